@@ -17,22 +17,22 @@ from gzcli.version import __version__
 
 if TYPE_CHECKING:
     from gzcli import models
-    from gzcli.api import datasets, load, open_data, train
-    from gzcli.handles import Data, Run
+    from gzcli.api.functions import datasets, load, open_data, train
+    from gzcli.api.handles import Data, Run
+    from gzcli.core.types import Batch, DataInfo
     from gzcli.models.base import Model, Phase
-    from gzcli.types import Batch, DataInfo
 
 _MODULES = {
-    "Batch": "gzcli.types",
-    "Data": "gzcli.handles",
-    "DataInfo": "gzcli.types",
+    "Batch": "gzcli.core.types",
+    "Data": "gzcli.api.handles",
+    "DataInfo": "gzcli.core.types",
     "Model": "gzcli.models.base",
     "Phase": "gzcli.models.base",
-    "Run": "gzcli.handles",
-    "datasets": "gzcli.api",
-    "load": "gzcli.api",
-    "open_data": "gzcli.api",
-    "train": "gzcli.api",
+    "Run": "gzcli.api.handles",
+    "datasets": "gzcli.api.functions",
+    "load": "gzcli.api.functions",
+    "open_data": "gzcli.api.functions",
+    "train": "gzcli.api.functions",
 }
 
 __all__ = [

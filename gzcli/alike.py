@@ -60,7 +60,7 @@ DIFFERENCES = (
         of="A model of your own",
         why="its `nn.BatchNorm` looks at the images of all processes too. Numbers that it draws past"
         " `batch.noise`, and what else it computes of a whole batch, are of each process alone,"
-        " but for what it asks of the module `gzcli.ranks`",
+        " but for what it asks of the module `gzcli.core.ranks`",
     ),
     Difference(
         of="Figures of the log that are no means over images, as `active_units`",

@@ -13,16 +13,17 @@ from typing import Any
 
 import torch
 
-from gzcli import launch, planning, trials
-from gzcli.data.library import listing
-from gzcli.data.open import open_pack
+from gzcli.api.handles import Data, Run
+from gzcli.core.errors import UsageError
+from gzcli.core.sections import PRECISIONS, Fit, LaunchSection
+from gzcli.core.sizes import Size
+from gzcli.data.packs.open import open_pack
+from gzcli.data.sets.library import listing
 from gzcli.engine.devices import pick_device
 from gzcli.engine.trained import load_trained
-from gzcli.errors import UsageError
-from gzcli.handles import Data, Run
+from gzcli.launch import launcher, trials
+from gzcli.launch import plan as planning
 from gzcli.recipe.from_file import find_run
-from gzcli.sections import PRECISIONS, Fit, LaunchSection
-from gzcli.sizes import Size
 from gzcli.store.pretrained import PREFIX
 
 
@@ -58,7 +59,7 @@ def train(
     set: keys of the recipe with other values, {"model.hidden": 16} or ["model.hidden=16"].
     quiet: whether nothing is printed meanwhile.
 
-    Raises the errors of `gzcli.errors`: UsageError, MissingError, DeviceError, DivergedError, Interrupted.
+    Raises the errors of `gzcli.core.errors`: UsageError, MissingError, DeviceError, DivergedError, Interrupted.
     """
     if steps and minutes:
         raise UsageError("`steps` and `minutes` exclude each other")
@@ -76,7 +77,7 @@ def train(
     sets = [] if isinstance(set, Mapping) else set
     asked = planning.ask(what, None if data is None else str(data), sets, flags)
     run = asked.to_resume(extend=steps is not None) if resume else None
-    plan = launch.plan(asked.recipe.launch, every_gpu=True)
+    plan = launcher.plan(asked.recipe.launch, every_gpu=True)
     if plan.note:
         warnings.warn(plan.note, stacklevel=2)
     recipe = planning.ready(asked, run, steps, plan.processes)

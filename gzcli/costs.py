@@ -16,10 +16,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from gzcli.errors import DamagedError
+from gzcli.core.errors import DamagedError
+from gzcli.core.parts import Part
+from gzcli.core.peaks import PEAKS
 from gzcli.models import catalog
-from gzcli.parts import Part
-from gzcli.peaks import PEAKS
 from gzcli.store import files
 from gzcli.store.paths import cache_dir
 

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gzcli import signals, start
-from gzcli.errors import DeviceError, DivergedError, GzError, Interrupted, MissingError, UsageError
+from gzcli.core import signals, start
+from gzcli.core.errors import DeviceError, DivergedError, GzError, Interrupted, MissingError, UsageError
 from gzcli.store import claims, files
 from gzcli.store.runs import Run
 

@@ -9,15 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from gzcli import costs
-from gzcli.costs import PAUSES, Cost
-from gzcli.errors import UsageError
-from gzcli.jobs import TrialJob
-from gzcli.launch import Plan, usable_gpus
+from gzcli.core.errors import UsageError
+from gzcli.core.jobs import TrialJob
+from gzcli.core.parts import Part, part_of
+from gzcli.core.sections import LaunchSection
+from gzcli.launch import costs
+from gzcli.launch.costs import PAUSES, Cost
+from gzcli.launch.launcher import Plan, usable_gpus
 from gzcli.models import catalog
-from gzcli.parts import Part, part_of
 from gzcli.recipe.recipe import Recipe
-from gzcli.sections import LaunchSection
 from gzcli.store import runs
 
 WEEK = 7 * 86_400  # seconds after which a plan asks before it starts

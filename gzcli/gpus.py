@@ -1,6 +1,6 @@
 """How many GPUs there are, without importing torch, and how many of them torch can use.
 
-`python -m gzcli.gpus` tries them in a process of its own, which `launch.usable_gpus` starts.
+`python -m gzcli.core.devices` tries them in a process of its own, which `launch.usable_gpus` starts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from gzcli.errors import first_line
+from gzcli.core.errors import first_line
 
 INSTALL = "install the torch that fits it, see pytorch.org; `gz doctor` checks it"
 

@@ -11,23 +11,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gzcli.data.batches import quantise, to_uint8
-from gzcli.data.open import open_pack
-from gzcli.data.packed import Data
-from gzcli.engine import alarm, sampler
-from gzcli.engine.apply import seen_mask
-from gzcli.engine.images import fitting_images
+from gzcli.core.errors import UsageError
+from gzcli.core.jobs import AlarmJob
+from gzcli.core.sections import renamed
+from gzcli.core.types import Batch, DataInfo, ImageNoise, Progress, no_progress
+from gzcli.core.units import by_sides
+from gzcli.data.packs.batches import quantise, to_uint8
+from gzcli.data.packs.open import open_pack
+from gzcli.data.packs.packed import Data
+from gzcli.engine import sampler
 from gzcli.engine.log import Log
-from gzcli.engine.scores import Scorer, choose
 from gzcli.engine.trained import Trained
-from gzcli.errors import UsageError
-from gzcli.jobs import AlarmJob
+from gzcli.judge import alarm
+from gzcli.judge.apply import seen_mask
+from gzcli.judge.images import fitting_images
+from gzcli.judge.scores import Scorer, choose
 from gzcli.models.base import Model
 from gzcli.models.nn import full_fp32
 from gzcli.models.options import defaults, grouped
-from gzcli.sections import renamed
-from gzcli.types import Batch, DataInfo, ImageNoise, Progress, no_progress
-from gzcli.units import by_sides
 
 BATCH = 100  # images that are scored together
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from gzcli.sections import LaunchSection, tuples
+from gzcli.core.sections import LaunchSection, tuples
 from gzcli.store import files
 
 FILE = "job.json"

@@ -20,11 +20,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gzcli import meeting, signals, slurm, start, variables, waiting
-from gzcli.ending import FOLDER, end_all, is_saving, left_behind, outcome, settle
-from gzcli.errors import DeviceError, GzError, UsageError
-from gzcli.gpus import INSTALL, Gpus, count_gpus
-from gzcli.sections import LaunchSection
+from gzcli.core import signals, start, variables, waiting
+from gzcli.core.devices import INSTALL, Gpus, count_gpus
+from gzcli.core.errors import DeviceError, GzError, UsageError
+from gzcli.core.sections import LaunchSection
+from gzcli.launch import meeting, slurm
+from gzcli.launch.ending import FOLDER, end_all, is_saving, left_behind, outcome, settle
 from gzcli.store import files
 from gzcli.store.paths import cache_dir, kernels_dir
 from gzcli.store.runs import Run
@@ -168,8 +169,8 @@ def _usable(there: int, visible: str | None, path: str | None) -> Gpus:
 
 
 def _tried_apart(there: int) -> Gpus:
-    """What `gzcli.gpus` says of so many GPUs in a process of its own."""
-    words = [sys.executable, start.SCRIPT, "gzcli.gpus"]
+    """What `gzcli.core.devices` says of so many GPUs in a process of its own."""
+    words = [sys.executable, start.SCRIPT, "gzcli.core.devices"]
     env = environment(Plan(gpus=there), "quiet")
     try:
         done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=TRYING)

@@ -15,16 +15,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gzcli import forecast, launch, planning, requirements, standings, trials
-from gzcli.data.forms import Report, Say, silent, unreported
-from gzcli.errors import DivergedError, UsageError
-from gzcli.jobs import BenchJob
-from gzcli.launch import Plan
+from gzcli.core.errors import DivergedError, UsageError
+from gzcli.core.jobs import BenchJob
+from gzcli.data.packs.forms import Report, Say, silent, unreported
+from gzcli.launch import forecast, launcher, requirements, trials
+from gzcli.launch import plan as planning
+from gzcli.launch.launcher import Plan
+from gzcli.launch.plan import Asked
+from gzcli.launch.run_folder import fingerprint
+from gzcli.metrics import standings
 from gzcli.models import catalog
-from gzcli.planning import Asked
 from gzcli.recipe.recipe import Recipe
 from gzcli.recipe.resolve import Resolved
-from gzcli.run_folder import fingerprint
 from gzcli.store import runs
 from gzcli.store.paths import recipe_names, spelling
 from gzcli.store.runs import Run
@@ -152,7 +154,7 @@ def entry_of(name: str, label: str, seed: int, terms: Terms, *, say: Say, progre
     asked = planning.ask(name, terms.data, (), flags)
     if asked.earlier:
         raise UsageError(f"`{name}` is a run, and a league trains models", hint=f"gz bench {name}")
-    plan = launch.plan(asked.recipe.launch, every_gpu=True)
+    plan = launcher.plan(asked.recipe.launch, every_gpu=True)
     if len(parts) > 1:
         shares = zip(parts, shares_of(asked.recipe, plan, say), strict=True)
         sets = [
@@ -276,7 +278,7 @@ def draw(folder: Path, result: dict[str, Any]) -> None:
         rows = result["curves"][kind]
         points = standings.curve(rows, metric, key) if metric else {}
         if points:
-            from gzcli.engine.league import draw_curves  # loads matplotlib
+            from gzcli.judge.league_picture import draw_curves  # loads matplotlib
 
             path = folder / "results" / f"curve_{kind}.png"
             order = [row["model"] for row in result["summary"] if row["model"] in points]

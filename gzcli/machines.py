@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from gzcli import meeting
-from gzcli.launch import Plan
+from gzcli.launch import meeting
+from gzcli.launch.launcher import Plan
 from gzcli.recipe.recipe import Recipe
 from gzcli.store import runs
 from gzcli.store.paths import user_dir

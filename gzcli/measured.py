@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gzcli.units import figure
+from gzcli.core.units import figure
 
 ROOT = Path(__file__).parent / "docs" / "measured"
 CURVE = ("metric", "step", "seconds", "value")  # the columns of a curve

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from gzcli.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError, UsageError
 
 PATIENCE = 1800.0  # seconds for the others: somebody may still be typing, or a machine be packing its images
 ANSWER = 10.0  # seconds for an answer of a machine that is there

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from gzcli.sections import (
+from gzcli.core.sections import (
     RENAMED,
     BenchSection,
     DataSection,

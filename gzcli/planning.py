@@ -10,24 +10,24 @@ from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
-from gzcli import launch, machines
-from gzcli.data import same
-from gzcli.data.augment import patch_of
-from gzcli.data.forms import Report, Say, silent, unreported
-from gzcli.data.in_use import Use
-from gzcli.data.names import DataSet, locate
-from gzcli.data.open import open_pack
-from gzcli.data.wanted import size_of, wanted
-from gzcli.errors import UsageError
-from gzcli.launch import Plan
+from gzcli.core.errors import UsageError
+from gzcli.core.sections import LaunchSection
+from gzcli.core.sizes import as_size
+from gzcli.data.packs import same
+from gzcli.data.packs.augment import patch_of
+from gzcli.data.packs.forms import Report, Say, silent, unreported
+from gzcli.data.packs.in_use import Use
+from gzcli.data.packs.open import open_pack
+from gzcli.data.packs.wanted import size_of, wanted
+from gzcli.data.sets.names import DataSet, locate
+from gzcli.launch import launcher, machines
+from gzcli.launch.launcher import Plan
+from gzcli.launch.run_folder import write_run
 from gzcli.models import catalog
 from gzcli.recipe.anchor import anchored
 from gzcli.recipe.needs import check_batch_of, check_data
 from gzcli.recipe.recipe import Recipe, recipe_of
 from gzcli.recipe.resolve import Resolved, resolve
-from gzcli.run_folder import write_run
-from gzcli.sections import LaunchSection
-from gzcli.sizes import as_size
 from gzcli.store import claims, outside, runs
 from gzcli.store.runs import Run
 
@@ -78,7 +78,7 @@ def ask(what: str, data: str | None, sets: Iterable[str], flags: Mapping[str, An
         for file in outside.kept_files(earlier.path):
             outside.add(file)
         what, data = str(earlier.path / "run.yaml"), data or recipe_of(earlier.tree()).data.name
-    there = 0 if flags.get("launch.cpu") else launch.usable_gpus().usable
+    there = 0 if flags.get("launch.cpu") else launcher.usable_gpus().usable
     recipe = resolve(what, data=data, sets=sets, flags=flags, gpus=there)
     return Asked(anchored(recipe, recipe.found), earlier)
 
@@ -314,7 +314,7 @@ def start(
     if plan.machine_rank:
         run = machines.find(recipe, plan, asked.earlier, say)
         announce(run)
-        launch.run(run.path, plan, launcher=plan.launched, mode=mode)
+        launcher.run(run.path, plan, launcher=plan.launched, mode=mode)
         return run
     new, held = run is None, ExitStack()
     if run is None:
@@ -333,7 +333,7 @@ def start(
             announce(run)
             if plan.machines > 1:
                 machines.tell(recipe, plan, run, say)
-            launch.run(run.path, plan, launcher=plan.launched, mode=mode)
+            launcher.run(run.path, plan, launcher=plan.launched, mode=mode)
     except BaseException as error:
         ours = not isinstance(error, KeyboardInterrupt) and getattr(error, "kind", "bug") == "bug"
         if new and runs.give_up(run, keep=ours):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gzcli.errors import GzError
+from gzcli.core.errors import GzError
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)

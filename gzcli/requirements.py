@@ -13,24 +13,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gzcli.data.forms import Say, silent
-from gzcli.data.library import listing
-from gzcli.data.names import locate
-from gzcli.data.open import peek
-from gzcli.data.specs import DataSpec
-from gzcli.data.wanted import size_of, wanted
-from gzcli.errors import GzError, UsageError
-from gzcli.forecast import Forecast
-from gzcli.launch import Plan
+from gzcli.core.errors import GzError, UsageError
+from gzcli.core.parts import Part
+from gzcli.core.sizes import Size, as_size, sides
+from gzcli.core.units import size
+from gzcli.data.packs.forms import Say, silent
+from gzcli.data.packs.open import peek
+from gzcli.data.packs.wanted import size_of, wanted
+from gzcli.data.sets.library import listing
+from gzcli.data.sets.names import locate
+from gzcli.data.sets.specs import DataSpec
+from gzcli.launch.forecast import Forecast
+from gzcli.launch.launcher import Plan
 from gzcli.models import catalog
-from gzcli.parts import Part
 from gzcli.recipe.needs import check_batch_of, check_data
 from gzcli.recipe.recipe import Recipe
 from gzcli.recipe.resolve import Resolved
-from gzcli.sizes import Size, as_size, sides
 from gzcli.store import runs
 from gzcli.store.weights import at_hand, is_id
-from gzcli.units import size
 
 UNKNOWN = 10  # classes that are planned for where a conditional model's set is not packed yet
 

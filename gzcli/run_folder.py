@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gzcli.launch import Plan
+from gzcli.launch.launcher import Plan
 from gzcli.models import catalog
 from gzcli.recipe.recipe import Recipe
 from gzcli.recipe.write import dump

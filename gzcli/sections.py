@@ -8,8 +8,8 @@ from collections.abc import Container, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeAlias
 
-from gzcli.errors import UsageError, canonical
-from gzcli.sizes import Size
+from gzcli.core.errors import UsageError, canonical
+from gzcli.core.sizes import Size
 
 Fit: TypeAlias = Literal["crop", "pad", "stretch"]
 

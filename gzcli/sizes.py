@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TypeAlias
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
 
 Size: TypeAlias = int | str  # as `as_size` writes it
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gzcli.errors import UsageError
-from gzcli.variables import number
+from gzcli.core.errors import UsageError
+from gzcli.core.variables import number
 
 WARNING = 180  # seconds between the signal and the end of the time, for a checkpoint
 CORES_OF_A_PROCESS = 2  # that a job asks for, where nothing else is said

@@ -1,4 +1,4 @@
-"""`python …/gzcli/start.py MODULE …` runs `python -m MODULE …` without the working folder on `sys.path`.
+"""`python …/gzcli/core/start.py MODULE …` runs `python -m MODULE …` without the working folder on `sys.path`.
 
 A user's folder may hold a `random.py`, which Python would import in place of its own with `-m` and `-c`.
 `PYTHONSAFEPATH`, which child processes inherit, works from Python 3.11 on only. This file is run as a script
@@ -54,7 +54,7 @@ def launch(words: list[str]) -> int:
     from pathlib import Path
     from typing import Any
 
-    from gzcli import signals
+    from gzcli.core import signals
     from gzcli.store import files
     from gzcli.store.run import Run
 
@@ -105,7 +105,7 @@ def main() -> None:
     """Runs the module that the command line names."""
     clean_path()
     safe_children()
-    from gzcli import streams
+    from gzcli.core import streams
 
     streams.tolerate()
     sys.argv = sys.argv[1:]
@@ -114,7 +114,7 @@ def main() -> None:
         sys.exit(launch(words))
     import runpy
 
-    from gzcli import waiting
+    from gzcli.core import waiting
 
     # the engine ends the spinner when it has loaded; other ranks, scripts and quiet verbs show none
     if os.environ.get("GZ_OUTPUT") == "human" and os.environ.get("RANK", "0") == "0":

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from gzcli import forecast, jobs, launch, requirements, signals
-from gzcli.data.forms import Say, silent
-from gzcli.errors import GzError, Interrupted
-from gzcli.jobs import TrialJob
-from gzcli.launch import Plan
+from gzcli.core import jobs, signals
+from gzcli.core.errors import GzError, Interrupted
+from gzcli.core.jobs import TrialJob
+from gzcli.data.packs.forms import Say, silent
+from gzcli.launch import forecast, launcher, requirements
+from gzcli.launch.launcher import Plan
 from gzcli.recipe.recipe import Recipe
 from gzcli.recipe.resolve import Resolved
 from gzcli.store import files, paths
@@ -39,7 +40,7 @@ def measure(job: TrialJob, say: Say = silent) -> Mapping[str, Any]:
         jobs.write(folder, job)
         with signals.noted() as got:
             try:
-                launch.run(folder, launch.plan(job.launch, every_gpu=False), launcher=False, mode="quiet")
+                launcher.run(folder, launcher.plan(job.launch, every_gpu=False), launcher=False, mode="quiet")
             finally:
                 if got:  # whatever the engine made of it: what is planned must not start
                     raise Interrupted(f"stopped by {signals.name_of(got[0])}", signum=got[0])

@@ -222,7 +222,7 @@ class ImageNoise(Noise):
         return part
 
     def spread(self, n: int) -> Tensor:
-        from gzcli import philox
+        from gzcli.core import philox
 
         self._check(n)
         return philox.spread(self.seed, next(self.calls), self.index)
@@ -234,7 +234,7 @@ class ImageNoise(Noise):
     def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:
         import torch
 
-        from gzcli import philox
+        from gzcli.core import philox
 
         self._check(shape[0])
         numbers = {"normal_": philox.normal, "uniform_": philox.uniform}

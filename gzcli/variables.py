@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
 
 
 def number(variable: str, unit: str) -> int | None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-from gzcli.streams import printable
+from gzcli.core.streams import printable
 
 FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 DELAY, EVERY = 0.3, 0.1  # seconds before it is shown, and between two frames

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
+from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise
 
 from gzcli.models.autoregressive.vqvae import VQVAE
-from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise
 
 
 def images(n: int, shape: tuple[int, ...] = (1, 12, 8), seed: int = 2) -> torch.Tensor:

@@ -96,7 +96,7 @@ def call(home, capsys, monkeypatch, tmp_path):
 
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr("gzcli.planning.with_data", with_data)
+    monkeypatch.setattr("gzcli.launch.plan.with_data", with_data)
     return call
 
 

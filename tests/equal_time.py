@@ -203,8 +203,7 @@ def train_peer(name: str, minutes: float, n: int, calls: int, out: Path) -> None
     """Trains a peer in this process; writes its samples and a JSON of what it took."""
     import numpy as np
     import torch
-
-    from gzcli.data.open import open_pack
+    from gzcli.data.packs.open import open_pack
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -20,9 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from forks import Zygote, zygote
+from gzcli.data.sets.sets import SPECS
 from helpers import lines
 
-from gzcli.data.sets import SPECS
 from gzcli.recipe.resolve import resolve
 from gzcli.store import runs
 from gzcli.store.paths import recipe_names

@@ -8,11 +8,11 @@ import math
 
 import pytest
 import torch
+from gzcli.core.types import Batch, BatchNoise, ImageNoise, Noise
 from torch.autograd.functional import jacobian
 
 from gzcli.models.nn.common import from_levels
 from gzcli.models.normalizing_flow.base import ImageFlow
-from gzcli.types import Batch, BatchNoise, ImageNoise, Noise
 
 DIGITS = tuple("0123456789")
 

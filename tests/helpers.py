@@ -41,7 +41,8 @@ def traps() -> Path:
 
 def recipe(case: Any, *, steps: int, data: str | None = None, sets: tuple[str, ...] = ()) -> dict[str, Any]:
     """The resolved recipe of a zoo line, quick and quiet, with the data's facts filled in."""
-    from gzcli.planning import with_data
+    from gzcli.launch.plan import with_data
+
     from gzcli.recipe.recipe import recipe_of
     from gzcli.recipe.resolve import resolve
 
@@ -59,10 +60,11 @@ def recipe(case: Any, *, steps: int, data: str | None = None, sets: tuple[str, .
 
 def trainer(tree: dict[str, Any], run: Run | None = None) -> Trainer:
     """A trainer in this process."""
-    from gzcli.data.open import open_pack
-    from gzcli.data.wanted import wanted
+    from gzcli.core.parts import part_of
+    from gzcli.data.packs.open import open_pack
+    from gzcli.data.packs.wanted import wanted
+
     from gzcli.engine.devices import accelerate
-    from gzcli.parts import part_of
     from gzcli.recipe.write import dump
     from gzcli.store import files
 
@@ -92,7 +94,8 @@ def gz(
 
 def in_process(folder: Path, plan: Any, *, launcher: bool, mode: str = "human") -> dict[str, Any]:
     """In place of `launch.run`: the engine in this process."""
-    from gzcli.ending import outcome
+    from gzcli.launch.ending import outcome
+
     from gzcli.engine.__main__ import main
 
     return outcome(Run(folder), main(folder), [])

@@ -18,15 +18,17 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from gzcli.core import measured
+from gzcli.core.errors import GzError
+from gzcli.core.sections import LaunchSection
+from gzcli.engine.curves import metric_lines
+from gzcli.launch.plan import ask
+from gzcli.metrics.standings import as_csv
 from PIL import Image
 
-from gzcli import __version__, costs, forecast, launch, measured, requirements, trials
-from gzcli.engine.report import metric_lines
-from gzcli.errors import GzError
-from gzcli.planning import ask
+from gzcli import __version__
+from gzcli.launch import costs, forecast, launcher, requirements, trials
 from gzcli.recipe.resolve import Resolved
-from gzcli.sections import LaunchSection
-from gzcli.standings import as_csv
 from gzcli.store import runs
 from gzcli.store.paths import recipe_names, spelling
 from gzcli.store.runs import Run
@@ -173,7 +175,7 @@ def costs_of(recipes: list[Resolved], shape: dict[str, Any], *, timed: bool) -> 
 
     shape: description of the set, as `TrialJob.info` has it.
     """
-    plan = launch.plan(LaunchSection(cpu=True), every_gpu=False)
+    plan = launcher.plan(LaunchSection(cpu=True), every_gpu=False)
     inquiry = forecast.Inquiry(shape, plan, timed)
     own = []
     for recipe in recipes:

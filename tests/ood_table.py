@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gzcli.standings import as_csv
-from gzcli.units import duration
+from gzcli.core.units import duration
+from gzcli.metrics.standings import as_csv
 
 FIGURES = ("auroc", "fpr95", "fpr95_id", "aupr_in", "aupr_out", "n_in", "n_out")
 

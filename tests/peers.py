@@ -14,8 +14,7 @@ SHAPE, LATENT = (1, 28, 28), 16  # of the images and codes of pythae's nets
 def batch_of(n: int, shape: tuple[int, ...], *, binary: bool = False):
     """A batch of n images of noise."""
     import torch
-
-    from gzcli.types import Batch, BatchNoise
+    from gzcli.core.types import Batch, BatchNoise
 
     x = torch.rand(n, *shape)
     x = 2 * (x.round() if binary else x) - 1
@@ -24,8 +23,9 @@ def batch_of(n: int, shape: tuple[int, ...], *, binary: bool = False):
 
 def ours() -> dict[str, Step]:
     """Our side of `peers`: a step of each model."""
+    from gzcli.core.types import DataInfo
+
     from gzcli.models import catalog
-    from gzcli.types import DataInfo
 
     def step(name: str, n: int, side: int, **options) -> Step:
         batch = batch_of(n, (1, side, side))
@@ -102,9 +102,9 @@ def peers() -> None:
 def ours_of_pythae() -> dict[str, Step]:
     """Our side of `pythae`: a step of each model, of all its phases."""
     import torch
+    from gzcli.core.types import DataInfo
 
     from gzcli.models import catalog
-    from gzcli.types import DataInfo
 
     batch = batch_of(128, SHAPE, binary=True)
 
@@ -198,9 +198,9 @@ def pythae() -> None:
 def ours_of_diffusion():
     """Our side of `diffusion`: the model, its batch, and a step."""
     import torch
+    from gzcli.core.types import DataInfo
 
     from gzcli.models import catalog
-    from gzcli.types import DataInfo
 
     batch = batch_of(16, SHAPE)
     model = catalog.load("ddpm").of(DataInfo(SHAPE), prediction="eps", schedule="linear")
@@ -215,11 +215,11 @@ def diffusion() -> None:
     import torch
     from denoising_diffusion_pytorch import GaussianDiffusion
     from diffusers import DDPMPipeline
+    from gzcli.core.types import DataInfo, ImageNoise
     from torch.nn import functional as F
 
     from gzcli.models import catalog
     from gzcli.models.options import grouped
-    from gzcli.types import DataInfo, ImageNoise
 
     model, batch, mine = ours_of_diffusion()
     x, n = batch.x, len(batch)

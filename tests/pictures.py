@@ -7,12 +7,12 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+from gzcli.core.types import Noise
+from gzcli.data.packs.augment import augmenter
 from PIL import Image
 from torch import Tensor
 
-from gzcli.data.augment import augmenter
 from gzcli.store.paths import cache_dir
-from gzcli.types import Noise
 
 SPLITS = ("train", "val", "test")
 RED, GREEN, BLUE = (200, 30, 40), (20, 180, 60), (10, 40, 220)

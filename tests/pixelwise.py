@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from gzcli.core.parts import Part
+from gzcli.core.sections import OodSection
+from gzcli.data.packs.open import open_pack
 from torch import nn
 
-from gzcli.data.open import open_pack
 from gzcli.engine.trained import Trained
 from gzcli.models.base import Model
 from gzcli.models.nn.common import from_levels, to_levels
-from gzcli.parts import Part
-from gzcli.sections import OodSection
 from gzcli.store.runs import Run
 
 

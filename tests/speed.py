@@ -48,13 +48,13 @@ def demo() -> None:
 def trainer() -> None:
     """A step of the trainer against a bare loop with the same arithmetic, on the same weights and data."""
     import torch
+    from gzcli.core.parts import part_of
+    from gzcli.core.types import BatchNoise
     from helpers import recipe
     from helpers import trainer as make
     from zoo import Case
 
     from gzcli.engine.build import build_model
-    from gzcli.parts import part_of
-    from gzcli.types import BatchNoise
 
     for model, options, batch, most in (("vae", {}, 64, 100), ("ddpm", {}, 32, 10), ("glow", {}, 32, 10)):
         block = times(most)
@@ -118,10 +118,9 @@ def batches() -> None:
     """Batches from the pack against a DataLoader that opens a PNG an image."""
     import numpy as np
     import torch
+    from gzcli.data.packs.batches import TrainBatches
+    from gzcli.data.packs.open import open_pack
     from PIL import Image
-
-    from gzcli.data.batches import TrainBatches
-    from gzcli.data.open import open_pack
 
     pack = open_pack("digits")
     images = np.asarray(pack.images("train"))
@@ -155,9 +154,9 @@ def batches() -> None:
 def pixelcnn() -> None:
     """Cached sampling against a pass of the whole net for each pixel."""
     import torch
+    from gzcli.core.types import DataInfo, ImageNoise, no_progress
 
     from gzcli.models import catalog
-    from gzcli.types import DataInfo, ImageNoise, no_progress
 
     for name, bars in (("pixelcnn", {1: 12, 8: 20, 16: 20}), ("pixelcnnpp", {1: 5, 16: 20})):
         model = catalog.load(name)(DataInfo((1, SIDE, SIDE), levels=256)).eval()
@@ -181,10 +180,10 @@ def pixelcnn() -> None:
 def samplers() -> None:
     """Few-step samplers against ancestral sampling with all its steps (timed on 50 of them)."""
     import torch
+    from gzcli.core.types import DataInfo, ImageNoise, no_progress
 
     from gzcli.models import catalog
     from gzcli.models.options import grouped
-    from gzcli.types import DataInfo, ImageNoise, no_progress
 
     model = catalog.load("ddpm")(DataInfo((1, SIDE, SIDE))).eval()
     steps = times(50)
@@ -204,9 +203,9 @@ def samplers() -> None:
 def prior() -> None:
     """A prior's sampling with kept keys and values against a pass over all codes so far for each code."""
     import torch
+    from gzcli.core.types import DataInfo, ImageNoise, no_progress
 
     from gzcli.models import catalog
-    from gzcli.types import DataInfo, ImageNoise, no_progress
 
     info = DataInfo((1, 4 * CODES, 4 * CODES))
     tokenizer = catalog.load("vqvae").of(info, hidden=32, down=2, codes=128, dim=16)

@@ -26,17 +26,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gzcli.core import ranks
+from gzcli.launch.plan import with_data
+from gzcli.launch.run_folder import write_run
 from helpers import QUICK, lines, recipe, trainer
 from safetensors.torch import load_file
 
-from gzcli import launch, ranks
 from gzcli.engine import trainer as train_loop
 from gzcli.engine import validate
 from gzcli.engine.trainer import Trainer
-from gzcli.planning import with_data
+from gzcli.launch import launcher
 from gzcli.recipe.resolve import resolve
 from gzcli.recipe.write import dump
-from gzcli.run_folder import write_run
 from gzcli.store import files, runs
 from gzcli.store.paths import recipe_names
 from gzcli.store.runs import Run
@@ -134,7 +135,7 @@ def planned(what: str, steps: int, batch: int) -> Run:
         files.write_atomic(run.path / "run.yaml", dump(tree))
     else:
         made = with_data(found, found.found)
-        write_run(run, made, launch.plan(made.launch, every_gpu=True))
+        write_run(run, made, launcher.plan(made.launch, every_gpu=True))
     return run
 
 

@@ -23,12 +23,18 @@ from pathlib import Path
 from typing import Any
 
 LOADED = ("torch._dynamo", "torch.distributed.tensor", "accelerate", "sklearn.datasets", "matplotlib.pyplot")
-LOADED += ("rich.progress", "rich.table", "PIL.PngImagePlugin", "gzcli.data.build", "gzcli.engine.trainer")
+LOADED += (
+    "rich.progress",
+    "rich.table",
+    "PIL.PngImagePlugin",
+    "gzcli.data.packs.build",
+    "gzcli.engine.trainer",
+)
 LOADED += (
     "gzcli.engine.__main__",
-    "gzcli.engine.export",
+    "gzcli.export.export",
     "gzcli.cli.app",
-    "gzcli.planning",
+    "gzcli.launch.plan",
     "gzcli.cli.ends",
 )
 CHANGES = ("fsync", "replace", "rename", "unlink", "remove", "rmdir", "mkdir")
@@ -74,9 +80,10 @@ def here(started: Any, folder: Path, plan: Any, *, launcher: bool, mode: str = "
 
     started: the real one, for several processes.
     """
-    from gzcli import ending
+    from gzcli.launch.launcher import environment
+
     from gzcli.engine.__main__ import main
-    from gzcli.launch import environment
+    from gzcli.launch import ending
     from gzcli.store.runs import Run
 
     if plan.distributed:
@@ -91,8 +98,8 @@ def here(started: Any, folder: Path, plan: Any, *, launcher: bool, mode: str = "
 
 def toy(url: str, content: bytes) -> Any:
     """A set of one file of this content, at an address."""
-    from gzcli.data.sets import SPECS
-    from gzcli.data.specs import DataFile
+    from gzcli.data.sets.sets import SPECS
+    from gzcli.data.sets.specs import DataFile
 
     file = DataFile("a.bin", (f"{url}/a.bin",), len(content), md5=hashlib.md5(content).hexdigest())
     return replace(SPECS["mnist"], name="toy", files=(file,))
@@ -100,8 +107,8 @@ def toy(url: str, content: bytes) -> Any:
 
 def work(job: dict[str, Any]) -> int:
     """Does a job in this process. Returns the exit code."""
-    from gzcli import launch
     from gzcli.cli import app
+    from gzcli.launch import launcher as launch
 
     os.environ.update(job.get("env", {}), GZ_HOME=job["home"])
     os.chdir(job["here"])
@@ -109,9 +116,9 @@ def work(job: dict[str, Any]) -> int:
     if "at" in job or "log" in job:
         patched(job)
     if "fetch" in job:
-        from gzcli.data import http, request
-        from gzcli.data.fetch import fetch
-        from gzcli.errors import GzError
+        from gzcli.core.errors import GzError
+        from gzcli.data.download import http, request
+        from gzcli.data.download.fetch import fetch
 
         http.LARGE, http.BACKOFF, request.TIMEOUT = 1 << 16, 0.01, 0.5  # so that it comes in pieces, and soon
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
 from gzcli.store import files
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gzcli.cli import out
-from gzcli.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
     from gzcli.models.catalog import ModelCard
@@ -81,7 +81,7 @@ def check(input_: str | None, single: Mapping[str, object], others: Mapping[str,
 
 def path_of(text: str) -> Path:
     """The absolute path of the pictures. Raises UsageError for a URL."""
-    from gzcli.data.names import local
+    from gzcli.data.sets.names import local
 
     return local(text)
 
@@ -111,7 +111,7 @@ def check_maps(model: ModelCard) -> None:
 
 def table(result: Mapping[str, Any]) -> None:
     """Prints the flagged pictures, strangest first, and how many there are; within 80 columns."""
-    from gzcli.data.kinds import counted
+    from gzcli.data.readers.kinds import counted
 
     flagged = [row for row in result["files"] if row["flagged"]]
     names, draws = list(result["thresholds"]), result["seeds"]

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from gzcli import streams
 from gzcli.cli import completion, model_help, out
 from gzcli.cli.options import Json
-from gzcli.errors import GzError, Interrupted, UsageError, system_error
+from gzcli.core import streams
+from gzcli.core.errors import GzError, Interrupted, UsageError, system_error
 from gzcli.version import __version__
 
 _EXAMPLES = "gz train vae\n\ngz ood ddpm --in mnist --out fashionmnist"

@@ -37,11 +37,11 @@ from gzcli.cli.options import (
 )
 from gzcli.cli.own import complete_metrics
 from gzcli.cli.report import check_report, with_report
-from gzcli.errors import MissingError, UsageError, canonical, matching
-from gzcli.units import figure
+from gzcli.core.errors import MissingError, UsageError, canonical, matching
+from gzcli.core.units import figure
 
 if TYPE_CHECKING:
-    from gzcli.data.names import DataSet
+    from gzcli.data.sets.names import DataSet
     from gzcli.store.run import Run
 
 _Contestants = Annotated[
@@ -138,8 +138,8 @@ def bench(
     from gzcli.cli.jobs import announce, do_job, new_folder, processes_of
     from gzcli.cli.submit import submit_verb
     from gzcli.cli.weights import bring
-    from gzcli.data.weights import needed_by
-    from gzcli.jobs import BenchJob
+    from gzcli.core.jobs import BenchJob
+    from gzcli.data.download.weights import needed_by
     from gzcli.store.paths import user_dir
 
     check_report(report)
@@ -192,7 +192,7 @@ def ended(result: Mapping[str, Any], folder: Path, time: str) -> None:
     folder: of the results.
     time: that the verb took.
     """
-    from gzcli.standings import comparable
+    from gzcli.metrics.standings import comparable
     from gzcli.store.runs import by_name
 
     names = [name for row in result["rows"] for name in row["metrics"]]
@@ -221,7 +221,7 @@ def entered(words: list[str], data: str | None) -> tuple[DataSet, list[tuple[Run
     words: models, runs, and images.
     data: the set of real images; None: that of the first run, else of the newest finished run, else `digits`.
     """
-    from gzcli.data.names import locate
+    from gzcli.data.sets.names import locate
     from gzcli.recipe.from_file import find_run
     from gzcli.store.runs import all_runs
 
@@ -255,7 +255,7 @@ def entered(words: list[str], data: str | None) -> tuple[DataSet, list[tuple[Run
 def is_run(word: str) -> bool:
     """Whether a word means a run, a model, or a file of weights. One that looks like a name and means nothing
     at all does too: the search for it tells what was meant."""
-    from gzcli.data.names import ENDINGS, is_set
+    from gzcli.data.sets.names import ENDINGS, is_set
     from gzcli.recipe.from_file import is_shared
     from gzcli.store import runs
     from gzcli.store.paths import recipe_names
@@ -273,9 +273,9 @@ def images_at(word: str) -> str:
 
     Raises UsageError that says what was tried.
     """
-    from gzcli.data.forms import Form
-    from gzcli.data.names import OwnSet, locate
-    from gzcli.data.own import open_path
+    from gzcli.data.packs.forms import Form
+    from gzcli.data.readers.own import open_path
+    from gzcli.data.sets.names import OwnSet, locate
 
     tried = "no run, no model, and no folder, zip, tar or npz of images"
     try:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gzcli.cli import out
-from gzcli.units import figure
+from gzcli.core.units import figure
 
 ARROWS = {"down": "↓", "up": "↑"}
 # Beginnings of the names of columns, the first to be left out first, where a table would be too wide.

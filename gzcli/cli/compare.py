@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from gzcli.cli import out
 from gzcli.cli.dry_run import leaves
 from gzcli.cli.summary import in_words, names, summary
-from gzcli.data.kinds import counted
+from gzcli.core.units import figure, size
+from gzcli.data.readers.kinds import counted
 from gzcli.store.metrics import last_figures
-from gzcli.units import figure, size
 
 if TYPE_CHECKING:
     from gzcli.store.runs import Run

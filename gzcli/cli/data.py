@@ -15,13 +15,13 @@ from gzcli.cli import out
 from gzcli.cli.ends import new_set, quoted
 from gzcli.cli.list import alone, list_data
 from gzcli.cli.options import Json, Quiet, Wide, Yes, choose, complete_data, may_remove
-from gzcli.errors import MissingError, UsageError
-from gzcli.sizes import Size
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.sizes import Size
 
 if TYPE_CHECKING:
-    from gzcli.data.names import DataSet
-    from gzcli.data.pack import Pack
-    from gzcli.data.specs import DataSpec
+    from gzcli.data.packs.pack import Pack
+    from gzcli.data.sets.names import DataSet
+    from gzcli.data.sets.specs import DataSpec
 
 app = typer.Typer(
     help="Download, import and check data sets.",
@@ -41,7 +41,7 @@ _From = Annotated[
 
 def _size(text: str | None) -> Size | None:
     """The value of `--size`. Raises UsageError for what is no size of images that are packed."""
-    from gzcli.sizes import packable
+    from gzcli.core.sizes import packable
 
     with _own_flags():
         return packable(text) if text else None
@@ -82,7 +82,7 @@ def _own_flags() -> Iterator[None]:
 
 def _opened(found: DataSet, size: Size | None, channels: int | None) -> Pack:
     """The pack of a data set, with a progress bar while it is made."""
-    from gzcli.data.open import open_pack
+    from gzcli.data.packs.open import open_pack
 
     with _own_flags(), out.progress(found.reference, unit="images") as report:
         return open_pack(found, size=size, channels=channels, say=out.info, progress=report)
@@ -102,11 +102,11 @@ def download(
     A download that was cut off is continued. `GZ_MIRROR`, a folder or base URL that holds NAME/FILE, is asked
     first.
     """
-    from gzcli.data.cached import pack_limit
-    from gzcli.data.fetch import fetch
-    from gzcli.data.open import peek
-    from gzcli.data.sets import find
-    from gzcli.sizes import sides
+    from gzcli.core.sizes import sides
+    from gzcli.data.download.fetch import fetch
+    from gzcli.data.packs.cached import pack_limit
+    from gzcli.data.packs.open import peek
+    from gzcli.data.sets.sets import find
 
     lines, rows, images, began = [], [], 0, monotonic()
     for spec in [find(name) for name in names]:  # an unknown name is refused before anything is fetched
@@ -152,10 +152,10 @@ def import_(
     quiet: Quiet = False,
 ) -> None:
     """Give images of your own a name, and pack them; the files stay where they are."""
-    from gzcli.data import library
-    from gzcli.data.forms import Form
-    from gzcli.data.layout import LAYOUTS
-    from gzcli.data.names import locate, names
+    from gzcli.data.packs.forms import Form
+    from gzcli.data.readers.layout import LAYOUTS
+    from gzcli.data.sets import library
+    from gzcli.data.sets.names import locate, names
 
     began = monotonic()
     layout = choose("layout", layout, LAYOUTS) if layout else None
@@ -205,15 +205,15 @@ def show(
 
     Of a known set that is not here it shows the description, and fetches nothing.
     """
-    from gzcli.data.facts import facts_of, told
-    from gzcli.data.names import locate
-    from gzcli.data.specs import DataSpec
+    from gzcli.data.packs.facts import facts_of, told
+    from gzcli.data.sets.names import locate
+    from gzcli.data.sets.specs import DataSpec
 
     found, began = locate(name), monotonic()
     if isinstance(found, DataSpec) and not _is_here(found, size, channels):
         _show_described(found.sized(size), size, channels)
         return
-    from gzcli.data.sheet import class_counts, draw
+    from gzcli.data.packs.sheet import class_counts, draw
 
     pack = _opened(found, size, channels)
     of_set = facts_of(found, size=size, channels=channels)
@@ -246,8 +246,8 @@ def show(
 
 def _is_here(spec: DataSpec, size: Size | None, channels: int | None) -> bool:
     """Whether a known set can be drawn without fetching anything."""
-    from gzcli.data.open import peek
-    from gzcli.data.raw import is_fetched
+    from gzcli.data.download.raw import is_fetched
+    from gzcli.data.packs.open import peek
 
     return (
         spec.embedded or is_fetched(spec.sized(size)) or peek(spec, size=size, channels=channels) is not None
@@ -256,8 +256,8 @@ def _is_here(spec: DataSpec, size: Size | None, channels: int | None) -> bool:
 
 def _show_described(spec: DataSpec, size: Size | None, channels: int | None) -> None:
     """What is known of a set without its files."""
-    from gzcli.data.facts import facts_of, told
-    from gzcli.data.make import ways_to_fetch
+    from gzcli.data.packs.facts import facts_of, told
+    from gzcli.data.packs.make import ways_to_fetch
 
     of_set = facts_of(spec, size=size, channels=channels)
     width, height = (of_set.width, of_set.height) if of_set else (spec.size, spec.size)
@@ -302,7 +302,7 @@ def verify(
     quiet: Quiet = False,
 ) -> None:
     """Check the files of data sets against their checksums."""
-    from gzcli.data import library
+    from gzcli.data.sets import library
 
     cached = [row["name"] for row in library.listing() if row["cached"] and not row["embedded"]]
     rows = [library.verify(name, say=out.info) for name in names or cached]
@@ -316,7 +316,7 @@ def verify(
 @app.command()
 def path(name: _Name, json: Json = False, quiet: Quiet = False) -> None:
     """Print where a data set lies."""
-    from gzcli.data import library
+    from gzcli.data.sets import library
 
     folder = library.data_path(name)
     out.text(str(folder))
@@ -326,8 +326,8 @@ def path(name: _Name, json: Json = False, quiet: Quiet = False) -> None:
 @app.command()
 def remove(names: _Names, yes: Yes = False, json: Json = False, quiet: Quiet = False) -> None:
     """Remove data sets from the cache; your own files stay."""
-    from gzcli.data import library
-    from gzcli.data.names import locate
+    from gzcli.data.sets import library
+    from gzcli.data.sets.names import locate
 
     found = {name: locate(name) for name in names}  # an unknown name is refused before anything is removed
     if not may_remove(" and ".join(f"`{name}`" for name in found) + " from the cache", yes):

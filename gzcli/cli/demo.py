@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-from gzcli import signals
 from gzcli.cli import out
 from gzcli.cli.options import Json, Quiet, complete_model_or_run
-from gzcli.errors import MissingError, UsageError
+from gzcli.core import signals
+from gzcli.core.errors import MissingError, UsageError
 
 _Runs = Annotated[
     list[str] | None,

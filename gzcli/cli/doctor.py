@@ -11,15 +11,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from gzcli import waiting
 from gzcli.cli import out
 from gzcli.cli.options import Json, Quiet
 from gzcli.cli.tables import wrapped
-from gzcli.errors import MissingError, redacted
-from gzcli.sections import TRACKERS
+from gzcli.core import waiting
+from gzcli.core.errors import MissingError, redacted
+from gzcli.core.sections import TRACKERS
+from gzcli.core.units import size
 from gzcli.store.paths import cache_dir, kernels_dir, recipe_names, recipes_dir, user_dir
 from gzcli.store.weights import INCEPTION, hub_home
-from gzcli.units import size
 from gzcli.version import __version__
 
 
@@ -76,7 +76,7 @@ def software() -> Iterator[Check]:
 
 def devices() -> Iterator[Check]:
     """GPUs as torch sees them, and the CPU."""
-    from gzcli.gpus import INSTALL, tried
+    from gzcli.core.devices import INSTALL, tried
 
     try:
         with waiting.spinner("loading torch", shown=not (out.is_json() or out.is_quiet())):
@@ -150,7 +150,7 @@ def unreachable(mirror: str) -> str | None:
     from urllib.parse import urlsplit
     from urllib.request import url2pathname, urlopen
 
-    from gzcli.data.request import request
+    from gzcli.data.download.request import request
 
     try:
         parts = urlsplit(mirror)

@@ -14,9 +14,9 @@ from gzcli.cli import out
 from gzcli.cli.plan import Expected, expected, five_lines, total, total_on_h100s, wrapped
 
 if TYPE_CHECKING:
-    from gzcli.launch import Plan
+    from gzcli.launch.launcher import Plan
+    from gzcli.launch.requirements import DataFacts
     from gzcli.recipe.resolve import Resolved
-    from gzcli.requirements import DataFacts
     from gzcli.store.runs import Run
 
 
@@ -32,9 +32,9 @@ def show_plan(recipe: Resolved, plan: Plan, run: Run | None, paper: Resolved | N
     Raises UsageError where the set, as far as it is known, lacks what a model needs, where a model cannot be
     built by its options, or where the user's batch does not divide into the processes.
     """
-    from gzcli import forecast, requirements
-    from gzcli.launch import show, usable_gpus
-    from gzcli.planning import check_batches, shared_out
+    from gzcli.launch import forecast, requirements
+    from gzcli.launch.launcher import show, usable_gpus
+    from gzcli.launch.plan import check_batches, shared_out
     from gzcli.recipe.recipe import recipe_of
     from gzcli.store.paths import user_dir
 

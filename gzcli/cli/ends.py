@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from gzcli.cli import out
-from gzcli.data.kinds import counted
-from gzcli.units import duration, size
+from gzcli.core.units import duration, size
+from gzcli.data.readers.kinds import counted
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gzcli.cli import out
-from gzcli.errors import GzError, UsageError, did_you_mean
-from gzcli.sections import renamed
+from gzcli.core.errors import GzError, UsageError, did_you_mean
+from gzcli.core.sections import renamed
 
 if TYPE_CHECKING:
-    from gzcli.jobs import Job
+    from gzcli.core.jobs import Job
+    from gzcli.core.sections import LaunchSection
     from gzcli.models.signatures import Param
     from gzcli.recipe.schema import Rule
-    from gzcli.sections import LaunchSection
     from gzcli.store.runs import Run
 
 # settings of a verb that passes options on to the model's methods
@@ -33,11 +33,12 @@ def do_job(folder: Path, job: Job, *, quiet: bool = False) -> dict[str, Any]:
     Raises UsageError where the folder is not empty, and the engine's own errors; after these a new folder
     without any output is gone again.
     """
-    from gzcli import jobs, launch
+    from gzcli.core import jobs
+    from gzcli.launch import launcher
     from gzcli.store import files, owned, paths
 
     try:
-        plan = launch.plan(job.launch, every_gpu=False)
+        plan = launcher.plan(job.launch, every_gpu=False)
     except GzError:
         if paths.user_dir() in folder.parents:  # it was made for this job
             folder.rmdir()
@@ -49,7 +50,7 @@ def do_job(folder: Path, job: Job, *, quiet: bool = False) -> dict[str, Any]:
         with owned.claimed(folder):
             jobs.write(folder, replace(job, launch=replace(job.launch, threads=plan.threads)))
             quiet = quiet or out.is_json() or out.is_quiet()
-            launch.run(folder, plan, launcher=False, mode="quiet" if quiet else "human")
+            launcher.run(folder, plan, launcher=False, mode="quiet" if quiet else "human")
     except GzError as error:
         if new and error.kind != "bug":  # whose log may tell more
             owned.discard(folder)
@@ -60,7 +61,7 @@ def do_job(folder: Path, job: Job, *, quiet: bool = False) -> dict[str, Any]:
 def processes_of(gpus: str | None, cpu: bool, processes: int | None) -> LaunchSection:
     """The processes that `--gpus`, `--cpu` and `--processes` ask for. Raises UsageError."""
     from gzcli.cli.options import parse_gpus
-    from gzcli.sections import LaunchSection
+    from gzcli.core.sections import LaunchSection
 
     return LaunchSection(parse_gpus(gpus), cpu, processes)
 

@@ -9,18 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gzcli import signals, standings
 from gzcli.cli import out
 from gzcli.cli.league_table import in_short, show
 from gzcli.cli.plan import start_or_not, wrapped
 from gzcli.cli.report import with_report
-from gzcli.errors import GzError, Interrupted, UsageError
-from gzcli.slurm import check_printable
-from gzcli.units import about, duration
+from gzcli.core import signals
+from gzcli.core.errors import GzError, Interrupted, UsageError
+from gzcli.core.units import about, duration
+from gzcli.launch.slurm import check_printable
+from gzcli.metrics import standings
 
 if TYPE_CHECKING:
-    from gzcli.jobs import BenchJob
-    from gzcli.league import Entry, Terms
+    from gzcli.core.jobs import BenchJob
+    from gzcli.judge.league import Entry, Terms
     from gzcli.store.runs import Run
 
 LATE = 1.25  # times the budget from which it is told that a training took longer
@@ -37,8 +38,8 @@ def hold(terms: Terms, *, budget: str, yes: bool, page: Path | None = None) -> N
 
     Raises Interrupted where it is stopped: the same command goes on.
     """
-    from gzcli.data.names import locate
-    from gzcli.league import draw, entries_of
+    from gzcli.data.sets.names import locate
+    from gzcli.judge.league import draw, entries_of
     from gzcli.store import files
     from gzcli.store.paths import user_dir
 
@@ -135,7 +136,7 @@ def stopped(got: Sequence[int]) -> Interrupted:
 
 def failed(entry: Entry, error: GzError) -> dict[str, Any]:
     """The row of a training, or of a judgement, that ended with an error."""
-    from gzcli.league import facts_of
+    from gzcli.judge.league import facts_of
 
     run = entry.run()
     return {
@@ -154,7 +155,7 @@ def judged(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[
 
     facts: what all rows have in common, to which the job's are added.
     """
-    from gzcli.league import facts_of, jobs_of, kept_steps
+    from gzcli.judge.league import facts_of, jobs_of, kept_steps
 
     own = {"model": entry.model, "seed": entry.seed, **facts_of(run)}
     rows: list[dict[str, Any]] = []
@@ -198,7 +199,7 @@ def judged(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[
 def result_of(run: Run, job: BenchJob) -> dict[str, Any]:
     """The result of a job that judges a run: that of the same job before, or of one done now."""
     from gzcli.cli.jobs import do_job, new_folder
-    from gzcli.league import judgement
+    from gzcli.judge.league import judgement
     from gzcli.store import files
 
     key, done = judgement(run, job)

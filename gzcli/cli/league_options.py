@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gzcli.cli.options import choose, complete_models, split
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from gzcli.jobs import BenchJob
-    from gzcli.league import Terms
+    from gzcli.core.jobs import BenchJob
+    from gzcli.judge.league import Terms
 
 _PANEL = "Training what is compared"
 _CURVES = ("steps", "time")
@@ -88,8 +88,8 @@ def terms_of(
 
     Raises UsageError where the options do not go together, and for a wrong one.
     """
-    from gzcli.data.names import locate
-    from gzcli.league import Terms
+    from gzcli.data.sets.names import locate
+    from gzcli.judge.league import Terms
 
     if not train_missing:
         raise UsageError(
@@ -112,7 +112,7 @@ def terms_of(
 
 def parse_budget(text: str | None) -> float:
     """The seconds of a budget such as `8m`, `1.5h` or `90s`. Raises UsageError for anything else."""
-    from gzcli.league import SHORTEST
+    from gzcli.judge.league import SHORTEST
 
     hint = "a number with its unit, at least 3s: `--budget 8m`, `--budget 1.5h`"
     if text is None:

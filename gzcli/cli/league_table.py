@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from gzcli import standings
 from gzcli.cli import out
 from gzcli.cli.ends import end, quoted
 from gzcli.cli.plan import wrapped
-from gzcli.units import count
+from gzcli.core.units import count
+from gzcli.metrics import standings
 
 
 def in_short(row: dict[str, Any], metric: str | None) -> str:

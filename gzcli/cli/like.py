@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from gzcli.cli import out
 from gzcli.cli.drawn import place, tell
 from gzcli.cli.jobs import announce, do_job
-from gzcli.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError, UsageError
 from gzcli.store.files import checksum
 
 if TYPE_CHECKING:
-    from gzcli.jobs import SampleJob
+    from gzcli.core.jobs import SampleJob
     from gzcli.store.runs import Run
 
 # what a picture decides by itself: key of its origin → the option that would change it

@@ -11,7 +11,7 @@ import typer
 from gzcli.cli import out
 from gzcli.cli.options import Json, Quiet, Wide, choose, names
 from gzcli.cli.tables import wrapped
-from gzcli.errors import UsageError, canonical
+from gzcli.core.errors import UsageError, canonical
 
 if TYPE_CHECKING:
     from gzcli.models.catalog import ModelCard
@@ -151,7 +151,7 @@ def _marked(card: ModelCard) -> Iterator[str]:
 
 def list_data(*, long: bool = False, wide: bool = False) -> None:
     """Prints every data set, a line each or, if `long`, all that is known of it."""
-    from gzcli.data.library import listing
+    from gzcli.data.sets.library import listing
 
     rows = listing()
     if long:
@@ -174,7 +174,7 @@ def _state(row: dict[str, Any]) -> str:
 
 
 def _images(row: dict[str, Any]) -> str | None:
-    from gzcli.sizes import sides
+    from gzcli.core.sizes import sides
 
     if not (row["size"] and row["channels"]):
         return None
@@ -184,7 +184,7 @@ def _images(row: dict[str, Any]) -> str | None:
 
 def _data_block(row: dict[str, Any], room: int | None) -> list[str]:
     """A data set's row as text: a heading and each fact, in lines of `room` columns."""
-    from gzcli.data.conditions import in_words
+    from gzcli.data.readers.conditions import in_words
 
     splits = [(row["n_train"], "train"), (row["n_val"], "val"), (row["n_test"], "test")]
     images = ", ".join(f"{n:,} {split}" for n, split in splits if n)
@@ -235,7 +235,7 @@ def list_recipes(*, wide: bool = False) -> None:
 def list_runs(model: str | None = None, data: str | None = None, *, wide: bool = False) -> None:
     """Prints the runs of a model on a data set, newest first. Raises UsageError for unknown names."""
     from gzcli.cli.summary import summaries, table
-    from gzcli.data.names import data_key
+    from gzcli.data.sets.names import data_key
     from gzcli.recipe.files import find
     from gzcli.store.paths import spelling
     from gzcli.store.runs import all_runs

@@ -11,12 +11,12 @@ from typing import Annotated
 
 import typer
 
-from gzcli import waiting
 from gzcli.cli import out
 from gzcli.cli.ends import end, quoted, took
 from gzcli.cli.list import alone, list_models
 from gzcli.cli.options import Json, Quiet
-from gzcli.errors import UsageError, canonical
+from gzcli.core import waiting
+from gzcli.core.errors import UsageError, canonical
 
 app = typer.Typer(
     help="Write a model of your own, and check it.",

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gzcli.cli import own
-from gzcli.streams import printable
+from gzcli.core.streams import printable
 
 if TYPE_CHECKING:
+    from gzcli.core.parts import Part
     from gzcli.models.catalog import ModelCard
-    from gzcli.parts import Part
     from gzcli.recipe.recipe import Recipe
 
 Row = Sequence[str]

@@ -34,8 +34,8 @@ from gzcli.cli.options import (
 )
 from gzcli.cli.own import complete_scores
 from gzcli.cli.report import check_report, with_report
-from gzcli.data.kinds import counted
-from gzcli.errors import FLAGGED, UsageError
+from gzcli.core.errors import FLAGGED, UsageError
+from gzcli.data.readers.kinds import counted
 
 if TYPE_CHECKING:
     from gzcli.models.catalog import ModelCard
@@ -155,10 +155,10 @@ def ood(
     began = monotonic()
     from gzcli.cli.jobs import announce, do_job, method_options, new_folder, processes_of
     from gzcli.cli.submit import submit_verb
-    from gzcli.data.names import locate, slug
-    from gzcli.jobs import AlarmJob, OodJob
+    from gzcli.core.jobs import AlarmJob, OodJob
+    from gzcli.core.parts import part_of
+    from gzcli.data.sets.names import locate, slug
     from gzcli.models.catalog import card_of
-    from gzcli.parts import part_of
     from gzcli.recipe.from_file import find_run
     from gzcli.recipe.schema import score_options
 

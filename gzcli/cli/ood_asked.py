@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gzcli.cli import out
-from gzcli.errors import MissingError, UsageError, canonical
+from gzcli.core.errors import MissingError, UsageError, canonical
 
 if TYPE_CHECKING:
-    from gzcli.data.benchmarks import Benchmark
-    from gzcli.data.names import DataSet
+    from gzcli.core.sections import DataSection
+    from gzcli.data.sets.benchmarks import Benchmark
+    from gzcli.data.sets.names import DataSet
     from gzcli.models.catalog import ModelCard
-    from gzcli.sections import DataSection
 
 
 def leading(words: list[str]) -> tuple[list[str], list[str]]:
@@ -28,7 +28,7 @@ def check_same_data(name: str, others: Mapping[str, str]) -> None:
     name: of the first run's set.
     others: names of the other runs' sets, by run.
     """
-    from gzcli.data.names import data_key
+    from gzcli.data.sets.names import data_key
 
     for run, other in others.items():
         if data_key(other) != data_key(name):
@@ -73,7 +73,7 @@ def sets(text: str) -> list[str]:
 
     A name may hold commas: from each start on, the longest text that is a set or an existing path is taken.
     """
-    from gzcli.data.names import is_set
+    from gzcli.data.sets.names import is_set
 
     parts, found = text.split(","), []
     while parts:
@@ -85,7 +85,7 @@ def sets(text: str) -> list[str]:
 
 def inside_of(name: str, in_: str | None, out_: str | None) -> Benchmark:
     """The benchmark of this name. Raises UsageError where other sets than its own are given."""
-    from gzcli.data.benchmarks import find
+    from gzcli.data.sets.benchmarks import find
 
     benchmark = find(name)
     if out_ or (in_ and in_ != benchmark.inside):
@@ -101,8 +101,8 @@ def with_lists(benchmark: Benchmark, root: Path) -> list[DataSet]:
 
     Raises MissingError where there is none, or none of the in-distribution set.
     """
-    from gzcli.data.imglists import list_of
-    from gzcli.data.names import locate
+    from gzcli.data.sets.imglists import list_of
+    from gzcli.data.sets.names import locate
 
     names = (*benchmark.near, *benchmark.far)
     found = [locate(name) for name in names if list_of(root, benchmark, name)]
@@ -121,9 +121,9 @@ def at_hand(benchmark: Benchmark, data: DataSection) -> list[DataSet]:
 
     Raises MissingError where there is none.
     """
-    from gzcli.data.names import locate
-    from gzcli.data.open import open_pack
-    from gzcli.data.wanted import wanted
+    from gzcli.data.packs.open import open_pack
+    from gzcli.data.packs.wanted import wanted
+    from gzcli.data.sets.names import locate
 
     found = []
     for name in (*benchmark.near, *benchmark.far):

@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 import typer
 
 from gzcli.cli import out
-from gzcli.errors import UsageError, canonical, did_you_mean, matching
-from gzcli.sections import PRECISIONS, SCALES
+from gzcli.core.errors import UsageError, canonical, did_you_mean, matching
+from gzcli.core.sections import PRECISIONS, SCALES
 from gzcli.store.paths import recipe_names
 
 # --- completion: the beginning of a word → the words that complete it ---
@@ -43,7 +43,7 @@ def run_names() -> list[str]:
 
 
 def data_names() -> list[str]:
-    from gzcli.data.names import names as known
+    from gzcli.data.sets.names import names as known
 
     return list(known())
 
@@ -144,7 +144,7 @@ def _after_dashes(ctx: typer.Context, value: list[str] | None) -> list[str]:
         )
     if not given:
         return given
-    from gzcli.cli.accelerate import check
+    from gzcli.launch.accelerate import check
 
     return check(given)
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from gzcli import streams
 from gzcli.cli.tables import NARROW, Table, wrapped
-from gzcli.errors import GzError
+from gzcli.core import streams
+from gzcli.core.errors import GzError
 
 _mode = {"json": False, "quiet": False, "lenient": False, "lost": False}
 ELSEWHERE = "`--wide` prints them, `--json` too"  # what a table had no room for

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gzcli.cli.options import many, names
-from gzcli.errors import GzError, canonical
+from gzcli.core.errors import GzError, canonical
 from gzcli.store.paths import recipe_names
 
 if TYPE_CHECKING:
+    from gzcli.core.parts import Part
     from gzcli.models.catalog import ModelCard
     from gzcli.models.signatures import Param
-    from gzcli.parts import Part
     from gzcli.recipe.recipe import Recipe
     from gzcli.recipe.schema import Rule
 
@@ -47,7 +47,7 @@ def recipe_for(word: str, data: str | None = None) -> Recipe | None:
 
     data: the value of `--data`.
     """
-    from gzcli.gpus import count_gpus  # at a TAB nobody waits until torch has tried them
+    from gzcli.core.devices import count_gpus  # at a TAB nobody waits until torch has tried them
     from gzcli.recipe.recipe import recipe_of
     from gzcli.recipe.resolve import resolve
     from gzcli.store.runs import by_name
@@ -128,7 +128,7 @@ def labels_of(word: str | None, data: str | None) -> list[str]:
     digits; [] where they are not known before the set is packed."""
     import json
 
-    from gzcli.data.names import locate
+    from gzcli.data.sets.names import locate
     from gzcli.store.paths import cache_dir
     from gzcli.store.runs import all_runs, by_name
 

@@ -8,15 +8,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gzcli.cli import out, tables
-from gzcli.errors import GzError, UsageError
-from gzcli.units import about, count, size
+from gzcli.core.errors import GzError, UsageError
+from gzcli.core.units import about, count, size
 
 if TYPE_CHECKING:
-    from gzcli.forecast import Forecast
-    from gzcli.launch import Plan
+    from gzcli.launch.forecast import Forecast
+    from gzcli.launch.launcher import Plan
+    from gzcli.launch.requirements import DataFacts
     from gzcli.recipe.recipe import Recipe
     from gzcli.recipe.resolve import Resolved
-    from gzcli.requirements import DataFacts
 
 WIDTH = 80  # columns of a terminal that a plan is written for
 MINUTES = 60  # of which it is told what `--minutes` would choose
@@ -43,7 +43,7 @@ def at_paper(
     what, data, sets, flags: as `ask` was given them.
     chosen: the recipe that was asked for.
     """
-    from gzcli.planning import ask
+    from gzcli.launch.plan import ask
 
     if chosen.choice.scale in (None, "paper") or length_is_typed(chosen):
         return None
@@ -69,8 +69,8 @@ def expected(
     measured: whether what is not in the cache is found out now.
     timed: whether a step is tried for it.
     """
-    from gzcli import trials
-    from gzcli.forecast import expect
+    from gzcli.launch import trials
+    from gzcli.launch.forecast import expect
 
     measure = partial(trials.measure, say=out.info) if measured else None
     own, others = expect(recipe, plan, facts.info(), measure=measure, timed=timed, other=paper)
@@ -129,7 +129,7 @@ def wrapped(text: str, head: str = "") -> list[str]:
 
 
 def _set_in_words(recipe: Resolved, facts: DataFacts) -> str:
-    from gzcli.sizes import sides
+    from gzcli.core.sizes import sides
 
     known = recipe.choice.facts
     if known is None or facts.size is None:
@@ -208,7 +208,7 @@ def _time(forecast: Forecast) -> str:
 
 def total(forecasts: Sequence[Forecast]) -> float | None:
     """Seconds of all here; None: not known."""
-    from gzcli.forecast import together
+    from gzcli.launch.forecast import together
 
     return together([forecast.seconds for forecast in forecasts])
 
@@ -221,7 +221,7 @@ def on_h100s(forecasts: Sequence[Forecast]) -> str:
 
 def total_on_h100s(forecasts: Sequence[Forecast], gpus: int) -> float | None:
     """Seconds of all on so many H100s; None: not known."""
-    from gzcli.forecast import together
+    from gzcli.launch.forecast import together
 
     return together([forecast.on_h100s(gpus) for forecast in forecasts])
 
@@ -260,7 +260,7 @@ def before_start(asked: Resolved, recipe: Recipe, plan: Plan, paper: Resolved | 
 
     Raises UsageError where it would take more than a week, and the user does not want that.
     """
-    from gzcli import forecast, requirements
+    from gzcli.launch import forecast, requirements
 
     facts, _ = requirements.of_data(asked)
     embedded = getattr(asked.found, "embedded", False)

@@ -14,8 +14,8 @@ from gzcli.cli.ends import end, quoted, took
 from gzcli.cli.list import alone, list_recipes
 from gzcli.cli.options import Json, Quiet, Scale, complete_data, complete_model
 from gzcli.cli.own import Sets
-from gzcli.data.kinds import counted
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.data.readers.kinds import counted
 
 app = typer.Typer(
     help="Show, copy and check recipes; a schema of them for editors.",
@@ -41,7 +41,7 @@ def show(
     quiet: Quiet = False,
 ) -> None:
     """Print a recipe: its file, or every key with `--data`, `--set` or `--resolved`; and what keys mean."""
-    from gzcli.launch import usable_gpus
+    from gzcli.launch.launcher import usable_gpus
     from gzcli.recipe.files import show as text_of
     from gzcli.recipe.resolve import resolve
     from gzcli.recipe.texts import WIDTH, annotated, texts

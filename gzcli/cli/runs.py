@@ -20,9 +20,9 @@ from gzcli.cli.options import (
     complete_run,
     may_remove,
 )
-from gzcli.data.kinds import counted
-from gzcli.errors import UsageError, did_you_mean
-from gzcli.units import size
+from gzcli.core.errors import UsageError, did_you_mean
+from gzcli.core.units import size
+from gzcli.data.readers.kinds import counted
 
 if TYPE_CHECKING:
     from gzcli.store.runs import Run

@@ -31,13 +31,13 @@ from gzcli.cli.options import (
     spelled,
 )
 from gzcli.cli.own import complete_do, complete_labels, labels_of
-from gzcli.data.kinds import counted
-from gzcli.data.labels import chosen, in_turns
-from gzcli.errors import GzError, UsageError, canonical, did_you_mean
+from gzcli.core.errors import GzError, UsageError, canonical, did_you_mean
+from gzcli.data.readers.kinds import counted
+from gzcli.data.sets.labels import chosen, in_turns
 
 if TYPE_CHECKING:
+    from gzcli.core.parts import Part
     from gzcli.models.catalog import ModelCard
-    from gzcli.parts import Part
     from gzcli.store.runs import Run
 
 MANY = 64  # images, if no other number is asked for
@@ -162,10 +162,10 @@ def sample(
     from gzcli.cli.jobs import announce, do_job, method_options, processes_of
     from gzcli.cli.like import draw_like, origin_of_job
     from gzcli.cli.submit import submit_verb
-    from gzcli.data.names import data_key
-    from gzcli.jobs import SampleJob
+    from gzcli.core.jobs import SampleJob
+    from gzcli.core.parts import part_of
+    from gzcli.data.sets.names import data_key
     from gzcli.models.catalog import card_of
-    from gzcli.parts import part_of
     from gzcli.recipe.from_file import find_run
 
     if like:

@@ -11,7 +11,7 @@ import typer
 from gzcli.cli import out
 from gzcli.cli.ends import bytes_of, end, quoted, took
 from gzcli.cli.options import Checkpoint, Json, Quiet, complete_model_or_run
-from gzcli.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
     from gzcli.store.runs import Run
@@ -150,8 +150,8 @@ def exported(found: Run, ref: str, place: Path, **how: Any) -> dict[str, Any]:
     how: further fields of the job.
     """
     from gzcli.cli.jobs import announce, do_job, new_folder
-    from gzcli.jobs import ExportJob
-    from gzcli.sections import LaunchSection
+    from gzcli.core.jobs import ExportJob
+    from gzcli.core.sections import LaunchSection
 
     announce(found, ref)
     job = ExportJob(str(found.path), out=str(place), launch=LaunchSection(cpu=True), **how)

@@ -9,16 +9,17 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from gzcli import slurm, start
 from gzcli.cli import out
-from gzcli.data.names import slug
-from gzcli.errors import GzError, MissingError, UsageError
+from gzcli.core import start
+from gzcli.core.errors import GzError, MissingError, UsageError
+from gzcli.data.sets.names import slug
+from gzcli.launch import slurm
 from gzcli.store import files, runs
 from gzcli.store.paths import user_dir
 
 if TYPE_CHECKING:
-    from gzcli.planning import Asked
-    from gzcli.sections import LaunchSection
+    from gzcli.core.sections import LaunchSection
+    from gzcli.launch.plan import Asked
 
 # Options that are about the submission, or that the script writes itself → whether a value follows.
 OURS: Mapping[str, bool] = {

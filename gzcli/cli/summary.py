@@ -9,11 +9,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
 from gzcli.cli import out
+from gzcli.core.units import count, duration, figure, moment, size
 from gzcli.store import index
 from gzcli.store.metrics import Curve, curve_of
 from gzcli.store.paths import user_dir
 from gzcli.store.runs import short_names
-from gzcli.units import count, duration, figure, moment, size
 
 if TYPE_CHECKING:
     from gzcli.store.runs import Run

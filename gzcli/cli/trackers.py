@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from gzcli.cli.options import choose, names, split
-from gzcli.errors import MissingError
-from gzcli.sections import TRACKERS
+from gzcli.core.errors import MissingError
+from gzcli.core.sections import TRACKERS
 
 
 def complete_trackers(incomplete: str) -> list[str]:

@@ -23,7 +23,7 @@ from gzcli.cli.options import (
 )
 from gzcli.cli.own import Sets
 from gzcli.cli.trackers import check_trackers, complete_trackers
-from gzcli.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
     from gzcli.store.runs import Run
@@ -126,15 +126,16 @@ def train(
 
     Without `--data` it trains on an embedded set: `gz train cvae` works offline and takes about a minute.
     """
-    from gzcli import launch, planning
-    from gzcli.cli.accelerate import previous_words
     from gzcli.cli.dry_run import show_plan
     from gzcli.cli.ends import after_training
     from gzcli.cli.options import parse_gpus
     from gzcli.cli.plan import at_paper, before_start
     from gzcli.cli.submit import submit_training
     from gzcli.cli.weights import bring
-    from gzcli.requirements import in_steps
+    from gzcli.launch import launcher
+    from gzcli.launch import plan as planning
+    from gzcli.launch.accelerate import previous_words
+    from gzcli.launch.requirements import in_steps
     from gzcli.store import runs
 
     out.configure(lenient=True)  # a lost reader never stops a training
@@ -170,7 +171,7 @@ def train(
         return submit_training(asked, name, resume=resume, options=slurm or (), dry_run=dry_run)
     shared = [value for key, value in flags.items() if key != "launch.machine_rank"]
     typed = (what, data, *(sets or ()), *shared, name)
-    plan = launch.plan(asked.recipe.launch, every_gpu=True, check=not dry_run, job=typed, extra=extra or ())
+    plan = launcher.plan(asked.recipe.launch, every_gpu=True, check=not dry_run, job=typed, extra=extra or ())
     if plan.note:
         out.warn(plan.note)
     if (resume or requeue) and not plan.machine_rank:
@@ -182,7 +183,7 @@ def train(
             )
         if run and plan.machines == 1:
             again = planning.launched_again(run, asked.recipe)
-            plan = launch.plan(again, every_gpu=True, check=not dry_run, extra=extra or ())
+            plan = launcher.plan(again, every_gpu=True, check=not dry_run, extra=extra or ())
     if run is None and name is not None and not plan.machine_rank:
         runs.check_alias(name)
     paper = None if run else at_paper(what, data, sets or (), flags, asked.recipe)

@@ -10,9 +10,9 @@ from gzcli.cli import out
 def bring(names: Iterable[str]) -> None:
     """Fetches the weights that are not in the cache, with a progress bar. Raises MissingError.
 
-    names: of `gzcli.data.weights.KNOWN`.
+    names: of `gzcli.data.download.weights.KNOWN`.
     """
-    from gzcli.data.weights import fetch_weights
+    from gzcli.data.download.weights import fetch_weights
 
     for name in names:
         with out.progress(name) as report:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import urllib.request
 
-from gzcli.data.request import joined, split
-from gzcli.data.specs import DataFile, DataSpec
-from gzcli.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.data.download.request import joined, split
+from gzcli.data.sets.specs import DataFile, DataSpec
 from gzcli.store.weights import offline
 
 

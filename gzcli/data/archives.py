@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from gzcli.data.kinds import counted
-from gzcli.data.raw_images import Span
-from gzcli.data.refusals import AGAIN, refuse_bomb, refuse_escape, refuse_foreign, refused
-from gzcli.data.walk import LARGEST_FILE, is_regular, read_regular, refuse_large, walk
-from gzcli.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.data.readers.kinds import counted
+from gzcli.data.readers.raw_images import Span
+from gzcli.data.readers.refusals import AGAIN, refuse_bomb, refuse_escape, refuse_foreign, refused
+from gzcli.data.readers.walk import LARGEST_FILE, is_regular, read_regular, refuse_large, walk
 
 LONGEST = 1 << 17  # bytes of a name or of further facts about a member of a tar
 _NAMING = (

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from gzcli.data.conditions import MAPS
-from gzcli.errors import UsageError, did_you_mean
-from gzcli.sizes import SIDES
-from gzcli.types import Noise
+from gzcli.core.errors import UsageError, did_you_mean
+from gzcli.core.sizes import SIDES
+from gzcli.core.types import Noise
+from gzcli.data.readers.conditions import MAPS
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gzcli.data.ahead import reader
-from gzcli.data.augment import ReplayedNoise, augmenter, patch_of
-from gzcli.data.order import Order, domains, places, positions
-from gzcli.data.pack import Pack
-from gzcli.data.stream import Pictures, Prefetch, worker_count
-from gzcli.errors import UsageError
-from gzcli.types import SHARED, Batch, BatchNoise, ImageNoise, Noise, mix, moved
+from gzcli.core.errors import UsageError
+from gzcli.core.types import SHARED, Batch, BatchNoise, ImageNoise, Noise, mix, moved
+from gzcli.data.packs.ahead import reader
+from gzcli.data.packs.augment import ReplayedNoise, augmenter, patch_of
+from gzcli.data.packs.order import Order, domains, places, positions
+from gzcli.data.packs.pack import Pack
+from gzcli.data.packs.stream import Pictures, Prefetch, worker_count
 
 ON_DEVICE = 2 << 30  # bytes: a split up to this size is kept whole on a GPU
 FEW = 4  # batches of a streamed split up to which workers would take longer to start than decoding takes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gzcli.errors import UsageError, did_you_mean, matching
+from gzcli.core.errors import UsageError, did_you_mean, matching
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gzcli.data.fitted import Sides
-from gzcli.data.raw_images import RawImages
-from gzcli.data.splits import SPLITS, Plan
+from gzcli.data.packs.fitted import Sides
+from gzcli.data.packs.splits import SPLITS, Plan
+from gzcli.data.readers.raw_images import RawImages
 from gzcli.store.files import write_json
 
 

@@ -11,18 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from gzcli.data.beside import write_labels, write_sides
-from gzcli.data.conditions import in_words
-from gzcli.data.fitted import Fit, Fitted, Sides, alike, measured, sides_in
-from gzcli.data.forms import Decoding, Form, Report, Say, unreported
-from gzcli.data.pictures import look, noted
-from gzcli.data.raw_images import Block, RawImages
-from gzcli.data.rows import Rows, keep
-from gzcli.data.splits import SPLITS, Plan, foreign_plan, rows_of, split_plan, without
-from gzcli.data.stream import write_index
-from gzcli.data.workers import mapped
-from gzcli.errors import MissingError, UsageError
-from gzcli.sizes import as_size, sides
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.sizes import as_size, sides
+from gzcli.data.packs.beside import write_labels, write_sides
+from gzcli.data.packs.fitted import Fit, Fitted, Sides, alike, measured, sides_in
+from gzcli.data.packs.forms import Decoding, Form, Report, Say, unreported
+from gzcli.data.packs.rows import Rows, keep
+from gzcli.data.packs.splits import SPLITS, Plan, foreign_plan, rows_of, split_plan, without
+from gzcli.data.packs.stream import write_index
+from gzcli.data.packs.workers import mapped
+from gzcli.data.readers.conditions import in_words
+from gzcli.data.readers.pictures import look, noted
+from gzcli.data.readers.raw_images import Block, RawImages
 from gzcli.store.files import checksum, need_space, write_json
 
 LARGEST = 512  # pixels a side that are packed without being asked for by `data.size`

@@ -13,17 +13,17 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from gzcli.data.forms import Decoding, Form
-from gzcli.data.names import DataSet
-from gzcli.data.pack import Pack, PackMeta
-from gzcli.data.specs import DataSpec
-from gzcli.data.walk import walk
-from gzcli.errors import DamagedError, MissingError
-from gzcli.sections import Fit
-from gzcli.sizes import Size, as_size
+from gzcli.core.errors import DamagedError, MissingError
+from gzcli.core.sections import Fit
+from gzcli.core.sizes import Size, as_size
+from gzcli.core.variables import number
+from gzcli.data.packs.forms import Decoding, Form
+from gzcli.data.packs.pack import Pack, PackMeta
+from gzcli.data.readers.walk import walk
+from gzcli.data.sets.names import DataSet
+from gzcli.data.sets.specs import DataSpec
 from gzcli.store.files import read_object
 from gzcli.store.paths import cache_dir
-from gzcli.variables import number
 
 RULE = 2  # version of the packing: packs of an older one are made anew
 OWN_RULE = 7  # the same for the user's own images

@@ -8,14 +8,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gzcli.data.conditions import CAPTIONS, further_of
-from gzcli.data.encoded import PROBES
-from gzcli.data.kinds import counted
-from gzcli.data.layout import split_of
-from gzcli.data.parquet import Parquet, parquet_files
-from gzcli.data.raw_images import Block, Blocks, RawImages
-from gzcli.data.walk import is_regular, read_regular
-from gzcli.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.data.readers.conditions import CAPTIONS, further_of
+from gzcli.data.readers.encoded import PROBES
+from gzcli.data.readers.kinds import counted
+from gzcli.data.readers.layout import split_of
+from gzcli.data.readers.parquet import Parquet, parquet_files
+from gzcli.data.readers.raw_images import Block, Blocks, RawImages
+from gzcli.data.readers.walk import is_regular, read_regular
 
 MARKS = ("dataset_dict.json", "state.json")  # files by which a folder of `save_to_disk` is known
 # Columns that may hold labels as plain numbers or texts; the first that is there counts.

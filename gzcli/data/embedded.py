@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from gzcli.data.glyphs import glyphs
-from gzcli.data.raw_images import Block, RawImages
-from gzcli.data.shapes import shapes, shapes_factors
-from gzcli.data.specs import DataSpec
+from gzcli.data.readers.raw_images import Block, RawImages
+from gzcli.data.sets.glyphs import glyphs
+from gzcli.data.sets.shapes import shapes, shapes_factors
+from gzcli.data.sets.specs import DataSpec
 
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

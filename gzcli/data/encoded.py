@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from gzcli.data.archives import Members
-from gzcli.data.raw_images import Block, Blocks, RawImages, Span
-from gzcli.errors import MissingError
+from gzcli.core.errors import MissingError
+from gzcli.data.readers.archives import Members
+from gzcli.data.readers.raw_images import Block, Blocks, RawImages, Span
 
 PROBES = 16  # pictures by which size and channels of a set are found
 

@@ -13,17 +13,17 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
-from gzcli.data.cached import fingerprint, meta_of, packs_of
-from gzcli.data.forms import Decoding
-from gzcli.data.names import DataSet, OwnSet
-from gzcli.data.specs import DataSpec
-from gzcli.errors import GzError, MissingError
-from gzcli.sizes import Size, sides
+from gzcli.core.errors import GzError, MissingError
+from gzcli.core.sizes import Size, sides
+from gzcli.data.packs.cached import fingerprint, meta_of, packs_of
+from gzcli.data.packs.forms import Decoding
+from gzcli.data.sets.names import DataSet, OwnSet
+from gzcli.data.sets.specs import DataSpec
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from gzcli.data.raw_images import RawImages
+    from gzcli.data.readers.raw_images import RawImages
 
 # Shape classes above 32 pixels, with the side up to which one reaches: the geometric mean of it and the next.
 CLASSES = {"64px": 90, "128px": 181, "256px": math.inf}
@@ -127,7 +127,7 @@ def measure(images: RawImages) -> Facts | None:
     read."""
     import numpy as np
 
-    from gzcli.data.splits import rows_of, split_plan
+    from gzcli.data.packs.splits import rows_of, split_plan
 
     looked = list(_looked_at(images))
     if not looked:
@@ -156,7 +156,7 @@ def _looked_at(images: RawImages) -> Iterator[np.ndarray]:
         blocks = (block.data for block in images.blocks() if not isinstance(block.data, bytes))
         yield from islice(chain.from_iterable(blocks), LOOKED_AT)
         return
-    from gzcli.data.pictures import decode
+    from gzcli.data.readers.pictures import decode
 
     for name, data in images.probe():
         with contextlib.suppress(MissingError):  # packing names those that do not decode
@@ -173,7 +173,7 @@ def _packed(found: OwnSet) -> Facts | None:
 
 def _unpacked(found: OwnSet) -> Facts | None:
     """What is measured of the files now."""
-    from gzcli.data.own import open_path
+    from gzcli.data.readers.own import open_path
 
     try:
         return measure(open_path(found.path, found.form))

@@ -11,16 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gzcli.data import http
-from gzcli.data.addresses import addresses, is_url, local_path
-from gzcli.data.forms import Report, Say, silent, unreported
-from gzcli.data.http import size_of, wrong_size
-from gzcli.data.parquet import parquet_files
-from gzcli.data.raw import HUB, SPLIT_FOLDERS, is_fetched, is_there, raw_dir
-from gzcli.data.request import DISK, Refused
-from gzcli.data.sets import SPECS, find
-from gzcli.data.specs import DataFile, DataSpec
-from gzcli.errors import GzError, MissingError
+from gzcli.core.errors import GzError, MissingError
+from gzcli.data.download import http
+from gzcli.data.download.addresses import addresses, is_url, local_path
+from gzcli.data.download.http import size_of, wrong_size
+from gzcli.data.download.raw import HUB, SPLIT_FOLDERS, is_fetched, is_there, raw_dir
+from gzcli.data.download.request import DISK, Refused
+from gzcli.data.packs.forms import Report, Say, silent, unreported
+from gzcli.data.readers.parquet import parquet_files
+from gzcli.data.sets.sets import SPECS, find
+from gzcli.data.sets.specs import DataFile, DataSpec
 from gzcli.store.files import fsync, lock, need_space
 from gzcli.store.paths import cache_dir
 from gzcli.store.weights import HUB_SCHEME, data_repository

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gzcli.data.forms import Decoding
-from gzcli.data.pictures import decode, fit_array, sides_of, undecodable
-from gzcli.data.raw_images import Block, RawImages
-from gzcli.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.data.packs.forms import Decoding
+from gzcli.data.readers.pictures import decode, fit_array, sides_of, undecodable
+from gzcli.data.readers.raw_images import Block, RawImages
 
 Sides = dict[str, np.ndarray]  # by official split: int32 [N, 2], width and height that each image had
 

@@ -9,19 +9,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gzcli.data.archives import Members, open_members
-from gzcli.data.conditions import CAPTIONS, TARGETS, further_of
-from gzcli.data.encoded import Encoded
-from gzcli.data.forms import Decoding, Form, Say, silent
-from gzcli.data.kinds import KINDS, LABEL, METADATA, is_picture, may_be_picture
-from gzcli.data.layout import placed, scored
-from gzcli.data.pack import middle
-from gzcli.data.pictures import decode, noted
-from gzcli.data.raw_images import RawImages
-from gzcli.data.walk import read_regular
-from gzcli.errors import MissingError, UsageError
-from gzcli.sections import Fit
-from gzcli.sizes import Size
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.sections import Fit
+from gzcli.core.sizes import Size
+from gzcli.data.packs.forms import Decoding, Form, Say, silent
+from gzcli.data.packs.pack import middle
+from gzcli.data.readers.archives import Members, open_members
+from gzcli.data.readers.conditions import CAPTIONS, TARGETS, further_of
+from gzcli.data.readers.encoded import Encoded
+from gzcli.data.readers.kinds import KINDS, LABEL, METADATA, is_picture, may_be_picture
+from gzcli.data.readers.layout import placed, scored
+from gzcli.data.readers.pictures import decode, noted
+from gzcli.data.readers.raw_images import RawImages
+from gzcli.data.readers.walk import read_regular
 
 
 def pictures(title: str, members: Members, form: Form) -> RawImages:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from gzcli.sections import Fit
-from gzcli.sizes import Size
+from gzcli.core.sections import Fit
+from gzcli.core.sizes import Size
 
 Say = Callable[[str], None]  # say(text): a line for the user
 Report = Callable[[int, int], None]  # report(done, in all), of images or bytes

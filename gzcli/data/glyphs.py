@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gzcli.data.outlines import SIDE, distance, matrices, pictures
-from gzcli.data.raw_images import RawImages, in_arrays
-from gzcli.data.specs import DataSpec
+from gzcli.data.readers.raw_images import RawImages, in_arrays
+from gzcli.data.sets.outlines import SIDE, distance, matrices, pictures
+from gzcli.data.sets.specs import DataSpec
 
 # Faces with all 36 characters, each drawn as a reader expects it.
 _DEJAVU = ("Sans", "SansMono", "Serif")

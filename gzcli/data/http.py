@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gzcli.data.request import Again, BadRange, Refused, answer, content_range
-from gzcli.errors import redacted
+from gzcli.core.errors import redacted
+from gzcli.data.download.request import Again, BadRange, Refused, answer, content_range
 
 TRIES = 4  # attempts in a row that bring nothing new, with back-off
 BACKOFF = 1.0  # seconds before the second attempt; doubled each time

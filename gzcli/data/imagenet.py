@@ -9,13 +9,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from gzcli.data.archives import Folder, Tar
-from gzcli.data.dataset_folder import dataset_folder
-from gzcli.data.encoded import Place, PlacedMembers, encoded
-from gzcli.data.raw import HUB
-from gzcli.data.raw_images import RawImages, Span
-from gzcli.data.specs import DataSpec
-from gzcli.errors import MissingError
+from gzcli.core.errors import MissingError
+from gzcli.data.download.raw import HUB
+from gzcli.data.readers.archives import Folder, Tar
+from gzcli.data.readers.dataset_folder import dataset_folder
+from gzcli.data.readers.encoded import Place, PlacedMembers, encoded
+from gzcli.data.readers.raw_images import RawImages, Span
+from gzcli.data.sets.specs import DataSpec
 
 
 def imagenet(spec: DataSpec, folder: Path) -> RawImages:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from gzcli.data.benchmarks import Benchmark
-from gzcli.data.forms import Form
-from gzcli.data.names import OwnSet
-from gzcli.errors import MissingError
+from gzcli.core.errors import MissingError
+from gzcli.data.packs.forms import Form
+from gzcli.data.sets.benchmarks import Benchmark
+from gzcli.data.sets.names import OwnSet
 from gzcli.store import files
 from gzcli.store.leftovers import sweep
 from gzcli.store.paths import cache_dir

@@ -13,9 +13,9 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
-from gzcli.data.names import DataSet
-from gzcli.data.specs import DataSpec
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.data.sets.names import DataSet
+from gzcli.data.sets.specs import DataSpec
 from gzcli.store.files import is_locked, lock
 from gzcli.store.paths import cache_dir
 

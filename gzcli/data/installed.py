@@ -3,7 +3,7 @@ nothing. Metadata only."""
 
 from __future__ import annotations
 
-from gzcli.data.specs import DataSpec, listed
+from gzcli.data.sets.specs import DataSpec, listed
 
 _DIGITS = tuple("0123456789")
 _UCI = "Alpaydin & Kaynak 1998, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository"

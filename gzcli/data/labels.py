@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 
-from gzcli.errors import UsageError, canonical, did_you_mean
+from gzcli.core.errors import UsageError, canonical, did_you_mean
 
 
 def chosen(text: str, classes: Sequence[str]) -> list[int]:

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from gzcli.data.kinds import counted
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.data.readers.kinds import counted
 
 LAYOUTS = ("flat", "classes", "splits", "class-splits")  # what `--layout` takes
 HINT = "a set is a flat folder, class folders, `train` and `test` of these, or `trainA trainB testA testB`"

@@ -6,15 +6,15 @@ import re
 from pathlib import Path
 from typing import Any
 
-from gzcli.data import in_use
-from gzcli.data.cached import find_pack, meta_of, packs_of
-from gzcli.data.forms import Form, Say, silent
-from gzcli.data.names import REGISTER, DataSet, OwnSet, imports, local, locate, own_set
-from gzcli.data.raw import check_files, is_fetched, raw_dir
-from gzcli.data.sets import SPECS
-from gzcli.data.specs import DataSpec
-from gzcli.errors import MissingError, UsageError, matching
-from gzcli.sizes import as_size, canonical_size
+from gzcli.core.errors import MissingError, UsageError, matching
+from gzcli.core.sizes import as_size, canonical_size
+from gzcli.data.download.raw import check_files, is_fetched, raw_dir
+from gzcli.data.packs import in_use
+from gzcli.data.packs.cached import find_pack, meta_of, packs_of
+from gzcli.data.packs.forms import Form, Say, silent
+from gzcli.data.sets.names import REGISTER, DataSet, OwnSet, imports, local, locate, own_set
+from gzcli.data.sets.sets import SPECS
+from gzcli.data.sets.specs import DataSpec
 from gzcli.store.files import checksum, lock, read_object, remove_tree, write_json
 from gzcli.store.leftovers import sweep
 from gzcli.store.paths import cache_dir, user_dir
@@ -105,7 +105,7 @@ def import_set(what: str | Path, name: str, form: Form | None = None) -> dict[st
 
     Raises UsageError for a name that is taken or malformed, MissingError for a path without images.
     """
-    from gzcli.data.own import open_path
+    from gzcli.data.readers.own import open_path
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", name):
         raise UsageError(

@@ -8,20 +8,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gzcli.data.cached import RULE, fingerprint, pack_limit
-from gzcli.data.facts import measure
-from gzcli.data.forms import Form, Report, Say, silent
-from gzcli.data.kinds import counted
-from gzcli.data.names import DataSet, OwnSet
-from gzcli.data.raw import check_files, is_fetched, raw_dir
-from gzcli.data.sets import SPECS
-from gzcli.data.specs import DataSpec
-from gzcli.errors import GzError, MissingError
+from gzcli.core.errors import GzError, MissingError
+from gzcli.data.download.raw import check_files, is_fetched, raw_dir
+from gzcli.data.packs.cached import RULE, fingerprint, pack_limit
+from gzcli.data.packs.facts import measure
+from gzcli.data.packs.forms import Form, Report, Say, silent
+from gzcli.data.readers.kinds import counted
+from gzcli.data.sets.names import DataSet, OwnSet
+from gzcli.data.sets.sets import SPECS
+from gzcli.data.sets.specs import DataSpec
 from gzcli.store.files import new_dir
 from gzcli.store.weights import HUB_SCHEME, offline
 
 if TYPE_CHECKING:
-    from gzcli.data.raw_images import RawImages
+    from gzcli.data.readers.raw_images import RawImages
 
 FETCHED_UNASKED = 200_000_000  # bytes: larger sets are downloaded only by `gz data download`
 
@@ -38,7 +38,7 @@ def make(found: DataSet, folder: Path, form: Form, fetch: bool, say: Say, progre
 
     Raises UsageError and MissingError.
     """
-    from gzcli.data.build import build
+    from gzcli.data.packs.build import build
 
     if isinstance(found, DataSpec) and not found.embedded:
         _have_files(found, fetch, say)
@@ -57,7 +57,7 @@ def make(found: DataSet, folder: Path, form: Form, fetch: bool, say: Say, progre
 
 def _read_own(found: OwnSet, form: Form) -> RawImages:
     """The user's own images. Raises MissingError where they are gone."""
-    from gzcli.data.own import open_path
+    from gzcli.data.readers.own import open_path
 
     if not found.path.exists():
         hint = f"`gz data remove {found.key}`, then `gz data import PATH --name {found.key}`"
@@ -68,10 +68,10 @@ def _read_own(found: OwnSet, form: Form) -> RawImages:
 def _read_known(spec: DataSpec) -> RawImages:
     """The images of a known set. Raises MissingError where its files cannot be read."""
     if spec.embedded:
-        from gzcli.data.embedded import MAKERS
+        from gzcli.data.sets.embedded import MAKERS
 
         return MAKERS[spec.name](spec)
-    from gzcli.data.parsers import PARSERS
+    from gzcli.data.readers.parsers import PARSERS
 
     try:
         return PARSERS[spec.name](spec, raw_dir(spec))
@@ -96,8 +96,8 @@ def _have_files(spec: DataSpec, fetch: bool, say: Say) -> None:
     large."""
     if is_fetched(spec):
         return
-    from gzcli.data import fetch as fetching
-    from gzcli.data.addresses import has_local_mirror
+    from gzcli.data.download import fetch as fetching
+    from gzcli.data.download.addresses import has_local_mirror
 
     hint = ways_to_fetch(spec)
     if not fetch or (offline() and not has_local_mirror()):

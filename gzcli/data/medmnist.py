@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gzcli.data.specs import DataFile, DataSpec, listed
+from gzcli.data.sets.specs import DataFile, DataSpec, listed
 
 SIDES = (28, 64, 128, 224)  # pixels
 _CITATION = "Yang et al. 2023, MedMNIST v2, Scientific Data 10:41"

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gzcli.data.forms import Form
-from gzcli.data.sets import SPECS
-from gzcli.data.specs import DataSpec
-from gzcli.errors import DamagedError, MissingError, UsageError, did_you_mean, matching
-from gzcli.sizes import Size
+from gzcli.core.errors import DamagedError, MissingError, UsageError, did_you_mean, matching
+from gzcli.core.sizes import Size
+from gzcli.data.packs.forms import Form
+from gzcli.data.sets.sets import SPECS
+from gzcli.data.sets.specs import DataSpec
 from gzcli.store.files import read_object
 from gzcli.store.paths import user_dir
 

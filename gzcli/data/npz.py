@@ -11,11 +11,11 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from gzcli.data.archives import Zip
-from gzcli.data.kinds import counted
-from gzcli.data.raw_images import Block, RawImages
-from gzcli.data.splits import SPLIT_NAMES
-from gzcli.errors import MissingError, UsageError, first_line
+from gzcli.core.errors import MissingError, UsageError, first_line
+from gzcli.data.packs.splits import SPLIT_NAMES
+from gzcli.data.readers.archives import Zip
+from gzcli.data.readers.kinds import counted
+from gzcli.data.readers.raw_images import Block, RawImages
 
 BLOCK_BYTES = 1 << 18
 MOST_CLASSES = 100_000

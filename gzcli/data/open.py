@@ -6,16 +6,16 @@ import errno
 from dataclasses import replace
 from pathlib import Path
 
-from gzcli.data.cached import find_pack, pack_dir
-from gzcli.data.facts import facts_of, told
-from gzcli.data.forms import Report, Say, silent, unreported
-from gzcli.data.in_use import Use
-from gzcli.data.make import make
-from gzcli.data.names import DataSet, OwnSet, locate
-from gzcli.data.pack import Pack, PackMeta
-from gzcli.errors import MissingError, UsageError
-from gzcli.sections import Fit
-from gzcli.sizes import Size, canonical_size, packable
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.sections import Fit
+from gzcli.core.sizes import Size, canonical_size, packable
+from gzcli.data.packs.cached import find_pack, pack_dir
+from gzcli.data.packs.facts import facts_of, told
+from gzcli.data.packs.forms import Report, Say, silent, unreported
+from gzcli.data.packs.in_use import Use
+from gzcli.data.packs.make import make
+from gzcli.data.packs.pack import Pack, PackMeta
+from gzcli.data.sets.names import DataSet, OwnSet, locate
 from gzcli.store.files import lock
 from gzcli.store.leftovers import sweep
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gzcli.data.pack import Pack
-from gzcli.errors import UsageError
-from gzcli.types import BatchNoise, mix
+from gzcli.core.errors import UsageError
+from gzcli.core.types import BatchNoise, mix
+from gzcli.data.packs.pack import Pack
 
 
 def domains(pack: Pack) -> list[Tensor]:

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from gzcli.data.archives import Members, open_members
-from gzcli.data.dataset_folder import dataset_folder, is_dataset_folder
-from gzcli.data.folder import pictures
-from gzcli.data.forms import Form
-from gzcli.data.kinds import Wanted, is_picture
-from gzcli.data.npz import npz
-from gzcli.data.raw_images import RawImages, Span
-from gzcli.data.walk import is_regular, read_regular
-from gzcli.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.data.packs.forms import Form
+from gzcli.data.readers.archives import Members, open_members
+from gzcli.data.readers.dataset_folder import dataset_folder, is_dataset_folder
+from gzcli.data.readers.folder import pictures
+from gzcli.data.readers.kinds import Wanted, is_picture
+from gzcli.data.readers.npz import npz
+from gzcli.data.readers.raw_images import RawImages, Span
+from gzcli.data.readers.walk import is_regular, read_regular
 
 
 def open_path(path: Path, form: Form | None = None) -> RawImages:

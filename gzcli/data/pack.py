@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gzcli.data.conditions import FURTHER, in_words
-from gzcli.data.forms import Decoding
-from gzcli.data.kinds import counted
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.core.types import DataInfo
+from gzcli.data.packs.forms import Decoding
+from gzcli.data.readers.conditions import FURTHER, in_words
+from gzcli.data.readers.kinds import counted
 from gzcli.store.files import read_json
-from gzcli.types import DataInfo
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from gzcli.data.stream import Pictures
+    from gzcli.data.packs.stream import Pictures
 
 
 def middle(side: int, patch: int) -> slice:
@@ -109,7 +109,7 @@ class Pack:
         """
         if self._how is None:
             return self._load(split) if uncut else self._cut(self._load(split))
-        from gzcli.data.stream import Pictures
+        from gzcli.data.packs.stream import Pictures
 
         return Pictures(self.folder, split, self.meta.shape, self._how, self.patch)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gzcli.data.pack import Pack
-from gzcli.data.stream import Pictures
+from gzcli.data.packs.pack import Pack
+from gzcli.data.packs.stream import Pictures
 
 
 class Data:

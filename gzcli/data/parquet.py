@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gzcli.data.layout import split_of
-from gzcli.data.walk import read_regular
-from gzcli.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.data.readers.layout import split_of
+from gzcli.data.readers.walk import read_regular
 
 BATCH_ROWS = 64  # rows that are read at a time
 MOST_FOLDERS = 30  # folders in a folder, beyond which it is taken for one of classes

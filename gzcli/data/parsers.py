@@ -16,17 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from gzcli.data.archives import Members, Tar, Zip
-from gzcli.data.encoded import Place, encoded
-from gzcli.data.folder import pictures
-from gzcli.data.forms import Form
-from gzcli.data.imagenet import imagenet
-from gzcli.data.medmnist import MEDMNIST
-from gzcli.data.npz import npz
-from gzcli.data.pictures import look
-from gzcli.data.raw_images import Block, RawImages
-from gzcli.data.specs import DataSpec
-from gzcli.errors import MissingError
+from gzcli.core.errors import MissingError
+from gzcli.data.packs.forms import Form
+from gzcli.data.readers.archives import Members, Tar, Zip
+from gzcli.data.readers.encoded import Place, encoded
+from gzcli.data.readers.folder import pictures
+from gzcli.data.readers.imagenet import imagenet
+from gzcli.data.readers.npz import npz
+from gzcli.data.readers.pictures import look
+from gzcli.data.readers.raw_images import Block, RawImages
+from gzcli.data.sets.medmnist import MEDMNIST
+from gzcli.data.sets.specs import DataSpec
 
 BLOCK_IMAGES = 256  # images that are read at a time
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from gzcli.data.forms import Decoding, Say, silent
-from gzcli.data.kinds import FORMATS, counted
-from gzcli.errors import GzError, MissingError, UsageError
-from gzcli.sections import Fit
-from gzcli.sizes import sides
+from gzcli.core.errors import GzError, MissingError, UsageError
+from gzcli.core.sections import Fit
+from gzcli.core.sizes import sides
+from gzcli.data.packs.forms import Decoding, Say, silent
+from gzcli.data.readers.kinds import FORMATS, counted
 
 ORIENTATION = 0x0112  # number of this EXIF tag; its values 5 … 8 are quarter turns
 BITS = 258  # number of TIFF's tag of the bits of a value

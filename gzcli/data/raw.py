@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gzcli.data.forms import Say
-from gzcli.data.specs import DataFile, DataSpec
-from gzcli.errors import MissingError
+from gzcli.core.errors import MissingError
+from gzcli.data.packs.forms import Say
+from gzcli.data.sets.specs import DataFile, DataSpec
 from gzcli.store.files import checksum
 from gzcli.store.paths import cache_dir
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gzcli.data.specs import DataSpec
+from gzcli.data.sets.specs import DataSpec
 
 
 class Block(NamedTuple):

@@ -7,8 +7,8 @@ import re
 import tarfile
 from pathlib import Path
 
-from gzcli.errors import MissingError, UsageError
-from gzcli.variables import number
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.variables import number
 
 MAX_ARCHIVE = 200_000_000_000  # unpacked bytes, unless `GZ_MAX_ARCHIVE` says otherwise
 # An archive of more than DENSE unpacked bytes, and more than RATIO for each packed one, is taken for a bomb.

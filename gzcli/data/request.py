@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gzcli.errors import UsageError, redacted
+from gzcli.core.errors import UsageError, redacted
 
 TIMEOUT = 30.0  # seconds without a byte until a connection counts as stalled
 

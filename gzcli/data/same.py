@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gzcli.data.pack import PackMeta
-from gzcli.errors import MissingError
+from gzcli.core.errors import MissingError
+from gzcli.core.units import by_sides
+from gzcli.data.packs.pack import PackMeta
 from gzcli.store.files import read_object, write_json
-from gzcli.units import by_sides
 
 FILE = "env.json"  # file of a run that holds the record, under the key `data`
 NAMED = 5  # classes that a message names at most

@@ -6,10 +6,10 @@ and checksums are the publishers' own.
 
 from __future__ import annotations
 
-from gzcli.data.installed import INSTALLED
-from gzcli.data.medmnist import MEDMNIST
-from gzcli.data.specs import DataFile, DataSpec, listed
-from gzcli.errors import UsageError, did_you_mean, matching
+from gzcli.core.errors import UsageError, did_you_mean, matching
+from gzcli.data.sets.installed import INSTALLED
+from gzcli.data.sets.medmnist import MEDMNIST
+from gzcli.data.sets.specs import DataFile, DataSpec, listed
 
 
 def find(name: str) -> DataSpec:

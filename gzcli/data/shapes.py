@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gzcli.data.outlines import SIDE, distance, matrices, pictures
-from gzcli.data.raw_images import RawImages, in_arrays
-from gzcli.data.specs import DataSpec
+from gzcli.data.readers.raw_images import RawImages, in_arrays
+from gzcli.data.sets.outlines import SIDE, distance, matrices, pictures
+from gzcli.data.sets.specs import DataSpec
 
 COLOURS = {
     "red": (222, 45, 45),

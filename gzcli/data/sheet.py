@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from gzcli.data.pack import Pack
+from gzcli.core.streams import in_a_line
+from gzcli.data.packs.pack import Pack
 from gzcli.store.png import save_png
-from gzcli.streams import in_a_line
 
 COLUMNS, ROWS = 10, 40  # pictures of a row, and rows at most
 SIDE = 64  # pixels a side to which smaller pictures are enlarged, by a whole factor

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from gzcli.data.forms import Form
-from gzcli.sizes import Size, sides
+from gzcli.core.sizes import Size, sides
+from gzcli.data.packs.forms import Form
 
 
 @dataclass(frozen=True)

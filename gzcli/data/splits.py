@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from gzcli.errors import MissingError
+from gzcli.core.errors import MissingError
 
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {  # what arrays call them

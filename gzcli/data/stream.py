@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gzcli import start
-from gzcli.data import workers as processes
-from gzcli.data.archives import read_span
-from gzcli.data.forms import Decoding
-from gzcli.data.pictures import decode
-from gzcli.data.raw_images import Span
-from gzcli.errors import DeviceError, GzError, UsageError
-from gzcli.variables import number
+from gzcli.core import start
+from gzcli.core.errors import DeviceError, GzError, UsageError
+from gzcli.core.variables import number
+from gzcli.data.packs import workers as processes
+from gzcli.data.packs.forms import Decoding
+from gzcli.data.readers.archives import read_span
+from gzcli.data.readers.pictures import decode
+from gzcli.data.readers.raw_images import Span
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,7 @@ Rows = Sequence[int] | np.ndarray
 MOST_WORKERS = 8  # of one process
 BATCHES_AHEAD = 2  # batches that each worker may decode before they are asked for
 # Modules that workers need, which are imported once for all of them.
-PRELOADED = ["torch", "torch.utils.data", "PIL.Image", "gzcli.data.stream"]
+PRELOADED = ["torch", "torch.utils.data", "PIL.Image", "gzcli.data.packs.stream"]
 
 
 def write_index(folder: Path, split: str, spans: Sequence[Span]) -> None:

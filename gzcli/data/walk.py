@@ -8,7 +8,7 @@ import stat
 from collections import deque
 from pathlib import Path
 
-from gzcli.errors import MissingError
+from gzcli.core.errors import MissingError
 
 LARGEST_FILE = 1 << 30  # bytes: no picture is larger
 

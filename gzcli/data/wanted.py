@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-from gzcli.data.augment import patch_of
-from gzcli.sections import DataSection, Fit
-from gzcli.sizes import Size
+from gzcli.core.sections import DataSection, Fit
+from gzcli.core.sizes import Size
+from gzcli.data.packs.augment import patch_of
 
 
 class Wanted(TypedDict):

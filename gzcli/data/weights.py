@@ -6,17 +6,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from gzcli.data.addresses import has_local_mirror, is_url, of_mirror
-from gzcli.data.fetch import disk_errors, fetch_file
-from gzcli.data.forms import Report, Say, silent, unreported
-from gzcli.data.http import held
-from gzcli.data.request import Refused
-from gzcli.data.specs import DataFile
-from gzcli.errors import MissingError
+from gzcli.core.errors import MissingError
+from gzcli.core.units import size
+from gzcli.data.download.addresses import has_local_mirror, is_url, of_mirror
+from gzcli.data.download.fetch import disk_errors, fetch_file
+from gzcli.data.download.http import held
+from gzcli.data.download.request import Refused
+from gzcli.data.packs.forms import Report, Say, silent, unreported
+from gzcli.data.sets.specs import DataFile
 from gzcli.store.files import lock, need_space
 from gzcli.store.paths import cache_dir
 from gzcli.store.weights import CLIP, DINOV2, INCEPTION, VGG, offline
-from gzcli.units import size
 
 FOLDER = "weights"  # in the cache, and in a mirror
 

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import TypeVar
 
-from gzcli import start
-from gzcli.data.raw_images import Block
-from gzcli.errors import DeviceError
+from gzcli.core import start
+from gzcli.core.errors import DeviceError
+from gzcli.data.readers.raw_images import Block
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from gzcli.store import pretrained, runs
 from gzcli.store.run import Run as StoredRun
 
 if TYPE_CHECKING:
-    from gzcli.handles import Run
+    from gzcli.api.handles import Run
 
 OPENS = "cfm"  # of the models that come with gz the one that draws best
 NUMBERS = ("steps", "guidance", "temperature")  # options that have a slider, where the sampler takes them

@@ -10,12 +10,12 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
+from gzcli.core.errors import GzError
 from gzcli.demo import parts
 from gzcli.demo.choices import NUMBERS, Choice, Controls, opening
 from gzcli.demo.code import Code
 from gzcli.demo.parts import EACH, RANGES
 from gzcli.demo.studio import Asked, Shown, Studio
-from gzcli.errors import GzError
 
 CSS = """
 .pixels img {image-rendering: pixelated}

@@ -15,19 +15,19 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from gzcli import api
-from gzcli.data.batches import to_uint8
-from gzcli.data.labels import chosen
+from gzcli.api import functions
+from gzcli.api.handles import Run
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Progress
+from gzcli.data.packs.batches import to_uint8
+from gzcli.data.sets.labels import chosen
 from gzcli.demo import code
 from gzcli.demo.choices import Controls, controls
 from gzcli.demo.code import Code
 from gzcli.demo.watch import watched
-from gzcli.engine.apply import shown_pictures
 from gzcli.engine.sheets import grid
-from gzcli.errors import UsageError
-from gzcli.handles import Run
+from gzcli.judge.apply import shown_pictures
 from gzcli.store.png import save_png
-from gzcli.types import Progress
 
 WIDE = 900  # pixels to which pictures are enlarged
 Shown = tuple[np.ndarray, Code | None]  # a picture [H, W, C] uint8, and the code once it is the last one
@@ -73,7 +73,7 @@ class Studio:
         """A run, and what the page shows for it."""
         with self._lock:
             if self._open is None or self._open[0] != name:
-                run = api.load(name, device=self.device)
+                run = functions.load(name, device=self.device)
                 self._open = name, run, controls(run)
             return self._open[1:]
 

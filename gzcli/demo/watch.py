@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from torch import Tensor
 
-from gzcli.types import Progress
+from gzcli.core.types import Progress
 
 MOST = 48  # states that are shown of one sampling
 PAUSE = 0.05  # seconds from one state to the next, at least: a fast sampler would be over before one sees it

@@ -6,9 +6,9 @@ import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from gzcli.core.units import about, count, duration, figure
 from gzcli.docs.page import Page, Reference
 from gzcli.recipe.write import flow
-from gzcli.units import about, count, duration, figure
 
 LEFT = 24  # columns of the left of two columns at most
 NARROWEST = 40  # columns that a page takes where there are fewer

@@ -9,16 +9,16 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from gzcli import measured
+from gzcli.core import measured
+from gzcli.core.measured import Curve
+from gzcli.core.sections import lists
 from gzcli.docs.written import Written, written
-from gzcli.measured import Curve
 from gzcli.models import catalog, docs
 from gzcli.models.catalog import ModelCard
 from gzcli.models.signatures import Param
 from gzcli.recipe.files import RecipeFile, find, read_chain
 from gzcli.recipe.kinds import parse, words
 from gzcli.recipe.schema import score_names
-from gzcli.sections import lists
 from gzcli.store import outside
 from gzcli.store.paths import recipe_names, spelling, trained_in
 from gzcli.store.pretrained import Pretrained, every

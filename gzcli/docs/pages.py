@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from textwrap import fill
 
-from gzcli import measured
-from gzcli.alike import DIFFERENCES
+from gzcli.core import measured
+from gzcli.core.units import duration
+from gzcli.docs.alike import DIFFERENCES
 from gzcli.docs.as_markdown import ready_picture, table
 from gzcli.docs.page import Page
 from gzcli.docs.written import ROOT
 from gzcli.models import catalog
 from gzcli.store.pretrained import every
-from gzcli.units import duration
 
 TUTORIALS = ("first-model", "own-pictures", "ood-alarm", "compare")
 GUIDES = (

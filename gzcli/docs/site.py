@@ -11,7 +11,8 @@ import yaml
 from mkdocs.commands.build import build as mkdocs_build
 from mkdocs.config import load_config
 
-from gzcli import measured
+from gzcli.core import measured
+from gzcli.core.errors import canonical
 from gzcli.docs.as_markdown import as_markdown, picture_name, ready_picture
 from gzcli.docs.page import page_of
 from gzcli.docs.pages import (
@@ -25,7 +26,6 @@ from gzcli.docs.pages import (
     title_of,
 )
 from gzcli.docs.written import ROOT
-from gzcli.errors import canonical
 from gzcli.store.paths import recipe_names
 from gzcli.store.pretrained import every
 

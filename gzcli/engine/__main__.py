@@ -21,16 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gzcli import jobs, ranks, streams, waiting
-from gzcli.data import same
-from gzcli.data.open import open_pack
-from gzcli.data.wanted import wanted
-from gzcli.engine import devices
-from gzcli.engine.compiled import compiles
-from gzcli.engine.devices import accelerate, fast_kernels, pick_device, prepare_torch
-from gzcli.engine.log import Log
-from gzcli.engine.minutes import KEPT, LEAST, count_steps
-from gzcli.errors import (
+from gzcli.core import jobs, ranks, streams, waiting
+from gzcli.core.devices import INSTALL
+from gzcli.core.errors import (
     DeviceError,
     DivergedError,
     GzError,
@@ -39,12 +32,19 @@ from gzcli.errors import (
     first_line,
     system_error,
 )
-from gzcli.gpus import INSTALL
-from gzcli.parts import part_of
+from gzcli.core.parts import part_of
+from gzcli.core.units import duration
+from gzcli.data.packs import same
+from gzcli.data.packs.open import open_pack
+from gzcli.data.packs.wanted import wanted
+from gzcli.engine import devices
+from gzcli.engine.compiled import compiles
+from gzcli.engine.devices import accelerate, fast_kernels, pick_device, prepare_torch
+from gzcli.engine.log import Log
+from gzcli.engine.minutes import KEPT, LEAST, count_steps
 from gzcli.store import claims, files, png
 from gzcli.store.metrics import metric_lines
 from gzcli.store.runs import Run
-from gzcli.units import duration
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -11,23 +11,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from gzcli import ranks
-from gzcli.data import same
-from gzcli.data.forms import Form
-from gzcli.data.kinds import counted
-from gzcli.data.names import OwnSet
-from gzcli.data.open import open_pack
-from gzcli.data.pack import Pack
-from gzcli.engine.alarm_files import SHOWN, Maps, written
-from gzcli.engine.images import FIT, treatment
-from gzcli.engine.judged import Judged, judged
+from gzcli.core import ranks
+from gzcli.core.errors import UsageError
+from gzcli.core.jobs import AlarmJob
+from gzcli.data.packs import same
+from gzcli.data.packs.forms import Form
+from gzcli.data.packs.open import open_pack
+from gzcli.data.packs.pack import Pack
+from gzcli.data.readers.kinds import counted
+from gzcli.data.sets.names import OwnSet
 from gzcli.engine.log import Log
-from gzcli.engine.ood_scores import Pick, Scored, asked_scores, score_all
-from gzcli.engine.score_maps import heat, map_of, score_maps, upper
-from gzcli.engine.scores import choose
 from gzcli.engine.trained import Trained, load_trained
-from gzcli.errors import UsageError
-from gzcli.jobs import AlarmJob
+from gzcli.judge.alarm_files import SHOWN, Maps, written
+from gzcli.judge.images import FIT, treatment
+from gzcli.judge.judged import Judged, judged
+from gzcli.judge.ood_scores import Pick, Scored, asked_scores, score_all
+from gzcli.judge.score_maps import heat, map_of, score_maps, upper
+from gzcli.judge.scores import choose
 from gzcli.metrics import conformal
 from gzcli.store import files
 from gzcli.store.runs import Run

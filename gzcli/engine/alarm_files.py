@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from gzcli.data.pack import Pack
-from gzcli.engine.judged import Judged
+from gzcli.data.packs.pack import Pack
 from gzcli.engine.sheets import Row, sheet
+from gzcli.judge.judged import Judged
 from gzcli.store import files
 from gzcli.store.png import save_images, save_png
 

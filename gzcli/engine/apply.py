@@ -11,20 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gzcli.data import same
-from gzcli.data.batches import quantise, to_uint8
-from gzcli.data.folder import read_pictures
-from gzcli.data.forms import Say, silent
-from gzcli.data.open import open_pack
+from gzcli.core.errors import UsageError
+from gzcli.core.jobs import SampleJob
+from gzcli.core.sections import renamed
+from gzcli.core.sizes import Size
+from gzcli.core.types import Applied, ImageNoise, Progress
+from gzcli.data.packs import same
+from gzcli.data.packs.batches import quantise, to_uint8
+from gzcli.data.packs.forms import Say, silent
+from gzcli.data.packs.open import open_pack
+from gzcli.data.readers.folder import read_pictures
 from gzcli.engine import sampler, sheets
 from gzcli.engine.sheets import Row, sheet
 from gzcli.engine.trained import Trained
-from gzcli.errors import UsageError
-from gzcli.jobs import SampleJob
 from gzcli.models.options import defaults, grouped
-from gzcli.sections import renamed
-from gzcli.sizes import Size
-from gzcli.types import Applied, ImageNoise, Progress
 
 COLUMNS = 10  # approximate number of single images side by side
 HIDDEN = 127  # grey level of pixels that a model did not see

@@ -11,25 +11,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from gzcli import ranks
-from gzcli.data import same
-from gzcli.data.open import open_pack
-from gzcli.data.pack import Pack
-from gzcli.engine import perceptual, statistics
-from gzcli.engine.bench_notes import brief, directions, notes, provenance, told
-from gzcli.engine.calls import count_calls
-from gzcli.engine.contestants import Contestant, form_of, read, sampled, tell_apart
-from gzcli.engine.figures import SPACES, Found
-from gzcli.engine.images import subset
-from gzcli.engine.judges import Judges
-from gzcli.engine.likelihood import images_of_test, likelihood
+from gzcli.core import ranks
+from gzcli.core.errors import UsageError, did_you_mean
+from gzcli.core.jobs import BenchJob
+from gzcli.data.packs import same
+from gzcli.data.packs.open import open_pack
+from gzcli.data.packs.pack import Pack
+from gzcli.engine.curves import training_speed
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import sample_rows
-from gzcli.engine.report import training_speed
 from gzcli.engine.trained import Trained, load_trained
-from gzcli.engine.variants import quick, varied
-from gzcli.errors import UsageError, did_you_mean
-from gzcli.jobs import BenchJob
+from gzcli.judge import perceptual, statistics
+from gzcli.judge.bench_notes import brief, directions, notes, provenance, told
+from gzcli.judge.calls import count_calls
+from gzcli.judge.contestants import Contestant, form_of, read, sampled, tell_apart
+from gzcli.judge.figures import SPACES, Found
+from gzcli.judge.images import subset
+from gzcli.judge.judges import Judges
+from gzcli.judge.likelihood import images_of_test, likelihood
+from gzcli.judge.variants import quick, varied
 from gzcli.metrics import lite
 from gzcli.metrics.interval import Interval
 from gzcli.store import files

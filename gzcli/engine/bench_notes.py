@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from gzcli.engine.contestants import Contestant
-from gzcli.engine.figures import Found, direction
-from gzcli.engine.images import treatment
-from gzcli.engine.quality import Quality
-from gzcli.jobs import BenchJob
+from gzcli.core.jobs import BenchJob
+from gzcli.judge.contestants import Contestant
+from gzcli.judge.figures import Found, direction
+from gzcli.judge.images import treatment
+from gzcli.judge.quality import Quality
 
 
 def told(name: str, found: Found) -> dict[str, Any]:

@@ -8,17 +8,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from gzcli.core.errors import DamagedError, GzError, MissingError, first_line
+from gzcli.core.parts import Part
+from gzcli.core.types import DataInfo
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine.checkpoint import Saved
-from gzcli.errors import DamagedError, GzError, MissingError, first_line
 from gzcli.models import catalog
 from gzcli.models.base import Model
 from gzcli.models.catalog import ModelCard
-from gzcli.parts import Part
 from gzcli.store import files
 from gzcli.store.files import checksum
 from gzcli.store.runs import Run
-from gzcli.types import DataInfo
 
 USUAL = 16_384  # up to which numbers of a recipe are taken as they are
 CHANNELS_LAST = ("cuda",)  # types of devices whose convolutions are faster with channels last

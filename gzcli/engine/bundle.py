@@ -18,18 +18,18 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from gzcli.data.sets import SPECS
+from gzcli.core.errors import UsageError
+from gzcli.core.jobs import ExportJob
+from gzcli.core.parts import Part
+from gzcli.core.sections import LaunchSection
+from gzcli.data.sets.sets import SPECS
 from gzcli.engine import sampler
 from gzcli.engine.build import load_model, weights_file
 from gzcli.engine.checkpoint import metadata_of, read_weights
+from gzcli.engine.curves import metric_lines
 from gzcli.engine.latent import autoencoder_run
-from gzcli.engine.report import metric_lines
 from gzcli.engine.trained import Trained
-from gzcli.errors import UsageError
-from gzcli.jobs import ExportJob
 from gzcli.models import catalog
-from gzcli.parts import Part
-from gzcli.sections import LaunchSection
 from gzcli.store import files
 from gzcli.store.bundle import LATENT, MAIN
 from gzcli.store.paths import user_dir

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 
-from gzcli.sections import TrainSection
+from gzcli.core.sections import TrainSection
 
 FIRST = 60.0  # seconds until the first pause, which then comes at the next step of the series
 LONGEST = 600.0  # seconds from one pause to the next, as far as its share of the time allows

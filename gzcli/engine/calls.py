@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from gzcli.core.types import ImageNoise, no_progress
 from gzcli.engine.trained import Trained
 from gzcli.models.nn import spread_labels
 from gzcli.models.options import defaults, grouped
-from gzcli.types import ImageNoise, no_progress
 
 
 def count_calls(trained: Trained, options: Mapping[str, Any] | None = None) -> int:

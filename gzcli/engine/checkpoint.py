@@ -20,10 +20,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gzcli.errors import DamagedError, MissingError
-from gzcli.parts import Part, part_of
+from gzcli.core.errors import DamagedError, MissingError
+from gzcli.core.parts import Part, part_of
+from gzcli.core.types import DataInfo
 from gzcli.store import arrays, files
-from gzcli.types import DataInfo
 from gzcli.version import __version__
 
 KEPT, KEPT_AT_THE_END = 2, 1  # newest checkpoints of a run that trains and of a finished one, if none is said

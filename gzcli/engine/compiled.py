@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gzcli import ranks
+from gzcli.core import ranks
+from gzcli.core.errors import first_line
+from gzcli.core.parts import Part
+from gzcli.core.types import Batch, Noise
 from gzcli.engine.log import Log
-from gzcli.errors import first_line
 from gzcli.models.base import Model, named_losses
-from gzcli.parts import Part
-from gzcli.types import Batch, Noise
 
 LONG = 2_000  # steps of a run that gains on a GPU: a U-Net takes about a minute to compile
 LONG_MINUTES = 10.0  # the same of a run whose length is given in minutes

@@ -12,23 +12,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from gzcli import ranks
-from gzcli.data.facts import facts_of
-from gzcli.data.names import locate
-from gzcli.data.open import open_pack
-from gzcli.data.pack import Pack
-from gzcli.data.wanted import Wanted
+from gzcli.core import ranks
+from gzcli.core.errors import UsageError
+from gzcli.core.jobs import BenchJob
+from gzcli.core.sizes import as_size
+from gzcli.core.units import by_sides
+from gzcli.data.packs.facts import facts_of
+from gzcli.data.packs.open import open_pack
+from gzcli.data.packs.pack import Pack
+from gzcli.data.packs.wanted import Wanted
+from gzcli.data.sets.names import locate
 from gzcli.engine.devices import synchronise
-from gzcli.engine.image_sets import ImageSet, some
 from gzcli.engine.log import Log
-from gzcli.engine.naming import short_names
 from gzcli.engine.sampler import draw
 from gzcli.engine.trained import Trained
-from gzcli.errors import UsageError
-from gzcli.jobs import BenchJob
-from gzcli.sizes import as_size
+from gzcli.judge.image_sets import ImageSet, some
+from gzcli.judge.naming import short_names
 from gzcli.store import arrays
-from gzcli.units import by_sides
 
 FEWEST = 50  # images of a contestant
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from gzcli.core.types import Batch, ImageNoise
 from gzcli.engine.trained import Trained
 from gzcli.models.nn import full_fp32
 from gzcli.models.options import defaults, grouped
-from gzcli.types import Batch, ImageNoise
 
 IMAGES = 8  # images of a batch on which the solver is checked, at most
 NOTABLE = 0.01  # bits a dimension: the last digit in which tables give bpd

@@ -12,16 +12,16 @@ from typing import NamedTuple
 
 import torch
 
-from gzcli.costs import Cost, Line
+from gzcli.core.parts import Part
+from gzcli.core.types import Batch, BatchNoise, DataInfo
 from gzcli.engine import muon
 from gzcli.engine.build import build_model
 from gzcli.engine.devices import fast_bf16
 from gzcli.engine.prepared import with_prepared
 from gzcli.engine.shapes import PROBE, Counter, bytes_of, shapes_only
+from gzcli.launch.costs import Cost, Line
 from gzcli.models import catalog
 from gzcli.models.base import Model, Phase, named_losses
-from gzcli.parts import Part
-from gzcli.types import Batch, BatchNoise, DataInfo
 
 CPU = torch.device("cpu")
 PREPARING = ("pair_steps",)  # options of `prepare` that a step does not depend on, so that it is short here

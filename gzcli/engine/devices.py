@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gzcli import gpus, ranks
-from gzcli.errors import DeviceError, UsageError
-from gzcli.parts import Part
-from gzcli.sections import LaunchSection
+from gzcli.core import devices, ranks
+from gzcli.core.errors import DeviceError, UsageError
+from gzcli.core.parts import Part
+from gzcli.core.sections import LaunchSection
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -30,11 +30,11 @@ def pick_device(launch: LaunchSection) -> torch.device:
     """
     if launch.cpu or launch.gpus == 0:
         return torch.device("cpu")
-    found = gpus.tried(1)
+    found = devices.tried(1)
     if found.usable:
         return torch.device("cuda")
     if launch.gpus:
-        raise DeviceError(found.lack or "there is no GPU here", hint=gpus.INSTALL)
+        raise DeviceError(found.lack or "there is no GPU here", hint=devices.INSTALL)
     if found.lack:
         warnings.warn(f"{found.lack}; the CPU is used", stacklevel=2)
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -44,7 +44,7 @@ def check_planned() -> None:
     """Raises DeviceError where the `gz` that started this process planned with GPUs, and torch can use none:
     accelerate would take the CPU without a word."""
     if os.environ.get("GZ_GPUS", "0") != "0" and not torch.cuda.is_available():
-        raise DeviceError(gpus.tried(1).lack or "there is no GPU here any more", hint=gpus.INSTALL)
+        raise DeviceError(devices.tried(1).lack or "there is no GPU here any more", hint=devices.INSTALL)
 
 
 def prepare_torch(part: Part) -> None:

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from gzcli import ranks
-from gzcli.types import Batch
+from gzcli.core import ranks
+from gzcli.core.types import Batch
 
 
 class EMA:

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from gzcli.engine import bundle, portable
+from gzcli.core.errors import UsageError
+from gzcli.core.jobs import ExportJob
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained, load_trained
-from gzcli.errors import UsageError
-from gzcli.jobs import ExportJob
+from gzcli.export import bundle, portable
 from gzcli.store import files
 from gzcli.store.leftovers import sweep
 from gzcli.store.runs import Run

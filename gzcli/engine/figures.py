@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from gzcli.engine.images import subset
+from gzcli.judge.images import subset
 from gzcli.metrics import fidelity
 from gzcli.metrics.fidelity import inception_score
 from gzcli.metrics.frechet import (

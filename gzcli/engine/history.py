@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gzcli import ranks
+from gzcli.core import ranks
+from gzcli.core.errors import DivergedError
+from gzcli.core.measured import beside
+from gzcli.core.parts import Part
 from gzcli.engine.checkpoint import steps_of
 from gzcli.engine.log import Log, TrainBar
 from gzcli.engine.trackers import Trackers
-from gzcli.errors import DivergedError
-from gzcli.measured import beside
-from gzcli.parts import Part
 from gzcli.store import files
 from gzcli.store.metrics import every_line, metric_lines
 from gzcli.store.runs import Run, has_shipped_loss

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from gzcli import ranks
-from gzcli.data.batches import quantise, to_uint8
-from gzcli.data.pack import Pack
-from gzcli.engine.images import subset
+from gzcli.core import ranks
+from gzcli.data.packs.batches import quantise, to_uint8
+from gzcli.data.packs.pack import Pack
+from gzcli.judge.images import subset
 from gzcli.store import arrays, files
 from gzcli.store.paths import cache_dir
 

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from gzcli import ranks
-from gzcli.data.batches import scan, scan_by_content
-from gzcli.data.pack import Pack
+from gzcli.core import ranks
+from gzcli.core.types import Batch
+from gzcli.data.packs.batches import scan, scan_by_content
+from gzcli.data.packs.pack import Pack
 from gzcli.engine.devices import synchronise
 from gzcli.engine.trained import Trained
-from gzcli.types import Batch
 
 FEWEST, MOST = 500, 10_000  # images of a split that a budget of seconds pays for
 FIT = FEWEST  # held-out images that scores are fitted on: as many as the smallest budget pays for

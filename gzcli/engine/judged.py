@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gzcli.engine.ood_scores import Scored
+from gzcli.judge.ood_scores import Scored
 from gzcli.metrics import conformal
 from gzcli.metrics.likelihood_scores import tails_of
 

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from gzcli.data.pack import Pack
-from gzcli.engine import perceptual
-from gzcli.engine.contestants import Contestant
-from gzcli.engine.figures import Found
-from gzcli.engine.image_sets import ImageSet, some
-from gzcli.engine.memorised import Memory, worth_of
-from gzcli.engine.quality import Quality
-from gzcli.jobs import BenchJob
+from gzcli.core.jobs import BenchJob
+from gzcli.data.packs.pack import Pack
+from gzcli.judge import perceptual
+from gzcli.judge.contestants import Contestant
+from gzcli.judge.figures import Found
+from gzcli.judge.image_sets import ImageSet, some
+from gzcli.judge.memorised import Memory, worth_of
+from gzcli.judge.quality import Quality
 from gzcli.models.nn import LPIPS
 
 

@@ -21,21 +21,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gzcli.data.batches import scan
-from gzcli.data.pack import Pack
+from gzcli.core.errors import MissingError, UsageError, canonical
+from gzcli.core.parts import part_of
+from gzcli.core.sizes import as_size
+from gzcli.core.types import DataInfo, Noise
+from gzcli.core.units import by_sides
+from gzcli.data.packs.batches import scan
+from gzcli.data.packs.pack import Pack
 from gzcli.engine.build import load_model
 from gzcli.engine.checkpoint import SpaceRecord
-from gzcli.errors import MissingError, UsageError, canonical
 from gzcli.models import catalog
-from gzcli.parts import part_of
-from gzcli.sizes import as_size
 from gzcli.store import runs
 from gzcli.store.files import checksum
 from gzcli.store.paths import recipe_names
 from gzcli.store.run import Run
 from gzcli.store.weights import repository
-from gzcli.types import DataInfo, Noise
-from gzcli.units import by_sides
 
 MEASURED = 2000  # training images by whose latents mean and deviation are measured
 MEASURE_BATCH = 64  # images that are encoded together for it

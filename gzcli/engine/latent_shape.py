@@ -6,15 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gzcli.core.errors import MissingError
+from gzcli.core.parts import Part, part_of
+from gzcli.core.types import DataInfo
 from gzcli.engine.build import build_model
 from gzcli.engine.cost import batch_of
 from gzcli.engine.shapes import shapes_only
-from gzcli.errors import MissingError
 from gzcli.models import catalog
-from gzcli.parts import Part, part_of
 from gzcli.store import files, runs
 from gzcli.store.weights import hub_home, is_id
-from gzcli.types import DataInfo
 
 # The autoencoders of Stable Diffusion: `stabilityai/sd-vae-ft-ema`, `-mse`, and those of its versions.
 KNOWN = {"latent_channels": 4, "block_out_channels": [128, 256, 512, 512]}

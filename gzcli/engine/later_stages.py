@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from gzcli.data.open import open_pack
-from gzcli.data.wanted import wanted
+from gzcli.core.errors import UsageError
+from gzcli.core.parts import part_of
+from gzcli.data.packs.open import open_pack
+from gzcli.data.packs.wanted import wanted
 from gzcli.engine.cost import Seen, build
 from gzcli.engine.latent_shape import on_latents
 from gzcli.engine.shapes import shapes_only
-from gzcli.errors import UsageError
-from gzcli.parts import part_of
 from gzcli.store.runs import Run
 
 

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gzcli import ranks
-from gzcli.data.pack import Pack
-from gzcli.engine.converged import solver_gap
-from gzcli.engine.images import Images, affordable, subset, timed
+from gzcli.core import ranks
+from gzcli.core.errors import DivergedError
+from gzcli.core.types import Batch, ImageNoise
+from gzcli.core.units import about
+from gzcli.data.packs.pack import Pack
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained
-from gzcli.errors import DivergedError
+from gzcli.judge.converged import solver_gap
+from gzcli.judge.images import Images, affordable, subset, timed
 from gzcli.models.base import Model
 from gzcli.models.nn import full_fp32
-from gzcli.types import Batch, ImageNoise
-from gzcli.units import about
 
 BATCH_SIZE = defaultdict(lambda: 100, cpu=50, cuda=200)  # test images that are read together, by device
 MOST = 10_000  # test images that a likelihood is computed of

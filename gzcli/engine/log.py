@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gzcli import waiting
+from gzcli.core import waiting
+from gzcli.core.streams import printable
+from gzcli.core.types import Progress, no_progress
 from gzcli.engine.speed import Speed, in_words
-from gzcli.streams import printable
-from gzcli.types import Progress, no_progress
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gzcli import ranks
+from gzcli.core import ranks
+from gzcli.core.types import Batch
 from gzcli.engine.log import Log
 from gzcli.store.files import fsync, need_space
 from gzcli.store.leftovers import beside, sweep
-from gzcli.types import Batch
 
 Rows = Callable[[str, range], Iterator[Batch]]  # (split, positions) → its images in batches
 Make = Callable[[str, Batch], Mapping[str, Tensor]]  # (split, batch of B) → {key: rows [B, …]}

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from gzcli.engine import figures
-from gzcli.engine.figures import Found
-from gzcli.engine.image_sets import ImageSet, RealImages, Space, some
-from gzcli.engine.images import subset
 from gzcli.engine.sheets import Row, sheet
+from gzcli.judge import figures
+from gzcli.judge.figures import Found
+from gzcli.judge.image_sets import ImageSet, RealImages, Space, some
+from gzcli.judge.images import subset
 from gzcli.metrics.manifold import authenticity, duplicates, nearest
 from gzcli.metrics.worth import worth
 from gzcli.store.png import save_png

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-from gzcli import ranks
+from gzcli.core import ranks
 from gzcli.models.base import Phase
 
 WARM_UP, TIMED = 5, 50  # steps; the first ones choose kernels and compile

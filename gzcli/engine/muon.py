@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from gzcli import ranks
+from gzcli.core import ranks
 
 NARROW = 32  # matrices of fewer rows or columns are left to AdamW
 MOMENTUM = 0.95

@@ -10,28 +10,21 @@ from typing import Any
 
 import torch
 
-from gzcli import ranks
-from gzcli.data import same
-from gzcli.data.benchmarks import find as find_benchmark
-from gzcli.data.imglists import listed_images
-from gzcli.data.open import open_pack
-from gzcli.data.pack import Pack
-from gzcli.engine.images import BANK, subset
+from gzcli.core import ranks
+from gzcli.core.errors import UsageError
+from gzcli.core.jobs import OodJob
+from gzcli.data.packs import same
+from gzcli.data.packs.open import open_pack
+from gzcli.data.packs.pack import Pack
+from gzcli.data.sets.benchmarks import find as find_benchmark
+from gzcli.data.sets.imglists import listed_images
 from gzcli.engine.log import Log
-from gzcli.engine.naming import short_names
-from gzcli.engine.ood_scores import Pick, score_all
-from gzcli.engine.ood_table import (
-    ScoreTable,
-    compare,
-    notes,
-    over_seeds,
-    with_group_means,
-    write_scores,
-)
 from gzcli.engine.pictures import histograms
 from gzcli.engine.trained import Trained, load_trained
-from gzcli.errors import UsageError
-from gzcli.jobs import OodJob
+from gzcli.judge.images import BANK, subset
+from gzcli.judge.naming import short_names
+from gzcli.judge.ood_scores import Pick, score_all
+from gzcli.judge.ood_table import ScoreTable, compare, notes, over_seeds, with_group_means, write_scores
 from gzcli.metrics import baselines, lite
 from gzcli.store import files
 from gzcli.store.runs import Run

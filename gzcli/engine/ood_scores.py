@@ -12,22 +12,22 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gzcli import ranks
-from gzcli.data.pack import Pack
-from gzcli.engine.converged import SolverGap, solver_gap
-from gzcli.engine.ensemble import WAIC, combined, computed_for, mean_over_seeds
-from gzcli.engine.images import FIT, Images, affordable, fitting_images, held_out_split, subset, timed
+from gzcli.core import ranks
+from gzcli.core.errors import DivergedError, MissingError, UsageError
+from gzcli.core.jobs import AlarmJob, OodJob
+from gzcli.core.types import Batch
+from gzcli.data.packs.pack import Pack
 from gzcli.engine.log import Log
-from gzcli.engine.scores import Scorer, choose
 from gzcli.engine.trained import Trained, load_trained
-from gzcli.errors import DivergedError, MissingError, UsageError
-from gzcli.jobs import AlarmJob, OodJob
+from gzcli.judge.converged import SolverGap, solver_gap
+from gzcli.judge.ensemble import WAIC, combined, computed_for, mean_over_seeds
+from gzcli.judge.images import FIT, Images, affordable, fitting_images, held_out_split, subset, timed
+from gzcli.judge.scores import Scorer, choose
 from gzcli.metrics import conformal
 from gzcli.metrics.features import lenet
 from gzcli.metrics.likelihood_scores import read
 from gzcli.models.nn import LPIPS
 from gzcli.store.runs import find
-from gzcli.types import Batch
 
 BATCH_SIZE = defaultdict(lambda: 128, cpu=64, cuda=256)  # images that are scored together, by device
 DRAWS = 4  # of the noise, whose mean is the score of a picture

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from gzcli.data.benchmarks import Benchmark
-from gzcli.data.pack import Pack
-from gzcli.data.sets import SPECS
-from gzcli.engine.images import treatment
+from gzcli.data.packs.pack import Pack
+from gzcli.data.sets.benchmarks import Benchmark
+from gzcli.data.sets.sets import SPECS
+from gzcli.judge.images import treatment
 from gzcli.metrics.detection import detection
 from gzcli.store import files
 

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, Adamax, AdamW, Optimizer, RMSprop
 
-from gzcli import ranks
+from gzcli.core import ranks
+from gzcli.core.errors import MissingError, UsageError, did_you_mean
+from gzcli.core.sections import OptimSection
 from gzcli.engine.muon import Muon
-from gzcli.errors import MissingError, UsageError, did_you_mean
 from gzcli.models.base import Phase
-from gzcli.sections import OptimSection
 
 
 def settings(section: OptimSection, phases: list[Phase]) -> dict[str, OptimSection]:

@@ -6,19 +6,19 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from gzcli import ranks
-from gzcli.data.pack import Pack
-from gzcli.engine.figures import Found
-from gzcli.engine.image_sets import ImageSet
-from gzcli.engine.images import Images, subset
+from gzcli.core import ranks
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Batch, no_progress
+from gzcli.data.packs.pack import Pack
 from gzcli.engine.log import Log
-from gzcli.engine.scores import fresh_noise
 from gzcli.engine.trained import Trained
-from gzcli.errors import UsageError
+from gzcli.judge.figures import Found
+from gzcli.judge.image_sets import ImageSet
+from gzcli.judge.images import Images, subset
+from gzcli.judge.scores import fresh_noise
 from gzcli.metrics.interval import Interval
 from gzcli.models.nn import LPIPS
 from gzcli.models.options import defaults
-from gzcli.types import Batch, no_progress
 
 REBUILT = 200  # test images that are reconstructed: of a GAN each takes a search
 PAIRS = 500  # of samples

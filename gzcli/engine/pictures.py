@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from gzcli.core.streams import printable
 from gzcli.store.leftovers import beside
 from gzcli.store.png import texts
-from gzcli.streams import printable
 
 APART = 12  # factor between ranges of scores from which an axis is logarithmic far from the median
 

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from gzcli.engine import portable_sampler, sampler
-from gzcli.engine.portable_steps import BATCH, Decode, Unportable, step_of
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.engine import sampler
 from gzcli.engine.trained import Trained
-from gzcli.errors import MissingError, UsageError
+from gzcli.export import portable_sampler
+from gzcli.export.portable_steps import BATCH, Decode, Unportable, step_of
 from gzcli.models.options import grouped
 
 CHECKED = 4  # images that the export is tried on

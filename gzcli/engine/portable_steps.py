@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gzcli.core.types import ImageNoise, Noise, no_progress
 from gzcli.engine.trained import Trained
 from gzcli.models.base import Model
 from gzcli.models.nn import spread_labels
-from gzcli.types import ImageNoise, Noise, no_progress
 
 BATCH = 3  # images of the example that a graph is traced with
 KINDS = {"normal_": "normal", "uniform_": "uniform"}

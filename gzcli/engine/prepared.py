@@ -16,21 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gzcli import ranks
-from gzcli.data.batches import TrainBatches, scan
-from gzcli.data.cached import is_array
-from gzcli.data.pack import Pack
+from gzcli.core import ranks
+from gzcli.core.errors import UsageError
+from gzcli.core.parts import Part
+from gzcli.core.types import Batch, DataInfo, mix
+from gzcli.data.packs.batches import TrainBatches, scan
+from gzcli.data.packs.cached import is_array
+from gzcli.data.packs.pack import Pack
 from gzcli.engine.latent import DiffusersVAE, LatentSpace, new_space
 from gzcli.engine.log import Log
 from gzcli.engine.maps import write_maps
-from gzcli.errors import UsageError
 from gzcli.models.base import Model
 from gzcli.models.nn import full_fp32
-from gzcli.parts import Part
 from gzcli.store.files import remove_tree
 from gzcli.store.paths import cache_dir
 from gzcli.store.runs import Run
-from gzcli.types import Batch, DataInfo, mix
 
 PREPARE_BATCH = 128  # images that a model prepares at a time
 ENCODE_BATCH = 64  # images that an autoencoder encodes at a time

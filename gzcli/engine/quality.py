@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from gzcli import ranks, waiting
-from gzcli.data.pack import Pack
-from gzcli.engine import figures, statistics
-from gzcli.engine.figures import SPACES, WIDTHS, Found
-from gzcli.engine.image_sets import ImageSet, RealImages, Space
+from gzcli.core import ranks, waiting
+from gzcli.data.packs.pack import Pack
+from gzcli.judge import figures, statistics
+from gzcli.judge.figures import SPACES, WIDTHS, Found
+from gzcli.judge.image_sets import ImageSet, RealImages, Space
 from gzcli.metrics import vit
 from gzcli.metrics.features import LeNetFeatures, lenet
 from gzcli.metrics.fidelity import inception

@@ -11,23 +11,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gzcli import ranks
-from gzcli.data.batches import quantise, to_uint8
-from gzcli.data.forms import Say, silent
+from gzcli.core import ranks
+from gzcli.core.jobs import SampleJob
+from gzcli.core.types import ImageNoise, Progress
+from gzcli.data.packs.batches import quantise, to_uint8
+from gzcli.data.packs.forms import Say, silent
 from gzcli.engine import sampler, sheets
-from gzcli.engine.apply import COLUMNS, apply, read_inputs, to_bytes
 from gzcli.engine.build import weights_file
 from gzcli.engine.devices import title
 from gzcli.engine.log import Log
 from gzcli.engine.sheets import Row
 from gzcli.engine.trained import Trained, load_trained
-from gzcli.jobs import SampleJob
+from gzcli.judge.apply import COLUMNS, apply, read_inputs, to_bytes
 from gzcli.models.nn import spread_labels
 from gzcli.models.options import defaults, grouped
 from gzcli.store.files import checksum
 from gzcli.store.png import save_images, save_png
 from gzcli.store.runs import Run
-from gzcli.types import ImageNoise, Progress
 
 PNG_LIMIT = 256  # number of images up to which single PNGs are written without being asked for
 

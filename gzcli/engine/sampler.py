@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gzcli import ranks
-from gzcli.data.batches import to_uint8
-from gzcli.data.labels import chosen, in_turns
+from gzcli.core import ranks
+from gzcli.core.errors import DeviceError
+from gzcli.core.sizes import sides
+from gzcli.core.types import DataInfo, ImageNoise, Progress, no_progress
+from gzcli.data.packs.batches import to_uint8
+from gzcli.data.sets.labels import chosen, in_turns
 from gzcli.engine import sheets
 from gzcli.engine.trained import Trained
-from gzcli.errors import DeviceError
 from gzcli.models.nn import spread_labels
 from gzcli.models.options import grouped
-from gzcli.sizes import sides
-from gzcli.types import DataInfo, ImageNoise, Progress, no_progress
 
 BATCH_SIZE = defaultdict(lambda: 256, cpu=128, cuda=512)  # images of VALUES values that are drawn together
 VALUES = 3 * 64 * 64  # values of an image up to which a batch is full; it holds fewer of larger images

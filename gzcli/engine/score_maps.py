@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from gzcli import ranks
-from gzcli.engine.images import Images
-from gzcli.engine.scores import fresh_noise
+from gzcli.core import ranks
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Batch
 from gzcli.engine.trained import Trained
-from gzcli.errors import UsageError
+from gzcli.judge.images import Images
+from gzcli.judge.scores import fresh_noise
 from gzcli.metrics.likelihood_scores import SCORES
 from gzcli.models.base import Model
 from gzcli.models.options import defaults, grouped
-from gzcli.types import Batch
 
 BRIGHT = 0.995  # the quantile of a map that has the brightest colour
 

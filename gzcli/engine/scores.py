@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gzcli import ranks
-from gzcli.data.batches import to_uint8
+from gzcli.core import ranks
+from gzcli.core.errors import DivergedError, MissingError, UsageError, did_you_mean
+from gzcli.core.types import Batch, ImageNoise
+from gzcli.data.packs.batches import to_uint8
 from gzcli.engine.trained import Trained
-from gzcli.errors import DivergedError, MissingError, UsageError, did_you_mean
 from gzcli.metrics.baselines import code_length
 from gzcli.metrics.likelihood_scores import SCORES, Arrays, Facts, read
 from gzcli.models.base import Model
 from gzcli.models.catalog import likelihood_scores
 from gzcli.models.nn import double, full_fp32
 from gzcli.models.options import defaults, grouped
-from gzcli.types import Batch, ImageNoise
 
 
 def own_scores(model: Model) -> list[str]:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gzcli.data.sheet import font_of
-from gzcli.streams import in_a_line
-from gzcli.units import duration
+from gzcli.core.streams import in_a_line
+from gzcli.core.units import duration
+from gzcli.data.packs.sheet import font_of
 
 if TYPE_CHECKING:
     from torch import Tensor

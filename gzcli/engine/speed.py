@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gzcli.peaks import peak_of
+from gzcli.core.peaks import peak_of
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gzcli import ranks
+from gzcli.core import ranks
+from gzcli.core.errors import DamagedError, MissingError, UsageError
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine.checkpoint import Checkpoint, Saved, SpaceRecord
 from gzcli.engine.ema import EMA
@@ -19,7 +20,6 @@ from gzcli.engine.history import History
 from gzcli.engine.log import Log
 from gzcli.engine.optim import restore
 from gzcli.engine.trained import Trained
-from gzcli.errors import DamagedError, MissingError, UsageError
 from gzcli.recipe.write import dump
 from gzcli.store import arrays, files, runs
 from gzcli.store.leftovers import beside

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from gzcli.engine.figures import WIDTHS
-from gzcli.engine.image_sets import ImageSet, Space
-from gzcli.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.judge.figures import WIDTHS
+from gzcli.judge.image_sets import ImageSet, Space
 from gzcli.metrics.frechet import Moments, moments
 from gzcli.store import arrays, files
 

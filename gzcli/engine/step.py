@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from gzcli import ranks
-from gzcli.data.pack import Pack
+from gzcli.core import ranks
+from gzcli.core.parts import Part, part_of
+from gzcli.core.types import Batch, DataInfo
+from gzcli.data.packs.pack import Pack
 from gzcli.engine import compiled, devices, speed
 from gzcli.engine.compiled import Compiled
 from gzcli.engine.cost import Seen, flops_of
@@ -20,9 +22,7 @@ from gzcli.engine.speed import Speed
 from gzcli.models import catalog
 from gzcli.models.base import Model, named_losses
 from gzcli.models.nn import whole_batch
-from gzcli.parts import Part, part_of
 from gzcli.store.runs import Run
-from gzcli.types import Batch, DataInfo
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from gzcli import ranks, signals
+from gzcli.core import ranks, signals
 from gzcli.store.run import Run
 
 AGREE_EVERY = 10  # steps between two agreements of the ranks, which cost a collective; 1 where steps are slow

@@ -9,9 +9,9 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from gzcli.core.errors import MissingError, first_line
+from gzcli.core.sections import LaunchSection
 from gzcli.engine.log import Log
-from gzcli.errors import MissingError, first_line
-from gzcli.sections import LaunchSection
 from gzcli.store import files
 from gzcli.store.paths import user_dir
 from gzcli.store.runs import Run

@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gzcli.data.augment import patch_of
-from gzcli.data.wanted import Wanted
+from gzcli.core.errors import UsageError
+from gzcli.core.parts import Part
+from gzcli.core.sizes import as_size
+from gzcli.core.types import Batch, DataInfo
+from gzcli.data.packs.augment import patch_of
+from gzcli.data.packs.wanted import Wanted
 from gzcli.engine.build import load_model
 from gzcli.engine.devices import HALVES, chosen_precision
 from gzcli.engine.latent import LatentSpace, open_space
-from gzcli.errors import UsageError
 from gzcli.models.base import Model
-from gzcli.parts import Part
-from gzcli.sizes import as_size
 from gzcli.store.bundle import LATENT
 from gzcli.store.runs import Run
-from gzcli.types import Batch, DataInfo
 
 
 @dataclass

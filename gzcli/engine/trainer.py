@@ -13,29 +13,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gzcli import ranks, waiting
-from gzcli.data.pack import Pack
+from gzcli.core import ranks, waiting
+from gzcli.core.errors import Interrupted
+from gzcli.core.parts import Part
+from gzcli.core.types import Batch, BatchNoise, mix
+from gzcli.data.packs.pack import Pack
 from gzcli.engine import devices, optim, sampler, state, trackers
 from gzcli.engine.build import build_model, built_on, placed, stages_for
 from gzcli.engine.cadence import KINDS, Cadence
+from gzcli.engine.curves import loss_curve
 from gzcli.engine.ema import EMA, SharedOutEMA
 from gzcli.engine.history import History
 from gzcli.engine.log import Log
 from gzcli.engine.prepared import prepare, train_images
-from gzcli.engine.report import loss_curve
 from gzcli.engine.state import State
 from gzcli.engine.step import is_shared_out, speed_of, twin, wrapped
 from gzcli.engine.stop import Stop, listening
 from gzcli.engine.trained import Trained
 from gzcli.engine.validate import best_metric, collapsed, validate
-from gzcli.errors import Interrupted
 from gzcli.metrics.features import LeNetFeatures, lenet
 from gzcli.models.base import Phase
 from gzcli.models.catalog import OUTSIDE, card_of
-from gzcli.parts import Part
 from gzcli.store.png import save_png
 from gzcli.store.runs import Run
-from gzcli.types import Batch, BatchNoise, mix
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -16,19 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gzcli.costs import Cost
+from gzcli.core.errors import GzError, MissingError, UsageError, first_line
+from gzcli.core.jobs import TrialJob
+from gzcli.core.parts import Part, part_of
+from gzcli.core.types import DataInfo
 from gzcli.engine import devices, optim
 from gzcli.engine.cost import Seen, Stages, batch_of, build, cost_of, noise
 from gzcli.engine.ema import EMA
 from gzcli.engine.latent_shape import on_latents
 from gzcli.engine.log import Log
 from gzcli.engine.prepared import with_prepared
-from gzcli.errors import GzError, MissingError, UsageError, first_line
-from gzcli.jobs import TrialJob
+from gzcli.launch.costs import Cost
 from gzcli.models import catalog
 from gzcli.models.base import Model, Phase, named_losses
-from gzcli.parts import Part, part_of
-from gzcli.types import DataInfo
 
 # Operations of a step of a trial, at most, by device: about a second of a core, and of a small GPU.
 SECOND = {"cpu": 40e9, "mps": 1e12, "cuda": 40e12}

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from gzcli import ranks
-from gzcli.data.batches import scan
-from gzcli.data.pack import Pack
+from gzcli.core import ranks
+from gzcli.data.packs.batches import scan
+from gzcli.data.packs.pack import Pack
 from gzcli.engine import sampler
 from gzcli.engine.prepared import with_prepared
 from gzcli.engine.trained import Trained

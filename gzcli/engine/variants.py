@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from gzcli.engine.calls import steps_for
 from gzcli.engine.trained import Trained
+from gzcli.judge.calls import steps_for
 
 OF_MODEL = ("bpd", "own", "lpips")  # metrics of which a part does not depend on samples
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gzcli.errors import DivergedError, UsageError
+from gzcli.core.errors import DivergedError, UsageError
 
 
 def detection(

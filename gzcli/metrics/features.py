@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gzcli.data.pack import Pack
-from gzcli.data.stream import Pictures
-from gzcli.errors import UsageError
-from gzcli.sizes import Size, as_size, sides
+from gzcli.core.errors import UsageError
+from gzcli.core.sizes import Size, as_size, sides
+from gzcli.data.packs.pack import Pack
+from gzcli.data.packs.stream import Pictures
 from gzcli.store import arrays, files
 from gzcli.store.leftovers import sweep
 from gzcli.store.paths import cache_dir

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
 from gzcli.metrics.interval import Interval
 from gzcli.store import files
 from gzcli.store.weights import INCEPTION
 from gzcli.store.weights import weights as find_weights
 
 if TYPE_CHECKING:
-    from gzcli.data.stream import Pictures
+    from gzcli.data.packs.stream import Pictures
 
 FEATURES = 2048  # pooled features of an image; its logits of 1,008 classes stand behind them
 LAYERS = ("2048", "logits_unbiased")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
 
 
 class Moments(NamedTuple):

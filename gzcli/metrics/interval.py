@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
 
 LEVELS = (0.025, 0.975)  # the quantiles that bound an interval
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
 from gzcli.metrics.interval import LEVELS, Interval
 
 ROWS = 1000  # rows of the kernel matrix that are held in memory at once

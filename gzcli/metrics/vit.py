@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
 from gzcli.store import files
 from gzcli.store.weights import CLIP, DINOV2, weights
 
 if TYPE_CHECKING:
-    from gzcli.data.stream import Pictures
+    from gzcli.data.packs.stream import Pictures
 
 SIDE = 224  # of the pictures that the networks read, as in both papers
 HEAD = 64  # width of a head of attention, in every size of both networks

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
 from gzcli.metrics.features import LeNetFeatures, trained
 from gzcli.metrics.interval import LEVELS, Interval, bootstrap
 

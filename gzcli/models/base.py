@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
+from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 from gzcli.models.options import grouped
-from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gzcli.errors import UsageError, canonical, did_you_mean
+from gzcli.core.errors import UsageError, canonical, did_you_mean
 from gzcli.metrics.likelihood_scores import SCORES
 from gzcli.models.signatures import GIVEN, Param, params_of, value_of
 from gzcli.models.sources import ROOT, Class, by_file, classes_of, lineage_of, method_of, stamp, text_of

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gzcli import ranks
+from gzcli.core import ranks
+from gzcli.core.types import Batch, Noise
 from gzcli.models.nn import full_fp32, to_fp32
-from gzcli.types import Batch, Noise
 
 SIDE = 32  # images of a larger side are averaged to it before they are compared
 ROUNDS = 20  # of k-means, at most

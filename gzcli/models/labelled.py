@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Batch, DataInfo, Noise
 from gzcli.models.base import Model
 from gzcli.models.clusters import GUIDANCE, Clusters
 from gzcli.models.nn import at_least, spread_labels
-from gzcli.types import Batch, DataInfo, Noise
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
 from gzcli.models.ranges import range_of
 from gzcli.models.sources import ROOT, Class, annotation_of, documented, lineage_of
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from gzcli.data.names import DataSet
-from gzcli.parts import Part
+from gzcli.core.parts import Part
+from gzcli.data.sets.names import DataSet
 from gzcli.recipe.recipe import Recipe
 
 R = TypeVar("R", bound=Recipe)

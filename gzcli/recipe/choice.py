@@ -22,15 +22,15 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gzcli.data.augment import patch_of
-from gzcli.data.facts import SHAPES, TRAITS, Facts, facts_of
-from gzcli.data.names import DataSet
-from gzcli.data.specs import DataSpec
-from gzcli.errors import UsageError, canonical
+from gzcli.core.errors import UsageError, canonical
+from gzcli.core.sections import SCALES
+from gzcli.data.packs.augment import patch_of
+from gzcli.data.packs.facts import SHAPES, TRAITS, Facts, facts_of
+from gzcli.data.sets.names import DataSet
+from gzcli.data.sets.specs import DataSpec
 from gzcli.recipe.files import RecipeFile
 from gzcli.recipe.layers import Layer
 from gzcli.recipe.load import Problem
-from gzcli.sections import SCALES
 
 BRIEF, FEW_MINUTES = "brief", 15.0  # the section, and the minutes up to which it applies
 GENERAL = (*SHAPES, *TRAITS, BRIEF, *(f"{BRIEF}-{shape}" for shape in SHAPES))  # sections of no single set

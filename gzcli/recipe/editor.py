@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from gzcli.core.parts import Part
+from gzcli.core.sections import SCALES, SECTIONS
 from gzcli.models import docs
 from gzcli.models.catalog import OUTSIDE, ModelCard, cards
-from gzcli.parts import Part
 from gzcli.recipe.kinds import as_json_schema, parse
 from gzcli.recipe.ranges import bounds
 from gzcli.recipe.schema import ABSENT, ANY, Rule, Rules, below, schema
 from gzcli.recipe.texts import section_texts
-from gzcli.sections import SCALES, SECTIONS
 from gzcli.store.paths import recipe_names, spelling
 
 Tree = dict[str, Any]

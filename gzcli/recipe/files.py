@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gzcli.errors import UsageError, canonical, did_you_mean
+from gzcli.core.errors import UsageError, canonical, did_you_mean
+from gzcli.core.sections import SCALES, SECTIONS
 from gzcli.recipe.header import read_header
 from gzcli.recipe.load import Document, Problem, read_file
 from gzcli.recipe.mistakes import mistakes
-from gzcli.sections import SCALES, SECTIONS
 from gzcli.store import outside
 from gzcli.store.paths import recipes_dir, trained_in
 

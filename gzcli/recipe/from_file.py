@@ -14,16 +14,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gzcli.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.sizes import as_size
+from gzcli.core.types import DataInfo
 from gzcli.models import catalog
 from gzcli.recipe.write import dump
-from gzcli.sizes import as_size
 from gzcli.store import bundle, files, hub, pretrained, runs
 from gzcli.store.leftovers import sweep
 from gzcli.store.paths import cache_dir, is_name
 from gzcli.store.run import Run
 from gzcli.store.weights import at_hand, is_id, safetensors_header
-from gzcli.types import DataInfo
 
 SUFFIX = ".safetensors"
 

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from gzcli.errors import UsageError, did_you_mean
+from gzcli.core.errors import UsageError, did_you_mean
+from gzcli.core.sizes import WORDS, canonical_size, nearest
 from gzcli.recipe.load import scalar
-from gzcli.sizes import WORDS, canonical_size, nearest
 
 
 @cache

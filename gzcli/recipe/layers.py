@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gzcli.core.sections import MEETING
 from gzcli.recipe.files import RecipeFile
 from gzcli.recipe.load import Key, Problem
 from gzcli.recipe.override import Override
-from gzcli.sections import MEETING
 
 _TYPED = {
     "extra": "options of `accelerate launch` after `--`",

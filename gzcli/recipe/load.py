@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
 
 Key = tuple[Any, ...]  # ("train", "steps"), ("optim", "betas", 0)
 WRONG = object()  # stands in a tree for a value whose problem is already recorded

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
 from gzcli.models import catalog
 from gzcli.models.signatures import GIVEN, Param, params_of
 from gzcli.models.sources import Class, lineage_of, tree_of

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from gzcli.data.conditions import EXTRAS, in_words
-from gzcli.data.sets import SPECS
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.core.parts import Part
+from gzcli.data.readers.conditions import EXTRAS, in_words
+from gzcli.data.sets.sets import SPECS
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
-from gzcli.parts import Part
 
 
 def check_batch_of(part: Part, n: int, name: str) -> None:

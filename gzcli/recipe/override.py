@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
 from gzcli.recipe.load import Key, Problem, read_text
 
 # Flags with another name than the last part of their key.

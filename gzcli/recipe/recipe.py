@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from gzcli.parts import Part, part_of
-from gzcli.sections import BenchSection, DataSection, LaunchSection, lists, plain, tuples
+from gzcli.core.parts import Part, part_of
+from gzcli.core.sections import BenchSection, DataSection, LaunchSection, lists, plain, tuples
 
 if TYPE_CHECKING:
     from typing_extensions import Self

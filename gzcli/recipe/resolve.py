@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gzcli.data.names import DataSet, data_key, locate, names
-from gzcli.data.specs import DataSpec
-from gzcli.errors import MissingError, UsageError, canonical
+from gzcli.core.errors import MissingError, UsageError, canonical
+from gzcli.core.sections import DataSection
+from gzcli.data.sets.names import DataSet, data_key, locate, names
+from gzcli.data.sets.specs import DataSpec
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
 from gzcli.recipe import schema, stages
@@ -29,7 +30,6 @@ from gzcli.recipe.override import flags_of, parse_set
 from gzcli.recipe.recipe import Recipe, recipe_of
 from gzcli.recipe.whole import Whole, whole
 from gzcli.recipe.write import dump
-from gzcli.sections import DataSection
 
 __all__ = ["Resolved", "check", "dump", "resolve"]
 

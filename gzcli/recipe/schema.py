@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gzcli.errors import UsageError, canonical, did_you_mean
+from gzcli.core.errors import UsageError, canonical, did_you_mean
+from gzcli.core.parts import Part
+from gzcli.core.sections import FIXED, SECTIONS, keys_of, renamed
 from gzcli.models.catalog import ModelCard, likelihood_scores, phases
 from gzcli.models.signatures import Param
-from gzcli.parts import Part
 from gzcli.recipe.kinds import advice, convert, parse, shown, words
 from gzcli.recipe.load import WRONG, Key, Problem, scalar
 from gzcli.recipe.ranges import in_range
-from gzcli.sections import FIXED, SECTIONS, keys_of, renamed
 
 ABSENT = object()  # the default of a key that is left out of the resolved recipe unless it is given
 ANY = "*"  # stands for every other key of a section whose keys cannot be known

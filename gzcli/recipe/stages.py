@@ -16,10 +16,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from gzcli.errors import GzError, canonical
+from gzcli.core.errors import GzError, canonical
+from gzcli.core.parts import part_of
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
-from gzcli.parts import part_of
 from gzcli.recipe import schema
 from gzcli.recipe.layers import Layer, changes_model, dotted, lay
 from gzcli.recipe.load import Key, Problem

@@ -7,14 +7,14 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from gzcli.core.parts import Part
+from gzcli.core.sections import SECTIONS, OptimSection, keys_of
 from gzcli.models import catalog, docs
 from gzcli.models.catalog import ModelCard
 from gzcli.models.sources import documented
-from gzcli.parts import Part
 from gzcli.recipe.load import Key
 from gzcli.recipe.recipe import Recipe
 from gzcli.recipe.write import lines
-from gzcli.sections import SECTIONS, OptimSection, keys_of
 
 WIDTH = 80  # columns of a terminal
 COLUMN = 31  # where texts begin, unless all values of a section are shorter

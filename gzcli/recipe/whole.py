@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from gzcli.core.sizes import Size
 from gzcli.recipe.layers import Layer
 from gzcli.recipe.recipe import Recipe
-from gzcli.sizes import Size
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from typing import Any, TypeGuard
 import numpy as np
 from PIL import Image
 
+from gzcli.core.units import count, figure, size
 from gzcli.report.document import Chart, Picture, Section, Series, Text
 from gzcli.report.results import Results
 from gzcli.store import files
 from gzcli.store.metrics import metric_lines
-from gzcli.units import count, figure, size
 
 CURVE = 240  # points of a curve at most
 VALIDATED = 2  # figures of validation that are drawn of a run

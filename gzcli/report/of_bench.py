@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gzcli.core.units import by_sides
 from gzcli.engine.sheets import grid
+from gzcli.metrics.standings import comparable
 from gzcli.report import of_league
 from gzcli.report.common import (
     behind,
@@ -23,8 +25,6 @@ from gzcli.report.common import (
 )
 from gzcli.report.document import Cell, Column, Direction, Document, Dots, Estimate, Picture, Section, Table
 from gzcli.report.results import Results
-from gzcli.standings import comparable
-from gzcli.units import by_sides
 
 GRID, COLUMNS = 32, 8  # samples of a model that are shown, in a row
 DOTTED = 9  # figures that are drawn at most

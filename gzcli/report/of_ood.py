@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from gzcli.core.units import by_sides
 from gzcli.engine.pictures import score_bins
 from gzcli.report.common import behind, day, number, other_pictures, shown, thinned, training
 from gzcli.report.document import Cell, Chart, Column, Direction, Document, Section, Series, Table
 from gzcli.report.results import Results
-from gzcli.units import by_sides
 
 # (key, head, where better values lie) of the table
 FIGURES: tuple[tuple[str, str, Direction], ...] = (

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from gzcli.errors import MissingError, UsageError, redacted
+from gzcli.core.errors import MissingError, UsageError, redacted
+from gzcli.core.streams import printable
 from gzcli.store import arrays, files
 from gzcli.store.run import Run
 from gzcli.store.runs import by_name
-from gzcli.streams import printable
 
 FILES = (
     "bench.json",

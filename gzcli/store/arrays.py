@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from gzcli.errors import DamagedError, GzError, MissingError, first_line
+from gzcli.core.errors import DamagedError, GzError, MissingError, first_line
 
 if TYPE_CHECKING:
     import numpy as np

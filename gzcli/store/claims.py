@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Iterator
 
-from gzcli.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError, UsageError
 from gzcli.store import files
 from gzcli.store.leftovers import sweep
 from gzcli.store.owned import CLAIM

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from gzcli.errors import DamagedError, MissingError
+from gzcli.core.errors import DamagedError, MissingError
 from gzcli.store.leftovers import beside
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gzcli.errors import DamagedError
+from gzcli.core.errors import DamagedError
 from gzcli.store import files
 from gzcli.version import __version__
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gzcli.errors import canonical
-from gzcli.sizes import Size
+from gzcli.core.errors import canonical
+from gzcli.core.sizes import Size
 from gzcli.store.run import Run
 from gzcli.store.runs import all_runs
 

@@ -12,7 +12,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from gzcli.errors import MissingError, UsageError, canonical
+from gzcli.core.errors import MissingError, UsageError, canonical
 from gzcli.store.files import lock, read_json, write_atomic, write_json
 from gzcli.store.paths import user_dir
 

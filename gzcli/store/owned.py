@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gzcli.errors import DamagedError, UsageError
+from gzcli.core.errors import DamagedError, UsageError
 from gzcli.store import files
 from gzcli.store.paths import inside, user_dir
 

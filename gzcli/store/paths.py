@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gzcli.errors import UsageError, canonical, matching
-from gzcli.sections import SCALES
+from gzcli.core.errors import UsageError, canonical, matching
+from gzcli.core.sections import SCALES
 
 _NAME = re.compile(r"[a-z0-9_-]+")
 

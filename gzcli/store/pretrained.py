@@ -14,10 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gzcli.errors import MissingError, UsageError, canonical, did_you_mean
+from gzcli.core.errors import MissingError, UsageError, canonical, did_you_mean
+from gzcli.core.units import count, duration, size
 from gzcli.store.paths import recipe_names
 from gzcli.store.weights import safetensors_header
-from gzcli.units import count, duration, size
 
 PREFIX = "pretrained:"
 FOLDER = Path(__file__).resolve().parents[1] / "pretrained"

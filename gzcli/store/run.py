@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gzcli.errors import DamagedError, UsageError, first_line
+from gzcli.core.errors import DamagedError, UsageError, first_line
 from gzcli.store import files, index, owned
 from gzcli.store.paths import inside, is_name
 

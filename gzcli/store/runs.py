@@ -18,8 +18,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from gzcli.errors import DamagedError, MissingError, UsageError, canonical, did_you_mean
-from gzcli.sizes import Size
+from gzcli.core.errors import DamagedError, MissingError, UsageError, canonical, did_you_mean
+from gzcli.core.sizes import Size
 from gzcli.store import files, index, owned, pretrained
 from gzcli.store.claims import check_idle, claimed
 from gzcli.store.ids import short_name, time_of_id

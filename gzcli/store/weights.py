@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gzcli.errors import MissingError
+from gzcli.core.errors import MissingError
 from gzcli.store.paths import cache_dir
 
 # torch-fidelity's port of the TensorFlow network of 2015-12-05

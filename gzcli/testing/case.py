@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from gzcli.data.batches import TrainBatches
-from gzcli.data.open import open_pack
-from gzcli.data.pack import Pack
+from gzcli.core.types import DataInfo
+from gzcli.data.packs.batches import TrainBatches
+from gzcli.data.packs.open import open_pack
+from gzcli.data.packs.pack import Pack
 from gzcli.models import catalog
 from gzcli.models.base import Model
-from gzcli.types import DataInfo
 
 SEED = 0
 CPU = torch.device("cpu")

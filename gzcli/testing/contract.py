@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from gzcli.core.types import Batch, ImageNoise, no_progress
 from gzcli.engine.checkpoint import weights_of
 from gzcli.engine.prepared import with_prepared
 from gzcli.models import catalog
@@ -33,7 +34,6 @@ from gzcli.testing.tools import (
     require,
     started,
 )
-from gzcli.types import Batch, ImageNoise, no_progress
 
 FALL = 0.10  # share by which a phase's loss on one batch must fall
 STEPS = 30  # steps in which it must fall so far
@@ -280,7 +280,7 @@ def evaluation_waits_for_no_other_process(case: Case) -> None:
         if model.best != "fd":  # such a model is validated by its samples alone
             model.loss(batch, model.phases()[0].name)
         draw(model, case, n=2)
-    require(not met, f"in eval mode the model calls `{next(iter(met), '')}`; see `gzcli.ranks`")
+    require(not met, f"in eval mode the model calls `{next(iter(met), '')}`; see `gzcli.core.ranks`")
 
 
 CHECKS: dict[str, Callable[[Case], None]] = {

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from gzcli.data.batches import quantise
+from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise
+from gzcli.data.packs.batches import quantise
 from gzcli.engine.prepared import with_prepared
 from gzcli.testing.case import SEED, Case
 from gzcli.testing.tools import draw, fixed_noise, log_likelihood, loss_of, only, require
-from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise
 
 KINDS = ("rgb", "multi-label", "label-free")
 N = 6  # images

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gzcli import Batch, DataInfo, Model
-from gzcli.types import Noise, Progress
+from gzcli.core.types import Noise, Progress
 
 
 class Template(Model):

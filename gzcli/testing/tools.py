@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gzcli.data.batches import scan
-from gzcli.data.pack import Pack
+from gzcli.core.types import Batch, BatchNoise, ImageNoise, Noise, no_progress
+from gzcli.data.packs.batches import scan
+from gzcli.data.packs.pack import Pack
 from gzcli.engine.prepared import with_prepared
 from gzcli.models import catalog
 from gzcli.models.base import Model, Phase, named_losses
 from gzcli.models.options import defaults, grouped
 from gzcli.testing.case import CPU, SEED, Case
-from gzcli.types import Batch, BatchNoise, ImageNoise, Noise, no_progress
 
 # Of a likelihood that is integrated, and of scores: a check asks what they depend on, not what they are.
 ODE_STEPS = 4

@@ -10,17 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from gzcli.core import devices as gpus
+from gzcli.core import variables
+from gzcli.core.errors import DeviceError, MissingError, UsageError
+from gzcli.core.sections import LaunchSection
+from gzcli.launch.launcher import Plan
+from gzcli.launch.run_folder import write_run
 
 import gzcli
-from gzcli import gpus, launch, planning, variables
 from gzcli.cli import app, doctor, out
 from gzcli.engine import devices
 from gzcli.engine.__main__ import explain
 from gzcli.engine.log import Log
-from gzcli.errors import DeviceError, MissingError, UsageError
-from gzcli.launch import Plan
-from gzcli.run_folder import write_run
-from gzcli.sections import LaunchSection
+from gzcli.launch import launcher, plan
 from gzcli.store import runs
 
 
@@ -30,7 +32,7 @@ from gzcli.store import runs
 def test_threads_are_the_first_number_of_a_list(monkeypatch, text, found):
     monkeypatch.setenv("OMP_NUM_THREADS", text)
     assert variables.threads() == found
-    assert launch.plan(LaunchSection(cpu=True, threads=None), every_gpu=True).threads >= 1
+    assert launcher.plan(LaunchSection(cpu=True, threads=None), every_gpu=True).threads >= 1
 
 
 @pytest.mark.parametrize("variable", ["SLURM_NNODES", "SLURM_STEP_NUM_NODES", "GZ_MAX_ARCHIVE"])
@@ -43,20 +45,20 @@ def test_a_variable_that_is_no_number_is_told(monkeypatch, variable):
 def test_ranks_of_an_outer_launcher_are_not_the_engines(monkeypatch):
     for variable in ("PMI_SIZE", "OMPI_COMM_WORLD_RANK", "RANK", "LOCAL_WORLD_SIZE", "ACCELERATE_USE_CPU"):
         monkeypatch.setenv(variable, "4")
-    env = launch.environment(Plan(gpus=1), "quiet")
+    env = launcher.environment(Plan(gpus=1), "quiet")
     assert not [key for key in env if key.startswith(("PMI_", "OMPI_", "RANK", "LOCAL_", "ACCELERATE_"))]
 
 
 def test_a_run_goes_on_with_its_processes(home):
     def asked(**typed):
-        return planning.ask("vae", "digits", (), {f"launch.{key}": value for key, value in typed.items()})
+        return plan.ask("vae", "digits", (), {f"launch.{key}": value for key, value in typed.items()})
 
     first = asked(processes=2, cpu=True)
     run = runs.create("vae", "digits")
     write_run(run, first.recipe, Plan(processes=2, threads=3))
 
     def again(**typed):
-        section = planning.launched_again(run, asked(**typed).recipe)
+        section = plan.launched_again(run, asked(**typed).recipe)
         return section.processes, section.gpus, section.cpu, section.threads
 
     assert again() == (2, None, True, 3)
@@ -190,7 +192,7 @@ def test_a_gpu_that_torch_cannot_use_is_refused_by_all(foreign_gpu, capsys, monk
     with pytest.raises(DeviceError, match=told):
         gzcli.train("vae", steps=1, gpus=1)
     (check,) = [check for check in doctor.devices() if check.name == "gpu"]
-    assert check.state == "bad" and check.detail == launch.usable_gpus().lack
+    assert check.state == "bad" and check.detail == launcher.usable_gpus().lack
     with pytest.raises(DeviceError, match=told):
         devices.pick_device(LaunchSection(gpus=1))
     monkeypatch.setenv("GZ_GPUS", "1")
@@ -201,7 +203,7 @@ def test_a_gpu_that_torch_cannot_use_is_refused_by_all(foreign_gpu, capsys, monk
 
 def test_nobody_asked_for_the_gpu_that_torch_cannot_use(foreign_gpu, capsys, monkeypatch):
     """The CPU is used with its scale, which is told."""
-    monkeypatch.setattr(launch, "_tried_apart", lambda there: gpus.tried())
+    monkeypatch.setattr(launcher, "_tried_apart", lambda there: gpus.tried())
     assert app.run(["train", "vae", "--dry-run", "--json"]) == 0
     said, told = capsys.readouterr()
     assert json.loads(said)["scale"] == "small" and json.loads(said)["gpus"] == 0
@@ -237,12 +239,12 @@ def test_a_card_that_is_too_new_is_named(monkeypatch):
         "torch can use 2 of the 3 GPUs that are here: card 2: CUDA error: no kernel image is available for "
         "execution"
     )
-    monkeypatch.setattr(launch, "usable_gpus", lambda: found)
-    assert launch.plan(LaunchSection(), every_gpu=True).note.endswith("; 2 are used")
-    assert launch.plan(LaunchSection(), every_gpu=False).note is None
-    assert launch.plan(LaunchSection(gpus="all"), every_gpu=True).gpus == 2
+    monkeypatch.setattr(launcher, "usable_gpus", lambda: found)
+    assert launcher.plan(LaunchSection(), every_gpu=True).note.endswith("; 2 are used")
+    assert launcher.plan(LaunchSection(), every_gpu=False).note is None
+    assert launcher.plan(LaunchSection(gpus="all"), every_gpu=True).gpus == 2
     with pytest.raises(DeviceError, match="`--gpus 3`: torch can use 2 of the 3"):
-        launch.plan(LaunchSection(gpus=3), every_gpu=True)
+        launcher.plan(LaunchSection(gpus=3), every_gpu=True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,5,6")
     assert gpus.tried().why == "it sees 1 (`CUDA_VISIBLE_DEVICES=0,5,6`)"
@@ -251,11 +253,13 @@ def test_a_card_that_is_too_new_is_named(monkeypatch):
 def test_that_gpus_can_be_used_is_remembered(home, tmp_path, monkeypatch):
     """For the driver and the torch that are here; what cannot be used is tried each time."""
     asked, answers = [], [gpus.Gpus(2, 0, "no driver"), gpus.Gpus(2, 2)]
-    monkeypatch.setattr(launch, "count_gpus", lambda: 2)
-    monkeypatch.setattr(launch, "_tried_apart", lambda there: asked.append(there) or answers[len(asked) - 1])
-    monkeypatch.setattr(launch, "DRIVER", tmp_path / "version")
+    monkeypatch.setattr(launcher, "count_gpus", lambda: 2)
+    monkeypatch.setattr(
+        launcher, "_tried_apart", lambda there: asked.append(there) or answers[len(asked) - 1]
+    )
+    monkeypatch.setattr(launcher, "DRIVER", tmp_path / "version")
     (tmp_path / "version").write_text("580")
     for usable, times in ((0, 1), (2, 2), (2, 2)):
-        launch._usable.cache_clear()
-        assert (launch.usable_gpus().usable, len(asked)) == (usable, times)
-    launch._usable.cache_clear()
+        launcher._usable.cache_clear()
+        assert (launcher.usable_gpus().usable, len(asked)) == (usable, times)
+    launcher._usable.cache_clear()

@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 import pytest
+from gzcli.core.errors import GzError, UsageError
 
-from gzcli import launch
-from gzcli.errors import GzError, UsageError
+from gzcli.launch import launcher
 from gzcli.store import files, owned, runs
 from gzcli.store.runs import Run
 
@@ -45,7 +45,7 @@ def engine(monkeypatch):
         }
         files.write_json(folder / "result.json", found)
 
-    monkeypatch.setattr(launch, "run", work)
+    monkeypatch.setattr(launcher, "run", work)
     return errors
 
 

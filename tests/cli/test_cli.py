@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import typer
+from gzcli.core.errors import DivergedError, GzError, UsageError, canonical
 
 from gzcli import __version__
 from gzcli.__main__ import main
 from gzcli.cli import app, out
-from gzcli.errors import DivergedError, GzError, UsageError, canonical
 from gzcli.store import runs
 from gzcli.store.paths import recipe_names, recipes_dir
 

@@ -98,7 +98,7 @@ def test_bash(complete, line, words):
 
 
 def test_every_metric_is_offered():
-    from gzcli.engine import bench
+    from gzcli.judge import bench
 
     assert set(own.METRICS) == set(bench.METRICS)
 

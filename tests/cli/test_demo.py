@@ -14,22 +14,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gzcli.api.handles import Run
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.parts import Part
+from gzcli.core.sections import DataSection
+from gzcli.data.packs.open import open_pack
 from PIL import Image
 from zoo import CASES
 
 from gzcli.cli import app, demo
-from gzcli.data.open import open_pack
 from gzcli.demo import code
 from gzcli.demo.choices import choices, opening
 from gzcli.demo.guard import COOKIE, LARGEST_BODY, POLICY, Guard
 from gzcli.demo.studio import Asked, Studio, enlarged, sheet
 from gzcli.demo.watch import MOST, watched
 from gzcli.engine.trained import Trained
-from gzcli.errors import MissingError, UsageError
-from gzcli.handles import Run
-from gzcli.parts import Part
 from gzcli.recipe.from_file import find_run
-from gzcli.sections import DataSection
 from gzcli.store import pretrained, runs
 
 
@@ -48,7 +48,7 @@ def studio(home, monkeypatch):
         part = Part(case.model, sample=case.sample, data=DataSection(case.data))
         model_ = case.build(info).eval().requires_grad_(False)
         found = Run(Trained(run, model_, info, part, torch.device("cpu"), 7))
-        monkeypatch.setattr("gzcli.api.load", lambda *args, **kwargs: found)
+        monkeypatch.setattr("gzcli.api.functions.load", lambda *args, **kwargs: found)
         return Studio(), run.id
 
     return open_studio
@@ -116,7 +116,7 @@ def test_a_picture_is_judged_as_by_the_verb(studio, monkeypatch):
         Image.fromarray(np.full((16, 16, 3), 9, np.uint8)).save(folder / "map.png")
         return {"outputs": {"maps": {"picture.png": str(folder / "map.png")}}}
 
-    monkeypatch.setattr("gzcli.engine.alarm.run", run)
+    monkeypatch.setattr("gzcli.judge.alarm.run", run)
     found, shown, made = show.judge(name, np.full((40, 40, 3), 200, np.uint8), 150)
     assert (asked[0].n, asked[0].maps, asked[0].ins) == (150, True, "digits") and found["outputs"]
     assert shown.shape[2] == 3 and shown.shape[1] > 2 * shown.shape[0] * 0.8

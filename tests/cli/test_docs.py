@@ -15,17 +15,18 @@ from pathlib import Path
 
 import pytest
 import yaml
+from gzcli.core import measured
+from gzcli.core.errors import canonical
 from helpers import ROOT
 from test_startup import HEAVY, modules, within
 
-from gzcli import measured, planning
 from gzcli.cli import app
 from gzcli.docs.as_text import as_text
 from gzcli.docs.page import page_of
 from gzcli.docs.pages import ORDER, TUTORIALS, composed, models_index
 from gzcli.docs.written import ROOT as DOCS
 from gzcli.docs.written import written
-from gzcli.errors import canonical
+from gzcli.launch import plan
 from gzcli.models.catalog import OUTSIDE, cards
 from gzcli.recipe.write import dump
 from gzcli.store import outside, pretrained, runs
@@ -209,10 +210,10 @@ def test_the_reference_is_told_of_runs_of_its_own_loss(home, tmp_path, what, set
         what = str(tmp_path / "own.yaml")
 
     def started(what: str, *sets: str) -> runs.Run:
-        asked = planning.ask(what, "mnist", sets, {"scale": "small"} if not runs.by_name(what) else {})
+        asked = plan.ask(what, "mnist", sets, {"scale": "small"} if not runs.by_name(what) else {})
         run = runs.create(asked.recipe.card.name, "mnist")
         (run.path / "run.yaml").write_text(dump(asked.recipe.tree()))
-        planning.note_whole(run, asked, asked.recipe)
+        plan.note_whole(run, asked, asked.recipe)
         return run
 
     run = started(what, *sets)

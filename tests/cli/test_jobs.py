@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from gzcli.core import jobs
+from gzcli.core.errors import GzError, Interrupted, UsageError
+from gzcli.core.jobs import AlarmJob, BenchJob, ExportJob, OodJob, SampleJob
+from gzcli.core.sections import LaunchSection
 
-from gzcli import jobs, launch
 from gzcli.cli.jobs import do_job, new_folder
-from gzcli.errors import GzError, Interrupted, UsageError
-from gzcli.jobs import AlarmJob, BenchJob, ExportJob, OodJob, SampleJob
+from gzcli.launch import launcher
 from gzcli.models import catalog
-from gzcli.sections import LaunchSection
 from gzcli.store import runs
 from gzcli.store.run import Run
 
@@ -69,9 +70,9 @@ def asked(call, monkeypatch):
 
 def test_sample(asked, tmp_path):
     job, run = asked("sample", "mine", "-n", "6", "--label", "3", "--temperature", "0.5", "--npz", "--cpu")
-    options, launch = {"temperature": 0.5}, LaunchSection(cpu=True)
+    options, launcher = {"temperature": 0.5}, LaunchSection(cpu=True)
     path = str(run.path)
-    assert job == SampleJob(path, "last", 6, 0, "3", options=options, npz=True, launch=launch)
+    assert job == SampleJob(path, "last", 6, 0, "3", options=options, npz=True, launch=launcher)
     (tmp_path / "in").mkdir()
     job, _ = asked("sample", "mine", "--do", "reconstruct", "--input", str(tmp_path / "in"), "--gpus", "all")
     assert (job.do, job.input, job.input_as, job.n) == ("reconstruct", str(tmp_path / "in"), None, 64)
@@ -87,7 +88,7 @@ def test_a_job_that_failed_without_output_leaves_no_folder(home, tmp_path, monke
         Run(folder).update(state="failed", error={"kind": error.kind})
         raise error
 
-    monkeypatch.setattr(launch, "run", fails)
+    monkeypatch.setattr(launcher, "run", fails)
     (tmp_path / "empty").mkdir()
     for folder in (new_folder(home / "runs" / "r" / "sampled", "n4"), tmp_path / "new", tmp_path / "empty"):
         with pytest.raises(GzError):

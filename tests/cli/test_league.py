@@ -15,20 +15,22 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from gzcli.core.errors import DivergedError, GzError, Interrupted
+from gzcli.core.parts import Part
+from gzcli.data.packs.open import open_pack
+from gzcli.judge import calls, league
+from gzcli.judge.league_picture import draw_curves
+from gzcli.judge.variants import quick, varied
+from gzcli.launch.run_folder import write_run
 from PIL import Image
 from zoo import CASES, DDPM, FM
 
-from gzcli import league, planning, standings
 from gzcli.cli import jobs as cli_jobs
-from gzcli.data.open import open_pack
-from gzcli.engine import calls, devices
-from gzcli.engine.league import draw_curves
+from gzcli.engine import devices
 from gzcli.engine.trained import Trained
-from gzcli.engine.variants import quick, varied
-from gzcli.errors import DivergedError, GzError, Interrupted
-from gzcli.parts import Part
+from gzcli.launch import plan as planning
+from gzcli.metrics import standings
 from gzcli.recipe.write import dump
-from gzcli.run_folder import write_run
 from gzcli.store import files, runs
 from gzcli.store.runs import Run
 from gzcli.testing import Case

@@ -12,12 +12,12 @@ import threading
 from pathlib import Path
 
 import pytest
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.sections import LaunchSection
 from helpers import gz
 
-from gzcli import launch, meeting, slurm
 from gzcli.cli import app
-from gzcli.errors import MissingError, UsageError
-from gzcli.sections import LaunchSection
+from gzcli.launch import launcher, meeting, slurm
 from gzcli.store import runs
 
 TWO = LaunchSection(machines=2, machine_rank=0, main_ip="10.0.0.1", cpu=True)
@@ -28,7 +28,7 @@ FACTS = {"model": "vae", "machines": 3}
 
 
 def port(section: LaunchSection = TWO, job: tuple[object, ...] = ("vae", "mnist")) -> int | None:
-    return launch.plan(section, every_gpu=True, job=job).main_port
+    return launcher.plan(section, every_gpu=True, job=job).main_port
 
 
 def test_the_port_follows_from_the_job(monkeypatch):
@@ -43,7 +43,7 @@ def test_the_port_follows_from_the_job(monkeypatch):
     assert first == port(job=("glow",)), "what was typed does not matter to SLURM's number"
     monkeypatch.setenv("SLURM_JOB_ID", "18")
     assert port() != first
-    assert launch.plan(LaunchSection(cpu=True, processes=2), every_gpu=True).main_port is None
+    assert launcher.plan(LaunchSection(cpu=True, processes=2), every_gpu=True).main_port is None
 
 
 def test_machines_that_are_not_there():
@@ -53,7 +53,7 @@ def test_machines_that_are_not_there():
         (LaunchSection(machines=2), "need `--main-process-ip`"),
     ):
         with pytest.raises(UsageError, match=text):
-            launch.plan(section, every_gpu=True)
+            launcher.plan(section, every_gpu=True)
 
 
 def test_slurm_fills_in_what_is_left_open(monkeypatch, fake):
@@ -65,12 +65,12 @@ def test_slurm_fills_in_what_is_left_open(monkeypatch, fake):
         "JOB_NODELIST": "node[7-8]",
     }.items():
         monkeypatch.setenv(f"SLURM_{key}", value)
-    plan = launch.plan(LaunchSection(cpu=True), every_gpu=True)
+    plan = launcher.plan(LaunchSection(cpu=True), every_gpu=True)
     assert (plan.machines, plan.machine_rank, plan.main_ip, plan.processes) == (2, 1, "node7", 2)
-    assert launch.plan(LaunchSection(cpu=True), every_gpu=False).machines == 1, "samples are drawn on one"
+    assert launcher.plan(LaunchSection(cpu=True), every_gpu=False).machines == 1, "samples are drawn on one"
     monkeypatch.setenv("SLURM_LOCALID", "1")
     with pytest.raises(UsageError, match="several tasks on this node"):
-        launch.plan(LaunchSection(cpu=True), every_gpu=True)
+        launcher.plan(LaunchSection(cpu=True), every_gpu=True)
 
 
 # ---------------------------------------------------------------------------- meeting
@@ -321,7 +321,7 @@ def test_no_script_holds_what_cannot_be_printed(fake, home, tmp_path, monkeypatc
 
 def test_a_named_run_is_what_requeue_goes_on_with(home, monkeypatch):
     """Jobs side by side have runs of one model; each goes on with its own."""
-    from gzcli import planning
+    from gzcli.launch import plan as planning
     from gzcli.store import runs
 
     asked = planning.ask("vae", None, (), {})

@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from gzcli.core.errors import MissingError, UsageError
 
-from gzcli import run_folder, testing
+from gzcli import testing
 from gzcli.cli import app
-from gzcli.errors import MissingError, UsageError
+from gzcli.launch import run_folder
 from gzcli.models import catalog, docs
 from gzcli.recipe.header import read_header
 from gzcli.recipe.mistakes import mistakes

@@ -12,18 +12,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from gzcli.core.errors import GzError, Interrupted, MissingError, UsageError
+from gzcli.core.jobs import TrialJob
+from gzcli.core.parts import Part
+from gzcli.core.sections import OptimSection, TrainSection
+from gzcli.launch.costs import Cost, Line
 from pictures import RED, png, write
 
-from gzcli import costs, forecast, launch, planning, requirements, trials
 from gzcli.cli import app, out
-from gzcli.costs import Cost, Line
-from gzcli.errors import GzError, Interrupted, MissingError, UsageError
-from gzcli.jobs import TrialJob
+from gzcli.launch import costs, forecast, launcher, requirements, trials
+from gzcli.launch import plan as planning
 from gzcli.models import catalog
-from gzcli.parts import Part
 from gzcli.recipe.needs import check_data
 from gzcli.recipe.resolve import resolve
-from gzcli.sections import OptimSection, TrainSection
 from gzcli.store import runs
 from gzcli.store.paths import cache_dir, recipe_names
 
@@ -217,7 +218,7 @@ def test_parts_and_small_sets_are_rounded_too(home):
 def test_python_splits_a_batch_that_does_not_fit_a_gpu(planned, home, monkeypatch):
     jobs, given = planned(), 0.9 * COST.memory(COST.images // 2)
     asked = planning.ask("vae", None, (), {})
-    plans = {gpus: replace(launch.plan(asked.recipe.launch, every_gpu=False), gpus=gpus) for gpus in (0, 1)}
+    plans = {gpus: replace(launcher.plan(asked.recipe.launch, every_gpu=False), gpus=gpus) for gpus in (0, 1)}
     for there, gpus, parts in ((given, 1, 4), (10 * COST.memory(), 1, 1), (given, 0, 1)):
         monkeypatch.setattr(requirements, "memory_of", lambda plan, there=there: there)
         recipe = trials.split_to_fit(asked.recipe, planning.ready(asked, None, None, 1), plans[gpus])
@@ -227,7 +228,7 @@ def test_python_splits_a_batch_that_does_not_fit_a_gpu(planned, home, monkeypatc
 
 def test_a_start_tells_in_two_lines(gz, planned, monkeypatch, tmp_path):
     jobs = planned()
-    monkeypatch.setattr(launch, "run", lambda *args, **options: {})
+    monkeypatch.setattr(launcher, "run", lambda *args, **options: {})
     code, stdout, stderr = gz("train", "vae", "--cpu")
     assert (code, stdout, jobs) == (0, "", [])  # the embedded digits take a minute: nothing is tried
     assert "small (no GPU is used): digits: 1," in stderr
@@ -254,7 +255,7 @@ def test_a_trial_that_fails_is_no_reason_not_to_start_but_ctrl_c_is(
         return {}
 
     monkeypatch.setenv("GZ_TRIAL", "1")
-    monkeypatch.setattr(launch, "run", engine)
+    monkeypatch.setattr(launcher, "run", engine)
     folder = str(write(tmp_path / "photos", {f"{i}.png": png(RED) for i in range(40)}))
     assert gz("train", "vae", "--data", folder, "--cpu", *FEW)[0] == code
     assert len(runs.all_runs()) == count
@@ -281,7 +282,7 @@ def test_a_damaged_cost_is_found_anew(home):
 @pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 2), ("", 2)])
 def test_more_than_a_week_is_asked_for_on_a_terminal(answer, code, gz, planned, monkeypatch, tmp_path):
     planned(seconds=3600.0)
-    monkeypatch.setattr(launch, "run", lambda *args, **options: {})
+    monkeypatch.setattr(launcher, "run", lambda *args, **options: {})
     folder = str(write(tmp_path / "photos", {f"{i}.png": png(RED) for i in range(40)}))
     found, _, stderr = gz("train", "vae", "--data", folder, "--cpu", *FEW)
     assert found == 0 and "more than a week; `--yes` starts it" in stderr  # a script is told, and goes on
@@ -347,12 +348,12 @@ def test_ways_to_save_are_those_that_the_model_has():
     part = Part("sd_lora", options, train=TrainSection(batch_size=9), optim=OptimSection(name="adamw"))
     own = ["`--set model.checkpointing=true`", "`--set model.dtype=bf16`"]
     accumulate = "`--set train.accumulate=3`"
-    assert requirements.ways_to_save(part, launch.Plan()) == [*own, accumulate]
+    assert requirements.ways_to_save(part, launcher.Plan()) == [*own, accumulate]
     adam = "`--set optim.name=adamw8bit`"
-    assert requirements.ways_to_save(part, launch.Plan(gpus=3, processes=3)) == [*own, adam, accumulate]
+    assert requirements.ways_to_save(part, launcher.Plan(gpus=3, processes=3)) == [*own, adam, accumulate]
     train = TrainSection(batch_size=8, accumulate=8)
     part = Part("vae", train=train, optim=OptimSection(name="sgd"))
-    assert requirements.ways_to_save(part, launch.Plan(gpus=1)) == []
+    assert requirements.ways_to_save(part, launcher.Plan(gpus=1)) == []
 
 
 def test_stable_diffusion_plans_for_weights_that_are_absent(gz, tmp_path, monkeypatch):
@@ -470,7 +471,7 @@ def captioned(path: Path, *more: str) -> Path:
 
 
 def test_refused_before_launch(gz, reader, tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "run", lambda *args, **options: pytest.fail("launched"))
+    monkeypatch.setattr(launcher, "run", lambda *args, **options: pytest.fail("launched"))
     for name in ("digits", "digits-captioned", "mnist"):
         for more in ((), ("--dry-run",)):
             code, _, stderr = gz("train", "vae", "--data", name, *more)
@@ -485,7 +486,7 @@ def test_refused_before_launch(gz, reader, tmp_path, monkeypatch):
     assert gz("train", "vae", "--data", folder, "--dry-run")[0] == 2  # its pack tells
     assert not runs.all_runs()
     whole = str(captioned(tmp_path / "triples", "before"))
-    monkeypatch.setattr(launch, "run", lambda *args, **options: {})
+    monkeypatch.setattr(launcher, "run", lambda *args, **options: {})
     assert gz("train", "vae", "--data", whole, *FEW)[0] == 0 and len(runs.all_runs()) == 1
 
 
@@ -509,7 +510,7 @@ def test_a_dry_run_of_a_set_that_is_not_there(gz):
     code, stdout, _ = gz("train", "vae", "--data", "./nowhere", "--dry-run", "--json")
     assert code == 0 and json.loads(stdout)["needs"] == ["there is no `./nowhere`"]
     with pytest.raises(MissingError):
-        from gzcli.data.open import peek
+        from gzcli.data.packs.open import peek
 
         peek("./nowhere")
 

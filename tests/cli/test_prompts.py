@@ -9,22 +9,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gzcli.core import jobs
+from gzcli.core.jobs import SampleJob
+from gzcli.core.parts import Part
+from gzcli.core.ranks import gather, joined
+from gzcli.core.sections import DataSection
+from gzcli.core.types import Applied, DataInfo
+from gzcli.judge import sample
 from PIL import Image
 
-from gzcli import jobs
 from gzcli.cli import app
-from gzcli.engine import sample, sampler
+from gzcli.engine import sampler
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained
-from gzcli.jobs import SampleJob
 from gzcli.models import catalog
 from gzcli.models.base import Model
 from gzcli.models.signatures import Param
-from gzcli.parts import Part
-from gzcli.ranks import gather, joined
-from gzcli.sections import DataSection
 from gzcli.store import runs
-from gzcli.types import Applied, DataInfo
 
 OPTIONS = {
     "prompt": Param("prompt", "str | list[str] | None", None, False),
@@ -229,10 +230,10 @@ def ranks(monkeypatch):
 
     def all_of(world: int, draw) -> np.ndarray:
         parts = []
-        monkeypatch.setattr("gzcli.ranks.gather", lambda rows: rows)
-        monkeypatch.setattr("gzcli.ranks.world", lambda: world)
+        monkeypatch.setattr("gzcli.core.ranks.gather", lambda rows: rows)
+        monkeypatch.setattr("gzcli.core.ranks.world", lambda: world)
         for rank in range(world):
-            monkeypatch.setattr("gzcli.ranks.rank", lambda rank=rank: rank)
+            monkeypatch.setattr("gzcli.core.ranks.rank", lambda rank=rank: rank)
             parts.append(draw())
         return joined(parts)
 
@@ -273,7 +274,7 @@ def test_gathering_skips_who_had_nothing(monkeypatch):
     def gathered(parts, rows):
         parts[:] = [rows, np.zeros((0, 1, 16, 16), np.uint8)]
 
-    monkeypatch.setattr("gzcli.ranks.world", lambda: 2)
+    monkeypatch.setattr("gzcli.core.ranks.world", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_gather_object", gathered)
     assert gather(np.ones((2, 1, 8, 8), np.uint8)).shape == (2, 1, 8, 8)
     assert joined([np.zeros((0, 3, 4, 4), np.uint8)]).shape == (0, 3, 4, 4)

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from gzcli.core.errors import UsageError, canonical
+from gzcli.core.parts import Part, part_of
+from gzcli.core.sections import FIXED, SECTIONS, keys_of
+from gzcli.core.types import DataInfo
+from gzcli.data.sets.sets import SPECS, find
 
-from gzcli.data.sets import SPECS, find
-from gzcli.errors import UsageError, canonical
 from gzcli.models import catalog, docs
 from gzcli.models.options import defaults
-from gzcli.parts import Part, part_of
 from gzcli.recipe import schema
 from gzcli.recipe.choice import BRIEF, GENERAL
 from gzcli.recipe.files import read_chain, recipes, show
@@ -27,8 +29,6 @@ from gzcli.recipe.recipe import recipe_of
 from gzcli.recipe.resolve import check, resolve
 from gzcli.recipe.texts import annotated, section_texts, texts
 from gzcli.recipe.write import dump
-from gzcli.sections import FIXED, SECTIONS, keys_of
-from gzcli.types import DataInfo
 
 
 @pytest.fixture

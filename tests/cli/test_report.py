@@ -13,10 +13,11 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from gzcli.core import streams
 from sklearn.metrics import roc_auc_score
 
-from gzcli import launch, streams
 from gzcli.cli.bench import ended
+from gzcli.launch import launcher
 from gzcli.report import escapes, of_bench, of_ood
 from gzcli.report.document import Chart, Dots, Estimate, Picture, Series
 from gzcli.report.results import read
@@ -372,7 +373,7 @@ def test_bench_writes_the_report_that_it_is_asked_for(call, monkeypatch, tmp_pat
         result["rows"] = [result["rows"][0] | {"run": run.id}]
         files.write_json(folder / "result.json", result)
 
-    monkeypatch.setattr(launch, "run", work)
+    monkeypatch.setattr(launcher, "run", work)
     monkeypatch.setattr("gzcli.cli.bench.table", lambda *_, **__: None)
     words = ("bench", "mine", "--data", "digits", "--json", "--report", str(tmp_path / "page"))
     code, stdout, stderr = call(*words)

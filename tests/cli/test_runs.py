@@ -7,10 +7,10 @@ import json
 import time
 
 import pytest
+from gzcli.core.errors import MissingError
 
-from gzcli import launch
 from gzcli.cli import jobs
-from gzcli.errors import MissingError
+from gzcli.launch import launcher
 from gzcli.store import files, runs
 from gzcli.store.ids import short_name
 from gzcli.store.outdated import outdated
@@ -90,7 +90,7 @@ def test_it_is_said_which_run_was_taken_and_why(home, capsys):
 )
 def test_a_start_notes_what_the_recipe_calls_done(call, monkeypatch, words, steps, size, loss):
     monkeypatch.setattr(
-        launch, "run", lambda folder, *args, **options: Run(folder).update(state="finished", step=10)
+        launcher, "run", lambda folder, *args, **options: Run(folder).update(state="finished", step=10)
     )
     assert call("train", "vae", *words)[0] == 0
     (run,) = runs.all_runs()
@@ -102,7 +102,7 @@ def test_a_start_notes_what_the_recipe_calls_done(call, monkeypatch, words, step
 
 def test_a_recipe_of_the_user_s_says_itself_what_is_done(call, monkeypatch, tmp_path):
     monkeypatch.setattr(
-        launch, "run", lambda folder, *args, **options: Run(folder).update(state="finished", step=30)
+        launcher, "run", lambda folder, *args, **options: Run(folder).update(state="finished", step=30)
     )
     for i, (text, noted) in enumerate((("steps: 30", 30), ("minutes: 2", None))):
         (tmp_path / f"{i}.yaml").write_text(f"extends: vae\ntrain: {{{text}}}\n")
@@ -287,7 +287,7 @@ def test_the_version_for_scripts(call):
 
 
 def test_a_start_that_failed_leaves_no_run_and_no_name_taken(call, monkeypatch):
-    from gzcli import launch
+    from gzcli.launch import launcher
 
     def fail(error):
         def run(folder, *args, **options):
@@ -295,27 +295,27 @@ def test_a_start_that_failed_leaves_no_run_and_no_name_taken(call, monkeypatch):
 
         return run
 
-    monkeypatch.setattr(launch, "run", fail(MissingError("no such weights")))
+    monkeypatch.setattr(launcher, "run", fail(MissingError("no such weights")))
     code, _, stderr = call("train", "vae", "--name", "mine")
     assert code == 3 and "nothing was trained: `vae-digits-" in stderr and not runs.all_runs()
-    monkeypatch.setattr(launch, "run", fail(RuntimeError("boom")))  # a fault of ours: its log is wanted
+    monkeypatch.setattr(launcher, "run", fail(RuntimeError("boom")))  # a fault of ours: its log is wanted
     assert call("train", "vae", "--name", "mine")[0] == 1
     (kept,) = runs.all_runs()
     assert (kept.state, kept.alias) == ("failed", None)
     assert call("train", "vae", "--resume")[0] == 3  # and nothing takes it
     assert call("sample", "vae")[0] == 3
-    monkeypatch.setattr(launch, "run", fail(KeyboardInterrupt()))
+    monkeypatch.setattr(launcher, "run", fail(KeyboardInterrupt()))
     assert call("train", "vae", "--name", "mine")[0] == 130 and runs.all_runs() == [kept]
 
 
 def test_a_run_that_was_trained_a_while_stays(call, monkeypatch):
-    from gzcli import launch
+    from gzcli.launch import launcher
 
     def run(folder, *args, **options):
         (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
         raise MissingError("the disk is gone")
 
-    monkeypatch.setattr(launch, "run", run)
+    monkeypatch.setattr(launcher, "run", run)
     assert call("train", "vae", "--name", "mine")[0] == 3
     (kept,) = runs.all_runs()
     assert kept.alias == "mine" and kept.has_begun

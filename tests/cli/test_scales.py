@@ -8,20 +8,20 @@ from functools import cache
 
 import numpy as np
 import pytest
+from gzcli.core.errors import UsageError, canonical
+from gzcli.core.sizes import sides
+from gzcli.core.types import DataInfo
+from gzcli.data.packs.facts import SHAPES, Facts
+from gzcli.data.sets.sets import SPECS
+from gzcli.launch.launcher import Plan
+from gzcli.launch.plan import shared_out
 from pictures import png, write
 
-from gzcli import forecast, requirements
-from gzcli.data.facts import SHAPES, Facts
-from gzcli.data.sets import SPECS
-from gzcli.errors import UsageError, canonical
-from gzcli.launch import Plan
+from gzcli.launch import forecast, requirements
 from gzcli.models import catalog
-from gzcli.planning import shared_out
 from gzcli.recipe.choice import GENERAL
 from gzcli.recipe.files import read_chain, recipes
 from gzcli.recipe.resolve import resolve
-from gzcli.sizes import sides
-from gzcli.types import DataInfo
 
 RECIPES = {name: read_chain(name)[0][-1].sections for name in recipes()}
 NEEDS = {name: frozenset(card.needs) for name in RECIPES for card in resolve(name).cards.values()} | {

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from gzcli.core import jobs
+from gzcli.launch.plan import with_data
+from gzcli.launch.run_folder import write_run
 from helpers import recipe, trainer
 from hub import TOKEN, hub
 from PIL import Image
@@ -18,14 +21,12 @@ from safetensors.torch import load_file
 from zoo import Case
 
 import gzcli
-from gzcli import jobs, launch
 from gzcli.cli import app
 from gzcli.engine.__main__ import main
 from gzcli.engine.log import Log
-from gzcli.planning import with_data
+from gzcli.launch import launcher
 from gzcli.recipe.from_file import find_run, metadata
 from gzcli.recipe.resolve import resolve
-from gzcli.run_folder import write_run
 from gzcli.store import files, owned, png, pretrained, runs
 
 # one worker makes what these tests share, once
@@ -104,7 +105,7 @@ def staged(_home, tmp_path_factory) -> runs.Run:
     found = resolve(str(path), flags={"launch.cpu": True})
     found = with_data(found, found.found)
     run = runs.create(found.card.name, "digits")
-    write_run(run, found, launch.plan(found.launch, every_gpu=True))
+    write_run(run, found, launcher.plan(found.launch, every_gpu=True))
     assert main(run.path) == 0
     return run
 

@@ -13,9 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
+from gzcli.core import start
 from helpers import TRAPS, traps
 
-from gzcli import launch, start
+from gzcli.launch import launcher
 
 ROOT = Path(start.SCRIPT).parents[1]
 
@@ -79,24 +80,24 @@ def test_worker_processes(bare, monkeypatch, version, method):
 def test_children_get_no_empty_entry(bare, monkeypatch):
     """`PYTHONPATH=$PYTHONPATH:/opt/lib` often begins with an empty one, which is the working folder."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", "/opt/lib", ".", str(Path.cwd())]))
-    env = launch.environment(launch.Plan(), "quiet")
+    env = launcher.environment(launcher.Plan(), "quiet")
     assert env["PYTHONPATH"] == os.pathsep.join([str(ROOT), "/opt/lib"]) and env["PYTHONSAFEPATH"] == "1"
     monkeypatch.chdir(ROOT)  # a clone without an installation
-    assert launch.environment(launch.Plan(), "quiet")["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
+    assert launcher.environment(launcher.Plan(), "quiet")["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
 
 
 def test_every_process_is_started_so(tmp_path):
-    one = launch.command(tmp_path, launch.Plan(), launcher=False)
+    one = launcher.command(tmp_path, launcher.Plan(), launcher=False)
     assert one == [sys.executable, start.SCRIPT, "gzcli.engine", str(tmp_path)]
-    several = launch.command(tmp_path, launch.Plan(processes=2), launcher=True)
+    several = launcher.command(tmp_path, launcher.Plan(processes=2), launcher=True)
     assert several[:3] == [sys.executable, start.SCRIPT, start.LAUNCHER] and several[-3:] == one[1:]
-    assert launch.show(tmp_path, launch.Plan(gpus=1)).startswith("accelerate launch --config_file ")
-    assert launch.show(tmp_path, launch.Plan()) == shlex.join(one)
+    assert launcher.show(tmp_path, launcher.Plan(gpus=1)).startswith("accelerate launch --config_file ")
+    assert launcher.show(tmp_path, launcher.Plan()) == shlex.join(one)
     assert "-m" not in one + several and "-c" not in one + several
 
 
 def test_a_spinner_waits_on_a_terminal_and_a_line_elsewhere(monkeypatch):
-    from gzcli import waiting
+    from gzcli.core import waiting
 
     class Terminal(io.StringIO):
         def isatty(self):

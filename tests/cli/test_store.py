@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+from gzcli.core.errors import DamagedError, UsageError
 from torch import nn
 
 from gzcli.engine import state
 from gzcli.engine.log import Log
-from gzcli.errors import DamagedError, UsageError
 from gzcli.recipe.resolve import check
 from gzcli.store import files, owned, paths, runs
 from gzcli.store.runs import Run

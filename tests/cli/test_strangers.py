@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from gzcli import launch, meeting
+from gzcli.launch import launcher, meeting
 from gzcli.recipe.resolve import resolve
 from gzcli.store import runs
 
@@ -19,7 +19,7 @@ def test_a_recipe_starts_no_program(call, tmp_path, monkeypatch):
     assert "after `--`" in stderr
     assert call("train", "vae", "--set", "launch.extra=[--no_python]")[0] == 2
     started = []
-    monkeypatch.setattr(launch, "run", lambda folder, plan, **options: started.append(plan))
+    monkeypatch.setattr(launcher, "run", lambda folder, plan, **options: started.append(plan))
     assert call("train", "vae", "--", "--gpu-ids=0", "--debug")[0] == 0
     assert started[0].extra == ("--gpu_ids", "0", "--debug")
     (run,) = runs.all_runs()
@@ -54,7 +54,7 @@ def test_a_recipe_does_not_say_where_processes_meet(call, tmp_path, monkeypatch)
         f"`launch.{key}` is for" in stderr for key in ("machines", "machine_rank", "main_ip")
     )
     started = []
-    monkeypatch.setattr(launch, "run", lambda folder, plan, **options: started.append(plan))
+    monkeypatch.setattr(launcher, "run", lambda folder, plan, **options: started.append(plan))
     monkeypatch.setattr(meeting, "gather", lambda *words, **options: None)  # the other machine is there
     typed = ("--num-machines", "2", "--machine-rank", "0", "--main-process-ip", "10.0.0.1")
     assert call("train", "vae", *typed)[0] == 0 and started[0].main_ip == "10.0.0.1"

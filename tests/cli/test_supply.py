@@ -10,8 +10,8 @@ import stat
 from pathlib import Path
 
 import pytest
+from gzcli.launch.launcher import Plan, environment
 
-from gzcli.launch import Plan, environment
 from gzcli.store import files, outside
 from gzcli.store.paths import user_dir
 

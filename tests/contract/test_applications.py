@@ -10,15 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gzcli.api.handles import Run
+from gzcli.core import jobs
+from gzcli.core.jobs import SampleJob
+from gzcli.core.parts import Part
+from gzcli.core.sections import DataSection
+from gzcli.core.types import Applied, ImageNoise
+from gzcli.data.packs.open import open_pack
+from gzcli.data.sets.labels import in_turns
+from gzcli.judge import sample
+from gzcli.judge.apply import HIDDEN
 from PIL import Image
 from zoo import CASES, Case
 
-from gzcli import jobs
 from gzcli.cli import app
-from gzcli.data.labels import in_turns
-from gzcli.data.open import open_pack
-from gzcli.engine import sample
-from gzcli.engine.apply import HIDDEN
 from gzcli.engine.log import Log
 from gzcli.engine.sheets import (
     BETWEEN,
@@ -34,13 +39,8 @@ from gzcli.engine.sheets import (
     sheet,
 )
 from gzcli.engine.trained import Trained
-from gzcli.handles import Run
-from gzcli.jobs import SampleJob
 from gzcli.models import catalog
-from gzcli.parts import Part
-from gzcli.sections import DataSection
 from gzcli.store import runs
-from gzcli.types import Applied, ImageNoise
 
 CPU = torch.device("cpu")
 FEW = 3  # images, in place of 64: an odd number, as a set of one's own may have

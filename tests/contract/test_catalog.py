@@ -15,14 +15,14 @@ import time
 import typing
 
 import pytest
+from gzcli.core.errors import UsageError, canonical
+from gzcli.core.sizes import Size
+from gzcli.core.types import DataInfo
 from zoo import CASES
 
 from gzcli import models
-from gzcli.errors import UsageError, canonical
 from gzcli.models import catalog, sources
-from gzcli.sizes import Size
 from gzcli.store.paths import recipes_dir
-from gzcli.types import DataInfo
 
 NAMES = sorted(catalog.cards())
 DIGITS = DataInfo((1, 16, 16), 17, tuple("0123456789"), n=1442, steps=100)

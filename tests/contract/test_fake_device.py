@@ -15,30 +15,31 @@ import numpy as np
 import pytest
 import torch
 from fake_device import DEVICE, NAME, PACKAGE, NoFloat64, OnDevice, on_device
+from gzcli.core import philox
+from gzcli.core.jobs import SampleJob
+from gzcli.core.parts import Part, part_of
+from gzcli.core.sections import LaunchSection, OptimSection
+from gzcli.core.types import ImageNoise, no_progress
+from gzcli.data.packs.batches import TrainBatches
+from gzcli.data.packs.open import open_pack
+from gzcli.data.packs.pack import Pack
+from gzcli.judge import bench, ood_scores
+from gzcli.judge.apply import apply
+from gzcli.judge.images import Images
+from gzcli.judge.scores import Scorer, own_scores
 from helpers import recipe
 from zoo import CASES, Case
 
-from gzcli import philox
-from gzcli.data.batches import TrainBatches
-from gzcli.data.open import open_pack
-from gzcli.data.pack import Pack
-from gzcli.engine import bench, latent, ood_scores, optim, sampler, trainer, validate
-from gzcli.engine.apply import apply
+from gzcli.engine import latent, optim, sampler, trainer, validate
 from gzcli.engine.devices import precision
-from gzcli.engine.images import Images
 from gzcli.engine.log import Log
-from gzcli.engine.scores import Scorer, own_scores
-from gzcli.jobs import SampleJob
 from gzcli.metrics.features import LeNet, LeNetFeatures
 from gzcli.models import catalog
 from gzcli.models.base import Phase
 from gzcli.models.denoising.by_class import ByClass
 from gzcli.models.nn import double
 from gzcli.models.options import defaults, grouped
-from gzcli.parts import Part, part_of
-from gzcli.sections import LaunchSection, OptimSection
 from gzcli.store import runs
-from gzcli.types import ImageNoise, no_progress
 
 # Where the host waits for the device: in a step nowhere, before the first one, and with a trained model.
 STEP = {
@@ -463,7 +464,7 @@ def test_optimizers(name, device):
 @pytest.mark.parametrize("levels", [2, 17])
 def test_a_batch_gets_to_the_device_without_a_wait(kept, levels, device, monkeypatch):
     if not kept:
-        monkeypatch.setattr("gzcli.data.batches.ON_DEVICE", 0)
+        monkeypatch.setattr("gzcli.data.packs.batches.ON_DEVICE", 0)
     codes = {"codes": torch.zeros(1797, 4).numpy()}
     source = TrainBatches(
         open_pack("digits"),

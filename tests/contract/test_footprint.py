@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gzcli.core.types import DataInfo
+from gzcli.data.packs.batches import TrainBatches
+from gzcli.data.packs.open import open_pack
 from torch.utils._python_dispatch import TorchDispatchMode
 from zoo import CASES
 
-from gzcli.data.batches import TrainBatches
-from gzcli.data.open import open_pack
 from gzcli.models import catalog
 from gzcli.models.autoregressive import codebook
 from gzcli.models.denoising.coupling import coupled
 from gzcli.models.normalizing_flow.base import top_log_prob
 from gzcli.models.normalizing_flow.glow import Glow
-from gzcli.types import DataInfo
 
 WAITS = {"_local_scalar_dense", "nonzero", "equal", "masked_select"}  # whose values or sizes the host reads
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from gzcli.core.errors import GzError, UsageError
+from gzcli.data.packs.open import open_pack
 from zoo import CASES, Case
 
 from gzcli.cli.jobs import method_options
-from gzcli.data.open import open_pack
 from gzcli.engine.shapes import shapes_only
-from gzcli.errors import GzError, UsageError
 from gzcli.models import catalog
 from gzcli.models.catalog import OUTSIDE
 from gzcli.models.ranges import MAY_BE_0, OF_FLOATS, SIGNED, range_of

@@ -8,14 +8,14 @@ import time
 import numpy as np
 import pytest
 import torch
+from gzcli.core.errors import UsageError
+from gzcli.core.types import BatchNoise, ImageNoise
+from gzcli.data.packs.augment import augmenter, parse_augment
+from gzcli.data.packs.batches import TrainBatches, quantise, scan, to_uint8
+from gzcli.data.packs.open import open_pack
 from pictures import augmented
 
-from gzcli.data.augment import augmenter, parse_augment
-from gzcli.data.batches import TrainBatches, quantise, scan, to_uint8
-from gzcli.data.open import open_pack
-from gzcli.errors import UsageError
 from gzcli.models.nn.common import from_levels, to_levels
-from gzcli.types import BatchNoise, ImageNoise
 
 
 @pytest.fixture(scope="module")

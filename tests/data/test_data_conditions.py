@@ -10,17 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.types import BatchNoise, ImageNoise
+from gzcli.data.packs import cached, workers
+from gzcli.data.packs.augment import ReplayedNoise, augmenter
+from gzcli.data.packs.batches import TrainBatches, quantise, scan, to_uint8
+from gzcli.data.packs.forms import Form
+from gzcli.data.packs.open import open_pack, peek
+from gzcli.data.sets.library import import_set, listing
 from pictures import RED, SPLITS, as_tar, as_zip, augmented, nothing_half_written, png, write
 from PIL import Image
-
-from gzcli.data import cached, workers
-from gzcli.data.augment import ReplayedNoise, augmenter
-from gzcli.data.batches import TrainBatches, quantise, scan, to_uint8
-from gzcli.data.forms import Form
-from gzcli.data.library import import_set, listing
-from gzcli.data.open import open_pack, peek
-from gzcli.errors import MissingError, UsageError
-from gzcli.types import BatchNoise, ImageNoise
 
 N = 20
 

@@ -16,17 +16,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.data.download import fetch as fetching
+from gzcli.data.download import http, request
+from gzcli.data.download.fetch import fetch
+from gzcli.data.download.raw import is_fetched, raw_dir
+from gzcli.data.sets.library import data_path, remove, verify
+from gzcli.data.sets.sets import SPECS
+from gzcli.data.sets.specs import DataFile
 from server import serve
 
 from gzcli.__main__ import main
-from gzcli.data import fetch as fetching
-from gzcli.data import http, request
-from gzcli.data.fetch import fetch
-from gzcli.data.library import data_path, remove, verify
-from gzcli.data.raw import is_fetched, raw_dir
-from gzcli.data.sets import SPECS
-from gzcli.data.specs import DataFile
-from gzcli.errors import MissingError, UsageError
 from gzcli.store.paths import cache_dir
 
 DATA = random.Random(0).randbytes(100_000)

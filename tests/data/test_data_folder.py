@@ -13,6 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gzcli.core.errors import DeviceError, MissingError, UsageError
+from gzcli.data.packs import workers
+from gzcli.data.packs.forms import Form
+from gzcli.data.packs.open import open_pack
+from gzcli.data.readers import refusals
+from gzcli.data.readers.folder import read_pictures
+from gzcli.data.readers.raw_images import Block
+from gzcli.data.sets.library import import_set
 from pictures import (
     BLUE,
     COLOURS,
@@ -26,14 +34,6 @@ from pictures import (
     png,
     write,
 )
-
-from gzcli.data import refusals, workers
-from gzcli.data.folder import read_pictures
-from gzcli.data.forms import Form
-from gzcli.data.library import import_set
-from gzcli.data.open import open_pack
-from gzcli.data.raw_images import Block
-from gzcli.errors import DeviceError, MissingError, UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +106,7 @@ def test_bad_folders(tmp_path, files, error, named):
 
 
 def test_colour_that_comes_late_is_not_dropped(tmp_path, monkeypatch):
-    monkeypatch.setattr("gzcli.data.encoded.PROBES", 2)
+    monkeypatch.setattr("gzcli.data.readers.encoded.PROBES", 2)
     folder = write(tmp_path / "p", {f"{i}.png": png(90, mode="L") for i in range(9)} | {"7.png": png(RED)})
     with pytest.raises(UsageError, match=r"`7.png` has colour") as e:
         open_pack(folder)

@@ -11,17 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.data.packs.forms import Decoding, Form
+from gzcli.data.packs.open import open_pack
+from gzcli.data.readers.folder import read_pictures
+from gzcli.data.readers.kinds import FORMATS
+from gzcli.data.readers.own import open_path
+from gzcli.data.readers.pictures import decode
+from gzcli.data.readers.walk import walk
+from gzcli.data.sets.library import import_set
 from pictures import BLUE, GREEN, RED, as_tar, as_zip, nothing_half_written, png, write
-
-from gzcli.data.folder import read_pictures
-from gzcli.data.forms import Decoding, Form
-from gzcli.data.kinds import FORMATS
-from gzcli.data.library import import_set
-from gzcli.data.open import open_pack
-from gzcli.data.own import open_path
-from gzcli.data.pictures import decode
-from gzcli.data.walk import walk
-from gzcli.errors import MissingError, UsageError
 
 
 @pytest.fixture(autouse=True)

@@ -15,19 +15,19 @@ from shutil import rmtree as remove_tree
 
 import numpy as np
 import pytest
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.data.packs import build, make
+from gzcli.data.packs.forms import Form
+from gzcli.data.packs.open import open_pack, peek
+from gzcli.data.packs.splits import rows_of, split_plan
+from gzcli.data.readers.raw_images import Block, RawImages
+from gzcli.data.sets.library import data_path, import_set, listing, remove, verify
+from gzcli.data.sets.names import data_key, names
+from gzcli.data.sets.sets import SPECS, find
 from pictures import BLUE, LAYOUTS, RED, SPLITS, as_zip, nothing_half_written, png, write
 from PIL import Image
 
 from gzcli.cli.app import run
-from gzcli.data import build, make
-from gzcli.data.forms import Form
-from gzcli.data.library import data_path, import_set, listing, remove, verify
-from gzcli.data.names import data_key, names
-from gzcli.data.open import open_pack, peek
-from gzcli.data.raw_images import Block, RawImages
-from gzcli.data.sets import SPECS, find
-from gzcli.data.splits import rows_of, split_plan
-from gzcli.errors import MissingError, UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -250,7 +250,9 @@ def test_sets_that_died_are_shown_and_harm_none(tmp_path, monkeypatch, capsys):
         assert run(["data", "import", str(folder), "--name", name, "-q"]) == 0
     remove_tree(open_pack("lost").folder)
     capsys.readouterr()
-    monkeypatch.setattr("gzcli.data.cached.walk", lambda *_: pytest.fail("the files of a set are looked at"))
+    monkeypatch.setattr(
+        "gzcli.data.packs.cached.walk", lambda *_: pytest.fail("the files of a set are looked at")
+    )
     assert run(["data", "list"]) == run(["data", "verify"]) == run(["train", "vae", "--dry-run"]) == 0
     folder.rename(tmp_path / "elsewhere")
     capsys.readouterr()
@@ -282,7 +284,7 @@ def test_read_only_cache(tmp_path, monkeypatch):
 
 def test_two_processes_pack_once(tmp_path):
     path = as_zip(tmp_path / "a.zip", LAYOUTS["classes"][0])
-    code = f"from gzcli.data.open import open_pack; open_pack({str(path)!r}, say=print)"
+    code = f"from gzcli.data.packs.open import open_pack; open_pack({str(path)!r}, say=print)"
     two = [
         subprocess.Popen(
             [sys.executable, "-c", code], cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True
@@ -299,8 +301,8 @@ def test_two_processes_pack_once(tmp_path):
 def test_looking_at_metadata_imports_nothing_heavy():
     open_pack("digits")
     code = (
-        "import sys; from gzcli.data.library import listing; from gzcli.data.open import peek; "
-        "from gzcli.data.names import data_key; from gzcli.data.augment import parse_augment; listing(); "
+        "import sys; from gzcli.data.sets.library import listing; from gzcli.data.packs.open import peek; "
+        "from gzcli.data.sets.names import data_key; from gzcli.data.packs.augment import parse_augment; listing(); "
         "assert peek('digits').levels == 17; "
         "print([m for m in ('torch', 'numpy', 'PIL', 'sklearn', 'urllib.request') if m in sys.modules])"
     )

@@ -17,15 +17,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gzcli.core.errors import MissingError
+from gzcli.data.packs.open import open_pack
+from gzcli.data.readers import parsers
+from gzcli.data.sets.library import listing, verify
+from gzcli.data.sets.medmnist import MEDMNIST
+from gzcli.data.sets.sets import SPECS
 from PIL import Image
 from server import serve
 
-from gzcli.data import parsers
-from gzcli.data.library import listing, verify
-from gzcli.data.medmnist import MEDMNIST
-from gzcli.data.open import open_pack
-from gzcli.data.sets import SPECS
-from gzcli.errors import MissingError
 from gzcli.store.paths import cache_dir
 
 SPLITS = ("train", "val", "test")
@@ -373,12 +373,12 @@ def check(opened, spec, labels, classes, size: int) -> None:
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_by_name(name, tmp_path, monkeypatch):
-    from gzcli.data.fetch import fetch
+    from gzcli.data.download.fetch import fetch
 
     monkeypatch.delenv("GZ_OFFLINE")
     spec, labels, classes = publish(name, tmp_path / "site", monkeypatch)
     with serve(tmp_path / "site", "redirect", "503") as server:
-        monkeypatch.setattr("gzcli.data.http.BACKOFF", 0.01)
+        monkeypatch.setattr("gzcli.data.download.http.BACKOFF", 0.01)
         monkeypatch.setenv("GZ_MIRROR", server.url)
         fetch(name)
     check(open_pack(name), spec, labels, classes, spec.size)
@@ -402,7 +402,7 @@ def test_large_sets_stream(name, tmp_path, monkeypatch):
     monkeypatch.delenv("GZ_OFFLINE")
     publish(name, tmp_path, monkeypatch)
     monkeypatch.setenv("GZ_MIRROR", str(tmp_path))
-    from gzcli.data.fetch import fetch
+    from gzcli.data.download.fetch import fetch
 
     fetch(name)
     packed = open_pack(name)
@@ -423,9 +423,9 @@ def test_large_sets_stream(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("way", ["archives", "folders"])
 def test_imagenet_from_the_users_own_copy(way, tmp_path, monkeypatch):
-    from gzcli.data.fetch import fetch
-    from gzcli.data.library import remove
-    from gzcli.data.raw import raw_dir
+    from gzcli.data.download.fetch import fetch
+    from gzcli.data.download.raw import raw_dir
+    from gzcli.data.sets.library import remove
 
     spec, labels, _ = publish("imagenet", tmp_path, monkeypatch)
     own = tmp_path / "imagenet"
@@ -449,7 +449,7 @@ def test_imagenet_from_the_users_own_copy(way, tmp_path, monkeypatch):
 def test_imagenet_from_its_copy_on_the_hub(source, tmp_path, monkeypatch):
     """Parquet files as the hub has them, whose test split has no labels; the hub itself is played."""
     datasets = pytest.importorskip("datasets")
-    from gzcli.data.fetch import fetch
+    from gzcli.data.download.fetch import fetch
 
     copy, asked = tmp_path / "copy", []
     rows = {"train": [0, 2, 1, 0], "validation": [2, 1, 0], "test": [-1, -1]}
@@ -476,8 +476,8 @@ def test_imagenet_from_its_copy_on_the_hub(source, tmp_path, monkeypatch):
 
 def test_adm_crop_is_the_reference():
     """The crop of guided-diffusion, written out: box halving, bicubic to the shorter side, the middle."""
-    from gzcli.data.forms import Decoding
-    from gzcli.data.pictures import decode
+    from gzcli.data.packs.forms import Decoding
+    from gzcli.data.readers.pictures import decode
 
     photo = np.random.default_rng(0).integers(0, 256, (150, 271, 3), dtype=np.uint8)
     out = io.BytesIO()
@@ -584,7 +584,7 @@ def test_a_bit_that_flipped_after_a_set_was_fetched_is_not_trained_on(name, tmp_
 )
 def test_files_cut_off_after_they_were_fetched(name, file, named, tmp_path, monkeypatch):
     """As they are cut off between the check of their bytes and their reading."""
-    monkeypatch.setattr("gzcli.data.make.check_files", lambda spec, say: [])
+    monkeypatch.setattr("gzcli.data.packs.make.check_files", lambda spec, say: [])
     raw = cached(name, tmp_path, monkeypatch)
     data = (raw / file).read_bytes()
     half = data[: len(data) // 2]

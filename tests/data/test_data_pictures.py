@@ -8,15 +8,14 @@ import zlib
 
 import numpy as np
 import pytest
+from gzcli.core.errors import MissingError
+from gzcli.data.packs.forms import Decoding
+from gzcli.data.packs.open import open_pack
+from gzcli.data.readers.folder import read_pictures
+from gzcli.data.readers.kinds import FORMATS
+from gzcli.data.readers.pictures import decode, look
 from pictures import BLUE, GREEN, RED, png, write
 from PIL import Image
-
-from gzcli.data.folder import read_pictures
-from gzcli.data.forms import Decoding
-from gzcli.data.kinds import FORMATS
-from gzcli.data.open import open_pack
-from gzcli.data.pictures import decode, look
-from gzcli.errors import MissingError
 
 
 @pytest.fixture(autouse=True)

@@ -8,16 +8,16 @@ import json
 from dataclasses import replace
 
 import pytest
+from gzcli.core.errors import GzError, UsageError, redacted
+from gzcli.data.download import http, request
+from gzcli.data.download.fetch import fetch
+from gzcli.data.sets.library import import_set
+from gzcli.data.sets.names import locate
+from gzcli.data.sets.sets import SPECS
+from gzcli.data.sets.specs import DataFile
 from server import serve
 
 from gzcli.cli.app import run
-from gzcli.data import http, request
-from gzcli.data.fetch import fetch
-from gzcli.data.library import import_set
-from gzcli.data.names import locate
-from gzcli.data.sets import SPECS
-from gzcli.data.specs import DataFile
-from gzcli.errors import GzError, UsageError, redacted
 
 DATA = b"picture" * 999
 

@@ -7,11 +7,11 @@ import re
 
 import numpy as np
 import pytest
+from gzcli.data.sets.sets import SPECS
 from pictures import BLUE, COLOURS, LAYOUTS, RED, png, write
 from PIL import Image
 
 from gzcli.cli.app import run
-from gzcli.data.sets import SPECS
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_classes_are_counted_and_drawn_under_their_names(gz, tmp_path):
 @pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if not spec.embedded])
 def test_a_set_that_is_not_here_is_described_and_not_fetched(name, gz, home, monkeypatch):
     monkeypatch.delenv("GZ_OFFLINE")
-    monkeypatch.setattr("gzcli.data.fetch.fetch", lambda *a, **k: pytest.fail("it was fetched"))
+    monkeypatch.setattr("gzcli.data.download.fetch.fetch", lambda *a, **k: pytest.fail("it was fetched"))
     spec = SPECS[name]
     code, stdout, stderr = gz("show", name)
     assert code == 0 and stdout.splitlines()[-1].split()[:2] == [name, str(spec.n_train)]

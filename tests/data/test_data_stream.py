@@ -17,17 +17,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gzcli.core.errors import DeviceError, MissingError, UsageError
+from gzcli.data.packs import stream
+from gzcli.data.packs.batches import TrainBatches, scan
+from gzcli.data.packs.forms import Decoding
+from gzcli.data.packs.open import open_pack
+from gzcli.data.packs.pack import Pack
+from gzcli.data.packs.stream import Pictures, Prefetch, worker_count, write_index
+from gzcli.data.readers.raw_images import Span
 from pictures import as_tar, as_zip, write
 from PIL import Image
-
-from gzcli.data import stream
-from gzcli.data.batches import TrainBatches, scan
-from gzcli.data.forms import Decoding
-from gzcli.data.open import open_pack
-from gzcli.data.pack import Pack
-from gzcli.data.raw_images import Span
-from gzcli.data.stream import Pictures, Prefetch, worker_count, write_index
-from gzcli.errors import DeviceError, MissingError, UsageError
 
 CONTENT = np.random.default_rng(0).integers(0, 256, (64, 12, 12, 3), dtype=np.uint8)
 

@@ -10,13 +10,13 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from gzcli.core.errors import MissingError
+from gzcli.data.download import http, request
+from gzcli.data.download.weights import KNOWN, fetch_weights, needed_by
+from gzcli.data.sets.specs import DataFile
+from gzcli.judge.figures import SPACES
 from server import serve
 
-from gzcli.data import http, request
-from gzcli.data.specs import DataFile
-from gzcli.data.weights import KNOWN, fetch_weights, needed_by
-from gzcli.engine.figures import SPACES
-from gzcli.errors import MissingError
 from gzcli.store.paths import cache_dir
 from gzcli.store.weights import INCEPTION
 
@@ -104,7 +104,7 @@ def test_the_metrics_that_fetch_are_those_that_need_it(call, site, monkeypatch):
 
 
 def test_bench_fetches_what_its_metric_needs_before_it_starts(call, site, monkeypatch):
-    from gzcli import launch
+    from gzcli.launch import launcher
     from gzcli.store import files, runs
 
     run = runs.create("vae", "digits", alias="mine")
@@ -113,7 +113,7 @@ def test_bench_fetches_what_its_metric_needs_before_it_starts(call, site, monkey
     (run.path / "model.safetensors").touch()
     result = {"rows": [], "floor": {}, "notes": []}
     work = lambda folder, plan, **options: files.write_json(folder / "result.json", result)  # noqa: E731
-    monkeypatch.setattr(launch, "run", work)
+    monkeypatch.setattr(launcher, "run", work)
     monkeypatch.setattr("gzcli.cli.bench.table", lambda *_, **__: None)
     with serve(site) as server:
         published(monkeypatch, server.url)

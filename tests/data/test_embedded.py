@@ -7,11 +7,11 @@ from functools import cache
 
 import numpy as np
 import pytest
+from gzcli.data.sets.embedded import MAKERS
+from gzcli.data.sets.outlines import SIDE, distance, matrices, pictures
+from gzcli.data.sets.sets import SPECS
 
-from gzcli.data import shapes
-from gzcli.data.embedded import MAKERS
-from gzcli.data.outlines import SIDE, distance, matrices, pictures
-from gzcli.data.sets import SPECS
+from gzcli.data.sets import shapes
 
 FEW = {name: replace(SPECS[name], n_train=144, n_test=72) for name in ("glyphs", "shapes", "shapes-factors")}
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from gzcli.core.errors import UsageError
+from gzcli.core.types import DataInfo
+from gzcli.data.sets.labels import chosen
 
-from gzcli.data.labels import chosen
 from gzcli.engine.sampler import parse_labels
-from gzcli.errors import UsageError
-from gzcli.types import DataInfo
 
 
 @pytest.mark.parametrize(

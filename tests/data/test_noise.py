@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from gzcli.types import BatchNoise, ImageNoise, Noise
+from gzcli.core.types import BatchNoise, ImageNoise, Noise
 
 CPU = torch.device("cpu")
 

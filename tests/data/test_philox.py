@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from gzcli.core import philox
+from gzcli.core.types import ImageNoise
+from gzcli.export import portable_sampler
 from scipy import stats
-
-from gzcli import philox
-from gzcli.engine import portable_sampler
-from gzcli.types import ImageNoise
 
 FULL = 2**32 - 1
 PI = 0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344

@@ -9,32 +9,32 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from gzcli.core.errors import UsageError
+from gzcli.core.parts import Part
+from gzcli.core.sections import DataSection, TrainSection
+from gzcli.core.sizes import canonical_size, sides
+from gzcli.data.packs import build
+from gzcli.data.packs.batches import TrainBatches, scan
+from gzcli.data.packs.facts import Facts, facts_of, measure, told
+from gzcli.data.packs.forms import Decoding
+from gzcli.data.packs.open import open_pack, peek
+from gzcli.data.packs.wanted import size_of, wanted
+from gzcli.data.readers.folder import read_pictures
+from gzcli.data.readers.own import open_path
+from gzcli.data.readers.pictures import decode
+from gzcli.data.sets.library import import_set, listing
+from gzcli.data.sets.names import locate
+from gzcli.data.sets.sets import SPECS
 from pictures import RED, png, write
 from PIL import Image
 
 from gzcli.cli.app import run
-from gzcli.data import build
-from gzcli.data.batches import TrainBatches, scan
-from gzcli.data.facts import Facts, facts_of, measure, told
-from gzcli.data.folder import read_pictures
-from gzcli.data.forms import Decoding
-from gzcli.data.library import import_set, listing
-from gzcli.data.names import locate
-from gzcli.data.open import open_pack, peek
-from gzcli.data.own import open_path
-from gzcli.data.pictures import decode
-from gzcli.data.sets import SPECS
-from gzcli.data.wanted import size_of, wanted
 from gzcli.engine.sheets import columns_of, grid
 from gzcli.engine.validate import best_metric
-from gzcli.errors import UsageError
 from gzcli.metrics.features import LeNet, turns
 from gzcli.models import catalog
-from gzcli.parts import Part
 from gzcli.recipe.needs import check_batch_of, check_data
 from gzcli.recipe.resolve import resolve
-from gzcli.sections import DataSection, TrainSection
-from gzcli.sizes import canonical_size, sides
 
 
 def encoded(pixels: np.ndarray) -> bytes:
@@ -279,7 +279,7 @@ def test_what_a_set_was_taken_for_is_told(tmp_path):
 
 @pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if spec.embedded])
 def test_the_facts_of_embedded_sets_are_measured(name):
-    from gzcli.data.embedded import MAKERS
+    from gzcli.data.sets.embedded import MAKERS
 
     spec = replace(SPECS[name], n_train=720, n_test=72)  # of those that are made in any number
     found = measure(MAKERS[name](spec))
@@ -288,7 +288,7 @@ def test_the_facts_of_embedded_sets_are_measured(name):
 
 @pytest.mark.parametrize("name", ["mnist", "fashionmnist"])
 def test_the_facts_of_known_sets_are_measured(name, shared_data):
-    from gzcli.data.parsers import PARSERS
+    from gzcli.data.readers.parsers import PARSERS
 
     found, spec = measure(PARSERS[name](SPECS[name], shared_data / "mirror" / name)), SPECS[name]
     assert (found.flat, found.binary, found.grey) == (spec.flat, spec.binary, spec.grey)

@@ -11,20 +11,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from gzcli.core.errors import DivergedError, MissingError, UsageError
+from gzcli.core.jobs import AlarmJob, OodJob
+from gzcli.core.types import DataInfo, ImageNoise
+from gzcli.data.packs.open import open_pack
+from gzcli.data.sets.benchmarks import Benchmark
+from gzcli.judge import alarm, alarm_files, ensemble, ood
+from gzcli.judge.images import subset
+from gzcli.judge.score_maps import heat, map_of
 from PIL import Image
 from pixelwise import Pixelwise, fake_run, fitted
 
 from gzcli.cli import ood_asked
 from gzcli.cli.alarm import table as table_of_alarms
-from gzcli.data import benchmarks
-from gzcli.data.benchmarks import Benchmark
-from gzcli.data.open import open_pack
-from gzcli.engine import alarm, alarm_files, ensemble, ood
-from gzcli.engine.images import subset
+from gzcli.data.sets import benchmarks
 from gzcli.engine.log import Log
-from gzcli.engine.score_maps import heat, map_of
-from gzcli.errors import DivergedError, MissingError, UsageError
-from gzcli.jobs import AlarmJob, OodJob
 from gzcli.metrics.detection import detection
 from gzcli.models.autoregressive.pixelcnn import PixelCNN
 from gzcli.models.diffusion.ddpm import DDPM
@@ -33,7 +34,6 @@ from gzcli.models.gan.wgan import WGAN
 from gzcli.models.normalizing_flow.glow import Glow
 from gzcli.models.vae.aae import AAE
 from gzcli.models.vae.vae import VAE
-from gzcli.types import DataInfo, ImageNoise
 
 CPU = torch.device("cpu")
 
@@ -129,7 +129,7 @@ def test_a_copy_is_judged_alike_wherever_it_stands(trained, tmp_path, monkeypatc
     rows = noisy(found["files"])
     assert found["seeds"] == 4 and rows["3"][1] > 0
     assert len({rows[str(i)] for i in range(3, 43)}) == 1 and len(set(rows.values())) == 9
-    monkeypatch.setattr("gzcli.engine.ood_scores.BATCH_SIZE", {"cpu": 7})
+    monkeypatch.setattr("gzcli.judge.ood_scores.BATCH_SIZE", {"cpu": 7})
     np.savez(tmp_path / "alone.npz", images=images[3:4])
     alone = alarm.run(job(tmp_path / "alone.npz", scores=("noisy",)), tmp_path, CPU, Log())
     assert noisy(alone["files"])["0"] == pytest.approx(rows["3"], rel=1e-5)

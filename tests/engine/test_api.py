@@ -17,15 +17,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.data.packs import workers
+from gzcli.data.sets.sets import SPECS
+from gzcli.data.sets.specs import DataFile
 from helpers import ROOT, gz
 
 import gzcli
 from gzcli import testing
-from gzcli.data import workers
-from gzcli.data.sets import SPECS
-from gzcli.data.specs import DataFile
 from gzcli.docs.pages import composed
-from gzcli.errors import MissingError, UsageError
 from gzcli.models.vae.vae import VAE
 from gzcli.store import outside, runs
 from gzcli.store.paths import cache_dir

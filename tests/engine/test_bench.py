@@ -10,23 +10,23 @@ from functools import partialmethod
 import numpy as np
 import pytest
 import torch
+from gzcli.core.errors import DivergedError, MissingError, UsageError
+from gzcli.core.jobs import BenchJob
+from gzcli.core.types import Applied
+from gzcli.data.packs.batches import scan
+from gzcli.data.packs.open import open_pack
+from gzcli.judge import bench, likelihood, perceptual
+from gzcli.judge.image_sets import ImageSet
+from gzcli.judge.images import subset
 from PIL import Image
 from pixelwise import fake_run, fitted
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from gzcli.data.batches import scan
-from gzcli.data.open import open_pack
-from gzcli.engine import bench, likelihood, perceptual
-from gzcli.engine.image_sets import ImageSet
-from gzcli.engine.images import subset
 from gzcli.engine.log import Log
-from gzcli.errors import DivergedError, MissingError, UsageError
-from gzcli.jobs import BenchJob
 from gzcli.metrics import vit
 from gzcli.metrics.features import lenet
 from gzcli.metrics.frechet import frechet_distance
 from gzcli.models.nn import LPIPS
-from gzcli.types import Applied
 
 
 @pytest.fixture

@@ -11,19 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.jobs import BenchJob
+from gzcli.data.packs.open import open_pack
+from gzcli.judge import bench, memorised
+from gzcli.judge.bench_notes import told
+from gzcli.judge.contestants import Contestant, tell_apart
+from gzcli.judge.image_sets import ImageSet, RealImages
 from PIL import Image
 from pixelwise import fake_run, fitted
 
 from gzcli.cli import bench_table, out
 from gzcli.cli.bench import entered, images_at
-from gzcli.data.open import open_pack
-from gzcli.engine import bench, memorised
-from gzcli.engine.bench_notes import told
-from gzcli.engine.contestants import Contestant, tell_apart
-from gzcli.engine.image_sets import ImageSet, RealImages
 from gzcli.engine.log import Log
-from gzcli.errors import MissingError, UsageError
-from gzcli.jobs import BenchJob
 from gzcli.metrics.features import lenet
 from gzcli.metrics.frechet import frechet_distance
 from gzcli.store import runs

@@ -7,6 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from gzcli.core.errors import Interrupted, MissingError
+from gzcli.core.sections import OptimSection, TrainSection
+from gzcli.engine.curves import RATES
 from helpers import lines, recipe, trainer
 from safetensors.torch import load_file
 from zoo import CASES
@@ -14,11 +17,8 @@ from zoo import CASES
 from gzcli.engine import optim, sampler
 from gzcli.engine.__main__ import made
 from gzcli.engine.cadence import KEYS, Cadence, in_proportion, in_series
-from gzcli.engine.report import RATES
 from gzcli.engine.stop import Stop
-from gzcli.errors import Interrupted, MissingError
 from gzcli.metrics import collapse
-from gzcli.sections import OptimSection, TrainSection
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

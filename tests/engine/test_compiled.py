@@ -8,6 +8,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from gzcli.core.parts import Part
+from gzcli.core.sections import TrainSection
+from gzcli.core.types import Batch, BatchNoise
 from helpers import lines, recipe, trainer
 from safetensors.torch import load_file
 from zoo import CASES, DDPM, DIT, Case
@@ -17,10 +20,7 @@ from gzcli.engine.compiled import Compiled, GivenNoise
 from gzcli.engine.log import Log
 from gzcli.models.base import Model, named_losses
 from gzcli.models.denoising.guided import stratified
-from gzcli.parts import Part
-from gzcli.sections import TrainSection
 from gzcli.testing.tools import started
-from gzcli.types import Batch, BatchNoise
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

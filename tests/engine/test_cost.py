@@ -6,17 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from gzcli.core.jobs import TrialJob
+from gzcli.core.parts import Part, part_of
+from gzcli.core.sections import TrainSection
 from helpers import recipe, trainer
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from zoo import CASES, Case
 
-from gzcli import costs
 from gzcli.engine import cost as cost_module
 from gzcli.engine import shapes, trial
 from gzcli.engine.cost import MANY, Cost, Seen, cost_of
-from gzcli.jobs import TrialJob
-from gzcli.parts import Part, part_of
-from gzcli.sections import TrainSection
+from gzcli.launch import costs
 
 FIRST = {case.model: case for case in reversed(CASES)}  # one line of each model
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from gzcli.engine.curves import RATES
 from helpers import ROOT, lines, traps
 from safetensors.torch import load_file
 
-from gzcli.engine.report import RATES
 from gzcli.store import runs
 from gzcli.store.runs import Run
 

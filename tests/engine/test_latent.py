@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.data.packs.batches import quantise, scan
+from gzcli.data.packs.open import open_pack
+from gzcli.judge.scores import Scorer
 from helpers import recipe, trainer
 from zoo import Case
 
-from gzcli.data.batches import quantise, scan
-from gzcli.data.open import open_pack
 from gzcli.engine import sampler
 from gzcli.engine.latent import MEASURED, new_space
-from gzcli.engine.scores import Scorer
 from gzcli.engine.trained import load_trained
-from gzcli.errors import MissingError, UsageError
 from gzcli.store import runs
 
 # one worker makes what these tests share, once
@@ -98,7 +98,7 @@ def test_a_trained_run_samples_images_scores_them_and_remembers_its_autoencoder(
     scorer.fit(few, few)
     assert all(np.isfinite(v).all() and v.shape == (8,) for v in scorer(few[0]).values())
     with pytest.raises(UsageError, match="no likelihood"):
-        from gzcli.engine.scores import choose
+        from gzcli.judge.scores import choose
 
         choose(found, ["nll"])
     weights = tokenizer.path / "model.safetensors"

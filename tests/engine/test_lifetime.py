@@ -19,12 +19,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from gzcli.core import ranks, signals, start, streams
+from gzcli.core.errors import DeviceError, GzError, Interrupted, UsageError
+from gzcli.launch.accelerate import check
 
-from gzcli import ending, launch, ranks, requirements, signals, start, streams
 from gzcli.cli import app, out
-from gzcli.cli.accelerate import check
 from gzcli.engine import stop
-from gzcli.errors import DeviceError, GzError, Interrupted, UsageError
+from gzcli.launch import ending, requirements
+from gzcli.launch import launcher as launch
 from gzcli.store import files, runs
 from gzcli.store.runs import Run
 

@@ -12,19 +12,19 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from gzcli.core.errors import Interrupted
+from gzcli.data.packs.batches import TrainBatches
+from gzcli.data.packs.open import open_pack
+from gzcli.engine.curves import RATES
 from helpers import lines, recipe, trainer
 from PIL import Image
 from safetensors.torch import load_file
 from zoo import CASES
 
 from gzcli.cli import own
-from gzcli.data.batches import TrainBatches
-from gzcli.data.open import open_pack
 from gzcli.engine import log as logs
 from gzcli.engine.log import Log
-from gzcli.engine.report import RATES
 from gzcli.engine.stop import Stop
-from gzcli.errors import Interrupted
 from gzcli.store import metrics
 from gzcli.store.run import Run
 

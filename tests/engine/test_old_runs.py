@@ -20,19 +20,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gzcli.core.types import ImageNoise, mix
+from gzcli.engine.curves import RATES
 from helpers import lines
 from safetensors.torch import load_file
 
 import gzcli
 from gzcli.engine import sampler
 from gzcli.engine.__main__ import main
-from gzcli.engine.report import RATES
 from gzcli.engine.trained import load_trained
 from gzcli.recipe.write import dump
 from gzcli.store import files, runs
 from gzcli.store.paths import user_dir
 from gzcli.store.runs import Run
-from gzcli.types import ImageNoise, mix
 
 OLDEST = {f"old-{name}": "75c7b40" for name in ("vae", "vqvae", "fm")}
 DENOISERS = ("ddpm", "cddpm", "diffae", "dit", "zigma", "sgm", "ncsnv2", "fm", "cfm", "rf", "reflow")

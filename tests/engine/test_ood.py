@@ -13,30 +13,30 @@ import numpy as np
 import ood_table as table_of_runs
 import pytest
 import torch
+from gzcli.core.errors import DivergedError, MissingError, UsageError
+from gzcli.core.jobs import OodJob
+from gzcli.core.sections import DataSection
+from gzcli.data.packs.batches import scan, to_uint8
+from gzcli.data.packs.open import open_pack
+from gzcli.data.sets.benchmarks import Benchmark
+from gzcli.judge import naming, ood, ood_scores, ood_table
+from gzcli.judge.images import affordable, subset
+from gzcli.judge.ood_table import BASELINES
+from gzcli.judge.scores import Scorer, choose
 from PIL import Image
 from pixelwise import Pixelwise, fake_run, fitted
 
 from gzcli.cli import ood as ood_verb
 from gzcli.cli import ood_asked, out
-from gzcli.data import benchmarks
-from gzcli.data.batches import scan, to_uint8
-from gzcli.data.benchmarks import Benchmark
-from gzcli.data.open import open_pack
-from gzcli.engine import naming, ood, ood_scores, ood_table
-from gzcli.engine.images import affordable, subset
+from gzcli.data.sets import benchmarks
 from gzcli.engine.log import Log
-from gzcli.engine.ood_table import BASELINES
 from gzcli.engine.pictures import score_bins
-from gzcli.engine.scores import Scorer, choose
-from gzcli.errors import DivergedError, MissingError, UsageError
-from gzcli.jobs import OodJob
 from gzcli.metrics.baselines import code_length, pixel_mean, png_size
 from gzcli.metrics.detection import detection
 from gzcli.models import catalog
 from gzcli.models.diffusion.ddpm import DDPM
 from gzcli.models.gan.wgan import WGAN
 from gzcli.models.options import defaults
-from gzcli.sections import DataSection
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ def test_twenty_neighbours_are_found_without_n(trained, tmp_path, monkeypatch):
 
 def test_rebuilt_images_are_also_compared_by_the_features_of_the_set(trained, tmp_path, monkeypatch):
     """Without LPIPS's weights by those of a LeNet, which then moves the score; `pixels` leaves it out."""
-    monkeypatch.setattr("gzcli.engine.images.FIT", 12)
+    monkeypatch.setattr("gzcli.judge.images.FIT", 12)
     model = DDPM.of(trained.info, channels=8, mult=(1,), attention=(), timesteps=20)
     fake_run(tmp_path, monkeypatch, ood, model=model, name="ddpm")
     asked = [job(run="ddpm", scores=("recon",), n=12, options={"pixels": pixels}) for pixels in (False, True)]

@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gzcli.core.errors import UsageError
+from gzcli.core.types import ImageNoise
+from gzcli.export import portable, portable_sampler, portable_steps
 from helpers import recipe, trainer
 from PIL import Image
 from zoo import CASES, Case
 
-from gzcli.engine import portable, portable_sampler, portable_steps, sampler
+from gzcli.engine import sampler
 from gzcli.engine.trained import Trained, load_trained
-from gzcli.errors import UsageError
-from gzcli.types import ImageNoise
 
 DCGAN = Case("dcgan", {"width": 8, "latent": 4, "conditional": True}, lr=1e-3, batch=8)
 # Models that are refused, and why.

@@ -7,20 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from gzcli.core.errors import UsageError
+from gzcli.core.parts import part_of
+from gzcli.core.sections import OptimSection
+from gzcli.core.types import ImageNoise
 from helpers import recipe
 from torch import nn
 from zoo import CASES
 
 from gzcli.engine import build, devices, optim, sampler
 from gzcli.engine.trained import Trained, load_trained
-from gzcli.errors import UsageError
 from gzcli.models.nn.norms import GroupNorm, LayerNorm
 from gzcli.models.nn.unet import ResBlock
-from gzcli.parts import part_of
-from gzcli.sections import OptimSection
 from gzcli.store.runs import Run
 from gzcli.testing.tools import loss_of, started
-from gzcli.types import ImageNoise
 
 CPU = torch.device("cpu")
 FM = next(case for case in CASES if case.model == "fm")
@@ -109,7 +109,7 @@ def test_samples_in_bf16_agree_over_batches_and_with_fp32(monkeypatch):
 
 
 def test_a_likelihood_is_in_fp32_whatever_is_asked():
-    from gzcli.engine.scores import Scorer
+    from gzcli.judge.scores import Scorer
 
     half = trained(GLOW, "bf16", asked="bf16")
     full = Trained(**{**vars(half), "asked": "fp32"})

@@ -17,16 +17,18 @@ import psutil
 import pytest
 import torch
 import two_ranks
+from gzcli.core import devices
+from gzcli.core.errors import DeviceError
+from gzcli.core.sections import LaunchSection
+from gzcli.engine.curves import RATES
 from helpers import ROOT, gz, lines, recipe, trainer, traps
 from safetensors.torch import load_file
 from zoo import CASES, Case
 
-from gzcli import alike, gpus, launch
-from gzcli.engine.report import RATES
-from gzcli.errors import DeviceError
+from gzcli.docs import alike
+from gzcli.launch import launcher
 from gzcli.models import catalog
 from gzcli.recipe.write import dump
-from gzcli.sections import LaunchSection
 from gzcli.store import files, runs
 from gzcli.store.paths import recipe_names
 from gzcli.store.runs import Run
@@ -369,7 +371,7 @@ def test_two_processes_draw_what_one_draws(home):
             "launch": {"gpus": None, "cpu": True},
         }
         files.write_json(folder / "job.json", job)
-        launch.run(folder, launch.Plan(processes=n), launcher=False, mode="quiet")
+        launcher.run(folder, launcher.Plan(processes=n), launcher=False, mode="quiet")
         drawn.append(np.load(folder / "samples.npz")["samples"].astype(int))
     assert drawn[0].shape == drawn[1].shape == (7, 16, 16, 1)
     assert np.abs(drawn[0] - drawn[1]).max() <= 1
@@ -378,7 +380,7 @@ def test_two_processes_draw_what_one_draws(home):
 def test_more_gpus_than_there_are(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(DeviceError, match=r"--gpus 2.*no GPU"):
-        launch.plan(LaunchSection(gpus=2), every_gpu=True)
+        launcher.plan(LaunchSection(gpus=2), every_gpu=True)
 
 
 def test_names_of_gpus_are_none(monkeypatch):
@@ -391,26 +393,26 @@ def test_names_of_gpus_are_none(monkeypatch):
         ("", 8, 0),
     ):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        monkeypatch.setattr(gpus, "installed_gpus", lambda there=there: there)
-        monkeypatch.setattr(gpus, "OTHER_GPUS", ())
-        assert gpus.count_gpus() == count
-    assert launch.plan(LaunchSection(), every_gpu=True).gpus == 0
+        monkeypatch.setattr(devices, "installed_gpus", lambda there=there: there)
+        monkeypatch.setattr(devices, "OTHER_GPUS", ())
+        assert devices.count_gpus() == count
+    assert launcher.plan(LaunchSection(), every_gpu=True).gpus == 0
 
 
 def test_threads_are_shared_out(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    assert launch.plan(LaunchSection(), every_gpu=True).threads == 8
-    assert launch.plan(LaunchSection(cpu=True, processes=4), every_gpu=True).threads == 2
+    assert launcher.plan(LaunchSection(), every_gpu=True).threads == 8
+    assert launcher.plan(LaunchSection(cpu=True, processes=4), every_gpu=True).threads == 2
 
 
 def test_several_machines_reach_the_launcher(monkeypatch):
-    monkeypatch.setattr(launch, "usable_gpus", lambda: gpus.Gpus(2, 2))
-    plan = launch.plan(
+    monkeypatch.setattr(launcher, "usable_gpus", lambda: devices.Gpus(2, 2))
+    plan = launcher.plan(
         LaunchSection(machines=2, machine_rank=1, main_ip="10.0.0.1", main_port=29501), every_gpu=True
     )
-    text = launch.config(plan)
+    text = launcher.config(plan)
     for line in (
         "num_processes: 4",
         "num_machines: 2",

@@ -11,17 +11,18 @@ import time
 from dataclasses import replace
 from functools import partial
 
+import gzcli.core.ranks as of_one
 import numpy as np
 import pytest
 import torch
+from gzcli.core.errors import DivergedError, GzError
+from gzcli.core.jobs import AlarmJob, BenchJob, OodJob
+from gzcli.data.packs.open import open_pack
+from gzcli.judge import alarm, bench, ood, quality
 from pixelwise import Pixelwise, fake_run, fitted
 
-import gzcli.ranks as of_one
-from gzcli.data.open import open_pack
-from gzcli.engine import alarm, bench, muon, ood, quality
+from gzcli.engine import muon
 from gzcli.engine.log import Log
-from gzcli.errors import DivergedError, GzError
-from gzcli.jobs import AlarmJob, BenchJob, OodJob
 from gzcli.metrics.features import lenet
 from gzcli.models.nn import whole_batch
 from gzcli.store import files
@@ -198,8 +199,9 @@ def test_two_ranks_compare_as_one_does(ranks, tmp_path, monkeypatch):
 
 def test_the_first_word_of_a_failure_stands(tmp_path):
     """A rank whose partner has gone must not write its broken connection over the partner's error."""
+    from gzcli.core.errors import MissingError
+
     from gzcli.engine.__main__ import recorded
-    from gzcli.errors import MissingError
     from gzcli.store.runs import Run
 
     run = Run(tmp_path)

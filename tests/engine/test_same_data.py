@@ -8,15 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from gzcli.core.errors import MissingError
+from gzcli.data.packs import same
+from gzcli.data.packs.open import open_pack
+from gzcli.data.sets.names import locate
+from gzcli.launch.plan import anchored
 from pictures import RED, png, write
 
-from gzcli import launch
 from gzcli.cli import app
-from gzcli.data import same
-from gzcli.data.names import locate
-from gzcli.data.open import open_pack
-from gzcli.errors import MissingError
-from gzcli.planning import anchored
+from gzcli.launch import launcher
 from gzcli.recipe.recipe import recipe_of
 from gzcli.store import files, runs
 
@@ -26,7 +26,7 @@ SMALL = ("--set", "train.batch_size=2")  # fewer than the few pictures of these 
 @pytest.fixture
 def gz(home, capsys, monkeypatch):
     """gz("train", "vae") → (exit code, stdout, stderr); nothing is launched."""
-    monkeypatch.setattr(launch, "run", lambda *words, **options: {})
+    monkeypatch.setattr(launcher, "run", lambda *words, **options: {})
 
     def call(*words: str) -> tuple[int, str, str]:
         code = app.run(list(words))

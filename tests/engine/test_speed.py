@@ -15,22 +15,22 @@ import pytest
 import speed as parts
 import timing
 import torch
+from gzcli.core.errors import UsageError
+from gzcli.core.peaks import peak_of
+from gzcli.data.packs.ahead import Ahead, reader
+from gzcli.data.packs.batches import TrainBatches
+from gzcli.data.packs.open import open_pack
+from gzcli.engine.curves import training_speed
 from helpers import lines, recipe, trainer
 from zoo import CASES, Case
 
-from gzcli import launch
-from gzcli.data.ahead import Ahead, reader
-from gzcli.data.batches import TrainBatches
-from gzcli.data.open import open_pack
 from gzcli.engine import step as steps
 from gzcli.engine.cost import cost_of, flops_of
 from gzcli.engine.log import Log, TrainBar, with_room
 from gzcli.engine.minutes import TIMED, WARM_UP, count_steps
-from gzcli.engine.report import training_speed
 from gzcli.engine.speed import Speed, in_words, peak
-from gzcli.errors import UsageError
+from gzcli.launch import launcher
 from gzcli.models.base import Phase
-from gzcli.peaks import peak_of
 from gzcli.recipe.needs import check_strategy
 from gzcli.recipe.resolve import resolve
 from gzcli.store.runs import Run
@@ -266,7 +266,9 @@ def test_each_part_of_the_bench_runs_once(name, call, monkeypatch):
         assert words[1:3] != ["-m", "gzcli"] or call(*words[3:])[0] == 0
 
     monkeypatch.setattr(parts, "subprocess", SimpleNamespace(run=command))
-    monkeypatch.setattr(launch, "run", lambda folder, *_, **__: Run(folder).update(state="finished", step=1))
+    monkeypatch.setattr(
+        launcher, "run", lambda folder, *_, **__: Run(folder).update(state="finished", step=1)
+    )
     monkeypatch.setattr(timing, "MOST", 1)
     monkeypatch.setattr(timing, "ROWS", rows := [])
     monkeypatch.setattr(parts, "SIDE", 4)

@@ -10,19 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.launch.plan import continued, with_data
+from gzcli.launch.run_folder import write_run
 from helpers import gz, lines
 from safetensors.torch import load_file
 
-from gzcli import launch
 from gzcli.engine.__main__ import main, recorded, train_one
 from gzcli.engine.log import Log
 from gzcli.engine.trained import load_trained
-from gzcli.errors import MissingError, UsageError
-from gzcli.planning import continued, with_data
+from gzcli.launch import launcher
 from gzcli.recipe.recipe import recipe_of
 from gzcli.recipe.resolve import resolve
 from gzcli.recipe.write import dump
-from gzcli.run_folder import write_run
 from gzcli.store import runs
 from gzcli.store.runs import Run
 
@@ -56,7 +56,7 @@ def make(path: str, *sets: str, **flags) -> Run:
     recipe = resolve(path, sets=sets, flags={"launch.cpu": True, **flags})
     recipe = with_data(recipe, recipe.found)
     run = runs.create(recipe.card.name, "digits")
-    write_run(run, recipe, launch.plan(recipe.launch, every_gpu=True))
+    write_run(run, recipe, launcher.plan(recipe.launch, every_gpu=True))
     return run
 
 
@@ -167,8 +167,8 @@ def test_each_stage_is_a_whole_run(trained):
 
 
 def test_codes_are_made_once_and_are_the_tokenizer_s(trained):
-    from gzcli.data.batches import scan
-    from gzcli.data.open import open_pack
+    from gzcli.data.packs.batches import scan
+    from gzcli.data.packs.open import open_pack
 
     codes = np.load(trained.stage("prior").path / "prepared" / "codes.npy")
     pack, tokenizer = open_pack("digits"), load_trained(trained.stage("tokenizer"), "cpu").model

@@ -6,12 +6,12 @@ import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from gzcli.core.errors import MissingError, UsageError
 from helpers import recipe, trainer
 from zoo import CASES
 
 from gzcli.cli import trackers as options
 from gzcli.engine import trackers
-from gzcli.errors import MissingError, UsageError
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

@@ -9,29 +9,29 @@ from dataclasses import replace
 import pytest
 import torch
 from few_steps import EMBEDDED, colour_zip, faults, offline
+from gzcli.core.errors import DivergedError, Interrupted, UsageError
+from gzcli.core.sections import OptimSection
+from gzcli.data.packs.batches import scan
+from gzcli.engine.curves import RATES
+from gzcli.launch.plan import with_data
 from helpers import QUICK, lines, recipe, trainer
 from safetensors.torch import load_file
 from zoo import CASES, Case
 
-from gzcli.data.batches import scan
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine import devices, optim
 from gzcli.engine.__main__ import train_one
 from gzcli.engine.ema import EMA
 from gzcli.engine.log import Log
 from gzcli.engine.minutes import count_steps
-from gzcli.engine.report import RATES
 from gzcli.engine.stop import Stop
 from gzcli.engine.trained import load_trained
 from gzcli.engine.trainer import Trainer
-from gzcli.errors import DivergedError, Interrupted, UsageError
 from gzcli.models.base import Phase
 from gzcli.models.nn import whole_batch
 from gzcli.models.normalizing_flow.norms import BatchNorm as FlowNorm
-from gzcli.planning import with_data
 from gzcli.recipe.resolve import resolve
 from gzcli.recipe.write import dump
-from gzcli.sections import OptimSection
 from gzcli.store import runs
 
 pytestmark = pytest.mark.usefixtures("undrawn")

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gzcli.core import jobs
+from gzcli.launch.plan import with_data
+from gzcli.launch.run_folder import write_run
 from helpers import gz, in_process
 from PIL import Image
 
-from gzcli import jobs, launch
 from gzcli.cli import app
 from gzcli.cli.jobs import as_options
 from gzcli.engine.__main__ import main
-from gzcli.planning import with_data
+from gzcli.launch import launcher
 from gzcli.recipe.resolve import resolve
-from gzcli.run_folder import write_run
 from gzcli.store import runs
 
 pytestmark = pytest.mark.xdist_group("verbs")  # one worker makes what these tests share, once
@@ -42,7 +43,7 @@ def trained(name: str, *sets: str) -> None:
     recipe = resolve("vae", sets=(*SHORT[1:-1:2], *sets), flags={"train.steps": 20, "launch.cpu": True})
     recipe = with_data(recipe, recipe.found)
     run = runs.create("vae", "digits", alias=name)
-    write_run(run, recipe, launch.plan(recipe.launch, every_gpu=True))
+    write_run(run, recipe, launcher.plan(recipe.launch, every_gpu=True))
     assert main(run.path) == 0
 
 
@@ -94,8 +95,7 @@ def test_sample_writes_what_it_says(forks, tmp_path):
 
 def test_animation_shows_the_way(tmp_path):
     import torch
-
-    from gzcli.engine.sample import Frames
+    from gzcli.judge.sample import Frames
 
     frames = Frames(lambda x: x)
     show = frames.watch(lambda i, n, x=None: None)
@@ -174,8 +174,8 @@ def test_ood_and_its_files(forks):
 def test_ood_in_two_processes_is_ood_in_one(forks, tmp_path):
     """Two real processes against the same job in this process; without `--in`, on the run's own set."""
     import torch
+    from gzcli.judge import ood
 
-    from gzcli.engine import ood
     from gzcli.engine.log import Log
 
     words = (
@@ -368,7 +368,7 @@ def test_weights_and_biases_offline(forks, monkeypatch):
 
 
 def test_export_to_diffusers(forks, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "run", in_process)  # where diffusers, which takes seconds, is loaded once
+    monkeypatch.setattr(launcher, "run", in_process)  # where diffusers, which takes seconds, is loaded once
     diffusers = pytest.importorskip("diffusers")
     small = ("--set", "model.channels=8", "--set", "sample.steps=2")
     forks.gz("train", "ddpm", "--steps", "2", "--name", "noisy", *small, *SHORT)

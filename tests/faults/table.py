@@ -24,15 +24,15 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).resolve().parents[i]) for i in (0, 1, 2)]
 
 from forks import Zygote, zygote
+from gzcli.data.packs.in_use import Use
+from gzcli.data.sets.names import locate
+from gzcli.data.sets.sets import SPECS
 from killing import left_over, outside, unreadable, weights
 from server import serve
 from test_damaged import DAMAGES
 from test_hostile import HEADS, IMAGES, npz
 from test_killed import CONTENT, TRAIN
 
-from gzcli.data.in_use import Use
-from gzcli.data.names import locate
-from gzcli.data.sets import SPECS
 from gzcli.store import claims, files, owned
 from gzcli.store.run import Run
 

@@ -22,17 +22,17 @@ from pathlib import Path
 
 import pytest
 from generated import generated
+from gzcli.core.errors import GzError, MissingError
+from gzcli.data.packs.open import open_pack
+from gzcli.data.readers.archives import open_members, read_span
+from gzcli.data.readers.kinds import is_picture
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from gzcli import launch
 from gzcli.cli import app, out
-from gzcli.data.archives import open_members, read_span
-from gzcli.data.kinds import is_picture
-from gzcli.data.open import open_pack
 from gzcli.engine import checkpoint as checkpoints
-from gzcli.errors import GzError, MissingError
+from gzcli.launch import launcher
 from gzcli.recipe.from_file import run_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")  # of Python's zipfile, which writes them
@@ -358,7 +358,7 @@ def test_a_stranger_s_weights_file_asks_nobody(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.delenv("GZ_OFFLINE")
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setattr(launch, "run", no_engine)
+    monkeypatch.setattr(launcher, "run", no_engine)
     import torch
     from safetensors.torch import save_file
 
@@ -428,7 +428,7 @@ NAMED = (
 
 
 def test_any_name_is_met(place, monkeypatch):
-    monkeypatch.setattr(launch, "run", no_engine)
+    monkeypatch.setattr(launcher, "run", no_engine)
 
     @generated(30)
     @given(word=WORDS, line=st.sampled_from(NAMED))

@@ -16,21 +16,22 @@ import pytest
 import torch
 import yaml
 from generated import generated
+from gzcli.core.errors import DamagedError, GzError, MissingError
+from gzcli.core.jobs import BenchJob
+from gzcli.judge import contestants
 from helpers import recipe, trainer
 from hypothesis import given
 from hypothesis import strategies as st
 from zoo import CASES
 
 import gzcli
-from gzcli import costs, launch
 from gzcli.cli import app, out
 from gzcli.engine import checkpoint as checkpoints
-from gzcli.engine import contestants, prepared
+from gzcli.engine import prepared
 from gzcli.engine.build import restored
 from gzcli.engine.log import Log
 from gzcli.engine.state import init_from
-from gzcli.errors import DamagedError, GzError, MissingError
-from gzcli.jobs import BenchJob
+from gzcli.launch import costs, launcher
 from gzcli.recipe.from_file import run_of
 from gzcli.store import runs
 from gzcli.store.runs import Run
@@ -77,7 +78,7 @@ def run(tmp_path_factory) -> Iterator[Run]:
         found = t.run
         found.update(state="finished", steps=4, error=None)
         (found.path / "env.json").write_text("{}")
-        patch.setattr(launch, "run", refuse)
+        patch.setattr(launcher, "run", refuse)
         yield found
 
 

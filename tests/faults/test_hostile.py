@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from generated import generated
+from gzcli.core.errors import GzError, MissingError
+from gzcli.data.packs.open import open_pack
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from gzcli.data.open import open_pack
-from gzcli.errors import GzError, MissingError
 from gzcli.recipe.resolve import check
 
 
@@ -134,8 +134,8 @@ WORDS = st.lists(st.sampled_from(KNOWN.split()) | st.text(max_size=12), max_size
 @given(words=WORDS)
 def test_any_command_line_is_met(words, tmp_path_factory):
     """Nothing is started, and no error is a bug in gz."""
-    from gzcli import launch
     from gzcli.cli import app, out
+    from gzcli.launch import launcher
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GZ_HOME", str(tmp_path_factory.mktemp("home")))
@@ -144,7 +144,7 @@ def test_any_command_line_is_met(words, tmp_path_factory):
         def refuse(*args, **more):
             raise MissingError("no engine is started here")
 
-        patch.setattr(launch, "run", refuse)
+        patch.setattr(launcher, "run", refuse)
         try:
             assert app.run(words) != 1
         finally:

@@ -10,14 +10,15 @@ import time
 
 import psutil
 import pytest
+from gzcli.core import start
+from gzcli.core.errors import DeviceError, Interrupted, MissingError, UsageError
+from gzcli.data.packs.in_use import Use
+from gzcli.data.packs.open import open_pack
+from gzcli.data.sets.names import locate
 from helpers import ROOT
 
-from gzcli import ending, launch, planning, start
 from gzcli.cli import jobs
-from gzcli.data.in_use import Use
-from gzcli.data.names import locate
-from gzcli.data.open import open_pack
-from gzcli.errors import DeviceError, Interrupted, MissingError, UsageError
+from gzcli.launch import ending, launcher, plan
 from gzcli.store import claims, files, leftovers, owned, runs
 from gzcli.store.leftovers import beside, sweep
 from gzcli.store.run import Run
@@ -38,7 +39,7 @@ def broken(home) -> Run:
 def asked(call, monkeypatch, at: str, *words: str) -> list[tuple[int, str]]:
     """What becomes of commands that are given at a moment of `gz train`: exit code and words of each."""
     told: list[tuple[int, str]] = []
-    real = getattr(planning, at) if at == "write_run" else None
+    real = getattr(plan, at) if at == "write_run" else None
 
     def moment(*args: object, **more: object) -> object:
         (run,) = runs.all_runs()
@@ -48,8 +49,8 @@ def asked(call, monkeypatch, at: str, *words: str) -> list[tuple[int, str]]:
         assert run.path.exists() and run.state == "running"
         return real(*args, **more) if real else {}
 
-    monkeypatch.setattr(launch, "run", lambda *args, **more: {})
-    monkeypatch.setattr(*((planning, "write_run") if real else (launch, "run")), moment)
+    monkeypatch.setattr(launcher, "run", lambda *args, **more: {})
+    monkeypatch.setattr(*((plan, "write_run") if real else (launcher, "run")), moment)
     assert call("train", *words, "--cpu", "--quiet")[0] in (0, 3)
     return told
 
@@ -77,15 +78,15 @@ def test_of_two_resumes_at_one_instant_one_is_refused(broken, monkeypatch):
         over.wait(20)
         return {}
 
-    monkeypatch.setattr(launch, "run", wait)
-    monkeypatch.setattr(planning, "write_run", lambda *args: None)
-    monkeypatch.setattr(planning, "note_whole", lambda *args: None)
-    asked = planning.ask(broken.id, None, (), {"launch.cpu": True})
+    monkeypatch.setattr(launcher, "run", wait)
+    monkeypatch.setattr(plan, "write_run", lambda *args: None)
+    monkeypatch.setattr(plan, "note_whole", lambda *args: None)
+    asked = plan.ask(broken.id, None, (), {"launch.cpu": True})
 
     def go() -> None:
         gate.wait()
         try:
-            planning.start(asked, planning.continued(broken, asked.recipe, None), launch.Plan(), broken)
+            plan.start(asked, plan.continued(broken, asked.recipe, None), launcher.Plan(), broken)
         except UsageError as error:
             ends.append(error.message)
             over.set()
@@ -307,10 +308,10 @@ with files.lock(run.lock):
 
 def test_an_engine_is_not_killed_while_it_saves(broken, monkeypatch):
     """Its launcher is gone, and it takes longer than `gz` waits for a step."""
-    monkeypatch.setattr(launch, "GRACE", 0.5)
-    monkeypatch.setattr(launch, "command", lambda *_, **__: [sys.executable, "-c", SAVES, str(broken.path)])
+    monkeypatch.setattr(launcher, "GRACE", 0.5)
+    monkeypatch.setattr(launcher, "command", lambda *_, **__: [sys.executable, "-c", SAVES, str(broken.path)])
     with pytest.raises(Interrupted, match="checkpoint saved"):
-        launch.run(broken.path, launch.Plan(), launcher=True)
+        launcher.run(broken.path, launcher.Plan(), launcher=True)
     assert ending.checkpoints(broken) == [7]
 
 
@@ -330,9 +331,9 @@ def test_a_stopped_rank_of_a_dead_launcher_is_ended(broken, monkeypatch):
     """It has a session of its own, so it is neither in the tree nor in the group of processes any more."""
     monkeypatch.setattr(ending, "PATIENCE", 0.5)
     words = [sys.executable, "-c", ORPHAN, "launcher", ORPHAN, start.SCRIPT, str(broken.path)]
-    monkeypatch.setattr(launch, "command", lambda *_, **__: words)
+    monkeypatch.setattr(launcher, "command", lambda *_, **__: words)
     with pytest.raises(DeviceError, match="SIGKILL"):
-        launch.run(broken.path, launch.Plan(), launcher=True)
+        launcher.run(broken.path, launcher.Plan(), launcher=True)
     pid = int((broken.path / "pid").read_text())
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 

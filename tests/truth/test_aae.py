@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 from torch.distributions import Bernoulli, kl_divergence
 
 from gzcli.models.vae.aae import AAE
 from gzcli.models.vae.cvae import CVAE
-from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 INFO = DataInfo((1, 16, 16), 2, tuple("0123456789"))
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gzcli.core.errors import UsageError
+from gzcli.core.types import DataInfo, ImageNoise, no_progress
 from zoo import CASES
 
-from gzcli.errors import UsageError
 from gzcli.models.options import grouped
-from gzcli.types import DataInfo, ImageNoise, no_progress
 
 INFO = DataInfo((1, 16, 16), 17, tuple("0123456789"), n=100, steps=100)
 

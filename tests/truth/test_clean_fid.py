@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from gzcli.core.jobs import BenchJob
+from gzcli.data.packs.open import open_pack
+from gzcli.judge import bench
 from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from gzcli.data.open import open_pack
-from gzcli.engine import bench
 from gzcli.engine.log import Log
-from gzcli.jobs import BenchJob
 from gzcli.metrics import vit
 from gzcli.metrics.features import lenet
 

@@ -10,16 +10,16 @@ import torch
 from coded import images as coded_images
 from coded import prepared, prior
 from flat import flat
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Batch, DataInfo, ImageNoise, no_progress
 from sklearn.cluster import KMeans
 from torch import nn
 
-from gzcli.errors import UsageError
 from gzcli.models import catalog
 from gzcli.models.autoregressive.maskgit import MaskGIT
 from gzcli.models.autoregressive.transformer import Transformer
 from gzcli.models.clusters import GUIDANCE, Clusters
 from gzcli.models.nn import ClassEmbedding
-from gzcli.types import Batch, DataInfo, ImageNoise, no_progress
 
 SHAPE = (1, 4, 4)
 INFO = DataInfo(SHAPE, classes=("a", "b"))

@@ -9,23 +9,23 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from gzcli.core.errors import UsageError
+from gzcli.core.sections import OptimSection
+from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
+from gzcli.data.packs.batches import TrainBatches, to_uint8
+from gzcli.data.packs.open import open_pack
 from helpers import recipe, trainer
 from PIL import Image
 from torch import nn
 from zoo import CASES
 
-from gzcli.data.batches import TrainBatches, to_uint8
-from gzcli.data.open import open_pack
 from gzcli.engine import optim, state
-from gzcli.errors import UsageError
 from gzcli.models.gan.cyclegan import MEMORY, CycleGAN
 from gzcli.models.gan.pool import ImagePool
 from gzcli.models.gan.translator import Translator, TranslatorOptions
 from gzcli.models.nn import PatchGAN
 from gzcli.models.nn.ssim import gaussian_window, ssim_parts
 from gzcli.recipe.resolve import resolve
-from gzcli.sections import OptimSection
-from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 INFO = DataInfo((1, 16, 16), 17, ("A", "B"))
 SMALL = {"width": 4, "halvings": 1, "blocks": 1, "disc_width": 4, "disc_layers": 1}

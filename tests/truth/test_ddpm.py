@@ -10,15 +10,15 @@ import pytest
 import torch
 from flat import flat
 from gaussian import GaussianField, check_moments
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise
 from torch import Tensor, nn
 
 from gzcli.engine.checkpoint import with_zero_inputs
-from gzcli.errors import UsageError
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.schedule import Schedule, shift_of
 from gzcli.models.diffusion.bound import discretised_gaussian, strata
 from gzcli.models.diffusion.ddpm import DDPM
-from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise
 
 INFO = DataInfo((1, 8, 8), levels=17, classes=("a", "b", "c"), n=100)
 SMALL = {"channels": 8, "mult": (1, 2), "layers": 1, "attention": (4,)}

@@ -6,10 +6,10 @@ import itertools
 
 import numpy as np
 import pytest
+from gzcli.core.errors import DivergedError, UsageError
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
-from gzcli.errors import DivergedError, UsageError
 from gzcli.metrics import baselines
 from gzcli.metrics.detection import detection
 

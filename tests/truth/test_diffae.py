@@ -8,10 +8,11 @@ import math
 import pytest
 import torch
 from flat import flat
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise
 from torch import nn
 from torch.nn import functional as F
 
-from gzcli.errors import UsageError
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.schedule import Schedule
 from gzcli.models.diffusion.diffae import DiffAE
@@ -19,7 +20,6 @@ from gzcli.models.diffusion.latent_prior import LatentPrior
 from gzcli.models.diffusion.semantic import CodedUNet, Encoder
 from gzcli.models.nn.unet import UNet
 from gzcli.models.nn.unet_sizes import UNetOptions
-from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise
 
 pytestmark = pytest.mark.xdist_group("diffae")  # one worker trains what these tests share, once
 

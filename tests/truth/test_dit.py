@@ -8,13 +8,13 @@ import re
 import pytest
 import torch
 from flat import flat
+from gzcli.core.errors import UsageError
+from gzcli.core.sizes import sides
+from gzcli.core.types import DataInfo, ImageNoise
 
-from gzcli.errors import UsageError
 from gzcli.models.diffusion.dit import DiT
 from gzcli.models.nn.diffusers_names import DIT, renamed
 from gzcli.models.nn.dit import DiTNet, DiTOptions, patch_for
-from gzcli.sizes import sides
-from gzcli.types import DataInfo, ImageNoise
 
 SMALL = {"width": 32, "layers": 2, "heads": 4, "patch": 2}
 SIZES = {

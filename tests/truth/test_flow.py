@@ -18,14 +18,14 @@ from flows import (
     noise,
     roughen,
 )
+from gzcli.core.errors import UsageError
+from gzcli.core.types import BatchNoise, DataInfo, Noise
 
-from gzcli.errors import UsageError
 from gzcli.models.nn.common import zero_init
 from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.dequantise import VariationalDequantiser
 from gzcli.models.normalizing_flow.flow import Flow
 from gzcli.models.normalizing_flow.nets import GatedNet
-from gzcli.types import BatchNoise, DataInfo, Noise
 
 
 def flow(shape=(1, 8, 8), levels=256, classes=DIGITS, multilabel=False, size=0.1, **options) -> Flow:

@@ -8,14 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 from flows import DIGITS, batch, check_bijection, check_log_prob, images, log_det_by_autograd, noise, roughen
+from gzcli.core.errors import UsageError
+from gzcli.core.types import BatchNoise, DataInfo, Noise, no_progress
 
-from gzcli.errors import UsageError
 from gzcli.models.nn.common import from_levels
 from gzcli.models.normalizing_flow import flowpp
 from gzcli.models.normalizing_flow.flowpp import CHANNELS, COLUMNS, Couplings, Dequantiser, FlowPP
 from gzcli.models.normalizing_flow.gated import CouplingOptions
 from gzcli.models.normalizing_flow.logistic import LogisticMixture, MixLogisticCoupling
-from gzcli.types import BatchNoise, DataInfo, Noise, no_progress
 
 SMALL = {
     "channel": (0, 1),

@@ -8,11 +8,13 @@ from itertools import permutations
 import pytest
 import torch
 from gaussian import GaussianField, check_moments
+from gzcli.core.errors import UsageError
+from gzcli.core.parts import part_of
+from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 from helpers import recipe, trainer
 from torch import nn
 from zoo import Case
 
-from gzcli.errors import UsageError
 from gzcli.models import catalog
 from gzcli.models.denoising.coupling import coupled
 from gzcli.models.denoising.flow import SCALE, shifted
@@ -20,9 +22,7 @@ from gzcli.models.flow_matching.cfm import CFM
 from gzcli.models.flow_matching.fm import FM
 from gzcli.models.nn.ode import CALLS, LikelihoodOptions
 from gzcli.models.score.sgm import SGM
-from gzcli.parts import part_of
 from gzcli.recipe import schema
-from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 INFO = DataInfo((1, 4, 4), 256, tuple("abc"))
 SMALL = {"channels": 8, "mult": (1,), "attention": (), "groups": 4}

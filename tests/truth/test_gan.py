@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
-from gzcli.errors import UsageError
 from gzcli.metrics import collapse
 from gzcli.models.gan.augment import diff_augment
 from gzcli.models.gan.cgan import CGAN
@@ -20,7 +21,6 @@ from gzcli.models.gan.inversion import Search
 from gzcli.models.nn import best_labels, interpolated, traversal
 from gzcli.models.nn.adversarial import OBJECTIVES, r1_penalty
 from gzcli.models.nn.critic import Critic, CriticOptions
-from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 INFO = DataInfo((1, 16, 16), 17, tuple("0123456789"))
 

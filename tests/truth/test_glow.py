@@ -18,15 +18,15 @@ from flows import (
     noise,
     roughen,
 )
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Batch, BatchNoise, DataInfo, no_progress
 
-from gzcli.errors import UsageError
 from gzcli.models.base import Model
 from gzcli.models.nn.common import from_levels
 from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.glow import Glow
 from gzcli.models.normalizing_flow.nets import ActNormConv
 from gzcli.models.normalizing_flow.norms import ActNorm, initialising
-from gzcli.types import Batch, BatchNoise, DataInfo, no_progress
 
 
 class AffineNet(torch.nn.Module):

@@ -7,16 +7,16 @@ import math
 
 import pytest
 import torch
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from gzcli.errors import UsageError
 from gzcli.models.nn import from_levels
 from gzcli.models.vae.cells import DecoderCell, EncoderCell, SpectralNorms
 from gzcli.models.vae.hvae import HVAE, kl_of
 from gzcli.models.vae.ladder import Group
 from gzcli.models.vae.mixture import MixturePixels
-from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 pytestmark = pytest.mark.xdist_group("hvae")  # one worker trains what these tests share, once
 

@@ -8,9 +8,9 @@ from subprocess import run
 import numpy as np
 import pytest
 import torch
+from gzcli.core.errors import MissingError, UsageError
 from sklearn.datasets import load_sample_image
 
-from gzcli.errors import MissingError, UsageError
 from gzcli.metrics import lite as module
 from gzcli.metrics.lite import FEATURES, is_installed, lite
 from gzcli.metrics.lite_net import SIDE, Lite0, prepared

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from gzcli.core.errors import UsageError
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
 
-from gzcli.errors import UsageError
 from gzcli.metrics import baselines, manifold
 from gzcli.metrics.manifold import authenticity, duplicates, nearest, prdc
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from coded import images, noise, prepared, prior
+from gzcli.core.errors import UsageError
+from gzcli.core.types import BatchNoise, no_progress
 
-from gzcli.errors import UsageError
 from gzcli.models.autoregressive.maskgit import FillOptions, MaskGIT
-from gzcli.types import BatchNoise, no_progress
 
 CLASSES = ("a", "b", "c")
 

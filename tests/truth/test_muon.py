@@ -5,6 +5,7 @@ import copy
 
 import pytest
 import torch
+from gzcli.core.sections import OptimSection
 from torch import nn
 
 from gzcli.engine import optim
@@ -12,7 +13,6 @@ from gzcli.engine.muon import Muon, matrices_of, orthogonalised
 from gzcli.models.base import Phase
 from gzcli.models.nn import UNet, stacked
 from gzcli.models.nn.dit import DiTNet, DiTOptions
-from gzcli.sections import OptimSection
 
 CONF = OptimSection(name="muon", lr=3e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1)
 

@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 from flat import flat
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 from torch import nn
 
-from gzcli.errors import UsageError
 from gzcli.models.score.ncsnv2 import NCSNv2, overlapping, steady_step
 from gzcli.models.score.refinenet import InstanceNormPlus, RefineNet, RefineNetOptions
-from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 INFO = DataInfo((1, 4, 4), 256, ("a", "b", "c"), n=64, steps=100)
 SMALL = {"width": 4, "mult": (1, 2), "dilation": (1, 2), "sigma_max": 10.0}

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from gzcli.core.errors import DivergedError
+from gzcli.core.types import Batch, DataInfo, ImageNoise
+from gzcli.judge.converged import solver_gap
 
-from gzcli.engine.converged import solver_gap
-from gzcli.errors import DivergedError
 from gzcli.models.flow_matching.fm import FM
 from gzcli.models.nn.ode import (
     CALLS,
@@ -22,7 +23,6 @@ from gzcli.models.nn.ode import (
     solve_adaptive,
     with_divergence,
 )
-from gzcli.types import Batch, DataInfo, ImageNoise
 
 ORDER = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}
 

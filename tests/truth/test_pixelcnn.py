@@ -9,11 +9,11 @@ import time
 
 import pytest
 import torch
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise
 
-from gzcli.errors import UsageError
 from gzcli.models.autoregressive.pixelcnn import IncrementalPixelCNN, PixelCNN
 from gzcli.models.nn.common import from_levels
-from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise
 
 CLASSES = ("a", "b", "c")
 

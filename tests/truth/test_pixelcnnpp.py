@@ -10,12 +10,12 @@ import time
 import numpy as np
 import pytest
 import torch
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise
 from torch import distributions as D
 
-from gzcli.errors import UsageError
 from gzcli.models.autoregressive.pixelcnnpp import IncrementalPixelCNNpp, PixelCNNpp
 from gzcli.models.nn.logistic import LogisticMixture, logistic_log_mass
-from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise
 
 CLASSES = ("a", "b", "c")
 

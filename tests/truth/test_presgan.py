@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
+from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 from torch import nn
 
 from gzcli.models.gan.hmc import hmc_step, leapfrog
 from gzcli.models.gan.presgan import PresGAN
-from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 INFO = DataInfo((1, 16, 16), 17, tuple("0123456789"))
 

@@ -10,16 +10,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.data.packs.open import open_pack
+from gzcli.judge import figures, statistics
+from gzcli.judge.figures import total_variation
+from gzcli.judge.image_sets import RealImages
 from safetensors.torch import save
 from torch_fidelity import calculate_metrics
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
-from gzcli.data.open import open_pack
-from gzcli.engine import figures, statistics
-from gzcli.engine.figures import total_variation
-from gzcli.engine.image_sets import RealImages
-from gzcli.errors import MissingError, UsageError
 from gzcli.metrics import features
 from gzcli.metrics.features import LeNet, LeNetFeatures, lenet
 from gzcli.metrics.fidelity import INCEPTION, inception, inception_weights
@@ -138,7 +138,7 @@ def test_a_damaged_judge_is_made_again_with_a_line(digits, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("content", [b"", b"text\n" * 99, bytes(4096)], ids=["empty", "text", "zeros"])
 def test_damaged_features_of_real_images_are_computed_again(digits, net, tmp_path, monkeypatch, content):
-    monkeypatch.setattr("gzcli.engine.image_sets.cache_dir", lambda *parts: tmp_path.joinpath(*parts))
+    monkeypatch.setattr("gzcli.judge.image_sets.cache_dir", lambda *parts: tmp_path.joinpath(*parts))
     said: list[str] = []
     few = replace(RealImages(digits, say=said.append).reference(None), images=digits.images("test")[:8])
     first = replace(few, _features={}).features(net)

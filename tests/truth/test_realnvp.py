@@ -17,12 +17,12 @@ from flows import (
     noise,
     roughen,
 )
+from gzcli.core.errors import UsageError
+from gzcli.core.types import DataInfo, no_progress
 
-from gzcli.errors import UsageError
 from gzcli.models.normalizing_flow.nets import ResNet, WeightNormConv
 from gzcli.models.normalizing_flow.norms import BatchNorm, initialising
 from gzcli.models.normalizing_flow.realnvp import RealNVP
-from gzcli.types import DataInfo, no_progress
 
 
 def realnvp(shape=(1, 8, 8), levels=256, classes=DIGITS, size=0.05, **options) -> RealNVP:

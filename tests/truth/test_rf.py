@@ -5,18 +5,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
+from gzcli.data.packs.open import open_pack
 from test_fm import Exact, batch, noise
 
-from gzcli.data.open import open_pack
 from gzcli.engine.prepared import TrainImages
-from gzcli.errors import UsageError
 from gzcli.models.base import Model
 from gzcli.models.denoising.flow import SCALE
 from gzcli.models.flow_matching.reflow import Reflow
 from gzcli.models.flow_matching.rf import RF
 from gzcli.recipe.resolve import resolve
 from gzcli.recipe.write import dump
-from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 INFO = DataInfo((1, 4, 4), 256, tuple("abc"))
 SMALL = {"width": 32, "layers": 2, "heads": 2, "patch": 2}

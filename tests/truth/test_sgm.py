@@ -11,14 +11,14 @@ import pytest
 import torch
 from flat import flat
 from gaussian import GaussianField, check_moments
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 from torch import nn
 
-from gzcli.errors import UsageError
 from gzcli.models.nn.ode import LikelihoodOptions
 from gzcli.models.score.score import SCALE
 from gzcli.models.score.sde import VE, VP, SubVP
 from gzcli.models.score.sgm import SGM
-from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 INFO = DataInfo((1, 4, 4), 256, ("a", "b", "c"), n=64, steps=100)
 SMALL = {"channels": 8, "mult": (1,), "attention": (), "groups": 4}

@@ -6,12 +6,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from gzcli.core.errors import UsageError
 from scipy.optimize import linear_sum_assignment
 from sklearn.decomposition import PCA
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-from gzcli.errors import UsageError
 from gzcli.metrics import kid as kernel_distance
 from gzcli.metrics.frechet import (
     frechet_distance,

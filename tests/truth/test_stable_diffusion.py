@@ -21,18 +21,22 @@ from diffusers import (
     StableDiffusionXLControlNetPipeline,
 )
 from diffusers.training_utils import compute_snr
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.jobs import ExportJob, SampleJob
+from gzcli.core.parts import Part
+from gzcli.core.sections import OptimSection, TrainSection
+from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
+from gzcli.export import export
+from gzcli.judge import sample as sample_verb
 from helpers import lines, recipe, trainer
 from safetensors.torch import load_file
 from sklearn.datasets import load_sample_images
 from zoo import CASES
 
-from gzcli.engine import export, optim
-from gzcli.engine import sample as sample_verb
+from gzcli.engine import optim
 from gzcli.engine.cost import cost_of
 from gzcli.engine.log import Log
 from gzcli.engine.trained import load_trained
-from gzcli.errors import MissingError, UsageError
-from gzcli.jobs import ExportJob, SampleJob
 from gzcli.models import catalog
 from gzcli.models.options import grouped
 from gzcli.models.stable_diffusion.base import to_bytes, to_text
@@ -42,9 +46,6 @@ from gzcli.models.stable_diffusion.controlnet import ControlNet
 from gzcli.models.stable_diffusion.instructpix2pix import InstructPix2Pix, widen
 from gzcli.models.stable_diffusion.options import PromptOptions
 from gzcli.models.stable_diffusion.sd_lora import SDLoRA
-from gzcli.parts import Part
-from gzcli.sections import OptimSection, TrainSection
-from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 INFO = DataInfo((3, 16, 16), 256, n=64)
 CPU = torch.device("cpu")

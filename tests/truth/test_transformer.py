@@ -12,12 +12,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from coded import images, noise, prepared, prior
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Batch, BatchNoise, DataInfo, no_progress
 
-from gzcli.errors import UsageError
 from gzcli.models.autoregressive.tokenizer import draw
 from gzcli.models.autoregressive.transformer import DrawOptions, Transformer, weights
 from gzcli.models.options import grouped
-from gzcli.types import Batch, BatchNoise, DataInfo, no_progress
 
 CLASSES = ("a", "b", "c")
 

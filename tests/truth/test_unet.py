@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gzcli.core.errors import UsageError
+from gzcli.core.types import DataInfo
 
-from gzcli.errors import UsageError
 from gzcli.models.nn import UNet
 from gzcli.models.nn.diffusers_names import UNET, renamed
 from gzcli.models.nn.unet import time_embedding
 from gzcli.models.nn.unet_sizes import UNetOptions, attended, widths_of
-from gzcli.types import DataInfo
 
 A, D = True, False
 CASES = {

@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 from torch.distributions import Normal, kl_divergence
 
-from gzcli.errors import UsageError
 from gzcli.models.nn import from_levels
 from gzcli.models.nn.ssim import gaussian_window, ms_ssim, ssim_parts
 from gzcli.models.vae.aae import AAE
@@ -16,7 +17,6 @@ from gzcli.models.vae.gaussian import kl_normal, log_normal
 from gzcli.models.vae.nets import NetOptions
 from gzcli.models.vae.pixels import Pixels
 from gzcli.models.vae.vae import VAE
-from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 pytestmark = pytest.mark.xdist_group("vae")  # one worker makes what these tests share, once
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from gzcli.core.errors import MissingError, UsageError
 from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, Dinov2Config, Dinov2Model
 
-from gzcli.errors import MissingError, UsageError
 from gzcli.metrics import vit
 from gzcli.store.paths import cache_dir
 from gzcli.store.weights import CLIP, DINOV2

@@ -7,18 +7,18 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise
 from helpers import recipe, trainer
 from torch import nn
 from zoo import CASES
 
-from gzcli.errors import MissingError, UsageError
 from gzcli.models.autoregressive.vqgan import VQGAN, adaptive_weight
 from gzcli.models.nn import lpips as module
 from gzcli.models.nn.lpips import LPIPS, STAGES, linear_file
 from gzcli.models.nn.patchgan import PatchGAN
 from gzcli.store.paths import cache_dir
 from gzcli.store.weights import VGG
-from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise
 
 SMALL = {
     "channels": 8,

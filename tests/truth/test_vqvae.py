@@ -8,12 +8,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 from gzcli.models.autoregressive.codebook import DEAD, EPS, Codebook, CodebookOptions
 from gzcli.models.autoregressive.tokenizer import draw
 from gzcli.models.autoregressive.vqgan import VQGAN
 from gzcli.models.autoregressive.vqvae import VQVAE
-from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 K, D, SHAPE = 8, 4, (6, 4, 3, 2)
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 from torch import nn
 
-from gzcli.errors import UsageError
 from gzcli.models.gan.generator import Generator, GeneratorOptions
 from gzcli.models.gan.wgan import WGAN
 from gzcli.models.nn import slerp
 from gzcli.models.nn.adversarial import gradient_penalty
 from gzcli.models.nn.critic import Critic, pyramid
-from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 DIGITS = DataInfo((1, 16, 16), 17, tuple("0123456789"))
 SMALL = {"latent": 8, "width": 8}

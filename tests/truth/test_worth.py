@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from gzcli.core.errors import UsageError
 from sklearn.metrics import balanced_accuracy_score
 
-from gzcli.errors import UsageError
 from gzcli.metrics import features
 from gzcli.metrics import worth as module
 from gzcli.metrics.features import LeNetFeatures, trained

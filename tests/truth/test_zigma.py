@@ -10,16 +10,16 @@ from types import ModuleType
 
 import pytest
 import torch
+from gzcli.core.errors import UsageError
+from gzcli.core.types import DataInfo
 from test_dit import awake
 from torch.nn import functional as F
 
-from gzcli.errors import UsageError
 from gzcli.models.flow_matching.zigma import ZigMa
 from gzcli.models.flow_matching.zigzag import Block, Mamba, ZigzagNet, ZigzagOptions, zigzags
 from gzcli.models.nn import selective_scan as scans
 from gzcli.models.nn.ode import with_divergence
 from gzcli.models.nn.selective_scan import selective_scan
-from gzcli.types import DataInfo
 
 SMALL = {"width": 16, "layers": 8, "patch": 2, "state": 4}
 

@@ -8,10 +8,10 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.base import Model
 from gzcli.models.nn.common import double, spread_labels
-from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 
 
 class Incremental(Protocol):

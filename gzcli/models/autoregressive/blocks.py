@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
 from gzcli.models.nn.attention import softmax_attention
 from gzcli.models.nn.norms import LayerNorm
 

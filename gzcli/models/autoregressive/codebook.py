@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gzcli import ranks
+from gzcli.core import ranks
+from gzcli.core.types import Noise
 from gzcli.models.nn import full_fp32, to_fp32
-from gzcli.types import Noise
 
 EPS = 1e-8  # Laplace smoothing of the shares of codes
 DEAD = 0.03  # a code is dead where its share is less than this part of an equal share, 1 / codes

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gzcli import ranks
-from gzcli.errors import UsageError
+from gzcli.core import ranks
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Batch, DataInfo
 from gzcli.models.autoregressive.base import PixelModel
 from gzcli.models.autoregressive.layers import HorizontalConv, PixelCache, RowCache, VerticalConv, gate
 from gzcli.models.nn.common import ClassEmbedding, Modules, from_levels, to_fp32, to_levels
-from gzcli.types import Batch, DataInfo
 
 
 class GatedBlock(nn.Module):

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.core.types import DataInfo
 from gzcli.models.autoregressive.base import PixelModel, grey_levels
 from gzcli.models.autoregressive.layers import HorizontalConv, PixelCache, RowCache, VerticalConv
 from gzcli.models.autoregressive.resnet import Scale, feature, u_net
 from gzcli.models.autoregressive.resnet_incremental import IncrementalScale
 from gzcli.models.nn.common import Modules, to_fp32
 from gzcli.models.nn.logistic import LogisticMixture
-from gzcli.types import DataInfo
 
 
 class PixelCNNpp(PixelModel):

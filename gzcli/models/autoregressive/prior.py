@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 from gzcli.models.autoregressive.tokenizer import Figures, Tokenizer
 from gzcli.models.base import Model, Phase
 from gzcli.models.labelled import ClusterOptions, Labelled
 from gzcli.models.nn import spread_labels
-from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 
 
 class Prior(Labelled):

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 from gzcli.models.autoregressive.codebook import Codebook
 from gzcli.models.base import Model
 from gzcli.models.nn import to_fp32
-from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 
 SIDE = 16  # the most codes along a side where a recipe does not say how often it is halved
 

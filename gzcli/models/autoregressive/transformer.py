@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.autoregressive.base import first_rows
 from gzcli.models.autoregressive.blocks import Position, TransformerOptions, Trunk, initial_std
 from gzcli.models.autoregressive.prior import Prior
@@ -18,7 +19,6 @@ from gzcli.models.autoregressive.tokenizer import draw
 from gzcli.models.base import Model
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import ClassEmbedding, spread_labels, to_fp32
-from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 
 
 @dataclass(frozen=True)

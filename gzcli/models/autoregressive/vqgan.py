@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gzcli import ranks
-from gzcli.errors import MissingError
+from gzcli.core import ranks
+from gzcli.core.errors import MissingError
+from gzcli.core.types import Batch, DataInfo, Noise
 from gzcli.models.autoregressive.codebook import Codebook, CodebookOptions
 from gzcli.models.autoregressive.nets import ConvOptions, Decoder, Encoder
 from gzcli.models.autoregressive.tokenizer import Tokenizer
 from gzcli.models.base import Phase
 from gzcli.models.nn import LPIPS, PatchGAN, halvings, to_fp32
-from gzcli.types import Batch, DataInfo, Noise
 
 
 def adaptive_weight(rec: Tensor, gan: Tensor, last: nn.Conv2d | nn.Linear) -> Tensor:

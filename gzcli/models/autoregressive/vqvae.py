@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gzcli.core.types import Batch, DataInfo
 from gzcli.models.autoregressive.codebook import Codebook, CodebookOptions
 from gzcli.models.autoregressive.tokenizer import Tokenizer, halved
 from gzcli.models.nn import halvings, to_fp32
-from gzcli.types import Batch, DataInfo
 
 
 class Residual(nn.Module):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Applied, Noise, Progress, no_progress
 from gzcli.models.denoising.guided import Guided
 from gzcli.models.nn import at_least, spread_labels
-from gzcli.types import Applied, Noise, Progress, no_progress
 
 TIMES = 4  # noise levels by which translation finds the class of an image that has no label
 

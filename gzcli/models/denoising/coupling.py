@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gzcli import ranks
+from gzcli.core import ranks
 from gzcli.models.nn import full_fp32, to_fp32
 
 

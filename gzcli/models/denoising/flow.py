@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gzcli.core.sizes import Size
+from gzcli.core.types import Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.denoising.coupling import coupled
 from gzcli.models.denoising.guided import logit_normal, stratified
 from gzcli.models.denoising.round_trip import RoundTrip
@@ -33,8 +35,6 @@ from gzcli.models.nn.ode import (
     log_density,
     solve_by,
 )
-from gzcli.sizes import Size
-from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
 
 TimeSampling = Literal["uniform", "stratified", "logit_normal"]
 Coupling = Literal["independent", "ot"]

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.denoising.by_class import ByClass
 from gzcli.models.denoising.flow import SCALE, FlowMatching, FlowOptions, shifted
 from gzcli.models.denoising.inpainting import by_moments, completed, to_complete
@@ -20,7 +21,6 @@ from gzcli.models.denoising.schedule import Level, clean
 from gzcli.models.denoising.upscaling import enlarged, reduced
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import at_least, to_fp32
-from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 
 FIRST, LEAST = (
     80.0,

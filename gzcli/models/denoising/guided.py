@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.core.sizes import Size, sides
+from gzcli.core.types import DataInfo, Noise
 from gzcli.models.labelled import ClusterOptions, Labelled
 from gzcli.models.nn import to_fp32
-from gzcli.sizes import Size, sides
-from gzcli.types import DataInfo, Noise
 
 
 class Guided(Labelled):

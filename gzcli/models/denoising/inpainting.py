@@ -8,13 +8,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from gzcli.core.types import Applied, Noise, Progress, no_progress
 from gzcli.models.denoising.guided import Guided
 from gzcli.models.denoising.posterior import Known, conditioned, pixels
 from gzcli.models.denoising.round_trip import RoundTrip, check_strength
 from gzcli.models.denoising.samplers import Denoise, Sampler, dpmpp, draws_like, repaint
 from gzcli.models.denoising.schedule import Level
 from gzcli.models.nn import at_least
-from gzcli.types import Applied, Noise, Progress, no_progress
 
 
 class Inpainting(RoundTrip):

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from gzcli.core.types import Applied
 from gzcli.models.nn import as_interpolations, at_least, interpolated, pairs_of, slerp
-from gzcli.types import Applied
 
 
 def through_noise(

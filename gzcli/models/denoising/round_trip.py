@@ -8,11 +8,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.denoising.guided import Guided
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import at_least
-from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 
 
 class RoundTrip(Guided):

@@ -17,8 +17,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from gzcli.core.types import Noise, Progress, no_progress
 from gzcli.models.denoising.schedule import SIGMA_MAX, Level
-from gzcli.types import Noise, Progress, no_progress
 
 Denoise = Callable[[Tensor, float], tuple[Tensor, Tensor]]
 Randn = Callable[[], Tensor]

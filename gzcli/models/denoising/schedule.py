@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
 
 ScheduleName = Literal["linear", "cosine"]
 Spacing = Literal["trailing", "leading", "linspace", "karras", "logsnr"]

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Applied, Progress
 from gzcli.models.denoising.guided import Guided
 from gzcli.models.denoising.inpainting import by_moments
 from gzcli.models.denoising.posterior import means
 from gzcli.models.denoising.samplers import Denoise
 from gzcli.models.denoising.schedule import Level
-from gzcli.types import Applied, Progress
 
 
 def reduced(model: Guided, x: Tensor, factor: int) -> tuple[Tensor, int]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Applied, Noise, Progress, no_progress
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.by_class import ByClass
 from gzcli.models.denoising.posterior import means
@@ -13,7 +14,6 @@ from gzcli.models.denoising.round_trip import check_strength
 from gzcli.models.denoising.upscaling import reduced
 from gzcli.models.diffusion.process import Diffusion, at
 from gzcli.models.nn import as_interpolations, at_least, pairs_of, to_fp32
-from gzcli.types import Applied, Noise, Progress, no_progress
 
 
 class DiffusionApplications(ByClass, Diffusion):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from gzcli.core.types import DataInfo
 from gzcli.models.diffusion.ddpm import DDPM
 from gzcli.models.diffusion.options import DiffusionOptions
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn.unet_sizes import UNetOptions
-from gzcli.types import DataInfo
 
 
 class CDDPM(DDPM):

@@ -6,12 +6,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Applied, Noise, Progress, no_progress
 from gzcli.models.base import Model
 from gzcli.models.denoising.interpolation import through_noise
 from gzcli.models.diffusion.codes import SemanticCodes
 from gzcli.models.nn import at_least, interpolated, pairs_of, spread_labels
-from gzcli.types import Applied, Noise, Progress, no_progress
 
 
 class CodeApplications(Model):

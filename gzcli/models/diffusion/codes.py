@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gzcli import ranks
+from gzcli.core import ranks
+from gzcli.core.types import Batch, DataInfo, Progress, no_progress
 from gzcli.models.base import Model, Phase
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.schedule import Level
 from gzcli.models.diffusion.applications import DiffusionApplications
 from gzcli.models.diffusion.semantic import Encoder
 from gzcli.models.nn import full_fp32, to_fp32
-from gzcli.types import Batch, DataInfo, Progress, no_progress
 
 DECAY = 0.95  # of the running mean and covariance of z_sem
 

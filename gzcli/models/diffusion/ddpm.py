@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.core.types import DataInfo
 from gzcli.models.diffusion.applications import DiffusionApplications
 from gzcli.models.diffusion.options import DiffusionOptions
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn.unet import UNet
 from gzcli.models.nn.unet_sizes import UNetOptions
-from gzcli.types import DataInfo
 
 
 class DDPM(DiffusionApplications):

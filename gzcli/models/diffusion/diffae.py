@@ -17,6 +17,7 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
+from gzcli.core.types import Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.diffusion.applications import DiffusionApplications
 from gzcli.models.diffusion.code_applications import CodeApplications
 from gzcli.models.diffusion.codes import SemanticCodes
@@ -24,7 +25,6 @@ from gzcli.models.diffusion.options import DiffusionOptions, PathOptions, Sampli
 from gzcli.models.diffusion.semantic import CodedUNet, Encoder
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn.unet_sizes import UNetOptions, widths_of
-from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
 
 MEASURED = 256  # images that `measure` takes
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from gzcli.core.types import DataInfo
 from gzcli.models.diffusion.applications import DiffusionApplications
 from gzcli.models.diffusion.options import DiffusionOptions
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn.dit import DiTNet, DiTOptions
-from gzcli.types import DataInfo
 
 
 class DiT(DiffusionApplications):

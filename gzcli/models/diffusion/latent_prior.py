@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gzcli.core.types import Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.base import Model
 from gzcli.models.diffusion.applications import DiffusionApplications
 from gzcli.models.diffusion.code_applications import CodeApplications
@@ -22,7 +23,6 @@ from gzcli.models.diffusion.options import DiffusionOptions, PathOptions, Sampli
 from gzcli.models.labelled import ClusterOptions, LabelOptions
 from gzcli.models.nn import ClassEmbedding
 from gzcli.models.nn.unet import time_embedding
-from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
 
 TIME = 64  # sinusoids of the time
 

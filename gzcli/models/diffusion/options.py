@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from gzcli.core.sizes import Size
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.samplers import Sampler
 from gzcli.models.denoising.schedule import Schedule, ScheduleName, Shift, Spacing
-from gzcli.sizes import Size
 
 Prediction = Literal["eps", "x0", "v"]
 LossType = Literal["l2", "l1", "huber"]

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Batch, DataInfo, Noise, Progress, moved, no_progress
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.guided import logit_normal, stratified
 from gzcli.models.denoising.inpainting import Inpainting
@@ -25,7 +26,6 @@ from gzcli.models.diffusion.options import SAMPLERS, DiffusionOptions, LossType,
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import to_fp32
 from gzcli.models.nn.ode import grey_levels
-from gzcli.types import Batch, DataInfo, Noise, Progress, moved, no_progress
 
 HIDDEN = 0.1  # share of the small images that training with a `factor` hides
 # ᾱ of an exported schedule at zero SNR, as in diffusers, whose solver takes its logarithm

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gzcli.core.types import DataInfo
 from gzcli.models.nn import stacked
 from gzcli.models.nn.attention import Attention
 from gzcli.models.nn.norms import GroupNorm
 from gzcli.models.nn.unet import Down, ResBlock, Stage, UNet
 from gzcli.models.nn.unet_sizes import UNetOptions, attended, patched, widths_of
-from gzcli.types import DataInfo
 
 EPS = 1e-5
 

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
+from gzcli.core.types import DataInfo
 from gzcli.models.denoising.flow import FlowOptions
 from gzcli.models.denoising.flow_applications import FlowApplications
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn.unet import UNet
 from gzcli.models.nn.unet_sizes import UNetOptions
-from gzcli.types import DataInfo
 
 
 class FM(FlowApplications):

@@ -12,13 +12,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Batch, DataInfo
 from gzcli.models.base import Model
 from gzcli.models.denoising.flow import FlowMatching, FlowOptions, TimeSampling
 from gzcli.models.denoising.flow_applications import FlowApplications
 from gzcli.models.labelled import ClusterOptions, LabelOptions
 from gzcli.models.nn.ode import Solver
-from gzcli.types import Batch, DataInfo
 
 
 class Reflow(FlowApplications):

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from gzcli.core.types import DataInfo
 from gzcli.models.denoising.flow import FlowOptions
 from gzcli.models.denoising.flow_applications import FlowApplications
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn.dit import DiTNet, DiTOptions
-from gzcli.types import DataInfo
 
 
 class RF(FlowApplications):

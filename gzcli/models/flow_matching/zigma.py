@@ -6,11 +6,11 @@ the flow matching of denoising/flow.py.
 
 from __future__ import annotations
 
+from gzcli.core.types import DataInfo
 from gzcli.models.denoising.flow import FlowOptions
 from gzcli.models.denoising.flow_applications import FlowApplications
 from gzcli.models.flow_matching.zigzag import ZigzagNet, ZigzagOptions
 from gzcli.models.labelled import ClusterOptions
-from gzcli.types import DataInfo
 
 
 class ZigMa(FlowApplications):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
 from gzcli.models.nn import stacked, to_fp32, zero_init
 from gzcli.models.nn.dit import DiTNet, DiTOptions, modulated
 from gzcli.models.nn.norms import LayerNorm

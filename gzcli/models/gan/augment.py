@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gzcli.types import Noise
+from gzcli.core.types import Noise
 
 
 def diff_augment(x: Tensor, policy: tuple[str, ...], noise: Noise) -> Tensor:

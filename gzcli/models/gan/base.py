@@ -9,7 +9,8 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Batch, DataInfo, Noise, Progress
 from gzcli.models.base import Phase
 from gzcli.models.gan.augment import POLICIES, diff_augment
 from gzcli.models.gan.generator import Generator, GeneratorOptions
@@ -17,7 +18,6 @@ from gzcli.models.gan.inversion import InvertibleGAN, Search
 from gzcli.models.nn.adversarial import OBJECTIVES, Objective, gradient_penalty, r1_penalty
 from gzcli.models.nn.common import fresh_statistics, spread_labels, to_fp32
 from gzcli.models.nn.critic import Critic, CriticOptions, LabelAs
-from gzcli.types import Batch, DataInfo, Noise, Progress
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@ conditioned on the label."""
 
 from __future__ import annotations
 
+from gzcli.core.types import DataInfo
 from gzcli.models.gan.base import GAN, GANOptions
 from gzcli.models.gan.generator import GeneratorOptions
 from gzcli.models.nn.critic import CriticOptions, LabelAs
-from gzcli.types import DataInfo
 
 
 class CGAN(GAN):

@@ -20,15 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gzcli import ranks
-from gzcli.errors import UsageError
+from gzcli.core import ranks
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 from gzcli.models.base import Model, Phase
 from gzcli.models.gan.pool import ImagePool
 from gzcli.models.gan.translator import Translator, TranslatorOptions
 from gzcli.models.nn.common import from_levels, to_levels
 from gzcli.models.nn.patchgan import PatchGAN
 from gzcli.models.nn.ssim import gaussian_window, ssim_parts
-from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 
 MEMORY = 32  # training images of each domain that the model keeps, for `sample` to translate
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gzcli.types import Noise
+from gzcli.core.types import Noise
 
 Potential = Callable[[Tensor], Tensor]  # z [B, D] → U [B], differentiable
 

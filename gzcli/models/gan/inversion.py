@@ -12,12 +12,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from gzcli.core.types import Applied, Noise, Progress
 from gzcli.models.base import Model
 from gzcli.models.gan.generator import Generator
 from gzcli.models.nn.common import at_least, best_labels, double, spread_labels
 from gzcli.models.nn.critic import Critic
 from gzcli.models.nn.latent import as_interpolations, interpolated, pairs_of, slerp, traversal
-from gzcli.types import Applied, Noise, Progress
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gzcli import ranks
-from gzcli.types import Noise
+from gzcli.core import ranks
+from gzcli.core.types import Noise
 
 
 class ImagePool(nn.Module):

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gzcli import ranks
-from gzcli.errors import UsageError
+from gzcli.core import ranks
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Batch, DataInfo, Noise, Progress
 from gzcli.models.base import Phase
 from gzcli.models.gan.base import GAN, GANOptions
 from gzcli.models.gan.generator import GeneratorOptions
 from gzcli.models.gan.hmc import Potential, hmc_step
 from gzcli.models.nn.critic import CriticOptions
-from gzcli.types import Batch, DataInfo, Noise, Progress
 
 
 @dataclass(frozen=True)

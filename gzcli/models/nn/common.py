@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.core.types import DataInfo
 from gzcli.models.nn.norms import GroupNorm
-from gzcli.types import DataInfo
 
 FLOAT64 = ("cpu", "cuda")  # types of devices that compute in float64; MPS has no such type
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.core.sizes import as_size
 from gzcli.models.nn.attention import softmax_attention
 from gzcli.models.nn.common import ClassEmbedding, at_least, stacked, zero_init
 from gzcli.models.nn.diffusers_names import DIT, renamed
 from gzcli.models.nn.norms import LayerNorm
 from gzcli.models.nn.unet import time_embedding
-from gzcli.sizes import as_size
 
 FREQUENCIES = 256  # sinusoids of the time
 PATCHES = range(1, 9)  # sides of a patch that is not given

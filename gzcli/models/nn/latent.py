@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Applied
 from gzcli.models.nn.common import at_least
-from gzcli.types import Applied
 
 
 def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gzcli.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError, UsageError
 from gzcli.models.nn.common import to_fp32, valueless
 from gzcli.store.paths import cache_dir
 from gzcli.store.weights import VGG

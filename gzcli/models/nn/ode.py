@@ -15,9 +15,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gzcli.errors import DivergedError, UsageError
+from gzcli.core.errors import DivergedError, UsageError
+from gzcli.core.types import Noise, Progress, no_progress
 from gzcli.models.nn.common import double
-from gzcli.types import Noise, Progress, no_progress
 
 Solver = Literal["euler", "midpoint", "heun", "rk4", "adaptive"]  # a name of `TABLEAUX`, or adaptive
 Velocity = Callable[[Tensor, Tensor], Tensor]

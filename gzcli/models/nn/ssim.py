@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gzcli.core.types import moved
 from gzcli.models.nn.common import to_fp32
-from gzcli.types import moved
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # exponents of the scales, finest first
 C1, C2 = 0.01**2, 0.03**2  # the constants that keep the quotients finite, for images in [0, 1]

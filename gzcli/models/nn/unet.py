@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.core.types import DataInfo
 from gzcli.models.nn.attention import Attention
 from gzcli.models.nn.common import ClassEmbedding, Modules, stacked, zero_init
 from gzcli.models.nn.diffusers_names import UNET, renamed
 from gzcli.models.nn.norms import GroupNorm
 from gzcli.models.nn.unet_sizes import UNetOptions, attended, patched, widths_of
-from gzcli.types import DataInfo
 
 if TYPE_CHECKING:
     from typing_extensions import Self

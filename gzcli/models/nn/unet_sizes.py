@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
 
 LOWEST = 7  # the least side, in positions, of the last level
 MULT = (1, 2, 2, 2, 4, 4)  # widths of the levels, the last for all further ones

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gzcli import ranks
+from gzcli.core import ranks
 from gzcli.models.nn.common import to_fp32
 
 

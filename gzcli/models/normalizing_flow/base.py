@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.base import Model
 from gzcli.models.nn.common import ClassEmbedding, full_fp32, spread_labels, to_fp32, zero_init
 from gzcli.models.nn.latent import as_interpolations, interpolated, pairs_of
 from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.dequantise import VariationalDequantiser
 from gzcli.models.normalizing_flow.norms import initialising
-from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 
 # Share of null labels in training on multi-label sets: a sum over all 2^K labels would cost too much.
 LABEL_DROP = 0.1

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.core.types import DataInfo, Noise
 from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.nets import ActNormConv, ConvNet
-from gzcli.types import DataInfo, Noise
 
 
 def grey_levels(data: DataInfo) -> int:

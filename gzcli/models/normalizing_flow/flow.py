@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
+from gzcli.core.types import DataInfo
 from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.base import FlowOptions
 from gzcli.models.normalizing_flow.multiscale import MultiscaleFlow, scales_of
 from gzcli.models.normalizing_flow.nets import GatedNet
 from gzcli.models.normalizing_flow.norms import ActNorm, Bijection
-from gzcli.types import DataInfo
 
 
 class Flow(MultiscaleFlow):

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.core.sizes import as_size
+from gzcli.core.types import DataInfo, Noise, Progress, no_progress
 from gzcli.models.nn.common import Modules
 from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.base import FlowOptions, ImageFlow
@@ -24,8 +26,6 @@ from gzcli.models.normalizing_flow.dequantise import grey_levels
 from gzcli.models.normalizing_flow.gated import CouplingNet, CouplingOptions, GatedConv
 from gzcli.models.normalizing_flow.logistic import MixLogisticCoupling
 from gzcli.models.normalizing_flow.norms import ActNorm
-from gzcli.sizes import as_size
-from gzcli.types import DataInfo, Noise, Progress, no_progress
 
 Shape = tuple[int, int, int]  # (C, H, W)
 

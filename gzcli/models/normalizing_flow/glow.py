@@ -12,12 +12,12 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from gzcli.core.types import DataInfo
 from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.base import FlowOptions
 from gzcli.models.normalizing_flow.multiscale import MultiscaleFlow, scales_of
 from gzcli.models.normalizing_flow.nets import ConvNet, ResidualNet
 from gzcli.models.normalizing_flow.norms import ActNorm, Bijection
-from gzcli.types import DataInfo
 
 CouplingKind = Literal["affine", "additive"]
 NetKind = Literal["conv", "residual"]

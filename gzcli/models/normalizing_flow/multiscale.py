@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.core.sizes import as_size
+from gzcli.core.types import Progress, no_progress
 from gzcli.models.nn.common import Modules
 from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.base import ImageFlow
 from gzcli.models.normalizing_flow.norms import Bijection
-from gzcli.sizes import as_size
-from gzcli.types import Progress, no_progress
 
 
 class MultiscaleFlow(ImageFlow):

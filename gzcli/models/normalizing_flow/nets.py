@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gzcli import ranks
+from gzcli.core import ranks
 from gzcli.models.nn.common import Modules, to_fp32
 from gzcli.models.normalizing_flow.layers import ZeroConv
 from gzcli.models.normalizing_flow.norms import MIN_STD, ActNorm, Initialised, per_channel

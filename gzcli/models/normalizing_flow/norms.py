@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from gzcli import ranks
+from gzcli.core import ranks
 from gzcli.models.nn.common import to_fp32
 from gzcli.models.nn.whole_batch import AllMean
 

@@ -13,13 +13,13 @@ from typing import ClassVar
 
 import torch
 
+from gzcli.core.types import Batch, DataInfo
 from gzcli.models.nn.common import fresh_statistics
 from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.base import FlowOptions
 from gzcli.models.normalizing_flow.multiscale import MultiscaleFlow, scales_of
 from gzcli.models.normalizing_flow.nets import ResNet
 from gzcli.models.normalizing_flow.norms import BatchNorm, Bijection
-from gzcli.types import Batch, DataInfo
 
 
 class RealNVP(MultiscaleFlow):

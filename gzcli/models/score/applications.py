@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gzcli.core.types import Applied, Noise, Progress, no_progress
 from gzcli.models.denoising.by_class import ByClass
 from gzcli.models.denoising.interpolation import through_noise
 from gzcli.models.denoising.schedule import Level
 from gzcli.models.denoising.upscaling import enlarged, reduced
 from gzcli.models.nn import at_least
 from gzcli.models.score.score import ScoreModel
-from gzcli.types import Applied, Noise, Progress, no_progress
 
 FINE = 200  # steps in log σ/α to which the noise level of an error is rounded
 

@@ -23,7 +23,8 @@ import torch
 from scipy.special import ndtr
 from torch import Tensor
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.denoising.samplers import Randn
 from gzcli.models.denoising.schedule import clean
 from gzcli.models.labelled import ClusterOptions
@@ -35,7 +36,6 @@ from gzcli.models.score.samplers import annealed_langevin
 from gzcli.models.score.sampling import SAMPLERS, drawn
 from gzcli.models.score.score import ScoreModel
 from gzcli.models.score.sde import VE, Spacing
-from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
 
 WIDEST = 1.7  # the largest distance between two images of a set in units of √D
 

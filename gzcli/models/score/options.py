@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from gzcli.core.sizes import Size
 from gzcli.models.nn.ode import Solver
 from gzcli.models.score.sde import Spacing
-from gzcli.sizes import Size
 
 Prediction = Literal["v", "eps"]
 Weighting = Literal["even", "score", "likelihood"]

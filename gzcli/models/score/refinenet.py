@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
 from gzcli.models.nn import ClassEmbedding, stacked, to_fp32
 
 

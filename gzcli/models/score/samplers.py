@@ -14,10 +14,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from gzcli.core.types import Progress, no_progress
 from gzcli.models.denoising.samplers import Denoise, Randn, transition
 from gzcli.models.denoising.schedule import Level
 from gzcli.models.score.sde import SDE
-from gzcli.types import Progress, no_progress
 
 
 def euler_maruyama(

@@ -8,12 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from gzcli.core.types import Noise, Progress
 from gzcli.models.denoising.samplers import Randn, Sampler, dpmpp, draws_like, heun
 from gzcli.models.nn.ode import solve_by
 from gzcli.models.score.options import SamplingOptions
 from gzcli.models.score.samplers import euler_maruyama, predictor_corrector
 from gzcli.models.score.score import ScoreModel
-from gzcli.types import Noise, Progress
 
 # (model, noise x at t = 1, labels, options, randn, progress) → images or latents
 Drawing = Callable[[ScoreModel, Tensor, "Tensor | None", SamplingOptions, Randn, Progress], Tensor]

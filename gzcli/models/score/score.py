@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gzcli.core.types import Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.denoising.guided import stratified
 from gzcli.models.denoising.inpainting import Inpainting
 from gzcli.models.denoising.samplers import Denoise, dpmpp
@@ -26,7 +27,6 @@ from gzcli.models.nn import to_fp32
 from gzcli.models.nn.ode import Velocity, solve
 from gzcli.models.score.options import ScoreOptions
 from gzcli.models.score.sde import SDE, Spacing
-from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
 
 SCALE = 1000.0  # the networks were designed for times 0 … 1000
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
 from gzcli.models.denoising.schedule import Level, Shift
 from gzcli.models.nn import at_least
 

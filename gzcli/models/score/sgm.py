@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from gzcli.core.types import DataInfo, Noise, Progress, no_progress
 from gzcli.models.denoising.schedule import shift_of
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn.ode import LikelihoodOptions, dequantised, grey_levels, log_density
@@ -16,7 +17,6 @@ from gzcli.models.score.applications import ScoreApplications
 from gzcli.models.score.options import SamplingOptions, ScoreOptions
 from gzcli.models.score.sampling import drawn
 from gzcli.models.score.sde import SDES, SDEOptions
-from gzcli.types import DataInfo, Noise, Progress, no_progress
 
 
 @dataclass(frozen=True)

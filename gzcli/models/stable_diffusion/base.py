@@ -17,13 +17,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gzcli import ranks
-from gzcli.errors import UsageError
+from gzcli.core import ranks
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Batch, DataInfo, Noise, Progress, moved
 from gzcli.models.nn import from_levels, to_fp32, to_levels
 from gzcli.models.stable_diffusion.images import colours, rows, slices
 from gzcli.models.stable_diffusion.options import PromptOptions, TuningOptions
 from gzcli.models.stable_diffusion.pretrained import Pretrained
-from gzcli.types import Batch, DataInfo, Noise, Progress, moved
 
 LATENTS = 8 * 64**2  # positions of the latents that pass the U-Net at once where no gradient is needed
 EXAMPLES = 8  # training images whose captions and conditions are remembered

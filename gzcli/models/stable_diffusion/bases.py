@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import BatchEncoding, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from gzcli.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError, UsageError
 from gzcli.models.nn import valueless
 from gzcli.models.stable_diffusion.known import configs
 from gzcli.store.weights import repository

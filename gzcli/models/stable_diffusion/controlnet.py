@@ -16,11 +16,11 @@ import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionXLControlNetPipeline
 from torch import Tensor, nn
 
+from gzcli.core.types import Batch, DataInfo, Noise, Progress
 from gzcli.models.stable_diffusion.base import StableDiffusion
 from gzcli.models.stable_diffusion.canny import canny
 from gzcli.models.stable_diffusion.images import colours, resized
 from gzcli.models.stable_diffusion.options import PromptOptions, TuningOptions
-from gzcli.types import Batch, DataInfo, Noise, Progress
 
 WIDTHS = (16, 32, 96, 256)  # channels of e; the resolution is halved between two of them
 

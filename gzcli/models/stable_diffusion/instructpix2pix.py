@@ -17,11 +17,11 @@ import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline
 from torch import Tensor, nn
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Batch, DataInfo, Noise, Progress
 from gzcli.models.stable_diffusion.base import StableDiffusion
 from gzcli.models.stable_diffusion.images import resized, rows
 from gzcli.models.stable_diffusion.options import PromptOptions, TuningOptions
-from gzcli.types import Batch, DataInfo, Noise, Progress
 
 
 class InstructPix2Pix(StableDiffusion):

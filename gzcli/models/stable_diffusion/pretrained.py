@@ -9,12 +9,12 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.core.types import DataInfo, moved
 from gzcli.models.base import Model
 from gzcli.models.stable_diffusion.bases import is_xl, load_base
 from gzcli.models.stable_diffusion.images import colours, parts_of
 from gzcli.models.stable_diffusion.options import PIXELS, TuningOptions
-from gzcli.types import DataInfo, moved
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

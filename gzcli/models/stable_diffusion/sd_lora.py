@@ -18,9 +18,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
+from gzcli.core.types import DataInfo, Noise, Progress
 from gzcli.models.stable_diffusion.base import StableDiffusion
 from gzcli.models.stable_diffusion.options import LoRAOptions, PromptOptions, TuningOptions
-from gzcli.types import DataInfo, Noise, Progress
 
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 

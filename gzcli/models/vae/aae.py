@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 from gzcli.models.base import Model, Phase
 from gzcli.models.nn.adversarial import OBJECTIVES
 from gzcli.models.nn.common import best_labels, spread_labels, to_fp32
@@ -23,7 +24,6 @@ from gzcli.models.nn.latent import as_interpolations, interpolated, traversal
 from gzcli.models.vae.base import LabelOptions
 from gzcli.models.vae.gaussian import LOGVAR, drawn
 from gzcli.models.vae.nets import NetOptions, decoder, encoder, mlp
-from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 
 LOSS = OBJECTIVES["nonsaturating"]
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.core.types import DataInfo, Noise, no_progress
 from gzcli.models.base import Model
 from gzcli.models.nn.common import ClassEmbedding
-from gzcli.types import DataInfo, Noise, no_progress
 
 LABEL_SIZE = 32  # of a label's embedding
 

@@ -17,15 +17,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gzcli import ranks
-from gzcli.errors import UsageError
+from gzcli.core import ranks
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 from gzcli.models.nn.common import spread_labels
 from gzcli.models.nn.latent import as_interpolations, interpolated
 from gzcli.models.vae.base import HiddenLabelOptions, LabelledVAE
 from gzcli.models.vae.cells import SpectralNorms
 from gzcli.models.vae.ladder import BottomUp, Code, LadderOptions, TopDown, check
 from gzcli.models.vae.mixture import distribution
-from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 
 ACTIVE = 0.05  # nats of KL from which on a group counts as active
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
 from gzcli.models.nn.common import halvings, to_fp32
 from gzcli.models.vae.cells import DecoderCell, EncoderCell
 from gzcli.models.vae.gaussian import kl_normal, log_normal

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
 from gzcli.models.nn.common import at_least
 from gzcli.models.nn.logistic import LogisticMixture
 from gzcli.models.vae.pixels import Kind, PixelDistribution, Pixels

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
 from gzcli.models.nn.common import from_levels, to_fp32, to_levels
 from gzcli.models.nn.logistic import logistic_log_mass
 

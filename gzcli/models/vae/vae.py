@@ -15,7 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 from gzcli.models.nn.common import double, spread_labels, to_fp32
 from gzcli.models.nn.latent import as_interpolations, interpolated, traversal
 from gzcli.models.nn.ssim import ms_ssim
@@ -24,7 +25,6 @@ from gzcli.models.vae.gaussian import LOGVAR, drawn, kl_normal, log_normal
 from gzcli.models.vae.mixture import distribution
 from gzcli.models.vae.nets import NetOptions, decoder, encoder, start_pixels
 from gzcli.models.vae.regret import likelihood_regret
-from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 
 
 @dataclass(frozen=True)
