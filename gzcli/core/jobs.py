@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 from gzcli.core.sections import LaunchSection, tuples
 from gzcli.store import files
-
-FILE = "job.json"
+from gzcli.store.run_folder import Run
 
 
 @dataclass(frozen=True)
@@ -245,12 +244,12 @@ def told(job: Job) -> dict[str, Any]:
 
 def write(folder: Path, job: Job) -> None:
     """Writes the job into the folder that the engine is then started on."""
-    files.write_json(folder / FILE, asdict(job))
+    files.write_json(Run(folder).job_file, asdict(job))
 
 
 def read(folder: Path) -> Job | None:
     """The job in a folder; None where there is none, as in the folder of a run."""
-    tree = files.read_json(folder / FILE)
+    tree = files.read_json(Run(folder).job_file)
     if tree is None:
         return None
     kind = _KINDS[tree["verb"]]

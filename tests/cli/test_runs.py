@@ -12,9 +12,7 @@ from gzcli.cli import jobs
 from gzcli.core.errors import MissingError
 from gzcli.launch import launcher
 from gzcli.store import files, runs
-from gzcli.store.ids import short_name
-from gzcli.store.outdated import outdated
-from gzcli.store.runs import Run
+from gzcli.store.runs import Run, outdated, short_name
 
 
 def made(steps: int = 700, *, of: int | None = 700, size: int = 16, best: float | None = None, **more) -> Run:

@@ -18,7 +18,7 @@ from gzcli.core.errors import DamagedError, UsageError
 from gzcli.engine import state
 from gzcli.engine.log import Log
 from gzcli.recipe.resolve import check
-from gzcli.store import files, owned, paths, runs
+from gzcli.store import files, paths, runs
 from gzcli.store.runs import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +49,7 @@ def test_a_folder_of_the_user_s_is_never_removed(call, thesis, monkeypatch):
         assert (code, stdout) == (2, "") and "is no run in gz's store, and stays" in stderr
     monkeypatch.chdir(thesis)
     assert call("runs", "remove", ".", "--yes")[0] == 2
-    owned.mark(thesis, "run")  # a copied mark does not help outside the store
+    Run(thesis).mark("run")  # a copied mark does not help outside the store
     assert call("runs", "remove", str(thesis), "--yes")[0] == 2
     (thesis / ".gz").unlink()
     (thesis / "status.json").write_text('{"state": "finished"}')  # another program's
@@ -77,7 +77,7 @@ def test_a_folder_put_into_the_store_by_hand_stays(call, thesis):
 
 def test_runs_made_before_there_was_a_mark_can_be_removed(call):
     run = runs.create("vae", "digits")
-    (run.path / owned.MARK).unlink()
+    run.mark_file.unlink()
     run.update(state="finished", order=None)
     assert runs.create("vae", "digits").status()["order"] == 1
     assert call("runs", "remove", run.id, "--yes")[0] == 0 and not run.path.exists()

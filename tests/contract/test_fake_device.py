@@ -27,7 +27,7 @@ from gzcli.data.packs.batches import TrainBatches
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack
 from gzcli.engine import latent, optim, sampler, trainer, validate
-from gzcli.engine.devices import precision
+from gzcli.engine.accelerator import precision
 from gzcli.engine.log import Log
 from gzcli.judge import bench, ood_scores
 from gzcli.judge.apply import apply
@@ -488,7 +488,7 @@ def test_precision_where_torch_has_no_onednn(mac, monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mac)
     monkeypatch.setattr(torch.ops, "mkldnn", None)
-    assert precision(Part("vae", launch=LaunchSection(cpu=False))) == "no"
+    assert precision(Part("vae", launch=LaunchSection(cpu=False))) == "fp32"
 
 
 def test_the_lists_name_what_there_is():

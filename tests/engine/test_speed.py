@@ -18,8 +18,8 @@ import torch
 from helpers import lines, recipe, trainer
 from zoo import CASES, Case
 
+from gzcli.core.devices import peak_of
 from gzcli.core.errors import UsageError
-from gzcli.core.peaks import peak_of
 from gzcli.data.packs.ahead import Ahead, reader
 from gzcli.data.packs.batches import TrainBatches
 from gzcli.data.packs.open import open_pack
