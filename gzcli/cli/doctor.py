@@ -18,7 +18,6 @@ from gzcli.core import streams
 from gzcli.core.errors import MissingError, redacted
 from gzcli.core.sections import TRACKERS
 from gzcli.core.units import size
-from gzcli.store.hub import INCEPTION, hub_home
 from gzcli.store.paths import cache_dir, kernels_dir, recipe_names, recipes_dir, user_dir
 from gzcli.version import __version__
 
@@ -124,6 +123,8 @@ def folders() -> Iterator[Check]:
 
 def settings() -> Iterator[Check]:
     """The user's `GZ_…` variables without secrets, whether the mirror answers, and accelerate's own file."""
+    from gzcli.store.hub import hub_home
+
     for name in sorted(name for name in os.environ if name.startswith("GZ_")):
         yield Check(name, "ok", "set" if _SECRET.search(name) else redacted(os.environ[name]))
     if mirror := os.environ.get("GZ_MIRROR"):
@@ -162,6 +163,8 @@ def unreachable(mirror: str) -> str | None:
 
 def optional() -> Iterator[Check]:
     """Packages and weights that some models or metrics need."""
+    from gzcli.store.hub import INCEPTION
+
     for package, purpose in _OPTIONAL.items():
         version = _version(package)
         yield Check(package, "ok" if version else "note", version or f"missing: {purpose} need it")

@@ -143,7 +143,7 @@ def test_jobs_of_one_second_and_one_suffix_are_apart(tmp_path, monkeypatch):
 HOLD = """
 import sys, time
 from gzcli.data.packs.in_use import Use
-from gzcli.data.names import locate
+from gzcli.data.sets.names import locate
 use = Use(locate(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)
@@ -189,7 +189,7 @@ def test_a_set_is_let_go_with_its_pack_or_its_error(home):
 AT_EXIT = """
 import sys
 from gzcli.data.packs.in_use import Use
-from gzcli.data.names import locate
+from gzcli.data.sets.names import locate
 sys.use = Use(locate("digits"))  # it lives as long as the interpreter
 """
 
