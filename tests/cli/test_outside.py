@@ -170,7 +170,7 @@ def test_only_what_was_read_is_run(write):
 def test_a_run_s_copy_is_run_as_it_was_when_its_trust_was_tested(write, tmp_path, home):
     run = Run(tmp_path / "run")
     model_files.keep(run.path, write())
-    copy = run.path / model_files.FOLDER / "maf.py"
+    copy = run.programs_folder / "maf.py"
     card = catalog.card_of(run, "maf")
     compiled_beside(copy)
     copy.write_text(EVIL)  # after the test and before the import
