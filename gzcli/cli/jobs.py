@@ -98,7 +98,7 @@ def announce(run: Run, ref: str, *, data: str | None = None) -> None:
     out.info(f"run: {run.id}")
     if runs.by_name(ref) is not None:
         weights = run.weights
-        if run.state != "finished" and weights and weights.parent.parent.name == "checkpoints":
+        if run.state != "finished" and weights and weights != run.serving.model_file:
             step = int(weights.parent.name)
             out.info(f"note: it is {run.state}; its newest checkpoint is taken, of step {step:,}")
         return

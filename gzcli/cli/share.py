@@ -88,6 +88,7 @@ def push(
     import tempfile
 
     from gzcli.store import files, hub
+    from gzcli.store.run_folder import Run
 
     name = hub.name_of(repository)
     found = find(run)
@@ -95,7 +96,7 @@ def push(
         folder = Path(held)
         result = exported(found, run, folder / hub.FILE, to="file", dtype=dtype, checkpoint=checkpoint)
         card = result["card"]
-        write_preview(folder / hub.FILE, folder / "preview.png")
+        write_preview(folder / hub.FILE, folder / Run.preview_picture)
         files.write_atomic(folder / "README.md", hub.readme(card, name, licence))
         if results := hub.eval_results(card):
             files.write_atomic(folder / ".eval_results" / "gz.yaml", results)

@@ -141,7 +141,7 @@ class Log:
                 f.write(f"{time.strftime('%F %T')} {printable(text)}\n")
                 full = f.tell() > FULL
             if full:
-                os.replace(path, self.folder / "log.1.txt")
+                os.replace(path, Run(self.folder).earlier_log_file)
 
 
 class TrainBar:

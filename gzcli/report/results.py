@@ -23,7 +23,7 @@ FILES = (
     "ood.json",
     "league.json",
     "alarm.json",
-    "result.json",
+    Run.result_file.name,
 )  # in one of them are the results
 NOT_SCORES = ("set", "role", "index", "file")  # the other columns of `scores.csv`
 
