@@ -17,23 +17,10 @@ from gzcli.store import files, runs
 
 ROOT = Path(__file__).resolve().parents[2]
 VERBS = (
-    *("--version", "--help", "--llm", "list models --json", "list data", "list recipes", "list pretrained"),
-    *(
-        "runs list",
-        "runs show RUN --json",
-        "runs path RUN",
-        "runs compare RUN RUN",
-        "runs remove nothing --yes",
-    ),
-    *(
-        "show vae",
-        "recipe check vae",
-        "data show digits",
-        "sample vae --help",
-        "train vae --dry-run",
-        "doctor",
-    ),
-    *("no-verb", "model"),
+    *("--version", "--help", "--llm", "list models --json", "list data", "list recipes"),
+    *("list pretrained", "runs list", "runs show RUN --json", "runs path RUN", "runs compare RUN RUN"),
+    *("runs remove nothing --yes", "show vae", "recipe check vae", "data show digits"),
+    *("sample vae --help", "train vae --dry-run", "doctor", "no-verb", "model"),
 )
 DEAR = ("list recipes", "recipe check vae", "train vae --dry-run")  # each for two ways only
 DEARER = ("--llm", "data show digits", "doctor")
