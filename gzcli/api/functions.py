@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from gzcli.api.handles import Data, Run
+from gzcli.core.devices import pick_device
 from gzcli.core.errors import UsageError
 from gzcli.core.sections import PRECISIONS, Fit, LaunchSection
-from gzcli.core.sizes import Size
+from gzcli.core.units import Size
 from gzcli.data.packs.open import open_pack
 from gzcli.data.sets.library import listing
-from gzcli.engine.devices import pick_device
 from gzcli.engine.trained import load_trained
 from gzcli.launch import launcher, trials
 from gzcli.launch import plan as planning

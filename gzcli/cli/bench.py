@@ -42,7 +42,7 @@ from gzcli.core.units import figure
 
 if TYPE_CHECKING:
     from gzcli.data.sets.names import DataSet
-    from gzcli.store.run import Run
+    from gzcli.store.run_folder import Run
 
 _Contestants = Annotated[
     list[str] | None,
@@ -276,13 +276,14 @@ def images_at(word: str) -> str:
     from gzcli.data.packs.forms import Form
     from gzcli.data.readers.own import open_path
     from gzcli.data.sets.names import OwnSet, locate
+    from gzcli.store.run_folder import Run
 
     tried = "no run, no model, and no folder, zip, tar or npz of images"
     try:
         found = locate(word)
         if not isinstance(found, OwnSet):
             return found.reference
-        if (found.path / "grid.png").is_file() and (found.path / "job.json").is_file():
+        if (found.path / "grid.png").is_file() and Run(found.path).job_file.is_file():
             parts = (found.path / name for name in ("samples.npz", "images"))
             if part := next((part for part in parts if part.exists()), None):
                 found = OwnSet(part)

@@ -16,7 +16,7 @@ from gzcli.cli.ends import new_set, quoted
 from gzcli.cli.list import alone, list_data
 from gzcli.cli.options import Json, Quiet, Wide, Yes, choose, complete_data, may_remove
 from gzcli.core.errors import MissingError, UsageError
-from gzcli.core.sizes import Size
+from gzcli.core.units import Size
 
 if TYPE_CHECKING:
     from gzcli.data.packs.pack import Pack
@@ -41,7 +41,7 @@ _From = Annotated[
 
 def _size(text: str | None) -> Size | None:
     """The value of `--size`. Raises UsageError for what is no size of images that are packed."""
-    from gzcli.core.sizes import packable
+    from gzcli.core.units import packable
 
     with _own_flags():
         return packable(text) if text else None
@@ -102,7 +102,7 @@ def download(
     A download that was cut off is continued. `GZ_MIRROR`, a folder or base URL that holds NAME/FILE, is asked
     first.
     """
-    from gzcli.core.sizes import sides
+    from gzcli.core.units import sides
     from gzcli.data.download.fetch import fetch
     from gzcli.data.packs.cached import pack_limit
     from gzcli.data.packs.open import peek

@@ -14,12 +14,11 @@ from pathlib import Path
 from gzcli.cli import out
 from gzcli.cli.options import Json, Quiet
 from gzcli.cli.tables import wrapped
-from gzcli.core import waiting
+from gzcli.core import streams
 from gzcli.core.errors import MissingError, redacted
 from gzcli.core.sections import TRACKERS
 from gzcli.core.units import size
 from gzcli.store.paths import cache_dir, kernels_dir, recipe_names, recipes_dir, user_dir
-from gzcli.store.weights import INCEPTION, hub_home
 from gzcli.version import __version__
 
 
@@ -76,29 +75,24 @@ def software() -> Iterator[Check]:
 
 def devices() -> Iterator[Check]:
     """GPUs as torch sees them, and the CPU."""
-    from gzcli.core.devices import INSTALL, tried
+    from gzcli.core.devices import INSTALL, titles, tried
 
     try:
-        with waiting.spinner("loading torch", shown=not (out.is_json() or out.is_quiet())):
-            import torch
+        with streams.spinner("loading torch", shown=not (out.is_json() or out.is_quiet())):
+            import torch  # noqa: F401
     except Exception as problem:  # a broken installation may raise anything
         fix = "install torch again, see pytorch.org"
         yield Check("devices", "bad", f"torch does not load: {problem}", fix)
         return
     found = tried()
-    for i in range(found.usable):
-        props = torch.cuda.get_device_properties(i)
-        bf16 = "bf16" if props.major >= 8 else "no bf16"
-        yield Check(f"gpu {i}", "ok", f"{props.name}, {props.total_memory / 2**30:.0f} GiB, {bf16}")
+    *gpus, cpu = titles(found)
+    for name, text in gpus:
+        yield Check(name, "ok", text)
     if found.lack:
         yield Check("gpu", "bad", found.lack, INSTALL.partition(";")[0])
-    elif torch.backends.mps.is_available():
-        yield Check("gpu", "ok", "Apple MPS")
-    elif not found.usable:
+    elif not gpus:
         yield Check("gpu", "note", "none: gz trains on the CPU")
-    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    bf16 = "fast bf16" if fast else "no fast bf16"
-    yield Check("cpu", "ok", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {bf16}")
+    yield Check(cpu[0], "ok", cpu[1])
 
 
 def folders() -> Iterator[Check]:
@@ -129,6 +123,8 @@ def folders() -> Iterator[Check]:
 
 def settings() -> Iterator[Check]:
     """The user's `GZ_…` variables without secrets, whether the mirror answers, and accelerate's own file."""
+    from gzcli.store.hub import hub_home
+
     for name in sorted(name for name in os.environ if name.startswith("GZ_")):
         yield Check(name, "ok", "set" if _SECRET.search(name) else redacted(os.environ[name]))
     if mirror := os.environ.get("GZ_MIRROR"):
@@ -167,6 +163,8 @@ def unreachable(mirror: str) -> str | None:
 
 def optional() -> Iterator[Check]:
     """Packages and weights that some models or metrics need."""
+    from gzcli.store.hub import INCEPTION
+
     for package, purpose in _OPTIONAL.items():
         version = _version(package)
         yield Check(package, "ok" if version else "note", version or f"missing: {purpose} need it")

@@ -35,7 +35,8 @@ def do_job(folder: Path, job: Job, *, quiet: bool = False) -> dict[str, Any]:
     """
     from gzcli.core import jobs
     from gzcli.launch import launcher
-    from gzcli.store import files, owned, paths
+    from gzcli.store import claims, files, paths
+    from gzcli.store.run_folder import Run
 
     try:
         plan = launcher.plan(job.launch, every_gpu=False)
@@ -47,15 +48,15 @@ def do_job(folder: Path, job: Job, *, quiet: bool = False) -> dict[str, Any]:
         out.warn(plan.note)
     new = not folder.exists() or paths.user_dir() in folder.parents
     try:
-        with owned.claimed(folder):
+        with claims.claimed_folder(folder):
             jobs.write(folder, replace(job, launch=replace(job.launch, threads=plan.threads)))
             quiet = quiet or out.is_json() or out.is_quiet()
             launcher.run(folder, plan, launcher=False, mode="quiet" if quiet else "human")
     except GzError as error:
         if new and error.kind != "bug":  # whose log may tell more
-            owned.discard(folder)
+            claims.discard(folder)
         raise
-    return files.read_json(folder / "result.json")
+    return files.read_json(Run(folder).result_file)
 
 
 def processes_of(gpus: str | None, cpu: bool, processes: int | None) -> LaunchSection:
@@ -69,7 +70,7 @@ def processes_of(gpus: str | None, cpu: bool, processes: int | None) -> LaunchSe
 def new_folder(parent: Path, name: str = "") -> Path:
     """A new folder for a job, of its own also where several start in one second: NAME-TIME-xxxx. What killed
     ones left half written beside it is removed."""
-    from gzcli.store.leftovers import sweep
+    from gzcli.store.files import sweep
 
     sweep(*parent.glob("*"))
     while True:
@@ -97,7 +98,7 @@ def announce(run: Run, ref: str, *, data: str | None = None) -> None:
     out.info(f"run: {run.id}")
     if runs.by_name(ref) is not None:
         weights = run.weights
-        if run.state != "finished" and weights and weights.parent.parent.name == "checkpoints":
+        if run.state != "finished" and weights and weights != run.serving.model_file:
             step = int(weights.parent.name)
             out.info(f"note: it is {run.state}; its newest checkpoint is taken, of step {step:,}")
         return

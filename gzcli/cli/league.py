@@ -56,7 +56,7 @@ def hold(terms: Terms, *, budget: str, yes: bool, page: Path | None = None) -> N
     if entries[0].plan.note:
         out.warn(entries[0].plan.note)
     folder = user_dir("bench") / f"league-{locate(terms.data).key}-{budget.strip()}-{terms.key}"
-    with files.lock(folder / ".lock", wait=False) as got:
+    with files.lock(Run(folder).lock_file, wait=False) as got:
         if not got:
             raise UsageError("another `gz` holds this league", hint=f"it writes into `{folder}`")
         before_start(entries, left_out, terms, budget, yes=yes)
@@ -204,7 +204,7 @@ def result_of(run: Run, job: BenchJob) -> dict[str, Any]:
 
     key, done = judgement(run, job)
     if done:
-        found: dict[str, Any] = files.read_json(done / "result.json")
+        found: dict[str, Any] = files.read_json(Run(done).result_file)
         return found
     return do_job(new_folder(run.path / "bench", key), job, quiet=True)
 

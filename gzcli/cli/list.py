@@ -174,7 +174,7 @@ def _state(row: dict[str, Any]) -> str:
 
 
 def _images(row: dict[str, Any]) -> str | None:
-    from gzcli.core.sizes import sides
+    from gzcli.core.units import sides
 
     if not (row["size"] and row["channels"]):
         return None

@@ -15,7 +15,7 @@ from gzcli.cli import out
 from gzcli.cli.ends import end, quoted, took
 from gzcli.cli.list import alone, list_models
 from gzcli.cli.options import Json, Quiet
-from gzcli.core import waiting
+from gzcli.core import streams
 from gzcli.core.errors import UsageError, canonical
 
 app = typer.Typer(
@@ -52,11 +52,11 @@ def new(
     from importlib.resources import files
 
     from gzcli.models.catalog import cards
-    from gzcli.store import outside
+    from gzcli.store import model_files
     from gzcli.store.files import write_atomic
 
     stem = canonical(name.removesuffix(".py"))
-    if not outside.can_be_named(stem):
+    if not model_files.can_be_named(stem):
         raise UsageError(f"`{name}` cannot be a model's name", hint="use lower-case letters, digits and `_`")
     if stem in cards():
         raise UsageError(f"`{name}` is a model of gz already", hint=f"another name, as `{stem}2`")
@@ -89,10 +89,10 @@ def check(file: _File, data: _Data = "digits", json: Json = False, quiet: Quiet 
     It is trained, sampled, saved and scored on the CPU with the defaults of its signature.
     """
     from gzcli.recipe.mistakes import mistakes
-    from gzcli.store import outside
+    from gzcli.store import model_files
 
-    name, began = outside.add(file), monotonic()
-    outside.trust(file.expanduser())
+    name, began = model_files.add(file), monotonic()
+    model_files.trust(file.expanduser())
     wrong = mistakes(file.expanduser().absolute())
     results = [Result("file", text) for text in wrong] or _contract(name, data)
     faults = [result for result in results if result.fault]
@@ -115,7 +115,7 @@ def _contract(name: str, data: str) -> list[Result]:
     """The results of all checks of the contract."""
     from gzcli.recipe.resolve import resolve
 
-    with waiting.spinner("loading torch", shown=not (out.is_json() or out.is_quiet())):
+    with streams.spinner("loading torch", shown=not (out.is_json() or out.is_quiet())):
         from gzcli.testing import CHECKS, Case, fault_of
 
     part = resolve(name, data=data).parts[0]

@@ -129,7 +129,7 @@ def wrapped(text: str, head: str = "") -> list[str]:
 
 
 def _set_in_words(recipe: Resolved, facts: DataFacts) -> str:
-    from gzcli.core.sizes import sides
+    from gzcli.core.units import sides
 
     known = recipe.choice.facts
     if known is None or facts.size is None:

@@ -128,8 +128,8 @@ def prune(
 
     `--keep 0` keeps no best one.
     """
-    from gzcli.store import owned, runs
-    from gzcli.store.outdated import outdated
+    from gzcli.store import claims, runs
+    from gzcli.store.runs import outdated
 
     if keep is None and not unfinished:
         raise UsageError("`gz runs prune` needs `--keep K` or `--unfinished`", hint="gz runs prune --keep 1")
@@ -137,7 +137,7 @@ def prune(
     doomed = [] if keep is None else outdated(keep)
     if unfinished:
         doomed += [run for run in runs.all_runs() if run.state not in ("finished", "running", "damaged")]
-    _remove([run for run in doomed if not run.alias and owned.is_removable(run.path)], yes, skip=True)
+    _remove([run for run in doomed if not run.alias and claims.is_removable(run.path)], yes, skip=True)
 
 
 @app.command()

@@ -45,7 +45,7 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write a run as one file to share, or its weights in the format of another library."""
-    from gzcli.store.owned import check_empty
+    from gzcli.store.claims import check_empty
 
     found = find(run)
     if to == "file":
@@ -87,7 +87,8 @@ def push(
     """Put a run on the Hugging Face hub, with a card that says what it is."""
     import tempfile
 
-    from gzcli.store import files, hub, model_card
+    from gzcli.store import files, hub
+    from gzcli.store.run_folder import Run
 
     name = hub.name_of(repository)
     found = find(run)
@@ -95,9 +96,9 @@ def push(
         folder = Path(held)
         result = exported(found, run, folder / hub.FILE, to="file", dtype=dtype, checkpoint=checkpoint)
         card = result["card"]
-        write_preview(folder / hub.FILE, folder / "preview.png")
-        files.write_atomic(folder / "README.md", model_card.readme(card, name, licence))
-        if results := model_card.eval_results(card):
+        write_preview(folder / hub.FILE, folder / Run.preview_picture)
+        files.write_atomic(folder / "README.md", hub.readme(card, name, licence))
+        if results := hub.eval_results(card):
             files.write_atomic(folder / ".eval_results" / "gz.yaml", results)
         sent = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
         address = hub.push(folder, name, private=private)

@@ -29,7 +29,7 @@ def summary(run: Run) -> dict[str, Any]:
     what a running process changes, or the zone of the reader, is kept in the index.
     """
     if (facts := index.recall(run.path, "summary")) is None:
-        marks, total = index.survey(run.path)
+        marks, total = run.survey()
         facts = _facts(run) | {"bytes": total}
         if run.status().get("state") not in ("running", "damaged"):
             index.keep(run.path, "summary", marks, facts)

@@ -208,7 +208,7 @@ def train(
     except BaseException as error:
         vars(error)["event"] = "error"  # `out.error` prints it as a line of its own
         raise
-    pictures = sorted((run.serving.path / "samples").glob("*.png"))
+    pictures = sorted(run.serving.samples_folder.glob("*.png"))
     if pictures:
         out.text(str(pictures[-1]))
     if not plan.machine_rank:

@@ -1,40 +1,85 @@
-"""How many GPUs there are, without importing torch, and how many of them torch can use.
+"""Everything that is particular to a kind of device: cpu, cuda, mps, xpu.
 
-`python -m gzcli.core.devices` tries them in a process of its own, which `launch.usable_gpus` starts.
+What the command line needs (number, names and memory of GPUs) does without torch, which the other functions
+import when they are called. `python -m gzcli.core.devices` tries the GPUs in a process of its own, which
+`launch.usable_gpus` starts.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
+import re
 import subprocess
+import sys
+import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from gzcli.core.errors import first_line
+from gzcli.core.errors import DeviceError, UsageError, first_line
+
+if TYPE_CHECKING:
+    import torch
+
+    from gzcli.core.sections import LaunchSection
 
 INSTALL = "install the torch that fits it, see pytorch.org; `gz doctor` checks it"
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+OTHER_GPUS = ("/dev/kfd", "/dev/nvhost-gpu", "/dev/dxg")  # AMD's, Jetson's, WSL's: no driver lists them
 
-OTHER_GPUS = (
-    "/dev/kfd",
-    "/dev/nvhost-gpu",
-    "/dev/dxg",
-)  # AMD's, Jetson's, those of WSL: no driver lists them
+
+@dataclass(frozen=True)
+class Kind:
+    """How gz uses a kind of device."""
+
+    flops: float  # operations of a second of a trial, about
+    batch: float = 1.0  # how many images are drawn or scored together, as a multiple of the usual number
+    queued: bool = True  # whether work is queued, so that the host waits where it reads a result
+    shared: bool = False  # whether its memory is the host's
+    fused: bool = False  # whether torch has fused optimizers for it
+    float64: bool = True
+    fp16: bool = True  # whether it computes in fp16
+    channels_last: bool = False  # whether convolutions gain from channels last
+    compiled: bool = False  # whether steps gain from `torch.compile`
+    streams: bool = False  # whether copies run beside the computation
+    backend: str = "gloo"  # of torch.distributed
+
+
+KINDS: Mapping[str, Kind] = {
+    "cpu": Kind(40e9, batch=0.5, queued=False, shared=True, fused=True, fp16=False),
+    "cuda": Kind(
+        40e12, batch=2.0, fused=True, channels_last=True, compiled=True, streams=True, backend="nccl"
+    ),
+    "mps": Kind(1e12, shared=True, float64=False),
+    "xpu": Kind(10e12, float64=False),
+}
+
+
+def kind_of(device: torch.device | str) -> Kind:
+    """The kind of a device, such as `cuda:1`; one that gz does not know is used like an xpu."""
+    return KINDS.get(device.partition(":")[0] if isinstance(device, str) else device.type, KINDS["xpu"])
+
+
+def batch_of(usual: int, device: torch.device) -> int:
+    """How many images are drawn or scored together on a device."""
+    return int(usual * kind_of(device).batch)
+
+
+# GPUs without torch
 
 
 @dataclass(frozen=True)
 class Gpus:
-    """The GPUs of this machine.
-
-    there: those that are visible.
-    usable: the first ones of them, on which torch can compute.
-    why: why these are not all; "" where they are.
-    """
+    """The GPUs of this machine: those that are visible, and the first of them that torch can use."""
 
     there: int = 0
     usable: int = 0
-    why: str = ""
+    why: str = ""  # why these are not all
 
     @property
     def lack(self) -> str | None:
@@ -46,12 +91,79 @@ class Gpus:
         return f"torch {some} here: {self.why}"
 
 
-def tried(most: int | None = None) -> Gpus:
-    """The GPUs on which this process's torch computes a sum. A GPU without free memory counts as usable: the
-    error that it ends with is a better one.
+def count_gpus() -> int:
+    """The visible CUDA devices."""
+    visible = os.environ.get(VISIBLE)
+    if visible is None:
+        return installed_gpus()
+    named = [d for d in visible.split(",") if d.strip() and d.strip() != "-1"]
+    if not named or "MIG-" in visible or any(Path(node).exists() for node in OTHER_GPUS):
+        return len(named)
+    return min(len(named), installed_gpus())  # names alone are no GPUs
 
-    most: how many are tried; None: all.
-    """
+
+def installed_gpus() -> int:
+    """The GPUs of NVIDIA's driver, whether or not they are visible."""
+    driver = Path("/proc/driver/nvidia/gpus")
+    if driver.is_dir():
+        return len(list(driver.iterdir()))
+    return sum(line.startswith("GPU ") for line in _nvidia_smi("-L"))
+
+
+@cache
+def gpu_name() -> str:
+    """The name of the first GPU."""
+    return next((line.strip() for line in _nvidia_smi("--query-gpu=name", "--format=csv,noheader")), "GPU")
+
+
+def gpu_memory() -> int | None:
+    """Bytes of the smallest visible GPU; None where the driver does not say."""
+    lines = _nvidia_smi("--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits")
+    rows = [[cell.strip() for cell in line.split(",")] for line in lines]
+    visible = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
+    sizes = [
+        int(row[2]) << 20
+        for row in rows
+        if len(row) == 3
+        and row[2].isdigit()
+        and (not visible or any(row[0] == v or row[1].startswith(v) for v in visible))
+    ]
+    return min(sizes, default=None)
+
+
+def _nvidia_smi(*words: str) -> list[str]:
+    """The lines that the tool of NVIDIA's driver prints; none without it."""
+    try:
+        out = subprocess.run(["nvidia-smi", *words], capture_output=True, text=True, timeout=10).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return out.splitlines()
+
+
+@cache
+def cpu_name() -> str:
+    """The name of the CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def host_memory() -> int:
+    """Bytes of this machine's memory."""
+    import psutil
+
+    return psutil.virtual_memory().total
+
+
+# the devices of this process
+
+
+def tried(most: int | None = None) -> Gpus:
+    """The first `most` GPUs on which this process's torch computes a sum. One without free memory counts as
+    usable: the error that it ends with is a better one."""
     import torch
 
     there, seen = count_gpus(), 0
@@ -72,32 +184,249 @@ def tried(most: int | None = None) -> Gpus:
         except Exception as e:
             if "out of memory" not in str(e):
                 return Gpus(there, i, f"{torch.cuda.get_device_name(i)}: {first_line(e)}")
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    named = f" (`CUDA_VISIBLE_DEVICES={visible}`)" if visible else ""
+    visible = os.environ.get(VISIBLE)
+    named = f" (`{VISIBLE}={visible}`)" if visible else ""
     return Gpus(there, seen, "" if seen == there else f"it sees {seen}{named}")
 
 
-def count_gpus() -> int:
-    """The visible CUDA devices."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return installed_gpus()
-    named = [d for d in visible.split(",") if d.strip() and d.strip() != "-1"]
-    if not named or "MIG-" in visible or any(Path(node).exists() for node in OTHER_GPUS):
-        return len(named)
-    return min(len(named), installed_gpus())  # names alone are no GPUs
+def pick_device(launch: LaunchSection) -> torch.device:
+    """The device of a verb that runs in one process.
+
+    Raises DeviceError where a GPU was asked for and there is none that torch can use.
+    """
+    import torch
+
+    if launch.cpu or launch.gpus == 0:
+        return torch.device("cpu")
+    gpus = tried(1)
+    if gpus.usable:
+        return torch.device("cuda")
+    if launch.gpus:
+        raise DeviceError(gpus.lack or "there is no GPU here", hint=INSTALL)
+    if gpus.lack:
+        warnings.warn(f"{gpus.lack}; the CPU is used", stacklevel=2)
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def installed_gpus() -> int:
-    """The GPUs of NVIDIA's driver, whether or not they are visible."""
-    driver = Path("/proc/driver/nvidia/gpus")
-    if driver.is_dir():
-        return len(list(driver.iterdir()))
+def training_kind(launch: LaunchSection) -> str:
+    """The kind of device that accelerate trains on."""
+    import torch
+
+    if launch.cpu:
+        return "cpu"
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def check_planned() -> None:
+    """Raises DeviceError where the `gz` that started this process planned with GPUs, and torch can use none:
+    accelerate would take the CPU without a word."""
+    import torch
+
+    if os.environ.get("GZ_GPUS", "0") != "0" and not torch.cuda.is_available():
+        raise DeviceError(tried(1).lack or "there is no GPU here any more", hint=INSTALL)
+
+
+def trains_on_cpu(gpus: int, processes: int) -> bool:
+    """Whether a training on so many CUDA devices takes the CPU: one process on a Mac takes its GPU."""
+    apple = sys.platform == "darwin" and platform.machine() == "arm64"
+    return not gpus and not (apple and processes == 1)
+
+
+def environment(gpus: int, on_cpu: bool) -> dict[str, str]:
+    """The environment variables of a process that trains on so many CUDA devices."""
+    cpu = {"ACCELERATE_USE_CPU": "true"} if on_cpu else {}
+    return {} if gpus else {**cpu, VISIBLE: ""}
+
+
+def titles(gpus: Gpus) -> list[tuple[str, str]]:
+    """(device, facts) of each GPU that torch can use, and last of the CPU, for people."""
+    import torch
+
+    lines = []
+    for i in range(gpus.usable):
+        props = torch.cuda.get_device_properties(i)
+        bf16 = "bf16" if props.major >= 8 else "no bf16"
+        lines.append((f"gpu {i}", f"{props.name}, {props.total_memory / 2**30:.0f} GiB, {bf16}"))
+    if not gpus.lack and torch.backends.mps.is_available():
+        lines.append(("gpu", "Apple MPS"))
+    bf16 = "fast bf16" if fast_bf16() else "no fast bf16"
+    return [*lines, ("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {bf16}")]
+
+
+def use_of_rank(kind: str) -> None:
+    """Makes the GPU that torch's launcher gave to this process the one that it uses."""
+    import torch
+
+    if kind == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+
+
+# precision
+
+
+def half(precision: str) -> torch.dtype | None:
+    """The 16-bit type that a step computes in by autocast; None for fp32."""
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+
+def chosen_precision(wanted: str, kind: str) -> str:
+    """fp32, bf16 or fp16 on a kind of device: `auto` is a 16-bit type where the device gains from it.
+
+    Raises UsageError for fp16 where the device does not compute in it.
+    """
+    import torch
+
+    if wanted == "fp16" and not kind_of(kind).fp16:
+        hint = "`bf16` works on many CPUs, `fp32` on all"
+        raise UsageError("`train.precision: fp16` needs a GPU", hint=hint)
+    if wanted != "auto":
+        return wanted
+    if kind == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if kind == "cpu" and fast_bf16() else "fp32"
+
+
+def fast_bf16() -> bool:
+    """Whether the CPU has instructions for bf16."""
+    import torch
+
+    # a torch without oneDNN, as on Macs, does not know the operator
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def fast_kernels() -> None:
+    """Allows TF32 in products, and has cuDNN choose the fastest convolutions."""
+    import torch
+
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+
+
+def deterministic_kernels() -> None:
+    """Allows only kernels that give the same bits every time."""
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+
+
+# work and memory
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits until the device has finished its queued work, as a clock must before it is read."""
+    import torch
+
+    if kind_of(device).queued and device.type in KINDS:
+        torch.accelerator.synchronize(device)
+
+
+def clock(device: torch.device, kind: str = "wall") -> float:
+    """Seconds of time after the device has finished its queued work; of the kind "cpu" on a CPU the work of
+    this process's cores."""
+    synchronise(device)
+    on_cores = kind == "cpu" and not kind_of(device).queued
+    return time.process_time() if on_cores else time.monotonic()
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes that this process has held: of the device's memory where that is counted, else of the
+    machine's, libraries included; None where the system does not tell."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     try:
-        out = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return sum(line.startswith("GPU ") for line in out.splitlines())
+        import resource
+    except ImportError:  # Windows
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
+
+
+def is_out_of_memory(e: BaseException) -> bool:
+    """Whether an exception says that a device or the machine has no memory left."""
+    import torch
+
+    return isinstance(e, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(e)
+
+
+def empty_cache(device: torch.device) -> None:
+    """Gives back the memory that torch holds for later."""
+    import torch
+
+    if kind_of(device).queued and device.type in KINDS:
+        torch.get_device_module(device).empty_cache()
+
+
+def seed(device: torch.device, number: int) -> None:
+    """Seeds the global generators of the CPU and of the device."""
+    import torch
+
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":  # whose own function seeds when it is first used, if that is later
+        torch.cuda.default_generators[device.index or 0].manual_seed(number)
+    elif kind_of(device).queued and device.type in KINDS:
+        torch.get_device_module(device).manual_seed(number)
+
+
+def side_stream(device: torch.device) -> Any:
+    """A stream for copies beside the computation; None where the device has none."""
+    import torch
+
+    return torch.cuda.Stream(device) if kind_of(device).streams else None
+
+
+# speed
+
+# Dense TFLOP/s (10¹²) of matrix products that are summed in fp32, by words of a device's name. From NVIDIA's
+# data sheets, whose figures "with sparsity" are halved; of GeForce from the white papers of GA102 (table 2),
+# AD102 and Blackwell RTX (appendix A). What is missing no tensor core computes.
+PEAKS: Mapping[str, Mapping[str, float]] = {
+    "B200": {"bf16": 2250, "fp16": 2250, "tf32": 1125, "fp32": 75},
+    "H200": {"bf16": 989, "fp16": 989, "tf32": 495, "fp32": 67},
+    "H100 NVL": {"bf16": 835, "fp16": 835, "tf32": 418, "fp32": 60},
+    "H100 PCIe": {"bf16": 756, "fp16": 756, "tf32": 378, "fp32": 51},
+    "H100": {"bf16": 989, "fp16": 989, "tf32": 495, "fp32": 67},  # SXM
+    "A100": {"bf16": 312, "fp16": 312, "tf32": 156, "fp32": 19.5},
+    "L40S": {"bf16": 362, "fp16": 362, "tf32": 183, "fp32": 91.6},
+    "L4": {"bf16": 121, "fp16": 121, "tf32": 60, "fp32": 30.3},
+    "A10": {"bf16": 125, "fp16": 125, "tf32": 62.5, "fp32": 31.2},
+    "A6000": {"bf16": 154.8, "fp16": 154.8, "tf32": 77.4, "fp32": 38.7},
+    "RTX 3090": {"bf16": 71, "fp16": 71, "tf32": 35.6, "fp32": 35.6},
+    "RTX 4090": {"bf16": 165.2, "fp16": 165.2, "tf32": 82.6, "fp32": 82.6},
+    "RTX 5090": {"bf16": 209.5, "fp16": 209.5, "tf32": 104.8, "fp32": 104.8},
+    "V100 PCIE": {"fp16": 112, "fp32": 14},
+    "V100": {"fp16": 125, "fp32": 15.7},  # SXM2
+    "T4": {"fp16": 65, "fp32": 8.1},
+}
+OTHER = ("SUPER", "Ti", "Laptop", "D", "MIG", "Ada")  # words of the names of other devices than the table's
+
+
+def title(device: torch.device) -> str:
+    """The name of a GPU, as `NVIDIA H100`; of another device its kind, as `cpu`."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def peak(device: torch.device, precision: str) -> float | None:
+    """The dense FLOP/s of a device in "bf16", "fp16", "tf32" or "fp32"; None: not known, as of every CPU."""
+    return peak_of(title(device), precision) if device.type == "cuda" else None
+
+
+def peak_of(name: str, precision: str) -> float | None:
+    """The dense FLOP/s of a device by the name that its driver gives it; None where they are not known."""
+    words = re.split(r"[ \-/]", name)
+    if any(word in words for word in OTHER):
+        return None
+    for device, figures in PEAKS.items():
+        if all(word in words for word in device.split()):
+            tera = figures.get(precision)
+            return None if tera is None else 1e12 * tera
+    return None
 
 
 if __name__ == "__main__":

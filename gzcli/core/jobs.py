@@ -10,48 +10,32 @@ from typing import Any, Literal
 
 from gzcli.core.sections import LaunchSection, tuples
 from gzcli.store import files
-
-FILE = "job.json"
+from gzcli.store.run_folder import Run
 
 
 @dataclass(frozen=True)
 class SampleJob:
-    """Samples of a run, or one of its applications.
+    """Samples of a run, or one of its applications."""
 
-    run: folder of the run.
-    checkpoint: "last", "best", "finished" or a step.
-    n: number of images; None: as many as there are prompts or input pictures, whichever are more.
-    seed: seed of the noise.
-    labels: class names or numbers, separated by commas; the images take turns.
-    prompts: texts; the images take turns.
-    options: keywords of the model's `sample`, or of the application.
-    do: name of the application; None: samples are drawn.
-    input: path of a picture or of a folder of pictures.
-    input_as: the keyword of `sample` that gets the input pictures.
-    mask: path of a picture that is white where the input is kept.
-    npz: whether all images are written into one file.
-    png: whether each image is written as a file, even if there are many.
-    animate: whether the sampler's intermediate states are written as an animation.
-    precision: of samples and scores; None: samples as the run was trained, scores in fp32.
-    origin: what the pictures say of their making, beside what the engine knows.
-    launch: number and kind of processes.
-    """
-
-    run: str
-    checkpoint: str = "finished"
+    run: str  # folder of the run
+    checkpoint: str = "finished"  # "last", "best", "finished" or a step
+    # number of images; None: as many as there are prompts or input pictures, whichever are more
     n: int | None = None
-    seed: int = 0
-    labels: str | None = None
-    prompts: tuple[str, ...] = ()
+    seed: int = 0  # seed of the noise
+    labels: str | None = None  # class names or numbers, separated by commas; the images take turns
+    prompts: tuple[str, ...] = ()  # texts; the images take turns
+    # keywords of the model's `sample`, or of the application
     options: Mapping[str, Any] = field(default_factory=dict)
-    do: str | None = None
-    input: str | None = None
-    input_as: str | None = None
-    mask: str | None = None
-    npz: bool = False
-    png: bool = False
-    animate: bool = False
+    do: str | None = None  # name of the application; None: samples are drawn
+    input: str | None = None  # path of a picture or of a folder of pictures
+    input_as: str | None = None  # the keyword of `sample` that gets the input pictures
+    mask: str | None = None  # path of a picture that is white where the input is kept
+    npz: bool = False  # whether all images are written into one file
+    png: bool = False  # whether each image is written as a file, even if there are many
+    animate: bool = False  # whether the sampler's intermediate states are written as an animation
+    # of samples and scores; None: samples as the run was trained, scores in fp32
     precision: str | None = None
+    # what the pictures say of their making, beside what the engine knows
     origin: Mapping[str, Any] = field(default_factory=dict, compare=False)
     launch: LaunchSection = field(default_factory=LaunchSection)
     verb: Literal["sample"] = "sample"
@@ -59,40 +43,26 @@ class SampleJob:
 
 @dataclass(frozen=True)
 class OodJob:
-    """Out-of-distribution scores of a run.
+    """Out-of-distribution scores of a run."""
 
-    run: folder of the run.
-    ins: name or path of the in-distribution set.
-    outs: names or paths of the foreign sets.
-    checkpoint: "last", "best", "finished" or a step.
-    scores: names of the scores; None: those of the recipe.
-    n: number of images scored of each set; None: as many as the time budget of the recipe allows.
-    full: whether every image is scored.
-    seed: seed of the noise.
-    options: keywords of the scores.
-    benchmark: name of the benchmark whose conventions the results follow.
-    background: folder of the run that the score `ratio` divides by; None: that of the recipe.
-    others: folders of further runs, which make an ensemble with `run`.
-    seeds: number of seeds, from `seed` on; figures are their means.
-    imglists: folder of OpenOOD's image lists, which then say the images of the benchmark; None: whole splits.
-    precision: of samples and scores; None: samples as the run was trained, scores in fp32.
-    launch: number and kind of processes.
-    """
-
-    run: str
-    ins: str
-    outs: tuple[str, ...]
-    checkpoint: str = "finished"
-    scores: tuple[str, ...] | None = None
+    run: str  # folder of the run
+    ins: str  # name or path of the in-distribution set
+    outs: tuple[str, ...]  # names or paths of the foreign sets
+    checkpoint: str = "finished"  # "last", "best", "finished" or a step
+    scores: tuple[str, ...] | None = None  # names of the scores; None: those of the recipe
+    # number of images scored of each set; None: as many as the time budget of the recipe allows
     n: int | None = None
-    full: bool = False
-    seed: int = 0
-    options: Mapping[str, Any] = field(default_factory=dict)
-    benchmark: str | None = None
+    full: bool = False  # whether every image is scored
+    seed: int = 0  # seed of the noise
+    options: Mapping[str, Any] = field(default_factory=dict)  # keywords of the scores
+    benchmark: str | None = None  # name of the benchmark whose conventions the results follow
+    # folder of the run that the score `ratio` divides by; None: that of the recipe
     background: str | None = None
-    others: tuple[str, ...] = ()
-    seeds: int = 1
+    others: tuple[str, ...] = ()  # folders of further runs, which make an ensemble with `run`
+    seeds: int = 1  # number of seeds, from `seed` on; figures are their means
+    # folder of OpenOOD's image lists, which then say the images of the benchmark; None: whole splits
     imglists: str | None = None
+    # of samples and scores; None: samples as the run was trained, scores in fp32
     precision: str | None = None
     launch: LaunchSection = field(default_factory=LaunchSection)
     verb: Literal["ood"] = "ood"
@@ -100,121 +70,81 @@ class OodJob:
 
 @dataclass(frozen=True)
 class AlarmJob:
-    """An alarm for each of the user's pictures.
+    """An alarm for each of the user's pictures."""
 
-    run: folder of the run.
-    ins: name or path of the in-distribution set.
-    input: path of a picture, or of a folder, zip, tar or npz of pictures.
-    fpr: share of in-distribution pictures that may be flagged.
-    checkpoint: "last", "best", "finished" or a step.
-    scores: names of the scores; None: the first of the recipe.
-    n: number of held-out images that the pictures are compared with; None: as many as the time budget of the
-      recipe allows.
-    full: whether the pictures are compared with every held-out image.
-    seed: seed of the noise.
-    options: keywords of the scores.
-    background: folder of the run that the score `ratio` divides by; None: that of the recipe.
-    others: folders of further runs, which make an ensemble with `run`.
-    seeds: number of seeds, from `seed` on; scores are their means. None: a few where scores depend on noise.
-    maps: whether maps show where the pictures are anomalous.
-    png: whether the map of every picture is written as a file.
-    precision: of scores; None: fp32.
-    launch: number and kind of processes.
-    """
-
-    run: str
-    ins: str
-    input: str
-    fpr: float = 0.01
-    checkpoint: str = "finished"
-    scores: tuple[str, ...] | None = None
+    run: str  # folder of the run
+    ins: str  # name or path of the in-distribution set
+    input: str  # path of a picture, or of a folder, zip, tar or npz of pictures
+    fpr: float = 0.01  # share of in-distribution pictures that may be flagged
+    checkpoint: str = "finished"  # "last", "best", "finished" or a step
+    scores: tuple[str, ...] | None = None  # names of the scores; None: the first of the recipe
+    # number of held-out images that the pictures are compared with; None: as many as the time budget of the
+    # recipe allows
     n: int | None = None
-    full: bool = False
-    seed: int = 0
-    options: Mapping[str, Any] = field(default_factory=dict)
+    full: bool = False  # whether the pictures are compared with every held-out image
+    seed: int = 0  # seed of the noise
+    options: Mapping[str, Any] = field(default_factory=dict)  # keywords of the scores
+    # folder of the run that the score `ratio` divides by; None: that of the recipe
     background: str | None = None
-    others: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()  # folders of further runs, which make an ensemble with `run`
+    # number of seeds, from `seed` on; scores are their means. None: a few where scores depend on noise
     seeds: int | None = None
-    maps: bool = False
-    png: bool = False
-    precision: str | None = None
+    maps: bool = False  # whether maps show where the pictures are anomalous
+    png: bool = False  # whether the map of every picture is written as a file
+    precision: str | None = None  # of scores; None: fp32
     launch: LaunchSection = field(default_factory=LaunchSection)
     verb: Literal["alarm"] = "alarm"
 
 
 @dataclass(frozen=True)
 class BenchJob:
-    """A comparison of runs and of images from elsewhere with one data set.
+    """A comparison of runs and of images from elsewhere with one data set."""
 
-    runs: folders of the runs.
-    data: name or path of the data set.
-    metrics: names of the metrics; None: those that need no weights of Inception.
-    n: number of samples drawn of each run, and of images that are taken at most.
-    seed: seed of the noise.
-    weights: path of Inception's weights; None: the file in the cache.
-    checkpoint: "last", "best", "finished" or a step.
-    precision: of samples and scores; None: samples as the run was trained, scores in fp32.
-    launch: number and kind of processes.
-    images: paths or names of images that are compared as samples are.
-    split: the real images: "test", "train" or "all".
-    stats: path of the mean and covariance of other real images, for the Fréchet distance among the metrics.
-    export_stats: path to which those of the real images are written.
-    variants: how each of the runs is taken, {"checkpoint", "sample", "calls", "quick"}, all of them optional:
-      weights of a step, options of its sampler, at most how many network calls an image, and whether figures
-      that do not depend on samples are left out; (): all as the job and the runs say.
-    """
-
-    runs: tuple[str, ...]
-    data: str
+    runs: tuple[str, ...]  # folders of the runs
+    data: str  # name or path of the data set
+    # names of the metrics; None: those that need no weights of Inception
     metrics: tuple[str, ...] | None = None
-    n: int = 2000
-    seed: int = 0
-    weights: str | None = None
-    checkpoint: str = "finished"
+    n: int = 2000  # number of samples drawn of each run, and of images that are taken at most
+    seed: int = 0  # seed of the noise
+    weights: str | None = None  # path of Inception's weights; None: the file in the cache
+    checkpoint: str = "finished"  # "last", "best", "finished" or a step
+    # of samples and scores; None: samples as the run was trained, scores in fp32
     precision: str | None = None
     launch: LaunchSection = field(default_factory=LaunchSection)
-    images: tuple[str, ...] = ()
-    split: str = "test"
+    images: tuple[str, ...] = ()  # paths or names of images that are compared as samples are
+    split: str = "test"  # the real images: "test", "train" or "all"
+    # path of the mean and covariance of other real images, for the Fréchet distance among the metrics
     stats: str | None = None
-    export_stats: str | None = None
+    export_stats: str | None = None  # path to which those of the real images are written
+    # how each of the runs is taken, {"checkpoint", "sample", "calls", "quick"}, all of them optional: weights
+    # of a step, options of its sampler, at most how many network calls an image, and whether figures that do
+    # not depend on samples are left out; (): all as the job and the runs say
     variants: tuple[Mapping[str, Any], ...] = ()
     verb: Literal["bench"] = "bench"
 
 
 @dataclass(frozen=True)
 class ExportJob:
-    """A run as one file to share, or its weights in the format of another library.
+    """A run as one file to share, or its weights in the format of another library."""
 
-    run: folder of the run.
-    to: "file", or name of the library.
-    out: path of the folder, or of the file, that is written.
-    checkpoint: "last", "best", "finished" or a step.
-    dtype: of the parameters in a file, "fp32" or "bf16".
-    launch: number and kind of processes.
-    """
-
-    run: str
-    to: str
-    out: str
-    checkpoint: str = "finished"
-    dtype: Literal["fp32", "bf16"] = "fp32"
+    run: str  # folder of the run
+    to: str  # "file", or name of the library
+    out: str  # path of the folder, or of the file, that is written
+    checkpoint: str = "finished"  # "last", "best", "finished" or a step
+    dtype: Literal["fp32", "bf16"] = "fp32"  # of the parameters in a file, "fp32" or "bf16"
     launch: LaunchSection = field(default_factory=LaunchSection)
     verb: Literal["export"] = "export"
 
 
 @dataclass(frozen=True)
 class TrialJob:
-    """What parts of recipes cost, and how long a step of them takes.
+    """What parts of recipes cost, and how long a step of them takes."""
 
-    parts: trees of the parts in order, each {"stage", "tree", "own", "asked", "timed"}: those that are asked
-      for are reported, and timed where it says so; those that are not the recipe's own are what the next one
-      is built on.
-    info: description of the data set: {"shape", "levels", "classes", "multilabel", "n"}.
-    launch: number and kind of processes.
-    """
-
+    # trees of the parts in order, each {"stage", "tree", "own", "asked", "timed"}: those that are asked for
+    # are reported, and timed where it says so; those that are not the recipe's own are what the next one is
+    # built on
     parts: tuple[Mapping[str, Any], ...]
-    info: Mapping[str, Any]
+    info: Mapping[str, Any]  # description of the data set: {"shape", "levels", "classes", "multilabel", "n"}
     launch: LaunchSection = field(default_factory=LaunchSection)
     verb: Literal["trial"] = "trial"
 
@@ -245,12 +175,12 @@ def told(job: Job) -> dict[str, Any]:
 
 def write(folder: Path, job: Job) -> None:
     """Writes the job into the folder that the engine is then started on."""
-    files.write_json(folder / FILE, asdict(job))
+    files.write_json(Run(folder).job_file, asdict(job))
 
 
 def read(folder: Path) -> Job | None:
     """The job in a folder; None where there is none, as in the folder of a run."""
-    tree = files.read_json(folder / FILE)
+    tree = files.read_json(Run(folder).job_file)
     if tree is None:
         return None
     kind = _KINDS[tree["verb"]]

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gzcli.core import devices
 from gzcli.core.errors import GzError
 
 T = TypeVar("T")
@@ -46,10 +47,9 @@ def meet_again(device: str) -> None:
     own, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = torch.distributed.TCPStore(host, port, count, is_master=False)
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    devices.use_of_rank(device)
     torch.distributed.init_process_group(
-        "nccl" if device == "cuda" else "gloo",
+        devices.kind_of(device).backend,
         store=torch.distributed.PrefixStore(f"restart {again}", store),
         rank=own,
         world_size=count,

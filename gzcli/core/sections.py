@@ -9,7 +9,7 @@ from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeAlias
 
 from gzcli.core.errors import UsageError, canonical
-from gzcli.core.sizes import Size
+from gzcli.core.units import Size
 
 Fit: TypeAlias = Literal["crop", "pad", "stretch"]
 

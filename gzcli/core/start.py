@@ -56,14 +56,14 @@ def launch(words: list[str]) -> int:
 
     from gzcli.core import signals
     from gzcli.store import files
-    from gzcli.store.run import Run
+    from gzcli.store.run_folder import Run
 
-    folder = Path(words[-1])
+    run = Run(Path(words[-1]))
 
     def stop(signum: int, frame: object) -> None:
-        files.write_atomic(folder / "stop", str(signum))
+        files.write_atomic(run.stop_file, str(signum))
 
-    trains = not (folder / "job.json").exists()  # a job has no checkpoint to write
+    trains = not run.job_file.exists()  # a job has no checkpoint to write
     heard, register = signals.hear(stop) if trains else {}, signal.signal
 
     def register_others(signalnum: int, handler: Any) -> Any:
@@ -81,7 +81,7 @@ def launch(words: list[str]) -> int:
         # a rank that lost its peer ends with 1, aborts, or is ended by the launcher
         rank, first = min(failures.items(), key=lambda failure: _cause(failure[1].exitcode))
         if first.exitcode < 0:
-            Run(folder).update(lost={"rank": rank, "pid": first.pid})
+            run.update(lost={"rank": rank, "pid": first.pid})
         return _code(first.exitcode)
     return 0
 
@@ -114,15 +114,13 @@ def main() -> None:
         sys.exit(launch(words))
     import runpy
 
-    from gzcli.core import waiting
-
     # the engine ends the spinner when it has loaded; other ranks, scripts and quiet verbs show none
     if os.environ.get("GZ_OUTPUT") == "human" and os.environ.get("RANK", "0") == "0":
-        waiting.begin("loading torch")
+        streams.start_spinner("loading torch")
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:
-        waiting.end()
+        streams.stop_spinner()
 
 
 if __name__ == "__main__":

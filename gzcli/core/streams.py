@@ -1,4 +1,5 @@
-"""Standard streams that may be closed, full or without a reader: the process that writes to them goes on."""
+"""Standard streams that may be closed, full or without a reader: the process that writes to them goes on. And
+a spinner on stderr for what a process waits for, as torch loads for seconds."""
 
 from __future__ import annotations
 
@@ -6,18 +7,26 @@ import json
 import os
 import re
 import sys
-from typing import Any
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
 
 # control characters but tab and newline; what turns the order of letters or is not seen; half characters
 CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
     "\ufdd0-\ufdef\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
+LONG = 1.5  # seconds of one wait, after which a line is printed where there is no terminal
+ERASE = "\r\033[K"  # what a spinner has drawn
+
+_spinners: list[Any] = []  # what is shown now: rich's status, or the timer of a line
+_shows = False  # whether this process shows what it waits for
 
 
 def printable(text: str) -> str:
-    """The text with control characters in JSON's form, `\\u0007`: a file's name must not move the cursor of a
-    terminal, change its title, or look like another."""
+    """The text with control characters in JSON's form, `\\u0007`: a file's name must not move a terminal's
+    cursor, change its title, or look like another."""
     return CONTROL.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
@@ -27,11 +36,8 @@ def in_a_line(text: str) -> str:
 
 
 def hold_open() -> None:
-    """Opens the null device for those of the descriptors 0, 1 and 2 that are closed.
-
-    Otherwise a file that is opened later would get such a number, and with it what a library writes to
-    stderr.
-    """
+    """Opens the null device for closed standard streams: a file that is opened later would get the number of
+    one, and with it what a library writes to stderr."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
@@ -81,3 +87,50 @@ def tolerate() -> None:
         stream = getattr(sys, name)
         if not isinstance(stream, Tolerant):
             setattr(sys, name, Tolerant(stream))
+
+
+def start_spinner(text: str, stream: TextIO | None = None) -> None:
+    """Shows on a terminal what is waited for, elsewhere prints it in a line if it takes long; until
+    `stop_spinner`."""
+    global _shows
+    stop_spinner()
+    _shows, stream = True, stream or sys.stderr
+    if stream.isatty() and "CI" not in os.environ and os.environ.get("TERM") != "dumb":
+        from rich.console import Console
+        from rich.status import Status
+        from rich.text import Text
+
+        status = Status(Text(printable(text)), console=Console(file=stream))
+        status.start()
+        _spinners.append(status)
+        return
+    timer = threading.Timer(LONG, print, [f"{printable(text)} …"], {"file": stream, "flush": True})
+    timer.daemon = True
+    timer.start()
+    _spinners.append(timer)
+
+
+def change_spinner(text: str) -> None:
+    """Shows that something else is waited for, in a process that shows it at all."""
+    if _shows:
+        start_spinner(text)
+
+
+def stop_spinner() -> None:
+    """Removes the spinner; whatever is printed next stands in its place."""
+    while _spinners:
+        spinner = _spinners.pop()
+        spinner.cancel() if isinstance(spinner, threading.Timer) else spinner.stop()
+
+
+@contextmanager
+def spinner(text: str, *, shown: bool = True) -> Iterator[None]:
+    """Shows what is waited for while the block runs."""
+    global _shows
+    if shown:
+        start_spinner(text)
+    try:
+        yield
+    finally:
+        stop_spinner()
+        _shows = False

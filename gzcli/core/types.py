@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from gzcli.core.devices import kind_of
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 Progress = Callable[..., None]  # progress(i, n, x=None): step i of n is done, x [B, C, H, W] is its state
-
-SHARED = ("cpu", "mps")  # types of devices whose memory is the host's
 
 
 def no_progress(i: float, n: float, x: Tensor | None = None) -> None:
@@ -250,9 +250,7 @@ def moved(t: Tensor, device: torch.device | str) -> Tensor:
     A copy to a GPU starts from pinned memory and is asynchronous. From pageable memory it would make the host
     wait until the GPU has finished all work queued before it.
     """
-    import torch
-
-    if t.device.type == "cpu" and torch.device(device).type not in SHARED:
+    if t.device.type == "cpu" and not kind_of(device).shared:
         return t.pin_memory().to(device, non_blocking=True)
     return t.to(device)
 

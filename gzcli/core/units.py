@@ -1,9 +1,22 @@
-"""Numbers as people read them: shapes, bytes, durations, points in time."""
+"""Numbers as people read and write them: sizes of images, shapes, bytes, durations, environment variables.
+
+A size is a side in pixels, `64`, or width and height, `48x32`, as programs for pictures have it.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable
 from datetime import datetime
+from typing import TypeAlias
+
+from gzcli.core.errors import UsageError
+
+Size: TypeAlias = int | str  # as `as_size` writes it
+
+SIDES = range(4, 1025)  # pixels a side of images that are packed
+WORDS = "a number of pixels, or width and height as `48x32`"
 
 
 def by_sides(shape: Iterable[int]) -> str:
@@ -51,3 +64,54 @@ def count(number: float) -> str:
             value = number / unit
             return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}{letter}"
     return f"{number:.0f}"
+
+
+def sides(size: Size) -> tuple[int, int]:
+    """Height and width in pixels of a size. Raises UsageError for another text."""
+    if isinstance(size, int):
+        return size, size
+    digits = re.fullmatch(r"([1-9]\d*)(?:[xX]([1-9]\d*))?", size, re.ASCII)
+    if not digits:
+        raise UsageError(f"`data.size` is {WORDS}, not `{size}`", hint=f"`--set data.size={nearest(size)}`")
+    return int(digits[2] or digits[1]), int(digits[1])
+
+
+def nearest(text: str) -> Size:
+    """The size that a text probably means: that of the numbers in it."""
+    numbers = [int(digits) for digits in re.findall(r"\d+", text) if int(digits)]
+    return as_size(*reversed(numbers)) if len(numbers) == 2 else numbers[0] if len(numbers) == 1 else "48x32"
+
+
+def as_size(height: int, width: int) -> Size:
+    """The size of these sides; `sides` reads it back."""
+    return height if height == width else f"{width}x{height}"
+
+
+def canonical_size(size: Size) -> Size:
+    """A size written as `as_size` writes it: `64` for `64x64`. Raises UsageError for what is none."""
+    return as_size(*sides(size))
+
+
+def packable(size: Size) -> Size:
+    """A size of images that may be packed, as `as_size` writes it. Raises UsageError for what is none."""
+    if not all(side in SIDES for side in sides(size)):
+        message = f"`data.size` is between {SIDES[0]} and {SIDES[-1]} pixels a side, not {size}"
+        raise UsageError(message, hint="`--set data.size=64`")
+    return canonical_size(size)
+
+
+def number_in(variable: str, unit: str) -> int | None:
+    """The number, of some unit, in an environment variable; None where it is not set. Raises UsageError."""
+    text = os.environ.get(variable, "").strip()
+    if text and not (text.isascii() and text.isdigit()):
+        raise UsageError(f"`{variable}` is a number of {unit}, not `{text}`")
+    return int(text) if text else None
+
+
+def threads_wanted() -> int | None:
+    """The threads of a process that `OMP_NUM_THREADS` asks for; None where it does not.
+
+    Of a list, which is one number a level of nested regions (OpenMP 5.2, §21.2), the first counts.
+    """
+    text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(text) or None if text.isascii() and text.isdigit() else None

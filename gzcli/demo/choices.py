@@ -10,7 +10,7 @@ from gzcli.models.catalog import card_of
 from gzcli.models.labelled import Labelled
 from gzcli.recipe.kinds import literals
 from gzcli.store import pretrained, runs
-from gzcli.store.run import Run as StoredRun
+from gzcli.store.run_folder import Run as StoredRun
 
 if TYPE_CHECKING:
     from gzcli.api.handles import Run

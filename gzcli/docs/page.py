@@ -22,7 +22,7 @@ from gzcli.models.signatures import Param
 from gzcli.recipe.files import RecipeFile, find, read_chain
 from gzcli.recipe.kinds import parse, words
 from gzcli.recipe.schema import score_names
-from gzcli.store import outside
+from gzcli.store import model_files
 from gzcli.store.paths import recipe_names, spelling, trained_in
 from gzcli.store.pretrained import Pretrained, every
 
@@ -146,7 +146,7 @@ class Page:
 def page_of(what: str) -> Page:
     """The page of a model, or of the one in a file. Raises UsageError, with the nearest name, where there is
     none."""
-    if outside.is_file(what):
+    if model_files.is_file(what):
         find(what)  # makes its model known
         what = Path(what).stem
     card = catalog.card(what)

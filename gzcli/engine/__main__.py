@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gzcli.core import jobs, ranks, streams, waiting
-from gzcli.core.devices import INSTALL
+from gzcli.core import devices, jobs, ranks, streams
+from gzcli.core.devices import INSTALL, fast_kernels, pick_device
 from gzcli.core.errors import (
     DeviceError,
     DivergedError,
@@ -37,9 +37,8 @@ from gzcli.core.units import duration
 from gzcli.data.packs import same
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.wanted import wanted
-from gzcli.engine import devices
+from gzcli.engine.accelerator import accelerate, prepare_torch
 from gzcli.engine.compiled import compiles
-from gzcli.engine.devices import accelerate, fast_kernels, pick_device, prepare_torch
 from gzcli.engine.log import Log
 from gzcli.engine.minutes import KEPT, LEAST, count_steps
 from gzcli.store import claims, files, png
@@ -84,7 +83,7 @@ def main(folder: Path) -> int:
                 traceback.print_exc()
             return 0 if started_by_gz and type(explain(e)) in STATES else explain(e).code
         finally:
-            (run.path / "stop").unlink(missing_ok=True)
+            run.stop_file.unlink(missing_ok=True)
     return 0
 
 
@@ -125,7 +124,7 @@ def explain(e: BaseException) -> GzError:
         return e
     if isinstance(e, KeyboardInterrupt):
         return Interrupted("interrupted", signum=2)
-    if isinstance(e, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(e):
+    if devices.is_out_of_memory(e):
         return DeviceError(
             "out of memory",
             hint="lower `train.batch_size`, or raise `train.accumulate`: the result is the same",
@@ -171,12 +170,12 @@ def train(run: Run, log: Log) -> None:
 
 def made(run: Run) -> dict[str, Any]:
     """The results of a finished run: last picture, last and best validation; None for what is missing."""
-    pictures = sorted((run.path / "samples").glob("*.png"))
+    pictures = sorted(run.samples_folder.glob("*.png"))
     figures = [{k: v for k, v in line.items() if k.startswith("val_")} for line in metric_lines(run.path)]
     return {
         "picture": str(pictures[-1]) if pictures else None,
         "figures": next(filter(None, reversed(figures)), None),
-        "best": files.read_json(run.path / "checkpoints" / "best.json"),
+        "best": files.read_json(run.best_file),
     }
 
 
@@ -189,14 +188,14 @@ def train_one(run: Run, log: Log) -> Accelerator:
     part = part_of(run.tree())
     prepare_torch(part)
     accelerator = accelerate(part)
-    waiting.now("reading the images")
+    streams.change_spinner("reading the images")
     clock = partial(devices.clock, accelerator.device, part.train.clock)
     began = clock()
     pack = open_pack(part.data.name, **wanted(part.data), say=log.info)
     same.check(run.owner.path, pack.meta)
     if log.main:
         same.remember(run.owner.path, pack.meta)
-    if part.train.minutes and not (run.path / "checkpoints").exists():
+    if part.train.minutes and not run.checkpoints_folder.exists():
         timed = Trainer(run, part, pack, accelerator, log)
         since = clock()
         timed.begin()
@@ -214,7 +213,7 @@ def train_one(run: Run, log: Log) -> Accelerator:
             write_train(run, chosen)
         ranks.wait()
         log.info(f"{steps} steps fit in the time")
-    waiting.now("building the model")
+    streams.change_spinner("building the model")
     trainer = Trainer(run, part, pack, accelerator, log)
     if log.main:
         run.update(steps=trainer.steps, params=sum(p.numel() for p in trainer.model.parameters()))
@@ -241,12 +240,12 @@ def work(run: Run, job: jobs.Job, log: Log) -> None:
     if job.launch.threads:
         torch.set_num_threads(job.launch.threads)
     fast_kernels()
-    waiting.now("loading the model")
+    streams.change_spinner("loading the model")
     png.made_by(**jobs.told(job))
     verb = importlib.import_module(f"gzcli.{VERBS[job.verb]}")
     result = verb.run(job, run.path, device, log)
     if state is None or state.is_main_process:
-        files.write_json(run.path / "result.json", result)
+        files.write_json(run.result_file, result)
     if state:
         ranks.wait()
         state.destroy_process_group()

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from gzcli.core.devices import kind_of
 from gzcli.core.errors import DamagedError, GzError, MissingError, first_line
 from gzcli.core.parts import Part
 from gzcli.core.types import DataInfo
@@ -21,7 +22,6 @@ from gzcli.store.files import checksum
 from gzcli.store.runs import Run
 
 USUAL = 16_384  # up to which numbers of a recipe are taken as they are
-CHANNELS_LAST = ("cuda",)  # types of devices whose convolutions are faster with channels last
 
 
 def build_model(
@@ -46,10 +46,7 @@ def stages_for(run: Run, name: str, device: torch.device | str) -> dict[str, Mod
 
 def built_on(run: Run, name: str) -> dict[str, str]:
     """The sha256 of the weights of each stage that a model called `name` is built on, by stage."""
-    return {
-        stage: checksum(run.owner.stage(stage).path / "model.safetensors")
-        for stage in catalog.card_of(run, name).stages
-    }
+    return {stage: checksum(run.owner.stage(stage).model_file) for stage in catalog.card_of(run, name).stages}
 
 
 def load_model(run: Run, device: torch.device | str, checkpoint: str = "finished") -> tuple[Model, Saved]:
@@ -136,7 +133,7 @@ def placed(model: Model, device: torch.device | str) -> Model:
     read them, and so do the feature maps that they make. On a CPU that gains nothing: oneDNN has layouts of
     its own."""
     model = model.to(device)
-    if torch.device(device).type in CHANNELS_LAST:
+    if kind_of(device).channels_last:
         for module in model.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 for p in module.parameters(recurse=False):
@@ -151,22 +148,21 @@ def weights_file(run: Run, checkpoint: str) -> Path:
     if checkpoint == "last" and run.weights:
         return run.weights
     if checkpoint in ("last", "finished"):
-        return run.path / "model.safetensors"
-    folder = run.path / "checkpoints"
-    step = _best(folder) if checkpoint == "best" else int(checkpoint)
-    path = folder / f"{step:08d}" / "ema.safetensors"
+        return run.model_file
+    step = _best(run) if checkpoint == "best" else int(checkpoint)
+    path = run.checkpoint(step).averaged
     if not path.exists():
-        have = ", ".join(map(str, checkpoints.steps_of(folder))) or "none"
+        have = ", ".join(map(str, run.saved_steps)) or "none"
         raise MissingError(f"`{run.id}` has no checkpoint of step {step}", hint=f"it has: {have}")
     return path
 
 
-def _best(folder: Path) -> int:
+def _best(run: Run) -> int:
     """The step of the best checkpoint. Raises MissingError where there is none."""
-    path = folder / "best.json"
+    path = run.best_file
     if not path.exists():
         raise MissingError(
-            f"no best checkpoint in `{folder}`", hint="it is chosen where `train.best` is not `none`"
+            f"no best checkpoint in `{path.parent}`", hint="it is chosen where `train.best` is not `none`"
         )
     step = files.read_object(path).get("step")
     if not isinstance(step, int):

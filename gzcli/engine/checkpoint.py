@@ -23,13 +23,14 @@ from torch import Tensor
 from gzcli.core.errors import DamagedError, MissingError
 from gzcli.core.parts import Part, part_of
 from gzcli.core.types import DataInfo
-from gzcli.store import arrays, files
+from gzcli.store import files
+from gzcli.store.run_folder import CheckpointFolder, Run, steps_of
 from gzcli.version import __version__
 
 KEPT, KEPT_AT_THE_END = 2, 1  # newest checkpoints of a run that trains and of a finished one, if none is said
-FILES = ("model.safetensors", "ema.safetensors", "train.pt")  # whose checksums `meta.json` has
+SAMPLED = CheckpointFolder.averaged.name  # what is left of the best checkpoint of a finished run
+FILES = (CheckpointFolder.weights.name, SAMPLED, CheckpointFolder.training.name)  # whose checksums `meta` has
 OTHER = "remove the folder: the run then goes on from the checkpoint before it"
-SAMPLED = "ema.safetensors"  # what is left of the best checkpoint of a finished run
 ALONE = "it holds the averaged weights alone"
 EXTRA = "_extra_state"  # nn.Module.get_extra_state: per-rank state
 
@@ -106,8 +107,8 @@ def read_weights(path: Path) -> Saved:
     hint = "use another checkpoint: `--checkpoint best`"
     if not path.exists():
         raise MissingError(f"no weights at `{path}`", hint="gz runs list")
-    weights, metadata = arrays.tensors(path, hint)
-    with arrays.reading(path, hint):
+    weights, metadata = files.read_tensors(path, hint)
+    with files.reading(path, hint):
         info, tree = DataInfo.of(json.loads(metadata["data"])), json.loads(metadata["recipe"])
         # version 0.1 kept these two in the recipe
         built_on, space = (
@@ -141,33 +142,33 @@ class Checkpoint:
 
 def save(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
     """Writes `folder/<step>/` whole or not at all. Raises MissingError where the disk is full."""
-    path = folder / f"{step:08d}"
+    path = CheckpointFolder.of(folder, step).path
     tensors = [*checkpoint.weights.values(), *checkpoint.averaged.weights.values()]
     files.need_space(folder, 2 * sum(t.numel() * t.element_size() for t in tensors))
     with files.new_dir(path) as part:
-        save_file(checkpoint.weights, part / "model.safetensors")
-        save_weights(part / "ema.safetensors", checkpoint.averaged)
-        torch.save(checkpoint.train, part / "train.pt")
+        save_file(checkpoint.weights, part / CheckpointFolder.weights)
+        save_weights(part / CheckpointFolder.averaged, checkpoint.averaged)
+        torch.save(checkpoint.train, part / CheckpointFolder.training)
         sums = {
             f.name: {"size": f.stat().st_size, "sha256": files.checksum(f)} for f in sorted(part.iterdir())
         }
         meta = {"step": step, **checkpoint.meta, "files": sums}
-        (part / "meta.json").write_text(json.dumps(meta, indent=1))
+        (part / CheckpointFolder.meta).write_text(json.dumps(meta, indent=1))
     return path
 
 
 def load(path: Path) -> Checkpoint:
     """The checkpoint in a folder, which must be whole (`damage`). Raises DamagedError for one not by gz."""
-    averaged = read_weights(path / "ema.safetensors")
+    averaged = read_weights(path / CheckpointFolder.averaged)
     try:
-        train = torch.load(path / "train.pt", map_location="cpu", weights_only=True)
+        train = torch.load(path / CheckpointFolder.training, map_location="cpu", weights_only=True)
         missing = {"optimizers", "scaler", "ema_updates", "extra"} - set(train)
     except Exception as e:  # of pickle, zip and torch, which advises to load it without safety
         raise DamagedError(f"`{path / 'train.pt'}` is no state of a training by gz", hint=OTHER) from e
     if missing:
         raise DamagedError(f"`{path / 'train.pt'}` has no {', '.join(sorted(missing))}", hint=OTHER)
-    meta = files.read_object(path / "meta.json")
-    weights, _ = arrays.tensors(path / "model.safetensors", OTHER)
+    meta = files.read_object(path / CheckpointFolder.meta)
+    weights, _ = files.read_tensors(path / CheckpointFolder.weights, OTHER)
     return Checkpoint(weights, averaged, train, meta)
 
 
@@ -192,10 +193,10 @@ def with_zero_inputs(
 
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
-    if not (path / "meta.json").exists():
+    if not (path / CheckpointFolder.meta).exists():
         return "`meta.json` is missing"
     try:
-        meta = files.read_object(path / "meta.json")
+        meta = files.read_object(path / CheckpointFolder.meta)
         if set(meta["files"]) == {SAMPLED}:
             return ALONE
         sums = {name: (meta["files"][name]["size"], meta["files"][name]["sha256"]) for name in FILES}
@@ -214,15 +215,10 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def steps_of(folder: Path) -> list[int]:
-    """The steps that have a checkpoint, oldest first."""
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
-
-
 def newest(folder: Path, warn: Callable[[str], None]) -> Path | None:
     """The newest undamaged checkpoint; `warn` gets a line about each damaged one."""
     for step in reversed(steps_of(folder)):
-        path = folder / f"{step:08d}"
+        path = CheckpointFolder.of(folder, step).path
         if (fault := damage(path)) is None:
             return path
         if fault != ALONE:
@@ -236,11 +232,11 @@ def prune(folder: Path, keep: int, *, finished: bool = False) -> None:
     finished: whether of the best, if it is none of these, only what is sampled is left.
     """
     try:
-        best = files.read_object(folder / "best.json").get("step")
+        best = files.read_object(folder.parent / Run.best_file).get("step")
     except DamagedError:
         best = None
     for step in steps_of(folder)[:-keep]:
-        path = folder / f"{step:08d}"
+        path = CheckpointFolder.of(folder, step).path
         if step != best:
             files.remove_tree(path)
         elif finished:
@@ -250,8 +246,8 @@ def prune(folder: Path, keep: int, *, finished: bool = False) -> None:
 def strip(path: Path) -> None:
     """Leaves of a checkpoint what is sampled. One that is damaged stays as it is."""
     if damage(path) is None:
-        meta = files.read_object(path / "meta.json")
-        files.write_json(path / "meta.json", meta | {"files": {SAMPLED: meta["files"][SAMPLED]}})
+        meta = files.read_object(path / CheckpointFolder.meta)
+        files.write_json(path / CheckpointFolder.meta, meta | {"files": {SAMPLED: meta["files"][SAMPLED]}})
     elif damage(path) != ALONE:
         return
     for name in set(FILES) - {SAMPLED}:

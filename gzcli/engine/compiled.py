@@ -17,6 +17,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gzcli.core import ranks
+from gzcli.core.devices import kind_of
 from gzcli.core.errors import first_line
 from gzcli.core.parts import Part
 from gzcli.core.types import Batch, Noise
@@ -45,7 +46,7 @@ def compiles(part: Part, model: Model, device: torch.device) -> bool:
     minutes = part.train.minutes
     long = minutes >= LONG_MINUTES if minutes else part.train.steps >= LONG
     one = part.launch.strategy == "ddp" and len(model.phases()) == 1
-    return device.type == "cuda" and long and one and not part.train.deterministic
+    return kind_of(device).compiled and long and one and not part.train.deterministic
 
 
 def mode_of(part: Part, model: Model, device: torch.device) -> str | None:
@@ -55,7 +56,7 @@ def mode_of(part: Part, model: Model, device: torch.device) -> str | None:
     They own the memory of the gradients, which therefore cannot be added up over micro-batches.
     """
     small = sum(p.numel() for p in model.parameters()) <= SMALL
-    return "reduce-overhead" if device.type == "cuda" and small and part.train.accumulate == 1 else None
+    return "reduce-overhead" if kind_of(device).compiled and small and part.train.accumulate == 1 else None
 
 
 class GivenNoise(Noise):

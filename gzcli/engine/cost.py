@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import torch
 
+from gzcli.core.devices import fast_bf16
 from gzcli.core.parts import Part
 from gzcli.core.types import Batch, BatchNoise, DataInfo
 from gzcli.engine import muon
 from gzcli.engine.build import build_model
-from gzcli.engine.devices import fast_bf16
 from gzcli.engine.prepared import with_prepared
 from gzcli.engine.shapes import PROBE, Counter, bytes_of, shapes_only
 from gzcli.launch.costs import Cost, Line

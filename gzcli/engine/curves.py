@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gzcli.engine.pictures import pyplot, save_figure
 from gzcli.store.metrics import metric_lines
+from gzcli.store.run_folder import Run
 
 RATES = ("it_s", "images_s", "tflops", "mfu")  # of a line of losses
 
@@ -38,4 +39,4 @@ def loss_curve(folder: Path) -> None:
     left.set_xlabel("step")
     left.set_ylabel("loss")
     figure.legend(loc="upper right", bbox_to_anchor=(1, 1), bbox_transform=left.transAxes)
-    save_figure(figure, folder / "loss.png", dpi=100)
+    save_figure(figure, Run(folder).losses_picture, dpi=100)

@@ -14,7 +14,6 @@ from gzcli.core import ranks
 from gzcli.core.errors import DivergedError
 from gzcli.core.measured import beside
 from gzcli.core.parts import Part
-from gzcli.engine.checkpoint import steps_of
 from gzcli.engine.log import Log, TrainBar
 from gzcli.engine.trackers import Trackers
 from gzcli.store import files
@@ -77,7 +76,7 @@ class History:
 
         what: has been found at the step.
         """
-        have = steps_of(self.run.path / "checkpoints")
+        have = self.run.saved_steps
         good = f"the last good checkpoint is of step {have[-1]}" if have else "there is no checkpoint yet"
         return DivergedError(
             f"{what} at step {step}; {good}",
@@ -143,7 +142,7 @@ class History:
             # older checkpoints have none
             self.first = {name: size.to(device) for name, size in pending.get("first", {}).items()}
             self.counts = dict(pending["counts"])
-        path = self.run.path / "metrics.jsonl"
+        path = self.run.metrics_file
         if ranks.rank() == 0 and path.exists():
             kept = (line for line in every_line(self.run.path) if line["step"] <= step)
             files.write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -23,9 +23,8 @@ from torch import Tensor, nn
 
 from gzcli.core.errors import MissingError, UsageError, canonical
 from gzcli.core.parts import part_of
-from gzcli.core.sizes import as_size
 from gzcli.core.types import DataInfo, Noise
-from gzcli.core.units import by_sides
+from gzcli.core.units import as_size, by_sides
 from gzcli.data.packs.batches import scan
 from gzcli.data.packs.pack import Pack
 from gzcli.engine.build import load_model
@@ -33,9 +32,9 @@ from gzcli.engine.checkpoint import SpaceRecord
 from gzcli.models import catalog
 from gzcli.store import runs
 from gzcli.store.files import checksum
+from gzcli.store.hub import repository
 from gzcli.store.paths import recipe_names
-from gzcli.store.run import Run
-from gzcli.store.weights import repository
+from gzcli.store.run_folder import Run
 
 MEASURED = 2000  # training images by whose latents mean and deviation are measured
 MEASURE_BATCH = 64  # images that are encoded together for it
@@ -207,7 +206,7 @@ def _find(name: str, device: torch.device | str) -> tuple[Autoencoder, DataInfo 
         model, saved = load_model(run, device)
         if not hasattr(model, "to_latent"):
             raise TypeError(f"{type(model).__name__} has no `to_latent`")
-        return model, saved.info, checksum(run.path / "model.safetensors")
+        return model, saved.info, checksum(run.model_file)
     vae, digest = DiffusersVAE.load(name, device)
     return vae, None, digest
 

@@ -14,7 +14,7 @@ from gzcli.engine.cost import batch_of
 from gzcli.engine.shapes import shapes_only
 from gzcli.models import catalog
 from gzcli.store import files, runs
-from gzcli.store.weights import hub_home, is_id
+from gzcli.store.hub import hub_home, is_id
 
 # The autoencoders of Stable Diffusion: `stabilityai/sd-vae-ft-ema`, `-mse`, and those of its versions.
 KNOWN = {"latent_channels": 4, "block_out_channels": [128, 256, 512, 512]}

@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gzcli.core import waiting
+from gzcli.core import streams
 from gzcli.core.streams import printable
 from gzcli.core.types import Progress, no_progress
 from gzcli.engine.speed import Speed, in_words
+from gzcli.store.run_folder import Run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,13 +80,13 @@ class Log:
     def metrics(self, step: int, **values: float) -> None:
         """A line of `metrics.jsonl`."""
         if self.folder:
-            with open(self.folder / "metrics.jsonl", "a") as f:
+            with open(Run(self.folder).metrics_file, "a") as f:
                 f.write(json.dumps({"step": step, **values}) + "\n")
 
     @contextmanager
     def bar(self, title: str) -> Iterator[Progress]:
         """A progress bar on a terminal, a line ever less often elsewhere; yields progress(i, n, x=None)."""
-        waiting.end()
+        streams.stop_spinner()
         if not self.main or self.mode != "human":
             yield no_progress
         elif self.fancy:
@@ -113,7 +114,7 @@ class Log:
 
         stages: of the run, which share the lines where there is no terminal.
         """
-        waiting.end()
+        streams.stop_spinner()
         if not self.fancy:
             yield TrainBar(self, None, start, steps, lines=math.ceil(LINES / stages))
             return
@@ -129,18 +130,18 @@ class Log:
         if self._bar is not None:
             self._bar.console.print(printable(text), markup=False, highlight=False)
         else:
-            erase = waiting.ERASE if self.fancy else ""  # what a spinner has drawn there
+            erase = streams.ERASE if self.fancy else ""  # what a spinner has drawn there
             print(erase + printable(text), file=sys.stderr, flush=True)
 
     def record(self, text: str) -> None:
         """A line of `log.txt`. Beyond FULL bytes it goes on in a new one; `log.1.txt` is the one before."""
         if self.folder and self.folder.is_dir():
-            path = self.folder / "log.txt"
+            path = Run(self.folder).log_file
             with open(path, "a") as f:
                 f.write(f"{time.strftime('%F %T')} {printable(text)}\n")
                 full = f.tell() > FULL
             if full:
-                os.replace(path, self.folder / "log.1.txt")
+                os.replace(path, Run(self.folder).earlier_log_file)
 
 
 class TrainBar:

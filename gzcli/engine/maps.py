@@ -14,8 +14,7 @@ from torch import Tensor
 from gzcli.core import ranks
 from gzcli.core.types import Batch
 from gzcli.engine.log import Log
-from gzcli.store.files import fsync, need_space
-from gzcli.store.leftovers import beside, sweep
+from gzcli.store.files import fsync, need_space, part_path, sweep
 
 Rows = Callable[[str, range], Iterator[Batch]]  # (split, positions) → its images in batches
 Make = Callable[[str, Batch], Mapping[str, Tensor]]  # (split, batch of B) → {key: rows [B, …]}
@@ -35,7 +34,7 @@ def write_maps(
     log: shows the progress.
     title: title of the progress bar.
     """
-    part = ranks.agree(beside(folder))  # another run may write the same folder at the same time
+    part = ranks.agree(part_path(folder))  # another run may write the same folder at the same time
     if ranks.rank() == 0:
         sweep(folder.parent)
         part.mkdir(parents=True)

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from gzcli.core import ranks
+from gzcli.core.devices import kind_of
 
 NARROW = 32  # matrices of fewer rows or columns are left to AdamW
 MOMENTUM = 0.95
@@ -47,7 +48,7 @@ class Muon(Optimizer):
         model: nn.Module | None = None,
     ):
         parts = list(halves(groups, matrices_of(model) if model else None))
-        fused = parts[0]["params"][0].device.type in ("cpu", "cuda")
+        fused = kind_of(parts[0]["params"][0].device).fused
         super().__init__(parts, {"betas": betas, "eps": eps, "fused": fused})
 
     @torch.no_grad()

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import SGD, Adam, Adamax, AdamW, Optimizer, RMSprop
 
 from gzcli.core import ranks
+from gzcli.core.devices import kind_of
 from gzcli.core.errors import MissingError, UsageError, did_you_mean
 from gzcli.core.sections import OptimSection
 from gzcli.engine.muon import Muon
@@ -43,7 +44,7 @@ def build(phase: Phase, conf: OptimSection, model: nn.Module | None = None) -> O
         scale = group.get("lr_scale", 1.0)
         groups.append({"lr": conf.lr * scale, "weight_decay": conf.weight_decay, **group, "lr_scale": scale})
     betas, eps = (float(conf.betas[0]), float(conf.betas[1])), conf.eps
-    fused = phase.parameters()[0].device.type in ("cpu", "cuda")
+    fused = kind_of(phase.parameters()[0].device).fused
     match conf.name:
         case "adam":
             return Adam(groups, betas=betas, eps=eps, fused=fused)
@@ -126,4 +127,4 @@ def may_step(norm: torch.Tensor | None) -> bool:
 
     norm: None: not known. On a GPU nothing is asked, as the host would have to wait for the answer.
     """
-    return norm is None or norm.device.type != "cpu" or bool(torch.isfinite(norm))
+    return norm is None or kind_of(norm.device).queued or bool(torch.isfinite(norm))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gzcli.core.streams import printable
-from gzcli.store.leftovers import beside
+from gzcli.store.files import part_path
 from gzcli.store.png import texts
 
 APART = 12  # factor between ranges of scores from which an axis is logarithmic far from the median
@@ -139,7 +139,7 @@ def save_figure(figure: Any, path: Path, dpi: int = 110) -> None:
             text.set_parse_math(False)
             text.set_text(printable(content))
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = beside(path)
+    part = part_path(path)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph ")  # a letter that the font does not have becomes a box
         figure.savefig(part, dpi=dpi, metadata=texts(), format="png")

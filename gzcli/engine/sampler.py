@@ -4,7 +4,6 @@ alone."""
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -13,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gzcli.core import ranks
+from gzcli.core import devices, ranks
 from gzcli.core.errors import DeviceError
-from gzcli.core.sizes import sides
 from gzcli.core.types import DataInfo, ImageNoise, Progress, no_progress
+from gzcli.core.units import sides
 from gzcli.data.packs.batches import to_uint8
 from gzcli.data.sets.labels import chosen, in_turns
 from gzcli.engine import sheets
@@ -24,7 +23,7 @@ from gzcli.engine.trained import Trained
 from gzcli.models.nn import spread_labels
 from gzcli.models.options import grouped
 
-BATCH_SIZE = defaultdict(lambda: 256, cpu=128, cuda=512)  # images of VALUES values that are drawn together
+BATCH_SIZE = 256  # images of VALUES values that are drawn together, of the usual device
 VALUES = 3 * 64 * 64  # values of an image up to which a batch is full; it holds fewer of larger images
 
 
@@ -74,7 +73,7 @@ def draw(
             if size == 1:
                 raise DeviceError("not enough memory for one image") from e
             size //= 2
-            torch.cuda.empty_cache()
+            devices.empty_cache(trained.device)
             continue
         parts.append(to_uint8(x).cpu().numpy())
         at += len(rows)
@@ -97,7 +96,7 @@ def batch_size(trained: Trained, options: Mapping[str, Any]) -> int:
     channels, *own = trained.images.shape
     size = options.get("size")
     values = channels * math.prod(sides(size) if size else own)
-    most = BATCH_SIZE[trained.device.type]
+    most = devices.batch_of(BATCH_SIZE, trained.device)
     return max(1, min(most, most * VALUES // values))
 
 

@@ -5,24 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from gzcli.core.peaks import peak_of
-
-if TYPE_CHECKING:
-    import torch
-
-
-def peak(device: torch.device, precision: str) -> float | None:
-    """The dense FLOP/s of a device; None where they are not known, as of every CPU.
-
-    precision: "bf16", "fp16", "tf32" or "fp32".
-    """
-    if device.type != "cuda":
-        return None
-    import torch
-
-    return peak_of(torch.cuda.get_device_name(device), precision)
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from gzcli.engine.log import Log
 from gzcli.engine.optim import restore
 from gzcli.engine.trained import Trained
 from gzcli.recipe.write import dump
-from gzcli.store import arrays, files, runs
-from gzcli.store.leftovers import beside
+from gzcli.store import files, runs
+from gzcli.store.files import part_path
 from gzcli.store.runs import Run
 
 
@@ -50,7 +50,7 @@ class State:
     @property
     def folder(self) -> Path:
         """The folder of the checkpoints."""
-        return self.trained.run.path / "checkpoints"
+        return self.trained.run.checkpoints_folder
 
     @property
     def log(self) -> Log:
@@ -116,7 +116,7 @@ def save_best(state: State, step: int, metric: str, value: float) -> None:
     metric: name of the figure.
     value: the figure at this step.
     """
-    path = state.folder / "best.json"
+    path = state.trained.run.best_file
     best = state.trained.run.best
     if ranks.agree(best is None or value < best.value):
         save(state, step)
@@ -191,12 +191,12 @@ def init_from(model: nn.Module, source: str, run: Run, log: Log) -> None:
     if not file.is_file():
         stage = next((stage for stage in run.owner.stages if stage.path.name == source), None)
         found = stage or runs.find(source).serving
-        file = found.path / "model.safetensors"
+        file = found.model_file
     if not file.exists():
         raise MissingError(f"`train.init`: no weights at `{file}`", hint="gz runs list")
     own = model.state_dict()
     try:
-        values, _ = arrays.tensors(file)
+        values, _ = files.read_tensors(file)
     except DamagedError as e:
         hint = "the name of a run or a stage, or a `model.safetensors`"
         raise UsageError(f"`train.init`: {e.message}", hint=hint) from e
@@ -219,11 +219,10 @@ def finish(run: Run, keep: int | None) -> None:
     keep: number of checkpoints that stay, as `train.keep`.
     """
     if ranks.rank() == 0:
-        folder = run.path / "checkpoints"
-        last = folder / f"{checkpoints.steps_of(folder)[-1]:08d}" / "ema.safetensors"
-        place = run.path / "model.safetensors"
+        folder, place = run.checkpoints_folder, run.model_file
+        last = run.checkpoint(run.saved_steps[-1]).averaged
         if not (place.exists() and place.samefile(last)):  # a name cannot replace another of the same file
-            part = beside(place)
+            part = part_path(place)
             files.link_or_copy(last, part)
             files.fsync(part)
             part.replace(place)
@@ -233,9 +232,9 @@ def finish(run: Run, keep: int | None) -> None:
 def write_train(run: Run, changes: Mapping[str, Any]) -> None:
     """Writes keys of `train` that the engine chose into `run.yaml`; of a stage into that of its run too."""
     tree = run.tree()
-    files.write_atomic(run.path / "run.yaml", dump(tree | {"train": {**tree["train"], **changes}}))
+    files.write_atomic(run.recipe_file, dump(tree | {"train": {**tree["train"], **changes}}))
     if run.owner is not run:
         whole = run.owner.tree()
         stage = whole["stages"][run.path.name]
         stage["train"] = {**stage["train"], **changes}
-        files.write_atomic(run.owner.path / "run.yaml", dump(whole))
+        files.write_atomic(run.owner.recipe_file, dump(whole))

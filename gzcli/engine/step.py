@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from gzcli.core import ranks
+from gzcli.core import devices, ranks
 from gzcli.core.parts import Part, part_of
 from gzcli.core.types import Batch, DataInfo
 from gzcli.data.packs.pack import Pack
-from gzcli.engine import compiled, devices, speed
+from gzcli.engine import compiled
+from gzcli.engine.accelerator import ddp
 from gzcli.engine.compiled import Compiled
 from gzcli.engine.cost import Seen, flops_of
 from gzcli.engine.log import Log
@@ -74,7 +75,7 @@ def speed_of(run: Run, part: Part, info: DataInfo, pack: Pack, accelerator: Acce
         return Speed(images)
     plain = "fp32" if part.train.deterministic else "tf32"
     kind = {"no": plain}.get(accelerator.mixed_precision, accelerator.mixed_precision)
-    each = speed.peak(accelerator.device, kind)
+    each = devices.peak(accelerator.device, kind)
     return Speed(images, flops, each and each * ranks.world())
 
 
@@ -109,7 +110,7 @@ def wrapped(
         accelerator.prepare_model(step, device_placement=False, evaluation_mode=True)
         ranks.share_out(step, blocks_of(model), accelerator.device)
         return step
-    accelerator.ddp_handler = devices.ddp(every_parameter=first is not None and trains_all(model, first))
+    accelerator.ddp_handler = ddp(every_parameter=first is not None and trains_all(model, first))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch renames an option of DDP that accelerate sets
         return accelerator.prepare(step)

@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from gzcli.core import ranks, signals
-from gzcli.store.run import Run
+from gzcli.store.run_folder import Run
 
 AGREE_EVERY = 10  # steps between two agreements of the ranks, which cost a collective; 1 where steps are slow
 SLOW = 0.1  # seconds
@@ -46,7 +46,7 @@ class Stop:
     """
 
     def __init__(self, folder: Path, *, world: int, device: torch.device):
-        self.file, self.world, self.device = folder / "stop", world, device
+        self.file, self.world, self.device = Run(folder).stop_file, world, device
         # the step of the ranks' next agreement; step and time of the last one
         self.next, self.last = 0, (0, time.monotonic())
         self.looked = 0.0  # when the parent was looked at last

@@ -92,7 +92,7 @@ def started(name: str, run: Run, config: Mapping[str, Any], start: int) -> Any:
             place = user_dir(name)
             place.mkdir(parents=True, exist_ok=True)
             os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{place / 'runs.db'}")
-            earlier = files.read_json(run.path / "mlflow.json") if start else None
+            earlier = files.read_json(run.tracker_file) if start else None
             options = {"run_id": earlier["run_id"]} if earlier else {"run_name": id_}
             tracker = LOGGER_TYPE_TO_CLASS[name](PROJECT, logging_dir=place.as_uri(), **options)
         else:
@@ -102,7 +102,7 @@ def started(name: str, run: Run, config: Mapping[str, Any], start: int) -> Any:
         with redirect_stdout(sys.stderr):  # what packages say of themselves is no data
             tracker.start()
         if name == "mlflow":
-            files.write_json(run.path / "mlflow.json", {"run_id": tracker.active_run.info.run_id})
+            files.write_json(run.tracker_file, {"run_id": tracker.active_run.info.run_id})
         if name == "tensorboard" or (name == "mlflow" and not start):  # the others have it from the start
             tracker.store_init_configuration(flat(config))
     except ImportError as e:

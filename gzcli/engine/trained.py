@@ -8,17 +8,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from gzcli.core import devices
 from gzcli.core.errors import UsageError
 from gzcli.core.parts import Part
-from gzcli.core.sizes import as_size
 from gzcli.core.types import Batch, DataInfo
+from gzcli.core.units import as_size
 from gzcli.data.packs.augment import patch_of
 from gzcli.data.packs.wanted import Wanted
 from gzcli.engine.build import load_model
-from gzcli.engine.devices import HALVES, chosen_precision
 from gzcli.engine.latent import LatentSpace, open_space
 from gzcli.models.base import Model
-from gzcli.store.bundle import LATENT
 from gzcli.store.runs import Run
 
 
@@ -53,7 +52,9 @@ class Trained:
     def precision(self) -> str:
         """fp32, bf16 or fp16: that of samples. fp16, which a CPU does not have, is `auto` there."""
         asked, kind = self.asked or self.part.train.precision, self.device.type
-        return chosen_precision("auto" if asked == "fp16" and kind == "cpu" else asked, kind)
+        return devices.chosen_precision(
+            "auto" if asked == "fp16" and not devices.kind_of(kind).fp16 else asked, kind
+        )
 
     def sampling(self) -> AbstractContextManager[None]:
         """A context in which samples are drawn, in the precision of the training unless asked otherwise."""
@@ -70,7 +71,7 @@ class Trained:
         return self._autocast(self.precision if self.asked else "fp32")
 
     def _autocast(self, precision: str) -> AbstractContextManager[None]:
-        half = HALVES.get(precision)
+        half = devices.half(precision)
         return torch.autocast(self.device.type, half, enabled=half is not None)
 
     @property
@@ -111,12 +112,12 @@ def load_trained(
 
     Raises UsageError for fp16 on a CPU.
     """
-    if precision == "fp16" and torch.device(device).type == "cpu":
+    if precision == "fp16" and not devices.kind_of(device).fp16:
         raise UsageError("precision `fp16` needs a GPU", hint="`bf16` works on many CPUs, `fp32` on all")
     model, saved = load_model(run, device, checkpoint)
     space = None
     if saved.space is not None:
-        beside = run.owner.path / LATENT  # a run that came as one file brings its autoencoder
+        beside = run.owner.latent_folder  # a run that came as one file brings its autoencoder
         name = str(beside) if beside.is_dir() else str(saved.part.data.latent)
         space = open_space(name, device, record=saved.space)
     device = torch.device(device)

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gzcli.core import ranks, waiting
+from gzcli.core import devices, ranks, streams
 from gzcli.core.errors import Interrupted
 from gzcli.core.parts import Part
 from gzcli.core.types import Batch, BatchNoise, mix
 from gzcli.data.packs.pack import Pack
-from gzcli.engine import devices, optim, sampler, state, trackers
+from gzcli.engine import optim, sampler, state, trackers
 from gzcli.engine.build import build_model, built_on, placed, stages_for
 from gzcli.engine.cadence import KINDS, Cadence
 from gzcli.engine.curves import loss_curve
@@ -102,13 +102,13 @@ class Trainer:
             self.pause(self.steps, KINDS - {"eval"} if validated else KINDS)
             return
         stop = Stop(self.run.owner.path, world=self.world, device=self.device)
-        waiting.now("preparing the model with training images")
+        streams.change_spinner("preparing the model with training images")
         self.begin()
         self.catch_up()
-        waiting.now("measuring a step")
+        streams.change_spinner("measuring a step")
         self.log.event("start", run=self.run.id, path=str(self.run.path), step=self.start, steps=self.steps)
         speed = speed_of(self.run, self.part, self.info, self.pack, self.accelerator, self.log)
-        alone = self.device.type == "cpu" and self.world == 1
+        alone = not devices.kind_of(self.device).queued and self.world == 1
         check_every = 1 if alone else min(CHECK, self.train.log_every)
         stages = len(self.run.owner.stages) or 1
         with listening(self.run), self.log.training(self.start, self.steps, stages=stages) as bar:
@@ -250,7 +250,7 @@ class Trainer:
             state.write_train(self.run, found)
         if last:
             state.finish(self.run, self.train.keep)
-        if "sample" in due and self.rank == 0 and (self.run.path / "metrics.jsonl").exists():
+        if "sample" in due and self.rank == 0 and self.run.metrics_file.exists():
             loss_curve(self.run.path)
 
     def catch_up(self) -> None:
@@ -296,7 +296,7 @@ class Trainer:
 
     def picture_path(self, done: int) -> Path:
         """The path of the picture of samples after `done` steps."""
-        return self.run.path / "samples" / f"{done:08d}.png"
+        return self.run.samples_picture(done)
 
     def some_images(self) -> Iterator[Batch]:
         """A random subset of the training images, larger at the ends, each augmented by one draw."""

@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gzcli.core import devices
 from gzcli.core.errors import GzError, MissingError, UsageError, first_line
 from gzcli.core.jobs import TrialJob
 from gzcli.core.parts import Part, part_of
 from gzcli.core.types import DataInfo
-from gzcli.engine import devices, optim
+from gzcli.engine import optim
+from gzcli.engine.accelerator import precision, prepare_torch
 from gzcli.engine.cost import Seen, Stages, batch_of, build, cost_of, noise
 from gzcli.engine.ema import EMA
 from gzcli.engine.latent_shape import on_latents
@@ -31,7 +33,6 @@ from gzcli.models import catalog
 from gzcli.models.base import Model, Phase, named_losses
 
 # Operations of a step of a trial, at most, by device: about a second of a core, and of a small GPU.
-SECOND = {"cpu": 40e9, "mps": 1e12, "cuda": 40e12}
 ENOUGH = 1.0  # seconds after which no further step is timed
 TIMED, MOST = 2, 12  # steps that are timed: at least, and where they are short
 LARGE = 100_000_000  # parameters of a net that is not built on a CPU, where that alone takes long
@@ -85,11 +86,11 @@ def seconds_of(part: Part, info: DataInfo, stages: Stages, cost: Cost, device: t
     depends on the images is scaled. A large net is not built on a CPU: its time is that of its operations at
     the rate of a wide residual block.
     """
-    devices.prepare_torch(part)
-    if device.type == "cpu" and cost.params > LARGE:
+    prepare_torch(part)
+    if not devices.kind_of(device).queued and cost.params > LARGE:
         return cost.flops / cost.processes / block_rate(ENOUGH)
     each = cost.flops / (cost.images * cost.pieces * cost.processes)
-    images = max(1, min(cost.images, math.ceil(SECOND[device.type] / max(each, 1.0))))
+    images = max(1, min(cost.images, math.ceil(devices.kind_of(device).flops / max(each, 1.0))))
     model = build(part, info, stages)[0].to(device)
     trial = Trial(model, part, images, device)
     trial.step()
@@ -120,7 +121,7 @@ class Trial:
         self.optimizers = {p.name: optim.build(p, settings[p.name], model) for p in self.phases}
         self.ema = EMA(model, part.train.ema)
         self.times: dict[tuple[str, str], list[float]] = {}
-        self.half = devices.HALVES.get(devices.precision(part))
+        self.half = devices.half(precision(part))
         with torch.no_grad():
             batch = batch_of(part, model.data, images, device)
             batch.x.uniform_(-1, 1)
@@ -160,7 +161,7 @@ class Trial:
     def clock(self) -> float:
         """Seconds. Of one thread on a CPU they are those of the processor, so that other programs on the
         machine do not count."""
-        if self.device.type == "cpu" and torch.get_num_threads() == 1:
+        if not devices.kind_of(self.device).queued and torch.get_num_threads() == 1:
             return time.process_time()
         return devices.clock(self.device)
 

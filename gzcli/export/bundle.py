@@ -32,9 +32,9 @@ from gzcli.engine.trained import Trained
 from gzcli.models import catalog
 from gzcli.store import files
 from gzcli.store.bundle import LATENT, MAIN
+from gzcli.store.hub import is_id
 from gzcli.store.paths import user_dir
-from gzcli.store.run import STAGES, Run
-from gzcli.store.weights import is_id
+from gzcli.store.run_folder import STAGES, Run
 from gzcli.version import __version__
 
 FORMAT = "1"
@@ -93,7 +93,7 @@ def _parts(trained: Trained, checkpoint: str) -> dict[str, Run]:
     run, owner, part = trained.run, trained.run.owner, trained.part
     found: dict[str, Run] = {}
     if trained.space is not None and (name := part.data.latent):
-        beside = owner.path / LATENT
+        beside = owner.latent_folder
         if autoencoder := Run(beside) if beside.is_dir() else autoencoder_run(name):
             found[LATENT] = autoencoder
         else:
@@ -155,7 +155,7 @@ def _round_model(model: nn.Module, dtype: torch.dtype) -> None:
 def card_of(trained: Trained, job: ExportJob) -> dict[str, Any]:
     """What a person wants to know of a run before using it."""
     owner, name = trained.run.owner, trained.part.model
-    env = files.read_json(owner.path / "env.json") or {}
+    env = files.read_json(owner.environment_file) or {}
     model = catalog.card_of(trained.run, name)
     facts = {
         "run": owner.id,
@@ -197,7 +197,7 @@ def figures(trained: Trained) -> list[dict[str, Any]]:
     its training, [{name, value, on, n, from}]."""
     found: list[dict[str, Any]] = []
     owner = trained.run.owner
-    for file in sorted(user_dir("bench").glob("*/result.json"), key=lambda f: f.stat().st_mtime):
+    for file in sorted(user_dir("bench").glob(f"*/{Run.result_file}"), key=lambda f: f.stat().st_mtime):
         result = files.read_json(file)
         for row in result.get("rows") or ():
             if row.get("run") == owner.id and row.get("step") == trained.step:
@@ -237,7 +237,7 @@ def preview(trained: Trained) -> bytes | None:
 
     card = catalog.card_of(trained.run, trained.part.model)
     if card.inputs or "prompt" in card.can or hasattr(trained.model, "sources"):
-        drawn = sorted((trained.run.path / "samples").glob("*.png"))
+        drawn = sorted(trained.run.samples_folder.glob("*.png"))
         if not drawn:
             return None
         image: Image.Image = Image.open(drawn[-1])

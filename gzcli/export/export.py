@@ -13,7 +13,7 @@ from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained, load_trained
 from gzcli.export import bundle, portable
 from gzcli.store import files
-from gzcli.store.leftovers import sweep
+from gzcli.store.files import sweep
 from gzcli.store.runs import Run
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from gzcli.core.errors import UsageError
 from gzcli.core.jobs import SampleJob
 from gzcli.core.sections import renamed
-from gzcli.core.sizes import Size
 from gzcli.core.types import Applied, ImageNoise, Progress
+from gzcli.core.units import Size
 from gzcli.data.packs import same
 from gzcli.data.packs.batches import quantise, to_uint8
 from gzcli.data.packs.forms import Say, silent

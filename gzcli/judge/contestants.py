@@ -13,22 +13,22 @@ import numpy as np
 import torch
 
 from gzcli.core import ranks
+from gzcli.core.devices import synchronise
 from gzcli.core.errors import UsageError
 from gzcli.core.jobs import BenchJob
-from gzcli.core.sizes import as_size
-from gzcli.core.units import by_sides
+from gzcli.core.units import as_size, by_sides
 from gzcli.data.packs.facts import facts_of
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack
 from gzcli.data.packs.wanted import Wanted
 from gzcli.data.sets.names import locate
-from gzcli.engine.devices import synchronise
 from gzcli.engine.log import Log
 from gzcli.engine.sampler import draw
 from gzcli.engine.trained import Trained
 from gzcli.judge.image_sets import ImageSet, some
 from gzcli.judge.naming import short_names
-from gzcli.store import arrays
+from gzcli.store import files
+from gzcli.store.run_folder import Run
 
 FEWEST = 50  # images of a contestant
 
@@ -175,23 +175,23 @@ def sample(
     """n samples uint8 [n, C, H, W], the seconds that they took, and the file in `folder` that they are kept
     in, whose name is a hash of all that they depend on.
     """
-    weights = trained.run.path / "model.safetensors"
+    weights = trained.run.model_file
     stamp = weights.stat().st_mtime_ns if weights.exists() else 0
     options: dict[str, Any] = dict(trained.part.sample)
     owner, device = trained.run.owner.id, trained.device.type
     made = [owner, trained.step, stamp, job.n, job.seed, options, device, trained.precision]
     key = hashlib.sha256(json.dumps(made, default=str).encode()).hexdigest()[:8]
-    path = folder / "samples" / f"{owner}-{key}.npz"
+    path = Run(folder).samples_folder / f"{owner}-{key}.npz"
 
     def read(path: Path) -> tuple[np.ndarray, float, Path]:
-        kept = arrays.arrays(path)
-        with arrays.reading(path):
+        kept = files.read_arrays(path)
+        with files.reading(path):
             images = kept["samples"].transpose(0, 3, 1, 2)
             if len(images) != job.n or images.dtype != np.uint8:
                 raise ValueError(f"these are not {job.n} samples")
             return images, float(kept["seconds"]), path
 
-    kept = arrays.cached(path, read, log.warn) if ranks.rank() == 0 else None
+    kept = files.read_cached(path, read, log.warn) if ranks.rank() == 0 else None
     if ranks.agree(kept is not None):
         return kept or read(path)
     since = time.perf_counter()

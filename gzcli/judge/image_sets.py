@@ -16,7 +16,7 @@ from gzcli.core import ranks
 from gzcli.data.packs.batches import quantise, to_uint8
 from gzcli.data.packs.pack import Pack
 from gzcli.judge.images import subset
-from gzcli.store import arrays, files
+from gzcli.store import files
 from gzcli.store.paths import cache_dir
 
 DRAWS = 5  # draws of real images over which the floor is averaged
@@ -84,13 +84,13 @@ class ImageSet:
         path = cache_dir("features", "real") / name
 
         def read(path: Path) -> np.ndarray:
-            found = arrays.array(path)
-            with arrays.reading(path):
+            found = files.read_array(path)
+            with files.reading(path):
                 if found.ndim != 2 or len(found) != len(self) or not np.isfinite(found).all():
                     raise ValueError("these are not the features of the set")
             return found
 
-        found = arrays.cached(path, read, self.say) if ranks.rank() == 0 else None
+        found = files.read_cached(path, read, self.say) if ranks.rank() == 0 else None
         if ranks.agree(found is not None):
             return (read(path) if found is None else found).astype(np.float64)
         found, file = self._computed(space), io.BytesIO()

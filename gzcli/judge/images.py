@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from gzcli.core import ranks
+from gzcli.core.devices import synchronise
 from gzcli.core.types import Batch
 from gzcli.data.packs.batches import scan, scan_by_content
 from gzcli.data.packs.pack import Pack
-from gzcli.engine.devices import synchronise
 from gzcli.engine.trained import Trained
 
 FEWEST, MOST = 500, 10_000  # images of a split that a budget of seconds pays for

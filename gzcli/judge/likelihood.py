@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gzcli.core import ranks
+from gzcli.core.devices import batch_of
 from gzcli.core.errors import DivergedError
 from gzcli.core.types import Batch, ImageNoise
 from gzcli.core.units import about
@@ -22,7 +22,7 @@ from gzcli.judge.images import Images, affordable, subset, timed
 from gzcli.models.base import Model
 from gzcli.models.nn import full_fp32
 
-BATCH_SIZE = defaultdict(lambda: 100, cpu=50, cuda=200)  # test images that are read together, by device
+BATCH_SIZE = 100  # test images that are read together, of the usual device
 MOST = 10_000  # test images that a likelihood is computed of
 MOST_BY_ODE = 500  # the same by an ODE, which takes hundreds of network calls for each image
 
@@ -30,7 +30,7 @@ MOST_BY_ODE = 500  # the same by an ODE, which takes hundreds of network calls f
 def images_of_test(trained: Trained, pack: Pack, n: int, seed: int) -> Images:
     """At most n images of the test split."""
     index = subset(pack.meta.counts["test"], n)
-    return Images.of(trained, pack, "test", index, size=BATCH_SIZE[trained.device.type], seed=seed)
+    return Images.of(trained, pack, "test", index, size=batch_of(BATCH_SIZE, trained.device), seed=seed)
 
 
 def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, A
     device, model = trained.device, trained.model
     frequencies = class_frequencies(model, pack)
     budget = trained.part.ood.budget
-    trial = next(iter(images_of_test(trained, pack, BATCH_SIZE[device.type], seed)))
+    trial = next(iter(images_of_test(trained, pack, batch_of(BATCH_SIZE, device), seed)))
     given = bool(model.conditional) and trial.y is not None
     each = timed(lambda: given_label(model, trial), device) / len(trial) / ranks.world()
     by_ode = model.likelihood == "ode"

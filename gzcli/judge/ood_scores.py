@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gzcli.core import ranks
+from gzcli.core.devices import batch_of
 from gzcli.core.errors import DivergedError, MissingError, UsageError
 from gzcli.core.jobs import AlarmJob, OodJob
 from gzcli.core.types import Batch
@@ -29,7 +29,7 @@ from gzcli.metrics.likelihood_scores import read
 from gzcli.models.nn import LPIPS
 from gzcli.store.runs import find
 
-BATCH_SIZE = defaultdict(lambda: 128, cpu=64, cuda=256)  # images that are scored together, by device
+BATCH_SIZE = 128  # images that are scored together, of the usual device
 DRAWS = 4  # of the noise, whose mean is the score of a picture
 TRIAL = 16  # held-out images on which the scores are timed
 REFERENCE = "held-out"  # the pick of the images by which the runs of an ensemble are made comparable
@@ -59,7 +59,7 @@ class Pick:
 
         seed: of the noise.
         """
-        size = BATCH_SIZE[trained.device.type]
+        size = batch_of(BATCH_SIZE, trained.device)
         return Images.of(
             trained, self.pack, self.split, self.index, size=size, seed=seed, by_content=self.by_content
         )
@@ -227,7 +227,7 @@ def fit(scorer: Scorer, home: Pack, log: Log, held_out: np.ndarray | None = None
     held_out: positions of the held-out images; None: the usual ones.
     """
     trained = scorer.trained
-    size = BATCH_SIZE[trained.device.type]
+    size = batch_of(BATCH_SIZE, trained.device)
     kept, train = fitting_images(trained, home, size=size, seed=scorer.seed, held_out=held_out)
     if scorer.is_fitted():
         on_train = set(trained.model.fitted_on_train)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gzcli.core import ranks, waiting
+from gzcli.core import ranks, streams
 from gzcli.data.packs.pack import Pack
 from gzcli.judge import figures, statistics
 from gzcli.judge.figures import SPACES, WIDTHS, Found
@@ -64,7 +64,7 @@ class Quality:
         self.large = {name: opened() for name, opened in open_space.items() if name in wanted}
         self.lenet: LeNetFeatures | None = None
         if "lenet" in wanted or "classes" in metrics:
-            waiting.now("preparing the feature network")
+            streams.change_spinner("preparing the feature network")
             self.lenet = lenet(pack, device=device, say=say)
         self.tail = "_rot" if self.lenet and self.lenet.rotations else ""
         self.used: set[int | None] = set()  # grey levels of the models so far

@@ -15,7 +15,7 @@ from gzcli.core.errors import MissingError, UsageError
 from gzcli.judge.figures import WIDTHS
 from gzcli.judge.image_sets import ImageSet, Space
 from gzcli.metrics.frechet import Moments, moments
-from gzcli.store import arrays, files
+from gzcli.store import files
 
 SpaceOf = Callable[[str], Space | None]  # the feature space of a metric
 
@@ -73,8 +73,8 @@ def read(path: Path, metrics: Sequence[str], space_of: SpaceOf) -> Statistics:
     space = space_of(metric)
     hint, width = "statistics are arrays `mu` and `sigma`", WIDTHS[metric]
     try:
-        held = arrays.arrays(path, "mu", "sigma")
-        with arrays.reading(path):
+        held = files.read_arrays(path, "mu", "sigma")
+        with files.reading(path):
             mu, sigma = (np.asarray(held[name], np.float64) for name in ("mu", "sigma"))
             n = int(held["n"]) if "n" in held else UNKNOWN
             if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):

@@ -83,7 +83,7 @@ def check(words: list[str]) -> list[str]:
 
 def previous_words(run: Run) -> list[str]:
     """The words after `--` when this run was last started, as `env.json` records them."""
-    words = files.read_object(run.path / "env.json").get("command", [])
+    words = files.read_object(run.environment_file).get("command", [])
     return words[words.index("--") + 1 :] if "--" in words else []
 
 

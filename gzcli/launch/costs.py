@@ -7,8 +7,6 @@ A cost depends on the recipe and the code alone; a time on the machine too.
 from __future__ import annotations
 
 import hashlib
-import platform
-import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -16,9 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from gzcli.core.devices import PEAKS, cpu_name, gpu_name
 from gzcli.core.errors import DamagedError
 from gzcli.core.parts import Part
-from gzcli.core.peaks import PEAKS
 from gzcli.models import catalog
 from gzcli.store import files
 from gzcli.store.paths import cache_dir
@@ -200,25 +198,3 @@ def _read(key: str) -> dict[str, Any]:
 def machine_of(threads: int, gpus: int) -> str:
     """This machine, as far as the time of a step depends on it: its GPU, or its CPU and the threads."""
     return gpu_name() if gpus else f"{cpu_name()}, {threads} threads"
-
-
-@cache
-def gpu_name() -> str:
-    """The name of the first GPU, without importing torch."""
-    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        lines = subprocess.run(query, capture_output=True, text=True, timeout=10).stdout.splitlines()
-    except (OSError, subprocess.TimeoutExpired):
-        return "GPU"
-    return lines[0].strip() if lines else "GPU"
-
-
-@cache
-def cpu_name() -> str:
-    """The name of the CPU."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())

@@ -45,7 +45,7 @@ def is_saving(target: Run) -> bool:
     ended."""
     latest = 0.0
     for run in (target, *target.stages):
-        for folder in run.path.glob("checkpoints/*"):
+        for folder in run.checkpoints_folder.glob("*"):
             try:
                 latest = max(latest, *(path.stat().st_mtime for path in (folder, *folder.glob("*"))))
             except FileNotFoundError:  # renamed meanwhile: it is whole
@@ -137,7 +137,7 @@ def recorded_error(status: dict[str, Any], got: list[int]) -> GzError:
 
 def deduced_error(target: Run, returncode: int, got: list[int]) -> GzError:
     """The error of an engine that ended without a record, as after SIGKILL or a crash in a library."""
-    trains = (target.path / "run.yaml").exists()
+    trains = target.recipe_file.exists()
     saved = saved_state(target) if trains else None
     state = "" if not trains else f"; {saved or 'there is no checkpoint yet'}"
     resume = [f"gz train {target.id} --resume"] if saved else []
@@ -157,7 +157,7 @@ def deduced_error(target: Run, returncode: int, got: list[int]) -> GzError:
         crash = "most likely a library or a driver has crashed: `gz doctor` shows which are here"
         return DeviceError(message, hint="; ".join([*resume, crash]))
     message = f"{who} ended with code {returncode} and no word{state}"
-    return GzError(message, hint="; ".join([*resume, f"see `{target.path / 'log.txt'}`"]))
+    return GzError(message, hint="; ".join([*resume, f"see `{target.log_file}`"]))
 
 
 def saved_state(target: Run) -> str | None:
@@ -172,5 +172,4 @@ def saved_state(target: Run) -> str | None:
 
 def checkpoints(run: Run) -> list[int]:
     """The steps of a run's complete checkpoints."""
-    folders = (path.parent.name for path in (run.path / "checkpoints").glob("*/meta.json"))
-    return [int(name) for name in folders if name.isdigit()]
+    return [step for step in run.saved_steps if run.checkpoint(step).meta.exists()]

@@ -20,10 +20,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gzcli.core import signals, start, variables, waiting
-from gzcli.core.devices import INSTALL, Gpus, count_gpus
+from gzcli.core import devices, signals, start, streams
+from gzcli.core.devices import INSTALL, VISIBLE, Gpus, count_gpus, trains_on_cpu
 from gzcli.core.errors import DeviceError, GzError, UsageError
 from gzcli.core.sections import LaunchSection
+from gzcli.core.units import threads_wanted
 from gzcli.launch import meeting, slurm
 from gzcli.launch.ending import FOLDER, end_all, is_saving, left_behind, outcome, settle
 from gzcli.store import files
@@ -126,7 +127,7 @@ def plan(
         )
     machines = section.machines or (slurm.machines() if every_gpu else 1)
     here = gpus or section.processes or 1
-    threads = section.threads or variables.threads() or max(1, start.cores() // here)
+    threads = section.threads or threads_wanted() or max(1, start.cores() // here)
     several = _meet(section, machines, job) if machines > 1 or section.machine_rank else {}
     restarts = RESTARTS if machines > 1 else 0
     return Plan(
@@ -143,7 +144,7 @@ def plan(
 def usable_gpus() -> Gpus:
     """The GPUs of this machine, and how many of them torch can use: that is tried in a process of its own.
     That all can be used is remembered for the driver and the torch that are here."""
-    return _usable(count_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("PATH"))
+    return _usable(count_gpus(), os.environ.get(VISIBLE), os.environ.get("PATH"))
 
 
 @cache
@@ -160,7 +161,7 @@ def _usable(there: int, visible: str | None, path: str | None) -> Gpus:
             asked = [driver, sys.executable, torch, there, visible]
             if files.read_json(remembered) == asked:
                 return Gpus(there, there)
-    with waiting.spinner("trying the GPU" + "s" * (there > 1)):
+    with streams.spinner("trying the GPU" + "s" * (there > 1)):
         found = _tried_apart(there)
     if asked and found.lack is None:
         with contextlib.suppress(OSError):  # a home that nobody may write
@@ -219,7 +220,7 @@ def config(p: Plan) -> str:
         f"machine_rank: {p.machine_rank}",
         f"main_process_ip: {p.main_ip or 'null'}",
         f"main_process_port: {p.main_port or 0}",
-        f"use_cpu: {'false' if p.distributed or p.gpus else 'true'}",
+        f"use_cpu: {'true' if not p.distributed and trains_on_cpu(p.gpus, p.processes) else 'false'}",
         "rdzv_backend: static",  # rank 0 is of machine 0, and no other port is needed
         "same_network: true",
     ]
@@ -228,7 +229,7 @@ def config(p: Plan) -> str:
 
 def configuration(folder: Path, p: Plan) -> Path:
     """The path of accelerate's configuration; machines that share a folder have one each."""
-    return folder / (f"accelerate.{p.machine_rank}.yaml" if p.machine_rank else "accelerate.yaml")
+    return folder / (f"accelerate.{p.machine_rank}.yaml" if p.machine_rank else Run.launch_file)
 
 
 def command(folder: Path, p: Plan, *, launcher: bool) -> list[str]:
@@ -280,9 +281,7 @@ def environment(p: Plan, mode: str) -> dict[str, str]:
         env.setdefault(key, str(value))
     if p.main_ip and (interface := meeting.interface(p.main_ip)):
         env.setdefault("GLOO_SOCKET_IFNAME", interface)  # gloo's own guess is often the loopback
-    if not p.gpus:
-        env |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    return env
+    return env | devices.environment(p.gpus, trains_on_cpu(p.gpus, p.processes))
 
 
 def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[str, Any]:
@@ -303,13 +302,13 @@ def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[s
         files.write_atomic(configuration(folder, p), config(p))
     first = p.machine_rank == 0  # the engine's main process is on this machine
     if first:
-        (folder / "stop").unlink(missing_ok=True)
+        Run(folder).stop_file.unlink(missing_ok=True)
     got: list[int] = []
 
     def on_signal(signum: int, frame: Any) -> None:
         got.append(signum)
         if len(got) == 1:
-            files.write_atomic(folder / "stop", str(signum))
+            files.write_atomic(Run(folder).stop_file, str(signum))
         signals.note(signum)  # for a caller that would go on where this engine had finished by then
 
     heard = signals.hear(on_signal)
@@ -325,8 +324,8 @@ def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[s
         deadline = None
         while child.poll() is None or (first and left_behind(target)):
             ended = child.poll() is not None
-            if ended and not (folder / "stop").exists():
-                files.write_atomic(folder / "stop", str(int(signal.SIGTERM)))
+            if ended and not Run(folder).stop_file.exists():
+                files.write_atomic(Run(folder).stop_file, str(int(signal.SIGTERM)))
             if (got or ended) and deadline is None:
                 trains = target.status().get("stepping")
                 if got and trains and mode == "human":

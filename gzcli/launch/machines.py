@@ -33,7 +33,7 @@ def find(recipe: Recipe, plan: Plan, earlier: Run | None, say: Callable[[str], N
 
     def seen(name: str) -> Run | None:
         known = [*([earlier] if earlier else []), *runs.all_runs()]
-        return next((run for run in known if run.id == name and (run.path / "run.yaml").exists()), None)
+        return next((run for run in known if run.id == name and run.recipe_file.exists()), None)
 
     def problem(name: str) -> str | None:
         deadline = time.monotonic() + VISIBLE

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from gzcli.core.errors import UsageError
 from gzcli.core.sections import LaunchSection
-from gzcli.core.sizes import as_size
+from gzcli.core.units import as_size
 from gzcli.data.packs import same
 from gzcli.data.packs.augment import patch_of
 from gzcli.data.packs.forms import Report, Say, silent, unreported
@@ -28,7 +28,7 @@ from gzcli.recipe.anchor import anchored
 from gzcli.recipe.needs import check_batch_of, check_data
 from gzcli.recipe.recipe import Recipe, recipe_of
 from gzcli.recipe.resolve import Resolved, resolve
-from gzcli.store import claims, outside, runs
+from gzcli.store import claims, model_files, runs
 from gzcli.store.runs import Run
 
 R = TypeVar("R", bound=Recipe)
@@ -54,11 +54,11 @@ class Asked:
         """
         if alias is not None:
             named = (run for run in runs.all_runs() if run.alias == alias)
-            return next((run for run in named if (run.path / "run.yaml").exists()), None)
+            return next((run for run in named if run.recipe_file.exists()), None)
         if self.earlier:
             return self.earlier
         found = runs.all_runs(model=self.recipe.card.name, data=self.recipe.key)
-        idle = [run for run in found if run.state != "running" and (run.path / "run.yaml").exists()]
+        idle = [run for run in found if run.state != "running" and run.recipe_file.exists()]
         unfinished = [
             run for run in idle if run.state != "finished" and (run.state != "failed" or run.has_begun)
         ]
@@ -75,9 +75,9 @@ def ask(what: str, data: str | None, sets: Iterable[str], flags: Mapping[str, An
     """
     earlier = runs.by_name(what)
     if earlier:
-        for file in outside.kept_files(earlier.path):
-            outside.add(file)
-        what, data = str(earlier.path / "run.yaml"), data or recipe_of(earlier.tree()).data.name
+        for file in model_files.kept_files(earlier.path):
+            model_files.add(file)
+        what, data = str(earlier.recipe_file), data or recipe_of(earlier.tree()).data.name
     there = 0 if flags.get("launch.cpu") else launcher.usable_gpus().usable
     recipe = resolve(what, data=data, sets=sets, flags=flags, gpus=there)
     return Asked(anchored(recipe, recipe.found), earlier)
@@ -322,7 +322,7 @@ def start(
     else:
         runs.tidy()
         held.enter_context(claims.claimed(run))
-        claims.mark(run)
+        claims.sign(run)
     try:
         with held:  # nobody else trains or removes it meanwhile, or its data
             use = Use(locate(recipe.data.name))

@@ -6,17 +6,15 @@ No data set is opened and no torch is loaded.
 from __future__ import annotations
 
 import math
-import os
-import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gzcli.core.devices import gpu_memory, host_memory
 from gzcli.core.errors import GzError, UsageError
 from gzcli.core.parts import Part
-from gzcli.core.sizes import Size, as_size, sides
-from gzcli.core.units import size
+from gzcli.core.units import Size, as_size, sides, size
 from gzcli.data.packs.forms import Say, silent
 from gzcli.data.packs.open import peek
 from gzcli.data.packs.wanted import size_of, wanted
@@ -30,7 +28,7 @@ from gzcli.recipe.needs import check_batch_of, check_data
 from gzcli.recipe.recipe import Recipe
 from gzcli.recipe.resolve import Resolved
 from gzcli.store import runs
-from gzcli.store.weights import at_hand, is_id
+from gzcli.store.hub import at_hand, is_id
 
 UNKNOWN = 10  # classes that are planned for where a conditional model's set is not packed yet
 
@@ -179,32 +177,6 @@ def memory_hint(forecasts: Sequence[Forecast], plan: Plan, there: int | None) ->
                 f"{size(there)} for each process; what saves memory: {ways}"
             )
     return None
-
-
-def gpu_memory() -> int | None:
-    """Bytes of the smallest visible GPU, without importing torch; None where nvidia-smi does not say."""
-    query = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        lines = subprocess.run(query, capture_output=True, text=True, timeout=10).stdout.splitlines()
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    rows = [[cell.strip() for cell in line.split(",")] for line in lines]
-    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    sizes = [
-        int(row[2]) << 20
-        for row in rows
-        if len(row) == 3
-        and row[2].isdigit()
-        and (not visible or any(row[0] == v or row[1].startswith(v) for v in visible))
-    ]
-    return min(sizes, default=None)
-
-
-def host_memory() -> int:
-    """Bytes of this machine's memory."""
-    import psutil  # one of accelerate's own dependencies
-
-    return psutil.virtual_memory().total
 
 
 def ways_to_save(part: Part, plan: Plan) -> list[str]:

@@ -12,11 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gzcli.core.devices import trains_on_cpu
 from gzcli.launch.launcher import Plan
 from gzcli.models import catalog
 from gzcli.recipe.recipe import Recipe
 from gzcli.recipe.write import dump
-from gzcli.store import files, outside, runs
+from gzcli.store import files, model_files, runs
 from gzcli.store.runs import Run
 
 NOT_TRAINED = (
@@ -39,14 +40,16 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
     """
     from importlib.metadata import version
 
-    here = replace(recipe.launch.alone(), threads=p.threads, cpu=recipe.launch.cpu or not p.gpus)
+    here = replace(
+        recipe.launch.alone(), threads=p.threads, cpu=recipe.launch.cpu or trains_on_cpu(p.gpus, p.processes)
+    )
     recipe = recipe.launched(here)
     asked = target.status().get("asked")
     if asked is None or training(target.tree()) != training(recipe.tree()):
         asked = fingerprint(recipe, p)
-    files.write_atomic(target.path / "run.yaml", dump(recipe.tree()))
+    files.write_atomic(target.recipe_file, dump(recipe.tree()))
     packages = {name: version(name) for name in ("gzcli", "torch", "torchvision", "accelerate", "numpy")}
-    before = files.read_object(target.path / "env.json")
+    before = files.read_object(target.environment_file)
     env = {
         "packages": packages,
         "python": platform.python_version(),
@@ -59,13 +62,13 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
         "data": before.get("data"),  # a resume compares its data with this record
         "models": before.get("models") or _kept_models(target, recipe),
     }
-    files.write_json(target.path / "env.json", env)
+    files.write_json(target.environment_file, env)
     start = {"state": "planned", "error": None, "code": None}
     target.update(**start, asked=asked)
     for part in recipe.parts if recipe.stages else ():
         stage = target.stage(part.stage)
         stage.path.mkdir(parents=True, exist_ok=True)
-        files.write_atomic(stage.path / "run.yaml", dump(part.tree()))
+        files.write_atomic(stage.recipe_file, dump(part.tree()))
         if stage.status().get("step", 0) < part.train.steps or stage.state != "finished":
             stage.update(model=part.model, data=target.data, **start)
     for name, run in recipe.reused.items():
@@ -100,7 +103,9 @@ def _training(tree: Mapping[str, Any]) -> dict[str, Any]:
 def _kept_models(target: Run, recipe: Recipe) -> list[dict[str, str]]:
     """Copies the files of models from outside into the run. Returns their names, places and hashes."""
     cards = {part.model: catalog.card(part.model) for part in recipe.parts}
-    return [outside.keep(target.path, card.path) for card in cards.values() if card.family == catalog.OUTSIDE]
+    return [
+        model_files.keep(target.path, card.path) for card in cards.values() if card.family == catalog.OUTSIDE
+    ]
 
 
 def git_state() -> dict[str, Any] | None:

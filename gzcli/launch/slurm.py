@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from gzcli.core.errors import UsageError
-from gzcli.core.variables import number
+from gzcli.core.units import number_in
 
 WARNING = 180  # seconds between the signal and the end of the time, for a checkpoint
 CORES_OF_A_PROCESS = 2  # that a job asks for, where nothing else is said
@@ -34,12 +34,12 @@ def machines() -> int:
             "SLURM has started several tasks on this node; one `gz` starts the processes of a machine",
             hint="srun --ntasks-per-node=1 gz train …",
         )
-    return number("SLURM_STEP_NUM_NODES", "nodes") or number("SLURM_NNODES", "nodes") or 1
+    return number_in("SLURM_STEP_NUM_NODES", "nodes") or number_in("SLURM_NNODES", "nodes") or 1
 
 
 def machine_rank() -> int:
     """The index of this node in the job step; 0 outside SLURM."""
-    return number("SLURM_NODEID", "nodes") or 0
+    return number_in("SLURM_NODEID", "nodes") or 0
 
 
 def job() -> str | None:

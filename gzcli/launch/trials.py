@@ -17,7 +17,8 @@ from gzcli.launch.launcher import Plan
 from gzcli.recipe.recipe import Recipe
 from gzcli.recipe.resolve import Resolved
 from gzcli.store import files, paths
-from gzcli.store.leftovers import beside, sweep
+from gzcli.store.files import part_path, sweep
+from gzcli.store.run_folder import Run
 
 
 def measure(job: TrialJob, say: Say = silent) -> Mapping[str, Any]:
@@ -30,7 +31,7 @@ def measure(job: TrialJob, say: Say = silent) -> Mapping[str, Any]:
     try:
         costs.mkdir(parents=True, exist_ok=True)
         sweep(costs)
-        folder = beside(costs / "job")
+        folder = part_path(costs / "job")
         folder.mkdir()
     except OSError as error:
         return not_tried(job, f"`{costs}` cannot be written ({os.strerror(error.errno or 0).lower()})")
@@ -44,7 +45,7 @@ def measure(job: TrialJob, say: Say = silent) -> Mapping[str, Any]:
             finally:
                 if got:  # whatever the engine made of it: what is planned must not start
                     raise Interrupted(f"stopped by {signals.name_of(got[0])}", signum=got[0])
-        found: Mapping[str, Any] = files.read_json(folder / "result.json")
+        found: Mapping[str, Any] = files.read_json(Run(folder).result_file)
         return found
     except Interrupted:
         raise

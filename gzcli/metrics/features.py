@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from gzcli.core.errors import UsageError
-from gzcli.core.sizes import Size, as_size, sides
+from gzcli.core.units import Size, as_size, sides
 from gzcli.data.packs.pack import Pack
 from gzcli.data.packs.stream import Pictures
-from gzcli.store import arrays, files
-from gzcli.store.leftovers import sweep
+from gzcli.store import files
+from gzcli.store.files import sweep
 from gzcli.store.paths import cache_dir
 
 RECIPE = "lenet-1"  # part of the cache's key; to be changed with any change that changes the weights
@@ -139,7 +139,7 @@ def lenet(
     with files.lock(
         path.with_suffix(".lock"), on_wait=lambda: say("waiting for another process that trains the LeNet")
     ):
-        if found := arrays.cached(path, read, say):
+        if found := files.read_cached(path, read, say):
             return found
         sweep(path.parent)
         say(f"training the feature network of `{pack.meta.name}` once (a LeNet, about a minute)")
@@ -201,8 +201,8 @@ def _task(pack: Pack) -> dict[str, Any]:
 
 def _load(path: Path, pack: Pack, device: torch.device) -> LeNetFeatures:
     """The network in a file. Raises DamagedError for another content than `_train` writes for this set."""
-    state, texts = arrays.tensors(path)
-    with arrays.reading(path):
+    state, texts = files.read_tensors(path)
+    with files.reading(path):
         meta, task = json.loads(texts["lenet"]), _task(pack)
         accuracy = float(meta.pop("accuracy"))
         if meta != json.loads(json.dumps(task)):

@@ -13,8 +13,8 @@ import torch
 from gzcli.core.errors import UsageError
 from gzcli.metrics.interval import Interval
 from gzcli.store import files
-from gzcli.store.weights import INCEPTION
-from gzcli.store.weights import weights as find_weights
+from gzcli.store.hub import INCEPTION
+from gzcli.store.hub import weights as find_weights
 
 if TYPE_CHECKING:
     from gzcli.data.packs.stream import Pictures

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from gzcli.core.errors import UsageError
 from gzcli.store import files
-from gzcli.store.weights import CLIP, DINOV2, weights
+from gzcli.store.hub import CLIP, DINOV2, weights
 
 if TYPE_CHECKING:
     from gzcli.data.packs.stream import Pictures

@@ -22,8 +22,8 @@ from gzcli.core.errors import UsageError, canonical, did_you_mean
 from gzcli.metrics.likelihood_scores import SCORES
 from gzcli.models.signatures import GIVEN, Param, params_of, value_of
 from gzcli.models.sources import ROOT, Class, by_file, classes_of, lineage_of, method_of, stamp, text_of
-from gzcli.store import outside
-from gzcli.store.run import Run
+from gzcli.store import model_files
+from gzcli.store.run_folder import Run
 
 if TYPE_CHECKING:
     from gzcli.models.base import Model
@@ -85,7 +85,7 @@ class ModelCard:
 def cards() -> dict[str, ModelCard]:
     """Every model by name: the zoo in order of family and name, then models from outside the package."""
     found: dict[str, ModelCard] = {}
-    for path in (*_zoo(), *outside.model_files().values()):
+    for path in (*_zoo(), *model_files.model_files().values()):
         if card := _read_card(path):
             found.setdefault(card.name, card)
     return found
@@ -105,7 +105,7 @@ def card(name: str) -> ModelCard:
     """
     zoo = _zoo(escape(canonical(name)))
     # installed packages are searched last: that takes longer than all else
-    for path in chain(filter(None, [outside.typed(name)]), zoo, _elsewhere(name)):
+    for path in chain(filter(None, [model_files.typed(name)]), zoo, _elsewhere(name)):
         if found := _read_card(path):
             return found
     hint = did_you_mean(name, cards()) or "`gz list models` names them all"
@@ -113,14 +113,14 @@ def card(name: str) -> ModelCard:
 
 
 def _elsewhere(name: str) -> Iterator[Path]:
-    if path := outside.find(name):
+    if path := model_files.find(name):
         yield path
 
 
 def card_of(run: Run, name: str) -> ModelCard:
     """The card of the model that a run, or a stage of it, has trained. For a model from outside the package,
     it is read from the run's copy of the file."""
-    kept = outside.kept(run.owner.path, name)
+    kept = model_files.kept(run.owner.path, name)
     return card_at(kept) if kept else card(name)
 
 
@@ -159,7 +159,7 @@ def load_class(found: ModelCard) -> type[Model]:
     if (module := sys.modules.get(found.module)) is None:
         spec = importlib.util.spec_from_file_location(found.module, found.path)
         assert spec is not None
-        program = outside.program(found.path)
+        program = model_files.program(found.path)
         module = sys.modules[found.module] = importlib.util.module_from_spec(spec)
         try:
             # the loader itself would take a `__pycache__` beside the file, which nobody has read
@@ -280,7 +280,7 @@ def _module_name(path: Path) -> str:
 
 def model_class(path: Path) -> list[Class] | None:
     """The lineage of the file's model class: of several, the one named like the file, else the last."""
-    if not outside.names_paper(text_of(path)):
+    if not model_files.names_paper(text_of(path)):
         return None  # a file of helpers, recognised without the cost of parsing it
     found = []
     for name in classes_of(path):

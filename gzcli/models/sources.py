@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from gzcli.core.errors import MissingError, UsageError
-from gzcli.store.outside import program
+from gzcli.store.model_files import program
 
 ROOT = Path(__file__).resolve().parent
 

@@ -9,11 +9,12 @@ from typing import TypeVar
 from gzcli.core.parts import Part
 from gzcli.data.sets.names import DataSet
 from gzcli.recipe.recipe import Recipe
+from gzcli.store.run_folder import Run
 
 R = TypeVar("R", bound=Recipe)
 
 # Files that tell a folder of a run, or of a model of diffusers, from one that only has the same name.
-MARKS = ("status.json", "config.json", "model_index.json")
+MARKS = (Run.status_file.name, "config.json", "model_index.json")
 
 
 def anchored(recipe: R, found: DataSet | None) -> R:

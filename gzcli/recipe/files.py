@@ -11,7 +11,7 @@ from gzcli.core.sections import SCALES, SECTIONS
 from gzcli.recipe.header import read_header
 from gzcli.recipe.load import Document, Problem, read_file
 from gzcli.recipe.mistakes import mistakes
-from gzcli.store import outside
+from gzcli.store import model_files
 from gzcli.store.paths import recipes_dir, trained_in
 
 NO_SETS = ("model", "sample", "stages", *SECTIONS)  # sections of a recipe, not of its `for`
@@ -55,9 +55,9 @@ def find(what: str) -> Path:
 
     Raises UsageError with the nearest name.
     """
-    if outside.is_file(what):
+    if model_files.is_file(what):
         what = _added(what)
-    if model := outside.typed(what):
+    if model := model_files.typed(what):
         return _recipe_of(model)
     if what.endswith((".yaml", ".yml")) or "/" in what:
         path = Path(what).expanduser()
@@ -74,7 +74,7 @@ def find(what: str) -> Path:
         hint = f"gz train {recipe} --set stages.{stage}.model.name={canonical(what)}"
         message = f"`{what}` is no model of its own: it is trained as the stage `{stage}` of `{recipe}`"
         raise UsageError(message, hint=hint)
-    if model := outside.find(what):
+    if model := model_files.find(what):
         return _recipe_of(model)
     names = "`gz list models` shows the names; a recipe of yours is given as a path"
     raise UsageError(f"there is no model `{what}`", hint=did_you_mean(what, recipes()) or names)
@@ -91,7 +91,7 @@ def _added(file: str) -> str:
 
     Raises UsageError where the file holds no model, or one with the name of a model of gz.
     """
-    name = outside.add(file)
+    name = model_files.add(file)
     if canonical(name) in map(canonical, recipes()) or trained_in(name):
         raise UsageError(
             f"`{name}` is a model of gz already", hint=f"call the file otherwise, as `my_{name}.py`"
@@ -121,7 +121,7 @@ def read_chain(what: str) -> tuple[list[RecipeFile], list[Problem]]:
             return chain, [*problems, Problem(document.where(()), message)]
         file.own = {key: value for key, value in tree.items() if key not in ("for", "extends")}
         model = path.absolute().with_suffix(".py")
-        if not shipped and model.is_file() and outside.find(path.stem) == model:
+        if not shipped and model.is_file() and model_files.find(path.stem) == model:
             file.own["model"] = {"name": path.stem, **(file.own.get("model") or {})}
         file.sections = _sections(document, tree.get("for") or {}, problems)
         base = tree.get("extends")

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import MissingError, UsageError
-from gzcli.core.sizes import as_size
 from gzcli.core.types import DataInfo
+from gzcli.core.units import as_size
 from gzcli.models import catalog
 from gzcli.recipe.write import dump
 from gzcli.store import bundle, files, hub, pretrained, runs
-from gzcli.store.leftovers import sweep
+from gzcli.store.files import safetensors_header, sweep
+from gzcli.store.hub import at_hand, is_id
 from gzcli.store.paths import cache_dir, is_name
-from gzcli.store.run import Run
-from gzcli.store.weights import at_hand, is_id, safetensors_header
+from gzcli.store.run_folder import Run
 
 SUFFIX = ".safetensors"
 
@@ -63,7 +63,7 @@ def run_of(file: Path, *, source: str | None = None) -> Run:
     on_hub = source is not None and hub.is_address(source)  # where each file is called alike
     stem = hub.name_of(str(source)).rpartition("/")[2] if on_hub else file.stem
     file = file.resolve()
-    if (file.parent / "run.yaml").is_file() and (file.parent / "status.json").is_file():
+    if Run(file.parent).recipe_file.is_file() and Run(file.parent).status_file.is_file():
         return Run(file.parent)
     folder = cache_dir("files", f"{stem}-{files.checksum(file)[:12]}")
     try:
@@ -84,7 +84,7 @@ def write(file: Path, folder: Path, *, source: str | None, **status: Any) -> Non
     status: further keys of the run's `status.json`.
     """
     file = file.resolve()  # the hub's cache holds links
-    texts = metadata(file)
+    texts, run = metadata(file), Run(folder)
     try:
         tree, parts = json.loads(texts["recipe"]), bundle.parts(texts)
         trees = {name: json.loads(own["recipe"]) for name, own in parts.items()} or {bundle.MAIN: tree}
@@ -92,18 +92,18 @@ def write(file: Path, folder: Path, *, source: str | None, **status: Any) -> Non
         if parts:
             bundle.unpack(file, parts, folder)
         else:
-            files.link_or_copy(file, folder / "model.safetensors")
+            files.link_or_copy(file, run.model_file)
         for name, own in trees.items():
-            place = bundle.place_of(name, folder)
-            (place / "run.yaml").write_text(dump(own), encoding="utf-8")
+            place = Run(bundle.place_of(name, folder))
+            place.recipe_file.write_text(dump(own), encoding="utf-8")
             step = int(parts.get(name, texts)["step"])
             facts = {"model": own["model"]["name"], "data": own["data"]["name"]}
-            files.write_json(place / "status.json", {"state": "finished", "step": step, **facts})
+            files.write_json(place.status_file, {"state": "finished", "step": step, **facts})
         card = json.loads(texts.get("card") or "{}")
-        files.write_json(folder / "card.json", card)
+        files.write_json(run.card_file, card)
         if picture := texts.get("preview"):
-            (folder / "preview.png").write_bytes(base64.b64decode(picture))
-        (folder / "run.yaml").write_text(dump(tree), encoding="utf-8")
+            run.preview_picture.write_bytes(base64.b64decode(picture))
+        run.recipe_file.write_text(dump(tree), encoding="utf-8")
         size = as_size(*DataInfo.of(json.loads(texts["data"])).shape[1:])
         model = str(card.get("model") or next(reversed(trees.values()))["model"]["name"])
         facts = {
@@ -113,8 +113,8 @@ def write(file: Path, folder: Path, *, source: str | None, **status: Any) -> Non
             "size": size,
             "from": source,
         }
-        told = (files.read_json(folder / "status.json") or {}) | {"data": _key(tree["data"]["name"])}
-        files.write_json(folder / "status.json", told | facts | status)
+        told = (files.read_json(run.status_file) or {}) | {"data": _key(tree["data"]["name"])}
+        files.write_json(run.status_file, told | facts | status)
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError) as e:
         raise MissingError(
             f"`{file}` is damaged, or of a later version of gz ({type(e).__name__}: {e})",

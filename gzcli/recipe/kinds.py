@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from gzcli.core.errors import UsageError, did_you_mean
-from gzcli.core.sizes import WORDS, canonical_size, nearest
+from gzcli.core.units import WORDS, canonical_size, nearest
 from gzcli.recipe.load import scalar
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gzcli.core.sizes import Size
+from gzcli.core.units import Size
 from gzcli.recipe.layers import Layer
 from gzcli.recipe.recipe import Recipe
 

@@ -105,7 +105,7 @@ def behind(results: Results) -> Section:
     if versions:
         items.append(Text("Versions that made the figures", table_of(versions)))
     for name, run in results.runs.items():
-        found = files.read_object(run.path / "env.json")
+        found = files.read_object(run.environment_file)
         packages = found.get("packages") or {}
         packages |= {key: found[key] for key in ("python", "platform", "processes", "gpus") if key in found}
         if packages:

@@ -14,8 +14,8 @@ import numpy as np
 
 from gzcli.core.errors import MissingError, UsageError, redacted
 from gzcli.core.streams import printable
-from gzcli.store import arrays, files
-from gzcli.store.run import Run
+from gzcli.store import files
+from gzcli.store.run_folder import Run
 from gzcli.store.runs import by_name
 
 FILES = (
@@ -23,7 +23,7 @@ FILES = (
     "ood.json",
     "league.json",
     "alarm.json",
-    "result.json",
+    Run.result_file.name,
 )  # in one of them are the results
 NOT_SCORES = ("set", "role", "index", "file")  # the other columns of `scores.csv`
 
@@ -58,26 +58,27 @@ class Results:
         found: dict[str, Run] = {}
         for name in dict.fromkeys(name for name in named if isinstance(name, str)):
             run = by_name(str(known.get(name, name)))
-            if run and (run.path / "run.yaml").exists():
+            if run and run.recipe_file.exists():
                 found[name] = run
         return found
 
     def recipes(self) -> Iterator[tuple[str, str]]:
         """(title, YAML) of the recipe of each run, with those of its stages."""
         for name, run in self.runs.items():
-            yield name, printable(redacted((run.path / "run.yaml").read_text(errors="replace")))
+            yield name, printable(redacted(run.recipe_file.read_text(errors="replace")))
 
     def samples(self, row: Mapping[str, Any]) -> np.ndarray | None:
         """The samples of a row, uint8 [N, C, H, W]; None where none were kept. Those of a league lie among
         the files of its runs."""
         run, named = str(row.get("run") or row.get("name") or ""), row.get("samples")
-        beside = [path for path in sorted(self.folder.glob("samples/*.npz")) if named_after(path, run)]
-        places = [*([Path(named), self.folder / "samples" / Path(named).name] if named else ()), *beside]
+        folder = Run(self.folder).samples_folder
+        beside = [path for path in sorted(folder.glob("*.npz")) if named_after(path, run)]
+        places = [*([Path(named), folder / Path(named).name] if named else ()), *beside]
         if "summary" in self.made and run in self.runs:  # a league of before its rows named their files
-            places += sorted(self.runs[run].path.glob("bench/*/samples/*.npz"), key=drawn_at)
+            places += sorted(self.runs[run].path.glob(f"bench/*/{Run.samples_folder}/*.npz"), key=drawn_at)
         for path in places:
             if path.is_file():
-                return arrays.arrays(path, "samples")["samples"].transpose(0, 3, 1, 2)
+                return files.read_arrays(path, "samples")["samples"].transpose(0, 3, 1, 2)
         return None
 
     def pictures(self) -> dict[str, bytes]:
@@ -154,7 +155,7 @@ def read(place: Path) -> Results:
             f"there is no folder `{place}`", hint="`gz bench` and `gz ood` print theirs: `files: …`"
         )
     for path in [folder / name for name in FILES]:
-        made, job = shown(files.read_json(path)), shown(files.read_object(folder / "job.json"))
+        made, job = shown(files.read_json(path)), shown(files.read_object(Run(folder).job_file))
         if isinstance(made, dict) and ("rows" in made or "results" in made or "files" in made):
             return Results(folder, made, job, path.stat().st_mtime)
     raise UsageError(

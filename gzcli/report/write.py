@@ -18,7 +18,8 @@ from gzcli.report import escapes, of_bench, of_ood
 from gzcli.report.document import Chart, Column, Document, Dots, Picture
 from gzcli.report.results import read
 from gzcli.report.svg import svg
-from gzcli.store import files, owned
+from gzcli.store import claims, files
+from gzcli.store.run_folder import Run
 from gzcli.version import __version__
 
 FIGURES = "figures"  # folder of the pictures that Markdown names
@@ -30,8 +31,8 @@ Drawn = Chart | Dots | Picture
 
 def check(folder: Path) -> None:
     """Raises UsageError unless a report may be written into the folder: it is new, empty, or of a report."""
-    if not owned.is_marked(folder, "report"):
-        owned.check_empty(folder)
+    if not Run(folder).is_marked("report"):
+        claims.check_empty(folder)
 
 
 def write(results: Path, folder: Path | None = None) -> dict[str, str]:
@@ -49,8 +50,8 @@ def write(results: Path, folder: Path | None = None) -> dict[str, str]:
     check(folder)
     report = (of_bench if found.verb == "bench" else of_ood).document(found)
     folder.mkdir(parents=True, exist_ok=True)
-    if not owned.is_marked(folder, "report"):
-        owned.mark(folder, "report")
+    if not Run(folder).is_marked("report"):
+        Run(folder).mark("report")
     shutil.rmtree(folder / FIGURES, ignore_errors=True)  # of the earlier report
     images = {id(item): (place, image(item)) for item, place in with_places(report)}
     for place, content in images.values():

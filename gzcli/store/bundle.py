@@ -1,9 +1,8 @@
-"""One safetensors file that holds a whole run: every stage, and the autoencoder of its latents. No heavy
-import.
+"""One safetensors file that holds a whole run: every stage, and the autoencoder of its latents.
 
-A run of one model is written as its `model.safetensors`, with `card` and `preview` beside what that says. Of
-several models each is a part: the file's names of tensors begin with the part's name and a colon, and the
-metadata `parts` holds what the part's own file would say.
+A run of one model is written as its `model.safetensors`, with `card` and `preview` in the metadata. Each of
+several models is a part: the names of its tensors begin with the part's name and a colon, and `parts` of the
+metadata holds what the metadata of its own file would be.
 """
 
 from __future__ import annotations
@@ -15,23 +14,22 @@ from typing import Any
 
 from gzcli.store import files
 from gzcli.store.paths import is_name
-from gzcli.store.run import STAGES
-from gzcli.store.weights import safetensors_header
+from gzcli.store.run_folder import STAGES, Run
 
 MAIN = "model"  # the part of a run without stages
-LATENT = "latent"  # the part, and the folder of a run, of the autoencoder whose latents are modelled
+LATENT = Run.latent_folder.name  # the part of the autoencoder whose latents are modelled
 BLOCK = 1 << 20  # bytes that are copied at once
 
 
 def parts(texts: Mapping[str, str]) -> dict[str, dict[str, str]]:
     """The metadata of each part by its name, a stage's being `stages/NAME`; {} for a file of one model.
 
-    texts: the metadata of the file. Raises ValueError where they are malformed.
+    Raises ValueError where the metadata of the file are malformed.
     """
-    found = json.loads(texts.get("parts") or "{}")
-    if not isinstance(found, dict) or not all(isinstance(part, dict) for part in found.values()):
+    tree = json.loads(texts.get("parts") or "{}")
+    if not isinstance(tree, dict) or not all(isinstance(part, dict) for part in tree.values()):
         raise ValueError("`parts` is no map of maps")
-    return found
+    return tree
 
 
 def place_of(part: str, folder: Path) -> Path:
@@ -47,25 +45,22 @@ def place_of(part: str, folder: Path) -> Path:
 def extract(
     file: Path, header: Mapping[str, Any], part: str, metadata: Mapping[str, str], target: Path
 ) -> None:
-    """Writes a part of a file as a safetensors file of its own, by copying the bytes of its tensors.
-
-    header: of the file.
-    """
+    """Writes a part of a file as a safetensors file of its own, by copying the bytes of its tensors."""
     prefix = f"{part}:"
-    own = {name.removeprefix(prefix): spec for name, spec in header.items() if name.startswith(prefix)}
-    own = dict(sorted(own.items(), key=lambda line: line[1]["data_offsets"]))
-    told: dict[str, Any] = {"__metadata__": dict(metadata)}
+    specs = {name.removeprefix(prefix): spec for name, spec in header.items() if name.startswith(prefix)}
+    specs = dict(sorted(specs.items(), key=lambda line: line[1]["data_offsets"]))
+    head: dict[str, Any] = {"__metadata__": dict(metadata)}
     at = 0
-    for name, spec in own.items():
+    for name, spec in specs.items():
         first, last = spec["data_offsets"]
-        told[name] = spec | {"data_offsets": [at, at + last - first]}
+        head[name] = spec | {"data_offsets": [at, at + last - first]}
         at += last - first
-    text = json.dumps(told).encode()
+    text = json.dumps(head).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8 bytes
     with file.open("rb") as source, target.open("wb") as out:
         begin = 8 + int.from_bytes(source.read(8), "little")
         out.write(len(text).to_bytes(8, "little") + text)
-        for spec in own.values():
+        for spec in specs.values():
             first, last = spec["data_offsets"]
             source.seek(begin + first)
             _copy(source, out, last - first)
@@ -80,23 +75,23 @@ def _copy(source: Any, out: Any, size: int) -> None:
 
 
 def unpack(file: Path, metadata: Mapping[str, Mapping[str, str]], folder: Path) -> None:
-    """Writes `model.safetensors` of each part into its folder below `folder`, in the order of training. Each
-    notes the checksums of those that it is built on as they are now, since they came and go together.
+    """Writes the weights of each part into its folder below `folder`, in the order of training.
 
-    metadata: what `parts` returned. Raises ValueError for a file that is damaged.
+    Each notes the checksums of those that it is built on as they are now, since they came and go together.
+    Raises ValueError for a file that is damaged.
     """
-    header = safetensors_header(file)
+    header = files.safetensors_header(file)
     sums: dict[str, str] = {}
     space = ""
     for part, texts in sorted(metadata.items(), key=lambda line: line[0] != LATENT):
         own = dict(texts)
-        place = place_of(part, folder)
-        place.mkdir(parents=True, exist_ok=True)
+        model = Run(place_of(part, folder)).model_file
+        model.parent.mkdir(parents=True, exist_ok=True)
         built_on = json.loads(own.get("built_on") or "{}")
         own["built_on"] = json.dumps({stage: sums[stage] for stage in built_on})
         if space and (record := json.loads(own.get("space") or "null")):
             own["space"] = json.dumps(record | {"digest": space})
-        extract(file, header, part, own, place / "model.safetensors")
-        digest = files.checksum(place / "model.safetensors")
+        extract(file, header, part, own, model)
+        digest = files.checksum(model)
         sums[part.rpartition("/")[2]] = digest
         space = digest if part == LATENT else space

@@ -1,31 +1,45 @@
-"""Who may change a run: one process at a time, from before its recipe is written until its engine has ended.
+"""Who may write into a folder, and what may be removed.
 
-A run has two locks. `gz` holds the claim for as long as it starts a training and waits for it; the engine
+A run has two locks. `gz` holds its claim for as long as it starts a training and waits for it; the engine
 holds `.lock` while it trains, and keeps it where `gz` is killed. Whoever wants to train, change or remove the
 run takes the claim first, and looks at the other lock then.
+
+Every folder that gz makes holds a mark: gz removes no other folder and writes into no other. A run lies in
+the store and is marked when it is created. A job claims an empty folder: a new one below its run, or that of
+`--out`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
-from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.errors import DamagedError, MissingError, UsageError
 from gzcli.store import files
-from gzcli.store.leftovers import sweep
-from gzcli.store.owned import CLAIM
-from gzcli.store.run import Run
+from gzcli.store.paths import inside, user_dir
+from gzcli.store.run_folder import Run
 
-TOLD = 1.0  # seconds for a process that has just got the claim to write down who it is
+PATIENCE = 1.0  # seconds for a process that has just got the claim to write down who it is
+CLAIM = Run.claim_file.name
+# Files that a job writes about itself. A folder that holds no others is left over from a failed attempt.
+RECORDS = {
+    place.name
+    for place in (
+        *(Run.mark_file, Run.claim_file, Run.lock_file, Run.status_file, Run.stop_file),
+        *(Run.job_file, Run.log_file, Run.launch_file),
+    )
+}
+_RUN_ID = re.compile(r".+-\d{8}-\d{6}-[0-9a-f]{4}")
 
 
 @contextlib.contextmanager
 def claimed(run: Run) -> Iterator[None]:
-    """Keeps all others from training, changing or removing a run until the block ends.
-
-    run: the run; of a stage its owner is claimed.
+    """Keeps all others from training, changing or removing a run, or the owner of a stage, in the block.
 
     Raises UsageError where another process has it, MissingError where it is gone.
     """
@@ -33,45 +47,35 @@ def claimed(run: Run) -> Iterator[None]:
     gone = MissingError(f"the run `{owner.id}` is gone", hint="gz runs list")
     if not owner.path.is_dir():
         raise gone
-    with files.lock(owner.path / CLAIM, wait=False) as got:
+    with files.lock(owner.claim_file, wait=False) as got:
         if not got or files.is_locked(owner.lock):
             raise in_use(owner)
         if not any(file.name != CLAIM for file in owner.path.glob("*")):  # it was removed meanwhile
             with contextlib.suppress(OSError):
-                (owner.path / CLAIM).unlink()
+                owner.claim_file.unlink()
                 owner.path.rmdir()
             raise gone
         yield
 
 
-def mark(run: Run) -> None:
-    """Writes into the status of a run that this process has claimed which one that is."""
+def sign(run: Run) -> None:
+    """Writes the number of this process, which has claimed a run, into its status."""
     run.owner.update(pid=os.getpid())
 
 
 def in_use(run: Run) -> UsageError:
     """The error for a run that another process has, which it names."""
-    deadline = time.monotonic() + TOLD
-    while (who := _living(run.status().get("pid"))) is None and time.monotonic() < deadline:
+    deadline = time.monotonic() + PATIENCE
+    while (pid := _living(run.status().get("pid"))) is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    by = f"process {who}" if who else "another process"
+    by = f"process {pid}" if pid else "another process"
     return UsageError(f"`{run.id}` is being trained by {by}", hint="stop it first, or wait for it")
-
-
-def check_idle(run: Run) -> None:
-    """Raises UsageError where a process trains a run, is about to, or does a job in its folder."""
-    if run.is_held:
-        raise in_use(run)
-    locks = (lock for name in (".lock", CLAIM) for lock in run.path.glob(f"*/*/{name}"))
-    if busy := next(filter(files.is_locked, locks), None):
-        message = f"`{run.id}` is read by a job that writes `{busy.parent}`"
-        raise UsageError(message, hint="stop it first, or wait for it")
 
 
 def tidy(run: Run) -> None:
     """Removes what killed processes left half written in a run and its stages. For who holds its lock."""
     for part in (run, *run.stages):
-        sweep(part.path, part.path / "checkpoints", part.path / "samples")
+        files.sweep(part.path, part.checkpoints_folder, part.samples_folder)
 
 
 def _living(pid: int | None) -> int | None:
@@ -79,3 +83,96 @@ def _living(pid: int | None) -> int | None:
     import psutil
 
     return pid if pid and psutil.pid_exists(pid) else None
+
+
+def is_removable(folder: Path) -> bool:
+    """Whether the folder is a run of the store: it lies in `runs`, is no link and is marked.
+
+    Runs that were made before there was a mark are recognised by their id and the keys of `status.json`.
+    """
+    if folder.is_symlink() or folder.resolve().parent != user_dir("runs").resolve():
+        return False
+    if Run(folder).is_marked("run"):
+        return True
+    try:
+        status = files.read_object(Run(folder).status_file)
+    except DamagedError:
+        return False
+    return _RUN_ID.fullmatch(folder.name) is not None and {"model", "data", "created"} <= set(status)
+
+
+def check_removable(run: Run) -> None:
+    """Raises UsageError for a stage, a run that is trained or read, and what is no run of the store."""
+    if run.owner is not run:
+        raise UsageError(f"`{run.id}` is a stage of a run", hint=f"gz runs remove {run.owner.id}")
+    _check_in_store(run.path)
+    if run.is_held:
+        raise in_use(run)
+    locks = (lock for name in (Run.lock_file.name, CLAIM) for lock in run.path.glob(f"*/*/{name}"))
+    if busy := next(filter(files.is_locked, locks), None):
+        message = f"`{run.id}` is read by a job that writes `{busy.parent}`"
+        raise UsageError(message, hint="stop it first, or wait for it")
+
+
+def remove_folder(folder: Path) -> None:
+    """Deletes a run of the store. Raises UsageError for anything else."""
+    _check_in_store(folder)
+    files.remove_tree(inside(folder, user_dir("runs")))
+
+
+def _check_in_store(folder: Path) -> None:
+    if not is_removable(folder):
+        raise UsageError(
+            f"`{folder}` is no run in gz's store, and stays",
+            hint=f"gz removes what it made in `{user_dir('runs')}` only",
+        )
+
+
+def check_empty(folder: Path) -> None:
+    """Raises UsageError where there is a file at `folder`, or a folder that holds anything."""
+    if folder.is_dir() and any(file.name != CLAIM for file in folder.iterdir()):
+        hint = "name a new or an empty one, so that nothing is mixed up"
+        raise UsageError(f"the folder `{folder}` is not empty", hint=hint)
+    if not folder.is_dir() and (folder.exists() or folder.is_symlink()):
+        raise UsageError(f"`{folder}` is not a folder", hint="name a new or an empty one")
+
+
+@contextlib.contextmanager
+def claimed_folder(folder: Path) -> Iterator[None]:
+    """Takes a folder for a job, marks it, and keeps it from other processes in the block.
+
+    It may be new, empty, or left over from an attempt that failed before it wrote any output. Raises
+    UsageError where it holds anything else, or where another process has it.
+    """
+    if not _is_left_over(folder):
+        check_empty(folder)
+    with files.lock(folder / CLAIM, wait=False) as got:
+        if not got or files.is_locked(Run(folder).lock_file):
+            message = f"the folder `{folder}` is in use by another `gz`"
+            raise UsageError(message, hint="name another one")
+        if _is_left_over(folder):
+            for file in folder.iterdir():
+                if file.name != CLAIM:
+                    file.unlink()
+        check_empty(folder)
+        Run(folder).mark("job")
+        yield
+
+
+def discard(folder: Path) -> None:
+    """Removes the folder of a job that failed before it wrote any output."""
+    if _is_left_over(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_left_over(folder: Path) -> bool:
+    """Whether a job's folder is one of a failed attempt without output."""
+    job = Run(folder)
+    if not folder.is_dir() or not job.is_marked("job"):
+        return False
+    try:
+        state = files.read_object(job.status_file).get("state")
+    except DamagedError:
+        return False
+    failed = state in ("failed", "interrupted", "diverged")
+    return failed and {file.name for file in folder.iterdir()} <= RECORDS

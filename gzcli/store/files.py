@@ -1,36 +1,90 @@
-"""Files that are complete or absent: atomic writes, locks between processes, checksums, free space."""
+"""Files that are complete or absent: atomic writes, reads that tell damage, locks between processes."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
+import re
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from gzcli.core.errors import DamagedError, MissingError
-from gzcli.store.leftovers import beside
+from gzcli.core.errors import DamagedError, GzError, MissingError, first_line
 
 if TYPE_CHECKING:
+    import numpy as np
     from filelock import BaseFileLock
+    from torch import Tensor
 
+T = TypeVar("T")
 
 LARGEST = 256_000_000  # bytes of a text that gz reads back: captions of a large set; recipes have a few kB
 PROBED = 0.5  # seconds to try for a lock without waiting: `is_locked` of others takes it for a moment
+LONGEST_HEADER = 100_000_000  # bytes of a safetensors header, as the library has it
+DAY = 86_400.0
+AGAIN = "remove it: it is made again"
+# machine and process that write a part: see `part_path`; version 0.1 named no machine
+_PART = re.compile(r"\..+?\.(?:([0-9a-f]{8})\.)?(\d+)(?:\.\d+)?\.part")
+_parts = itertools.count()
+
+
+def part_path(path: Path) -> Path:
+    """A new name beside `path` to write under until the file or folder is whole and renamed to `path`.
+
+    It says which process of which machine writes there, by which `sweep` recognises leftovers.
+    """
+    return path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.{next(_parts)}.part")
+
+
+def sweep(*folders: Path) -> None:
+    """Removes the parts that killed processes left right in these folders.
+
+    To be called by who holds the lock of what is written there. Processes of another machine cannot be seen:
+    their parts count as left over when they have not changed for a day.
+    """
+    for folder in folders:
+        for part in folder.glob(".*.part") if folder.is_dir() else ():
+            if (match := _PART.fullmatch(part.name)) and _is_left_over(part, *match.groups()):
+                shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+
+
+def _is_left_over(part: Path, machine: str | None, pid: str) -> bool:
+    """Whether the process that wrote a part is gone, or another one has its number by now."""
+    import psutil
+
+    try:
+        changed = part.stat().st_mtime
+        if machine not in (None, _machine()):
+            return time.time() - changed > DAY
+        process = psutil.Process(int(pid))
+        return process.create_time() > changed + 1 or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+    except (FileNotFoundError, psutil.Error):  # renamed meanwhile; another user's process
+        return False
+
+
+@cache
+def _machine() -> str:
+    """A name for the machine, or the container, whose processes have numbers of their own; 8 digits."""
+    import platform
+
+    space = Path("/proc/self/ns/pid")
+    spaces = os.readlink(space) if space.is_symlink() else ""
+    return f"{zlib.crc32((platform.node() + spaces).encode()):08x}"
 
 
 def write_atomic(path: Path, content: str | bytes, *, mode: int = 0o666) -> None:
-    """Writes a temporary file beside `path`, syncs it and renames it: a reader sees the old file or the new
-    one, never a part of it.
-
-    mode: its rights, less those that the user's umask takes.
-    """
+    """Writes a file whole, on the disk: a reader sees the old file or the new one, never a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = beside(path)
+    part = part_path(path)
     try:
         with open(part, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as f:
             f.write(content.encode() if isinstance(content, str) else content)
@@ -47,8 +101,7 @@ def write_json(path: Path, value: Any, *, mode: int = 0o666) -> None:
 
 
 def read_text(path: Path) -> str | None:
-    """The text of a file, or None where it is missing. Raises DamagedError where it is too large, no text, or
-    cannot be read."""
+    """The text of a file; None where it is missing. Raises DamagedError for what is no text or too large."""
     try:
         if path.stat().st_size > LARGEST:
             raise DamagedError(f"`{path}` is damaged: it has more than {LARGEST / 1e6:.0f} MB")
@@ -73,10 +126,105 @@ def read_json(path: Path) -> Any:
 
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object of a file; empty where the file is missing. Raises DamagedError for anything else."""
-    found = read_json(path)
-    if not isinstance(found, dict | None):
+    value = read_json(path)
+    if not isinstance(value, dict | None):
         raise DamagedError(f"`{path}` is damaged: it is no JSON object")
-    return found or {}
+    return value or {}
+
+
+@contextmanager
+def reading(path: Path, hint: str | None = AGAIN) -> Iterator[None]:
+    """Raises DamagedError for whatever goes wrong in the block, which reads a file and tests its content."""
+    try:
+        yield
+    except FileNotFoundError as e:
+        raise MissingError(f"there is no `{path}`") from e
+    except GzError:
+        raise
+    except Exception as e:  # of zip, pickle, numpy, safetensors and torch, each with errors of its own
+        raise DamagedError(f"`{path}` is damaged, or not by gz: {first_line(e)}", hint=hint) from e
+
+
+def read_tensors(path: Path, hint: str | None = AGAIN) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file and its metadata. Raises DamagedError, also for one with NaN."""
+    from safetensors import safe_open
+
+    with reading(path, hint), safe_open(path, "pt") as f:
+        tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
+        for name, value in tensors.items():
+            if value.is_floating_point() and value.isnan().any():
+                raise ValueError(f"`{name}` holds NaN")
+        return tensors, dict(f.metadata() or {})
+
+
+def safetensors_header(file: Path) -> dict[str, Any]:
+    """The header of a safetensors file: dtype and shape of each tensor by its name, and `__metadata__`.
+
+    Such a file begins with the length of its header, in 8 bytes, and the header, in JSON. Raises ValueError
+    for any other file, and for one whose tensors do not follow each other from the header to the file's end:
+    a small file could hold any number of tensors that share bytes.
+    """
+    size = file.stat().st_size - 8
+    with file.open("rb") as f:
+        length = int.from_bytes(f.read(8), "little")
+        if not 0 < length <= min(size, LONGEST_HEADER):
+            raise ValueError("its header is cut off, or longer than any")
+        try:
+            head = json.loads(f.read(length))
+        except RecursionError as e:
+            raise ValueError("its header is nested too deeply") from e
+    try:
+        spans = sorted(spec["data_offsets"] for name, spec in head.items() if name != "__metadata__")
+        whole = all(isinstance(at, int) for first, last in spans for at in (first, last))
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        raise ValueError("its header does not say where the tensors are") from e
+    at = 0
+    for first, last in spans:
+        if not whole or first != at or last < first:
+            raise ValueError("its tensors overlap, or leave bytes between them")
+        at = last
+    if at != size - length:
+        raise ValueError("its tensors do not end where the file ends")
+    return head
+
+
+def read_array(path: Path, hint: str | None = AGAIN) -> np.ndarray:
+    """The array of a `.npy` file. Raises DamagedError."""
+    import numpy as np
+
+    with reading(path, hint):
+        array = np.load(path, allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is no array")
+        return array
+
+
+def read_arrays(path: Path, *names: str, hint: str | None = AGAIN) -> dict[str, np.ndarray]:
+    """The arrays of a `.npz` file. Raises DamagedError, also where one of `names` is missing."""
+    import numpy as np
+
+    with reading(path, hint):
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise ValueError("it is one array")
+        with archive:
+            arrays = {name: archive[name] for name in archive.files}
+        if lacking := [name for name in names if name not in arrays]:
+            raise ValueError(f"it has no `{lacking[0]}`")
+        return arrays
+
+
+def read_cached(path: Path, read: Callable[[Path], T], say: Callable[[str], None]) -> T | None:
+    """What `read` makes of a file of the cache; None where there is none. A damaged one is removed, and `say`
+    gets a line."""
+    if not path.exists():
+        return None
+    try:
+        return read(path)
+    except DamagedError as e:
+        say(f"{e.message}; it is made again")
+        path.unlink(missing_ok=True)
+        return None
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -90,7 +238,7 @@ def link_or_copy(source: Path, target: Path) -> None:
 @contextmanager
 def new_dir(path: Path) -> Iterator[Path]:
     """Yields a temporary folder that is renamed to `path` when the block ends, and removed when it raises."""
-    part = beside(path)
+    part = part_path(path)
     part.mkdir(parents=True)
     try:
         yield part
@@ -106,9 +254,8 @@ def new_dir(path: Path) -> Iterator[Path]:
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a folder, which is gone at once: a process that is killed here leaves no half of it. Raises
-    OSError, and FileNotFoundError where another process removes it too."""
-    part = beside(path)
+    """Removes a folder at once: a process that is killed here leaves no half of it. Raises OSError."""
+    part = part_path(path)
     os.replace(path, part)
     try:
         shutil.rmtree(part)
@@ -121,11 +268,7 @@ def remove_tree(path: Path) -> None:
 def lock(path: Path, *, wait: bool = True, on_wait: Callable[[], None] | None = None) -> Iterator[bool]:
     """An exclusive lock between processes, which the system frees when its holder dies.
 
-    Yields whether the lock was acquired.
-
-    path: the lock's file.
-    wait: whether to wait for another holder; if not, False is yielded soon.
-    on_wait: called once before waiting.
+    Yields whether it was acquired, always True with `wait`; `on_wait` is called once before waiting.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     holder = _holder(path)
@@ -206,21 +349,11 @@ def fsync(path: Path) -> None:
 
 
 def checksum(path: Path, kind: str = "sha256") -> str:
-    """The checksum of a file in hexadecimal digits.
-
-    kind: name of the algorithm, as hashlib has it.
-    """
+    """The checksum of a file in hexadecimal digits, by an algorithm of hashlib."""
+    digest = hashlib.new(kind)  # `hashlib.file_digest` came with Python 3.11
     with open(path, "rb") as f:
-        return (
-            hashlib.file_digest(f, kind).hexdigest() if hasattr(hashlib, "file_digest") else _digest(f, kind)
-        )
-
-
-def _digest(f: IO[bytes], kind: str) -> str:
-    """What `hashlib.file_digest` returns, which Python 3.10 does not have."""
-    digest = hashlib.new(kind)
-    while block := f.read(1 << 20):
-        digest.update(block)
+        while block := f.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 

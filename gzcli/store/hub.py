@@ -1,5 +1,5 @@
-"""Runs on the Hugging Face hub: a repository with `model.safetensors`, as `gz runs export` writes it, and its
-card. No heavy import at the top.
+"""Files from outside: weights that the user puts into the cache, repositories of the Hugging Face hub, and
+the page of a run there.
 
 The hub's own variables hold: `HF_TOKEN`, `HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`.
 """
@@ -8,16 +8,140 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from gzcli.core.errors import MissingError, UsageError
-from gzcli.store.weights import offline
+from gzcli.store.paths import cache_dir
+from gzcli.store.run_folder import Run
 
 PREFIX = "hf://"
-FILE = "model.safetensors"  # of a repository
+HUB_SCHEME = "hf://datasets/"  # before the id of a data set of the hub
+FILE = Run.model_file.name  # of a repository
+# torch-fidelity's port of the TensorFlow network of 2015-12-05
+INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
+VGG = "vgg16-397923af.pth"  # torchvision's
+DINOV2 = "dinov2_vitl14_pretrain.pth"  # its authors'
+CLIP = "clip-vit-base-patch32.bin"  # OpenAI's, as `pytorch_model.bin` of their repository on the hub
+# Our name of a set → its id on the hub.
+HUB_SETS = {
+    "mnist": "ylecun/mnist",
+    "fashionmnist": "zalando-datasets/fashion_mnist",
+    "cifar10": "uoft-cs/cifar10",
+    "cifar100": "uoft-cs/cifar100",
+    "svhn": "ufldl-stanford/svhn",
+    "imagenet": "ILSVRC/imagenet-1k",
+    "tinyimagenet": "zh-plus/tiny-imagenet",
+}
+WORDS = {
+    "fd": "Fréchet distance in features of the set's own LeNet; less is better",
+    "fid": "Fréchet Inception distance; less is better",
+    "kid": "kernel Inception distance; less is better",
+    "bpd": "bits per dimension of unseen images; less is better",
+    "loss": "training loss on unseen images; less is better",
+}
 _ADDRESS = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
+_ARXIV = re.compile(r"\d{4}\.\d{4,5}")
+
+
+def weights(name: str, *, path: str | Path | None = None, use: str, source: str, otherwise: str = "") -> Path:
+    """The path of a file of weights: the user's own, or that of this name in the cache.
+
+    use: what needs the weights, for the message.
+    source: who publishes them, for the message.
+    otherwise: what else a user may do, for the hint.
+
+    Raises MissingError that says where to get the file and where to put it.
+    """
+    place = cache_dir("weights", name)
+    file = Path(path).expanduser() if path else place
+    if not file.is_file():
+        raise MissingError(
+            f"{use} need the weights `{name}`, and `{file}` is not there",
+            hint=f"put that file of {source} at `{place}`{otherwise}",
+        )
+    return file
+
+
+def repository(name: str, *, key: str, files: Sequence[str]) -> Path:
+    """The folder of a model repository: itself, or fetched from the hub unless it is there.
+
+    key: the recipe's key that names it, for the message.
+    files: patterns of the files that are fetched.
+
+    Raises MissingError that says what to fetch and how.
+    """
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
+    gated = "(a gated one needs `HF_TOKEN`)"
+    hint = f"`hf download {name}` where there is a network {gated}, or `--set {key}=FOLDER`"
+    if not is_id(name):
+        raise MissingError(
+            f"`{key}`: there is no folder `{name}`", hint="a folder, or an id of the hub, as `owner/name`"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(files), local_files_only=offline()))
+    except HFValidationError as e:
+        raise MissingError(
+            f"`{key}`: `{name}` is no folder and no id of the hub", hint="an id is like `owner/name`"
+        ) from e
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
+        raise MissingError(f"`{key}`: the weights of `{name}` are not at hand, {_why(e)}", hint=hint) from e
+
+
+def data_repository(name: str) -> Path:
+    """The folder of the parquet files of the data set `owner/name` of the hub, fetched unless they are there.
+
+    Raises MissingError that says how to get it.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                name, repo_type="dataset", allow_patterns=["*.parquet"], local_files_only=offline()
+            )
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
+        raise MissingError(
+            f"the data set `{name}` of the hub is not at hand, {_why(e)}",
+            hint="agree to its terms on its page, then set `HF_TOKEN` to a token of yours",
+        ) from e
+
+
+def _why(e: Exception) -> str:
+    """Why a repository cannot be fetched."""
+    return "and `GZ_OFFLINE` is set" if offline() else f"and the hub does not give it ({type(e).__name__})"
+
+
+def is_id(name: str) -> bool:
+    """Whether a name has the form of a hub id, `owner/name`, and not of a path."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
+def at_hand(name: str) -> bool:
+    """Whether a model repository is a folder or lies in the hub's cache, without the hub's library."""
+    cache = Path(os.environ.get("HF_HUB_CACHE") or hub_home() / "hub").expanduser()
+    return Path(name).expanduser().is_dir() or any(
+        cache.glob(f"models--{name.replace('/', '--')}/snapshots/*")
+    )
+
+
+def hub_home() -> Path:
+    """The folder of Hugging Face's libraries: HF_HOME, else below XDG_CACHE_HOME, else below ~/.cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("HF_HOME") or f"{cache}/huggingface").expanduser()
+
+
+def offline() -> bool:
+    """Whether the user forbids the network."""
+    return os.environ.get("GZ_OFFLINE", "") not in ("", "0")
 
 
 def is_address(ref: str) -> bool:
@@ -31,10 +155,7 @@ def name_of(ref: str) -> str:
 
 
 def fetched(ref: str) -> Path:
-    """The file of a repository in the hub's cache, fetched unless it is there.
-
-    Raises UsageError for a malformed address; MissingError where the hub does not give the file.
-    """
+    """The file of a repository, in the hub's cache. Raises MissingError; UsageError for no address."""
     from huggingface_hub import hf_hub_download
 
     parsed = _parsed(ref)
@@ -46,8 +167,7 @@ def fetched(ref: str) -> Path:
 
 
 def push(folder: Path, name: str, *, private: bool) -> str:
-    """Puts the files of a folder into a repository of the user, which is made if need be, as one commit.
-    Returns its address on the web.
+    """Puts the files of a folder into a repository of the user, as one commit. Returns its web address.
 
     Raises MissingError without a token, without a network, and where the hub refuses.
     """
@@ -73,10 +193,7 @@ def endpoint() -> str | None:
 
 @contextmanager
 def explained(name: str) -> Iterator[None]:
-    """Turns the errors of the hub's library into MissingError.
-
-    name: the repository.
-    """
+    """Turns the errors that the hub's library raises for a repository into MissingError."""
     from huggingface_hub import errors
 
     try:
@@ -114,8 +231,121 @@ def explained(name: str) -> Iterator[None]:
 
 
 def _parsed(ref: str) -> dict[str, str]:
-    found = _ADDRESS.fullmatch(ref.removeprefix(PREFIX))
-    if found is None:
+    parts = _ADDRESS.fullmatch(ref.removeprefix(PREFIX))
+    if parts is None:
         hint = f"`{PREFIX}owner/name`, or `{PREFIX}owner/name@revision`"
         raise UsageError(f"`{ref}` is no address of a model on the hub", hint=hint)
-    return found.groupdict()
+    return parts.groupdict()
+
+
+def readme(card: Mapping[str, Any], name: str, licence: str) -> str:
+    """The text of a repository's README.md, by the card of `export.bundle.card_of`."""
+    import yaml
+
+    header = yaml.safe_dump(_header(card, name, licence), sort_keys=False, allow_unicode=True, width=1000)
+    return f"---\n{header}---\n\n{_body(card, name, licence)}"
+
+
+def eval_results(card: Mapping[str, Any]) -> str | None:
+    """The text of a file in the repository's `.eval_results`; None where the hub does not know the set, or
+    nothing was measured on its test split."""
+    import yaml
+
+    measured = [row for row in card["figures"] if row["from"] == "gz bench"]
+    hub_set = HUB_SETS.get(card["data"]["name"])
+    if not hub_set or not measured:
+        return None
+    rows = [
+        {
+            "dataset": {"id": hub_set, "task_id": f"image_generation_{row['name']}"},
+            "value": row["value"],
+            "notes": f"{row['n']:,} samples against the test split, by gz bench",
+        }
+        for row in measured
+    ]
+    return yaml.safe_dump(rows, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def _header(card: Mapping[str, Any], name: str, licence: str) -> dict[str, Any]:
+    data = card["data"]
+    hub_set = HUB_SETS.get(data["name"]) or data["name"]
+    arxiv = [f"arxiv:{number}" for number in _ARXIV.findall(card["paper"])]
+    metrics = list(dict.fromkeys(row["name"] for row in card["figures"]))
+    header: dict[str, Any] = {
+        "license": licence,
+        "library_name": "gzcli",
+        "pipeline_tag": "unconditional-image-generation",
+        "tags": ["gz", "image-generation", card["model"], data["name"], *arxiv],
+        "datasets": [hub_set],
+        "metrics": metrics or ["none-measured"],
+    }
+    task = {"type": "unconditional-image-generation", "name": "image generation"}
+    results = [
+        {
+            "task": task,
+            "dataset": {"type": hub_set, "name": row["on"]},
+            "metrics": [{"type": row["name"], "name": row["name"], "value": row["value"]}],
+        }
+        for row in card["figures"]
+    ]
+    if results:
+        header["model-index"] = [{"name": name.partition("/")[2], "results": results}]
+    return header
+
+
+def _body(card: Mapping[str, Any], name: str, licence: str) -> str:
+    data = card["data"]
+    channels, height, width = data["shape"]
+    counts = data.get("counts") or {}
+    split = ", ".join(f"{n:,} {kind}" for kind, n in counts.items()) or "not counted"
+    classes = ", ".join(map(str, data["classes"])) if data["classes"] else "none"
+    figures = [
+        f"| {row['name']} | {row['value']:.4g} | {row['on']} | {_means(row)} |" for row in card["figures"]
+    ]
+    table = ["| figure | value | on | what it is |", "|---|---|---|---|", *figures]
+    label = " --label 0" if card["conditional"] else ""
+    versions = ", ".join(f"{key} {value}" for key, value in sorted(card["versions"].items()))
+    shown = "\n".join(table) if figures else "Nothing was measured; `gz bench` does."
+    return f"""# {name.partition("/")[2]}
+
+{card["about"] or card["model"]}. Trained by `gz` (package gzcli) on `{data["name"]}`.
+
+![samples](preview.png)
+
+```
+pip install gzcli
+gz sample hf://{name} -n 64{label}
+```
+
+or in Python: `gzcli.load("hf://{name}").sample(64)`, uint8 [64, {channels}, {height}, {width}].
+
+## What it is
+
+* model: `{card["model"]}`, {card["params"]:,} parameters, {card["dtype"]}; {card["paper"]}
+* it can: {", ".join(card["can"])}
+* trained for {card["step"]:,} steps in {card["seconds"]:,.0f} s by `{card["command"]}`
+* versions: {versions}
+* licence of these weights: {licence}
+
+## Data
+
+* `{data["name"]}`: {data["title"]}
+* images of {width}×{height}, {"grey" if channels == 1 else "colour"}; {split}; classes: {classes}
+* licence of the data: {data["licence"]}
+* source: {data["citation"]}
+
+## Figures
+
+{shown}
+
+## Limits
+
+It makes images like those of its training set, of their size and with their biases. It is no
+source of facts: people and findings in its images are nobody's. Figures hold for the stated number
+of samples and the recipe's sampler; `gz bench` measures them again.
+"""
+
+
+def _means(row: Mapping[str, Any]) -> str:
+    by = f"{row['from']}, {row['n']:,} samples" if row["n"] else row["from"]
+    return f"{WORDS[row['name']]} ({by})" if row["name"] in WORDS else by

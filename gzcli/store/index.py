@@ -1,8 +1,8 @@
-"""What gz has read of its runs, kept in files beside them, so that a list of thousands opens few.
+"""A cache of what gz has read of its runs, in files beside them, so that a list of thousands opens few.
 
-It is a cache and no more. An entry counts while the files that it was read from are what they were, by their
-times, sizes and numbers on the disk; the folders of the runs stay the truth. An index that is damaged,
-missing or of another version is made again, and where it cannot be written gz does without.
+An entry counts while the files that it was read from are what they were, by times, sizes and inodes. An
+index that is damaged, missing or of another version is made again; where it cannot be written, gz does
+without.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +22,15 @@ from gzcli.version import __version__
 
 NAME = ".index-{}.json"
 SETTLED = 2e9  # nanoseconds after which a file that is written again surely has another time
-# records that are written anew or grow in place; other files of a run come, and go, with a change of their
-# folder's time
-RECORDS = ("status.json", "run.yaml", "metrics.jsonl", "best.json")
 
-Mark = list[int]  # time of the content, time of the entry, size, number on the disk
+Mark = list[int]  # mtime, ctime, size, inode
 Marks = dict[str, Mark | None]  # of files by their place below the run; None: there is none
 
 _open: dict[tuple[str, str], _Index] = {}  # by the folder of the runs, and kind
 
 
 class _Index:
-    """What was kept of one kind of the runs of one folder.
-
-    path: of the index.
-    """
+    """The file of one kind of entries of one folder of runs."""
 
     def __init__(self, path: Path):
         self.path, self.changed = path, False
@@ -63,30 +57,20 @@ def _head(body: str) -> str:
 
 
 def begin(root: Path, kind: str) -> None:
-    """Reads what was kept of a folder of runs; without it `recall` and `keep` do nothing.
-
-    root: the folder.
-    kind: "status" or "summary".
-    """
+    """Reads the index of a kind, "status" or "summary"; without it `recall` and `keep` do nothing."""
     if (str(root), kind) not in _open:
         _open[str(root), kind] = _Index(root / NAME.format(kind))
 
 
 def save(root: Path, kind: str, names: Iterable[str]) -> None:
-    """Writes what was kept since the last time.
-
-    names: of the runs that there are; the entries of others are dropped.
-    """
+    """Writes what was kept since the last time, of the runs of these names alone."""
     index = _open.get((str(root), kind))
     if index and index.changed:
         index.write(names)
 
 
 def recall(folder: Path, kind: str) -> Any | None:
-    """What was kept of a run; None where nothing was, or where a file that it was read from has changed.
-
-    folder: of the run.
-    """
+    """What was kept of a run; None where nothing was, or where a file that it was read from has changed."""
     above, name = os.path.split(folder)
     if not (index := _open.get((above, kind))) or name not in index.runs:
         return None
@@ -96,13 +80,8 @@ def recall(folder: Path, kind: str) -> Any | None:
 
 
 def keep(folder: Path, kind: str, marks: Marks, value: Any) -> None:
-    """Keeps what was read of a run, unless a file has been written so lately that the next change might not
-    be seen.
-
-    folder: of the run.
-    marks: of the files, taken before they were read.
-    value: what JSON can hold, not None.
-    """
+    """Keeps what was read of a run, with the marks that its files had before, unless one of them is so new
+    that its next change might not be seen."""
     above, name = os.path.split(folder)
     newest = max((max(was[:2]) for was in marks.values() if was), default=0)
     if (index := _open.get((above, kind))) and time.time_ns() - newest > SETTLED:
@@ -111,25 +90,25 @@ def keep(folder: Path, kind: str, marks: Marks, value: Any) -> None:
 
 
 def mark(path: str) -> Mark | None:
-    """What tells one content of a file, or of a folder, from the next; None where there is no file."""
+    """What distinguishes one content of a file, or of a folder, from the next; None where there is none."""
     try:
-        found = os.stat(path)
+        stat = os.stat(path)
     except OSError:
         return None
-    return [found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino]
+    return [stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino]
 
 
-def survey(folder: Path) -> tuple[Marks, int]:
-    """The marks of all folders and records below a run, and the size of all its files together in bytes; a
-    file that has two names counts once."""
+def survey(folder: Path, records: Container[str]) -> tuple[Marks, int]:
+    """The marks of all folders below this one and of the files of these names, and the size of all files
+    together in bytes, where one that has two names counts once."""
     marks: Marks = {}
     linked: set[int] = set()
     total, left = 0, [""]
     while left:
         place = left.pop()
         marks[place] = mark(f"{folder}/{place}")
-        with contextlib.suppress(OSError), os.scandir(f"{folder}/{place}") as found:
-            for entry in found:
+        with contextlib.suppress(OSError), os.scandir(f"{folder}/{place}") as entries:
+            for entry in entries:
                 below = f"{place}/{entry.name}" if place else entry.name
                 if entry.is_dir(follow_symlinks=False):
                     left.append(below)
@@ -138,6 +117,6 @@ def survey(folder: Path) -> tuple[Marks, int]:
                     of_file = entry.stat(follow_symlinks=False)
                     total += 0 if of_file.st_ino in linked else of_file.st_size
                     linked |= {of_file.st_ino} if of_file.st_nlink > 1 else set()
-                if entry.name in RECORDS:
+                if entry.name in records:
                     marks[below] = mark(f"{folder}/{below}")
     return marks, total

@@ -1,4 +1,4 @@
-"""What a run has recorded while it was trained, and its course in a few points."""
+"""The figures that a run has recorded while it was trained, and their curves in a few points."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gzcli.store.run import Run
+from gzcli.store.run_folder import Run
 
 POINTS = 12  # of a curve
 ENOUGH = 4  # points of a validation figure that make a curve; of fewer, the loss is shown
@@ -20,21 +20,16 @@ LARGE = 2_000_000  # bytes, some 15,000 lines
 SOME = 2_000  # lines of a larger file that are read
 MANY = 5_000  # lines of validation that are read beside them
 TAIL = 5_000  # bytes at its end that are read whole
-WIDE = 10.0  # times the least value from which a curve is drawn by logarithms
+WIDE = 10.0  # a curve whose values span more than this factor is drawn by logarithms
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The course of a figure.
+    """The course of a figure in a few points."""
 
-    name: of the figure in `metrics.jsonl`.
-    steps: the last step of each point.
-    values: the points, each the mean of the lines since the one before.
-    """
-
-    name: str
-    steps: tuple[int, ...]
-    values: tuple[float, ...]
+    name: str  # of the figure in `metrics.jsonl`
+    steps: tuple[int, ...]  # the last step of each point
+    values: tuple[float, ...]  # each the mean of the lines since the point before
 
     @property
     def spark(self) -> str:
@@ -47,12 +42,12 @@ class Curve:
 
 
 def metric_lines(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`; one that a kill has cut short, or that is none, is left out.
+    """The lines of a run's `metrics.jsonl`, less those that a kill has cut short.
 
-    Of a file beyond LARGE bytes that is SOME of the lines, evenly apart, the last ones, and those that have a
-    figure of validation, unless these are too many too: nobody waits for a million lines to see a curve.
+    Of a file beyond LARGE bytes they are SOME lines, evenly apart, the last ones, and those of validation
+    unless these are too many too: nobody waits for a million lines to see a curve.
     """
-    path = folder / "metrics.jsonl"
+    path = Run(folder).metrics_file
     if not path.is_file() or path.stat().st_size <= LARGE:
         return list(every_line(folder))
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -66,8 +61,8 @@ def metric_lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def every_line(folder: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl` without exception, however many; else as `metric_lines`."""
-    path = folder / "metrics.jsonl"
+    """All lines of a run's `metrics.jsonl`, however many, less those that a kill has cut short."""
+    path = Run(folder).metrics_file
     if path.is_file():
         with open(path, "rb") as file:
             for line in file:
@@ -76,7 +71,7 @@ def every_line(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _validations(content: mmap.mmap) -> list[int]:
-    """Where the lines begin that have a figure of validation; none where there are more than MANY."""
+    """Where the lines of validation begin; none where there are more than MANY."""
     starts: list[int] = []
     at = content.find(b'"val_')
     while at >= 0 and len(starts) <= MANY:
@@ -96,19 +91,16 @@ def _values(line: bytes) -> dict[str, Any] | None:
 
 def last_figures(run: Run) -> dict[str, float]:
     """The last value of each figure of validation, by its name; of a run in stages those of the last one."""
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for line in metric_lines(run.serving.path):
-        found |= {key.removeprefix("val_"): value for key, value in line.items() if key.startswith("val_")}
-    return found
+        figures |= {key.removeprefix("val_"): value for key, value in line.items() if key.startswith("val_")}
+    return figures
 
 
 def curve_of(run: Run) -> Curve | None:
-    """The course of the figure that a run is judged by or, where it was measured less than ENOUGH times, of
-    its loss; None where neither was recorded.
-
-    Of a run in stages it is that of the newest stage that has begun.
-    """
-    begun = [stage for stage in run.stages if (stage.path / "metrics.jsonl").exists()]
+    """The curve of the figure that a run, or its newest stage that has begun, is judged by, or of its loss
+    where there are fewer than ENOUGH points of that; None where neither was recorded."""
+    begun = [stage for stage in run.stages if stage.metrics_file.exists()]
     part = begun[-1] if begun else run
     lines, best = metric_lines(part.path), part.best
     losses = (key for line in lines for key in line if key == "loss" or key.endswith(".loss"))
@@ -120,8 +112,8 @@ def curve_of(run: Run) -> Curve | None:
 
 def _points(lines: Iterable[Mapping[str, Any]], key: str) -> Curve | None:
     """The course of one figure; None where it was never finite."""
-    known = [(line["step"], line[key]) for line in lines if math.isfinite(line.get(key) or math.nan)]
-    count = min(POINTS, len(known))
-    parts = [known[i * len(known) // count : (i + 1) * len(known) // count] for i in range(count)]
+    points = [(line["step"], line[key]) for line in lines if math.isfinite(line.get(key) or math.nan)]
+    count = min(POINTS, len(points))
+    parts = [points[i * len(points) // count : (i + 1) * len(points) // count] for i in range(count)]
     means = tuple(sum(value for _, value in part) / len(part) for part in parts)
     return Curve(key, tuple(part[-1][0] for part in parts), means) if parts else None

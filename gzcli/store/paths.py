@@ -1,6 +1,5 @@
 """Where files are kept: below `GZ_HOME` if set, else in the user's cache folder (data, weights) and data
-folder (runs).
-"""
+folder (runs); and the shipped recipes."""
 
 from __future__ import annotations
 
@@ -73,11 +72,7 @@ def is_name(text: str) -> bool:
 
 
 def inside(path: Path, root: Path) -> Path:
-    """Returns `path` if it lies below `root`, with symbolic links resolved.
-
-    It is called before the store makes or removes a folder. Raises UsageError for `root` itself and for what
-    lies outside.
-    """
+    """`path`, if it lies below `root` with symbolic links resolved. Raises UsageError for anything else."""
     if root.resolve() not in path.resolve().parents:
         hint = "gz makes and removes files in folders of its own only"
         raise UsageError(f"`{path}` does not lie inside `{root}`", hint=hint)

@@ -1,8 +1,5 @@
-"""PNG files that say what made them: a text chunk `gz` holds it as JSON, beside the chunk `Software`.
-
-The bytes are a function of the picture and of what made it, without a time: equal commands write equal files.
-No heavy import at the top.
-"""
+"""PNG files whose text chunk `gz` says in JSON what made them. They hold no time: equal commands write equal
+files."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gzcli.core.errors import MissingError, UsageError
-from gzcli.store.leftovers import beside
+from gzcli.store.files import part_path
 from gzcli.version import __version__
 
 if TYPE_CHECKING:
@@ -31,19 +28,13 @@ def made_by(**facts: Any) -> None:
 
 
 def texts(**facts: Any) -> dict[str, str]:
-    """The text chunks of a picture.
-
-    facts: what made this picture, beside what `made_by` was told.
-    """
+    """The text chunks of a picture, made by these facts beside those of `made_by`."""
     origin = {**_maker, **facts, "versions": {"gz": __version__, "torch": version("torch")}}
     return {"Software": f"gz {__version__}", KEY: json.dumps(origin, sort_keys=True)}
 
 
 def save_png(path: Path, image: np.ndarray, origin: Mapping[str, Any] | None = None) -> None:
-    """Writes a picture [H, W, C] uint8, C = 1 or 3.
-
-    origin: what made this picture, beside what `made_by` was told.
-    """
+    """Writes a picture [H, W, C] uint8, C = 1 or 3, made by `origin` beside the facts of `made_by`."""
     from PIL import Image, PngImagePlugin
 
     info = PngImagePlugin.PngInfo()
@@ -51,25 +42,21 @@ def save_png(path: Path, image: np.ndarray, origin: Mapping[str, Any] | None = N
         info.add_text(key, text)
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
-    part = beside(path)
+    part = part_path(path)
     picture.save(part, "png", pnginfo=info)
     part.replace(path)
 
 
 def save_images(folder: Path, images: np.ndarray, origin: Mapping[str, Any] | None = None) -> list[str]:
-    """Writes each image of [N, C, H, W] as a PNG, `000000.png` …, which has its number as `index`; returns
-    their paths."""
-    names = [folder / f"{i:06d}.png" for i in range(len(images))]
-    for i, (path, image) in enumerate(zip(names, images, strict=True)):
+    """Writes each image of [N, C, H, W] as `000000.png` …, with its number as `index`; returns the paths."""
+    paths = [folder / f"{i:06d}.png" for i in range(len(images))]
+    for i, (path, image) in enumerate(zip(paths, images, strict=True)):
         save_png(path, image.transpose(1, 2, 0), {**(origin or {}), "index": i})
-    return [str(path) for path in names]
+    return [str(path) for path in paths]
 
 
 def origin_of(file: Path) -> dict[str, Any]:
-    """What made a picture.
-
-    Raises MissingError where there is no file, UsageError for one that is no PNG, or not by gz.
-    """
+    """What made a picture; raises MissingError without a file, UsageError for one that is no PNG by gz."""
     try:
         text = _text(file.read_bytes())
     except FileNotFoundError as e:
@@ -77,18 +64,17 @@ def origin_of(file: Path) -> dict[str, Any]:
     except (ValueError, OSError) as e:
         raise UsageError(f"`{file}` is no whole PNG", hint="name a picture that gz wrote") from e
     try:
-        found = json.loads(text or "null")
+        origin = json.loads(text or "null")
     except ValueError:
-        found = None
-    if not isinstance(found, dict):
+        origin = None
+    if not isinstance(origin, dict):
         hint = "programs that edit or send pictures often leave its text out: take the file that gz wrote"
         raise UsageError(f"`{file}` does not say what made it", hint=hint)
-    return found
+    return origin
 
 
 def _text(data: bytes) -> str | None:
-    """The text under KEY of a PNG, a row of chunks (length, type, content, checksum); None where there is
-    none. Raises ValueError for another file."""
+    """The text under KEY of a PNG, a row of chunks (length, type, content, checksum); None without one."""
     if not data.startswith(_SIGNATURE):
         raise ValueError("no PNG")
     at = len(_SIGNATURE)

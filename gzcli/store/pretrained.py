@@ -1,5 +1,5 @@
 """The trained models that come with gz: files of `gz runs export` in the package's folder `pretrained`, named
-MODEL-DATA.safetensors. No heavy import.
+MODEL-DATA.safetensors.
 
 `pretrained:cfm` means one of them in every verb; `pretrained:cfm-digits`, or `--data digits`, says of which
 set.
@@ -16,8 +16,8 @@ from typing import Any
 
 from gzcli.core.errors import MissingError, UsageError, canonical, did_you_mean
 from gzcli.core.units import count, duration, size
+from gzcli.store.files import safetensors_header
 from gzcli.store.paths import recipe_names
-from gzcli.store.weights import safetensors_header
 
 PREFIX = "pretrained:"
 FOLDER = Path(__file__).resolve().parents[1] / "pretrained"
@@ -26,22 +26,14 @@ FIRST = ("glyphs", "shapes", "digits")  # the sets that a model is taken of wher
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A trained model that comes with gz.
+    """A trained model that comes with gz."""
 
-    name: as `cfm-digits`.
-    file: where it lies.
-    model: as the user types it.
-    data: key of its set.
-    card: what `gz runs export` says of a run.
-    preview: a PNG of its samples.
-    """
-
-    name: str
+    name: str  # as `cfm-digits`
     file: Path
-    model: str
-    data: str
-    card: dict[str, Any]
-    preview: bytes
+    model: str  # as the user types it
+    data: str  # key of its set
+    card: dict[str, Any]  # what `gz runs export` says of a run
+    preview: bytes  # a PNG of its samples
 
     @property
     def figures(self) -> list[dict[str, Any]]:
@@ -59,12 +51,12 @@ class Pretrained:
 @cache  # pages of all models ask for them
 def every() -> tuple[Pretrained, ...]:
     """All of them."""
-    found = []
+    models = []
     for name, file in names().items():
         texts = safetensors_header(file)["__metadata__"]
         card, preview = json.loads(texts["card"]), base64.b64decode(texts["preview"])
-        found.append(Pretrained(name, file, *parts_of(name), card, preview))
-    return tuple(found)
+        models.append(Pretrained(name, file, *parts_of(name), card, preview))
+    return tuple(models)
 
 
 def is_name(ref: str) -> bool:
@@ -86,27 +78,22 @@ def parts_of(name: str) -> tuple[str, str]:
 
 
 def file_of(ref: str, data: str | None = None) -> Path:
-    """The file that `pretrained:MODEL` or `pretrained:MODEL-DATA` means.
-
-    data: key of the set; None: the first of FIRST that there is a file of, else any.
+    """The file that `pretrained:MODEL-DATA` means, or `pretrained:MODEL`, preferably of a set of FIRST.
 
     Raises UsageError for a name that no file has, MissingError for a model without a file of that set.
     """
-    asked, known = ref.removeprefix(PREFIX), names()
-    by_name = {canonical(name): file for name, file in known.items()}
-    if found := by_name.get(canonical(asked)):
-        return found
-    sets = {name[len(asked) + 1 :]: file for name, file in known.items() if _is_of(name, asked)}
+    name, every_file = ref.removeprefix(PREFIX), names()
+    if file := {canonical(stem): file for stem, file in every_file.items()}.get(canonical(name)):
+        return file
+    sets = {stem[len(name) + 1 :]: file for stem, file in every_file.items() if _is_of(stem, name)}
     if not sets:
-        hint = did_you_mean(asked, known) or "`gz list pretrained` names them"
-        raise UsageError(f"no model that comes with gz is called `{asked}`", hint=hint)
+        hint = did_you_mean(name, every_file) or "`gz list pretrained` names them"
+        raise UsageError(f"no model that comes with gz is called `{name}`", hint=hint)
     if data is not None:
-        if found := {canonical(name): file for name, file in sets.items()}.get(canonical(data)):
-            return found
-        message = f"no `{asked}` that was trained on `{data}` comes with gz"
-        raise MissingError(
-            message, hint=f"there is one of {', '.join(sets)} · gz train {asked} --data {data}"
-        )
+        if file := {canonical(key): file for key, file in sets.items()}.get(canonical(data)):
+            return file
+        message = f"no `{name}` that was trained on `{data}` comes with gz"
+        raise MissingError(message, hint=f"there is one of {', '.join(sets)} · gz train {name} --data {data}")
     first = next((name for name in FIRST if name in sets), next(iter(sets)))
     return sets[first]
 

@@ -15,36 +15,30 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import DamagedError, MissingError, UsageError, canonical, did_you_mean
-from gzcli.core.sizes import Size
-from gzcli.store import files, index, owned, pretrained
-from gzcli.store.claims import check_idle, claimed
-from gzcli.store.ids import short_name, time_of_id
-from gzcli.store.leftovers import sweep
+from gzcli.core.units import Size
+from gzcli.store import files, index, pretrained
+from gzcli.store.claims import check_removable, claimed, remove_folder
 from gzcli.store.paths import inside, is_name, recipe_names, spelling, trained_in, user_dir
-from gzcli.store.run import STAGES, Run
+from gzcli.store.run_folder import STAGES, Run
 
+_ID = re.compile(r"(.+)-(\d{8}-\d{6})-([0-9a-f]{4})")
 _SHORT = re.compile(r".+-[0-9a-f]{4}")
+_STAMP = "%Y%m%d-%H%M%S"
 
 
 def create(model: str, data: str, *, alias: str | None = None, held: ExitStack | None = None) -> Run:
-    """A new, empty run folder.
+    """A new, empty run folder, which `held` keeps claimed until it is closed.
 
     Its status numbers the runs of the store by `order`, so that the newest run is known even where the clock
-    was set back.
-
-    model: name of the model.
-    data: key of the data set.
-    alias: a second name for the run.
-    held: keeps the run claimed until it is closed, so that nobody removes it before its training starts.
-
-    Raises UsageError where the alias is taken or is the name of a model.
+    was set back. Raises UsageError where the alias is taken or is the name of a model.
     """
     model, root = spelling(model), user_dir("runs")
-    with files.lock(root / ".lock"):
+    with _store_lock():
         runs = all_runs()
         if alias is not None:
             check_alias(alias, runs)
@@ -52,34 +46,63 @@ def create(model: str, data: str, *, alias: str | None = None, held: ExitStack |
         if not is_name(name):
             hint = "use letters, digits, `-` and `_` in names"
             raise UsageError(f"`{name}` cannot be in a run's id", hint=hint)
-        sweep(root, user_dir())
+        files.sweep(root, user_dir())
         for run in filter(_is_stillborn, runs):
-            owned.remove_run(run.path)
+            remove_folder(run.path)
         stamp = time_of_id(root)
         while (path := inside(root / f"{name}-{stamp}-{secrets.token_hex(2)}", root)).exists():
             continue
         order = 1 + max((_age(run.status())[0] for run in runs), default=0)
         now = {"state": "planned", "pid": os.getpid(), "created": time.time(), "order": order}
         with files.new_dir(path) as part:
-            owned.mark(part, "run")
+            Run(part).mark("run")
             Run(part).update(model=model, data=data, alias=alias, **now)
         if held is not None:
             held.enter_context(claimed(Run(path)))
     return Run(path)
 
 
+def _store_lock() -> contextlib.AbstractContextManager[bool]:
+    """The lock of whoever makes or removes a run."""
+    return files.lock(user_dir("runs", ".lock"))
+
+
+def time_of_id(root: Path) -> str:
+    """The time in the id of a new run: later than in all others, also where the clock was set back.
+
+    What lies more than a day ahead was made under a wrong clock, and does not count.
+    """
+    now = datetime.fromtimestamp(int(time.time()))
+    times = (_time_of(path.name) for path in root.iterdir())
+    earlier = [at for at in times if at and at - now < timedelta(days=1)]
+    return f"{max([now, *(last + timedelta(seconds=1) for last in earlier)]):{_STAMP}}"
+
+
+def _time_of(id: str) -> datetime | None:
+    """The time in a run's id; None where it is none."""
+    if parts := _ID.fullmatch(id):
+        with contextlib.suppress(ValueError):
+            return datetime.strptime(parts[2], _STAMP)
+    return None
+
+
+def short_name(id: str) -> str:
+    """A run's id without its time, `glow-celeba-ab12`, which means the run where no other has the same."""
+    parts = _ID.fullmatch(id)
+    return f"{parts[1]}-{parts[3]}" if parts else id
+
+
 def tidy() -> None:
     """Removes what killed processes left half made, or half removed, in the store."""
-    with files.lock(user_dir("runs", ".lock")):
-        sweep(user_dir("runs"), user_dir())
+    with _store_lock():
+        files.sweep(user_dir("runs"), user_dir())
 
 
 def _is_stillborn(run: Run) -> bool:
-    """Whether a run is of a `gz` that was killed before it wrote the recipe: there is nothing to go on
-    with."""
+    """Whether the `gz` that made a run was killed before it wrote the recipe: nothing can go on."""
     import psutil
 
-    if (run.path / "run.yaml").exists() or run.is_held:
+    if run.recipe_file.exists() or run.is_held:
         return False
     status = run.status()
     pid = status.get("pid")
@@ -87,10 +110,7 @@ def _is_stillborn(run: Run) -> bool:
 
 
 def check_alias(alias: str, runs: list[Run] | None = None) -> None:
-    """Raises UsageError for an alias that is malformed, is a model's name, or is taken by one of the runs.
-
-    runs: all runs of the store; they are listed where not given.
-    """
+    """Raises UsageError for an alias that is malformed, is a model's name, or is taken by one of the runs."""
     runs = all_runs() if runs is None else runs
     taken = next((run for run in runs if run.alias == alias or run.id == alias), None)
     if taken and not _is_stillborn(taken):
@@ -105,11 +125,7 @@ def check_alias(alias: str, runs: list[Run] | None = None) -> None:
 
 
 def all_runs(*, model: str | None = None, data: str | None = None) -> list[Run]:
-    """The runs of the store, newest first.
-
-    model: only those of this model.
-    data: only those on the data set with this key.
-    """
+    """The runs of the store, newest first; of this model and on the data set of this key alone."""
     folder = user_dir("runs")
     if not folder.is_dir():
         return []
@@ -127,7 +143,7 @@ def _status(run: Run) -> dict[str, Any]:
     """The status of a run; empty where the folder is none: jobs and other programs write such files too."""
     status = run.status()
     whole = "model" in status and status.get("state") != "damaged"
-    return status if whole or owned.is_marked(run.path, "run") else {}
+    return status if whole or run.is_marked("run") else {}
 
 
 def _age(status: Mapping[str, Any]) -> tuple[int, float]:
@@ -143,43 +159,35 @@ def by_name(ref: str) -> Run | None:
     if _status(Run(path)):
         return Run(path.resolve())
     ref, below, stage = ref.partition(f"/{STAGES}/")
-    own = Run(user_dir("runs") / ref)  # no other run is read for an id
-    found = own if is_name(ref) and _status(own) else None
-    runs = [] if found else all_runs()
-    found = found or next((run for run in runs if ref in (run.path.name, run.alias)), None)
-    if not found and _SHORT.fullmatch(ref):
+    by_id = Run(user_dir("runs") / ref)  # no other run is read for an id
+    match = by_id if is_name(ref) and _status(by_id) else None
+    runs = [] if match else all_runs()
+    match = match or next((run for run in runs if ref in (run.path.name, run.alias)), None)
+    if not match and _SHORT.fullmatch(ref):
         short = [run for run in runs if short_name(run.id) == ref]
-        found = short[0] if len(short) == 1 else None
-    if found and below:
-        return found.stage(stage) if is_name(stage) and found.stage(stage).status() else None
-    return found
+        match = short[0] if len(short) == 1 else None
+    if match and below:
+        return match.stage(stage) if is_name(stage) and match.stage(stage).status() else None
+    return match
 
 
-def short_names(runs: Iterable[Run], known: Iterable[Run] | None = None) -> dict[str, str]:
-    """What each of the runs can be called, by its id: its short name, or the id where two share that.
-
-    known: all runs of the store; they are listed where not given.
-    """
-    shared = Counter(short_name(run.id) for run in (all_runs() if known is None else known))
+def short_names(runs: Iterable[Run], everything: Iterable[Run] | None = None) -> dict[str, str]:
+    """What each of the runs can be called, by its id: its short name, or the id where two share that."""
+    shared = Counter(short_name(run.id) for run in (all_runs() if everything is None else everything))
     names = {run.id: short_name(run.id) for run in runs}
     return {id: short if shared[short] < 2 else id for id, short in names.items()}
 
 
 def choose(finished: list[Run]) -> Run | None:
-    """The run that a model's name means: its newest complete run, else its newest finished one.
+    """The run that a model's name means, of its finished runs: the newest complete one, else the newest.
 
     A quick trial thus does not replace a run that was trained for a night.
-
-    finished: the model's finished runs, newest first.
     """
     return next((run for run in finished if not run.shortfalls), finished[0] if finished else None)
 
 
 def find(ref: str, *, data: str | None = None) -> Run:
-    """The run that `ref` means.
-
-    ref: an id, alias or path of a run; or a model's name, which means the run that `choose` takes.
-    data: key of the data set that a model's run is to be trained on; None: any.
+    """The run of an id, an alias or a path, or the one that `choose` takes of a model on this data set.
 
     Raises MissingError with the `gz train` line where a model has no such run, UsageError where `ref` names
     nothing.
@@ -215,10 +223,7 @@ def find(ref: str, *, data: str | None = None) -> Run:
 
 
 def _unfinished(run: Run, message: str) -> MissingError:
-    """The error where a model's only runs are unfinished: which one could be named, or what else there is.
-
-    run: the newest of them that is being trained, or has weights.
-    """
+    """The error where a model's only runs are unfinished, of which this is the newest with weights."""
     name = run.alias or short_names([run])[run.id]
     state = "being trained" if run.state == "running" else run.state
     ways = [f"name it, `{name}`, for its newest checkpoint" if run.weights else "it has no checkpoint yet"]
@@ -236,11 +241,8 @@ def note_recipe(
 ) -> None:
     """Writes into a run's status what its recipe plans, which `Run.shortfalls` compares it with.
 
-    steps: number of steps of each stage, under "" for a run without stages; None where the recipe gives a
-      time.
-    own_size: of the data set's images, as `data.size` has it.
-    shipped_loss: whether its loss is that of the recipe that gz ships.
-    facts: `size` and `levels` of the run's images.
+    steps: of each stage, under "" for a run without stages; None where the recipe gives a time.
+    own_size: of the data set's images; `facts` are `size` and `levels` of the run's.
     """
     for name, count in steps.items():
         part = run.stage(name) if name else run
@@ -260,45 +262,33 @@ def find_stage(ref: str, name: str) -> Run:
     Raises as `find` does, and MissingError where the stage is not finished.
     """
     run = by_name(ref) or find(ref)
-    found = next((stage for stage in run.stages if stage.path.name == name), run.serving)
-    if not (found.path / "model.safetensors").exists():
+    part = next((stage for stage in run.stages if stage.path.name == name), run.serving)
+    if not part.model_file.exists():
         raise MissingError(
-            f"`{found.id}` is {found.state} and has no weights yet", hint=f"gz train {run.id} --resume"
+            f"`{part.id}` is {part.state} and has no weights yet", hint=f"gz train {run.id} --resume"
         )
-    return found
+    return part
 
 
 def copy_weights(run: Run, target: Run) -> None:
     """Makes `target` a finished run with the recipe and weights of `run`, by hard links where possible."""
     with files.new_dir(target.path) as part:
-        for name in ("run.yaml", "model.safetensors"):
-            files.link_or_copy(run.path / name, part / name)
-        files.write_json(part / "status.json", run.status() | {"state": "finished", "copy_of": run.id})
+        for place in (Run.recipe_file, Run.model_file):
+            files.link_or_copy(run.path / place, part / place)
+        files.write_json(part / Run.status_file, run.status() | {"state": "finished", "copy_of": run.id})
 
 
 def remove(run: Run) -> None:
-    """Deletes a run of the store.
-
-    Raises UsageError for a stage, for a run that is being trained or read, and for a folder outside the
-    store.
-    """
+    """Deletes a run of the store; raises UsageError as `check_removable` does."""
     check_removable(run)
-    with files.lock(user_dir("runs", ".lock")), claimed(run):  # a run that is being made is not claimed yet
-        owned.remove_run(run.path)
-
-
-def check_removable(run: Run) -> None:
-    """Raises UsageError where a run cannot be removed: see `remove`."""
-    if run.owner is not run:
-        raise UsageError(f"`{run.id}` is a stage of a run", hint=f"gz runs remove {run.owner.id}")
-    owned.check_removable(run.path)
-    check_idle(run)
+    with _store_lock(), claimed(run):  # a run that is being made is not claimed yet
+        remove_folder(run.path)
 
 
 def give_up(run: Run, *, keep: bool) -> bool:
     """Cleans up after a start that failed, unless something was trained. Returns whether the run is gone.
 
-    keep: whether the folder stays for its `log.txt`, as after a bug in gz; the run then loses its alias.
+    With `keep` the folder stays for its `log.txt`, as after a bug in gz, and the run loses its alias.
     """
     if run.has_begun or run.state == "running":
         return False
@@ -309,3 +299,33 @@ def give_up(run: Run, *, keep: bool) -> bool:
         remove(run)
         return True
     return False
+
+
+def outdated(keep: int) -> list[Run]:
+    """The finished runs that are neither among the `keep` newest of their model and data set nor their best.
+
+    Complete runs count as newer than those cut short. With 0 no best one is kept either.
+    """
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in all_runs():
+        if run.state == "finished":
+            groups.setdefault((canonical(run.model), canonical(run.data)), []).append(run)
+    old = []
+    for group in groups.values():
+        ranked = sorted(group, key=lambda run: bool(run.shortfalls))  # stable: the newest stay first
+        stay = [*ranked[:keep], *(_best_of(group) if keep else ())]
+        old += [run for run in ranked if run not in stay]
+    return old
+
+
+def _best_of(group: list[Run]) -> list[Run]:
+    """The run of the least validation result for each metric, image size and number of grey levels; of equal
+    ones the newest."""
+    best: dict[tuple[str, Size | None, int | None], tuple[float, Run]] = {}
+    for run in reversed(group):  # oldest first
+        if result := run.serving.best:
+            status = run.status()
+            key = (result.metric, status.get("size"), status.get("levels"))
+            if key not in best or result.value <= best[key][0]:
+                best[key] = result.value, run
+    return [run for _, run in best.values()]

@@ -13,11 +13,10 @@ import torch
 
 import gzcli
 from gzcli.cli import app, doctor, out
+from gzcli.core import devices, units
 from gzcli.core import devices as gpus
-from gzcli.core import variables
 from gzcli.core.errors import DeviceError, MissingError, UsageError
 from gzcli.core.sections import LaunchSection
-from gzcli.engine import devices
 from gzcli.engine.__main__ import explain
 from gzcli.engine.log import Log
 from gzcli.launch import launcher, plan
@@ -31,7 +30,7 @@ from gzcli.store import runs
 )
 def test_threads_are_the_first_number_of_a_list(monkeypatch, text, found):
     monkeypatch.setenv("OMP_NUM_THREADS", text)
-    assert variables.threads() == found
+    assert units.threads_wanted() == found
     assert launcher.plan(LaunchSection(cpu=True, threads=None), every_gpu=True).threads >= 1
 
 
@@ -39,7 +38,7 @@ def test_threads_are_the_first_number_of_a_list(monkeypatch, text, found):
 def test_a_variable_that_is_no_number_is_told(monkeypatch, variable):
     monkeypatch.setenv(variable, "many")
     with pytest.raises(UsageError, match=f"`{variable}` is a number of .*, not `many`"):
-        variables.number(variable, "nodes")
+        units.number_in(variable, "nodes")
 
 
 def test_ranks_of_an_outer_launcher_are_not_the_engines(monkeypatch):

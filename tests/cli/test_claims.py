@@ -9,7 +9,7 @@ import pytest
 
 from gzcli.core.errors import GzError, UsageError
 from gzcli.launch import launcher
-from gzcli.store import files, owned, runs
+from gzcli.store import claims, files, runs
 from gzcli.store.runs import Run
 
 
@@ -95,13 +95,13 @@ def test_two_jobs_of_one_second_are_apart(call, run, engine, monkeypatch):
 
 
 def test_one_folder_is_claimed_by_one(tmp_path):
-    with owned.claimed(tmp_path / "out"):
-        with pytest.raises(UsageError, match="is not empty"), owned.claimed(tmp_path / "out"):
+    with claims.claimed_folder(tmp_path / "out"):
+        with pytest.raises(UsageError, match="is not empty"), claims.claimed_folder(tmp_path / "out"):
             pass
         (tmp_path / "out" / ".gz").unlink()
-        with pytest.raises(UsageError, match="in use by another `gz`"), owned.claimed(tmp_path / "out"):
+        with pytest.raises(UsageError, match="in use by another"), claims.claimed_folder(tmp_path / "out"):
             pass
     (tmp_path / "raced").mkdir()
-    owned.mark(tmp_path / "raced", "job")
+    Run(tmp_path / "raced").mark("job")
     with pytest.raises(FileExistsError):
-        owned.mark(tmp_path / "raced", "job")
+        Run(tmp_path / "raced").mark("job")

@@ -29,7 +29,7 @@ from gzcli.docs.page import page_of, written
 from gzcli.launch import plan
 from gzcli.models.catalog import OUTSIDE, cards
 from gzcli.recipe.write import dump
-from gzcli.store import outside, pretrained, runs
+from gzcli.store import model_files, pretrained, runs
 from gzcli.store.paths import recipe_names, recipes_dir, spelling
 from gzcli.store.runs import Run
 
@@ -55,7 +55,7 @@ def test_a_page_tells_all_of_a_model_in_eighty_columns(name):
 
 
 def test_show_of_a_stage_of_a_model_from_outside_and_of_none(call, monkeypatch):
-    monkeypatch.setattr(outside, "_typed", {})
+    monkeypatch.setattr(model_files, "_typed", {})
     code, stdout, _ = call("show", "MaskGIT")
     assert code == 0 and "gz train vqgan" in stdout and "stages.prior.model.KEY" in stdout
     code, stdout, _ = call("show", "ddmp")

@@ -33,12 +33,12 @@ def store(home, monkeypatch) -> list[Run]:
     made = []
     for i in range(MANY):
         run = Run(home / "runs" / f"vae-digits-20260101-0000{i % 60:02}-{i:04x}")
-        (run.path / "checkpoints").mkdir(parents=True)
+        run.checkpoints_folder.mkdir(parents=True)
         status = {"state": "finished", "model": "vae", "data": "digits", "order": i, "step": 4, "steps": 4}
-        (run.path / "status.json").write_text(json.dumps(status | {"alias": f"own{i}"}))
-        (run.path / ".gz").write_text('{"kind": "run"}')
-        (run.path / "checkpoints" / "best.json").write_text(f'{{"metric": "bpd", "value": {i}, "step": 4}}')
-        (run.path / "metrics.jsonl").write_text('{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n')
+        run.status_file.write_text(json.dumps(status | {"alias": f"own{i}"}))
+        run.mark_file.write_text('{"kind": "run"}')
+        run.best_file.write_text(f'{{"metric": "bpd", "value": {i}, "step": 4}}')
+        run.metrics_file.write_text('{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n')
         made.append(run)
     return made
 
@@ -83,23 +83,18 @@ def test_a_list_of_many_opens_few_files(store, listed, call, monkeypatch):
 def test_what_others_change_is_seen(store, listed):
     listed()
     store[3].update(state="interrupted", step=2)  # renamed into place
-    path = store[4].path / "status.json"
+    path = store[4].status_file
     path.write_text(path.read_text().replace("own4", "new4"))  # in place
     os.utime(path, ns=(0, 0))
-    files.write_json(store[5].path / "checkpoints" / "best.json", {"metric": "bpd", "value": 9, "step": 4})
-    with open(store[6].path / "metrics.jsonl", "a") as f:
+    files.write_json(store[5].best_file, {"metric": "bpd", "value": 9, "step": 4})
+    with open(store[6].metrics_file, "a") as f:
         f.write('{"step": 3, "loss": 1}\n')
-    (store[7].path / "samples").mkdir()
-    (store[7].path / "samples" / "1.png").write_bytes(bytes(5000))
+    files.write_atomic(store[7].samples_picture(1), bytes(5000))
     runs.remove(store[8])
     new = runs.create("vae", "digits")
     before, (rows, _) = listed()[0], listed()
-    assert (
-        before == rows
-        and len(rows) == MANY
-        and store[8].id not in rows
-        and rows[new.id]["state"] == "planned"
-    )
+    assert before == rows and len(rows) == MANY and store[8].id not in rows
+    assert rows[new.id]["state"] == "planned"
     assert (rows[store[3].id]["state"], rows[store[3].id]["step"]) == ("interrupted", 2)
     assert rows[store[4].id]["alias"] == "new4" and rows[store[5].id]["best"]["value"] == 9
     assert rows[store[6].id]["curve"]["values"] == [3, 2, 1] and rows[store[7].id]["bytes"] > 5000

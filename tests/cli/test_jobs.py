@@ -15,7 +15,7 @@ from gzcli.core.sections import LaunchSection
 from gzcli.launch import launcher
 from gzcli.models import catalog
 from gzcli.store import runs
-from gzcli.store.run import Run
+from gzcli.store.run_folder import Run
 
 JOBS = [
     SampleJob(

@@ -19,10 +19,10 @@ from PIL import Image
 from zoo import CASES, DDPM, FM
 
 from gzcli.cli import jobs as cli_jobs
+from gzcli.core import devices
 from gzcli.core.errors import DivergedError, GzError, Interrupted
 from gzcli.core.parts import Part
 from gzcli.data.packs.open import open_pack
-from gzcli.engine import devices
 from gzcli.engine.trained import Trained
 from gzcli.judge import calls, league
 from gzcli.judge.league_picture import draw_curves

@@ -20,8 +20,8 @@ from gzcli.models import catalog, docs
 from gzcli.recipe.header import read_header
 from gzcli.recipe.mistakes import mistakes
 from gzcli.recipe.resolve import resolve
-from gzcli.store import outside
-from gzcli.store.run import Run
+from gzcli.store import model_files
+from gzcli.store.run_folder import Run
 from gzcli.testing import CHECKS, Case, fault_of
 
 TEMPLATE = (Path(testing.__file__).parent / "template.py").read_text()
@@ -32,7 +32,7 @@ SMALL = {"hidden": 8, "layers": 1}
 @pytest.fixture
 def write(tmp_path, monkeypatch):
     """write("maf", old=new) → the template as that file, with changes."""
-    monkeypatch.setattr(outside, "_typed", {})
+    monkeypatch.setattr(model_files, "_typed", {})
 
     def write(name: str = "maf", *changes: tuple[str, str]) -> Path:
         text = TEMPLATE
@@ -47,7 +47,7 @@ def write(tmp_path, monkeypatch):
 
 
 def fault(path: Path, check: str) -> str | None:
-    return fault_of(CHECKS[check], Case(outside.add(path), SMALL, lr=3e-3))
+    return fault_of(CHECKS[check], Case(model_files.add(path), SMALL, lr=3e-3))
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -124,7 +124,7 @@ def test_an_option_that_no_recipe_can_hold_is_refused_with_its_line(write, signa
 
 
 def test_arithmetic_in_a_default_is_understood(write):
-    outside.add(write("maf", (SIGNATURE, "hidden: int = 4 * 8, layers: int = 7 - 2 * 2")))
+    model_files.add(write("maf", (SIGNATURE, "hidden: int = 4 * 8, layers: int = 7 - 2 * 2")))
     assert {name: p.default for name, p in catalog.card("maf").params.items()} == {"hidden": 32, "layers": 3}
 
 
@@ -135,9 +135,9 @@ def test_what_is_no_model_is_told(write, tmp_path):
     assert "derives from `gzcli.Model`" in mistakes(tmp_path / "b.py")[0]
     assert "needs a line `paper" in mistakes(write("maf", ('    paper = "Lipman', '    source = "Lipman')))[0]
     with pytest.raises(MissingError, match="there is no model file"):
-        outside.add(tmp_path / "c.py")
+        model_files.add(tmp_path / "c.py")
     with pytest.raises(UsageError, match="cannot be a model's file"):
-        outside.add(write("My-Model"))
+        model_files.add(write("My-Model"))
 
 
 def test_two_files_of_one_name_are_two_models(write, tmp_path):
@@ -161,7 +161,7 @@ def compiled_beside(path: Path) -> None:
 
 
 def test_only_what_was_read_is_run(write):
-    outside.add(path := write())
+    model_files.add(path := write())
     compiled_beside(path)
     module = sys.modules[catalog.load("maf").__module__]
     assert not hasattr(module, "EVIL") and module.__file__ == str(path)
@@ -169,8 +169,8 @@ def test_only_what_was_read_is_run(write):
 
 def test_a_run_s_copy_is_run_as_it_was_when_its_trust_was_tested(write, tmp_path, home):
     run = Run(tmp_path / "run")
-    outside.keep(run.path, write())
-    copy = run.path / outside.FOLDER / "maf.py"
+    model_files.keep(run.path, write())
+    copy = run.programs_folder / "maf.py"
     card = catalog.card_of(run, "maf")
     compiled_beside(copy)
     copy.write_text(EVIL)  # after the test and before the import
@@ -197,7 +197,7 @@ def test_a_file_that_is_no_model_is_told_and_leaves_others_alone(write, monkeypa
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     write("maf")
     monkeypatch.setenv("GZ_MODELS", str(path.parent))
-    outside._of_folders.cache_clear()
+    model_files._of_folders.cache_clear()
     assert catalog.card("maf").can and len(mistakes(path)) == 1
     for read in (lambda: catalog.card("bad"), lambda: read_header(path)):
         with contextlib.suppress(UsageError):
@@ -212,8 +212,8 @@ def test_what_is_no_file_is_passed_over_in_a_folder(write, tmp_path, monkeypatch
     (tmp_path / "folder.py").mkdir()
     (tmp_path / "gone.py").symlink_to(tmp_path / "nothing")
     monkeypatch.setenv("GZ_MODELS", str(tmp_path))
-    outside._of_folders.cache_clear()
-    assert [name for name, path in outside.model_files().items() if path.parent == tmp_path] == ["maf"]
+    model_files._of_folders.cache_clear()
+    assert [name for name, path in model_files.model_files().items() if path.parent == tmp_path] == ["maf"]
 
 
 @pytest.mark.parametrize("name", ["None", "true", "model", "f", "tensor"])
@@ -225,13 +225,13 @@ def test_a_class_that_could_not_be_written_is_refused(name, tmp_path, monkeypatc
 
 def test_a_file_that_cannot_be_imported_is_told_with_its_line(write):
     path = write("maf", ("import torch\n", "import torch\nimport no_such_module\n"))
-    outside.add(path)
+    model_files.add(path)
     with pytest.raises(UsageError, match=r"maf.py:\d+` cannot be imported: ModuleNotFoundError"):
         catalog.load("maf")
 
 
 def test_its_options_are_told(write):
-    outside.add(write())
+    model_files.add(write())
     told = docs.options(catalog.card("maf"))
     assert told["model"]["hidden"] == "channels of its inner layers."
     assert told["sample"]["steps"] == "evaluations of the network."
@@ -255,11 +255,11 @@ def test_folders_and_packages_add_models(write, tmp_path, monkeypatch):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shapes\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[gzcli.models]\niaf = shapes.iaf:Template\n")
     monkeypatch.setattr(sys, "path", [str(package), *sys.path])
-    outside._installed.cache_clear()
+    model_files._installed.cache_clear()
     try:
         assert catalog.card("iaf").path == package / "shapes" / "iaf.py"
     finally:
-        outside._installed.cache_clear()
+        model_files._installed.cache_clear()
 
 
 def test_a_file_with_the_name_of_a_model_of_gz_changes_nothing(write, monkeypatch):
@@ -271,7 +271,7 @@ def test_a_file_with_the_name_of_a_model_of_gz_changes_nothing(write, monkeypatc
 
 
 def test_new_writes_a_file_that_check_passes(call, monkeypatch):
-    monkeypatch.setattr(outside, "_typed", {})
+    monkeypatch.setattr(model_files, "_typed", {})
     code, out, _ = call("model", "new", "My_Flow")
     assert (code, out) == (0, "my_flow.py\n") and "class MyFlow(Model)" in Path("my_flow.py").read_text()
     assert call("model", "new", "my_flow")[0] == 2, "it is there already"

@@ -257,7 +257,7 @@ def test_ranks_and_batches_share_prompts_and_pictures(trained, ranks, monkeypatc
     assert (
         ranks(world, draw) == whole
     ).all()  # with seven ranks the last has nothing, and does not know the size
-    monkeypatch.setitem(sampler.BATCH_SIZE, "cpu", 4)
+    monkeypatch.setattr(sampler, "BATCH_SIZE", 8)
     assert (ranks(world, draw) == whole).all() and trained.model.seen[-1][1] == [
         prompts[i % 5] for i in rows_of_last(world)
     ]

@@ -12,9 +12,7 @@ from gzcli.cli import jobs
 from gzcli.core.errors import MissingError
 from gzcli.launch import launcher
 from gzcli.store import files, runs
-from gzcli.store.ids import short_name
-from gzcli.store.outdated import outdated
-from gzcli.store.runs import Run
+from gzcli.store.runs import Run, outdated, short_name
 
 
 def made(steps: int = 700, *, of: int | None = 700, size: int = 16, best: float | None = None, **more) -> Run:
@@ -22,12 +20,10 @@ def made(steps: int = 700, *, of: int | None = 700, size: int = 16, best: float 
     run = runs.create("vae", more.pop("data", "digits"), alias=more.pop("alias", None))
     runs.note_recipe(run, {"": of}, 16, size=size, levels=17)
     run.update(state="finished", step=steps, steps=steps, started=1000.0, ended=1090.0, **more)
-    (run.path / "run.yaml").write_text("model: {name: vae}\n")
-    (run.path / "model.safetensors").write_bytes(b"x" * 1000)
+    run.recipe_file.write_text("model: {name: vae}\n")
+    run.model_file.write_bytes(b"x" * 1000)
     if best is not None:
-        files.write_json(
-            run.path / "checkpoints" / "best.json", {"step": steps, "metric": "bpd", "value": best}
-        )
+        files.write_json(run.best_file, {"step": steps, "metric": "bpd", "value": best})
     return run
 
 
@@ -35,6 +31,13 @@ def made(steps: int = 700, *, of: int | None = 700, size: int = 16, best: float 
 
 
 def test_a_toy_does_not_stand_in_for_the_whole_run(home):
+    toy = made(20, seconds=100.0)
+    last = made(10)
+    assert runs.find("vae") == last and last.shortfalls == ["10 of 700 steps"]  # where all are toys
+    assert toy.seconds == 190.0  # of all its starts
+    toy.update(state="running", ended=None)
+    assert toy.seconds == 100.0  # killed: nobody knows
+    assert made(size=32).shortfalls == ["images of 32 pixels in place of 16"]
     whole = made()
     made(10)
     made(size=32)
@@ -45,17 +48,10 @@ def test_a_toy_does_not_stand_in_for_the_whole_run(home):
     assert runs.find("vae") == unnoted and unnoted.shortfalls == []
 
 
-def test_where_all_are_toys_the_newest_is_taken(home):
-    made(20)
-    last = made(10)
-    assert runs.find("vae") == last and last.shortfalls == ["10 of 700 steps"]
-    assert made(size=32).shortfalls == ["images of 32 pixels in place of 16"]
-
-
 def test_stages_are_judged_each(home):
     run = runs.create("vqgan", "digits")
     stages = {name: {"model": {"name": name}} for name in ("tokenizer", "prior")}
-    (run.path / "run.yaml").write_text(json.dumps({"stages": stages}))
+    run.recipe_file.write_text(json.dumps({"stages": stages}))
     for name, step in (("tokenizer", 500), ("prior", 8)):
         run.stage(name).path.mkdir(parents=True)
         run.stage(name).update(state="finished", step=step)
@@ -79,22 +75,21 @@ def test_it_is_said_which_run_was_taken_and_why(home, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "steps", "size", "loss"),
+    ("words", "loss"),
     [
-        (("--steps", "10"), 700, 16, True),
-        (("--minutes", "1"), 700, 16, True),
-        (("--set", "train.steps=10"), 700, 16, True),
-        (("--set", "data.size=8"), 700, 16, False),
-        ((), 700, 16, True),
+        ("--steps 10", True),
+        ("--minutes 1", True),
+        ("--set train.steps=10", True),
+        ("--set data.size=8", False),
     ],
 )
-def test_a_start_notes_what_the_recipe_calls_done(call, monkeypatch, words, steps, size, loss):
+def test_a_start_notes_what_the_recipe_calls_done(call, monkeypatch, words, loss):
     monkeypatch.setattr(
         launcher, "run", lambda folder, *args, **options: Run(folder).update(state="finished", step=10)
     )
-    assert call("train", "vae", *words)[0] == 0
+    assert call("train", "vae", *words.split())[0] == 0
     (run,) = runs.all_runs()
-    noted = {"steps": steps, "size": size, "shipped_loss": loss}
+    noted = {"steps": 700, "size": 16, "shipped_loss": loss}
     assert run.status()["recipe"] == noted and "10 of 700 steps" in run.shortfalls
     assert call("train", run.id)[0] == 0  # a repeat of a cut run is cut too
     assert runs.all_runs()[0] != run and runs.all_runs()[0].status()["recipe"] == noted
@@ -117,14 +112,13 @@ def test_an_unfinished_run_is_sampled_from_its_newest_checkpoint(home, capsys):
     run.update(state="running")
     with files.lock(run.lock):
         for step in (100, 200):
-            (run.path / "checkpoints" / f"{step:08d}").mkdir(parents=True)
-            (run.path / "checkpoints" / f"{step:08d}" / "ema.safetensors").touch()
+            files.write_atomic(run.checkpoint(step).averaged, "")
         assert runs.find("mine") == run
-        assert run.weights == run.path / "checkpoints" / "00000200" / "ema.safetensors"
+        assert run.weights == run.checkpoint(200).averaged
         jobs.announce(run, "mine")
         assert "note: it is running; its newest checkpoint is taken, of step 200\n" in capsys.readouterr().err
     run.update(state="finished")
-    assert run.weights == run.path / "model.safetensors"
+    assert run.weights == run.model_file
     begun = runs.create("vae", "digits", alias="begun")
     with pytest.raises(MissingError, match="is planned and has no weights yet"):
         runs.find("begun")
@@ -142,9 +136,7 @@ def test_a_model_in_training_is_named_with_what_there_is_meanwhile(call, monkeyp
     code, _, stderr = call("sample", "cvae")
     assert code == 3 and f"no finished run of `cvae`; `{name}` is being trained" in stderr
     assert "hint: it has no checkpoint yet; `--pretrained` takes the model that comes with gz" in stderr
-    folder = run.path / "checkpoints" / "00000010"
-    folder.mkdir(parents=True)
-    (folder / "ema.safetensors").write_bytes(b"x")
+    files.write_atomic(run.checkpoint(10).averaged, "x")
     assert f"name it, `{name}`, for its newest checkpoint; `--pretrained`" in call("sample", "cvae")[2]
     monkeypatch.setattr(Run, "is_held", False)
     run.update(state="interrupted")
@@ -161,11 +153,10 @@ def test_what_is_built_on_a_run_takes_no_weights_that_change(home, monkeypatch):
 
     monkeypatch.setattr(checkpoints, "read_weights", read)
     run = made()
-    checkpoint = run.path / "checkpoints" / "00000800" / "ema.safetensors"  # it goes on beyond its 700 steps
-    checkpoint.parent.mkdir(parents=True)
-    checkpoint.touch()
+    checkpoint = run.checkpoint(800).averaged  # it goes on beyond its 700 steps
+    files.write_atomic(checkpoint, "")
     run.update(state="interrupted")
-    for words, taken in (((), run.path / "model.safetensors"), (("last",), checkpoint)):
+    for words, taken in (((), run.model_file), (("last",), checkpoint)):
         with pytest.raises(MissingError) as e:
             load_trained(run, "cpu", *words)
         assert e.value.message == str(taken)
@@ -206,26 +197,13 @@ def test_lists_show_what_a_run_is_worth(call, monkeypatch):
         and row["bytes"] > 1000
         and row["short"] == "10 of 700 steps"
     )
-    (run.path / "run.yaml").write_text("model: {name: vae}\nparams: null\n")
+    run.recipe_file.write_text("model: {name: vae}\nparams: null\n")
     shown = call("runs", "show", run.id)[1]
     assert shown.rstrip().endswith("name: vae")  # nothing is said of a size that no paper gives
-    for text in (
-        "best:    bpd 1.235",
-        "time:    1m30s",
-        "size:    1 kB",
-        "short:   10 of 700 steps",
-        "+01:00",
-    ):
+    for text in ("best:    bpd 1.235", "time:    1m30s", "size:    1 kB", "short:   10 of 700", "+01:00"):
         assert text in shown
     monkeypatch.undo()
     time.tzset()
-
-
-def test_seconds_are_those_of_all_sittings(home):
-    run = made(seconds=100.0)
-    assert run.seconds == 190.0
-    run.update(state="running", ended=None)
-    assert run.seconds == 100.0  # killed: nobody knows
 
 
 def test_a_list_of_what_there_is_not_is_refused(call):
@@ -287,8 +265,6 @@ def test_the_version_for_scripts(call):
 
 
 def test_a_start_that_failed_leaves_no_run_and_no_name_taken(call, monkeypatch):
-    from gzcli.launch import launcher
-
     def fail(error):
         def run(folder, *args, **options):
             raise error
@@ -309,8 +285,6 @@ def test_a_start_that_failed_leaves_no_run_and_no_name_taken(call, monkeypatch):
 
 
 def test_a_run_that_was_trained_a_while_stays(call, monkeypatch):
-    from gzcli.launch import launcher
-
     def run(folder, *args, **options):
         (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
         raise MissingError("the disk is gone")

@@ -11,8 +11,8 @@ import pytest
 from pictures import png, write
 
 from gzcli.core.errors import UsageError, canonical
-from gzcli.core.sizes import sides
 from gzcli.core.types import DataInfo
+from gzcli.core.units import sides
 from gzcli.data.packs.facts import SHAPES, Facts
 from gzcli.data.sets.sets import SPECS
 from gzcli.launch import forecast, requirements

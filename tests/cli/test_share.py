@@ -20,14 +20,14 @@ from zoo import Case
 import gzcli
 from gzcli.cli import app
 from gzcli.core import jobs
-from gzcli.engine.__main__ import main
+from gzcli.engine.__main__ import VERBS, main
 from gzcli.engine.log import Log
 from gzcli.launch import launcher
 from gzcli.launch.plan import with_data
 from gzcli.launch.run_folder import write_run
 from gzcli.recipe.from_file import find_run, metadata
 from gzcli.recipe.resolve import resolve
-from gzcli.store import files, owned, png, pretrained, runs
+from gzcli.store import claims, files, png, pretrained, runs
 
 # one worker makes what these tests share, once
 pytestmark = [pytest.mark.xdist_group("share"), pytest.mark.usefixtures("undrawn")]
@@ -56,9 +56,9 @@ def _home(tmp_path_factory):
 
 def here(folder: Path, job: jobs.Job, *, quiet: bool = False) -> dict:
     """Does a job in this process, which saves the start of another."""
-    with owned.claimed(folder):
+    with claims.claimed_folder(folder):
         jobs.write(folder, job)
-        verb = importlib.import_module(f"gzcli.engine.{job.verb}")
+        verb = importlib.import_module(f"gzcli.{VERBS[job.verb]}")
         png.made_by(**jobs.told(job))
         return verb.run(jobs.read(folder), folder, torch.device("cpu"), Log(folder, rank=0))
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from helpers import TRAPS, traps
 
-from gzcli.core import start
+from gzcli.core import start, streams
 from gzcli.launch import launcher
 
-ROOT = Path(start.SCRIPT).parents[1]
+ROOT = Path(start.SCRIPT).parents[2]
 
 
 @pytest.fixture
@@ -97,34 +97,25 @@ def test_every_process_is_started_so(tmp_path):
 
 
 def test_a_spinner_waits_on_a_terminal_and_a_line_elsewhere(monkeypatch):
-    from gzcli.core import waiting
-
     class Terminal(io.StringIO):
         def isatty(self):
             return True
 
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(waiting, "DELAY", 0.0)
     seen = Terminal()
-    waiting.begin("loading torch", seen)
-    while not seen.getvalue():
-        time.sleep(0.01)
-    waiting.end()
-    assert f"{waiting.FRAMES[0]} loading torch" in seen.getvalue() and seen.getvalue().endswith(waiting.ERASE)
-    monkeypatch.setattr(waiting, "EVERY", 0.01)
-    monkeypatch.setattr(waiting, "PLAIN", 0.05)
+    streams.start_spinner("loading torch", seen)
+    streams.stop_spinner()
+    assert "loading torch" in seen.getvalue() and "…" not in seen.getvalue()
+    monkeypatch.setattr(streams, "LONG", 0.05)
     for stream, variable in ((io.StringIO(), "HOME"), (Terminal(), "CI")):
         monkeypatch.setenv(variable, "1")
-        waiting.begin("loading torch", stream)
-        waiting.now("reading the images")  # what is short has no line
+        streams.start_spinner("loading torch", stream)
+        streams.start_spinner("reading the images", stream)  # what is short has no line
         while not stream.getvalue():
             time.sleep(0.01)
-        waiting.now("building the model")
-        while stream.getvalue().count("\n") < 2:
-            time.sleep(0.01)
-        waiting.end()
-        assert stream.getvalue() == "reading the images …\nbuilding the model …\n"
-    monkeypatch.setattr(waiting, "_text", [])
-    waiting.now("building the model")  # in a process that tells nothing
-    assert not waiting._running
+        streams.stop_spinner()
+        assert stream.getvalue() == "reading the images …\n"
+    monkeypatch.setattr(streams, "_shows", False)
+    streams.change_spinner("building the model")  # in a process that shows nothing
+    assert not streams._spinners

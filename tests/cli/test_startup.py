@@ -16,61 +16,34 @@ HEAVY = {"torch", "numpy", "accelerate", "diffusers", "PIL", "matplotlib", "skle
 PROBE = """
 import json, sys
 from gzcli.__main__ import main
-code = main(sys.argv[1:])
-print(json.dumps([code, sorted(sys.modules)]), file=sys.stderr)
+codes = [main(line.split()) for line in sys.argv[1:]]
+print(json.dumps([codes, sorted(sys.modules)]), file=sys.stderr)
 """
 COMPLETING = {"_GZ_COMPLETE": "complete_bash", "COMP_WORDS": "gz train v", "COMP_CWORD": "2"}
+LIGHT = ("--help", "train --help", "list", "list models", "list data", "list recipes", "list runs")
+LIGHT += ("recipe check vae", "show vae", "recipe show vae --resolved")
 
 
-def modules(*argv: str, env: dict[str, str] | None = None) -> set[str]:
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE, *argv],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | (env or {}),
-    )
-    code, names = json.loads(done.stderr.splitlines()[-1])
-    assert code == 0, done.stderr
+def modules(*lines: str, env: dict[str, str] | None = None) -> set[str]:
+    """What a process has imported after these command lines."""
+    words = [sys.executable, "-c", PROBE, *lines]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=os.environ | (env or {}))
+    codes, names = json.loads(done.stderr.splitlines()[-1])
+    assert not any(codes), done.stderr
     return set(names)
 
 
-LIGHT = [
-    "--help",
-    "train --help",
-    "list",
-    "list models",
-    "list data",
-    "list recipes",
-    "list runs",
-    "recipe check vae",
-    "show vae",
-]
-
-
-@pytest.mark.parametrize("line", [*LIGHT, "recipe show vae --resolved"])
-def test_nothing_heavy_is_imported(line):
-    assert modules(*line.split()) & HEAVY == set()
-
-
-def test_a_dry_run_imports_no_torch():
-    assert modules("train", "vae", "--dry-run") & {"torch", "accelerate", "diffusers"} == set()
-
-
-def test_version_and_completion_import_neither_rich_nor_pydantic():
-    for found in (modules("--version"), modules(env=COMPLETING)):
-        assert found & (HEAVY | {"rich", "pydantic", "yaml"}) == set()
+def test_nothing_heavy_is_imported():
+    assert modules(*LIGHT) & HEAVY == set()
+    assert modules("train vae --dry-run") & {"torch", "accelerate", "diffusers"} == set()
+    for few in (modules("--version"), modules("", env=COMPLETING)):
+        assert few & (HEAVY | {"rich", "pydantic", "yaml"}) == set()
 
 
 def cpu_ms(args: list[str], env: dict[str, str]) -> float:
     """User + system time of one run."""
-    child = subprocess.Popen(
-        [sys.executable, *args],
-        env=os.environ | env,
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    child = subprocess.Popen([sys.executable, *args], env=os.environ | env, cwd=ROOT, **quiet)
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     assert child.returncode == 0

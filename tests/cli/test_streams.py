@@ -17,13 +17,12 @@ from gzcli.store import files, runs
 
 ROOT = Path(__file__).resolve().parents[2]
 VERBS = (
-    *("--version", "--help", "--llm", "list", "list models --json", "list data", "list recipes"),
+    *("--version", "--help", "--llm", "list models --json", "list data", "list recipes"),
     *("list pretrained", "runs list", "runs show RUN --json", "runs path RUN", "runs compare RUN RUN"),
-    *("runs prune --unfinished --yes", "runs remove nothing --yes", "show vae", "recipe show vae"),
-    *("recipe check vae", "data list", "data show digits", "data remove nothing --yes", "sample vae --help"),
-    *("train vae --dry-run", "doctor", "no-verb", "runs", "data", "model", "recipe"),
+    *("runs remove nothing --yes", "show vae", "recipe check vae", "data show digits"),
+    *("sample vae --help", "train vae --dry-run", "doctor", "no-verb", "model"),
 )
-DEAR = ("list recipes", "recipe", "recipe check vae", "train vae --dry-run")  # each for two ways only
+DEAR = ("list recipes", "recipe check vae", "train vae --dry-run")  # each for two ways only
 DEARER = ("--llm", "data show digits", "doctor")
 
 
@@ -151,13 +150,7 @@ def test_completion_says_nothing_where_it_cannot_answer(shell, said, monkeypatch
 def test_as_a_shell_redirects(line, code, told, tmp_path):
     """What Python itself does with its streams at its end, too."""
     command = f'"$0" -m gzcli {line}; exit ${{PIPESTATUS[0]}}'
-    done = subprocess.run(
-        ["bash", "-c", command, sys.executable],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        cwd=tmp_path,
-    )
+    words, env = ["bash", "-c", command, sys.executable], {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=env, cwd=tmp_path)
     text = done.stdout + done.stderr
     assert done.returncode == code and told in text and len(text.splitlines()) <= 3, text

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gzcli.launch.launcher import Plan, environment
-from gzcli.store import files, outside
+from gzcli.store import files, model_files
 from gzcli.store.paths import user_dir
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,11 +55,11 @@ def test_rights_follow_the_umask_and_what_decides_on_code_is_private(home, tmp_p
         with files.lock(home / "e.lock"):
             pass
         (tmp_path / "maf.py").write_text("")
-        outside.trust(tmp_path / "maf.py")
+        model_files.trust(tmp_path / "maf.py")
     finally:
         os.umask(before)
     found = {path: stat.S_IMODE(path.stat().st_mode) for path in home.rglob("*")}
-    assert found.pop(user_dir(outside.TRUSTED)) == 0o600
+    assert found.pop(user_dir(model_files.TRUSTED)) == 0o600
     assert len(found) > 5
     for path, mode in found.items():
         full = 0o777 if path.is_dir() else 0o666

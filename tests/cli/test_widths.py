@@ -11,8 +11,8 @@ from test_runs import made
 from gzcli.cli import bench, ends, out
 from gzcli.cli.tables import Table, wrapped
 from gzcli.store import files, runs
-from gzcli.store.ids import short_name
 from gzcli.store.metrics import curve_of
+from gzcli.store.runs import short_name
 
 WORDS = "a text of a few words that is longer than what a terminal has in a line"
 

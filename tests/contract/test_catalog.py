@@ -19,8 +19,8 @@ from zoo import CASES
 
 from gzcli import models
 from gzcli.core.errors import UsageError, canonical
-from gzcli.core.sizes import Size
 from gzcli.core.types import DataInfo
+from gzcli.core.units import Size
 from gzcli.models import catalog, sources
 from gzcli.store.paths import recipes_dir
 

@@ -27,7 +27,7 @@ from gzcli.data.packs.batches import TrainBatches
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack
 from gzcli.engine import latent, optim, sampler, trainer, validate
-from gzcli.engine.devices import precision
+from gzcli.engine.accelerator import precision
 from gzcli.engine.log import Log
 from gzcli.judge import bench, ood_scores
 from gzcli.judge.apply import apply
@@ -69,12 +69,12 @@ TRAINED = {
     "models/stable_diffusion/canny.py::canny": "edges are found on the host",
     "engine/sampler.py::draw": "labels there, images back, once a batch",
     "engine/sampler.py::cycled": "pictures there, once a batch",
-    "engine/apply.py": "pictures there and back",
+    "judge/apply.py": "pictures there and back",
     "models/denoising/by_class.py::ByClass.classify": "once a call: the accuracy",
-    "engine/scores.py::Scorer.own_score": "the scores",
-    "engine/scores.py::BatchFacts._nll": "the scores",
-    "engine/scores.py::BatchFacts.gradient_norm": "the scores",
-    "engine/scores.py::BatchFacts.code_length": "the images, which a coder on the host takes",
+    "judge/scores.py::Scorer.own_score": "the scores",
+    "judge/scores.py::BatchFacts._nll": "the scores",
+    "judge/scores.py::BatchFacts.gradient_norm": "the scores",
+    "judge/scores.py::BatchFacts.code_length": "the images, which a coder on the host takes",
     "engine/latent.py::_measure": "moments of latents, in float64 on the host",
     "engine/latent.py::LatentSpace.encode": "a number a channel",
     "engine/latent.py::LatentSpace.decode": "a number a channel",
@@ -488,7 +488,7 @@ def test_precision_where_torch_has_no_onednn(mac, monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mac)
     monkeypatch.setattr(torch.ops, "mkldnn", None)
-    assert precision(Part("vae", launch=LaunchSection(cpu=False))) == "no"
+    assert precision(Part("vae", launch=LaunchSection(cpu=False))) == "fp32"
 
 
 def test_the_lists_name_what_there_is():

@@ -17,8 +17,8 @@ from gzcli.data.download import http, request
 from gzcli.data.download.weights import KNOWN, fetch_weights, needed_by
 from gzcli.data.sets.specs import DataFile
 from gzcli.judge.figures import SPACES
+from gzcli.store.hub import INCEPTION
 from gzcli.store.paths import cache_dir
-from gzcli.store.weights import INCEPTION
 
 BYTES = random.Random(1).randbytes(60_000)
 LEAST = 50_000_000  # bytes of the smallest of the known networks

@@ -16,7 +16,7 @@ from gzcli.cli.app import run
 from gzcli.core.errors import UsageError
 from gzcli.core.parts import Part
 from gzcli.core.sections import DataSection, TrainSection
-from gzcli.core.sizes import canonical_size, sides
+from gzcli.core.units import canonical_size, sides
 from gzcli.data.packs import build
 from gzcli.data.packs.batches import TrainBatches, scan
 from gzcli.data.packs.facts import Facts, facts_of, measure, told

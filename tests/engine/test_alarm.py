@@ -129,7 +129,7 @@ def test_a_copy_is_judged_alike_wherever_it_stands(trained, tmp_path, monkeypatc
     rows = noisy(found["files"])
     assert found["seeds"] == 4 and rows["3"][1] > 0
     assert len({rows[str(i)] for i in range(3, 43)}) == 1 and len(set(rows.values())) == 9
-    monkeypatch.setattr("gzcli.judge.ood_scores.BATCH_SIZE", {"cpu": 7})
+    monkeypatch.setattr("gzcli.judge.ood_scores.BATCH_SIZE", 14)
     np.savez(tmp_path / "alone.npz", images=images[3:4])
     alone = alarm.run(job(tmp_path / "alone.npz", scores=("noisy",)), tmp_path, CPU, Log())
     assert noisy(alone["files"])["0"] == pytest.approx(rows["3"], rel=1e-5)

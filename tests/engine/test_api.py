@@ -27,7 +27,7 @@ from gzcli.data.sets.sets import SPECS
 from gzcli.data.sets.specs import DataFile
 from gzcli.docs.manual import texts
 from gzcli.models.vae.vae import VAE
-from gzcli.store import outside, runs
+from gzcli.store import model_files, runs
 from gzcli.store.paths import cache_dir
 
 pytestmark = pytest.mark.xdist_group("api")
@@ -39,7 +39,7 @@ SMALL = {"model.net": "mlp", "model.hidden": (16,), "model.latent": 2, "train.be
 def _home(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setenv("GZ_HOME", str(tmp_path_factory.mktemp("api")))
-    patch.setattr(outside, "_typed", {})
+    patch.setattr(model_files, "_typed", {})
     yield
     patch.undo()
 
@@ -161,7 +161,7 @@ def test_a_model_from_outside_is_a_model_like_any_other(tmp_path, monkeypatch):
     assert kept.read_text() == file.read_text() and noted["name"] == "house" and len(noted["sha256"]) == 64
     images = run.sample(2)
     file.write_text("nothing of it is left")
-    monkeypatch.setattr(outside, "_typed", {})
+    monkeypatch.setattr(model_files, "_typed", {})
     again = gzcli.load("house")
     assert np.array_equal(again.sample(2), images), "the run goes by its own copy"
     elsewhere = shutil.copytree(run.path, tmp_path / "elsewhere")

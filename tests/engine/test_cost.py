@@ -10,6 +10,7 @@ from helpers import recipe, trainer
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from zoo import CASES, Case
 
+from gzcli.core.devices import KINDS
 from gzcli.core.jobs import TrialJob
 from gzcli.core.parts import Part, part_of
 from gzcli.core.sections import TrainSection
@@ -145,7 +146,7 @@ def test_a_trial_of_a_large_net_has_few_images(monkeypatch):
             return {"loss": 0.5, "update": 0.1}[key[0]] if key[1] else 0.0
 
     monkeypatch.setattr(trial, "Trial", Counted)
-    for flops, images in ((1e6, 256), (8 * trial.SECOND["cpu"], 32), (1e18, 1)):
+    for flops, images in ((1e6, 256), (8 * KINDS["cpu"].flops, 32), (1e18, 1)):
         large = replace(cost, flops=flops)
         seconds = trial.seconds_of(part, own.info, {}, large, torch.device("cpu"))
         assert tried.pop() == images and seconds == pytest.approx(0.5 * 256 / images + 0.1)

@@ -65,7 +65,7 @@ def test_streams_that_are_closed_or_full(tmp_path):
     """Nothing that is opened later gets the number of a closed stream."""
     code = """
         import os, sys
-        from gzcli import streams
+        from gzcli.core import streams
         streams.tolerate()
         file = open(sys.argv[1], "w")
         print("x" * 99999, flush=True)

@@ -26,7 +26,7 @@ from gzcli.engine.curves import RATES
 from gzcli.engine.log import Log
 from gzcli.engine.stop import Stop
 from gzcli.store import metrics
-from gzcli.store.run import Run
+from gzcli.store.run_folder import Run
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

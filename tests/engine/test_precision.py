@@ -11,11 +11,12 @@ from helpers import recipe
 from torch import nn
 from zoo import CASES
 
+from gzcli.core import devices
 from gzcli.core.errors import UsageError
 from gzcli.core.parts import part_of
 from gzcli.core.sections import OptimSection
 from gzcli.core.types import ImageNoise
-from gzcli.engine import build, devices, optim, sampler
+from gzcli.engine import build, optim, sampler
 from gzcli.engine.trained import Trained, load_trained
 from gzcli.models.nn.norms import GroupNorm, LayerNorm
 from gzcli.models.nn.unet import ResBlock
@@ -102,7 +103,7 @@ def test_samples_in_bf16_agree_over_batches_and_with_fp32(monkeypatch):
     half = trained(FM, "bf16")
     full = Trained(**{**vars(half), "asked": "fp32"})
     whole, other = sampler.draw(half, 6).astype(int), sampler.draw(full, 6).astype(int)
-    monkeypatch.setattr(sampler, "BATCH_SIZE", {"cpu": 1})
+    monkeypatch.setattr(sampler, "BATCH_SIZE", 2)
     alone = sampler.draw(half, 6).astype(int)
     assert abs(whole - alone).max() <= 1
     assert 0 < abs(whole - other).mean() < 1.5, "bf16 differs, by about a grey level"
@@ -166,7 +167,7 @@ def test_channels_last_changes_no_result(monkeypatch):
     """As on a GPU; a checkpoint from where convolutions lie otherwise fits."""
     model, batch = started(FM)
     other = copy.deepcopy(model)
-    monkeypatch.setattr(build, "CHANNELS_LAST", ("cpu",))
+    monkeypatch.setattr(build, "kind_of", lambda device: devices.KINDS["cuda"])
     build.placed(other, CPU)
     weights = [m.weight for m in other.modules() if isinstance(m, nn.Conv2d)]
     assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)

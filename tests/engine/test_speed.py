@@ -18,8 +18,8 @@ import torch
 from helpers import lines, recipe, trainer
 from zoo import CASES, Case
 
+from gzcli.core.devices import peak, peak_of
 from gzcli.core.errors import UsageError
-from gzcli.core.peaks import peak_of
 from gzcli.data.packs.ahead import Ahead, reader
 from gzcli.data.packs.batches import TrainBatches
 from gzcli.data.packs.open import open_pack
@@ -28,7 +28,7 @@ from gzcli.engine.cost import cost_of, flops_of
 from gzcli.engine.curves import training_speed
 from gzcli.engine.log import Log, TrainBar, with_room
 from gzcli.engine.minutes import TIMED, WARM_UP, count_steps
-from gzcli.engine.speed import Speed, in_words, peak
+from gzcli.engine.speed import Speed, in_words
 from gzcli.launch import launcher
 from gzcli.models.base import Phase
 from gzcli.recipe.needs import check_strategy

@@ -13,11 +13,12 @@ from helpers import QUICK, lines, recipe, trainer
 from safetensors.torch import load_file
 from zoo import CASES, Case
 
+from gzcli.core import devices
 from gzcli.core.errors import DivergedError, Interrupted, UsageError
 from gzcli.core.sections import OptimSection
 from gzcli.data.packs.batches import scan
 from gzcli.engine import checkpoint as checkpoints
-from gzcli.engine import devices, optim
+from gzcli.engine import optim
 from gzcli.engine.__main__ import train_one
 from gzcli.engine.curves import RATES
 from gzcli.engine.ema import EMA

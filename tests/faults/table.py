@@ -33,8 +33,8 @@ from test_killed import CONTENT, TRAIN
 from gzcli.data.packs.in_use import Use
 from gzcli.data.sets.names import locate
 from gzcli.data.sets.sets import SPECS
-from gzcli.store import claims, files, owned
-from gzcli.store.run import Run
+from gzcli.store import claims, files
+from gzcli.store.run_folder import Run
 
 NAMED = re.compile(r"by (process \d+|another process|a job that writes)")
 RESUME = ("train", "a", "--resume", "--steps", "6", "--cpu")
@@ -148,14 +148,14 @@ def held(what: str) -> Fault:
         run = Run(run_a(home))
         if what == "run":
             with claims.claimed(run):
-                claims.mark(run)
+                claims.sign(run)
                 yield
         elif what == "engine":
             run.update(state="running", pid=os.getpid())
             with files.lock(run.lock):
                 yield
         elif what == "job":
-            with owned.claimed(run.path / "sampled" / "x"):
+            with claims.claimed_folder(run.path / "sampled" / "x"):
                 yield
         elif what == "set":
             use = Use(locate("digits"))

@@ -14,7 +14,7 @@ import pytest
 from helpers import ROOT, gz, lines, traps
 
 from gzcli.store import runs
-from gzcli.store.run import Run
+from gzcli.store.run_folder import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.launch]
 WORDS = ("train", "vae", "--data", "digits", "--cpu", "--processes", "2", "--steps", "100000")

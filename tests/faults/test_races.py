@@ -19,9 +19,9 @@ from gzcli.data.packs.in_use import Use
 from gzcli.data.packs.open import open_pack
 from gzcli.data.sets.names import locate
 from gzcli.launch import ending, launcher, plan
-from gzcli.store import claims, files, leftovers, owned, runs
-from gzcli.store.leftovers import beside, sweep
-from gzcli.store.run import Run
+from gzcli.store import claims, files, runs
+from gzcli.store.files import part_path, sweep
+from gzcli.store.run_folder import Run
 
 DEAD = 2**22 + 1  # beyond the numbers that Linux gives to processes
 
@@ -123,7 +123,7 @@ def test_an_engine_that_another_gz_left_behind_keeps_the_run(broken):
 def test_a_run_that_a_job_reads_is_left_alone(call, broken, monkeypatch):
     broken.update(state="finished")
     folder, told = jobs.new_folder(broken.path / "sampled", "x"), []
-    with owned.claimed(folder):
+    with claims.claimed_folder(folder):
         for words in (("remove", broken.id), ("prune", "--keep", "0")):
             code, said, err = call("runs", *words, "--yes")
             told.append((code, said + err))
@@ -142,8 +142,8 @@ def test_jobs_of_one_second_and_one_suffix_are_apart(tmp_path, monkeypatch):
 
 HOLD = """
 import sys, time
-from gzcli.data.in_use import Use
-from gzcli.data.names import locate
+from gzcli.data.packs.in_use import Use
+from gzcli.data.sets.names import locate
 use = Use(locate(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)
@@ -188,8 +188,8 @@ def test_a_set_is_let_go_with_its_pack_or_its_error(home):
 
 AT_EXIT = """
 import sys
-from gzcli.data.in_use import Use
-from gzcli.data.names import locate
+from gzcli.data.packs.in_use import Use
+from gzcli.data.sets.names import locate
 sys.use = Use(locate("digits"))  # it lives as long as the interpreter
 """
 
@@ -252,14 +252,14 @@ def test_who_looks_at_a_lock_does_not_keep_others_from_it(tmp_path):
 
 
 def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path, monkeypatch):
-    own = beside(tmp_path / "a.json")
-    named = f".a.json.{leftovers._machine()}.%d.0.part"
+    own = part_path(tmp_path / "a.json")
+    named = f".a.json.{files._machine()}.%d.0.part"
     parent, day = tmp_path / (named % os.getppid()), tmp_path / f".a.json.00000000.{DEAD}.0.part"
     mine = [own, parent, day, tmp_path / "b.part", tmp_path / ".c.part"]  # living, elsewhere, of others
     old = [tmp_path / (named % DEAD), tmp_path / f".a.json.{DEAD}.part"]  # the second as version 0.1 named it
     for file in (*mine, *old):
         file.write_text("x")
-    (tmp_path / f".d.{leftovers._machine()}.{DEAD}.3.part").mkdir()
+    (tmp_path / f".d.{files._machine()}.{DEAD}.3.part").mkdir()
     sweep(tmp_path, tmp_path / "none")
     assert sorted(tmp_path.iterdir()) == sorted(mine)
     os.utime(day, (0, 0))  # of a machine that we cannot look into: after a day
@@ -284,7 +284,7 @@ SAVES = """
 import os, sys, time
 from pathlib import Path
 from gzcli.store import files
-from gzcli.store.run import Run
+from gzcli.store.run_folder import Run
 
 run = Run(Path(sys.argv[-1]))
 if os.fork():  # the launcher is gone

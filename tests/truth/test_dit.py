@@ -10,8 +10,8 @@ import torch
 from flat import flat
 
 from gzcli.core.errors import UsageError
-from gzcli.core.sizes import sides
 from gzcli.core.types import DataInfo, ImageNoise
+from gzcli.core.units import sides
 from gzcli.models.diffusion.dit import DiT
 from gzcli.models.nn.diffusers_names import DIT, renamed
 from gzcli.models.nn.dit import DiTNet, DiTOptions, patch_for

@@ -24,7 +24,7 @@ from gzcli.metrics import features
 from gzcli.metrics.features import LeNet, LeNetFeatures, lenet
 from gzcli.metrics.fidelity import INCEPTION, inception, inception_weights
 from gzcli.metrics.frechet import frechet_distance
-from gzcli.store import arrays
+from gzcli.store import files
 from gzcli.store.paths import cache_dir
 
 pytestmark = pytest.mark.xdist_group("quality")  # one worker makes what these tests share, once
@@ -102,7 +102,7 @@ def test_lenet_knows_the_digits_and_comes_back_from_its_cache(digits, net):
 
 def judges(path: Path) -> dict[str, bytes]:
     """The file of a judge in other states than it was written in."""
-    whole, (state, texts) = path.read_bytes(), arrays.tensors(path)
+    whole, (state, texts) = path.read_bytes(), files.read_tensors(path)
     first = next(iter(state))
     told = json.loads(texts["lenet"])
     return {

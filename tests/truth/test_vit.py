@@ -11,8 +11,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, Dinov2
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.metrics import vit
+from gzcli.store.hub import CLIP, DINOV2
 from gzcli.store.paths import cache_dir
-from gzcli.store.weights import CLIP, DINOV2
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 3, 20, 20), np.uint8)
 

@@ -17,8 +17,8 @@ from gzcli.models.autoregressive.vqgan import VQGAN, adaptive_weight
 from gzcli.models.nn import lpips as module
 from gzcli.models.nn.lpips import LPIPS, STAGES, linear_file
 from gzcli.models.nn.patchgan import PatchGAN
+from gzcli.store.hub import VGG
 from gzcli.store.paths import cache_dir
-from gzcli.store.weights import VGG
 
 SMALL = {
     "channels": 8,

@@ -8,7 +8,7 @@ import urllib.request
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.data.download.request import joined, split
 from gzcli.data.sets.specs import DataFile, DataSpec
-from gzcli.store.weights import offline
+from gzcli.store.hub import offline
 
 
 def addresses(spec: DataSpec, file: DataFile, source: str | None) -> list[str]:

@@ -22,8 +22,8 @@ from gzcli.data.readers.parquet import parquet_files
 from gzcli.data.sets.sets import SPECS, find
 from gzcli.data.sets.specs import DataFile, DataSpec
 from gzcli.store.files import fsync, lock, need_space
+from gzcli.store.hub import HUB_SCHEME, data_repository
 from gzcli.store.paths import cache_dir
-from gzcli.store.weights import HUB_SCHEME, data_repository
 
 # Bytes from which the user is told how much disk a download takes, and that a checksum is computed.
 LARGE = 200_000_000

@@ -15,8 +15,8 @@ from gzcli.data.download.request import Refused
 from gzcli.data.packs.forms import Report, Say, silent, unreported
 from gzcli.data.sets.specs import DataFile
 from gzcli.store.files import lock, need_space
+from gzcli.store.hub import CLIP, DINOV2, INCEPTION, VGG, offline
 from gzcli.store.paths import cache_dir
-from gzcli.store.weights import CLIP, DINOV2, INCEPTION, VGG, offline
 
 FOLDER = "weights"  # in the cache, and in a mirror
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from gzcli.core import devices
+
 T = TypeVar("T")
 
 
@@ -22,7 +24,7 @@ def reader(device: torch.device, *, kept: bool, streamed: bool) -> Callable[[Cal
     kept: whether what is read lies on the device.
     streamed: whether processes have read it before; then only its copy is beside the computation.
     """
-    if kept or device.type != "cuda":
+    if kept or not devices.kind_of(device).streams:
         return lambda read, step: read(step)
     if streamed:
         side = SideStream(device)
@@ -34,7 +36,7 @@ class SideStream:
     """A stream of a GPU beside the one that computes; on other devices work is done as it comes."""
 
     def __init__(self, device: torch.device):
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.stream = devices.side_stream(device)
 
     def started(self, work: Callable[[], T]) -> tuple[T, Any]:
         """What `work` returns, whose copies may not have ended yet, and the event of their end."""

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from gzcli.core.errors import UsageError, did_you_mean
-from gzcli.core.sizes import SIDES
 from gzcli.core.types import Noise
+from gzcli.core.units import SIDES
 from gzcli.data.readers.conditions import MAPS
 
 if TYPE_CHECKING:

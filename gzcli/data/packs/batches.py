@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gzcli.core.devices import kind_of
 from gzcli.core.errors import UsageError
-from gzcli.core.types import SHARED, Batch, BatchNoise, ImageNoise, Noise, mix, moved
+from gzcli.core.types import Batch, BatchNoise, ImageNoise, Noise, mix, moved
 from gzcli.data.packs.ahead import reader
 from gzcli.data.packs.augment import ReplayedNoise, augmenter, patch_of
 from gzcli.data.packs.order import Order, domains, places, positions
@@ -288,7 +289,7 @@ class _Rows:
             for kind, array in pack.further(split, uncut=uncut).items()
         }
         size = self.images.nbytes * (1 + len(self.further))
-        self.whole = whole and device.type not in SHARED and self.streamed is None and size <= ON_DEVICE
+        self.whole = whole and not kind_of(device).shared and self.streamed is None and size <= ON_DEVICE
         if self.whole:
             self.images = self.images.to(device)
             self.further = {kind: t.to(device) for kind, t in self.further.items()}

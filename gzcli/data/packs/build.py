@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gzcli.core.errors import MissingError, UsageError
-from gzcli.core.sizes import as_size, sides
+from gzcli.core.units import as_size, sides
 from gzcli.data.packs.beside import write_labels, write_sides
 from gzcli.data.packs.fitted import Fit, Fitted, Sides, alike, measured, sides_in
 from gzcli.data.packs.forms import Decoding, Form, Report, Say, unreported

@@ -15,8 +15,7 @@ from typing import Any
 
 from gzcli.core.errors import DamagedError, MissingError
 from gzcli.core.sections import Fit
-from gzcli.core.sizes import Size, as_size
-from gzcli.core.variables import number
+from gzcli.core.units import Size, as_size, number_in
 from gzcli.data.packs.forms import Decoding, Form
 from gzcli.data.packs.pack import Pack, PackMeta
 from gzcli.data.readers.walk import walk
@@ -131,7 +130,7 @@ def pack_dir(found: DataSet, form: Form) -> Path:
 
 def pack_limit() -> int:
     """Bytes beyond which a set is streamed. Raises UsageError."""
-    limit = number("GZ_PACK_LIMIT", "bytes")
+    limit = number_in("GZ_PACK_LIMIT", "bytes")
     return PACK_LIMIT if limit is None else limit
 
 

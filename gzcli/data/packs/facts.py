@@ -14,7 +14,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from gzcli.core.errors import GzError, MissingError
-from gzcli.core.sizes import Size, sides
+from gzcli.core.units import Size, sides
 from gzcli.data.packs.cached import fingerprint, meta_of, packs_of
 from gzcli.data.packs.forms import Decoding
 from gzcli.data.sets.names import DataSet, OwnSet

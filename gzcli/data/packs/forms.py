@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from gzcli.core.sections import Fit
-from gzcli.core.sizes import Size
+from gzcli.core.units import Size
 
 Say = Callable[[str], None]  # say(text): a line for the user
 Report = Callable[[int, int], None]  # report(done, in all), of images or bytes

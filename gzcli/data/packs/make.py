@@ -18,7 +18,7 @@ from gzcli.data.sets.names import DataSet, OwnSet
 from gzcli.data.sets.sets import SPECS
 from gzcli.data.sets.specs import DataSpec
 from gzcli.store.files import new_dir
-from gzcli.store.weights import HUB_SCHEME, offline
+from gzcli.store.hub import HUB_SCHEME, offline
 
 if TYPE_CHECKING:
     from gzcli.data.readers.raw_images import RawImages

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.sections import Fit
-from gzcli.core.sizes import Size, canonical_size, packable
+from gzcli.core.units import Size, canonical_size, packable
 from gzcli.data.packs.cached import find_pack, pack_dir
 from gzcli.data.packs.facts import facts_of, told
 from gzcli.data.packs.forms import Report, Say, silent, unreported
@@ -16,8 +16,7 @@ from gzcli.data.packs.in_use import Use
 from gzcli.data.packs.make import make
 from gzcli.data.packs.pack import Pack, PackMeta
 from gzcli.data.sets.names import DataSet, OwnSet, locate
-from gzcli.store.files import lock
-from gzcli.store.leftovers import sweep
+from gzcli.store.files import lock, sweep
 
 
 def peek(

@@ -9,8 +9,9 @@ from gzcli.core.errors import MissingError
 from gzcli.core.units import by_sides
 from gzcli.data.packs.pack import PackMeta
 from gzcli.store.files import read_object, write_json
+from gzcli.store.run_folder import Run
 
-FILE = "env.json"  # file of a run that holds the record, under the key `data`
+FILE = Run.environment_file  # of a run, which holds the record, under the key `data`
 NAMED = 5  # classes that a message names at most
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from gzcli.core import start
 from gzcli.core.errors import DeviceError, GzError, UsageError
-from gzcli.core.variables import number
+from gzcli.core.units import number_in
 from gzcli.data.packs import workers as processes
 from gzcli.data.packs.forms import Decoding
 from gzcli.data.readers.archives import read_span
@@ -125,7 +125,7 @@ class Pictures:
 def worker_count() -> int:
     """Worker processes for this one: its share of the cores, from 1 to 8, or what `GZ_WORKERS` says (0:
     none). Raises UsageError."""
-    if (count := number("GZ_WORKERS", "processes")) is not None:
+    if (count := number_in("GZ_WORKERS", "processes")) is not None:
         return count
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # training processes on this machine
     return max(1, min(MOST_WORKERS, start.cores() // ranks))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypedDict
 
 from gzcli.core.sections import DataSection, Fit
-from gzcli.core.sizes import Size
+from gzcli.core.units import Size
 from gzcli.data.packs.augment import patch_of
 
 

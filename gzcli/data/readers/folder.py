@@ -11,7 +11,7 @@ import numpy as np
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.sections import Fit
-from gzcli.core.sizes import Size
+from gzcli.core.units import Size
 from gzcli.data.packs.forms import Decoding, Form, Say, silent
 from gzcli.data.packs.pack import middle
 from gzcli.data.readers.archives import Members, open_members

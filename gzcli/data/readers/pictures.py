@@ -12,7 +12,7 @@ import numpy as np
 
 from gzcli.core.errors import GzError, MissingError, UsageError
 from gzcli.core.sections import Fit
-from gzcli.core.sizes import sides
+from gzcli.core.units import sides
 from gzcli.data.packs.forms import Decoding, Say, silent
 from gzcli.data.readers.kinds import FORMATS, counted
 

@@ -8,7 +8,7 @@ import tarfile
 from pathlib import Path
 
 from gzcli.core.errors import MissingError, UsageError
-from gzcli.core.variables import number
+from gzcli.core.units import number_in
 
 MAX_ARCHIVE = 200_000_000_000  # unpacked bytes, unless `GZ_MAX_ARCHIVE` says otherwise
 # An archive of more than DENSE unpacked bytes, and more than RATIO for each packed one, is taken for a bomb.
@@ -28,7 +28,7 @@ _FOREIGN = {
 
 def max_archive() -> int:
     """The limit on an archive's unpacked bytes. Raises UsageError where `GZ_MAX_ARCHIVE` is no number."""
-    limit = number("GZ_MAX_ARCHIVE", "bytes")
+    limit = number_in("GZ_MAX_ARCHIVE", "bytes")
     return MAX_ARCHIVE if limit is None else limit
 
 

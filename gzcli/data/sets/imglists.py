@@ -15,7 +15,7 @@ from gzcli.data.packs.forms import Form
 from gzcli.data.sets.benchmarks import Benchmark
 from gzcli.data.sets.names import OwnSet
 from gzcli.store import files
-from gzcli.store.leftovers import sweep
+from gzcli.store.files import sweep
 from gzcli.store.paths import cache_dir
 
 LISTS, PICTURES = "benchmark_imglist", "images_classic"

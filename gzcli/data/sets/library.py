@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import MissingError, UsageError, matching
-from gzcli.core.sizes import as_size, canonical_size
+from gzcli.core.units import as_size, canonical_size
 from gzcli.data.download.raw import check_files, is_fetched, raw_dir
 from gzcli.data.packs import in_use
 from gzcli.data.packs.cached import find_pack, meta_of, packs_of
@@ -15,8 +15,7 @@ from gzcli.data.packs.forms import Form, Say, silent
 from gzcli.data.sets.names import REGISTER, DataSet, OwnSet, imports, local, locate, own_set
 from gzcli.data.sets.sets import SPECS
 from gzcli.data.sets.specs import DataSpec
-from gzcli.store.files import checksum, lock, read_object, remove_tree, write_json
-from gzcli.store.leftovers import sweep
+from gzcli.store.files import checksum, lock, read_object, remove_tree, sweep, write_json
 from gzcli.store.paths import cache_dir, user_dir
 
 LOCK = ".data.lock"  # in the user's folder: held while the register is written

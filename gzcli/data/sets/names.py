@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import DamagedError, MissingError, UsageError, did_you_mean, matching
-from gzcli.core.sizes import Size
+from gzcli.core.units import Size
 from gzcli.data.packs.forms import Form
 from gzcli.data.sets.sets import SPECS
 from gzcli.data.sets.specs import DataSpec

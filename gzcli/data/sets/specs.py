@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from gzcli.core.sizes import Size, sides
+from gzcli.core.units import Size, sides
 from gzcli.data.packs.forms import Form
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gzcli.core.sizes import Size
 from gzcli.core.types import Batch, DataInfo, Noise, Progress, no_progress
+from gzcli.core.units import Size
 from gzcli.models.denoising.coupling import coupled
 from gzcli.models.denoising.guided import logit_normal, stratified
 from gzcli.models.denoising.round_trip import RoundTrip

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from gzcli.core.errors import UsageError
-from gzcli.core.sizes import Size, sides
 from gzcli.core.types import DataInfo, Noise
+from gzcli.core.units import Size, sides
 from gzcli.models.labelled import ClusterOptions, Labelled
 from gzcli.models.nn import to_fp32
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from gzcli.core.sizes import Size
+from gzcli.core.units import Size
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.samplers import Sampler
 from gzcli.models.denoising.schedule import Schedule, ScheduleName, Shift, Spacing

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from gzcli.core.devices import kind_of
 from gzcli.core.errors import UsageError
 from gzcli.core.types import DataInfo
 from gzcli.models.nn.norms import GroupNorm
-
-FLOAT64 = ("cpu", "cuda")  # types of devices that compute in float64; MPS has no such type
 
 CALIBRATION = 20  # batches from which the statistics of batch norm are computed
 
@@ -136,7 +135,7 @@ def double(t: Tensor) -> Tensor:
 
     A value that is read on the host is exact on every device by `t.cpu().double()`.
     """
-    return t.double() if t.device.type in FLOAT64 else to_fp32(t)
+    return t.double() if kind_of(t.device).float64 else to_fp32(t)
 
 
 def group_norm(width: int) -> GroupNorm:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gzcli.core.errors import UsageError
-from gzcli.core.sizes import as_size
+from gzcli.core.units import as_size
 from gzcli.models.nn.attention import softmax_attention
 from gzcli.models.nn.common import ClassEmbedding, at_least, stacked, zero_init
 from gzcli.models.nn.diffusers_names import DIT, renamed

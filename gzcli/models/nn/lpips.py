@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.models.nn.common import to_fp32, valueless
+from gzcli.store.hub import VGG
 from gzcli.store.paths import cache_dir
-from gzcli.store.weights import VGG
 
 STAGES = ((3, 64, 64), (64, 128, 128), (128, 256, 256, 256), (256, 512, 512, 512), (512, 512, 512, 512))
 

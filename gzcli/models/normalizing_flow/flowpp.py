@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gzcli.core.errors import UsageError
-from gzcli.core.sizes import as_size
 from gzcli.core.types import DataInfo, Noise, Progress, no_progress
+from gzcli.core.units import as_size
 from gzcli.models.nn.common import Modules
 from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.base import FlowOptions, ImageFlow

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from torch import Tensor
 
 from gzcli.core.errors import UsageError
-from gzcli.core.sizes import as_size
 from gzcli.core.types import Progress, no_progress
+from gzcli.core.units import as_size
 from gzcli.models.nn.common import Modules
 from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.base import ImageFlow

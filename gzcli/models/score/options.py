@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from gzcli.core.sizes import Size
+from gzcli.core.units import Size
 from gzcli.models.nn.ode import Solver
 from gzcli.models.score.sde import Spacing
 

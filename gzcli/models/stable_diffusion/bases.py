@@ -25,7 +25,7 @@ from transformers import BatchEncoding, CLIPTextConfig, CLIPTextModel, CLIPTextM
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.models.nn import valueless
 from gzcli.models.stable_diffusion.known import configs
-from gzcli.store.weights import repository
+from gzcli.store.hub import repository
 
 WEIGHTS = "diffusion_pytorch_model"
 # The files of a repository that are used: no half-precision variants, and no safety checker, which is larger

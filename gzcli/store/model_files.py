@@ -1,8 +1,5 @@
 """Model files from outside the package: in folders of `GZ_MODELS`, in installed packages, named by a path,
-and the copies in a run.
-
-A model has the name of its file. No file is imported here.
-"""
+and the copies in a run. A model has the name of its file; no file is imported here."""
 
 from __future__ import annotations
 
@@ -15,14 +12,14 @@ from pathlib import Path
 from gzcli.core.errors import MissingError, UsageError, canonical
 from gzcli.store.files import lock, read_json, write_atomic, write_json
 from gzcli.store.paths import user_dir
+from gzcli.store.run_folder import Run
 
 GROUP = "gzcli.models"  # of entry points: `maf = "my_package.maf"` names the module of a model
 TRUSTED = "trusted_models.json"  # of the user's folder, with the sha256 of model files
-FOLDER = "models"  # of a run, with copies of the files that it was trained by
 _PAPER = re.compile(r"^[ \t]+paper\b[^=\n]*=", re.MULTILINE)
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _typed: dict[str, Path] = {}  # the files that this process was given by a path, by the model's name
-_programs: dict[Path, bytes] = {}  # what the files held whose trust this process has set or tested
+_programs: dict[Path, bytes] = {}  # contents of the files whose trust this process has set or tested
 
 
 def is_file(what: str) -> bool:
@@ -56,16 +53,14 @@ def typed(name: str) -> Path | None:
 
 
 def model_files() -> dict[str, Path]:
-    """The model files from outside by the model's name.
-
-    A file named by a path goes before one of `GZ_MODELS`, and that before one of an installed package.
-    """
+    """The model files from outside by the model's name: those named by a path go before those of `GZ_MODELS`,
+    and these before those of installed packages."""
     return {**_installed(), **_of_folders(os.environ.get("GZ_MODELS", "")), **_typed}
 
 
 def find(name: str) -> Path | None:
     """The file of the model of that name, `-` and `_` alike; None where no model from outside has it."""
-    return typed(name) or {canonical(known): p for known, p in model_files().items()}.get(canonical(name))
+    return typed(name) or {canonical(stem): p for stem, p in model_files().items()}.get(canonical(name))
 
 
 def names_paper(text: str) -> bool:
@@ -75,7 +70,7 @@ def names_paper(text: str) -> bool:
 
 def keep(run: Path, file: Path) -> dict[str, str]:
     """Copies a model's file into the run. Returns {name, file, sha256} for its `env.json`."""
-    target = run / FOLDER / file.name
+    target = Run(run).programs_folder / file.name
     if file.resolve() != target.resolve():
         write_atomic(target, program(file))
     return {"name": file.stem, "file": str(file), "sha256": trust(target)}
@@ -83,38 +78,33 @@ def keep(run: Path, file: Path) -> dict[str, str]:
 
 def kept_files(run: Path) -> list[Path]:
     """The run's copies of model files. Raises UsageError for one that is not trusted."""
-    return [_trusted(path) for path in sorted((run / FOLDER).glob("*.py")) if path.is_file()]
+    return [_trusted(path) for path in sorted(Run(run).programs_folder.glob("*.py")) if path.is_file()]
 
 
 def kept(run: Path, name: str) -> Path | None:
-    """The run's copy of a model's file; None where the model is gz's own.
-
-    Raises UsageError for a file that is not trusted.
-    """
-    path = run / FOLDER / f"{canonical(name)}.py"
+    """The run's copy of a model's file; None for a model of gz. Raises UsageError for an untrusted one."""
+    path = Run(run).programs_folder / f"{canonical(name)}.py"
     return _trusted(path) if path.is_file() else None
 
 
 def program(file: Path) -> bytes:
-    """The content of a model's file. Of one whose trust was tested, it is the very content that was tested,
-    whatever has become of the file since."""
+    """The content of a model's file: of one whose trust was tested, as it was then."""
     content = _programs.get(file.absolute())
     return file.read_bytes() if content is None else content
 
 
 def trust(file: Path) -> str:
-    """Remembers by its sha256 that the user lets gz run this file: one that they named, or trained with.
-    Returns the sha256."""
+    """Remembers that the user lets gz run this file, which they named or trained with. Returns its sha256."""
     digest = _read(file)
     with lock(user_dir(".trusted.lock")):
-        known = read_json(user_dir(TRUSTED)) or []
-        if digest not in known:
-            write_json(user_dir(TRUSTED), [*known, digest], mode=0o600)  # it decides what code is run
+        trusted = read_json(user_dir(TRUSTED)) or []
+        if digest not in trusted:
+            write_json(user_dir(TRUSTED), [*trusted, digest], mode=0o600)  # it decides what code is run
     return digest
 
 
 def _read(file: Path) -> str:
-    """Reads a file, once for its sha256, which is returned, and for all that `program` is asked for."""
+    """The sha256 of a file, whose content is kept for `program`."""
     content = _programs[file.absolute()] = file.read_bytes()
     return hashlib.sha256(content).hexdigest()
 
@@ -132,17 +122,17 @@ def _trusted(file: Path) -> Path:
 @cache
 def _of_folders(folders: str) -> dict[str, Path]:
     """The models in the folders of `GZ_MODELS`. Raises MissingError for a folder that is not there."""
-    found: dict[str, Path] = {}
+    models: dict[str, Path] = {}
     for entry in filter(None, folders.split(os.pathsep)):
         folder = Path(entry).expanduser()
         if not folder.is_dir():
             raise MissingError(f"`GZ_MODELS` names `{entry}`, and there is no such folder")
-        found |= {
+        models |= {
             p.stem: p.absolute()
             for p in sorted(folder.glob("*.py"))
             if p.is_file() and names_paper(p.read_text("utf-8", "replace"))
         }
-    return found
+    return models
 
 
 @cache
@@ -151,7 +141,7 @@ def _installed() -> dict[str, Path]:
     from importlib.metadata import entry_points
     from importlib.util import find_spec
 
-    found: dict[str, Path] = {}
+    models: dict[str, Path] = {}
     for point in entry_points(group=GROUP):
         module = point.value.partition(":")[0]
         path = Path(str(point.dist.locate_file(module.replace(".", "/") + ".py"))) if point.dist else None
@@ -162,5 +152,5 @@ def _installed() -> dict[str, Path]:
                 continue
             path = Path(spec.origin) if spec and spec.origin else None
         if path is not None and path.is_file():
-            found[path.stem] = path
-    return found
+            models[path.stem] = path
+    return models

@@ -1,0 +1,333 @@
+"""The folder of a run, of one of its stages, or of a job: every name, path and format in it."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gzcli.core.errors import DamagedError, UsageError, first_line
+from gzcli.store import files, index
+from gzcli.store.paths import inside, is_name
+
+STAGES = "stages"  # the key of a recipe, and the folder of a run
+# types of the values of `status.json` that are relied on; any may be null
+KINDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("state", "model", "data", "alias", "asked", "copy_of"), str),
+    **dict.fromkeys(("step", "steps", "order", "pid", "parent", "params", "code", "levels"), int),
+    **dict.fromkeys(("created", "started", "ended", "seconds", "work", "peak_memory"), (int, float)),
+    **dict.fromkeys(("recipe", "error", "lost"), dict),
+}
+
+
+class Place:
+    """A path below a folder: absolute when read from the object of a folder, relative from its class."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __get__(self, folder: Any, kind: type) -> Path:
+        return Path(self.name) if folder is None else folder.path / self.name
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """The folder of one checkpoint, `checkpoints/00001000`."""
+
+    path: Path
+
+    weights = Place("model.safetensors")  # that are trained
+    averaged = Place("ema.safetensors")  # which are sampled; recipe and data are in the metadata
+    training = Place("train.pt")  # optimizers, scaler, counters, per-rank state, losses not yet logged
+    meta = Place("meta.json")  # step, processes, threads, torch, device, checksums of the other files
+
+    @classmethod
+    def of(cls, folder: Path, step: int) -> CheckpointFolder:
+        """The folder of a step below that of the checkpoints; it need not exist."""
+        return cls(folder / f"{step:08d}")
+
+
+def steps_of(folder: Path) -> list[int]:
+    """The steps that have a checkpoint in the folder of the checkpoints, oldest first."""
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best value of a metric on validation images, where less is better, and the step that has it."""
+
+    metric: str
+    value: float
+    step: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of a run, a stage or a job."""
+
+    path: Path
+
+    mark_file = Place(".gz")  # says that gz made the folder
+    lock_file = Place(".lock")  # held by the engine while it trains or does a job
+    claim_file = Place(".claim")  # held by `gz` from before it starts an engine until that has ended
+    status_file = Place("status.json")  # state, identity and error
+    log_file = Place("log.txt")
+    earlier_log_file = Place("log.1.txt")
+    stop_file = Place("stop")  # the number of the signal that the engine is to stop for
+    launch_file = Place("accelerate.yaml")
+    # of a training
+    recipe_file = Place("run.yaml")  # the whole recipe
+    environment_file = Place("env.json")  # packages, machine, command line, data
+    metrics_file = Place("metrics.jsonl")
+    model_file = Place("model.safetensors")  # averaged weights of a finished run
+    checkpoints_folder = Place("checkpoints")
+    best_file = Place("checkpoints/best.json")
+    samples_folder = Place("samples")  # grids of a training; images that a `gz bench` drew
+    losses_picture = Place("loss.png")
+    tracker_file = Place("mlflow.json")  # the run's id there
+    stages_folder = Place(STAGES)
+    latent_folder = Place("latent")  # the autoencoder of a run that came as one file
+    programs_folder = Place("models")  # copies of model files from outside
+    card_file = Place("card.json")  # of a run that came as one file
+    preview_picture = Place("preview.png")
+    # of a job
+    job_file = Place("job.json")
+    result_file = Place("result.json")
+
+    @property
+    def id(self) -> str:
+        """The folder's name; of a stage, its place below the owner's."""
+        return self.path.name if self.owner is self else f"{self.owner.id}/{STAGES}/{self.path.name}"
+
+    @property
+    def owner(self) -> Run:
+        """The run that this one is a stage of; the run itself where it is no stage."""
+        above = self.path.parent
+        return Run(above.parent) if above.name == STAGES and Run(above.parent).recipe_file.exists() else self
+
+    @property
+    def stages(self) -> list[Run]:
+        """The stages in order of training; empty for a run without stages."""
+        planned = self.recipe_file.exists() and self.stages_folder.is_dir()
+        try:
+            return [self.stage(name) for name in self.tree().get(STAGES, ())] if planned else []
+        except (DamagedError, UsageError):  # a verb that needs the recipe reads it again, and says so
+            return []
+
+    @property
+    def serving(self) -> Run:
+        """The run whose weights are sampled and scored: the last stage, or the run itself."""
+        stages = self.stages  # read from `run.yaml`
+        return stages[-1] if stages else self
+
+    @property
+    def in_owner(self) -> str:
+        """The prefix of this run's keys in the owner's recipe: `stages.prior.`, empty without stages."""
+        return "" if self.owner is self else f"{STAGES}.{self.path.name}."
+
+    def stage(self, name: str) -> Run:
+        """The stage of this name, which need not exist yet. Raises UsageError for a name that is a path."""
+        if not is_name(name):
+            hint = "use lower-case letters, digits, `-` and `_`"
+            raise UsageError(f"`{name}` cannot be a stage's name", hint=hint)
+        return Run(inside(self.stages_folder / name, self.path))
+
+    @property
+    def model(self) -> str:
+        """The name of its model; "?" where it is not recorded."""
+        return self.status().get("model", "?")
+
+    @property
+    def data(self) -> str:
+        """The key of its data set; "?" where it is not recorded."""
+        return self.status().get("data", "?")
+
+    @property
+    def alias(self) -> str | None:
+        """Its second name; None where it has none."""
+        return self.status().get("alias")
+
+    @property
+    def lock(self) -> Path:
+        """The file of the lock that its training holds; of a stage that of its owner."""
+        return self.owner.lock_file
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a process starts its training, trains it, or waits for its end."""
+        return files.is_locked(self.lock) or files.is_locked(self.owner.claim_file)
+
+    @property
+    def state(self) -> str:
+        """planned | running | finished | interrupted | failed | diverged | killed | damaged."""
+        state = self.status().get("state", "planned")
+        if state in ("finished", "damaged"):
+            return state
+        # it is held from before its status says so, and killed where nobody holds it any more
+        return "running" if self.is_held else "killed" if state == "running" else state
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The folders of the checkpoints, oldest first; of a run in stages those of all stages."""
+        folders = self.checkpoints_folder.glob("[0-9]*")
+        whole = sorted(folder for folder in folders if CheckpointFolder(folder).averaged.exists())
+        return [path for stage in self.stages for path in stage.checkpoints] or whole
+
+    @property
+    def saved_steps(self) -> list[int]:
+        """The steps that have a checkpoint, oldest first; a run in stages has none of its own."""
+        return steps_of(self.checkpoints_folder)
+
+    def checkpoint(self, step: int) -> CheckpointFolder:
+        """The folder of the checkpoint of a step, which need not exist."""
+        return CheckpointFolder.of(self.checkpoints_folder, step)
+
+    def samples_picture(self, step: int) -> Path:
+        """The grid of samples of a step."""
+        return self.samples_folder / f"{step:08d}.png"
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether any step was trained and recorded: there is a checkpoint, or a line of metrics."""
+        parts = [self, *(stage for stage in self.stages if "copy_of" not in stage.status())]
+        return any(part.checkpoints or part.metrics_file.exists() for part in parts)
+
+    @property
+    def weights(self) -> Path | None:
+        """The weights that are sampled, of an unfinished run its newest checkpoint's; None: none yet."""
+        if stages := self.stages:
+            return stages[-1].weights
+        checkpoints = self.checkpoints
+        if checkpoints and self.state != "finished":
+            return CheckpointFolder(checkpoints[-1]).averaged
+        return self.model_file if self.model_file.exists() else None
+
+    @property
+    def shortfalls(self) -> list[str]:
+        """What the run lacks of the plan of its start, as `60 of 700 steps`; empty for a complete run."""
+        lacking = []
+        for part in self.stages or [self]:
+            status = part.status()
+            planned, done = (status.get("recipe") or {}).get("steps"), status.get("step", 0)
+            if planned and done < planned:
+                of_stage = "" if part is self else f" of `{part.path.name}`"
+                lacking.append(f"{done:,} of {planned:,} steps{of_stage}")
+        status = self.status()
+        size, planned_size = status.get("size"), (status.get("recipe") or {}).get("size")
+        if size and planned_size and size != planned_size:
+            lacking.append(f"images of {size} pixels in place of {planned_size}")
+        return lacking
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training over all its starts; a start that was killed does not count."""
+        status = self.status()
+        began, ended = status.get("started"), status.get("ended")
+        if began and not ended and self.state == "running":
+            ended = time.time()
+        return status.get("seconds", 0.0) + (max(0.0, ended - began) if began and ended else 0.0)
+
+    @property
+    def work(self) -> float:
+        """Seconds that the cores of its first process worked over all its starts but those killed."""
+        return float(self.status().get("work", 0.0))
+
+    @property
+    def best(self) -> Best | None:
+        """The best validation result; None where nothing was validated."""
+        try:
+            if not (record := files.read_object(self.best_file)):
+                return None
+            return Best(str(record["metric"]), float(record["value"]), int(record["step"]))
+        except (DamagedError, KeyError, TypeError, ValueError):  # one is found again at the next validation
+            return None
+
+    @property
+    def bytes(self) -> int:
+        """Size of all its files together, in bytes."""
+        return self.survey()[1]
+
+    def survey(self) -> tuple[index.Marks, int]:
+        """The marks of all that decides what a run is, and the size of all its files together in bytes."""
+        return index.survey(self.path, RECORDS)
+
+    def status(self) -> dict[str, Any]:
+        """The content of `status.json`; empty where there is none, with the state "damaged" where it is."""
+        if (status := index.recall(self.path, "status")) is not None:
+            return dict(status)
+        marks: index.Marks = {self.status_file.name: index.mark(str(self.status_file))}
+        try:
+            status = files.read_object(self.status_file)
+            if "model" not in status and self.is_marked("run"):
+                how = "is damaged" if status else "is missing or empty"
+                raise DamagedError(f"`{self.status_file}` {how}: it does not say what the run is of")
+            if self._checked(status):
+                index.keep(self.path, "status", marks, status)
+            return status
+        except DamagedError as e:
+            model, data, *_ = [*self.path.name.split("-"), "?", "?"]
+            error = {"kind": e.kind, "message": e.message, "hint": f"gz runs remove {self.path.name}"}
+            return {"state": "damaged", "model": model, "data": data, "error": error}
+
+    def mark(self, kind: str) -> None:
+        """Marks a new folder as a "run", "job" or "report" of gz; raises FileExistsError for a marked one."""
+        with open(self.mark_file, "x") as f:
+            f.write(json.dumps({"kind": kind}) + "\n")
+
+    def is_marked(self, kind: str) -> bool:
+        """Whether gz made the folder as a "run", "job" or "report"."""
+        try:
+            return files.read_object(self.mark_file).get("kind") == kind
+        except DamagedError:  # `.gz` is a folder or another program's file
+            return False
+
+    def _checked(self, status: dict[str, Any]) -> dict[str, Any]:
+        """A status whose values are of the types that are relied on. Raises DamagedError."""
+        for key, value in status.items():
+            if value is not None and not isinstance(value, KINDS.get(key, object)):
+                raise DamagedError(f"`{self.status_file}` is damaged: `{key}` is {value!r:.40}")
+        return status
+
+    def update(self, **changes: Any) -> None:
+        """Changes keys of `status.json`."""
+        status = self.status()
+        if status.get("state") == "damaged":  # a resume repairs what is left
+            status = {key: status[key] for key in ("model", "data")} if "model" not in changes else {}
+        files.write_json(self.status_file, status | changes)
+
+    def tree(self) -> dict[str, Any]:
+        """The resolved recipe of `run.yaml`; raises DamagedError where it is missing, or no recipe."""
+        import yaml
+
+        path, hint = self.recipe_file, f"put a copy back, or `gz runs remove {self.owner.id}`"
+        if (text := files.read_text(path)) is None:
+            raise DamagedError(f"`{path}` is missing, the recipe of this run", hint=hint)
+        try:
+            tree = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        except (yaml.YAMLError, RecursionError, ValueError) as e:
+            raise DamagedError(f"`{path}` is damaged: {first_line(e)}", hint=hint) from e
+        staged = isinstance(tree, dict) and STAGES in tree
+        parts = tree[STAGES] if staged else {"only": tree}
+        named = isinstance(parts, dict) and all(is_name(str(name)) for name in parts)
+        # a stage that is taken from another run is that run's id
+        if not named or not all(isinstance(part, str) or _is_recipe(part) for part in parts.values()):
+            raise DamagedError(f"`{path}` is damaged: it is no recipe", hint=hint)
+        return tree
+
+
+# Records that are written anew or grow in place; other files of a run come, and go, with a change of their
+# folder's time.
+RECORDS = {place.name for place in (Run.status_file, Run.recipe_file, Run.metrics_file, Run.best_file)}
+
+
+def _is_recipe(tree: Any) -> bool:
+    """Whether a tree has what the recipe of a model must have: the model's name, and maps for sections."""
+    sections = ("data", "train", "optim", "sample", "ood", "bench", "launch")
+    return (
+        isinstance(tree, dict)
+        and isinstance(tree.get("model"), dict)
+        and isinstance(tree["model"].get("name"), str)
+        and all(isinstance(tree.get(name) or {}, dict) for name in sections)
+    )
