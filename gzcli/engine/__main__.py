@@ -189,6 +189,11 @@ def train_one(run: Run, log: Log) -> Accelerator:
     part = part_of(run.tree())
     prepare_torch(part)
     accelerator = accelerate(part)
+    if len(found := {*ranks.everyone(run.owner.id)}) > 1:  # of several machines
+        raise UsageError(
+            f"the machines train different runs: {', '.join(sorted(found))}",
+            hint="start the same command on all anew",
+        )
     waiting.now("reading the images")
     clock = partial(devices.clock, accelerator.device, part.train.clock)
     began = clock()
