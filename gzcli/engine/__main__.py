@@ -188,6 +188,11 @@ def train_one(run: Run, log: Log) -> Accelerator:
     part = part_of(run.tree())
     prepare_torch(part)
     accelerator = accelerate(part)
+    if len(started := {*ranks.everyone(run.owner.id)}) > 1:  # of several machines
+        raise UsageError(
+            f"the machines train different runs: {', '.join(sorted(started))}",
+            hint="start the same command on all anew",
+        )
     streams.change_spinner("reading the images")
     clock = partial(devices.clock, accelerator.device, part.train.clock)
     began = clock()

@@ -7,10 +7,12 @@ What is launched is always `python -m gzcli.engine FOLDER`; all that the engine 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,12 +27,13 @@ from gzcli.core.devices import INSTALL, VISIBLE, Gpus, count_gpus, trains_on_cpu
 from gzcli.core.errors import DeviceError, GzError, UsageError
 from gzcli.core.sections import LaunchSection
 from gzcli.core.units import threads_wanted
-from gzcli.launch import meeting, slurm
+from gzcli.launch import slurm
 from gzcli.launch.ending import FOLDER, end_all, is_saving, left_behind, outcome, settle
 from gzcli.store import files
 from gzcli.store.paths import cache_dir, kernels_dir
 from gzcli.store.runs import Run
 
+FIRST_PORT, PORTS = 20_000, 10_000  # below the ports that systems give to outgoing connections
 RESTARTS = 2  # of the processes of several machines, where the recipe does not say
 # beginnings of the variables by which launchers tell a process its rank
 LAUNCHERS = ("ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_", "PMI_", "OMPI_", "MV2_", "MPI_")
@@ -62,6 +65,7 @@ class Plan:
     machine_rank: index of this machine, from 0.
     main_ip: address of machine 0; None: this machine.
     main_port: port of machine 0; None on one machine, where one is chosen.
+    job: by which the other machines find the run that machine 0 makes; None on one machine.
     restarts: how often all processes are started again after one of them has died.
     extra: options that are passed on to `accelerate launch`.
     note: why GPUs that are here are not used, though nobody said so; None: all that are wanted are.
@@ -74,6 +78,7 @@ class Plan:
     machine_rank: int = 0
     main_ip: str | None = None
     main_port: int | None = None
+    job: str | None = None
     restarts: int = 0
     extra: tuple[str, ...] = ()
     note: str | None = None
@@ -201,10 +206,36 @@ def _meet(section: LaunchSection, machines: int, job: Sequence[object]) -> dict[
             "several machines need `--main-process-ip`",
             hint="gz train … --num-machines 2 --machine-rank 0 --main-process-ip HOST",
         )
+    # SLURM's number is that of one start; typed words are the same each time
+    words = [slurm.job()] if slurm.job() else [ip, machines, *job]
+    digest = hashlib.sha256(json.dumps([str(word) for word in words]).encode()).digest()
     # of two trainings with one first machine each needs its own port
-    known = [slurm.job()] if slurm.job() else [ip, machines, *job]
-    port = section.main_port or meeting.port_of(known)
-    return {"machines": machines, "machine_rank": rank, "main_ip": ip, "main_port": port}
+    port = section.main_port or FIRST_PORT + int.from_bytes(digest[:4], "big") % PORTS
+    return {
+        "machines": machines,
+        "machine_rank": rank,
+        "main_ip": ip,
+        "main_port": port,
+        "job": digest.hex()[:16],
+    }
+
+
+def interface_to(host: str) -> str | None:
+    """The network interface by which this machine reaches a host; None where that is unknown, or only because
+    the host's name means this machine's own loopback."""
+    import psutil
+
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)  # sends nothing
+            source = probe.getsockname()[0]
+    except OSError:
+        return None
+    if source.startswith("127.") and not host.startswith("127."):
+        return None
+    interfaces = psutil.net_if_addrs().items()
+    return next((name for name, addresses in interfaces if source in (a.address for a in addresses)), None)
 
 
 def config(p: Plan) -> str:
@@ -279,7 +310,7 @@ def environment(p: Plan, mode: str) -> dict[str, str]:
     kernels = {"TORCHINDUCTOR_CACHE_DIR": kernels_dir(), "TRITON_CACHE_DIR": kernels_dir() / "triton"}
     for key, value in {**TUNING, **kernels}.items():
         env.setdefault(key, str(value))
-    if p.main_ip and (interface := meeting.interface(p.main_ip)):
+    if p.main_ip and (interface := interface_to(p.main_ip)):
         env.setdefault("GLOO_SOCKET_IFNAME", interface)  # gloo's own guess is often the loopback
     return env | devices.environment(p.gpus, trains_on_cpu(p.gpus, p.processes))
 

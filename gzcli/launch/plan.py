@@ -5,12 +5,13 @@ Nothing is printed here: lines go to `say`, and progress to `progress`, which th
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
-from gzcli.core.errors import UsageError
+from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.sections import LaunchSection
 from gzcli.core.units import as_size
 from gzcli.data.packs import same
@@ -20,7 +21,7 @@ from gzcli.data.packs.in_use import Use
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.wanted import size_of, wanted
 from gzcli.data.sets.names import DataSet, locate
-from gzcli.launch import launcher, machines
+from gzcli.launch import launcher
 from gzcli.launch.launcher import Plan
 from gzcli.launch.run_folder import write_run
 from gzcli.models import catalog
@@ -29,9 +30,11 @@ from gzcli.recipe.needs import check_batch_of, check_data
 from gzcli.recipe.recipe import Recipe, recipe_of
 from gzcli.recipe.resolve import Resolved, resolve
 from gzcli.store import claims, model_files, runs
+from gzcli.store.paths import user_dir
 from gzcli.store.runs import Run
 
 R = TypeVar("R", bound=Recipe)
+PATIENCE = 1800.0  # seconds that machines wait for each other: images may be packed, somebody still be typing
 
 
 @dataclass(frozen=True)
@@ -285,6 +288,29 @@ def note_whole(run: Run, asked: Asked, recipe: Recipe) -> None:
     runs.note_recipe(run, steps, size, shipped, size=size_of(recipe.data), levels=recipe.data.levels)
 
 
+def made_by_machine_0(plan: Plan, say: Say, patience: float = PATIENCE) -> Run:
+    """The run of this job, for which another machine waits in the store that all share.
+
+    A start of the same words that ended without a trace may lie there too; the engine holds the ids of all
+    machines against each other.
+
+    Raises MissingError where machine 0 makes none in time.
+    """
+    store, begun = user_dir("runs"), time.time()
+    say(f"waiting for the run that machine 0 makes in `{store}`")
+    while time.time() < begun + patience:
+        for run in runs.all_runs():
+            status = run.status()
+            recent = status.get("launched", 0.0) > begun - patience
+            if status.get("job") == plan.job and recent and status.get("state") in ("planned", "running"):
+                return run
+        time.sleep(0.5)
+    raise MissingError(
+        f"machine 0 has made no run of this job in `{store}` for {patience / 60:.0f} minutes",
+        hint="start the same command there with `--machine-rank 0`; all machines share one `GZ_HOME`",
+    )
+
+
 def start(
     asked: Asked,
     recipe: Recipe,
@@ -312,7 +338,7 @@ def start(
     MissingError where that is gone.
     """
     if plan.machine_rank:
-        run = machines.find(recipe, plan, asked.earlier, say)
+        run = made_by_machine_0(plan, say)
         announce(run)
         launcher.run(run.path, plan, launcher=plan.launched, mode=mode)
         return run
@@ -331,8 +357,8 @@ def start(
             if new or "recipe" not in run.status():
                 note_whole(run, asked, recipe)
             announce(run)
-            if plan.machines > 1:
-                machines.tell(recipe, plan, run, say)
+            if plan.job:
+                run.update(job=plan.job, launched=time.time())
             launcher.run(run.path, plan, launcher=plan.launched, mode=mode)
     except BaseException as error:
         ours = not isinstance(error, KeyboardInterrupt) and getattr(error, "kind", "bug") == "bug"

@@ -43,8 +43,9 @@ def machine_rank() -> int:
 
 
 def job() -> str | None:
-    """The number of the job, which every task of an array has for itself; None outside SLURM."""
-    return os.environ.get("SLURM_JOB_ID") or None
+    """The job and how often it was queued again; every task of an array is a job. None outside SLURM."""
+    number = os.environ.get("SLURM_JOB_ID")
+    return f"{number}.{os.environ.get('SLURM_RESTART_COUNT', '0')}" if number else None
 
 
 def first_host() -> str | None:

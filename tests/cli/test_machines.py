@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import stat
 import subprocess
 import sys
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,11 @@ from helpers import gz
 from gzcli.cli import app
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.sections import LaunchSection
-from gzcli.launch import launcher, meeting, slurm
+from gzcli.launch import launcher, slurm
+from gzcli.launch.plan import PATIENCE, made_by_machine_0
 from gzcli.store import runs
 
 TWO = LaunchSection(machines=2, machine_rank=0, main_ip="10.0.0.1", cpu=True)
-FACTS = {"model": "vae", "machines": 3}
 
 
 # ---------------------------------------------------------------------------- ports
@@ -32,8 +33,6 @@ def port(section: LaunchSection = TWO, job: tuple[object, ...] = ("vae", "mnist"
 
 
 def test_the_port_follows_from_the_job(monkeypatch):
-    from dataclasses import replace
-
     assert port() == port(replace(TWO, machine_rank=1)), "all machines know it"
     others = {port(job=("vae", str(i))) for i in range(20)}
     assert len(others) > 15 and all(20_000 <= p < 30_000 for p in others if p)
@@ -73,107 +72,35 @@ def test_slurm_fills_in_what_is_left_open(monkeypatch, fake):
         launcher.plan(LaunchSection(cpu=True), every_gpu=True)
 
 
-# ---------------------------------------------------------------------------- meeting
+# ---------------------------------------------------------------------------- one run
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def meet(first: dict, *others: dict, find=lambda name: None, patience: float = 20) -> list[object]:
-    """What machine 0 and the others say or raise."""
-    found: list[object] = [None] * (1 + len(others))
-    at = free_port()
-
-    def act(rank: int) -> None:
-        try:
-            if rank:
-                found[rank] = meeting.join(
-                    "127.0.0.1", at, rank, others[rank - 1], find, lambda text: None, patience=patience
-                )
-            else:
-                meeting.gather(at, first, "vae-1", lambda text: None, patience=patience)
-        except Exception as problem:
-            found[rank] = problem
-
-    threads = [threading.Thread(target=act, args=(rank,)) for rank in (1, 0, 2)[: len(found)]]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    return found
-
-
-def test_machine_0_tells_the_run():
-    assert meet(FACTS, FACTS, FACTS) == [None, "vae-1", "vae-1"]
-
-
-def test_another_command_is_turned_away_and_machine_0_waits_on():
-    first, second = meet(FACTS | {"machines": 2}, {"model": "wgan", "machines": 2}, patience=2)
-    assert isinstance(second, UsageError) and "model vae there, wgan here" in second.message
-    assert isinstance(first, MissingError) and "machine 1 did not come" in first.message
-
-
-def test_a_run_that_is_not_seen_ends_both():
-    two = FACTS | {"machines": 2}
-    first, second = meet(two, two, find=lambda name: f"no `{name}` here")
-    assert isinstance(first, MissingError) and "machine 1 cannot take part: no `vae-1` here" in first.message
-    assert isinstance(second, MissingError) and "share" in (second.hint or "")
-
-
-def test_nobody_is_there():
-    with pytest.raises(MissingError, match=r"machine 0 is not at 127\.0\.0\.1"):
-        meeting.join("127.0.0.1", free_port(), 1, FACTS, str, lambda text: None, patience=0.1)
-    with pytest.raises(MissingError, match="machines 1, 2 did not come"):
-        meeting.gather(free_port(), FACTS, "x", lambda text: None, patience=0.1)
-
-
-def test_a_port_that_is_taken_is_named():
-    with socket.create_server(("", 0)) as taken:
-        at = taken.getsockname()[1]
-        with pytest.raises(MissingError, match=f"port {at}.*in use") as caught:
-            meeting.gather(at, FACTS, "x", lambda text: None)
-    assert "--main-process-port" in (caught.value.hint or "") and caught.value.code == 3
-
-
-def test_strangers_are_not_listened_to():
-    at = free_port()
-    problems: list[Exception] = []
-
-    def host() -> None:
-        try:
-            meeting.gather(at, FACTS | {"machines": 2}, "vae-1", lambda text: None, patience=20)
-        except Exception as problem:
-            problems.append(problem)
-
-    thread = threading.Thread(target=host)
-    thread.start()
-    for words in (
-        b"GET / HTTP/1.1\r\n\r\n",
-        b"[1]\n",
-        b'{"rank": [9]}\n',
-        b'{"rank": 7}\n',
-        b'{"rank": 1, "facts": 3}\n',
+def test_other_machines_wait_for_the_run_of_machine_0(home):
+    """One of another job, one of an earlier start and one that has ended are none."""
+    lines: list[str] = []
+    first, second = (
+        launcher.plan(replace(TWO, machine_rank=r), every_gpu=True, job=("vae",)) for r in (0, 1)
+    )
+    assert first.job == second.job != launcher.plan(TWO, every_gpu=True, job=("wgan",)).job
+    now = time.time()
+    for state, job, launched in (
+        ("planned", "another", now),
+        ("planned", first.job, now - 2 * PATIENCE),
+        ("killed", first.job, now),
     ):
-        while True:
-            try:
-                stranger = socket.create_connection(("127.0.0.1", at), timeout=5)
-                break
-            except OSError:
-                pass
-        with stranger:
-            stranger.sendall(words)
-    two = FACTS | {"machines": 2}
-    assert meeting.join("127.0.0.1", at, 1, two, lambda name: None, lambda text: None) == "vae-1"
-    thread.join(30)
-    assert not problems
+        runs.create("vae", "digits").update(state=state, job=job, launched=launched)
+    with pytest.raises(MissingError, match="machine 0 has made no run") as caught:
+        made_by_machine_0(second, lines.append, patience=0.1)
+    assert "`GZ_HOME`" in (caught.value.hint or "") and "waiting for the run" in lines[0]
+    run = runs.create("vae", "digits")
+    later = threading.Timer(0.2, lambda: run.update(state="planned", job=first.job, launched=time.time()))
+    later.start()
+    assert made_by_machine_0(second, lines.append, patience=20) == run
 
 
 def test_the_interface_of_an_address():
-    assert meeting.interface("127.0.0.1") == "lo"
-    assert meeting.interface("no.such.host.example") is None
+    assert launcher.interface_to("127.0.0.1") == "lo"
+    assert launcher.interface_to("no.such.host.example") is None
 
 
 # ---------------------------------------------------------------------------- SLURM
