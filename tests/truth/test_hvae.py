@@ -13,10 +13,8 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from gzcli.models.nn import from_levels
-from gzcli.models.vae.cells import DecoderCell, EncoderCell, SpectralNorms
-from gzcli.models.vae.hvae import HVAE, kl_of
-from gzcli.models.vae.ladder import Group
-from gzcli.models.vae.mixture import MixturePixels
+from gzcli.models.vae.base import MixturePixels
+from gzcli.models.vae.hvae import HVAE, DecoderCell, EncoderCell, Group, SpectralNorms, kl_of
 
 pytestmark = pytest.mark.xdist_group("hvae")  # one worker trains what these tests share, once
 
