@@ -9,19 +9,28 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from glob import escape
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gzcli.core.errors import UsageError, canonical, did_you_mean
 from gzcli.metrics.likelihood_scores import SCORES
 from gzcli.models.signatures import GIVEN, Param, params_of, value_of
-from gzcli.models.sources import ROOT, Class, by_file, classes_of, lineage_of, method_of, stamp, text_of
+from gzcli.models.sources import (
+    ROOT,
+    Class,
+    by_file,
+    class_with_bodies,
+    classes_of,
+    lineage_of,
+    stamp,
+    text_of,
+)
 from gzcli.store import model_files
 from gzcli.store.run_folder import Run
 
@@ -29,15 +38,8 @@ if TYPE_CHECKING:
     from gzcli.models.base import Model
 
 APPLICATIONS = (
-    "reconstruct",
-    "interpolate",
-    "traverse",
-    "translate",
-    "inpaint",
-    "upscale",
-    "complete",
-    "edit",
-    "classify",
+    *("reconstruct", "interpolate", "traverse", "translate", "inpaint"),
+    *("upscale", "complete", "edit", "classify"),
 )
 
 _INPUTS = {"Tensor", "Module", "Noise", "Progress", "Batch", "Callable", "Iterable", "Iterator"}
@@ -84,11 +86,11 @@ class ModelCard:
 
 def cards() -> dict[str, ModelCard]:
     """Every model by name: the zoo in order of family and name, then models from outside the package."""
-    found: dict[str, ModelCard] = {}
+    by_name: dict[str, ModelCard] = {}
     for path in (*_zoo(), *model_files.model_files().values()):
         if card := _read_card(path):
-            found.setdefault(card.name, card)
-    return found
+            by_name.setdefault(card.name, card)
+    return by_name
 
 
 def counted(trained: int, staged: int) -> str:
@@ -103,31 +105,27 @@ def card(name: str) -> ModelCard:
     A file that was named by its path comes first, then the zoo, then other files from outside the package.
     Raises UsageError with the nearest name where there is no such model.
     """
-    zoo = _zoo(escape(canonical(name)))
+    for path in (model_files.typed(name), *_zoo(escape(canonical(name)))):
+        if path and (card := _read_card(path)):
+            return card
     # installed packages are searched last: that takes longer than all else
-    for path in chain(filter(None, [model_files.typed(name)]), zoo, _elsewhere(name)):
-        if found := _read_card(path):
-            return found
+    if (path := model_files.find(name)) and (card := _read_card(path)):
+        return card
     hint = did_you_mean(name, cards()) or "`gz list models` names them all"
     raise UsageError(f"no model is called `{name}`", hint=hint)
-
-
-def _elsewhere(name: str) -> Iterator[Path]:
-    if path := model_files.find(name):
-        yield path
 
 
 def card_of(run: Run, name: str) -> ModelCard:
     """The card of the model that a run, or a stage of it, has trained. For a model from outside the package,
     it is read from the run's copy of the file."""
-    kept = model_files.kept(run.owner.path, name)
-    return card_at(kept) if kept else card(name)
+    copy = model_files.kept(run.owner.path, name)
+    return card_at(copy) if copy else card(name)
 
 
 def card_at(path: Path) -> ModelCard:
     """The card of the model in a file. Raises UsageError where it holds none."""
-    if found := _read_card(path):
-        return found
+    if card := _read_card(path):
+        return card
     raise UsageError(
         f"`{path}` holds no model", hint="a class that derives from `gzcli.Model` and names its `paper`"
     )
@@ -150,29 +148,29 @@ def load(name: str) -> type[Model]:
     return load_class(card(name))
 
 
-def load_class(found: ModelCard) -> type[Model]:
+def load_class(card: ModelCard) -> type[Model]:
     """The class that a card describes. Raises UsageError where a file from outside cannot be imported."""
     import importlib.util
 
-    if found.family != OUTSIDE:
-        return getattr(importlib.import_module(found.module), found.cls)
-    if (module := sys.modules.get(found.module)) is None:
-        spec = importlib.util.spec_from_file_location(found.module, found.path)
+    if card.family != OUTSIDE:
+        return getattr(importlib.import_module(card.module), card.cls)
+    if (module := sys.modules.get(card.module)) is None:
+        spec = importlib.util.spec_from_file_location(card.module, card.path)
         assert spec is not None
-        program = model_files.program(found.path)
-        module = sys.modules[found.module] = importlib.util.module_from_spec(spec)
+        program = model_files.program(card.path)
+        module = sys.modules[card.module] = importlib.util.module_from_spec(spec)
         try:
             # the loader itself would take a `__pycache__` beside the file, which nobody has read
-            exec(compile(program, found.path, "exec", dont_inherit=True), module.__dict__)
+            exec(compile(program, card.path, "exec", dont_inherit=True), module.__dict__)
         except BaseException as e:
-            del sys.modules[found.module]
+            del sys.modules[card.module]
             if not isinstance(e, Exception):
                 raise
             frames = traceback.extract_tb(e.__traceback__)
-            lines = [frame.lineno for frame in frames if frame.filename == str(found.path)]
-            place = f"{found.path}:{lines[-1]}" if lines and lines[-1] else str(found.path)
+            lines = [frame.lineno for frame in frames if frame.filename == str(card.path)]
+            place = f"{card.path}:{lines[-1]}" if lines and lines[-1] else str(card.path)
             raise UsageError(f"`{place}` cannot be imported: {type(e).__name__}: {e}") from e
-    return getattr(module, found.cls)
+    return getattr(module, card.cls)
 
 
 def phases(model: ModelCard) -> tuple[str, ...] | None:
@@ -182,19 +180,13 @@ def phases(model: ModelCard) -> tuple[str, ...] | None:
     """
     for cls in lineage_of(model.path, model.cls):
         if "phases" in cls.methods:
-            nodes = ast.walk(method_of(cls, "phases"))
-            names = [_phase_name(node) for node in nodes if isinstance(node, ast.Call) and _is_phase(node)]
-            return tuple(dict.fromkeys(filter(None, names))) if names and None not in names else None
+            names = []
+            for node in ast.walk(class_with_bodies(cls).methods["phases"]):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Phase":
+                    name = [*node.args, *(k.value for k in node.keywords if k.arg == "name"), None][0]
+                    names.append(name.value if isinstance(name, ast.Constant) else None)
+            return tuple(dict.fromkeys(names)) if names and None not in names else None
     return ("main",)
-
-
-def _is_phase(call: ast.Call) -> bool:
-    return isinstance(call.func, ast.Name) and call.func.id == "Phase"
-
-
-def _phase_name(call: ast.Call) -> str | None:
-    node = call.args[0] if call.args else next((k.value for k in call.keywords if k.arg == "name"), None)
-    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
 
 
 # ---------------------------------------------------------------------------- a card from a file
@@ -202,8 +194,8 @@ def _phase_name(call: ast.Call) -> str | None:
 
 def _zoo(stem: str = "*") -> list[Path]:
     """The files of the package that may hold a model; `stem` is a pattern of their names without `.py`."""
-    found = ROOT.glob(f"*/{stem}.py")
-    return sorted(path for path in found if path.parent.name != "nn" and path.stem != "__init__")
+    files = ROOT.glob(f"*/{stem}.py")
+    return sorted(path for path in files if path.parent.name != "nn" and path.stem != "__init__")
 
 
 @by_file
@@ -211,61 +203,65 @@ def _read_card(path: Path) -> ModelCard | None:
     lineage = model_class(path)
     if lineage is None:
         return None
-    first = lineage[0]
-    methods = {name: method for cls in reversed(lineage) for name, method in cls.methods.items()}
-    owners = {name: cls.path for cls in reversed(lineage) for name in cls.methods}
+    methods = {name: (method, cls.path) for cls in reversed(lineage) for name, method in cls.methods.items()}
     attributes = {name: value for cls in reversed(lineage) for name, value in cls.attributes.items()}
 
+    def attribute(name: str, default: Any) -> Any:
+        return value_of(attributes[name], path) if name in attributes else default
+
     def params(method: str) -> dict[str, Param]:
-        return {p.name: p for p in params_of(methods[method], owners[method])} if method in methods else {}
+        return {p.name: p for p in params_of(*methods[method])} if method in methods else {}
 
     def options(method: str) -> dict[str, Param]:
-        return {name: p for name, p in params(method).items() if name not in GIVEN and not _is_input(p)}
+        return {
+            name: p for name, p in params(method).items() if name not in GIVEN and not _words(p) & _INPUTS
+        }
 
-    def named(prefix: str) -> list[str]:
-        return [name.removeprefix(prefix) for name in methods if name.startswith(prefix)]
+    def named(prefix: str) -> tuple[str, ...]:
+        return tuple(name.removeprefix(prefix) for name in methods if name.startswith(prefix))
 
     init = {name: p for name, p in params("__init__").items() if name not in ("self", "data")}
     stages = tuple(name for name, p in init.items() if p.annotation == "Model")
     do = {name: options(name) for name in APPLICATIONS if name in methods}
     scores = {name: options(f"fit_{name}") | options(f"score_{name}") for name in named("score_")}
-    drawn_by = options("sample")
+    sample = options("sample")
     can = {
         "sample": True,
         "conditional": "conditional" in init,
-        "prompt": "prompt" in drawn_by,
+        "prompt": "prompt" in sample,
         "log_prob": "log_prob" in methods,
+        "ood": bool(scores) or "log_prob" in methods,
+        "map": bool(named("map_")),
+        "latent": "to_latent" in methods,
+        "export": "to_diffusers" in methods,
     }
-    can["ood"] = bool(scores) or can["log_prob"]
-    can["map"] = bool(named("map_"))
-    can |= {"latent": "to_latent" in methods, "export": "to_diffusers" in methods}
     return ModelCard(
         name=path.stem,
         family=path.parent.name if ROOT in path.parents else OUTSIDE,
         path=path,
         module=_module_name(path),
-        cls=first.node.name,
-        paper=value_of(attributes["paper"], path),
-        needs=tuple(value_of(attributes["needs"], path)) if "needs" in attributes else (),
-        likelihood=value_of(attributes["likelihood"], path) if "likelihood" in attributes else None,
-        best=value_of(attributes["best"], path) if "best" in attributes else "auto",
-        latents="latents" in attributes and value_of(attributes["latents"], path),
-        square="square" in attributes and value_of(attributes["square"], path),
-        shares="shares" in attributes and value_of(attributes["shares"], path),
+        cls=lineage[0].node.name,
+        paper=attribute("paper", ""),
+        needs=tuple(attribute("needs", ())),
+        likelihood=attribute("likelihood", None),
+        best=attribute("best", "auto"),
+        latents=attribute("latents", False),
+        square=attribute("square", False),
+        shares=attribute("shares", False),
         params={name: p for name, p in init.items() if name not in stages},
         stages=stages,
-        sample=drawn_by,
+        sample=sample,
         inputs=tuple(
             name for name, p in params("sample").items() if name not in GIVEN and "Tensor" in _words(p)
         ),
         scores=scores,
-        fits=tuple(named("fit_")),
-        maps=tuple(named("map_")),
+        fits=named("fit_"),
+        maps=named("map_"),
         do=do,
         labelled=tuple(name for name in do if "labels" in params(name)),
         masked=tuple(name for name in do if "mask" in params(name)),
-        labels_for=tuple(value_of(attributes["labels_for"], path)) if "labels_for" in attributes else (),
-        with_labels=tuple(value_of(attributes["with_labels"], path)) if "with_labels" in attributes else (),
+        labels_for=tuple(attribute("labels_for", ())),
+        with_labels=tuple(attribute("with_labels", ())),
         can=(*(name for name, true in can.items() if true), *do),
     )
 
@@ -282,19 +278,15 @@ def model_class(path: Path) -> list[Class] | None:
     """The lineage of the file's model class: of several, the one named like the file, else the last."""
     if not model_files.names_paper(text_of(path)):
         return None  # a file of helpers, recognised without the cost of parsing it
-    found = []
+    models = []
     for name in classes_of(path):
         lineage = lineage_of(path, name)
         if any(cls.is_model for cls in lineage) and any("paper" in cls.attributes for cls in lineage):
-            found.append(lineage)
-    found.sort(key=lambda lineage: lineage[0].node.name.lower() == path.stem.replace("_", ""))
-    return found[-1] if found else None
-
-
-def _is_input(param: Param) -> bool:
-    return bool(_words(param) & _INPUTS)
+            models.append(lineage)
+    models.sort(key=lambda lineage: lineage[0].node.name.lower() == path.stem.replace("_", ""))
+    return models[-1] if models else None
 
 
 def _words(param: Param) -> set[str]:
     """The names in the annotation of a parameter."""
-    return set("".join(c if c.isalnum() or c == "_" else " " for c in param.annotation).split())
+    return set(re.findall(r"\w+", param.annotation))

@@ -18,8 +18,8 @@ def grouped(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[st
     for name, parameter in inspect.signature(function).parameters.items():
         default = parameter.default
         if _is_group(default):
-            own = {f.name: rest.pop(f.name) for f in dataclasses.fields(default) if f.name in rest}
-            keywords[name] = dataclasses.replace(default, **own)
+            fields = {f.name: rest.pop(f.name) for f in dataclasses.fields(default) if f.name in rest}
+            keywords[name] = dataclasses.replace(default, **fields)
     return keywords | rest
 
 
@@ -31,11 +31,11 @@ def _is_group(default: Any) -> bool:
 def defaults(function: Callable[..., Any]) -> dict[str, Any]:
     """The parameters of `function` with their defaults, flat: a dataclass of options is replaced by its
     fields. The default of a required parameter is `inspect.Parameter.empty`."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         default = parameter.default
         if _is_group(default):
-            found |= {f.name: getattr(default, f.name) for f in dataclasses.fields(default)}
+            values |= {f.name: getattr(default, f.name) for f in dataclasses.fields(default)}
         else:
-            found[name] = default
-    return found
+            values[name] = default
+    return values

@@ -1,17 +1,52 @@
-"""The parameters of a method's signature: names, types and defaults, read from the syntax tree."""
+"""The options of a method, read from its signature: names, types, defaults, ranges and texts.
+
+In the zoo a name has one meaning, and so one range, in all models.
+"""
 
 from __future__ import annotations
 
 import ast
 import operator
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import UsageError
-from gzcli.models.ranges import range_of
 from gzcli.models.sources import ROOT, Class, annotation_of, documented, lineage_of
+
+# Whole numbers; a width of 10⁹ would take all memory.
+ANY_INT, COUNT, SIZE = "-1,000,000 … 1,000,000", "0 … 1,000,000", "1 … 1,000,000"
+MAY_BE_0 = frozenset(
+    (
+        *("attention", "blocks", "burn_in", "cells", "channel", "checkerboard", "clusters", "corrector"),
+        *("dequant_blocks", "disc_start", "down", "halvings", "keep", "kl_warmup", "pool", "rows"),
+    )
+)
+OF_FLOATS = {
+    **dict.fromkeys(("accept", "caption_dropout", "decay", "dynamic", "label_dropout"), "in [0, 1]"),
+    **dict.fromkeys(("dropout", "logit", "smoothing", "t_min"), "in [0, 1)"),
+    **dict.fromkeys(("min_snr", "sigma", "sigma_max", "step", "tolerance"), "greater than 0"),
+}
+# Scales that may turn around what they scale.
+SIGNED = frozenset(("control_scale", "guidance", "image_guidance", "lora_scale", "pair_guidance"))
+
+
+def range_of(name: str, annotation: str, *, ours: bool) -> str | None:
+    """The range of the numbers of an option; None: any, or it has none.
+
+    annotation: its type.
+    ours: whether its model comes with gz; of those of others nothing is known.
+    """
+    if re.search(r"\bint\b", annotation):
+        # HVAE has `groups` for each resolution, some of which are 0
+        zero = name in MAY_BE_0 or (name == "groups" and "tuple" in annotation)
+        return (COUNT if zero else SIZE) if ours else ANY_INT
+    if re.search(r"\bfloat\b", annotation) and ours and name not in SIGNED:
+        return OF_FLOATS.get(name, "0 or more")
+    return None
+
 
 # Arguments that the engine hands to a method; every other parameter is an option that a user can set.
 GIVEN = {"self", "cls", "n", "x", "labels", "noise", "progress", "data", "batch", "batches", "index"}
@@ -57,23 +92,19 @@ def params_of(function: ast.FunctionDef, path: Path) -> Iterator[Param]:
         *zip(positional, defaults, strict=True),
         *zip(a.kwonlyargs, a.kw_defaults, strict=True),
     ]:
-        if isinstance(default, ast.Call) and (group := _group(arg.annotation, path)):
-            yield from _fields(group, default, path)
-            continue
+        if isinstance(default, ast.Call) and isinstance(arg.annotation, ast.Name):
+            group = lineage_of(path, arg.annotation.id)
+            if group and group[0].is_dataclass:
+                yield from _fields(group, default, path)
+                continue
         value = None if default is None or arg.arg in GIVEN else value_of(default, path)
         yield Param(arg.arg, annotation_of(arg.annotation, path), value, default is None, ours)
 
 
-def _group(annotation: ast.expr | None, path: Path) -> list[Class]:
-    """The dataclass of options that an annotation names, with its bases; [] for any other type."""
-    lineage = lineage_of(path, annotation.id) if isinstance(annotation, ast.Name) else []
-    return lineage if lineage and lineage[0].is_dataclass else []
-
-
 def _fields(group: list[Class], default: ast.Call, path: Path) -> Iterator[Param]:
     """The fields of a dataclass of options, with the values that the default of the signature gives them."""
-    given = {keyword.arg: value_of(keyword.value, path) for keyword in default.keywords}
-    found: dict[str, Param] = {}
+    set_here = {keyword.arg: value_of(keyword.value, path) for keyword in default.keywords}
+    fields: dict[str, Param] = {}
     texts: dict[str, str] = {}
     for cls in reversed(group):
         ours = ROOT in cls.path.parents
@@ -82,21 +113,21 @@ def _fields(group: list[Class], default: ast.Call, path: Path) -> Iterator[Param
             name = line.target.id if isinstance(line.target, ast.Name) else ""
             value = None if line.value is None else value_of(line.value, cls.path)
             kind = annotation_of(line.annotation, cls.path)
-            found[name] = Param(name, kind, value, line.value is None, ours)
-    for name, param in found.items():
+            fields[name] = Param(name, kind, value, line.value is None, ours)
+    for name, param in fields.items():
         param = replace(param, doc=texts.get(name, ""))
-        yield replace(param, default=given[name], required=False) if name in given else param
+        yield replace(param, default=set_here[name], required=False) if name in set_here else param
 
 
 def value_of(node: ast.expr, path: Path) -> Any:
     """The value of a literal, or of arithmetic on numbers. Raises UsageError, with its place, for any other
     expression."""
-    where = f"{path}:{node.lineno}:{node.col_offset + 1}"
     try:
         return node.value if isinstance(node, ast.Constant) else _computed(node)
-    except RecursionError:
-        raise UsageError(f"{where}: this is nested too deeply") from None
-    except (ValueError, ArithmeticError):
+    except (ValueError, ArithmeticError, RecursionError) as e:
+        where = f"{path}:{node.lineno}:{node.col_offset + 1}"
+        if isinstance(e, RecursionError):
+            raise UsageError(f"{where}: this is nested too deeply") from None
         raise UsageError(
             f"{where}: `{ast.unparse(node)}` must be a literal: recipes are made from it without an import",
             hint="write the value itself: a number, a text, true or false, None, or a tuple of these",
@@ -104,8 +135,7 @@ def value_of(node: ast.expr, path: Path) -> Any:
 
 
 def _computed(node: ast.expr) -> Any:
-    """The value of a literal, or of arithmetic on numbers such as `4 * 64`. Raises ValueError for any
-    other expression."""
+    """`value_of` an expression. Raises ValueError for one that is neither literal nor arithmetic."""
     if isinstance(node, ast.Tuple):
         return tuple(map(_computed, node.elts))
     if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:

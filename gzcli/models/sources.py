@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, wraps
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, TypeVar
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.store.model_files import program
 
 ROOT = Path(__file__).resolve().parent
 
-# frequent names of types that are no aliases
-_NO_ALIAS = {"int", "float", "bool", "str", "None", "Any", "Literal", "tuple", "list"}
-_NO_ALIAS |= {"Tensor", "Noise", "Progress"}
 DEEPEST = 400  # names, unions and brackets of a type
 _DEF = re.compile(r"( *)def ")
 _ITEM = re.compile(r"([A-Za-z_]\w*): +(\S.*)")
@@ -25,27 +23,24 @@ T = TypeVar("T")
 
 
 def stamp(path: Path) -> int:
-    """The time of change of a file from outside the package, which may be edited while gz runs; 0 for a file
-    inside."""
-    return 0 if ROOT in path.parents else path.stat().st_mtime_ns
+    """When a file from outside the package, which may be edited while gz runs, was changed; 0 inside."""
+    return 0 if str(path).startswith(f"{ROOT}/") else path.stat().st_mtime_ns
 
 
-class by_file(Generic[T]):  # noqa: N801
-    """A decorator that caches a function of a file until the file changes.
+def by_file(function: Callable[[Path], T]) -> Callable[[Path], T]:
+    """Caches a function of a file until the file changes.
 
     Raises UsageError for a file that is no Python, MissingError for one that cannot be read.
     """
+    values: dict[tuple[Path, int], T] = {}
 
-    def __init__(self, function: Callable[[Path], T]):
-        self.function = function
-        self.known: dict[tuple[Path, int], T] = {}
-
-    def __call__(self, path: Path) -> T:
+    @wraps(function)
+    def cached(path: Path) -> T:
         try:
             key = path, stamp(path)
-            if key not in self.known:
-                self.known[key] = self.function(path)
-            return self.known[key]
+            if key not in values:
+                values[key] = function(path)
+            return values[key]
         except SyntaxError as e:
             raise UsageError(f"{path}:{e.lineno or 1}: {e.msg}") from e
         except (RecursionError, MemoryError) as e:  # what Python's parser says of 5,000 signs in a row
@@ -55,14 +50,13 @@ class by_file(Generic[T]):  # noqa: N801
         except OSError as e:
             raise MissingError(f"`{path}` cannot be read: {e.strerror}") from e
 
-    def cache_clear(self) -> None:
-        """Forgets all files."""
-        self.known.clear()
+    cached.cache = values  # type: ignore[attr-defined]
+    return cached
 
 
 @dataclass(frozen=True)
 class Class:
-    """A class in a file, without the bodies of its methods."""
+    """A class in a file; without the bodies of its methods, unless it is read by `class_with_bodies`."""
 
     node: ast.ClassDef
     path: Path
@@ -78,7 +72,6 @@ class Class:
 
     @property
     def is_dataclass(self) -> bool:
-        """Whether it is decorated as a dataclass."""
         names = (node.func if isinstance(node, ast.Call) else node for node in self.node.decorator_list)
         return any(isinstance(node, ast.Name) and node.id == "dataclass" for node in names)
 
@@ -90,20 +83,90 @@ class Class:
     @property
     def attributes(self) -> dict[str, ast.expr]:
         """Class attributes that have a value, by name."""
-        found = {}
-        for line in self.node.body:
-            if isinstance(line, ast.AnnAssign) and line.value and isinstance(line.target, ast.Name):
-                found[line.target.id] = line.value
-            elif isinstance(line, ast.Assign):
-                found |= {t.id: line.value for t in line.targets if isinstance(t, ast.Name)}
-        return found
+        return _values(self.node.body)
 
 
 @dataclass(frozen=True)
 class _Module:
     classes: dict[str, ast.ClassDef]
-    aliases: dict[str, ast.expr]  # Name = Literal[…], or other types written with brackets or `|`
+    values: dict[str, ast.expr]  # of names: types written with brackets or `|`, and tables
     imports: dict[str, tuple[str, str]]  # name here → (module of gzcli, name there)
+
+
+def _values(lines: list[ast.stmt]) -> dict[str, ast.expr]:
+    """The names that are assigned to, with their values; a `TypeAlias` stays a type of its own name."""
+    values: dict[str, ast.expr] = {}
+    for line in lines:
+        if isinstance(line, ast.Assign):
+            values |= {t.id: line.value for t in line.targets if isinstance(t, ast.Name)}
+        elif isinstance(line, ast.AnnAssign) and line.value and isinstance(line.target, ast.Name):
+            alias = isinstance(line.annotation, ast.Name) and line.annotation.id == "TypeAlias"
+            values |= {} if alias else {line.target.id: line.value}
+    return values
+
+
+@by_file
+def _module(path: Path) -> _Module:
+    try:
+        tree = ast.parse(_outline(text_of(path)))
+    except SyntaxError:
+        tree = tree_of(path)
+    package = ["gzcli", *path.parent.relative_to(ROOT.parent).parts] if ROOT.parent in path.parents else []
+    imports: dict[str, tuple[str, str]] = {}
+    # also those for type checkers alone
+    for node in (line for top in tree.body for line in (top.body if isinstance(top, ast.If) else [top])):
+        if isinstance(node, ast.ImportFrom):
+            origin = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*origin, *([node.module] if node.module else [])])
+            if source.split(".")[0] == "gzcli":
+                imports |= {alias.asname or alias.name: (source, alias.name) for alias in node.names}
+        elif isinstance(node, ast.Import):  # `import gzcli`, then `gzcli.Model`
+            imports |= {a.asname or "gzcli": ("gzcli", "") for a in node.names if a.name == "gzcli"}
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    return _Module(classes, _values(tree.body), imports)
+
+
+def _outline(text: str) -> str:
+    """The text without the bodies of its functions, line numbers kept: parsed in a fifth of the time.
+
+    A string that spans lines may mislead it. Then the result does not parse, and the caller parses the whole
+    text.
+    """
+    lines, open_brackets, indent = [], 0, 0
+    body = None  # the indentation of the function whose body is left out
+    for line in text.split("\n"):
+        start = _DEF.match(line)
+        if open_brackets or (start and (body is None or len(start[1]) <= body)):
+            indent = len(start[1]) if start and not open_brackets else indent
+            code = line.partition("#")[0].rstrip()
+            open_brackets += sum(map(code.count, "([{")) - sum(map(code.count, ")]}"))
+            ends = not open_brackets and code.endswith(":")
+            lines.append(f"{code} ..." if ends else line)
+            body = indent if ends else None
+        elif body is not None and (not line.strip() or len(line) - len(line.lstrip()) > body):
+            lines.append("")
+        else:
+            body = None
+            lines.append(line)
+    return "\n".join(lines)
+
+
+@by_file
+def text_of(path: Path) -> str:
+    return program(path).decode("utf-8-sig")
+
+
+@by_file
+def tree_of(path: Path) -> ast.Module:
+    """The syntax tree of a whole file."""
+    return ast.parse(text_of(path), str(path))
+
+
+@cache
+def _file_of(root: Path, module: str) -> Path | None:
+    """The file of a module of gzcli; None where there is none."""
+    file = root.parent.joinpath(*module.split(".")[1:])
+    return next((p for p in (file.with_suffix(".py"), file / "__init__.py") if p.is_file()), None)
 
 
 def lineage_of(path: Path, name: str) -> list[Class]:
@@ -111,10 +174,8 @@ def lineage_of(path: Path, name: str) -> list[Class]:
     from outside gzcli."""
     module = _module(path)
     if name not in module.classes:
-        if name not in module.imports:
-            return []
-        source, there = module.imports[name]
-        file = _module_path(source)
+        source, there = module.imports.get(name, ("", ""))
+        file = _file_of(ROOT, source) if source else None
         return lineage_of(file, there) if file else []
     node = module.classes[name]
     line = [Class(node, path)]
@@ -123,7 +184,7 @@ def lineage_of(path: Path, name: str) -> list[Class]:
             line += lineage_of(path, base.id)
         elif isinstance(base, ast.Attribute) and isinstance(base.value, ast.Name):  # vae.Vae
             origin = module.imports.get(base.value.id)
-            if origin and (file := _module_path(".".join(filter(None, origin)))):
+            if origin and (file := _file_of(ROOT, ".".join(filter(None, origin)))):
                 line += lineage_of(file, base.attr)
     # A base that two branches share comes after both, as in Python's own order.
     return [cls for i, cls in enumerate(line) if all(cls.node is not later.node for later in line[i + 1 :])]
@@ -136,123 +197,36 @@ def classes_of(path: Path) -> list[str]:
 
 def class_with_bodies(cls: Class) -> Class:
     """The class with the bodies of its methods."""
-    return Class(_whole(cls.path)[cls.node.name], cls.path)
+    whole = (node for node in tree_of(cls.path).body if isinstance(node, ast.ClassDef))
+    return Class(next(node for node in whole if node.name == cls.node.name), cls.path)
 
 
-@by_file
-def tree_of(path: Path) -> ast.Module:
-    """The syntax tree of a whole file."""
-    return ast.parse(text_of(path), str(path))
-
-
-@by_file
-def _whole(path: Path) -> dict[str, ast.ClassDef]:
-    """The classes of a file with the bodies of their methods."""
-    return {node.name: node for node in tree_of(path).body if isinstance(node, ast.ClassDef)}
-
-
-def method_of(cls: Class, name: str) -> ast.FunctionDef:
-    """A method of the class with its body."""
-    return class_with_bodies(cls).methods[name]
-
-
-@by_file
-def _module(path: Path) -> _Module:
-    text = text_of(path)
-    try:
-        tree = ast.parse(_outline(text))
-    except SyntaxError:
-        tree = tree_of(path)
-    package = ["gzcli", *path.parent.relative_to(ROOT.parent).parts] if ROOT.parent in path.parents else []
-    imports: dict[str, tuple[str, str]] = {}
-    for node in _top(tree):
-        if isinstance(node, ast.ImportFrom):
-            origin = package[: len(package) - node.level + 1] if node.level else []
-            source = ".".join([*origin, *([node.module] if node.module else [])])
-            if source.split(".")[0] == "gzcli":
-                imports |= {alias.asname or alias.name: (source, alias.name) for alias in node.names}
-        elif isinstance(node, ast.Import):  # `import gzcli`, then `gzcli.Model`
-            imports |= {a.asname or "gzcli": ("gzcli", "") for a in node.names if a.name == "gzcli"}
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    aliases: dict[str, ast.expr] = {
-        node.targets[0].id: node.value
-        for node in tree.body
-        if isinstance(node, ast.Assign)
-        and isinstance(node.targets[0], ast.Name)
-        and isinstance(node.value, ast.Subscript | ast.BinOp)
-    }
-    return _Module(classes, aliases, imports)
-
-
-def _top(tree: ast.Module) -> Iterator[ast.stmt]:
-    """The statements of a file, also those for type checkers alone."""
-    for node in tree.body:
-        yield from node.body if isinstance(node, ast.If) else [node]
-
-
-def _alias(path: Path, name: str) -> ast.expr | None:
-    """The type that a name stands for, in the file or where it imports the name from."""
+def _value(path: Path, name: str) -> tuple[ast.expr, Path] | None:
+    """What a name of a file stands for, and the file that says so."""
     module = _module(path)
     if name in module.imports:
         source, there = module.imports[name]
-        file = _module_path(source)
-        return _alias(file, there) if file else None
-    return module.aliases.get(name)
-
-
-def _outline(text: str) -> str:
-    """The text without the bodies of its functions, line numbers kept: parsed in a fifth of the time.
-
-    A string that spans lines may mislead it. Then the result does not parse, and the caller parses the whole
-    text.
-    """
-    kept, open_brackets, indent = [], 0, 0
-    body = None  # the indentation of the function whose body is left out
-    for line in text.split("\n"):
-        start = _DEF.match(line)
-        if open_brackets or (start and (body is None or len(start[1]) <= body)):
-            indent = len(start[1]) if start and not open_brackets else indent
-            code = line.partition("#")[0].rstrip()
-            open_brackets += sum(map(code.count, "([{")) - sum(map(code.count, ")]}"))
-            ends = not open_brackets and code.endswith(":")
-            kept.append(f"{code} ..." if ends else line)
-            body = indent if ends else None
-        elif body is not None and (not line.strip() or len(line) - len(line.lstrip()) > body):
-            kept.append("")
-        else:
-            body = None
-            kept.append(line)
-    return "\n".join(kept)
-
-
-@by_file
-def text_of(path: Path) -> str:
-    return program(path).decode("utf-8-sig")
-
-
-def _module_path(module: str) -> Path | None:
-    """The file of a module of gzcli; None where there is none."""
-    file = ROOT.parent.joinpath(*module.split(".")[1:])
-    return next((p for p in (file.with_suffix(".py"), file / "__init__.py") if p.is_file()), None)
+        file = _file_of(ROOT, source)
+        return _value(file, there) if file else None
+    return (module.values[name], path) if name in module.values else None
 
 
 def annotation_of(node: ast.expr | None, path: Path) -> str:
-    """The annotation's text, with aliases of types (`Spacing = Literal[…]`) replaced by the types.
+    """The annotation's text, with aliases (`Spacing = Literal[…]`) replaced by the types, and a choice from a
+    table, `Annotated[str, TABLE, "more"]`, by the `Literal` of the table's keys and what comes after.
 
     Raises UsageError for one that is nested too deeply to be taken apart.
     """
     if node is None:
         return ""
-    if isinstance(node, ast.Name) and node.id in _NO_ALIAS:
-        return node.id
     parts = list(ast.walk(node))
     if len(parts) > DEEPEST:
         raise UsageError(f"{path}:{node.lineno}: a type of more than {DEEPEST} parts")
-    names = {part.id for part in parts if isinstance(part, ast.Name)} - _NO_ALIAS
-    if any(_alias(path, name) for name in names):
-        return ast.unparse(_Unaliased(path).visit(node))
+    names = {part.id for part in parts if isinstance(part, ast.Name)}
+    if "Annotated" in names or any(_value(path, name) for name in names):
+        return ast.unparse(_Resolved(path).visit(node))
     line = _lines(path)[node.lineno - 1]
-    # columns count bytes, so they are those of the text in ASCII alone
+    # columns count bytes, so they are those of the text in ASCII alone; `unparse` takes ten times as long
     if node.lineno == node.end_lineno and line.isascii():
         return line[node.col_offset : node.end_col_offset]
     return ast.unparse(node)
@@ -263,26 +237,48 @@ def _lines(path: Path) -> list[str]:
     return text_of(path).split("\n")
 
 
-class _Unaliased(ast.NodeTransformer):
-    """Replaces the aliases in an annotation by their types."""
+class _Resolved(ast.NodeTransformer):
+    """Replaces the aliases and the tables in an annotation of a file."""
 
     def __init__(self, path: Path):
         self.path = path
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
-        return _alias(self.path, node.id) or node
+        value, path = _value(self.path, node.id) or (node, self.path)
+        return _Resolved(path).visit(value) if isinstance(value, ast.Subscript | ast.BinOp) else node
+
+    def visit_Subscript(self, node: ast.Subscript) -> Any:
+        if isinstance(node.value, ast.Name) and node.value.id == "Annotated":
+            _, *choices = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+            names = dict.fromkeys(name for choice in choices for name in _keys(choice, self.path))
+            return ast.parse(f"Literal[{', '.join(map(repr, names))}]", mode="eval").body
+        return self.generic_visit(node)
+
+
+def _keys(node: ast.expr | None, path: Path) -> list[str]:
+    """The texts that are keys of a table, `{"a": …, **OTHER} | MORE`, or a single text."""
+    if isinstance(node, ast.Constant):
+        return [str(node.value)]
+    if isinstance(node, ast.Name):
+        value, there = _value(path, node.id) or (None, path)
+        return _keys(value, there)
+    if isinstance(node, ast.BinOp):
+        return _keys(node.left, path) + _keys(node.right, path)
+    if isinstance(node, ast.Dict):
+        pairs = zip(node.keys, node.values, strict=True)
+        return [name for key, value in pairs for name in _keys(value if key is None else key, path)]
+    return []
 
 
 def documented(docstring: str) -> dict[str, str]:
     """The parameters that a cleaned docstring documents, each with its text in one line."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     name = None
     for line in docstring.splitlines():
         if item := _ITEM.fullmatch(line):
-            name = item[1]
-            found[name] = item[2]
+            name, texts[item[1]] = item[1], item[2]
         elif name and line.startswith("  ") and line.strip():
-            found[name] += " " + line.strip()
+            texts[name] += " " + line.strip()
         else:
             name = None
-    return found
+    return texts

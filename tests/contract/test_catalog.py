@@ -43,22 +43,27 @@ def zoo(tmp_path, monkeypatch):
     return write
 
 
+def types_of(owner) -> dict[str, typing.Any]:
+    """The types of parameters or fields; a choice from a table is a Literal of its keys and what is added."""
+    hints = typing.get_type_hints(owner, include_extras=True)
+    for name, kind in hints.items():
+        if typing.get_origin(kind) is typing.Annotated:
+            tables = [[choice] if isinstance(choice, str) else choice for choice in kind.__metadata__]
+            hints[name] = typing.Literal[tuple(key for table in tables for key in table)]
+    return hints
+
+
 def parameters(*functions) -> dict[str, tuple]:
     """name → (type, default, required), as Python itself has them; of a dataclass of options its fields."""
     found = {}
     for function in functions:
-        hints = typing.get_type_hints(function)
+        hints = types_of(function)
         for name, p in inspect.signature(function).parameters.items():
             if dataclasses.is_dataclass(p.default):
-                kinds = typing.get_type_hints(type(p.default))
+                kinds = types_of(type(p.default))
                 found |= {key: (kinds[key], value, False) for key, value in vars(p.default).items()}
-                continue
-            required = p.default is p.empty
-            if dataclasses.is_dataclass(p.default) and not isinstance(p.default, type):
-                types = typing.get_type_hints(type(p.default))
-                for field in dataclasses.fields(p.default):
-                    found[field.name] = (types[field.name], getattr(p.default, field.name), False)
             else:
+                required = p.default is p.empty
                 found[name] = (hints.get(name), None if required else p.default, required)
     return found
 
@@ -243,6 +248,24 @@ def test_bases_in_other_files_are_followed(zoo):
     assert gan.params == vae.params
 
 
+def test_a_choice_is_read_from_the_table_that_declares_it(zoo):
+    zoo("vae/base.py", "BASE = {'a': 1}\nTABLE: dict = {**BASE, 'b': lambda x: x} | {'c': 2}\n")
+    zoo(
+        "vae/vae.py",
+        """
+        from gzcli.models.base import Model
+        from gzcli.models.vae.base import TABLE
+        Kind = Annotated[str, TABLE]
+        class VAE(Model):
+            paper = ""
+            def __init__(self, data, *, kind: Kind = "a", way: Annotated[str, TABLE, "x"] | None = None): ...
+        """,
+    )
+    params = catalog.card("vae").params
+    assert params["kind"].annotation == "Literal['a', 'b', 'c']"
+    assert params["way"].annotation == "Literal['a', 'b', 'c', 'x'] | None"
+
+
 def test_a_default_must_be_a_literal(zoo):
     zoo(
         "vae/vae.py",
@@ -303,7 +326,7 @@ def test_the_zoo_is_read_in_little_more_than_parsing_it_takes():
             ast.parse(text)
         parsing, since = min(parsing, time.process_time() - since), time.process_time()
         for cached in (catalog._read_card, sources._module, sources.text_of, sources._lines):
-            cached.cache_clear()
+            cached.cache.clear()
         catalog.cards()
         reading = min(reading, time.process_time() - since)
         if reading <= 4 * parsing:

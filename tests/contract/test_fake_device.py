@@ -44,14 +44,15 @@ from gzcli.store import runs
 # Where the host waits for the device: in a step nowhere, before the first one, and with a trained model.
 STEP = {
     "models/denoising/coupling.py": "the assignment is solved on the host, by scipy",
-    "models/stable_diffusion/pretrained.py::Pretrained.embed": "without `cache` captions become tokens, on "
+    "models/stable_diffusion/base.py::StableDiffusion.embed": "without `cache` captions become tokens, on "
     "the host, at every step",
     "models/stable_diffusion/base.py::StableDiffusion.loss": "diffusers' schedule moves its table, at the "
     "first step",
-    "models/stable_diffusion/canny.py::canny": "without `cache` edges are found, on the host, at every step",
+    "models/stable_diffusion/controlnet.py::canny": "without `cache` edges are found on the host, at every "
+    "step",
 }
 START = {
-    "models/autoregressive/codebook.py::Codebook.start": "once a run: whether a resume has started it",
+    "models/autoregressive/tokenizer.py::Codebook.start": "once a run: whether a resume has started it",
     "models/autoregressive/pixelcnn.py::PixelCNN.on_start": "once a run: whether a resume has started it, "
     "and a histogram",
     "models/score/ncsnv2.py::NCSNv2.on_start": "once a run: the largest distance of two images",
@@ -59,14 +60,14 @@ START = {
     "models/stable_diffusion/base.py::StableDiffusion.on_start": "once a run: whether captions are "
     "remembered, and which",
     "models/clusters.py::Clusters.fit": "once a run: k-means on the host",
-    "models/normalizing_flow/norms.py::initialising": "once a run: whether a resume has initialised it",
+    "models/normalizing_flow/layers.py::initialising": "once a run: whether a resume has initialised it",
 }
 TRAINED = {
     "engine/validate.py::mean": "the figure",
-    "models/stable_diffusion/pretrained.py::Pretrained.embed": "captions become tokens, on the host",
+    "models/stable_diffusion/base.py::StableDiffusion.embed": "captions become tokens, on the host",
     "models/stable_diffusion/base.py::StableDiffusion.draw": "diffusers' pipeline",
     "models/stable_diffusion/base.py::StableDiffusion.examples": "remembered captions, which are text",
-    "models/stable_diffusion/canny.py::canny": "edges are found on the host",
+    "models/stable_diffusion/controlnet.py::canny": "edges are found on the host",
     "engine/sampler.py::draw": "labels there, images back, once a batch",
     "engine/sampler.py::cycled": "pictures there, once a batch",
     "judge/apply.py": "pictures there and back",

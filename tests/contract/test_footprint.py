@@ -11,7 +11,7 @@ from gzcli.core.types import DataInfo
 from gzcli.data.packs.batches import TrainBatches
 from gzcli.data.packs.open import open_pack
 from gzcli.models import catalog
-from gzcli.models.autoregressive import codebook
+from gzcli.models.autoregressive import tokenizer
 from gzcli.models.denoising.coupling import coupled
 from gzcli.models.normalizing_flow.base import top_log_prob
 from gzcli.models.normalizing_flow.glow import Glow
@@ -49,9 +49,9 @@ def tf32():
 @pytest.mark.usefixtures("tf32")
 def test_the_nearest_codes_are_found_part_by_part_in_full_precision(monkeypatch):
     torch.manual_seed(0)
-    book, z = codebook.Codebook(codebook.CodebookOptions(codes=64, dim=4)), torch.randn(8, 4, 5, 3)
+    book, z = tokenizer.Codebook(tokenizer.CodebookOptions(codes=64, dim=4)), torch.randn(8, 4, 5, 3)
     brute = (z.movedim(1, -1)[..., None, :] - book.embedding).square().sum(-1).argmin(-1)
-    monkeypatch.setattr(codebook, "DISTANCES", 640)
+    monkeypatch.setattr(tokenizer, "DISTANCES", 640)
     with Seen() as seen, torch.no_grad():
         assert torch.equal(book.nearest(z)[1], brute)
     assert seen.largest <= 640 and seen.precisions == {"highest"}

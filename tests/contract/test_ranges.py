@@ -13,8 +13,7 @@ from gzcli.data.packs.open import open_pack
 from gzcli.engine.shapes import shapes_only
 from gzcli.models import catalog
 from gzcli.models.catalog import OUTSIDE
-from gzcli.models.ranges import MAY_BE_0, OF_FLOATS, SIGNED, range_of
-from gzcli.models.signatures import Param
+from gzcli.models.signatures import MAY_BE_0, OF_FLOATS, SIGNED, Param, range_of
 from gzcli.recipe.ranges import in_range, within
 
 ZOO = [card for card in catalog.cards().values() if card.family != OUTSIDE]

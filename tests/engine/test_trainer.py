@@ -30,7 +30,7 @@ from gzcli.engine.trainer import Trainer
 from gzcli.launch.plan import with_data
 from gzcli.models.base import Phase
 from gzcli.models.nn import whole_batch
-from gzcli.models.normalizing_flow.norms import BatchNorm as FlowNorm
+from gzcli.models.normalizing_flow.realnvp import BatchNorm as FlowNorm
 from gzcli.recipe.resolve import resolve
 from gzcli.recipe.write import dump
 from gzcli.store import runs

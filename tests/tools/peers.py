@@ -48,7 +48,7 @@ def peers() -> None:
     """A training step against the peers' packages with equal nets (`pip install 'gzcli[peers]'`)."""
     import torch
 
-    from gzcli.models.normalizing_flow.nets import ResNet
+    from gzcli.models.normalizing_flow.realnvp import ResNet
 
     mine, images = ours(), torch.rand(32, 1, 28, 28)
 

@@ -20,9 +20,7 @@ from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progres
 from gzcli.data.packs.batches import TrainBatches, to_uint8
 from gzcli.data.packs.open import open_pack
 from gzcli.engine import optim, state
-from gzcli.models.gan.cyclegan import MEMORY, CycleGAN
-from gzcli.models.gan.pool import ImagePool
-from gzcli.models.gan.translator import Translator, TranslatorOptions
+from gzcli.models.gan.cyclegan import MEMORY, CycleGAN, ImagePool, Translator, TranslatorOptions
 from gzcli.models.nn import PatchGAN
 from gzcli.models.nn.ssim import gaussian_window, ssim_parts
 from gzcli.recipe.resolve import resolve

@@ -23,9 +23,8 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import BatchNoise, DataInfo, Noise
 from gzcli.models.nn.common import zero_init
 from gzcli.models.normalizing_flow import layers
-from gzcli.models.normalizing_flow.dequantise import VariationalDequantiser
-from gzcli.models.normalizing_flow.flow import Flow
-from gzcli.models.normalizing_flow.nets import GatedNet
+from gzcli.models.normalizing_flow.base import VariationalDequantiser
+from gzcli.models.normalizing_flow.flow import Flow, GatedNet
 
 
 def flow(shape=(1, 8, 8), levels=256, classes=DIGITS, multilabel=False, size=0.1, **options) -> Flow:

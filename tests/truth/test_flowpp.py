@@ -13,9 +13,16 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import BatchNoise, DataInfo, Noise, no_progress
 from gzcli.models.nn.common import from_levels
 from gzcli.models.normalizing_flow import flowpp
-from gzcli.models.normalizing_flow.flowpp import CHANNELS, COLUMNS, Couplings, Dequantiser, FlowPP
-from gzcli.models.normalizing_flow.gated import CouplingOptions
-from gzcli.models.normalizing_flow.logistic import LogisticMixture, MixLogisticCoupling
+from gzcli.models.normalizing_flow.flowpp import (
+    CHANNELS,
+    COLUMNS,
+    CouplingOptions,
+    Couplings,
+    Dequantiser,
+    FlowPP,
+    LogisticCDF,
+    MixLogisticCoupling,
+)
 
 SMALL = {
     "channel": (0, 1),
@@ -34,13 +41,13 @@ def model_of(shape=(1, 4, 8), levels=256, classes=DIGITS, size=0.1, **options) -
     return roughen(FlowPP.of(DataInfo(shape, levels, classes), **SMALL | options), size)
 
 
-def mixture(n: int, K: int = 5, spread: float = 3.0, dtype=torch.float64, seed: int = 0) -> LogisticMixture:
+def mixture(n: int, K: int = 5, spread: float = 3.0, dtype=torch.float64, seed: int = 0) -> LogisticCDF:
     """A mixture for each of n values, with scales from a hundredth to a hundred."""
     g = torch.Generator().manual_seed(seed)
     logits, mean, log_scale = (
         torch.randn(n, K, 1, generator=g, dtype=torch.float64).to(dtype) for _ in range(3)
     )
-    return LogisticMixture.of(2 * logits, spread * mean, 1.5 * log_scale)
+    return LogisticCDF.of(2 * logits, spread * mean, 1.5 * log_scale)
 
 
 # ---------------------------------------------------------------------------- the mixture's CDF
@@ -58,7 +65,7 @@ def test_the_cdf_is_the_integral_of_the_mixtures_density():
         )
         cdf = torch.cumulative_trapezoid(density, grid)
         at = torch.tensor([495_000, 499_750, 500_000, 500_350, 502_000])  # x from -10 to 4
-        one = LogisticMixture(*(t[i : i + 1].expand(5, -1, 1) for t in (m.log_pi, m.mean, m.log_scale)))
+        one = LogisticCDF(*(t[i : i + 1].expand(5, -1, 1) for t in (m.log_pi, m.mean, m.log_scale)))
         y, log_slope = one.logit_cdf(grid[at, None])
         F = y.sigmoid()
         torch.testing.assert_close(F[:, 0], cdf[at - 1], atol=1e-6, rtol=1e-5)
@@ -75,7 +82,7 @@ def test_tails_are_finite_and_go_on_as_the_widest_component(dtype):
         (y + log_slope).sum().backward()
         assert x.grad.isfinite().all()
     tail = torch.tensor([[1e5], [1e6]], dtype=torch.float64)
-    one = LogisticMixture(*(t[:1].double().expand(2, -1, 1) for t in (m.log_pi, m.mean, m.log_scale)))
+    one = LogisticCDF(*(t[:1].double().expand(2, -1, 1) for t in (m.log_pi, m.mean, m.log_scale)))
     rise = one.logit_cdf(tail)[0].diff(dim=0) / 9e5
     assert rise.item() == pytest.approx((-one.log_scale.max()).exp().item(), rel=1e-4)
 
@@ -98,7 +105,7 @@ def test_the_inverse_is_exact(K, spread, dtype, atol):
 
 def test_the_inverse_reads_nothing_back_from_the_device():
     """On the meta device, which has no values to read."""
-    m = LogisticMixture(*(torch.empty(2, 4, 3, device="meta") for _ in range(3)))
+    m = LogisticCDF(*(torch.empty(2, 4, 3, device="meta") for _ in range(3)))
     assert m.inverse_logit_cdf(torch.empty(2, 3, device="meta")).shape == (2, 3)
 
 

@@ -13,14 +13,11 @@ import torch.nn.functional as F
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 from gzcli.metrics import collapse
-from gzcli.models.gan.augment import diff_augment
+from gzcli.models.gan.base import Generator, GeneratorOptions, Search, diff_augment
 from gzcli.models.gan.cgan import CGAN
 from gzcli.models.gan.dcgan import DCGAN
-from gzcli.models.gan.generator import Generator, GeneratorOptions
-from gzcli.models.gan.inversion import Search
 from gzcli.models.nn import best_labels, interpolated, traversal
-from gzcli.models.nn.adversarial import OBJECTIVES, r1_penalty
-from gzcli.models.nn.critic import Critic, CriticOptions
+from gzcli.models.nn.adversarial import OBJECTIVES, Critic, CriticOptions, r1_penalty
 
 INFO = DataInfo((1, 16, 16), 17, tuple("0123456789"))
 

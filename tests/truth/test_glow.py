@@ -25,8 +25,7 @@ from gzcli.models.base import Model
 from gzcli.models.nn.common import from_levels
 from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.glow import Glow
-from gzcli.models.normalizing_flow.nets import ActNormConv
-from gzcli.models.normalizing_flow.norms import ActNorm, initialising
+from gzcli.models.normalizing_flow.layers import ActNorm, ActNormConv, initialising
 
 
 class AffineNet(torch.nn.Module):

@@ -13,10 +13,8 @@ from torch.distributions import Normal, kl_divergence
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 from gzcli.models.nn import from_levels
-from gzcli.models.vae.cells import DecoderCell, EncoderCell, SpectralNorms
-from gzcli.models.vae.hvae import HVAE, kl_of
-from gzcli.models.vae.ladder import Group
-from gzcli.models.vae.mixture import MixturePixels
+from gzcli.models.vae.base import MixturePixels
+from gzcli.models.vae.hvae import HVAE, DecoderCell, EncoderCell, Group, SpectralNorms, kl_of
 
 pytestmark = pytest.mark.xdist_group("hvae")  # one worker trains what these tests share, once
 

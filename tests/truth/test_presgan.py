@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
-from gzcli.models.gan.hmc import hmc_step, leapfrog
-from gzcli.models.gan.presgan import PresGAN
+from gzcli.models.gan.presgan import PresGAN, hmc_step, leapfrog
 
 INFO = DataInfo((1, 16, 16), 17, tuple("0123456789"))
 

@@ -20,9 +20,8 @@ from flows import (
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import DataInfo, no_progress
-from gzcli.models.normalizing_flow.nets import ResNet, WeightNormConv
-from gzcli.models.normalizing_flow.norms import BatchNorm, initialising
-from gzcli.models.normalizing_flow.realnvp import RealNVP
+from gzcli.models.normalizing_flow.layers import initialising
+from gzcli.models.normalizing_flow.realnvp import BatchNorm, RealNVP, ResNet, WeightNormConv
 
 
 def realnvp(shape=(1, 8, 8), levels=256, classes=DIGITS, size=0.05, **options) -> RealNVP:

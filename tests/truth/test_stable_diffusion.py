@@ -39,12 +39,10 @@ from gzcli.export import export
 from gzcli.judge import sample as sample_verb
 from gzcli.models import catalog
 from gzcli.models.options import grouped
-from gzcli.models.stable_diffusion.base import to_bytes, to_text
-from gzcli.models.stable_diffusion.bases import load_base
-from gzcli.models.stable_diffusion.canny import canny, edges
-from gzcli.models.stable_diffusion.controlnet import ControlNet
+from gzcli.models.stable_diffusion.base import PromptOptions, to_bytes, to_text
+from gzcli.models.stable_diffusion.controlnet import ControlNet, canny, edges
 from gzcli.models.stable_diffusion.instructpix2pix import InstructPix2Pix, widen
-from gzcli.models.stable_diffusion.options import PromptOptions
+from gzcli.models.stable_diffusion.pretrained import load_base
 from gzcli.models.stable_diffusion.sd_lora import SDLoRA
 
 INFO = DataInfo((3, 16, 16), 256, n=64)

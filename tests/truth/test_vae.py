@@ -13,9 +13,8 @@ from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progres
 from gzcli.models.nn import from_levels
 from gzcli.models.nn.ssim import gaussian_window, ms_ssim, ssim_parts
 from gzcli.models.vae.aae import AAE
-from gzcli.models.vae.gaussian import kl_normal, log_normal
+from gzcli.models.vae.base import Pixels, kl_normal, log_normal
 from gzcli.models.vae.nets import NetOptions
-from gzcli.models.vae.pixels import Pixels
 from gzcli.models.vae.vae import VAE
 
 pytestmark = pytest.mark.xdist_group("vae")  # one worker makes what these tests share, once

@@ -8,15 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import recipe, trainer
-from torch import nn
 from zoo import CASES
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise
 from gzcli.models.autoregressive.vqgan import VQGAN, adaptive_weight
 from gzcli.models.nn import lpips as module
-from gzcli.models.nn.lpips import LPIPS, STAGES, linear_file
-from gzcli.models.nn.patchgan import PatchGAN
+from gzcli.models.nn.adversarial import PatchGAN
+from gzcli.models.nn.lpips import LPIPS, WIDTHS, linear_file
 from gzcli.store.hub import VGG
 from gzcli.store.paths import cache_dir
 
@@ -181,19 +180,13 @@ def test_a_discriminator_judges_each_image_alone(norm):
 def random_weights() -> tuple[dict, dict]:
     """State dicts as torchvision's VGG16 and the authors' linear layers have them."""
     torch.manual_seed(0)
-    layers, channels = [], 3
-    for stage in STAGES:
-        for width in stage[1:]:
-            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
-            channels = width
-        layers.append(nn.MaxPool2d(2))
-    net = nn.Sequential(*layers)
+    net = LPIPS().layers
     for p in net.parameters():
         p.data.mul_(1.7)
     vgg = {f"features.{key}": value for key, value in net.state_dict().items()} | {
         "classifier.0.weight": torch.zeros(1)
     }
-    return vgg, {f"lin{i}.model.1.weight": torch.rand(1, stage[-1], 1, 1) for i, stage in enumerate(STAGES)}
+    return vgg, {f"lin{i}.model.1.weight": torch.rand(1, width, 1, 1) for i, width in enumerate(WIDTHS)}
 
 
 def ours(vgg: dict, linear: dict) -> LPIPS:
@@ -269,6 +262,6 @@ def test_the_linear_layers_of_the_package_are_taken():
     pytest.importorskip("lpips")
     state = torch.load(linear_file(), map_location="cpu", weights_only=True)
     model = ours(random_weights()[0], state)
-    for i, (p, stage) in enumerate(zip(model.linear, STAGES, strict=True)):
-        assert torch.equal(p, state[f"lin{i}.model.1.weight"].flatten()) and p.shape == (stage[-1],)
+    for i, (p, width) in enumerate(zip(model.linear, WIDTHS, strict=True)):
+        assert torch.equal(p, state[f"lin{i}.model.1.weight"].flatten()) and p.shape == (width,)
         assert p.min() >= 0 and p.max() > 0  # the authors keep them from below zero

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
-from gzcli.models.autoregressive.codebook import DEAD, EPS, Codebook, CodebookOptions
-from gzcli.models.autoregressive.tokenizer import draw
+from gzcli.models.autoregressive.tokenizer import DEAD, EPS, Codebook, CodebookOptions, draw
 from gzcli.models.autoregressive.vqgan import VQGAN
 from gzcli.models.autoregressive.vqvae import VQVAE
 

@@ -8,11 +8,10 @@ from torch import nn
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
-from gzcli.models.gan.generator import Generator, GeneratorOptions
+from gzcli.models.gan.base import Generator, GeneratorOptions
 from gzcli.models.gan.wgan import WGAN
 from gzcli.models.nn import slerp
-from gzcli.models.nn.adversarial import gradient_penalty
-from gzcli.models.nn.critic import Critic, pyramid
+from gzcli.models.nn.adversarial import Critic, gradient_penalty, pyramid
 
 DIGITS = DataInfo((1, 16, 16), 17, tuple("0123456789"))
 SMALL = {"latent": 8, "width": 8}

@@ -18,8 +18,7 @@ class Incremental(Protocol):
     """A net that computes the image's distribution position by position, for n images.
 
     The order of calls: `row(above)`; then for each pixel j and each part of it `outputs(j, part)` and
-    `put(j, part, value)`, or for a whole row that is known `keep(row)`. The outputs equal those of the whole
-    net's pass at that position up to rounding.
+    `put(j, part, value)`, or for a whole row that is known `keep(row)`.
     """
 
     def row(self, above: Tensor) -> None:
@@ -36,15 +35,11 @@ class Incremental(Protocol):
 
 
 class PixelModel(Model):
-    """p(x) = Π p(part_i | parts before it): rows from the top, pixels from the left.
+    """p(x) = Π p(part_i | parts before it): rows from the top, pixels from the left, each of `parts` equal
+    groups of channels.
 
-    A pixel consists of `parts` equal groups of its channels. A subclass defines
-      forward(x, labels)           [B, parts, H, W, outputs], the net's outputs for every part given those
-                                   before it
-      part_log_prob(outputs, x)    [B, parts, H, W], log p of every part
-      draw(outputs, u, temperature)   values [n, C / parts] in [-1, 1] from [n, outputs], by inversion of
-                                   their distribution at u [n, uniforms], uniform on [0, 1)
-      incremental(n, labels)       the net position by position
+    A subclass defines the four methods below, and forward(x, labels) [B, parts, H, W, outputs], the net's
+    outputs for every part given those before it.
 
     conditional: whether labels condition every factor.
     """
@@ -87,8 +82,8 @@ class PixelModel(Model):
             return -self._pixels_log_prob(x, None).sum(1)
         every = spread_labels(None, len(self.data.classes), self.data, x.device)
         of_class = [self._pixels_log_prob(x, y.expand(len(x), *y.shape)).sum(1) for y in every]
-        known = double(torch.stack(of_class, 1)).flatten(2).cumsum(2).logsumexp(1) - math.log(len(every))
-        return -known.diff(prepend=known.new_zeros(len(x), 1)).unflatten(1, x.shape[2:]).to(x.dtype)
+        log_p = double(torch.stack(of_class, 1)).flatten(2).cumsum(2).logsumexp(1) - math.log(len(every))
+        return -log_p.diff(prepend=log_p.new_zeros(len(x), 1)).unflatten(1, x.shape[2:]).to(x.dtype)
 
     def _pixels_log_prob(self, x: Tensor, labels: Tensor | None) -> Tensor:
         return self.part_log_prob(self(x, labels), x)

@@ -17,24 +17,15 @@ from torch import Tensor, nn
 
 
 def gate(y: Tensor, dim: int = 1) -> Tensor:
-    """The gated unit tanh(a / 2) · σ(b) for y = [a, b] along `dim` (arXiv:1606.05328, eq. 2).
-
-    As tanh(a / 2) = 2 σ(a) − 1, one sigmoid over contiguous memory serves both; tanh is slow in bf16 on a
-    CPU.
-    """
+    """The gated unit tanh(a / 2) · σ(b) for y = [a, b] along `dim` (arXiv:1606.05328, eq. 2)."""
+    # tanh(a / 2) = 2 σ(a) − 1: one sigmoid over contiguous memory serves both; tanh is slow in bf16 on a CPU
     a, b = torch.sigmoid(y).chunk(2, dim)
     return torch.addcmul(-b, a, b, value=2)
 
 
 def group_mask(n_out: int, n_in: int, groups: int, *, parts: int = 1, strict: bool = False) -> Tensor | None:
-    """0/1 [n_out, n_in]: 1 where output o sees input i of the same pixel; None where all outputs see all
-    inputs.
-
-    Group c sees groups ≤ c (mask B), or < c if `strict` (mask A).
-
-    groups: number of equal runs of channels.
-    parts: number of parts of the outputs that have all groups, as the two halves of a gated unit.
-    """
+    """0/1 [n_out, n_in]: 1 where output o sees input i of the same pixel: groups ≤ its own (mask B), or < its
+    own if `strict` (mask A); None where all outputs see all inputs."""
     if groups == 1 and not strict:
         return None
     out = output_groups(n_out, groups, parts)[:, None]
@@ -49,10 +40,7 @@ def output_groups(n_out: int, groups: int, parts: int = 1) -> Tensor:
 
 
 class VerticalConv(nn.Conv2d):
-    """A convolution over the rows up to the current one.
-
-    strict: whether the current row is excluded, as in the first layer, where the input is the image.
-    """
+    """A convolution over the rows up to the current one, or if `strict`, as in the first layer, above it."""
 
     bias: Tensor
 
@@ -80,8 +68,6 @@ class HorizontalConv(nn.Module):
     """A 1 × (left + 1) convolution over the pixels up to the current one, masked by channel group at the
     current one.
 
-    left: number of pixels left of the current one.
-    groups: number of channel groups of a pixel.
     strict: whether group c sees only groups < c of the current pixel (mask A, of the first layer); with one
       group the current pixel then has no tap.
     parts: 2 where `gate` follows.
@@ -155,11 +141,8 @@ class RowCache:
 
 
 class PixelCache:
-    """Computes a `HorizontalConv` pixel by pixel within a row. It keeps the inputs, and the weights by tap
-    and group.
-
-    Outputs come in group-major order: group c is columns c·w … (c + 1)·w, w = n_out / groups, each
-    [parts, w / parts].
+    """Computes a `HorizontalConv` pixel by pixel within a row, with the weights by tap and group: group c is
+    columns c·w … (c + 1)·w of the outputs, w = n_out / groups, each [parts, w / parts].
     """
 
     def __init__(self, conv: HorizontalConv, n: int, width: int):

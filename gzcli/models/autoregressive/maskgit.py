@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
-from gzcli.models.autoregressive.blocks import Position, TransformerOptions, Trunk, initial_std
-from gzcli.models.autoregressive.prior import Prior
+from gzcli.models.autoregressive.prior import Position, Prior, TransformerOptions, Trunk, initial_std
 from gzcli.models.autoregressive.tokenizer import draw
 from gzcli.models.base import Model
 from gzcli.models.denoising.inpainting import middle_hidden
@@ -80,10 +79,7 @@ class MaskGIT(Prior):
     def forward(
         self, codes: Tensor, masked: Tensor, labels: Tensor | None = None, drop: Tensor | None = None
     ) -> Tensor:
-        """The logits [B, T, codes] of all codes [B, T] given those that are not `masked` [B, T].
-
-        drop: rows [B] whose label is hidden.
-        """
+        """The logits [B, T, codes] of all codes [B, T] given those that are not `masked` [B, T]."""
         h = self.embed(codes.masked_fill(masked, self.codes)) + self.position()
         h = torch.cat([self.label(labels, len(codes), drop)[:, None], h], 1)
         return to_fp32(self.head(self.trunk(h)[:, 1:]))
@@ -105,16 +101,12 @@ class MaskGIT(Prior):
         return rank < count[:, None]
 
     def nll(self, codes: Tensor, labels: Tensor | None, noise: Noise, terms: int = 8) -> Tensor:
-        """An upper bound of −log p(codes | labels), [B] nats: the mean over all orders of generation,
-        estimated by `terms` passes.
-
-        E over m = 1 … T of T/m · Σ −log p(a masked code | the others), m codes masked (Hoogeboom 2021,
-        arXiv:2110.02037, eq. 5); m is drawn from `terms` equal strata.
-        """
+        """An upper bound of −log p(codes | labels), [B] nats: E over m = 1 … T of T/m · Σ −log p(a masked
+        code | the others), m codes masked (Hoogeboom 2021, arXiv:2110.02037, eq. 5), by `terms` passes."""
         return self.bound(codes, labels, self.masks(codes, noise, terms))
 
     def masks(self, codes: Tensor, noise: Noise, terms: int = 8) -> list[Tensor]:
-        """`terms` random masks [B, T], true where a code is masked."""
+        """`terms` random masks [B, T], true where a code is masked; their sizes are of equal strata."""
         shares = ((i + noise.rand(len(codes))) / terms for i in range(terms))
         return [self.mask((1 + u * self.length).long().clamp(max=self.length), noise) for u in shares]
 
@@ -127,11 +119,8 @@ class MaskGIT(Prior):
         return total
 
     def class_log_prob(self, codes: Tensor, noise: Noise) -> Tensor:
-        """A lower bound of log p(codes | class) for every class, [B, K].
-
-        All classes have the same masks. With different masks the mixture over the classes would favour the
-        class with the luckiest masks, and be no bound.
-        """
+        """A lower bound of log p(codes | class) for every class, [B, K]."""
+        # with different masks the mixture would favour the class with the luckiest ones, and be no bound
         masks = self.masks(codes, noise)
         return -torch.stack([self.bound(codes, y, masks) for y in self.each_class(codes)], 1)
 
@@ -181,8 +170,8 @@ class MaskGIT(Prior):
         self.check_guidance(guidance, labels)
         # the encoder must not see hidden pixels, which would reach the codes around them: it gets the mean of
         # the known ones in their place
-        known = (~hidden).expand_as(x).sum((1, 2, 3), keepdim=True).clamp(min=1)
-        mean = (x * ~hidden).sum((1, 2, 3), keepdim=True) / known
+        visible = (~hidden).expand_as(x).sum((1, 2, 3), keepdim=True).clamp(min=1)
+        mean = (x * ~hidden).sum((1, 2, 3), keepdim=True) / visible
         codes = self.tokenizer.encode(torch.where(hidden, mean, x)).flatten(1)
         masked = F.adaptive_max_pool2d(hidden.to(x), self.grid).flatten(1) > 0
         codes = self._fill(codes, masked, labels, noise, progress, how)

@@ -20,8 +20,7 @@ from gzcli.models.nn.common import ClassEmbedding, Modules, from_levels, to_fp32
 
 
 class GatedBlock(nn.Module):
-    """One residual layer of both stacks (paper, figure 2). The horizontal stack also sees the vertical one,
-    not the reverse."""
+    """One residual layer of both stacks (paper, figure 2)."""
 
     def __init__(self, hidden: int, kernel: int, dilation: int, groups: int):
         super().__init__()
@@ -89,8 +88,8 @@ class PixelCNN(PixelModel):
 
     @torch.no_grad()
     def on_start(self, batch: Batch) -> None:
-        """Sets the bias of the softmax to the distribution of grey levels in the first batch, which saves the
-        steps of learning it. A bias that is not zero, as after a resume, stays."""
+        """Sets the bias of the softmax to the distribution of grey levels in the first batch, unless it is
+        set."""
         if self.logits.bias.any():
             return
         levels = self.levels
@@ -147,11 +146,7 @@ class PixelCNN(PixelModel):
 
 
 class IncrementalPixelCNN:
-    """The net for n images: the vertical stack row by row, the horizontal one by pixel and channel.
-
-    See `base.Incremental`; the parts of a pixel are its channels. The cost of a pixel does not grow with the
-    image.
-    """
+    """`Incremental`: the vertical stack row by row, the horizontal one by pixel and channel."""
 
     def __init__(self, net: PixelCNN, n: int, labels: Tensor | None):
         width = net.data.shape[2]
@@ -165,8 +160,6 @@ class IncrementalPixelCNN:
         self.head, self.out = PixelCache(net.head, n, 1), PixelCache(net.logits, n, 1)
 
     def row(self, above: Tensor) -> None:
-        """Begins the next row: computes the vertical stack at that row, given the image's row above it
-        [n, C, W]."""
         v = self.first_vertical(above) + self.net.position[:, self.i]  # [n, hidden, W]
         # the vertical stack's share in each block's horizontal gates, [W, n, 2·hidden], group-major
         self.base = []
@@ -181,8 +174,7 @@ class IncrementalPixelCNN:
         self.i += 1
 
     def keep(self, row: Tensor) -> None:
-        """Does nothing: the horizontal stack sees its own row alone, and the vertical stack gets this row by
-        the next call of `row`."""
+        """Does nothing: the horizontal stack sees its own row alone, the vertical one gets it by `row`."""
 
     def outputs(self, j: int, c: int) -> Tensor:
         """The logits of channel c at pixel j of the row, [n, outputs]."""
@@ -201,5 +193,4 @@ class IncrementalPixelCNN:
         return self.out.add(0, c, self.out.bias)
 
     def put(self, j: int, c: int, value: Tensor) -> None:
-        """Sets the value [n, 1] of channel c at pixel j."""
         self.first.put(j, c, value)

@@ -1,10 +1,19 @@
 """PixelCNN++ — Salimans, Karpathy, Chen & Kingma 2017, arXiv:1701.05517.
 
 p(x) = Π p(pixel | pixels before it); each factor is a mixture of discretised logistics over the whole pixel,
-and a causal U-net of gated ResNet blocks in two streams computes its parameters.
+and a causal U-net of gated ResNet blocks in two streams computes its parameters (figure 2).
+
+The vertical stream at row i sees the image's rows < i, the corner stream at (i, j) also the pixels < j of row
+i: a corner convolution has 2×2 taps of which the last is the current position. Each coarser scale has every
+second row and column of the next finer one, and sees what position (2i, 2j) there sees. A feature of a stream
+is a pair (h, e) with e = [elu(h), elu(−h)], because several convolutions take the same e. For sampling, each
+class `Incremental…` computes a module row by row and pixel by pixel, from caches of its earlier inputs.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +24,299 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import DataInfo
 from gzcli.models.autoregressive.base import PixelModel, grey_levels
 from gzcli.models.autoregressive.layers import HorizontalConv, PixelCache, RowCache, VerticalConv
-from gzcli.models.autoregressive.resnet import Scale, feature, u_net
-from gzcli.models.autoregressive.resnet_incremental import IncrementalScale
-from gzcli.models.nn.common import Modules, to_fp32
+from gzcli.models.nn.common import ClassEmbedding, Modules, to_fp32
 from gzcli.models.nn.logistic import LogisticMixture
+
+Feature = tuple[Tensor, Tensor]
+Conv = TypeVar("Conv", bound=nn.Conv2d)
+
+
+def feature(h: Tensor) -> Feature:
+    """The pair (h, e)."""
+    return h, concat_elu(h)
+
+
+def concat_elu(h: Tensor) -> Tensor:
+    """[elu(h), elu(−h)] along the channels of h [B, C, …]."""
+    return F.elu(torch.cat([h, -h], 1))
+
+
+def glu(y: Tensor) -> Tensor:
+    """a · σ(b) for y = [a, b] along the channels."""
+    # b is copied for speed: on a CPU the sigmoid of a slice of channels_last memory is slow
+    a, b = y.chunk(2, 1)
+    return a * torch.sigmoid(b.clone())
+
+
+class CornerConv(nn.Conv2d):
+    """A 2×2 convolution whose last tap is the current position."""
+
+    bias: Tensor
+
+    def __init__(self, n_in: int, n_out: int, *, stride: int = 1):
+        super().__init__(n_in, n_out, 2, stride=stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (1, 0, 1, 0)))
+
+
+def vertical_conv(n_in: int, n_out: int, *, stride: int = 1) -> VerticalConv:
+    return VerticalConv(n_in, n_out, (2, 3), stride=stride)
+
+
+class GatedResNet(nn.Module, Generic[Conv]):
+    """h + a σ(b), [a, b] = conv_out([elu(y), elu(−y)]) + label bias, y = conv_in(e) + Σ 1×1(side), of one
+    stream."""
+
+    def __init__(
+        self, conv: Callable[[int, int], Conv], hidden: int, sides: int, classes: int, dropout: float
+    ):
+        super().__init__()
+        self.conv_in = conv(2 * hidden, hidden)
+        self.sides: Modules[nn.Conv2d] = Modules(
+            nn.Conv2d(2 * hidden, hidden, 1, bias=False) for _ in range(sides)
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.conv_out = conv(2 * hidden, 2 * hidden)
+        self.label = ClassEmbedding(classes, 2 * hidden) if classes else None
+        if self.label is not None:
+            nn.init.normal_(self.label.table.weight, std=0.05)
+
+    def forward(self, x: Feature, labels: Tensor | None, *sides: Tensor) -> Feature:
+        h, e = x
+        y = self.conv_in(e)
+        for conv, side in zip(self.sides, sides, strict=True):
+            y = y + conv(side)
+        y = self.conv_out(self.dropout(concat_elu(y)))
+        if self.label is not None:
+            y = y + self.label(labels, len(h))[..., None, None]
+        return feature(h + glu(y))
+
+
+class Pair(nn.Module):
+    """A block of each stream; the corner block also gets the result of the vertical one."""
+
+    def __init__(self, hidden: int, skip: bool, classes: int, dropout: float):
+        super().__init__()
+        self.vertical = GatedResNet(vertical_conv, hidden, skip, classes, dropout)
+        self.corner = GatedResNet(CornerConv, hidden, 1 + skip, classes, dropout)
+
+    def forward(
+        self, x: tuple[Feature, Feature], labels: Tensor | None, *skip: tuple[Feature, Feature]
+    ) -> tuple[Feature, Feature]:
+        v = self.vertical(x[0], labels, *(s[0][1] for s in skip))
+        return v, self.corner(x[1], labels, v[1], *(s[1][1] for s in skip))
+
+
+class Shrink(nn.Module):
+    """Both streams to the next coarser scale."""
+
+    def __init__(self, hidden: int):
+        super().__init__()
+        self.vertical = vertical_conv(hidden, hidden, stride=2)
+        self.corner = CornerConv(hidden, hidden, stride=2)
+
+    def forward(self, x: tuple[Feature, Feature]) -> tuple[Feature, Feature]:
+        return feature(self.vertical(x[0][0])), feature(self.corner(x[1][0]))
+
+
+class Grow(nn.Module):
+    """Both streams back to the next finer scale."""
+
+    def __init__(self, hidden: int):
+        super().__init__()
+        self.vertical = nn.ConvTranspose2d(
+            hidden, hidden, (2, 3), stride=2, padding=(0, 1), output_padding=(0, 1)
+        )
+        self.corner = nn.ConvTranspose2d(hidden, hidden, 2, stride=2)
+
+    def forward(self, x: tuple[Feature, Feature], like: tuple[Feature, Feature]) -> tuple[Feature, Feature]:
+        """x of the coarser scale at the size of `like`."""
+        height, width = like[0][0].shape[2:]
+        v, h = (
+            grow(s[0])[:, :, :height, :width] for grow, s in zip((self.vertical, self.corner), x, strict=True)
+        )
+        return feature(v), feature(h)
+
+
+class Scale(nn.Module):
+    """The blocks of one resolution, towards coarser ones (`up`, as the paper calls it) and back (`down`), and
+    the layers between this resolution and the next coarser one."""
+
+    def __init__(self, hidden: int, blocks: int, *, coarsest: bool, classes: int, dropout: float):
+        super().__init__()
+        back = blocks if coarsest else blocks + 1
+        self.up: Modules[Pair] = Modules(Pair(hidden, False, classes, dropout) for _ in range(blocks))
+        self.down: Modules[Pair] = Modules(Pair(hidden, True, classes, dropout) for _ in range(back))
+        self.shrink = None if coarsest else Shrink(hidden)
+        self.grow = None if coarsest else Grow(hidden)
+
+
+def u_net(x: Any, scales: Iterable[Any], *labels: Any) -> Any:
+    """x through the scales, finest first, and back, with shortcuts between the blocks of one scale; serves
+    the whole net (`Scale`) and its rows or pixels (`Walk`), where a coarser scale may have no new position.
+    """
+    scale, *coarser = scales
+    skips = [x]
+    for block in scale.up:
+        x = block(x, *labels)
+        skips.append(x)
+    if coarser:
+        y = scale.shrink(x)
+        x = scale.grow(y if y is None else u_net(y, coarser, *labels), x)
+    else:
+        skips.pop()
+    for block in scale.down:
+        x = block(x, *labels, skips.pop())
+    return x
+
+
+class CornerCache:
+    """Computes a `CornerConv` pixel by pixel: at the start of a row the contribution of the row above, then
+    for each pixel the rest."""
+
+    base: Tensor  # [n, W, n_out], the row above's contribution
+
+    def __init__(self, conv: CornerConv, n: int, width: int):
+        taps = conv.weight.detach().permute(2, 3, 1, 0).flatten(1, 2)  # [2, 2 · n_in, n_out]
+        self.above, self.left = taps[0], taps[1]
+        self.bias, self.n_in, self.stride = conv.bias.detach(), conv.in_channels, conv.stride[0]
+        self.input = self.left.new_zeros(n, (width + 1) * self.n_in)
+        self.i = self.j = -1
+
+    def row(self, more: Tensor | float = 0.0) -> None:
+        """Begins the next row; `more` [n, W, n_out] is added to its outputs."""
+        self.i, self.j = self.i + 1, -1
+        if self.i % self.stride == 0:
+            taps = self.input.unfold(1, 2 * self.n_in, self.stride * self.n_in)  # [n, W, 2 · n_in]
+            self.base = taps @ self.above + (self.bias + more)
+
+    def pixel(self, value: Tensor) -> Tensor:
+        """The output [n, n_out] at the next pixel, whose input is `value` [n, n_in]."""
+        self.put(value)
+        return self.output()
+
+    def put(self, value: Tensor) -> None:
+        """Enters the next input pixel [n, n_in]."""
+        self.j += 1
+        self.input[:, (self.j + 1) * self.n_in : (self.j + 2) * self.n_in] = value
+
+    @property
+    def has_output(self) -> bool:
+        """Whether there is an output for the pixel that was entered last: a strided one skips rows and
+        columns."""
+        return self.i % self.stride == 0 and self.j % self.stride == 0
+
+    def output(self) -> Tensor:
+        taps = self.input[:, self.j * self.n_in : (self.j + 2) * self.n_in]
+        return torch.addmm(self.base[:, self.j // self.stride], taps, self.left)
+
+
+class IncrementalPair:
+    """Computes a `Pair` position by position: rows are [n, hidden, W], pixels [n, hidden]."""
+
+    def __init__(self, pair: Pair, n: int, width: int, labels: Tensor | None):
+        v, h = pair.vertical, pair.corner
+        self.v_in, self.v_out = RowCache(v.conv_in, n, width), RowCache(v.conv_out, n, width)
+        self.h_in, self.h_out = CornerCache(h.conv_in, n, width), CornerCache(h.conv_out, n, width)
+        self.v_sides = [conv.weight[..., 0] for conv in v.sides]
+        self.across, *self.h_sides = (conv.weight[:, :, 0, 0].T.contiguous() for conv in h.sides)
+        self.v_label = v.label(labels, n)[:, :, None] if v.label else 0.0  # [n, 2 · hidden, 1]
+        self.h_label = h.label(labels, n)[:, None] if h.label else 0.0  # [n, 1, 2 · hidden]
+
+    def row(self, x: Feature, *skip: Feature) -> Feature:
+        v, e = x
+        y = self.v_in(e)
+        for weight, s in zip(self.v_sides, skip, strict=True):
+            y = y + F.conv1d(s[1], weight)
+        y = self.v_out(concat_elu(y))
+        v, e = feature(v + glu(y + self.v_label))
+        self.h_in.row(e.mT @ self.across)
+        self.h_out.row(self.h_label)
+        return v, e
+
+    def pixel(self, x: Feature, *skip: Feature) -> Feature:
+        h, e = x
+        y = self.h_in.pixel(e)
+        for weight, s in zip(self.h_sides, skip, strict=True):
+            y = torch.addmm(y, s[1], weight)
+        return feature(h + glu(self.h_out.pixel(concat_elu(y))))
+
+
+class IncrementalShrink:
+    """Computes a `Shrink` position by position; None where the coarser scale has no new position."""
+
+    def __init__(self, shrink: Shrink, n: int, width: int):
+        self.vertical, self.corner = RowCache(shrink.vertical, n, width), CornerCache(shrink.corner, n, width)
+
+    def row(self, x: Feature) -> Feature | None:
+        self.corner.row()
+        self.vertical.push(x[0])
+        return feature(self.vertical.output()) if self.vertical.has_output else None
+
+    def pixel(self, x: Feature) -> Feature | None:
+        self.corner.put(x[0])
+        return feature(self.corner.output()) if self.corner.has_output else None
+
+
+class IncrementalGrow:
+    """Computes a `Grow` position by position."""
+
+    v: Tensor  # [n, hidden, W of the coarser scale]
+
+    def __init__(self, grow: Grow):
+        self.v_weight, self.v_bias = grow.vertical.weight.detach(), grow.vertical.bias
+        self.weight = grow.corner.weight.detach().permute(2, 3, 0, 1)  # [2, 2, hidden, hidden]
+        self.bias = grow.corner.get_parameter("bias")
+        self.i = self.j = -1
+        self.pixels: dict[int, Tensor] = {}  # column of the coarser scale → [n, hidden]
+
+    def row(self, x: Feature | None, like: Feature) -> Feature:
+        """The next row, given the coarser scale's if there is a new one."""
+        self.i, self.j = self.i + 1, -1
+        self.v = self.v if x is None else x[0]
+        weight = self.v_weight[:, :, self.i % 2]
+        v = F.conv_transpose1d(self.v, weight, self.v_bias, stride=2, padding=1, output_padding=1)
+        return feature(v[..., : like[0].shape[-1]])
+
+    def pixel(self, x: Feature | None, like: Feature) -> Feature:
+        """The next pixel, given the coarser scale's if there is a new one."""
+        self.j += 1
+        if x is not None:
+            self.pixels[self.j // 2] = x[0]
+        return feature(torch.addmm(self.bias, self.pixels[self.j // 2], self.weight[self.i % 2, self.j % 2]))
+
+
+class Walk(NamedTuple):
+    """The functions of a scale, of rows or of pixels, that `u_net` calls."""
+
+    up: list[Callable[..., Feature]]
+    down: list[Callable[..., Feature]]
+    shrink: Callable[[Feature], Feature | None] | None
+    grow: Callable[[Feature | None, Feature], Feature] | None
+
+
+class IncrementalScale:
+    """Computes a `Scale` with rows of `width` pixels position by position."""
+
+    def __init__(self, scale: Scale, n: int, width: int, labels: Tensor | None):
+        up, down = (
+            [IncrementalPair(pair, n, width, labels) for pair in pairs] for pairs in (scale.up, scale.down)
+        )
+        shrink = IncrementalShrink(scale.shrink, n, width) if scale.shrink else None
+        grow = IncrementalGrow(scale.grow) if scale.grow else None
+        self.rows = Walk(
+            [pair.row for pair in up],
+            [pair.row for pair in down],
+            shrink.row if shrink else None,
+            grow.row if grow else None,
+        )
+        self.pixels = Walk(
+            [pair.pixel for pair in up],
+            [pair.pixel for pair in down],
+            shrink.pixel if shrink else None,
+            grow.pixel if grow else None,
+        )
 
 
 class PixelCNNpp(PixelModel):
@@ -96,12 +394,8 @@ class PixelCNNpp(PixelModel):
 
 
 class IncrementalPixelCNNpp:
-    """The net for n images: the vertical stream row by row, the corner one pixel by pixel, see
-    `base.Incremental`.
-
-    A coarser scale is computed at every second row and column of the finer one. So a pixel costs a third more
-    than with one scale, at any size of the image.
-    """
+    """`Incremental`: the vertical stream row by row, the corner one pixel by pixel, coarser scales at every
+    second."""
 
     def __init__(self, net: PixelCNNpp, n: int, labels: Tensor | None):
         width = net.data.shape[2]

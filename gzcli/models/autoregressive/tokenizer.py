@@ -1,17 +1,166 @@
-"""The base of VQ models, which map an image to a coarse grid of codes and back."""
+"""The core of VQ models, which map an image to a coarse grid of codes and back: codebook and tokenizer."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gzcli.core import ranks
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
-from gzcli.models.autoregressive.codebook import Codebook
 from gzcli.models.base import Model
-from gzcli.models.nn import to_fp32
+from gzcli.models.nn import full_fp32, to_fp32
+
+EPS = 1e-8  # Laplace smoothing of the shares of codes
+DEAD = 0.03  # a code is dead where its share is less than this part of an equal share, 1 / codes
+REBORN = 0.1  # a restarted code begins with this part of an equal share, which lasts one averaging time
+DISTANCES = 1 << 24  # distances that are held in memory at once
+
+
+@dataclass(frozen=True)
+class CodebookOptions:
+    """How vectors are quantised.
+
+    codes: size of the codebook.
+    dim: numbers in a code's vector.
+    codebook: how codes are learned: `ema`, as the mean of the encoder's vectors that they replace, or
+      `gradient`.
+    beta: weight β of the commitment loss, which draws the encoder to its codes.
+    decay: decay of a step, of the running averages for `ema` and `restart`.
+    restart: whether dead codes are moved to vectors drawn from the batch.
+    cosine: whether vectors and codes lie on the unit sphere, which keeps more codes in use (Yu 2021,
+      arXiv:2110.04627, section 3.2).
+    """
+
+    codes: int = 512
+    dim: int = 64
+    codebook: Literal["ema", "gradient"] = "ema"
+    beta: float = 0.25
+    decay: float = 0.99
+    restart: bool = True
+    cosine: bool = False
+
+
+class Codebook(nn.Module):
+    """Replaces each vector of z [B, dim, h, w] by the nearest vector of the codebook (van den Oord et al.
+    2017, arXiv:1711.00937, section 3).
+
+        z_q = e_k,  k = argmin_j ‖z_e − e_j‖                                                (eq. 1 and 2)
+        L = ‖sg[z_e] − e_k‖² + β ‖z_e − sg[e_k]‖²                            (eq. 3, its last two terms)
+
+    A `gradient` codebook learns by the first term. An `ema` codebook needs the second term alone: its codes
+    follow the mean of the encoder's vectors that they replace (appendix A.1). Statistics are shares of the
+    global batch, so that they depend neither on the number of vectors nor on that of processes.
+
+    embedding: the codes' vectors [codes, dim], a buffer of `ema` codebooks, a parameter of `gradient` ones.
+    total: running average of the sum of each code's vectors, divided by the number of vectors [codes, dim].
+    usage: running average of the share of vectors that take each code [codes].
+    """
+
+    embedding: Tensor
+    total: Tensor
+    usage: Tensor
+    started: Tensor
+
+    def __init__(self, options: CodebookOptions):
+        super().__init__()
+        self.options = options
+        codes = options.codes
+        embedding = self._normal(torch.randn(codes, options.dim))
+        if options.codebook == "ema":
+            self.register_buffer("embedding", embedding)
+            self.register_buffer("total", embedding / codes)
+        else:
+            self.register_parameter("embedding", nn.Parameter(embedding))
+        self.register_buffer("usage", torch.full((codes,), 1 / codes))
+        self.register_buffer("started", torch.tensor(False))
+
+    def forward(self, z: Tensor, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+        """z_q with a straight-through gradient, and the loss with values to log; in training it updates the
+        codes."""
+        z, codes, e = self.nearest(z)
+        share = ranks.mean(self._count(codes), self)
+        loss = self.options.beta * F.mse_loss(z, e.detach())
+        if self.options.codebook == "gradient":
+            loss = loss + F.mse_loss(e, z.detach())
+        if self.training:
+            self._update(z.detach(), codes, share, noise)
+        perplexity = (-torch.special.xlogy(share, share).sum()).exp()
+        return z + (e - z).detach(), {
+            "loss": loss,
+            "perplexity": perplexity,
+            "dead": self._dead().to(share.dtype).mean(),
+        }
+
+    def nearest(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """z [B, dim, h, w], normalised where `cosine` says so, its codes [B, h, w] int64 and their vectors
+        [B, dim, h, w], in full precision."""
+        z = self._normal(to_fp32(z), dim=1)
+        with full_fp32(z.device):  # TF32 could decide a near tie differently in another pass
+            places = z.detach().movedim(1, -1)  # [B, h, w, dim]
+            e = self._normal(self.embedding.detach())  # [codes, dim]
+            square, parts = e.square().sum(1), places.flatten(0, -2).split(max(1, DISTANCES // len(e)))
+            # ‖z − e‖² without ‖z‖², which all codes share
+            codes = torch.cat([(square - 2 * part @ e.mT).argmin(1) for part in parts])
+        codes = codes.view(places.shape[:-1])
+        return z, codes, self.lookup(codes)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """The vectors [B, dim, h, w] of codes [B, h, w]."""
+        return self._normal(F.embedding(codes, self.embedding)).movedim(-1, 1)
+
+    @torch.no_grad()
+    def start(self, z: Tensor, noise: Noise) -> None:
+        """Moves all codes to vectors of the first batch, once, so that a resume changes nothing."""
+        self._restart(~self.started.expand_as(self.usage), self._normal(to_fp32(z), dim=1), noise)
+        self.started.fill_(True)
+
+    def _normal(self, t: Tensor, dim: int = -1) -> Tensor:
+        return F.normalize(t, dim=dim) if self.options.cosine else t
+
+    def _count(self, codes: Tensor) -> Tensor:
+        """The share of each code among `codes`."""
+        ones = self.usage.new_full((codes.numel(),), 1 / codes.numel())
+        return torch.zeros_like(self.usage).index_add_(0, codes.flatten(), ones)
+
+    def _dead(self) -> Tensor:
+        return self.usage < DEAD / len(self.usage)
+
+    @torch.no_grad()
+    def _update(self, z: Tensor, codes: Tensor, share: Tensor, noise: Noise) -> None:
+        self.usage.lerp_(share, 1 - self.options.decay)
+        if self.options.codebook == "ema":
+            vectors = z.movedim(1, -1).flatten(0, -2).to(self.total)
+            sums = torch.zeros_like(self.total).index_add_(0, codes.flatten(), vectors) / len(vectors)
+            self.total.lerp_(ranks.mean(sums, self), 1 - self.options.decay)
+            n = self.usage.sum()
+            smoothed = (self.usage + EPS) / (n + len(self.usage) * EPS) * n
+            self.embedding.copy_(self._normal(self.total / smoothed[:, None]))
+        if self.options.restart:
+            self._restart(self._dead(), z, noise)
+
+    def _restart(self, which: Tensor, z: Tensor, noise: Noise) -> None:
+        """Moves the codes where `which` [codes] is true to vectors drawn from the global batch z [B, dim, h,
+        w]."""
+        # drawn whether or not any code needs them, so that the host need not wait for the device
+        z = z.movedim(1, -1).flatten(1, 2)  # [B, h · w, dim]
+        u, z = noise.rand(*z.shape[:2]).flatten(), z.flatten(0, 1)
+        few = min(len(which), len(z))
+        first = u.topk(few).indices  # the first of the global batch are among the first of each rank
+        u, z = ranks.rows(u[first], self), ranks.rows(z[first], self)
+        z = z[u.topk(min(len(which), len(z))).indices].to(self.embedding)
+        z = z[(which.cumsum(0) - 1).clamp(min=0) % len(z)]  # the i-th of these codes gets the i-th vector
+        share = REBORN / len(which)
+        self.usage.masked_fill_(which, share)
+        self.embedding.data.copy_(torch.where(which[:, None], z, self.embedding))
+        if self.options.codebook == "ema":
+            self.total.copy_(torch.where(which[:, None], z * share, self.total))
+
 
 SIDE = 16  # the most codes along a side where a recipe does not say how often it is halved
 
@@ -25,10 +174,10 @@ def halved(shape: tuple[int, ...]) -> int:
 class Tokenizer(Model):
     """`encoder` [B, C, H, W] → [B, dim, h, w], `codebook`, `decoder` → [B, C, H, W]; the grid is h × w.
 
-    A tokenizer is the first stage of a prior (`transformer`, `maskgit`), which learns the joint distribution
-    of codes. By itself it draws every code independently by its frequency in training, so that samples have
-    colours and strokes but no composition. An `ema` codebook is an average already. Averaged weights
-    (`train.ema`) with a longer memory than the codebook's `decay` do not fit it.
+    A tokenizer is the first stage of a prior (`transformer`, `maskgit`). By itself it draws every code
+    independently by its frequency in training, so that samples have colours and strokes but no composition.
+    An `ema` codebook is an average already: averaged weights (`train.ema`) with a longer memory than its
+    `decay` do not fit it.
     """
 
     best = "loss"
@@ -99,7 +248,7 @@ class Tokenizer(Model):
         figures = Figures(self)
         for batch in batches:
             figures.add(batch.x)
-        return figures.found()
+        return figures.named()
 
 
 class Figures:
@@ -124,16 +273,12 @@ class Figures:
         p = self.usage / self.usage.sum()
         return -float(torch.special.xlogy(p, p).sum())
 
-    def found(self) -> dict[str, float]:
+    def named(self) -> dict[str, float]:
         return {"mse": self.error / self.pixels, "perplexity": math.exp(self.entropy)}
 
 
 def draw(weights: Tensor, u: Tensor) -> Tensor:
-    """Indices [...] by inversion of the distributions proportional to weights [..., K]; u [...] uniform on
-    [0, 1).
-
-    An index of weight 0 is never drawn.
-    """
+    """Indices [...] drawn in proportion to weights [..., K], by inversion at u [...] in [0, 1)."""
     cdf = to_fp32(weights).cumsum(-1)
     u = u.clamp(max=1 - 1e-6)  # so that u · cdf[-1] stays below cdf[-1] when rounded
     return (cdf <= (u * cdf[..., -1])[..., None]).sum(-1)

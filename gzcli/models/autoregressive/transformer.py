@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.autoregressive.base import first_rows
-from gzcli.models.autoregressive.blocks import Position, TransformerOptions, Trunk, initial_std
-from gzcli.models.autoregressive.prior import Prior
+from gzcli.models.autoregressive.prior import Position, Prior, TransformerOptions, Trunk, initial_std
 from gzcli.models.autoregressive.tokenizer import draw
 from gzcli.models.base import Model
 from gzcli.models.labelled import ClusterOptions
@@ -64,10 +63,7 @@ class Transformer(Prior):
 
     def forward(self, codes: Tensor, labels: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
         """The logits [B, T, codes] of each of codes [B, T] given those before it; T may be less than the
-        whole grid.
-
-        drop: rows [B] whose label is hidden.
-        """
+        whole grid."""
         n, t = codes.shape
         first = self.label(labels, n, drop)[:, None]
         h = torch.cat([first, self.embed(codes[:, :-1])], 1) + self.position()[:t]
@@ -130,19 +126,19 @@ class Transformer(Prior):
         rows = height // 2 // step * step if rows is None else rows
         if not 0 <= rows <= height or (rows % step and rows < height):
             raise UsageError(f"`rows` is {rows}, it must be a multiple of {step} up to {height}")
-        kept = -(-rows // step) * self.grid[1]
+        first = -(-rows // step) * self.grid[1]
         # the encoder sees beyond a code's own pixels, so the hidden rows are overwritten by the last kept one
-        known = torch.cat(
+        visible = torch.cat(
             [x[:, :, :rows], x[:, :, max(rows - 1, 0) : max(rows, 1)].expand(-1, -1, height - rows, -1)], 2
         )
-        codes = self.tokenizer.encode(known).flatten(1)[:, :kept]
+        codes = self.tokenizer.encode(visible).flatten(1)[:, :first]
         if self.conditional:
-            if labels is None and kept:
+            if labels is None and first:
                 best = self.class_log_prob(codes, noise).argmax(1)
                 labels = spread_labels(None, len(self.data.classes), self.data, x.device)[best]
             labels = spread_labels(labels, len(x), self.data, x.device)
-        told = labels if self.conditional else self.drawn_cluster(codes, noise)
-        done = self.images(self._generate(codes, told, noise, progress, how, 1.0))
+        condition = labels if self.conditional else self.drawn_cluster(codes, noise)
+        done = self.images(self._generate(codes, condition, noise, progress, how, 1.0))
         done = torch.cat([x[:, :, :rows], done[:, :, rows:]], 2)
         return Applied(done, rows=("completed",), known=first_rows(x, rows), how="kept", labels=labels)
 
@@ -166,9 +162,9 @@ class Transformer(Prior):
         guidance: float,
     ) -> Tensor:
         """Codes [n, T]: the given `codes` [n, kept], and the rest drawn in order."""
-        n, kept = codes.shape
+        n, start = codes.shape
         u = noise.rand(n, self.length)
-        codes = torch.cat([codes, codes.new_zeros(n, self.length - kept)], 1)
+        codes = torch.cat([codes, codes.new_zeros(n, self.length - start)], 1)
         passes, drop = 1, None
         if guidance != 1 and labels is not None:  # with a second copy of the rows, whose labels are hidden
             passes, labels = 2, torch.cat([labels, labels])
@@ -177,8 +173,8 @@ class Transformer(Prior):
         # without autocast: a draw follows the distribution that the weights define, at full precision
         with torch.autocast(codes.device.type, enabled=False):
             first = self.label(labels, passes * n, drop)[:, None]
-            h = torch.cat([first, self.embed(codes[:, :kept]).repeat(passes, 1, 1)], 1)
-            for i in range(kept, self.length):
+            h = torch.cat([first, self.embed(codes[:, :start]).repeat(passes, 1, 1)], 1)
+            for i in range(start, self.length):
                 h = h + position[i + 1 - h.shape[1] : i + 1]
                 logits = self.head(self.trunk(h, causal=h.shape[1] > 1, caches=caches)[:, -1])
                 if passes == 2:
@@ -190,10 +186,7 @@ class Transformer(Prior):
 
 
 def weights(logits: Tensor, how: DrawOptions) -> Tensor:
-    """The distribution [..., K], up to a factor, that codes are drawn from, given logits [..., K].
-
-    Raises UsageError for options out of range.
-    """
+    """The distribution [..., K], up to a factor, that codes are drawn from, given logits [..., K]."""
     temperature, top_k, top_p = how.temperature, how.top_k, how.top_p
     if temperature <= 0 or (top_k is not None and top_k < 1) or not 0 < top_p <= 1:
         raise UsageError("`temperature` must be above 0, `top_k` 1 or more, `top_p` above 0 and at most 1")

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gzcli.core.types import Batch, DataInfo
-from gzcli.models.autoregressive.codebook import Codebook, CodebookOptions
-from gzcli.models.autoregressive.tokenizer import Tokenizer, halved
+from gzcli.models.autoregressive.tokenizer import Codebook, CodebookOptions, Tokenizer, halved
 from gzcli.models.nn import halvings, to_fp32
 
 
@@ -30,10 +29,7 @@ class Residual(nn.Module):
 
 
 class Encoder(nn.Module):
-    """x [B, C, H, W] → z_e [B, dim, h, w]: `down` strided convolutions, then residual blocks.
-
-    An odd side is padded by one pixel before it is halved.
-    """
+    """x [B, C, H, W] → z_e [B, dim, h, w]: `down` strided convolutions, then residual blocks."""
 
     def __init__(self, channels: int, hidden: int, inner: int, blocks: int, down: int, dim: int):
         super().__init__()
@@ -51,10 +47,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """z_q [B, dim, h, w] → x [B, C, H, W], the mirror image of the encoder.
-
-    sizes: (height, width) of the feature maps, the image's first.
-    """
+    """z_q [B, dim, h, w] → x [B, C, H, W], the mirror image of the encoder."""
 
     def __init__(
         self, channels: int, hidden: int, inner: int, blocks: int, sizes: list[tuple[int, int]], dim: int
@@ -106,6 +99,6 @@ class VQVAE(Tokenizer):
         )
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
-        z, found = self.codebook(self.encoder(batch.x), batch.noise)
+        z, logged = self.codebook(self.encoder(batch.x), batch.noise)
         recon = F.mse_loss(to_fp32(self.decoder(z)), batch.x)
-        return found | {"loss": recon + found["loss"], "recon": recon.detach()}
+        return logged | {"loss": recon + logged["loss"], "recon": recon.detach()}

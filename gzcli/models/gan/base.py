@@ -2,22 +2,142 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gzcli.core.errors import UsageError
-from gzcli.core.types import Batch, DataInfo, Noise, Progress
-from gzcli.models.base import Phase
-from gzcli.models.gan.augment import POLICIES, diff_augment
-from gzcli.models.gan.generator import Generator, GeneratorOptions
-from gzcli.models.gan.inversion import InvertibleGAN, Search
-from gzcli.models.nn.adversarial import OBJECTIVES, Objective, gradient_penalty, r1_penalty
-from gzcli.models.nn.common import fresh_statistics, spread_labels, to_fp32
-from gzcli.models.nn.critic import Critic, CriticOptions, LabelAs
+from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
+from gzcli.models.base import Model, Phase
+from gzcli.models.nn.adversarial import (
+    NORMS,
+    OBJECTIVES,
+    Critic,
+    CriticOptions,
+    LabelAs,
+    Norm,
+    Objective,
+    gradient_penalty,
+    pyramid,
+    r1_penalty,
+    widths,
+)
+from gzcli.models.nn.common import (
+    ClassEmbedding,
+    at_least,
+    best_labels,
+    double,
+    fresh_statistics,
+    spread_labels,
+    to_fp32,
+)
+from gzcli.models.nn.latent import as_interpolations, interpolated, pairs_of, slerp, traversal
+
+
+@dataclass(frozen=True)
+class GeneratorOptions:
+    """The network of the generator.
+
+    latent: dimensions of z.
+    width: channels of the finest scale of both networks, doubled at each coarser one, at most 8-fold.
+    norm: normalisation in the generator.
+    """
+
+    latent: int = 64
+    width: int = 32
+    norm: Norm = "group"
+
+
+class Generator(nn.Module):
+    """z [B, latent] and the embedding of labels → images [B, C, H, W] in [-1, 1], fp32, through the critic's
+    sizes."""
+
+    def __init__(self, shape: tuple[int, ...], options: GeneratorOptions, classes: int = 0):
+        super().__init__()
+        *self.targets, start = pyramid(shape)
+        channels, latent = widths(options.width, len(self.targets)), options.latent
+        self.embed = ClassEmbedding(classes, latent) if classes else None
+        if self.embed is not None:
+            # smaller than z: otherwise the label would determine the image, one for each class
+            nn.init.normal_(self.embed.table.weight, std=0.25)
+        self.start = (channels[-1], *start)
+        self.stem = nn.Linear(latent * (2 if classes else 1), channels[-1] * start[0] * start[1])
+        self.norms = nn.ModuleList(NORMS[options.norm](w) for w in reversed(channels))
+        self.ups = nn.ModuleList(
+            nn.ConvTranspose2d(i, o, 4, stride=2, padding=1)
+            for i, o in zip(reversed(channels), (*reversed(channels[:-1]), shape[0]), strict=True)
+        )
+
+    def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        h = z if self.embed is None else torch.cat([z, self.embed(y, z.shape[0])], dim=1)
+        h = self.stem(h).unflatten(1, self.start)
+        for norm, up, (height, width) in zip(self.norms, self.ups, reversed(self.targets), strict=True):
+            h = up(F.relu(norm(h)))[:, :, :height, :width]  # odd sizes were rounded up
+        return torch.tanh(to_fp32(h))
+
+
+def diff_augment(x: Tensor, policy: tuple[str, ...], noise: Noise) -> Tensor:
+    """Images [B, C, H, W] under differentiable augmentations (Zhao et al. 2020, arXiv:2006.10738)."""
+    # real and generated images alike, so that the generator does not learn the augmentation itself
+    for name, augmented in POLICIES.items():
+        if name in policy:
+            x = augmented(x, noise.rand(len(x), 3))
+    return x
+
+
+def color(x: Tensor, u: Tensor) -> Tensor:
+    """Brightness moved by up to ±0.5, saturation times 0 … 2, contrast times 0.5 … 1.5, by u [B, 3] in [0,
+    1)."""
+    brightness, saturation, contrast = u[:, :, None, None, None].unbind(1)
+    x = x + (brightness - 0.5)
+    grey = x.mean(1, keepdim=True)
+    x = grey + (x - grey) * (2 * saturation)
+    mean = x.mean((1, 2, 3), keepdim=True)
+    return mean + (x - mean) * (contrast + 0.5)
+
+
+def translation(x: Tensor, u: Tensor) -> Tensor:
+    """Images moved by up to an eighth of each side; uncovered pixels are -1, the colour of an empty
+    background."""
+    b, _, height, width = x.shape
+    dy, dx = (((2 * u[:, i] - 1) * side / 8).round().long() for i, side in enumerate((height, width)))
+    rows = torch.arange(height, device=x.device) + dy[:, None]  # [B, H]
+    columns = torch.arange(width, device=x.device) + dx[:, None]
+    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None]
+    image = torch.arange(b, device=x.device)[:, None, None]
+    moved = x.permute(0, 2, 3, 1)[
+        image, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None]
+    ]
+    return torch.where(inside[:, None], moved.permute(0, 3, 1, 2), -1.0)
+
+
+def cutout(x: Tensor, u: Tensor) -> Tensor:
+    """Images with a rectangle of half the sides set to 0 (grey), with its centre uniform over the image."""
+    height, width = x.shape[2:]
+    hidden = [
+        (torch.arange(side, device=x.device) + 0.5 - u[:, i, None] * side).abs() < side / 4
+        for i, side in enumerate((height, width))
+    ]
+    return x * ~(hidden[0][:, None, :, None] & hidden[1][:, None, None, :])
+
+
+POLICIES = {"color": color, "translation": translation, "cutout": cutout}
+
+
+@dataclass(frozen=True)
+class Search:
+    """The search for z: steps and rate of Adam, draws to start from, weight of the critic's features."""
+
+    steps: int
+    lr: float = 0.05
+    starts: int = 8
+    feature: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -51,14 +171,15 @@ class GANOptions(AdversarialOptions):
     r1_every: int = 16
 
 
-class GAN(InvertibleGAN):
-    """A generator of z ~ N(0, I) and a critic.
+class GAN(Model):
+    """A generator of z ~ N(0, I) and a critic, with the search for the z of an image and what needs it.
 
     A step is a critic update; every `n_critic`-th step also has a generator update. Raises UsageError for an
     unknown augmentation, and for a conditional model of data without labels.
     """
 
     best = "fd"
+    costly = ("inversion",)
     fitted_on_train = ("knn",)
     bank: Tensor | None
 
@@ -167,6 +288,150 @@ class GAN(InvertibleGAN):
         x = self.generator(temperature * noise.randn(n, self.latent), y)
         progress(1, 1, x)
         return x
+
+    # ---- inversion and its applications
+
+    def invert(
+        self,
+        x: Tensor,
+        noise: Noise,
+        search: Search,
+        *,
+        labels: Tensor | None = None,
+        progress: Progress | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """z [B, latent] near each image, its labels, and its distance [B], by Adam from the best of some
+        starts (after AnoGAN, Schlegl et al. 2017, arXiv:1703.05921, section 2.2).
+
+        distance = (1 − feature)·‖x − G(z)‖² + feature·‖φ(x) − φ(G(z))‖², where φ is the critic's coarsest
+        feature map. The sum over the images is minimised and Adam works elementwise, so that an image's z
+        does not depend on its batch. The nets compute in double where the device does: at a kink of a ReLU a
+        rounding error, which depends on the batch, would lead to another z.
+
+        labels: of x; None: a conditional model starts from every class (multi-label: from no class and from
+          each class alone), and at half the steps takes the labels of the least distance.
+        """
+        n, tries = len(x), self.first_labels(x, labels, search.starts)
+        starts, feature = len(tries), search.feature
+        with torch.inference_mode(False), torch.enable_grad():
+            exact, z = double(x.detach()).clone(), double(noise.randn(n, starts * self.latent)).clone()
+            generator = copy.deepcopy(self.generator).to(z.dtype)
+            critic = copy.deepcopy(self.critic).to(z.dtype)
+            target = critic.maps(exact).detach() if feature else None
+
+            def distance(z: Tensor, y: Tensor | None) -> Tensor:
+                fake = generator(z, y)
+                d = (1 - feature) * (exact - fake).square().flatten(1).sum(1)
+                if target is not None:
+                    d = d + feature * (target - critic.maps(fake)).square().flatten(1).sum(1)
+                return d
+
+            z = z.unflatten(1, (starts, self.latent))
+            with torch.no_grad():
+                first = torch.stack([distance(z[:, i], tries[i]) for i in range(starts)], dim=1).argmin(1)
+            rows = torch.arange(n, device=z.device)
+            labelled = [y for y in tries if y is not None]
+            y = torch.stack(labelled, 1)[rows, first] if labelled else None
+            z = z[rows, first].requires_grad_()
+            adam = torch.optim.Adam([z], lr=search.lr, eps=1e-3)
+            best = torch.full((n,), torch.inf, device=x.device, dtype=z.dtype)
+            best_z = z.detach().clone()
+            for step in range(search.steps + 1):
+                if step and step == search.steps // 2 and y is not None and labels is None:
+                    z.data.copy_(best_z)
+                    y, best = best_labels(partial(distance, best_z), y, self.data)
+                d = distance(z, y)
+                better = d.detach() < best
+                best = torch.where(better, d.detach(), best)
+                best_z = torch.where(better[:, None], z.detach(), best_z)
+                if step < search.steps:
+                    (z.grad,) = torch.autograd.grad(d.sum(), z)
+                    adam.step()
+                    if progress is not None:
+                        progress(step + 1, search.steps)
+        return best_z.to(x.dtype), y, best.to(x.dtype)
+
+    def first_labels(self, x: Tensor, labels: Tensor | None, starts: int) -> list[Tensor | None]:
+        """Labels of x for each of at least `starts` draws of z: [B] or [B, K], None without classes."""
+        if not self.conditional:
+            return [None] * starts
+        if labels is not None:
+            return [labels.to(x.device)] * starts
+        K = len(self.data.classes)
+        classes = spread_labels(None, K, self.data, x.device)
+        if self.data.multilabel:
+            classes = torch.cat([torch.zeros_like(classes[:1]), classes])
+        draws = range(max(starts, len(classes)))
+        return [classes[i % len(classes)].expand(len(x), *classes.shape[1:]) for i in draws]
+
+    def reconstruct(
+        self, x: Tensor, *, labels: Tensor | None = None, noise: Noise, progress: Progress, steps: int = 100
+    ) -> Applied:
+        """The generator's nearest image to each x, given `labels`, or without them the best-fitting labels.
+
+        Raises UsageError for no steps.
+
+        steps: gradient steps of the search for z.
+        """
+        at_least(1, steps=steps)
+        z, y, _ = self.invert(x, noise, Search(steps), labels=labels, progress=progress)
+        with torch.no_grad():
+            return Applied(self.generator(z, y), rows=("nearest",), labels=y)
+
+    def interpolate(
+        self, x: Tensor, *, noise: Noise, progress: Progress, frames: int = 8, search: int = 100
+    ) -> Applied:
+        """Interpolations from image 0 to 1, 2 to 3, … along great circles of z, between the generator's
+        nearest images.
+
+        A conditional model changes the label in the middle. Raises UsageError for fewer than two images or
+        frames, or for no search.
+
+        frames: images of an interpolation, both ends included.
+        search: gradient steps of the search for z.
+        """
+        at_least(2, frames=frames)
+        at_least(1, search=search)
+        x = pairs_of(x)
+        z, y, _ = self.invert(x, noise.first(len(x)), Search(search), progress=progress)
+        z, pairs = interpolated(z, frames, slerp), len(x) // 2
+        if y is not None:  # an image has the label of the nearer end
+            end = 2 * torch.arange(pairs, device=x.device)[:, None] + (
+                torch.arange(frames, device=x.device) * 2 >= frames
+            )
+            y = y[end.flatten()]
+        with torch.no_grad():
+            return replace(as_interpolations(self.generator(z, y), frames), labels=y)
+
+    def traverse(
+        self,
+        x: Tensor,
+        *,
+        noise: Noise,
+        progress: Progress,
+        dims: int = 8,
+        frames: int = 8,
+        span: float = 3.0,
+        search: int = 100,
+    ) -> Applied:
+        """The generator's nearest image to the first of x, changed along the coordinates of z that change it
+        most.
+
+        Raises UsageError for fewer than one of `dims`, `frames` or `search`.
+
+        dims: number of coordinates, one a row.
+        frames: images of a row.
+        span: a coordinate goes from −span to span, in standard deviations of the prior.
+        search: gradient steps of the search for z.
+        """
+        at_least(1, dims=dims, frames=frames, search=search)
+        z, y, _ = self.invert(x[:1], noise.first(1), Search(search), progress=progress)
+
+        def decode(z: Tensor) -> Tensor:
+            return self.generator(z, None if y is None else y.expand(len(z), *y.shape[1:]))
+
+        with torch.no_grad():
+            return traversal(decode, z, dims, frames, span)
 
     # ---- out-of-distribution scores
 

@@ -4,9 +4,8 @@ conditioned on the label."""
 from __future__ import annotations
 
 from gzcli.core.types import DataInfo
-from gzcli.models.gan.base import GAN, GANOptions
-from gzcli.models.gan.generator import GeneratorOptions
-from gzcli.models.nn.critic import CriticOptions, LabelAs
+from gzcli.models.gan.base import GAN, GANOptions, GeneratorOptions
+from gzcli.models.nn.adversarial import CriticOptions, LabelAs
 
 
 class CGAN(GAN):

@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from itertools import pairwise
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,14 +25,128 @@ from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 from gzcli.models.base import Model, Phase
-from gzcli.models.gan.pool import ImagePool
-from gzcli.models.gan.translator import Translator, TranslatorOptions
-from gzcli.models.nn.common import from_levels, to_levels
-from gzcli.models.nn.patchgan import PatchGAN
+from gzcli.models.nn.adversarial import PatchGAN
+from gzcli.models.nn.common import from_levels, to_fp32, to_levels
 from gzcli.models.nn.ssim import gaussian_window, ssim_parts
 
-MEMORY = 32  # training images of each domain that the model keeps, for `sample` to translate
 
+class ImagePool(nn.Module):
+    """Up to `size` earlier fakes, which are shown to the discriminator again (Shrivastava et al. 2016,
+    arXiv:1612.07828, section 2.3).
+
+    Until the pool is full, every image is stored and shown. From then on an image is either shown, or it
+    replaces a stored image, which is shown. All ranks have the same pool. It is no buffer, as its size is
+    that of its images.
+    """
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.size, self.count = size, 0
+        self.images: Tensor | None = None  # [size, C, H, W]
+
+    @torch.compiler.disable  # which would compile anew for every count
+    @torch.no_grad()
+    def forward(self, images: Tensor, noise: Noise) -> Tensor:
+        """The images that are shown in place of images [B, C, H, W]. The host never waits for the device."""
+        if not self.size:
+            return images
+        n = len(images)
+        old, slot = ranks.rows(noise.rand(n), self) < 0.5, ranks.rows(noise.randint(self.size, n), self)
+        images = ranks.rows(images, self)
+        stored_images = images.new_zeros(self.size, *images.shape[1:]) if self.images is None else self.images
+        self.images = stored_images.to(images)
+        shown = images.clone()
+        for i in range(len(images)):
+            if self.count < self.size:
+                self.images[self.count] = images[i]
+                self.count += 1
+                continue
+            stored = self.images.index_select(0, slot[i : i + 1])
+            shown[i] = torch.where(old[i], stored[0], images[i])
+            self.images.index_copy_(0, slot[i : i + 1], torch.where(old[i], images[i : i + 1], stored))
+        return ranks.own_rows(shown, self)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"count": self.count, "images": None if self.images is None else self.images.cpu()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.count, self.images = state["count"], state["images"]
+
+
+@dataclass(frozen=True)
+class TranslatorOptions:
+    """The networks that translate images from one domain to the other.
+
+    width: channels at the image's own size, doubled at each halving.
+    halvings: how often the sides of the image are halved.
+    blocks: residual blocks at the smallest size.
+    """
+
+    width: int = 32
+    halvings: int = 2
+    blocks: int = 4
+
+
+class Translator(nn.Module):
+    """Images [B, C, H, W] of any sides of one domain → of the other, in [-1, 1], fp32 (section 4)."""
+
+    def __init__(self, channels: int, options: TranslatorOptions):
+        super().__init__()
+        widths = [options.width * 2**i for i in range(options.halvings + 1)]
+        self.stem = nn.Sequential(
+            reflecting(channels, options.width, 7), nn.InstanceNorm2d(options.width), nn.ReLU()
+        )
+        self.downs = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(i, o, 3, stride=2, padding=1, bias=False), nn.InstanceNorm2d(o), nn.ReLU()
+            )
+            for i, o in pairwise(widths)
+        )
+        self.blocks = nn.Sequential(*(ResBlock(widths[-1]) for _ in range(options.blocks)))
+        self.ups = nn.ModuleList(
+            nn.ConvTranspose2d(i, o, 3, stride=2, padding=1, bias=False)
+            for i, o in pairwise(reversed(widths))
+        )
+        self.head = reflecting(options.width, channels, 7, bias=True)
+        for m in self.modules():
+            if isinstance(m, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.normal_(m.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, sizes = self.stem(x), []
+        for down in self.downs:
+            sizes.append(h.shape[2:])
+            h = down(h)
+        h = self.blocks(h)
+        for up, size in zip(self.ups, reversed(sizes), strict=True):
+            h = F.relu(F.instance_norm(up(h, output_size=size)))
+        return torch.tanh(to_fp32(self.head(h)))
+
+
+class ResBlock(nn.Module):
+    """Two convolutions with instance norm beside an identity."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.net = nn.Sequential(
+            reflecting(width, width, 3),
+            nn.InstanceNorm2d(width),
+            nn.ReLU(),
+            reflecting(width, width, 3),
+            nn.InstanceNorm2d(width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.net(x)
+
+
+def reflecting(inputs: int, outputs: int, kernel: int, bias: bool = False) -> nn.Conv2d:
+    """A convolution that keeps the size, with reflection at the borders; before instance norm it needs no
+    bias."""
+    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, padding_mode="reflect", bias=bias)
+
+
+MEMORY = 32  # training images of each domain that the model keeps, for `sample` to translate
 SampleDirection = Literal["both", "AtoB", "BtoA"]
 Direction = Literal["auto", "AtoB", "BtoA"]
 
@@ -99,8 +214,7 @@ class CycleGAN(Model):
         ]
 
     def on_start(self, batch: Batch) -> None:
-        """Fills the memory with the first batch, repeated, unless it was loaded. The host never waits for the
-        device."""
+        """Fills the memory with the first batch, repeated, unless it was loaded."""
         first = self.seen(batch.x, batch.extra["second_domain"])
         over = first[:, torch.arange(MEMORY, device=first.device) % first.shape[1]]
         self.memory.copy_(torch.where((self.memory > 0).any(), self.memory, over))
@@ -150,11 +264,10 @@ class CycleGAN(Model):
     # ---- translation
 
     def translated(self, x: Tensor, from_a: Tensor | bool) -> Tensor:
-        """Each image translated to the other domain, [B, C, H, W].
-
-        from_a: whether the images are of A, for all of them or for each, [B]. For each, both networks
-          translate every image, since a choice of rows would make the host wait for the device.
-        """
+        """Each image translated to the other domain, [B, C, H, W]; from_a: whether all, or each [B], are of
+        A."""
+        # for each, both networks translate every image: a choice of rows would make the host wait for the
+        # device
         if isinstance(from_a, bool):
             return self.a_to_b(x) if from_a else self.b_to_a(x)
         return torch.where(from_a[:, None, None, None], self.a_to_b(x), self.b_to_a(x))
@@ -190,9 +303,9 @@ class CycleGAN(Model):
 
         direction: `AtoB` and `BtoA` translate images of one domain, `both` of either.
         """
-        known, pick = self.remembered(n, noise, direction)
+        images, pick = self.remembered(n, noise, direction)
         from_a = pick < MEMORY if direction == "both" else direction == "AtoB"
-        x = self.translated(from_levels(known[pick], 256), from_a)
+        x = self.translated(from_levels(images[pick], 256), from_a)
         progress(1, 1, x)
         return x
 
@@ -200,13 +313,13 @@ class CycleGAN(Model):
         """The kept images that can be translated in a direction, as bytes, and the indices [n] of those
         drawn."""
         domains = {"both": slice(0, 2), "AtoB": slice(0, 1), "BtoA": slice(1, 2)}[direction]
-        known = self.memory[domains].flatten(0, 1)
-        return known, noise.randint(len(known), n)
+        images = self.memory[domains].flatten(0, 1)
+        return images, noise.randint(len(images), n)
 
     def sources(self, n: int, *, noise: Noise, direction: SampleDirection = "both") -> Tensor:
         """The images [n, C, H, W] that `sample` translates, given the same noise."""
-        known, pick = self.remembered(n, noise, direction)
-        return from_levels(known[pick], 256)
+        images, pick = self.remembered(n, noise, direction)
+        return from_levels(images[pick], 256)
 
     @torch.no_grad()
     def translate(
@@ -273,8 +386,8 @@ class CycleGAN(Model):
             x, from_a = batch.x, self.of_a(batch.x, batch.y)
             same = (self.translated(x, ~from_a) - x).abs()
             like = ssim_parts((x + 1) / 2, (self.translated(x, from_a) + 1) / 2, window)[0]
-            found = (self.cycle_error(x, from_a) / 2, same.flatten(1).mean(1) / 2, like.mean(1))
-            sums += torch.stack([value.cpu().double().sum() for value in found])
+            figures = (self.cycle_error(x, from_a) / 2, same.flatten(1).mean(1) / 2, like.mean(1))
+            sums += torch.stack([value.cpu().double().sum() for value in figures])
             n += len(batch)
         return dict(zip(("cycle_l1", "identity_l1", "ssim"), (sums / n).tolist(), strict=True))
 

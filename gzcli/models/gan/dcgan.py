@@ -7,9 +7,8 @@ means of stable training: other objectives, spectral norm, R1, augmentation.
 from __future__ import annotations
 
 from gzcli.core.types import DataInfo
-from gzcli.models.gan.base import GAN, GANOptions
-from gzcli.models.gan.generator import GeneratorOptions
-from gzcli.models.nn.critic import CriticOptions
+from gzcli.models.gan.base import GAN, GANOptions, GeneratorOptions
+from gzcli.models.nn.adversarial import CriticOptions
 
 
 class DCGAN(GAN):

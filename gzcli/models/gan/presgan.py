@@ -13,6 +13,7 @@ z' ~ p(z | x) comes from Hamiltonian Monte Carlo through the generator, started 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +24,44 @@ from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress
 from gzcli.models.base import Phase
-from gzcli.models.gan.base import GAN, GANOptions
-from gzcli.models.gan.generator import GeneratorOptions
-from gzcli.models.gan.hmc import Potential, hmc_step
-from gzcli.models.nn.critic import CriticOptions
+from gzcli.models.gan.base import GAN, GANOptions, GeneratorOptions
+from gzcli.models.nn.adversarial import CriticOptions
+
+Potential = Callable[[Tensor], Tensor]  # z [B, D] → U [B], differentiable
+
+
+def gradient(potential: Potential, z: Tensor) -> tuple[Tensor, Tensor]:
+    """U [B] and ∂U/∂z [B, D], where the U of each chain depends on its own z alone."""
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        u = potential(z)
+        return u.detach(), torch.autograd.grad(u.sum(), z)[0]
+
+
+def leapfrog(
+    potential: Potential, z: Tensor, p: Tensor, eps: float | Tensor, steps: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(z, p) after `steps` leapfrog steps of size eps (eq. 2.28 – 2.30), and H [B] before and after."""
+    u, g = gradient(potential, z)
+    before = u + 0.5 * p.square().sum(1)
+    for _ in range(steps):
+        p = p - 0.5 * eps * g
+        z = z + eps * p
+        u, g = gradient(potential, z)
+        p = p - 0.5 * eps * g
+    return z, p, before, u + 0.5 * p.square().sum(1)
+
+
+def hmc_step(
+    potential: Potential, z: Tensor, eps: float | Tensor, steps: int, noise: Noise
+) -> tuple[Tensor, Tensor]:
+    """The next states [B, D] of the chains, and the acceptance probabilities [B] of proposals (Neal 2011,
+    arXiv:1206.1901, section 3): min(1, exp(H_start − H_end)), H = U(z) + ‖p‖²/2."""
+    p, u = noise.randn(*z.shape), noise.rand(len(z))
+    proposal, _, before, after = leapfrog(potential, z, p, eps, steps)
+    # a diverged trajectory has a NaN or infinite energy: its probability is 0
+    accept = (before - after).clamp(max=0).exp().nan_to_num(0.0)
+    return torch.where((u < accept)[:, None], proposal, z), accept
 
 
 @dataclass(frozen=True)
@@ -132,10 +167,8 @@ class PresGAN(GAN):
         }
 
     def density_gradient(self, x: Tensor, z: Tensor, y: Tensor | None, noise: Noise) -> tuple[Tensor, Tensor]:
-        """∇ₓ log p(x) [B, C, H, W] by chains from z [B, latent], and their mean acceptance.
-
-        In training, the step size of the chains is adapted to the acceptance.
-        """
+        """∇ₓ log p(x) [B, C, H, W] by chains from z [B, latent], and their mean acceptance, which adapts
+        their step size."""
         options, sigma, potential = self.entropy, self.sigma().detach(), self.potential(x, y)
         accepted, score = [], torch.zeros_like(x)
         with torch.autocast(x.device.type, enabled=False):

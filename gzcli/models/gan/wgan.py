@@ -10,9 +10,8 @@ batch norm either, as the penalty is defined for each image by itself (section 4
 from __future__ import annotations
 
 from gzcli.core.types import DataInfo
-from gzcli.models.gan.base import GAN, AdversarialOptions, GANOptions
-from gzcli.models.gan.generator import GeneratorOptions
-from gzcli.models.nn.critic import CriticOptions
+from gzcli.models.gan.base import GAN, AdversarialOptions, GANOptions, GeneratorOptions
+from gzcli.models.nn.adversarial import CriticOptions
 
 
 class WGAN(GAN):

@@ -1,5 +1,6 @@
 """Blocks that three models or more share."""
 
+from gzcli.models.nn.adversarial import PatchGAN
 from gzcli.models.nn.common import (
     ClassEmbedding,
     at_least,
@@ -18,7 +19,6 @@ from gzcli.models.nn.common import (
 )
 from gzcli.models.nn.latent import as_interpolations, interpolated, pairs_of, slerp, traversal
 from gzcli.models.nn.lpips import LPIPS
-from gzcli.models.nn.patchgan import PatchGAN
 from gzcli.models.nn.unet import UNet
 
 __all__ = [

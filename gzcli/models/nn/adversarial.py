@@ -1,29 +1,160 @@
-"""Losses of a generator and a discriminator, and penalties on the discriminator's gradient."""
+"""Discriminators of images, the losses of a generator and a discriminator, and penalties on the gradient."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
-Objective = Literal["nonsaturating", "hinge", "wasserstein"]
+from gzcli.core.errors import UsageError
+from gzcli.models.nn.common import ClassEmbedding, group_norm, halvings, to_fp32
+
+Norm = Literal["none", "group", "batch"]
+LabelAs = Literal["channel", "projection"]
+
+
+@dataclass(frozen=True)
+class CriticOptions:
+    """The network of the discriminator.
+
+    disc_norm: normalisation after every convolution of the discriminator but the first.
+    kernel: side of the discriminator's strided convolutions, in pixels.
+    spectral: whether each weight of the discriminator is divided by its largest singular value (Miyato 2018,
+      arXiv:1802.05957).
+    """
+
+    disc_norm: Norm = "none"
+    kernel: int = 3
+    spectral: bool = False
+
+
+def pyramid(shape: tuple[int, ...], coarsest: int = 4) -> list[tuple[int, int]]:
+    """(height, width) of the feature maps of images (C, H, W), halved until no side is above `coarsest`."""
+    times = 0
+    while max(halvings(shape, times)[-1]) > coarsest:
+        times += 1
+    return halvings(shape, times)
+
+
+def widths(width: int, scales: int) -> list[int]:
+    """Channels of the scales below the image, finest first: width, 2·width, 4·width, then 8·width."""
+    return [width * 2 ** min(i, 3) for i in range(scales)]
+
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "none": lambda width: nn.Identity(),
+    "group": group_norm,
+    "batch": nn.BatchNorm2d,
+    "instance": lambda width: nn.GroupNorm(width, width, affine=False),  # each channel is a group of its own
+}
+
+
+class Critic(nn.Module):
+    """Images [B, C, H, W] → an unbounded number for each, [B], fp32, after DCGAN (arXiv:1511.06434).
+
+    width: channels of the finest scale, doubled at each coarser one, at most 8-fold.
+    label_as: `projection` of the features on the label's embedding (Miyato 2018, arXiv:1802.05637, eq. 3), or
+      `channel`, an embedding of the size of the image beside it (after Mirza 2014).
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        width: int,
+        classes: int = 0,
+        options: CriticOptions = CriticOptions(),
+        label_as: LabelAs = "projection",
+    ):
+        super().__init__()
+        sizes = pyramid(shape)
+        channels = widths(width, len(sizes) - 1)
+        self.kernel, norm = options.kernel, options.disc_norm
+        self.independent = norm != "batch"  # whether an output depends on its own image alone in training too
+        as_channel = classes and label_as == "channel"
+        self.channel = ClassEmbedding(classes, shape[1] * shape[2]) if as_channel else None
+        inputs = (shape[0] + (self.channel is not None), *channels)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(i, o, self.kernel, stride=2, padding=(self.kernel - 1) // 2)
+            for i, o in zip(inputs, channels, strict=False)
+        )
+        self.norms = nn.ModuleList(NORMS[norm if i else "none"](w) for i, w in enumerate(channels))
+        h, w = sizes[-1]
+        self.features = channels[-1] * h * w
+        self.head = nn.Linear(self.features, 1)
+        self.embed = ClassEmbedding(classes, self.features) if classes and label_as == "projection" else None
+        # spectral norm gives the embedding the norm 1; without it, its norm is about √features
+        self.scale = 1.0 if options.spectral else self.features**-0.5
+        if options.spectral:
+            for layer in (*self.convs, self.head, *([self.embed.table] if self.embed else [])):
+                spectral_norm(layer)
+
+    def maps(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """The coarsest feature map [B, C', h, w]."""
+        if self.channel is not None:
+            x = torch.cat([x, self.channel(y, len(x)).view(-1, 1, *x.shape[2:])], 1)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            if self.kernel % 2 == 0:  # an even kernel would round the half of an odd side down
+                x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+            x = F.leaky_relu(norm(conv(x)), 0.2)
+        return x
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        h = self.maps(x, y).flatten(1)
+        f = to_fp32(self.head(h)).squeeze(1)
+        if self.embed is not None:
+            f = f + self.scale * (to_fp32(self.embed(y, len(x))) * to_fp32(h)).sum(1)
+        return f
+
+
+class PatchGAN(nn.Module):
+    """Images [B, C, H, W] → a map of logits [B, 1, h', w'], fp32, one a patch: 70×70 pixels for 3 layers
+    (Isola et al. 2016, arXiv:1611.07004, section 3.2.2). Raises UsageError for images that are too small.
+
+    width: channels of the first layer, doubled by each further one, at most 8-fold.
+    layers: number of convolutions of stride 2.
+    norm: `none`, `group`, or `instance` without learned scales; `batch` would mix the images of a batch.
+    """
+
+    def __init__(self, shape: tuple[int, ...], width: int = 64, layers: int = 3, norm: str = "group"):
+        super().__init__()
+        side = min(shape[1:]) // 2**layers
+        if side < 3:  # two convolutions of stride 1 take a pixel each
+            raise UsageError(
+                f"images of {shape[1]}×{shape[2]} are too small for a discriminator of {layers} halvings",
+                hint="set fewer `layers` of the discriminator",
+            )
+        widths = [shape[0], *(width * min(2**i, 8) for i in range(layers + 1))]
+        strides = [2] * layers + [1]
+        self.convs = nn.ModuleList(
+            nn.Conv2d(i, o, 4, stride=s, padding=1, bias=k == 0 or norm == "none")
+            for k, (i, o, s) in enumerate(zip(widths[:-1], widths[1:], strides, strict=True))
+        )
+        self.norms = nn.ModuleList(
+            nn.Identity() if k == 0 else NORMS[norm](o) for k, o in enumerate(widths[1:])
+        )
+        self.head = nn.Conv2d(widths[-1], 1, 4, padding=1)
+        for conv in (*self.convs, self.head):
+            nn.init.normal_(conv.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = F.leaky_relu(norm(conv(x)), 0.2)
+        return to_fp32(self.head(x))
 
 
 class AdversarialLoss(NamedTuple):
-    """The losses of both networks as functions of the discriminator's outputs f [B].
-
-    critic: of f(x) for real images x, and f(G(z)).
-    generator: of f(G(z)).
-    """
+    """Losses of the critic, of f(x) and f(G(z)) [B], and of the generator, of f(G(z))."""
 
     critic: Callable[[Tensor, Tensor], Tensor]
     generator: Callable[[Tensor], Tensor]
 
 
-OBJECTIVES: dict[Objective, AdversarialLoss] = {
+OBJECTIVES: dict[str, AdversarialLoss] = {
     # −log σ(f(x)) − log σ(−f(G(z))) and −log σ(f(G(z))): Goodfellow 2014, arXiv:1406.2661, eq. 1, section 3
     "nonsaturating": AdversarialLoss(
         lambda real, fake: F.softplus(-real).mean() + F.softplus(fake).mean(),
@@ -36,16 +167,14 @@ OBJECTIVES: dict[Objective, AdversarialLoss] = {
     # f(G(z)) − f(x): Arjovsky 2017, arXiv:1701.07875
     "wasserstein": AdversarialLoss(lambda real, fake: fake.mean() - real.mean(), lambda fake: -fake.mean()),
 }
+Objective = Annotated[str, OBJECTIVES]
 
 
 def gradient_penalty(
     critic: nn.Module, real: Tensor, fake: Tensor, alpha: Tensor, y: Tensor | None = None
 ) -> Tensor:
-    """(‖∇ f(x̂)‖₂ − 1)² of each sample, [B], in fp32 also under autocast (Gulrajani 2017, arXiv:1704.00028,
-    eq. 3).
-
-    alpha: uniform on [0, 1), [B]; x̂ = fake + alpha · (real − fake).
-    """
+    """(‖∇ f(x̂)‖₂ − 1)² of each sample, [B], x̂ = fake + alpha · (real − fake), alpha uniform [B], in fp32
+    also under autocast (Gulrajani 2017, arXiv:1704.00028, eq. 3)."""
     x_hat = torch.lerp(fake.detach().clone(), real.detach().clone(), alpha.clone().view(-1, 1, 1, 1))
     return (_gradient(critic, x_hat, y).norm(dim=1) - 1) ** 2
 

@@ -70,25 +70,20 @@ def spread_labels(labels: Tensor | None, n: int, data: DataInfo, device: torch.d
 
 @torch.no_grad()
 def best_labels(distance: Callable[[Tensor], Tensor], y: Tensor, data: DataInfo) -> tuple[Tensor, Tensor]:
-    """Labels of a smaller distance than y, and that distance [B], by coordinate descent over the classes.
-
-    Each class in turn replaces the label of a row, or for multi-label data is added to or removed from its
-    set, and stays where that lowers the distance of the row.
-
-    distance: the distance [B] of labels.
-    y: the labels to start from, [B] or [B, K].
-    """
+    """Labels of a smaller distance [B] than y, and that distance, by coordinate descent over the classes:
+    each in turn replaces a row's label, or is added to or removed from its set, and stays where that is
+    nearer."""
     y, best = y.clone(), distance(y)
     for k in range(len(data.classes)):
-        other = y.clone()
+        changed = y.clone()
         if data.multilabel:
-            other[:, k] = 1 - other[:, k]
+            changed[:, k] = 1 - changed[:, k]
         else:
-            other.fill_(k)
-        d = distance(other)
+            changed.fill_(k)
+        d = distance(changed)
         better = d < best
         best = torch.where(better, d, best)
-        y = torch.where(better[:, None] if data.multilabel else better, other, y)
+        y = torch.where(better[:, None] if data.multilabel else better, changed, y)
     return y, best
 
 

@@ -20,10 +20,8 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
 
 
 def pairs_of(x: Tensor) -> Tensor:
-    """The pairs of images 0 and 1, 2 and 3, … to interpolate between: x [n, …] without an odd last one.
-
-    Raises UsageError for fewer than two.
-    """
+    """The pairs 0 and 1, 2 and 3, … of x [n, …], without an odd last one. Raises UsageError for fewer than
+    two."""
     if len(x) < 2:
         raise UsageError(
             "`interpolate` needs pairs of images, got one", hint="give a folder of two or more images"
@@ -34,12 +32,8 @@ def pairs_of(x: Tensor) -> Tensor:
 def interpolated(
     z: Tensor, frames: int, mix: Callable[[Tensor, Tensor, Tensor], Tensor] = torch.lerp
 ) -> Tensor:
-    """Codes from code 0 to 1, 2 to 3, … of z [n, D], ends included: [n // 2 · frames, D], pair by pair.
-
-    Raises UsageError for fewer than two codes, or frames.
-
-    frames: codes of each interpolation.
-    mix: mix(a, b, t), the code between a at t = 0 and b at t = 1.
+    """Codes from code 0 to 1, 2 to 3, … of z [n, D], ends included: [n // 2 · frames, D], pair by pair, each
+    mix(a, b, t). Raises UsageError for fewer than two codes, or frames.
     """
     at_least(2, frames=frames)
     a, b = pairs_of(z).unflatten(0, (-1, 2)).unsqueeze(2).unbind(1)  # [pairs, 1, D] each
@@ -54,14 +48,8 @@ def as_interpolations(images: Tensor, frames: int) -> Applied:
 
 
 def traversal(decode: Callable[[Tensor], Tensor], z: Tensor, dims: int, frames: int, span: float) -> Applied:
-    """Images of z [1, D] with one coordinate moved from −span to span, a row for each coordinate.
-
-    The coordinates are those that change the image most between −span and span, in falling order. Raises
-    UsageError for fewer than one coordinate or frame.
-
-    decode: the images [n, C, H, W] of codes [n, D].
-    dims: number of coordinates.
-    frames: images of a row.
+    """Images of z [1, D] with one coordinate moved from −span to span, a row for each of the `dims`
+    coordinates that change the image most, in falling order; decode: the images [n, C, H, W] of codes [n, D].
     """
     at_least(1, dims=dims, frames=frames)
     size, dims = z.shape[1], min(dims, z.shape[1])

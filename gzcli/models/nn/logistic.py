@@ -18,10 +18,8 @@ LOG_SCALE = (-7.0, 7.0)  # at e^-7, a quarter of a bin of 256 levels, nearly all
 
 
 def logistic_log_mass(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:
-    """log P(level of x) under a logistic (eq. 2), elementwise; no digits cancel in its tails.
-
-    σ(a) − σ(b) = σ(a) σ(−b) (1 − e^(b − a)), and the width a − b of a bin depends on the scale alone.
-    """
+    """log P(level of x) under a logistic (eq. 2), elementwise; no digits cancel in its tails."""
+    # σ(a) − σ(b) = σ(a) σ(−b) (1 − e^(b − a)), and the width a − b of a bin depends on the scale alone
     half, inv_scale = 1 / (levels - 1), torch.exp(-log_scale)
     centre = (x - mean) * inv_scale
     width = 2 * half * inv_scale
@@ -32,19 +30,12 @@ def logistic_log_mass(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -
 
 
 class LogisticMixture:
-    """A mixture over whole pixels. Its components are discretised logistics of R, of G given R, and of B
-    given R and G (eq. 3).
-
-    A component's mean of channel c is μ_c + Σ_{d<c} coef_cd x_d. Two levels need neither mixture nor scale:
-    then P(x_c = 1) = σ(μ_c + Σ_{d<c} coef_cd x_d).
+    """A mixture over whole pixels of C channels. Its components are discretised logistics of R, of G given R,
+    and of B given R and G (eq. 3): the mean of channel c is μ_c + Σ_{d<c} coef_cd x_d. Two levels need
+    neither mixture nor scale: then P(x_c = 1) = σ(μ_c + Σ_{d<c} coef_cd x_d).
 
     `size` parameters describe a pixel: M mixture logits, then [2 C + C (C − 1) / 2, M] means, log scales and
-    raw coefficients; for two levels, means and coefficients alone. A draw takes `uniforms` uniform numbers a
-    pixel.
-
-    channels: channels C of a pixel.
-    levels: number of grey levels L.
-    components: number of components M.
+    raw coefficients; for two levels, means and coefficients alone. A draw takes `uniforms` numbers a pixel.
     """
 
     def __init__(self, channels: int, levels: int, components: int):
@@ -70,12 +61,8 @@ class LogisticMixture:
         return (logits.log_softmax(-1) + log_mass).logsumexp(-1)
 
     def draw(self, params: Tensor, u: Tensor, temperature: float = 1.0) -> Tensor:
-        """Pixels [..., C] in [-1, 1], drawn by inversion: the component by u[..., 0], then channel by
-        channel.
-
-        u: uniform numbers on [0, 1), [..., C + 1].
-        temperature: divides the logits and multiplies the scales.
-        """
+        """Pixels [..., C] in [-1, 1] by inversion at u [..., C + 1] in [0, 1): the component by the first,
+        then channel by channel; the temperature divides the logits and multiplies the scales."""
         logits, mean, log_scale, coef = self._unpack(to_fp32(params))
         share = (logits / temperature).softmax(-1).cumsum(-1)[..., :-1]
         m = (share <= u[..., :1]).sum(-1)[..., None, None]  # [..., 1, 1]

@@ -1,14 +1,16 @@
 """LPIPS — Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features", arXiv:1801.03924, version 0.1
-on VGG16."""
+on VGG16.
+
+The network is torchvision's and the linear layers are those that the package `lpips` brings. The package's
+own class builds all of VGG16 at random first, and computes in half precision under autocast.
+"""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gzcli.core.errors import MissingError, UsageError
@@ -16,7 +18,7 @@ from gzcli.models.nn.common import to_fp32, valueless
 from gzcli.store.hub import VGG
 from gzcli.store.paths import cache_dir
 
-STAGES = ((3, 64, 64), (64, 128, 128), (128, 256, 256, 256), (256, 512, 512, 512), (512, 512, 512, 512))
+WIDTHS = (64, 128, 256, 512, 512)  # channels of the features that are compared
 
 
 class LPIPS(nn.Module):
@@ -26,51 +28,48 @@ class LPIPS(nn.Module):
     scale: Tensor  # their standard deviation, [3, 1, 1]
 
     def __init__(self) -> None:
+        from torchvision.models.vgg import cfgs, make_layers
+
         super().__init__()
-        self.stages = nn.ModuleList(
-            nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise(s)) for s in STAGES
-        )
-        self.linear = nn.ParameterList(torch.ones(s[-1]) for s in STAGES)
+        self.layers: nn.Sequential = make_layers(cfgs["D"])
+        self.linear = nn.ParameterList(torch.ones(width) for width in WIDTHS)
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
 
     @classmethod
     def from_files(cls) -> LPIPS:
-        """With VGG16's weights of the user's cache and the authors' linear layers, which the package `lpips`
-        brings; without values where new tensors have none. Raises MissingError that names what is absent,
-        UsageError for files with other weights."""
+        """With VGG16's weights of the user's cache; without values where new tensors have none. Raises
+        MissingError that names what is absent, UsageError for files with other weights."""
         if valueless():
             return cls()
-        found = [
+        states = [
             torch.load(file, map_location="cpu", weights_only=True) for file in (vgg_file(), linear_file())
         ]
         model = cls()
-        model.load(*found)
+        model.load(*states)
         return model
 
     @torch.no_grad()
     def load(self, vgg: dict[str, Tensor], linear: dict[str, Tensor]) -> None:
         """Weights by the names that torchvision and the authors gave them."""
-        convs = [conv for stage in self.stages for conv in stage.children()]
-        index = sorted({int(key.split(".")[1]) for key in vgg if key.startswith("features.")})
+        prefix = "features."
         try:
-            for conv, i in zip(convs, index, strict=True):
-                conv.load_state_dict({kind: vgg[f"features.{i}.{kind}"] for kind in ("weight", "bias")})
+            self.layers.load_state_dict({k.removeprefix(prefix): v for k, v in vgg.items() if prefix in k})
             for i, p in enumerate(self.linear):
                 p.copy_(linear[f"lin{i}.model.1.weight"].flatten())
-        except (KeyError, ValueError, RuntimeError) as e:
+        except (KeyError, RuntimeError) as e:
             raise UsageError(f"the weights of LPIPS are not those of `{VGG}` and `lpips`: {e}") from e
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """The last activation of each stage [B, c, h, w], divided by its norm over the channels."""
-        h, found = (x - self.shift) / self.scale, []
-        for i, stage in enumerate(self.stages):
-            h = F.max_pool2d(h, 2) if i else h
-            for conv in stage.children():
-                h = F.relu(conv(h))
-            f = to_fp32(h)
-            found.append(f / (f.square().sum(1, keepdim=True).sqrt() + 1e-10))
-        return found
+        """The activations before each pooling [B, c, h, w], divided by their norm over the channels."""
+        h, features = (x - self.shift) / self.scale, []
+        for layer in self.layers:
+            if isinstance(layer, nn.MaxPool2d):
+                f = to_fp32(h)
+                features.append(f / (f.square().sum(1, keepdim=True).sqrt() + 1e-10))
+            if len(features) < len(WIDTHS):  # the last pooling would shrink a pixel
+                h = layer(h)
+        return features
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         pairs = zip(self.linear, self.features(x), self.features(y), strict=True)

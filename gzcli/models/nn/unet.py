@@ -128,12 +128,8 @@ class UNet(nn.Module):
         guides: int = 0,
         **conventions: Any,
     ) -> Self:
-        """The network of images like `data`. Raises UsageError for a side that is no multiple of the patch.
-
-        classes: labels that the network is conditioned on; 0: none.
-        guides: channels of the input beside those of the output.
-        conventions: other keywords of the class.
-        """
+        """The network of images like `data`, with `guides` more channels of input. Raises UsageError for
+        sides that do not fit."""
         mult = widths_of(data.shape, options)
         sizes = {key: value for key, value in asdict(options).items() if key != "mult"}
         sizes["channels"] = tuple(options.channels * m for m in mult)
@@ -154,10 +150,10 @@ class UNet(nn.Module):
                 f"diffusers cannot halve {size[0]}×{size[1]} images {halvings} times",
                 hint=f"train with a `data.size` that {2**halvings} divides, or a shorter `model.mult`",
             )
-        other: Any = UNet2DModel(sample_size=size, **self.config)
-        own = self.state_dict()
-        other.load_state_dict({key: own[renamed(key, UNET)] for key in other.state_dict()})
-        return other.to(next(self.parameters()).device).eval()
+        net: Any = UNet2DModel(sample_size=size, **self.config)
+        state = self.state_dict()
+        net.load_state_dict({key: state[renamed(key, UNET)] for key in net.state_dict()})
+        return net.to(next(self.parameters()).device).eval()
 
     def embedding(self, t: Tensor, y: Tensor | None, drop: Tensor | None) -> Tensor:
         """The embedding of time and label that every block is conditioned on: [B, 4 C]."""

@@ -1,7 +1,7 @@
 """The base of all image flows: x → dequantise → v → bijection → z, so that log p(x) = log p(z) + log |det
 dz/dv| minus the log density of the noise.
 
-There are two kinds of flows. A `multiscale.MultiscaleFlow` defines the steps of each scale in its `__init__`.
+There are two kinds of flows. A `MultiscaleFlow` defines the steps of each scale in its `__init__`.
 Any other bijection overrides `encode` and `decode`, begins and ends them with `preprocess` and `postprocess`,
 and calls `build_top(shapes)` with the shapes (C, H, W) of its latents, the top one last.
 """
@@ -9,7 +9,7 @@ and calls `build_top(shapes)` with the shapes (C, H, W) of its latents, the top 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -19,19 +19,65 @@ from torch.nn import functional as F
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
+from gzcli.core.units import as_size
 from gzcli.models.base import Model
-from gzcli.models.nn.common import ClassEmbedding, full_fp32, spread_labels, to_fp32, zero_init
+from gzcli.models.nn.common import ClassEmbedding, Modules, full_fp32, spread_labels, to_fp32, zero_init
 from gzcli.models.nn.latent import as_interpolations, interpolated, pairs_of
 from gzcli.models.normalizing_flow import layers
-from gzcli.models.normalizing_flow.dequantise import VariationalDequantiser
-from gzcli.models.normalizing_flow.norms import initialising
+from gzcli.models.normalizing_flow.layers import ActNormConv, Bijection, ConvNet, initialising
+
+
+def grey_levels(data: DataInfo) -> int:
+    """The number of grey levels of images. Raises UsageError for latents, which have none."""
+    if data.levels is None:
+        raise UsageError(
+            "`model.dequant` is for grey levels, and latents have none", hint="set `model.dequant=uniform`"
+        )
+    return data.levels
+
+
+class VariationalDequantiser(nn.Module):
+    """u ~ q(u | x) on [0, 1)^D: logistic noise through couplings conditioned on x, then a sigmoid, so that
+    log P(x) ≥ E_q[log p((k + u) / L) − log q(u | x)] − D log L (Flow++, arXiv:1902.00275, eq. 12).
+    """
+
+    def __init__(self, data: DataInfo, *, depth: int = 4, hidden: int = 32):
+        super().__init__()
+        self.levels = grey_levels(data)
+        channels = 4 * data.shape[0]  # squeezed
+        half = channels // 2
+        self.context = ActNormConv(channels, hidden, 3)
+        self.steps = nn.ModuleList(
+            layers.AffineCoupling(channels, ConvNet(half + hidden, channels, hidden), flip=i % 2 == 1)
+            for i in range(depth)
+        )
+
+    def forward(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        """x [B, C, H, W] in [-1, 1] → v = (k + u) / L, and log q(u | x) [B]."""
+        tiny = torch.finfo(x.dtype).eps
+        base = noise.rand(*x.shape).to(x.dtype).clamp(tiny, 1 - tiny)
+        y = layers.squeeze(base.logit())
+        log_q = log_logistic(y)
+        context = F.relu(self.context(layers.squeeze(x)))
+        for step in self.steps:
+            y, log_det = step(y, context)
+            log_q = log_q - log_det
+        # du/dy of the sigmoid is the logistic density
+        v, _ = layers.dequantise(x, self.levels, layers.unsqueeze(y).sigmoid())
+        return v, log_q - log_logistic(y)
+
+
+def log_logistic(y: Tensor) -> Tensor:
+    """The log-density of the standard logistic distribution, summed over all but the first dimension, [B]."""
+    return -(F.softplus(y) + F.softplus(-y)).flatten(1).sum(1)
+
 
 # Share of null labels in training on multi-label sets: a sum over all 2^K labels would cost too much.
 LABEL_DROP = 0.1
 
 
 @dataclass(frozen=True)
-class FlowOptions:
+class ImageFlowOptions:
     """Dequantisation, logit and labels.
 
     dequant: noise that is added to the grey levels: `uniform`, or by a flow that is learned (`variational`).
@@ -48,9 +94,6 @@ class ImageFlow(Model):
     """A flow with the exact likelihood of the dequantised image, which gives a bound on that of the discrete
     image by one draw of the noise. The prior of its top latent may depend on the class.
 
-    Raises UsageError for options that do not fit the data.
-
-    options: dequantisation, logit and labels.
     dequantiser: builds the module of variational dequantisation, forward(x, noise) -> (v [B, C, H, W] in [0,
       1), log q(u | x) [B]).
     """
@@ -62,7 +105,7 @@ class ImageFlow(Model):
     def __init__(
         self,
         data: DataInfo,
-        options: FlowOptions,
+        options: ImageFlowOptions,
         dequantiser: Callable[[DataInfo], nn.Module] = VariationalDequantiser,
     ):
         super().__init__(data)
@@ -178,15 +221,15 @@ class ImageFlow(Model):
         draws: of the noise over which it is averaged, as the latents of an even background are noise alone.
         """
         single = self.classes is not None and not self.data.multilabel
-        found = x.new_zeros(len(x), 1, *x.shape[2:])
+        surprise = x.new_zeros(len(x), 1, *x.shape[2:])
         for _ in range(draws):
             (*eps, top), _ = self.encode(self.to_unit(x, noise)[0])
             mean, log_std = self.top_prior(self.class_log_probs(top).argmax(1) if single else None, len(x))
             for z in (*eps, (top - mean) * (-log_std).exp()):
                 nats = 0.5 * (to_fp32(z).square() - 1).sum(1, keepdim=True)
                 area = (x.shape[2] / z.shape[2]) * (x.shape[3] / z.shape[3])  # pixels under a place
-                found = found + F.interpolate(nats / (area * draws), x.shape[2:])
-        return F.avg_pool2d(found, 3, 1, 1, count_include_pad=False)[:, 0]
+                surprise = surprise + F.interpolate(nats / (area * draws), x.shape[2:])
+        return F.avg_pool2d(surprise, 3, 1, 1, count_include_pad=False)[:, 0]
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
         """−log p(x | y) in nats, with −log p(y | x) by Bayes' rule where labels are single."""
@@ -284,10 +327,10 @@ class ImageFlow(Model):
         labels = spread_labels(labels, len(x), self.data, x.device)
         (*eps, top), _ = self.encode(self.to_unit(x, noise)[0])
         if self.data.multilabel:
-            own = torch.zeros_like(labels)
+            old = torch.zeros_like(labels)
         else:
-            own = self.class_log_probs(top).argmax(1)
-        (mean, log_std), (to_mean, to_log_std) = self.top_prior(own, len(x)), self.top_prior(labels, len(x))
+            old = self.class_log_probs(top).argmax(1)
+        (mean, log_std), (to_mean, to_log_std) = self.top_prior(old, len(x)), self.top_prior(labels, len(x))
         standard = (top - mean) * (-log_std).exp()
         top = torch.lerp(mean, to_mean, strength) + standard * torch.lerp(log_std, to_log_std, strength).exp()
         return Applied(self.to_image(self.decode([*eps, top], progress)), rows=("edited",), labels=labels)
@@ -297,3 +340,77 @@ def top_log_prob(top: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     """log N(top; mean, std) summed over the last three dimensions, [C, H, W]; earlier ones are broadcast."""
     standard = (top - mean) * (-log_std).exp()
     return (-0.5 * (standard.square() + math.log(2 * math.pi)) - log_std).flatten(-3).sum(-1)
+
+
+class MultiscaleFlow(ImageFlow):
+    """[squeeze → steps → split] × scales (Dinh 2017, §3.6); the last scale keeps its channels as the top
+    latent."""
+
+    def build(self, scales: int, steps: Callable[[int, int], Iterable[Bijection]]) -> None:
+        """Builds the scales of steps(i, channels), each on squeezed images of that many channels. Raises
+        UsageError where the image cannot be halved so often."""
+        check_size(self.data.shape, scales)
+        self.flow: Modules[Modules[Bijection]] = Modules()
+        self.splits: Modules[layers.SplitPrior] = Modules()
+        shapes = []
+        C, H, W = self.data.shape
+        for i in range(scales):
+            C, H, W = 4 * C, H // 2, W // 2
+            self.flow.append(Modules(steps(i, C)))
+            if i < scales - 1:
+                self.splits.append(layers.SplitPrior(C))
+                shapes.append((C - C // 2, H, W))
+                C //= 2
+        self.build_top([*shapes, (C, H, W)])
+
+    def encode(self, v: Tensor) -> tuple[list[Tensor], Tensor]:
+        h, log_det = self.preprocess(v)
+        z = []
+        for steps, split in zip(self.flow, [*self.splits, None], strict=True):
+            h = layers.squeeze(h)
+            for step in steps:
+                h, step_log_det = step(h)
+                log_det = log_det + step_log_det
+            if split is not None:
+                h, eps, split_log_det = split(h)
+                z.append(eps)
+                log_det = log_det + split_log_det
+        return [*z, h], log_det
+
+    def decode(self, z: list[Tensor], progress: Progress = no_progress) -> Tensor:
+        *eps, h = z
+        scales = list(zip(self.flow, [*self.splits, None], [*eps, None], strict=True))
+        for done, (steps, split, e) in enumerate(reversed(scales), 1):
+            if split is not None and e is not None:
+                h = split.inverse(h, e)
+            for step in reversed(steps):
+                h = step.inverse(h)
+            h = layers.unsqueeze(h)
+            progress(done, len(scales))
+        return self.postprocess(h)
+
+
+def scales_of(shape: tuple[int, ...]) -> int:
+    """How often images (C, H, W) are halved where no number is given: while both sides are even and the
+    smaller one is above 4, at least once."""
+    _, height, width = shape
+    scales = 1
+    while math.gcd(height, width) % 2 ** (scales + 1) == 0 and min(height, width) > 4 * 2**scales:
+        scales += 1
+    return scales
+
+
+def check_size(shape: tuple[int, ...], scales: int) -> None:
+    """Raises UsageError unless height and width of `shape` can be halved `scales` ≥ 1 times."""
+    _, height, width = shape
+    if scales < 1:
+        raise UsageError(f"`model.scales` must be at least 1, not {scales}")
+    unit = 2**scales
+    if height % unit or width % unit:
+        most = int(math.log2(math.gcd(height, width) & -math.gcd(height, width)))
+        larger = f"`data.size={as_size(*(-(-side // unit) * unit for side in (height, width)))}`"
+        raise UsageError(
+            f"`model.scales={scales}` halves images {scales} times, and {height}×{width} is not divisible "
+            f"by {unit}",
+            hint=f"set `model.scales={most}`, or {larger}" if most else f"set {larger}",
+        )

@@ -11,12 +11,35 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from gzcli.core.types import DataInfo
 from gzcli.models.normalizing_flow import layers
-from gzcli.models.normalizing_flow.base import FlowOptions
-from gzcli.models.normalizing_flow.multiscale import MultiscaleFlow, scales_of
-from gzcli.models.normalizing_flow.nets import GatedNet
-from gzcli.models.normalizing_flow.norms import ActNorm, Bijection
+from gzcli.models.normalizing_flow.base import ImageFlowOptions, MultiscaleFlow, scales_of
+from gzcli.models.normalizing_flow.layers import (
+    ActNorm,
+    ActNormConv,
+    Bijection,
+    ZeroConv,
+)
+
+
+class GatedNet(nn.Module):
+    """A residual network of `depth` gated convolutions h + a · σ(b), where (a, b) is a 3×3 convolution of
+    relu(h)."""
+
+    def __init__(self, channels: int, out: int, hidden: int, depth: int):
+        super().__init__()
+        self.first = ActNormConv(channels, hidden, 3)
+        self.gated = nn.ModuleList(ActNormConv(hidden, 2 * hidden, 3) for _ in range(depth))
+        self.last = ZeroConv(hidden, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        for conv in self.gated:
+            h = h + F.glu(conv(F.relu(h)), 1)
+        return self.last(F.relu(h, inplace=True))
 
 
 class Flow(MultiscaleFlow):
@@ -40,7 +63,7 @@ class Flow(MultiscaleFlow):
         depth: int = 8,
         hidden: int = 32,
         blocks: int = 2,
-        options: FlowOptions = FlowOptions(),
+        options: ImageFlowOptions = ImageFlowOptions(),
     ):
         super().__init__(data, options)
         scales = scales_of(data.shape) if scales is None else scales

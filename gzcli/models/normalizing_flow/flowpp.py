@@ -3,12 +3,16 @@ Architecture Design", arXiv:1902.00275).
 
 x → u ~ q(u | x) → logit → [squeeze → couplings over channels → couplings over columns] × scales → z. A
 coupling transforms one half of the values by the CDF of a mixture of logistics. A network of gated
-convolutions and self-attention computes its parameters from the other half. No latents are split off.
+convolutions and self-attention (§3.3) computes its parameters from the other half; its features are
+[B, H, W, C], the layout of layer norm and attention. No latents are split off.
+
+The CDF F(x) = Σ_k π_k σ((x − μ_k) / s_k) gives y = logit F(x), which is monotone and onto the reals (§3.2).
+Everything is computed from log F and log (1 − F), each a logsumexp, so that no tail rounds to 0 or 1.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
@@ -19,26 +23,204 @@ from torch.nn import functional as F
 from gzcli.core.errors import UsageError
 from gzcli.core.types import DataInfo, Noise, Progress, no_progress
 from gzcli.core.units import as_size
-from gzcli.models.nn.common import Modules
+from gzcli.models.nn.attention import softmax_attention
+from gzcli.models.nn.common import Layer, Modules, to_fp32
 from gzcli.models.normalizing_flow import layers
-from gzcli.models.normalizing_flow.base import FlowOptions, ImageFlow
-from gzcli.models.normalizing_flow.dequantise import grey_levels
-from gzcli.models.normalizing_flow.gated import CouplingNet, CouplingOptions, GatedConv
-from gzcli.models.normalizing_flow.logistic import MixLogisticCoupling
-from gzcli.models.normalizing_flow.norms import ActNorm
+from gzcli.models.normalizing_flow.base import ImageFlow, ImageFlowOptions, grey_levels
+from gzcli.models.normalizing_flow.layers import ActNorm
+
+
+@dataclass(frozen=True)
+class CouplingOptions:
+    """The couplings and their networks.
+
+    hidden: channels of a coupling's network.
+    blocks: blocks of a coupling's network, each of a gated convolution and attention.
+    components: logistics of a coupling's mixture.
+    heads: attention heads.
+    attention: largest number of positions of a feature map with attention; 0: no attention.
+    dropout: probability of dropout in a coupling's network.
+    """
+
+    hidden: int = 32
+    blocks: int = 2
+    components: int = 8
+    heads: int = 4
+    attention: int = 256
+    dropout: float = 0.0
+
+
+class GatedConv(nn.Module):
+    """norm(h + a · σ(b)), (a, b) from two convolutions, 3×3 and `second`, of concat-ELU features (§3.3.1;
+    PixelCNN++)."""
+
+    def __init__(self, hidden: int, second: int, context: int, dropout: float):
+        super().__init__()
+        self.conv = nn.Conv2d(2 * hidden, hidden, 3, padding=1)
+        self.context = nn.Linear(2 * context, hidden) if context else None
+        self.dropout = nn.Dropout(dropout)
+        self.out = shrink(nn.Conv2d(2 * hidden, 2 * hidden, second, padding=second // 2))
+        self.norm = nn.LayerNorm(hidden)
+
+    def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
+        a = channels_last(self.conv, concat_elu(h))
+        if self.context is not None and context is not None:
+            a = a + self.context(concat_elu(context))
+        return self.norm(h + F.glu(channels_last(self.out, self.dropout(concat_elu(a))), -1))
+
+
+class GatedAttention(nn.Module):
+    """norm(h + a · σ(b)), (a, b) from self-attention over all positions (§3.3.2)."""
+
+    def __init__(self, hidden: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(hidden, 3 * hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.out = shrink(nn.Linear(hidden, 2 * hidden))
+        self.norm = nn.LayerNorm(hidden)
+
+    def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
+        qkv = self.qkv(h).flatten(1, 2).unflatten(2, (3, self.heads, -1))  # [B, HW, 3, heads, D]
+        a = softmax_attention(*qkv.permute(2, 0, 3, 1, 4)).transpose(1, 2).reshape(h.shape)
+        return self.norm(h + F.glu(self.out(self.dropout(a)), -1))
+
+
+class CouplingNet(nn.Module):
+    """x₁ [B, channels, H, W] → [B, out, H, W], by blocks of a gated convolution and, on small maps,
+    attention; an embedding of positions is added once, at the start."""
+
+    def __init__(
+        self, channels: int, out: int, size: tuple[int, int], options: CouplingOptions, context: int = 0
+    ):
+        super().__init__()
+        hidden, dropout = options.hidden, options.dropout
+        attend = size[0] * size[1] <= options.attention
+        self.first = nn.Conv2d(channels, hidden, 3, padding=1)
+        self.position = nn.Parameter(0.01 * torch.randn(*size, hidden))
+        self.blocks = nn.ModuleList()
+        for _ in range(options.blocks):
+            self.blocks.append(GatedConv(hidden, 1, context, dropout))
+            self.blocks.extend([GatedAttention(hidden, options.heads, dropout)] if attend else [])
+        self.last = shrink(nn.Conv2d(hidden, out, 3, padding=1))
+
+    def forward(self, x1: Tensor, context: Tensor | None) -> Tensor:
+        h = self.first(x1).permute(0, 2, 3, 1) + self.position
+        for block in self.blocks:
+            h = block(h, context)
+        return self.last(h.permute(0, 3, 1, 2))
+
+
+def channels_last(conv: nn.Conv2d, h: Tensor) -> Tensor:
+    """`conv` on [B, H, W, C]."""
+    return conv(h.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def concat_elu(h: Tensor) -> Tensor:
+    """[elu(h), elu(−h)] along the channels of h [B, H, W, C]."""
+    return F.elu(torch.cat([h, -h], -1))
+
+
+def shrink(module: Layer) -> Layer:
+    """The module with a tenth of its initial parameters, so that its branch starts near the identity
+    (`init_scale` of the paper's code)."""
+    with torch.no_grad():
+        for p in module.parameters():
+            p.mul_(0.1)
+    return module
+
+
+MIN_LOG_SCALE = -7.0  # the least log scale of a component, as in the paper's code
+# iterations of the inverse; 2,000 random mixtures of 32 logistics, of scales from e^-7 on, took 32 at most
+ITERATIONS = 40
+
+
+@dataclass
+class LogisticCDF:
+    """A mixture of K logistics for each value of x [B, …]; its parameters are [B, K, …]."""
+
+    log_pi: Tensor
+    mean: Tensor
+    log_scale: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, mean: Tensor, log_scale: Tensor) -> LogisticCDF:
+        return cls(logits.log_softmax(1), mean, log_scale.clamp_min(MIN_LOG_SCALE))
+
+    def logit_cdf(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """y = logit F(x) and log dy/dx = log f − log F − log (1 − F), f = F' the density
+        (eq. 14)."""
+        z = (x[:, None] - self.mean) * (-self.log_scale).exp()
+        log_sigmoid = F.logsigmoid(z)
+        below = self.log_pi + log_sigmoid  # log π_k σ(z_k)
+        above = below - z  # log π_k σ(−z_k)
+        density = above + log_sigmoid - self.log_scale  # log of π_k σ(z_k) σ(−z_k) / s_k
+        log_cdf, log_tail = below.logsumexp(1), above.logsumexp(1)
+        return log_cdf - log_tail, density.logsumexp(1) - log_cdf - log_tail
+
+    def inverse_logit_cdf(self, y: Tensor) -> Tensor:
+        """x with logit F(x) = y, by Newton's method inside a bracket, with bisection where a step leaves it.
+
+        The solution for component k alone is x_k = μ_k + s_k y; that of the mixture lies between the least
+        and the largest x_k. The number of iterations is fixed, so that the host reads nothing from the
+        device.
+        """
+        each = self.mean + self.log_scale.exp() * y[:, None]
+        low, high = each.amin(1), each.amax(1)
+        x = best = (low + high) / 2
+        least, step = torch.full_like(y, torch.inf), high - low
+        for _ in range(ITERATIONS):
+            value, log_slope = self.logit_cdf(x)
+            error = value - y
+            closer = error.abs() < least
+            best, least = torch.where(closer, x, best), torch.where(closer, error.abs(), least)
+            low, high = torch.where(error < 0, x, low), torch.where(error > 0, x, high)
+            newton = x - error * (-log_slope).exp()
+            # bisection also where Newton's step is more than half of the previous one
+            good = (newton > low) & (newton < high) & ((newton - x).abs() < step / 2)
+            after = torch.where(good, newton, (low + high) / 2)
+            x, step = after, (after - x).abs()
+        return best
+
+
+class MixLogisticCoupling(nn.Module):
+    """y₁ = x₁, y₂ = logit F(x₂) · exp(a) + b with a, b and the mixture F of K = `components` from x₁ (eq.
+    13–16); a is bounded by tanh, and the means are relative to points spread over [−2, 2]."""
+
+    start: Tensor
+
+    def __init__(self, net: nn.Module, components: int):
+        super().__init__()
+        self.net = net
+        middle = (components - 1) / 2
+        start = 2 * (torch.arange(components) - middle) / max(middle, 1)
+        self.register_buffer("start", start[:, None, None, None], persistent=False)
+
+    def parameters_of(self, x1: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, LogisticCDF]:
+        """a and b, each [B, C₂, H, W], and the mixture."""
+        K = len(self.start)
+        h = to_fp32(self.net(x1, context)).unflatten(1, (2 + 3 * K, -1))
+        logits, mean, log_scale = h[:, 2:].split(K, 1)
+        return h[:, 0].tanh(), h[:, 1], LogisticCDF.of(logits, mean + self.start, log_scale)
+
+    def forward(self, x1: Tensor, x2: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """y₂ and log |det ∂y₂/∂x₂| [B]."""
+        a, b, mixture = self.parameters_of(x1, context)
+        y, log_slope = mixture.logit_cdf(x2)
+        return y * a.exp() + b, (a + log_slope).flatten(1).sum(1)
+
+    def inverse(self, x1: Tensor, y2: Tensor, context: Tensor | None = None) -> Tensor:
+        a, b, mixture = self.parameters_of(x1, context)
+        return mixture.inverse_logit_cdf((y2 - b) * (-a).exp())
+
 
 Shape = tuple[int, int, int]  # (C, H, W)
-
 # the two ways to halve an image: the dimension, and the length of the alternating runs
 COLUMNS, CHANNELS = (3, 1), (1, 2)
 
 
 def split(x: Tensor, way: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The two halves of x [B, C, H, W]: even and odd columns, as in the paper's code, or channels.
-
-    Of squeezed channels (… a b c d, the squares (a b / c d)) the halves are the even rows a b and the odd
-    rows c d.
-    """
+    """The two halves of x [B, C, H, W]: even and odd columns, or by channels even and odd rows."""
     dim, run = way
     x1, x2 = x.unflatten(dim, (-1, 2, run)).unbind(dim + 1)
     return x1.flatten(dim, dim + 1).contiguous(), x2.flatten(dim, dim + 1).contiguous()
@@ -51,12 +233,7 @@ def join(x1: Tensor, x2: Tensor, way: tuple[int, int]) -> Tensor:
 
 
 class Step(nn.Module):
-    """ActNorm and 1×1 convolution of each half, a coupling that changes the second, and the halves swapped.
-
-    shape: of a half, (C, H, W).
-    options: the coupling and its network.
-    context: channels of the context that the network is given beside the first half, 0 for none.
-    """
+    """ActNorm and 1×1 convolution of each half, a coupling that changes the second, then a swap."""
 
     def __init__(self, shape: Shape, options: CouplingOptions, context: int = 0):
         super().__init__()
@@ -109,15 +286,7 @@ class Couplings(nn.Module):
 
 class Dequantiser(nn.Module):
     """u ~ q(u | x) on [0, 1)^D: normal noise through couplings over columns that are conditioned on features
-    of x, then a sigmoid.
-
-    log P(x) ≥ E_q[log p((k + u) / L) − log q(u | x)] − D log L (§3.1, eq. 12).
-
-    squeezes: how often the image is squeezed, for the features and the couplings.
-    width: channels of the features.
-    depth: number of couplings.
-    options: the couplings and their networks.
-    """
+    of x, then a sigmoid."""
 
     def __init__(self, data: DataInfo, squeezes: int, width: int, depth: int, options: CouplingOptions):
         super().__init__()
@@ -173,7 +342,7 @@ class FlowPP(ImageFlow):
         couplings: CouplingOptions = CouplingOptions(),
         dequant_couplings: int = 4,
         dequant_blocks: int = 2,
-        options: FlowOptions = FlowOptions(dequant="variational", logit=0.1),
+        options: ImageFlowOptions = ImageFlowOptions(dequant="variational", logit=0.1),
     ):
         check(data.shape, channel, checkerboard, couplings)
         depths = list(zip(channel, checkerboard, strict=True))

@@ -8,42 +8,63 @@ their prior is learned and may depend on the class.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gzcli.core.types import DataInfo
 from gzcli.models.normalizing_flow import layers
-from gzcli.models.normalizing_flow.base import FlowOptions
-from gzcli.models.normalizing_flow.multiscale import MultiscaleFlow, scales_of
-from gzcli.models.normalizing_flow.nets import ConvNet, ResidualNet
-from gzcli.models.normalizing_flow.norms import ActNorm, Bijection
+from gzcli.models.normalizing_flow.base import ImageFlowOptions, MultiscaleFlow, scales_of
+from gzcli.models.normalizing_flow.layers import (
+    ActNorm,
+    ActNormConv,
+    Bijection,
+    ConvNet,
+    ZeroConv,
+)
 
-CouplingKind = Literal["affine", "additive"]
-NetKind = Literal["conv", "residual"]
+
+class ResidualNet(nn.Module):
+    """Glow's network with a residual block, of a 3×3 and a 1×1 convolution, in place of the 1×1 convolution,
+    for a larger receptive field."""
+
+    def __init__(self, channels: int, out: int, hidden: int):
+        super().__init__()
+        self.first = ActNormConv(channels, hidden, 3)
+        self.second = ActNormConv(hidden, hidden, 3)
+        self.third = ActNormConv(hidden, hidden, 1)
+        self.last = ZeroConv(hidden, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.first(x), inplace=True)
+        h = h + self.third(F.relu(self.second(h), inplace=True))
+        return self.last(F.relu(h, inplace=True))
+
+
 Net = Callable[[int, int, int], nn.Module]  # (input, output, hidden channels) → a coupling's network
 
 
 def affine(channels: int, hidden: int, net: Net) -> Bijection:
     """A coupling that scales and shifts."""
-    kept = channels // 2
-    return layers.AffineCoupling(channels, net(kept, 2 * (channels - kept), hidden))
+    half = channels // 2
+    return layers.AffineCoupling(channels, net(half, 2 * (channels - half), hidden))
 
 
 def additive(channels: int, hidden: int, net: Net) -> Bijection:
     """A coupling that shifts."""
-    kept = channels // 2
-    return layers.AdditiveCoupling(net(kept, channels - kept, hidden))
+    half = channels // 2
+    return layers.AdditiveCoupling(net(half, channels - half, hidden))
 
 
-COUPLINGS: dict[CouplingKind, Callable[[int, int, Net], Bijection]] = {"affine": affine, "additive": additive}
-NETS: dict[NetKind, Net] = {"conv": ConvNet, "residual": ResidualNet}
+COUPLINGS: dict[str, Callable[[int, int, Net], Bijection]] = {"affine": affine, "additive": additive}
+NETS: dict[str, Net] = {"conv": ConvNet, "residual": ResidualNet}
 
 
 class Step(Bijection):
     """One step of flow (fig. 2a): ActNorm, invertible 1×1 convolution, coupling."""
 
-    def __init__(self, channels: int, hidden: int, coupling: CouplingKind, net: NetKind):
+    def __init__(self, channels: int, hidden: int, coupling: str, net: str):
         super().__init__()
         made = COUPLINGS[coupling](channels, hidden, NETS[net])  # first, for the order of random numbers
         self.norm = ActNorm(channels)
@@ -80,9 +101,9 @@ class Glow(MultiscaleFlow):
         scales: int | None = None,
         depth: int = 8,
         hidden: int = 64,
-        coupling: CouplingKind = "affine",
-        net: NetKind = "conv",
-        options: FlowOptions = FlowOptions(),
+        coupling: Annotated[str, COUPLINGS] = "affine",
+        net: Annotated[str, NETS] = "conv",
+        options: ImageFlowOptions = ImageFlowOptions(),
     ):
         super().__init__(data, options)
         scales = scales_of(data.shape) if scales is None else scales

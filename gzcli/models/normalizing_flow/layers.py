@@ -7,22 +7,90 @@ low precision.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gzcli.models.nn.common import from_levels, full_fp32, zero_init
-from gzcli.models.normalizing_flow.norms import ActNorm, Bijection, per_channel
+from gzcli.core import ranks
+from gzcli.models.nn.common import from_levels, full_fp32, to_fp32, zero_init
+
+# a channel of a smaller standard deviation is constant and keeps its scale; dequantised 8-bit noise has
+# 1.1e-3
+MIN_STD = 1e-4
+
+
+class Bijection(nn.Module):
+    """An invertible layer: forward(x) -> (y, log |det dy/dx| [B], or a scalar where it is the same for every
+    image), inverse(y) -> x."""
+
+    def inverse(self, y: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Initialised(nn.Module):
+    """A layer that is initialised by the first batch that passes while `initialising` is true."""
+
+    initialized: Tensor  # boolean scalar, a buffer
+    initialising: bool = False
+
+
+class ActNorm(Bijection, Initialised):
+    """y = (x + bias) · exp(log_scale) for each channel, with zero mean and unit variance on the first batch
+    (Glow, §3.1)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.log_scale = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("initialized", torch.tensor(False))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.initialising:
+            self.initialise(x)
+        y = (x + per_channel(self.bias)) * per_channel(self.log_scale.exp())
+        return y, self.log_scale.sum() * x[0, 0].numel()
+
+    def inverse(self, y: Tensor) -> Tensor:
+        return y * per_channel((-self.log_scale).exp()) - per_channel(self.bias)
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor) -> None:
+        """Fits scale and bias to the batch of all ranks, once."""
+        x = to_fp32(x)
+        mean = ranks.mean(x.mean((0, 2, 3)), self)
+        std = ranks.mean((x - per_channel(mean)).square().mean((0, 2, 3)), self).sqrt()
+        self.bias.copy_(-mean)
+        self.log_scale.copy_(-torch.where(std > MIN_STD, std, 1.0).log())
+        self.initialized.fill_(True)
+
+
+@contextmanager
+def initialising(model: nn.Module) -> Iterator[bool]:
+    """A context in which the first batch initialises the layers that are not yet; yields whether there are
+    any."""
+    fresh = [m for m in model.modules() if isinstance(m, Initialised) and not m.initialized]
+    for m in fresh:
+        m.initialising = True
+    try:
+        yield bool(fresh)
+    finally:
+        for m in fresh:
+            m.initialising = False
+
+
+def per_channel(t: Tensor) -> Tensor:
+    """[C] as [C, 1, 1]."""
+    return t[:, None, None]
 
 
 def dequantise(x: Tensor, levels: int, u: Tensor) -> tuple[Tensor, float]:
     """Images [B, C, H, W] in [-1, 1] as v = (k + u) / levels in [0, 1), with u uniform on [0, 1); and −D·log
     levels.
 
-    P(k) = ∫ p_v((k + u) / L) L^−D du, so E_u[log p_v(v)] − D log L bounds log P(k) from below (Theis 2016,
-    eq. 4). Linear in x, so that gradients reach it.
+    E_u[log p_v(v)] − D log L bounds log P(k) from below (Theis 2016, eq. 4).
     """
     k = (x + 1) * ((levels - 1) / 2)
     return (k + u) / levels, -math.log(levels) * x[0].numel()
@@ -34,8 +102,7 @@ def quantise(v: Tensor, levels: int) -> Tensor:
 
 
 def squeeze(x: Tensor) -> Tensor:
-    """[B, C, H, W] → [B, 4C, H/2, W/2]: each 2×2 square becomes channels (Dinh 2017, §3.6). The memory is
-    channels-last."""
+    """[B, C, H, W] → [B, 4C, H/2, W/2], channels-last: each 2×2 square becomes channels (Dinh 2017, §3.6)."""
     B, C, H, W = x.shape
     squares = x.view(B, C, H // 2, 2, W // 2, 2).permute(0, 2, 4, 1, 3, 5)  # [B, H/2, W/2, C, 2, 2]
     return squares.reshape(B, H // 2, W // 2, 4 * C).permute(0, 3, 1, 2)
@@ -54,8 +121,7 @@ def gaussian_log_prob(z: Tensor) -> Tensor:
 
 
 class Logit(Bijection):
-    """logit(alpha/2 + (1 − alpha) v) for v in [0, 1] (Dinh 2017, §4.1). The inverse exceeds [0, 1] a little
-    at most."""
+    """logit(alpha/2 + (1 − alpha) v) for v in [0, 1] (Dinh 2017, §4.1)."""
 
     def __init__(self, alpha: float):
         super().__init__()
@@ -73,10 +139,8 @@ class Logit(Bijection):
 
 
 class InvertibleConv1x1(Bijection):
-    """y = W x at each pixel with W = P L (U + diag(s)): log |det W| = Σ log |s| (Glow, §3.2, eq. 10–11).
-
-    P is drawn once and is part of the state. L has a diagonal of ones, U of zeros. W starts as a random
-    rotation. In eval mode W⁻¹ is cached until a parameter is written to, moved or loaded.
+    """y = W x at each pixel with W = P L (U + diag(s)): log |det W| = Σ log |s| (Glow, §3.2, eq. 10–11). P is
+    drawn once. In eval mode W⁻¹ is cached until a parameter is written to, moved or loaded.
     """
 
     permutation: Tensor
@@ -155,14 +219,11 @@ class ZeroConv(nn.Conv2d):
 
 
 class AffineCoupling(Bijection):
-    """y₁ = x₁, y₂ = (x₂ + t(x₁)) · exp(s(x₁)) on halves of the channels (Glow, table 1).
+    """y₁ = x₁, y₂ = (x₂ + t(x₁)) · exp(s(x₁)) on halves of the channels (Glow, table 1), the first changed if
+    `flip`.
 
     s = a · tanh(raw) has a learned range a for each channel. The bound makes training stable; the range can
     grow to the scales of 1e3 that dequantised constant pixels need.
-
-    channels: channels of x.
-    net: maps x₁ and the context to (t, raw).
-    flip: whether the first half is changed in place of the second.
     """
 
     def __init__(self, channels: int, net: nn.Module, *, flip: bool = False):
@@ -212,10 +273,7 @@ class AdditiveCoupling(Bijection):
 
 class SplitPrior(nn.Module):
     """Takes x₂, half of the channels, out of the flow as eps = (x₂ − mean(x₁)) / std(x₁) ~ N(0, 1) (Glow,
-    §3.6).
-
-    forward(x) -> (x₁, eps, log |det d eps / d x₂|); inverse(x₁, eps) -> x
-    """
+    §3.6): forward(x) -> (x₁, eps, log |det d eps / d x₂|); inverse(x₁, eps) -> x"""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -250,19 +308,15 @@ class Permute(Bijection):
 
 
 def checkerboard(channels: int) -> list[int]:
-    """The order of squeezed channels with the black squares of a checkerboard in the first half, and the
-    white ones in the second.
-
-    A 2×2 square (a b / c d) is squeezed to the channels a, b, c, d, of which a and d are black. In this order
-    a checkerboard mask at full resolution (RealNVP, fig. 3) is a split in halves, which halves the network's
-    work.
-    """
+    """The order of squeezed channels with the black squares of a checkerboard in the first half, the white
+    ones in the second: of a square (a b / c d) a and d are black, so that a checkerboard mask is a split in
+    halves."""
     return [i for i in range(channels) if i % 4 in (0, 3)] + [i for i in range(channels) if i % 4 in (1, 2)]
 
 
 def halves(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-    """The first C // 2 channels and the rest, cast to `dtype`. A cast half is dense, on which elementwise
-    kernels are faster."""
+    """The first C // 2 channels and the rest, cast to `dtype`."""
+    # a cast half is dense, on which elementwise kernels are faster
     first, second = x.split([x.shape[1] // 2, x.shape[1] - x.shape[1] // 2], 1)
     return (first, second) if dtype is None else (first.to(dtype), second.to(dtype))
 
@@ -271,3 +325,34 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """weight [C, C] and bias [C] applied at each pixel of x [B, C, H, W], in one product where x is
     channels-last."""
     return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
+
+
+class ConvNet(nn.Module):
+    """Glow's network: convolutions of 3×3, 1×1 and 3×3, the first two with ActNorm and ReLU."""
+
+    def __init__(self, channels: int, out: int, hidden: int):
+        super().__init__()
+        self.first = ActNormConv(channels, hidden, 3)
+        self.second = ActNormConv(hidden, hidden, 1)
+        self.last = ZeroConv(hidden, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.first(x), inplace=True)
+        return self.last(F.relu(self.second(h), inplace=True))
+
+
+class ActNormConv(nn.Module):
+    """A convolution followed by ActNorm, with its scale folded into the weights, which costs nothing per
+    pixel."""
+
+    def __init__(self, channels: int, out: int, size: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, out, size, padding=size // 2, bias=False)
+        self.norm = ActNorm(out)
+
+    def forward(self, h: Tensor) -> Tensor:
+        if self.norm.initialising:
+            self.norm.initialise(self.conv(h))
+        scale = self.norm.log_scale.exp()
+        weight, bias = self.conv.weight * scale[:, None, None, None], self.norm.bias * scale
+        return F.conv2d(h, weight, bias, padding=self.conv.padding)

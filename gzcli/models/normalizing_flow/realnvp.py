@@ -12,14 +12,106 @@ from itertools import islice
 from typing import ClassVar
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from gzcli.core import ranks
 from gzcli.core.types import Batch, DataInfo
-from gzcli.models.nn.common import fresh_statistics
+from gzcli.models.nn.common import Modules, fresh_statistics, to_fp32
+from gzcli.models.nn.whole_batch import AllMean
 from gzcli.models.normalizing_flow import layers
-from gzcli.models.normalizing_flow.base import FlowOptions
-from gzcli.models.normalizing_flow.multiscale import MultiscaleFlow, scales_of
-from gzcli.models.normalizing_flow.nets import ResNet
-from gzcli.models.normalizing_flow.norms import BatchNorm, Bijection
+from gzcli.models.normalizing_flow.base import ImageFlowOptions, MultiscaleFlow, scales_of
+from gzcli.models.normalizing_flow.layers import (
+    MIN_STD,
+    Bijection,
+    Initialised,
+    ZeroConv,
+    per_channel,
+)
+
+
+class BatchNorm(Bijection, Initialised):
+    """y = (x − m) / √(v + ε) for each channel (RealNVP, §3.7 and appendix E): in training by the batch of all
+    ranks, with a gradient, without which training would scale activations up without effect; else by running
+    averages."""
+
+    mean: Tensor
+    var: Tensor
+
+    def __init__(self, channels: int, momentum: float = 0.05, eps: float = 1e-6):
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("var", torch.ones(channels))
+        self.register_buffer("initialized", torch.tensor(False))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, var = self.statistics(x) if self.training or self.initialising else (self.mean, self.var)
+        log_scale = -0.5 * (var + self.eps).log()
+        return (x - per_channel(mean)) * per_channel(log_scale.exp()), log_scale.sum() * x[0, 0].numel()
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """The inverse by the running averages, as outputs do not determine the statistics of their batch."""
+        return y * per_channel((self.var + self.eps).sqrt()) + per_channel(self.mean)
+
+    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the batch. The first batch sets the running averages, later ones move them."""
+        mean = AllMean.apply(x.mean((0, 2, 3)), self)
+        var = AllMean.apply((x - per_channel(mean)).square().mean((0, 2, 3)), self)
+        weight = 1.0 if self.initialising else self.momentum
+        self.mean.lerp_(mean.detach(), weight)
+        self.var.lerp_(var.detach(), weight)
+        if self.initialising:
+            self.initialized.fill_(True)
+        return mean, var
+
+
+class ResNet(nn.Module):
+    """RealNVP's network: `depth` residual blocks of two weight-normalised 3×3 convolutions (§3.2)."""
+
+    def __init__(self, channels: int, out: int, hidden: int, depth: int):
+        super().__init__()
+        self.first = WeightNormConv(channels, hidden)
+        self.blocks: Modules[Modules[WeightNormConv]] = Modules(
+            Modules([WeightNormConv(hidden, hidden), WeightNormConv(hidden, hidden)]) for _ in range(depth)
+        )
+        self.last = ZeroConv(hidden, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        for first, second in self.blocks:
+            h = h + second(F.relu(first(F.relu(h)), inplace=True))
+        return self.last(F.relu(h, inplace=True))
+
+
+class WeightNormConv(Initialised):
+    """A 3×3 convolution with weights g · v / ‖v‖ for each output channel, fitted to the first batch (Salimans
+    & Kingma 2016, arXiv:1602.07868, §3)."""
+
+    def __init__(self, channels: int, out: int):
+        super().__init__()
+        self.v = nn.Parameter(0.05 * torch.randn(out, channels, 3, 3))
+        self.g = nn.Parameter(torch.ones(out))
+        self.bias = nn.Parameter(torch.zeros(out))
+        self.register_buffer("initialized", torch.tensor(False))
+
+    def forward(self, h: Tensor) -> Tensor:
+        if self.initialising:
+            self.initialise(h)
+        scale = self.g / torch.linalg.vector_norm(self.v, dim=(1, 2, 3))
+        return F.conv2d(h, self.v * scale[:, None, None, None], self.bias, padding=1)
+
+    @torch.no_grad()
+    def initialise(self, h: Tensor) -> None:
+        """Fits g and the bias to the batch of all ranks, once. A constant channel keeps its scale."""
+        self.initialising = False
+        y = to_fp32(self(h))
+        mean = ranks.mean(y.mean((0, 2, 3)), self)
+        std = ranks.mean((y - per_channel(mean)).square().mean((0, 2, 3)), self).sqrt()
+        scale = torch.where(std > MIN_STD, 1 / std, 1.0)
+        self.g.mul_(scale)
+        self.bias.sub_(mean).mul_(scale)
+        self.initialized.fill_(True)
 
 
 class RealNVP(MultiscaleFlow):
@@ -46,7 +138,7 @@ class RealNVP(MultiscaleFlow):
         hidden: int = 64,
         blocks: int = 2,
         batch_norm: bool = True,
-        options: FlowOptions = FlowOptions(logit=0.05),
+        options: ImageFlowOptions = ImageFlowOptions(logit=0.05),
     ):
         super().__init__(data, options)
         scales = scales_of(data.shape) if scales is None else scales
@@ -71,10 +163,7 @@ class RealNVP(MultiscaleFlow):
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Batch]) -> None:
-        """Recomputes the statistics of batch norm for the present weights.
-
-        The density is exact with any statistics, but those of other weights would not normalise the images.
-        """
+        """Recomputes the statistics of batch norm, which for other weights would not normalise the images."""
         with fresh_statistics(self) as count:
             for batch in islice(batches, count):
                 self.encode(self.to_unit(batch.x, batch.noise)[0])

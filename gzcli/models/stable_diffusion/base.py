@@ -11,27 +11,104 @@ arXiv:2303.09556),
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
 
 from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress, moved
+from gzcli.models.base import Model
 from gzcli.models.nn import from_levels, to_fp32, to_levels
-from gzcli.models.stable_diffusion.images import colours, rows, slices
-from gzcli.models.stable_diffusion.options import PromptOptions, TuningOptions
-from gzcli.models.stable_diffusion.pretrained import Pretrained
+from gzcli.models.stable_diffusion.pretrained import is_xl, load_base
 
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PIXELS = 2 * 512**2  # most pixels that pass the VAE at once, unless a single image has more
 LATENTS = 8 * 64**2  # positions of the latents that pass the U-Net at once where no gradient is needed
 EXAMPLES = 8  # training images whose captions and conditions are remembered
 CAPTION = 300  # bytes of a remembered caption
 
 
-class StableDiffusion(Pretrained):
-    """The loss, examples remembered from training, and sampling by a pipeline of diffusers.
+@dataclass(frozen=True)
+class TuningOptions:
+    """How a base is fine-tuned.
+
+    base: the pretrained model, a folder in diffusers' format or an id on the hub.
+    dtype: precision of the frozen parts; the VAE stays in fp32, because XL's overflows in fp16.
+    cache: whether latents and text embeddings are computed once, in place of at every step.
+    checkpointing: whether activations are recomputed in the backward pass, which saves memory.
+    min_snr: γ, the largest signal-to-noise ratio in the weight of a noise level, often 5; null: all weights
+      are 1.
+    noise_offset: scale of noise that is equal at all pixels; 0.05 … 0.1 makes very dark and very bright
+      images possible.
+    prompts: texts of the pictures that training shows; empty: captions of the first batch.
+    """
+
+    base: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    dtype: Annotated[str, DTYPES] = "fp32"
+    cache: bool = True
+    checkpointing: bool = False
+    min_snr: float | None = None
+    noise_offset: float = 0.0
+    prompts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """The text of images, and the sampling steps.
+
+    prompt: texts of the images, used in turn; null: captions remembered from training.
+    negative: text that the images should not show.
+    guidance: scale of classifier-free guidance towards the text; 1: none.
+    steps: steps of the base's own scheduler.
+    size: side of the images in pixels; null: as in training.
+    """
+
+    prompt: str | list[str] | None = None
+    negative: str = ""
+    guidance: float = 7.5
+    steps: int = 30
+    size: int | None = None
+
+
+def colours(x: Tensor) -> Tensor:
+    """Grey images as three equal channels, [B, 3, H, W]."""
+    return x.expand(-1, 3, -1, -1)
+
+
+def slices(x: Tensor, positions: int) -> list[slice]:
+    """Slices of the rows of x [B, C, H, W]; a slice has at most `positions` pixels a channel, or one row."""
+    size = max(1, positions // x[0, 0].numel())
+    return [slice(i, min(i + size, len(x))) for i in range(0, len(x), size)]
+
+
+def parts_of(x: Tensor, positions: int) -> list[Tensor]:
+    """The parts of x [B, C, H, W] by `slices`."""
+    return [x[part] for part in slices(x, positions)]
+
+
+def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images in [-1, 1] resized to (height, width), [B, C, *size]."""
+    return x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", antialias=True).clamp(-1, 1)
+
+
+def rows(mask: Tensor, like: Tensor) -> Tensor:
+    """mask [B] in the shape [B, 1, …], with as many dimensions as `like`."""
+    return mask.view(-1, *[1] * (like.ndim - 1))
+
+
+class StableDiffusion(Model):
+    """The loss, examples remembered from training, and sampling by a pipeline of diffusers, whose frozen
+    parts are attached.
+
+    Raises UsageError for a base that predicts neither the noise nor v, or for a size of images that it does
+    not support.
 
     caption_dropout: share of the training images whose caption is hidden, which guidance needs.
     """
@@ -39,30 +116,141 @@ class StableDiffusion(Pretrained):
     best: ClassVar[str] = "loss"
     shares: ClassVar[bool] = True
     condition: ClassVar[str] = ""  # the key of the picture that the model takes beside the text; "": none
+    trains_unet: ClassVar[bool] = False  # whether the U-Net is trained and saved in checkpoints
     captions: Tensor  # uint8 [EXAMPLES, CAPTION]
     pictures: Tensor  # uint8 [EXAMPLES, 3, H, W], where there is a condition
+    # the types are not known: diffusers adds the parts of a pipeline at run time
+    pipe: Any
+    vae: Any
+    unet: Any
 
     def __init__(self, data: DataInfo, tuning: TuningOptions, caption_dropout: float = 0.0):
-        super().__init__(data, tuning)
+        super().__init__(data)
         self.tuning, self.caption_dropout = tuning, caption_dropout
+        self.pipe = load_base(tuning.base)
+        self.xl, self.dtype = is_xl(self.pipe), tuning.dtype
+        self.text_trains = False  # whether a text encoder has weights that are trained
+        self.no_text: dict[str, Tensor] | None = None  # the cached embedding of no text
+        self.schedule: Any = DDPMScheduler.from_config(self.pipe.scheduler.config)
+        if (kind := self.schedule.config.prediction_type) not in ("epsilon", "v_prediction"):
+            raise UsageError(
+                f"`model.base`: `{tuning.base}` predicts `{kind}`",
+                hint="take one that predicts `epsilon` or `v_prediction`",
+            )
+        self.check_size(data.shape[1], data.shape[2], key="data.size")
+        self.attach("vae", self.pipe.vae)
+        for name in ("text_encoder", "text_encoder_2")[: 1 + self.xl]:
+            self.attach(name, self.lowered(getattr(self.pipe, name)))
+        if self.trains_unet:
+            self.unet = self.pipe.unet.train()
+        else:
+            self.attach("unet", self.lowered(self.pipe.unet))
+        if tuning.checkpointing:
+            self.unet.enable_gradient_checkpointing()
         self.register_buffer("captions", torch.zeros(EXAMPLES, CAPTION, dtype=torch.uint8))
         if self.condition:
             self.register_buffer("pictures", torch.zeros(EXAMPLES, 3, *data.shape[1:], dtype=torch.uint8))
 
+    def lowered(self, part: nn.Module) -> nn.Module:
+        """A frozen part in its dtype; diffusers' own `to` would warn without need."""
+        return nn.Module.to(part, DTYPES[self.dtype])
+
+    def check_size(self, height: int, width: int, key: str) -> None:
+        """Raises UsageError for sides that the latents cannot have; `key` names the option of the size."""
+        step = max(8, self.pipe.vae_scale_factor)  # diffusers' pipelines want 8 at least
+        if height % step or width % step:
+            near = max(1, round(height / step)) * step
+            raise UsageError(
+                f"`{key}`: sides of images must be multiples of {step}, not {height}", hint=f"take {near}"
+            )
+
+    @property
+    def device(self) -> torch.device:
+        return self.vae.device
+
+    def in_dtype(self) -> contextlib.AbstractContextManager[Any]:
+        """Autocast to the dtype of the parts that are not trained; none where that is fp32."""
+        if self.dtype == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, DTYPES[self.dtype])
+
+    # ---- images
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation [B, c, h, w] of the VAE's posterior of images [B, C, H, W] in [-1, 1], not
+        scaled."""
+        with torch.autocast(x.device.type, enabled=False):
+            images = parts_of(colours(x).to(self.vae.dtype), PIXELS)
+            posteriors = [self.vae.encode(part).latent_dist for part in images]
+        return torch.cat([d.mean for d in posteriors]), torch.cat([d.std for d in posteriors])
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """Images [B, C, H, W] in [-1, 1] of scaled latents [B, c, h, w]."""
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.to(self.vae.dtype) / self.vae.config.scaling_factor
+            parts = parts_of(z, PIXELS // self.pipe.vae_scale_factor**2)
+            x = torch.cat([self.vae.decode(part).sample.clamp(-1, 1) for part in parts])
+        return x.mean(1, keepdim=True) if self.data.shape[0] == 1 else x
+
+    # ---- texts
+
+    def embed(self, captions: list[str]) -> dict[str, Tensor]:
+        """`text` [B, L, D] and, for XL, `pooled` [B, P]; with a gradient where a text encoder is trained."""
+        with torch.set_grad_enabled(self.text_trains and torch.is_grad_enabled()), self.in_dtype():
+            text, _, *more = self.pipe.encode_prompt(
+                prompt=captions,
+                device=self.device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=False,
+            )
+        return {"text": text, "pooled": more[0]} if self.xl else {"text": text}
+
+    def embed_nothing(self) -> dict[str, Tensor]:
+        """The embedding of no text, one row: of the empty text, or zeros where XL's pipeline wants them."""
+        if self.no_text is not None:
+            return self.no_text
+        # tensors made in inference mode could not be kept for training
+        with torch.inference_mode(self.text_trains and torch.is_inference_mode_enabled()):
+            embedding = self.embed([""])
+            if self.xl and self.pipe.config.force_zeros_for_empty_prompt:
+                embedding = {key: torch.zeros_like(value) for key, value in embedding.items()}
+        if not self.text_trains:
+            self.no_text = embedding
+        return embedding
+
+    def added(self, z_t: Tensor, pooled: Tensor | None) -> dict[str, Tensor] | None:
+        """The conditions of XL's U-Net beside the text: the pooled text, and the sizes of an image that was
+        neither resized nor cropped."""
+        if pooled is None:
+            return None
+        height, width = (side * self.pipe.vae_scale_factor for side in z_t.shape[2:])
+        ids = moved(torch.tensor([height, width, 0, 0, height, width]), z_t.device).expand(len(z_t), -1)
+        return {"text_embeds": pooled, "time_ids": ids.to(pooled)}
+
+    # ---- pipelines
+
+    def pipeline(self, cls: Any, **parts: Any) -> Any:
+        """A pipeline of the class `cls` from the parts of the base and `parts`, without a safety checker."""
+        if self.xl:
+            options = {"force_zeros_for_empty_prompt": self.pipe.config.force_zeros_for_empty_prompt}
+        else:
+            options = {"requires_safety_checker": False}
+        return cls(**self.pipe.components, **parts, **options)
+
+    # ---- training
+
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
         """The outputs of the frozen parts for each image, computed once: the distribution of its latent, of
-        which each step takes a new draw, and the embedding of its caption.
-
-        Half precision moves a latent by less than a hundredth of its deviation.
-        """
+        which each step takes a new draw, and the embedding of its caption."""
+        # half precision moves a latent by less than a hundredth of its deviation
         if not self.tuning.cache:
             return {}
         mean, std = self.encode(batch.x)
-        found = {"latent_mean": mean, "latent_std": std}
-        found |= {} if self.text_trains else self.embed(batch.extra["caption"])
-        return {key: value.half() for key, value in found.items()}
-
-    # ---- training
+        prepared = {"latent_mean": mean, "latent_std": std}
+        prepared |= {} if self.text_trains else self.embed(batch.extra["caption"])
+        return {key: value.half() for key, value in prepared.items()}
 
     def conditions(self, batch: Batch) -> dict[str, Tensor]:
         """The conditions of each image for `denoise`: `text` and, for XL, `pooled`."""
@@ -70,11 +258,12 @@ class StableDiffusion(Pretrained):
 
     def texts(self, batch: Batch, hidden: Tensor) -> dict[str, Tensor]:
         """The embeddings of the captions; in the rows `hidden` [B], those of no text."""
-        known = {key: batch.extra[key].to(batch.x) for key in ("text", "pooled") if key in batch.extra}
-        found = known or self.embed(batch.extra["caption"])
+        cached = {key: batch.extra[key].to(batch.x) for key in ("text", "pooled") if key in batch.extra}
+        embedded = cached or self.embed(batch.extra["caption"])
         none = self.embed_nothing()
         return {
-            key: torch.where(rows(hidden, value), none[key].to(value), value) for key, value in found.items()
+            key: torch.where(rows(hidden, value), none[key].to(value), value)
+            for key, value in embedded.items()
         }
 
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
@@ -90,8 +279,7 @@ class StableDiffusion(Pretrained):
         return (mean + std * batch.noise.randn(*mean.shape)) * self.vae.config.scaling_factor
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
-        """The mean of w_t (v̂ − v)² over the elements of latents. With min-SNR weights it also logs `mse`,
-        the mean without weights."""
+        """The mean of w_t (v̂ − v)² over the elements of latents."""
         n, noise = len(batch), batch.noise
         z = self.draw_latents(batch)
         eps = noise.randn(*z.shape)
@@ -104,8 +292,8 @@ class StableDiffusion(Pretrained):
         out = []
         with self.in_dtype():
             for part in slices(z, n * z[0].numel() if torch.is_grad_enabled() else LATENTS):
-                own = {key: value[part] for key, value in conditions.items()}
-                out.append(self.denoise(z_t[part], t[part], own))
+                condition = {key: value[part] for key, value in conditions.items()}
+                out.append(self.denoise(z_t[part], t[part], condition))
         error = (to_fp32(torch.cat(out)) - to_fp32(target)).square().flatten(1).mean(1)
         parts = {"mse": error.detach().mean()} if self.tuning.min_snr else {}
         return {"loss": (self.weight(t, v) * error).mean()} | parts
@@ -126,49 +314,42 @@ class StableDiffusion(Pretrained):
         """Stores captions and conditions of the first batch of all ranks, repeated if they are few."""
         if self.captions.any():
             return
-        known = torch.stack([to_bytes(caption) for caption in batch.extra["caption"]]).to(self.device)
+        captions = torch.stack([to_bytes(caption) for caption in batch.extra["caption"]]).to(self.device)
         order = torch.arange(EXAMPLES, device=self.device)
-        found = ranks.rows(known, self)
-        self.captions.copy_(found[order % len(found)])
+        gathered = ranks.rows(captions, self)
+        self.captions.copy_(gathered[order % len(gathered)])
         if self.condition:
-            found = ranks.rows(to_levels(colours(self.picture(batch)), 256).byte(), self)
-            self.pictures.copy_(found[order % len(found)])
+            gathered = ranks.rows(to_levels(colours(self.picture(batch)), 256).byte(), self)
+            self.pictures.copy_(gathered[order % len(gathered)])
 
     def picture(self, batch: Batch) -> Tensor:
         """The condition of each image, [B, C, H, W] in [-1, 1]."""
         return batch.extra[self.condition]
 
     def examples(self, n: int, noise: Noise, prompt: str | list[str] | None) -> tuple[list[str], list[int]]:
-        """n prompts, and n indices of remembered examples.
-
-        Without a prompt, prompts are drawn from the option `prompts`, or else from the remembered captions.
-        """
+        """n prompts, drawn from the option `prompts` or remembered captions where None is given, and n
+        examples' indices."""
         prompts = self.tuning.prompts
         pick = noise.randint(EXAMPLES * max(1, len(prompts)), n).tolist()
         if prompt is None:
-            known = prompts or [to_text(row) for row in self.captions.cpu()]
-            prompt = [known[i % len(known)] for i in pick]
+            captions = prompts or [to_text(row) for row in self.captions.cpu()]
+            prompt = [captions[i % len(captions)] for i in pick]
         texts = [prompt] * n if isinstance(prompt, str) else [prompt[i % len(prompt)] for i in range(n)]
         return texts, [i % EXAMPLES for i in pick]
 
     def examples_with_pictures(
-        self, n: int, noise: Noise, prompt: str | list[str] | None, given: Tensor | None
+        self, n: int, noise: Noise, prompt: str | list[str] | None, pictures: Tensor | None
     ) -> tuple[list[str], Tensor]:
         """n prompts, see `examples`, and n pictures [n, 3, H, W], the given ones or else remembered ones."""
         prompts, pick = self.examples(n, noise, prompt)
-        pictures = from_levels(self.pictures[pick], 256) if given is None else given
+        pictures = from_levels(self.pictures[pick], 256) if pictures is None else pictures
         return prompts, colours(pictures).to(self.device)
 
     # ---- sampling
 
     def start(self, n: int, noise: Noise, size: int | None) -> tuple[Tensor, tuple[int, int]]:
-        """Latents of pure noise [n, c, h, w], and the size (H, W) of their images.
-
-        This must be the first draw, so that a seed has the same latents under all options. Raises UsageError
-        for a size that the latents cannot have.
-
-        size: side of square images in pixels; None: the size of the training images.
-        """
+        """Latents of pure noise [n, c, h, w], and the size (H, W) of their images. This must be the first
+        draw, so that a seed has the same latents under all options."""
         height, width = (size, size) if size else self.data.shape[1:]
         self.check_size(height, width, key="size")
         shape = [side // self.pipe.vae_scale_factor for side in (height, width)]
@@ -186,14 +367,8 @@ class StableDiffusion(Pretrained):
         pictures: Mapping[str, Tensor],
         **options: Any,
     ) -> Tensor:
-        """Images [n, C, H, W] by a pipeline of diffusers from the noise z [n, c, h, w] and n prompts, a few
-        at a time.
-
-        Raises UsageError for less than one step.
-
-        pictures: keywords of the pipeline with a row for each image.
-        options: other keywords of the pipeline.
-        """
+        """Images [n, C, H, W] by a pipeline of diffusers from the noise z [n, c, h, w], a few at a time;
+        `pictures` have a row for each."""
         if how.steps < 1:
             raise UsageError(f"{how.steps} sampling steps", hint="set `steps` to 1 or more")
         pipe.set_progress_bar_config(disable=True)
@@ -207,7 +382,7 @@ class StableDiffusion(Pretrained):
                 return {}
 
             with self.in_dtype():
-                found = pipe(
+                output = pipe(
                     prompt=prompts[part],
                     negative_prompt=[how.negative] * count if how.negative else None,
                     latents=z[part],
@@ -219,7 +394,7 @@ class StableDiffusion(Pretrained):
                     **{key: value[part] for key, value in pictures.items()},
                     **options,
                 )
-            images.append(self.decode(found.images))
+            images.append(self.decode(output.images))
         return torch.cat(images)
 
 

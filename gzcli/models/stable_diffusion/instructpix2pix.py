@@ -4,8 +4,8 @@
     ε̃ = ε̂(z_t, ∅, ∅) + s_y (ε̂(z_t, ∅, y) − ε̂(z_t, ∅, ∅)) + s_c (ε̂(z_t, c, y) − ε̂(z_t, ∅, y))          (eq. 3)
 
 c is the instruction, y the image before, E(y) the mean of the VAE's posterior, not scaled. The whole U-Net is
-trained, with new input channels that start at zero. The instruction, the image, and both are each hidden in
-5 % of the cases (section 3.2.1).
+trained, with new input channels that start at zero. The instruction, the image, and both are each hidden in 5
+% of the cases (section 3.2.1).
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from torch import Tensor, nn
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress
-from gzcli.models.stable_diffusion.base import StableDiffusion
-from gzcli.models.stable_diffusion.images import resized, rows
-from gzcli.models.stable_diffusion.options import PromptOptions, TuningOptions
+from gzcli.models.stable_diffusion.base import PromptOptions, StableDiffusion, TuningOptions, resized, rows
 
 
 class InstructPix2Pix(StableDiffusion):
@@ -48,19 +46,16 @@ class InstructPix2Pix(StableDiffusion):
 
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
         """As in `StableDiffusion`, and the latent of the image before."""
-        found = super().prepare(batch)
-        if found:
-            found["before_latent"] = self.encode(batch.extra["before"])[0].half()
-        return found
+        prepared = super().prepare(batch)
+        if prepared:
+            prepared["before_latent"] = self.encode(batch.extra["before"])[0].half()
+        return prepared
 
     def conditions(self, batch: Batch) -> dict[str, Tensor]:
-        """The texts, and `before`, the latents of the images before.
-
-        One draw u an image decides: in [0, p) the instruction is hidden, in [p, 2p) both, in [2p, 3p) the
-        image.
-        """
-        known = batch.extra.get("before_latent")
-        before = self.encode(batch.extra["before"])[0] if known is None else known.to(batch.x)
+        """The texts, and `before`, the latents of the images before."""
+        # one draw u an image: in [0, p) the instruction is hidden, in [p, 2p) both, in [2p, 3p) the image
+        latent = batch.extra.get("before_latent")
+        before = self.encode(batch.extra["before"])[0] if latent is None else latent.to(batch.x)
         u, p = batch.noise.rand(len(batch)), self.dropout
         blind = (u >= p) & (u < 3 * p)
         return self.texts(batch, u < 2 * p) | {"before": torch.where(rows(blind, before), 0.0, before)}

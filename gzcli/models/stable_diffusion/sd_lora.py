@@ -10,6 +10,7 @@ checkpoint holds A and B alone; `gz runs export` writes the file that `load_lora
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -19,8 +20,24 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from gzcli.core.types import DataInfo, Noise, Progress
-from gzcli.models.stable_diffusion.base import StableDiffusion
-from gzcli.models.stable_diffusion.options import LoRAOptions, PromptOptions, TuningOptions
+from gzcli.models.stable_diffusion.base import PromptOptions, StableDiffusion, TuningOptions
+
+
+@dataclass(frozen=True)
+class LoRAOptions:
+    """The adapted layers of a LoRA, and the size of the adapter.
+
+    rank: rank r of the product B A that is added to a layer's weights.
+    alpha: α; the product is scaled by α / r; null: r.
+    targets: the adapted layers of the U-Net, by the ends of their names.
+    text_lora: whether the attention of the text encoders is adapted too.
+    """
+
+    rank: int = 16
+    alpha: float | None = None
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    text_lora: bool = False
+
 
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
@@ -91,11 +108,7 @@ class SDLoRA(StableDiffusion):
 
 
 class Adapter:
-    """The adapter of a model, saved in diffusers' format.
-
-    B is multiplied by α / r. Without a factor of its own, every version of diffusers and peft reads the file
-    alike.
-    """
+    """The adapter of a model, saved in diffusers' format."""
 
     loaded_by = "pipeline.load_lora_weights"
 
@@ -108,8 +121,8 @@ class Adapter:
             module = getattr(self.model, part)
             config = module.peft_config["default"]
             scale = {"A": 1.0, "B": config.lora_alpha / config.r}
-            found = get_peft_model_state_dict(module)
+            state = get_peft_model_state_dict(module)
             layers[f"{part}_lora_layers"] = {
-                key: scale[key.split(".lora_")[1][0]] * value for key, value in found.items()
+                key: scale[key.split(".lora_")[1][0]] * value for key, value in state.items()
             }
         type(self.model.pipe).save_lora_weights(folder, **layers)

@@ -16,13 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
-from gzcli.models.base import Model, Phase
-from gzcli.models.nn.adversarial import OBJECTIVES
+from gzcli.models.base import Phase
+from gzcli.models.nn.adversarial import OBJECTIVES, Critic, CriticOptions
 from gzcli.models.nn.common import best_labels, spread_labels, to_fp32
-from gzcli.models.nn.critic import Critic, CriticOptions
-from gzcli.models.nn.latent import as_interpolations, interpolated, traversal
-from gzcli.models.vae.base import LabelOptions
-from gzcli.models.vae.gaussian import LOGVAR, drawn
+from gzcli.models.vae.base import LOGVAR, Autoencoder, ConditionOptions, drawn
 from gzcli.models.vae.nets import NetOptions, decoder, encoder, mlp
 
 LOSS = OBJECTIVES["nonsaturating"]
@@ -48,7 +45,7 @@ class AAEOptions:
     image_width: int = 32
 
 
-class AAE(Model):
+class AAE(Autoencoder):
     """An autoencoder whose codes get the distribution N(0, I) by a discriminator.
 
     A conditional decoder is given the label (section 4), so that the code need not encode it.
@@ -63,7 +60,7 @@ class AAE(Model):
         *,
         nets: NetOptions = NetOptions(latent=16),
         options: AAEOptions = AAEOptions(),
-        labels: LabelOptions = LabelOptions(),
+        labels: ConditionOptions = ConditionOptions(),
     ):
         super().__init__(data)
         self.latent, self.options, self.conditional = nets.latent, options, labels.conditional
@@ -77,22 +74,25 @@ class AAE(Model):
             self.critic = Critic(data.shape, options.image_width, options=CriticOptions(spectral=True))
 
     def encode(self, x: Tensor, eps: Tensor | None = None) -> Tensor:
-        """Codes [B, latent].
-
-        eps: standard normal [B, latent], for a draw of a Gaussian posterior; None: its mean.
-        """
+        """Codes [B, latent]; of a Gaussian posterior a draw by eps [B, latent], or its mean."""
         if self.options.posterior == "deterministic":
             return to_fp32(self.encoder(x))
         mu, logvar = to_fp32(self.encoder(x)).chunk(2, dim=1)
         return mu if eps is None else drawn(mu, logvar.clamp(*LOGVAR), eps)
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        """Images [B, C, H, W] in [-1, 1] of codes [B, latent]. Without labels y a conditional decoder is
-        given the mean of the classes' embeddings."""
+        """Images [B, C, H, W] in [-1, 1] of codes [B, latent]; without labels y, by the mean of the
+        embeddings."""
         if self.labels is None:
             return torch.tanh(to_fp32(self.decoder(z)))
         e = self.labels.table.weight[:-1].mean(0).expand(len(z), -1) if y is None else self.labels(y, len(z))
         return torch.tanh(to_fp32(self.decoder(z, e)))
+
+    def code(self, x: Tensor) -> Tensor:
+        return self.encode(x)
+
+    def image(self, z: Tensor) -> Tensor:
+        return self.decode(z)
 
     # ---- training
 
@@ -169,30 +169,6 @@ class AAE(Model):
         x = self.decode(self.encode(x), labels)
         progress(1, 1, x)
         return Applied(x, rows=("reconstruction",), labels=labels)
-
-    @torch.no_grad()
-    def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, frames: int = 8) -> Applied:
-        """Interpolations from image 0 to 1, 2 to 3, … along straight lines of codes.
-
-        Raises UsageError for fewer than two images or frames.
-
-        frames: images of an interpolation, both ends included.
-        """
-        x = self.decode(interpolated(self.encode(x), frames))
-        progress(1, 1, x)
-        return as_interpolations(x, frames)
-
-    @torch.no_grad()
-    def traverse(
-        self, x: Tensor, *, noise: Noise, progress: Progress, dims: int = 8, frames: int = 8, span: float = 3
-    ) -> Applied:
-        """The first image, changed along the dimensions of its code that change it most.
-
-        dims: number of dimensions, a row for each.
-        frames: images of a row.
-        span: a dimension goes from −span to span, in standard deviations of the prior.
-        """
-        return traversal(self.decode, self.encode(x[:1]), dims, frames, span)
 
     # ---- out-of-distribution scores
 

@@ -4,28 +4,284 @@ arXiv:2007.03898.
     log p(x) ≥ ELBO = E_q [log p(x | z)] − Σ_l E_q(z_<l | x) KL(q(z_l | z_<l, x) ‖ p(z_l | z_<l))    (eq. 1)
 
 over groups of latents z_1 … z_L on grids from coarse to fine. The posterior is relative to the prior
-(`ladder.Group`, eq. 2). Unlike the paper, there is no batch norm (`cells`), and no normalizing flow in the
-posterior.
+(`Group`, eq. 2). Two towers (figure 2) make features from the image up, and latents from the coarsest group
+down; tuples hold one entry a resolution, finest first, and group 0 is the coarsest. Unlike the paper, there
+is group norm in place of batch norm, and no normalizing flow in the posterior.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
-from gzcli.models.nn.common import spread_labels
+from gzcli.models.nn.common import group_norm, halvings, spread_labels, to_fp32
 from gzcli.models.nn.latent import as_interpolations, interpolated
-from gzcli.models.vae.base import HiddenLabelOptions, LabelledVAE
-from gzcli.models.vae.cells import SpectralNorms
-from gzcli.models.vae.ladder import BottomUp, Code, LadderOptions, TopDown, check
-from gzcli.models.vae.mixture import distribution
+from gzcli.models.vae.base import HiddenLabelOptions, LabelledVAE, distribution, kl_normal, log_normal
+
+
+class SqueezeExcite(nn.Module):
+    """Scales each channel by a function of the means of all channels (Hu 2018, arXiv:1709.01507)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        hidden = max(width // 16, 4)
+        self.gate = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width), nn.Sigmoid())
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h * self.gate(h.mean((2, 3)))[:, :, None, None]
+
+
+class EncoderCell(nn.Module):
+    """Two 3×3 convolutions (figure 3b)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        last = small(nn.Conv2d(width, width, 3, padding=1))
+        first = nn.Conv2d(width, width, 3, padding=1)
+        self.net = nn.Sequential(
+            group_norm(width), nn.SiLU(), first, group_norm(width), nn.SiLU(), last, SqueezeExcite(width)
+        )
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.net(h)
+
+
+class DecoderCell(nn.Module):
+    """A depthwise 5×5 convolution on `expand` times the channels, for a large receptive field with few
+    parameters (figure 3a)."""
+
+    def __init__(self, width: int, expand: int):
+        super().__init__()
+        wide = expand * width
+        depthwise = nn.Conv2d(wide, wide, 5, padding=2, groups=wide)
+        first, last = nn.Conv2d(width, wide, 1), small(nn.Conv2d(wide, width, 1))
+        self.net = nn.Sequential(
+            group_norm(width), first, nn.SiLU(), depthwise, nn.SiLU(), last, SqueezeExcite(width)
+        )
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.net(h)
+
+
+def small(conv: nn.Conv2d) -> nn.Conv2d:
+    """The convolution with a tenth of its initial weights."""
+    with torch.no_grad():
+        conv.weight.mul_(0.1)
+    return conv
+
+
+class SpectralNorms(nn.Module):
+    """Σ s_l, where s_l is the largest singular value of the weight of convolution l as a matrix [out, other].
+
+    A call in training mode makes one step of the power method. Weights of equal shape are multiplied in one
+    batch. The left singular vectors u are buffers, so that a resumed run continues with them.
+    """
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        by_shape: dict[torch.Size, list[nn.Conv2d | nn.ConvTranspose2d]] = {}
+        for layer in net.modules():
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+                by_shape.setdefault(layer.weight.shape, []).append(layer)
+        self.layers = list(by_shape.values())  # plain lists, as the parameters belong to the network
+        for i, layers in enumerate(self.layers):
+            self.register_buffer(
+                f"u{i}", F.normalize(torch.randn(len(layers), layers[0].weight.shape[0], 1), dim=1)
+            )
+
+    def forward(self) -> Tensor:
+        return torch.cat(self.norms()).sum()
+
+    def norms(self) -> list[Tensor]:
+        """The estimates of s_l, [layers] for each shape of weight."""
+        norms = []
+        for i, layers in enumerate(self.layers):
+            u = self.get_buffer(f"u{i}")  # [layers, out, 1]
+            w = torch.stack([to_fp32(layer.weight).flatten(1) for layer in layers])
+            with torch.autocast(w.device.type, enabled=False):
+                with torch.no_grad():
+                    v = F.normalize(w.mT @ u, dim=1)
+                    left = F.normalize(w @ v, dim=1)
+                    if self.training:
+                        u.copy_(left)
+                norms.append((left * (w @ v)).sum((1, 2)))
+        return norms
+
+
+@dataclass(frozen=True)
+class LadderOptions:
+    """The towers. `channels`, `groups` and `cells` have an entry for each resolution, from the image's own
+    on, halved each time.
+
+    channels: channels of the feature maps at each resolution, the image's own first.
+    groups: groups of latents at each resolution; the coarsest has one or more.
+    cells: residual cells before each group of a resolution, in either tower; for a resolution without groups,
+      all its cells.
+    latent: channels of a group of latents.
+    expand: channels of the decoder's depthwise convolutions, as a multiple of `channels`.
+    """
+
+    channels: tuple[int, ...] = (16, 32, 48, 64)
+    groups: tuple[int, ...] = (0, 1, 2, 2)
+    cells: tuple[int, ...] = (0, 1, 1, 1)
+    latent: int = 8
+    expand: int = 3
+
+
+def check(ladder: LadderOptions, mixture: int) -> None:
+    """Raises UsageError unless the options, and the components of a mixture, are those of two towers."""
+    channels, groups, cells = ladder.channels, ladder.groups, ladder.cells
+    if not len(channels) == len(groups) == len(cells):
+        raise UsageError(
+            "`model.channels`, `model.groups` and `model.cells` differ in length",
+            hint="give each one number a resolution, the image's own first, as in `groups: [0, 1, 2]`",
+        )
+    if not groups or groups[-1] < 1:
+        raise UsageError(
+            "`model.groups` has no group at the coarsest resolution", hint="its last number must be 1 or more"
+        )
+    if min(*groups, *cells) < 0 or min(*channels, ladder.latent, ladder.expand, mixture) < 1:
+        raise UsageError(
+            "`model.groups` and `model.cells` must not be negative, the other sizes of `model` be 1 or more"
+        )
+
+
+class Code(NamedTuple):
+    """The posterior of one group's latents, t ~ N(mu, e^(2 log_sigma)), and a draw t of it; [B, latent·h·w]
+    each."""
+
+    t: Tensor
+    mu: Tensor
+    log_sigma: Tensor
+
+    def kl(self) -> Tensor:
+        """KL(q ‖ p), [B]."""
+        return kl_normal(self.mu, 2 * self.log_sigma)
+
+    def log_ratio(self) -> Tensor:
+        """log p − log q of the draw, [B]. The scale of the prior, which is the unit of t, cancels."""
+        return log_normal(self.t) - log_normal(self.t, self.mu, 2 * self.log_sigma)
+
+
+def soft_clamp(h: Tensor) -> Tensor:
+    """h within ±5, fp32. It bounds the KL of any image, also of images unlike the training images."""
+    return 5 * torch.tanh(to_fp32(h) / 5)
+
+
+class BottomUp(nn.Module):
+    """Images [B, C, H, W] → the features of each group, top first."""
+
+    def __init__(self, image_channels: int, ladder: LadderOptions):
+        super().__init__()
+        channels, self.groups = ladder.channels, ladder.groups
+        self.stem = nn.Conv2d(image_channels, channels[0], 3, padding=1)
+        self.downs = nn.ModuleList(nn.Conv2d(i, o, 3, stride=2, padding=1) for i, o in pairwise(channels))
+        # for each resolution, the cells before each of its groups; for one without groups, its cells alone
+        self.scales = nn.ModuleList(
+            nn.ModuleList(nn.Sequential(*(EncoderCell(w) for _ in range(c))) for _ in range(max(g, 1)))
+            for w, g, c in zip(channels, self.groups, ladder.cells, strict=True)
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        h, features = self.stem(x).contiguous(memory_format=torch.channels_last), []
+        for i, scale in enumerate(self.scales):
+            if i:
+                h = self.downs[i - 1](F.silu(h))
+            for part in scale.children():
+                h = part(h)
+                if self.groups[i]:
+                    features.append(h)
+        return features[::-1]
+
+
+class Group(nn.Module):
+    """One group of latents z = mu + sigma·t, in terms of t: the prior is t ~ N(0, I).
+
+    The residual normal posterior (eq. 2), z ~ N(mu + Δmu, (sigma·Δsigma)²), is t ~ N(Δmu / sigma, Δsigma²),
+    so that KL = ½ (Δmu² / sigma² + Δsigma² − log Δsigma² − 1) is a KL to N(0, I).
+    """
+
+    def __init__(self, width: int, latent: int, cells: int, expand: int):
+        super().__init__()
+        self.cells = nn.Sequential(*(DecoderCell(width, expand) for _ in range(cells)))
+        self.prior = nn.Conv2d(width, 2 * latent, 1)
+        self.combine = nn.Conv2d(width, width, 1)
+        self.residual = nn.Conv2d(width, 2 * latent, 3, padding=1)
+        self.join = nn.Conv2d(latent, width, 1)
+
+    def forward(self, h: Tensor, eps: Tensor, feature: Tensor | None) -> tuple[Tensor, Code | None]:
+        """The state [B, width, h, w] after this group, and the posterior's draw, given its feature."""
+        h = self.cells(h)
+        mu, log_sigma = soft_clamp(self.prior(F.silu(h))).chunk(2, dim=1)
+        t, code = eps, None
+        if feature is not None:
+            delta, log_ratio = soft_clamp(self.residual(F.silu(feature + self.combine(h)))).chunk(2, dim=1)
+            shift = delta * torch.exp(-log_sigma)
+            t = shift + log_ratio.exp() * eps
+            code = Code(t.flatten(1), shift.flatten(1), log_ratio.flatten(1))
+        return h + self.join(mu + log_sigma.exp() * t), code
+
+
+class TopDown(nn.Module):
+    """The parameters of the pixels [B, outputs, H, W], from a learned state that the groups change, the
+    coarsest first; a label is added at the beginning of each resolution, so that all priors and posteriors
+    depend on it."""
+
+    def __init__(self, shape: tuple[int, ...], ladder: LadderOptions, outputs: int, embed: int):
+        super().__init__()
+        channels, groups, cells = ladder.channels[::-1], ladder.groups[::-1], ladder.cells[::-1]
+        self.sizes = halvings(shape, len(channels) - 1)[::-1]
+        # the size of each group
+        self.grids = [size for size, g in zip(self.sizes, groups, strict=True) for _ in range(g)]
+        self.start = nn.Parameter(torch.randn(1, channels[0], *self.sizes[0]))
+        self.ups = nn.ModuleList(
+            nn.ConvTranspose2d(i, o, 4, stride=2, padding=1) for i, o in pairwise(channels)
+        )
+        self.labels = nn.ModuleList(nn.Linear(embed, w) for w in channels) if embed else None
+        # for each resolution, its groups, each with cells of its own; for one without groups, its cells alone
+        self.scales = nn.ModuleList(
+            nn.ModuleList(
+                [Group(w, ladder.latent, c, ladder.expand) for _ in range(g)]
+                or [DecoderCell(w, ladder.expand) for _ in range(c)]
+            )
+            for w, g, c in zip(channels, groups, cells, strict=True)
+        )
+        self.head = nn.Conv2d(channels[-1], outputs, 3, padding=1)
+
+    def forward(
+        self, eps: Sequence[Tensor], features: Sequence[Tensor], e: Tensor | None = None
+    ) -> tuple[Tensor, list[Code]]:
+        """The parameters of the pixels, and the posteriors' draws of the groups that have features.
+
+        eps: standard normal [B, latent, h, w] of every group, coarsest first.
+        features: of the coarsest groups, of all, some or none; the finer groups are drawn from the prior.
+        """
+        h = self.start.expand(len(eps[0]), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        draws, seen = iter(eps), iter(features)
+        codes: list[Code] = []
+        for i, (scale, (height, width)) in enumerate(zip(self.scales, self.sizes, strict=True)):
+            if i:
+                h = self.ups[i - 1](F.silu(h))[:, :, :height, :width]  # odd sizes were rounded up
+            if self.labels is not None:
+                h = h + self.labels[i](e)[:, :, None, None]
+            for part in scale.children():
+                if isinstance(part, Group):
+                    h, code = part(h, next(draws), next(seen, None))
+                    codes += [] if code is None else [code]
+                else:
+                    h = part(h)
+        return self.head(F.silu(h)), codes
+
 
 ACTIVE = 0.05  # nats of KL from which on a group counts as active
 
@@ -138,12 +394,7 @@ class HVAE(LabelledVAE):
     def bound(
         self, x: Tensor, features: Sequence[Tensor], e: Tensor | None, draws: list[list[Tensor]]
     ) -> Tensor:
-        """The bound of log p(x), [B].
-
-        features: of the coarsest groups; groups without features are drawn from the prior.
-        e: embeddings of the labels [B, E].
-        draws: for each sample of z, standard normal eps of every group.
-        """
+        """The bound of log p(x), [B], by draws of eps; groups without features are drawn from the prior."""
         log_w = []
         for eps in draws:
             out, codes = self.decoder(eps, features, e)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gzcli.models.nn.adversarial import pyramid
 from gzcli.models.nn.common import group_norm, halvings
-from gzcli.models.nn.critic import pyramid
 
 Shape = tuple[int, ...]  # (C, H, W) of an image
 
@@ -32,7 +32,7 @@ class NetOptions:
     latent: dimensions of z.
     """
 
-    net: Literal["mlp", "conv"] = "conv"
+    net: Annotated[str, ENCODERS] = "conv"
     hidden: tuple[int, ...] | None = None
     width: int = 32
     blocks: int = 0
@@ -47,30 +47,18 @@ class NetOptions:
 
 
 def encoder(shape: Shape, options: NetOptions, outputs: int, embed: int = 0) -> nn.Module:
-    """The encoder of the options.
-
-    outputs: number of outputs.
-    embed: size of the embeddings of labels, 0 for none.
-    """
+    """The encoder of the options, with `outputs` numbers an image."""
     return ENCODERS[options.net](shape, options.widths(shape), outputs, embed, options.blocks)
 
 
 def decoder(shape: Shape, options: NetOptions, outputs: int, embed: int = 0) -> nn.Module:
-    """The decoder of the options, the mirror image of the encoder.
-
-    outputs: outputs for each pixel.
-    embed: size of the embeddings of labels, 0 for none.
-    """
+    """The decoder of the options, the mirror image of the encoder, with `outputs` numbers a pixel."""
     return DECODERS[options.net](shape, options.widths(shape), options.latent, outputs, embed, options.blocks)
 
 
 @torch.no_grad()
 def start_pixels(decoder: nn.Module, size: int, start: Callable[[Tensor], None]) -> None:
-    """Sets the bias of a decoder's last layer, the same for all pixels.
-
-    size: outputs for each pixel.
-    start: sets the bias [size] of one pixel.
-    """
+    """Sets the bias of a decoder's last layer, the same for all pixels, by `start` of one pixel's [size]."""
     *_, bias = decoder.parameters()
     start(one := torch.empty(size))
     bias.copy_(one.repeat_interleave(len(bias) // size))

@@ -8,7 +8,7 @@ in nats per discrete image: the first term is a sum over pixels, never a mean.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,13 +18,38 @@ from torch import Tensor
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 from gzcli.models.nn.common import double, spread_labels, to_fp32
-from gzcli.models.nn.latent import as_interpolations, interpolated, traversal
 from gzcli.models.nn.ssim import ms_ssim
-from gzcli.models.vae.base import HiddenLabelOptions, LabelledVAE
-from gzcli.models.vae.gaussian import LOGVAR, drawn, kl_normal, log_normal
-from gzcli.models.vae.mixture import distribution
+from gzcli.models.vae.base import (
+    LOGVAR,
+    Autoencoder,
+    HiddenLabelOptions,
+    LabelledVAE,
+    distribution,
+    drawn,
+    kl_normal,
+    log_normal,
+)
 from gzcli.models.vae.nets import NetOptions, decoder, encoder, start_pixels
-from gzcli.models.vae.regret import likelihood_regret
+
+
+def likelihood_regret(
+    elbo: Callable[[Tensor, Tensor], Tensor], mu: Tensor, logvar: Tensor, steps: int, lr: float
+) -> Tensor:
+    """Likelihood regret (Xiao et al. 2020, arXiv:2003.02977, eq. 5): the largest ELBO of `steps` steps of
+    Adam on mu and logvar, minus the first, [B]."""
+    # the sum over the images is maximised and Adam works elementwise: a score does not depend on the batch
+    with torch.inference_mode(False), torch.enable_grad():
+        mu, logvar = (t.detach().clone().requires_grad_() for t in (mu, logvar))
+        # gradients are in nats: an eps far above rounding keeps unused dimensions from a random walk
+        adam = torch.optim.Adam([mu, logvar], lr=lr, eps=1e-2)
+        value = elbo(mu, logvar)
+        first = best = value.detach()
+        for _ in range(steps):
+            mu.grad, logvar.grad = torch.autograd.grad(-value.sum(), [mu, logvar])
+            adam.step()
+            value = elbo(mu, logvar)
+            best = torch.maximum(best, value.detach())
+    return best - first
 
 
 @dataclass(frozen=True)
@@ -52,7 +77,7 @@ class VAEOptions:
     iwae: int = 1
 
 
-class VAE(LabelledVAE):
+class VAE(Autoencoder, LabelledVAE):
     """A VAE with a Gaussian posterior."""
 
     paper = "Kingma & Welling 2013, arXiv:1312.6114"
@@ -86,13 +111,19 @@ class VAE(LabelledVAE):
         mu, logvar = to_fp32(self.encoder(x, e)).chunk(2, dim=1)
         return mu, logvar.clamp(*LOGVAR)
 
+    def code(self, x: Tensor) -> Tensor:
+        return self.encode(x, self.embed(None, len(x)))[0]
+
+    def image(self, z: Tensor) -> Tensor:
+        return self.pixels.mean(self.decoder(z, self.embed(None, len(z))))
+
     def to_latent(self, x: Tensor) -> Tensor:
         """The posterior's mean as an image of a single pixel, [B, latent, 1, 1]."""
-        return self.encode(x, self.embed(None, len(x)))[0][:, :, None, None]
+        return self.code(x)[:, :, None, None]
 
     def from_latent(self, z: Tensor) -> Tensor:
         """The locations of the pixels [B, C, H, W] for z [B, latent, 1, 1]."""
-        return self.pixels.mean(self.decoder(z.flatten(1), self.embed(None, len(z))))
+        return self.image(z.flatten(1))
 
     # ---- training
 
@@ -269,32 +300,3 @@ class VAE(LabelledVAE):
         x = self.pixels.mean(self.decoder(self.encode(x, e)[0], e))
         progress(1, 1, x)
         return Applied(x, rows=("reconstruction",), labels=None if e is None else labels)
-
-    @torch.no_grad()
-    def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, frames: int = 8) -> Applied:
-        """Interpolations from image 0 to 1, 2 to 3, … along straight lines of z.
-
-        Raises UsageError for fewer than two images or frames.
-
-        frames: images of an interpolation, both ends included.
-        """
-        mu = self.encode(x, self.embed(None, len(x)))[0]
-        z = interpolated(mu, frames)
-        x = self.pixels.mean(self.decoder(z, self.embed(None, len(z))))
-        progress(1, 1, x)
-        return as_interpolations(x, frames)
-
-    @torch.no_grad()
-    def traverse(
-        self, x: Tensor, *, noise: Noise, progress: Progress, dims: int = 8, frames: int = 8, span: float = 3
-    ) -> Applied:
-        """The first image, changed along the dimensions of z that change it most.
-
-        dims: number of dimensions, a row for each.
-        frames: images of a row.
-        span: a dimension goes from −span to span, in standard deviations of the prior.
-        """
-        mu = self.encode(x[:1], self.embed(None, 1))[0]
-        return traversal(
-            lambda z: self.pixels.mean(self.decoder(z, self.embed(None, len(z)))), mu, dims, frames, span
-        )
