@@ -22,7 +22,7 @@ from pathlib import Path
 from forks import Zygote, zygote
 from helpers import lines
 
-from gzcli.data.sets.sets import SPECS
+from gzcli.data.sets.registry import SPECS
 from gzcli.recipe.resolve import resolve
 from gzcli.store import runs
 from gzcli.store.paths import recipe_names

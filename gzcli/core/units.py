@@ -51,3 +51,8 @@ def count(number: float) -> str:
             value = number / unit
             return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}{letter}"
     return f"{number:.0f}"
+
+
+def counted(n: int, what: str) -> str:
+    """A number with its noun: `1 file`, `2,000 files`."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"

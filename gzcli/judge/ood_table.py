@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from gzcli.data.packs.pack import Pack
-from gzcli.data.sets.benchmarks import Benchmark
-from gzcli.data.sets.sets import SPECS
+from gzcli.data.sets.registry import SPECS, Benchmark
 from gzcli.judge.images import treatment
 from gzcli.metrics.detection import detection
 from gzcli.store import files

@@ -6,8 +6,7 @@ from collections.abc import Collection, Sequence
 
 from gzcli.core.errors import UsageError
 from gzcli.core.parts import Part
-from gzcli.data.readers.conditions import EXTRAS, in_words
-from gzcli.data.sets.sets import SPECS
+from gzcli.data.sets.registry import EXTRAS, SPECS, in_words
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
 

@@ -15,12 +15,12 @@ from PIL import Image
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.types import BatchNoise, ImageNoise
-from gzcli.data.packs import cached, workers
+from gzcli.data.packs import stream
 from gzcli.data.packs.augment import ReplayedNoise, augmenter
 from gzcli.data.packs.batches import TrainBatches, quantise, scan, to_uint8
-from gzcli.data.packs.forms import Form
 from gzcli.data.packs.open import open_pack, peek
 from gzcli.data.sets.library import import_set, listing
+from gzcli.data.sets.registry import Form
 
 N = 20
 
@@ -224,8 +224,8 @@ def test_colour_in_a_map_of_grey_images_is_not_dropped_unasked(tmp_path):
 @pytest.mark.parametrize("several", [False, True])
 def test_unreadable_pictures_take_their_images_with_them(tmp_path, monkeypatch, several):
     if several:
-        monkeypatch.setattr(workers, "FEW", 5)
-        monkeypatch.setattr(workers, "cores", lambda: 2)
+        monkeypatch.setattr(stream, "FEW", 5)
+        monkeypatch.setattr(stream, "cores", lambda: 2)
     rows = [{"file_name": f"{i}_out.png", "text": f"picture {i}", "before": f"{i}_in.png"} for i in range(N)]
     bad = {"3_in.png": b"x", "5_out.png": b"y", "7_in.png": b"z", "7_out.png": b"z"}
     folder = write(tmp_path / "set", {**TRIPLES, **bad, "metadata.jsonl": lines(*rows)})
@@ -392,7 +392,7 @@ def test_packs_of_older_versions(tmp_path):
     folder = write(tmp_path / "set", {f"{i}.png": png(RED) for i in range(N)})
     open_pack(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cached, "OWN_RULE", 2)
+        patch.setattr("gzcli.data.packs.pack.OWN_RULE", 2)
         assert peek(folder) is None
     assert peek(folder) is not None
 

@@ -21,12 +21,10 @@ from server import serve
 from gzcli.__main__ import main
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.data.download import fetch as fetching
-from gzcli.data.download import http, request
+from gzcli.data.download import http
 from gzcli.data.download.fetch import fetch
-from gzcli.data.download.raw import is_fetched, raw_dir
 from gzcli.data.sets.library import data_path, remove, verify
-from gzcli.data.sets.sets import SPECS
-from gzcli.data.sets.specs import DataFile
+from gzcli.data.sets.registry import SPECS, DataFile, is_fetched, raw_dir
 from gzcli.store.paths import cache_dir
 
 DATA = random.Random(0).randbytes(100_000)
@@ -37,7 +35,7 @@ def _quick(home, monkeypatch):
     monkeypatch.delenv("GZ_OFFLINE", raising=False)
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(http, "BACKOFF", 0.01)
-    monkeypatch.setattr(request, "TIMEOUT", 0.3)
+    monkeypatch.setattr(http, "TIMEOUT", 0.3)
     monkeypatch.setattr(http, "BLOCK", 1 << 12)
 
 
@@ -265,10 +263,10 @@ def test_read_only_cache(site, home, monkeypatch):
 CHILD = """
 import hashlib, sys
 from dataclasses import replace
-from gzcli.data import http, request
-from gzcli.data.fetch import fetch
-from gzcli.data.sets import SPECS
-from gzcli.data.specs import DataFile
+from gzcli.data.download import http
+from gzcli.data.download.fetch import fetch
+from gzcli.data.sets.registry import SPECS
+from gzcli.data.sets.registry import DataFile
 url, size, md5, large, sabotage = sys.argv[1:]
 http.LARGE, http.BLOCK = int(large), 1 << 12
 exec(sabotage)

@@ -12,11 +12,10 @@ from pictures import BLUE, GREEN, RED, png, write
 from PIL import Image
 
 from gzcli.core.errors import MissingError
-from gzcli.data.packs.forms import Decoding
 from gzcli.data.packs.open import open_pack
+from gzcli.data.readers.files import FORMATS
 from gzcli.data.readers.folder import read_pictures
-from gzcli.data.readers.kinds import FORMATS
-from gzcli.data.readers.pictures import decode, look
+from gzcli.data.readers.pictures import Decoding, decode, look
 
 
 @pytest.fixture(autouse=True)

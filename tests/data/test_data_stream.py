@@ -23,11 +23,11 @@ from PIL import Image
 from gzcli.core.errors import DeviceError, MissingError, UsageError
 from gzcli.data.packs import stream
 from gzcli.data.packs.batches import TrainBatches, scan
-from gzcli.data.packs.forms import Decoding
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack
 from gzcli.data.packs.stream import Pictures, Prefetch, worker_count, write_index
-from gzcli.data.readers.raw_images import Span
+from gzcli.data.readers.images import Span
+from gzcli.data.readers.pictures import Decoding
 
 CONTENT = np.random.default_rng(0).integers(0, 256, (64, 12, 12, 3), dtype=np.uint8)
 
@@ -254,8 +254,8 @@ def test_workers_end_at_once_with_who_uses_them(way, pictures):
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from gzcli.data.forms import Decoding
-from gzcli.data.stream import Pictures, Prefetch
+from gzcli.data.readers.pictures import Decoding
+from gzcli.data.packs.stream import Pictures, Prefetch
 
 pictures = Pictures(Path(sys.argv[1]), "train", (3, 12, 12), Decoding(None, 3))
 ahead = Prefetch(pictures, lambda step: [step], 2)

@@ -23,8 +23,8 @@ from gzcli.core.jobs import OodJob
 from gzcli.core.sections import DataSection
 from gzcli.data.packs.batches import scan, to_uint8
 from gzcli.data.packs.open import open_pack
-from gzcli.data.sets import benchmarks
-from gzcli.data.sets.benchmarks import Benchmark
+from gzcli.data.sets import registry
+from gzcli.data.sets.registry import Benchmark
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import score_bins
 from gzcli.judge import naming, ood, ood_scores, ood_table
@@ -292,11 +292,11 @@ def test_the_fpr_of_a_benchmark_is_that_of_its_version():
     """OpenOOD v1 takes in-distribution images as positive, v1.5 foreign ones; MNIST's benchmark is of v1."""
     row = {"out": "b", "score": "far", "auroc": 0.9, "n_out": 9, "beats_baselines": True}
     v1 = next(
-        line for line in ood_table.notes([row], {}, 17, benchmarks.find("openood-mnist")) if "FPR95" in line
+        line for line in ood_table.notes([row], {}, 17, registry.find("openood-mnist")) if "FPR95" in line
     )
     assert "OpenOOD v1," in v1 and "`fpr95_id`: the share of foreign images that is accepted" in v1
     later = next(
-        line for line in ood_table.notes([row], {}, 17, benchmarks.find("openood-cifar10")) if "FPR95" in line
+        line for line in ood_table.notes([row], {}, 17, registry.find("openood-cifar10")) if "FPR95" in line
     )
     assert (
         "OpenOOD v1.5," in later and "`fpr95`: the share of in-distribution images that is flagged" in later

@@ -20,8 +20,7 @@ from zoo import CASES, Case
 
 from gzcli.core.errors import UsageError
 from gzcli.core.peaks import peak_of
-from gzcli.data.packs.ahead import Ahead, reader
-from gzcli.data.packs.batches import TrainBatches
+from gzcli.data.packs.batches import Ahead, TrainBatches, reader
 from gzcli.data.packs.open import open_pack
 from gzcli.engine import step as steps
 from gzcli.engine.cost import cost_of, flops_of

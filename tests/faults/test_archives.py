@@ -29,8 +29,8 @@ from PIL import Image
 from gzcli.cli import app, out
 from gzcli.core.errors import GzError, MissingError
 from gzcli.data.packs.open import open_pack
-from gzcli.data.readers.archives import open_members, read_span
-from gzcli.data.readers.kinds import is_picture
+from gzcli.data.readers.archive import open_members, read_span
+from gzcli.data.readers.files import is_picture
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.launch import launcher
 from gzcli.recipe.from_file import run_of

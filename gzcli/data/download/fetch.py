@@ -1,5 +1,5 @@
-"""Downloads from a mirror or the publisher, under a lock. A file appears when it is whole and its checksum is
-right."""
+"""Downloads from a mirror or the publisher, under a lock. A file appears when it is whole and its
+checksum is right."""
 
 from __future__ import annotations
 
@@ -7,23 +7,101 @@ import errno
 import hashlib
 import os
 import shutil
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gzcli.core.errors import GzError, MissingError
+from gzcli.core.errors import GzError, MissingError, UsageError
+from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.data.download import http
-from gzcli.data.download.addresses import addresses, is_url, local_path
-from gzcli.data.download.http import size_of, wrong_size
-from gzcli.data.download.raw import HUB, SPLIT_FOLDERS, is_fetched, is_there, raw_dir
-from gzcli.data.download.request import DISK, Refused
-from gzcli.data.packs.forms import Report, Say, silent, unreported
-from gzcli.data.readers.parquet import parquet_files
-from gzcli.data.sets.sets import SPECS, find
-from gzcli.data.sets.specs import DataFile, DataSpec
+from gzcli.data.download.http import DISK, Refused, joined, size_of, split, wrong_size
+from gzcli.data.readers.hub import parquet_files
+from gzcli.data.sets.registry import (
+    HUB,
+    SPECS,
+    SPLIT_FOLDERS,
+    DataFile,
+    DataSpec,
+    find,
+    is_fetched,
+    is_there,
+    raw_dir,
+)
 from gzcli.store.files import fsync, lock, need_space
 from gzcli.store.paths import cache_dir
-from gzcli.store.weights import HUB_SCHEME, data_repository
+from gzcli.store.weights import HUB_SCHEME, data_repository, offline
+
+
+def addresses_of(spec: DataSpec, file: DataFile, source: str | None) -> list[str]:
+    """Where to look for a file, in order: paths or http(s) URLs."""
+    if source is not None:
+        return _from_source(spec, file, local_path(source))
+    found = [*of_mirror(spec.name, file), *file.urls]
+    if offline() and any(map(is_url, found)):
+        found = [address for address in found if not is_url(address)]
+        if not found:
+            raise MissingError(
+                f"`{spec.name}` is not in the cache and `GZ_OFFLINE` is set",
+                hint=f"unset `GZ_OFFLINE`, then `gz data download {spec.name}`; or `--from DIR` with "
+                f"`{file.name}`",
+            )
+    return found
+
+
+def _from_source(spec: DataSpec, file: DataFile, source: str) -> list[str]:
+    """The addresses_of of a file in the user's own place: a folder that holds FILE or NAME/FILE, or the
+    file."""
+    if is_url(source):
+        if offline():
+            raise MissingError(
+                f"`{source}` is on the network and `GZ_OFFLINE` is set", hint="unset `GZ_OFFLINE`"
+            )
+        last = split(source).path.rsplit("/", 1)[-1]
+        is_folder = last not in {f.name for f in spec.files}
+    elif os.path.exists(source):
+        last, is_folder = os.path.basename(source), os.path.isdir(source)
+    else:
+        raise MissingError(f"there is no `{source}`", hint="`--from` takes a folder, a file or a URL")
+    if is_folder:
+        both = [_join(source, file.name), _join(source, spec.name, file.name)]
+        return both if is_url(source) else [next(filter(os.path.exists, both), both[0])]
+    if last != file.name and len(spec.files) > 1:
+        every = ", ".join(f"`{f.name}`" for f in spec.files)
+        raise UsageError(
+            f"`{spec.name}` has {len(spec.files)} files, `{source}` is one",
+            hint=f"give the folder of {every}",
+        )
+    return [source]
+
+
+def of_mirror(folder: str, file: DataFile) -> list[str]:
+    """The address of a file in the mirror; empty where `GZ_MIRROR` is not set."""
+    mirror = os.environ.get("GZ_MIRROR")
+    return [_join(local_path(mirror), folder, file.name)] if mirror else []
+
+
+def has_local_mirror() -> bool:
+    """Whether `GZ_MIRROR` is a folder: then fetching needs no network."""
+    mirror = os.environ.get("GZ_MIRROR", "")
+    return bool(mirror) and not is_url(mirror)
+
+
+def is_url(address: str) -> bool:
+    """Whether an address is of http or https."""
+    return address.startswith(("http://", "https://"))
+
+
+def local_path(address: str) -> str:
+    """The path of a `file://` URL; anything else unchanged, but for `~`."""
+    if not address.startswith("file://"):
+        return os.path.expanduser(address)
+    return urllib.request.url2pathname(split(address).path)
+
+
+def _join(base: str, *parts: str) -> str:
+    return joined(base, *parts) if is_url(base) else "/".join([base.rstrip("/"), *parts])
+
 
 # Bytes from which the user is told how much disk a download takes, and that a checksum is computed.
 LARGE = 200_000_000
@@ -76,7 +154,7 @@ def _fetch_missing(
 ) -> None:
     linked = spec.linked and source is not None and _linked(spec, folder, local_path(source))
     missing = [] if linked else [file for file in spec.files if not is_there(spec, file)]
-    places = {file.name: addresses(spec, file, source) for file in missing}
+    places = {file.name: addresses_of(spec, file, source) for file in missing}
     if linked or any(places.values()):
         copied = [f for f in missing if not spec.linked or any(map(is_url, places[f.name]))]
         _say_need(spec, folder, copied, pack_size, say)
@@ -100,7 +178,7 @@ def _fetch_missing(
 
 
 def _say_need(spec: DataSpec, folder: Path, files: list[DataFile], pack_size: int, say: Say) -> None:
-    """Says what is fetched and how much disk it takes, if much. Raises MissingError without the space."""
+    """Says what is fetched and how much disk it takes, if much."""
     need = sum(max(0, file.size - http.held(_part(folder / file.name))) for file in files)
     if max(need, pack_size) > LARGE:
         free = shutil.disk_usage(folder.parent).free
@@ -113,34 +191,22 @@ def _say_need(spec: DataSpec, folder: Path, files: list[DataFile], pack_size: in
 
 
 def _reporter(progress: Report, before: int, file: DataFile, after: int) -> http.Report:
-    """A report on one file, (bytes done, its size or None), that becomes progress over the whole set.
-
-    before: bytes of the files before it.
-    after: bytes of the files after it.
-    """
+    """A report on one file, (bytes done, its size or None), that becomes progress over the whole set."""
     return lambda n, size: progress(before + n, before + max(n, size or file.size) + after)
 
 
 def fetch_file(
     file: DataFile,
     path: Path,
-    addresses: list[str],
+    addresses_of: list[str],
     report: http.Report,
     say: Say,
     *,
     linked: bool = False,
 ) -> None:
-    """A file from the first address that serves the right bytes. Raises Refused.
-
-    file: the file as its publisher serves it.
-    path: where it appears when it is whole and its checksum right.
-    addresses: paths or URLs, in order.
-    report: takes bytes so far and in all.
-    say: takes a line about each new attempt.
-    linked: whether a link is made to a local file, in place of a copy.
-    """
-    reasons = [] if addresses else ["the publisher gives it out after a log-in only"]
-    for address in addresses:
+    """A file from the first address that serves the right bytes."""
+    reasons = [] if addresses_of else ["the publisher gives it out after a log-in only"]
+    for address in addresses_of:
         try:
             if linked and not is_url(address):
                 return _link(Path(address), file, path, report, say)
@@ -174,7 +240,7 @@ def _bring(address: str, file: DataFile, path: Path, report: http.Report, say: S
 
 
 def _copy(source: Path, file: DataFile, part: Path, report: http.Report) -> None:
-    """A local file's bytes to `part`. Raises Refused."""
+    """A local file's bytes to `part`."""
     size = _size_at(source, file)
     with open(source, "rb") as src, open(part, "wb") as out:
         while block := src.read(BLOCK_BYTES):
@@ -226,7 +292,7 @@ def _symlink(target: Path, path: Path) -> None:
 
 
 def _size_at(source: Path, file: DataFile) -> int:
-    """The size of a local file, in bytes. Raises Refused where it is not that of the publisher's file."""
+    """The size of a local file, in bytes."""
     if not source.is_file():
         raise Refused("does not exist")
     if (size := source.stat().st_size) != file.size and file.exact:

@@ -1,24 +1,135 @@
-"""Bytes over HTTP into a file: resumed by range, over several connections where that helps, tried again with
-back-off.
+"""Bytes over HTTP into a file: resumed by range, over several connections where that helps, tried again
+with back-off.
 
-A file on its way is `NAME.part`. In pieces that is the first of them; `NAME.part1` and so on lie beside it,
-each resumed from its own size, and are appended when all are whole. Whether the bytes are right is for the
-caller's checksum to say.
+A file on its way is `NAME.part`. In pieces that is the first of them; `NAME.part1` and so on lie beside
+it, each resumed from its own size, and are appended when all are whole. The caller's checksum says
+whether the bytes are right.
 """
 
 from __future__ import annotations
 
+import base64
+import errno
 import http.client
 import os
+import re
 import shutil
+import socket
 import threading
-from collections.abc import Callable
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gzcli.core.errors import redacted
-from gzcli.data.download.request import Again, BadRange, Refused, answer, content_range
+from gzcli.core.errors import UsageError, redacted
+
+TIMEOUT = 30.0  # seconds without a byte until a connection counts as stalled
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class Refused(Exception):
+    """This address will not serve the file: the next one is tried."""
+
+
+class Again(Exception):
+    """A fault that may pass: stalled, cut off, 5xx."""
+
+    def __init__(self, reason: str, wait: float = 0.0):
+        super().__init__(reason)
+        self.wait = wait
+
+
+class BadRange(Again):
+    """The server's file does not have the bytes that were asked for."""
+
+
+def request(url: str, method: str = "GET") -> urllib.request.Request:
+    """A request to an address. `https://USER:PASSWORD@host/…` becomes basic authentication (RFC 7617), which
+    no redirection carries to another host and no exception shows."""
+    parts = urllib.parse.urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    asked = urllib.request.Request(
+        parts._replace(netloc=host).geturl(), headers={"User-Agent": "gz"}, method=method
+    )
+    if at:
+        token = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
+        asked.add_unredirected_header("Authorization", f"Basic {token}")
+    return asked
+
+
+@contextmanager
+def answer(url: str, asked: str | None) -> Iterator[http.client.HTTPResponse]:
+    """The answer to a request. Faults become Refused or Again, also those that come while it is read."""
+    try:
+        with _opened(url, asked) as found:
+            if "text/html" in found.headers.get("Content-Type", ""):
+                raise Refused("answers with an HTML page instead of the file")
+            yield found
+    except urllib.error.HTTPError as e:
+        if e.code == 416:
+            raise BadRange("refused the range") from e
+        if e.code in (408, 425, 429) or e.code >= 500:
+            wait = e.headers.get("Retry-After", "") if e.headers else ""
+            raise Again(f"answers {e.code} {e.reason}", float(wait) if wait.isdigit() else 0.0) from e
+        raise Refused(f"answers {e.code} {e.reason}") from e
+    except TimeoutError as e:
+        raise Again(f"stalled for {TIMEOUT:g} s") from e
+    except http.client.InvalidURL as e:
+        raise Refused("is not an address") from e
+    except (http.client.HTTPException, OSError) as e:
+        reason = getattr(e, "reason", None) or e
+        if isinstance(e, OSError) and e.errno in DISK:
+            raise
+        if isinstance(reason, socket.gaierror):
+            raise Refused(f"cannot be reached ({reason.strerror})") from e
+        raise Again(f"cannot be read ({str(reason) or type(reason).__name__})") from e
+
+
+def _opened(url: str, asked: str | None) -> http.client.HTTPResponse:
+    """The answer, before it is read."""
+    try:
+        wanted = request(url)
+        wanted.add_header("Accept-Encoding", "identity")
+        if asked:
+            wanted.add_header("Range", asked)
+        opened: http.client.HTTPResponse = urllib.request.urlopen(wanted, timeout=TIMEOUT)
+        return opened
+    except ValueError:  # as for `http://[::1`; its text may hold a password
+        raise Refused("is no address, or leads to one that is none") from None
+
+
+def content_range(found: http.client.HTTPResponse) -> tuple[int | None, int | None]:
+    """The first byte and the total bytes in the header `Content-Range`: `bytes 100-999/1000` → 100, 1000.
+
+    None stands for what it does not say.
+    """
+    range_ = re.match(r"bytes (\d+)-\d+/(\d+|\*)", found.headers.get("Content-Range", ""))
+    if not range_:
+        return None, None
+    return int(range_[1]), None if range_[2] == "*" else int(range_[2])
+
+
+def joined(base: str, *parts: str) -> str:
+    """An address below another one. The parts are quoted and stand before the query of the base, which may
+    hold a token."""
+    whole = split(base)
+    path = "/".join([whole.path.rstrip("/"), *map(urllib.parse.quote, parts)])
+    return whole._replace(path=path).geturl()
+
+
+def split(address: str) -> urllib.parse.SplitResult:
+    """The parts of an address that the user gave."""
+    try:
+        return urllib.parse.urlsplit(address)
+    except ValueError:  # as for `http://[::1`; its text may hold a password
+        hint = "an address is like `https://host/folder`"
+        raise UsageError(f"`{redacted(address)}` is no address", hint=hint) from None
+
 
 TRIES = 4  # attempts in a row that bring nothing new, with back-off
 BACKOFF = 1.0  # seconds before the second attempt; doubled each time
@@ -40,18 +151,12 @@ class _Stopped(Exception):
 
 @dataclass(frozen=True)
 class _Piece:
-    """A range of a file on its way.
+    """A range of a file on its way."""
 
-    path: where its bytes go.
-    start: bytes of the file before it.
-    end: bytes of the file up to its end; None where the server does not say.
-    total: bytes of the file; None where the server does not say.
-    """
-
-    path: Path
-    start: int
-    end: int | None
-    total: int | None
+    path: Path  # where its bytes go
+    start: int  # bytes of the file before it
+    end: int | None  # bytes of the file up to its end; None where the server does not say
+    total: int | None  # bytes of the file; None where the server does not say
 
     @property
     def got(self) -> int:
@@ -75,17 +180,7 @@ class _Piece:
 
 
 def download(url: str, part: Path, size: int, *, exact: bool, report: Report, say: Say) -> None:
-    """A file into `part`, from where an earlier try ended.
-
-    url: the file's address.
-    part: the file on its way; pieces lie beside it.
-    size: bytes of the file.
-    exact: whether `size` is exact; if not, the server's word counts.
-    report: takes bytes so far and in all.
-    say: takes a line about each new attempt.
-
-    Raises Refused; what came is kept.
-    """
+    """A file into `part`, from where an earlier try ended."""
     if exact and size_of(part) == size:
         return
     total, ranges = size if exact else None, False

@@ -1,5 +1,5 @@
-"""Weights of published networks: fetched when they are asked for, as data sets are, into the cache's folder
-`weights`."""
+"""Weights of published networks: fetched when they are asked for, as data sets are, into the cache's
+folder `weights`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gzcli.core.errors import MissingError
+from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.core.units import size
-from gzcli.data.download.addresses import has_local_mirror, is_url, of_mirror
-from gzcli.data.download.fetch import disk_errors, fetch_file
-from gzcli.data.download.http import held
-from gzcli.data.download.request import Refused
-from gzcli.data.packs.forms import Report, Say, silent, unreported
-from gzcli.data.sets.specs import DataFile
+from gzcli.data.download.fetch import disk_errors, fetch_file, has_local_mirror, is_url, of_mirror
+from gzcli.data.download.http import Refused, held
+from gzcli.data.sets.registry import DataFile
 from gzcli.store.files import lock, need_space
 from gzcli.store.paths import cache_dir
 from gzcli.store.weights import CLIP, DINOV2, INCEPTION, VGG, offline
@@ -23,20 +21,13 @@ FOLDER = "weights"  # in the cache, and in a mirror
 
 @dataclass(frozen=True)
 class Weights:
-    """A file of weights.
+    """A file of weights."""
 
-    file: the file as its publisher serves it.
-    title: what it holds, in a line.
-    licence: the publisher's terms, in a line.
-    metrics: the metrics of `gz bench` that need it.
-    otherwise: what else a user may do, for the hint.
-    """
-
-    file: DataFile
-    title: str
-    licence: str
-    metrics: tuple[str, ...] = ()
-    otherwise: str = ""
+    file: DataFile  # the file as its publisher serves it
+    title: str  # what it holds, in a line
+    licence: str  # the publisher's terms, in a line
+    metrics: tuple[str, ...] = ()  # the metrics of `gz bench` that need it
+    otherwise: str = ""  # what else a user may do, for the hint
 
 
 _GITHUB, _HUB = "https://github.com", "https://huggingface.co"
@@ -99,13 +90,6 @@ def fetch_weights(name: str, *, progress: Report = unreported, say: Say = silent
 
     `GZ_MIRROR`, a folder or base URL that holds weights/FILE, is asked first, then the publisher. Under
     `GZ_OFFLINE=1` only a local mirror is; without one the result is None.
-
-    name: of `KNOWN`.
-    progress: takes bytes done and in all.
-    say: takes a line about what is fetched, from where, how large it is, and its licence.
-
-    Raises MissingError where the file cannot be fetched or has a wrong checksum. What came is kept for a
-    resume unless it was wrong.
     """
     known = KNOWN[name]
     file, place = known.file, cache_dir(FOLDER, known.file.name)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from gzcli.core.errors import UsageError, did_you_mean
 from gzcli.core.sizes import SIDES
 from gzcli.core.types import Noise
-from gzcli.data.readers.conditions import MAPS
+from gzcli.data.sets.registry import MAPS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,24 +69,17 @@ def jitter(u8: Tensor, noise: Noise, strength: float) -> Tensor:
 
 
 class Augmentation(NamedTuple):
-    """An augmentation that recipes may name.
+    """An augmentation that recipes may name."""
 
-    step: (images uint8 [B, C, H, W], noise, number) → changed images uint8 [B, C, H, W].
-    default: the number where a recipe gives none.
-    most: the greatest number that is allowed.
-    what: what the number is, for messages.
-    whole: whether the number is whole.
-    moves: whether pixels only change their places; then maps (`conditions.MAPS`) are changed as their images.
-    least: the least number that is allowed.
-    """
-
+    # (images uint8 [B, C, H, W], noise, number) → changed images uint8 [B, C, H, W]
     step: Callable[[Tensor, Noise, float], Tensor]
-    default: float
-    most: float
-    what: str
-    whole: bool = False
+    default: float  # the number where a recipe gives none
+    most: float  # the greatest number that is allowed
+    what: str  # what the number is, for messages
+    whole: bool = False  # whether the number is whole
+    # whether pixels only change their places; then maps (`conditions.MAPS`) are changed as their images
     moves: bool = False
-    least: float = 0
+    least: float = 0  # the least number that is allowed
 
 
 AUGMENTS = {
@@ -99,8 +92,7 @@ AUGMENTS = {
 
 
 def parse_augment(names: Iterable[str]) -> tuple[tuple[str, float], ...]:
-    """Augmentations with their numbers: `["hflip", "mutate=0.2"]` → (("hflip", .5), ("mutate", .2)). Raises
-    UsageError for an unknown one, or a number out of range."""
+    """Augmentations with their numbers: `["hflip", "mutate=0.2"]` → (("hflip", .5), ("mutate", .2))."""
     parsed = []
     for text in [names] if isinstance(names, str) else names:
         name, equals, value = str(text).partition("=")
@@ -123,7 +115,7 @@ def parse_augment(names: Iterable[str]) -> tuple[tuple[str, float], ...]:
 
 
 def patch_of(names: Iterable[str]) -> int | None:
-    """The side in pixels of the patches that are trained on; None: whole images are. Raises UsageError."""
+    """The side in pixels of the patches that are trained on; None: whole images are."""
     return next((int(number) for name, number in parse_augment(names) if name == "patch"), None)
 
 
@@ -150,10 +142,7 @@ def augmenter(names: Sequence[str]) -> Callable[[dict[str, Tensor], Noise], dict
 
 
 class ReplayedNoise(Noise):
-    """Keeps the draws of another noise and repeats them from the first after each `replay()`.
-
-    noise: the other noise.
-    """
+    """Keeps the draws of another noise and repeats them from the first after each `replay()`."""
 
     def __init__(self, noise: Noise):
         self.noise, self.at = noise, 0

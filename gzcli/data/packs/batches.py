@@ -3,21 +3,139 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import SHARED, Batch, BatchNoise, ImageNoise, Noise, mix, moved
-from gzcli.data.packs.ahead import reader
 from gzcli.data.packs.augment import ReplayedNoise, augmenter, patch_of
-from gzcli.data.packs.order import Order, domains, places, positions
 from gzcli.data.packs.pack import Pack
 from gzcli.data.packs.stream import Pictures, Prefetch, worker_count
+
+T = TypeVar("T")
+
+
+def reader(device: torch.device, *, kept: bool, streamed: bool) -> Callable[[Callable[[int], Any], int], Any]:
+    """A function of (read, step) that returns `read(step)`, read ahead where that pays: not on a CPU, which
+    has nothing left to do it with. It does not keep `read`."""
+    if kept or device.type != "cuda":
+        return lambda read, step: read(step)
+    if streamed:
+        side = SideStream(device)
+        return lambda read, step: side.ended(*side.started(lambda: read(step)))
+    return Ahead(device).at
+
+
+class SideStream:
+    """A stream of a GPU beside the one that computes; on other devices work is done as it comes."""
+
+    def __init__(self, device: torch.device):
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def started(self, work: Callable[[], T]) -> tuple[T, Any]:
+        """What `work` returns, whose copies may not have ended yet, and the event of their end."""
+        if self.stream is None:
+            return work(), None
+        with torch.cuda.stream(self.stream):
+            return work(), self.stream.record_event()
+
+    def ended(self, found: T, event: Any) -> T:
+        """What was started, for use on the stream that computes, which waits for it; the host does not."""
+        if event is not None:
+            current = torch.cuda.current_stream(event.device)
+            current.wait_event(event)
+            for t in tree_leaves(found):
+                if isinstance(t, Tensor) and t.is_cuda:
+                    t.record_stream(current)  # its memory is not used anew before this stream is done with it
+        return found
+
+
+class Ahead:
+    """What is read for each step, one step ahead. Any other step than the next one is read when asked for."""
+
+    def __init__(self, device: torch.device):
+        self.side, self.pool = SideStream(device), ThreadPoolExecutor(1, "ahead")
+        self.next: tuple[int, Future[Any]] | None = None
+
+    def at(self, read: Callable[[int], T], step: int) -> T:
+        """`read(step)`; a thread then calls `read(step + 1)`."""
+        ready = self.next[1] if self.next and self.next[0] == step else self._start(read, step)
+        found, event = ready.result()
+        self.next = step + 1, self._start(read, step + 1)
+        return self.side.ended(found, event)
+
+    def _start(self, read: Callable[[int], T], step: int) -> Future[tuple[T, Any]]:
+        return self.pool.submit(lambda: self.side.started(lambda: read(step)))
+
+
+def domains(pack: Pack) -> list[Tensor]:
+    """Positions of the training images of class 0 and of class 1."""
+    labels = pack.labels("train")
+    if labels is not None and labels.ndim == 1:
+        found = [torch.from_numpy(np.flatnonzero(labels == k)) for k in (0, 1)]
+        if all(map(len, found)):
+            return found
+    raise UsageError(
+        f"`{pack.meta.name}` has no training images of two domains",
+        hint="put them into `trainA` and `trainB`",
+    )
+
+
+class Order:
+    """The order in which images are trained on, of which each rank has some rows."""
+
+    def __init__(
+        self, count: int, n: int | None, seed: int, total: int, part: slice, among: Tensor | None, key: str
+    ):
+        self.seed, self.total, self.part, self.key = seed, total, part, key
+        self.subset, count = among, count if among is None else len(among)
+        if n is not None and n < count:
+            chosen = torch.from_numpy(np.random.RandomState(0).permutation(count)[:n])
+            self.subset = chosen if among is None else among[chosen]
+        self.n = count if n is None else min(n, count)
+        self._orders: dict[int, Tensor] = {}
+
+    def at(self, step: int) -> Tensor:
+        """Positions [B / world] in the split. A batch may end one epoch and begin the next."""
+        first, left = step * self.total + self.part.start, self.part.stop - self.part.start
+        parts = []
+        while left:
+            epoch, row = divmod(first, self.n)
+            parts.append(self._epoch(epoch)[row : row + left])
+            first, left = first + len(parts[-1]), left - len(parts[-1])
+        index = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return index if self.subset is None else self.subset[index]
+
+    def _epoch(self, epoch: int) -> Tensor:
+        if epoch not in self._orders:
+            generator = torch.Generator().manual_seed(mix(self.seed, epoch, self.key))
+            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
+            self._orders[epoch] = torch.randperm(self.n, generator=generator)
+        return self._orders[epoch]
+
+    def spots(self, step: int) -> Tensor:
+        """Two large random numbers for each image [B / world, 2], which place its patch."""
+        noise = BatchNoise(self.seed, step, f"patch {self.key}", total=self.total, start=self.part.start)
+        return noise.randint(1 << 31, self.part.stop - self.part.start, 2)
+
+
+def positions(orders: Sequence[Order], step: int) -> np.ndarray:
+    """The positions of each order [B], one order after the other."""
+    return torch.cat([order.at(step) for order in orders]).numpy()
+
+
+def places(orders: Sequence[Order], step: int) -> np.ndarray:
+    """The same with where the patches of the images lie, [B, 3], as `stream.Pictures` takes it."""
+    spots = torch.cat([order.spots(step) for order in orders]).numpy()
+    return np.concatenate([positions(orders, step)[:, None], spots], 1)
+
 
 ON_DEVICE = 2 << 30  # bytes: a split up to this size is kept whole on a GPU
 FEW = 4  # batches of a streamed split up to which workers would take longer to start than decoding takes
@@ -28,12 +146,7 @@ BINARY_SEED = mix(0, "binarise")  # of the draw that makes a test set binary; mo
 def quantise(u8: Tensor, levels: int | None, noise: Noise | None = None) -> Tensor:
     """Bytes as x in [-1, 1], of the same shape and the default dtype: with L levels, x = 2k / (L − 1) − 1
     where k = ⌊u8 · L / 256⌋. With 2 levels x is a draw of Bernoulli(u8 / 255), never a threshold: a
-    likelihood of binary images is of such draws (Salakhutdinov & Murray 2008).
-
-    u8: bytes, of any shape.
-    levels: grey levels L, 2 … 256; None for latents, which keep their values.
-    noise: noise of the draw, with 2 levels.
-    """
+    likelihood of binary images is of such draws (Salakhutdinov & Murray 2008)."""
     if levels is None:
         return u8.to(torch.get_default_dtype())
     if levels == 2:
@@ -248,10 +361,7 @@ def _noised(
 def _taken(
     pack: Pack, split: str, parts: Sequence[Tensor], device: torch.device, uncut: bool
 ) -> Iterator[_Taken]:
-    """The rows of a split at some positions [B], one batch after the other.
-
-    uncut: as of `_Rows`.
-    """
+    """The rows of a split at some positions [B], one batch after the other."""
     rows = _Rows(pack, split, device, whole=False, uncut=uncut)
     ahead = None
     if rows.streamed is not None:
@@ -264,14 +374,7 @@ def _taken(
 
 class _Rows:
     """Rows of a split as bytes. A split that fits is kept on the GPU; rows of others are read from the
-    memory-map and moved through pinned memory. Those of a streamed split are read elsewhere and handed in.
-
-    pack: the data set.
-    split: "train", "val" or "test".
-    device: device of the rows.
-    whole: whether the split may be kept on the device.
-    uncut: whether packed images are whole of which patches are used.
-    """
+    memory-map and moved through pinned memory. Those of a streamed split are read elsewhere and handed in."""
 
     def __init__(
         self, pack: Pack, split: str, device: torch.device, *, whole: bool = True, uncut: bool = False
@@ -296,11 +399,7 @@ class _Rows:
 
     def take(self, index: Tensor, u8: Tensor | None = None) -> _Taken:
         """The images `x` and further pictures of them by kind, uint8 [B, C, H, W]; labels; and the captions
-        in `extra`.
-
-        index: positions [B] in the split, on the CPU.
-        u8: the images' bytes, where they were read ahead.
-        """
+        in `extra`."""
         extra = {} if self.captions is None else {"caption": [self.captions[i] for i in index.tolist()]}
         if self.whole:
             index = moved(index, self.device)

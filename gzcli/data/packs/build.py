@@ -1,29 +1,247 @@
-"""Packs a set: writes its images, in one pass, into a uint8 `.npy` file for each split. Only a few blocks are
-in memory at a time."""
+"""Packs a set: writes its images, in one pass, into a uint8 `.npy` file for each split. Only a few blocks
+are in memory at a time."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.sizes import as_size, sides
-from gzcli.data.packs.beside import write_labels, write_sides
-from gzcli.data.packs.fitted import Fit, Fitted, Sides, alike, measured, sides_in
-from gzcli.data.packs.forms import Decoding, Form, Report, Say, unreported
-from gzcli.data.packs.rows import Rows, keep
-from gzcli.data.packs.splits import SPLITS, Plan, foreign_plan, rows_of, split_plan, without
-from gzcli.data.packs.stream import write_index
-from gzcli.data.packs.workers import mapped
-from gzcli.data.readers.conditions import in_words
-from gzcli.data.readers.pictures import look, noted
-from gzcli.data.readers.raw_images import Block, RawImages
+from gzcli.core.types import Report, Say, unreported
+from gzcli.data.packs.stream import mapped, write_index
+from gzcli.data.readers.images import Block, RawImages
+from gzcli.data.readers.pictures import Decoding, decode, fit_array, look, noted, sides_of, undecodable
+from gzcli.data.sets.registry import Form, in_words
 from gzcli.store.files import checksum, need_space, write_json
+
+SPLITS = ("train", "val", "test")
+SPLIT_NAMES = {  # what arrays call them
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+
+# For each official split, of each of its images: the number of its packed split in SPLITS (int8 [N], −1: left
+# out), and the row there (int64 [N]).
+Plan = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def split_plan(title: str, counts: Mapping[str, int]) -> Plan:
+    """The plan of a set to train on. Where the publisher has no validation split, min(2000, 10 %) of train
+    become it, and where there is no test split, 10 %: by a fixed seed, in their order. RandomState's stream
+    is frozen, so that this choice never changes."""
+    n = counts.get("train", 0)
+    target = np.zeros(n, np.int8)
+    order = np.random.RandomState(0).permutation(n)
+    tenth = max(1, n // 10)
+    if not counts.get("test"):
+        target[order[:tenth]], order = 2, order[tenth:]
+    if not counts.get("val"):
+        target[order[: min(2000, tenth)]] = 1
+    targets = {"train": target}
+    targets |= {
+        s: np.full(counts[s], code, np.int8) for code, s in ((1, "val"), (2, "test")) if counts.get(s)
+    }
+    return trainable(title, targets)
+
+
+def foreign_plan(counts: Mapping[str, int]) -> Plan:
+    """The plan of a set that is scored only: its official test images, or all where it has none, become the
+    split `test`."""
+    chosen = ("test",) if counts.get("test") else [split for split in SPLITS if counts.get(split)]
+    return _in_rows({split: np.full(counts[split], SPLITS.index("test"), np.int8) for split in chosen})
+
+
+def trainable(title: str, targets: dict[str, np.ndarray]) -> Plan:
+    """The plan by the number of each image's packed split."""
+    if not (targets["train"] == 0).any():
+        n = len(targets["train"])
+        raise MissingError(f"`{title}` holds too few images: {n} to train on", hint="give at least 3 images")
+    return _in_rows(targets)
+
+
+def without(title: str, plan: Plan, bad: Iterable[tuple[str, int]]) -> Plan:
+    """The plan without some images, which are given as (official split, number in it)."""
+    targets = {split: target.copy() for split, (target, _) in plan.items()}
+    for split, i in bad:
+        targets[split][i] = -1
+    if rows_of(plan)["train"]:
+        return trainable(title, targets)
+    if not any((target >= 0).any() for target in targets.values()):
+        raise MissingError(f"`{title}` holds no picture that decodes")
+    return _in_rows(targets)
+
+
+def _in_rows(targets: dict[str, np.ndarray]) -> Plan:
+    """The plan by the number of each image's packed split, where images lie in their order."""
+    plan, start = {}, [0, 0, 0]
+    for split, target in targets.items():
+        row = np.zeros(len(target), np.int64)
+        for code in range(3):
+            inside = target == code
+            row[inside] = start[code] + np.arange(inside.sum())
+            start[code] += int(inside.sum())
+        plan[split] = target, row
+    return plan
+
+
+def rows_of(plan: Plan) -> dict[str, int]:
+    """Images in each packed split."""
+    return {
+        split: sum(int((target == code).sum()) for target, _ in plan.values())
+        for code, split in enumerate(SPLITS)
+    }
+
+
+class RowFile:
+    """A file of rows that are written in any order. They are written, not mapped: so resident memory does not
+    grow with the file."""
+
+    def __init__(self, path: Path, n: int, shape: tuple[int, ...]):
+        self.row = int(np.prod(shape))
+        self.seen = np.zeros(n, bool)
+        self.file = path.open("wb+")
+        np.lib.format.write_array_header_1_0(
+            self.file, {"descr": "|u1", "fortran_order": False, "shape": (n, *shape)}
+        )
+        self.start = self.file.tell()
+        self.file.truncate(self.start + n * self.row)
+        self.file.flush()
+
+    def put(self, row: int, image: np.ndarray) -> None:
+        os.pwrite(self.file.fileno(), np.ascontiguousarray(image).tobytes(), self.start + int(row) * self.row)
+        self.seen[row] = True
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def keep_rows(path: Path, rows: np.ndarray) -> None:
+    """Rewrites a `.npy` file with these rows only."""
+    old, part = np.load(path, mmap_mode="r"), path.with_suffix(".part")
+    new = RowFile(part, len(rows), old.shape[1:])
+    for to, row in enumerate(rows):
+        new.put(to, old[row])
+    new.close()
+    os.replace(part, path)
+
+
+Sides = dict[str, np.ndarray]  # by official split: int32 [N, 2], width and height that each image had
+
+
+class Fitted(NamedTuple):
+    """A block in the shape in which it is packed."""
+
+    split: str  # official split
+    start: int  # number of the first image in it
+    images: np.ndarray | MissingError  # uint8 [n, C, H, W], or why there is none
+    resized: bool  # whether its size was changed
+    sides: tuple[int, int]  # (width, height) that it had, in pixels; (0, 0) where they were not measured
+    name: str  # file that held it, for messages
+    notes: tuple[str, ...] = ()  # choices that its reading needed, as `pictures.decode` notes them
+
+
+@dataclass(frozen=True)
+class Fitter:
+    """The function block → Fitted, which can be pickled."""
+
+    title: str  # what messages call the set
+    shape: tuple[int, int, int]  # (C, H, W) that is wanted
+    how: Decoding  # how encoded pictures are decoded
+    hint: str  # what to do about pictures of mixed sizes
+    measured: bool  # whether the sides that a picture had are measured
+
+    def __call__(self, block: Block) -> Fitted:
+        split, start, data, name = block
+        if not isinstance(data, bytes):
+            height, width = data.shape[2:]
+            resized = (height, width) != self.shape[1:]
+            return Fitted(
+                split, start, fit_array(data, self.shape, self.how.fit), resized, (width, height), name
+            )
+        notes: list[str] = []
+        try:
+            image, resized = decode(data, name, self.how, notes.append)
+        except MissingError as e:
+            return Fitted(split, start, e, False, (0, 0), name)
+        if image.shape != self.shape:
+            (_, h, w), (_, h0, w0) = image.shape, self.shape
+            message = f"the images of `{self.title}` have mixed sizes: `{name}` is {w}×{h}"
+            raise UsageError(f"{message}, others are {w0}×{h0}", hint=self.hint)
+        sides = sides_of(data) if self.measured else (0, 0)
+        return Fitted(split, start, image[None], resized, sides, name, tuple(notes))
+
+
+def sides_in(images: RawImages) -> Sides:
+    """The sides of encoded pictures, read from their headers."""
+    had: Sides = {split: np.zeros((n, 2), np.int32) for split, n in images.counts.items()}
+    for split, start, data, name in images.blocks():
+        assert isinstance(data, bytes)
+        try:
+            had[split][start] = sides_of(data)
+        except Exception as e:  # as in `decode`
+            raise undecodable(name, e) from e
+    return had
+
+
+def measured(fitted: Iterator[Fitted], sides: Sides) -> Iterator[Fitted]:
+    """Passes blocks of images on and notes the sides that they had in `sides`."""
+    for one in fitted:
+        if not isinstance(one.images, MissingError):
+            sides[one.split][one.start : one.start + len(one.images)] = one.sides
+        yield one
+
+
+def alike(fitted: Iterator[Fitted], sides: Sides) -> Iterator[Fitted]:
+    """Passes blocks of further pictures on, which must have the shape of their images: pictures of another
+    shape would be cropped to another place."""
+    for one in fitted:
+        if not isinstance(one.images, MissingError):
+            (w, h), (w0, h0) = one.sides, sides[one.split][one.start].tolist()
+            if w0 and h0:  # else the image did not decode
+                slack = max(0.02, 1 / min(w, h, w0, h0))  # a pixel may be lost to rounding
+                if abs(w * h0 / (h * w0) - 1) > slack:
+                    raise UsageError(
+                        f"`{one.name}` is {w}×{h}, and its image {w0}×{h0}: another shape",
+                        hint="crop both alike, before they become a set",
+                    )
+        yield one
+
+
+def write_sides(had: Sides, plan: Plan, rows: dict[str, int], folder: Path) -> None:
+    """Writes the sides of images of several sizes: SPLIT_sides.npy, int32 [N, 2] of width and height."""
+    for code, split in enumerate(SPLITS):
+        out = np.zeros((rows[split], 2), np.int32)
+        for official, (to_split, to_row) in plan.items():
+            out[to_row[to_split == code]] = had[official][to_split == code]
+        np.save(folder / f"{split}_sides.npy", out)
+
+
+def write_labels(images: RawImages, plan: Plan, rows: dict[str, int], folder: Path) -> None:
+    """Writes labels, captions and names in the rows of their images."""
+    for code, split in enumerate(SPLITS):
+        n = rows[split]
+        if images.labels:
+            first = next(iter(images.labels.values()))
+            out = np.zeros((n, *first.shape[1:]), first.dtype)
+            for official, (to_split, to_row) in plan.items():
+                out[to_row[to_split == code]] = images.labels[official][to_split == code]
+            np.save(folder / f"{split}_labels.npy", out)
+        for kind, given in (("captions", images.captions), ("names", images.names)):
+            if given:
+                texts = [""] * n
+                for official, (to_split, to_row) in plan.items():
+                    for i in np.flatnonzero(to_split == code):
+                        texts[to_row[i]] = given[official][i]
+                write_json(folder / f"{split}_{kind}.json", texts)
+
 
 LARGEST = 512  # pixels a side that are packed without being asked for by `data.size`
 NAMED = 5  # pictures that a message names
@@ -42,19 +260,7 @@ def build(
     progress: Report = unreported,
 ) -> None:
     """Writes SPLIT.npy, SPLIT_labels.npy, SPLIT_captions.json, SPLIT_names.json, SPLIT_<kind>.npy of further
-    pictures, and meta.json into `folder`. Pictures that were left out are listed in meta.json.
-
-    images: the images.
-    folder: the pack's folder.
-    form: the form in which they are packed.
-    extra: further keys of meta.json.
-    limit: bytes beyond which no pixels are written but an index of the places of the pictures (`stream.py`),
-      which are decoded as they are needed; None: no limit.
-    progress: takes images done and in all.
-
-    Raises UsageError for mixed sizes without a size asked for, and for further pictures that are too many to
-    be packed or of another shape than their image; MissingError that names the pictures that do not decode.
-    """
+    pictures, and meta.json into `folder`. Pictures that were left out are listed in meta.json."""
     plan = foreign_plan(images.counts) if form.foreign else split_plan(images.title, images.counts)
     images = _scored(images, plan) if form.foreign else images
     notes: list[str] = []  # of how pictures were read
@@ -77,7 +283,7 @@ def build(
         resized = form.size is not None
     else:
         need_space(folder, total * int(np.prod(shape)))
-        fit = Fit(images.title, shape, how, _crop_hint(native), measured=bool(images.further))
+        fit = Fitter(images.title, shape, how, _crop_hint(native), measured=bool(images.further))
         bad, resized, notes = _pack(images, plan, folder, fit, lambda n: progress(n, total))
         if bad:
             skipped = _left_out(images, plan, bad, form.skip_bad, folder)
@@ -117,10 +323,7 @@ def _scored(images: RawImages, plan: Plan) -> RawImages:
 
 def _native(images: RawImages, form: Form, note: Say) -> Shape:
     """The shape of the images before packing, by a few of them: the size of the first one, and three channels
-    if any has colour. Where none can be looked at it is the form's.
-
-    note: takes how each of the few was read, as in `pictures.decode`.
-    """
+    if any has colour. Where none can be looked at it is the form's."""
     if images.shape:
         return images.shape
     if images.probe is None:
@@ -142,11 +345,7 @@ def _native(images: RawImages, form: Form, note: Say) -> Shape:
 
 
 def _mixed(had: Sides, planes: int, limit: int | None) -> bool:
-    """Whether images of these sides cannot be packed, as they have several sizes or are too large.
-
-    planes: number of their channels together.
-    limit: bytes of a pack; None: no limit.
-    """
+    """Whether images of these sides cannot be packed, as they have several sizes or are too large."""
     every = np.concatenate(list(had.values()))  # [N, 2]
     width, height = every[0].tolist()
     too_many = limit is not None and planes * width * height > limit
@@ -154,10 +353,7 @@ def _mixed(had: Sides, planes: int, limit: int | None) -> bool:
 
 
 def _target(images: RawImages, native: Shape, form: Form, mixed: bool) -> tuple[Shape, Decoding]:
-    """The packed shape, and the decoding that leads to it. Raises UsageError where a size must be given.
-
-    mixed: whether images of any size are decoded as they are needed.
-    """
+    """The packed shape, and the decoding that leads to it."""
     c, h, w = native
     if not form.size and not mixed and max(h, w) > LARGEST:
         hint = "`--set data.size=64` resizes them once, when they are packed"
@@ -174,7 +370,7 @@ def _crop_hint(native: Shape) -> str:
 
 
 def _pack(
-    images: RawImages, plan: Plan, folder: Path, fit: Fit, report: Callable[[int], None]
+    images: RawImages, plan: Plan, folder: Path, fit: Fitter, report: Callable[[int], None]
 ) -> tuple[Bad, bool, list[str]]:
     """Writes the images, then their further pictures by the same crop. Returns those that did not decode,
     whether any image was resized, and how pictures were read."""
@@ -185,7 +381,7 @@ def _pack(
     notes: Counter[str] = Counter()
 
     def written(kind: str, fitted: Iterator[Fitted], done: int) -> tuple[Bad, bool]:
-        writers = {split: Rows(folder / _file(split, kind), n, fit.shape) for split, n in rows.items()}
+        writers = {split: RowFile(folder / _file(split, kind), n, fit.shape) for split, n in rows.items()}
         found = _write(fitted, plan, writers, lambda n: report(done + n), notes)
         for split, writer in writers.items():
             if missing := int((~writer.seen).sum()):
@@ -211,7 +407,7 @@ def _file(split: str, kind: str = "") -> str:
 def _write(
     fitted: Iterator[Fitted],
     plan: Plan,
-    writers: dict[str, Rows],
+    writers: dict[str, RowFile],
     report: Callable[[int], None],
     notes: Counter[str],
 ) -> tuple[Bad, bool]:
@@ -239,10 +435,7 @@ def _write(
 
 
 def _left_out(images: RawImages, plan: Plan, bad: Bad, skip_bad: bool, folder: Path) -> list[str]:
-    """Removes pictures that did not decode from the plan and the files. Returns their messages.
-
-    Raises MissingError that names them unless `skip_bad`.
-    """
+    """Removes pictures that did not decode from the plan and the files. Returns their messages."""
     messages = [e.message for e in bad.values()]
     if not skip_bad:
         shown = "; ".join(messages[:NAMED]) + ("; …" if len(messages) > NAMED else "")
@@ -256,16 +449,13 @@ def _left_out(images: RawImages, plan: Plan, bad: Bad, skip_bad: bool, folder: P
         )
         if not kept.all():
             for kind in ("", *images.further):
-                keep(folder / _file(name, kind), np.flatnonzero(kept))
+                keep_rows(folder / _file(name, kind), np.flatnonzero(kept))
     plan.update(again)
     return messages
 
 
 def _index(images: RawImages, plan: Plan, folder: Path, mixed: bool) -> None:
-    """Writes the places of the pictures instead of pixels. Raises UsageError where there are none.
-
-    mixed: whether that is because they have several sizes.
-    """
+    """Writes the places of the pictures instead of pixels."""
     why = f"`{images.title}` is larger than `GZ_PACK_LIMIT` allows to pack, and"
     more, less = "set `GZ_PACK_LIMIT` to more bytes", "`data.size` to fewer pixels"
     if mixed:

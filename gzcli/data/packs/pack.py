@@ -1,18 +1,32 @@
-"""Packs: a set as uint8 memory-maps in the cache, opened by every process of a run. No heavy import at the
-top."""
+"""Packs: data sets as uint8 memory-maps in the cache; how they are opened, found, and kept from removal.
+No heavy import at the top."""
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import hashlib
+import itertools
+import math
+import os
+import weakref
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from gzcli.core.errors import UsageError
+from gzcli.core.errors import DamagedError, MissingError, UsageError
+from gzcli.core.sections import Fit
+from gzcli.core.sizes import Size, as_size
 from gzcli.core.types import DataInfo
-from gzcli.data.packs.forms import Decoding
-from gzcli.data.readers.conditions import FURTHER, in_words
-from gzcli.data.readers.kinds import counted
-from gzcli.store.files import read_json
+from gzcli.core.units import counted
+from gzcli.core.variables import number
+from gzcli.data.readers.files import walk
+from gzcli.data.sets.names import DataSet
+from gzcli.data.sets.registry import FURTHER, DataSpec, Form, in_words
+from gzcli.store.files import is_locked, lock, read_json, read_object
+from gzcli.store.paths import cache_dir
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,40 +42,23 @@ def middle(side: int, patch: int) -> slice:
 
 @dataclass(frozen=True)
 class PackMeta:
-    """What a pack holds.
+    """What a pack holds."""
 
-    name: the set's key.
-    title: what it shows, or the path of the user's own.
-    shape: (C, H, W) of an image.
-    classes: names of the classes; () without labels.
-    multilabel: whether an image may have any number of the classes.
-    counts: images of "train", "val" and "test".
-    levels: grey levels of the source, 2 … 256.
-    resized: whether any image was resized.
-    digest: hash of the content.
-    streamed: whether the pack holds no pixels, only where the pictures lie.
-    skipped: messages of pictures that do not decode.
-    source_channels: channels of the source, which may differ from those of `shape`.
-    extras: what belongs to each image, of `conditions.EXTRAS`.
-    notes: what else was left out of the set, and why.
-    mixed: whether the images have several sizes; then `shape` has the least height and width.
-    """
-
-    name: str
-    title: str
-    shape: tuple[int, int, int]
-    classes: tuple[str, ...]
-    multilabel: bool
-    counts: dict[str, int]
-    levels: int
-    resized: bool
-    digest: str
-    streamed: bool = False
-    skipped: tuple[str, ...] = ()
-    source_channels: int = 1
-    extras: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    mixed: bool = False
+    name: str  # the set's key
+    title: str  # what it shows, or the path of the user's own
+    shape: tuple[int, int, int]  # (C, H, W) of an image
+    classes: tuple[str, ...]  # names of the classes; () without labels
+    multilabel: bool  # whether an image may have any number of the classes
+    counts: dict[str, int]  # images of "train", "val" and "test"
+    levels: int  # grey levels of the source, 2 … 256
+    resized: bool  # whether any image was resized
+    digest: str  # hash of the content
+    streamed: bool = False  # whether the pack holds no pixels, only where the pictures lie
+    skipped: tuple[str, ...] = ()  # messages of pictures that do not decode
+    source_channels: int = 1  # channels of the source, which may differ from those of `shape`
+    extras: tuple[str, ...] = ()  # what belongs to each image, of `conditions.EXTRAS`
+    notes: tuple[str, ...] = ()  # what else was left out of the set, and why
+    mixed: bool = False  # whether the images have several sizes; then `shape` has the least height and width
 
     @property
     def words(self) -> str:
@@ -82,13 +79,13 @@ class Pack:
     meta: what it holds.
     how: how the pictures of a streamed set are decoded; None: the set is not streamed.
     patch: side of the patches of the images that are used; None: whole images are.
-
-    Raises UsageError that names an image smaller than the patch.
     """
 
     use: object = None  # what keeps the set from being removed for as long as the pack is there
 
-    def __init__(self, folder: Path, meta: PackMeta, how: Decoding | None = None, patch: int | None = None):
+    def __init__(
+        self, folder: Path, meta: PackMeta, how: dict[str, Any] | None = None, patch: int | None = None
+    ):
         self.folder, self.meta, self._how, self.patch = folder, meta, how, patch
         self._open: dict[str, np.ndarray] = {}
         if patch:
@@ -96,22 +93,16 @@ class Pack:
             self.meta = replace(meta, shape=(meta.shape[0], patch, patch))
 
     def cut(self, patch: int | None) -> Pack:
-        """The pack of which patches of this side are used. Raises UsageError that names an image smaller than
-        them."""
+        """The pack of which patches of this side are used."""
         return Pack(self.folder, self.meta, self._how, patch) if patch else self
 
     def images(self, split: str, *, uncut: bool = False) -> np.ndarray | Pictures:
         """uint8 [N, C, H, W]; changes to it are not written back. Those of a streamed set are decoded as rows
-        of them are asked for.
-
-        uncut: whether images are whole of which patches are used, as those of a streamed set never are; if
-          not, they are their middle patches.
-        """
+        of them are asked for."""
         if self._how is None:
             return self._load(split) if uncut else self._cut(self._load(split))
-        from gzcli.data.packs.stream import Pictures
 
-        return Pictures(self.folder, split, self.meta.shape, self._how, self.patch)
+        return Pictures(self.folder, split, self.meta.shape, Decoding(**self._how), self.patch)
 
     def labels(self, split: str) -> np.ndarray | None:
         """int64 [N], uint8 [N, K] (multi-label), or None."""
@@ -126,19 +117,12 @@ class Pack:
         return read_json(self.folder / f"{split}_names.json")
 
     def further(self, split: str, *, uncut: bool = False) -> dict[str, np.ndarray]:
-        """Further pictures of each image by kind (`control`, `before`), uint8 [N, C, H, W]; {} without.
-
-        uncut: as in `images`.
-        """
+        """Further pictures of each image by kind (`control`, `before`), uint8 [N, C, H, W]; {} without."""
         found = {kind: self._load(f"{split}_{kind}") for kind in self.meta.extras if kind in FURTHER}
         return found if uncut else {kind: self._cut(images) for kind, images in found.items()}
 
     def info(self, levels: int | None = None, steps: int = 0) -> DataInfo:
-        """The description of the data that a model is built for.
-
-        levels: grey levels, 2 … 256; None: those of the source.
-        steps: length of the run.
-        """
+        """The description of the data that a model is built for."""
         meta = self.meta
         return DataInfo(
             meta.shape, levels or meta.levels, meta.classes, meta.multilabel, meta.counts["train"], steps
@@ -185,3 +169,263 @@ class Pack:
             empty = not self.meta.counts[name.split("_")[0]]  # an empty file cannot be mapped
             self._open[name] = np.load(self.folder / f"{name}.npy", mmap_mode=None if empty else "c")
         return self._open[name]
+
+
+class Data:
+    """A packed data set.
+
+    pack: its arrays and metadata.
+    """
+
+    def __init__(self, pack: Pack):
+        self.pack = pack
+
+    @property
+    def name(self) -> str:
+        """Its name in ids of runs."""
+        return self.pack.meta.name
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        return self.pack.meta.shape
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of its classes; () where it has no labels."""
+        return self.pack.meta.classes
+
+    def images(self, split: str = "train") -> np.ndarray | Pictures:
+        """The images of "train", "val" or "test", uint8 [N, C, H, W].
+
+        They are a memory-map. Those of a streamed set are decoded as rows of them are asked for.
+        """
+        return self.pack.images(split)
+
+    def labels(self, split: str = "train") -> np.ndarray | None:
+        """int64 [N], uint8 [N, K] where several classes hold at once, or None."""
+        return self.pack.labels(split)
+
+    def __repr__(self) -> str:
+        return f"<gzcli.Data {self.name}: {self.pack.meta.words}>"
+
+
+RULE = 2  # version of the packing: packs of an older one are made anew
+OWN_RULE = 7  # the same for the user's own images
+META_TYPES: dict[str, type | tuple[type, ...]] = {  # types of what the `meta.json` of a pack must say
+    **dict.fromkeys(("fingerprint", "title"), str),
+    **dict.fromkeys(("shape", "classes"), list),
+    **dict.fromkeys(("counts", "sha256"), dict),
+    **dict.fromkeys(("multilabel", "resized"), bool),
+    "levels": int,
+}
+LONGEST_HEAD = 4096  # bytes of the head of an array
+PACK_LIMIT = 32_000_000_000  # bytes: larger sets stream, unless `GZ_PACK_LIMIT` says otherwise
+
+
+def find_pack(found: DataSet, form: Form | None = None) -> Pack | None:
+    """The pack of a form, if there is one that was made of the present files.
+
+    A pack that was made without asking for a size or channels is also found by a form that asks for those
+    that it has, and one whose images were not resized whatever the fit.
+    """
+    form = form or found.form
+    ways: Iterable[tuple[Size | None, int | None, Fit, bool]] = product(
+        dict.fromkeys((form.size, found.size)),
+        dict.fromkeys((form.channels, found.channels)),
+        dict.fromkeys((form.fit, "crop")),
+        dict.fromkeys((form.mixed, False)),
+    )
+    folders = dict.fromkeys(
+        pack_dir(found, replace(form, size=size, channels=channels, fit=fit, mixed=mixed))
+        for size, channels, fit, mixed in ways
+    )
+    metas = [(folder, meta) for folder in folders if (meta := meta_of(folder))]
+    now = fingerprint(found) if metas else None
+    for folder, meta in metas:
+        if now in (meta["fingerprint"], None):
+            c, h, w = meta["shape"]
+            how = meta.get("streamed")
+            mixed = meta.get("mixed", False)
+            if how and not mixed and sum(meta["counts"].values()) * c * h * w <= pack_limit():
+                continue  # the limit was raised
+            if form.mixed and how and not mixed:
+                continue  # its pictures need one size
+            if meta.get("skipped") and not form.skip_bad:
+                continue  # bad pictures may not be skipped any more
+            if meta["resized"] and meta.get("fit", "crop") != form.fit:
+                continue
+            fits = form.size in (None, as_size(h, w)) and form.channels in (None, c)
+            if fits and is_whole(folder, meta):
+                return Pack(folder, _meta(found, meta), how)
+    return None
+
+
+def meta_of(folder: Path) -> dict[str, Any] | None:
+    """What the `meta.json` of a pack says; None where there is none, or it is damaged."""
+    try:
+        meta = read_object(folder / "meta.json")
+        return meta if all(isinstance(meta[key], kind) for key, kind in META_TYPES.items()) else None
+    except (DamagedError, KeyError):
+        return None
+
+
+def is_whole(folder: Path, meta: dict[str, Any]) -> bool:
+    """Whether the arrays of a pack are there, and as long as their heads say; one that is not is made anew.
+
+    `gz data verify` reads every byte.
+    """
+    return all(is_array(folder / name) for name in meta["sha256"] if name.endswith(".npy"))
+
+
+def is_array(file: Path) -> bool:
+    """Whether a file has the length that the head of its array says.
+
+    numpy's format: its name, the version in two bytes, the length of a Python literal that has the type, as
+    `|u1` or `<i8`, and the shape; numpy itself is not loaded, which light verbs do without.
+    """
+    try:
+        with file.open("rb") as f:
+            known, version = f.read(6) == b"\x93NUMPY", f.read(2)
+            length = int.from_bytes(f.read(2 if version[:1] == b"\x01" else 4), "little")
+            if not known or length > LONGEST_HEAD:
+                return False
+            head = ast.literal_eval(f.read(length).decode("latin1"))
+            size = math.prod(head["shape"]) * int(head["descr"][2:])
+            return f.tell() + size == file.stat().st_size
+    except (OSError, ValueError, SyntaxError, TypeError, KeyError):
+        return False
+
+
+def packs_of(found: DataSet) -> list[Path]:
+    """The folders of every pack of a set."""
+    folder = cache_dir("packs", found.key)
+    return sorted(p for p in folder.iterdir() if (p / "meta.json").exists()) if folder.is_dir() else []
+
+
+def pack_dir(found: DataSet, form: Form) -> Path:
+    """The folder of the pack of this form: `packs/mnist/28x1`, `packs/my-photos-3f2a1c/ownxown`,
+    `packs/faces/48x32x3-pad`."""
+    end = "-foreign" if form.foreign else ""
+    if form.mixed:
+        end = f"-mixed{end}"
+    elif form.size and form.fit != "crop":
+        end = f"-{form.fit}{end}"
+    return cache_dir("packs", found.key, f"{form.size or 'own'}x{form.channels or 'own'}{end}")
+
+
+def pack_limit() -> int:
+    """Bytes beyond which a set is streamed."""
+    limit = number("GZ_PACK_LIMIT", "bytes")
+    return PACK_LIMIT if limit is None else limit
+
+
+def fingerprint(found: DataSet) -> str | None:
+    """A hash of what a pack is made of: the version of the packing, and the checksums of a known set's files,
+    or the names, sizes and times of the user's own files and their layout."""
+    digest = hashlib.sha256(str(RULE if isinstance(found, DataSpec) else OWN_RULE).encode())
+    if isinstance(found, DataSpec):
+        digest.update(repr([(f.name, f.sha256 or f.md5) for f in found.files]).encode())
+        return digest.hexdigest()
+    if not found.path.exists():
+        return None
+    files, odd = walk(found.path) if found.path.is_dir() else ([], {})
+    digest.update(repr((found.form.layout, odd)).encode())
+    for path in [str(found.path), *(os.path.join(found.path, name) for name in files)]:
+        try:
+            stat = os.stat(path)
+        except OSError as e:
+            raise MissingError(
+                f"`{path}` cannot be read: {e.strerror}", hint="try again when the files are at rest"
+            ) from e
+        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _meta(found: DataSet, meta: dict[str, Any]) -> PackMeta:
+    """What a pack's `meta.json` says; older packs do not have all of its keys."""
+    content = sorted(item for item in meta["sha256"].items() if not item[0].endswith("_names.json"))
+    captioned = ("caption",) if "train_captions.json" in meta["sha256"] else ()
+    channels = meta.get("source_channels", meta["shape"][0])
+    return PackMeta(
+        found.key,
+        meta["title"],
+        tuple(meta["shape"]),
+        tuple(meta["classes"]),
+        meta["multilabel"],
+        meta["counts"],
+        meta["levels"],
+        meta["resized"],
+        digest=hashlib.sha256(repr(content).encode()).hexdigest()[:16],
+        streamed=bool(meta.get("streamed")),
+        skipped=tuple(meta.get("skipped", ())),
+        source_channels=found.channels if isinstance(found, DataSpec) else channels,
+        extras=tuple(meta.get("extras", captioned)),
+        notes=tuple(meta.get("notes", ())),
+        mixed=meta.get("mixed", False),
+    )
+
+
+_uses = itertools.count()
+WAIT = "stop it first, or wait for it"
+
+
+class Use:
+    """A use of a set by this process, until `end`, until nothing refers to it any more, or until the process
+    ends."""
+
+    def __init__(self, found: DataSet):
+        self._held = contextlib.ExitStack()
+        # `__del__` might find the modules gone that it needs, or not be called, where the interpreter ends
+        self.end = weakref.finalize(self, _let_go, self._held, os.getpid())
+        file = cache_dir("packs", f".{found.key}.{os.getpid()}.{next(_uses)}.used")
+        with contextlib.suppress(OSError), lock(_gate(found)):  # where nothing can be written, nothing can go
+            _others(found)
+            self._held.callback(file.unlink, missing_ok=True)
+            self._held.enter_context(lock(file, wait=False))
+
+    def __enter__(self) -> Use:
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        """Lets the set go where the block has failed."""
+        if kind:
+            self.end()
+
+
+def _let_go(held: contextlib.ExitStack, pid: int) -> None:
+    """Ends a use, but not in a child that has a copy of it."""
+    if os.getpid() == pid:
+        with contextlib.suppress(OSError):
+            held.close()
+
+
+@contextlib.contextmanager
+def alone(found: DataSet) -> Iterator[None]:
+    """Inside, no other process uses the set, and none can begin to."""
+    raw = cache_dir("raw", f".{found.key}.lock") if isinstance(found, DataSpec) else None
+    with lock(_gate(found)):
+        if others := _others(found):
+            raise UsageError(f"`{found.reference}` is being used by process {others[0]}", hint=WAIT)
+        with lock(raw, wait=False) if raw else contextlib.nullcontext(True) as got:
+            if not got:
+                raise UsageError(f"`{found.reference}` is being downloaded by another process", hint=WAIT)
+            yield
+
+
+def _gate(found: DataSet) -> Path:
+    return cache_dir("packs", f".{found.key}.gate.lock")
+
+
+def _others(found: DataSet) -> list[int]:
+    """The other processes that use a set. The files of those that were killed are removed."""
+    living = []
+    for file in cache_dir("packs").glob(f".{found.key}.*.used"):
+        pid = int(file.name.split(".")[-3])
+        if pid == os.getpid():
+            continue
+        if is_locked(file):
+            living.append(pid)
+        else:
+            file.unlink(missing_ok=True)
+    return living

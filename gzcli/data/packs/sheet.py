@@ -107,10 +107,7 @@ def _short(name: str) -> str:
 
 @cache
 def font_of(height: int) -> ImageFont.FreeTypeFont:
-    """The font of matplotlib's figures, which has the letters of most languages.
-
-    height: height of its letters in pixels.
-    """
+    """The font of matplotlib's figures, which has the letters of most languages."""
     found = find_spec("matplotlib")  # finds the library's files without the time of its import
     assert found is not None and found.origin is not None
     fonts = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf"

@@ -1,5 +1,5 @@
-"""Sets too large to pack: an index of the places of their pictures, and worker processes that decode these
-before they are needed."""
+"""Worker processes that decode pictures: blocks of a set while it is packed, and batches of one too large
+to pack."""
 
 from __future__ import annotations
 
@@ -7,27 +7,119 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from gzcli.core import start
 from gzcli.core.errors import DeviceError, GzError, UsageError
 from gzcli.core.variables import number
-from gzcli.data.packs import workers as processes
-from gzcli.data.packs.forms import Decoding
-from gzcli.data.readers.archives import read_span
-from gzcli.data.readers.pictures import decode
-from gzcli.data.readers.raw_images import Span
+from gzcli.data.readers.archive import read_span
+from gzcli.data.readers.images import Block, Span
+from gzcli.data.readers.pictures import Decoding, decode
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Rows = Sequence[int] | np.ndarray
+T = TypeVar("T")
+
+FEW = 4000  # images up to which starting processes would take longer than packing here
+CHUNK = 64  # blocks that are sent to a worker at a time
+CHUNK_BYTES = 1 << 22  # bytes from which fewer blocks are sent
+CHUNKS_AHEAD = 3  # chunks in flight for each worker
+_hiding = threading.Lock()
+
+
+def mapped(f: Callable[[Block], T], blocks: Iterable[Block], work: int) -> Iterator[T]:
+    """f(block) of each block, in their order; at most a few chunks are in memory."""
+    count = cores() if work > FEW else 1
+    if count == 1:
+        yield from map(f, blocks)
+        return
+    import multiprocessing
+
+    start.safe_children()
+    # Spawned: the parent may have threads and a GPU. Each holds a few imports and no torch.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=follow_parent)
+    flying: deque[Future[list[T]]] = deque()
+    try:
+        for chunk in _chunks(blocks):
+            with without_main():  # which may start a process
+                flying.append(pool.submit(_apply, f, chunk))
+            if len(flying) >= CHUNKS_AHEAD * count:
+                yield from flying.popleft().result()
+        while flying:
+            yield from flying.popleft().result()
+    except BrokenProcessPool as e:
+        raise DeviceError(
+            "a worker process was killed while packing",
+            hint="is the memory full? close other programs, try again",
+        ) from e
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def cores() -> int:
+    """Worker processes that packing starts: the cores that this process may use, at most 8."""
+    return min(8, start.cores())
+
+
+@contextmanager
+def without_main() -> Iterator[None]:
+    """Hides the main module from processes that start meanwhile, which would import it anew. A user's script
+    without `if __name__ == "__main__"` would run again in each of them, and wait there for the very set that
+    this process packs; a notebook's cannot be imported at all."""
+    with _hiding:
+        main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
+
+
+def _chunks(blocks: Iterable[Block]) -> Iterator[list[Block]]:
+    chunk: list[Block] = []
+    size = 0
+    for block in blocks:
+        chunk.append(block)
+        size += len(block.data) if isinstance(block.data, bytes) else block.data.nbytes
+        if len(chunk) >= CHUNK or size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _apply(f: Callable[[Block], T], chunk: list[Block]) -> list[T]:
+    return [f(block) for block in chunk]
+
+
+def follow_parent() -> None:
+    """Makes a worker process leave Ctrl-C to its parent, and end when its parent does."""
+    import multiprocessing
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def follow() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+Index = Sequence[int] | np.ndarray
 
 MOST_WORKERS = 8  # of one process
 BATCHES_AHEAD = 2  # batches that each worker may decode before they are asked for
@@ -49,13 +141,7 @@ def write_index(folder: Path, split: str, spans: Sequence[Span]) -> None:
 class Pictures:
     """The images of a split as an array uint8 [N, C, H, W], each read and decoded when it is asked for.
 
-    folder: that of the pack, with its index.
-    split: "train", "val" or "test".
-    shape: (C, H, W) of an image.
-    how: how the pictures are decoded.
-    patch: side of the patches of the pictures that are wanted, which `shape` has; None: whole pictures are.
-
-    Rows are numbers [B], of middle patches, or `places` of patches [B, 3]. A row raises MissingError where
+    Index are numbers [B], of middle patches, or `places` of patches [B, 3]. A row raises MissingError where
     its picture cannot be read or decoded, UsageError where it has another size than `shape` and none was
     asked for.
     """
@@ -75,7 +161,7 @@ class Pictures:
     def nbytes(self) -> int:
         return int(np.prod(self.shape))
 
-    def __getitem__(self, rows: int | slice | Rows) -> np.ndarray:
+    def __getitem__(self, rows: int | slice | Index) -> np.ndarray:
         places = None
         if isinstance(rows, np.ndarray) and rows.ndim == 2:
             rows, places = rows[:, 0], rows[:, 1:].tolist()
@@ -124,7 +210,7 @@ class Pictures:
 
 def worker_count() -> int:
     """Worker processes for this one: its share of the cores, from 1 to 8, or what `GZ_WORKERS` says (0:
-    none). Raises UsageError."""
+    none)."""
     if (count := number("GZ_WORKERS", "processes")) is not None:
         return count
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # training processes on this machine
@@ -134,11 +220,6 @@ def worker_count() -> int:
 class Prefetch:
     """Batches of pictures, decoded ahead by worker processes that end with this object, or with the process.
 
-    pictures: the images of a split.
-    index_of: the rows of a batch by its step; called in this process.
-    workers: processes; 0: all is done in this process.
-    steps: batches in all, where they have an end.
-
     The workers come from a fork server. Like spawned processes they are safe beside threads and a GPU, but
     torch is imported once and not by each of them (first batch from 8 workers on 2 cores: 3 s, spawned 15 s),
     and they end cleanly, where spawned ones aborted. Batches come through shared memory: through pipes,
@@ -146,7 +227,7 @@ class Prefetch:
     """
 
     def __init__(
-        self, pictures: Pictures, index_of: Callable[[int], Rows], workers: int, steps: int = sys.maxsize
+        self, pictures: Pictures, index_of: Callable[[int], Index], workers: int, steps: int = sys.maxsize
     ):
         import torch
         from torch.utils.data import DataLoader
@@ -175,14 +256,11 @@ class Prefetch:
 
     def at(self, step: int) -> Tensor:
         """The batch of a step: uint8 [B, C, H, W] on the CPU, not to be written to. Steps come one after
-        another; any other step than the last one and the next starts the workers anew from there.
-
-        Raises what `Pictures` raises, and DeviceError where a worker was killed.
-        """
+        another; any other step than the last one and the next starts the workers anew from there."""
         if self._held is None or self._held[0] != step:
             if "batches" not in self._open or self._held is None or step != self._held[0] + 1:
                 self._steps.first = step
-                with processes.without_main():  # starts the workers
+                with without_main():  # starts the workers
                     self._open["batches"] = iter(self._open["loader"])
             self._held = step, self._next()
         batch = self._held[1]
@@ -208,10 +286,10 @@ class Prefetch:
 class _Steps:
     """A loader's batch sampler: the rows of one batch after another, from `first` on."""
 
-    def __init__(self, index_of: Callable[[int], Rows], steps: int):
+    def __init__(self, index_of: Callable[[int], Index], steps: int):
         self.index_of, self.steps, self.first = index_of, steps, 0
 
-    def __iter__(self) -> Iterator[Rows]:
+    def __iter__(self) -> Iterator[Index]:
         return map(self.index_of, range(self.first, self.steps))
 
 
@@ -221,7 +299,7 @@ class _Batches:
     def __init__(self, pictures: Pictures):
         self.pictures = pictures
 
-    def __getitems__(self, rows: Rows) -> Tensor | GzError:
+    def __getitems__(self, rows: Index) -> Tensor | GzError:
         import torch
 
         try:
@@ -235,6 +313,6 @@ def _as_it_is(batch: Tensor | GzError) -> Tensor | GzError:
 
 
 def _begin(worker: int) -> None:
-    processes.follow_parent()
+    follow_parent()
     # A scheduler sends it to all processes, but the trainer still needs a batch before it saves.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

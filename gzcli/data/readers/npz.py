@@ -12,10 +12,10 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from gzcli.core.errors import MissingError, UsageError, first_line
-from gzcli.data.packs.splits import SPLIT_NAMES
-from gzcli.data.readers.archives import Zip
-from gzcli.data.readers.kinds import counted
-from gzcli.data.readers.raw_images import Block, RawImages
+from gzcli.core.units import counted
+from gzcli.data.packs.build import SPLIT_NAMES
+from gzcli.data.readers.archive import Zip
+from gzcli.data.readers.images import Block, RawImages
 
 BLOCK_BYTES = 1 << 18
 MOST_CLASSES = 100_000
@@ -31,20 +31,13 @@ HINT = "images are uint8 or uint16 of shape [N, H, W], [N, H, W, C] or [N, C, H,
 
 
 class Header(NamedTuple):
-    """What is known of an array of images.
+    """What is known of an array of images."""
 
-    n: number of images.
-    shape: (C, H, W) of an image.
-    first: whether channels come first.
-    fortran: whether the array lies in Fortran's order, column by column.
-    dtype: uint8 or uint16.
-    """
-
-    n: int
-    shape: tuple[int, int, int]
-    first: bool
-    fortran: bool
-    dtype: np.dtype
+    n: int  # number of images
+    shape: tuple[int, int, int]  # (C, H, W) of an image
+    first: bool  # whether channels come first
+    fortran: bool  # whether the array lies in Fortran's order, column by column
+    dtype: np.dtype  # uint8 or uint16
 
 
 def npz(path: Path) -> RawImages:
@@ -53,8 +46,6 @@ def npz(path: Path) -> RawImages:
     Images are uint8 or uint16 (divided by 257), [N, H, W], [N, H, W, C] or [N, C, H, W]: of splits by
     MedMNIST's names (`train_images`, `val_images`, …) or Keras' (`x_train`, …), or `images` alone. Labels, if
     any, are integers [N], [N, 1] or [N, K] with names alike; names of classes [K] are `class_names`.
-
-    Raises UsageError where it is none of these.
     """
     archive = _Npz(path)
     images, labels = _named(archive)
@@ -113,10 +104,7 @@ def _named(archive: _Npz) -> tuple[dict[str, str], dict[str, str]]:
 
 
 class _Npz:
-    """The arrays of an npz, which is a zip of `.npy` files.
-
-    path: the npz.
-    """
+    """The arrays of an npz, which is a zip of `.npy` files."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -127,8 +115,7 @@ class _Npz:
         return iter(self.names)
 
     def header(self, name: str) -> Header:
-        """What is known of an array of images. Raises UsageError for an array that is none of images, or that
-        may be meant in two ways."""
+        """What is known of an array of images."""
         with self._opened(name) as (_, shape, fortran, dtype):
             pass
         what = f"`{name}` in `{self.path}` is {dtype} of shape {shape}"
@@ -186,8 +173,7 @@ class _Npz:
         return y.astype(np.int64 if y.ndim == 1 else np.uint8)
 
     def names_of(self, name: str, known: int) -> tuple[str, ...]:
-        """The names of the classes. Raises UsageError where they are fewer than the labels have, or no
-        texts."""
+        """The names of the classes."""
         given = self._whole(name)
         if given.ndim != 1 or given.dtype.kind not in "US":
             hint = f"it is an array of texts, one a class: `{name}=np.array(['ant', 'bee'])`"
@@ -208,11 +194,7 @@ class _Npz:
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], bool, np.dtype]]:
-        """The file of an array behind its head, with shape, whether it lies in Fortran's order, and dtype.
-
-        Raises MissingError where the head makes no sense, or says more than the file has: before that is
-        known, nothing is allocated.
-        """
+        """The file of an array behind its head, with shape, whether it lies in Fortran's order, and dtype."""
         with self.zip.opened() as archive, archive.open(f"{name}.npy") as f:
             try:
                 version = np.lib.format.read_magic(f)

@@ -6,20 +6,35 @@ import io
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from gzcli.core.errors import GzError, MissingError, UsageError
 from gzcli.core.sections import Fit
-from gzcli.core.sizes import sides
-from gzcli.data.packs.forms import Decoding, Say, silent
-from gzcli.data.readers.kinds import FORMATS, counted
+from gzcli.core.sizes import Size, sides
+from gzcli.core.types import Say, silent
+from gzcli.core.units import counted
+from gzcli.data.readers.files import FORMATS
 
 ORIENTATION = 0x0112  # number of this EXIF tag; its values 5 … 8 are quarter turns
 BITS = 258  # number of TIFF's tag of the bits of a value
 DARK = 4095  # largest value of 12 bits
 FAINT = 240  # grey level from which ink does not show on white
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How an encoded picture becomes an array uint8 [channels, height, width]."""
+
+    size: Size | None  # to which the picture is resized; None: it keeps its height and width
+    channels: int  # 1 (grey) or 3 (RGB)
+    grey_only: bool = False  # whether a picture with colour is an error
+    # by which a picture is cropped and resized: "lanczos", or "adm", ImageNet's in the diffusion literature
+    # (`pictures.adm`)
+    rule: str = "lanczos"
+    fit: Fit = "crop"  # how a picture of another shape comes to the size
 
 
 def opened(data: bytes) -> Any:
@@ -36,13 +51,6 @@ def decode(data: bytes, name: str, how: Decoding, note: Say = silent) -> tuple[n
     EXIF rotation is applied; transparency is laid over white, or over black where all that can be seen would
     be white on white; palettes become RGB; grey of more than 8 bits is scaled from the range that `white_of`
     says; RGB → grey is ITU-R 601 luma; of several frames the first is taken.
-
-    data: the file's bytes.
-    name: what messages call it.
-    how: size, channels and the rule of resizing.
-    note: takes each choice that its reading needed, for `noted`.
-
-    Raises MissingError if it does not decode, UsageError if it has colour though only grey may come.
     """
     from PIL import ImageOps
 
@@ -67,8 +75,7 @@ def decode(data: bytes, name: str, how: Decoding, note: Say = silent) -> tuple[n
 
 
 def look(data: bytes, name: str, note: Say = silent) -> tuple[int, int, bool]:
-    """Height and width of an encoded picture, and whether it has colour; `note` as in `decode`. Raises
-    MissingError if it does not decode."""
+    """Height and width of an encoded picture, and whether it has colour; `note` as in `decode`."""
     from PIL import ImageOps
 
     try:
@@ -106,11 +113,7 @@ def fit_array(images: np.ndarray, want: tuple[int, int, int], fit: Fit) -> np.nd
 
 
 def plain(image: Any, white: int, note: Say) -> Any:
-    """A picture of Pillow's as L or RGB of 8 bits, without transparency.
-
-    white: the value that is white where values are integers of more than 8 bits.
-    note: as in `decode`.
-    """
+    """A picture of Pillow's as L or RGB of 8 bits, without transparency."""
     from PIL import Image
 
     if image.mode.startswith("I") or image.mode == "F":
@@ -144,9 +147,6 @@ def white_of(image: Any, data: bytes, note: Say) -> int:
     It is the largest of as many bits as the file says: a TIFF in its tag, a PNG in its chunk sBIT, unless the
     values were scaled to all 16 bits, as the standard of PNG has it. Else it is 65,535: what the largest
     value of a picture is decides nothing, or dark and bright pictures of one set would be read alike.
-
-    image: as Pillow has opened it.
-    note: as in `decode`.
     """
     bits, most = 16, 65535
     if image.format == "TIFF":
@@ -205,13 +205,7 @@ def undecodable(name: str, e: Exception) -> MissingError:
 
 
 def brought_to(image: Any, height: int, width: int, fit: Fit, rule: str = "lanczos") -> Any:
-    """A picture (L or RGB) in another size.
-
-    height: that is wanted, in pixels.
-    width: that is wanted, in pixels.
-    fit: how a picture of another shape comes to it, as `data.fit`.
-    rule: of RULES, by which it is cropped.
-    """
+    """A picture (L or RGB) in another size."""
     from PIL import Image
 
     if fit == "crop":

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import MissingError, UsageError, matching
 from gzcli.core.sizes import as_size, canonical_size
-from gzcli.data.download.raw import check_files, is_fetched, raw_dir
-from gzcli.data.packs import in_use
-from gzcli.data.packs.cached import find_pack, meta_of, packs_of
-from gzcli.data.packs.forms import Form, Say, silent
+from gzcli.core.types import Say, silent
+from gzcli.data.packs.pack import alone, find_pack, meta_of, packs_of
 from gzcli.data.sets.names import REGISTER, DataSet, OwnSet, imports, local, locate, own_set
-from gzcli.data.sets.sets import SPECS
-from gzcli.data.sets.specs import DataSpec
-from gzcli.store.files import checksum, lock, read_object, remove_tree, write_json
+from gzcli.data.sets.registry import SPECS, Benchmark, DataSpec, Form, check_files, is_fetched, raw_dir
+from gzcli.store.files import checksum, link_or_copy, lock, new_dir, read_object, remove_tree, write_json
 from gzcli.store.leftovers import sweep
 from gzcli.store.paths import cache_dir, user_dir
 
@@ -23,22 +21,7 @@ LOCK = ".data.lock"  # in the user's folder: held while the register is written
 
 
 def listing() -> list[dict[str, Any]]:
-    """A row for each set, known sets first, as dicts with these keys.
-
-    name, title: as `--data` takes it, and what it shows or its path.
-    classes: how many.
-    channels, size: of an image, as `data.size` has it; None for an imported set that is not packed.
-    larger: sizes that the publisher offers beside `size`.
-    cached: whether it can be used without the network.
-    n_train, n_val, n_test: images; n_val 0: validation is carved from train.
-    licence, citation, page: the publisher's terms, the paper, and where a browser gets the files.
-    download: bytes.
-    multilabel, embedded: as in `DataSpec`.
-    extras: what comes with each image.
-    path, lost: of an imported set, and whether nothing is there any more.
-
-    None of the files of an imported set is looked at: there may be millions.
-    """
+    """A row for each set, known sets first, as dicts with these keys."""
     return [_known_row(spec) for spec in SPECS.values()] + [
         _own_row(name, line) for name, line in imports().items()
     ]
@@ -97,15 +80,8 @@ def _own_row(name: str, line: dict[str, Any]) -> dict[str, Any]:
 
 
 def import_set(what: str | Path, name: str, form: Form | None = None) -> dict[str, Any]:
-    """Registers images under a name, after a look at their layout. Returns name, path, classes and counts.
-
-    what: the path of a folder, zip, tar, npz or dataset folder.
-    name: the name.
-    form: how the images are read and packed from now on.
-
-    Raises UsageError for a name that is taken or malformed, MissingError for a path without images.
-    """
-    from gzcli.data.readers.own import open_path
+    """Registers images under a name, after a look at their layout. Returns name, path, classes and counts."""
+    from gzcli.data.readers.folder import open_path
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", name):
         raise UsageError(
@@ -141,8 +117,7 @@ def import_set(what: str | Path, name: str, form: Form | None = None) -> dict[st
 
 
 def data_path(what: DataSet | str | Path) -> Path:
-    """The folder or file of a set: its pack, else its downloaded files, else the user's path. Raises
-    MissingError where there is none of these."""
+    """The folder or file of a set: its pack, else its downloaded files, else the user's path."""
     found = locate(what)
     if packed := find_pack(found):
         return packed.folder
@@ -154,13 +129,10 @@ def data_path(what: DataSet | str | Path) -> Path:
 
 
 def remove(what: DataSet | str | Path) -> list[Path]:
-    """Removes packs, downloaded files and the imported name; never the user's own files. Returns what was
-    removed.
-
-    Raises UsageError where another process uses the set.
-    """
+    """Removes packs, downloaded files and the imported name; never the user's own  Returns what was
+    removed."""
     found = locate(what)
-    with in_use.alone(found):
+    with alone(found):
         sweep(cache_dir("packs", found.key))
         gone = [folder for folder in packs_of(found) if _remove_tree(folder)]
         if isinstance(found, DataSpec):
@@ -175,10 +147,7 @@ def remove(what: DataSet | str | Path) -> list[Path]:
 
 def verify(what: DataSet | str | Path, *, say: Say = silent) -> dict[str, Any]:
     """Re-reads every byte of the downloaded files and packs. Returns {name, files, packs}, the paths that
-    were checked.
-
-    Raises MissingError that names the first damaged file, or that there is nothing to check.
-    """
+    were checked."""
     found = locate(what)
     name, packs = found.reference, packs_of(found)
     versions = found.versions if isinstance(found, DataSpec) else ()
@@ -212,7 +181,7 @@ def _explain_nothing(found: DataSet) -> None:
 
 
 def _remove_tree(path: Path) -> bool:
-    """Whether there was such a folder, which is gone now. Raises MissingError where it cannot be removed."""
+    """Whether there was such a folder, which is gone now."""
     if not path.exists():
         return False
     try:
@@ -220,3 +189,41 @@ def _remove_tree(path: Path) -> bool:
     except OSError as e:
         raise MissingError(f"`{path}` cannot be removed: {e.strerror}", hint="is the disk read-only?") from e
     return True
+
+
+LISTS, PICTURES = "benchmark_imglist", "images_classic"
+CALLED = {"tinyimagenet": "tin", "dtd": "texture"}  # sets that OpenOOD names otherwise
+
+
+def list_of(root: Path, benchmark: Benchmark, name: str) -> Path | None:
+    """The list of a set's test images in a benchmark; None where there is none."""
+    if not (root / LISTS).is_dir():
+        raise MissingError(
+            f"`{root}` has no `{LISTS}`",
+            hint=f"give OpenOOD's `data` folder, with `{LISTS}` and `{PICTURES}`",
+        )
+    path = root / LISTS / benchmark.inside / f"test_{CALLED.get(name, name)}.txt"
+    return path if path.is_file() else None
+
+
+def listed_images(root: Path, benchmark: Benchmark, name: str) -> OwnSet:
+    """The images of a list, in its order, as a set of the user's own, whose files are links in the cache."""
+    path = list_of(root, benchmark, name)
+    if path is None:
+        raise MissingError(f"`{root}` has no list of `{name}` for `{benchmark.name}`")
+    lines = [line.strip().rsplit(maxsplit=1)[0] for line in path.read_text().splitlines() if line.strip()]
+    sources = [(root / PICTURES / line).absolute() for line in lines]
+    if lost := [source for source in sources if not source.is_file()]:
+        raise MissingError(
+            f"{len(lost):,} of the {len(sources):,} pictures in `{path}` are missing, as `{lost[0]}`",
+            hint="OpenOOD's own download script fetches them",
+        )
+    digest = hashlib.sha256("\n".join(map(str, sources)).encode()).hexdigest()[:16]
+    folder = cache_dir("imglists", f"{name}-{digest}")
+    with lock(folder.with_name(f".{folder.name}.lock")):
+        if not folder.exists():
+            sweep(folder.parent)
+            with new_dir(folder) as part:
+                for i, source in enumerate(sources):
+                    link_or_copy(source, part / f"{i:06d}{source.suffix}")
+    return OwnSet(folder, form=Form(layout="flat"))
