@@ -167,7 +167,7 @@ def test_pictures_are_like_an_array(pictures, tmp_path):
         pictures[65]
     containers = np.load(tmp_path / "train_containers.npy")
     assert len(containers) == 64  # each once
-    empty = Pictures(tmp_path, "val", (3, 12, 12), pictures.how)
+    empty = Pictures(tmp_path, "val", (3, 12, 12), pictures.decoding)
     assert len(empty) == 0 and empty[:].shape == (0, 3, 12, 12)
 
 

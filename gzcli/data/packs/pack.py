@@ -1,4 +1,4 @@
-"""Packs: data sets as uint8 memory-maps in the cache; how they are opened, found, and kept from removal.
+"""Packs: data sets as uint8 memory-maps in the cache; how they are read, found there, and kept from removal.
 No heavy import at the top."""
 
 from __future__ import annotations
@@ -10,21 +10,19 @@ import itertools
 import math
 import os
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gzcli.core.errors import DamagedError, MissingError, UsageError
-from gzcli.core.sections import Fit
-from gzcli.core.sizes import Size, as_size
+from gzcli.core.sizes import as_size
 from gzcli.core.types import DataInfo
 from gzcli.core.units import counted
 from gzcli.core.variables import number
 from gzcli.data.readers.files import walk
 from gzcli.data.sets.names import DataSet
-from gzcli.data.sets.registry import FURTHER, DataSpec, Form, in_words
+from gzcli.data.sets.registry import FURTHER, DataSpec, Form, extras_in_words
 from gzcli.store.files import is_locked, lock, read_json, read_object
 from gzcli.store.paths import cache_dir
 
@@ -33,11 +31,19 @@ if TYPE_CHECKING:
 
     from gzcli.data.packs.stream import Pictures
 
-
-def middle(side: int, patch: int) -> slice:
-    """The middle `patch` pixels of a side."""
-    start = (side - patch) // 2
-    return slice(start, start + patch)
+SPLITS = ("train", "val", "test")
+RULE, OWN_RULE = 2, 7  # versions of packing, of known sets and of the user's images: older packs are remade
+META_TYPES: dict[str, type] = {  # of the keys that `meta.json` must have
+    **dict.fromkeys(("fingerprint", "title"), str),
+    **dict.fromkeys(("shape", "classes"), list),
+    **dict.fromkeys(("counts", "sha256"), dict),
+    **dict.fromkeys(("multilabel", "resized"), bool),
+    "levels": int,
+}
+LONGEST_HEAD = 4096  # bytes of the head of an array
+PACK_LIMIT = 32_000_000_000  # bytes: larger sets stream, unless `GZ_PACK_LIMIT` says otherwise
+WAIT = "stop it first, or wait for it"
+_uses = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -46,8 +52,8 @@ class PackMeta:
 
     name: str  # the set's key
     title: str  # what it shows, or the path of the user's own
-    shape: tuple[int, int, int]  # (C, H, W) of an image
-    classes: tuple[str, ...]  # names of the classes; () without labels
+    shape: tuple[int, int, int]  # (C, H, W) of an image; of images of several sizes the least H and W
+    classes: tuple[str, ...]  # their names; () without labels
     multilabel: bool  # whether an image may have any number of the classes
     counts: dict[str, int]  # images of "train", "val" and "test"
     levels: int  # grey levels of the source, 2 … 256
@@ -55,10 +61,10 @@ class PackMeta:
     digest: str  # hash of the content
     streamed: bool = False  # whether the pack holds no pixels, only where the pictures lie
     skipped: tuple[str, ...] = ()  # messages of pictures that do not decode
-    source_channels: int = 1  # channels of the source, which may differ from those of `shape`
-    extras: tuple[str, ...] = ()  # what belongs to each image, of `conditions.EXTRAS`
+    source_channels: int = 1  # before packing
+    extras: tuple[str, ...] = ()  # what comes with each image, of EXTRAS
     notes: tuple[str, ...] = ()  # what else was left out of the set, and why
-    mixed: bool = False  # whether the images have several sizes; then `shape` has the least height and width
+    mixed: bool = False  # whether the images have several sizes
 
     @property
     def words(self) -> str:
@@ -68,41 +74,42 @@ class PackMeta:
         kind = "attributes" if self.multilabel else "classes" if len(self.classes) != 1 else "class"
         classes = f"{len(self.classes):,} {kind} {few}" if self.classes else "no classes"
         bad = [f"{counted(len(self.skipped), 'unreadable picture')} left out"] if self.skipped else []
-        extras = [f"with {in_words(self.extras)}"] if self.extras else []
+        extras = [f"with {extras_in_words(self.extras)}"] if self.extras else []
         return "; ".join([splits, classes, *extras, *self.notes, *bad])
 
 
 class Pack:
-    """A packed set. Splits are "train", "val" and "test"; arrays are memory-maps, shared by all processes.
+    """A packed set: the arrays of its splits are memory-maps, which all processes share.
 
-    folder: its folder.
-    meta: what it holds.
-    how: how the pictures of a streamed set are decoded; None: the set is not streamed.
-    patch: side of the patches of the images that are used; None: whole images are.
+    With `patch` the images are patches of that side: random ones in training, elsewhere the middle ones.
     """
 
     use: object = None  # what keeps the set from being removed for as long as the pack is there
 
     def __init__(
-        self, folder: Path, meta: PackMeta, how: dict[str, Any] | None = None, patch: int | None = None
+        self, folder: Path, meta: PackMeta, decoding: dict[str, Any] | None = None, patch: int | None = None
     ):
-        self.folder, self.meta, self._how, self.patch = folder, meta, how, patch
+        self.folder, self.meta, self.decoding, self.patch = folder, meta, decoding, patch
         self._open: dict[str, np.ndarray] = {}
         if patch:
             self._check_patch(patch)
             self.meta = replace(meta, shape=(meta.shape[0], patch, patch))
 
     def cut(self, patch: int | None) -> Pack:
-        """The pack of which patches of this side are used."""
-        return Pack(self.folder, self.meta, self._how, patch) if patch else self
+        """The pack with patches of this side."""
+        return Pack(self.folder, self.meta, self.decoding, patch) if patch else self
 
     def images(self, split: str, *, uncut: bool = False) -> np.ndarray | Pictures:
-        """uint8 [N, C, H, W]; changes to it are not written back. Those of a streamed set are decoded as rows
-        of them are asked for."""
-        if self._how is None:
-            return self._load(split) if uncut else self._cut(self._load(split))
+        """uint8 [N, C, H, W]; changes are not written back. Those of a streamed set are decoded when read.
 
-        return Pictures(self.folder, split, self.meta.shape, Decoding(**self._how), self.patch)
+        uncut: whether images are whole of which patches are used; those of a streamed set never are.
+        """
+        if self.decoding is None:
+            return self._load(split) if uncut else self._cut(self._load(split))
+        from gzcli.data.packs.stream import Pictures
+        from gzcli.data.readers.pictures import Decoding
+
+        return Pictures(self.folder, split, self.meta.shape, Decoding(**self.decoding), self.patch)
 
     def labels(self, split: str) -> np.ndarray | None:
         """int64 [N], uint8 [N, K] (multi-label), or None."""
@@ -113,20 +120,18 @@ class Pack:
         return read_json(self.folder / f"{split}_captions.json")
 
     def names(self, split: str) -> list[str] | None:
-        """What each of the user's pictures is called at its path."""
+        """The file name of each of the user's pictures, relative to the set's path."""
         return read_json(self.folder / f"{split}_names.json")
 
     def further(self, split: str, *, uncut: bool = False) -> dict[str, np.ndarray]:
         """Further pictures of each image by kind (`control`, `before`), uint8 [N, C, H, W]; {} without."""
-        found = {kind: self._load(f"{split}_{kind}") for kind in self.meta.extras if kind in FURTHER}
-        return found if uncut else {kind: self._cut(images) for kind, images in found.items()}
+        arrays = {kind: self._load(f"{split}_{kind}") for kind in self.meta.extras if kind in FURTHER}
+        return arrays if uncut else {kind: self._cut(images) for kind, images in arrays.items()}
 
     def info(self, levels: int | None = None, steps: int = 0) -> DataInfo:
-        """The description of the data that a model is built for."""
-        meta = self.meta
-        return DataInfo(
-            meta.shape, levels or meta.levels, meta.classes, meta.multilabel, meta.counts["train"], steps
-        )
+        """The description of the data that a model is built for, by default with the levels of the source."""
+        m = self.meta
+        return DataInfo(m.shape, levels or m.levels, m.classes, m.multilabel, m.counts["train"], steps)
 
     def _cut(self, images: np.ndarray) -> np.ndarray:
         """The middle patches of images [N, C, H, W], a view of them."""
@@ -143,24 +148,21 @@ class Pack:
             return
         what = f"the images of `{self.meta.title}` are {width}×{height}"
         if self.meta.mixed:
-            named = (self._smaller(patch, split) for split in self.meta.counts)
-            what = next(filter(None, named), what)
-        raise UsageError(
-            f"{what}: smaller than the patch of {patch}×{patch}",
-            hint=f"`--set 'data.augment=[patch={least}]'`, or `--set data.size={patch}`, which enlarges them",
-        )
+            what = next(filter(None, (self._smaller(patch, split) for split in SPLITS)), what)
+        hint = f"`--set 'data.augment=[patch={least}]'`, or `--set data.size={patch}`, which enlarges them"
+        raise UsageError(f"{what}: smaller than the patch of {patch}×{patch}", hint=hint)
 
     def _smaller(self, patch: int, split: str) -> str | None:
         """Names the first of the split's images that is smaller than the patch."""
         import numpy as np
 
-        had, names = np.load(self.folder / f"{split}_sides.npy"), self.names(split)
-        found = np.flatnonzero((had < patch).any(1))
-        if not len(found) or names is None:
+        sides, names = np.load(self.folder / f"{split}_sides.npy"), self.names(split)
+        small = np.flatnonzero((sides < patch).any(1))
+        if not len(small) or names is None:
             return None
-        width, height = had[found[0]].tolist()
-        more = f", and {len(found) - 1:,} more of the {split} split are small" if len(found) > 1 else ""
-        return f"`{names[found[0]]}` of `{self.meta.title}` is {width}×{height}{more}"
+        width, height = sides[small[0]].tolist()
+        more = f", and {len(small) - 1:,} more of the {split} split are small" if len(small) > 1 else ""
+        return f"`{names[small[0]]}` of `{self.meta.title}` is {width}×{height}{more}"
 
     def _load(self, name: str) -> np.ndarray:
         import numpy as np
@@ -172,7 +174,7 @@ class Pack:
 
 
 class Data:
-    """A packed data set.
+    """A packed data set, as `gzcli.open_data` returns it.
 
     pack: its arrays and metadata.
     """
@@ -198,7 +200,7 @@ class Data:
     def images(self, split: str = "train") -> np.ndarray | Pictures:
         """The images of "train", "val" or "test", uint8 [N, C, H, W].
 
-        They are a memory-map. Those of a streamed set are decoded as rows of them are asked for.
+        They are a memory-map. Those of a streamed set are decoded as rows of them are read.
         """
         return self.pack.images(split)
 
@@ -210,55 +212,51 @@ class Data:
         return f"<gzcli.Data {self.name}: {self.pack.meta.words}>"
 
 
-RULE = 2  # version of the packing: packs of an older one are made anew
-OWN_RULE = 7  # the same for the user's own images
-META_TYPES: dict[str, type | tuple[type, ...]] = {  # types of what the `meta.json` of a pack must say
-    **dict.fromkeys(("fingerprint", "title"), str),
-    **dict.fromkeys(("shape", "classes"), list),
-    **dict.fromkeys(("counts", "sha256"), dict),
-    **dict.fromkeys(("multilabel", "resized"), bool),
-    "levels": int,
-}
-LONGEST_HEAD = 4096  # bytes of the head of an array
-PACK_LIMIT = 32_000_000_000  # bytes: larger sets stream, unless `GZ_PACK_LIMIT` says otherwise
+def middle(side: int, patch: int) -> slice:
+    """The middle `patch` pixels of a side."""
+    start = (side - patch) // 2
+    return slice(start, start + patch)
 
 
-def find_pack(found: DataSet, form: Form | None = None) -> Pack | None:
-    """The pack of a form, if there is one that was made of the present files.
+# --- packs in the cache ---
 
-    A pack that was made without asking for a size or channels is also found by a form that asks for those
-    that it has, and one whose images were not resized whatever the fit.
+
+def find_pack(data: DataSet, form: Form | None = None) -> Pack | None:
+    """The pack of a form, if one was made of the present files.
+
+    A pack that was made without a size or channels serves a form with those that it has, and one whose images
+    were not resized serves every fit.
     """
-    form = form or found.form
-    ways: Iterable[tuple[Size | None, int | None, Fit, bool]] = product(
-        dict.fromkeys((form.size, found.size)),
-        dict.fromkeys((form.channels, found.channels)),
-        dict.fromkeys((form.fit, "crop")),
-        dict.fromkeys((form.mixed, False)),
+    form = form or data.form
+    forms = (
+        replace(form, size=size, channels=channels, fit=fit, mixed=mixed)
+        for size in (form.size, data.size)
+        for channels in (form.channels, data.channels)
+        for fit in (form.fit, "crop")
+        for mixed in (form.mixed, False)
     )
-    folders = dict.fromkeys(
-        pack_dir(found, replace(form, size=size, channels=channels, fit=fit, mixed=mixed))
-        for size, channels, fit, mixed in ways
-    )
+    folders = dict.fromkeys(pack_dir(data, each) for each in forms)
     metas = [(folder, meta) for folder in folders if (meta := meta_of(folder))]
-    now = fingerprint(found) if metas else None
+    now = fingerprint(data) if metas else None
     for folder, meta in metas:
-        if now in (meta["fingerprint"], None):
-            c, h, w = meta["shape"]
-            how = meta.get("streamed")
-            mixed = meta.get("mixed", False)
-            if how and not mixed and sum(meta["counts"].values()) * c * h * w <= pack_limit():
-                continue  # the limit was raised
-            if form.mixed and how and not mixed:
-                continue  # its pictures need one size
-            if meta.get("skipped") and not form.skip_bad:
-                continue  # bad pictures may not be skipped any more
-            if meta["resized"] and meta.get("fit", "crop") != form.fit:
-                continue
-            fits = form.size in (None, as_size(h, w)) and form.channels in (None, c)
-            if fits and is_whole(folder, meta):
-                return Pack(folder, _meta(found, meta), how)
+        if now in (meta["fingerprint"], None) and _serves(meta, form) and _is_whole(folder, meta):
+            return Pack(folder, _pack_meta(data, meta), meta.get("streamed"))
     return None
+
+
+def _serves(meta: dict[str, Any], form: Form) -> bool:
+    """Whether a pack has the images that a form asks for."""
+    c, h, w = meta["shape"]
+    if meta.get("streamed") and not meta.get("mixed", False):
+        if sum(meta["counts"].values()) * c * h * w <= pack_limit():
+            return False  # the limit was raised
+        if form.mixed:
+            return False  # its pictures need one size
+    if meta.get("skipped") and not form.skip_bad:
+        return False
+    if meta["resized"] and meta.get("fit", "crop") != form.fit:
+        return False
+    return form.size in (None, as_size(h, w)) and form.channels in (None, c)
 
 
 def meta_of(folder: Path) -> dict[str, Any] | None:
@@ -270,11 +268,8 @@ def meta_of(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def is_whole(folder: Path, meta: dict[str, Any]) -> bool:
-    """Whether the arrays of a pack are there, and as long as their heads say; one that is not is made anew.
-
-    `gz data verify` reads every byte.
-    """
+def _is_whole(folder: Path, meta: dict[str, Any]) -> bool:
+    """Whether the arrays of a pack have their lengths; `gz data verify` reads every byte."""
     return all(is_array(folder / name) for name in meta["sha256"] if name.endswith(".npy"))
 
 
@@ -286,9 +281,9 @@ def is_array(file: Path) -> bool:
     """
     try:
         with file.open("rb") as f:
-            known, version = f.read(6) == b"\x93NUMPY", f.read(2)
+            is_numpy, version = f.read(6) == b"\x93NUMPY", f.read(2)
             length = int.from_bytes(f.read(2 if version[:1] == b"\x01" else 4), "little")
-            if not known or length > LONGEST_HEAD:
+            if not is_numpy or length > LONGEST_HEAD:
                 return False
             head = ast.literal_eval(f.read(length).decode("latin1"))
             size = math.prod(head["shape"]) * int(head["descr"][2:])
@@ -297,21 +292,18 @@ def is_array(file: Path) -> bool:
         return False
 
 
-def packs_of(found: DataSet) -> list[Path]:
+def packs_of(data: DataSet) -> list[Path]:
     """The folders of every pack of a set."""
-    folder = cache_dir("packs", found.key)
+    folder = cache_dir("packs", data.key)
     return sorted(p for p in folder.iterdir() if (p / "meta.json").exists()) if folder.is_dir() else []
 
 
-def pack_dir(found: DataSet, form: Form) -> Path:
+def pack_dir(data: DataSet, form: Form) -> Path:
     """The folder of the pack of this form: `packs/mnist/28x1`, `packs/my-photos-3f2a1c/ownxown`,
     `packs/faces/48x32x3-pad`."""
-    end = "-foreign" if form.foreign else ""
-    if form.mixed:
-        end = f"-mixed{end}"
-    elif form.size and form.fit != "crop":
-        end = f"-{form.fit}{end}"
-    return cache_dir("packs", found.key, f"{form.size or 'own'}x{form.channels or 'own'}{end}")
+    end = "-mixed" if form.mixed else f"-{form.fit}" if form.size and form.fit != "crop" else ""
+    end += "-foreign" if form.foreign else ""
+    return cache_dir("packs", data.key, f"{form.size or 'own'}x{form.channels or 'own'}{end}")
 
 
 def pack_limit() -> int:
@@ -320,67 +312,65 @@ def pack_limit() -> int:
     return PACK_LIMIT if limit is None else limit
 
 
-def fingerprint(found: DataSet) -> str | None:
-    """A hash of what a pack is made of: the version of the packing, and the checksums of a known set's files,
-    or the names, sizes and times of the user's own files and their layout."""
-    digest = hashlib.sha256(str(RULE if isinstance(found, DataSpec) else OWN_RULE).encode())
-    if isinstance(found, DataSpec):
-        digest.update(repr([(f.name, f.sha256 or f.md5) for f in found.files]).encode())
+def fingerprint(data: DataSet) -> str | None:
+    """A hash of what a pack is made of: the version of packing, and the checksums of a known set's files, or
+    the names, sizes and times of the user's files and their layout.
+
+    None where the path of an imported set is gone: then its pack is used as it is.
+    """
+    digest = hashlib.sha256(str(RULE if isinstance(data, DataSpec) else OWN_RULE).encode())
+    if isinstance(data, DataSpec):
+        digest.update(repr([(f.name, f.sha256 or f.md5) for f in data.files]).encode())
         return digest.hexdigest()
-    if not found.path.exists():
+    if not data.path.exists():
         return None
-    files, odd = walk(found.path) if found.path.is_dir() else ([], {})
-    digest.update(repr((found.form.layout, odd)).encode())
-    for path in [str(found.path), *(os.path.join(found.path, name) for name in files)]:
+    files, odd = walk(data.path) if data.path.is_dir() else ([], {})
+    digest.update(repr((data.form.layout, odd)).encode())
+    for path in [str(data.path), *(os.path.join(data.path, name) for name in files)]:
         try:
             stat = os.stat(path)
         except OSError as e:
-            raise MissingError(
-                f"`{path}` cannot be read: {e.strerror}", hint="try again when the files are at rest"
-            ) from e
+            hint = "try again when the files are at rest"
+            raise MissingError(f"`{path}` cannot be read: {e.strerror}", hint=hint) from e
         digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
-def _meta(found: DataSet, meta: dict[str, Any]) -> PackMeta:
-    """What a pack's `meta.json` says; older packs do not have all of its keys."""
+def _pack_meta(data: DataSet, meta: dict[str, Any]) -> PackMeta:
+    """What a pack's `meta.json` says; older packs lack some of its keys."""
     content = sorted(item for item in meta["sha256"].items() if not item[0].endswith("_names.json"))
     captioned = ("caption",) if "train_captions.json" in meta["sha256"] else ()
     channels = meta.get("source_channels", meta["shape"][0])
     return PackMeta(
-        found.key,
-        meta["title"],
-        tuple(meta["shape"]),
-        tuple(meta["classes"]),
-        meta["multilabel"],
-        meta["counts"],
-        meta["levels"],
-        meta["resized"],
+        data.key,
+        shape=tuple(meta["shape"]),
+        classes=tuple(meta["classes"]),
+        **{key: meta[key] for key in ("title", "multilabel", "counts", "levels", "resized")},
         digest=hashlib.sha256(repr(content).encode()).hexdigest()[:16],
         streamed=bool(meta.get("streamed")),
         skipped=tuple(meta.get("skipped", ())),
-        source_channels=found.channels if isinstance(found, DataSpec) else channels,
+        source_channels=data.channels if isinstance(data, DataSpec) else channels,
         extras=tuple(meta.get("extras", captioned)),
         notes=tuple(meta.get("notes", ())),
         mixed=meta.get("mixed", False),
     )
 
 
-_uses = itertools.count()
-WAIT = "stop it first, or wait for it"
+# --- uses: a set is not removed while a process reads or packs it ---
+# Each is a file `packs/.NAME.PID.N.used` that its process keeps locked, and that the next process removes
+# where this one was killed. These files are made and looked at under a lock of the set, its gate.
 
 
 class Use:
-    """A use of a set by this process, until `end`, until nothing refers to it any more, or until the process
-    ends."""
+    """A use of a set by this process, until `end`, until nothing refers to it, or until the process ends."""
 
-    def __init__(self, found: DataSet):
+    def __init__(self, data: DataSet):
         self._held = contextlib.ExitStack()
         # `__del__` might find the modules gone that it needs, or not be called, where the interpreter ends
-        self.end = weakref.finalize(self, _let_go, self._held, os.getpid())
-        file = cache_dir("packs", f".{found.key}.{os.getpid()}.{next(_uses)}.used")
-        with contextlib.suppress(OSError), lock(_gate(found)):  # where nothing can be written, nothing can go
-            _others(found)
+        self.end = weakref.finalize(self, _end_use, self._held, os.getpid())
+        file = cache_dir("packs", f".{data.key}.{os.getpid()}.{next(_uses)}.used")
+        with contextlib.suppress(OSError), lock(_gate(data)):  # where nothing can be written, nothing can go
+            _other_users(data)
             self._held.callback(file.unlink, missing_ok=True)
             self._held.enter_context(lock(file, wait=False))
 
@@ -388,12 +378,12 @@ class Use:
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:
-        """Lets the set go where the block has failed."""
+        """Ends the use where the block has failed."""
         if kind:
             self.end()
 
 
-def _let_go(held: contextlib.ExitStack, pid: int) -> None:
+def _end_use(held: contextlib.ExitStack, pid: int) -> None:
     """Ends a use, but not in a child that has a copy of it."""
     if os.getpid() == pid:
         with contextlib.suppress(OSError):
@@ -401,26 +391,26 @@ def _let_go(held: contextlib.ExitStack, pid: int) -> None:
 
 
 @contextlib.contextmanager
-def alone(found: DataSet) -> Iterator[None]:
-    """Inside, no other process uses the set, and none can begin to."""
-    raw = cache_dir("raw", f".{found.key}.lock") if isinstance(found, DataSpec) else None
-    with lock(_gate(found)):
-        if others := _others(found):
-            raise UsageError(f"`{found.reference}` is being used by process {others[0]}", hint=WAIT)
+def alone(data: DataSet) -> Iterator[None]:
+    """Inside, no other process uses the set, and none can begin to. Raises UsageError that names one."""
+    raw = cache_dir("raw", f".{data.key}.lock") if isinstance(data, DataSpec) else None
+    with lock(_gate(data)):
+        if others := _other_users(data):
+            raise UsageError(f"`{data.reference}` is being used by process {others[0]}", hint=WAIT)
         with lock(raw, wait=False) if raw else contextlib.nullcontext(True) as got:
             if not got:
-                raise UsageError(f"`{found.reference}` is being downloaded by another process", hint=WAIT)
+                raise UsageError(f"`{data.reference}` is being downloaded by another process", hint=WAIT)
             yield
 
 
-def _gate(found: DataSet) -> Path:
-    return cache_dir("packs", f".{found.key}.gate.lock")
+def _gate(data: DataSet) -> Path:
+    return cache_dir("packs", f".{data.key}.gate.lock")
 
 
-def _others(found: DataSet) -> list[int]:
-    """The other processes that use a set. The files of those that were killed are removed."""
+def _other_users(data: DataSet) -> list[int]:
+    """The other processes that use a set; the files of killed ones are removed."""
     living = []
-    for file in cache_dir("packs").glob(f".{found.key}.*.used"):
+    for file in cache_dir("packs").glob(f".{data.key}.*.used"):
         pid = int(file.name.split(".")[-3])
         if pid == os.getpid():
             continue

@@ -71,10 +71,10 @@ class Facts:
         return ", ".join([f"{self.n:,} {kind} pictures of {self.width}×{self.height}", *notes])
 
 
-def settings_lines(found: DataSet, facts: Facts | None) -> list[str]:
+def settings_lines(data: DataSet, facts: Facts | None) -> list[str]:
     """What a set was taken to be, in lines for people, by which its settings are chosen; [] where that is not
     known, or of no matter."""
-    if facts is None or (isinstance(found, DataSpec) and found.embedded):
+    if facts is None or (isinstance(data, DataSpec) and data.embedded):
         return []
     settings = " ".join((facts.shape_class, *facts.traits))
     lines = [f"{facts.words}; models take their settings for `{settings}`"]
@@ -84,7 +84,7 @@ def settings_lines(found: DataSet, facts: Facts | None) -> list[str]:
 
 
 def facts_of(
-    found: DataSet,
+    data: DataSet,
     *,
     size: Size | None = None,
     channels: int | None = None,
@@ -92,14 +92,14 @@ def facts_of(
     patch: int | None = None,
 ) -> Facts | None:
     """The facts of a set, which need not be packed; None where its files are gone or not readable."""
-    if isinstance(found, DataSpec):
-        spec = found.sized(size)
+    if isinstance(data, DataSpec):
+        spec = data.sized(size)
         facts = Facts(spec.size, spec.size, spec.channels, spec.n_train, spec.flat, spec.binary, spec.grey)
     else:
-        measured = _packed(found) or _unpacked(found)
+        measured = _packed(data) or _unpacked(data)
         if measured is None:
             return None
-        facts, size, channels = measured, size or found.size, channels or found.channels
+        facts, size, channels = measured, size or data.size, channels or data.channels
     size = patch or size
     height, width = (facts.height, facts.width) if size is None else sides(size)
     many = facts.n if n is None else min(n, facts.n)
@@ -147,19 +147,19 @@ def _looked_at(images: RawImages) -> Iterator[np.ndarray]:
             yield decode(data, name, Decoding(None, 3))[0]
 
 
-def _packed(found: OwnSet) -> Facts | None:
+def _packed(data: OwnSet) -> Facts | None:
     """What was measured when a pack of the set was made of the present files."""
-    metas = [meta_of(folder) or {} for folder in packs_of(found)]
-    now = fingerprint(found) if metas else None
+    metas = [meta_of(folder) or {} for folder in packs_of(data)]
+    now = fingerprint(data) if metas else None
     kept = [meta["facts"] for meta in metas if meta.get("facts") and now in (meta["fingerprint"], None)]
     return Facts(**kept[0]) if kept else None
 
 
-def _unpacked(found: OwnSet) -> Facts | None:
+def _unpacked(data: OwnSet) -> Facts | None:
     """What is measured of the files now."""
     from gzcli.data.readers.folder import open_path
 
     try:
-        return measure(open_path(found.path, found.form))
+        return measure(open_path(data.path, data.form))
     except GzError:  # packing says what is wrong with them
         return None

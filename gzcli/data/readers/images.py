@@ -64,13 +64,11 @@ class RawImages:
     # by split, where each encoded picture lies; without it the set cannot be streamed
     spans: Callable[[], dict[str, list[Span]]] | None = None
     levels: int = 256  # grey levels, 2 … 256
-    # by split, a text for each image; {} without
-    captions: dict[str, list[str]] = field(default_factory=dict)
-    # by split, what each of the user's pictures is called at its path; {} without
-    names: dict[str, list[str]] = field(default_factory=dict)
-    # other pictures of each image by their kind (`conditions.FURTHER`), as blocks in the same places
+    captions: dict[str, list[str]] = field(default_factory=dict)  # by split, a text for each image
+    names: dict[str, list[str]] = field(default_factory=dict)  # by split, the user's pictures at their path
+    # further pictures of each image by kind, of FURTHER, as blocks in the same places
     further: dict[str, Blocks] = field(default_factory=dict)
-    rule: str = "lanczos"  # how pictures are resized, as in `forms.Decoding`
+    rule: str = "lanczos"  # how pictures are resized, as in `Decoding`
     notes: list[str] = field(default_factory=list)  # what was left out of the set, and why
 
     @property
@@ -79,22 +77,11 @@ class RawImages:
         return any(labels.ndim == 2 for labels in self.labels.values())
 
 
-def in_arrays(spec: DataSpec, images: np.ndarray, labels: np.ndarray) -> RawImages:
-    """The images of a set that is made in memory: the last `n_test` are its test split."""
-    parts = {"train": slice(None, spec.n_train), "test": slice(spec.n_train, None)}
-
-    def blocks() -> Iterator[Block]:
-        for split, rows in parts.items():
-            yield Block(split, 0, images[rows], split)
-
+def from_arrays(spec: DataSpec, labels: dict[str, np.ndarray], blocks: Blocks) -> RawImages:
+    """The images of a set whose blocks are arrays of the set's own shape."""
+    counts = {split: len(y) for split, y in labels.items()}
     return RawImages(
-        spec.title,
-        spec.class_names,
-        {split: len(images[rows]) for split, rows in parts.items()},
-        {split: labels[rows] for split, rows in parts.items()},
-        blocks,
-        shape=spec.shape,
-        levels=spec.levels,
+        spec.title, spec.class_names, counts, labels, blocks, shape=spec.shape, levels=spec.levels
     )
 
 
@@ -115,50 +102,36 @@ class Encoded:
     """The pictures of `parts` that have a place, numbered in each split in the order of part and name."""
 
     def __init__(self, title: str, parts: Sequence[PlacedMembers]):
-        self.parts = parts
-        self.counts: dict[str, int] = {}
-        self.rows: list[dict[str, tuple[str, int]]] = []  # of each part: name → (split, number in it)
+        self.names: dict[str, list[str]] = {}  # by split
+        self._labels: dict[str, list[Any]] = {}
+        self._parts: list[tuple[Members, dict[str, tuple[str, int]]]] = []  # name → (split, number in it)
         for members, places in parts:
             if lost := set(places).difference(members.names):
                 raise MissingError(f"`{title}` lacks {len(lost):,} of its pictures, as `{min(lost)}`")
-            self.rows.append({})
+            rows = {}
             for name in sorted(places):
-                split, _ = places[name]
-                self.rows[-1][name] = split, self.counts.get(split, 0)
-                self.counts[split] = self.counts.get(split, 0) + 1
+                split, label = places[name]
+                names = self.names.setdefault(split, [])
+                rows[name] = split, len(names)
+                names.append(name)
+                self._labels.setdefault(split, []).append(label)
+            self._parts.append((members, rows))
+        self.counts = {split: len(names) for split, names in self.names.items()}
 
     def labels(self) -> dict[str, np.ndarray]:
         """By split: int64 [N], or uint8 [N, K] (multi-label)."""
-        found: dict[str, list[Any]] = {split: [] for split in self.counts}
-        for (_, places), row in zip(self.parts, self.rows, strict=True):
-            for name, (split, _) in row.items():
-                found[split].append(places[name][1])
         return {
             split: np.asarray(rows, np.uint8 if isinstance(rows[0], np.ndarray) else np.int64)
-            for split, rows in found.items()
+            for split, rows in self._labels.items()
         }
 
-    def names(self) -> dict[str, list[str]]:
-        """By split, the names of the pictures."""
-        found: dict[str, list[str]] = {split: [] for split in self.counts}
-        for row in self.rows:
-            for name, (split, _) in row.items():
-                found[split].append(name)
-        return found
-
-    def captions(self, by_name: Mapping[str, str]) -> dict[str, list[str]]:
-        """By split, the text of each picture, "" where it has none; {} where no picture has one."""
-        if not by_name:
-            return {}
-        return {split: [by_name.get(name, "") for name in names] for split, names in self.names().items()}
-
     def blocks(self, other: Mapping[str, str] | None = None) -> Blocks:
-        """The pictures as blocks."""
+        """The pictures as blocks, or in their places the other pictures whose names `other` gives."""
 
         def blocks() -> Iterator[Block]:
-            for (members, _), row in zip(self.parts, self.rows, strict=True):
+            for members, rows in self._parts:
                 places: dict[str, list[tuple[str, int]]] = {}  # several images may share another picture
-                for name, place in row.items():
+                for name, place in rows.items():
                     places.setdefault(name if other is None else other[name], []).append(place)
                 for name, data in members.read(list(places)):
                     yield from (Block(*place, data, name) for place in places[name])
@@ -167,14 +140,15 @@ class Encoded:
 
     def spans(self) -> dict[str, list[Span]]:
         """By split, the places of the pictures' bytes."""
-        found: dict[str, list[Any]] = {split: [None] * n for split, n in self.counts.items()}
-        for (members, _), row in zip(self.parts, self.rows, strict=True):
-            where = members.spans()
-            for name, (split, i) in row.items():
-                found[split][i] = where[name]
-        return found
+        spans: dict[str, list[Any]] = {split: [None] * n for split, n in self.counts.items()}
+        for members, rows in self._parts:
+            of_members = members.spans()
+            for name, (split, i) in rows.items():
+                spans[split][i] = of_members[name]
+        return spans
 
     def probe(self) -> Iterator[tuple[str, bytes]]:
         """A few pictures of the first part, evenly apart."""
-        (members, _), row = self.parts[0], list(self.rows[0])
-        return members.read(row[:: max(1, len(row) // PROBES)][:PROBES])
+        members, rows = self._parts[0]
+        names = list(rows)
+        return members.read(names[:: max(1, len(names) // PROBES)][:PROBES])

@@ -13,7 +13,6 @@ import numpy as np
 
 from gzcli.core.errors import MissingError, UsageError, first_line
 from gzcli.core.units import counted
-from gzcli.data.packs.build import SPLIT_NAMES
 from gzcli.data.readers.archive import Zip
 from gzcli.data.readers.images import Block, RawImages
 
@@ -28,6 +27,13 @@ WHOLE = 8_000_000_000  # bytes of an array that is read at once: labels, or imag
 LABEL_HINT = "labels are integers from 0 on, of shape [N] or [N, 1], or 0 and 1 of shape [N, K]"
 AGAIN = "fetch or make the file again"
 HINT = "images are uint8 or uint16 of shape [N, H, W], [N, H, W, C] or [N, C, H, W], with C = 1 or 3"
+
+
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
 
 
 class Header(NamedTuple):

@@ -182,9 +182,8 @@ def _significant(png: bytes) -> int:
     return 16
 
 
-def noted(notes: Iterable[str] | Mapping[str, int]) -> list[str]:
-    """For people, the choices that `decode` has noted, and how many pictures needed each: `24 pictures of 12
-    bits, read as 0 … 4,095`."""
+def notes_in_words(notes: Iterable[str] | Mapping[str, int]) -> list[str]:
+    """How many pictures needed each choice that `decode` noted: `24 pictures of 12 bits, read as 0 … 4,095`."""
     return [f"{counted(n, 'picture')} {how}" for how, n in Counter(notes).most_common()]
 
 

@@ -10,20 +10,30 @@ import struct
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from gzcli.core.errors import MissingError
-from gzcli.data.readers.archive import Folder, Tar, Zip
+from gzcli.data.readers.archive import Folder, Tar, Zip, read_span
 from gzcli.data.readers.folder import pictures
 from gzcli.data.readers.hub import dataset_folder
-from gzcli.data.readers.images import Block, Members, Place, PlacedMembers, RawImages, Span, encoded
+from gzcli.data.readers.images import (
+    Block,
+    Members,
+    Place,
+    PlacedMembers,
+    RawImages,
+    Span,
+    encoded,
+    from_arrays,
+)
 from gzcli.data.readers.npz import npz
 from gzcli.data.readers.pictures import look
 from gzcli.data.sets.registry import HUB, MEDMNIST, DataSpec, Form
+
+BLOCK_IMAGES = 256  # images that are read at a time
 
 
 def imagenet(spec: DataSpec, folder: Path) -> RawImages:
@@ -79,9 +89,8 @@ def _from_folders(folder: Path) -> tuple[PlacedMembers, PlacedMembers]:
         members = Folder(folder / top, lambda name: name.lower().endswith((".jpeg", ".jpg", ".png")))
         if loose := [name for name in members.names if "/" not in name]:
             hint = "sort the validation pictures into class folders, or give the three official archives"
-            raise MissingError(
-                f"`{folder / top}` has pictures outside of class folders, as `{loose[0]}`", hint=hint
-            )
+            message = f"`{folder / top}` has pictures outside of class folders, as `{loose[0]}`"
+            raise MissingError(message, hint=hint)
         return members, {name: (split, name.split("/")[0]) for name in members.names}
 
     return part("train", "train"), part("val", "test")
@@ -95,9 +104,8 @@ def _from_archives(spec: DataSpec, folder: Path) -> tuple[PlacedMembers, PlacedM
     flat = Tar(val, lambda name: name.endswith(".JPEG"))
     classes = _ground_truth(kit)
     if len(classes) != len(flat.names):
-        raise MissingError(
-            f"`{val}` holds {len(flat.names):,} pictures, the development kit labels {len(classes):,}"
-        )
+        counts = f"{len(flat.names):,} pictures, the development kit labels {len(classes):,}"
+        raise MissingError(f"`{val}` holds {counts}")
     truth: dict[str, Place] = {
         name: ("test", wnid) for name, wnid in zip(sorted(flat.names), classes, strict=True)
     }
@@ -121,50 +129,29 @@ def _ground_truth(kit: Path) -> list[str]:
 
 
 class Nested:
-    """The members of the tars in a tar, under names OUTER/INNER, read in place. No tar may be compressed.
-
-    path: the outer tar.
-    """
+    """The members of the tars in a tar, under names OUTER/INNER, read in place. No tar may be compressed."""
 
     notes: list[str] = []
 
     def __init__(self, path: Path):
-        self.path = path
-        self._outer = Tar(path, lambda name: name.endswith(".tar"))
-        self._spans = {name: span for name, span, _ in self._walk()}
+        self._spans: dict[str, Span] = {}
+        with Tar(path, lambda name: name.endswith(".tar")).opened() as outer:
+            for tar in outer:
+                if not tar.name.endswith(".tar"):
+                    continue
+                with tarfile.open(fileobj=outer.extractfile(tar), mode="r:") as inner:
+                    for picture in filter(tarfile.TarInfo.isfile, inner):
+                        name = f"{PurePosixPath(tar.name).stem}/{PurePosixPath(picture.name).name}"
+                        at = tar.offset_data + picture.offset_data
+                        self._spans[name] = Span(str(path), at, picture.size, False)
         self.names = list(self._spans)
 
     def read(self, some: list[str] | None = None) -> Iterator[tuple[str, bytes]]:
-        want = set(self.names if some is None else some)
-        for name, _, read in self._walk():
-            if name in want:
-                yield name, read()
+        for name in self.names if some is None else some:
+            yield name, read_span(self._spans[name])
 
     def spans(self) -> dict[str, Span]:
         return self._spans
-
-    def _walk(self) -> Iterator[tuple[str, Span, Callable[[], bytes]]]:
-        """(name, where it lies, a function that reads it) of each member of each tar."""
-
-        def read(inner: tarfile.TarFile, picture: tarfile.TarInfo) -> bytes:
-            file = inner.extractfile(picture)
-            return file.read() if file else b""
-
-        with self._outer.opened() as outer:
-            for member in outer:
-                if not member.name.endswith(".tar"):
-                    continue
-                with tarfile.open(fileobj=outer.extractfile(member), mode="r:") as inner:
-                    for picture in inner:
-                        if picture.isfile():
-                            span = Span(
-                                str(self.path), member.offset_data + picture.offset_data, picture.size, False
-                            )
-                            name = f"{PurePosixPath(member.name).stem}/{PurePosixPath(picture.name).name}"
-                            yield name, span, partial(read, inner, picture)
-
-
-BLOCK_IMAGES = 256  # images that are read at a time
 
 
 def idx(spec: DataSpec, folder: Path) -> RawImages:
@@ -181,15 +168,13 @@ def idx(spec: DataSpec, folder: Path) -> RawImages:
             with gzip.open(path) as f:
                 n, h, w = _idx_header(f, path)
                 if (n, h, w) != (len(labels[split]), *spec.shape[1:]):
-                    raise MissingError(
-                        f"`{path}` holds {n} images of {h}×{w}", hint=f"`gz data verify {spec.name}`"
-                    )
+                    hint = f"`gz data verify {spec.name}`"
+                    raise MissingError(f"`{path}` holds {n} images of {h}×{w}", hint=hint)
                 for start in range(0, n, BLOCK_IMAGES):
-                    rows = min(BLOCK_IMAGES, n - start)
-                    data = np.frombuffer(f.read(rows * h * w), np.uint8).reshape(rows, 1, h, w)
-                    yield Block(split, start, data, path.name)
+                    rows = f.read(min(BLOCK_IMAGES, n - start) * h * w)
+                    yield Block(split, start, np.frombuffer(rows, np.uint8).reshape(-1, 1, h, w), path.name)
 
-    return _arrays(spec, labels, blocks)
+    return from_arrays(spec, labels, blocks)
 
 
 def cifar(spec: DataSpec, folder: Path) -> RawImages:
@@ -212,16 +197,13 @@ def cifar(spec: DataSpec, folder: Path) -> RawImages:
             for split, names in batches.items():
                 start = 0
                 for name in names:
-                    data = np.asarray(_cifar_batch(tar, f"{root}/{name}")[b"data"], np.uint8).reshape(
-                        -1, *spec.shape
-                    )
-                    for i in range(0, len(data), BLOCK_IMAGES):
-                        yield Block(split, start + i, data[i : i + BLOCK_IMAGES], name)
+                    batch = _cifar_batch(tar, f"{root}/{name}")
+                    data = np.asarray(batch[b"data"], np.uint8).reshape(-1, *spec.shape)
+                    yield from _in_blocks(split, data, name, start)
                     start += len(data)
 
-    return _arrays(
-        replace(spec, classes=classes), {s: np.concatenate(parts) for s, parts in labels.items()}, blocks
-    )
+    y = {split: np.concatenate(parts) for split, parts in labels.items()}
+    return from_arrays(replace(spec, classes=classes), y, blocks)
 
 
 def svhn(spec: DataSpec, folder: Path) -> RawImages:
@@ -234,10 +216,9 @@ def svhn(spec: DataSpec, folder: Path) -> RawImages:
     def blocks() -> Iterator[Block]:
         for split, path in paths.items():
             images = loadmat(path, variable_names=["X"])["X"].transpose(3, 2, 0, 1)
-            for i in range(0, len(images), BLOCK_IMAGES):
-                yield Block(split, i, images[i : i + BLOCK_IMAGES], path.name)
+            yield from _in_blocks(split, images, path.name)
 
-    return _arrays(spec, labels, blocks)
+    return from_arrays(spec, labels, blocks)
 
 
 def medmnist(spec: DataSpec, folder: Path) -> RawImages:
@@ -363,12 +344,10 @@ PARSERS: dict[str, Callable[[DataSpec, Path], RawImages]] = {
 }
 
 
-def _arrays(
-    spec: DataSpec, labels: dict[str, np.ndarray], blocks: Callable[[], Iterator[Block]]
-) -> RawImages:
-    """The images of a set whose blocks are arrays of the set's own shape."""
-    counts = {split: len(y) for split, y in labels.items()}
-    return RawImages(spec.title, spec.class_names, counts, labels, blocks, shape=spec.shape)
+def _in_blocks(split: str, images: np.ndarray, name: str, start: int = 0) -> Iterator[Block]:
+    """Images uint8 [n, C, H, W] of a file as blocks, numbered from `start` on."""
+    for i in range(0, len(images), BLOCK_IMAGES):
+        yield Block(split, start + i, images[i : i + BLOCK_IMAGES], name)
 
 
 def _texts(members: Members, *names: str) -> dict[str, list[str]]:

@@ -3,13 +3,13 @@ or of nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from gzcli.data.readers.images import Block, RawImages, in_arrays
+from gzcli.data.readers.images import Block, RawImages, from_arrays
 from gzcli.data.sets.registry import DataSpec
 
 SIDE = 128  # pixels a side of the large drawing, which spans −1 … 1
@@ -86,7 +86,7 @@ def glyphs(spec: DataSpec) -> RawImages:
             scale = np.array([min(CAPITAL / high, WIDEST / wide), CAPITAL / high])
             drawn = pictures(form, maps[rows] * scale, center[rows], bolder[rows], spec.size)
             images[rows, 0] = np.rint(255 * drawn)
-    return in_arrays(spec, images, label)
+    return _halved(spec, images, label)
 
 
 def _glyph(face: str, character: str) -> tuple[np.ndarray, float, float]:
@@ -131,9 +131,8 @@ class Factors:
     kind: np.ndarray  # number in KINDS, [N]
     colour: np.ndarray  # number in COLOURS, [N]
     radius: np.ndarray  # pixels from the middle of the form to its farthest point, [N]
-    # pixels from the middle of the picture to that of the form, to the right and down, [N, 2]
-    center: np.ndarray
-    angle: np.ndarray  # by which the form is turned clockwise, in degrees, [N]; 0 where that shows nothing
+    center: np.ndarray  # pixels to the right of and below the middle of the picture, [N, 2]
+    angle: np.ndarray  # degrees clockwise, [N]; 0 where a turn shows nothing
 
     @property
     def size(self) -> np.ndarray:
@@ -162,30 +161,28 @@ def factors(n: int) -> Factors:
 
 def shapes(spec: DataSpec) -> RawImages:
     """Forms of 8 kinds and colours; the class is the kind, the caption states the factors in words."""
-    known = factors(spec.n_train + spec.n_test)
-    return replace(
-        in_arrays(spec, _draw_shapes(known, spec.size), known.kind), captions=_captions(known, spec)
-    )
+    facts = factors(spec.n_train + spec.n_test)
+    images = _halved(spec, _draw_shapes(facts, spec.size), facts.kind)
+    return replace(images, captions=_captions(facts, spec))
 
 
 def shapes_factors(spec: DataSpec) -> RawImages:
     """The same images, with a label for each factor in place of the class."""
-    known = factors(spec.n_train + spec.n_test)
+    facts = factors(spec.n_train + spec.n_test)
     labels = [
         np.eye(len(names), dtype=np.uint8)[which]
-        for names, which in ((KINDS, known.kind), (COLOURS, known.colour), (SIZES, known.size))
+        for names, which in ((KINDS, facts.kind), (COLOURS, facts.colour), (SIZES, facts.size))
     ]
-    return in_arrays(
-        spec, _draw_shapes(known, spec.size), np.concatenate([*labels, known.places], 1).astype(np.uint8)
-    )
+    every = np.concatenate([*labels, facts.places], 1).astype(np.uint8)
+    return _halved(spec, _draw_shapes(facts, spec.size), every)
 
 
-def _captions(known: Factors, spec: DataSpec) -> dict[str, list[str]]:
+def _captions(facts: Factors, spec: DataSpec) -> dict[str, list[str]]:
     """By split, texts such as `a small red star at the top left`."""
     colours = list(COLOURS)
     words = [
         f"a {SIZES[size]} {colours[colour]} {KINDS[kind]} {_where(there)}"
-        for size, colour, kind, there in zip(known.size, known.colour, known.kind, known.places, strict=True)
+        for size, colour, kind, there in zip(facts.size, facts.colour, facts.kind, facts.places, strict=True)
     ]
     return {"train": words[: spec.n_train], "test": words[spec.n_train :]}
 
@@ -198,20 +195,20 @@ def _where(there: np.ndarray) -> str:
     return f"at the {f'{high} {wide}'.strip()}"
 
 
-def _draw_shapes(known: Factors, side: int) -> np.ndarray:
+def _draw_shapes(facts: Factors, side: int) -> np.ndarray:
     """The images, uint8 [N, 3, side, side]: a form of one colour on a background that goes from one pale
     colour to another."""
-    n = len(known.kind)
+    n = len(facts.kind)
     draw = np.random.RandomState(1).uniform
     first, last = draw(205, 250, (2, n, 3, 1, 1)).astype(np.float32)
     way = draw(0, 2 * np.pi, (n, 1, 1)).astype(np.float32)
     across = np.linspace(-1, 1, side, dtype=np.float32) / np.sqrt(8, dtype=np.float32)
-    ink = np.array(list(COLOURS.values()), np.float32)[known.colour][:, :, None, None]
-    maps = matrices(np.deg2rad(known.angle), np.zeros(n), np.repeat(known.radius[:, None] / REACH, 2, 1))
+    ink = np.array(list(COLOURS.values()), np.float32)[facts.colour][:, :, None, None]
+    maps = matrices(np.deg2rad(facts.angle), np.zeros(n), np.repeat(facts.radius[:, None] / REACH, 2, 1))
     images = np.empty((n, 3, side, side), np.uint8)
     for i, name in enumerate(KINDS):
-        rows = known.kind == i
-        covered = pictures(_shape(name), maps[rows], known.center[rows], 0.0, side)[:, None]
+        rows = facts.kind == i
+        covered = pictures(_shape(name), maps[rows], facts.center[rows], 0.0, side)[:, None]
         share = 0.5 + (np.cos(way[rows]) * across + np.sin(way[rows]) * across[:, None])[:, None]
         background = first[rows] + (last[rows] - first[rows]) * share
         images[rows] = np.rint(background + (ink[rows] - background) * covered)
@@ -365,11 +362,11 @@ def _digits() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
 
 
 def _raw(spec: DataSpec, images: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> RawImages:
-    def blocks() -> Iterator[Block]:
-        for split, x in images.items():
-            yield Block(split, 0, x, split)
+    """The images of a set by their splits, uint8 [N, C, H, W]."""
+    return from_arrays(spec, labels, lambda: (Block(split, 0, x, split) for split, x in images.items()))
 
-    counts = {split: len(x) for split, x in images.items()}
-    return RawImages(
-        spec.title, spec.class_names, counts, labels, blocks, shape=spec.shape, levels=spec.levels
-    )
+
+def _halved(spec: DataSpec, images: np.ndarray, labels: np.ndarray) -> RawImages:
+    """The images of a set, of which the last `n_test` are its test split."""
+    n = spec.n_train
+    return _raw(spec, {"train": images[:n], "test": images[n:]}, {"train": labels[:n], "test": labels[n:]})

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from gzcli.core.errors import MissingError, UsageError, did_you_mean, matching
 from gzcli.core.sections import Fit
@@ -18,16 +19,16 @@ from gzcli.core.types import Say
 from gzcli.store.files import checksum
 from gzcli.store.paths import cache_dir
 
-# Names of keys in `metadata.jsonl`, or of columns. Where a set has several, the first one counts.
+# What may come with an image beside its label, by the names of keys in `metadata.jsonl` or of columns; of
+# several the first counts. `control` is a map that the image follows (edges, depth, a pose), `before` the
+# image that an instruction, the caption, changed into this one.
 CAPTIONS = ("text", "caption", "edit_prompt", "instruction")
 FURTHER = {
     "control": ("control", "conditioning_image", "conditioning"),
     "before": ("before", "input_image", "original_image", "source"),
 }
 TARGETS = ("edited_image", "target", "after")  # the image itself, where it has a `before`
-
 MAPS = ("control",)  # their values have a meaning: augmentations that change colours leave them as they are
-
 EXTRAS = ("caption", *FURTHER)
 
 
@@ -36,7 +37,7 @@ def further_of(name: str) -> str | None:
     return next((kind for kind, names in FURTHER.items() if name in names), None)
 
 
-def in_words(extras: Iterable[str]) -> str:
+def extras_in_words(extras: Iterable[str]) -> str:
     """("caption", "before") → "captions and `before` pictures"."""
     return " and ".join("captions" if extra == "caption" else f"`{extra}` pictures" for extra in extras)
 
@@ -48,14 +49,14 @@ class Form:
     size: Size | None = None  # to which the images are resized; None: as they are
     channels: int | None = None  # 1 (grey) or 3 (RGB) to which they are converted; None: as they are
     skip_bad: bool = False  # whether pictures that do not decode are left out; if not, they are an error
-    # what the folders of pictures mean, of `layout.LAYOUTS`; None: what their names say
+    # what the folders of pictures mean, of LAYOUTS of the folder reader; None: what their names say
     layout: str | None = None
     # whether the images are scored only: one split `test`, in whatever folders, without classes
     foreign: bool = False
     fit: Fit = "crop"  # how pictures of another shape come to the size
     mixed: bool = False  # whether the images may have any sizes, as patches of them are used
 
-    def asked(
+    def with_options(
         self, size: Size | None, channels: int | None, fit: Fit = "crop", patch: int | None = None
     ) -> Form:
         """This form with the size, channels and fit asked for, where any are."""
@@ -95,7 +96,7 @@ class DataSpec:
     files: tuple[DataFile, ...] = ()  # what is downloaded
     # (size, files) of the sizes that the publisher offers beside `size`, ascending
     larger: tuple[tuple[int, tuple[DataFile, ...]], ...] = ()
-    extras: tuple[str, ...] = ()  # what comes with each image, of `conditions.EXTRAS`
+    extras: tuple[str, ...] = ()  # what comes with each image, of EXTRAS
     embedded: bool = False  # whether it is made from an installed package, without a download
     page: str = ""  # where a browser gets the files, if their host may refuse a program
     hub: str = ""  # its id on the Hugging Face hub, where it may be had by agreement
@@ -141,8 +142,7 @@ class DataSpec:
 
     @property
     def trained_on(self) -> int:
-        """Images that are left to train on, once what the publisher does not split off is carved from train:
-        as `splits.split_plan` does it, before anything is packed."""
+        """Images that `build.split_plan` will leave to train on, before anything is packed."""
         tenth = max(1, self.n_train // 10)
         test, val = 0 if self.n_test else tenth, 0 if self.n_val else min(2000, tenth)
         return self.n_train - test - val
@@ -165,13 +165,9 @@ class DataSpec:
         return replace(self, size=side, files=files, larger=())
 
 
-def listed(text: str) -> tuple[str, ...]:
-    """The names in a text, which semicolons separate."""
-    return tuple(name.strip() for name in text.split(";"))
-
+# --- the files of a set in the cache ---
 
 SPLIT_FOLDERS = ("train", "val")  # folders that `raw_dir` of a linked set may hold instead of its files
-
 HUB = "hub"  # a link to the folder of its parquet files, which may be there instead too
 
 
@@ -213,301 +209,12 @@ def check_files(spec: DataSpec, say: Say) -> list[Path]:
     return paths
 
 
-_TEN = tuple("0123456789")
-_UCI = "Alpaydin & Kaynak 1998, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository"
+# --- the sets ---
 
 
-def _digits(name: str, title: str, classes: tuple[str, ...], *extras: str) -> DataSpec:
-    """A set made of scikit-learn's digits."""
-    return DataSpec(
-        name,
-        title,
-        classes,
-        channels=1,
-        size=16,
-        n_train=1442,
-        n_test=355,
-        licence="CC BY 4.0",
-        citation=_UCI,
-        levels=17,
-        extras=extras,
-        embedded=True,
-        flat=True,
-    )
-
-
-_KINDS = listed("circle; ring; moon; heart; triangle; square; star; cross")
-_FACTORS = listed(
-    "red; orange; yellow; green; turquoise; blue; violet; pink; small; medium; large; "
-    "left; right; top; bottom; centre"
-)
-
-
-def _shapes(name: str, title: str, classes: tuple[str, ...], *extras: str) -> DataSpec:
-    """A set of flat forms, all of whose factors are known."""
-    return DataSpec(
-        name,
-        title,
-        classes,
-        channels=3,
-        size=32,
-        n_train=20_000,
-        n_test=4_000,
-        licence="made by gz",
-        citation="none: made by gz",
-        multilabel=len(classes) > len(_KINDS),
-        extras=extras,
-        embedded=True,
-    )
-
-
-INSTALLED = (
-    _digits("digits", "scikit-learn's handwritten digits, 8×8 doubled to 16×16", _TEN),
-    DataSpec(
-        "glyphs",
-        "letters and digits of 21 faces of DejaVu, STIX and Computer Modern",
-        classes=tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"),
-        channels=1,
-        size=28,
-        n_train=21_600,
-        n_test=3_600,
-        licence="the fonts': Bitstream Vera, OFL 1.1, BaKoMa",
-        citation="none: made by gz of the fonts that matplotlib carries",
-        embedded=True,
-        flat=True,
-        binary=True,
-    ),
-    _shapes(
-        "shapes", "forms of known colour, size, place and angle; the class is the kind", _KINDS, "caption"
-    ),
-    _shapes("shapes-factors", "the same images, with each factor as a label", (*_KINDS, *_FACTORS)),
-    DataSpec(
-        "patches",
-        "32×32 patches of scikit-learn's two sample photographs",
-        classes=("china", "flower"),
-        channels=3,
-        size=32,
-        n_train=1328,
-        n_test=104,
-        embedded=True,
-        licence="CC BY 2.0",
-        citation="photographs by danielbuechele and vultilion (flickr), 2011",
-    ),
-    _digits("digits-ab", "digits in two unpaired domains: A white on black, B black on white", ("A", "B")),
-    _digits("digits-captioned", "digits with a caption each", _TEN, "caption"),
-    _digits(
-        "digits-edited",
-        "digits after an instruction such as `mirror it`, with the digit before it",
-        _TEN,
-        "caption",
-        "before",
-    ),
-)
-
-
-_MEDMNIST_SIDES = (28, 64, 128, 224)  # pixels
-_CITATION = "Yang et al. 2023, MedMNIST v2, Scientific Data 10:41"
-_CHEST = listed(
-    "atelectasis; cardiomegaly; effusion; infiltration; mass; nodule; pneumonia; pneumothorax; "
-    "consolidation; edema; emphysema; fibrosis; pleural; hernia"
-)
-_OCT = listed("choroidal neovascularization; diabetic macular edema; drusen; normal")
-_TISSUE = listed(
-    "Collecting Duct, Connecting Tubule; Distal Convoluted Tubule; Glomerular endothelial cells; "
-    "Interstitial endothelial cells; Leukocytes; Podocytes; Proximal Tubule Segments; Thick Ascending "
-    "Limb"
-)
-_BLOOD = listed(
-    "basophil; eosinophil; erythroblast; immature granulocytes(myelocytes, metamyelocytes and "
-    "promyelocytes); lymphocyte; monocyte; neutrophil; platelet"
-)
-_DERMA = listed(
-    "actinic keratoses and intraepithelial carcinoma; basal cell carcinoma; benign keratosis-like lesions; "
-    "dermatofibroma; melanoma; melanocytic nevi; vascular lesions"
-)
-_ORGANS = listed(
-    "bladder; femur-left; femur-right; heart; kidney-left; kidney-right; liver; lung-left; lung-right; "
-    "pancreas; spleen"
-)
-_PATH = listed(
-    "adipose; background; debris; lymphocytes; mucus; smooth muscle; normal colon mucosa; "
-    "cancer-associated stroma; colorectal adenocarcinoma epithelium"
-)
-
-
-def _set(
-    name: str,
-    title: str,
-    classes: tuple[str, ...],
-    counts: tuple[int, int, int],
-    *rows: tuple[int, str],
-    channels: int = 1,
-    licence: str = "CC BY 4.0",
-) -> DataSpec:
-    """A set of images."""
-    sized = []
-    for side, (about, md5) in zip(_MEDMNIST_SIDES, rows, strict=True):
-        file = f"{name}.npz" if side == 28 else f"{name}_{side}.npz"
-        urls = (f"https://zenodo.org/records/10519652/files/{file}?download=1",)
-        sized.append((side, (DataFile(file, urls, about, md5=md5, exact=False),)))
-    first, *larger = sized
-    train, val, test = counts
-    return DataSpec(
-        name,
-        f"{title} (MedMNIST)",
-        classes,
-        channels=channels,
-        size=first[0],
-        n_train=train,
-        n_val=val,
-        n_test=test,
-        licence=licence,
-        citation=_CITATION,
-        files=first[1],
-        larger=tuple(larger),
-    )
-
-
-MEDMNIST = (
-    replace(
-        _set(
-            "chestmnist",
-            "chest X-rays with fourteen findings, any number of which can hold",
-            _CHEST,
-            (78_468, 11_219, 22_433),
-            (82_802_576, "02c8a6516a18b556561a56cbdd36c4a8"),
-            (390_000_000, "9de6cd0b934ebb5b7426cfba5efbae16"),
-            (1_400_000_000, "db107e5590b27930b62dbaf558aebee3"),
-            (3_900_000_000, "45bd33e6f06c3e8cdb481c74a89152aa"),
-        ),
-        multilabel=True,
-    ),
-    _set(
-        "octmnist",
-        "retinal tomographies",
-        _OCT,
-        (97_477, 10_832, 1_000),
-        (54_938_180, "c68d92d5b585d8d81f7112f81e2d0842"),
-        (250_000_000, "e229e9440236b774d9f0dfef9d07bdaf"),
-        (900_000_000, "0a97e76651ace45c5d943ee3f65b63ae"),
-        (2_500_000_000, "abc493b6d529d5de7569faaef2773ba3"),
-    ),
-    _set(
-        "pneumoniamnist",
-        "chest X-rays of children, with and without pneumonia",
-        ("normal", "pneumonia"),
-        (4_708, 524, 624),
-        (4_170_669, "28209eda62fecd6e6a2d98b1501bb15f"),
-        (20_000_000, "8f4eceb4ccffa70c672198ea285246c6"),
-        (72_000_000, "05b46931834c231683c68f40c47b2971"),
-        (206_000_000, "d6a3c71de1b945ea11211b03746c1fe1"),
-    ),
-    _set(
-        "tissuemnist",
-        "cells of the kidney's cortex",
-        _TISSUE,
-        (165_466, 23_640, 47_280),
-        (124_962_739, "ebe78ee8b05294063de985d821c1c34b"),
-        (480_000_000, "123ece2eba09d0aa5d698fda57103344"),
-        (1_500_000_000, "61b955355d7425a89687b06cca3ce0c2"),
-        (3_500_000_000, "b077128c4a949f0a4eb01517f9037b9c"),
-    ),
-    _set(
-        "bloodmnist",
-        "blood cells",
-        _BLOOD,
-        (11_959, 1_712, 3_421),
-        (35_461_855, "7053d0359d879ad8a5505303e11de1dc"),
-        (170_000_000, "2b94928a2ae4916078ca51e05b6b800b"),
-        (600_000_000, "adace1e0ed228fccda1f39692059dd4c"),
-        (1_700_000_000, "b718ff6835fcbdb22ba9eacccd7b2601"),
-        channels=3,
-    ),
-    _set(
-        "breastmnist",
-        "ultrasound of the breast",
-        ("malignant", "normal, benign"),
-        (546, 78, 156),
-        (559_580, "750601b1f35ba3300ea97c75c52ff8f6"),
-        (2_600_000, "742edef2a1fd1524b2efff4bd7ba9364"),
-        (9_500_000, "363e4b3f8d712e9b5de15470a2aaadf1"),
-        (27_000_000, "b56378a6eefa9fed602bb16d192d4c8b"),
-    ),
-    _set(
-        "dermamnist",
-        "pigmented lesions of the skin",
-        _DERMA,
-        (7_007, 1_003, 2_005),
-        (19_725_078, "0744692d530f8e62ec473284d019b0c7"),
-        (93_000_000, "b70a2f5635c6199aeaa28c31d7202e1f"),
-        (330_000_000, "2defd784463fa5243564e855ed717de1"),
-        (930_000_000, "8974907d8e169bef5f5b96bc506ae45d"),
-        channels=3,
-        licence="CC BY-NC 4.0",
-    ),
-    _set(
-        "organamnist",
-        "organs in axial slices of computed tomographies",
-        _ORGANS,
-        (34_561, 6_491, 17_778),
-        (38_247_903, "68e3f8846a6bd62f0c9bf841c0d9eacc"),
-        (180_000_000, "2dcccc29b88e6da5a01161ef20cda288"),
-        (650_000_000, "eeae80d0a227a8d099027e1b3cfd3b60"),
-        (1_800_000_000, "50747347e05c87dd3aaf92c49f9f3170"),
-    ),
-    _set(
-        "organcmnist",
-        "organs in coronal slices of computed tomographies",
-        _ORGANS,
-        (12_975, 2_392, 8_216),
-        (15_527_535, "b9ceb9546e10131b32923c5bbeaea2b1"),
-        (73_000_000, "3ce34a8724ea6f548e6db4744d03b6a9"),
-        (260_000_000, "773c1f009daa3fe5d9a2a201b2a7ed94"),
-        (740_000_000, "050f5e875dc056f6768abf94ec9995d1"),
-    ),
-    _set(
-        "organsmnist",
-        "organs in sagittal slices of computed tomographies",
-        _ORGANS,
-        (13_932, 2_452, 8_827),
-        (16_528_536, "9ab87b696fb54e2a387ebe992d6ed5f1"),
-        (78_000_000, "53a6d115339d874c25e309a994ff46d3"),
-        (280_000_000, "ded0c5fa01a95dc4978b956f613e9b8e"),
-        (780_000_000, "b354719e553fbbb2513d5533f52a4cb1"),
-    ),
-    _set(
-        "pathmnist",
-        "tissue of colorectal cancer, stained",
-        _PATH,
-        (89_996, 10_004, 7_180),
-        (205_615_438, "a8b06965200029087d5bd730944a56c1"),
-        (970_000_000, "55aa9c1e0525abe5a6b9d8343a507616"),
-        (3_500_000_000, "ac42d08fb904d92c244187169d1fd1d9"),
-        (9_700_000_000, "2c51a510bcdc9cf8ddb2af93af1eadec"),
-        channels=3,
-    ),
-    _set(
-        "retinamnist",
-        "fundus photographs, graded by diabetic retinopathy",
-        tuple("01234"),
-        (1_080, 120, 400),
-        (3_291_041, "bd4c0672f1bba3e3a89f0e4e876791e4"),
-        (15_000_000, "afda852cc34dcda56f86ad2b2457dbcc"),
-        (56_000_000, "e48e916a24454daf90583d4e6efb1a18"),
-        (160_000_000, "eae7e3b6f3fcbda4ae613ebdcbe35348"),
-        channels=3,
-    ),
-)
-
-
-def find(name: str) -> DataSpec:
-    """The set of this name, `-` and `_` alike."""
-    if known := matching(name, SPECS):
-        return SPECS[known]
-    raise UsageError(
-        f"there is no data set `{name}`",
-        hint=did_you_mean(name, SPECS) or "`gz data list` shows the names; a path works too",
-    )
+def _names(text: str) -> tuple[str, ...]:
+    """The names in a text, which semicolons separate."""
+    return tuple(name.strip() for name in text.split(";"))
 
 
 def _files(bases: tuple[str, ...], *rows: tuple[str, int, str]) -> tuple[DataFile, ...]:
@@ -523,42 +230,298 @@ def _drive(name: str, id_: str, size: int, md5: str) -> DataFile:
     return DataFile(name, (url,), size, md5=md5)
 
 
-def _cifar(name: str, title: str, classes: tuple[str, ...] | int, file: tuple[str, int, str]) -> DataSpec:
-    return DataSpec(
-        name,
-        title,
-        classes,
-        channels=3,
-        size=32,
-        n_train=50_000,
-        n_test=10_000,
-        licence="not stated by the publisher",
-        citation="Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images",
-        files=_files(("https://www.cs.toronto.edu/~kriz/",), file),
+def _set(
+    name: str,
+    title: str,
+    classes: tuple[str, ...] | int,
+    shape: tuple[int, int],
+    counts: tuple[int, int, int],
+    terms: tuple[str, str],
+    files: tuple[DataFile, ...] = (),
+    **more: Any,
+) -> DataSpec:
+    """A set by its (channels, size), counts of train, val and test, and (licence, citation)."""
+    (channels, size), (train, val, test) = shape, counts
+    return DataSpec(name, title, classes, channels, size, train, test, *terms, n_val=val, files=files, **more)
+
+
+def _digits(name: str, title: str, classes: tuple[str, ...], *extras: str) -> DataSpec:
+    """A set made of scikit-learn's digits."""
+    paper = (
+        "Alpaydin & Kaynak 1998, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository"
     )
+    terms, more = ("CC BY 4.0", paper), {"levels": 17, "embedded": True, "flat": True}
+    return _set(name, title, classes, (1, 16), (1442, 0, 355), terms, extras=extras, **more)
 
 
-_DIGITS = tuple("0123456789")
-_CIFAR10 = listed("airplane; automobile; bird; cat; deer; dog; frog; horse; ship; truck")
-_FASHION = listed("T-shirt/top; Trouser; Pullover; Dress; Coat; Sandal; Shirt; Sneaker; Bag; Ankle boot")
-_IMAGENETTE = listed(
+def _shapes(name: str, title: str, classes: tuple[str, ...], **more: Any) -> DataSpec:
+    """A set of flat forms, all of whose factors are known."""
+    terms = ("made by gz", "none: made by gz")
+    return _set(name, title, classes, (3, 32), (20_000, 0, 4_000), terms, embedded=True, **more)
+
+
+def _cifar(name: str, title: str, classes: tuple[str, ...] | int, size: int, md5: str) -> DataSpec:
+    terms = (
+        "not stated by the publisher",
+        "Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images",
+    )
+    file = (name.replace("cifar", "cifar-") + "-python.tar.gz", size, md5)
+    files = _files(("https://www.cs.toronto.edu/~kriz/",), file)
+    return _set(name, title, classes, (3, 32), (50_000, 0, 10_000), terms, files)
+
+
+def _medmnist(
+    name: str,
+    title: str,
+    classes: tuple[str, ...],
+    counts: tuple[int, int, int],
+    *rows: tuple[int, str],
+    channels: int = 1,
+    licence: str = "CC BY 4.0",
+    multilabel: bool = False,
+) -> DataSpec:
+    """A flat set of MedMNIST v2 in four sizes, 28 first, with (about how many bytes, md5) of each file; the
+    checksums are those of its package."""
+    sized = []
+    for side, (about, md5) in zip((28, 64, 128, 224), rows, strict=True):
+        file = f"{name}.npz" if side == 28 else f"{name}_{side}.npz"
+        urls = (f"https://zenodo.org/records/10519652/files/{file}?download=1",)
+        sized.append((side, (DataFile(file, urls, about, md5=md5, exact=False),)))
+    (size, files), *larger = sized
+    terms, more = (
+        (licence, "Yang et al. 2023, MedMNIST v2, Scientific Data 10:41"),
+        {"multilabel": multilabel},
+    )
+    title = f"{title} (MedMNIST)"
+    return _set(name, title, classes, (channels, size), counts, terms, files, larger=tuple(larger), **more)
+
+
+_TEN = tuple("0123456789")
+_CIFAR10 = _names("airplane; automobile; bird; cat; deer; dog; frog; horse; ship; truck")
+_FASHION = _names("T-shirt/top; Trouser; Pullover; Dress; Coat; Sandal; Shirt; Sneaker; Bag; Ankle boot")
+_IMAGENETTE = _names(
     "tench; English springer; cassette player; chain saw; church; French horn; garbage truck; gas pump; "
     "golf ball; parachute"
 )
+_KINDS = _names("circle; ring; moon; heart; triangle; square; star; cross")
+_FACTORS = _names(
+    "red; orange; yellow; green; turquoise; blue; violet; pink; small; medium; large; "
+    "left; right; top; bottom; centre"
+)
+_CHEST = _names(
+    "atelectasis; cardiomegaly; effusion; infiltration; mass; nodule; pneumonia; pneumothorax; "
+    "consolidation; edema; emphysema; fibrosis; pleural; hernia"
+)
+_OCT = _names("choroidal neovascularization; diabetic macular edema; drusen; normal")
+_TISSUE = _names(
+    "Collecting Duct, Connecting Tubule; Distal Convoluted Tubule; Glomerular endothelial cells; "
+    "Interstitial endothelial cells; Leukocytes; Podocytes; Proximal Tubule Segments; Thick Ascending "
+    "Limb"
+)
+_BLOOD = _names(
+    "basophil; eosinophil; erythroblast; immature granulocytes(myelocytes, metamyelocytes and "
+    "promyelocytes); lymphocyte; monocyte; neutrophil; platelet"
+)
+_DERMA = _names(
+    "actinic keratoses and intraepithelial carcinoma; basal cell carcinoma; benign keratosis-like lesions; "
+    "dermatofibroma; melanoma; melanocytic nevi; vascular lesions"
+)
+_ORGANS = _names(
+    "bladder; femur-left; femur-right; heart; kidney-left; kidney-right; liver; lung-left; lung-right; "
+    "pancreas; spleen"
+)
+_PATH = _names(
+    "adipose; background; debris; lymphocytes; mucus; smooth muscle; normal colon mucosa; "
+    "cancer-associated stroma; colorectal adenocarcinoma epithelium"
+)
+_OF_IMAGENET = "ImageNet's terms: non-commercial research and education"
 
-_ALL = (
-    *INSTALLED,
-    DataSpec(
+INSTALLED = (
+    _digits("digits", "scikit-learn's handwritten digits, 8×8 doubled to 16×16", _TEN),
+    _set(
+        "glyphs",
+        "letters and digits of 21 faces of DejaVu, STIX and Computer Modern",
+        tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"),
+        (1, 28),
+        (21_600, 0, 3_600),
+        (
+            "the fonts': Bitstream Vera, OFL 1.1, BaKoMa",
+            "none: made by gz of the fonts that matplotlib carries",
+        ),
+        embedded=True,
+        flat=True,
+        binary=True,
+    ),
+    _shapes(
+        "shapes",
+        "forms of known colour, size, place and angle; the class is the kind",
+        _KINDS,
+        extras=("caption",),
+    ),
+    _shapes(
+        "shapes-factors",
+        "the same images, with each factor as a label",
+        (*_KINDS, *_FACTORS),
+        multilabel=True,
+    ),
+    _set(
+        "patches",
+        "32×32 patches of scikit-learn's two sample photographs",
+        ("china", "flower"),
+        (3, 32),
+        (1328, 0, 104),
+        ("CC BY 2.0", "photographs by danielbuechele and vultilion (flickr), 2011"),
+        embedded=True,
+    ),
+    _digits("digits-ab", "digits in two unpaired domains: A white on black, B black on white", ("A", "B")),
+    _digits("digits-captioned", "digits with a caption each", _TEN, "caption"),
+    _digits(
+        "digits-edited",
+        "digits after an instruction such as `mirror it`, with the digit before it",
+        _TEN,
+        "caption",
+        "before",
+    ),
+)
+
+MEDMNIST = (
+    _medmnist(
+        "chestmnist",
+        "chest X-rays with fourteen findings, any number of which can hold",
+        _CHEST,
+        (78_468, 11_219, 22_433),
+        (82_802_576, "02c8a6516a18b556561a56cbdd36c4a8"),
+        (390_000_000, "9de6cd0b934ebb5b7426cfba5efbae16"),
+        (1_400_000_000, "db107e5590b27930b62dbaf558aebee3"),
+        (3_900_000_000, "45bd33e6f06c3e8cdb481c74a89152aa"),
+        multilabel=True,
+    ),
+    _medmnist(
+        "octmnist",
+        "retinal tomographies",
+        _OCT,
+        (97_477, 10_832, 1_000),
+        (54_938_180, "c68d92d5b585d8d81f7112f81e2d0842"),
+        (250_000_000, "e229e9440236b774d9f0dfef9d07bdaf"),
+        (900_000_000, "0a97e76651ace45c5d943ee3f65b63ae"),
+        (2_500_000_000, "abc493b6d529d5de7569faaef2773ba3"),
+    ),
+    _medmnist(
+        "pneumoniamnist",
+        "chest X-rays of children, with and without pneumonia",
+        ("normal", "pneumonia"),
+        (4_708, 524, 624),
+        (4_170_669, "28209eda62fecd6e6a2d98b1501bb15f"),
+        (20_000_000, "8f4eceb4ccffa70c672198ea285246c6"),
+        (72_000_000, "05b46931834c231683c68f40c47b2971"),
+        (206_000_000, "d6a3c71de1b945ea11211b03746c1fe1"),
+    ),
+    _medmnist(
+        "tissuemnist",
+        "cells of the kidney's cortex",
+        _TISSUE,
+        (165_466, 23_640, 47_280),
+        (124_962_739, "ebe78ee8b05294063de985d821c1c34b"),
+        (480_000_000, "123ece2eba09d0aa5d698fda57103344"),
+        (1_500_000_000, "61b955355d7425a89687b06cca3ce0c2"),
+        (3_500_000_000, "b077128c4a949f0a4eb01517f9037b9c"),
+    ),
+    _medmnist(
+        "bloodmnist",
+        "blood cells",
+        _BLOOD,
+        (11_959, 1_712, 3_421),
+        (35_461_855, "7053d0359d879ad8a5505303e11de1dc"),
+        (170_000_000, "2b94928a2ae4916078ca51e05b6b800b"),
+        (600_000_000, "adace1e0ed228fccda1f39692059dd4c"),
+        (1_700_000_000, "b718ff6835fcbdb22ba9eacccd7b2601"),
+        channels=3,
+    ),
+    _medmnist(
+        "breastmnist",
+        "ultrasound of the breast",
+        ("malignant", "normal, benign"),
+        (546, 78, 156),
+        (559_580, "750601b1f35ba3300ea97c75c52ff8f6"),
+        (2_600_000, "742edef2a1fd1524b2efff4bd7ba9364"),
+        (9_500_000, "363e4b3f8d712e9b5de15470a2aaadf1"),
+        (27_000_000, "b56378a6eefa9fed602bb16d192d4c8b"),
+    ),
+    _medmnist(
+        "dermamnist",
+        "pigmented lesions of the skin",
+        _DERMA,
+        (7_007, 1_003, 2_005),
+        (19_725_078, "0744692d530f8e62ec473284d019b0c7"),
+        (93_000_000, "b70a2f5635c6199aeaa28c31d7202e1f"),
+        (330_000_000, "2defd784463fa5243564e855ed717de1"),
+        (930_000_000, "8974907d8e169bef5f5b96bc506ae45d"),
+        channels=3,
+        licence="CC BY-NC 4.0",
+    ),
+    _medmnist(
+        "organamnist",
+        "organs in axial slices of computed tomographies",
+        _ORGANS,
+        (34_561, 6_491, 17_778),
+        (38_247_903, "68e3f8846a6bd62f0c9bf841c0d9eacc"),
+        (180_000_000, "2dcccc29b88e6da5a01161ef20cda288"),
+        (650_000_000, "eeae80d0a227a8d099027e1b3cfd3b60"),
+        (1_800_000_000, "50747347e05c87dd3aaf92c49f9f3170"),
+    ),
+    _medmnist(
+        "organcmnist",
+        "organs in coronal slices of computed tomographies",
+        _ORGANS,
+        (12_975, 2_392, 8_216),
+        (15_527_535, "b9ceb9546e10131b32923c5bbeaea2b1"),
+        (73_000_000, "3ce34a8724ea6f548e6db4744d03b6a9"),
+        (260_000_000, "773c1f009daa3fe5d9a2a201b2a7ed94"),
+        (740_000_000, "050f5e875dc056f6768abf94ec9995d1"),
+    ),
+    _medmnist(
+        "organsmnist",
+        "organs in sagittal slices of computed tomographies",
+        _ORGANS,
+        (13_932, 2_452, 8_827),
+        (16_528_536, "9ab87b696fb54e2a387ebe992d6ed5f1"),
+        (78_000_000, "53a6d115339d874c25e309a994ff46d3"),
+        (280_000_000, "ded0c5fa01a95dc4978b956f613e9b8e"),
+        (780_000_000, "b354719e553fbbb2513d5533f52a4cb1"),
+    ),
+    _medmnist(
+        "pathmnist",
+        "tissue of colorectal cancer, stained",
+        _PATH,
+        (89_996, 10_004, 7_180),
+        (205_615_438, "a8b06965200029087d5bd730944a56c1"),
+        (970_000_000, "55aa9c1e0525abe5a6b9d8343a507616"),
+        (3_500_000_000, "ac42d08fb904d92c244187169d1fd1d9"),
+        (9_700_000_000, "2c51a510bcdc9cf8ddb2af93af1eadec"),
+        channels=3,
+    ),
+    _medmnist(
+        "retinamnist",
+        "fundus photographs, graded by diabetic retinopathy",
+        tuple("01234"),
+        (1_080, 120, 400),
+        (3_291_041, "bd4c0672f1bba3e3a89f0e4e876791e4"),
+        (15_000_000, "afda852cc34dcda56f86ad2b2457dbcc"),
+        (56_000_000, "e48e916a24454daf90583d4e6efb1a18"),
+        (160_000_000, "eae7e3b6f3fcbda4ae613ebdcbe35348"),
+        channels=3,
+    ),
+)
+
+PUBLISHED = (
+    _set(
         "mnist",
         "handwritten digits",
-        classes=_DIGITS,
-        channels=1,
-        size=28,
-        n_train=60_000,
-        n_test=10_000,
-        licence="CC BY-SA 3.0",
-        citation="LeCun, Cortes & Burges 1998, The MNIST database of handwritten digits",
-        files=_files(
+        _TEN,
+        (1, 28),
+        (60_000, 0, 10_000),
+        ("CC BY-SA 3.0", "LeCun, Cortes & Burges 1998, The MNIST database of handwritten digits"),
+        _files(
             ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/"),
             ("train-images-idx3-ubyte.gz", 9_912_422, "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
             ("train-labels-idx1-ubyte.gz", 28_881, "d53e105ee54ea40749a09fcbcd1e9432"),
@@ -568,17 +531,14 @@ _ALL = (
         flat=True,
         binary=True,
     ),
-    DataSpec(
+    _set(
         "fashionmnist",
         "Zalando's article images",
-        classes=_FASHION,
-        channels=1,
-        size=28,
-        n_train=60_000,
-        n_test=10_000,
-        licence="MIT",
-        citation="Xiao, Rasul & Vollgraf 2017, arXiv:1708.07747",
-        files=_files(
+        _FASHION,
+        (1, 28),
+        (60_000, 0, 10_000),
+        ("MIT", "Xiao, Rasul & Vollgraf 2017, arXiv:1708.07747"),
+        _files(
             (
                 "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
                 "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
@@ -590,100 +550,78 @@ _ALL = (
         ),
         flat=True,
     ),
-    DataSpec(
+    _set(
         "notmnist",
         "letters A to J of fonts from the web, the small set; every fifth image of a letter is a test image",
-        classes=tuple("ABCDEFGHIJ"),
-        channels=1,
-        size=28,
-        n_train=14_984,
-        n_test=3_740,
-        licence="not stated by the publisher",
-        citation="Bulatov 2011, https://yaroslavvb.blogspot.com/2011/09/notmnist-dataset.html",
-        files=_files(
-            (
-                "http://yaroslavvb.com/upload/notMNIST/",
-                "https://commondatastorage.googleapis.com/books1000/",
-            ),
+        tuple("ABCDEFGHIJ"),
+        (1, 28),
+        (14_984, 0, 3_740),
+        (
+            "not stated by the publisher",
+            "Bulatov 2011, https://yaroslavvb.blogspot.com/2011/09/notmnist-dataset.html",
+        ),
+        _files(
+            ("http://yaroslavvb.com/upload/notMNIST/", "https://commondatastorage.googleapis.com/books1000/"),
             ("notMNIST_small.tar.gz", 8_458_043, "c9890a473a9769fda4bdf314aaf500dd"),
         ),
         flat=True,
     ),
     _cifar(
-        "cifar10",
-        "tiny images of ten classes",
-        _CIFAR10,
-        ("cifar-10-python.tar.gz", 170_498_071, "c58f30108f718f92721af3b95e74349a"),
+        "cifar10", "tiny images of ten classes", _CIFAR10, 170_498_071, "c58f30108f718f92721af3b95e74349a"
     ),
     _cifar(
-        "cifar100",
-        "tiny images of a hundred classes",
-        100,
-        ("cifar-100-python.tar.gz", 169_001_437, "eb9058c3a382ffc7106e4002c42a8d85"),
+        "cifar100", "tiny images of a hundred classes", 100, 169_001_437, "eb9058c3a382ffc7106e4002c42a8d85"
     ),
-    DataSpec(
+    _set(
         "svhn",
         "house numbers from street views, cropped to a digit",
-        classes=_DIGITS,
-        channels=3,
-        size=32,
-        n_train=73_257,
-        n_test=26_032,
-        licence="non-commercial use only",
-        citation="Netzer et al. 2011, Reading Digits in Natural Images with Unsupervised Feature Learning",
-        files=_files(
+        _TEN,
+        (3, 32),
+        (73_257, 0, 26_032),
+        (
+            "non-commercial use only",
+            "Netzer et al. 2011, Reading Digits in Natural Images with Unsupervised Feature Learning",
+        ),
+        _files(
             ("http://ufldl.stanford.edu/housenumbers/",),
             ("train_32x32.mat", 182_040_794, "e26dedcc434d2e4c54c9b2d4a06d8373"),
             ("test_32x32.mat", 64_275_384, "eb5a983be6a315427106f1b164d9cef3"),
         ),
     ),
-    DataSpec(
+    _set(
         "dtd",
         "describable textures in the wild; the first of the ten official splits",
-        classes=47,
-        channels=3,
-        size=64,
-        n_train=1_880,
-        n_val=1_880,
-        n_test=1_880,
-        licence="research purposes only",
-        citation="Cimpoi et al. 2014, arXiv:1311.3618",
-        files=_files(
+        47,
+        (3, 64),
+        (1_880, 1_880, 1_880),
+        ("research purposes only", "Cimpoi et al. 2014, arXiv:1311.3618"),
+        _files(
             ("https://www.robots.ox.ac.uk/~vgg/data/dtd/download/",),
             ("dtd-r1.0.1.tar.gz", 625_239_812, "fff73e5086ae6bdbea199a49dfb8a4c1"),
         ),
     ),
-    DataSpec(
+    _set(
         "places365",
         "photographs of 365 scenes, 256×256; the official validation set is the test split",
-        classes=365,
-        channels=3,
-        size=64,
-        n_train=1_803_460,
-        n_test=36_500,
-        licence="research and education only",
-        citation="Zhou et al. 2017, Places, IEEE TPAMI 40(6)",
-        files=_files(
+        365,
+        (3, 64),
+        (1_803_460, 0, 36_500),
+        ("research and education only", "Zhou et al. 2017, Places, IEEE TPAMI 40(6)"),
+        _files(
             ("http://data.csail.mit.edu/places/places365/",),
             ("filelist_places365-standard.tar", 67_498_496, "35a0585fee1fa656440f3ab298f8479c"),
             ("train_256_places365standard.tar", 26_103_685_120, "53ca1c756c3d1e7809517cc47c5561c5"),
             ("val_256.tar", 525_158_400, "e27b17d8d44f4af9a78502beb927f808"),
         ),
     ),
-    DataSpec(
+    _set(
         "celeba",
         "aligned faces of celebrities with forty attributes, cropped to the middle 178×178",
-        classes=40,
-        multilabel=True,
-        channels=3,
-        size=64,
-        n_train=162_770,
-        n_val=19_867,
-        n_test=19_962,
-        licence="non-commercial research only",
-        citation="Liu et al. 2015, arXiv:1411.7766",
-        page="https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
-        files=(
+        40,
+        (3, 64),
+        (162_770, 19_867, 19_962),
+        ("non-commercial research only", "Liu et al. 2015, arXiv:1411.7766"),
+        (
             _drive(
                 "list_eval_partition.txt",
                 "0B7EVK8r0v71pY0NSMzRuSXJEVkk",
@@ -703,18 +641,20 @@ _ALL = (
                 "00d2c5bc6d35e252742224ab0c1e8fcb",
             ),
         ),
+        multilabel=True,
+        page="https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
     ),
-    DataSpec(
+    _set(
         "imagenette",
         "ten easy classes of ImageNet, shortest side 320; its validation set is the test split",
-        classes=_IMAGENETTE,
-        channels=3,
-        size=64,
-        n_train=9_469,
-        n_test=3_925,
-        licence="Apache 2.0 (the selection; the photographs are their owners')",
-        citation="Howard 2019, https://github.com/fastai/imagenette",
-        files=(
+        _IMAGENETTE,
+        (3, 64),
+        (9_469, 0, 3_925),
+        (
+            "Apache 2.0 (the selection; the photographs are their owners')",
+            "Howard 2019, https://github.com/fastai/imagenette",
+        ),
+        (
             DataFile(
                 "imagenette2-320.tgz",
                 ("https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-320.tgz",),
@@ -725,32 +665,26 @@ _ALL = (
         ),
     ),
     *MEDMNIST,
-    DataSpec(
+    _set(
         "tinyimagenet",
         "two hundred classes of ImageNet at 64×64; the labelled validation set is the test split",
-        classes=200,
-        channels=3,
-        size=64,
-        n_train=100_000,
-        n_test=10_000,
-        licence="ImageNet's terms: non-commercial research and education",
-        citation="Le & Yang 2015, Tiny ImageNet Visual Recognition Challenge",
-        files=_files(
+        200,
+        (3, 64),
+        (100_000, 0, 10_000),
+        (_OF_IMAGENET, "Le & Yang 2015, Tiny ImageNet Visual Recognition Challenge"),
+        _files(
             ("http://cs231n.stanford.edu/",),
             ("tiny-imagenet-200.zip", 248_100_043, "90528d7ca1a48142e341f4ef8d21d0de"),
         ),
     ),
-    DataSpec(
+    _set(
         "horse2zebra",
         "horses (A) and zebras (B), unpaired",
-        classes=("A", "B"),
-        channels=3,
-        size=256,
-        n_train=2_401,
-        n_test=260,
-        licence="ImageNet's terms: non-commercial research and education",
-        citation="Zhu et al. 2017, arXiv:1703.10593",
-        files=(
+        ("A", "B"),
+        (3, 256),
+        (2_401, 0, 260),
+        (_OF_IMAGENET, "Zhu et al. 2017, arXiv:1703.10593"),
+        (
             DataFile(
                 "horse2zebra.zip",
                 (
@@ -762,28 +696,36 @@ _ALL = (
             ),
         ),
     ),
-    DataSpec(
+    _set(
         "imagenet",
         "ILSVRC 2012, a thousand classes; the labelled validation set is the test split",
-        classes=1000,
-        channels=3,
-        size=64,
-        n_train=1_281_167,
-        n_test=50_000,
-        licence="non-commercial research and education, by agreement",
-        citation="Russakovsky et al. 2015, arXiv:1409.0575",
-        page="https://image-net.org/download-images.php",
-        hub="ILSVRC/imagenet-1k",
-        linked=True,
-        files=(
+        1000,
+        (3, 64),
+        (1_281_167, 0, 50_000),
+        ("non-commercial research and education, by agreement", "Russakovsky et al. 2015, arXiv:1409.0575"),
+        (
             DataFile("ILSVRC2012_devkit_t12.tar.gz", (), 2_568_145, md5="fa75699e90414af021442c21a62c3abf"),
             DataFile("ILSVRC2012_img_val.tar", (), 6_744_924_160, md5="29b22e2961454d5413ddabcf34fc5622"),
             DataFile("ILSVRC2012_img_train.tar", (), 147_897_477_120, md5="1d675b47d978889d74fa0da5fadfb00e"),
         ),
+        page="https://image-net.org/download-images.php",
+        hub="ILSVRC/imagenet-1k",
+        linked=True,
     ),
 )
 
-SPECS: dict[str, DataSpec] = {spec.name: spec for spec in _ALL}
+SPECS: dict[str, DataSpec] = {spec.name: spec for spec in (*INSTALLED, *PUBLISHED)}
+
+
+def find(name: str) -> DataSpec:
+    """The set of this name, `-` and `_` alike. Raises UsageError with the nearest name."""
+    if known := matching(name, SPECS):
+        return SPECS[known]
+    hint = did_you_mean(name, SPECS) or "`gz data list` shows the names; a path works too"
+    raise UsageError(f"there is no data set `{name}`", hint=hint)
+
+
+# --- which sets the published out-of-distribution benchmarks compare ---
 
 
 @dataclass(frozen=True)
