@@ -20,7 +20,7 @@ from PIL import Image
 
 from gzcli.cli.app import run
 from gzcli.core.errors import MissingError, UsageError
-from gzcli.data.packs import build, open
+from gzcli.data.packs import build
 from gzcli.data.packs import open as opening
 from gzcli.data.packs.build import rows_of, split_plan
 from gzcli.data.packs.open import open_pack, peek

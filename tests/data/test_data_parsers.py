@@ -370,7 +370,12 @@ def check(opened, spec, labels, classes, size: int) -> None:
         assert np.array_equal(both, np.sort(labels["train"]))
 
 
-@pytest.mark.parametrize("name", MAKERS)
+# of MedMNIST's twelve sets of one layout: a grey one, one in colour, one with several labels
+BY_NAME = [name for name in MAKERS if MAKERS[name] is not make_medmnist]
+BY_NAME += ["pneumoniamnist", "bloodmnist", "chestmnist"]
+
+
+@pytest.mark.parametrize("name", BY_NAME)
 def test_by_name(name, tmp_path, monkeypatch):
     from gzcli.data.download.fetch import fetch
 
@@ -385,9 +390,7 @@ def test_by_name(name, tmp_path, monkeypatch):
     assert next(row for row in listing() if row["name"] == name)["cached"]
 
 
-@pytest.mark.parametrize(
-    ("asked", "side"), [(28, 28), (32, 64), (64, 64), (100, 128), (224, 224), (256, 224)]
-)
+@pytest.mark.parametrize(("asked", "side"), [(28, 28), (32, 64), (100, 128), (256, 224)])
 def test_medmnist_comes_in_four_sizes(asked, side, tmp_path, monkeypatch):
     monkeypatch.delenv("GZ_OFFLINE")
     spec, labels, classes = publish("pneumoniamnist", tmp_path, monkeypatch, asked)
@@ -557,7 +560,7 @@ def cached(name: str, tmp_path: Path, monkeypatch) -> Path:
     return (tmp_path / name).rename(raw)
 
 
-@pytest.mark.parametrize("name", ["mnist", "octmnist", "cifar10", "celeba", "imagenet", "horse2zebra"])
+@pytest.mark.parametrize("name", ["mnist", "imagenet"])
 def test_a_bit_that_flipped_after_a_set_was_fetched_is_not_trained_on(name, tmp_path, monkeypatch):
     raw = cached(name, tmp_path, monkeypatch)
     file = raw / SPECS[name].files[-1].name

@@ -48,61 +48,17 @@ def picture(side: int = 8) -> bytes:
 PNG = picture()
 CONTENTS = st.sampled_from([PNG, PNG, PNG, b"", PNG[:40], bytes(3000)]) | st.binary(max_size=64)
 HOSTILE = (
-    *(
-        "../out.png",
-        "a/../../out.png",
-        "/tmp/gz-out.png",
-        "C:\\out.png",
-        "..\\out.png",
-        "\\\\host\\out.png",
-        "~/out.png",
-    ),
-    *(
-        "a.png",
-        "a.png",
-        "./a.png",
-        "a//b.png",
-        "a/b.png/",
-        ".",
-        "..",
-        "",
-        "/",
-        "a" * 300 + ".png",
-        "b/" * 150 + "c.png",
-    ),
-    *(
-        "\udcff\udcfe.png",
-        "é.png",
-        "e\u0301.png",
-        "CON.png",
-        "a\nb.png",
-        "a\x1b[2J.png",
-        "train/0/a.png",
-        "a.txt",
-    ),
+    *r"../out.png a/../../out.png /tmp/gz-out.png C:\out.png ..\out.png \\host\out.png ~/out.png".split(),
+    *"a.png a.png ./a.png a//b.png a/b.png/ . .. / CON.png train/0/a.png a.txt é.png e\u0301.png".split(),
+    *("", "a" * 300 + ".png", "b/" * 150 + "c.png", "\udcff\udcfe.png", "a\nb.png", "a\x1b[2J.png"),
 )
 NAMES = st.sampled_from(HOSTILE) | st.text(max_size=20).map(lambda text: f"{text}.png")
 KINDS = st.sampled_from(
     [b"0"] * 6 + [b"5", b"1", b"2", b"3", b"4", b"6", b"7", b"S", b"L", b"K", b"x", b"g", b"A"]
 )
-PAX = st.dictionaries(
-    st.sampled_from(
-        [
-            "path",
-            "size",
-            "linkpath",
-            "mtime",
-            "GNU.sparse.major",
-            "GNU.sparse.realsize",
-            "GNU.sparse.map",
-            "hdrcharset",
-        ]
-    ),
-    st.sampled_from(
-        ["0", "-1", "1e9", str(1 << 70), "../../out.png", "a" * 5000, "1,2,3", "BINARY", "\udcff", ""]
-    ),
-    max_size=3,
-)
+PAX_KEYS = "path size linkpath mtime GNU.sparse.major GNU.sparse.realsize GNU.sparse.map hdrcharset".split()
+PAX_VALUES = ["0", "-1", "1e9", str(1 << 70), "../../out.png", "a" * 5000, "1,2,3", "BINARY", "\udcff", ""]
+PAX = st.dictionaries(st.sampled_from(PAX_KEYS), st.sampled_from(PAX_VALUES), max_size=3)
 SIZES = st.sampled_from([None] * 6 + [0, 1, 1 << 33, (1 << 63) - 1, -1])
 
 

@@ -37,26 +37,21 @@ def addresses_of(spec: DataSpec, file: DataFile, source: str | None) -> list[str
     """Where to look for a file, in order: paths or http(s) URLs."""
     if source is not None:
         return _from_source(spec, file, local_path(source))
-    found = [*of_mirror(spec.name, file), *file.urls]
-    if offline() and any(map(is_url, found)):
-        found = [address for address in found if not is_url(address)]
-        if not found:
-            raise MissingError(
-                f"`{spec.name}` is not in the cache and `GZ_OFFLINE` is set",
-                hint=f"unset `GZ_OFFLINE`, then `gz data download {spec.name}`; or `--from DIR` with "
-                f"`{file.name}`",
-            )
-    return found
+    every = [*of_mirror(spec.name, file), *file.urls]
+    allowed = [address for address in every if not (offline() and is_url(address))]
+    if every and not allowed:
+        hint = f"unset `GZ_OFFLINE`, then `gz data download {spec.name}`; or `--from DIR` with `{file.name}`"
+        raise MissingError(f"`{spec.name}` is not in the cache and `GZ_OFFLINE` is set", hint=hint)
+    return allowed
 
 
 def _from_source(spec: DataSpec, file: DataFile, source: str) -> list[str]:
-    """The addresses_of of a file in the user's own place: a folder that holds FILE or NAME/FILE, or the
+    """The addresses of a file in the user's own place: a folder that holds FILE or NAME/FILE, or the
     file."""
     if is_url(source):
         if offline():
-            raise MissingError(
-                f"`{source}` is on the network and `GZ_OFFLINE` is set", hint="unset `GZ_OFFLINE`"
-            )
+            hint = "unset `GZ_OFFLINE`"
+            raise MissingError(f"`{source}` is on the network and `GZ_OFFLINE` is set", hint=hint)
         last = split(source).path.rsplit("/", 1)[-1]
         is_folder = last not in {f.name for f in spec.files}
     elif os.path.exists(source):
@@ -68,10 +63,8 @@ def _from_source(spec: DataSpec, file: DataFile, source: str) -> list[str]:
         return both if is_url(source) else [next(filter(os.path.exists, both), both[0])]
     if last != file.name and len(spec.files) > 1:
         every = ", ".join(f"`{f.name}`" for f in spec.files)
-        raise UsageError(
-            f"`{spec.name}` has {len(spec.files)} files, `{source}` is one",
-            hint=f"give the folder of {every}",
-        )
+        hint = f"give the folder of {every}"
+        raise UsageError(f"`{spec.name}` has {len(spec.files)} files, `{source}` is one", hint=hint)
     return [source]
 
 
@@ -137,13 +130,8 @@ def fetch(
     """
     spec = find(what) if isinstance(what, str) else what
     folder = raw_dir(spec)
-    with (
-        disk_errors(folder),
-        lock(
-            cache_dir("raw", f".{spec.name}.lock"),
-            on_wait=lambda: say(f"another process is downloading `{spec.name}`: waiting"),
-        ),
-    ):
+    waiting = f"another process is downloading `{spec.name}`: waiting"
+    with disk_errors(folder), lock(cache_dir("raw", f".{spec.name}.lock"), on_wait=lambda: say(waiting)):
         if not is_fetched(spec):
             _fetch_missing(spec, folder, source, pack_size, progress, say)
     return folder
@@ -162,7 +150,13 @@ def _fetch_missing(
     done = sum(size_of(folder / file.name) for file in spec.files if file not in missing)
     refused: dict[str, str] = {}
     for i, file in enumerate(missing):
-        report = _reporter(progress, done, file, sum(f.size for f in missing[i + 1 :]))
+        rest = sum(f.size for f in missing[i + 1 :])
+
+        def report(
+            n: int, size: int | None, before: int = done, file: DataFile = file, after: int = rest
+        ) -> None:
+            progress(before + n, before + max(n, size or file.size) + after)
+
         try:
             fetch_file(file, folder / file.name, places[file.name], report, say, linked=spec.linked)
         except Refused as e:
@@ -190,23 +184,12 @@ def _say_need(spec: DataSpec, folder: Path, files: list[DataFile], pack_size: in
     need_space(folder, need + max(joining, pack_size))
 
 
-def _reporter(progress: Report, before: int, file: DataFile, after: int) -> http.Report:
-    """A report on one file, (bytes done, its size or None), that becomes progress over the whole set."""
-    return lambda n, size: progress(before + n, before + max(n, size or file.size) + after)
-
-
 def fetch_file(
-    file: DataFile,
-    path: Path,
-    addresses_of: list[str],
-    report: http.Report,
-    say: Say,
-    *,
-    linked: bool = False,
+    file: DataFile, path: Path, addresses: list[str], report: http.Report, say: Say, *, linked: bool = False
 ) -> None:
     """A file from the first address that serves the right bytes."""
-    reasons = [] if addresses_of else ["the publisher gives it out after a log-in only"]
-    for address in addresses_of:
+    reasons = [] if addresses else ["the publisher gives it out after a log-in only"]
+    for address in addresses:
         try:
             if linked and not is_url(address):
                 return _link(Path(address), file, path, report, say)
@@ -256,31 +239,24 @@ def _link(source: Path, file: DataFile, path: Path, report: http.Report, say: Sa
 
 
 def _linked(spec: DataSpec, folder: Path, source: str) -> bool:
-    """Whether the source is the hub's copy, there or in a folder, or class folders; links to it are then
-    made."""
+    """Whether the source is the hub's copy, there or in a folder, or holds `train` and `val` of class
+    folders; links to these are then made."""
+    targets: dict[str, Path] = {}
     if source.startswith(HUB_SCHEME):
-        copy = data_repository(source.removeprefix(HUB_SCHEME))
-    elif _link_folders(spec, folder, source):
-        return True
-    elif Path(source).is_dir() and parquet_files(Path(source)):
-        copy = Path(source)
+        targets[HUB] = data_repository(source.removeprefix(HUB_SCHEME))
     else:
-        return False
-    folder.mkdir(parents=True, exist_ok=True)
-    _symlink(copy, folder / HUB)
-    return True
-
-
-def _link_folders(spec: DataSpec, folder: Path, source: str) -> bool:
-    """Links to `train` and `val` of the source, if these are folders of class folders."""
-    for root in (Path(source), Path(source, spec.name)):
-        splits = [root / name for name in SPLIT_FOLDERS]
-        if all(split.is_dir() and any(entry.is_dir() for entry in os.scandir(split)) for split in splits):
-            folder.mkdir(parents=True, exist_ok=True)
-            for split in splits:
-                _symlink(split, folder / split.name)
-            return True
-    return False
+        for root in (Path(source), Path(source, spec.name)):
+            splits = [root / name for name in SPLIT_FOLDERS]
+            if not targets and all(
+                s.is_dir() and any(map(os.DirEntry.is_dir, os.scandir(s))) for s in splits
+            ):
+                targets = {split.name: split for split in splits}
+        if not targets and Path(source).is_dir() and parquet_files(Path(source)):
+            targets[HUB] = Path(source)
+    for name, target in targets.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        _symlink(target, folder / name)
+    return bool(targets)
 
 
 def _symlink(target: Path, path: Path) -> None:
@@ -352,11 +328,9 @@ def disk_errors(folder: Path) -> Iterator[None]:
         raise
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise MissingError(
-                f"the disk of `{folder}` is full", hint="free some space, or set `GZ_HOME` elsewhere"
-            ) from e
+            hint = "free some space, or set `GZ_HOME` elsewhere"
+            raise MissingError(f"the disk of `{folder}` is full", hint=hint) from e
         if e.errno in DISK:
-            raise MissingError(
-                f"`{folder}` cannot be written", hint="set `GZ_HOME` to a folder that can"
-            ) from e
+            hint = "set `GZ_HOME` to a folder that can"
+            raise MissingError(f"`{folder}` cannot be written", hint=hint) from e
         raise

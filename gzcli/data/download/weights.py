@@ -91,14 +91,14 @@ def fetch_weights(name: str, *, progress: Report = unreported, say: Say = silent
     `GZ_MIRROR`, a folder or base URL that holds weights/FILE, is asked first, then the publisher. Under
     `GZ_OFFLINE=1` only a local mirror is; without one the result is None.
     """
-    known = KNOWN[name]
-    file, place = known.file, cache_dir(FOLDER, known.file.name)
+    weights = KNOWN[name]
+    file, place = weights.file, cache_dir(FOLDER, weights.file.name)
     if place.is_file():
         return place
     if offline() and not has_local_mirror():
         return None
-    found = [*of_mirror(FOLDER, file), *file.urls]
-    found = [address for address in found if not (offline() and is_url(address))]
+    every = [*of_mirror(FOLDER, file), *file.urls]
+    addresses = [address for address in every if not (offline() and is_url(address))]
     waiting = lock(
         cache_dir(FOLDER, f".{file.name}.lock"),
         on_wait=lambda: say(f"another process is downloading `{file.name}`: waiting"),
@@ -106,16 +106,16 @@ def fetch_weights(name: str, *, progress: Report = unreported, say: Say = silent
     with disk_errors(place.parent), waiting:
         if place.is_file():
             return place
-        say(f"fetching {known.title} ({size(file.size)}, licence: {known.licence}) from {found[0]}")
+        say(f"fetching {weights.title} ({size(file.size)}, licence: {weights.licence}) from {addresses[0]}")
         need_space(place.parent, file.size - held(place.with_name(f"{file.name}.part")))
         try:
-            fetch_file(file, place, found, lambda done, total: progress(done, total or file.size), say)
+            fetch_file(file, place, addresses, lambda done, total: progress(done, total or file.size), say)
         except Refused as e:
-            hint = f"put that file at `{place}` {known.otherwise}".rstrip()
+            hint = f"put that file at `{place}` {weights.otherwise}".rstrip()
             raise MissingError(f"`{file.name}` could not be had: {e}", hint=hint) from e
     return place
 
 
 def needed_by(metrics: tuple[str, ...]) -> list[str]:
     """The names of the weights that metrics of `gz bench` need."""
-    return [name for name, known in KNOWN.items() if set(known.metrics) & set(metrics)]
+    return [name for name, weights in KNOWN.items() if set(weights.metrics) & set(metrics)]

@@ -106,10 +106,9 @@ def parse_augment(names: Iterable[str]) -> tuple[tuple[str, float], ...]:
         except ValueError:
             number = float("nan")
         if not known.least <= number <= known.most or (known.whole and number != int(number)):
-            raise UsageError(
-                f"`{text}`: {known.what} from {known.least} to {known.most} is needed",
-                hint=f"as in `{name}={known.default}`",
-            )
+            hint = f"as in `{name}={known.default}`"
+            message = f"`{text}`: {known.what} from {known.least} to {known.most} is needed"
+            raise UsageError(message, hint=hint)
         parsed.append((name, number))
     return tuple(parsed)
 

@@ -82,10 +82,8 @@ def domains(pack: Pack) -> list[Tensor]:
         found = [torch.from_numpy(np.flatnonzero(labels == k)) for k in (0, 1)]
         if all(map(len, found)):
             return found
-    raise UsageError(
-        f"`{pack.meta.name}` has no training images of two domains",
-        hint="put them into `trainA` and `trainB`",
-    )
+    hint = "put them into `trainA` and `trainB`"
+    raise UsageError(f"`{pack.meta.name}` has no training images of two domains", hint=hint)
 
 
 class Order:
@@ -209,10 +207,8 @@ class TrainBatches:
         needs: Sequence[str] = (),
     ):
         if batch_size < world or batch_size % world:
-            raise UsageError(
-                f"a batch of {batch_size} cannot be shared by {world} processes",
-                hint=f"`--set train.batch_size={max(1, batch_size // world) * world}`",
-            )
+            hint = f"`--set train.batch_size={max(1, batch_size // world) * world}`"
+            raise UsageError(f"a batch of {batch_size} cannot be shared by {world} processes", hint=hint)
         self.seed, self.total, self.levels, self.device = seed, batch_size, levels, torch.device(device)
         size = batch_size // world
         self.start = rank * size

@@ -132,9 +132,8 @@ def open_pack(
                 if e.errno not in DISK_ERRORS:
                     raise
                 hint = "free some space, or set `GZ_HOME` to a folder on another disk"
-                raise MissingError(
-                    f"`{name}` could not be packed into `{folder}`: {e.strerror}", hint=hint
-                ) from e
+                message = f"`{name}` could not be packed into `{folder}`: {e.strerror}"
+                raise MissingError(message, hint=hint) from e
         if pack is None:
             hint = "try again when its files are at rest"
             raise MissingError(f"`{name}` changed while it was packed", hint=hint)

@@ -64,19 +64,17 @@ def refuse_escape(path: Path, name: str) -> None:
 def refuse_bomb(path: Path, unpacked: int, packed: int) -> None:
     """Raises MissingError for an archive that would unpack to too many bytes, or to too many for its size."""
     if unpacked > max_archive():
-        raise MissingError(
-            f"`{path}` is refused: it unpacks to more than {max_archive() / 1e6:,.0f} MB",
-            hint=f"`GZ_MAX_ARCHIVE={unpacked}` allows it",
-        )
+        hint = f"`GZ_MAX_ARCHIVE={unpacked}` allows it"
+        message = f"`{path}` is refused: it unpacks to more than {max_archive() / 1e6:,.0f} MB"
+        raise MissingError(message, hint=hint)
     if unpacked > DENSE and unpacked > RATIO * max(packed, 1):
         raise refused(path, f"it unpacks to {unpacked / 1e6:,.0f} MB, more than {RATIO} times its size")
 
 
 def refused(path: Path, why: str) -> MissingError:
     """The error that an archive is refused with."""
-    return MissingError(
-        f"`{path}` is refused: {why}", hint="if you trust it, unpack it yourself and give the folder"
-    )
+    hint = "if you trust it, unpack it yourself and give the folder"
+    return MissingError(f"`{path}` is refused: {why}", hint=hint)
 
 
 LONGEST_NAME = 1 << 17  # bytes of a name or of further facts about a member of a tar
@@ -159,9 +157,8 @@ class Zip:
                 info = archive.getinfo(self._given[name])
                 if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     hint = "pack it anew with deflate or uncompressed, or unpack it and give the folder"
-                    raise UsageError(
-                        f"`{path}` cannot be streamed: `{name}` is compressed, but not by deflate", hint=hint
-                    )
+                    message = f"`{path}` cannot be streamed: `{name}` is compressed, but not by deflate"
+                    raise UsageError(message, hint=hint)
                 file.seek(info.header_offset)
                 header = file.read(LOCAL_HEADER)
                 if len(header) < LOCAL_HEADER or not header.startswith(b"PK\3\4"):
@@ -256,10 +253,10 @@ class _Member(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
-        found = super().frombuf(buf, encoding, errors)
-        if found.size < 0 or (found.type in _NAMING and found.size > LONGEST_NAME):
-            raise ValueError(f"a header claims {found.size:,} bytes")
-        return found
+        member = super().frombuf(buf, encoding, errors)
+        if member.size < 0 or (member.type in _NAMING and member.size > LONGEST_NAME):
+            raise ValueError(f"a header claims {member.size:,} bytes")
+        return member
 
 
 def open_members(path: Path, wanted: Callable[[str], bool]) -> Members:

@@ -35,9 +35,8 @@ def walk(root: Path) -> tuple[list[str], dict[str, list[str]]]:
             known = os.stat(where)
             entries = sorted(os.scandir(where), key=lambda entry: entry.name)
         except OSError as e:
-            raise MissingError(
-                f"`{where}` cannot be read: {e.strerror}", hint="look at its owner and mode"
-            ) from e
+            hint = "look at its owner and mode"
+            raise MissingError(f"`{where}` cannot be read: {e.strerror}", hint=hint) from e
         if (known.st_dev, known.st_ino) in seen:
             odd.setdefault("repeated", []).append(at)
             continue

@@ -44,9 +44,8 @@ def parquet_files(path: Path) -> dict[str, list[Path]]:
     chosen = with_splits or sets
     if len(chosen) > 1:
         names = ", ".join(f"`{name or '.'}`" for name in sorted(chosen))
-        raise UsageError(
-            f"`{path}` holds several sets: {names}", hint=f"give one of them, as `{path / min(chosen)}`"
-        )
+        hint = f"give one of them, as `{path / min(chosen)}`"
+        raise UsageError(f"`{path}` holds several sets: {names}", hint=hint)
     files = next(iter(chosen.values()), {})
     with_split = {split: paths for split, paths in files.items() if split}
     return with_split or ({"train": files[""]} if files else {})
@@ -63,7 +62,7 @@ def _parquet_below(path: Path, depth: int) -> list[Path]:
 
 
 class Parquet:
-    """The rows of parquet files, as `dataset_folder.Columns`."""
+    """The rows of parquet files, as `Columns`."""
 
     def __init__(self, paths: Sequence[Path]):
         try:
@@ -202,9 +201,8 @@ def dataset_folder(path: Path) -> RawImages:
     def named(column: str, split: str, i: int, picture: bytes | None) -> tuple[str, bytes]:
         where = split if column == image else f"{split}.{column}"
         if picture is None:
-            raise UsageError(
-                f"`{path}` has no picture in `{where}[{i}]`", hint="take the row out, or the column"
-            )
+            hint = "take the row out, or the column"
+            raise UsageError(f"`{path}` has no picture in `{where}[{i}]`", hint=hint)
         return f"{where}[{i}]", picture
 
     def blocks_of(column: str) -> Blocks:
@@ -251,10 +249,9 @@ def _labels(
         for split in hidden
     ]
     every = {value for rows in values.values() for value in rows}
+    message, hint = f"`{path}` has images without a label in `{column}`", "take them out, or the column"
     if None in every:
-        raise UsageError(
-            f"`{path}` has images without a label in `{column}`", hint="take them out, or the column"
-        )
+        raise UsageError(message, hint=hint)
     if kinds[column] == "text":
         classes = tuple(sorted(every))
         number = {label: i for i, label in enumerate(classes)}
@@ -264,9 +261,7 @@ def _labels(
         classes = splits["train"].classes[column] if named else tuple(map(str, numbers))
     labels = {split: np.asarray(rows, np.int64) for split, rows in values.items()}
     if any(len(y) and (y.min() < 0 or y.max() >= len(classes)) for y in labels.values()):
-        raise UsageError(
-            f"`{path}` has images without a label in `{column}`", hint="take them out, or the column"
-        )
+        raise UsageError(message, hint=hint)
     return classes, labels, notes
 
 
@@ -288,9 +283,8 @@ def _saved(path: Path) -> dict[str, Columns]:
         import datasets
     except ImportError as e:
         hint = "`pip install 'gzcli[datasets]'`"
-        raise MissingError(
-            f"`{path}` is a dataset folder: reading it takes the package `datasets`", hint=hint
-        ) from e
+        message = f"`{path}` is a dataset folder: reading it takes the package `datasets`"
+        raise MissingError(message, hint=hint) from e
     datasets.disable_progress_bars()
     try:
         found = datasets.load_from_disk(str(path))

@@ -130,9 +130,8 @@ class _Npz:
             hint = "; bring others to 0 … 255 and to uint8" if dtype.kind in "fi" else ""
             raise UsageError(what, hint=HINT + hint)
         if last and first:
-            raise UsageError(
-                f"{what}: channels first or last?", hint="put them last, or leave an axis of 1 out"
-            )
+            hint = "put them last, or leave an axis of 1 out"
+            raise UsageError(f"{what}: channels first or last?", hint=hint)
         n, *sides = shape
         c, h, w = (1, *sides) if len(sides) == 2 else (sides[2], *sides[:2]) if last else sides
         return Header(n, (c, h, w), first, fortran, dtype)
@@ -191,10 +190,9 @@ class _Npz:
     def _whole(self, name: str) -> np.ndarray:
         with self._opened(name) as (f, shape, _, dtype):
             if (size := math.prod(shape) * dtype.itemsize) > WHOLE:
-                raise UsageError(
-                    f"`{name}` in `{self.path}` has {size / 1e9:,.0f} GB, too much to be read at once",
-                    hint="an array of images in C's order is read in parts: `np.ascontiguousarray`",
-                )
+                hint = "an array of images in C's order is read in parts: `np.ascontiguousarray`"
+                message = f"`{name}` in `{self.path}` has {size / 1e9:,.0f} GB, too much to be read at once"
+                raise UsageError(message, hint=hint)
             f.seek(0)
             return np.lib.format.read_array(f, allow_pickle=False)
 
@@ -214,7 +212,6 @@ class _Npz:
             except (ValueError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError) as e:
                 raise MissingError(f"`{name}` in `{self.path}` is not a numpy array: {first_line(e)}") from e
             if f.tell() + math.prod(shape) * dtype.itemsize > archive.getinfo(f"{name}.npy").file_size:
-                raise MissingError(
-                    f"`{self.path}` is cut off in `{name}`", hint="fetch or make the file again"
-                )
+                hint = "fetch or make the file again"
+                raise MissingError(f"`{self.path}` is cut off in `{name}`", hint=hint)
             yield f, shape, fortran, dtype

@@ -46,45 +46,48 @@ def opened(data: bytes) -> Any:
 
 
 def decode(data: bytes, name: str, how: Decoding, note: Say = silent) -> tuple[np.ndarray, bool]:
-    """An encoded picture as uint8 [C, H, W], and whether it had another size.
+    """An encoded picture as uint8 [C, H, W], and whether it had another size; `note` takes each choice that
+    its reading needed, for `notes_in_words`.
 
     EXIF rotation is applied; transparency is laid over white, or over black where all that can be seen would
     be white on white; palettes become RGB; grey of more than 8 bits is scaled from the range that `white_of`
     says; RGB → grey is ITU-R 601 luma; of several frames the first is taken.
-    """
-    from PIL import ImageOps
 
+    Raises MissingError if it does not decode, UsageError if it has colour though only grey may come.
+    """
     resized = False
     try:
-        with opened(data) as image:
-            white = white_of(image, data, note)
-            image = plain(ImageOps.exif_transpose(image), white, note)
-            if how.grey_only and is_colour(image):
-                hint = "`--set data.channels=3` keeps the colours, `--set data.channels=1` drops them"
-                raise UsageError(f"`{name}` has colour, the first images have none", hint=hint)
-            image = image.convert("L" if how.channels == 1 else "RGB")
-            height, width = sides(how.size) if how.size else (image.height, image.width)
-            if image.size != (width, height):
-                image, resized = brought_to(image, height, width, how.fit, how.rule), True
-            pixels = _pixels(image)
+        image = _plain(data, note)
+        if how.grey_only and is_colour(image):
+            hint = "`--set data.channels=3` keeps the colours, `--set data.channels=1` drops them"
+            raise UsageError(f"`{name}` has colour, the first images have none", hint=hint)
+        image = image.convert("L" if how.channels == 1 else "RGB")
+        height, width = sides(how.size) if how.size else (image.height, image.width)
+        if image.size != (width, height):
+            image, resized = brought_to(image, height, width, how.fit, how.rule), True
+        return _pixels(image), resized
     except GzError:
         raise
     except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError, DecompressionBombError, …
         raise undecodable(name, e) from e
-    return pixels, resized
 
 
 def look(data: bytes, name: str, note: Say = silent) -> tuple[int, int, bool]:
     """Height and width of an encoded picture, and whether it has colour; `note` as in `decode`."""
-    from PIL import ImageOps
-
     try:
-        with opened(data) as image:
-            white = white_of(image, data, note)
-            image = plain(ImageOps.exif_transpose(image), white, note)
-            return image.height, image.width, is_colour(image)
+        image = _plain(data, note)
+        return image.height, image.width, is_colour(image)
     except Exception as e:  # as in `decode`
         raise undecodable(name, e) from e
+
+
+def _plain(data: bytes, note: Say) -> Any:
+    """An encoded picture as L or RGB of 8 bits, without rotation and transparency."""
+    from PIL import ImageOps
+
+    with opened(data) as image:
+        white = white_of(image, data, note)
+        return plain(ImageOps.exif_transpose(image), white, note)
 
 
 def sides_of(data: bytes) -> tuple[int, int]:
@@ -198,9 +201,8 @@ def is_colour(image: Any) -> bool:
 def undecodable(name: str, e: Exception) -> MissingError:
     """The error for a picture that does not decode."""
     what = str(e) if "cannot identify" not in str(e) else "not a picture that can be read"
-    return MissingError(
-        f"`{name}` does not decode: {what or type(e).__name__}", hint="replace it or take it out"
-    )
+    hint = "replace it or take it out"
+    return MissingError(f"`{name}` does not decode: {what or type(e).__name__}", hint=hint)
 
 
 def brought_to(image: Any, height: int, width: int, fit: Fit, rule: str = "lanczos") -> Any:

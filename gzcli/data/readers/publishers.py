@@ -401,9 +401,8 @@ class _Arrays(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.ALLOWED:
-            raise MissingError(
-                f"a pickle asks for `{module}.{name}`: refused", hint="fetch the publisher's own file"
-            )
+            hint = "fetch the publisher's own file"
+            raise MissingError(f"a pickle asks for `{module}.{name}`: refused", hint=hint)
         if module.startswith("numpy.core") and not np.__version__.startswith("1."):
             module = module.replace("numpy.core", "numpy._core")
         if module.startswith("numpy._core") and np.__version__.startswith("1."):

@@ -21,7 +21,21 @@ LOCK = ".data.lock"  # in the user's folder: held while the register is written
 
 
 def listing() -> list[dict[str, Any]]:
-    """A row for each set, known sets first, as dicts with these keys."""
+    """A row for each set, known sets first, as dicts with these keys.
+
+    name, title: as `--data` takes it, and what it shows or its path.
+    classes: how many.
+    channels, size: of an image, as `data.size` has it; None for an imported set that is not packed.
+    larger: sizes that the publisher offers beside `size`.
+    cached: whether it can be used without the network.
+    n_train, n_val, n_test: images; n_val 0: validation is carved from train.
+    licence, citation, page: the publisher's terms, the paper, and where a browser gets the files.
+    download: bytes.
+    multilabel, embedded, extras: as in `DataSpec`.
+    path, lost: of an imported set, and whether nothing is there any more.
+
+    None of the files of an imported set is looked at: there may be millions.
+    """
     return [_known_row(spec) for spec in SPECS.values()] + [
         _own_row(name, line) for name, line in imports().items()
     ]
@@ -55,28 +69,27 @@ def _own_row(name: str, line: dict[str, Any]) -> dict[str, Any]:
     """What the newest pack of an imported set holds, whatever has become of its files since."""
     metas = [folder / "meta.json" for folder in packs_of(own_set(name, line))]
     meta = meta_of(max(metas, key=lambda path: path.stat().st_mtime).parent) if metas else None
-    counts = meta["counts"] if meta else {}
-    return {
+    row: dict[str, Any] = {
         "name": name,
         "title": line["path"],
-        "classes": len(meta["classes"]) if meta else line["classes"],
-        "channels": meta["shape"][0] if meta else line["channels"],
-        "size": as_size(*meta["shape"][1:]) if meta else line["size"],
+        **{key: line[key] for key in ("classes", "channels", "size")},
         "larger": [],
         "cached": meta is not None,
-        "n_train": counts["train"] + counts["val"] if meta else None,
-        "n_val": 0 if meta else None,
-        "n_test": counts["test"] if meta else None,
-        "licence": None,
-        "citation": None,
+        **dict.fromkeys(("n_train", "n_val", "n_test", "licence", "citation")),
         "download": 0,
-        "multilabel": bool(meta and meta["multilabel"]),
-        "extras": meta.get("extras", []) if meta else [],
+        "multilabel": False,
+        "extras": [],
         "embedded": False,
         "page": None,
         "path": line["path"],
         "lost": not Path(line["path"]).exists(),
     }
+    if meta:
+        (channels, *sides), counts = meta["shape"], meta["counts"]
+        row |= {"classes": len(meta["classes"]), "channels": channels, "size": as_size(*sides)}
+        row |= {"n_train": counts["train"] + counts["val"], "n_val": 0, "n_test": counts["test"]}
+        row |= {"multilabel": meta["multilabel"], "extras": meta.get("extras", [])}
+    return row
 
 
 def import_set(what: str | Path, name: str, form: Form | None = None) -> dict[str, Any]:
@@ -84,24 +97,22 @@ def import_set(what: str | Path, name: str, form: Form | None = None) -> dict[st
     from gzcli.data.readers.folder import open_path
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", name):
-        raise UsageError(
-            f"`{name}` cannot be a data set's name", hint="use letters, digits, `-` and `_`, as `my-photos`"
-        )
+        hint = "use letters, digits, `-` and `_`, as `my-photos`"
+        raise UsageError(f"`{name}` cannot be a data set's name", hint=hint)
     if matching(name, SPECS):
         raise UsageError(f"`{name}` is a data set of gz already", hint="choose another `--name`")
     path, form = local(str(what)), form or Form()
     if not path.exists():
-        raise MissingError(
-            f"there is no `{path}`", hint="give the path of a folder, zip, tar or npz of images"
-        )
-    found = open_path(path, form)
+        hint = "give the path of a folder, zip, tar or npz of images"
+        raise MissingError(f"there is no `{path}`", hint=hint)
+    images = open_path(path, form)
     line = {
         "path": str(path),
         "size": form.size and canonical_size(form.size),
         "channels": form.channels,
         "skip_bad": form.skip_bad,
         "form": form.layout,
-        "classes": len(found.classes),
+        "classes": len(images.classes),
     }
     with lock(user_dir(LOCK)):
         sweep(user_dir())
@@ -109,38 +120,37 @@ def import_set(what: str | Path, name: str, form: Form | None = None) -> dict[st
         if name not in imported and matching(name, imported):
             raise UsageError(f"`{name}` is taken", hint=f"`gz data remove {name}` frees it")
         if name in imported and imported[name]["path"] != str(path):
-            raise UsageError(
-                f"`{name}` is taken by `{imported[name]['path']}`", hint=f"`gz data remove {name}` frees it"
-            )
+            hint = f"`gz data remove {name}` frees it"
+            raise UsageError(f"`{name}` is taken by `{imported[name]['path']}`", hint=hint)
         write_json(user_dir(REGISTER), {**imported, name: line})
-    return {"name": name, "path": str(path), "classes": list(found.classes), "counts": found.counts}
+    return {"name": name, "path": str(path), "classes": list(images.classes), "counts": images.counts}
 
 
 def data_path(what: DataSet | str | Path) -> Path:
     """The folder or file of a set: its pack, else its downloaded files, else the user's path."""
-    found = locate(what)
-    if packed := find_pack(found):
-        return packed.folder
-    if isinstance(found, OwnSet):
-        return found.path
-    if any(map(is_fetched, found.versions)):
-        return raw_dir(found)
-    raise MissingError(f"`{found.name}` is not in the cache", hint=f"`gz data download {found.name}`")
+    data = locate(what)
+    if pack := find_pack(data):
+        return pack.folder
+    if isinstance(data, OwnSet):
+        return data.path
+    if any(map(is_fetched, data.versions)):
+        return raw_dir(data)
+    raise MissingError(f"`{data.name}` is not in the cache", hint=f"`gz data download {data.name}`")
 
 
 def remove(what: DataSet | str | Path) -> list[Path]:
-    """Removes packs, downloaded files and the imported name; never the user's own  Returns what was
-    removed."""
-    found = locate(what)
-    with alone(found):
-        sweep(cache_dir("packs", found.key))
-        gone = [folder for folder in packs_of(found) if _remove_tree(folder)]
-        if isinstance(found, DataSpec):
-            gone += [raw_dir(found)] if _remove_tree(raw_dir(found)) else []
+    """Removes packs, downloaded files and the imported name; never the user's own
+    files. Returns what was removed."""
+    data = locate(what)
+    with alone(data):
+        sweep(cache_dir("packs", data.key))
+        gone = [folder for folder in packs_of(data) if _remove_tree(folder)]
+        if isinstance(data, DataSpec):
+            gone += [raw_dir(data)] if _remove_tree(raw_dir(data)) else []
             sweep(cache_dir("raw"))
-        elif found.name:
+        elif data.name:
             with lock(user_dir(LOCK)):
-                write_json(user_dir(REGISTER), {k: v for k, v in imports().items() if k != found.name})
+                write_json(user_dir(REGISTER), {k: v for k, v in imports().items() if k != data.name})
             gone.append(user_dir(REGISTER))  # the line in it
     return gone
 
@@ -148,9 +158,9 @@ def remove(what: DataSet | str | Path) -> list[Path]:
 def verify(what: DataSet | str | Path, *, say: Say = silent) -> dict[str, Any]:
     """Re-reads every byte of the downloaded files and packs. Returns {name, files, packs}, the paths that
     were checked."""
-    found = locate(what)
-    name, packs = found.reference, packs_of(found)
-    versions = found.versions if isinstance(found, DataSpec) else ()
+    data = locate(what)
+    name, packs = data.reference, packs_of(data)
+    versions = data.versions if isinstance(data, DataSpec) else ()
     files = [str(path) for version in versions for path in check_files(version, say)]
     for folder in packs:
         say(f"checking `{folder}`")
@@ -159,24 +169,20 @@ def verify(what: DataSet | str | Path, *, say: Say = silent) -> dict[str, Any]:
                 again = f"`gz data remove {name}` drops it; the next use packs it again"
                 raise MissingError(f"the pack `{folder / part}` is damaged", hint=again)
     if not files and not packs:
-        _explain_nothing(found)
+        _explain_nothing(data)
     return {"name": name, "files": files, "packs": list(map(str, packs))}
 
 
-def _explain_nothing(found: DataSet) -> None:
+def _explain_nothing(data: DataSet) -> None:
     """Raises MissingError for a set without files and packs, unless it needs none in the cache."""
-    name = found.reference
-    if isinstance(found, DataSpec):
-        if found.embedded or is_fetched(found):
-            return
-        hint = f"`gz data download {name}`"
-    elif found.path.exists():
-        hint = f"`gz train vae --data {name}` packs it"
-    else:
-        raise MissingError(
-            f"`{found.path}`, imported as `{name}`, is gone",
-            hint=f"`gz data remove {name}`, or bring it back",
-        )
+    name = data.reference
+    if isinstance(data, OwnSet) and not data.path.exists():
+        hint = f"`gz data remove {name}`, or bring it back"
+        raise MissingError(f"`{data.path}`, imported as `{name}`, is gone", hint=hint)
+    if isinstance(data, DataSpec) and (data.embedded or is_fetched(data)):
+        return
+    own = isinstance(data, OwnSet)
+    hint = f"`gz train vae --data {name}` packs it" if own else f"`gz data download {name}`"
     raise MissingError(f"nothing of `{name}` is in the cache", hint=hint)
 
 
@@ -191,6 +197,10 @@ def _remove_tree(path: Path) -> bool:
     return True
 
 
+# --- OpenOOD's image lists (Zhang et al. 2023, arXiv:2306.09301) ---
+# Its `data` folder holds `benchmark_imglist/cifar10/test_tin.txt`, whose lines are a picture and a label, and
+# the pictures below `images_classic`.
+
 LISTS, PICTURES = "benchmark_imglist", "images_classic"
 CALLED = {"tinyimagenet": "tin", "dtd": "texture"}  # sets that OpenOOD names otherwise
 
@@ -198,10 +208,8 @@ CALLED = {"tinyimagenet": "tin", "dtd": "texture"}  # sets that OpenOOD names ot
 def list_of(root: Path, benchmark: Benchmark, name: str) -> Path | None:
     """The list of a set's test images in a benchmark; None where there is none."""
     if not (root / LISTS).is_dir():
-        raise MissingError(
-            f"`{root}` has no `{LISTS}`",
-            hint=f"give OpenOOD's `data` folder, with `{LISTS}` and `{PICTURES}`",
-        )
+        hint = f"give OpenOOD's `data` folder, with `{LISTS}` and `{PICTURES}`"
+        raise MissingError(f"`{root}` has no `{LISTS}`", hint=hint)
     path = root / LISTS / benchmark.inside / f"test_{CALLED.get(name, name)}.txt"
     return path if path.is_file() else None
 
@@ -214,10 +222,9 @@ def listed_images(root: Path, benchmark: Benchmark, name: str) -> OwnSet:
     lines = [line.strip().rsplit(maxsplit=1)[0] for line in path.read_text().splitlines() if line.strip()]
     sources = [(root / PICTURES / line).absolute() for line in lines]
     if lost := [source for source in sources if not source.is_file()]:
-        raise MissingError(
-            f"{len(lost):,} of the {len(sources):,} pictures in `{path}` are missing, as `{lost[0]}`",
-            hint="OpenOOD's own download script fetches them",
-        )
+        hint = "OpenOOD's own download script fetches them"
+        message = f"{len(lost):,} of the {len(sources):,} pictures in `{path}` are missing, as `{lost[0]}`"
+        raise MissingError(message, hint=hint)
     digest = hashlib.sha256("\n".join(map(str, sources)).encode()).hexdigest()[:16]
     folder = cache_dir("imglists", f"{name}-{digest}")
     with lock(folder.with_name(f".{folder.name}.lock")):

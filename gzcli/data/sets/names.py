@@ -87,9 +87,8 @@ def locate(what: DataSet | str | Path) -> DataSet:
     if path.exists():
         return OwnSet(path)
     if isinstance(what, Path) or "/" in text or path.suffix.lower() in ENDINGS:
-        raise MissingError(
-            f"there is no `{text}`", hint="give the path of a folder, zip, tar or npz of images"
-        )
+        hint = "give the path of a folder, zip, tar or npz of images"
+        raise MissingError(f"there is no `{text}`", hint=hint)
     raise UsageError(
         f"there is no data set `{text}`",
         hint=did_you_mean(text, names())

@@ -201,10 +201,8 @@ def check_files(spec: DataSpec, say: Say) -> list[Path]:
         kind = "sha256" if file.sha256 else "md5"
         if not is_there(spec, file) or checksum(path, kind) != (file.sha256 or file.md5):
             again = f"`gz data remove {spec.name}`, then `gz data download {spec.name}"
-            raise MissingError(
-                f"`{path}` is damaged: its {kind} is not the publisher's",
-                hint=f"{again}{' --from DIR`' if spec.linked else '`'} fetches it anew",
-            )
+            hint = f"{again}{' --from DIR`' if spec.linked else '`'} fetches it anew"
+            raise MissingError(f"`{path}` is damaged: its {kind} is not the publisher's", hint=hint)
         paths.append(path)
     return paths
 
