@@ -132,8 +132,6 @@ def at_hand(benchmark: Benchmark, data: DataSection) -> list[DataSet]:
             found.append(foreign)
         except MissingError as e:
             out.info(f"left out: {e.message} ({e.hint})")
-    for name in benchmark.absent:
-        out.info(f"left out: `{name}`, which gz does not know")
     if not found:
         sets = " ".join((*benchmark.near, *benchmark.far))
         raise MissingError(

@@ -10,20 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import as_tar, as_zip, write
+from pictures import as_deflated, as_tar, as_zip, write
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.data.readers.archive import Tar, Zip, open_members, read_span
 from gzcli.data.readers.images import Span
 
 FILES = {f"a/{i}.bin": np.random.default_rng(i).integers(0, 9, 100 * i, np.uint8).tobytes() for i in range(9)}
-
-
-def as_deflated(path: Path, files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
-    with zipfile.ZipFile(path, "w", method) as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return path
 
 
 def as_zip64(path: Path, files: dict[str, bytes]) -> Path:

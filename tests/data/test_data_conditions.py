@@ -3,14 +3,13 @@ done to them."""
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from pictures import RED, SPLITS, as_tar, as_zip, augmented, nothing_half_written, png, write
+from pictures import RED, SPLITS, as_tar, as_zip, augmented, encoded, nothing_half_written, png, write
 from PIL import Image
 
 from gzcli.core.errors import MissingError, UsageError
@@ -25,19 +24,11 @@ from gzcli.data.sets.registry import Form
 N = 20
 
 
-@pytest.fixture(autouse=True)
-def _fresh(home):
-    pass
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def lines(*rows: dict) -> bytes:
     return "\n".join(map(json.dumps, rows)).encode()
-
-
-def encoded(pixels: np.ndarray) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG")
-    return out.getvalue()
 
 
 def made(path: Path, files: dict[str, bytes]) -> Path:

@@ -36,10 +36,7 @@ from gzcli.data.readers.images import Block
 from gzcli.data.sets.library import import_set
 from gzcli.data.sets.registry import Form
 
-
-@pytest.fixture(autouse=True)
-def _fresh(home):
-    pass
+pytestmark = pytest.mark.usefixtures("home")
 
 
 # --- layouts ---

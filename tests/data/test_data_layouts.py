@@ -21,10 +21,7 @@ from gzcli.data.readers.pictures import Decoding, decode
 from gzcli.data.sets.library import import_set
 from gzcli.data.sets.registry import Form
 
-
-@pytest.fixture(autouse=True)
-def _fresh(home):
-    pass
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def images(*folders: str, n: int = 4) -> dict[str, bytes]:

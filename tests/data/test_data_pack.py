@@ -29,10 +29,7 @@ from gzcli.data.sets.library import data_path, import_set, listing, remove, veri
 from gzcli.data.sets.names import data_key, names
 from gzcli.data.sets.registry import SPECS, Form, find
 
-
-@pytest.fixture(autouse=True)
-def _fresh(home):
-    pass
+pytestmark = pytest.mark.usefixtures("home")
 
 
 # --- embedded sets ---

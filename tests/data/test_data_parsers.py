@@ -30,9 +30,7 @@ from gzcli.store.paths import cache_dir
 SPLITS = ("train", "val", "test")
 
 
-@pytest.fixture(autouse=True)
-def _fresh(home):
-    pass
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def colour(label: int) -> tuple[int, int, int]:

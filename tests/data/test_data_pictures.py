@@ -17,10 +17,7 @@ from gzcli.data.readers.files import FORMATS
 from gzcli.data.readers.folder import read_pictures
 from gzcli.data.readers.pictures import Decoding, decode, look
 
-
-@pytest.fixture(autouse=True)
-def _fresh(home):
-    pass
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def test_every_kind_of_picture():

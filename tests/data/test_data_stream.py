@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import io
 import multiprocessing
 import os
 import pickle
@@ -11,14 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from pictures import as_tar, as_zip, write
-from PIL import Image
+from pictures import as_deflated, as_tar, as_zip, encoded, write
 
 from gzcli.core.errors import DeviceError, MissingError, UsageError
 from gzcli.data.packs import stream
@@ -32,20 +29,7 @@ from gzcli.data.readers.pictures import Decoding
 CONTENT = np.random.default_rng(0).integers(0, 256, (64, 12, 12, 3), dtype=np.uint8)
 
 
-def encoded(image: np.ndarray) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(image).save(out, "PNG")
-    return out.getvalue()
-
-
 FILES = {f"{'ab'[i % 2]}/{i:02}.png": encoded(image) for i, image in enumerate(CONTENT)}
-
-
-def as_deflated(path: Path, files: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return path
 
 
 KINDS = {"folder": write, "stored.zip": as_zip, "deflated.zip": as_deflated, "plain.tar": as_tar}

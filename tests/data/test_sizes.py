@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from pictures import RED, png, write
+from pictures import RED, encoded, png, write
 from PIL import Image
 
 from gzcli.cli.app import run
@@ -32,12 +31,6 @@ from gzcli.metrics.features import LeNet, turns
 from gzcli.models import catalog
 from gzcli.recipe.needs import check_batch_of, check_data
 from gzcli.recipe.resolve import resolve
-
-
-def encoded(pixels: np.ndarray) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG")
-    return out.getvalue()
 
 
 def places(height: int, width: int, number: int) -> np.ndarray:
@@ -280,7 +273,7 @@ def test_the_facts_of_embedded_sets_are_measured(name):
 
     spec = replace(SPECS[name], n_train=720, n_test=72)  # of those that are made in any number
     found = measure(MAKERS[name](spec))
-    assert (found.flat, found.binary, found.grey) == (spec.flat, spec.binary, spec.grey)
+    assert (found.flat, found.binary, found.grey) == (spec.flat, spec.binary, False)
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashionmnist"])
@@ -288,7 +281,7 @@ def test_the_facts_of_known_sets_are_measured(name, shared_data):
     from gzcli.data.readers.publishers import PARSERS
 
     found, spec = measure(PARSERS[name](SPECS[name], shared_data / "mirror" / name)), SPECS[name]
-    assert (found.flat, found.binary, found.grey) == (spec.flat, spec.binary, spec.grey)
+    assert (found.flat, found.binary, found.grey) == (spec.flat, spec.binary, False)
 
 
 def test_natural_images_have_no_traits_of_drawings(shared_data):

@@ -171,7 +171,7 @@ def test_a_cpu_reads_as_it_goes():
     def read(step: int) -> str:
         return f"{step} by {threading.current_thread().name}"
 
-    assert reader(CPU, kept=False, streamed=False)(read, 3) == f"3 by {threading.current_thread().name}"
+    assert reader(CPU, on_device=False, streamed=False)(read, 3) == f"3 by {threading.current_thread().name}"
 
 
 @pytest.mark.parametrize(

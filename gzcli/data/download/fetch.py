@@ -32,9 +32,13 @@ from gzcli.store.files import fsync, lock, need_space
 from gzcli.store.paths import cache_dir
 from gzcli.store.weights import HUB_SCHEME, data_repository, offline
 
+# Bytes from which the user is told how much disk a download takes, and that a checksum is computed.
+LARGE = 200_000_000
+BLOCK_BYTES = 1 << 20  # bytes that are read at a time
+
 
 def addresses_of(spec: DataSpec, file: DataFile, source: str | None) -> list[str]:
-    """Where to look for a file, in order: paths or http(s) URLs."""
+    """The paths or http(s) URLs where a file is looked for, in order."""
     if source is not None:
         return _from_source(spec, file, local_path(source))
     every = [*of_mirror(spec.name, file), *file.urls]
@@ -46,8 +50,8 @@ def addresses_of(spec: DataSpec, file: DataFile, source: str | None) -> list[str
 
 
 def _from_source(spec: DataSpec, file: DataFile, source: str) -> list[str]:
-    """The addresses of a file in the user's own place: a folder that holds FILE or NAME/FILE, or the
-    file."""
+    """The addresses of a file in the place that the user named: a folder that holds FILE or NAME/FILE, or the
+    file itself."""
     if is_url(source):
         if offline():
             hint = "unset `GZ_OFFLINE`"
@@ -81,7 +85,6 @@ def has_local_mirror() -> bool:
 
 
 def is_url(address: str) -> bool:
-    """Whether an address is of http or https."""
     return address.startswith(("http://", "https://"))
 
 
@@ -96,13 +99,8 @@ def _join(base: str, *parts: str) -> str:
     return joined(base, *parts) if is_url(base) else "/".join([base.rstrip("/"), *parts])
 
 
-# Bytes from which the user is told how much disk a download takes, and that a checksum is computed.
-LARGE = 200_000_000
-BLOCK_BYTES = 1 << 20  # bytes that are read at a time
-
-
 class _Wrong(Refused):
-    """The file came whole, but its checksum is not the publisher's."""
+    """The file is complete, but its checksum is not the publisher's."""
 
 
 def fetch(
@@ -172,7 +170,8 @@ def _fetch_missing(
 
 
 def _say_need(spec: DataSpec, folder: Path, files: list[DataFile], pack_size: int, say: Say) -> None:
-    """Says what is fetched and how much disk it takes, if much."""
+    """Says what is fetched and how much disk it takes, if that is much; raises MissingError without the
+    space."""
     need = sum(max(0, file.size - http.held(_part(folder / file.name))) for file in files)
     if max(need, pack_size) > LARGE:
         free = shutil.disk_usage(folder.parent).free
@@ -187,7 +186,8 @@ def _say_need(spec: DataSpec, folder: Path, files: list[DataFile], pack_size: in
 def fetch_file(
     file: DataFile, path: Path, addresses: list[str], report: http.Report, say: Say, *, linked: bool = False
 ) -> None:
-    """A file from the first address that serves the right bytes."""
+    """Fetches a file from the first address that serves the right bytes, or links to it; raises Refused where
+    none does."""
     reasons = [] if addresses else ["the publisher gives it out after a log-in only"]
     for address in addresses:
         try:
@@ -200,7 +200,7 @@ def fetch_file(
 
 
 def _bring(address: str, file: DataFile, path: Path, report: http.Report, say: Say) -> None:
-    """A file into the cache, where it appears when it is whole and its checksum right."""
+    """Brings a file into the cache, where it appears once it is complete and its checksum is right."""
     part = _part(path)
     http.clear(part)
     kept = http.held(part)
@@ -223,7 +223,7 @@ def _bring(address: str, file: DataFile, path: Path, report: http.Report, say: S
 
 
 def _copy(source: Path, file: DataFile, part: Path, report: http.Report) -> None:
-    """A local file's bytes to `part`."""
+    """Copies a local file to `part`."""
     size = _size_at(source, file)
     with open(source, "rb") as src, open(part, "wb") as out:
         while block := src.read(BLOCK_BYTES):
@@ -232,15 +232,15 @@ def _copy(source: Path, file: DataFile, part: Path, report: http.Report) -> None
 
 
 def _link(source: Path, file: DataFile, path: Path, report: http.Report, say: Say) -> None:
-    """A link at `path` to the user's file, once its size and checksum are found right."""
+    """Links to the user's file at `path`, once its size and checksum are right."""
     _size_at(source, file)
     _check(file, source, say, report)
     _symlink(source, path)
 
 
 def _linked(spec: DataSpec, folder: Path, source: str) -> bool:
-    """Whether the source is the hub's copy, there or in a folder, or holds `train` and `val` of class
-    folders; links to these are then made."""
+    """Links to the hub's copy, or to `train` and `val` folders of class folders, where the source holds one
+    of these. Returns whether it does."""
     targets: dict[str, Path] = {}
     if source.startswith(HUB_SCHEME):
         targets[HUB] = data_repository(source.removeprefix(HUB_SCHEME))
@@ -260,7 +260,7 @@ def _linked(spec: DataSpec, folder: Path, source: str) -> bool:
 
 
 def _symlink(target: Path, path: Path) -> None:
-    """A link at `path`, in the place of what is there."""
+    """Makes a link at `path`, in place of what is there."""
     new = path.with_name(f"{path.name}.link")
     new.unlink(missing_ok=True)
     new.symlink_to(target.absolute())
@@ -268,7 +268,7 @@ def _symlink(target: Path, path: Path) -> None:
 
 
 def _size_at(source: Path, file: DataFile) -> int:
-    """The size of a local file, in bytes."""
+    """The size of a local file; raises Refused where it is not that of the publisher's."""
     if not source.is_file():
         raise Refused("does not exist")
     if (size := source.stat().st_size) != file.size and file.exact:
@@ -294,7 +294,7 @@ def _check(file: DataFile, path: Path, say: Say, report: http.Report = lambda do
 
 
 def _not_had(spec: DataSpec, refused: dict[str, str], kept: int, online: bool) -> MissingError:
-    """The error for files that no address served: why, and how the user can get them."""
+    """The error for files that no address served, with the ways to get them."""
     names, hints = ", ".join(f"`{name}`" for name in refused), []
     again = f"gz data download {spec.name}"
     if spec.size != SPECS.get(spec.name, spec).size:  # another of its publisher's sizes
@@ -321,7 +321,7 @@ def _part(path: Path) -> Path:
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Turns the errors of a disk that is full or read-only into messages for the user."""
+    """Turns errors of a full or read-only disk into messages for the user."""
     try:
         yield
     except GzError:

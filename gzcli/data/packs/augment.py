@@ -77,7 +77,7 @@ class Augmentation(NamedTuple):
     most: float  # the greatest number that is allowed
     what: str  # what the number is, for messages
     whole: bool = False  # whether the number is whole
-    # whether pixels only change their places; then maps (`conditions.MAPS`) are changed as their images
+    # whether pixels only change their places; then maps (MAPS) are changed as their images
     moves: bool = False
     least: float = 0  # the least number that is allowed
 
@@ -97,17 +97,18 @@ def parse_augment(names: Iterable[str]) -> tuple[tuple[str, float], ...]:
     for text in [names] if isinstance(names, str) else names:
         name, equals, value = str(text).partition("=")
         if name not in AUGMENTS:
-            every = ", ".join(f"`{known}`" for known in AUGMENTS)
+            every = ", ".join(f"`{each}`" for each in AUGMENTS)
             hint = did_you_mean(name, AUGMENTS) or f"there are {every}"
             raise UsageError(f"there is no augmentation `{name}`", hint=hint)
-        known = AUGMENTS[name]
+        augmentation = AUGMENTS[name]
         try:
-            number = float(value) if equals else known.default
+            number = float(value) if equals else augmentation.default
         except ValueError:
             number = float("nan")
-        if not known.least <= number <= known.most or (known.whole and number != int(number)):
-            hint = f"as in `{name}={known.default}`"
-            message = f"`{text}`: {known.what} from {known.least} to {known.most} is needed"
+        low, high = augmentation.least, augmentation.most
+        if not low <= number <= high or (augmentation.whole and number != int(number)):
+            hint = f"as in `{name}={augmentation.default}`"
+            message = f"`{text}`: {augmentation.what} from {low} to {high} is needed"
             raise UsageError(message, hint=hint)
         parsed.append((name, number))
     return tuple(parsed)
@@ -128,11 +129,11 @@ def augmenter(names: Sequence[str]) -> Callable[[dict[str, Tensor], Noise], dict
     steps = [(AUGMENTS[name], number) for name, number in parse_augment(names)]
 
     def augment(pictures: dict[str, Tensor], noise: Noise) -> dict[str, Tensor]:
-        for known, number in steps:
+        for augmentation, number in steps:
             draws = ReplayedNoise(noise)
-            kept = () if known.moves else MAPS
+            unchanged = () if augmentation.moves else MAPS
             pictures = {
-                kind: u8 if kind in kept else known.step(u8, draws.replay(), number)
+                kind: u8 if kind in unchanged else augmentation.step(u8, draws.replay(), number)
                 for kind, u8 in pictures.items()
             }
         return pictures

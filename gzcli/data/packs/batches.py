@@ -19,13 +19,20 @@ from gzcli.data.packs.augment import ReplayedNoise, augmenter, patch_of
 from gzcli.data.packs.pack import Pack
 from gzcli.data.packs.stream import Pictures, Prefetch, worker_count
 
+ON_DEVICE = 2 << 30  # bytes: a split up to this size is kept whole on a GPU
+FEW = 4  # batches of a streamed split up to which workers would take longer to start than decoding takes
+BINARY_SEED = mix(0, "binarise")  # of the draw that makes a test set binary; models draw by other seeds
+
 T = TypeVar("T")
+_Taken = tuple[dict[str, Tensor], Tensor | None, dict[str, Any]]  # what `_Rows.take` returns
 
 
-def reader(device: torch.device, *, kept: bool, streamed: bool) -> Callable[[Callable[[int], Any], int], Any]:
-    """A function of (read, step) that returns `read(step)`, read ahead where that pays: not on a CPU, which
-    has nothing left to do it with. It does not keep `read`."""
-    if kept or device.type != "cuda":
+def reader(
+    device: torch.device, *, on_device: bool, streamed: bool
+) -> Callable[[Callable[[int], Any], int], Any]:
+    """A function of (read, step) that returns `read(step)`, read ahead for a GPU alone: a CPU has nothing
+    left to read ahead with. It does not keep `read`."""
+    if on_device or device.type != "cuda":
         return lambda read, step: read(step)
     if streamed:
         side = SideStream(device)
@@ -34,31 +41,32 @@ def reader(device: torch.device, *, kept: bool, streamed: bool) -> Callable[[Cal
 
 
 class SideStream:
-    """A stream of a GPU beside the one that computes; on other devices work is done as it comes."""
+    """A GPU stream for copies beside the one that computes; on other devices work is done at once."""
 
     def __init__(self, device: torch.device):
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def started(self, work: Callable[[], T]) -> tuple[T, Any]:
-        """What `work` returns, whose copies may not have ended yet, and the event of their end."""
+        """The result of `work`, whose copies may still run, and the event of their end."""
         if self.stream is None:
             return work(), None
         with torch.cuda.stream(self.stream):
             return work(), self.stream.record_event()
 
-    def ended(self, found: T, event: Any) -> T:
-        """What was started, for use on the stream that computes, which waits for it; the host does not."""
+    def ended(self, result: T, event: Any) -> T:
+        """A result of `started` for the computing stream, which waits for its copies; the host does not
+        wait."""
         if event is not None:
             current = torch.cuda.current_stream(event.device)
             current.wait_event(event)
-            for t in tree_leaves(found):
+            for t in tree_leaves(result):
                 if isinstance(t, Tensor) and t.is_cuda:
                     t.record_stream(current)  # its memory is not used anew before this stream is done with it
-        return found
+        return result
 
 
 class Ahead:
-    """What is read for each step, one step ahead. Any other step than the next one is read when asked for."""
+    """Reads one step ahead, in a thread; any other step than the next is read when asked for."""
 
     def __init__(self, device: torch.device):
         self.side, self.pool = SideStream(device), ThreadPoolExecutor(1, "ahead")
@@ -67,27 +75,29 @@ class Ahead:
     def at(self, read: Callable[[int], T], step: int) -> T:
         """`read(step)`; a thread then calls `read(step + 1)`."""
         ready = self.next[1] if self.next and self.next[0] == step else self._start(read, step)
-        found, event = ready.result()
+        result, event = ready.result()
         self.next = step + 1, self._start(read, step + 1)
-        return self.side.ended(found, event)
+        return self.side.ended(result, event)
 
     def _start(self, read: Callable[[int], T], step: int) -> Future[tuple[T, Any]]:
         return self.pool.submit(lambda: self.side.started(lambda: read(step)))
 
 
 def domains(pack: Pack) -> list[Tensor]:
-    """Positions of the training images of class 0 and of class 1."""
+    """Positions of the training images of class 0 and of class 1. Raises UsageError where either has none."""
     labels = pack.labels("train")
     if labels is not None and labels.ndim == 1:
-        found = [torch.from_numpy(np.flatnonzero(labels == k)) for k in (0, 1)]
-        if all(map(len, found)):
-            return found
+        both = [torch.from_numpy(np.flatnonzero(labels == k)) for k in (0, 1)]
+        if all(map(len, both)):
+            return both
     hint = "put them into `trainA` and `trainB`"
     raise UsageError(f"`{pack.meta.name}` has no training images of two domains", hint=hint)
 
 
 class Order:
-    """The order in which images are trained on, of which each rank has some rows."""
+    """The order of training images, of which this rank has the rows `part` of each global batch. `among`
+    limits the images to some positions, `n` to a fixed random subset; `key` makes orders of one seed
+    differ."""
 
     def __init__(
         self, count: int, n: int | None, seed: int, total: int, part: slice, among: Tensor | None, key: str
@@ -130,15 +140,9 @@ def positions(orders: Sequence[Order], step: int) -> np.ndarray:
 
 
 def places(orders: Sequence[Order], step: int) -> np.ndarray:
-    """The same with where the patches of the images lie, [B, 3], as `stream.Pictures` takes it."""
+    """The positions with where the patches of the images lie, [B, 3], as `stream.Pictures` takes them."""
     spots = torch.cat([order.spots(step) for order in orders]).numpy()
     return np.concatenate([positions(orders, step)[:, None], spots], 1)
-
-
-ON_DEVICE = 2 << 30  # bytes: a split up to this size is kept whole on a GPU
-FEW = 4  # batches of a streamed split up to which workers would take longer to start than decoding takes
-_Taken = tuple[dict[str, Tensor], Tensor | None, dict[str, Any]]  # what `_Rows.take` returns
-BINARY_SEED = mix(0, "binarise")  # of the draw that makes a test set binary; models draw by other seeds
 
 
 def quantise(u8: Tensor, levels: int | None, noise: Noise | None = None) -> Tensor:
@@ -228,7 +232,7 @@ class TrainBatches:
             read = partial(places if patches else positions, orders)
             self.ahead = Prefetch(self.rows.streamed, read, worker_count())
         streamed = self.ahead is not None
-        self.reader = reader(self.device, kept=self.rows.whole, streamed=streamed)
+        self.reader = reader(self.device, on_device=self.rows.whole, streamed=streamed)
 
     def at(self, step: int) -> Batch:
         """This rank's rows of the global batch of `step`: x [B / world, C, H, W].
@@ -243,11 +247,11 @@ class TrainBatches:
         return Batch(pictures.pop("x"), y, index, self._noise(step, "main"), pictures | extra | prepared)
 
     def _read(self, step: int) -> tuple[Tensor, list[_Taken], dict[str, Tensor]]:
-        """Of a step, on the device: the positions of its images, their rows and those of the second domain,
-        and what was prepared of the images."""
+        """The inputs of a step on the device: positions of its images, rows of them and of the second domain,
+        prepared arrays."""
         index = [order.at(step) for order in self.orders]
         read = self.ahead.at(step).split(len(index[0])) if self.ahead else [None] * len(index)
-        rows = [self.rows.take(own, u8) for own, u8 in zip(index, read, strict=True)]
+        rows = [self.rows.take(rows, u8) for rows, u8 in zip(index, read, strict=True)]
         prepared = {
             key: moved(torch.from_numpy(values[index[0].numpy()]), self.device)
             for key, values in self.prepared.items()
@@ -298,11 +302,8 @@ def scan(
     augment: names of `AUGMENTS`, each with a number if need be.
     """
     device, change = torch.device(device), augmenter(augment)
-    order = (
-        torch.arange(pack.meta.counts[split])
-        if index is None
-        else torch.as_tensor(np.asarray(index), dtype=torch.int64)
-    )
+    rows = np.arange(pack.meta.counts[split]) if index is None else np.asarray(index)
+    order = torch.as_tensor(rows, dtype=torch.int64)
     parts, uncut = order.split(batch_size), patch_of(augment) is not None
     for part, (pictures, y, extra) in zip(parts, _taken(pack, split, parts, device, uncut), strict=True):
         ids = part.tolist()
@@ -348,7 +349,7 @@ def _noised(
     seed: int,
     device: torch.device,
 ) -> Batch:
-    """The batch of pictures, uint8 [B, C, H, W] each, whose noise goes by `ids`."""
+    """A batch of pictures, uint8 [B, C, H, W] each, whose noise follows from `ids`."""
     pictures = levelled(pictures, levels, ImageNoise(BINARY_SEED, ids, device) if levels == 2 else None)
     where = moved(torch.tensor(ids, dtype=torch.int64), device)
     return Batch(pictures.pop("x"), y, where, ImageNoise(seed, ids, device), pictures | extra)
@@ -361,9 +362,8 @@ def _taken(
     rows = _Rows(pack, split, device, whole=False, uncut=uncut)
     ahead = None
     if rows.streamed is not None:
-        ahead = Prefetch(
-            rows.streamed, lambda i: parts[i].numpy(), worker_count() if len(parts) > FEW else 0, len(parts)
-        )
+        workers = worker_count() if len(parts) > FEW else 0
+        ahead = Prefetch(rows.streamed, lambda i: parts[i].numpy(), workers, len(parts))
     for i, part in enumerate(parts):
         yield rows.take(part, ahead.at(i) if ahead else None)
 
@@ -382,10 +382,8 @@ class _Rows:
         labels = pack.labels(split)
         self.labels = None if labels is None else torch.from_numpy(np.asarray(labels))
         self.captions = pack.captions(split)
-        self.further = {
-            kind: torch.from_numpy(np.asarray(array))
-            for kind, array in pack.further(split, uncut=uncut).items()
-        }
+        further = pack.further(split, uncut=uncut)
+        self.further = {kind: torch.from_numpy(np.asarray(array)) for kind, array in further.items()}
         size = self.images.nbytes * (1 + len(self.further))
         self.whole = whole and device.type not in SHARED and self.streamed is None and size <= ON_DEVICE
         if self.whole:

@@ -107,7 +107,7 @@ def build(
 
 
 def _of_plan(images: RawImages, plan: Plan) -> RawImages:
-    """The images of the plan's official splits, without further pictures of them."""
+    """The images of the plan's official splits, without their further pictures."""
     counts = {split: images.counts[split] for split in plan}
     return replace(
         images,
@@ -118,7 +118,7 @@ def _of_plan(images: RawImages, plan: Plan) -> RawImages:
 
 
 def _in_plan(values: Mapping[str, np.ndarray], plan: Plan) -> dict[str, np.ndarray]:
-    """Values of images by official split, in the rows of the packed splits; {} of {}."""
+    """Values of images by official split, moved to the rows of the packed splits."""
     if not values:
         return {}
     packed = {}
@@ -134,9 +134,9 @@ def _in_plan(values: Mapping[str, np.ndarray], plan: Plan) -> dict[str, np.ndarr
 
 
 def split_plan(title: str, counts: Mapping[str, int]) -> Plan:
-    """The plan of a set to train on. Without an official validation split, min(2000, 10 %) of train become
-    it, and without a test split 10 %: by a fixed seed, in their order. RandomState's stream is frozen, so that
-    this choice never changes. Raises MissingError for too few images."""
+    """The plan of a set to train on; raises MissingError for too few images. Without an official validation
+    split, min(2000, 10 %) of train become it, and without a test split 10 %, by a fixed seed and in their
+    order. RandomState's stream is frozen, so that this choice never changes."""
     n = counts.get("train", 0)
     target = np.zeros(n, np.int8)
     order = np.random.RandomState(0).permutation(n)
@@ -150,13 +150,13 @@ def split_plan(title: str, counts: Mapping[str, int]) -> Plan:
 
 
 def foreign_plan(counts: Mapping[str, int]) -> Plan:
-    """The plan of a set that is scored only: its official test images, or all, become the split `test`."""
+    """The plan of a set that is only scored: its official test images, or all, become the split `test`."""
     official = ("test",) if counts.get("test") else [split for split in SPLITS if counts.get(split)]
     return _in_rows({split: np.full(counts[split], SPLITS.index("test"), np.int8) for split in official})
 
 
 def _trainable(title: str, targets: dict[str, np.ndarray]) -> Plan:
-    """The plan of these packed splits. Raises MissingError where none is left to train on."""
+    """The plan by number of the packed split; raises MissingError where no image is left to train on."""
     if not (targets["train"] == 0).any():
         n = len(targets["train"])
         raise MissingError(f"`{title}` holds too few images: {n} to train on", hint="give at least 3 images")
@@ -198,8 +198,8 @@ def rows_of(plan: Plan) -> dict[str, int]:
 
 
 def _native(images: RawImages, form: Form, note: Say) -> Shape:
-    """The shape of the images before packing, by a few of them: the size of the first one, and three channels
-    if any has colour. Where none can be looked at it is the form's."""
+    """The shape of the images before packing, from a few of them: the size of the first, and three channels
+    if any has colour. Without any to look at it is the form's."""
     if images.shape:
         return images.shape
     if images.probe is None:

@@ -162,7 +162,6 @@ def _make(data: DataSet, folder: Path, form: Form, fetch: bool, say: Say, progre
 
 
 def _read_own(data: OwnSet, form: Form) -> RawImages:
-    """The user's own images."""
     from gzcli.data.readers.folder import open_path
 
     if not data.path.exists():
@@ -218,7 +217,7 @@ def _have_files(spec: DataSpec, fetch: bool, say: Say) -> None:
 
 
 def record_data(folder: Path, meta: PackMeta) -> None:
-    """Records the data of the run in `folder`, once."""
+    """Records the data of the run in `folder`, unless that was done before."""
     env = read_object(folder / RUN_RECORD)
     if not env.get("data"):
         write_json(folder / RUN_RECORD, env | {"data": _record(meta)})

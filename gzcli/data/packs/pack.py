@@ -269,7 +269,7 @@ def meta_of(folder: Path) -> dict[str, Any] | None:
 
 
 def _is_whole(folder: Path, meta: dict[str, Any]) -> bool:
-    """Whether the arrays of a pack have their lengths; `gz data verify` reads every byte."""
+    """Whether the arrays of a pack have their full lengths; `gz data verify` reads every byte."""
     return all(is_array(folder / name) for name in meta["sha256"] if name.endswith(".npy"))
 
 
@@ -362,7 +362,8 @@ def _pack_meta(data: DataSet, meta: dict[str, Any]) -> PackMeta:
 
 
 class Use:
-    """A use of a set by this process, until `end`, until nothing refers to it, or until the process ends."""
+    """Marks a set as used by this process, until `end` is called, the object is dropped, or the process
+    ends."""
 
     def __init__(self, data: DataSet):
         self._held = contextlib.ExitStack()
@@ -392,7 +393,8 @@ def _end_use(held: contextlib.ExitStack, pid: int) -> None:
 
 @contextlib.contextmanager
 def alone(data: DataSet) -> Iterator[None]:
-    """Inside, no other process uses the set, and none can begin to. Raises UsageError that names one."""
+    """While the block runs, no other process uses the set or can begin to. Raises UsageError that names
+    one."""
     raw = cache_dir("raw", f".{data.key}.lock") if isinstance(data, DataSpec) else None
     with lock(_gate(data)):
         if others := _other_users(data):

@@ -94,7 +94,7 @@ def facts_of(
     """The facts of a set, which need not be packed; None where its files are gone or not readable."""
     if isinstance(data, DataSpec):
         spec = data.sized(size)
-        facts = Facts(spec.size, spec.size, spec.channels, spec.n_train, spec.flat, spec.binary, spec.grey)
+        facts = Facts(spec.size, spec.size, spec.channels, spec.n_train, spec.flat, spec.binary)
     else:
         measured = _packed(data) or _unpacked(data)
         if measured is None:
@@ -151,8 +151,8 @@ def _packed(data: OwnSet) -> Facts | None:
     """What was measured when a pack of the set was made of the present files."""
     metas = [meta_of(folder) or {} for folder in packs_of(data)]
     now = fingerprint(data) if metas else None
-    kept = [meta["facts"] for meta in metas if meta.get("facts") and now in (meta["fingerprint"], None)]
-    return Facts(**kept[0]) if kept else None
+    measured = [meta["facts"] for meta in metas if meta.get("facts") and now in (meta["fingerprint"], None)]
+    return Facts(**measured[0]) if measured else None
 
 
 def _unpacked(data: OwnSet) -> Facts | None:

@@ -114,14 +114,14 @@ class Folder:
 
     def spans(self) -> dict[str, Span]:
         top = os.path.abspath(self.path)
-        found = {}
+        spans = {}
         for name in self.names:
             path = os.path.join(top, name)
             try:
-                found[name] = Span(path, 0, os.path.getsize(path), False)
+                spans[name] = Span(path, 0, os.path.getsize(path), False)
             except OSError as e:
                 raise MissingError(f"`{path}` cannot be read: {e.strerror}") from e
-        return found
+        return spans
 
 
 class Zip:
@@ -139,22 +139,24 @@ class Zip:
                     raise refused(path, f"`{info.filename}` is a link")
                 if info.flag_bits & 1:
                     raise MissingError(f"`{path}` is encrypted", hint="unpack it and give the folder")
-            given = {_clean(info.filename): info.filename for info in infos}  # name → as the archive has it
-            self._given = {name: as_given for name, as_given in given.items() if wanted(name)}
-            self.names = list(self._given)
+            raw_names = {
+                _clean(info.filename): info.filename for info in infos
+            }  # name → as the archive has it
+            self._raw_names = {name: raw for name, raw in raw_names.items() if wanted(name)}
+            self.names = list(self._raw_names)
 
     def read(self, some: list[str] | None = None) -> Iterator[tuple[str, bytes]]:
         with self.opened() as archive:
             for name in self.names if some is None else some:
-                refuse_large(name, archive.getinfo(self._given[name]).file_size)
-                yield name, archive.read(self._given[name])
+                refuse_large(name, archive.getinfo(self._raw_names[name]).file_size)
+                yield name, archive.read(self._raw_names[name])
 
     def spans(self) -> dict[str, Span]:
-        found = {}
+        spans = {}
         path = os.path.abspath(self.path)
         with self.opened() as archive, open(path, "rb") as file:
             for name in self.names:
-                info = archive.getinfo(self._given[name])
+                info = archive.getinfo(self._raw_names[name])
                 if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     hint = "pack it anew with deflate or uncompressed, or unpack it and give the folder"
                     message = f"`{path}` cannot be streamed: `{name}` is compressed, but not by deflate"
@@ -165,10 +167,10 @@ class Zip:
                     raise zipfile.BadZipFile(f"`{name}` has no header")
                 # the directory of the zip may have other lengths of name and extra field than this header
                 offset = info.header_offset + LOCAL_HEADER + sum(struct.unpack("<HH", header[-4:]))
-                found[name] = Span(
+                spans[name] = Span(
                     path, offset, info.compress_size, info.compress_type == zipfile.ZIP_DEFLATED
                 )
-        return found
+        return spans
 
     @contextmanager
     def opened(self) -> Iterator[zipfile.ZipFile]:
@@ -226,7 +228,7 @@ class Tar:
 
     def spans(self) -> dict[str, Span]:
         path = os.path.abspath(self.path)
-        found: dict[str, Span] = {}
+        spans: dict[str, Span] = {}
         wanted = set(self.names)
         with self.opened() as archive:
             if not isinstance(archive.fileobj, io.BufferedReader):
@@ -235,8 +237,8 @@ class Tar:
             for member in archive:
                 name = _clean(member.name)
                 if member.isfile() and name in wanted:
-                    found.setdefault(name, Span(path, member.offset_data, member.size, False))
-        return found
+                    spans.setdefault(name, Span(path, member.offset_data, member.size, False))
+        return spans
 
     @contextmanager
     def opened(self) -> Iterator[tarfile.TarFile]:
@@ -303,5 +305,5 @@ def read_span(span: Span) -> bytes:
 
 
 def _clean(name: str) -> str:
-    """`./cats\1.png`, as some programs of Windows write it, is `cats/1.png`."""
+    r"""`./cats\1.png`, as some programs of Windows write it, is `cats/1.png`."""
     return str(PurePosixPath(name.replace("\\", "/")))

@@ -13,6 +13,15 @@ from gzcli.core.errors import MissingError
 from gzcli.core.units import counted
 
 LARGEST_FILE = 1 << 30  # bytes: no picture is larger
+# Pillow's names of the formats that are read. Other readers of Pillow are never tried: some start another
+# program (EPS: Ghostscript). TGA comes last: such a file has no mark at its beginning, so that its reader
+# tries every file that no other reader takes.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
+PICTURE_KINDS = "png apng jpg jpeg jpe jfif webp bmp dib gif tif tiff ppm pgm pbm pnm avif jp2 j2k tga"
+SUFFIXES = tuple(f".{kind}" for kind in PICTURE_KINDS.split())
+METADATA = "metadata.jsonl"
+LABEL = ".cls"  # what WebDataset calls the file of a picture's label
+_SPLIT = re.compile(r"(train|val|test)(ing|id|idation)?(set|images?|imgs?|data|split)?|dev(set)?")
 
 
 def walk(root: Path) -> tuple[list[str], dict[str, list[str]]]:
@@ -26,35 +35,33 @@ def walk(root: Path) -> tuple[list[str], dict[str, list[str]]]:
     files: list[str] = []
     odd: dict[str, list[str]] = {}
     seen: set[tuple[int, int]] = set()
-    # Folders that are yet to be read: plain ones, and links to folders.
-    own, linked = deque([""]), deque[str]()
-    while own or linked:
-        at = own.popleft() if own else linked.popleft()
-        where = os.path.join(root, at)
+    plain, linked = deque([""]), deque[str]()  # folders yet to be read, and links to folders
+    while plain or linked:
+        folder = plain.popleft() if plain else linked.popleft()
+        path = os.path.join(root, folder)
         try:
-            known = os.stat(where)
-            entries = sorted(os.scandir(where), key=lambda entry: entry.name)
+            status = os.stat(path)
+            entries = sorted(os.scandir(path), key=lambda entry: entry.name)
         except OSError as e:
             hint = "look at its owner and mode"
-            raise MissingError(f"`{where}` cannot be read: {e.strerror}", hint=hint) from e
-        if (known.st_dev, known.st_ino) in seen:
-            odd.setdefault("repeated", []).append(at)
+            raise MissingError(f"`{path}` cannot be read: {e.strerror}", hint=hint) from e
+        if (status.st_dev, status.st_ino) in seen:
+            odd.setdefault("repeated", []).append(folder)
             continue
-        seen.add((known.st_dev, known.st_ino))
+        seen.add((status.st_dev, status.st_ino))
         for entry in entries:
-            name = f"{at}/{entry.name}" if at else entry.name
-            if not entry.name.startswith("."):
-                kind = kind_of(entry)
-                if kind == "folder":
-                    (linked if entry.is_symlink() else own).append(name)
-                elif kind == "file":
-                    files.append(name)
-                else:
-                    odd.setdefault(kind, []).append(name)
+            if entry.name.startswith("."):
+                continue
+            name = f"{folder}/{entry.name}" if folder else entry.name
+            kind = _kind_of(entry)
+            if kind == "folder":
+                (linked if entry.is_symlink() else plain).append(name)
+            else:
+                (files if kind == "file" else odd.setdefault(kind, [])).append(name)
     return sorted(files), odd
 
 
-def kind_of(entry: os.DirEntry) -> str:
+def _kind_of(entry: os.DirEntry) -> str:
     """What an entry of a folder is or leads to: "file", "folder", "broken" or "special"."""
     try:
         if entry.is_file():
@@ -79,13 +86,12 @@ def is_regular(path: Path) -> bool:
 def read_regular(path: Path) -> bytes:
     """The bytes of a regular file."""
     try:
-        with open(
-            os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb"
-        ) as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        with open(os.open(path, flags), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
                 raise MissingError(f"`{path}` is no regular file", hint="take it out")
-            refuse_large(str(path), found.st_size)
+            refuse_large(str(path), status.st_size)
             return file.read(LARGEST_FILE)
     except OSError as e:
         raise MissingError(f"`{path}` cannot be read: {e.strerror}") from e
@@ -97,23 +103,11 @@ def refuse_large(name: str, size: int) -> None:
         raise MissingError(f"`{name}` is larger than any picture: {size:,} bytes", hint="take it out")
 
 
-# Pillow's names of the formats that are read. Other readers of Pillow are never tried: some start another
-# program (EPS: Ghostscript). TGA comes last: such a file has no mark at its beginning, so that its reader
-# tries every file that no other reader takes.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
-PICTURE_KINDS = "png apng jpg jpeg jpe jfif webp bmp dib gif tif tiff ppm pgm pbm pnm avif jp2 j2k tga"
-SUFFIXES = tuple(f".{kind}" for kind in PICTURE_KINDS.split())
-
-METADATA = "metadata.jsonl"
-LABEL = ".cls"  # what WebDataset calls the file of a picture's label
-
-
 def is_hidden(name: str) -> bool:
     """Whether a file is one that systems leave behind: `.DS_Store`, `__MACOSX/…`, `Thumbs.db`."""
     parts = PurePosixPath(name).parts
-    return any(part.startswith((".", "__MACOSX")) for part in parts) or name.endswith(
-        ("Thumbs.db", "desktop.ini")
-    )
+    hidden = any(part.startswith((".", "__MACOSX")) for part in parts)
+    return hidden or name.endswith(("Thumbs.db", "desktop.ini"))
 
 
 def is_picture(name: str) -> bool:
@@ -126,12 +120,6 @@ def may_be_picture(value: str) -> bool:
     return PurePosixPath(value).suffix.lower() in SUFFIXES and "://" not in value
 
 
-def is_text(name: str) -> bool:
-    """Whether a file may describe pictures: a caption, a label, lines of metadata."""
-    path = PurePosixPath(name)
-    return path.name == METADATA or path.suffix in (".txt", LABEL)
-
-
 class PictureFilter:
     """Chooses pictures and files that describe them, and counts the kinds of all other files."""
 
@@ -141,9 +129,10 @@ class PictureFilter:
     def __call__(self, name: str) -> bool:
         if is_hidden(name):
             return False
-        if is_picture(name) or is_text(name):
+        path = PurePosixPath(name)
+        if is_picture(name) or path.name == METADATA or path.suffix in (".txt", LABEL):
             return True
-        self.others[PurePosixPath(name).suffix.lower() or PurePosixPath(name).name] += 1
+        self.others[path.suffix.lower() or path.name] += 1
         return False
 
     @property
@@ -153,12 +142,8 @@ class PictureFilter:
             return []
         kinds = [kind for kind, _ in self.others.most_common(4)]
         named = " ".join([*kinds, *(["…"] if len(self.others) > len(kinds) else [])])
-        return [
-            f"{counted(n, 'file')} of unknown kind{'s' if len(self.others) > 1 else ''} skipped ({named})"
-        ]
-
-
-_SPLIT = re.compile(r"(train|val|test)(ing|id|idation)?(set|images?|imgs?|data|split)?|dev(set)?")
+        plural = "s" if len(self.others) > 1 else ""
+        return [f"{counted(n, 'file')} of unknown kind{plural} skipped ({named})"]
 
 
 def split_of(folder: str | None) -> tuple[str, str] | None:
@@ -169,9 +154,9 @@ def split_of(folder: str | None) -> tuple[str, str] | None:
     if pair := re.fullmatch(r"(train|val|test)([AB])", folder):
         return pair[1], pair[2]
     word = re.sub(r"[\s._-]", "", folder.lower())
-    found = _SPLIT.fullmatch(word)
-    if not found:
+    match = _SPLIT.fullmatch(word)
+    if not match:
         return None
-    split, ending = found[1], found[2]
+    split, ending = match[1], match[2]
     odd = ending == "ing" if split == "val" else ending in ("id", "idation")  # `valing`, `trainid`
     return None if odd else (split or "val", "")

@@ -21,6 +21,10 @@ from gzcli.data.sets.registry import CAPTIONS, further_of
 BATCH_ROWS = 64  # rows that are read at a time
 MOST_FOLDERS = 30  # folders in a folder, beyond which it is taken for one of classes
 NAMED_AS_IMAGES = ("image", "img", "picture", "photo", "jpg", "png")
+MARKS = ("dataset_dict.json", "state.json")  # files by which a folder of `save_to_disk` is known
+# Columns that may hold labels as plain numbers or texts; the first that is there counts.
+LABELS = ("label", "labels", "fine_label", "class", "class_label", "target", "category", "cls", "y")
+MOST_CLASSES = 10_000  # classes of a column of numbers, at most
 
 
 def parquet_files(path: Path) -> dict[str, list[Path]]:
@@ -33,7 +37,7 @@ def parquet_files(path: Path) -> dict[str, list[Path]]:
     for file in _parquet_below(path, 2):
         words = [file.name.split("-")[0].split(".")[0], file.parent.name.removeprefix("partial-")]
         splits = [split_of(word) for word in words[: 1 if file.parent == path else 2]]
-        split = next((found[0] for found in splits if found), "")
+        split = next((split[0] for split in splits if split), "")
         parents = [
             part
             for part in file.relative_to(path).parts[:-1]
@@ -54,11 +58,11 @@ def parquet_files(path: Path) -> dict[str, list[Path]]:
 def _parquet_below(path: Path, depth: int) -> list[Path]:
     """The parquet files in a folder and in those below it, to some depth."""
     names = sorted(name for name in os.listdir(path) if not name.startswith("."))
-    found = [path / name for name in names if name.endswith(".parquet") and (path / name).is_file()]
+    files = [path / name for name in names if name.endswith(".parquet") and (path / name).is_file()]
     folders = [path / name for name in names if "." not in name and (path / name).is_dir()] if depth else []
     if len(folders) > MOST_FOLDERS:
-        return found
-    return found + [file for folder in folders for file in _parquet_below(folder, depth - 1)]
+        return files
+    return files + [file for folder in folders for file in _parquet_below(folder, depth - 1)]
 
 
 class Parquet:
@@ -138,12 +142,6 @@ class Parquet:
         if cell["bytes"] is not None:
             return cell["bytes"]
         return read_regular(self.paths[file].parent / cell["path"])
-
-
-MARKS = ("dataset_dict.json", "state.json")  # files by which a folder of `save_to_disk` is known
-# Columns that may hold labels as plain numbers or texts; the first that is there counts.
-LABELS = ("label", "labels", "fine_label", "class", "class_label", "target", "category", "cls", "y")
-MOST_CLASSES = 10_000  # classes of a column of numbers, at most
 
 
 class Columns(Protocol):
@@ -271,10 +269,10 @@ def _splits(path: Path) -> dict[str, Columns]:
     named: dict[str, Columns] = (
         {split: Parquet(paths) for split, paths in files.items()} if files else _saved(path)
     )
-    found = {split: data for name, data in named.items() if (split := (split_of(name) or ("",))[0])}
-    if "train" not in found:
+    splits = {split: data for name, data in named.items() if (split := (split_of(name) or ("",))[0])}
+    if "train" not in splits:
         raise UsageError(f"`{path}` has no split `train`", hint=f"it has: {', '.join(named)}")
-    return found
+    return splits
 
 
 def _saved(path: Path) -> dict[str, Columns]:
@@ -287,10 +285,10 @@ def _saved(path: Path) -> dict[str, Columns]:
         raise MissingError(message, hint=hint) from e
     datasets.disable_progress_bars()
     try:
-        found = datasets.load_from_disk(str(path))
+        saved = datasets.load_from_disk(str(path))
     except Exception as e:  # whatever its readers raise: ArrowInvalid, FileNotFoundError, ValueError, …
         raise MissingError(f"`{path}` is not a dataset folder that can be read: {e}") from e
-    named = dict(found) if isinstance(found, dict) else {"train": found}
+    named = dict(saved) if isinstance(saved, dict) else {"train": saved}
     return {split: Saved(path, data) for split, data in named.items()}
 
 

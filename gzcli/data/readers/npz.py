@@ -37,7 +37,7 @@ SPLIT_NAMES = {
 
 
 class Header(NamedTuple):
-    """What is known of an array of images."""
+    """The format of an array of images."""
 
     n: int  # number of images
     shape: tuple[int, int, int]  # (C, H, W) of an image
@@ -67,11 +67,11 @@ def npz(path: Path) -> RawImages:
     counts = {split: header.n for split, header in headers.items()}
     y = {split: archive.labels(name, counts[split]) for split, name in labels.items()}
     multilabel = any(rows.ndim == 2 for rows in y.values())
-    known = max(
+    least = max(
         (rows.shape[1] if multilabel else int(rows.max()) + 1 for rows in y.values() if len(rows)), default=0
     )
     names = next((name for name in CLASS_NAMES if name in archive and y), None)
-    classes = archive.names_of(names, known) if names else tuple(map(str, range(known)))
+    classes = archive.names_of(names, least) if names else tuple(map(str, range(least)))
 
     def blocks() -> Iterator[Block]:
         for split, name in images.items():
@@ -97,8 +97,10 @@ def _named(archive: _Npz) -> tuple[dict[str, str], dict[str, str]]:
             split: [name for s, word in pairs for name in (f"{s}_{word}", f"{word}_{s}")]
             for split, pairs in forms.items()
         }
-        found = {split: next(filter(archive.names.__contains__, some), None) for split, some in names.items()}
-        return {split: name for split, name in found.items() if name}
+        of_split = {
+            split: next(filter(archive.names.__contains__, some), None) for split, some in names.items()
+        }
+        return {split: name for split, name in of_split.items() if name}
 
     def alone(words: tuple[str, ...]) -> dict[str, str]:
         name = next(filter(archive.names.__contains__, words), None)
@@ -121,7 +123,7 @@ class _Npz:
         return iter(self.names)
 
     def header(self, name: str) -> Header:
-        """What is known of an array of images."""
+        """The format of an array of images. Raises UsageError for other arrays and for ambiguous ones."""
         with self._opened(name) as (_, shape, fortran, dtype):
             pass
         what = f"`{name}` in `{self.path}` is {dtype} of shape {shape}"
@@ -146,8 +148,7 @@ class _Npz:
             yield start, ((images.astype(np.uint32) + 128) // 257).astype(np.uint8) if wide else images
 
     def _blocks(self, name: str, header: Header) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, the numbers of some rows from it on). An array that lies column by column comes
-        whole."""
+        """(first row, numbers of some rows from there on). An array in Fortran order comes as one block."""
         if header.fortran:
             yield 0, np.ascontiguousarray(self._whole(name))
             return
@@ -177,15 +178,15 @@ class _Npz:
             )
         return y.astype(np.int64 if y.ndim == 1 else np.uint8)
 
-    def names_of(self, name: str, known: int) -> tuple[str, ...]:
+    def names_of(self, name: str, least: int) -> tuple[str, ...]:
         """The names of the classes."""
-        given = self._whole(name)
-        if given.ndim != 1 or given.dtype.kind not in "US":
+        texts = self._whole(name)
+        if texts.ndim != 1 or texts.dtype.kind not in "US":
             hint = f"it is an array of texts, one a class: `{name}=np.array(['ant', 'bee'])`"
-            raise UsageError(f"`{name}` in `{self.path}` is {given.dtype} of shape {given.shape}", hint=hint)
-        if len(given) < known:
-            raise UsageError(f"`{self.path}`: `{name}` names {len(given)} classes, its labels have {known}")
-        return tuple(text.decode() if isinstance(text, bytes) else str(text) for text in given)
+            raise UsageError(f"`{name}` in `{self.path}` is {texts.dtype} of shape {texts.shape}", hint=hint)
+        if len(texts) < least:
+            raise UsageError(f"`{self.path}`: `{name}` names {len(texts)} classes, its labels have {least}")
+        return tuple(text.decode() if isinstance(text, bytes) else str(text) for text in texts)
 
     def _whole(self, name: str) -> np.ndarray:
         with self._opened(name) as (f, shape, _, dtype):
@@ -198,7 +199,9 @@ class _Npz:
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], bool, np.dtype]]:
-        """The file of an array behind its head, with shape, whether it lies in Fortran's order, and dtype."""
+        """The file of an array after its header, with shape, whether the order is Fortran's, and dtype.
+        Raises MissingError where the header makes no sense or claims more than the file has: before that is
+        known, nothing is allocated."""
         with self.zip.opened() as archive, archive.open(f"{name}.npy") as f:
             try:
                 version = np.lib.format.read_magic(f)

@@ -38,7 +38,7 @@ class Decoding:
 
 
 def opened(data: bytes) -> Any:
-    """An encoded picture as Pillow's image, by the readers of `kinds.FORMATS` alone."""
+    """An encoded picture as a Pillow image, by the readers of FORMATS alone."""
     from PIL import Image
 
     Image.init()
@@ -91,8 +91,8 @@ def _plain(data: bytes, note: Say) -> Any:
 
 
 def sides_of(data: bytes) -> tuple[int, int]:
-    """(width, height) of an encoded picture that decodes, as it is seen: after its EXIF rotation. Reads its
-    header alone."""
+    """(width, height) of an encoded picture as it is seen, after its EXIF rotation; reads the header
+    alone."""
     with opened(data) as image:
         turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
         return (image.height, image.width) if turned else (image.width, image.height)
@@ -116,7 +116,8 @@ def fit_array(images: np.ndarray, want: tuple[int, int, int], fit: Fit) -> np.nd
 
 
 def plain(image: Any, white: int, note: Say) -> Any:
-    """A picture of Pillow's as L or RGB of 8 bits, without transparency."""
+    """A Pillow image as L or RGB of 8 bits without transparency; `white` is the white value of more than 8
+    bits."""
     from PIL import Image
 
     if image.mode.startswith("I") or image.mode == "F":
@@ -130,7 +131,7 @@ def plain(image: Any, white: int, note: Say) -> Any:
 
 
 def _opaque(image: Any, note: Say) -> Any:
-    """A picture of mode RGBA laid over white, or over black where nothing of it would be seen on white."""
+    """An RGBA picture laid over white, or over black where nothing would be seen on white."""
     from PIL import Image
 
     faintest, strongest = image.getchannel("A").getextrema()
@@ -186,7 +187,7 @@ def _significant(png: bytes) -> int:
 
 
 def notes_in_words(notes: Iterable[str] | Mapping[str, int]) -> list[str]:
-    """How many pictures needed each choice that `decode` noted: `24 pictures of 12 bits, read as 0 … 4,095`."""
+    """How often `decode` noted each choice: `24 pictures of 12 bits, read as 0 … 4,095`."""
     return [f"{counted(n, 'picture')} {how}" for how, n in Counter(notes).most_common()]
 
 
@@ -206,7 +207,7 @@ def undecodable(name: str, e: Exception) -> MissingError:
 
 
 def brought_to(image: Any, height: int, width: int, fit: Fit, rule: str = "lanczos") -> Any:
-    """A picture (L or RGB) in another size."""
+    """A picture (L or RGB) resized by the rule `fit` of `data.fit`; crops follow `rule`."""
     from PIL import Image
 
     if fit == "crop":

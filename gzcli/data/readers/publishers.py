@@ -55,21 +55,20 @@ def imagenet(spec: DataSpec, folder: Path) -> RawImages:
 
 
 def _from_hub(folder: Path) -> RawImages:
-    """Parquet files whose labels are numbers in the order of the WordNet numbers; those of the test split are
-    hidden."""
-    found = dataset_folder(folder)
-    if "test" in found.counts or "val" not in found.counts:
-        return found
+    """Parquet files whose labels are numbers in the order of the WordNet numbers; the test split has none."""
+    images = dataset_folder(folder)
+    if "test" in images.counts or "val" not in images.counts:
+        return images
 
     def renamed(split: str) -> str:
         return "test" if split == "val" else split
 
     return replace(
-        found,
-        classes=tuple(_class_names(list(found.classes))),
-        counts={renamed(split): n for split, n in found.counts.items()},
-        labels={renamed(split): y for split, y in found.labels.items()},
-        blocks=lambda: (block._replace(split=renamed(block.split)) for block in found.blocks()),
+        images,
+        classes=tuple(_class_names(list(images.classes))),
+        counts={renamed(split): n for split, n in images.counts.items()},
+        labels={renamed(split): y for split, y in images.labels.items()},
+        blocks=lambda: (block._replace(split=renamed(block.split)) for block in images.blocks()),
     )
 
 
@@ -83,7 +82,7 @@ def _class_names(wnids: list[str]) -> list[str]:
 
 
 def _from_folders(folder: Path) -> tuple[PlacedMembers, PlacedMembers]:
-    """`train/n01440764/….JPEG` and `val/n01440764/….JPEG`; as labels WordNet numbers."""
+    """`train/n01440764/….JPEG` and `val/n01440764/….JPEG`; labels are WordNet numbers."""
 
     def part(top: str, split: str) -> PlacedMembers:
         members = Folder(folder / top, lambda name: name.lower().endswith((".jpeg", ".jpg", ".png")))
@@ -97,8 +96,8 @@ def _from_folders(folder: Path) -> tuple[PlacedMembers, PlacedMembers]:
 
 
 def _from_archives(spec: DataSpec, folder: Path) -> tuple[PlacedMembers, PlacedMembers]:
-    """Training pictures from a tar of one tar a class; validation pictures from a flat tar, whose classes are
-    in the development kit. As labels WordNet numbers."""
+    """Training pictures from a tar of one tar per class, validation pictures from a flat tar whose classes
+    are in the development kit; labels are WordNet numbers."""
     kit, val, train = (folder / file.name for file in spec.files)
     nested = Nested(train)
     flat = Tar(val, lambda name: name.endswith(".JPEG"))
@@ -119,13 +118,13 @@ def _ground_truth(kit: Path) -> list[str]:
 
     from scipy.io import loadmat
 
-    wanted = ("meta.mat", "ILSVRC2012_validation_ground_truth.txt")
-    found = {
-        PurePosixPath(name).name: data for name, data in Tar(kit, lambda name: name.endswith(wanted)).read()
+    names = ("meta.mat", "ILSVRC2012_validation_ground_truth.txt")
+    files = {
+        PurePosixPath(name).name: data for name, data in Tar(kit, lambda name: name.endswith(names)).read()
     }
-    synsets = loadmat(BytesIO(found[wanted[0]]), squeeze_me=True)["synsets"]
+    synsets = loadmat(BytesIO(files[names[0]]), squeeze_me=True)["synsets"]
     wnid_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
-    return [wnid_of[int(line)] for line in found[wanted[1]].split()]
+    return [wnid_of[int(line)] for line in files[names[1]].split()]
 
 
 class Nested:
@@ -268,8 +267,8 @@ def notmnist(spec: DataSpec, folder: Path) -> RawImages:
     readable = sorted(name for name, data in members.read() if _is_readable(data, name))
     places: dict[str, Place] = {}
     for number, letter in enumerate(spec.class_names):
-        own = [name for name in readable if PurePosixPath(name).parts[-2] == letter]
-        places |= {name: ("test" if i % 5 == 4 else "train", number) for i, name in enumerate(own)}
+        names = [name for name in readable if PurePosixPath(name).parts[-2] == letter]
+        places |= {name: ("test" if i % 5 == 4 else "train", number) for i, name in enumerate(names)}
     return encoded(spec.title, spec.class_names, [(members, places)])
 
 
@@ -321,7 +320,7 @@ def tinyimagenet(spec: DataSpec, folder: Path) -> RawImages:
 
 
 def paired(spec: DataSpec, folder: Path) -> RawImages:
-    """CycleGAN's layout: the folders `trainA trainB testA testB`, which become classes."""
+    """CycleGAN's layout: folders `trainA trainB testA testB`, which become classes."""
     members = Zip(folder / spec.files[0].name, lambda name: name.endswith(".jpg"))
     return replace(pictures(spec.title, members, Form()), probe=None)
 
@@ -352,14 +351,13 @@ def _in_blocks(split: str, images: np.ndarray, name: str, start: int = 0) -> Ite
 
 def _texts(members: Members, *names: str) -> dict[str, list[str]]:
     """The lines of some text members by name, without empty lines, in the order of `names`."""
-    found = {name: data.decode().splitlines() for name, data in members.read(list(names))}
-    if lost := [name for name in names if name not in found]:
+    lines = {name: data.decode().splitlines() for name, data in members.read(list(names))}
+    if lost := [name for name in names if name not in lines]:
         raise MissingError(f"the archive has no `{lost[0]}`")
-    return {name: [line for line in found[name] if line.strip()] for name in names}
+    return {name: [line for line in lines[name] if line.strip()] for name in names}
 
 
 def _is_readable(data: bytes, name: str) -> bool:
-    """Whether a file is a picture that decodes."""
     try:
         look(data, name)
     except MissingError:

@@ -68,8 +68,8 @@ CAPITAL, WIDEST = 18.5, 19.5  # pixels of a glyph's height and, at most, of its 
 
 
 def glyphs(spec: DataSpec) -> RawImages:
-    """Characters of 21 faces, slightly sheared, turned, enlarged, moved and bolder. Classes take turns, so
-    that each has as many images in each split."""
+    """Characters of 21 faces, slightly sheared, turned, enlarged, moved and bolder. Classes alternate, so
+    that all have as many images in each split."""
     n, classes = spec.n_train + spec.n_test, len(spec.class_names)
     draw = np.random.RandomState(0).uniform  # its stream is frozen
     maps = matrices(draw(-0.17, 0.17, n), draw(-0.15, 0.2, n), draw(0.88, 1.1, (n, 2)))
@@ -126,7 +126,7 @@ Inside = Callable[[np.ndarray, np.ndarray], np.ndarray]  # x and y of points →
 
 @dataclass(frozen=True)
 class Factors:
-    """What is true of each image."""
+    """The factors of each image."""
 
     kind: np.ndarray  # number in KINDS, [N]
     colour: np.ndarray  # number in COLOURS, [N]
@@ -148,7 +148,7 @@ class Factors:
 
 
 def factors(n: int) -> Factors:
-    """The factors of the first n images: kinds and colours take turns, the others are uniform, such that the
+    """The factors of the first n images: kinds and colours alternate, the others are uniform such that the
     whole form is in the picture."""
     rng = np.random.RandomState(0)  # its stream is frozen
     radius, place, angle = np.split(rng.uniform(size=(n, 4)), [1, 3], 1)
@@ -292,7 +292,7 @@ _EDITS: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of one digit, uint8
 
 
 def _neighbours(x: np.ndarray) -> np.ndarray:
-    """Each pixel and the four beside it, [5, 1, 16, 16]; beyond the edge all is black."""
+    """Each pixel and its four neighbours, [5, 1, 16, 16]; beyond the edge all is black."""
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
     return np.stack(
         [padded[:, 1 + i : 17 + i, 1 + j : 17 + j] for i, j in ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))]
@@ -300,8 +300,7 @@ def _neighbours(x: np.ndarray) -> np.ndarray:
 
 
 def digits_edited(spec: DataSpec) -> RawImages:
-    """Digits that are changed as their captions say, by the instructions in turn; `before` are the unchanged
-    digits."""
+    """Digits that are changed by instructions, their captions, in turn; `before` are the unchanged digits."""
     before, labels = _digits()
     edits = list(_EDITS.items())
     chosen = {split: [edits[i % len(edits)] for i in range(len(x))] for split, x in before.items()}

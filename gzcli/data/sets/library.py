@@ -66,7 +66,7 @@ def _known_row(spec: DataSpec) -> dict[str, Any]:
 
 
 def _own_row(name: str, line: dict[str, Any]) -> dict[str, Any]:
-    """What the newest pack of an imported set holds, whatever has become of its files since."""
+    """The row of an imported set: what its newest pack holds, whatever has become of its files since."""
     metas = [folder / "meta.json" for folder in packs_of(own_set(name, line))]
     meta = meta_of(max(metas, key=lambda path: path.stat().st_mtime).parent) if metas else None
     row: dict[str, Any] = {
@@ -187,7 +187,7 @@ def _explain_nothing(data: DataSet) -> None:
 
 
 def _remove_tree(path: Path) -> bool:
-    """Whether there was such a folder, which is gone now."""
+    """Removes a folder. Returns whether there was one."""
     if not path.exists():
         return False
     try:
@@ -215,7 +215,7 @@ def list_of(root: Path, benchmark: Benchmark, name: str) -> Path | None:
 
 
 def listed_images(root: Path, benchmark: Benchmark, name: str) -> OwnSet:
-    """The images of a list, in its order, as a set of the user's own, whose files are links in the cache."""
+    """The images of a list, in its order, as a set of links in the cache."""
     path = list_of(root, benchmark, name)
     if path is None:
         raise MissingError(f"`{root}` has no list of `{name}` for `{benchmark.name}`")

@@ -26,8 +26,7 @@ class OwnSet:
 
     path: Path  # their absolute path
     name: str | None = None  # the name that they were imported under; None for a path
-    # how they are packed unless asked otherwise, as given at their import
-    form: Form = field(default_factory=Form)
+    form: Form = field(default_factory=Form)  # how they are packed by default, as their import said
 
     @property
     def key(self) -> str:
@@ -53,7 +52,7 @@ class OwnSet:
 
     @property
     def size(self) -> Size | None:
-        """Of the images, as given at their import; None: not given."""
+        """Of the images, as their import said; None: as they are."""
         return self.form.size
 
     @property
@@ -69,12 +68,13 @@ DataSet = DataSpec | OwnSet  # both have key, title, reference, shown, form, siz
 
 
 def slug(text: str) -> str:
-    """A text made fit for the name of a file: small letters, digits and `-`."""
+    """A text as part of a file name: small letters, digits and `-`."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "data"
 
 
 def locate(what: DataSet | str | Path) -> DataSet:
-    """The set that `what` means: itself, a known name, an imported name, else a path."""
+    """The set that `what` means: itself, a known name, an imported name, else a path. Raises UsageError (no
+    such name) or MissingError (no such path)."""
     if isinstance(what, DataSet):
         return what
     text = str(what)
@@ -89,11 +89,8 @@ def locate(what: DataSet | str | Path) -> DataSet:
     if isinstance(what, Path) or "/" in text or path.suffix.lower() in ENDINGS:
         hint = "give the path of a folder, zip, tar or npz of images"
         raise MissingError(f"there is no `{text}`", hint=hint)
-    raise UsageError(
-        f"there is no data set `{text}`",
-        hint=did_you_mean(text, names())
-        or "`gz data list` shows the names; a path works too, as `./my_photos`",
-    )
+    ways = "`gz data list` shows the names; a path works too, as `./my_photos`"
+    raise UsageError(f"there is no data set `{text}`", hint=did_you_mean(text, names()) or ways)
 
 
 def is_set(what: str) -> bool:
@@ -120,21 +117,21 @@ def names() -> list[str]:
 
 def imports() -> dict[str, dict[str, Any]]:
     """The imported sets by name, as the register has them."""
-    found = read_object(user_dir(REGISTER))
-    if all(isinstance(line, dict) and isinstance(line.get("path"), str) for line in found.values()):
-        return found
+    register = read_object(user_dir(REGISTER))
+    if all(isinstance(line, dict) and isinstance(line.get("path"), str) for line in register.values()):
+        return register
     hint = "move the file away, and `gz data import` the sets again: their pictures are where they were"
     raise DamagedError(f"`{user_dir(REGISTER)}` is damaged: a set has no path", hint=hint)
 
 
 def own_set(name: str, line: dict[str, Any]) -> OwnSet:
-    """The imported set of a line of the register."""
+    """The imported set that a line of the register describes."""
     form = Form(line.get("size"), line.get("channels"), line.get("skip_bad", False), line.get("form"))
     return OwnSet(Path(line["path"]), name, form)
 
 
 def local(text: str) -> Path:
-    """A path as it was typed."""
+    """The absolute path that was typed. Raises UsageError for a URL."""
     if "://" in text:
         raise UsageError(f"`{text}` is a URL", hint="download it yourself, then give the path of what came")
     return Path(text).expanduser().absolute()

@@ -104,7 +104,6 @@ class DataSpec:
     linked: bool = False
     flat: bool = False  # whether its images have flat backgrounds
     binary: bool = False  # whether nearly all of their pixels are black or white
-    grey: bool = False  # whether they are grey and stored as colour
 
     @property
     def key(self) -> str:
@@ -185,13 +184,14 @@ def is_fetched(spec: DataSpec) -> bool:
 
 
 def is_there(spec: DataSpec, file: DataFile) -> bool:
-    """Whether a file is there, with its size if that is known. `check_files` reads its bytes."""
+    """Whether a file is there, with its size if that is known; `check_files` reads its bytes."""
     path = raw_dir(spec) / file.name
     return path.exists() and (not file.exact or path.stat().st_size == file.size)
 
 
 def check_files(spec: DataSpec, say: Say) -> list[Path]:
-    """The files of a set that are there, each of which is read."""
+    """Reads every file of a set that is there. Raises MissingError for one whose checksum is not the
+    publisher's."""
     paths = []
     for file in spec.files:
         path = raw_dir(spec) / file.name
@@ -244,7 +244,6 @@ def _set(
 
 
 def _digits(name: str, title: str, classes: tuple[str, ...], *extras: str) -> DataSpec:
-    """A set made of scikit-learn's digits."""
     paper = (
         "Alpaydin & Kaynak 1998, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository"
     )
@@ -253,7 +252,6 @@ def _digits(name: str, title: str, classes: tuple[str, ...], *extras: str) -> Da
 
 
 def _shapes(name: str, title: str, classes: tuple[str, ...], **more: Any) -> DataSpec:
-    """A set of flat forms, all of whose factors are known."""
     terms = ("made by gz", "none: made by gz")
     return _set(name, title, classes, (3, 32), (20_000, 0, 4_000), terms, embedded=True, **more)
 
@@ -717,8 +715,8 @@ SPECS: dict[str, DataSpec] = {spec.name: spec for spec in (*INSTALLED, *PUBLISHE
 
 def find(name: str) -> DataSpec:
     """The set of this name, `-` and `_` alike. Raises UsageError with the nearest name."""
-    if known := matching(name, SPECS):
-        return SPECS[known]
+    if match := matching(name, SPECS):
+        return SPECS[match]
     hint = did_you_mean(name, SPECS) or "`gz data list` shows the names; a path works too"
     raise UsageError(f"there is no data set `{name}`", hint=hint)
 
@@ -734,7 +732,6 @@ class Benchmark:
     inside: str  # the in-distribution set
     near: tuple[str, ...]  # foreign sets that resemble it
     far: tuple[str, ...]  # foreign sets that do not
-    absent: tuple[str, ...] = ()  # foreign sets that gz does not know
     version: str = "v1.5"  # of OpenOOD, whose evaluator prints another FPR95 in each (`fpr`)
 
     @property
@@ -768,7 +765,7 @@ BENCHMARKS = {
 
 def find_benchmark(name: str) -> Benchmark:
     """The benchmark of this name, `-` and `_` alike."""
-    if known := matching(name, BENCHMARKS):
-        return BENCHMARKS[known]
+    if match := matching(name, BENCHMARKS):
+        return BENCHMARKS[match]
     hint = did_you_mean(name, BENCHMARKS) or f"there are: {', '.join(BENCHMARKS)}"
     raise UsageError(f"there is no benchmark `{name}`", hint=hint)
