@@ -247,9 +247,7 @@ def _linked(spec: DataSpec, folder: Path, source: str) -> bool:
     else:
         for root in (Path(source), Path(source, spec.name)):
             splits = [root / name for name in SPLIT_FOLDERS]
-            if not targets and all(
-                s.is_dir() and any(map(os.DirEntry.is_dir, os.scandir(s))) for s in splits
-            ):
+            if not targets and all(s.is_dir() and any(e.is_dir() for e in os.scandir(s)) for s in splits):
                 targets = {split.name: split for split in splits}
         if not targets and Path(source).is_dir() and parquet_files(Path(source)):
             targets[HUB] = Path(source)

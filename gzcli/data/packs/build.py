@@ -78,12 +78,7 @@ def build(
         bad, resized, notes = _write_images(images, plan, folder, fit, lambda n: progress(n, total))
         if bad:
             _leave_out(images, plan, bad, form.skip_bad, folder)
-    for kind, values in (("labels", images.labels), ("sides", sizes if mixed and sizes else {})):
-        for split, rows in _in_plan(values, plan).items():
-            np.save(folder / f"{split}_{kind}.npy", rows)
-    for kind, texts in (("captions", images.captions), ("names", images.names)):
-        for split, rows in _in_plan({s: np.array(t, object) for s, t in texts.items()}, plan).items():
-            write_json(folder / f"{split}_{kind}.json", rows.tolist())
+    _write_values(images, sizes if mixed and sizes else {}, plan, folder)
     files = sorted(path.name for path in folder.iterdir())
     meta = {
         "title": images.title,
@@ -115,6 +110,16 @@ def _of_plan(images: RawImages, plan: Plan) -> RawImages:
         blocks=lambda: (block for block in images.blocks() if block.split in counts),
         further={},
     )
+
+
+def _write_values(images: RawImages, sizes: Sides, plan: Plan, folder: Path) -> None:
+    """Writes what belongs to the images beside their pixels: labels, sides, captions and names."""
+    for kind, values in (("labels", images.labels), ("sides", sizes)):
+        for split, rows in _in_plan(values, plan).items():
+            np.save(folder / f"{split}_{kind}.npy", rows)
+    for kind, texts in (("captions", images.captions), ("names", images.names)):
+        for split, rows in _in_plan({s: np.array(t, object) for s, t in texts.items()}, plan).items():
+            write_json(folder / f"{split}_{kind}.json", rows.tolist())
 
 
 def _in_plan(values: Mapping[str, np.ndarray], plan: Plan) -> dict[str, np.ndarray]:

@@ -112,34 +112,41 @@ def open_pack(
     data = locate(what).sized(size)
     form = data.form.with_options(size, channels, fit, patch)
     form = replace(form, foreign=foreign and isinstance(data, OwnSet))
-    name, folder = data.shown, pack_dir(data, form)
     with Use(data) as use:
         if pack := find_pack(data, form):
             if form.foreign and pack.meta.notes:  # of pictures that are judged it is said each time
-                say(f"`{name}`: {pack.meta.words}")
+                say(f"`{data.shown}`: {pack.meta.words}")
         else:
-            try:
-                waiting = f"another process packs `{name}`: waiting"
-                with lock(folder.with_name(f".{folder.name}.lock"), on_wait=lambda: say(waiting)):
-                    if (pack := find_pack(data, form)) is None:
-                        sweep(folder.parent)
-                        _make(data, folder, form, fetch, say, progress)
-                        if pack := find_pack(data, form):
-                            facts = facts_of(data, size=size, channels=channels, patch=patch)
-                            for line in (pack.meta.words, *(() if foreign else settings_lines(data, facts))):
-                                say(f"`{name}`: {line}")
-            except OSError as e:
-                if e.errno not in DISK_ERRORS:
-                    raise
-                hint = "free some space, or set `GZ_HOME` to a folder on another disk"
-                message = f"`{name}` could not be packed into `{folder}`: {e.strerror}"
-                raise MissingError(message, hint=hint) from e
-        if pack is None:
-            hint = "try again when its files are at rest"
-            raise MissingError(f"`{name}` changed while it was packed", hint=hint)
+            pack, is_new = _pack_now(data, form, fetch, say, progress)
+            if is_new:
+                facts = None if foreign else facts_of(data, size=size, channels=channels, patch=patch)
+                for line in (pack.meta.words, *settings_lines(data, facts)):
+                    say(f"`{data.shown}`: {line}")
         pack = pack.cut(patch)
         pack.use = use
         return pack
+
+
+def _pack_now(data: DataSet, form: Form, fetch: bool, say: Say, progress: Report) -> tuple[Pack, bool]:
+    """The pack of a set that was just made, and whether this process made it: another one may have."""
+    folder, is_new = pack_dir(data, form), False
+    waiting = f"another process packs `{data.shown}`: waiting"
+    try:
+        with lock(folder.with_name(f".{folder.name}.lock"), on_wait=lambda: say(waiting)):
+            if (pack := find_pack(data, form)) is None:
+                sweep(folder.parent)
+                _make(data, folder, form, fetch, say, progress)
+                pack, is_new = find_pack(data, form), True
+    except OSError as e:
+        if e.errno not in DISK_ERRORS:
+            raise
+        hint = "free some space, or set `GZ_HOME` to a folder on another disk"
+        message = f"`{data.shown}` could not be packed into `{folder}`: {e.strerror}"
+        raise MissingError(message, hint=hint) from e
+    if pack is None:
+        hint = "try again when its files are at rest"
+        raise MissingError(f"`{data.shown}` changed while it was packed", hint=hint)
+    return pack, is_new
 
 
 def _make(data: DataSet, folder: Path, form: Form, fetch: bool, say: Say, progress: Report) -> None:
@@ -242,9 +249,9 @@ def _record(meta: PackMeta) -> dict[str, Any]:
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What differs between two records, for people."""
     changes = []
-    lost = [name for name in before["classes"] if name not in now["classes"]]
-    new = [name for name in now["classes"] if name not in before["classes"]]
-    for what, names, end in (("no class", lost, " any more"), ("a new class", new, "")):
+    gone = [name for name in before["classes"] if name not in now["classes"]]
+    added = [name for name in now["classes"] if name not in before["classes"]]
+    for what, names, end in (("no class", gone, " any more"), ("a new class", added, "")):
         if names:
             shown = " ".join(f"`{name}`" for name in names[:NAMED])
             more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gzcli.core.errors import DamagedError, MissingError, UsageError
+from gzcli.core.sections import Fit
 from gzcli.core.sizes import as_size
 from gzcli.core.types import DataInfo
 from gzcli.core.units import counted
@@ -228,11 +229,12 @@ def find_pack(data: DataSet, form: Form | None = None) -> Pack | None:
     were not resized serves every fit.
     """
     form = form or data.form
+    fits: tuple[Fit, ...] = (form.fit, "crop")
     forms = (
         replace(form, size=size, channels=channels, fit=fit, mixed=mixed)
         for size in (form.size, data.size)
         for channels in (form.channels, data.channels)
-        for fit in (form.fit, "crop")
+        for fit in fits
         for mixed in (form.mixed, False)
     )
     folders = dict.fromkeys(pack_dir(data, each) for each in forms)

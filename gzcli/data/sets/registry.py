@@ -247,7 +247,8 @@ def _digits(name: str, title: str, classes: tuple[str, ...], *extras: str) -> Da
     paper = (
         "Alpaydin & Kaynak 1998, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository"
     )
-    terms, more = ("CC BY 4.0", paper), {"levels": 17, "embedded": True, "flat": True}
+    more: dict[str, Any] = {"levels": 17, "embedded": True, "flat": True}
+    terms = ("CC BY 4.0", paper)
     return _set(name, title, classes, (1, 16), (1442, 0, 355), terms, extras=extras, **more)
 
 
@@ -284,12 +285,9 @@ def _medmnist(
         urls = (f"https://zenodo.org/records/10519652/files/{file}?download=1",)
         sized.append((side, (DataFile(file, urls, about, md5=md5, exact=False),)))
     (size, files), *larger = sized
-    terms, more = (
-        (licence, "Yang et al. 2023, MedMNIST v2, Scientific Data 10:41"),
-        {"multilabel": multilabel},
-    )
-    title = f"{title} (MedMNIST)"
-    return _set(name, title, classes, (channels, size), counts, terms, files, larger=tuple(larger), **more)
+    terms = (licence, "Yang et al. 2023, MedMNIST v2, Scientific Data 10:41")
+    more: dict[str, Any] = {"larger": tuple(larger), "multilabel": multilabel}
+    return _set(name, f"{title} (MedMNIST)", classes, (channels, size), counts, terms, files, **more)
 
 
 _TEN = tuple("0123456789")
