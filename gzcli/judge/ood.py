@@ -16,7 +16,7 @@ from gzcli.core.jobs import OodJob
 from gzcli.data.packs.open import check_unchanged, open_pack
 from gzcli.data.packs.pack import Pack
 from gzcli.data.sets.library import listed_images
-from gzcli.data.sets.registry import find_benchmark as find_benchmark
+from gzcli.data.sets.registry import find_benchmark
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import histograms
 from gzcli.engine.trained import Trained, load_trained

@@ -449,7 +449,7 @@ def openood(tmp_path, monkeypatch):
 
 
 def test_the_images_of_openoods_lists_are_scored_in_their_order(trained, tmp_path, openood, capsys):
-    outs = [found.key for found in ood_asked.with_lists(registry.find("toy"), openood)]
+    outs = [found.key for found in ood_asked.with_lists(registry.find_benchmark("toy"), openood)]
     assert outs == ["digits-ab", "dtd"] and "left out: `svhn`" in capsys.readouterr().err
     asked = {"scores": ("nll",), "benchmark": "toy", "imglists": str(openood), "full": True}
     found = ood.run(OodJob("model", "digits", tuple(outs), **asked), tmp_path, CPU, Log())
@@ -467,7 +467,7 @@ def test_the_images_of_openoods_lists_are_scored_in_their_order(trained, tmp_pat
     with pytest.raises(MissingError, match="1 of the 20 pictures"):
         ood.run(OodJob("model", "digits", tuple(outs), **asked), tmp_path, CPU, Log())
     with pytest.raises(MissingError, match="has no `benchmark_imglist`"):
-        ood_asked.with_lists(registry.find("toy"), tmp_path)
+        ood_asked.with_lists(registry.find_benchmark("toy"), tmp_path)
 
 
 def test_near_and_far_have_means_over_seeds(trained, tmp_path, openood):
