@@ -60,8 +60,7 @@ def recipe(case: Any, *, steps: int, data: str | None = None, sets: tuple[str, .
 def trainer(tree: dict[str, Any], run: Run | None = None) -> Trainer:
     """A trainer in this process."""
     from gzcli.core.parts import part_of
-    from gzcli.data.packs.open import open_pack
-    from gzcli.data.packs.wanted import wanted
+    from gzcli.data.packs.open import open_pack, pack_options
     from gzcli.engine.accelerator import accelerate
     from gzcli.recipe.write import dump
     from gzcli.store import files
@@ -70,7 +69,7 @@ def trainer(tree: dict[str, Any], run: Run | None = None) -> Trainer:
         run = runs.create(tree["model"]["name"], tree["data"]["name"])
         files.write_atomic(run.path / "run.yaml", dump(tree))
     part = part_of(tree)
-    pack = open_pack(part.data.name, **wanted(part.data))
+    pack = open_pack(part.data.name, **pack_options(part.data))
     return Trainer(run, part, pack, accelerate(part), Log(run.path, rank=int(os.environ.get("RANK", "0"))))
 
 

@@ -7,6 +7,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
@@ -32,11 +33,21 @@ def write(root: Path, files: dict[str, bytes]) -> Path:
     return root
 
 
-def as_zip(path: Path, files: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
+def encoded(pixels: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def as_deflated(path: Path, files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
         for name, data in files.items():
             archive.writestr(name, data)
     return path
+
+
+def as_zip(path: Path, files: dict[str, bytes]) -> Path:
+    return as_deflated(path, files, zipfile.ZIP_STORED)
 
 
 def as_tar(path: Path, files: dict[str, bytes]) -> Path:

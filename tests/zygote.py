@@ -97,8 +97,7 @@ def here(started: Any, folder: Path, plan: Any, *, launcher: bool, mode: str = "
 
 def toy(url: str, content: bytes) -> Any:
     """A set of one file of this content, at an address."""
-    from gzcli.data.sets.sets import SPECS
-    from gzcli.data.sets.specs import DataFile
+    from gzcli.data.sets.registry import SPECS, DataFile
 
     file = DataFile("a.bin", (f"{url}/a.bin",), len(content), md5=hashlib.md5(content).hexdigest())
     return replace(SPECS["mnist"], name="toy", files=(file,))
@@ -116,10 +115,10 @@ def work(job: dict[str, Any]) -> int:
         patched(job)
     if "fetch" in job:
         from gzcli.core.errors import GzError
-        from gzcli.data.download import http, request
+        from gzcli.data.download import http
         from gzcli.data.download.fetch import fetch
 
-        http.LARGE, http.BACKOFF, request.TIMEOUT = 1 << 16, 0.01, 0.5  # so that it comes in pieces, and soon
+        http.LARGE, http.BACKOFF, http.TIMEOUT = 1 << 16, 0.01, 0.5  # so that it comes in pieces, and soon
         try:
             fetch(toy(job["fetch"], Path(job["content"]).read_bytes()))
         except GzError as error:

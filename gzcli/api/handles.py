@@ -18,7 +18,7 @@ from gzcli.core.types import Batch, DataInfo, ImageNoise, Progress, no_progress
 from gzcli.core.units import by_sides
 from gzcli.data.packs.batches import quantise, to_uint8
 from gzcli.data.packs.open import open_pack
-from gzcli.data.packs.packed import Data
+from gzcli.data.packs.pack import Data
 from gzcli.engine import sampler
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained

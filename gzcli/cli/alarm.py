@@ -111,7 +111,7 @@ def check_maps(model: ModelCard) -> None:
 
 def table(result: Mapping[str, Any]) -> None:
     """Prints the flagged pictures, strangest first, and how many there are; within 80 columns."""
-    from gzcli.data.readers.kinds import counted
+    from gzcli.core.units import counted
 
     flagged = [row for row in result["files"] if row["flagged"]]
     names, draws = list(result["thresholds"]), result["seeds"]

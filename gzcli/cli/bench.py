@@ -273,9 +273,9 @@ def images_at(word: str) -> str:
 
     Raises UsageError that says what was tried.
     """
-    from gzcli.data.packs.forms import Form
-    from gzcli.data.readers.own import open_path
+    from gzcli.data.readers.folder import open_path
     from gzcli.data.sets.names import OwnSet, locate
+    from gzcli.data.sets.registry import Form
     from gzcli.store.run_folder import Run
 
     tried = "no run, no model, and no folder, zip, tar or npz of images"

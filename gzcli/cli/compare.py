@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gzcli.cli import out
 from gzcli.cli.dry_run import leaves
 from gzcli.cli.summary import in_words, names, summary
-from gzcli.core.units import figure, size
-from gzcli.data.readers.kinds import counted
+from gzcli.core.units import counted, figure, size
 from gzcli.store.metrics import last_figures
 
 if TYPE_CHECKING:

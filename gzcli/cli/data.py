@@ -21,7 +21,7 @@ from gzcli.core.units import Size
 if TYPE_CHECKING:
     from gzcli.data.packs.pack import Pack
     from gzcli.data.sets.names import DataSet
-    from gzcli.data.sets.specs import DataSpec
+    from gzcli.data.sets.registry import DataSpec
 
 app = typer.Typer(
     help="Download, import and check data sets.",
@@ -104,9 +104,9 @@ def download(
     """
     from gzcli.core.units import sides
     from gzcli.data.download.fetch import fetch
-    from gzcli.data.packs.cached import pack_limit
     from gzcli.data.packs.open import peek
-    from gzcli.data.sets.sets import find
+    from gzcli.data.packs.pack import pack_limit
+    from gzcli.data.sets.registry import find
 
     lines, rows, images, began = [], [], 0, monotonic()
     for spec in [find(name) for name in names]:  # an unknown name is refused before anything is fetched
@@ -152,10 +152,10 @@ def import_(
     quiet: Quiet = False,
 ) -> None:
     """Give images of your own a name, and pack them; the files stay where they are."""
-    from gzcli.data.packs.forms import Form
-    from gzcli.data.readers.layout import LAYOUTS
+    from gzcli.data.readers.folder import LAYOUTS
     from gzcli.data.sets import library
     from gzcli.data.sets.names import locate, names
+    from gzcli.data.sets.registry import Form
 
     began = monotonic()
     layout = choose("layout", layout, LAYOUTS) if layout else None
@@ -205,9 +205,9 @@ def show(
 
     Of a known set that is not here it shows the description, and fetches nothing.
     """
-    from gzcli.data.packs.facts import facts_of, told
+    from gzcli.data.packs.traits import facts_of, settings_lines
     from gzcli.data.sets.names import locate
-    from gzcli.data.sets.specs import DataSpec
+    from gzcli.data.sets.registry import DataSpec
 
     found, began = locate(name), monotonic()
     if isinstance(found, DataSpec) and not _is_here(found, size, channels):
@@ -221,7 +221,7 @@ def show(
     c, h, w = meta.shape
     splits = list(meta.counts)
     out.info(f"{meta.title}: {w}×{h} pixels, {'grey' if c == 1 else 'RGB'}, {meta.levels} levels")
-    for note in (*told(found, of_set), *meta.notes):
+    for note in (*settings_lines(found, of_set), *meta.notes):
         out.info(note.replace("--set data.channels=", "--channels "))
     every = ("images", *(meta.counts[split] for split in splits))
     out.table(
@@ -246,8 +246,8 @@ def show(
 
 def _is_here(spec: DataSpec, size: Size | None, channels: int | None) -> bool:
     """Whether a known set can be drawn without fetching anything."""
-    from gzcli.data.download.raw import is_fetched
     from gzcli.data.packs.open import peek
+    from gzcli.data.sets.registry import is_fetched
 
     return (
         spec.embedded or is_fetched(spec.sized(size)) or peek(spec, size=size, channels=channels) is not None
@@ -256,8 +256,8 @@ def _is_here(spec: DataSpec, size: Size | None, channels: int | None) -> bool:
 
 def _show_described(spec: DataSpec, size: Size | None, channels: int | None) -> None:
     """What is known of a set without its files."""
-    from gzcli.data.packs.facts import facts_of, told
-    from gzcli.data.packs.make import ways_to_fetch
+    from gzcli.data.packs.open import ways_to_fetch
+    from gzcli.data.packs.traits import facts_of, settings_lines
 
     of_set = facts_of(spec, size=size, channels=channels)
     width, height = (of_set.width, of_set.height) if of_set else (spec.size, spec.size)
@@ -266,7 +266,7 @@ def _show_described(spec: DataSpec, size: Size | None, channels: int | None) -> 
     kind = "attributes, of which an image may have several" if spec.multilabel else "classes"
     names = "" if isinstance(spec.classes, int) else f": {', '.join(spec.classes)}"
     out.info(f"{spec.title}: {width}×{height} pixels, {'grey' if c == 1 else 'RGB'}, {spec.levels} levels")
-    for line in told(spec, of_set):
+    for line in settings_lines(spec, of_set):
         out.info(line)
     out.info(f"{spec.n_classes:,} {kind}{names}")
     out.info(f"licence: {spec.licence}; {spec.citation}")

@@ -146,7 +146,7 @@ def unreachable(mirror: str) -> str | None:
     from urllib.parse import urlsplit
     from urllib.request import url2pathname, urlopen
 
-    from gzcli.data.download.request import request
+    from gzcli.data.download.http import request
 
     try:
         parts = urlsplit(mirror)

@@ -9,8 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from gzcli.cli import out
-from gzcli.core.units import duration, size
-from gzcli.data.readers.kinds import counted
+from gzcli.core.units import counted, duration, size
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -184,7 +184,7 @@ def _images(row: dict[str, Any]) -> str | None:
 
 def _data_block(row: dict[str, Any], room: int | None) -> list[str]:
     """A data set's row as text: a heading and each fact, in lines of `room` columns."""
-    from gzcli.data.readers.conditions import in_words
+    from gzcli.data.sets.registry import extras_in_words
 
     splits = [(row["n_train"], "train"), (row["n_val"], "val"), (row["n_test"], "test")]
     images = ", ".join(f"{n:,} {split}" for n, split in splits if n)
@@ -196,7 +196,7 @@ def _data_block(row: dict[str, Any], room: int | None) -> list[str]:
     facts = {
         "images": ", ".join(filter(None, (_images(row), images, sizes))),
         "labels": f"{row['classes'] or 'no'} {kind}",
-        "with each": in_words(row["extras"]),
+        "with each": extras_in_words(row["extras"]),
         "state": state,
         "licence": row["licence"],
         "cite": row["citation"],

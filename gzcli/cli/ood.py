@@ -35,7 +35,7 @@ from gzcli.cli.options import (
 from gzcli.cli.own import complete_scores
 from gzcli.cli.report import check_report, with_report
 from gzcli.core.errors import FLAGGED, UsageError
-from gzcli.data.readers.kinds import counted
+from gzcli.core.units import counted
 
 if TYPE_CHECKING:
     from gzcli.models.catalog import ModelCard

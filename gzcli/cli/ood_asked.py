@@ -11,8 +11,8 @@ from gzcli.core.errors import MissingError, UsageError, canonical
 
 if TYPE_CHECKING:
     from gzcli.core.sections import DataSection
-    from gzcli.data.sets.benchmarks import Benchmark
     from gzcli.data.sets.names import DataSet
+    from gzcli.data.sets.registry import Benchmark
     from gzcli.models.catalog import ModelCard
 
 
@@ -85,9 +85,9 @@ def sets(text: str) -> list[str]:
 
 def inside_of(name: str, in_: str | None, out_: str | None) -> Benchmark:
     """The benchmark of this name. Raises UsageError where other sets than its own are given."""
-    from gzcli.data.sets.benchmarks import find
+    from gzcli.data.sets.registry import find_benchmark
 
-    benchmark = find(name)
+    benchmark = find_benchmark(name)
     if out_ or (in_ and in_ != benchmark.inside):
         raise UsageError(
             f"`{benchmark.name}` has sets of its own: `--in {benchmark.inside}`",
@@ -101,7 +101,7 @@ def with_lists(benchmark: Benchmark, root: Path) -> list[DataSet]:
 
     Raises MissingError where there is none, or none of the in-distribution set.
     """
-    from gzcli.data.sets.imglists import list_of
+    from gzcli.data.sets.library import list_of
     from gzcli.data.sets.names import locate
 
     names = (*benchmark.near, *benchmark.far)
@@ -121,20 +121,17 @@ def at_hand(benchmark: Benchmark, data: DataSection) -> list[DataSet]:
 
     Raises MissingError where there is none.
     """
-    from gzcli.data.packs.open import open_pack
-    from gzcli.data.packs.wanted import wanted
+    from gzcli.data.packs.open import open_pack, pack_options
     from gzcli.data.sets.names import locate
 
     found = []
     for name in (*benchmark.near, *benchmark.far):
         foreign = locate(name)
         try:
-            open_pack(foreign, **wanted(data), say=out.info)
+            open_pack(foreign, **pack_options(data), say=out.info)
             found.append(foreign)
         except MissingError as e:
             out.info(f"left out: {e.message} ({e.hint})")
-    for name in benchmark.absent:
-        out.info(f"left out: `{name}`, which gz does not know")
     if not found:
         sets = " ".join((*benchmark.near, *benchmark.far))
         raise MissingError(

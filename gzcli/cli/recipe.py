@@ -15,7 +15,7 @@ from gzcli.cli.list import alone, list_recipes
 from gzcli.cli.options import Json, Quiet, Scale, complete_data, complete_model
 from gzcli.cli.own import Sets
 from gzcli.core.errors import UsageError
-from gzcli.data.readers.kinds import counted
+from gzcli.core.units import counted
 
 app = typer.Typer(
     help="Show, copy and check recipes; a schema of them for editors.",

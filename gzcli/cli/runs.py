@@ -21,8 +21,7 @@ from gzcli.cli.options import (
     may_remove,
 )
 from gzcli.core.errors import UsageError, did_you_mean
-from gzcli.core.units import size
-from gzcli.data.readers.kinds import counted
+from gzcli.core.units import counted, size
 
 if TYPE_CHECKING:
     from gzcli.store.runs import Run

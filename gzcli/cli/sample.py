@@ -32,8 +32,8 @@ from gzcli.cli.options import (
 )
 from gzcli.cli.own import complete_do, complete_labels, labels_of
 from gzcli.core.errors import GzError, UsageError, canonical, did_you_mean
-from gzcli.data.readers.kinds import counted
-from gzcli.data.sets.labels import chosen, in_turns
+from gzcli.core.units import counted
+from gzcli.data.sets.names import class_numbers, in_turns
 
 if TYPE_CHECKING:
     from gzcli.core.parts import Part
@@ -234,7 +234,7 @@ def turn_of(part: Part, label: str | None) -> int:
     if part.options.get("conditional"):
         with suppress(GzError):
             classes = labels_of(None, part.data.name)
-            return len(chosen(label, classes)) if label else len(classes)
+            return len(class_numbers(label, classes)) if label else len(classes)
     return 0
 
 

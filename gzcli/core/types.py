@@ -18,7 +18,17 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+Say = Callable[[str], None]  # say(text): a line for the user
+Report = Callable[[int, int], None]  # report(done, in all), of images or bytes
 Progress = Callable[..., None]  # progress(i, n, x=None): step i of n is done, x [B, C, H, W] is its state
+
+
+def silent(text: str) -> None:
+    """A `Say` that shows nothing."""
+
+
+def unreported(done: int, total: int) -> None:
+    """A `Report` that shows nothing."""
 
 
 def no_progress(i: float, n: float, x: Tensor | None = None) -> None:

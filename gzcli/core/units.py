@@ -115,3 +115,8 @@ def threads_wanted() -> int | None:
     """
     text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(text) or None if text.isascii() and text.isdigit() else None
+
+
+def counted(n: int, what: str) -> str:
+    """A number with its noun: `1 file`, `2,000 files`."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"

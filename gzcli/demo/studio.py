@@ -20,7 +20,7 @@ from gzcli.api.handles import Run
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Progress
 from gzcli.data.packs.batches import to_uint8
-from gzcli.data.sets.labels import chosen
+from gzcli.data.sets.names import class_numbers
 from gzcli.demo import code
 from gzcli.demo.choices import Controls, controls
 from gzcli.demo.code import Code
@@ -193,7 +193,7 @@ class Studio:
 
     @staticmethod
     def _number(run: Run, label: str | None) -> int | None:
-        return None if label is None else chosen(label, run.info.classes)[0]
+        return None if label is None else class_numbers(label, run.info.classes)[0]
 
     def _changed(self, asked: Asked) -> dict[str, Any]:
         """The options that differ from the values of the recipe."""

@@ -34,9 +34,7 @@ from gzcli.core.errors import (
 )
 from gzcli.core.parts import part_of
 from gzcli.core.units import duration
-from gzcli.data.packs import same
-from gzcli.data.packs.open import open_pack
-from gzcli.data.packs.wanted import wanted
+from gzcli.data.packs.open import check_unchanged, open_pack, pack_options, record_data
 from gzcli.engine.accelerator import accelerate, prepare_torch
 from gzcli.engine.compiled import compiles
 from gzcli.engine.log import Log
@@ -196,10 +194,10 @@ def train_one(run: Run, log: Log) -> Accelerator:
     streams.change_spinner("reading the images")
     clock = partial(devices.clock, accelerator.device, part.train.clock)
     began = clock()
-    pack = open_pack(part.data.name, **wanted(part.data), say=log.info)
-    same.check(run.owner.path, pack.meta)
+    pack = open_pack(part.data.name, **pack_options(part.data), say=log.info)
+    check_unchanged(run.owner.path, pack.meta)
     if log.main:
-        same.remember(run.owner.path, pack.meta)
+        record_data(run.owner.path, pack.meta)
     if part.train.minutes and not run.checkpoints_folder.exists():
         timed = Trainer(run, part, pack, accelerator, log)
         since = clock()

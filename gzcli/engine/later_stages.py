@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from gzcli.core.errors import UsageError
 from gzcli.core.parts import part_of
-from gzcli.data.packs.open import open_pack
-from gzcli.data.packs.wanted import wanted
+from gzcli.data.packs.open import open_pack, pack_options
 from gzcli.engine.cost import Seen, build
 from gzcli.engine.latent_shape import on_latents
 from gzcli.engine.shapes import shapes_only
@@ -23,7 +22,7 @@ def check(run: Run) -> None:
     for stage in run.stages:
         part = part_of(stage.tree())
         try:
-            pack = open_pack(part.data.name, **wanted(part.data))
+            pack = open_pack(part.data.name, **pack_options(part.data))
             info = on_latents(part, pack.info(levels=part.data.levels, steps=part.train.steps))
             with shapes_only():
                 build(part, info, seen)

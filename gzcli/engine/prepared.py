@@ -21,8 +21,7 @@ from gzcli.core.errors import UsageError
 from gzcli.core.parts import Part
 from gzcli.core.types import Batch, DataInfo, mix
 from gzcli.data.packs.batches import TrainBatches, scan
-from gzcli.data.packs.cached import is_array
-from gzcli.data.packs.pack import Pack
+from gzcli.data.packs.pack import Pack, is_array
 from gzcli.engine.latent import DiffusersVAE, LatentSpace, new_space
 from gzcli.engine.log import Log
 from gzcli.engine.maps import write_maps

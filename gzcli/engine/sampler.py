@@ -17,7 +17,7 @@ from gzcli.core.errors import DeviceError
 from gzcli.core.types import DataInfo, ImageNoise, Progress, no_progress
 from gzcli.core.units import sides
 from gzcli.data.packs.batches import to_uint8
-from gzcli.data.sets.labels import chosen, in_turns
+from gzcli.data.sets.names import class_numbers, in_turns
 from gzcli.engine import sheets
 from gzcli.engine.trained import Trained
 from gzcli.models.nn import spread_labels
@@ -110,7 +110,7 @@ def cycled(values: Any, rows: range, device: torch.device) -> Any:
 def parse_labels(text: str, n: int, info: DataInfo) -> Tensor:
     """The labels of n images that take turns in the classes of `--label`: [n] int64, or [n, K] 0/1 of a
     multi-label set. Raises UsageError for a text that names no classes."""
-    numbers = chosen(text, info.classes)
+    numbers = class_numbers(text, info.classes)
     y = torch.tensor([numbers[i % len(numbers)] for i in range(n)])
     return torch.nn.functional.one_hot(y, len(info.classes)).float() if info.multilabel else y
 

@@ -14,7 +14,7 @@ from gzcli.core.parts import Part
 from gzcli.core.types import Batch, DataInfo
 from gzcli.core.units import as_size
 from gzcli.data.packs.augment import patch_of
-from gzcli.data.packs.wanted import Wanted
+from gzcli.data.packs.open import PackOptions
 from gzcli.engine.build import load_model
 from gzcli.engine.latent import LatentSpace, open_space
 from gzcli.models.base import Model
@@ -82,12 +82,12 @@ class Trained:
         return replace(self.info, shape=self.space.images.shape, levels=self.space.images.levels)
 
     @property
-    def wanted(self) -> Wanted:
+    def wanted(self) -> PackOptions:
         """The form in which other images come to the model: that of the images it was trained on."""
         channels, *sides = self.images.shape
         data, patch = self.part.data, patch_of(self.part.data.augment)
         size = data.size if patch else as_size(*sides)
-        return Wanted(size=size, channels=channels, fit=data.fit, patch=patch)
+        return PackOptions(size=size, channels=channels, fit=data.fit, patch=patch)
 
     def seen(self, batch: Batch) -> Batch:
         """A batch of images as the model sees it."""

@@ -22,7 +22,7 @@ from gzcli.core.errors import UsageError
 from gzcli.core.jobs import ExportJob
 from gzcli.core.parts import Part
 from gzcli.core.sections import LaunchSection
-from gzcli.data.sets.sets import SPECS
+from gzcli.data.sets.registry import SPECS
 from gzcli.engine import sampler
 from gzcli.engine.build import load_model, weights_file
 from gzcli.engine.checkpoint import metadata_of, read_weights

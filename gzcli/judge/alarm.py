@@ -14,12 +14,11 @@ import torch
 from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.jobs import AlarmJob
-from gzcli.data.packs import same
-from gzcli.data.packs.forms import Form
-from gzcli.data.packs.open import open_pack
+from gzcli.core.units import counted
+from gzcli.data.packs.open import check_unchanged, open_pack
 from gzcli.data.packs.pack import Pack
-from gzcli.data.readers.kinds import counted
 from gzcli.data.sets.names import OwnSet
+from gzcli.data.sets.registry import Form
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained, load_trained
 from gzcli.judge.alarm_files import SHOWN, Maps, written
@@ -125,7 +124,7 @@ def opened(trained: Trained, job: AlarmJob, names: Sequence[str], log: Log) -> S
     names: of the scores.
     """
     home = open_pack(job.ins, **trained.wanted, say=log.info)
-    same.check(trained.run.owner.path, home.meta)
+    check_unchanged(trained.run.owner.path, home.meta)
     parts = divided(home)
     needed = conformal.fewest(job.fpr, len(names))
     check_enough(parts, job, needed, names)

@@ -14,12 +14,10 @@ from torch import Tensor
 from gzcli.core.errors import UsageError
 from gzcli.core.jobs import SampleJob
 from gzcli.core.sections import renamed
-from gzcli.core.types import Applied, ImageNoise, Progress
+from gzcli.core.types import Applied, ImageNoise, Progress, Say, silent
 from gzcli.core.units import Size
-from gzcli.data.packs import same
 from gzcli.data.packs.batches import quantise, to_uint8
-from gzcli.data.packs.forms import Say, silent
-from gzcli.data.packs.open import open_pack
+from gzcli.data.packs.open import check_unchanged, open_pack
 from gzcli.data.readers.folder import read_pictures
 from gzcli.engine import sampler, sheets
 from gzcli.engine.sheets import Row, sheet
@@ -150,7 +148,7 @@ def read_inputs(
     if path is None:
         data = trained.part.data
         pack = open_pack(data.name, **trained.wanted)
-        same.check(trained.run.owner.path, pack.meta)
+        check_unchanged(trained.run.owner.path, pack.meta)
         labels = pack.labels("test")
         return pack.images("test")[:n], None if labels is None else np.asarray(labels[:n])
     return shown_pictures(trained, Path(path), trained.images.shape[0], n, size, say), None

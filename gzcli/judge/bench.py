@@ -14,8 +14,7 @@ import torch
 from gzcli.core import ranks
 from gzcli.core.errors import UsageError, did_you_mean
 from gzcli.core.jobs import BenchJob
-from gzcli.data.packs import same
-from gzcli.data.packs.open import open_pack
+from gzcli.data.packs.open import check_unchanged, open_pack
 from gzcli.data.packs.pack import Pack
 from gzcli.engine.curves import training_speed
 from gzcli.engine.log import Log
@@ -63,7 +62,7 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
         models.append(varied(load_trained(Run(Path(path)), device, weights, job.precision), variant))
     pack = open_pack(job.data, **form_of(models), say=log.info)
     for trained in models:
-        same.check(trained.run.owner.path, pack.meta)
+        check_unchanged(trained.run.owner.path, pack.meta)
     metrics = choose(job.metrics, pack)
     judges = Judges(pack, metrics, job, device, log.info)
     contestants = [sampled(trained, pack, job, folder, log) for trained in models]

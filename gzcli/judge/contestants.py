@@ -17,10 +17,9 @@ from gzcli.core.devices import synchronise
 from gzcli.core.errors import UsageError
 from gzcli.core.jobs import BenchJob
 from gzcli.core.units import as_size, by_sides
-from gzcli.data.packs.facts import facts_of
-from gzcli.data.packs.open import open_pack
+from gzcli.data.packs.open import PackOptions, open_pack
 from gzcli.data.packs.pack import Pack
-from gzcli.data.packs.wanted import Wanted
+from gzcli.data.packs.traits import facts_of
 from gzcli.data.sets.names import locate
 from gzcli.engine.log import Log
 from gzcli.engine.sampler import draw
@@ -72,7 +71,7 @@ def sampled(trained: Trained, pack: Pack, job: BenchJob, folder: Path, log: Log)
     return Contestant(trained.name, ImageSet(images, known), of_run, trained, seconds, str(kept))
 
 
-def read(what: str, pack: Pack, wanted: Wanted, n: int, log: Log) -> Contestant:
+def read(what: str, pack: Pack, wanted: PackOptions, n: int, log: Log) -> Contestant:
     """The images of a folder, an archive, an npz or a set, in the form of the others: n of them, or all where
     they are fewer.
 
@@ -111,16 +110,16 @@ def read(what: str, pack: Pack, wanted: Wanted, n: int, log: Log) -> Contestant:
     )
 
 
-def form_of(models: list[Trained], pack: Pack | None = None) -> Wanted:
+def form_of(models: list[Trained], pack: Pack | None = None) -> PackOptions:
     """The form of the images of all runs; without runs that of the data set.
 
     Raises UsageError where they differ.
     """
     if not models:
         if pack is None:
-            return Wanted(size=None, channels=None, fit="crop", patch=None)
+            return PackOptions(size=None, channels=None, fit="crop", patch=None)
         channels, *had = pack.meta.shape
-        return Wanted(size=as_size(*had), channels=channels, fit="crop", patch=None)
+        return PackOptions(size=as_size(*had), channels=channels, fit="crop", patch=None)
     first = models[0]
     for other in models:
         if other.images.shape != first.images.shape:

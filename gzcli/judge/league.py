@@ -17,7 +17,7 @@ from typing import Any
 
 from gzcli.core.errors import DivergedError, UsageError
 from gzcli.core.jobs import BenchJob
-from gzcli.data.packs.forms import Report, Say, silent, unreported
+from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.launch import forecast, launcher, requirements, trials
 from gzcli.launch import plan as planning
 from gzcli.launch.launcher import Plan

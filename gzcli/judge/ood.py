@@ -13,11 +13,10 @@ import torch
 from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.jobs import OodJob
-from gzcli.data.packs import same
-from gzcli.data.packs.open import open_pack
+from gzcli.data.packs.open import check_unchanged, open_pack
 from gzcli.data.packs.pack import Pack
-from gzcli.data.sets.benchmarks import find as find_benchmark
-from gzcli.data.sets.imglists import listed_images
+from gzcli.data.sets.library import listed_images
+from gzcli.data.sets.registry import find_benchmark
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import histograms
 from gzcli.engine.trained import Trained, load_trained
@@ -118,7 +117,7 @@ def open_sets(trained: Trained, job: OodJob, log: Log) -> tuple[Pack, dict[str, 
     Raises UsageError where one set is on both sides, or the in-distribution one has no test images.
     """
     home = open_pack(job.ins, **trained.wanted, say=log.info)
-    same.check(trained.run.owner.path, home.meta)
+    check_unchanged(trained.run.owner.path, home.meta)
     outs = () if job.imglists else job.outs
     packs = {name: open_pack(name, **trained.wanted, foreign=True, say=log.info) for name in outs}
     for name, pack in packs.items():

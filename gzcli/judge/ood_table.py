@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from gzcli.data.packs.pack import Pack
-from gzcli.data.sets.benchmarks import Benchmark
-from gzcli.data.sets.sets import SPECS
+from gzcli.data.sets.registry import SPECS, Benchmark
 from gzcli.judge.images import treatment
 from gzcli.metrics.detection import detection
 from gzcli.store import files
@@ -128,8 +127,7 @@ def notes(
     """
     lines = []
     if benchmark:
-        left = [name for name in (*benchmark.near, *benchmark.far) if name not in packs]
-        if missing := [*left, *benchmark.absent]:
+        if missing := [name for name in (*benchmark.near, *benchmark.far) if name not in packs]:
             lines.append(f"left out of `{benchmark.name}`: {', '.join(missing)}; means are of the others")
         drawn = "OpenOOD draws its images from lists of its own; these are from the whole test splits"
         drawn = f"the images are those of OpenOOD's lists in `{lists}`" if lists else drawn

@@ -14,9 +14,8 @@ from torch import Tensor
 from gzcli.core import ranks
 from gzcli.core.devices import title
 from gzcli.core.jobs import SampleJob
-from gzcli.core.types import ImageNoise, Progress
+from gzcli.core.types import ImageNoise, Progress, Say, silent
 from gzcli.data.packs.batches import quantise, to_uint8
-from gzcli.data.packs.forms import Say, silent
 from gzcli.engine import sampler, sheets
 from gzcli.engine.build import weights_file
 from gzcli.engine.log import Log

@@ -13,13 +13,11 @@ from typing import Any, TypeVar
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.sections import LaunchSection
+from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.core.units import as_size
-from gzcli.data.packs import same
 from gzcli.data.packs.augment import patch_of
-from gzcli.data.packs.forms import Report, Say, silent, unreported
-from gzcli.data.packs.in_use import Use
-from gzcli.data.packs.open import open_pack
-from gzcli.data.packs.wanted import size_of, wanted
+from gzcli.data.packs.open import check_unchanged, open_pack, pack_options, size_of
+from gzcli.data.packs.pack import Use
 from gzcli.data.sets.names import DataSet, locate
 from gzcli.launch import launcher
 from gzcli.launch.launcher import Plan
@@ -134,10 +132,10 @@ def with_data(
     or is not the one that `run` was trained on.
     """
     data = recipe.data
-    pack = open_pack(found or data.name, **wanted(data), say=say, progress=progress)
+    pack = open_pack(found or data.name, **pack_options(data), say=say, progress=progress)
     meta = pack.meta
     if run is not None:
-        same.check(run.path, meta)
+        check_unchanged(run.path, meta)
     for part in recipe.parts:
         check_data(part, catalog.card(part.model), meta.classes, meta.name, meta.extras, meta.shape)
         if run is None:

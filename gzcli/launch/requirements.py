@@ -14,13 +14,12 @@ from typing import Any
 from gzcli.core.devices import gpu_memory, host_memory
 from gzcli.core.errors import GzError, UsageError
 from gzcli.core.parts import Part
+from gzcli.core.types import Say, silent
 from gzcli.core.units import Size, as_size, sides, size
-from gzcli.data.packs.forms import Say, silent
-from gzcli.data.packs.open import peek
-from gzcli.data.packs.wanted import size_of, wanted
+from gzcli.data.packs.open import pack_options, peek, size_of
 from gzcli.data.sets.library import listing
 from gzcli.data.sets.names import locate
-from gzcli.data.sets.specs import DataSpec
+from gzcli.data.sets.registry import DataSpec
 from gzcli.launch.forecast import Forecast
 from gzcli.launch.launcher import Plan
 from gzcli.models import catalog
@@ -84,7 +83,7 @@ def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
     )
     try:
         found = recipe.found or locate(data.name)
-        meta = peek(found, **wanted(data))
+        meta = peek(found, **pack_options(data))
     except GzError as error:
         return facts, [error.message]
     if meta:

@@ -11,7 +11,7 @@ from typing import Any
 from gzcli.core import jobs, signals
 from gzcli.core.errors import GzError, Interrupted
 from gzcli.core.jobs import TrialJob
-from gzcli.data.packs.forms import Say, silent
+from gzcli.core.types import Say, silent
 from gzcli.launch import forecast, launcher, requirements
 from gzcli.launch.launcher import Plan
 from gzcli.recipe.recipe import Recipe

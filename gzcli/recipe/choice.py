@@ -25,9 +25,9 @@ from typing import Any
 from gzcli.core.errors import UsageError, canonical
 from gzcli.core.sections import SCALES
 from gzcli.data.packs.augment import patch_of
-from gzcli.data.packs.facts import SHAPES, TRAITS, Facts, facts_of
+from gzcli.data.packs.traits import SHAPES, TRAITS, Facts, facts_of
 from gzcli.data.sets.names import DataSet
-from gzcli.data.sets.specs import DataSpec
+from gzcli.data.sets.registry import DataSpec
 from gzcli.recipe.files import RecipeFile
 from gzcli.recipe.layers import Layer
 from gzcli.recipe.load import Problem

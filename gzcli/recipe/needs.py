@@ -6,8 +6,7 @@ from collections.abc import Collection, Sequence
 
 from gzcli.core.errors import UsageError
 from gzcli.core.parts import Part
-from gzcli.data.readers.conditions import EXTRAS, in_words
-from gzcli.data.sets.sets import SPECS
+from gzcli.data.sets.registry import EXTRAS, SPECS, extras_in_words
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
 
@@ -79,7 +78,7 @@ def check_data(
     if lacking := [extra for extra in wanted if extra not in extras]:
         able = ", ".join(spec.name for spec in SPECS.values() if set(wanted) <= set(spec.extras))
         hint = f"sets that have: {able or 'none is shipped'}; or a folder with a `metadata.jsonl`"
-        raise UsageError(f"`{card.name}` needs {in_words(lacking)}, and `{name}` has none", hint=hint)
+        raise UsageError(f"`{card.name}` needs {extras_in_words(lacking)}, and `{name}` has none", hint=hint)
     count = classes if isinstance(classes, int) else len(classes)
     if "second_domain" in card.needs and count != 2:
         paired = [spec.name for spec in SPECS.values() if spec.n_classes == 2]

@@ -17,7 +17,7 @@ from typing import Any
 from gzcli.core.errors import MissingError, UsageError, canonical
 from gzcli.core.sections import DataSection
 from gzcli.data.sets.names import DataSet, data_key, locate, names
-from gzcli.data.sets.specs import DataSpec
+from gzcli.data.sets.registry import DataSpec
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
 from gzcli.recipe import schema, stages

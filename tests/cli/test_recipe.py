@@ -16,7 +16,7 @@ from gzcli.core.errors import UsageError, canonical
 from gzcli.core.parts import Part, part_of
 from gzcli.core.sections import FIXED, SECTIONS, keys_of
 from gzcli.core.types import DataInfo
-from gzcli.data.sets.sets import SPECS, find
+from gzcli.data.sets.registry import SPECS, find
 from gzcli.models import catalog, docs
 from gzcli.models.options import defaults
 from gzcli.recipe import schema

@@ -13,8 +13,8 @@ from pictures import png, write
 from gzcli.core.errors import UsageError, canonical
 from gzcli.core.types import DataInfo
 from gzcli.core.units import sides
-from gzcli.data.packs.facts import SHAPES, Facts
-from gzcli.data.sets.sets import SPECS
+from gzcli.data.packs.traits import SHAPES, Facts
+from gzcli.data.sets.registry import SPECS
 from gzcli.launch import forecast, requirements
 from gzcli.launch.launcher import Plan
 from gzcli.launch.plan import shared_out

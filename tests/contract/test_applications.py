@@ -21,7 +21,7 @@ from gzcli.core.parts import Part
 from gzcli.core.sections import DataSection
 from gzcli.core.types import Applied, ImageNoise
 from gzcli.data.packs.open import open_pack
-from gzcli.data.sets.labels import in_turns
+from gzcli.data.sets.names import in_turns
 from gzcli.engine.log import Log
 from gzcli.engine.sheets import (
     BETWEEN,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -240,57 +237,3 @@ def test_bad_augmentations(bad):
 
 
 # --- speed ---
-
-
-@pytest.mark.slow
-def test_speed_against_a_dataloader_over_pngs(tmp_path):
-    """Images a second at 28×28, one thread each: ≥ 20 × a per-image PIL DataLoader; a batch of 64 within 0.15
-    ms."""
-    from PIL import Image
-
-    images = np.random.default_rng(0).integers(0, 256, (6000, 28, 28), dtype=np.uint8)
-    images[:, ::2] //= 32  # PNGs of about the size of MNIST's
-    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(6000) % 10)
-    for i, image in enumerate(images[:2000]):
-        Image.fromarray(image).save(tmp_path / f"{i}.png")
-
-    class Pictures(torch.utils.data.Dataset):
-        def __len__(self):
-            return 2000
-
-        def __getitem__(self, i):
-            with Image.open(tmp_path / f"{i}.png") as image:
-                return torch.from_numpy(np.array(image)).float().div(127.5).sub(1)[None], i % 10
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    source = batches(open_pack(tmp_path / "a.npz"), batch_size=64, levels=256)
-    ours, theirs = [], {0: [], 2: []}
-    for turn in range(7):  # interleaved, for the machine may be busy
-        start = time.perf_counter()
-        for step in range(200):
-            source.at(200 * turn + step)
-        ours.append((time.perf_counter() - start) / 200)
-        for workers in theirs if turn % 3 == 0 else (0,):
-            start = time.perf_counter()
-            steps = sum(
-                1 for _ in torch.utils.data.DataLoader(Pictures(), 64, shuffle=True, num_workers=workers)
-            )
-            theirs[workers].append((time.perf_counter() - start) / steps)
-    torch.set_num_threads(threads)
-    batch, plain, two = min(ours), min(theirs[0]), min(theirs[2])
-    print(f"\n{batch * 1e3:.3f} ms a batch of 64, {64 / batch:,.0f} images/s; {os.cpu_count()} cores")
-    for workers, seconds in ((0, plain), (2, two)):
-        print(f"DataLoader, {workers} workers: {64 / seconds:,.0f} images/s, {seconds / batch:.0f} × slower")
-    assert plain > 20 * batch and batch < 0.15e-3
-
-
-def test_noise_of_a_batch_lives_on_its_device(pack):
-    fake = pytest.importorskip("fake_device")
-    with fake.on_device():
-        trained = batches(pack, device=fake.DEVICE).at(0)
-        scanned = next(scan(pack, "test", batch_size=4, levels=17, device=fake.DEVICE))
-        for batch in (trained, scanned):
-            n = len(batch)
-            for draw in (batch.noise.randn(n, 2), batch.noise.rand(n), batch.noise.randint(9, n)):
-                assert draw.device == batch.x.device == fake.DEVICE

@@ -14,19 +14,14 @@ import pytest
 from pictures import BLUE, GREEN, RED, as_tar, as_zip, nothing_half_written, png, write
 
 from gzcli.core.errors import MissingError, UsageError
-from gzcli.data.packs.forms import Decoding, Form
 from gzcli.data.packs.open import open_pack
-from gzcli.data.readers.folder import read_pictures
-from gzcli.data.readers.kinds import FORMATS
-from gzcli.data.readers.own import open_path
-from gzcli.data.readers.pictures import decode
-from gzcli.data.readers.walk import walk
+from gzcli.data.readers.files import FORMATS, walk
+from gzcli.data.readers.folder import open_path, read_pictures
+from gzcli.data.readers.pictures import Decoding, decode
 from gzcli.data.sets.library import import_set
+from gzcli.data.sets.registry import Form
 
-
-@pytest.fixture(autouse=True)
-def _fresh(home):
-    pass
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def images(*folders: str, n: int = 4) -> dict[str, bytes]:

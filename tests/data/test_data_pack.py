@@ -20,19 +20,16 @@ from PIL import Image
 
 from gzcli.cli.app import run
 from gzcli.core.errors import MissingError, UsageError
-from gzcli.data.packs import build, make
-from gzcli.data.packs.forms import Form
+from gzcli.data.packs import build
+from gzcli.data.packs import open as opening
+from gzcli.data.packs.build import rows_of, split_plan
 from gzcli.data.packs.open import open_pack, peek
-from gzcli.data.packs.splits import rows_of, split_plan
-from gzcli.data.readers.raw_images import Block, RawImages
+from gzcli.data.readers.images import Block, RawImages
 from gzcli.data.sets.library import data_path, import_set, listing, remove, verify
 from gzcli.data.sets.names import data_key, names
-from gzcli.data.sets.sets import SPECS, find
+from gzcli.data.sets.registry import SPECS, Form, find
 
-
-@pytest.fixture(autouse=True)
-def _fresh(home):
-    pass
+pytestmark = pytest.mark.usefixtures("home")
 
 
 # --- embedded sets ---
@@ -95,7 +92,7 @@ def test_not_fetched_when_it_must_not_be(monkeypatch):
     monkeypatch.delenv("GZ_OFFLINE")
     with pytest.raises(MissingError, match="not in the cache"):
         open_pack("mnist", fetch=False)
-    monkeypatch.setattr(make, "FETCHED_UNASKED", 1000)
+    monkeypatch.setattr(opening, "FETCHED_UNASKED", 1000)
     with pytest.raises(MissingError, match="large"):
         open_pack("mnist")
 
@@ -251,7 +248,7 @@ def test_sets_that_died_are_shown_and_harm_none(tmp_path, monkeypatch, capsys):
     remove_tree(open_pack("lost").folder)
     capsys.readouterr()
     monkeypatch.setattr(
-        "gzcli.data.packs.cached.walk", lambda *_: pytest.fail("the files of a set are looked at")
+        "gzcli.data.packs.pack.walk", lambda *_: pytest.fail("the files of a set are looked at")
     )
     assert run(["data", "list"]) == run(["data", "verify"]) == run(["train", "vae", "--dry-run"]) == 0
     folder.rename(tmp_path / "elsewhere")

@@ -12,16 +12,12 @@ from pictures import BLUE, GREEN, RED, png, write
 from PIL import Image
 
 from gzcli.core.errors import MissingError
-from gzcli.data.packs.forms import Decoding
 from gzcli.data.packs.open import open_pack
+from gzcli.data.readers.files import FORMATS
 from gzcli.data.readers.folder import read_pictures
-from gzcli.data.readers.kinds import FORMATS
-from gzcli.data.readers.pictures import decode, look
+from gzcli.data.readers.pictures import Decoding, decode, look
 
-
-@pytest.fixture(autouse=True)
-def _fresh(home):
-    pass
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def test_every_kind_of_picture():

@@ -12,12 +12,11 @@ from server import serve
 
 from gzcli.cli.app import run
 from gzcli.core.errors import GzError, UsageError, redacted
-from gzcli.data.download import http, request
+from gzcli.data.download import http
 from gzcli.data.download.fetch import fetch
 from gzcli.data.sets.library import import_set
 from gzcli.data.sets.names import locate
-from gzcli.data.sets.sets import SPECS
-from gzcli.data.sets.specs import DataFile
+from gzcli.data.sets.registry import SPECS, DataFile
 
 DATA = b"picture" * 999
 
@@ -64,11 +63,11 @@ def test_user_and_password_are_sent_and_not_shown(toy, tmp_path):
         asked = {path for path, _ in server.requests}
         assert "/toy/a.bin?token=S3cret" in asked  # the query stays behind the path
     got = (
-        request.request(secret).get_header("Authorization")
-        or request.request(secret).unredirected_hdrs["Authorization"]
+        http.request(secret).get_header("Authorization")
+        or http.request(secret).unredirected_hdrs["Authorization"]
     )
     assert base64.b64decode(got.removeprefix("Basic ")) == b"ann:pa#55"
-    assert request.request(secret).full_url == server.url  # and not in what an exception would show
+    assert http.request(secret).full_url == server.url  # and not in what an exception would show
 
 
 def test_a_url_where_a_path_is_wanted(home):

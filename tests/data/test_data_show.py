@@ -11,7 +11,7 @@ from pictures import BLUE, COLOURS, LAYOUTS, RED, png, write
 from PIL import Image
 
 from gzcli.cli.app import run
-from gzcli.data.sets.sets import SPECS
+from gzcli.data.sets.registry import SPECS
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import io
 import multiprocessing
 import os
 import pickle
@@ -11,41 +10,26 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from pictures import as_tar, as_zip, write
-from PIL import Image
+from pictures import as_deflated, as_tar, as_zip, encoded, write
 
 from gzcli.core.errors import DeviceError, MissingError, UsageError
 from gzcli.data.packs import stream
 from gzcli.data.packs.batches import TrainBatches, scan
-from gzcli.data.packs.forms import Decoding
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack
 from gzcli.data.packs.stream import Pictures, Prefetch, worker_count, write_index
-from gzcli.data.readers.raw_images import Span
+from gzcli.data.readers.images import Span
+from gzcli.data.readers.pictures import Decoding
 
 CONTENT = np.random.default_rng(0).integers(0, 256, (64, 12, 12, 3), dtype=np.uint8)
 
 
-def encoded(image: np.ndarray) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(image).save(out, "PNG")
-    return out.getvalue()
-
-
 FILES = {f"{'ab'[i % 2]}/{i:02}.png": encoded(image) for i, image in enumerate(CONTENT)}
-
-
-def as_deflated(path: Path, files: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return path
 
 
 KINDS = {"folder": write, "stored.zip": as_zip, "deflated.zip": as_deflated, "plain.tar": as_tar}
@@ -167,7 +151,7 @@ def test_pictures_are_like_an_array(pictures, tmp_path):
         pictures[65]
     containers = np.load(tmp_path / "train_containers.npy")
     assert len(containers) == 64  # each once
-    empty = Pictures(tmp_path, "val", (3, 12, 12), pictures.how)
+    empty = Pictures(tmp_path, "val", (3, 12, 12), pictures.decoding)
     assert len(empty) == 0 and empty[:].shape == (0, 3, 12, 12)
 
 
@@ -254,8 +238,8 @@ def test_workers_end_at_once_with_who_uses_them(way, pictures):
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from gzcli.data.forms import Decoding
-from gzcli.data.stream import Pictures, Prefetch
+from gzcli.data.readers.pictures import Decoding
+from gzcli.data.packs.stream import Pictures, Prefetch
 
 pictures = Pictures(Path(sys.argv[1]), "train", (3, 12, 12), Decoding(None, 3))
 ahead = Prefetch(pictures, lambda step: [step], 2)

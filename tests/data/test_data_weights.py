@@ -13,9 +13,9 @@ import pytest
 from server import serve
 
 from gzcli.core.errors import MissingError
-from gzcli.data.download import http, request
+from gzcli.data.download import http
 from gzcli.data.download.weights import KNOWN, fetch_weights, needed_by
-from gzcli.data.sets.specs import DataFile
+from gzcli.data.sets.registry import DataFile
 from gzcli.judge.figures import SPACES
 from gzcli.store.hub import INCEPTION
 from gzcli.store.paths import cache_dir
@@ -29,7 +29,7 @@ def _quick(home, monkeypatch):
     monkeypatch.delenv("GZ_OFFLINE", raising=False)
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(http, "BACKOFF", 0.01)
-    monkeypatch.setattr(request, "TIMEOUT", 0.3)
+    monkeypatch.setattr(http, "TIMEOUT", 0.3)
 
 
 @pytest.fixture

@@ -8,10 +8,9 @@ from functools import cache
 import numpy as np
 import pytest
 
-from gzcli.data.sets import shapes
-from gzcli.data.sets.embedded import MAKERS
-from gzcli.data.sets.outlines import SIDE, distance, matrices, pictures
-from gzcli.data.sets.sets import SPECS
+from gzcli.data.sets import embedded
+from gzcli.data.sets.embedded import MAKERS, SIDE, distance, matrices, pictures
+from gzcli.data.sets.registry import SPECS
 
 FEW = {name: replace(SPECS[name], n_train=144, n_test=72) for name in ("glyphs", "shapes", "shapes-factors")}
 
@@ -50,16 +49,18 @@ def test_glyphs_are_told_apart_by_their_class():
 def test_shapes_are_what_their_factors_say():
     """The form has its colour, its middle lies where it should, its area is as large as its radius says."""
     images, raw = made("shapes")
-    known = shapes.factors(216)
-    ink = np.array(list(shapes.COLOURS.values()))[known.colour]
+    known = embedded.factors(216)
+    ink = np.array(list(embedded.COLOURS.values()))[known.colour]
     inside = np.abs(images.astype(int) - ink[:, :, None, None]).max(1) < 12
     assert inside.reshape(216, -1).any(1).all() and raw.labels["train"].tolist() == known.kind[:144].tolist()
     at = np.arange(32) - 15.5
     area = inside.sum((1, 2))
     center = np.stack([(inside * at).sum((1, 2)), (inside * at[:, None]).sum((1, 2))], 1) / area[:, None]
-    whole = np.isin(known.kind, [shapes.KINDS.index(kind) for kind in ("circle", "square", "cross", "star")])
+    whole = np.isin(
+        known.kind, [embedded.KINDS.index(kind) for kind in ("circle", "square", "cross", "star")]
+    )
     assert np.abs(center - known.center)[whole].max() < 0.5
-    round_ = known.kind == shapes.KINDS.index("circle")
+    round_ = known.kind == embedded.KINDS.index("circle")
     assert np.abs(np.sqrt(area[round_] / np.pi) - known.radius[round_]).max() < 1.0
     assert set(raw.captions["train"][0].split()) >= {"red", "circle"}
 
@@ -67,14 +68,15 @@ def test_shapes_are_what_their_factors_say():
 def test_factors_are_labels_of_the_same_images():
     images, raw = made("shapes-factors")
     assert (images == made("shapes")[0]).all()
-    known, labels = shapes.factors(216), np.concatenate(list(raw.labels.values()))
+    known, labels = embedded.factors(216), np.concatenate(list(raw.labels.values()))
     assert (
-        labels.shape == (216, len(shapes.FACTORS)) and SPECS["shapes-factors"].class_names == shapes.FACTORS
+        labels.shape == (216, len(embedded.FACTORS))
+        and SPECS["shapes-factors"].class_names == embedded.FACTORS
     )
-    kinds, colours = len(shapes.KINDS), len(shapes.COLOURS)
+    kinds, colours = len(embedded.KINDS), len(embedded.COLOURS)
     assert (labels[:, :kinds].argmax(1) == known.kind).all()
     assert (labels[:, kinds : kinds + colours].argmax(1) == known.colour).all()
-    left = labels[:, shapes.FACTORS.index("left")] == 1
+    left = labels[:, embedded.FACTORS.index("left")] == 1
     assert (known.center[left, 0] < 0).all() and left.any()
 
 

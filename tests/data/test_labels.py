@@ -6,7 +6,7 @@ import pytest
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import DataInfo
-from gzcli.data.sets.labels import chosen
+from gzcli.data.sets.names import class_numbers
 from gzcli.engine.sampler import parse_labels
 
 
@@ -27,7 +27,7 @@ from gzcli.engine.sampler import parse_labels
     ],
 )
 def test_names_as_they_are_spelt_come_first(text, classes, numbers):
-    assert chosen(text, classes) == numbers
+    assert class_numbers(text, classes) == numbers
     n = 2 * len(numbers)
     assert parse_labels(text, n, DataInfo((1, 8, 8), 256, classes)).tolist() == numbers * 2
 
@@ -46,5 +46,5 @@ def test_names_as_they_are_spelt_come_first(text, classes, numbers):
 )
 def test_labels_that_are_none_or_two(text, classes, named, hint):
     with pytest.raises(UsageError, match=named) as e:
-        chosen(text, classes)
+        class_numbers(text, classes)
     assert hint in (e.value.hint or "")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from pictures import RED, png, write
+from pictures import RED, encoded, png, write
 from PIL import Image
 
 from gzcli.cli.app import run
@@ -19,28 +18,19 @@ from gzcli.core.sections import DataSection, TrainSection
 from gzcli.core.units import canonical_size, sides
 from gzcli.data.packs import build
 from gzcli.data.packs.batches import TrainBatches, scan
-from gzcli.data.packs.facts import Facts, facts_of, measure, told
-from gzcli.data.packs.forms import Decoding
-from gzcli.data.packs.open import open_pack, peek
-from gzcli.data.packs.wanted import size_of, wanted
-from gzcli.data.readers.folder import read_pictures
-from gzcli.data.readers.own import open_path
-from gzcli.data.readers.pictures import decode
+from gzcli.data.packs.open import open_pack, pack_options, peek, size_of
+from gzcli.data.packs.traits import Facts, facts_of, measure, settings_lines
+from gzcli.data.readers.folder import open_path, read_pictures
+from gzcli.data.readers.pictures import Decoding, decode
 from gzcli.data.sets.library import import_set, listing
 from gzcli.data.sets.names import locate
-from gzcli.data.sets.sets import SPECS
+from gzcli.data.sets.registry import SPECS
 from gzcli.engine.sheets import columns_of, grid
 from gzcli.engine.validate import best_metric
 from gzcli.metrics.features import LeNet, turns
 from gzcli.models import catalog
 from gzcli.recipe.needs import check_batch_of, check_data
 from gzcli.recipe.resolve import resolve
-
-
-def encoded(pixels: np.ndarray) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG")
-    return out.getvalue()
 
 
 def places(height: int, width: int, number: int) -> np.ndarray:
@@ -240,7 +230,7 @@ def test_a_picture_smaller_than_the_patch_is_named(tmp_path):
         open_pack(folder)
     with pytest.raises(UsageError, match="pixels a side from 4 to 1024"):
         resolved = resolve("vae", sets=["data.augment=[patch=2]"])
-        wanted(resolved.data)
+        pack_options(resolved.data)
 
 
 def test_large_pictures_of_one_size_are_indexed(tmp_path, monkeypatch):
@@ -252,7 +242,7 @@ def test_large_pictures_of_one_size_are_indexed(tmp_path, monkeypatch):
 
 def test_a_model_sees_patches():
     data = DataSection(size="96x64", augment=("hflip", "patch=32"))
-    assert size_of(data) == 32 and wanted(data)["size"] == "96x64" and wanted(data)["patch"] == 32
+    assert size_of(data) == 32 and pack_options(data)["size"] == "96x64" and pack_options(data)["patch"] == 32
     assert size_of(replace(data, augment=())) == "96x64"
 
 
@@ -274,7 +264,7 @@ def test_what_a_set_was_taken_for_is_told(tmp_path):
     assert facts_of(found) == Facts(24, 24, 3, 32, grey=True)  # from the pack
     assert facts_of(found, size="90x100").shape_class == "128px"
     assert facts_of(found, size="90x100", patch=64).shape_class == "64px"
-    assert not told(SPECS["digits"], facts_of(SPECS["digits"]))
+    assert not settings_lines(SPECS["digits"], facts_of(SPECS["digits"]))
 
 
 @pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if spec.embedded])
@@ -283,15 +273,15 @@ def test_the_facts_of_embedded_sets_are_measured(name):
 
     spec = replace(SPECS[name], n_train=720, n_test=72)  # of those that are made in any number
     found = measure(MAKERS[name](spec))
-    assert (found.flat, found.binary, found.grey) == (spec.flat, spec.binary, spec.grey)
+    assert (found.flat, found.binary, found.grey) == (spec.flat, spec.binary, False)
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashionmnist"])
 def test_the_facts_of_known_sets_are_measured(name, shared_data):
-    from gzcli.data.readers.parsers import PARSERS
+    from gzcli.data.readers.publishers import PARSERS
 
     found, spec = measure(PARSERS[name](SPECS[name], shared_data / "mirror" / name)), SPECS[name]
-    assert (found.flat, found.binary, found.grey) == (spec.flat, spec.binary, spec.grey)
+    assert (found.flat, found.binary, found.grey) == (spec.flat, spec.binary, False)
 
 
 def test_natural_images_have_no_traits_of_drawings(shared_data):

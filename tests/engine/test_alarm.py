@@ -20,8 +20,8 @@ from gzcli.core.errors import DivergedError, MissingError, UsageError
 from gzcli.core.jobs import AlarmJob, OodJob
 from gzcli.core.types import DataInfo, ImageNoise
 from gzcli.data.packs.open import open_pack
-from gzcli.data.sets import benchmarks
-from gzcli.data.sets.benchmarks import Benchmark
+from gzcli.data.sets import registry
+from gzcli.data.sets.registry import Benchmark
 from gzcli.engine.log import Log
 from gzcli.judge import alarm, alarm_files, ensemble, ood
 from gzcli.judge.images import subset
@@ -429,7 +429,7 @@ def test_figures_of_seeds_are_means_with_a_spread(trained, tmp_path, pictures):
 def openood(tmp_path, monkeypatch):
     """OpenOOD's `data` folder for a benchmark of the digits: twenty images of each set, in odd order."""
     toy = Benchmark("toy", "digits", ("digits-ab", "svhn"), ("dtd",))
-    monkeypatch.setitem(benchmarks.BENCHMARKS, "toy", toy)
+    monkeypatch.setitem(registry.BENCHMARKS, "toy", toy)
     lists = tmp_path / "data" / "benchmark_imglist" / "digits"
     lists.mkdir(parents=True)
     for called, images in (
@@ -449,7 +449,7 @@ def openood(tmp_path, monkeypatch):
 
 
 def test_the_images_of_openoods_lists_are_scored_in_their_order(trained, tmp_path, openood, capsys):
-    outs = [found.key for found in ood_asked.with_lists(benchmarks.find("toy"), openood)]
+    outs = [found.key for found in ood_asked.with_lists(registry.find_benchmark("toy"), openood)]
     assert outs == ["digits-ab", "dtd"] and "left out: `svhn`" in capsys.readouterr().err
     asked = {"scores": ("nll",), "benchmark": "toy", "imglists": str(openood), "full": True}
     found = ood.run(OodJob("model", "digits", tuple(outs), **asked), tmp_path, CPU, Log())
@@ -467,7 +467,7 @@ def test_the_images_of_openoods_lists_are_scored_in_their_order(trained, tmp_pat
     with pytest.raises(MissingError, match="1 of the 20 pictures"):
         ood.run(OodJob("model", "digits", tuple(outs), **asked), tmp_path, CPU, Log())
     with pytest.raises(MissingError, match="has no `benchmark_imglist`"):
-        ood_asked.with_lists(benchmarks.find("toy"), tmp_path)
+        ood_asked.with_lists(registry.find_benchmark("toy"), tmp_path)
 
 
 def test_near_and_far_have_means_over_seeds(trained, tmp_path, openood):

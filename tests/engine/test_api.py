@@ -22,9 +22,8 @@ from helpers import ROOT, gz
 import gzcli
 from gzcli import testing
 from gzcli.core.errors import MissingError, UsageError
-from gzcli.data.packs import workers
-from gzcli.data.sets.sets import SPECS
-from gzcli.data.sets.specs import DataFile
+from gzcli.data.packs import stream
+from gzcli.data.sets.registry import SPECS, DataFile
 from gzcli.docs.manual import texts
 from gzcli.models.vae.vae import VAE
 from gzcli.store import model_files, runs
@@ -128,8 +127,8 @@ def test_a_snippet_runs_as_a_file(text, run, home, tmp_path, monkeypatch):
     script = tmp_path / "script.py"
     script.write_text(f'{alone}{code}gzcli.open_data("mnist", size=13)\n')
     mnist_in_the_cache(monkeypatch)
-    monkeypatch.setattr(workers, "FEW", 10)
-    monkeypatch.setattr(workers, "cores", lambda: 2)
+    monkeypatch.setattr(stream, "FEW", 10)
+    monkeypatch.setattr(stream, "cores", lambda: 2)
     monkeypatch.setattr(gzcli, "train", lambda *words, **options: run)
     main = sys.modules["__main__"]
     found = runpy.run_path(str(script), run_name="__main__")

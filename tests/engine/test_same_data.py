@@ -12,7 +12,7 @@ from pictures import RED, png, write
 
 from gzcli.cli import app
 from gzcli.core.errors import MissingError
-from gzcli.data.packs import same
+from gzcli.data.packs import open as opening
 from gzcli.data.packs.open import open_pack
 from gzcli.data.sets.names import locate
 from gzcli.launch import launcher
@@ -104,7 +104,7 @@ def test_a_run_whose_data_has_changed_does_not_go_on(gz, tmp_path):
     photos = classes(tmp_path / "photos", "cat", "dog", "eel")
     assert gz("train", "vae", "--data", str(photos), "--steps", "5", *SMALL)[0] == 0
     (run,) = runs.all_runs()
-    same.remember(run.path, open_pack(photos).meta)  # as the engine does
+    opening.record_data(run.path, open_pack(photos).meta)  # as the engine does
     assert gz("train", run.id, "--resume")[0] == 0
     run.update(state="finished", code=0)
     shutil.rmtree(photos / "cat")
@@ -115,9 +115,9 @@ def test_a_run_whose_data_has_changed_does_not_go_on(gz, tmp_path):
     assert run.state == "finished" and run.tree()["train"]["steps"] == 5  # it is what it was
     classes(photos, "cat")
     with pytest.raises(MissingError) as e:
-        same.check(run.path, replace(open_pack(photos).meta, digest="x"))
+        opening.check_unchanged(run.path, replace(open_pack(photos).meta, digest="x"))
     assert e.value.message.endswith("other pixels, labels or texts")
-    same.check(run.path, open_pack(photos).meta)  # put back as they were
+    opening.check_unchanged(run.path, open_pack(photos).meta)  # put back as they were
 
 
 def test_what_has_changed_is_named():
@@ -133,7 +133,7 @@ def test_what_has_changed_is_named():
         "shape": [1, 28, 28],
         "extras": ["caption"],
     }
-    assert same.changes(then, now) == [
+    assert opening._changes(then, now) == [
         "no class `b` `c` `d` `e` `f` and 2 more any more",
         "a new class `x`",
         "90 train images instead of 900",
@@ -141,17 +141,17 @@ def test_what_has_changed_is_named():
         "images of 28×28×1 instead of 32×32×3",
         "with caption to each instead of nothing",
     ]
-    assert same.changes(then, then) == ["other pixels, labels or texts"]
+    assert opening._changes(then, then) == ["other pixels, labels or texts"]
 
 
 def test_another_set_is_no_change(home):
     run = runs.create("vae", "digits")
     digits = open_pack("digits").meta
     other = replace(digits, name="patches", digest="x")
-    same.check(run.path, digits)  # an older run, which recorded nothing
-    same.remember(run.path, digits)
-    same.remember(run.path, other)  # once
-    same.check(run.path, other)  # `gz ood --in patches`
+    opening.check_unchanged(run.path, digits)  # an older run, which recorded nothing
+    opening.record_data(run.path, digits)
+    opening.record_data(run.path, other)  # once
+    opening.check_unchanged(run.path, other)  # `gz ood --in patches`
     assert files.read_json(run.path / "env.json")["data"]["digest"] == digits.digest
 
 

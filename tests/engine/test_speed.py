@@ -20,8 +20,7 @@ from zoo import CASES, Case
 
 from gzcli.core.devices import peak, peak_of
 from gzcli.core.errors import UsageError
-from gzcli.data.packs.ahead import Ahead, reader
-from gzcli.data.packs.batches import TrainBatches
+from gzcli.data.packs.batches import Ahead, TrainBatches, reader
 from gzcli.data.packs.open import open_pack
 from gzcli.engine import step as steps
 from gzcli.engine.cost import cost_of, flops_of
@@ -172,7 +171,7 @@ def test_a_cpu_reads_as_it_goes():
     def read(step: int) -> str:
         return f"{step} by {threading.current_thread().name}"
 
-    assert reader(CPU, kept=False, streamed=False)(read, 3) == f"3 by {threading.current_thread().name}"
+    assert reader(CPU, on_device=False, streamed=False)(read, 3) == f"3 by {threading.current_thread().name}"
 
 
 @pytest.mark.parametrize(

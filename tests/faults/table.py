@@ -30,9 +30,9 @@ from test_damaged import DAMAGES
 from test_hostile import HEADS, IMAGES, npz
 from test_killed import CONTENT, TRAIN
 
-from gzcli.data.packs.in_use import Use
+from gzcli.data.packs.pack import Use
 from gzcli.data.sets.names import locate
-from gzcli.data.sets.sets import SPECS
+from gzcli.data.sets.registry import SPECS
 from gzcli.store import claims, files
 from gzcli.store.run_folder import Run
 

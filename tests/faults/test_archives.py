@@ -29,8 +29,8 @@ from PIL import Image
 from gzcli.cli import app, out
 from gzcli.core.errors import GzError, MissingError
 from gzcli.data.packs.open import open_pack
-from gzcli.data.readers.archives import open_members, read_span
-from gzcli.data.readers.kinds import is_picture
+from gzcli.data.readers.archive import open_members, read_span
+from gzcli.data.readers.files import is_picture
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.launch import launcher
 from gzcli.recipe.from_file import run_of
@@ -47,62 +47,17 @@ def picture(side: int = 8) -> bytes:
 
 PNG = picture()
 CONTENTS = st.sampled_from([PNG, PNG, PNG, b"", PNG[:40], bytes(3000)]) | st.binary(max_size=64)
-HOSTILE = (
-    *(
-        "../out.png",
-        "a/../../out.png",
-        "/tmp/gz-out.png",
-        "C:\\out.png",
-        "..\\out.png",
-        "\\\\host\\out.png",
-        "~/out.png",
-    ),
-    *(
-        "a.png",
-        "a.png",
-        "./a.png",
-        "a//b.png",
-        "a/b.png/",
-        ".",
-        "..",
-        "",
-        "/",
-        "a" * 300 + ".png",
-        "b/" * 150 + "c.png",
-    ),
-    *(
-        "\udcff\udcfe.png",
-        "é.png",
-        "e\u0301.png",
-        "CON.png",
-        "a\nb.png",
-        "a\x1b[2J.png",
-        "train/0/a.png",
-        "a.txt",
-    ),
-)
+OUTSIDE = r"../out.png a/../../out.png /tmp/gz-out.png C:\out.png ..\out.png \\host\out.png ~/out.png"
+INSIDE = "a.png a.png ./a.png a//b.png a/b.png/ . .. / CON.png train/0/a.png a.txt é.png e\u0301.png"
+ODD = ("", "a" * 300 + ".png", "b/" * 150 + "c.png", "\udcff\udcfe.png", "a\nb.png", "a\x1b[2J.png")
+HOSTILE = (*OUTSIDE.split(), *INSIDE.split(), *ODD)
 NAMES = st.sampled_from(HOSTILE) | st.text(max_size=20).map(lambda text: f"{text}.png")
 KINDS = st.sampled_from(
     [b"0"] * 6 + [b"5", b"1", b"2", b"3", b"4", b"6", b"7", b"S", b"L", b"K", b"x", b"g", b"A"]
 )
-PAX = st.dictionaries(
-    st.sampled_from(
-        [
-            "path",
-            "size",
-            "linkpath",
-            "mtime",
-            "GNU.sparse.major",
-            "GNU.sparse.realsize",
-            "GNU.sparse.map",
-            "hdrcharset",
-        ]
-    ),
-    st.sampled_from(
-        ["0", "-1", "1e9", str(1 << 70), "../../out.png", "a" * 5000, "1,2,3", "BINARY", "\udcff", ""]
-    ),
-    max_size=3,
-)
+PAX_KEYS = "path size linkpath mtime GNU.sparse.major GNU.sparse.realsize GNU.sparse.map hdrcharset"
+PAX_VALUES = ["0", "-1", "1e9", str(1 << 70), "../../out.png", "a" * 5000, "1,2,3", "BINARY", "\udcff", ""]
+PAX = st.dictionaries(st.sampled_from(PAX_KEYS.split()), st.sampled_from(PAX_VALUES), max_size=3)
 SIZES = st.sampled_from([None] * 6 + [0, 1, 1 << 33, (1 << 63) - 1, -1])
 
 
@@ -381,50 +336,21 @@ def test_a_stranger_s_weights_file_asks_nobody(tmp_path, monkeypatch, capsys):
 
 # --- names ---
 
+NAMES_OF_NOTHING = """vae/stages/.. .. ~ ~nobody hf:// hf://a/b pretrained: pretrained:../x digits:train
+- -- = %s {0} $HOME `id`"""
 WORDS = st.text(min_size=1, max_size=30).filter(lambda text: "\0" not in text) | st.sampled_from(
     [
         *filter(None, HOSTILE),
-        "vae/stages/..",
-        "..",
-        "~",
-        "~nobody",
-        "hf://",
-        "hf://a/b",
-        "pretrained:",
-        "pretrained:../x",
-        "digits:train",
+        *NAMES_OF_NOTHING.split(),
         "vae-digits-20260101-000000-abcd",
         "a" * 5000,
-        "-",
-        "--",
-        "=",
-        "%s",
-        "{0}",
-        "$HOME",
-        "`id`",
         "\udcff",
     ]
 )
-NAMED = (
-    *(
-        ("runs", "path", "WORD"),
-        ("runs", "show", "WORD"),
-        ("runs", "remove", "WORD", "--yes"),
-        ("show", "WORD"),
-    ),
-    *(
-        ("data", "path", "WORD"),
-        ("data", "remove", "WORD", "--yes"),
-        ("data", "show", "WORD"),
-        ("recipe", "show", "WORD"),
-    ),
-    *(
-        ("train", "vae", "--name", "WORD", "--dry-run"),
-        ("sample", "WORD"),
-        ("ood", "vae", "--in", "WORD", "--out", "WORD"),
-    ),
-    *(("runs", "list", "--data", "WORD"), ("runs", "list", "--model", "WORD"), ("list", "WORD")),
-)
+LINES = """runs path WORD; runs show WORD; runs remove WORD --yes; show WORD; data path WORD;
+data remove WORD --yes; data show WORD; recipe show WORD; train vae --name WORD --dry-run; sample WORD;
+ood vae --in WORD --out WORD; runs list --data WORD; runs list --model WORD; list WORD"""
+NAMED = [tuple(line.split()) for line in LINES.split(";")]
 
 
 def test_any_name_is_met(place, monkeypatch):

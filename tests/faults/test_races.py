@@ -15,8 +15,8 @@ from helpers import ROOT
 from gzcli.cli import jobs
 from gzcli.core import start
 from gzcli.core.errors import DeviceError, Interrupted, MissingError, UsageError
-from gzcli.data.packs.in_use import Use
 from gzcli.data.packs.open import open_pack
+from gzcli.data.packs.pack import Use
 from gzcli.data.sets.names import locate
 from gzcli.launch import ending, launcher, plan
 from gzcli.store import claims, files, runs
@@ -142,8 +142,9 @@ def test_jobs_of_one_second_and_one_suffix_are_apart(tmp_path, monkeypatch):
 
 HOLD = """
 import sys, time
-from gzcli.data.packs.in_use import Use
+from gzcli.data.packs.pack import Use
 from gzcli.data.sets.names import locate
+from gzcli.data.packs.pack import Use
 use = Use(locate(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)
@@ -188,8 +189,9 @@ def test_a_set_is_let_go_with_its_pack_or_its_error(home):
 
 AT_EXIT = """
 import sys
-from gzcli.data.packs.in_use import Use
+from gzcli.data.packs.pack import Use
 from gzcli.data.sets.names import locate
+from gzcli.data.packs.pack import Use
 sys.use = Use(locate("digits"))  # it lives as long as the interpreter
 """
 

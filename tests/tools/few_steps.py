@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script it f
 from forks import Zygote, zygote
 from helpers import lines
 
-from gzcli.data.sets.sets import SPECS
+from gzcli.data.sets.registry import SPECS
 from gzcli.recipe.resolve import resolve
 from gzcli.store import runs
 from gzcli.store.paths import recipe_names

@@ -1,5 +1,5 @@
-"""Downloads from a mirror or the publisher, under a lock. A file appears when it is whole and its checksum is
-right."""
+"""Downloads from a mirror or the publisher, under a lock. A file appears when it is whole and its
+checksum is right."""
 
 from __future__ import annotations
 
@@ -7,22 +7,29 @@ import errno
 import hashlib
 import os
 import shutil
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gzcli.core.errors import GzError, MissingError
+from gzcli.core.errors import GzError, MissingError, UsageError
+from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.data.download import http
-from gzcli.data.download.addresses import addresses, is_url, local_path
-from gzcli.data.download.http import size_of, wrong_size
-from gzcli.data.download.raw import HUB, SPLIT_FOLDERS, is_fetched, is_there, raw_dir
-from gzcli.data.download.request import DISK, Refused
-from gzcli.data.packs.forms import Report, Say, silent, unreported
-from gzcli.data.readers.parquet import parquet_files
-from gzcli.data.sets.sets import SPECS, find
-from gzcli.data.sets.specs import DataFile, DataSpec
+from gzcli.data.download.http import DISK, Refused, joined, size_of, split, wrong_size
+from gzcli.data.readers.hub import parquet_files
+from gzcli.data.sets.registry import (
+    HUB,
+    SPECS,
+    SPLIT_FOLDERS,
+    DataFile,
+    DataSpec,
+    find,
+    is_fetched,
+    is_there,
+    raw_dir,
+)
 from gzcli.store.files import fsync, lock, need_space
-from gzcli.store.hub import HUB_SCHEME, data_repository
+from gzcli.store.hub import HUB_SCHEME, data_repository, offline
 from gzcli.store.paths import cache_dir
 
 # Bytes from which the user is told how much disk a download takes, and that a checksum is computed.
@@ -30,8 +37,70 @@ LARGE = 200_000_000
 BLOCK_BYTES = 1 << 20  # bytes that are read at a time
 
 
+def addresses_of(spec: DataSpec, file: DataFile, source: str | None) -> list[str]:
+    """The paths or http(s) URLs where a file is looked for, in order."""
+    if source is not None:
+        return _from_source(spec, file, local_path(source))
+    every = [*of_mirror(spec.name, file), *file.urls]
+    allowed = [address for address in every if not (offline() and is_url(address))]
+    if every and not allowed:
+        hint = f"unset `GZ_OFFLINE`, then `gz data download {spec.name}`; or `--from DIR` with `{file.name}`"
+        raise MissingError(f"`{spec.name}` is not in the cache and `GZ_OFFLINE` is set", hint=hint)
+    return allowed
+
+
+def _from_source(spec: DataSpec, file: DataFile, source: str) -> list[str]:
+    """The addresses of a file in the place that the user named: a folder that holds FILE or NAME/FILE, or the
+    file itself."""
+    if is_url(source):
+        if offline():
+            hint = "unset `GZ_OFFLINE`"
+            raise MissingError(f"`{source}` is on the network and `GZ_OFFLINE` is set", hint=hint)
+        last = split(source).path.rsplit("/", 1)[-1]
+        is_folder = last not in {f.name for f in spec.files}
+    elif os.path.exists(source):
+        last, is_folder = os.path.basename(source), os.path.isdir(source)
+    else:
+        raise MissingError(f"there is no `{source}`", hint="`--from` takes a folder, a file or a URL")
+    if is_folder:
+        both = [_join(source, file.name), _join(source, spec.name, file.name)]
+        return both if is_url(source) else [next(filter(os.path.exists, both), both[0])]
+    if last != file.name and len(spec.files) > 1:
+        every = ", ".join(f"`{f.name}`" for f in spec.files)
+        hint = f"give the folder of {every}"
+        raise UsageError(f"`{spec.name}` has {len(spec.files)} files, `{source}` is one", hint=hint)
+    return [source]
+
+
+def of_mirror(folder: str, file: DataFile) -> list[str]:
+    """The address of a file in the mirror; empty where `GZ_MIRROR` is not set."""
+    mirror = os.environ.get("GZ_MIRROR")
+    return [_join(local_path(mirror), folder, file.name)] if mirror else []
+
+
+def has_local_mirror() -> bool:
+    """Whether `GZ_MIRROR` is a folder: then fetching needs no network."""
+    mirror = os.environ.get("GZ_MIRROR", "")
+    return bool(mirror) and not is_url(mirror)
+
+
+def is_url(address: str) -> bool:
+    return address.startswith(("http://", "https://"))
+
+
+def local_path(address: str) -> str:
+    """The path of a `file://` URL; anything else unchanged, but for `~`."""
+    if not address.startswith("file://"):
+        return os.path.expanduser(address)
+    return urllib.request.url2pathname(split(address).path)
+
+
+def _join(base: str, *parts: str) -> str:
+    return joined(base, *parts) if is_url(base) else "/".join([base.rstrip("/"), *parts])
+
+
 class _Wrong(Refused):
-    """The file came whole, but its checksum is not the publisher's."""
+    """The file is complete, but its checksum is not the publisher's."""
 
 
 def fetch(
@@ -59,13 +128,8 @@ def fetch(
     """
     spec = find(what) if isinstance(what, str) else what
     folder = raw_dir(spec)
-    with (
-        disk_errors(folder),
-        lock(
-            cache_dir("raw", f".{spec.name}.lock"),
-            on_wait=lambda: say(f"another process is downloading `{spec.name}`: waiting"),
-        ),
-    ):
+    waiting = f"another process is downloading `{spec.name}`: waiting"
+    with disk_errors(folder), lock(cache_dir("raw", f".{spec.name}.lock"), on_wait=lambda: say(waiting)):
         if not is_fetched(spec):
             _fetch_missing(spec, folder, source, pack_size, progress, say)
     return folder
@@ -76,7 +140,7 @@ def _fetch_missing(
 ) -> None:
     linked = spec.linked and source is not None and _linked(spec, folder, local_path(source))
     missing = [] if linked else [file for file in spec.files if not is_there(spec, file)]
-    places = {file.name: addresses(spec, file, source) for file in missing}
+    places = {file.name: addresses_of(spec, file, source) for file in missing}
     if linked or any(places.values()):
         copied = [f for f in missing if not spec.linked or any(map(is_url, places[f.name]))]
         _say_need(spec, folder, copied, pack_size, say)
@@ -84,7 +148,13 @@ def _fetch_missing(
     done = sum(size_of(folder / file.name) for file in spec.files if file not in missing)
     refused: dict[str, str] = {}
     for i, file in enumerate(missing):
-        report = _reporter(progress, done, file, sum(f.size for f in missing[i + 1 :]))
+        rest = sum(f.size for f in missing[i + 1 :])
+
+        def report(
+            n: int, size: int | None, before: int = done, file: DataFile = file, after: int = rest
+        ) -> None:
+            progress(before + n, before + max(n, size or file.size) + after)
+
         try:
             fetch_file(file, folder / file.name, places[file.name], report, say, linked=spec.linked)
         except Refused as e:
@@ -100,7 +170,8 @@ def _fetch_missing(
 
 
 def _say_need(spec: DataSpec, folder: Path, files: list[DataFile], pack_size: int, say: Say) -> None:
-    """Says what is fetched and how much disk it takes, if much. Raises MissingError without the space."""
+    """Says what is fetched and how much disk it takes, if that is much; raises MissingError without the
+    space."""
     need = sum(max(0, file.size - http.held(_part(folder / file.name))) for file in files)
     if max(need, pack_size) > LARGE:
         free = shutil.disk_usage(folder.parent).free
@@ -112,33 +183,11 @@ def _say_need(spec: DataSpec, folder: Path, files: list[DataFile], pack_size: in
     need_space(folder, need + max(joining, pack_size))
 
 
-def _reporter(progress: Report, before: int, file: DataFile, after: int) -> http.Report:
-    """A report on one file, (bytes done, its size or None), that becomes progress over the whole set.
-
-    before: bytes of the files before it.
-    after: bytes of the files after it.
-    """
-    return lambda n, size: progress(before + n, before + max(n, size or file.size) + after)
-
-
 def fetch_file(
-    file: DataFile,
-    path: Path,
-    addresses: list[str],
-    report: http.Report,
-    say: Say,
-    *,
-    linked: bool = False,
+    file: DataFile, path: Path, addresses: list[str], report: http.Report, say: Say, *, linked: bool = False
 ) -> None:
-    """A file from the first address that serves the right bytes. Raises Refused.
-
-    file: the file as its publisher serves it.
-    path: where it appears when it is whole and its checksum right.
-    addresses: paths or URLs, in order.
-    report: takes bytes so far and in all.
-    say: takes a line about each new attempt.
-    linked: whether a link is made to a local file, in place of a copy.
-    """
+    """Fetches a file from the first address that serves the right bytes, or links to it; raises Refused where
+    none does."""
     reasons = [] if addresses else ["the publisher gives it out after a log-in only"]
     for address in addresses:
         try:
@@ -151,7 +200,7 @@ def fetch_file(
 
 
 def _bring(address: str, file: DataFile, path: Path, report: http.Report, say: Say) -> None:
-    """A file into the cache, where it appears when it is whole and its checksum right."""
+    """Brings a file into the cache, where it appears once it is complete and its checksum is right."""
     part = _part(path)
     http.clear(part)
     kept = http.held(part)
@@ -174,7 +223,7 @@ def _bring(address: str, file: DataFile, path: Path, report: http.Report, say: S
 
 
 def _copy(source: Path, file: DataFile, part: Path, report: http.Report) -> None:
-    """A local file's bytes to `part`. Raises Refused."""
+    """Copies a local file to `part`."""
     size = _size_at(source, file)
     with open(source, "rb") as src, open(part, "wb") as out:
         while block := src.read(BLOCK_BYTES):
@@ -183,42 +232,33 @@ def _copy(source: Path, file: DataFile, part: Path, report: http.Report) -> None
 
 
 def _link(source: Path, file: DataFile, path: Path, report: http.Report, say: Say) -> None:
-    """A link at `path` to the user's file, once its size and checksum are found right."""
+    """Links to the user's file at `path`, once its size and checksum are right."""
     _size_at(source, file)
     _check(file, source, say, report)
     _symlink(source, path)
 
 
 def _linked(spec: DataSpec, folder: Path, source: str) -> bool:
-    """Whether the source is the hub's copy, there or in a folder, or class folders; links to it are then
-    made."""
+    """Links to the hub's copy, or to `train` and `val` folders of class folders, where the source holds one
+    of these. Returns whether it does."""
+    targets: dict[str, Path] = {}
     if source.startswith(HUB_SCHEME):
-        copy = data_repository(source.removeprefix(HUB_SCHEME))
-    elif _link_folders(spec, folder, source):
-        return True
-    elif Path(source).is_dir() and parquet_files(Path(source)):
-        copy = Path(source)
+        targets[HUB] = data_repository(source.removeprefix(HUB_SCHEME))
     else:
-        return False
-    folder.mkdir(parents=True, exist_ok=True)
-    _symlink(copy, folder / HUB)
-    return True
-
-
-def _link_folders(spec: DataSpec, folder: Path, source: str) -> bool:
-    """Links to `train` and `val` of the source, if these are folders of class folders."""
-    for root in (Path(source), Path(source, spec.name)):
-        splits = [root / name for name in SPLIT_FOLDERS]
-        if all(split.is_dir() and any(entry.is_dir() for entry in os.scandir(split)) for split in splits):
-            folder.mkdir(parents=True, exist_ok=True)
-            for split in splits:
-                _symlink(split, folder / split.name)
-            return True
-    return False
+        for root in (Path(source), Path(source, spec.name)):
+            splits = [root / name for name in SPLIT_FOLDERS]
+            if not targets and all(s.is_dir() and any(e.is_dir() for e in os.scandir(s)) for s in splits):
+                targets = {split.name: split for split in splits}
+        if not targets and Path(source).is_dir() and parquet_files(Path(source)):
+            targets[HUB] = Path(source)
+    for name, target in targets.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        _symlink(target, folder / name)
+    return bool(targets)
 
 
 def _symlink(target: Path, path: Path) -> None:
-    """A link at `path`, in the place of what is there."""
+    """Makes a link at `path`, in place of what is there."""
     new = path.with_name(f"{path.name}.link")
     new.unlink(missing_ok=True)
     new.symlink_to(target.absolute())
@@ -226,7 +266,7 @@ def _symlink(target: Path, path: Path) -> None:
 
 
 def _size_at(source: Path, file: DataFile) -> int:
-    """The size of a local file, in bytes. Raises Refused where it is not that of the publisher's file."""
+    """The size of a local file; raises Refused where it is not that of the publisher's."""
     if not source.is_file():
         raise Refused("does not exist")
     if (size := source.stat().st_size) != file.size and file.exact:
@@ -252,7 +292,7 @@ def _check(file: DataFile, path: Path, say: Say, report: http.Report = lambda do
 
 
 def _not_had(spec: DataSpec, refused: dict[str, str], kept: int, online: bool) -> MissingError:
-    """The error for files that no address served: why, and how the user can get them."""
+    """The error for files that no address served, with the ways to get them."""
     names, hints = ", ".join(f"`{name}`" for name in refused), []
     again = f"gz data download {spec.name}"
     if spec.size != SPECS.get(spec.name, spec).size:  # another of its publisher's sizes
@@ -279,18 +319,16 @@ def _part(path: Path) -> Path:
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Turns the errors of a disk that is full or read-only into messages for the user."""
+    """Turns errors of a full or read-only disk into messages for the user."""
     try:
         yield
     except GzError:
         raise
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise MissingError(
-                f"the disk of `{folder}` is full", hint="free some space, or set `GZ_HOME` elsewhere"
-            ) from e
+            hint = "free some space, or set `GZ_HOME` elsewhere"
+            raise MissingError(f"the disk of `{folder}` is full", hint=hint) from e
         if e.errno in DISK:
-            raise MissingError(
-                f"`{folder}` cannot be written", hint="set `GZ_HOME` to a folder that can"
-            ) from e
+            hint = "set `GZ_HOME` to a folder that can"
+            raise MissingError(f"`{folder}` cannot be written", hint=hint) from e
         raise

@@ -1,33 +1,142 @@
-"""Bytes over HTTP into a file: resumed by range, over several connections where that helps, tried again with
-back-off.
+"""Bytes over HTTP into a file: resumed by range, over several connections where that helps, tried again
+with back-off.
 
-A file on its way is `NAME.part`. In pieces that is the first of them; `NAME.part1` and so on lie beside it,
-each resumed from its own size, and are appended when all are whole. Whether the bytes are right is for the
-caller's checksum to say.
+A file on its way is `NAME.part`. In pieces that is the first of them; `NAME.part1` and so on lie beside
+it, each resumed from its own size, and are appended when all are whole. The caller's checksum says
+whether the bytes are right.
 """
 
 from __future__ import annotations
 
+import base64
+import errno
 import http.client
 import os
+import re
 import shutil
+import socket
 import threading
-from collections.abc import Callable
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gzcli.core.errors import redacted
-from gzcli.data.download.request import Again, BadRange, Refused, answer, content_range
+from gzcli.core.errors import UsageError, redacted
+from gzcli.core.types import Say
 
+TIMEOUT = 30.0  # seconds without a byte until a connection counts as stalled
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 TRIES = 4  # attempts in a row that bring nothing new, with back-off
 BACKOFF = 1.0  # seconds before the second attempt; doubled each time
 BLOCK = 1 << 18
 LARGE = 64_000_000  # bytes from which a file comes in pieces, if the server serves ranges
 PIECES = 4
-
 Report = Callable[[int, int | None], None]  # report(bytes so far, bytes in all if known)
-Say = Callable[[str], None]
+
+
+class Refused(Exception):
+    """This address will not serve the file: the next one is tried."""
+
+
+class Again(Exception):
+    """A fault that may pass: stalled, cut off, 5xx."""
+
+    def __init__(self, reason: str, wait: float = 0.0):
+        super().__init__(reason)
+        self.wait = wait
+
+
+class BadRange(Again):
+    """The server's file lacks the bytes that were asked for."""
+
+
+def request(url: str, method: str = "GET") -> urllib.request.Request:
+    """A request to an address. `https://USER:PASSWORD@host/…` becomes basic authentication (RFC 7617), which
+    no redirection carries to another host and no exception shows."""
+    parts = urllib.parse.urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    request_ = urllib.request.Request(
+        parts._replace(netloc=host).geturl(), headers={"User-Agent": "gz"}, method=method
+    )
+    if at:
+        token = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
+        request_.add_unredirected_header("Authorization", f"Basic {token}")
+    return request_
+
+
+@contextmanager
+def answer(url: str, byte_range: str | None) -> Iterator[http.client.HTTPResponse]:
+    """The answer to a request. Faults become Refused or Again, also those that come while it is read."""
+    try:
+        with _opened(url, byte_range) as response:
+            if "text/html" in response.headers.get("Content-Type", ""):
+                raise Refused("answers with an HTML page instead of the file")
+            yield response
+    except urllib.error.HTTPError as e:
+        if e.code == 416:
+            raise BadRange("refused the range") from e
+        if e.code in (408, 425, 429) or e.code >= 500:
+            wait = e.headers.get("Retry-After", "") if e.headers else ""
+            raise Again(f"answers {e.code} {e.reason}", float(wait) if wait.isdigit() else 0.0) from e
+        raise Refused(f"answers {e.code} {e.reason}") from e
+    except TimeoutError as e:
+        raise Again(f"stalled for {TIMEOUT:g} s") from e
+    except http.client.InvalidURL as e:
+        raise Refused("is not an address") from e
+    except (http.client.HTTPException, OSError) as e:
+        reason = getattr(e, "reason", None) or e
+        if isinstance(e, OSError) and e.errno in DISK:
+            raise
+        if isinstance(reason, socket.gaierror):
+            raise Refused(f"cannot be reached ({reason.strerror})") from e
+        raise Again(f"cannot be read ({str(reason) or type(reason).__name__})") from e
+
+
+def _opened(url: str, byte_range: str | None) -> http.client.HTTPResponse:
+    """The answer, before it is read; raises Refused where the address, or one that it redirects to, is
+    malformed."""
+    try:
+        wanted = request(url)
+        wanted.add_header("Accept-Encoding", "identity")
+        if byte_range:
+            wanted.add_header("Range", byte_range)
+        opened: http.client.HTTPResponse = urllib.request.urlopen(wanted, timeout=TIMEOUT)
+        return opened
+    except ValueError:  # as for `http://[::1`; its text may hold a password
+        raise Refused("is no address, or leads to one that is none") from None
+
+
+def content_range(response: http.client.HTTPResponse) -> tuple[int | None, int | None]:
+    """The first byte and the total bytes in the header `Content-Range`: `bytes 100-999/1000` → 100, 1000.
+
+    None stands for what it does not say.
+    """
+    range_ = re.match(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+    if not range_:
+        return None, None
+    return int(range_[1]), None if range_[2] == "*" else int(range_[2])
+
+
+def joined(base: str, *parts: str) -> str:
+    """An address below another one. The parts are quoted and stand before the query of the base, which may
+    hold a token."""
+    whole = split(base)
+    path = "/".join([whole.path.rstrip("/"), *map(urllib.parse.quote, parts)])
+    return whole._replace(path=path).geturl()
+
+
+def split(address: str) -> urllib.parse.SplitResult:
+    """The parts of an address. Raises UsageError where it is malformed."""
+    try:
+        return urllib.parse.urlsplit(address)
+    except ValueError:  # as for `http://[::1`; its text may hold a password
+        hint = "an address is like `https://host/folder`"
+        raise UsageError(f"`{redacted(address)}` is no address", hint=hint) from None
 
 
 class _NoRanges(Exception):
@@ -40,18 +149,12 @@ class _Stopped(Exception):
 
 @dataclass(frozen=True)
 class _Piece:
-    """A range of a file on its way.
+    """A range of a file on its way."""
 
-    path: where its bytes go.
-    start: bytes of the file before it.
-    end: bytes of the file up to its end; None where the server does not say.
-    total: bytes of the file; None where the server does not say.
-    """
-
-    path: Path
-    start: int
-    end: int | None
-    total: int | None
+    path: Path  # where its bytes go
+    start: int  # bytes of the file before it
+    end: int | None  # bytes of the file up to its end; None where the server does not say
+    total: int | None  # bytes of the file; None where the server does not say
 
     @property
     def got(self) -> int:
@@ -66,7 +169,7 @@ class _Piece:
         return self.start == 0 and self.end == self.total
 
     @property
-    def asked(self) -> str | None:
+    def byte_range(self) -> str | None:
         """The range that is missing; None: the file from its beginning."""
         if self.total is None or (self.is_file and not self.got):
             return None
@@ -75,17 +178,8 @@ class _Piece:
 
 
 def download(url: str, part: Path, size: int, *, exact: bool, report: Report, say: Say) -> None:
-    """A file into `part`, from where an earlier try ended.
-
-    url: the file's address.
-    part: the file on its way; pieces lie beside it.
-    size: bytes of the file.
-    exact: whether `size` is exact; if not, the server's word counts.
-    report: takes bytes so far and in all.
-    say: takes a line about each new attempt.
-
-    Raises Refused; what came is kept.
-    """
+    """Downloads a file into `part`, from where an earlier attempt ended. Raises Refused; what came is
+    kept."""
     if exact and size_of(part) == size:
         return
     total, ranges = size if exact else None, False
@@ -104,18 +198,18 @@ def download(url: str, part: Path, size: int, *, exact: bool, report: Report, sa
 
 
 def held(part: Path) -> int:
-    """Bytes that came so far, in all pieces."""
+    """The bytes that have come so far, in all pieces."""
     return sum(map(size_of, part.parent.glob(f"{part.name}*")))
 
 
 def drop(part: Path) -> None:
-    """Removes what came so far, in all pieces."""
+    """Removes what has come so far, in all pieces."""
     for piece in part.parent.glob(f"{part.name}*"):
         piece.unlink()
 
 
 def clear(part: Path) -> None:
-    """Removes what is no file where a file on its way, or a piece of it, would lie."""
+    """Removes folders and broken links from where a file on its way, or a piece of it, will lie."""
     for piece in part.parent.glob(f"{part.name}*"):
         if piece.is_dir() and not piece.is_symlink():
             shutil.rmtree(piece)
@@ -124,7 +218,6 @@ def clear(part: Path) -> None:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file; 0 where there is none."""
     return path.stat().st_size if path.exists() else 0
 
 
@@ -134,10 +227,10 @@ def wrong_size(size: int, expected: int) -> str:
 
 def _look(url: str) -> tuple[int | None, bool]:
     """The size of the file, if the server says, and whether it serves ranges: the first byte is asked for."""
-    with answer(url, "bytes=0-0") as found:
-        if found.status != 206:
-            return found.length, False
-        _, total = content_range(found)
+    with answer(url, "bytes=0-0") as response:
+        if response.status != 206:
+            return response.length, False
+        _, total = content_range(response)
         return total, total is not None
 
 
@@ -179,8 +272,7 @@ def _join(pieces: list[_Piece]) -> None:
 
 
 def _fill(url: str, pieces: list[_Piece], report: Report, say: Say) -> None:
-    """Fetches all pieces at once. If the server refuses so many connections, what is missing then comes piece
-    after piece."""
+    """Fetches all pieces at once; if the server refuses so many connections, one after the other."""
     try:
         _together(url, pieces, pieces, report, say)
     except (Refused, _NoRanges) as e:
@@ -192,8 +284,8 @@ def _fill(url: str, pieces: list[_Piece], report: Report, say: Say) -> None:
 
 
 def _together(url: str, some: list[_Piece], pieces: list[_Piece], report: Report, say: Say) -> None:
-    """Fetches `some` of the pieces, each in a thread. When all threads have ended, raises the first error of
-    them."""
+    """Fetches `some` of the pieces, each in a thread, and raises the first error when all threads have
+    ended."""
     stop, errors = threading.Event(), []
 
     def work(piece: _Piece) -> None:
@@ -223,8 +315,8 @@ def _together(url: str, some: list[_Piece], pieces: list[_Piece], report: Report
 def _patiently(
     url: str, attempt: Callable[[], Any], got: Callable[[], int], stop: threading.Event, say: Say
 ) -> Any:
-    """What `attempt` returns, tried again while it may help. An attempt does not count where more bytes are
-    there after it than ever before: bytes that were dropped and came again are no progress."""
+    """Calls `attempt` until it succeeds or is hopeless. Failures count only while no more bytes are there
+    than ever before: bytes that were dropped and came again are no progress."""
     failures, most = 0, got()
     while True:
         try:
@@ -241,24 +333,24 @@ def _patiently(
 
 
 def _attempt(url: str, piece: _Piece, stop: threading.Event) -> None:
-    """One request for what is missing of a piece. A server that ignores the range sends the whole file: start
-    anew."""
-    asked = piece.asked
+    """Requests what is missing of a piece. A server that ignores the range sends the whole file, which then
+    starts anew."""
+    byte_range = piece.byte_range
     try:
-        with answer(url, asked) as found:
-            resumed = asked is not None and found.status == 206
+        with answer(url, byte_range) as response:
+            resumed = byte_range is not None and response.status == 206
             if resumed:
-                start, total = content_range(found)
+                start, total = content_range(response)
                 if start != piece.start + piece.got:
                     raise BadRange("sent another range than asked for")
             elif piece.is_file:
-                total = found.length
+                total = response.length
             else:
                 raise _NoRanges("sends the whole file instead of a piece")
             if total is not None and piece.total is not None and total != piece.total:
                 raise Refused(wrong_size(total, piece.total))
             with open(piece.path, "ab" if resumed else "wb") as out:
-                _pour(found, out, None if piece.end is None else piece.end - piece.start, stop)
+                _pour(response, out, None if piece.end is None else piece.end - piece.start, stop)
     except BadRange:  # what came does not fit this server's file
         piece.path.unlink(missing_ok=True)
         raise
@@ -266,11 +358,11 @@ def _attempt(url: str, piece: _Piece, stop: threading.Event) -> None:
         raise Again(f"cut off after {piece.start + piece.got:,} of {piece.total:,} bytes")
 
 
-def _pour(found: http.client.HTTPResponse, out: Any, size: int | None, stop: threading.Event) -> None:
-    """Bytes from the answer to the end of `out`, which does not grow beyond `size`. What is there is read at
-    once, so that a stall loses nothing."""
+def _pour(response: http.client.HTTPResponse, out: Any, size: int | None, stop: threading.Event) -> None:
+    """Writes bytes of the answer to `out`, up to `size`. What has arrived is read at once, so that a stall
+    loses nothing."""
     while size is None or out.tell() < size:
-        block = found.read1(BLOCK if size is None else min(BLOCK, size - out.tell()))
+        block = response.read1(BLOCK if size is None else min(BLOCK, size - out.tell()))
         if stop.is_set():
             raise _Stopped
         if not block:

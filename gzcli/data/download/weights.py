@@ -1,5 +1,5 @@
-"""Weights of published networks: fetched when they are asked for, as data sets are, into the cache's folder
-`weights`."""
+"""Weights of published networks: fetched when they are asked for, as data sets are, into the cache's
+folder `weights`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gzcli.core.errors import MissingError
+from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.core.units import size
-from gzcli.data.download.addresses import has_local_mirror, is_url, of_mirror
-from gzcli.data.download.fetch import disk_errors, fetch_file
-from gzcli.data.download.http import held
-from gzcli.data.download.request import Refused
-from gzcli.data.packs.forms import Report, Say, silent, unreported
-from gzcli.data.sets.specs import DataFile
+from gzcli.data.download.fetch import disk_errors, fetch_file, has_local_mirror, is_url, of_mirror
+from gzcli.data.download.http import Refused, held
+from gzcli.data.sets.registry import DataFile
 from gzcli.store.files import lock, need_space
 from gzcli.store.hub import CLIP, DINOV2, INCEPTION, VGG, offline
 from gzcli.store.paths import cache_dir
@@ -23,20 +21,13 @@ FOLDER = "weights"  # in the cache, and in a mirror
 
 @dataclass(frozen=True)
 class Weights:
-    """A file of weights.
+    """A file of weights."""
 
-    file: the file as its publisher serves it.
-    title: what it holds, in a line.
-    licence: the publisher's terms, in a line.
-    metrics: the metrics of `gz bench` that need it.
-    otherwise: what else a user may do, for the hint.
-    """
-
-    file: DataFile
-    title: str
-    licence: str
-    metrics: tuple[str, ...] = ()
-    otherwise: str = ""
+    file: DataFile  # the file as its publisher serves it
+    title: str  # what it holds, in a line
+    licence: str  # the publisher's terms, in a line
+    metrics: tuple[str, ...] = ()  # the metrics of `gz bench` that need it
+    otherwise: str = ""  # what else a user may do, for the hint
 
 
 _GITHUB, _HUB = "https://github.com", "https://huggingface.co"
@@ -99,22 +90,15 @@ def fetch_weights(name: str, *, progress: Report = unreported, say: Say = silent
 
     `GZ_MIRROR`, a folder or base URL that holds weights/FILE, is asked first, then the publisher. Under
     `GZ_OFFLINE=1` only a local mirror is; without one the result is None.
-
-    name: of `KNOWN`.
-    progress: takes bytes done and in all.
-    say: takes a line about what is fetched, from where, how large it is, and its licence.
-
-    Raises MissingError where the file cannot be fetched or has a wrong checksum. What came is kept for a
-    resume unless it was wrong.
     """
-    known = KNOWN[name]
-    file, place = known.file, cache_dir(FOLDER, known.file.name)
+    weights = KNOWN[name]
+    file, place = weights.file, cache_dir(FOLDER, weights.file.name)
     if place.is_file():
         return place
     if offline() and not has_local_mirror():
         return None
-    found = [*of_mirror(FOLDER, file), *file.urls]
-    found = [address for address in found if not (offline() and is_url(address))]
+    every = [*of_mirror(FOLDER, file), *file.urls]
+    addresses = [address for address in every if not (offline() and is_url(address))]
     waiting = lock(
         cache_dir(FOLDER, f".{file.name}.lock"),
         on_wait=lambda: say(f"another process is downloading `{file.name}`: waiting"),
@@ -122,16 +106,16 @@ def fetch_weights(name: str, *, progress: Report = unreported, say: Say = silent
     with disk_errors(place.parent), waiting:
         if place.is_file():
             return place
-        say(f"fetching {known.title} ({size(file.size)}, licence: {known.licence}) from {found[0]}")
+        say(f"fetching {weights.title} ({size(file.size)}, licence: {weights.licence}) from {addresses[0]}")
         need_space(place.parent, file.size - held(place.with_name(f"{file.name}.part")))
         try:
-            fetch_file(file, place, found, lambda done, total: progress(done, total or file.size), say)
+            fetch_file(file, place, addresses, lambda done, total: progress(done, total or file.size), say)
         except Refused as e:
-            hint = f"put that file at `{place}` {known.otherwise}".rstrip()
+            hint = f"put that file at `{place}` {weights.otherwise}".rstrip()
             raise MissingError(f"`{file.name}` could not be had: {e}", hint=hint) from e
     return place
 
 
 def needed_by(metrics: tuple[str, ...]) -> list[str]:
     """The names of the weights that metrics of `gz bench` need."""
-    return [name for name, known in KNOWN.items() if set(known.metrics) & set(metrics)]
+    return [name for name, weights in KNOWN.items() if set(weights.metrics) & set(metrics)]

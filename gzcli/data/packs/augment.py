@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from gzcli.core.errors import UsageError, did_you_mean
 from gzcli.core.types import Noise
 from gzcli.core.units import SIDES
-from gzcli.data.readers.conditions import MAPS
+from gzcli.data.sets.registry import MAPS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,24 +69,17 @@ def jitter(u8: Tensor, noise: Noise, strength: float) -> Tensor:
 
 
 class Augmentation(NamedTuple):
-    """An augmentation that recipes may name.
+    """An augmentation that recipes may name."""
 
-    step: (images uint8 [B, C, H, W], noise, number) → changed images uint8 [B, C, H, W].
-    default: the number where a recipe gives none.
-    most: the greatest number that is allowed.
-    what: what the number is, for messages.
-    whole: whether the number is whole.
-    moves: whether pixels only change their places; then maps (`conditions.MAPS`) are changed as their images.
-    least: the least number that is allowed.
-    """
-
+    # (images uint8 [B, C, H, W], noise, number) → changed images uint8 [B, C, H, W]
     step: Callable[[Tensor, Noise, float], Tensor]
-    default: float
-    most: float
-    what: str
-    whole: bool = False
+    default: float  # the number where a recipe gives none
+    most: float  # the greatest number that is allowed
+    what: str  # what the number is, for messages
+    whole: bool = False  # whether the number is whole
+    # whether pixels only change their places; then maps (MAPS) are changed as their images
     moves: bool = False
-    least: float = 0
+    least: float = 0  # the least number that is allowed
 
 
 AUGMENTS = {
@@ -99,31 +92,30 @@ AUGMENTS = {
 
 
 def parse_augment(names: Iterable[str]) -> tuple[tuple[str, float], ...]:
-    """Augmentations with their numbers: `["hflip", "mutate=0.2"]` → (("hflip", .5), ("mutate", .2)). Raises
-    UsageError for an unknown one, or a number out of range."""
+    """Augmentations with their numbers: `["hflip", "mutate=0.2"]` → (("hflip", .5), ("mutate", .2))."""
     parsed = []
     for text in [names] if isinstance(names, str) else names:
         name, equals, value = str(text).partition("=")
         if name not in AUGMENTS:
-            every = ", ".join(f"`{known}`" for known in AUGMENTS)
+            every = ", ".join(f"`{each}`" for each in AUGMENTS)
             hint = did_you_mean(name, AUGMENTS) or f"there are {every}"
             raise UsageError(f"there is no augmentation `{name}`", hint=hint)
-        known = AUGMENTS[name]
+        augmentation = AUGMENTS[name]
         try:
-            number = float(value) if equals else known.default
+            number = float(value) if equals else augmentation.default
         except ValueError:
             number = float("nan")
-        if not known.least <= number <= known.most or (known.whole and number != int(number)):
-            raise UsageError(
-                f"`{text}`: {known.what} from {known.least} to {known.most} is needed",
-                hint=f"as in `{name}={known.default}`",
-            )
+        low, high = augmentation.least, augmentation.most
+        if not low <= number <= high or (augmentation.whole and number != int(number)):
+            hint = f"as in `{name}={augmentation.default}`"
+            message = f"`{text}`: {augmentation.what} from {low} to {high} is needed"
+            raise UsageError(message, hint=hint)
         parsed.append((name, number))
     return tuple(parsed)
 
 
 def patch_of(names: Iterable[str]) -> int | None:
-    """The side in pixels of the patches that are trained on; None: whole images are. Raises UsageError."""
+    """The side in pixels of the patches that are trained on; None: whole images are."""
     return next((int(number) for name, number in parse_augment(names) if name == "patch"), None)
 
 
@@ -137,11 +129,11 @@ def augmenter(names: Sequence[str]) -> Callable[[dict[str, Tensor], Noise], dict
     steps = [(AUGMENTS[name], number) for name, number in parse_augment(names)]
 
     def augment(pictures: dict[str, Tensor], noise: Noise) -> dict[str, Tensor]:
-        for known, number in steps:
+        for augmentation, number in steps:
             draws = ReplayedNoise(noise)
-            kept = () if known.moves else MAPS
+            unchanged = () if augmentation.moves else MAPS
             pictures = {
-                kind: u8 if kind in kept else known.step(u8, draws.replay(), number)
+                kind: u8 if kind in unchanged else augmentation.step(u8, draws.replay(), number)
                 for kind, u8 in pictures.items()
             }
         return pictures
@@ -150,10 +142,7 @@ def augmenter(names: Sequence[str]) -> Callable[[dict[str, Tensor], Noise], dict
 
 
 class ReplayedNoise(Noise):
-    """Keeps the draws of another noise and repeats them from the first after each `replay()`.
-
-    noise: the other noise.
-    """
+    """Keeps the draws of another noise and repeats them from the first after each `replay()`."""
 
     def __init__(self, noise: Noise):
         self.noise, self.at = noise, 0

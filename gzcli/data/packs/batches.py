@@ -3,38 +3,153 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from gzcli.core.devices import kind_of
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, BatchNoise, ImageNoise, Noise, mix, moved
-from gzcli.data.packs.ahead import reader
 from gzcli.data.packs.augment import ReplayedNoise, augmenter, patch_of
-from gzcli.data.packs.order import Order, domains, places, positions
 from gzcli.data.packs.pack import Pack
 from gzcli.data.packs.stream import Pictures, Prefetch, worker_count
 
 ON_DEVICE = 2 << 30  # bytes: a split up to this size is kept whole on a GPU
 FEW = 4  # batches of a streamed split up to which workers would take longer to start than decoding takes
-_Taken = tuple[dict[str, Tensor], Tensor | None, dict[str, Any]]  # what `_Rows.take` returns
 BINARY_SEED = mix(0, "binarise")  # of the draw that makes a test set binary; models draw by other seeds
+
+T = TypeVar("T")
+_Taken = tuple[dict[str, Tensor], Tensor | None, dict[str, Any]]  # what `_Rows.take` returns
+
+
+def reader(
+    device: torch.device, *, on_device: bool, streamed: bool
+) -> Callable[[Callable[[int], Any], int], Any]:
+    """A function of (read, step) that returns `read(step)`, read ahead for a GPU alone: a CPU has nothing
+    left to read ahead with. It does not keep `read`."""
+    if on_device or device.type != "cuda":
+        return lambda read, step: read(step)
+    if streamed:
+        side = SideStream(device)
+        return lambda read, step: side.ended(*side.started(lambda: read(step)))
+    return Ahead(device).at
+
+
+class SideStream:
+    """A GPU stream for copies beside the one that computes; on other devices work is done at once."""
+
+    def __init__(self, device: torch.device):
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def started(self, work: Callable[[], T]) -> tuple[T, Any]:
+        """The result of `work`, whose copies may still run, and the event of their end."""
+        if self.stream is None:
+            return work(), None
+        with torch.cuda.stream(self.stream):
+            return work(), self.stream.record_event()
+
+    def ended(self, result: T, event: Any) -> T:
+        """A result of `started` for the computing stream, which waits for its copies; the host does not
+        wait."""
+        if event is not None:
+            current = torch.cuda.current_stream(event.device)
+            current.wait_event(event)
+            for t in tree_leaves(result):
+                if isinstance(t, Tensor) and t.is_cuda:
+                    t.record_stream(current)  # its memory is not used anew before this stream is done with it
+        return result
+
+
+class Ahead:
+    """Reads one step ahead, in a thread; any other step than the next is read when asked for."""
+
+    def __init__(self, device: torch.device):
+        self.side, self.pool = SideStream(device), ThreadPoolExecutor(1, "ahead")
+        self.next: tuple[int, Future[Any]] | None = None
+
+    def at(self, read: Callable[[int], T], step: int) -> T:
+        """`read(step)`; a thread then calls `read(step + 1)`."""
+        ready = self.next[1] if self.next and self.next[0] == step else self._start(read, step)
+        result, event = ready.result()
+        self.next = step + 1, self._start(read, step + 1)
+        return self.side.ended(result, event)
+
+    def _start(self, read: Callable[[int], T], step: int) -> Future[tuple[T, Any]]:
+        return self.pool.submit(lambda: self.side.started(lambda: read(step)))
+
+
+def domains(pack: Pack) -> list[Tensor]:
+    """Positions of the training images of class 0 and of class 1. Raises UsageError where either has none."""
+    labels = pack.labels("train")
+    if labels is not None and labels.ndim == 1:
+        both = [torch.from_numpy(np.flatnonzero(labels == k)) for k in (0, 1)]
+        if all(map(len, both)):
+            return both
+    hint = "put them into `trainA` and `trainB`"
+    raise UsageError(f"`{pack.meta.name}` has no training images of two domains", hint=hint)
+
+
+class Order:
+    """The order of training images, of which this rank has the rows `part` of each global batch. `among`
+    limits the images to some positions, `n` to a fixed random subset; `key` makes orders of one seed
+    differ."""
+
+    def __init__(
+        self, count: int, n: int | None, seed: int, total: int, part: slice, among: Tensor | None, key: str
+    ):
+        self.seed, self.total, self.part, self.key = seed, total, part, key
+        self.subset, count = among, count if among is None else len(among)
+        if n is not None and n < count:
+            chosen = torch.from_numpy(np.random.RandomState(0).permutation(count)[:n])
+            self.subset = chosen if among is None else among[chosen]
+        self.n = count if n is None else min(n, count)
+        self._orders: dict[int, Tensor] = {}
+
+    def at(self, step: int) -> Tensor:
+        """Positions [B / world] in the split. A batch may end one epoch and begin the next."""
+        first, left = step * self.total + self.part.start, self.part.stop - self.part.start
+        parts = []
+        while left:
+            epoch, row = divmod(first, self.n)
+            parts.append(self._epoch(epoch)[row : row + left])
+            first, left = first + len(parts[-1]), left - len(parts[-1])
+        index = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return index if self.subset is None else self.subset[index]
+
+    def _epoch(self, epoch: int) -> Tensor:
+        if epoch not in self._orders:
+            generator = torch.Generator().manual_seed(mix(self.seed, epoch, self.key))
+            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
+            self._orders[epoch] = torch.randperm(self.n, generator=generator)
+        return self._orders[epoch]
+
+    def spots(self, step: int) -> Tensor:
+        """Two large random numbers for each image [B / world, 2], which place its patch."""
+        noise = BatchNoise(self.seed, step, f"patch {self.key}", total=self.total, start=self.part.start)
+        return noise.randint(1 << 31, self.part.stop - self.part.start, 2)
+
+
+def positions(orders: Sequence[Order], step: int) -> np.ndarray:
+    """The positions of each order [B], one order after the other."""
+    return torch.cat([order.at(step) for order in orders]).numpy()
+
+
+def places(orders: Sequence[Order], step: int) -> np.ndarray:
+    """The positions with where the patches of the images lie, [B, 3], as `stream.Pictures` takes them."""
+    spots = torch.cat([order.spots(step) for order in orders]).numpy()
+    return np.concatenate([positions(orders, step)[:, None], spots], 1)
 
 
 def quantise(u8: Tensor, levels: int | None, noise: Noise | None = None) -> Tensor:
     """Bytes as x in [-1, 1], of the same shape and the default dtype: with L levels, x = 2k / (L − 1) − 1
     where k = ⌊u8 · L / 256⌋. With 2 levels x is a draw of Bernoulli(u8 / 255), never a threshold: a
-    likelihood of binary images is of such draws (Salakhutdinov & Murray 2008).
-
-    u8: bytes, of any shape.
-    levels: grey levels L, 2 … 256; None for latents, which keep their values.
-    noise: noise of the draw, with 2 levels.
-    """
+    likelihood of binary images is of such draws (Salakhutdinov & Murray 2008)."""
     if levels is None:
         return u8.to(torch.get_default_dtype())
     if levels == 2:
@@ -97,10 +212,8 @@ class TrainBatches:
         needs: Sequence[str] = (),
     ):
         if batch_size < world or batch_size % world:
-            raise UsageError(
-                f"a batch of {batch_size} cannot be shared by {world} processes",
-                hint=f"`--set train.batch_size={max(1, batch_size // world) * world}`",
-            )
+            hint = f"`--set train.batch_size={max(1, batch_size // world) * world}`"
+            raise UsageError(f"a batch of {batch_size} cannot be shared by {world} processes", hint=hint)
         self.seed, self.total, self.levels, self.device = seed, batch_size, levels, torch.device(device)
         size = batch_size // world
         self.start = rank * size
@@ -120,7 +233,7 @@ class TrainBatches:
             read = partial(places if patches else positions, orders)
             self.ahead = Prefetch(self.rows.streamed, read, worker_count())
         streamed = self.ahead is not None
-        self.reader = reader(self.device, kept=self.rows.whole, streamed=streamed)
+        self.reader = reader(self.device, on_device=self.rows.whole, streamed=streamed)
 
     def at(self, step: int) -> Batch:
         """This rank's rows of the global batch of `step`: x [B / world, C, H, W].
@@ -135,11 +248,11 @@ class TrainBatches:
         return Batch(pictures.pop("x"), y, index, self._noise(step, "main"), pictures | extra | prepared)
 
     def _read(self, step: int) -> tuple[Tensor, list[_Taken], dict[str, Tensor]]:
-        """Of a step, on the device: the positions of its images, their rows and those of the second domain,
-        and what was prepared of the images."""
+        """The inputs of a step on the device: positions of its images, rows of them and of the second domain,
+        prepared arrays."""
         index = [order.at(step) for order in self.orders]
         read = self.ahead.at(step).split(len(index[0])) if self.ahead else [None] * len(index)
-        rows = [self.rows.take(own, u8) for own, u8 in zip(index, read, strict=True)]
+        rows = [self.rows.take(rows, u8) for rows, u8 in zip(index, read, strict=True)]
         prepared = {
             key: moved(torch.from_numpy(values[index[0].numpy()]), self.device)
             for key, values in self.prepared.items()
@@ -190,11 +303,8 @@ def scan(
     augment: names of `AUGMENTS`, each with a number if need be.
     """
     device, change = torch.device(device), augmenter(augment)
-    order = (
-        torch.arange(pack.meta.counts[split])
-        if index is None
-        else torch.as_tensor(np.asarray(index), dtype=torch.int64)
-    )
+    rows = np.arange(pack.meta.counts[split]) if index is None else np.asarray(index)
+    order = torch.as_tensor(rows, dtype=torch.int64)
     parts, uncut = order.split(batch_size), patch_of(augment) is not None
     for part, (pictures, y, extra) in zip(parts, _taken(pack, split, parts, device, uncut), strict=True):
         ids = part.tolist()
@@ -240,7 +350,7 @@ def _noised(
     seed: int,
     device: torch.device,
 ) -> Batch:
-    """The batch of pictures, uint8 [B, C, H, W] each, whose noise goes by `ids`."""
+    """A batch of pictures, uint8 [B, C, H, W] each, whose noise follows from `ids`."""
     pictures = levelled(pictures, levels, ImageNoise(BINARY_SEED, ids, device) if levels == 2 else None)
     where = moved(torch.tensor(ids, dtype=torch.int64), device)
     return Batch(pictures.pop("x"), y, where, ImageNoise(seed, ids, device), pictures | extra)
@@ -249,30 +359,19 @@ def _noised(
 def _taken(
     pack: Pack, split: str, parts: Sequence[Tensor], device: torch.device, uncut: bool
 ) -> Iterator[_Taken]:
-    """The rows of a split at some positions [B], one batch after the other.
-
-    uncut: as of `_Rows`.
-    """
+    """The rows of a split at some positions [B], one batch after the other."""
     rows = _Rows(pack, split, device, whole=False, uncut=uncut)
     ahead = None
     if rows.streamed is not None:
-        ahead = Prefetch(
-            rows.streamed, lambda i: parts[i].numpy(), worker_count() if len(parts) > FEW else 0, len(parts)
-        )
+        workers = worker_count() if len(parts) > FEW else 0
+        ahead = Prefetch(rows.streamed, lambda i: parts[i].numpy(), workers, len(parts))
     for i, part in enumerate(parts):
         yield rows.take(part, ahead.at(i) if ahead else None)
 
 
 class _Rows:
     """Rows of a split as bytes. A split that fits is kept on the GPU; rows of others are read from the
-    memory-map and moved through pinned memory. Those of a streamed split are read elsewhere and handed in.
-
-    pack: the data set.
-    split: "train", "val" or "test".
-    device: device of the rows.
-    whole: whether the split may be kept on the device.
-    uncut: whether packed images are whole of which patches are used.
-    """
+    memory-map and moved through pinned memory. Those of a streamed split are read elsewhere and handed in."""
 
     def __init__(
         self, pack: Pack, split: str, device: torch.device, *, whole: bool = True, uncut: bool = False
@@ -284,10 +383,8 @@ class _Rows:
         labels = pack.labels(split)
         self.labels = None if labels is None else torch.from_numpy(np.asarray(labels))
         self.captions = pack.captions(split)
-        self.further = {
-            kind: torch.from_numpy(np.asarray(array))
-            for kind, array in pack.further(split, uncut=uncut).items()
-        }
+        further = pack.further(split, uncut=uncut)
+        self.further = {kind: torch.from_numpy(np.asarray(array)) for kind, array in further.items()}
         size = self.images.nbytes * (1 + len(self.further))
         self.whole = whole and not kind_of(device).shared and self.streamed is None and size <= ON_DEVICE
         if self.whole:
@@ -297,11 +394,7 @@ class _Rows:
 
     def take(self, index: Tensor, u8: Tensor | None = None) -> _Taken:
         """The images `x` and further pictures of them by kind, uint8 [B, C, H, W]; labels; and the captions
-        in `extra`.
-
-        index: positions [B] in the split, on the CPU.
-        u8: the images' bytes, where they were read ahead.
-        """
+        in `extra`."""
         extra = {} if self.captions is None else {"caption": [self.captions[i] for i in index.tolist()]}
         if self.whole:
             index = moved(index, self.device)

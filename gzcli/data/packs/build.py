@@ -1,35 +1,46 @@
 """Packs a set: writes its images, in one pass, into a uint8 `.npy` file for each split. Only a few blocks are
-in memory at a time."""
+in memory at a time. Worker processes import this module, so it does not import torch."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.types import Report, Say, unreported
 from gzcli.core.units import as_size, sides
-from gzcli.data.packs.beside import write_labels, write_sides
-from gzcli.data.packs.fitted import Fit, Fitted, Sides, alike, measured, sides_in
-from gzcli.data.packs.forms import Decoding, Form, Report, Say, unreported
-from gzcli.data.packs.rows import Rows, keep
-from gzcli.data.packs.splits import SPLITS, Plan, foreign_plan, rows_of, split_plan, without
-from gzcli.data.packs.stream import write_index
-from gzcli.data.packs.workers import mapped
-from gzcli.data.readers.conditions import in_words
-from gzcli.data.readers.pictures import look, noted
-from gzcli.data.readers.raw_images import Block, RawImages
+from gzcli.data.packs.pack import SPLITS
+from gzcli.data.packs.stream import mapped, write_index
+from gzcli.data.readers.images import Block, RawImages
+from gzcli.data.readers.pictures import (
+    Decoding,
+    decode,
+    fit_array,
+    look,
+    notes_in_words,
+    sides_of,
+    undecodable,
+)
+from gzcli.data.sets.registry import Form, extras_in_words
 from gzcli.store.files import checksum, need_space, write_json
 
 LARGEST = 512  # pixels a side that are packed without being asked for by `data.size`
 NAMED = 5  # pictures that a message names
 
 Shape = tuple[int, int, int]  # (C, H, W)
+Sides = dict[
+    str, np.ndarray
+]  # by official split: int32 [N, 2], width and height of each image before packing
 Bad = dict[tuple[str, int], MissingError]  # pictures that did not decode, by (official split, number in it)
+# For each official split, of each of its images: the number of its packed split in SPLITS (int8 [N], −1: left
+# out), and the row there (int64 [N]).
+Plan = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def build(
@@ -42,60 +53,45 @@ def build(
     progress: Report = unreported,
 ) -> None:
     """Writes SPLIT.npy, SPLIT_labels.npy, SPLIT_captions.json, SPLIT_names.json, SPLIT_<kind>.npy of further
-    pictures, and meta.json into `folder`. Pictures that were left out are listed in meta.json.
-
-    images: the images.
-    folder: the pack's folder.
-    form: the form in which they are packed.
-    extra: further keys of meta.json.
-    limit: bytes beyond which no pixels are written but an index of the places of the pictures (`stream.py`),
-      which are decoded as they are needed; None: no limit.
-    progress: takes images done and in all.
-
-    Raises UsageError for mixed sizes without a size asked for, and for further pictures that are too many to
-    be packed or of another shape than their image; MissingError that names the pictures that do not decode.
-    """
+    pictures, and meta.json with the keys of `extra` into `folder`. Of more than `limit` bytes, and of images
+    of several sizes, an index of the places of the pictures (`stream.py`) is written in place of pixels."""
     plan = foreign_plan(images.counts) if form.foreign else split_plan(images.title, images.counts)
-    images = _scored(images, plan) if form.foreign else images
+    images = _of_plan(images, plan) if form.foreign else images
     notes: list[str] = []  # of how pictures were read
     native = _native(images, form, notes.append)
-    rows = rows_of(plan)
-    total = sum(rows.values()) * (1 + len(images.further))
-    had = sides_in(images) if form.mixed and images.shape is None else None
-    mixed = had is not None and _mixed(had, native[0] * total, limit)
-    if had is not None:
-        width, height = np.concatenate(list(had.values())).min(0).tolist()
+    total = sum(rows_of(plan).values()) * (1 + len(images.further))
+    sizes = _sides_in(images) if form.mixed and images.shape is None else None
+    mixed = sizes is not None and _must_stay_mixed(sizes, native[0] * total, limit)
+    if sizes is not None:
+        width, height = np.concatenate(list(sizes.values())).min(0).tolist()
         native = native[0], height, width
-    shape, how = _target(images, native, form, mixed)
+    shape, decoding = _target(images, native, form, mixed)
     streamed = mixed or (limit is not None and total * int(np.prod(shape)) > limit)
-    skipped: list[str] = []
+    bad: Bad = {}
     if streamed:
-        _index(images, plan, folder, mixed)
-        notes = [f"of a few that were looked at, {note}" for note in noted(notes)]
-        if mixed and had is not None:
-            write_sides(had, plan, rows, folder)
+        _write_index(images, plan, folder, mixed)
         resized = form.size is not None
+        notes = [f"of a few that were looked at, {note}" for note in notes_in_words(notes)]
     else:
         need_space(folder, total * int(np.prod(shape)))
-        fit = Fit(images.title, shape, how, _crop_hint(native), measured=bool(images.further))
-        bad, resized, notes = _pack(images, plan, folder, fit, lambda n: progress(n, total))
+        fit = Fit(images.title, shape, decoding, _crop_hint(native), with_sides=bool(images.further))
+        bad, resized, notes = _write_images(images, plan, folder, fit, lambda n: progress(n, total))
         if bad:
-            skipped = _left_out(images, plan, bad, form.skip_bad, folder)
-            rows = rows_of(plan)
-    write_labels(images, plan, rows, folder)
+            _leave_out(images, plan, bad, form.skip_bad, folder)
+    _write_values(images, sizes if mixed and sizes else {}, plan, folder)
     files = sorted(path.name for path in folder.iterdir())
     meta = {
         "title": images.title,
         "shape": list(shape),
         "classes": list(images.classes),
         "multilabel": images.multilabel,
-        "counts": rows,
+        "counts": rows_of(plan),
         "levels": images.levels,
         "resized": resized,
         "fit": form.fit,
         "mixed": mixed,
-        "streamed": asdict(how) if streamed else None,
-        "skipped": skipped,
+        "streamed": asdict(decoding) if streamed else None,
+        "skipped": [e.message for e in bad.values()],
         "notes": [*images.notes, *notes],
         "extras": [*(["caption"] if images.captions else []), *images.further],
         **extra,
@@ -105,22 +101,110 @@ def build(
     write_json(folder / "meta.json", meta)
 
 
-def _scored(images: RawImages, plan: Plan) -> RawImages:
-    """The images of the plan's official splits, without further pictures of them."""
+def _of_plan(images: RawImages, plan: Plan) -> RawImages:
+    """The images of the plan's official splits, without their further pictures."""
     counts = {split: images.counts[split] for split in plan}
+    return replace(
+        images,
+        counts=counts,
+        blocks=lambda: (block for block in images.blocks() if block.split in counts),
+        further={},
+    )
 
-    def blocks() -> Iterator[Block]:
-        return (block for block in images.blocks() if block.split in counts)
 
-    return replace(images, counts=counts, blocks=blocks, further={})
+def _write_values(images: RawImages, sizes: Sides, plan: Plan, folder: Path) -> None:
+    """Writes what belongs to the images beside their pixels: labels, sides, captions and names."""
+    for kind, values in (("labels", images.labels), ("sides", sizes)):
+        for split, rows in _in_plan(values, plan).items():
+            np.save(folder / f"{split}_{kind}.npy", rows)
+    for kind, texts in (("captions", images.captions), ("names", images.names)):
+        for split, rows in _in_plan({s: np.array(t, object) for s, t in texts.items()}, plan).items():
+            write_json(folder / f"{split}_{kind}.json", rows.tolist())
+
+
+def _in_plan(values: Mapping[str, np.ndarray], plan: Plan) -> dict[str, np.ndarray]:
+    """Values of images by official split, moved to the rows of the packed splits."""
+    if not values:
+        return {}
+    packed = {}
+    for code, (split, n) in enumerate(rows_of(plan).items()):
+        first = next(iter(values.values()))
+        packed[split] = np.zeros((n, *first.shape[1:]), first.dtype)
+        for official, (target, row) in plan.items():
+            packed[split][row[target == code]] = values[official][target == code]
+    return packed
+
+
+# --- splits ---
+
+
+def split_plan(title: str, counts: Mapping[str, int]) -> Plan:
+    """The plan of a set to train on; raises MissingError for too few images. Without an official validation
+    split, min(2000, 10 %) of train become it, and without a test split 10 %, by a fixed seed and in their
+    order. RandomState's stream is frozen, so that this choice never changes."""
+    n = counts.get("train", 0)
+    target = np.zeros(n, np.int8)
+    order = np.random.RandomState(0).permutation(n)
+    tenth = max(1, n // 10)
+    if not counts.get("test"):
+        target[order[:tenth]], order = 2, order[tenth:]
+    if not counts.get("val"):
+        target[order[: min(2000, tenth)]] = 1
+    official = {s: np.full(counts[s], i, np.int8) for i, s in enumerate(SPLITS) if i and counts.get(s)}
+    return _trainable(title, {"train": target, **official})
+
+
+def foreign_plan(counts: Mapping[str, int]) -> Plan:
+    """The plan of a set that is only scored: its official test images, or all, become the split `test`."""
+    official = ("test",) if counts.get("test") else [split for split in SPLITS if counts.get(split)]
+    return _in_rows({split: np.full(counts[split], SPLITS.index("test"), np.int8) for split in official})
+
+
+def _trainable(title: str, targets: dict[str, np.ndarray]) -> Plan:
+    """The plan by number of the packed split; raises MissingError where no image is left to train on."""
+    if not (targets["train"] == 0).any():
+        n = len(targets["train"])
+        raise MissingError(f"`{title}` holds too few images: {n} to train on", hint="give at least 3 images")
+    return _in_rows(targets)
+
+
+def _without(title: str, plan: Plan, bad: Iterable[tuple[str, int]]) -> Plan:
+    """The plan without some images, by (official split, number in it)."""
+    targets = {split: target.copy() for split, (target, _) in plan.items()}
+    for split, i in bad:
+        targets[split][i] = -1
+    if rows_of(plan)["train"]:
+        return _trainable(title, targets)
+    if not any((target >= 0).any() for target in targets.values()):
+        raise MissingError(f"`{title}` holds no picture that decodes")
+    return _in_rows(targets)
+
+
+def _in_rows(targets: dict[str, np.ndarray]) -> Plan:
+    """The plan in which the images of a packed split keep their order."""
+    plan, start = {}, [0, 0, 0]
+    for split, target in targets.items():
+        row = np.zeros(len(target), np.int64)
+        for code in range(3):
+            inside = target == code
+            row[inside] = start[code] + np.arange(inside.sum())
+            start[code] += int(inside.sum())
+        plan[split] = target, row
+    return plan
+
+
+def rows_of(plan: Plan) -> dict[str, int]:
+    """Images in each packed split."""
+    targets = [target for target, _ in plan.values()]
+    return {split: sum(int((t == code).sum()) for t in targets) for code, split in enumerate(SPLITS)}
+
+
+# --- shape ---
 
 
 def _native(images: RawImages, form: Form, note: Say) -> Shape:
-    """The shape of the images before packing, by a few of them: the size of the first one, and three channels
-    if any has colour. Where none can be looked at it is the form's.
-
-    note: takes how each of the few was read, as in `pictures.decode`.
-    """
+    """The shape of the images before packing, from a few of them: the size of the first, and three channels
+    if any has colour. Without any to look at it is the form's."""
     if images.shape:
         return images.shape
     if images.probe is None:
@@ -134,30 +218,37 @@ def _native(images: RawImages, form: Form, note: Say) -> Shape:
         except MissingError as e:  # packing names every one of them
             problem = e
     if not seen:
-        raise MissingError(
-            f"none of the pictures of `{images.title}` decodes that were looked at: {problem}"
-        ) from problem
+        message = f"none of the pictures of `{images.title}` decodes that were looked at: {problem}"
+        raise MissingError(message) from problem
     height, width, _ = seen[0]
     return 3 if any(colour for _, _, colour in seen) else 1, height, width
 
 
-def _mixed(had: Sides, planes: int, limit: int | None) -> bool:
+def _sides_in(images: RawImages) -> Sides:
+    """The sides of encoded pictures, read from their headers."""
+    sizes: Sides = {split: np.zeros((n, 2), np.int32) for split, n in images.counts.items()}
+    for split, start, data, name in images.blocks():
+        assert isinstance(data, bytes)
+        try:
+            sizes[split][start] = sides_of(data)
+        except Exception as e:  # as in `decode`
+            raise undecodable(name, e) from e
+    return sizes
+
+
+def _must_stay_mixed(sizes: Sides, planes: int, limit: int | None) -> bool:
     """Whether images of these sides cannot be packed, as they have several sizes or are too large.
 
-    planes: number of their channels together.
-    limit: bytes of a pack; None: no limit.
+    `planes` is the number of their channels together.
     """
-    every = np.concatenate(list(had.values()))  # [N, 2]
+    every = np.concatenate(list(sizes.values()))  # [N, 2]
     width, height = every[0].tolist()
     too_many = limit is not None and planes * width * height > limit
     return too_many or max(width, height) > LARGEST or len(np.unique(every, axis=0)) > 1
 
 
 def _target(images: RawImages, native: Shape, form: Form, mixed: bool) -> tuple[Shape, Decoding]:
-    """The packed shape, and the decoding that leads to it. Raises UsageError where a size must be given.
-
-    mixed: whether images of any size are decoded as they are needed.
-    """
+    """The packed shape, and the decoding that leads to it. Raises UsageError where a size must be given."""
     c, h, w = native
     if not form.size and not mixed and max(h, w) > LARGEST:
         hint = "`--set data.size=64` resizes them once, when they are packed"
@@ -173,99 +264,156 @@ def _crop_hint(native: Shape) -> str:
     return f"`--set data.size={size}` resizes them, cropped to squares"
 
 
-def _pack(
+class Fitted(NamedTuple):
+    """A block in the shape in which it is packed."""
+
+    split: str  # official split
+    start: int  # number of the first image in it
+    images: np.ndarray | MissingError  # uint8 [n, C, H, W], or why there is none
+    resized: bool  # whether its size was changed
+    sides: tuple[int, int]  # (width, height) before, in pixels; (0, 0) where they were not measured
+    name: str  # file that held it, for messages
+    notes: tuple[str, ...] = ()  # choices that its reading needed, as `pictures.decode` notes them
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The function Block → Fitted, which can be pickled."""
+
+    title: str  # what messages call the set
+    shape: Shape
+    decoding: Decoding
+    hint: str  # what to do about pictures of mixed sizes
+    with_sides: bool  # whether the sides that a picture has before are measured
+
+    def __call__(self, block: Block) -> Fitted:
+        split, start, data, name = block
+        if not isinstance(data, bytes):
+            height, width = data.shape[2:]
+            images, resized = (
+                fit_array(data, self.shape, self.decoding.fit),
+                (height, width) != self.shape[1:],
+            )
+            return Fitted(split, start, images, resized, (width, height), name)
+        notes: list[str] = []
+        try:
+            image, resized = decode(data, name, self.decoding, notes.append)
+        except MissingError as e:
+            return Fitted(split, start, e, False, (0, 0), name)
+        if image.shape != self.shape:
+            (_, h, w), (_, h0, w0) = image.shape, self.shape
+            message = f"the images of `{self.title}` have mixed sizes: `{name}` is {w}×{h}"
+            raise UsageError(f"{message}, others are {w0}×{h0}", hint=self.hint)
+        before = sides_of(data) if self.with_sides else (0, 0)
+        return Fitted(split, start, image[None], resized, before, name, tuple(notes))
+
+
+# --- writing ---
+
+
+class RowFile:
+    """A `.npy` file of n uint8 rows that come in any order. They are written, not mapped, so that resident
+    memory does not grow with the file."""
+
+    def __init__(self, path: Path, n: int, shape: tuple[int, ...]):
+        self.row = int(np.prod(shape))
+        self.seen = np.zeros(n, bool)
+        self.file = path.open("wb+")
+        head = {"descr": "|u1", "fortran_order": False, "shape": (n, *shape)}
+        np.lib.format.write_array_header_1_0(self.file, head)
+        self.start = self.file.tell()
+        self.file.truncate(self.start + n * self.row)
+        self.file.flush()
+
+    def put(self, row: int, image: np.ndarray) -> None:
+        os.pwrite(self.file.fileno(), np.ascontiguousarray(image).tobytes(), self.start + int(row) * self.row)
+        self.seen[row] = True
+
+
+def _file(folder: Path, split: str, kind: str = "") -> Path:
+    return folder / (f"{split}_{kind}.npy" if kind else f"{split}.npy")
+
+
+def _write_images(
     images: RawImages, plan: Plan, folder: Path, fit: Fit, report: Callable[[int], None]
 ) -> tuple[Bad, bool, list[str]]:
     """Writes the images, then their further pictures by the same crop. Returns those that did not decode,
     whether any image was resized, and how pictures were read."""
     each = sum(images.counts.values())
     work = each if images.shape != fit.shape else 0  # number of images that are decoded or resized
-    had: Sides = {split: np.zeros((n, 2), np.int32) for split, n in images.counts.items()}
-    rows = rows_of(plan)
+    sizes: Sides = {split: np.zeros((n, 2), np.int32) for split, n in images.counts.items()}
+    bad: Bad = {}
     notes: Counter[str] = Counter()
-
-    def written(kind: str, fitted: Iterator[Fitted], done: int) -> tuple[Bad, bool]:
-        writers = {split: Rows(folder / _file(split, kind), n, fit.shape) for split, n in rows.items()}
-        found = _write(fitted, plan, writers, lambda n: report(done + n), notes)
-        for split, writer in writers.items():
-            if missing := int((~writer.seen).sum()):
+    any_resized = False
+    for i, (kind, blocks) in enumerate({"": images.blocks, **images.further}.items()):
+        files = {s: RowFile(_file(folder, s, kind), n, fit.shape) for s, n in rows_of(plan).items()}
+        done = i * each
+        try:
+            for one in mapped(fit, blocks(), work):
+                notes.update(one.notes)
+                any_resized |= one.resized and not kind
+                target, row = plan[one.split]
+                if isinstance(one.images, MissingError):
+                    bad.setdefault((one.split, one.start), one.images)
+                    files[SPLITS[target[one.start]]].seen[row[one.start]] = True
+                    continue
+                if kind:
+                    _check_sides(one, sizes[one.split][one.start].tolist())
+                else:
+                    sizes[one.split][one.start : one.start + len(one.images)] = one.sides
+                for k, image in enumerate(one.images, one.start):
+                    files[SPLITS[target[k]]].put(row[k], image)
+                done += len(one.images)
+                report(done)
+        finally:
+            for file in files.values():
+                file.file.close()
+        for split, file in files.items():
+            if missing := int((~file.seen).sum()):
                 what = f"`{kind}` pictures" if kind else "images"
                 raise MissingError(f"{missing} {what} of the {split} split are missing in `{images.title}`")
-        return found
-
-    fitted = mapped(fit, images.blocks(), work)
-    bad, resized = written("", measured(fitted, had) if fit.measured else fitted, 0)
-    fit = replace(
-        fit, how=replace(fit.how, size=as_size(*fit.shape[1:]))
-    )  # a map may be smaller than its image
-    for i, (kind, blocks) in enumerate(images.further.items(), 1):
-        worse, _ = written(kind, alike(mapped(fit, blocks(), work), had), i * each)
-        bad |= {place: e for place, e in worse.items() if place not in bad}
-    return bad, resized, noted(notes)
+        # a map may be smaller than its image
+        fit = replace(fit, decoding=replace(fit.decoding, size=as_size(*fit.shape[1:])))
+    return bad, any_resized, notes_in_words(notes)
 
 
-def _file(split: str, kind: str = "") -> str:
-    return f"{split}_{kind}.npy" if kind else f"{split}.npy"
+def _check_sides(further: Fitted, image: list[int]) -> None:
+    """Raises UsageError where a further picture has another shape than its image: it would be cropped to
+    another place."""
+    (w, h), (w0, h0) = further.sides, image
+    if w0 and h0:  # else the image did not decode
+        slack = max(0.02, 1 / min(w, h, w0, h0))  # a pixel may be lost to rounding
+        if abs(w * h0 / (h * w0) - 1) > slack:
+            message = f"`{further.name}` is {w}×{h}, and its image {w0}×{h0}: another shape"
+            raise UsageError(message, hint="crop both alike, before they become a set")
 
 
-def _write(
-    fitted: Iterator[Fitted],
-    plan: Plan,
-    writers: dict[str, Rows],
-    report: Callable[[int], None],
-    notes: Counter[str],
-) -> tuple[Bad, bool]:
-    """Writes blocks into the files of the splits and closes these, and counts in `notes` how pictures were
-    read. Returns the pictures that did not decode, and whether any was resized."""
-    bad: Bad = {}
-    resized, done = False, 0
-    try:
-        for one in fitted:
-            resized |= one.resized
-            notes.update(one.notes)
-            to_split, to_row = plan[one.split]
-            if isinstance(one.images, MissingError):
-                bad[one.split, one.start] = one.images
-                writers[SPLITS[to_split[one.start]]].seen[to_row[one.start]] = True
-                continue
-            for i, image in enumerate(one.images, one.start):
-                writers[SPLITS[to_split[i]]].put(to_row[i], image)
-            done += len(one.images)
-            report(done)
-    finally:
-        for writer in writers.values():
-            writer.close()
-    return bad, resized
-
-
-def _left_out(images: RawImages, plan: Plan, bad: Bad, skip_bad: bool, folder: Path) -> list[str]:
-    """Removes pictures that did not decode from the plan and the files. Returns their messages.
-
-    Raises MissingError that names them unless `skip_bad`.
-    """
-    messages = [e.message for e in bad.values()]
+def _leave_out(images: RawImages, plan: Plan, bad: Bad, skip_bad: bool, folder: Path) -> None:
+    """Removes pictures that did not decode from the plan and the files. Raises MissingError that names them
+    unless `skip_bad`."""
     if not skip_bad:
+        messages = [e.message for e in bad.values()]
         shown = "; ".join(messages[:NAMED]) + ("; …" if len(messages) > NAMED else "")
         count = f"{len(messages):,} pictures of `{images.title}` do not decode: " if len(messages) > 1 else ""
         hint = "replace them or take them out; `gz data import PATH --name NAME --skip-bad` leaves them out"
         raise MissingError(count + shown, hint=hint)
-    again = without(images.title, plan, bad)
-    for code, name in enumerate(SPLITS):
-        kept = np.concatenate(
-            [again[split][0][target == code] == code for split, (target, _) in plan.items()]
-        )
-        if not kept.all():
+    new = _without(images.title, plan, bad)
+    for code, split in enumerate(SPLITS):
+        stays = np.concatenate([new[s][0][target == code] == code for s, (target, _) in plan.items()])
+        if not stays.all():
             for kind in ("", *images.further):
-                keep(folder / _file(name, kind), np.flatnonzero(kept))
-    plan.update(again)
-    return messages
+                path = _file(folder, split, kind)
+                old, part = np.load(path, mmap_mode="r"), path.with_suffix(".part")
+                file = RowFile(part, int(stays.sum()), old.shape[1:])
+                for to, row in enumerate(np.flatnonzero(stays)):
+                    file.put(to, old[row])
+                file.file.close()
+                os.replace(part, path)
+    plan.update(new)
 
 
-def _index(images: RawImages, plan: Plan, folder: Path, mixed: bool) -> None:
-    """Writes the places of the pictures instead of pixels. Raises UsageError where there are none.
-
-    mixed: whether that is because they have several sizes.
-    """
+def _write_index(images: RawImages, plan: Plan, folder: Path, mixed: bool) -> None:
+    """Writes the places of the pictures instead of pixels. Raises UsageError where there are none."""
     why = f"`{images.title}` is larger than `GZ_PACK_LIMIT` allows to pack, and"
     more, less = "set `GZ_PACK_LIMIT` to more bytes", "`data.size` to fewer pixels"
     if mixed:
@@ -275,16 +423,12 @@ def _index(images: RawImages, plan: Plan, folder: Path, mixed: bool) -> None:
             "leave them out",
         )
     if images.further:
-        raise UsageError(f"{why} {in_words(images.further)} are not streamed", hint=f"{more}, or {less}")
+        message = f"{why} {extras_in_words(images.further)} are not streamed"
+        raise UsageError(message, hint=f"{more}, or {less}")
     if images.spans is None:
         ways = "bring the images as files: a folder, a zip or a plain tar"
         raise UsageError(f"{why} cannot be streamed", hint=f"{more}, or {ways}")
     spans = images.spans()
-    for code, name in enumerate(SPLITS):
-        found = [
-            span
-            for split, (target, _) in plan.items()
-            for span, to_split in zip(spans[split], target, strict=True)
-            if to_split == code
-        ]
-        write_index(folder, name, found)
+    for code, split in enumerate(SPLITS):
+        pairs = (pair for s, (target, _) in plan.items() for pair in zip(spans[s], target, strict=True))
+        write_index(folder, split, [span for span, target in pairs if target == code])

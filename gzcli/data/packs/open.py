@@ -3,20 +3,59 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import replace
+import tarfile
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from gzcli.core.errors import MissingError, UsageError
-from gzcli.core.sections import Fit
-from gzcli.core.units import Size, canonical_size, packable
-from gzcli.data.packs.cached import find_pack, pack_dir
-from gzcli.data.packs.facts import facts_of, told
-from gzcli.data.packs.forms import Report, Say, silent, unreported
-from gzcli.data.packs.in_use import Use
-from gzcli.data.packs.make import make
-from gzcli.data.packs.pack import Pack, PackMeta
+from gzcli.core.errors import GzError, MissingError, UsageError
+from gzcli.core.sections import DataSection, Fit
+from gzcli.core.types import Report, Say, silent, unreported
+from gzcli.core.units import Size, by_sides, canonical_size, counted, packable
+from gzcli.data.packs.augment import patch_of
+from gzcli.data.packs.pack import (
+    RULE,
+    SPLITS,
+    Pack,
+    PackMeta,
+    Use,
+    find_pack,
+    fingerprint,
+    pack_dir,
+    pack_limit,
+)
+from gzcli.data.packs.traits import facts_of, measure, settings_lines
 from gzcli.data.sets.names import DataSet, OwnSet, locate
-from gzcli.store.files import lock, sweep
+from gzcli.data.sets.registry import SPECS, DataSpec, Form, check_files, is_fetched, raw_dir
+from gzcli.store.files import lock, new_dir, read_object, sweep, write_json
+from gzcli.store.hub import HUB_SCHEME, offline
+
+if TYPE_CHECKING:
+    from gzcli.data.readers.images import RawImages
+
+FETCHED_UNASKED = 200_000_000  # bytes: larger sets are downloaded only by `gz data download`
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+RUN_RECORD = "env.json"  # file of a run that holds the record of its data, under the key `data`
+NAMED = 5  # classes that a message names at most
+
+
+class PackOptions(TypedDict):
+    """Keywords of `open_pack` and `peek`."""
+
+    size: Size | None  # of the images; None: the set's own
+    channels: int | None  # 1 or 3; None: the set's own
+    fit: Fit  # how pictures of another shape come to the size
+    patch: int | None  # side of the patches of the images that are used; None: whole images are
+
+
+def pack_options(data: DataSection) -> PackOptions:
+    """The keywords that the section `data` of a recipe asks for."""
+    return PackOptions(size=data.size, channels=data.channels, fit=data.fit, patch=patch_of(data.augment))
+
+
+def size_of(data: DataSection) -> Size | None:
+    """The size of the images that a model sees: that of the patches, where it is trained on patches."""
+    return patch_of(data.augment) or data.size
 
 
 def peek(
@@ -28,18 +67,11 @@ def peek(
     patch: int | None = None,
 ) -> PackMeta | None:
     """What the pack of a set holds, from its JSON alone; None where it is not packed, or packed from other
-    files.
-
-    what: the set, or its name or path.
-    size: of the images; None: the set's own.
-    channels: 1 or 3; None: the set's own.
-    fit: how pictures of another shape come to the size.
-    patch: side of the patches of the images that are used; None: whole images are.
-    """
+    files. Keywords are as of `open_pack`."""
     size = size and canonical_size(size)
-    found = locate(what).sized(size)
-    packed = find_pack(found, found.form.asked(size, channels, fit, patch))
-    return packed.cut(patch).meta if packed else None
+    data = locate(what).sized(size)
+    pack = find_pack(data, data.form.with_options(size, channels, fit, patch))
+    return pack.cut(patch).meta if pack else None
 
 
 def open_pack(
@@ -75,43 +107,160 @@ def open_pack(
     if channels not in (None, 1, 3):
         raise UsageError(f"`data.channels` is 1 (grey) or 3 (RGB), not {channels}")
     size = None if size is None else packable(size)
-    found = locate(what).sized(size)
-    form = replace(
-        found.form.asked(size, channels, fit, patch), foreign=foreign and isinstance(found, OwnSet)
-    )
-    with Use(found) as use:
-        name, folder = found.shown, pack_dir(found, form)
-        if packed := find_pack(found, form):
-            if form.foreign and packed.meta.notes:  # of pictures that are judged it is said each time
-                say(f"`{name}`: {packed.meta.words}")
-            return _cut(packed, patch, use)
-        try:
-            waiting = f"another process packs `{name}`: waiting"
-            with lock(folder.with_name(f".{folder.name}.lock"), on_wait=lambda: say(waiting)):
-                if (packed := find_pack(found, form)) is None:
-                    sweep(folder.parent)
-                    make(found, folder, form, fetch, say, progress)
-                    if packed := find_pack(found, form):
-                        say(f"`{name}`: {packed.meta.words}")
-                        facts = facts_of(found, size=size, channels=channels, patch=patch)
-                        for line in told(found, facts) if not foreign else ():
-                            say(f"`{name}`: {line}")
-        except OSError as e:
-            if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
-                raise
-            hint = "free some space, or set `GZ_HOME` to a folder on another disk"
-            raise MissingError(
-                f"`{name}` could not be packed into `{folder}`: {e.strerror}", hint=hint
-            ) from e
-        if packed is None:
-            raise MissingError(
-                f"`{name}` changed while it was packed", hint="try again when its files are at rest"
-            )
-        return _cut(packed, patch, use)
+    data = locate(what).sized(size)
+    form = data.form.with_options(size, channels, fit, patch)
+    form = replace(form, foreign=foreign and isinstance(data, OwnSet))
+    with Use(data) as use:
+        if pack := find_pack(data, form):
+            if form.foreign and pack.meta.notes:  # of pictures that are judged it is said each time
+                say(f"`{data.shown}`: {pack.meta.words}")
+        else:
+            pack, is_new = _pack_now(data, form, fetch, say, progress)
+            if is_new:
+                facts = None if foreign else facts_of(data, size=size, channels=channels, patch=patch)
+                for line in (pack.meta.words, *settings_lines(data, facts)):
+                    say(f"`{data.shown}`: {line}")
+        pack = pack.cut(patch)
+        pack.use = use
+        return pack
 
 
-def _cut(packed: Pack, patch: int | None, use: Use) -> Pack:
-    """The pack, of which patches are used, and which keeps the set from being removed."""
-    pack = packed.cut(patch)
-    pack.use = use
-    return pack
+def _pack_now(data: DataSet, form: Form, fetch: bool, say: Say, progress: Report) -> tuple[Pack, bool]:
+    """The pack of a set that was just made, and whether this process made it: another one may have."""
+    folder, is_new = pack_dir(data, form), False
+    waiting = f"another process packs `{data.shown}`: waiting"
+    try:
+        with lock(folder.with_name(f".{folder.name}.lock"), on_wait=lambda: say(waiting)):
+            if (pack := find_pack(data, form)) is None:
+                sweep(folder.parent)
+                _make(data, folder, form, fetch, say, progress)
+                pack, is_new = find_pack(data, form), True
+    except OSError as e:
+        if e.errno not in DISK_ERRORS:
+            raise
+        hint = "free some space, or set `GZ_HOME` to a folder on another disk"
+        message = f"`{data.shown}` could not be packed into `{folder}`: {e.strerror}"
+        raise MissingError(message, hint=hint) from e
+    if pack is None:
+        hint = "try again when its files are at rest"
+        raise MissingError(f"`{data.shown}` changed while it was packed", hint=hint)
+    return pack, is_new
+
+
+def _make(data: DataSet, folder: Path, form: Form, fetch: bool, say: Say, progress: Report) -> None:
+    """Packs a set into `folder`, which appears there whole or not at all."""
+    from gzcli.data.packs.build import build
+
+    if isinstance(data, DataSpec) and not data.embedded:
+        _have_files(data, fetch, say)
+        if data.download_size > FETCHED_UNASKED:
+            say(f"checking the files of `{data.name}`, {data.download_size / 1e6:,.0f} MB")
+        check_files(data, silent)  # a bit may have changed since they were fetched
+    made_of = fingerprint(data)
+    images = _read_own(data, form) if isinstance(data, OwnSet) else _read_known(data)
+    facts = measure(images) if isinstance(data, OwnSet) and not form.foreign else None
+    name = data.shown if isinstance(data, DataSpec) else images.title
+    say(f"packing `{name}`: {counted(sum(images.counts.values()), 'image')}")
+    with new_dir(folder) as part:
+        extra = {"fingerprint": made_of, "rule": RULE, "facts": facts and asdict(facts)}
+        build(images, part, form, limit=pack_limit(), progress=progress, extra=extra)
+
+
+def _read_own(data: OwnSet, form: Form) -> RawImages:
+    from gzcli.data.readers.folder import open_path
+
+    if not data.path.exists():
+        hint = f"`gz data remove {data.key}`, then `gz data import PATH --name {data.key}`"
+        raise MissingError(f"`{data.path}`, imported as `{data.key}`, is gone", hint=hint)
+    return open_path(data.path, form)
+
+
+def _read_known(spec: DataSpec) -> RawImages:
+    """The images of a known set. Raises MissingError where its files cannot be read."""
+    if spec.embedded:
+        from gzcli.data.sets.embedded import MAKERS
+
+        return MAKERS[spec.name](spec)
+    from gzcli.data.readers.publishers import PARSERS
+
+    try:
+        return PARSERS[spec.name](spec, raw_dir(spec))
+    except GzError:
+        raise
+    except (OSError, EOFError, ValueError, KeyError, IndexError, tarfile.TarError) as e:
+        hint = f"`gz data verify {spec.name}` checks its files"
+        raise MissingError(f"the files of `{spec.name}` cannot be read: {e}", hint=hint) from e
+
+
+def ways_to_fetch(spec: DataSpec) -> str:
+    """How a user has the files of a known set fetched."""
+    if spec.linked:
+        ways = f"`gz data download {spec.name} --from DIR`, where DIR has the files of {spec.page}"
+        return ways + (f", or `--from {HUB_SCHEME}{spec.hub}` with `HF_TOKEN`" if spec.hub else "")
+    size = "" if spec in SPECS.values() else f" --size {spec.size}"
+    return f"`gz data download {spec.name}{size}` ({spec.download_size / 1e6:,.0f} MB)"
+
+
+def _have_files(spec: DataSpec, fetch: bool, say: Say) -> None:
+    """Fetches the files that are missing. Raises MissingError where that is not allowed, or they are
+    large."""
+    if is_fetched(spec):
+        return
+    from gzcli.data.download import fetch as fetching
+
+    hint = ways_to_fetch(spec)
+    if not fetch or (offline() and not fetching.has_local_mirror()):
+        why = " and `GZ_OFFLINE` is set" if offline() else ""
+        raise MissingError(f"`{spec.name}` is not in the cache{why}", hint=hint)
+    if spec.download_size > FETCHED_UNASKED:
+        raise MissingError(f"`{spec.name}` is not in the cache, and large", hint=hint)
+    say(f"downloading `{spec.name}` ({spec.download_size / 1e6:,.0f} MB, licence: {spec.licence})")
+    fetching.fetch(spec, say=say)
+
+
+# --- the record of a run's data: the user's files may change after a training ---
+
+
+def record_data(folder: Path, meta: PackMeta) -> None:
+    """Records the data of the run in `folder`, unless that was done before."""
+    env = read_object(folder / RUN_RECORD)
+    if not env.get("data"):
+        write_json(folder / RUN_RECORD, env | {"data": _record(meta)})
+
+
+def check_unchanged(folder: Path, meta: PackMeta) -> None:
+    """Raises MissingError that says what has changed in a set since the run in `folder` recorded it."""
+    before, now = read_object(folder / RUN_RECORD).get("data"), _record(meta)
+    if before is None or before["name"] != now["name"] or before["digest"] == now["digest"]:
+        return
+    changes = ", ".join(_changes(before, now))
+    hint = "put the images back as they were, or train anew on what is there now, without `--resume`"
+    raise MissingError(f"`{meta.title}` is not what `{folder.name}` was trained on: {changes}", hint=hint)
+
+
+def _record(meta: PackMeta) -> dict[str, Any]:
+    """A hash of the content, and facts for a message where it has changed."""
+    facts = {"shape": list(meta.shape), "classes": list(meta.classes), "counts": dict(meta.counts)}
+    return {"name": meta.name, "digest": meta.digest, **facts, "extras": list(meta.extras)}
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between two records, for people."""
+    changes = []
+    gone = [name for name in before["classes"] if name not in now["classes"]]
+    added = [name for name in now["classes"] if name not in before["classes"]]
+    for what, names, end in (("no class", gone, " any more"), ("a new class", added, "")):
+        if names:
+            shown = " ".join(f"`{name}`" for name in names[:NAMED])
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            changes.append(f"{what} {shown}{more}{end}")
+    for split in SPLITS:
+        if before["counts"][split] != now["counts"][split]:
+            changes.append(f"{now['counts'][split]:,} {split} images instead of {before['counts'][split]:,}")
+    if before["shape"] != now["shape"]:
+        old, new = (by_sides(shape[::-1]) for shape in (before["shape"], now["shape"]))
+        changes.append(f"images of {new} instead of {old}")
+    if before["extras"] != now["extras"]:
+        old, new = (", ".join(extras) or "nothing" for extras in (before["extras"], now["extras"]))
+        changes.append(f"with {new} to each instead of {old}")
+    return changes or ["other pixels, labels or texts"]

@@ -1,67 +1,69 @@
-"""Packs: a set as uint8 memory-maps in the cache, opened by every process of a run. No heavy import at the
-top."""
+"""Packs: data sets as uint8 memory-maps in the cache; how they are read, found there, and kept from removal.
+No heavy import at the top."""
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import hashlib
+import itertools
+import math
+import os
+import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from gzcli.core.errors import UsageError
+from gzcli.core.errors import DamagedError, MissingError, UsageError
+from gzcli.core.sections import Fit
 from gzcli.core.types import DataInfo
-from gzcli.data.packs.forms import Decoding
-from gzcli.data.readers.conditions import FURTHER, in_words
-from gzcli.data.readers.kinds import counted
-from gzcli.store.files import read_json
+from gzcli.core.units import as_size, counted, number_in
+from gzcli.data.readers.files import walk
+from gzcli.data.sets.names import DataSet
+from gzcli.data.sets.registry import FURTHER, DataSpec, Form, extras_in_words
+from gzcli.store.files import is_locked, lock, read_json, read_object
+from gzcli.store.paths import cache_dir
 
 if TYPE_CHECKING:
     import numpy as np
 
     from gzcli.data.packs.stream import Pictures
 
-
-def middle(side: int, patch: int) -> slice:
-    """The middle `patch` pixels of a side."""
-    start = (side - patch) // 2
-    return slice(start, start + patch)
+SPLITS = ("train", "val", "test")
+RULE, OWN_RULE = 2, 7  # versions of packing, of known sets and of the user's images: older packs are remade
+META_TYPES: dict[str, type] = {  # of the keys that `meta.json` must have
+    **dict.fromkeys(("fingerprint", "title"), str),
+    **dict.fromkeys(("shape", "classes"), list),
+    **dict.fromkeys(("counts", "sha256"), dict),
+    **dict.fromkeys(("multilabel", "resized"), bool),
+    "levels": int,
+}
+LONGEST_HEAD = 4096  # bytes of the head of an array
+PACK_LIMIT = 32_000_000_000  # bytes: larger sets stream, unless `GZ_PACK_LIMIT` says otherwise
+WAIT = "stop it first, or wait for it"
+_uses = itertools.count()
 
 
 @dataclass(frozen=True)
 class PackMeta:
-    """What a pack holds.
+    """What a pack holds."""
 
-    name: the set's key.
-    title: what it shows, or the path of the user's own.
-    shape: (C, H, W) of an image.
-    classes: names of the classes; () without labels.
-    multilabel: whether an image may have any number of the classes.
-    counts: images of "train", "val" and "test".
-    levels: grey levels of the source, 2 … 256.
-    resized: whether any image was resized.
-    digest: hash of the content.
-    streamed: whether the pack holds no pixels, only where the pictures lie.
-    skipped: messages of pictures that do not decode.
-    source_channels: channels of the source, which may differ from those of `shape`.
-    extras: what belongs to each image, of `conditions.EXTRAS`.
-    notes: what else was left out of the set, and why.
-    mixed: whether the images have several sizes; then `shape` has the least height and width.
-    """
-
-    name: str
-    title: str
-    shape: tuple[int, int, int]
-    classes: tuple[str, ...]
-    multilabel: bool
-    counts: dict[str, int]
-    levels: int
-    resized: bool
-    digest: str
-    streamed: bool = False
-    skipped: tuple[str, ...] = ()
-    source_channels: int = 1
-    extras: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    mixed: bool = False
+    name: str  # the set's key
+    title: str  # what it shows, or the path of the user's own
+    shape: tuple[int, int, int]  # (C, H, W) of an image; of images of several sizes the least H and W
+    classes: tuple[str, ...]  # their names; () without labels
+    multilabel: bool  # whether an image may have any number of the classes
+    counts: dict[str, int]  # images of "train", "val" and "test"
+    levels: int  # grey levels of the source, 2 … 256
+    resized: bool  # whether any image was resized
+    digest: str  # hash of the content
+    streamed: bool = False  # whether the pack holds no pixels, only where the pictures lie
+    skipped: tuple[str, ...] = ()  # messages of pictures that do not decode
+    source_channels: int = 1  # before packing
+    extras: tuple[str, ...] = ()  # what comes with each image, of EXTRAS
+    notes: tuple[str, ...] = ()  # what else was left out of the set, and why
+    mixed: bool = False  # whether the images have several sizes
 
     @property
     def words(self) -> str:
@@ -71,47 +73,42 @@ class PackMeta:
         kind = "attributes" if self.multilabel else "classes" if len(self.classes) != 1 else "class"
         classes = f"{len(self.classes):,} {kind} {few}" if self.classes else "no classes"
         bad = [f"{counted(len(self.skipped), 'unreadable picture')} left out"] if self.skipped else []
-        extras = [f"with {in_words(self.extras)}"] if self.extras else []
+        extras = [f"with {extras_in_words(self.extras)}"] if self.extras else []
         return "; ".join([splits, classes, *extras, *self.notes, *bad])
 
 
 class Pack:
-    """A packed set. Splits are "train", "val" and "test"; arrays are memory-maps, shared by all processes.
+    """A packed set: the arrays of its splits are memory-maps, which all processes share.
 
-    folder: its folder.
-    meta: what it holds.
-    how: how the pictures of a streamed set are decoded; None: the set is not streamed.
-    patch: side of the patches of the images that are used; None: whole images are.
-
-    Raises UsageError that names an image smaller than the patch.
+    With `patch` the images are patches of that side: random ones in training, elsewhere the middle ones.
     """
 
     use: object = None  # what keeps the set from being removed for as long as the pack is there
 
-    def __init__(self, folder: Path, meta: PackMeta, how: Decoding | None = None, patch: int | None = None):
-        self.folder, self.meta, self._how, self.patch = folder, meta, how, patch
+    def __init__(
+        self, folder: Path, meta: PackMeta, decoding: dict[str, Any] | None = None, patch: int | None = None
+    ):
+        self.folder, self.meta, self.decoding, self.patch = folder, meta, decoding, patch
         self._open: dict[str, np.ndarray] = {}
         if patch:
             self._check_patch(patch)
             self.meta = replace(meta, shape=(meta.shape[0], patch, patch))
 
     def cut(self, patch: int | None) -> Pack:
-        """The pack of which patches of this side are used. Raises UsageError that names an image smaller than
-        them."""
-        return Pack(self.folder, self.meta, self._how, patch) if patch else self
+        """The pack with patches of this side."""
+        return Pack(self.folder, self.meta, self.decoding, patch) if patch else self
 
     def images(self, split: str, *, uncut: bool = False) -> np.ndarray | Pictures:
-        """uint8 [N, C, H, W]; changes to it are not written back. Those of a streamed set are decoded as rows
-        of them are asked for.
+        """uint8 [N, C, H, W]; changes are not written back. Those of a streamed set are decoded when read.
 
-        uncut: whether images are whole of which patches are used, as those of a streamed set never are; if
-          not, they are their middle patches.
+        uncut: whether images are whole of which patches are used; those of a streamed set never are.
         """
-        if self._how is None:
+        if self.decoding is None:
             return self._load(split) if uncut else self._cut(self._load(split))
         from gzcli.data.packs.stream import Pictures
+        from gzcli.data.readers.pictures import Decoding
 
-        return Pictures(self.folder, split, self.meta.shape, self._how, self.patch)
+        return Pictures(self.folder, split, self.meta.shape, Decoding(**self.decoding), self.patch)
 
     def labels(self, split: str) -> np.ndarray | None:
         """int64 [N], uint8 [N, K] (multi-label), or None."""
@@ -122,27 +119,18 @@ class Pack:
         return read_json(self.folder / f"{split}_captions.json")
 
     def names(self, split: str) -> list[str] | None:
-        """What each of the user's pictures is called at its path."""
+        """The file name of each of the user's pictures, relative to the set's path."""
         return read_json(self.folder / f"{split}_names.json")
 
     def further(self, split: str, *, uncut: bool = False) -> dict[str, np.ndarray]:
-        """Further pictures of each image by kind (`control`, `before`), uint8 [N, C, H, W]; {} without.
-
-        uncut: as in `images`.
-        """
-        found = {kind: self._load(f"{split}_{kind}") for kind in self.meta.extras if kind in FURTHER}
-        return found if uncut else {kind: self._cut(images) for kind, images in found.items()}
+        """Further pictures of each image by kind (`control`, `before`), uint8 [N, C, H, W]; {} without."""
+        arrays = {kind: self._load(f"{split}_{kind}") for kind in self.meta.extras if kind in FURTHER}
+        return arrays if uncut else {kind: self._cut(images) for kind, images in arrays.items()}
 
     def info(self, levels: int | None = None, steps: int = 0) -> DataInfo:
-        """The description of the data that a model is built for.
-
-        levels: grey levels, 2 … 256; None: those of the source.
-        steps: length of the run.
-        """
-        meta = self.meta
-        return DataInfo(
-            meta.shape, levels or meta.levels, meta.classes, meta.multilabel, meta.counts["train"], steps
-        )
+        """The description of the data that a model is built for, by default with the levels of the source."""
+        m = self.meta
+        return DataInfo(m.shape, levels or m.levels, m.classes, m.multilabel, m.counts["train"], steps)
 
     def _cut(self, images: np.ndarray) -> np.ndarray:
         """The middle patches of images [N, C, H, W], a view of them."""
@@ -159,24 +147,21 @@ class Pack:
             return
         what = f"the images of `{self.meta.title}` are {width}×{height}"
         if self.meta.mixed:
-            named = (self._smaller(patch, split) for split in self.meta.counts)
-            what = next(filter(None, named), what)
-        raise UsageError(
-            f"{what}: smaller than the patch of {patch}×{patch}",
-            hint=f"`--set 'data.augment=[patch={least}]'`, or `--set data.size={patch}`, which enlarges them",
-        )
+            what = next(filter(None, (self._smaller(patch, split) for split in SPLITS)), what)
+        hint = f"`--set 'data.augment=[patch={least}]'`, or `--set data.size={patch}`, which enlarges them"
+        raise UsageError(f"{what}: smaller than the patch of {patch}×{patch}", hint=hint)
 
     def _smaller(self, patch: int, split: str) -> str | None:
         """Names the first of the split's images that is smaller than the patch."""
         import numpy as np
 
-        had, names = np.load(self.folder / f"{split}_sides.npy"), self.names(split)
-        found = np.flatnonzero((had < patch).any(1))
-        if not len(found) or names is None:
+        sides, names = np.load(self.folder / f"{split}_sides.npy"), self.names(split)
+        small = np.flatnonzero((sides < patch).any(1))
+        if not len(small) or names is None:
             return None
-        width, height = had[found[0]].tolist()
-        more = f", and {len(found) - 1:,} more of the {split} split are small" if len(found) > 1 else ""
-        return f"`{names[found[0]]}` of `{self.meta.title}` is {width}×{height}{more}"
+        width, height = sides[small[0]].tolist()
+        more = f", and {len(small) - 1:,} more of the {split} split are small" if len(small) > 1 else ""
+        return f"`{names[small[0]]}` of `{self.meta.title}` is {width}×{height}{more}"
 
     def _load(self, name: str) -> np.ndarray:
         import numpy as np
@@ -185,3 +170,254 @@ class Pack:
             empty = not self.meta.counts[name.split("_")[0]]  # an empty file cannot be mapped
             self._open[name] = np.load(self.folder / f"{name}.npy", mmap_mode=None if empty else "c")
         return self._open[name]
+
+
+class Data:
+    """A packed data set, as `gzcli.open_data` returns it.
+
+    pack: its arrays and metadata.
+    """
+
+    def __init__(self, pack: Pack):
+        self.pack = pack
+
+    @property
+    def name(self) -> str:
+        """Its name in ids of runs."""
+        return self.pack.meta.name
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        return self.pack.meta.shape
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of its classes; () where it has no labels."""
+        return self.pack.meta.classes
+
+    def images(self, split: str = "train") -> np.ndarray | Pictures:
+        """The images of "train", "val" or "test", uint8 [N, C, H, W].
+
+        They are a memory-map. Those of a streamed set are decoded as rows of them are read.
+        """
+        return self.pack.images(split)
+
+    def labels(self, split: str = "train") -> np.ndarray | None:
+        """int64 [N], uint8 [N, K] where several classes hold at once, or None."""
+        return self.pack.labels(split)
+
+    def __repr__(self) -> str:
+        return f"<gzcli.Data {self.name}: {self.pack.meta.words}>"
+
+
+def middle(side: int, patch: int) -> slice:
+    """The middle `patch` pixels of a side."""
+    start = (side - patch) // 2
+    return slice(start, start + patch)
+
+
+# --- packs in the cache ---
+
+
+def find_pack(data: DataSet, form: Form | None = None) -> Pack | None:
+    """The pack of a form, if one was made of the present files.
+
+    A pack that was made without a size or channels serves a form with those that it has, and one whose images
+    were not resized serves every fit.
+    """
+    form = form or data.form
+    fits: tuple[Fit, ...] = (form.fit, "crop")
+    forms = (
+        replace(form, size=size, channels=channels, fit=fit, mixed=mixed)
+        for size in (form.size, data.size)
+        for channels in (form.channels, data.channels)
+        for fit in fits
+        for mixed in (form.mixed, False)
+    )
+    folders = dict.fromkeys(pack_dir(data, each) for each in forms)
+    metas = [(folder, meta) for folder in folders if (meta := meta_of(folder))]
+    now = fingerprint(data) if metas else None
+    for folder, meta in metas:
+        if now in (meta["fingerprint"], None) and _serves(meta, form) and _is_whole(folder, meta):
+            return Pack(folder, _pack_meta(data, meta), meta.get("streamed"))
+    return None
+
+
+def _serves(meta: dict[str, Any], form: Form) -> bool:
+    """Whether a pack has the images that a form asks for."""
+    c, h, w = meta["shape"]
+    if meta.get("streamed") and not meta.get("mixed", False):
+        if sum(meta["counts"].values()) * c * h * w <= pack_limit():
+            return False  # the limit was raised
+        if form.mixed:
+            return False  # its pictures need one size
+    if meta.get("skipped") and not form.skip_bad:
+        return False
+    if meta["resized"] and meta.get("fit", "crop") != form.fit:
+        return False
+    return form.size in (None, as_size(h, w)) and form.channels in (None, c)
+
+
+def meta_of(folder: Path) -> dict[str, Any] | None:
+    """What the `meta.json` of a pack says; None where there is none, or it is damaged."""
+    try:
+        meta = read_object(folder / "meta.json")
+        return meta if all(isinstance(meta[key], kind) for key, kind in META_TYPES.items()) else None
+    except (DamagedError, KeyError):
+        return None
+
+
+def _is_whole(folder: Path, meta: dict[str, Any]) -> bool:
+    """Whether the arrays of a pack have their full lengths; `gz data verify` reads every byte."""
+    return all(is_array(folder / name) for name in meta["sha256"] if name.endswith(".npy"))
+
+
+def is_array(file: Path) -> bool:
+    """Whether a file has the length that the head of its array says.
+
+    numpy's format: its name, the version in two bytes, the length of a Python literal that has the type, as
+    `|u1` or `<i8`, and the shape; numpy itself is not loaded, which light verbs do without.
+    """
+    try:
+        with file.open("rb") as f:
+            is_numpy, version = f.read(6) == b"\x93NUMPY", f.read(2)
+            length = int.from_bytes(f.read(2 if version[:1] == b"\x01" else 4), "little")
+            if not is_numpy or length > LONGEST_HEAD:
+                return False
+            head = ast.literal_eval(f.read(length).decode("latin1"))
+            size = math.prod(head["shape"]) * int(head["descr"][2:])
+            return f.tell() + size == file.stat().st_size
+    except (OSError, ValueError, SyntaxError, TypeError, KeyError):
+        return False
+
+
+def packs_of(data: DataSet) -> list[Path]:
+    """The folders of every pack of a set."""
+    folder = cache_dir("packs", data.key)
+    return sorted(p for p in folder.iterdir() if (p / "meta.json").exists()) if folder.is_dir() else []
+
+
+def pack_dir(data: DataSet, form: Form) -> Path:
+    """The folder of the pack of this form: `packs/mnist/28x1`, `packs/my-photos-3f2a1c/ownxown`,
+    `packs/faces/48x32x3-pad`."""
+    end = "-mixed" if form.mixed else f"-{form.fit}" if form.size and form.fit != "crop" else ""
+    end += "-foreign" if form.foreign else ""
+    return cache_dir("packs", data.key, f"{form.size or 'own'}x{form.channels or 'own'}{end}")
+
+
+def pack_limit() -> int:
+    """Bytes beyond which a set is streamed."""
+    limit = number_in("GZ_PACK_LIMIT", "bytes")
+    return PACK_LIMIT if limit is None else limit
+
+
+def fingerprint(data: DataSet) -> str | None:
+    """A hash of what a pack is made of: the version of packing, and the checksums of a known set's files, or
+    the names, sizes and times of the user's files and their layout.
+
+    None where the path of an imported set is gone: then its pack is used as it is.
+    """
+    digest = hashlib.sha256(str(RULE if isinstance(data, DataSpec) else OWN_RULE).encode())
+    if isinstance(data, DataSpec):
+        digest.update(repr([(f.name, f.sha256 or f.md5) for f in data.files]).encode())
+        return digest.hexdigest()
+    if not data.path.exists():
+        return None
+    files, odd = walk(data.path) if data.path.is_dir() else ([], {})
+    digest.update(repr((data.form.layout, odd)).encode())
+    for path in [str(data.path), *(os.path.join(data.path, name) for name in files)]:
+        try:
+            stat = os.stat(path)
+        except OSError as e:
+            hint = "try again when the files are at rest"
+            raise MissingError(f"`{path}` cannot be read: {e.strerror}", hint=hint) from e
+        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _pack_meta(data: DataSet, meta: dict[str, Any]) -> PackMeta:
+    """What a pack's `meta.json` says; older packs lack some of its keys."""
+    content = sorted(item for item in meta["sha256"].items() if not item[0].endswith("_names.json"))
+    captioned = ("caption",) if "train_captions.json" in meta["sha256"] else ()
+    channels = meta.get("source_channels", meta["shape"][0])
+    return PackMeta(
+        data.key,
+        shape=tuple(meta["shape"]),
+        classes=tuple(meta["classes"]),
+        **{key: meta[key] for key in ("title", "multilabel", "counts", "levels", "resized")},
+        digest=hashlib.sha256(repr(content).encode()).hexdigest()[:16],
+        streamed=bool(meta.get("streamed")),
+        skipped=tuple(meta.get("skipped", ())),
+        source_channels=data.channels if isinstance(data, DataSpec) else channels,
+        extras=tuple(meta.get("extras", captioned)),
+        notes=tuple(meta.get("notes", ())),
+        mixed=meta.get("mixed", False),
+    )
+
+
+# --- uses: a set is not removed while a process reads or packs it ---
+# Each is a file `packs/.NAME.PID.N.used` that its process keeps locked, and that the next process removes
+# where this one was killed. These files are made and looked at under a lock of the set, its gate.
+
+
+class Use:
+    """Marks a set as used by this process, until `end` is called, the object is dropped, or the process
+    ends."""
+
+    def __init__(self, data: DataSet):
+        self._held = contextlib.ExitStack()
+        # `__del__` might find the modules gone that it needs, or not be called, where the interpreter ends
+        self.end = weakref.finalize(self, _end_use, self._held, os.getpid())
+        file = cache_dir("packs", f".{data.key}.{os.getpid()}.{next(_uses)}.used")
+        with contextlib.suppress(OSError), lock(_gate(data)):  # where nothing can be written, nothing can go
+            _other_users(data)
+            self._held.callback(file.unlink, missing_ok=True)
+            self._held.enter_context(lock(file, wait=False))
+
+    def __enter__(self) -> Use:
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        """Ends the use where the block has failed."""
+        if kind:
+            self.end()
+
+
+def _end_use(held: contextlib.ExitStack, pid: int) -> None:
+    """Ends a use, but not in a child that has a copy of it."""
+    if os.getpid() == pid:
+        with contextlib.suppress(OSError):
+            held.close()
+
+
+@contextlib.contextmanager
+def alone(data: DataSet) -> Iterator[None]:
+    """While the block runs, no other process uses the set or can begin to. Raises UsageError that names
+    one."""
+    raw = cache_dir("raw", f".{data.key}.lock") if isinstance(data, DataSpec) else None
+    with lock(_gate(data)):
+        if others := _other_users(data):
+            raise UsageError(f"`{data.reference}` is being used by process {others[0]}", hint=WAIT)
+        with lock(raw, wait=False) if raw else contextlib.nullcontext(True) as got:
+            if not got:
+                raise UsageError(f"`{data.reference}` is being downloaded by another process", hint=WAIT)
+            yield
+
+
+def _gate(data: DataSet) -> Path:
+    return cache_dir("packs", f".{data.key}.gate.lock")
+
+
+def _other_users(data: DataSet) -> list[int]:
+    """The other processes that use a set; the files of killed ones are removed."""
+    living = []
+    for file in cache_dir("packs").glob(f".{data.key}.*.used"):
+        pid = int(file.name.split(".")[-3])
+        if pid == os.getpid():
+            continue
+        if is_locked(file):
+            living.append(pid)
+        else:
+            file.unlink(missing_ok=True)
+    return living

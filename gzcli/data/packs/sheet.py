@@ -28,8 +28,8 @@ def draw(pack: Pack, path: Path) -> Path:
     """Writes the sheet of a set as a PNG at `path`. Rows are classes of the training images, or splits where
     there are no classes. Below them stand rows of images with their further pictures (`before`,
     `control`)."""
-    found = list(_rows(pack))
-    rows, more = found[:ROWS], len(found) - ROWS
+    every = list(_rows(pack))
+    rows, more = every[:ROWS], len(every) - ROWS
     channels, high, wide = pack.meta.shape
     scale = max(1, round(SIDE / max(high, wide)))
     cell = wide * scale + PAD
@@ -39,7 +39,7 @@ def draw(pack: Pack, path: Path) -> Path:
     letters = int(width / font.getlength("n"))
     titles = textwrap.wrap(in_a_line(f"{Path(pack.meta.title).name}: {pack.meta.words}"), letters)
     if more > 0:
-        titles.append(f"the first {ROWS} rows of {len(found)}")
+        titles.append(f"the first {ROWS} rows of {len(every)}")
     top = len(titles) * (TEXT + PAD) + 2 * PAD
     height = max(high * scale + PAD, 2 * TEXT + 2 * PAD)
     sheet = Image.new("RGB", (width, top + height * len(rows)), "white")
@@ -107,11 +107,8 @@ def _short(name: str) -> str:
 
 @cache
 def font_of(height: int) -> ImageFont.FreeTypeFont:
-    """The font of matplotlib's figures, which has the letters of most languages.
-
-    height: height of its letters in pixels.
-    """
-    found = find_spec("matplotlib")  # finds the library's files without the time of its import
-    assert found is not None and found.origin is not None
-    fonts = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf"
+    """The font of matplotlib's figures, which has the letters of most languages."""
+    library = find_spec("matplotlib")  # finds the library's files without the time of its import
+    assert library is not None and library.origin is not None
+    fonts = Path(library.origin).parent / "mpl-data" / "fonts" / "ttf"
     return ImageFont.truetype(fonts / "DejaVuSans.ttf", height)

@@ -1,5 +1,5 @@
-"""Sets too large to pack: an index of the places of their pictures, and worker processes that decode these
-before they are needed."""
+"""Worker processes that decode pictures: blocks of a set while it is packed, and batches of one that is too
+large to pack, of which an index says where its pictures lie."""
 
 from __future__ import annotations
 
@@ -7,32 +7,124 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from gzcli.core import start
 from gzcli.core.errors import DeviceError, GzError, UsageError
 from gzcli.core.units import number_in
-from gzcli.data.packs import workers as processes
-from gzcli.data.packs.forms import Decoding
-from gzcli.data.readers.archives import read_span
-from gzcli.data.readers.pictures import decode
-from gzcli.data.readers.raw_images import Span
+from gzcli.data.readers.archive import read_span
+from gzcli.data.readers.images import Block, Span
+from gzcli.data.readers.pictures import Decoding, decode
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Rows = Sequence[int] | np.ndarray
+T = TypeVar("T")
+Index = Sequence[int] | np.ndarray
 
+FEW = 4000  # images up to which starting processes would take longer than packing here
+CHUNK = 64  # blocks that are sent to a worker at a time
+CHUNK_BYTES = 1 << 22  # bytes from which fewer blocks are sent
+CHUNKS_AHEAD = 3  # chunks in flight for each worker
 MOST_WORKERS = 8  # of one process
 BATCHES_AHEAD = 2  # batches that each worker may decode before they are asked for
 # Modules that workers need, which are imported once for all of them.
 PRELOADED = ["torch", "torch.utils.data", "PIL.Image", "gzcli.data.packs.stream"]
+_main_hidden = threading.Lock()
+
+
+# --- blocks, while a set is packed ---
+
+
+def mapped(f: Callable[[Block], T], blocks: Iterable[Block], work: int) -> Iterator[T]:
+    """f(block) of each block, in their order; `work` is the number of images that f must decode.
+
+    Threads would be no faster than one: decoding small pictures holds the interpreter's lock.
+    """
+    count = cores() if work > FEW else 1
+    if count == 1:
+        yield from map(f, blocks)
+        return
+    start.safe_children()
+    # Spawned: the parent may have threads and a GPU. Each holds a few imports and no torch.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_follow_parent)
+    flying: deque[Future[list[T]]] = deque()
+    try:
+        for chunk in _chunks(blocks):
+            with _without_main():  # which may start a process
+                flying.append(pool.submit(_apply, f, chunk))
+            if len(flying) >= CHUNKS_AHEAD * count:
+                yield from flying.popleft().result()
+        while flying:
+            yield from flying.popleft().result()
+    except BrokenProcessPool as e:
+        hint = "is the memory full? close other programs, try again"
+        raise DeviceError("a worker process was killed while packing", hint=hint) from e
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def cores() -> int:
+    """Worker processes that packing starts: the cores that this process may use, at most 8."""
+    return min(MOST_WORKERS, start.cores())
+
+
+def _chunks(blocks: Iterable[Block]) -> Iterator[list[Block]]:
+    chunk: list[Block] = []
+    size = 0
+    for block in blocks:
+        chunk.append(block)
+        size += len(block.data) if isinstance(block.data, bytes) else block.data.nbytes
+        if len(chunk) >= CHUNK or size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _apply(f: Callable[[Block], T], chunk: list[Block]) -> list[T]:
+    return [f(block) for block in chunk]
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Hides the main module from processes that start meanwhile, which would import it anew. A user's script
+    without `if __name__ == "__main__"` would run again in each of them, and wait there for the very set that
+    this process packs; a notebook's cannot be imported at all."""
+    with _main_hidden:
+        main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
+
+
+def _follow_parent() -> None:
+    """Makes a worker process leave Ctrl-C to its parent, and end when its parent does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def follow() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+# --- batches of a set that is too large to pack ---
 
 
 def write_index(folder: Path, split: str, spans: Sequence[Span]) -> None:
@@ -47,25 +139,24 @@ def write_index(folder: Path, split: str, spans: Sequence[Span]) -> None:
 
 
 class Pictures:
-    """The images of a split as an array uint8 [N, C, H, W], each read and decoded when it is asked for.
+    """The images of a split as an array uint8 [N, C, H, W], each read and decoded when its row is.
 
-    folder: that of the pack, with its index.
-    split: "train", "val" or "test".
-    shape: (C, H, W) of an image.
-    how: how the pictures are decoded.
-    patch: side of the patches of the pictures that are wanted, which `shape` has; None: whole pictures are.
-
-    Rows are numbers [B], of middle patches, or `places` of patches [B, 3]. A row raises MissingError where
-    its picture cannot be read or decoded, UsageError where it has another size than `shape` and none was
-    asked for.
+    Rows are numbers [B], of whole pictures or of middle patches, or [B, 3] of numbers and two large random
+    numbers each that place a patch. A row raises MissingError where its picture cannot be read, UsageError
+    where it has another size than `shape`.
     """
 
     dtype = np.dtype(np.uint8)
 
     def __init__(
-        self, folder: Path, split: str, shape: tuple[int, int, int], how: Decoding, patch: int | None = None
+        self,
+        folder: Path,
+        split: str,
+        shape: tuple[int, int, int],
+        decoding: Decoding,
+        patch: int | None = None,
     ):
-        self.folder, self.split, self.how, self.patch = folder, split, how, patch
+        self.folder, self.split, self.decoding, self.patch = folder, split, decoding, patch
         self.shape = (len(self._spans), *shape)
 
     def __len__(self) -> int:
@@ -75,7 +166,7 @@ class Pictures:
     def nbytes(self) -> int:
         return int(np.prod(self.shape))
 
-    def __getitem__(self, rows: int | slice | Rows) -> np.ndarray:
+    def __getitem__(self, rows: int | slice | Index) -> np.ndarray:
         places = None
         if isinstance(rows, np.ndarray) and rows.ndim == 2:
             rows, places = rows[:, 0], rows[:, 1:].tolist()
@@ -100,31 +191,28 @@ class Pictures:
     def _containers(self) -> np.ndarray:
         return np.load(self.folder / f"{self.split}_containers.npy", mmap_mode="r")
 
-    def _decoded(self, where: np.ndarray, at: Sequence[int] | None = None) -> np.ndarray:
-        """One picture, or a patch of it: the middle one or that `at` two large random numbers."""
-        container, offset, length, deflated = where.tolist()
+    def _decoded(self, row: np.ndarray, place: Sequence[int] | None = None) -> np.ndarray:
+        """The picture of a row of the index, or a patch of it: the middle one without a `place`."""
+        container, offset, length, deflated = row.tolist()
         path = os.fsdecode(self._containers[container].item())
         name = f"{path} at byte {offset:,}" if offset else path  # an archive's member lies behind its header
-        image, _ = decode(read_span(Span(path, offset, length, bool(deflated))), name, self.how)
+        image, _ = decode(read_span(Span(path, offset, length, bool(deflated))), name, self.decoding)
         _, h, w = image.shape
         if self.patch and min(h, w) >= self.patch:
-            free = h - self.patch + 1, w - self.patch + 1
-            y, x = (
-                ((n - 1) // 2 for n in free) if at is None else (k % n for k, n in zip(at, free, strict=True))
-            )
+            y, x = ((n - self.patch) // 2 for n in (h, w))
+            if place is not None:
+                y, x = (k % (n - self.patch + 1) for k, n in zip(place, (h, w), strict=True))
             return image[:, y : y + self.patch, x : x + self.patch]
         if image.shape != self.shape[1:]:
             _, h0, w0 = self.shape[1:]
-            hint = "`--set data.size=64` resizes them, cropped to squares"
-            raise UsageError(
-                f"the pictures have mixed sizes: `{name}` is {w}×{h}, others are {w0}×{h0}", hint=hint
-            )
+            message = f"the pictures have mixed sizes: `{name}` is {w}×{h}, others are {w0}×{h0}"
+            raise UsageError(message, hint="`--set data.size=64` resizes them, cropped to squares")
         return image
 
 
 def worker_count() -> int:
     """Worker processes for this one: its share of the cores, from 1 to 8, or what `GZ_WORKERS` says (0:
-    none). Raises UsageError."""
+    none)."""
     if (count := number_in("GZ_WORKERS", "processes")) is not None:
         return count
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # training processes on this machine
@@ -134,19 +222,15 @@ def worker_count() -> int:
 class Prefetch:
     """Batches of pictures, decoded ahead by worker processes that end with this object, or with the process.
 
-    pictures: the images of a split.
-    index_of: the rows of a batch by its step; called in this process.
-    workers: processes; 0: all is done in this process.
-    steps: batches in all, where they have an end.
-
-    The workers come from a fork server. Like spawned processes they are safe beside threads and a GPU, but
-    torch is imported once and not by each of them (first batch from 8 workers on 2 cores: 3 s, spawned 15 s),
-    and they end cleanly, where spawned ones aborted. Batches come through shared memory: through pipes,
-    pictures of 256×256 came at 60 % of the rate.
+    `index_of` gives the rows of a batch by its step, and is called in this process; without workers all is
+    done here. The workers come from a fork server. Like spawned processes they are safe beside threads and a
+    GPU, but torch is imported once and not by each of them (first batch from 8 workers on 2 cores: 3 s,
+    spawned 15 s), and they end cleanly, where spawned ones aborted. Batches come through shared memory:
+    through pipes, pictures of 256×256 came at 60 % of the rate.
     """
 
     def __init__(
-        self, pictures: Pictures, index_of: Callable[[int], Rows], workers: int, steps: int = sys.maxsize
+        self, pictures: Pictures, index_of: Callable[[int], Index], workers: int, steps: int = sys.maxsize
     ):
         import torch
         from torch.utils.data import DataLoader
@@ -171,21 +255,21 @@ class Prefetch:
         # order, queues before workers, and ending those would then wait in vain (5 s each).
         self._open: dict[str, Any] = {"loader": loader}
         weakref.finalize(self, self._open.clear)
-        self._held: tuple[int, Tensor | GzError] | None = None  # the last batch, with its step
+        self._last: tuple[int, Tensor | GzError] | None = None  # the last batch, with its step
 
     def at(self, step: int) -> Tensor:
-        """The batch of a step: uint8 [B, C, H, W] on the CPU, not to be written to. Steps come one after
-        another; any other step than the last one and the next starts the workers anew from there.
+        """The batch of a step: uint8 [B, C, H, W] on the CPU, not to be written to. Any other step than the
+        last one and the next starts the workers anew from there.
 
         Raises what `Pictures` raises, and DeviceError where a worker was killed.
         """
-        if self._held is None or self._held[0] != step:
-            if "batches" not in self._open or self._held is None or step != self._held[0] + 1:
+        if self._last is None or self._last[0] != step:
+            if "batches" not in self._open or self._last is None or step != self._last[0] + 1:
                 self._steps.first = step
-                with processes.without_main():  # starts the workers
+                with _without_main():  # starts the workers
                     self._open["batches"] = iter(self._open["loader"])
-            self._held = step, self._next()
-        batch = self._held[1]
+            self._last = step, self._next()
+        batch = self._last[1]
         if isinstance(batch, GzError):
             raise batch
         return batch
@@ -208,10 +292,10 @@ class Prefetch:
 class _Steps:
     """A loader's batch sampler: the rows of one batch after another, from `first` on."""
 
-    def __init__(self, index_of: Callable[[int], Rows], steps: int):
+    def __init__(self, index_of: Callable[[int], Index], steps: int):
         self.index_of, self.steps, self.first = index_of, steps, 0
 
-    def __iter__(self) -> Iterator[Rows]:
+    def __iter__(self) -> Iterator[Index]:
         return map(self.index_of, range(self.first, self.steps))
 
 
@@ -221,7 +305,7 @@ class _Batches:
     def __init__(self, pictures: Pictures):
         self.pictures = pictures
 
-    def __getitems__(self, rows: Rows) -> Tensor | GzError:
+    def __getitems__(self, rows: Index) -> Tensor | GzError:
         import torch
 
         try:
@@ -235,6 +319,6 @@ def _as_it_is(batch: Tensor | GzError) -> Tensor | GzError:
 
 
 def _begin(worker: int) -> None:
-    processes.follow_parent()
+    _follow_parent()
     # A scheduler sends it to all processes, but the trainer still needs a batch before it saves.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,8 +1,12 @@
-"""Pictures of a folder, zip or tar: their splits and classes, and the captions and labels beside them."""
+"""The user's own images at a path, and what the folders around pictures mean: splits and classes. Ambiguous
+folders are refused, with a message that names them."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from posixpath import normpath
 from typing import NamedTuple
@@ -11,185 +15,72 @@ import numpy as np
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.sections import Fit
-from gzcli.core.units import Size
-from gzcli.data.packs.forms import Decoding, Form, Say, silent
+from gzcli.core.types import Say, silent
+from gzcli.core.units import Size, counted
 from gzcli.data.packs.pack import middle
-from gzcli.data.readers.archives import Members, open_members
-from gzcli.data.readers.conditions import CAPTIONS, TARGETS, further_of
-from gzcli.data.readers.encoded import Encoded
-from gzcli.data.readers.kinds import KINDS, LABEL, METADATA, is_picture, may_be_picture
-from gzcli.data.readers.layout import placed, scored
-from gzcli.data.readers.pictures import decode, noted
-from gzcli.data.readers.raw_images import RawImages
-from gzcli.data.readers.walk import read_regular
+from gzcli.data.readers import files
+from gzcli.data.readers.archive import open_members
+from gzcli.data.readers.files import LABEL, METADATA, is_picture, read_regular, split_of
+from gzcli.data.readers.hub import dataset_folder, is_dataset_folder
+from gzcli.data.readers.images import Encoded, Members, RawImages, Span
+from gzcli.data.readers.npz import npz
+from gzcli.data.readers.pictures import Decoding, decode, notes_in_words
+from gzcli.data.sets.registry import CAPTIONS, TARGETS, Form, further_of
+
+LAYOUTS = ("flat", "classes", "splits", "class-splits")  # what `--layout` takes
+ASK = "`gz data import PATH --name NAME --layout flat|classes|splits|class-splits` says what is meant"
+HINT = "a set is a flat folder, class folders, `train` and `test` of these, or `trainA trainB testA testB`"
+HINT += f"; {ASK}"
+KINDS_HINT = f"pictures are files of these kinds: {files.PICTURE_KINDS}"
+
+_IMAGES = re.compile(r"(images?|imgs?|pictures?|photos?|jpe?g(images)?|rgb|png)")
+_MARKS = re.compile(r"(ground_?truth|gt|masks?|segmentations?|annotations?|labels?)", re.IGNORECASE)
+
+Folders = dict[str, tuple[str, ...]]  # by the name of a picture, the folders in which it lies
 
 
-def pictures(title: str, members: Members, form: Form) -> RawImages:
-    """The encoded pictures among the members of a folder or an archive, in one of the layouts of `layout.py`.
-
-    Files beside a picture may describe it:
-    - a line of a `metadata.jsonl`, {"file_name": …, "text": …}, whose names are relative to it. It may name
-      further pictures ("control": …, "before": …), which then are no images of the set themselves.
-    - `NAME.txt`, a caption
-    - `NAME.cls`, a label in the place of what the folders say
-
-    title: what messages call the set.
-    form: the layout, and whether the images are scored only.
-
-    Raises UsageError for what is ambiguous or incomplete, MissingError where there are no pictures.
-    """
-    names = [name for name in members.names if is_picture(name)]
-    if not names:
-        raise MissingError(f"`{title}` holds no images", hint=f"pictures are files of these kinds: {KINDS}")
-    lines, captions = _descriptions(title, members, names)
-    captions |= {name: line.caption for name, line in lines.items()}
-    further: dict[str, dict[str, str]] = {kind: {} for line in lines.values() for kind in line.further}
-    for kind, given in further.items():
-        given |= {name: line.further[kind] for name, line in lines.items() if kind in line.further}
-    hidden = {name for given in further.values() for name in given.values()}.difference(lines)
-    names = [name for name in names if name not in hidden]
-    for kind, given in further.items():
-        if lacking := [name for name in names if name not in given]:
-            hint = f"each image has a line in `{METADATA}` with its `{kind}`, or none has"
-            raise UsageError(
-                f"`{title}` has {len(lacking):,} images without `{kind}`, as `{lacking[0]}`", hint=hint
-            )
-    labels = {} if form.foreign else _labels(title, members, names)
-    annotated = {} if labels else _annotated(members)
-    flat = form.layout == "flat"  # images that are scored are then all of them, whatever their folders say
-    found = scored(names) if form.foreign and not flat else placed(title, names, form.layout, annotated)
-    if labels:
-        found.places = {name: (split, labels[name]) for name, (split, _) in found.places.items()}
-    classes, number = _numbered({label for _, label in found.places.values()} - {None}, bool(labels))
-    places = {name: (split, number[label]) for name, (split, label) in found.places.items()}
-    images = Encoded(title, [(members, places)])
-    return RawImages(
-        title,
-        classes,
-        images.counts,
-        images.labels() if classes else {},
-        images.blocks(),
-        probe=images.probe,
-        spans=images.spans,
-        captions=images.captions(captions),
-        names=images.names(),
-        further={kind: images.blocks(given) for kind, given in further.items()},
-        notes=[*members.notes, *found.notes],
-    )
+def open_path(path: Path, form: Form | None = None) -> RawImages:
+    """The images at a path: folder, zip, tar, npz or dataset folder. Raises UsageError or MissingError for
+    what is not a set."""
+    form = form or Form()
+    if path.suffix.lower() == ".npz" and files.is_regular(path):
+        images = npz(path)
+    elif is_dataset_folder(path):
+        images = dataset_folder(path)
+    else:
+        return _open_members(path, form)
+    if form.layout and not form.foreign:
+        raise UsageError(f"`{path}` has no folders of pictures", hint="leave `--layout` out")
+    return images
 
 
-def _numbered(labels: set[str | None], given: bool) -> tuple[tuple[str, ...], dict[str | None, int | None]]:
-    """The classes that labels make, and the number of each label (None of None).
-
-    given: whether the labels stand in files: then numbers of up to five digits mean themselves.
-    """
-    texts = {label for label in labels if label is not None}
-    if given and all(label.isdecimal() and len(label) < 6 for label in texts):
-        return tuple(map(str, range(max(map(int, texts)) + 1))), {label: int(label) for label in texts}
-    classes = tuple(sorted(texts))
-    return classes, {None: None, **{label: i for i, label in enumerate(classes)}}
-
-
-def _labels(title: str, members: Members, names: list[str]) -> dict[str, str]:
-    """The labels in `NAME.cls` files beside pictures, by picture; {} without. Raises UsageError where only
-    some pictures have one."""
-    beside = {str(PurePosixPath(name).with_suffix(LABEL)): name for name in names}
-    wanted = [name for name in members.names if name in beside]
-    found = (
-        {beside[name]: data.decode("utf-8", "replace").strip() for name, data in members.read(wanted)}
-        if wanted
-        else {}
-    )
-    if found and (lacking := next((name for name in names if not found.get(name)), None)):
-        raise UsageError(
-            f"`{title}` has no label `{LABEL}` beside `{lacking}`",
-            hint="give one beside each picture, or none",
-        )
-    return found
+def _open_members(path: Path, form: Form) -> RawImages:
+    """Encoded pictures in a folder or an archive; `notes` count files of other kinds."""
+    chosen = files.PictureFilter()
+    single = form.foreign and is_picture(path.name) and path.is_file()
+    members: Members = SinglePicture(path) if single else open_members(path, chosen)
+    archives = [kind for kind in (".tar", ".zip", ".npz") if kind in chosen.others]
+    if archives and not any(map(is_picture, members.names)):
+        hint = "give one of them; what lies in several, unpack into one folder"
+        raise MissingError(f"`{path}` holds archives ({' '.join(archives)}) and no images", hint=hint)
+    images = pictures(str(path), members, form)
+    return replace(images, notes=[*images.notes, *chosen.notes])
 
 
-def _annotated(members: Members) -> dict[str, str]:
-    """The classes of pictures `SPLIT/images/NAME` by TinyImageNet's `SPLIT/SPLIT_annotations.txt`, whose
-    lines are NAME, class and box with tabs between."""
-    wanted = [name for name in members.names if name.endswith("_annotations.txt") and "/" in name]
-    found: dict[str, str] = {}
-    for name, data in members.read(wanted) if wanted else ():
-        rows = (line.split("\t") for line in data.decode("utf-8", "replace").splitlines())
-        found |= {f"{PurePosixPath(name).parent}/images/{row[0]}": row[1] for row in rows if len(row) > 1}
-    return found
+class SinglePicture:
+    """A picture that is scored, as the only member of a folder."""
 
+    def __init__(self, path: Path):
+        self.path = path
+        self.names, self.notes = [path.name], list[str]()
 
-class _Line(NamedTuple):
-    """A line of `metadata.jsonl`.
+    def read(self, some: list[str] | None = None) -> Iterator[tuple[str, bytes]]:
+        for name in self.names if some is None else some:
+            yield name, read_regular(self.path)
 
-    picture: name of the image.
-    caption: its text.
-    further: names of its further pictures by their kind.
-    """
-
-    picture: str
-    caption: str
-    further: dict[str, str]
-
-
-def _descriptions(title: str, members: Members, names: list[str]) -> tuple[dict[str, _Line], dict[str, str]]:
-    """The lines of `metadata.jsonl`, and the captions of text files beside pictures, both by the picture's
-    name."""
-    beside = {str(PurePosixPath(name).with_suffix(".txt")): name for name in names}
-    wanted = [name for name in members.names if name in beside or PurePosixPath(name).name == METADATA]
-    lines: dict[str, _Line] = {}
-    captions: dict[str, str] = {}
-    known = set(names)
-    for name, data in members.read(wanted) if wanted else ():
-        try:
-            text = data.decode("utf-8-sig")
-        except UnicodeDecodeError as e:
-            raise UsageError(
-                f"`{name}` in `{title}` is not UTF-8 text", hint="captions are plain text in UTF-8"
-            ) from e
-        if name in beside:
-            captions[beside[name]] = text.strip()
-            continue
-        for number, line in enumerate(text.splitlines(), 1):
-            if line.strip():
-                picture, caption, further = _metadata_line(line, f"line {number} of `{name}` in `{title}`")
-                member = {
-                    file: normpath(f"{PurePosixPath(name).parent}/{file}")
-                    for file in (picture, *further.values())
-                }
-                if lost := next((file for file in member.values() if file not in known), None):
-                    raise MissingError(
-                        f"line {number} of `{name}` names `{lost}`, which `{title}` does not hold"
-                    )
-                lines[member[picture]] = _Line(
-                    picture, caption, {kind: member[file] for kind, file in further.items()}
-                )
-    return lines, captions
-
-
-def _metadata_line(line: str, where: str) -> _Line:
-    """A line of `metadata.jsonl`, read. Keys may end in `_file_name`, as the `datasets` library has it. A key
-    of `conditions.FURTHER` whose value names no picture, as {"source": "flickr"}, says nothing."""
-    hint = 'each line is like {"file_name": "0001.png", "text": "a red door"}'
-    try:
-        row = {key.removesuffix("_file_name"): value for key, value in json.loads(line).items()}
-        named = {key: value for key, value in row.items() if isinstance(value, str) and may_be_picture(value)}
-        targets = [named[key] for key in TARGETS if key in named]
-        picture = str(row["file_name"]) if "file_name" in row or not targets else targets[0]
-        caption = next(row[key] for key in CAPTIONS if isinstance(row.get(key), str))
-    except (ValueError, KeyError, StopIteration, AttributeError, RecursionError) as e:
-        raise UsageError(f"{where} has no `file_name` or no `text`", hint=hint) from e
-    if any(target != picture for target in targets):
-        hint = (
-            'the image before an instruction is `before`, as in {"before": "in.png", "after": '
-            '"out.png", "text": "make it snow"}'
-        )
-        raise UsageError(f"{where} names two images, `{picture}` and `{targets[-1]}`", hint=hint)
-    further: dict[str, str] = {}
-    for key, value in named.items():
-        if kind := further_of(key):
-            further.setdefault(kind, value)
-    return _Line(picture, caption, further)
+    def spans(self) -> dict[str, Span]:
+        path = self.path.absolute()
+        return {self.path.name: Span(str(path), 0, path.stat().st_size, False)}
 
 
 def read_pictures(
@@ -202,48 +93,370 @@ def read_pictures(
     patch: int | None = None,
     say: Say = silent,
 ) -> np.ndarray:
-    """Pictures that are no data set, in order of their names: uint8 [n, C, H, W].
-
-    path: a picture, or a folder, zip or tar of pictures.
-    size: to which they are resized; None: they stay as they are.
-    channels: 1 (grey) or 3 (RGB).
-    limit: pictures at most; None: all.
-    fit: how pictures of another shape come to the size.
-    patch: side of the middle patches of them that are wanted; None: whole pictures are.
-    say: takes a line about how pictures were read that are not plain grey or colour of 8 bits.
-
-    Raises MissingError where there are none, or one does not decode; UsageError for one smaller than the
-    patch.
-    """
+    """The first `limit` pictures at a path that is no data set, or their middle patches, in order of their
+    names: uint8 [n, C, H, W]."""
     if not path.exists():
-        raise MissingError(
-            f"there is no `{path}`", hint="give a picture, or a folder, zip or tar of pictures"
-        )
-    how = Decoding(size, channels, fit=fit)
+        hint = "give a picture, or a folder, zip or tar of pictures"
+        raise MissingError(f"there is no `{path}`", hint=hint)
+    decoding = Decoding(size, channels, fit=fit)
     notes: list[str] = []
     if path.is_file() and is_picture(path.name):
-        found = {str(path): _middle(read_regular(path), str(path), how, patch, notes.append)}
+        encoded = iter([(str(path), read_regular(path))])
     else:
         members = open_members(path, is_picture)
         if not members.names:
-            hint = f"pictures are files of these kinds: {KINDS}"
-            raise MissingError(f"`{path}` holds no images", hint=hint)
-        read = members.read(sorted(members.names)[:limit])
-        found = {name: _middle(data, name, how, patch, notes.append) for name, data in read}
+            raise MissingError(f"`{path}` holds no images", hint=KINDS_HINT)
+        encoded = members.read(sorted(members.names)[:limit])
+    images = {
+        name: _middle(decode(data, name, decoding, notes.append)[0], name, patch) for name, data in encoded
+    }
     if notes:
-        say(f"`{path}`: {'; '.join(noted(notes))}")
-    return np.stack([found[name] for name in sorted(found)])
+        say(f"`{path}`: {'; '.join(notes_in_words(notes))}")
+    return np.stack([images[name] for name in sorted(images)])
 
 
-def _middle(data: bytes, name: str, how: Decoding, patch: int | None, note: Say) -> np.ndarray:
-    """The middle patch of a picture, or all of it: uint8 [C, H, W]."""
-    image, _ = decode(data, name, how, note)
+def _middle(image: np.ndarray, name: str, patch: int | None) -> np.ndarray:
+    """The middle patch of an image, or all of it: uint8 [C, H, W]."""
     if patch is None:
         return image
     _, height, width = image.shape
     if min(height, width) < patch:
-        raise UsageError(
-            f"`{name}` is {width}×{height}, smaller than the patch of {patch}×{patch}",
-            hint="the model was trained on such patches; give larger pictures",
-        )
+        hint = "the model was trained on such patches; give larger pictures"
+        message = f"`{name}` is {width}×{height}, smaller than the patch of {patch}×{patch}"
+        raise UsageError(message, hint=hint)
     return image[:, middle(height, patch), middle(width, patch)]
+
+
+# --- pictures and the files beside them ---
+
+
+def pictures(title: str, members: Members, form: Form) -> RawImages:
+    """The encoded pictures among the members of a folder or an archive.
+
+    Files beside a picture may describe it:
+    - a line of a `metadata.jsonl`, {"file_name": …, "text": …}, whose names are relative to it. It may name
+      further pictures ("control": …, "before": …), which then are no images of the set themselves.
+    - `NAME.txt`, a caption
+    - `NAME.cls`, a label in the place of what the folders say
+    """
+    names = [name for name in members.names if is_picture(name)]
+    if not names:
+        raise MissingError(f"`{title}` holds no images", hint=KINDS_HINT)
+    lines, captions = _descriptions(title, members, names)
+    captions |= {name: line.caption for name, line in lines.items()}
+    further: dict[str, dict[str, str]] = {kind: {} for line in lines.values() for kind in line.further}
+    for kind, pairs in further.items():
+        pairs |= {name: line.further[kind] for name, line in lines.items() if kind in line.further}
+    hidden = {name for pairs in further.values() for name in pairs.values()}.difference(lines)
+    names = [name for name in names if name not in hidden]
+    for kind, pairs in further.items():
+        if lacking := [name for name in names if name not in pairs]:
+            hint = f"each image has a line in `{METADATA}` with its `{kind}`, or none has"
+            message = f"`{title}` has {len(lacking):,} images without `{kind}`, as `{lacking[0]}`"
+            raise UsageError(message, hint=hint)
+    labels = {} if form.foreign else _label_files(title, members, names)
+    flat = form.layout == "flat"  # images that are scored are then all of them, whatever their folders say
+    if form.foreign and not flat:
+        layout = scored(names)
+    else:
+        layout = placed(title, names, form.layout, {} if labels else _annotated(members))
+    if labels:
+        layout.places = {name: (split, labels[name]) for name, (split, _) in layout.places.items()}
+    classes, number = _numbered({label for _, label in layout.places.values()} - {None}, bool(labels))
+    places = {name: (split, number[label]) for name, (split, label) in layout.places.items()}
+    images = Encoded(title, [(members, places)])
+    texts = {split: [captions.get(name, "") for name in of_split] for split, of_split in images.names.items()}
+    return RawImages(
+        title,
+        classes,
+        images.counts,
+        images.labels() if classes else {},
+        images.blocks(),
+        probe=images.probe,
+        spans=images.spans,
+        captions=texts if captions else {},
+        names=images.names,
+        further={kind: images.blocks(pairs) for kind, pairs in further.items()},
+        notes=[*members.notes, *layout.notes],
+    )
+
+
+def _numbered(
+    labels: set[str | None], in_files: bool
+) -> tuple[tuple[str, ...], dict[str | None, int | None]]:
+    """The classes that labels make, and the number of each label. In label files, numbers of up to five
+    digits mean themselves."""
+    texts = {label for label in labels if label is not None}
+    if in_files and all(label.isdecimal() and len(label) < 6 for label in texts):
+        return tuple(map(str, range(max(map(int, texts)) + 1))), {label: int(label) for label in texts}
+    classes = tuple(sorted(texts))
+    return classes, {None: None, **{label: i for i, label in enumerate(classes)}}
+
+
+def _texts(members: Members, names: list[str]) -> Iterator[tuple[str, bytes]]:
+    """(name, bytes) of some members; an archive is not opened for none."""
+    return members.read(names) if names else iter(())
+
+
+def _label_files(title: str, members: Members, names: list[str]) -> dict[str, str]:
+    """The labels in `NAME.cls` files beside pictures, by picture; {} without. Either all pictures have one or
+    none has."""
+    pictures = {str(PurePosixPath(name).with_suffix(LABEL)): name for name in names}
+    texts = _texts(members, [name for name in members.names if name in pictures])
+    labels = {pictures[name]: data.decode("utf-8", "replace").strip() for name, data in texts}
+    if labels and (lacking := next((name for name in names if not labels.get(name)), None)):
+        hint = "give one beside each picture, or none"
+        raise UsageError(f"`{title}` has no label `{LABEL}` beside `{lacking}`", hint=hint)
+    return labels
+
+
+def _annotated(members: Members) -> dict[str, str]:
+    """The classes of pictures `SPLIT/images/NAME` by TinyImageNet's `SPLIT/SPLIT_annotations.txt`, whose
+    lines are NAME, class and box with tabs between."""
+    lists = [name for name in members.names if name.endswith("_annotations.txt") and "/" in name]
+    classes: dict[str, str] = {}
+    for name, data in _texts(members, lists):
+        rows = (line.split("\t") for line in data.decode("utf-8", "replace").splitlines())
+        classes |= {f"{PurePosixPath(name).parent}/images/{row[0]}": row[1] for row in rows if len(row) > 1}
+    return classes
+
+
+class _Line(NamedTuple):
+    """A line of `metadata.jsonl`."""
+
+    picture: str  # name of the image
+    caption: str
+    further: dict[str, str]  # names of its further pictures by their kind
+
+
+def _descriptions(title: str, members: Members, names: list[str]) -> tuple[dict[str, _Line], dict[str, str]]:
+    """The lines of `metadata.jsonl`, and the captions of text files beside pictures, by picture."""
+    captioned = {str(PurePosixPath(name).with_suffix(".txt")): name for name in names}
+    texts = [name for name in members.names if name in captioned or PurePosixPath(name).name == METADATA]
+    lines: dict[str, _Line] = {}
+    captions: dict[str, str] = {}
+    members_named = set(names)
+    for name, data in _texts(members, texts):
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as e:
+            hint = "captions are plain text in UTF-8"
+            raise UsageError(f"`{name}` in `{title}` is not UTF-8 text", hint=hint) from e
+        if name in captioned:
+            captions[captioned[name]] = text.strip()
+            continue
+        for number, line in enumerate(text.splitlines(), 1):
+            if not line.strip():
+                continue
+            row = _metadata_line(line, f"line {number} of `{name}` in `{title}`")
+            folder = PurePosixPath(name).parent
+            member = {file: normpath(f"{folder}/{file}") for file in (row.picture, *row.further.values())}
+            if lost := next((file for file in member.values() if file not in members_named), None):
+                raise MissingError(f"line {number} of `{name}` names `{lost}`, which `{title}` does not hold")
+            further = {kind: member[file] for kind, file in row.further.items()}
+            lines[member[row.picture]] = row._replace(further=further)
+    return lines, captions
+
+
+def _metadata_line(line: str, place: str) -> _Line:
+    """A line of `metadata.jsonl`, read. Keys may end in `_file_name`, as the `datasets` library has it. A key
+    of FURTHER whose value names no picture, as {"source": "flickr"}, says nothing."""
+    hint = 'each line is like {"file_name": "0001.png", "text": "a red door"}'
+    try:
+        row = {key.removesuffix("_file_name"): value for key, value in json.loads(line).items()}
+        named = {k: v for k, v in row.items() if isinstance(v, str) and files.may_be_picture(v)}
+        targets = [named[key] for key in TARGETS if key in named]
+        picture = str(row["file_name"]) if "file_name" in row or not targets else targets[0]
+        caption = next(row[key] for key in CAPTIONS if isinstance(row.get(key), str))
+    except (ValueError, KeyError, StopIteration, AttributeError, RecursionError) as e:
+        raise UsageError(f"{place} has no `file_name` or no `text`", hint=hint) from e
+    if any(target != picture for target in targets):
+        example = '{"before": "in.png", "after": "out.png", "text": "make it snow"}'
+        hint = f"the image before an instruction is `before`, as in {example}"
+        raise UsageError(f"{place} names two images, `{picture}` and `{targets[-1]}`", hint=hint)
+    further: dict[str, str] = {}
+    for key, value in named.items():
+        if kind := further_of(key):
+            further.setdefault(kind, value)
+    return _Line(picture, caption, further)
+
+
+# --- layouts ---
+
+
+@dataclass
+class Layout:
+    """Where each picture belongs."""
+
+    places: dict[str, tuple[str, str | None]] = field(default_factory=dict)  # name → (split, class)
+    notes: list[str] = field(default_factory=list)  # what was left out of the set, and why
+
+
+def placed(
+    title: str, names: Iterable[str], layout: str | None = None, annotated: Mapping[str, str] | None = None
+) -> Layout:
+    """The splits and classes of pictures by their folders, or of some by a list beside them (TinyImageNet's
+    `val_annotations.txt`). Raises UsageError that names a folder which is ambiguous."""
+    folders = _without_outer(names, layout)
+    layout = layout or _layout_of(title, folders)
+    if layout == "flat":
+        return Layout(dict.fromkeys(folders, ("train", None)))
+    out = Layout()
+    if layout == "classes":
+        for name, f in folders.items():
+            if not f:
+                raise UsageError(f"`{title}` has images beside its class folders, as `{name}`", hint=HINT)
+            out.places[name] = "train", f[0]
+        return _without_lone_class(out)
+    if layout == "class-splits":
+        for name, f in folders.items():
+            if len(f) < 2 or not (split := split_of(f[1])):
+                raise UsageError(f"`{title}` has `{name}`, which is in no split of a class", hint=ASK)
+            out.places[name] = split[0], f[0]
+    else:
+        _by_split(title, folders, annotated or {}, out)
+    if not any(split == "train" for split, _ in out.places.values()):
+        raise UsageError(f"`{title}` has no `train` folder beside its splits", hint=HINT)
+    return out if layout == "class-splits" else _without_lone_class(out)
+
+
+def scored(names: Iterable[str]) -> Layout:
+    """The splits of pictures that are only scored, in any layout and without classes.
+
+    They are those of their folders where all pictures, but for masks, lie in folders of splits; else all
+    pictures are of one split.
+    """
+    folders = _without_outer(names, None)
+    heads = {name: f[0] if f else "" for name, f in folders.items()}
+    splits = {name: split_of(head) for name, head in heads.items() if not _MARKS.fullmatch(head)}
+    if not splits or not all(splits.values()):
+        return Layout(dict.fromkeys(folders, ("train", None)))
+    return Layout({name: (split[0], None) for name, split in splits.items() if split})
+
+
+def _without_outer(names: Iterable[str], layout: str | None) -> Folders:
+    """The folders of each picture without outer ones that hold all pictures."""
+    folders = {name: PurePosixPath(name).parts[:-1] for name in names}
+    while True:
+        heads = {f[0] if f else None for f in folders.values()}
+        head = next(iter(heads), None)
+        if len(heads) != 1 or head is None or (layout in (None, "splits") and split_of(head)):
+            return folders
+        inner = {name: f[1:] for name, f in folders.items()}
+        if layout == "classes" and not all(inner.values()):
+            return folders
+        if layout == "class-splits" and all(f and split_of(f[0]) for f in inner.values()):
+            return folders
+        folders = inner
+
+
+def _layout_of(title: str, folders: Folders) -> str:
+    """The layout of the folders."""
+    heads = sorted({f[0] for f in folders.values() if f})
+    splits = [head for head in heads if split_of(head)]
+    if not splits:
+        return _layout_without_splits(title, folders, heads)
+    others = [head for head in heads if head not in splits and not _MARKS.fullmatch(head)]
+    loose = sorted(name for name, f in folders.items() if not f)
+    mixes = f"`{title}` mixes splits with other images"
+    if others:
+        message = f"{mixes}: is `{splits[0]}` a split, or a class as `{others[0]}`?"
+        raise UsageError(message, hint=HINT)
+    if loose:
+        raise UsageError(f"{mixes}, as `{loose[0]}`", hint=HINT)
+    return "splits"
+
+
+def _layout_without_splits(title: str, folders: Folders, heads: list[str]) -> str:
+    marks = [head for head in heads if _MARKS.fullmatch(head)]
+    if marks and any(_IMAGES.fullmatch(head.lower()) for head in heads):
+        message = f"`{title}` has `{marks[0]}` beside its pictures: a class, or what marks them?"
+        raise UsageError(message, hint=f"give the folder of the pictures alone; or {ASK}")
+    inside = [name for name, f in folders.items() if len(f) > 1 and split_of(f[1])]
+    outside = [name for name, f in folders.items() if len(f) <= 1 or not split_of(f[1])]
+    if inside and outside:
+        split = PurePosixPath(inside[0]).parent
+        message = f"`{title}` has `{split}`, a split by its name, and `{outside[0]}` outside of any"
+        raise UsageError(message, hint=ASK)
+    return "class-splits" if inside else "classes" if heads else "flat"
+
+
+def _by_split(title: str, folders: Folders, annotated: Mapping[str, str], out: Layout) -> None:
+    """Places in the layouts SPLIT/CLASS/…, SPLIT/… and SPLITA/…; folders of masks (`ground_truth`) are left
+    out."""
+    inside: dict[str, Folders] = {}  # by split folder
+    for name, f in folders.items():
+        if f and split_of(f[0]):
+            inside.setdefault(f[0], {})[name] = f[1:]
+        elif not f or not _MARKS.fullmatch(f[0]):
+            raise UsageError(f"`{title}` has `{name}`, which is in no split", hint=ASK)
+    if masks := [f[0] for f in folders.values() if not split_of(f[0])]:
+        out.notes.append(f"{counted(len(masks), 'picture')} of `{masks[0]}` skipped: they mark others")
+    folder_of: dict[tuple[str, str], str] = {}
+    splits = {head: split for head in sorted(inside) if (split := split_of(head))}
+    for head, split in splits.items():
+        if (other := folder_of.setdefault(split, head)) != head:
+            message = f"`{title}` has `{other}` and `{head}`, which are one split"
+            raise UsageError(message, hint="put them into one folder")
+    inside = _without_meaningless(inside)
+    of_train = (f for head in inside for f in inside[head].values() if splits[head][0] == "train")
+    train = {f[0] if f else None for f in of_train}
+    for head, rows in inside.items():
+        split_name, domain = splits[head]
+        if domain:
+            out.places |= dict.fromkeys(rows, (split_name, domain))
+        else:
+            classes = {name: annotated.get(name, f[0] if f else None) for name, f in rows.items()}
+            _place_split(title, head, classes, train, out)
+
+
+def _without_meaningless(inside: dict[str, Folders]) -> dict[str, Folders]:
+    """Folders by split without two kinds that mean nothing: one of the same name in every split that holds
+    all pictures (`train/images test/images`), and a split's own name inside it
+    (`training_set/training_set`)."""
+    while True:
+        heads = {head: {f[0] if f else None for f in rows.values()} for head, rows in inside.items()}
+        lone = {
+            head: next(iter(firsts)) for head, firsts in heads.items() if len(firsts) == 1 and all(firsts)
+        }
+        same = len(lone) == len(heads) and len(set(lone.values())) == 1
+        strip = {head for head, first in lone.items() if same or split_of(first) == split_of(head)}
+        if not strip:
+            return inside
+        for head in strip:
+            inside = inside | {head: {name: f[1:] for name, f in inside[head].items()}}
+
+
+def _place_split(
+    title: str, head: str, classes: dict[str, str | None], train: set[str | None], out: Layout
+) -> None:
+    """Adds the places of the pictures in a split's folder to `out`; their classes must be among those of
+    train (None: pictures outside of class folders)."""
+    split_name, _ = split_of(head) or ("", "")
+    labels = set(classes.values())
+    if None in labels and len(labels) > 1:
+        loose = next(name for name, label in sorted(classes.items()) if label is None)
+        raise UsageError(f"`{title}` has images beside its class folders, as `{loose}`", hint=HINT)
+    images = {label for label in labels if label and _IMAGES.fullmatch(label.lower())}
+    unlabelled = labels == {None} or (labels <= images and not labels & train)
+    if split_name != "train" and None not in train and unlabelled:
+        out.notes.append(f"{counted(len(classes), 'picture')} of `{head}` skipped: they have no labels")
+        return
+    unknown = sorted(label for label in labels - train if label is not None)
+    if split_name != "train" and unknown:
+        only = sorted(label for label in train if label is not None)
+        if len(train) != 1 or not only:
+            message = f"`{head}/{unknown[0]}` of `{title}` is a class that `train` has not"
+            raise UsageError(message, hint=f"take it out, or name it as in `train`; {ASK}")
+        named = f"`{head}/{unknown[0]}`" + (f" and {len(unknown) - 1} others" if len(unknown) > 1 else "")
+        count = sum(label in unknown for label in classes.values())
+        out.notes.append(f"{counted(count, 'picture')} of {named} skipped: `train` has only `{only[0]}`")
+        classes = {name: label for name, label in classes.items() if label in train}
+    out.places |= {name: (split_name, label) for name, label in classes.items()}
+
+
+def _without_lone_class(out: Layout) -> Layout:
+    """Places without their class where there is only one: `train/images`, `train/good`."""
+    if len({label for _, label in out.places.values()}) == 1:
+        out.places = {name: (split, None) for name, (split, _) in out.places.items()}
+    return out

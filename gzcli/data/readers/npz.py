@@ -12,10 +12,9 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from gzcli.core.errors import MissingError, UsageError, first_line
-from gzcli.data.packs.splits import SPLIT_NAMES
-from gzcli.data.readers.archives import Zip
-from gzcli.data.readers.kinds import counted
-from gzcli.data.readers.raw_images import Block, RawImages
+from gzcli.core.units import counted
+from gzcli.data.readers.archive import Zip
+from gzcli.data.readers.images import Block, RawImages
 
 BLOCK_BYTES = 1 << 18
 MOST_CLASSES = 100_000
@@ -30,21 +29,21 @@ AGAIN = "fetch or make the file again"
 HINT = "images are uint8 or uint16 of shape [N, H, W], [N, H, W, C] or [N, C, H, W], with C = 1 or 3"
 
 
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+
+
 class Header(NamedTuple):
-    """What is known of an array of images.
+    """The format of an array of images."""
 
-    n: number of images.
-    shape: (C, H, W) of an image.
-    first: whether channels come first.
-    fortran: whether the array lies in Fortran's order, column by column.
-    dtype: uint8 or uint16.
-    """
-
-    n: int
-    shape: tuple[int, int, int]
-    first: bool
-    fortran: bool
-    dtype: np.dtype
+    n: int  # number of images
+    shape: tuple[int, int, int]  # (C, H, W) of an image
+    first: bool  # whether channels come first
+    fortran: bool  # whether the array lies in Fortran's order, column by column
+    dtype: np.dtype  # uint8 or uint16
 
 
 def npz(path: Path) -> RawImages:
@@ -53,8 +52,6 @@ def npz(path: Path) -> RawImages:
     Images are uint8 or uint16 (divided by 257), [N, H, W], [N, H, W, C] or [N, C, H, W]: of splits by
     MedMNIST's names (`train_images`, `val_images`, …) or Keras' (`x_train`, …), or `images` alone. Labels, if
     any, are integers [N], [N, 1] or [N, K] with names alike; names of classes [K] are `class_names`.
-
-    Raises UsageError where it is none of these.
     """
     archive = _Npz(path)
     images, labels = _named(archive)
@@ -70,11 +67,11 @@ def npz(path: Path) -> RawImages:
     counts = {split: header.n for split, header in headers.items()}
     y = {split: archive.labels(name, counts[split]) for split, name in labels.items()}
     multilabel = any(rows.ndim == 2 for rows in y.values())
-    known = max(
+    least = max(
         (rows.shape[1] if multilabel else int(rows.max()) + 1 for rows in y.values() if len(rows)), default=0
     )
     names = next((name for name in CLASS_NAMES if name in archive and y), None)
-    classes = archive.names_of(names, known) if names else tuple(map(str, range(known)))
+    classes = archive.names_of(names, least) if names else tuple(map(str, range(least)))
 
     def blocks() -> Iterator[Block]:
         for split, name in images.items():
@@ -100,8 +97,10 @@ def _named(archive: _Npz) -> tuple[dict[str, str], dict[str, str]]:
             split: [name for s, word in pairs for name in (f"{s}_{word}", f"{word}_{s}")]
             for split, pairs in forms.items()
         }
-        found = {split: next(filter(archive.names.__contains__, some), None) for split, some in names.items()}
-        return {split: name for split, name in found.items() if name}
+        of_split = {
+            split: next(filter(archive.names.__contains__, some), None) for split, some in names.items()
+        }
+        return {split: name for split, name in of_split.items() if name}
 
     def alone(words: tuple[str, ...]) -> dict[str, str]:
         name = next(filter(archive.names.__contains__, words), None)
@@ -113,10 +112,7 @@ def _named(archive: _Npz) -> tuple[dict[str, str], dict[str, str]]:
 
 
 class _Npz:
-    """The arrays of an npz, which is a zip of `.npy` files.
-
-    path: the npz.
-    """
+    """The arrays of an npz, which is a zip of `.npy` files."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -127,8 +123,7 @@ class _Npz:
         return iter(self.names)
 
     def header(self, name: str) -> Header:
-        """What is known of an array of images. Raises UsageError for an array that is none of images, or that
-        may be meant in two ways."""
+        """The format of an array of images. Raises UsageError for other arrays and for ambiguous ones."""
         with self._opened(name) as (_, shape, fortran, dtype):
             pass
         what = f"`{name}` in `{self.path}` is {dtype} of shape {shape}"
@@ -137,9 +132,8 @@ class _Npz:
             hint = "; bring others to 0 … 255 and to uint8" if dtype.kind in "fi" else ""
             raise UsageError(what, hint=HINT + hint)
         if last and first:
-            raise UsageError(
-                f"{what}: channels first or last?", hint="put them last, or leave an axis of 1 out"
-            )
+            hint = "put them last, or leave an axis of 1 out"
+            raise UsageError(f"{what}: channels first or last?", hint=hint)
         n, *sides = shape
         c, h, w = (1, *sides) if len(sides) == 2 else (sides[2], *sides[:2]) if last else sides
         return Header(n, (c, h, w), first, fortran, dtype)
@@ -154,8 +148,7 @@ class _Npz:
             yield start, ((images.astype(np.uint32) + 128) // 257).astype(np.uint8) if wide else images
 
     def _blocks(self, name: str, header: Header) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, the numbers of some rows from it on). An array that lies column by column comes
-        whole."""
+        """(first row, numbers of some rows from there on). An array in Fortran order comes as one block."""
         if header.fortran:
             yield 0, np.ascontiguousarray(self._whole(name))
             return
@@ -185,34 +178,30 @@ class _Npz:
             )
         return y.astype(np.int64 if y.ndim == 1 else np.uint8)
 
-    def names_of(self, name: str, known: int) -> tuple[str, ...]:
-        """The names of the classes. Raises UsageError where they are fewer than the labels have, or no
-        texts."""
-        given = self._whole(name)
-        if given.ndim != 1 or given.dtype.kind not in "US":
+    def names_of(self, name: str, least: int) -> tuple[str, ...]:
+        """The names of the classes."""
+        texts = self._whole(name)
+        if texts.ndim != 1 or texts.dtype.kind not in "US":
             hint = f"it is an array of texts, one a class: `{name}=np.array(['ant', 'bee'])`"
-            raise UsageError(f"`{name}` in `{self.path}` is {given.dtype} of shape {given.shape}", hint=hint)
-        if len(given) < known:
-            raise UsageError(f"`{self.path}`: `{name}` names {len(given)} classes, its labels have {known}")
-        return tuple(text.decode() if isinstance(text, bytes) else str(text) for text in given)
+            raise UsageError(f"`{name}` in `{self.path}` is {texts.dtype} of shape {texts.shape}", hint=hint)
+        if len(texts) < least:
+            raise UsageError(f"`{self.path}`: `{name}` names {len(texts)} classes, its labels have {least}")
+        return tuple(text.decode() if isinstance(text, bytes) else str(text) for text in texts)
 
     def _whole(self, name: str) -> np.ndarray:
         with self._opened(name) as (f, shape, _, dtype):
             if (size := math.prod(shape) * dtype.itemsize) > WHOLE:
-                raise UsageError(
-                    f"`{name}` in `{self.path}` has {size / 1e9:,.0f} GB, too much to be read at once",
-                    hint="an array of images in C's order is read in parts: `np.ascontiguousarray`",
-                )
+                hint = "an array of images in C's order is read in parts: `np.ascontiguousarray`"
+                message = f"`{name}` in `{self.path}` has {size / 1e9:,.0f} GB, too much to be read at once"
+                raise UsageError(message, hint=hint)
             f.seek(0)
             return np.lib.format.read_array(f, allow_pickle=False)
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], bool, np.dtype]]:
-        """The file of an array behind its head, with shape, whether it lies in Fortran's order, and dtype.
-
-        Raises MissingError where the head makes no sense, or says more than the file has: before that is
-        known, nothing is allocated.
-        """
+        """The file of an array after its header, with shape, whether the order is Fortran's, and dtype.
+        Raises MissingError where the header makes no sense or claims more than the file has: before that is
+        known, nothing is allocated."""
         with self.zip.opened() as archive, archive.open(f"{name}.npy") as f:
             try:
                 version = np.lib.format.read_magic(f)
@@ -226,7 +215,6 @@ class _Npz:
             except (ValueError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError) as e:
                 raise MissingError(f"`{name}` in `{self.path}` is not a numpy array: {first_line(e)}") from e
             if f.tell() + math.prod(shape) * dtype.itemsize > archive.getinfo(f"{name}.npy").file_size:
-                raise MissingError(
-                    f"`{self.path}` is cut off in `{name}`", hint="fetch or make the file again"
-                )
+                hint = "fetch or make the file again"
+                raise MissingError(f"`{self.path}` is cut off in `{name}`", hint=hint)
             yield f, shape, fortran, dtype

@@ -6,15 +6,16 @@ import io
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from gzcli.core.errors import GzError, MissingError, UsageError
 from gzcli.core.sections import Fit
-from gzcli.core.units import sides
-from gzcli.data.packs.forms import Decoding, Say, silent
-from gzcli.data.readers.kinds import FORMATS, counted
+from gzcli.core.types import Say, silent
+from gzcli.core.units import Size, counted, sides
+from gzcli.data.readers.files import FORMATS
 
 ORIENTATION = 0x0112  # number of this EXIF tag; its values 5 … 8 are quarter turns
 BITS = 258  # number of TIFF's tag of the bits of a value
@@ -22,8 +23,21 @@ DARK = 4095  # largest value of 12 bits
 FAINT = 240  # grey level from which ink does not show on white
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How an encoded picture becomes an array uint8 [channels, height, width]."""
+
+    size: Size | None  # to which the picture is resized; None: it keeps its height and width
+    channels: int  # 1 (grey) or 3 (RGB)
+    grey_only: bool = False  # whether a picture with colour is an error
+    # by which a picture is cropped and resized: "lanczos", or "adm", ImageNet's in the diffusion literature
+    # (`pictures.adm`)
+    rule: str = "lanczos"
+    fit: Fit = "crop"  # how a picture of another shape comes to the size
+
+
 def opened(data: bytes) -> Any:
-    """An encoded picture as Pillow's image, by the readers of `kinds.FORMATS` alone."""
+    """An encoded picture as a Pillow image, by the readers of FORMATS alone."""
     from PIL import Image
 
     Image.init()
@@ -31,58 +45,53 @@ def opened(data: bytes) -> Any:
 
 
 def decode(data: bytes, name: str, how: Decoding, note: Say = silent) -> tuple[np.ndarray, bool]:
-    """An encoded picture as uint8 [C, H, W], and whether it had another size.
+    """An encoded picture as uint8 [C, H, W], and whether it had another size; `note` takes each choice that
+    its reading needed, for `notes_in_words`.
 
     EXIF rotation is applied; transparency is laid over white, or over black where all that can be seen would
     be white on white; palettes become RGB; grey of more than 8 bits is scaled from the range that `white_of`
     says; RGB → grey is ITU-R 601 luma; of several frames the first is taken.
 
-    data: the file's bytes.
-    name: what messages call it.
-    how: size, channels and the rule of resizing.
-    note: takes each choice that its reading needed, for `noted`.
-
     Raises MissingError if it does not decode, UsageError if it has colour though only grey may come.
     """
-    from PIL import ImageOps
-
     resized = False
     try:
-        with opened(data) as image:
-            white = white_of(image, data, note)
-            image = plain(ImageOps.exif_transpose(image), white, note)
-            if how.grey_only and is_colour(image):
-                hint = "`--set data.channels=3` keeps the colours, `--set data.channels=1` drops them"
-                raise UsageError(f"`{name}` has colour, the first images have none", hint=hint)
-            image = image.convert("L" if how.channels == 1 else "RGB")
-            height, width = sides(how.size) if how.size else (image.height, image.width)
-            if image.size != (width, height):
-                image, resized = brought_to(image, height, width, how.fit, how.rule), True
-            pixels = _pixels(image)
+        image = _plain(data, note)
+        if how.grey_only and is_colour(image):
+            hint = "`--set data.channels=3` keeps the colours, `--set data.channels=1` drops them"
+            raise UsageError(f"`{name}` has colour, the first images have none", hint=hint)
+        image = image.convert("L" if how.channels == 1 else "RGB")
+        height, width = sides(how.size) if how.size else (image.height, image.width)
+        if image.size != (width, height):
+            image, resized = brought_to(image, height, width, how.fit, how.rule), True
+        return _pixels(image), resized
     except GzError:
         raise
     except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError, DecompressionBombError, …
         raise undecodable(name, e) from e
-    return pixels, resized
 
 
 def look(data: bytes, name: str, note: Say = silent) -> tuple[int, int, bool]:
-    """Height and width of an encoded picture, and whether it has colour; `note` as in `decode`. Raises
-    MissingError if it does not decode."""
-    from PIL import ImageOps
-
+    """Height and width of an encoded picture, and whether it has colour; `note` as in `decode`."""
     try:
-        with opened(data) as image:
-            white = white_of(image, data, note)
-            image = plain(ImageOps.exif_transpose(image), white, note)
-            return image.height, image.width, is_colour(image)
+        image = _plain(data, note)
+        return image.height, image.width, is_colour(image)
     except Exception as e:  # as in `decode`
         raise undecodable(name, e) from e
 
 
+def _plain(data: bytes, note: Say) -> Any:
+    """An encoded picture as L or RGB of 8 bits, without rotation and transparency."""
+    from PIL import ImageOps
+
+    with opened(data) as image:
+        white = white_of(image, data, note)
+        return plain(ImageOps.exif_transpose(image), white, note)
+
+
 def sides_of(data: bytes) -> tuple[int, int]:
-    """(width, height) of an encoded picture that decodes, as it is seen: after its EXIF rotation. Reads its
-    header alone."""
+    """(width, height) of an encoded picture as it is seen, after its EXIF rotation; reads the header
+    alone."""
     with opened(data) as image:
         turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
         return (image.height, image.width) if turned else (image.width, image.height)
@@ -106,11 +115,8 @@ def fit_array(images: np.ndarray, want: tuple[int, int, int], fit: Fit) -> np.nd
 
 
 def plain(image: Any, white: int, note: Say) -> Any:
-    """A picture of Pillow's as L or RGB of 8 bits, without transparency.
-
-    white: the value that is white where values are integers of more than 8 bits.
-    note: as in `decode`.
-    """
+    """A Pillow image as L or RGB of 8 bits without transparency; `white` is the white value of more than 8
+    bits."""
     from PIL import Image
 
     if image.mode.startswith("I") or image.mode == "F":
@@ -124,7 +130,7 @@ def plain(image: Any, white: int, note: Say) -> Any:
 
 
 def _opaque(image: Any, note: Say) -> Any:
-    """A picture of mode RGBA laid over white, or over black where nothing of it would be seen on white."""
+    """An RGBA picture laid over white, or over black where nothing would be seen on white."""
     from PIL import Image
 
     faintest, strongest = image.getchannel("A").getextrema()
@@ -144,9 +150,6 @@ def white_of(image: Any, data: bytes, note: Say) -> int:
     It is the largest of as many bits as the file says: a TIFF in its tag, a PNG in its chunk sBIT, unless the
     values were scaled to all 16 bits, as the standard of PNG has it. Else it is 65,535: what the largest
     value of a picture is decides nothing, or dark and bright pictures of one set would be read alike.
-
-    image: as Pillow has opened it.
-    note: as in `decode`.
     """
     bits, most = 16, 65535
     if image.format == "TIFF":
@@ -182,9 +185,8 @@ def _significant(png: bytes) -> int:
     return 16
 
 
-def noted(notes: Iterable[str] | Mapping[str, int]) -> list[str]:
-    """For people, the choices that `decode` has noted, and how many pictures needed each: `24 pictures of 12
-    bits, read as 0 … 4,095`."""
+def notes_in_words(notes: Iterable[str] | Mapping[str, int]) -> list[str]:
+    """How often `decode` noted each choice: `24 pictures of 12 bits, read as 0 … 4,095`."""
     return [f"{counted(n, 'picture')} {how}" for how, n in Counter(notes).most_common()]
 
 
@@ -199,19 +201,12 @@ def is_colour(image: Any) -> bool:
 def undecodable(name: str, e: Exception) -> MissingError:
     """The error for a picture that does not decode."""
     what = str(e) if "cannot identify" not in str(e) else "not a picture that can be read"
-    return MissingError(
-        f"`{name}` does not decode: {what or type(e).__name__}", hint="replace it or take it out"
-    )
+    hint = "replace it or take it out"
+    return MissingError(f"`{name}` does not decode: {what or type(e).__name__}", hint=hint)
 
 
 def brought_to(image: Any, height: int, width: int, fit: Fit, rule: str = "lanczos") -> Any:
-    """A picture (L or RGB) in another size.
-
-    height: that is wanted, in pixels.
-    width: that is wanted, in pixels.
-    fit: how a picture of another shape comes to it, as `data.fit`.
-    rule: of RULES, by which it is cropped.
-    """
+    """A picture (L or RGB) resized by the rule `fit` of `data.fit`; crops follow `rule`."""
     from PIL import Image
 
     if fit == "crop":

@@ -1,17 +1,260 @@
-"""The sets that need no download: made here of scikit-learn's digits and its two sample photographs, or in
-`glyphs.py` and `shapes.py`."""
+"""The sets that need no download: made of scikit-learn's digits and photographs, of matplotlib's fonts,
+or of nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from gzcli.data.readers.raw_images import Block, RawImages
-from gzcli.data.sets.glyphs import glyphs
-from gzcli.data.sets.shapes import shapes, shapes_factors
-from gzcli.data.sets.specs import DataSpec
+from gzcli.data.readers.images import Block, RawImages, from_arrays
+from gzcli.data.sets.registry import DataSpec
+
+SIDE = 128  # pixels a side of the large drawing, which spans −1 … 1
+
+
+def distance(drawing: np.ndarray) -> np.ndarray:
+    """The signed distance to the outline of a drawing bool [SIDE, SIDE], float32, positive inside, in units
+    of half the drawing's side."""
+    from scipy.ndimage import distance_transform_edt as edt
+
+    return ((edt(drawing) - edt(~drawing)) * (2 / SIDE)).astype(np.float32)
+
+
+def matrices(angle: np.ndarray, shear: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Maps [N, 2, 2] of the form's plane (x to the right, y down): sheared, then turned, then enlarged."""
+    zero, one = np.zeros_like(angle), np.ones_like(angle)
+    sheared = np.stack([one, -shear, zero, one], -1).reshape(-1, 2, 2)
+    turned = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], -1).reshape(-1, 2, 2)
+    return turned @ (size[:, :, None] * sheared)
+
+
+def pictures(
+    form: np.ndarray, maps: np.ndarray, center: np.ndarray, bolder: np.ndarray | float, side: int
+) -> np.ndarray:
+    """Pictures [N, side, side] of one form, float32: the share of each pixel that the form covers."""
+    from scipy.ndimage import map_coordinates
+
+    back = np.linalg.inv(maps) * (SIDE / 2)  # from pixels of the picture to those of the drawing, (x, y)
+    first = (SIDE - 1) / 2 - np.einsum("nij,nj->ni", back, center)
+    across = np.arange(side) - (side - 1) / 2
+    column, row = (  # in the drawing, of each pixel of each picture: [N, side, side]
+        first[:, i, None, None]
+        + back[:, i, 0, None, None] * across
+        + back[:, i, 1, None, None] * across[:, None]
+        for i in (0, 1)
+    )
+    depth = map_coordinates(form, [row, column], order=1, mode="nearest", output=np.float32)
+    scale = np.sqrt(np.abs(np.linalg.det(maps))).astype(np.float32)  # pixels of a unit of the form's plane
+    return (depth * scale[:, None, None] + np.reshape(bolder, (-1, 1, 1)) + 0.5).clip(0, 1)
+
+
+# Faces with all 36 characters, each drawn as a reader expects it.
+_DEJAVU = ("Sans", "SansMono", "Serif")
+_SLANTED = {"Sans": "Oblique", "SansMono": "Oblique", "Serif": "Italic"}
+FACES = (
+    *(
+        f"DejaVu{family}{style}"
+        for family in _DEJAVU
+        for style in ("", "-Bold", f"-{_SLANTED[family]}", f"-Bold{_SLANTED[family]}")
+    ),
+    *(f"STIXGeneral{style}" for style in ("", "Bol", "Italic", "BolIta")),
+    *("cmr10", "cmb10", "cmti10", "cmss10", "cmtt10"),
+)
+LETTERS = 88  # pixels of an em in the large drawing, so that the widest letter fits into it
+CAPITAL, WIDEST = 18.5, 19.5  # pixels of a glyph's height and, at most, of its width
+
+
+def glyphs(spec: DataSpec) -> RawImages:
+    """Characters of 21 faces, slightly sheared, turned, enlarged, moved and bolder. Classes alternate, so
+    that all have as many images in each split."""
+    n, classes = spec.n_train + spec.n_test, len(spec.class_names)
+    draw = np.random.RandomState(0).uniform  # its stream is frozen
+    maps = matrices(draw(-0.17, 0.17, n), draw(-0.15, 0.2, n), draw(0.88, 1.1, (n, 2)))
+    center, bolder = draw(-1.2, 1.2, (n, 2)), draw(-0.05, 0.55, n)
+    face = np.random.RandomState(1).randint(len(FACES), size=n)
+    label = np.arange(n) % classes
+    images = np.empty((n, 1, spec.size, spec.size), np.uint8)
+    for i, name in enumerate(FACES):
+        for j, character in enumerate(spec.class_names):
+            rows = np.flatnonzero((face == i) & (label == j))
+            if not len(rows):
+                continue
+            form, high, wide = _glyph(name, character)
+            scale = np.array([min(CAPITAL / high, WIDEST / wide), CAPITAL / high])
+            drawn = pictures(form, maps[rows] * scale, center[rows], bolder[rows], spec.size)
+            images[rows, 0] = np.rint(255 * drawn)
+    return _halved(spec, images, label)
+
+
+def _glyph(face: str, character: str) -> tuple[np.ndarray, float, float]:
+    """The signed distance [SIDE, SIDE] to the outline of a character in the middle of the drawing, and its
+    height and width in units of half the drawing's side."""
+    import matplotlib
+    from PIL import Image, ImageDraw, ImageFont
+
+    path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{face}.ttf")
+    font = ImageFont.truetype(path, LETTERS, layout_engine=ImageFont.Layout.BASIC)
+    left, top, right, bottom = font.getbbox(character)
+    canvas = Image.new("L", (SIDE, SIDE))
+    at = ((SIDE - left - right) / 2, (SIDE - top - bottom) / 2)
+    ImageDraw.Draw(canvas).text(at, character, 255, font)
+    inside = np.asarray(canvas) > 127
+    return distance(inside), (bottom - top) * 2 / SIDE, (right - left) * 2 / SIDE
+
+
+COLOURS = {
+    "red": (222, 45, 45),
+    "orange": (250, 140, 22),
+    "yellow": (250, 219, 60),
+    "green": (46, 174, 84),
+    "turquoise": (32, 197, 205),
+    "blue": (48, 90, 225),
+    "violet": (140, 66, 200),
+    "pink": (246, 120, 186),
+}
+SIZES = ("small", "medium", "large")
+PLACES = ("left", "right", "top", "bottom", "centre")
+SMALLEST, LARGEST = 5.0, 11.0  # pixels from the middle of a form to its farthest point
+ROUND = ("circle", "ring")  # these look the same at all angles
+REACH = 0.8  # of half the large drawing: the outline stays off its edge
+
+Inside = Callable[[np.ndarray, np.ndarray], np.ndarray]  # x and y of points → whether a form covers them
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The factors of each image."""
+
+    kind: np.ndarray  # number in KINDS, [N]
+    colour: np.ndarray  # number in COLOURS, [N]
+    radius: np.ndarray  # pixels from the middle of the form to its farthest point, [N]
+    center: np.ndarray  # pixels to the right of and below the middle of the picture, [N, 2]
+    angle: np.ndarray  # degrees clockwise, [N]; 0 where a turn shows nothing
+
+    @property
+    def size(self) -> np.ndarray:
+        """Number in SIZES, [N]: thirds of the radius."""
+        return np.floor(3 * (self.radius - SMALLEST) / (LARGEST - SMALLEST)).clip(0, 2).astype(np.int64)
+
+    @property
+    def places(self) -> np.ndarray:
+        """Which of PLACES hold, bool [N, 5]: left, right, top and bottom from two pixels off the middle."""
+        x, y = self.center.T
+        off = np.stack([x < -2, x > 2, y < -2, y > 2], 1)
+        return np.concatenate([off, ~off.any(1, keepdims=True)], 1)
+
+
+def factors(n: int) -> Factors:
+    """The factors of the first n images: kinds and colours alternate, the others are uniform such that the
+    whole form is in the picture."""
+    rng = np.random.RandomState(0)  # its stream is frozen
+    radius, place, angle = np.split(rng.uniform(size=(n, 4)), [1, 3], 1)
+    kind, colour = np.arange(n) % len(KINDS), np.arange(n) // len(KINDS) % len(COLOURS)
+    radius = SMALLEST + (LARGEST - SMALLEST) * radius[:, 0]
+    center = (2 * place - 1) * (15.5 - radius[:, None])
+    turned = ~np.isin(kind, [KINDS.index(name) for name in ROUND])
+    return Factors(kind, colour, radius, center, 360 * angle[:, 0] * turned)
+
+
+def shapes(spec: DataSpec) -> RawImages:
+    """Forms of 8 kinds and colours; the class is the kind, the caption states the factors in words."""
+    facts = factors(spec.n_train + spec.n_test)
+    images = _halved(spec, _draw_shapes(facts, spec.size), facts.kind)
+    return replace(images, captions=_captions(facts, spec))
+
+
+def shapes_factors(spec: DataSpec) -> RawImages:
+    """The same images, with a label for each factor in place of the class."""
+    facts = factors(spec.n_train + spec.n_test)
+    labels = [
+        np.eye(len(names), dtype=np.uint8)[which]
+        for names, which in ((KINDS, facts.kind), (COLOURS, facts.colour), (SIZES, facts.size))
+    ]
+    every = np.concatenate([*labels, facts.places], 1).astype(np.uint8)
+    return _halved(spec, _draw_shapes(facts, spec.size), every)
+
+
+def _captions(facts: Factors, spec: DataSpec) -> dict[str, list[str]]:
+    """By split, texts such as `a small red star at the top left`."""
+    colours = list(COLOURS)
+    words = [
+        f"a {SIZES[size]} {colours[colour]} {KINDS[kind]} {_where(there)}"
+        for size, colour, kind, there in zip(facts.size, facts.colour, facts.kind, facts.places, strict=True)
+    ]
+    return {"train": words[: spec.n_train], "test": words[spec.n_train :]}
+
+
+def _where(there: np.ndarray) -> str:
+    left, right, top, bottom, centre = there
+    if centre:
+        return "in the centre"
+    high, wide = "top" if top else "bottom" if bottom else "", "left" if left else "right" if right else ""
+    return f"at the {f'{high} {wide}'.strip()}"
+
+
+def _draw_shapes(facts: Factors, side: int) -> np.ndarray:
+    """The images, uint8 [N, 3, side, side]: a form of one colour on a background that goes from one pale
+    colour to another."""
+    n = len(facts.kind)
+    draw = np.random.RandomState(1).uniform
+    first, last = draw(205, 250, (2, n, 3, 1, 1)).astype(np.float32)
+    way = draw(0, 2 * np.pi, (n, 1, 1)).astype(np.float32)
+    across = np.linspace(-1, 1, side, dtype=np.float32) / np.sqrt(8, dtype=np.float32)
+    ink = np.array(list(COLOURS.values()), np.float32)[facts.colour][:, :, None, None]
+    maps = matrices(np.deg2rad(facts.angle), np.zeros(n), np.repeat(facts.radius[:, None] / REACH, 2, 1))
+    images = np.empty((n, 3, side, side), np.uint8)
+    for i, name in enumerate(KINDS):
+        rows = facts.kind == i
+        covered = pictures(_shape(name), maps[rows], facts.center[rows], 0.0, side)[:, None]
+        share = 0.5 + (np.cos(way[rows]) * across + np.sin(way[rows]) * across[:, None])[:, None]
+        background = first[rows] + (last[rows] - first[rows]) * share
+        images[rows] = np.rint(background + (ink[rows] - background) * covered)
+    return images
+
+
+def _shape(kind: str) -> np.ndarray:
+    """The signed distance [SIDE, SIDE] to the outline of a form whose farthest point is `REACH` from the
+    middle."""
+    across = (2 * np.arange(SIDE) + 1) / SIDE - 1
+    x, y = (axis / REACH for axis in np.meshgrid(across, -across))  # y upwards
+    return distance(INSIDE[kind](x, y))
+
+
+def _disc(x: np.ndarray, y: np.ndarray, radius: float = 1.0) -> np.ndarray:
+    return np.hypot(x, y) < radius
+
+
+def _corners(count: int, *radii: float) -> Inside:
+    """The inside of a polygon whose corners lie evenly around the middle, the first above it, at the radii in
+    turn."""
+
+    def inside(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        from matplotlib.path import Path
+
+        angle = np.arange(count) * 2 * np.pi / count
+        corners = np.stack([np.sin(angle), np.cos(angle)], 1) * np.resize(radii, count)[:, None]
+        return Path(corners).contains_points(np.stack([x.ravel(), y.ravel()], 1)).reshape(x.shape)
+
+    return inside
+
+
+# The inside of each form, at x and y (upwards) in units of the distance of its farthest point.
+INSIDE: dict[str, Inside] = {
+    "circle": _disc,
+    "ring": lambda x, y: _disc(x, y) & ~_disc(x, y, 0.55),
+    "moon": lambda x, y: _disc(x, y) & ~_disc(x - 0.5, y, 0.8),
+    "heart": lambda x, y: ((1.35 * x) ** 2 + (1.35 * y) ** 2 - 1) ** 3 < (1.35 * x) ** 2 * (1.35 * y) ** 3,
+    "triangle": _corners(3, 1.0),
+    "square": _corners(4, 1.0),
+    "star": _corners(10, 1.0, 0.45),
+    "cross": lambda x, y: (np.minimum(abs(x), abs(y)) < 0.3) & (np.maximum(abs(x), abs(y)) < 0.95),
+}
+KINDS = tuple(INSIDE)
+FACTORS = (*KINDS, *COLOURS, *SIZES, *PLACES)  # the classes of `shapes-factors`
+
 
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -49,7 +292,7 @@ _EDITS: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of one digit, uint8
 
 
 def _neighbours(x: np.ndarray) -> np.ndarray:
-    """Each pixel and the four beside it, [5, 1, 16, 16]; beyond the edge all is black."""
+    """Each pixel and its four neighbours, [5, 1, 16, 16]; beyond the edge all is black."""
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
     return np.stack(
         [padded[:, 1 + i : 17 + i, 1 + j : 17 + j] for i, j in ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))]
@@ -57,8 +300,7 @@ def _neighbours(x: np.ndarray) -> np.ndarray:
 
 
 def digits_edited(spec: DataSpec) -> RawImages:
-    """Digits that are changed as their captions say, by the instructions in turn; `before` are the unchanged
-    digits."""
+    """Digits that are changed by instructions, their captions, in turn; `before` are the unchanged digits."""
     before, labels = _digits()
     edits = list(_EDITS.items())
     chosen = {split: [edits[i % len(edits)] for i in range(len(x))] for split, x in before.items()}
@@ -119,11 +361,11 @@ def _digits() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
 
 
 def _raw(spec: DataSpec, images: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> RawImages:
-    def blocks() -> Iterator[Block]:
-        for split, x in images.items():
-            yield Block(split, 0, x, split)
+    """The images of a set by their splits, uint8 [N, C, H, W]."""
+    return from_arrays(spec, labels, lambda: (Block(split, 0, x, split) for split, x in images.items()))
 
-    counts = {split: len(x) for split, x in images.items()}
-    return RawImages(
-        spec.title, spec.class_names, counts, labels, blocks, shape=spec.shape, levels=spec.levels
-    )
+
+def _halved(spec: DataSpec, images: np.ndarray, labels: np.ndarray) -> RawImages:
+    """The images of a set, of which the last `n_test` are its test split."""
+    n = spec.n_train
+    return _raw(spec, {"train": images[:n], "test": images[n:]}, {"train": labels[:n], "test": labels[n:]})

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import MissingError, UsageError, matching
+from gzcli.core.types import Say, silent
 from gzcli.core.units import as_size, canonical_size
-from gzcli.data.download.raw import check_files, is_fetched, raw_dir
-from gzcli.data.packs import in_use
-from gzcli.data.packs.cached import find_pack, meta_of, packs_of
-from gzcli.data.packs.forms import Form, Say, silent
+from gzcli.data.packs.pack import alone, find_pack, meta_of, packs_of
 from gzcli.data.sets.names import REGISTER, DataSet, OwnSet, imports, local, locate, own_set
-from gzcli.data.sets.sets import SPECS
-from gzcli.data.sets.specs import DataSpec
-from gzcli.store.files import checksum, lock, read_object, remove_tree, sweep, write_json
+from gzcli.data.sets.registry import SPECS, Benchmark, DataSpec, Form, check_files, is_fetched, raw_dir
+from gzcli.store.files import (
+    checksum,
+    link_or_copy,
+    lock,
+    new_dir,
+    read_object,
+    remove_tree,
+    sweep,
+    write_json,
+)
 from gzcli.store.paths import cache_dir, user_dir
 
 LOCK = ".data.lock"  # in the user's folder: held while the register is written
@@ -32,8 +39,7 @@ def listing() -> list[dict[str, Any]]:
     n_train, n_val, n_test: images; n_val 0: validation is carved from train.
     licence, citation, page: the publisher's terms, the paper, and where a browser gets the files.
     download: bytes.
-    multilabel, embedded: as in `DataSpec`.
-    extras: what comes with each image.
+    multilabel, embedded, extras: as in `DataSpec`.
     path, lost: of an imported set, and whether nothing is there any more.
 
     None of the files of an imported set is looked at: there may be millions.
@@ -68,63 +74,53 @@ def _known_row(spec: DataSpec) -> dict[str, Any]:
 
 
 def _own_row(name: str, line: dict[str, Any]) -> dict[str, Any]:
-    """What the newest pack of an imported set holds, whatever has become of its files since."""
+    """The row of an imported set: what its newest pack holds, whatever has become of its files since."""
     metas = [folder / "meta.json" for folder in packs_of(own_set(name, line))]
     meta = meta_of(max(metas, key=lambda path: path.stat().st_mtime).parent) if metas else None
-    counts = meta["counts"] if meta else {}
-    return {
+    row: dict[str, Any] = {
         "name": name,
         "title": line["path"],
-        "classes": len(meta["classes"]) if meta else line["classes"],
-        "channels": meta["shape"][0] if meta else line["channels"],
-        "size": as_size(*meta["shape"][1:]) if meta else line["size"],
+        **{key: line[key] for key in ("classes", "channels", "size")},
         "larger": [],
         "cached": meta is not None,
-        "n_train": counts["train"] + counts["val"] if meta else None,
-        "n_val": 0 if meta else None,
-        "n_test": counts["test"] if meta else None,
-        "licence": None,
-        "citation": None,
+        **dict.fromkeys(("n_train", "n_val", "n_test", "licence", "citation")),
         "download": 0,
-        "multilabel": bool(meta and meta["multilabel"]),
-        "extras": meta.get("extras", []) if meta else [],
+        "multilabel": False,
+        "extras": [],
         "embedded": False,
         "page": None,
         "path": line["path"],
         "lost": not Path(line["path"]).exists(),
     }
+    if meta:
+        (channels, *sides), counts = meta["shape"], meta["counts"]
+        row |= {"classes": len(meta["classes"]), "channels": channels, "size": as_size(*sides)}
+        row |= {"n_train": counts["train"] + counts["val"], "n_val": 0, "n_test": counts["test"]}
+        row |= {"multilabel": meta["multilabel"], "extras": meta.get("extras", [])}
+    return row
 
 
 def import_set(what: str | Path, name: str, form: Form | None = None) -> dict[str, Any]:
-    """Registers images under a name, after a look at their layout. Returns name, path, classes and counts.
-
-    what: the path of a folder, zip, tar, npz or dataset folder.
-    name: the name.
-    form: how the images are read and packed from now on.
-
-    Raises UsageError for a name that is taken or malformed, MissingError for a path without images.
-    """
-    from gzcli.data.readers.own import open_path
+    """Registers images under a name, after a look at their layout. Returns name, path, classes and counts."""
+    from gzcli.data.readers.folder import open_path
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", name):
-        raise UsageError(
-            f"`{name}` cannot be a data set's name", hint="use letters, digits, `-` and `_`, as `my-photos`"
-        )
+        hint = "use letters, digits, `-` and `_`, as `my-photos`"
+        raise UsageError(f"`{name}` cannot be a data set's name", hint=hint)
     if matching(name, SPECS):
         raise UsageError(f"`{name}` is a data set of gz already", hint="choose another `--name`")
     path, form = local(str(what)), form or Form()
     if not path.exists():
-        raise MissingError(
-            f"there is no `{path}`", hint="give the path of a folder, zip, tar or npz of images"
-        )
-    found = open_path(path, form)
+        hint = "give the path of a folder, zip, tar or npz of images"
+        raise MissingError(f"there is no `{path}`", hint=hint)
+    images = open_path(path, form)
     line = {
         "path": str(path),
         "size": form.size and canonical_size(form.size),
         "channels": form.channels,
         "skip_bad": form.skip_bad,
         "form": form.layout,
-        "classes": len(found.classes),
+        "classes": len(images.classes),
     }
     with lock(user_dir(LOCK)):
         sweep(user_dir())
@@ -132,55 +128,47 @@ def import_set(what: str | Path, name: str, form: Form | None = None) -> dict[st
         if name not in imported and matching(name, imported):
             raise UsageError(f"`{name}` is taken", hint=f"`gz data remove {name}` frees it")
         if name in imported and imported[name]["path"] != str(path):
-            raise UsageError(
-                f"`{name}` is taken by `{imported[name]['path']}`", hint=f"`gz data remove {name}` frees it"
-            )
+            hint = f"`gz data remove {name}` frees it"
+            raise UsageError(f"`{name}` is taken by `{imported[name]['path']}`", hint=hint)
         write_json(user_dir(REGISTER), {**imported, name: line})
-    return {"name": name, "path": str(path), "classes": list(found.classes), "counts": found.counts}
+    return {"name": name, "path": str(path), "classes": list(images.classes), "counts": images.counts}
 
 
 def data_path(what: DataSet | str | Path) -> Path:
-    """The folder or file of a set: its pack, else its downloaded files, else the user's path. Raises
-    MissingError where there is none of these."""
-    found = locate(what)
-    if packed := find_pack(found):
-        return packed.folder
-    if isinstance(found, OwnSet):
-        return found.path
-    if any(map(is_fetched, found.versions)):
-        return raw_dir(found)
-    raise MissingError(f"`{found.name}` is not in the cache", hint=f"`gz data download {found.name}`")
+    """The folder or file of a set: its pack, else its downloaded files, else the user's path."""
+    data = locate(what)
+    if pack := find_pack(data):
+        return pack.folder
+    if isinstance(data, OwnSet):
+        return data.path
+    if any(map(is_fetched, data.versions)):
+        return raw_dir(data)
+    raise MissingError(f"`{data.name}` is not in the cache", hint=f"`gz data download {data.name}`")
 
 
 def remove(what: DataSet | str | Path) -> list[Path]:
-    """Removes packs, downloaded files and the imported name; never the user's own files. Returns what was
-    removed.
-
-    Raises UsageError where another process uses the set.
-    """
-    found = locate(what)
-    with in_use.alone(found):
-        sweep(cache_dir("packs", found.key))
-        gone = [folder for folder in packs_of(found) if _remove_tree(folder)]
-        if isinstance(found, DataSpec):
-            gone += [raw_dir(found)] if _remove_tree(raw_dir(found)) else []
+    """Removes packs, downloaded files and the imported name; never the user's own
+    files. Returns what was removed."""
+    data = locate(what)
+    with alone(data):
+        sweep(cache_dir("packs", data.key))
+        gone = [folder for folder in packs_of(data) if _remove_tree(folder)]
+        if isinstance(data, DataSpec):
+            gone += [raw_dir(data)] if _remove_tree(raw_dir(data)) else []
             sweep(cache_dir("raw"))
-        elif found.name:
+        elif data.name:
             with lock(user_dir(LOCK)):
-                write_json(user_dir(REGISTER), {k: v for k, v in imports().items() if k != found.name})
+                write_json(user_dir(REGISTER), {k: v for k, v in imports().items() if k != data.name})
             gone.append(user_dir(REGISTER))  # the line in it
     return gone
 
 
 def verify(what: DataSet | str | Path, *, say: Say = silent) -> dict[str, Any]:
     """Re-reads every byte of the downloaded files and packs. Returns {name, files, packs}, the paths that
-    were checked.
-
-    Raises MissingError that names the first damaged file, or that there is nothing to check.
-    """
-    found = locate(what)
-    name, packs = found.reference, packs_of(found)
-    versions = found.versions if isinstance(found, DataSpec) else ()
+    were checked."""
+    data = locate(what)
+    name, packs = data.reference, packs_of(data)
+    versions = data.versions if isinstance(data, DataSpec) else ()
     files = [str(path) for version in versions for path in check_files(version, say)]
     for folder in packs:
         say(f"checking `{folder}`")
@@ -189,29 +177,25 @@ def verify(what: DataSet | str | Path, *, say: Say = silent) -> dict[str, Any]:
                 again = f"`gz data remove {name}` drops it; the next use packs it again"
                 raise MissingError(f"the pack `{folder / part}` is damaged", hint=again)
     if not files and not packs:
-        _explain_nothing(found)
+        _explain_nothing(data)
     return {"name": name, "files": files, "packs": list(map(str, packs))}
 
 
-def _explain_nothing(found: DataSet) -> None:
+def _explain_nothing(data: DataSet) -> None:
     """Raises MissingError for a set without files and packs, unless it needs none in the cache."""
-    name = found.reference
-    if isinstance(found, DataSpec):
-        if found.embedded or is_fetched(found):
-            return
-        hint = f"`gz data download {name}`"
-    elif found.path.exists():
-        hint = f"`gz train vae --data {name}` packs it"
-    else:
-        raise MissingError(
-            f"`{found.path}`, imported as `{name}`, is gone",
-            hint=f"`gz data remove {name}`, or bring it back",
-        )
+    name = data.reference
+    if isinstance(data, OwnSet) and not data.path.exists():
+        hint = f"`gz data remove {name}`, or bring it back"
+        raise MissingError(f"`{data.path}`, imported as `{name}`, is gone", hint=hint)
+    if isinstance(data, DataSpec) and (data.embedded or is_fetched(data)):
+        return
+    own = isinstance(data, OwnSet)
+    hint = f"`gz train vae --data {name}` packs it" if own else f"`gz data download {name}`"
     raise MissingError(f"nothing of `{name}` is in the cache", hint=hint)
 
 
 def _remove_tree(path: Path) -> bool:
-    """Whether there was such a folder, which is gone now. Raises MissingError where it cannot be removed."""
+    """Removes a folder. Returns whether there was one."""
     if not path.exists():
         return False
     try:
@@ -219,3 +203,42 @@ def _remove_tree(path: Path) -> bool:
     except OSError as e:
         raise MissingError(f"`{path}` cannot be removed: {e.strerror}", hint="is the disk read-only?") from e
     return True
+
+
+# --- OpenOOD's image lists (Zhang et al. 2023, arXiv:2306.09301) ---
+# Its `data` folder holds `benchmark_imglist/cifar10/test_tin.txt`, whose lines are a picture and a label, and
+# the pictures below `images_classic`.
+
+LISTS, PICTURES = "benchmark_imglist", "images_classic"
+CALLED = {"tinyimagenet": "tin", "dtd": "texture"}  # sets that OpenOOD names otherwise
+
+
+def list_of(root: Path, benchmark: Benchmark, name: str) -> Path | None:
+    """The list of a set's test images in a benchmark; None where there is none."""
+    if not (root / LISTS).is_dir():
+        hint = f"give OpenOOD's `data` folder, with `{LISTS}` and `{PICTURES}`"
+        raise MissingError(f"`{root}` has no `{LISTS}`", hint=hint)
+    path = root / LISTS / benchmark.inside / f"test_{CALLED.get(name, name)}.txt"
+    return path if path.is_file() else None
+
+
+def listed_images(root: Path, benchmark: Benchmark, name: str) -> OwnSet:
+    """The images of a list, in its order, as a set of links in the cache."""
+    path = list_of(root, benchmark, name)
+    if path is None:
+        raise MissingError(f"`{root}` has no list of `{name}` for `{benchmark.name}`")
+    lines = [line.strip().rsplit(maxsplit=1)[0] for line in path.read_text().splitlines() if line.strip()]
+    sources = [(root / PICTURES / line).absolute() for line in lines]
+    if lost := [source for source in sources if not source.is_file()]:
+        hint = "OpenOOD's own download script fetches them"
+        message = f"{len(lost):,} of the {len(sources):,} pictures in `{path}` are missing, as `{lost[0]}`"
+        raise MissingError(message, hint=hint)
+    digest = hashlib.sha256("\n".join(map(str, sources)).encode()).hexdigest()[:16]
+    folder = cache_dir("imglists", f"{name}-{digest}")
+    with lock(folder.with_name(f".{folder.name}.lock")):
+        if not folder.exists():
+            sweep(folder.parent)
+            with new_dir(folder) as part:
+                for i, source in enumerate(sources):
+                    link_or_copy(source, part / f"{i:06d}{source.suffix}")
+    return OwnSet(folder, form=Form(layout="flat"))

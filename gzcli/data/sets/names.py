@@ -1,18 +1,18 @@
-"""Finds the data set that a name or a path means, as one object that then travels. No heavy import."""
+"""Finds the data set that a name or a path means, and the classes that `--label` names. No heavy import."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gzcli.core.errors import DamagedError, MissingError, UsageError, did_you_mean, matching
+from gzcli.core.errors import DamagedError, MissingError, UsageError, canonical, did_you_mean, matching
 from gzcli.core.units import Size
-from gzcli.data.packs.forms import Form
-from gzcli.data.sets.sets import SPECS
-from gzcli.data.sets.specs import DataSpec
+from gzcli.data.sets.registry import SPECS, DataSpec, Form
 from gzcli.store.files import read_object
 from gzcli.store.paths import user_dir
 
@@ -22,16 +22,11 @@ ENDINGS = (".zip", ".npz", ".tar", ".tgz", ".gz", ".zst", ".parquet")  # by whic
 
 @dataclass(frozen=True)
 class OwnSet:
-    """The user's own images.
+    """The user's own images."""
 
-    path: their absolute path.
-    name: the name that they were imported under; None for a path.
-    form: how they are packed unless asked otherwise, as given at their import.
-    """
-
-    path: Path
-    name: str | None = None
-    form: Form = field(default_factory=Form)
+    path: Path  # their absolute path
+    name: str | None = None  # the name that they were imported under; None for a path
+    form: Form = field(default_factory=Form)  # how they are packed by default, as their import said
 
     @property
     def key(self) -> str:
@@ -57,7 +52,7 @@ class OwnSet:
 
     @property
     def size(self) -> Size | None:
-        """Of the images, as given at their import; None: not given."""
+        """Of the images, as their import said; None: as they are."""
         return self.form.size
 
     @property
@@ -73,15 +68,13 @@ DataSet = DataSpec | OwnSet  # both have key, title, reference, shown, form, siz
 
 
 def slug(text: str) -> str:
-    """A text made fit for the name of a file: small letters, digits and `-`."""
+    """A text as part of a file name: small letters, digits and `-`."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "data"
 
 
 def locate(what: DataSet | str | Path) -> DataSet:
-    """The set that `what` means: itself, a known name, an imported name, else a path.
-
-    Raises UsageError (no such name) or MissingError (no such path).
-    """
+    """The set that `what` means: itself, a known name, an imported name, else a path. Raises UsageError (no
+    such name) or MissingError (no such path)."""
     if isinstance(what, DataSet):
         return what
     text = str(what)
@@ -94,14 +87,10 @@ def locate(what: DataSet | str | Path) -> DataSet:
     if path.exists():
         return OwnSet(path)
     if isinstance(what, Path) or "/" in text or path.suffix.lower() in ENDINGS:
-        raise MissingError(
-            f"there is no `{text}`", hint="give the path of a folder, zip, tar or npz of images"
-        )
-    raise UsageError(
-        f"there is no data set `{text}`",
-        hint=did_you_mean(text, names())
-        or "`gz data list` shows the names; a path works too, as `./my_photos`",
-    )
+        hint = "give the path of a folder, zip, tar or npz of images"
+        raise MissingError(f"there is no `{text}`", hint=hint)
+    ways = "`gz data list` shows the names; a path works too, as `./my_photos`"
+    raise UsageError(f"there is no data set `{text}`", hint=did_you_mean(text, names()) or ways)
 
 
 def is_set(what: str) -> bool:
@@ -127,22 +116,56 @@ def names() -> list[str]:
 
 
 def imports() -> dict[str, dict[str, Any]]:
-    """The imported sets by name, as the register has them. Raises DamagedError where it is damaged."""
-    found = read_object(user_dir(REGISTER))
-    if all(isinstance(line, dict) and isinstance(line.get("path"), str) for line in found.values()):
-        return found
+    """The imported sets by name, as the register has them."""
+    register = read_object(user_dir(REGISTER))
+    if all(isinstance(line, dict) and isinstance(line.get("path"), str) for line in register.values()):
+        return register
     hint = "move the file away, and `gz data import` the sets again: their pictures are where they were"
     raise DamagedError(f"`{user_dir(REGISTER)}` is damaged: a set has no path", hint=hint)
 
 
 def own_set(name: str, line: dict[str, Any]) -> OwnSet:
-    """The imported set of a line of the register."""
+    """The imported set that a line of the register describes."""
     form = Form(line.get("size"), line.get("channels"), line.get("skip_bad", False), line.get("form"))
     return OwnSet(Path(line["path"]), name, form)
 
 
 def local(text: str) -> Path:
-    """A path as it was typed. Raises UsageError for a URL."""
+    """The absolute path that was typed. Raises UsageError for a URL."""
     if "://" in text:
         raise UsageError(f"`{text}` is a URL", hint="download it yourself, then give the path of what came")
     return Path(text).expanduser().absolute()
+
+
+def class_numbers(text: str, classes: Sequence[str]) -> list[int]:
+    """The numbers of the classes that a text names: `cat`, `3`, or a list `cat,dog`. A name that holds a
+    comma is quoted, as in CSV: `"x,y",dog`. A word means the class of exactly that name; else one whose name
+    differs in capitals, `-` and `_` alone; else a number."""
+    if not classes:
+        raise UsageError("`--label` needs a data set with classes")
+    if text in classes:
+        return [classes.index(text)]
+    words = next(csv.reader([text.replace("\n", " ")], skipinitialspace=True), [])
+    return [_number(word.strip(), classes) for word in words or [""]]
+
+
+def in_turns(n: int, classes: int) -> int:
+    """About n images, as many of each class; n where there are more classes."""
+    return n if not 0 < classes <= n else classes * round(n / classes)
+
+
+def _number(word: str, classes: Sequence[str]) -> int:
+    if word in classes:
+        return classes.index(word)
+    alike = [i for i, name in enumerate(classes) if canonical(name) == canonical(word)]
+    if len(alike) > 1:
+        either = " or ".join(f"`{classes[i]}`" for i in alike)
+        raise UsageError(f"the label `{word}` may be {either}", hint="write it as it is spelt")
+    if alike:
+        return alike[0]
+    if word.isascii() and word.isdecimal() and int(word) < len(classes):
+        return int(word)
+    whole = next((name for name in classes if "," in name and word in name.split(",")), None)
+    quoted = f"""quote a name that holds a comma: `--label '"{whole}"'`""" if whole and word else None
+    hint = quoted or did_you_mean(word, classes) or f"labels: {', '.join(classes[:20])}"
+    raise UsageError(f"no label `{word}` among {len(classes)} classes", hint=hint)

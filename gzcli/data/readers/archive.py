@@ -14,15 +14,69 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 from gzcli.core.errors import MissingError, UsageError
-from gzcli.data.readers.kinds import counted
-from gzcli.data.readers.raw_images import Span
-from gzcli.data.readers.refusals import AGAIN, refuse_bomb, refuse_escape, refuse_foreign, refused
-from gzcli.data.readers.walk import LARGEST_FILE, is_regular, read_regular, refuse_large, walk
+from gzcli.core.units import counted, number_in
+from gzcli.data.readers.files import LARGEST_FILE, is_regular, read_regular, refuse_large, walk
+from gzcli.data.readers.images import Members, Span
 
-LONGEST = 1 << 17  # bytes of a name or of further facts about a member of a tar
+MAX_ARCHIVE = 200_000_000_000  # unpacked bytes, unless `GZ_MAX_ARCHIVE` says otherwise
+# An archive of more than DENSE unpacked bytes, and more than RATIO for each packed one, is taken for a bomb.
+# Images of one colour, as a collapsed sampler makes them, have any ratio: DENSE holds 50,000 of 256×256.
+RATIO = 200
+DENSE = 10_000_000_000
+AGAIN = "fetch or make the archive again"
+
+# First bytes of an archive → its kind, and the command that unpacks it.
+_FOREIGN = {
+    b"\x28\xb5\x2f\xfd": ("zstd", "zstd -d"),
+    b"7z\xbc\xaf": ("7z", "7z x"),
+    b"Rar!": ("rar", "unrar x"),
+    b"\x04\x22\x4d\x18": ("lz4", "lz4 -d"),
+}
+
+
+def max_archive() -> int:
+    """The limit on an archive's unpacked bytes."""
+    limit = number_in("GZ_MAX_ARCHIVE", "bytes")
+    return MAX_ARCHIVE if limit is None else limit
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raises UsageError for an archive of a kind that is not read here, told by its first bytes."""
+    with path.open("rb") as file:
+        begins = file.read(4)
+    for mark, (kind, unpack) in _FOREIGN.items():
+        is_read = kind == "zstd" and hasattr(tarfile.TarFile, "zstopen")  # Python 3.14 reads it
+        if begins == mark and not is_read:
+            hint = f"`{unpack} {path.name}`, then give what comes of it; or pack it as a zip or a tar.gz"
+            raise UsageError(f"`{path}` is compressed by {kind}, which gz does not read", hint=hint)
+
+
+def refuse_escape(path: Path, name: str) -> None:
+    """Raises MissingError for a member whose name leads outside of the archive's folder."""
+    parts = name.replace("\\", "/").split("/")
+    if name.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:", name):
+        raise refused(path, f"`{name}` points outside of it")
+
+
+def refuse_bomb(path: Path, unpacked: int, packed: int) -> None:
+    """Raises MissingError for an archive that would unpack to too many bytes, or to too many for its size."""
+    if unpacked > max_archive():
+        hint = f"`GZ_MAX_ARCHIVE={unpacked}` allows it"
+        message = f"`{path}` is refused: it unpacks to more than {max_archive() / 1e6:,.0f} MB"
+        raise MissingError(message, hint=hint)
+    if unpacked > DENSE and unpacked > RATIO * max(packed, 1):
+        raise refused(path, f"it unpacks to {unpacked / 1e6:,.0f} MB, more than {RATIO} times its size")
+
+
+def refused(path: Path, why: str) -> MissingError:
+    """The error that an archive is refused with."""
+    hint = "if you trust it, unpack it yourself and give the folder"
+    return MissingError(f"`{path}` is refused: {why}", hint=hint)
+
+
+LONGEST_NAME = 1 << 17  # bytes of a name or of further facts about a member of a tar
 _NAMING = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
@@ -41,30 +95,8 @@ _BESIDE = {
 }
 
 
-class Members(Protocol):
-    """The wanted files of a folder or an archive.
-
-    names: POSIX, relative, in the order of reading.
-    notes: what was left out, and why.
-    """
-
-    names: list[str]
-    notes: list[str]
-
-    def read(self, some: list[str] | None = None) -> Iterator[tuple[str, bytes]]:
-        """(name, bytes) of all members, or of some."""
-
-    def spans(self) -> dict[str, Span]:
-        """Where the bytes of each member lie. Raises UsageError for an archive that has to be read from its
-        start."""
-
-
 class Folder:
-    """The wanted regular files below a folder. `notes` count what is no regular file.
-
-    path: the folder.
-    wanted: chooses files by name.
-    """
+    """The wanted regular files below a folder. `notes` count what is no regular file."""
 
     def __init__(self, path: Path, wanted: Callable[[str], bool]):
         self.path = path
@@ -81,25 +113,18 @@ class Folder:
 
     def spans(self) -> dict[str, Span]:
         top = os.path.abspath(self.path)
-        found = {}
+        spans = {}
         for name in self.names:
             path = os.path.join(top, name)
             try:
-                found[name] = Span(path, 0, os.path.getsize(path), False)
+                spans[name] = Span(path, 0, os.path.getsize(path), False)
             except OSError as e:
                 raise MissingError(f"`{path}` cannot be read: {e.strerror}") from e
-        return found
+        return spans
 
 
 class Zip:
-    """The wanted members of a zip.
-
-    path: the zip.
-    wanted: chooses members by name.
-
-    Raises MissingError for a zip that is damaged or encrypted, unpacks to too much, or has links or members
-    outside of its folder.
-    """
+    """The wanted members of a zip."""
 
     def __init__(self, path: Path, wanted: Callable[[str], bool]):
         self.path = path
@@ -113,37 +138,38 @@ class Zip:
                     raise refused(path, f"`{info.filename}` is a link")
                 if info.flag_bits & 1:
                     raise MissingError(f"`{path}` is encrypted", hint="unpack it and give the folder")
-            given = {_clean(info.filename): info.filename for info in infos}  # name → as the archive has it
-            self._given = {name: as_given for name, as_given in given.items() if wanted(name)}
-            self.names = list(self._given)
+            raw_names = {
+                _clean(info.filename): info.filename for info in infos
+            }  # name → as the archive has it
+            self._raw_names = {name: raw for name, raw in raw_names.items() if wanted(name)}
+            self.names = list(self._raw_names)
 
     def read(self, some: list[str] | None = None) -> Iterator[tuple[str, bytes]]:
         with self.opened() as archive:
             for name in self.names if some is None else some:
-                refuse_large(name, archive.getinfo(self._given[name]).file_size)
-                yield name, archive.read(self._given[name])
+                refuse_large(name, archive.getinfo(self._raw_names[name]).file_size)
+                yield name, archive.read(self._raw_names[name])
 
     def spans(self) -> dict[str, Span]:
-        found = {}
+        spans = {}
         path = os.path.abspath(self.path)
         with self.opened() as archive, open(path, "rb") as file:
             for name in self.names:
-                info = archive.getinfo(self._given[name])
+                info = archive.getinfo(self._raw_names[name])
                 if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     hint = "pack it anew with deflate or uncompressed, or unpack it and give the folder"
-                    raise UsageError(
-                        f"`{path}` cannot be streamed: `{name}` is compressed, but not by deflate", hint=hint
-                    )
+                    message = f"`{path}` cannot be streamed: `{name}` is compressed, but not by deflate"
+                    raise UsageError(message, hint=hint)
                 file.seek(info.header_offset)
                 header = file.read(LOCAL_HEADER)
                 if len(header) < LOCAL_HEADER or not header.startswith(b"PK\3\4"):
                     raise zipfile.BadZipFile(f"`{name}` has no header")
                 # the directory of the zip may have other lengths of name and extra field than this header
                 offset = info.header_offset + LOCAL_HEADER + sum(struct.unpack("<HH", header[-4:]))
-                found[name] = Span(
+                spans[name] = Span(
                     path, offset, info.compress_size, info.compress_type == zipfile.ZIP_DEFLATED
                 )
-        return found
+        return spans
 
     @contextmanager
     def opened(self) -> Iterator[zipfile.ZipFile]:
@@ -155,13 +181,7 @@ class Zip:
 
 
 class Tar:
-    """The wanted members of a tar with any compression, read from its front to its end.
-
-    path: the tar.
-    wanted: chooses members by name.
-
-    Raises MissingError as `Zip` does.
-    """
+    """The wanted members of a tar with any compression, read from its front to its end."""
 
     def __init__(self, path: Path, wanted: Callable[[str], bool]):
         self.path = path
@@ -207,7 +227,7 @@ class Tar:
 
     def spans(self) -> dict[str, Span]:
         path = os.path.abspath(self.path)
-        found: dict[str, Span] = {}
+        spans: dict[str, Span] = {}
         wanted = set(self.names)
         with self.opened() as archive:
             if not isinstance(archive.fileobj, io.BufferedReader):
@@ -216,8 +236,8 @@ class Tar:
             for member in archive:
                 name = _clean(member.name)
                 if member.isfile() and name in wanted:
-                    found.setdefault(name, Span(path, member.offset_data, member.size, False))
-        return found
+                    spans.setdefault(name, Span(path, member.offset_data, member.size, False))
+        return spans
 
     @contextmanager
     def opened(self) -> Iterator[tarfile.TarFile]:
@@ -234,15 +254,14 @@ class _Member(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
-        found = super().frombuf(buf, encoding, errors)
-        if found.size < 0 or (found.type in _NAMING and found.size > LONGEST):
-            raise ValueError(f"a header claims {found.size:,} bytes")
-        return found
+        member = super().frombuf(buf, encoding, errors)
+        if member.size < 0 or (member.type in _NAMING and member.size > LONGEST_NAME):
+            raise ValueError(f"a header claims {member.size:,} bytes")
+        return member
 
 
 def open_members(path: Path, wanted: Callable[[str], bool]) -> Members:
-    """The members of a folder, zip or tar for which `wanted(name)`. Raises UsageError for another kind of
-    file."""
+    """The members of a folder, zip or tar for which `wanted(name)`."""
     if not is_regular(path):
         raise UsageError(f"`{path}` is no regular file", hint="give a folder, a zip, a tar or an npz")
     if path.is_dir():
@@ -257,7 +276,7 @@ def open_members(path: Path, wanted: Callable[[str], bool]) -> Members:
 
 
 def read_span(span: Span) -> bytes:
-    """The bytes of a member. Raises MissingError where the file is gone, ends before them or is damaged."""
+    """The bytes of a member."""
     if os.path.exists(span.path) and not is_regular(Path(span.path)):
         raise MissingError(f"`{span.path}` is no regular file any more", hint=AGAIN)
     try:
@@ -285,5 +304,5 @@ def read_span(span: Span) -> bytes:
 
 
 def _clean(name: str) -> str:
-    """`./cats\\1.png`, as some programs of Windows write it, is `cats/1.png`."""
+    r"""`./cats\1.png`, as some programs of Windows write it, is `cats/1.png`."""
     return str(PurePosixPath(name.replace("\\", "/")))

@@ -1,5 +1,4 @@
-"""Readers of the publishers' own files: a function for each layout, a line in PARSERS for each set. They give
-images in blocks."""
+"""Readers of the publishers' own files: a function for each layout, a line in PARSERS for each set."""
 
 from __future__ import annotations
 
@@ -17,18 +16,141 @@ from typing import Any
 import numpy as np
 
 from gzcli.core.errors import MissingError
-from gzcli.data.packs.forms import Form
-from gzcli.data.readers.archives import Members, Tar, Zip
-from gzcli.data.readers.encoded import Place, encoded
+from gzcli.data.readers.archive import Folder, Tar, Zip, read_span
 from gzcli.data.readers.folder import pictures
-from gzcli.data.readers.imagenet import imagenet
+from gzcli.data.readers.hub import dataset_folder
+from gzcli.data.readers.images import (
+    Block,
+    Members,
+    Place,
+    PlacedMembers,
+    RawImages,
+    Span,
+    encoded,
+    from_arrays,
+)
 from gzcli.data.readers.npz import npz
 from gzcli.data.readers.pictures import look
-from gzcli.data.readers.raw_images import Block, RawImages
-from gzcli.data.sets.medmnist import MEDMNIST
-from gzcli.data.sets.specs import DataSpec
+from gzcli.data.sets.registry import HUB, MEDMNIST, DataSpec, Form
 
 BLOCK_IMAGES = 256  # images that are read at a time
+
+
+def imagenet(spec: DataSpec, folder: Path) -> RawImages:
+    """The training and validation (here: test) pictures in a thousand classes, in the order of their WordNet
+    numbers. Cropped as in the diffusion literature (`pictures.adm`)."""
+    if (folder / HUB).is_dir():
+        return replace(_from_hub((folder / HUB).resolve()), title=spec.title, rule="adm")
+    train, test = _from_folders(folder) if (folder / "train").is_dir() else _from_archives(spec, folder)
+    wnids = sorted({wnid for _, wnid in train[1].values()})
+    if unknown := {wnid for _, wnid in test[1].values()}.difference(wnids):
+        hint = f"`gz data verify {spec.name}` checks its files"
+        raise MissingError(f"`{spec.name}` has no training pictures of `{min(unknown)}`", hint=hint)
+    number = {wnid: i for i, wnid in enumerate(wnids)}
+    parts = [
+        (members, {name: (s, number[wnid]) for name, (s, wnid) in places.items()})
+        for members, places in (train, test)
+    ]
+    return replace(encoded(spec.title, _class_names(wnids), parts), rule="adm")
+
+
+def _from_hub(folder: Path) -> RawImages:
+    """Parquet files whose labels are numbers in the order of the WordNet numbers; the test split has none."""
+    images = dataset_folder(folder)
+    if "test" in images.counts or "val" not in images.counts:
+        return images
+
+    def renamed(split: str) -> str:
+        return "test" if split == "val" else split
+
+    return replace(
+        images,
+        classes=tuple(_class_names(list(images.classes))),
+        counts={renamed(split): n for split, n in images.counts.items()},
+        labels={renamed(split): y for split, y in images.labels.items()},
+        blocks=lambda: (block._replace(split=renamed(block.split)) for block in images.blocks()),
+    )
+
+
+def _class_names(wnids: list[str]) -> list[str]:
+    """The usual short names of the classes; their WordNet numbers for a copy that lacks some classes."""
+    if len(wnids) != 1000:
+        return wnids
+    from torchvision.models import ResNet18_Weights
+
+    return list(ResNet18_Weights.DEFAULT.meta["categories"])
+
+
+def _from_folders(folder: Path) -> tuple[PlacedMembers, PlacedMembers]:
+    """`train/n01440764/….JPEG` and `val/n01440764/….JPEG`; labels are WordNet numbers."""
+
+    def part(top: str, split: str) -> PlacedMembers:
+        members = Folder(folder / top, lambda name: name.lower().endswith((".jpeg", ".jpg", ".png")))
+        if loose := [name for name in members.names if "/" not in name]:
+            hint = "sort the validation pictures into class folders, or give the three official archives"
+            message = f"`{folder / top}` has pictures outside of class folders, as `{loose[0]}`"
+            raise MissingError(message, hint=hint)
+        return members, {name: (split, name.split("/")[0]) for name in members.names}
+
+    return part("train", "train"), part("val", "test")
+
+
+def _from_archives(spec: DataSpec, folder: Path) -> tuple[PlacedMembers, PlacedMembers]:
+    """Training pictures from a tar of one tar per class, validation pictures from a flat tar whose classes
+    are in the development kit; labels are WordNet numbers."""
+    kit, val, train = (folder / file.name for file in spec.files)
+    nested = Nested(train)
+    flat = Tar(val, lambda name: name.endswith(".JPEG"))
+    classes = _ground_truth(kit)
+    if len(classes) != len(flat.names):
+        counts = f"{len(flat.names):,} pictures, the development kit labels {len(classes):,}"
+        raise MissingError(f"`{val}` holds {counts}")
+    truth: dict[str, Place] = {
+        name: ("test", wnid) for name, wnid in zip(sorted(flat.names), classes, strict=True)
+    }
+    return (nested, {name: ("train", name.split("/")[0]) for name in nested.names}), (flat, truth)
+
+
+def _ground_truth(kit: Path) -> list[str]:
+    """The WordNet number of each validation picture. The kit lists numbers from 1 on, whose WordNet numbers
+    are in its `meta.mat`."""
+    from io import BytesIO
+
+    from scipy.io import loadmat
+
+    names = ("meta.mat", "ILSVRC2012_validation_ground_truth.txt")
+    files = {
+        PurePosixPath(name).name: data for name, data in Tar(kit, lambda name: name.endswith(names)).read()
+    }
+    synsets = loadmat(BytesIO(files[names[0]]), squeeze_me=True)["synsets"]
+    wnid_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
+    return [wnid_of[int(line)] for line in files[names[1]].split()]
+
+
+class Nested:
+    """The members of the tars in a tar, under names OUTER/INNER, read in place. No tar may be compressed."""
+
+    notes: list[str] = []
+
+    def __init__(self, path: Path):
+        self._spans: dict[str, Span] = {}
+        with Tar(path, lambda name: name.endswith(".tar")).opened() as outer:
+            for tar in outer:
+                if not tar.name.endswith(".tar"):
+                    continue
+                with tarfile.open(fileobj=outer.extractfile(tar), mode="r:") as inner:
+                    for picture in filter(tarfile.TarInfo.isfile, inner):
+                        name = f"{PurePosixPath(tar.name).stem}/{PurePosixPath(picture.name).name}"
+                        at = tar.offset_data + picture.offset_data
+                        self._spans[name] = Span(str(path), at, picture.size, False)
+        self.names = list(self._spans)
+
+    def read(self, some: list[str] | None = None) -> Iterator[tuple[str, bytes]]:
+        for name in self.names if some is None else some:
+            yield name, read_span(self._spans[name])
+
+    def spans(self) -> dict[str, Span]:
+        return self._spans
 
 
 def idx(spec: DataSpec, folder: Path) -> RawImages:
@@ -45,15 +167,13 @@ def idx(spec: DataSpec, folder: Path) -> RawImages:
             with gzip.open(path) as f:
                 n, h, w = _idx_header(f, path)
                 if (n, h, w) != (len(labels[split]), *spec.shape[1:]):
-                    raise MissingError(
-                        f"`{path}` holds {n} images of {h}×{w}", hint=f"`gz data verify {spec.name}`"
-                    )
+                    hint = f"`gz data verify {spec.name}`"
+                    raise MissingError(f"`{path}` holds {n} images of {h}×{w}", hint=hint)
                 for start in range(0, n, BLOCK_IMAGES):
-                    rows = min(BLOCK_IMAGES, n - start)
-                    data = np.frombuffer(f.read(rows * h * w), np.uint8).reshape(rows, 1, h, w)
-                    yield Block(split, start, data, path.name)
+                    rows = f.read(min(BLOCK_IMAGES, n - start) * h * w)
+                    yield Block(split, start, np.frombuffer(rows, np.uint8).reshape(-1, 1, h, w), path.name)
 
-    return _arrays(spec, labels, blocks)
+    return from_arrays(spec, labels, blocks)
 
 
 def cifar(spec: DataSpec, folder: Path) -> RawImages:
@@ -76,16 +196,13 @@ def cifar(spec: DataSpec, folder: Path) -> RawImages:
             for split, names in batches.items():
                 start = 0
                 for name in names:
-                    data = np.asarray(_cifar_batch(tar, f"{root}/{name}")[b"data"], np.uint8).reshape(
-                        -1, *spec.shape
-                    )
-                    for i in range(0, len(data), BLOCK_IMAGES):
-                        yield Block(split, start + i, data[i : i + BLOCK_IMAGES], name)
+                    batch = _cifar_batch(tar, f"{root}/{name}")
+                    data = np.asarray(batch[b"data"], np.uint8).reshape(-1, *spec.shape)
+                    yield from _in_blocks(split, data, name, start)
                     start += len(data)
 
-    return _arrays(
-        replace(spec, classes=classes), {s: np.concatenate(parts) for s, parts in labels.items()}, blocks
-    )
+    y = {split: np.concatenate(parts) for split, parts in labels.items()}
+    return from_arrays(replace(spec, classes=classes), y, blocks)
 
 
 def svhn(spec: DataSpec, folder: Path) -> RawImages:
@@ -98,10 +215,9 @@ def svhn(spec: DataSpec, folder: Path) -> RawImages:
     def blocks() -> Iterator[Block]:
         for split, path in paths.items():
             images = loadmat(path, variable_names=["X"])["X"].transpose(3, 2, 0, 1)
-            for i in range(0, len(images), BLOCK_IMAGES):
-                yield Block(split, i, images[i : i + BLOCK_IMAGES], path.name)
+            yield from _in_blocks(split, images, path.name)
 
-    return _arrays(spec, labels, blocks)
+    return from_arrays(spec, labels, blocks)
 
 
 def medmnist(spec: DataSpec, folder: Path) -> RawImages:
@@ -151,8 +267,8 @@ def notmnist(spec: DataSpec, folder: Path) -> RawImages:
     readable = sorted(name for name, data in members.read() if _is_readable(data, name))
     places: dict[str, Place] = {}
     for number, letter in enumerate(spec.class_names):
-        own = [name for name in readable if PurePosixPath(name).parts[-2] == letter]
-        places |= {name: ("test" if i % 5 == 4 else "train", number) for i, name in enumerate(own)}
+        names = [name for name in readable if PurePosixPath(name).parts[-2] == letter]
+        places |= {name: ("test" if i % 5 == 4 else "train", number) for i, name in enumerate(names)}
     return encoded(spec.title, spec.class_names, [(members, places)])
 
 
@@ -204,7 +320,7 @@ def tinyimagenet(spec: DataSpec, folder: Path) -> RawImages:
 
 
 def paired(spec: DataSpec, folder: Path) -> RawImages:
-    """CycleGAN's layout: the folders `trainA trainB testA testB`, which become classes."""
+    """CycleGAN's layout: folders `trainA trainB testA testB`, which become classes."""
     members = Zip(folder / spec.files[0].name, lambda name: name.endswith(".jpg"))
     return replace(pictures(spec.title, members, Form()), probe=None)
 
@@ -227,24 +343,21 @@ PARSERS: dict[str, Callable[[DataSpec, Path], RawImages]] = {
 }
 
 
-def _arrays(
-    spec: DataSpec, labels: dict[str, np.ndarray], blocks: Callable[[], Iterator[Block]]
-) -> RawImages:
-    """The images of a set whose blocks are arrays of the set's own shape."""
-    counts = {split: len(y) for split, y in labels.items()}
-    return RawImages(spec.title, spec.class_names, counts, labels, blocks, shape=spec.shape)
+def _in_blocks(split: str, images: np.ndarray, name: str, start: int = 0) -> Iterator[Block]:
+    """Images uint8 [n, C, H, W] of a file as blocks, numbered from `start` on."""
+    for i in range(0, len(images), BLOCK_IMAGES):
+        yield Block(split, start + i, images[i : i + BLOCK_IMAGES], name)
 
 
 def _texts(members: Members, *names: str) -> dict[str, list[str]]:
     """The lines of some text members by name, without empty lines, in the order of `names`."""
-    found = {name: data.decode().splitlines() for name, data in members.read(list(names))}
-    if lost := [name for name in names if name not in found]:
+    lines = {name: data.decode().splitlines() for name, data in members.read(list(names))}
+    if lost := [name for name in names if name not in lines]:
         raise MissingError(f"the archive has no `{lost[0]}`")
-    return {name: [line for line in found[name] if line.strip()] for name in names}
+    return {name: [line for line in lines[name] if line.strip()] for name in names}
 
 
 def _is_readable(data: bytes, name: str) -> bool:
-    """Whether a file is a picture that decodes."""
     try:
         look(data, name)
     except MissingError:
@@ -286,9 +399,8 @@ class _Arrays(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.ALLOWED:
-            raise MissingError(
-                f"a pickle asks for `{module}.{name}`: refused", hint="fetch the publisher's own file"
-            )
+            hint = "fetch the publisher's own file"
+            raise MissingError(f"a pickle asks for `{module}.{name}`: refused", hint=hint)
         if module.startswith("numpy.core") and not np.__version__.startswith("1."):
             module = module.replace("numpy.core", "numpy._core")
         if module.startswith("numpy._core") and np.__version__.startswith("1."):

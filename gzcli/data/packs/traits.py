@@ -1,5 +1,5 @@
-"""What of a set decides the settings of a model: its shape class, how many images it has, and what its pixels
-are like. No heavy import at the top.
+"""What of a set decides the settings of a model: its shape class, how many images it has, and what its
+pixels are like. No heavy import at the top.
 
 Of a known set its description says it; the user's own images are measured, once, when they are packed.
 """
@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING
 
 from gzcli.core.errors import GzError, MissingError
 from gzcli.core.units import Size, sides
-from gzcli.data.packs.cached import fingerprint, meta_of, packs_of
-from gzcli.data.packs.forms import Decoding
+from gzcli.data.packs.pack import fingerprint, meta_of, packs_of
 from gzcli.data.sets.names import DataSet, OwnSet
-from gzcli.data.sets.specs import DataSpec
+from gzcli.data.sets.registry import DataSpec
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from gzcli.data.readers.raw_images import RawImages
+    from gzcli.data.readers.images import RawImages
 
 # Shape classes above 32 pixels, with the side up to which one reaches: the geometric mean of it and the next.
 CLASSES = {"64px": 90, "128px": 181, "256px": math.inf}
@@ -39,24 +38,15 @@ NEAR = 16  # grey levels
 
 @dataclass(frozen=True)
 class Facts:
-    """What decides the settings of a set.
+    """What decides the settings of a set."""
 
-    height: of an image, in pixels.
-    width: of an image, in pixels.
-    channels: 1 or 3.
-    n: number of training images.
-    flat: whether the images have flat backgrounds.
-    binary: whether nearly all pixels are black or white.
-    grey: whether the images are grey and stored as colour.
-    """
-
-    height: int
-    width: int
-    channels: int
-    n: int
-    flat: bool = False
-    binary: bool = False
-    grey: bool = False
+    height: int  # of an image, in pixels
+    width: int  # of an image, in pixels
+    channels: int  # 1 or 3
+    n: int  # number of training images
+    flat: bool = False  # whether the images have flat backgrounds
+    binary: bool = False  # whether nearly all pixels are black or white
+    grey: bool = False  # whether the images are grey and stored as colour
 
     @property
     def shape_class(self) -> str:
@@ -81,10 +71,10 @@ class Facts:
         return ", ".join([f"{self.n:,} {kind} pictures of {self.width}×{self.height}", *notes])
 
 
-def told(found: DataSet, facts: Facts | None) -> list[str]:
+def settings_lines(data: DataSet, facts: Facts | None) -> list[str]:
     """What a set was taken to be, in lines for people, by which its settings are chosen; [] where that is not
     known, or of no matter."""
-    if facts is None or (isinstance(found, DataSpec) and found.embedded):
+    if facts is None or (isinstance(data, DataSpec) and data.embedded):
         return []
     settings = " ".join((facts.shape_class, *facts.traits))
     lines = [f"{facts.words}; models take their settings for `{settings}`"]
@@ -94,28 +84,22 @@ def told(found: DataSet, facts: Facts | None) -> list[str]:
 
 
 def facts_of(
-    found: DataSet,
+    data: DataSet,
     *,
     size: Size | None = None,
     channels: int | None = None,
     n: int | None = None,
     patch: int | None = None,
 ) -> Facts | None:
-    """The facts of a set, which need not be packed; None where its files are gone or not readable.
-
-    size: to which its images are resized, as `data.size`; None: the set's own.
-    channels: to which they are converted; None: the set's own.
-    n: number of training images that are used; None: all.
-    patch: side of the patches of them that are used; None: whole images are.
-    """
-    if isinstance(found, DataSpec):
-        spec = found.sized(size)
-        facts = Facts(spec.size, spec.size, spec.channels, spec.n_train, spec.flat, spec.binary, spec.grey)
+    """The facts of a set, which need not be packed; None where its files are gone or not readable."""
+    if isinstance(data, DataSpec):
+        spec = data.sized(size)
+        facts = Facts(spec.size, spec.size, spec.channels, spec.n_train, spec.flat, spec.binary)
     else:
-        measured = _packed(found) or _unpacked(found)
+        measured = _packed(data) or _unpacked(data)
         if measured is None:
             return None
-        facts, size, channels = measured, size or found.size, channels or found.channels
+        facts, size, channels = measured, size or data.size, channels or data.channels
     size = patch or size
     height, width = (facts.height, facts.width) if size is None else sides(size)
     many = facts.n if n is None else min(n, facts.n)
@@ -127,7 +111,7 @@ def measure(images: RawImages) -> Facts | None:
     read."""
     import numpy as np
 
-    from gzcli.data.packs.splits import rows_of, split_plan
+    from gzcli.data.packs.build import rows_of, split_plan
 
     looked = list(_looked_at(images))
     if not looked:
@@ -156,26 +140,26 @@ def _looked_at(images: RawImages) -> Iterator[np.ndarray]:
         blocks = (block.data for block in images.blocks() if not isinstance(block.data, bytes))
         yield from islice(chain.from_iterable(blocks), LOOKED_AT)
         return
-    from gzcli.data.readers.pictures import decode
+    from gzcli.data.readers.pictures import Decoding, decode
 
     for name, data in images.probe():
         with contextlib.suppress(MissingError):  # packing names those that do not decode
             yield decode(data, name, Decoding(None, 3))[0]
 
 
-def _packed(found: OwnSet) -> Facts | None:
+def _packed(data: OwnSet) -> Facts | None:
     """What was measured when a pack of the set was made of the present files."""
-    metas = [meta_of(folder) or {} for folder in packs_of(found)]
-    now = fingerprint(found) if metas else None
-    kept = [meta["facts"] for meta in metas if meta.get("facts") and now in (meta["fingerprint"], None)]
-    return Facts(**kept[0]) if kept else None
+    metas = [meta_of(folder) or {} for folder in packs_of(data)]
+    now = fingerprint(data) if metas else None
+    measured = [meta["facts"] for meta in metas if meta.get("facts") and now in (meta["fingerprint"], None)]
+    return Facts(**measured[0]) if measured else None
 
 
-def _unpacked(found: OwnSet) -> Facts | None:
+def _unpacked(data: OwnSet) -> Facts | None:
     """What is measured of the files now."""
-    from gzcli.data.readers.own import open_path
+    from gzcli.data.readers.folder import open_path
 
     try:
-        return measure(open_path(found.path, found.form))
+        return measure(open_path(data.path, data.form))
     except GzError:  # packing says what is wrong with them
         return None
