@@ -57,12 +57,7 @@ Fail = Annotated[
 
 
 def check(input_: str | None, single: Mapping[str, object], others: Mapping[str, object]) -> None:
-    """Raises UsageError for options that do not go together, MissingError where the pictures are not there.
-
-    input_: path of the pictures; None: sets are compared.
-    single: values of the options for single pictures, by their names.
-    others: values of the options that compare sets, by their names.
-    """
+    """Raises UsageError for options that do not go together, MissingError where the pictures are not there."""
     if input_ is None:
         if wrong := next((name for name, value in single.items() if value), None):
             raise UsageError(f"`{wrong}` goes with `--input`", hint="gz ood RUN --input ./pictures")

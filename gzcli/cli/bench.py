@@ -187,11 +187,7 @@ def bench(
 
 
 def ended(result: Mapping[str, Any], folder: Path, time: str) -> None:
-    """The end of `gz bench`: who is best by the first figure, and a page of it.
-
-    folder: of the results.
-    time: that the verb took.
-    """
+    """The end of `gz bench`: who is best by the first figure, and a page of it."""
     from gzcli.metrics.standings import comparable
     from gzcli.store.runs import by_name
 
@@ -217,9 +213,6 @@ def entered(words: list[str], data: str | None) -> tuple[DataSet, list[tuple[Run
     A model's run is the newest on the set. Without a word every model takes part that has a finished run on
     it. Raises UsageError for a word that means neither a run nor images, and for images without a set of real
     ones; MissingError where no run is there.
-
-    words: models, runs, and images.
-    data: the set of real images; None: that of the first run, else of the newest finished run, else `digits`.
     """
     from gzcli.data.sets.names import locate
     from gzcli.recipe.from_file import find_run

@@ -19,12 +19,7 @@ FIRST = ("fd", "fid", "kid", "precision", "recall", "bpd", "nats", "tv", "label_
 
 def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
     """Prints a line for each contestant, and one for real images in place of samples, with the direction in
-    which each figure is better. Behind the first figure stands half its 95 % interval.
-
-    result: the JSON of `gz bench`.
-    wide: whether every column is printed, with intervals; if not, as many as fit a terminal, and the
-      others are named.
-    """
+    which each figure is better. Behind the first figure stands half its 95 % interval."""
     lines = [*result["rows"], *(real(floor, result["floors"]) for floor in result["floors"])]
     names = list(dict.fromkeys(name for line in lines for name in line["metrics"]))
     left: list[str] = []

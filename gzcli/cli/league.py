@@ -31,11 +31,6 @@ DAY = 86_400  # seconds of training after which it is asked whether to start
 def hold(terms: Terms, *, budget: str, yes: bool, page: Path | None = None) -> None:
     """Holds a league and prints its table. A model that fails is a row with its error.
 
-    terms: what all models have in common.
-    budget: as it was typed.
-    yes: whether to start without asking what takes more than a day.
-    page: where a report is written; None: nowhere.
-
     Raises Interrupted where it is stopped: the same command goes on.
     """
     from gzcli.data.sets.names import locate
@@ -97,10 +92,7 @@ def before_start(
 
 
 def play(entries: Sequence[Entry], terms: Terms, folder: Path, got: Sequence[int]) -> dict[str, Any]:
-    """Trains and judges one entry after the other, and writes what is known after each. Returns the JSON.
-
-    got: the signals that have come since. Whatever the entry at hand made of one, the league ends with it.
-    """
+    """Trains and judges one entry after the other, and writes what is known after each. Returns the JSON."""
     rows: list[dict[str, Any]] = []
     facts: dict[str, Any] = {"data": terms.data, "notes": [], "floor": {}, "directions": {}}
     result: dict[str, Any] = {}
@@ -151,10 +143,7 @@ def failed(entry: Entry, error: GzError) -> dict[str, Any]:
 
 
 def judged(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a run, of its own sampler first. A curve that cannot be drawn is a note.
-
-    facts: what all rows have in common, to which the job's are added.
-    """
+    """The rows of a run, of its own sampler first. A curve that cannot be drawn is a note."""
     from gzcli.judge.league import facts_of, jobs_of, kept_steps
 
     own = {"model": entry.model, "seed": entry.seed, **facts_of(run)}

@@ -82,10 +82,6 @@ def terms_of(
 ) -> Terms:
     """What the options ask for.
 
-    job: how runs are judged; its seed is that of the first training, too.
-    models: of `--models`, or the words of the command line; "all" or None: all that fit the set.
-    seeds, calls, curve, budget, train_missing: values of the options.
-
     Raises UsageError where the options do not go together, and for a wrong one.
     """
     from gzcli.data.sets.names import locate

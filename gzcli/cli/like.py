@@ -72,11 +72,6 @@ def digest(path: Path) -> str:
 def job_of(picture: Path, model: str, given: Mapping[str, Any], job: SampleJob) -> tuple[Run, SampleJob]:
     """The run of a picture, and the job that draws it again.
 
-    picture: a PNG of `gz sample`.
-    model: the run, model or file that the user names; "": the run that the picture names.
-    given: what the user says besides, of DECIDED.
-    job: says where the samples go and what is done with them; what is drawn is the picture's.
-
     Raises UsageError for a picture that `gz sample` did not draw, and for options that contradict it;
     MissingError where its run is not there, or has other weights.
     """

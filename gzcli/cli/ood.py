@@ -253,12 +253,7 @@ def ood(
 
 
 def ended(result: Mapping[str, Any], folder: Path, name: str, model: ModelCard, time: str) -> None:
-    """The end of `gz ood`: which score was best, or what was flagged, and what to do with it.
-
-    folder: of the results.
-    name: the words that mean the run.
-    time: that the verb took.
-    """
+    """The end of `gz ood`: which score was best, or what was flagged, and what to do with it."""
     page = (f"gz report {quoted(folder)}", "")
     if "thresholds" in result:
         flagged = sum(row["flagged"] for row in result["files"])

@@ -23,11 +23,7 @@ def leading(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def check_same_data(name: str, others: Mapping[str, str]) -> None:
-    """Raises UsageError where a run of an ensemble was trained on another set than the first one.
-
-    name: of the first run's set.
-    others: names of the other runs' sets, by run.
-    """
+    """Raises UsageError where a run of an ensemble was trained on another set than the first one."""
     from gzcli.data.sets.names import data_key
 
     for run, other in others.items():
@@ -45,10 +41,6 @@ def chosen(
 
     Without names, several runs take those scores of the first one's recipe that all have, and `waic` where
     all have a likelihood. Raises UsageError for a score that a run does not have.
-
-    names: what was asked for.
-    cards: the models of the runs.
-    of_recipe: scores of the recipe of the first run.
     """
     from gzcli.recipe.schema import check_scores, score_names
 
@@ -115,9 +107,6 @@ def with_lists(benchmark: Benchmark, root: Path) -> list[DataSet]:
 
 def at_hand(benchmark: Benchmark, data: DataSection) -> list[DataSet]:
     """The foreign sets of a benchmark that are here or small enough to be fetched; prints those left out.
-
-    benchmark: whose sets.
-    data: form of the run's images, in which the sets are packed.
 
     Raises MissingError where there is none.
     """

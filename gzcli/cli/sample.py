@@ -239,13 +239,7 @@ def turn_of(part: Part, label: str | None) -> int:
 
 
 def ended(name: str, able: Iterable[str], do: str | None, result: Mapping[str, Any], time: str) -> None:
-    """The end of `gz sample`: how many images in what time, and what else the run can do.
-
-    name: the words that mean the run.
-    able: its applications.
-    do: the application; None: images were drawn.
-    time: that the verb took.
-    """
+    """The end of `gz sample`: how many images in what time, and what else the run can do."""
     others = [other for other in able if other != do]
     then = [(f"gz sample {name} --do {others[0]}", f"it can {', '.join(others)}")] if others else []
     if do:

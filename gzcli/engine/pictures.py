@@ -23,12 +23,7 @@ def histograms(
     results: Sequence[Mapping[str, Any]],
 ) -> None:
     """Writes a figure with a panel for each score: the share of each set's images in every bin, and below a
-    legend with the AUROC.
-
-    tables: of each set, float64 [N] of each score.
-    inside: the name of the in-distribution set.
-    results: the rows of `gz ood`.
-    """
+    legend with the AUROC."""
     auroc = {(row["out"], row["score"]): row["auroc"] for row in results}
     scores = list(dict.fromkeys(row["score"] for row in results))
     baseline = {row["score"] for row in results if row["baseline"]}
@@ -63,9 +58,6 @@ Scale = tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndar
 def score_bins(sides: Sequence[np.ndarray], count: int = 50) -> tuple[np.ndarray, Scale | None]:
     """Edges [count + 1] of bins that show the scores of every set; and the scale of the axis with its
     inverse, None where it is linear.
-
-    sides: the scores of each set, the in-distribution one first.
-    count: number of bins.
 
     The edges span the quantiles .005 … .995 of each set. Where this span is more than `APART` times that of
     one set alone, equal bins would show that set as a single bar. The bins are then equal in

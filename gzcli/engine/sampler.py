@@ -40,14 +40,6 @@ def draw(
 ) -> np.ndarray:
     """Images 0 … n − 1 of the model, uint8 [n, C, H, W], on every rank; each rank draws its share.
 
-    n: number of images.
-    seed: seed of the noise.
-    labels: labels of the images, [n] int64 or [n, K]; None: the classes in turn, if the model is conditional.
-    given: keywords of `sample` that are lists of prompts or batches of pictures [m, …]; image i gets element
-      i % m. A `prompt` among the options is treated in the same way.
-    options: keywords of `sample`; they replace those of the recipe.
-    progress: called at every step.
-
     Raises DeviceError where not even one image fits into memory.
     """
     if labels is None and trained.model.conditional:
@@ -89,11 +81,7 @@ def _of_all(
 
 
 def batch_size(trained: Trained, options: Mapping[str, Any]) -> int:
-    """The number of images of a first batch.
-
-    options: keywords of `sample`. A `size` among them is that of the images, for a model that draws other
-      sizes than it was trained on.
-    """
+    """The number of images of a first batch."""
     channels, *own = trained.images.shape
     size = options.get("size")
     values = channels * math.prod(sides(size) if size else own)
@@ -118,12 +106,7 @@ def parse_labels(text: str, n: int, info: DataInfo) -> Tensor:
 
 def of_training(trained: Trained, about: int, asked: int | None, step: int) -> tuple[np.ndarray, int]:
     """A sheet [H, W, C] of a model that is being trained, and its number of samples: as many of each class,
-    always with the same noise. A call of every rank.
-
-    about: number of samples, if no other is asked for.
-    asked: number of samples that is asked for; None: none is.
-    step: steps of training so far.
-    """
+    always with the same noise. A call of every rank."""
     classes = trained.info.classes if trained.model.conditional else ()
     n = asked or in_turns(about, len(classes))
     labels = spread_labels(None, n, trained.info, torch.device("cpu")) if classes else None

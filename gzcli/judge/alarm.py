@@ -80,32 +80,21 @@ def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str
 
 @dataclass(frozen=True)
 class Parts:
-    """The held-out images of a set.
+    """The held-out images of a set."""
 
-    split: whose images the pictures are compared with.
-    fitted: positions of validation images that scores are fitted on; None: those of the training split are.
-    compared: positions of the others, in the order in which they are taken.
-    """
-
-    split: str
+    split: str  # whose images the pictures are compared with
     fitted: np.ndarray | None
-    compared: np.ndarray
+    compared: np.ndarray  # positions of the others, in the order in which they are taken
 
 
 @dataclass(frozen=True)
 class Sets:
-    """The pictures, and what they are compared with.
+    """The pictures, and what they are compared with."""
 
-    home: the in-distribution set.
-    parts: its held-out images.
-    needed: number of held-out images that the rate of false alarms needs.
-    pictures: the pictures, as a set whose test split they are.
-    """
-
-    home: Pack
-    parts: Parts
-    needed: int
-    pictures: Pack
+    home: Pack  # the in-distribution set
+    parts: Parts  # its held-out images
+    needed: int  # number of held-out images that the rate of false alarms needs
+    pictures: Pack  # the pictures, as a set whose test split they are
 
     @property
     def mine(self) -> Pick:
@@ -120,10 +109,7 @@ class Sets:
 
 
 def opened(trained: Trained, job: AlarmJob, names: Sequence[str], log: Log) -> Sets:
-    """The set and the pictures. Raises UsageError where the held-out images are too few.
-
-    names: of the scores.
-    """
+    """The set and the pictures. Raises UsageError where the held-out images are too few."""
     home = open_pack(job.ins, **trained.wanted, say=log.info)
     same.check(trained.run.owner.path, home.meta)
     parts = divided(home)
@@ -198,14 +184,7 @@ def drawn_maps(
     home: Pack,
     parts: Parts,
 ) -> Maps:
-    """The maps of the strangest pictures, or with `--png` of all, beside those of usual images.
-
-    name: of the map.
-    pictures: all pictures.
-    order: of the pictures, strangest first.
-    home: the in-distribution set.
-    parts: its held-out images.
-    """
+    """The maps of the strangest pictures, or with `--png` of all, beside those of usual images."""
     chosen = order if job.png else order[:SHOWN]
     options = {**trained.part.ood.options, **job.options}
 

@@ -22,14 +22,10 @@ SHOWN, COLUMNS = 16, 8  # pictures of each kind on the sheet, and in a row of it
 
 @dataclass(frozen=True)
 class Maps:
-    """Heat maps of the strangest pictures.
+    """Heat maps of the strangest pictures."""
 
-    index: the pictures, strangest first.
-    heat: their maps in false colours, uint8 [n, 3, H, W].
-    """
-
-    index: np.ndarray
-    heat: np.ndarray
+    index: np.ndarray  # the pictures, strangest first
+    heat: np.ndarray  # their maps in false colours, uint8 [n, 3, H, W]
 
 
 def written(
@@ -40,15 +36,7 @@ def written(
     found: Judged,
     maps: Maps | None,
 ) -> dict[str, Any]:
-    """Writes the CSV of all pictures, strangest first, the sheet of some, and the maps; returns the paths.
-
-    folder: where they are written.
-    pictures: the pictures.
-    labels: what each is called.
-    order: of the pictures, strangest first.
-    found: what is found of each.
-    maps: maps of the strangest; None: none are asked for.
-    """
+    """Writes the CSV of all pictures, strangest first, the sheet of some, and the maps; returns the paths."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     columns = [*found.scores.values(), *found.spread.values()]

@@ -32,25 +32,16 @@ HIDDEN = 127  # grey level of pixels that a model did not see
 
 @dataclass
 class Output:
-    """The outputs of an application, as they are written.
+    """The outputs of an application, as they are written."""
 
-    images: the outputs in order, uint8 [n, C, H, W].
-    labels: labels of the outputs, [n] or [n, K]; None without labels.
-    sheet: picture of the outputs beside their inputs, uint8 [H, W, C].
-    applied: what the model returned.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray | None
-    sheet: np.ndarray
-    applied: Applied
+    images: np.ndarray  # the outputs in order, uint8 [n, C, H, W]
+    labels: np.ndarray | None  # labels of the outputs, [n] or [n, K]; None without labels
+    sheet: np.ndarray  # picture of the outputs beside their inputs, uint8 [H, W, C]
+    applied: Applied  # what the model returned
 
 
 def apply(trained: Trained, do: str, job: SampleJob, progress: Progress, say: Say = silent) -> Output:
     """Applies a model to the job's input or, without one, to the first test images of the run's data set.
-
-    do: name of the application.
-    say: takes a line about how the input was read.
 
     Raises UsageError where it returns images of another shape.
     """
@@ -141,12 +132,7 @@ def to_bytes(x: Tensor) -> np.ndarray:
 def read_inputs(
     trained: Trained, path: str | None, n: int | None, size: Size | None = None, say: Say = silent
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """At most n images uint8 [≤ n, C, H, W], and their labels where there are any.
-
-    path: a picture or a folder of them; None: the test images of the run's data set.
-    size: of the pictures; None: that of the run's images.
-    say: takes a line about how they were read.
-    """
+    """At most n images uint8 [≤ n, C, H, W], and their labels where there are any."""
     if path is None:
         data = trained.part.data
         pack = open_pack(data.name, **trained.wanted)
@@ -160,11 +146,7 @@ def shown_pictures(
     trained: Trained, path: Path, channels: int, n: int | None, size: Size | None = None, say: Say = silent
 ) -> np.ndarray:
     """At most n pictures at a path, uint8 [≤ n, channels, H, W], brought to their size as the run's images
-    were.
-
-    size: of the pictures; None: that of the run's images.
-    say: takes a line about how they were read.
-    """
+    were."""
     form = trained.wanted
     patch = None if size else form["patch"]
     size = size or form["size"]

@@ -90,11 +90,7 @@ def compared(
     processes: int,
     log: Log,
 ) -> dict[str, Any]:
-    """The JSON of `gz bench`, whose files are written.
-
-    known: what `of_model` knows of each model's row, in the order of the first contestants.
-    processes: by which samples and features were made.
-    """
+    """The JSON of `gz bench`, whose files are written."""
     quality, rows = judges.quality, []
     for i, one in enumerate(contestants):
         facts = known[i] if one.trained else {}
@@ -128,11 +124,7 @@ def compared(
 
 
 def choose(asked: Sequence[str] | None, pack: Pack | None = None) -> list[str]:
-    """The metrics to compute; `nats` means `bpd`. Raises UsageError for an unknown one.
-
-    asked: names; None: those that need no downloaded weights and take little time.
-    pack: the data set, by which these are chosen.
-    """
+    """The metrics to compute; `nats` means `bpd`. Raises UsageError for an unknown one."""
     if asked is None:
         colour = pack is not None and pack.meta.shape[0] == 3 and lite.is_installed()
         return [*DEFAULT, *(IN_COLOUR if colour else ())]
@@ -177,10 +169,7 @@ def of_model(
 
 
 def judge(one: Contestant, facts: dict[str, Any], judges: Judges) -> dict[str, Any]:
-    """The row of a contestant.
-
-    facts: what `of_model` knows of it; {} for images from elsewhere.
-    """
+    """The row of a contestant."""
     since, levels, trained = time.monotonic(), one.levels, one.trained
     found = judges(one.images, levels)
     if "likelihood" in facts:
@@ -208,11 +197,7 @@ def judge(one: Contestant, facts: dict[str, Any], judges: Judges) -> dict[str, A
 
 
 def likelihood_columns(value: dict[str, Any], mark: str, pixels: int, *, binary: bool) -> Found:
-    """The columns of a likelihood: that of log p(x | y) ends in `|y`, that of log p(x) is named by the unit.
-
-    mark: what `Quality.mark` appends.
-    pixels: values of an image.
-    """
+    """The columns of a likelihood: that of log p(x | y) ends in `|y`, that of log p(x) is named by the unit."""
     unit, mark = ("nats", "") if binary else ("bpd", mark)
 
     def of(found: Mapping[str, float]) -> Interval:

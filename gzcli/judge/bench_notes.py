@@ -36,10 +36,7 @@ def notes(
     quality: Quality,
     sizes: Sequence[int],
 ) -> list[str]:
-    """Notes without which the figures could be misread.
-
-    sizes: numbers of images of the contestants.
-    """
+    """Notes without which the figures could be misread."""
     binary = any(one.levels == 2 for one in contestants)
     pack = quality.pack
     lines = [line for n in sizes for line in quality.warnings(n)]

@@ -24,9 +24,6 @@ def count_calls(trained: Trained, options: Mapping[str, Any] | None = None) -> i
     the large network of several counts, and a layer that is skipped at some steps does not. Guidance doubles
     the batch, which counts as two calls. The pixel models compute every value once and keep it, past their
     layers' `forward`: they count as many calls as they take without that (`naive`), one for each value drawn.
-
-    trained: the model.
-    options: keywords of `sample`; they replace those of the recipe.
     """
     keywords = grouped(trained.model.sample, {**trained.part.sample, **(options or {})})
     if "naive" in defaults(trained.model.sample):
@@ -56,10 +53,7 @@ def steps_for(trained: Trained, calls: int) -> int | None:
 
 @contextmanager
 def counted(net: nn.Module | None) -> Iterator[Counter[nn.Module]]:
-    """Counts the calls of every module within the block, also of attached ones, while one image is drawn.
-
-    net: the network that guidance doubles the batch of; its layers count once for each row.
-    """
+    """Counts the calls of every module within the block, also of attached ones, while one image is drawn."""
     runs: Counter[nn.Module] = Counter()
     rows = 1
 
@@ -82,10 +76,7 @@ def own_size(layer: nn.Module) -> int:
 
 
 def weighted_median(values: Sequence[tuple[int, int]]) -> int:
-    """The largest value that half of the weight reaches or exceeds; 0 without weight.
-
-    values: pairs (value, weight).
-    """
+    """The largest value that half of the weight reaches or exceeds; 0 without weight."""
     half, reached = sum(weight for _, weight in values) / 2, 0
     for value, weight in sorted(values, reverse=True):
         reached += weight

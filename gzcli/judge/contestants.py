@@ -35,24 +35,15 @@ FEWEST = 50  # images of a contestant
 
 @dataclass
 class Contestant:
-    """Images that are compared with real ones.
+    """Images that are compared with real ones."""
 
-    name: in the table.
-    images: the images, with the labels by which they were drawn.
-    path: where they come from: a run's folder, or the images' own path.
-    trained: the model that drew them; None for images from elsewhere.
-    seconds: that drawing them took; None for images from elsewhere.
-    kept: path of the file of what the model drew; None for images from elsewhere.
-    notes: what was done to them.
-    """
-
-    name: str
-    images: ImageSet
-    path: str
-    trained: Trained | None = None
-    seconds: float | None = None
-    kept: str | None = None
-    notes: list[str] = field(default_factory=list)
+    name: str  # in the table
+    images: ImageSet  # the images, with the labels by which they were drawn
+    path: str  # where they come from: a run's folder, or the images' own path
+    trained: Trained | None = None  # the model that drew them; None for images from elsewhere
+    seconds: float | None = None  # that drawing them took; None for images from elsewhere
+    kept: str | None = None  # path of the file of what the model drew; None for images from elsewhere
+    notes: list[str] = field(default_factory=list)  # what was done to them
 
     @property
     def levels(self) -> int | None:
@@ -75,10 +66,6 @@ def sampled(trained: Trained, pack: Pack, job: BenchJob, folder: Path, log: Log)
 def read(what: str, pack: Pack, wanted: Wanted, n: int, log: Log) -> Contestant:
     """The images of a folder, an archive, an npz or a set, in the form of the others: n of them, or all where
     they are fewer.
-
-    what: path or name.
-    pack: the real images.
-    wanted: the form.
 
     Raises UsageError for fewer than 50.
     """

@@ -18,18 +18,12 @@ NOTABLE = 0.01  # bits a dimension: the last digit in which tables give bpd
 
 @dataclass(frozen=True)
 class SolverGap:
-    """How much the likelihood of some images changes with twice as many steps of the solver.
+    """How much the likelihood of some images changes with twice as many steps of the solver."""
 
-    steps: number of steps.
-    mean: mean change in bits per dimension, above 0 where the likelihood is too high.
-    worst: largest absolute change in bits per dimension.
-    n: number of images.
-    """
-
-    steps: int
-    mean: float
-    worst: float
-    n: int
+    steps: int  # number of steps
+    mean: float  # mean change in bits per dimension, above 0 where the likelihood is too high
+    worst: float  # largest absolute change in bits per dimension
+    n: int  # number of images
 
     def __str__(self) -> str:
         line = (
@@ -42,11 +36,7 @@ class SolverGap:
 def solver_gap(
     trained: Trained, batch: Batch, labels: torch.Tensor | None = None, seed: int = 0
 ) -> SolverGap | None:
-    """The gap of a batch's first images; None where the likelihood is not by an ODE in fixed steps.
-
-    labels: labels of the images; None: log p(x) without labels.
-    seed: seed of the noise.
-    """
+    """The gap of a batch's first images; None where the likelihood is not by an ODE in fixed steps."""
     model, n = trained.model, min(IMAGES, len(batch))
     if model.likelihood != "ode" or trained.space is not None:
         return None

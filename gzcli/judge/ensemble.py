@@ -27,12 +27,7 @@ def computed_for(names: Sequence[str]) -> list[str]:
 def combined(
     members: Sequence[Mapping[str, Table]], names: Sequence[str], reference: str
 ) -> dict[str, dict[str, np.ndarray]]:
-    """The scores of every pick by all runs together, without the reference; of a single run its own.
-
-    members: of each run the scores of every pick, by its name.
-    names: of the scores.
-    reference: the pick of held-out images, which several runs must have.
-    """
+    """The scores of every pick by all runs together, without the reference; of a single run its own."""
     picks = [pick for pick in members[0] if pick != reference]
     if len(members) == 1:
         return {pick: dict(members[0][pick]) for pick in picks}

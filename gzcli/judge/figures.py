@@ -88,12 +88,7 @@ def direction(name: str) -> Direction | None:
 
 def compare(metric: str, fake: np.ndarray, real: np.ndarray, *, ends: bool = True) -> Found:
     """The figures of a metric of SPACES by their names; those in the features of a LeNet as of a set with
-    labels.
-
-    fake: features of samples, [N, D]; pixels are bytes.
-    real: features of real images, [M, D].
-    ends: whether intervals are found; if not, those that take time are not.
-    """
+    labels."""
     return COMPUTED[metric](fake, real, ends) if metric in COMPUTED else _prdc(metric, fake, real, ends)
 
 

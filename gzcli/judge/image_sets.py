@@ -37,16 +37,10 @@ class Space(Protocol):
 
 @dataclass
 class ImageSet:
-    """Images and what is known of them.
+    """Images and what is known of them."""
 
-    images: uint8 [N, C, H, W].
-    labels: int64 [N] or [N, K] where there are any.
-    key: name of the images in the cache of features; None: their features are not kept there.
-    say: called with a line where a file of that cache is damaged.
-    """
-
-    images: Any
-    labels: np.ndarray | None = None
+    images: Any  # uint8 [N, C, H, W]
+    labels: np.ndarray | None = None  # int64 [N] or [N, K] where there are any
     key: str | None = None
     say: Callable[[str], None] = field(default=lambda text: None, repr=False)
     _features: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
@@ -109,12 +103,7 @@ class ImageSet:
 
 
 class RealImages:
-    """The images of a data set that samples are compared with, at the grey levels of the samples.
-
-    pack: the data set.
-    split: of OTHER.
-    say: as of `ImageSet`.
-    """
+    """The images of a data set that samples are compared with, at the grey levels of the samples."""
 
     def __init__(self, pack: Pack, split: str = "test", say: Callable[[str], None] = lambda text: None):
         self.pack, self.split, self.say = pack, split, say
@@ -156,8 +145,6 @@ class RealImages:
 
         Training images are compared with the test split, test images with the training split, and of all
         images n with the others.
-
-        n: `at_most` at most.
         """
         if (n, levels) not in self._pairs:
             self._pairs[n, levels] = self._drawn(n, levels)

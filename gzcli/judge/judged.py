@@ -16,26 +16,16 @@ from gzcli.metrics.likelihood_scores import tails_of
 
 @dataclass(frozen=True)
 class Judged:
-    """What is found of each picture.
+    """What is found of each picture."""
 
-    scores: float64 [N] of each score, by name; infinite where the model overflows.
-    spread: their deviations between draws of the noise, NaN of infinite ones; {} of one draw.
-    p: p-values [N], of all scores together.
-    flagged: whether each picture is, [N].
-    low: whether the score that decides is lower than usual, not higher, [N].
-    thresholds: of each score, below and above which it flags a picture by itself; infinite where it does not.
-    strangeness: the largest distance of a score to its threshold, in deviations; it orders equal p-values.
-    n: number of images that the pictures were compared with.
-    """
-
-    scores: Mapping[str, np.ndarray]
+    scores: Mapping[str, np.ndarray]  # float64 [N] of each score, by name; infinite where the model overflows
     spread: Mapping[str, np.ndarray]
-    p: np.ndarray
-    flagged: np.ndarray
-    low: np.ndarray
+    p: np.ndarray  # p-values [N], of all scores together
+    flagged: np.ndarray  # whether each picture is, [N]
+    low: np.ndarray  # whether the score that decides is lower than usual, not higher, [N]
     thresholds: Mapping[str, tuple[float, float]]
     strangeness: np.ndarray
-    n: int
+    n: int  # number of images that the pictures were compared with
 
     def row(self, i: int) -> dict[str, Any]:
         """What is found of picture i, for JSON; None in the place of what is not finite."""

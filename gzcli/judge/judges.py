@@ -21,12 +21,6 @@ from gzcli.models.nn import LPIPS
 class Judges:
     """The judges of a bench: made once, called for each contestant's images.
 
-    pack: the data set.
-    metrics: names; those that are of no images have no effect.
-    job: the bench.
-    device: device of the networks.
-    say: takes a line about work that takes long.
-
     Raises MissingError for absent weights, UsageError for statistics of other features.
     """
 

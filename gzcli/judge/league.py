@@ -41,24 +41,15 @@ EXTRA = {"caption": "captions", "before": "pictures", "second_domain": "pictures
 
 @dataclass(frozen=True)
 class Terms:
-    """What all models of a league have in common.
+    """What all models of a league have in common."""
 
-    data: name or path of the data set.
-    budget: seconds of training of each model and seed, over all of its stages.
-    models: names of models or paths of recipes; None: all that can be trained on the set.
-    seeds: the seeds of training.
-    job: how runs are judged, without the runs.
-    calls: network calls an image at which samplers with `steps` are compared too; 0: they are not.
-    curves: "steps", "time", or both: what quality is drawn against.
-    """
-
-    data: str
-    budget: float
+    data: str  # name or path of the data set
+    budget: float  # seconds of training of each model and seed, over all of its stages
     models: tuple[str, ...] | None
-    seeds: tuple[int, ...]
-    job: BenchJob
-    calls: int
-    curves: tuple[str, ...] = ()
+    seeds: tuple[int, ...]  # the seeds of training
+    job: BenchJob  # how runs are judged, without the runs
+    calls: int  # network calls an image at which samplers with `steps` are compared too; 0: they are not
+    curves: tuple[str, ...] = ()  # "steps", "time", or both: what quality is drawn against
 
     @property
     def key(self) -> str:
@@ -68,20 +59,13 @@ class Terms:
 
 @dataclass(frozen=True)
 class Entry:
-    """One training of a league.
+    """One training of a league."""
 
-    model: name of the model, or of the recipe's file.
-    seed: seed of the training.
-    asked: what is asked of the trainer.
-    recipe: the recipe with what its data set decides.
-    plan: the processes.
-    """
-
-    model: str
-    seed: int
-    asked: Asked
-    recipe: Recipe
-    plan: Plan
+    model: str  # name of the model, or of the recipe's file
+    seed: int  # seed of the training
+    asked: Asked  # what is asked of the trainer
+    recipe: Recipe  # the recipe with what its data set decides
+    plan: Plan  # the processes
 
     def run(self) -> Run | None:
         """The run of this training: a finished one if there is one, else the newest that has begun."""
@@ -93,8 +77,6 @@ class Entry:
 
     def train(self, say: Say = silent) -> Run:
         """The run, trained to its end: found, resumed or new.
-
-        say: takes a line about what is done.
 
         Raises DivergedError for a run that has diverged before, as it would again; UsageError for one that
         another process is training; and the trainer's own errors.
@@ -113,8 +95,6 @@ def entries_of(
     terms: Terms, *, say: Say = silent, progress: Report = unreported
 ) -> tuple[list[Entry], dict[str, str]]:
     """The trainings of a league, one seed after the other, and why models were left out, by name.
-
-    say, progress: take lines and images packed where the set is not packed yet.
 
     Raises UsageError where a model that was named does not fit the set, or the budget its stages, and
     MissingError where the set is not there.
@@ -175,11 +155,7 @@ def _minutes(seconds: float, label: str, stages: int) -> float:
 
 
 def shares_of(recipe: Resolved, plan: Plan, say: Say) -> list[float]:
-    """The share of the budget of each stage, as `forecast.shares`.
-
-    plan: the processes.
-    say: takes a line where the operations of a step have yet to be counted.
-    """
+    """The share of the budget of each stage, as `forecast.shares`."""
     facts, _ = requirements.of_data(recipe)
     measure = partial(trials.measure, say=say)
     return forecast.shares(forecast.expect(recipe, plan, facts.info(), measure=measure, timed=False)[0])

@@ -14,14 +14,7 @@ Point = tuple[float, float, float | None]  # x, mean over seeds, standard deviat
 def draw_curves(
     path: Path, curves: Mapping[str, Sequence[Point]], *, x: str, y: str, title: str, floor: float | None
 ) -> None:
-    """Writes a figure of a line for each model on logarithmic axes, with a bar of a deviation to each side.
-
-    path: of the PNG.
-    curves: points by the model's name, drawn in this order.
-    x, y: names of the axes.
-    title: of the figure.
-    floor: value of real images, a dashed line; None: not known.
-    """
+    """Writes a figure of a line for each model on logarithmic axes, with a bar of a deviation to each side."""
     from matplotlib.ticker import LogLocator
 
     figure, axes = pyplot().subplots(figsize=(8, 5), layout="constrained")

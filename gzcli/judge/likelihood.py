@@ -107,10 +107,7 @@ def given_label(model: Model, batch: Batch) -> Tensor:
 @torch.no_grad()
 def log_marginal(model: Model, batch: Batch, frequencies: Tensor, seed: int) -> Tensor:
     """float64 [B], on the host: log Σ_y p(y) p(x | y), with the same noise for each class. Where the
-    likelihoods are lower bounds, so is this.
-
-    frequencies: p(y) [K].
-    """
+    likelihoods are lower bounds, so is this."""
     of_class = []
     for y in range(len(frequencies)):
         labels = torch.full_like(batch.index, y)

@@ -21,11 +21,7 @@ SHOWN = 10  # samples of a picture, those nearest to a training image
 
 
 class Memory:
-    """Compares samples with their nearest training images. Held-out test images are the floor.
-
-    real: the images of the data set.
-    space: the feature space, of the set's LeNet or of Lite0.
-    """
+    """Compares samples with their nearest training images. Held-out test images are the floor."""
 
     def __init__(self, real: RealImages, space: Space):
         self.space = space
@@ -47,10 +43,7 @@ class Memory:
 
     def picture(self, path: Path, sets: Mapping[str, ImageSet]) -> None:
         """Writes a picture: of each set the images nearest to a training image, above this and above the one
-        that is nearest by pixels.
-
-        sets: images by name; the test images are added.
-        """
+        that is nearest by pixels."""
         train = self.train.features(self.space)
         blocks = []
         for name, images in {**sets, "test images": self.held_out}.items():

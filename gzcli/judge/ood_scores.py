@@ -39,26 +39,16 @@ Table = dict[str, np.ndarray]  # float64 [N] of each score
 
 @dataclass(frozen=True)
 class Pick:
-    """Images that are scored.
+    """Images that are scored."""
 
-    pack: the data set.
-    split: of the set.
-    index: positions in the split, [N].
-    by_content: whether an image's noise goes by its pixels, not by its position.
-    unbounded: whether a score may be NaN, as of a picture that is so strange that the model overflows.
-    """
-
-    pack: Pack
-    split: str
-    index: np.ndarray
-    by_content: bool = False
+    pack: Pack  # the data set
+    split: str  # of the set
+    index: np.ndarray  # positions in the split, [N]
+    by_content: bool = False  # whether an image's noise goes by its pixels, not by its position
     unbounded: bool = False
 
     def images(self, trained: Trained, seed: int) -> Images:
-        """The images in batches, as a model takes them.
-
-        seed: of the noise.
-        """
+        """The images in batches, as a model takes them."""
         size = BATCH_SIZE[trained.device.type]
         return Images.of(
             trained, self.pack, self.split, self.index, size=size, seed=seed, by_content=self.by_content
@@ -67,19 +57,12 @@ class Pick:
 
 @dataclass
 class Scored:
-    """What the runs and seeds have found.
+    """What the runs and seeds have found."""
 
-    names: of the scores.
-    seeds: for each seed the scores of every pick, all runs together.
-    perceptual: name of the perceptual distance that images were compared by; None: none was.
-    background: id of the run that `ratio` divides by.
-    gap: how far the likelihood of an ODE is from converged; None: it is no such likelihood.
-    """
-
-    names: list[str]
+    names: list[str]  # of the scores
     seeds: list[dict[str, Table]] = field(default_factory=list)
     perceptual: str | None = None
-    background: str | None = None
+    background: str | None = None  # id of the run that `ratio` divides by
     gap: SolverGap | None = None
 
     def mean(self, pick: str) -> Table:
@@ -103,14 +86,6 @@ def score_all(
     held_out: np.ndarray | None = None,
 ) -> Scored:
     """The scores of picked images by every run of a job, with every seed; each process scores its share.
-
-    first: the model of the job's first run.
-    job: the job.
-    home: the in-distribution set.
-    picks: number of images of a set that are to be scored, None for all → the images by name.
-    load: gives the model of a run's folder.
-    sets: number of sets that share the recipe's budget of seconds.
-    held_out: positions of the held-out images that scores are fitted on; None: the usual ones.
 
     Raises DivergedError for scores that are not finite, but of an unbounded pick, UsageError for runs of
     images of different shapes.
@@ -220,12 +195,7 @@ def perceive(trained: Trained, home: Pack, log: Log) -> str | None:
 
 
 def fit(scorer: Scorer, home: Pack, log: Log, held_out: np.ndarray | None = None) -> None:
-    """Fits the scores on fixed numbers of held-out images and, where a score says so, of training images.
-
-    scorer: the scores.
-    home: the in-distribution set.
-    held_out: positions of the held-out images; None: the usual ones.
-    """
+    """Fits the scores on fixed numbers of held-out images and, where a score says so, of training images."""
     trained = scorer.trained
     size = BATCH_SIZE[trained.device.type]
     kept, train = fitting_images(trained, home, size=size, seed=scorer.seed, held_out=held_out)
@@ -249,10 +219,7 @@ def trial_batch(trained: Trained, home: Pack, seed: int) -> Batch:
 
 
 def draws(scorer: Scorer, trial: Batch) -> int:
-    """Over how many seeds the scores of a picture are averaged: one where they do not depend on noise.
-
-    trial: a batch that shows it.
-    """
+    """Over how many seeds the scores of a picture are averaged: one where they do not depend on noise."""
     again = copy(scorer)
     again.seed += 1
     one, two = scorer(trial), again(trial)
@@ -261,12 +228,7 @@ def draws(scorer: Scorer, trial: Batch) -> int:
 
 
 def afford(scorer: Scorer, trial: Batch, budget: float, sets: int, log: Log) -> int:
-    """How many images of each set can be scored within a budget, by all processes together.
-
-    trial: a batch, whose scores are timed.
-    budget: seconds for all sets.
-    sets: number of all sets, each counted as often as it is scored.
-    """
+    """How many images of each set can be scored within a budget, by all processes together."""
     seconds = timed(lambda: scorer(trial), trial.x.device) / len(trial) / ranks.world()
     n = affordable(seconds, budget, sets)
     if (expected := seconds * sets * n) > 1.5 * budget:

@@ -29,16 +29,11 @@ FPR = {
 
 @dataclass
 class ScoreTable:
-    """The scores of a set's test images.
+    """The scores of a set's test images."""
 
-    index: positions of the images in the split, [N].
-    names: names of all files of the split; None where they have none.
-    scores: float64 [N] of each score, by its name.
-    """
-
-    index: np.ndarray
-    names: list[str] | None
-    scores: dict[str, np.ndarray]
+    index: np.ndarray  # positions of the images in the split, [N]
+    names: list[str] | None  # names of all files of the split; None where they have none
+    scores: dict[str, np.ndarray]  # float64 [N] of each score, by its name
 
 
 def compare(
@@ -50,14 +45,7 @@ def compare(
     bootstrap: bool = True,
 ) -> list[dict[str, Any]]:
     """A row for each foreign set and score. Its `beats_baselines` says whether its AUROC is above that of
-    every baseline, each in its better direction.
-
-    tables: the table of every set, the in-distribution one first.
-    packs: the foreign sets.
-    names: names of the model's scores.
-    trapezoid: as in `detection`.
-    bootstrap: whether the figures have intervals.
-    """
+    every baseline, each in its better direction."""
     inside, *outside = tables
     known = [score for score in BASELINES if score in tables[inside].scores]
     draws = 1000 if bootstrap else 0
@@ -93,10 +81,7 @@ def with_group_means(results: list[dict[str, Any]], benchmark: Benchmark) -> lis
 
 def over_seeds(seeds: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """The rows of every seed as one table of means; `spread` is the deviation of each figure over the seeds,
-    and `beats_baselines` says whether most of them do.
-
-    seeds: the rows of each seed, in one order; those of a single seed are returned as they are.
-    """
+    and `beats_baselines` says whether most of them do."""
     if len(seeds) == 1:
         return seeds[0]
     found = []
@@ -118,14 +103,7 @@ def notes(
     *,
     lists: str | None = None,
 ) -> list[str]:
-    """Notes without which the figures could be misread.
-
-    results: the rows, with short names of the sets.
-    packs: all sets, by their short names.
-    levels: grey levels of the model.
-    benchmark: the benchmark whose sets and conventions were used; None: none.
-    lists: folder of OpenOOD's lists that said the images; None: whole splits were drawn from.
-    """
+    """Notes without which the figures could be misread."""
     lines = []
     if benchmark:
         left = [name for name in (*benchmark.near, *benchmark.far) if name not in packs]
@@ -162,13 +140,7 @@ def notes(
 
 def write_scores(path: Path, seeds: Sequence[Mapping[str, ScoreTable]], inside: str, first: int = 0) -> None:
     """Writes a CSV with the columns set, role (in | out), index in the split, file (of the user's own
-    pictures), and one for each score; with several seeds one for each score and seed, as `recon@1`.
-
-    path: of the CSV.
-    seeds: of each seed the tables by set.
-    inside: the in-distribution set.
-    first: the first seed.
-    """
+    pictures), and one for each score; with several seeds one for each score and seed, as `recon@1`."""
     columns = [
         (f"{score}@{first + i}" if len(seeds) > 1 and score not in BASELINES else score, i, score)
         for score in seeds[0][inside].scores

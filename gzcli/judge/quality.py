@@ -29,14 +29,6 @@ SMALL = 10_000  # number of images below which FID is biased upwards
 class Quality:
     """The quality of samples: made once for a data set, called for each set of them.
 
-    pack: the data set.
-    metrics: names, of `SPACES` and "classes"; others have no effect.
-    split: of the real images, "test", "train" or "all".
-    device: device of the networks.
-    weights: path of the file of Inception's weights; None: the file in the cache.
-    stats: path of the mean and covariance of other real images; None: those of the data set.
-    say: takes a line about work that takes long.
-
     Raises MissingError for absent weights, UsageError for statistics of other features.
     """
 
@@ -81,13 +73,7 @@ class Quality:
         *,
         ends: bool = True,
     ) -> Found:
-        """The figures of samples, with intervals.
-
-        samples: with the labels by which they were drawn, if any.
-        levels: grey levels of the model.
-        real: the images that they are compared with; None: those of the split, at equal grey levels.
-        ends: whether intervals that take time are found.
-        """
+        """The figures of samples, with intervals."""
         self.used.add(levels)
         real = real or self.real.reference(levels)
         found: Found = {}
@@ -104,11 +90,7 @@ class Quality:
 
     def prepare(self, samples: Mapping[str, tuple[ImageSet, int | None]], *others: ImageSet) -> None:
         """Computes the features of samples and of the real images that they and the floor are compared with:
-        each process those of a share. A call of every rank.
-
-        samples: by name, with the grey levels of their models.
-        others: further images, whose features `memory_space` asks for.
-        """
+        each process those of a share. A call of every rank."""
         in_memory = [self.memory_space] if self.memory_space else []
         for images in others:
             self._compute("the data set", images, in_memory)
@@ -125,10 +107,7 @@ class Quality:
                     self._compute("the data set", real, of_real)
 
     def _compute(self, name: str, images: ImageSet, spaces: Sequence[Space | None]) -> None:
-        """Computes the features of images in some spaces, and says how long it took.
-
-        name: what the message calls the images.
-        """
+        """Computes the features of images in some spaces, and says how long it took."""
         if self.dear and not all(space is None or images.knows(space) for space in spaces):
             self.say(f"features of {len(images):,} images of {name}")
         since = time.monotonic()

@@ -108,10 +108,7 @@ def origin(trained: Trained, job: SampleJob, n: int) -> dict[str, Any]:
 def samples(
     trained: Trained, job: SampleJob, progress: Progress, say: Say = silent
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Images [n, C, H, W], the labels that they were sampled by, and their sheet [H, W, C].
-
-    say: takes a line about how input pictures were read.
-    """
+    """Images [n, C, H, W], the labels that they were sampled by, and their sheet [H, W, C]."""
     given, inputs = given_to_sample(trained, job, say)
     n, labels = job.n or max(map(len, given.values())), None
     if job.labels:
@@ -133,13 +130,7 @@ def picture_of(
     given: Mapping[str, Any],
     inputs: np.ndarray | None,
 ) -> np.ndarray:
-    """The sheet [H, W, C] of samples: below the picture that each was made from, or in columns of one class.
-
-    images: the samples, uint8 [n, C, H, W].
-    labels: the labels that they were sampled by; None: no labels.
-    given: what `given_to_sample` returned first.
-    inputs: what `given_to_sample` returned second.
-    """
+    """The sheet [H, W, C] of samples: below the picture that each was made from, or in columns of one class."""
     n, caption = len(images), sheets.caption_of(trained, None, job.seed, job.options)
     if hasattr(trained.model, "sources"):
         inputs = sources(trained, n, job, given)
@@ -179,10 +170,7 @@ def given_to_sample(
 
 
 class Frames:
-    """The states of the first images while they are sampled, for `--animate`.
-
-    shown: turns what the model made into images [B, C, H, W] in [-1, 1].
-    """
+    """The states of the first images while they are sampled, for `--animate`."""
 
     FIRST, MOST, MS = 16, 60, 80  # images, frames, milliseconds of a frame
 

@@ -25,10 +25,6 @@ def map_of(model: Model, scores: Sequence[str], name: str) -> str:
     """The name of the map that explains scores best: that of the first score which has one, `nll` where it is
     made of the likelihood, else the first map that the model has.
 
-    model: the model.
-    scores: names of scores.
-    name: what messages call the model.
-
     Raises UsageError for a model without maps.
     """
     found = sorted(each.removeprefix("map_") for each in dir(type(model)) if each.startswith("map_"))
@@ -44,11 +40,6 @@ def score_maps(trained: Trained, name: str, images: Images, options: Mapping[str
     """The maps `name` of images, float32 [N, H, W] in the images' own size; each process makes its share.
 
     Maps of latents are enlarged.
-
-    trained: the model.
-    name: of the map.
-    images: the images.
-    options: keywords of scores, of which the map takes those that it has.
     """
     method = getattr(trained.model, f"map_{name}")
     known = defaults(method)
@@ -70,8 +61,6 @@ def heat(maps: np.ndarray, usual: float) -> np.ndarray:
 
     Black is 0 or less. The brightest colour stands for the upper values of the map itself, but never for less
     than `usual`, so that maps of ordinary pictures stay dark. A value that is not finite has it, too.
-
-    usual: upper value of maps of in-distribution images.
     """
     from matplotlib import colormaps
 

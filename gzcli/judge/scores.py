@@ -44,10 +44,6 @@ def choose(
     """The scores to compute: those asked for, else the recipe's, else every cheap one.
 
     Raises UsageError for a score that the model does not have.
-
-    asked: names of scores; None: none is asked for.
-    every: whether all that the model has are computed, `ratio` where there is a background run.
-    background: whether there is one.
     """
     model, name = trained.model, trained.name
     own = own_scores(model)
@@ -82,12 +78,6 @@ def choose(
 
 class Scorer:
     """Computes scores of batches. `fit` must see in-distribution batches first, all of them on every rank.
-
-    trained: the model that scores.
-    names: names of the scores.
-    background: the model whose likelihood `ratio` divides by; None: no score needs one.
-    options: keywords of `score_<name>` and `fit_<name>`; every method that has a keyword takes it.
-    seed: seed of the noise.
 
     Raises MissingError where `ratio` has no background model, UsageError where it is for other images.
     """
@@ -124,11 +114,7 @@ class Scorer:
         return bool(self.fits() or [name for name in self.names if name in SCORES and SCORES[name].gather])
 
     def fit(self, held_out: ranks.Sliceable[Batch], train: Iterable[Batch]) -> None:
-        """Fits the scores that have a fit.
-
-        held_out: held-out images, on which most scores are fitted.
-        train: training images, for the scores in the model's `fitted_on_train`.
-        """
+        """Fits the scores that have a fit."""
         for name in self.fits():
             batches = _Seen(self.trained, train if name in self.model.fitted_on_train else held_out)
             method = f"fit_{name}"
@@ -242,14 +228,10 @@ class BatchFacts:
 
 @dataclass(frozen=True)
 class _Seen:
-    """Batches as the model sees them, which a fit may read several times.
+    """Batches as the model sees them, which a fit may read several times."""
 
-    trained: the model.
-    batches: batches of images.
-    """
-
-    trained: Trained
-    batches: Iterable[Batch]
+    trained: Trained  # the model
+    batches: Iterable[Batch]  # batches of images
 
     def __iter__(self) -> Iterator[Batch]:
         return map(self.trained.seen, self.batches)

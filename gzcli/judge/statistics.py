@@ -24,16 +24,11 @@ UNKNOWN = 2**62  # images of statistics that do not say how many there were
 
 @dataclass(frozen=True)
 class Statistics:
-    """The Gaussian of real images' features.
+    """The Gaussian of real images' features."""
 
-    metric: the Fréchet distance that it is for: "fd", "fd_lite", "fid", "fd_dinov2" or "fd_clip".
-    moments: mean, covariance and number of images.
-    facts: what the file says beside them.
-    """
-
-    metric: str
-    moments: Moments
-    facts: dict[str, Any]
+    metric: str  # the Fréchet distance that it is for: "fd", "fd_lite", "fid", "fd_dinov2" or "fd_clip"
+    moments: Moments  # mean, covariance and number of images
+    facts: dict[str, Any]  # what the file says beside them
 
 
 def metric_of(metrics: Sequence[str]) -> str:
@@ -50,11 +45,6 @@ def write(path: Path, real: ImageSet, metrics: Sequence[str], space_of: SpaceOf)
     """Writes `mu` [D] and `sigma` [D, D] of real images, with the number of images and the features' hash.
 
     Raises UsageError where the metrics do not say which.
-
-    path: of the `.npz`.
-    real: the images.
-    metrics: names, one of them a Fréchet distance.
-    space_of: the feature space of a metric.
     """
     metric = metric_of(metrics)
     space = space_of(metric)

@@ -13,10 +13,7 @@ OF_MODEL = ("bpd", "own", "lpips")  # metrics of which a part does not depend on
 
 
 def varied(trained: Trained, how: Mapping[str, Any]) -> Trained:
-    """The model with the sampler that its variant asks for.
-
-    how: the variant, as `BenchJob.variants` has it; its weights are loaded already.
-    """
+    """The model with the sampler that its variant asks for."""
     options = dict(how.get("sample", {}))
     if "calls" in how:
         options["steps"] = steps_for(trained, how["calls"])

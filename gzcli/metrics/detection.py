@@ -22,13 +22,6 @@ def detection(
     intervals of `auroc` and `fpr95`.
 
     Raises UsageError for an empty side, DivergedError for scores that are not finite.
-
-    s_in: scores of in-distribution images, [N_in].
-    s_out: scores of out-of-distribution images, [N_out].
-    trapezoid: whether AUPR is the area under the interpolated curve, as in OpenOOD, which is too favourable;
-      otherwise it is the average precision.
-    bootstrap: number of resamples of both sides for the intervals; 0: `ci` is None.
-    seed: of the resamples.
     """
     from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 

@@ -40,10 +40,6 @@ class LeNet(nn.Module):
     """5×5 convolutions and pooling down to a side of at most 7, 64 features, a linear head.
 
     Raises UsageError for images below 8 pixels.
-
-    channels: of the images.
-    size: of the images, as `data.size` has it.
-    outputs: number of classes.
     """
 
     def __init__(self, channels: int, size: Size, outputs: int):
@@ -75,21 +71,14 @@ class LeNet(nn.Module):
 
 @dataclass
 class LeNetFeatures:
-    """A trained LeNet. Figures in the features of different networks are not comparable.
-
-    hash: of the weights; it names the feature space.
-    accuracy: on the test split, of the classes or of the rotations.
-    rotations: whether it classifies rotations.
-    device: where it computes.
-    batch: number of images in a forward pass.
-    """
+    """A trained LeNet. Figures in the features of different networks are not comparable."""
 
     net: LeNet
-    hash: str
-    accuracy: float
-    rotations: bool
-    device: torch.device
-    batch: int = field(default=500, repr=False)
+    hash: str  # of the weights; it names the feature space
+    accuracy: float  # on the test split, of the classes or of the rotations
+    rotations: bool  # whether it classifies rotations
+    device: torch.device  # where it computes
+    batch: int = field(default=500, repr=False)  # number of images in a forward pass
 
     def features(self, images: np.ndarray | Pictures) -> np.ndarray:
         """float64 [N, 64] of uint8 [N, C, H, W]."""
@@ -124,10 +113,6 @@ def lenet(
     """The feature network of a data set, from the cache, or trained in about a minute and kept there.
 
     Training is always on one CPU thread, so that equal machines get equal weights, and so equal hashes.
-
-    pack: the data set.
-    device: where it computes features.
-    say: called with a message before work that takes long.
     """
     c, size = pack.meta.shape[0], as_size(*pack.meta.shape[1:])
     key = hashlib.sha256(f"{RECIPE}:{pack.meta.digest}:{size}:{c}".encode()).hexdigest()[:16]
@@ -151,14 +136,7 @@ def trained(
     images: np.ndarray | Pictures, labels: np.ndarray | None, outputs: int, *, steps: int, seed: int = 0
 ) -> LeNet:
     """A LeNet that was trained on images, on one CPU thread and without a draw from the global generator, so
-    that its weights are a function of what is given.
-
-    images: uint8 [N, C, H, W].
-    labels: classes [N], or 0/1 for each attribute [N, K]; None: it learns rotations.
-    outputs: number of classes.
-    steps: number of updates, of 128 images each.
-    seed: of its first weights and of the batches.
-    """
+    that its weights are a function of what is given."""
     with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(seed)
         net = LeNet(images.shape[1], as_size(*images.shape[2:]), outputs)

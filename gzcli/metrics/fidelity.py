@@ -26,18 +26,12 @@ SPLITS = 10  # parts of the samples over which the inception score is averaged
 
 @dataclass
 class InceptionFeatures:
-    """Torch-fidelity's port of the Inception of TensorFlow that FID is defined by (`inception-v3-compat`).
+    """Torch-fidelity's port of the Inception of TensorFlow that FID is defined by (`inception-v3-compat`)."""
 
-    net: the network.
-    hash: of the file of its weights.
-    device: where it computes.
-    batch: number of images in a forward pass.
-    """
-
-    net: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
-    hash: str
-    device: torch.device
-    batch: int = field(default=32, repr=False)
+    net: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]  # the network
+    hash: str  # of the file of its weights
+    device: torch.device  # where it computes
+    batch: int = field(default=32, repr=False)  # number of images in a forward pass
 
     @torch.no_grad()
     def features(self, images: np.ndarray | Pictures) -> np.ndarray:
@@ -51,10 +45,7 @@ class InceptionFeatures:
 
 
 def inception(path: str | Path | None = None, device: torch.device | str = "cpu") -> InceptionFeatures:
-    """The network with its weights; parameters and errors as of `inception_weights`.
-
-    device: where it computes.
-    """
+    """The network with its weights; parameters and errors as of `inception_weights`."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     file, digest = inception_weights(path)
@@ -66,10 +57,7 @@ def inception(path: str | Path | None = None, device: torch.device | str = "cpu"
 
 def inception_score(features: np.ndarray) -> Interval:
     """exp E KL(p(y | x) ‖ p(y)) (Salimans et al. 2016, arXiv:1606.03498, §4), the mean over ten parts of the
-    images as torch-fidelity takes it, with the interval of a mean of ten.
-
-    features: as `InceptionFeatures.features` returns them.
-    """
+    images as torch-fidelity takes it, with the interval of a mean of ten."""
     from torch_fidelity.metric_isc import isc_features_to_metric
 
     logits = torch.from_numpy(features[:, FEATURES:]).float()
@@ -84,8 +72,6 @@ def inception_weights(path: str | Path | None = None) -> tuple[Path, str]:
 
     Raises MissingError with the name and the folder of a missing file, UsageError for a file with other
     content.
-
-    path: the file; None: the one in the user's cache.
     """
     use, source = "FID, KID and IS, by Inception,", "torch-fidelity's releases (v0.2.0)"
     otherwise = ", or name it with `--weights FILE`"

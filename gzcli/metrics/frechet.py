@@ -11,12 +11,7 @@ from gzcli.core.errors import UsageError
 
 
 class Moments(NamedTuple):
-    """The Gaussian of a set of features.
-
-    mean: float64 [D].
-    covariance: unbiased, float64 [D, D].
-    n: number of rows.
-    """
+    """The Gaussian of a set of features."""
 
     mean: np.ndarray
     covariance: np.ndarray
@@ -68,10 +63,6 @@ def pca_frechet(fake: np.ndarray, real: np.ndarray, *, dims: int = 64) -> float:
     fewer images than features; 64 components keep most of the variance and little of the noise.
 
     Raises UsageError as `frechet_distance` does.
-
-    fake: features of generated images, [N1, D].
-    real: features of real images, [N2, D].
-    dims: number of components.
     """
     from scipy.linalg import eigh
 
@@ -92,11 +83,6 @@ def frechet_infinity(fake: np.ndarray, real: np.ndarray, *, points: int = 15, se
     large where there are fewer rows than features.
 
     Raises UsageError as `frechet_distance` does, and for fewer than ten rows.
-
-    fake: features of generated images, [N1, D].
-    real: features of real images, [N2, D].
-    points: number of subsets, of sizes at equal steps up to the whole.
-    seed: of the subsets.
     """
     n = min(len(fake), len(real))
     if n < 10:

@@ -14,16 +14,11 @@ LEVELS = (0.025, 0.975)  # the quantiles that bound an interval
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and its 95 % interval; `low` and `high` are None where none is known.
+    """A figure and its 95 % interval; `low` and `high` are None where none is known."""
 
-    value: the figure.
-    low: lower bound.
-    high: upper bound.
-    """
-
-    value: float
-    low: float | None = None
-    high: float | None = None
+    value: float  # the figure
+    low: float | None = None  # lower bound
+    high: float | None = None  # upper bound
 
 
 def bootstrap(
@@ -36,11 +31,6 @@ def bootstrap(
     and shrinks the distances to neighbours: `half_samples` is for these.
 
     Efron & Tibshirani 1993, §13.3. Raises UsageError for a sample without rows.
-
-    function: arrays like the samples → the figure.
-    samples: arrays [N, …] of independent rows each.
-    draws: number of resamples.
-    seed: of the resamples.
     """
 
     def resample(rng: np.random.Generator, rows: np.ndarray) -> np.ndarray:
@@ -62,11 +52,6 @@ def half_samples(
     than the whole.
 
     Raises UsageError for a sample of fewer than four rows.
-
-    function: arrays [N, …] → the figure.
-    samples: arrays [N, …] of independent rows each.
-    draws: number of halves.
-    seed: of the halves.
     """
 
     def half(rng: np.random.Generator, rows: np.ndarray) -> np.ndarray:

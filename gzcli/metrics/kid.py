@@ -21,12 +21,6 @@ def kid(
     m is much smaller than N they spread less, and the interval is too wide.
 
     Raises UsageError for fewer than four rows or different widths.
-
-    fake: features of generated images, [N1, D].
-    real: features of real images, [N2, D].
-    subsets: number of subsets.
-    size: rows of a subset; at most half of the smaller side's, as larger subsets would hardly differ.
-    seed: of the subsets.
     """
     fake, real = (np.asarray(f, np.float64) for f in (fake, real))
     if fake.ndim != 2 or real.ndim != 2 or fake.shape[1] != real.shape[1]:
@@ -46,10 +40,7 @@ def kid(
 
 
 def _mmd2(fake: np.ndarray, real: np.ndarray, drawn: list[list[np.ndarray]]) -> np.ndarray:
-    """The unbiased estimate of MMD² (Gretton et al. 2012, JMLR 13, eq. 3) of each of S subsets, [S].
-
-    drawn: of each subset, the numbers of its rows of `fake` and of `real`, [m] each.
-    """
+    """The unbiased estimate of MMD² (Gretton et al. 2012, JMLR 13, eq. 3) of each of S subsets, [S]."""
     m = len(drawn[0][0])
     sides = [_used(f, [rows[i] for rows in drawn]) for i, f in enumerate((fake, real))]
     within = sum(_sums(side, side) - _diagonals(*side) for side in sides) / (m * (m - 1))

@@ -37,8 +37,6 @@ def lite(device: torch.device | str = "cpu") -> LiteFeatures:
     """The network with its ImageNet weights.
 
     Raises MissingError where the extra is absent, UsageError where its file holds other weights.
-
-    device: where it computes features.
     """
     import torch
 
@@ -68,18 +66,12 @@ def weights_file() -> Path:
 
 @dataclass
 class LiteFeatures:
-    """EfficientNet-Lite0 as a feature space.
+    """EfficientNet-Lite0 as a feature space."""
 
-    net: the network.
-    hash: of the weights; it names the feature space.
-    device: where it computes.
-    batch: number of images in a forward pass.
-    """
-
-    net: Lite0
-    hash: str
-    device: torch.device
-    batch: int = field(default=32, repr=False)
+    net: Lite0  # the network
+    hash: str  # of the weights; it names the feature space
+    device: torch.device  # where it computes
+    batch: int = field(default=32, repr=False)  # number of images in a forward pass
 
     def features(self, images: np.ndarray | Pictures) -> np.ndarray:
         """float64 [N, 1280], averaged over places before the classifier, of uint8 [N, C, H, W]."""

@@ -22,8 +22,6 @@ class Lite0(nn.Module):
     """The network with the published weights, whose names it reads strictly.
 
     Raises UsageError where a weight is missing or left over.
-
-    state: the published state dict.
     """
 
     def __init__(self, state: dict[str, Tensor]):
@@ -63,11 +61,7 @@ class Lite0(nn.Module):
 
 
 class Block(nn.Module):
-    """An inverted residual block: expansion, depthwise convolution, projection.
-
-    layers: the convolutions.
-    residual: whether the input is added to the output.
-    """
+    """An inverted residual block: expansion, depthwise convolution, projection."""
 
     def __init__(self, layers: list[nn.Module], residual: bool):
         super().__init__()

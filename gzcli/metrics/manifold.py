@@ -19,10 +19,6 @@ def prdc(fake: np.ndarray, real: np.ndarray, *, k: int = 5) -> dict[str, float]:
     et al. 2020, arXiv:2002.09797, eq. 3 and 5), each a share but density, which may exceed 1.
 
     Raises UsageError for k rows or fewer on a side, or different widths.
-
-    fake: features of generated images, [N, D].
-    real: features of real images, [M, D].
-    k: rank of the neighbour whose distance is the radius about a row.
     """
     fake, real = paired(fake, real)
     if min(len(fake), len(real)) <= k:
@@ -47,10 +43,6 @@ def nearest(queries: np.ndarray, bank: np.ndarray, *, k: int = 1) -> tuple[np.nd
     """Euclidean distances, float64 [N, k], from the nearest on, and the numbers of these rows, int64 [N, k].
 
     Raises UsageError for a bank of fewer than k rows or of another width.
-
-    queries: rows [N, D], or images [N, C, H, W], which are flattened.
-    bank: rows [M, D] among which neighbours are looked for.
-    k: number of neighbours.
     """
     queries, bank = paired(queries, bank)
     if len(bank) < k:
@@ -70,9 +62,6 @@ def authenticity(fake: np.ndarray, train: np.ndarray) -> float:
     nearest other training image (Alaa et al. 2022, arXiv:2102.08921, §4.3). Copies give 0.
 
     Raises UsageError for fewer than two training images.
-
-    fake: features of generated images, [N, D].
-    train: features of training images, [M, D].
     """
     distances, places = nearest(fake, train)
     closest, inverse = np.unique(places[:, 0], return_inverse=True)
@@ -87,10 +76,6 @@ def duplicates(fake: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> flo
     are. Held-out images give 0.01.
 
     Raises UsageError as `paired` does.
-
-    fake: features of generated images, [N, D].
-    train: features of training images, [M, D].
-    held_out: features of real images that were not trained on, [K, D].
     """
     threshold = np.quantile(nearest(held_out, train)[0], CLOSE)
     return float((nearest(fake, train)[0] <= threshold).mean())

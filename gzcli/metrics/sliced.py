@@ -12,11 +12,6 @@ def sliced_wasserstein(fake: np.ndarray, real: np.ndarray, *, projections: int =
     projections, in the rows' own unit.
 
     Raises UsageError for a side without rows or different widths.
-
-    fake: rows [N1, D], or images [N1, C, H, W], which are flattened.
-    real: rows [N2, D] of the same width; N2 may differ from N1.
-    projections: number of directions.
-    seed: of the directions.
     """
     a, b = paired(fake, real)
     directions = np.random.default_rng(seed).normal(size=(a.shape[1], projections))

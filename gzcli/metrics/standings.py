@@ -46,11 +46,7 @@ def base(name: str) -> str:
 
 def comparable(rows: Sequence[Row], metric: str, floor: Mapping[str, Any]) -> list[list[Row]]:
     """The rows in groups whose values of a metric may be compared, the largest group first: a distance of few
-    images is larger than that of many, so rows are of one number of images where real images have it too.
-
-    rows: that have the metric.
-    floor: figures of real images.
-    """
+    images is larger than that of many, so rows are of one number of images where real images have it too."""
     groups: dict[Any, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.get("n") if metric in floor else None, []).append(row)
@@ -126,11 +122,7 @@ def summary(rows: Sequence[Row], metric: str | None) -> list[dict[str, Any]]:
 
 def curve(rows: Sequence[Row], metric: str, key: str) -> dict[str, list[tuple[float, float, float | None]]]:
     """The points of each model's curve in order: x, mean and standard deviation over seeds of the metric as a
-    multiple of its floor.
-
-    key: of the rows, what x is. Points of several seeds are one where they are as many, in order: the seconds
-      of their checkpoints differ a little.
-    """
+    multiple of its floor."""
     found = {}
     for model in dict.fromkeys(row["model"] for row in rows):
         lines = []
@@ -194,10 +186,7 @@ def pearson(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def table_of(rows: Sequence[Row], *extra: str) -> str:
-    """Rows as CSV: facts, then each metric with the ends of its interval, where it has one, and its floor.
-
-    extra: further keys of the rows, as columns after the facts.
-    """
+    """Rows as CSV: facts, then each metric with the ends of its interval, where it has one, and its floor."""
     names = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
     lines = []
     for row in rows:

@@ -32,13 +32,7 @@ Names = Mapping[str, str]  # the published name of each weight, by ours
 
 
 class Block(nn.Module):
-    """Attention and a perceptron, each after a normalisation and added to its input.
-
-    width: of a token.
-    inner: width inside the perceptron.
-    activation: of the perceptron.
-    eps: of the normalisations.
-    """
+    """Attention and a perceptron, each after a normalisation and added to its input."""
 
     def __init__(self, width: int, inner: int, activation: Callable[[Tensor], Tensor], eps: float):
         super().__init__()
@@ -55,12 +49,7 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """A vision transformer whose sizes are those of its weights.
-
-    state: the weights by our names; `pre` and `head` are of networks that have them.
-    activation: of the perceptrons.
-    eps: of the normalisations.
-    """
+    """A vision transformer whose sizes are those of its weights."""
 
     def __init__(self, state: Mapping[str, Tensor], activation: Callable[[Tensor], Tensor], eps: float):
         super().__init__()
@@ -88,23 +77,15 @@ class ViT(nn.Module):
 
 @dataclass
 class ViTFeatures:
-    """A vision transformer as a feature space.
+    """A vision transformer as a feature space."""
 
-    net: the network.
-    hash: of the file of its weights.
-    device: where it computes.
-    mean, std: of the colours in its training.
-    cut: whether pictures that are not square are cut; if not, they are squeezed.
-    batch: number of images in a forward pass.
-    """
-
-    net: nn.Module
-    hash: str
-    device: torch.device
+    net: nn.Module  # the network
+    hash: str  # of the file of its weights
+    device: torch.device  # where it computes
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    cut: bool
-    batch: int = field(default=32, repr=False)
+    cut: bool  # whether pictures that are not square are cut; if not, they are squeezed
+    batch: int = field(default=32, repr=False)  # number of images in a forward pass
 
     @torch.no_grad()
     def features(self, images: np.ndarray | Pictures) -> np.ndarray:
@@ -118,20 +99,14 @@ class ViTFeatures:
 
 
 def dinov2(device: torch.device | str = "cpu") -> ViTFeatures:
-    """The network with its weights; 1,024 features. Errors as of `network`.
-
-    device: where it computes.
-    """
+    """The network with its weights; 1,024 features. Errors as of `network`."""
     net, digest = network(DINOV2, of_dinov2, F.gelu, 1e-6, source="dinov2's ViT-L/14")
     colours = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     return ViTFeatures(net.to(device), digest, torch.device(device), *colours, cut=False)
 
 
 def clip(device: torch.device | str = "cpu") -> ViTFeatures:
-    """The network with its weights; 512 features, those that are compared with texts. Errors as of `network`.
-
-    device: where it computes.
-    """
+    """The network with its weights; 512 features, those that are compared with texts. Errors as of `network`."""
     net, digest = network(
         CLIP, of_clip, quick_gelu, 1e-5, source="`openai/clip-vit-base-patch32` (its `pytorch_model.bin`)"
     )
@@ -155,11 +130,6 @@ def network(
     """The network of a file of the cache, and the sha256 of the file.
 
     Raises MissingError that says where to put the file, UsageError for one of other content.
-
-    name: of the file.
-    by_our_names: gives its weights our names.
-    activation, eps: as of `ViT`.
-    source: who publishes the file, for the message.
     """
     file = weights(name, use="features of a vision transformer", source=source)
     try:
@@ -243,8 +213,6 @@ def of_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def prepared(images: np.ndarray, *, cut: bool) -> Tensor:
     """Images uint8 [N, 1 or 3, H, W] as the networks read them, uint8 [N, 3, 224, 224].
 
-    cut: whether the middle is taken of those that are not square; if not, they are squeezed.
-
     Raises UsageError for other numbers of channels.
     """
     from PIL import Image
@@ -262,10 +230,6 @@ def prepared(images: np.ndarray, *, cut: bool) -> Tensor:
 
 def _renamed(state: Mapping[str, Tensor], outside: Names, at: str, inside: Names) -> dict[str, Tensor]:
     """Weights by our names.
-
-    outside: the published name of each layer outside the blocks, by ours.
-    at: what stands before the names in a block, with `{}` for its number.
-    inside: the published name of each layer in a block, by ours.
 
     Raises KeyError where one is missing.
     """

@@ -36,17 +36,6 @@ def worth(
     `filled` is missing where no sample is of the rarest class, or all classes are equally frequent.
 
     Raises UsageError for labels that are not one class an image, and for a side without images.
-
-    train_x: real training images, uint8 [N, C, H, W].
-    train_y: their classes, integers [N].
-    samples_x: samples, uint8 [M, C, H, W].
-    samples_y: their classes, [M].
-    test_x: real test images, uint8 [K, C, H, W].
-    test_y: their classes, [K].
-    classes: number of classes.
-    seeds: number of classifiers for each training set. Their spread widens the intervals, much at two.
-    steps: updates of each classifier.
-    say: called with a message before work that takes long.
     """
     sides = ((train_x, train_y), (samples_x, samples_y), (test_x, test_y))
     for images, labels in sides:
@@ -72,12 +61,7 @@ def worth(
 
 def filling(real: np.ndarray, made: np.ndarray, classes: int) -> np.ndarray:
     """The numbers of the samples that fill up the rarest class of `real` to the size of the largest, as far
-    as there are samples of it.
-
-    real: classes of real images, integers [N].
-    made: classes of samples, [M].
-    classes: number of classes.
-    """
+    as there are samples of it."""
     counts = np.bincount(real, minlength=classes)
     return np.flatnonzero(made == counts.argmin())[: counts.max() - counts.min()]
 

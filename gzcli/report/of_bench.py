@@ -97,11 +97,7 @@ def unique(names: Sequence[str]) -> list[str]:
 
 
 class Figures:
-    """The figures of all rows, with floor, intervals and directions.
-
-    made: the JSON of `gz bench`.
-    rows: its rows.
-    """
+    """The figures of all rows, with floor, intervals and directions."""
 
     def __init__(self, made: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]):
         self.rows, self.floor = rows, made.get("floor") or {}

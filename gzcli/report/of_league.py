@@ -20,11 +20,7 @@ FIRST = (
 
 
 def sections(made: Mapping[str, Any], directions: Mapping[str, Direction]) -> list[Section]:
-    """The standings and the curves; nothing where the results are of no league.
-
-    made: the JSON of the league.
-    directions: where better values of each figure lie.
-    """
+    """The standings and the curves; nothing where the results are of no league."""
     summary = [row for row in made.get("summary") or [] if isinstance(row, dict)]
     lead = ""
     agreement = made.get("spearman") or {}

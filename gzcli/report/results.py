@@ -30,18 +30,12 @@ NOT_SCORES = ("set", "role", "index", "file")  # the other columns of `scores.cs
 
 @dataclass(frozen=True)
 class Results:
-    """What a job left in its folder.
+    """What a job left in its folder."""
 
-    folder: the folder.
-    made: the JSON that the verb printed.
-    job: what was asked for; empty where the folder does not say.
-    time: when the results were written, in seconds since 1970.
-    """
-
-    folder: Path
-    made: dict[str, Any]
-    job: dict[str, Any]
-    time: float
+    folder: Path  # the folder
+    made: dict[str, Any]  # the JSON that the verb printed
+    job: dict[str, Any]  # what was asked for; empty where the folder does not say
+    time: float  # when the results were written, in seconds since 1970
 
     @property
     def verb(self) -> str:

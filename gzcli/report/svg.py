@@ -39,10 +39,7 @@ def svg(drawing: Chart | Dots) -> bytes:
 
 
 def drawn(height: float, draw: Callable[[Any], None]) -> bytes:
-    """What a function draws in axes, as a file.
-
-    height: of the drawing, in inches.
-    """
+    """What a function draws in axes, as a file."""
     import warnings
 
     from matplotlib import rc_context

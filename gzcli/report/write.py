@@ -37,10 +37,6 @@ def check(folder: Path) -> None:
 def write(results: Path, folder: Path | None = None) -> dict[str, str]:
     """Writes the report of the results in a folder. Returns the paths of its `html`, `markdown` and `latex`.
 
-    results: the folder of a `gz bench` or `gz ood`.
-    folder: where the report is written; new, empty, or of an earlier report, which is replaced. None: into
-      `report` beside the results.
-
     Raises MissingError and UsageError where there are no results, UsageError where the folder holds anything
     else.
     """
@@ -81,10 +77,7 @@ def image(item: Drawn) -> bytes:
 
 
 def rendered(report: Document, name: str, images: dict[int, tuple[str, bytes]]) -> str:
-    """The report in the form that a file's name says.
-
-    images: path and content of drawings and pictures by their id.
-    """
+    """The report in the form that a file's name says."""
     env = Environment(
         loader=PackageLoader("gzcli.report"),
         autoescape=name.endswith(".html"),
