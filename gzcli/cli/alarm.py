@@ -57,7 +57,8 @@ Fail = Annotated[
 
 
 def check(input_: str | None, single: Mapping[str, object], others: Mapping[str, object]) -> None:
-    """Raises UsageError for options that do not go together, MissingError where the pictures are not there."""
+    """Raises UsageError for options that do not go together, MissingError where the pictures are not
+    there."""
     if input_ is None:
         if wrong := next((name for name, value in single.items() if value), None):
             raise UsageError(f"`{wrong}` goes with `--input`", hint="gz ood RUN --input ./pictures")

@@ -3,7 +3,8 @@ speed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gzcli.cli import out
-from gzcli.cli.bench_table import table
 from gzcli.cli.ends import end, name_of, quoted, took
 from gzcli.cli.league_options import Budget, Calls, Curve, LeagueModels, Seeds, TrainMissing, terms_of
 from gzcli.cli.options import (
@@ -39,10 +39,15 @@ from gzcli.cli.own import complete_metrics
 from gzcli.cli.report import check_report, with_report
 from gzcli.core.errors import MissingError, UsageError, canonical, matching
 from gzcli.core.units import figure
+from gzcli.metrics.metric import column_of, help_text, weights_of
 
 if TYPE_CHECKING:
     from gzcli.data.sets.names import DataSet
     from gzcli.store.run import Run
+
+ARROWS = {"down": "↓", "up": "↑"}
+KEEP = {"seconds": 2, "params": 5}  # as `Column.keep`, of what is no figure of a metric
+BY_NEIGHBOURS = ("precision", "recall", "density", "coverage")
 
 _Contestants = Annotated[
     list[str] | None,
@@ -70,9 +75,7 @@ _Metrics = Annotated[
     typer.Option(
         "--metrics",
         metavar="M[,M…]",
-        help="fd fd_inf kid_lenet prc_lenet swd classes bpd own speed memory worth; with the extra "
-        "`features` fd_lite fd_lite_pca kid_lite prc_lite; with weights that are fetched fid kid is, lpips, "
-        "fd_dinov2 kid_dinov2 prc_dinov2, fd_clip kid_clip prc_clip.",
+        help=help_text(),
         autocompletion=complete_metrics,
     ),
 ]
@@ -139,11 +142,10 @@ def bench(
     from gzcli.cli.submit import submit_verb
     from gzcli.cli.weights import bring
     from gzcli.core.jobs import BenchJob
-    from gzcli.data.download.weights import needed_by
     from gzcli.store.paths import user_dir
 
     check_report(report)
-    needed = [] if weights else needed_by(tuple(items(metrics)))
+    needed = [] if weights else weights_of(items(metrics))
     job = BenchJob(
         (),
         data or "",
@@ -291,3 +293,85 @@ def images_at(word: str) -> str:
 def data_of(run: Run) -> str:
     """The reference of the set that a run was trained on."""
     return str(run.serving.tree()["data"]["name"])
+
+
+def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
+    """Prints a line for each contestant, and one for real images in place of samples, with the direction in
+    which each figure is better. Behind the first figure stands half its 95 % interval."""
+    lines = [*result["rows"], *(floor_line(floor, result["floors"]) for floor in result["floors"])]
+    names = list(dict.fromkeys(name for line in lines for name in line["metrics"]))
+    left: list[str] = []
+    columns = [
+        name
+        for name in ("params", *names, "seconds")
+        if name in names or any(line.get(name) is not None for line in lines)
+    ]
+    room = out.room(sys.stdout)
+    while not wide and room and columns and width(result, lines, columns) > room:
+        left.append(least(columns))
+        columns.remove(left[-1])
+    out.table(*cells(result, lines, columns, wide=wide), wide=True)  # its ± leaves with its figure
+    out.left_out(left[::-1])
+
+
+def cells(
+    result: Mapping[str, Any],
+    lines: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    *,
+    wide: bool = False,
+) -> tuple[list[str], list[list[Any]]]:
+    """Heads and rows of the table."""
+    biased = {name for names in result["biased"].values() for name in names}
+    heads, rows = ["name"], [[line["name"]] for line in lines]
+    first = next((name for name in columns if name in result["directions"]), None)
+    for name in columns:
+        mark = "~" if name in biased else ""
+        heads.append(short(name, columns) + mark + ARROWS.get(result["directions"].get(name) or "", ""))
+        with_interval = wide or name == first
+        halves = [half(line, name) for line in lines]
+        for row, line in zip(rows, lines, strict=True):
+            row.append(number(line["metrics"].get(name, line.get(name))))
+        if with_interval and any(halves):
+            heads.append("±")
+            for row, text in zip(rows, halves, strict=True):
+                row.append(text)
+    return heads, rows
+
+
+def short(name: str, columns: Sequence[str]) -> str:
+    """The heading of a figure by neighbours, without the name of its features where it is the only one."""
+    word, _, features = name.partition("_")
+    several = sum(other.startswith(f"{word}_") for other in columns) > 1
+    return word if word in BY_NEIGHBOURS and features and not several else name
+
+
+def width(result: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> int:
+    """Letters of the longest line of the table."""
+    return max(map(len, out.aligned(*cells(result, lines, columns)).splitlines()))
+
+
+def least(columns: Sequence[str]) -> str:
+    """The column that can be spared first; of those that can be spared alike the last."""
+    return min(reversed(columns), key=lambda name: KEEP.get(name) or column_of(name).keep)
+
+
+def floor_line(floor: Mapping[str, Any], floors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The line of real images in place of samples; it says how many where there are several such lines."""
+    several = len(floors) > 1 or floor["images"] < floor["n"]
+    count = f", {floor['images']:,}" if several else ""
+    return {**floor, "name": f"(real images{count})"}
+
+
+def half(line: Mapping[str, Any], name: str) -> str | None:
+    """Half of a figure's interval, as text."""
+    ends = line["intervals"].get(name)
+    if ends is None:
+        return None
+    value = (ends[1] - ends[0]) / 2
+    return f"{value:.2g}" if value < 100 else f"{value:,.0f}"
+
+
+def number(value: Any) -> Any:
+    """A figure as text; any other value as it is."""
+    return figure(value) if isinstance(value, float) else value

@@ -15,7 +15,7 @@ import torch
 from gzcli.core import ranks
 from gzcli.data.packs.batches import quantise, to_uint8
 from gzcli.data.packs.pack import Pack
-from gzcli.judge.images import subset
+from gzcli.metrics.interval import subset
 from gzcli.store import arrays, files
 from gzcli.store.paths import cache_dir
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,11 @@ from gzcli.data.packs.batches import scan, scan_by_content
 from gzcli.data.packs.pack import Pack
 from gzcli.engine.devices import synchronise
 from gzcli.engine.trained import Trained
+from gzcli.metrics.interval import subset
 
 FEWEST, MOST = 500, 10_000  # images of a split that a budget of seconds pays for
 FIT = FEWEST  # held-out images that scores are fitted on: as many as the smallest budget pays for
 BANK = 10_000  # training images that scores are fitted on, or among which neighbours are looked for, at most
-
-
-def subset(total: int, n: int) -> np.ndarray:
-    """Sorted positions of min(n, total) images of a split, drawn with seed 0: a larger subset holds every
-    smaller one."""
-    return np.sort(np.random.default_rng(0).permutation(total)[:n])
 
 
 @dataclass(frozen=True)
@@ -99,7 +95,8 @@ def fitting_images(
 
 
 def treatment(packs: Mapping[str, Pack], levels: int | None, *, but: str = "") -> list[str]:
-    """Notes on how the images of a figure differ from those of the set: resized, made grey or RGB, binarised."""
+    """Notes on how the images of a figure differ from those of the set: resized, made grey or RGB,
+    binarised."""
     lines = []
     for name, pack in packs.items():
         channels, height, width = pack.meta.shape
@@ -127,3 +124,15 @@ def timed(function: Callable[[], Any], device: torch.device) -> float:
     function()
     synchronise(device)
     return time.perf_counter() - since
+
+
+def short_paths(names: Iterable[str]) -> dict[str, str]:
+    """A short name for each path or set: of a path its last parts, as many as no other path ends in."""
+    parts = {name: Path(name).parts for name in names}
+    short = {}
+    for name, mine in parts.items():
+        others, depth = [theirs for key, theirs in parts.items() if key != name], 1
+        while depth < len(mine) and any(mine[-depth:] == theirs[-depth:] for theirs in others):
+            depth += 1
+        short[name] = str(Path(*mine[-depth:])) if mine else name
+    return short

@@ -14,7 +14,8 @@ Point = tuple[float, float, float | None]  # x, mean over seeds, standard deviat
 def draw_curves(
     path: Path, curves: Mapping[str, Sequence[Point]], *, x: str, y: str, title: str, floor: float | None
 ) -> None:
-    """Writes a figure of a line for each model on logarithmic axes, with a bar of a deviation to each side."""
+    """Writes a figure of a line for each model on logarithmic axes, with a bar of a deviation to each
+    side."""
     from matplotlib.ticker import LogLocator
 
     figure, axes = pyplot().subplots(figsize=(8, 5), layout="constrained")

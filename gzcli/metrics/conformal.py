@@ -58,7 +58,8 @@ def thresholds(calibration: np.ndarray, fpr: float, *, tails: int = 1) -> tuple[
 
 
 def fewest(fpr: float, scores: int = 1) -> int:
-    """How many held-out images there must be for a p-value of `fpr` to exist: scores / fpr − 1, rounded up."""
+    """How many held-out images there must be for a p-value of `fpr` to exist: scores / fpr − 1, rounded
+    up."""
     return math.ceil(scores / fpr - 1 - ROUNDING)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from gzcli.core.errors import UsageError
+from gzcli.metrics.metric import column_of
 
 LEVELS = (0.025, 0.975)  # the quantiles that bound an interval
 
@@ -16,9 +17,12 @@ LEVELS = (0.025, 0.975)  # the quantiles that bound an interval
 class Interval:
     """A figure and its 95 % interval; `low` and `high` are None where none is known."""
 
-    value: float  # the figure
-    low: float | None = None  # lower bound
-    high: float | None = None  # upper bound
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+Figures = dict[str, Interval]
 
 
 def bootstrap(
@@ -76,3 +80,48 @@ def _values(
         raise UsageError(f"an interval needs at least {least} rows of each sample")
     rng = np.random.default_rng(seed)
     return np.array([function(*(draw(rng, rows) for rows in samples)) for _ in range(draws)], np.float64)
+
+
+def halves(
+    function: Callable[..., float], *samples: np.ndarray, draws: int, intervals: bool = True
+) -> Interval:
+    """A figure with its interval by `half_samples`, or without one."""
+    return half_samples(function, *samples, draws=draws) if intervals else Interval(function(*samples))
+
+
+def not_negative(figure: Interval) -> Interval:
+    return figure if figure.low is None else replace(figure, low=max(0.0, figure.low))
+
+
+def share(value: float, n: int) -> Interval:
+    """A share of n images that were drawn independently, with Wilson's interval (1927)."""
+    from scipy.stats import binomtest
+
+    ends = binomtest(round(value * n), n).proportion_ci(method="wilson")
+    return Interval(value, float(ends.low), float(ends.high))
+
+
+def subset(total: int, n: int) -> np.ndarray:
+    """Sorted positions of min(n, total) images of a split, drawn with seed 0: a larger subset holds every
+    smaller one."""
+    return np.sort(np.random.default_rng(0).permutation(total)[:n])
+
+
+def mean_of_draws(draws: Sequence[Mapping[str, Interval]]) -> Figures:
+    """The mean of each figure over several draws of images, with Student's interval of that mean, which is no
+    narrower than that of a draw where this is known; of a single draw the figures themselves."""
+    from scipy.stats import t
+
+    if len(draws) == 1:
+        return dict(draws[0])
+    means, n = {}, len(draws)
+    for name in draws[0]:
+        figures = [draw[name] for draw in draws]
+        values = np.array([figure.value for figure in figures])
+        half = float(t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
+        of_draws = [(f.high - f.low) / 2 for f in figures if f.low is not None and f.high is not None]
+        half = max([half, *of_draws])  # all draws are compared with the same real images
+        mean = float(values.mean())
+        figure = Interval(mean, mean - half, mean + half)
+        means[name] = figure if column_of(name).signed else not_negative(figure)
+    return means

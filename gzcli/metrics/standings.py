@@ -10,13 +10,10 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
+from gzcli.metrics.metric import ranking
+
 Row = Mapping[str, Any]
 
-# what ranks, by preference
-FIRST = (
-    *("fd", "fd_rot", "fid", "fd_dinov2", "fd_clip"),
-    *("kid_lenet", "kid_lite", "kid", "kid_dinov2", "kid_clip", "fd_lite", "swd"),
-)
 FACTS = (
     "model",
     "seed",
@@ -34,9 +31,9 @@ FACTS = (
 
 def ranking_metric(rows: Sequence[Row], asked: Sequence[str] | None) -> str | None:
     """The metric that models are ranked by: the first that was asked for of those that rank, else the first
-    of `FIRST` that a row has; None where no row has any."""
-    there = {base(name) for row in rows for name in row["metrics"]}
-    return next((name for name in (*(asked or ()), *FIRST) if name in FIRST and name in there), None)
+    that a row has; None where no row has any."""
+    there, ranked = {base(name) for row in rows for name in row["metrics"]}, ranking()
+    return next((name for name in (*(asked or ()), *ranked) if name in ranked and name in there), None)
 
 
 def base(name: str) -> str:

@@ -17,27 +17,21 @@ HUB_SETS = {
     "imagenet": "ILSVRC/imagenet-1k",
     "tinyimagenet": "zh-plus/tiny-imagenet",
 }
-WORDS = {
-    "fd": "Fréchet distance in features of the set's own LeNet; less is better",
-    "fid": "Fréchet Inception distance; less is better",
-    "kid": "kernel Inception distance; less is better",
-    "bpd": "bits per dimension of unseen images; less is better",
-    "loss": "training loss on unseen images; less is better",
-}
 _ARXIV = re.compile(r"\d{4}\.\d{4,5}")
 
 
-def readme(card: Mapping[str, Any], name: str, licence: str) -> str:
+def readme(card: Mapping[str, Any], name: str, licence: str, meanings: Mapping[str, str]) -> str:
     """The text of README.md.
 
     card: as `engine.bundle.card_of` has it.
     name: the repository, `owner/name`.
     licence: of the weights, as the hub names it.
+    meanings: what figures say, by their names.
     """
     import yaml
 
     header = yaml.safe_dump(_header(card, name, licence), sort_keys=False, allow_unicode=True, width=1000)
-    return f"---\n{header}---\n\n{_body(card, name, licence)}"
+    return f"---\n{header}---\n\n{_body(card, name, licence, meanings)}"
 
 
 def eval_results(card: Mapping[str, Any]) -> str | None:
@@ -87,14 +81,14 @@ def _header(card: Mapping[str, Any], name: str, licence: str) -> dict[str, Any]:
     return header
 
 
-def _body(card: Mapping[str, Any], name: str, licence: str) -> str:
+def _body(card: Mapping[str, Any], name: str, licence: str, meanings: Mapping[str, str]) -> str:
     data = card["data"]
     channels, height, width = data["shape"]
     counts = data.get("counts") or {}
     split = ", ".join(f"{n:,} {kind}" for kind, n in counts.items()) or "not counted"
     classes = ", ".join(map(str, data["classes"])) if data["classes"] else "none"
     figures = [
-        f"| {row['name']} | {row['value']:.4g} | {row['on']} | {_means(row)} |" for row in card["figures"]
+        f"| {row['name']} | {row['value']:.4g} | {row['on']} | {_means(row, meanings)} |" for row in card["figures"]
     ]
     table = ["| figure | value | on | what it is |", "|---|---|---|---|", *figures]
     label = " --label 0" if card["conditional"] else ""
@@ -142,6 +136,6 @@ def _body(card: Mapping[str, Any], name: str, licence: str) -> str:
     return "\n".join(lines)
 
 
-def _means(row: Mapping[str, Any]) -> str:
+def _means(row: Mapping[str, Any], meanings: Mapping[str, str]) -> str:
     by = f"{row['from']}, {row['n']:,} samples" if row["n"] else row["from"]
-    return f"{WORDS[row['name']]} ({by})" if row["name"] in WORDS else by
+    return f"{meanings[row['name']]} ({by})" if row["name"] in meanings else by

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from gzcli.judge.variants import quick, varied
 from PIL import Image
 from zoo import CASES, DDPM, FM
 
@@ -26,7 +27,6 @@ from gzcli.engine import devices
 from gzcli.engine.trained import Trained
 from gzcli.judge import calls, league
 from gzcli.judge.league_picture import draw_curves
-from gzcli.judge.variants import quick, varied
 from gzcli.launch import plan as planning
 from gzcli.launch.run_folder import write_run
 from gzcli.metrics import standings

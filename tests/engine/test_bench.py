@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from functools import partialmethod
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,12 +21,14 @@ from gzcli.core.types import Applied
 from gzcli.data.packs.batches import scan
 from gzcli.data.packs.open import open_pack
 from gzcli.engine.log import Log
-from gzcli.judge import bench, likelihood, perceptual
+from gzcli.judge import bench, likelihood
 from gzcli.judge.image_sets import ImageSet
-from gzcli.judge.images import subset
+from gzcli.judge.judge import Judge
 from gzcli.metrics import vit
 from gzcli.metrics.features import lenet
 from gzcli.metrics.frechet import frechet_distance
+from gzcli.metrics.interval import subset
+from gzcli.metrics.quality import lpips
 from gzcli.models.nn import LPIPS
 
 
@@ -216,9 +219,9 @@ def test_lpips_of_pairs(load, tmp_path, monkeypatch):
     trained = load("classes", conditional=True)
     torch.manual_seed(0)
     net = LPIPS().requires_grad_(False)
-    monkeypatch.setattr(perceptual, "network", lambda pack, device: net)
+    monkeypatch.setattr(Judge, "lpips", net)
     Model = type(trained.model)
-    monkeypatch.setattr(perceptual, "REBUILT", 20)
+    monkeypatch.setattr(lpips, "REBUILT", 20)
 
     def rebuild(self, x, *, labels=None, noise, progress, shift=0.0):
         assert len(labels) == len(x)
@@ -237,7 +240,8 @@ def test_lpips_of_pairs(load, tmp_path, monkeypatch):
     x = torch.from_numpy(open_pack("digits").images("test")[index]).float() / 127.5 - 1
     assert shifted == pytest.approx(float(net(x, (x + 0.5).clamp(-1, 1)).mean()), rel=0.05)
     same = ImageSet(np.repeat(open_pack("digits").images("test")[:1], 8, 0))
-    assert perceptual.of_samples(same, net, torch.device("cpu"))["lpips_diversity"].value == 0
+    judge = SimpleNamespace(lpips=net, device="cpu")
+    assert lpips.of_images(judge, same)["lpips_diversity"].value == 0
 
 
 def test_a_likelihood_that_is_not_finite_is_an_error(load, tmp_path):

@@ -14,18 +14,21 @@ import torch
 from PIL import Image
 from pixelwise import fake_run, fitted
 
-from gzcli.cli import bench_table, out
+from gzcli.cli import bench as bench_verb
+from gzcli.cli import out
 from gzcli.cli.bench import entered, images_at
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.jobs import BenchJob
 from gzcli.data.packs.open import open_pack
 from gzcli.engine.log import Log
-from gzcli.judge import bench, memorised
-from gzcli.judge.bench_notes import told
+from gzcli.judge import bench
 from gzcli.judge.contestants import Contestant, tell_apart
 from gzcli.judge.image_sets import ImageSet, RealImages
+from gzcli.judge.judge import json_figures
 from gzcli.metrics.features import lenet
 from gzcli.metrics.frechet import frechet_distance
+from gzcli.metrics.metric import column_of
+from gzcli.metrics.quality import worth
 from gzcli.store import runs
 
 pytestmark = pytest.mark.xdist_group("quality")  # the worker that has the LeNet of the digits
@@ -118,7 +121,7 @@ def test_the_real_side_is_a_split_or_all_or_statistics(paths, digits, tmp_path):
 
 def test_worth_is_of_labelled_samples(paths, tmp_path, monkeypatch):
     """One step of training shows what is trained on what; the figure itself is tested where it is made."""
-    monkeypatch.setattr(memorised, "worth", partial(memorised.worth, steps=1, seeds=2))
+    monkeypatch.setattr(worth, "worth", partial(worth.worth, steps=1, seeds=2))
     result = run(tmp_path, paths / "same.npz", paths / "train", metrics=("worth",), n=100)
     labelled, without = result["rows"]
     expected = {"worth_real", "worth_samples", "worth_both", "worth_both_gain", "worth_filled_balanced_gain"}
@@ -190,15 +193,15 @@ def test_the_table_fits_and_names_what_it_leaves_out(capsys, monkeypatch):
     ends = {name: [value - 2, value + 2] for name, value in values.items()}
     row = {"name": "a-name", "metrics": values, "intervals": ends, "params": 12345, "seconds": 3.0}
     floor = {"n": 200, "images": 150, "metrics": {"fd_lite": 1.0}, "intervals": {}}
-    way = {name: bench.directions([{name: 0}])[name] for name in names}
+    way = {name: column_of(name).better for name in names}
     result = {"rows": [row], "floors": [floor], "directions": way, "biased": {"200": ["fd_lite"]}}
-    bench_table.table(result)
+    bench_verb.table(result)
     printed, told_ = capsys.readouterr()
     head, *lines = printed.splitlines()
     assert max(map(len, printed.splitlines())) <= 80 and head.split()[:3] == ["name", "fd_lite~↓", "±"]
     assert "precision↑" in head and "recall↑" in head and "(real images, 150)" in lines[-1]
     assert "left out for want of room" in told_ and "seconds" in told_ and "density_lenet" in told_
-    bench_table.table(result, wide=True)
+    bench_verb.table(result, wide=True)
     head = capsys.readouterr().out.splitlines()[0]
     assert head.count("±") == len(names) and "recon " in head and "samples_per_s↑" in head
 
@@ -206,7 +209,7 @@ def test_the_table_fits_and_names_what_it_leaves_out(capsys, monkeypatch):
 def test_figures_are_json_with_intervals_beside_them():
     from gzcli.metrics.interval import Interval
 
-    found = told("floor", {"fd": Interval(2.0, 1.0, 3.0), "own": Interval(4.0)})
+    found = json_figures("floor", {"fd": Interval(2.0, 1.0, 3.0), "own": Interval(4.0)})
     assert json.loads(json.dumps(found)) == {
         "floor": {"fd": 2.0, "own": 4.0},
         "floor_intervals": {"fd": [1.0, 3.0]},

@@ -9,9 +9,9 @@ from sklearn.metrics import balanced_accuracy_score
 
 from gzcli.core.errors import UsageError
 from gzcli.metrics import features
-from gzcli.metrics import worth as module
 from gzcli.metrics.features import LeNetFeatures, trained
-from gzcli.metrics.worth import filling, worth
+from gzcli.metrics.quality import worth as module
+from gzcli.metrics.quality.worth import filling, worth
 
 STEPS, CLASSES = 30, 4
 

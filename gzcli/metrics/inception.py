@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from gzcli.core.errors import UsageError
-from gzcli.metrics.interval import Interval
 from gzcli.store import files
 from gzcli.store.weights import INCEPTION
 from gzcli.store.weights import weights as find_weights
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 FEATURES = 2048  # pooled features of an image; its logits of 1,008 classes stand behind them
 LAYERS = ("2048", "logits_unbiased")
-SPLITS = 10  # parts of the samples over which the inception score is averaged
 
 
 @dataclass
@@ -53,18 +51,6 @@ def inception(path: str | Path | None = None, device: torch.device | str = "cpu"
         "inception-v3-compat", list(LAYERS), feature_extractor_weights_path=str(file)
     )
     return InceptionFeatures(net.eval().requires_grad_(False).to(device), digest, torch.device(device))
-
-
-def inception_score(features: np.ndarray) -> Interval:
-    """exp E KL(p(y | x) ‖ p(y)) (Salimans et al. 2016, arXiv:1606.03498, §4), the mean over ten parts of the
-    images as torch-fidelity takes it, with the interval of a mean of ten."""
-    from torch_fidelity.metric_isc import isc_features_to_metric
-
-    logits = torch.from_numpy(features[:, FEATURES:]).float()
-    found = isc_features_to_metric(logits, splits=SPLITS)
-    value, spread = found["inception_score_mean"], found["inception_score_std"]
-    half = 2.262 * spread / (SPLITS - 1) ** 0.5  # Student's t of nine degrees of freedom
-    return Interval(value, value - half, value + half)
 
 
 def inception_weights(path: str | Path | None = None) -> tuple[Path, str]:

@@ -1,5 +1,15 @@
-"""Scores of picked images by one run or several, each with one seed or several: what the comparison of sets
-and the alarm for single pictures have in common."""
+"""Scores of chosen images by one run or several, each with one seed or several: what the comparison of sets
+and the alarm for single pictures have in common.
+
+Several runs together give
+
+  waic        mean of −log p + variance of log p over the runs, minus the WAIC of Choi, Jang & Alemi 2018,
+              arXiv:1810.01392, eq. 1
+  any other   mean over the runs of (score − mean) / deviation, both of held-out images
+
+Runs are made comparable by means and deviations: their ranks among held-out images would be equal for all
+images that are stranger than every held-out one.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +29,12 @@ from gzcli.core.types import Batch
 from gzcli.data.packs.pack import Pack
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained, load_trained
-from gzcli.judge.converged import SolverGap, solver_gap
-from gzcli.judge.ensemble import WAIC, combined, computed_for, mean_over_seeds
-from gzcli.judge.images import FIT, Images, affordable, fitting_images, held_out_split, subset, timed
+from gzcli.judge.images import FIT, Images, affordable, fitting_images, held_out_split, timed
+from gzcli.judge.likelihood import SolverGap, solver_gap
 from gzcli.judge.scores import Scorer, choose
 from gzcli.metrics import conformal
 from gzcli.metrics.features import lenet
+from gzcli.metrics.interval import subset
 from gzcli.metrics.likelihood_scores import read
 from gzcli.models.nn import LPIPS
 from gzcli.store.runs import find
@@ -33,8 +43,9 @@ BATCH_SIZE = defaultdict(lambda: 128, cpu=64, cuda=256)  # images that are score
 DRAWS = 4  # of the noise, whose mean is the score of a picture
 TRIAL = 16  # held-out images on which the scores are timed
 REFERENCE = "held-out"  # the pick of the images by which the runs of an ensemble are made comparable
+WAIC = "waic"
 
-Table = dict[str, np.ndarray]  # float64 [N] of each score
+Table = Mapping[str, np.ndarray]  # float64 [N] of each score
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,7 @@ def score_all(
     images of different shapes.
     """
     models = [first, *(alike(first, load(path)) for path in job.others)]
-    names = asked_scores(first, job)
+    names = scores_of(first, job)
     scored, n = Scored(names), job.n
 
     def scorer_of(trained: Trained, seed: int) -> Scorer:
@@ -116,7 +127,8 @@ def score_all(
         log.info(str(scored.gap))
     shown = picks(n)
     if len(models) > 1:
-        shown = {REFERENCE: reference(home, held_out), **shown}
+        index = held_out_index(home) if held_out is None else held_out  # those that scores are fitted on
+        shown = {REFERENCE: Pick(home, held_out_split(home), index), **shown}
     tables: list[list[dict[str, Table]]] = [[] for _ in range(seeds)]
     for k, trained in enumerate(models):
         for i in range(seeds):
@@ -128,13 +140,7 @@ def score_all(
     return scored
 
 
-def reference(home: Pack, held_out: np.ndarray | None) -> Pick:
-    """The held-out images by which the runs of an ensemble are made comparable: those that scores are fitted
-    on."""
-    return Pick(home, held_out_split(home), held_out_index(home) if held_out is None else held_out)
-
-
-def asked_scores(trained: Trained, job: OodJob | AlarmJob) -> list[str]:
+def scores_of(trained: Trained, job: OodJob | AlarmJob) -> list[str]:
     """The names of the scores of a job: those asked for, `all` that the model has, else the recipe's.
 
     Raises UsageError for a score that the model does not have, and for `waic` of a single run.
@@ -248,16 +254,46 @@ def score_pick(scorer: Scorer, pick: Pick, log: Log) -> Table:
         def work(batch: Batch) -> Table:
             nonlocal done
             try:
-                found = overflown(scorer.values(batch)) if pick.unbounded else scorer(batch)
+                found = scorer.values(batch) if pick.unbounded else scorer(batch)
             except DivergedError as e:
                 raise DivergedError(f"{e.message} of `{pick.pack.meta.name}`", hint=e.hint) from e
             done += len(batch)
             progress(done, share)
-            return found
+            return {name: np.where(np.isfinite(v), v, np.nan) for name, v in found.items()}
 
         return ranks.over(images, work)
 
 
-def overflown(table: Table) -> Table:
-    """Scores with NaN in the place of each that is not finite."""
-    return {name: np.where(np.isfinite(values), values, np.nan) for name, values in table.items()}
+def computed_for(names: Sequence[str]) -> list[str]:
+    """The scores that each run computes for some scores: `nll` in the place of `waic`."""
+    return list(dict.fromkeys("nll" if name == WAIC else name for name in names))
+
+
+def combined(
+    members: Sequence[Mapping[str, Table]], names: Sequence[str], reference: str
+) -> dict[str, dict[str, np.ndarray]]:
+    """The scores of every pick by all runs together, without the reference; of a single run its own."""
+    picks = [pick for pick in members[0] if pick != reference]
+    if len(members) == 1:
+        return {pick: dict(members[0][pick]) for pick in picks}
+    return {pick: {name: _one(members, pick, name, reference) for name in names} for pick in picks}
+
+
+def mean_over_seeds(tables: Sequence[Table]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The mean of each score over the seeds and its deviation, [N] each; no deviations of one seed."""
+    stacked = {name: np.stack([table[name] for table in tables]) for name in tables[0]}
+    means = {name: values.mean(0) for name, values in stacked.items()}
+    several = stacked if len(tables) > 1 else {}
+    return means, {name: values.std(0, ddof=1) for name, values in several.items()}
+
+
+def _one(members: Sequence[Mapping[str, Table]], pick: str, name: str, reference: str) -> np.ndarray:
+    if name == WAIC:
+        nll = np.stack([member[pick]["nll"] for member in members])
+        return nll.mean(0) + nll.var(0)
+    return np.mean([_standard(member[pick][name], member[reference][name]) for member in members], 0)
+
+
+def _standard(scores: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+    """Scores in deviations from the mean of held-out ones; 0 where these are all alike."""
+    return (scores - held_out.mean()) / (held_out.std() or np.inf)

@@ -1,0 +1,34 @@
+"""`is`: the inception score (Salimans et al. 2016, arXiv:1606.03498, §4)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gzcli.metrics.metric import Column, Metric
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from gzcli.metrics.interval import Figures
+
+SPLITS = 10  # parts of the samples over which the score is averaged, as torch-fidelity does
+T = 2.262  # Student's t of nine degrees of freedom
+
+
+def compare(fake: np.ndarray, real: np.ndarray, intervals: bool) -> Figures:
+    """exp E KL(p(y | x) ‖ p(y)) of the logits behind Inception's features, with the interval of a mean of
+    ten."""
+    import torch
+    from torch_fidelity.metric_isc import isc_features_to_metric
+
+    from gzcli.metrics.inception import FEATURES
+    from gzcli.metrics.interval import Interval
+
+    logits = torch.from_numpy(fake[:, FEATURES:]).float()
+    found = isc_features_to_metric(logits, splits=SPLITS)
+    value, spread = found["inception_score_mean"], found["inception_score_std"]
+    half = T * spread / (SPLITS - 1) ** 0.5
+    return {"is": Interval(value, value - half, value + half)}
+
+
+METRICS = (Metric("is", 320, (Column("is", "up"),), "inception", compare=compare),)
