@@ -14,7 +14,7 @@ import typer
 
 from gzcli.cli import out
 from gzcli.cli.ends import end, name_of, quoted, took
-from gzcli.cli.league_options import Budget, Calls, Curve, LeagueModels, Seeds, TrainMissing, terms_of
+from gzcli.cli.league import Budget, Calls, Curve, LeagueModels, Seeds, TrainMissing, hold, terms_of
 from gzcli.cli.options import (
     Checkpoint,
     Cpu,
@@ -161,8 +161,6 @@ def bench(
         export_stats=str(export_stats) if export_stats else None,
     )
     if train_missing or budget or models or curve:
-        from gzcli.cli.league import hold
-
         named = models or contestants
         terms = terms_of(job, named, seeds, calls, curve, budget, train_missing=train_missing)
         if submit or slurm:

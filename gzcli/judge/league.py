@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,8 @@ SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # of the training, for the curve of quality a
 KEPT = 100  # checkpoints that a run keeps for that curve; by itself the trainer makes about ten
 SHORTEST = 3.0  # seconds, as of `gz train --minutes`
 EXTRA = {"caption": "captions", "before": "pictures", "second_domain": "pictures"}  # what samples start from
+MARKERS = "osD^vP*X"
+Point = tuple[float, float, float | None]  # x, mean over seeds, standard deviation over seeds
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,9 @@ class Entry:
         """The run of this training: a finished one if there is one, else the newest that has begun."""
         key = fingerprint(self.recipe, self.plan)
         model, data = self.asked.recipe.card.name, self.asked.recipe.key
-        own = [run for run in runs.all_runs(model=model, data=data) if run.status().get("asked") == key]
-        done = [run for run in own if run.state == "finished"]
-        return next(iter([*done, *(run for run in own if run.has_begun or run.state == "running")]), None)
+        same = [run for run in runs.all_runs(model=model, data=data) if run.status().get("asked") == key]
+        done = [run for run in same if run.state == "finished"]
+        return next(iter([*done, *(run for run in same if run.has_begun or run.state == "running")]), None)
 
     def train(self, say: Say = silent) -> Run:
         """The run, trained to its end: found, resumed or new.
@@ -243,6 +246,10 @@ def facts_of(run: Run) -> dict[str, Any]:
     }
 
 
+def _hash(value: Any, digits: int) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:digits]
+
+
 # ---------------------------------------------------------------------------- pictures
 
 
@@ -254,8 +261,6 @@ def draw(folder: Path, result: dict[str, Any]) -> None:
         rows = result["curves"][kind]
         points = standings.curve(rows, metric, key) if metric else {}
         if points:
-            from gzcli.judge.league_picture import draw_curves  # loads matplotlib
-
             path = folder / "results" / f"curve_{kind}.png"
             order = [row["model"] for row in result["summary"] if row["model"] in points]
             draw_curves(
@@ -269,5 +274,36 @@ def draw(folder: Path, result: dict[str, Any]) -> None:
             result["pictures"].append(str(path))
 
 
-def _hash(value: Any, digits: int) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:digits]
+def draw_curves(
+    path: Path, curves: Mapping[str, Sequence[Point]], *, x: str, y: str, title: str, floor: float | None
+) -> None:
+    """Writes a figure of a line for each model on logarithmic axes, with a bar of a deviation to each
+    side."""
+    from matplotlib.ticker import LogLocator
+
+    from gzcli.engine.pictures import pyplot, save_figure
+
+    figure, axes = pyplot().subplots(figsize=(8, 5), layout="constrained")
+    colours = pyplot().get_cmap("tab10").colors
+    for i, (model, points) in enumerate(curves.items()):
+        axes.errorbar(
+            [point[0] for point in points],
+            [point[1] for point in points],
+            yerr=[point[2] or 0.0 for point in points],
+            color=colours[i % len(colours)],
+            marker=MARKERS[i // len(colours) % len(MARKERS)],
+            markersize=5,
+            linewidth=1.3,
+            capsize=2,
+            label=model,
+        )
+    if floor is not None and floor > 0:
+        axes.axhline(floor, color="0.4", linestyle="--", linewidth=1, label="real images")
+    axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y, title=title)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
+    axes.grid(alpha=0.25)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    save_figure(figure, path)

@@ -18,10 +18,12 @@ from sklearn.metrics import roc_auc_score
 from gzcli.cli.bench import ended
 from gzcli.core import streams
 from gzcli.launch import launcher
-from gzcli.report import escapes, of_bench, of_ood
+from gzcli.report import bench as of_bench
+from gzcli.report import ood as of_ood
+from gzcli.report import write as escapes
 from gzcli.report.document import Chart, Dots, Estimate, Picture, Series
 from gzcli.report.results import read
-from gzcli.report.svg import svg
+from gzcli.report.write import svg
 from gzcli.store import files, runs
 
 EVIL = "</pre><script>alert(1)</script> & 100% _x_ | #$ {\\end{verbatim}} ~^ `tick"

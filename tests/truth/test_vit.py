@@ -1,4 +1,4 @@
-"""The networks of `fd_dinov2` and `fd_clip` on small random weights, by the names that the publishers gave them,
+"""The networks of `fd_dinov2` and `fd_clip` on small random weights, by the names that their publishers gave,
 against a vision transformer that is written out here."""
 
 from __future__ import annotations
