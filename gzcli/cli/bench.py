@@ -32,9 +32,7 @@ from gzcli.cli.options import (
     complete_data,
     complete_model_or_run,
 )
-from gzcli.cli.options import (
-    split as items,
-)
+from gzcli.cli.options import split as items
 from gzcli.cli.own import complete_metrics
 from gzcli.cli.report import check_report, with_report
 from gzcli.core.errors import MissingError, UsageError, canonical, matching
@@ -71,13 +69,7 @@ _Split = Annotated[
     typer.Option("--split", help="Which of the real images; papers on CIFAR-10 take `train`."),
 ]
 _Metrics = Annotated[
-    str | None,
-    typer.Option(
-        "--metrics",
-        metavar="M[,M…]",
-        help=help_text(),
-        autocompletion=complete_metrics,
-    ),
+    str | None, typer.Option("--metrics", metavar="M[,M…]", help=help_text(), autocompletion=complete_metrics)
 ]
 _N = Annotated[
     int, typer.Option("-n", metavar="N", min=50, help="Samples drawn of each model; images taken at most.")

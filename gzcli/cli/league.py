@@ -41,9 +41,7 @@ TrainMissing = Annotated[bool, _option("--train-missing", help="Train each model
 Budget = Annotated[
     str | None,
     _option(
-        "--budget",
-        metavar="8m|1h",
-        help="Time of each training: of work of the cores, on GPUs of the clock.",
+        "--budget", metavar="8m|1h", help="Time of each training: of work of the cores, on GPUs of the clock."
     ),
 ]
 LeagueModels = Annotated[

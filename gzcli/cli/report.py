@@ -17,8 +17,7 @@ _Folder = Annotated[
     Path, typer.Argument(metavar="FOLDER", help="Of a `gz bench` or `gz ood`: the one it calls `files`.")
 ]
 _Out = Annotated[
-    Path | None,
-    typer.Option("--out", metavar="DIR", help="Where to write; into FOLDER/report without it."),
+    Path | None, typer.Option("--out", metavar="DIR", help="Where to write; into FOLDER/report without it.")
 ]
 
 

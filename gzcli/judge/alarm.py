@@ -370,12 +370,7 @@ def drawn_maps(
 
 
 def write_files(
-    folder: Path,
-    pictures: Pack,
-    labels: Sequence[str],
-    order: np.ndarray,
-    alarms: Alarms,
-    maps: Maps | None,
+    folder: Path, pictures: Pack, labels: Sequence[str], order: np.ndarray, alarms: Alarms, maps: Maps | None
 ) -> dict[str, Any]:
     """Writes the CSV of all pictures, strangest first, the sheet of some, and the maps; returns the paths."""
     text = io.StringIO()

@@ -22,15 +22,7 @@ from gzcli.engine.log import Log
 from gzcli.engine.pictures import sample_rows
 from gzcli.engine.sheets import Row, sheet
 from gzcli.engine.trained import load_trained
-from gzcli.judge.contestants import (
-    Contestant,
-    common_form,
-    count_calls,
-    read,
-    sampled,
-    tell_apart,
-    varied,
-)
+from gzcli.judge.contestants import Contestant, common_form, count_calls, read, sampled, tell_apart, varied
 from gzcli.judge.images import treatment
 from gzcli.judge.judge import Judge, json_figures
 from gzcli.metrics import lite
@@ -88,11 +80,7 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
 
 
 def compared(
-    job: BenchJob,
-    folder: Path,
-    judge: Judge,
-    contestants: Sequence[Contestant],
-    processes: int,
+    job: BenchJob, folder: Path, judge: Judge, contestants: Sequence[Contestant], processes: int
 ) -> dict[str, Any]:
     """The JSON of `gz bench`, whose files are written. Samples and features were made by so many
     processes."""
@@ -214,10 +202,7 @@ def copies(contestants: Sequence[Contestant], judge: Judge) -> np.ndarray:
 
 
 def notes(
-    contestants: Sequence[Contestant],
-    rows: Sequence[Mapping[str, Any]],
-    judge: Judge,
-    sizes: Sequence[int],
+    contestants: Sequence[Contestant], rows: Sequence[Mapping[str, Any]], judge: Judge, sizes: Sequence[int]
 ) -> list[str]:
     """Notes without which the figures of contestants of these numbers of images could be misread."""
     binary = any(one.levels == 2 for one in contestants)

@@ -51,10 +51,7 @@ def thresholds(calibration: np.ndarray, fpr: float, *, tails: int = 1) -> tuple[
     ordered = np.sort(calibration)
     k = math.floor(fpr * (len(ordered) + 1) + ROUNDING)
     low, high = (k // 2, (k + 1) // 2) if tails == 2 else (0, k)
-    return (
-        float(ordered[low - 1]) if low else -math.inf,
-        float(ordered[-high]) if high else math.inf,
-    )
+    return (float(ordered[low - 1]) if low else -math.inf, float(ordered[-high]) if high else math.inf)
 
 
 def fewest(fpr: float, scores: int = 1) -> int:

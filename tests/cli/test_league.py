@@ -346,11 +346,7 @@ def test_network_calls_are_counted():
     fm, ddpm = known("fm", **FM), known("ddpm", **DDPM)
     assert [
         contestants.count_calls(fm, {"sampler": s, "steps": 3}) for s in ("euler", "midpoint", "rk4")
-    ] == [
-        3,
-        6,
-        12,
-    ]
+    ] == [3, 6, 12]
     assert contestants.count_calls(ddpm, {"sampler": "heun", "steps": 4}) == 7
     assert contestants.count_calls(known("wgan")) == 1
     assert contestants.count_calls(known("fm", **FM | {"clusters": 3}), {"steps": 3}) == 12, (
@@ -363,11 +359,7 @@ def test_network_calls_are_counted():
         contestants.steps_for(fm, 20),
         contestants.steps_for(ddpm, 20),
         contestants.steps_for(known("wgan"), 20),
-    ) == (
-        10,
-        20,
-        None,
-    )
+    ) == (10, 20, None)
     assert varied(fm, {"calls": 9}).part.sample == {"steps": 4} and fm.part.sample == {}
 
 

@@ -257,11 +257,7 @@ def test_a_league_has_standings_and_curves(call, tmp_path):
         "deviations": {"fd": 0.5},
         "place": 1,
     }
-    made = {
-        "metric": "fd",
-        "summary": [summary | {"rank": 1.0}],
-        "spearman": {"mean": 0.95, "min": 0.9},
-    }
+    made = {"metric": "fd", "summary": [summary | {"rank": 1.0}], "spearman": {"mean": 0.95, "min": 0.9}}
     kept = tmp_path / "runs" / "fm-1.npz"
     kept.parent.mkdir()
     np.savez(kept, samples=np.full((5, 16, 16, 1), 90, np.uint8))

@@ -80,14 +80,7 @@ def test_two_models_side_by_side(load, tmp_path):
 
 def test_figures_follow_from_the_kept_samples(load, tmp_path):
     load("plain")
-    row = run(
-        tmp_path,
-        "plain",
-        metrics=(
-            "fd",
-            "speed",
-        ),
-    )["rows"][0]
+    row = run(tmp_path, "plain", metrics=("fd", "speed"))["rows"][0]
     (path,) = (tmp_path / "samples").glob("plain-*.npz")
     samples = np.load(path)["samples"]
     assert samples.shape == (200, 16, 16, 1) and samples.dtype == np.uint8
@@ -149,15 +142,7 @@ def test_a_conditional_model_has_two_columns(load, tmp_path, monkeypatch):
 
 def test_other_grey_levels_stand_in_columns_of_their_own(load, tmp_path):
     load("plain"), load("coarse", levels=5)
-    result = run(
-        tmp_path,
-        "plain",
-        "coarse",
-        metrics=(
-            "fd",
-            "bpd",
-        ),
-    )
+    result = run(tmp_path, "plain", "coarse", metrics=("fd", "bpd"))
     plain, coarse = (row["metrics"] for row in result["rows"])
     assert set(plain) == {"fd", "bpd"} and set(coarse) == {"fd@5", "bpd@5"}
     assert set(result["floor"]) == {"fd", "fd@5"}

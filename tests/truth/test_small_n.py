@@ -12,13 +12,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_kid import kid_features_to_metric
 
 from gzcli.core.errors import UsageError
-from gzcli.metrics.frechet import (
-    frechet_distance,
-    frechet_infinity,
-    frechet_of_moments,
-    moments,
-    pca_frechet,
-)
+from gzcli.metrics.frechet import frechet_distance, frechet_infinity, frechet_of_moments, moments, pca_frechet
 from gzcli.metrics.interval import Interval, bootstrap, half_samples
 from gzcli.metrics.quality import kid as kernel_distance
 from gzcli.metrics.quality.kid import kid

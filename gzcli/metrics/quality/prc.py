@@ -48,9 +48,4 @@ def metric(order: int, features: str, *, default: bool = False) -> Metric:
     )
 
 
-METRICS = (
-    metric(40, "lenet", default=True),
-    metric(240, "lite"),
-    metric(420, "dinov2"),
-    metric(520, "clip"),
-)
+METRICS = (metric(40, "lenet", default=True), metric(240, "lite"), metric(420, "dinov2"), metric(520, "clip"))
