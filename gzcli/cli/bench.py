@@ -160,15 +160,15 @@ def bench(
             return submit_verb("bench", what, seed, job.launch, slurm or (), goes_on=True)
         bring(needed)
         return hold(terms, budget=str(budget), yes=yes, page=report)
-    found, runs, images = entered(contestants or [], data)
+    data_set, runs, images = find_contestants(contestants or [], data)
     if submit or slurm:
-        return submit_verb("bench", found.key, seed, job.launch, slurm or ())
+        return submit_verb("bench", data_set.key, seed, job.launch, slurm or ())
     for run, word in runs:
-        announce(run, word, data=found.key)
+        announce(run, word, data=data_set.key)
     chosen = tuple(str(run.path) for run, _ in runs)
-    job = replace(job, runs=chosen, data=found.reference, images=tuple(images))
+    job = replace(job, runs=chosen, data=data_set.reference, images=tuple(images))
     bring(needed)
-    folder = new_folder(user_dir("bench"), found.key)
+    folder = new_folder(user_dir("bench"), data_set.key)
     result = do_job(folder, job)
     table(result, wide=wide)
     for note in result["notes"]:
@@ -199,7 +199,7 @@ def ended(result: Mapping[str, Any], folder: Path, time: str) -> None:
     end(facts, then)
 
 
-def entered(words: list[str], data: str | None) -> tuple[DataSet, list[tuple[Run, str]], list[str]]:
+def find_contestants(words: list[str], data: str | None) -> tuple[DataSet, list[tuple[Run, str]], list[str]]:
     """The set of real images, the runs with the words that mean them, and the references of the images.
 
     A model's run is the newest on the set. Without a word every model takes part that has a finished run on
@@ -210,7 +210,7 @@ def entered(words: list[str], data: str | None) -> tuple[DataSet, list[tuple[Run
     from gzcli.recipe.from_file import find_run
     from gzcli.store.runs import all_runs
 
-    found = locate(data) if data else None
+    data_set = locate(data) if data else None
     named: list[str] = []
     images: list[str] = []
     for word in words:
@@ -220,21 +220,21 @@ def entered(words: list[str], data: str | None) -> tuple[DataSet, list[tuple[Run
             images.append(images_at(word))
     if not words:
         done = [run for run in all_runs() if run.state == "finished"]
-        found = found or (locate(data_of(done[0])) if done else locate("digits"))
-        done = [run for run in done if canonical(run.data) == canonical(found.key)]
+        data_set = data_set or (locate(data_of(done[0])) if done else locate("digits"))
+        done = [run for run in done if canonical(run.data) == canonical(data_set.key)]
         named = list({run.model: None for run in reversed(done)})  # each once, in order of its first run
         if not named:
             raise MissingError(
-                f"no finished run on `{found.reference}`", hint=f"gz train vae --data {found.reference}"
+                f"no finished run on `{data_set.reference}`", hint=f"gz train vae --data {data_set.reference}"
             )
     runs: list[tuple[Run, str]] = []
     for word in named:
-        runs.append((find_run(word, data=found.key if found else None), word))
-        found = found or locate(data_of(runs[0][0]))
-    if found is None:
+        runs.append((find_run(word, data=data_set.key if data_set else None), word))
+        data_set = data_set or locate(data_of(runs[0][0]))
+    if data_set is None:
         hint = f"gz bench {words[0]} --data mnist · gz bench {words[0]} --data ./real"
         raise UsageError("images are compared with real ones: say which by `--data`", hint=hint)
-    return found, runs, images
+    return data_set, runs, images
 
 
 def is_run(word: str) -> bool:
@@ -264,20 +264,20 @@ def images_at(word: str) -> str:
 
     tried = "no run, no model, and no folder, zip, tar or npz of images"
     try:
-        found = locate(word)
-        if not isinstance(found, OwnSet):
-            return found.reference
-        if (found.path / "grid.png").is_file() and (found.path / "job.json").is_file():
-            parts = (found.path / name for name in ("samples.npz", "images"))
+        source = locate(word)
+        if not isinstance(source, OwnSet):
+            return source.reference
+        if (source.path / "grid.png").is_file() and (source.path / "job.json").is_file():
+            parts = (source.path / name for name in ("samples.npz", "images"))
             if part := next((part for part in parts if part.exists()), None):
-                found = OwnSet(part)
+                source = OwnSet(part)
             else:
                 hint = "draw them again with `gz sample … --npz`"
                 raise UsageError(f"`{word}` holds the sheet of a sample and not its images", hint=hint)
-        open_path(found.path, Form(foreign=True))
+        open_path(source.path, Form(foreign=True))
     except MissingError as e:
         raise UsageError(f"`{word}` is {tried}: {e.message}", hint=e.hint) from e
-    return found.reference
+    return source.reference
 
 
 def data_of(run: Run) -> str:

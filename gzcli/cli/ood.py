@@ -225,16 +225,16 @@ def ood(
     if input_ is not None:
         if map_:
             check_maps(cards[0])
-        path, asked = local(input_), {"maps": map_, "png": png, "seeds": seeds}
-        job = AlarmJob(str(run.path), home.reference, str(path), rate(fpr), **asked, **shared)
+        path, options_of_job = local(input_), {"maps": map_, "png": png, "seeds": seeds}
+        job = AlarmJob(str(run.path), home.reference, str(path), rate(fpr), **options_of_job, **shared)
         label = f"input-{slug(path.stem)}"
     else:
         lists = local(imglists) if imglists else None
         foreign = foreign_sets(bench, lists, out_, part.data)
         outs = tuple(each.reference for each in foreign)
         label = bench.name if bench else "-".join(slug(name.rsplit("/", 1)[-1]) for name in outs)[:80]
-        asked = {"benchmark": bench and bench.name, "imglists": str(lists) if lists else None}
-        job = OodJob(str(run.path), home.reference, outs, seeds=seeds or 1, **asked, **shared)
+        options_of_job = {"benchmark": bench and bench.name, "imglists": str(lists) if lists else None}
+        job = OodJob(str(run.path), home.reference, outs, seeds=seeds or 1, **options_of_job, **shared)
     if submit or slurm:
         return submit_verb("ood", model, seed, job.launch, slurm or ())
     announce(run, model, data=key)
@@ -376,12 +376,12 @@ def with_lists(benchmark: Benchmark, root: Path) -> list[DataSet]:
     from gzcli.data.sets.names import locate
 
     names = (*benchmark.near, *benchmark.far)
-    found = [locate(name) for name in names if list_of(root, benchmark, name)]
-    for name in set(names).difference(one.key for one in found):
+    sets = [locate(name) for name in names if list_of(root, benchmark, name)]
+    for name in set(names).difference(one.key for one in sets):
         out.info(f"left out: `{name}`, of which `{root}` has no list")
-    if not found or not list_of(root, benchmark, benchmark.inside):
+    if not sets or not list_of(root, benchmark, benchmark.inside):
         raise MissingError(f"`{root}` has no lists of `{benchmark.name}`", hint="leave `--imglists` out")
-    return found
+    return sets
 
 
 def at_hand(benchmark: Benchmark, data: DataSection) -> list[DataSet]:
@@ -393,22 +393,22 @@ def at_hand(benchmark: Benchmark, data: DataSection) -> list[DataSet]:
     from gzcli.data.packs.wanted import wanted
     from gzcli.data.sets.names import locate
 
-    found = []
+    at_hand_sets = []
     for name in (*benchmark.near, *benchmark.far):
         foreign = locate(name)
         try:
             open_pack(foreign, **wanted(data), say=out.info)
-            found.append(foreign)
+            at_hand_sets.append(foreign)
         except MissingError as e:
             out.info(f"left out: {e.message} ({e.hint})")
     for name in benchmark.absent:
         out.info(f"left out: `{name}`, which gz does not know")
-    if not found:
+    if not at_hand_sets:
         sets = " ".join((*benchmark.near, *benchmark.far))
         raise MissingError(
             f"none of the foreign sets of `{benchmark.name}` is at hand", hint=f"gz data download {sets}"
         )
-    return found
+    return at_hand_sets
 
 
 def rate(text: str | None) -> float:
@@ -447,8 +447,8 @@ def ending(result: Mapping[str, Any], folder: Path, name: str, model: ModelCard,
         return end([f"{flagged:,} of {counted(len(result['files']), 'picture')} flagged", time], [more])
     scores = [row for row in result["results"] if not row["baseline"]]
     best = max(scores, key=lambda row: row["auroc"], default=None)
-    found = f"best score `{best['score']}`, AUROC {best['auroc']:.3f}" if best else None
-    end([found, time], [page, (f"gz ood {name} --input ./pictures", "your own pictures, one by one")])
+    best_score = f"best score `{best['score']}`, AUROC {best['auroc']:.3f}" if best else None
+    end([best_score, time], [page, (f"gz ood {name} --input ./pictures", "your own pictures, one by one")])
 
 
 def table(result: Mapping[str, Any]) -> None:

@@ -187,19 +187,19 @@ def sample(
     model = spelled(model, pretrained)
     run = find_run(model, data=key)
     part = part_of(run.serving.tree())
-    known = card_of(run, part.model)
+    card = card_of(run, part.model)
     if do:
-        do = choose_application(do, known)
-    check_pictures(known, do, input, mask)
+        do = choose_application(do, card)
+    check_pictures(card, do, input, mask)
     conditional = bool(part.options.get("conditional"))
-    if do in known.with_labels and not conditional:
+    if do in card.with_labels and not conditional:
         raise not_labelled(run, f"`--do {do}` is for runs that were trained with labels, unlike `{run.id}`")
     if label:
-        check_labels(known, do, run, conditional=conditional)
-    what, takes = (f"`--do {do}`", known.do[do]) if do else (f"`{known.name}`", known.sample)
+        check_labels(card, do, run, conditional=conditional)
+    what, takes = (f"`--do {do}`", card.do[do]) if do else (f"`{card.name}`", card.sample)
     texts = read_prompts(prompt or [], prompts)
     if texts and "prompt" not in takes:
-        raise UsageError(f"{what} takes no prompts", hint=without_prompts(known))
+        raise UsageError(f"{what} takes no prompts", hint=without_prompts(card))
     options = method_options(ctx.args, takes, what, "sample")
     if n is None and (do or not input):  # without `--do`, only the engine knows how many pictures there are
         n = MANY if do else len(texts) or in_turns(MANY, turn_of(part, label))
@@ -219,7 +219,7 @@ def sample(
         options,
         do,
         input=str(input) if input else None,
-        input_as=known.inputs[0] if input and not do else None,
+        input_as=card.inputs[0] if input and not do else None,
         mask=str(mask) if mask else None,
         npz=npz,
         png=png,
@@ -229,7 +229,7 @@ def sample(
     )
     result = do_job(folder, replace(job, origin=origin_of_job(job, run)))
     show(result)
-    able = [name for name in known.do if conditional or name not in known.with_labels]
+    able = [name for name in card.do if conditional or name not in card.with_labels]
     ending(quoted(model) + (f" --data {quoted(data)}" if data else ""), able, do, result, took(began))
 
 
@@ -327,22 +327,22 @@ def abilities(model: ModelCard) -> str:
     return f"`{model.name}` can: {', '.join(model.do) or 'sample only'}"
 
 
-def read_prompts(given: list[str], file: Path | None) -> list[str]:
+def read_prompts(typed: list[str], file: Path | None) -> list[str]:
     """The prompts of the command line, then those of a file.
 
     Raises UsageError for a file that is not text or holds no prompt.
     """
     if file is None:
-        return given
+        return typed
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as e:
         raise UsageError(f"`{file}` is not UTF-8 text", hint="prompts are plain text, one a line") from e
-    if not (found := [line for line in lines if line and not line.startswith("#")]):
+    if not (prompts := [line for line in lines if line and not line.startswith("#")]):
         raise UsageError(
             f"`{file}` holds no prompts", hint="write them one a line; lines that begin with `#` are left out"
         )
-    return given + found
+    return typed + prompts
 
 
 def without_prompts(model: ModelCard) -> str:
@@ -356,12 +356,12 @@ def without_prompts(model: ModelCard) -> str:
 
 
 def draw_like(
-    picture: Path, model: str, given: Mapping[str, Any], job: SampleJob, out_dir: Path | None
+    picture: Path, model: str, also: Mapping[str, Any], job: SampleJob, out_dir: Path | None
 ) -> None:
     """Draws again what a picture shows. Arguments and errors as of `job_of`."""
     from gzcli.cli.jobs import announce, do_job
 
-    run, job = job_of(picture, model, given, job)
+    run, job = job_of(picture, model, also, job)
     announce(run, str(run.path))
     result = do_job(folder_of(out_dir, run, "like"), replace(job, origin=origin_of_job(job, run)))
     show(result | {"like": compare(picture, result)})
@@ -370,8 +370,8 @@ def draw_like(
 def origin_of_job(job: SampleJob, run: Run) -> dict[str, Any]:
     """What the pictures of a job say of their making that the engine does not know: the command that makes
     them, without places of files, the origin of a shared run, and the hashes of the user's own pictures."""
-    given = {key: Path(path) for key, path in (("input", job.input), ("mask", job.mask)) if path}
-    pictures = {key: {"name": path.name, "sha256": digest(path)} for key, path in given.items()}
+    paths = {key: Path(path) for key, path in (("input", job.input), ("mask", job.mask)) if path}
+    pictures = {key: {"name": path.name, "sha256": digest(path)} for key, path in paths.items()}
     return {"command": command(job, run), "from": run.status().get("from"), **pictures}
 
 
@@ -397,13 +397,13 @@ def digest(path: Path) -> str:
     """The sha256 of a file; of a folder that of the names and checksums of all its files."""
     if path.is_file():
         return checksum(path)
-    found = hashlib.sha256()
+    total = hashlib.sha256()
     for file in sorted(file for file in path.rglob("*") if file.is_file()):
-        found.update(f"{file.relative_to(path).as_posix()}\0{checksum(file)}\n".encode())
-    return found.hexdigest()
+        total.update(f"{file.relative_to(path).as_posix()}\0{checksum(file)}\n".encode())
+    return total.hexdigest()
 
 
-def job_of(picture: Path, model: str, given: Mapping[str, Any], job: SampleJob) -> tuple[Run, SampleJob]:
+def job_of(picture: Path, model: str, also: Mapping[str, Any], job: SampleJob) -> tuple[Run, SampleJob]:
     """The run of a picture, and the job that draws it again.
 
     Raises UsageError for a picture that `gz sample` did not draw, and for options that contradict it;
@@ -414,7 +414,7 @@ def job_of(picture: Path, model: str, given: Mapping[str, Any], job: SampleJob) 
     facts = origin_of(picture)
     if facts.get("verb") != "sample":
         raise UsageError(f"`{picture}` was not drawn by `gz sample`", hint=_instead(facts))
-    if both := [option for key, option in DECIDED.items() if given.get(key)]:
+    if both := [option for key, option in DECIDED.items() if also.get(key)]:
         raise UsageError(f"`--like` decides what is drawn, `{both[0]}` does too", hint=facts.get("command"))
     for key in ("input", "mask"):
         _check_picture(key, facts.get(key), getattr(job, key))
@@ -479,8 +479,8 @@ def _run_of(facts: Mapping[str, Any], model: str) -> Run:
 
     if model:
         return find_run(model)
-    if found := next(_candidates(facts), None):
-        return found
+    if run := next(_candidates(facts), None):
+        return run
     source = facts.get("from") or "MODEL|FILE"
     raise MissingError(
         f"the picture is of the run `{facts['run']}`, which is not here",
@@ -493,11 +493,11 @@ def _candidates(facts: Mapping[str, Any]) -> Iterator[Run]:
     from gzcli.store.paths import cache_dir
     from gzcli.store.runs import Run, all_runs
 
-    known = all_runs()
-    yield from (run for run in known if run.id == facts["run"])
+    here = all_runs()
+    yield from (run for run in here if run.id == facts["run"])
     shared = cache_dir("files")
     yield from (Run(path) for path in shared.glob("*") if path.name == facts["run"])
-    yield from (run for run in known if run.model == facts["model"] and _matching(run, facts))
+    yield from (run for run in here if run.model == facts["model"] and _matching(run, facts))
 
 
 def _matching(run: Run, facts: Mapping[str, Any]) -> str | None:
@@ -514,8 +514,8 @@ def _matching(run: Run, facts: Mapping[str, Any]) -> str | None:
 
 def _with_weights(run: Run, facts: Mapping[str, Any]) -> str:
     """The checkpoint of the run with the picture's weights. Raises MissingError where it has them not."""
-    if found := _matching(run, facts):
-        return found
+    if checkpoint := _matching(run, facts):
+        return checkpoint
     raise MissingError(
         f"`{run.id}` does not have the weights that drew the picture",
         hint=f"they were of step {facts['step']:,} of `{facts['run']}`, sha256 {facts['weights'][:12]}…",

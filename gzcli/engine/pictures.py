@@ -85,12 +85,12 @@ def score_bins(sides: Sequence[np.ndarray], count: int = 50) -> tuple[np.ndarray
 
 def _apart(ticks: Sequence[float], forward: Callable[[Any], Any], bins: np.ndarray) -> list[float]:
     """The ticks whose labels do not overlap on an axis over the bins; of two that do, the first stays."""
-    kept: list[float] = []
+    chosen: list[float] = []
     least = 0.18 * (forward(bins[-1]) - forward(bins[0]))
     for tick in (*ticks, bins[0], bins[-1]):
-        if all(abs(forward(tick) - forward(other)) > least for other in kept):
-            kept.append(float(tick))
-    return kept
+        if all(abs(forward(tick) - forward(other)) > least for other in chosen):
+            chosen.append(float(tick))
+    return chosen
 
 
 def sample_rows(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:

@@ -82,9 +82,9 @@ def _of_all(
 
 def batch_size(trained: Trained, options: Mapping[str, Any]) -> int:
     """The number of images of a first batch."""
-    channels, *own = trained.images.shape
+    channels, *trained_sides = trained.images.shape
     size = options.get("size")
-    values = channels * math.prod(sides(size) if size else own)
+    values = channels * math.prod(sides(size) if size else trained_sides)
     most = BATCH_SIZE[trained.device.type]
     return max(1, min(most, most * VALUES // values))
 

@@ -77,8 +77,8 @@ def sheet(blocks: Sequence[Sequence[Row]], caption: str = "") -> np.ndarray:
         y += BETWEEN
     for i, line in enumerate(lines):
         draw.text((left, down + i * HEAD + FONT), line, "dimgray", small, "ls")
-    found = np.asarray(canvas)
-    return found[:, :, None] if channels == 1 else found
+    picture = np.asarray(canvas)
+    return picture[:, :, None] if channels == 1 else picture
 
 
 def _readable(row: Row) -> Row:
@@ -92,8 +92,8 @@ def enlarged(image: np.ndarray, scale: int, *, exact: bool = False) -> Any:
 
     pixels = image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
     rule = Image.Resampling.NEAREST if exact else Image.Resampling[SMOOTH]
-    found = Image.fromarray(pixels)
-    return found if scale == 1 else found.resize((found.width * scale, found.height * scale), rule)
+    picture = Image.fromarray(pixels)
+    return picture if scale == 1 else picture.resize((picture.width * scale, picture.height * scale), rule)
 
 
 def grid(images: np.ndarray, columns: int | None = None, caption: str = "") -> np.ndarray:

@@ -70,13 +70,20 @@ def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str
     scored = score_all(trained, job, home, sets.picks, log, load=load, sets=2, held_out=held_out.fitted)
     alarms = alarms_of(scored, job.fpr)
     order = np.lexsort((-alarms.strangeness, alarms.p))  # by p, equal ones the strangest first
-    maps = drawn_maps(trained, shows, job, sets.every_picture, order, home, held_out) if shows else None
+    maps = make_maps(trained, shows, job, sets.every_picture, order, home, held_out) if shows else None
     if ranks.rank():
         return {}
     labels = pictures.names("test") or [str(i) for i in range(len(order))]
     outputs = write_files(folder, pictures, labels, order, alarms, maps)
     result = {
-        **summary(job, trained, sets, scored, alarms),
+        **scored.facts(trained, job),
+        "input": job.input,
+        "fpr": job.fpr,
+        **alarms.limits(),
+        "flagged": int(alarms.flagged.sum()),
+        "unreadable": list(pictures.meta.skipped),
+        "compared": {"split": held_out.split, "n": alarms.n, "needed": sets.needed},
+        "notes": notes(job, pictures, trained, alarms),
         "files": [{"file": labels[i], **alarms.row(i)} for i in order],
         "map": shows,
         "seconds": round(time.monotonic() - began, 1),
@@ -120,14 +127,14 @@ def open_sets(trained: Trained, job: AlarmJob, names: Sequence[str], log: Log) -
     """The set and the pictures. Raises UsageError where the held-out images are too few."""
     home = open_pack(job.ins, **trained.wanted, say=log.info)
     same.check(trained.run.owner.path, home.meta)
-    held_out = divided(home)
+    held_out = split_held_out(home)
     needed = conformal.fewest(job.fpr, len(names))
     check_enough(held_out, job, needed, names)
     chosen = OwnSet(Path(job.input), form=Form(skip_bad=True, layout="flat"))
     return Sets(home, held_out, needed, open_pack(chosen, **trained.wanted, foreign=True, say=log.info))
 
 
-def divided(home: Pack) -> HeldOut:
+def split_held_out(home: Pack) -> HeldOut:
     """Held-out images, of which 500 or a quarter are kept for fits; test images where a tiny set has no
     validation split. Raises UsageError for a set without either."""
     counts = home.meta.counts
@@ -237,30 +244,6 @@ def alarms_of(scored: Scored, fpr: float) -> Alarms:
     )
 
 
-def summary(job: AlarmJob, trained: Trained, sets: Sets, scored: Scored, alarms: Alarms) -> dict[str, Any]:
-    """What was compared, by which rule, and what is flagged, for JSON."""
-    return {
-        "run": trained.run.owner.id,
-        "runs": [Run(Path(path)).id for path in (job.run, *job.others)],
-        "in": job.ins,
-        "input": job.input,
-        "fpr": job.fpr,
-        **alarms.limits(),
-        "flagged": int(alarms.flagged.sum()),
-        "unreadable": list(sets.pictures.meta.skipped),
-        "compared": {"split": sets.held_out.split, "n": alarms.n, "needed": sets.needed},
-        "notes": notes(job, sets.pictures, trained, alarms),
-        "seed": job.seed,
-        "seeds": len(scored.seeds),
-        "checkpoint": job.checkpoint,
-        "precision": job.precision or "fp32",
-        "step": trained.step,
-        "perceptual": scored.perceptual,
-        "background": scored.background,
-        "processes": ranks.world(),
-    }
-
-
 def notes(job: AlarmJob, pictures: Pack, trained: Trained, alarms: Alarms) -> list[str]:
     """Notes without which the alarms could be misread."""
     lines, count = [], len(alarms.scores)
@@ -289,13 +272,13 @@ def map_of(model: Model, scores: Sequence[str], name: str) -> str:
 
     Raises UsageError for a model without maps.
     """
-    found = sorted(each.removeprefix("map_") for each in dir(type(model)) if each.startswith("map_"))
-    if not found:
+    maps = sorted(each.removeprefix("map_") for each in dir(type(model)) if each.startswith("map_"))
+    if not maps:
         raise UsageError(
             f"`{name}` does not say where a picture is anomalous", hint="gz list models --can map"
         )
     made_of = {score: "nll" if score in SCORES or score == "waic" else score for score in scores}
-    return next((made_of[score] for score in scores if made_of[score] in found), found[0])
+    return next((made_of[score] for score in scores if made_of[score] in maps), maps[0])
 
 
 def score_maps(trained: Trained, name: str, images: Images, options: Mapping[str, Any]) -> np.ndarray:
@@ -304,15 +287,15 @@ def score_maps(trained: Trained, name: str, images: Images, options: Mapping[str
     Maps of latents are enlarged.
     """
     method = getattr(trained.model, f"map_{name}")
-    known = defaults(method)
-    taken = grouped(method, {key: value for key, value in options.items() if key in known})
+    parameters = defaults(method)
+    taken = grouped(method, {key: value for key, value in options.items() if key in parameters})
     _, height, width = trained.images.shape
 
     def work(batch: Batch) -> dict[str, np.ndarray]:
         seen = trained.seen(batch)
         with trained.scoring(), torch.no_grad():
-            found = method(seen.x, noise=fresh_noise(images.seed, seen), **taken)
-        whole = torch.nn.functional.interpolate(found[:, None].float(), (height, width), mode="nearest")
+            maps = method(seen.x, noise=fresh_noise(images.seed, seen), **taken)
+        whole = torch.nn.functional.interpolate(maps[:, None].float(), (height, width), mode="nearest")
         return {"map": whole[:, 0].cpu().numpy()}
 
     return ranks.over(images, work)["map"]
@@ -346,7 +329,7 @@ class Maps:
     heat: np.ndarray  # their maps in false colours, uint8 [n, 3, H, W]
 
 
-def drawn_maps(
+def make_maps(
     trained: Trained,
     name: str,
     job: AlarmJob,

@@ -26,9 +26,9 @@ from gzcli.judge.contestants import Contestant, common_form, count_calls, read, 
 from gzcli.judge.images import treatment
 from gzcli.judge.judge import Judge, json_figures
 from gzcli.metrics import lite
-from gzcli.metrics.interval import Figures, subset
+from gzcli.metrics.interval import subset
 from gzcli.metrics.manifold import nearest
-from gzcli.metrics.metric import column_of, metrics
+from gzcli.metrics.metric import Figures, column_of, metrics
 from gzcli.store import files
 from gzcli.store.png import save_png
 from gzcli.store.runs import Run
@@ -222,11 +222,11 @@ def notes(
     if unlabelled and any(metric.name == "worth" for metric in judge.metrics):
         lines.append(f"`worth` needs labels, which there are none of with `{'`, `'.join(unlabelled)}`")
     likelihoods = [row["likelihood"] for row in rows if "likelihood" in row]
-    if any(found["given_labels"] for found in likelihoods):
+    if any(likelihood["given_labels"] for likelihood in likelihoods):
         lines.append(
             "columns `|y` are of log p(x | y), the label given: not to be compared with those of log p(x)"
         )
-    if any(found["marginal"] for found in likelihoods):
+    if any(likelihood["marginal"] for likelihood in likelihoods):
         lines.append(
             "log p(x) of a conditional model is log Σ p(y) p(x | y), classes as frequent as in training"
         )

@@ -35,7 +35,7 @@ from gzcli.engine.sampler import draw
 from gzcli.engine.trained import Trained
 from gzcli.judge.image_sets import ImageSet, some
 from gzcli.judge.images import short_paths
-from gzcli.metrics.interval import Figures
+from gzcli.metrics.metric import Figures
 from gzcli.models.nn import spread_labels
 from gzcli.models.options import defaults, grouped
 from gzcli.store import arrays

@@ -29,9 +29,9 @@ from gzcli.metrics import vit
 from gzcli.metrics.features import LeNetFeatures, lenet
 from gzcli.metrics.frechet import Moments, moments
 from gzcli.metrics.inception import inception
-from gzcli.metrics.interval import Figures, mean_of_draws, subset
+from gzcli.metrics.interval import mean_of_draws, subset
 from gzcli.metrics.lite import is_installed, lite
-from gzcli.metrics.metric import Metric, metrics
+from gzcli.metrics.metric import Figures, Metric, metrics
 from gzcli.metrics.quality.fd import to_moments
 from gzcli.models.nn import LPIPS
 from gzcli.store import arrays, files

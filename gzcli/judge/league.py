@@ -189,23 +189,23 @@ def jobs_of(run: Run, terms: Terms) -> dict[str, tuple[BenchJob, list[dict[str, 
             {"setting": "time", "seconds": s, "variant": {"checkpoint": str(step), "quick": True}}
             for step, s in kept_steps(run)
         ]
-    found = {}
-    for kind, own in rows.items():
-        if own:
+    jobs = {}
+    for kind, settings in rows.items():
+        if settings:
             job = asdict(terms.job) | {
-                "runs": (str(run.path),) * len(own),
-                "variants": tuple(row["variant"] for row in own),
+                "runs": (str(run.path),) * len(settings),
+                "variants": tuple(row["variant"] for row in settings),
                 "launch": terms.job.launch,
             }
-            found[kind] = (BenchJob(**job), own)
-    return found
+            jobs[kind] = (BenchJob(**job), settings)
+    return jobs
 
 
 def judgement(run: Run, job: BenchJob) -> tuple[str, Path | None]:
     """A name for the job's folder below the run's `bench`, and the folder where this gz did it before."""
-    asked = {key: value for key, value in asdict(job).items() if key not in ("launch", "runs")}
+    terms = {key: value for key, value in asdict(job).items() if key not in ("launch", "runs")}
     weights = run.serving.path / "model.safetensors"
-    key = _hash([asked, weights.stat().st_mtime_ns if weights.exists() else 0, __version__], 12)
+    key = _hash([terms, weights.stat().st_mtime_ns if weights.exists() else 0, __version__], 12)
     done = sorted((run.path / "bench").glob(f"{key}-*/result.json"))
     return key, done[-1].parent if done else None
 
@@ -215,14 +215,14 @@ def kept_steps(run: Run) -> list[tuple[int, float]]:
     away, each with the seconds of training until then, those of earlier stages included."""
     last = run.serving
     steps = int(last.status()["step"])
-    kept = [int(folder.name) for folder in last.checkpoints]
+    checkpoints = [int(folder.name) for folder in last.checkpoints]
     seconds = training_seconds(run)
-    own = seconds if last is run else training_seconds(last)
+    seconds_of_last = seconds if last is run else training_seconds(last)
     chosen = {}
     for share in SHARES:
-        near = min(kept, key=lambda step: abs(math.log(step / (share * steps))), default=0)
+        near = min(checkpoints, key=lambda step: abs(math.log(step / (share * steps))), default=0)
         if near and abs(math.log2(near / (share * steps))) <= 0.5:
-            chosen[near] = seconds - own + own * near / steps
+            chosen[near] = seconds - seconds_of_last + seconds_of_last * near / steps
     return sorted(chosen.items())
 
 

@@ -51,7 +51,7 @@ def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, A
         return Images.of(trained, pack, "test", index, size=size, seed=seed)
 
     trial = next(iter(test_images(size)))
-    given = bool(model.conditional) and trial.y is not None
+    labelled = bool(model.conditional) and trial.y is not None
     each = timed(lambda: given_label(model, trial), device) / len(trial) / ranks.world()
     by_ode = model.likelihood == "ode"
     n = min(affordable(each, budget, 1), MOST_BY_ODE if by_ode else MOST, pack.meta.counts["test"])
@@ -80,12 +80,12 @@ def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, A
     for name, v in values.items():
         nats, se = float(v.mean()), float(v.std() / np.sqrt(n))
         figures[name] = {"nats": nats, "bpd": nats / (dims * np.log(2)), "se": se}
-    if gap := solver_gap(trained, trial, trial.y if given else None, seed):
+    if gap := solver_gap(trained, trial, trial.y if labelled else None, seed):
         log.info(str(gap))
     return {
         "kind": model.likelihood,
         "n": n,
-        "given_labels": given,
+        "given_labels": labelled,
         "marginal": figures.get("marginal"),
         "solver_gap": gap and asdict(gap),
     } | figures["nats"]

@@ -7,6 +7,7 @@ import io
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,9 @@ def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
         return load_trained(Run(Path(path)), device, job.checkpoint, job.precision)
 
     trained = load(job.run)
-    home, packs = open_sets(trained, job, log)
-    listed = listed_sets(trained, job, log)
-    packs |= {name: pack for name, pack in listed.items() if name != job.ins}
-    sets = {job.ins: listed.get(job.ins, home), **packs}
+    home, sets = open_sets(trained, job, log)
 
-    def index(name: str, n: int | None) -> Any:
+    def index(name: str, n: int | None) -> np.ndarray:
         total = sets[name].meta.counts["test"]
         return subset(total, n or total)
 
@@ -89,42 +87,28 @@ def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
         for tables in scored.seeds
     ]
     add_baselines(seeds, sets, home, device)
-
     benchmark = find_benchmark(job.benchmark) if job.benchmark else None
+    rows = [compare(tables, sets, scored.names, benchmark, bootstrap=len(seeds) == 1) for tables in seeds]
+    results = over_seeds(rows)
     short = short_paths(list(sets))
-    found = []
-    for tables in seeds:
-        rows = compare(
-            tables, packs, scored.names, trapezoid=benchmark is not None, bootstrap=len(seeds) == 1
-        )
-        found.append(with_group_means(rows, benchmark) if benchmark else rows)
-    results = over_seeds(found)
     shown = [row | {"out": short.get(row["out"], row["out"])} for row in results]
-    named = {short[name]: pack for name, pack in sets.items()}
     write_scores(folder / "scores.csv", seeds, job.ins, job.seed)
-    of_short = {short[name]: table.scores for name, table in seeds[0].items()}
-    histograms(folder / "histograms.png", of_short, short[job.ins], shown)
-    said = notes(shown, named, trained.images.levels, benchmark, lists=job.imglists)
+    tables = {short[name]: table.scores for name, table in seeds[0].items()}
+    histograms(folder / "histograms.png", tables, short[job.ins], shown)
+    packs = {short[name]: pack for name, pack in sets.items()}
     result = {
-        "run": trained.run.owner.id,
-        "runs": [Run(Path(path)).id for path in (job.run, *job.others)],
-        "in": job.ins,
+        **scored.facts(trained, job),
         "results": results,
-        "notes": [*ensemble_notes(job), *said],
+        "notes": [
+            *ensemble_notes(job),
+            *notes(shown, packs, trained.images.levels, benchmark, lists=job.imglists),
+        ],
         "names": short,
-        "processes": ranks.world(),
         "positive": "out",
         "benchmark": benchmark and benchmark.name,
-        "seed": job.seed,
-        "seeds": job.seeds,
-        "checkpoint": job.checkpoint,
-        "precision": job.precision or "fp32",
-        "step": trained.step,
         "levels": trained.images.levels,
         "shape": list(trained.images.shape),
-        "perceptual": scored.perceptual,
         "likelihood": trained.model.likelihood,
-        "background": scored.background,
         "solver_gap": scored.gap and asdict(scored.gap),
         "coders": sorted(baselines.coders()),
         "seconds": round(time.monotonic() - began, 1),
@@ -135,33 +119,28 @@ def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
 
 
 def open_sets(trained: Trained, job: OodJob, log: Log) -> tuple[Pack, dict[str, Pack]]:
-    """The in-distribution set and the foreign ones by name, at the run's size and channels.
+    """The in-distribution set; and all sets whose test images are scored by name, that one first: with
+    OpenOOD's lists of a benchmark the images in these.
 
     Raises UsageError where one set is on both sides, or the in-distribution one has no test images.
     """
     home = open_pack(job.ins, **trained.wanted, say=log.info)
     same.check(trained.run.owner.path, home.meta)
-    outs = () if job.imglists else job.outs
-    packs = {name: open_pack(name, **trained.wanted, foreign=True, say=log.info) for name in outs}
-    for name, pack in packs.items():
-        if pack.meta.digest == home.meta.digest or pack.meta.title == home.meta.title:
-            raise UsageError(
-                f"`{name}` is both the in- and the out-of-distribution set", hint="`--out` takes other sets"
-            )
+    foreign = partial(open_pack, **trained.wanted, foreign=True, say=log.info)
+    if job.imglists and job.benchmark:
+        lists, benchmark = Path(job.imglists), find_benchmark(job.benchmark)
+        listed = {name: listed_images(lists, benchmark, name) for name in (job.ins, *job.outs)}
+        sets = {name: foreign(images) for name, images in listed.items()}
+    else:
+        sets = {job.ins: home, **{name: foreign(name) for name in job.outs}}
+        for name in job.outs:
+            meta = sets[name].meta
+            if meta.digest == home.meta.digest or meta.title == home.meta.title:
+                message = f"`{name}` is both the in- and the out-of-distribution set"
+                raise UsageError(message, hint="`--out` takes other sets")
     if not home.meta.counts["test"]:
         raise UsageError(f"`{home.meta.name}` has no test images")
-    return home, packs
-
-
-def listed_sets(trained: Trained, job: OodJob, log: Log) -> dict[str, Pack]:
-    """The images of OpenOOD's lists by set, the in-distribution one too; {} where none are asked for."""
-    if not job.imglists or not job.benchmark:
-        return {}
-    root, benchmark = Path(job.imglists), find_benchmark(job.benchmark)
-    own = {name: listed_images(root, benchmark, name) for name in (job.ins, *job.outs)}
-    return {
-        name: open_pack(found, **trained.wanted, foreign=True, say=log.info) for name, found in own.items()
-    }
+    return home, sets
 
 
 def ensemble_notes(job: OodJob) -> list[str]:
@@ -204,35 +183,35 @@ def add_baselines(
     columns = {score: list(values) for score, values in added.items()}
     for tables in seeds:
         for i, (name, table) in enumerate(tables.items()):
-            known = {score: values[i] for score, values in columns.items()}
-            tables[name] = replace(table, scores=table.scores | known)
+            scores = {score: values[i] for score, values in columns.items()}
+            tables[name] = replace(table, scores=table.scores | scores)
 
 
 def compare(
     tables: Mapping[str, ScoreTable],
     packs: Mapping[str, Pack],
     names: Sequence[str],
+    benchmark: Benchmark | None = None,
     *,
-    trapezoid: bool = False,
     bootstrap: bool = True,
 ) -> list[dict[str, Any]]:
-    """A row for each foreign set and score. Its `beats_baselines` says whether its AUROC is above that of
-    every baseline, each in its better direction."""
+    """A row for each foreign set and score, by the conventions of a benchmark; the first table is that of the
+    in-distribution set. Its `beats_baselines` says whether its AUROC is above that of every baseline, each in
+    its better direction."""
     inside, *outside = tables
-    known = [score for score in BASELINES if score in tables[inside].scores]
-    draws = 1000 if bootstrap else 0
+    baselines_of = [score for score in BASELINES if score in tables[inside].scores]
+    how: dict[str, Any] = {"trapezoid": benchmark is not None, "bootstrap": 1000 if bootstrap else 0}
     rows = []
     for out in outside:
         measured = {}
-        for score in (*names, *known):
-            values = (tables[name].scores[score] for name in (inside, out))
-            measured[score] = detection(*values, trapezoid=trapezoid, bootstrap=draws)
-        bar = max(max(measured[score]["auroc"], 1 - measured[score]["auroc"]) for score in known)
-        for score, found in measured.items():
-            named = {"out": out, "score": score, "baseline": score in BASELINES}
-            beats = None if score in BASELINES else found["auroc"] > bar
-            rows.append(named | found | {"resized": packs[out].meta.resized, "beats_baselines": beats})
-    return rows
+        for score in (*names, *baselines_of):
+            measured[score] = detection(*(tables[name].scores[score] for name in (inside, out)), **how)
+        bar = max(max(measured[score]["auroc"], 1 - measured[score]["auroc"]) for score in baselines_of)
+        for score, figures in measured.items():
+            head = {"out": out, "score": score, "baseline": score in BASELINES}
+            beats = None if score in BASELINES else figures["auroc"] > bar
+            rows.append(head | figures | {"resized": packs[out].meta.resized, "beats_baselines": beats})
+    return with_group_means(rows, benchmark) if benchmark else rows
 
 
 def with_group_means(results: list[dict[str, Any]], benchmark: Benchmark) -> list[dict[str, Any]]:
@@ -256,15 +235,15 @@ def over_seeds(seeds: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     and `beats_baselines` says whether most of them do."""
     if len(seeds) == 1:
         return seeds[0]
-    found = []
+    means_of_rows = []
     for rows in zip(*seeds, strict=True):
         values = {key: np.array([row[key] for row in rows]) for key in FIGURES}
         means = {key: float(each.mean()) for key, each in values.items()}
         spread = {key: float(each.std(ddof=1)) for key, each in values.items()}
         beats = [row["beats_baselines"] for row in rows]
         verdict = {"beats_baselines": None if None in beats else 2 * sum(beats) > len(beats)}
-        found.append(rows[0] | means | verdict | {"spread": spread})
-    return found
+        means_of_rows.append(rows[0] | means | verdict | {"spread": spread})
+    return means_of_rows
 
 
 def notes(
@@ -292,9 +271,9 @@ def notes(
         )
     lines += ["`png` and `mean` know no direction: their AUROC of .1 is worth one of .9"]
     lines += treatment(packs, levels, but="the baselines are of the sets' own bytes")
-    own = {name: pack.meta.counts["test"] for name, pack in packs.items() if pack.meta.name not in SPECS}
-    for row in {row["out"]: row for row in results if row["out"] in own}.values():
-        if row["n_out"] < (total := own[row["out"]]):
+    totals = {name: pack.meta.counts["test"] for name, pack in packs.items() if pack.meta.name not in SPECS}
+    for row in {row["out"]: row for row in results if row["out"] in totals}.values():
+        if row["n_out"] < (total := totals[row["out"]]):
             of = f"of the {total:,} images of `{row['out']}`"
             lines.append(f"{row['n_out']:,} {of} were scored; `--full` takes all")
     if plain := [row for row in results if row["score"] in PLAIN]:

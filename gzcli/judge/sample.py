@@ -119,7 +119,7 @@ def samples(
     trained: Trained, job: SampleJob, progress: Progress, say: Say = silent
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """Images [n, C, H, W], the labels that they were sampled by, and their sheet [H, W, C]."""
-    given, inputs = given_to_sample(trained, job, say)
+    given, inputs = inputs_to_sample(trained, job, say)
     n, labels = job.n or max(map(len, given.values())), None
     if job.labels:
         labels = sampler.parse_labels(job.labels, n, trained.info)
@@ -165,7 +165,7 @@ def sources(trained: Trained, n: int, job: SampleJob, given: Mapping[str, Any]) 
         return to_bytes(method(n, noise=noise, **grouped(method, taken)))
 
 
-def given_to_sample(
+def inputs_to_sample(
     trained: Trained, job: SampleJob, say: Say = silent
 ) -> tuple[dict[str, Any], np.ndarray | None]:
     """The job's prompts and input pictures as keywords of `sample`; and these pictures as uint8 [m, C, H, W],
@@ -225,21 +225,21 @@ def apply(trained: Trained, do: str, job: SampleJob, progress: Progress, say: Sa
     Raises UsageError where it returns images of another shape.
     """
     method = getattr(trained.model, do)
-    inputs, own = read_inputs(trained, job.input, job.n, say=say)
+    inputs, labels_of_inputs = read_inputs(trained, job.input, job.n, say=say)
     n, device = len(inputs), trained.device
     # inputs of a binary model are binarised by one draw, as in training
     x = quantise(torch.from_numpy(inputs), trained.images.levels, ImageNoise(job.seed, range(n))).to(device)
     seen = x if trained.space is None else trained.space.encode(x)
-    known = defaults(method)
-    options = {renamed(name, known, "do"): value for name, value in job.options.items()}
+    parameters = defaults(method)
+    options = {renamed(name, parameters, "do"): value for name, value in job.options.items()}
     if job.mask:
         options["mask"] = read_mask(Path(job.mask), trained).expand(n, -1, -1, -1)
     if job.prompts:
         options["prompt"] = sampler.cycled(job.prompts, range(n), device)
     if job.labels:
         options["labels"] = sampler.parse_labels(job.labels, n, trained.info).to(device)
-    if own is not None and "y" in known:
-        options["y"] = torch.from_numpy(own).to(device)
+    if labels_of_inputs is not None and "y" in parameters:
+        options["y"] = torch.from_numpy(labels_of_inputs).to(device)
     noise = ImageNoise(job.seed, range(n), device)
     with trained.applying():
         applied: Applied = method(seen, noise=noise, progress=progress, **grouped(method, options))
@@ -247,11 +247,13 @@ def apply(trained: Trained, do: str, job: SampleJob, progress: Progress, say: Sa
     if images.shape[1:] != inputs.shape[1:]:
         raise UsageError(f"`--do {do}` returned images of another shape")
     labels = None if applied.labels is None else applied.labels.cpu().numpy()
-    if labels is None and own is not None and applied.columns is None:  # an output has its input's class
-        labels = own[[i for i, *_ in inputs_of(applied)]]
+    if (
+        labels is None and labels_of_inputs is not None and applied.columns is None
+    ):  # an output has its input's class
+        labels = labels_of_inputs[[i for i, *_ in inputs_of(applied)]]
     caption = sheets.caption_of(trained, do, job.seed, job.options)
     picture = sheet_of(
-        applied, images, to_bytes(x), given(trained, applied, x), trained.info.classes, caption
+        applied, images, to_bytes(x), shown_inputs(trained, applied, x), trained.info.classes, caption
     )
     return Output(images, labels, picture, applied)
 
@@ -261,7 +263,7 @@ def inputs_of(applied: Applied) -> Sequence[tuple[int, ...]]:
     return applied.of or [(i,) for i in range(len(applied.images))]
 
 
-def given(trained: Trained, found: Applied, x: Tensor) -> np.ndarray | None:
+def shown_inputs(trained: Trained, found: Applied, x: Tensor) -> np.ndarray | None:
     """The pictures that the model was given in place of its inputs x, uint8 [n, C, H, W] at the size of x.
 
     None where it was given the inputs themselves.

@@ -46,17 +46,17 @@ def choose(
     Raises UsageError for a score that the model does not have.
     """
     model, name = trained.model, trained.name
-    own = own_scores(model)
+    own_names = own_scores(model)
     of_pixels = trained.space is None
-    made = likelihood_scores(log_prob=hasattr(model, "log_prob") and of_pixels, own=own)
-    options = list(dict.fromkeys((*own, *made)))
+    made = likelihood_scores(log_prob=hasattr(model, "log_prob") and of_pixels, own=own_names)
+    options = list(dict.fromkeys((*own_names, *made)))
     if every:
         return [score for score in options if background or not read([score], "background_nll")]
     wanted = list(asked or trained.part.ood.scores or ())
     if not wanted:
         cheap_likelihood = of_pixels and model.likelihood in ("exact", "bound")
         of_likelihood = [name for name, score in SCORES.items() if score.default and cheap_likelihood]
-        wanted = [*of_likelihood, *cheap_scores(model)] or own[:1]
+        wanted = [*of_likelihood, *cheap_scores(model)] or own_names[:1]
     if not wanted:
         raise UsageError(
             f"`{name}` has no score for out-of-distribution images", hint="gz list models --can ood"
@@ -67,7 +67,7 @@ def choose(
         if score in SCORES:
             raise UsageError(
                 f"`{name}` has no likelihood, which the score `{score}` needs",
-                hint=f"it has: {', '.join(own)}",
+                hint=f"it has: {', '.join(own_names)}",
             )
         raise UsageError(
             f"`{name}` has no score `{score}`",

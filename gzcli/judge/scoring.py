@@ -19,6 +19,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +39,7 @@ from gzcli.metrics.features import lenet
 from gzcli.metrics.interval import subset
 from gzcli.metrics.likelihood_scores import read
 from gzcli.models.nn import LPIPS
-from gzcli.store.runs import find
+from gzcli.store.runs import Run, find
 
 BATCH_SIZE = defaultdict(lambda: 128, cpu=64, cuda=256)  # images that are scored together, by device
 DRAWS = 4  # of the noise, whose mean is the score of a picture
@@ -84,6 +86,22 @@ class Scored:
         """The deviations of a pick's scores between the seeds; {} of one seed."""
         return mean_over_seeds([tables[pick] for tables in self.seeds])[1]
 
+    def facts(self, trained: Trained, job: OodJob | AlarmJob) -> dict[str, Any]:
+        """What both kinds of results say of their making, for JSON."""
+        return {
+            "run": trained.run.owner.id,
+            "runs": [Run(Path(path)).id for path in (job.run, *job.others)],
+            "in": job.ins,
+            "seed": job.seed,
+            "seeds": len(self.seeds),
+            "checkpoint": job.checkpoint,
+            "precision": job.precision or "fp32",
+            "step": trained.step,
+            "perceptual": self.perceptual,
+            "background": self.background,
+            "processes": ranks.world(),
+        }
+
 
 def score_all(
     first: Trained,
@@ -101,7 +119,7 @@ def score_all(
     Raises DivergedError for scores that are not finite, but of an unbounded pick, UsageError for runs of
     images of different shapes.
     """
-    models = [first, *(alike(first, load(path)) for path in job.others)]
+    models = [first, *(same_images(first, load(path)) for path in job.others)]
     names = scores_of(first, job)
     scored, n = Scored(names), job.n
 
@@ -158,7 +176,7 @@ def scores_of(trained: Trained, job: OodJob | AlarmJob) -> list[str]:
     return list(job.scores or ())
 
 
-def alike(first: Trained, other: Trained) -> Trained:
+def same_images(first: Trained, other: Trained) -> Trained:
     """The other model. Raises UsageError where it is for other images than the first one."""
     one, two = first.images, other.images
     if (one.shape, one.levels) != (two.shape, two.levels):
@@ -204,13 +222,15 @@ def fit(scorer: Scorer, home: Pack, log: Log, held_out: np.ndarray | None = None
     """Fits the scores on fixed numbers of held-out images and, where a score says so, of training images."""
     trained = scorer.trained
     size = BATCH_SIZE[trained.device.type]
-    kept, train = fitting_images(trained, home, size=size, seed=scorer.seed, held_out=held_out)
+    held_out_images, train = fitting_images(trained, home, size=size, seed=scorer.seed, held_out=held_out)
     if scorer.is_fitted():
         on_train = set(trained.model.fitted_on_train)
-        kinds = [train if name in on_train else kept for name in scorer.fits()] or [kept]
+        kinds = [train if name in on_train else held_out_images for name in scorer.fits()] or [
+            held_out_images
+        ]
         many = max(len(images.index) for images in kinds)
         log.info(f"fitting the scores on {many:,} images of `{home.meta.name}`")
-    scorer.fit(kept, train)
+    scorer.fit(held_out_images, train)
 
 
 def held_out_index(home: Pack) -> np.ndarray:
@@ -254,12 +274,12 @@ def score_pick(scorer: Scorer, pick: Pick, log: Log) -> Table:
         def work(batch: Batch) -> Table:
             nonlocal done
             try:
-                found = scorer.values(batch) if pick.unbounded else scorer(batch)
+                scores = scorer.values(batch) if pick.unbounded else scorer(batch)
             except DivergedError as e:
                 raise DivergedError(f"{e.message} of `{pick.pack.meta.name}`", hint=e.hint) from e
             done += len(batch)
             progress(done, share)
-            return {name: np.where(np.isfinite(v), v, np.nan) for name, v in found.items()}
+            return {name: np.where(np.isfinite(v), v, np.nan) for name, v in scores.items()}
 
         return ranks.over(images, work)
 

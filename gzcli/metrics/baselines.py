@@ -37,10 +37,10 @@ def coders() -> dict[str, Callable[[np.ndarray], int]]:
     """The lossless coders of this machine by name; each gives the bytes of one image [C, H, W]."""
     from PIL import features
 
-    found = {"png": _png, "deflate": lambda image: len(zlib.compress(image.tobytes(), 9))}
+    sizes = {"png": _png, "deflate": lambda image: len(zlib.compress(image.tobytes(), 9))}
     if features.check("jpg_2000"):
-        found["jpeg2000"] = _jpeg2000
-    return found
+        sizes["jpeg2000"] = _jpeg2000
+    return sizes
 
 
 def pixel_mean(images: np.ndarray) -> np.ndarray:

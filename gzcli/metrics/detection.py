@@ -70,7 +70,7 @@ def _intervals(
         c_out = np.bincount(rank_out[rng.integers(0, n_out, n_out)], minlength=bins)
         below = np.cumsum(c_in) - c_in  # in-distribution images below each rank
         row[0] = (c_out @ (below + 0.5 * c_in)) / (n_in * n_out)  # Mann–Whitney, ties count one half
-        found = np.cumsum(c_out[::-1])  # OOD found when the threshold falls to each rank, from the top
-        row[1] = np.cumsum(c_in[::-1])[np.argmax(found >= 0.95 * n_out)] / n_in
+        detected = np.cumsum(c_out[::-1])  # OOD found when the threshold falls to each rank, from the top
+        row[1] = np.cumsum(c_in[::-1])[np.argmax(detected >= 0.95 * n_out)] / n_in
     low, high = np.quantile(values, [0.025, 0.975], axis=0)
     return {name: [float(low[i]), float(high[i])] for i, name in enumerate(("auroc", "fpr95"))}

@@ -124,8 +124,8 @@ def lenet(
     with files.lock(
         path.with_suffix(".lock"), on_wait=lambda: say("waiting for another process that trains the LeNet")
     ):
-        if found := arrays.cached(path, read, say):
-            return found
+        if cached := arrays.cached(path, read, say):
+            return cached
         sweep(path.parent)
         say(f"training the feature network of `{pack.meta.name}` once (a LeNet, about a minute)")
         _train(pack, path)
@@ -170,10 +170,10 @@ def _train(pack: Pack, path: Path) -> None:
 
 def _task(pack: Pack) -> dict[str, Any]:
     """What a set's network sees and learns, as the metadata of its file have it."""
-    classes, (c, *had) = pack.meta.classes, pack.meta.shape
+    classes, (c, *sides) = pack.meta.classes, pack.meta.shape
     rotations = len(classes) < 2 or pack.labels("train") is None
-    outputs = len(turns(had)) if rotations else len(classes)
-    size = as_size(*had)
+    outputs = len(turns(sides)) if rotations else len(classes)
+    size = as_size(*sides)
     return {"channels": c, "size": size, "outputs": outputs, "rotations": rotations}
 
 

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from gzcli.core.errors import UsageError
-from gzcli.metrics.metric import column_of
+from gzcli.metrics.metric import Figures, Interval, column_of
 
 LEVELS = (0.025, 0.975)  # the quantiles that bound an interval
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A figure and its 95 % interval; `low` and `high` are None where none is known."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-
-Figures = dict[str, Interval]
 
 
 def bootstrap(

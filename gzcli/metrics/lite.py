@@ -92,16 +92,16 @@ class LiteFeatures:
         """
         with torch.no_grad():
             pairs = zip(*(self.net.levels(prepared((images + 1) / 2)) for images in (x, y)), strict=True)
-            found = [(_unit(a) - _unit(b)).square().sum(1).mean((1, 2)) for a, b in pairs]
-            return torch.stack(found).sum(0)
+            parts = [(_unit(a) - _unit(b)).square().sum(1).mean((1, 2)) for a, b in pairs]
+            return torch.stack(parts).sum(0)
 
     def _map(self, function: Callable[[Tensor], Tensor], images: np.ndarray | Pictures) -> np.ndarray:
-        found = []
+        parts = []
         with torch.no_grad():
             for i in range(0, len(images), self.batch):
                 x = torch.from_numpy(np.array(images[i : i + self.batch])).to(self.device)
-                found.append(function(prepared(x.float() / 255)).double().cpu().numpy())
-        return np.concatenate(found)
+                parts.append(function(prepared(x.float() / 255)).double().cpu().numpy())
+        return np.concatenate(parts)
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -142,12 +142,12 @@ class Lite0(nn.Module):
 
     def levels(self, x: Tensor) -> list[Tensor]:
         """The activations [B, C, H, W] of `prepared` images at each of the `LEVELS`."""
-        x, found = self.stem(x), []
+        x, activations = self.stem(x), []
         for i, block in enumerate(self.blocks):
             x = block(x)
             if i in LEVELS:
-                found.append(x)
-        return found
+                activations.append(x)
+        return activations
 
 
 class Block(nn.Module):

@@ -47,14 +47,14 @@ def nearest(queries: np.ndarray, bank: np.ndarray, *, k: int = 1) -> tuple[np.nd
     queries, bank = paired(queries, bank)
     if len(bank) < k:
         raise UsageError(f"{k} neighbours need as many images, and there are {len(bank)}")
-    found, places = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
+    distances_to, places = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
     for rows, distances in _blocks(queries, bank):
         places[rows] = np.argpartition(distances, k - 1, axis=1)[:, :k]
         # The fast form of the distance, ‖a‖² + ‖b‖² − 2 a·b, is inexact where rows are close to each other.
         for j in range(k):
-            found[rows, j] = np.linalg.norm(queries[rows] - bank[places[rows, j]], axis=1)
-    order = np.argsort(found, axis=1, kind="stable")
-    return np.take_along_axis(found, order, 1), np.take_along_axis(places, order, 1)
+            distances_to[rows, j] = np.linalg.norm(queries[rows] - bank[places[rows, j]], axis=1)
+    order = np.argsort(distances_to, axis=1, kind="stable")
+    return np.take_along_axis(distances_to, order, 1), np.take_along_axis(places, order, 1)
 
 
 def authenticity(fake: np.ndarray, train: np.ndarray) -> float:

@@ -18,16 +18,24 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import numpy as np
 
-    from gzcli.metrics.interval import Interval
-
-    Figures = dict[str, Interval]
-
 Direction = Literal["down", "up"]
 FETCHED = (
     "inception",
     "dinov2",
     "clip",
 )  # feature spaces whose weights are fetched, by the name of the weights
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure and its 95 % interval; `low` and `high` are None where none is known."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+Figures = dict[str, Interval]
 
 
 @dataclass(frozen=True)
@@ -82,8 +90,8 @@ def metrics() -> dict[str, Metric]:
     spec = find_spec("gzcli.metrics.quality")
     folder = Path(next(iter(spec.submodule_search_locations or ()))) if spec else Path()
     files = sorted(path.stem for path in folder.glob("[!_]*.py"))
-    found = [metric for name in files for metric in import_module(f"gzcli.metrics.quality.{name}").METRICS]
-    return {metric.name: metric for metric in sorted(found, key=lambda metric: metric.order)}
+    records = [metric for name in files for metric in import_module(f"gzcli.metrics.quality.{name}").METRICS]
+    return {metric.name: metric for metric in sorted(records, key=lambda metric: metric.order)}
 
 
 @cache
@@ -120,11 +128,11 @@ def weights_of(names: Iterable[str]) -> list[str]:
 
 def help_text() -> str:
     """The metrics, by what they need."""
-    known = list(metrics().values())
-    plain = [m.name for m in known if not m.fetches and m.features != "lite"]
-    extra = [m.name for m in known if m.features == "lite"]
+    records = list(metrics().values())
+    plain = [m.name for m in records if not m.fetches and m.features != "lite"]
+    extra = [m.name for m in records if m.features == "lite"]
     fetched: dict[str, list[str]] = {}
-    for metric in known:
+    for metric in records:
         if metric.fetches:
             fetched.setdefault(metric.fetches, []).append(metric.name)
     return (
@@ -136,5 +144,5 @@ def help_text() -> str:
 def meanings() -> dict[str, str]:
     """What the figures on the page of a shared model say, by their names."""
     ways = {"down": "; less is better", "up": "; more is better", None: ""}
-    found = {name: c.meaning + ways[c.better] for name, c in columns().items() if c.meaning}
-    return found | {"loss": "training loss on unseen images; less is better"}
+    texts = {name: c.meaning + ways[c.better] for name, c in columns().items() if c.meaning}
+    return texts | {"loss": "training loss on unseen images; less is better"}

@@ -162,8 +162,8 @@ def clip_of(state: State) -> nn.Module:
         net = CLIPVisionModelWithProjection(config)
     places = torch.arange((SIDE // patch) ** 2 + 1)[None]
     net.vision_model.embeddings.position_ids = places
-    known = net.state_dict()
-    net.load_state_dict({name: value for name, value in state.items() if name in known}, assign=True)
+    weights_of_net = net.state_dict()
+    net.load_state_dict({name: value for name, value in state.items() if name in weights_of_net}, assign=True)
     return net
 
 
@@ -177,9 +177,9 @@ def prepared(images: np.ndarray, *, cut: bool) -> Tensor:
 
     if images.shape[1] not in (1, 3):
         raise UsageError(f"DINOv2 and CLIP read images of one channel or three, not of {images.shape[1]}")
-    found = []
+    pictures = []
     for image in images:
         picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).convert("RGB")
         picture = resize(picture, SIDE if cut else [SIDE, SIDE], InterpolationMode.BICUBIC)
-        found.append(np.array(center_crop(picture, SIDE)))
-    return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2)
+        pictures.append(np.array(center_crop(picture, SIDE)))
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)

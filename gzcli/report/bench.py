@@ -111,11 +111,11 @@ def labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def unique(names: Sequence[str]) -> list[str]:
     """The names; of equal ones each later one with its number."""
-    found: list[str] = []
+    unique_names: list[str] = []
     for name in names:
-        seen = names[: len(found)].count(name)
-        found.append(f"{name} ({seen + 1})" if seen else name)
-    return found
+        seen = names[: len(unique_names)].count(name)
+        unique_names.append(f"{name} ({seen + 1})" if seen else name)
+    return unique_names
 
 
 class Figures:
@@ -244,31 +244,31 @@ def detail(row: Mapping[str, Any], title: str) -> str:
 def grids(results: Results, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Picture]:
     """Samples of each contestant, of a league of each model, the best first; and the figure of all of them
     that a bench of its own has."""
-    found, pictures = [], results.pictures()
+    items, pictures = [], results.pictures()
     for row, title in standing(results.made, rows) or zip(rows, names, strict=True):
         samples = results.samples(row)
         if samples is not None and len(samples):
             image = png_of(grid(samples[:GRID], COLUMNS))
-            found.append(Picture(f"samples-{title}", title, image))
+            items.append(Picture(f"samples-{title}", title, image))
     if "bench" in pictures:
-        found.append(
+        items.append(
             Picture("bench", "Samples of every contestant and real images", pictures["bench"], wide=True)
         )
-    return found
+    return items
 
 
 def costs(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Table]:
     """Parameters, steps and times of each contestant."""
-    found: list[dict[str, Any]] = []
+    values: list[dict[str, Any]] = []
     for row in rows:
         own = {key: value for key, value in row.items() if key not in (*TEXTS, *FLAGS)}
         own |= {key: value for key, value in (row.get("metrics") or {}).items() if column_of(key).cost}
-        found.append({key: value for key, value in own.items() if is_number(value)})
-    keys = list(dict.fromkeys(key for row in found for key in row))
+        values.append({key: value for key, value in own.items() if is_number(value)})
+    keys = list(dict.fromkeys(key for row in values for key in row))
     columns = [Column("model", numeric=False), *(Column(words(key).lower()) for key in keys)]
     cells = [
         [Cell(name), *(Cell(cost(key, row.get(key)), row.get(key)) for key in keys)]
-        for name, row in zip(names, found, strict=True)
+        for name, row in zip(names, values, strict=True)
     ]
     return [Table("Costs", columns, cells)] if keys else []
 
@@ -284,7 +284,7 @@ def league_sections(made: Mapping[str, Any], directions: Mapping[str, Direction]
     if is_number(agreement.get("mean")):
         lead = f"The orders of two seeds agree by a Spearman correlation of {number(agreement['mean'])}"
         lead += f" on average, {number(agreement['min'])} at least."
-    found = [Section("League", [standings(summary, directions)], lead)] if summary else []
+    parts = [Section("League", [standings(summary, directions)], lead)] if summary else []
     metric = made.get("metric")
     curves = made.get("curves") or {}
     charts = [
@@ -292,7 +292,7 @@ def league_sections(made: Mapping[str, Any], directions: Mapping[str, Direction]
         for kind, rows in (curves.items() if isinstance(curves, dict) else ())
         if rows and metric and kind in AXES
     ]
-    return [*found, *([Section("Curves", charts)] if charts else [])]
+    return [*parts, *([Section("Curves", charts)] if charts else [])]
 
 
 def standing(
@@ -300,13 +300,13 @@ def standing(
 ) -> list[tuple[Mapping[str, Any], str]]:
     """The first row of each model that has figures, the best first, with its place and name; nothing where
     the results are of no league."""
-    found = []
+    first_rows = []
     for one in made.get("summary") or []:
-        own = (row for row in rows if row.get("model") == one.get("model") and row.get("metrics"))
-        if row := next(own, None):
+        rows_of_model = (row for row in rows if row.get("model") == one.get("model") and row.get("metrics"))
+        if row := next(rows_of_model, None):
             place = f"{one['place']}. " if one.get("place") else ""
-            found.append((row, f"{place}{one.get('model')}"))
-    return found
+            first_rows.append((row, f"{place}{one.get('model')}"))
+    return first_rows
 
 
 def league_winner(made: Mapping[str, Any]) -> str:

@@ -56,8 +56,8 @@ def interval(ends: Any) -> tuple[float, float] | None:
 
 def shown(ends: Any) -> str:
     """An interval as text: `[1.2, 1.5]`; empty where it is not known."""
-    known = interval(ends)
-    return f"[{number(known[0])}, {number(known[1])}]" if known else ""
+    both = interval(ends)
+    return f"[{number(both[0])}, {number(both[1])}]" if both else ""
 
 
 def day(results: Results) -> tuple[str, str]:
@@ -85,8 +85,8 @@ def training(results: Results) -> Section:
 
 def points(lines: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
     """(step, value) of the finite values of a key."""
-    found = [(line.get("step"), line.get(key)) for line in lines]
-    numbers = [(x, y) for x, y in found if isinstance(x, (int, float)) and isinstance(y, (int, float))]
+    pairs = [(line.get("step"), line.get(key)) for line in lines]
+    numbers = [(x, y) for x, y in pairs if isinstance(x, (int, float)) and isinstance(y, (int, float))]
     return [(float(x), float(y)) for x, y in numbers if np.isfinite(y)]
 
 
@@ -105,9 +105,11 @@ def behind(results: Results) -> Section:
     if versions:
         items.append(Text("Versions that made the figures", table_of(versions)))
     for name, run in results.runs.items():
-        found = files.read_object(run.path / "env.json")
-        packages = found.get("packages") or {}
-        packages |= {key: found[key] for key in ("python", "platform", "processes", "gpus") if key in found}
+        environment = files.read_object(run.path / "env.json")
+        packages = environment.get("packages") or {}
+        packages |= {
+            key: environment[key] for key in ("python", "platform", "processes", "gpus") if key in environment
+        }
         if packages:
             items.append(Text(f"Versions that trained {name}", table_of(packages)))
     rest = {

@@ -72,10 +72,10 @@ def write(results: Path, folder: Path | None = None) -> dict[str, str]:
     Raises MissingError and UsageError where there are no results, UsageError where the folder holds anything
     else.
     """
-    found = read(results)
-    folder = (folder or found.folder / "report").absolute()
+    results_read = read(results)
+    folder = (folder or results_read.folder / "report").absolute()
     check(folder)
-    report = (bench if found.verb == "bench" else ood).document(found)
+    report = (bench if results_read.verb == "bench" else ood).document(results_read)
     folder.mkdir(parents=True, exist_ok=True)
     if not owned.is_marked(folder, "report"):
         owned.mark(folder, "report")

@@ -16,7 +16,7 @@ from pixelwise import fake_run, fitted
 
 from gzcli.cli import bench as bench_verb
 from gzcli.cli import out
-from gzcli.cli.bench import entered, images_at
+from gzcli.cli.bench import find_contestants, images_at
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.jobs import BenchJob
 from gzcli.data.packs.open import open_pack
@@ -156,22 +156,22 @@ def test_words_are_runs_models_or_images(home, paths, monkeypatch):
     run.update(state="finished")
     (run.path / "run.yaml").write_text("model: {name: vae}\ndata: {name: digits}\n")
     (run.path / "model.safetensors").write_bytes(b"x")
-    found, named, images = entered(["vae", "./train", "mine", "same.npz", "mnist"], None)
+    found, named, images = find_contestants(["vae", "./train", "mine", "same.npz", "mnist"], None)
     assert found.key == "digits" and [word for _, word in named] == ["vae", "mine"]
     assert images == [str(paths / "train"), str(paths / "same.npz"), "mnist"]
-    assert entered([], None)[1][0][0] == run, "every model with a run on the set of the newest"
+    assert find_contestants([], None)[1][0][0] == run, "every model with a run on the set of the newest"
     with pytest.raises(UsageError, match="say which by `--data`"):
-        entered(["./train"], None)
+        find_contestants(["./train"], None)
     with pytest.raises(UsageError, match="no run, no model, and no folder"):
-        entered(["mine", "./absent"], None)
+        find_contestants(["mine", "./absent"], None)
     with pytest.raises(UsageError, match="no model or run is called `vea`") as error:
-        entered(["vea"], None)
+        find_contestants(["vea"], None)
     assert "did you mean `vae`" in error.value.hint
     (paths / "notes.txt").write_text("no images")
     with pytest.raises(UsageError):
         images_at("./notes.txt")
     with pytest.raises(MissingError, match="no finished run on `mnist`"):
-        entered([], "mnist")
+        find_contestants([], "mnist")
 
 
 def test_a_folder_of_gz_sample_is_taken_without_its_sheet(home, paths, tmp_path):

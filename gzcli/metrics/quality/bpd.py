@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gzcli.metrics.metric import Column, Metric
-
-if TYPE_CHECKING:
-    from gzcli.metrics.interval import Figures, Interval
+from gzcli.metrics.metric import Column, Figures, Interval, Metric
 
 
 def of_model(judge: Any, contestant: Any) -> Figures:
@@ -17,16 +14,14 @@ def of_model(judge: Any, contestant: Any) -> Figures:
     kind = None if trained.space else trained.model.likelihood  # latents have no likelihood of pixels
     if not (kind in ("exact", "bound") or (kind == "ode" and judge.named)):
         return {}
-    found = contestant.facts["likelihood"] = judge.likelihood(trained)
-    return columns(found, judge.mark(contestant.levels), judge.values, binary=contestant.levels == 2)
+    likelihood = contestant.facts["likelihood"] = judge.likelihood(trained)
+    return columns(likelihood, judge.mark(contestant.levels), judge.values, binary=contestant.levels == 2)
 
 
-def columns(found: Mapping[str, Any], mark: str, values: int, *, binary: bool) -> Figures:
+def columns(likelihood: Mapping[str, Any], mark: str, values: int, *, binary: bool) -> Figures:
     """The figures of a likelihood of images of so many values: that of log p(x | y) ends in `|y`, that of log
     p(x) is named by the unit."""
     import numpy as np
-
-    from gzcli.metrics.interval import Interval
 
     unit, mark = ("nats", "") if binary else ("bpd", mark)
 
@@ -34,10 +29,10 @@ def columns(found: Mapping[str, Any], mark: str, values: int, *, binary: bool) -
         half = 1.96 * part["se"] / (1 if binary else values * np.log(2))
         return Interval(part[unit], part[unit] - half, part[unit] + half)
 
-    if not found["given_labels"]:
-        return {unit + mark: of(found)}
-    marginal = found["marginal"]
-    return {f"{unit}|y{mark}": of(found)} | ({unit + mark: of(marginal)} if marginal else {})
+    if not likelihood["given_labels"]:
+        return {unit + mark: of(likelihood)}
+    marginal = likelihood["marginal"]
+    return {f"{unit}|y{mark}": of(likelihood)} | ({unit + mark: of(marginal)} if marginal else {})
 
 
 METRICS = (

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from gzcli.metrics.metric import Column, Metric
+from gzcli.metrics.metric import Column, Figures, Metric
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from gzcli.metrics.interval import Figures
 
 
 def of_images(judge: Any, images: Any) -> Figures:
     """`tv`, by how much the classes differ from those of training images, and the share of images that the
     LeNet takes for their label's class; {} of a set without classes."""
-    from functools import partial
-
     import numpy as np
 
     from gzcli.metrics.interval import half_samples, not_negative, share

@@ -6,13 +6,12 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from gzcli.metrics.metric import Column, Metric
+from gzcli.metrics.metric import Column, Figures, Metric
 
 if TYPE_CHECKING:
     import numpy as np
 
     from gzcli.metrics.frechet import Moments
-    from gzcli.metrics.interval import Figures
 
 WIDE = 256  # features from which an interval has fewer draws: each takes about a second
 DRAWS, FEW_DRAWS = 50, 12  # halves of the images for the interval

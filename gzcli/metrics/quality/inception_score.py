@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gzcli.metrics.metric import Column, Metric
+from gzcli.metrics.metric import Column, Figures, Interval, Metric
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from gzcli.metrics.interval import Figures
 
 SPLITS = 10  # parts of the samples over which the score is averaged, as torch-fidelity does
 T = 2.262  # Student's t of nine degrees of freedom
@@ -22,11 +20,10 @@ def compare(fake: np.ndarray, real: np.ndarray, intervals: bool) -> Figures:
     from torch_fidelity.metric_isc import isc_features_to_metric
 
     from gzcli.metrics.inception import FEATURES
-    from gzcli.metrics.interval import Interval
 
     logits = torch.from_numpy(fake[:, FEATURES:]).float()
-    found = isc_features_to_metric(logits, splits=SPLITS)
-    value, spread = found["inception_score_mean"], found["inception_score_std"]
+    score = isc_features_to_metric(logits, splits=SPLITS)
+    value, spread = score["inception_score_mean"], score["inception_score_std"]
     half = T * spread / (SPLITS - 1) ** 0.5
     return {"is": Interval(value, value - half, value + half)}
 

@@ -7,12 +7,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from gzcli.core.errors import UsageError
-from gzcli.metrics.metric import Column, Metric
+from gzcli.metrics.metric import Column, Figures, Interval, Metric
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from gzcli.metrics.interval import Figures, Interval
 
 ROWS = 1000  # rows of the kernel matrix that are held in memory at once
 WIDTH = 2048  # features at most: behind Inception's stand its logits
@@ -37,7 +35,7 @@ def kid(
     """
     import numpy as np
 
-    from gzcli.metrics.interval import LEVELS, Interval
+    from gzcli.metrics.interval import LEVELS
 
     fake, real = (np.asarray(f, np.float64) for f in (fake, real))
     if fake.ndim != 2 or real.ndim != 2 or fake.shape[1] != real.shape[1]:
@@ -80,11 +78,11 @@ def _sums(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) ->
     import numpy as np
 
     (x, in_x), (y, in_y) = a, b
-    found = np.zeros(len(in_x))
+    sums = np.zeros(len(in_x))
     for i in range(0, len(x), ROWS):
         part = slice(i, i + ROWS)
-        found += ((in_x[:, part] @ _kernel(x[part] @ y.T, x.shape[1])) * in_y).sum(1)
-    return found
+        sums += ((in_x[:, part] @ _kernel(x[part] @ y.T, x.shape[1])) * in_y).sum(1)
+    return sums
 
 
 def _diagonals(x: np.ndarray, in_x: np.ndarray) -> np.ndarray:
@@ -95,8 +93,8 @@ def _diagonals(x: np.ndarray, in_x: np.ndarray) -> np.ndarray:
 
 
 def _kernel(products: np.ndarray, width: int) -> np.ndarray:
-    found = products / width + 1
-    return found * found * found  # a power takes ten times as long
+    base = products / width + 1
+    return base * base * base  # a power takes ten times as long
 
 
 def metric(

@@ -3,16 +3,15 @@ arXiv:1801.03924)."""
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
-from gzcli.metrics.metric import Column, Metric
+from gzcli.core.types import Batch, ImageNoise, no_progress
+from gzcli.metrics.metric import Column, Figures, Interval, Metric
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
-
-    from gzcli.core.types import Batch
-    from gzcli.metrics.interval import Figures, Interval
 
 REBUILT = 200  # test images that are reconstructed: of a GAN each takes a search
 PAIRS = 500  # of samples
@@ -25,12 +24,9 @@ def of_model(judge: Any, contestant: Any) -> Figures:
 
     Raises UsageError where the model cannot do without labels, and the set has none.
     """
-    import inspect
-
     import torch
 
     from gzcli.core import ranks
-    from gzcli.core.types import ImageNoise, no_progress
 
     trained = contestant.trained
     method = getattr(trained.model, "reconstruct", None)
@@ -61,13 +57,13 @@ def of_images(judge: Any, images: Any) -> Figures:
     import numpy as np
 
     rng = np.random.default_rng(0)
-    found = {"lpips_diversity": mean(distances(judge, images, pairs(rng.permutation(len(images)))))}
+    figures = {"lpips_diversity": mean(distances(judge, images, pairs(rng.permutation(len(images)))))}
     if images.labels is None or images.labels.ndim > 1:
-        return found
+        return figures
     order = rng.permutation(len(images))
     of_class = [pairs(order[images.labels[order] == y]) for y in np.unique(images.labels)]
     chosen = rng.permutation(np.concatenate(of_class))
-    return found | ({"lpips_diversity|y": mean(distances(judge, images, chosen))} if len(chosen) else {})
+    return figures | ({"lpips_diversity|y": mean(distances(judge, images, chosen))} if len(chosen) else {})
 
 
 def pairs(rows: np.ndarray) -> np.ndarray:
@@ -83,16 +79,15 @@ def distances(judge: Any, images: Any, chosen: np.ndarray) -> np.ndarray:
     def side(rows: np.ndarray) -> Tensor:
         return torch.from_numpy(np.stack([images.images[int(i)] for i in rows])).float() / 127.5 - 1
 
-    chosen, found = chosen[:PAIRS], []
+    chosen, parts = chosen[:PAIRS], []
     with torch.no_grad():
         for rows in np.array_split(chosen, max(1, len(chosen) // BATCH)):
             a, b = (side(rows[:, i]).to(judge.device) for i in (0, 1))
-            found.append(judge.lpips(a, b).cpu().numpy())
-    return np.concatenate(found)
+            parts.append(judge.lpips(a, b).cpu().numpy())
+    return np.concatenate(parts)
 
 
 def mean(values: np.ndarray) -> Interval:
-    from gzcli.metrics.interval import Interval
 
     value, half = float(values.mean()), 1.96 * float(values.std()) / len(values) ** 0.5
     return Interval(value, max(0.0, value - half), value + half)

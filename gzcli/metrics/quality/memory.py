@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gzcli.metrics.metric import Column, Metric
-
-if TYPE_CHECKING:
-    from gzcli.metrics.interval import Figures
+from gzcli.metrics.metric import Column, Figures, Metric
 
 
 def of_images(judge: Any, images: Any) -> Figures:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from gzcli.metrics.metric import Column, Metric
+from gzcli.metrics.metric import Column, Figures, Interval, Metric
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from gzcli.metrics.interval import Figures
 
 NEAR, FAR = (
     3,
@@ -22,7 +20,7 @@ DRAWS = 12  # halves of the images for the interval of the density
 def compare(name: str, fake: np.ndarray, real: np.ndarray, intervals: bool) -> Figures:
     """Both sides are taken in equal numbers, on which these figures depend. Three are shares of the images,
     whose intervals take the neighbours as given; that of the density is by halves of the images."""
-    from gzcli.metrics.interval import Interval, half_samples, not_negative, share, subset
+    from gzcli.metrics.interval import half_samples, not_negative, share, subset
     from gzcli.metrics.manifold import prdc
 
     n = min(len(fake), len(real))

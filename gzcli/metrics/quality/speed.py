@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gzcli.metrics.metric import Column, Metric
-
-if TYPE_CHECKING:
-    from gzcli.metrics.interval import Figures
+from gzcli.metrics.metric import Column, Figures, Interval, Metric
 
 
 def of_model(judge: Any, contestant: Any) -> Figures:
     """Samples a second, and what is known of the training's use of the machine."""
-    from gzcli.metrics.interval import Interval
 
     if not contestant.seconds:
         return {}

@@ -6,19 +6,17 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from gzcli.metrics.metric import Column, Metric
+from gzcli.metrics.metric import Column, Figures, Interval, Metric
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from gzcli.metrics.interval import Figures
 
 DRAWS, PROJECTIONS = 20, 64  # halves of the images for the interval, and directions for each
 
 
 def compare(fake: np.ndarray, real: np.ndarray, intervals: bool) -> Figures:
     """In units of a pixel's whole range: images that are all lighter by the share s are s apart."""
-    from gzcli.metrics.interval import Interval, half_samples, not_negative
+    from gzcli.metrics.interval import half_samples, not_negative
 
     value = sliced_wasserstein(fake, real) / 255
     if not intervals:

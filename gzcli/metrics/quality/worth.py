@@ -7,12 +7,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gzcli.core.errors import UsageError
-from gzcli.metrics.metric import Column, Metric
+from gzcli.metrics.metric import Column, Figures, Interval, Metric
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from gzcli.metrics.interval import Figures, Interval
 
 STEPS = 500  # the same for all training sets, so that more images are not more training
 
@@ -25,8 +23,8 @@ def of_images(judge: Any, images: Any) -> Figures:
     if images.labels is None or train.labels is None or test.labels is None or meta.multilabel:
         return {}
     sides = [(np.asarray(side.images[:]), side.labels) for side in (train, images, test)]
-    found = worth(*sides, len(meta.classes), say=judge.say)
-    return {f"worth_{name}": value for name, value in found.items()}
+    figures = worth(*sides, len(meta.classes), say=judge.say)
+    return {f"worth_{name}": value for name, value in figures.items()}
 
 
 def worth(
@@ -69,11 +67,11 @@ def worth(
         guesses = [LeNetFeatures(n, "", 0.0, False, torch.device("cpu")).predict(test_x) for n in nets]
         right[name] = np.array([guess == test_y for guess in guesses], np.float64)
     gains = {name: hits - right["real"] for name, hits in right.items() if name != "real"}
-    found: dict[str, Interval] = {}
+    figures: dict[str, Interval] = {}
     for end, average in (("", _mean), ("_balanced", _balanced)):
-        found |= {name + end: _interval(average, hits, test_y, 0) for name, hits in right.items()}
-        found |= {f"{name}{end}_gain": _interval(average, gain, test_y, -1) for name, gain in gains.items()}
-    return found
+        figures |= {name + end: _interval(average, hits, test_y, 0) for name, hits in right.items()}
+        figures |= {f"{name}{end}_gain": _interval(average, gain, test_y, -1) for name, gain in gains.items()}
+    return figures
 
 
 def filling(real: np.ndarray, made: np.ndarray, classes: int) -> np.ndarray:
@@ -116,15 +114,17 @@ def _interval(
     import numpy as np
     from scipy.stats import t
 
-    from gzcli.metrics.interval import LEVELS, Interval, bootstrap
+    from gzcli.metrics.interval import LEVELS, bootstrap
 
-    found = bootstrap(average, np.stack([values.mean(0), classes], 1))
+    of_images = bootstrap(average, np.stack([values.mean(0), classes], 1))
     each = [average(np.stack([row, classes], 1)) for row in values]
     spread = 0.0
     if len(each) > 1:
         spread = t.ppf(LEVELS[1], len(each) - 1) * np.std(each, ddof=1) / np.sqrt(len(each))
-    below, above = np.hypot(np.array([found.low, found.high], np.float64) - found.value, spread)
-    return Interval(found.value, float(max(found.value - below, least)), float(min(found.value + above, 1)))
+    below, above = np.hypot(np.array([of_images.low, of_images.high], np.float64) - of_images.value, spread)
+    return Interval(
+        of_images.value, float(max(of_images.value - below, least)), float(min(of_images.value + above, 1))
+    )
 
 
 METRICS = (Metric("worth", 120, (Column("worth_*", "up"),), floor="train", of_images=of_images),)
