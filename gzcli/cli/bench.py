@@ -254,10 +254,7 @@ def is_run(word: str) -> bool:
 
 def images_at(word: str) -> str:
     """The reference of the images that a word means. Of a folder of `gz sample` they are its `samples.npz`,
-    else its `images`, without the sheet beside them.
-
-    Raises UsageError that says what was tried.
-    """
+    else its `images`, without the sheet beside them."""
     from gzcli.data.packs.forms import Form
     from gzcli.data.readers.own import open_path
     from gzcli.data.sets.names import OwnSet, locate

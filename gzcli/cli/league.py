@@ -78,10 +78,7 @@ def terms_of(
     *,
     train_missing: bool,
 ) -> Terms:
-    """What the options ask for.
-
-    Raises UsageError where the options do not go together, and for a wrong one.
-    """
+    """What the options ask for."""
     from gzcli.data.sets.names import locate
     from gzcli.judge.league import Terms
 
@@ -121,10 +118,7 @@ def parse_budget(text: str | None) -> float:
 
 
 def hold(terms: Terms, *, budget: str, yes: bool, page: Path | None = None) -> None:
-    """Holds a league and prints its table. A model that fails is a row with its error.
-
-    Raises Interrupted where it is stopped: the same command goes on.
-    """
+    """Holds a league and prints its table. A model that fails is a row with its error."""
     from gzcli.data.sets.names import locate
     from gzcli.judge.league import draw, entries_of
     from gzcli.store import files

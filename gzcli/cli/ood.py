@@ -368,10 +368,7 @@ def foreign_sets(
 
 
 def with_lists(benchmark: Benchmark, root: Path) -> list[DataSet]:
-    """The foreign sets of a benchmark that OpenOOD's `data` folder has lists of; prints those left out.
-
-    Raises MissingError where there is none, or none of the in-distribution set.
-    """
+    """The foreign sets of a benchmark that OpenOOD's `data` folder has lists of; prints those left out."""
     from gzcli.data.sets.imglists import list_of
     from gzcli.data.sets.names import locate
 
@@ -385,10 +382,7 @@ def with_lists(benchmark: Benchmark, root: Path) -> list[DataSet]:
 
 
 def at_hand(benchmark: Benchmark, data: DataSection) -> list[DataSet]:
-    """The foreign sets of a benchmark that are here or small enough to be fetched; prints those left out.
-
-    Raises MissingError where there is none.
-    """
+    """The foreign sets of a benchmark that are here or small enough to be fetched; prints those left out."""
     from gzcli.data.packs.open import open_pack
     from gzcli.data.packs.wanted import wanted
     from gzcli.data.sets.names import locate

@@ -306,10 +306,7 @@ def not_labelled(run: Run, message: str) -> UsageError:
 
 
 def choose_application(word: str, model: ModelCard) -> str:
-    """The application of the model that the word means.
-
-    Raises UsageError that hints at the nearest name, or at models that have the application.
-    """
+    """The application of the model that the word means."""
     from gzcli.models.catalog import APPLICATIONS
 
     name = canonical(word)
@@ -328,10 +325,7 @@ def abilities(model: ModelCard) -> str:
 
 
 def read_prompts(typed: list[str], file: Path | None) -> list[str]:
-    """The prompts of the command line, then those of a file.
-
-    Raises UsageError for a file that is not text or holds no prompt.
-    """
+    """The prompts of the command line, then those of a file."""
     if file is None:
         return typed
     try:
@@ -404,11 +398,7 @@ def digest(path: Path) -> str:
 
 
 def job_of(picture: Path, model: str, also: Mapping[str, Any], job: SampleJob) -> tuple[Run, SampleJob]:
-    """The run of a picture, and the job that draws it again.
-
-    Raises UsageError for a picture that `gz sample` did not draw, and for options that contradict it;
-    MissingError where its run is not there, or has other weights.
-    """
+    """The run of a picture, and the job that draws it again."""
     from gzcli.store.png import origin_of
 
     facts = origin_of(picture)

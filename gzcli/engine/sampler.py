@@ -38,10 +38,7 @@ def draw(
     options: Mapping[str, Any] | None = None,
     progress: Progress = no_progress,
 ) -> np.ndarray:
-    """Images 0 … n − 1 of the model, uint8 [n, C, H, W], on every rank; each rank draws its share.
-
-    Raises DeviceError where not even one image fits into memory.
-    """
+    """Images 0 … n − 1 of the model, uint8 [n, C, H, W], on every rank; each rank draws its share."""
     if labels is None and trained.model.conditional:
         labels = spread_labels(None, n, trained.info, torch.device("cpu"))
     options, given = {**trained.part.sample, **(options or {})}, dict(given or {})

@@ -268,10 +268,7 @@ def notes(job: AlarmJob, pictures: Pack, trained: Trained, alarms: Alarms) -> li
 
 def map_of(model: Model, scores: Sequence[str], name: str) -> str:
     """The name of the map that explains scores best: that of the first score which has one, `nll` where it is
-    made of the likelihood, else the first map that the model has.
-
-    Raises UsageError for a model without maps.
-    """
+    made of the likelihood, else the first map that the model has."""
     maps = sorted(each.removeprefix("map_") for each in dir(type(model)) if each.startswith("map_"))
     if not maps:
         raise UsageError(

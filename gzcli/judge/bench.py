@@ -48,8 +48,6 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
     The likelihood of an image given its label is the column `bpd|y`. Each process draws its share of the
     samples, of the likelihoods and of the features. Rank 0 alone compares: it returns the JSON of `gz bench`,
     the others {}.
-
-    Raises UsageError for runs of different sizes or an unknown metric, MissingError for absent weights.
     """
     choose(job.metrics)
     variants = job.variants or ({},) * len(job.runs)

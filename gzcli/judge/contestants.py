@@ -76,10 +76,7 @@ def sampled(trained: Trained, pack: Pack, job: BenchJob, folder: Path, log: Log)
 
 def read(what: str, pack: Pack, wanted: Wanted, n: int, log: Log) -> Contestant:
     """The images of a folder, an archive, an npz or a set, in the form of the others: n of them, or all where
-    they are fewer.
-
-    Raises UsageError for fewer than 50.
-    """
+    they are fewer."""
     source = locate(what)
     theirs = open_pack(source, **wanted, foreign=True, say=log.info)
     total = theirs.meta.counts["test"]
@@ -109,10 +106,7 @@ def read(what: str, pack: Pack, wanted: Wanted, n: int, log: Log) -> Contestant:
 
 
 def common_form(models: list[Trained], pack: Pack | None = None) -> Wanted:
-    """The form of the images of all runs; without runs that of the data set.
-
-    Raises UsageError where they differ.
-    """
+    """The form of the images of all runs; without runs that of the data set."""
     if not models:
         if pack is None:
             return Wanted(size=None, channels=None, fit="crop", patch=None)

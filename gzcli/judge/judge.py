@@ -43,11 +43,7 @@ UNKNOWN = 2**62  # images of statistics that do not say how many there were
 
 
 class Judge:
-    """The judge of a bench: made once, called for each contestant's images. Metrics read its attributes.
-
-    Raises MissingError for absent weights, UsageError for statistics of other features and for images that
-    are too small for LPIPS.
-    """
+    """The judge of a bench: made once, called for each contestant's images. Metrics read its attributes."""
 
     def __init__(self, pack: Pack, names: Sequence[str], job: BenchJob, device: torch.device, log: Log):
         self.metrics = [metrics()[name] for name in names]

@@ -79,11 +79,7 @@ class Entry:
         return next(iter([*done, *(run for run in same if run.has_begun or run.state == "running")]), None)
 
     def train(self, say: Say = silent) -> Run:
-        """The run, trained to its end: found, resumed or new.
-
-        Raises DivergedError for a run that has diverged before, as it would again; UsageError for one that
-        another process is training; and the trainer's own errors.
-        """
+        """The run, trained to its end: found, resumed or new."""
         run = self.run()
         if run and run.state == "finished":
             return run
@@ -97,11 +93,7 @@ class Entry:
 def entries_of(
     terms: Terms, *, say: Say = silent, progress: Report = unreported
 ) -> tuple[list[Entry], dict[str, str]]:
-    """The trainings of a league, one seed after the other, and why models were left out, by name.
-
-    Raises UsageError where a model that was named does not fit the set, or the budget its stages, and
-    MissingError where the set is not there.
-    """
+    """The trainings of a league, one seed after the other, and why models were left out, by name."""
     names = terms.models or recipe_names()
     labels = {name: Path(name).stem if Path(name).suffix else spelling(name) for name in names}
     entries, left_out = [], {}

@@ -38,8 +38,6 @@ def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, A
     n is 10,000 at most, 500 by an ODE, or as many as the recipe's `ood.budget` allows. A conditional model is
     given the label. Where the budget allows every class in turn, `marginal` is {nats, bpd, se} of
     p(x) = Σ_y p(y) p(x | y), p(y) being the classes' frequencies in training; else it is None.
-
-    Raises DivergedError where it is not finite.
     """
     device, model = trained.device, trained.model
     frequencies = class_frequencies(model, pack)

@@ -60,8 +60,6 @@ def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
     sets, and the test split or all images of the user's own sets. Both are brought to the run's size,
     channels and grey levels. Each process scores its share. Returns the JSON of `gz ood` on rank 0, and {} on
     others.
-
-    Raises DivergedError for scores that are not finite.
     """
     began = time.monotonic()
 
@@ -120,10 +118,7 @@ def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
 
 def open_sets(trained: Trained, job: OodJob, log: Log) -> tuple[Pack, dict[str, Pack]]:
     """The in-distribution set; and all sets whose test images are scored by name, that one first: with
-    OpenOOD's lists of a benchmark the images in these.
-
-    Raises UsageError where one set is on both sides, or the in-distribution one has no test images.
-    """
+    OpenOOD's lists of a benchmark the images in these."""
     home = open_pack(job.ins, **trained.wanted, say=log.info)
     same.check(trained.run.owner.path, home.meta)
     foreign = partial(open_pack, **trained.wanted, foreign=True, say=log.info)

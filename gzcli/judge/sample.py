@@ -220,10 +220,7 @@ class Output:
 
 
 def apply(trained: Trained, do: str, job: SampleJob, progress: Progress, say: Say = silent) -> Output:
-    """Applies a model to the job's input or, without one, to the first test images of the run's data set.
-
-    Raises UsageError where it returns images of another shape.
-    """
+    """Applies a model to the job's input or, without one, to the first test images of the run's data set."""
     method = getattr(trained.model, do)
     inputs, labels_of_inputs = read_inputs(trained, job.input, job.n, say=say)
     n, device = len(inputs), trained.device

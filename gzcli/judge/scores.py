@@ -41,10 +41,7 @@ def cheap_scores(model: Model) -> list[str]:
 def choose(
     trained: Trained, asked: Sequence[str] | None, *, every: bool = False, background: bool = False
 ) -> list[str]:
-    """The scores to compute: those asked for, else the recipe's, else every cheap one.
-
-    Raises UsageError for a score that the model does not have.
-    """
+    """The scores to compute: those asked for, else the recipe's, else every cheap one."""
     model, name = trained.model, trained.name
     own_names = own_scores(model)
     of_pixels = trained.space is None
@@ -77,10 +74,7 @@ def choose(
 
 
 class Scorer:
-    """Computes scores of batches. `fit` must see in-distribution batches first, all of them on every rank.
-
-    Raises MissingError where `ratio` has no background model, UsageError where it is for other images.
-    """
+    """Computes scores of batches. `fit` must see in-distribution batches first, all of them on every rank."""
 
     def __init__(
         self,

@@ -114,11 +114,7 @@ def score_all(
     sets: int,
     held_out: np.ndarray | None = None,
 ) -> Scored:
-    """The scores of picked images by every run of a job, with every seed; each process scores its share.
-
-    Raises DivergedError for scores that are not finite, but of an unbounded pick, UsageError for runs of
-    images of different shapes.
-    """
+    """The scores of picked images by every run of a job, with every seed; each process scores its share."""
     models = [first, *(same_images(first, load(path)) for path in job.others)]
     names = scores_of(first, job)
     scored, n = Scored(names), job.n
@@ -159,10 +155,7 @@ def score_all(
 
 
 def scores_of(trained: Trained, job: OodJob | AlarmJob) -> list[str]:
-    """The names of the scores of a job: those asked for, `all` that the model has, else the recipe's.
-
-    Raises UsageError for a score that the model does not have, and for `waic` of a single run.
-    """
+    """The names of the scores of a job: those asked for, `all` that the model has, else the recipe's."""
     if job.scores == ("all",):
         background = job.background or trained.part.ood.background
         names = choose(trained, None, every=True, background=background is not None)

@@ -19,10 +19,7 @@ def detection(
     s_in: np.ndarray, s_out: np.ndarray, *, trapezoid: bool = False, bootstrap: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
     """AUROC, AUPR with either class as positive, FPR95 by either convention, and `ci`: 95 % percentile
-    intervals of `auroc` and `fpr95`.
-
-    Raises UsageError for an empty side, DivergedError for scores that are not finite.
-    """
+    intervals of `auroc` and `fpr95`."""
     from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
     s_in, s_out = (np.asarray(s, np.float64).ravel() for s in (s_in, s_out))

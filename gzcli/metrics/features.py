@@ -37,10 +37,7 @@ LR, WARMUP, WEIGHT_DECAY = 3e-3, 0.07, 1e-2  # the warm-up is a share of the ste
 
 
 class LeNet(nn.Module):
-    """5×5 convolutions and pooling down to a side of at most 7, 64 features, a linear head.
-
-    Raises UsageError for images below 8 pixels.
-    """
+    """5×5 convolutions and pooling down to a side of at most 7, 64 features, a linear head."""
 
     def __init__(self, channels: int, size: Size, outputs: int):
         super().__init__()

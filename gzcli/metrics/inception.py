@@ -54,11 +54,7 @@ def inception(path: str | Path | None = None, device: torch.device | str = "cpu"
 
 
 def inception_weights(path: str | Path | None = None) -> tuple[Path, str]:
-    """The file of Inception's weights and its sha256.
-
-    Raises MissingError with the name and the folder of a missing file, UsageError for a file with other
-    content.
-    """
+    """The file of Inception's weights and its sha256."""
     use, source = "FID, KID and IS, by Inception,", "torch-fidelity's releases (v0.2.0)"
     otherwise = ", or name it with `--weights FILE`"
     file = find_weights(INCEPTION, path=path, use=use, source=source, otherwise=otherwise)

@@ -42,8 +42,6 @@ def half_samples(
     expectation at this number of rows, and repeat no row: the delete-d jackknife with d = N/2 (Shao & Wu
     1989, Ann. Statist. 17:1176). The interval is theirs, moved to the figure, because a half is more biased
     than the whole.
-
-    Raises UsageError for a sample of fewer than four rows.
     """
 
     def half(rng: np.random.Generator, rows: np.ndarray) -> np.ndarray:

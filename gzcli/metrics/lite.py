@@ -41,10 +41,7 @@ def is_installed() -> bool:
 
 
 def lite(device: torch.device | str = "cpu") -> LiteFeatures:
-    """The network with its ImageNet weights.
-
-    Raises MissingError where the extra is absent, UsageError where its file holds other weights.
-    """
+    """The network with its ImageNet weights."""
     path = weights_file()
     digest = files.checksum(path)
     if not digest.startswith(path.stem.rpartition("-")[2]):
@@ -109,10 +106,7 @@ def _unit(x: Tensor) -> Tensor:
 
 
 class Lite0(nn.Module):
-    """The network with the published weights, whose names it reads strictly.
-
-    Raises UsageError where a weight is missing or left over.
-    """
+    """The network with the published weights, whose names it reads strictly."""
 
     def __init__(self, state: dict[str, Tensor]):
         super().__init__()
@@ -164,10 +158,7 @@ class Block(nn.Module):
 
 def prepared(x: Tensor) -> Tensor:
     """Images [B, C, H, W] in [0, 1], of one channel or three and any size, as the network reads them: three
-    channels, resized to 128 × 128 with antialiasing, in the units of its training.
-
-    Raises UsageError for other numbers of channels.
-    """
+    channels, resized to 128 × 128 with antialiasing, in the units of its training."""
     if x.shape[1] not in (1, 3):
         raise UsageError(f"EfficientNet-Lite0 reads images of one channel or three, not of {x.shape[1]}")
     x = nn.functional.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True)

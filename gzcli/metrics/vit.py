@@ -71,10 +71,7 @@ def clip(device: torch.device | str = "cpu") -> ViTFeatures:
 
 
 def network(name: str, build: Callable[[State], nn.Module], *, source: str) -> tuple[nn.Module, str]:
-    """The network of a file of the cache, and the sha256 of the file.
-
-    Raises MissingError that says where to put the file, UsageError for one of other content.
-    """
+    """The network of a file of the cache, and the sha256 of the file."""
     file = weights(name, use="features of a vision transformer", source=source)
     try:
         net = build(torch.load(file, map_location="cpu", weights_only=True))
@@ -168,10 +165,7 @@ def clip_of(state: State) -> nn.Module:
 
 
 def prepared(images: np.ndarray, *, cut: bool) -> Tensor:
-    """Images uint8 [N, 1 or 3, H, W] as the networks read them, uint8 [N, 3, 224, 224].
-
-    Raises UsageError for other numbers of channels.
-    """
+    """Images uint8 [N, 1 or 3, H, W] as the networks read them, uint8 [N, 3, 224, 224]."""
     from PIL import Image
     from torchvision.transforms.functional import InterpolationMode, center_crop, resize
 

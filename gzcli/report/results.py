@@ -138,10 +138,7 @@ def shown(value: Any) -> Any:
 
 
 def read(place: Path) -> Results:
-    """The results in a folder, or in the folder of the file that is named.
-
-    Raises MissingError where there is none, UsageError where the folder holds no results.
-    """
+    """The results in a folder, or in the folder of the file that is named."""
     folder = place.parent if place.is_file() else place
     if not folder.is_dir():
         raise MissingError(

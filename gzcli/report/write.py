@@ -67,11 +67,8 @@ def check(folder: Path) -> None:
 
 
 def write(results: Path, folder: Path | None = None) -> dict[str, str]:
-    """Writes the report of the results in a folder. Returns the paths of its `html`, `markdown` and `latex`.
-
-    Raises MissingError and UsageError where there are no results, UsageError where the folder holds anything
-    else.
-    """
+    """Writes the report of the results in a folder. Returns the paths of its `html`, `markdown` and
+    `latex`."""
     results_read = read(results)
     folder = (folder or results_read.folder / "report").absolute()
     check(folder)

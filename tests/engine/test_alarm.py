@@ -138,7 +138,7 @@ def test_a_copy_is_judged_alike_wherever_it_stands(trained, tmp_path, monkeypatc
 def test_held_out_images_are_scored_by_the_rule_of_pictures(trained, tmp_path):
     """A copy of a held-out image has its score, so it ties with it; and each seed has other noise."""
     pack = open_pack("digits")
-    parts = alarm.divided(pack)
+    parts = alarm.split_held_out(pack)
     np.savez(tmp_path / "val.npz", images=np.asarray(pack.images("val"))[np.sort(parts.compared)])
     kept = []
     for seed in (0, 1):

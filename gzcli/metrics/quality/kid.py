@@ -30,8 +30,6 @@ def kid(
     The subsets are those of torch-fidelity for this seed. Subsets of m rows spread √((N − m) / m) times as
     far as the estimate of all N rows (Shao & Wu 1989, Ann. Statist. 17:1176). Where the sides are alike and
     m is much smaller than N they spread less, and the interval is too wide.
-
-    Raises UsageError for fewer than four rows or different widths.
     """
     import numpy as np
 

@@ -20,10 +20,7 @@ BATCH = 50  # pairs in a forward pass
 
 def of_model(judge: Any, contestant: Any) -> Figures:
     """`lpips_recon`, the mean over test images of the distance to what the model rebuilds of them, as
-    `gz sample --do reconstruct` does; {} of a model that reconstructs nothing.
-
-    Raises UsageError where the model cannot do without labels, and the set has none.
-    """
+    `gz sample --do reconstruct` does; {} of a model that reconstructs nothing."""
     import torch
 
     from gzcli.core import ranks

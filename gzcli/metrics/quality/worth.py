@@ -44,8 +44,6 @@ def worth(
     over classes. `NAME_gain` and `NAME_balanced_gain` are the differences to `real` at equal seeds on the
     same test images, of which the intervals are narrower. `filled` is missing where no sample is of the
     rarest class, or all classes are equally frequent.
-
-    Raises UsageError for labels that are not one class an image, and for a side without images.
     """
     import numpy as np
     import torch
