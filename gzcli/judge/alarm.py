@@ -198,15 +198,6 @@ class Alarms:
         only = next(iter(high.values())) if len(high) == 1 else None
         return {"threshold": only, "thresholds": high, "thresholds_low": low}
 
-    def overflown(self) -> int:
-        """How many pictures have a score that is not finite."""
-        return int(np.any([~np.isfinite(values) for values in self.scores.values()], 0).sum())
-
-    def one_sided(self) -> bool:
-        """Whether a score with two tails cannot flag by the lower one, as the held-out images are too few."""
-        ends = self.thresholds.items()
-        return any(tails_of(name) == 2 and not math.isfinite(low) for name, (low, _) in ends)
-
 
 def finite(value: float) -> float | None:
     """The number for JSON, which has none that is not finite."""
@@ -252,15 +243,16 @@ def notes(job: AlarmJob, pictures: Pack, trained: Trained, alarms: Alarms) -> li
             f"p-values of {count} scores together: the least times {count} (Bonferroni), so each "
             f"score flags at {100 * job.fpr / count:.3g} %"
         )
-    if alarms.one_sided():
+    lower_ends = {name: low for name, (low, _) in alarms.thresholds.items() if tails_of(name) == 2}
+    if not all(map(math.isfinite, lower_ends.values())):
         least = np.ceil(1000 * 2 * count / (alarms.n + 1)) / 10
         lines.append(
             f"{alarms.n:,} held-out images are too few to flag at {100 * job.fpr:.3g} % what is unusual by "
             f"being simple, as a blank picture is: `--fpr {least:g}%` does"
         )
-    if strangest := alarms.overflown():
+    if overflown := int(np.any([~np.isfinite(values) for values in alarms.scores.values()], 0).sum()):
         lines.append(
-            f"{counted(strangest, 'picture')} with a score that is not finite: the model overflows, "
+            f"{counted(overflown, 'picture')} with a score that is not finite: the model overflows, "
             "so it counts as higher than that of any held-out image"
         )
     return [*lines, *treatment({"input": pictures}, trained.images.levels)]
@@ -382,9 +374,11 @@ def overview(
         for start in range(0, len(index), COLUMNS):
             some = index[start : start + COLUMNS]
             images = pictures.images("test")[some]
+            if maps and images.shape[1] == 1:  # maps are in colour
+                images = images.repeat(3, 1)
             words = [(labels[i], f"p {alarms.p[i]:.2g}") for i in some]
             name = "" if start else f"{kind}: {count}"
-            made.append(Row(name, list(in_colour(images) if maps else images), under=words))
+            made.append(Row(name, list(images), under=words))
             if mapped := [heat[i] for i in some.tolist() if i in heat]:
                 made.append(Row("map", mapped, exact=True))
         return made
@@ -392,8 +386,3 @@ def overview(
     flagged = alarms.flagged[order]
     blocks = [rows("flagged", order[flagged]), rows("not flagged", order[~flagged])]
     return sheet([block for block in blocks if block])
-
-
-def in_colour(images: np.ndarray) -> np.ndarray:
-    """Images [N, C, H, W] with three channels."""
-    return images.repeat(3, 1) if images.shape[1] == 1 else images

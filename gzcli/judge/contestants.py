@@ -47,7 +47,7 @@ FEWEST = 50  # images of a contestant
 class Contestant:
     """Images that are compared with real ones, and the model that drew them, if one did."""
 
-    name: str  # in the table
+    name: str
     images: ImageSet  # with the labels by which they were drawn
     path: str  # of the run, or of the images
     trained: Trained | None = None

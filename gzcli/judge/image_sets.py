@@ -122,6 +122,8 @@ class RealImages:
             images = [self.pack.images(part) for part in parts if self.pack.meta.counts[part]]
             labels = [self.pack.labels(part) for part in parts if self.pack.meta.counts[part]]
             joined = images[0] if len(images) == 1 else np.concatenate([part[:] for part in images])
+            if levels is not None:
+                joined = to_uint8(quantise(torch.from_numpy(np.array(joined)), levels)).numpy()
             known = (
                 None
                 if any(y is None for y in labels)
@@ -130,7 +132,7 @@ class RealImages:
             meta = self.pack.meta
             shape = "x".join(map(str, meta.shape))  # a pack may be cut into patches
             key = f"{meta.digest}-{shape}-{split}-{levels or meta.levels}"
-            self._sets[split, levels] = ImageSet(self._at(joined, levels), known, key, self.say)
+            self._sets[split, levels] = ImageSet(joined, known, key, self.say)
         return self._sets[split, levels]
 
     @property
@@ -160,13 +162,6 @@ class RealImages:
             return [(source.take(draw), reference) for draw in rows]
         everything = np.arange(total)
         return [(source.take(draw), source.take(np.setdiff1d(everything, draw))) for draw in rows]
-
-    def _at(self, images: Any, levels: int | None) -> Any:
-        return (
-            images
-            if levels is None
-            else to_uint8(quantise(torch.from_numpy(np.array(images)), levels)).numpy()
-        )
 
 
 def some(images: ImageSet, n: int) -> ImageSet:

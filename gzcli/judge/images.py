@@ -32,13 +32,13 @@ class Images:
     A slice `images[i:j]` holds the batches i … j − 1.
     """
 
-    pack: Pack  # the data set
+    pack: Pack
     split: str  # "train", "val" or "test"
     index: np.ndarray  # positions in the split, [N]
     size: int  # number of images of a batch
     levels: int | None  # number of grey levels; None: latents
-    device: torch.device  # device of the batches
-    seed: int  # seed of the batches' noise
+    device: torch.device
+    seed: int
     by_content: bool = False  # whether an image's noise goes by its pixels, not by its position
 
     @classmethod

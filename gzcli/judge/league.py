@@ -49,7 +49,7 @@ class Terms:
     data: str  # name or path of the data set
     budget: float  # seconds of training of each model and seed, over all of its stages
     models: tuple[str, ...] | None
-    seeds: tuple[int, ...]  # the seeds of training
+    seeds: tuple[int, ...]
     job: BenchJob  # how runs are judged, without the runs
     calls: int  # network calls an image at which samplers with `steps` are compared too; 0: they are not
     curves: tuple[str, ...] = ()  # "steps", "time", or both: what quality is drawn against
@@ -65,10 +65,10 @@ class Entry:
     """One training of a league."""
 
     model: str  # name of the model, or of the recipe's file
-    seed: int  # seed of the training
+    seed: int
     asked: Asked  # what is asked of the trainer
     recipe: Recipe  # the recipe with what its data set decides
-    plan: Plan  # the processes
+    plan: Plan
 
     def run(self) -> Run | None:
         """The run of this training: a finished one if there is one, else the newest that has begun."""

@@ -124,10 +124,10 @@ def log_marginal(model: Model, batch: Batch, frequencies: Tensor, seed: int) -> 
 class SolverGap:
     """How much the likelihood of some images changes with twice as many steps of the solver."""
 
-    steps: int  # number of steps
+    steps: int
     mean: float  # mean change in bits per dimension, above 0 where the likelihood is too high
     worst: float  # largest absolute change in bits per dimension
-    n: int  # number of images
+    n: int
 
     def __str__(self) -> str:
         line = (

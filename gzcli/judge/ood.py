@@ -30,12 +30,11 @@ from gzcli.engine.trained import Trained, load_trained
 from gzcli.judge.images import BANK, short_paths, treatment
 from gzcli.judge.scoring import Pick, score_all
 from gzcli.metrics import baselines, lite
-from gzcli.metrics.detection import detection
+from gzcli.metrics.detection import FIGURES, detection
 from gzcli.metrics.interval import subset
 from gzcli.store import files
 from gzcli.store.runs import Run
 
-FIGURES = ("auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_id")
 BASELINES = ("png", "mean", "knn_pixels", "knn_lite")  # scores that use no model
 PLAIN = ("nll", "elbo")  # the likelihood itself, or its bound
 FPR = {

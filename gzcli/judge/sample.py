@@ -216,7 +216,7 @@ class Output:
     images: np.ndarray  # the outputs in order, uint8 [n, C, H, W]
     labels: np.ndarray | None  # labels of the outputs, [n] or [n, K]; None without labels
     sheet: np.ndarray  # picture of the outputs beside their inputs, uint8 [H, W, C]
-    applied: Applied  # what the model returned
+    applied: Applied
 
 
 def apply(trained: Trained, do: str, job: SampleJob, progress: Progress, say: Say = silent) -> Output:

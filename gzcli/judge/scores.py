@@ -28,14 +28,14 @@ from gzcli.models.nn import double, full_fp32
 from gzcli.models.options import defaults, grouped
 
 
-def own_scores(model: Model) -> list[str]:
+def model_scores(model: Model) -> list[str]:
     """The names of the model's `score_<name>` methods."""
     return sorted(name.removeprefix("score_") for name in dir(type(model)) if name.startswith("score_"))
 
 
 def cheap_scores(model: Model) -> list[str]:
     """The names of the model's own scores that are not `costly`."""
-    return [score for score in own_scores(model) if score not in model.costly]
+    return [score for score in model_scores(model) if score not in model.costly]
 
 
 def choose(
@@ -43,7 +43,7 @@ def choose(
 ) -> list[str]:
     """The scores to compute: those asked for, else the recipe's, else every cheap one."""
     model, name = trained.model, trained.name
-    own_names = own_scores(model)
+    own_names = model_scores(model)
     of_pixels = trained.space is None
     made = likelihood_scores(log_prob=hasattr(model, "log_prob") and of_pixels, own=own_names)
     options = list(dict.fromkeys((*own_names, *made)))
@@ -93,7 +93,7 @@ class Scorer:
         taken = [self._keywords(f"{kind}_{name}") for name in names for kind in ("score", "fit")]
         self.unused = sorted(set(self.options).difference(*taken))
 
-    def own(self) -> list[str]:
+    def model_scores(self) -> list[str]:
         """The model's own scores that are computed: those named, and the cheap ones as statistics."""
         statistics = cheap_scores(self.model) if read(self.names, "statistics") else []
         names = dict.fromkeys((*self.names, *statistics))
@@ -101,7 +101,7 @@ class Scorer:
 
     def fits(self) -> list[str]:
         """The model's own scores that have a fit."""
-        return [name for name in self.own() if hasattr(self.model, f"fit_{name}")]
+        return [name for name in self.model_scores() if hasattr(self.model, f"fit_{name}")]
 
     def is_fitted(self) -> bool:
         """Whether any score has a fit."""
@@ -110,7 +110,7 @@ class Scorer:
     def fit(self, held_out: ranks.Sliceable[Batch], train: Iterable[Batch]) -> None:
         """Fits the scores that have a fit."""
         for name in self.fits():
-            batches = _Seen(self.trained, train if name in self.model.fitted_on_train else held_out)
+            batches = SeenBatches(self.trained, train if name in self.model.fitted_on_train else held_out)
             method = f"fit_{name}"
             with self.trained.scoring():
                 getattr(self.model, method)(batches, **self._taken(method))
@@ -130,7 +130,7 @@ class Scorer:
         for name in self.names:
             score = SCORES.get(name)
             values[name] = (
-                score.compute(facts, self.fitted.get(name)) if score else self.own_score(name, batch)
+                score.compute(facts, self.fitted.get(name)) if score else self.model_score(name, batch)
             )
         return values
 
@@ -146,7 +146,7 @@ class Scorer:
                 )
         return values
 
-    def own_score(self, name: str, batch: Batch) -> np.ndarray:
+    def model_score(self, name: str, batch: Batch) -> np.ndarray:
         """float64 [B]: the model's `score_<name>`."""
         method = f"score_{name}"
         with self.trained.scoring():
@@ -187,7 +187,7 @@ class BatchFacts:
     @cached_property
     def statistics(self) -> dict[str, np.ndarray]:
         cheap = [name for name in cheap_scores(self.scorer.model) if name != "nll"]
-        own = {name: self.scorer.own_score(name, self.batch) for name in cheap}
+        own = {name: self.scorer.model_score(name, self.batch) for name in cheap}
         return {"nll": self.nll, "code": self.code_length, **own}
 
     @cached_property
@@ -221,11 +221,11 @@ class BatchFacts:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class SeenBatches:
     """Batches as the model sees them, which a fit may read several times."""
 
-    trained: Trained  # the model
-    batches: Iterable[Batch]  # batches of images
+    trained: Trained
+    batches: Iterable[Batch]
 
     def __iter__(self) -> Iterator[Batch]:
         return map(self.trained.seen, self.batches)

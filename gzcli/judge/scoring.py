@@ -54,8 +54,8 @@ Table = Mapping[str, np.ndarray]  # float64 [N] of each score
 class Pick:
     """Images that are scored."""
 
-    pack: Pack  # the data set
-    split: str  # of the set
+    pack: Pack
+    split: str
     index: np.ndarray  # positions in the split, [N]
     by_content: bool = False  # whether an image's noise goes by its pixels, not by its position
     unbounded: bool = False
@@ -72,7 +72,7 @@ class Pick:
 class Scored:
     """What the runs and seeds have found."""
 
-    names: list[str]  # of the scores
+    names: list[str]
     seeds: list[dict[str, Table]] = field(default_factory=list)
     perceptual: str | None = None
     background: str | None = None  # id of the run that `ratio` divides by
@@ -117,11 +117,12 @@ def score_all(
     """The scores of picked images by every run of a job, with every seed; each process scores its share."""
     models = [first, *(same_images(first, load(path)) for path in job.others)]
     names = scores_of(first, job)
+    of_each = list(dict.fromkeys("nll" if name == WAIC else name for name in names))  # what a run computes
     scored, n = Scored(names), job.n
 
     def scorer_of(trained: Trained, seed: int) -> Scorer:
-        scorer = make_scorer(trained, computed_for(names), job, seed)
-        compares = set(trained.model.perceptual_scores) & set(scorer.own())
+        scorer = make_scorer(trained, of_each, job, seed)
+        compares = set(trained.model.perceptual_scores) & set(scorer.model_scores())
         if compares and seed == job.seed and not scorer.options.get("pixels"):
             distance = perceive(trained, home, log)
             scored.perceptual = scored.perceptual or distance
@@ -275,11 +276,6 @@ def score_pick(scorer: Scorer, pick: Pick, log: Log) -> Table:
             return {name: np.where(np.isfinite(v), v, np.nan) for name, v in scores.items()}
 
         return ranks.over(images, work)
-
-
-def computed_for(names: Sequence[str]) -> list[str]:
-    """The scores that each run computes for some scores: `nll` in the place of `waic`."""
-    return list(dict.fromkeys("nll" if name == WAIC else name for name in names))
 
 
 def combined(

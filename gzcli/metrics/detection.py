@@ -8,11 +8,20 @@ are. The two differ where the variances of the scores do.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from gzcli.core.errors import DivergedError, UsageError
+
+# of each figure: its heading, and where better values lie
+FIGURES: dict[str, tuple[str, Literal["down", "up"]]] = {
+    "auroc": ("AUROC", "up"),
+    "fpr95": ("FPR95", "down"),
+    "fpr95_id": ("FPR95 (id)", "down"),
+    "aupr_in": ("AUPR in", "up"),
+    "aupr_out": ("AUPR out", "up"),
+}
 
 
 def detection(

@@ -74,7 +74,7 @@ class LeNetFeatures:
     hash: str  # of the weights; it names the feature space
     accuracy: float  # on the test split, of the classes or of the rotations
     rotations: bool  # whether it classifies rotations
-    device: torch.device  # where it computes
+    device: torch.device
     batch: int = field(default=500, repr=False)  # number of images in a forward pass
 
     def features(self, images: np.ndarray | Pictures) -> np.ndarray:

@@ -26,9 +26,9 @@ LAYERS = ("2048", "logits_unbiased")
 class InceptionFeatures:
     """Torch-fidelity's port of the Inception of TensorFlow that FID is defined by (`inception-v3-compat`)."""
 
-    net: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]  # the network
+    net: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
     hash: str  # of the file of its weights
-    device: torch.device  # where it computes
+    device: torch.device
     batch: int = field(default=32, repr=False)  # number of images in a forward pass
 
     @torch.no_grad()

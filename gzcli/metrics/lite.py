@@ -68,9 +68,9 @@ def weights_file() -> Path:
 class LiteFeatures:
     """EfficientNet-Lite0 as a feature space."""
 
-    net: Lite0  # the network
+    net: Lite0
     hash: str  # of the weights; it names the feature space
-    device: torch.device  # where it computes
+    device: torch.device
     batch: int = field(default=32, repr=False)  # number of images in a forward pass
 
     def features(self, images: np.ndarray | Pictures) -> np.ndarray:

@@ -170,13 +170,10 @@ def agreement(rows: Sequence[Row], metric: str) -> dict[str, float] | None:
         shared = [row for row in rows if row["model"] in both and row["seed"] in pair]
         order = ranks(shared, metric)
         if len(both) > 2:
-            correlations.append(pearson([order[m, pair[0]] for m in both], [order[m, pair[1]] for m in both]))
+            a, b = ([order[model, seed] for model in both] for seed in pair)
+            varied = len(set(a)) > 1 and len(set(b)) > 1
+            correlations.append(statistics.correlation(a, b) if varied else 0.0)
     return {"mean": statistics.fmean(correlations), "min": min(correlations)} if correlations else None
-
-
-def pearson(a: Sequence[float], b: Sequence[float]) -> float:
-    """The correlation; 0 where one of them does not vary."""
-    return statistics.correlation(a, b) if len(set(a)) > 1 and len(set(b)) > 1 else 0.0
 
 
 # ---------------------------------------------------------------------------- CSV

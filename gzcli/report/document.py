@@ -14,7 +14,7 @@ Point = tuple[float, float]
 class Cell:
     """A cell of a table."""
 
-    text: str  # what it says
+    text: str
     value: float | None = None  # the number by which its column is sorted; None: the text is
     small: str = ""  # what stands beside the text in small letters, as an interval
     best: bool = False  # whether it is the best of its column
@@ -24,7 +24,7 @@ class Cell:
 class Column:
     """A column of a table."""
 
-    name: str  # its head
+    name: str
     direction: Direction | None = None  # where better values lie; None: neither way
     numeric: bool = True  # whether it holds numbers, which are aligned to the right
 
@@ -33,9 +33,9 @@ class Column:
 class Table:
     """A table whose rows may be sorted."""
 
-    title: str  # its heading
-    columns: Sequence[Column]  # of each row
-    rows: Sequence[Sequence[Cell]]  # its cells
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
     foot: Sequence[Sequence[Cell]] = ()  # rows that stay below, as the floor
     caption: str = ""  # what the figures mean
     kind: str = "table"
@@ -50,7 +50,7 @@ class Table:
 class Series:
     """A line of a chart."""
 
-    name: str  # in the legend
+    name: str
     points: Sequence[Point]  # (x, y), in order
     dashed: bool = False  # whether it is a line to compare with
 
@@ -59,11 +59,11 @@ class Series:
 class Chart:
     """Lines over one axis."""
 
-    name: str  # of its file
-    title: str  # its heading
+    name: str
+    title: str
     x: str
     y: str
-    series: Sequence[Series]  # the lines; all share one scale
+    series: Sequence[Series]
     ticks: Sequence[tuple[float, str]] = ()
     filled: bool = False  # whether the areas below the lines are shaded, as in a histogram
     kind: str = "chart"
@@ -74,19 +74,19 @@ class Estimate:
     """A figure with its 95 % interval, which may be unknown."""
 
     name: str  # of what has it
-    value: float  # the figure
+    value: float
     low: float | None = None
     high: float | None = None
-    best: bool = False  # whether it is the best
+    best: bool = False
 
 
 @dataclass(frozen=True)
 class Dots:
     """Estimates of one figure below each other, with the floor as a line."""
 
-    name: str  # of its file
+    name: str
     title: str  # name of the figure
-    rows: Sequence[Estimate]  # the estimates
+    rows: Sequence[Estimate]
     floor: float | None  # the figure of real images; None: unknown
     direction: Direction | None  # where better values lie
     kind: str = "dots"
@@ -97,8 +97,8 @@ class Picture:
     """A PNG."""
 
     name: str  # of its file, without the ending
-    title: str  # what it shows
-    png: bytes  # the file's bytes
+    title: str
+    png: bytes
     wide: bool = False  # whether it takes the page's width
     kind: str = "picture"
 
@@ -107,8 +107,8 @@ class Picture:
 class Text:
     """A text that is shown as it is, when its title is opened."""
 
-    title: str  # its heading
-    body: str  # the text
+    title: str
+    body: str
     kind: str = "text"
 
 
@@ -119,7 +119,7 @@ Item = Table | Chart | Dots | Picture | Text
 class Section:
     """A part of a report."""
 
-    title: str  # its heading
+    title: str
     items: Sequence[Item]  # what it holds; small figures stand side by side
     lead: str = ""  # a sentence before them
 
@@ -129,9 +129,9 @@ class Document:
     """A report. In all of its sentences `…` marks code."""
 
     verb: str  # the command that made the results
-    title: str  # of the page
-    lead: str  # the result in a sentence
+    title: str
+    lead: str
     facts: Sequence[tuple[str, str]]  # (name, value) of what the figures depend on
     notes: Sequence[str] = ()  # without which the figures could be misread
-    sections: Sequence[Section] = field(default_factory=list)  # the parts
+    sections: Sequence[Section] = field(default_factory=list)
     command: str = ""  # the line that makes the results again

@@ -11,18 +11,11 @@ import numpy as np
 
 from gzcli.core.units import by_sides
 from gzcli.engine.pictures import score_bins
+from gzcli.metrics.detection import FIGURES
 from gzcli.report.common import behind, day, number, other_pictures, shown, thinned, training
-from gzcli.report.document import Cell, Chart, Column, Direction, Document, Section, Series, Table
+from gzcli.report.document import Cell, Chart, Column, Document, Section, Series, Table
 from gzcli.report.results import Results
 
-# (key, head, where better values lie) of the table
-FIGURES: tuple[tuple[str, str, Direction], ...] = (
-    ("auroc", "AUROC", "up"),
-    ("fpr95", "FPR95", "down"),
-    ("fpr95_id", "FPR95 (id)", "down"),
-    ("aupr_in", "AUPR in", "up"),
-    ("aupr_out", "AUPR out", "up"),
-)
 LISTED = 500  # files of single pictures that are listed
 
 
@@ -82,11 +75,11 @@ def detection(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], out: 
     """The figures of each score on one foreign set; baselines stand below the model's own."""
     of_set = [row for row in rows if str(row.get("out")) == out]
     of_set.sort(key=lambda row: bool(row.get("baseline")))
-    columns = [Column("score", numeric=False), *(Column(head, way) for _, head, way in FIGURES)]
+    columns = [Column("score", numeric=False), *(Column(head, way) for head, way in FIGURES.values())]
     body = []
     for row in of_set:
         cells = [Cell(str(row.get("score")), None, "baseline" if row.get("baseline") else "")]
-        for key, _, way in FIGURES:
+        for key, (_, way) in FIGURES.items():
             values = [other[key] for other in of_set if isinstance(other.get(key), (int, float))]
             best = (max if way == "up" else min)(values) if len(values) > 1 else None
             value = row.get(key)

@@ -32,7 +32,7 @@ NOT_SCORES = ("set", "role", "index", "file")  # the other columns of `scores.cs
 class Results:
     """What a job left in its folder."""
 
-    folder: Path  # the folder
+    folder: Path
     made: dict[str, Any]  # the JSON that the verb printed
     job: dict[str, Any]  # what was asked for; empty where the folder does not say
     time: float  # when the results were written, in seconds since 1970
@@ -64,11 +64,14 @@ class Results:
     def samples(self, row: Mapping[str, Any]) -> np.ndarray | None:
         """The samples of a row, uint8 [N, C, H, W]; None where none were kept. Those of a league lie among
         the files of its runs."""
-        run, named = str(row.get("run") or row.get("name") or ""), row.get("samples")
-        beside = [path for path in sorted(self.folder.glob("samples/*.npz")) if named_after(path, run)]
-        places = [*([Path(named), self.folder / "samples" / Path(named).name] if named else ()), *beside]
+        run, file = str(row.get("run") or row.get("name") or ""), row.get("samples")
+        places = [Path(file), self.folder / "samples" / Path(file).name] if file else []
+        for path in sorted(self.folder.glob("samples/*.npz")):
+            if path.name.startswith(f"{run}-") or path.stem == run:
+                places.append(path)
         if "summary" in self.made and run in self.runs:  # a league of before its rows named their files
-            places += sorted(self.runs[run].path.glob("bench/*/samples/*.npz"), key=drawn_at)
+            drawn = self.runs[run].path.glob("bench/*/samples/*.npz")  # the last judgement's first
+            places += sorted(drawn, key=lambda path: (-path.parent.stat().st_mtime, path.stat().st_mtime))
         for path in places:
             if path.is_file():
                 return arrays.arrays(path, "samples")["samples"].transpose(0, 3, 1, 2)
@@ -152,17 +155,6 @@ def read(place: Path) -> Results:
         f"`{folder}` holds no results of `gz bench` or `gz ood`",
         hint="a report is made of the folder with `bench.json` or `ood.json`",
     )
-
-
-def drawn_at(file: Path) -> tuple[float, float]:
-    """The order of a run's files of samples: those of the last judgement first, in it those drawn first,
-    which are by the model's own sampler."""
-    return -file.parent.stat().st_mtime, file.stat().st_mtime
-
-
-def named_after(file: Path, run: str) -> bool:
-    """Whether a file of samples is named as those of a run are."""
-    return file.name.startswith(f"{run}-") or file.stem == run
 
 
 def listed(value: Any) -> list[Any]:

@@ -33,7 +33,7 @@ from gzcli.engine.log import Log
 from gzcli.judge import scoring
 from gzcli.judge.images import Images
 from gzcli.judge.sample import apply
-from gzcli.judge.scores import Scorer, own_scores
+from gzcli.judge.scores import Scorer, model_scores
 from gzcli.metrics.features import LeNet, LeNetFeatures
 from gzcli.metrics.interval import subset
 from gzcli.metrics.quality import own
@@ -74,7 +74,7 @@ TRAINED = {
     "engine/sampler.py::cycled": "pictures there, once a batch",
     "engine/apply.py": "pictures there and back",
     "models/denoising/by_class.py::ByClass.classify": "once a call: the accuracy",
-    "engine/scores.py::Scorer.own_score": "the scores",
+    "engine/scores.py::Scorer.model_score": "the scores",
     "engine/scores.py::BatchFacts._nll": "the scores",
     "engine/scores.py::BatchFacts.gradient_norm": "the scores",
     "engine/scores.py::BatchFacts.code_length": "the images, which a coder on the host takes",
@@ -269,7 +269,7 @@ class Paths:
 
     def of_scores(self) -> Iterator[tuple[str, dict[str, str], Callable[[], None]]]:
         scoring.perceive(self.trained, self.t.pack, self.t.log)
-        for name in own_scores(self.model):
+        for name in model_scores(self.model):
             yield f"score {name}", TRAINED, lambda name=name: self.score(name)
         for name in self.card.maps:
             yield f"map {name}", TRAINED, lambda name=name: self.map(f"map_{name}")
