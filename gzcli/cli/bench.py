@@ -238,8 +238,8 @@ def find_contestants(words: list[str], data: str | None) -> tuple[DataSet, list[
 
 
 def is_run(word: str) -> bool:
-    """Whether a word means a run, a model, or a file of weights. One that looks like a name and means nothing
-    at all does too: the search for it tells what was meant."""
+    """Whether a word means a run, a model or a file of weights. A name that nothing has counts as one,
+    because the search for runs suggests what may have been meant."""
     from gzcli.data.sets.names import ENDINGS, is_set
     from gzcli.recipe.from_file import is_shared
     from gzcli.store import runs
@@ -344,7 +344,7 @@ def least(columns: Sequence[str]) -> str:
 
 
 def floor_line(floor: Mapping[str, Any], floors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The line of real images in place of samples; it says how many where there are several such lines."""
+    """The line of real images in place of samples, with their number where there are several such lines."""
     several = len(floors) > 1 or floor["images"] < floor["n"]
     count = f", {floor['images']:,}" if several else ""
     return {**floor, "name": f"(real images{count})"}

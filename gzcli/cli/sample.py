@@ -1,5 +1,5 @@
-"""`gz sample`: images from a trained model, one of its applications, or (`--like`) the samples that a picture
-was one of, drawn again."""
+"""`gz sample`: images from a trained model, or one of its applications; `--like PICTURE` repeats an earlier
+`gz sample` from one of its pictures."""
 
 from __future__ import annotations
 
@@ -173,13 +173,13 @@ def sample(
     from gzcli.models.catalog import card_of
     from gzcli.recipe.from_file import find_run
 
+    paths = {"input": str(input) if input else None, "mask": str(mask) if mask else None}
+    job = SampleJob("", npz=npz, png=png, animate=animate, **paths)  # the rest is known below
     if like:
-        launch = processes_of(gpus, cpu, processes)
+        job = replace(job, launch=processes_of(gpus, cpu, processes))
         if submit or slurm:
-            return submit_verb("sample", model or like.stem, seed, launch, slurm or ())
+            return submit_verb("sample", model or like.stem, seed, job.launch, slurm or ())
         both = {"n": n, "labels": label, "prompts": prompt or prompts, "do": do, "options": ctx.args}
-        job = SampleJob("", npz=npz, png=png, animate=animate, launch=launch)
-        job = replace(job, input=str(input) if input else None, mask=str(mask) if mask else None)
         return draw_like(like, model, both, job, out_dir)
     if not model:
         raise UsageError("`gz sample` needs a model, a run or a file", hint="gz sample vae")
@@ -188,14 +188,10 @@ def sample(
     run = find_run(model, data=key)
     part = part_of(run.serving.tree())
     card = card_of(run, part.model)
-    if do:
-        do = choose_application(do, card)
-    check_pictures(card, do, input, mask)
     conditional = bool(part.options.get("conditional"))
-    if do in card.with_labels and not conditional:
-        raise not_labelled(run, f"`--do {do}` is for runs that were trained with labels, unlike `{run.id}`")
-    if label:
-        check_labels(card, do, run, conditional=conditional)
+    do = choose_application(do, card) if do else None
+    check_pictures(card, do, input, mask)
+    check_labels(card, do, run, label, conditional=conditional)
     what, takes = (f"`--do {do}`", card.do[do]) if do else (f"`{card.name}`", card.sample)
     texts = read_prompts(prompt or [], prompts)
     if texts and "prompt" not in takes:
@@ -209,21 +205,17 @@ def sample(
     announce(run, model, data=key)
     name = do or (f"n{n}" if n else "from-input")
     folder = folder_of(out_dir, run, name)
-    job = SampleJob(
-        str(run.path),
-        checkpoint,
-        n,
-        seed,
-        label,
-        tuple(texts),
-        options,
-        do,
-        input=str(input) if input else None,
+    job = replace(
+        job,
+        run=str(run.path),
+        checkpoint=checkpoint,
+        n=n,
+        seed=seed,
+        labels=label,
+        prompts=tuple(texts),
+        options=options,
+        do=do,
         input_as=card.inputs[0] if input and not do else None,
-        mask=str(mask) if mask else None,
-        npz=npz,
-        png=png,
-        animate=animate,
         precision=precision,
         launch=launch,
     )
@@ -288,8 +280,13 @@ def check_pictures(model: ModelCard, do: str | None, input: Path | None, mask: P
         raise UsageError(f"`--do {do}` of `{model.name}` takes no mask", hint=hint)
 
 
-def check_labels(model: ModelCard, do: str | None, run: Run, *, conditional: bool) -> None:
-    """Raises UsageError where `--label` has no effect on the application `do`, or on samples of this run."""
+def check_labels(model: ModelCard, do: str | None, run: Run, label: str | None, *, conditional: bool) -> None:
+    """Raises UsageError where the application `do` needs a run that was trained with labels, or where
+    `--label` has no effect on it, or on samples of this run."""
+    if do in model.with_labels and not conditional:
+        raise not_labelled(run, f"`--do {do}` is for runs that were trained with labels, unlike `{run.id}`")
+    if not label:
+        return
     if do and do not in model.labelled:
         raise UsageError(
             f"`--do {do}` of `{model.name}` takes no labels",
@@ -352,7 +349,7 @@ def without_prompts(model: ModelCard) -> str:
 def draw_like(
     picture: Path, model: str, also: Mapping[str, Any], job: SampleJob, out_dir: Path | None
 ) -> None:
-    """Draws again what a picture shows. Arguments and errors as of `job_of`."""
+    """Repeats the `gz sample` that drew a picture."""
     from gzcli.cli.jobs import announce, do_job
 
     run, job = job_of(picture, model, also, job)
@@ -417,8 +414,8 @@ def job_of(picture: Path, model: str, also: Mapping[str, Any], job: SampleJob) -
 
 
 def compare(picture: Path, result: Mapping[str, Any]) -> dict[str, Any]:
-    """Tells whether a picture was met: {file, same, most}, `most` being the largest difference of a pixel in
-    grey levels, of 255; None where the sizes differ."""
+    """Compares a picture with its repetition: {file, same, most}, `most` being the largest difference of a
+    pixel in grey levels, of 255; None where the sizes differ."""
     import numpy as np
     from PIL import Image
 

@@ -170,7 +170,7 @@ def columns_of(n: int, ratio: float) -> int:
     """The number of images in a row of a picture of n that is about square."""
     ideal = math.sqrt(n * ratio)
     full = [k for k in range(1, n + 1) if n % k == 0 and 0.69 <= k / ideal <= 1.45]
-    far = {k: round(abs(math.log(k / ideal)), 9) for k in full}  # of two alike the wider picture
+    far = {k: round(abs(math.log(k / ideal)), 9) for k in full}  # of two that are equally far the wider one
     return min(full, key=lambda k: (far[k], -k), default=min(n, math.ceil(ideal)))
 
 
