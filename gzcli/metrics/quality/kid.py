@@ -4,7 +4,7 @@ n."""
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from gzcli.core.errors import UsageError
 from gzcli.metrics.metric import Column, Figures, Interval, Metric
@@ -96,18 +96,23 @@ def _kernel(products: np.ndarray, width: int) -> np.ndarray:
 
 
 def metric(
-    name: str, order: int, features: str, rank: int, *, subsets: int = 40, default: bool = False
+    name: str,
+    order: int,
+    features: str,
+    rank: int,
+    *,
+    subsets: int = 40,
+    default: Literal["", "always", "colour"] = "",
 ) -> Metric:
     meaning = "kernel Inception distance" if name == "kid" else ""
     column = Column(name, "down", keep=17, rank=rank, signed=True, meaning=meaning)
-    chosen = "always" if default else "colour" if features == "lite" else ""
     how = partial(compare, name, subsets)
-    return Metric(name, order, (column,), features, default=chosen, compare=how)
+    return Metric(name, order, (column,), features, default=default, compare=how)
 
 
 METRICS = (
-    metric("kid_lenet", 30, "lenet", 6, default=True),
-    metric("kid_lite", 230, "lite", 7),
+    metric("kid_lenet", 30, "lenet", 6, default="always"),
+    metric("kid_lite", 230, "lite", 7, default="colour"),
     metric("kid", 310, "inception", 8, subsets=100),
     metric("kid_dinov2", 410, "dinov2", 9),
     metric("kid_clip", 510, "clip", 10),
