@@ -278,7 +278,6 @@ def images_at(word: str) -> str:
 
 
 def data_of(run: Run) -> str:
-    """The reference of the set that a run was trained on."""
     return str(run.serving.tree()["data"]["name"])
 
 
@@ -308,7 +307,6 @@ def cells(
     *,
     wide: bool = False,
 ) -> tuple[list[str], list[list[Any]]]:
-    """Heads and rows of the table."""
     biased = {name for names in result["biased"].values() for name in names}
     heads, rows = ["name"], [[line["name"]] for line in lines]
     first = next((name for name in columns if name in result["directions"]), None)
@@ -344,14 +342,12 @@ def least(columns: Sequence[str]) -> str:
 
 
 def floor_line(floor: Mapping[str, Any], floors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The line of real images in place of samples, with their number where there are several such lines."""
     several = len(floors) > 1 or floor["images"] < floor["n"]
     count = f", {floor['images']:,}" if several else ""
     return {**floor, "name": f"(real images{count})"}
 
 
 def half(line: Mapping[str, Any], name: str) -> str | None:
-    """Half of a figure's interval, as text."""
     ends = line["intervals"].get(name)
     if ends is None:
         return None
@@ -360,5 +356,4 @@ def half(line: Mapping[str, Any], name: str) -> str | None:
 
 
 def number(value: Any) -> Any:
-    """A figure as text; any other value as it is."""
     return figure(value) if isinstance(value, float) else value

@@ -195,8 +195,8 @@ def ood(
     of_pictures = {"--fpr": fpr, "--map": map_, "--png": png, "--fail": fail}
     of_sets = {"--out": out_, "--benchmark": benchmark, "--imglists": imglists}
     check_options(model, input_, of_pictures, of_sets)
-    bench = benchmark_of(benchmark, in_, out_) if benchmark else None
-    name = bench.inside if bench else in_
+    openood = benchmark_of(benchmark, in_, out_) if benchmark else None
+    name = openood.inside if openood else in_
     key = locate(name).key if name else None
     model = spelled(model, pretrained)
     further, words = leading(ctx.args)
@@ -225,16 +225,16 @@ def ood(
     if input_ is not None:
         if map_:
             check_maps(cards[0])
-        path, options_of_job = local(input_), {"maps": map_, "png": png, "seeds": seeds}
-        job = AlarmJob(str(run.path), home.reference, str(path), rate(fpr), **options_of_job, **shared)
+        path, more = local(input_), {"maps": map_, "png": png, "seeds": seeds}
+        job = AlarmJob(str(run.path), home.reference, str(path), rate(fpr), **more, **shared)
         label = f"input-{slug(path.stem)}"
     else:
         lists = local(imglists) if imglists else None
-        foreign = foreign_sets(bench, lists, out_, part.data)
+        foreign = foreign_sets(openood, lists, out_, part.data)
         outs = tuple(each.reference for each in foreign)
-        label = bench.name if bench else "-".join(slug(name.rsplit("/", 1)[-1]) for name in outs)[:80]
-        options_of_job = {"benchmark": bench and bench.name, "imglists": str(lists) if lists else None}
-        job = OodJob(str(run.path), home.reference, outs, seeds=seeds or 1, **options_of_job, **shared)
+        label = openood.name if openood else "-".join(slug(name.rsplit("/", 1)[-1]) for name in outs)[:80]
+        more = {"benchmark": openood and openood.name, "imglists": str(lists) if lists else None}
+        job = OodJob(str(run.path), home.reference, outs, seeds=seeds or 1, **more, **shared)
     if submit or slurm:
         return submit_verb("ood", model, seed, job.launch, slurm or ())
     announce(run, model, data=key)
@@ -387,22 +387,22 @@ def at_hand(benchmark: Benchmark, data: DataSection) -> list[DataSet]:
     from gzcli.data.packs.wanted import wanted
     from gzcli.data.sets.names import locate
 
-    at_hand_sets = []
+    here = []
     for name in (*benchmark.near, *benchmark.far):
         foreign = locate(name)
         try:
             open_pack(foreign, **wanted(data), say=out.info)
-            at_hand_sets.append(foreign)
+            here.append(foreign)
         except MissingError as e:
             out.info(f"left out: {e.message} ({e.hint})")
     for name in benchmark.absent:
         out.info(f"left out: `{name}`, which gz does not know")
-    if not at_hand_sets:
+    if not here:
         sets = " ".join((*benchmark.near, *benchmark.far))
         raise MissingError(
             f"none of the foreign sets of `{benchmark.name}` is at hand", hint=f"gz data download {sets}"
         )
-    return at_hand_sets
+    return here
 
 
 def rate(text: str | None) -> float:

@@ -192,7 +192,6 @@ class Alarms:
         return row | ({"spread": spread} if spread else {})
 
     def limits(self) -> dict[str, Any]:
-        """The thresholds, for JSON; None where a side has none."""
         ends = {name: [finite(end) for end in both] for name, both in self.thresholds.items()}
         low, high = ({name: both[side] for name, both in ends.items()} for side in (0, 1))
         only = next(iter(high.values())) if len(high) == 1 else None
@@ -200,7 +199,6 @@ class Alarms:
 
 
 def finite(value: float) -> float | None:
-    """The number for JSON, which has none that is not finite."""
     return float(value) if math.isfinite(value) else None
 
 

@@ -232,7 +232,6 @@ def notes(
 
 
 def provenance(judge: Judge, job: BenchJob, processes: int) -> dict[str, Any]:
-    """What the figures depend on, beside the facts of each row."""
     meta = judge.pack.meta
     return {
         "n_real": len(judge.real.reference(None)),

@@ -258,7 +258,6 @@ def counted(net: nn.Module | None) -> Iterator[Counter[nn.Module]]:
 
 
 def own_size(layer: nn.Module) -> int:
-    """The parameters of a module itself, without those of modules in it."""
     return sum(p.numel() for p in layer.parameters(recurse=False))
 
 

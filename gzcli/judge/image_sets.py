@@ -60,7 +60,6 @@ class ImageSet:
         return self._features[space.hash]
 
     def knows(self, space: Space) -> bool:
-        """Whether the features in a space are known by now."""
         return space.hash in self._features
 
     def take(self, rows: np.ndarray) -> ImageSet:
@@ -111,7 +110,6 @@ class RealImages:
         self._pairs: dict[tuple[int, int | None], list[tuple[ImageSet, ImageSet]]] = {}
 
     def reference(self, levels: int | None) -> ImageSet:
-        """The images of the split."""
         return self.of(self.split, levels)
 
     def of(self, split: str, levels: int | None = None) -> ImageSet:

@@ -80,7 +80,6 @@ class Judge:
 
     @property
     def memory_space(self) -> Space | None:
-        """The feature space in which copies of training images are looked for."""
         return self.large.get("lite", self.lenet)
 
     @cached_property
@@ -257,7 +256,6 @@ class Judge:
         return []
 
     def provenance(self) -> dict[str, Any]:
-        """What the figures depend on beside the images."""
         net = self.lenet
         return {
             "features": net and net.hash,

@@ -305,7 +305,6 @@ def sheet_of(
 
 
 def to_bytes(x: Tensor) -> np.ndarray:
-    """Images in [-1, 1] as uint8 on the host."""
     return to_uint8(x).cpu().numpy()
 
 

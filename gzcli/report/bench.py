@@ -90,7 +90,6 @@ def document(results: Results) -> Document:
 
 
 def equal_calls(made: Mapping[str, Any]) -> list[Section]:
-    """The figures of a league at equal network calls."""
     rows = [row for row in made.get("equal_calls") or [] if isinstance(row, dict)]
     if not rows:
         return []
@@ -228,13 +227,11 @@ class Figures:
         return f"{len(self.rows)} contestants side by side."
 
     def sentence(self, names: Sequence[str]) -> str:
-        """Which rows failed."""
         failed = [name for name, row in zip(names, self.rows, strict=True) if row.get("error")]
         return f"Failed: {', '.join(failed)}." if failed else ""
 
 
 def detail(row: Mapping[str, Any], title: str) -> str:
-    """What stands below a contestant's name: its error, else its run."""
     if row.get("error"):
         return f"failed: {row['error']}"
     run = str(row.get("run") or "")
@@ -258,7 +255,6 @@ def grids(results: Results, rows: Sequence[Mapping[str, Any]], names: Sequence[s
 
 
 def costs(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Table]:
-    """Parameters, steps and times of each contestant."""
     values: list[dict[str, Any]] = []
     for row in rows:
         own = {key: value for key, value in row.items() if key not in (*TEXTS, *FLAGS)}

@@ -23,7 +23,6 @@ CURVES = 36  # charts of training at most
 
 
 def number(value: Any) -> str:
-    """A figure in four digits, a whole number in groups of three; `–` for none."""
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return "–"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -61,7 +60,6 @@ def shown(ends: Any) -> str:
 
 
 def day(results: Results) -> tuple[str, str]:
-    """The fact of when the results were made."""
     return "made", datetime.fromtimestamp(results.time).strftime("%Y-%m-%d %H:%M")
 
 
@@ -121,7 +119,6 @@ def behind(results: Results) -> Section:
 
 
 def table_of(values: Mapping[str, Any]) -> str:
-    """Names and values as lines of text."""
     width = max(map(len, values))
     return "\n".join(f"{key:<{width}}  {value}" for key, value in values.items())
 
@@ -140,7 +137,6 @@ def words(name: str) -> str:
 
 
 def png_of(image: np.ndarray) -> bytes:
-    """A picture [H, W, C] uint8, C = 1 or 3, as the bytes of a PNG."""
     held = io.BytesIO()
     Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(held, "png", optimize=True)
     return held.getvalue()

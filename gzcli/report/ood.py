@@ -72,7 +72,6 @@ def winner(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
 
 
 def detection(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], out: str) -> Table:
-    """The figures of each score on one foreign set; baselines stand below the model's own."""
     of_set = [row for row in rows if str(row.get("out")) == out]
     of_set.sort(key=lambda row: bool(row.get("baseline")))
     columns = [Column("score", numeric=False), *(Column(head, way) for head, way in FIGURES.values())]
@@ -147,7 +146,6 @@ def of_flags(made: Mapping[str, Any], of_files: Sequence[Mapping[str, Any]]) -> 
 
 
 def flagged(of_files: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """The pictures by their p-value, those that are flagged first."""
     order = sorted(of_files, key=lambda file: (not file.get("flagged"), file.get("p") or 0))[:LISTED]
     scores = list(dict.fromkeys(chain.from_iterable(file.get("scores") or {} for file in order)))
     columns = [Column("file", numeric=False), Column("flagged", numeric=False), Column("p")]

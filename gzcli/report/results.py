@@ -158,5 +158,4 @@ def read(place: Path) -> Results:
 
 
 def listed(value: Any) -> list[Any]:
-    """A list as it is, nothing as an empty one, and anything else as its only item."""
     return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]

@@ -152,7 +152,6 @@ def html(text: str) -> Markup:
 
 
 def markdown(text: str) -> str:
-    """A text, which may stand in a cell of a table."""
     line = re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", " ".join(str(text).split()))
     return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
@@ -169,7 +168,6 @@ def fenced(text: str) -> str:
 
 
 def latex(text: str) -> str:
-    """A text."""
     return "".join(_LATEX.get(character, character) for character in " ".join(str(text).split()))
 
 
@@ -192,7 +190,6 @@ def spaced(part: str, made: str) -> str:
 
 
 def svg(drawing: Chart | Dots) -> bytes:
-    """The drawing as a file, on white."""
     if isinstance(drawing, Chart):
         columns = max(1, 64 // (8 + max((len(cut(line.name, LEGEND)) for line in drawing.series), default=0)))
         rows = -(-len(drawing.series) // columns)
@@ -201,7 +198,6 @@ def svg(drawing: Chart | Dots) -> bytes:
 
 
 def as_svg(height: float, draw: Callable[[Any], None]) -> bytes:
-    """What a function draws in axes, as a file."""
     import warnings
 
     from matplotlib import rc_context
@@ -240,7 +236,6 @@ def draw_chart(axes: Any, drawing: Chart, columns: int) -> None:
 
 
 def draw_dots(axes: Any, drawing: Dots) -> None:
-    """Estimates with their intervals below each other, and the floor as a dashed line."""
     for y, row in enumerate(drawing.rows):
         if row.low is not None and row.high is not None:
             axes.plot((row.low, row.high), (y, y), color=COLOURS[0], alpha=0.45, linewidth=3)
@@ -259,7 +254,6 @@ def draw_dots(axes: Any, drawing: Dots) -> None:
 
 
 def cut(name: str, most: int) -> str:
-    """A name of so many letters at most."""
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partialmethod
 from types import SimpleNamespace
@@ -28,6 +30,7 @@ from gzcli.metrics import vit
 from gzcli.metrics.features import lenet
 from gzcli.metrics.frechet import frechet_distance
 from gzcli.metrics.interval import subset
+from gzcli.metrics.metric import metrics
 from gzcli.metrics.quality import lpips
 from gzcli.models.nn import LPIPS
 
@@ -234,3 +237,13 @@ def test_a_likelihood_that_is_not_finite_is_an_error(load, tmp_path):
     trained.model.logits[:] = float("nan")
     with pytest.raises(DivergedError, match="not finite"):
         run(tmp_path, "plain", metrics=("bpd",))
+
+
+def test_records_of_metrics_are_light_and_name_each_column_once():
+    code = "from gzcli.metrics.metric import *; import sys; help_text(), column_of('fd'), meanings()"
+    heavy = "sys.exit(bool({'numpy', 'torch'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", f"{code}; {heavy}"], check=True)
+    names = [column.name for metric in metrics().values() for column in metric.columns]
+    assert len(names) == len(set(names)) and len({metric.order for metric in metrics().values()}) == len(
+        metrics()
+    )

@@ -22,8 +22,8 @@ def of_images(judge: Any, images: Any) -> Figures:
     train, test, meta = judge.real.of("train"), judge.real.of("test"), judge.pack.meta
     if images.labels is None or train.labels is None or test.labels is None or meta.multilabel:
         return {}
-    sides = [(np.asarray(side.images[:]), side.labels) for side in (train, images, test)]
-    figures = worth(*sides, len(meta.classes), say=judge.say)
+    real, samples, held_out = ((np.asarray(side.images[:]), side.labels) for side in (train, images, test))
+    figures = worth(real, samples, held_out, len(meta.classes), say=judge.say)
     return {f"worth_{name}": value for name, value in figures.items()}
 
 
