@@ -225,16 +225,17 @@ def ood(
     if input_ is not None:
         if map_:
             check_maps(cards[0])
-        path, more = local(input_), {"maps": map_, "png": png, "seeds": seeds}
-        job = AlarmJob(str(run.path), home.reference, str(path), rate(fpr), **more, **shared)
+        path = local(input_)
+        shared |= {"maps": map_, "png": png, "seeds": seeds}
+        job = AlarmJob(str(run.path), home.reference, str(path), rate(fpr), **shared)
         label = f"input-{slug(path.stem)}"
     else:
         lists = local(imglists) if imglists else None
         foreign = foreign_sets(openood, lists, out_, part.data)
         outs = tuple(each.reference for each in foreign)
         label = openood.name if openood else "-".join(slug(name.rsplit("/", 1)[-1]) for name in outs)[:80]
-        more = {"benchmark": openood and openood.name, "imglists": str(lists) if lists else None}
-        job = OodJob(str(run.path), home.reference, outs, seeds=seeds or 1, **more, **shared)
+        shared |= {"benchmark": openood and openood.name, "imglists": str(lists) if lists else None}
+        job = OodJob(str(run.path), home.reference, outs, seeds=seeds or 1, **shared)
     if submit or slurm:
         return submit_verb("ood", model, seed, job.launch, slurm or ())
     announce(run, model, data=key)

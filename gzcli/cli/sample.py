@@ -173,8 +173,8 @@ def sample(
     from gzcli.models.catalog import card_of
     from gzcli.recipe.from_file import find_run
 
-    paths = {"input": str(input) if input else None, "mask": str(mask) if mask else None}
-    job = SampleJob("", npz=npz, png=png, animate=animate, **paths)  # the rest is known below
+    job = SampleJob("", npz=npz, png=png, animate=animate)  # the rest follows from the run
+    job = replace(job, input=str(input) if input else None, mask=str(mask) if mask else None)
     if like:
         job = replace(job, launch=processes_of(gpus, cpu, processes))
         if submit or slurm:

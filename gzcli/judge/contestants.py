@@ -69,8 +69,8 @@ class Contestant:
 def sampled(trained: Trained, pack: Pack, job: BenchJob, folder: Path, log: Log) -> Contestant:
     """`job.n` samples of a model; a conditional one draws them by the labels of as many training images."""
     labels = training_labels(trained, pack, job.n)
-    images, seconds, file = sample(trained, labels, job, folder, log)
-    images = ImageSet(images, None if labels is None else labels.numpy())
+    drawn, seconds, file = sample(trained, labels, job, folder, log)
+    images = ImageSet(drawn, None if labels is None else labels.numpy())
     return Contestant(trained.name, images, str(trained.run.owner.path), trained, seconds, str(file))
 
 

@@ -47,7 +47,7 @@ TRIAL = 16  # held-out images on which the scores are timed
 REFERENCE = "held-out"  # the pick of the images by which the runs of an ensemble are made comparable
 WAIC = "waic"
 
-Table = Mapping[str, np.ndarray]  # float64 [N] of each score
+Table = dict[str, np.ndarray]  # float64 [N] of each score
 
 
 @dataclass(frozen=True)
@@ -280,7 +280,7 @@ def score_pick(scorer: Scorer, pick: Pick, log: Log) -> Table:
 
 def combined(
     members: Sequence[Mapping[str, Table]], names: Sequence[str], reference: str
-) -> dict[str, dict[str, np.ndarray]]:
+) -> dict[str, Table]:
     """The scores of every pick by all runs together, without the reference; of a single run its own."""
     picks = [pick for pick in members[0] if pick != reference]
     if len(members) == 1:
