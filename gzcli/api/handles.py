@@ -23,8 +23,8 @@ from gzcli.engine import sampler
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained
 from gzcli.judge import alarm
-from gzcli.judge.apply import seen_mask
 from gzcli.judge.images import fitting_images
+from gzcli.judge.sample import seen_mask
 from gzcli.judge.scores import Scorer, choose
 from gzcli.models.base import Model
 from gzcli.models.nn import full_fp32

@@ -3,7 +3,8 @@ speed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -12,9 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gzcli.cli import out
-from gzcli.cli.bench_table import table
 from gzcli.cli.ends import end, name_of, quoted, took
-from gzcli.cli.league_options import Budget, Calls, Curve, LeagueModels, Seeds, TrainMissing, terms_of
+from gzcli.cli.league import Budget, Calls, Curve, LeagueModels, Seeds, TrainMissing, hold, terms_of
 from gzcli.cli.options import (
     Checkpoint,
     Cpu,
@@ -32,17 +32,20 @@ from gzcli.cli.options import (
     complete_data,
     complete_model_or_run,
 )
-from gzcli.cli.options import (
-    split as items,
-)
+from gzcli.cli.options import split as items
 from gzcli.cli.own import complete_metrics
 from gzcli.cli.report import check_report, with_report
 from gzcli.core.errors import MissingError, UsageError, canonical, matching
 from gzcli.core.units import figure
+from gzcli.metrics.metric import column_of, help_text, weights_of
 
 if TYPE_CHECKING:
     from gzcli.data.sets.names import DataSet
     from gzcli.store.run_folder import Run
+
+ARROWS = {"down": "↓", "up": "↑"}
+KEEP = {"seconds": 2, "params": 5}  # as `Column.keep`, of what is no figure of a metric
+BY_NEIGHBOURS = ("precision", "recall", "density", "coverage")
 
 _Contestants = Annotated[
     list[str] | None,
@@ -66,15 +69,7 @@ _Split = Annotated[
     typer.Option("--split", help="Which of the real images; papers on CIFAR-10 take `train`."),
 ]
 _Metrics = Annotated[
-    str | None,
-    typer.Option(
-        "--metrics",
-        metavar="M[,M…]",
-        help="fd fd_inf kid_lenet prc_lenet swd classes bpd own speed memory worth; with the extra "
-        "`features` fd_lite fd_lite_pca kid_lite prc_lite; with weights that are fetched fid kid is, lpips, "
-        "fd_dinov2 kid_dinov2 prc_dinov2, fd_clip kid_clip prc_clip.",
-        autocompletion=complete_metrics,
-    ),
+    str | None, typer.Option("--metrics", metavar="M[,M…]", help=help_text(), autocompletion=complete_metrics)
 ]
 _N = Annotated[
     int, typer.Option("-n", metavar="N", min=50, help="Samples drawn of each model; images taken at most.")
@@ -139,11 +134,10 @@ def bench(
     from gzcli.cli.submit import submit_verb
     from gzcli.cli.weights import bring
     from gzcli.core.jobs import BenchJob
-    from gzcli.data.download.weights import needed_by
     from gzcli.store.paths import user_dir
 
     check_report(report)
-    needed = [] if weights else needed_by(tuple(items(metrics)))
+    needed = [] if weights else weights_of(items(metrics))
     job = BenchJob(
         (),
         data or "",
@@ -159,8 +153,6 @@ def bench(
         export_stats=str(export_stats) if export_stats else None,
     )
     if train_missing or budget or models or curve:
-        from gzcli.cli.league import hold
-
         named = models or contestants
         terms = terms_of(job, named, seeds, calls, curve, budget, train_missing=train_missing)
         if submit or slurm:
@@ -168,15 +160,15 @@ def bench(
             return submit_verb("bench", what, seed, job.launch, slurm or (), goes_on=True)
         bring(needed)
         return hold(terms, budget=str(budget), yes=yes, page=report)
-    found, runs, images = entered(contestants or [], data)
+    data_set, runs, images = find_contestants(contestants or [], data)
     if submit or slurm:
-        return submit_verb("bench", found.key, seed, job.launch, slurm or ())
+        return submit_verb("bench", data_set.key, seed, job.launch, slurm or ())
     for run, word in runs:
-        announce(run, word, data=found.key)
+        announce(run, word, data=data_set.key)
     chosen = tuple(str(run.path) for run, _ in runs)
-    job = replace(job, runs=chosen, data=found.reference, images=tuple(images))
+    job = replace(job, runs=chosen, data=data_set.reference, images=tuple(images))
     bring(needed)
-    folder = new_folder(user_dir("bench"), found.key)
+    folder = new_folder(user_dir("bench"), data_set.key)
     result = do_job(folder, job)
     table(result, wide=wide)
     for note in result["notes"]:
@@ -187,11 +179,7 @@ def bench(
 
 
 def ended(result: Mapping[str, Any], folder: Path, time: str) -> None:
-    """The end of `gz bench`: who is best by the first figure, and a page of it.
-
-    folder: of the results.
-    time: that the verb took.
-    """
+    """The end of `gz bench`: who is best by the first figure, and a page of it."""
     from gzcli.metrics.standings import comparable
     from gzcli.store.runs import by_name
 
@@ -211,21 +199,18 @@ def ended(result: Mapping[str, Any], folder: Path, time: str) -> None:
     end(facts, then)
 
 
-def entered(words: list[str], data: str | None) -> tuple[DataSet, list[tuple[Run, str]], list[str]]:
+def find_contestants(words: list[str], data: str | None) -> tuple[DataSet, list[tuple[Run, str]], list[str]]:
     """The set of real images, the runs with the words that mean them, and the references of the images.
 
     A model's run is the newest on the set. Without a word every model takes part that has a finished run on
     it. Raises UsageError for a word that means neither a run nor images, and for images without a set of real
     ones; MissingError where no run is there.
-
-    words: models, runs, and images.
-    data: the set of real images; None: that of the first run, else of the newest finished run, else `digits`.
     """
     from gzcli.data.sets.names import locate
     from gzcli.recipe.from_file import find_run
     from gzcli.store.runs import all_runs
 
-    found = locate(data) if data else None
+    data_set = locate(data) if data else None
     named: list[str] = []
     images: list[str] = []
     for word in words:
@@ -235,26 +220,26 @@ def entered(words: list[str], data: str | None) -> tuple[DataSet, list[tuple[Run
             images.append(images_at(word))
     if not words:
         done = [run for run in all_runs() if run.state == "finished"]
-        found = found or (locate(data_of(done[0])) if done else locate("digits"))
-        done = [run for run in done if canonical(run.data) == canonical(found.key)]
+        data_set = data_set or (locate(data_of(done[0])) if done else locate("digits"))
+        done = [run for run in done if canonical(run.data) == canonical(data_set.key)]
         named = list({run.model: None for run in reversed(done)})  # each once, in order of its first run
         if not named:
             raise MissingError(
-                f"no finished run on `{found.reference}`", hint=f"gz train vae --data {found.reference}"
+                f"no finished run on `{data_set.reference}`", hint=f"gz train vae --data {data_set.reference}"
             )
     runs: list[tuple[Run, str]] = []
     for word in named:
-        runs.append((find_run(word, data=found.key if found else None), word))
-        found = found or locate(data_of(runs[0][0]))
-    if found is None:
+        runs.append((find_run(word, data=data_set.key if data_set else None), word))
+        data_set = data_set or locate(data_of(runs[0][0]))
+    if data_set is None:
         hint = f"gz bench {words[0]} --data mnist · gz bench {words[0]} --data ./real"
         raise UsageError("images are compared with real ones: say which by `--data`", hint=hint)
-    return found, runs, images
+    return data_set, runs, images
 
 
 def is_run(word: str) -> bool:
-    """Whether a word means a run, a model, or a file of weights. One that looks like a name and means nothing
-    at all does too: the search for it tells what was meant."""
+    """Whether a word means a run, a model or a file of weights. A name that nothing has counts as one,
+    because the search for runs suggests what may have been meant."""
     from gzcli.data.sets.names import ENDINGS, is_set
     from gzcli.recipe.from_file import is_shared
     from gzcli.store import runs
@@ -269,33 +254,106 @@ def is_run(word: str) -> bool:
 
 def images_at(word: str) -> str:
     """The reference of the images that a word means. Of a folder of `gz sample` they are its `samples.npz`,
-    else its `images`, without the sheet beside them.
-
-    Raises UsageError that says what was tried.
-    """
+    else its `images`, without the sheet beside them."""
     from gzcli.data.readers.folder import open_path
     from gzcli.data.sets.names import OwnSet, locate
     from gzcli.data.sets.registry import Form
-    from gzcli.store.run_folder import Run
 
     tried = "no run, no model, and no folder, zip, tar or npz of images"
     try:
-        found = locate(word)
-        if not isinstance(found, OwnSet):
-            return found.reference
-        if (found.path / "grid.png").is_file() and Run(found.path).job_file.is_file():
-            parts = (found.path / name for name in ("samples.npz", "images"))
+        source = locate(word)
+        if not isinstance(source, OwnSet):
+            return source.reference
+        if (source.path / "grid.png").is_file() and (source.path / "job.json").is_file():
+            parts = (source.path / name for name in ("samples.npz", "images"))
             if part := next((part for part in parts if part.exists()), None):
-                found = OwnSet(part)
+                source = OwnSet(part)
             else:
                 hint = "draw them again with `gz sample … --npz`"
                 raise UsageError(f"`{word}` holds the sheet of a sample and not its images", hint=hint)
-        open_path(found.path, Form(foreign=True))
+        open_path(source.path, Form(foreign=True))
     except MissingError as e:
         raise UsageError(f"`{word}` is {tried}: {e.message}", hint=e.hint) from e
-    return found.reference
+    return source.reference
 
 
 def data_of(run: Run) -> str:
-    """The reference of the set that a run was trained on."""
     return str(run.serving.tree()["data"]["name"])
+
+
+def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
+    """Prints a line for each contestant, and one for real images in place of samples, with the direction in
+    which each figure is better. Behind the first figure stands half its 95 % interval."""
+    lines = [*result["rows"], *(floor_line(floor, result["floors"]) for floor in result["floors"])]
+    names = list(dict.fromkeys(name for line in lines for name in line["metrics"]))
+    left: list[str] = []
+    columns = [
+        name
+        for name in ("params", *names, "seconds")
+        if name in names or any(line.get(name) is not None for line in lines)
+    ]
+    room = out.room(sys.stdout)
+    while not wide and room and columns and width(result, lines, columns) > room:
+        left.append(least(columns))
+        columns.remove(left[-1])
+    out.table(*cells(result, lines, columns, wide=wide), wide=True)  # its ± leaves with its figure
+    out.left_out(left[::-1])
+
+
+def cells(
+    result: Mapping[str, Any],
+    lines: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    *,
+    wide: bool = False,
+) -> tuple[list[str], list[list[Any]]]:
+    biased = {name for names in result["biased"].values() for name in names}
+    heads, rows = ["name"], [[line["name"]] for line in lines]
+    first = next((name for name in columns if name in result["directions"]), None)
+    for name in columns:
+        mark = "~" if name in biased else ""
+        heads.append(short(name, columns) + mark + ARROWS.get(result["directions"].get(name) or "", ""))
+        with_interval = wide or name == first
+        halves = [half(line, name) for line in lines]
+        for row, line in zip(rows, lines, strict=True):
+            row.append(number(line["metrics"].get(name, line.get(name))))
+        if with_interval and any(halves):
+            heads.append("±")
+            for row, text in zip(rows, halves, strict=True):
+                row.append(text)
+    return heads, rows
+
+
+def short(name: str, columns: Sequence[str]) -> str:
+    """The heading of a figure by neighbours, without the name of its features where it is the only one."""
+    word, _, features = name.partition("_")
+    several = sum(other.startswith(f"{word}_") for other in columns) > 1
+    return word if word in BY_NEIGHBOURS and features and not several else name
+
+
+def width(result: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> int:
+    """Letters of the longest line of the table."""
+    return max(map(len, out.aligned(*cells(result, lines, columns)).splitlines()))
+
+
+def least(columns: Sequence[str]) -> str:
+    """The column that can be spared first; of those that can be spared alike the last."""
+    return min(reversed(columns), key=lambda name: KEEP.get(name) or column_of(name).keep)
+
+
+def floor_line(floor: Mapping[str, Any], floors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    several = len(floors) > 1 or floor["images"] < floor["n"]
+    count = f", {floor['images']:,}" if several else ""
+    return {**floor, "name": f"(real images{count})"}
+
+
+def half(line: Mapping[str, Any], name: str) -> str | None:
+    ends = line["intervals"].get(name)
+    if ends is None:
+        return None
+    value = (ends[1] - ends[0]) / 2
+    return f"{value:.2g}" if value < 100 else f"{value:,.0f}"
+
+
+def number(value: Any) -> Any:
+    return figure(value) if isinstance(value, float) else value

@@ -1,21 +1,28 @@
-"""`gz bench --train-missing`: trains models for one budget each, judges them alike and ranks them."""
+"""`gz bench --train-missing`: a league, which trains models for one budget each, judges them alike and ranks
+them."""
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from gzcli.cli import out
-from gzcli.cli.league_table import in_short, show
+from gzcli.cli.ends import end, quoted
+from gzcli.cli.options import choose, complete_models, split
 from gzcli.cli.plan import start_or_not, wrapped
 from gzcli.cli.report import with_report
 from gzcli.core import signals
 from gzcli.core.errors import GzError, Interrupted, UsageError
-from gzcli.core.units import about, duration
+from gzcli.core.units import about, count, duration
 from gzcli.launch.slurm import check_printable
 from gzcli.metrics import standings
 
@@ -26,18 +33,92 @@ if TYPE_CHECKING:
 
 LATE = 1.25  # times the budget from which it is told that a training took longer
 DAY = 86_400  # seconds of training after which it is asked whether to start
+_CURVES = ("steps", "time")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_option = partial(typer.Option, rich_help_panel="Training what is compared")
+
+TrainMissing = Annotated[bool, _option("--train-missing", help="Train each model for an equal time first.")]
+Budget = Annotated[
+    str | None,
+    _option(
+        "--budget", metavar="8m|1h", help="Time of each training: of work of the cores, on GPUs of the clock."
+    ),
+]
+LeagueModels = Annotated[
+    str | None,
+    _option(
+        "--models",
+        metavar="all|M[,M…]",
+        help="Which; without it all that fit.",
+        autocompletion=complete_models,
+    ),
+]
+Seeds = Annotated[int, _option("--seeds", metavar="K", min=1, help="Trainings of each, from `--seed` on.")]
+Calls = Annotated[
+    int,
+    _option("--calls", metavar="N", min=0, help="Compare samplers at N network calls an image, too; 0: not."),
+]
+Curve = Annotated[
+    str | None,
+    _option(
+        "--curve",
+        metavar="steps|time",
+        help="Draw quality against a sampler's steps, or the training's time.",
+    ),
+]
+
+
+def terms_of(
+    job: BenchJob,
+    models: str | Sequence[str] | None,
+    seeds: int,
+    calls: int,
+    curve: str | None,
+    budget: str | None,
+    *,
+    train_missing: bool,
+) -> Terms:
+    """What the options ask for."""
+    from gzcli.data.sets.names import locate
+    from gzcli.judge.league import Terms
+
+    if not train_missing:
+        raise UsageError(
+            "`--budget`, `--models` and `--curve` say what is trained",
+            hint="gz bench --train-missing --budget 8m --data mnist",
+        )
+    if not job.data:
+        raise UsageError(
+            "`--train-missing` needs `--data`, the set to train on",
+            hint=f"gz bench --train-missing --budget {budget or '8m'} --data mnist",
+        )
+    seconds = parse_budget(budget)
+    job = replace(job, data=locate(job.data).reference)
+    names = split(models) if isinstance(models, str) else list(models or ())
+    curves = tuple(choose("curve", name, _CURVES) for name in split(curve))
+    chosen = None if not names or names == ["all"] else tuple(dict.fromkeys(names))
+    wanted = tuple(range(job.seed, job.seed + seeds))
+    return Terms(job.data, seconds, chosen, wanted, job, calls, curves)
+
+
+def parse_budget(text: str | None) -> float:
+    """The seconds of a budget such as `8m`, `1.5h` or `90s`. Raises UsageError for anything else."""
+    from gzcli.judge.league import SHORTEST
+
+    hint = "a number with its unit, at least 3s: `--budget 8m`, `--budget 1.5h`"
+    if text is None:
+        raise UsageError("`--train-missing` needs `--budget`, the time of each training", hint=hint)
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)([smhd])", text.strip())
+    if not match:
+        raise UsageError(f"`--budget {text}` is no time", hint=hint)
+    seconds = float(match[1]) * _UNITS[match[2]]
+    if seconds < SHORTEST:
+        raise UsageError(f"`--budget {text}` is too short to train anything", hint=hint)
+    return seconds
 
 
 def hold(terms: Terms, *, budget: str, yes: bool, page: Path | None = None) -> None:
-    """Holds a league and prints its table. A model that fails is a row with its error.
-
-    terms: what all models have in common.
-    budget: as it was typed.
-    yes: whether to start without asking what takes more than a day.
-    page: where a report is written; None: nowhere.
-
-    Raises Interrupted where it is stopped: the same command goes on.
-    """
+    """Holds a league and prints its table. A model that fails is a row with its error."""
     from gzcli.data.sets.names import locate
     from gzcli.judge.league import draw, entries_of
     from gzcli.store import files
@@ -56,8 +137,8 @@ def hold(terms: Terms, *, budget: str, yes: bool, page: Path | None = None) -> N
     if entries[0].plan.note:
         out.warn(entries[0].plan.note)
     folder = user_dir("bench") / f"league-{locate(terms.data).key}-{budget.strip()}-{terms.key}"
-    with files.lock(Run(folder).lock_file, wait=False) as got:
-        if not got:
+    with files.lock(folder / ".lock", wait=False) as locked:
+        if not locked:
             raise UsageError("another `gz` holds this league", hint=f"it writes into `{folder}`")
         before_start(entries, left_out, terms, budget, yes=yes)
         words = f"cd {shlex.quote(str(Path.cwd()))}\n{shlex.join(['gz', *sys.argv[1:]])}\n"
@@ -77,13 +158,13 @@ def before_start(
 ) -> None:
     """Prints the plan. Asks on a terminal whether to start what takes more than a day; in a script it says
     so. Raises UsageError where the answer is no."""
-    found = [run for entry in entries if (run := entry.run()) and run.state == "finished"]
+    done = [run for entry in entries if (run := entry.run()) and run.state == "finished"]
     models, seeds = list(dict.fromkeys(entry.model for entry in entries)), len(terms.seeds)
-    missing = len(entries) - len(found)
+    missing = len(entries) - len(done)
     of_seeds = f", {seeds} seeds" if seeds > 1 else ""
     lines = [
         *wrapped(" ".join(models), f"{len(models)} models: "),
-        f"{budget} each{of_seeds}: {missing} to train, {len(found)} there",
+        f"{budget} each{of_seeds}: {missing} to train, {len(done)} there",
         f"about {about(missing * terms.budget)} of training, and the time to sample and judge"
         if missing
         else "nothing is trained, all that is left is to judge",
@@ -96,11 +177,8 @@ def before_start(
     start_or_not(missing * terms.budget, most=DAY, span="a day", ways=less, yes=yes)
 
 
-def play(entries: Sequence[Entry], terms: Terms, folder: Path, got: Sequence[int]) -> dict[str, Any]:
-    """Trains and judges one entry after the other, and writes what is known after each. Returns the JSON.
-
-    got: the signals that have come since. Whatever the entry at hand made of one, the league ends with it.
-    """
+def play(entries: Sequence[Entry], terms: Terms, folder: Path, heard: Sequence[int]) -> dict[str, Any]:
+    """Trains and judges one entry after the other, and writes what is known after each. Returns the JSON."""
     rows: list[dict[str, Any]] = []
     facts: dict[str, Any] = {"data": terms.data, "notes": [], "floor": {}, "directions": {}}
     result: dict[str, Any] = {}
@@ -111,27 +189,27 @@ def play(entries: Sequence[Entry], terms: Terms, folder: Path, got: Sequence[int
             until = time.strftime("%H:%M", time.localtime(time.time() + terms.budget))
             out.info(f"{head}: " + ("goes on" if trained else f"is trained, until {until} at the earliest"))
         try:
-            found = judged(entry.train(say=out.info), entry, terms, facts)
+            judged = judge(entry.train(say=out.info), entry, terms, facts)
         except Interrupted as error:
             error.hint = "the same command goes on"
             raise
         except GzError as error:
-            if got:  # by which what the entry ran was ended
-                raise stopped(got) from error
-            found = [failed(entry, error)]
-        rows += found
+            if heard:  # by which what the entry ran was ended
+                raise stopped(heard) from error
+            judged = [failed(entry, error)]
+        rows += judged
         metric = standings.ranking_metric(rows, terms.job.metrics)
-        out.info(f"{head}: {in_short(found[0], metric)}, {duration(time.monotonic() - since)}")
+        out.info(f"{head}: {in_short(judged[0], metric)}, {duration(time.monotonic() - since)}")
         result = write(folder, standings.of_one_size(rows), metric, facts)
-        if got:
-            raise stopped(got)
+        if heard:
+            raise stopped(heard)
     return result
 
 
-def stopped(got: Sequence[int]) -> Interrupted:
+def stopped(heard: Sequence[int]) -> Interrupted:
     """The end of a league by a signal that the entry at hand did not end by."""
-    message = f"stopped by {signals.name_of(got[0])}"
-    return Interrupted(message, signum=got[0], hint="the same command goes on")
+    message = f"stopped by {signals.name_of(heard[0])}"
+    return Interrupted(message, signum=heard[0], hint="the same command goes on")
 
 
 def failed(entry: Entry, error: GzError) -> dict[str, Any]:
@@ -150,14 +228,11 @@ def failed(entry: Entry, error: GzError) -> dict[str, Any]:
     }
 
 
-def judged(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a run, of its own sampler first. A curve that cannot be drawn is a note.
-
-    facts: what all rows have in common, to which the job's are added.
-    """
+def judge(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a run, of its own sampler first. A curve that cannot be drawn is a note."""
     from gzcli.judge.league import facts_of, jobs_of, kept_steps
 
-    own = {"model": entry.model, "seed": entry.seed, **facts_of(run)}
+    facts_of_row = {"model": entry.model, "seed": entry.seed, **facts_of(run)}
     rows: list[dict[str, Any]] = []
     if "time" in terms.curves and len(kept_steps(run)) < 2:
         facts["notes"].append(
@@ -179,20 +254,21 @@ def judged(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[
         facts["floor_intervals"] = {**facts.get("floor_intervals", {}), **result.get("floor_intervals", {})}
         facts["provenance"] = result["provenance"]
         facts["notes"] += [note for note in result["notes"] if note not in facts["notes"]]
-        for row, known in zip(result["rows"], descriptions, strict=True):
+        for row, description in zip(result["rows"], descriptions, strict=True):
             rate = row["metrics"].get("samples_per_s")
-            found = {
-                **row,
-                **own,
-                "setting": known["setting"],
-                "at_seconds": known.get("seconds"),
-                "calls": row.get("calls"),
-                "steps": row["sample"].get("steps"),
-                "sample_seconds": 1 / rate if rate else None,
-                "floor": result["floor"],
-                "shape": result["provenance"]["shape"],
-            }
-            rows.append(found)
+            rows.append(
+                {
+                    **row,
+                    **facts_of_row,
+                    "setting": description["setting"],
+                    "at_seconds": description.get("seconds"),
+                    "calls": row.get("calls"),
+                    "steps": row["sample"].get("steps"),
+                    "sample_seconds": 1 / rate if rate else None,
+                    "floor": result["floor"],
+                    "shape": result["provenance"]["shape"],
+                }
+            )
     return rows
 
 
@@ -204,8 +280,8 @@ def result_of(run: Run, job: BenchJob) -> dict[str, Any]:
 
     key, done = judgement(run, job)
     if done:
-        found: dict[str, Any] = files.read_json(Run(done).result_file)
-        return found
+        earlier: dict[str, Any] = files.read_json(done / "result.json")
+        return earlier
     return do_job(new_folder(run.path / "bench", key), job, quiet=True)
 
 
@@ -219,9 +295,6 @@ def late(rows: Sequence[dict[str, Any]], budget: float) -> list[str]:
         f"{len(longer)} of {len(rows)} trainings {took}: "
         "the machine was busier than at first, or validation and pictures took more than their share"
     ]
-
-
-# ---------------------------------------------------------------------------- what is written
 
 
 def write(
@@ -258,3 +331,71 @@ def write(
         "results": [str(folder / "results" / f"{name}.csv") for name, text in tables.items() if text],
         "pictures": [],
     }
+
+
+def in_short(row: dict[str, Any], metric: str | None) -> str:
+    """A row's figure beside its floor, or its error."""
+    if row.get("error"):
+        return f"failed: {row['error']}"
+    value = standings.value_of(row, metric) if metric else None
+    if metric is None or value is None:
+        return "judged"
+    relative = standings.times_floor(row, metric)
+    calls = f"{row['calls']} call{'s' if row['calls'] != 1 else ''} an image"
+    return f"{metric} {value:.4g}, {short(relative)} × floor, {calls}"
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints the table, the best first, and where the files are."""
+    metric, equal = result["metric"], {}
+    if metric and result["equal_calls"]:
+        equal = {row["model"]: row for row in standings.summary(result["equal_calls"], metric)}
+    at = result["equal_calls"][0]["setting"] if equal else ""
+    head = [
+        "",
+        "model",
+        metric or "",
+        "× floor",
+        *([f"at {at}"] if equal else []),
+        "params",
+        "calls",
+        "s/image",
+    ]
+    lines = []
+    for row in result["summary"]:
+        line = [row["place"], row["model"], with_deviation(row, metric), short(row["times_floor"])]
+        if equal:
+            line.append(short((equal.get(row["model"]) or {}).get("times_floor")))
+        params = count(row["params"]) if row["params"] else None
+        lines.append([*line, params, short(row["calls"]), short(row["sample_seconds"], 2)])
+    floor = next((v for k, v in result.get("floor", {}).items() if k == metric), None)
+    lines.append([None, "(real images)", short(floor), *[None] * (len(head) - 3)])
+    out.table(head, lines, spare=("calls", "s/image", "params"), elsewhere="`--json` has them")
+    for row in result["rows"]:
+        if row.get("error"):
+            out.info(f"failed: {row['model']}, seed {row['seed']}: {row['error']}")
+    if order := result["spearman"]:
+        out.info(f"order over seeds: rank correlation {order['mean']:.3f}, {order['min']:.3f} at least")
+    for note in result["notes"]:
+        for text in wrapped(note, "note: "):
+            out.info(text)
+    out.info(f"files: {result['folder']}")
+    first = result["summary"][0] if result["summary"] else None
+    facts = [f"best: {first['model']}, {metric} {with_deviation(first, metric)}"] if first and metric else []
+    end(facts, [(f"gz report {quoted(result['folder'])}", "a page of it")])
+
+
+def with_deviation(row: dict[str, Any], metric: str | None) -> str | None:
+    """The mean of a metric, with its standard deviation over seeds where there are several."""
+    names = {standings.base(name): name for name in row["metrics"]}
+    if metric not in names:
+        return None
+    spread = row["deviations"][names[metric]]
+    return short(row["metrics"][names[metric]]) + (f" ± {short(spread, 2)}" if spread is not None else "")
+
+
+def short(value: float | None, digits: int = 3) -> str:
+    """A number in a few digits, and without a power of ten where it is large; `-` for none."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"

@@ -23,23 +23,6 @@ if TYPE_CHECKING:
 
     Options = Mapping[str, Param | Rule]
 
-METRICS = (
-    *("fd", "kid_lenet", "prc_lenet", "fd_inf", "swd", "fd_lite", "fd_lite_pca", "kid_lite", "prc_lite"),
-    *(
-        "fid",
-        "kid",
-        "is",
-        "fd_dinov2",
-        "kid_dinov2",
-        "prc_dinov2",
-        "fd_clip",
-        "kid_clip",
-        "prc_clip",
-        "lpips",
-    ),
-    *("classes", "bpd", "own", "speed", "memory", "worth"),
-)
-
 
 def recipe_for(word: str, data: str | None = None) -> Recipe | None:
     """The recipe that a word of the command line means: that of a run, of a file or of a model on a data set;
@@ -223,7 +206,9 @@ def complete_scores(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def complete_metrics(incomplete: str) -> list[str]:
-    return many(incomplete, METRICS)
+    from gzcli.metrics.metric import metrics
+
+    return many(incomplete, metrics())
 
 
 def complete_labels(ctx: typer.Context, incomplete: str) -> list[str]:

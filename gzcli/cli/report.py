@@ -17,8 +17,7 @@ _Folder = Annotated[
     Path, typer.Argument(metavar="FOLDER", help="Of a `gz bench` or `gz ood`: the one it calls `files`.")
 ]
 _Out = Annotated[
-    Path | None,
-    typer.Option("--out", metavar="DIR", help="Where to write; into FOLDER/report without it."),
+    Path | None, typer.Option("--out", metavar="DIR", help="Where to write; into FOLDER/report without it.")
 ]
 
 
@@ -50,11 +49,7 @@ def check_report(to: Path | None) -> None:
 
 
 def with_report(result: Mapping[str, Any], folder: Path, to: Path | None) -> dict[str, Any]:
-    """The result of a verb; where `--report DIR` was given, with the report's paths, once it is written.
-
-    folder: of the verb's results.
-    to: where the report is written.
-    """
+    """The result of a verb; where `--report DIR` was given, with the report's paths, once it is written."""
     if not to:
         return dict(result)
     from gzcli.report.write import write

@@ -87,6 +87,7 @@ def push(
     """Put a run on the Hugging Face hub, with a card that says what it is."""
     import tempfile
 
+    from gzcli.metrics.metric import meanings
     from gzcli.store import files, hub
     from gzcli.store.run_folder import Run
 
@@ -97,7 +98,7 @@ def push(
         result = exported(found, run, folder / hub.FILE, to="file", dtype=dtype, checkpoint=checkpoint)
         card = result["card"]
         write_preview(folder / hub.FILE, folder / Run.preview_picture)
-        files.write_atomic(folder / "README.md", hub.readme(card, name, licence))
+        files.write_atomic(folder / "README.md", hub.readme(card, name, licence, meanings()))
         if results := hub.eval_results(card):
             files.write_atomic(folder / ".eval_results" / "gz.yaml", results)
         sent = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())

@@ -26,7 +26,7 @@ from gzcli.demo.choices import Controls, controls
 from gzcli.demo.code import Code
 from gzcli.demo.watch import watched
 from gzcli.engine.sheets import grid
-from gzcli.judge.apply import shown_pictures
+from gzcli.judge.sample import shown_pictures
 from gzcli.store.png import save_png
 
 WIDE = 900  # pixels to which pictures are enlarged

@@ -16,8 +16,8 @@ def training_speed(folder: Path) -> dict[str, float]:
     """How fast a run was trained, by the medians of what it has recorded: `it_s`, `images_s`, and where they
     are known `tflops` and `mfu`."""
     lines = metric_lines(folder)
-    found = {name: [line[name] for line in lines if name in line] for name in RATES}
-    return {name: statistics.median(values) for name, values in found.items() if values}
+    rates = {name: [line[name] for line in lines if name in line] for name in RATES}
+    return {name: statistics.median(values) for name, values in rates.items() if values}
 
 
 def loss_curve(folder: Path) -> None:

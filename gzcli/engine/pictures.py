@@ -23,12 +23,7 @@ def histograms(
     results: Sequence[Mapping[str, Any]],
 ) -> None:
     """Writes a figure with a panel for each score: the share of each set's images in every bin, and below a
-    legend with the AUROC.
-
-    tables: of each set, float64 [N] of each score.
-    inside: the name of the in-distribution set.
-    results: the rows of `gz ood`.
-    """
+    legend with the AUROC."""
     auroc = {(row["out"], row["score"]): row["auroc"] for row in results}
     scores = list(dict.fromkeys(row["score"] for row in results))
     baseline = {row["score"] for row in results if row["baseline"]}
@@ -64,9 +59,6 @@ def score_bins(sides: Sequence[np.ndarray], count: int = 50) -> tuple[np.ndarray
     """Edges [count + 1] of bins that show the scores of every set; and the scale of the axis with its
     inverse, None where it is linear.
 
-    sides: the scores of each set, the in-distribution one first.
-    count: number of bins.
-
     The edges span the quantiles .005 … .995 of each set. Where this span is more than `APART` times that of
     one set alone, equal bins would show that set as a single bar. The bins are then equal in
     arsinh((s − median) / w), w being an eighth of the span of the first set.
@@ -93,12 +85,12 @@ def score_bins(sides: Sequence[np.ndarray], count: int = 50) -> tuple[np.ndarray
 
 def _apart(ticks: Sequence[float], forward: Callable[[Any], Any], bins: np.ndarray) -> list[float]:
     """The ticks whose labels do not overlap on an axis over the bins; of two that do, the first stays."""
-    kept: list[float] = []
+    chosen: list[float] = []
     least = 0.18 * (forward(bins[-1]) - forward(bins[0]))
     for tick in (*ticks, bins[0], bins[-1]):
-        if all(abs(forward(tick) - forward(other)) > least for other in kept):
-            kept.append(float(tick))
-    return kept
+        if all(abs(forward(tick) - forward(other)) > least for other in chosen):
+            chosen.append(float(tick))
+    return chosen
 
 
 def sample_rows(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:

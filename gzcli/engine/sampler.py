@@ -4,6 +4,7 @@ alone."""
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gzcli.core import devices, ranks
+from gzcli.core import ranks
 from gzcli.core.errors import DeviceError
 from gzcli.core.types import DataInfo, ImageNoise, Progress, no_progress
 from gzcli.core.units import sides
@@ -23,7 +24,7 @@ from gzcli.engine.trained import Trained
 from gzcli.models.nn import spread_labels
 from gzcli.models.options import grouped
 
-BATCH_SIZE = 256  # images of VALUES values that are drawn together, of the usual device
+BATCH_SIZE = defaultdict(lambda: 256, cpu=128, cuda=512)  # images of VALUES values that are drawn together
 VALUES = 3 * 64 * 64  # values of an image up to which a batch is full; it holds fewer of larger images
 
 
@@ -37,18 +38,7 @@ def draw(
     options: Mapping[str, Any] | None = None,
     progress: Progress = no_progress,
 ) -> np.ndarray:
-    """Images 0 … n − 1 of the model, uint8 [n, C, H, W], on every rank; each rank draws its share.
-
-    n: number of images.
-    seed: seed of the noise.
-    labels: labels of the images, [n] int64 or [n, K]; None: the classes in turn, if the model is conditional.
-    given: keywords of `sample` that are lists of prompts or batches of pictures [m, …]; image i gets element
-      i % m. A `prompt` among the options is treated in the same way.
-    options: keywords of `sample`; they replace those of the recipe.
-    progress: called at every step.
-
-    Raises DeviceError where not even one image fits into memory.
-    """
+    """Images 0 … n − 1 of the model, uint8 [n, C, H, W], on every rank; each rank draws its share."""
     if labels is None and trained.model.conditional:
         labels = spread_labels(None, n, trained.info, torch.device("cpu"))
     options, given = {**trained.part.sample, **(options or {})}, dict(given or {})
@@ -73,7 +63,7 @@ def draw(
             if size == 1:
                 raise DeviceError("not enough memory for one image") from e
             size //= 2
-            devices.empty_cache(trained.device)
+            torch.cuda.empty_cache()
             continue
         parts.append(to_uint8(x).cpu().numpy())
         at += len(rows)
@@ -88,15 +78,11 @@ def _of_all(
 
 
 def batch_size(trained: Trained, options: Mapping[str, Any]) -> int:
-    """The number of images of a first batch.
-
-    options: keywords of `sample`. A `size` among them is that of the images, for a model that draws other
-      sizes than it was trained on.
-    """
-    channels, *own = trained.images.shape
+    """The number of images of a first batch."""
+    channels, *trained_sides = trained.images.shape
     size = options.get("size")
-    values = channels * math.prod(sides(size) if size else own)
-    most = devices.batch_of(BATCH_SIZE, trained.device)
+    values = channels * math.prod(sides(size) if size else trained_sides)
+    most = BATCH_SIZE[trained.device.type]
     return max(1, min(most, most * VALUES // values))
 
 
@@ -117,12 +103,7 @@ def parse_labels(text: str, n: int, info: DataInfo) -> Tensor:
 
 def of_training(trained: Trained, about: int, asked: int | None, step: int) -> tuple[np.ndarray, int]:
     """A sheet [H, W, C] of a model that is being trained, and its number of samples: as many of each class,
-    always with the same noise. A call of every rank.
-
-    about: number of samples, if no other is asked for.
-    asked: number of samples that is asked for; None: none is.
-    step: steps of training so far.
-    """
+    always with the same noise. A call of every rank."""
     classes = trained.info.classes if trained.model.conditional else ()
     n = asked or in_turns(about, len(classes))
     labels = spread_labels(None, n, trained.info, torch.device("cpu")) if classes else None

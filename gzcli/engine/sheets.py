@@ -30,28 +30,17 @@ BAND = 12  # classes side by side, at most
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a sheet.
+    """A row of a sheet."""
 
-    name: the text on its left.
-    images: its images, uint8 [C, H, W] each, or [n, C, H, W].
-    marks: headings above the images.
-    exact: whether each pixel is shown as a square, as in masks and maps.
-    under: lines of text below each image, as many below each.
-    """
-
-    name: str
-    images: Sequence[np.ndarray] | np.ndarray
-    marks: Sequence[str] = ()
-    exact: bool = False
-    under: Sequence[Sequence[str]] = ()
+    name: str  # the text on its left
+    images: Sequence[np.ndarray] | np.ndarray  # its images, uint8 [C, H, W] each, or [n, C, H, W]
+    marks: Sequence[str] = ()  # headings above the images
+    exact: bool = False  # whether each pixel is shown as a square, as in masks and maps
+    under: Sequence[Sequence[str]] = ()  # lines of text below each image, as many below each
 
 
 def sheet(blocks: Sequence[Sequence[Row]], caption: str = "") -> np.ndarray:
-    """One picture uint8 [H, W, C], C = 1 or 3, of blocks of rows of images, which are all of one size.
-
-    blocks: rows that belong together; their names stand on the left.
-    caption: what stands below all.
-    """
+    """One picture uint8 [H, W, C], C = 1 or 3, of blocks of rows of images, which are all of one size."""
     from PIL import Image, ImageDraw
 
     blocks = [[_readable(row) for row in block] for block in blocks]
@@ -88,8 +77,8 @@ def sheet(blocks: Sequence[Sequence[Row]], caption: str = "") -> np.ndarray:
         y += BETWEEN
     for i, line in enumerate(lines):
         draw.text((left, down + i * HEAD + FONT), line, "dimgray", small, "ls")
-    found = np.asarray(canvas)
-    return found[:, :, None] if channels == 1 else found
+    picture = np.asarray(canvas)
+    return picture[:, :, None] if channels == 1 else picture
 
 
 def _readable(row: Row) -> Row:
@@ -98,25 +87,17 @@ def _readable(row: Row) -> Row:
 
 
 def enlarged(image: np.ndarray, scale: int, *, exact: bool = False) -> Any:
-    """An image uint8 [C, H, W] as Pillow's, larger by a whole number.
-
-    exact: whether each pixel becomes a square; else they go over into one another.
-    """
+    """An image uint8 [C, H, W] as Pillow's, larger by a whole number."""
     from PIL import Image
 
     pixels = image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
     rule = Image.Resampling.NEAREST if exact else Image.Resampling[SMOOTH]
-    found = Image.fromarray(pixels)
-    return found if scale == 1 else found.resize((found.width * scale, found.height * scale), rule)
+    picture = Image.fromarray(pixels)
+    return picture if scale == 1 else picture.resize((picture.width * scale, picture.height * scale), rule)
 
 
 def grid(images: np.ndarray, columns: int | None = None, caption: str = "") -> np.ndarray:
-    """Images uint8 [N, C, H, W] as one picture [H', W', C], as square as possible.
-
-    columns: number of images in a row; None: about as many as make the picture square, in full rows where
-      that is nearly so.
-    caption: what stands below all.
-    """
+    """Images uint8 [N, C, H, W] as one picture [H', W', C], as square as possible."""
     n, _, high, wide = images.shape
     columns = columns or columns_of(n, high / wide)
     return sheet([[Row("", images[i : i + columns]) for i in range(0, n, columns)]], caption)
@@ -124,10 +105,7 @@ def grid(images: np.ndarray, columns: int | None = None, caption: str = "") -> n
 
 def of_samples(images: np.ndarray, labels: Tensor | None, classes: Sequence[str], caption: str) -> np.ndarray:
     """The sheet [H, W, C] of samples [n, C, H, W]: a column for each class, in bands one below the other
-    where there are many, else as square as possible.
-
-    labels: by which they were sampled, [n] or [n, K]; None: no labels.
-    """
+    where there are many, else as square as possible."""
     n = len(images)
     turn = turn_of(labels, n)
     if labels is not None and turn > BAND:
@@ -146,13 +124,7 @@ def of_samples(images: np.ndarray, labels: Tensor | None, classes: Sequence[str]
 
 
 def blocks(kinds: Sequence[Row], columns: int, marks: Sequence[str] = (), caption: str = "") -> np.ndarray:
-    """The sheet [H, W, C] of several kinds of pictures of the same n images, one kind below the other.
-
-    kinds: name and pictures [n, C, H, W] of each kind.
-    columns: number of images side by side.
-    marks: headings of the columns.
-    caption: what stands below all.
-    """
+    """The sheet [H, W, C] of several kinds of pictures of the same n images, one kind below the other."""
     starts = range(0, len(kinds[0].images), columns)
     rows = [[replace(kind, images=kind.images[i : i + columns]) for kind in kinds] for i in starts]
     rows[0][0] = replace(rows[0][0], marks=marks)
@@ -161,10 +133,7 @@ def blocks(kinds: Sequence[Row], columns: int, marks: Sequence[str] = (), captio
 
 def by_class(labels: Tensor | None, n: int, about: int, classes: Sequence[str]) -> tuple[int, Sequence[str]]:
     """The number of columns for n images, near `about`, such that each column holds one class; and the
-    columns' names. There are no names where the labels do not repeat in a short cycle.
-
-    labels: of the images, [n] or [n, K].
-    """
+    columns' names. There are no names where the labels do not repeat in a short cycle."""
     turn = turn_of(labels, n)
     columns = min(n, turn * max(1, round(about / turn)))
     once = 2 * turn > n and n > about  # no turns at all, unless every image is of another class
@@ -190,12 +159,7 @@ def turn_of(labels: Tensor | None, n: int) -> int:
 def caption_of(
     trained: Trained, do: str | None, seed: int, options: Mapping[str, Any], step: int | None = None
 ) -> str:
-    """What made a picture: model, set, length of the training, seed, and what was asked for.
-
-    do: the application; None: samples.
-    options: of the method, as typed.
-    step: number of steps that the model was trained for; None: as it says itself.
-    """
+    """What made a picture: model, set, length of the training, seed, and what was asked for."""
     words = [trained.name, trained.part.data.name.rpartition("/")[2], f"step {step or trained.step:,}"]
     words += [f"{duration(seconds)} of training"] if (seconds := trained.run.owner.seconds) else []
     words += [do] if do else []
@@ -203,13 +167,10 @@ def caption_of(
 
 
 def columns_of(n: int, ratio: float) -> int:
-    """The number of images in a row of a picture of n that is about square.
-
-    ratio: height of an image in units of its width.
-    """
+    """The number of images in a row of a picture of n that is about square."""
     ideal = math.sqrt(n * ratio)
     full = [k for k in range(1, n + 1) if n % k == 0 and 0.69 <= k / ideal <= 1.45]
-    far = {k: round(abs(math.log(k / ideal)), 9) for k in full}  # of two alike the wider picture
+    far = {k: round(abs(math.log(k / ideal)), 9) for k in full}  # of two that are equally far the wider one
     return min(full, key=lambda k: (far[k], -k), default=min(n, math.ceil(ideal)))
 
 
@@ -219,10 +180,7 @@ def under(row: Row) -> int:
 
 
 def fitting(text: str, width: int, *, end: bool = False) -> str:
-    """The text, cut short with `…` where it is wider than `width` pixels.
-
-    end: whether its end is what remains, as of paths.
-    """
+    """The text, cut short with `…` where it is wider than `width` pixels."""
     length = font_of(FONT).getlength
     if length(text) <= width:
         return text

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,24 +17,29 @@ import torch
 from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.jobs import AlarmJob
+from gzcli.core.types import Batch
 from gzcli.core.units import counted
 from gzcli.data.packs.open import check_unchanged, open_pack
 from gzcli.data.packs.pack import Pack
 from gzcli.data.sets.names import OwnSet
 from gzcli.data.sets.registry import Form
 from gzcli.engine.log import Log
+from gzcli.engine.sheets import Row, sheet
 from gzcli.engine.trained import Trained, load_trained
-from gzcli.judge.alarm_files import SHOWN, Maps, written
-from gzcli.judge.images import FIT, treatment
-from gzcli.judge.judged import Judged, judged
-from gzcli.judge.ood_scores import Pick, Scored, asked_scores, score_all
-from gzcli.judge.score_maps import heat, map_of, score_maps, upper
-from gzcli.judge.scores import choose
+from gzcli.judge.images import FIT, Images, treatment
+from gzcli.judge.scores import choose, fresh_noise
+from gzcli.judge.scoring import Pick, Scored, score_all, scores_of
 from gzcli.metrics import conformal
+from gzcli.metrics.likelihood_scores import SCORES, tails_of
+from gzcli.models.base import Model
+from gzcli.models.options import defaults, grouped
 from gzcli.store import files
+from gzcli.store.png import save_images, save_png
 from gzcli.store.runs import Run
 
 USUAL = 32  # held-out images whose maps say what is usual
+BRIGHT = 0.995  # the quantile of a map that has the brightest colour
+SHOWN, COLUMNS = 16, 8  # pictures of each kind on the sheet, and in a row of it
 
 
 def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
@@ -54,21 +62,28 @@ def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str
     trained = load(job.run)
     if job.scores is None:
         job = replace(job, scores=tuple(choose(trained, None)[:1]))
-    names = asked_scores(trained, job)
+    names = scores_of(trained, job)
     shows = map_of(trained.model, names, trained.name) if job.maps else None
-    sets = opened(trained, job, names, log)
-    home, parts, pictures = sets.home, sets.parts, sets.pictures
-    scored = score_all(trained, job, home, sets.picks, log, load=load, sets=2, held_out=parts.fitted)
-    found = judged(scored, job.fpr)
-    order = np.lexsort((-found.strangeness, found.p))  # by p, equal ones the strangest first
-    maps = drawn_maps(trained, shows, job, sets.mine, order, home, parts) if shows else None
+    sets = open_sets(trained, job, names, log)
+    home, held_out, pictures = sets.home, sets.held_out, sets.pictures
+    scored = score_all(trained, job, home, sets.picks, log, load=load, sets=2, held_out=held_out.fitted)
+    alarms = alarms_of(scored, job.fpr)
+    order = np.lexsort((-alarms.strangeness, alarms.p))  # by p, equal ones the strangest first
+    maps = make_maps(trained, shows, job, sets.every_picture, order, home, held_out) if shows else None
     if ranks.rank():
         return {}
     labels = pictures.names("test") or [str(i) for i in range(len(order))]
-    outputs = written(folder, pictures, labels, order, found, maps)
+    outputs = write_files(folder, pictures, labels, order, alarms, maps)
     result = {
-        **summary(job, trained, sets, scored, found),
-        "files": [{"file": labels[i], **found.row(i)} for i in order],
+        **scored.facts(trained, job),
+        "input": job.input,
+        "fpr": job.fpr,
+        **alarms.limits(),
+        "flagged": int(alarms.flagged.sum()),
+        "unreadable": list(pictures.meta.skipped),
+        "compared": {"split": held_out.split, "n": alarms.n, "needed": sets.needed},
+        "notes": notes(job, pictures, trained, alarms),
+        "files": [{"file": labels[i], **alarms.row(i)} for i in order],
         "map": shows,
         "seconds": round(time.monotonic() - began, 1),
         "outputs": outputs,
@@ -78,61 +93,47 @@ def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The held-out images of a set.
+class HeldOut:
+    """The held-out images of a set."""
 
-    split: whose images the pictures are compared with.
-    fitted: positions of validation images that scores are fitted on; None: those of the training split are.
-    compared: positions of the others, in the order in which they are taken.
-    """
-
-    split: str
-    fitted: np.ndarray | None
-    compared: np.ndarray
+    split: str  # whose images the pictures are compared with
+    fitted: np.ndarray | None  # positions of those that scores are fitted on; None: training images are
+    compared: np.ndarray  # positions of the others, in the order in which they are taken
 
 
 @dataclass(frozen=True)
 class Sets:
-    """The pictures, and what they are compared with.
-
-    home: the in-distribution set.
-    parts: its held-out images.
-    needed: number of held-out images that the rate of false alarms needs.
-    pictures: the pictures, as a set whose test split they are.
-    """
+    """The pictures, and what they are compared with."""
 
     home: Pack
-    parts: Parts
-    needed: int
-    pictures: Pack
+    held_out: HeldOut
+    needed: int  # number of held-out images that the rate of false alarms needs
+    pictures: Pack  # a set whose test split they are
 
     @property
-    def mine(self) -> Pick:
-        """All pictures."""
+    def every_picture(self) -> Pick:
         every = np.arange(self.pictures.meta.counts["test"])
         return Pick(self.pictures, "test", every, by_content=True, unbounded=True)
 
     def picks(self, n: int | None) -> dict[str, Pick]:
         """Held-out images, `n` of them or as many as the rate needs, and all pictures; None: all images."""
-        kept = np.sort(self.parts.compared[: None if n is None else max(n, self.needed)])
-        return {"compared": Pick(self.home, self.parts.split, kept, by_content=True), "pictures": self.mine}
+        index = np.sort(self.held_out.compared[: None if n is None else max(n, self.needed)])
+        compared = Pick(self.home, self.held_out.split, index, by_content=True)
+        return {"compared": compared, "pictures": self.every_picture}
 
 
-def opened(trained: Trained, job: AlarmJob, names: Sequence[str], log: Log) -> Sets:
-    """The set and the pictures. Raises UsageError where the held-out images are too few.
-
-    names: of the scores.
-    """
+def open_sets(trained: Trained, job: AlarmJob, names: Sequence[str], log: Log) -> Sets:
+    """The set and the pictures. Raises UsageError where the held-out images are too few."""
     home = open_pack(job.ins, **trained.wanted, say=log.info)
     check_unchanged(trained.run.owner.path, home.meta)
-    parts = divided(home)
+    held_out = split_held_out(home)
     needed = conformal.fewest(job.fpr, len(names))
-    check_enough(parts, job, needed, names)
-    own = OwnSet(Path(job.input), form=Form(skip_bad=True, layout="flat"))
-    return Sets(home, parts, needed, open_pack(own, **trained.wanted, foreign=True, say=log.info))
+    check_enough(held_out, job, needed, names)
+    chosen = OwnSet(Path(job.input), form=Form(skip_bad=True, layout="flat"))
+    return Sets(home, held_out, needed, open_pack(chosen, **trained.wanted, foreign=True, say=log.info))
 
 
-def divided(home: Pack) -> Parts:
+def split_held_out(home: Pack) -> HeldOut:
     """Held-out images, of which 500 or a quarter are kept for fits; test images where a tiny set has no
     validation split. Raises UsageError for a set without either."""
     counts = home.meta.counts
@@ -143,20 +144,20 @@ def divided(home: Pack) -> Parts:
         )
     order = np.random.default_rng(0).permutation(counts[split])
     if split == "test":
-        return Parts(split, None, order)
+        return HeldOut(split, None, order)
     k = min(FIT, len(order) // 4)
-    return Parts(split, np.sort(order[:k]), order[k:])
+    return HeldOut(split, np.sort(order[:k]), order[k:])
 
 
-def check_enough(parts: Parts, job: AlarmJob, needed: int, names: Sequence[str]) -> None:
+def check_enough(held_out: HeldOut, job: AlarmJob, needed: int, names: Sequence[str]) -> None:
     """Raises UsageError where there are fewer images to compare with than a rate of false alarms needs."""
-    have = len(parts.compared) if job.n is None else min(job.n, len(parts.compared))
+    have = len(held_out.compared) if job.n is None else min(job.n, len(held_out.compared))
     if have >= needed:
         return
     by = f" by {len(names)} scores" if len(names) > 1 else ""
-    least = len(names) / (len(parts.compared) + 1)
+    least = len(names) / (len(held_out.compared) + 1)
     fewer = "one score with `--score`, or " if len(names) > 1 else ""
-    more = "a larger `-n`, or " if job.n is not None and len(parts.compared) >= needed else ""
+    more = "a larger `-n`, or " if job.n is not None and len(held_out.compared) >= needed else ""
     raise UsageError(
         f"{have:,} held-out images are too few for a false-alarm rate of {100 * job.fpr:.3g} %{by}: "
         f"it needs {needed:,}",
@@ -164,47 +165,166 @@ def check_enough(parts: Parts, job: AlarmJob, needed: int, names: Sequence[str])
     )
 
 
-def summary(job: AlarmJob, trained: Trained, sets: Sets, scored: Scored, found: Judged) -> dict[str, Any]:
-    """What was compared, by which rule, and what is flagged, for JSON."""
-    return {
-        "run": trained.run.owner.id,
-        "runs": [Run(Path(path)).id for path in (job.run, *job.others)],
-        "in": job.ins,
-        "input": job.input,
-        "fpr": job.fpr,
-        **found.limits(),
-        "flagged": int(found.flagged.sum()),
-        "unreadable": list(sets.pictures.meta.skipped),
-        "compared": {"split": sets.parts.split, "n": found.n, "needed": sets.needed},
-        "notes": notes(job, sets.pictures, trained, found),
-        "seed": job.seed,
-        "seeds": len(scored.seeds),
-        "checkpoint": job.checkpoint,
-        "precision": job.precision or "fp32",
-        "step": trained.step,
-        "perceptual": scored.perceptual,
-        "background": scored.background,
-        "processes": ranks.world(),
+@dataclass(frozen=True)
+class Alarms:
+    """The p-values of pictures by their scores among those of held-out images, and which are flagged."""
+
+    scores: Mapping[str, np.ndarray]  # float64 [N] of each score; infinite where the model overflows
+    spread: Mapping[str, np.ndarray]  # their deviations between draws of the noise; {} of one draw
+    p: np.ndarray  # p-values [N], of all scores together
+    flagged: np.ndarray  # [N]
+    low: np.ndarray  # whether the score that decides is lower than usual, not higher, [N]
+    thresholds: Mapping[str, tuple[float, float]]  # of each score, below and above which it flags by itself
+    strangeness: np.ndarray  # the largest distance of a score to its threshold, in deviations
+    n: int  # number of images that the pictures were compared with
+
+    def row(self, i: int) -> dict[str, Any]:
+        """What is found of picture i, for JSON; None in the place of what is not finite."""
+
+        row = {
+            "scores": {name: finite(values[i]) for name, values in self.scores.items()},
+            "p": float(self.p[i]),
+            "side": "low" if self.low[i] else "high",
+            "flagged": bool(self.flagged[i]),
+        }
+        spread = {name: finite(values[i]) for name, values in self.spread.items()}
+        return row | ({"spread": spread} if spread else {})
+
+    def limits(self) -> dict[str, Any]:
+        ends = {name: [finite(end) for end in both] for name, both in self.thresholds.items()}
+        low, high = ({name: both[side] for name, both in ends.items()} for side in (0, 1))
+        only = next(iter(high.values())) if len(high) == 1 else None
+        return {"threshold": only, "thresholds": high, "thresholds_low": low}
+
+
+def finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def alarms_of(scored: Scored, fpr: float) -> Alarms:
+    """The p-values of the pictures, and which are flagged at a false-alarm rate.
+
+    A score that is not finite counts as higher than any: no held-out image has one.
+    """
+    held_out = scored.mean("compared")
+    scores = {
+        name: np.where(np.isnan(values), np.inf, values) for name, values in scored.mean("pictures").items()
     }
+    names, n = list(scores), len(next(iter(held_out.values())))
+    p = np.stack([conformal.p_values(held_out[name], scores[name], tails=tails_of(name)) for name in names])
+    low = np.stack([(tails_of(name) == 2) & (scores[name] < np.median(held_out[name])) for name in names])
+    of_all = conformal.bonferroni(p)
+    thresholds, beyond = {}, []
+    for name in names:
+        unit = held_out[name].std() or 1
+        ends = conformal.thresholds(held_out[name], fpr / len(names), tails=tails_of(name))
+        thresholds[name] = ends
+        beyond += [(ends[0] - scores[name]) / unit, (scores[name] - ends[1]) / unit]
+    return Alarms(
+        scores,
+        scored.spread("pictures"),
+        of_all,
+        conformal.flagged(of_all, fpr),
+        np.take_along_axis(low, p.argmin(0)[None], 0)[0],
+        thresholds,
+        np.max(beyond, 0),
+        n,
+    )
 
 
-def drawn_maps(
+def notes(job: AlarmJob, pictures: Pack, trained: Trained, alarms: Alarms) -> list[str]:
+    """Notes without which the alarms could be misread."""
+    lines, count = [], len(alarms.scores)
+    if count > 1:
+        lines.append(
+            f"p-values of {count} scores together: the least times {count} (Bonferroni), so each "
+            f"score flags at {100 * job.fpr / count:.3g} %"
+        )
+    lower_ends = {name: low for name, (low, _) in alarms.thresholds.items() if tails_of(name) == 2}
+    if not all(map(math.isfinite, lower_ends.values())):
+        least = np.ceil(1000 * 2 * count / (alarms.n + 1)) / 10
+        lines.append(
+            f"{alarms.n:,} held-out images are too few to flag at {100 * job.fpr:.3g} % what is unusual by "
+            f"being simple, as a blank picture is: `--fpr {least:g}%` does"
+        )
+    if overflown := int(np.any([~np.isfinite(values) for values in alarms.scores.values()], 0).sum()):
+        lines.append(
+            f"{counted(overflown, 'picture')} with a score that is not finite: the model overflows, "
+            "so it counts as higher than that of any held-out image"
+        )
+    return [*lines, *treatment({"input": pictures}, trained.images.levels)]
+
+
+def map_of(model: Model, scores: Sequence[str], name: str) -> str:
+    """The name of the map that explains scores best: that of the first score which has one, `nll` where it is
+    made of the likelihood, else the first map that the model has."""
+    maps = sorted(each.removeprefix("map_") for each in dir(type(model)) if each.startswith("map_"))
+    if not maps:
+        raise UsageError(
+            f"`{name}` does not say where a picture is anomalous", hint="gz list models --can map"
+        )
+    made_of = {score: "nll" if score in SCORES or score == "waic" else score for score in scores}
+    return next((made_of[score] for score in scores if made_of[score] in maps), maps[0])
+
+
+def score_maps(trained: Trained, name: str, images: Images, options: Mapping[str, Any]) -> np.ndarray:
+    """The maps `name` of images, float32 [N, H, W] in the images' own size; each process makes its share.
+
+    Maps of latents are enlarged.
+    """
+    method = getattr(trained.model, f"map_{name}")
+    parameters = defaults(method)
+    taken = grouped(method, {key: value for key, value in options.items() if key in parameters})
+    _, height, width = trained.images.shape
+
+    def work(batch: Batch) -> dict[str, np.ndarray]:
+        seen = trained.seen(batch)
+        with trained.scoring(), torch.no_grad():
+            maps = method(seen.x, noise=fresh_noise(images.seed, seen), **taken)
+        whole = torch.nn.functional.interpolate(maps[:, None].float(), (height, width), mode="nearest")
+        return {"map": whole[:, 0].cpu().numpy()}
+
+    return ranks.over(images, work)["map"]
+
+
+def heat(maps: np.ndarray, usual: float) -> np.ndarray:
+    """Maps [N, H, W] as pictures in false colours, uint8 [N, 3, H, W].
+
+    Black is 0 or less. The brightest colour stands for the upper values of the map itself, but never for less
+    than `usual`, so that maps of ordinary pictures stay dark. A value that is not finite has it, too.
+    """
+    from matplotlib import colormaps
+
+    finite = np.isfinite(maps)
+    maps = np.where(finite, maps, 0)
+    top = np.maximum(np.quantile(maps.reshape(len(maps), -1), BRIGHT, axis=1), usual)
+    share = np.where(finite, maps / np.maximum(top, 1e-12)[:, None, None], 1).clip(0, 1)
+    return (colormaps["inferno"](share)[..., :3] * 255).round().astype(np.uint8).transpose(0, 3, 1, 2)
+
+
+def upper(maps: np.ndarray) -> float:
+    """The upper value of maps [N, H, W], the mean over the images of a high quantile of each."""
+    return float(np.quantile(maps.reshape(len(maps), -1), BRIGHT, axis=1).mean())
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Heat maps of the strangest pictures."""
+
+    index: np.ndarray  # the pictures, strangest first
+    heat: np.ndarray  # their maps in false colours, uint8 [n, 3, H, W]
+
+
+def make_maps(
     trained: Trained,
     name: str,
     job: AlarmJob,
     pictures: Pick,
     order: np.ndarray,
     home: Pack,
-    parts: Parts,
+    held_out: HeldOut,
 ) -> Maps:
-    """The maps of the strangest pictures, or with `--png` of all, beside those of usual images.
-
-    name: of the map.
-    pictures: all pictures.
-    order: of the pictures, strangest first.
-    home: the in-distribution set.
-    parts: its held-out images.
-    """
+    """The maps of the strangest pictures, or with `--png` of all, beside those of usual images."""
     chosen = order if job.png else order[:SHOWN]
     options = {**trained.part.ood.options, **job.options}
 
@@ -213,28 +333,53 @@ def drawn_maps(
         images = replace(pick, index=np.sort(index)).images(trained, job.seed)
         return score_maps(trained, name, images, options)[back]
 
-    held_out = Pick(home, parts.split, parts.compared, by_content=True)
-    usual = upper(of(held_out, parts.compared[:USUAL]))
+    others = Pick(home, held_out.split, held_out.compared, by_content=True)
+    usual = upper(of(others, held_out.compared[:USUAL]))
     return Maps(chosen, heat(of(pictures, chosen), usual))
 
 
-def notes(job: AlarmJob, pictures: Pack, trained: Trained, found: Judged) -> list[str]:
-    """Notes without which the alarms could be misread."""
-    lines, count = [], len(found.scores)
-    if count > 1:
-        lines.append(
-            f"p-values of {count} scores together: the least times {count} (Bonferroni), so each "
-            f"score flags at {100 * job.fpr / count:.3g} %"
-        )
-    if found.one_sided():
-        least = np.ceil(1000 * 2 * count / (found.n + 1)) / 10
-        lines.append(
-            f"{found.n:,} held-out images are too few to flag at {100 * job.fpr:.3g} % what is unusual by "
-            f"being simple, as a blank picture is: `--fpr {least:g}%` does"
-        )
-    if strangest := found.overflown():
-        lines.append(
-            f"{counted(strangest, 'picture')} with a score that is not finite: the model overflows, "
-            "so it counts as higher than that of any held-out image"
-        )
-    return [*lines, *treatment({"input": pictures}, trained.images.levels)]
+def write_files(
+    folder: Path, pictures: Pack, labels: Sequence[str], order: np.ndarray, alarms: Alarms, maps: Maps | None
+) -> dict[str, Any]:
+    """Writes the CSV of all pictures, strangest first, the sheet of some, and the maps; returns the paths."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    columns = [*alarms.scores.values(), *alarms.spread.values()]
+    writer.writerow(["file", "p", "flagged", *alarms.scores, *(f"{name} ±" for name in alarms.spread)])
+    for i in order:
+        values = (repr(float(column[i])) for column in columns)
+        writer.writerow([labels[i], repr(float(alarms.p[i])), int(alarms.flagged[i]), *values])
+    files.write_atomic(folder / "alarm.csv", text.getvalue())
+    save_png(folder / "alarm.png", overview(pictures, labels, order, alarms, maps))
+    outputs: dict[str, Any] = {"scores": str(folder / "alarm.csv"), "picture": str(folder / "alarm.png")}
+    if maps:
+        paths = save_images(folder / "maps", maps.heat)
+        outputs["maps"] = {labels[i]: path for i, path in zip(maps.index, paths, strict=True)}
+    return outputs
+
+
+def overview(
+    pictures: Pack, labels: Sequence[str], order: np.ndarray, alarms: Alarms, maps: Maps | None
+) -> np.ndarray:
+    """A sheet of the flagged pictures and of the others, the strangest of each first, with their names and
+    p-values, and with their maps below them."""
+    heat = dict(zip(maps.index.tolist(), maps.heat, strict=True)) if maps else {}
+
+    def rows(kind: str, every: np.ndarray) -> list[Row]:
+        made, index = [], every[:SHOWN]
+        count = f"{len(index)} of {len(every):,}" if len(every) > SHOWN else f"{len(every)}"
+        for start in range(0, len(index), COLUMNS):
+            some = index[start : start + COLUMNS]
+            images = pictures.images("test")[some]
+            if maps and images.shape[1] == 1:  # maps are in colour
+                images = images.repeat(3, 1)
+            words = [(labels[i], f"p {alarms.p[i]:.2g}") for i in some]
+            name = "" if start else f"{kind}: {count}"
+            made.append(Row(name, list(images), under=words))
+            if mapped := [heat[i] for i in some.tolist() if i in heat]:
+                made.append(Row("map", mapped, exact=True))
+        return made
+
+    flagged = alarms.flagged[order]
+    blocks = [rows("flagged", order[flagged]), rows("not flagged", order[~flagged])]
+    return sheet([block for block in blocks if block])

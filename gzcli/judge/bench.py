@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +17,23 @@ from gzcli.core.errors import UsageError, did_you_mean
 from gzcli.core.jobs import BenchJob
 from gzcli.data.packs.open import check_unchanged, open_pack
 from gzcli.data.packs.pack import Pack
-from gzcli.engine.curves import training_speed
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import sample_rows
-from gzcli.engine.trained import Trained, load_trained
-from gzcli.judge import perceptual, statistics
-from gzcli.judge.bench_notes import brief, directions, notes, provenance, told
-from gzcli.judge.calls import count_calls
-from gzcli.judge.contestants import Contestant, form_of, read, sampled, tell_apart
-from gzcli.judge.figures import SPACES, Found
-from gzcli.judge.images import subset
-from gzcli.judge.judges import Judges
-from gzcli.judge.likelihood import images_of_test, likelihood
-from gzcli.judge.variants import quick, varied
+from gzcli.engine.sheets import Row, sheet
+from gzcli.engine.trained import load_trained
+from gzcli.judge.contestants import Contestant, common_form, count_calls, read, sampled, tell_apart, varied
+from gzcli.judge.images import treatment
+from gzcli.judge.judge import Judge, json_figures
 from gzcli.metrics import lite
-from gzcli.metrics.interval import Interval
+from gzcli.metrics.interval import subset
+from gzcli.metrics.manifold import nearest
+from gzcli.metrics.metric import Figures, column_of, metrics
 from gzcli.store import files
+from gzcli.store.png import save_png
 from gzcli.store.runs import Run
 
-METRICS = (*SPACES, "lpips", "classes", "bpd", "own", "speed", "memory", "worth")
-DEFAULT = ("fd", "kid_lenet", "prc_lenet", "swd", "classes", "bpd", "own", "speed")
-IN_COLOUR = ("kid_lite",)  # with these where the extra `features` is installed
-MEASURED = 10_000  # test images at most of which a model's own figures are computed
+COPIES = 10  # samples of a contestant in the picture of those nearest to a training image
+VERSIONS = ("gzcli", "torch", "torch-fidelity", "numpy", "scikit-learn")
 
 
 def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
@@ -51,8 +47,6 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
     The likelihood of an image given its label is the column `bpd|y`. Each process draws its share of the
     samples, of the likelihoods and of the features. Rank 0 alone compares: it returns the JSON of `gz bench`,
     the others {}.
-
-    Raises UsageError for runs of different sizes or an unknown metric, MissingError for absent weights.
     """
     choose(job.metrics)
     variants = job.variants or ({},) * len(job.runs)
@@ -60,133 +54,85 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
     for path, variant in zip(job.runs, variants, strict=True):
         weights = variant.get("checkpoint", job.checkpoint)
         models.append(varied(load_trained(Run(Path(path)), device, weights, job.precision), variant))
-    pack = open_pack(job.data, **form_of(models), say=log.info)
+    pack = open_pack(job.data, **common_form(models), say=log.info)
     for trained in models:
         check_unchanged(trained.run.owner.path, pack.meta)
-    metrics = choose(job.metrics, pack)
-    judges = Judges(pack, metrics, job, device, log.info)
+    judge = Judge(pack, choose(job.metrics, pack), job, device, log)
     contestants = [sampled(trained, pack, job, folder, log) for trained in models]
-    known = [
-        of_model(one, pack, quick(metrics) if variant.get("quick") else metrics, job, judges, log)
-        for one, variant in zip(contestants, variants, strict=True)
-    ]
-    contestants += [read(what, pack, form_of(models, pack), job.n, log) for what in job.images]
+    for one, variant in zip(contestants, variants, strict=True):
+        since = time.monotonic()
+        one.figures = judge.of_model(one, sampler_only=bool(variant.get("quick")))
+        if job.variants and not ranks.rank():
+            assert one.trained is not None
+            one.facts["calls"] = count_calls(one.trained)
+        one.facts["seconds"] = time.monotonic() - since + (one.seconds or 0.0)
+    contestants += [read(what, pack, common_form(models, pack), job.n, log) for what in job.images]
     tell_apart(contestants)
     rank, processes = ranks.rank(), ranks.world()
-    judges.prepare(contestants)
+    judge.prepare(contestants)
     if rank:
         return {}
     with ranks.alone():
-        return compared(job, folder, judges, contestants, known, processes, log)
+        return compared(job, folder, judge, contestants, processes)
 
 
 def compared(
-    job: BenchJob,
-    folder: Path,
-    judges: Judges,
-    contestants: Sequence[Contestant],
-    known: Sequence[dict[str, Any]],
-    processes: int,
-    log: Log,
+    job: BenchJob, folder: Path, judge: Judge, contestants: Sequence[Contestant], processes: int
 ) -> dict[str, Any]:
-    """The JSON of `gz bench`, whose files are written.
-
-    known: what `of_model` knows of each model's row, in the order of the first contestants.
-    processes: by which samples and features were made.
-    """
-    quality, rows = judges.quality, []
-    for i, one in enumerate(contestants):
-        facts = known[i] if one.trained else {}
-        rows.append(judge(one, facts, judges))
-        log.info(f"{one.name}: {brief(rows[-1]['metrics'])}")
-    floors = {len(one): judges.floor(len(one)) for one in contestants}
+    """The JSON of `gz bench`, whose files are written. Samples and features were made by so many
+    processes."""
+    rows = []
+    for one in contestants:
+        rows.append(row_of(one, judge))
+        judge.say(f"{one.name}: {brief(rows[-1]['metrics'])}")
+    floors = {n: judge.floor(n) for n in dict.fromkeys(map(len, contestants))}
     floors = dict(sorted(floors.items(), reverse=True))
     if job.export_stats:
-        real = quality.real.reference(None)
-        statistics.write(Path(job.export_stats), real, quality.metrics, quality.space_of)
-    pictures(folder, contestants, rows, floors, judges)
+        judge.write_stats(Path(job.export_stats))
+    pictures(folder, contestants, rows, floors[max(floors)], judge)
+    names = dict.fromkeys(
+        name for part in (*(row["metrics"] for row in rows), *floors.values()) for name in part
+    )
     result = {
-        "data": quality.pack.meta.name,
+        "data": judge.pack.meta.name,
         "rows": rows,
-        **told("floor", floors[max(floors)]),
+        **json_figures("floor", floors[max(floors)]),
         "floors": [
-            {"n": n, "images": quality.floor_size(n), "draws": quality.floor_draws[n]}
-            | told("metrics", found)
-            for n, found in floors.items()
+            {"n": n, "images": judge.floor_size(n), "draws": judge.floor_draws[n]}
+            | json_figures("metrics", floor)
+            for n, floor in floors.items()
         ],
-        "directions": directions([*(row["metrics"] for row in rows), *floors.values()]),
-        "biased": {str(n): quality.biased(n) for n in floors},
-        "provenance": provenance(quality, job, processes),
-        "notes": notes(contestants, rows, quality, list(floors)),
+        "directions": {name: column_of(name).better for name in names},
+        "biased": {str(n): judge.biased(n) for n in floors},
+        "provenance": provenance(judge, job, processes),
+        "notes": notes(contestants, rows, judge, list(floors)),
         "picture": str(folder / "bench.png"),
-        "neighbours": str(folder / "neighbours.png") if judges.memory else None,
+        "neighbours": str(folder / "neighbours.png") if judge.remembers else None,
         "stats": job.export_stats,
     }
     files.write_json(folder / "bench.json", result)
     return result
 
 
-def choose(asked: Sequence[str] | None, pack: Pack | None = None) -> list[str]:
-    """The metrics to compute; `nats` means `bpd`. Raises UsageError for an unknown one.
-
-    asked: names; None: those that need no downloaded weights and take little time.
-    pack: the data set, by which these are chosen.
-    """
-    if asked is None:
+def choose(names: Sequence[str] | None, pack: Pack | None = None) -> list[str]:
+    """The metrics to compute; `nats` means `bpd`. None: those that need no fetched weights and take little
+    time, by the data set. Raises UsageError for an unknown one."""
+    known = metrics()
+    if names is None:
         colour = pack is not None and pack.meta.shape[0] == 3 and lite.is_installed()
-        return [*DEFAULT, *(IN_COLOUR if colour else ())]
-    wanted = ["bpd" if name == "nats" else name for name in asked]
+        ways = ("always", "colour") if colour else ("always",)
+        return [name for way in ways for name, metric in known.items() if metric.default == way]
+    wanted = ["bpd" if name == "nats" else name for name in names]
     for name in wanted:
-        if name not in METRICS:
-            raise UsageError(
-                f"there is no metric `{name}`",
-                hint=did_you_mean(name, METRICS) or f"metrics: {', '.join(METRICS)}",
-            )
+        if name not in known:
+            hint = did_you_mean(name, known) or f"metrics: {', '.join(known)}"
+            raise UsageError(f"there is no metric `{name}`", hint=hint)
     return list(dict.fromkeys(wanted))
 
 
-def of_model(
-    one: Contestant, pack: Pack, metrics: Sequence[str], job: BenchJob, judges: Judges, log: Log
-) -> dict[str, Any]:
-    """What is known of a row from the model alone; its `found` are figures. A call of every rank."""
-    trained = one.trained
-    assert trained is not None
-    since = time.monotonic()
-    found: Found = {}
-    row: dict[str, Any] = {"found": found}
-    kind = None if trained.space else trained.model.likelihood  # latents have no likelihood of pixels
-    by_default = kind in ("exact", "bound")  # one by an ODE takes long: only where metrics are named
-    if "bpd" in metrics and (by_default or (kind == "ode" and job.metrics)):
-        row["likelihood"] = likelihood(trained, pack, job.seed, log)
-    if judges.lpips and "lpips" in metrics:
-        found |= perceptual.of_reconstructions(trained, pack, judges.lpips, job.seed, log)
-    if ranks.rank():
-        return row
-    if job.variants:
-        row["calls"] = count_calls(trained)
-    if "own" in metrics and hasattr(trained.model, "measure"):
-        found |= {name: Interval(value) for name, value in own_figures(trained, pack, job.seed).items()}
-    if "speed" in metrics and one.seconds:
-        found["samples_per_s"] = Interval(round(len(one) / one.seconds, 3))
-        row["train"] = training_speed(trained.run.path)
-        rates = {name: value for name, value in row["train"].items() if name in ("tflops", "mfu")}
-        found |= {f"train_{name}": Interval(value) for name, value in rates.items()}
-    row["seconds"] = time.monotonic() - since + (one.seconds or 0.0)
-    return row
-
-
-def judge(one: Contestant, facts: dict[str, Any], judges: Judges) -> dict[str, Any]:
-    """The row of a contestant.
-
-    facts: what `of_model` knows of it; {} for images from elsewhere.
-    """
-    since, levels, trained = time.monotonic(), one.levels, one.trained
-    found = judges(one.images, levels)
-    if "likelihood" in facts:
-        pixels = int(np.prod(one.images.images.shape[1:]))
-        mark = judges.quality.mark(levels)
-        found |= likelihood_columns(facts["likelihood"], mark, pixels, binary=levels == 2)
-    found |= facts.pop("found", {})
+def row_of(one: Contestant, judge: Judge) -> dict[str, Any]:
+    since, trained = time.monotonic(), one.trained
+    figures = judge(one.images, one.levels) | one.figures
     row: dict[str, Any] = {"name": one.name, "model": None, "run": None, "step": None, "params": None}
     if trained:
         row |= {"model": trained.name, "run": trained.run.owner.id, "step": trained.step}
@@ -194,60 +140,109 @@ def judge(one: Contestant, facts: dict[str, Any], judges: Judges) -> dict[str, A
     return {
         **row,
         "path": one.path,
-        "samples": one.kept,
+        "samples": one.file,
         "n": len(one),
-        **told("metrics", found),
+        **json_figures("metrics", figures),
         "sample": dict(trained.part.sample) if trained else {},
         "precision": trained.precision if trained else None,
         "conditional": one.images.labels is not None,
-        "levels": levels,
-        **facts,
-        "seconds": round(facts.get("seconds", 0.0) + time.monotonic() - since, 1),
+        "levels": one.levels,
+        **one.facts,
+        "seconds": round(one.facts.get("seconds", 0.0) + time.monotonic() - since, 1),
     }
 
 
-def likelihood_columns(value: dict[str, Any], mark: str, pixels: int, *, binary: bool) -> Found:
-    """The columns of a likelihood: that of log p(x | y) ends in `|y`, that of log p(x) is named by the unit.
-
-    mark: what `Quality.mark` appends.
-    pixels: values of an image.
-    """
-    unit, mark = ("nats", "") if binary else ("bpd", mark)
-
-    def of(found: Mapping[str, float]) -> Interval:
-        half = 1.96 * found["se"] / (1 if binary else pixels * np.log(2))
-        return Interval(found[unit], found[unit] - half, found[unit] + half)
-
-    if not value["given_labels"]:
-        return {unit + mark: of(value)}
-    marginal = value["marginal"]
-    return {f"{unit}|y{mark}": of(value)} | ({unit + mark: of(marginal)} if marginal else {})
-
-
-def own_figures(trained: Trained, pack: Pack, seed: int) -> dict[str, float]:
-    """The figures that the model's `measure` finds on test images, 10,000 at most."""
-    with torch.inference_mode():
-        return trained.model.measure(map(trained.seen, images_of_test(trained, pack, MEASURED, seed)))
+def brief(values: Mapping[str, float]) -> str:
+    return "   ".join(f"{k} {v:.4g}" for k, v in values.items() if k.startswith(("fd", "bpd", "nats")))
 
 
 def pictures(
     folder: Path,
     contestants: Sequence[Contestant],
     rows: Sequence[Mapping[str, Any]],
-    floors: Mapping[int, Found],
-    judges: Judges,
+    floor: Figures,
+    judge: Judge,
 ) -> None:
     """Writes `bench.png`, some images of each contestant above real ones, and `neighbours.png`."""
-    quality = judges.quality
-    real = quality.real.reference(None).images
-    least = told("floor", floors[max(floors)])["floor"]
-    of_real = brief({f"{name} (floor)": value for name, value in least.items()})
+    real = judge.real.reference(None).images
+    of_real = brief({f"{name} (floor)": value.value for name, value in floor.items()})
     lines = []
     for one, row in zip(contestants, rows, strict=True):
         images = one.images.images  # those of a folder often lie in the order of their classes
         shown = images if one.trained else images[np.random.default_rng(0).permutation(len(images))[:16]]
         lines.append((f"{one.name}   {brief(row['metrics'])}", shown))
-    title = f"real images of {quality.pack.meta.name}   {of_real}"
+    title = f"real images of {judge.pack.meta.name}   {of_real}"
     sample_rows(folder / "bench.png", [*lines, (title, real[subset(len(real), 16)])])
-    if judges.memory:
-        judges.memory.picture(folder / "neighbours.png", {one.name: one.images for one in contestants})
+    if judge.remembers:
+        save_png(folder / "neighbours.png", copies(contestants, judge))
+
+
+def copies(contestants: Sequence[Contestant], judge: Judge) -> np.ndarray:
+    """A sheet [H, W, C]: of each contestant, and of the test images, those nearest to a training image, above
+    this and above the one that is nearest by pixels."""
+    train, space = judge.train_images, judge.memory_space
+    blocks = []
+    sets = {one.name: one.images for one in contestants} | {"test images": judge.real.of("test")}
+    for name, images in sets.items():
+        distances, places = nearest(images.features(space), train.features(space))
+        rows = np.argsort(distances[:, 0], kind="stable")[:COPIES]
+        shown = np.asarray(images.images[np.sort(rows)])[np.argsort(np.argsort(rows))]
+        by_pixels = nearest(shown, np.asarray(train.images[:]))[1][:, 0]
+        blocks.append(
+            [
+                Row(name, list(shown)),
+                Row("nearest by features", [train.images[int(i)] for i in places[rows, 0]]),
+                Row("nearest by pixels", [train.images[int(i)] for i in by_pixels]),
+            ]
+        )
+    return sheet(blocks)
+
+
+def notes(
+    contestants: Sequence[Contestant], rows: Sequence[Mapping[str, Any]], judge: Judge, sizes: Sequence[int]
+) -> list[str]:
+    """Notes without which the figures of contestants of these numbers of images could be misread."""
+    binary = any(one.levels == 2 for one in contestants)
+    lines = [line for n in sizes for line in judge.warnings(n)]
+    lines += treatment({judge.pack.meta.name: judge.pack}, 2 if binary else None)
+    lines += [note for one in contestants for note in one.notes]
+    if len(sizes) > 1:
+        counts = ", ".join(f"{n:,}" for n in sizes)
+        lines.append(f"the contestants have {counts} images: compare each with the floor of its own number")
+    if judge.stats:
+        file = judge.stats.facts["file"]
+        lines.append(f"`{judge.stats.metric.name}` is the distance to the mean and covariance in `{file}`")
+    for n in sizes:
+        if (real := judge.floor_size(n)) < n:
+            lines.append(f"the floor of {n:,} samples is of {real:,} real images, as there are no more")
+    unlabelled = [one.name for one in contestants if one.images.labels is None]
+    if unlabelled and any(metric.name == "worth" for metric in judge.metrics):
+        lines.append(f"`worth` needs labels, which there are none of with `{'`, `'.join(unlabelled)}`")
+    likelihoods = [row["likelihood"] for row in rows if "likelihood" in row]
+    if any(likelihood["given_labels"] for likelihood in likelihoods):
+        lines.append(
+            "columns `|y` are of log p(x | y), the label given: not to be compared with those of log p(x)"
+        )
+    if any(likelihood["marginal"] for likelihood in likelihoods):
+        lines.append(
+            "log p(x) of a conditional model is log Σ p(y) p(x | y), classes as frequent as in training"
+        )
+    return list(dict.fromkeys(lines))
+
+
+def provenance(judge: Judge, job: BenchJob, processes: int) -> dict[str, Any]:
+    meta = judge.pack.meta
+    return {
+        "n_real": len(judge.real.reference(None)),
+        "n_fake": job.n,
+        "split": job.split,
+        "shape": list(meta.shape),
+        "levels": meta.levels,
+        "resized": meta.resized,
+        "digest": meta.digest,
+        "seed": job.seed,
+        "checkpoint": job.checkpoint,
+        "processes": processes,
+        **judge.provenance(),
+        "versions": {name: version(name) for name in VERSIONS},
+    }

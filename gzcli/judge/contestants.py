@@ -1,21 +1,28 @@
-"""What `gz bench` compares: samples that it draws of runs, and images from anywhere."""
+"""What a bench compares: samples that it draws of runs, each in one or several ways, and images from
+anywhere."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from gzcli.core import ranks
 from gzcli.core.devices import synchronise
 from gzcli.core.errors import UsageError
 from gzcli.core.jobs import BenchJob
+from gzcli.core.types import ImageNoise, no_progress
 from gzcli.core.units import as_size, by_sides
 from gzcli.data.packs.open import PackOptions, open_pack
 from gzcli.data.packs.pack import Pack
@@ -25,33 +32,28 @@ from gzcli.engine.log import Log
 from gzcli.engine.sampler import draw
 from gzcli.engine.trained import Trained
 from gzcli.judge.image_sets import ImageSet, some
-from gzcli.judge.naming import short_names
+from gzcli.judge.images import short_paths
+from gzcli.metrics.metric import Figures
+from gzcli.models.nn import spread_labels
+from gzcli.models.options import defaults, grouped
 from gzcli.store import files
-from gzcli.store.run_folder import Run
 
 FEWEST = 50  # images of a contestant
 
 
 @dataclass
 class Contestant:
-    """Images that are compared with real ones.
-
-    name: in the table.
-    images: the images, with the labels by which they were drawn.
-    path: where they come from: a run's folder, or the images' own path.
-    trained: the model that drew them; None for images from elsewhere.
-    seconds: that drawing them took; None for images from elsewhere.
-    kept: path of the file of what the model drew; None for images from elsewhere.
-    notes: what was done to them.
-    """
+    """Images that are compared with real ones, and the model that drew them, if one did."""
 
     name: str
-    images: ImageSet
-    path: str
+    images: ImageSet  # with the labels by which they were drawn
+    path: str  # of the run, or of the images
     trained: Trained | None = None
-    seconds: float | None = None
-    kept: str | None = None
-    notes: list[str] = field(default_factory=list)
+    seconds: float | None = None  # that drawing them took
+    file: str | None = None  # of what the model drew
+    notes: list[str] = field(default_factory=list)  # what was done to the images
+    figures: Figures = field(default_factory=dict)  # of the model itself
+    facts: dict[str, Any] = field(default_factory=dict)  # what its row says besides
 
     @property
     def levels(self) -> int | None:
@@ -64,34 +66,26 @@ class Contestant:
 
 def sampled(trained: Trained, pack: Pack, job: BenchJob, folder: Path, log: Log) -> Contestant:
     """`job.n` samples of a model; a conditional one draws them by the labels of as many training images."""
-    labels = ask_labels(trained, pack, job.n)
-    images, seconds, kept = sample(trained, labels, job, folder, log)
-    known = None if labels is None else labels.numpy()
-    of_run = str(trained.run.owner.path)
-    return Contestant(trained.name, ImageSet(images, known), of_run, trained, seconds, str(kept))
+    labels = training_labels(trained, pack, job.n)
+    drawn, seconds, file = sample(trained, labels, job, folder, log)
+    images = ImageSet(drawn, None if labels is None else labels.numpy())
+    return Contestant(trained.name, images, str(trained.run.owner.path), trained, seconds, str(file))
 
 
 def read(what: str, pack: Pack, wanted: PackOptions, n: int, log: Log) -> Contestant:
     """The images of a folder, an archive, an npz or a set, in the form of the others: n of them, or all where
-    they are fewer.
-
-    what: path or name.
-    pack: the real images.
-    wanted: the form.
-
-    Raises UsageError for fewer than 50.
-    """
-    found = locate(what)
-    theirs = open_pack(found, **wanted, foreign=True, say=log.info)
+    they are fewer."""
+    source = locate(what)
+    theirs = open_pack(source, **wanted, foreign=True, say=log.info)
     total = theirs.meta.counts["test"]
     if total < FEWEST:
         raise UsageError(f"`{what}` holds {total} images", hint=f"at least {FEWEST} can be compared")
     channels, height, width = theirs.meta.shape
     kind = "grey" if channels == 1 else "colour"
     text = f"taken as {total:,} {kind} pictures of {width}×{height}"
-    had = facts_of(found)
-    if theirs.meta.resized and had:
-        text += f", resized from {had.width}×{had.height}"
+    before = facts_of(source)
+    if theirs.meta.resized and before:
+        text += f", resized from {before.width}×{before.height}"
     if theirs.meta.source_channels != channels:
         text += ", made grey" if channels == 1 else ", made RGB"
     if total > n:
@@ -104,22 +98,18 @@ def read(what: str, pack: Pack, wanted: PackOptions, n: int, log: Log) -> Contes
     ):
         labels = None  # classes of another set
     images = some(ImageSet(theirs.images("test"), labels), n)
-    name = Path(found.reference).name
-    return Contestant(
-        name, ImageSet(images.images[:], images.labels), found.reference, notes=[f"`{found.shown}`: {text}"]
-    )
+    images = ImageSet(images.images[:], images.labels)
+    note = f"`{source.shown}`: {text}"
+    return Contestant(Path(source.reference).name, images, source.reference, notes=[note])
 
 
-def form_of(models: list[Trained], pack: Pack | None = None) -> PackOptions:
-    """The form of the images of all runs; without runs that of the data set.
-
-    Raises UsageError where they differ.
-    """
+def common_form(models: list[Trained], pack: Pack | None = None) -> PackOptions:
+    """The form of the images of all runs; without runs that of the data set."""
     if not models:
         if pack is None:
             return PackOptions(size=None, channels=None, fit="crop", patch=None)
-        channels, *had = pack.meta.shape
-        return PackOptions(size=as_size(*had), channels=channels, fit="crop", patch=None)
+        channels, *sides = pack.meta.shape
+        return PackOptions(size=as_size(*sides), channels=channels, fit="crop", patch=None)
     first = models[0]
     for other in models:
         if other.images.shape != first.images.shape:
@@ -149,8 +139,8 @@ def tell_apart(contestants: list[Contestant]) -> None:
             run = one.trained.run.owner
             one.name = run.alias or run.id
         else:
-            alike = {other.path for other in contestants if Path(other.path).name == one.name}
-            one.name = short_names(alike)[one.path]
+            paths = {other.path for other in contestants if Path(other.path).name == one.name}
+            one.name = short_paths(paths)[one.path]
     seen: dict[str, int] = {}
     for one in contestants:
         seen[one.name] = seen.get(one.name, 0) + 1
@@ -158,7 +148,7 @@ def tell_apart(contestants: list[Contestant]) -> None:
             one.name = f"{one.name} ({seen[one.name]})"
 
 
-def ask_labels(trained: Trained, pack: Pack, n: int) -> torch.Tensor | None:
+def training_labels(trained: Trained, pack: Pack, n: int) -> torch.Tensor | None:
     """The labels of n training images, by which a conditional model samples; None for other models."""
     labels = pack.labels("train")
     if labels is None or not trained.model.conditional:
@@ -171,28 +161,27 @@ def ask_labels(trained: Trained, pack: Pack, n: int) -> torch.Tensor | None:
 def sample(
     trained: Trained, labels: torch.Tensor | None, job: BenchJob, folder: Path, log: Log
 ) -> tuple[np.ndarray, float, Path]:
-    """n samples uint8 [n, C, H, W], the seconds that they took, and the file in `folder` that they are kept
-    in, whose name is a hash of all that they depend on.
-    """
-    weights = trained.run.model_file
+    """n samples uint8 [n, C, H, W], the seconds that they took, and their file in `folder`, whose name is a
+    hash of all that they depend on."""
+    weights = trained.run.path / "model.safetensors"
     stamp = weights.stat().st_mtime_ns if weights.exists() else 0
     options: dict[str, Any] = dict(trained.part.sample)
     owner, device = trained.run.owner.id, trained.device.type
     made = [owner, trained.step, stamp, job.n, job.seed, options, device, trained.precision]
     key = hashlib.sha256(json.dumps(made, default=str).encode()).hexdigest()[:8]
-    path = Run(folder).samples_folder / f"{owner}-{key}.npz"
+    path = folder / "samples" / f"{owner}-{key}.npz"
 
     def read(path: Path) -> tuple[np.ndarray, float, Path]:
-        kept = files.read_arrays(path)
+        file = files.read_arrays(path)
         with files.reading(path):
-            images = kept["samples"].transpose(0, 3, 1, 2)
+            images = file["samples"].transpose(0, 3, 1, 2)
             if len(images) != job.n or images.dtype != np.uint8:
                 raise ValueError(f"these are not {job.n} samples")
-            return images, float(kept["seconds"]), path
+            return images, float(file["seconds"]), path
 
-    kept = files.read_cached(path, read, log.warn) if ranks.rank() == 0 else None
-    if ranks.agree(kept is not None):
-        return kept or read(path)
+    earlier = files.read_cached(path, read, log.warn) if ranks.rank() == 0 else None
+    if ranks.agree(earlier is not None):
+        return earlier or read(path)
     since = time.perf_counter()
     with log.bar(f"sample {trained.name}") as progress:
         images = draw(trained, job.n, seed=job.seed, labels=labels, progress=progress)
@@ -203,3 +192,78 @@ def sample(
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, samples=images.transpose(0, 2, 3, 1), seconds=seconds)
     return images, seconds, path
+
+
+def varied(trained: Trained, variant: Mapping[str, Any]) -> Trained:
+    """The model with the sampler that a variant of `BenchJob.variants` asks for."""
+    options = dict(variant.get("sample", {}))
+    if "calls" in variant:
+        options["steps"] = steps_for(trained, variant["calls"])
+    return replace(trained, part=replace(trained.part, sample={**trained.part.sample, **options}))
+
+
+def count_calls(trained: Trained, options: Mapping[str, Any] | None = None) -> int:
+    """The network calls of one image, found by drawing it.
+
+    Each layer that runs counts with its parameters, and half of these parameters run as often or more. So
+    the large network of several counts, and a layer that is skipped at some steps does not. Guidance doubles
+    the batch, which counts as two calls. The pixel models compute every value once and keep it, past their
+    layers' `forward`: they count as many calls as they take without that (`naive`), one for each value drawn.
+    """
+    keywords = grouped(trained.model.sample, {**trained.part.sample, **(options or {})})
+    if "naive" in defaults(trained.model.sample):
+        parts: Any = trained.model.parts
+        return parts * math.prod(trained.info.shape[1:])
+    noise = ImageNoise(0, range(1), trained.device)
+    labels = spread_labels(None, 1, trained.info, trained.device) if trained.model.conditional else None
+    net = getattr(trained.model, "net", getattr(trained.model, "trunk", None))  # a denoiser's, a prior's
+    with torch.inference_mode(), trained.sampling(), counted(net) as runs:
+        trained.model.sample(1, labels=labels, noise=noise, progress=no_progress, **keywords)
+    return weighted_median([(count, own_size(layer)) for layer, count in runs.items()])
+
+
+def steps_for(trained: Trained, calls: int) -> int | None:
+    """The most `steps` of the model's sampler whose calls are `calls` at most; None where it has no steps.
+
+    The calls of a solver are a line in its steps (Euler s, midpoint 2 s, Heun 2 s − 1): two counts give it.
+    Where its first step alone takes more it is 1 step.
+    """
+    if "steps" not in defaults(trained.model.sample):
+        return None
+    few, more = count_calls(trained, {"steps": 2}), count_calls(trained, {"steps": 4})
+    slope = (more - few) / 2
+    steps = int(2 + (calls - few) / slope) if slope > 0 else calls
+    return max(1, steps)
+
+
+@contextmanager
+def counted(net: nn.Module | None) -> Iterator[Counter[nn.Module]]:
+    """Counts the calls of every module within the block, also of attached ones, while one image is drawn."""
+    runs: Counter[nn.Module] = Counter()
+    rows = 1
+
+    def note(module: nn.Module, inputs: Any) -> None:
+        nonlocal rows
+        if module is net:
+            rows = len(inputs[0])
+        runs[module] += rows
+
+    handle = nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        yield runs
+    finally:
+        handle.remove()
+
+
+def own_size(layer: nn.Module) -> int:
+    return sum(p.numel() for p in layer.parameters(recurse=False))
+
+
+def weighted_median(values: Sequence[tuple[int, int]]) -> int:
+    """The largest value that half of the weight reaches or exceeds; 0 without weight."""
+    half, reached = sum(weight for _, weight in values) / 2, 0
+    for value, weight in sorted(values, reverse=True):
+        reached += weight
+        if weight and reached >= half:
+            return value
+    return 0

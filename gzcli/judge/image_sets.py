@@ -15,7 +15,7 @@ import torch
 from gzcli.core import ranks
 from gzcli.data.packs.batches import quantise, to_uint8
 from gzcli.data.packs.pack import Pack
-from gzcli.judge.images import subset
+from gzcli.metrics.interval import subset
 from gzcli.store import files
 from gzcli.store.paths import cache_dir
 
@@ -37,16 +37,10 @@ class Space(Protocol):
 
 @dataclass
 class ImageSet:
-    """Images and what is known of them.
+    """Images and what is known of them."""
 
-    images: uint8 [N, C, H, W].
-    labels: int64 [N] or [N, K] where there are any.
-    key: name of the images in the cache of features; None: their features are not kept there.
-    say: called with a line where a file of that cache is damaged.
-    """
-
-    images: Any
-    labels: np.ndarray | None = None
+    images: Any  # uint8 [N, C, H, W]
+    labels: np.ndarray | None = None  # int64 [N] or [N, K] where there are any
     key: str | None = None
     say: Callable[[str], None] = field(default=lambda text: None, repr=False)
     _features: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
@@ -66,7 +60,6 @@ class ImageSet:
         return self._features[space.hash]
 
     def knows(self, space: Space) -> bool:
-        """Whether the features in a space are known by now."""
         return space.hash in self._features
 
     def take(self, rows: np.ndarray) -> ImageSet:
@@ -109,12 +102,7 @@ class ImageSet:
 
 
 class RealImages:
-    """The images of a data set that samples are compared with, at the grey levels of the samples.
-
-    pack: the data set.
-    split: of OTHER.
-    say: as of `ImageSet`.
-    """
+    """The images of a data set that samples are compared with, at the grey levels of the samples."""
 
     def __init__(self, pack: Pack, split: str = "test", say: Callable[[str], None] = lambda text: None):
         self.pack, self.split, self.say = pack, split, say
@@ -122,7 +110,6 @@ class RealImages:
         self._pairs: dict[tuple[int, int | None], list[tuple[ImageSet, ImageSet]]] = {}
 
     def reference(self, levels: int | None) -> ImageSet:
-        """The images of the split."""
         return self.of(self.split, levels)
 
     def of(self, split: str, levels: int | None = None) -> ImageSet:
@@ -133,6 +120,8 @@ class RealImages:
             images = [self.pack.images(part) for part in parts if self.pack.meta.counts[part]]
             labels = [self.pack.labels(part) for part in parts if self.pack.meta.counts[part]]
             joined = images[0] if len(images) == 1 else np.concatenate([part[:] for part in images])
+            if levels is not None:
+                joined = to_uint8(quantise(torch.from_numpy(np.array(joined)), levels)).numpy()
             known = (
                 None
                 if any(y is None for y in labels)
@@ -141,7 +130,7 @@ class RealImages:
             meta = self.pack.meta
             shape = "x".join(map(str, meta.shape))  # a pack may be cut into patches
             key = f"{meta.digest}-{shape}-{split}-{levels or meta.levels}"
-            self._sets[split, levels] = ImageSet(self._at(joined, levels), known, key, self.say)
+            self._sets[split, levels] = ImageSet(joined, known, key, self.say)
         return self._sets[split, levels]
 
     @property
@@ -156,8 +145,6 @@ class RealImages:
 
         Training images are compared with the test split, test images with the training split, and of all
         images n with the others.
-
-        n: `at_most` at most.
         """
         if (n, levels) not in self._pairs:
             self._pairs[n, levels] = self._drawn(n, levels)
@@ -173,13 +160,6 @@ class RealImages:
             return [(source.take(draw), reference) for draw in rows]
         everything = np.arange(total)
         return [(source.take(draw), source.take(np.setdiff1d(everything, draw))) for draw in rows]
-
-    def _at(self, images: Any, levels: int | None) -> Any:
-        return (
-            images
-            if levels is None
-            else to_uint8(quantise(torch.from_numpy(np.array(images)), levels)).numpy()
-        )
 
 
 def some(images: ImageSet, n: int) -> ImageSet:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,11 @@ from gzcli.core.types import Batch
 from gzcli.data.packs.batches import scan, scan_by_content
 from gzcli.data.packs.pack import Pack
 from gzcli.engine.trained import Trained
+from gzcli.metrics.interval import subset
 
 FEWEST, MOST = 500, 10_000  # images of a split that a budget of seconds pays for
 FIT = FEWEST  # held-out images that scores are fitted on: as many as the smallest budget pays for
 BANK = 10_000  # training images that scores are fitted on, or among which neighbours are looked for, at most
-
-
-def subset(total: int, n: int) -> np.ndarray:
-    """Sorted positions of min(n, total) images of a split, drawn with seed 0: a larger subset holds every
-    smaller one."""
-    return np.sort(np.random.default_rng(0).permutation(total)[:n])
 
 
 @dataclass(frozen=True)
@@ -34,25 +30,16 @@ class Images:
     """Images of a split in batches, at a run's grey levels and on its device. They can be read several times.
 
     A slice `images[i:j]` holds the batches i … j − 1.
-
-    pack: the data set.
-    split: "train", "val" or "test".
-    index: positions in the split, [N].
-    size: number of images of a batch.
-    levels: number of grey levels; None: latents.
-    device: device of the batches.
-    seed: seed of the batches' noise.
-    by_content: whether an image's noise goes by its pixels, not by its position.
     """
 
     pack: Pack
-    split: str
-    index: np.ndarray
-    size: int
-    levels: int | None
+    split: str  # "train", "val" or "test"
+    index: np.ndarray  # positions in the split, [N]
+    size: int  # number of images of a batch
+    levels: int | None  # number of grey levels; None: latents
     device: torch.device
     seed: int
-    by_content: bool = False
+    by_content: bool = False  # whether an image's noise goes by its pixels, not by its position
 
     @classmethod
     def of(
@@ -99,12 +86,7 @@ def held_out_split(pack: Pack) -> str:
 def fitting_images(
     run: Trained, pack: Pack, *, size: int, seed: int, held_out: np.ndarray | None = None
 ) -> tuple[Images, Images]:
-    """Held-out and training images of a run's set, in fixed numbers, that scores are fitted on.
-
-    size: images of a batch.
-    seed: of the batches' noise.
-    held_out: positions of the held-out images; None: the usual ones.
-    """
+    """Held-out and training images of a run's set, in fixed numbers, that scores are fitted on."""
     split, counts = held_out_split(pack), pack.meta.counts
     index = subset(counts[split], FIT) if held_out is None else held_out
     some = ((split, index), ("train", subset(counts["train"], BANK)))
@@ -113,12 +95,8 @@ def fitting_images(
 
 
 def treatment(packs: Mapping[str, Pack], levels: int | None, *, but: str = "") -> list[str]:
-    """Notes on how the images of a figure differ from those of the set: resized, made grey or RGB, binarised.
-
-    packs: the sets, by the names that the notes use.
-    levels: grey levels of the model.
-    but: remark on figures of a binary model that are computed of the sets' own bytes all the same.
-    """
+    """Notes on how the images of a figure differ from those of the set: resized, made grey or RGB,
+    binarised."""
     lines = []
     for name, pack in packs.items():
         channels, height, width = pack.meta.shape
@@ -134,12 +112,7 @@ def treatment(packs: Mapping[str, Pack], levels: int | None, *, but: str = "") -
 
 
 def affordable(seconds: float, budget: float, sets: int) -> int:
-    """How many images of each split a budget pays for: 500 … 10,000, in steps of 100.
-
-    seconds: time that one image takes.
-    budget: seconds for all splits.
-    sets: number of splits.
-    """
+    """How many images of each split a budget pays for: 500 … 10,000, in steps of 100."""
     return int(np.clip(budget / max(seconds * sets, 1e-9) // 100 * 100, FEWEST, MOST))
 
 
@@ -151,3 +124,15 @@ def timed(function: Callable[[], Any], device: torch.device) -> float:
     function()
     synchronise(device)
     return time.perf_counter() - since
+
+
+def short_paths(names: Iterable[str]) -> dict[str, str]:
+    """A short name for each path or set: of a path its last parts, as many as no other path ends in."""
+    parts = {name: Path(name).parts for name in names}
+    short = {}
+    for name, mine in parts.items():
+        others, depth = [theirs for key, theirs in parts.items() if key != name], 1
+        while depth < len(mine) and any(mine[-depth:] == theirs[-depth:] for theirs in others):
+            depth += 1
+        short[name] = str(Path(*mine[-depth:])) if mine else name
+    return short

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -37,28 +38,21 @@ SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # of the training, for the curve of quality a
 KEPT = 100  # checkpoints that a run keeps for that curve; by itself the trainer makes about ten
 SHORTEST = 3.0  # seconds, as of `gz train --minutes`
 EXTRA = {"caption": "captions", "before": "pictures", "second_domain": "pictures"}  # what samples start from
+MARKERS = "osD^vP*X"
+Point = tuple[float, float, float | None]  # x, mean over seeds, standard deviation over seeds
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What all models of a league have in common.
+    """What all models of a league have in common."""
 
-    data: name or path of the data set.
-    budget: seconds of training of each model and seed, over all of its stages.
-    models: names of models or paths of recipes; None: all that can be trained on the set.
-    seeds: the seeds of training.
-    job: how runs are judged, without the runs.
-    calls: network calls an image at which samplers with `steps` are compared too; 0: they are not.
-    curves: "steps", "time", or both: what quality is drawn against.
-    """
-
-    data: str
-    budget: float
+    data: str  # name or path of the data set
+    budget: float  # seconds of training of each model and seed, over all of its stages
     models: tuple[str, ...] | None
     seeds: tuple[int, ...]
-    job: BenchJob
-    calls: int
-    curves: tuple[str, ...] = ()
+    job: BenchJob  # how runs are judged, without the runs
+    calls: int  # network calls an image at which samplers with `steps` are compared too; 0: they are not
+    curves: tuple[str, ...] = ()  # "steps", "time", or both: what quality is drawn against
 
     @property
     def key(self) -> str:
@@ -68,37 +62,24 @@ class Terms:
 
 @dataclass(frozen=True)
 class Entry:
-    """One training of a league.
+    """One training of a league."""
 
-    model: name of the model, or of the recipe's file.
-    seed: seed of the training.
-    asked: what is asked of the trainer.
-    recipe: the recipe with what its data set decides.
-    plan: the processes.
-    """
-
-    model: str
+    model: str  # name of the model, or of the recipe's file
     seed: int
-    asked: Asked
-    recipe: Recipe
+    asked: Asked  # what is asked of the trainer
+    recipe: Recipe  # the recipe with what its data set decides
     plan: Plan
 
     def run(self) -> Run | None:
         """The run of this training: a finished one if there is one, else the newest that has begun."""
         key = fingerprint(self.recipe, self.plan)
         model, data = self.asked.recipe.card.name, self.asked.recipe.key
-        own = [run for run in runs.all_runs(model=model, data=data) if run.status().get("asked") == key]
-        done = [run for run in own if run.state == "finished"]
-        return next(iter([*done, *(run for run in own if run.has_begun or run.state == "running")]), None)
+        same = [run for run in runs.all_runs(model=model, data=data) if run.status().get("asked") == key]
+        done = [run for run in same if run.state == "finished"]
+        return next(iter([*done, *(run for run in same if run.has_begun or run.state == "running")]), None)
 
     def train(self, say: Say = silent) -> Run:
-        """The run, trained to its end: found, resumed or new.
-
-        say: takes a line about what is done.
-
-        Raises DivergedError for a run that has diverged before, as it would again; UsageError for one that
-        another process is training; and the trainer's own errors.
-        """
+        """The run, trained to its end: found, resumed or new."""
         run = self.run()
         if run and run.state == "finished":
             return run
@@ -112,13 +93,7 @@ class Entry:
 def entries_of(
     terms: Terms, *, say: Say = silent, progress: Report = unreported
 ) -> tuple[list[Entry], dict[str, str]]:
-    """The trainings of a league, one seed after the other, and why models were left out, by name.
-
-    say, progress: take lines and images packed where the set is not packed yet.
-
-    Raises UsageError where a model that was named does not fit the set, or the budget its stages, and
-    MissingError where the set is not there.
-    """
+    """The trainings of a league, one seed after the other, and why models were left out, by name."""
     names = terms.models or recipe_names()
     labels = {name: Path(name).stem if Path(name).suffix else spelling(name) for name in names}
     entries, left_out = [], {}
@@ -175,11 +150,7 @@ def _minutes(seconds: float, label: str, stages: int) -> float:
 
 
 def shares_of(recipe: Resolved, plan: Plan, say: Say) -> list[float]:
-    """The share of the budget of each stage, as `forecast.shares`.
-
-    plan: the processes.
-    say: takes a line where the operations of a step have yet to be counted.
-    """
+    """The share of the budget of each stage, as `forecast.shares`."""
     facts, _ = requirements.of_data(recipe)
     measure = partial(trials.measure, say=say)
     return forecast.shares(forecast.expect(recipe, plan, facts.info(), measure=measure, timed=False)[0])
@@ -210,24 +181,24 @@ def jobs_of(run: Run, terms: Terms) -> dict[str, tuple[BenchJob, list[dict[str, 
             {"setting": "time", "seconds": s, "variant": {"checkpoint": str(step), "quick": True}}
             for step, s in kept_steps(run)
         ]
-    found = {}
-    for kind, own in rows.items():
-        if own:
+    jobs = {}
+    for kind, settings in rows.items():
+        if settings:
             job = asdict(terms.job) | {
-                "runs": (str(run.path),) * len(own),
-                "variants": tuple(row["variant"] for row in own),
+                "runs": (str(run.path),) * len(settings),
+                "variants": tuple(row["variant"] for row in settings),
                 "launch": terms.job.launch,
             }
-            found[kind] = (BenchJob(**job), own)
-    return found
+            jobs[kind] = (BenchJob(**job), settings)
+    return jobs
 
 
 def judgement(run: Run, job: BenchJob) -> tuple[str, Path | None]:
     """A name for the job's folder below the run's `bench`, and the folder where this gz did it before."""
-    asked = {key: value for key, value in asdict(job).items() if key not in ("launch", "runs")}
-    weights = run.serving.model_file
-    key = _hash([asked, weights.stat().st_mtime_ns if weights.exists() else 0, __version__], 12)
-    done = sorted((run.path / "bench").glob(f"{key}-*/{Run.result_file}"))
+    terms = {key: value for key, value in asdict(job).items() if key not in ("launch", "runs")}
+    weights = run.serving.path / "model.safetensors"
+    key = _hash([terms, weights.stat().st_mtime_ns if weights.exists() else 0, __version__], 12)
+    done = sorted((run.path / "bench").glob(f"{key}-*/result.json"))
     return key, done[-1].parent if done else None
 
 
@@ -236,14 +207,14 @@ def kept_steps(run: Run) -> list[tuple[int, float]]:
     away, each with the seconds of training until then, those of earlier stages included."""
     last = run.serving
     steps = int(last.status()["step"])
-    kept = [int(folder.name) for folder in last.checkpoints]
+    checkpoints = [int(folder.name) for folder in last.checkpoints]
     seconds = training_seconds(run)
-    own = seconds if last is run else training_seconds(last)
+    seconds_of_last = seconds if last is run else training_seconds(last)
     chosen = {}
     for share in SHARES:
-        near = min(kept, key=lambda step: abs(math.log(step / (share * steps))), default=0)
+        near = min(checkpoints, key=lambda step: abs(math.log(step / (share * steps))), default=0)
         if near and abs(math.log2(near / (share * steps))) <= 0.5:
-            chosen[near] = seconds - own + own * near / steps
+            chosen[near] = seconds - seconds_of_last + seconds_of_last * near / steps
     return sorted(chosen.items())
 
 
@@ -267,6 +238,10 @@ def facts_of(run: Run) -> dict[str, Any]:
     }
 
 
+def _hash(value: Any, digits: int) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:digits]
+
+
 # ---------------------------------------------------------------------------- pictures
 
 
@@ -278,8 +253,6 @@ def draw(folder: Path, result: dict[str, Any]) -> None:
         rows = result["curves"][kind]
         points = standings.curve(rows, metric, key) if metric else {}
         if points:
-            from gzcli.judge.league_picture import draw_curves  # loads matplotlib
-
             path = folder / "results" / f"curve_{kind}.png"
             order = [row["model"] for row in result["summary"] if row["model"] in points]
             draw_curves(
@@ -293,5 +266,36 @@ def draw(folder: Path, result: dict[str, Any]) -> None:
             result["pictures"].append(str(path))
 
 
-def _hash(value: Any, digits: int) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:digits]
+def draw_curves(
+    path: Path, curves: Mapping[str, Sequence[Point]], *, x: str, y: str, title: str, floor: float | None
+) -> None:
+    """Writes a figure of a line for each model on logarithmic axes, with a bar of a deviation to each
+    side."""
+    from matplotlib.ticker import LogLocator
+
+    from gzcli.engine.pictures import pyplot, save_figure
+
+    figure, axes = pyplot().subplots(figsize=(8, 5), layout="constrained")
+    colours = pyplot().get_cmap("tab10").colors
+    for i, (model, points) in enumerate(curves.items()):
+        axes.errorbar(
+            [point[0] for point in points],
+            [point[1] for point in points],
+            yerr=[point[2] or 0.0 for point in points],
+            color=colours[i % len(colours)],
+            marker=MARKERS[i // len(colours) % len(MARKERS)],
+            markersize=5,
+            linewidth=1.3,
+            capsize=2,
+            label=model,
+        )
+    if floor is not None and floor > 0:
+        axes.axhline(floor, color="0.4", linestyle="--", linewidth=1, label="real images")
+    axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y, title=title)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
+    axes.grid(alpha=0.25)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    save_figure(figure, path)

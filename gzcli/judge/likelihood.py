@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import math
+from collections import defaultdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -10,27 +12,23 @@ import torch
 from torch import Tensor
 
 from gzcli.core import ranks
-from gzcli.core.devices import batch_of
 from gzcli.core.errors import DivergedError
 from gzcli.core.types import Batch, ImageNoise
 from gzcli.core.units import about
 from gzcli.data.packs.pack import Pack
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained
-from gzcli.judge.converged import solver_gap
-from gzcli.judge.images import Images, affordable, subset, timed
+from gzcli.judge.images import Images, affordable, timed
+from gzcli.metrics.interval import subset
 from gzcli.models.base import Model
 from gzcli.models.nn import full_fp32
+from gzcli.models.options import defaults, grouped
 
-BATCH_SIZE = 100  # test images that are read together, of the usual device
+BATCH_SIZE = defaultdict(lambda: 100, cpu=50, cuda=200)  # test images that are read together, by device
 MOST = 10_000  # test images that a likelihood is computed of
+CHECKED = 8  # images of a batch on which the solver is checked, at most
+NOTABLE = 0.01  # bits a dimension: the last digit in which tables give bpd
 MOST_BY_ODE = 500  # the same by an ODE, which takes hundreds of network calls for each image
-
-
-def images_of_test(trained: Trained, pack: Pack, n: int, seed: int) -> Images:
-    """At most n images of the test split."""
-    index = subset(pack.meta.counts["test"], n)
-    return Images.of(trained, pack, "test", index, size=batch_of(BATCH_SIZE, trained.device), seed=seed)
 
 
 def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, Any]:
@@ -40,14 +38,18 @@ def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, A
     n is 10,000 at most, 500 by an ODE, or as many as the recipe's `ood.budget` allows. A conditional model is
     given the label. Where the budget allows every class in turn, `marginal` is {nats, bpd, se} of
     p(x) = Σ_y p(y) p(x | y), p(y) being the classes' frequencies in training; else it is None.
-
-    Raises DivergedError where it is not finite.
     """
     device, model = trained.device, trained.model
     frequencies = class_frequencies(model, pack)
     budget = trained.part.ood.budget
-    trial = next(iter(images_of_test(trained, pack, batch_of(BATCH_SIZE, device), seed)))
-    given = bool(model.conditional) and trial.y is not None
+    size = BATCH_SIZE[device.type]
+
+    def test_images(n: int) -> Images:
+        index = subset(pack.meta.counts["test"], n)
+        return Images.of(trained, pack, "test", index, size=size, seed=seed)
+
+    trial = next(iter(test_images(size)))
+    labelled = bool(model.conditional) and trial.y is not None
     each = timed(lambda: given_label(model, trial), device) / len(trial) / ranks.world()
     by_ode = model.likelihood == "ode"
     n = min(affordable(each, budget, 1), MOST_BY_ODE if by_ode else MOST, pack.meta.counts["test"])
@@ -68,7 +70,7 @@ def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, A
             progress(done, n / ranks.world())
             return {name: values.numpy() for name, values in found.items()}
 
-        values = ranks.over(images_of_test(trained, pack, n, seed), work)
+        values = ranks.over(test_images(n), work)
     if not all(np.isfinite(each).all() for each in values.values()):
         raise DivergedError(f"the likelihood of `{trained.run.id}` is not finite for some test images")
     dims = int(np.prod(trained.info.shape))
@@ -76,12 +78,12 @@ def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, A
     for name, v in values.items():
         nats, se = float(v.mean()), float(v.std() / np.sqrt(n))
         figures[name] = {"nats": nats, "bpd": nats / (dims * np.log(2)), "se": se}
-    if gap := solver_gap(trained, trial, trial.y if given else None, seed):
+    if gap := solver_gap(trained, trial, trial.y if labelled else None, seed):
         log.info(str(gap))
     return {
         "kind": model.likelihood,
         "n": n,
-        "given_labels": given,
+        "given_labels": labelled,
         "marginal": figures.get("marginal"),
         "solver_gap": gap and asdict(gap),
     } | figures["nats"]
@@ -107,10 +109,7 @@ def given_label(model: Model, batch: Batch) -> Tensor:
 @torch.no_grad()
 def log_marginal(model: Model, batch: Batch, frequencies: Tensor, seed: int) -> Tensor:
     """float64 [B], on the host: log Σ_y p(y) p(x | y), with the same noise for each class. Where the
-    likelihoods are lower bounds, so is this.
-
-    frequencies: p(y) [K].
-    """
+    likelihoods are lower bounds, so is this."""
     of_class = []
     for y in range(len(frequencies)):
         labels = torch.full_like(batch.index, y)
@@ -119,3 +118,43 @@ def log_marginal(model: Model, batch: Batch, frequencies: Tensor, seed: int) -> 
             value = model.log_prob(batch.x, labels, noise=noise)
         of_class.append(value.cpu().double())
     return torch.logsumexp(torch.stack(of_class) + frequencies.log()[:, None], 0)
+
+
+@dataclass(frozen=True)
+class SolverGap:
+    """How much the likelihood of some images changes with twice as many steps of the solver."""
+
+    steps: int
+    mean: float  # mean change in bits per dimension, above 0 where the likelihood is too high
+    worst: float  # largest absolute change in bits per dimension
+    n: int
+
+    def __str__(self) -> str:
+        line = (
+            f"likelihood by the ODE: {self.steps} steps read {self.mean:+.4f} bpd against {2 * self.steps}, "
+            f"{self.worst:.4f} at most, on {self.n} images"
+        )
+        return line if self.worst < NOTABLE else f"{line}: too few steps for the second decimal"
+
+
+def solver_gap(
+    trained: Trained, batch: Batch, labels: torch.Tensor | None = None, seed: int = 0
+) -> SolverGap | None:
+    """The gap of a batch's first images; None where the likelihood is not by an ODE in fixed steps."""
+    model, n = trained.model, min(CHECKED, len(batch))
+    if model.likelihood != "ode" or trained.space is not None:
+        return None
+    options = defaults(model.log_prob)
+    if options["solver"] == "adaptive":
+        return None
+    steps, x = options["steps"], batch.x[:n]
+    y = None if labels is None else labels[:n]
+
+    def nats(count: int) -> torch.Tensor:
+        noise = ImageNoise(seed, batch.index[:n], x.device)
+        with torch.no_grad(), full_fp32(x.device):
+            keywords = grouped(model.log_prob, {"steps": count})
+            return model.log_prob(x, y, noise=noise, **keywords).cpu().double()
+
+    gap = (nats(steps) - nats(2 * steps)) / (x[0].numel() * math.log(2))
+    return SolverGap(steps, float(gap.mean()), float(gap.abs().max()), n)

@@ -1,27 +1,34 @@
-"""`gz sample`: images from a trained model, or one of its applications (`--do inpaint --input PATH`)."""
+"""`gz sample`: images from a trained model, or one of its applications to pictures (`--do inpaint --input
+PATH`)."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gzcli.core import ranks
 from gzcli.core.devices import title
+from gzcli.core.errors import UsageError
 from gzcli.core.jobs import SampleJob
-from gzcli.core.types import ImageNoise, Progress, Say, silent
+from gzcli.core.sections import renamed
+from gzcli.core.types import Applied, ImageNoise, Progress, Say, silent
+from gzcli.core.units import Size
 from gzcli.data.packs.batches import quantise, to_uint8
+from gzcli.data.packs.open import check_unchanged, open_pack
+from gzcli.data.readers.folder import read_pictures
 from gzcli.engine import sampler, sheets
 from gzcli.engine.build import weights_file
 from gzcli.engine.log import Log
-from gzcli.engine.sheets import Row
+from gzcli.engine.sheets import Row, sheet
 from gzcli.engine.trained import Trained, load_trained
-from gzcli.judge.apply import COLUMNS, apply, read_inputs, to_bytes
 from gzcli.models.nn import spread_labels
 from gzcli.models.options import defaults, grouped
 from gzcli.store.files import checksum
@@ -29,6 +36,8 @@ from gzcli.store.png import save_images, save_png
 from gzcli.store.runs import Run
 
 PNG_LIMIT = 256  # number of images up to which single PNGs are written without being asked for
+COLUMNS = 10  # approximate number of single images side by side
+HIDDEN = 127  # grey level of pixels that a model did not see
 
 
 def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
@@ -107,11 +116,8 @@ def origin(trained: Trained, job: SampleJob, n: int) -> dict[str, Any]:
 def samples(
     trained: Trained, job: SampleJob, progress: Progress, say: Say = silent
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Images [n, C, H, W], the labels that they were sampled by, and their sheet [H, W, C].
-
-    say: takes a line about how input pictures were read.
-    """
-    given, inputs = given_to_sample(trained, job, say)
+    """Images [n, C, H, W], the labels that they were sampled by, and their sheet [H, W, C]."""
+    given, inputs = inputs_to_sample(trained, job, say)
     n, labels = job.n or max(map(len, given.values())), None
     if job.labels:
         labels = sampler.parse_labels(job.labels, n, trained.info)
@@ -132,13 +138,8 @@ def picture_of(
     given: Mapping[str, Any],
     inputs: np.ndarray | None,
 ) -> np.ndarray:
-    """The sheet [H, W, C] of samples: below the picture that each was made from, or in columns of one class.
-
-    images: the samples, uint8 [n, C, H, W].
-    labels: the labels that they were sampled by; None: no labels.
-    given: what `given_to_sample` returned first.
-    inputs: what `given_to_sample` returned second.
-    """
+    """The sheet [H, W, C] of samples: below the picture that each was made from, or in columns of one
+    class."""
     n, caption = len(images), sheets.caption_of(trained, None, job.seed, job.options)
     if hasattr(trained.model, "sources"):
         inputs = sources(trained, n, job, given)
@@ -162,7 +163,7 @@ def sources(trained: Trained, n: int, job: SampleJob, given: Mapping[str, Any]) 
         return to_bytes(method(n, noise=noise, **grouped(method, taken)))
 
 
-def given_to_sample(
+def inputs_to_sample(
     trained: Trained, job: SampleJob, say: Say = silent
 ) -> tuple[dict[str, Any], np.ndarray | None]:
     """The job's prompts and input pictures as keywords of `sample`; and these pictures as uint8 [m, C, H, W],
@@ -178,10 +179,7 @@ def given_to_sample(
 
 
 class Frames:
-    """The states of the first images while they are sampled, for `--animate`.
-
-    shown: turns what the model made into images [B, C, H, W] in [-1, 1].
-    """
+    """The states of the first images while they are sampled, for `--animate`."""
 
     FIRST, MOST, MS = 16, 60, 80  # images, frames, milliseconds of a frame
 
@@ -207,3 +205,141 @@ class Frames:
         shown = [sheets.grid(x, 4).squeeze() for x in [*chosen, *[images[: self.FIRST]] * 10]]
         first, *rest = [Image.fromarray(picture) for picture in shown]
         first.save(path, save_all=True, append_images=rest, duration=self.MS, loop=0)
+
+
+@dataclass
+class Output:
+    """The outputs of an application, as they are written."""
+
+    images: np.ndarray  # the outputs in order, uint8 [n, C, H, W]
+    labels: np.ndarray | None  # labels of the outputs, [n] or [n, K]; None without labels
+    sheet: np.ndarray  # picture of the outputs beside their inputs, uint8 [H, W, C]
+    applied: Applied
+
+
+def apply(trained: Trained, do: str, job: SampleJob, progress: Progress, say: Say = silent) -> Output:
+    """Applies a model to the job's input or, without one, to the first test images of the run's data set."""
+    method = getattr(trained.model, do)
+    inputs, labels_of_inputs = read_inputs(trained, job.input, job.n, say=say)
+    n, device = len(inputs), trained.device
+    # inputs of a binary model are binarised by one draw, as in training
+    x = quantise(torch.from_numpy(inputs), trained.images.levels, ImageNoise(job.seed, range(n))).to(device)
+    seen = x if trained.space is None else trained.space.encode(x)
+    parameters = defaults(method)
+    options = {renamed(name, parameters, "do"): value for name, value in job.options.items()}
+    if job.mask:
+        options["mask"] = read_mask(Path(job.mask), trained).expand(n, -1, -1, -1)
+    if job.prompts:
+        options["prompt"] = sampler.cycled(job.prompts, range(n), device)
+    if job.labels:
+        options["labels"] = sampler.parse_labels(job.labels, n, trained.info).to(device)
+    if labels_of_inputs is not None and "y" in parameters:
+        options["y"] = torch.from_numpy(labels_of_inputs).to(device)
+    noise = ImageNoise(job.seed, range(n), device)
+    with trained.applying():
+        applied: Applied = method(seen, noise=noise, progress=progress, **grouped(method, options))
+        images = to_bytes(trained.shown(applied.images))
+    if images.shape[1:] != inputs.shape[1:]:
+        raise UsageError(f"`--do {do}` returned images of another shape")
+    labels = None if applied.labels is None else applied.labels.cpu().numpy()
+    if (
+        labels is None and labels_of_inputs is not None and applied.columns is None
+    ):  # an output has its input's class
+        labels = labels_of_inputs[[i for i, *_ in inputs_of(applied)]]
+    caption = sheets.caption_of(trained, do, job.seed, job.options)
+    picture = sheet_of(
+        applied, images, to_bytes(x), shown_inputs(trained, applied, x), trained.info.classes, caption
+    )
+    return Output(images, labels, picture, applied)
+
+
+def inputs_of(applied: Applied) -> Sequence[tuple[int, ...]]:
+    """The indices of the inputs of each output, or of each row of outputs."""
+    return applied.of or [(i,) for i in range(len(applied.images))]
+
+
+def shown_inputs(trained: Trained, found: Applied, x: Tensor) -> np.ndarray | None:
+    """The pictures that the model was given in place of its inputs x, uint8 [n, C, H, W] at the size of x.
+
+    None where it was given the inputs themselves.
+    """
+    if found.given is not None:
+        enlarged = F.interpolate(found.given, size=trained.info.shape[1:], mode="nearest")
+        return to_bytes(trained.shown(enlarged))
+    if found.known is not None:
+        known = F.interpolate(found.known.float(), size=x.shape[2:], mode="nearest").cpu().numpy() > 0.5
+        return np.where(known, to_bytes(x[[i for i, *_ in inputs_of(found)]]), np.uint8(HIDDEN))
+    return None
+
+
+def sheet_of(
+    found: Applied,
+    images: np.ndarray,
+    x: np.ndarray,
+    given: np.ndarray | None,
+    classes: Sequence[str],
+    caption: str,
+) -> np.ndarray:
+    """The sheet [H, W, C] of outputs and inputs.
+
+    Outputs of single inputs lie in blocks of rows, below the inputs and what was `given`; a column of one
+    class is headed by its name. Outputs in rows lie between the first and the last input of the row.
+    """
+    of = inputs_of(found)
+    if found.columns is not None:
+        rows = []
+        headings = ["source", *found.marks, *["source"] * (len(of[0]) - 1)]
+        for i, (name, ends) in enumerate(zip(found.rows, of, strict=True)):
+            first, *last = (x[k] for k in ends)
+            row = [first, *images[i * found.columns : (i + 1) * found.columns], *last]
+            rows.append(Row(name, row, () if i else headings))
+        return sheet([rows], caption)
+    kinds = [Row("source", x[[i for i, *_ in of]])]
+    kinds += [] if given is None else [Row(found.how, given, exact=True)]
+    kinds += [Row(found.rows[0], images)]
+    labels = None if found.labels is None else found.labels.cpu()
+    columns, marks = sheets.by_class(labels, len(images), COLUMNS, classes)
+    return sheets.blocks(kinds, columns, [f"→ {mark}" for mark in marks], caption)
+
+
+def to_bytes(x: Tensor) -> np.ndarray:
+    return to_uint8(x).cpu().numpy()
+
+
+def read_inputs(
+    trained: Trained, path: str | None, n: int | None, size: Size | None = None, say: Say = silent
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """At most n images uint8 [≤ n, C, H, W], and their labels where there are any."""
+    if path is None:
+        data = trained.part.data
+        pack = open_pack(data.name, **trained.wanted)
+        check_unchanged(trained.run.owner.path, pack.meta)
+        labels = pack.labels("test")
+        return pack.images("test")[:n], None if labels is None else np.asarray(labels[:n])
+    return shown_pictures(trained, Path(path), trained.images.shape[0], n, size, say), None
+
+
+def shown_pictures(
+    trained: Trained, path: Path, channels: int, n: int | None, size: Size | None = None, say: Say = silent
+) -> np.ndarray:
+    """At most n pictures at a path, uint8 [≤ n, channels, H, W], brought to their size as the run's images
+    were."""
+    form = trained.wanted
+    patch = None if size else form["patch"]
+    size = size or form["size"]
+    return read_pictures(path, size=size, channels=channels, limit=n, fit=form["fit"], patch=patch, say=say)
+
+
+def read_mask(path: Path, trained: Trained) -> Tensor:
+    """[1, 1, H, W] on the device, as the model sees it: 1 (white) is kept, 0 (black) filled in."""
+    u8 = shown_pictures(trained, path, 1, 1)
+    return seen_mask((torch.from_numpy(u8) > 127).float(), trained)
+
+
+def seen_mask(mask: Tensor, trained: Trained) -> Tensor:
+    """A mask of images [1, 1, H, W] as the model sees it, on the device: a latent is kept where all its
+    pixels are."""
+    if trained.space is not None:
+        _, height, width = trained.info.shape
+        mask = (F.adaptive_avg_pool2d(mask, (height, width)) > 0.999).float()
+    return mask.to(trained.device)

@@ -28,39 +28,32 @@ from gzcli.models.nn import double, full_fp32
 from gzcli.models.options import defaults, grouped
 
 
-def own_scores(model: Model) -> list[str]:
+def model_scores(model: Model) -> list[str]:
     """The names of the model's `score_<name>` methods."""
     return sorted(name.removeprefix("score_") for name in dir(type(model)) if name.startswith("score_"))
 
 
 def cheap_scores(model: Model) -> list[str]:
     """The names of the model's own scores that are not `costly`."""
-    return [score for score in own_scores(model) if score not in model.costly]
+    return [score for score in model_scores(model) if score not in model.costly]
 
 
 def choose(
     trained: Trained, asked: Sequence[str] | None, *, every: bool = False, background: bool = False
 ) -> list[str]:
-    """The scores to compute: those asked for, else the recipe's, else every cheap one.
-
-    Raises UsageError for a score that the model does not have.
-
-    asked: names of scores; None: none is asked for.
-    every: whether all that the model has are computed, `ratio` where there is a background run.
-    background: whether there is one.
-    """
+    """The scores to compute: those asked for, else the recipe's, else every cheap one."""
     model, name = trained.model, trained.name
-    own = own_scores(model)
+    own_names = model_scores(model)
     of_pixels = trained.space is None
-    made = likelihood_scores(log_prob=hasattr(model, "log_prob") and of_pixels, own=own)
-    options = list(dict.fromkeys((*own, *made)))
+    made = likelihood_scores(log_prob=hasattr(model, "log_prob") and of_pixels, own=own_names)
+    options = list(dict.fromkeys((*own_names, *made)))
     if every:
         return [score for score in options if background or not read([score], "background_nll")]
     wanted = list(asked or trained.part.ood.scores or ())
     if not wanted:
         cheap_likelihood = of_pixels and model.likelihood in ("exact", "bound")
         of_likelihood = [name for name, score in SCORES.items() if score.default and cheap_likelihood]
-        wanted = [*of_likelihood, *cheap_scores(model)] or own[:1]
+        wanted = [*of_likelihood, *cheap_scores(model)] or own_names[:1]
     if not wanted:
         raise UsageError(
             f"`{name}` has no score for out-of-distribution images", hint="gz list models --can ood"
@@ -71,7 +64,7 @@ def choose(
         if score in SCORES:
             raise UsageError(
                 f"`{name}` has no likelihood, which the score `{score}` needs",
-                hint=f"it has: {', '.join(own)}",
+                hint=f"it has: {', '.join(own_names)}",
             )
         raise UsageError(
             f"`{name}` has no score `{score}`",
@@ -81,16 +74,7 @@ def choose(
 
 
 class Scorer:
-    """Computes scores of batches. `fit` must see in-distribution batches first, all of them on every rank.
-
-    trained: the model that scores.
-    names: names of the scores.
-    background: the model whose likelihood `ratio` divides by; None: no score needs one.
-    options: keywords of `score_<name>` and `fit_<name>`; every method that has a keyword takes it.
-    seed: seed of the noise.
-
-    Raises MissingError where `ratio` has no background model, UsageError where it is for other images.
-    """
+    """Computes scores of batches. `fit` must see in-distribution batches first, all of them on every rank."""
 
     def __init__(
         self,
@@ -109,7 +93,7 @@ class Scorer:
         taken = [self._keywords(f"{kind}_{name}") for name in names for kind in ("score", "fit")]
         self.unused = sorted(set(self.options).difference(*taken))
 
-    def own(self) -> list[str]:
+    def model_scores(self) -> list[str]:
         """The model's own scores that are computed: those named, and the cheap ones as statistics."""
         statistics = cheap_scores(self.model) if read(self.names, "statistics") else []
         names = dict.fromkeys((*self.names, *statistics))
@@ -117,20 +101,16 @@ class Scorer:
 
     def fits(self) -> list[str]:
         """The model's own scores that have a fit."""
-        return [name for name in self.own() if hasattr(self.model, f"fit_{name}")]
+        return [name for name in self.model_scores() if hasattr(self.model, f"fit_{name}")]
 
     def is_fitted(self) -> bool:
         """Whether any score has a fit."""
         return bool(self.fits() or [name for name in self.names if name in SCORES and SCORES[name].gather])
 
     def fit(self, held_out: ranks.Sliceable[Batch], train: Iterable[Batch]) -> None:
-        """Fits the scores that have a fit.
-
-        held_out: held-out images, on which most scores are fitted.
-        train: training images, for the scores in the model's `fitted_on_train`.
-        """
+        """Fits the scores that have a fit."""
         for name in self.fits():
-            batches = _Seen(self.trained, train if name in self.model.fitted_on_train else held_out)
+            batches = SeenBatches(self.trained, train if name in self.model.fitted_on_train else held_out)
             method = f"fit_{name}"
             with self.trained.scoring():
                 getattr(self.model, method)(batches, **self._taken(method))
@@ -150,7 +130,7 @@ class Scorer:
         for name in self.names:
             score = SCORES.get(name)
             values[name] = (
-                score.compute(facts, self.fitted.get(name)) if score else self.own_score(name, batch)
+                score.compute(facts, self.fitted.get(name)) if score else self.model_score(name, batch)
             )
         return values
 
@@ -166,7 +146,7 @@ class Scorer:
                 )
         return values
 
-    def own_score(self, name: str, batch: Batch) -> np.ndarray:
+    def model_score(self, name: str, batch: Batch) -> np.ndarray:
         """float64 [B]: the model's `score_<name>`."""
         method = f"score_{name}"
         with self.trained.scoring():
@@ -207,7 +187,7 @@ class BatchFacts:
     @cached_property
     def statistics(self) -> dict[str, np.ndarray]:
         cheap = [name for name in cheap_scores(self.scorer.model) if name != "nll"]
-        own = {name: self.scorer.own_score(name, self.batch) for name in cheap}
+        own = {name: self.scorer.model_score(name, self.batch) for name in cheap}
         return {"nll": self.nll, "code": self.code_length, **own}
 
     @cached_property
@@ -241,12 +221,8 @@ class BatchFacts:
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """Batches as the model sees them, which a fit may read several times.
-
-    trained: the model.
-    batches: batches of images.
-    """
+class SeenBatches:
+    """Batches as the model sees them, which a fit may read several times."""
 
     trained: Trained
     batches: Iterable[Batch]

@@ -37,10 +37,10 @@ def coders() -> dict[str, Callable[[np.ndarray], int]]:
     """The lossless coders of this machine by name; each gives the bytes of one image [C, H, W]."""
     from PIL import features
 
-    found = {"png": _png, "deflate": lambda image: len(zlib.compress(image.tobytes(), 9))}
+    sizes = {"png": _png, "deflate": lambda image: len(zlib.compress(image.tobytes(), 9))}
     if features.check("jpg_2000"):
-        found["jpeg2000"] = _jpeg2000
-    return found
+        sizes["jpeg2000"] = _jpeg2000
+    return sizes
 
 
 def pixel_mean(images: np.ndarray) -> np.ndarray:
@@ -50,11 +50,7 @@ def pixel_mean(images: np.ndarray) -> np.ndarray:
 
 def knn_pca(train: np.ndarray, images: list[np.ndarray], *, k: int = 5, dims: int = 64) -> list[np.ndarray]:
     """For each array of `images`, the distances to the k-th neighbour in `train`, in the first principal
-    components of `train`.
-
-    k: rank of the neighbour; 1: the nearest.
-    dims: number of components.
-    """
+    components of `train`."""
     from sklearn.decomposition import PCA
 
     flat = _flat(train)
@@ -69,12 +65,7 @@ def knn_pca(train: np.ndarray, images: list[np.ndarray], *, k: int = 5, dims: in
 
 def knn_features(train: np.ndarray, features: list[np.ndarray], *, k: int = 1) -> list[np.ndarray]:
     """For each array of `features`, the distances to the k-th neighbour in `train`, all divided by their
-    lengths (Sun et al. 2022, arXiv:2204.06507, §3).
-
-    train: features of in-distribution training images, [M, D].
-    features: arrays [N, D].
-    k: rank of the neighbour; 1: the nearest.
-    """
+    lengths (Sun et al. 2022, arXiv:2204.06507, §3)."""
     bank, *queries = (f / np.linalg.norm(f, axis=1, keepdims=True).clip(1e-12) for f in (train, *features))
     return [nearest(f, bank, k=min(k, len(bank)))[0][:, -1] for f in queries]
 

@@ -16,11 +16,7 @@ def entropy(classes: np.ndarray) -> float:
 
 def spread(features: np.ndarray, classes: np.ndarray) -> float:
     """The root mean square distance of two rows of one class: √(2 tr Cov), with the covariance of each class
-    averaged over rows.
-
-    features: [N, D].
-    classes: integers [N].
-    """
+    averaged over rows."""
     groups = [features[classes == k] for k in np.unique(classes)]
     return float(
         np.sqrt(sum(2 * len(g) * np.asarray(g, np.float64).var(0).sum() for g in groups) / len(features))
@@ -32,11 +28,6 @@ def diversity(features: np.ndarray, classes: np.ndarray, real: np.ndarray, real_
 
     Distances are between images of one class, because a conditional generator may have collapsed to one
     picture for each class.
-
-    features: of generated images, [N, D].
-    classes: of generated images, predicted by a classifier, [N].
-    real: features of real images, [M, D].
-    real_classes: predicted classes of real images, [M].
     """
     return spread(features, classes) / max(spread(real, real_classes), 1e-12)
 
@@ -47,15 +38,11 @@ def coverage(classes: np.ndarray, real: np.ndarray) -> float:
 
 
 def warning(distance: float, classes: float | None) -> str | None:
-    """A warning that the generator may have collapsed; None if neither share is small.
-
-    distance: the result of `diversity`.
-    classes: the result of `coverage`; None without classes.
-    """
+    """A warning that the generator may have collapsed; None if neither share is small."""
     if classes is not None and classes < FEW_CLASSES:
-        found = f"the entropy of its classes is {classes:.0%} of the real images'"
+        what = f"the entropy of its classes is {classes:.0%} of the real images'"
     elif distance < CLOSE:
-        found = f"the distance between its images is {distance:.0%} of that of real ones"
+        what = f"the distance between its images is {distance:.0%} of that of real ones"
     else:
         return None
-    return f"the generator may have collapsed: {found}"
+    return f"the generator may have collapsed: {what}"

@@ -29,10 +29,6 @@ def p_values(calibration: np.ndarray, scores: np.ndarray, *, tails: int = 1) -> 
       both tails  min(1, (2h − 1) / (n + 1), 2l / (n + 1))
 
     h is 1 + the number of held-out scores that are at least as high, l of those that are at most as high.
-
-    calibration: scores of held-out images, [n], all finite.
-    scores: scores of the images in question, [N].
-    tails: 1: high scores are surprising; 2: low ones are, too.
     """
     ordered, scores = np.sort(np.asarray(calibration, np.float64)), np.asarray(scores, np.float64)
     n, near = len(ordered), np.where(np.isfinite(scores), TIE * np.abs(scores), 0)
@@ -45,36 +41,22 @@ def p_values(calibration: np.ndarray, scores: np.ndarray, *, tails: int = 1) -> 
 
 def bonferroni(p: np.ndarray) -> np.ndarray:
     """One p-value of K for each image, min(1, K · the least): it is valid however the K scores depend on each
-    other. float64 [N].
-
-    p: p-values [K, N].
-    """
+    other. float64 [N]."""
     return np.minimum(1, len(p) * p.min(0))
 
 
 def thresholds(calibration: np.ndarray, fpr: float, *, tails: int = 1) -> tuple[float, float]:
     """The scores below and above which an image's p-value is at most `fpr`; infinite where n is too small for
-    an alarm on that side.
-
-    calibration: scores of held-out images, [n].
-    fpr: share of in-distribution images that may be flagged.
-    tails: as of `p_values`.
-    """
+    an alarm on that side."""
     ordered = np.sort(calibration)
     k = math.floor(fpr * (len(ordered) + 1) + ROUNDING)
     low, high = (k // 2, (k + 1) // 2) if tails == 2 else (0, k)
-    return (
-        float(ordered[low - 1]) if low else -math.inf,
-        float(ordered[-high]) if high else math.inf,
-    )
+    return (float(ordered[low - 1]) if low else -math.inf, float(ordered[-high]) if high else math.inf)
 
 
 def fewest(fpr: float, scores: int = 1) -> int:
-    """How many held-out images there must be for a p-value of `fpr` to exist: scores / fpr − 1, rounded up.
-
-    fpr: share of in-distribution images that may be flagged.
-    scores: number of scores that are combined by `bonferroni`.
-    """
+    """How many held-out images there must be for a p-value of `fpr` to exist: scores / fpr − 1, rounded
+    up."""
     return math.ceil(scores / fpr - 1 - ROUNDING)
 
 

@@ -8,28 +8,27 @@ are. The two differ where the variances of the scores do.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from gzcli.core.errors import DivergedError, UsageError
+
+# of each figure: its heading, and where better values lie
+FIGURES: dict[str, tuple[str, Literal["down", "up"]]] = {
+    "auroc": ("AUROC", "up"),
+    "fpr95": ("FPR95", "down"),
+    "fpr95_id": ("FPR95 (id)", "down"),
+    "aupr_in": ("AUPR in", "up"),
+    "aupr_out": ("AUPR out", "up"),
+}
 
 
 def detection(
     s_in: np.ndarray, s_out: np.ndarray, *, trapezoid: bool = False, bootstrap: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
     """AUROC, AUPR with either class as positive, FPR95 by either convention, and `ci`: 95 % percentile
-    intervals of `auroc` and `fpr95`.
-
-    Raises UsageError for an empty side, DivergedError for scores that are not finite.
-
-    s_in: scores of in-distribution images, [N_in].
-    s_out: scores of out-of-distribution images, [N_out].
-    trapezoid: whether AUPR is the area under the interpolated curve, as in OpenOOD, which is too favourable;
-      otherwise it is the average precision.
-    bootstrap: number of resamples of both sides for the intervals; 0: `ci` is None.
-    seed: of the resamples.
-    """
+    intervals of `auroc` and `fpr95`."""
     from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
     s_in, s_out = (np.asarray(s, np.float64).ravel() for s in (s_in, s_out))
@@ -77,7 +76,7 @@ def _intervals(
         c_out = np.bincount(rank_out[rng.integers(0, n_out, n_out)], minlength=bins)
         below = np.cumsum(c_in) - c_in  # in-distribution images below each rank
         row[0] = (c_out @ (below + 0.5 * c_in)) / (n_in * n_out)  # Mann–Whitney, ties count one half
-        found = np.cumsum(c_out[::-1])  # OOD found when the threshold falls to each rank, from the top
-        row[1] = np.cumsum(c_in[::-1])[np.argmax(found >= 0.95 * n_out)] / n_in
+        detected = np.cumsum(c_out[::-1])  # OOD found when the threshold falls to each rank, from the top
+        row[1] = np.cumsum(c_in[::-1])[np.argmax(detected >= 0.95 * n_out)] / n_in
     low, high = np.quantile(values, [0.025, 0.975], axis=0)
     return {name: [float(low[i]), float(high[i])] for i, name in enumerate(("auroc", "fpr95"))}

@@ -37,14 +37,7 @@ LR, WARMUP, WEIGHT_DECAY = 3e-3, 0.07, 1e-2  # the warm-up is a share of the ste
 
 
 class LeNet(nn.Module):
-    """5×5 convolutions and pooling down to a side of at most 7, 64 features, a linear head.
-
-    Raises UsageError for images below 8 pixels.
-
-    channels: of the images.
-    size: of the images, as `data.size` has it.
-    outputs: number of classes.
-    """
+    """5×5 convolutions and pooling down to a side of at most 7, 64 features, a linear head."""
 
     def __init__(self, channels: int, size: Size, outputs: int):
         super().__init__()
@@ -75,21 +68,14 @@ class LeNet(nn.Module):
 
 @dataclass
 class LeNetFeatures:
-    """A trained LeNet. Figures in the features of different networks are not comparable.
-
-    hash: of the weights; it names the feature space.
-    accuracy: on the test split, of the classes or of the rotations.
-    rotations: whether it classifies rotations.
-    device: where it computes.
-    batch: number of images in a forward pass.
-    """
+    """A trained LeNet. Figures in the features of different networks are not comparable."""
 
     net: LeNet
-    hash: str
-    accuracy: float
-    rotations: bool
+    hash: str  # of the weights; it names the feature space
+    accuracy: float  # on the test split, of the classes or of the rotations
+    rotations: bool  # whether it classifies rotations
     device: torch.device
-    batch: int = field(default=500, repr=False)
+    batch: int = field(default=500, repr=False)  # number of images in a forward pass
 
     def features(self, images: np.ndarray | Pictures) -> np.ndarray:
         """float64 [N, 64] of uint8 [N, C, H, W]."""
@@ -124,10 +110,6 @@ def lenet(
     """The feature network of a data set, from the cache, or trained in about a minute and kept there.
 
     Training is always on one CPU thread, so that equal machines get equal weights, and so equal hashes.
-
-    pack: the data set.
-    device: where it computes features.
-    say: called with a message before work that takes long.
     """
     c, size = pack.meta.shape[0], as_size(*pack.meta.shape[1:])
     key = hashlib.sha256(f"{RECIPE}:{pack.meta.digest}:{size}:{c}".encode()).hexdigest()[:16]
@@ -139,8 +121,8 @@ def lenet(
     with files.lock(
         path.with_suffix(".lock"), on_wait=lambda: say("waiting for another process that trains the LeNet")
     ):
-        if found := files.read_cached(path, read, say):
-            return found
+        if cached := files.read_cached(path, read, say):
+            return cached
         sweep(path.parent)
         say(f"training the feature network of `{pack.meta.name}` once (a LeNet, about a minute)")
         _train(pack, path)
@@ -151,14 +133,7 @@ def trained(
     images: np.ndarray | Pictures, labels: np.ndarray | None, outputs: int, *, steps: int, seed: int = 0
 ) -> LeNet:
     """A LeNet that was trained on images, on one CPU thread and without a draw from the global generator, so
-    that its weights are a function of what is given.
-
-    images: uint8 [N, C, H, W].
-    labels: classes [N], or 0/1 for each attribute [N, K]; None: it learns rotations.
-    outputs: number of classes.
-    steps: number of updates, of 128 images each.
-    seed: of its first weights and of the batches.
-    """
+    that its weights are a function of what is given."""
     with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(seed)
         net = LeNet(images.shape[1], as_size(*images.shape[2:]), outputs)
@@ -192,10 +167,10 @@ def _train(pack: Pack, path: Path) -> None:
 
 def _task(pack: Pack) -> dict[str, Any]:
     """What a set's network sees and learns, as the metadata of its file have it."""
-    classes, (c, *had) = pack.meta.classes, pack.meta.shape
+    classes, (c, *sides) = pack.meta.classes, pack.meta.shape
     rotations = len(classes) < 2 or pack.labels("train") is None
-    outputs = len(turns(had)) if rotations else len(classes)
-    size = as_size(*had)
+    outputs = len(turns(sides)) if rotations else len(classes)
+    size = as_size(*sides)
     return {"channels": c, "size": size, "outputs": outputs, "rotations": rotations}
 
 

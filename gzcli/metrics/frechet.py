@@ -11,12 +11,7 @@ from gzcli.core.errors import UsageError
 
 
 class Moments(NamedTuple):
-    """The Gaussian of a set of features.
-
-    mean: float64 [D].
-    covariance: unbiased, float64 [D, D].
-    n: number of rows.
-    """
+    """The Gaussian of a set of features."""
 
     mean: np.ndarray
     covariance: np.ndarray
@@ -24,10 +19,7 @@ class Moments(NamedTuple):
 
 
 def frechet_distance(f1: np.ndarray, f2: np.ndarray) -> float:
-    """‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½) of features [N1, D] and [N2, D], in float64.
-
-    Raises UsageError for fewer than two rows, different widths or features that are not finite.
-    """
+    """‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½) of features [N1, D] and [N2, D], in float64."""
     f1, f2 = _rows(f1), _rows(f2)
     if max(len(f1), len(f2)) >= f1.shape[1] or f1.shape[1] != f2.shape[1]:
         return frechet_of_moments(moments(f1), moments(f2))
@@ -40,10 +32,7 @@ def frechet_distance(f1: np.ndarray, f2: np.ndarray) -> float:
 
 
 def moments(features: np.ndarray) -> Moments:
-    """The mean and the covariance of features [N, D].
-
-    Raises UsageError for fewer than two rows or features that are not finite.
-    """
+    """The mean and the covariance of features [N, D]."""
     features = _rows(features)
     return Moments(features.mean(0), np.atleast_2d(np.cov(features, rowvar=False)), len(features))
 
@@ -66,12 +55,6 @@ def pca_frechet(fake: np.ndarray, real: np.ndarray, *, dims: int = 64) -> float:
 
     The noise of a covariance grows with its width. That of 1,280 features hides what differs where there are
     fewer images than features; 64 components keep most of the variance and little of the noise.
-
-    Raises UsageError as `frechet_distance` does.
-
-    fake: features of generated images, [N1, D].
-    real: features of real images, [N2, D].
-    dims: number of components.
     """
     from scipy.linalg import eigh
 
@@ -90,13 +73,6 @@ def frechet_infinity(fake: np.ndarray, real: np.ndarray, *, points: int = 15, se
     The subsets take the same share of both sides, because the bias of both falls as 1/n; the paper keeps
     the real side whole. The distance may come out below 0 where the sets are alike, and is still far too
     large where there are fewer rows than features.
-
-    Raises UsageError as `frechet_distance` does, and for fewer than ten rows.
-
-    fake: features of generated images, [N1, D].
-    real: features of real images, [N2, D].
-    points: number of subsets, of sizes at equal steps up to the whole.
-    seed: of the subsets.
     """
     n = min(len(fake), len(real))
     if n < 10:

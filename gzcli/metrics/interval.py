@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from gzcli.core.errors import UsageError
+from gzcli.metrics.metric import Figures, Interval, column_of
 
 LEVELS = (0.025, 0.975)  # the quantiles that bound an interval
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A figure and its 95 % interval; `low` and `high` are None where none is known.
-
-    value: the figure.
-    low: lower bound.
-    high: upper bound.
-    """
-
-    value: float
-    low: float | None = None
-    high: float | None = None
 
 
 def bootstrap(
@@ -36,11 +23,6 @@ def bootstrap(
     and shrinks the distances to neighbours: `half_samples` is for these.
 
     Efron & Tibshirani 1993, §13.3. Raises UsageError for a sample without rows.
-
-    function: arrays like the samples → the figure.
-    samples: arrays [N, …] of independent rows each.
-    draws: number of resamples.
-    seed: of the resamples.
     """
 
     def resample(rng: np.random.Generator, rows: np.ndarray) -> np.ndarray:
@@ -60,13 +42,6 @@ def half_samples(
     expectation at this number of rows, and repeat no row: the delete-d jackknife with d = N/2 (Shao & Wu
     1989, Ann. Statist. 17:1176). The interval is theirs, moved to the figure, because a half is more biased
     than the whole.
-
-    Raises UsageError for a sample of fewer than four rows.
-
-    function: arrays [N, …] → the figure.
-    samples: arrays [N, …] of independent rows each.
-    draws: number of halves.
-    seed: of the halves.
     """
 
     def half(rng: np.random.Generator, rows: np.ndarray) -> np.ndarray:
@@ -91,3 +66,48 @@ def _values(
         raise UsageError(f"an interval needs at least {least} rows of each sample")
     rng = np.random.default_rng(seed)
     return np.array([function(*(draw(rng, rows) for rows in samples)) for _ in range(draws)], np.float64)
+
+
+def halves(
+    function: Callable[..., float], *samples: np.ndarray, draws: int, intervals: bool = True
+) -> Interval:
+    """A figure with its interval by `half_samples`, or without one."""
+    return half_samples(function, *samples, draws=draws) if intervals else Interval(function(*samples))
+
+
+def not_negative(figure: Interval) -> Interval:
+    return figure if figure.low is None else replace(figure, low=max(0.0, figure.low))
+
+
+def share(value: float, n: int) -> Interval:
+    """A share of n images that were drawn independently, with Wilson's interval (1927)."""
+    from scipy.stats import binomtest
+
+    ends = binomtest(round(value * n), n).proportion_ci(method="wilson")
+    return Interval(value, float(ends.low), float(ends.high))
+
+
+def subset(total: int, n: int) -> np.ndarray:
+    """Sorted positions of min(n, total) images of a split, drawn with seed 0: a larger subset holds every
+    smaller one."""
+    return np.sort(np.random.default_rng(0).permutation(total)[:n])
+
+
+def mean_of_draws(draws: Sequence[Mapping[str, Interval]]) -> Figures:
+    """The mean of each figure over several draws of images, with Student's interval of that mean, which is no
+    narrower than that of a draw where this is known; of a single draw the figures themselves."""
+    from scipy.stats import t
+
+    if len(draws) == 1:
+        return dict(draws[0])
+    means, n = {}, len(draws)
+    for name in draws[0]:
+        figures = [draw[name] for draw in draws]
+        values = np.array([figure.value for figure in figures])
+        half = float(t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
+        of_draws = [(f.high - f.low) / 2 for f in figures if f.low is not None and f.high is not None]
+        half = max([half, *of_draws])  # all draws are compared with the same real images
+        mean = float(values.mean())
+        figure = Interval(mean, mean - half, mean + half)
+        means[name] = figure if column_of(name).signed else not_negative(figure)
+    return means

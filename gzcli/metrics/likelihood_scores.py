@@ -57,22 +57,14 @@ class Facts(Protocol):
 
 @dataclass(frozen=True)
 class LikelihoodScore:
-    """A score as a function of facts.
-
-    compute: facts of B images, and the result of `fit` → scores, float64 [B].
-    reads: the facts that it reads, which decide for which models the score exists.
-    gather: facts of B held-out images → arrays [B] by name; None: the score has no fit.
-    fit: those arrays of all N held-out images, [N] → the fitted value for `compute`.
-    default: whether the score is computed if no score is named.
-    tails: 2 where a low value is unusual, too; 1 where low values are the most usual ones.
-    """
+    """A score as a function of facts."""
 
     compute: Callable[[Facts, Any], np.ndarray]
-    reads: tuple[Fact, ...]
+    reads: tuple[Fact, ...]  # the facts that it reads, which decide for which models the score exists
     gather: Callable[[Facts], Arrays] | None = None
     fit: Callable[[Arrays], Any] = dict
-    default: bool = False
-    tails: int = 2
+    default: bool = False  # whether the score is computed if no score is named
+    tails: int = 2  # 2 where a low value is unusual, too; 1 where low values are the most usual ones
 
 
 def mean_nll(held_out: Arrays) -> float:

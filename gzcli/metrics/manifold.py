@@ -16,14 +16,7 @@ CELLS = 2**24  # distances that are held in memory at once
 
 def prdc(fake: np.ndarray, real: np.ndarray, *, k: int = 5) -> dict[str, float]:
     """Precision and recall (Kynkäänniemi et al. 2019, arXiv:1904.06991, eq. 1–3), density and coverage (Naeem
-    et al. 2020, arXiv:2002.09797, eq. 3 and 5), each a share but density, which may exceed 1.
-
-    Raises UsageError for k rows or fewer on a side, or different widths.
-
-    fake: features of generated images, [N, D].
-    real: features of real images, [M, D].
-    k: rank of the neighbour whose distance is the radius about a row.
-    """
+    et al. 2020, arXiv:2002.09797, eq. 3 and 5), each a share but density, which may exceed 1."""
     fake, real = paired(fake, real)
     if min(len(fake), len(real)) <= k:
         raise UsageError(f"precision and recall need more than {k} images on each side")
@@ -44,36 +37,24 @@ def prdc(fake: np.ndarray, real: np.ndarray, *, k: int = 5) -> dict[str, float]:
 
 
 def nearest(queries: np.ndarray, bank: np.ndarray, *, k: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Euclidean distances, float64 [N, k], from the nearest on, and the numbers of these rows, int64 [N, k].
-
-    Raises UsageError for a bank of fewer than k rows or of another width.
-
-    queries: rows [N, D], or images [N, C, H, W], which are flattened.
-    bank: rows [M, D] among which neighbours are looked for.
-    k: number of neighbours.
-    """
+    """Euclidean distances, float64 [N, k], from the nearest on, and the numbers of these rows, int64 [N,
+    k]."""
     queries, bank = paired(queries, bank)
     if len(bank) < k:
         raise UsageError(f"{k} neighbours need as many images, and there are {len(bank)}")
-    found, places = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
+    distances_to, places = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
     for rows, distances in _blocks(queries, bank):
         places[rows] = np.argpartition(distances, k - 1, axis=1)[:, :k]
         # The fast form of the distance, ‖a‖² + ‖b‖² − 2 a·b, is inexact where rows are close to each other.
         for j in range(k):
-            found[rows, j] = np.linalg.norm(queries[rows] - bank[places[rows, j]], axis=1)
-    order = np.argsort(found, axis=1, kind="stable")
-    return np.take_along_axis(found, order, 1), np.take_along_axis(places, order, 1)
+            distances_to[rows, j] = np.linalg.norm(queries[rows] - bank[places[rows, j]], axis=1)
+    order = np.argsort(distances_to, axis=1, kind="stable")
+    return np.take_along_axis(distances_to, order, 1), np.take_along_axis(places, order, 1)
 
 
 def authenticity(fake: np.ndarray, train: np.ndarray) -> float:
     """The share of samples that are farther from their nearest training image than this one is from its own
-    nearest other training image (Alaa et al. 2022, arXiv:2102.08921, §4.3). Copies give 0.
-
-    Raises UsageError for fewer than two training images.
-
-    fake: features of generated images, [N, D].
-    train: features of training images, [M, D].
-    """
+    nearest other training image (Alaa et al. 2022, arXiv:2102.08921, §4.3). Copies give 0."""
     distances, places = nearest(fake, train)
     closest, inverse = np.unique(places[:, 0], return_inverse=True)
     train = paired(train, train)[0]
@@ -84,23 +65,13 @@ def authenticity(fake: np.ndarray, train: np.ndarray) -> float:
 
 def duplicates(fake: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> float:
     """The share of samples that are as close to a training image as the closest 1 % of held-out real images
-    are. Held-out images give 0.01.
-
-    Raises UsageError as `paired` does.
-
-    fake: features of generated images, [N, D].
-    train: features of training images, [M, D].
-    held_out: features of real images that were not trained on, [K, D].
-    """
+    are. Held-out images give 0.01."""
     threshold = np.quantile(nearest(held_out, train)[0], CLOSE)
     return float((nearest(fake, train)[0] <= threshold).mean())
 
 
 def paired(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both sides as rows of floats, of single precision for bytes: images [N, C, H, W] are flattened.
-
-    Raises UsageError for a side without rows, or rows of different widths.
-    """
+    """Both sides as rows of floats, of single precision for bytes: images [N, C, H, W] are flattened."""
     if not len(a) or not len(b):
         raise UsageError("there must be images on both sides")
     a, b = (np.asarray(f).reshape(len(f), -1) for f in (a, b))

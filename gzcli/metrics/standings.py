@@ -10,13 +10,10 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
+from gzcli.metrics.metric import ranking
+
 Row = Mapping[str, Any]
 
-# what ranks, by preference
-FIRST = (
-    *("fd", "fd_rot", "fid", "fd_dinov2", "fd_clip"),
-    *("kid_lenet", "kid_lite", "kid", "kid_dinov2", "kid_clip", "fd_lite", "swd"),
-)
 FACTS = (
     "model",
     "seed",
@@ -34,9 +31,9 @@ FACTS = (
 
 def ranking_metric(rows: Sequence[Row], asked: Sequence[str] | None) -> str | None:
     """The metric that models are ranked by: the first that was asked for of those that rank, else the first
-    of `FIRST` that a row has; None where no row has any."""
-    there = {base(name) for row in rows for name in row["metrics"]}
-    return next((name for name in (*(asked or ()), *FIRST) if name in FIRST and name in there), None)
+    that a row has; None where no row has any."""
+    there, ranked = {base(name) for row in rows for name in row["metrics"]}, ranking()
+    return next((name for name in (*(asked or ()), *ranked) if name in ranked and name in there), None)
 
 
 def base(name: str) -> str:
@@ -46,11 +43,7 @@ def base(name: str) -> str:
 
 def comparable(rows: Sequence[Row], metric: str, floor: Mapping[str, Any]) -> list[list[Row]]:
     """The rows in groups whose values of a metric may be compared, the largest group first: a distance of few
-    images is larger than that of many, so rows are of one number of images where real images have it too.
-
-    rows: that have the metric.
-    floor: figures of real images.
-    """
+    images is larger than that of many, so rows are of one number of images where real images have it too."""
     groups: dict[Any, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.get("n") if metric in floor else None, []).append(row)
@@ -59,8 +52,8 @@ def comparable(rows: Sequence[Row], metric: str, floor: Mapping[str, Any]) -> li
 
 def value_of(row: Row, metric: str) -> float | None:
     """The metric's value in a row, at whatever grey levels; None where it has none."""
-    found = (value for name, value in row["metrics"].items() if base(name) == metric)
-    return next((value for value in found if value is not None), None)
+    values = (value for name, value in row["metrics"].items() if base(name) == metric)
+    return next((value for value in values if value is not None), None)
 
 
 def times_floor(row: Row, metric: str) -> float | None:
@@ -76,15 +69,15 @@ def times_floor(row: Row, metric: str) -> float | None:
 def ranks(rows: Sequence[Row], metric: str) -> dict[tuple[str, int], float]:
     """The rank of each (model, seed) among the models of its seed, 1 for the best; equal values share the
     mean of their ranks. Rows without the metric have none."""
-    found: dict[tuple[str, int], float] = {}
+    places: dict[tuple[str, int], float] = {}
     for seed in dict.fromkeys(row["seed"] for row in rows):
-        known = {row["model"]: times_floor(row, metric) for row in rows if row["seed"] == seed}
-        values = {model: value for model, value in known.items() if value is not None}
+        relative = {row["model"]: times_floor(row, metric) for row in rows if row["seed"] == seed}
+        values = {model: value for model, value in relative.items() if value is not None}
         for model, value in values.items():
             less = sum(other < value for other in values.values())
             equal = sum(other == value for other in values.values())
-            found[model, seed] = less + (equal + 1) / 2
-    return found
+            places[model, seed] = less + (equal + 1) / 2
+    return places
 
 
 def summary(rows: Sequence[Row], metric: str | None) -> list[dict[str, Any]]:
@@ -94,10 +87,10 @@ def summary(rows: Sequence[Row], metric: str | None) -> list[dict[str, Any]]:
     seed), "times_floor" and "rank", its mean rank; "place"; "seeds" that are whole, and "failed" ones.
     """
     by_rank = ranks(rows, metric) if metric else {}
-    found = []
+    summaries = []
     for model in dict.fromkeys(row["model"] for row in rows):
-        own = [row for row in rows if row["model"] == model]
-        whole = [row for row in own if row["metrics"]]
+        of_model = [row for row in rows if row["model"] == model]
+        whole = [row for row in of_model if row["metrics"]]
         names = dict.fromkeys(name for row in whole for name in row["metrics"])
         values = {
             name: [row["metrics"][name] for row in whole if row["metrics"].get(name) is not None]
@@ -106,11 +99,11 @@ def summary(rows: Sequence[Row], metric: str | None) -> list[dict[str, Any]]:
         relative = [v for row in whole if metric and (v := times_floor(row, metric)) is not None]
         places = [rank for (name, _), rank in by_rank.items() if name == model]
         numbers = {key: [row[key] for row in whole if row.get(key) is not None] for key in FACTS[4:]}
-        found.append(
+        summaries.append(
             {
                 "model": model,
                 "seeds": len(whole),
-                "failed": len(own) - len(whole),
+                "failed": len(of_model) - len(whole),
                 **{key: statistics.fmean(known) if known else None for key, known in numbers.items()},
                 "metrics": {name: statistics.fmean(known) for name, known in values.items() if known},
                 "deviations": {name: deviation(known) for name, known in values.items() if known},
@@ -118,32 +111,28 @@ def summary(rows: Sequence[Row], metric: str | None) -> list[dict[str, Any]]:
                 "rank": statistics.fmean(places) if places else None,
             }
         )
-    found.sort(key=lambda row: (row["times_floor"] is None, row["times_floor"] or 0.0))
-    for place, row in enumerate(found, 1):
+    summaries.sort(key=lambda row: (row["times_floor"] is None, row["times_floor"] or 0.0))
+    for place, row in enumerate(summaries, 1):
         row["place"] = None if row["times_floor"] is None else place
-    return found
+    return summaries
 
 
 def curve(rows: Sequence[Row], metric: str, key: str) -> dict[str, list[tuple[float, float, float | None]]]:
     """The points of each model's curve in order: x, mean and standard deviation over seeds of the metric as a
-    multiple of its floor.
-
-    key: of the rows, what x is. Points of several seeds are one where they are as many, in order: the seconds
-      of their checkpoints differ a little.
-    """
-    found = {}
+    multiple of its floor."""
+    curves = {}
     for model in dict.fromkeys(row["model"] for row in rows):
         lines = []
         for seed in dict.fromkeys(row["seed"] for row in rows if row["model"] == model):
-            own = [row for row in rows if (row["model"], row["seed"]) == (model, seed)]
-            known = [(row[key], value) for row in own if (value := times_floor(row, metric)) is not None]
+            of_seed = [row for row in rows if (row["model"], row["seed"]) == (model, seed)]
+            known = [(row[key], value) for row in of_seed if (value := times_floor(row, metric)) is not None]
             lines.append(sorted(known))
         same = [line for line in lines if line and len(line) == max(map(len, lines))]
-        found[model] = [
+        curves[model] = [
             (statistics.fmean(x), statistics.fmean(y), deviation(y))
             for x, y in (zip(*at, strict=True) for at in zip(*same, strict=True))
         ]
-    return {model: points for model, points in found.items() if points}
+    return {model: points for model, points in curves.items() if points}
 
 
 def of_one_size(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -156,8 +145,8 @@ def of_one_size(rows: Sequence[Row]) -> list[dict[str, Any]]:
         if not row.get("shape") or tuple(row["shape"]) == usual:
             return dict(row)
         mark = "/" + "×".join(map(str, row["shape"][1:]))
-        own = ("metrics", "floor", "intervals")
-        return {**row, **{key: {n + mark: v for n, v in row.get(key, {}).items()} for key in own}}
+        keys = ("metrics", "floor", "intervals")
+        return {**row, **{key: {n + mark: v for n, v in row.get(key, {}).items()} for key in keys}}
 
     return [marked(row) for row in rows]
 
@@ -174,30 +163,24 @@ def agreement(rows: Sequence[Row], metric: str) -> dict[str, float] | None:
     Spearman, The proof and measurement of association between two things (1904): Pearson's correlation of the
     ranks, equal values sharing the mean of theirs.
     """
-    seeds, found = dict.fromkeys(row["seed"] for row in rows), []
+    seeds, correlations = dict.fromkeys(row["seed"] for row in rows), []
     for pair in combinations(seeds, 2):
-        known = [{row["model"]: times_floor(row, metric) for row in rows if row["seed"] == s} for s in pair]
-        both = [m for m, value in known[0].items() if value is not None and known[1].get(m) is not None]
+        values = [{row["model"]: times_floor(row, metric) for row in rows if row["seed"] == s} for s in pair]
+        both = [m for m, value in values[0].items() if value is not None and values[1].get(m) is not None]
         shared = [row for row in rows if row["model"] in both and row["seed"] in pair]
         order = ranks(shared, metric)
         if len(both) > 2:
-            found.append(pearson([order[m, pair[0]] for m in both], [order[m, pair[1]] for m in both]))
-    return {"mean": statistics.fmean(found), "min": min(found)} if found else None
-
-
-def pearson(a: Sequence[float], b: Sequence[float]) -> float:
-    """The correlation; 0 where one of them does not vary."""
-    return statistics.correlation(a, b) if len(set(a)) > 1 and len(set(b)) > 1 else 0.0
+            a, b = ([order[model, seed] for model in both] for seed in pair)
+            varied = len(set(a)) > 1 and len(set(b)) > 1
+            correlations.append(statistics.correlation(a, b) if varied else 0.0)
+    return {"mean": statistics.fmean(correlations), "min": min(correlations)} if correlations else None
 
 
 # ---------------------------------------------------------------------------- CSV
 
 
 def table_of(rows: Sequence[Row], *extra: str) -> str:
-    """Rows as CSV: facts, then each metric with the ends of its interval, where it has one, and its floor.
-
-    extra: further keys of the rows, as columns after the facts.
-    """
+    """Rows as CSV: facts, then each metric with the ends of its interval, where it has one, and its floor."""
     names = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
     lines = []
     for row in rows:

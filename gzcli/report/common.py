@@ -23,7 +23,6 @@ CURVES = 36  # charts of training at most
 
 
 def number(value: Any) -> str:
-    """A figure in four digits, a whole number in groups of three; `–` for none."""
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return "–"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -56,12 +55,11 @@ def interval(ends: Any) -> tuple[float, float] | None:
 
 def shown(ends: Any) -> str:
     """An interval as text: `[1.2, 1.5]`; empty where it is not known."""
-    known = interval(ends)
-    return f"[{number(known[0])}, {number(known[1])}]" if known else ""
+    both = interval(ends)
+    return f"[{number(both[0])}, {number(both[1])}]" if both else ""
 
 
 def day(results: Results) -> tuple[str, str]:
-    """The fact of when the results were made."""
     return "made", datetime.fromtimestamp(results.time).strftime("%Y-%m-%d %H:%M")
 
 
@@ -85,8 +83,8 @@ def training(results: Results) -> Section:
 
 def points(lines: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
     """(step, value) of the finite values of a key."""
-    found = [(line.get("step"), line.get(key)) for line in lines]
-    numbers = [(x, y) for x, y in found if isinstance(x, (int, float)) and isinstance(y, (int, float))]
+    pairs = [(line.get("step"), line.get(key)) for line in lines]
+    numbers = [(x, y) for x, y in pairs if isinstance(x, (int, float)) and isinstance(y, (int, float))]
     return [(float(x), float(y)) for x, y in numbers if np.isfinite(y)]
 
 
@@ -105,9 +103,11 @@ def behind(results: Results) -> Section:
     if versions:
         items.append(Text("Versions that made the figures", table_of(versions)))
     for name, run in results.runs.items():
-        found = files.read_object(run.environment_file)
-        packages = found.get("packages") or {}
-        packages |= {key: found[key] for key in ("python", "platform", "processes", "gpus") if key in found}
+        environment = files.read_object(run.path / "env.json")
+        packages = environment.get("packages") or {}
+        packages |= {
+            key: environment[key] for key in ("python", "platform", "processes", "gpus") if key in environment
+        }
         if packages:
             items.append(Text(f"Versions that trained {name}", table_of(packages)))
     rest = {
@@ -119,7 +119,6 @@ def behind(results: Results) -> Section:
 
 
 def table_of(values: Mapping[str, Any]) -> str:
-    """Names and values as lines of text."""
     width = max(map(len, values))
     return "\n".join(f"{key:<{width}}  {value}" for key, value in values.items())
 
@@ -138,7 +137,6 @@ def words(name: str) -> str:
 
 
 def png_of(image: np.ndarray) -> bytes:
-    """A picture [H, W, C] uint8, C = 1 or 3, as the bytes of a PNG."""
     held = io.BytesIO()
     Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(held, "png", optimize=True)
     return held.getvalue()

@@ -12,50 +12,32 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table.
-
-    text: what it says.
-    value: the number by which its column is sorted; None: the text is.
-    small: what stands beside the text in small letters, as an interval.
-    best: whether it is the best of its column.
-    """
+    """A cell of a table."""
 
     text: str
-    value: float | None = None
-    small: str = ""
-    best: bool = False
+    value: float | None = None  # the number by which its column is sorted; None: the text is
+    small: str = ""  # what stands beside the text in small letters, as an interval
+    best: bool = False  # whether it is the best of its column
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table.
-
-    name: its head.
-    direction: where better values lie; None: neither way.
-    numeric: whether it holds numbers, which are aligned to the right.
-    """
+    """A column of a table."""
 
     name: str
-    direction: Direction | None = None
-    numeric: bool = True
+    direction: Direction | None = None  # where better values lie; None: neither way
+    numeric: bool = True  # whether it holds numbers, which are aligned to the right
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose rows may be sorted.
-
-    title: its heading.
-    columns: of each row.
-    rows: its cells.
-    foot: rows that stay below, as the floor.
-    caption: what the figures mean.
-    """
+    """A table whose rows may be sorted."""
 
     title: str
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
-    foot: Sequence[Sequence[Cell]] = ()
-    caption: str = ""
+    foot: Sequence[Sequence[Cell]] = ()  # rows that stay below, as the floor
+    caption: str = ""  # what the figures mean
     kind: str = "table"
 
     @property
@@ -66,29 +48,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Series:
-    """A line of a chart.
-
-    name: in the legend.
-    points: (x, y), in order.
-    dashed: whether it is a line to compare with.
-    """
+    """A line of a chart."""
 
     name: str
-    points: Sequence[Point]
-    dashed: bool = False
+    points: Sequence[Point]  # (x, y), in order
+    dashed: bool = False  # whether it is a line to compare with
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over one axis.
-
-    name: of its file.
-    title: its heading.
-    x, y: names of the axes.
-    series: the lines; all share one scale.
-    ticks: (place, label) along x where the axis is not linear; (): round numbers.
-    filled: whether the areas below the lines are shaded, as in a histogram.
-    """
+    """Lines over one axis."""
 
     name: str
     title: str
@@ -96,21 +65,15 @@ class Chart:
     y: str
     series: Sequence[Series]
     ticks: Sequence[tuple[float, str]] = ()
-    filled: bool = False
+    filled: bool = False  # whether the areas below the lines are shaded, as in a histogram
     kind: str = "chart"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval, which may be unknown.
+    """A figure with its 95 % interval, which may be unknown."""
 
-    name: of what has it.
-    value: the figure.
-    low, high: the ends of the interval.
-    best: whether it is the best.
-    """
-
-    name: str
+    name: str  # of what has it
     value: float
     low: float | None = None
     high: float | None = None
@@ -119,47 +82,30 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Dots:
-    """Estimates of one figure below each other, with the floor as a line.
-
-    name: of its file.
-    title: name of the figure.
-    rows: the estimates.
-    floor: the figure of real images; None: unknown.
-    direction: where better values lie.
-    """
+    """Estimates of one figure below each other, with the floor as a line."""
 
     name: str
-    title: str
+    title: str  # name of the figure
     rows: Sequence[Estimate]
-    floor: float | None
-    direction: Direction | None
+    floor: float | None  # the figure of real images; None: unknown
+    direction: Direction | None  # where better values lie
     kind: str = "dots"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG.
+    """A PNG."""
 
-    name: of its file, without the ending.
-    title: what it shows.
-    png: the file's bytes.
-    wide: whether it takes the page's width.
-    """
-
-    name: str
+    name: str  # of its file, without the ending
     title: str
     png: bytes
-    wide: bool = False
+    wide: bool = False  # whether it takes the page's width
     kind: str = "picture"
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text that is shown as it is, when its title is opened.
-
-    title: its heading.
-    body: the text.
-    """
+    """A text that is shown as it is, when its title is opened."""
 
     title: str
     body: str
@@ -171,35 +117,21 @@ Item = Table | Chart | Dots | Picture | Text
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report.
-
-    title: its heading.
-    items: what it holds; small figures stand side by side.
-    lead: a sentence before them.
-    """
+    """A part of a report."""
 
     title: str
-    items: Sequence[Item]
-    lead: str = ""
+    items: Sequence[Item]  # what it holds; small figures stand side by side
+    lead: str = ""  # a sentence before them
 
 
 @dataclass(frozen=True)
 class Document:
-    """A report. In all of its sentences `…` marks code.
+    """A report. In all of its sentences `…` marks code."""
 
-    verb: the command that made the results.
-    title: of the page.
-    lead: the result in a sentence.
-    facts: (name, value) of what the figures depend on.
-    notes: without which the figures could be misread.
-    sections: the parts.
-    command: the line that makes the results again.
-    """
-
-    verb: str
+    verb: str  # the command that made the results
     title: str
     lead: str
-    facts: Sequence[tuple[str, str]]
-    notes: Sequence[str] = ()
+    facts: Sequence[tuple[str, str]]  # (name, value) of what the figures depend on
+    notes: Sequence[str] = ()  # without which the figures could be misread
     sections: Sequence[Section] = field(default_factory=list)
-    command: str = ""
+    command: str = ""  # the line that makes the results again

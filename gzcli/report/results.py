@@ -23,25 +23,19 @@ FILES = (
     "ood.json",
     "league.json",
     "alarm.json",
-    Run.result_file.name,
+    "result.json",
 )  # in one of them are the results
 NOT_SCORES = ("set", "role", "index", "file")  # the other columns of `scores.csv`
 
 
 @dataclass(frozen=True)
 class Results:
-    """What a job left in its folder.
-
-    folder: the folder.
-    made: the JSON that the verb printed.
-    job: what was asked for; empty where the folder does not say.
-    time: when the results were written, in seconds since 1970.
-    """
+    """What a job left in its folder."""
 
     folder: Path
-    made: dict[str, Any]
-    job: dict[str, Any]
-    time: float
+    made: dict[str, Any]  # the JSON that the verb printed
+    job: dict[str, Any]  # what was asked for; empty where the folder does not say
+    time: float  # when the results were written, in seconds since 1970
 
     @property
     def verb(self) -> str:
@@ -58,24 +52,26 @@ class Results:
         found: dict[str, Run] = {}
         for name in dict.fromkeys(name for name in named if isinstance(name, str)):
             run = by_name(str(known.get(name, name)))
-            if run and run.recipe_file.exists():
+            if run and (run.path / "run.yaml").exists():
                 found[name] = run
         return found
 
     def recipes(self) -> Iterator[tuple[str, str]]:
         """(title, YAML) of the recipe of each run, with those of its stages."""
         for name, run in self.runs.items():
-            yield name, printable(redacted(run.recipe_file.read_text(errors="replace")))
+            yield name, printable(redacted((run.path / "run.yaml").read_text(errors="replace")))
 
     def samples(self, row: Mapping[str, Any]) -> np.ndarray | None:
         """The samples of a row, uint8 [N, C, H, W]; None where none were kept. Those of a league lie among
         the files of its runs."""
-        run, named = str(row.get("run") or row.get("name") or ""), row.get("samples")
-        folder = Run(self.folder).samples_folder
-        beside = [path for path in sorted(folder.glob("*.npz")) if named_after(path, run)]
-        places = [*([Path(named), folder / Path(named).name] if named else ()), *beside]
+        run, file = str(row.get("run") or row.get("name") or ""), row.get("samples")
+        places = [Path(file), self.folder / "samples" / Path(file).name] if file else []
+        for path in sorted(self.folder.glob("samples/*.npz")):
+            if path.name.startswith(f"{run}-") or path.stem == run:
+                places.append(path)
         if "summary" in self.made and run in self.runs:  # a league of before its rows named their files
-            places += sorted(self.runs[run].path.glob(f"bench/*/{Run.samples_folder}/*.npz"), key=drawn_at)
+            drawn = self.runs[run].path.glob("bench/*/samples/*.npz")  # the last judgement's first
+            places += sorted(drawn, key=lambda path: (-path.parent.stat().st_mtime, path.stat().st_mtime))
         for path in places:
             if path.is_file():
                 return files.read_arrays(path, "samples")["samples"].transpose(0, 3, 1, 2)
@@ -145,17 +141,14 @@ def shown(value: Any) -> Any:
 
 
 def read(place: Path) -> Results:
-    """The results in a folder, or in the folder of the file that is named.
-
-    Raises MissingError where there is none, UsageError where the folder holds no results.
-    """
+    """The results in a folder, or in the folder of the file that is named."""
     folder = place.parent if place.is_file() else place
     if not folder.is_dir():
         raise MissingError(
             f"there is no folder `{place}`", hint="`gz bench` and `gz ood` print theirs: `files: …`"
         )
     for path in [folder / name for name in FILES]:
-        made, job = shown(files.read_json(path)), shown(files.read_object(Run(folder).job_file))
+        made, job = shown(files.read_json(path)), shown(files.read_object(folder / "job.json"))
         if isinstance(made, dict) and ("rows" in made or "results" in made or "files" in made):
             return Results(folder, made, job, path.stat().st_mtime)
     raise UsageError(
@@ -164,17 +157,5 @@ def read(place: Path) -> Results:
     )
 
 
-def drawn_at(file: Path) -> tuple[float, float]:
-    """The order of a run's files of samples: those of the last judgement first, in it those drawn first,
-    which are by the model's own sampler."""
-    return -file.parent.stat().st_mtime, file.stat().st_mtime
-
-
-def named_after(file: Path, run: str) -> bool:
-    """Whether a file of samples is named as those of a run are."""
-    return file.name.startswith(f"{run}-") or file.stem == run
-
-
 def listed(value: Any) -> list[Any]:
-    """A list as it is, nothing as an empty one, and anything else as its only item."""
     return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]

@@ -1,32 +1,64 @@
-"""Reports of `gz bench` and `gz ood`: one page that needs nothing beside it, the same as Markdown, and its
-tables for LaTeX."""
+"""Reports of `gz bench` and `gz ood` as files: one page that needs nothing beside it, the same as Markdown,
+its tables for LaTeX, and its charts as SVG."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
-from gzcli.report import escapes, of_bench, of_ood
-from gzcli.report.document import Chart, Column, Document, Dots, Picture
+from gzcli.report import bench, ood
+from gzcli.report.document import Chart, Document, Dots, Picture
 from gzcli.report.results import read
-from gzcli.report.svg import svg
 from gzcli.store import claims, files
 from gzcli.store.run_folder import Run
 from gzcli.version import __version__
 
 FIGURES = "figures"  # folder of the pictures that Markdown names
 # the marks of a template of LaTeX, where braces are the text's own
-TEX: dict[str, Any] = {"variable_start_string": "<<", "variable_end_string": ">>"}
-TEX |= {"comment_start_string": "<#", "comment_end_string": "#>"}
-Drawn = Chart | Dots | Picture
+TEX: dict[str, Any] = {
+    "variable_start_string": "<<",
+    "variable_end_string": ">>",
+    "comment_start_string": "<#",
+    "comment_end_string": "#>",
+}
+ARROWS = {"down": "↓", "up": "↑", None: ""}
+_LATEX = {character: f"\\{character}" for character in "&%_#${}"}
+_LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--"}
+_LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "`": r"\textasciigrave{}"}
+_LATEX |= {'"': r"\textquotedbl{}", "…": r"\ldots{}"}
+_SIGNS = {"·": "cdot", "×": "times", "→": "rightarrow", "↓": "downarrow", "↑": "uparrow", "±": "pm"}
+_SIGNS |= {"≤": "leq", "≥": "geq", "Σ": "Sigma", "σ": "sigma", "β": "beta", "½": "frac12"}
+_LATEX |= {"−": "$-$"} | {sign: f"$\\{name}$" for sign, name in _SIGNS.items()}
+
+WIDTH, HEIGHT, LINE = 5.3, 3.2, 0.3  # inches of a drawing, and of a line of its legend or of an estimate
+NAME, LEGEND = 22, 44  # letters of a name at most: beside an estimate, and in the legend
+COLOURS = ("#1f5fbf", "#c2500c", "#0a7a5c", "#8a3fa8", "#9a7500", "#0f7f95", "#b52a62", "#5b6472")
+INK, SOFT, FLOOR = "#1b202a", "#5a6372", "#b3261e"
+# text stays text, a name is no formula, and the same results make the same file
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "svg.hashsalt": "gz",
+    "font.size": 11,
+    "text.color": INK,
+    "axes.labelcolor": SOFT,
+    "axes.edgecolor": SOFT,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e3e5e8",
+}
 
 
 def check(folder: Path) -> None:
@@ -36,24 +68,20 @@ def check(folder: Path) -> None:
 
 
 def write(results: Path, folder: Path | None = None) -> dict[str, str]:
-    """Writes the report of the results in a folder. Returns the paths of its `html`, `markdown` and `latex`.
-
-    results: the folder of a `gz bench` or `gz ood`.
-    folder: where the report is written; new, empty, or of an earlier report, which is replaced. None: into
-      `report` beside the results.
-
-    Raises MissingError and UsageError where there are no results, UsageError where the folder holds anything
-    else.
-    """
-    found = read(results)
-    folder = (folder or found.folder / "report").absolute()
+    """Writes the report of the results in a folder. Returns the paths of its `html`, `markdown` and
+    `latex`."""
+    results_read = read(results)
+    folder = (folder or results_read.folder / "report").absolute()
     check(folder)
-    report = (of_bench if found.verb == "bench" else of_ood).document(found)
+    report = (bench if results_read.verb == "bench" else ood).document(results_read)
     folder.mkdir(parents=True, exist_ok=True)
     if not Run(folder).is_marked("report"):
         Run(folder).mark("report")
     shutil.rmtree(folder / FIGURES, ignore_errors=True)  # of the earlier report
-    images = {id(item): (place, image(item)) for item, place in with_places(report)}
+    images = {
+        id(item): (place, item.png if isinstance(item, Picture) else svg(item))
+        for item, place in with_places(report)
+    }
     for place, content in images.values():
         files.write_atomic(folder / place, content)
     made = {}
@@ -63,12 +91,12 @@ def write(results: Path, folder: Path | None = None) -> dict[str, str]:
     return made
 
 
-def with_places(report: Document) -> Iterator[tuple[Drawn, str]]:
+def with_places(report: Document) -> Iterator[tuple[Chart | Dots | Picture, str]]:
     """Every drawing and picture with its path below the report's folder."""
     seen: set[str] = set()
     for section in report.sections:
         for item in section.items:
-            if isinstance(item, Drawn):
+            if isinstance(item, Chart | Dots | Picture):
                 stem = re.sub(r"[^A-Za-z0-9.-]+", "-", item.name).strip("-.")[:80] or "figure"
                 number = next(n for n in range(1, 10**6) if (f"{stem}-{n}" if n > 1 else stem) not in seen)
                 stem = f"{stem}-{number}" if number > 1 else stem
@@ -76,16 +104,8 @@ def with_places(report: Document) -> Iterator[tuple[Drawn, str]]:
                 yield item, f"{FIGURES}/{stem}.{'png' if isinstance(item, Picture) else 'svg'}"
 
 
-def image(item: Drawn) -> bytes:
-    """The file of a drawing or picture."""
-    return item.png if isinstance(item, Picture) else svg(item)
-
-
 def rendered(report: Document, name: str, images: dict[int, tuple[str, bytes]]) -> str:
-    """The report in the form that a file's name says.
-
-    images: path and content of drawings and pictures by their id.
-    """
+    """The report in the form that a file's name says."""
     env = Environment(
         loader=PackageLoader("gzcli.report"),
         autoescape=name.endswith(".html"),
@@ -96,21 +116,20 @@ def rendered(report: Document, name: str, images: dict[int, tuple[str, bytes]]) 
         **(TEX if name.endswith(".tex") else {}),
     )
     env.filters |= {
-        "code": escapes.html,
-        "uri": lambda item: data_uri(*images[id(item)]),
-        "md": escapes.markdown,
-        "fenced": escapes.fenced,
+        "code": html,
+        "md": markdown,
+        "md_code": markdown_sentence,
+        "fenced": fenced,
+        "tex": latex,
     }
-    env.filters |= {"md_code": escapes.markdown_sentence, "tex": escapes.latex}
-    env.globals |= {"place": lambda item: images[id(item)][0], "arrow": arrow}
+    env.filters["uri"] = lambda item: data_uri(*images[id(item)])
+    env.globals |= {
+        "place": lambda item: images[id(item)][0],
+        "arrow": lambda column: ARROWS[column.direction],
+    }
     env.globals |= {"version": __version__, "hash": csp_hash}
     env.globals["asset"] = lambda asset: Markup(env.loader and env.loader.get_source(env, asset)[0])
     return env.get_template(f"{name}.j2").render(report=report)
-
-
-def arrow(column: Column) -> str:
-    """The direction of better values as an arrow."""
-    return {"down": "↓", "up": "↑", None: ""}[column.direction]
 
 
 def csp_hash(text: str) -> str:
@@ -122,3 +141,123 @@ def data_uri(place: str, content: bytes) -> str:
     """An image within an address; the ending of its path says its format."""
     kind = "png" if place.endswith(".png") else "svg+xml"
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+# ---------------------------------------------------------------------------- texts as they are, in each form
+
+
+def html(text: str) -> Markup:
+    """A sentence in which `…` marks code."""
+    parts = (Markup("<code>{}</code>").format(part) if code else escape(part) for code, part in pieces(text))
+    return Markup("").join(parts)
+
+
+def markdown(text: str) -> str:
+    line = re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", " ".join(str(text).split()))
+    return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def markdown_sentence(text: str) -> str:
+    """A sentence in which `…` marks code."""
+    return "".join(f"`{part}`" if code else spaced(part, markdown(part)) for code, part in pieces(text))
+
+
+def fenced(text: str) -> str:
+    """A block of code of Markdown, whose fence is longer than any in the text."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}\n{text.rstrip()}\n{fence}"
+
+
+def latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in " ".join(str(text).split()))
+
+
+def pieces(text: str) -> list[tuple[bool, str]]:
+    """(is code, text) of the parts of a sentence; one with a mark that is not closed is a single part."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:
+        return [(False, text)]
+    return [(i % 2 == 1, part) for i, part in enumerate(parts) if part]
+
+
+def spaced(part: str, made: str) -> str:
+    """What was made of a part, with the blanks that the part has at its ends."""
+    if not part.strip():
+        return " "
+    return f"{' ' * part[:1].isspace()}{made}{' ' * part[-1:].isspace()}"
+
+
+# ---------------------------------------------------------------------------- charts, by matplotlib
+
+
+def svg(drawing: Chart | Dots) -> bytes:
+    if isinstance(drawing, Chart):
+        columns = max(1, 64 // (8 + max((len(cut(line.name, LEGEND)) for line in drawing.series), default=0)))
+        rows = -(-len(drawing.series) // columns)
+        return as_svg(HEIGHT + 0.7 * LINE * rows, lambda axes: draw_chart(axes, drawing, columns))
+    return as_svg(0.8 + LINE * len(drawing.rows), lambda axes: draw_dots(axes, drawing))
+
+
+def as_svg(height: float, draw: Callable[[Any], None]) -> bytes:
+    import warnings
+
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    held = io.BytesIO()
+    with rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # only measured: the browser's fonts show it
+        figure = Figure((WIDTH, height), layout="constrained")
+        draw(figure.add_subplot())
+        figure.savefig(held, format="svg", metadata={"Date": None, "Creator": None})
+    return held.getvalue()
+
+
+def draw_chart(axes: Any, drawing: Chart, columns: int) -> None:
+    """Lines over one axis, with a legend of so many columns below."""
+    lines = []
+    for i, line in enumerate(drawing.series):
+        colour, points = COLOURS[i % len(COLOURS)], list(zip(*line.points, strict=True)) or [(), ()]
+        lines += axes.plot(*points, color=colour, linestyle="--" if line.dashed else "-", linewidth=1.5)
+        if drawing.filled:
+            axes.fill(*points, color=colour, alpha=0.16, linewidth=0)
+    axes.set_xlabel(drawing.x, loc="right")
+    axes.set_ylabel(drawing.y)
+    axes.grid(visible=False, axis="x")
+    axes.xaxis.set_major_formatter(short)
+    axes.yaxis.set_major_formatter(short)
+    if drawing.ticks:
+        axes.set_xticks(*zip(*drawing.ticks, strict=True))
+    # a label that starts with `_` would be left out, so that the names are put in afterwards
+    legend = axes.figure.legend(
+        lines, ["x"] * len(lines), loc="outside lower left", ncols=columns, frameon=False
+    )
+    for text, line in zip(legend.get_texts(), drawing.series, strict=True):
+        text.set_text(cut(line.name, LEGEND))
+
+
+def draw_dots(axes: Any, drawing: Dots) -> None:
+    for y, row in enumerate(drawing.rows):
+        if row.low is not None and row.high is not None:
+            axes.plot((row.low, row.high), (y, y), color=COLOURS[0], alpha=0.45, linewidth=3)
+        axes.plot(row.value, y, "o", color=COLOURS[0], markersize=8 if row.best else 5.5)
+    if drawing.floor is not None:
+        axes.axvline(drawing.floor, color=FLOOR, linestyle="--", linewidth=1)
+    names = axes.set_yticks(range(len(drawing.rows)), [cut(row.name, NAME) for row in drawing.rows])
+    for tick, row in zip(names, drawing.rows, strict=True):
+        tick.label1.set_fontweight("bold" if row.best else "normal")
+    axes.set_ylim(len(drawing.rows) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    axes.xaxis.set_major_formatter(short)
+    way = {"down": "less is better", "up": "more is better", None: ""}[drawing.direction]
+    floor = "" if drawing.floor is None else "dashed: floor"
+    axes.set_xlabel(" · ".join(filter(None, (way, floor))), loc="right")
+
+
+def cut(name: str, most: int) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def short(value: float, place: object = None) -> str:
+    """A number at an axis, as matplotlib asks for it: 20k, 0.25."""
+    return f"{value / 1000:.4g}k" if abs(value) >= 10_000 else f"{value:.4g}"

@@ -35,13 +35,6 @@ HUB_SETS = {
     "imagenet": "ILSVRC/imagenet-1k",
     "tinyimagenet": "zh-plus/tiny-imagenet",
 }
-WORDS = {
-    "fd": "Fréchet distance in features of the set's own LeNet; less is better",
-    "fid": "Fréchet Inception distance; less is better",
-    "kid": "kernel Inception distance; less is better",
-    "bpd": "bits per dimension of unseen images; less is better",
-    "loss": "training loss on unseen images; less is better",
-}
 _ADDRESS = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
 _ARXIV = re.compile(r"\d{4}\.\d{4,5}")
 
@@ -238,12 +231,12 @@ def _parsed(ref: str) -> dict[str, str]:
     return parts.groupdict()
 
 
-def readme(card: Mapping[str, Any], name: str, licence: str) -> str:
+def readme(card: Mapping[str, Any], name: str, licence: str, meanings: Mapping[str, str]) -> str:
     """The text of a repository's README.md, by the card of `export.bundle.card_of`."""
     import yaml
 
     header = yaml.safe_dump(_header(card, name, licence), sort_keys=False, allow_unicode=True, width=1000)
-    return f"---\n{header}---\n\n{_body(card, name, licence)}"
+    return f"---\n{header}---\n\n{_body(card, name, licence, meanings)}"
 
 
 def eval_results(card: Mapping[str, Any]) -> str | None:
@@ -293,14 +286,15 @@ def _header(card: Mapping[str, Any], name: str, licence: str) -> dict[str, Any]:
     return header
 
 
-def _body(card: Mapping[str, Any], name: str, licence: str) -> str:
+def _body(card: Mapping[str, Any], name: str, licence: str, meanings: Mapping[str, str]) -> str:
     data = card["data"]
     channels, height, width = data["shape"]
     counts = data.get("counts") or {}
     split = ", ".join(f"{n:,} {kind}" for kind, n in counts.items()) or "not counted"
     classes = ", ".join(map(str, data["classes"])) if data["classes"] else "none"
     figures = [
-        f"| {row['name']} | {row['value']:.4g} | {row['on']} | {_means(row)} |" for row in card["figures"]
+        f"| {row['name']} | {row['value']:.4g} | {row['on']} | {_means(row, meanings)} |"
+        for row in card["figures"]
     ]
     table = ["| figure | value | on | what it is |", "|---|---|---|---|", *figures]
     label = " --label 0" if card["conditional"] else ""
@@ -346,6 +340,6 @@ of samples and the recipe's sampler; `gz bench` measures them again.
 """
 
 
-def _means(row: Mapping[str, Any]) -> str:
+def _means(row: Mapping[str, Any], meanings: Mapping[str, str]) -> str:
     by = f"{row['from']}, {row['n']:,} samples" if row["n"] else row["from"]
-    return f"{WORDS[row['name']]} ({by})" if row["name"] in WORDS else by
+    return f"{meanings[row['name']]} ({by})" if row["name"] in meanings else by

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gzcli.cli import app, completion, own
+from gzcli.cli import app, completion
 from gzcli.store import runs
 
 pytestmark = pytest.mark.usefixtures("home")  # no runs of other tests among the words
@@ -95,12 +95,6 @@ def complete(monkeypatch, capsys):
 )
 def test_bash(complete, line, words):
     assert complete(line).split() == words.split()
-
-
-def test_every_metric_is_offered():
-    from gzcli.judge import bench
-
-    assert set(own.METRICS) == set(bench.METRICS)
 
 
 def test_run_names(complete, home):

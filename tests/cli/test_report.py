@@ -18,10 +18,12 @@ from sklearn.metrics import roc_auc_score
 from gzcli.cli.bench import ended
 from gzcli.core import streams
 from gzcli.launch import launcher
-from gzcli.report import escapes, of_bench, of_ood
+from gzcli.report import bench as of_bench
+from gzcli.report import ood as of_ood
+from gzcli.report import write as escapes
 from gzcli.report.document import Chart, Dots, Estimate, Picture, Series
 from gzcli.report.results import read
-from gzcli.report.svg import svg
+from gzcli.report.write import svg
 from gzcli.store import files, runs
 
 EVIL = "</pre><script>alert(1)</script> & 100% _x_ | #$ {\\end{verbatim}} ~^ `tick"
@@ -255,11 +257,7 @@ def test_a_league_has_standings_and_curves(call, tmp_path):
         "deviations": {"fd": 0.5},
         "place": 1,
     }
-    made = {
-        "metric": "fd",
-        "summary": [summary | {"rank": 1.0}],
-        "spearman": {"mean": 0.95, "min": 0.9},
-    }
+    made = {"metric": "fd", "summary": [summary | {"rank": 1.0}], "spearman": {"mean": 0.95, "min": 0.9}}
     kept = tmp_path / "runs" / "fm-1.npz"
     kept.parent.mkdir()
     np.savez(kept, samples=np.full((5, 16, 16, 1), 90, np.uint8))

@@ -38,7 +38,7 @@ from gzcli.engine.sheets import (
 )
 from gzcli.engine.trained import Trained
 from gzcli.judge import sample
-from gzcli.judge.apply import HIDDEN
+from gzcli.judge.sample import HIDDEN
 from gzcli.models import catalog
 from gzcli.store import runs
 

@@ -9,6 +9,7 @@ import typing
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,11 +30,13 @@ from gzcli.data.packs.pack import Pack
 from gzcli.engine import latent, optim, sampler, trainer, validate
 from gzcli.engine.accelerator import precision
 from gzcli.engine.log import Log
-from gzcli.judge import bench, ood_scores
-from gzcli.judge.apply import apply
+from gzcli.judge import scoring
 from gzcli.judge.images import Images
-from gzcli.judge.scores import Scorer, own_scores
+from gzcli.judge.sample import apply
+from gzcli.judge.scores import Scorer, model_scores
 from gzcli.metrics.features import LeNet, LeNetFeatures
+from gzcli.metrics.interval import subset
+from gzcli.metrics.quality import own
 from gzcli.models import catalog
 from gzcli.models.base import Phase
 from gzcli.models.denoising.by_class import ByClass
@@ -70,9 +73,9 @@ TRAINED = {
     "models/stable_diffusion/controlnet.py::canny": "edges are found on the host",
     "engine/sampler.py::draw": "labels there, images back, once a batch",
     "engine/sampler.py::cycled": "pictures there, once a batch",
-    "judge/apply.py": "pictures there and back",
+    "judge/sample.py": "pictures there and back",
     "models/denoising/by_class.py::ByClass.classify": "once a call: the accuracy",
-    "judge/scores.py::Scorer.own_score": "the scores",
+    "judge/scores.py::Scorer.model_score": "the scores",
     "judge/scores.py::BatchFacts._nll": "the scores",
     "judge/scores.py::BatchFacts.gradient_norm": "the scores",
     "judge/scores.py::BatchFacts.code_length": "the images, which a coder on the host takes",
@@ -146,13 +149,13 @@ class Accelerator:
 
 @pytest.fixture
 def device(monkeypatch) -> Iterator[OnDevice]:
-    for module, name in ((validate, "VALIDATION"), (bench, "MEASURED"), (latent, "MEASURED")):
+    for module, name in ((validate, "VALIDATION"), (own, "IMAGES"), (latent, "MEASURED")):
         monkeypatch.setattr(module, name, 4)
 
     def lenet(pack, **_):
         return LeNetFeatures(LeNet(*pack.meta.shape[:2], 10).to(DEVICE), "", 0.0, False, DEVICE)
 
-    monkeypatch.setattr(ood_scores, "lenet", lenet)
+    monkeypatch.setattr(scoring, "lenet", lenet)
     with on_device() as device:
         yield device
 
@@ -256,13 +259,18 @@ class Paths:
             and hasattr(self.model, "measure")
             and self.card.family in ("autoregressive", "gan", "vae")
         ):  # else dear
-            yield "measure", TRAINED | MEASURE, lambda: bench.own_figures(self.trained, self.t.pack, 0)
+            yield "measure", TRAINED | MEASURE, self.measure
         if "latent" in self.card.can:
             yield "latents", TRAINED, self.latents
 
+    def measure(self) -> None:
+        index = subset(self.t.pack.meta.counts["test"], own.IMAGES)
+        images = Images.of(self.trained, self.t.pack, "test", index, size=50, seed=0)
+        own.of_model(SimpleNamespace(test_images=lambda *_: images), self)
+
     def of_scores(self) -> Iterator[tuple[str, dict[str, str], Callable[[], None]]]:
-        ood_scores.perceive(self.trained, self.t.pack, self.t.log)
-        for name in own_scores(self.model):
+        scoring.perceive(self.trained, self.t.pack, self.t.log)
+        for name in model_scores(self.model):
             yield f"score {name}", TRAINED, lambda name=name: self.score(name)
         for name in self.card.maps:
             yield f"map {name}", TRAINED, lambda name=name: self.map(f"map_{name}")

@@ -14,9 +14,9 @@ from server import serve
 
 from gzcli.core.errors import MissingError
 from gzcli.data.download import http
-from gzcli.data.download.weights import KNOWN, fetch_weights, needed_by
+from gzcli.data.download.weights import KNOWN, fetch_weights
 from gzcli.data.sets.registry import DataFile
-from gzcli.judge.figures import SPACES
+from gzcli.metrics.metric import metrics, weights_of
 from gzcli.store.hub import INCEPTION
 from gzcli.store.paths import cache_dir
 
@@ -95,8 +95,8 @@ def test_a_mirror_comes_first_and_alone_when_offline(site, monkeypatch, tmp_path
 
 
 def test_the_metrics_that_fetch_are_those_that_need_it(call, site, monkeypatch):
-    assert set(KNOWN["inception"].metrics) == {name for name, of in SPACES.items() if of == "inception"}
-    assert needed_by(("fd", "kid")) == ["inception"] and needed_by(("fd", "kid_lenet")) == []
+    assert weights_of(("fd", "kid")) == ["inception"] and weights_of(("fd", "kid_lenet")) == []
+    assert set(weights_of(metrics())) <= set(KNOWN)
     for known in KNOWN.values():
         if named := re.search(r"-([0-9a-f]{8})\.", known.file.name):  # by how the checksum begins
             assert known.file.sha256.startswith(named[1])

@@ -14,19 +14,19 @@ import torch
 from PIL import Image
 from pixelwise import Pixelwise, fake_run, fitted
 
-from gzcli.cli import ood_asked
-from gzcli.cli.alarm import table as table_of_alarms
+from gzcli.cli import ood as ood_verb
+from gzcli.cli.ood import table_of_pictures
 from gzcli.core.errors import DivergedError, MissingError, UsageError
 from gzcli.core.jobs import AlarmJob, OodJob
 from gzcli.core.types import DataInfo, ImageNoise
 from gzcli.data.packs.open import open_pack
 from gzcli.data.sets import registry
-from gzcli.data.sets.registry import Benchmark
+from gzcli.data.sets.registry import Benchmark, find_benchmark
 from gzcli.engine.log import Log
-from gzcli.judge import alarm, alarm_files, ensemble, ood
-from gzcli.judge.images import subset
-from gzcli.judge.score_maps import heat, map_of
+from gzcli.judge import alarm, ood, scoring
+from gzcli.judge.alarm import heat, map_of
 from gzcli.metrics.detection import detection
+from gzcli.metrics.interval import subset
 from gzcli.models.autoregressive.pixelcnn import PixelCNN
 from gzcli.models.diffusion.ddpm import DDPM
 from gzcli.models.gan.cyclegan import CycleGAN
@@ -129,7 +129,7 @@ def test_a_copy_is_judged_alike_wherever_it_stands(trained, tmp_path, monkeypatc
     rows = noisy(found["files"])
     assert found["seeds"] == 4 and rows["3"][1] > 0
     assert len({rows[str(i)] for i in range(3, 43)}) == 1 and len(set(rows.values())) == 9
-    monkeypatch.setattr("gzcli.judge.ood_scores.BATCH_SIZE", 14)
+    monkeypatch.setattr("gzcli.judge.scoring.BATCH_SIZE", 14)
     np.savez(tmp_path / "alone.npz", images=images[3:4])
     alone = alarm.run(job(tmp_path / "alone.npz", scores=("noisy",)), tmp_path, CPU, Log())
     assert noisy(alone["files"])["0"] == pytest.approx(rows["3"], rel=1e-5)
@@ -138,7 +138,7 @@ def test_a_copy_is_judged_alike_wherever_it_stands(trained, tmp_path, monkeypatc
 def test_held_out_images_are_scored_by_the_rule_of_pictures(trained, tmp_path):
     """A copy of a held-out image has its score, so it ties with it; and each seed has other noise."""
     pack = open_pack("digits")
-    parts = alarm.divided(pack)
+    parts = alarm.split_held_out(pack)
     np.savez(tmp_path / "val.npz", images=np.asarray(pack.images("val"))[np.sort(parts.compared)])
     kept = []
     for seed in (0, 1):
@@ -204,7 +204,7 @@ def test_a_picture_on_which_the_model_overflows_is_flagged(
     rows = list(csv.DictReader((tmp_path / "alarm.csv").open()))
     assert [row["noisy"] for row in rows[:3]] == ["inf"] * 3
     capsys.readouterr()
-    table_of_alarms(found)
+    table_of_pictures(found)
     lines = capsys.readouterr().out.splitlines()
     assert ["not finite" in line for line in lines[1:]] == [True] * 3 + [False] * (found["flagged"] - 3)
     monkeypatch.setattr(Pixelwise, "score_noisy", lambda self, x, *, noise: x.mean((1, 2, 3)) / 0)
@@ -213,8 +213,8 @@ def test_a_picture_on_which_the_model_overflows_is_flagged(
 
 
 def test_the_sheet_has_blocks_of_flagged_and_of_other_pictures(trained, tmp_path, pictures, monkeypatch):
-    shown, draw = [], alarm_files.sheet
-    monkeypatch.setattr(alarm_files, "sheet", lambda blocks: shown.append(blocks) or draw(blocks))
+    shown, draw = [], alarm.sheet
+    monkeypatch.setattr(alarm, "sheet", lambda blocks: shown.append(blocks) or draw(blocks))
     found = alarm.run(job(pictures, scores=("nll",)), tmp_path, CPU, Log())
     (flagged, others), rows = shown[0], found["files"]
     n = found["flagged"]
@@ -254,7 +254,7 @@ def test_the_table_names_the_flagged_within_80_columns(trained, tmp_path, pictur
     long.write_bytes((pictures / "test/odd00.png").read_bytes())
     found = alarm.run(job(pictures, scores=("nll", "far"), fpr=0.1), tmp_path, CPU, Log())
     capsys.readouterr()
-    table_of_alarms(found)
+    table_of_pictures(found)
     told = capsys.readouterr()
     lines = told.out.splitlines()
     assert lines[0].split() == ["file", "p", "nll", "far"] and max(map(len, lines)) <= 80
@@ -265,13 +265,13 @@ def test_the_table_names_the_flagged_within_80_columns(trained, tmp_path, pictur
     )
     drawn = alarm.run(job(pictures, scores=("noisy", "nll"), fpr=0.3), tmp_path, CPU, Log())
     capsys.readouterr()
-    table_of_alarms(drawn)
+    table_of_pictures(drawn)
     told = capsys.readouterr()
     lines = told.out.splitlines()
     assert lines[0].split() == ["file", "p", "noisy", "±"] and max(map(len, lines)) <= 80
     assert "means over 4 draws" in told.err and "misses small defects" in told.err
     many = [found["files"][0] | {"file": f"{i}.png", "flagged": True} for i in range(25)]
-    table_of_alarms(found | {"files": many})
+    table_of_pictures(found | {"files": many})
     told = capsys.readouterr()
     assert len(told.out.splitlines()) == 21 and "and 5 more" in told.err
 
@@ -404,7 +404,7 @@ def test_runs_of_other_images_make_no_ensemble(trained, tmp_path, monkeypatch, p
 
 def test_scores_of_an_ensemble_that_do_not_vary_are_zero():
     tables = [{"a": {"s": np.ones(3)}, "held": {"s": np.ones(5)}}] * 2
-    assert ensemble.combined(tables, ["s"], "held")["a"]["s"].tolist() == [0, 0, 0]
+    assert scoring.combined(tables, ["s"], "held")["a"]["s"].tolist() == [0, 0, 0]
 
 
 def test_figures_of_seeds_are_means_with_a_spread(trained, tmp_path, pictures):
@@ -449,7 +449,7 @@ def openood(tmp_path, monkeypatch):
 
 
 def test_the_images_of_openoods_lists_are_scored_in_their_order(trained, tmp_path, openood, capsys):
-    outs = [found.key for found in ood_asked.with_lists(registry.find_benchmark("toy"), openood)]
+    outs = [found.key for found in ood_verb.with_lists(find_benchmark("toy"), openood)]
     assert outs == ["digits-ab", "dtd"] and "left out: `svhn`" in capsys.readouterr().err
     asked = {"scores": ("nll",), "benchmark": "toy", "imglists": str(openood), "full": True}
     found = ood.run(OodJob("model", "digits", tuple(outs), **asked), tmp_path, CPU, Log())
@@ -467,7 +467,7 @@ def test_the_images_of_openoods_lists_are_scored_in_their_order(trained, tmp_pat
     with pytest.raises(MissingError, match="1 of the 20 pictures"):
         ood.run(OodJob("model", "digits", tuple(outs), **asked), tmp_path, CPU, Log())
     with pytest.raises(MissingError, match="has no `benchmark_imglist`"):
-        ood_asked.with_lists(registry.find_benchmark("toy"), tmp_path)
+        ood_verb.with_lists(find_benchmark("toy"), tmp_path)
 
 
 def test_near_and_far_have_means_over_seeds(trained, tmp_path, openood):

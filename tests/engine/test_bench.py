@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partialmethod
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,12 +23,15 @@ from gzcli.core.types import Applied
 from gzcli.data.packs.batches import scan
 from gzcli.data.packs.open import open_pack
 from gzcli.engine.log import Log
-from gzcli.judge import bench, likelihood, perceptual
+from gzcli.judge import bench, likelihood
 from gzcli.judge.image_sets import ImageSet
-from gzcli.judge.images import subset
+from gzcli.judge.judge import Judge
 from gzcli.metrics import vit
 from gzcli.metrics.features import lenet
 from gzcli.metrics.frechet import frechet_distance
+from gzcli.metrics.interval import subset
+from gzcli.metrics.metric import metrics
+from gzcli.metrics.quality import lpips
 from gzcli.models.nn import LPIPS
 
 
@@ -77,14 +83,7 @@ def test_two_models_side_by_side(load, tmp_path):
 
 def test_figures_follow_from_the_kept_samples(load, tmp_path):
     load("plain")
-    row = run(
-        tmp_path,
-        "plain",
-        metrics=(
-            "fd",
-            "speed",
-        ),
-    )["rows"][0]
+    row = run(tmp_path, "plain", metrics=("fd", "speed"))["rows"][0]
     (path,) = (tmp_path / "samples").glob("plain-*.npz")
     samples = np.load(path)["samples"]
     assert samples.shape == (200, 16, 16, 1) and samples.dtype == np.uint8
@@ -146,15 +145,7 @@ def test_a_conditional_model_has_two_columns(load, tmp_path, monkeypatch):
 
 def test_other_grey_levels_stand_in_columns_of_their_own(load, tmp_path):
     load("plain"), load("coarse", levels=5)
-    result = run(
-        tmp_path,
-        "plain",
-        "coarse",
-        metrics=(
-            "fd",
-            "bpd",
-        ),
-    )
+    result = run(tmp_path, "plain", "coarse", metrics=("fd", "bpd"))
     plain, coarse = (row["metrics"] for row in result["rows"])
     assert set(plain) == {"fd", "bpd"} and set(coarse) == {"fd@5", "bpd@5"}
     assert set(result["floor"]) == {"fd", "fd@5"}
@@ -216,9 +207,9 @@ def test_lpips_of_pairs(load, tmp_path, monkeypatch):
     trained = load("classes", conditional=True)
     torch.manual_seed(0)
     net = LPIPS().requires_grad_(False)
-    monkeypatch.setattr(perceptual, "network", lambda pack, device: net)
+    monkeypatch.setattr(Judge, "lpips", net)
     Model = type(trained.model)
-    monkeypatch.setattr(perceptual, "REBUILT", 20)
+    monkeypatch.setattr(lpips, "REBUILT", 20)
 
     def rebuild(self, x, *, labels=None, noise, progress, shift=0.0):
         assert len(labels) == len(x)
@@ -237,7 +228,8 @@ def test_lpips_of_pairs(load, tmp_path, monkeypatch):
     x = torch.from_numpy(open_pack("digits").images("test")[index]).float() / 127.5 - 1
     assert shifted == pytest.approx(float(net(x, (x + 0.5).clamp(-1, 1)).mean()), rel=0.05)
     same = ImageSet(np.repeat(open_pack("digits").images("test")[:1], 8, 0))
-    assert perceptual.of_samples(same, net, torch.device("cpu"))["lpips_diversity"].value == 0
+    judge = SimpleNamespace(lpips=net, device="cpu")
+    assert lpips.of_images(judge, same)["lpips_diversity"].value == 0
 
 
 def test_a_likelihood_that_is_not_finite_is_an_error(load, tmp_path):
@@ -245,3 +237,13 @@ def test_a_likelihood_that_is_not_finite_is_an_error(load, tmp_path):
     trained.model.logits[:] = float("nan")
     with pytest.raises(DivergedError, match="not finite"):
         run(tmp_path, "plain", metrics=("bpd",))
+
+
+def test_records_of_metrics_are_light_and_name_each_column_once():
+    code = "from gzcli.metrics.metric import *; import sys; help_text(), column_of('fd'), meanings()"
+    heavy = "sys.exit(bool({'numpy', 'torch'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", f"{code}; {heavy}"], check=True)
+    names = [column.name for metric in metrics().values() for column in metric.columns]
+    assert len(names) == len(set(names)) and len({metric.order for metric in metrics().values()}) == len(
+        metrics()
+    )

@@ -14,18 +14,21 @@ import torch
 from PIL import Image
 from pixelwise import fake_run, fitted
 
-from gzcli.cli import bench_table, out
-from gzcli.cli.bench import entered, images_at
+from gzcli.cli import bench as bench_verb
+from gzcli.cli import out
+from gzcli.cli.bench import find_contestants, images_at
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.jobs import BenchJob
 from gzcli.data.packs.open import open_pack
 from gzcli.engine.log import Log
-from gzcli.judge import bench, memorised
-from gzcli.judge.bench_notes import told
+from gzcli.judge import bench
 from gzcli.judge.contestants import Contestant, tell_apart
 from gzcli.judge.image_sets import ImageSet, RealImages
+from gzcli.judge.judge import json_figures
 from gzcli.metrics.features import lenet
 from gzcli.metrics.frechet import frechet_distance
+from gzcli.metrics.metric import column_of
+from gzcli.metrics.quality import worth
 from gzcli.store import runs
 
 pytestmark = pytest.mark.xdist_group("quality")  # the worker that has the LeNet of the digits
@@ -118,7 +121,7 @@ def test_the_real_side_is_a_split_or_all_or_statistics(paths, digits, tmp_path):
 
 def test_worth_is_of_labelled_samples(paths, tmp_path, monkeypatch):
     """One step of training shows what is trained on what; the figure itself is tested where it is made."""
-    monkeypatch.setattr(memorised, "worth", partial(memorised.worth, steps=1, seeds=2))
+    monkeypatch.setattr(worth, "worth", partial(worth.worth, steps=1, seeds=2))
     result = run(tmp_path, paths / "same.npz", paths / "train", metrics=("worth",), n=100)
     labelled, without = result["rows"]
     expected = {"worth_real", "worth_samples", "worth_both", "worth_both_gain", "worth_filled_balanced_gain"}
@@ -153,22 +156,22 @@ def test_words_are_runs_models_or_images(home, paths, monkeypatch):
     run.update(state="finished")
     (run.path / "run.yaml").write_text("model: {name: vae}\ndata: {name: digits}\n")
     (run.path / "model.safetensors").write_bytes(b"x")
-    found, named, images = entered(["vae", "./train", "mine", "same.npz", "mnist"], None)
+    found, named, images = find_contestants(["vae", "./train", "mine", "same.npz", "mnist"], None)
     assert found.key == "digits" and [word for _, word in named] == ["vae", "mine"]
     assert images == [str(paths / "train"), str(paths / "same.npz"), "mnist"]
-    assert entered([], None)[1][0][0] == run, "every model with a run on the set of the newest"
+    assert find_contestants([], None)[1][0][0] == run, "every model with a run on the set of the newest"
     with pytest.raises(UsageError, match="say which by `--data`"):
-        entered(["./train"], None)
+        find_contestants(["./train"], None)
     with pytest.raises(UsageError, match="no run, no model, and no folder"):
-        entered(["mine", "./absent"], None)
+        find_contestants(["mine", "./absent"], None)
     with pytest.raises(UsageError, match="no model or run is called `vea`") as error:
-        entered(["vea"], None)
+        find_contestants(["vea"], None)
     assert "did you mean `vae`" in error.value.hint
     (paths / "notes.txt").write_text("no images")
     with pytest.raises(UsageError):
         images_at("./notes.txt")
     with pytest.raises(MissingError, match="no finished run on `mnist`"):
-        entered([], "mnist")
+        find_contestants([], "mnist")
 
 
 def test_a_folder_of_gz_sample_is_taken_without_its_sheet(home, paths, tmp_path):
@@ -190,15 +193,15 @@ def test_the_table_fits_and_names_what_it_leaves_out(capsys, monkeypatch):
     ends = {name: [value - 2, value + 2] for name, value in values.items()}
     row = {"name": "a-name", "metrics": values, "intervals": ends, "params": 12345, "seconds": 3.0}
     floor = {"n": 200, "images": 150, "metrics": {"fd_lite": 1.0}, "intervals": {}}
-    way = {name: bench.directions([{name: 0}])[name] for name in names}
+    way = {name: column_of(name).better for name in names}
     result = {"rows": [row], "floors": [floor], "directions": way, "biased": {"200": ["fd_lite"]}}
-    bench_table.table(result)
+    bench_verb.table(result)
     printed, told_ = capsys.readouterr()
     head, *lines = printed.splitlines()
     assert max(map(len, printed.splitlines())) <= 80 and head.split()[:3] == ["name", "fd_lite~↓", "±"]
     assert "precision↑" in head and "recall↑" in head and "(real images, 150)" in lines[-1]
     assert "left out for want of room" in told_ and "seconds" in told_ and "density_lenet" in told_
-    bench_table.table(result, wide=True)
+    bench_verb.table(result, wide=True)
     head = capsys.readouterr().out.splitlines()[0]
     assert head.count("±") == len(names) and "recon " in head and "samples_per_s↑" in head
 
@@ -206,7 +209,7 @@ def test_the_table_fits_and_names_what_it_leaves_out(capsys, monkeypatch):
 def test_figures_are_json_with_intervals_beside_them():
     from gzcli.metrics.interval import Interval
 
-    found = told("floor", {"fd": Interval(2.0, 1.0, 3.0), "own": Interval(4.0)})
+    found = json_figures("floor", {"fd": Interval(2.0, 1.0, 3.0), "own": Interval(4.0)})
     assert json.loads(json.dumps(found)) == {
         "floor": {"fd": 2.0, "own": 4.0},
         "floor_intervals": {"fd": [1.0, 3.0]},

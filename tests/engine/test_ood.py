@@ -17,22 +17,22 @@ from PIL import Image
 from pixelwise import Pixelwise, fake_run, fitted
 
 from gzcli.cli import ood as ood_verb
-from gzcli.cli import ood_asked, out
+from gzcli.cli import out
 from gzcli.core.errors import DivergedError, MissingError, UsageError
 from gzcli.core.jobs import OodJob
 from gzcli.core.sections import DataSection
 from gzcli.data.packs.batches import scan, to_uint8
 from gzcli.data.packs.open import open_pack
-from gzcli.data.sets import registry
-from gzcli.data.sets.registry import Benchmark
+from gzcli.data.sets.registry import Benchmark, find_benchmark
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import score_bins
-from gzcli.judge import naming, ood, ood_scores, ood_table
-from gzcli.judge.images import affordable, subset
-from gzcli.judge.ood_table import BASELINES
+from gzcli.judge import ood, scoring
+from gzcli.judge.images import affordable, short_paths
+from gzcli.judge.ood import BASELINES
 from gzcli.judge.scores import Scorer, choose
 from gzcli.metrics.baselines import code_length, pixel_mean, png_size
 from gzcli.metrics.detection import detection
+from gzcli.metrics.interval import subset
 from gzcli.models import catalog
 from gzcli.models.diffusion.ddpm import DDPM
 from gzcli.models.gan.wgan import WGAN
@@ -231,7 +231,7 @@ def test_twenty_neighbours_are_found_without_n(trained, tmp_path, monkeypatch):
     """A bank of the trial's 16 images has none."""
     model = WGAN.of(trained.info, width=8, latent=4)
     fake_run(tmp_path, monkeypatch, ood, model=model, name="wgan")
-    monkeypatch.setattr(ood_scores, "affordable", lambda *known: 20)
+    monkeypatch.setattr(scoring, "affordable", lambda *known: 20)
     result = ood.run(
         job(run="wgan", scores=("knn",), n=None, options={"k": 20}), tmp_path, torch.device("cpu"), Log()
     )
@@ -274,7 +274,7 @@ def test_a_model_without_likelihood_says_so(trained, monkeypatch):
 def test_a_benchmark_has_groups_with_means_and_names_what_is_missing(trained, tmp_path, monkeypatch):
     rows = ood.run(job(outs=("patches", "digits-ab")), tmp_path, torch.device("cpu"), Log())["results"]
     toy = Benchmark("toy", "digits", ("digits-ab", "svhn"), ("patches",))
-    found = ood_table.with_group_means(rows, toy)
+    found = ood.with_group_means(rows, toy)
     assert [row["out"] for row in found if row["score"] == "nll"] == [
         "digits-ab",
         "mean of near",
@@ -284,28 +284,22 @@ def test_a_benchmark_has_groups_with_means_and_names_what_is_missing(trained, tm
     mean = next(row for row in found if row["out"] == "mean of far" and row["score"] == "nll")
     single = next(row for row in rows if row["out"] == "patches" and row["score"] == "nll")
     assert mean["auroc"] == single["auroc"] and mean["group"] == "far"
-    said = ood_table.notes(rows, {name: open_pack(name) for name in ("digits-ab",)}, 17, toy)
-    assert said[0].startswith("left out of `toy`: svhn, patches;")
+    said = ood.notes(rows, {name: open_pack(name) for name in ("digits-ab",)}, 17, toy)
+    assert said[0].startswith("left out of `toy`: svhn, patches, notmnist")
 
 
 def test_the_fpr_of_a_benchmark_is_that_of_its_version():
     """OpenOOD v1 takes in-distribution images as positive, v1.5 foreign ones; MNIST's benchmark is of v1."""
     row = {"out": "b", "score": "far", "auroc": 0.9, "n_out": 9, "beats_baselines": True}
-    v1 = next(
-        line
-        for line in ood_table.notes([row], {}, 17, registry.find_benchmark("openood-mnist"))
-        if "FPR95" in line
-    )
+    v1 = next(line for line in ood.notes([row], {}, 17, find_benchmark("openood-mnist")) if "FPR95" in line)
     assert "OpenOOD v1," in v1 and "`fpr95_id`: the share of foreign images that is accepted" in v1
     later = next(
-        line
-        for line in ood_table.notes([row], {}, 17, registry.find_benchmark("openood-cifar10"))
-        if "FPR95" in line
+        line for line in ood.notes([row], {}, 17, find_benchmark("openood-cifar10")) if "FPR95" in line
     )
     assert (
         "OpenOOD v1.5," in later and "`fpr95`: the share of in-distribution images that is flagged" in later
     )
-    plain = ood_table.notes([row], {}, 17)[0]
+    plain = ood.notes([row], {}, 17)[0]
     assert "`fpr95` (OpenOOD v1.5):" in plain and "`fpr95_id` (ODIN, OpenOOD v1):" in plain
 
 
@@ -398,15 +392,15 @@ def test_a_path_with_a_comma_is_one_set(home, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a, b", "c"):
         (tmp_path / name).mkdir()
-    assert ood_asked.sets("a, b") == ["a, b"]
-    assert ood_asked.sets("mnist,a, b,c") == ["mnist", "a, b", "c"]
-    assert ood_asked.sets("mnist, fashionmnist,") == ["mnist", "fashionmnist"]
-    assert ood_asked.sets(f"{tmp_path}/a, b") == [f"{tmp_path}/a, b"]
-    assert ood_asked.sets("a,b") == ["a", "b"]
+    assert ood_verb.split_sets("a, b") == ["a, b"]
+    assert ood_verb.split_sets("mnist,a, b,c") == ["mnist", "a, b", "c"]
+    assert ood_verb.split_sets("mnist, fashionmnist,") == ["mnist", "fashionmnist"]
+    assert ood_verb.split_sets(f"{tmp_path}/a, b") == [f"{tmp_path}/a, b"]
+    assert ood_verb.split_sets("a,b") == ["a", "b"]
 
 
 def test_names_of_paths_are_short_and_distinct():
-    found = naming.short_names(["mnist", "/home/me/photos", "/data/a/photos", "/data/faces"])
+    found = short_paths(["mnist", "/home/me/photos", "/data/a/photos", "/data/faces"])
     assert list(found.values()) == ["mnist", "me/photos", "a/photos", "faces"]
 
 
@@ -454,14 +448,14 @@ def test_bins_show_both_sides_however_far_apart():
 
 def test_the_sets_of_a_benchmark(trained, monkeypatch, capsys):
     """Offline and with an empty cache every one is named with what would fetch it."""
-    benchmark = ood_asked.inside_of("OpenOOD_CIFAR10", None, None)
+    benchmark = ood_verb.benchmark_of("OpenOOD_CIFAR10", None, None)
     assert benchmark.inside == "cifar10" and benchmark.near == ("cifar100", "tinyimagenet")
     with pytest.raises(UsageError, match="has sets of its own"):
-        ood_asked.inside_of("openood-mnist", "cifar10", None)
+        ood_verb.benchmark_of("openood-mnist", "cifar10", None)
     with pytest.raises(UsageError, match="there is no benchmark `openood`"):
-        ood_asked.inside_of("openood", None, None)
+        ood_verb.benchmark_of("openood", None, None)
     with pytest.raises(MissingError, match="none of the foreign sets"):
-        ood_asked.at_hand(benchmark, DataSection(size=32, channels=3))
+        ood_verb.at_hand(benchmark, DataSection(size=32, channels=3))
     told = capsys.readouterr().err
     assert all(
         f"`{name}`" in told and "gz data download" in told for name in (*benchmark.near, *benchmark.far)
@@ -497,7 +491,7 @@ def test_subsets_are_seeded_sorted_and_nested():
 def test_without_n_the_budget_decides_and_full_takes_all(trained, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        ood_scores, "affordable", lambda seconds, budget, sets: asked.append((seconds, budget, sets)) or 40
+        scoring, "affordable", lambda seconds, budget, sets: asked.append((seconds, budget, sets)) or 40
     )
     result = ood.run(job(scores=("nll",), n=None), tmp_path, torch.device("cpu"), Log())
     assert result["results"][0]["n_in"] == result["results"][0]["n_out"] == 40
@@ -534,8 +528,7 @@ def test_pictures_in_colour_have_neighbours_in_features(monkeypatch, installed):
     home, other = open_pack("patches"), open_pack("digits", size=32, channels=3)
     sets = {"patches": home, "digits": other}
     seeds = [
-        {name: ood_table.ScoreTable(np.arange(12), None, {"s": np.ones(12)}) for name in sets}
-        for _ in range(2)
+        {name: ood.ScoreTable(np.arange(12), None, {"s": np.ones(12)}) for name in sets} for _ in range(2)
     ]
     ood.add_baselines(seeds, sets, home, torch.device("cpu"))
     known = ["s", "png", "mean", "knn_pixels", *(["knn_lite"] if installed else [])]
@@ -548,7 +541,7 @@ def test_pictures_in_colour_have_neighbours_in_features(monkeypatch, installed):
         bank, seen = (f / np.linalg.norm(f, axis=1, keepdims=True) for f in rows)
         nearest = np.linalg.norm(seen[:, None] - bank, axis=2).min(1)
         np.testing.assert_allclose(seeds[1]["digits"].scores["knn_lite"], nearest, atol=1e-7)
-    rows = ood_table.compare(seeds[0], {"digits": other}, ["s"], bootstrap=False)
+    rows = ood.compare(seeds[0], {"digits": other}, ["s"], bootstrap=False)
     assert [row["score"] for row in rows] == known
 
 

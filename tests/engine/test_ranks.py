@@ -22,7 +22,7 @@ from gzcli.core.jobs import AlarmJob, BenchJob, OodJob
 from gzcli.data.packs.open import open_pack
 from gzcli.engine import muon
 from gzcli.engine.log import Log
-from gzcli.judge import alarm, bench, ood, quality
+from gzcli.judge import alarm, bench, judge, ood
 from gzcli.metrics.features import lenet
 from gzcli.models.nn import whole_batch
 from gzcli.store import files
@@ -172,7 +172,7 @@ def test_two_ranks_compare_as_one_does(ranks, tmp_path, monkeypatch):
         return net.features(images)
 
     counting = type("Counting", (type(net),), {"features": features})
-    monkeypatch.setattr(quality, "lenet", lambda *a, **k: counting(**vars(replace(net, batch=20))))
+    monkeypatch.setattr(judge, "lenet", lambda *a, **k: counting(**vars(replace(net, batch=20))))
     kept = cache_dir("features", "real")
     folders = [tmp_path / name for name in ("one", "rank0", "rank1")]
     [folder.mkdir() for folder in folders]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from subprocess import run
-
 import numpy as np
 import pytest
 import torch
@@ -12,8 +9,7 @@ from sklearn.datasets import load_sample_image
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.metrics import lite as module
-from gzcli.metrics.lite import FEATURES, is_installed, lite
-from gzcli.metrics.lite_net import SIDE, Lite0, prepared
+from gzcli.metrics.lite import FEATURES, SIDE, Lite0, is_installed, lite, prepared
 
 needs_weights = pytest.mark.skipif(not is_installed(), reason="needs the extra `features`")
 # The largest logits of `efficientnet_lite_pytorch` 0.1.0 with these weights, of the middle of scikit-learn's
@@ -107,8 +103,3 @@ def test_damaged_weights_are_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "PACKAGE", "damaged_weights")
     with pytest.raises(UsageError, match="does not hold the weights"):
         lite()
-
-
-def test_whether_it_is_installed_is_known_without_torch():
-    code = "import sys, gzcli.metrics.lite as m; m.is_installed(); sys.exit('torch' in sys.modules)"
-    assert run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,7 +11,7 @@ import torch
 
 from gzcli.core.errors import DivergedError
 from gzcli.core.types import Batch, DataInfo, ImageNoise
-from gzcli.judge.converged import solver_gap
+from gzcli.judge.likelihood import solver_gap
 from gzcli.models.flow_matching.fm import FM
 from gzcli.models.nn.ode import (
     CALLS,

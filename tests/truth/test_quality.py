@@ -17,13 +17,14 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.data.packs.open import open_pack
-from gzcli.judge import figures, statistics
-from gzcli.judge.figures import total_variation
 from gzcli.judge.image_sets import RealImages
+from gzcli.judge.judge import read_statistics
 from gzcli.metrics import features
 from gzcli.metrics.features import LeNet, LeNetFeatures, lenet
-from gzcli.metrics.fidelity import INCEPTION, inception, inception_weights
 from gzcli.metrics.frechet import frechet_distance
+from gzcli.metrics.inception import INCEPTION, inception, inception_weights
+from gzcli.metrics.metric import metrics
+from gzcli.metrics.quality.classes import total_variation
 from gzcli.store import files
 from gzcli.store.paths import cache_dir
 
@@ -158,7 +159,7 @@ def test_a_file_that_holds_no_statistics_is_told(net, tmp_path, content):
     path = tmp_path / "own.npz"
     path.write_bytes(content)
     with pytest.raises(UsageError, match="no npz of statistics"):
-        statistics.read(path, ["fd"], lambda name: net)
+        read_statistics(path, metrics()["fd"], net)
     for wrong in (
         {"mu": np.zeros(64)},
         {"mu": np.full(64, np.nan), "sigma": np.eye(64)},
@@ -167,7 +168,7 @@ def test_a_file_that_holds_no_statistics_is_told(net, tmp_path, content):
     ):
         np.savez(path, **wrong)
         with pytest.raises(UsageError, match="no npz of statistics"):
-            statistics.read(path, ["fd"], lambda name: net)
+            read_statistics(path, metrics()["fd"], net)
 
 
 def test_features_do_not_depend_on_the_batch(digits, net):
@@ -254,7 +255,7 @@ def test_figures_behave(digits, net):
     def measure(fake):
         found = {}
         for metric in ("fd", "kid_lenet", "prc_lenet"):
-            found |= figures.compare(metric, net.features(fake), features)
+            found |= metrics()[metric].compare(net.features(fake), features, True)
         assert all(v.low <= v.value <= v.high for v in found.values()), found
         return {name: v.value for name, v in found.items()}
 
@@ -311,7 +312,8 @@ def test_inception_metrics_equal_torch_fidelity_on_grey_images_repeated(digits, 
     assert len(net.hash) == 64
     fake, real = digits.images("train")[:12], digits.images("test")[:8]
     made = {
-        name: figures.compare(name, net.features(fake), net.features(real)) for name in ("fid", "kid", "is")
+        name: metrics()[name].compare(net.features(fake), net.features(real), True)
+        for name in ("fid", "kid", "is")
     }
 
     class Grey(torch.utils.data.Dataset):

@@ -12,17 +12,11 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_kid import kid_features_to_metric
 
 from gzcli.core.errors import UsageError
-from gzcli.metrics import kid as kernel_distance
-from gzcli.metrics.frechet import (
-    frechet_distance,
-    frechet_infinity,
-    frechet_of_moments,
-    moments,
-    pca_frechet,
-)
+from gzcli.metrics.frechet import frechet_distance, frechet_infinity, frechet_of_moments, moments, pca_frechet
 from gzcli.metrics.interval import Interval, bootstrap, half_samples
-from gzcli.metrics.kid import kid
-from gzcli.metrics.sliced import sliced_wasserstein
+from gzcli.metrics.quality import kid as kernel_distance
+from gzcli.metrics.quality.kid import kid
+from gzcli.metrics.quality.swd import sliced_wasserstein
 
 
 def gaussian(rng, n, *, width=8, shift=0.0, scale=1.0):

@@ -1,13 +1,13 @@
-"""The networks of `fd_dinov2` and `fd_clip` on small random weights: those of transformers, an implementation
-of its own, by the names that the publishers gave them."""
+"""The networks of `fd_dinov2` and `fd_clip` on small random weights, by the names that their publishers gave,
+against a vision transformer that is written out here."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, Dinov2Config, Dinov2Model
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.metrics import vit
@@ -15,6 +15,7 @@ from gzcli.store.hub import CLIP, DINOV2
 from gzcli.store.paths import cache_dir
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 3, 20, 20), np.uint8)
+WIDTH, DEPTH = 128, 2
 
 
 @pytest.fixture(autouse=True)
@@ -23,66 +24,118 @@ def cache(monkeypatch, tmp_path):
     cache_dir("weights").mkdir(parents=True, exist_ok=True)
 
 
-def seeded(build):
-    """A network of transformers with weights that no start has, so that none of them could be left out."""
-    torch.manual_seed(0)
-    net = build().eval()
-    for p in net.parameters():
-        p.data = 0.2 * torch.randn_like(p)
-    return net
+def random_state(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {name: 0.2 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
-def dino(side: int):
-    config = Dinov2Config(
-        hidden_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        mlp_ratio=2,
-        patch_size=14,
-        image_size=side,
-    )
-    net = seeded(lambda: Dinov2Model(config))
-    state, found = net.state_dict(), {}
-    at = "embeddings."
-    found["cls_token"], found["mask_token"] = state[f"{at}cls_token"], state[f"{at}mask_token"]
-    found["pos_embed"] = state[f"{at}position_embeddings"]
-    pairs = {f"{at}patch_embeddings.projection": "patch_embed.proj", "layernorm": "norm"}
-    for i in range(2):
-        here, there = f"encoder.layer.{i}.", f"blocks.{i}."
-        pairs |= {here + name: there + name for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")}
-        found |= {f"{there}ls{k}.gamma": state[f"{here}layer_scale{k}.lambda1"] for k in (1, 2)}
-        for kind in ("weight", "bias"):
-            q, k, v, o = (state[f"{here}attention.{word}_proj.{kind}"] for word in "qkvo")
-            found |= {f"{there}attn.qkv.{kind}": torch.cat([q, k, v]), f"{there}attn.proj.{kind}": o}
-    found |= {f"{b}.{kind}": state[f"{a}.{kind}"] for a, b in pairs.items() for kind in ("weight", "bias")}
-    return net, found
+def layer(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
 
 
-def by_hand(images, mean, std):
+def dino(side: int) -> dict[str, torch.Tensor]:
+    w = WIDTH
+    shapes = {"cls_token": (1, 1, w), "mask_token": (1, w), "pos_embed": (1, 1 + (side // 14) ** 2, w)}
+    shapes |= layer("patch_embed.proj", w, 3, 14, 14) | layer("norm", w)
+    for b in (f"blocks.{i}" for i in range(DEPTH)):
+        shapes |= layer(f"{b}.norm1", w) | layer(f"{b}.norm2", w) | layer(f"{b}.attn.qkv", 3 * w, w)
+        shapes |= layer(f"{b}.attn.proj", w, w) | {f"{b}.ls1.gamma": (w,), f"{b}.ls2.gamma": (w,)}
+        shapes |= layer(f"{b}.mlp.fc1", 2 * w, w) | layer(f"{b}.mlp.fc2", w, 2 * w)
+    return random_state(shapes)
+
+
+def openai() -> dict[str, torch.Tensor]:
+    w, at = WIDTH, "vision_model."
+    shapes = {f"{at}embeddings.class_embedding": (w,), f"{at}embeddings.position_embedding.weight": (50, w)}
+    shapes |= {f"{at}embeddings.patch_embedding.weight": (w, 3, 32, 32), "visual_projection.weight": (48, w)}
+    shapes |= layer(f"{at}pre_layrnorm", w) | layer(f"{at}post_layernorm", w)
+    for b in (f"{at}encoder.layers.{i}" for i in range(DEPTH)):
+        shapes |= layer(f"{b}.layer_norm1", w) | layer(f"{b}.layer_norm2", w)
+        for part in ("q", "k", "v", "out"):
+            shapes |= layer(f"{b}.self_attn.{part}_proj", w, w)
+        shapes |= layer(f"{b}.mlp.fc1", 192, w) | layer(f"{b}.mlp.fc2", w, 192)
+    text = {"text_model.final_layer_norm.weight": torch.ones(3), "logit_scale": torch.ones(())}
+    return random_state(shapes) | text
+
+
+def attention(x, qkv):
+    """Heads of 64, written out: [B, T, D] of queries, keys and values."""
+    q, k, v = (part.unflatten(2, (-1, 64)).transpose(1, 2) for part in qkv)
+    return ((q @ k.mT / 8).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+def dino_by_hand(state, x):
+    def norm(name, x):
+        return F.layer_norm(x, (WIDTH,), state[f"{name}.weight"], state[f"{name}.bias"], 1e-6)
+
+    def linear(name, x):
+        return F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
+
+    x = F.conv2d(x, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=14)
+    x = torch.cat([state["cls_token"].expand(len(x), 1, -1), x.flatten(2).mT], 1) + state["pos_embed"]
+    for b in (f"blocks.{i}" for i in range(DEPTH)):
+        qkv = linear(f"{b}.attn.qkv", norm(f"{b}.norm1", x)).chunk(3, 2)
+        x = x + state[f"{b}.ls1.gamma"] * linear(f"{b}.attn.proj", attention(x, qkv))
+        y = linear(f"{b}.mlp.fc2", F.gelu(linear(f"{b}.mlp.fc1", norm(f"{b}.norm2", x))))
+        x = x + state[f"{b}.ls2.gamma"] * y
+    return norm("norm", x)[:, 0]
+
+
+def clip_by_hand(state, x):
+    at = "vision_model."
+
+    def norm(name, x):
+        return F.layer_norm(x, (WIDTH,), state[f"{at}{name}.weight"], state[f"{at}{name}.bias"], 1e-5)
+
+    def linear(name, x):
+        return F.linear(x, state[f"{at}{name}.weight"], state[f"{at}{name}.bias"])
+
+    x = F.conv2d(x, state[f"{at}embeddings.patch_embedding.weight"], stride=32).flatten(2).mT
+    first = state[f"{at}embeddings.class_embedding"].expand(len(x), 1, -1)
+    x = torch.cat([first, x], 1) + state[f"{at}embeddings.position_embedding.weight"]
+    x = norm("pre_layrnorm", x)
+    for b in (f"encoder.layers.{i}" for i in range(DEPTH)):
+        y = norm(f"{b}.layer_norm1", x)
+        x = x + linear(
+            f"{b}.self_attn.out_proj", attention(y, [linear(f"{b}.self_attn.{p}_proj", y) for p in "qkv"])
+        )
+        y = linear(f"{b}.mlp.fc1", norm(f"{b}.layer_norm2", x))
+        x = x + linear(f"{b}.mlp.fc2", y * torch.sigmoid(1.702 * y))
+    return norm("post_layernorm", x[:, 0]) @ state["visual_projection.weight"].T
+
+
+def by_hand(images, space):
     """Pictures as torchvision and Pillow prepare them, one by one."""
     big = [np.array(Image.fromarray(x.transpose(1, 2, 0)).resize((224, 224), Image.BICUBIC)) for x in images]
     x = torch.from_numpy(np.stack(big)).permute(0, 3, 1, 2).float() / 255
-    return (x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    return (x - torch.tensor(space.mean)[:, None, None]) / torch.tensor(space.std)[:, None, None]
 
 
-def test_dinov2_is_that_of_transformers():
-    net, state = dino(224)
-    torch.save(state, cache_dir("weights", DINOV2))
-    space = vit.dinov2()
-    with torch.no_grad():
-        want = net(by_hand(IMAGES, space.mean, space.std)).pooler_output.numpy()
-    np.testing.assert_allclose(space.features(IMAGES), want, rtol=1e-3, atol=1e-4 * np.abs(want).max())
+@pytest.mark.parametrize(
+    ("file", "state", "opened", "reference"),
+    [(DINOV2, dino(224), vit.dinov2, dino_by_hand), (CLIP, openai(), vit.clip, clip_by_hand)],
+    ids=["dinov2", "clip"],
+)
+def test_the_network_is_that_of_its_publisher(file, state, opened, reference):
+    torch.save(state, cache_dir("weights", file))
+    space = opened()
+    want = reference(state, by_hand(IMAGES, space)).numpy()
+    found = space.features(IMAGES)
+    np.testing.assert_allclose(found, want, rtol=1e-3, atol=1e-4 * np.abs(want).max())
     grey = space.features(IMAGES[:, :1])
     np.testing.assert_array_equal(grey, space.features(IMAGES[:, :1].repeat(3, 1)))
-    assert len(space.hash) == 64 and space.features(IMAGES).dtype == np.float64
+    assert len(space.hash) == 64 and found.dtype == np.float64
+    if space.cut:
+        wide = np.concatenate([np.zeros_like(IMAGES), IMAGES, np.zeros_like(IMAGES)], 3)
+        np.testing.assert_allclose(space.features(wide)[0], found[0], rtol=0.2, atol=0.05)
 
 
 def test_a_larger_table_of_positions_is_resized_as_its_authors_do():
     """By Keys' cubic kernel of -3/4, at places that a tenth of a patch moves."""
-    _, state = dino(518)
+    state = dino(518)
     table = state["pos_embed"][0, 1:].unflatten(0, (37, 37)).double().numpy()
-    found = vit.of_dinov2(state)["positions"]
-    assert found.shape == (257, 128) and torch.equal(found[0], state["pos_embed"][0, 0])
+    found = vit.dinov2_of(state).embeddings.position_embeddings[0]
+    assert found.shape == (257, WIDTH) and torch.equal(found[0], state["pos_embed"][0, 0])
 
     def weights(at: float) -> np.ndarray:
         d = np.abs(np.arange(-2, 40) - at)  # two places beyond each rim, which repeat it
@@ -91,28 +144,8 @@ def test_a_larger_table_of_positions_is_resized_as_its_authors_do():
         return np.array([w[:3].sum(), *w[3:38], w[38:].sum()])
 
     kernel = np.stack([weights((i + 0.5) * 37 / 16.1 - 0.5) for i in range(16)])
-    want = np.einsum("iy,jx,yxd->ijd", kernel, kernel, table).reshape(256, 128)
-    np.testing.assert_allclose(found[1:].numpy(), want, atol=1e-5)
-
-
-def test_clip_is_that_of_transformers():
-    config = CLIPVisionConfig(
-        hidden_size=128,
-        intermediate_size=192,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        patch_size=32,
-        projection_dim=48,
-    )
-    net = seeded(lambda: CLIPVisionModelWithProjection(config))
-    text = {"text_model.final_layer_norm.weight": torch.ones(3), "logit_scale": torch.ones(())}
-    torch.save({**net.state_dict(), **text}, cache_dir("weights", CLIP))
-    space = vit.clip()
-    with torch.no_grad():
-        want = net(by_hand(IMAGES, space.mean, space.std)).image_embeds.numpy()
-    np.testing.assert_allclose(space.features(IMAGES), want, rtol=1e-3, atol=1e-4 * np.abs(want).max())
-    wide = np.concatenate([np.zeros_like(IMAGES), IMAGES, np.zeros_like(IMAGES)], 3)
-    np.testing.assert_allclose(space.features(wide)[0], space.features(IMAGES)[0], rtol=0.2, atol=0.05)
+    want = np.einsum("iy,jx,yxd->ijd", kernel, kernel, table).reshape(256, WIDTH)
+    np.testing.assert_allclose(found[1:].detach().numpy(), want, atol=1e-5)
 
 
 def test_files_that_are_none_are_refused():

@@ -9,9 +9,9 @@ from sklearn.metrics import balanced_accuracy_score
 
 from gzcli.core.errors import UsageError
 from gzcli.metrics import features
-from gzcli.metrics import worth as module
 from gzcli.metrics.features import LeNetFeatures, trained
-from gzcli.metrics.worth import filling, worth
+from gzcli.metrics.quality import worth as module
+from gzcli.metrics.quality.worth import filling, worth
 
 STEPS, CLASSES = 30, 4
 
@@ -42,7 +42,7 @@ def accuracy(net, images, labels) -> float:
 
 def test_fresh_real_images_gain_what_they_gain_and_duplicates_gain_nothing(sides):
     few, many, test = sides
-    doubled, fresh = (worth(*few, *samples, *test, CLASSES, steps=STEPS) for samples in (few, many))
+    doubled, fresh = (worth(few, samples, test, CLASSES, steps=STEPS) for samples in (few, many))
     assert doubled["real"] == fresh["real"] == doubled["samples"]
     assert doubled["both_gain"].low <= 0 <= doubled["both_gain"].high
     assert abs(doubled["both_gain"].value) < 0.03
@@ -60,7 +60,7 @@ def test_fresh_real_images_gain_what_they_gain_and_duplicates_gain_nothing(sides
 def test_it_is_a_function_of_its_arguments_and_leaves_the_generator_alone(sides):
     few, _, test = sides
     before = torch.get_rng_state()
-    first, again = (worth(*few, *few, *test, CLASSES, seeds=2, steps=1) for _ in range(2))
+    first, again = (worth(few, few, test, CLASSES, seeds=2, steps=1) for _ in range(2))
     assert first == again and torch.equal(before, torch.get_rng_state())
 
 
@@ -80,8 +80,8 @@ def test_the_filled_set_has_the_real_images_and_those_samples(sides, monkeypatch
         sets.append((images, classes))
         return trained(images, classes, outputs, steps=1, seed=how["seed"])
 
-    monkeypatch.setattr(module, "trained", training)
-    found = worth(x[1:], y[1:], more, labels, *test, CLASSES, seeds=1)
+    monkeypatch.setattr(features, "trained", training)
+    found = worth((x[1:], y[1:]), (more, labels), test, CLASSES, seeds=1)
     assert {"filled", "filled_gain", "filled_balanced"} <= found.keys()
     images, classes = sets[-1]
     assert len(images) == 12 and (np.bincount(classes) == 3).all() and (images[:11] == x[1:]).all()
@@ -117,4 +117,4 @@ def test_labels_that_are_not_one_class_an_image_are_refused(sides):
     few, _, test = sides
     for labels in (None, np.eye(CLASSES)[few[1]], few[1][:5]):
         with pytest.raises(UsageError):
-            worth(*few, few[0], labels, *test, 10)
+            worth(few, (few[0], labels), test, 10)

@@ -26,7 +26,6 @@ class Weights:
     file: DataFile  # the file as its publisher serves it
     title: str  # what it holds, in a line
     licence: str  # the publisher's terms, in a line
-    metrics: tuple[str, ...] = ()  # the metrics of `gz bench` that need it
     otherwise: str = ""  # what else a user may do, for the hint
 
 
@@ -46,7 +45,6 @@ KNOWN = {
         ),
         "InceptionV3 of FID, KID and IS, torch-fidelity's port of the TensorFlow network of 2015-12-05",
         "Apache-2.0",
-        ("fid", "kid", "is"),
         "or name it with `--weights FILE`",
     ),
     "vgg16": Weights(
@@ -58,7 +56,6 @@ KNOWN = {
         ),
         "VGG16 of LPIPS, torchvision's",
         "BSD-3-Clause, trained on ImageNet",
-        ("lpips",),
     ),
     "dinov2": Weights(
         DataFile(
@@ -69,7 +66,6 @@ KNOWN = {
         ),
         "DINOv2, the ViT-L/14 of its authors",
         "Apache-2.0",
-        ("fd_dinov2", "kid_dinov2", "prc_dinov2"),
     ),
     "clip": Weights(
         DataFile(
@@ -80,7 +76,6 @@ KNOWN = {
         ),
         "CLIP, the ViT-B/32 of OpenAI",
         "MIT",
-        ("fd_clip", "kid_clip", "prc_clip"),
     ),
 }
 
@@ -114,8 +109,3 @@ def fetch_weights(name: str, *, progress: Report = unreported, say: Say = silent
             hint = f"put that file at `{place}` {weights.otherwise}".rstrip()
             raise MissingError(f"`{file.name}` could not be had: {e}", hint=hint) from e
     return place
-
-
-def needed_by(metrics: tuple[str, ...]) -> list[str]:
-    """The names of the weights that metrics of `gz bench` need."""
-    return [name for name, weights in KNOWN.items() if set(weights.metrics) & set(metrics)]

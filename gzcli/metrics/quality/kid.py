@@ -1,13 +1,24 @@
-"""The kernel distance KID (Bińkowski et al. 2018, arXiv:1801.01401): unbiased, so it holds at small n."""
+"""`kid…`: the kernel distance KID (Bińkowski et al. 2018, arXiv:1801.01401): unbiased, so it holds at small
+n."""
 
 from __future__ import annotations
 
-import numpy as np
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 from gzcli.core.errors import UsageError
-from gzcli.metrics.interval import LEVELS, Interval
+from gzcli.metrics.metric import Column, Figures, Interval, Metric
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ROWS = 1000  # rows of the kernel matrix that are held in memory at once
+WIDTH = 2048  # features at most: behind Inception's stand its logits
+SEED = 2020  # torch-fidelity's, so that its subsets are ours
+
+
+def compare(name: str, subsets: int, fake: np.ndarray, real: np.ndarray, intervals: bool) -> Figures:
+    return {name: kid(fake[:, :WIDTH], real[:, :WIDTH], subsets=subsets, seed=SEED)}
 
 
 def kid(
@@ -19,15 +30,11 @@ def kid(
     The subsets are those of torch-fidelity for this seed. Subsets of m rows spread √((N − m) / m) times as
     far as the estimate of all N rows (Shao & Wu 1989, Ann. Statist. 17:1176). Where the sides are alike and
     m is much smaller than N they spread less, and the interval is too wide.
-
-    Raises UsageError for fewer than four rows or different widths.
-
-    fake: features of generated images, [N1, D].
-    real: features of real images, [N2, D].
-    subsets: number of subsets.
-    size: rows of a subset; at most half of the smaller side's, as larger subsets would hardly differ.
-    seed: of the subsets.
     """
+    import numpy as np
+
+    from gzcli.metrics.interval import LEVELS
+
     fake, real = (np.asarray(f, np.float64) for f in (fake, real))
     if fake.ndim != 2 or real.ndim != 2 or fake.shape[1] != real.shape[1]:
         raise UsageError(f"features of shapes {fake.shape} and {real.shape} cannot be compared")
@@ -46,10 +53,7 @@ def kid(
 
 
 def _mmd2(fake: np.ndarray, real: np.ndarray, drawn: list[list[np.ndarray]]) -> np.ndarray:
-    """The unbiased estimate of MMD² (Gretton et al. 2012, JMLR 13, eq. 3) of each of S subsets, [S].
-
-    drawn: of each subset, the numbers of its rows of `fake` and of `real`, [m] each.
-    """
+    """The unbiased estimate of MMD² (Gretton et al. 2012, JMLR 13, eq. 3) of each of S subsets, [S]."""
     m = len(drawn[0][0])
     sides = [_used(f, [rows[i] for rows in drawn]) for i, f in enumerate((fake, real))]
     within = sum(_sums(side, side) - _diagonals(*side) for side in sides) / (m * (m - 1))
@@ -58,6 +62,8 @@ def _mmd2(fake: np.ndarray, real: np.ndarray, drawn: list[list[np.ndarray]]) -> 
 
 def _used(features: np.ndarray, drawn: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """The rows that subsets use, [N, D], and which of them each uses, 0 or 1, [S, N]."""
+    import numpy as np
+
     rows = np.unique(drawn)
     uses = np.zeros((len(drawn), len(rows)))
     for one, subset in zip(uses, drawn, strict=True):
@@ -67,19 +73,47 @@ def _used(features: np.ndarray, drawn: list[np.ndarray]) -> tuple[np.ndarray, np
 
 def _sums(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """The sum of the kernel over all pairs of each subset, [S]."""
+    import numpy as np
+
     (x, in_x), (y, in_y) = a, b
-    found = np.zeros(len(in_x))
+    sums = np.zeros(len(in_x))
     for i in range(0, len(x), ROWS):
         part = slice(i, i + ROWS)
-        found += ((in_x[:, part] @ _kernel(x[part] @ y.T, x.shape[1])) * in_y).sum(1)
-    return found
+        sums += ((in_x[:, part] @ _kernel(x[part] @ y.T, x.shape[1])) * in_y).sum(1)
+    return sums
 
 
 def _diagonals(x: np.ndarray, in_x: np.ndarray) -> np.ndarray:
     """The sum of the kernel of each row with itself over each subset, [S]."""
+    import numpy as np
+
     return in_x @ _kernel(np.square(x).sum(1), x.shape[1])
 
 
 def _kernel(products: np.ndarray, width: int) -> np.ndarray:
-    found = products / width + 1
-    return found * found * found  # a power takes ten times as long
+    base = products / width + 1
+    return base * base * base  # a power takes ten times as long
+
+
+def metric(
+    name: str,
+    order: int,
+    features: str,
+    rank: int,
+    *,
+    subsets: int = 40,
+    default: Literal["", "always", "colour"] = "",
+) -> Metric:
+    meaning = "kernel Inception distance" if name == "kid" else ""
+    column = Column(name, "down", keep=17, rank=rank, signed=True, meaning=meaning)
+    how = partial(compare, name, subsets)
+    return Metric(name, order, (column,), features, default=default, compare=how)
+
+
+METRICS = (
+    metric("kid_lenet", 30, "lenet", 6, default="always"),
+    metric("kid_lite", 230, "lite", 7, default="colour"),
+    metric("kid", 310, "inception", 8, subsets=100),
+    metric("kid_dinov2", 410, "dinov2", 9),
+    metric("kid_clip", 510, "clip", 10),
+)

@@ -1,65 +1,68 @@
-"""Scores of picked images by one run or several, each with one seed or several: what the comparison of sets
-and the alarm for single pictures have in common."""
+"""Scores of chosen images by one run or several, each with one seed or several: what the comparison of sets
+and the alarm for single pictures have in common.
+
+Several runs together give
+
+  waic        mean of −log p + variance of log p over the runs, minus the WAIC of Choi, Jang & Alemi 2018,
+              arXiv:1810.01392, eq. 1
+  any other   mean over the runs of (score − mean) / deviation, both of held-out images
+
+Runs are made comparable by means and deviations: their ranks among held-out images would be equal for all
+images that are stranger than every held-out one.
+"""
 
 from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gzcli.core import ranks
-from gzcli.core.devices import batch_of
 from gzcli.core.errors import DivergedError, MissingError, UsageError
 from gzcli.core.jobs import AlarmJob, OodJob
 from gzcli.core.types import Batch
 from gzcli.data.packs.pack import Pack
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained, load_trained
-from gzcli.judge.converged import SolverGap, solver_gap
-from gzcli.judge.ensemble import WAIC, combined, computed_for, mean_over_seeds
-from gzcli.judge.images import FIT, Images, affordable, fitting_images, held_out_split, subset, timed
+from gzcli.judge.images import FIT, Images, affordable, fitting_images, held_out_split, timed
+from gzcli.judge.likelihood import SolverGap, solver_gap
 from gzcli.judge.scores import Scorer, choose
 from gzcli.metrics import conformal
 from gzcli.metrics.features import lenet
+from gzcli.metrics.interval import subset
 from gzcli.metrics.likelihood_scores import read
 from gzcli.models.nn import LPIPS
-from gzcli.store.runs import find
+from gzcli.store.runs import Run, find
 
-BATCH_SIZE = 128  # images that are scored together, of the usual device
+BATCH_SIZE = defaultdict(lambda: 128, cpu=64, cuda=256)  # images that are scored together, by device
 DRAWS = 4  # of the noise, whose mean is the score of a picture
 TRIAL = 16  # held-out images on which the scores are timed
 REFERENCE = "held-out"  # the pick of the images by which the runs of an ensemble are made comparable
+WAIC = "waic"
 
 Table = dict[str, np.ndarray]  # float64 [N] of each score
 
 
 @dataclass(frozen=True)
 class Pick:
-    """Images that are scored.
-
-    pack: the data set.
-    split: of the set.
-    index: positions in the split, [N].
-    by_content: whether an image's noise goes by its pixels, not by its position.
-    unbounded: whether a score may be NaN, as of a picture that is so strange that the model overflows.
-    """
+    """Images that are scored."""
 
     pack: Pack
     split: str
-    index: np.ndarray
-    by_content: bool = False
+    index: np.ndarray  # positions in the split, [N]
+    by_content: bool = False  # whether an image's noise goes by its pixels, not by its position
     unbounded: bool = False
 
     def images(self, trained: Trained, seed: int) -> Images:
-        """The images in batches, as a model takes them.
-
-        seed: of the noise.
-        """
-        size = batch_of(BATCH_SIZE, trained.device)
+        """The images in batches, as a model takes them."""
+        size = BATCH_SIZE[trained.device.type]
         return Images.of(
             trained, self.pack, self.split, self.index, size=size, seed=seed, by_content=self.by_content
         )
@@ -67,19 +70,12 @@ class Pick:
 
 @dataclass
 class Scored:
-    """What the runs and seeds have found.
-
-    names: of the scores.
-    seeds: for each seed the scores of every pick, all runs together.
-    perceptual: name of the perceptual distance that images were compared by; None: none was.
-    background: id of the run that `ratio` divides by.
-    gap: how far the likelihood of an ODE is from converged; None: it is no such likelihood.
-    """
+    """What the runs and seeds have found."""
 
     names: list[str]
     seeds: list[dict[str, Table]] = field(default_factory=list)
     perceptual: str | None = None
-    background: str | None = None
+    background: str | None = None  # id of the run that `ratio` divides by
     gap: SolverGap | None = None
 
     def mean(self, pick: str) -> Table:
@@ -89,6 +85,22 @@ class Scored:
     def spread(self, pick: str) -> Table:
         """The deviations of a pick's scores between the seeds; {} of one seed."""
         return mean_over_seeds([tables[pick] for tables in self.seeds])[1]
+
+    def facts(self, trained: Trained, job: OodJob | AlarmJob) -> dict[str, Any]:
+        """What both kinds of results say of their making, for JSON."""
+        return {
+            "run": trained.run.owner.id,
+            "runs": [Run(Path(path)).id for path in (job.run, *job.others)],
+            "in": job.ins,
+            "seed": job.seed,
+            "seeds": len(self.seeds),
+            "checkpoint": job.checkpoint,
+            "precision": job.precision or "fp32",
+            "step": trained.step,
+            "perceptual": self.perceptual,
+            "background": self.background,
+            "processes": ranks.world(),
+        }
 
 
 def score_all(
@@ -102,26 +114,15 @@ def score_all(
     sets: int,
     held_out: np.ndarray | None = None,
 ) -> Scored:
-    """The scores of picked images by every run of a job, with every seed; each process scores its share.
-
-    first: the model of the job's first run.
-    job: the job.
-    home: the in-distribution set.
-    picks: number of images of a set that are to be scored, None for all → the images by name.
-    load: gives the model of a run's folder.
-    sets: number of sets that share the recipe's budget of seconds.
-    held_out: positions of the held-out images that scores are fitted on; None: the usual ones.
-
-    Raises DivergedError for scores that are not finite, but of an unbounded pick, UsageError for runs of
-    images of different shapes.
-    """
-    models = [first, *(alike(first, load(path)) for path in job.others)]
-    names = asked_scores(first, job)
+    """The scores of picked images by every run of a job, with every seed; each process scores its share."""
+    models = [first, *(same_images(first, load(path)) for path in job.others)]
+    names = scores_of(first, job)
+    of_each = list(dict.fromkeys("nll" if name == WAIC else name for name in names))  # what a run computes
     scored, n = Scored(names), job.n
 
     def scorer_of(trained: Trained, seed: int) -> Scorer:
-        scorer = make_scorer(trained, computed_for(names), job, seed)
-        compares = set(trained.model.perceptual_scores) & set(scorer.own())
+        scorer = make_scorer(trained, of_each, job, seed)
+        compares = set(trained.model.perceptual_scores) & set(scorer.model_scores())
         if compares and seed == job.seed and not scorer.options.get("pixels"):
             distance = perceive(trained, home, log)
             scored.perceptual = scored.perceptual or distance
@@ -141,7 +142,8 @@ def score_all(
         log.info(str(scored.gap))
     shown = picks(n)
     if len(models) > 1:
-        shown = {REFERENCE: reference(home, held_out), **shown}
+        index = held_out_index(home) if held_out is None else held_out  # those that scores are fitted on
+        shown = {REFERENCE: Pick(home, held_out_split(home), index), **shown}
     tables: list[list[dict[str, Table]]] = [[] for _ in range(seeds)]
     for k, trained in enumerate(models):
         for i in range(seeds):
@@ -153,17 +155,8 @@ def score_all(
     return scored
 
 
-def reference(home: Pack, held_out: np.ndarray | None) -> Pick:
-    """The held-out images by which the runs of an ensemble are made comparable: those that scores are fitted
-    on."""
-    return Pick(home, held_out_split(home), held_out_index(home) if held_out is None else held_out)
-
-
-def asked_scores(trained: Trained, job: OodJob | AlarmJob) -> list[str]:
-    """The names of the scores of a job: those asked for, `all` that the model has, else the recipe's.
-
-    Raises UsageError for a score that the model does not have, and for `waic` of a single run.
-    """
+def scores_of(trained: Trained, job: OodJob | AlarmJob) -> list[str]:
+    """The names of the scores of a job: those asked for, `all` that the model has, else the recipe's."""
     if job.scores == ("all",):
         background = job.background or trained.part.ood.background
         names = choose(trained, None, every=True, background=background is not None)
@@ -177,7 +170,7 @@ def asked_scores(trained: Trained, job: OodJob | AlarmJob) -> list[str]:
     return list(job.scores or ())
 
 
-def alike(first: Trained, other: Trained) -> Trained:
+def same_images(first: Trained, other: Trained) -> Trained:
     """The other model. Raises UsageError where it is for other images than the first one."""
     one, two = first.images, other.images
     if (one.shape, one.levels) != (two.shape, two.levels):
@@ -220,21 +213,18 @@ def perceive(trained: Trained, home: Pack, log: Log) -> str | None:
 
 
 def fit(scorer: Scorer, home: Pack, log: Log, held_out: np.ndarray | None = None) -> None:
-    """Fits the scores on fixed numbers of held-out images and, where a score says so, of training images.
-
-    scorer: the scores.
-    home: the in-distribution set.
-    held_out: positions of the held-out images; None: the usual ones.
-    """
+    """Fits the scores on fixed numbers of held-out images and, where a score says so, of training images."""
     trained = scorer.trained
-    size = batch_of(BATCH_SIZE, trained.device)
-    kept, train = fitting_images(trained, home, size=size, seed=scorer.seed, held_out=held_out)
+    size = BATCH_SIZE[trained.device.type]
+    held_out_images, train = fitting_images(trained, home, size=size, seed=scorer.seed, held_out=held_out)
     if scorer.is_fitted():
         on_train = set(trained.model.fitted_on_train)
-        kinds = [train if name in on_train else kept for name in scorer.fits()] or [kept]
+        kinds = [train if name in on_train else held_out_images for name in scorer.fits()] or [
+            held_out_images
+        ]
         many = max(len(images.index) for images in kinds)
         log.info(f"fitting the scores on {many:,} images of `{home.meta.name}`")
-    scorer.fit(kept, train)
+    scorer.fit(held_out_images, train)
 
 
 def held_out_index(home: Pack) -> np.ndarray:
@@ -249,10 +239,7 @@ def trial_batch(trained: Trained, home: Pack, seed: int) -> Batch:
 
 
 def draws(scorer: Scorer, trial: Batch) -> int:
-    """Over how many seeds the scores of a picture are averaged: one where they do not depend on noise.
-
-    trial: a batch that shows it.
-    """
+    """Over how many seeds the scores of a picture are averaged: one where they do not depend on noise."""
     again = copy(scorer)
     again.seed += 1
     one, two = scorer(trial), again(trial)
@@ -261,12 +248,7 @@ def draws(scorer: Scorer, trial: Batch) -> int:
 
 
 def afford(scorer: Scorer, trial: Batch, budget: float, sets: int, log: Log) -> int:
-    """How many images of each set can be scored within a budget, by all processes together.
-
-    trial: a batch, whose scores are timed.
-    budget: seconds for all sets.
-    sets: number of all sets, each counted as often as it is scored.
-    """
+    """How many images of each set can be scored within a budget, by all processes together."""
     seconds = timed(lambda: scorer(trial), trial.x.device) / len(trial) / ranks.world()
     n = affordable(seconds, budget, sets)
     if (expected := seconds * sets * n) > 1.5 * budget:
@@ -286,16 +268,41 @@ def score_pick(scorer: Scorer, pick: Pick, log: Log) -> Table:
         def work(batch: Batch) -> Table:
             nonlocal done
             try:
-                found = overflown(scorer.values(batch)) if pick.unbounded else scorer(batch)
+                scores = scorer.values(batch) if pick.unbounded else scorer(batch)
             except DivergedError as e:
                 raise DivergedError(f"{e.message} of `{pick.pack.meta.name}`", hint=e.hint) from e
             done += len(batch)
             progress(done, share)
-            return found
+            return {name: np.where(np.isfinite(v), v, np.nan) for name, v in scores.items()}
 
         return ranks.over(images, work)
 
 
-def overflown(table: Table) -> Table:
-    """Scores with NaN in the place of each that is not finite."""
-    return {name: np.where(np.isfinite(values), values, np.nan) for name, values in table.items()}
+def combined(
+    members: Sequence[Mapping[str, Table]], names: Sequence[str], reference: str
+) -> dict[str, Table]:
+    """The scores of every pick by all runs together, without the reference; of a single run its own."""
+    picks = [pick for pick in members[0] if pick != reference]
+    if len(members) == 1:
+        return {pick: dict(members[0][pick]) for pick in picks}
+    return {pick: {name: _one(members, pick, name, reference) for name in names} for pick in picks}
+
+
+def mean_over_seeds(tables: Sequence[Table]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The mean of each score over the seeds and its deviation, [N] each; no deviations of one seed."""
+    stacked = {name: np.stack([table[name] for table in tables]) for name in tables[0]}
+    means = {name: values.mean(0) for name, values in stacked.items()}
+    several = stacked if len(tables) > 1 else {}
+    return means, {name: values.std(0, ddof=1) for name, values in several.items()}
+
+
+def _one(members: Sequence[Mapping[str, Table]], pick: str, name: str, reference: str) -> np.ndarray:
+    if name == WAIC:
+        nll = np.stack([member[pick]["nll"] for member in members])
+        return nll.mean(0) + nll.var(0)
+    return np.mean([_standard(member[pick][name], member[reference][name]) for member in members], 0)
+
+
+def _standard(scores: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+    """Scores in deviations from the mean of held-out ones; 0 where these are all alike."""
+    return (scores - held_out.mean()) / (held_out.std() or np.inf)

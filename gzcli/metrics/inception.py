@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from gzcli.core.errors import UsageError
-from gzcli.metrics.interval import Interval
 from gzcli.store import files
 from gzcli.store.hub import INCEPTION
 from gzcli.store.hub import weights as find_weights
@@ -21,23 +20,16 @@ if TYPE_CHECKING:
 
 FEATURES = 2048  # pooled features of an image; its logits of 1,008 classes stand behind them
 LAYERS = ("2048", "logits_unbiased")
-SPLITS = 10  # parts of the samples over which the inception score is averaged
 
 
 @dataclass
 class InceptionFeatures:
-    """Torch-fidelity's port of the Inception of TensorFlow that FID is defined by (`inception-v3-compat`).
-
-    net: the network.
-    hash: of the file of its weights.
-    device: where it computes.
-    batch: number of images in a forward pass.
-    """
+    """Torch-fidelity's port of the Inception of TensorFlow that FID is defined by (`inception-v3-compat`)."""
 
     net: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
-    hash: str
+    hash: str  # of the file of its weights
     device: torch.device
-    batch: int = field(default=32, repr=False)
+    batch: int = field(default=32, repr=False)  # number of images in a forward pass
 
     @torch.no_grad()
     def features(self, images: np.ndarray | Pictures) -> np.ndarray:
@@ -51,10 +43,7 @@ class InceptionFeatures:
 
 
 def inception(path: str | Path | None = None, device: torch.device | str = "cpu") -> InceptionFeatures:
-    """The network with its weights; parameters and errors as of `inception_weights`.
-
-    device: where it computes.
-    """
+    """The network with its weights; parameters and errors as of `inception_weights`."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     file, digest = inception_weights(path)
@@ -64,29 +53,8 @@ def inception(path: str | Path | None = None, device: torch.device | str = "cpu"
     return InceptionFeatures(net.eval().requires_grad_(False).to(device), digest, torch.device(device))
 
 
-def inception_score(features: np.ndarray) -> Interval:
-    """exp E KL(p(y | x) ‖ p(y)) (Salimans et al. 2016, arXiv:1606.03498, §4), the mean over ten parts of the
-    images as torch-fidelity takes it, with the interval of a mean of ten.
-
-    features: as `InceptionFeatures.features` returns them.
-    """
-    from torch_fidelity.metric_isc import isc_features_to_metric
-
-    logits = torch.from_numpy(features[:, FEATURES:]).float()
-    found = isc_features_to_metric(logits, splits=SPLITS)
-    value, spread = found["inception_score_mean"], found["inception_score_std"]
-    half = 2.262 * spread / (SPLITS - 1) ** 0.5  # Student's t of nine degrees of freedom
-    return Interval(value, value - half, value + half)
-
-
 def inception_weights(path: str | Path | None = None) -> tuple[Path, str]:
-    """The file of Inception's weights and its sha256.
-
-    Raises MissingError with the name and the folder of a missing file, UsageError for a file with other
-    content.
-
-    path: the file; None: the one in the user's cache.
-    """
+    """The file of Inception's weights and its sha256."""
     use, source = "FID, KID and IS, by Inception,", "torch-fidelity's releases (v0.2.0)"
     otherwise = ", or name it with `--weights FILE`"
     file = find_weights(INCEPTION, path=path, use=use, source=source, otherwise=otherwise)

@@ -1,27 +1,36 @@
-"""What samples are worth as training data: the accuracy, on real test images, of a small classifier that is
-trained with them (Ravuri & Vinyals 2019, arXiv:1905.10887)."""
+"""`worth`: what samples are worth as training data, the accuracy on real test images of a small classifier
+that is trained with them (Ravuri & Vinyals 2019, arXiv:1905.10887)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING, Any
 
 from gzcli.core.errors import UsageError
-from gzcli.metrics.features import LeNetFeatures, trained
-from gzcli.metrics.interval import LEVELS, Interval, bootstrap
+from gzcli.metrics.metric import Column, Figures, Interval, Metric
+
+if TYPE_CHECKING:
+    import numpy as np
 
 STEPS = 500  # the same for all training sets, so that more images are not more training
 
 
+def of_images(judge: Any, images: Any) -> Figures:
+    """The figures of `worth` after `worth_`; {} for images without labels, or of sets without classes."""
+    import numpy as np
+
+    train, test, meta = judge.real.of("train"), judge.real.of("test"), judge.pack.meta
+    if images.labels is None or train.labels is None or test.labels is None or meta.multilabel:
+        return {}
+    real, samples, held_out = ((np.asarray(side.images[:]), side.labels) for side in (train, images, test))
+    figures = worth(real, samples, held_out, len(meta.classes), say=judge.say)
+    return {f"worth_{name}": value for name, value in figures.items()}
+
+
 def worth(
-    train_x: np.ndarray,
-    train_y: np.ndarray,
-    samples_x: np.ndarray,
-    samples_y: np.ndarray,
-    test_x: np.ndarray,
-    test_y: np.ndarray,
+    real: tuple[np.ndarray, np.ndarray],
+    samples: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
     classes: int,
     *,
     seeds: int = 3,
@@ -31,31 +40,24 @@ def worth(
     """The accuracy of a LeNet on the test images, 0 … 1, by what it was trained on: `real` images, `samples`,
     `both`, or real images whose rarest class is `filled` up with samples to the size of the largest.
 
-    `NAME_balanced` is the accuracy averaged over classes. `NAME_gain` and `NAME_balanced_gain` are the
-    differences to `real` at equal seeds on the same test images, of which the intervals are narrower.
-    `filled` is missing where no sample is of the rarest class, or all classes are equally frequent.
-
-    Raises UsageError for labels that are not one class an image, and for a side without images.
-
-    train_x: real training images, uint8 [N, C, H, W].
-    train_y: their classes, integers [N].
-    samples_x: samples, uint8 [M, C, H, W].
-    samples_y: their classes, [M].
-    test_x: real test images, uint8 [K, C, H, W].
-    test_y: their classes, [K].
-    classes: number of classes.
-    seeds: number of classifiers for each training set. Their spread widens the intervals, much at two.
-    steps: updates of each classifier.
-    say: called with a message before work that takes long.
+    Each side is images, uint8 [N, C, H, W], and their classes [N]. `NAME_balanced` is the accuracy averaged
+    over classes. `NAME_gain` and `NAME_balanced_gain` are the differences to `real` at equal seeds on the
+    same test images, of which the intervals are narrower. `filled` is missing where no sample is of the
+    rarest class, or all classes are equally frequent.
     """
-    sides = ((train_x, train_y), (samples_x, samples_y), (test_x, test_y))
+    import numpy as np
+    import torch
+
+    from gzcli.metrics.features import LeNetFeatures, trained
+
+    sides = (real, samples, test)
     for images, labels in sides:
         if not len(images) or np.shape(labels) != (len(images),):
             raise UsageError("the worth of samples needs images with one class each on all sides")
-    (real, made, (test_x, test_y)) = ((np.asarray(x), np.asarray(y, np.int64)) for x, y in sides)
-    sets = {"real": real, "samples": made, "both": _joined(real, made)}
-    if len(fill := filling(real[1], made[1], classes)):
-        sets["filled"] = _joined(real, (made[0][fill], made[1][fill]))
+    real, samples, (test_x, test_y) = ((np.asarray(x), np.asarray(y, np.int64)) for x, y in sides)
+    sets = {"real": real, "samples": samples, "both": _joined(real, samples)}
+    if len(fill := filling(real[1], samples[1], classes)):
+        sets["filled"] = _joined(real, (samples[0][fill], samples[1][fill]))
     right = {}  # of each classifier and test image, float64 [seeds, K]
     for name, (x, y) in sets.items():
         say(f"training {seeds} classifiers on {len(x)} images ({name})")
@@ -63,21 +65,18 @@ def worth(
         guesses = [LeNetFeatures(n, "", 0.0, False, torch.device("cpu")).predict(test_x) for n in nets]
         right[name] = np.array([guess == test_y for guess in guesses], np.float64)
     gains = {name: hits - right["real"] for name, hits in right.items() if name != "real"}
-    found: dict[str, Interval] = {}
+    figures: dict[str, Interval] = {}
     for end, average in (("", _mean), ("_balanced", _balanced)):
-        found |= {name + end: _interval(average, hits, test_y, 0) for name, hits in right.items()}
-        found |= {f"{name}{end}_gain": _interval(average, gain, test_y, -1) for name, gain in gains.items()}
-    return found
+        figures |= {name + end: _interval(average, hits, test_y, 0) for name, hits in right.items()}
+        figures |= {f"{name}{end}_gain": _interval(average, gain, test_y, -1) for name, gain in gains.items()}
+    return figures
 
 
 def filling(real: np.ndarray, made: np.ndarray, classes: int) -> np.ndarray:
     """The numbers of the samples that fill up the rarest class of `real` to the size of the largest, as far
-    as there are samples of it.
+    as there are samples of it."""
+    import numpy as np
 
-    real: classes of real images, integers [N].
-    made: classes of samples, [M].
-    classes: number of classes.
-    """
     counts = np.bincount(real, minlength=classes)
     return np.flatnonzero(made == counts.argmin())[: counts.max() - counts.min()]
 
@@ -85,6 +84,8 @@ def filling(real: np.ndarray, made: np.ndarray, classes: int) -> np.ndarray:
 def _joined(
     a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
+    import numpy as np
+
     return np.concatenate([a[0], b[0]]), np.concatenate([a[1], b[1]])
 
 
@@ -95,6 +96,8 @@ def _mean(rows: np.ndarray) -> float:
 
 def _balanced(rows: np.ndarray) -> float:
     """The mean over classes, the second column of rows [N, 2], of the mean of the first in each."""
+    import numpy as np
+
     classes = rows[:, 1].astype(np.int64)
     counts = np.bincount(classes)
     return float((np.bincount(classes, rows[:, 0])[counts > 0] / counts[counts > 0]).mean())
@@ -106,12 +109,20 @@ def _interval(
     """The average, of `least` … 1, of the values of each classifier and test image, [S, N]. Its interval is
     for both draws, of the test images by the bootstrap and of the classifiers by Student's t, whose halves
     are added in squares."""
+    import numpy as np
     from scipy.stats import t
 
-    found = bootstrap(average, np.stack([values.mean(0), classes], 1))
+    from gzcli.metrics.interval import LEVELS, bootstrap
+
+    of_images = bootstrap(average, np.stack([values.mean(0), classes], 1))
     each = [average(np.stack([row, classes], 1)) for row in values]
     spread = 0.0
     if len(each) > 1:
         spread = t.ppf(LEVELS[1], len(each) - 1) * np.std(each, ddof=1) / np.sqrt(len(each))
-    below, above = np.hypot(np.array([found.low, found.high], np.float64) - found.value, spread)
-    return Interval(found.value, float(max(found.value - below, least)), float(min(found.value + above, 1)))
+    below, above = np.hypot(np.array([of_images.low, of_images.high], np.float64) - of_images.value, spread)
+    return Interval(
+        of_images.value, float(max(of_images.value - below, least)), float(min(of_images.value + above, 1))
+    )
+
+
+METRICS = (Metric("worth", 120, (Column("worth_*", "up"),), floor="train", of_images=of_images),)

@@ -11,18 +11,11 @@ import numpy as np
 
 from gzcli.core.units import by_sides
 from gzcli.engine.pictures import score_bins
+from gzcli.metrics.detection import FIGURES
 from gzcli.report.common import behind, day, number, other_pictures, shown, thinned, training
-from gzcli.report.document import Cell, Chart, Column, Direction, Document, Section, Series, Table
+from gzcli.report.document import Cell, Chart, Column, Document, Section, Series, Table
 from gzcli.report.results import Results
 
-# (key, head, where better values lie) of the table
-FIGURES: tuple[tuple[str, str, Direction], ...] = (
-    ("auroc", "AUROC", "up"),
-    ("fpr95", "FPR95", "down"),
-    ("fpr95_id", "FPR95 (id)", "down"),
-    ("aupr_in", "AUPR in", "up"),
-    ("aupr_out", "AUPR out", "up"),
-)
 LISTED = 500  # files of single pictures that are listed
 
 
@@ -67,32 +60,33 @@ def document(results: Results) -> Document:
 
 def winner(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
     """The model's best score of each foreign set, in a sentence."""
-    found = []
+    sentences = []
     for out in dict.fromkeys(str(row.get("out")) for row in rows):
-        own = [row for row in rows if str(row.get("out")) == out and not row.get("baseline")]
-        if own:
-            best = max(own, key=lambda row: row.get("auroc") or 0)
-            found.append(f"{names.get(out, out)}: AUROC {number(best.get('auroc'))} by `{best.get('score')}`")
-    return "; ".join(found) + "." if found else ""
+        scores = [row for row in rows if str(row.get("out")) == out and not row.get("baseline")]
+        if scores:
+            best = max(scores, key=lambda row: row.get("auroc") or 0)
+            sentences.append(
+                f"{names.get(out, out)}: AUROC {number(best.get('auroc'))} by `{best.get('score')}`"
+            )
+    return "; ".join(sentences) + "." if sentences else ""
 
 
 def detection(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], out: str) -> Table:
-    """The figures of each score on one foreign set; baselines stand below the model's own."""
-    own = [row for row in rows if str(row.get("out")) == out]
-    own.sort(key=lambda row: bool(row.get("baseline")))
-    columns = [Column("score", numeric=False), *(Column(head, way) for _, head, way in FIGURES)]
+    of_set = [row for row in rows if str(row.get("out")) == out]
+    of_set.sort(key=lambda row: bool(row.get("baseline")))
+    columns = [Column("score", numeric=False), *(Column(head, way) for head, way in FIGURES.values())]
     body = []
-    for row in own:
+    for row in of_set:
         cells = [Cell(str(row.get("score")), None, "baseline" if row.get("baseline") else "")]
-        for key, _, way in FIGURES:
-            values = [other[key] for other in own if isinstance(other.get(key), (int, float))]
+        for key, (_, way) in FIGURES.items():
+            values = [other[key] for other in of_set if isinstance(other.get(key), (int, float))]
             best = (max if way == "up" else min)(values) if len(values) > 1 else None
             value = row.get(key)
             ends = shown((row.get("ci") or {}).get(key))
             text = "–" if value is None else f"{value:.4f}"
             cells.append(Cell(text, value, ends, value is not None and value == best))
         body.append(cells)
-    n_in, n_out = (next((row[key] for row in own if row.get(key)), None) for key in ("n_in", "n_out"))
+    n_in, n_out = (next((row[key] for row in of_set if row.get(key)), None) for key in ("n_in", "n_out"))
     caption = f"{number(n_in)} images inside, {number(n_out)} outside. " if n_in and n_out else ""
     caption += "A baseline uses no model. Brackets hold 95 % intervals; the best of a column is bold."
     return Table(names.get(out, out), columns, body, caption=caption)
@@ -126,8 +120,8 @@ def histograms(
     """The share of each set's images in every bin of a score."""
     tables, charts = results.scores, []
     order = dict.fromkeys(row.get("score") for row in rows)
-    known = list(dict.fromkeys(chain.from_iterable(tables.values())))
-    for score in [name for name in order if name in known] or known:
+    scored = list(dict.fromkeys(chain.from_iterable(tables.values())))
+    for score in [name for name in order if name in scored] or scored:
         edges, scale = score_bins([table[score] for table in tables.values()], 40)
         place = scale[0] if scale else lambda values: values
         x = np.asarray(place(edges), float)
@@ -152,7 +146,6 @@ def of_flags(made: Mapping[str, Any], of_files: Sequence[Mapping[str, Any]]) -> 
 
 
 def flagged(of_files: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """The pictures by their p-value, those that are flagged first."""
     order = sorted(of_files, key=lambda file: (not file.get("flagged"), file.get("p") or 0))[:LISTED]
     scores = list(dict.fromkeys(chain.from_iterable(file.get("scores") or {} for file in order)))
     columns = [Column("file", numeric=False), Column("flagged", numeric=False), Column("p")]

@@ -1,4 +1,5 @@
-"""The report of a `gz bench`."""
+"""The report of a `gz bench`, and what a league adds to it: standings over seeds, equal network calls,
+curves."""
 
 from __future__ import annotations
 
@@ -8,8 +9,8 @@ from typing import Any
 
 from gzcli.core.units import by_sides
 from gzcli.engine.sheets import grid
+from gzcli.metrics.metric import column_of
 from gzcli.metrics.standings import comparable
-from gzcli.report import of_league
 from gzcli.report.common import (
     behind,
     cost,
@@ -23,13 +24,34 @@ from gzcli.report.common import (
     training,
     words,
 )
-from gzcli.report.document import Cell, Column, Direction, Document, Dots, Estimate, Picture, Section, Table
+from gzcli.report.document import (
+    Cell,
+    Chart,
+    Column,
+    Direction,
+    Document,
+    Dots,
+    Estimate,
+    Picture,
+    Section,
+    Series,
+    Table,
+)
 from gzcli.report.results import Results
 
 GRID, COLUMNS = 32, 8  # samples of a model that are shown, in a row
 DOTTED = 9  # figures that are drawn at most
 TEXTS = ("model", "name", "run", "path", "error", "precision")  # keys of a row that are no costs
 FLAGS = ("conditional", "levels")
+# (key of a row, name of the axis) of each curve
+AXES = {"steps": ("steps", "steps of the sampler"), "time": ("at_seconds", "seconds of training")}
+FIRST = (
+    "place",
+    "seeds",
+    "failed",
+    "times_floor",
+    "rank",
+)  # keys of a standing that stand before its figures
 
 
 def document(results: Results) -> Document:
@@ -46,7 +68,7 @@ def document(results: Results) -> Document:
     if shape := provenance.get("shape"):
         facts.append(("images", by_sides(shape)))
     sections = [
-        *of_league.sections(made, {name: way for name in figures.names if (way := figures.direction(name))}),
+        *league_sections(made, {name: way for name in figures.names if (way := figures.direction(name))}),
         Section("Figures", [figures.table(names)], figures.sentence(names)),
         *equal_calls(made),
         Section("Against the floor", figures.dots(names)),
@@ -59,7 +81,7 @@ def document(results: Results) -> Document:
     return Document(
         "bench",
         f"{'League' if made.get('summary') else 'Benchmark'} on {data}",
-        of_league.winner(made) or figures.winner(names),
+        league_winner(made) or figures.winner(names),
         [*facts, day(results)],
         [str(note) for note in made.get("notes") or []],
         [section for section in sections if section.items],
@@ -68,7 +90,6 @@ def document(results: Results) -> Document:
 
 
 def equal_calls(made: Mapping[str, Any]) -> list[Section]:
-    """The figures of a league at equal network calls."""
     rows = [row for row in made.get("equal_calls") or [] if isinstance(row, dict)]
     if not rows:
         return []
@@ -89,19 +110,15 @@ def labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def unique(names: Sequence[str]) -> list[str]:
     """The names; of equal ones each later one with its number."""
-    found: list[str] = []
+    unique_names: list[str] = []
     for name in names:
-        seen = names[: len(found)].count(name)
-        found.append(f"{name} ({seen + 1})" if seen else name)
-    return found
+        seen = names[: len(unique_names)].count(name)
+        unique_names.append(f"{name} ({seen + 1})" if seen else name)
+    return unique_names
 
 
 class Figures:
-    """The figures of all rows, with floor, intervals and directions.
-
-    made: the JSON of `gz bench`.
-    rows: its rows.
-    """
+    """The figures of all rows, with floor, intervals and directions."""
 
     def __init__(self, made: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]):
         self.rows, self.floor = rows, made.get("floor") or {}
@@ -116,7 +133,7 @@ class Figures:
         self.directions: Mapping[str, Any] = made.get("directions") or {}
         names = dict.fromkeys(name for row in rows for name in row.get("metrics") or {})
         with_floor = [name for name in self.floor if name in names]  # these compare images, the rest models
-        self.names = [name for name in dict.fromkeys([*with_floor, *names]) if not is_cost(name)]
+        self.names = [name for name in dict.fromkeys([*with_floor, *names]) if not column_of(name).cost]
 
     def value(self, row: Mapping[str, Any], name: str) -> float | None:
         """A figure of a row; None where it has none that is finite."""
@@ -210,51 +227,128 @@ class Figures:
         return f"{len(self.rows)} contestants side by side."
 
     def sentence(self, names: Sequence[str]) -> str:
-        """Which rows failed."""
         failed = [name for name, row in zip(names, self.rows, strict=True) if row.get("error")]
         return f"Failed: {', '.join(failed)}." if failed else ""
 
 
 def detail(row: Mapping[str, Any], title: str) -> str:
-    """What stands below a contestant's name: its error, else its run."""
     if row.get("error"):
         return f"failed: {row['error']}"
     run = str(row.get("run") or "")
     return run if run != title else ""
 
 
-def is_cost(name: str) -> bool:
-    """Whether a figure says what a model costs, not how good it is."""
-    return name == "samples_per_s" or name.startswith("train_")
-
-
 def grids(results: Results, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Picture]:
     """Samples of each contestant, of a league of each model, the best first; and the figure of all of them
     that a bench of its own has."""
-    found, pictures = [], results.pictures()
-    for row, title in of_league.standing(results.made, rows) or zip(rows, names, strict=True):
+    items, pictures = [], results.pictures()
+    for row, title in standing(results.made, rows) or zip(rows, names, strict=True):
         samples = results.samples(row)
         if samples is not None and len(samples):
             image = png_of(grid(samples[:GRID], COLUMNS))
-            found.append(Picture(f"samples-{title}", title, image))
+            items.append(Picture(f"samples-{title}", title, image))
     if "bench" in pictures:
-        found.append(
+        items.append(
             Picture("bench", "Samples of every contestant and real images", pictures["bench"], wide=True)
         )
-    return found
+    return items
 
 
 def costs(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Table]:
-    """Parameters, steps and times of each contestant."""
-    found: list[dict[str, Any]] = []
+    values: list[dict[str, Any]] = []
     for row in rows:
         own = {key: value for key, value in row.items() if key not in (*TEXTS, *FLAGS)}
-        own |= {key: value for key, value in (row.get("metrics") or {}).items() if is_cost(key)}
-        found.append({key: value for key, value in own.items() if is_number(value)})
-    keys = list(dict.fromkeys(key for row in found for key in row))
+        own |= {key: value for key, value in (row.get("metrics") or {}).items() if column_of(key).cost}
+        values.append({key: value for key, value in own.items() if is_number(value)})
+    keys = list(dict.fromkeys(key for row in values for key in row))
     columns = [Column("model", numeric=False), *(Column(words(key).lower()) for key in keys)]
     cells = [
         [Cell(name), *(Cell(cost(key, row.get(key)), row.get(key)) for key in keys)]
-        for name, row in zip(names, found, strict=True)
+        for name, row in zip(names, values, strict=True)
     ]
     return [Table("Costs", columns, cells)] if keys else []
+
+
+# ---------------------------------------------------------------------------- leagues
+
+
+def league_sections(made: Mapping[str, Any], directions: Mapping[str, Direction]) -> list[Section]:
+    """The standings and the curves; nothing where the results are of no league."""
+    summary = [row for row in made.get("summary") or [] if isinstance(row, dict)]
+    lead = ""
+    agreement = made.get("spearman") or {}
+    if is_number(agreement.get("mean")):
+        lead = f"The orders of two seeds agree by a Spearman correlation of {number(agreement['mean'])}"
+        lead += f" on average, {number(agreement['min'])} at least."
+    parts = [Section("League", [standings(summary, directions)], lead)] if summary else []
+    metric = made.get("metric")
+    curves = made.get("curves") or {}
+    charts = [
+        curve(f"{kind}: {metric}", rows, str(metric), *AXES[kind])
+        for kind, rows in (curves.items() if isinstance(curves, dict) else ())
+        if rows and metric and kind in AXES
+    ]
+    return [*parts, *([Section("Curves", charts)] if charts else [])]
+
+
+def standing(
+    made: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> list[tuple[Mapping[str, Any], str]]:
+    """The first row of each model that has figures, the best first, with its place and name; nothing where
+    the results are of no league."""
+    first_rows = []
+    for one in made.get("summary") or []:
+        rows_of_model = (row for row in rows if row.get("model") == one.get("model") and row.get("metrics"))
+        if row := next(rows_of_model, None):
+            place = f"{one['place']}. " if one.get("place") else ""
+            first_rows.append((row, f"{place}{one.get('model')}"))
+    return first_rows
+
+
+def league_winner(made: Mapping[str, Any]) -> str:
+    """The first of a league, in a sentence; empty where there is none."""
+    for row in made.get("summary") or []:
+        if row.get("place") == 1 and is_number(row.get("times_floor")):
+            times, metric = number(row["times_floor"]), made.get("metric")
+            return f"First: {row.get('model')}, {times} × the floor of `{metric}`."
+    return ""
+
+
+def standings(summary: Sequence[Mapping[str, Any]], directions: Mapping[str, Direction]) -> Table:
+    """A row for each model, the best first, with the standard deviation over its seeds beside each mean."""
+    figures = list(dict.fromkeys(name for row in summary for name in row.get("metrics") or {}))
+    facts = [key for key in FIRST if any(is_number(row.get(key)) for row in summary)]
+    rest = dict.fromkeys(key for row in summary for key, value in row.items() if is_number(value))
+    costs = [key for key in rest if key not in FIRST]
+    columns = [Column("model", numeric=False), *(Column(words(key).lower()) for key in facts)]
+    columns += [Column(name, directions.get(name)) for name in figures]
+    columns += [Column(words(key).lower()) for key in costs]
+    best = {}
+    for name, way in directions.items():
+        values = [row["metrics"][name] for row in summary if is_number((row.get("metrics") or {}).get(name))]
+        if len(values) > 1:
+            best[name] = min(values) if way == "down" else max(values)
+    body = []
+    for row in summary:
+        cells = [Cell(str(row.get("model", "?")))]
+        cells += [Cell(number(row.get(key)), row.get(key)) for key in facts]
+        for name in figures:
+            value, spread = ((row.get(key) or {}).get(name) for key in ("metrics", "deviations"))
+            small = f"± {number(spread)}" if is_number(spread) else ""
+            cells.append(Cell(number(value), value, small, value is not None and value == best.get(name)))
+        cells += [Cell(cost(key, row.get(key)), row.get(key)) for key in costs]
+        body.append(cells)
+    return Table("League", columns, body, caption="Means over seeds, ± one standard deviation.")
+
+
+def curve(title: str, rows: Sequence[Mapping[str, Any]], metric: str, key: str, axis: str) -> Chart:
+    """A line for each model and seed: its figure over steps or seconds."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    seeds = {row.get("seed") for row in rows}
+    for row in rows:
+        x, y = row.get(key), (row.get("metrics") or {}).get(metric)
+        if is_number(x) and is_number(y) and x > 0:
+            name = f"{row.get('model')}, seed {row.get('seed')}" if len(seeds) > 1 else str(row.get("model"))
+            lines.setdefault(name, []).append((float(x), float(y)))
+    series = [Series(name, sorted(points)) for name, points in lines.items()]
+    return Chart(f"curve-{title}", f"{metric} over {axis}", axis, metric, series)

@@ -1,0 +1,1 @@
+"""The metrics of `gz bench`, a file each, whose records are `METRICS`."""

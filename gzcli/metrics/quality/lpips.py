@@ -1,0 +1,104 @@
+"""`lpips`: how far reconstructions look from their images, and samples from each other (Zhang et al. 2018,
+arXiv:1801.03924)."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from gzcli.core.types import Batch, ImageNoise, no_progress
+from gzcli.metrics.metric import Column, Figures, Interval, Metric
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+REBUILT = 200  # test images that are reconstructed: of a GAN each takes a search
+PAIRS = 500  # of samples
+BATCH = 50  # pairs in a forward pass
+
+
+def of_model(judge: Any, contestant: Any) -> Figures:
+    """`lpips_recon`, the mean over test images of the distance to what the model rebuilds of them, as
+    `gz sample --do reconstruct` does; {} of a model that reconstructs nothing."""
+    import torch
+
+    from gzcli.core import ranks
+
+    trained = contestant.trained
+    method = getattr(trained.model, "reconstruct", None)
+    if method is None:
+        return {}
+    images = judge.test_images(trained, REBUILT, BATCH)
+    labelled, done = "labels" in inspect.signature(method).parameters and trained.model.conditional, 0
+    with judge.log.bar(f"reconstruct by {trained.name}") as progress:
+
+        def work(batch: Batch) -> dict[str, np.ndarray]:
+            nonlocal done
+            labels = {"labels": batch.y} if labelled else {}
+            with trained.applying():
+                noise = ImageNoise(judge.seed, batch.index, batch.x.device)  # from its first draw on
+                applied = method(trained.seen(batch).x, noise=noise, progress=no_progress, **labels)
+                rebuilt = trained.shown(applied.images)
+            done += len(batch)
+            progress(done, len(images.index) / ranks.world())
+            with torch.no_grad():
+                return {"distance": judge.lpips(batch.x, rebuilt.float()).cpu().numpy()}
+
+        return {"lpips_recon": mean(ranks.over(images, work)["distance"])}
+
+
+def of_images(judge: Any, images: Any) -> Figures:
+    """`lpips_diversity`, the mean distance of random pairs of images, and `lpips_diversity|y`, that of pairs
+    of one class where there are labels. Images that do not differ are 0 apart."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    figures = {"lpips_diversity": mean(distances(judge, images, pairs(rng.permutation(len(images)))))}
+    if images.labels is None or images.labels.ndim > 1:
+        return figures
+    order = rng.permutation(len(images))
+    of_class = [pairs(order[images.labels[order] == y]) for y in np.unique(images.labels)]
+    chosen = rng.permutation(np.concatenate(of_class))
+    return figures | ({"lpips_diversity|y": mean(distances(judge, images, chosen))} if len(chosen) else {})
+
+
+def pairs(rows: np.ndarray) -> np.ndarray:
+    """Neighbours among rows as pairs, [n // 2, 2]."""
+    return rows[: len(rows) // 2 * 2].reshape(-1, 2)
+
+
+def distances(judge: Any, images: Any, chosen: np.ndarray) -> np.ndarray:
+    """The distances of the first pairs [≤ PAIRS, 2] of images."""
+    import numpy as np
+    import torch
+
+    def side(rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.stack([images.images[int(i)] for i in rows])).float() / 127.5 - 1
+
+    chosen, parts = chosen[:PAIRS], []
+    with torch.no_grad():
+        for rows in np.array_split(chosen, max(1, len(chosen) // BATCH)):
+            a, b = (side(rows[:, i]).to(judge.device) for i in (0, 1))
+            parts.append(judge.lpips(a, b).cpu().numpy())
+    return np.concatenate(parts)
+
+
+def mean(values: np.ndarray) -> Interval:
+
+    value, half = float(values.mean()), 1.96 * float(values.std()) / len(values) ** 0.5
+    return Interval(value, max(0.0, value - half), value + half)
+
+
+METRICS = (
+    Metric(
+        "lpips",
+        330,
+        (Column("lpips_recon", "down"),),
+        weights="vgg16",
+        floor="train",
+        shared=True,
+        of_images=of_images,
+        of_model=of_model,
+    ),
+)
