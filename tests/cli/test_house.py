@@ -205,6 +205,7 @@ def test_the_engine_knows_no_model():
     known = (
         "models.base",
         "models.catalog",
+        "models.denoising.process",
         "models.nn",
         "models.options",
         "models.signatures",

@@ -12,7 +12,7 @@ from zoo import CASES
 
 from gzcli.models import catalog
 from gzcli.models.autoregressive import codebook
-from gzcli.models.denoising.coupling import coupled
+from gzcli.models.flow_matching.fm import coupled
 from gzcli.models.normalizing_flow.base import top_log_prob
 from gzcli.models.normalizing_flow.glow import Glow
 

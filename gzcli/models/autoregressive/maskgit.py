@@ -20,7 +20,7 @@ from gzcli.models.autoregressive.blocks import Position, TransformerOptions, Tru
 from gzcli.models.autoregressive.prior import Prior
 from gzcli.models.autoregressive.tokenizer import draw
 from gzcli.models.base import Model
-from gzcli.models.denoising.inpainting import middle_hidden
+from gzcli.models.denoising.applications import middle_hidden
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import ClassEmbedding, to_fp32
 
