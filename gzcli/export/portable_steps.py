@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from gzcli.core.types import ImageNoise, Noise, no_progress
 from gzcli.engine.trained import Trained
 from gzcli.models.base import Model
+from gzcli.models.denoising.process import Levels
 from gzcli.models.nn import spread_labels
 
 BATCH = 3  # images of the example that a graph is traced with
@@ -126,10 +127,7 @@ class Denoise(nn.Module):
         self, x: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         model = self.model
-        if hasattr(model, "sde"):  # whose levels are functions of t
-            x0, eps = model.split(x, t, y, self.scale)
-        else:
-            x0, eps = model.split(model.guided(model.beside(x), t, y, self.scale), x, alpha, sigma)
+        x0, eps = model.estimate(x, Levels(t, alpha, sigma), y, self.scale)
         if self.clip:
             x0 = model.into_range(x0, *self.dynamic)
             eps = (x - alpha * x0) / sigma
@@ -222,7 +220,7 @@ def in_place(model: Any, units: Units, how: dict[str, Any]) -> Iterator[None]:
         how.update(asked, kind="denoise")
 
         def denoise(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
-            level = model.level(t)
+            level = model.process.level(t)
             units.call(x, t=float(t), alpha=float(level.alpha), sigma=float(level.sigma))
             return units.unit(), units.unit()
 

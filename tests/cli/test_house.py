@@ -148,6 +148,7 @@ def test_only_the_zoo_knows_a_model():
     known = (
         "models.base",
         "models.catalog",
+        "models.denoising.process",
         "models.nn",
         "models.options",
         "models.signatures",

@@ -39,14 +39,15 @@ from gzcli.metrics.interval import subset
 from gzcli.metrics.quality import own
 from gzcli.models import catalog
 from gzcli.models.base import Phase
-from gzcli.models.denoising.by_class import ByClass
+from gzcli.models.denoising.applications import Applications
 from gzcli.models.nn import double
 from gzcli.models.options import defaults, grouped
 from gzcli.store import runs
 
 # Where the host waits for the device: in a step nowhere, before the first one, and with a trained model.
 STEP = {
-    "models/denoising/coupling.py": "the assignment is solved on the host, by scipy",
+    "models/flow_matching/fm.py::coupled": "the assignment is solved on the host, by scipy",
+    "models/flow_matching/fm.py::rows_by_label": "the rows of each class, for the same assignment",
     "models/stable_diffusion/base.py::StableDiffusion.embed": "without `cache` captions become tokens, on "
     "the host, at every step",
     "models/stable_diffusion/base.py::StableDiffusion.loss": "diffusers' schedule moves its table, at the "
@@ -62,7 +63,7 @@ START = {
     "models/gan/cyclegan.py::CycleGAN.on_start": "once a run: whether images are remembered, and which",
     "models/stable_diffusion/base.py::StableDiffusion.on_start": "once a run: whether captions are "
     "remembered, and which",
-    "models/clusters.py::Clusters.fit": "once a run: k-means on the host",
+    "models/labelled.py::Clusters.fit": "once a run: k-means on the host",
     "models/normalizing_flow/layers.py::initialising": "once a run: whether a resume has initialised it",
 }
 TRAINED = {
@@ -74,7 +75,7 @@ TRAINED = {
     "engine/sampler.py::draw": "labels there, images back, once a batch",
     "engine/sampler.py::cycled": "pictures there, once a batch",
     "judge/sample.py": "pictures there and back",
-    "models/denoising/by_class.py::ByClass.classify": "once a call: the accuracy",
+    "models/denoising/applications.py::Applications.classify": "once a call: the accuracy",
     "judge/scores.py::Scorer.model_score": "the scores",
     "judge/scores.py::BatchFacts._nll": "the scores",
     "judge/scores.py::BatchFacts.gradient_norm": "the scores",
@@ -82,11 +83,12 @@ TRAINED = {
     "engine/latent.py::_measure": "moments of latents, in float64 on the host",
     "engine/latent.py::LatentSpace.encode": "a number a channel",
     "engine/latent.py::LatentSpace.decode": "a number a channel",
-    "models/denoising/coupling.py": "the assignment is solved on the host, by scipy",
+    "models/flow_matching/fm.py::coupled": "the assignment is solved on the host, by scipy",
+    "models/flow_matching/fm.py::rows_by_label": "the rows of each class, for the same assignment",
     "models/autoregressive/layers.py::PixelCache.__init__": "the order of its weights, once a batch",
-    "models/denoising/flow_applications.py::FlowApplications.fit_path": "a covariance, in float64",
-    "models/denoising/flow_applications.py::FlowApplications.score_path": "a distance, in float64",
-    "models/nn/ode.py::solve_adaptive": "whether all images have arrived",
+    "models/flow_matching/fm.py::FlowMatching.fit_path": "a covariance, in float64",
+    "models/flow_matching/fm.py::FlowMatching.score_path": "a distance, in float64",
+    "models/denoising/ode.py::solve_adaptive": "whether all images have arrived",
     "engine/ema.py::EMA._calibrate": "which statistics the averaged weights have changed",
     "models/nn/latent.py::traversal": "the dimensions that change most, by which rows are named",
     "models/gan/cyclegan.py": "each image by the translator of its domain, by which rows are named",
@@ -327,7 +329,11 @@ class Paths:
         job = SampleJob("", n=n, labels=labels, options=options, do=do)
         if do == "edit" and self.card.family == "normalizing_flow" and not told:
             return  # it has nothing to edit to
-        if isinstance(self.model, ByClass) and do in ("classify", "translate") and not self.model.conditional:
+        if (
+            isinstance(self.model, Applications)
+            and do in ("classify", "translate")
+            and not self.model.conditional
+        ):
             return  # it knows no class
         apply(self.trained, do, job, no_progress)
 

@@ -12,7 +12,7 @@ from gzcli.data.packs.batches import TrainBatches
 from gzcli.data.packs.open import open_pack
 from gzcli.models import catalog
 from gzcli.models.autoregressive import tokenizer
-from gzcli.models.denoising.coupling import coupled
+from gzcli.models.flow_matching.fm import coupled
 from gzcli.models.normalizing_flow.base import top_log_prob
 from gzcli.models.normalizing_flow.glow import Glow
 

@@ -7,12 +7,11 @@ import typing
 
 import pytest
 
-from gzcli.models.denoising.flow import FlowMatching
-from gzcli.models.denoising.schedule import BETAS, ScheduleName
-from gzcli.models.diffusion import options as diffusion
-from gzcli.models.diffusion.process import LOSSES
-from gzcli.models.nn.ode import TABLEAUX, Solver
-from gzcli.models.score import ncsnv2, sampling, sde, sgm
+from gzcli.models.denoising.ode import TABLEAUX, Solver
+from gzcli.models.denoising.process import BETAS, ScheduleName
+from gzcli.models.diffusion import ddpm
+from gzcli.models.flow_matching.fm import FlowMatching
+from gzcli.models.score import ncsnv2, sgm
 
 
 def choices(owner: typing.Any, option: str) -> tuple[str, ...]:
@@ -23,14 +22,14 @@ def choices(owner: typing.Any, option: str) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ("offered", "table"),
     [
-        (typing.get_args(diffusion.SamplerName), diffusion.SAMPLERS),
-        (choices(sgm.SGMSampling, "sampler"), sampling.SAMPLERS),
-        (choices(ncsnv2.NCSNSampling, "sampler"), {**sampling.SAMPLERS, "langevin": None}),
+        (typing.get_args(ddpm.SamplerName), ddpm.SAMPLERS),
+        (choices(sgm.SamplingOptions, "sampler"), {**sgm.SAMPLERS, "ode": None}),
+        (choices(ncsnv2.NCSNSampling, "sampler"), {**sgm.SAMPLERS, "ode": None, "langevin": None}),
         (choices(FlowMatching.sample, "sampler"), {**TABLEAUX, "adaptive": None}),
         (typing.get_args(Solver), {**TABLEAUX, "adaptive": None}),
-        (choices(sde.SDEOptions, "sde"), sde.SDES),
+        (choices(sgm.SDEOptions, "sde"), sgm.SDES),
         (typing.get_args(ScheduleName), BETAS),
-        (typing.get_args(diffusion.LossType), LOSSES),
+        (typing.get_args(ddpm.LossType), ddpm.LOSSES),
     ],
 )
 def test_choices_are_the_entries_of_their_table(offered, table):
@@ -38,7 +37,7 @@ def test_choices_are_the_entries_of_their_table(offered, table):
 
 
 def test_groups_of_options_cannot_be_changed():
-    groups = (diffusion.SamplingOptions, diffusion.DiffusionOptions, sgm.SGMSampling, sde.SDEOptions)
+    groups = (ddpm.SamplingOptions, ddpm.DiffusionOptions, sgm.SamplingOptions, sgm.SDEOptions)
     for group in groups:
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(group(), dataclasses.fields(group)[0].name, None)

@@ -19,7 +19,7 @@ from gzcli.engine import compiled
 from gzcli.engine.compiled import Compiled, GivenNoise
 from gzcli.engine.log import Log
 from gzcli.models.base import Model, named_losses
-from gzcli.models.denoising.guided import stratified
+from gzcli.models.denoising.process import stratified
 from gzcli.testing.tools import started
 
 pytestmark = pytest.mark.usefixtures("undrawn")

@@ -18,7 +18,7 @@ from gzcli.core.types import Batch, DataInfo, ImageNoise, no_progress
 from gzcli.models import catalog
 from gzcli.models.autoregressive.maskgit import MaskGIT
 from gzcli.models.autoregressive.transformer import Transformer
-from gzcli.models.clusters import GUIDANCE, Clusters
+from gzcli.models.labelled import GUIDANCE, Clusters
 from gzcli.models.nn import ClassEmbedding
 
 SHAPE = (1, 4, 4)

@@ -16,9 +16,8 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise
 from gzcli.engine.checkpoint import with_zero_inputs
 from gzcli.models.denoising import samplers
-from gzcli.models.denoising.schedule import Schedule, shift_of
-from gzcli.models.diffusion.bound import discretised_gaussian, strata
-from gzcli.models.diffusion.ddpm import DDPM
+from gzcli.models.denoising.process import DiscreteVP, shift_of
+from gzcli.models.diffusion.ddpm import DDPM, discretised_gaussian, strata
 
 INFO = DataInfo((1, 8, 8), levels=17, classes=("a", "b", "c"), n=100)
 SMALL = {"channels": 8, "mult": (1, 2), "layers": 1, "attention": (4,)}
@@ -39,10 +38,16 @@ def batch_of(n=8, seed=0, info=INFO) -> Batch:
     return Batch(x, torch.arange(n) % 3, torch.arange(n), BatchNoise(seed, 0, "main", total=n))
 
 
+def estimate(model: DDPM, x: Tensor, t: Tensor) -> Tensor:
+    """x_0 from noised images at integer times [B]."""
+    at = model.process.levels_at(t)
+    return model.into_range(model.estimate(x, at).x0)
+
+
 class Mixture:
     """The exact denoiser of data drawn from a mixture of isotropic Gaussians, at any level of a schedule."""
 
-    def __init__(self, schedule: Schedule, means: torch.Tensor, std: float, weights: torch.Tensor):
+    def __init__(self, schedule: DiscreteVP, means: torch.Tensor, std: float, weights: torch.Tensor):
         self.schedule, self.means, self.std, self.weights, self.calls = schedule, means, std, weights, 0
 
     def __call__(self, x, t):
@@ -69,7 +74,7 @@ def gaussian(schedule, mean=0.3, std=0.5) -> Mixture:
 def test_schedules_agree_with_diffusers(name, theirs, zero_snr):
     diffusers = pytest.importorskip("diffusers")
     other = diffusers.DDIMScheduler(beta_schedule=theirs, rescale_betas_zero_snr=zero_snr)
-    ours = Schedule(name, 1000, zero_snr=zero_snr)
+    ours = DiscreteVP(name, 1000, zero_snr=zero_snr)
     np.testing.assert_allclose(ours.alpha**2, other.alphas_cumprod.numpy(), atol=2e-6)
     np.testing.assert_allclose(ours.alpha**2 + ours.sigma**2, 1, rtol=1e-12)
     assert (np.diff(ours.alpha) < 0).all()
@@ -79,7 +84,7 @@ def test_schedules_agree_with_diffusers(name, theirs, zero_snr):
 @pytest.mark.parametrize("timesteps", [2, 10, 100, 4000])
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 def test_schedules_of_any_length_end_in_noise(name, timesteps):
-    schedule = Schedule(name, timesteps)
+    schedule = DiscreteVP(name, timesteps)
     assert 0 < schedule.alpha[-1] < 0.1 and schedule.alpha[0] > 0.8 - 0.8 * (timesteps < 10)
     assert (np.diff(schedule.alpha) < 0).all()
 
@@ -87,17 +92,17 @@ def test_schedules_of_any_length_end_in_noise(name, timesteps):
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("zero_snr", [False, True])
 def test_paths_fall_to_the_clean_image(spacing, zero_snr):
-    schedule = Schedule("cosine", 1000, zero_snr=zero_snr)
+    schedule = DiscreteVP("cosine", 1000, zero_snr=zero_snr)
     for steps in (1, 2, 7, 299, 1000):  # 7 and 299 do not divide 1000
-        path = schedule.spaced(steps, spacing)
+        path = schedule.path(steps, spacing)
         sigma = np.array([level.sigma for level in path])
         assert len(path) == steps + 1 and path[-1] == (-1, 1, 0)
         assert (np.diff(sigma) < 1e-9).all() and np.isfinite(sigma).all()
         assert all(abs(math.hypot(a, s) - 1) < 1e-12 and 0 <= t <= 999 for t, a, s in path[:-1])
-    half = schedule.spaced(10, spacing, start=0.5)
+    half = schedule.path(10, spacing, start=0.5)
     assert half[0].t <= 499
     with pytest.raises(UsageError, match="1001 sampling steps over 1000 timesteps"):
-        schedule.spaced(1001, spacing)
+        schedule.path(1001, spacing)
 
 
 def test_settings_that_contradict_are_refused():
@@ -123,14 +128,14 @@ def drive(scheduler, target, x, times, **step):
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
 def test_ddim_agrees_with_diffusers(spacing, eta):
     diffusers = pytest.importorskip("diffusers")
-    schedule = Schedule("linear", 1000)
+    schedule = DiscreteVP("linear", 1000)
     target, x = gaussian(schedule), torch.randn(16, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     other = diffusers.DDIMScheduler(clip_sample=False, timestep_spacing=spacing)
     other.set_timesteps(20)
     want = drive(other, target, x, other.timesteps, eta=eta, generator=torch.Generator().manual_seed(1))
     g = torch.Generator().manual_seed(1)
-    path = schedule.path(other.timesteps.tolist())
-    assert path == schedule.spaced(20, spacing)
+    path = schedule.path_over(other.timesteps.tolist())
+    assert path == schedule.path(20, spacing)
     got = samplers.ddim(target, x, path, eta=eta, randn=lambda: torch.randn(x.shape, generator=g))
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
 
@@ -139,14 +144,18 @@ def test_ddim_agrees_with_diffusers(spacing, eta):
 @pytest.mark.parametrize("times", [list(range(999, -1, -1)), [999, 700, 444, 90, 17, 0]])
 def test_ancestral_agrees_with_diffusers(variance, times):
     diffusers = pytest.importorskip("diffusers")
-    schedule = Schedule("linear", 1000)
+    schedule = DiscreteVP("linear", 1000)
     target, x = gaussian(schedule), torch.randn(16, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     other = diffusers.DDPMScheduler(clip_sample=False, variance_type=f"fixed_{variance}")
     other.set_timesteps(timesteps=times)
     want = drive(other, target, x, other.timesteps, generator=torch.Generator().manual_seed(1))
     g = torch.Generator().manual_seed(1)
     got = samplers.ancestral(
-        target, x, schedule.path(times), variance=variance, randn=lambda: torch.randn(x.shape, generator=g)
+        target,
+        x,
+        schedule.path_over(times),
+        variance=variance,
+        randn=lambda: torch.randn(x.shape, generator=g),
     )
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
 
@@ -155,14 +164,14 @@ def test_ancestral_agrees_with_diffusers(variance, times):
 @pytest.mark.parametrize("name, theirs", [("linear", "linear"), ("cosine", "squaredcos_cap_v2")])
 def test_dpm_agrees_with_diffusers(name, theirs, steps):
     diffusers = pytest.importorskip("diffusers")
-    schedule = Schedule(name, 1000)
+    schedule = DiscreteVP(name, 1000)
     target, x = gaussian(schedule), torch.randn(16, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     other = diffusers.DPMSolverMultistepScheduler(beta_schedule=theirs, prediction_type="sample")
     other.set_timesteps(steps)
     want = x
     for t in other.timesteps:
         want = other.step(target(want, float(t))[0], t, want).prev_sample
-    got = samplers.dpmpp(target, x, schedule.path(other.timesteps.tolist()))
+    got = samplers.dpmpp(target, x, schedule.path_over(other.timesteps.tolist()))
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
 
 
@@ -170,21 +179,21 @@ def test_dpm_agrees_with_diffusers(name, theirs, steps):
 @pytest.mark.parametrize("name, theirs", [("linear", "linear"), ("cosine", "squaredcos_cap_v2")])
 def test_unipc_agrees_with_diffusers(name, theirs, steps):
     diffusers = pytest.importorskip("diffusers")
-    schedule = Schedule(name, 1000)
+    schedule = DiscreteVP(name, 1000)
     target, x = gaussian(schedule), torch.randn(16, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     other = diffusers.UniPCMultistepScheduler(beta_schedule=theirs, prediction_type="sample")
     other.set_timesteps(steps)
     want = x
     for t in other.timesteps:
         want = other.step(target(want, float(t))[0], t, want).prev_sample
-    got = samplers.unipc(target, x, schedule.path(other.timesteps.tolist()))
+    got = samplers.unipc(target, x, schedule.path_over(other.timesteps.tolist()))
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("steps", [3, 20])
 def test_the_noisy_dpm_agrees_with_diffusers(steps):
     diffusers = pytest.importorskip("diffusers")
-    schedule = Schedule("linear", 1000)
+    schedule = DiscreteVP("linear", 1000)
     target, x = gaussian(schedule), torch.randn(16, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     other = diffusers.DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", prediction_type="sample")
     other.set_timesteps(steps)
@@ -194,7 +203,7 @@ def test_the_noisy_dpm_agrees_with_diffusers(steps):
         want = other.step(target(want, float(t))[0], t, want, variance_noise=eps).prev_sample
     left = iter(noises)
     got = samplers.dpmpp(
-        target, x, schedule.path(other.timesteps.tolist()), noisy=True, randn=lambda: next(left)
+        target, x, schedule.path_over(other.timesteps.tolist()), noisy=True, randn=lambda: next(left)
     )
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
 
@@ -211,7 +220,7 @@ def test_clipping_agrees_with_diffusers():
         other = diffusers.DDIMScheduler(timestep_spacing="trailing", **theirs)
         other.set_timesteps(10)
         with torch.no_grad():
-            got = samplers.ddim(model.denoiser(**ours), x, model.schedule.spaced(10))
+            got = samplers.ddim(model.denoiser(**ours), x, model.process.path(10))
             want = x
             for t in other.timesteps:
                 want = other.step(
@@ -223,10 +232,10 @@ def test_clipping_agrees_with_diffusers():
 def errors_on_gaussian(sampler, steps, **schedule):
     """Largest error against the exact solution of the probability-flow ODE, for which (x − α μ)/std(x) is
     constant."""
-    schedule = Schedule("cosine", 1000, **schedule)
+    schedule = DiscreteVP("cosine", 1000, **schedule)
     x = torch.randn(64, 1, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     target = gaussian(schedule)
-    path = schedule.spaced(steps, "logsnr")
+    path = schedule.path(steps, "logsnr")
     _, a, s = path[0]
     want = 0.3 + 0.5 * (x - a * 0.3) / math.sqrt(a**2 * 0.25 + s**2)
     return float((sampler(target, x, path) - want).abs().max()), target.calls
@@ -250,22 +259,22 @@ def test_orders_and_network_calls():
     "sampler", ["ancestral", "ddim", "ddim-1", "dpmpp", "dpmpp-sde", "unipc", "heun", "heun-churn"]
 )
 def test_samplers_recover_a_mixture(sampler, zero_snr):
-    schedule = Schedule("cosine", 1000, zero_snr=zero_snr)
+    schedule = DiscreteVP("cosine", 1000, zero_snr=zero_snr)
     means = torch.tensor([[-0.8, 0.5], [0.8, -0.5], [0.6, 0.9]])[:, None, None]  # [K, 1, 1, 2]
     target = Mixture(schedule, means, 0.1, torch.tensor([0.5, 0.3, 0.2]))
     g = torch.Generator().manual_seed(0)
     x = torch.randn(4000, 1, 1, 2, generator=g)
     randn = {"randn": lambda: torch.randn(x.shape, generator=g)}
     run = {
-        "ancestral": lambda: samplers.ancestral(target, x, schedule.spaced(250), **randn),
-        "ddim": lambda: samplers.ddim(target, x, schedule.spaced(200)),
-        "ddim-1": lambda: samplers.ddim(target, x, schedule.spaced(250), eta=1.0, **randn),
-        "dpmpp": lambda: samplers.dpmpp(target, x, schedule.spaced(100)),
-        "dpmpp-sde": lambda: samplers.dpmpp(target, x, schedule.spaced(250), noisy=True, **randn),
-        "unipc": lambda: samplers.unipc(target, x, schedule.spaced(100)),
-        "heun": lambda: samplers.heun(target, x, schedule.spaced(100)),
+        "ancestral": lambda: samplers.ancestral(target, x, schedule.path(250), **randn),
+        "ddim": lambda: samplers.ddim(target, x, schedule.path(200)),
+        "ddim-1": lambda: samplers.ddim(target, x, schedule.path(250), eta=1.0, **randn),
+        "dpmpp": lambda: samplers.dpmpp(target, x, schedule.path(100)),
+        "dpmpp-sde": lambda: samplers.dpmpp(target, x, schedule.path(250), noisy=True, **randn),
+        "unipc": lambda: samplers.unipc(target, x, schedule.path(100)),
+        "heun": lambda: samplers.heun(target, x, schedule.path(100)),
         "heun-churn": lambda: samplers.heun(
-            target, x, schedule.spaced(200), churn=20, level=schedule.at_ratio, **randn
+            target, x, schedule.path(200), churn=20, level=schedule.at_ratio, **randn
         ),
     }[sampler]
     y = run()
@@ -292,7 +301,7 @@ class Knows(nn.Module):
 
     def forward(self, x, t, y=None, drop=None):
         model = self.parent[0]
-        a, s = (table[t][:, None, None, None] for table in (model.alpha, model.sigma))
+        a, s = (table[t][:, None, None, None] for table in (model.process.alphas, model.process.sigmas))
         eps = (x - a * self.guess) / s
         return {"eps": eps, "x0": self.guess, "v": a * eps - s * self.guess}[model.prediction]
 
@@ -302,10 +311,10 @@ def test_the_three_predictions_are_one():
     for prediction in ("eps", "x0", "v"):
         model = build(prediction=prediction, min_snr=5.0)
         model.net = Knows(model, guess)
-        x0.append(model.estimate(batch.x, torch.arange(8) * 100))
+        x0.append(estimate(model, batch.x, torch.arange(8) * 100))
         loss = model.loss(Batch(batch.x, None, batch.index, BatchNoise(3, total=8)))["loss"]
         t = model.draw_times(BatchNoise(3, total=8), 8)
-        weight = model.snr[t].clamp(max=5)  # of the error of x_0, whatever is predicted (Hang 2023)
+        weight = model.process.snrs[t].clamp(max=5)  # of the error of x_0, whatever is predicted (Hang 2023)
         torch.testing.assert_close(
             loss, (weight * (batch.x - guess).square().flatten(1).mean(1)).mean(), rtol=1e-3, atol=0
         )
@@ -431,7 +440,9 @@ def exact_model(info, mean, std, **kw) -> DDPM:
 
     class Exact(nn.Module):
         def forward(self, x, t, y=None, drop=None):
-            a, s = (table[t.long()][:, None, None, None] for table in (model.alpha, model.sigma))
+            a, s = (
+                table[t.long()][:, None, None, None] for table in (model.process.alphas, model.process.sigmas)
+            )
             x0 = mean + a * std**2 / (a**2 * std**2 + s**2) * (x - a * mean)
             return a * (x - a * x0) / s - s * x0
 
@@ -473,14 +484,14 @@ def test_the_bound_is_the_sum_of_its_kls(variance):
     x = (x * 8).round() / 8
     noise, again = ImageNoise(0, range(n)), ImageNoise(0, range(n))
     got = model.log_prob(x, noise=noise, terms=3, variance=variance)
-    levels = [model.schedule.level(t) for t in range(4)]
+    levels = [model.process.level(t) for t in range(4)]
     a, s = levels[3].alpha, levels[3].sigma
     want = -kl_divergence(Normal(a * x, s), Normal(torch.zeros(()), torch.ones(()))).flatten(1).sum(1)
     for t in range(4):
         if t == 1:
             again.rand(n, 3)
         x_t = levels[t].alpha * x + levels[t].sigma * again.randn(*x.shape)
-        guess = model.estimate(x_t, torch.full((n,), t))
+        guess = estimate(model, x_t, torch.full((n,), t))
         if t == 0:
             want = want + discretised_gaussian(x, guess, levels[0].sigma, 17).flatten(1).sum(1)
         else:
@@ -516,7 +527,7 @@ def test_few_terms_are_unbiased():
 
 def test_repaint_finds_the_conditional():
     """Two correlated Gaussian pixels, one of them given: resampling brings their regression back."""
-    schedule, rho = Schedule("cosine", 1000), 0.8
+    schedule, rho = DiscreteVP("cosine", 1000), 0.8
     cov = torch.tensor([[0.25, 0.25 * rho], [0.25 * rho, 0.25]])
 
     def denoise(x, t):
@@ -534,7 +545,7 @@ def test_repaint_finds_the_conditional():
         y = samplers.repaint(
             denoise,
             randn(),
-            schedule.spaced(50),
+            schedule.path(50),
             known=known,
             mask=mask,
             randn=randn,
@@ -738,7 +749,7 @@ def test_inpainting_by_moments_draws_from_what_images_may_be():
 
     class Net(nn.Module):
         def forward(self, x, t, y=None, drop=None):
-            return field.denoised(x, *model.schedule.level(float(t[0]))[1:])
+            return field.denoised(x, *model.process.level(float(t[0]))[1:])
 
     model.net = Net()
     x, mask, mean, covariance = field.halved()
@@ -775,7 +786,9 @@ def test_a_model_with_a_factor_learns_to_enlarge(tmp_path):
     x, t = torch.randn(3, 1, 8, 8), torch.tensor([5, 50, 90])
     small = torch.randn(3, 1, 4, 4)
     with torch.no_grad():
-        torch.testing.assert_close(model.net(model.beside(x, small), t), plain.net(x, t))
+        torch.testing.assert_close(
+            model.net(model.inputs(x, model.process.levels_at(t), small), t), plain.net(x, t)
+        )
 
     pattern = nn.functional.interpolate(torch.tensor([[[[0.3, -0.3], [-0.3, 0.3]]]]), size=(2, 2)).repeat(
         1, 1, 4, 4
@@ -820,12 +833,16 @@ def test_a_model_with_a_factor_learns_to_enlarge(tmp_path):
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 def test_a_shift_moves_the_log_snr_of_each_level(name, zero_snr):
     """By 2 log(64 / side), Hoogeboom 2023, eq. 3."""
-    plain = Schedule(name, 200, zero_snr=zero_snr)
-    moved = Schedule(name, 200, zero_snr=zero_snr, shift=shift_of("auto", (3, 256, 256)))
+    plain = DiscreteVP(name, 200, zero_snr=zero_snr)
+    moved = DiscreteVP(name, 200, zero_snr=zero_snr, shift=shift_of("auto", (3, 256, 256)))
     with np.errstate(divide="ignore"):
-        np.testing.assert_allclose(np.log(moved.snr), np.log(plain.snr) + 2 * np.log(64 / 256), atol=1e-9)
+        np.testing.assert_allclose(
+            2 * np.log(moved.alpha / moved.sigma),
+            2 * np.log(plain.alpha / plain.sigma) + 2 * np.log(64 / 256),
+            atol=1e-9,
+        )
     np.testing.assert_allclose(moved.alpha**2 + moved.sigma**2, 1)
-    assert Schedule(name, 200, zero_snr=zero_snr, shift=1.0).alpha.tolist() == plain.alpha.tolist()
+    assert DiscreteVP(name, 200, zero_snr=zero_snr, shift=1.0).alpha.tolist() == plain.alpha.tolist()
 
 
 def test_the_shift_of_a_size():
@@ -840,9 +857,9 @@ def test_sampler_and_bound_have_the_shift():
     """Samplers walk the shifted levels; the bound of Gaussian data stays tight."""
     with torch.device("meta"):
         model = DDPM.of(DataInfo((3, 128, 128)), channels=8, shift="auto")
-    plain = Schedule("cosine", 1000)
+    plain = DiscreteVP("cosine", 1000)
     for t in (100, 500, 900):
-        shifted, level = model.level(t), plain.level(t)
+        shifted, level = model.process.level(t), plain.level(t)
         assert shifted.sigma / shifted.alpha == pytest.approx(2 * level.sigma / level.alpha, rel=1e-4)
     model = exact_model(DataInfo((1, 4, 4), 256), 0.1, 0.2, timesteps=1000, shift=2.0)
     draws = torch.randn(128, 1, 4, 4, generator=torch.Generator().manual_seed(0))

@@ -14,12 +14,10 @@ from torch.nn import functional as F
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise
 from gzcli.models.denoising import samplers
-from gzcli.models.denoising.schedule import Schedule
-from gzcli.models.diffusion.diffae import DiffAE
+from gzcli.models.denoising.process import DiscreteVP
+from gzcli.models.diffusion.diffae import CodedUNet, DiffAE, Encoder
 from gzcli.models.diffusion.latent_prior import LatentPrior
-from gzcli.models.diffusion.semantic import CodedUNet, Encoder
-from gzcli.models.nn.unet import UNet
-from gzcli.models.nn.unet_sizes import UNetOptions
+from gzcli.models.nn.unet import UNet, UNetOptions
 
 pytestmark = pytest.mark.xdist_group("diffae")  # one worker trains what these tests share, once
 
@@ -86,7 +84,7 @@ def trained() -> DiffAE:
 def test_the_inverse_of_ddim_for_gaussian_data():
     """The flow of N(m, s²) keeps (x_t − α m) / √(α² s² + σ²), so that x_T is known; the error is of first
     order."""
-    schedule, m, s = Schedule("cosine", 1000), 0.3, 0.5
+    schedule, m, s = DiscreteVP("cosine", 1000), 0.3, 0.5
 
     def denoise(x, t):
         _, a, b = schedule.level(t)
@@ -96,7 +94,7 @@ def test_the_inverse_of_ddim_for_gaussian_data():
     x = m + s * torch.randn(64, 1, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     errors, back = [], []
     for steps in (25, 50, 100):
-        path = schedule.spaced(steps)
+        path = schedule.path(steps)
         _, a, b = path[0]
         x_T = samplers.ddim_inverse(denoise, x, path)
         errors.append(float((x_T - (a * m + math.sqrt(a**2 * s**2 + b**2) * (x - m) / s)).abs().mean()))
@@ -108,13 +106,13 @@ def test_the_inverse_of_ddim_for_gaussian_data():
 
 def test_each_step_of_the_inverse_undoes_one_of_ddim():
     """Where ε does not depend on x it is the same at both ends of a step, and nothing is lost."""
-    schedule, eps = Schedule("linear", 1000), torch.randn(3, 1, 4, 4, dtype=torch.float64)
+    schedule, eps = DiscreteVP("linear", 1000), torch.randn(3, 1, 4, 4, dtype=torch.float64)
 
     def denoise(x, t):
         _, a, b = schedule.level(t)
         return (x - b * eps) / a, eps
 
-    path = schedule.spaced(7)
+    path = schedule.path(7)
     x_T = torch.randn(3, 1, 4, 4, dtype=torch.float64)
     x = samplers.ddim(denoise, x_T, path)
     # the clean image is taken for one of least noise, which only here, where ε is not a guess, is an error
@@ -378,7 +376,7 @@ def test_what_it_measures(trained, monkeypatch):
 class Exact(nn.Module):
     """The best guess of ε for codes of N(0, s²): σ z_t / (α² s² + σ²)."""
 
-    def __init__(self, schedule: Schedule, s: float):
+    def __init__(self, schedule: DiscreteVP, s: float):
         super().__init__()
         self.gain = torch.as_tensor(schedule.sigma / (schedule.alpha**2 * s**2 + schedule.sigma**2)).float()
         self.times = torch.arange(schedule.timesteps)
@@ -396,7 +394,7 @@ def prior_of(model: DiffAE, **kw) -> LatentPrior:
 def test_the_prior_s_loss_is_that_of_a_gaussian(loss_type):
     """Of N(0, 1) the best guess is off by α ε', so that the loss is E α², or E α √(2/π)."""
     prior, n = prior_of(build(), loss_type=loss_type), 20_000
-    schedule = prior.diffusion.schedule
+    schedule = prior.diffusion.process
     prior.diffusion.net = Exact(schedule, 1.0)
     draws = BatchNoise("loss", total=n)
     code = torch.randn(n, 4, generator=torch.Generator().manual_seed(0))
@@ -411,7 +409,7 @@ def test_the_prior_samples_its_gaussian(monkeypatch):
     """Codes of N(0, s²), put back where the autoencoder's are."""
     model, n = build(), 4000
     prior = prior_of(model)
-    prior.diffusion.net = Exact(prior.diffusion.schedule, 0.5)
+    prior.diffusion.net = Exact(prior.diffusion.process, 0.5)
     model.mean.fill_(2), model.cov.copy_(9 * torch.eye(4))
     monkeypatch.setattr(model, "draw", lambda z, *args, **options: z)
     z = flat(prior.sample)(n, noise=BatchNoise("z", total=n), code_steps=100)

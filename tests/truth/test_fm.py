@@ -16,15 +16,16 @@ from gzcli.core.errors import UsageError
 from gzcli.core.parts import part_of
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 from gzcli.models import catalog
-from gzcli.models.denoising.coupling import coupled
-from gzcli.models.denoising.flow import SCALE, shifted
+from gzcli.models.denoising.ode import TABLEAUX, LikelihoodOptions
+from gzcli.models.denoising.process import CondOT, shifted
 from gzcli.models.flow_matching.cfm import CFM
-from gzcli.models.flow_matching.fm import FM
-from gzcli.models.nn.ode import CALLS, LikelihoodOptions
+from gzcli.models.flow_matching.fm import FM, coupled
 from gzcli.models.score.sgm import SGM
 from gzcli.recipe import schema
 
 INFO = DataInfo((1, 4, 4), 256, tuple("abc"))
+SCALE = CondOT.scale
+CALLS = {name: len(weights) for name, (_, _, weights) in TABLEAUX.items()}  # of the network in a step
 SMALL = {"channels": 8, "mult": (1,), "attention": (), "groups": 4}
 
 
@@ -340,7 +341,7 @@ def test_a_shift_moves_times_as_the_paper_says():
     with torch.device("meta"):
         plain, model = FM.of(info, channels=8), FM.of(info, channels=8, shift="auto")
     s = math.sqrt(256 * 128 / 64**2)
-    assert model.shift == s
+    assert model.process.shift == s
     draws = [m.draw_times(BatchNoise(0, 0, "main", total=500), 500).double() for m in (plain, model)]
     theirs = [1 - t for t in draws]
     torch.testing.assert_close(theirs[1], s * theirs[0] / (1 + (s - 1) * theirs[0]), atol=1e-6, rtol=1e-5)
@@ -355,7 +356,7 @@ def test_sampler_round_trip_and_likelihood_have_the_shift():
     torch.set_default_dtype(torch.float64)
     try:
         model = exact()
-        model.shift = 3.0
+        model.process.shift = 3.0
         x = model.sample(4000, noise=noise(4000), progress=no_progress, sampler="midpoint", steps=40)
         torch.testing.assert_close(x.std(0), torch.full_like(x[0], 0.3), atol=0.01, rtol=0)
         model.net.times.clear()
@@ -366,7 +367,7 @@ def test_sampler_round_trip_and_likelihood_have_the_shift():
         x = 2 * (torch.rand(16, *INFO.shape).mul(255).round() / 255) - 1
         ode = LikelihoodOptions("rk4", 60, 1e-7)
         moved = model.log_prob(x, noise=noise(16), ode=ode)
-        model.shift = 1.0
+        model.process.shift = 1.0
         torch.testing.assert_close(moved, model.log_prob(x, noise=noise(16), ode=ode), rtol=1e-3, atol=0)
     finally:
         torch.set_default_dtype(torch.float32)

@@ -11,6 +11,7 @@ from torch import nn
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
+from gzcli.models.denoising.samplers import Estimate
 from gzcli.models.score.ncsnv2 import NCSNv2, overlapping, steady_step
 from gzcli.models.score.refinenet import InstanceNormPlus, RefineNet, RefineNetOptions
 
@@ -33,11 +34,17 @@ class Exact(nn.Module):
 
     def forward(self, x, t, y=None, drop=None):
         self.calls += 1
-        _, sigma, r = self.model.at(t / 1000)
+        at = self.model.process.levels_at(t / 1000)
+        sigma, r = at.sigma, self.model.process.norm(at)
         v = self.model.prediction == "v"
         x = r * x if v else x
         eps = sigma * (x - self.mean) / (self.std**2 + sigma**2)
         return (eps - sigma * (x - sigma * eps)) / r if v else eps
+
+
+def estimates(model: NCSNv2, x: torch.Tensor, t: torch.Tensor) -> Estimate:
+    """What the network says of x at times [B]."""
+    return model.estimate(x, model.process.levels_at(t))
 
 
 def exact(std: float = 0.2, **options) -> NCSNv2:
@@ -60,8 +67,8 @@ def test_the_largest_noise_follows_from_the_size(side, sigma):
     """Table 5 of its appendix B, for images in [0, 1]."""
     with torch.device("meta"):
         model = NCSNv2.of(DataInfo((3, side, side)), width=4)
-    assert model.prior_std == pytest.approx(2 * sigma, rel=0.1)
-    assert model.prior_std == pytest.approx(1.7 * math.sqrt(3) * side)
+    assert model.process.prior_std == pytest.approx(2 * sigma, rel=0.1)
+    assert model.process.prior_std == pytest.approx(1.7 * math.sqrt(3) * side)
 
 
 @pytest.mark.parametrize("gamma, repeats", [(1.04, 5), (1.2, 3)])
@@ -111,15 +118,15 @@ def test_where_the_network_predicts_v_its_error_of_images_stays_bounded():
     eps, v = exact(), exact(prediction="v")
     x = 9.0 * torch.randn(4, *INFO.shape, generator=torch.Generator().manual_seed(0))
     t = torch.full((4,), 0.9)
-    sigma = float(eps.at(t)[1][0])
+    sigma = float(eps.process.levels_at(t).sigma[0])
     with torch.no_grad():
-        true = eps.split(x, t, None)
-        for mine, theirs in zip(v.split(x, t, None), true, strict=True):
+        true = estimates(eps, x, t)
+        for mine, theirs in zip(estimates(v, x, t), true, strict=True):
             torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
         for model, far in ((eps, sigma), (v, sigma / math.sqrt(1 + sigma**2))):
             exactly = model.net.forward
             model.net.forward = lambda *inputs, exactly=exactly: exactly(*inputs) + 0.1
-            gap = model.split(x, t, None)[0] - true[0]
+            gap = estimates(model, x, t).x0 - true.x0
             torch.testing.assert_close(gap, torch.full_like(gap, -0.1 * far), atol=1e-4, rtol=1e-3)
 
 
@@ -140,14 +147,14 @@ def test_it_stays_in_single_precision_and_learns_on_its_ladder():
     assert {t.dtype for t in (*model.parameters(), *model.buffers())} == {torch.float32}
     t = model.draw_times(BatchNoise(0, total=500), 500)
     assert t.dtype == torch.float32
-    sigma = model.at(t)[1].unique().log()
+    sigma = model.process.levels_at(t).sigma.unique().log()
     torch.testing.assert_close(sigma, torch.linspace(math.log(0.02), math.log(10), 7), atol=1e-4, rtol=0)
 
 
 def test_the_network_is_told_no_noise_level():
     torch.manual_seed(0)
     model, x = NCSNv2.of(INFO, **SMALL).eval(), torch.randn(2, *INFO.shape)
-    at = lambda t: model.split(x, torch.full((2,), t), None)[1]  # noqa: E731
+    at = lambda t: estimates(model, x, torch.full((2,), t)).eps  # noqa: E731
     with torch.no_grad():
         assert torch.equal(at(0.1), at(0.9))
 

@@ -12,7 +12,7 @@ from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progres
 from gzcli.data.packs.open import open_pack
 from gzcli.engine.prepared import TrainImages
 from gzcli.models.base import Model
-from gzcli.models.denoising.flow import SCALE
+from gzcli.models.denoising.ode import solve_by
 from gzcli.models.flow_matching.reflow import Reflow
 from gzcli.models.flow_matching.rf import RF
 from gzcli.recipe.resolve import resolve
@@ -26,7 +26,7 @@ class Straight(Exact):
     """The velocity of the lines from z to m + s z: each x_t lies on one of them."""
 
     def forward(self, x, t, y=None, drop=None):
-        t = (t / SCALE)[:, None, None, None]
+        t = (t / 1000)[:, None, None, None]
         z = (x - t * self.mean) / (1 - t + t * self.std)
         return self.mean + (self.std - 1) * z
 
@@ -111,12 +111,12 @@ def test_several_pairs_an_image():
     assert made["noise"].shape == made["image"].shape == (len(b), 3, *INFO.shape)
     assert not torch.equal(made["noise"][:, 0], made["noise"][:, 1])
     f = model.teacher.velocity(None)
-    alone = model.flow(f, made["noise"][:, 2].float(), 0.0, 1.0, solver="midpoint", steps=2)
+    alone = solve_by("midpoint", f, made["noise"][:, 2].float(), model.process.ode_times(2))
     torch.testing.assert_close(made["image"][:, 2].float(), alone, atol=2e-3, rtol=2e-3)
     seen = set()
     for step in range(6):
         again = Batch(b.x, None, b.index, BatchNoise(0, step, total=len(b)), made)
-        x0, x1 = model.pairs(again)
+        x0, x1 = model.ends(again)
         for i in range(len(b)):
             (k,) = [k for k in range(3) if torch.equal(made["noise"][i, k].float(), x0[i])]
             torch.testing.assert_close(x1[i], made["image"][i, k].float())
@@ -135,9 +135,9 @@ def test_one_step_is_nearer_to_the_ode_after_reflow():
 
     def error(model: Model, steps: int) -> float:
         with torch.no_grad():
-            f = model.velocity(None)
-            exact = teacher.flow(teacher.velocity(None), z, 0.0, 1.0, solver="midpoint", steps=30)
-            return float((model.flow(f, z, 0.0, 1.0, solver="euler", steps=steps) - exact).square().mean())
+            exact = solve_by("midpoint", teacher.velocity(None), z, teacher.process.ode_times(30))
+            found = solve_by("euler", model.velocity(None), z, model.process.ode_times(steps))
+            return float((found - exact).square().mean())
 
     assert error(student, 1) < error(teacher, 1) / 2
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())

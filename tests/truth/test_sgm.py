@@ -15,11 +15,12 @@ from torch import nn
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
-from gzcli.models.nn.ode import LikelihoodOptions
-from gzcli.models.score.score import SCALE
-from gzcli.models.score.sde import VE, VP, SubVP
+from gzcli.models.denoising.ode import LikelihoodOptions
+from gzcli.models.denoising.process import VE, VP, SubVP
+from gzcli.models.denoising.samplers import Estimate
 from gzcli.models.score.sgm import SGM
 
+SCALE = VP.scale
 INFO = DataInfo((1, 4, 4), 256, ("a", "b", "c"), n=64, steps=100)
 SMALL = {"channels": 8, "mult": (1,), "attention": (), "groups": 4}
 SDES = {"vp": VP(1e-3, 0.1), "subvp": SubVP(1e-3, 0.1), "ve": VE(1e-3, 0.01, 50.0)}
@@ -50,7 +51,8 @@ class Exact(nn.Module):
 
     def forward(self, x, t, y=None, drop=None):
         self.calls += 1
-        alpha, sigma, r = self.model.at(t / SCALE)
+        at = self.model.process.levels_at(t / SCALE)
+        alpha, sigma, r = at.alpha, at.sigma, self.model.process.norm(at)
         x, variance = (x * r if self.model.rescale else x), (alpha * self.std) ** 2 + sigma**2
         sign = 1.0
         if self.mixture:  # the posterior mean of the sign of the part
@@ -104,18 +106,18 @@ def test_a_shift_multiplies_the_noise_to_signal_ratio():
     torch.testing.assert_close(alpha4**2 + sigma4**2, torch.ones_like(t))
     with torch.device("meta"):
         plain, auto = (SGM.of(DataInfo((3, 256, 256)), channels=8, shift=s) for s in (1.0, "auto"))
-    one, other = plain.sde.level(0.4), auto.sde.level(0.4)
+    one, other = plain.process.level(0.4), auto.process.level(0.4)
     assert other.sigma / other.alpha == pytest.approx(4 * one.sigma / one.alpha)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_times_of_a_noise_ratio_have_that_ratio(name):
     sde = ALL[name]
-    path = sde.spaced(9, "logsnr")
+    path = sde.path(9, "logsnr")[:-1]
     ratios = np.diff([math.log(level.sigma / level.alpha) for level in path])
     np.testing.assert_allclose(ratios, ratios[0], rtol=1e-3)
     assert path[0].t == 1 and path[-1].t == pytest.approx(sde.start, rel=1e-3)
-    half = sde.spaced(5, strength=0.5)
+    half = sde.path(5, start=0.5)[:-1]
     assert half[0].t == 0.5 and all(a.t > b.t for a, b in pairwise(half))
 
 
@@ -159,7 +161,11 @@ def test_the_error_of_samplers_falls_with_the_square_of_their_steps(sampler):
     """Against the affine map by which the ODE of a Gaussian carries noise to the least time, and Tweedie's
     formula there."""
     model, errors = exact(), []
-    first, top, mean = model.sde.level(model.sde.stop), model.sde.level(1.0), model.net.mean.detach()
+    first, top, mean = (
+        model.process.level(model.process.stop),
+        model.process.level(1.0),
+        model.net.mean.detach(),
+    )
     std = lambda e: math.hypot(0.3 * e.alpha, e.sigma)  # noqa: E731
     at_first = std(first) / std(top) * (top.sigma * noise(100).randn(100, *INFO.shape) - top.alpha * mean)
     known = (mean + first.alpha * 0.3**2 / std(first) ** 2 * at_first).clamp(-1, 1)
@@ -183,7 +189,11 @@ def test_the_error_of_samplers_falls_with_the_square_of_their_steps(sampler):
 )
 def test_the_error_of_ode_solvers_falls_at_their_order(solver, calls, order):
     model, errors = exact(), []
-    first, top, mean = model.sde.level(model.sde.stop), model.sde.level(1.0), model.net.mean.detach()
+    first, top, mean = (
+        model.process.level(model.process.stop),
+        model.process.level(1.0),
+        model.net.mean.detach(),
+    )
     std = lambda e: math.hypot(0.3 * e.alpha, e.sigma)  # noqa: E731
     known = first.alpha * mean + std(first) / std(top) * (
         top.sigma * noise(50).randn(50, *INFO.shape) - top.alpha * mean
@@ -218,7 +228,7 @@ def test_the_likelihood_of_a_gaussian_is_exact(name, solver, shift):
     """A diagonal Jacobian, for which Rademacher probes are exact; data stands where σ/α is that of
     dequantisation, or at the least time."""
     model, x = exact(0.5, sde=name, shift=shift), images(16).double()
-    first, last = model.sde.rising(1 / 255 / 3**0.5, 1)
+    first, last = model.process.rising(1 / 255 / 3**0.5, 1)
     assert first.sigma / first.alpha == pytest.approx(
         max(1 / 255 / 3**0.5, 0.01 if name == "ve" else 0), rel=1e-3
     )
@@ -290,7 +300,7 @@ def test_weightings_say_the_same_of_either_prediction(name):
 def test_cosine_times_are_uniform_in_the_angle():
     for name in SDES:
         model = SGM.of(INFO, **SMALL, sde=name)
-        alpha, sigma, _ = model.at(model.draw_times(BatchNoise(0, total=4000), 4000))
+        _, alpha, sigma = model.process.levels_at(model.draw_times(BatchNoise(0, total=4000), 4000))
         angle = torch.atan2(sigma, alpha).flatten()
         spread = (angle - angle.min()) / (angle.max() - angle.min())
         assert float(spread.mean()) == pytest.approx(0.5, abs=0.01) and float(spread.std()) == pytest.approx(
@@ -330,7 +340,7 @@ def test_inpainting_keeps_what_is_known_and_follows_it():
 def test_inpainting_by_moments_draws_from_what_images_may_be(name):
     field, n = GaussianField(), 3000
     model = SGM.of(DataInfo((1, 4, 4), None), **SMALL, sde=name).eval()
-    model.split = lambda x, t, y, guidance: denoised(field, model, x, float(t[0]))
+    model.split = lambda out, x, at: denoised(field, model, x, float(at.t[0]))
     x, mask, mean, covariance = field.halved()
     keys = {"mask": mask.expand(n, 1, 4, 4), "noise": noise(n), "method": "moments", "steps": 25}
     out = model.inpaint(x.expand(n, 1, 4, 4), **keys).images
@@ -338,9 +348,9 @@ def test_inpainting_by_moments_draws_from_what_images_may_be(name):
 
 
 def denoised(field, model, x, t):
-    _, alpha, sigma = model.sde.level(t)
+    _, alpha, sigma = model.process.level(t)
     x0 = field.denoised(x, alpha, sigma)
-    return x0, (x - alpha * x0) / sigma
+    return Estimate(x0, (x - alpha * x0) / sigma)
 
 
 def test_guidance_within_an_interval():

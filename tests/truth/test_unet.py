@@ -9,8 +9,7 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import DataInfo
 from gzcli.models.nn import UNet
 from gzcli.models.nn.diffusers_names import UNET, renamed
-from gzcli.models.nn.unet import time_embedding
-from gzcli.models.nn.unet_sizes import UNetOptions, attended, widths_of
+from gzcli.models.nn.unet import UNetOptions, attended, time_embedding, widths_of
 
 A, D = True, False
 CASES = {

@@ -19,7 +19,7 @@ from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progr
 from gzcli.models.autoregressive.prior import Position, Prior, TransformerOptions, Trunk, initial_std
 from gzcli.models.autoregressive.tokenizer import draw
 from gzcli.models.base import Model
-from gzcli.models.denoising.inpainting import middle_hidden
+from gzcli.models.denoising.applications import middle_hidden
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import ClassEmbedding, to_fp32
 

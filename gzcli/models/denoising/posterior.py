@@ -6,7 +6,7 @@ moments of x_0 given x_t.
 
 Rozet et al. 2024, "Learning Diffusion Priors from Observations by Expectation Maximization",
 arXiv:2405.13712, section 4. It is exact for Gaussian data; RePaint, which replaces estimated pixels by known
-ones, is not.
+ones, is not. A file of its own, as an estimator that is tested against a Gaussian.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gzcli.models.denoising.samplers import Denoise
-from gzcli.models.denoising.schedule import Level
+from gzcli.models.denoising.process import Level
+from gzcli.models.denoising.samplers import Denoise, Estimate
 
 SIGMA_Y = 0.05  # σ_y: the error of the network's estimates, in place of noise of what is known
 
 
 @dataclass(frozen=True)
-class Known:
+class Measurement:
     """A linear map A of images.
 
     of: A x.
@@ -38,46 +38,44 @@ class Known:
     fill: Callable[[Tensor], Tensor]
 
 
-def pixels(mask: Tensor) -> Known:
+def pixels(mask: Tensor) -> Measurement:
     """The pixels where the mask [B, 1, H, W] is 1; the others are 0."""
 
     def masked(x: Tensor) -> Tensor:
         return mask * x
 
-    return Known(masked, masked, masked)
+    return Measurement(masked, masked, masked)
 
 
-def means(by: int) -> Known:
+def means(by: int) -> Measurement:
     """The means of blocks of by × by pixels: images [B, C, H / by, W / by]."""
 
     def spread(y: Tensor) -> Tensor:
         return F.interpolate(y, scale_factor=by, mode="nearest")
 
-    return Known(lambda x: F.avg_pool2d(x, by), lambda y: spread(y) / by**2, spread)
+    return Measurement(lambda x: F.avg_pool2d(x, by), lambda y: spread(y) / by**2, spread)
 
 
 def conditioned(
     denoise: Denoise,
     level: Callable[[float], Level],
     y: Tensor,
-    known: Known,
+    measurement: Measurement,
     *,
     iterations: int,
     into_range: Callable[[Tensor], Tensor],
 ) -> Denoise:
-    """The denoiser of images of which something is known.
-
-    It calls the network once and its gradient iterations + 1 times.
+    """The denoiser of images x_0 of which y = A x_0 is known: a call of the network and iterations + 1 of its
+    gradient.
 
     denoise: the unconditioned denoiser, without clipping, which has no gradient.
     level: α and σ at a time.
-    y: what is known of each image, A x_0.
-    known: A.
+    measurement: A.
     iterations: of conjugate gradients, for each image's inverse.
     into_range: clamps estimates of x_0.
     """
 
-    def estimates(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+    def estimates(x: Tensor, t: float) -> Estimate:
         _, alpha, sigma = level(t)
         with torch.inference_mode(False), torch.enable_grad():
             x = x.detach().clone().requires_grad_()
@@ -86,15 +84,15 @@ def conditioned(
             def covariance(v: Tensor) -> Tensor:
                 return sigma**2 / alpha * torch.autograd.grad(x0, x, v, retain_graph=True)[0]
 
-            found = x0.detach()
+            mean = x0.detach()
 
             def matrix(v: Tensor) -> Tensor:
-                return known.of(covariance(known.back(v))) + SIGMA_Y**2 * v
+                return measurement.of(covariance(measurement.back(v))) + SIGMA_Y**2 * v
 
-            scaled = conjugate_gradients(matrix, y - known.of(found), iterations)
-            found = into_range(found + covariance(known.back(scaled)))
-        x, x0 = x.detach(), found + known.fill(y - known.of(found))
-        return x0, (x - alpha * x0) / sigma
+            scaled = conjugate_gradients(matrix, y - measurement.of(mean), iterations)
+            mean = into_range(mean + covariance(measurement.back(scaled)))
+        x, x0 = x.detach(), mean + measurement.fill(y - measurement.of(mean))
+        return Estimate(x0, (x - alpha * x0) / sigma)
 
     return estimates
 

@@ -1,7 +1,7 @@
 """Samplers as pure functions: from noise x at path[0] along the levels of `path` to the clean image at its
 end.
 
-    denoise(x, t)        estimates (x_0, ε), each [B, C, H, W], at one time t for the whole batch
+    denoise(x, t)        the estimates of x_0 and ε, each [B, C, H, W], at one time t for the whole batch
     randn()              standard normal noise of x's shape; deterministic samplers draw none
     progress(i, n, x)    is called after each step
 
@@ -13,14 +13,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from gzcli.core.types import Noise, Progress, no_progress
-from gzcli.models.denoising.schedule import SIGMA_MAX, Level
+from gzcli.models.denoising.process import SDE, SIGMA_MAX, Level
 
-Denoise = Callable[[Tensor, float], tuple[Tensor, Tensor]]
+
+class Estimate(NamedTuple):
+    """What a network says of a noised image."""
+
+    x0: Tensor
+    eps: Tensor
+
+
+Denoise = Callable[[Tensor, float], Estimate]
 Randn = Callable[[], Tensor]
 
 
@@ -149,17 +158,17 @@ def unipc(
 ) -> Tensor:
     """UniPC of second order, with B(h) = e^h − 1 (Zhao 2023, arXiv:2302.04867, algorithms 5 and 6, of x_0):
     DPM-Solver++(2M), with each step corrected by the network call of the next one."""
-    known: list[tuple[Level, Tensor]] = []  # the last two levels of a network call, with its x_0
+    calls: list[tuple[Level, Tensor]] = []  # the last two levels of a network call, with its x_0
     start = x
     for i, (s, u) in enumerate(pairwise(path)):
         x0, _ = denoise(x, s.t)
-        if known:
-            x = _corrected(start, known, s, x0)
-        known = [*known[-1:], (s, x0)]
+        if calls:
+            x = _corrected(start, calls, s, x0)
+        calls = [*calls[-1:], (s, x0)]
         start, last = x, u.sigma == 0
         x = _euler(x, s, u, x0)
-        if len(known) == 2 and not last:
-            (r, before), h = known[0], _lambda(u) - _lambda(s)
+        if len(calls) == 2 and not last:
+            (r, before), h = calls[0], _lambda(u) - _lambda(s)
             slope = (x0 - before) * h / (_lambda(s) - _lambda(r))
             x = x + u.alpha * (1 - falls_by(s, u)) * 0.5 * slope
         progress(i + 1, len(path) - 1, x)
@@ -171,21 +180,21 @@ def _euler(x: Tensor, s: Level, u: Level, x0: Tensor) -> Tensor:
     return (u.sigma / s.sigma) * x + u.alpha * (1 - falls_by(s, u)) * x0
 
 
-def _corrected(x: Tensor, known: list[tuple[Level, Tensor]], u: Level, x0: Tensor) -> Tensor:
-    """The step from x at known[-1] to u, corrected by the network's estimate x0 at u (UniC)."""
-    s, m = known[-1]
+def _corrected(x: Tensor, calls: list[tuple[Level, Tensor]], u: Level, x0: Tensor) -> Tensor:
+    """The step from x at calls[-1] to u, corrected by the network's estimate x0 at u (UniC)."""
+    s, m = calls[-1]
     hh = _lambda(s) - _lambda(u)  # −h
     phi_1 = math.expm1(hh)
     base, ahead = _euler(x, s, u, m), x0 - m
-    if len(known) == 1:
+    if len(calls) == 1:
         return base - u.alpha * phi_1 * 0.5 * ahead
-    r = (_lambda(known[0][0]) - _lambda(s)) / -hh
+    r = (_lambda(calls[0][0]) - _lambda(s)) / -hh
     phi_2 = phi_1 / hh - 1
     phi_3 = phi_2 / hh - 0.5
     # Σ ρ = φ_2 / B and Σ ρ r = 2 φ_3 / B, over the points r < 0 and 1
     one, two = phi_2 / phi_1, 2 * phi_3 / phi_1
     rho = (one - two) / (1 - r)
-    return base - u.alpha * phi_1 * (rho * (known[0][1] - m) / r + (one - rho) * ahead)
+    return base - u.alpha * phi_1 * (rho * (calls[0][1] - m) / r + (one - rho) * ahead)
 
 
 def _lambda(level: Level) -> float:
@@ -230,6 +239,79 @@ def heun(
             x = x + 0.5 * (u.sigma - u.alpha * s.sigma / s.alpha) * (ahead - eps)
         progress(i + 1, len(path) - 1, x)
     return x
+
+
+def euler_maruyama(
+    denoise: Denoise,
+    x: Tensor,
+    path: Sequence[Level],
+    *,
+    sde: SDE,
+    randn: Randn,
+    progress: Progress = no_progress,
+) -> Tensor:
+    """The reverse-time SDE dx = (f x − g² score) dt + g dw (Song 2021, eq. 6)."""
+    for i, (s, u) in enumerate(pairwise(path)):
+        x0, eps = denoise(x, s.t)
+        if u.sigma > 0:
+            f, g2 = (float(rate) for rate in sde.rates(torch.tensor(s.t, dtype=torch.float64)))
+            h = s.t - u.t
+            x = x - h * (f * x + (g2 / s.sigma) * eps) + math.sqrt(g2 * h) * randn()
+        else:
+            x = x0
+        progress(i + 1, len(path) - 1, x)
+    return x
+
+
+def predictor_corrector(
+    denoise: Denoise,
+    x: Tensor,
+    path: Sequence[Level],
+    *,
+    corrector: int,
+    snr: float,
+    randn: Randn,
+    progress: Progress = no_progress,
+) -> Tensor:
+    """Song 2021, algorithm 1: the reverse diffusion predictor (eq. 46), then `corrector` Langevin steps at
+    the new level.
+
+    Their length is that of algorithms 4 and 5 with ‖z‖/‖score‖ = σ, the value for pure noise. With the norms
+    of the actual draws an image would depend on its batch; with norms of each image, images with a long score
+    would get short steps.
+    """
+    for i, (s, u) in enumerate(pairwise(path)):
+        x0, eps = denoise(x, s.t)
+        if u.sigma > 0:
+            scale, beta = transition(s, u)
+            x = (2 - scale) * x - (beta / s.sigma) * eps + math.sqrt(beta) * randn()
+            step = 2 * (scale * snr * u.sigma) ** 2
+            for _ in range(corrector):
+                x = x - (step / u.sigma) * denoise(x, u.t)[1] + math.sqrt(2 * step) * randn()
+        else:
+            x = x0
+        progress(i + 1, len(path) - 1, x)
+    return x
+
+
+def annealed_langevin(
+    denoise: Denoise,
+    x: Tensor,
+    levels: Sequence[Level],
+    *,
+    repeats: int,
+    step: float,
+    randn: Randn,
+    progress: Progress = no_progress,
+) -> Tensor:
+    """Song & Ermon 2020, algorithm 1: at every level σ `repeats` Langevin steps of length step · σ², then one
+    that denoises: repeats · levels + 1 network calls."""
+    for i, level in enumerate(levels):
+        for _ in range(repeats):
+            _, eps = denoise(x, level.t)
+            x = x - step * level.sigma * eps + math.sqrt(2 * step) * level.sigma * randn()
+        progress(i + 1, len(levels), x)
+    return denoise(x, levels[-1].t)[0]
 
 
 def repaint(

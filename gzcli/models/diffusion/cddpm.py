@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from gzcli.core.types import DataInfo
-from gzcli.models.diffusion.ddpm import DDPM
-from gzcli.models.diffusion.options import DiffusionOptions
+from gzcli.models.diffusion.ddpm import DDPM, DiffusionOptions
 from gzcli.models.labelled import ClusterOptions
-from gzcli.models.nn.unet_sizes import UNetOptions
+from gzcli.models.nn.unet import UNetOptions
 
 
 class CDDPM(DDPM):

@@ -1,20 +1,400 @@
-"""DDPM — Ho et al. 2020, arXiv:2006.11239."""
+"""Denoising diffusion probabilistic models — Ho et al. 2020, arXiv:2006.11239: a network on the discrete
+variance-preserving process, its samplers, and the variational bound of its likelihood."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gzcli.core.errors import UsageError
-from gzcli.core.types import DataInfo
-from gzcli.models.diffusion.applications import DiffusionApplications
-from gzcli.models.diffusion.options import DiffusionOptions
+from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, moved, no_progress
+from gzcli.core.units import Size
+from gzcli.models.denoising import samplers
+from gzcli.models.denoising.applications import Applications, check_strength, reduced
+from gzcli.models.denoising.ode import grey_levels
+from gzcli.models.denoising.posterior import means
+from gzcli.models.denoising.process import (
+    DiscreteVP,
+    Level,
+    Levels,
+    ScheduleName,
+    Shift,
+    TimeSampling,
+    by_image,
+    shift_of,
+)
+from gzcli.models.denoising.samplers import Estimate, Sampler
 from gzcli.models.labelled import ClusterOptions
-from gzcli.models.nn.unet import UNet
-from gzcli.models.nn.unet_sizes import UNetOptions
+from gzcli.models.nn import as_interpolations, at_least, pairs_of
+from gzcli.models.nn.unet import UNet, UNetOptions
+
+Prediction = Literal["eps", "x0", "v"]
+LossType = Literal["l2", "l1", "huber"]
+SamplerName = Literal["ancestral", "ddim", "dpmpp", "dpmpp_sde", "unipc", "heun"]
+Spacing = Literal["trailing", "leading", "linspace", "karras", "logsnr"]
+Variance = Literal["small", "large"]
+
+HIDDEN = 0.1  # share of the small images that training with a `factor` hides
+# ᾱ of an exported schedule at zero SNR, as in diffusers, whose solver takes its logarithm
+LEAST_ALPHA_BAR = 2.0**-24
+LOSSES = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
 
 
-class DDPM(DiffusionApplications):
-    """The U-Net of Ho 2020, appendix B, in the diffusion process of process.py.
+@dataclass(frozen=True)
+class DiffusionOptions:
+    """The process and its training loss.
+
+    timesteps: T, the number of noise levels; 2 or more.
+    schedule: how noise grows with t: linear β (Ho 2020), or cosine ᾱ (Nichol 2021).
+    shift: factor of the noise-to-signal ratio σ/α at every level; auto: side / 64, at least 1 (Hoogeboom
+      2023, arXiv:2301.11093).
+    zero_snr: whether the last level is pure noise (Lin 2023); not with prediction eps.
+    prediction: what the network predicts: the noise eps, the image x0, or v = α ε − σ x_0 (Salimans 2022).
+    loss_type: error of the prediction: squared (l2), absolute (l1) or Huber's.
+    min_snr: γ of min-SNR-γ weights (Hang 2023); null: the plain error of the prediction (Ho 2020, eq. 14).
+    time_sampling: how a batch draws its times: each on its own (uniform); one from each of its equal shares
+      of 0 … T − 1 (stratified); or logit-normal, which has more in the middle (Esser 2024, arXiv:2403.03206).
+    """
+
+    timesteps: int = 1000
+    schedule: ScheduleName = "cosine"
+    shift: Shift = 1.0
+    zero_snr: bool = False
+    prediction: Prediction = "v"
+    loss_type: LossType = "l2"
+    min_snr: float | None = None
+    time_sampling: TimeSampling = "stratified"
+
+
+@dataclass(frozen=True)
+class PathOptions:
+    """The sampler and its steps.
+
+    sampler: a solver of the ODE (ddim, dpmpp, unipc, heun), or of the SDE (ancestral, dpmpp_sde).
+    steps: network calls, 1 … T; heun takes 2 steps − 1.
+    spacing: where the steps lie: trailing, leading, linspace: evenly in t (Lin 2023, table 2); karras: in the
+      7th root of σ/α (Karras 2022, eq. 5); logsnr: in log σ/α.
+    """
+
+    sampler: SamplerName = "dpmpp"
+    steps: int = 20
+    spacing: Spacing = "karras"
+
+
+@dataclass(frozen=True)
+class SamplingOptions(PathOptions):
+    """The sampler, its steps and guidance.
+
+    eta: noise of ddim as a share of that of the ancestral sampler, 0 … 1.
+    churn: S_churn of heun (Karras 2022, algorithm 2); 0: no new noise.
+    variance: of the ancestral sampler's steps (Ho 2020, section 3.2): β̃ (small) or β (large).
+    guidance: strength of the labels (Ho & Salimans 2022); 1: as trained, 0: without them, more: sharper;
+      null: 1, and 1.3 towards clusters.
+    interval: shares of T between which guidance acts (Kynkäänniemi 2024).
+    clip: whether estimates of x_0 are clamped to [-1, 1].
+    dynamic: a quantile of |x_0|, such as .995, at which estimates are thresholded in place of clamping
+      (Saharia 2022); null: none.
+    size: of the images in pixels, for a network that draws others than it was trained on; null: as in
+      training.
+    """
+
+    eta: float = 0.0
+    churn: float = 0.0
+    variance: Variance = "small"
+    guidance: float | None = None
+    interval: tuple[float, float] = (0.0, 1.0)
+    clip: bool = True
+    dynamic: float | None = None
+    size: Size | None = None
+
+
+SAMPLERS: dict[SamplerName, Callable[[SamplingOptions, DiscreteVP], Sampler]] = {
+    "ancestral": lambda options, _: partial(samplers.ancestral, variance=options.variance),
+    "ddim": lambda options, _: partial(samplers.ddim, eta=options.eta),
+    "dpmpp": lambda *_: samplers.dpmpp,
+    "dpmpp_sde": lambda *_: partial(samplers.dpmpp, noisy=True),
+    "unipc": lambda *_: samplers.unipc,
+    "heun": lambda options, process: partial(samplers.heun, churn=options.churn, level=process.at_ratio),
+}
+
+
+class Diffusion(Applications):
+    """A network on the discrete process. Raises UsageError for settings that contradict each other.
+
+    factor: the network is also conditioned on a small image, which it enlarges so many times (as SR3, Saharia
+      2021, arXiv:2104.07636); training hides a share HIDDEN of the small images, so that the network can do
+      without.
+    """
+
+    likelihood = "bound"
+    walk_back = staticmethod(samplers.ddim)
+    process: DiscreteVP
+
+    def __init__(
+        self,
+        data: DataInfo,
+        net: nn.Module,
+        process: DiffusionOptions,
+        labels: ClusterOptions,
+        *,
+        factor: int | None = None,
+    ):
+        if factor and any(side % factor for side in data.shape[1:]):
+            raise UsageError(
+                f"images of {data.shape[1]}×{data.shape[2]} are no {factor} times larger ones",
+                hint="set `model.factor` to a divisor of their side",
+            )
+        if process.zero_snr and process.prediction == "eps":
+            raise UsageError(
+                "`zero_snr` with `prediction: eps`: the last level is pure noise, which says nothing about "
+                "the image",
+                hint="set `model.prediction` to `v` or `x0`",
+            )
+        shift = shift_of(process.shift, data.shape)
+        schedule = DiscreteVP(process.schedule, process.timesteps, zero_snr=process.zero_snr, shift=shift)
+        super().__init__(
+            data,
+            net,
+            schedule,
+            labels,
+            prediction=process.prediction,
+            time_sampling=process.time_sampling,
+        )
+        self.loss_type, self.min_snr, self.factor = process.loss_type, process.min_snr, factor
+
+    # ---- training
+
+    def objective(self, out: Tensor, target: Tensor, at: Levels) -> dict[str, Tensor]:
+        error = LOSSES[self.loss_type](out, target, reduction="none").flatten(1).mean(1)  # [B]
+        if self.min_snr is None:
+            return {"loss": error.mean()}
+        snr = self.process.snrs[at.t]
+        # the weight of the error of x_0 in the error of the prediction
+        plain = {"eps": snr, "x0": torch.ones_like(snr), "v": snr + 1}[self.prediction]
+        weight = snr.clamp(max=self.min_snr) / plain
+        return {"loss": (weight * error).mean(), "unweighted": error.detach().mean()}
+
+    def training_guide(self, batch: Batch) -> Tensor | None:
+        """The small images of a model with a `factor`, zero where they are hidden."""
+        if not self.factor:
+            return None
+        shown = batch.noise.rand(len(batch)) >= HIDDEN
+        return by_image(shown) * F.avg_pool2d(batch.x, self.factor)
+
+    def inputs(self, x: Tensor, at: Level | Levels, guide: Tensor | None = None) -> Tensor:
+        """x, and for a model with a `factor` also the enlarged small images, or zeros without them."""
+        if not self.factor:
+            return x
+        if guide is None:
+            return torch.cat([x, torch.zeros_like(x)], 1)
+        return torch.cat([x, F.interpolate(guide, size=x.shape[2:], mode="bicubic", align_corners=False)], 1)
+
+    # ---- sampling
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        labels: Tensor | None = None,
+        noise: Noise,
+        progress: Progress = no_progress,
+        options: SamplingOptions = SamplingOptions(),
+    ) -> Tensor:
+        """n images [n, C, H, W] in [-1, 1]."""
+        walk = SAMPLERS[options.sampler](options, self.process)
+        return self.draw(n, labels, noise, progress, options, walk)
+
+    def path(self, steps: int, *, start: float = 1.0, **how: Any) -> list[Level]:
+        return self.process.path(min(steps, self.process.most_steps(start)), start=start, **how)
+
+    def to_noise(self, x: Tensor, y: Tensor | None, steps: int, progress: Progress) -> Tensor:
+        return samplers.ddim_inverse(self.denoiser(y, clip=False), x, self.path(steps), progress=progress)
+
+    def to_data(self, z: Tensor, y: Tensor | None, steps: int, guidance: float, progress: Progress) -> Tensor:
+        denoise = self.denoiser(y, guidance=guidance, clip=False)
+        return samplers.ddim(denoise, z, self.path(steps), progress=progress)
+
+    def to_scheduler(self) -> Any:
+        """The scheduler of diffusers with this schedule: DPM-Solver++(2M), as in `sample` with `sampler`
+        dpmpp and `spacing` trailing.
+
+        Its thresholding at 1 clips x_0. diffusers' DDIM clips too, but by default keeps the ε from before the
+        clipping; `sample` recomputes ε.
+        """
+        from diffusers import DPMSolverMultistepScheduler
+
+        alpha_bar = np.append(1.0, self.process.alpha**2)
+        alpha_bar[-1] = max(alpha_bar[-1], LEAST_ALPHA_BAR)
+        return DPMSolverMultistepScheduler(
+            num_train_timesteps=self.process.timesteps,
+            trained_betas=1 - alpha_bar[1:] / alpha_bar[:-1],
+            prediction_type={"eps": "epsilon", "x0": "sample", "v": "v_prediction"}[self.prediction],
+            thresholding=self.data.levels is not None,
+            sample_max_value=1.0,
+            timestep_spacing="trailing",
+        )
+
+    # ---- likelihood and scores
+
+    def log_prob(
+        self,
+        x: Tensor,
+        labels: Tensor | None = None,
+        *,
+        noise: Noise,
+        terms: int = 50,
+        variance: Variance = "small",
+    ) -> Tensor:
+        """[B] nats: the variational bound (Ho 2020, eq. 5), by `terms` + 1 network calls.
+
+        L_T and L_0 are exact. Of the T − 1 other terms, one is drawn from each of `terms` strata and weighted
+        by the stratum's width, which is unbiased; strata widen with t, as terms shrink. Raises UsageError for
+        latents, which have no grey levels.
+
+        terms: number of strata; T − 1 or more: the whole sum.
+        variance: of p(x_{t−1} | x_t): β̃ (small), the tighter bound for digits, whose flat parts are known
+          even from much noise; or β (large), for data that are smooth at the scale of one grey level.
+        """
+        levels, n, y, process = grey_levels(self.data.levels), len(x), self.known_labels(labels), self.process
+        alpha_T, sigma_T = process.alpha[-1], process.sigma[-1]
+        # KL(q(x_T | x_0) ‖ N(0, 1))
+        prior = 0.5 * (sigma_T**2 + (alpha_T * x) ** 2 - 1 - 2 * math.log(sigma_T))
+        x0 = self.guess(x, torch.zeros(n, dtype=torch.long, device=x.device), y, noise)
+        total = discretised_gaussian(x, x0, float(process.sigma[0]), levels).flatten(1).sum(1)
+        total = total - prior.flatten(1).sum(1)
+        edges = strata(process.timesteps, terms)
+        u = noise.rand(n, len(edges) - 1)
+        tables = (torch.as_tensor(table, dtype=torch.float32) for table in process.kl(variance))
+        scale, offset = (moved(table, x.device) for table in tables)
+        for k, (low, high) in enumerate(pairwise(edges)):
+            t = low + (u[:, k] * (high - low)).long().clamp_(max=high - low - 1)
+            x0 = self.guess(x, t, y, noise)
+            kl = by_image(scale[t]) * (x - x0).square() + by_image(offset[t])
+            total = total - (high - low) * kl.flatten(1).sum(1)
+        return total
+
+    def guess(self, x: Tensor, t: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
+        """The estimate of x from a draw of q(x_t | x_0 = x) at integer times t [B] (Ho 2020, eq. 4)."""
+        at = self.process.levels_at(t)
+        x_t = at.alpha * x + at.sigma * noise.randn(*x.shape)
+        return self.into_range(self.estimate(x_t, at, y).x0)
+
+    @torch.no_grad()
+    def score_denoise(self, x: Tensor, *, noise: Noise, times: int = 10) -> Tensor:
+        """[B]: mean squared error of the network's estimate of ε.
+
+        times: evenly spaced noise levels that the error is averaged over.
+        """
+        return self.errors(x, self.known_labels(None), noise, times)
+
+    # ---- applications
+
+    @torch.no_grad()
+    def interpolate(
+        self,
+        x: Tensor,
+        *,
+        noise: Noise,
+        progress: Progress = no_progress,
+        frames: int = 8,
+        strength: float = 0.5,
+        steps: int = 20,
+    ) -> Applied:
+        """Interpolations from image 0 to 1, 2 to 3, …, ends included: noised, mixed there and denoised (Ho
+        2020, figure 8).
+
+        The noises are mixed on the sphere, which keeps their variance. Raises UsageError for fewer than two
+        images, or frames.
+
+        frames: images of an interpolation, both ends included.
+        strength: noise level at which images are mixed, as a share of the way to pure noise, 0 … 1.
+        steps: denoising steps, at most.
+        """
+        at_least(2, frames=frames)
+        at_least(1, steps=steps)
+        x = pairs_of(x)
+        check_strength(strength)
+        path, eps = self.path(steps, start=strength), noise.first(len(x)).randn(*x.shape)
+        w = torch.linspace(0, 1, frames, device=x.device)[:, None, None, None]
+        angle = w * (torch.pi / 2)
+        mixed = torch.lerp(x[0::2, None], x[1::2, None], w)  # [pairs, frames, C, H, W]
+        eps = angle.cos() * eps[0::2, None] + angle.sin() * eps[1::2, None]
+        x_t = (path[0].alpha * mixed + path[0].sigma * eps).flatten(0, 1)
+        images = samplers.ddim(self.denoiser(self.known_labels(None)), x_t, path, progress=progress)
+        return as_interpolations(self.into_range(images), frames)
+
+    @torch.no_grad()
+    def upscale(  # type: ignore[override]
+        self,
+        x: Tensor,
+        *,
+        noise: Noise,
+        progress: Progress = no_progress,
+        factor: int | None = None,
+        steps: int | None = None,
+        eta: float | None = None,
+    ) -> Applied:
+        """Images [B, C, H, W] with the block means x, by DDNM (Wang 2022, arXiv:2212.00490), which needs no
+        training. A model trained with a `factor` is also conditioned on x.
+
+        Raises UsageError for sizes that do not fit.
+
+        x: small images [B, C, h, w], where h divides H; or images of full size, which are first reduced.
+        factor: by how much images of full size are first reduced; null: the model's own, else 2.
+        steps: of DDIM; null: 50, or 4 if the model is conditioned on x, since few steps stay near the mean.
+        eta: noise of DDIM as a share of that of the ancestral sampler, 0 … 1; null: .85, or 0 if the model is
+          conditioned on x.
+        """
+        at_least(1, factor=factor, steps=steps)
+        x, by = reduced(x, factor or self.factor or 2, self.data.shape[1:])
+        measurement = means(by)
+        if self.factor and by != self.factor:
+            raise UsageError(f"the model was trained to enlarge {self.factor} times, not {by}")
+        eta = (0.0 if self.factor else 0.85) if eta is None else eta
+        inner = self.denoiser(self.known_labels(None), guide=x if self.factor else None)
+
+        def denoise(x_t: Tensor, t: float) -> Estimate:
+            x0, _ = inner(x_t, t)
+            x0 = x0 + measurement.fill(x - measurement.of(x0))  # A⁺ y + (1 − A⁺ A) x_0 (eq. 13)
+            _, alpha, sigma = self.process.level(t)
+            return Estimate(x0, (x_t - alpha * x0) / sigma)
+
+        x_T = noise.randn(len(x), *self.data.shape)
+        path, randn = self.path(steps or (4 if self.factor else 50)), samplers.draws_like(noise, x_T)
+        images = samplers.ddim(denoise, x_T, path, eta=eta, randn=randn, progress=progress)
+        return Applied(self.into_range(images), rows=("upscaled",), given=x, how=f"small, 1/{by}")
+
+
+def strata(timesteps: int, terms: int) -> list[int]:
+    """Edges, from 1 to T, of at most `terms` strata of the times 1 … T − 1, with widths that grow with t."""
+    terms = min(terms, timesteps - 1)
+    return [1 + max(k, round((timesteps - 1) * (k / terms) ** 2)) for k in range(terms + 1)]
+
+
+def discretised_gaussian(x: Tensor, mean: Tensor, sigma: float, levels: int) -> Tensor:
+    """log mass of N(mean, σ²) in the bin of each grey level x in [-1, 1]; the end bins extend to ±∞ (Ho 2020,
+    eq. 13)."""
+    half = 1 / (levels - 1)
+    low = torch.where(x < -1 + half, -math.inf, (x - half - mean) / sigma)
+    high = torch.where(x > 1 - half, math.inf, (x + half - mean) / sigma)
+    flip = low + high > 0  # the upper tail is mirrored to the lower one, where log Φ is exact
+    low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
+    a, b = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
+    return b + torch.log((-torch.expm1(a - b)).clamp(min=1e-30))
+
+
+class DDPM(Diffusion):
+    """The U-Net of Ho 2020, appendix B, as a `Diffusion`.
 
     Raises UsageError for sizes that do not fit, and for a conditional model of data without labels.
 

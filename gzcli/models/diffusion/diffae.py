@@ -1,7 +1,7 @@
 """Diffusion autoencoder — Preechakul et al. 2022, arXiv:2111.15640.
 
 An image has two codes: the semantic code z_sem = E(x), a vector, and the stochastic code x_T, the noise from
-which the diffusion given z_sem generates x. DDIM run backwards finds x_T, which holds what z_sem leaves out.
+which the diffusion given z_sem generates x. DDIM run backwards gives x_T, which holds what z_sem leaves out.
 
     L = E ‖ε_θ(x_t, t, E(x)) − ε‖²                                    (eq. 6; or of the image, or of v)
 
@@ -11,90 +11,186 @@ image stays (section 5.3).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from gzcli.core.types import Batch, DataInfo, Noise, Progress, no_progress
-from gzcli.models.diffusion.applications import DiffusionApplications
-from gzcli.models.diffusion.code_applications import CodeApplications
-from gzcli.models.diffusion.codes import SemanticCodes
-from gzcli.models.diffusion.options import DiffusionOptions, PathOptions, SamplingOptions
-from gzcli.models.diffusion.semantic import CodedUNet, Encoder
+from gzcli.core import ranks
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
+from gzcli.models.base import Model, Phase
+from gzcli.models.denoising.applications import through_noise
+from gzcli.models.diffusion.ddpm import Diffusion, DiffusionOptions, PathOptions, SamplingOptions
 from gzcli.models.labelled import ClusterOptions
-from gzcli.models.nn.unet_sizes import UNetOptions, widths_of
+from gzcli.models.nn import at_least, full_fp32, interpolated, pairs_of, spread_labels, stacked, to_fp32
+from gzcli.models.nn.attention import Attention
+from gzcli.models.nn.norms import GroupNorm
+from gzcli.models.nn.unet import Down, ResBlock, Stage, UNet, UNetOptions, attended, patched, widths_of
 
+EPS = 1e-5
+DECAY = 0.95  # of the running mean and covariance of z_sem
 MEASURED = 256  # images that `measure` takes
 
 
-class DiffAE(CodeApplications, SemanticCodes):
-    """An encoder of z_sem [B, latent] and a U-Net that denoises given z_sem; a first stage of `latent_prior`.
+class Encoder(nn.Module):
+    """x [B, C, H, W] → z_sem [B, latent]: the encoder of a U-Net without time, averaged over positions."""
 
-    By itself it samples z_sem from a Gaussian with the running mean and covariance of the training codes.
-    Raises UsageError for sizes that do not fit.
+    def __init__(self, data: DataInfo, latent: int, options: UNetOptions):
+        super().__init__()
+        channels, groups, dropout = options.channels, options.groups, options.dropout
+        mult, self.patch = widths_of(data.shape, options), options.patch
 
-    latent: dimensions of z_sem.
-    encoder_mult: width of each level of the encoder in units of `channels`; null: one level more than the
-      U-Net, of widths 1, 2, 4, 8, 8; its other sizes are the U-Net's.
-    """
+        def stage(i: int, o: int, n: int, attend: Sequence[bool], half: nn.Module | None = None) -> Stage:
+            widths = [i, *[o] * (n - 1)]
+            blocks = [ResBlock(width, o, 0, groups, EPS, dropout, scale_shift=False) for width in widths]
+            attention = [Attention(o, options.head_dim or o, groups, EPS) if a else None for a in attend]
+            return Stage(blocks, attention, half)
 
-    paper = "Preechakul et al. 2022, arXiv:2111.15640"
-    best = "loss"
+        c, last = channels * mult[0], len(mult) - 1
+        self.conv_in = stacked(nn.Conv2d(data.shape[0] * self.patch**2, c, 3, padding=1), 0)
+        self.down = nn.ModuleList()
+        for k, attend in enumerate(attended(data.shape, len(mult), options)):
+            o = channels * mult[k]
+            half = Down(o, 1) if k < last else None
+            self.down.append(stage(c, o, options.layers, [attend] * options.layers, half))
+            c = o
+        self.mid = stage(c, c, 2, [True, False])
+        self.norm_out = GroupNorm(groups, c, EPS)
+        self.out = nn.Linear(c, latent)
 
-    def __init__(
-        self,
-        data: DataInfo,
-        *,
-        latent: int = 64,
-        unet: UNetOptions = UNetOptions(),
-        encoder_mult: tuple[int, ...] | None = None,
-        process: DiffusionOptions = DiffusionOptions(),
-    ):
-        net = CodedUNet.of(data, unet, latent=latent)
-        if encoder_mult is None:
-            encoder_mult = tuple(2 ** min(i, 3) for i in range(len(widths_of(data.shape, unet)) + 1))
-        encoder = Encoder(data, latent, replace(unet, mult=encoder_mult))
-        # to the diffusion a code [B, latent] is a multi-hot label [B, K]
-        coded = replace(data, classes=("z_sem",), multilabel=True)
-        labels = ClusterOptions(conditional=True, label_dropout=0.0)
-        super().__init__(data, latent, encoder, DiffusionApplications(coded, net, process, labels))
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_in(patched(x, self.patch))
+        for stage in [*self.down, self.mid]:
+            h = stage(h)[-1]
+        return self.out(F.silu(self.norm_out(h)).mean((2, 3)))
+
+
+class CodedUNet(UNet):
+    """A U-Net with blocks conditioned on time and a code [B, latent], given in place of the label."""
+
+    def __init__(self, *args: Any, latent: int, **options: Any):
+        super().__init__(*args, scale_shift=True, **options)
+        for block in self.modules():
+            if isinstance(block, ResBlock):
+                block.emb = Modulation(4 * self.dim, latent, block.conv1.out_channels)
+
+    def embedding(self, t: Tensor, y: Tensor | None, drop: Tensor | None) -> Tensor:
+        if y is None:
+            raise ValueError("the network needs a code")
+        emb = super().embedding(t, None, drop)
+        return torch.cat([emb, y.to(emb.dtype)], 1)
+
+
+class Modulation(nn.Module):
+    """Scale and shift of the normalised h by time and code: z_s (t_s h + t_b) (eq. 7); z_s and t_s start near
+    1."""
+
+    def __init__(self, dim: int, latent: int, channels: int):
+        super().__init__()
+        self.split = (dim, latent)
+        self.time, self.code = stacked(nn.Linear(dim, 2 * channels), 2), nn.Linear(latent, channels)
+
+    def forward(self, emb: Tensor) -> Tensor:
+        """[B, dim + latent] → [B, 2 · channels], the scale less 1 before the shift, as `ResBlock` takes
+        them."""
+        t, z = emb.split(self.split, 1)
+        scale, shift = self.time(t).chunk(2, 1)
+        z = 1 + self.code(z)
+        return torch.cat([z * (1 + scale) - 1, z * shift], 1)
+
+
+class CodeApplications(Model):
+    """Images reconstructed, interpolated and edited through codes, by the autoencoder or by the prior of its
+    codes."""
+
+    labels_for = ("edit",)
 
     @property
-    def coder(self) -> SemanticCodes:
-        return self
-
-    def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
-        """The error of the denoiser given the code; in the phase `classifier` that of the classifier."""
-        if phase == "classifier" and self.head is not None and batch.y is not None:
-            return self.classified(batch.x, batch.y, self.head)
-        z = self.encode(batch.x)
-        if self.training:
-            self.keep_moments(z.detach())
-        return self.diffusion.loss(replace(batch, y=z))
-
-    # ---- sampling
+    def coder(self) -> DiffAE:
+        """The autoencoder."""
+        raise NotImplementedError
 
     @torch.no_grad()
-    def sample(
+    def reconstruct(
         self,
-        n: int,
+        x: Tensor,
+        *,
+        noise: Noise,
+        progress: Progress = no_progress,
+        steps: int = 50,
+        stochastic: bool = True,
+    ) -> Applied:
+        """Images [B, C, H, W] encoded and decoded.
+
+        steps: network calls from image to noise, and from noise to image.
+        stochastic: whether x_T is the image's own code; otherwise it is drawn from `noise`, which shows what
+          z_sem alone encodes.
+        """
+        at_least(1, steps=steps)
+        coder = self.coder
+        z = coder.encode(x)
+        x_T = coder.invert(x, z, steps, half(progress, 0)) if stochastic else noise.randn(*x.shape)
+        back = coder.decode(z, x_T, steps, half(progress, 1) if stochastic else progress)
+        return Applied(back, rows=("reconstruction",))
+
+    @torch.no_grad()
+    def interpolate(
+        self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, frames: int = 8, steps: int = 50
+    ) -> Applied:
+        """Interpolations from image 0 to 1, 2 to 3, …: of z_sem on a line, of x_T on the sphere (section
+        5.2).
+
+        Raises UsageError for fewer than two images, or frames.
+
+        frames: images of an interpolation, both ends included.
+        steps: network calls from image to noise, and from noise to image.
+        """
+        at_least(2, frames=frames)
+        at_least(1, steps=steps)
+        coder = self.coder
+        z = coder.encode(pairs_of(x))
+        between = interpolated(z, frames)
+        return through_noise(
+            x,
+            frames,
+            to_noise=lambda x: coder.invert(x, z, steps, half(progress, 0)),
+            to_images=lambda x_T: coder.decode(between, x_T, steps, half(progress, 1)),
+        )
+
+    @torch.no_grad()
+    def edit(
+        self,
+        x: Tensor,
         *,
         labels: Tensor | None = None,
         noise: Noise,
         progress: Progress = no_progress,
-        path: PathOptions = PathOptions(),
-    ) -> Tensor:
-        """n images [n, C, H, W] in [-1, 1] of codes drawn from the Gaussian."""
-        variances, axes = torch.linalg.eigh(self.cov)
-        root = axes * variances.clamp(min=0).sqrt() @ axes.mT
-        return self.draw(self.mean + noise.randn(n, self.latent) @ root, noise, progress, path)
+        strength: float = 3.0,
+        steps: int = 50,
+    ) -> Applied:
+        """Images [B, C, H, W] changed towards `labels` by a step of z_sem, with x_T kept (section 5.3). An
+        image that the classifier gives these labels already is unchanged.
 
-    def draw(self, z: Tensor, noise: Noise, progress: Progress, path: PathOptions) -> Tensor:
-        """Images [n, C, H, W] of semantic codes z [n, latent], each with a stochastic code of `noise`."""
-        options = SamplingOptions(**asdict(path))
-        return self.diffusion.sample(len(z), labels=z, noise=noise, progress=progress, options=options)
+        The step is along Σ w, where w are the classifier's weights of the wanted labels minus those of the
+        predicted labels, and Σ is the covariance of the training codes. The paper's direction w leads away
+        from all codes where their coordinates are correlated (Haufe 2014,
+        doi:10.1016/j.neuroimage.2013.10.067). Raises UsageError for a model of data without labels.
+
+        strength: length of the step in standard deviations of the codes along it.
+        steps: network calls from image to noise, and from noise to image.
+        """
+        coder = self.coder
+        if coder.head is None:
+            raise UsageError("`edit` needs a model of data with labels", hint="gz list data")
+        at_least(1, steps=steps)
+        z, labels = coder.encode(x), spread_labels(labels, len(x), coder.data, x.device)
+        x_T = coder.invert(x, z, steps, half(progress, 0))
+        done = coder.decode(coder.moved(z, labels, strength, coder.head), x_T, steps, half(progress, 1))
+        return Applied(done, rows=("edited",), labels=labels)
 
     # ---- scores and figures
 
@@ -121,7 +217,184 @@ class DiffAE(CodeApplications, SemanticCodes):
 
         times: evenly spaced noise levels that the error is averaged over.
         """
-        return self.diffusion.errors(x, self.encode(x), noise, times)
+        return self.coder.diffusion.errors(x, self.coder.encode(x), noise, times)
+
+    def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """Figures of the first images: `mse` of reconstructions from both codes in 50 steps, for images in
+        [0, 1]; `mse_semantic`, from z_sem alone; and the `accuracy` of the classifier."""
+        head, sums, n = self.coder.head, dict.fromkeys(("mse", "mse_semantic", "accuracy"), 0.0), 0
+        for batch in batches:
+            for name, stochastic in (("mse", True), ("mse_semantic", False)):
+                back = self.reconstruct(batch.x, noise=batch.noise, stochastic=stochastic).images
+                sums[name] += float((0.5 * (batch.x - back)).square().flatten(1).mean(1).sum())
+            if head is not None:
+                sums["accuracy"] += len(batch) * float(self.coder.loss(batch, "classifier")["accuracy"])
+            n += len(batch)
+            if n >= MEASURED:
+                break
+        if head is None:
+            del sums["accuracy"]
+        return {name: total / n for name, total in sums.items()}
+
+
+def half(progress: Progress, which: int) -> Progress:
+    """The progress of the first half of the work, from image to noise (0), or of the second, from noise to
+    image (1), as progress of the whole."""
+    return lambda i, n, x=None: progress(which * n + i, 2 * n, x)
+
+
+class DiffAE(CodeApplications):
+    """An encoder of z_sem [B, latent] and a U-Net that denoises given z_sem; a first stage of `latent_prior`.
+
+    By itself it samples z_sem from a Gaussian with the running mean and covariance of the training codes.
+    Where the data have labels, a linear classifier of the normalised z_sem is trained in a phase of its own,
+    without a gradient to the encoder. Raises UsageError for sizes that do not fit.
+
+    latent: dimensions of z_sem.
+    encoder_mult: width of each level of the encoder in units of `channels`; null: one level more than the
+      U-Net, of widths 1, 2, 4, 8, 8; its other sizes are the U-Net's.
+    """
+
+    paper = "Preechakul et al. 2022, arXiv:2111.15640"
+    best = "loss"
+    mean: Tensor  # running mean of z_sem, [latent]
+    cov: Tensor  # running covariance of z_sem, [latent, latent]
+    batches: Tensor  # number of batches in both, []
+
+    def __init__(
+        self,
+        data: DataInfo,
+        *,
+        latent: int = 64,
+        unet: UNetOptions = UNetOptions(),
+        encoder_mult: tuple[int, ...] | None = None,
+        process: DiffusionOptions = DiffusionOptions(),
+    ):
+        net = CodedUNet.of(data, unet, latent=latent)
+        if encoder_mult is None:
+            encoder_mult = tuple(2 ** min(i, 3) for i in range(len(widths_of(data.shape, unet)) + 1))
+        encoder = Encoder(data, latent, replace(unet, mult=encoder_mult))
+        super().__init__(data)
+        # to the diffusion a code [B, latent] is a multi-hot label [B, K]
+        coded = replace(data, classes=("z_sem",), multilabel=True)
+        labels = ClusterOptions(conditional=True, label_dropout=0.0)
+        self.latent, self.encoder = latent, encoder
+        self.diffusion = Diffusion(coded, net, process, labels)
+        self.head = nn.Linear(latent, len(data.classes)) if data.classes else None
+        self.register_buffer("mean", torch.zeros(latent))
+        self.register_buffer("cov", torch.eye(latent))
+        self.register_buffer("batches", torch.zeros(()))
+
+    @property
+    def coder(self) -> DiffAE:
+        return self
+
+    # ---- training
+
+    def phases(self) -> list[Phase]:
+        main = Phase("main", [*self.encoder.parameters(), *self.diffusion.parameters()])
+        return [main] if self.head is None else [main, Phase("classifier", list(self.head.parameters()))]
+
+    def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
+        """The error of the denoiser given the code; in the phase `classifier` that of the classifier."""
+        if phase == "classifier" and self.head is not None and batch.y is not None:
+            return self.classified(batch.x, batch.y, self.head)
+        z = self.encode(batch.x)
+        if self.training:
+            self.keep_moments(z.detach())
+        return self.diffusion.loss(replace(batch, y=z))
+
+    def classified(self, x: Tensor, y: Tensor, head: nn.Linear) -> dict[str, Tensor]:
+        """The loss and the accuracy of the classifier `head`, by softmax, or for multi-label data by a
+        sigmoid for each label."""
+        with torch.no_grad():
+            z = self.encode(x)
+        logits, y = to_fp32(head(self.normalise(z))), self.one_hot(y).to(z)
+        error = F.binary_cross_entropy_with_logits if self.data.multilabel else F.cross_entropy
+        return {"loss": error(logits, y), "accuracy": (self.predicted(logits) == y).all(1).float().mean()}
+
+    @torch.no_grad()
+    def keep_moments(self, z: Tensor) -> None:
+        """Updates the running mean and covariance with z_sem [B, latent] of the batches of all ranks."""
+        with torch.autocast(z.device.type, enabled=False):
+            mean = ranks.mean(z.mean(0), self)
+            cov = ranks.mean((z - mean).mT @ (z - mean) / len(z), self)
+        weight = (1 / (self.batches + 1)).clamp(min=1 - DECAY)
+        self.mean.lerp_(mean, weight)
+        self.cov.lerp_(cov, weight)
+        self.batches += 1
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[Batch]) -> None:
+        """Recomputes mean and covariance of z_sem over all `batches`. The running moments are those of the
+        encoder in training, with dropout; the codes of averaged weights are far from them."""
+        z = torch.cat([self.encode(batch.x) for batch in batches])
+        self.mean.copy_(z.mean(0))
+        with full_fp32(z.device):
+            self.cov.copy_((z - self.mean).mT @ (z - self.mean) / len(z))
+
+    # ---- images and codes
+
+    def encode(self, x: Tensor) -> Tensor:
+        """z_sem [B, latent] of images."""
+        return to_fp32(self.encoder(x))
+
+    def invert(self, x: Tensor, z: Tensor, steps: int, progress: Progress = no_progress) -> Tensor:
+        """The stochastic code x_T of images x with semantic codes z."""
+        return self.diffusion.to_noise(x, z, steps, progress)
+
+    def decode(self, z: Tensor, x_T: Tensor, steps: int, progress: Progress = no_progress) -> Tensor:
+        """The images [B, C, H, W] of both codes, by DDIM."""
+        return self.diffusion.into_range(self.diffusion.to_data(x_T, z, steps, 1.0, progress))
+
+    def normalise(self, z: Tensor) -> Tensor:
+        """z_sem scaled to mean 0 and variance 1 in every coordinate."""
+        return (z - self.mean) / self.std
+
+    def denormalise(self, z: Tensor) -> Tensor:
+        """The inverse of `normalise`."""
+        return self.mean + z * self.std
+
+    @property
+    def std(self) -> Tensor:
+        return self.cov.diagonal().clamp(min=1e-8).sqrt()
+
+    def moved(self, z: Tensor, y: Tensor, strength: float, head: nn.Linear) -> Tensor:
+        """Codes z [B, latent] moved towards labels y along the weights of `head`, as in `edit`."""
+        change = self.one_hot(y).to(z) - self.predicted(head(self.normalise(z))).to(z)  # [B, K]
+        w = change @ head.weight / self.std  # weights of z_sem that is not normalised
+        along = w @ self.cov
+        return z + strength * along / (w * along).sum(1, keepdim=True).clamp(min=1e-12).sqrt()
+
+    def predicted(self, logits: Tensor) -> Tensor:
+        """The labels [B, K] 0/1 that the classifier predicts."""
+        return (logits > 0).long() if self.data.multilabel else self.one_hot(logits.argmax(1))
+
+    def one_hot(self, y: Tensor) -> Tensor:
+        """Labels as [B, K] 0/1."""
+        return y if self.data.multilabel else F.one_hot(y, len(self.data.classes))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        labels: Tensor | None = None,
+        noise: Noise,
+        progress: Progress = no_progress,
+        path: PathOptions = PathOptions(),
+    ) -> Tensor:
+        """n images [n, C, H, W] in [-1, 1] of codes drawn from the Gaussian."""
+        variances, axes = torch.linalg.eigh(self.cov)
+        root = axes * variances.clamp(min=0).sqrt() @ axes.mT
+        return self.draw(self.mean + noise.randn(n, self.latent) @ root, noise, progress, path)
+
+    def draw(self, z: Tensor, noise: Noise, progress: Progress, path: PathOptions) -> Tensor:
+        """Images [n, C, H, W] of semantic codes z [n, latent], each with a stochastic code of `noise`."""
+        options = SamplingOptions(**asdict(path))
+        return self.diffusion.sample(len(z), labels=z, noise=noise, progress=progress, options=options)
+
+    # ---- a score
 
     @torch.no_grad()
     def score_code(self, x: Tensor, *, noise: Noise) -> Tensor:
@@ -134,20 +407,3 @@ class DiffAE(CodeApplications, SemanticCodes):
         floor = 1e-4 * self.cov.diagonal().mean()
         cov = self.cov + floor * torch.eye(self.latent, dtype=d.dtype, device=d.device)
         return (d * torch.linalg.solve(cov, d.mT).mT).sum(1)
-
-    def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Figures of the first images: `mse` of reconstructions from both codes in 50 steps, for images in
-        [0, 1]; `mse_semantic`, from z_sem alone; and the `accuracy` of the classifier."""
-        sums, n = dict.fromkeys(("mse", "mse_semantic", "accuracy"), 0.0), 0
-        for batch in batches:
-            for name, stochastic in (("mse", True), ("mse_semantic", False)):
-                back = self.reconstruct(batch.x, noise=batch.noise, stochastic=stochastic).images
-                sums[name] += float((0.5 * (batch.x - back)).square().flatten(1).mean(1).sum())
-            if self.head is not None:
-                sums["accuracy"] += len(batch) * float(self.loss(batch, "classifier")["accuracy"])
-            n += len(batch)
-            if n >= MEASURED:
-                break
-        if self.head is None:
-            del sums["accuracy"]
-        return {name: total / n for name, total in sums.items()}

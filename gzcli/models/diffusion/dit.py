@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from gzcli.core.types import DataInfo
-from gzcli.models.diffusion.applications import DiffusionApplications
-from gzcli.models.diffusion.options import DiffusionOptions
+from gzcli.models.diffusion.ddpm import Diffusion, DiffusionOptions
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn.dit import DiTNet, DiTOptions
 
 
-class DiT(DiffusionApplications):
-    """A transformer over patches in the diffusion process of process.py. The variances are fixed; the paper
-    learns them.
+class DiT(Diffusion):
+    """A transformer over patches as a `Diffusion`. The variances are fixed; the paper learns them.
 
     Raises UsageError for sizes that do not fit, and for a conditional model of data without labels.
     """

@@ -6,7 +6,6 @@ the noised code as an input of every layer. Sampled codes are decoded from x_T ~
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,11 +14,8 @@ from torch.nn import functional as F
 
 from gzcli.core.types import Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.base import Model
-from gzcli.models.diffusion.applications import DiffusionApplications
-from gzcli.models.diffusion.code_applications import CodeApplications
-from gzcli.models.diffusion.codes import SemanticCodes
-from gzcli.models.diffusion.diffae import DiffAE
-from gzcli.models.diffusion.options import DiffusionOptions, PathOptions, SamplingOptions
+from gzcli.models.diffusion.ddpm import Diffusion, DiffusionOptions, PathOptions, SamplingOptions
+from gzcli.models.diffusion.diffae import CodeApplications, DiffAE
 from gzcli.models.labelled import ClusterOptions, LabelOptions
 from gzcli.models.nn import ClassEmbedding
 from gzcli.models.nn.unet import time_embedding
@@ -94,11 +90,12 @@ class LatentPrior(CodeApplications):
         latent = self.autoencoder.latent
         net = SkipMLP(latent, mlp, classes=len(data.classes) if labels.conditional else 0)
         codes = replace(data, shape=(latent, 1, 1), levels=None)
-        told = ClusterOptions(labels.conditional, labels.label_dropout)
-        self.diffusion = DiffusionApplications(codes, net, process, told)
+        self.diffusion = Diffusion(
+            codes, net, process, ClusterOptions(labels.conditional, labels.label_dropout)
+        )
 
     @property
-    def coder(self) -> SemanticCodes:
+    def coder(self) -> DiffAE:
         return self.autoencoder
 
     @torch.no_grad()
@@ -130,8 +127,6 @@ class LatentPrior(CodeApplications):
         z = self.diffusion.sample(n, labels=labels, noise=noise, options=options)
         return self.autoencoder.draw(self.autoencoder.denormalise(z.flatten(1)), noise, progress, path)
 
-    # ---- scores and figures
-
     @torch.no_grad()
     def score_code(self, x: Tensor, *, noise: Noise, times: int = 50) -> Tensor:
         """[B]: mean squared error of the prior's ε for z_sem.
@@ -140,28 +135,3 @@ class LatentPrior(CodeApplications):
         """
         z = self.autoencoder.normalise(self.autoencoder.encode(x))
         return self.diffusion.score_denoise(z[..., None, None], noise=noise, times=times)
-
-    def score_recon(self, x: Tensor, *, noise: Noise, steps: int = 10) -> Tensor:
-        """The autoencoder's: [B], mean squared error of images rebuilt from z_sem alone.
-
-        steps: network calls.
-        """
-        return self.autoencoder.score_recon(x, noise=noise, steps=steps)
-
-    def map_recon(self, x: Tensor, *, noise: Noise, steps: int = 10) -> Tensor:
-        """The autoencoder's: |x − x̂| at each pixel, [B, H, W].
-
-        steps: network calls.
-        """
-        return self.autoencoder.map_recon(x, noise=noise, steps=steps)
-
-    def score_denoise(self, x: Tensor, *, noise: Noise, times: int = 10) -> Tensor:
-        """The autoencoder's: [B], mean squared error of ε given z_sem.
-
-        times: evenly spaced noise levels that the error is averaged over.
-        """
-        return self.autoencoder.score_denoise(x, noise=noise, times=times)
-
-    def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """The autoencoder's figures."""
-        return self.autoencoder.measure(batches)

@@ -8,10 +8,9 @@ from collections.abc import Iterable
 import torch
 
 from gzcli.core.types import Batch, DataInfo
-from gzcli.models.denoising.flow import FlowOptions
-from gzcli.models.flow_matching.fm import FM
+from gzcli.models.flow_matching.fm import FM, FlowOptions
 from gzcli.models.labelled import ClusterOptions
-from gzcli.models.nn.unet_sizes import UNetOptions
+from gzcli.models.nn.unet import UNetOptions
 
 FEW = 200  # images that `measure` classifies
 

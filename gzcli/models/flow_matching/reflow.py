@@ -15,13 +15,13 @@ from torch import Tensor
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo
 from gzcli.models.base import Model
-from gzcli.models.denoising.flow import FlowMatching, FlowOptions, TimeSampling
-from gzcli.models.denoising.flow_applications import FlowApplications
+from gzcli.models.denoising.ode import Solver, solve_by
+from gzcli.models.denoising.process import TimeSampling
+from gzcli.models.flow_matching.fm import FlowMatching, FlowOptions
 from gzcli.models.labelled import ClusterOptions, LabelOptions
-from gzcli.models.nn.ode import Solver
 
 
-class Reflow(FlowApplications):
+class Reflow(FlowMatching):
     """A flow that starts with the weights of a trained `teacher`, any flow-matching model, and learns
     straight paths between the teacher's pairs. These are generated once (`prepare`) and arrive as
     `batch.extra`.
@@ -64,10 +64,9 @@ class Reflow(FlowApplications):
                 hint="set both alike",
             )
         net = copy.deepcopy(teacher.get_submodule("net")).requires_grad_(True)
-        flow = FlowOptions(time_sampling=time_sampling, shift=teacher.shift)
+        flow = FlowOptions(time_sampling=time_sampling, shift=teacher.process.shift)
         clusters = 0 if teacher.clusters is None else len(teacher.clusters)
-        told = ClusterOptions(labels.conditional, labels.label_dropout, clusters)
-        super().__init__(data, net, flow, told)
+        super().__init__(data, net, flow, ClusterOptions(labels.conditional, labels.label_dropout, clusters))
         if self.clusters is not None:
             self.clusters.load_state_dict(teacher.get_submodule("clusters").state_dict())
         self.attach("teacher", teacher)
@@ -93,22 +92,21 @@ class Reflow(FlowApplications):
         y = batch.y if self.conditional else None
         if self.clusters is not None:
             y = self.clusters(batch.x)
-        f = self.teacher.velocity(y, self.pair_guidance)
-        made = []
+        f, times = self.teacher.velocity(y, self.pair_guidance), self.process.ode_times(self.pair_steps)
+        drawn = []
         for _ in range(self.pairs_each):
             x0 = batch.noise.randn(*batch.x.shape).half()
-            x1 = self.flow(f, x0.to(batch.x), 0.0, 1.0, solver=self.pair_solver, steps=self.pair_steps)
-            made.append((x0, x1.half()))
+            drawn.append((x0, solve_by(self.pair_solver, f, x0.to(batch.x), times).half()))
         noise, image = (
-            torch.stack(each, 1) if self.pairs_each > 1 else each[0] for each in zip(*made, strict=True)
+            torch.stack(each, 1) if self.pairs_each > 1 else each[0] for each in zip(*drawn, strict=True)
         )
         return {"noise": noise, "image": image} | ({} if self.clusters is None else {"cluster": y})
 
-    def told(self, batch: Batch) -> Tensor | None:
+    def condition(self, batch: Batch) -> Tensor | None:
         """The labels of training images, or the clusters of their pairs."""
-        return super().told(batch) if self.clusters is None else batch.extra["cluster"].long()
+        return super().condition(batch) if self.clusters is None else batch.extra["cluster"].long()
 
-    def pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def ends(self, batch: Batch) -> tuple[Tensor, Tensor]:
         noise, image = batch.extra["noise"], batch.extra["image"]
         if self.pairs_each > 1:
             rows = torch.arange(len(batch), device=batch.x.device)

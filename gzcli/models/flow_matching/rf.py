@@ -6,14 +6,13 @@ from __future__ import annotations
 from typing import ClassVar
 
 from gzcli.core.types import DataInfo
-from gzcli.models.denoising.flow import FlowOptions
-from gzcli.models.denoising.flow_applications import FlowApplications
+from gzcli.models.flow_matching.fm import FlowMatching, FlowOptions
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn.dit import DiTNet, DiTOptions
 
 
-class RF(FlowApplications):
-    """A transformer over patches that predicts the velocity of denoising/flow.py.
+class RF(FlowMatching):
+    """A transformer over patches that predicts the velocity.
 
     Raises UsageError for sizes that do not fit, and for a conditional model of data without labels.
     """

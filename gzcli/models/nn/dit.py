@@ -121,20 +121,20 @@ class DiTNet(nn.Module):
         rows, columns = self.grid
         if rows != columns or self.freq_shift != 1:
             raise UsageError("diffusers' DiT is for square images and has a time embedding of its own")
-        other: Any = DiTTransformer2DModel(sample_size=rows * self.patch, **self.config)
-        own = self.state_dict()
-        own.setdefault("label.table.weight", torch.zeros(2, self.position.shape[1]))
-        theirs = other.state_dict()
+        net: Any = DiTTransformer2DModel(sample_size=rows * self.patch, **self.config)
+        ours = self.state_dict()
+        ours.setdefault("label.table.weight", torch.zeros(2, self.position.shape[1]))
+        theirs = net.state_dict()
         for key in theirs:
             name = renamed(
                 re.sub(r"^transformer_blocks\.\d+(\.norm1\.emb)", r"transformer_blocks.0\1", key), DIT
             )
             if part := re.search(r"\.attn1\.to_([qkv])\.", name):
-                theirs[key] = own[name.replace(part[0], ".qkv.")].chunk(3)["qkv".index(part[1])]
-            elif name in own:  # only tables of positions are not
-                theirs[key] = own[name]
-        other.load_state_dict(theirs)
-        return other.to(self.position.device).eval()
+                theirs[key] = ours[name.replace(part[0], ".qkv.")].chunk(3)["qkv".index(part[1])]
+            elif name in ours:  # only tables of positions are not
+                theirs[key] = ours[name]
+        net.load_state_dict(theirs)
+        return net.to(self.position.device).eval()
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
         """The output for times t [B], real or integer, and y and `drop` as in `ClassEmbedding`."""

@@ -15,6 +15,7 @@ with deviation 1).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,17 +26,12 @@ from torch import Tensor
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress, no_progress
-from gzcli.models.denoising.samplers import Randn
-from gzcli.models.denoising.schedule import clean
+from gzcli.models.denoising.process import VE, Level
+from gzcli.models.denoising.samplers import Denoise, Randn, annealed_langevin
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import at_least
-from gzcli.models.score.applications import ScoreApplications
-from gzcli.models.score.options import SamplingOptions, ScoreOptions
 from gzcli.models.score.refinenet import RefineNet, RefineNetOptions
-from gzcli.models.score.samplers import annealed_langevin
-from gzcli.models.score.sampling import SAMPLERS, drawn
-from gzcli.models.score.score import ScoreModel
-from gzcli.models.score.sde import VE, Spacing
+from gzcli.models.score.sgm import SamplingOptions, ScoreModel, ScoreOptions, Spacing
 
 WIDEST = 1.7  # the largest distance between two images of a set in units of √D
 
@@ -54,14 +50,14 @@ class NCSNSampling(SamplingOptions):
       that of their level (technique 4).
     """
 
-    sampler: Literal["langevin", "dpmpp", "heun", "em", "pc", "ode"] = "em"
+    sampler: Literal["langevin", "dpmpp", "heun", "em", "pc", "ode"] = "em"  # type: ignore[assignment]
     steps: int = 50
     spacing: Spacing = "logsnr"
     repeats: int = 5
     step: float | None = None
 
 
-class NCSNv2(ScoreApplications):
+class NCSNv2(ScoreModel):
     """A RefineNet that predicts the score.
 
     sigma_max: largest σ of the ladder, for images in [-1, 1]; twice that of the paper, where images are in
@@ -96,7 +92,7 @@ class NCSNv2(ScoreApplications):
 
     def on_start(self, batch: Batch) -> None:
         widest = float(torch.cdist(batch.x.flatten(1).float(), batch.x.flatten(1).float()).max())
-        if widest > self.prior_std:
+        if widest > self.process.prior_std:
             self.warnings = (
                 f"images are up to {widest:.3g} apart, more than `model.sigma_max`: modes may be missed",
             )
@@ -106,7 +102,8 @@ class NCSNv2(ScoreApplications):
         share = (self.rungs * super().draw_times(noise, n)).floor()
         return (share / (self.rungs - 1)).clamp(max=1.0)
 
-    def sample(
+    @torch.no_grad()
+    def sample(  # type: ignore[override]
         self,
         n: int,
         *,
@@ -116,26 +113,25 @@ class NCSNv2(ScoreApplications):
         options: NCSNSampling = NCSNSampling(),
     ) -> Tensor:
         """n images [n, C, H, W] in [-1, 1] from noise."""
+        if options.sampler != "langevin":
+            return super().sample(n, labels=labels, noise=noise, progress=progress, options=options)
+        at_least(1, repeats=options.repeats)
+        levels = [*map(self.process.level, np.linspace(1, 0, self.rungs).tolist())]
+        step = options.step or steady_step(levels[0].sigma / levels[1].sigma, options.repeats)
 
         def langevin(
-            model: ScoreModel,
+            denoise: Denoise,
             x: Tensor,
-            y: Tensor | None,
-            _: SamplingOptions,
+            path: Sequence[Level],
+            *,
             randn: Randn,
-            progress: Progress,
+            progress: Progress = no_progress,
         ) -> Tensor:
-            repeats = options.repeats
-            at_least(1, repeats=repeats)
-            guide, interval = model.strength(options.guidance), options.interval
-            denoise = model.denoiser(y, guidance=guide, interval=interval, clip=options.clip)
-            path = [*map(model.level, np.linspace(1, 0, self.rungs).tolist()), clean(0.0)]
-            step = options.step or steady_step(path[0].sigma / path[1].sigma, repeats)
             return annealed_langevin(
-                denoise, x, path, repeats=repeats, step=step, randn=randn, progress=progress
+                denoise, x, levels, repeats=options.repeats, step=step, randn=randn, progress=progress
             )
 
-        return drawn(self, n, labels, noise, progress, options, {**SAMPLERS, "langevin": langevin})
+        return self.draw(n, labels, noise, progress, options, langevin)
 
 
 def overlapping(size: int, overlap: float = 0.5) -> float:

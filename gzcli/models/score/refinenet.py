@@ -66,13 +66,17 @@ class RefineNet(nn.Module):
         y: labels as in `ClassEmbedding`; None: the null label.
         drop: boolean [B], true where the null label replaces the label.
         """
-        h, seen = self.conv_in(x), []
+        h, skips = self.conv_in(x), []
+        # in bf16 with channels last, as colours come, oneDNN's gradient of a dilated convolution is wrong but
+        # for multiples of 16 channels; on a CPU the layout of these maps is that of all
+        if torch.is_grad_enabled() and h.dtype is torch.bfloat16 and h.shape[1] % 16:
+            h = h.contiguous()
         for stage in self.stages:
             h = stage(h, y, drop)
-            seen.append(h)
-        h = self.refine[0]([seen.pop()])
+            skips.append(h)
+        h = self.refine[0]([skips.pop()])
         for refine in self.refine[1:]:
-            h = refine([seen.pop(), h])
+            h = refine([skips.pop(), h])
         return self.conv_out(F.elu(self.norm_out(h, y, drop)))
 
 
@@ -148,9 +152,9 @@ class RefineBlock(nn.Module):
         if self.fuse is not None:
             size = h.shape[2:]
             parts = (conv(x) for conv, x in zip(self.fuse, xs, strict=True))
-            h, *others = [F.interpolate(p, size=size, mode="bilinear", align_corners=True) for p in parts]
-            for other in others:
-                h = h + other
+            h, *rest = [F.interpolate(p, size=size, mode="bilinear", align_corners=True) for p in parts]
+            for part in rest:
+                h = h + part
         h = path = F.elu(h)
         for conv in self.chain:
             path = conv(pooled(path))

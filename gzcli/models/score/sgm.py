@@ -1,36 +1,227 @@
-"""Score-based generative modelling through SDEs — Song et al. 2021, arXiv:2011.13456."""
+"""Score-based generative modelling through SDEs — Song et al. 2021, arXiv:2011.13456: a network learns
+∇ log p_t of data under an SDE.
+
+    x_t = α(t) x_0 + σ(t) ε,   score(x_t, t) = −ε̂(x_t, t) / σ(t)
+    E λ(t) ‖score(x_t, t) + ε/σ(t)‖²                                                        (eq. 7)
+
+Times run from data at t = 0 to noise at t = 1; images are made by the reverse SDE (eq. 6), or by the ODE of
+the same marginals, dx/dt = f x − ½ g² score (eq. 13).
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
-from torch import Tensor
+import numpy as np
+import torch
+from torch import Tensor, nn
 
-from gzcli.core.types import DataInfo, Noise, Progress, no_progress
-from gzcli.models.denoising.schedule import shift_of
+from gzcli.core.types import Applied, DataInfo, Noise, Progress, no_progress
+from gzcli.core.units import Size
+from gzcli.models.denoising.applications import Applications
+from gzcli.models.denoising.denoiser import LikelihoodByODE
+from gzcli.models.denoising.ode import Solver, solve_by
+from gzcli.models.denoising.process import SDE, VE, VP, Levels, Shift, SubVP, shift_of, stratified
+from gzcli.models.denoising.samplers import Sampler, dpmpp, euler_maruyama, heun, predictor_corrector
 from gzcli.models.labelled import ClusterOptions
-from gzcli.models.nn.ode import LikelihoodOptions, dequantised, grey_levels, log_density
-from gzcli.models.nn.unet import UNet
-from gzcli.models.nn.unet_sizes import UNetOptions
-from gzcli.models.score.applications import ScoreApplications
-from gzcli.models.score.options import SamplingOptions, ScoreOptions
-from gzcli.models.score.sampling import drawn
-from gzcli.models.score.sde import SDES, SDEOptions
+from gzcli.models.nn.unet import UNet, UNetOptions
+
+Prediction = Literal["v", "eps"]
+Weighting = Literal["even", "score", "likelihood"]
+TimeSampling = Literal["uniform", "cosine"]
+Spacing = Literal["uniform", "karras", "logsnr"]
 
 
 @dataclass(frozen=True)
-class SGMSampling(SamplingOptions):
-    """The same, with the samplers of `sgm`."""
+class SDEOptions:
+    """The stochastic differential equation.
+
+    sde: variance preserving (vp), sub-VP (subvp) or variance exploding (ve).
+    beta_min: β at t = 0, of vp and subvp; above 0.
+    shift: factor of the noise-to-signal ratio √(1 − α²)/α, of vp and subvp; auto: side / 64, at least 1
+      (Hoogeboom 2023, arXiv:2301.11093).
+    sigma_min: σ at t = 0, of ve, for images in [-1, 1]; above 0.
+    sigma_max: σ at t = 1.
+    t_min: the least time of training and of likelihoods, 0 … 1. The noise at that time limits the likelihood
+      of a constant pixel: with 256 levels σ = .01 costs 1.2 nats, .002 costs .2.
+    """
+
+    sde: Literal["vp", "subvp", "ve"] = "vp"
+    beta_min: float = 0.1
+    shift: Shift = 1.0
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    t_min: float = 1e-5
+
+
+SDES: dict[str, Callable[[SDEOptions, float], SDE]] = {
+    "vp": lambda options, shift: VP(options.t_min, options.beta_min, shift),
+    "subvp": lambda options, shift: SubVP(options.t_min, options.beta_min, shift),
+    "ve": lambda options, _: VE(options.t_min, options.sigma_min, options.sigma_max),
+}
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """The training loss.
+
+    prediction: what the network predicts: the noise (eps), or v = (α ε − σ x_0) / √(α² + σ²).
+    weighting: λ(t) of the loss: σ², the plain error of ε (score); g², a bound of the likelihood (likelihood;
+      Song 2021b, arXiv:2101.09258); or the plain error of the prediction (even).
+    time_sampling: times of a batch, one from each of its equal shares: uniform in t, or in the angle of (α,
+      σ), as in the cosine schedule (cosine).
+    """
+
+    prediction: Prediction = "v"
+    weighting: Weighting = "even"
+    time_sampling: TimeSampling = "cosine"
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """The sampler, its steps and guidance.
+
+    sampler: a solver of the ODE: dpmpp, `steps` network calls (Lu 2022b), heun, 2 steps − 1 (Karras 2022), or
+      ode, by a general `solver`; or of the SDE, which wants hundreds of uniform steps: em (Euler–Maruyama),
+      `steps` calls, and pc (predictor–corrector), steps + corrector · (steps − 1) calls.
+    steps: number of noise levels, 1 or more.
+    spacing: where the noise levels lie: uniform: evenly in t; karras: in the 7th root of σ/α (Karras 2022,
+      eq. 5); logsnr: in log σ/α.
+    corrector: Langevin steps that pc takes at each level.
+    snr: signal-to-noise ratio of the Langevin steps.
+    solver: of ode: adaptive to `tolerance`, or steps − 1 steps of one network call (euler), two (midpoint,
+      heun) or four (rk4).
+    tolerance: largest error of an adaptive step, for images in [-1, 1].
+    guidance: strength of the labels (Ho & Salimans 2022); 1: as trained, 0: without them, more: sharper;
+      null: 1, and 1.3 towards clusters.
+    interval: times t between which guidance acts.
+    clip: whether estimates of x_0 are clamped to [-1, 1]; ode never clamps.
+    size: of the images in pixels, for a network that draws others than it was trained on; null: as in
+      training.
+    """
 
     sampler: Literal["dpmpp", "heun", "em", "pc", "ode"] = "dpmpp"
+    steps: int = 25
+    spacing: Spacing = "karras"
+    corrector: int = 1
+    snr: float = 0.16
+    solver: Solver = "adaptive"
+    tolerance: float = 1e-4
+    guidance: float | None = None
+    interval: tuple[float, float] = (0.0, 1.0)
+    clip: bool = True
+    size: Size | None = None
 
 
-class SGM(ScoreApplications):
-    """A U-Net that predicts the score, as in score.py."""
+SAMPLERS: dict[str, Callable[[SamplingOptions, SDE], Sampler]] = {
+    "dpmpp": lambda *_: dpmpp,
+    "heun": lambda *_: heun,
+    "em": lambda _, sde: partial(euler_maruyama, sde=sde),
+    "pc": lambda options, _: partial(predictor_corrector, corrector=options.corrector, snr=options.snr),
+}
+
+
+class ScoreModel(Applications):
+    """A network on an SDE that predicts the noise ε in x_t (eps) or v, which for VP is that of Salimans 2022.
+
+    rescale: whether the network sees x / √(α² + σ²) in place of x.
+    """
+
+    walk_back = staticmethod(dpmpp)
+    ode_solver = "rk4"
+    process: SDE
+    quantiles: Tensor  # of the distribution of times, [4097]
+
+    def __init__(
+        self,
+        data: DataInfo,
+        net: nn.Module,
+        sde: SDE,
+        score: ScoreOptions,
+        labels: ClusterOptions,
+        *,
+        rescale: bool,
+    ):
+        super().__init__(data, net, sde, labels, prediction=score.prediction, rescale=rescale)
+        self.weighting = score.weighting
+        low, high = (math.atan2(e.sigma, e.alpha) for e in (sde.level(sde.start), sde.level(1.0)))
+        u = np.linspace(0, 1, 4097)
+        if score.time_sampling == "uniform":
+            t = sde.start + u * (1 - sde.start)
+        else:
+            t = sde.times_at(np.log(np.tan(low + u * (high - low))))
+        self.register_buffer("quantiles", torch.from_numpy(t).float(), persistent=False)
+
+    # ---- training
+
+    def draw_times(self, noise: Noise, n: int) -> Tensor:
+        """The times of a batch, [B] in [t_min, 1]."""
+        u = stratified(noise.rand(n), noise).to(self.quantiles.dtype)
+        place = u * (len(self.quantiles) - 1)
+        k = place.long().clamp_(max=len(self.quantiles) - 2)
+        return torch.lerp(self.quantiles[k], self.quantiles[k + 1], place - k)
+
+    def objective(self, out: Tensor, target: Tensor, at: Levels) -> dict[str, Tensor]:
+        error = (out - target).square().flatten(1).mean(1)  # [B]
+        weight = error.new_ones(())
+        if self.weighting != "even" and self.prediction == "v":
+            weight = (at.alpha / self.process.norm(at)).view(-1) ** 2  # the error of ε is α/r times that of v
+        if self.weighting == "likelihood":
+            weight = weight * self.process.rates(at.t)[1] / at.sigma.view(-1) ** 2
+        return {"loss": (weight * error).mean()}
+
+    # ---- sampling and scores
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        labels: Tensor | None = None,
+        noise: Noise,
+        progress: Progress = no_progress,
+        options: SamplingOptions = SamplingOptions(),
+    ) -> Tensor:
+        """n images [n, C, H, W] in [-1, 1] from noise."""
+        if options.sampler != "ode":
+            walk = SAMPLERS[options.sampler](options, self.process)
+            return self.draw(n, labels, noise, progress, options, walk)
+        x, y = self.start(n, labels, noise, options.size)
+        f = self.velocity(y, self.strength(options.guidance), options.interval)
+        times = [level.t for level in self.process.path(options.steps, options.spacing)[:-1]]
+        x = solve_by(options.solver, f, x, times, tolerance=options.tolerance, progress=progress)
+        return self.into_range(x)
+
+    @torch.no_grad()
+    def score_denoise(self, x: Tensor, *, noise: Noise, times: int = 10) -> Tensor:
+        """[B]: mean squared error of the estimate of ε.
+
+        times: noise levels, even in log σ/α, that the error is averaged over.
+        """
+        return self.errors(x, self.known_labels(None), noise, times)
+
+    @torch.no_grad()
+    def interpolate(
+        self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, frames: int = 8, steps: int = 10
+    ) -> Applied:
+        """Interpolations from image 0 to 1, 2 to 3, … through the noises that the ODE maps them to.
+
+        Raises UsageError for fewer than two images, or frames.
+
+        frames: images of an interpolation, both ends included.
+        steps: Runge–Kutta steps from image to noise, and from noise to image, each of four network calls.
+        """
+        return super().interpolate(x, noise=noise, progress=progress, frames=frames, steps=steps)
+
+
+class SGM(LikelihoodByODE, ScoreModel):
+    """A U-Net that predicts the score."""
 
     paper = "Song et al. 2021, arXiv:2011.13456"
-    likelihood = "ode"
 
     def __init__(
         self,
@@ -44,31 +235,3 @@ class SGM(ScoreApplications):
         net = UNet.of(data, unet, classes=labels.count(data))
         process = SDES[sde.sde](sde, shift_of(sde.shift, data.shape))
         super().__init__(data, net, process, score, labels, rescale=True)
-
-    def sample(
-        self,
-        n: int,
-        *,
-        labels: Tensor | None = None,
-        noise: Noise,
-        progress: Progress = no_progress,
-        options: SGMSampling = SGMSampling(),
-    ) -> Tensor:
-        """n images [n, C, H, W] in [-1, 1] from noise."""
-        return drawn(self, n, labels, noise, progress, options)
-
-    def log_prob(
-        self,
-        x: Tensor,
-        labels: Tensor | None = None,
-        *,
-        noise: Noise,
-        ode: LikelihoodOptions = LikelihoodOptions(),
-    ) -> Tensor:
-        """[B] nats of the discrete image by the ODE from data to noise, see nn/ode.py. Raises UsageError for
-        latents."""
-        levels = grey_levels(self.data.levels)
-        path = self.sde.rising(dequantised(levels), ode.steps)
-        times, alpha = [level.t for level in path], path[0].alpha
-        f, std = self.velocity(self.known_labels(labels)), self.prior_std
-        return log_density(f, x, times, ode, levels=levels, alpha=alpha, noise=noise, std=std)

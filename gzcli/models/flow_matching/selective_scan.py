@@ -7,7 +7,8 @@ The recurrence runs token by token, with one fused multiply-add each: a quotient
 overflow beyond short sequences. Terms that do not depend on the state are computed for a chunk of about √T
 tokens at once; on a CPU, for so few images that they fit in the cache. The forward pass keeps the states
 between chunks, and the backward pass recomputes the states inside them, as the authors' kernel does. That
-kernel, of the package `mamba-ssm`, is used on a GPU where it is installed.
+kernel, of the package `mamba-ssm`, is used on a GPU where it is installed. A file of its own, as an algorithm
+with its own backward pass.
 """
 
 from __future__ import annotations

@@ -30,7 +30,6 @@ TABLEAUX = {
     "heun": ((0, 1), ((), (1,)), (1 / 2, 1 / 2)),
     "rk4": ((0, 1 / 2, 1 / 2, 1), ((), (1 / 2,), (0, 1 / 2), (0, 0, 1)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
 }
-CALLS = {name: len(b) for name, (_, _, b) in TABLEAUX.items()}  # calls of f in a step
 
 # Dormand & Prince 1980, RK5(4)7M, whose seventh stage is the first of the next step
 DOPRI_C = (0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1)
@@ -122,7 +121,7 @@ def solve_by(
     x: Tensor,
     times: Sequence[float],
     *,
-    tolerance: float,
+    tolerance: float = 1e-4,
     norm: Norm | None = None,
     progress: Progress = no_progress,
 ) -> Tensor:

@@ -1,0 +1,427 @@
+"""What every trained denoiser can do with images, and its score of how well it rebuilds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Applied, Batch, Noise, Progress, no_progress
+from gzcli.models.denoising.denoiser import Denoiser
+from gzcli.models.denoising.ode import solve
+from gzcli.models.denoising.posterior import Measurement, conditioned, means, pixels
+from gzcli.models.denoising.process import Level
+from gzcli.models.denoising.samplers import Denoise, Sampler, dpmpp, draws_like, repaint
+from gzcli.models.nn import as_interpolations, at_least, interpolated, pairs_of, slerp, spread_labels
+
+TIMES = 4  # noise levels by which translation finds the class of an image that has no label
+
+
+class Applications(Denoiser):
+    """Applications over the estimates and the ODE of a denoiser.
+
+    walk_back: the sampler that takes noised images back to the clean ones.
+    ode_solver: the solver of the ODE from images to noise and back.
+    """
+
+    with_labels = ("translate", "classify")
+    perceptual_scores = ("recon",)
+    walk_back: ClassVar[Sampler]
+    ode_solver: ClassVar[str] = "midpoint"
+    recon_mean: Tensor | None = None  # of each error of an image, set by `fit_recon`
+    recon_std: Tensor | None = None
+
+    # ---- there and back
+
+    def path(self, steps: int, **how: Any) -> list[Level]:
+        """A path of at most `steps` steps; keywords as in the `path` of the process."""
+        return self.process.path(steps, **how)
+
+    def to_noise(self, x: Tensor, y: Tensor | None, steps: int, progress: Progress) -> Tensor:
+        """The noise that the ODE given labels y takes images x to."""
+        times = self.process.ode_times(steps)[::-1]
+        return solve(self.velocity(y), x, times, self.ode_solver, progress)
+
+    def to_data(self, z: Tensor, y: Tensor | None, steps: int, guidance: float, progress: Progress) -> Tensor:
+        """The images that the ODE given labels y takes noise z to."""
+        times = self.process.ode_times(steps)
+        return solve(self.velocity(y, guidance), z, times, self.ode_solver, progress)
+
+    def round_trip(
+        self,
+        x: Tensor,
+        noise: Noise,
+        strength: float,
+        steps: int,
+        *,
+        y: Tensor | None = None,
+        guidance: float = 1.0,
+        progress: Progress = no_progress,
+    ) -> tuple[Tensor, Tensor]:
+        """x noised at the share `strength` of the way to pure noise, and that denoised in at most `steps`
+        steps given labels y, as SDEdit does (Meng 2022, arXiv:2108.01073).
+
+        Raises UsageError for a strength outside 0 … 1.
+        """
+        check_strength(strength)
+        path = self.path(steps, start=strength)
+        x_t = path[0].alpha * x + path[0].sigma * noise.randn(*x.shape)
+        denoise = self.denoiser(self.known_labels(y), guidance=guidance)
+        back = self.walk_back(denoise, x_t, path, randn=draws_like(noise, x), progress=progress)
+        return x_t, self.into_range(back)
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        x: Tensor,
+        *,
+        noise: Noise,
+        progress: Progress = no_progress,
+        strength: float = 0.4,
+        steps: int = 20,
+    ) -> Applied:
+        """Images [B, C, H, W] noised and denoised, as the score `recon` compares them with x.
+
+        strength: noise level as a share of the way to pure noise, 0 … 1.
+        steps: denoising steps, at most.
+        """
+        at_least(1, steps=steps)
+        x_t, back = self.round_trip(x, noise, strength, steps, progress=progress)
+        return Applied(back, rows=("denoised",), given=x_t, how="noised")
+
+    @torch.no_grad()
+    def edit(
+        self,
+        x: Tensor,
+        *,
+        labels: Tensor | None = None,
+        noise: Noise,
+        progress: Progress = no_progress,
+        strength: float = 0.6,
+        steps: int = 50,
+        guidance: float = 1.0,
+    ) -> Applied:
+        """SDEdit: images [B, C, H, W] noised, and denoised given `labels` if the model is conditional.
+
+        strength: noise level as a share of the way to pure noise, 0 … 1; more changes more.
+        steps: denoising steps, at most.
+        guidance: strength of the labels; 1: as trained, 0: without them, more: sharper.
+        """
+        at_least(1, steps=steps)
+        y = self.asked_labels(labels, len(x))
+        x_t, back = self.round_trip(x, noise, strength, steps, y=y, guidance=guidance, progress=progress)
+        return Applied(back, rows=("edited",), given=x_t, how="noised", labels=y)
+
+    @torch.no_grad()
+    def interpolate(
+        self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, frames: int = 8, steps: int = 20
+    ) -> Applied:
+        """Interpolations from image 0 to 1, 2 to 3, … through the noises that the ODE maps them to.
+
+        Raises UsageError for fewer than two images, or frames.
+
+        frames: images of an interpolation, both ends included.
+        steps: midpoint steps from image to noise, and from noise to image, each of two network calls.
+        """
+        at_least(1, steps=steps)
+        y = self.known_labels(None)
+        return through_noise(
+            x,
+            frames,
+            to_noise=lambda x: self.to_noise(x, y, steps, progress),
+            to_images=lambda z: self.into_range(self.to_data(z, y, steps, 1.0, progress)),
+        )
+
+    # ---- what is known of an image
+
+    @torch.no_grad()
+    def inpaint(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        noise: Noise,
+        progress: Progress = no_progress,
+        steps: int = 50,
+        resample: int = 5,
+        jump: int = 5,
+        method: Literal["repaint", "moments"] = "repaint",
+        iterations: int = 4,
+        guidance: float = 1.0,
+    ) -> Applied:
+        """Images [B, C, H, W] completed where mask [B, 1, H, W] is 0. Without a mask the middle is hidden,
+        half as high and wide as the image.
+
+        RePaint (Lugmayr 2022, arXiv:2201.09865; for scores Song 2021, appendix I.2) replaces the known pixels
+        at each level by noised ones, which is not exactly the distribution of the hidden pixels given the
+        known ones. For a Gaussian with correlated pixels of deviation .37 its mean is off by .14 at the
+        default, by .10 with 1,000 calls, and its variance by a sixth. The method `moments` (posterior.py) is
+        off by .01 in 25 steps.
+
+        steps: levels of noise.
+        resample: times that RePaint walks each stretch; it takes at most steps × resample network calls.
+        jump: levels of a stretch of RePaint.
+        method: repaint; moments: condition on the known pixels by the first two moments of images.
+        iterations: of conjugate gradients in each step of moments, which takes one network call and
+          iterations + 1 of its gradient.
+        guidance: strength of the labels; 1: as trained, 0: without them, more: sharper.
+        """
+        at_least(1, steps=steps, resample=resample, jump=jump, iterations=iterations)
+        mask = middle_hidden(x) if mask is None else mask.to(x)
+        y = self.asked_labels(labels, len(x)) if labels is not None else self.known_labels(None)
+        if method == "moments":
+            denoise = self.denoiser(y, guidance=guidance, clip=False)
+            images = self.sample_posterior(
+                denoise, mask * x, pixels(mask), noise, progress, steps, iterations
+            )
+        else:
+            images = repaint(
+                self.denoiser(y, guidance=guidance),
+                self.process.prior_std * noise.randn(*x.shape),
+                self.path(steps),
+                known=x,
+                mask=mask,
+                randn=draws_like(noise, x),
+                resample=resample,
+                jump=jump,
+                progress=progress,
+            )
+        done = torch.lerp(self.into_range(images), x, mask)
+        return Applied(done, rows=("inpainted",), known=mask, how="masked", labels=y)
+
+    @torch.no_grad()
+    def upscale(
+        self,
+        x: Tensor,
+        *,
+        noise: Noise,
+        progress: Progress = no_progress,
+        factor: int = 2,
+        steps: int = 25,
+        iterations: int = 4,
+    ) -> Applied:
+        """Images [B, C, H, W] with the block means x: the ODE given them, by the first two moments of images
+        given x_t (posterior.py).
+
+        Raises UsageError for sizes that do not fit.
+
+        x: small images [B, C, h, w], where h divides H; or images of full size, which are first reduced.
+        factor: by how much images of full size are first reduced.
+        steps: even in log σ/α, each of a network call and iterations + 1 of its gradient.
+        iterations: of conjugate gradients in each step.
+        """
+        at_least(1, factor=factor, steps=steps, iterations=iterations)
+        small, by = reduced(x, factor, self.data.shape[1:])
+        denoise = self.denoiser(self.known_labels(None), clip=False)
+        images = self.sample_posterior(denoise, small, means(by), noise, progress, steps, iterations)
+        return Applied(self.into_range(images), rows=("upscaled",), given=small, how=f"small, 1/{by}")
+
+    def sample_posterior(
+        self,
+        denoise: Denoise,
+        y: Tensor,
+        measurement: Measurement,
+        noise: Noise,
+        progress: Progress,
+        steps: int,
+        iterations: int,
+    ) -> Tensor:
+        """Images given what is known of them, y, by the first two moments (Rozet 2024, arXiv:2405.13712) of a
+        denoiser that does not clip."""
+        level, into_range = self.process.level, self.into_range
+        given_y = conditioned(denoise, level, y, measurement, iterations=iterations, into_range=into_range)
+        z = self.process.prior_std * noise.randn(len(y), *self.data.shape)
+        return dpmpp(given_y, z, self.path(steps, spacing="logsnr"), progress=progress)
+
+    # ---- what labels are for
+
+    def error(self, x: Tensor, eps: Tensor, level: Level, y: Tensor | None) -> Tensor:
+        """[B]: the mean squared error of the network's velocity, or else of its ε, for images x noised by eps
+        at a level, given labels y."""
+        x_t = level.alpha * x + level.sigma * eps
+        at = self.process.level_of(x, level.t)
+        out = self.output(x_t, at, y)
+        if self.prediction == "velocity":
+            gap = out - self.target(x, eps, at)
+        else:
+            gap = eps - self.split(out, x_t, at).eps
+        return gap.square().flatten(1).mean(1)
+
+    def errors(self, x: Tensor, y: Tensor | None, noise: Noise, times: int) -> Tensor:
+        """[B]: the error over `times` noise levels, each with noise of its own."""
+        levels = self.process.between(times)
+        return torch.stack([self.error(x, noise.randn(*x.shape), level, y) for level in levels]).mean(0)
+
+    def class_errors(
+        self, x: Tensor, noise: Noise, times: int = TIMES, progress: Progress = no_progress
+    ) -> Tensor:
+        """[B, K]: the error given each class, at `times` noise levels and with the same noise for every class
+        (Li 2023, "Your Diffusion Model is Secretly a Zero-Shot Classifier", arXiv:2303.16203)."""
+        classes = spread_labels(None, len(self.data.classes), self.data, x.device)
+        total = x.new_zeros(len(x), len(classes))
+        for i in range(times):
+            eps, level = noise.randn(*x.shape), self.process.level_at((i + 0.5) / times)
+            errors = [self.error(x, eps, level, y.expand(len(x), *y.shape)) for y in classes]
+            total = total + torch.stack(errors, 1) / times
+            progress(i + 1, times, x)
+        return total
+
+    @torch.no_grad()
+    def classify(
+        self,
+        x: Tensor,
+        *,
+        y: Tensor | None = None,
+        noise: Noise,
+        progress: Progress = no_progress,
+        times: int = 20,
+    ) -> Applied:
+        """The images with the class under which the model predicts their noise best, a classification that
+        it was not trained for (Li 2023, arXiv:2303.16203); and its accuracy, where the classes y are known.
+
+        Raises UsageError for an unconditional model, and where several classes hold at once.
+
+        times: noise levels at which the classes are compared; each takes a network call for every class.
+        """
+        at_least(1, times=times)
+        self.check_conditional("classify")
+        if self.data.multilabel:
+            raise UsageError("several classes may hold at once: there is no one class to find")
+        labels = self.class_errors(x, noise, times, progress).argmin(1)
+        figures = {} if y is None else {"accuracy": float((labels == y).float().mean())}
+        return Applied(x, rows=("classified",), labels=labels, figures=figures)
+
+    @torch.no_grad()
+    def translate(
+        self,
+        x: Tensor,
+        *,
+        labels: Tensor | None = None,
+        y: Tensor | None = None,
+        noise: Noise,
+        progress: Progress = no_progress,
+        steps: int = 25,
+        guidance: float = 1.0,
+    ) -> Applied:
+        """Images [B, C, H, W] of one class as those of another, `labels`: their noise by the ODE given their
+        own class, and the images of that noise given the other one (Su 2022, "Dual Diffusion Implicit
+        Bridges", arXiv:2203.08382). Without labels, image i gets class i % K. Images whose class y is not
+        known are classified first.
+
+        Raises UsageError for an unconditional model.
+
+        steps: of the ODE, to noise and back.
+        guidance: strength of the labels on the way back; 1: as trained, more: sharper.
+        """
+        at_least(1, steps=steps)
+        self.check_conditional("translate")
+        if y is None and not self.data.multilabel:
+            y = self.class_errors(x, noise).argmin(1)
+        to = self.asked_labels(labels, len(x))
+        z = self.to_noise(x, self.known_labels(y), steps, progress)
+        images = self.into_range(self.to_data(z, to, steps, guidance, progress))
+        return Applied(images, rows=("translated",), labels=to)
+
+    def check_conditional(self, verb: str) -> None:
+        """Raises UsageError for a model that knows no labels."""
+        if not self.conditional:
+            raise UsageError(
+                f"only a model that knows labels can {verb}",
+                hint="train it with `--set model.conditional=true`",
+            )
+
+    # ---- out-of-distribution scores
+
+    @torch.no_grad()
+    def score_recon(
+        self, x: Tensor, *, noise: Noise, starts: int = 4, steps: int = 10, pixels: bool = False
+    ) -> Tensor:
+        """[B]: the mean error of images rebuilt from several noise levels (Graham 2023, arXiv:2211.07740).
+
+        After `fit_recon` it is the mean of the errors' z-scores. Raises UsageError where the fit had another
+        number of errors.
+
+        starts: noise levels from which images are rebuilt.
+        steps: denoising steps from each noise level, at most.
+        pixels: leave out the perceptual distance, and take the error of pixels alone.
+        """
+        errors = self.recon_errors(x, noise, starts, steps, pixels)
+        if self.recon_mean is None or self.recon_std is None:
+            return errors.mean(1)
+        if len(self.recon_mean) != errors.shape[1]:
+            raise UsageError(
+                f"`recon` was fitted with {len(self.recon_mean)} errors an image, not {errors.shape[1]}"
+            )
+        return ((errors - self.recon_mean) / self.recon_std).mean(1)
+
+    @torch.no_grad()
+    def fit_recon(
+        self, batches: Iterable[Batch], *, starts: int = 4, steps: int = 10, pixels: bool = False
+    ) -> None:
+        """Mean and deviation of each error over held-out in-distribution batches; options as in
+        `score_recon`."""
+        errors = torch.cat([self.recon_errors(b.x, b.noise, starts, steps, pixels) for b in batches])
+        self.recon_mean, self.recon_std = errors.mean(0), errors.std(0).clamp(min=1e-8)
+
+    @torch.no_grad()
+    def map_recon(self, x: Tensor, *, noise: Noise, starts: int = 4, steps: int = 10) -> Tensor:
+        """|x − x̂| at each pixel, the mean over channels and noise levels: [B, H, W]; options as in
+        `score_recon`."""
+        back = self.rebuilt(x, noise, starts, steps)
+        return torch.stack([(x - b).abs().mean(1) for b in back]).mean(0)
+
+    def recon_errors(self, x: Tensor, noise: Noise, starts: int, steps: int, pixels: bool) -> Tensor:
+        """[B, starts or 2 · starts]: the mean squared errors of rebuilt images, then their perceptual
+        distances."""
+        back = self.rebuilt(x, noise, starts, steps)
+        errors = [(x - b).square().flatten(1).mean(1) for b in back]
+        if self.perceptual is not None and not pixels:
+            errors += [self.perceptual(x, b) for b in back]
+        return torch.stack(errors, 1)
+
+    def rebuilt(self, x: Tensor, noise: Noise, starts: int, steps: int) -> list[Tensor]:
+        """x after round trips of strength k / (starts + 1)."""
+        return [self.round_trip(x, noise, (k + 1) / (starts + 1), steps)[1] for k in range(starts)]
+
+
+def check_strength(strength: float) -> None:
+    """Raises UsageError outside 0 … 1."""
+    if not 0 < strength <= 1:
+        raise UsageError(f"`strength` is a share of the way to pure noise, 0 … 1, not {strength:g}")
+
+
+def middle_hidden(x: Tensor) -> Tensor:
+    """The mask [B, 1, H, W] that hides the middle quarter of x: 0 in the middle, 1 elsewhere."""
+    n, _, h, w = x.shape
+    mask = x.new_ones(n, 1, h, w)
+    mask[:, :, h // 4 : h - h // 4, w // 4 : w - w // 4] = 0
+    return mask
+
+
+def reduced(x: Tensor, factor: int, size: tuple[int, ...]) -> tuple[Tensor, int]:
+    """Small images, and how many times smaller than `size` (H, W) they are: x, or if x is of full size x
+    reduced by `factor`. Raises UsageError for sizes that do not fit."""
+    if x.shape[2:] == size:
+        if any(side % factor for side in size):
+            raise UsageError(f"`factor` {factor} does not divide images of {size[0]}×{size[1]}")
+        x = F.avg_pool2d(x, factor)
+    by = size[0] // x.shape[2]
+    if tuple(s * by for s in x.shape[2:]) != tuple(size):
+        raise UsageError(f"images of {tuple(x.shape[2:])} pixels are no whole part of {tuple(size)}")
+    return x, by
+
+
+def through_noise(
+    x: Tensor, frames: int, to_noise: Callable[[Tensor], Tensor], to_images: Callable[[Tensor], Tensor]
+) -> Applied:
+    """Interpolations from image 0 to 1, 2 to 3, … of x along great circles between their noises, which keep
+    the norm of noise. Raises UsageError for fewer than two images, or frames."""
+    at_least(2, frames=frames)
+    x = pairs_of(x)
+    z = interpolated(to_noise(x).flatten(1), frames, slerp).unflatten(1, x.shape[1:])
+    return as_interpolations(to_images(z), frames)

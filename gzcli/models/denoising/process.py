@@ -1,0 +1,495 @@
+"""Gaussian processes x_t = α(t) x_0 + σ(t) ε between data and noise, on which all denoisers are trained.
+
+DiscreteVP: times 0 … T − 1 from the least to the most noise, α² + σ² = 1 (Ho 2020, arXiv:2006.11239), as in
+  diffusers, t − 1 of the paper; real times lie between. Its tables are float64 numpy, as differences such as
+  1 − ᾱ_t/ᾱ_{t−1} ≈ 1e-4 do not survive float32.
+VP, SubVP, VE: times from data at 0 to noise at 1, by an SDE dx = f x dt + g dw (Song 2021, arXiv:2011.13456).
+CondOT: times from noise at 0 to data at 1, on straight lines (Lipman 2022, arXiv:2210.02747).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Noise
+from gzcli.models.nn import at_least
+
+ScheduleName = Literal["linear", "cosine"]
+Shift = float | Literal["auto"]
+TimeSampling = Literal["uniform", "stratified", "logit_normal"]
+TimesT = TypeVar("TimesT", float, Tensor)
+
+UNSHIFTED = 64.0  # the side up to which noise is not shifted
+SIGMA_MAX = 80.0  # the noise-to-signal ratio σ/α at which EDM starts (Karras 2022, table 1)
+BETA_MAX = 20.0  # β at t = 1, of VP and SubVP (Song 2021, appendix C)
+STOP = 1e-3  # the time at which samplers of an SDE stop (appendix C); Tweedie's formula removes the rest
+FIRST, LEAST = 80.0, 0.02  # σ/α at the ends of a CondOT path: nearly pure noise, and invisible noise
+LAST = 20.0  # σ/α from which a likelihood takes one step to pure noise, where σ/α is infinite
+
+
+class Level(NamedTuple):
+    """A noise level on a sampler's path: x = alpha x_0 + sigma ε at time t."""
+
+    t: float
+    alpha: float
+    sigma: float
+
+
+class Levels(NamedTuple):
+    """The noise level of each image of a batch, alpha and sigma as [B, 1, 1, 1]."""
+
+    t: Tensor
+    alpha: Tensor
+    sigma: Tensor
+
+
+class Process(nn.Module):
+    """α(t), σ(t), and what depends on them alone: draws of times, and the paths of samplers.
+
+    A process defines those of its methods that its models use:
+
+      level(t)                     α and σ at one time, in float64
+      levels_at(t)                 α and σ at times t [B]
+      derivatives(t)               α′ and σ′, for networks that predict the velocity
+      times(u)                     times [B] of training, of uniform draws u in [0, 1)
+      path(steps, spacing, start)  a sampler's path of `steps` steps to the clean image, from the share
+                                   `start` of the way to noise
+      ode_times(steps)             times of `steps` steps of an ODE solver from noise to data
+      rising(ratio, steps)         levels of `steps` steps from about the ratio σ/α of data to noise
+
+    scale: the factor of times t as the network's input; most networks are designed for 0 … 1000.
+    prior_std: the standard deviation of noise at the start of a path.
+    longest: the last time; guidance acts in an interval of shares of it.
+    """
+
+    scale: ClassVar[float] = 1000
+    prior_std: float = 1.0
+    longest: float = 1.0
+
+    if TYPE_CHECKING:
+        level: Callable[[float], Level]
+        levels_at: Callable[[Tensor], Levels]
+        derivatives: Callable[[Tensor | float], tuple[Tensor | float, Tensor | float]]
+        times: Callable[[Tensor], Tensor]
+        path: Callable[..., list[Level]]
+        ode_times: Callable[..., list[float]]
+        rising: Callable[[float, int], list[Level]]
+
+    def level_of(self, x: Tensor, t: float) -> Level | Levels:
+        """α and σ of all images x at one time, as a network's estimates are computed from them."""
+        return self.level(t)
+
+    def norm(self, at: Level | Levels) -> Tensor | float:
+        """√(α² + σ²)."""
+        return (at.alpha**2 + at.sigma**2) ** 0.5
+
+    def velocity(self, x: Tensor, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """dx/dt of the probability-flow ODE at x = α x_0 + σ ε and times t [B]."""
+        d_alpha, d_sigma = self.derivatives(t)
+        return d_alpha * x0 + d_sigma * eps
+
+    def level_at(self, share: float) -> Level:
+        """The level at a share of the way between data and noise at which errors are compared."""
+        return self.level(share)
+
+    def between(self, n: int) -> list[Level]:
+        """n levels, evenly over the way between data and noise."""
+        return [self.level_at((i + 0.5) / n) for i in range(n)]
+
+
+def draw_times(process: Process, noise: Noise, n: int, how: TimeSampling) -> Tensor:
+    """The times of a batch, [n]."""
+    u = noise.rand(n)
+    if how != "uniform":
+        u = stratified(u, noise)
+    return process.times(logit_normal(u) if how == "logit_normal" else u)
+
+
+def stratified(u: Tensor, noise: Noise) -> Tensor:
+    """Uniform draws u [B], moved so that each equal share of [0, 1) has one image of the global batch (Kingma
+    2021, arXiv:2107.00630, appendix I.1); unchanged for a `noise` without a global batch."""
+    total, start = getattr(noise, "total", None), getattr(noise, "start", 0)
+    if not total:
+        return u
+    return (u + (start + torch.arange(len(u), device=u.device))) / total
+
+
+def logit_normal(u: Tensor) -> Tensor:
+    """Uniform draws u as draws of (0, 1) whose logits are standard normal (Esser 2024, arXiv:2403.03206,
+    section 3.1)."""
+    return torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)).sigmoid()
+
+
+def shift_of(shift: Shift, shape: Sequence[int]) -> float:
+    """The factor of the noise-to-signal ratio σ/α for images of a shape [C, H, W].
+
+    `auto` is side / 64, and 1 for smaller sides, as neighbouring pixels of larger images are more alike
+    (Hoogeboom 2023, arXiv:2301.11093, eq. 3; Esser 2024, arXiv:2403.03206, eq. 23). Raises UsageError for a
+    factor that is not above 0.
+    """
+    if shift == "auto":
+        return max(1.0, math.sqrt(shape[1] * shape[2]) / UNSHIFTED)
+    if not shift > 0:
+        raise UsageError(
+            f"noise shifted by a factor of {shift:g}", hint="set `model.shift` above 0, or `auto`"
+        )
+    return float(shift)
+
+
+# ---------------------------------------------------------------------------- discrete times
+
+
+class DiscreteVP(Process):
+    """The tables alpha and sigma, float64 [T]. Raises UsageError for fewer than two timesteps.
+
+    shift: factor of σ/α, as `shift_of` returns it.
+    """
+
+    scale = 1
+    alphas: Tensor  # α, σ and α²/σ² in float32
+    sigmas: Tensor
+    snrs: Tensor
+
+    def __init__(self, name: ScheduleName, timesteps: int, *, zero_snr: bool = False, shift: float = 1.0):
+        super().__init__()
+        if timesteps < 2:
+            raise UsageError(f"a diffusion of {timesteps} timesteps: at least 2 are needed")
+        alpha_bar = np.cumprod(1 - BETAS[name](timesteps))
+        self.alpha = rescale_zero_snr(np.sqrt(alpha_bar)) if zero_snr else np.sqrt(alpha_bar)
+        self.sigma = np.sqrt(1 - self.alpha**2)
+        if shift != 1:
+            norm = np.hypot(self.alpha, shift * self.sigma)
+            self.alpha, self.sigma = self.alpha / norm, shift * self.sigma / norm
+        self.timesteps = self.longest = timesteps
+        snr = self.alpha**2 / self.sigma**2
+        for key, table in (("alphas", self.alpha), ("sigmas", self.sigma), ("snrs", snr)):
+            self.register_buffer(key, torch.as_tensor(table, dtype=torch.float32), persistent=False)
+
+    def kl(self, variance: str) -> tuple[np.ndarray, np.ndarray]:
+        """a, b [T] of KL(q(x_{t−1} | x_t, x_0) ‖ p(x_{t−1} | x_t)) = a_t (x_0 − x̂_0)² + b_t a pixel, t ≥ 1.
+
+        Means by Ho 2020, eq. 7; p of the "small" variance β̃, where a is half the fall of the SNR (Kingma
+        2021, eq. 14) and b = 0, or the "large" β.
+        """
+        alpha, sigma = np.append(1.0, self.alpha[:-1]), np.append(0.0, self.sigma[:-1])  # at t − 1
+        beta = self.sigma**2 - (self.alpha / alpha * sigma) ** 2
+        ratio = (sigma / self.sigma) ** 2  # β̃ / β
+        pull = (alpha * beta / self.sigma**2) ** 2  # the squared factor of x_0 in the mean
+        with np.errstate(divide="ignore", invalid="ignore"):  # t = 0 has no such term
+            if variance == "small":
+                return pull / (2 * beta * ratio), np.zeros_like(beta)
+            return pull / (2 * beta), 0.5 * (ratio - 1 - np.log(ratio))
+
+    def level(self, t: float) -> Level:
+        """α and σ on the chord between their neighbours in the tables, scaled so that α² + σ² = 1."""
+        alpha, sigma = (np.interp(t, np.arange(self.timesteps), a) for a in (self.alpha, self.sigma))
+        norm = np.hypot(alpha, sigma)
+        return Level(float(t), float(alpha / norm), float(sigma / norm))
+
+    def levels_at(self, t: Tensor) -> Levels:
+        """α and σ at integer times."""
+        return Levels(t, by_image(self.alphas[t]), by_image(self.sigmas[t]))
+
+    def norm(self, at: Level | Levels) -> float:
+        return 1.0
+
+    def times(self, u: Tensor) -> Tensor:
+        return (u * self.timesteps).long().clamp_(max=self.timesteps - 1)
+
+    def level_at(self, share: float) -> Level:
+        return self.level(int(share * self.timesteps))
+
+    def log_ratios(self) -> tuple[np.ndarray, np.ndarray]:
+        """log σ/α at the times where it is finite, and these times."""
+        with np.errstate(divide="ignore"):  # +inf at zero SNR
+            log_ratio = np.log(self.sigma) - np.log(self.alpha)
+        finite = np.isfinite(log_ratio)
+        return log_ratio[finite], np.arange(self.timesteps)[finite]
+
+    def at_ratio(self, ratio: float) -> Level:
+        """The level whose noise-to-signal ratio σ/α is `ratio`, or the nearest finite one."""
+        return self.level(float(np.interp(math.log(ratio), *self.log_ratios())))
+
+    def most_steps(self, start: float = 1.0) -> int:
+        """The most steps of a path from the share `start` of the timesteps."""
+        return max(1, round(start * self.timesteps))
+
+    def path_over(self, times: Sequence[float]) -> list[Level]:
+        """A sampler's path: the levels of falling times, then the clean image."""
+        return [*(self.level(t) for t in times), Level(-1.0, 1.0, 0.0)]
+
+    def path(self, steps: int, spacing: str = "trailing", start: float = 1.0) -> list[Level]:
+        """A path of 1 … T steps.
+
+        Raises UsageError for no steps, or for more steps than timesteps.
+
+        spacing: trailing: every T/steps-th time from the noisiest on; leading: from the cleanest on;
+          linspace: between both (Lin 2023, table 2); karras: even in the 7th root of σ/α (Karras 2022,
+          eq. 5); logsnr: even in its logarithm.
+        """
+        top = self.most_steps(start)  # times 0 … top − 1
+        if not 1 <= steps <= top:
+            raise UsageError(f"{steps} sampling steps over {top} timesteps", hint=f"set `steps` to 1 … {top}")
+        if spacing == "trailing":
+            times = np.round(top - np.arange(steps) * (top / steps)) - 1
+        elif spacing == "leading":
+            times = (np.arange(steps) * (top // steps))[::-1]
+        elif spacing == "linspace":
+            times = np.round(np.linspace(top - 1, 0, steps)) if steps > 1 else np.array([top - 1])
+        else:
+            log_ratio, at = self.log_ratios()
+            last = int(np.searchsorted(log_ratio, np.log(SIGMA_MAX), side="right")) - 1
+            target = spread(log_ratio[max(0, min(last, top - 1))], log_ratio[0], steps, spacing)
+            times = np.interp(target, log_ratio, at).clip(max=top - 1)
+        return self.path_over(times.tolist())
+
+
+def by_image(t: Tensor) -> Tensor:
+    """[B] as [B, 1, 1, 1]."""
+    return t[:, None, None, None]
+
+
+def spread(high: float, low: float, steps: int, spacing: str) -> np.ndarray:
+    """Values of log σ/α from `high` to `low`: even (logsnr), or even in the 7th root of σ/α (karras)."""
+    ramp = np.linspace(0, 1, steps)
+    if spacing == "karras":
+        a, b = np.exp(high / 7), np.exp(low / 7)
+        return 7 * np.log(a + ramp * (b - a))
+    return high + ramp * (low - high)
+
+
+def linear_betas(timesteps: int) -> np.ndarray:
+    """β from 1e-4 to .02 at T = 1000 (Ho 2020, section 4), scaled so that other T end at the same noise."""
+    return np.linspace(1e-4, 0.02, timesteps).clip(max=0.999 * timesteps / 1000) * (1000 / timesteps)
+
+
+def cosine_betas(timesteps: int) -> np.ndarray:
+    """ᾱ(t) = cos² of a ramp with offset .008, β at most .999 (Nichol 2021, eq. 17)."""
+    alpha_bar = np.cos((np.arange(timesteps + 1) / timesteps + 0.008) / 1.008 * np.pi / 2) ** 2
+    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clip(max=0.999)
+
+
+BETAS = {"linear": linear_betas, "cosine": cosine_betas}
+
+
+def rescale_zero_snr(alpha: np.ndarray) -> np.ndarray:
+    """α shifted and scaled so that the last is exactly 0 and the first stays (Lin 2023, algorithm 1)."""
+    return (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
+
+
+# ---------------------------------------------------------------------------- SDEs
+
+FINE = 200  # steps in log σ/α to which the noise level of an error is rounded
+
+
+class SDE(Process):
+    """dx = f(t) x dt + g(t) dw. Raises UsageError for a least time outside 0 … 1.
+
+    start: the least time of training; at t = 0 the score has no limit.
+    """
+
+    def __init__(self, start: float):
+        super().__init__()
+        if not 0 < start < 1:
+            raise UsageError(
+                f"the least time is in 0 … 1, not {start:g}", hint="set `model.t_min`, such as 1e-5"
+            )
+        self.start, self.stop = start, max(start, STOP)
+
+    @property
+    def prior_std(self) -> float:  # type: ignore[override]
+        return self.level(1.0).sigma
+
+    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """α and σ at times t of any shape."""
+        raise NotImplementedError
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """f and g² at times t of any shape."""
+        raise NotImplementedError
+
+    def level(self, t: float) -> Level:
+        alpha, sigma = self.marginal(torch.tensor(t, dtype=torch.float64, device="cpu"))
+        return Level(t, float(alpha), float(sigma))
+
+    def levels_at(self, t: Tensor) -> Levels:
+        return Levels(t, *self.marginal(by_image(t)))
+
+    def level_of(self, x: Tensor, t: float) -> Levels:
+        return self.levels_at(x.new_full((len(x),), t))
+
+    def velocity(self, x: Tensor, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """f x − ½ g² score (eq. 13)."""
+        drift, g2 = self.rates(by_image(t))
+        return drift * x + 0.5 * g2 / self.levels_at(t).sigma * eps
+
+    def times_at(self, log_ratio: np.ndarray) -> np.ndarray:
+        """The times at which log σ/α has these values, clamped to the range of times."""
+        t = np.geomspace(self.start, 1, 4001)
+        alpha, sigma = self.marginal(torch.from_numpy(t))
+        return np.interp(log_ratio, (sigma / alpha).log().numpy(), t)
+
+    def path(self, steps: int, spacing: str = "karras", start: float = 1.0) -> list[Level]:
+        """`steps` levels from the time `start` to that at which samplers stop, then the clean image.
+
+        Raises UsageError for no steps.
+
+        spacing: uniform: even in t; karras: in the 7th root of σ/α (Karras 2022, eq. 5); logsnr: in its
+          logarithm.
+        """
+        at_least(1, steps=steps)
+        top = max(start, self.stop)
+        if spacing == "uniform":
+            times = top + np.linspace(0, 1, steps) * (self.stop - top)
+        else:
+            times = self.times_at(
+                spread(self.log_ratio_at(top), self.log_ratio_at(self.stop), steps, spacing)
+            )
+            times[0] = top
+        return [*(self.level(float(t)) for t in times), Level(0.0, 1.0, 0.0)]
+
+    def ode_times(self, steps: int) -> list[float]:
+        return [level.t for level in self.path(steps + 1)[:-1]]
+
+    def rising(self, ratio: float, steps: int) -> list[Level]:
+        at_least(1, steps=steps)
+        low, high = max(math.log(ratio), self.log_ratio_at(self.start)), self.log_ratio_at(1.0)
+        return [self.level(float(t)) for t in self.times_at(np.linspace(low, high, steps + 1))]
+
+    def level_at(self, share: float) -> Level:
+        return self.path(FINE + 1, "logsnr")[FINE - round(share * FINE)]
+
+    def between(self, n: int) -> list[Level]:
+        return self.path(n + 2, "logsnr")[1:-2]
+
+    def log_ratio_at(self, t: float) -> float:
+        """log σ/α."""
+        level = self.level(t)
+        return math.log(level.sigma / level.alpha)
+
+
+class VE(SDE):
+    """Variance exploding: α = 1, σ grows geometrically from sigma_min to sigma_max (eq. 30)."""
+
+    def __init__(self, start: float, sigma_min: float, sigma_max: float):
+        super().__init__(start)
+        if not 0 < sigma_min < sigma_max:
+            raise UsageError(
+                f"noise that grows from {sigma_min:g} to {sigma_max:g}",
+                hint="set `model.sigma_min` above 0 and `model.sigma_max` above it",
+            )
+        self.sigma_min, self.log_ratio = sigma_min, math.log(sigma_max / sigma_min)
+
+    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(t), self.sigma_min * (self.log_ratio * t).exp()
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(t), 2 * self.log_ratio * self.marginal(t)[1] ** 2
+
+
+class VP(SDE):
+    """Variance preserving: β grows linearly, α² + σ² = 1 (eq. 32, 33); DDPM's chain in continuous time.
+
+    shift: s, the factor of √(1 − α²)/α, which is that of another β: s² β / (α² + s² (1 − α²)).
+    """
+
+    def __init__(self, start: float, beta_min: float, shift: float = 1.0):
+        super().__init__(start)
+        if not 0 < beta_min <= BETA_MAX:
+            raise UsageError(
+                f"a noise rate that grows from {beta_min:g} to {BETA_MAX:g}",
+                hint=f"set `model.beta_min` above 0 and to {BETA_MAX:g} at most",
+            )
+        self.beta_min, self.gain = beta_min, shift**2
+
+    def beta(self, t: Tensor) -> Tensor:
+        beta = self.beta_min + (BETA_MAX - self.beta_min) * t
+        if self.gain == 1:
+            return beta
+        alpha2 = self.unshifted(t).exp()
+        return self.gain * beta / (alpha2 + self.gain * (1 - alpha2))
+
+    def decay(self, t: Tensor) -> Tensor:
+        """−∫β from 0 to t, which is log α²."""
+        decay = self.unshifted(t)
+        return decay if self.gain == 1 else -torch.log1p(self.gain * torch.expm1(-decay))
+
+    def unshifted(self, t: Tensor) -> Tensor:
+        """log α² without a shift."""
+        return -(0.5 * (BETA_MAX - self.beta_min) * t + self.beta_min) * t
+
+    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return (0.5 * self.decay(t)).exp(), (-torch.expm1(self.decay(t))).sqrt()
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return -0.5 * self.beta(t), self.beta(t)
+
+
+class SubVP(VP):
+    """Less noise than VP at every time, with the same mean: σ = 1 − α² (appendix B, eq. 29)."""
+
+    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return (0.5 * self.decay(t)).exp(), -torch.expm1(self.decay(t))
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return -0.5 * self.beta(t), -self.beta(t) * torch.expm1(2 * self.decay(t))
+
+
+# ---------------------------------------------------------------------------- straight lines
+
+
+class CondOT(Process):
+    """α = t, σ = 1 − (1 − σ_min) t, whose velocity is x_0 − (1 − σ_min) ε (Lipman 2022, eq. 22, 23).
+
+    sigma_min: deviation of the noise that is left at t = 1, for images in [-1, 1].
+    shift: factor of the noise-to-signal ratio at times of training and of solvers.
+    """
+
+    def __init__(self, sigma_min: float = 0.0, shift: float = 1.0):
+        super().__init__()
+        self.sigma_min, self.shift = sigma_min, shift
+
+    def level(self, t: float) -> Level:
+        return Level(t, t, 1 - (1 - self.sigma_min) * t)
+
+    def levels_at(self, t: Tensor) -> Levels:
+        alpha = by_image(t)
+        return Levels(t, alpha, 1 - (1 - self.sigma_min) * alpha)
+
+    def derivatives(self, t: Tensor | float) -> tuple[float, float]:
+        return 1.0, -(1 - self.sigma_min)
+
+    def times(self, u: Tensor) -> Tensor:
+        return shifted(u, self.shift)
+
+    def path(self, steps: int, spacing: str = "logsnr") -> list[Level]:
+        """Levels even in log σ/α from nearly pure noise, then the clean image."""
+        ratios = np.geomspace(FIRST, max(LEAST, self.sigma_min), steps)
+        return [*map(self.level, self.times_at(ratios)), Level(1.0, 1.0, 0.0)]
+
+    def ode_times(self, steps: int, start: float = 0.0) -> list[float]:
+        """Times of `steps` steps to 1, equal before the shift; `start` is that before the shift too."""
+        at_least(1, steps=steps)
+        return [shifted(start + (1 - start) * i / steps, self.shift) for i in range(steps + 1)]
+
+    def rising(self, ratio: float, steps: int) -> list[Level]:
+        at_least(1, steps=steps)
+        least = max(ratio, self.sigma_min)
+        ratios = least * (LAST * self.shift / least) ** (np.arange(steps) / max(steps - 1, 1))
+        return [*map(self.level, self.times_at(ratios)), self.level(0.0)]
+
+    def times_at(self, ratios: np.ndarray) -> list[float]:
+        """The times of noise-to-signal ratios σ/α."""
+        return (1 / (ratios + 1 - self.sigma_min)).tolist()
+
+
+def shifted(t: TimesT, shift: float) -> TimesT:
+    """The times at which the ratio (1 − t) / t is `shift` times that at t, in [0, 1] (Esser 2024, eq. 23)."""
+    return t if shift == 1 else t / (t + shift * (1 - t))
