@@ -8,19 +8,19 @@ ends that run; it stays eager.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gzcli.core import ranks
 from gzcli.core.errors import first_line
 from gzcli.core.parts import Part
 from gzcli.core.types import Batch, Noise
 from gzcli.engine.log import Log
+from gzcli.engine.shapes import Draw, RecordedNoise, without_values
 from gzcli.models.base import Model, named_losses
 
 LONG = 2_000  # steps of a run that gains on a GPU: a U-Net takes about a minute to compile
@@ -29,8 +29,6 @@ FOR_EVER = 1 << 40  # a number of steps after which nothing anneals any more
 SMALL = 200e6  # parameters up to which a step may be bound by the launches of its kernels
 
 BACKEND = "inductor"
-
-Draw = tuple[str, tuple[int, ...], int | None]  # method, shape and bound of `Noise._draw`
 
 
 def compiles(part: Part, model: Model, device: torch.device) -> bool:
@@ -74,22 +72,6 @@ class GivenNoise(Noise):
     def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:
         self.at += 1
         return self.draws[self.at - 1]
-
-
-class RecordedNoise(Noise):
-    """Noise that writes down what is drawn; its draws have no values.
-
-    total, start: as of `GivenNoise`.
-    """
-
-    def __init__(self, total: int, start: Tensor):
-        self.total, self.start, self.device = total, start, start.device
-        self.made: list[Draw] = []
-
-    def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:
-        self.made.append((method, tuple(int(n) for n in shape), high))
-        dtype = torch.int64 if method == "random_" else torch.get_default_dtype()
-        return torch.zeros(shape, dtype=dtype, device=self.device)
 
 
 class Compiled:
@@ -212,21 +194,6 @@ def reaches_all(model: Model, batch: Batch, phase: str) -> bool:
     except Exception:  # whatever a model does with tensors that have no values
         return False
     return all(p.grad is not None for p in other.parameters() if p.requires_grad)
-
-
-def without_values(
-    model: Model, batch: Batch, extra: Mapping[str, Any]
-) -> tuple[Model, Batch, FakeTensorMode]:
-    """Copies of a model and of a batch whose tensors have no values, and the mode in which they are used."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    modules = [model, *vars(model).get("attached", {}).values()]
-    held = [t for m in modules for t in (*m.parameters(), *m.buffers())]
-    other = copy.deepcopy(model, {id(t): mode.from_tensor(t) for t in held})
-    total, start = place(batch)
-    noise = RecordedNoise(total, mode.from_tensor(start))
-    fake = {k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in extra.items()}
-    y = None if batch.y is None else mode.from_tensor(batch.y)
-    return other, Batch(mode.from_tensor(batch.x), y, mode.from_tensor(batch.index), noise, fake), mode
 
 
 def numbers(model: Model) -> dict[str, float]:

@@ -149,6 +149,17 @@ def peak_memory(device: torch.device) -> int | None:
     return most if sys.platform == "darwin" else 1024 * most
 
 
+def memory_now(device: torch.device) -> int:
+    """The bytes that this process holds now: of the device's memory where that is counted, else of the
+    machine's."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    import psutil  # one of accelerate's own dependencies
+
+    return psutil.Process().memory_info().rss
+
+
 def title(device: torch.device) -> str:
     """The name of a GPU, as `NVIDIA H100`; of another device its kind, as `cpu`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

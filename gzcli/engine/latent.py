@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,23 +23,26 @@ import torch
 from torch import Tensor, nn
 
 from gzcli.core.errors import MissingError, UsageError, canonical
-from gzcli.core.parts import part_of
+from gzcli.core.parts import Part, part_of
 from gzcli.core.sizes import as_size
 from gzcli.core.types import DataInfo, Noise
 from gzcli.core.units import by_sides
 from gzcli.data.packs.batches import scan
 from gzcli.data.packs.pack import Pack
-from gzcli.engine.build import load_model
+from gzcli.engine.build import build_model, load_model
 from gzcli.engine.checkpoint import SpaceRecord
+from gzcli.engine.shapes import shapes_only
 from gzcli.models import catalog
-from gzcli.store import runs
+from gzcli.store import files, runs
 from gzcli.store.files import checksum
 from gzcli.store.paths import recipe_names
 from gzcli.store.run import Run
-from gzcli.store.weights import repository
+from gzcli.store.weights import hub_home, is_id, repository
 
 MEASURED = 2000  # training images by whose latents mean and deviation are measured
 MEASURE_BATCH = 64  # images that are encoded together for it
+# The autoencoders of Stable Diffusion: `stabilityai/sd-vae-ft-ema`, `-mse`, and those of its versions.
+STABLE_DIFFUSION = {"latent_channels": 4, "block_out_channels": [128, 256, 512, 512]}
 
 
 class Autoencoder(Protocol):
@@ -240,3 +244,46 @@ def _measure(
         parts = [autoencoder.to_latent(batch.x).cpu().double() for batch in batches]
     z = torch.cat(parts).transpose(0, 1).flatten(1)  # [c, N · h · w]
     return z.mean(1).tolist(), (1 / z.std(1).clamp(min=1e-3)).tolist()
+
+
+# ---------------------------------------------------------------------------- before the autoencoder is there
+
+
+def on_latents(part: Part, info: DataInfo) -> DataInfo:
+    """The description of what the part's model sees: that of its latents, where it is trained on latents.
+
+    Raises MissingError where their shape is not known.
+    """
+    name = part.data.latent
+    if not name:
+        return info
+    if run := runs.by_name(name):
+        return replace(info, shape=_shape_by_run(run, info), levels=None)
+    config = _config(name)
+    times = 2 ** (len(config["block_out_channels"]) - 1)
+    height, width = info.shape[1:]
+    shape = (config.get("latent_channels", 4), height // times, width // times)
+    return replace(info, shape=shape, levels=None)
+
+
+def _shape_by_run(run: runs.Run, info: DataInfo) -> tuple[int, ...]:
+    for stage in run.stages or [run]:
+        part = part_of(stage.tree())
+        card = catalog.card_of(stage, part.model)
+        if "latent" in card.can and not card.stages:
+            with shapes_only():
+                model: Any = build_model(part, info, {}, card).eval()
+                return tuple(model.to_latent(torch.zeros(1, *info.shape)).shape[1:])
+    raise MissingError(f"`data.latent`: what `{run.id}` makes of an image is not known before it is used")
+
+
+def _config(name: str) -> dict[str, Any]:
+    """The configuration of an `AutoencoderKL`, from its folder or the hub's cache."""
+    cached = hub_home() / "hub" / f"models--{name.replace('/', '--')}"
+    folders = [Path(name).expanduser(), *cached.glob("snapshots/*")]
+    for path in (folder / sub / "config.json" for folder in folders for sub in ("vae", "")):
+        if config := files.read_json(path):
+            return config
+    if is_id(name) and "vae" in name:
+        return STABLE_DIFFUSION
+    raise MissingError(f"`data.latent`: the shape of the latents of `{name}` is not known before it is here")

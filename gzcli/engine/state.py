@@ -20,7 +20,6 @@ from gzcli.engine.history import History
 from gzcli.engine.log import Log
 from gzcli.engine.optim import restore
 from gzcli.engine.trained import Trained
-from gzcli.recipe.write import dump
 from gzcli.store import arrays, files, runs
 from gzcli.store.leftovers import beside
 from gzcli.store.runs import Run
@@ -228,14 +227,3 @@ def finish(run: Run, keep: int | None) -> None:
             files.fsync(part)
             part.replace(place)
         checkpoints.prune(folder, keep or checkpoints.KEPT_AT_THE_END, finished=True)
-
-
-def write_train(run: Run, changes: Mapping[str, Any]) -> None:
-    """Writes keys of `train` that the engine chose into `run.yaml`; of a stage into that of its run too."""
-    tree = run.tree()
-    files.write_atomic(run.path / "run.yaml", dump(tree | {"train": {**tree["train"], **changes}}))
-    if run.owner is not run:
-        whole = run.owner.tree()
-        stage = whole["stages"][run.path.name]
-        stage["train"] = {**stage["train"], **changes}
-        files.write_atomic(run.owner.path / "run.yaml", dump(whole))

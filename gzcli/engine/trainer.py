@@ -31,6 +31,7 @@ from gzcli.engine.step import is_shared_out, speed_of, twin, wrapped
 from gzcli.engine.stop import Stop, listening
 from gzcli.engine.trained import Trained
 from gzcli.engine.validate import best_metric, collapsed, validate
+from gzcli.launch.run_folder import write_train
 from gzcli.metrics.features import LeNetFeatures, lenet
 from gzcli.models.base import Phase
 from gzcli.models.catalog import OUTSIDE, card_of
@@ -107,7 +108,8 @@ class Trainer:
         self.catch_up()
         waiting.now("measuring a step")
         self.log.event("start", run=self.run.id, path=str(self.run.path), step=self.start, steps=self.steps)
-        speed = speed_of(self.run, self.part, self.info, self.pack, self.accelerator, self.log)
+        batch = self.batches.at(self.start)
+        speed = speed_of(self.trained.model, batch, self.part, self.accelerator, self.log)
         alone = self.device.type == "cpu" and self.world == 1
         check_every = 1 if alone else min(CHECK, self.train.log_every)
         stages = len(self.run.owner.stages) or 1
@@ -247,7 +249,7 @@ class Trainer:
             with self.cadence.timed("sample"):
                 self.picture(done, LAST_GRID if last else GRID)
         if self.rank == 0 and (found := self.cadence.found()) != known:
-            state.write_train(self.run, found)
+            write_train(self.run, found)
         if last:
             state.finish(self.run, self.train.keep)
         if "sample" in due and self.rank == 0 and (self.run.path / "metrics.jsonl").exists():

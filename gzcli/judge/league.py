@@ -18,7 +18,7 @@ from typing import Any
 from gzcli.core.errors import DivergedError, UsageError
 from gzcli.core.jobs import BenchJob
 from gzcli.data.packs.forms import Report, Say, silent, unreported
-from gzcli.launch import forecast, launcher, requirements, trials
+from gzcli.launch import forecast, launcher, requirements
 from gzcli.launch import plan as planning
 from gzcli.launch.launcher import Plan
 from gzcli.launch.plan import Asked
@@ -181,7 +181,7 @@ def shares_of(recipe: Resolved, plan: Plan, say: Say) -> list[float]:
     say: takes a line where the operations of a step have yet to be counted.
     """
     facts, _ = requirements.of_data(recipe)
-    measure = partial(trials.measure, say=say)
+    measure = partial(forecast.measured, say=say)
     return forecast.shares(forecast.expect(recipe, plan, facts.info(), measure=measure, timed=False)[0])
 
 

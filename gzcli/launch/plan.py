@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
-from gzcli.core.errors import UsageError
+from gzcli.core.errors import DeviceError, UsageError
 from gzcli.core.sections import LaunchSection
 from gzcli.core.sizes import as_size
 from gzcli.data.packs import same
@@ -22,7 +22,7 @@ from gzcli.data.packs.wanted import size_of, wanted
 from gzcli.data.sets.names import DataSet, locate
 from gzcli.launch import launcher, machines
 from gzcli.launch.launcher import Plan
-from gzcli.launch.run_folder import write_run
+from gzcli.launch.run_folder import halve, write_run
 from gzcli.models import catalog
 from gzcli.recipe.anchor import anchored
 from gzcli.recipe.needs import check_batch_of, check_data
@@ -333,10 +333,24 @@ def start(
             announce(run)
             if plan.machines > 1:
                 machines.tell(recipe, plan, run, say)
-            launcher.run(run.path, plan, launcher=plan.launched, mode=mode)
+            train(run, plan, mode, say)
     except BaseException as error:
         ours = not isinstance(error, KeyboardInterrupt) and getattr(error, "kind", "bug") == "bug"
         if new and runs.give_up(run, keep=ours):
             say(f"nothing was trained: `{run.id}` is removed again")
         raise
     return run
+
+
+def train(run: Run, plan: Plan, mode: str, say: Say) -> None:
+    """Trains a run, on one machine again with smaller parts of its batch where the first step runs out of a
+    GPU's memory."""
+    while True:
+        try:
+            launcher.run(run.path, plan, launcher=plan.launched, mode=mode)
+            return
+        except DeviceError:
+            change = halve(run, plan.processes) if plan.machines == 1 else None
+            if change is None:
+                raise
+            say(change)
