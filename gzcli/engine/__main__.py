@@ -38,10 +38,10 @@ from gzcli.data.packs import same
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.wanted import wanted
 from gzcli.engine import devices
+from gzcli.engine.cadence import KEPT, LEAST, count_steps
 from gzcli.engine.compiled import compiles
 from gzcli.engine.devices import accelerate, fast_kernels, pick_device, prepare_torch
 from gzcli.engine.log import Log
-from gzcli.engine.minutes import KEPT, LEAST, count_steps
 from gzcli.launch.run_folder import write_train
 from gzcli.store import claims, files, png
 from gzcli.store.metrics import metric_lines

@@ -22,12 +22,11 @@ from gzcli.core.types import Batch, BatchNoise, DataInfo
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.wanted import wanted
 from gzcli.engine import devices, optim
-from gzcli.engine.build import build_model
 from gzcli.engine.ema import EMA
-from gzcli.engine.latent import on_latents
 from gzcli.engine.log import Log
-from gzcli.engine.prepared import with_prepared
+from gzcli.engine.prepared import on_latents, with_prepared
 from gzcli.engine.shapes import Flops, RecordedNoise, shapes_only
+from gzcli.engine.trained import build_model
 from gzcli.models import catalog
 from gzcli.models.base import Model, Phase, named_losses
 from gzcli.store.runs import Run

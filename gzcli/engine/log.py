@@ -8,15 +8,15 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gzcli.core import waiting
 from gzcli.core.streams import printable
 from gzcli.core.types import Progress, no_progress
-from gzcli.engine.speed import Speed, in_words
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -219,3 +219,38 @@ def rich_bar() -> Any:
         TextColumn("{task.fields[note]}"),
     )
     return Progress(*columns, console=Console(stderr=True), transient=False)
+
+
+# ---------------------------------------------------------------------------- speed
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a step does, by which its rate becomes other rates.
+
+    images: images of a step.
+    flops: floating-point operations of a step; None: not known.
+    peak: FLOP/s of all devices together; None: not known.
+    """
+
+    images: int
+    flops: float | None = None
+    peak: float | None = None
+
+    def at(self, rate: float) -> dict[str, float]:
+        """`images_s`, and where they are known `tflops` and `mfu`, a share of 1.
+
+        rate: steps a second.
+        """
+        found = {"images_s": self.images * rate}
+        if self.flops:
+            found["tflops"] = self.flops * rate / 1e12
+            if self.peak:
+                found["mfu"] = self.flops * rate / self.peak
+        return {name: float(f"{value:.4g}") for name, value in found.items()}
+
+
+def in_words(values: Mapping[str, float]) -> list[str]:
+    """The figures of `Speed.at` as a line shows them, those first that tell more."""
+    shown = {"mfu": "MFU {:.0%}", "tflops": "{:.3g} TFLOP/s", "images_s": "{:.3g} images/s"}
+    return [text.format(values[name]) for name, text in shown.items() if name in values]

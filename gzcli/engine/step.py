@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 from gzcli.core import ranks
 from gzcli.core.parts import Part
+from gzcli.core.peaks import peak_of
 from gzcli.core.types import Batch
-from gzcli.engine import compiled, devices, shapes, speed
+from gzcli.engine import compiled, devices, shapes
 from gzcli.engine.compiled import Compiled
 from gzcli.engine.forecast import micro_batch, operations
-from gzcli.engine.log import Log
-from gzcli.engine.speed import Speed
+from gzcli.engine.log import Log, Speed
 from gzcli.models.base import Model, named_losses
 from gzcli.models.nn import whole_batch
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
-
 
 # Steps of a run whose operations are not worth being counted, which takes a second: demonstrations of a
 # minute, on the embedded sets, have so few.
@@ -72,7 +72,7 @@ def speed_of(model: Model, batch: Batch, part: Part, accelerator: Accelerator, l
         return Speed(images)
     plain = "fp32" if part.train.deterministic else "tf32"
     kind = {"no": plain}.get(accelerator.mixed_precision, accelerator.mixed_precision)
-    each = speed.peak(accelerator.device, kind)
+    each = peak(accelerator.device, kind)
     return Speed(images, flops, each and each * ranks.world())
 
 
@@ -128,3 +128,13 @@ def twin(model: Model) -> Model:
     attached = vars(model).get("attached", {}).values()
     shared = {id(m): m for m in attached if own.isdisjoint(map(id, m.modules()))}
     return copy.deepcopy(model, shared).requires_grad_(False)
+
+
+def peak(device: torch.device, precision: str) -> float | None:
+    """The dense FLOP/s of a device; None where they are not known, as of every CPU.
+
+    precision: "bf16", "fp16", "tf32" or "fp32".
+    """
+    if device.type != "cuda":
+        return None
+    return peak_of(torch.cuda.get_device_name(device), precision)

@@ -18,18 +18,16 @@ from gzcli.core.errors import Interrupted
 from gzcli.core.parts import Part
 from gzcli.core.types import Batch, BatchNoise, mix
 from gzcli.data.packs.pack import Pack
-from gzcli.engine import devices, optim, sampler, state, trackers
-from gzcli.engine.build import build_model, built_on, placed, stages_for
-from gzcli.engine.cadence import KINDS, Cadence
+from gzcli.engine import devices, optim, sampler, state
+from gzcli.engine.cadence import KINDS, Cadence, Stop, listening
 from gzcli.engine.curves import loss_curve
 from gzcli.engine.ema import EMA, SharedOutEMA
-from gzcli.engine.history import History
+from gzcli.engine.history import History, Trackers, tracker_names
 from gzcli.engine.log import Log
 from gzcli.engine.prepared import prepare, train_images
 from gzcli.engine.state import State
 from gzcli.engine.step import is_shared_out, speed_of, twin, wrapped
-from gzcli.engine.stop import Stop, listening
-from gzcli.engine.trained import Trained
+from gzcli.engine.trained import Trained, build_model, built_on, placed, stages_for
 from gzcli.engine.validate import best_metric, collapsed, validate
 from gzcli.launch.run_folder import write_train
 from gzcli.metrics.features import LeNetFeatures, lenet
@@ -91,10 +89,10 @@ class Trainer:
         Raises DivergedError, or Interrupted after a checkpoint.
         """
         self.start = self.done = state.resume(self.state)
-        if (asked := trackers.names(self.part.launch)) and self.rank == 0:
+        if (names := tracker_names(self.part.launch)) and self.rank == 0:
             space = asdict(self.state.space) if self.state.space else None
             config = self.part.tree() | {"built_on": dict(self.state.built_on), "space": space}
-            self.history.trackers = trackers.Trackers(asked, self.run, config, self.log, start=self.start)
+            self.history.trackers = Trackers(names, self.run, config, self.log, start=self.start)
         train = self.train if self.metric else replace(self.train, eval_every=0)
         clock = partial(devices.clock, self.device)
         self.cadence = Cadence(train, self.steps, agree=ranks.agree, clock=clock)

@@ -24,11 +24,9 @@ from gzcli.core.parts import Part
 from gzcli.core.sections import LaunchSection
 from gzcli.data.sets.sets import SPECS
 from gzcli.engine import sampler
-from gzcli.engine.build import load_model, weights_file
 from gzcli.engine.checkpoint import metadata_of, read_weights
 from gzcli.engine.curves import metric_lines
-from gzcli.engine.latent import autoencoder_run
-from gzcli.engine.trained import Trained
+from gzcli.engine.trained import Trained, autoencoder_run, load_model, weights_file
 from gzcli.models import catalog
 from gzcli.store import files
 from gzcli.store.bundle import LATENT, MAIN

@@ -17,11 +17,10 @@ from gzcli.core.types import ImageNoise, Progress
 from gzcli.data.packs.batches import quantise, to_uint8
 from gzcli.data.packs.forms import Say, silent
 from gzcli.engine import sampler, sheets
-from gzcli.engine.build import weights_file
 from gzcli.engine.devices import title
 from gzcli.engine.log import Log
 from gzcli.engine.sheets import Row
-from gzcli.engine.trained import Trained, load_trained
+from gzcli.engine.trained import Trained, load_trained, weights_file
 from gzcli.judge.apply import COLUMNS, apply, read_inputs, to_bytes
 from gzcli.models.nn import spread_labels
 from gzcli.models.options import defaults, grouped

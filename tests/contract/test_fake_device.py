@@ -26,7 +26,7 @@ from gzcli.core.types import ImageNoise, no_progress
 from gzcli.data.packs.batches import TrainBatches
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack
-from gzcli.engine import latent, optim, sampler, trainer, validate
+from gzcli.engine import optim, prepared, sampler, trained, trainer, validate
 from gzcli.engine.devices import precision
 from gzcli.engine.log import Log
 from gzcli.judge import bench, ood_scores
@@ -69,15 +69,15 @@ TRAINED = {
     "models/stable_diffusion/canny.py::canny": "edges are found on the host",
     "engine/sampler.py::draw": "labels there, images back, once a batch",
     "engine/sampler.py::cycled": "pictures there, once a batch",
-    "engine/apply.py": "pictures there and back",
+    "judge/apply.py": "pictures there and back",
     "models/denoising/by_class.py::ByClass.classify": "once a call: the accuracy",
-    "engine/scores.py::Scorer.own_score": "the scores",
-    "engine/scores.py::BatchFacts._nll": "the scores",
-    "engine/scores.py::BatchFacts.gradient_norm": "the scores",
-    "engine/scores.py::BatchFacts.code_length": "the images, which a coder on the host takes",
-    "engine/latent.py::_measure": "moments of latents, in float64 on the host",
-    "engine/latent.py::LatentSpace.encode": "a number a channel",
-    "engine/latent.py::LatentSpace.decode": "a number a channel",
+    "judge/scores.py::Scorer.own_score": "the scores",
+    "judge/scores.py::BatchFacts._nll": "the scores",
+    "judge/scores.py::BatchFacts.gradient_norm": "the scores",
+    "judge/scores.py::BatchFacts.code_length": "the images, which a coder on the host takes",
+    "engine/prepared.py::_measure": "moments of latents, in float64 on the host",
+    "engine/trained.py::LatentSpace.encode": "a number a channel",
+    "engine/trained.py::LatentSpace.decode": "a number a channel",
     "models/denoising/coupling.py": "the assignment is solved on the host, by scipy",
     "models/autoregressive/layers.py::PixelCache.__init__": "the order of its weights, once a batch",
     "models/denoising/flow_applications.py::FlowApplications.fit_path": "a covariance, in float64",
@@ -145,7 +145,7 @@ class Accelerator:
 
 @pytest.fixture
 def device(monkeypatch) -> Iterator[OnDevice]:
-    for module, name in ((validate, "VALIDATION"), (bench, "MEASURED"), (latent, "MEASURED")):
+    for module, name in ((validate, "VALIDATION"), (bench, "MEASURED"), (prepared, "MEASURED")):
         monkeypatch.setattr(module, name, 4)
 
     def lenet(pack, **_):
@@ -324,8 +324,8 @@ class Paths:
 
     def latents(self) -> None:
         info = self.t.info
-        space = latent.LatentSpace(
-            self.model, info, "", *latent._measure(self.model, self.t.pack, info.levels, DEVICE)
+        space = trained.LatentSpace(
+            self.model, info, "", *prepared._measure(self.model, self.t.pack, info.levels, DEVICE)
         )
         space.decode(space.encode(self.batch.x))
 

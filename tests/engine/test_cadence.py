@@ -15,9 +15,8 @@ from gzcli.core.errors import Interrupted, MissingError
 from gzcli.core.sections import OptimSection, TrainSection
 from gzcli.engine import optim, sampler
 from gzcli.engine.__main__ import made
-from gzcli.engine.cadence import KEYS, Cadence, in_proportion, in_series
+from gzcli.engine.cadence import KEYS, Cadence, Stop, in_proportion, in_series
 from gzcli.engine.curves import RATES
-from gzcli.engine.stop import Stop
 from gzcli.metrics import collapse
 
 pytestmark = pytest.mark.usefixtures("undrawn")

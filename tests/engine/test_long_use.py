@@ -22,9 +22,9 @@ from gzcli.core.errors import Interrupted
 from gzcli.data.packs.batches import TrainBatches
 from gzcli.data.packs.open import open_pack
 from gzcli.engine import log as logs
+from gzcli.engine.cadence import Stop
 from gzcli.engine.curves import RATES
 from gzcli.engine.log import Log
-from gzcli.engine.stop import Stop
 from gzcli.store import metrics
 from gzcli.store.run import Run
 

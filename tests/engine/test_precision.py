@@ -15,8 +15,8 @@ from gzcli.core.errors import UsageError
 from gzcli.core.parts import part_of
 from gzcli.core.sections import OptimSection
 from gzcli.core.types import ImageNoise
-from gzcli.engine import build, devices, optim, sampler
-from gzcli.engine.trained import Trained, load_trained
+from gzcli.engine import devices, optim, sampler
+from gzcli.engine.trained import Trained, load_trained, placed
 from gzcli.models.nn.norms import GroupNorm, LayerNorm
 from gzcli.models.nn.unet import ResBlock
 from gzcli.store.runs import Run
@@ -166,8 +166,8 @@ def test_channels_last_changes_no_result(monkeypatch):
     """As on a GPU; a checkpoint from where convolutions lie otherwise fits."""
     model, batch = started(FM)
     other = copy.deepcopy(model)
-    monkeypatch.setattr(build, "CHANNELS_LAST", ("cpu",))
-    build.placed(other, CPU)
+    monkeypatch.setattr("gzcli.engine.trained.CHANNELS_LAST", ("cpu",))
+    placed(other, CPU)
     weights = [m.weight for m in other.modules() if isinstance(m, nn.Conv2d)]
     assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
     states = []

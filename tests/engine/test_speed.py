@@ -24,11 +24,11 @@ from gzcli.data.packs.ahead import Ahead, reader
 from gzcli.data.packs.batches import TrainBatches
 from gzcli.data.packs.open import open_pack
 from gzcli.engine import step as steps
+from gzcli.engine.cadence import TIMED, WARM_UP, count_steps
 from gzcli.engine.curves import training_speed
 from gzcli.engine.forecast import flops_of
-from gzcli.engine.log import Log, TrainBar, with_room
-from gzcli.engine.minutes import TIMED, WARM_UP, count_steps
-from gzcli.engine.speed import Speed, in_words, peak
+from gzcli.engine.log import Log, Speed, TrainBar, in_words, with_room
+from gzcli.engine.step import peak
 from gzcli.launch import launcher
 from gzcli.models.base import Phase
 from gzcli.recipe.needs import check_strategy

@@ -19,11 +19,10 @@ from gzcli.data.packs.batches import scan
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine import devices, optim
 from gzcli.engine.__main__ import train_one
+from gzcli.engine.cadence import Stop, count_steps
 from gzcli.engine.curves import RATES
 from gzcli.engine.ema import EMA
 from gzcli.engine.log import Log
-from gzcli.engine.minutes import count_steps
-from gzcli.engine.stop import Stop
 from gzcli.engine.trained import load_trained
 from gzcli.engine.trainer import Trainer
 from gzcli.launch.plan import with_data

@@ -27,9 +27,9 @@ from gzcli.core.errors import DamagedError, GzError, MissingError
 from gzcli.core.jobs import BenchJob
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine import prepared
-from gzcli.engine.build import restored
 from gzcli.engine.log import Log
 from gzcli.engine.state import init_from
+from gzcli.engine.trained import restored
 from gzcli.judge import contestants
 from gzcli.launch import forecast, launcher
 from gzcli.recipe.from_file import run_of
