@@ -34,7 +34,7 @@ from gzcli.models.base import Phase
 from gzcli.recipe.needs import check_strategy
 from gzcli.recipe.resolve import resolve
 from gzcli.store.runs import Run
-from gzcli.testing.tools import started
+from gzcli.testing.case import started
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
