@@ -47,13 +47,7 @@ _heard: list[int] = []  # signals that this process has received
 
 
 class Cadence:
-    """The steps between two pauses of each kind, 0 for never.
-
-    train: section of the recipe; a None in it is chosen here.
-    steps: number of steps of the whole run.
-    agree: returns rank 0's numbers on every rank.
-    clock: returns seconds, after the device has finished its queued work.
-    """
+    """The steps between two pauses of each kind, 0 for never."""
 
     def __init__(
         self,
@@ -91,10 +85,8 @@ class Cadence:
 
     @contextmanager
     def timed(self, kind: str | None = None) -> Iterator[None]:
-        """Times the pause inside; the first one of a kind decides how often that kind comes.
-
-        kind: kind of the pause; None for work done once, whose time counts neither for a kind nor for steps.
-        """
+        """Times the pause inside; the first one of a kind decides how often that kind comes. Work done once has
+        no kind, and counts neither for a kind nor for steps."""
         since, (step, start, paused) = self.clock(), self.mark
         each = (since - start - (self.paused - paused)) / max(self.steps - step, 1)  # seconds a step
         yield
@@ -147,12 +139,6 @@ def count_steps(
     as many are timed from there on too.
 
     A call of every rank.
-
-    step: does the step of a number; what it trains is lost.
-    phases: the phases of the model.
-    minutes: the time in minutes.
-    began: when the time began, in seconds of the clock.
-    clock: seconds of time or of work, read after the device has finished its queued work.
     """
     late = max(phase.start for phase in phases)
     cycle = math.lcm(*(phase.every for phase in phases))
@@ -166,14 +152,7 @@ def count_steps(
 def _seconds(
     step: Callable[[int], object], first: int, limit: float, cycle: int, clock: Callable[[], float]
 ) -> float:
-    """The seconds of one step, as an average.
-
-    The host waits for the device before and after the timed steps, not between them: in a run it does not.
-
-    first: number of the first step.
-    limit: seconds after which no step is timed any more.
-    cycle: number of steps after which every phase has run.
-    """
+    """The seconds of one step, as an average."""
     began, until = clock(), time.monotonic() + limit
     for i in range(WARM_UP):
         step(first + i)
@@ -207,12 +186,7 @@ def listening(run: Run) -> Iterator[None]:
 
 
 class Stop:
-    """Asked once a step; every rank gets the same answer at the same step.
-
-    folder: of the run, where the stop file appears.
-    world: number of ranks.
-    device: on which the ranks agree.
-    """
+    """Asked once a step; every rank gets the same answer at the same step."""
 
     def __init__(self, folder: Path, *, world: int, device: torch.device):
         self.file, self.world, self.device = folder / "stop", world, device

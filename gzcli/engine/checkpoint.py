@@ -177,9 +177,6 @@ def with_zero_inputs(
     """Weights that fit convolutions with more input channels, which start at zero, and the names of these.
 
     So a model that sees a condition beside the image begins as the model without it.
-
-    weights: weights of the model with fewer input channels.
-    own: state dict of the model that gets them.
     """
     found = {}
     for name, value in weights.items():
@@ -231,10 +228,8 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Path | None:
 
 
 def prune(folder: Path, keep: int, *, finished: bool = False) -> None:
-    """Removes all but the last `keep` checkpoints and the best.
-
-    finished: whether of the best, if it is none of these, only what is sampled is left.
-    """
+    """Removes all but the last `keep` checkpoints and the best, of which only what is sampled stays where the
+    run has finished."""
     try:
         best = files.read_object(folder / "best.json").get("step")
     except DamagedError:

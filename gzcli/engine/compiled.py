@@ -57,15 +57,10 @@ def mode_of(part: Part, model: Model, device: torch.device) -> str | None:
 
 
 class GivenNoise(Noise):
-    """Noise whose draws were made before.
-
-    draws: the draws, in the order in which they are asked for.
-    total: number of images in the global batch.
-    start: position of this batch's first image in the global batch, a scalar tensor: as a number it would be
-      a constant of the graph, and each micro-batch would have a graph of its own.
-    """
+    """Noise whose draws were made before."""
 
     def __init__(self, draws: Sequence[Tensor], total: int, start: Tensor):
+        # `start` as a number would be a constant of the graph, and each micro-batch would have its own graph
         self.draws, self.total, self.start, self.device = draws, total, start, start.device
         self.at = 0
 
@@ -79,13 +74,6 @@ class Compiled:
 
     While `on_step` changes numbers that the model holds, each step would be compiled anew: such a model is
     compiled from the step on from which they stay.
-
-    model: the model.
-    steps: number of steps of the whole run.
-    log: tells why a phase is not compiled.
-    asked: whether that is a warning, as compiling was asked for.
-    backend: backend of `torch.compile`; None: `BACKEND`.
-    mode: its mode.
     """
 
     def __init__(
@@ -169,10 +157,7 @@ def place(batch: Batch) -> tuple[int, Tensor]:
 
 
 def draws_of(model: Model, batch: Batch, tensors: dict[str, Tensor], phase: str) -> list[Draw]:
-    """The draws of a loss, found without values. Raises what the loss raises where it needs values.
-
-    tensors: the tensors of the batch's `extra`; what else is in it cannot be given to a graph.
-    """
+    """The draws of a loss, found without values. Raises what the loss raises where it needs values."""
     other, part, mode = without_values(model, batch, tensors)
     with mode, ranks.alone():
         named_losses(other, part, phase)

@@ -22,10 +22,6 @@ class EMA:
     not their average. A model that has `calibrate` finds them anew with the averaged weights, in eval mode.
     Every rank does so on the same images, at most once a step, and the trained weights get their own buffers
     back.
-
-    model: the model that is trained.
-    decay: decay of the average at each step.
-    images: makes the batches that `calibrate` sees.
     """
 
     def __init__(self, model: nn.Module, decay: float, images: Callable[[], Iterable[Batch]] = tuple):
@@ -123,9 +119,6 @@ class SharedOutEMA(EMA):
     """Averages of a model whose parameters are shared out among the ranks, each of which averages its part.
 
     What samples or scores it is another model, which has whole weights.
-
-    model, decay: as of `EMA`.
-    other: the other model, of the same kind, which has the averaged weights while it is used.
     """
 
     def __init__(self, model: nn.Module, decay: float, other: nn.Module):

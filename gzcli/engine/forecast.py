@@ -41,7 +41,7 @@ TIMED, MOST = 2, 12  # steps that are timed: at least, and where they are short
 LARGE = 100_000_000  # parameters of a net that is not tried on a CPU, where that takes long
 
 
-class Seen(NamedTuple):
+class PartOnData(NamedTuple):
     """A part of a recipe, and the description of what its model sees: of latents where it is trained on
     these."""
 
@@ -49,7 +49,7 @@ class Seen(NamedTuple):
     info: DataInfo
 
 
-Stages = Mapping[str, Seen]  # earlier stages by their names
+Stages = Mapping[str, PartOnData]  # earlier stages by their names
 
 
 def run(job: TrialJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
@@ -64,8 +64,8 @@ def result_of(row: Mapping[str, Any], tree: Mapping[str, Any], device: torch.dev
     result: dict[str, Any] = {"params": None, "flops": None, "seconds": None, "bytes": None, "error": None}
     result["timed"] = row["timed"]
     try:
-        stages = {name: seen(part_of(stage, name), tree) for name, stage in row["stages"].items()}
-        part, info = seen(part_of(row["tree"], row["stage"]), tree)
+        stages = {name: on_data(part_of(stage, name), tree) for name, stage in row["stages"].items()}
+        part, info = on_data(part_of(row["tree"], row["stage"]), tree)
         result["params"] = params_of(part, info, stages)
         result["flops"] = flops_of(part, info, stages)
         if row["timed"] and not (device.type == "cpu" and result["params"] > LARGE):
@@ -79,11 +79,11 @@ def result_of(row: Mapping[str, Any], tree: Mapping[str, Any], device: torch.dev
     return result
 
 
-def seen(part: Part, tree: Mapping[str, Any]) -> Seen:
+def on_data(part: Part, tree: Mapping[str, Any]) -> PartOnData:
     """A part, and what its model sees of the data set that `TrialJob.info` describes."""
     shape, levels = tuple(tree["shape"]), part.data.levels or tree["levels"]
     info = DataInfo(shape, levels, tuple(tree["classes"]), tree["multilabel"], tree["n"], part.train.steps)
-    return Seen(part, on_latents(part, info))
+    return PartOnData(part, on_latents(part, info))
 
 
 def build(part: Part, info: DataInfo, stages: Stages) -> Model:
@@ -96,11 +96,8 @@ def build(part: Part, info: DataInfo, stages: Stages) -> Model:
 
 def check_stages(run: Run) -> None:
     """Builds the models of all stages of a run, so that a wrong option is told before an earlier stage is
-    trained. Nothing is said of a stage that cannot be built for another reason, nor of those after it.
-
-    Raises UsageError of the first model whose options do not fit.
-    """
-    stages: dict[str, Seen] = {}
+    trained. Nothing is said of a stage that cannot be built for another reason, nor of those after it."""
+    stages: dict[str, PartOnData] = {}
     for stage in run.stages:
         part = part_of(stage.tree())
         try:
@@ -112,7 +109,7 @@ def check_stages(run: Run) -> None:
             raise
         except Exception:  # a model of others may do anything with a net that has no values
             return
-        stages[stage.path.name] = Seen(part, info)
+        stages[stage.path.name] = PartOnData(part, info)
 
 
 def params_of(part: Part, info: DataInfo, stages: Stages) -> int:
@@ -216,13 +213,7 @@ def tried(
 
 
 class Trial:
-    """Steps of a model, as the trainer takes them.
-
-    model: the model on its device.
-    part: its recipe.
-    images: images of a batch.
-    device: the device.
-    """
+    """Steps of a model, as the trainer takes them."""
 
     def __init__(self, model: Model, part: Part, images: int, device: torch.device):
         self.model, self.part, self.images, self.device = model, part, images, device

@@ -40,13 +40,7 @@ HINTS = {
 
 
 class History:
-    """The losses of a run, summed on the device until they are logged, and its other figures.
-
-    run: run that is trained.
-    log: where events go.
-    device: device of the losses.
-    trackers: get the figures too; None: there are none, or not on this rank.
-    """
+    """The losses of a run, summed on the device until they are logged, and its other figures."""
 
     def __init__(self, run: Run, log: Log, device: torch.device, trackers: Trackers | None = None):
         self.run, self.log, self.trackers = run, log, trackers
@@ -76,20 +70,14 @@ class History:
 
     def check_finite(self, step: int, steps: int) -> None:
         """Raises DivergedError where the loss or gradient was not finite, or had exploded, at this and the
-        steps before, `PATIENCE` in all. At the last step, that step alone counts. A call of every rank.
-
-        steps: number of steps of the whole run.
-        """
+        steps before, `PATIENCE` in all. At the last step, that step alone counts. A call of every rank."""
         if self.not_finite() >= (1 if step == steps else PATIENCE):
             raise self.diverged(
                 "the loss or its gradient is not finite, or a million times what it was", step
             )
 
     def diverged(self, what: str, step: int) -> DivergedError:
-        """The error of a run that cannot go on.
-
-        what: has been found at the step.
-        """
+        """The error of a run that cannot go on."""
         have = steps_of(self.run.path / "checkpoints")
         good = f"the last good checkpoint is of step {have[-1]}" if have else "there is no checkpoint yet"
         return DivergedError(
@@ -98,11 +86,7 @@ class History:
         )
 
     def show(self, step: int, model: nn.Module, bar: TrainBar, lr: float | None) -> None:
-        """Logs the mean of each loss since the last call, over all ranks; a call of every rank.
-
-        model: the model that is trained.
-        lr: learning rate; None where phases have different ones.
-        """
+        """Logs the mean of each loss since the last call, over all ranks; a call of every rank."""
         own = torch.stack([total / self.counts[name] for name, total in self.sums.items()])
         values = dict(zip(self.sums, ranks.mean(own, model).tolist(), strict=True))
         self.sums, self.counts = {}, {}
@@ -124,11 +108,7 @@ class History:
 
     def reference(self, part: Part, step: int, metric: str) -> str | None:
         """Where the reference run of this recipe stood at a step, in words; None where there is none, or the
-        run's loss may be another one.
-
-        part: the recipe of the run.
-        metric: what is validated.
-        """
+        run's loss may be another one."""
         owner = self.run.owner
         if not has_shipped_loss(owner):
             return None
@@ -146,10 +126,7 @@ class History:
         return {**values, "counts": dict(self.counts)}
 
     def resume(self, step: int, pending: Mapping[str, Any] | None) -> None:
-        """Goes on from the checkpoint of `step`: takes its sums and drops the lines that were logged later.
-
-        pending: what `pending` gave to the checkpoint; None: it holds none.
-        """
+        """Goes on from the checkpoint of `step`: takes its sums, and drops lines that were logged later."""
         if pending:
             device = self.bad.device
             self.sums = {name: total.to(device) for name, total in pending["sums"].items()}
@@ -171,16 +148,7 @@ def tracker_names(section: LaunchSection) -> tuple[str, ...]:
 
 
 class Trackers:
-    """The trackers of a run. One that fails while it is trained is told of and left: it stops no training.
-
-    names: of the trackers.
-    run: the run, or the stage of a run, that is trained.
-    config: its recipe, and what is known besides.
-    log: where a failure is told.
-    start: the step that a resumed run goes on from.
-
-    Raises MissingError where a tracker's package is missing, or it cannot start.
-    """
+    """The trackers of a run. One that fails is named in a warning and left: it stops no training."""
 
     def __init__(
         self, names: Sequence[str], run: Run, config: Mapping[str, Any], log: Log, *, start: int = 0
@@ -212,10 +180,7 @@ class Trackers:
 
 
 def started(name: str, run: Run, config: Mapping[str, Any], start: int) -> Any:
-    """accelerate's tracker of this name, which has stored the recipe.
-
-    Raises MissingError where its package is missing, or it cannot start.
-    """
+    """accelerate's tracker of this name, which has stored the recipe."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     if name not in LOGGER_TYPE_TO_CLASS:

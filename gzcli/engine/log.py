@@ -31,13 +31,7 @@ LINES = 3  # parts of a run that have a line of losses where there is no termina
 
 
 class Log:
-    """The one sink of an engine process; silent on ranks other than 0. `GZ_OUTPUT` is human | quiet | json.
-
-    folder: folder of `log.txt` and `metrics.jsonl`; None: neither is written.
-    rank: rank of this process.
-    stage: name of the stage of a run, which every event then has; None: no stage.
-    mode: human | quiet | json; None: what `GZ_OUTPUT` says.
-    """
+    """The output of an engine process; silent on ranks other than 0. `GZ_OUTPUT` is human | quiet | json."""
 
     def __init__(
         self,
@@ -56,10 +50,7 @@ class Log:
         self.validated = ""  # the figures of the last validation, which stand in the next line of losses
 
     def info(self, text: str, *, sparse: bool = False) -> None:
-        """A line for people, in `log.txt` too.
-
-        sparse: whether it is one of many, which a terminal alone shows.
-        """
+        """A line for people, in `log.txt` too."""
         self.record(text)
         if self.main and self.mode == "human" and (self.fancy or not sparse):
             self.say(text)
@@ -109,10 +100,7 @@ class Log:
 
     @contextmanager
     def training(self, start: int, steps: int, *, stages: int = 1) -> Iterator[TrainBar]:
-        """The bar of a training run: step, it/s, time left, losses.
-
-        stages: of the run, which share the lines where there is no terminal.
-        """
+        """The bar of a training run: step, it/s, time left, losses."""
         waiting.end()
         if not self.fancy:
             yield TrainBar(self, None, start, steps, lines=math.ceil(LINES / stages))
@@ -144,14 +132,7 @@ class Log:
 
 
 class TrainBar:
-    """The progress of a training run, as a bar or, without a terminal, as a few lines.
-
-    log: where lines go.
-    bar: progress bar of rich; None: there is no terminal.
-    start: number of steps that were done before.
-    steps: number of steps of the whole run.
-    lines: lines beside the first, in equal parts of the run.
-    """
+    """The progress of a training run, as a bar or, without a terminal, as a few lines."""
 
     speed: Speed | None = None  # what a step does; None: only steps a second are shown
 
@@ -238,10 +219,7 @@ class Speed:
     peak: float | None = None
 
     def at(self, rate: float) -> dict[str, float]:
-        """`images_s`, and where they are known `tflops` and `mfu`, a share of 1.
-
-        rate: steps a second.
-        """
+        """`images_s`, and where they are known `tflops` and `mfu`, a share of 1."""
         found = {"images_s": self.images * rate}
         if self.flops:
             found["tflops"] = self.flops * rate / 1e12

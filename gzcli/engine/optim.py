@@ -25,10 +25,7 @@ RMS = 0.2  # root mean square of an update by AdamW, roughly (Liu 2025, section 
 
 
 def settings(section: OptimSection, phases: list[Phase]) -> dict[str, OptimSection]:
-    """The settings of each phase: those of the section, some replaced by the keys under the phase's name.
-
-    Raises UsageError for the name of no phase.
-    """
+    """The settings of each phase: those of the section, some replaced by the keys under the phase's name."""
     names = [phase.name for phase in phases]
     for name in section.phases:
         if name not in names:
@@ -38,14 +35,7 @@ def settings(section: OptimSection, phases: list[Phase]) -> dict[str, OptimSecti
 
 
 def build(phase: Phase, conf: OptimSection, model: nn.Module | None = None) -> Optimizer:
-    """The phase's optimizer, multi-tensor or fused: a step of 1,000 parameters costs as much as one of 10.
-
-    phase: the phase.
-    conf: its settings.
-    model: the model of the phase, by whose layers Muon knows the parameters that are matrices.
-
-    Raises UsageError for an unknown name, MissingError where its package is missing.
-    """
+    """The phase's optimizer, multi-tensor or fused: a step of 1,000 parameters costs as much as one of 10."""
     groups = []
     for group in phase.groups():
         scale = group.get("lr_scale", 1.0)
@@ -74,10 +64,7 @@ def build(phase: Phase, conf: OptimSection, model: nn.Module | None = None) -> O
 
 
 def adamw8bit(groups: list[dict[str, Any]], betas: tuple[float, float], eps: float) -> Optimizer:
-    """AdamW with moments of 8 bits (Dettmers 2022, arXiv:2110.02861): a quarter of the memory.
-
-    Raises MissingError.
-    """
+    """AdamW with moments of 8 bits (Dettmers 2022, arXiv:2110.02861): a quarter of the memory."""
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as e:
@@ -130,10 +117,8 @@ def clip(params: list[torch.nn.Parameter], limit: float | None) -> torch.Tensor 
 
 
 def may_step(norm: torch.Tensor | None) -> bool:
-    """Whether the optimizer may take a step by gradients of this norm: one bad batch should not end a run.
-
-    norm: None: not known. On a GPU nothing is asked, as the host would have to wait for the answer.
-    """
+    """Whether the optimizer may take a step by gradients of this norm: one bad batch should not end a run."""
+    # on a GPU the host would have to wait for the answer
     return norm is None or norm.device.type != "cpu" or bool(torch.isfinite(norm))
 
 
@@ -145,12 +130,6 @@ class Muon(Optimizer):
 
     AdamW steps biases, norms, tables, first and last layers, and matrices that are narrow. Weight decay is
     decoupled in both.
-
-    groups: parameters as `torch.optim` takes them.
-    betas: betas of AdamW.
-    eps: eps of AdamW.
-    model: model whose linear layers and convolutions hold the matrices (`matrices_of`); None: each parameter
-      of two dimensions or more is a matrix.
     """
 
     def __init__(
@@ -173,11 +152,7 @@ class Muon(Optimizer):
                 (self.orthogonal if group["wide"] else self.adamw)(params, grads, group)
 
     def orthogonal(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
-        """Steps each matrix by itself, also where several share a parameter.
-
-        Matrices of one size go together: a step costs as many products as there are sizes. Ranks share the
-        matrices.
-        """
+        """Steps each matrix by itself, also where several share a parameter."""
         moments = [self.kept(p, "momentum") for p in params]
         torch._foreach_lerp_(moments, grads, 1 - MOMENTUM)
         ahead = torch._foreach_lerp(grads, moments, MOMENTUM)  # Nesterov's
@@ -219,10 +194,7 @@ class Muon(Optimizer):
 
 
 def halves(groups: list[dict[str, Any]], known: Mapping[int, int] | None = None) -> Iterator[dict[str, Any]]:
-    """Each group in two, of `wide` parameters and of others, with the number of `matrices` in each parameter.
-
-    known: that number by the parameter's id, 0 for those that are not there; None: 1 for each.
-    """
+    """Each group in two, of `wide` parameters and of others, with the number of `matrices` in each."""
     for group in groups:
         count = {id(p): 1 if known is None else known.get(id(p), 0) for p in group["params"]}
         for wide in (True, False):

@@ -96,14 +96,8 @@ class TrainImages:
     def scan(
         self, index: Sequence[int] | np.ndarray, *, purpose: str, batch_size: int, split: str = "train"
     ) -> Iterator[Batch]:
-        """Images in batches, each once. Training images are augmented, by one draw.
-
-        index: positions in the split.
-        purpose: a word that, with the run's seed, decides the noise: so it is neither that of samples nor
-          that of other scans.
-        batch_size: number of images of a batch.
-        split: "train" or "val".
-        """
+        """Images in batches, each once. Training images are augmented, by one draw. `purpose` and the seed of
+        the run decide the noise, which is neither that of samples nor that of other scans."""
         return scan(
             self.pack,
             split,
@@ -122,8 +116,6 @@ def train_images(
     """The training images of a recipe, their description for the model, and their latent space.
 
     Without `data.latent` the space is None.
-
-    pack: the images.
     """
     info = pack.info(levels=part.data.levels, steps=part.train.steps)
     images = TrainImages(pack, info.levels, device, part.seed, part.data.augment)
@@ -179,10 +171,7 @@ def with_prepared(model: Model, batch: Batch) -> Batch:
 
 
 class LatentPack(Pack):
-    """A pack whose images are latents, float16 [N, c, h, w]; labels and captions are those of `pixels`.
-
-    It has no test images: these are encoded as they are read.
-    """
+    """A pack whose images are latents, float16 [N, c, h, w]; labels and captions are those of `pixels`."""
 
     def __init__(self, pixels: Pack, folder: Path):
         super().__init__(folder, pixels.meta)
@@ -199,10 +188,6 @@ def latents_of(images: TrainImages, space: LatentSpace, draw: bool, run: Run, lo
     """The latents of the training and validation images, made now by all ranks where they are not cached.
 
     A training image is augmented by one draw before it is encoded.
-
-    draw: whether each latent is a draw of the posterior, in place of its mode.
-
-    Raises UsageError for draws from an autoencoder that has no posterior.
     """
     if draw and not isinstance(space.autoencoder, DiffusersVAE):
         raise UsageError(
@@ -232,15 +217,7 @@ def latents_of(images: TrainImages, space: LatentSpace, draw: bool, run: Run, lo
 
 
 def new_space(name: str, device: torch.device | str, pack: Pack, levels: int | None) -> LatentSpace:
-    """The latent space of an autoencoder for the images of a data set.
-
-    name: a run, a model or an `AutoencoderKL`.
-    pack: the data set.
-    levels: grey levels of the images; None: those of the set.
-
-    Raises MissingError where it is not at hand; UsageError for a run whose model has no latents, or images of
-    another size or other grey levels than it was trained on.
-    """
+    """The latent space of an autoencoder for the images of a data set."""
     autoencoder, trained_on, digest = find_autoencoder(name, device)
     images = pack.info(levels)
     if trained_on and (trained_on.shape, trained_on.levels) != (images.shape, images.levels):
@@ -276,10 +253,7 @@ def _measure(
 
 
 def on_latents(part: Part, info: DataInfo) -> DataInfo:
-    """The description of what the part's model sees: that of its latents, where it is trained on latents.
-
-    Raises MissingError where their shape is not known.
-    """
+    """The description of what the part's model sees: that of its latents, where it is trained on latents."""
     name = part.data.latent
     if not name:
         return info
@@ -324,13 +298,6 @@ def write_maps(
     """Writes `folder/<key>.npy` [N, …] of what `make` makes of the images; a call of every rank.
 
     Each rank fills its rows of shared files, which are renamed to `folder` when all are done.
-
-    folder: of the maps; not there yet.
-    counts: number of images N of each split.
-    rows: reads the images of a split.
-    make: makes the rows of the maps from a batch of images.
-    log: shows the progress.
-    title: title of the progress bar.
     """
     part = ranks.agree(beside(folder))  # another run may write the same folder at the same time
     if ranks.rank() == 0:

@@ -70,11 +70,7 @@ class Arrays(TorchFunctionMode):
 
 
 class RecordedNoise(Noise):
-    """Noise that writes down what is drawn; its draws are zero, or have no values.
-
-    total: number of images in the global batch.
-    start: position of this batch's first image in the global batch, a scalar tensor.
-    """
+    """Noise that writes down what is drawn; its draws are zero, or have no values."""
 
     def __init__(self, total: int, start: Tensor):
         self.total, self.start, self.device = total, start, start.device
@@ -88,10 +84,7 @@ class RecordedNoise(Noise):
 
 @contextmanager
 def shapes_only(mode: FakeTensorMode | None = None) -> Iterator[None]:
-    """Inside, every new tensor has a shape alone.
-
-    mode: that of tensors which are there already.
-    """
+    """Inside, every new tensor has a shape alone."""
     rng = torch.get_rng_state()
     try:
         with (

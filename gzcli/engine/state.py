@@ -73,10 +73,7 @@ class State:
 
 
 def save(state: State, step: int) -> None:
-    """Saves a checkpoint of `step` steps, unless there is one. A call of every rank; rank 0 writes.
-
-    Raises DivergedError where a weight is not finite: what a run goes back to must be good.
-    """
+    """Saves a checkpoint of `step` steps, unless there is one. A call of every rank; rank 0 writes."""
     if step == state.saved:
         return
     state.saved, trained = step, state.trained
@@ -111,9 +108,6 @@ def save_best(state: State, step: int, metric: str, value: float) -> None:
     """Saves a checkpoint of `step` steps as the best, where `value` is less than at all earlier ones.
 
     A call of every rank; the value of rank 0 counts.
-
-    metric: name of the figure.
-    value: the figure at this step.
     """
     path = state.folder / "best.json"
     best = state.trained.run.best
@@ -126,10 +120,7 @@ def save_best(state: State, step: int, metric: str, value: float) -> None:
 
 def resume(state: State) -> int:
     """Restores the newest whole checkpoint and returns its step. Without one the training begins, from
-    `train.init` if the recipe has it, and 0 is returned.
-
-    Raises MissingError or UsageError of `init_from`.
-    """
+    `train.init` if the recipe has it, and 0 is returned."""
     run, part, model = state.trained.run, state.trained.part, state.ema.model
     path = checkpoints.newest(state.folder, state.log.warn)
     if path is None:
@@ -167,10 +158,7 @@ def load(model: nn.Module, values: Mapping[str, Any]) -> None:
 
 
 def parts_of(values: Mapping[int, Mapping[str, Any]], optimizer: Optimizer) -> dict[int, dict[str, Any]]:
-    """What an optimizer keeps of each parameter, by its number, shared out as the parameter is.
-
-    values: the same, whole on every rank.
-    """
+    """What an optimizer keeps of each parameter, by its number, shared out as the parameter is."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
 
     def part(value: Any, p: Any) -> Any:
@@ -180,12 +168,7 @@ def parts_of(values: Mapping[int, Mapping[str, Any]], optimizer: Optimizer) -> d
 
 
 def init_from(model: nn.Module, source: str, run: Run, log: Log) -> None:
-    """Gives a model the weights of an earlier stage of `run`, of another run, or of a safetensors file.
-
-    source: name of the stage or of the run, or path of the file.
-
-    Raises MissingError where there are no weights, UsageError where they do not fit.
-    """
+    """Gives a model the weights of an earlier stage of `run`, of another run, or of a safetensors file."""
     file = Path(source).expanduser()
     if not file.is_file():
         stage = next((stage for stage in run.owner.stages if stage.path.name == source), None)
@@ -213,10 +196,7 @@ def init_from(model: nn.Module, source: str, run: Run, log: Log) -> None:
 
 def finish(run: Run, keep: int | None) -> None:
     """Makes the averaged weights of the last checkpoint the run's `model.safetensors`, on rank 0: one file by
-    two names where the disk can.
-
-    keep: number of checkpoints that stay, as `train.keep`.
-    """
+    two names where the disk can."""
     if ranks.rank() == 0:
         folder = run.path / "checkpoints"
         last = folder / f"{checkpoints.steps_of(folder)[-1]:08d}" / "ema.safetensors"

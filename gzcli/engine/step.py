@@ -31,10 +31,7 @@ FEW = 1_500
 
 
 class Step(nn.Module):
-    """What DDP and FSDP wrap, so that they see every forward.
-
-    graphs: computes the losses by compiled graphs; None: the model does, as it is.
-    """
+    """What DDP and FSDP wrap, so that they see every forward."""
 
     def __init__(self, model: Model, graphs: Compiled | None = None):
         super().__init__()
@@ -55,11 +52,7 @@ def step_of(model: Model, part: Part, device: torch.device, log: Log) -> Step:
 
 
 def speed_of(model: Model, batch: Batch, part: Part, accelerator: Accelerator, log: Log) -> Speed:
-    """What a step of a run does: its images and, where they can be counted, its floating-point operations.
-
-    model: the model, whose weights are whole.
-    batch: a batch of this process.
-    """
+    """What a step of a run does: its images and, where they can be counted, its floating-point operations."""
     images = part.train.batch_size
     if part.train.steps < FEW or not log.main:
         return Speed(images)
@@ -87,9 +80,6 @@ def wrapped(
     """The step of a model, wrapped for the processes of the run.
 
     Where weights are shared out, the model's parameters are other objects from then on.
-
-    first: a batch, with which it is found whether each step gives every parameter a gradient; None: it does
-      not need to.
     """
     if ranks.world() > 1:
         whole_batch.share(model)
@@ -131,10 +121,7 @@ def twin(model: Model) -> Model:
 
 
 def peak(device: torch.device, precision: str) -> float | None:
-    """The dense FLOP/s of a device; None where they are not known, as of every CPU.
-
-    precision: "bf16", "fp16", "tf32" or "fp32".
-    """
+    """The dense FLOP/s of a device; None where they are not known, as of every CPU."""
     if device.type != "cuda":
         return None
     return peak_of(torch.cuda.get_device_name(device), precision)

@@ -39,11 +39,7 @@ CHANNELS_LAST = ("cuda",)  # types of devices whose convolutions are faster with
 def build_model(
     part: Part, info: DataInfo, stages: Mapping[str, Model] | None = None, card: ModelCard | None = None
 ) -> Model:
-    """The model of a recipe on the CPU: so its weights are a function of the seed on every device.
-
-    stages: the trained models of earlier stages that it is built on, by stage.
-    card: card of the model, where a run holds the model's file; None: that of the name in the recipe.
-    """
+    """The model of a recipe on the CPU: so its weights are a function of the seed on every device."""
     cls = catalog.load_class(card or catalog.card(part.model))
     torch.manual_seed(part.seed)
     return cls.of(info, **part.options, **(stages or {}))
@@ -67,12 +63,8 @@ def built_on(run: Run, name: str) -> dict[str, str]:
 def load_model(run: Run, device: torch.device | str, checkpoint: str = "finished") -> tuple[Model, Saved]:
     """The model of a run in eval mode with its averaged weights, and what was saved with them.
 
-    run: one in stages stands for its last stage.
     checkpoint: "last", "best", "finished" or a step. "finished" is `model.safetensors`, which does not change
       any more, for what is trained on top of it; "last" is the newest checkpoint while the run is trained.
-
-    Raises MissingError where there is no such checkpoint, where it is damaged, or where an earlier stage has
-    other weights than the model was trained with.
     """
     run = run.serving
     saved = checkpoints.read_weights(weights_file(run, checkpoint))
@@ -89,12 +81,7 @@ def load_model(run: Run, device: torch.device | str, checkpoint: str = "finished
 
 
 def restored(saved: Saved, stages: Mapping[str, Model] | None = None, card: ModelCard | None = None) -> Model:
-    """The model of saved weights, on the CPU.
-
-    stages, card: as of `build_model`.
-
-    Raises DamagedError where recipe and weights do not belong together: a file may be a stranger's.
-    """
+    """The model of saved weights, on the CPU."""
     _check_sizes(saved)
     try:
         model = build_model(saved.part, saved.info, stages, card)
@@ -200,14 +187,7 @@ class Autoencoder(Protocol):
 
 
 class LatentSpace:
-    """The latents (to_latent(x) − shift) · scale of images x, of about unit deviation in each channel.
-
-    autoencoder: encodes and decodes.
-    images: shape and levels of the images.
-    digest: sha256 of the autoencoder's weights.
-    shift: a number for each of the c channels, [c].
-    scale: a number for each of the c channels, [c].
-    """
+    """The latents (to_latent(x) − shift) · scale of images x, of about unit deviation in each channel."""
 
     def __init__(
         self, autoencoder: Autoencoder, images: DataInfo, digest: str, shift: list[float], scale: list[float]
@@ -217,12 +197,7 @@ class LatentSpace:
 
     @torch.no_grad()
     def encode(self, x: Tensor, noise: Noise | None = None) -> Tensor:
-        """Latents [B, c, h, w] of images x [B, C, H, W].
-
-        noise: draws the latents from the posterior of an `AutoencoderKL`; None: the latents are its mode.
-
-        Raises TypeError for noise with any other autoencoder.
-        """
+        """Latents [B, c, h, w] of images x [B, C, H, W]."""
         if noise is None:
             z = self.autoencoder.to_latent(x)
         elif isinstance(self.autoencoder, DiffusersVAE):
@@ -257,12 +232,7 @@ class DiffusersVAE(nn.Module):
 
     @classmethod
     def load(cls, name: str, device: torch.device | str) -> tuple[DiffusersVAE, str]:
-        """The autoencoder of a folder or a repository of the hub, and the sha256 of its weights.
-
-        name: folder or id; the autoencoder lies at its top or in its folder `vae`.
-
-        Raises MissingError where there is none.
-        """
+        """The autoencoder of a folder or a repository of the hub, and the sha256 of its weights."""
         from diffusers import AutoencoderKL
 
         folder = repository(
@@ -304,13 +274,7 @@ class DiffusersVAE(nn.Module):
 
 
 def open_space(name: str, device: torch.device | str, record: SpaceRecord) -> LatentSpace:
-    """The latent space of a trained run.
-
-    name: the autoencoder's run, model, folder or id.
-    record: the description that the run was saved with.
-
-    Raises MissingError where the autoencoder is not at hand, or has other weights than were recorded.
-    """
+    """The latent space of a trained run."""
     autoencoder, _, digest = find_autoencoder(name, device)
     if digest != record.digest:
         raise MissingError(f"`data.latent`: `{name}` is not the autoencoder that this run was trained with")
@@ -330,10 +294,7 @@ def find_autoencoder(name: str, device: torch.device | str) -> tuple[Autoencoder
 
 
 def autoencoder_run(name: str) -> Run | None:
-    """The run, or the stage of a run, that a name of `data.latent` means; None for an `AutoencoderKL`.
-
-    Raises UsageError for a run whose model has no latents.
-    """
+    """The run, or the stage of a run, that a name of `data.latent` means; None for an `AutoencoderKL`."""
     is_model = canonical(name) in map(canonical, recipe_names())
     run = runs.by_name(name) or (runs.find(name) if is_model else None)
     if run is None:
@@ -432,12 +393,7 @@ class Trained:
 def load_trained(
     run: Run, device: torch.device | str, checkpoint: str = "finished", precision: str | None = None
 ) -> Trained:
-    """The trained model of a run; `checkpoint` and errors as of `load_model`.
-
-    precision: that of its samples and scores; None: as it was trained, scores in fp32.
-
-    Raises UsageError for fp16 on a CPU.
-    """
+    """The trained model of a run; `checkpoint` and errors as of `load_model`."""
     if precision == "fp16" and torch.device(device).type == "cpu":
         raise UsageError("precision `fp16` needs a GPU", hint="`bf16` works on many CPUs, `fp32` on all")
     model, saved = load_model(run, device, checkpoint)

@@ -45,14 +45,7 @@ SOME, MANY = 1_000, 10_000  # images that `EMA` calibrates on during training, a
 
 
 class Trainer:
-    """Trains a model.
-
-    run: the run, or the stage of a run, that is trained.
-    part: its recipe.
-    pack: the images.
-    accelerator: accelerate's state of this process.
-    log: where lines and events go.
-    """
+    """Trains a model."""
 
     def __init__(self, run: Run, part: Part, pack: Pack, accelerator: Accelerator, log: Log):
         self.run, self.part, self.pack, self.log = run, part, pack, log
@@ -84,10 +77,7 @@ class Trainer:
         self.start = self.done = 0  # steps that were done before this process, and by now
 
     def fit(self) -> None:
-        """Trains from the newest checkpoint, or from the start, to `train.steps`; saves when it is stopped.
-
-        Raises DivergedError, or Interrupted after a checkpoint.
-        """
+        """Trains from the newest checkpoint, or from the start, to the end; saves when it is stopped."""
         self.start = self.done = state.resume(self.state)
         if (names := tracker_names(self.part.launch)) and self.rank == 0:
             space = asdict(self.state.space) if self.state.space else None
@@ -170,10 +160,7 @@ class Trainer:
         return losses
 
     def noise(self, step: int, key: str, start: int) -> BatchNoise:
-        """The noise of the rows of a global batch from `start` on.
-
-        key: name of the phase, or "batch".
-        """
+        """The noise of the rows of a global batch from `start` on."""
         total = self.train.batch_size
         return BatchNoise(self.part.seed, step, key, total=total, start=start, device=self.device)
 
@@ -228,10 +215,7 @@ class Trainer:
         return optimizers[0].param_groups[0]["lr"] if len(optimizers) == 1 else None
 
     def pause(self, done: int, due: Set[str]) -> None:
-        """Validates, saves and draws, as far as it is due after `done` steps. Each is timed.
-
-        due: kinds of pauses, of `cadence.KINDS`.
-        """
+        """Validates, saves and draws, as far as it is due after `done` steps. Each is timed."""
         last, known = done == self.steps, self.cadence.found()
         if self.cadence.slow(due & {"eval", "sample"}) and not self.history.not_finite():
             state.save(self.state, done)  # no step is lost if it is killed while it validates or draws

@@ -101,10 +101,7 @@ def readme(trained: Trained, loaded_by: str, usage: str | None) -> str:
 
 
 def write(trained: Trained, job: ExportJob) -> dict[str, Any]:
-    """Writes the file `job.out`. Returns the card.
-
-    Raises UsageError where the run needs files of this machine that cannot be part of it.
-    """
+    """Writes the file `job.out`. Returns the card."""
     dtype = HALVES[job.dtype]
     owner, found = trained.run.owner, _parts(trained, job.checkpoint)
     several = len(found) > 1
@@ -142,10 +139,7 @@ def bytes_of(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
 
 
 def _parts(trained: Trained, checkpoint: str) -> dict[str, Run]:
-    """The runs that the file holds, by the names of its parts, in the order of training.
-
-    Raises UsageError for one that is built on a folder of this machine.
-    """
+    """The runs that the file holds, by the names of its parts, in the order of training."""
     run, owner, part = trained.run, trained.run.owner, trained.part
     found: dict[str, Run] = {}
     if trained.space is not None and (name := part.data.latent):
@@ -171,10 +165,7 @@ def _check_id(key: str, name: str) -> None:
 
 
 def _shared(part: Part, data: str, with_latent: bool) -> Part:
-    """A recipe without what belongs to this machine.
-
-    data: key of the data set, in place of its path.
-    """
+    """A recipe without what belongs to this machine."""
     section = replace(
         part.data, name=data, latent=LATENT if with_latent and part.data.latent else part.data.latent
     )
@@ -234,11 +225,7 @@ def card_of(trained: Trained, job: ExportJob) -> dict[str, Any]:
 
 
 def data_card(key: str, trained: Trained, noted: Mapping[str, Any]) -> dict[str, Any]:
-    """What the run was trained on: a known set with licence and source, or the user's own pictures.
-
-    key: the set's key.
-    noted: what the run noted of the set when it was trained.
-    """
+    """What the run was trained on: a known set with licence and source, or the user's own pictures."""
     shape, classes = list(trained.images.shape), list(trained.images.classes)
     card = {"name": key, "shape": shape, "levels": trained.images.levels, "classes": classes}
     card |= {"counts": noted.get("counts"), "digest": noted.get("digest")}

@@ -41,12 +41,7 @@ NONE_YET = {"autoregressive": BY_VALUES, "stable_diffusion": "with networks of d
 
 def write(trained: Trained, to: str, folder: Path) -> dict[str, Any]:
     """Writes the graphs, `model.json` and, for onnx, `sample.py` into a folder. Returns {files, differs}, the
-    latter being the largest difference of a pixel from gz's own, in grey levels.
-
-    to: "onnx" or "torch".
-
-    Raises UsageError for a model whose sampler cannot be exported; MissingError without the onnx packages.
-    """
+    latter being the largest difference of a pixel from gz's own, in grey levels."""
     if to == "onnx":
         needs_onnx()
     folder.mkdir(parents=True, exist_ok=True)
@@ -161,10 +156,7 @@ def needs_onnx() -> None:
 
 
 class DrawnNoise(Noise):
-    """Noise whose draws were made before.
-
-    values: the draws in order.
-    """
+    """Noise whose draws were made before."""
 
     def __init__(self, values: list[Tensor]):
         self.values, self.device = iter(values), values[0].device
@@ -194,10 +186,7 @@ class Unportable(Exception):
 
 
 class UnitVectors(Noise):
-    """A unit vector [1, size, 1, 1] for each draw and each output of the network, in order.
-
-    size: how many there will be.
-    """
+    """A unit vector [1, size, 1, 1] for each draw and each output of the network, in order."""
 
     def __init__(self, size: int):
         self.device, self.size, self.count = torch.device("cpu"), size, 0
@@ -230,10 +219,7 @@ def terms(x: Tensor) -> list[list[float]]:
 
 
 class Sampler(nn.Module):
-    """A sampler that makes images at once: the graph of `sample`.
-
-    options: keywords of `sample`.
-    """
+    """A sampler that makes images at once: the graph of `sample`."""
 
     def __init__(self, model: Model, options: Mapping[str, Any]):
         super().__init__()
@@ -245,10 +231,7 @@ class Sampler(nn.Module):
 
 
 class Denoise(nn.Module):
-    """One call of a denoiser: (x_0, ε) of x [B, C, H, W] at times t [B] with the levels α, σ [1].
-
-    how: its guidance, and whether x_0 is clipped.
-    """
+    """One call of a denoiser: (x_0, ε) of x [B, C, H, W] at times t [B] with the levels α, σ [1]."""
 
     def __init__(self, model: Any, how: Mapping[str, Any]):
         super().__init__()
@@ -348,10 +331,7 @@ def walk(
 @contextmanager
 def in_place(model: Any, units: UnitVectors, how: dict[str, Any]) -> Iterator[None]:
     """Inside, unit vectors stand for the outputs of the model's network, and nothing is clipped to the range
-    of images.
-
-    how: receives the keywords with which the sampler calls the network.
-    """
+    of images."""
 
     def denoiser(y: Tensor | None = None, **asked: Any) -> Any:
         how.update(asked, kind="denoise")

@@ -113,14 +113,7 @@ def expect(
     timed: bool,
     other: Recipe | None = None,
 ) -> tuple[list[Forecast], list[Forecast]]:
-    """What is expected of a recipe's parts, and of those of another one, whose time is estimated from it.
-
-    plan: the processes.
-    shape: description of the data set, as `TrialJob.info` has it; None: not known.
-    measure: finds what is not in the cache; None: that is left out.
-    timed: whether a step is tried where its time is not known.
-    other: the same model at another scale, no step of which is tried.
-    """
+    """What is expected of a recipe's parts, and of those of another one, whose time is estimated from it."""
     if shape is None:
         return [Forecast(part, lacking="the data set is not here") for part in recipe.parts], []
     here = plan.gpus <= (usable_gpus().usable if plan.gpus else 0)
@@ -223,10 +216,7 @@ def not_tried(job: TrialJob, why: str) -> Sequence[Mapping[str, Any]]:
 
 
 def key_of(part: Part, more: Sequence[Any]) -> str:
-    """The name under which a forecast is kept: a hash of all that it depends on.
-
-    more: the recipes that the model is built on, the description of the data set, and the machine.
-    """
+    """The name under which a forecast is kept: a hash of all that it depends on."""
     tree = {key: value for key, value in part.tree().items() if key not in APART}
     tree["train"] = {key: value for key, value in tree["train"].items() if key not in PAUSING}
     source = catalog.card(part.model).path.read_bytes()

@@ -72,10 +72,7 @@ def each_phase_learns_alone(case: Case) -> None:
 
 
 def _check_gradients(model: Model, phase: str, *, solved: bool, params: list[torch.nn.Parameter]) -> None:
-    """Requires finite gradients, of the phase's own parameters alone, and of one of these at least.
-
-    solved: whether the loss is 0, so that no gradient is due.
-    """
+    """Requires finite gradients, of the phase's own parameters alone, and of one of these at least."""
     for name, p in model.named_parameters():
         if p.grad is not None:
             require(

@@ -16,7 +16,7 @@ from gzcli.core.jobs import TrialJob
 from gzcli.core.parts import Part, part_of
 from gzcli.core.sections import TrainSection
 from gzcli.engine import forecast, step
-from gzcli.engine.forecast import Seen
+from gzcli.engine.forecast import PartOnData
 from gzcli.engine.trainer import Trainer
 from gzcli.launch import launcher, plan
 from gzcli.launch.run_folder import halve
@@ -28,16 +28,16 @@ INFO = {"shape": [1, 16, 16], "levels": 17, "classes": list("0123456789"), "mult
 NOT_COUNTED = ("sd_lora", "controlnet", "instructpix2pix")
 
 
-def seen(case: Case) -> Seen:
+def on_data(case: Case) -> PartOnData:
     info = case.pack().info(levels=case.levels, steps=1000)
     train = TrainSection(batch_size=case.batch, precision="fp32", ema=0.9)
-    return Seen(Part(case.model, case.settings, train=train), info)
+    return PartOnData(Part(case.model, case.settings, train=train), info)
 
 
 @pytest.mark.parametrize("case", FIRST.values(), ids=str)
 def test_the_size_of_every_model_and_its_operations(case):
-    stages = {name: seen(stage) for name, stage in case.stages.items()}
-    own, model = seen(case), case.fresh()
+    stages = {name: on_data(stage) for name, stage in case.stages.items()}
+    own, model = on_data(case), case.fresh()
     assert forecast.params_of(*own, stages) == sum(p.numel() for p in model.parameters())
     flops = forecast.flops_of(*own, stages)
     assert (flops is None) == (case.model in NOT_COUNTED)
@@ -86,7 +86,7 @@ def attention():
 def test_a_trial_finds_size_time_and_memory(home, tmp_path):
     """Of a recipe in stages: each part by itself, the second one on the first."""
     case = FIRST["transformer"]
-    tokenizer, prior = seen(case.stages["tokenizer"]).part.tree(), seen(case).part.tree()
+    tokenizer, prior = on_data(case.stages["tokenizer"]).part.tree(), on_data(case).part.tree()
     rows = (
         {"stage": "tokenizer", "tree": tokenizer, "stages": {}, "timed": False},
         {"stage": "prior", "tree": prior, "stages": {"tokenizer": tokenizer}, "timed": True},
@@ -99,7 +99,7 @@ def test_a_trial_finds_size_time_and_memory(home, tmp_path):
 
 def test_a_part_that_cannot_be_built_is_told(home, tmp_path):
     def result(model: str, **options) -> dict:
-        tree = replace(seen(FIRST[model]).part, options=options).tree()
+        tree = replace(on_data(FIRST[model]).part, options=options).tree()
         row = {"stage": "", "tree": tree, "stages": {}, "timed": True}
         return forecast.run(TrialJob((row,), INFO), tmp_path, CPU, None)["parts"][0]
 
@@ -111,7 +111,7 @@ def test_a_part_that_cannot_be_built_is_told(home, tmp_path):
 
 def test_a_trial_of_a_large_net_has_few_images(monkeypatch):
     """So that it ends in seconds; what depends on the images is scaled to the whole batch."""
-    own, images = seen(FIRST["vae"]), []
+    own, images = on_data(FIRST["vae"]), []
     part = replace(own.part, train=replace(own.part.train, batch_size=256))
 
     class Fixed(forecast.Trial):
