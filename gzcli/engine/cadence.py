@@ -85,8 +85,8 @@ class Cadence:
 
     @contextmanager
     def timed(self, kind: str | None = None) -> Iterator[None]:
-        """Times the pause inside; the first one of a kind decides how often that kind comes. Work done once has
-        no kind, and counts neither for a kind nor for steps."""
+        """Times the pause inside; the first one of a kind decides how often that kind comes. Work done once
+        has no kind, and counts neither for a kind nor for steps."""
         since, (step, start, paused) = self.clock(), self.mark
         each = (since - start - (self.paused - paused)) / max(self.steps - step, 1)  # seconds a step
         yield

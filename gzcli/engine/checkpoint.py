@@ -178,13 +178,13 @@ def with_zero_inputs(
 
     So a model that sees a condition beside the image begins as the model without it.
     """
-    found = {}
+    wider = {}
     for name, value in weights.items():
         wanted = own[name].shape if name in own else value.shape
         more = wanted[1] - value.shape[1] if value.ndim == 4 and len(wanted) == 4 else 0
         if more > 0 and (wanted[0], *wanted[2:]) == (value.shape[0], *value.shape[2:]):
-            found[name] = torch.cat([value, value.new_zeros(len(value), more, *value.shape[2:])], 1)
-    return weights | found, list(found)
+            wider[name] = torch.cat([value, value.new_zeros(len(value), more, *value.shape[2:])], 1)
+    return weights | wider, list(wider)
 
 
 def damage(path: Path) -> str | None:

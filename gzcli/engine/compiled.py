@@ -37,9 +37,9 @@ def compiles(part: Part, model: Model, device: torch.device) -> bool:
     It gains on a GPU, in a run that is long enough to earn the time of compiling, of a model of one phase. On
     a CPU it is slower or takes longer to compile than it saves.
     """
-    asked = part.train.compile
-    if asked != "auto":
-        return asked
+    choice = part.train.compile
+    if choice != "auto":
+        return choice
     minutes = part.train.minutes
     long = minutes >= LONG_MINUTES if minutes else part.train.steps >= LONG
     one = part.launch.strategy == "ddp" and len(model.phases()) == 1
@@ -109,7 +109,7 @@ class Compiled:
             return named_losses(self.model, batch, phase)
         fresh = copy.copy(batch.noise)
         try:
-            found = self.graph(self.model, phase, *given(batch, tensors, wanted))
+            values = self.graph(self.model, phase, *arguments(batch, tensors, wanted))
         except RuntimeError as e:  # what torch cannot compile: no compiler, a gradient of a gradient
             if key in self.tried:
                 raise
@@ -118,7 +118,7 @@ class Compiled:
             return named_losses(self.model, replace(batch, noise=fresh), phase)
         self.tried.add(key)
         # the next run of a CUDA graph overwrites what this one has returned
-        return {name: value.clone() for name, value in found.items()}
+        return {name: value.clone() for name, value in values.items()}
 
     def find(self, batch: Batch, tensors: dict[str, Tensor], phase: str) -> list[Draw] | None:
         """The draws of a loss; None where they depend on values."""
@@ -144,7 +144,7 @@ def losses(
     return named_losses(model, Batch(x, y, index, GivenNoise(draws, total, start), extra), phase)
 
 
-def given(batch: Batch, tensors: dict[str, Tensor], wanted: Sequence[Draw]) -> tuple[Any, ...]:
+def arguments(batch: Batch, tensors: dict[str, Tensor], wanted: Sequence[Draw]) -> tuple[Any, ...]:
     """The arguments of `losses` after the phase: the batch and the draws, which are made now."""
     draws = tuple(batch.noise._draw(*draw) for draw in wanted)
     return batch.x, batch.y, batch.index, tensors, draws, *place(batch)

@@ -121,8 +121,8 @@ class History:
 
     def pending(self) -> dict[str, Any]:
         """The sums for the next line of losses, which a checkpoint between two lines must keep."""
-        kept = {"sums": self.sums, "first": self.first}
-        values = {key: {name: value.cpu() for name, value in own.items()} for key, own in kept.items()}
+        sums = {"sums": self.sums, "first": self.first}
+        values = {key: {name: value.cpu() for name, value in own.items()} for key, own in sums.items()}
         return {**values, "counts": dict(self.counts)}
 
     def resume(self, step: int, pending: Mapping[str, Any] | None) -> None:
@@ -135,8 +135,8 @@ class History:
             self.counts = dict(pending["counts"])
         path = self.run.path / "metrics.jsonl"
         if ranks.rank() == 0 and path.exists():
-            kept = (line for line in every_line(self.run.path) if line["step"] <= step)
-            files.write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
+            earlier = (line for line in every_line(self.run.path) if line["step"] <= step)
+            files.write_atomic(path, "".join(json.dumps(line) + "\n" for line in earlier))
 
 
 # ---------------------------------------------------------------------------- trackers
@@ -218,13 +218,13 @@ def started(name: str, run: Run, config: Mapping[str, Any], start: int) -> Any:
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, int | float | str | bool]:
     """The values of a tree by dotted key, in types that all trackers take; without those that are None."""
-    found: dict[str, int | float | str | bool] = {}
+    values: dict[str, int | float | str | bool] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
+            values |= flat(value, f"{prefix}{key}.")
         elif value is not None:
-            found[prefix + key] = value if isinstance(value, int | float | str) else str(value)
-    return found
+            values[prefix + key] = value if isinstance(value, int | float | str) else str(value)
+    return values
 
 
 def show(name: str, tracker: Any, step: int, path: Path) -> None:

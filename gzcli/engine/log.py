@@ -34,12 +34,7 @@ class Log:
     """The output of an engine process; silent on ranks other than 0. `GZ_OUTPUT` is human | quiet | json."""
 
     def __init__(
-        self,
-        folder: Path | None = None,
-        *,
-        rank: int = 0,
-        stage: str | None = None,
-        mode: str | None = None,
+        self, folder: Path | None = None, *, rank: int = 0, stage: str | None = None, mode: str | None = None
     ):
         self.mode = mode or os.environ.get("GZ_OUTPUT", "human")
         self.main, self.rank, self.stage = rank == 0, rank, stage
@@ -220,12 +215,12 @@ class Speed:
 
     def at(self, rate: float) -> dict[str, float]:
         """`images_s`, and where they are known `tflops` and `mfu`, a share of 1."""
-        found = {"images_s": self.images * rate}
+        rates = {"images_s": self.images * rate}
         if self.flops:
-            found["tflops"] = self.flops * rate / 1e12
+            rates["tflops"] = self.flops * rate / 1e12
             if self.peak:
-                found["mfu"] = self.flops * rate / self.peak
-        return {name: float(f"{value:.4g}") for name, value in found.items()}
+                rates["mfu"] = self.flops * rate / self.peak
+        return {name: float(f"{value:.4g}") for name, value in rates.items()}
 
 
 def in_words(values: Mapping[str, float]) -> list[str]:

@@ -153,7 +153,7 @@ class Muon(Optimizer):
 
     def orthogonal(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         """Steps each matrix by itself, also where several share a parameter."""
-        moments = [self.kept(p, "momentum") for p in params]
+        moments = [self.state_of(p, "momentum") for p in params]
         torch._foreach_lerp_(moments, grads, 1 - MOMENTUM)
         ahead = torch._foreach_lerp(grads, moments, MOMENTUM)  # Nesterov's
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
@@ -170,10 +170,10 @@ class Muon(Optimizer):
         adamw(
             params,
             grads,
-            [self.kept(p, "exp_avg") for p in params],
-            [self.kept(p, "exp_avg_sq") for p in params],
+            [self.state_of(p, "exp_avg") for p in params],
+            [self.state_of(p, "exp_avg_sq") for p in params],
             [],
-            [self.kept(p, "step") for p in params],
+            [self.state_of(p, "step") for p in params],
             fused=group["fused"],
             amsgrad=False,
             maximize=False,
@@ -184,7 +184,7 @@ class Muon(Optimizer):
             eps=group["eps"],
         )
 
-    def kept(self, p: Tensor, name: str) -> Tensor:
+    def state_of(self, p: Tensor, name: str) -> Tensor:
         """A moving average of p's gradients, or the number of its steps; zero at first."""
         state = self.state[p]
         if name not in state:
@@ -193,10 +193,10 @@ class Muon(Optimizer):
         return state[name]
 
 
-def halves(groups: list[dict[str, Any]], known: Mapping[int, int] | None = None) -> Iterator[dict[str, Any]]:
+def halves(groups: list[dict[str, Any]], counts: Mapping[int, int] | None = None) -> Iterator[dict[str, Any]]:
     """Each group in two, of `wide` parameters and of others, with the number of `matrices` in each."""
     for group in groups:
-        count = {id(p): 1 if known is None else known.get(id(p), 0) for p in group["params"]}
+        count = {id(p): 1 if counts is None else counts.get(id(p), 0) for p in group["params"]}
         for wide in (True, False):
             if params := [p for p in group["params"] if is_wide(p, count[id(p)]) == wide]:
                 yield {**group, "params": params, "wide": wide, "matrices": [count[id(p)] for p in params]}
@@ -217,17 +217,17 @@ def shared(matrices: list[Tensor]) -> list[Tensor]:
     """Each matrix [rows, columns] orthogonalised. Each rank does some, and all get the same bits of all."""
     owners = shares([tuple(m.shape) for m in matrices], ranks.world())
     own = [i for i, owner in enumerate(owners) if owner == ranks.rank()]
-    found: dict[int, Tensor] = {}
+    done: dict[int, Tensor] = {}
     for same in same_size(matrices, own):
-        found |= zip(same, orthogonalised(torch.stack([matrices[i] for i in same])), strict=True)
+        done |= zip(same, orthogonalised(torch.stack([matrices[i] for i in same])), strict=True)
     if ranks.world() == 1:
-        return [found[i] for i in own]
+        return [done[i] for i in own]
     lengths = [
         sum(m.numel() for m, owner in zip(matrices, owners, strict=True) if owner == r)
         for r in range(ranks.world())
     ]
     kind = computed_in(matrices[0])  # half the bytes, and no bit less
-    vector = torch.cat([found[i].flatten().to(kind) for i in own] or [matrices[0].new_empty(0, dtype=kind)])
+    vector = torch.cat([done[i].flatten().to(kind) for i in own] or [matrices[0].new_empty(0, dtype=kind)])
     parts, at = ranks.exchanged(vector, lengths), [0] * len(lengths)
     updates = []
     for m, owner in zip(matrices, owners, strict=True):
@@ -248,10 +248,10 @@ def shares(sizes: list[tuple[int, ...]], world: int) -> list[int]:
 
 def same_size(matrices: list[Tensor], which: list[int]) -> list[list[int]]:
     """The numbers `which` of matrices in lists, one for each size."""
-    found: dict[torch.Size, list[int]] = {}
+    sizes: dict[torch.Size, list[int]] = {}
     for i in which:
-        found.setdefault(matrices[i].shape, []).append(i)
-    return list(found.values())
+        sizes.setdefault(matrices[i].shape, []).append(i)
+    return list(sizes.values())
 
 
 def computed_in(g: Tensor) -> torch.dtype:

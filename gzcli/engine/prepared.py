@@ -221,11 +221,11 @@ def new_space(name: str, device: torch.device | str, pack: Pack, levels: int | N
     autoencoder, trained_on, digest = find_autoencoder(name, device)
     images = pack.info(levels)
     if trained_on and (trained_on.shape, trained_on.levels) != (images.shape, images.levels):
-        channels, *had = trained_on.shape
+        channels, *sides = trained_on.shape
         raise UsageError(
             f"`data.latent`: `{name}` was trained on images of {by_sides(trained_on.shape)} with "
             f"{trained_on.levels} levels, these are of {by_sides(images.shape)} with {images.levels}",
-            hint=f"`--set data.size={as_size(*had)} --set data.channels={channels} "
+            hint=f"`--set data.size={as_size(*sides)} --set data.channels={channels} "
             f"--set data.levels={trained_on.levels}`",
         )
     if isinstance(autoencoder, DiffusersVAE):

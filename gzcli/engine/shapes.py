@@ -87,11 +87,7 @@ def shapes_only(mode: FakeTensorMode | None = None) -> Iterator[None]:
     """Inside, every new tensor has a shape alone."""
     rng = torch.get_rng_state()
     try:
-        with (
-            warnings.catch_warnings(),
-            mode or FakeTensorMode(allow_non_fake_inputs=True),
-            Arrays(),
-        ):
+        with warnings.catch_warnings(), mode or FakeTensorMode(allow_non_fake_inputs=True), Arrays():
             warnings.simplefilter("ignore")  # a copy of a module asks where its tensors lie
             yield
     finally:

@@ -128,12 +128,12 @@ def resume(state: State) -> int:
         if part.train.init:
             init_from(model, part.train.init, run, state.log)
         return 0
-    found = checkpoints.load(path)
-    train, meta = found.train, found.meta
+    saved = checkpoints.load(path)
+    train, meta = saved.train, saved.meta
     # a rank that did not exist when the checkpoint was saved takes the extra state of rank 0
     extra = train["extra"]
-    load(model, found.weights | extra[ranks.rank() if ranks.rank() < len(extra) else 0])
-    averages = {name: value.to(state.trained.device) for name, value in found.averaged.weights.items()}
+    load(model, saved.weights | extra[ranks.rank() if ranks.rank() < len(extra) else 0])
+    averages = {name: value.to(state.trained.device) for name, value in saved.averaged.weights.items()}
     state.ema.load_state_dict(averages, train["ema_updates"])
     for name, values in train["optimizers"].items():
         optimizer = state.optimizers[name]
@@ -164,7 +164,7 @@ def parts_of(values: Mapping[int, Mapping[str, Any]], optimizer: Optimizer) -> d
     def part(value: Any, p: Any) -> Any:
         return ranks.part_like(value, p) if isinstance(value, Tensor) and value.shape == p.shape else value
 
-    return {i: {key: part(value, params[i]) for key, value in kept.items()} for i, kept in values.items()}
+    return {i: {key: part(value, params[i]) for key, value in state.items()} for i, state in values.items()}
 
 
 def init_from(model: nn.Module, source: str, run: Run, log: Log) -> None:
@@ -172,8 +172,8 @@ def init_from(model: nn.Module, source: str, run: Run, log: Log) -> None:
     file = Path(source).expanduser()
     if not file.is_file():
         stage = next((stage for stage in run.owner.stages if stage.path.name == source), None)
-        found = stage or runs.find(source).serving
-        file = found.path / "model.safetensors"
+        earlier = stage or runs.find(source).serving
+        file = earlier.path / "model.safetensors"
     if not file.exists():
         raise MissingError(f"`train.init`: no weights at `{file}`", hint="gz runs list")
     own = model.state_dict()

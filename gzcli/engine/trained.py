@@ -85,15 +85,15 @@ def restored(saved: Saved, stages: Mapping[str, Model] | None = None, card: Mode
     _check_sizes(saved)
     try:
         model = build_model(saved.part, saved.info, stages, card)
-        found = model.load_state_dict(saved.weights, strict=False)
+        keys = model.load_state_dict(saved.weights, strict=False)
     except GzError:
         raise
     except Exception as e:  # a model may do anything with a value that makes no sense
         message = f"no `{saved.part.model}` can be made of the recipe in its weights' file: {first_line(e)}"
         raise DamagedError(message, hint="use another checkpoint, or the file as it was written") from e
     # per-rank extra state is not part of the weights
-    missing = [name for name in found.missing_keys if not name.endswith("_extra_state")]
-    if amiss := [*missing, *found.unexpected_keys]:
+    missing = [name for name in keys.missing_keys if not name.endswith("_extra_state")]
+    if amiss := [*missing, *keys.unexpected_keys]:
         more = f" and {len(amiss) - 1:,} more" if len(amiss) > 1 else ""
         raise DamagedError(
             f"the weights of `{saved.part.model}` are of another version of it: `{amiss[0]}`{more} "

@@ -58,7 +58,7 @@ class Trainer:
         made = prepare(self.model, self.images, run, log)
         self.batches = self.images.shuffled(self.train.batch_size, part.data.n, made, self.model.needs)
         other = twin(self.model) if is_shared_out(part) else None
-        # what models of others do may depend on what no batch shows
+        # a model from outside may leave parameters out at steps that its first batch does not show
         first = self.batches.at(0) if card.family != OUTSIDE and self.world > 1 else None
         self.wrapped = wrapped(accelerator, self.model, part, log, first=first)
         self.phases: list[Phase] = self.model.phases()
@@ -133,10 +133,10 @@ class Trainer:
         for phase in self.phases:
             if phase.due(step):
                 self.only(phase)
-                found = self.backward(batch, step, phase)
-                found |= self.update(step, phase)
+                values = self.backward(batch, step, phase)
+                values |= self.update(step, phase)
                 prefix = "" if len(self.phases) == 1 else f"{phase.name}."
-                losses |= {prefix + key: value for key, value in found.items()}
+                losses |= {prefix + key: value for key, value in values.items()}
         self.ema.update()
         self.done = step + 1
         self.model.on_step(step)

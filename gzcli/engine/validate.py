@@ -84,14 +84,14 @@ def distances(trained: Trained, pack: Pack, net: LeNetFeatures | None) -> dict[s
         return {"fd": 0.0}
     several = trained.info.multilabel
     made, true = net.features(images), net.features(real)
-    seen, known = (np.zeros(len(x), int) if several else net.predict(x) for x in (images, real))
-    found = {
+    predicted, classes = (np.zeros(len(x), int) if several else net.predict(x) for x in (images, real))
+    figures = {
         "fd": float(frechet_distance(true, made)),
-        "distance": collapse.diversity(made, seen, true, known),
+        "distance": collapse.diversity(made, predicted, true, classes),
     }
     if not net.rotations and not several:
-        found["classes"] = collapse.coverage(seen, known)
-    return found
+        figures["classes"] = collapse.coverage(predicted, classes)
+    return figures
 
 
 def collapsed(values: Mapping[str, float]) -> str | None:

@@ -103,19 +103,19 @@ def readme(trained: Trained, loaded_by: str, usage: str | None) -> str:
 def write(trained: Trained, job: ExportJob) -> dict[str, Any]:
     """Writes the file `job.out`. Returns the card."""
     dtype = HALVES[job.dtype]
-    owner, found = trained.run.owner, _parts(trained, job.checkpoint)
-    several = len(found) > 1
+    owner, parts = trained.run.owner, _parts(trained, job.checkpoint)
+    several = len(parts) > 1
     tensors: dict[str, Tensor] = {}
     texts: dict[str, dict[str, str]] = {}
-    for name, run in found.items():
+    for name, run in parts.items():
         serves = run.path == trained.run.path
         saved = read_weights(weights_file(run, job.checkpoint if serves else "finished"))
         model = trained.model if serves else load_model(run, "cpu")[0]
         short = _rounded(model, saved.weights, dtype)
         tensors |= {f"{name}:{key}" if several else key: value for key, value in short.items()}
-        texts[name] = metadata_of(replace(saved, part=_shared(saved.part, owner.data, LATENT in found)))
+        texts[name] = metadata_of(replace(saved, part=_shared(saved.part, owner.data, LATENT in parts)))
     _round_model(trained.model, dtype)  # the preview is drawn with the weights of the file
-    serving = next(name for name, run in found.items() if run.path == trained.run.path)
+    serving = next(name for name, run in parts.items() if run.path == trained.run.path)
     card = card_of(trained, job)
     metadata = texts[serving] | {"format": FORMAT, "card": json.dumps(card)}
     if several:
@@ -141,18 +141,18 @@ def bytes_of(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
 def _parts(trained: Trained, checkpoint: str) -> dict[str, Run]:
     """The runs that the file holds, by the names of its parts, in the order of training."""
     run, owner, part = trained.run, trained.run.owner, trained.part
-    found: dict[str, Run] = {}
+    parts: dict[str, Run] = {}
     if trained.space is not None and (name := part.data.latent):
         beside = owner.path / LATENT
         if autoencoder := Run(beside) if beside.is_dir() else autoencoder_run(name):
-            found[LATENT] = autoencoder
+            parts[LATENT] = autoencoder
         else:
             _check_id("data.latent", name)
     if base := part.options.get("base"):
         _check_id("model.base", str(base))
     for stage in owner.stages:
-        found[f"{STAGES}/{stage.path.name}"] = stage
-    return found if owner.stages else found | {"": run} if not found else found | {MAIN: run}
+        parts[f"{STAGES}/{stage.path.name}"] = stage
+    return parts if owner.stages else parts | {"": run} if not parts else parts | {MAIN: run}
 
 
 def _check_id(key: str, name: str) -> None:
@@ -180,8 +180,8 @@ def _whole(owner: Run, texts: Mapping[str, Mapping[str, str]]) -> dict[str, Any]
     last = list(trees.values())[-1]
     if not stages:
         return last
-    kept = ("about", "scale", "seed", "data")
-    return {key: last[key] for key in kept} | {"about": owner.tree().get("about", ""), STAGES: stages}
+    keys = ("about", "scale", "seed", "data")
+    return {key: last[key] for key in keys} | {"about": owner.tree().get("about", ""), STAGES: stages}
 
 
 def _rounded(model: nn.Module, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -238,20 +238,20 @@ def data_card(key: str, trained: Trained, noted: Mapping[str, Any]) -> dict[str,
 def figures(trained: Trained) -> list[dict[str, Any]]:
     """What was measured of the run: by the newest `gz bench` of it, and on validation images at the end of
     its training, [{name, value, on, n, from}]."""
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     owner = trained.run.owner
     for file in sorted(user_dir("bench").glob("*/result.json"), key=lambda f: f.stat().st_mtime):
         result = files.read_json(file)
         for row in result.get("rows") or ():
             if row.get("run") == owner.id and row.get("step") == trained.step:
                 where = {"on": f"{result['data']} (test)", "n": row["n"], "from": "gz bench"}
-                found = [{"name": k, "value": v, **where} for k, v in _numbers(row["metrics"])]
+                rows = [{"name": k, "value": v, **where} for k, v in _numbers(row["metrics"])]
     last: dict[str, Any] = {}
     for line in metric_lines(trained.run.path):
         if line.get("step") == trained.step:
             last |= {k.removeprefix("val_"): v for k, v in line.items() if k.startswith("val_")}
     where = {"on": f"{owner.data} (validation)", "n": None, "from": "gz train"}
-    return [*found, *({"name": k, "value": v, **where} for k, v in _numbers(last))]
+    return [*rows, *({"name": k, "value": v, **where} for k, v in _numbers(last))]
 
 
 def _numbers(values: Mapping[str, Any]) -> Iterable[tuple[str, float]]:

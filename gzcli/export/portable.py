@@ -193,11 +193,11 @@ class UnitVectors(Noise):
         self.program: list[dict[str, Any]] = []
 
     def unit(self) -> Tensor:
-        found = torch.zeros(1, self.size, 1, 1, dtype=torch.float64)
+        vector = torch.zeros(1, self.size, 1, 1, dtype=torch.float64)
         if self.count < self.size:
-            found[0, self.count] = 1
+            vector[0, self.count] = 1
         self.count += 1
-        return found
+        return vector
 
     def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:
         if method not in KINDS:

@@ -161,9 +161,15 @@ def is_found(row: Mapping[str, Any]) -> bool:
 def forecast_of(row: Mapping[str, Any]) -> Forecast:
     """What is known of a part."""
     part, result = part_of(row["tree"], row["stage"]), row["result"]
-    refused = UsageError(result["error"], hint=result["refused"] or None) if "refused" in result else None
-    values = (result.get(key) for key in ("params", "flops", "seconds", "bytes", "error"))
-    return Forecast(part, *values, refused)
+    return Forecast(
+        part,
+        params=result.get("params"),
+        flops=result.get("flops"),
+        step=result.get("seconds"),
+        bytes=result.get("bytes"),
+        lacking=result.get("error"),
+        refused=UsageError(result["error"], hint=result["refused"] or None) if "refused" in result else None,
+    )
 
 
 def built_on(part: Part, recipe: Recipe) -> dict[str, Part]:

@@ -303,8 +303,8 @@ def kind_of_set(case: Case, kind: str) -> None:
     noise = BatchNoise(SEED, 0, "main", total=N)
     x = quantise(u8, info.levels, noise)
     extra = {"second_domain": x.flip(0), "before": x.flip(0), "caption": ["a handwritten seven"] * N}
-    given = {key: extra[key] for key in model.needs if key in extra}
-    batch = with_prepared(model, Batch(x, y, torch.arange(N), noise, given))
+    needed = {key: extra[key] for key in model.needs if key in extra}
+    batch = with_prepared(model, Batch(x, y, torch.arange(N), noise, needed))
     with torch.no_grad():
         model.fit([batch])
         model.on_start(batch)
@@ -318,11 +318,11 @@ def kind_of_set(case: Case, kind: str) -> None:
             f"{on} the loss of phase `{phase.name}`, or a gradient, is not finite",
         )
     model.eval()
-    found = tuple(draw(model, case, n=3).shape)
-    require(found == (3, *shape), f"{on} `sample(3)` returns {found}, not {(3, *shape)}")
+    drawn = tuple(draw(model, case, n=3).shape)
+    require(drawn == (3, *shape), f"{on} `sample(3)` returns {drawn}, not {(3, *shape)}")
     if case.conditional and kind == "multi-label":
-        found = tuple(draw(model, case, n=3, labels=several[:3].float()).shape)
-        require(found == (3, *shape), f"{on} `sample(3)` with labels returns {found}")
+        drawn = tuple(draw(model, case, n=3, labels=several[:3].float()).shape)
+        require(drawn == (3, *shape), f"{on} `sample(3)` with labels returns {drawn}")
     if hasattr(model, "log_prob"):
         with torch.no_grad():
             labels = y if case.conditional else None
