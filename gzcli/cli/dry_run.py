@@ -6,7 +6,7 @@ process alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -47,12 +47,7 @@ def show_plan(recipe: Resolved, plan: Plan, run: Run | None, paper: Resolved | N
     for own in expect.own:
         if own.refused:
             raise own.refused
-    if facts.info():
-        needs += dict.fromkeys(f.lacking for f in expect.own if f.lacking)
-    needs += [*requirements.absent_weights(recipe), *requirements.absent_runs(recipe)]
-    if plan.gpus and plan.gpus > (found := usable_gpus()).usable:
-        wanted = f"{plan.gpus} GPU{'s' if plan.gpus > 1 else ''}"
-        needs.append(f"{wanted} ({found.lack or f'here: {found.there}'})")
+    needs += [*lacking(recipe, facts, expect, plan)]
     there = requirements.memory_of(plan)
     tree, origin = resolved_tree(recipe, facts, expect)
     path = run.path if run else user_dir("runs") / f"{recipe.card.name}-{facts.key}-<time>-<id>"
@@ -85,6 +80,17 @@ def show_plan(recipe: Resolved, plan: Plan, run: Run | None, paper: Resolved | N
             "launch": line,
         }
     )
+
+
+def lacking(recipe: Resolved, facts: DataFacts, expect: Expected, plan: Plan) -> Iterator[str]:
+    """What is not here beside the data: weights, runs and GPUs, and why something is not known."""
+    if facts.info():
+        yield from dict.fromkeys(one.lacking for one in expect.own if one.lacking)
+    yield from requirements.absent_weights(recipe)
+    yield from requirements.absent_runs(recipe)
+    if plan.gpus and plan.gpus > (gpus := usable_gpus()).usable:
+        count = f"{plan.gpus} GPU{'s' if plan.gpus > 1 else ''}"
+        yield f"{count} ({gpus.lack or f'here: {gpus.there}'})"
 
 
 def resolved_tree(

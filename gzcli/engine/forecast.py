@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -255,8 +256,8 @@ class Trial:
         the share of the steps at which it runs."""
         loss = update = 0.0
         for phase, share in alone(self.phases, self.part):
-            loss += share * self.timed(lambda phase=phase: self.backward(phase))
-            update += share * self.timed(lambda phase=phase: self.update(phase))
+            loss += share * self.timed(partial(self.backward, phase))
+            update += share * self.timed(partial(self.update, phase))
         return loss, update + self.timed(self.ema.update)
 
     def backward(self, phase: Phase) -> None:

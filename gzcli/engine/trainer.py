@@ -23,7 +23,7 @@ from gzcli.engine.cadence import KINDS, Cadence, Stop, listening
 from gzcli.engine.curves import loss_curve
 from gzcli.engine.ema import EMA, SharedOutEMA
 from gzcli.engine.history import History, Trackers, tracker_names
-from gzcli.engine.log import Log
+from gzcli.engine.log import Log, TrainBar
 from gzcli.engine.prepared import prepare, train_images
 from gzcli.engine.state import State
 from gzcli.engine.step import is_shared_out, speed_of, twin, wrapped
@@ -96,31 +96,32 @@ class Trainer:
         self.catch_up()
         waiting.now("measuring a step")
         self.log.event("start", run=self.run.id, path=str(self.run.path), step=self.start, steps=self.steps)
-        batch = self.batches.at(self.start)
-        speed = speed_of(self.trained.model, batch, self.part, self.accelerator, self.log)
-        alone = self.device.type == "cpu" and self.world == 1
-        check_every = 1 if alone else min(CHECK, self.train.log_every)
+        first = self.batches.at(self.start)
+        speed = speed_of(self.trained.model, first, self.part, self.accelerator, self.log)
         stages = len(self.run.owner.stages) or 1
         with listening(self.run), self.log.training(self.start, self.steps, stages=stages) as bar:
             bar.speed = speed
             for step in range(self.start, self.steps):
-                losses = self.step(step)
-                done, last = step + 1, step + 1 == self.steps
-                self.history.add(losses)
-                bar.advance(done)
-                if done % check_every == 0 or last:
-                    self.history.check_finite(done, self.steps)
-                if done % self.train.log_every == 0 or last:
-                    self.history.show(done, self.model, bar, self.learning_rate())
-                if signum := stop.asked(done):
-                    state.save(self.state, done)
+                self.record(self.step(step), step + 1, bar)
+                if signum := stop.asked(step + 1):
+                    state.save(self.state, step + 1)
                     raise Interrupted(
-                        f"stopped at step {done} of {self.steps}, checkpoint saved",
+                        f"stopped at step {step + 1} of {self.steps}, checkpoint saved",
                         signum=signum,
                         hint=f"gz train {self.run.owner.id} --resume",
                     )
-                if due := self.cadence.due(done) | (KINDS if last else set()):
-                    self.pause(done, due)
+                if due := self.cadence.due(step + 1) | (KINDS if step + 1 == self.steps else set()):
+                    self.pause(step + 1, due)
+
+    def record(self, losses: dict[str, Tensor], done: int, bar: TrainBar) -> None:
+        """Takes the losses of a step, checks them and shows their means, as often as that is due."""
+        alone, last = self.device.type == "cpu" and self.world == 1, done == self.steps
+        self.history.add(losses)
+        bar.advance(done)
+        if done % (1 if alone else min(CHECK, self.train.log_every)) == 0 or last:
+            self.history.check_finite(done, self.steps)
+        if done % self.train.log_every == 0 or last:
+            self.history.show(done, self.model, bar, self.learning_rate())
 
     def step(self, step: int) -> dict[str, Tensor]:
         """Trains on one batch, which all phases that are due share. Returns the losses by name, detached."""
@@ -216,7 +217,7 @@ class Trainer:
 
     def pause(self, done: int, due: Set[str]) -> None:
         """Validates, saves and draws, as far as it is due after `done` steps. Each is timed."""
-        last, known = done == self.steps, self.cadence.found()
+        last, before = done == self.steps, self.cadence.found()
         if self.cadence.slow(due & {"eval", "sample"}) and not self.history.not_finite():
             state.save(self.state, done)  # no step is lost if it is killed while it validates or draws
         if "eval" in due and self.metric:
@@ -230,8 +231,8 @@ class Trainer:
         if "sample" in due:
             with self.cadence.timed("sample"):
                 self.picture(done, LAST_GRID if last else GRID)
-        if self.rank == 0 and (found := self.cadence.found()) != known:
-            write_train(self.run, found)
+        if self.rank == 0 and (every := self.cadence.found()) != before:
+            write_train(self.run, every)
         if last:
             state.finish(self.run, self.train.keep)
         if "sample" in due and self.rank == 0 and (self.run.path / "metrics.jsonl").exists():

@@ -120,18 +120,26 @@ def expect(
     rows = [row_of(part, recipe, plan, shape, timed=timed and here) for part in recipe.parts]
     if other:
         rows += [row_of(part, other, plan, shape, timed=False) for part in other.parts]
-    wanted = [row for row in rows if not is_found(row)]
-    if measure and wanted and os.environ.get("GZ_TRIAL") != "0":
+    if measure and os.environ.get("GZ_TRIAL") != "0":
         gpus = min(1, plan.gpus) if here else 0
-        launch = LaunchSection(gpus=gpus or None, cpu=not gpus, threads=plan.threads)
-        for row, result in zip(wanted, measure(TrialJob(tuple(wanted), shape, launch)), strict=True):
-            row["result"] = dict(result)
-            if result["params"] is not None:
-                cache_dir("costs").mkdir(parents=True, exist_ok=True)
-                files.write_json(_path(row["key"]), row["result"])
+        fill(rows, shape, LaunchSection(gpus=gpus or None, cpu=not gpus, threads=plan.threads), measure)
     forecasts = [forecast_of(row) for row in rows]
     own, others = forecasts[: len(recipe.parts)], forecasts[len(recipe.parts) :]
     return own, [scaled(forecast, own[-1]) for forecast in others]
+
+
+def fill(
+    rows: Sequence[dict[str, Any]], shape: Mapping[str, Any], launch: LaunchSection, measure: Measure
+) -> None:
+    """Measures what is not in the cache, and keeps it there."""
+    open_rows = [row for row in rows if not row["result"] or (row["timed"] and not row["result"]["timed"])]
+    if not open_rows:
+        return
+    for row, result in zip(open_rows, measure(TrialJob(tuple(open_rows), shape, launch)), strict=True):
+        row["result"] = dict(result)
+        if result["params"] is not None:
+            cache_dir("costs").mkdir(parents=True, exist_ok=True)
+            files.write_json(_path(row["key"]), row["result"])
 
 
 def scaled(forecast: Forecast, by: Forecast) -> Forecast:
@@ -151,11 +159,6 @@ def row_of(
     key = key_of(part, [*stages.values(), shape, machine_of(plan)])
     row = {"stage": part.stage, "tree": part.tree(), "stages": stages, "timed": timed}
     return row | {"key": key, "result": _read(key)}
-
-
-def is_found(row: Mapping[str, Any]) -> bool:
-    """Whether the cache has all that is asked for."""
-    return bool(row["result"]) and (row["result"]["timed"] or not row["timed"])
 
 
 def forecast_of(row: Mapping[str, Any]) -> Forecast:
