@@ -132,20 +132,22 @@ class Compiled:
 def losses(
     model: Model,
     phase: str,
-    images: tuple[Tensor, Tensor | None, Tensor],
+    x: Tensor,
+    y: Tensor | None,
+    index: Tensor,
     extra: dict[str, Tensor],
     draws: tuple[Tensor, ...],
     total: int,
     start: Tensor,
 ) -> dict[str, Tensor]:
     """The losses of a phase by name, where all random numbers are arguments: what is compiled."""
-    return named_losses(model, Batch(*images, GivenNoise(draws, total, start), extra), phase)
+    return named_losses(model, Batch(x, y, index, GivenNoise(draws, total, start), extra), phase)
 
 
 def arguments(batch: Batch, tensors: dict[str, Tensor], wanted: Sequence[Draw]) -> tuple[Any, ...]:
     """The arguments of `losses` after the phase: the batch and the draws, which are made now."""
     draws = tuple(batch.noise._draw(*draw) for draw in wanted)
-    return (batch.x, batch.y, batch.index), tensors, draws, *place(batch)
+    return batch.x, batch.y, batch.index, tensors, draws, *place(batch)
 
 
 def place(batch: Batch) -> tuple[int, Tensor]:
