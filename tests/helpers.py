@@ -100,3 +100,15 @@ def in_process(folder: Path, plan: Any, *, launcher: bool, mode: str = "human") 
 def lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a .jsonl file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def figures(run: Run) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl` without what depends on the machine."""
+    from gzcli.engine.curves import RATES
+
+    return [{k: v for k, v in x.items() if k not in RATES} for x in lines(run.path / "metrics.jsonl")]
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two files of weights hold the same bits."""
+    return a.keys() == b.keys() and all(a[key].equal(b[key]) for key in a)

@@ -21,7 +21,7 @@ from gzcli.core.units import Size
 from gzcli.data.packs.open import open_pack
 from gzcli.data.sets.library import listing
 from gzcli.engine.trained import load_trained
-from gzcli.launch import launcher, trials
+from gzcli.launch import launcher
 from gzcli.launch import plan as planning
 from gzcli.recipe.from_file import find_run
 from gzcli.store.pretrained import PREFIX
@@ -82,8 +82,6 @@ def train(
     if plan.note:
         warnings.warn(plan.note, stacklevel=2)
     recipe = planning.ready(asked, run, steps, plan.processes)
-    if run is None:
-        recipe = trials.split_to_fit(asked.recipe, recipe, plan)
     run = planning.start(asked, recipe, plan, run, alias=name, mode="quiet" if quiet else "human")
     return Run(load_trained(run, pick_device(recipe.launch)))
 

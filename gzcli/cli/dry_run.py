@@ -6,16 +6,21 @@ process alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from gzcli.cli import out
-from gzcli.cli.plan import Expected, expected, five_lines, total, total_on_h100s, wrapped
+from gzcli.cli.plan import Expected, expected, five_lines, total, total_on_h100s, total_params, wrapped
+from gzcli.launch import requirements
+from gzcli.launch.forecast import Forecast, together
+from gzcli.launch.launcher import Plan, show, usable_gpus
+from gzcli.launch.plan import check_batches, shared_out
+from gzcli.launch.requirements import DataFacts
+from gzcli.recipe.recipe import recipe_of
+from gzcli.store.paths import user_dir
 
 if TYPE_CHECKING:
-    from gzcli.launch.launcher import Plan
-    from gzcli.launch.requirements import DataFacts
     from gzcli.recipe.resolve import Resolved
     from gzcli.store.runs import Run
 
@@ -32,12 +37,6 @@ def show_plan(recipe: Resolved, plan: Plan, run: Run | None, paper: Resolved | N
     Raises UsageError where the set, as far as it is known, lacks what a model needs, where a model cannot be
     built by its options, or where the user's batch does not divide into the processes.
     """
-    from gzcli.launch import forecast, requirements
-    from gzcli.launch.launcher import show, usable_gpus
-    from gzcli.launch.plan import check_batches, shared_out
-    from gzcli.recipe.recipe import recipe_of
-    from gzcli.store.paths import user_dir
-
     rounded: list[str] = []
     if run:
         check_batches(recipe_of(run.tree()), plan.processes, goes_on=True)
@@ -48,15 +47,9 @@ def show_plan(recipe: Resolved, plan: Plan, run: Run | None, paper: Resolved | N
     for own in expect.own:
         if own.refused:
             raise own.refused
-    if facts.info():
-        needs += dict.fromkeys(f.lacking for f in expect.own if f.lacking)
-    needs += [*requirements.absent_weights(recipe), *requirements.absent_runs(recipe)]
-    if plan.gpus and plan.gpus > (found := usable_gpus()).usable:
-        wanted = f"{plan.gpus} GPU{'s' if plan.gpus > 1 else ''}"
-        needs.append(f"{wanted} ({found.lack or f'here: {found.there}'})")
+    needs += [*lacking(recipe, facts, expect, plan)]
     there = requirements.memory_of(plan)
-    split, said = forecast.split_to_fit(recipe, expect.own, there if plan.gpus else None)
-    tree, origin = resolved_tree(split, facts, expect)
+    tree, origin = resolved_tree(recipe, facts, expect)
     path = run.path if run else user_dir("runs") / f"{recipe.card.name}-{facts.key}-<time>-<id>"
     line = show(path, plan)
     for text in five_lines(recipe, plan, facts, expect, there):
@@ -69,7 +62,7 @@ def show_plan(recipe: Resolved, plan: Plan, run: Run | None, paper: Resolved | N
     if keys:
         out.text("")
         show_keys(tree, origin)
-    for text in (*rounded, *said):
+    for text in rounded:
         out.info(text)
     if hint := requirements.memory_hint(expect.own, plan, there):
         out.hint(hint)
@@ -89,6 +82,17 @@ def show_plan(recipe: Resolved, plan: Plan, run: Run | None, paper: Resolved | N
     )
 
 
+def lacking(recipe: Resolved, facts: DataFacts, expect: Expected, plan: Plan) -> Iterator[str]:
+    """What is not here beside the data: weights, runs and GPUs, and why something is not known."""
+    if facts.info():
+        yield from dict.fromkeys(one.lacking for one in expect.own if one.lacking)
+    yield from requirements.absent_weights(recipe)
+    yield from requirements.absent_runs(recipe)
+    if plan.gpus and plan.gpus > (gpus := usable_gpus()).usable:
+        count = f"{plan.gpus} GPU{'s' if plan.gpus > 1 else ''}"
+        yield f"{count} ({gpus.lack or f'here: {gpus.there}'})"
+
+
 def resolved_tree(
     recipe: Resolved, facts: DataFacts, expect: Expected
 ) -> tuple[dict[str, Any], dict[str, str]]:
@@ -97,11 +101,11 @@ def resolved_tree(
     found = {key: v for key, v in now.items() if getattr(recipe.data, key) is None and v is not None}
     tree = recipe.on(replace(recipe.data, **found)).tree()
     origin = {**recipe.origin, **{f"data.{key}": "the set" for key in found}}
-    for forecast in expect.own:
-        part = tree["stages"][forecast.part.stage] if recipe.stages else tree
-        if forecast.cost:
-            part["params"] = forecast.cost.params
-            origin[f"stages.{forecast.part.stage}.params" if recipe.stages else "params"] = "the model"
+    for one in expect.own:
+        part = tree["stages"][one.part.stage] if recipe.stages else tree
+        if one.params is not None:
+            part["params"] = one.params
+            origin[f"stages.{one.part.stage}.params" if recipe.stages else "params"] = "the model"
     return tree, origin
 
 
@@ -124,35 +128,33 @@ def show_keys(tree: dict[str, Any], origin: Mapping[str, str]) -> None:
 
 def figures(recipe: Resolved, expect: Expected) -> dict[str, Any]:
     """What is expected, for scripts: of all models together, and of each."""
-    costs = [forecast.cost for forecast in expect.own if forecast.cost]
-    whole = len(costs) == len(expect.own)
-    rows = []
-    for forecast in expect.own:
-        cost = forecast.cost
-        rows.append(
-            {
-                "model": forecast.part.model,
-                "stage": forecast.part.stage or None,
-                "params": cost and cost.params,
-                "gflop_per_step": cost and cost.flops / 1e9,
-                "bytes": cost and cost.memory(),
-                "parts": [{"what": what, "bytes": bytes} for what, bytes in cost.rows()] if cost else [],
-                "steps": forecast.part.train.steps,
-                "seconds_per_step": forecast.step,
-                "seconds": forecast.seconds,
-                "seconds_on_h100": forecast.on_h100s(1),
-                "seconds_on_gpus": forecast.on_h100s(forecast.gpus),
-            }
-        )
+    flops = together([one.flops for one in expect.own])
+    sizes = [one.bytes for one in expect.own if one.bytes is not None]
     return {
         "scale": recipe.choice.scale,
-        "params": sum(cost.params for cost in costs) if whole else None,
-        "gflop_per_step": sum(cost.flops for cost in costs) / 1e9 if whole else None,
-        "bytes": max(cost.memory() for cost in costs) if whole else None,
+        "params": total_params(expect.own),
+        "gflop_per_step": flops and flops / 1e9,
+        "bytes": max(sizes, default=None),
         "seconds": total(expect.own),
         "seconds_on_h100": total_on_h100s(expect.own, 1),
         "seconds_on_gpus": total_on_h100s(expect.own, expect.own[0].gpus),
-        "memory": [row for row in rows if row["params"]],
+        "memory": [row_of(one) for one in expect.own if one.params is not None],
+    }
+
+
+def row_of(one: Forecast) -> dict[str, Any]:
+    """What is expected of one model, for scripts."""
+    return {
+        "model": one.part.model,
+        "stage": one.part.stage or None,
+        "params": one.params,
+        "gflop_per_step": one.flops and one.flops / 1e9,
+        "bytes": one.bytes,
+        "steps": one.part.train.steps,
+        "seconds_per_step": one.step,
+        "seconds": one.seconds,
+        "seconds_on_h100": one.on_h100s(1),
+        "seconds_on_gpus": one.on_h100s(one.gpus),
     }
 
 

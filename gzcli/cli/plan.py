@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from gzcli.cli import out, tables
 from gzcli.core.errors import GzError, UsageError
 from gzcli.core.units import about, count, size
+from gzcli.launch import forecast, requirements
+from gzcli.launch.forecast import Forecast
+from gzcli.launch.requirements import DataFacts
 
 if TYPE_CHECKING:
-    from gzcli.launch.forecast import Forecast
     from gzcli.launch.launcher import Plan
-    from gzcli.launch.requirements import DataFacts
     from gzcli.recipe.recipe import Recipe
     from gzcli.recipe.resolve import Resolved
 
@@ -69,12 +70,9 @@ def expected(
     measured: whether what is not in the cache is found out now.
     timed: whether a step is tried for it.
     """
-    from gzcli.launch import trials
-    from gzcli.launch.forecast import expect
-
-    measure = partial(trials.measure, say=out.info) if measured else None
-    own, others = expect(recipe, plan, facts.info(), measure=measure, timed=timed, other=paper)
-    return Expected(own, others)
+    measure = partial(forecast.measured, say=out.info) if measured else None
+    rows = forecast.expect(recipe, plan, facts.info(), measure=measure, timed=timed, other=paper)
+    return Expected(*rows)
 
 
 # ---------------------------------------------------------------------------- in words
@@ -84,12 +82,12 @@ def in_short(recipe: Resolved, facts: DataFacts, expect: Expected) -> list[str]:
     """One or two lines on what is about to be trained."""
     scale = f"scale {recipe.choice.scale} ({recipe.choice.why}): " if recipe.choice.scale else ""
     first = scale + _set_in_words(recipe, facts)
-    steps = sum(forecast.part.train.steps for forecast in expect.own)
+    steps = sum(one.part.train.steps for one in expect.own)
     second = [_params(expect.own), f"{steps:,} steps"] if _timed(recipe) else [_params(expect.own)]
     here, there = total(expect.own), total(expect.paper)
     times = f"about {about(here)} here" if here else ""
     if here and there:
-        times += f"; --scale paper: {about(there)} here, {on_h100s(expect.paper)}"
+        times += f"; --scale paper: {about(there)} here{on_h100s(expect.paper)}"
     line = ", ".join(filter(None, second))
     lines = [first, *wrapped(f"{line}: {times}" if times and line else line or times)]
     return [line for line in lines if line]
@@ -105,21 +103,21 @@ def five_lines(
     choice = recipe.choice
     scale = f"{choice.scale} ({choice.why})" if choice.scale else "the recipe has no scales"
     rows = [("scale", scale), ("set", _set_in_words(recipe, facts) + _not_packed(facts))]
-    where = f"{'the GPU' if plan.gpus else 'this machine'}'s {size(there)}" if there else ""
+    where = f"; {'the GPU' if plan.gpus else 'this machine'} has {size(there)}" if there else ""
     staged = len(expect.own) > 1
-    for forecast in expect.own:
-        rows.append(("model", _named(forecast, staged) + _model(forecast)))
-    largest = max(expect.own, key=lambda forecast: forecast.cost.memory() if forecast.cost else 0)
-    rows.append(("memory", _memory(largest, there, where)))
+    for one in expect.own:
+        rows.append(("model", _named(one, staged) + _model(one)))
+    largest = max(expect.own, key=lambda one: one.bytes or 0)
+    rows.append(("memory", _memory(largest, where)))
     if not staged:
         rows.append(("time", _time(expect.own[0])))
     elif here := total(expect.own):
         each = ", ".join(_named(one, staged) + about(one.seconds or 0) for one in expect.own)
-        rows.append(("in all", f"about {about(here)} here, {on_h100s(expect.own)} ({each})"))
+        rows.append(("in all", f"about {about(here)} here{on_h100s(expect.own)} ({each})"))
     else:
         rows.append(("time", "here: not known"))
     if in_paper := total(expect.paper):
-        rows.append(("paper", f"--scale paper: {about(in_paper)} here, about {on_h100s(expect.paper)}"))
+        rows.append(("paper", f"--scale paper: {about(in_paper)} here{on_h100s(expect.paper)}"))
     return [line for label, text in rows for line in wrapped(text, f"{label:<8}")]
 
 
@@ -147,8 +145,8 @@ def _not_packed(facts: DataFacts) -> str:
     return " (here, to be packed)" if facts.cached else f" (not here{download})"
 
 
-def _named(forecast: Forecast, staged: bool) -> str:
-    return f"{forecast.part.stage}: " if staged else ""
+def _named(one: Forecast, staged: bool) -> str:
+    return f"{one.part.stage}: " if staged else ""
 
 
 def _timed(recipe: Resolved) -> bool:
@@ -156,19 +154,23 @@ def _timed(recipe: Resolved) -> bool:
 
 
 def _params(forecasts: Sequence[Forecast]) -> str:
-    known = [forecast.cost.params for forecast in forecasts if forecast.cost]
-    return f"{count(sum(known))} parameters" if known and len(known) == len(forecasts) else ""
+    params = total_params(forecasts)
+    return f"{count(params)} parameters" if params else ""
 
 
-def _model(forecast: Forecast) -> str:
-    cost, train = forecast.cost, forecast.part.train
-    if cost is None:
-        return f"{forecast.part.model}: not known: {forecast.lacking or 'no step is tried here (GZ_TRIAL=0)'}"
+def total_params(forecasts: Sequence[Forecast]) -> int | None:
+    """The parameters of all models; None: not known."""
+    params = forecast.together([one.params for one in forecasts])
+    return None if params is None else int(params)
+
+
+def _model(one: Forecast) -> str:
+    train = one.part.train
+    if one.params is None:
+        return f"{one.part.model}: not known: {one.lacking or 'no step is tried here (GZ_TRIAL=0)'}"
     steps = f"--minutes {train.minutes:g}" if train.minutes else f"{train.steps:,} steps"
-    return (
-        f"{forecast.part.model}, {count(cost.params)} parameters, {steps} of {train.batch_size} at "
-        f"{gflop(cost.flops)} GFLOP"
-    )
+    cost = f" at {gflop(one.flops)} GFLOP" if one.flops else ""
+    return f"{one.part.model}, {count(one.params)} parameters, {steps} of {train.batch_size}{cost}"
 
 
 def gflop(flops: float) -> str:
@@ -176,54 +178,39 @@ def gflop(flops: float) -> str:
     return f"{flops / 1e9:,.0f}" if flops >= 1e11 else f"{flops / 1e9:.3g}"
 
 
-def _memory(forecast: Forecast, there: int | None, where: str) -> str:
-    cost = forecast.cost
-    if cost is None:
-        return "not known"
-    text = f"{size(cost.memory())} a process"
-    if there:
-        most = cost.largest(there) * cost.pieces * cost.processes
-        holds = f"batches up to {fewer(most)}" if most else "not even one image"
-        text += f"; {where} hold {holds}"
+def _memory(one: Forecast, where: str) -> str:
+    if one.bytes is None:
+        return f"here: not known{where}"
+    return f"{size(one.bytes)} a process, as a step took here{where}"
+
+
+def _time(one: Forecast) -> str:
+    if one.part.train.minutes:
+        return about(60 * one.part.train.minutes)
+    here = one.seconds
+    text = f"about {about(here)} here" if here else "here: not known"
+    text += on_h100s([one])
+    if steps := one.steps_in(MINUTES):
+        text += f"; --minutes {MINUTES}: {steps:,} steps"
     return text
-
-
-def fewer(most: int) -> str:
-    """A number of images that fit, in two digits, so that it says no more than is known."""
-    digits = max(0, len(str(most)) - 2)
-    return f"{most // 10**digits * 10**digits:,}"
-
-
-def _time(forecast: Forecast) -> str:
-    if forecast.part.train.minutes:
-        return about(60 * forecast.part.train.minutes)
-    here = forecast.seconds
-    told = f"about {about(here)} here" if here else "here: not known"
-    if forecast.cost:
-        told += f", {on_h100s([forecast])}"
-    if steps := forecast.steps_in(MINUTES):
-        told += f"; --minutes {MINUTES}: {steps:,} steps"
-    return told
 
 
 def total(forecasts: Sequence[Forecast]) -> float | None:
     """Seconds of all here; None: not known."""
-    from gzcli.launch.forecast import together
-
-    return together([forecast.seconds for forecast in forecasts])
+    return forecast.together([one.seconds for one in forecasts])
 
 
 def on_h100s(forecasts: Sequence[Forecast]) -> str:
-    """The time of all on as many H100s as there are GPUs asked for, in words."""
+    """The time of all on as many H100s as there are GPUs asked for, in words; "" where it is not known."""
     gpus = forecasts[0].gpus
-    return f"{about(total_on_h100s(forecasts, gpus) or 0)} on {'an H100' if gpus == 1 else f'{gpus} H100s'}"
+    seconds = total_on_h100s(forecasts, gpus)
+    where = "an H100" if gpus == 1 else f"{gpus} H100s"
+    return f", {about(seconds)} on {where} at {forecast.SHARE:.0%} of peak" if seconds else ""
 
 
 def total_on_h100s(forecasts: Sequence[Forecast], gpus: int) -> float | None:
     """Seconds of all on so many H100s; None: not known."""
-    from gzcli.launch.forecast import together
-
-    return together([forecast.on_h100s(gpus) for forecast in forecasts])
+    return forecast.together([one.on_h100s(gpus) for one in forecasts])
 
 
 def start_or_not(seconds: float | None, *, most: float, span: str, ways: str, yes: bool) -> None:
@@ -246,9 +233,8 @@ def start_or_not(seconds: float | None, *, most: float, span: str, ways: str, ye
         raise UsageError(f"not started: it would take {long}", hint=ways)
 
 
-def before_start(asked: Resolved, recipe: Recipe, plan: Plan, paper: Resolved | None, *, yes: bool) -> Recipe:
-    """Prints in short what is about to be trained. Returns the recipe, with its batches in more parts where
-    the GPU's memory wants that.
+def before_start(asked: Resolved, recipe: Recipe, plan: Plan, paper: Resolved | None, *, yes: bool) -> None:
+    """Prints in short what is about to be trained.
 
     A step is tried to tell the time, but not for the embedded sets, demonstrations that take a minute, nor
     where the length was typed.
@@ -260,20 +246,14 @@ def before_start(asked: Resolved, recipe: Recipe, plan: Plan, paper: Resolved | 
 
     Raises UsageError where it would take more than a week, and the user does not want that.
     """
-    from gzcli.launch import forecast, requirements
-
     facts, _ = requirements.of_data(asked)
     embedded = getattr(asked.found, "embedded", False)
     timed = not (embedded or length_is_typed(asked))
-    measured = timed or bool(plan.gpus and not embedded)
     whole = replace(asked, parts=recipe.parts, data=recipe.data)
-    expect = expected(whole, plan, facts, None if embedded else paper, measured=measured, timed=timed)
-    there = requirements.memory_of(plan)
-    recipe, said = forecast.split_to_fit(recipe, expect.own, there if plan.gpus else None)
-    for line in (*in_short(whole, facts, expect), *said):
+    expect = expected(whole, plan, facts, paper if timed else None, measured=timed, timed=timed)
+    for line in in_short(whole, facts, expect):
         out.info(line)
-    if not said and (hint := requirements.memory_hint(expect.own, plan, there)):
+    if hint := requirements.memory_hint(expect.own, plan, requirements.memory_of(plan)):
         out.hint(hint)
     less = "`--scale small`, `--minutes 60` or a GPU take less"
     start_or_not(total(expect.own), most=forecast.WEEK, span="a week", ways=less, yes=yes)
-    return recipe

@@ -197,7 +197,7 @@ def train(
     if run and (before := previous_words(run)):
         out.info(f"note: it was started with `-- {' '.join(before)}`, which is not taken over: type it again")
     if run is None and not plan.machine_rank:
-        recipe = before_start(asked.recipe, recipe, plan, paper, yes=yes)
+        before_start(asked.recipe, recipe, plan, paper, yes=yes)
 
     def announce(run: Run) -> None:
         out.info(f"run: {run.id}")

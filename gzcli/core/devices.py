@@ -346,6 +346,19 @@ def peak_memory(device: torch.device) -> int | None:
     return most if sys.platform == "darwin" else 1024 * most
 
 
+def memory_now(device: torch.device) -> int:
+    """The bytes that this process holds now: of the device's memory where that is counted, else of the
+    machine's."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    import psutil  # one of accelerate's own dependencies
+
+    return psutil.Process().memory_info().rss
+
+
 def is_out_of_memory(e: BaseException) -> bool:
     """Whether an exception says that a device or the machine has no memory left."""
     import torch

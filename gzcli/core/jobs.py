@@ -140,9 +140,8 @@ class ExportJob:
 class TrialJob:
     """What parts of recipes cost, and how long a step of them takes."""
 
-    # trees of the parts in order, each {"stage", "tree", "own", "asked", "timed"}: those that are asked for
-    # are reported, and timed where it says so; those that are not the recipe's own are what the next one is
-    # built on
+    # each {"stage", "tree", "stages", "timed"}: its recipe, those that it is built on by name, and whether a
+    # step is tried
     parts: tuple[Mapping[str, Any], ...]
     info: Mapping[str, Any]  # description of the data set: {"shape", "levels", "classes", "multilabel", "n"}
     launch: LaunchSection = field(default_factory=LaunchSection)

@@ -36,9 +36,10 @@ from gzcli.core.parts import part_of
 from gzcli.core.units import duration
 from gzcli.data.packs.open import check_unchanged, open_pack, pack_options, record_data
 from gzcli.engine.accelerator import accelerate, prepare_torch
+from gzcli.engine.cadence import KEPT, LEAST, count_steps
 from gzcli.engine.compiled import compiles
 from gzcli.engine.log import Log
-from gzcli.engine.minutes import KEPT, LEAST, count_steps
+from gzcli.launch.run_folder import write_train
 from gzcli.store import claims, files, png
 from gzcli.store.metrics import metric_lines
 from gzcli.store.runs import Run
@@ -46,13 +47,15 @@ from gzcli.store.runs import Run
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from gzcli.engine.trainer import Trainer
+
 VERBS = {  # verb of a job → the module whose `run` does it
     "sample": "judge.sample",
     "ood": "judge.ood",
     "alarm": "judge.alarm",
     "bench": "judge.bench",
     "export": "export.export",
-    "trial": "engine.trial",
+    "trial": "engine.forecast",
 }
 STATES = {DivergedError: "diverged", Interrupted: "interrupted"}
 
@@ -95,7 +98,16 @@ def recorded(run: Run, log: Log) -> Iterator[None]:
         seconds = run.seconds if run.status().get("ended") else run.status().get("seconds", 0.0)
         now = {"started": time.time(), "ended": None, "seconds": seconds, "work": before, "stepping": False}
         parent = int(os.environ.get("GZ_PARENT", "0"))
-        run.update(state="running", pid=os.getpid(), parent=parent, **now, error=None, code=None, lost=None)
+        run.update(
+            state="running",
+            pid=os.getpid(),
+            parent=parent,
+            **now,
+            error=None,
+            code=None,
+            lost=None,
+            too_large=None,
+        )
     try:
         yield
     except BaseException as e:
@@ -145,9 +157,9 @@ def train(run: Run, log: Log) -> None:
     if lives := int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
         log.warn(f"a process has died, all are started again ({lives} of `launch.restarts`)")
     if sum(stage.state != "finished" for stage in run.stages) > 1:
-        from gzcli.engine import later_stages
+        from gzcli.engine.forecast import check_stages
 
-        later_stages.check(run)
+        check_stages(run)
     accelerator: Accelerator | None = None
     for stage in run.stages:
         if stage.state == "finished":
@@ -180,7 +192,6 @@ def made(run: Run) -> dict[str, Any]:
 def train_one(run: Run, log: Log) -> Accelerator:
     """Trains one model, from its newest checkpoint if it has one."""
     # imported here, as the other verbs need not wait for it
-    from gzcli.engine.state import write_train
     from gzcli.engine.trainer import Trainer
 
     part = part_of(run.tree())
@@ -205,7 +216,9 @@ def train_one(run: Run, log: Log) -> Accelerator:
         again = clock() - since  # the run begins as this trial of it does
         timed.get_net()
         ready = clock() - began + again
-        steps = ranks.agree(count_steps(timed.step, timed.phases, part.train.minutes, clock() - ready, clock))
+        with fitting(timed):
+            count = count_steps(timed.step, timed.phases, part.train.minutes, clock() - ready, clock)
+        steps = ranks.agree(count)
         if ready > (1 - LEAST - KEPT) * 60 * part.train.minutes:
             log.warn(f"getting ready took {duration(ready)} of the {duration(60 * part.train.minutes)}")
         # the run is compiled as the steps were that were timed
@@ -221,7 +234,8 @@ def train_one(run: Run, log: Log) -> Accelerator:
     if log.main:
         run.update(steps=trainer.steps, params=sum(p.numel() for p in trainer.model.parameters()))
     try:
-        trainer.fit()
+        with fitting(trainer):
+            trainer.fit()
     finally:
         if trainer.history.trackers:
             trainer.history.trackers.close()
@@ -229,6 +243,18 @@ def train_one(run: Run, log: Log) -> Accelerator:
         run.update(peak_memory=devices.peak_memory(trainer.device))
     accelerator.free_memory()
     return accelerator
+
+
+@contextlib.contextmanager
+def fitting(trainer: Trainer) -> Iterator[None]:
+    """Notes in the status where a training runs out of a GPU's memory before it has done a step: `gz` then
+    starts it again with smaller parts of its batch."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        if trainer.done == trainer.start:
+            trainer.run.update(too_large=True)
+        raise
 
 
 def work(run: Run, job: jobs.Job, log: Log) -> None:

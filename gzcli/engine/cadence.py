@@ -1,20 +1,31 @@
-"""How many steps lie between two validations, two checkpoints and two grids of samples.
+"""What of a training depends on time: how many steps fit in `--minutes`, how many lie between two pauses, and
+when it is stopped.
 
-Each of these is a pause of the training. Where the recipe leaves the number open, it follows from how long
-the first pause of the kind takes; then it is written into the recipe, so that a resume keeps to it.
-
-Times differ from machine to machine, and from run to run on one. The steps of validations must not, as the
-best checkpoint is one of them: what follows from a time is rounded to a coarse series, 1, 2, 5, 10, 20, 50 …
+Each validation, checkpoint and grid of samples is a pause. Where the recipe leaves the number of steps
+between two of a kind open, it follows from how long the first one takes, and is written into the recipe, so
+that a resume keeps to it. Times differ from machine to machine, and from run to run on one. The steps of
+validations must not, as the best checkpoint is one of them: what follows from a time is rounded to a coarse
+series, 1, 2, 5, 10, 20, 50 …
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+import signal
 import time
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
+from pathlib import Path
 
+import psutil
+import torch
+
+from gzcli.core import ranks, signals
 from gzcli.core.sections import TrainSection
+from gzcli.models.base import Phase
+from gzcli.store.run_folder import Run
 
 FIRST = 60.0  # seconds until the first pause, which then comes at the next step of the series
 LONGEST = 600.0  # seconds from one pause to the next, as far as its share of the time allows
@@ -23,20 +34,20 @@ QUICK = 10.0  # seconds that a pause may take before a signal to end is heard
 UNTIMED = 2  # first steps that are not timed: they compile and choose kernels
 SERIES = (1, 2, 5)  # times powers of ten
 EARLIEST = 10  # step before which no clock is read
-
 # kind → key of `train`
 KEYS = {"eval": "eval_every", "checkpoint": "checkpoint_every", "sample": "sample_every"}
 KINDS = frozenset(KEYS)
+WARM_UP, TIMED = 5, 50  # steps; the first ones choose kernels and compile
+KEPT = 0.1  # share of the time for pictures and validation
+LEAST = 0.5  # share that is trained in, however long it took to get ready: a model of a step draws nothing
+AGREE_EVERY = 10  # steps between two agreements of the ranks, which cost a collective; 1 where steps are slow
+SLOW = 0.1  # seconds
+LOOK_EVERY = 1.0  # seconds between looks at the parent
+_heard: list[int] = []  # signals that this process has received
 
 
 class Cadence:
-    """The steps between two pauses of each kind, 0 for never.
-
-    train: section of the recipe; a None in it is chosen here.
-    steps: number of steps of the whole run.
-    agree: returns rank 0's numbers on every rank.
-    clock: returns seconds, after the device has finished its queued work.
-    """
+    """The steps between two pauses of each kind, 0 for never."""
 
     def __init__(
         self,
@@ -74,10 +85,8 @@ class Cadence:
 
     @contextmanager
     def timed(self, kind: str | None = None) -> Iterator[None]:
-        """Times the pause inside; the first one of a kind decides how often that kind comes.
-
-        kind: kind of the pause; None for work done once, whose time counts neither for a kind nor for steps.
-        """
+        """Times the pause inside; the first one of a kind decides how often that kind comes. Work done once
+        has no kind, and counts neither for a kind nor for steps."""
         since, (step, start, paused) = self.clock(), self.mark
         each = (since - start - (self.paused - paused)) / max(self.steps - step, 1)  # seconds a step
         yield
@@ -111,3 +120,114 @@ def in_proportion(usual: int, wanted: float) -> int:
     power = 10 ** int(math.log10(large))
     by = min((number * power for number in (*SERIES, 10)), key=lambda n: abs(math.log(large / n)))
     return usual * by if ratio > 1 else max(usual // by, 1)
+
+
+# ---------------------------------------------------------------------------- how many steps
+
+
+def count_steps(
+    step: Callable[[int], object],
+    phases: Sequence[Phase],
+    minutes: float,
+    began: float,
+    clock: Callable[[], float] = time.monotonic,
+) -> int:
+    """How many steps fit in the time, of which a tenth is kept for pictures and validation; in half of it
+    where less is left.
+
+    5 steps warm up, then 50 are timed, for a tenth of the time at most. Where a phase starts at a later step,
+    as many are timed from there on too.
+
+    A call of every rank.
+    """
+    late = max(phase.start for phase in phases)
+    cycle = math.lcm(*(phase.every for phase in phases))
+    limit = 6 * minutes / (1 + bool(late))
+    each = [_seconds(step, first, limit, cycle, clock) for first in sorted({0, late})]
+    left = max(LEAST * 60 * minutes, (1 - KEPT) * 60 * minutes - (clock() - began))
+    early = min(late, int(left / each[0]))
+    return max(1, early + int((left - early * each[0]) / each[-1]))
+
+
+def _seconds(
+    step: Callable[[int], object], first: int, limit: float, cycle: int, clock: Callable[[], float]
+) -> float:
+    """The seconds of one step, as an average."""
+    began, until = clock(), time.monotonic() + limit
+    for i in range(WARM_UP):
+        step(first + i)
+    since, done = clock(), 0
+    # of one mind: a rank that did a step less than another would leave it waiting
+    while done < TIMED and (done == 0 or ranks.agree(time.monotonic() < until)):
+        step(first + WARM_UP + done)
+        done += 1
+    if done < cycle:  # with the first steps, or a phase might be left out
+        since, done = began, done + WARM_UP
+    return (clock() - since) / done
+
+
+# ---------------------------------------------------------------------------- when it is stopped
+
+
+@contextlib.contextmanager
+def listening(run: Run) -> Iterator[None]:
+    """While the block runs, a signal does not end the process, but is kept until the next step. The status of
+    the run says so: `gz` then waits for a checkpoint, and else ends the process at once."""
+    owner, main = run.owner, ranks.rank() == 0
+    if main:
+        owner.update(stepping=True)
+    heard = signals.hear(lambda number, frame: _heard.append(number))
+    try:
+        yield
+    finally:
+        signals.restore(heard)
+        if main:
+            owner.update(stepping=False)
+
+
+class Stop:
+    """Asked once a step; every rank gets the same answer at the same step."""
+
+    def __init__(self, folder: Path, *, world: int, device: torch.device):
+        self.file, self.world, self.device = folder / "stop", world, device
+        # the step of the ranks' next agreement; step and time of the last one
+        self.next, self.last = 0, (0, time.monotonic())
+        self.looked = 0.0  # when the parent was looked at last
+        self.parent: psutil.Process | None = None
+        if pid := int(os.environ.get("GZ_PARENT", "0")):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it is dead already
+                self.parent = psutil.Process(pid)
+
+    def asked(self, step: int) -> int:
+        """The number of the signal to stop for, or 0."""
+        if self.world == 1:
+            return self._here()
+        if step < self.next:
+            return 0
+        since, now = self.last, time.monotonic()
+        slow = now - since[1] > SLOW * (step - since[0])
+        flags = torch.tensor([self._here(), int(slow)], device=self.device)
+        signum, slow = ranks.maximum(flags).tolist()
+        self.next, self.last = step + (1 if slow else AGREE_EVERY), (step, now)
+        return signum
+
+    def _here(self) -> int:
+        if _heard:
+            return _heard[0]
+        if self.file.exists():
+            return int(self.file.read_text() or signal.SIGTERM)
+        return int(signal.SIGTERM) if self._orphaned() else 0
+
+    def _orphaned(self) -> bool:
+        """Whether the `gz` that started us is dead, or a zombie that its own parent has not waited for."""
+        if "GZ_PARENT" not in os.environ or time.monotonic() - self.looked < LOOK_EVERY:
+            return False
+        self.looked = time.monotonic()
+        try:
+            return (
+                self.parent is None
+                or not self.parent.is_running()
+                or self.parent.status() == psutil.STATUS_ZOMBIE
+            )
+        except psutil.NoSuchProcess:
+            return True

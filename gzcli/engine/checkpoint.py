@@ -178,17 +178,14 @@ def with_zero_inputs(
     """Weights that fit convolutions with more input channels, which start at zero, and the names of these.
 
     So a model that sees a condition beside the image begins as the model without it.
-
-    weights: weights of the model with fewer input channels.
-    own: state dict of the model that gets them.
     """
-    found = {}
+    wider = {}
     for name, value in weights.items():
         wanted = own[name].shape if name in own else value.shape
         more = wanted[1] - value.shape[1] if value.ndim == 4 and len(wanted) == 4 else 0
         if more > 0 and (wanted[0], *wanted[2:]) == (value.shape[0], *value.shape[2:]):
-            found[name] = torch.cat([value, value.new_zeros(len(value), more, *value.shape[2:])], 1)
-    return weights | found, list(found)
+            wider[name] = torch.cat([value, value.new_zeros(len(value), more, *value.shape[2:])], 1)
+    return weights | wider, list(wider)
 
 
 def damage(path: Path) -> str | None:
@@ -227,10 +224,8 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Path | None:
 
 
 def prune(folder: Path, keep: int, *, finished: bool = False) -> None:
-    """Removes all but the last `keep` checkpoints and the best.
-
-    finished: whether of the best, if it is none of these, only what is sampled is left.
-    """
+    """Removes all but the last `keep` checkpoints and the best, of which only what is sampled stays where the
+    run has finished."""
     try:
         best = files.read_object(folder.parent / Run.best_file).get("step")
     except DamagedError:

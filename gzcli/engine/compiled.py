@@ -8,13 +8,12 @@ ends that run; it stays eager.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gzcli.core import ranks
 from gzcli.core.devices import kind_of
@@ -22,6 +21,7 @@ from gzcli.core.errors import first_line
 from gzcli.core.parts import Part
 from gzcli.core.types import Batch, Noise
 from gzcli.engine.log import Log
+from gzcli.engine.shapes import Draw, RecordedNoise, without_values
 from gzcli.models.base import Model, named_losses
 
 LONG = 2_000  # steps of a run that gains on a GPU: a U-Net takes about a minute to compile
@@ -31,8 +31,6 @@ SMALL = 200e6  # parameters up to which a step may be bound by the launches of i
 
 BACKEND = "inductor"
 
-Draw = tuple[str, tuple[int, ...], int | None]  # method, shape and bound of `Noise._draw`
-
 
 def compiles(part: Part, model: Model, device: torch.device) -> bool:
     """Whether the steps of a run are compiled: as `train.compile` says; `auto` means where that gains.
@@ -40,9 +38,9 @@ def compiles(part: Part, model: Model, device: torch.device) -> bool:
     It gains on a GPU, in a run that is long enough to earn the time of compiling, of a model of one phase. On
     a CPU it is slower or takes longer to compile than it saves.
     """
-    asked = part.train.compile
-    if asked != "auto":
-        return asked
+    choice = part.train.compile
+    if choice != "auto":
+        return choice
     minutes = part.train.minutes
     long = minutes >= LONG_MINUTES if minutes else part.train.steps >= LONG
     one = part.launch.strategy == "ddp" and len(model.phases()) == 1
@@ -60,15 +58,10 @@ def mode_of(part: Part, model: Model, device: torch.device) -> str | None:
 
 
 class GivenNoise(Noise):
-    """Noise whose draws were made before.
-
-    draws: the draws, in the order in which they are asked for.
-    total: number of images in the global batch.
-    start: position of this batch's first image in the global batch, a scalar tensor: as a number it would be
-      a constant of the graph, and each micro-batch would have a graph of its own.
-    """
+    """Noise whose draws were made before."""
 
     def __init__(self, draws: Sequence[Tensor], total: int, start: Tensor):
+        # `start` as a number would be a constant of the graph, and each micro-batch would have its own graph
         self.draws, self.total, self.start, self.device = draws, total, start, start.device
         self.at = 0
 
@@ -77,34 +70,11 @@ class GivenNoise(Noise):
         return self.draws[self.at - 1]
 
 
-class RecordedNoise(Noise):
-    """Noise that writes down what is drawn; its draws have no values.
-
-    total, start: as of `GivenNoise`.
-    """
-
-    def __init__(self, total: int, start: Tensor):
-        self.total, self.start, self.device = total, start, start.device
-        self.made: list[Draw] = []
-
-    def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:
-        self.made.append((method, tuple(int(n) for n in shape), high))
-        dtype = torch.int64 if method == "random_" else torch.get_default_dtype()
-        return torch.zeros(shape, dtype=dtype, device=self.device)
-
-
 class Compiled:
     """The losses of a model, compiled where that is possible. The names of its parameters stay as they are.
 
     While `on_step` changes numbers that the model holds, each step would be compiled anew: such a model is
     compiled from the step on from which they stay.
-
-    model: the model.
-    steps: number of steps of the whole run.
-    log: tells why a phase is not compiled.
-    asked: whether that is a warning, as compiling was asked for.
-    backend: backend of `torch.compile`; None: `BACKEND`.
-    mode: its mode.
     """
 
     def __init__(
@@ -140,7 +110,7 @@ class Compiled:
             return named_losses(self.model, batch, phase)
         fresh = copy.copy(batch.noise)
         try:
-            found = self.graph(self.model, phase, *given(batch, tensors, wanted))
+            values = self.graph(self.model, phase, *arguments(batch, tensors, wanted))
         except RuntimeError as e:  # what torch cannot compile: no compiler, a gradient of a gradient
             if key in self.tried:
                 raise
@@ -149,7 +119,7 @@ class Compiled:
             return named_losses(self.model, replace(batch, noise=fresh), phase)
         self.tried.add(key)
         # the next run of a CUDA graph overwrites what this one has returned
-        return {name: value.clone() for name, value in found.items()}
+        return {name: value.clone() for name, value in values.items()}
 
     def find(self, batch: Batch, tensors: dict[str, Tensor], phase: str) -> list[Draw] | None:
         """The draws of a loss; None where they depend on values."""
@@ -171,11 +141,11 @@ def losses(
     total: int,
     start: Tensor,
 ) -> dict[str, Tensor]:
-    """The losses of a phase by name, where all random numbers are given: what is compiled."""
+    """The losses of a phase by name, where all random numbers are arguments: what is compiled."""
     return named_losses(model, Batch(x, y, index, GivenNoise(draws, total, start), extra), phase)
 
 
-def given(batch: Batch, tensors: dict[str, Tensor], wanted: Sequence[Draw]) -> tuple[Any, ...]:
+def arguments(batch: Batch, tensors: dict[str, Tensor], wanted: Sequence[Draw]) -> tuple[Any, ...]:
     """The arguments of `losses` after the phase: the batch and the draws, which are made now."""
     draws = tuple(batch.noise._draw(*draw) for draw in wanted)
     return batch.x, batch.y, batch.index, tensors, draws, *place(batch)
@@ -188,10 +158,7 @@ def place(batch: Batch) -> tuple[int, Tensor]:
 
 
 def draws_of(model: Model, batch: Batch, tensors: dict[str, Tensor], phase: str) -> list[Draw]:
-    """The draws of a loss, found without values. Raises what the loss raises where it needs values.
-
-    tensors: the tensors of the batch's `extra`; what else is in it cannot be given to a graph.
-    """
+    """The draws of a loss, found without values. Raises what the loss raises where it needs values."""
     other, part, mode = without_values(model, batch, tensors)
     with mode, ranks.alone():
         named_losses(other, part, phase)
@@ -213,21 +180,6 @@ def reaches_all(model: Model, batch: Batch, phase: str) -> bool:
     except Exception:  # whatever a model does with tensors that have no values
         return False
     return all(p.grad is not None for p in other.parameters() if p.requires_grad)
-
-
-def without_values(
-    model: Model, batch: Batch, extra: Mapping[str, Any]
-) -> tuple[Model, Batch, FakeTensorMode]:
-    """Copies of a model and of a batch whose tensors have no values, and the mode in which they are used."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    modules = [model, *vars(model).get("attached", {}).values()]
-    held = [t for m in modules for t in (*m.parameters(), *m.buffers())]
-    other = copy.deepcopy(model, {id(t): mode.from_tensor(t) for t in held})
-    total, start = place(batch)
-    noise = RecordedNoise(total, mode.from_tensor(start))
-    fake = {k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in extra.items()}
-    y = None if batch.y is None else mode.from_tensor(batch.y)
-    return other, Batch(mode.from_tensor(batch.x), y, mode.from_tensor(batch.index), noise, fake), mode
 
 
 def numbers(model: Model) -> dict[str, float]:

@@ -22,10 +22,6 @@ class EMA:
     not their average. A model that has `calibrate` finds them anew with the averaged weights, in eval mode.
     Every rank does so on the same images, at most once a step, and the trained weights get their own buffers
     back.
-
-    model: the model that is trained.
-    decay: decay of the average at each step.
-    images: makes the batches that `calibrate` sees.
     """
 
     def __init__(self, model: nn.Module, decay: float, images: Callable[[], Iterable[Batch]] = tuple):
@@ -36,7 +32,7 @@ class EMA:
         self.shadow = [p.clone() for p in self.params]
         self.images = images
         self.calibrate: Callable[[Iterable[Batch]], None] | None = getattr(model, "calibrate", None)
-        self.found: dict[str, Tensor] | None = None  # buffers that fit the average; None: not known yet
+        self.fitting: dict[str, Tensor] | None = None  # buffers that fit the average; None: not known yet
 
     def restart(self) -> None:
         """Sets the average to the present weights of the model."""
@@ -45,7 +41,7 @@ class EMA:
 
     def update(self) -> None:
         """After a step; three multi-tensor kernels whatever the number of parameters."""
-        self.found = None
+        self.fitting = None
         if not self.params:
             return
         self.updates += 1
@@ -77,24 +73,24 @@ class EMA:
 
     def statistics(self) -> dict[str, Tensor]:
         """The buffers that `calibrate` changes for the average, by name. A call of every rank."""
-        if self.calibrate is not None and self.found is None:
+        if self.calibrate is not None and self.fitting is None:
             with self.swapped():
                 pass
-        return self.found or {}
+        return self.fitting or {}
 
     def _calibrate(self, own: dict[str, Tensor]) -> None:
         """Gives the model the buffers of its averaged weights; `own` are those of the trained ones."""
         if self.calibrate is None:
             return
-        if self.found is not None:
-            return self._fill(self.found)
+        if self.fitting is not None:
+            return self._fill(self.fitting)
         training = self.model.training
         self.model.eval()
         with torch.no_grad(), ranks.alone():  # all ranks have the same images
             self.calibrate(self.images())
         self.model.train(training)
         now = self.model.named_buffers()
-        self.found = {name: b.clone() for name, b in now if not torch.equal(b, own[name])}
+        self.fitting = {name: b.clone() for name, b in now if not torch.equal(b, own[name])}
 
     @torch.no_grad()
     def _fill(self, buffers: dict[str, Tensor]) -> None:
@@ -114,7 +110,7 @@ class EMA:
         return dict(zip(self.names, (ranks.put_together(s, p) for s, p in pairs), strict=True))
 
     def load_state_dict(self, state: dict[str, Tensor], updates: int) -> None:
-        self.updates, self.found = updates, None
+        self.updates, self.fitting = updates, None
         for name, shadow, p in zip(self.names, self.shadow, self.of, strict=True):
             shadow.copy_(ranks.part_of(ranks.part_like(state[name], p)))
 
@@ -123,9 +119,6 @@ class SharedOutEMA(EMA):
     """Averages of a model whose parameters are shared out among the ranks, each of which averages its part.
 
     What samples or scores it is another model, which has whole weights.
-
-    model, decay: as of `EMA`.
-    other: the other model, of the same kind, which has the averaged weights while it is used.
     """
 
     def __init__(self, model: nn.Module, decay: float, other: nn.Module):

@@ -1,9 +1,13 @@
-"""The losses and figures of a run, which are recorded in `metrics.jsonl`, as events, and in trackers."""
+"""The losses and figures of a run, which are recorded in `metrics.jsonl`, as events, and in trackers, which
+accelerate knows by name."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +15,31 @@ import torch
 from torch import Tensor, nn
 
 from gzcli.core import ranks
-from gzcli.core.errors import DivergedError
+from gzcli.core.errors import DivergedError, MissingError, first_line
 from gzcli.core.measured import beside
 from gzcli.core.parts import Part
+from gzcli.core.sections import LaunchSection
 from gzcli.engine.log import Log, TrainBar
-from gzcli.engine.trackers import Trackers
 from gzcli.store import files
 from gzcli.store.metrics import every_line, metric_lines
+from gzcli.store.paths import user_dir
 from gzcli.store.runs import Run, has_shipped_loss
 
 PATIENCE = 5  # bad steps in a row, before the run is stopped
 EXPLODED = 1e6  # times the loss of the first step, and times 1, from which a step is bad too
 WATCHED = ("loss", "grad_norm")  # what must be finite
+PROJECT = "gz"  # under which a service lists the runs
+# What to do where a tracker does not start: no key, no network, no server.
+HINTS = {
+    "wandb": "`wandb login` once, or `WANDB_MODE=offline`, and `wandb sync` later",
+    "trackio": "`TRACKIO_DIR` and `HF_TOKEN` set where it writes; without a space it stays on this machine",
+    "mlflow": "`MLFLOW_TRACKING_URI` says which server; without it a file in gz's own folder serves",
+    "tensorboard": "it writes into the run's folder, which must be writable",
+}
 
 
 class History:
-    """The losses of a run, summed on the device until they are logged, and its other figures.
-
-    run: run that is trained.
-    log: where events go.
-    device: device of the losses.
-    trackers: get the figures too; None: there are none, or not on this rank.
-    """
+    """The losses of a run, summed on the device until they are logged, and its other figures."""
 
     def __init__(self, run: Run, log: Log, device: torch.device, trackers: Trackers | None = None):
         self.run, self.log, self.trackers = run, log, trackers
@@ -62,20 +69,14 @@ class History:
 
     def check_finite(self, step: int, steps: int) -> None:
         """Raises DivergedError where the loss or gradient was not finite, or had exploded, at this and the
-        steps before, `PATIENCE` in all. At the last step, that step alone counts. A call of every rank.
-
-        steps: number of steps of the whole run.
-        """
+        steps before, `PATIENCE` in all. At the last step, that step alone counts. A call of every rank."""
         if self.not_finite() >= (1 if step == steps else PATIENCE):
             raise self.diverged(
                 "the loss or its gradient is not finite, or a million times what it was", step
             )
 
     def diverged(self, what: str, step: int) -> DivergedError:
-        """The error of a run that cannot go on.
-
-        what: has been found at the step.
-        """
+        """The error of a run that cannot go on."""
         have = self.run.saved_steps
         good = f"the last good checkpoint is of step {have[-1]}" if have else "there is no checkpoint yet"
         return DivergedError(
@@ -84,11 +85,7 @@ class History:
         )
 
     def show(self, step: int, model: nn.Module, bar: TrainBar, lr: float | None) -> None:
-        """Logs the mean of each loss since the last call, over all ranks; a call of every rank.
-
-        model: the model that is trained.
-        lr: learning rate; None where phases have different ones.
-        """
+        """Logs the mean of each loss since the last call, over all ranks; a call of every rank."""
         own = torch.stack([total / self.counts[name] for name, total in self.sums.items()])
         values = dict(zip(self.sums, ranks.mean(own, model).tolist(), strict=True))
         self.sums, self.counts = {}, {}
@@ -110,11 +107,7 @@ class History:
 
     def reference(self, part: Part, step: int, metric: str) -> str | None:
         """Where the reference run of this recipe stood at a step, in words; None where there is none, or the
-        run's loss may be another one.
-
-        part: the recipe of the run.
-        metric: what is validated.
-        """
+        run's loss may be another one."""
         owner = self.run.owner
         if not has_shipped_loss(owner):
             return None
@@ -127,15 +120,12 @@ class History:
 
     def pending(self) -> dict[str, Any]:
         """The sums for the next line of losses, which a checkpoint between two lines must keep."""
-        kept = {"sums": self.sums, "first": self.first}
-        values = {key: {name: value.cpu() for name, value in own.items()} for key, own in kept.items()}
+        sums = {"sums": self.sums, "first": self.first}
+        values = {key: {name: value.cpu() for name, value in own.items()} for key, own in sums.items()}
         return {**values, "counts": dict(self.counts)}
 
     def resume(self, step: int, pending: Mapping[str, Any] | None) -> None:
-        """Goes on from the checkpoint of `step`: takes its sums and drops the lines that were logged later.
-
-        pending: what `pending` gave to the checkpoint; None: it holds none.
-        """
+        """Goes on from the checkpoint of `step`: takes its sums, and drops lines that were logged later."""
         if pending:
             device = self.bad.device
             self.sums = {name: total.to(device) for name, total in pending["sums"].items()}
@@ -144,5 +134,110 @@ class History:
             self.counts = dict(pending["counts"])
         path = self.run.metrics_file
         if ranks.rank() == 0 and path.exists():
-            kept = (line for line in every_line(self.run.path) if line["step"] <= step)
-            files.write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
+            earlier = (line for line in every_line(self.run.path) if line["step"] <= step)
+            files.write_atomic(path, "".join(json.dumps(line) + "\n" for line in earlier))
+
+
+# ---------------------------------------------------------------------------- trackers
+
+
+def tracker_names(section: LaunchSection) -> tuple[str, ...]:
+    """The trackers that a recipe asks for, each once."""
+    return tuple(dict.fromkeys((*section.track, *(("wandb",) if section.wandb else ()))))
+
+
+class Trackers:
+    """The trackers of a run. One that fails is named in a warning and left: it stops no training."""
+
+    def __init__(
+        self, names: Sequence[str], run: Run, config: Mapping[str, Any], log: Log, *, start: int = 0
+    ):
+        self.log = log
+        self.open = {name: started(name, run, config, start) for name in names}
+
+    def figures(self, step: int, values: Mapping[str, float]) -> None:
+        """Logs figures of a step."""
+        self._each(lambda name, tracker: tracker.log(dict(values), step=step))
+
+    def picture(self, step: int, path: Path) -> None:
+        """Logs the picture of samples of a step."""
+        self._each(lambda name, tracker: show(name, tracker, step, path))
+
+    def close(self) -> None:
+        """Ends the runs of the trackers, which send what is left."""
+        self._each(lambda name, tracker: tracker.finish())
+        self.open = {}
+
+    def _each(self, do: Callable[[str, Any], None]) -> None:
+        for name, tracker in list(self.open.items()):
+            try:
+                with redirect_stdout(sys.stderr):
+                    do(name, tracker)
+            except Exception as e:  # a server that is gone, a full disk: the training goes on
+                del self.open[name]
+                self.log.warn(f"`{name}` does not track any more: {first_line(e)}")
+
+
+def started(name: str, run: Run, config: Mapping[str, Any], start: int) -> Any:
+    """accelerate's tracker of this name, which has stored the recipe."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    if name not in LOGGER_TYPE_TO_CLASS:
+        raise MissingError(f"this accelerate knows no tracker `{name}`", hint="pip install -U accelerate")
+    id_ = run.id.replace("/", "-")  # of a stage it is a path
+    options: dict[str, Any]
+    known = {"project": os.environ.get(f"{name.upper()}_PROJECT", PROJECT), "name": run.id}
+    try:
+        if name == "tensorboard":  # a resumed run hides what was logged after its checkpoint
+            options = {"purge_step": start} if start else {}
+            tracker = LOGGER_TYPE_TO_CLASS[name](name, run.path, **options)
+        elif name == "mlflow":
+            place = user_dir(name)
+            place.mkdir(parents=True, exist_ok=True)
+            os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{place / 'runs.db'}")
+            earlier = files.read_json(run.path / "mlflow.json") if start else None
+            options = {"run_id": earlier["run_id"]} if earlier else {"run_name": id_}
+            tracker = LOGGER_TYPE_TO_CLASS[name](PROJECT, logging_dir=place.as_uri(), **options)
+        else:
+            own = {"id": id_, "dir": run.path} if name == "wandb" else {}
+            more = {"name": known["name"], "resume": "allow", "config": dict(config), **own}
+            tracker = LOGGER_TYPE_TO_CLASS[name](known["project"], **more)
+        with redirect_stdout(sys.stderr):  # what packages say of themselves is no data
+            tracker.start()
+        if name == "mlflow":
+            files.write_json(run.path / "mlflow.json", {"run_id": tracker.active_run.info.run_id})
+        if name == "tensorboard" or (name == "mlflow" and not start):  # the others have it from the start
+            tracker.store_init_configuration(flat(config))
+    except ImportError as e:
+        raise MissingError(f"`--track {name}` needs the package `{name}`", hint=f"pip install {name}") from e
+    except Exception as e:  # no key, a wrong one, no network, no server: each package has errors of its own
+        raise MissingError(f"`--track {name}`: {first_line(e)}", hint=HINTS[name]) from e
+    return tracker
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, int | float | str | bool]:
+    """The values of a tree by dotted key, in types that all trackers take; without those that are None."""
+    values: dict[str, int | float | str | bool] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            values |= flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            values[prefix + key] = value if isinstance(value, int | float | str) else str(value)
+    return values
+
+
+def show(name: str, tracker: Any, step: int, path: Path) -> None:
+    """Logs a picture with one tracker."""
+    if name == "mlflow":
+        tracker.log_artifact(str(path), artifact_path="samples")
+    elif name == "trackio":
+        import trackio
+
+        tracker.log({"samples": trackio.Image(str(path))}, step=step)
+    else:
+        import numpy as np
+        from PIL import Image
+
+        image = np.asarray(Image.open(path).convert("RGB"))[None]  # [1, H, W, 3]
+        order = {"dataformats": "NHWC"} if name == "tensorboard" else {}
+        tracker.log_images({"samples": image}, step, **order)

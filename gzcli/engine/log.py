@@ -8,15 +8,15 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gzcli.core import streams
 from gzcli.core.streams import printable
 from gzcli.core.types import Progress, no_progress
-from gzcli.engine.speed import Speed, in_words
 from gzcli.store.run_folder import Run
 
 if TYPE_CHECKING:
@@ -32,21 +32,10 @@ LINES = 3  # parts of a run that have a line of losses where there is no termina
 
 
 class Log:
-    """The one sink of an engine process; silent on ranks other than 0. `GZ_OUTPUT` is human | quiet | json.
-
-    folder: folder of `log.txt` and `metrics.jsonl`; None: neither is written.
-    rank: rank of this process.
-    stage: name of the stage of a run, which every event then has; None: no stage.
-    mode: human | quiet | json; None: what `GZ_OUTPUT` says.
-    """
+    """The output of an engine process; silent on ranks other than 0. `GZ_OUTPUT` is human | quiet | json."""
 
     def __init__(
-        self,
-        folder: Path | None = None,
-        *,
-        rank: int = 0,
-        stage: str | None = None,
-        mode: str | None = None,
+        self, folder: Path | None = None, *, rank: int = 0, stage: str | None = None, mode: str | None = None
     ):
         self.mode = mode or os.environ.get("GZ_OUTPUT", "human")
         self.main, self.rank, self.stage = rank == 0, rank, stage
@@ -57,10 +46,7 @@ class Log:
         self.validated = ""  # the figures of the last validation, which stand in the next line of losses
 
     def info(self, text: str, *, sparse: bool = False) -> None:
-        """A line for people, in `log.txt` too.
-
-        sparse: whether it is one of many, which a terminal alone shows.
-        """
+        """A line for people, in `log.txt` too."""
         self.record(text)
         if self.main and self.mode == "human" and (self.fancy or not sparse):
             self.say(text)
@@ -110,10 +96,7 @@ class Log:
 
     @contextmanager
     def training(self, start: int, steps: int, *, stages: int = 1) -> Iterator[TrainBar]:
-        """The bar of a training run: step, it/s, time left, losses.
-
-        stages: of the run, which share the lines where there is no terminal.
-        """
+        """The bar of a training run: step, it/s, time left, losses."""
         streams.stop_spinner()
         if not self.fancy:
             yield TrainBar(self, None, start, steps, lines=math.ceil(LINES / stages))
@@ -145,14 +128,7 @@ class Log:
 
 
 class TrainBar:
-    """The progress of a training run, as a bar or, without a terminal, as a few lines.
-
-    log: where lines go.
-    bar: progress bar of rich; None: there is no terminal.
-    start: number of steps that were done before.
-    steps: number of steps of the whole run.
-    lines: lines beside the first, in equal parts of the run.
-    """
+    """The progress of a training run, as a bar or, without a terminal, as a few lines."""
 
     speed: Speed | None = None  # what a step does; None: only steps a second are shown
 
@@ -220,3 +196,35 @@ def rich_bar() -> Any:
         TextColumn("{task.fields[note]}"),
     )
     return Progress(*columns, console=Console(stderr=True), transient=False)
+
+
+# ---------------------------------------------------------------------------- speed
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a step does, by which its rate becomes other rates.
+
+    images: images of a step.
+    flops: floating-point operations of a step; None: not known.
+    peak: FLOP/s of all devices together; None: not known.
+    """
+
+    images: int
+    flops: float | None = None
+    peak: float | None = None
+
+    def at(self, rate: float) -> dict[str, float]:
+        """`images_s`, and where they are known `tflops` and `mfu`, a share of 1."""
+        rates = {"images_s": self.images * rate}
+        if self.flops:
+            rates["tflops"] = self.flops * rate / 1e12
+            if self.peak:
+                rates["mfu"] = self.flops * rate / self.peak
+        return {name: float(f"{value:.4g}") for name, value in rates.items()}
+
+
+def in_words(values: Mapping[str, float]) -> list[str]:
+    """The figures of `Speed.at` as a line shows them, those first that tell more."""
+    shown = {"mfu": "MFU {:.0%}", "tflops": "{:.3g} TFLOP/s", "images_s": "{:.3g} images/s"}
+    return [text.format(values[name]) for name, text in shown.items() if name in values]

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.optim import SGD, Adam, Adamax, AdamW, Optimizer, RMSprop
+from torch.optim.adamw import adamw
 
 from gzcli.core import ranks
 from gzcli.core.devices import kind_of
 from gzcli.core.errors import MissingError, UsageError, did_you_mean
 from gzcli.core.sections import OptimSection
-from gzcli.engine.muon import Muon
 from gzcli.models.base import Phase
+
+NARROW = 32  # matrices of fewer rows or columns are left to AdamW
+MOMENTUM = 0.95
+QUINTIC = (3.4445, -4.7750, 2.0315)  # steep at 0, and keeps singular values between .5 and 1.5
+STEPS = 5  # of the Newton–Schulz iteration
+RMS = 0.2  # root mean square of an update by AdamW, roughly (Liu 2025, section 2.2)
 
 
 def settings(section: OptimSection, phases: list[Phase]) -> dict[str, OptimSection]:
-    """The settings of each phase: those of the section, some replaced by the keys under the phase's name.
-
-    Raises UsageError for the name of no phase.
-    """
+    """The settings of each phase: those of the section, some replaced by the keys under the phase's name."""
     names = [phase.name for phase in phases]
     for name in section.phases:
         if name not in names:
@@ -31,14 +36,7 @@ def settings(section: OptimSection, phases: list[Phase]) -> dict[str, OptimSecti
 
 
 def build(phase: Phase, conf: OptimSection, model: nn.Module | None = None) -> Optimizer:
-    """The phase's optimizer, multi-tensor or fused: a step of 1,000 parameters costs as much as one of 10.
-
-    phase: the phase.
-    conf: its settings.
-    model: the model of the phase, by whose layers Muon knows the parameters that are matrices.
-
-    Raises UsageError for an unknown name, MissingError where its package is missing.
-    """
+    """The phase's optimizer, multi-tensor or fused: a step of 1,000 parameters costs as much as one of 10."""
     groups = []
     for group in phase.groups():
         scale = group.get("lr_scale", 1.0)
@@ -67,10 +65,7 @@ def build(phase: Phase, conf: OptimSection, model: nn.Module | None = None) -> O
 
 
 def adamw8bit(groups: list[dict[str, Any]], betas: tuple[float, float], eps: float) -> Optimizer:
-    """AdamW with moments of 8 bits (Dettmers 2022, arXiv:2110.02861): a quarter of the memory.
-
-    Raises MissingError.
-    """
+    """AdamW with moments of 8 bits (Dettmers 2022, arXiv:2110.02861): a quarter of the memory."""
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as e:
@@ -123,8 +118,158 @@ def clip(params: list[torch.nn.Parameter], limit: float | None) -> torch.Tensor 
 
 
 def may_step(norm: torch.Tensor | None) -> bool:
-    """Whether the optimizer may take a step by gradients of this norm: one bad batch should not end a run.
-
-    norm: None: not known. On a GPU nothing is asked, as the host would have to wait for the answer.
-    """
+    """Whether the optimizer may take a step by gradients of this norm: one bad batch should not end a run."""
+    # on a GPU the host would have to wait for the answer
     return norm is None or kind_of(norm.device).queued or bool(torch.isfinite(norm))
+
+
+# ---------------------------------------------------------------------------- Muon
+
+
+class Muon(Optimizer):
+    """Muon for the weights of linear layers and convolutions, AdamW for all other parameters.
+
+    AdamW steps biases, norms, tables, first and last layers, and matrices that are narrow. Weight decay is
+    decoupled in both.
+    """
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        betas: tuple[float, float],
+        eps: float,
+        model: nn.Module | None = None,
+    ):
+        parts = list(halves(groups, matrices_of(model) if model else None))
+        fused = kind_of(parts[0]["params"][0].device).fused
+        super().__init__(parts, {"betas": betas, "eps": eps, "fused": fused})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure is supported
+        for group in self.param_groups:
+            pairs = [(p, p.grad) for p in group["params"] if p.grad is not None]
+            if pairs:
+                params, grads = [p for p, _ in pairs], [grad for _, grad in pairs]
+                (self.orthogonal if group["wide"] else self.adamw)(params, grads, group)
+
+    def orthogonal(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
+        """Steps each matrix by itself, also where several share a parameter."""
+        moments = [self.state_of(p, "momentum") for p in params]
+        torch._foreach_lerp_(moments, grads, 1 - MOMENTUM)
+        ahead = torch._foreach_lerp(grads, moments, MOMENTUM)  # Nesterov's
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        pairs = list(zip(params, ahead, strict=True))
+        counts = dict(zip(map(id, group["params"]), group["matrices"], strict=True))
+        pieces = [
+            piece for p, a in pairs for piece in zip(*(t.chunk(counts[id(p)]) for t in (p, a)), strict=True)
+        ]
+        for (p, _), update in zip(pieces, shared([a.flatten(1) for _, a in pieces]), strict=True):
+            scale = RMS * max(update.shape) ** 0.5
+            p.add_(update.view_as(p), alpha=-group["lr"] * scale)
+
+    def adamw(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
+        adamw(
+            params,
+            grads,
+            [self.state_of(p, "exp_avg") for p in params],
+            [self.state_of(p, "exp_avg_sq") for p in params],
+            [],
+            [self.state_of(p, "step") for p in params],
+            fused=group["fused"],
+            amsgrad=False,
+            maximize=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+        )
+
+    def state_of(self, p: Tensor, name: str) -> Tensor:
+        """A moving average of p's gradients, or the number of its steps; zero at first."""
+        state = self.state[p]
+        if name not in state:
+            scalar = torch.zeros((), device=p.device if self.defaults["fused"] else "cpu")
+            state[name] = scalar if name == "step" else torch.zeros_like(p)
+        return state[name]
+
+
+def halves(groups: list[dict[str, Any]], counts: Mapping[int, int] | None = None) -> Iterator[dict[str, Any]]:
+    """Each group in two, of `wide` parameters and of others, with the number of `matrices` in each."""
+    for group in groups:
+        count = {id(p): 1 if counts is None else counts.get(id(p), 0) for p in group["params"]}
+        for wide in (True, False):
+            if params := [p for p in group["params"] if is_wide(p, count[id(p)]) == wide]:
+                yield {**group, "params": params, "wide": wide, "matrices": [count[id(p)] for p in params]}
+
+
+def matrices_of(model: nn.Module) -> dict[int, int]:
+    """The matrices in the weight of each linear layer and convolution: one, or as `nn.stacked` marks it."""
+    layers = (layer for layer in model.modules() if isinstance(layer, nn.Linear | _ConvNd))
+    return {id(layer.weight): getattr(layer, "matrices", 1) for layer in layers}
+
+
+def is_wide(p: Tensor, matrices: int = 1) -> bool:
+    """Whether p [out, in, …] holds so many matrices [out / matrices, rest] worth making orthogonal."""
+    return p.ndim >= 2 and matrices > 0 and min(len(p) // matrices, p[0].numel()) >= NARROW
+
+
+def shared(matrices: list[Tensor]) -> list[Tensor]:
+    """Each matrix [rows, columns] orthogonalised. Each rank does some, and all get the same bits of all."""
+    owners = shares([tuple(m.shape) for m in matrices], ranks.world())
+    own = [i for i, owner in enumerate(owners) if owner == ranks.rank()]
+    done: dict[int, Tensor] = {}
+    for same in same_size(matrices, own):
+        done |= zip(same, orthogonalised(torch.stack([matrices[i] for i in same])), strict=True)
+    if ranks.world() == 1:
+        return [done[i] for i in own]
+    lengths = [
+        sum(m.numel() for m, owner in zip(matrices, owners, strict=True) if owner == r)
+        for r in range(ranks.world())
+    ]
+    kind = computed_in(matrices[0])  # half the bytes, and no bit less
+    vector = torch.cat([done[i].flatten().to(kind) for i in own] or [matrices[0].new_empty(0, dtype=kind)])
+    parts, at = ranks.exchanged(vector, lengths), [0] * len(lengths)
+    updates = []
+    for m, owner in zip(matrices, owners, strict=True):
+        first, at[owner] = at[owner], at[owner] + m.numel()
+        updates.append(parts[owner][first : at[owner]].view_as(m).to(m))
+    return updates
+
+
+def shares(sizes: list[tuple[int, ...]], world: int) -> list[int]:
+    """The rank that does each matrix: the dearest first, each by the rank that has the least to do."""
+    load, owners = [0] * world, [0] * len(sizes)
+    costs = [min(size) * rows * columns for size in sizes for rows, columns in [size]]
+    for i in sorted(range(len(sizes)), key=lambda i: -costs[i]):
+        owners[i] = min(range(world), key=lambda r: load[r])
+        load[owners[i]] += costs[i]
+    return owners
+
+
+def same_size(matrices: list[Tensor], which: list[int]) -> list[list[int]]:
+    """The numbers `which` of matrices in lists, one for each size."""
+    sizes: dict[torch.Size, list[int]] = {}
+    for i in which:
+        sizes.setdefault(matrices[i].shape, []).append(i)
+    return list(sizes.values())
+
+
+def computed_in(g: Tensor) -> torch.dtype:
+    """The precision of the iteration: bf16, but float64 stays float64."""
+    return torch.float64 if g.dtype == torch.float64 else torch.bfloat16
+
+
+def orthogonalised(g: Tensor) -> Tensor:
+    """U S′ Vᵀ, S′ near 1, of each matrix U S Vᵀ of g [N, rows, columns].
+
+    It is found by a quintic Newton–Schulz iteration in bf16; float64 stays float64.
+    """
+    a, b, c = QUINTIC
+    tall = g.shape[1] > g.shape[2]
+    x = (g.mT if tall else g).to(computed_in(g))
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(STEPS):
+        s = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(s, s, s, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(g)

@@ -1,38 +1,58 @@
 """What frozen models make of every image, computed once and not in every epoch.
 
-The latents of `data.latent` take the place of the images; they are kept in the cache. What the model of a
-stage makes of each training image (`Model.prepare`: codes, latents, embeddings) comes in `batch.extra`; it is
-kept in the run.
+With `data.latent` a model is trained on latents of an autoencoder in place of pixels (Rombach et al. 2022,
+arXiv:2112.10752): each image is encoded once into the cache, and what the model samples is decoded; the model
+itself is the same as on pixels. The autoencoder is a run whose model has `to_latent` and `from_latent`, or an
+`AutoencoderKL` of diffusers, by folder or id. vqvae and vqgan give the vectors before the codebook, which
+quantises them when they are decoded. A latent of an `AutoencoderKL` is the mode of its posterior. With
+`data.latent_draw: sample`, as DiT trains, each training and validation image has one draw of the posterior
+instead. Other images, as those that are scored, always have the mode.
+
+What the model of a stage makes of each training image (`Model.prepare`: codes, latents, embeddings) comes in
+`batch.extra`; it is kept in the run.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gzcli.core import ranks
-from gzcli.core.errors import UsageError
-from gzcli.core.parts import Part
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.parts import Part, part_of
 from gzcli.core.types import Batch, DataInfo, mix
+from gzcli.core.units import as_size, by_sides
 from gzcli.data.packs.batches import TrainBatches, scan
 from gzcli.data.packs.pack import Pack, is_array
-from gzcli.engine.latent import DiffusersVAE, LatentSpace, new_space
 from gzcli.engine.log import Log
-from gzcli.engine.maps import write_maps
+from gzcli.engine.shapes import shapes_only
+from gzcli.engine.trained import Autoencoder, DiffusersVAE, LatentSpace, build_model, find_autoencoder
+from gzcli.models import catalog
 from gzcli.models.base import Model
 from gzcli.models.nn import full_fp32
-from gzcli.store.files import remove_tree
+from gzcli.store import files, runs
+from gzcli.store.files import fsync, need_space, part_path, remove_tree, sweep
+from gzcli.store.hub import hub_home, is_id
 from gzcli.store.paths import cache_dir
 from gzcli.store.runs import Run
 
 PREPARE_BATCH = 128  # images that a model prepares at a time
 ENCODE_BATCH = 64  # images that an autoencoder encodes at a time
+MEASURED = 2000  # training images by whose latents mean and deviation are measured
+MEASURE_BATCH = 64  # images that are encoded together for it
+# The autoencoders of Stable Diffusion: `stabilityai/sd-vae-ft-ema`, `-mse`, and those of its versions.
+STABLE_DIFFUSION = {"latent_channels": 4, "block_out_channels": [128, 256, 512, 512]}
+Rows = Callable[[str, range], Iterator[Batch]]  # (split, positions) → its images in batches
+Make = Callable[[str, Batch], Mapping[str, Tensor]]  # (split, batch of B) → {key: rows [B, …]}
 
 
 @dataclass(frozen=True)
@@ -73,14 +93,8 @@ class TrainImages:
     def scan(
         self, index: Sequence[int] | np.ndarray, *, purpose: str, batch_size: int, split: str = "train"
     ) -> Iterator[Batch]:
-        """Images in batches, each once. Training images are augmented, by one draw.
-
-        index: positions in the split.
-        purpose: a word that, with the run's seed, decides the noise: so it is neither that of samples nor
-          that of other scans.
-        batch_size: number of images of a batch.
-        split: "train" or "val".
-        """
+        """Images in batches, each once. Training images are augmented, by one draw. `purpose` and the seed of
+        the run decide the noise, which is neither that of samples nor that of other scans."""
         return scan(
             self.pack,
             split,
@@ -99,8 +113,6 @@ def train_images(
     """The training images of a recipe, their description for the model, and their latent space.
 
     Without `data.latent` the space is None.
-
-    pack: the images.
     """
     info = pack.info(levels=part.data.levels, steps=part.train.steps)
     images = TrainImages(pack, info.levels, device, part.seed, part.data.augment)
@@ -156,10 +168,7 @@ def with_prepared(model: Model, batch: Batch) -> Batch:
 
 
 class LatentPack(Pack):
-    """A pack whose images are latents, float16 [N, c, h, w]; labels and captions are those of `pixels`.
-
-    It has no test images: these are encoded as they are read.
-    """
+    """A pack whose images are latents, float16 [N, c, h, w]; labels and captions are those of `pixels`."""
 
     def __init__(self, pixels: Pack, folder: Path):
         super().__init__(folder, pixels.meta)
@@ -176,10 +185,6 @@ def latents_of(images: TrainImages, space: LatentSpace, draw: bool, run: Run, lo
     """The latents of the training and validation images, made now by all ranks where they are not cached.
 
     A training image is augmented by one draw before it is encoded.
-
-    draw: whether each latent is a draw of the posterior, in place of its mode.
-
-    Raises UsageError for draws from an autoencoder that has no posterior.
     """
     if draw and not isinstance(space.autoencoder, DiffusersVAE):
         raise UsageError(
@@ -203,3 +208,138 @@ def latents_of(images: TrainImages, space: LatentSpace, draw: bool, run: Run, lo
         counts = {split: meta.counts[split] for split in ("train", "val")}
         write_maps(folder, counts, rows, encoded, log=log, title="encode")
     return LatentPack(images.pack, folder)
+
+
+# ---------------------------------------------------------------------------- latents
+
+
+def new_space(name: str, device: torch.device | str, pack: Pack, levels: int | None) -> LatentSpace:
+    """The latent space of an autoencoder for the images of a data set."""
+    autoencoder, trained_on, digest = find_autoencoder(name, device)
+    images = pack.info(levels)
+    if trained_on and (trained_on.shape, trained_on.levels) != (images.shape, images.levels):
+        channels, *sides = trained_on.shape
+        raise UsageError(
+            f"`data.latent`: `{name}` was trained on images of {by_sides(trained_on.shape)} with "
+            f"{trained_on.levels} levels, these are of {by_sides(images.shape)} with {images.levels}",
+            hint=f"`--set data.size={as_size(*sides)} --set data.channels={channels} "
+            f"--set data.levels={trained_on.levels}`",
+        )
+    if isinstance(autoencoder, DiffusersVAE):
+        if images.shape[0] != autoencoder.channels:
+            raise UsageError(
+                f"`data.latent`: `{name}` takes {autoencoder.channels} channels, the images have "
+                f"{images.shape[0]}",
+                hint=f"`--set data.channels={autoencoder.channels}`",
+            )
+        return LatentSpace(autoencoder, images, digest, *autoencoder.scaling())
+    return LatentSpace(autoencoder, images, digest, *_measure(autoencoder, pack, images.levels, device))
+
+
+def _measure(
+    autoencoder: Autoencoder, pack: Pack, levels: int | None, device: torch.device | str
+) -> tuple[list[float], list[float]]:
+    """The mean and the inverse deviation of each channel over latents of training images."""
+    n = min(MEASURED, pack.meta.counts["train"])
+    index = np.random.default_rng(0).permutation(pack.meta.counts["train"])[:n]
+    batches = scan(pack, "train", batch_size=MEASURE_BATCH, levels=levels, device=device, index=index)
+    with torch.inference_mode():
+        parts = [autoencoder.to_latent(batch.x).cpu().double() for batch in batches]
+    z = torch.cat(parts).transpose(0, 1).flatten(1)  # [c, N · h · w]
+    return z.mean(1).tolist(), (1 / z.std(1).clamp(min=1e-3)).tolist()
+
+
+def on_latents(part: Part, info: DataInfo) -> DataInfo:
+    """The description of what the part's model sees: that of its latents, where it is trained on latents."""
+    name = part.data.latent
+    if not name:
+        return info
+    if run := runs.by_name(name):
+        return replace(info, shape=_shape_by_run(run, info), levels=None)
+    config = _config(name)
+    times = 2 ** (len(config["block_out_channels"]) - 1)
+    height, width = info.shape[1:]
+    shape = (config.get("latent_channels", 4), height // times, width // times)
+    return replace(info, shape=shape, levels=None)
+
+
+def _shape_by_run(run: runs.Run, info: DataInfo) -> tuple[int, ...]:
+    for stage in run.stages or [run]:
+        part = part_of(stage.tree())
+        card = catalog.card_of(stage, part.model)
+        if "latent" in card.can and not card.stages:
+            with shapes_only():
+                model: Any = build_model(part, info, {}, card).eval()
+                return tuple(model.to_latent(torch.zeros(1, *info.shape)).shape[1:])
+    raise MissingError(f"`data.latent`: what `{run.id}` makes of an image is not known before it is used")
+
+
+def _config(name: str) -> dict[str, Any]:
+    """The configuration of an `AutoencoderKL`, from its folder or the hub's cache."""
+    cached = hub_home() / "hub" / f"models--{name.replace('/', '--')}"
+    folders = [Path(name).expanduser(), *cached.glob("snapshots/*")]
+    for path in (folder / sub / "config.json" for folder in folders for sub in ("vae", "")):
+        if config := files.read_json(path):
+            return config
+    if is_id(name) and "vae" in name:
+        return STABLE_DIFFUSION
+    raise MissingError(f"`data.latent`: the shape of the latents of `{name}` is not known before it is here")
+
+
+# ---------------------------------------------------------------------------- arrays of a row an image
+
+
+def write_maps(
+    folder: Path, counts: Mapping[str, int], rows: Rows, make: Make, *, log: Log, title: str
+) -> None:
+    """Writes `folder/<key>.npy` [N, …] of what `make` makes of the images; a call of every rank.
+
+    Each rank fills its rows of shared files, which are renamed to `folder` when all are done.
+    """
+    part = ranks.agree(part_path(folder))  # another run may write the same folder at the same time
+    if ranks.rank() == 0:
+        sweep(folder.parent)
+        part.mkdir(parents=True)
+    with torch.inference_mode():
+        for split, n in counts.items():
+            if ranks.rank() == 0 and n:
+                _reserve(part, n, make(split, next(rows(split, range(1)))))
+            ranks.wait()
+            first, end = (n * r // ranks.world() for r in (ranks.rank(), ranks.rank() + 1))
+            _fill(part, range(first, end), split, rows, make, log, title)
+    ranks.wait()
+    if ranks.rank() == 0:
+        for path in part.iterdir():
+            fsync(path)
+        try:
+            os.replace(part, folder)
+        except OSError:
+            if not folder.exists():
+                raise
+            shutil.rmtree(part)  # another run has made the same meanwhile
+    ranks.wait()
+
+
+def _reserve(part: Path, n: int, first: Mapping[str, Tensor]) -> None:
+    """Empty maps of n rows like those of the first image, [1, …]. Raises MissingError without the space."""
+    for key, value in first.items():
+        row = value.cpu().numpy()
+        need_space(part.parent, n * row.nbytes)
+        np.lib.format.open_memmap(part / f"{key}.npy", "w+", row.dtype, (n, *row.shape[1:])).flush()
+
+
+def _fill(part: Path, index: range, split: str, rows: Rows, make: Make, log: Log, title: str) -> None:
+    """This rank's rows, those at `index`, of the maps of a split."""
+    maps: dict[str, np.memmap] = {}
+    if not any(part.glob("*.npy")):  # nothing was made of the first image
+        return
+    with log.bar(title) as progress:
+        for batch in rows(split, index) if len(index) else ():
+            where = batch.index.cpu().numpy()
+            for key, value in make(split, batch).items():
+                if key not in maps:
+                    maps[key] = np.lib.format.open_memmap(part / f"{key}.npy", "r+")
+                maps[key][where] = value.cpu().numpy()
+            progress(int(where[-1]) + 1 - index.start, len(index))
+    for array in maps.values():
+        array.flush()

@@ -4,7 +4,6 @@ alone."""
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gzcli.core import ranks
+from gzcli.core import devices, ranks
 from gzcli.core.errors import DeviceError
 from gzcli.core.types import DataInfo, ImageNoise, Progress, no_progress
 from gzcli.core.units import sides
@@ -24,7 +23,7 @@ from gzcli.engine.trained import Trained
 from gzcli.models.nn import spread_labels
 from gzcli.models.options import grouped
 
-BATCH_SIZE = defaultdict(lambda: 256, cpu=128, cuda=512)  # images of VALUES values that are drawn together
+BATCH_SIZE = 256  # images of VALUES values that are drawn together, of the usual device
 VALUES = 3 * 64 * 64  # values of an image up to which a batch is full; it holds fewer of larger images
 
 
@@ -82,7 +81,7 @@ def batch_size(trained: Trained, options: Mapping[str, Any]) -> int:
     channels, *trained_sides = trained.images.shape
     size = options.get("size")
     values = channels * math.prod(sides(size) if size else trained_sides)
-    most = BATCH_SIZE[trained.device.type]
+    most = devices.batch_of(BATCH_SIZE, trained.device)
     return max(1, min(most, most * VALUES // values))
 
 

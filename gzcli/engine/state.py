@@ -20,7 +20,6 @@ from gzcli.engine.history import History
 from gzcli.engine.log import Log
 from gzcli.engine.optim import restore
 from gzcli.engine.trained import Trained
-from gzcli.recipe.write import dump
 from gzcli.store import files, runs
 from gzcli.store.files import part_path
 from gzcli.store.runs import Run
@@ -74,10 +73,7 @@ class State:
 
 
 def save(state: State, step: int) -> None:
-    """Saves a checkpoint of `step` steps, unless there is one. A call of every rank; rank 0 writes.
-
-    Raises DivergedError where a weight is not finite: what a run goes back to must be good.
-    """
+    """Saves a checkpoint of `step` steps, unless there is one. A call of every rank; rank 0 writes."""
     if step == state.saved:
         return
     state.saved, trained = step, state.trained
@@ -112,9 +108,6 @@ def save_best(state: State, step: int, metric: str, value: float) -> None:
     """Saves a checkpoint of `step` steps as the best, where `value` is less than at all earlier ones.
 
     A call of every rank; the value of rank 0 counts.
-
-    metric: name of the figure.
-    value: the figure at this step.
     """
     path = state.trained.run.best_file
     best = state.trained.run.best
@@ -127,10 +120,7 @@ def save_best(state: State, step: int, metric: str, value: float) -> None:
 
 def resume(state: State) -> int:
     """Restores the newest whole checkpoint and returns its step. Without one the training begins, from
-    `train.init` if the recipe has it, and 0 is returned.
-
-    Raises MissingError or UsageError of `init_from`.
-    """
+    `train.init` if the recipe has it, and 0 is returned."""
     run, part, model = state.trained.run, state.trained.part, state.ema.model
     path = checkpoints.newest(state.folder, state.log.warn)
     if path is None:
@@ -138,12 +128,12 @@ def resume(state: State) -> int:
         if part.train.init:
             init_from(model, part.train.init, run, state.log)
         return 0
-    found = checkpoints.load(path)
-    train, meta = found.train, found.meta
+    saved = checkpoints.load(path)
+    train, meta = saved.train, saved.meta
     # a rank that did not exist when the checkpoint was saved takes the extra state of rank 0
     extra = train["extra"]
-    load(model, found.weights | extra[ranks.rank() if ranks.rank() < len(extra) else 0])
-    averages = {name: value.to(state.trained.device) for name, value in found.averaged.weights.items()}
+    load(model, saved.weights | extra[ranks.rank() if ranks.rank() < len(extra) else 0])
+    averages = {name: value.to(state.trained.device) for name, value in saved.averaged.weights.items()}
     state.ema.load_state_dict(averages, train["ema_updates"])
     for name, values in train["optimizers"].items():
         optimizer = state.optimizers[name]
@@ -168,30 +158,22 @@ def load(model: nn.Module, values: Mapping[str, Any]) -> None:
 
 
 def parts_of(values: Mapping[int, Mapping[str, Any]], optimizer: Optimizer) -> dict[int, dict[str, Any]]:
-    """What an optimizer keeps of each parameter, by its number, shared out as the parameter is.
-
-    values: the same, whole on every rank.
-    """
+    """What an optimizer keeps of each parameter, by its number, shared out as the parameter is."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
 
     def part(value: Any, p: Any) -> Any:
         return ranks.part_like(value, p) if isinstance(value, Tensor) and value.shape == p.shape else value
 
-    return {i: {key: part(value, params[i]) for key, value in kept.items()} for i, kept in values.items()}
+    return {i: {key: part(value, params[i]) for key, value in state.items()} for i, state in values.items()}
 
 
 def init_from(model: nn.Module, source: str, run: Run, log: Log) -> None:
-    """Gives a model the weights of an earlier stage of `run`, of another run, or of a safetensors file.
-
-    source: name of the stage or of the run, or path of the file.
-
-    Raises MissingError where there are no weights, UsageError where they do not fit.
-    """
+    """Gives a model the weights of an earlier stage of `run`, of another run, or of a safetensors file."""
     file = Path(source).expanduser()
     if not file.is_file():
         stage = next((stage for stage in run.owner.stages if stage.path.name == source), None)
-        found = stage or runs.find(source).serving
-        file = found.model_file
+        earlier = stage or runs.find(source).serving
+        file = earlier.model_file
     if not file.exists():
         raise MissingError(f"`train.init`: no weights at `{file}`", hint="gz runs list")
     own = model.state_dict()
@@ -214,10 +196,7 @@ def init_from(model: nn.Module, source: str, run: Run, log: Log) -> None:
 
 def finish(run: Run, keep: int | None) -> None:
     """Makes the averaged weights of the last checkpoint the run's `model.safetensors`, on rank 0: one file by
-    two names where the disk can.
-
-    keep: number of checkpoints that stay, as `train.keep`.
-    """
+    two names where the disk can."""
     if ranks.rank() == 0:
         folder, place = run.checkpoints_folder, run.model_file
         last = run.checkpoint(run.saved_steps[-1]).averaged
@@ -227,14 +206,3 @@ def finish(run: Run, keep: int | None) -> None:
             files.fsync(part)
             part.replace(place)
         checkpoints.prune(folder, keep or checkpoints.KEPT_AT_THE_END, finished=True)
-
-
-def write_train(run: Run, changes: Mapping[str, Any]) -> None:
-    """Writes keys of `train` that the engine chose into `run.yaml`; of a stage into that of its run too."""
-    tree = run.tree()
-    files.write_atomic(run.recipe_file, dump(tree | {"train": {**tree["train"], **changes}}))
-    if run.owner is not run:
-        whole = run.owner.tree()
-        stage = whole["stages"][run.path.name]
-        stage["train"] = {**stage["train"], **changes}
-        files.write_atomic(run.owner.recipe_file, dump(whole))

@@ -11,23 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from gzcli.core import devices, ranks
-from gzcli.core.parts import Part, part_of
-from gzcli.core.types import Batch, DataInfo
-from gzcli.data.packs.pack import Pack
-from gzcli.engine import compiled
+from gzcli.core.parts import Part
+from gzcli.core.types import Batch
+from gzcli.engine import compiled, shapes
 from gzcli.engine.accelerator import ddp
 from gzcli.engine.compiled import Compiled
-from gzcli.engine.cost import Seen, flops_of
-from gzcli.engine.log import Log
-from gzcli.engine.speed import Speed
-from gzcli.models import catalog
+from gzcli.engine.forecast import micro_batch, operations
+from gzcli.engine.log import Log, Speed
 from gzcli.models.base import Model, named_losses
 from gzcli.models.nn import whole_batch
-from gzcli.store.runs import Run
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
-
 
 # Steps of a run whose operations are not worth being counted, which takes a second: demonstrations of a
 # minute, on the embedded sets, have so few.
@@ -35,10 +31,7 @@ FEW = 1_500
 
 
 class Step(nn.Module):
-    """What DDP and FSDP wrap, so that they see every forward.
-
-    graphs: computes the losses by compiled graphs; None: the model does, as it is.
-    """
+    """What DDP and FSDP wrap, so that they see every forward."""
 
     def __init__(self, model: Model, graphs: Compiled | None = None):
         super().__init__()
@@ -58,18 +51,15 @@ def step_of(model: Model, part: Part, device: torch.device, log: Log) -> Step:
     return Step(model, Compiled(model, part.train.steps, log, asked=asked, mode=mode))
 
 
-def speed_of(run: Run, part: Part, info: DataInfo, pack: Pack, accelerator: Accelerator, log: Log) -> Speed:
-    """What a step of a run does: its images and, where they can be found, its floating-point operations.
-
-    info: description of what the model sees: of images or of latents.
-    pack: the images.
-    """
+def speed_of(model: Model, batch: Batch, part: Part, accelerator: Accelerator, log: Log) -> Speed:
+    """What a step of a run does: its images and, where they can be counted, its floating-point operations."""
     images = part.train.batch_size
     if part.train.steps < FEW or not log.main:
         return Speed(images)
     try:
-        with ranks.alone():
-            flops = flops_of(part, info, dict(stages_of(run, part, info, pack)))
+        other, whole, mode = shapes.without_values(model, batch, batch.extra)
+        with ranks.alone(), shapes.shapes_only(mode):
+            flops = operations(other.train(), whole.rows(slice(micro_batch(part)), whole.noise), part)
     except Exception as e:  # a figure that cannot be found must not end a training
         log.record(f"the operations of a step are not known: {type(e).__name__}: {e}")
         return Speed(images)
@@ -77,14 +67,6 @@ def speed_of(run: Run, part: Part, info: DataInfo, pack: Pack, accelerator: Acce
     kind = {"no": plain}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     each = devices.peak(accelerator.device, kind)
     return Speed(images, flops, each and each * ranks.world())
-
-
-def stages_of(run: Run, part: Part, info: DataInfo, pack: Pack) -> Iterator[tuple[str, Seen]]:
-    """The earlier stages that a model is built on, by name: their recipes and what they see."""
-    for name in catalog.card_of(run, part.model).stages:
-        other = part_of(run.owner.stage(name).tree())
-        pixels = pack.info(levels=other.data.levels, steps=other.train.steps)
-        yield name, Seen(other, info if other.data.latent else pixels)
 
 
 def is_shared_out(part: Part) -> bool:
@@ -98,9 +80,6 @@ def wrapped(
     """The step of a model, wrapped for the processes of the run.
 
     Where weights are shared out, the model's parameters are other objects from then on.
-
-    first: a batch, with which it is found whether each step gives every parameter a gradient; None: it does
-      not need to.
     """
     if ranks.world() > 1:
         whole_batch.share(model)

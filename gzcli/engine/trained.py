@@ -1,24 +1,311 @@
-"""A trained model that samples and scores images: the model of a run and its latent space."""
+"""From a recipe, or the folder of a run, to its model: the weights, the stages that it is built on, and the
+latent space in which it was trained.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gzcli.core import devices
-from gzcli.core.errors import UsageError
-from gzcli.core.parts import Part
-from gzcli.core.types import Batch, DataInfo
+from gzcli.core.errors import DamagedError, GzError, MissingError, UsageError, canonical, first_line
+from gzcli.core.parts import Part, part_of
+from gzcli.core.types import Batch, DataInfo, Noise
 from gzcli.core.units import as_size
 from gzcli.data.packs.augment import patch_of
 from gzcli.data.packs.open import PackOptions
-from gzcli.engine.build import load_model
-from gzcli.engine.latent import LatentSpace, open_space
+from gzcli.engine import checkpoint as checkpoints
+from gzcli.engine.checkpoint import Saved, SpaceRecord
+from gzcli.models import catalog
 from gzcli.models.base import Model
+from gzcli.models.catalog import ModelCard
+from gzcli.store import files, runs
+from gzcli.store.files import checksum
+from gzcli.store.hub import repository
+from gzcli.store.paths import recipe_names
 from gzcli.store.runs import Run
+
+USUAL = 16_384  # up to which numbers of a recipe are taken as they are
+
+
+def build_model(
+    part: Part, info: DataInfo, stages: Mapping[str, Model] | None = None, card: ModelCard | None = None
+) -> Model:
+    """The model of a recipe on the CPU: so its weights are a function of the seed on every device."""
+    cls = catalog.load_class(card or catalog.card(part.model))
+    torch.manual_seed(part.seed)
+    return cls.of(info, **part.options, **(stages or {}))
+
+
+def stages_for(run: Run, name: str, device: torch.device | str) -> dict[str, Model]:
+    """The trained models of earlier stages of `run` that a model called `name` is built on, by stage."""
+    return {
+        stage: load_model(run.owner.stage(stage), device)[0] for stage in catalog.card_of(run, name).stages
+    }
+
+
+def built_on(run: Run, name: str) -> dict[str, str]:
+    """The sha256 of the weights of each stage that a model called `name` is built on, by stage."""
+    return {
+        stage: checksum(run.owner.stage(stage).path / "model.safetensors")
+        for stage in catalog.card_of(run, name).stages
+    }
+
+
+def load_model(run: Run, device: torch.device | str, checkpoint: str = "finished") -> tuple[Model, Saved]:
+    """The model of a run in eval mode with its averaged weights, and what was saved with them.
+
+    checkpoint: "last", "best", "finished" or a step. "finished" is `model.safetensors`, which does not change
+      any more, for what is trained on top of it; "last" is the newest checkpoint while the run is trained.
+    """
+    run = run.serving
+    saved = checkpoints.read_weights(weights_file(run, checkpoint))
+    for stage, found in built_on(run, saved.part.model).items():
+        if found != saved.built_on.get(stage):
+            raise MissingError(
+                f"`{run.id}` was trained with another stage `{stage}` than `{run.owner.stage(stage).path}`",
+                hint=f"gz train {run.owner.model} --data {run.owner.data}",
+            )
+    name = saved.part.model
+    stages = stages_for(run, name, device)
+    model = restored(saved, stages, catalog.card_of(run, name))
+    return placed(model, device).eval().requires_grad_(False), saved
+
+
+def restored(saved: Saved, stages: Mapping[str, Model] | None = None, card: ModelCard | None = None) -> Model:
+    """The model of saved weights, on the CPU."""
+    _check_sizes(saved)
+    try:
+        model = build_model(saved.part, saved.info, stages, card)
+        keys = model.load_state_dict(saved.weights, strict=False)
+    except GzError:
+        raise
+    except Exception as e:  # a model may do anything with a value that makes no sense
+        message = f"no `{saved.part.model}` can be made of the recipe in its weights' file: {first_line(e)}"
+        raise DamagedError(message, hint="use another checkpoint, or the file as it was written") from e
+    # per-rank extra state is not part of the weights
+    missing = [name for name in keys.missing_keys if not name.endswith("_extra_state")]
+    if amiss := [*missing, *keys.unexpected_keys]:
+        more = f" and {len(amiss) - 1:,} more" if len(amiss) > 1 else ""
+        raise DamagedError(
+            f"the weights of `{saved.part.model}` are of another version of it: `{amiss[0]}`{more} "
+            f"{'missing' if missing else 'unknown'}",
+            hint="use the version of gz that wrote them, or train it again",
+        )
+    for name, _ in model.named_parameters():  # a buffer may be infinite, as a mask is
+        if not saved.weights[name].isfinite().all():
+            raise DamagedError(
+                f"the weights `{name}` of `{saved.part.model}` are not finite",
+                hint="use another checkpoint, or train it again",
+            )
+    return model
+
+
+def _check_sizes(saved: Saved) -> None:
+    """Raises DamagedError for a number that no model with these weights has: it would take all memory."""
+    shapes = [tensor.shape for tensor in saved.weights.values()]
+    most = max(USUAL, len(shapes), *(side for shape in shapes for side in shape))
+    numbers = [*_numbers(saved.part.options), *saved.info.shape, len(saved.info.classes)]
+    if beyond := [number for number in numbers if abs(number) > most]:
+        raise DamagedError(
+            f"the recipe in the weights' file has the number {beyond[0]:g}, and its largest tensor "
+            f"the side {most:,}: it is no recipe of these weights"
+        )
+
+
+def _numbers(value: object) -> Iterator[float]:
+    """The numbers in a value, in lists and maps too."""
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for below in value.values() if isinstance(value, Mapping) else value:
+            yield from _numbers(below)
+
+
+def placed(model: Model, device: torch.device | str) -> Model:
+    """The model on its device. On a GPU, weights of convolutions lie with channels last, as its matrix units
+    read them, and so do the feature maps that they make. On a CPU that gains nothing: oneDNN has layouts of
+    its own."""
+    model = model.to(device)
+    if devices.kind_of(device).channels_last:
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                for p in module.parameters(recurse=False):
+                    if p.ndim == 4:
+                        p.data = p.data.contiguous(memory_format=torch.channels_last)
+    return model
+
+
+def weights_file(run: Run, checkpoint: str) -> Path:
+    """The file of the averaged weights of a checkpoint of a run that is not in stages, or of a stage. Raises
+    MissingError."""
+    if checkpoint == "last" and run.weights:
+        return run.weights
+    if checkpoint in ("last", "finished"):
+        return run.path / "model.safetensors"
+    folder = run.path / "checkpoints"
+    step = _best(folder) if checkpoint == "best" else int(checkpoint)
+    path = folder / f"{step:08d}" / "ema.safetensors"
+    if not path.exists():
+        have = ", ".join(map(str, checkpoints.steps_of(folder))) or "none"
+        raise MissingError(f"`{run.id}` has no checkpoint of step {step}", hint=f"it has: {have}")
+    return path
+
+
+def _best(folder: Path) -> int:
+    """The step of the best checkpoint. Raises MissingError where there is none."""
+    path = folder / "best.json"
+    if not path.exists():
+        raise MissingError(
+            f"no best checkpoint in `{folder}`", hint="it is chosen where `train.best` is not `none`"
+        )
+    step = files.read_object(path).get("step")
+    if not isinstance(step, int):
+        raise DamagedError(f"`{path}` is damaged: it has no step", hint="--checkpoint STEP")
+    return step
+
+
+# ---------------------------------------------------------------------------- latent spaces
+
+
+class Autoencoder(Protocol):
+    """Turns images [B, C, H, W] into latents [B, c, h, w] and back."""
+
+    def to_latent(self, x: Tensor) -> Tensor: ...
+
+    def from_latent(self, z: Tensor) -> Tensor: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+
+class LatentSpace:
+    """The latents (to_latent(x) − shift) · scale of images x, of about unit deviation in each channel."""
+
+    def __init__(
+        self, autoencoder: Autoencoder, images: DataInfo, digest: str, shift: list[float], scale: list[float]
+    ):
+        self.autoencoder, self.images, self.digest = autoencoder, images, digest
+        self.shift, self.scale = (torch.tensor(v)[:, None, None] for v in (shift, scale))  # [c, 1, 1]
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, noise: Noise | None = None) -> Tensor:
+        """Latents [B, c, h, w] of images x [B, C, H, W]."""
+        if noise is None:
+            z = self.autoencoder.to_latent(x)
+        elif isinstance(self.autoencoder, DiffusersVAE):
+            z = self.autoencoder.drawn(x, noise)
+        else:
+            raise TypeError(f"{type(self.autoencoder).__name__} has no posterior to draw from")
+        return (z - self.shift.to(z)) * self.scale.to(z)
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """Images [B, C, H, W] in [-1, 1] of latents z [B, c, h, w]."""
+        return self.autoencoder.from_latent(z / self.scale.to(z) + self.shift.to(z)).clamp(-1, 1)
+
+    def info(self, data: DataInfo) -> DataInfo:
+        """The description of such data for a model on latents: their shape in place of the images'."""
+        device = next(self.autoencoder.parameters()).device
+        shape = tuple(self.encode(torch.zeros(1, *self.images.shape, device=device)).shape[1:])
+        return replace(data, shape=shape, levels=None)
+
+    def record(self) -> SpaceRecord:
+        """The description of the space that is saved with the weights of a run."""
+        shift, scale = self.shift.flatten().tolist(), self.scale.flatten().tolist()
+        return SpaceRecord(self.digest, list(self.images.shape), self.images.levels, shift, scale)
+
+
+class DiffusersVAE(nn.Module):
+    """An `AutoencoderKL` of diffusers, by the mode of its posterior or by draws of it."""
+
+    def __init__(self, vae: Any):
+        super().__init__()
+        self.vae: Any = vae
+
+    @classmethod
+    def load(cls, name: str, device: torch.device | str) -> tuple[DiffusersVAE, str]:
+        """The autoencoder of a folder or a repository of the hub, and the sha256 of its weights."""
+        from diffusers import AutoencoderKL
+
+        folder = repository(
+            name,
+            key="data.latent",
+            files=["*.json", "vae/*.json", "*model.safetensors", "vae/*model.safetensors"],
+        )
+        folder = folder / "vae" if (folder / "vae").is_dir() else folder
+        try:
+            vae = AutoencoderKL.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+        except (OSError, ValueError) as e:
+            raise MissingError(
+                f"`data.latent`: `{folder}` holds no `AutoencoderKL` in safetensors: {e}"
+            ) from e
+        (weights,) = folder.glob("*model.safetensors")
+        return cls(vae.to(device).eval().requires_grad_(False)), checksum(weights)
+
+    @property
+    def channels(self) -> int:
+        """The number of channels of its images."""
+        return self.vae.config.in_channels
+
+    def scaling(self) -> tuple[list[float], list[float]]:
+        """Shift and scale of each channel, as its configuration gives them."""
+        config, c = self.vae.config, self.vae.config.latent_channels
+        return [config.shift_factor or 0.0] * c, [config.scaling_factor] * c
+
+    def to_latent(self, x: Tensor) -> Tensor:
+        return self.vae.encode(x.to(self.vae.dtype)).latent_dist.mode().float()
+
+    def drawn(self, x: Tensor, noise: Noise) -> Tensor:
+        """One draw of the posterior of each image, [B, c, h, w]."""
+        posterior = self.vae.encode(x.to(self.vae.dtype)).latent_dist
+        mean, std = posterior.mean.float(), posterior.std.float()
+        return mean + std * noise.randn(*mean.shape)
+
+    def from_latent(self, z: Tensor) -> Tensor:
+        return self.vae.decode(z.to(self.vae.dtype)).sample.float()
+
+
+def open_space(name: str, device: torch.device | str, record: SpaceRecord) -> LatentSpace:
+    """The latent space of a trained run."""
+    autoencoder, _, digest = find_autoencoder(name, device)
+    if digest != record.digest:
+        raise MissingError(f"`data.latent`: `{name}` is not the autoencoder that this run was trained with")
+    images = DataInfo(tuple(record.shape), record.levels)
+    return LatentSpace(autoencoder, images, digest, record.shift, record.scale)
+
+
+def find_autoencoder(name: str, device: torch.device | str) -> tuple[Autoencoder, DataInfo | None, str]:
+    """The autoencoder, what it was trained on (None: any images), and the sha256 of its weights."""
+    if run := autoencoder_run(name):
+        model, saved = load_model(run, device)
+        if not hasattr(model, "to_latent"):
+            raise TypeError(f"{type(model).__name__} has no `to_latent`")
+        return model, saved.info, checksum(run.path / "model.safetensors")
+    vae, digest = DiffusersVAE.load(name, device)
+    return vae, None, digest
+
+
+def autoencoder_run(name: str) -> Run | None:
+    """The run, or the stage of a run, that a name of `data.latent` means; None for an `AutoencoderKL`."""
+    is_model = canonical(name) in map(canonical, recipe_names())
+    run = runs.by_name(name) or (runs.find(name) if is_model else None)
+    if run is None:
+        return None
+    for stage in run.stages or [run]:
+        if "latent" in catalog.card_of(stage, part_of(stage.tree()).model).can:
+            return stage
+    raise UsageError(
+        f"`data.latent`: `{run.id}` has no latents of images", hint="gz list models --can latent"
+    )
+
+
+# ---------------------------------------------------------------------------- what samples and scores
 
 
 @dataclass
@@ -106,12 +393,7 @@ class Trained:
 def load_trained(
     run: Run, device: torch.device | str, checkpoint: str = "finished", precision: str | None = None
 ) -> Trained:
-    """The trained model of a run; `checkpoint` and errors as of `load_model`.
-
-    precision: that of its samples and scores; None: as it was trained, scores in fp32.
-
-    Raises UsageError for fp16 on a CPU.
-    """
+    """The trained model of a run; `checkpoint` and errors as of `load_model`."""
     if precision == "fp16" and not devices.kind_of(device).fp16:
         raise UsageError("precision `fp16` needs a GPU", hint="`bf16` works on many CPUs, `fp32` on all")
     model, saved = load_model(run, device, checkpoint)

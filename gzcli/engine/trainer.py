@@ -18,19 +18,18 @@ from gzcli.core.errors import Interrupted
 from gzcli.core.parts import Part
 from gzcli.core.types import Batch, BatchNoise, mix
 from gzcli.data.packs.pack import Pack
-from gzcli.engine import optim, sampler, state, trackers
-from gzcli.engine.build import build_model, built_on, placed, stages_for
-from gzcli.engine.cadence import KINDS, Cadence
+from gzcli.engine import optim, sampler, state
+from gzcli.engine.cadence import KINDS, Cadence, Stop, listening
 from gzcli.engine.curves import loss_curve
 from gzcli.engine.ema import EMA, SharedOutEMA
-from gzcli.engine.history import History
-from gzcli.engine.log import Log
+from gzcli.engine.history import History, Trackers, tracker_names
+from gzcli.engine.log import Log, TrainBar
 from gzcli.engine.prepared import prepare, train_images
 from gzcli.engine.state import State
 from gzcli.engine.step import is_shared_out, speed_of, twin, wrapped
-from gzcli.engine.stop import Stop, listening
-from gzcli.engine.trained import Trained
+from gzcli.engine.trained import Trained, build_model, built_on, placed, stages_for
 from gzcli.engine.validate import best_metric, collapsed, validate
+from gzcli.launch.run_folder import write_train
 from gzcli.metrics.features import LeNetFeatures, lenet
 from gzcli.models.base import Phase
 from gzcli.models.catalog import OUTSIDE, card_of
@@ -46,14 +45,7 @@ SOME, MANY = 1_000, 10_000  # images that `EMA` calibrates on during training, a
 
 
 class Trainer:
-    """Trains a model.
-
-    run: the run, or the stage of a run, that is trained.
-    part: its recipe.
-    pack: the images.
-    accelerator: accelerate's state of this process.
-    log: where lines and events go.
-    """
+    """Trains a model."""
 
     def __init__(self, run: Run, part: Part, pack: Pack, accelerator: Accelerator, log: Log):
         self.run, self.part, self.pack, self.log = run, part, pack, log
@@ -66,7 +58,7 @@ class Trainer:
         made = prepare(self.model, self.images, run, log)
         self.batches = self.images.shuffled(self.train.batch_size, part.data.n, made, self.model.needs)
         other = twin(self.model) if is_shared_out(part) else None
-        # what models of others do may depend on what no batch shows
+        # a model from outside may leave parameters out at steps that its first batch does not show
         first = self.batches.at(0) if card.family != OUTSIDE and self.world > 1 else None
         self.wrapped = wrapped(accelerator, self.model, part, log, first=first)
         self.phases: list[Phase] = self.model.phases()
@@ -85,15 +77,12 @@ class Trainer:
         self.start = self.done = 0  # steps that were done before this process, and by now
 
     def fit(self) -> None:
-        """Trains from the newest checkpoint, or from the start, to `train.steps`; saves when it is stopped.
-
-        Raises DivergedError, or Interrupted after a checkpoint.
-        """
+        """Trains from the newest checkpoint, or from the start, to the end; saves when it is stopped."""
         self.start = self.done = state.resume(self.state)
-        if (asked := trackers.names(self.part.launch)) and self.rank == 0:
+        if (names := tracker_names(self.part.launch)) and self.rank == 0:
             space = asdict(self.state.space) if self.state.space else None
             config = self.part.tree() | {"built_on": dict(self.state.built_on), "space": space}
-            self.history.trackers = trackers.Trackers(asked, self.run, config, self.log, start=self.start)
+            self.history.trackers = Trackers(names, self.run, config, self.log, start=self.start)
         train = self.train if self.metric else replace(self.train, eval_every=0)
         clock = partial(devices.clock, self.device)
         self.cadence = Cadence(train, self.steps, agree=ranks.agree, clock=clock)
@@ -107,30 +96,32 @@ class Trainer:
         self.catch_up()
         streams.change_spinner("measuring a step")
         self.log.event("start", run=self.run.id, path=str(self.run.path), step=self.start, steps=self.steps)
-        speed = speed_of(self.run, self.part, self.info, self.pack, self.accelerator, self.log)
-        alone = not devices.kind_of(self.device).queued and self.world == 1
-        check_every = 1 if alone else min(CHECK, self.train.log_every)
+        first = self.batches.at(self.start)
+        speed = speed_of(self.trained.model, first, self.part, self.accelerator, self.log)
         stages = len(self.run.owner.stages) or 1
         with listening(self.run), self.log.training(self.start, self.steps, stages=stages) as bar:
             bar.speed = speed
             for step in range(self.start, self.steps):
-                losses = self.step(step)
-                done, last = step + 1, step + 1 == self.steps
-                self.history.add(losses)
-                bar.advance(done)
-                if done % check_every == 0 or last:
-                    self.history.check_finite(done, self.steps)
-                if done % self.train.log_every == 0 or last:
-                    self.history.show(done, self.model, bar, self.learning_rate())
-                if signum := stop.asked(done):
-                    state.save(self.state, done)
+                self.record(self.step(step), step + 1, bar)
+                if signum := stop.asked(step + 1):
+                    state.save(self.state, step + 1)
                     raise Interrupted(
-                        f"stopped at step {done} of {self.steps}, checkpoint saved",
+                        f"stopped at step {step + 1} of {self.steps}, checkpoint saved",
                         signum=signum,
                         hint=f"gz train {self.run.owner.id} --resume",
                     )
-                if due := self.cadence.due(done) | (KINDS if last else set()):
-                    self.pause(done, due)
+                if due := self.cadence.due(step + 1) | (KINDS if step + 1 == self.steps else set()):
+                    self.pause(step + 1, due)
+
+    def record(self, losses: dict[str, Tensor], done: int, bar: TrainBar) -> None:
+        """Takes the losses of a step, checks them and shows their means, as often as that is due."""
+        alone, last = not devices.kind_of(self.device).queued and self.world == 1, done == self.steps
+        self.history.add(losses)
+        bar.advance(done)
+        if done % (1 if alone else min(CHECK, self.train.log_every)) == 0 or last:
+            self.history.check_finite(done, self.steps)
+        if done % self.train.log_every == 0 or last:
+            self.history.show(done, self.model, bar, self.learning_rate())
 
     def step(self, step: int) -> dict[str, Tensor]:
         """Trains on one batch, which all phases that are due share. Returns the losses by name, detached."""
@@ -143,10 +134,10 @@ class Trainer:
         for phase in self.phases:
             if phase.due(step):
                 self.only(phase)
-                found = self.backward(batch, step, phase)
-                found |= self.update(step, phase)
+                values = self.backward(batch, step, phase)
+                values |= self.update(step, phase)
                 prefix = "" if len(self.phases) == 1 else f"{phase.name}."
-                losses |= {prefix + key: value for key, value in found.items()}
+                losses |= {prefix + key: value for key, value in values.items()}
         self.ema.update()
         self.done = step + 1
         self.model.on_step(step)
@@ -170,10 +161,7 @@ class Trainer:
         return losses
 
     def noise(self, step: int, key: str, start: int) -> BatchNoise:
-        """The noise of the rows of a global batch from `start` on.
-
-        key: name of the phase, or "batch".
-        """
+        """The noise of the rows of a global batch from `start` on."""
         total = self.train.batch_size
         return BatchNoise(self.part.seed, step, key, total=total, start=start, device=self.device)
 
@@ -228,11 +216,8 @@ class Trainer:
         return optimizers[0].param_groups[0]["lr"] if len(optimizers) == 1 else None
 
     def pause(self, done: int, due: Set[str]) -> None:
-        """Validates, saves and draws, as far as it is due after `done` steps. Each is timed.
-
-        due: kinds of pauses, of `cadence.KINDS`.
-        """
-        last, known = done == self.steps, self.cadence.found()
+        """Validates, saves and draws, as far as it is due after `done` steps. Each is timed."""
+        last, before = done == self.steps, self.cadence.found()
         if self.cadence.slow(due & {"eval", "sample"}) and not self.history.not_finite():
             state.save(self.state, done)  # no step is lost if it is killed while it validates or draws
         if "eval" in due and self.metric:
@@ -246,8 +231,8 @@ class Trainer:
         if "sample" in due:
             with self.cadence.timed("sample"):
                 self.picture(done, LAST_GRID if last else GRID)
-        if self.rank == 0 and (found := self.cadence.found()) != known:
-            state.write_train(self.run, found)
+        if self.rank == 0 and (every := self.cadence.found()) != before:
+            write_train(self.run, every)
         if last:
             state.finish(self.run, self.train.keep)
         if "sample" in due and self.rank == 0 and self.run.metrics_file.exists():

@@ -26,11 +26,8 @@ EVAL_BATCH = 100  # images of a batch
 
 def best_metric(model: Model, asked: str, pack: Pack) -> str | None:
     """The figure that chooses the best checkpoint: "bpd", "fd" or "loss"; None where none does, as `fd` of a
-    single validation image.
-
-    asked: value of `train.best`. "auto" means bpd where `log_prob` is exact or a bound, fd where the model
-      says so (GANs), and else the validation loss.
-    """
+    single validation image. "auto" is bpd where `log_prob` is exact or a bound, fd where the model says so
+    (GANs), and else the validation loss."""
     n = len(pack.images("val"))
     if asked == "none" or n == 0:
         return None
@@ -45,11 +42,6 @@ def validate(
     """The metric on the first 2,000 validation images, with figures that explain it; less is better.
 
     A call of every rank; the metric is the same number however many there are.
-
-    metric: "bpd", "fd" or "loss".
-    pack: the images.
-    data: what the model sees of them: the images or their latents.
-    net: whose features `fd` compares, on rank 0.
     """
     if metric == "fd":
         return distances(trained, pack, net)
@@ -60,9 +52,6 @@ def mean(trained: Trained, metric: str, data: Pack) -> float:
     """The mean over validation images of the bits per dimension, or of the loss of the first phase.
 
     Every rank has its share of the same batches.
-
-    metric: "bpd" or "loss".
-    data: the images or their latents.
     """
     model, info, device = trained.model, trained.info, trained.device
     n = min(VALIDATION, len(data.images("val")))
@@ -88,8 +77,6 @@ def distances(trained: Trained, pack: Pack, net: LeNetFeatures | None) -> dict[s
     They are `fd`, the Fréchet distance; `distance`, the distance of pairs of samples as a share of that of
     pairs of real images; and, where the net knows the classes of the set, `classes`, the entropy of the
     samples' classes as a share of that of real images.
-
-    net: the set's LeNet on rank 0; None on the other ranks, which only draw samples and return `fd` 0.
     """
     real = pack.images("val")[:VALIDATION]
     images = sampler.draw(trained, len(real))
@@ -97,14 +84,14 @@ def distances(trained: Trained, pack: Pack, net: LeNetFeatures | None) -> dict[s
         return {"fd": 0.0}
     several = trained.info.multilabel
     made, true = net.features(images), net.features(real)
-    seen, known = (np.zeros(len(x), int) if several else net.predict(x) for x in (images, real))
-    found = {
+    predicted, classes = (np.zeros(len(x), int) if several else net.predict(x) for x in (images, real))
+    figures = {
         "fd": float(frechet_distance(true, made)),
-        "distance": collapse.diversity(made, seen, true, known),
+        "distance": collapse.diversity(made, predicted, true, classes),
     }
     if not net.rotations and not several:
-        found["classes"] = collapse.coverage(seen, known)
-    return found
+        figures["classes"] = collapse.coverage(predicted, classes)
+    return figures
 
 
 def collapsed(values: Mapping[str, float]) -> str | None:

@@ -1,20 +1,50 @@
-"""`gz runs export`: a trained model as one file, or in the format of another library."""
+"""`gz runs export`: a trained model in the format of another library, or as one safetensors file with all
+that it needs, and its card.
+
+What belongs to this machine alone — paths, processes, names of other runs — is left out of the recipes.
+"""
 
 from __future__ import annotations
 
+import base64
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors.torch import save
+from torch import Tensor, nn
 
 from gzcli.core.errors import UsageError
 from gzcli.core.jobs import ExportJob
+from gzcli.core.parts import Part
+from gzcli.core.sections import LaunchSection
+from gzcli.data.sets.registry import SPECS
+from gzcli.engine import sampler
+from gzcli.engine.checkpoint import metadata_of, read_weights
+from gzcli.engine.curves import metric_lines
 from gzcli.engine.log import Log
-from gzcli.engine.trained import Trained, load_trained
-from gzcli.export import bundle, portable
+from gzcli.engine.trained import Trained, autoencoder_run, load_model, load_trained, weights_file
+from gzcli.export import portable
+from gzcli.models import catalog
 from gzcli.store import files
+from gzcli.store.bundle import LATENT, MAIN
 from gzcli.store.files import sweep
+from gzcli.store.hub import is_id
+from gzcli.store.paths import user_dir
+from gzcli.store.run_folder import STAGES
 from gzcli.store.runs import Run
+from gzcli.version import __version__
+
+FORMAT = "1"
+SHOWN = 16  # samples of the preview
+BETWEEN = 224  # grey level of the lines between the samples
+SIDE = 256  # pixels of the preview at most, unless the images are larger
+HALVES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def run(job: ExportJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
@@ -23,7 +53,7 @@ def run(job: ExportJob, folder: Path, device: torch.device, log: Log) -> dict[st
     sweep(Path(job.out).parent)
     facts = {"run": trained.run.owner.id, "to": job.to, "path": job.out}
     if job.to == "file":
-        return facts | {"card": bundle.write(trained, job)}
+        return facts | {"card": write(trained, job)}
     if job.to in ("onnx", "torch"):
         made = portable.write(trained, job.to, Path(job.out))
         log.info(f"images within {made['differs']} of 255 of gz's; files: {', '.join(made['files'])}")
@@ -65,3 +95,199 @@ def readme(trained: Trained, loaded_by: str, usage: str | None) -> str:
     ]
     lines = [*title, "", f"    pipeline = {loaded_by}(FOLDER)", ""]
     return "\n".join([*lines, *([f"then {usage}.", ""] if usage else [])])
+
+
+# ---------------------------------------------------------------------------- one file
+
+
+def write(trained: Trained, job: ExportJob) -> dict[str, Any]:
+    """Writes the file `job.out`. Returns the card."""
+    dtype = HALVES[job.dtype]
+    owner, parts = trained.run.owner, _parts(trained, job.checkpoint)
+    several = len(parts) > 1
+    tensors: dict[str, Tensor] = {}
+    texts: dict[str, dict[str, str]] = {}
+    for name, run in parts.items():
+        serves = run.path == trained.run.path
+        saved = read_weights(weights_file(run, job.checkpoint if serves else "finished"))
+        model = trained.model if serves else load_model(run, "cpu")[0]
+        short = _rounded(model, saved.weights, dtype)
+        tensors |= {f"{name}:{key}" if several else key: value for key, value in short.items()}
+        texts[name] = metadata_of(replace(saved, part=_shared(saved.part, owner.data, LATENT in parts)))
+    _round_model(trained.model, dtype)  # the preview is drawn with the weights of the file
+    serving = next(name for name, run in parts.items() if run.path == trained.run.path)
+    card = card_of(trained, job)
+    metadata = texts[serving] | {"format": FORMAT, "card": json.dumps(card)}
+    if several:
+        metadata |= {"parts": json.dumps(texts), "recipe": json.dumps(_whole(owner, texts))}
+        metadata["built_on"] = "{}"
+    if picture := preview(trained):
+        metadata["preview"] = base64.b64encode(picture).decode()
+    files.write_atomic(Path(job.out), bytes_of(tensors, metadata))
+    return card
+
+
+def bytes_of(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """The file, with the metadata in one order: the library's changes from call to call."""
+    data = save(tensors, metadata=metadata)
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:begin])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + data[begin:]
+
+
+def _parts(trained: Trained, checkpoint: str) -> dict[str, Run]:
+    """The runs that the file holds, by the names of its parts, in the order of training."""
+    run, owner, part = trained.run, trained.run.owner, trained.part
+    parts: dict[str, Run] = {}
+    if trained.space is not None and (name := part.data.latent):
+        beside = owner.path / LATENT
+        if autoencoder := Run(beside) if beside.is_dir() else autoencoder_run(name):
+            parts[LATENT] = autoencoder
+        else:
+            _check_id("data.latent", name)
+    if base := part.options.get("base"):
+        _check_id("model.base", str(base))
+    for stage in owner.stages:
+        parts[f"{STAGES}/{stage.path.name}"] = stage
+    return parts if owner.stages else parts | {"": run} if not parts else parts | {MAIN: run}
+
+
+def _check_id(key: str, name: str) -> None:
+    """Raises UsageError for a model from outside that is a folder and not an id of the hub."""
+    if not is_id(name) or Path(name).expanduser().is_dir():
+        raise UsageError(
+            f"`{key}` is the folder `{name}`, which a file cannot carry",
+            hint=f"train with an id of the hub: `--set {key}=owner/name`",
+        )
+
+
+def _shared(part: Part, data: str, with_latent: bool) -> Part:
+    """A recipe without what belongs to this machine."""
+    section = replace(
+        part.data, name=data, latent=LATENT if with_latent and part.data.latent else part.data.latent
+    )
+    train, ood = replace(part.train, init=None), replace(part.ood, background=None)
+    return replace(part, data=section, train=train, ood=ood, launch=LaunchSection())
+
+
+def _whole(owner: Run, texts: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """The recipe of a run in several parts: the stages each with a whole recipe of its own."""
+    trees = {name: json.loads(text["recipe"]) for name, text in texts.items()}
+    stages = {name.partition("/")[2]: tree for name, tree in trees.items() if name.startswith(STAGES)}
+    last = list(trees.values())[-1]
+    if not stages:
+        return last
+    keys = ("about", "scale", "seed", "data")
+    return {key: last[key] for key in keys} | {"about": owner.tree().get("about", ""), STAGES: stages}
+
+
+def _rounded(model: nn.Module, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights with fp32 parameters in another dtype. Buffers — schedules, statistics, codebooks that are
+    averages — stay, as a rounded one would change what the model computes."""
+    names = {name for name, p in model.named_parameters() if p.dtype == torch.float32}
+    return {k: v.to(dtype) if k in names and v.dtype == torch.float32 else v for k, v in weights.items()}
+
+
+@torch.no_grad()
+def _round_model(model: nn.Module, dtype: torch.dtype) -> None:
+    """Gives the parameters the values that they have in the file."""
+    for p in model.parameters():
+        if p.dtype == torch.float32:
+            p.copy_(p.to(dtype).float())
+
+
+def card_of(trained: Trained, job: ExportJob) -> dict[str, Any]:
+    """What a person wants to know of a run before using it."""
+    owner, name = trained.run.owner, trained.part.model
+    env = files.read_json(owner.path / "env.json") or {}
+    model = catalog.card_of(trained.run, name)
+    facts = {
+        "run": owner.id,
+        "model": trained.name,
+        "about": trained.part.about or owner.tree().get("about", ""),
+        "paper": model.paper,
+        "can": list(model.can),
+        "conditional": trained.model.conditional,
+        "params": sum(p.numel() for p in trained.model.parameters()),
+        "dtype": job.dtype,
+        "step": trained.step,
+        "seconds": round(sum(part.seconds for part in owner.stages or [owner]), 1),
+        "work": round(sum(part.work for part in owner.stages or [owner]), 1),  # CPU-seconds
+        "command": _command(env.get("command") or []),
+        "data": data_card(owner.data, trained, env.get("data") or {}),
+        "figures": figures(trained),
+        "versions": {"gzcli": __version__, **(env.get("packages") or {})},
+    }
+    return facts
+
+
+def data_card(key: str, trained: Trained, noted: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run was trained on: a known set with licence and source, or the user's own pictures."""
+    shape, classes = list(trained.images.shape), list(trained.images.classes)
+    card = {"name": key, "shape": shape, "levels": trained.images.levels, "classes": classes}
+    card |= {"counts": noted.get("counts"), "digest": noted.get("digest")}
+    if spec := SPECS.get(key):
+        return card | {"title": spec.title, "licence": spec.licence, "citation": spec.citation}
+    whose = "pictures of whoever trained it"
+    return card | {"title": whose, "licence": "not stated", "citation": "not published"}
+
+
+def figures(trained: Trained) -> list[dict[str, Any]]:
+    """What was measured of the run: by the newest `gz bench` of it, and on validation images at the end of
+    its training, [{name, value, on, n, from}]."""
+    rows: list[dict[str, Any]] = []
+    owner = trained.run.owner
+    for file in sorted(user_dir("bench").glob("*/result.json"), key=lambda f: f.stat().st_mtime):
+        result = files.read_json(file)
+        for row in result.get("rows") or ():
+            if row.get("run") == owner.id and row.get("step") == trained.step:
+                where = {"on": f"{result['data']} (test)", "n": row["n"], "from": "gz bench"}
+                rows = [{"name": k, "value": v, **where} for k, v in _numbers(row["metrics"])]
+    last: dict[str, Any] = {}
+    for line in metric_lines(trained.run.path):
+        if line.get("step") == trained.step:
+            last |= {k.removeprefix("val_"): v for k, v in line.items() if k.startswith("val_")}
+    where = {"on": f"{owner.data} (validation)", "n": None, "from": "gz train"}
+    return [*rows, *({"name": k, "value": v, **where} for k, v in _numbers(last))]
+
+
+def _numbers(values: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
+    return [(k, float(v)) for k, v in values.items() if isinstance(v, int | float) and np.isfinite(v)]
+
+
+def _command(words: list[str]) -> str:
+    """A command line with the last part of each path alone, and without what only its output needs."""
+    words = [word for word in words if word not in ("--json", "--quiet", "-q")]
+    return " ".join(Path(word).name if "/" in word or "\\" in word else word for word in words)
+
+
+def contact_sheet(images: np.ndarray) -> np.ndarray:
+    """Images uint8 [16, C, H, W] as 4 rows of 4, [H', W', C], enlarged by a whole number to SIDE at most."""
+    images = np.pad(images, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=BETWEEN)
+    n, c, h, w = images.shape
+    rows = images.reshape(4, n // 4, c, h, w).transpose(0, 3, 1, 4, 2).reshape(4 * h, n // 4 * w, c)
+    scale = max(1, SIDE // max(rows.shape[:2]))
+    return rows.repeat(scale, 0).repeat(scale, 1)
+
+
+def preview(trained: Trained) -> bytes | None:
+    """A PNG of samples. Of a model that makes images from pictures or texts it is the last of its training;
+    None where there is none."""
+    from PIL import Image
+
+    card = catalog.card_of(trained.run, trained.part.model)
+    if card.inputs or "prompt" in card.can or hasattr(trained.model, "sources"):
+        drawn = sorted((trained.run.path / "samples").glob("*.png"))
+        if not drawn:
+            return None
+        image: Image.Image = Image.open(drawn[-1])
+        image.thumbnail((SIDE, SIDE))
+    else:
+        sheet = contact_sheet(sampler.draw(trained, SHOWN))
+        image = Image.fromarray(sheet.squeeze(2) if sheet.shape[2] == 1 else sheet)
+    held = io.BytesIO()
+    image.save(held, "png", optimize=True)
+    return held.getvalue()

@@ -1,5 +1,11 @@
 """`gz runs export --to onnx|torch`: the network of a model as a graph, and a sampler that needs neither gz
-nor torch."""
+nor torch.
+
+GANs, VAEs and flows make an image of its noise at once: the exported network is the whole sampler. Denoisers
+and flow models walk from noise to image by calls of a network, and every solver combines the noise and the
+outputs of the calls linearly. So the solver is run once on unit vectors in their place, and the factors of
+the combinations come out; the exported network is that of one call.
+"""
 
 from __future__ import annotations
 
@@ -13,28 +19,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.types import ImageNoise, Noise, no_progress
 from gzcli.engine import sampler
 from gzcli.engine.trained import Trained
 from gzcli.export import portable_sampler
-from gzcli.export.portable_steps import BATCH, Decode, Unportable, step_of
+from gzcli.models.base import Model
+from gzcli.models.nn import spread_labels
 from gzcli.models.options import grouped
 
 CHECKED = 4  # images that the export is tried on
 TOLERANCE = 1  # grey levels of 255 by which the exported sampler may differ
 ELSE = "`--to file` takes every run; `--to diffusers` what `gz list models --can export` shows"
+BATCH = 3  # images of the example that a graph is traced with
+KINDS = {"normal_": "normal", "uniform_": "uniform"}
+BY_VALUES = "images step by step, each value from those before"
+NONE_YET = {"autoregressive": BY_VALUES, "stable_diffusion": "with networks of diffusers: `--to diffusers`"}
 
 
 def write(trained: Trained, to: str, folder: Path) -> dict[str, Any]:
     """Writes the graphs, `model.json` and, for onnx, `sample.py` into a folder. Returns {files, differs}, the
-    latter being the largest difference of a pixel from gz's own, in grey levels.
-
-    to: "onnx" or "torch".
-
-    Raises UsageError for a model whose sampler cannot be exported; MissingError without the onnx packages.
-    """
+    latter being the largest difference of a pixel from gz's own, in grey levels."""
     if to == "onnx":
         needs_onnx()
     folder.mkdir(parents=True, exist_ok=True)
@@ -143,3 +150,222 @@ def needs_onnx() -> None:
 
     if missing := [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]:
         raise MissingError(f"`--to onnx` needs {', '.join(missing)}", hint='pip install "gzcli[onnx]"')
+
+
+# ---------------------------------------------------------------------------- the network and its program
+
+
+class DrawnNoise(Noise):
+    """Noise whose draws were made before."""
+
+    def __init__(self, values: list[Tensor]):
+        self.values, self.device = iter(values), values[0].device
+
+    def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:
+        return next(self.values)
+
+
+class RecordedNoise(ImageNoise):
+    """Noise that writes down what is drawn: [(kind, shape of an image)]."""
+
+    def __init__(self, n: int):
+        super().__init__(0, range(n))
+        self.drawn: list[tuple[str, list[int]]] = []
+        self.values: list[Tensor] = []
+
+    def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:
+        if method not in KINDS:
+            raise Unportable("it draws integers")
+        self.drawn.append((KINDS[method], list(shape[1:])))
+        self.values.append(super()._draw(method, shape, high))
+        return self.values[-1]
+
+
+class Unportable(Exception):
+    """A model whose sampler cannot be exported; the text says why."""
+
+
+class UnitVectors(Noise):
+    """A unit vector [1, size, 1, 1] for each draw and each output of the network, in order."""
+
+    def __init__(self, size: int):
+        self.device, self.size, self.count = torch.device("cpu"), size, 0
+        self.program: list[dict[str, Any]] = []
+
+    def unit(self) -> Tensor:
+        vector = torch.zeros(1, self.size, 1, 1, dtype=torch.float64)
+        if self.count < self.size:
+            vector[0, self.count] = 1
+        self.count += 1
+        return vector
+
+    def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:
+        if method not in KINDS:
+            raise Unportable("it draws integers")
+        # the first draw is the image's noise; later ones are made like x, which is a unit vector here
+        own = self.program[0]["shape"] if self.program else list(shape[1:])
+        self.program.append({"do": "draw", "kind": KINDS[method], "shape": own})
+        return self.unit()
+
+    def call(self, x: Tensor, **scalars: float) -> None:
+        """Notes a call of the network at x, a combination of what came before."""
+        self.program.append({"do": "call", "x": terms(x), **scalars})
+
+
+def terms(x: Tensor) -> list[list[float]]:
+    """The combination x [1, size, 1, 1] as [[number of the unit vector, factor]]."""
+    row = x.flatten()
+    return [[i, float(row[i])] for i in row.nonzero().flatten().tolist()]
+
+
+class Sampler(nn.Module):
+    """A sampler that makes images at once: the graph of `sample`."""
+
+    def __init__(self, model: Model, options: Mapping[str, Any]):
+        super().__init__()
+        self.model, self.options = model, options
+
+    def forward(self, noise: list[Tensor], y: Tensor | None = None) -> Tensor:
+        n = noise[0].shape[0]  # which is a symbol in a graph, as `len` is not
+        return self.model.sample(n, labels=y, noise=DrawnNoise(noise), progress=no_progress, **self.options)
+
+
+class Denoise(nn.Module):
+    """One call of a denoiser: (x_0, ε) of x [B, C, H, W] at times t [B] with the levels α, σ [1]."""
+
+    def __init__(self, model: Any, how: Mapping[str, Any]):
+        super().__init__()
+        self.model, self.scale = model, how.get("guidance", 1.0)
+        self.clip = how.get("clip", True) and model.data.levels is not None
+        self.dynamic = [how["dynamic"]] if how.get("dynamic") else []
+
+    def forward(
+        self, x: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        model = self.model
+        if hasattr(model, "sde"):  # whose levels are functions of t
+            x0, eps = model.split(x, t, y, self.scale)
+        else:
+            x0, eps = model.split(model.guided(model.beside(x), t, y, self.scale), x, alpha, sigma)
+        if self.clip:
+            x0 = model.into_range(x0, *self.dynamic)
+            eps = (x - alpha * x0) / sigma
+        return x0, eps
+
+
+class Velocity(nn.Module):
+    """One call of a velocity of x [B, C, H, W] at times t [B]."""
+
+    def __init__(self, model: Any, how: Mapping[str, Any]):
+        super().__init__()
+        self.model, self.scale = model, how.get("guidance", 1.0)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.model.velocity(y, self.scale)(x, t)
+
+
+class Decode(nn.Module):
+    """Images [B, C, H, W] of latents."""
+
+    def __init__(self, trained: Trained):
+        super().__init__()
+        self.autoencoder: Any = trained.space and trained.space.autoencoder
+        self.shown = trained.shown
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shown(x)
+
+
+def step_of(trained: Trained, options: Mapping[str, Any]) -> tuple[dict[str, Any], nn.Module, dict[str, Any]]:
+    """(program and result, the network of a call, an example of its inputs). Raises Unportable."""
+    model, card = trained.model, type(trained.model).__module__.split(".")
+    if family := next((part for part in card if part in NONE_YET), None):
+        raise Unportable(f"it makes {NONE_YET[family]}")
+    if hasattr(model, "sources"):
+        raise Unportable("it makes images of pictures")
+    y = spread_labels(None, BATCH, trained.info, trained.device) if model.conditional else None
+    if getattr(model, "clusters", None) is not None:
+        y = torch.zeros(BATCH, dtype=torch.long)
+    labels = {} if y is None else {"y": y}
+    example: dict[str, Any]
+    if not (hasattr(model, "denoiser") or hasattr(model, "velocity")):
+        recorded = RecordedNoise(BATCH)
+        with torch.no_grad():
+            model.sample(BATCH, labels=y, noise=recorded, progress=no_progress, **options)
+        program: list[dict[str, Any]] = [
+            {"do": "draw", "kind": kind, "shape": shape} for kind, shape in recorded.drawn
+        ]
+        program.append({"do": "make"})
+        return (
+            {"program": program, "result": [[0, 1.0]]},
+            Sampler(model, options),
+            {"noise": recorded.values} | labels,
+        )
+    program, result, how = walk(model, options)
+    x, t = torch.zeros(BATCH, *trained.info.shape), torch.full((BATCH,), 0.5)
+    example = {"x": x, "t": t}
+    if how["kind"] == "velocity":
+        return {"program": program, "result": result}, Velocity(model, how), example | labels
+    example |= {"alpha": torch.full((1,), 0.8), "sigma": torch.full((1,), 0.6)}
+    return {"program": program, "result": result}, Denoise(model, how), example | labels
+
+
+def walk(
+    model: Any, options: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], list[list[float]], dict[str, Any]]:
+    """The program of a sampler, its result as a combination, and what it asks of the network."""
+    size = 1
+    for _ in range(2):  # the first time counts
+        units = UnitVectors(size)
+        how: dict[str, Any] = {}
+        with in_place(model, units, how):
+            result = model.sample(1, noise=units, progress=no_progress, **options)
+        size = units.count
+    if not how:
+        raise Unportable("it calls its network in a way of its own")
+    if tuple(how.get("interval", (0.0, 1.0))) != (0.0, 1.0):
+        raise Unportable("its guidance acts within an interval of times alone")
+    return units.program, terms(result), how
+
+
+@contextmanager
+def in_place(model: Any, units: UnitVectors, how: dict[str, Any]) -> Iterator[None]:
+    """Inside, unit vectors stand for the outputs of the model's network, and nothing is clipped to the range
+    of images."""
+
+    def denoiser(y: Tensor | None = None, **asked: Any) -> Any:
+        how.update(asked, kind="denoise")
+
+        def denoise(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+            level = model.level(t)
+            units.call(x, t=float(t), alpha=float(level.alpha), sigma=float(level.sigma))
+            return units.unit(), units.unit()
+
+        return denoise
+
+    def velocity(y: Tensor | None = None, guidance: float = 1.0, interval: Any = (0.0, 1.0)) -> Any:
+        how.update(guidance=guidance, interval=interval, kind="velocity")
+
+        def f(x: Tensor, t: Tensor) -> Tensor:
+            units.call(x, t=float(t.flatten()[0]))
+            return units.unit()
+
+        return f
+
+    def sampled_labels(*_: Any) -> None:
+        if model.clusters is not None:
+            units.program.append({"do": "cluster", "shares": model.clusters.shares.tolist()})
+
+    fakes = {
+        "denoiser": denoiser,
+        "velocity": velocity,
+        "sampled_labels": sampled_labels,
+        "into_range": lambda x, *_: x,
+    }
+    fakes = {name: fake for name, fake in fakes.items() if hasattr(model, name)}
+    vars(model).update(fakes)
+    try:
+        yield
+    finally:
+        for name in fakes:
+            vars(model).pop(name)

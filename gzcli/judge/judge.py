@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gzcli.core import ranks, streams
+from gzcli.core import devices, ranks, streams
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.jobs import BenchJob
 from gzcli.data.packs.pack import Pack
@@ -100,7 +100,7 @@ class Judge:
     def test_images(self, trained: Trained, n: int, size: int | None = None) -> Images:
         """At most n test images for a model, in batches."""
         index = subset(self.pack.meta.counts["test"], n)
-        size = size or likelihood.BATCH_SIZE[trained.device.type]
+        size = size or devices.batch_of(likelihood.BATCH_SIZE, trained.device)
         return Images.of(trained, self.pack, "test", index, size=size, seed=self.seed)
 
     def likelihood(self, trained: Trained) -> dict[str, Any]:

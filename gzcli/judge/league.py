@@ -19,7 +19,7 @@ from typing import Any
 from gzcli.core.errors import DivergedError, UsageError
 from gzcli.core.jobs import BenchJob
 from gzcli.core.types import Report, Say, silent, unreported
-from gzcli.launch import forecast, launcher, requirements, trials
+from gzcli.launch import forecast, launcher, requirements
 from gzcli.launch import plan as planning
 from gzcli.launch.launcher import Plan
 from gzcli.launch.plan import Asked
@@ -152,7 +152,7 @@ def _minutes(seconds: float, label: str, stages: int) -> float:
 def shares_of(recipe: Resolved, plan: Plan, say: Say) -> list[float]:
     """The share of the budget of each stage, as `forecast.shares`."""
     facts, _ = requirements.of_data(recipe)
-    measure = partial(trials.measure, say=say)
+    measure = partial(forecast.measured, say=say)
     return forecast.shares(forecast.expect(recipe, plan, facts.info(), measure=measure, timed=False)[0])
 
 

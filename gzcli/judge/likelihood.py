@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gzcli.core import ranks
+from gzcli.core import devices, ranks
 from gzcli.core.errors import DivergedError
 from gzcli.core.types import Batch, ImageNoise
 from gzcli.core.units import about
@@ -24,7 +23,7 @@ from gzcli.models.base import Model
 from gzcli.models.nn import full_fp32
 from gzcli.models.options import defaults, grouped
 
-BATCH_SIZE = defaultdict(lambda: 100, cpu=50, cuda=200)  # test images that are read together, by device
+BATCH_SIZE = 100  # test images that are read together, of the usual device
 MOST = 10_000  # test images that a likelihood is computed of
 CHECKED = 8  # images of a batch on which the solver is checked, at most
 NOTABLE = 0.01  # bits a dimension: the last digit in which tables give bpd
@@ -42,7 +41,7 @@ def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, A
     device, model = trained.device, trained.model
     frequencies = class_frequencies(model, pack)
     budget = trained.part.ood.budget
-    size = BATCH_SIZE[device.type]
+    size = devices.batch_of(BATCH_SIZE, device)
 
     def test_images(n: int) -> Images:
         index = subset(pack.meta.counts["test"], n)

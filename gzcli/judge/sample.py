@@ -25,10 +25,9 @@ from gzcli.data.packs.batches import quantise, to_uint8
 from gzcli.data.packs.open import check_unchanged, open_pack
 from gzcli.data.readers.folder import read_pictures
 from gzcli.engine import sampler, sheets
-from gzcli.engine.build import weights_file
 from gzcli.engine.log import Log
 from gzcli.engine.sheets import Row, sheet
-from gzcli.engine.trained import Trained, load_trained
+from gzcli.engine.trained import Trained, load_trained, weights_file
 from gzcli.models.nn import spread_labels
 from gzcli.models.options import defaults, grouped
 from gzcli.store.files import checksum

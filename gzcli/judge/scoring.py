@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from gzcli.core import ranks
+from gzcli.core import devices, ranks
 from gzcli.core.errors import DivergedError, MissingError, UsageError
 from gzcli.core.jobs import AlarmJob, OodJob
 from gzcli.core.types import Batch
@@ -41,7 +40,7 @@ from gzcli.metrics.likelihood_scores import read
 from gzcli.models.nn import LPIPS
 from gzcli.store.runs import Run, find
 
-BATCH_SIZE = defaultdict(lambda: 128, cpu=64, cuda=256)  # images that are scored together, by device
+BATCH_SIZE = 128  # images that are scored together, of the usual device
 DRAWS = 4  # of the noise, whose mean is the score of a picture
 TRIAL = 16  # held-out images on which the scores are timed
 REFERENCE = "held-out"  # the pick of the images by which the runs of an ensemble are made comparable
@@ -62,7 +61,7 @@ class Pick:
 
     def images(self, trained: Trained, seed: int) -> Images:
         """The images in batches, as a model takes them."""
-        size = BATCH_SIZE[trained.device.type]
+        size = devices.batch_of(BATCH_SIZE, trained.device)
         return Images.of(
             trained, self.pack, self.split, self.index, size=size, seed=seed, by_content=self.by_content
         )
@@ -215,7 +214,7 @@ def perceive(trained: Trained, home: Pack, log: Log) -> str | None:
 def fit(scorer: Scorer, home: Pack, log: Log, held_out: np.ndarray | None = None) -> None:
     """Fits the scores on fixed numbers of held-out images and, where a score says so, of training images."""
     trained = scorer.trained
-    size = BATCH_SIZE[trained.device.type]
+    size = devices.batch_of(BATCH_SIZE, trained.device)
     held_out_images, train = fitting_images(trained, home, size=size, seed=scorer.seed, held_out=held_out)
     if scorer.is_fitted():
         on_train = set(trained.model.fitted_on_train)

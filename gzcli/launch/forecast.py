@@ -1,74 +1,94 @@
-"""What is expected of a training before it starts: size, memory and time of each of its models. No heavy
-import: what is not in the cache is found by the engine, in a process of its own.
+"""What is expected of a training before it starts: the size of its models, and the memory and time of a step
+as they were measured on this machine. No heavy import: what is not in the cache is found by the engine's
+`forecast`, in a process of its own.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
+import shutil
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
-from gzcli.core.errors import UsageError
+from gzcli.core import jobs, signals
+from gzcli.core.devices import PEAKS
+from gzcli.core.errors import DamagedError, GzError, Interrupted, UsageError
 from gzcli.core.jobs import TrialJob
 from gzcli.core.parts import Part, part_of
 from gzcli.core.sections import LaunchSection
-from gzcli.launch import costs
-from gzcli.launch.costs import PAUSES, Cost
+from gzcli.core.types import Say
+from gzcli.launch import launcher
 from gzcli.launch.launcher import Plan, usable_gpus
 from gzcli.models import catalog
 from gzcli.recipe.recipe import Recipe
-from gzcli.store import runs
+from gzcli.store import files, runs
+from gzcli.store.files import part_path, sweep
+from gzcli.store.paths import cache_dir
 
 WEEK = 7 * 86_400  # seconds after which a plan asks before it starts
-FREE = 0.9  # share of a GPU's memory that a step may take: the rest is for its libraries, and for gaps
+PAUSES = 0.1  # share of the time that pictures, validation and checkpoints take; `--minutes` counts so too
+# The share of an H100's peak that a net of this zoo is taken to reach.
+SHARE, H100 = 0.2, 1e12 * PEAKS["H100"]["bf16"]
+# Keys of a recipe, and of its `train` section, on which neither the cost nor the time of a step depends.
+APART = ("seed", "about", "scale", "sample", "ood", "bench", "params")
+PAUSING = ("log_every", "sample_every", "samples", "eval_every", "checkpoint_every", "keep", "best", "init")
 
-R = TypeVar("R", bound=Recipe)
-Measure = Callable[[TrialJob], Mapping[str, Any]]  # does a job and returns its result
+Measure = Callable[[TrialJob], Sequence[Mapping[str, Any]]]  # does a job and returns its rows
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is expected of the training of one model.
+    """What is expected of the training of one model; None where it is not known.
 
     part: its recipe, with the processes that train it.
-    cost: what a step costs; None: not known.
-    step: seconds of a step on this machine; None: not known.
-    lacking: why something is not known; None: all is.
-    refused: the mistake in the recipe by which the model cannot be built; None: there is none.
+    params: parameters of the model.
+    flops: floating-point operations of a step of the global batch.
+    step: seconds of a step on this machine.
+    bytes: the most memory that a process took in a step on this machine, scaled to the recipe's batch.
+    lacking: why something is not known.
+    refused: the mistake in the recipe by which the model cannot be built.
     """
 
     part: Part
-    cost: Cost | None = None
+    params: int | None = None
+    flops: float | None = None
     step: float | None = None
+    bytes: int | None = None
     lacking: str | None = None
     refused: UsageError | None = None
 
     @property
     def seconds(self) -> float | None:
-        """Seconds of the training here, with its pauses; None: not known."""
+        """Seconds of the training here, with its pauses."""
         if self.part.train.minutes:
             return 60 * self.part.train.minutes
         return None if self.step is None else self.part.train.steps * self.step / (1 - PAUSES)
 
     @property
     def gpus(self) -> int:
-        """The GPUs that the time on H100s is told of: those of all machines, or one where none is used."""
+        """The GPUs for which the time on H100s is given: those of all machines, or one where none is used."""
         return (self.part.launch.processes or 1) if self.part.launch.gpus else 1
 
     def on_h100s(self, gpus: int) -> float | None:
-        """About how many seconds the training takes on so many H100s; None: not known."""
-        return None if self.cost is None else self.part.train.steps * self.cost.on_h100s(gpus) / (1 - PAUSES)
+        """Seconds of the training on so many H100s, at a fifth of their peak."""
+        return self.flops and self.part.train.steps * self.flops / (gpus * H100 * SHARE) / (1 - PAUSES)
 
     def steps_in(self, minutes: float) -> int | None:
-        """About how many steps `--minutes` would choose; None: not known."""
+        """About how many steps `--minutes` would choose."""
         return None if self.step is None else max(1, int(60 * minutes * (1 - PAUSES) / self.step))
 
 
-def together(values: list[float | None]) -> float | None:
+def together(values: Sequence[float | None]) -> float | None:
     """The sum; None where one is not known, or there are none."""
-    known = [value for value in values if value is not None]
-    return sum(known) if known and len(known) == len(values) else None
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) if numbers and len(numbers) == len(values) else None
 
 
 def shares(stages: Sequence[Forecast]) -> list[float]:
@@ -77,7 +97,7 @@ def shares(stages: Sequence[Forecast]) -> list[float]:
     1/20. Equally where these are not known.
     """
     equal = 1 / len(stages)
-    work = [one.cost.flops * one.part.train.steps if one.cost else 0.0 for one in stages]
+    work = [(one.flops or 0.0) * one.part.train.steps for one in stages]
     if not all(work):
         return [equal] * len(stages)
     rounded = [round(20 * each / sum(work)) / 20 for each in work]
@@ -93,148 +113,171 @@ def expect(
     timed: bool,
     other: Recipe | None = None,
 ) -> tuple[list[Forecast], list[Forecast]]:
-    """What is expected of a recipe's parts, and of those of another one, whose time is estimated from it.
-
-    plan: the processes.
-    shape: description of the data set, as `TrialJob.info` has it; None: not known.
-    measure: finds what is not in the cache; None: that is left out.
-    timed: whether a step is tried where its time is not known.
-    other: the same model at another scale.
-    """
+    """What is expected of a recipe's parts, and of those of another one, whose time is estimated from it."""
     if shape is None:
         return [Forecast(part, lacking="the data set is not here") for part in recipe.parts], []
-    if os.environ.get("GZ_TRIAL") == "0":
-        measure = None
-    inquiry = Inquiry(shape, plan, timed and plan.gpus <= _usable(plan))
-    for part in recipe.parts:
-        inquiry.add(part, recipe, tried=True)
-    own_times = [inquiry.forecast(i).step for i in range(len(recipe.parts))]
-    if other and (inquiry.timed or None not in own_times):  # else there is no time to tell of it
-        for part in other.parts:
-            inquiry.add(part, other, tried=False)
-    if measure and inquiry.open:
-        inquiry.take(measure(inquiry.job()))
-    found = [inquiry.forecast(i) for i in range(len(inquiry.parts))]
-    own, others = found[: len(recipe.parts)], found[len(recipe.parts) :]
+    here = plan.gpus <= (usable_gpus().usable if plan.gpus else 0)
+    rows = [row_of(part, recipe, plan, shape, timed=timed and here) for part in recipe.parts]
+    if other:
+        rows += [row_of(part, other, plan, shape, timed=False) for part in other.parts]
+    if measure and os.environ.get("GZ_TRIAL") != "0":
+        gpus = min(1, plan.gpus) if here else 0
+        fill(rows, shape, LaunchSection(gpus=gpus or None, cpu=not gpus, threads=plan.threads), measure)
+    forecasts = [forecast_of(row) for row in rows]
+    own, others = forecasts[: len(recipe.parts)], forecasts[len(recipe.parts) :]
     return own, [scaled(forecast, own[-1]) for forecast in others]
+
+
+def fill(
+    rows: Sequence[dict[str, Any]], shape: Mapping[str, Any], launch: LaunchSection, measure: Measure
+) -> None:
+    """Measures what is not in the cache, and keeps it there."""
+    open_rows = [row for row in rows if not row["result"] or (row["timed"] and not row["result"]["timed"])]
+    if not open_rows:
+        return
+    for row, result in zip(open_rows, measure(TrialJob(tuple(open_rows), shape, launch)), strict=True):
+        row["result"] = dict(result)
+        if result["params"] is not None:
+            cache_dir("costs").mkdir(parents=True, exist_ok=True)
+            files.write_json(_path(row["key"]), row["result"])
 
 
 def scaled(forecast: Forecast, by: Forecast) -> Forecast:
     """The forecast with the time of a step that another one's speed gives."""
-    if forecast.step is not None or not (forecast.cost and by.cost and by.step):
+    if forecast.step is not None or not (forecast.flops and by.flops and by.step):
         return forecast
-    return replace(forecast, step=by.step * forecast.cost.flops / max(1.0, by.cost.flops))
+    return replace(forecast, step=by.step * forecast.flops / by.flops)
 
 
-class Inquiry:
-    """The parts whose cost is asked for, and what of it is in the cache.
-
-    shape: description of the data set.
-    plan: the processes.
-    timed: whether steps are tried.
-    """
-
-    def __init__(self, shape: Mapping[str, Any], plan: Plan, timed: bool):
-        self.shape, self.plan, self.timed = shape, plan, timed
-        self.machine = costs.machine_of(plan.threads, plan.gpus)
-        self.parts: list[Part] = []
-        self.keys: list[str] = []
-        self.rows: list[dict[str, Any]] = []  # of the job
-        self.errors: dict[int, str] = {}  # by the index of a part
-        self.refused: dict[int, UsageError] = {}
-
-    def add(self, part: Part, recipe: Recipe, *, tried: bool) -> None:
-        """Asks for the cost of a part, and where a step is to be tried for its time.
-
-        recipe: the recipe of the part.
-        tried: whether a step is tried, if its time is not known.
-        """
-        stages = {name: self.here(built) for name, built in built_on(part, recipe).items()}
-        part = self.here(part)
-        key = costs.key_of(part, self.shape, stages)
-        timed = tried and self.timed and costs.kept_seconds(key, self.machine) is None
-        for name, built in stages.items():
-            self.rows.append(row_of(name, built, own=False, asked=False, timed=False))
-        asked = costs.kept(key) is None or timed
-        self.rows.append(row_of(part.stage, part, own=True, asked=asked, timed=timed))
-        self.parts.append(part)
-        self.keys.append(key)
-
-    def here(self, part: Part) -> Part:
-        """The part with the processes of the plan."""
-        plan = self.plan
-        launch = replace(part.launch, processes=plan.processes, gpus=plan.gpus, threads=plan.threads)
-        return replace(part, launch=replace(launch, cpu=not plan.gpus, machines=None).alone())
-
-    @property
-    def open(self) -> bool:
-        """Whether anything is not in the cache."""
-        return any(row["asked"] for row in self.rows)
-
-    def job(self) -> TrialJob:
-        """The job that finds what is not in the cache."""
-        launch = LaunchSection(gpus=min(1, self.plan.gpus), cpu=not self.plan.gpus, threads=self.plan.threads)
-        there = launch if self.plan.gpus <= _usable(self.plan) else replace(launch, gpus=None, cpu=True)
-        return TrialJob(tuple(self.rows), self.shape, there)
-
-    def take(self, result: Mapping[str, Any]) -> None:
-        """Keeps what the job has found."""
-        asked = (i for i, row in enumerate(r for r in self.rows if r["own"]) if row["asked"])
-        for i, row in zip(asked, result["parts"], strict=True):
-            if row["error"]:
-                self.errors[i] = row["error"]
-            if "refused" in row:
-                self.refused[i] = UsageError(row["error"], hint=row["refused"] or None)
-            if row["cost"]:
-                costs.keep(self.keys[i], costs.cost_from(row["cost"]), self.machine, row["seconds"])
-
-    def forecast(self, i: int) -> Forecast:
-        """What is known of the part that was added as number i."""
-        key = self.keys[i]
-        seconds = costs.kept_seconds(key, self.machine)
-        return Forecast(self.parts[i], costs.kept(key), seconds, self.errors.get(i), self.refused.get(i))
+def row_of(
+    part: Part, recipe: Recipe, plan: Plan, shape: Mapping[str, Any], *, timed: bool
+) -> dict[str, Any]:
+    """A part as `TrialJob.parts` has it, with its name in the cache and what is there."""
+    stages = {name: stage.tree() for name, stage in built_on(part, recipe).items()}
+    launch = replace(part.launch, processes=plan.processes, gpus=plan.gpus, threads=plan.threads)
+    part = replace(part, launch=replace(launch, cpu=not plan.gpus, machines=None).alone())
+    key = key_of(part, [*stages.values(), shape, machine_of(plan)])
+    row = {"stage": part.stage, "tree": part.tree(), "stages": stages, "timed": timed}
+    return row | {"key": key, "result": _read(key)}
 
 
-def _usable(plan: Plan) -> int:
-    """GPUs that are here, as far as the plan has any."""
-    return usable_gpus().usable if plan.gpus else 0
-
-
-def row_of(stage: str, part: Part, **flags: bool) -> dict[str, Any]:
-    """A part in a job."""
-    return {"stage": stage, "tree": part.tree(), **flags}
+def forecast_of(row: Mapping[str, Any]) -> Forecast:
+    """What is known of a part."""
+    part, result = part_of(row["tree"], row["stage"]), row["result"]
+    return Forecast(
+        part,
+        params=result.get("params"),
+        flops=result.get("flops"),
+        step=result.get("seconds"),
+        bytes=result.get("bytes"),
+        lacking=result.get("error"),
+        refused=UsageError(result["error"], hint=result["refused"] or None) if "refused" in result else None,
+    )
 
 
 def built_on(part: Part, recipe: Recipe) -> dict[str, Part]:
     """The parts that the model of a part is built on, by stage: of the recipe, or of the run that is used in
     a stage's place."""
-    found = {}
-    for name in catalog.card(part.model).stages:
-        if name in recipe.reused:
-            run = runs.by_name(recipe.reused[name])
-            if run:
-                found[name] = part_of(run.serving.tree(), name)
-        else:
-            found[name] = next(own for own in recipe.parts if own.stage == name)
-    return found
+    parts = {stage.stage: stage for stage in recipe.parts}
+    for name, reused in recipe.reused.items():
+        if run := runs.by_name(reused):
+            parts[name] = part_of(run.serving.tree(), name)
+    return {name: parts[name] for name in catalog.card(part.model).stages if name in parts}
 
 
-# ---------------------------------------------------------------------------- memory
+def measured(job: TrialJob, say: Say) -> Sequence[Mapping[str, Any]]:
+    """The rows of a job that is done in a process of its own. What keeps it from being done is the `error` of
+    each: a plan is no reason not to start."""
+    costs = cache_dir("costs")
+    try:
+        costs.mkdir(parents=True, exist_ok=True)
+        sweep(costs)
+        folder = part_path(costs / "job")
+        folder.mkdir()
+    except OSError as error:
+        return not_tried(job, f"`{costs}` cannot be written ({os.strerror(error.errno or 0).lower()})")
+    tried = any(row["timed"] for row in job.parts)
+    say("planning: " + ("a step is tried on this machine" if tried else "finding what a step costs"))
+    try:
+        jobs.write(folder, job)
+        with signals.noted() as received:
+            try:
+                launcher.run(folder, launcher.plan(job.launch, every_gpu=False), launcher=False, mode="quiet")
+            finally:
+                if received:  # whatever the engine made of it: what is planned must not start
+                    number = received[0]
+                    raise Interrupted(f"stopped by {signals.name_of(number)}", signum=number)
+        return files.read_json(folder / "result.json")["parts"]
+    except Interrupted:
+        raise
+    except GzError as error:
+        return not_tried(job, error.message)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def split_to_fit(recipe: R, forecasts: Sequence[Forecast], there: int | None) -> tuple[R, list[str]]:
-    """The recipe with its batches in as many parts (`train.accumulate`) as fit in a GPU's memory, and what
-    was changed, for people.
+def not_tried(job: TrialJob, why: str) -> Sequence[Mapping[str, Any]]:
+    """The rows of a job that could not be done."""
+    return [{"params": None, "error": why} for _ in job.parts]
 
-    there: bytes of the GPU; None: not known, and nothing is changed.
-    """
-    parts, said = [], []
-    for part, forecast in zip(recipe.parts, forecasts, strict=True):
-        cost = forecast.cost
-        pieces = cost.pieces_for(int(FREE * there)) if cost and there else None
-        if pieces and pieces > part.train.accumulate:
-            share = part.train.batch_size // pieces
-            said.append(f"a batch of {part.train.batch_size} does not fit the GPU: {pieces} parts of {share}")
-            part = replace(part, train=replace(part.train, accumulate=pieces))
-        parts.append(part)
-    return replace(recipe, parts=tuple(parts)), said
+
+# ---------------------------------------------------------------------------- the cache
+
+
+def key_of(part: Part, more: Sequence[Any]) -> str:
+    """The name under which a forecast is kept: a hash of all that it depends on."""
+    tree = {key: value for key, value in part.tree().items() if key not in APART}
+    tree["train"] = {key: value for key, value in tree["train"].items() if key not in PAUSING}
+    source = catalog.card(part.model).path.read_bytes()
+    text = repr((tree, more, hashlib.sha256(source).hexdigest(), code(), version("torch")))
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+@cache
+def code() -> str:
+    """A hash of the code that a cost depends on."""
+    root = Path(__file__).resolve().parents[1]
+    sources = [*root.glob("models/**/*.py"), *(root / "engine").glob("*.py")]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()
+
+
+def _path(key: str) -> Path:
+    return cache_dir("costs", f"{key}.json")
+
+
+def _read(key: str) -> dict[str, Any]:
+    """What is kept under a key; {} where that is nothing, or damaged."""
+    try:
+        row = files.read_object(_path(key))
+    except DamagedError:
+        return {}
+    numbers = (row.get(name) for name in ("params", "flops", "seconds", "bytes"))
+    whole = "timed" in row and all(value is None or isinstance(value, int | float) for value in numbers)
+    return row if whole else {}
+
+
+def machine_of(plan: Plan) -> str:
+    """This machine, as far as the time of a step depends on it: its GPU, or its CPU and the threads."""
+    return gpu_name() if plan.gpus else f"{cpu_name()}, {plan.threads} threads"
+
+
+@cache
+def gpu_name() -> str:
+    """The name of the first GPU, without importing torch."""
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        lines = subprocess.run(query, capture_output=True, text=True, timeout=10).stdout.splitlines()
+    except (OSError, subprocess.TimeoutExpired):
+        return "GPU"
+    return lines[0].strip() if lines else "GPU"
+
+
+@cache
+def cpu_name() -> str:
+    """The name of the CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

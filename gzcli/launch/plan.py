@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
-from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.errors import DeviceError, MissingError, UsageError
 from gzcli.core.sections import LaunchSection
 from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.core.units import as_size
@@ -21,7 +21,7 @@ from gzcli.data.packs.pack import Use
 from gzcli.data.sets.names import DataSet, locate
 from gzcli.launch import launcher
 from gzcli.launch.launcher import Plan
-from gzcli.launch.run_folder import write_run
+from gzcli.launch.run_folder import halve, write_run
 from gzcli.models import catalog
 from gzcli.recipe.anchor import anchored
 from gzcli.recipe.needs import check_batch_of, check_data
@@ -357,10 +357,24 @@ def start(
             announce(run)
             if plan.job:
                 run.update(job=plan.job, launched=time.time())
-            launcher.run(run.path, plan, launcher=plan.launched, mode=mode)
+            train(run, plan, mode, say)
     except BaseException as error:
         ours = not isinstance(error, KeyboardInterrupt) and getattr(error, "kind", "bug") == "bug"
         if new and runs.give_up(run, keep=ours):
             say(f"nothing was trained: `{run.id}` is removed again")
         raise
     return run
+
+
+def train(run: Run, plan: Plan, mode: str, say: Say) -> None:
+    """Trains a run, on one machine again with smaller parts of its batch where the first step runs out of a
+    GPU's memory."""
+    while True:
+        try:
+            launcher.run(run.path, plan, launcher=plan.launched, mode=mode)
+            return
+        except DeviceError:
+            change = halve(run, plan.processes) if plan.machines == 1 else None
+            if change is None:
+                raise
+            say(change)

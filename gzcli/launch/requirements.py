@@ -164,16 +164,17 @@ def memory_of(plan: Plan) -> int | None:
 
 
 def memory_hint(forecasts: Sequence[Forecast], plan: Plan, there: int | None) -> str | None:
-    """What to do where a model needs more memory than there is for a process; None where all fit.
+    """What to do where a model needs more memory than this machine has for a process; None where all fit. On
+    a GPU a batch that does not fit is split as it is trained.
 
     there: bytes that a process may take.
     """
     for forecast in forecasts:
-        if there and forecast.cost and forecast.cost.memory() > there:
+        if there and not plan.gpus and forecast.bytes and forecast.bytes > there:
             ways = ", ".join(ways_to_save(forecast.part, plan)) or "a smaller `train.batch_size`"
             return (
-                f"`{forecast.part.model}` may not fit: {'the GPU' if plan.gpus else 'this machine'} has "
-                f"{size(there)} for each process; what saves memory: {ways}"
+                f"`{forecast.part.model}` may not fit: this machine has {size(there)} for each process; what "
+                f"saves memory: {ways}"
             )
     return None
 

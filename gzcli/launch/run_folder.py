@@ -76,6 +76,35 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
             runs.copy_weights(runs.find_stage(run, name), target.stage(name))
 
 
+def write_train(run: Run, changes: Mapping[str, Any]) -> None:
+    """Writes keys of `train` that gz chose into `run.yaml`; of a stage into that of its run too."""
+    tree = run.tree()
+    files.write_atomic(run.path / "run.yaml", dump(tree | {"train": {**tree["train"], **changes}}))
+    if run.owner is not run:
+        whole = run.owner.tree()
+        stage = whole["stages"][run.path.name]
+        stage["train"] = {**stage["train"], **changes}
+        files.write_atomic(run.owner.path / "run.yaml", dump(whole))
+
+
+def halve(run: Run, processes: int) -> str | None:
+    """Takes the batch whose first step ran out of a GPU's memory in at least twice as many parts: the global
+    batch stays. Returns what was changed, for people; None where nothing can be.
+
+    processes: number of processes that share the batch.
+    """
+    part = next((part for part in run.stages or [run] if part.status().get("too_large")), None)
+    if part is None:
+        return None
+    train = part.tree()["train"]
+    share = train["batch_size"] // processes
+    able = (k for k in range(2 * train["accumulate"], share + 1) if share % k == 0)
+    if (pieces := next(able, None)) is None:
+        return None
+    write_train(part, {"accumulate": pieces})
+    return f"a batch of {train['batch_size']} does not fit the GPU: {pieces} parts of {share // pieces}"
+
+
 def fingerprint(recipe: Recipe, p: Plan) -> str:
     """A hash of all that decides on the outcome of a training and on its time, as it was asked for: two runs
     of one fingerprint are trained alike for the same time.

@@ -8,8 +8,7 @@ def test_contract(check):
 """
 
 from gzcli.recipe.mistakes import mistakes
-from gzcli.testing.case import Case
+from gzcli.testing.case import Broken, Case, fault_of
 from gzcli.testing.contract import CHECKS
-from gzcli.testing.tools import Broken, fault_of
 
 __all__ = ["CHECKS", "Broken", "Case", "fault_of", "mistakes"]

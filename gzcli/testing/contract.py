@@ -14,16 +14,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gzcli.core.types import Batch, ImageNoise, no_progress
+from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
+from gzcli.data.packs.batches import quantise
 from gzcli.engine.checkpoint import weights_of
 from gzcli.engine.prepared import with_prepared
 from gzcli.models import catalog
 from gzcli.models.base import Model
 from gzcli.models.nn import ClassEmbedding
-from gzcli.testing.case import Case
-from gzcli.testing.kinds import every_kind_of_set
-from gzcli.testing.tools import (
+from gzcli.testing.case import (
+    SEED,
     Broken,
+    Case,
     draw,
     fixed_noise,
     held_out,
@@ -38,6 +39,8 @@ from gzcli.testing.tools import (
 FALL = 0.10  # share by which a phase's loss on one batch must fall
 STEPS = 30  # steps in which it must fall so far
 TRIALS = (8, 25, 75, 200)  # steps after which a trained copy is compared with an untrained one
+KINDS = ("rgb", "multi-label", "label-free")  # of data sets that every model takes
+N = 6  # images of such a set
 
 
 def each_phase_learns_alone(case: Case) -> None:
@@ -69,10 +72,7 @@ def each_phase_learns_alone(case: Case) -> None:
 
 
 def _check_gradients(model: Model, phase: str, *, solved: bool, params: list[torch.nn.Parameter]) -> None:
-    """Requires finite gradients, of the phase's own parameters alone, and of one of these at least.
-
-    solved: whether the loss is 0, so that no gradient is due.
-    """
+    """Requires finite gradients, of the phase's own parameters alone, and of one of these at least."""
     for name, p in model.named_parameters():
         if p.grad is not None:
             require(
@@ -281,6 +281,55 @@ def evaluation_waits_for_no_other_process(case: Case) -> None:
             model.loss(batch, model.phases()[0].name)
         draw(model, case, n=2)
     require(not met, f"in eval mode the model calls `{next(iter(met), '')}`; see `gzcli.core.ranks`")
+
+
+def every_kind_of_set(case: Case) -> None:
+    """The model takes RGB images, several labels at once, and none."""
+    for kind in KINDS:
+        if kind != "label-free" or not case.conditional:  # a conditional model is refused such a set
+            kind_of_set(case, kind)
+
+
+def kind_of_set(case: Case, kind: str) -> None:
+    """The model is built for random images of this kind, and trains, samples and scores."""
+    on = f"on a set that is {kind}"
+    classes = () if kind == "label-free" else ("a", "b", "c")
+    shape = (3 if kind == "rgb" else 1, 16, 16)
+    info = DataInfo(shape, case.levels or 256, classes, kind == "multi-label", n=64, steps=100)
+    model = case.build(info, SEED).train()
+    u8 = torch.randint(256, (N, *shape), generator=torch.Generator().manual_seed(SEED), dtype=torch.uint8)
+    several = torch.tensor([[0, 0, 0], [1, 0, 1], [1, 1, 1]] * 2).byte()
+    y = {"rgb": torch.arange(N) % 3, "multi-label": several}.get(kind)
+    noise = BatchNoise(SEED, 0, "main", total=N)
+    x = quantise(u8, info.levels, noise)
+    extra = {"second_domain": x.flip(0), "before": x.flip(0), "caption": ["a handwritten seven"] * N}
+    needed = {key: extra[key] for key in model.needs if key in extra}
+    batch = with_prepared(model, Batch(x, y, torch.arange(N), noise, needed))
+    with torch.no_grad():
+        model.fit([batch])
+        model.on_start(batch)
+    for phase in model.phases():
+        only(model, phase)
+        loss = loss_of(model, fixed_noise(batch, phase.name), phase.name)
+        loss.backward()
+        finite = all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+        require(
+            torch.isfinite(loss) and finite,
+            f"{on} the loss of phase `{phase.name}`, or a gradient, is not finite",
+        )
+    model.eval()
+    drawn = tuple(draw(model, case, n=3).shape)
+    require(drawn == (3, *shape), f"{on} `sample(3)` returns {drawn}, not {(3, *shape)}")
+    if case.conditional and kind == "multi-label":
+        drawn = tuple(draw(model, case, n=3, labels=several[:3].float()).shape)
+        require(drawn == (3, *shape), f"{on} `sample(3)` with labels returns {drawn}")
+    if hasattr(model, "log_prob"):
+        with torch.no_grad():
+            labels = y if case.conditional else None
+            value = log_likelihood(model, batch.x, labels, noise=ImageNoise(SEED, range(N)))
+        require(
+            value.shape == (N,) and torch.isfinite(value).all(), f"{on} `log_prob` is not {N} finite numbers"
+        )
 
 
 CHECKS: dict[str, Callable[[Case], None]] = {

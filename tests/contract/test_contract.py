@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from zoo import CASES
 
-from gzcli.testing import CHECKS, tools
+from gzcli.testing import CHECKS
+from gzcli.testing import case as tools
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

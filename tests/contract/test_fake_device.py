@@ -27,7 +27,7 @@ from gzcli.core.types import ImageNoise, no_progress
 from gzcli.data.packs.batches import TrainBatches
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack
-from gzcli.engine import latent, optim, sampler, trainer, validate
+from gzcli.engine import optim, prepared, sampler, trained, trainer, validate
 from gzcli.engine.accelerator import precision
 from gzcli.engine.log import Log
 from gzcli.judge import scoring
@@ -80,9 +80,9 @@ TRAINED = {
     "judge/scores.py::BatchFacts._nll": "the scores",
     "judge/scores.py::BatchFacts.gradient_norm": "the scores",
     "judge/scores.py::BatchFacts.code_length": "the images, which a coder on the host takes",
-    "engine/latent.py::_measure": "moments of latents, in float64 on the host",
-    "engine/latent.py::LatentSpace.encode": "a number a channel",
-    "engine/latent.py::LatentSpace.decode": "a number a channel",
+    "engine/prepared.py::_measure": "moments of latents, in float64 on the host",
+    "engine/trained.py::LatentSpace.encode": "a number a channel",
+    "engine/trained.py::LatentSpace.decode": "a number a channel",
     "models/flow_matching/fm.py::coupled": "the assignment is solved on the host, by scipy",
     "models/flow_matching/fm.py::rows_by_label": "the rows of each class, for the same assignment",
     "models/autoregressive/layers.py::PixelCache.__init__": "the order of its weights, once a batch",
@@ -151,7 +151,7 @@ class Accelerator:
 
 @pytest.fixture
 def device(monkeypatch) -> Iterator[OnDevice]:
-    for module, name in ((validate, "VALIDATION"), (own, "IMAGES"), (latent, "MEASURED")):
+    for module, name in ((validate, "VALIDATION"), (own, "IMAGES"), (prepared, "MEASURED")):
         monkeypatch.setattr(module, name, 4)
 
     def lenet(pack, **_):
@@ -339,8 +339,8 @@ class Paths:
 
     def latents(self) -> None:
         info = self.t.info
-        space = latent.LatentSpace(
-            self.model, info, "", *latent._measure(self.model, self.t.pack, info.levels, DEVICE)
+        space = trained.LatentSpace(
+            self.model, info, "", *prepared._measure(self.model, self.t.pack, info.levels, DEVICE)
         )
         space.decode(space.encode(self.batch.x))
 
@@ -367,7 +367,14 @@ def unlisted(syncs: set[str], listed: dict[str, str]) -> list[str]:
     )
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+# one model of each family; the rest of the zoo takes minutes
+QUICK = {id(case) for case in {catalog.card(case.model).family: case for case in reversed(CASES)}.values()}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[] if id(case) in QUICK else pytest.mark.slow, id=str(case)) for case in CASES],
+)
 def test_every_path(case, device, quick_noise, monkeypatch, record_property):
     t = trainer_of(case, monkeypatch)
     wrong, count = [], 0

@@ -6,8 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-import torch
-from helpers import lines, recipe, trainer
+from helpers import figures, recipe, same, trainer
 from safetensors.torch import load_file
 from zoo import CASES
 
@@ -15,9 +14,7 @@ from gzcli.core.errors import Interrupted, MissingError
 from gzcli.core.sections import OptimSection, TrainSection
 from gzcli.engine import optim, sampler
 from gzcli.engine.__main__ import made
-from gzcli.engine.cadence import KEYS, Cadence, in_proportion, in_series
-from gzcli.engine.curves import RATES
-from gzcli.engine.stop import Stop
+from gzcli.engine.cadence import KEYS, Cadence, Stop, in_proportion, in_series
 from gzcli.metrics import collapse
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -160,7 +157,7 @@ def test_validation_and_pictures_change_nothing(model):
     for t in (blind, seeing):
         t.fit()
     a, b = (load_file(t.run.path / "model.safetensors") for t in (blind, seeing))
-    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    assert same(a, b)
     assert len(list((seeing.run.path / "samples").glob("*.png"))) == 2
 
 
@@ -195,11 +192,8 @@ def test_a_run_that_is_stopped_between_two_lines_and_at_a_validation(monkeypatch
     with open(broken.run.path / "metrics.jsonl", "a") as file:
         file.write('{"step": 6, "lo')  # as a kill leaves it
     trainer(tree, broken.run).fit()
-    a, b = (
-        [{k: v for k, v in x.items() if k not in RATES} for x in lines(r.run.path / "metrics.jsonl")]
-        for r in (whole, broken)
-    )
-    assert a == b and [x["step"] for x in a] == [3, 5, 6, 9, 10, 10]
+    rows = figures(whole.run)
+    assert rows == figures(broken.run) and [x["step"] for x in rows] == [3, 5, 6, 9, 10, 10]
     assert {p.name for p in (whole.run.path / "samples").iterdir()} == {
         p.name for p in (broken.run.path / "samples").iterdir()
     }
@@ -228,10 +222,7 @@ def test_a_generator_that_has_just_begun_has_not_collapsed(monkeypatch):
     monkeypatch.setattr(collapse, "warning", lambda distance, classes: "collapsed")
     images = t.pack.images("val")[:20]
     monkeypatch.setattr(sampler, "draw", lambda trained, n: images)
-    t.steps, t.net = (
-        100,
-        SimpleNamespace(features=lambda x: x.reshape(len(x), -1)[:, ::16], rotations=True),
-    )
+    t.steps, t.net = (100, SimpleNamespace(features=lambda x: x.reshape(len(x), -1)[:, ::16], rotations=True))
     t.net.predict = lambda x: x[:, 0, 0, 0] * 0
     counts = []
     for step in (1, 24, 25, 100):

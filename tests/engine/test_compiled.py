@@ -20,7 +20,7 @@ from gzcli.engine.compiled import Compiled, GivenNoise
 from gzcli.engine.log import Log
 from gzcli.models.base import Model, named_losses
 from gzcli.models.denoising.process import stratified
-from gzcli.testing.tools import started
+from gzcli.testing.case import started
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

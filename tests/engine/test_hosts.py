@@ -13,10 +13,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers import ROOT, lines, traps
+from helpers import ROOT, figures, lines, same, traps
 from safetensors.torch import load_file
 
-from gzcli.engine.curves import RATES
 from gzcli.store import runs
 from gzcli.store.runs import Run
 
@@ -107,12 +106,7 @@ def engine_of(child: subprocess.Popen, rank: int) -> psutil.Process:
 
 def assert_equal(a: Run, b: Run) -> None:
     x, y = (load_file(run.path / "model.safetensors") for run in (a, b))
-    assert x.keys() == y.keys() and all(x[key].equal(y[key]) for key in x)
-    p, q = (
-        [{k: v for k, v in line.items() if k not in RATES} for line in lines(run.path / "metrics.jsonl")]
-        for run in (a, b)
-    )
-    assert p == q and len(p) == 60
+    assert same(x, y) and figures(a) == figures(b) and len(figures(a)) == 60
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from gzcli.core.errors import MissingError, UsageError
 from gzcli.data.packs.batches import quantise, scan
 from gzcli.data.packs.open import open_pack
 from gzcli.engine import sampler
-from gzcli.engine.latent import MEASURED, new_space
+from gzcli.engine.prepared import MEASURED, new_space
 from gzcli.engine.trained import load_trained
 from gzcli.judge.scores import Scorer
 from gzcli.store import runs

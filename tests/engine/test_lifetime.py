@@ -23,7 +23,7 @@ import torch
 from gzcli.cli import app, out
 from gzcli.core import ranks, signals, start, streams
 from gzcli.core.errors import DeviceError, GzError, Interrupted, UsageError
-from gzcli.engine import stop
+from gzcli.engine import cadence
 from gzcli.launch import ending, requirements
 from gzcli.launch import launcher as launch
 from gzcli.launch.accelerate import check
@@ -106,39 +106,41 @@ def heard(monkeypatch):
     before = {signum: signal.getsignal(signum) for signum in signals.ENDING}
     for signum in signals.ENDING:
         signal.signal(signum, signal.SIG_DFL)
-    monkeypatch.setattr(stop, "_heard", [])
-    yield stop._heard
+    monkeypatch.setattr(cadence, "_heard", [])
+    yield cadence._heard
     signals.restore(before)
 
 
 def test_a_signal_between_two_stages_stops_the_next_one(heard, tmp_path):
     own = Run(tmp_path)
-    with stop.listening(own):  # at its last step
-        stop.Stop(tmp_path, world=1, device=torch.device("cpu"))
+    with cadence.listening(own):  # at its last step
+        cadence.Stop(tmp_path, world=1, device=torch.device("cpu"))
         for signum in (signal.SIGHUP, signal.SIGTERM):
             os.kill(os.getpid(), signum)
         assert own.status()["stepping"]
     assert not own.status()["stepping"] and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    assert stop.Stop(tmp_path, world=1, device=torch.device("cpu")).asked(1) == signal.SIGHUP
+    assert cadence.Stop(tmp_path, world=1, device=torch.device("cpu")).asked(1) == signal.SIGHUP
 
 
 def test_the_stop_file_and_the_death_of_gz(tmp_path, monkeypatch):
-    asked = stop.Stop(tmp_path, world=1, device=torch.device("cpu"))
+    asked = cadence.Stop(tmp_path, world=1, device=torch.device("cpu"))
     assert asked.asked(1) == 0
     (tmp_path / "stop").write_text("2")
     assert asked.asked(2) == 2
     (tmp_path / "stop").unlink()
-    monkeypatch.setattr(stop, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(cadence, "LOOK_EVERY", 0.0)
     child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
     monkeypatch.setenv("GZ_PARENT", str(child.pid))
-    asked = stop.Stop(tmp_path, world=1, device=torch.device("cpu"))
+    asked = cadence.Stop(tmp_path, world=1, device=torch.device("cpu"))
     assert asked.asked(3) == 0
     child.stdin.close()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays a zombie
     assert asked.asked(4) == signal.SIGTERM
     child.wait()
     assert (
-        asked.asked(5) == stop.Stop(tmp_path, world=1, device=torch.device("cpu")).asked(6) == signal.SIGTERM
+        asked.asked(5)
+        == cadence.Stop(tmp_path, world=1, device=torch.device("cpu")).asked(6)
+        == signal.SIGTERM
     )
 
 
@@ -396,10 +398,10 @@ def test_a_signal_that_a_finished_engine_did_not_end_by_is_noted(run, monkeypatc
 def test_ranks_with_slow_steps_agree_at_each(heard, tmp_path, monkeypatch):
     """A signal must not wait for ten steps of a minute: gz kills what has not ended in two."""
     now, agreed = [0.0], []
-    monkeypatch.setattr(stop.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(cadence.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(ranks, "world", lambda: 2)
     monkeypatch.setattr(ranks, "maximum", lambda flags: (agreed.append(step), flags)[1])
-    asked = stop.Stop(tmp_path, world=2, device=torch.device("cpu"))
+    asked = cadence.Stop(tmp_path, world=2, device=torch.device("cpu"))
     for step in range(1, 41):
         now[0] += 0.01 if step < 22 else 60.0
         asked.asked(step)

@@ -18,7 +18,7 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import ImageNoise
 from gzcli.engine import sampler
 from gzcli.engine.trained import Trained, load_trained
-from gzcli.export import portable, portable_sampler, portable_steps
+from gzcli.export import portable, portable_sampler
 
 DCGAN = Case("dcgan", {"width": 8, "latent": 4, "conditional": True}, lr=1e-3, batch=8)
 # Models that are refused, and why.
@@ -56,7 +56,7 @@ def test_a_solver_is_written_down_as_what_it_combines():
     """Heun's steps of a velocity, recombined by hand."""
     trained = made(Case("fm", {"channels": 4, "groups": 4, "mult": (1,), "attention": ()}, lr=1e-3, batch=8))
     options = {"sampler": "heun", "steps": 3, "tolerance": 1e-4, "guidance": 1.0, "interval": (0.0, 1.0)}
-    spec, step, _ = portable_steps.step_of(trained, options)
+    spec, step, _ = portable.step_of(trained, options)
     spec = json.loads(json.dumps(spec)) | {"classes": [], "multilabel": False, "decode": False}
     assert [part["do"] for part in spec["program"]] == ["draw", *["call"] * 6]
 

@@ -16,12 +16,12 @@ from gzcli.core.errors import UsageError
 from gzcli.core.parts import part_of
 from gzcli.core.sections import OptimSection
 from gzcli.core.types import ImageNoise
-from gzcli.engine import build, optim, sampler
-from gzcli.engine.trained import Trained, load_trained
+from gzcli.engine import optim, sampler
+from gzcli.engine.trained import Trained, load_trained, placed
 from gzcli.models.nn.norms import GroupNorm, LayerNorm
 from gzcli.models.nn.unet import ResBlock
 from gzcli.store.runs import Run
-from gzcli.testing.tools import loss_of, started
+from gzcli.testing.case import loss_of, started
 
 CPU = torch.device("cpu")
 FM = next(case for case in CASES if case.model == "fm")
@@ -167,8 +167,8 @@ def test_channels_last_changes_no_result(monkeypatch):
     """As on a GPU; a checkpoint from where convolutions lie otherwise fits."""
     model, batch = started(FM)
     other = copy.deepcopy(model)
-    monkeypatch.setattr(build, "kind_of", lambda device: devices.KINDS["cuda"])
-    build.placed(other, CPU)
+    monkeypatch.setattr("gzcli.engine.trained.kind_of", lambda device: devices.KINDS["cuda"])
+    placed(other, CPU)
     weights = [m.weight for m in other.modules() if isinstance(m, nn.Conv2d)]
     assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
     states = []

@@ -18,15 +18,15 @@ import psutil
 import pytest
 import torch
 import two_ranks
-from helpers import ROOT, gz, lines, recipe, trainer, traps
+from helpers import ROOT, figures, gz, lines, recipe, same, trainer, traps
 from safetensors.torch import load_file
 from zoo import CASES, Case
 
-from gzcli.core import devices
+from gzcli.core import devices, jobs
 from gzcli.core.errors import DeviceError
+from gzcli.core.jobs import SampleJob
 from gzcli.core.sections import LaunchSection
 from gzcli.docs.page import ROOT as DOCS
-from gzcli.engine.curves import RATES
 from gzcli.launch import launcher
 from gzcli.models import catalog
 from gzcli.recipe.write import dump
@@ -127,7 +127,7 @@ def test_with_dropout_two_processes_have_the_same_weights_and_resume(case, ranks
     for found in (one, two):
         assert found["gap"] == 0 and len(found["losses"]) == steps_of(case)
         first, resumed = (load_file(found["run"].path / f"{name}.safetensors") for name in ("first", "model"))
-        assert first.keys() == resumed.keys() and all(first[k].equal(resumed[k]) for k in first)
+        assert same(first, resumed)
 
 
 SAME = 1e-6  # the largest difference of a weight in double precision, of every recipe
@@ -299,25 +299,14 @@ def test_a_rank_that_does_not_answer_is_named(home):
 @pytest.mark.launch
 @pytest.mark.parametrize("model", ["vae", pytest.param("wgan", marks=pytest.mark.slow)])
 def test_kill_9_and_resume_is_the_unbroken_run(model, home):
-    words = [
-        "train",
-        model,
-        "--steps",
-        "160",
-        *LONG,
-        "--set",
-        "train.log_every=7",
-        "--set",
-        "train.checkpoint_every=20",
-    ]
+    every = ("--set", "train.log_every=7", "--set", "train.checkpoint_every=20")
+    words = ["train", model, "--steps", "160", *LONG, *every]
     child = start(*words)
     run = wait_for_step(home, 45 // 7)
     os.kill(run.status()["pid"], signal.SIGKILL)
     err = child.communicate(timeout=PATIENCE)[1]
-    assert (
-        child.returncode == 4
-        and "was killed (SIGKILL), most likely for want of memory; the last checkpoint is of" in err
-    )
+    killed = "was killed (SIGKILL), most likely for want of memory; the last checkpoint is of"
+    assert child.returncode == 4 and killed in err
     assert f"gz train {run.id} --resume" in err and "Traceback" not in err
     assert run.state == "failed"
     gz(*words, "--resume")
@@ -330,12 +319,7 @@ def test_kill_9_and_resume_is_the_unbroken_run(model, home):
     assert head.stdout.count("\n") == 1
     whole = runs.by_name("whole")
     a, b = (load_file(r.path / "model.safetensors") for r in (run, whole))
-    assert a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a)
-    a, b = (
-        [{k: v for k, v in x.items() if k not in RATES} for x in lines(r.path / "metrics.jsonl")]
-        for r in (run, whole)
-    )
-    assert a == b
+    assert same(a, b) and figures(run) == figures(whole)
 
 
 @pytest.mark.launch
@@ -363,23 +347,8 @@ def test_two_processes_draw_what_one_draws(home):
     for n in (1, 2):
         folder = home / f"draw{n}"
         folder.mkdir()
-        job = {
-            "verb": "sample",
-            "run": str(t.run.path),
-            "checkpoint": "last",
-            "n": 7,
-            "seed": 0,
-            "labels": None,
-            "options": {},
-            "do": None,
-            "input": None,
-            "mask": None,
-            "npz": True,
-            "png": False,
-            "animate": False,
-            "launch": {"gpus": None, "cpu": True},
-        }
-        files.write_json(folder / "job.json", job)
+        launch = LaunchSection(cpu=True)
+        jobs.write(folder, SampleJob(str(t.run.path), n=7, npz=True, png=False, launch=launch))
         launcher.run(folder, launcher.Plan(processes=n), launcher=False, mode="quiet")
         drawn.append(np.load(folder / "samples.npz")["samples"].astype(int))
     assert drawn[0].shape == drawn[1].shape == (7, 16, 16, 1)

@@ -20,7 +20,7 @@ import gzcli.core.ranks as of_one
 from gzcli.core.errors import DivergedError, GzError
 from gzcli.core.jobs import AlarmJob, BenchJob, OodJob
 from gzcli.data.packs.open import open_pack
-from gzcli.engine import muon
+from gzcli.engine import optim
 from gzcli.engine.log import Log
 from gzcli.judge import alarm, bench, judge, ood
 from gzcli.metrics.features import lenet
@@ -232,22 +232,22 @@ def test_ranks_share_muons_matrices(ranks, monkeypatch):
     torch.manual_seed(0)
     sizes = [(40, 64)] * 5 + [(96, 32), (33, 128), (200, 100)]
     matrices = [torch.randn(size) for size in sizes]
-    alone = muon.shared(matrices)
-    done, real = {0: 0, 1: 0}, muon.orthogonalised
+    alone = optim.shared(matrices)
+    done, real = {0: 0, 1: 0}, optim.orthogonalised
 
     def counted(g):
         done[of_one.rank()] += len(g)
         return real(g)
 
-    monkeypatch.setattr(muon, "orthogonalised", counted)
-    first, second = ranks(lambda rank: muon.shared(matrices))
+    monkeypatch.setattr(optim, "orthogonalised", counted)
+    first, second = ranks(lambda rank: optim.shared(matrices))
     assert sum(done.values()) == len(sizes) and min(done.values()) >= 1
     for a, b, c in zip(first, second, alone, strict=True):
         assert torch.equal(a, b)
         torch.testing.assert_close(a, c, rtol=0, atol=1e-6)
-    owners = muon.shares(sizes, 2)
-    assert owners == muon.shares(sizes, 2) and owners[-1] != owners[0], "the dearest has a rank of its own"
-    assert muon.shares(sizes, 1) == [0] * len(sizes)
+    owners = optim.shares(sizes, 2)
+    assert owners == optim.shares(sizes, 2) and owners[-1] != owners[0], "the dearest has a rank of its own"
+    assert optim.shares(sizes, 1) == [0] * len(sizes)
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])

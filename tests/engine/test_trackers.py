@@ -11,7 +11,7 @@ from zoo import CASES
 
 from gzcli.cli import trackers as options
 from gzcli.core.errors import MissingError, UsageError
-from gzcli.engine import trackers
+from gzcli.engine import history
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -76,8 +76,8 @@ def test_a_service_gets_it_all(home, monkeypatch, name):
 def test_a_tracker_that_fails_stops_no_training(monkeypatch):
     said: list[str] = []
     broken = SimpleNamespace(log=lambda *a, **b: 1 / 0, finish=lambda: said.append("finish"))
-    monkeypatch.setattr(trackers, "started", lambda *words: broken)
-    some = trackers.Trackers(["mlflow"], None, {}, SimpleNamespace(warn=said.append))
+    monkeypatch.setattr(history, "started", lambda *words: broken)
+    some = history.Trackers(["mlflow"], None, {}, SimpleNamespace(warn=said.append))
     some.figures(1, {"loss": 1.0})
     some.figures(2, {"loss": 1.0})
     some.close()
@@ -95,4 +95,4 @@ def test_a_package_that_is_missing_is_told_before_anything_starts(monkeypatch, c
         options.check_trackers(["tensorbord"], wandb=False)
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(MissingError, match="needs the package `wandb`"):
-        trackers.started("wandb", SimpleNamespace(id="run", path=None), {}, 0)
+        history.started("wandb", SimpleNamespace(id="run", path=None), {}, 0)

@@ -74,8 +74,8 @@ def test_a_run_directory_is_complete():
 
 def test_weights_sample_without_the_recipe_or_the_data(tmp_path):
     """The safetensors file alone is enough."""
-    from gzcli.engine.build import build_model
     from gzcli.engine.checkpoint import read_weights
+    from gzcli.engine.trained import build_model
 
     saved = read_weights(runs.by_name("first").path / "model.safetensors")
     build_model(saved.part, saved.info).load_state_dict(saved.weights)

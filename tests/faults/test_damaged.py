@@ -27,11 +27,11 @@ from gzcli.core.errors import DamagedError, GzError, MissingError
 from gzcli.core.jobs import BenchJob
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine import prepared
-from gzcli.engine.build import restored
 from gzcli.engine.log import Log
 from gzcli.engine.state import init_from
+from gzcli.engine.trained import restored
 from gzcli.judge import contestants
-from gzcli.launch import costs, launcher
+from gzcli.launch import forecast, launcher
 from gzcli.recipe.from_file import run_of
 from gzcli.store import runs
 from gzcli.store.runs import Run
@@ -314,15 +314,15 @@ def test_what_is_kept_of_a_run_is_made_again(run, how, tmp_path, capsys):
     assert f"`{folder}` is damaged" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("how", [*DAMAGES, "a number of it", "seconds"])
+@pytest.mark.parametrize("how", [*DAMAGES, "text", "old"])
 def test_a_damaged_cost_is_found_again(how, tmp_path, monkeypatch):
     monkeypatch.setenv("GZ_HOME", str(tmp_path))
-    file = costs._path("key")
+    file = forecast._path("key")
     file.parent.mkdir(parents=True)
-    more = {"a number of it": b'{"cost": {"step": 3}}', "seconds": b'{"cost": {}, "seconds": 3}'}
+    more = {"text": b'{"timed": true, "params": "3"}', "old": b'{"cost": {}, "seconds": 3}'}
     if (content := (DAMAGES | more)[how]) is not None:
         file.write_bytes(content)
-    assert costs.kept("key") is None and costs.kept_seconds("key", "here") is None
+    assert forecast._read("key") == {}
 
 
 def test_the_store_is_as_it_was(run):

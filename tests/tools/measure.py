@@ -15,6 +15,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from gzcli.core import measured
 from gzcli.core.errors import GzError
 from gzcli.core.sections import LaunchSection
 from gzcli.engine.curves import metric_lines
-from gzcli.launch import costs, forecast, launcher, requirements, trials
+from gzcli.launch import forecast, launcher, requirements
 from gzcli.launch.plan import ask
 from gzcli.metrics.standings import as_csv
 from gzcli.recipe.resolve import Resolved
@@ -79,7 +80,7 @@ def league(folder: Path, root: Path = measured.ROOT) -> list[Path]:
         "command": re.sub(r"--models \S+", f"--models {','.join(models)}", command),
         "date": date.today().isoformat(),
         "version": __version__,
-        "machine": costs.cpu_name() or platform.machine(),
+        "machine": forecast.cpu_name() or platform.machine(),
         "budget": result["budget"],
         "metric": result["metric"],
         "floor": result["floor"],
@@ -176,30 +177,23 @@ def costs_of(recipes: list[Resolved], shape: dict[str, Any], *, timed: bool) -> 
     shape: description of the set, as `TrialJob.info` has it.
     """
     plan = launcher.plan(LaunchSection(cpu=True), every_gpu=False)
-    inquiry = forecast.Inquiry(shape, plan, timed)
-    own = []
+    measure = partial(forecast.measured, say=print)
     for recipe in recipes:
-        own.append(range(len(inquiry.parts), len(inquiry.parts) + len(recipe.parts)))
-        for part in recipe.parts:
-            inquiry.add(part, recipe, tried=True)
-    if inquiry.open:
-        inquiry.take(trials.measure(inquiry.job(), print))
-    for recipe, indices in zip(recipes, own, strict=True):
-        found = [inquiry.forecast(i) for i in indices]
+        rows, _ = forecast.expect(recipe, plan, shape, measure=measure, timed=timed)
         name, scale = spelling(recipe.card.name), recipe.choice.scale
-        if any(one.cost is None for one in found):
-            print(f"{name} {recipe.key} {scale}: {found[0].lacking}", file=sys.stderr)
+        if any(one.params is None for one in rows):
+            print(f"{name} {recipe.key} {scale}: {rows[0].lacking}", file=sys.stderr)
             continue
-        seconds = forecast.together([one.seconds for one in found]) if timed else None
-        on_h100 = forecast.together([one.on_h100s(1) for one in found])
+        seconds = forecast.together([one.seconds for one in rows]) if timed else None
+        on_h100 = forecast.together([one.on_h100s(1) for one in rows])
         yield {
             "model": name,
             "data": recipe.key,
             "scale": scale,
-            "params": sum(one.cost.params for one in found if one.cost),
-            "steps": sum(one.part.train.steps for one in found),
+            "params": sum(one.params for one in rows),
+            "steps": sum(one.part.train.steps for one in rows),
             "seconds": seconds and round(seconds),
-            "machine": seconds and inquiry.machine,
+            "machine": seconds and forecast.machine_of(plan),
             "seconds_on_h100": on_h100 and round(on_h100),
         }
 

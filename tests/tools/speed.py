@@ -52,7 +52,7 @@ def trainer() -> None:
 
     from gzcli.core.parts import part_of
     from gzcli.core.types import BatchNoise
-    from gzcli.engine.build import build_model
+    from gzcli.engine.trained import build_model
 
     for model, options, batch, most in (("vae", {}, 64, 100), ("ddpm", {}, 32, 10), ("glow", {}, 32, 10)):
         block = times(most)

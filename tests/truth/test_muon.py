@@ -9,7 +9,7 @@ from torch import nn
 
 from gzcli.core.sections import OptimSection
 from gzcli.engine import optim
-from gzcli.engine.muon import Muon, matrices_of, orthogonalised
+from gzcli.engine.optim import Muon, matrices_of, orthogonalised
 from gzcli.models.base import Phase
 from gzcli.models.nn import UNet, stacked
 from gzcli.models.nn.dit import DiTNet, DiTOptions

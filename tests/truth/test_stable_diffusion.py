@@ -32,7 +32,7 @@ from gzcli.core.parts import Part
 from gzcli.core.sections import OptimSection, TrainSection
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 from gzcli.engine import optim
-from gzcli.engine.cost import cost_of
+from gzcli.engine.forecast import params_of
 from gzcli.engine.log import Log
 from gzcli.engine.trained import load_trained
 from gzcli.export import export
@@ -566,9 +566,7 @@ def test_what_a_base_costs_that_is_not_here():
     """SD 1.5 is known by its id: nothing is read."""
     options = {key: p.default for key, p in catalog.card("controlnet").params.items()}
     part = Part("controlnet", {**options, "base": HUB}, train=TrainSection(batch_size=1, precision="fp32"))
-    cost = cost_of(part, DataInfo((3, 64, 64)))
-    assert cost.params == 361_279_120
-    frozen = 859_520_964 + 83_653_863 + 123_060_480
-    assert cost.weights == pytest.approx(4 * (frozen + cost.params), rel=1e-3)
+    assert params_of(part, DataInfo((3, 64, 64)), {}) == 361_279_120
+    other = replace(part, options={**part.options, "base": "somebody/something"})
     with pytest.raises(MissingError, match="the shape of `somebody/something` is not known"):
-        cost_of(replace(part, options={**part.options, "base": "somebody/something"}), DataInfo((3, 64, 64)))
+        params_of(other, DataInfo((3, 64, 64)), {})

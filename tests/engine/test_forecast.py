@@ -1,0 +1,161 @@
+"""What a step costs, found without values, against real steps; a step that is tried; a batch that does not
+fit a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import in_process, recipe, trainer
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from zoo import CASES, Case
+
+from gzcli.core.errors import DeviceError
+from gzcli.core.jobs import TrialJob
+from gzcli.core.parts import Part, part_of
+from gzcli.core.sections import TrainSection
+from gzcli.engine import forecast, step
+from gzcli.engine.forecast import PartOnData
+from gzcli.engine.trainer import Trainer
+from gzcli.launch import launcher, plan
+from gzcli.launch.run_folder import halve
+
+FIRST = {case.model: case for case in reversed(CASES)}  # one line of each model
+CPU = torch.device("cpu")
+INFO = {"shape": [1, 16, 16], "levels": 17, "classes": list("0123456789"), "multilabel": False, "n": 100}
+# whose operations are not known, as libraries of their nets read values
+NOT_COUNTED = ("sd_lora", "controlnet", "instructpix2pix")
+
+
+def on_data(case: Case) -> PartOnData:
+    info = case.pack().info(levels=case.levels, steps=1000)
+    train = TrainSection(batch_size=case.batch, precision="fp32", ema=0.9)
+    return PartOnData(Part(case.model, case.settings, train=train), info)
+
+
+@pytest.mark.parametrize("case", FIRST.values(), ids=str)
+def test_the_size_of_every_model_and_its_operations(case):
+    stages = {name: on_data(stage) for name, stage in case.stages.items()}
+    own, model = on_data(case), case.fresh()
+    assert forecast.params_of(*own, stages) == sum(p.numel() for p in model.parameters())
+    flops = forecast.flops_of(*own, stages)
+    assert (flops is None) == (case.model in NOT_COUNTED)
+    assert flops is None or flops > 2 * case.batch * max(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("model", "sets"),
+    [("vae", {}), ("aae", {}), ("dit", {"train.accumulate": 2}), ("glow", {"optim.name": "muon"})],
+)
+def test_operations_are_those_of_a_real_step(model, sets, home, monkeypatch):
+    tree = recipe(FIRST[model], steps=1000)
+    for name, value in sets.items():
+        section, key = name.split(".")
+        tree[section][key] = value
+    t = trainer(tree)
+    t.begin()
+    steps = max(phase.every for phase in t.phases)
+    with FlopCounterMode(display=False, custom_mapping=attention()) as real:
+        for number in range(steps):
+            t.step(number)
+    flops = forecast.flops_of(part_of(tree), t.info)
+    assert flops == pytest.approx(real.get_total_flops() / steps, rel=1e-6)
+    monkeypatch.setattr(step, "FEW", 1)
+    before = {name: value.clone() for name, value in t.model.state_dict().items() if torch.is_tensor(value)}
+    speed = step.speed_of(t.trained.model, t.batches.at(0), t.part, t.accelerator, t.log)
+    assert speed.flops == pytest.approx(flops, rel=1e-6)
+    assert all(torch.equal(value, t.model.state_dict()[name]) for name, value in before.items())
+    assert all(p.grad is None for p in t.model.parameters())
+
+
+def attention():
+    """Of the CPU, which FlopCounterMode does not know by itself; it is given shapes in place of tensors."""
+    aten = torch.ops.aten
+    return {
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: (
+            sdpa_backward_flop_count(g, q, k, v)
+        ),
+    }
+
+
+# ---- a step that is tried
+
+
+def test_a_trial_finds_size_time_and_memory(home, tmp_path):
+    """Of a recipe in stages: each part by itself, the second one on the first."""
+    case = FIRST["transformer"]
+    tokenizer, prior = on_data(case.stages["tokenizer"]).part.tree(), on_data(case).part.tree()
+    rows = (
+        {"stage": "tokenizer", "tree": tokenizer, "stages": {}, "timed": False},
+        {"stage": "prior", "tree": prior, "stages": {"tokenizer": tokenizer}, "timed": True},
+    )
+    first, second = forecast.run(TrialJob(rows, INFO), tmp_path, CPU, None)["parts"]
+    assert (first["error"], first["seconds"], first["bytes"]) == (None, None, None) and first["params"] > 0
+    assert second["error"] is None and 0 < second["seconds"] < 60 and second["bytes"] > 1e8
+    assert second["params"] == sum(p.numel() for p in case.fresh().parameters())
+
+
+def test_a_part_that_cannot_be_built_is_told(home, tmp_path):
+    def result(model: str, **options) -> dict:
+        tree = replace(on_data(FIRST[model]).part, options=options).tree()
+        row = {"stage": "", "tree": tree, "stages": {}, "timed": True}
+        return forecast.run(TrialJob((row,), INFO), tmp_path, CPU, None)["parts"][0]
+
+    row = result("vae", net="conv", hidden=(-1,))
+    assert row["error"] and row["params"] is None and row["seconds"] is None and "refused" not in row
+    row = result("dit", width=32, heads=7)
+    assert row["error"].startswith("`model.width` is 32") and row["refused"] == "set `model.width` to 28"
+
+
+def test_a_trial_of_a_large_net_has_few_images(monkeypatch):
+    """So that it ends in seconds; what depends on the images is scaled to the whole batch."""
+    own, images = on_data(FIRST["vae"]), []
+    part = replace(own.part, train=replace(own.part.train, batch_size=256))
+
+    class Fixed(forecast.Trial):
+        def step(self):
+            images.append(self.images)
+            return 0.5, 0.1
+
+    monkeypatch.setattr(forecast, "Trial", Fixed)
+    for flops, few in ((1e6, 256), (8 * forecast.SECOND["cpu"], 32), (1e18, 1)):
+        result = forecast.tried(part, own.info, {}, flops, CPU)
+        assert images[-1] == few and result["seconds"] == pytest.approx(0.5 * 256 / few + 0.1)
+
+
+# ---- a batch that does not fit
+
+
+def test_a_batch_whose_first_step_does_not_fit_is_split(home, monkeypatch):
+    """The weights are those of a training with as many parts from the start."""
+    monkeypatch.setattr(launcher, "run", in_process)
+    backward, most = Trainer.backward, 8
+
+    def small(self, batch, step, phase):
+        if len(batch) // self.train.accumulate > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return backward(self, batch, step, phase)
+
+    monkeypatch.setattr(Trainer, "backward", small)
+    sets = ("train.batch_size=32", "train.eval_every=0", "train.sample_every=0", "train.best=none")
+
+    def trained(*more: str, say=lambda text: None):
+        asked = plan.ask("vae", "digits", (*sets, *more), {"train.steps": 2, "launch.cpu": True})
+        processes = launcher.plan(asked.recipe.launch, every_gpu=False)
+        return plan.start(asked, plan.ready(asked, None, None, 1), processes, say=say)
+
+    told = []
+    split, whole = trained(say=told.append), trained("train.accumulate=4")
+    assert told == [
+        "a batch of 32 does not fit the GPU: 2 parts of 16",
+        "a batch of 32 does not fit the GPU: 4 parts of 8",
+    ]
+    assert split.tree()["train"]["accumulate"] == 4 and split.state == "finished"
+    weights = [(run.path / "model.safetensors").read_bytes()[-4096:] for run in (split, whole)]
+    assert weights[0] == weights[1]
+    most = 0
+    with pytest.raises(DeviceError, match="out of memory"):
+        trained("train.batch_size=2")
+    assert halve(split, 1) is None, "its first step has been done"
