@@ -63,7 +63,7 @@ def trainer(tree: dict[str, Any], run: Run | None = None) -> Trainer:
     from gzcli.data.packs.open import open_pack
     from gzcli.data.packs.wanted import wanted
     from gzcli.engine.devices import accelerate
-    from gzcli.recipe.write import dump
+    from gzcli.recipe.yaml import dump
     from gzcli.store import files
 
     if run is None:

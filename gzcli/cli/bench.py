@@ -15,6 +15,7 @@ from gzcli.cli import out
 from gzcli.cli.bench_table import table
 from gzcli.cli.ends import end, name_of, quoted, took
 from gzcli.cli.league_options import Budget, Calls, Curve, LeagueModels, Seeds, TrainMissing, terms_of
+from gzcli.cli.model_options import complete_metrics
 from gzcli.cli.options import (
     Checkpoint,
     Cpu,
@@ -35,7 +36,6 @@ from gzcli.cli.options import (
 from gzcli.cli.options import (
     split as items,
 )
-from gzcli.cli.own import complete_metrics
 from gzcli.cli.report import check_report, with_report
 from gzcli.core.errors import MissingError, UsageError, canonical, matching
 from gzcli.core.units import figure
@@ -222,7 +222,7 @@ def entered(words: list[str], data: str | None) -> tuple[DataSet, list[tuple[Run
     data: the set of real images; None: that of the first run, else of the newest finished run, else `digits`.
     """
     from gzcli.data.sets.names import locate
-    from gzcli.recipe.from_file import find_run
+    from gzcli.launch.from_file import find_run
     from gzcli.store.runs import all_runs
 
     found = locate(data) if data else None
@@ -256,7 +256,7 @@ def is_run(word: str) -> bool:
     """Whether a word means a run, a model, or a file of weights. One that looks like a name and means nothing
     at all does too: the search for it tells what was meant."""
     from gzcli.data.sets.names import ENDINGS, is_set
-    from gzcli.recipe.from_file import is_shared
+    from gzcli.launch.from_file import is_shared
     from gzcli.store import runs
     from gzcli.store.paths import recipe_names
 

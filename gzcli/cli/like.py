@@ -146,7 +146,7 @@ def _check_picture(key: str, then: Mapping[str, Any] | None, now: str | None) ->
 
 def _run_of(facts: Mapping[str, Any], model: str) -> Run:
     """The run that the user names, else the one that the picture names, else one with the same weights."""
-    from gzcli.recipe.from_file import find_run
+    from gzcli.launch.from_file import find_run
 
     if model:
         return find_run(model)

@@ -134,7 +134,7 @@ def _about(name: str, card: ModelCard, staged: Container[str]) -> str:
     from gzcli.docs.written import written
     from gzcli.models.docs import first_words
     from gzcli.recipe.files import recipes
-    from gzcli.recipe.load import load
+    from gzcli.recipe.yaml import load
     from gzcli.store.paths import trained_in
 
     if name in staged:
@@ -215,7 +215,7 @@ def _data_block(row: dict[str, Any], room: int | None) -> list[str]:
 def list_recipes(*, wide: bool = False) -> None:
     """Prints the shipped recipes."""
     from gzcli.recipe.files import recipes
-    from gzcli.recipe.load import load
+    from gzcli.recipe.yaml import load
 
     rows = []
     for name, path in recipes().items():

@@ -12,6 +12,7 @@ import typer
 from gzcli.cli import alarm, out
 from gzcli.cli.ends import end, quoted, took
 from gzcli.cli.jobs import OWN_OPTIONS
+from gzcli.cli.model_options import complete_scores
 from gzcli.cli.ood_asked import at_hand, check_same_data, chosen, inside_of, leading, sets, with_lists
 from gzcli.cli.options import (
     Checkpoint,
@@ -32,7 +33,6 @@ from gzcli.cli.options import (
     spelled,
     split,
 )
-from gzcli.cli.own import complete_scores
 from gzcli.cli.report import check_report, with_report
 from gzcli.core.errors import FLAGGED, UsageError
 from gzcli.data.readers.kinds import counted
@@ -158,8 +158,8 @@ def ood(
     from gzcli.core.jobs import AlarmJob, OodJob
     from gzcli.core.parts import part_of
     from gzcli.data.sets.names import locate, slug
+    from gzcli.launch.from_file import find_run
     from gzcli.models.catalog import card_of
-    from gzcli.recipe.from_file import find_run
     from gzcli.recipe.schema import score_options
 
     check_report(report)

@@ -13,6 +13,7 @@ import typer
 
 from gzcli.cli.ends import end, quoted, took
 from gzcli.cli.jobs import OWN_OPTIONS
+from gzcli.cli.model_options import complete_do, complete_labels, labels_of
 from gzcli.cli.options import (
     Checkpoint,
     Cpu,
@@ -30,7 +31,6 @@ from gzcli.cli.options import (
     choose,
     spelled,
 )
-from gzcli.cli.own import complete_do, complete_labels, labels_of
 from gzcli.core.errors import GzError, UsageError, canonical, did_you_mean
 from gzcli.data.readers.kinds import counted
 from gzcli.data.sets.labels import chosen, in_turns
@@ -165,8 +165,8 @@ def sample(
     from gzcli.core.jobs import SampleJob
     from gzcli.core.parts import part_of
     from gzcli.data.sets.names import data_key
+    from gzcli.launch.from_file import find_run
     from gzcli.models.catalog import card_of
-    from gzcli.recipe.from_file import find_run
 
     if like:
         launch = processes_of(gpus, cpu, processes)

@@ -9,7 +9,7 @@ from latex2mathml.converter import convert
 
 from gzcli.docs.as_text import cost_cells, curve_rows, curve_title, folded, place_in_words
 from gzcli.docs.page import Page
-from gzcli.recipe.write import flow
+from gzcli.recipe.yaml import flow
 from gzcli.store.pretrained import Pretrained
 
 COLUMNS = 76  # of a command, before it is broken

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from gzcli.core.units import about, count, duration, figure
 from gzcli.docs.page import Page, Reference
-from gzcli.recipe.write import flow
+from gzcli.recipe.yaml import flow
 
 LEFT = 24  # columns of the left of two columns at most
 NARROWEST = 40  # columns that a page takes where there are fewer

@@ -20,7 +20,7 @@ from gzcli.engine.history import History
 from gzcli.engine.log import Log
 from gzcli.engine.optim import restore
 from gzcli.engine.trained import Trained
-from gzcli.recipe.write import dump
+from gzcli.recipe.yaml import dump
 from gzcli.store import arrays, files, runs
 from gzcli.store.leftovers import beside
 from gzcli.store.runs import Run

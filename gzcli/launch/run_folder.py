@@ -15,7 +15,7 @@ from typing import Any
 from gzcli.launch.launcher import Plan
 from gzcli.models import catalog
 from gzcli.recipe.recipe import Recipe
-from gzcli.recipe.write import dump
+from gzcli.recipe.yaml import dump
 from gzcli.store import files, outside, runs
 from gzcli.store.runs import Run
 

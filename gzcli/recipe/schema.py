@@ -15,9 +15,8 @@ from gzcli.core.parts import Part
 from gzcli.core.sections import FIXED, SECTIONS, keys_of, renamed
 from gzcli.models.catalog import ModelCard, likelihood_scores, phases
 from gzcli.models.signatures import Param
-from gzcli.recipe.kinds import advice, convert, parse, shown, words
-from gzcli.recipe.load import WRONG, Key, Problem, scalar
-from gzcli.recipe.ranges import in_range
+from gzcli.recipe.kinds import advice, convert, in_range, parse, shown, words
+from gzcli.recipe.yaml import WRONG, Key, Problem, scalar
 
 ABSENT = object()  # the default of a key that is left out of the resolved recipe unless it is given
 ANY = "*"  # stands for every other key of a section whose keys cannot be known
@@ -25,12 +24,8 @@ ANY = "*"  # stands for every other key of a section whose keys cannot be known
 
 @dataclass(frozen=True)
 class Rule:
-    """What a key may hold.
-
-    annotation: its type, as in a signature.
-    default: its value where no layer gives one.
-    range: the range of its numbers, as `ranges.within` reads it; None: any.
-    """
+    """What a key may hold: its type as in a signature, its default, and the range of its numbers, as
+    `kinds.within` reads it."""
 
     annotation: str
     default: Any = None
@@ -62,10 +57,8 @@ PART = rules_of(Part)
 
 
 def schema(card: ModelCard | None) -> Rules:
-    """The rules of a recipe without stages, sections in order.
-
-    card: card of the model; None: any key is allowed in the sections whose keys the model decides.
-    """
+    """The rules of a recipe without stages, sections in order; without a model, any key is allowed in the
+    sections whose keys it decides."""
     return {
         "about": PART["about"],
         "scale": PART["scale"],
@@ -81,13 +74,8 @@ def schema(card: ModelCard | None) -> Rules:
 
 
 def staged(cards: Mapping[str, ModelCard | None]) -> Rules:
-    """The rules of a recipe in stages.
-
-    The sections at the top hold for all stages, those below `stages` for one. Both have the same keys, but
-    for those that the models decide; a stage cannot have another data set.
-
-    cards: the model of each stage.
-    """
+    """The rules of a recipe in stages: the sections at the top hold for all stages, those below `stages` for
+    one, which cannot have another data set."""
     own_data = {key: rule for key, rule in DATA.items() if key != "name"}
     stages: Rules = {
         name: _given_only(
@@ -181,11 +169,7 @@ def check(
     fragment: Mapping[str, Any], rules: Rules, where: Callable[[Key, bool], str]
 ) -> tuple[dict[str, Any], list[Problem]]:
     """A part of a recipe with its values converted, as an int to a float, and all that is wrong with it.
-
-    fragment: the part.
-    rules: of its keys.
-    where: the place of a key or, if the second argument is true, of its value; for messages.
-    """
+    `where` tells the place of a key or, if its second argument is true, of its value."""
     problems: list[Problem] = []
 
     def walk(part: Mapping[str, Any], rules: Rules, path: Key) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gzcli.cli import app, completion, own
+from gzcli.cli import app, completion, model_options
 from gzcli.store import runs
 
 pytestmark = pytest.mark.usefixtures("home")  # no runs of other tests among the words
@@ -100,7 +100,7 @@ def test_bash(complete, line, words):
 def test_every_metric_is_offered():
     from gzcli.judge import bench
 
-    assert set(own.METRICS) == set(bench.METRICS)
+    assert set(model_options.METRICS) == set(bench.METRICS)
 
 
 def test_run_names(complete, home):

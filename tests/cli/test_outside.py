@@ -17,8 +17,7 @@ from gzcli.cli import app
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.launch import run_folder
 from gzcli.models import catalog, docs
-from gzcli.recipe.header import read_header
-from gzcli.recipe.mistakes import mistakes
+from gzcli.recipe.files import mistakes, read_header
 from gzcli.recipe.resolve import resolve
 from gzcli.store import outside
 from gzcli.store.run import Run

@@ -23,7 +23,7 @@ from gzcli.launch import costs, forecast, launcher, requirements, trials
 from gzcli.launch import plan as planning
 from gzcli.launch.costs import Cost, Line
 from gzcli.models import catalog
-from gzcli.recipe.needs import check_data
+from gzcli.recipe.recipe import check_data
 from gzcli.recipe.resolve import resolve
 from gzcli.store import runs
 from gzcli.store.paths import cache_dir, recipe_names

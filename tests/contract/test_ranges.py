@@ -15,7 +15,7 @@ from gzcli.models import catalog
 from gzcli.models.catalog import OUTSIDE
 from gzcli.models.ranges import MAY_BE_0, OF_FLOATS, SIGNED, range_of
 from gzcli.models.signatures import Param
-from gzcli.recipe.ranges import in_range, within
+from gzcli.recipe.kinds import in_range, within
 
 ZOO = [card for card in catalog.cards().values() if card.family != OUTSIDE]
 FIRST = {case.model: case for case in reversed(CASES)}

@@ -28,7 +28,7 @@ from gzcli.docs import alike
 from gzcli.engine.curves import RATES
 from gzcli.launch import launcher
 from gzcli.models import catalog
-from gzcli.recipe.write import dump
+from gzcli.recipe.yaml import dump
 from gzcli.store import files, runs
 from gzcli.store.paths import recipe_names
 from gzcli.store.runs import Run

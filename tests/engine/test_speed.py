@@ -31,7 +31,7 @@ from gzcli.engine.minutes import TIMED, WARM_UP, count_steps
 from gzcli.engine.speed import Speed, in_words, peak
 from gzcli.launch import launcher
 from gzcli.models.base import Phase
-from gzcli.recipe.needs import check_strategy
+from gzcli.recipe.recipe import check_strategy
 from gzcli.recipe.resolve import resolve
 from gzcli.store.runs import Run
 from gzcli.testing.tools import started

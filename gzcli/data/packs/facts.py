@@ -1,5 +1,5 @@
-"""What of a set decides the settings of a model: its shape class, how many images it has, and what its pixels
-are like. No heavy import at the top.
+"""What of a set decides the settings of a model: its shape class, and whether it has few images. No heavy
+import at the top.
 
 Of a known set its description says it; the user's own images are measured, once, when they are packed.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
@@ -29,12 +29,8 @@ if TYPE_CHECKING:
 CLASSES = {"64px": 90, "128px": 181, "256px": math.inf}
 SMALLEST = 45  # the side up to which images are in the class `grey` or `colour`
 SHAPES = ("grey", "colour", *CLASSES)
-TRAITS = ("flat", "binary", "few")
-FEW = 5_000  # training images up to which a set is small
+FEW_IMAGES, FEW = "few", 5_000  # the section of small sets, and the training images up to which a set is one
 LOOKED_AT = 64  # images that are measured
-FLAT = 0.2  # share of all pixels that have the one most common value
-BINARY = 0.85  # share of all pixels that are black or white, within `NEAR`
-NEAR = 16  # grey levels
 
 
 @dataclass(frozen=True)
@@ -45,8 +41,6 @@ class Facts:
     width: of an image, in pixels.
     channels: 1 or 3.
     n: number of training images.
-    flat: whether the images have flat backgrounds.
-    binary: whether nearly all pixels are black or white.
     grey: whether the images are grey and stored as colour.
     """
 
@@ -54,8 +48,6 @@ class Facts:
     width: int
     channels: int
     n: int
-    flat: bool = False
-    binary: bool = False
     grey: bool = False
 
     @property
@@ -67,18 +59,20 @@ class Facts:
         return next(name for name, most in CLASSES.items() if side <= most)
 
     @property
+    def few(self) -> bool:
+        """Whether the set is small."""
+        return self.n <= FEW
+
+    @property
     def traits(self) -> tuple[str, ...]:
-        """Those of TRAITS that the set has."""
-        has = {"flat": self.flat, "binary": self.binary, "few": self.n <= FEW}
-        return tuple(name for name in TRAITS if has[name])
+        """The sections beside that of the shape class that hold for the set."""
+        return (FEW_IMAGES,) if self.few else ()
 
     @property
     def words(self) -> str:
         """For people: `1,600 colour pictures of 64×64, few`."""
         kind = "grey" if self.channels == 1 else "grey (stored as colour)" if self.grey else "colour"
-        traits = {"flat": "flat backgrounds", "binary": "nearly black and white", "few": "few"}
-        notes = [traits[name] for name in self.traits]
-        return ", ".join([f"{self.n:,} {kind} pictures of {self.width}×{self.height}", *notes])
+        return f"{self.n:,} {kind} pictures of {self.width}×{self.height}{', few' if self.few else ''}"
 
 
 def told(found: DataSet, facts: Facts | None) -> list[str]:
@@ -110,7 +104,7 @@ def facts_of(
     """
     if isinstance(found, DataSpec):
         spec = found.sized(size)
-        facts = Facts(spec.size, spec.size, spec.channels, spec.n_train, spec.flat, spec.binary, spec.grey)
+        facts = Facts(spec.size, spec.size, spec.channels, spec.n_train, spec.grey)
     else:
         measured = _packed(found) or _unpacked(found)
         if measured is None:
@@ -137,15 +131,11 @@ def measure(images: RawImages) -> Facts | None:
     grey = bool((pixels == pixels[:1]).all())
     # encoded pictures without colour are packed as grey, arrays as they are
     channels = images.shape[0] if images.shape else 1 if grey else 3
-    values = np.bincount(pixels.reshape(-1), minlength=256) / pixels.size
-    extreme = values[:NEAR].sum() + values[256 - NEAR :].sum()
     return Facts(
         height,
         width,
         channels,
         rows_of(split_plan(images.title, images.counts))["train"],
-        flat=bool(values.max() >= FLAT),
-        binary=bool(extreme >= BINARY),
         grey=channels == 3 and grey,
     )
 
@@ -168,7 +158,8 @@ def _packed(found: OwnSet) -> Facts | None:
     metas = [meta_of(folder) or {} for folder in packs_of(found)]
     now = fingerprint(found) if metas else None
     kept = [meta["facts"] for meta in metas if meta.get("facts") and now in (meta["fingerprint"], None)]
-    return Facts(**kept[0]) if kept else None
+    names = [f.name for f in fields(Facts)]  # packs of earlier versions have more
+    return Facts(**{name: kept[0][name] for name in names}) if kept else None
 
 
 def _unpacked(found: OwnSet) -> Facts | None:

@@ -24,7 +24,6 @@ def _digits(name: str, title: str, classes: tuple[str, ...], *extras: str) -> Da
         levels=17,
         extras=extras,
         embedded=True,
-        flat=True,
     )
 
 
@@ -66,8 +65,6 @@ INSTALLED = (
         licence="the fonts': Bitstream Vera, OFL 1.1, BaKoMa",
         citation="none: made by gz of the fonts that matplotlib carries",
         embedded=True,
-        flat=True,
-        binary=True,
     ),
     _shapes(
         "shapes", "forms of known colour, size, place and angle; the class is the kind", _KINDS, "caption"

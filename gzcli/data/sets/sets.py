@@ -77,8 +77,6 @@ _ALL = (
             ("t10k-images-idx3-ubyte.gz", 1_648_877, "9fb629c4189551a2d022fa330f9573f3"),
             ("t10k-labels-idx1-ubyte.gz", 4_542, "ec29112dd5afa0611ce80d1b7f02629c"),
         ),
-        flat=True,
-        binary=True,
     ),
     DataSpec(
         "fashionmnist",
@@ -100,7 +98,6 @@ _ALL = (
             ("t10k-images-idx3-ubyte.gz", 4_422_102, "bef4ecab320f06d8554ea6380940ec79"),
             ("t10k-labels-idx1-ubyte.gz", 5_148, "bb300cfdad3c16e7a12a480ee83cd310"),
         ),
-        flat=True,
     ),
     DataSpec(
         "notmnist",
@@ -119,7 +116,6 @@ _ALL = (
             ),
             ("notMNIST_small.tar.gz", 8_458_043, "c9890a473a9769fda4bdf314aaf500dd"),
         ),
-        flat=True,
     ),
     _cifar(
         "cifar10",

@@ -51,8 +51,6 @@ class DataSpec:
     page: where a browser gets the files, if their host may refuse a program.
     hub: its id on the Hugging Face hub, where it may be had by agreement.
     linked: whether the user's own files are used where they lie; `--from` then makes links, no copies.
-    flat: whether its images have flat backgrounds.
-    binary: whether nearly all of their pixels are black or white.
     grey: whether they are grey and stored as colour.
     """
 
@@ -75,8 +73,6 @@ class DataSpec:
     page: str = ""
     hub: str = ""
     linked: bool = False
-    flat: bool = False
-    binary: bool = False
     grey: bool = False
 
     @property

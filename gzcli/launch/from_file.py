@@ -18,7 +18,7 @@ from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.sizes import as_size
 from gzcli.core.types import DataInfo
 from gzcli.models import catalog
-from gzcli.recipe.write import dump
+from gzcli.recipe.yaml import dump
 from gzcli.store import bundle, files, hub, pretrained, runs
 from gzcli.store.leftovers import sweep
 from gzcli.store.paths import cache_dir, is_name
