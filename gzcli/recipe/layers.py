@@ -220,7 +220,7 @@ def _usual_scale(
     trees = [layer.tree for layer in layers]
     launch, minutes = _values(trees, "launch"), _values(trees, "train").get("minutes")
     if ("tiny", canonical(name)) in sections:
-        return "tiny", f"it has settings for {name}"
+        return "tiny", f"the recipe names {name}"
     if not launch.get("cpu") and launch.get("gpus") != 0 and (launch.get("gpus") or gpus):
         return "full", "on GPUs"
     if isinstance(minutes, int | float) and minutes <= MINUTES:

@@ -231,7 +231,7 @@ def test_a_start_tells_in_two_lines(gz, planned, monkeypatch, tmp_path):
     monkeypatch.setattr(launcher, "run", lambda *args, **options: {})
     code, stdout, stderr = gz("train", "vae", "--cpu")
     assert (code, stdout, jobs) == (0, "", [])  # the embedded digits take a minute: nothing is tried
-    assert "small (no GPU is used): digits: 1," in stderr
+    assert "tiny (the recipe names digits): digits: 1," in stderr
     folder = write(tmp_path / "photos", {f"{i}.png": png(RED) for i in range(40)})
     for length in (("--steps", "5"), ("--set", "train.steps=5")):
         assert gz("train", "vae", "--data", str(folder), "--cpu", *FEW, *length)[0] == 0 and not jobs
