@@ -167,9 +167,9 @@ def _resolve(
     tree["data"]["name"] = found.name if isinstance(found, DataSpec) else name
     if usual:
         origin["data.name"] = USUAL
+    ours = chosen_by_gz(origin, chain)
     if choice.scale:
         tree["scale"], origin["scale"] = choice.scale, choice.why
-    ours = chosen_by_gz(origin, chain)
     if choice.facts:
         lower_batches(tree, origin, choice.facts.n, ours)
     if not problems:
