@@ -171,8 +171,8 @@ def _add_sections(file: RecipeFile, tree: Any, problems: list[Problem]) -> None:
     def add(written: Keys, values: Any) -> None:
         *scale, names = written
         for name in names.split(", "):
-            file.sections[(*scale, name)] = values
-            file.written[(*scale, name)] = written
+            at = (*scale, name)
+            file.sections[at], file.written[at] = values, written
 
     if not isinstance(tree, dict):
         message = "`for` must hold data sets, as `for: {mnist: {…}}`"

@@ -239,7 +239,8 @@ def _order(scale: str | None, sections: Collection[Keys], name: str, facts: Fact
     first, *more = ["small", "tiny"] if scale == "tiny" else [scale]
     yield from [(first,)] if first else []
     for each in names:
-        yield from [(each,), (first, each)] if first else [(each,)]
+        yield (each,)
+        yield from [(first, each)] if first else []
     for then in more:
         yield from [(then,), *((then, each) for each in names)]
 

@@ -178,7 +178,13 @@ def _resolve(
     recipe = recipe_of(tree)
     problems += _needs(recipe, found)
     plan = Whole() if problems else whole(applied, lambda layers: recipe_of(composed(layers)[0]))
-    about = {"origin": origin, "ours": ours, "card": card, "cards": cards, "source": chain[-1].path}
+    about: dict[str, Any] = {
+        "origin": origin,
+        "ours": ours,
+        "card": card,
+        "cards": cards,
+        "source": chain[-1].path,
+    }
     return Resolved(**vars(recipe), **about, found=found, whole=plan, choice=choice), problems
 
 
