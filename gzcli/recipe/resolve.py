@@ -178,14 +178,9 @@ def _resolve(
     recipe = recipe_of(tree)
     problems += _needs(recipe, found)
     plan = Whole() if problems else whole(applied, lambda layers: recipe_of(composed(layers)[0]))
-    about: dict[str, Any] = {
-        "origin": origin,
-        "ours": ours,
-        "card": card,
-        "cards": cards,
-        "source": chain[-1].path,
-    }
-    return Resolved(**vars(recipe), **about, found=found, whole=plan, choice=choice), problems
+    about: dict[str, Any] = {"origin": origin, "ours": ours, "card": card, "cards": cards}
+    about |= {"source": chain[-1].path, "found": found, "whole": plan, "choice": choice}
+    return Resolved(**vars(recipe), **about), problems
 
 
 def _check_name(
