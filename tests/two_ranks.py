@@ -37,7 +37,7 @@ from gzcli.launch import launcher
 from gzcli.launch.plan import with_data
 from gzcli.launch.run_folder import write_run
 from gzcli.recipe.resolve import resolve
-from gzcli.recipe.write import dump
+from gzcli.recipe.yaml import dump
 from gzcli.store import files, runs
 from gzcli.store.paths import recipe_names
 from gzcli.store.runs import Run

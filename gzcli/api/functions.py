@@ -23,7 +23,7 @@ from gzcli.data.sets.library import listing
 from gzcli.engine.trained import load_trained
 from gzcli.launch import launcher
 from gzcli.launch import plan as planning
-from gzcli.recipe.from_file import find_run
+from gzcli.launch.from_file import find_run
 from gzcli.store.pretrained import PREFIX
 
 
@@ -47,7 +47,8 @@ def train(
 
     what: name of a model, path of a recipe or of a model's file, or a run to repeat.
     data: name or path of the data set; None: that of the recipe.
-    scale: "small", "full" or "paper"; None: full where GPUs are used, small elsewhere.
+    scale: "tiny", "small", "full" or "paper"; None: tiny for embedded sets and up to 15 minutes of a
+      CPU, else full where GPUs are used, small elsewhere.
     steps: number of training steps; None: that of the recipe.
     minutes: time to train, in minutes; None: the recipe's number of steps.
     seed: seed of weights and noise; None: that of the recipe.

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gzcli.cli import completion, model_help, out
+from gzcli.cli import completion, model_options, out
 from gzcli.cli.options import Json
 from gzcli.core import streams
 from gzcli.core.errors import GzError, Interrupted, UsageError, system_error
@@ -122,7 +122,7 @@ def run(argv: list[str]) -> int:
         if code == 130:  # Typer's answer to Ctrl-C
             raise KeyboardInterrupt
         if {"--help", "-h"} & set(argv) and not code:
-            model_help.show(argv)
+            model_options.show_help(argv)
         return code if isinstance(code, int) else 0
     except SystemExit as stop:
         if isinstance(stop.__context__, BrokenPipeError):  # Typer and rich say 1 where `head` has read enough

@@ -15,6 +15,7 @@ import typer
 from gzcli.cli import out
 from gzcli.cli.ends import end, name_of, quoted, took
 from gzcli.cli.league import Budget, Calls, Curve, LeagueModels, Seeds, TrainMissing, hold, terms_of
+from gzcli.cli.model_options import complete_metrics
 from gzcli.cli.options import (
     Checkpoint,
     Cpu,
@@ -33,7 +34,6 @@ from gzcli.cli.options import (
     complete_model_or_run,
 )
 from gzcli.cli.options import split as items
-from gzcli.cli.own import complete_metrics
 from gzcli.cli.report import check_report, with_report
 from gzcli.core.errors import MissingError, UsageError, canonical, matching
 from gzcli.core.units import figure
@@ -207,7 +207,7 @@ def find_contestants(words: list[str], data: str | None) -> tuple[DataSet, list[
     ones; MissingError where no run is there.
     """
     from gzcli.data.sets.names import locate
-    from gzcli.recipe.from_file import find_run
+    from gzcli.launch.from_file import find_run
     from gzcli.store.runs import all_runs
 
     data_set = locate(data) if data else None
@@ -241,7 +241,7 @@ def is_run(word: str) -> bool:
     """Whether a word means a run, a model or a file of weights. A name that nothing has counts as one,
     because the search for runs suggests what may have been meant."""
     from gzcli.data.sets.names import ENDINGS, is_set
-    from gzcli.recipe.from_file import is_shared
+    from gzcli.launch.from_file import is_shared
     from gzcli.store import runs
     from gzcli.store.paths import recipe_names
 

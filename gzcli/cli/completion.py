@@ -88,7 +88,7 @@ def candidates(command: Any, words: list[str], incomplete: str) -> list[tuple[st
         own = name if waiting is None else ""
     verb, typed = str(command.name), context.params
     if own:
-        from gzcli.cli.own import further_values
+        from gzcli.cli.model_options import further_values
 
         return [(before + value, "") for value in further_values(verb, typed, own, incomplete)]
     given = arguments[0] if arguments else None
@@ -96,7 +96,7 @@ def candidates(command: Any, words: list[str], incomplete: str) -> list[tuple[st
     items = asked.shell_complete(context, incomplete) if asked else []
     found = [(before + item.value, item.help or "") for item in items if item.type == "plain"]
     if incomplete.startswith("-") and not waiting:
-        from gzcli.cli.own import further
+        from gzcli.cli.model_options import further
 
         found += further(verb, typed, incomplete)
     return found

@@ -51,7 +51,7 @@ def demo(
     if importlib.util.find_spec("gradio") is None:
         raise MissingError("`gz demo` takes the package `gradio`", hint="pip install 'gzcli[demo]'")
     from gzcli.demo.choices import choices
-    from gzcli.recipe.from_file import find_run
+    from gzcli.launch.from_file import find_run
 
     found = choices([find_run(word) for word in runs or ()])
     out.info("starting …")

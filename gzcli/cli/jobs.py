@@ -92,7 +92,7 @@ def announce(run: Run, ref: str, *, data: str | None = None) -> None:
     ref: what the user typed.
     data: key of the data set that the run was looked up by.
     """
-    from gzcli.recipe.from_file import is_shared
+    from gzcli.launch.from_file import is_shared
     from gzcli.store import runs
 
     out.info(f"run: {run.id}")
@@ -147,8 +147,8 @@ def method_options(
 
     Raises UsageError for an unknown option, and for a missing or wrong value.
     """
-    from gzcli.recipe.load import scalar
     from gzcli.recipe.schema import check_value
+    from gzcli.recipe.yaml import scalar
 
     values: dict[str, Any] = {}
     words = as_options(words, section)

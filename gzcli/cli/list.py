@@ -134,7 +134,7 @@ def _about(name: str, card: ModelCard, staged: Container[str]) -> str:
     from gzcli.docs.page import written
     from gzcli.models.docs import first_words
     from gzcli.recipe.files import recipes
-    from gzcli.recipe.load import load
+    from gzcli.recipe.yaml import load
     from gzcli.store.paths import trained_in
 
     if name in staged:
@@ -214,13 +214,12 @@ def _data_block(row: dict[str, Any], room: int | None) -> list[str]:
 
 def list_recipes(*, wide: bool = False) -> None:
     """Prints the shipped recipes."""
-    from gzcli.recipe.files import recipes
-    from gzcli.recipe.load import load
+    from gzcli.recipe.files import read_chain, recipes
 
     rows = []
     for name, path in recipes().items():
-        tree = load(path)
-        about, sets = tree.get("about", ""), list(tree.get("for", {}))
+        chain, _ = read_chain(name)
+        about, sets = chain[-1].own.get("about", ""), list({at[0]: None for f in chain for at in f.sections})
         rows.append({"name": name, "path": path, "about": about, "for": sets})
     out.table(
         ("recipe", "about", "for"),

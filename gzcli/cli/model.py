@@ -88,7 +88,7 @@ def check(file: _File, data: _Data = "digits", json: Json = False, quiet: Quiet 
 
     It is trained, sampled, saved and scored on the CPU with the defaults of its signature.
     """
-    from gzcli.recipe.mistakes import mistakes
+    from gzcli.recipe.files import mistakes
     from gzcli.store import model_files
 
     name, began = model_files.add(file), monotonic()

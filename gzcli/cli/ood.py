@@ -14,6 +14,7 @@ import typer
 from gzcli.cli import out
 from gzcli.cli.ends import end, quoted, took
 from gzcli.cli.jobs import OWN_OPTIONS
+from gzcli.cli.model_options import complete_scores
 from gzcli.cli.options import (
     Checkpoint,
     Cpu,
@@ -33,7 +34,6 @@ from gzcli.cli.options import (
     spelled,
     split,
 )
-from gzcli.cli.own import complete_scores
 from gzcli.cli.report import check_report, with_report
 from gzcli.core.errors import FLAGGED, MissingError, UsageError, canonical
 from gzcli.core.units import counted
@@ -187,8 +187,8 @@ def ood(
     from gzcli.core.jobs import AlarmJob, OodJob
     from gzcli.core.parts import part_of
     from gzcli.data.sets.names import local, locate, slug
+    from gzcli.launch.from_file import find_run
     from gzcli.models.catalog import card_of
-    from gzcli.recipe.from_file import find_run
     from gzcli.recipe.schema import score_options
 
     check_report(report)

@@ -222,8 +222,8 @@ Scale = Annotated[
     str | None,
     typer.Option(
         "--scale",
-        metavar="small|full|paper",
-        help="Size of net and training; full on GPUs, else small.",
+        metavar="|".join(SCALES),
+        help="Size of net and training; embedded sets tiny, else full on GPUs, small without.",
         autocompletion=lambda: list(SCALES),
     ),
 ]

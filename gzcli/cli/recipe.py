@@ -12,8 +12,8 @@ import typer
 from gzcli.cli import out
 from gzcli.cli.ends import end, quoted, took
 from gzcli.cli.list import alone, list_recipes
+from gzcli.cli.model_options import Sets
 from gzcli.cli.options import Json, Quiet, Scale, complete_data, complete_model
-from gzcli.cli.own import Sets
 from gzcli.core.errors import UsageError
 from gzcli.core.units import counted
 
@@ -42,9 +42,9 @@ def show(
 ) -> None:
     """Print a recipe: its file, or every key with `--data`, `--set` or `--resolved`; and what keys mean."""
     from gzcli.launch.launcher import usable_gpus
+    from gzcli.recipe.describe import WIDTH, annotated, texts
     from gzcli.recipe.files import show as text_of
     from gzcli.recipe.resolve import resolve
-    from gzcli.recipe.texts import WIDTH, annotated, texts
 
     as_file = not (data or scale or sets or resolved or out.is_json())
     if as_file:
@@ -130,7 +130,7 @@ def schema_(json: Json = False, quiet: Quiet = False) -> None:
     """Print the JSON schema of recipes, by which editors complete and check them."""
     from json import dumps
 
-    from gzcli.recipe.editor import recipe_schema
+    from gzcli.recipe.describe import recipe_schema
 
     tree = recipe_schema()
     out.text(dumps(tree, indent=1, ensure_ascii=False))

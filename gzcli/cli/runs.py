@@ -75,7 +75,7 @@ def show(run: _Ref, json: Json = False, quiet: Quiet = False) -> None:
     width = max(map(len, shown)) + 1
     out.text("\n".join(f"{key + ':':<{width}} {value}" for key, value in shown.items() if value is not None))
     if not out.is_json():
-        from gzcli.recipe.write import dump
+        from gzcli.recipe.yaml import dump
 
         recipe = {key: value for key, value in tree.items() if (key, value) != ("params", None)}
         out.text("\n" + dump(recipe).rstrip())

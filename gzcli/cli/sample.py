@@ -17,6 +17,7 @@ import typer
 from gzcli.cli import out
 from gzcli.cli.ends import end, quoted, took
 from gzcli.cli.jobs import OWN_OPTIONS
+from gzcli.cli.model_options import complete_do, complete_labels, labels_of
 from gzcli.cli.options import (
     Checkpoint,
     Cpu,
@@ -34,7 +35,6 @@ from gzcli.cli.options import (
     choose,
     spelled,
 )
-from gzcli.cli.own import complete_do, complete_labels, labels_of
 from gzcli.core.errors import GzError, MissingError, UsageError, canonical, did_you_mean
 from gzcli.core.units import counted
 from gzcli.data.sets.names import class_numbers, in_turns
@@ -170,8 +170,8 @@ def sample(
     from gzcli.core.jobs import SampleJob
     from gzcli.core.parts import part_of
     from gzcli.data.sets.names import data_key
+    from gzcli.launch.from_file import find_run
     from gzcli.models.catalog import card_of
-    from gzcli.recipe.from_file import find_run
 
     job = SampleJob("", npz=npz, png=png, animate=animate)  # the rest follows from the run
     job = replace(job, input=str(input) if input else None, mask=str(mask) if mask else None)
@@ -462,7 +462,7 @@ def _check_picture(key: str, then: Mapping[str, Any] | None, now: str | None) ->
 
 def _run_of(facts: Mapping[str, Any], model: str) -> Run:
     """The run that the user names, else the one that the picture names, else one with the same weights."""
-    from gzcli.recipe.from_file import find_run
+    from gzcli.launch.from_file import find_run
 
     if model:
         return find_run(model)

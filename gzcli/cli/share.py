@@ -117,7 +117,7 @@ def pull(
     quiet: Quiet = False,
 ) -> None:
     """Get a run from the Hugging Face hub into the store; `gz sample hf://OWNER/NAME` draws without that."""
-    from gzcli.recipe import from_file
+    from gzcli.launch import from_file
     from gzcli.store import hub, runs
 
     address = hub.PREFIX + repository.removeprefix(hub.PREFIX)
@@ -139,7 +139,7 @@ def pull(
 
 def find(ref: str) -> Run:
     """The run of this id, alias or folder, in any state; else the finished one that `ref` means."""
-    from gzcli.recipe.from_file import find_run
+    from gzcli.launch.from_file import find_run
     from gzcli.store.runs import by_name
 
     return by_name(ref) or find_run(ref)
@@ -172,7 +172,7 @@ def write_preview(file: Path, place: Path) -> None:
     """Writes the picture that an exported file carries. Raises MissingError where it has none."""
     import base64
 
-    from gzcli.recipe.from_file import metadata
+    from gzcli.launch.from_file import metadata
     from gzcli.store.files import write_atomic
 
     picture = metadata(file).get("preview")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gzcli.cli import out
+from gzcli.cli.model_options import Sets
 from gzcli.cli.options import (
     Cpu,
     Data,
@@ -21,7 +22,6 @@ from gzcli.cli.options import (
     Submit,
     complete_model_or_run,
 )
-from gzcli.cli.own import Sets
 from gzcli.cli.trackers import check_trackers, complete_trackers
 from gzcli.core.errors import MissingError, UsageError
 

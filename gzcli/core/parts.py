@@ -48,7 +48,7 @@ class Part:
     options: Mapping[str, Any] = field(default_factory=dict)
     stage: str = ""
     about: str = ""
-    scale: Literal["small", "full", "paper"] | None = None
+    scale: Literal["tiny", "small", "full", "paper"] | None = None
     seed: int = ranged(0, "0 … 9,007,199,254,740,991")
     data: DataSection = field(default_factory=DataSection)
     train: TrainSection = field(default_factory=TrainSection)

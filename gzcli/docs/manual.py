@@ -21,6 +21,7 @@ GUIDES = (
     "ood",
     "bench",
     "recipes",
+    "what_we_tried",
     "latents",
     "stable-diffusion",
     "share",

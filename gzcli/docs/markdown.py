@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from gzcli.core.units import about, count, duration, figure
 from gzcli.docs.page import Group, Page, Reference
-from gzcli.recipe.write import flow
+from gzcli.recipe.yaml import flow
 from gzcli.store.pretrained import Pretrained
 
 COLUMNS = 72  # of a command, before it is broken

@@ -23,9 +23,7 @@ from gzcli.launch import launcher
 from gzcli.launch.launcher import Plan
 from gzcli.launch.run_folder import halve, write_run
 from gzcli.models import catalog
-from gzcli.recipe.anchor import anchored
-from gzcli.recipe.needs import check_batch_of, check_data
-from gzcli.recipe.recipe import Recipe, recipe_of
+from gzcli.recipe.recipe import Recipe, anchored, check_batch_of, check_data, recipe_of
 from gzcli.recipe.resolve import Resolved, resolve
 from gzcli.store import claims, model_files, runs
 from gzcli.store.paths import user_dir

@@ -23,8 +23,7 @@ from gzcli.data.sets.registry import DataSpec
 from gzcli.launch.forecast import Forecast
 from gzcli.launch.launcher import Plan
 from gzcli.models import catalog
-from gzcli.recipe.needs import check_batch_of, check_data
-from gzcli.recipe.recipe import Recipe
+from gzcli.recipe.recipe import Recipe, check_batch_of, check_data
 from gzcli.recipe.resolve import Resolved
 from gzcli.store import runs
 from gzcli.store.hub import at_hand, is_id

@@ -16,7 +16,7 @@ from gzcli.core.devices import trains_on_cpu
 from gzcli.launch.launcher import Plan
 from gzcli.models import catalog
 from gzcli.recipe.recipe import Recipe
-from gzcli.recipe.write import dump
+from gzcli.recipe.yaml import dump
 from gzcli.store import files, model_files, runs
 from gzcli.store.runs import Run
 

@@ -79,7 +79,7 @@ class Param:
 
     @property
     def range(self) -> str | None:
-        """The range of its numbers, as `gzcli.recipe.ranges` reads it; None: any."""
+        """The range of its numbers, as `gzcli.recipe.kinds` reads it; None: any."""
         return range_of(self.name, self.annotation, ours=self.ours)
 
 

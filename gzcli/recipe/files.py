@@ -1,42 +1,44 @@
-"""Recipe files: the shipped ones by name, the user's by path, and the files that each extends."""
+"""Recipe files: the shipped ones by name, the user's by path, the header of a model's file, and what each
+extends."""
 
 from __future__ import annotations
 
+import ast
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import UsageError, canonical, did_you_mean
 from gzcli.core.sections import SCALES, SECTIONS
-from gzcli.recipe.header import read_header
-from gzcli.recipe.load import Document, Problem, read_file
-from gzcli.recipe.mistakes import mistakes
+from gzcli.models import catalog
+from gzcli.models.signatures import GIVEN, Param, params_of
+from gzcli.models.sources import Class, lineage_of, tree_of
+from gzcli.recipe.kinds import is_storable, parse
+from gzcli.recipe.schema import schema
+from gzcli.recipe.yaml import Document, Problem, read_file, read_text
 from gzcli.store import model_files
 from gzcli.store.paths import recipes_dir, trained_in
 
-NO_SETS = ("model", "sample", "stages", *SECTIONS)  # sections of a recipe, not of its `for`
-
-
-def recipes() -> dict[str, Path]:
-    """The shipped recipes: name → file."""
-    return {path.stem: path for path in sorted(recipes_dir().glob("*.yaml"))}
-
-
-def show(what: str) -> str:
-    """The text of a shipped recipe or of a file. Raises UsageError where there is none."""
-    return find(what).read_text(encoding="utf-8")
+PARTS = ("model", "sample", "stages", *SECTIONS)  # below a scale these hold for all its sets
+RESERVED = {"name"}  # the key of a recipe's `model` that names the model
+_HEADER = re.compile(rf" +({'|'.join([*schema(None), 'stages', 'for', 'extends'])}):")
+Keys = tuple[
+    str, ...
+]  # the keys below `for` that lead to a section: ("small",), ("mnist",), ("small", "grey")
 
 
 @dataclass
 class RecipeFile:
     """A recipe file.
 
-    path: where it lies.
     label: its name in messages; of a shipped one `recipes/glow.yaml`, wherever gz is installed.
     document: its content with the place of each key.
     shipped: whether it is gz's own.
     own: its values without `for` and `extends`.
-    sections: its values for data sets, shape classes, traits and scales, by the keys below `for`.
+    sections: its values for scales, shape classes and data sets, by the keys below `for`.
+    written: the keys of a section as they are written: `128px, 256px` stands for two sections.
     """
 
     path: Path
@@ -44,21 +46,38 @@ class RecipeFile:
     document: Document
     shipped: bool = False
     own: dict[str, Any] = field(default_factory=dict)
-    sections: dict[tuple[str, ...], Any] = field(default_factory=dict)
+    sections: dict[Keys, Any] = field(default_factory=dict)
+    written: dict[Keys, Keys] = field(default_factory=dict)
+
+
+def recipes() -> dict[str, Path]:
+    """The shipped recipes: name → file."""
+    return {path.stem: path for path in sorted(recipes_dir().glob("*.yaml"))}
+
+
+def presets() -> list[str]:
+    """What a recipe may extend beside recipes: values that several share, as `presets/unet`."""
+    return [f"presets/{path.stem}" for path in sorted((recipes_dir() / "presets").glob("*.yaml"))]
+
+
+def show(what: str) -> str:
+    """The text of a shipped recipe or of a file. Raises UsageError where there is none."""
+    return find(what).read_text(encoding="utf-8")
 
 
 def find(what: str) -> Path:
-    """The file of a recipe.
+    """The file of a recipe. Raises UsageError with the nearest name.
 
-    what: name of a shipped recipe, path of a recipe, or name or path of a model from outside. The recipe of
-      such a model is the YAML file beside it, else the model's file itself.
-
-    Raises UsageError with the nearest name.
+    what: name of a shipped recipe or preset, path of a recipe, or name or path of a model from outside. The
+      recipe of such a model is the YAML file beside it, else the model's file itself.
     """
     if model_files.is_file(what):
         what = _added(what)
     if model := model_files.typed(what):
         return _recipe_of(model)
+    preset = recipes_dir() / f"{what}.yaml"
+    if what.startswith("presets/") and preset.is_file():
+        return preset
     if what.endswith((".yaml", ".yml")) or "/" in what:
         path = Path(what).expanduser()
         if not path.is_file():
@@ -81,16 +100,12 @@ def find(what: str) -> Path:
 
 
 def _recipe_of(model: Path) -> Path:
-    """The recipe beside a model's file, else the file itself."""
     beside = model.with_suffix(".yaml")
     return beside if beside.is_file() else model
 
 
 def _added(file: str) -> str:
-    """Makes the model of a file known to this process. Returns its name.
-
-    Raises UsageError where the file holds no model, or one with the name of a model of gz.
-    """
+    """Makes the model of a file known to this process. Returns its name."""
     name = model_files.add(file)
     if canonical(name) in map(canonical, recipes()) or trained_in(name):
         raise UsageError(
@@ -99,6 +114,9 @@ def _added(file: str) -> str:
     if wrong := mistakes(Path(file).expanduser().absolute()):
         raise UsageError("\n".join(wrong), hint=f"`gz model check {file}` tells more")
     return name
+
+
+# --- a recipe with what it extends ---
 
 
 def read_chain(what: str) -> tuple[list[RecipeFile], list[Problem]]:
@@ -110,10 +128,9 @@ def read_chain(what: str) -> tuple[list[RecipeFile], list[Problem]]:
     problems: list[Problem] = []
     path = find(what)
     while True:
-        shipped = path.resolve().parent == recipes_dir().resolve()
-        file = RecipeFile(path, f"recipes/{path.name}" if shipped else str(path), Document(""), shipped)
-        file.document = document = read_header(path) if path.suffix == ".py" else read_file(path, file.label)
+        file = _read(path)
         chain.insert(0, file)
+        document = file.document
         problems += document.problems
         tree = document.tree or {}
         if not isinstance(tree, dict):
@@ -121,44 +138,144 @@ def read_chain(what: str) -> tuple[list[RecipeFile], list[Problem]]:
             return chain, [*problems, Problem(document.where(()), message)]
         file.own = {key: value for key, value in tree.items() if key not in ("for", "extends")}
         model = path.absolute().with_suffix(".py")
-        if not shipped and model.is_file() and model_files.find(path.stem) == model:
+        if not file.shipped and model.is_file() and model_files.find(path.stem) == model:
             file.own["model"] = {"name": path.stem, **(file.own.get("model") or {})}
-        file.sections = _sections(document, tree.get("for") or {}, problems)
+        _add_sections(file, tree.get("for") or {}, problems)
         base = tree.get("extends")
         if base is None:
             return chain, problems
         where = document.where(("extends",), value=True)
         if not isinstance(base, str):
             return chain, [*problems, Problem(where, "`extends` must be a recipe's name or path")]
-        # a path is relative to the file that holds it
-        near = base if "/" not in base and not base.endswith((".yaml", ".yml")) else str(path.parent / base)
-        try:
-            path = find(near)
+        is_name = "/" not in base and not base.endswith((".yaml", ".yml"))
+        is_preset = (recipes_dir() / f"{base}.yaml").is_file()
+        try:  # a path is relative to the file that holds it
+            path = find(base if is_name or is_preset else str(path.parent / base))
         except UsageError as e:
             return chain, [*problems, Problem(where, e.message, e.hint)]
         if any(path.resolve() == other.path.resolve() for other in chain):
             return chain, [*problems, Problem(where, f"`{base}` extends this recipe in its turn")]
 
 
-def _sections(document: Document, tree: Any, problems: list[Problem]) -> dict[tuple[str, ...], Any]:
-    """The sections of `for`, by the keys that lead to each."""
-    found: dict[tuple[str, ...], Any] = {}
+def _read(path: Path) -> RecipeFile:
+    home = recipes_dir().resolve()
+    shipped = home in path.resolve().parents
+    label = f"recipes/{path.resolve().relative_to(home).as_posix()}" if shipped else str(path)
+    document = read_header(path) if path.suffix == ".py" else read_file(path, label)
+    return RecipeFile(path, label, document, shipped)
+
+
+def _add_sections(file: RecipeFile, tree: Any, problems: list[Problem]) -> None:
+    """Notes the sections of `for` in the file."""
+
+    def add(written: Keys, values: Any) -> None:
+        *scale, names = written
+        for name in names.split(", "):
+            at = (*scale, name)
+            file.sections[at], file.written[at] = values, written
+
     if not isinstance(tree, dict):
         message = "`for` must hold data sets, as `for: {mnist: {…}}`"
-        problems.append(Problem(document.where(("for",)), message))
-        return found
+        problems.append(Problem(file.document.where(("for",)), message))
+        return
     for name, section in tree.items():
         if name not in SCALES:
-            found[(name,)] = section
+            add((name,), section)
         elif isinstance(section, dict):
-            for inner, values in section.items():
-                if inner in NO_SETS:  # it would be taken for the name of a data set
-                    message = f"`for.{name}` holds sections by shape class, trait or data set, not `{inner}`"
-                    hint = f"as in `{name}: {{colour: {{{inner}: {{…}}}}}}`"
-                    problems.append(Problem(document.where(("for", name, inner)), message, hint))
-                else:
-                    found[name, inner] = values
+            if whole := {key: value for key, value in section.items() if key in PARTS}:
+                add((name,), whole)
+            for key, values in section.items():
+                if key not in PARTS:
+                    add((name, key), values)
         else:
             message = f"`for.{name}` is a scale: it must hold sections, as `{name}: {{colour: {{…}}}}`"
-            problems.append(Problem(document.where(("for", name)), message))
-    return found
+            problems.append(Problem(file.document.where(("for", name)), message))
+
+
+# --- a model's file ---
+
+
+def read_header(path: Path) -> Document:
+    """The recipe in a model's file, with the places of the file: the indented lines of its docstring that
+    begin with a section, as `  train: {steps: 600}`.
+
+    Raises UsageError for a file that is no Python, or whose recipe is no YAML.
+    """
+    body = tree_of(path).body
+    lines: list[str] = []
+    first = body[0].value if body and isinstance(body[0], ast.Expr) else None
+    if isinstance(first, ast.Constant) and isinstance(first.value, str):
+        inside = False
+        lines = [""] * (body[0].lineno - 1)
+        for line in first.value.splitlines():
+            inside = bool(_HEADER.match(line)) or (inside and (not line.strip() or line.startswith(" ")))
+            lines.append(line if inside else "")
+    return read_text("\n".join(lines), str(path))
+
+
+def mistakes(path: Path) -> list[str]:
+    """The mistakes in the source of a model's file, as `maf.py:12: …`; [] where it describes a model. Nothing
+    is imported."""
+    try:
+        found = catalog.model_class(path)
+        if found is None:
+            return [_no_model(path, tree_of(path))]
+        wrong = list(_of_methods(found, path))
+        if wrong:
+            return wrong
+        catalog.card_at(path)
+    except UsageError as e:
+        return [e.message]
+    return []
+
+
+def _no_model(path: Path, tree: ast.Module) -> str:
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and any(cls.is_model for cls in lineage_of(path, node.name)):
+            lacking = 'needs a line `paper = "…"`, which names its source'
+            return f"{path}:{node.lineno}: class `{node.name}` {lacking}"
+    return f"{path}: no class here derives from `gzcli.Model`"
+
+
+def _of_methods(lineage: list[Class], path: Path) -> Iterator[str]:
+    """The mistakes in signatures that this very file writes."""
+    for cls in (cls for cls in lineage if cls.path == path):
+        for name, method in cls.methods.items():
+            public = ("__init__", "sample", *catalog.APPLICATIONS)
+            if name in public or name.startswith(("score_", "fit_")):
+                yield from _of_signature(name, method, path)
+
+
+def _of_signature(name: str, method: ast.FunctionDef, path: Path) -> Iterator[str]:
+    at = f"{path}:{method.lineno}"
+    for star, arg in (("*", method.args.vararg), ("**", method.args.kwarg)):
+        if arg:
+            yield (
+                f"{at}: `{name}` takes `{star}{arg.arg}`; name each option: the signature is the "
+                "recipe's schema"
+            )
+    arguments = [*method.args.posonlyargs, *method.args.args, *method.args.kwonlyargs]
+    for arg in arguments:
+        if arg.arg not in GIVEN and arg.annotation is None:
+            yield (
+                f"{path}:{arg.lineno}: option `{arg.arg}` of `{name}` has no type; write `{arg.arg}: int = 8`"
+            )
+        elif name == "__init__" and arg.arg in RESERVED:
+            yield f"{path}:{arg.lineno}: `{arg.arg}` cannot be an option: in a recipe it names the model"
+    typed = {arg.arg for arg in arguments if arg.annotation is not None}
+    try:
+        options = [p for p in params_of(method, path) if p.name not in GIVEN and p.name in typed]
+    except UsageError as e:
+        yield e.message
+        return
+    for param in options:
+        yield from _of_type(name, param, at)
+
+
+def _of_type(name: str, param: Param, at: str) -> Iterator[str]:
+    made_by_gz = {"Tensor", "Module", "Model"} & set(param.annotation.replace("|", " ").split())
+    if not made_by_gz and not is_storable(parse(param.annotation)):
+        yield (
+            f"{at}: option `{param.name}` of `{name}` is a `{param.annotation}`, which no recipe can hold; "
+            "known are int, float, bool, str, None, Literal[…], tuple[…], list[…] and unions of these by `|`"
+        )

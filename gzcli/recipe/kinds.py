@@ -1,4 +1,4 @@
-"""Types by their source text: what an annotation of a signature, or of a `Rule`, asks of a value.
+"""Types and ranges by their text: what an annotation of a signature, or of a `Rule`, asks of a value.
 
 Known types are int, float, bool, str, None, Any, Literal[…], tuple[…], list[…] and unions of them by `|`.
 """
@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
 from gzcli.core.errors import UsageError, did_you_mean
 from gzcli.core.units import WORDS, canonical_size, nearest
-from gzcli.recipe.load import scalar
+from gzcli.recipe.yaml import scalar
 
 
 @cache
@@ -108,12 +108,6 @@ def _item_kinds(node: ast.expr, n: int) -> list[ast.expr]:
     return kinds
 
 
-def numbers(value: Any) -> Iterable[float]:
-    """The numbers in a value, on which a range holds."""
-    values = value if isinstance(value, list) else [value]
-    return [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
-
-
 def literals(annotation: str) -> list[Any]:
     """The values that a type lists by `Literal`; [] of any other type."""
     return _choices(parse(annotation))
@@ -192,12 +186,12 @@ def advice(node: ast.expr, value: Any) -> str | None:
     return did_you_mean(odd, choices) if isinstance(odd, str) else None
 
 
-def known(node: ast.expr) -> bool:
+def is_storable(node: ast.expr) -> bool:
     """Whether a recipe can hold values of the type."""
     for option in _alternatives(node):
         kind = _head(option)
         if kind in ("tuple", "list") and isinstance(option, ast.Subscript):
-            if not all(known(item) for item in _item_kinds(option, 1)):
+            if not all(is_storable(item) for item in _item_kinds(option, 1)):
                 return False
         elif kind not in ("Any", "None", "bool", "str", "int", "float", "Size", "Literal", "tuple", "list"):
             return False
@@ -208,10 +202,7 @@ _JSON = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"
 
 
 def as_json_schema(node: ast.expr, limits: Mapping[str, Any]) -> dict[str, Any]:
-    """The type as a JSON schema says it.
-
-    limits: keywords for its numbers, which hold in lists too.
-    """
+    """The type as a JSON schema says it; `limits` are keywords for its numbers, in lists too."""
     found = [_as_one(option, limits) for option in _alternatives(node)]
     return found[0] if len(found) == 1 else {"anyOf": found}
 
@@ -233,3 +224,35 @@ def _as_one(node: ast.expr, limits: Mapping[str, Any]) -> dict[str, Any]:
             return {"type": "array", "items": items, "minItems": len(items), "maxItems": len(items)}
         return {"type": "array", "items": as_json_schema(kinds[0], limits)}
     return {}
+
+
+# --- ranges ---
+
+RANGES: dict[str, Callable[[float], bool]] = {
+    "greater than 0": lambda v: v > 0,
+    "0 or more": lambda v: v >= 0,
+    "1 or more": lambda v: v >= 1,
+    "in [0, 1]": lambda v: 0 <= v <= 1,
+    "in [0, 1)": lambda v: 0 <= v < 1,
+}
+
+
+def bounds(range: str) -> tuple[int, int]:
+    """The least and the largest number of a range such as `2 … 256`."""
+    low, high = (int(text.replace(",", "")) for text in range.split(" … "))
+    return low, high
+
+
+def within(range: str) -> Callable[[float], bool]:
+    """Whether a number lies in a range: one of RANGES, or one that `bounds` reads."""
+    if range in RANGES:
+        return RANGES[range]
+    low, high = bounds(range)
+    return lambda v: low <= v <= high
+
+
+def in_range(value: Any, range: str | None) -> bool:
+    """Whether all numbers of a value lie in a range; None: any."""
+    values = value if isinstance(value, list) else [value]
+    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    return range is None or all(map(within(range), numbers))

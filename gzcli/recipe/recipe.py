@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from gzcli.core.errors import UsageError
 from gzcli.core.parts import Part, part_of
 from gzcli.core.sections import BenchSection, DataSection, LaunchSection, lists, plain, tuples
+from gzcli.data.sets.names import DataSet
+from gzcli.data.sets.registry import EXTRAS, SPECS, extras_in_words
+from gzcli.models import catalog
+from gzcli.models.catalog import ModelCard
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+R = TypeVar("R", bound="Recipe")
+
+# Files that tell a folder of a run, or of a model of diffusers, from one that only has the same name.
+MARKS = ("status.json", "config.json", "model_index.json")
 SHARED = ("about", "scale", "seed", "data", "bench", "launch")  # keys that all parts share
 OF_STAGE = ("model", "data", "train", "optim", "sample", "ood", "params")  # keys of a stage
 
@@ -21,14 +31,8 @@ class Recipe:
     """A recipe with a value for every key.
 
     parts: one for each model that is trained, in order of training.
-    about: what the recipe is for, in one line.
-    scale: of all parts; None: the recipe has no scales.
-    seed: seed of all parts.
-    data: data of all parts; a stage replaces the keys of its `own_data`.
-    bench: what is measured of all parts.
-    launch: processes of all parts.
     stages: names of all stages in order, trained or not; () of a recipe without stages.
-    reused: the run that is used in the place of a stage, by the stage's name.
+    reused: the run in the place of a stage, by the stage's name.
     own_data: keys of `data` that a stage has for itself, by the stage's name.
     """
 
@@ -112,3 +116,123 @@ def recipe_of(tree: Mapping[str, Any]) -> Recipe:
 
 def _shared(part: Part) -> dict[str, Any]:
     return {key: getattr(part, key) for key in SHARED}
+
+
+# --- paths ---
+
+
+def anchored(recipe: R, found: DataSet | None) -> R:
+    """The recipe with absolute paths, as `run.yaml` is read from other folders too; names stay."""
+    name = found.reference if found else recipe.data.name
+    latent = recipe.data.latent and _absolute(recipe.data.latent)
+    data = replace(recipe.data, name=name, latent=latent)
+    own_data = {
+        stage: {key: _absolute(v) if key == "latent" and v else v for key, v in own.items()}
+        for stage, own in recipe.own_data.items()
+    }
+    reused = {stage: _absolute(run) for stage, run in recipe.reused.items()}
+    parts = tuple(_anchored(part) for part in recipe.parts)
+    return replace(recipe, parts=parts, own_data=own_data, reused=reused).on(data)
+
+
+def _anchored(part: Part) -> Part:
+    base = part.options.get("base")
+    if isinstance(base, str):
+        part = replace(part, options={**part.options, "base": _absolute(base)})
+    if part.train.init:
+        part = replace(part, train=replace(part.train, init=_absolute(part.train.init)))
+    if part.ood.background:
+        part = replace(part, ood=replace(part.ood, background=_absolute(part.ood.background)))
+    return part
+
+
+def _absolute(name: str) -> str:
+    """The absolute path of a file, a run or a model of diffusers; any other text unchanged."""
+    path = Path(name).expanduser()
+    is_path = path.is_file() or any((path / mark).is_file() for mark in MARKS)
+    return str(path.absolute()) if is_path else name
+
+
+# --- what the parts need ---
+
+
+def check_batch_of(part: Part, n: int, name: str) -> None:
+    """Raises UsageError where a batch has more images than the n of the set `name`."""
+    n = min(n, part.data.n or n)
+    if part.train.batch_size > n:
+        fits = 1 << (n.bit_length() - 1)
+        raise UsageError(
+            f"`train.batch_size` is {part.train.batch_size}, and `{name}` has {n} images to train on",
+            hint=f"`--set train.batch_size={fits}`",
+        )
+
+
+def check_strategy(part: Part, card: ModelCard) -> None:
+    """Raises UsageError where the model's weights cannot be shared out as `launch.strategy` asks."""
+    if part.launch.strategy != "fsdp":
+        return
+    able = ", ".join(f"`{other.name}`" for other in catalog.cards().values() if other.shares)
+    if not card.shares:
+        raise UsageError(
+            f"`launch.strategy: fsdp` cannot share out the weights of `{card.name}`",
+            hint=f"it works with {able}; `ddp` works with every model",
+        )
+    refused = {  # key → the value that does not work, why, and what does
+        "optim.name=muon": ("needs whole matrices", "`--set optim.name=adamw`"),
+        "optim.name=adamw8bit": ("keeps blocks of whole tensors", "`--set optim.name=adamw`"),
+        "train.precision=fp16": ("needs a scale that all agree on", "`--set train.precision=bf16`"),
+        "train.compile=True": ("compiles whole weights", "`--set train.compile=auto`"),
+    }
+    tree = part.tree()
+    for setting, (why, instead) in refused.items():
+        (section, key), value = setting.partition("=")[0].split("."), setting.partition("=")[2]
+        if str(tree[section][key]) == value:
+            what = f"`{section}.{key}: {value.lower()}` {why}"
+            raise UsageError(f"{what}, which `launch.strategy: fsdp` has not", hint=instead)
+
+
+def check_data(
+    part: Part,
+    card: ModelCard,
+    classes: tuple[str, ...] | int,
+    name: str,
+    extras: Collection[str] = (),
+    shape: Sequence[int] = (),
+) -> None:
+    """Raises UsageError where the set `name` lacks what a part's model needs; its hint names sets that fit.
+
+    classes: names of the set's classes, or their number.
+    extras: what comes with each image, as `caption`.
+    shape: (C, H, W) of the images; (): not known.
+    """
+    if card.square and shape and shape[-1] != shape[-2]:
+        raise UsageError(
+            f"`{card.name}` needs square images, and those of `{name}` are {shape[-1]}×{shape[-2]}",
+            hint=f"`--set data.size={min(shape[1:])}` crops them, with `--set data.fit=pad` it pads them",
+        )
+    wanted = [extra for extra in EXTRAS if extra in card.needs]
+    if lacking := [extra for extra in wanted if extra not in extras]:
+        able = ", ".join(spec.name for spec in SPECS.values() if set(wanted) <= set(spec.extras))
+        hint = f"sets that have: {able or 'none is shipped'}; or a folder with a `metadata.jsonl`"
+        raise UsageError(f"`{card.name}` needs {extras_in_words(lacking)}, and `{name}` has none", hint=hint)
+    count = classes if isinstance(classes, int) else len(classes)
+    if "second_domain" in card.needs and count != 2:
+        paired = [spec.name for spec in SPECS.values() if spec.n_classes == 2]
+        hint = f"sets of two classes: {', '.join(paired)}; or a folder with `trainA` and `trainB`"
+        raise UsageError(
+            f"`{card.name}` needs images of two domains, and `{name}` has {count or 'no'} classes", hint=hint
+        )
+    if part.data.latent and not card.latents:
+        able = ", ".join(f"`{other.name}`" for other in catalog.cards().values() if other.latents)
+        raise UsageError(
+            f"`{card.name}` models grey levels, so it cannot live on latents",
+            hint=f"`data.latent` works with {able}",
+        )
+    conditional = part.options.get("conditional") is True
+    if classes or not (conditional or "labels" in card.needs):
+        return
+    labelled = [spec.name for spec in SPECS.values() if spec.classes]
+    hint = f"sets with labels: {', '.join(labelled)}"
+    if conditional and "labels" not in card.needs:
+        hint += "; or `--set model.conditional=false`"
+    raise UsageError(f"`{card.name}` needs labels, and `{name}` has none", hint=hint)

@@ -1,7 +1,7 @@
 """A recipe as it will run: every key of every section, and where each value comes from.
 
-The layers, of which a later one wins: defaults of the signatures and sections < the recipe < its sections of
-`for` that apply (`choice.py`) < the user's own recipe that `extends` it < its own sections < flags < `--set`.
+The layers, of which a later one wins: defaults of the signatures and sections < a preset < the recipe < its
+sections of `for` that apply < the user's own recipe that `extends` it < its own sections < flags < `--set`.
 In a recipe with stages each layer gives a stage first the values that all stages share, then those of the
 stage itself.
 """
@@ -9,31 +9,52 @@ stage itself.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import MissingError, UsageError, canonical
-from gzcli.core.sections import DataSection
+from gzcli.core.sections import SCALES, DataSection
+from gzcli.core.units import Size
 from gzcli.data.sets.names import DataSet, data_key, locate, names
 from gzcli.data.sets.registry import DataSpec
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
 from gzcli.recipe import schema, stages
-from gzcli.recipe.choice import GENERAL, Choice, choice_of, chosen_by_gz, lower_batches, misspelt
 from gzcli.recipe.files import RecipeFile, read_chain
-from gzcli.recipe.layers import Layer, dotted, lay, layer_given, layer_of, without_meeting
-from gzcli.recipe.load import Problem, in_order, refusal
-from gzcli.recipe.needs import check_data, check_strategy
-from gzcli.recipe.override import flags_of, parse_set
-from gzcli.recipe.recipe import Recipe, recipe_of
-from gzcli.recipe.whole import Whole, whole
-from gzcli.recipe.write import dump
-
-__all__ = ["Resolved", "check", "dump", "resolve"]
+from gzcli.recipe.layers import (
+    GENERAL,
+    Choice,
+    Layer,
+    choice_of,
+    dotted,
+    lay,
+    layer_of,
+    layers_of,
+    layers_typed,
+    misspelt,
+    without_meeting,
+)
+from gzcli.recipe.recipe import Recipe, check_data, check_strategy, recipe_of
+from gzcli.recipe.yaml import Problem, in_order, refusal
 
 USUAL = "GZ_DATA"  # the environment variable that names the set to train on where none is named
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A complete run as the recipe's files plan it, whatever was typed: a run that was cut short is told from
+    it, and one whose loss the reference does not have.
+
+    steps: of each stage, "" of a recipe without stages; None where the recipe gives a time.
+    size: of the images in the recipe that gz ships; None where it leaves it to the set.
+    loss: who changed what the loss depends on, beside the recipe that gz ships: "file", "typed".
+    """
+
+    steps: Mapping[str, int | None] = field(default_factory=dict)
+    size: Size | None = None
+    loss: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +63,11 @@ class Resolved(Recipe):
 
     origin: the place of the value of each dotted key: "default" | "recipes/glow.yaml:9" |
       "for.mnist recipes/glow.yaml:14" | "my.yaml:3" | "--steps" | "--set".
-    ours: the dotted keys whose values gz itself chose, and not the user.
+    ours: the dotted keys whose values gz itself chose.
     card: the model that the run is called after.
     cards: the models of the stages, by the stages' names.
     source: the file.
     found: the data set; None where it is not there yet.
-    whole: how long the files plan to train, and on which size of images.
-    choice: the scale, with its reason, and what is known of the set.
     """
 
     origin: Mapping[str, str]
@@ -99,12 +118,12 @@ def check(path: str | Path) -> list[str]:
     paths = dict.fromkeys(path for file in chain for path in file.sections)
     problems += _resolve(str(path), None, (), {})[1]
     for at in paths:
-        forced = Choice(at[0] if at[1:] else None, "", (at[-1],), at[0] if at[1:] else None, None)
-        is_set = at[-1] not in GENERAL
+        scale, is_set = at[0] if at[0] in SCALES else None, at[-1] not in GENERAL
+        forced = Choice(scale, "", (tuple(map(canonical, at)),))
         problems += _resolve(str(path), at[-1] if is_set else None, (), {}, forced=forced)[1]
         if problem := misspelt(at, names()):
             file = next(file for file in chain if at in file.sections)
-            problems.append(Problem(file.document.where(("for", *at)), *problem))
+            problems.append(Problem(file.document.where(("for", *file.written[at])), *problem))
     return [str(problem) for problem in in_order(problems)]
 
 
@@ -121,36 +140,21 @@ def _resolve(
     forced: Choice | None = None,
 ) -> tuple[Resolved | None, list[Problem]]:
     chain, problems = read_chain(what)
-    typed = [layer_given(override) for override in flags_of({"data.name": data, **flags})]
-    for text in sets:
-        override, wrong = parse_set(text)
-        problems += wrong
-        if override:
-            typed.append(layer_given(override))
+    typed = layers_typed({"data.name": data, **flags}, sets, problems)
     own = [*(layer_of(file) for file in chain), *typed]
     usual = _usual_set(chain, own)
     name = usual or _data_name([layer.tree for layer in own])
     found = _located(name, own, {at[-1] for file in chain for at in file.sections}, problems)
     choice = forced or choice_of(chain, own, found, name, gpus, problems)
-    layers = [layer for file in chain for layer in _layers(file, choice)] + typed
+    layers = [layer for file in chain for layer in layers_of(file, choice)] + typed
     staged = stages.cards_of(layers, problems)
     cards, reused = staged or {}, stages.reused_runs(layers)
-    if staged is None:
-        card = _card(chain, problems)
-        rules = schema.schema(card)
-    else:
-        card = stages.called_after(cards)
-        rules = schema.staged(cards)
-        layers = [
-            replace(layer, tree=tree)
-            for layer, tree in zip(layers, stages.fitting(layers, rules, cards), strict=True)
-        ]
-
-    applied = []
-    for layer in layers:
-        clean = _checked(layer, rules, problems)
-        if layer.applies:
-            applied.append(clean)
+    card = _card(chain, problems) if staged is None else stages.called_after(cards)
+    rules = schema.schema(card) if staged is None else schema.staged(cards)
+    if staged is not None:
+        layers = stages.fitting(layers, rules, cards)
+    clean = [_checked(layer, rules, problems) for layer in layers]
+    applied = [layer for layer in clean if layer.applies]
     if card is None:
         return None, problems
 
@@ -159,54 +163,46 @@ def _resolve(
 
     tree, origin = composed(applied)
     if not cards:
-        if canonical(tree["model"]["name"]) != canonical(card.name):
-            other = tree["model"]["name"]
-            message = f"this is a recipe of `{card.name}`"
-            problems.append(Problem(f"`{origin['model.name']}`", message, f"gz train {other}"))
-        tree["model"]["name"] = card.name
+        _check_name(tree, origin, card, problems)
     tree["data"]["name"] = found.name if isinstance(found, DataSpec) else name
     if usual:
         origin["data.name"] = USUAL
     ours = chosen_by_gz(origin, chain)
+    if choice.scale:
+        tree["scale"], origin["scale"] = choice.scale, choice.why
     if choice.facts:
         lower_batches(tree, origin, choice.facts.n, ours)
-    if choice.scale:
-        tree["scale"] = choice.scale
-        origin["scale"] = choice.why
     if not problems:
         label = chain[-1].label
         problems += [Problem(label, f"`{key}` must be given") for key in schema.missing(tree, rules)]
     recipe = recipe_of(tree)
+    problems += _needs(recipe, found)
+    plan = Whole() if problems else whole(applied, lambda layers: recipe_of(composed(layers)[0]))
+    about: dict[str, Any] = {"origin": origin, "ours": ours, "card": card, "cards": cards}
+    about |= {"source": chain[-1].path, "found": found, "whole": plan, "choice": choice}
+    return Resolved(**vars(recipe), **about), problems
+
+
+def _check_name(
+    tree: dict[str, Any], origin: Mapping[str, str], card: ModelCard, problems: list[Problem]
+) -> None:
+    """Adds to `problems` that `--set` names another model; spells the model's name as it is."""
+    other = tree["model"]["name"]
+    if canonical(other) != canonical(card.name):
+        message = f"this is a recipe of `{card.name}`"
+        problems.append(Problem(f"`{origin['model.name']}`", message, f"gz train {other}"))
+    tree["model"]["name"] = card.name
+
+
+def _needs(recipe: Recipe, found: DataSet | None) -> Iterator[Problem]:
+    """What the set or the processes lack that the models need."""
     for part in recipe.parts:
         try:
             check_strategy(part, model := catalog.card(part.model))
             if isinstance(found, DataSpec):
                 check_data(part, model, found.classes, found.name, found.extras)
         except UsageError as e:
-            problems.append(Problem("", e.message, e.hint))
-    done = Whole() if problems else whole(applied, lambda layers: recipe_of(composed(layers)[0]))
-    resolved = Resolved(
-        **vars(recipe),
-        origin=origin,
-        ours=ours,
-        card=card,
-        cards=cards,
-        source=chain[-1].path,
-        found=found,
-        whole=done,
-        choice=choice,
-    )
-    return resolved, problems
-
-
-def _layers(file: RecipeFile, choice: Choice) -> list[Layer]:
-    """A file's own values, then its sections of `for`: those that apply in their order, the others, which are
-    only checked, after them."""
-    ranks = {at: choice.rank(at) for at in file.sections}
-    applying = sorted((rank, at) for at, rank in ranks.items() if rank)
-    chosen = [layer_of(file, at) for _, at in applying]
-    others = [layer_of(file, at, applies=False) for at, rank in ranks.items() if not rank]
-    return [layer_of(file), *chosen, *others]
+            yield Problem("", e.message, e.hint)
 
 
 def compose(
@@ -258,11 +254,40 @@ def _usual_set(chain: Iterable[RecipeFile], own: Collection[Layer]) -> str | Non
     """The set that `GZ_DATA` puts in the place of a shipped recipe's own; None where it does not: where the
     recipe lacks settings for one of the two, or the user names a set."""
     usual, shipped = os.environ.get(USUAL), [layer.tree for layer in own if layer.source == "shipped"]
-    sections = {canonical(at[0]) for file in chain if file.shipped for at in file.sections if len(at) == 1}
+    sections = {
+        canonical(at[-1]) for file in chain if file.shipped for at in file.sections if at[0] == "tiny"
+    }
     given = [layer.tree.get("data") for layer in own if layer.source != "shipped"]
     if not usual or any(isinstance(data, Mapping) and "name" in data for data in given):
         return None
     return usual if {canonical(usual), canonical(_data_name(shipped))} <= sections else None
+
+
+def chosen_by_gz(origin: Mapping[str, str], chain: Collection[RecipeFile]) -> frozenset[str]:
+    """The dotted keys whose values nobody but gz chose: defaults, and values of its own recipes."""
+    of_user = {file.label for file in chain if not file.shipped}
+    shipped = {file.label for file in chain} - of_user
+
+    def is_ours(place: str) -> bool:
+        return place == "default" or place.split()[-1].rpartition(":")[0] in shipped
+
+    return frozenset(key for key, place in origin.items() if is_ours(place))
+
+
+def lower_batches(tree: dict[str, Any], origin: dict[str, str], n: int, ours: Collection[str]) -> None:
+    """Lowers each batch that gz itself chose, and that is larger than the n images of the set, to the largest
+    power of two that the set holds, of parts no larger than before. One that the user chose stays, and is
+    refused later."""
+    stages = {f"stages.{name}.": part for name, part in tree.get("stages", {}).items()} or {"": tree}
+    for prefix, part in stages.items():
+        key = f"{prefix}train.batch_size"
+        if not isinstance(part, Mapping) or part["train"]["batch_size"] <= n:
+            continue
+        if key in ours:
+            train, fits = part["train"], 1 << (n.bit_length() - 1)
+            train["accumulate"] = max(1, train["accumulate"] * fits // train["batch_size"])
+            train["batch_size"] = fits
+            origin[key] = f"{n} images"
 
 
 def _checked(layer: Layer, rules: schema.Rules, problems: list[Problem]) -> Layer:
@@ -300,3 +325,29 @@ def _located(
     except MissingError:
         pass
     return None
+
+
+# ---------------------------------------------------------------------------- a complete run
+
+
+def whole(layers: Iterable[Layer], compose: Callable[[list[Layer]], Recipe]) -> Whole:
+    """The complete run that the files among the layers plan. A size that the user's own file gives does not
+    count: a run of the set's own size is preferred to it."""
+    layers = list(layers)
+    written = [layer for layer in layers if layer.source != "typed"]
+    steps = {p.stage: None if p.train.minutes else p.train.steps for p in compose(written).parts}
+    shipped = [layer.tree.get("data", {}) for layer in written if layer.source == "shipped"]
+    sizes = [data["size"] for data in shipped if data.get("size")]
+    loss = {layer.source for layer in layers if layer.source != "shipped" and any(_of_loss(layer.tree))}
+    return Whole(steps, sizes[-1] if sizes else None, frozenset(loss))
+
+
+def _of_loss(tree: Mapping[str, Any]) -> Iterator[str]:
+    """The keys of a layer on which the loss depends: those of models and images, but for the name of the set,
+    and a run in the place of a stage. How long, how fast and in which batches is trained changes no loss.
+    """
+    yield from tree.get("model", {}).keys() - {"name"}
+    yield from tree.get("data", {}).keys() - {"name"}
+    for name, part in tree.get("stages", {}).items():
+        if isinstance(part, str) or part.get("model") or part.get("data"):
+            yield name

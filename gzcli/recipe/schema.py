@@ -7,7 +7,7 @@ A schema is a tree of `Rule`s in the shape of a recipe. Annotations are written 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gzcli.core.errors import UsageError, canonical, did_you_mean
@@ -15,9 +15,8 @@ from gzcli.core.parts import Part
 from gzcli.core.sections import FIXED, SECTIONS, keys_of, renamed
 from gzcli.models.catalog import ModelCard, likelihood_scores, phases
 from gzcli.models.signatures import Param
-from gzcli.recipe.kinds import advice, convert, parse, shown, words
-from gzcli.recipe.load import WRONG, Key, Problem, scalar
-from gzcli.recipe.ranges import in_range
+from gzcli.recipe.kinds import advice, convert, in_range, parse, shown, words
+from gzcli.recipe.yaml import WRONG, Key, Problem, scalar
 
 ABSENT = object()  # the default of a key that is left out of the resolved recipe unless it is given
 ANY = "*"  # stands for every other key of a section whose keys cannot be known
@@ -25,12 +24,8 @@ ANY = "*"  # stands for every other key of a section whose keys cannot be known
 
 @dataclass(frozen=True)
 class Rule:
-    """What a key may hold.
-
-    annotation: its type, as in a signature.
-    default: its value where no layer gives one.
-    range: the range of its numbers, as `ranges.within` reads it; None: any.
-    """
+    """What a key may hold: its type as in a signature, its default, and the range of its numbers, as
+    `kinds.within` reads it."""
 
     annotation: str
     default: Any = None
@@ -62,50 +57,27 @@ PART = rules_of(Part)
 
 
 def schema(card: ModelCard | None) -> Rules:
-    """The rules of a recipe without stages, sections in order.
-
-    card: card of the model; None: any key is allowed in the sections whose keys the model decides.
-    """
-    return {
-        "about": PART["about"],
-        "scale": PART["scale"],
-        "seed": PART["seed"],
-        "model": {},
-        "data": DATA,
-        "train": TRAIN,
-        **_of_model(card),
-        "bench": BENCH,
-        "launch": LAUNCH,
-        "params": PART["params"],
-    }
+    """The rules of a recipe without stages, sections in order; without a model, any key is allowed in the
+    sections whose keys it decides."""
+    parts = {"model": {}, "data": DATA, "train": TRAIN, **_of_model(card)}
+    return {**_top(), **parts, "bench": BENCH, "launch": LAUNCH, "params": PART["params"]}
 
 
 def staged(cards: Mapping[str, ModelCard | None]) -> Rules:
-    """The rules of a recipe in stages.
-
-    The sections at the top hold for all stages, those below `stages` for one. Both have the same keys, but
-    for those that the models decide; a stage cannot have another data set.
-
-    cards: the model of each stage.
-    """
+    """The rules of a recipe in stages: the sections at the top hold for all stages, those below `stages` for
+    one, which cannot have another data set."""
     own_data = {key: rule for key, rule in DATA.items() if key != "name"}
+    every = {"model": {}, "data": own_data, "train": TRAIN}
     stages: Rules = {
-        name: _given_only(
-            {"model": {}, "data": own_data, "train": TRAIN, **_of_model(card), "params": PART["params"]}
-        )
+        name: _without_defaults({**every, **_of_model(card), "params": PART["params"]})
         for name, card in cards.items()
     }
-    shared = _given_only({"train": TRAIN, "optim": OPTIM})
-    return {
-        "about": PART["about"],
-        "scale": PART["scale"],
-        "seed": PART["seed"],
-        "data": DATA,
-        **shared,
-        "stages": stages,
-        "bench": BENCH,
-        "launch": LAUNCH,
-    }
+    shared = _without_defaults({"train": TRAIN, "optim": OPTIM})
+    return {**_top(), "data": DATA, **shared, "stages": stages, "bench": BENCH, "launch": LAUNCH}
+
+
+def _top() -> dict[str, Rule]:
+    return {key: PART[key] for key in ("about", "scale", "seed")}
 
 
 def _of_model(card: ModelCard | None) -> Rules:
@@ -122,10 +94,11 @@ def _of_model(card: ModelCard | None) -> Rules:
     }
 
 
-def _given_only(rules: Rules) -> Rules:
+def _without_defaults(rules: Rules) -> Rules:
     """The same rules without defaults: what is not given is left out."""
     return {
-        k: replace(r, default=ABSENT) if isinstance(r, Rule) else _given_only(r) for k, r in rules.items()
+        k: replace(r, default=ABSENT) if isinstance(r, Rule) else _without_defaults(r)
+        for k, r in rules.items()
     }
 
 
@@ -181,50 +154,55 @@ def check(
     fragment: Mapping[str, Any], rules: Rules, where: Callable[[Key, bool], str]
 ) -> tuple[dict[str, Any], list[Problem]]:
     """A part of a recipe with its values converted, as an int to a float, and all that is wrong with it.
+    `where` tells the place of a key or, if its second argument is true, of its value."""
+    checker = _Checker(rules, where)
+    return checker.keys(fragment, rules, ()), checker.problems
 
-    fragment: the part.
-    rules: of its keys.
-    where: the place of a key or, if the second argument is true, of its value; for messages.
-    """
-    problems: list[Problem] = []
 
-    def walk(part: Mapping[str, Any], rules: Rules, path: Key) -> dict[str, Any]:
-        clean = {}
+@dataclass
+class _Checker:
+    root: Rules
+    where: Callable[[Key, bool], str]
+    problems: list[Problem] = field(default_factory=list)
+
+    def keys(self, part: Mapping[str, Any], rules: Rules, path: Key) -> dict[str, Any]:
+        clean: dict[str, Any] = {}
         for key, value in part.items():
             key = renamed(key, rules, *path[-1:])
             here, rule = (*path, key), rules.get(key, rules.get(ANY))
-            holds_keys = value is None or isinstance(value, Mapping)
-            if rule is None and path[-1:] == ("model",) and key in fixed and value == fixed[key]:
-                continue
             if value is WRONG or (isinstance(value, list) and WRONG in value):
                 continue
-            if rule is None or (key not in rules and not isinstance(rule, Rule) and not holds_keys):
-                problems.append(Problem(where(here, False), _unknown(here), _suggest(here, rules, root)))
-            elif not isinstance(rule, Rule):
-                if holds_keys:
-                    clean[key] = walk(value or {}, rule, here)
-                else:
-                    named = "name" in rule and len(here) == 1
-                    hint = f"did you mean `{here[0]}.name`?" if named else f"its keys: {_list(rule)}"
-                    message = f"`{'.'.join(here)}` must hold keys, not {shown(value)}"
-                    problems.append(Problem(where(here, True), message, hint))
+            if rule is None and path[-1:] == ("model",) and _is_fixed(key, value):
+                continue
+            if isinstance(rule, Rule):
+                if key not in rules or self.accepts(value, rule, here):
+                    clean[key] = convert(parse(rule.annotation), value)[1]
+            elif rule is not None and (value is None or isinstance(value, Mapping)):
+                clean[key] = self.keys(value or {}, rule, here)
             elif key in rules:
-                node = parse(rule.annotation)
-                ok, converted = convert(node, value)
-                ranged = ok and in_range(converted, rule.range)
-                if ranged:
-                    clean[key] = converted
-                else:
-                    must = rule.range if ok else words(node)
-                    message = f"`{'.'.join(here)}` must be {must}, not {shown(value)}"
-                    problems.append(Problem(where(here, True), message, None if ok else advice(node, value)))
+                named = "name" in below(rules, key) and len(here) == 1
+                hint = f"did you mean `{key}.name`?" if named else f"its keys: {_list(below(rules, key))}"
+                self.add(here, True, f"`{'.'.join(here)}` must hold keys, not {shown(value)}", hint)
             else:
-                clean[key] = value
+                self.add(here, False, _unknown(here), _suggest(here, rules, self.root))
         return clean
 
-    root = rules
-    fixed = {key: value for options in FIXED.values() for key, value in options.items()}
-    return walk(fragment, rules, ()), problems
+    def accepts(self, value: Any, rule: Rule, here: Key) -> bool:
+        node = parse(rule.annotation)
+        ok, converted = convert(node, value)
+        if ok and in_range(converted, rule.range):
+            return True
+        must, hint = (rule.range, None) if ok else (words(node), advice(node, value))
+        self.add(here, True, f"`{'.'.join(here)}` must be {must}, not {shown(value)}", hint)
+        return False
+
+    def add(self, here: Key, is_value: bool, message: str, hint: str | None) -> None:
+        self.problems.append(Problem(self.where(here, is_value), message, hint))
+
+
+def _is_fixed(key: str, value: Any) -> bool:
+    """Whether an option became a constant, and has its value."""
+    return any(key in options and value == options[key] for options in FIXED.values())
 
 
 def check_value(value: Any, param: Param | Rule, name: str) -> Any:

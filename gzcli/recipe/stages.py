@@ -12,7 +12,8 @@ A model that is built on earlier stages takes them as parameters of type `Model`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,8 +23,8 @@ from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
 from gzcli.recipe import schema
 from gzcli.recipe.layers import Layer, changes_model, dotted, lay
-from gzcli.recipe.load import Key, Problem
 from gzcli.recipe.recipe import SHARED
+from gzcli.recipe.yaml import Key, Problem
 from gzcli.store import runs
 from gzcli.store.paths import is_name, recipe_names
 
@@ -32,11 +33,7 @@ OF_MODEL = ("model", "sample", "ood")  # sections whose keys the model decides
 
 
 def cards_of(layers: Iterable[Layer], problems: list[Problem]) -> dict[str, ModelCard] | None:
-    """The model of each stage, in order; None of a recipe without stages.
-
-    layers: of the recipe, in order.
-    problems: gets what is wrong with the stages.
-    """
+    """The model of each stage, in order; None of a recipe without stages."""
     names: dict[str, tuple[str, str]] = {}  # stage → its model's name, and where it stands
     staged = False
     for layer in layers:
@@ -83,32 +80,25 @@ def called_after(cards: Mapping[str, ModelCard]) -> ModelCard | None:
     )
 
 
-def fitting(
-    layers: Iterable[Layer], rules: schema.Rules, cards: Mapping[str, ModelCard]
-) -> Iterator[dict[str, Any]]:
-    """The tree of each layer as far as the rules of the stages' models apply to it.
-
-    Runs in the place of stages are left out. Where a later layer puts another model into a stage, the keys
-    of the earlier model that the new one does not have are left out.
-
-    layers: of the recipe, in order.
-    rules: of the stages, as `schema.staged` makes them.
-    cards: the models that the stages have in the end.
-    """
+def fitting(layers: Iterable[Layer], rules: schema.Rules, cards: Mapping[str, ModelCard]) -> list[Layer]:
+    """The layers as far as the rules of the models apply that the stages have in the end: without runs in the
+    place of stages, and without keys of an earlier model that the later one does not have."""
     now: dict[str, str] = {}
+    fitted = []
     for layer in layers:
-        parts = dict(_parts(layer))
-        for stage, part in list(parts.items()):
-            if isinstance(part, str):
-                del parts[stage]
-            elif isinstance(part, Mapping) and stage in cards:
-                name = (part.get("model") or {}).get("name") or now.get(stage, cards[stage].name)
-                if layer.applies:
-                    now[stage] = name
-                if canonical(str(name)) != canonical(cards[stage].name):
-                    own = schema.below(schema.below(rules, "stages"), stage)
-                    parts[stage] = {key: _known(key, value, own) for key, value in part.items()}
-        yield {**layer.tree, "stages": parts} if parts or "stages" in layer.tree else layer.tree
+        parts = {stage: part for stage, part in _parts(layer).items() if not isinstance(part, str)}
+        for stage, part in parts.items():
+            if not isinstance(part, Mapping) or stage not in cards:
+                continue
+            name = (part.get("model") or {}).get("name") or now.get(stage, cards[stage].name)
+            if layer.applies:
+                now[stage] = name
+            if canonical(str(name)) != canonical(cards[stage].name):
+                own = schema.below(schema.below(rules, "stages"), stage)
+                parts[stage] = {key: _known(key, value, own) for key, value in part.items()}
+        staged = parts or "stages" in layer.tree
+        fitted.append(replace(layer, tree={**layer.tree, "stages": parts}) if staged else layer)
+    return fitted
 
 
 def compose(
@@ -117,13 +107,7 @@ def compose(
     cards: Mapping[str, ModelCard],
     reused: Mapping[str, tuple[str, str]],
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The tree of defaults and layers, and the origin of each value by dotted key.
-
-    layers: those that apply, in order.
-    rules: of the stages, as `schema.staged` makes them.
-    cards: the model of each stage.
-    reused: the run in the place of a stage, with the origin of its name.
-    """
+    """The tree of defaults and the layers that apply, and the origin of each value by dotted key."""
     top = {key: rules[key] for key in SHARED}
     tree = schema.defaults(top)
     origin = dict.fromkeys(dotted(tree), "default")

@@ -55,7 +55,8 @@ def trained_in(model: str) -> tuple[str, str] | None:
         if isinstance(part, dict):
             yield from (part.get("stages") or {}).items()
             for name, section in (part.get("for") or {}).items():
-                for inner in (section or {}).values() if name in SCALES else [section]:
+                yield from stages(section)
+                for inner in (section or {}).values() if name in SCALES else ():
                     yield from stages(inner)
 
     for name in recipe_names():

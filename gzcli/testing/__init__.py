@@ -7,7 +7,7 @@ def test_contract(check):
     check(Case("maf", {"hidden": 32}))
 """
 
-from gzcli.recipe.mistakes import mistakes
+from gzcli.recipe.files import mistakes
 from gzcli.testing.case import Broken, Case, fault_of
 from gzcli.testing.contract import CHECKS
 

@@ -201,11 +201,11 @@ def test_a_gpu_that_torch_cannot_use_is_refused_by_all(foreign_gpu, capsys, monk
 
 
 def test_nobody_asked_for_the_gpu_that_torch_cannot_use(foreign_gpu, capsys, monkeypatch):
-    """The CPU is used with its scale, which is told."""
+    """The CPU is used, which is told."""
     monkeypatch.setattr(launcher, "_tried_apart", lambda there: gpus.tried())
     assert app.run(["train", "vae", "--dry-run", "--json"]) == 0
     said, told = capsys.readouterr()
-    assert json.loads(said)["scale"] == "small" and json.loads(said)["gpus"] == 0
+    assert json.loads(said)["scale"] == "tiny" and json.loads(said)["gpus"] == 0
     assert "warning: torch cannot use the GPU that is here: " in told and "; the CPU is used" in told
     assert app.run(["train", "vae", "--dry-run", "--json", "--cpu"]) == 0
     assert "GPU" not in capsys.readouterr().err

@@ -29,7 +29,7 @@ from gzcli.demo.guard import COOKIE, LARGEST_BODY, POLICY, Guard
 from gzcli.demo.studio import Asked, Studio, enlarged, sheet
 from gzcli.demo.watch import MOST, watched
 from gzcli.engine.trained import Trained
-from gzcli.recipe.from_file import find_run
+from gzcli.launch.from_file import find_run
 from gzcli.store import pretrained, runs
 
 

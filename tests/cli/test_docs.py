@@ -28,7 +28,7 @@ from gzcli.docs.page import ROOT as DOCS
 from gzcli.docs.page import page_of, written
 from gzcli.launch import plan
 from gzcli.models.catalog import OUTSIDE, cards
-from gzcli.recipe.write import dump
+from gzcli.recipe.yaml import dump
 from gzcli.store import model_files, pretrained, runs
 from gzcli.store.paths import recipe_names, recipes_dir, spelling
 from gzcli.store.runs import Run
@@ -86,13 +86,13 @@ def reference(tmp_path, monkeypatch, home):
     made = []
     for model, stages in (("vae", [""]), ("vqvae", ["tokenizer", "prior"])):
         run = runs.create(model, "mnist")
-        tree = {"model": {"name": model}, "scale": "small"}
+        tree = {"model": {"name": model}, "scale": "tiny"}
         tree = {"stages": dict.fromkeys(stages, tree)} if stages[0] else tree
         (run.path / "run.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
         for stage in stages:
             part = run.path / "stages" / stage if stage else run.path
             (part / "checkpoints").mkdir(parents=True)
-            (part / "run.yaml").write_text(f"model: {{name: {model}}}\nscale: small\n")
+            (part / "run.yaml").write_text(f"model: {{name: {model}}}\nscale: tiny\n")
             Run(part).update(state="finished", step=400, seconds=80.0)
             (part / "checkpoints" / "best.json").write_text('{"metric": "bpd", "value": 1, "step": 400}')
             lines = [{"step": s, "val_bpd": 2.0 - s / 400, "loss": 1.0} for s in (100, 200, 400)]
@@ -116,32 +116,32 @@ def reference(tmp_path, monkeypatch, home):
         "vae,mnist,small,1379152,100000,5400,a CPU,81\n"
     )
     measured.curve.cache_clear()
-    yield tmp_path / "measured" / "mnist" / "small"
+    yield tmp_path / "measured" / "mnist" / "tiny"
     measured.curve.cache_clear()
 
 
 def test_a_league_becomes_files_that_pages_and_trainings_read(reference):
     from PIL import Image
 
-    curve = measured.curve("vae", "mnist", "small")
+    curve = measured.curve("vae", "mnist", "tiny")
     assert curve.metric == "bpd" and curve.points == ((100, 20.0, 1.75), (200, 40.0, 1.5), (400, 80.0, 1.0))
     assert [curve.at(step) for step in (50, 100, 150, 400, 401)] == [None, 1.75, 1.625, 1.0, None]
-    later = measured.curve("vqvae", "mnist", "small", "prior")
+    later = measured.curve("vqvae", "mnist", "tiny", "prior")
     assert [seconds for _, seconds, _ in later.points] == [100.0, 120.0, 160.0], "after the first stage's"
-    here = ("vae", "mnist", "small", "")
+    here = ("vae", "mnist", "tiny", "")
     assert measured.beside(*here, 300, "bpd") == (
         "the reference, a run of 400 steps, stood at bpd 1.25 there"
     )
     assert measured.beside(*here, 500, "bpd") == "the reference ended at step 400 with bpd 1"
     assert measured.beside(*here, 300, "fd") is measured.beside(*here, 50, "bpd") is None
     assert measured.beside("vae", "mnist", None, "", 300, "bpd") is None
-    with Image.open(measured.picture("vqvae", "mnist", "small")) as picture:
+    with Image.open(measured.picture("vqvae", "mnist", "tiny")) as picture:
         assert picture.size == (420, 210)
     assert "/" not in json.loads((reference / "about.json").read_text())["command"]
     text = as_text(as_markdown(page_of("vae")), 100)
     assert re.search(r"mnist +small +1.38M +100,000 +90 minutes +81 seconds", text) and "CPU: a CPU." in text
     assert "2.5 × the floor after 8m00s of training" in text
-    assert "REFERENCE CURVE, MNIST AT SCALE SMALL" in text
+    assert "REFERENCE CURVE, MNIST AT SCALE TINY" in text
 
 
 def test_a_league_of_some_models_leaves_the_others(reference, tmp_path):
@@ -159,10 +159,10 @@ def test_a_league_of_some_models_leaves_the_others(reference, tmp_path):
     def measured_again(**changed) -> list[tuple[str, str]]:
         (folder / "league.json").write_text(json.dumps(facts | changed))
         measure.league(folder, tmp_path / "measured")
-        return [(row["model"], row["place"]) for row in measured.standings("mnist", "small")]
+        return [(row["model"], row["place"]) for row in measured.standings("mnist", "tiny")]
 
     assert measured_again() == [("vqvae", "1"), ("vae", "2")]
-    command = measured.about("mnist", "small")["command"]
+    command = measured.about("mnist", "tiny")["command"]
     assert command == "gz bench --train-missing --models vqvae,vae"
     assert {path.name for path in reference.glob("curves/*")} == {
         *("vae.csv", "vqvae.tokenizer.csv", "vqvae.prior.csv")
@@ -174,7 +174,7 @@ def test_a_validation_is_told_beside_the_reference(monkeypatch, reference, capfd
     from helpers import recipe, trainer
     from zoo import CASES
 
-    (reference.parent.parent / "digits" / "small" / "curves").mkdir(parents=True)
+    (reference.parent.parent / "digits" / "tiny" / "curves").mkdir(parents=True)
     tree = recipe(next(case for case in CASES if case.model == "vae"), steps=2)
     tree["train"] |= {"eval_every": 2, "best": "bpd"}
     name = reference.parent.parent / "digits" / tree["scale"] / "curves" / "vae.csv"
@@ -209,7 +209,7 @@ def test_the_reference_is_told_of_runs_of_its_own_loss(home, tmp_path, what, set
         what = str(tmp_path / "own.yaml")
 
     def started(what: str, *sets: str) -> runs.Run:
-        asked = plan.ask(what, "mnist", sets, {"scale": "small"} if not runs.by_name(what) else {})
+        asked = plan.ask(what, "mnist", sets, {"scale": "tiny"} if not runs.by_name(what) else {})
         run = runs.create(asked.recipe.card.name, "mnist")
         (run.path / "run.yaml").write_text(dump(asked.recipe.tree()))
         plan.note_whole(run, asked, asked.recipe)
@@ -498,7 +498,7 @@ WRONG = [
 
 def test_the_schema_takes_every_recipe_and_no_wrong_key(call):
     jsonschema = pytest.importorskip("jsonschema")
-    from gzcli.recipe.load import load
+    from gzcli.recipe.yaml import load
 
     code, stdout, _ = call("recipe", "schema")
     assert code == 0

@@ -30,7 +30,7 @@ from gzcli.judge.league import draw_curves
 from gzcli.launch import plan as planning
 from gzcli.launch.run_folder import write_run
 from gzcli.metrics import standings
-from gzcli.recipe.write import dump
+from gzcli.recipe.yaml import dump
 from gzcli.store import files, runs
 from gzcli.store.runs import Run
 from gzcli.testing import Case

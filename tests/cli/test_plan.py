@@ -22,7 +22,7 @@ from gzcli.core.sections import OptimSection, TrainSection
 from gzcli.launch import forecast, launcher, requirements
 from gzcli.launch import plan as planning
 from gzcli.models import catalog
-from gzcli.recipe.needs import check_data
+from gzcli.recipe.recipe import check_data
 from gzcli.recipe.resolve import resolve
 from gzcli.store import runs
 from gzcli.store.paths import recipe_names
@@ -202,7 +202,7 @@ def test_a_start_tells_in_two_lines(gz, planned, monkeypatch, tmp_path):
     monkeypatch.setattr(launcher, "run", lambda *args, **options: {})
     code, stdout, stderr = gz("train", "vae", "--cpu")
     assert (code, stdout, jobs) == (0, "", [])  # the embedded digits take a minute: nothing is tried
-    assert "small (no GPU is used): digits: 1," in stderr
+    assert "tiny (the recipe names digits): digits: 1," in stderr
     folder = write(tmp_path / "photos", {f"{i}.png": png(RED) for i in range(40)})
     for length in (("--steps", "5"), ("--set", "train.steps=5")):
         assert gz("train", "vae", "--data", str(folder), "--cpu", *FEW, *length)[0] == 0 and not jobs

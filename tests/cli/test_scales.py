@@ -1,16 +1,15 @@
-"""Every shipped recipe has a setting that somebody chose for every shape class, small and full, which builds
-for images of that shape; sets of one shape have one setting; `full` takes a day of one H100 at most."""
+"""Every shipped recipe has a setting for every shape class, tiny, small and full, which builds for images of
+that shape; sets of one shape have one setting; `full` takes a day of one H100 at most."""
 
 from __future__ import annotations
 
 import json
 from functools import cache
 
-import numpy as np
 import pytest
 from pictures import png, write
 
-from gzcli.core.errors import UsageError, canonical
+from gzcli.core.errors import UsageError
 from gzcli.core.types import DataInfo
 from gzcli.core.units import sides
 from gzcli.data.packs.traits import SHAPES, Facts
@@ -19,15 +18,15 @@ from gzcli.launch import forecast, requirements
 from gzcli.launch.launcher import Plan
 from gzcli.launch.plan import shared_out
 from gzcli.models import catalog
-from gzcli.recipe.choice import GENERAL
 from gzcli.recipe.files import read_chain, recipes
+from gzcli.recipe.layers import GENERAL
 from gzcli.recipe.resolve import resolve
 
-RECIPES = {name: read_chain(name)[0][-1].sections for name in recipes()}
+RECIPES = {name: [at for file in read_chain(name)[0] for at in file.sections] for name in recipes()}
 NEEDS = {name: frozenset(card.needs) for name in RECIPES for card in resolve(name).cards.values()} | {
     name: frozenset(resolve(name).card.needs) for name in RECIPES
 }
-CASES = [(name, scale) for name in RECIPES for scale in ("small", "full")]
+SCALES = ("small", "full")
 
 # By shape class a set of that class, and what is typed beside its name.
 STAND_INS = {
@@ -125,61 +124,39 @@ def _build(recipe, classes) -> None:
             built[part.stage] = catalog.load(part.model).of(info_of(part, classes), **part.options, **earlier)
 
 
-@pytest.mark.parametrize(("name", "scale"), CASES)
-def test_each_class_has_a_setting_that_was_chosen(name, scale, chosen):
-    for shape in SHAPES:
-        choice = chosen(name, scale, shape).choice
-        if "caption" not in NEEDS[name]:  # a base decides on channels and size itself
-            assert choice.names[0] == shape
-        own = {canonical(choice.names[0]), canonical(choice.names[-1])}
-        assert choice.read == scale or (scale, choice.read) == ("full", "paper")
-        assert [at for at in RECIPES[name] if at[0] == choice.read and canonical(at[-1]) in own], shape
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_class_has_a_setting_that_builds(name, chosen):
+    """`tiny` changes `small`. The batches of all parts are shared out over any number of GPUs, and none is
+    changed by more than an eighth but those of few images. The average of the weights forgets within a tenth
+    of the run; so long at most the learning rate grows."""
+    for scale in ("tiny", *SCALES):
+        for shape in SHAPES:
+            recipe = chosen(name, scale, shape)
+            if "caption" not in NEEDS[name]:  # a base decides on channels and size itself
+                assert ("small" if scale == "tiny" else scale, shape) in recipe.choice.order
+            build(recipe)
+            check_sharing(recipe, shape)
+            check_averages(recipe, shape)
 
 
-@pytest.mark.parametrize(("name", "scale"), CASES)
-def test_each_setting_builds(name, scale, chosen):
-    for shape in SHAPES:
-        build(chosen(name, scale, shape))
+def check_sharing(recipe, shape) -> None:
+    for gpus in (1, 2, 3, 5, 6, 7, 12):
+        shared, told = shared_out(recipe, gpus)
+        changed = 0
+        for part, own in zip(shared.parts, recipe.parts, strict=True):
+            now, before = part.train.batch_size, own.train.batch_size
+            assert now % (gpus * part.train.accumulate) == 0, (shape, gpus)
+            assert abs(now - before) <= max(before / 8, gpus), (shape, gpus)
+            assert gpus > 1 or now == before
+            changed += now != before
+        assert len(told) == changed
 
 
-@pytest.mark.parametrize(("name", "scale"), CASES)
-def test_each_setting_is_shared_out_over_any_number_of_gpus(name, scale, chosen):
-    """The batches of all parts; none is changed by more than an eighth but those of few images."""
-    for shape in SHAPES:
-        recipe = chosen(name, scale, shape)
-        for gpus in (1, 2, 3, 5, 6, 7, 12):
-            shared, told = shared_out(recipe, gpus)
-            for part, own in zip(shared.parts, recipe.parts, strict=True):
-                now, before = part.train.batch_size, own.train.batch_size
-                assert now % (gpus * part.train.accumulate) == 0, (shape, gpus)
-                assert abs(now - before) <= max(before / 8, gpus), (shape, gpus)
-                assert gpus > 1 or now == before
-            assert len(told) == sum(
-                a.train.batch_size != b.train.batch_size
-                for a, b in zip(shared.parts, recipe.parts, strict=True)
-            )
-
-
-@pytest.mark.parametrize(("name", "scale"), CASES)
-def test_averages_and_warm_ups_fit_the_run(name, scale, chosen):
-    """The average of the weights forgets within a tenth of the run, of a class and of a few images of it; so
-    long at most the learning rate grows."""
-    for shape in SHAPES:
-        typed = [{}] if "caption" in NEEDS[name] else [{}, {"data_n": 2000}]
-        for part in (part for more in typed for part in chosen(name, scale, shape, **more).parts):
-            horizon, steps = 1 / (1 - part.train.ema), part.train.steps
-            assert not part.train.ema or horizon <= 0.101 * steps, (shape, part.stage)
-            assert part.optim.warmup <= 0.1 * steps, (shape, part.stage)
-
-
-@pytest.mark.parametrize(("name", "scale"), CASES)
-def test_few_images_have_a_setting_of_their_own(name, scale, chosen):
-    if NEEDS[name] & {"caption", "second_domain"}:
-        pytest.skip("its sets are small as a rule, and so are its steps")
-    for shape in SHAPES:
-        many, few = (chosen(name, scale, shape, **n).parts for n in ({}, {"data_n": 2000}))
-        for part, own in zip(many, few, strict=True):
-            assert own.train.steps < part.train.steps, (shape, part.stage)
+def check_averages(recipe, shape) -> None:
+    for part in recipe.parts:
+        horizon, steps = 1 / (1 - part.train.ema), part.train.steps
+        assert not part.train.ema or horizon <= 0.101 * steps, (shape, part.stage)
+        assert part.optim.warmup <= 0.1 * steps, (shape, part.stage)
 
 
 OTHERS = {  # shapes that a class also holds
@@ -190,46 +167,30 @@ OTHERS = {  # shapes that a class also holds
 }
 
 
-@pytest.mark.parametrize(("name", "scale"), CASES)
-def test_other_sets_of_a_class_build(name, scale, chosen):
-    """Pictures that are not square, large grey ones, many classes. A model that takes squares says so."""
-    for other, (shape, typed) in OTHERS.items():
-        if (scale, other) == ("full", "300 classes"):
-            continue  # its labels enter as those of `small` do
-        recipe = chosen(name, scale, shape, **typed)
-        if "caption" not in NEEDS[name]:
-            assert recipe.choice.names[0] == shape
-        try:
-            build(recipe, 300 if other == "300 classes" else 10)
-        except UsageError as e:
-            assert other in ("48x32", "96x64") and "square" in e.message, e.message
-
-
-@pytest.mark.parametrize(("name", "scale"), CASES)
-def test_sets_of_one_shape_have_one_setting(name, scale):
-    if NEEDS[name] - {"labels"}:
-        pytest.skip("no two shipped sets have what it needs")
-    for pair in PAIRS:
-        trees = [resolve(name, data=data, flags={"scale": scale}).tree() for data in pair]
-        for tree in trees:
-            tree["data"].pop("name")
-        assert trees[0] == trees[1], pair
-
-
-@pytest.mark.parametrize("model", ["glow", "realnvp", "flow", "flowpp"])
-def test_a_brought_set_with_flat_backgrounds_gets_what_a_named_one_gets(model, tmp_path):
-    """Characters: a few strokes on black."""
-    rng = np.random.default_rng(0)
-    images = np.zeros((7_000, 28, 28), np.uint8)
-    images[:, 8:20, 12:16] = rng.integers(1, 256, (7_000, 12, 4))
-    np.savez(tmp_path / "characters.npz", images=images)
-    own, named = (
-        resolve(model, data=data, flags={"scale": "small"}).tree()
-        for data in (str(tmp_path / "characters.npz"), "fashionmnist")
-    )
-    assert own["data"].pop("name") != named["data"].pop("name")
-    assert own == named and named["model"]["logit"] == 1e-6
-    assert named["model"]["dequant"] == "variational"
+@pytest.mark.parametrize("name", RECIPES)
+def test_few_images_and_other_shapes_of_a_class(name, chosen):
+    """Few images are trained on for fewer steps. Pictures that are not square, large grey ones and many
+    classes build; a model that takes squares says so."""
+    for scale in SCALES:
+        for shape in SHAPES if not NEEDS[name] & {"caption", "second_domain"} else ():
+            many, few = (chosen(name, scale, shape, **n) for n in ({}, {"data_n": 2000}))
+            check_averages(few, shape)
+            for part, own in zip(many.parts, few.parts, strict=True):
+                assert own.train.steps < part.train.steps, (shape, part.stage)
+        for other, (shape, typed) in OTHERS.items():
+            if (scale, other) == ("full", "300 classes"):
+                continue  # its labels enter as those of `small` do
+            recipe = chosen(name, scale, shape, **typed)
+            assert "caption" in NEEDS[name] or (scale, shape) in recipe.choice.order
+            try:
+                build(recipe, 300 if other == "300 classes" else 10)
+            except UsageError as e:
+                assert other in ("48x32", "96x64") and "square" in e.message, e.message
+        for pair in PAIRS if not NEEDS[name] - {"labels"} else ():
+            trees = [resolve(name, data=data, flags={"scale": scale}).tree() for data in pair]
+            for tree in trees:
+                tree["data"].pop("name")
+            assert trees[0] == trees[1], pair
 
 
 # --- what `full` takes
@@ -241,7 +202,10 @@ WORST = {"hvae": "colour", "vqgan": "256px", "ncsnv2": "256px", "pixelcnn": "col
 
 def rows_of(name) -> list[str]:
     """The shape classes, and the sets that have settings of their own at scale `full`."""
-    return [*SHAPES, *(at[-1] for at in RECIPES[name] if at[0] == "full" and at[-1] not in GENERAL)]
+    return [
+        *SHAPES,
+        *dict.fromkeys(at[-1] for at in RECIPES[name] if at[0] == "full" and at[-1] not in GENERAL),
+    ]
 
 
 def at_full(name, row, monkeypatch, n=50_000):
@@ -249,7 +213,7 @@ def at_full(name, row, monkeypatch, n=50_000):
     data = row
     if row in SHAPES:
         found = Facts(SIDES[row], SIDES[row], 1 if row == "grey" else 3, n)
-        monkeypatch.setattr("gzcli.recipe.choice.facts_of", lambda *_, **__: found)
+        monkeypatch.setattr("gzcli.recipe.layers.facts_of", lambda *_, **__: found)
         data = "horse2zebra" if "second_domain" in NEEDS[name] else STAND_INS[row][0]
     recipe = resolve(name, data=data, flags={"scale": "full"})
     if row not in SHAPES:

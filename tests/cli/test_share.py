@@ -23,9 +23,9 @@ from gzcli.core import jobs
 from gzcli.engine.__main__ import VERBS, main
 from gzcli.engine.log import Log
 from gzcli.launch import launcher
+from gzcli.launch.from_file import find_run, metadata
 from gzcli.launch.plan import with_data
 from gzcli.launch.run_folder import write_run
-from gzcli.recipe.from_file import find_run, metadata
 from gzcli.recipe.resolve import resolve
 from gzcli.store import claims, files, png, pretrained, runs
 

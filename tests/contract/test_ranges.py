@@ -14,7 +14,7 @@ from gzcli.data.packs.open import open_pack
 from gzcli.models import catalog
 from gzcli.models.catalog import OUTSIDE
 from gzcli.models.signatures import MAY_BE_0, OF_FLOATS, SIGNED, Param, range_of
-from gzcli.recipe.ranges import in_range, within
+from gzcli.recipe.kinds import in_range, within
 
 ZOO = [card for card in catalog.cards().values() if card.family != OUTSIDE]
 FIRST = {case.model: case for case in reversed(CASES)}

@@ -29,7 +29,7 @@ from gzcli.engine.sheets import columns_of, grid
 from gzcli.engine.validate import best_metric
 from gzcli.metrics.features import LeNet, turns
 from gzcli.models import catalog
-from gzcli.recipe.needs import check_batch_of, check_data
+from gzcli.recipe.recipe import check_batch_of, check_data
 from gzcli.recipe.resolve import resolve
 
 
@@ -267,28 +267,19 @@ def test_what_a_set_was_taken_for_is_told(tmp_path):
     assert not settings_lines(SPECS["digits"], facts_of(SPECS["digits"]))
 
 
-@pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if spec.embedded])
-def test_the_facts_of_embedded_sets_are_measured(name):
+def test_whether_a_set_is_grey_is_measured(shared_data):
+    from gzcli.data.readers.publishers import PARSERS
     from gzcli.data.sets.embedded import MAKERS
 
-    spec = replace(SPECS[name], n_train=720, n_test=72)  # of those that are made in any number
-    found = measure(MAKERS[name](spec))
-    assert (found.flat, found.binary, found.grey) == (spec.flat, spec.binary, False)
-
-
-@pytest.mark.parametrize("name", ["mnist", "fashionmnist"])
-def test_the_facts_of_known_sets_are_measured(name, shared_data):
-    from gzcli.data.readers.publishers import PARSERS
-
-    found, spec = measure(PARSERS[name](SPECS[name], shared_data / "mirror" / name)), SPECS[name]
-    assert (found.flat, found.binary, found.grey) == (spec.flat, spec.binary, False)
-
-
-def test_natural_images_have_no_traits_of_drawings(shared_data):
+    for spec in (spec for spec in SPECS.values() if spec.embedded):
+        spec = replace(spec, n_train=720, n_test=72)  # of those that are made in any number
+        assert measure(MAKERS[spec.name](spec)).grey is False, spec.name
+    for name in ("mnist", "fashionmnist"):
+        found = measure(PARSERS[name](SPECS[name], shared_data / "mirror" / name))
+        assert found.grey is False, name
     found = {path.stem: measure(open_path(path)) for path in (shared_data / "sets").iterdir()}
-    assert len(found) >= 6 and not any(facts.flat or facts.binary or facts.grey for facts in found.values())
-    spec = SPECS["pneumoniamnist"]
-    assert (spec.flat, spec.binary, spec.n_train) == (False, False, found["pneumoniamnist"].n)
+    assert len(found) >= 6 and not any(facts.grey for facts in found.values())
+    assert SPECS["pneumoniamnist"].n_train == found["pneumoniamnist"].n
 
 
 # ------------------------------------------------------------------------------------------ refused

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from zoo import CASES
 
-from gzcli.cli import own
+from gzcli.cli import model_options
 from gzcli.core.errors import Interrupted
 from gzcli.data.packs.batches import TrainBatches
 from gzcli.data.packs.open import open_pack
@@ -159,5 +159,5 @@ def test_many_small_files_and_classes_are_streamed(count, classes, tmp_path, mon
         batch = batches.at(step)
         assert batch.x.shape == (64, 1, 8, 8) and batch.y.max() < classes
     assert psutil.Process().memory_info().rss - before < 50e6 + 2000 * count
-    labels = own.labels_of(None, str(path))
+    labels = model_options.labels_of(None, str(path))
     assert labels == [f"c{i:04d}" for i in range(classes)]

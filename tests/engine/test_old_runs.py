@@ -29,7 +29,7 @@ from gzcli.engine import sampler
 from gzcli.engine.__main__ import main
 from gzcli.engine.curves import RATES
 from gzcli.engine.trained import load_trained
-from gzcli.recipe.write import dump
+from gzcli.recipe.yaml import dump
 from gzcli.store import files, runs
 from gzcli.store.paths import user_dir
 from gzcli.store.runs import Run

@@ -29,7 +29,7 @@ from gzcli.core.sections import LaunchSection
 from gzcli.docs.page import ROOT as DOCS
 from gzcli.launch import launcher
 from gzcli.models import catalog
-from gzcli.recipe.write import dump
+from gzcli.recipe.yaml import dump
 from gzcli.store import files, runs
 from gzcli.store.paths import recipe_names
 from gzcli.store.runs import Run

@@ -29,7 +29,7 @@ from gzcli.engine.forecast import flops_of
 from gzcli.engine.log import Log, Speed, TrainBar, in_words, with_room
 from gzcli.launch import launcher
 from gzcli.models.base import Phase
-from gzcli.recipe.needs import check_strategy
+from gzcli.recipe.recipe import check_strategy
 from gzcli.recipe.resolve import resolve
 from gzcli.store.runs import Run
 from gzcli.testing.case import started

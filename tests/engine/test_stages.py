@@ -22,7 +22,7 @@ from gzcli.launch.plan import continued, with_data
 from gzcli.launch.run_folder import write_run
 from gzcli.recipe.recipe import recipe_of
 from gzcli.recipe.resolve import resolve
-from gzcli.recipe.write import dump
+from gzcli.recipe.yaml import dump
 from gzcli.store import runs
 from gzcli.store.runs import Run
 

@@ -30,7 +30,7 @@ from gzcli.models.base import Phase
 from gzcli.models.nn import whole_batch
 from gzcli.models.normalizing_flow.realnvp import BatchNorm as FlowNorm
 from gzcli.recipe.resolve import resolve
-from gzcli.recipe.write import dump
+from gzcli.recipe.yaml import dump
 from gzcli.store import runs
 
 pytestmark = pytest.mark.usefixtures("undrawn")

@@ -33,7 +33,7 @@ from gzcli.data.readers.archive import open_members, read_span
 from gzcli.data.readers.files import is_picture
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.launch import launcher
-from gzcli.recipe.from_file import run_of
+from gzcli.launch.from_file import run_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")  # of Python's zipfile, which writes them
 PATIENCE = 10.0  # CPU-seconds, beyond which a case hangs

@@ -32,7 +32,7 @@ from gzcli.engine.state import init_from
 from gzcli.engine.trained import restored
 from gzcli.judge import contestants
 from gzcli.launch import forecast, launcher
-from gzcli.recipe.from_file import run_of
+from gzcli.launch.from_file import run_of
 from gzcli.store import runs
 from gzcli.store.runs import Run
 

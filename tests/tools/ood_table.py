@@ -112,7 +112,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    from gzcli.recipe.from_file import find_run
+    from gzcli.launch.from_file import find_run
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN")

@@ -16,7 +16,7 @@ from gzcli.models.denoising.ode import solve_by
 from gzcli.models.flow_matching.reflow import Reflow
 from gzcli.models.flow_matching.rf import RF
 from gzcli.recipe.resolve import resolve
-from gzcli.recipe.write import dump
+from gzcli.recipe.yaml import dump
 
 INFO = DataInfo((1, 4, 4), 256, tuple("abc"))
 SMALL = {"width": 32, "layers": 2, "heads": 2, "patch": 2}

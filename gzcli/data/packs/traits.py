@@ -1,5 +1,5 @@
-"""What of a set decides the settings of a model: its shape class, how many images it has, and what its
-pixels are like. No heavy import at the top.
+"""What of a set decides the settings of a model: its shape class, and whether it has few images. No heavy
+import at the top.
 
 Of a known set its description says it; the user's own images are measured, once, when they are packed.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
@@ -28,12 +28,8 @@ if TYPE_CHECKING:
 CLASSES = {"64px": 90, "128px": 181, "256px": math.inf}
 SMALLEST = 45  # the side up to which images are in the class `grey` or `colour`
 SHAPES = ("grey", "colour", *CLASSES)
-TRAITS = ("flat", "binary", "few")
-FEW = 5_000  # training images up to which a set is small
+FEW_IMAGES, FEW = "few", 5_000  # the section of small sets, and the training images up to which a set is one
 LOOKED_AT = 64  # images that are measured
-FLAT = 0.2  # share of all pixels that have the one most common value
-BINARY = 0.85  # share of all pixels that are black or white, within `NEAR`
-NEAR = 16  # grey levels
 
 
 @dataclass(frozen=True)
@@ -44,8 +40,6 @@ class Facts:
     width: int  # of an image, in pixels
     channels: int  # 1 or 3
     n: int  # number of training images
-    flat: bool = False  # whether the images have flat backgrounds
-    binary: bool = False  # whether nearly all pixels are black or white
     grey: bool = False  # whether the images are grey and stored as colour
 
     @property
@@ -57,18 +51,20 @@ class Facts:
         return next(name for name, most in CLASSES.items() if side <= most)
 
     @property
+    def few(self) -> bool:
+        """Whether the set is small."""
+        return self.n <= FEW
+
+    @property
     def traits(self) -> tuple[str, ...]:
-        """Those of TRAITS that the set has."""
-        has = {"flat": self.flat, "binary": self.binary, "few": self.n <= FEW}
-        return tuple(name for name in TRAITS if has[name])
+        """The sections beside that of the shape class that hold for the set."""
+        return (FEW_IMAGES,) if self.few else ()
 
     @property
     def words(self) -> str:
         """For people: `1,600 colour pictures of 64×64, few`."""
         kind = "grey" if self.channels == 1 else "grey (stored as colour)" if self.grey else "colour"
-        traits = {"flat": "flat backgrounds", "binary": "nearly black and white", "few": "few"}
-        notes = [traits[name] for name in self.traits]
-        return ", ".join([f"{self.n:,} {kind} pictures of {self.width}×{self.height}", *notes])
+        return f"{self.n:,} {kind} pictures of {self.width}×{self.height}{', few' if self.few else ''}"
 
 
 def settings_lines(data: DataSet, facts: Facts | None) -> list[str]:
@@ -94,7 +90,7 @@ def facts_of(
     """The facts of a set, which need not be packed; None where its files are gone or not readable."""
     if isinstance(data, DataSpec):
         spec = data.sized(size)
-        facts = Facts(spec.size, spec.size, spec.channels, spec.n_train, spec.flat, spec.binary)
+        facts = Facts(spec.size, spec.size, spec.channels, spec.n_train)
     else:
         measured = _packed(data) or _unpacked(data)
         if measured is None:
@@ -121,15 +117,11 @@ def measure(images: RawImages) -> Facts | None:
     grey = bool((pixels == pixels[:1]).all())
     # encoded pictures without colour are packed as grey, arrays as they are
     channels = images.shape[0] if images.shape else 1 if grey else 3
-    values = np.bincount(pixels.reshape(-1), minlength=256) / pixels.size
-    extreme = values[:NEAR].sum() + values[256 - NEAR :].sum()
     return Facts(
         height,
         width,
         channels,
         rows_of(split_plan(images.title, images.counts))["train"],
-        flat=bool(values.max() >= FLAT),
-        binary=bool(extreme >= BINARY),
         grey=channels == 3 and grey,
     )
 
@@ -152,7 +144,8 @@ def _packed(data: OwnSet) -> Facts | None:
     metas = [meta_of(folder) or {} for folder in packs_of(data)]
     now = fingerprint(data) if metas else None
     measured = [meta["facts"] for meta in metas if meta.get("facts") and now in (meta["fingerprint"], None)]
-    return Facts(**measured[0]) if measured else None
+    names = [f.name for f in fields(Facts)]  # packs of earlier versions have more
+    return Facts(**{name: measured[0][name] for name in names}) if measured else None
 
 
 def _unpacked(data: OwnSet) -> Facts | None:

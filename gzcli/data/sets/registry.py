@@ -102,8 +102,6 @@ class DataSpec:
     hub: str = ""  # its id on the Hugging Face hub, where it may be had by agreement
     # whether the user's own files are used where they lie; `--from` then makes links, no copies
     linked: bool = False
-    flat: bool = False  # whether its images have flat backgrounds
-    binary: bool = False  # whether nearly all of their pixels are black or white
 
     @property
     def key(self) -> str:
@@ -247,7 +245,7 @@ def _digits(name: str, title: str, classes: tuple[str, ...], *extras: str) -> Da
     paper = (
         "Alpaydin & Kaynak 1998, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository"
     )
-    more: dict[str, Any] = {"levels": 17, "embedded": True, "flat": True}
+    more: dict[str, Any] = {"levels": 17, "embedded": True}
     terms = ("CC BY 4.0", paper)
     return _set(name, title, classes, (1, 16), (1442, 0, 355), terms, extras=extras, **more)
 
@@ -343,8 +341,6 @@ INSTALLED = (
             "none: made by gz of the fonts that matplotlib carries",
         ),
         embedded=True,
-        flat=True,
-        binary=True,
     ),
     _shapes(
         "shapes",
@@ -522,8 +518,6 @@ PUBLISHED = (
             ("t10k-images-idx3-ubyte.gz", 1_648_877, "9fb629c4189551a2d022fa330f9573f3"),
             ("t10k-labels-idx1-ubyte.gz", 4_542, "ec29112dd5afa0611ce80d1b7f02629c"),
         ),
-        flat=True,
-        binary=True,
     ),
     _set(
         "fashionmnist",
@@ -542,7 +536,6 @@ PUBLISHED = (
             ("t10k-images-idx3-ubyte.gz", 4_422_102, "bef4ecab320f06d8554ea6380940ec79"),
             ("t10k-labels-idx1-ubyte.gz", 5_148, "bb300cfdad3c16e7a12a480ee83cd310"),
         ),
-        flat=True,
     ),
     _set(
         "notmnist",
@@ -558,7 +551,6 @@ PUBLISHED = (
             ("http://yaroslavvb.com/upload/notMNIST/", "https://commondatastorage.googleapis.com/books1000/"),
             ("notMNIST_small.tar.gz", 8_458_043, "c9890a473a9769fda4bdf314aaf500dd"),
         ),
-        flat=True,
     ),
     _cifar(
         "cifar10", "tiny images of ten classes", _CIFAR10, 170_498_071, "c58f30108f718f92721af3b95e74349a"

@@ -1,24 +1,32 @@
-"""The JSON schema of recipes, by which editors complete and check them, from the rules that gz checks by.
+"""Recipes described: to people, as YAML with the text of each key, and to editors, as a JSON schema.
 
-The keys of a model are known where the recipe names it, by `model.name` or `extends`. Elsewhere, as in the
-sections of `for` of a recipe in stages, a key is allowed if any model has it. `gz recipe check` tells the
-rest.
+The schema is made of the rules that gz checks by. The keys of a model are known where the recipe names it, by
+`model.name` or `extends`. Elsewhere, as in the sections of `for` of a recipe in stages, a key is allowed if
+any model has it. `gz recipe check` tells the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import inspect
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from gzcli.core.parts import Part
-from gzcli.core.sections import SCALES, SECTIONS
-from gzcli.models import docs
+from gzcli.core.sections import SCALES, SECTIONS, OptimSection, keys_of
+from gzcli.models import catalog, docs
 from gzcli.models.catalog import OUTSIDE, ModelCard, cards
-from gzcli.recipe.kinds import as_json_schema, parse
-from gzcli.recipe.ranges import bounds
+from gzcli.models.sources import documented
+from gzcli.recipe.files import PARTS, presets
+from gzcli.recipe.kinds import as_json_schema, bounds, parse
+from gzcli.recipe.recipe import Recipe
 from gzcli.recipe.schema import ABSENT, ANY, Rule, Rules, below, schema
-from gzcli.recipe.texts import section_texts
+from gzcli.recipe.yaml import Key, lines
 from gzcli.store.paths import recipe_names, spelling
+
+WIDTH = 80  # columns of a terminal
+COLUMN = 31  # where texts begin, unless all values of a section are shorter
+LEAST = 24  # columns that a text has at least, however far a section is indented
 
 Tree = dict[str, Any]
 
@@ -32,6 +40,73 @@ LIMITS: Mapping[str | None, Tree] = {
     "in [0, 1]": {"minimum": 0, "maximum": 1},
     "in [0, 1)": {"minimum": 0, "exclusiveMaximum": 1},
 }
+
+
+# --- for people ---
+
+
+def section_texts(section: type) -> dict[str, str]:
+    """The text of each key that a section declares, from its docstring."""
+    texts = documented(inspect.getdoc(section) or "")
+    return {f.name: texts[f.name] for f in keys_of(section) if f.name in texts}
+
+
+def texts(recipe: Recipe) -> dict[str, str]:
+    """The text of each key of a recipe, by dotted key, as far as there is one."""
+    of_part = section_texts(Part)
+    found: dict[Key, str] = {(key,): of_part[key] for key in ("about", "scale", "seed", "params")}
+    for name, section in SECTIONS.items():
+        found |= {(name, key): text for key, text in section_texts(section).items()}
+    shared = dict(found)
+    for part in recipe.parts:
+        below: Key = ("stages", part.stage) if part.stage else ()
+        own = {**shared, **_of_model(catalog.card(part.model), part), ("model", "name"): of_part["model"]}
+        found |= {(*below, *key): text for key, text in own.items()}
+    return {".".join(key): text for key, text in found.items()}
+
+
+def _of_model(model: ModelCard, part: Part) -> dict[Key, str]:
+    """The texts of the keys that the model has beyond those of the sections."""
+    options = docs.options(model)
+    found: dict[Key, str] = {
+        (section, key): text
+        for section in ("model", "sample", "ood")
+        for key, text in options[section].items()
+    }
+    optim = section_texts(OptimSection)
+    found |= {("optim", phase, key): optim[key] for phase, keys in part.optim.phases.items() for key in keys}
+    return found
+
+
+def annotated(tree: Mapping[str, Any], texts: Mapping[str, str], width: int = WIDTH) -> str:
+    """The tree as YAML with the text of each key as a comment, in `width` columns where values allow."""
+    written = list(lines(tree))
+    out = []
+    for (at, line), column in zip(written, _columns(written), strict=True):
+        text = texts.get(".".join(map(str, at)))
+        if not text or line.endswith(":"):
+            out.append(line)
+            continue
+        first, *further = textwrap.wrap(text, max(LEAST, width - column - 2), break_on_hyphens=False)
+        if len(line) + 2 <= column:
+            out.append(f"{line:<{column}}# {first}")
+        else:
+            out += [line, f"{'':<{column}}# {first}"]
+        out += [f"{'':<{column}}# {more}" for more in further]
+    return "\n".join(out)
+
+
+def _columns(written: list[tuple[Key, str]]) -> Iterator[int]:
+    """The column of the text beside each line: the same for all keys of a section."""
+    longest: dict[Key, int] = {}
+    for at, line in written:
+        if not line.endswith(":"):
+            longest[at[:-1]] = max(longest.get(at[:-1], 0), min(COLUMN, len(line) + 2))
+    for at, _ in written:
+        yield longest.get(at[:-1], COLUMN)
+
+
+# --- for editors ---
 
 
 def recipe_schema() -> Tree:
@@ -63,11 +138,8 @@ def sections_of(card: ModelCard) -> Tree:
 
 
 def _fragment(union: Tree, own: Mapping[str, Tree], *, top: bool) -> Tree:
-    """A recipe, or a stage of one, with the rules of the model that it names.
-
-    union: the sections of all models together.
-    own: those of each model.
-    """
+    """A recipe, or a stage of one, with the rules of the model that it names: `own` are the sections of
+    each model, `union` those of all together."""
     rules = schema(None)
     texts = section_texts(Part)
     shared = {
@@ -88,7 +160,7 @@ def _fragment(union: Tree, own: Mapping[str, Tree], *, top: bool) -> Tree:
     if top:
         properties["extends"] = {
             "description": "recipe that this one changes: a shipped one's name, or a path.",
-            "anyOf": [{"enum": recipe_names()}, {"type": "string"}],
+            "anyOf": [{"enum": [*recipe_names(), *presets()]}, {"type": "string"}],
         }
         properties["for"] = _cases(
             {"type": "object", "description": "what changes with the set or the scale."}, "stage"
@@ -122,10 +194,12 @@ def _closed(sections: Tree, name: str) -> Tree:
 
 
 def _cases(tree: Tree, name: str) -> Tree:
-    """`for`: a fragment for each set, shape class or trait, or for a scale a map of such."""
+    """`for`: a fragment for each set or shape class; a scale holds sections of its own, and a map of such."""
     one = {"$ref": f"#/definitions/{name}"}
-    by_scale = {scale: {"type": "object", "additionalProperties": one} for scale in SCALES}
-    return {**tree, "properties": by_scale, "additionalProperties": one}
+    there = PARTS if name == "stage" else OPEN
+    own = {part: {"$ref": f"{one['$ref']}/properties/{part}"} if part in there else {} for part in PARTS}
+    scale = {"type": "object", "properties": own, "additionalProperties": one}
+    return {**tree, "properties": dict.fromkeys(SCALES, scale), "additionalProperties": one}
 
 
 def _section(rules: Rules, texts: Mapping[str, str]) -> Tree:

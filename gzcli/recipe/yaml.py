@@ -1,4 +1,5 @@
-"""YAML as recipes mean it: the core schema of YAML 1.2.2 (§10.3), with the place of every key and value.
+"""YAML as recipes mean it, read and written: the core schema of YAML 1.2.2 (§10.3), with the place of every
+key and value.
 
 PyYAML follows YAML 1.1, where `1e-4` is a string, `no` is false, `010` is 8, `12:30` is 750 and the last of
 two equal keys wins in silence. Here `1e-4` is a float, `no` and `12:30` are strings, `010` is 10, and equal
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,12 +40,7 @@ class Mark(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """A mistake in a recipe.
-
-    where: its place, as `my.yaml:3:7` or `--steps`.
-    message: what is wrong.
-    hint: what to do.
-    """
+    """A mistake in a recipe; `where` is its place, as `my.yaml:3:7` or `--steps`."""
 
     where: str
     message: str
@@ -64,14 +60,7 @@ LARGEST = 1_000_000  # bytes of a file that is read as a recipe; the longest of 
 
 @dataclass
 class Document:
-    """A parsed YAML text.
-
-    name: what messages call it.
-    tree: its content.
-    keys: the place of each key.
-    values: the place of each value.
-    problems: the mistakes in it so far.
-    """
+    """A parsed YAML text, with the place of each key and value; `name` is what messages call it."""
 
     name: str
     tree: Any = None
@@ -93,12 +82,8 @@ class Document:
 
 
 def read_text(text: str, name: str) -> Document:
-    """Parses one YAML document. Mistakes in its content are collected in its `problems`.
-
-    name: what messages call it.
-
-    Raises UsageError with `file:line:column` where the text is not YAML.
-    """
+    """Parses one document, and collects the mistakes in its content. Raises UsageError with
+    `file:line:column` where the text is not YAML."""
     document = Document(name)
     try:
         node = yaml.compose(text, Loader=_Loader)
@@ -137,7 +122,8 @@ def read_file(path: Path, name: str | None = None) -> Document:
 def load(path: Path) -> dict[str, Any]:
     """The plain content of a YAML file that holds a map. Raises UsageError that lists all its mistakes."""
     document = read_file(path)
-    refuse(document.problems)
+    if document.problems:
+        raise refusal(document.problems)
     if not isinstance(document.tree, dict):
         raise UsageError(f"{path}: not a map of keys to values")
     return document.tree
@@ -163,12 +149,6 @@ def refusal(problems: Iterable[Problem]) -> UsageError:
     return UsageError("\n  ".join([f"{len(problems)} mistakes", *map(str, problems)]))
 
 
-def refuse(problems: list[Problem]) -> None:
-    """Raises one UsageError that lists all the problems, if there are any."""
-    if problems:
-        raise refusal(problems)
-
-
 def scalar(text: str) -> Any:
     """What a plain scalar is by the core schema."""
     if text in _NULL:
@@ -190,8 +170,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
     """libyaml's parser where PyYAML was built with it: ten times as fast, the same nodes and marks."""
 
     def resolve(self, kind: type, value: Any, implicit: Any) -> str:
-        """Plain scalars get a tag of their own: `scalar` decides what they are, and an explicit `!!str` is
-        kept."""
+        """Plain scalars get a tag of their own, so that `scalar` decides what they are."""
         plain = kind is yaml.ScalarNode and implicit[0]
         return f"{_TAG}plain" if plain else super().resolve(kind, value, implicit)
 
@@ -291,3 +270,76 @@ def _syntax_hint(problem: str | None) -> str | None:
     if "mapping values are not allowed" in problem:
         return "quote a value that holds a colon, or check the indentation"
     return "a recipe is one document: leave out `---`" if "document" in problem else None
+
+
+# --- writing ---
+
+# Words that need no quotes in any place of any YAML: no sign, no colon, no comma, no bracket.
+_PLAIN = re.compile(r"[A-Za-z_/]([A-Za-z0-9_./+ -]*[A-Za-z0-9_./+-])?")
+# Words that the specification of YAML 1.1 takes for other values; PyYAML takes some of them for texts.
+_BOOL_1_1 = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
+_RESOLVER_1_1 = yaml.resolver.Resolver()
+
+
+def dump(tree: Mapping[str, Any]) -> str:
+    """The tree as YAML that readers of 1.1 and 1.2 take alike: a block a section, lists in one line."""
+    return "".join(f"{line}\n" for _, line in lines(tree)) or "{}\n"
+
+
+def lines(tree: Mapping[str, Any], at: Key = ()) -> Iterator[tuple[Key, str]]:
+    """The lines of `dump`, each with the keys that lead to it."""
+    indent = "  " * len(at)
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield (*at, key), f"{indent}{_text(key)}:"
+            yield from lines(value, (*at, key))
+        else:
+            yield (*at, key), f"{indent}{_text(key)}: {flow(value)}"
+
+
+def flow(value: Any) -> str:
+    """A value in one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_text(k)}: {flow(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(flow, value)) + "]"
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        return _float(value)
+    if isinstance(value, str):
+        return _text(value)
+    raise TypeError(f"{type(value).__name__} has no place in a recipe: {value!r}")
+
+
+def _float(value: float) -> str:
+    """YAML 1.1 wants a dot, and a sign in the exponent: 1e-05 is written 1.0e-05."""
+    text = repr(value)
+    if text in ("inf", "-inf", "nan"):
+        return text.replace("inf", ".inf").replace("nan", ".nan")
+    mantissa, e, exponent = text.partition("e")
+    return (mantissa if "." in mantissa else f"{mantissa}.0") + e + exponent
+
+
+def _text(text: str) -> str:
+    """Plain where every reader takes it for a string, else in double quotes with YAML's escapes."""
+    plain = (
+        _PLAIN.fullmatch(text)
+        and text.lower() not in _BOOL_1_1
+        and isinstance(scalar(text), str)
+        and _RESOLVER_1_1.resolve(yaml.ScalarNode, text, (True, False)) == "tag:yaml.org,2002:str"
+    )
+    return text if plain else '"' + "".join(map(_escape, text)) + '"'
+
+
+def _escape(c: str) -> str:
+    if c in '"\\':
+        return "\\" + c
+    if c.isprintable():
+        return c
+    code = ord(c)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

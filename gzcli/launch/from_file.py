@@ -18,7 +18,7 @@ from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.types import DataInfo
 from gzcli.core.units import as_size
 from gzcli.models import catalog
-from gzcli.recipe.write import dump
+from gzcli.recipe.yaml import dump
 from gzcli.store import bundle, files, hub, pretrained, runs
 from gzcli.store.files import safetensors_header, sweep
 from gzcli.store.hub import at_hand, is_id
