@@ -11,6 +11,7 @@ from helpers import in_process, recipe, trainer
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from zoo import CASES, Case
 
+from gzcli.core import devices
 from gzcli.core.errors import DeviceError
 from gzcli.core.jobs import TrialJob
 from gzcli.core.parts import Part, part_of
@@ -120,7 +121,7 @@ def test_a_trial_of_a_large_net_has_few_images(monkeypatch):
             return 0.5, 0.1
 
     monkeypatch.setattr(forecast, "Trial", Fixed)
-    for flops, few in ((1e6, 256), (8 * forecast.SECOND["cpu"], 32), (1e18, 1)):
+    for flops, few in ((1e6, 256), (8 * devices.KINDS["cpu"].flops, 32), (1e18, 1)):
         result = forecast.tried(part, own.info, {}, flops, CPU)
         assert images[-1] == few and result["seconds"] == pytest.approx(0.5 * 256 / few + 0.1)
 
