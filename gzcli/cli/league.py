@@ -18,7 +18,6 @@ import typer
 from gzcli.cli import out
 from gzcli.cli.ends import end, quoted
 from gzcli.cli.options import choose, complete_models, split
-from gzcli.cli.plan import start_or_not, wrapped
 from gzcli.cli.report import with_report
 from gzcli.core import signals
 from gzcli.core.errors import GzError, Interrupted, UsageError
@@ -158,6 +157,8 @@ def before_start(
 ) -> None:
     """Prints the plan. Asks on a terminal whether to start what takes more than a day; in a script it says
     so. Raises UsageError where the answer is no."""
+    from gzcli.cli.plan import start_or_not, wrapped
+
     done = [run for entry in entries if (run := entry.run()) and run.state == "finished"]
     models, seeds = list(dict.fromkeys(entry.model for entry in entries)), len(terms.seeds)
     missing = len(entries) - len(done)
@@ -347,6 +348,8 @@ def in_short(row: dict[str, Any], metric: str | None) -> str:
 
 def show(result: dict[str, Any]) -> None:
     """Prints the table, the best first, and where the files are."""
+    from gzcli.cli.plan import wrapped
+
     metric, equal = result["metric"], {}
     if metric and result["equal_calls"]:
         equal = {row["model"]: row for row in standings.summary(result["equal_calls"], metric)}

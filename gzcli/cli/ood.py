@@ -345,9 +345,9 @@ def split_sets(text: str) -> list[str]:
 
 def benchmark_of(name: str, in_: str | None, out_: str | None) -> Benchmark:
     """The benchmark of this name. Raises UsageError where other sets than its own are given."""
-    from gzcli.data.sets.registry import find
+    from gzcli.data.sets.registry import find_benchmark
 
-    benchmark = find(name)
+    benchmark = find_benchmark(name)
     if out_ or (in_ and in_ != benchmark.inside):
         raise UsageError(
             f"`{benchmark.name}` has sets of its own: `--in {benchmark.inside}`",
@@ -395,8 +395,6 @@ def at_hand(benchmark: Benchmark, data: DataSection) -> list[DataSet]:
             here.append(foreign)
         except MissingError as e:
             out.info(f"left out: {e.message} ({e.hint})")
-    for name in benchmark.absent:
-        out.info(f"left out: `{name}`, which gz does not know")
     if not here:
         sets = " ".join((*benchmark.near, *benchmark.far))
         raise MissingError(

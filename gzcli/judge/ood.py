@@ -20,8 +20,7 @@ from gzcli.core.jobs import OodJob
 from gzcli.data.packs.open import check_unchanged, open_pack
 from gzcli.data.packs.pack import Pack
 from gzcli.data.sets.library import listed_images
-from gzcli.data.sets.registry import SPECS, Benchmark
-from gzcli.data.sets.registry import find as find_benchmark
+from gzcli.data.sets.registry import SPECS, Benchmark, find_benchmark
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import histograms
 from gzcli.engine.trained import Trained, load_trained
@@ -250,8 +249,8 @@ def notes(
     lines = []
     if benchmark:
         left = [name for name in (*benchmark.near, *benchmark.far) if name not in packs]
-        if missing := [*left, *benchmark.absent]:
-            lines.append(f"left out of `{benchmark.name}`: {', '.join(missing)}; means are of the others")
+        if left:
+            lines.append(f"left out of `{benchmark.name}`: {', '.join(left)}; means are of the others")
         drawn = "OpenOOD draws its images from lists of its own; these are from the whole test splits"
         drawn = f"the images are those of OpenOOD's lists in `{lists}`" if lists else drawn
         lines.append(f"{drawn}, AUPR by its trapezoid")

@@ -167,7 +167,7 @@ def test_channels_last_changes_no_result(monkeypatch):
     """As on a GPU; a checkpoint from where convolutions lie otherwise fits."""
     model, batch = started(FM)
     other = copy.deepcopy(model)
-    monkeypatch.setattr("gzcli.engine.trained.kind_of", lambda device: devices.KINDS["cuda"])
+    monkeypatch.setattr(devices, "kind_of", lambda device: devices.KINDS["cuda"])
     placed(other, CPU)
     weights = [m.weight for m in other.modules() if isinstance(m, nn.Conv2d)]
     assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)

@@ -260,11 +260,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used():
 def test_only_the_last_checkpoints_and_the_best_are_kept(tmp_path):
     import json
 
+    folder = tmp_path / "checkpoints"
     for step in (1, 2, 3, 4, 5):
-        (tmp_path / f"{step:08d}").mkdir()
-    (tmp_path / "best.json").write_text(json.dumps({"step": 2}))
-    checkpoints.prune(tmp_path, 2)
-    assert checkpoints.steps_of(tmp_path) == [2, 4, 5]
+        (folder / f"{step:08d}").mkdir(parents=True)
+    (folder / "best.json").write_text(json.dumps({"step": 2}))
+    checkpoints.prune(folder, 2)
+    assert checkpoints.steps_of(folder) == [2, 4, 5]
 
 
 def test_a_finished_run_keeps_what_it_goes_on_from_and_what_is_sampled(monkeypatch):

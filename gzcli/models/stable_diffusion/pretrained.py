@@ -232,7 +232,7 @@ def _shapes(name: str) -> Any:
     config = configs(name)
     if config is None:
         hint = f"`hf download {name}`, then `--set model.base=FOLDER`"
-        raise MissingError(f"`model.base`: the shape of `{name}` is not config before it is here", hint=hint)
+        raise MissingError(f"`model.base`: the shape of `{name}` is not known before it is here", hint=hint)
     parts: dict[str, Any] = {
         "unet": UNet2DConditionModel.from_config(config["unet"]),
         "vae": AutoencoderKL.from_config(config["vae"]),
