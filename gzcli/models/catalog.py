@@ -180,12 +180,13 @@ def phases(model: ModelCard) -> tuple[str, ...] | None:
     """
     for cls in lineage_of(model.path, model.cls):
         if "phases" in cls.methods:
-            names = []
+            names: list[str | None] = []
             for node in ast.walk(class_with_bodies(cls).methods["phases"]):
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Phase":
                     name = [*node.args, *(k.value for k in node.keywords if k.arg == "name"), None][0]
-                    names.append(name.value if isinstance(name, ast.Constant) else None)
-            return tuple(dict.fromkeys(names)) if names and None not in names else None
+                    names.append(str(name.value) if isinstance(name, ast.Constant) else None)
+            plain = [name for name in names if name is not None]
+            return tuple(dict.fromkeys(plain)) if plain and len(plain) == len(names) else None
     return ("main",)
 
 

@@ -62,7 +62,8 @@ def first_words(card: ModelCard, method: str | None = None) -> str:
     """The first paragraph of the docstring of the class, or of a method, in one line and without shapes; ""
     where there is none."""
     lineage = (class_with_bodies(cls) for cls in lineage_of(card.path, card.cls))
-    nodes = (cls.methods.get(method) if method else cls.node for cls in lineage)
-    node = next(filter(None, nodes), None)
+    nodes: list[ast.FunctionDef | ast.ClassDef | None]
+    nodes = [cls.methods.get(method) if method else cls.node for cls in lineage]
+    node = next((node for node in nodes if node), None)
     paragraph = (ast.get_docstring(node) or "" if node else "").split("\n\n")[0]
     return _SHAPE.sub("", " ".join(paragraph.split()))

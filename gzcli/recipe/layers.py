@@ -236,13 +236,14 @@ def _order(scale: str | None, sections: Collection[Keys], name: str, facts: Fact
         return
     few = [FEW_IMAGES] if facts and facts.few else []
     names = [*([facts.shape_class, *few] if facts else []), of_set]
-    first, *more = ["small", "tiny"] if scale == "tiny" else [scale]
-    yield from [(first,)] if first else []
+    scales = ["small", "tiny"] if scale == "tiny" else [scale] if scale else []
+    yield from ((first,) for first in scales[:1])
     for each in names:
         yield (each,)
-        yield from [(first, each)] if first else []
-    for then in more:
-        yield from [(then,), *((then, each) for each in names)]
+        yield from ((first, each) for first in scales[:1])
+    for then in scales[1:]:
+        yield (then,)
+        yield from ((then, each) for each in names)
 
 
 def _has_setting(sections: Collection[Keys], order: Iterable[Keys], scale: str) -> bool:
