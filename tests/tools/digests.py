@@ -32,9 +32,10 @@ VARYING |= {"peak_memory", "versions", "packages", "python", "platform", "git", 
 UNIT = r"(?:ms|s|seconds?|minutes?|hours?|days?|weeks?|years?|it/s|images/s)"
 RULES = [
     (r"\b\d{8}-\d{6}-[0-9a-f]{4}\b", "<id>"),
+    (r"<id>-[0-9a-f]{8}\b", "<id>-<hash>"),  # of the weights, too
     (r"\b\d{4}-\d\d-\d\d(?:[ T]\d\d:\d\d(?::\d\d)?)?", "<date>"),
     (r"\b\d\d:\d\d:\d\d\b", "<time>"),
-    (rf"\b(?:\d+m)?\d[\d,.]*(?: {UNIT}|s)\b(?! steps)", "<time>"),
+    (rf"\b(?:\d+m)?\d[\d,.]*(?:e[+-]\d+)?(?: {UNIT}|s)\b(?! steps)", "<time>"),
 ]
 
 
@@ -47,16 +48,19 @@ class Normal:
 
     paths: the names that absolute paths get.
     runs: the last parts of the ids of runs, by which their short names are known.
+    sums: what stands for the SHA-256 of a file of tensors, whose metadata are written in any order.
     """
 
     def __init__(self, paths: dict[str, str]) -> None:
         self.paths = sorted(paths.items(), key=lambda item: -len(item[0]))
         self.runs: set[str] = set()
+        self.sums: dict[str, str] = {}
 
     def __call__(self, text: str) -> str:
         for path, name in self.paths:
             text = text.replace(path, name)
         self.runs |= set(re.findall(r"-\d{8}-\d{6}-([0-9a-f]{4})\b", text))
+        text = re.sub(r"\b[0-9a-f]{64}\b", lambda found: self.sums.get(found[0], found[0]), text)
         for pattern, name in RULES:
             text = re.sub(pattern, name, text)
         return re.sub(rf"-(?:{'|'.join(sorted(self.runs))})\b", "-<id>", text) if self.runs else text
@@ -108,9 +112,17 @@ def of_array(array: np.ndarray) -> str:
     return sha(np.ascontiguousarray(array).tobytes(), f"{array.dtype}{array.shape}")
 
 
-def of_picture(picture: Image.Image) -> str:
+def of_picture(picture: Image.Image, captioned: bool = False) -> str:
+    """Of all frames. Of captioned sheets without the caption, which tells how long the training took."""
     frames = [np.asarray(frame.convert("RGBA")) for frame in ImageSequence.Iterator(picture)]
-    return sha(b"".join(frame.tobytes() for frame in frames), f"{picture.size}{len(frames)}")
+    frames = [above_caption(frame) for frame in frames] if captioned else frames
+    return sha(b"".join(frame.tobytes() for frame in frames), f"{[frame.shape for frame in frames]}")
+
+
+def above_caption(frame: np.ndarray) -> np.ndarray:
+    """The rows to the last one of which half is not background."""
+    filled = np.flatnonzero((frame != frame[0, 0]).any(2).mean(1) >= 0.5)
+    return frame[: filled[-1] + 1] if filled.size else frame
 
 
 def digest(path: Path, normal: Normal) -> dict[str, Any]:
@@ -120,13 +132,17 @@ def digest(path: Path, normal: Normal) -> dict[str, Any]:
         with Image.open(path) as picture:
             about = {key: value for key, value in picture.info.items() if isinstance(value, str)}
             text = [line for key in sorted(about) for line in (f"{key}:", *normal.json_lines(about[key]))]
-            return {"bits": {"pixels": of_picture(picture)}, "text": text}
+            captioned = path.name == "grid.png" or path.parent.name == "samples"
+            return {"bits": {"pixels": of_picture(picture, captioned)}, "text": text}
     if kind in (".npy", ".npz"):
         loaded = np.load(path, allow_pickle=False)
         arrays = loaded if kind == ".npz" else {"array": loaded}
         return {"bits": {key: of_array(arrays[key]) for key in arrays}}
     if kind == ".safetensors":
-        return tensors(path.read_bytes(), normal)
+        content = path.read_bytes()
+        found = tensors(content, normal)
+        normal.sums[hashlib.sha256(content).hexdigest()] = f"<tensors {sha(json.dumps(found).encode())}>"
+        return found
     if kind in (".pt", ".zip", ".pt2"):
         with zipfile.ZipFile(path) as file:
             return {"bits": {name.partition("/")[2]: sha(file.read(name)) for name in file.namelist()}}
@@ -155,7 +171,7 @@ def tensors(content: bytes, normal: Normal) -> dict[str, Any]:
     about = header.pop("__metadata__", {})
     text = [line for key in sorted(about) for line in (f"{key}:", *normal.json_lines(about[key]))]
     bits = {}
-    for name, tensor in header.items():
+    for name, tensor in sorted(header.items()):
         first, last = (start + offset for offset in tensor["data_offsets"])
         bits[name] = sha(content[first:last], f"{tensor['dtype']}{tensor['shape']}")
     return {"bits": bits, "text": text}

@@ -15,8 +15,10 @@ import numpy as np
 from digests import Normal, digest
 from PIL import Image
 
-FEW = "--steps 6 --set train.samples=4 --set train.log_every=1 --set train.eval_every=6 --cpu"
-SHORT = {"<few>": FEW, "<digits>": f"--data digits {FEW}"}
+# a figure a step; what gz would choose by the time that a step takes is given, too
+LOGGED = "--cpu --set train.samples=4 --set train.log_every=1 --set train.sample_every=3"
+FEW = f"--steps 6 --set train.eval_every=6 --set train.checkpoint_every=6 {LOGGED}"
+SHORT = {"<few>": FEW, "<digits>": f"--data digits {FEW}", "<logged>": LOGGED}
 LIMIT = 300  # seconds that a command may take
 
 
@@ -36,7 +38,6 @@ class Place:
             "HOME": str(root.parent / "user"),
             "GZ_HOME": str(self.home),
             "GZ_OFFLINE": "1",
-            "GZ_TRIAL": "0",  # no steps are tried to forecast a time
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "80",
             "NO_COLOR": "1",
@@ -47,6 +48,7 @@ class Place:
 
     def stats(self) -> dict[Path, tuple[int, int]]:
         files = [path for top in (self.home, self.work) for path in top.rglob("*") if path.is_file()]
+        files = [path for path in files if not path.name.startswith(".index-")]  # caches of what others hold
         return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in files}
 
     def words(self, line: str) -> list[str]:
@@ -96,6 +98,7 @@ class Place:
         new = sorted(path for path, stat in self.seen.items() if before.get(path) != stat)
         for path in new:
             self.normal(str(path))  # so that the short names of new runs are known
+        new.sort(key=lambda path: path.suffix != ".safetensors")  # first: others have their sums
         files: dict[str, Any] = {}
         for path in new:
             name = self.normal(str(path))
