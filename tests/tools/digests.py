@@ -28,17 +28,20 @@ VARYING = {
     "images_s",
     "samples_per_s",
 }
-VARYING |= {"peak_memory", "versions", "packages", "python", "platform", "git", "gz", "torch"}
+VARYING |= {"peak_memory", "fingerprint", "versions", "packages", "python", "platform", "git", "gz", "torch"}
 UNIT = r"(?:ms|s|seconds?|minutes?|hours?|days?|weeks?|years?|it/s|images/s)"
 RULES = [
     (r"\b\d{8}-\d{6}-[0-9a-f]{4}\b", "<id>"),
     (r"<id>-[0-9a-f]{8}\b", "<id>-<hash>"),  # of the weights, too
+    (r"\bphotos-[0-9a-f]{6}\b", "photos-<hash>"),  # of where the pictures lie
+    (r"\bcosts/[0-9a-f]{20}\b", "costs/<hash>"),
+    (r"\d+ GB free", "<free>"),
+    (r"^memory(?: +[\d,.]+ [kMG]B)+$", "memory <memory>"),
+    (r"--minutes 60: [\d,]+ steps", "--minutes 60: <time>"),
     (r"\b\d{4}-\d\d-\d\d(?:[ T]\d\d:\d\d(?::\d\d)?)?", "<date>"),
     (r"\b\d\d:\d\d:\d\d\b", "<time>"),
     (rf"\b(?:\d+m)?\d[\d,.]*(?:e[+-]\d+)?(?: {UNIT}|s)\b(?! steps)", "<time>"),
 ]
-
-
 # lines of stderr that come as time goes by, or of two processes in either order
 PASSING = re.compile(r"step \d+/\d+ |\[rank\d\]:\[W|.* \d+/\d+$")
 

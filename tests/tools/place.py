@@ -18,7 +18,12 @@ from PIL import Image
 # a figure a step; what gz would choose by the time that a step takes is given, too
 LOGGED = "--cpu --set train.samples=4 --set train.log_every=1 --set train.sample_every=3"
 FEW = f"--steps 6 --set train.eval_every=6 --set train.checkpoint_every=6 {LOGGED}"
-SHORT = {"<few>": FEW, "<digits>": f"--data digits {FEW}", "<logged>": LOGGED}
+SHORT = {
+    "<few>": FEW,
+    "<digits>": f"--data digits {FEW}",
+    "<logged>": LOGGED,
+    "<tiny>": "--set model.mult=[1,2] --set model.attention=[]",
+}
 LIMIT = 300  # seconds that a command may take
 
 
