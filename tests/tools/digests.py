@@ -16,19 +16,9 @@ import numpy as np
 from PIL import Image, ImageSequence
 
 # keys of JSON, and columns of CSV, whose values are times, processes, memory, or of the machine
-VARYING = {
-    "pid",
-    "parent",
-    "created",
-    "started",
-    "ended",
-    "seconds",
-    "work",
-    "it_s",
-    "images_s",
-    "samples_per_s",
-}
-VARYING |= {"peak_memory", "fingerprint", "versions", "packages", "python", "platform", "git", "gz", "torch"}
+TIMES = {"created", "started", "ended", "seconds", "work", "it_s", "images_s", "samples_per_s"}
+MACHINE = {"pid", "parent", "peak_memory", "versions", "packages", "python", "platform", "git", "gz", "torch"}
+VARYING = TIMES | MACHINE | {"fingerprint"}  # of where pictures lie, and when they were written
 UNIT = r"(?:ms|s|seconds?|minutes?|hours?|days?|weeks?|years?|it/s|images/s)"
 RULES = [
     (r"\b\d{8}-\d{6}-[0-9a-f]{4}\b", "<id>"),
@@ -43,7 +33,7 @@ RULES = [
     (rf"\b(?:\d+m)?\d[\d,.]*(?:e[+-]\d+)?(?: {UNIT}|s)\b(?! steps)", "<time>"),
 ]
 # lines of stderr that come as time goes by, or of two processes in either order
-PASSING = re.compile(r"step \d+/\d+ |\[rank\d\]:\[W|.* \d+/\d+$")
+PASSING = re.compile(r"step \d+/\d+ |\[rank\d\]:\[W|.* \d+/\d+$|(?:loading|building) .* …$")
 
 
 class Normal:
@@ -78,12 +68,14 @@ class Normal:
 
     def json(self, value: Any) -> Any:
         if isinstance(value, dict):
+            # the sum of what was asked for holds the path of the pictures
+            varying = VARYING | ({"asked"} if "photos" in str(value.get("data")) else set())
             made: dict[str, Any] = {}
             for key, one in value.items():
                 name = self(key)
                 while name in made:  # two runs whose ids differ in what was replaced
                     name += "'"
-                made[name] = "<varies>" if key in VARYING else self.json(one)
+                made[name] = "<varies>" if key in varying else self.json(one)
             return made
         if isinstance(value, list):
             return [self.json(one) for one in value]
