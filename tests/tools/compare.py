@@ -1,0 +1,171 @@
+"""Records what commands of gz print and write, and compares two such records: before and after a change.
+
+python tests/tools/compare.py record GZ OUT [--only REGEX] [--jobs 2]
+python tests/tools/compare.py compare BEFORE AFTER [--verbose]
+
+`record` runs the commands of `commands.txt` with the executable GZ. Of each it keeps the exit code, what was
+printed, and a digest of every file that was written: pixels of pictures, arrays, tensors, lines of text. What
+differs whenever a command is repeated, such as dates, run ids, seconds and paths, is replaced first. `--only`
+takes the groups of `commands.txt` in which REGEX matches a line, as `GROUP: COMMAND`. Nothing of gz is
+imported, so any version can be recorded.
+
+`compare` prints a row for each command. It ends with 1 if an exit code differs, if a command stands in one
+record alone, or if a figure, a weight or a picture of `gz train`, `sample`, `ood` or `bench` differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import itertools
+import json
+import re
+import resource
+import shutil
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from place import Place
+
+COMMANDS = Path(__file__).with_name("commands.txt")
+PROMISED = {"train", "sample", "ood", "bench"}  # to the bit
+FIGURES = {".json", ".jsonl", ".csv", ".yaml"}  # text that counts as figures, not as messages
+
+
+def commands(text: str) -> dict[str, list[str]]:
+    """The commands of each group, with its braces written out."""
+    groups: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if line.startswith("["):
+            group = groups.setdefault(line.strip("[]"), [])
+        elif line and not line.startswith("#"):
+            parts = [part.split(",") for part in re.split(r"\{(.*?)\}", line)]
+            choices = [part if i % 2 else [",".join(part)] for i, part in enumerate(parts)]
+            group += ["".join(choice) for choice in itertools.product(*choices)]
+    return groups
+
+
+def record(gz: Path, out: Path, only: str, jobs: int) -> None:
+    groups = commands(COMMANDS.read_text())
+    chosen = [
+        name for name, group in groups.items() if any(re.search(only, f"{name}: {line}") for line in group)
+    ]
+    scratch = Path(tempfile.mkdtemp(prefix="gz-"))  # its name has always the same length: texts wrap alike
+    (scratch / "user").mkdir()
+
+    def run(name: str) -> None:
+        place = Place(
+            gz, scratch / name
+        )  # a folder a group, so that groups can be recorded alone or side by side
+        records = []
+        for line in groups[name]:
+            records.append(place.record(line))
+            print(f"{name}: {line}  {records[-1]['code']}  {records[-1]['seconds']} s", flush=True)
+        (out / f"{name}.json").write_text(json.dumps(records, indent=1))
+        shutil.rmtree(scratch / name)
+
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(run, chosen))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    number = sum(len(groups[name]) for name in chosen)
+    print(f"{number} commands, {(used.ru_utime + used.ru_stime) / 60:.1f} CPU-minutes")
+
+
+def changed(before: Any, after: Any) -> list[str]:
+    """The lines in which two texts differ, as a diff without context."""
+    lines = list(difflib.unified_diff(before or [], after or [], n=0, lineterm=""))[2:]  # without the names
+    return [line for line in lines if not line.startswith("@@")]
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """What of two records of a command differs: the figures, and the messages."""
+    messages = [f"{key} {line}" for key in ("stdout", "stderr") for line in changed(before[key], after[key])]
+    figures = [f"removed {line}" for line in changed(before["removed"], after["removed"])]
+    for name in sorted(before["files"].keys() | after["files"].keys()):
+        one, other = before["files"].get(name), after["files"].get(name)
+        if one is None or other is None:
+            figures.append(f"{name} is written by {'AFTER' if one is None else 'BEFORE'} alone")
+            continue
+        bits, others = one.get("bits", {}), other.get("bits", {})
+        figures += [
+            f"{name} {key}" for key in sorted(bits.keys() | others.keys()) if bits.get(key) != others.get(key)
+        ]
+        kind = figures if Path(name).suffix in FIGURES else messages
+        kind += [f"{name} {line}" for line in changed(one.get("text"), other.get("text"))]
+    return figures, messages
+
+
+def verdict(before: dict[str, Any] | None, after: dict[str, Any] | None) -> tuple[str, list[str], bool]:
+    """What the row of a command says, the lines in which it differs, and whether a promise is broken."""
+    if before is None or after is None:
+        return f"only in {'AFTER' if before is None else 'BEFORE'}", [], True
+    figures, messages = differences(before, after)
+    if before["code"] != after["code"]:
+        return f"exit code differs: {before['code']}, {after['code']}", figures + messages, True
+    if before["command"].startswith(("^", "~")):
+        return "same exit code", figures + messages, False
+    if figures:
+        return (
+            f"figures differ ({len(figures)})",
+            figures + messages,
+            before["command"].split()[0] in PROMISED,
+        )
+    return (
+        (f"same but for messages ({len(messages)} lines)" if messages else "same to the bit"),
+        messages,
+        False,
+    )
+
+
+def compare(before: Path, after: Path, verbose: bool) -> int:
+    broken = 0
+    details = []
+    print("| group | command | result |\n|---|---|---|")
+    names = {path.stem: None for folder in (before, after) for path in sorted(folder.glob("*.json"))}
+    for name in names:
+        sides = []
+        for folder in (before, after):
+            path = folder / f"{name}.json"
+            sides.append(
+                {one["command"]: one for one in (json.loads(path.read_text()) if path.exists() else [])}
+            )
+        for line in dict.fromkeys([*sides[0], *sides[1]]):
+            said, lines, breaks = verdict(sides[0].get(line), sides[1].get(line))
+            broken += breaks
+            print(f"| {name} | `{line}` | {said} |".replace("||", "|"))
+            details += [f"\n### {name}: {line}\n", *(f"    {one}" for one in lines)] if lines else []
+    print(f"\n{broken} rows break what is promised")
+    if verbose:
+        print("\n".join(details))
+    return 1 if broken else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verb = verbs.add_parser("record")
+    verb.add_argument("gz", type=Path)
+    verb.add_argument("out", type=Path)
+    verb.add_argument("--only", default="", metavar="REGEX")
+    verb.add_argument("--jobs", type=int, default=1)
+    verb = verbs.add_parser("compare")
+    verb.add_argument("before", type=Path)
+    verb.add_argument("after", type=Path)
+    verb.add_argument("--verbose", action="store_true")
+    asked = parser.parse_args()
+    if asked.verb == "compare":
+        return compare(asked.before, asked.after, asked.verbose)
+    record(asked.gz.absolute(), asked.out, asked.only, asked.jobs)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
