@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gzcli import models
     from gzcli.api.functions import datasets, load, open_data, train
     from gzcli.api.handles import Data, Run
-    from gzcli.core.types import Batch, DataInfo
+    from gzcli.core.types import Batch, DataInfo, Noise, Progress
     from gzcli.models.base import Model, Phase
 
 _MODULES = {
@@ -27,7 +27,9 @@ _MODULES = {
     "Data": "gzcli.api.handles",
     "DataInfo": "gzcli.core.types",
     "Model": "gzcli.models.base",
+    "Noise": "gzcli.core.types",
     "Phase": "gzcli.models.base",
+    "Progress": "gzcli.core.types",
     "Run": "gzcli.api.handles",
     "datasets": "gzcli.api.functions",
     "load": "gzcli.api.functions",
@@ -40,7 +42,9 @@ __all__ = [
     "Data",
     "DataInfo",
     "Model",
+    "Noise",
     "Phase",
+    "Progress",
     "Run",
     "__version__",
     "datasets",

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gzcli import Batch, DataInfo, Model
-from gzcli.core.types import Noise, Progress
+from gzcli import Batch, DataInfo, Model, Noise, Progress
 
 
 class Template(Model):

@@ -43,6 +43,7 @@ MAY = {
     "recipe": {"models", "data"},
     "models": {"metrics"},
     "metrics": {"data"},
+    "types": set(),
 }
 
 

@@ -49,6 +49,11 @@ def fault(path: Path, check: str) -> str | None:
     return fault_of(CHECKS[check], Case(model_files.add(path), SMALL, lr=3e-3))
 
 
+def test_a_file_of_an_earlier_template_is_a_model(write):
+    path = write("earlier", ("Model, Noise, Progress", "Model\nfrom gzcli.types import Noise, Progress"))
+    assert mistakes(path) == [] and fault(path, "each_phase_learns_alone") is None
+
+
 def test_the_template_keeps_the_contract(write):
     assert mistakes(path := write()) == []
     assert {check: fault(path, check) for check in CHECKS} == dict.fromkeys(CHECKS)
