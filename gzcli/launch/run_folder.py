@@ -79,12 +79,12 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
 def write_train(run: Run, changes: Mapping[str, Any]) -> None:
     """Writes keys of `train` that gz chose into `run.yaml`; of a stage into that of its run too."""
     tree = run.tree()
-    files.write_atomic(run.path / "run.yaml", dump(tree | {"train": {**tree["train"], **changes}}))
+    files.write_atomic(run.recipe_file, dump(tree | {"train": {**tree["train"], **changes}}))
     if run.owner is not run:
         whole = run.owner.tree()
         stage = whole["stages"][run.path.name]
         stage["train"] = {**stage["train"], **changes}
-        files.write_atomic(run.owner.path / "run.yaml", dump(whole))
+        files.write_atomic(run.owner.recipe_file, dump(whole))
 
 
 def halve(run: Run, processes: int) -> str | None:
