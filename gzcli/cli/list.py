@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Container, Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -15,9 +16,12 @@ from gzcli.core.errors import UsageError, canonical
 
 if TYPE_CHECKING:
     from gzcli.models.catalog import ModelCard
+    from gzcli.store.runs import Run
 
 LABELLED = "°"  # marks what needs a run that was trained with labels
 _WHAT = ("models", "data", "recipes", "runs", "pretrained")
+COLUMNS = ("run", "name", "state", "step", "best", "curve", "time", "size", "params", "made")
+SPARE = ("params", "name", "made", "size", "curve", "state")  # the first to leave where a table is too wide
 
 
 def _complete_what(incomplete: str) -> list[str]:
@@ -83,25 +87,19 @@ def list_models(family: str = "", can: str = "", *, short: bool = False, wide: b
     from gzcli.models.catalog import OUTSIDE, cards, counted
     from gzcli.store.paths import recipe_names
 
-    known = cards().values()
+    every = cards().values()
     if family:
-        family = choose("family", family, sorted({card.family for card in known}))
+        family = choose("family", family, sorted({card.family for card in every}))
     if can:
-        can = choose("capability", can, sorted({able for card in known for able in card.can}))
-    shown = [card for card in known if family in ("", card.family) and (not can or can in card.can)]
+        can = choose("capability", can, sorted({able for card in every for able in card.can}))
+    shown = [card for card in every if family in ("", card.family) and (not can or can in card.can)]
     shown.sort(key=lambda card: (card.family, card.name))
     recipes = {canonical(name): name for name in recipe_names()}
     rows = [(recipes.get(canonical(card.name)) or card.name, card) for card in shown]
     staged = {name for name, card in rows if name not in recipes.values() and card.family != OUTSIDE}
     abouts = {name: _about(name, card, staged) for name, card in rows} if out.is_json() or not short else {}
     if short:
-        families: dict[str, list[str]] = {}
-        for name, card in rows:
-            if name not in staged:
-                families.setdefault(card.family, []).append(name)
-        lines = [(name, " ".join(models)) for name, models in families.items()]
-        out.table(("family", "models"), lines, wrap=("models",), wide=wide)
-        out.info("")
+        _families([(name, card) for name, card in rows if name not in staged], wide=wide)
     else:
         out.table(
             ("model", "what it is", "can", "family", "paper"),
@@ -127,6 +125,16 @@ def list_models(family: str = "", can: str = "", *, short: bool = False, wide: b
         for name, card in rows
     ]
     out.data({"models": models})
+
+
+def _families(rows: list[tuple[str, ModelCard]], *, wide: bool) -> None:
+    """Prints the models' names, a line for each family."""
+    families: dict[str, list[str]] = {}
+    for name, card in rows:
+        families.setdefault(card.family, []).append(name)
+    lines = [(family, " ".join(models)) for family, models in families.items()]
+    out.table(("family", "models"), lines, wrap=("models",), wide=wide)
+    out.info("")
 
 
 def _about(name: str, card: ModelCard, staged: Container[str]) -> str:
@@ -233,7 +241,6 @@ def list_recipes(*, wide: bool = False) -> None:
 
 def list_runs(model: str | None = None, data: str | None = None, *, wide: bool = False) -> None:
     """Prints the runs of a model on a data set, newest first. Raises UsageError for unknown names."""
-    from gzcli.cli.summary import summaries, table
     from gzcli.data.sets.names import data_key
     from gzcli.recipe.files import find
     from gzcli.store.paths import spelling
@@ -246,7 +253,7 @@ def list_runs(model: str | None = None, data: str | None = None, *, wide: bool =
         find(spelling(model))  # raises UsageError for an unknown model
     rows = summaries(runs)
     if rows or out.is_json():
-        table(runs, rows, wide=wide)
+        table_of_runs(runs, rows, wide=wide)
     else:
         out.info("no runs yet")
         on = f" --data {data}" if data else ""
@@ -254,21 +261,128 @@ def list_runs(model: str | None = None, data: str | None = None, *, wide: bool =
     out.data({"runs": rows})
 
 
+def table_of_runs(
+    runs: Sequence[Run], rows: Sequence[Mapping[str, Any]], *, wide: bool = False, to_stderr: bool = False
+) -> None:
+    """Prints a line for each run.
+
+    rows: the summaries of the runs.
+    wide: whether ids are printed in full, and every column.
+    to_stderr: whether they are no data.
+    """
+    lines = []
+    for name, row in zip(
+        names_of(runs, sys.stderr if to_stderr else sys.stdout, wide=wide), rows, strict=True
+    ):
+        step, steps = row["step"], row["steps"]
+        unfinished = row["state"] != "finished" and step is not None and steps
+        cells = {**row, **in_words(row), "run": name, "name": row["alias"]}
+        cells["step"] = f"{step}/{steps}" if unfinished else step
+        lines.append([cells[column] for column in COLUMNS])
+    out.table(COLUMNS, lines, spare=SPARE, wide=wide, to_stderr=to_stderr)
+
+
+def names_of(runs: Sequence[Run], stream: TextIO, *, wide: bool = False) -> list[str]:
+    """How the runs are named in a table: in full for scripts, and else as short as is unambiguous."""
+    from gzcli.store.runs import short_names
+
+    short = {} if wide or out.room(stream) is None else short_names(runs)
+    return [short.get(run.id, run.id) for run in runs]
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """A run as `--json` shows it.
+
+    Of a run in stages, `stage`, `step` and `steps` are those of the first stage that is not finished. All but
+    what a running process changes, or the zone of the reader, is kept in the index.
+    """
+    from gzcli.core.units import moment
+    from gzcli.store import index
+
+    if (facts := index.recall(run.path, "summary")) is None:
+        marks, total = run.survey()
+        facts = _facts(run) | {"bytes": total}
+        if run.status().get("state") not in ("running", "damaged"):
+            index.keep(run.path, "summary", marks, facts)
+    created = facts["created"]
+    return {**facts, "created": moment(created) if created else None, "path": run.path}
+
+
+def summaries(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The summaries of many runs, which are kept for the next time."""
+    from gzcli.store import index
+    from gzcli.store.paths import user_dir
+
+    root = user_dir("runs")
+    index.begin(root, "summary")
+    rows = [summary(run) for run in runs]
+    index.save(root, "summary", os.listdir(root) if runs else ())
+    return rows
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    """The summary of a run as its files have it; `created` is in seconds."""
+    from dataclasses import asdict
+
+    from gzcli.store.metrics import curve_of
+
+    status = run.status()
+    parts = run.stages or [run]
+    current = next((stage for stage in run.stages if stage.state != "finished"), run.serving)
+    progress, best, curve = current.status(), run.serving.best, curve_of(run)
+    params = [part.status().get("params") for part in parts]
+    return {
+        "run": run.id,
+        "alias": run.alias,
+        "model": run.model,
+        "data": run.data,
+        "state": run.state,
+        "stage": None if current is run else current.path.name,
+        "step": progress.get("step"),
+        "steps": progress.get("steps"),
+        "short": ", ".join(run.shortfalls) or None,
+        "best": best and asdict(best),
+        "curve": curve and asdict(curve),
+        "params": None if None in params else sum(params),
+        "seconds": round(sum(part.seconds for part in parts), 1),
+        "bytes": None,
+        "created": status.get("created"),
+        "error": (status.get("error") or {}).get("message"),
+    }
+
+
+def in_words(row: Mapping[str, Any]) -> dict[str, str | None]:
+    """The best figure, the curve, the time of training, the size on disk, the number of parameters and the
+    time of creation of a summary, as people read them."""
+    from gzcli.core.units import count, duration, figure, size
+    from gzcli.store.metrics import Curve
+
+    best, curve, created = row["best"], row["curve"], row["created"]
+    return {
+        "best": f"{best['metric']} {figure(best['value'])}" if best else None,
+        "curve": Curve(**curve).spark if curve else None,
+        "time": duration(row["seconds"]) if row["seconds"] else None,
+        "size": size(row["bytes"]),
+        "params": count(row["params"]) if row["params"] else None,
+        "made": created[:16].replace("T", " ") if created else None,
+    }
+
+
 def list_pretrained(*, wide: bool = False) -> None:
     """Prints the trained models that come with gz."""
     from gzcli.store.pretrained import PREFIX, every
 
-    known = every()
+    models = every()
     columns = ("pretrained", "data", "figure", "params", "CPU time", "size")
-    out.table(columns, [(PREFIX + one.name, one.data, *one.cells) for one in known], wide=wide)
-    if known:
-        out.hint(f"gz sample {PREFIX}{known[0].name}")
+    out.table(columns, [(PREFIX + one.name, one.data, *one.cells) for one in models], wide=wide)
+    if models:
+        out.hint(f"gz sample {PREFIX}{models[0].name}")
     facts = ("about", "params", "seconds", "work", "command")
     rows = [
         {"name": PREFIX + one.name, "model": one.model, "data": one.data, "figures": one.figures}
         | {key: one.card[key] for key in facts}
         | {"bytes": one.file.stat().st_size, "path": one.file}
-        for one in known
+        for one in models
     ]
     out.data({"pretrained": rows})
 

@@ -20,8 +20,6 @@ from gzcli.core.units import as_size
 from gzcli.models import catalog
 from gzcli.recipe.yaml import dump
 from gzcli.store import bundle, files, hub, pretrained, runs
-from gzcli.store.files import safetensors_header, sweep
-from gzcli.store.hub import at_hand, is_id
 from gzcli.store.paths import cache_dir, is_name
 from gzcli.store.run_folder import Run
 
@@ -72,7 +70,7 @@ def run_of(file: Path, *, source: str | None = None) -> Run:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     if not folder.exists():
-        sweep(folder.parent)
+        files.sweep(folder.parent)
         with files.new_dir(folder) as part:
             write(file, part, source=source)
     return Run(folder)
@@ -106,15 +104,10 @@ def write(file: Path, folder: Path, *, source: str | None, **status: Any) -> Non
         run.recipe_file.write_text(dump(tree), encoding="utf-8")
         size = as_size(*DataInfo.of(json.loads(texts["data"])).shape[1:])
         model = str(card.get("model") or next(reversed(trees.values()))["model"]["name"])
-        facts = {
-            "state": "finished",
-            "step": int(texts["step"]),
-            "model": model,
-            "size": size,
-            "from": source,
-        }
-        told = (files.read_json(run.status_file) or {}) | {"data": _key(tree["data"]["name"])}
-        files.write_json(run.status_file, told | facts | status)
+        data = tree["data"]["name"]  # of a stranger; the last part of a path
+        facts = {"data": data if is_name(data) else Path(data).stem or "?", "model": model, "size": size}
+        facts |= {"state": "finished", "step": int(texts["step"]), "from": source}
+        files.write_json(run.status_file, (files.read_json(run.status_file) or {}) | facts | status)
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError) as e:
         raise MissingError(
             f"`{file}` is damaged, or of a later version of gz ({type(e).__name__}: {e})",
@@ -122,14 +115,9 @@ def write(file: Path, folder: Path, *, source: str | None, **status: Any) -> Non
         ) from e
 
 
-def _key(data: str) -> str:
-    """The key of the data set that a stranger's recipe names; the last part of a path."""
-    return data if is_name(data) else Path(data).stem or "?"
-
-
 def _check(file: Path, texts: Mapping[str, str], trees: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises MissingError for a file that needs what is not at hand: a run's other stages, a model's program,
-    or weights on the hub, which a stranger's file does not make gz fetch."""
+    """Raises MissingError for a file that needs what is not at hand: other stages of a run, a model's
+    program, or weights on the hub, which gz does not fetch for a stranger's file."""
     if stages := json.loads(texts.get("built_on") or "{}") or json.loads(texts["recipe"]).get("built_on"):
         named = ", ".join(f"`{stage}`" for stage in stages)
         raise MissingError(
@@ -145,11 +133,11 @@ def _check(file: Path, texts: Mapping[str, str], trees: Mapping[str, Mapping[str
                 f"`{file}` is of a model from outside, `{name}`, whose file is not at hand",
                 hint="put the model's file into a folder that `GZ_MODELS` names",
             ) from e
-        wanted = {"model.base": tree["model"].get("base")}
+        weights = {"model.base": tree["model"].get("base")}
         if bundle.LATENT not in trees:
-            wanted["data.latent"] = tree["data"].get("latent")
-        for key, ref in wanted.items():
-            if ref and is_id(ref) and not at_hand(ref) and runs.by_name(ref) is None:
+            weights["data.latent"] = tree["data"].get("latent")
+        for key, ref in weights.items():
+            if ref and hub.is_id(ref) and not hub.at_hand(ref) and runs.by_name(ref) is None:
                 raise MissingError(
                     f"`{file}` needs the weights of `{ref}` (`{key}`), which gz does not fetch for a file",
                     hint=f"if you trust them: hf download {ref}",
@@ -159,7 +147,7 @@ def _check(file: Path, texts: Mapping[str, str], trees: Mapping[str, Mapping[str
 def metadata(file: Path) -> dict[str, str]:
     """The metadata of a safetensors file, read without its library. Raises MissingError without a recipe."""
     try:
-        texts = safetensors_header(file).get("__metadata__", {})
+        texts = files.safetensors_header(file).get("__metadata__", {})
     except (OSError, ValueError) as e:
         raise MissingError(f"`{file}` is no safetensors file, or damaged: {e}", hint="get it again") from e
     if "recipe" not in texts or "data" not in texts:

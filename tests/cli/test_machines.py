@@ -257,6 +257,6 @@ def test_a_named_run_is_what_requeue_goes_on_with(home, monkeypatch):
     for run in (mine, other):
         (run.path / "run.yaml").write_text("{}")
         run.update(state="interrupted")
-    assert asked.to_resume(extend=False, alias="mine-1") == mine
-    assert asked.to_resume(extend=False, alias="mine-3") is None
-    assert asked.to_resume(extend=False) == other
+    assert asked.to_resume("mine-1") == mine
+    assert asked.to_resume("mine-3") is None
+    assert asked.to_resume() == other

@@ -24,8 +24,7 @@ from gzcli.engine.__main__ import VERBS, main
 from gzcli.engine.log import Log
 from gzcli.launch import launcher
 from gzcli.launch.from_file import find_run, metadata
-from gzcli.launch.plan import with_data
-from gzcli.launch.run_folder import write_run
+from gzcli.launch.plan import with_data, write_run
 from gzcli.recipe.resolve import resolve
 from gzcli.store import claims, files, png, pretrained, runs
 
