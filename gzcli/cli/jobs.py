@@ -29,14 +29,8 @@ LABEL = len("next: ")
 
 
 def do_job(folder: Path, job: Job, *, quiet: bool = False) -> dict[str, Any]:
-    """Runs the engine on a job and returns the engine's `result.json`.
-
-    folder: where the job and its outputs are written; new or empty.
-    quiet: whether the engine shows no progress.
-
-    Raises UsageError where the folder is not empty, and the engine's own errors, after which a new folder
-    without any output is removed.
-    """
+    """Runs the engine on a job in a new or empty folder, and returns the engine's `result.json`. After an
+    error of the engine a new folder without any output is removed."""
     from gzcli.core import jobs
     from gzcli.launch import launcher
     from gzcli.store import claims, files, paths
@@ -72,8 +66,7 @@ def processes_of(gpus: str | None, cpu: bool, processes: int | None) -> LaunchSe
 
 
 def new_folder(parent: Path, name: str = "") -> Path:
-    """A new folder NAME-TIME-xxxx for a job, also where several start in one second. What killed ones left
-    half written beside it is removed."""
+    """A new folder NAME-TIME-xxxx for a job; what killed jobs left half written beside it is removed."""
     from gzcli.store.files import sweep
 
     sweep(*parent.glob("*"))
@@ -89,11 +82,7 @@ def new_folder(parent: Path, name: str = "") -> Path:
 
 def announce(run: Run, ref: str, *, data: str | None = None) -> None:
     """Prints `run: …` on stderr, and a note where the user may have expected another run: where it is
-    unfinished, or where `ref` is a model's name and its run was cut short or is not the newest.
-
-    ref: what the user typed.
-    data: key of the data set that the run was looked up by.
-    """
+    unfinished, or where `ref` is a model's name and its run was cut short or is not the newest."""
     from gzcli.launch.from_file import is_shared
     from gzcli.store import runs
 
@@ -116,8 +105,7 @@ def announce(run: Run, ref: str, *, data: str | None = None) -> None:
 
 
 def as_options(words: list[str], section: str) -> list[str]:
-    """The words that Typer has left, with `--set sample.steps=15` of this section as `--steps=15`. Raises
-    UsageError for a key of another section."""
+    """The words that Typer has left, with `--set sample.steps=15` of this section as `--steps=15`."""
     options, rest = [], iter(words)
     for word in rest:
         if word == "--set" or word.startswith("--set="):
@@ -134,14 +122,8 @@ def as_options(words: list[str], section: str) -> list[str]:
 def method_options(
     words: list[str], params: Mapping[str, Param | Rule], what: str, section: str
 ) -> dict[str, Any]:
-    """The typed keywords of a method, from words as `--rows 14 --no-clip --sampler=ddim`.
-
-    words: those that Typer has left.
-    what: how messages name the method.
-    section: of the recipe, with its defaults.
-
-    Raises UsageError for an unknown option, and for a missing or wrong value.
-    """
+    """The typed keywords of a method, which messages call `what`, from words as `--rows 14 --no-clip`; its
+    defaults are in this section of a recipe."""
     from gzcli.recipe.schema import check_value
     from gzcli.recipe.yaml import scalar
 
@@ -176,8 +158,7 @@ def method_options(
 
 
 def fetch(weights: Iterable[str]) -> None:
-    """Fetches these networks of `gzcli.data.download.weights.KNOWN` if they are not in the cache, with a
-    progress bar. Raises MissingError."""
+    """Fetches these networks of `gzcli.data.download.weights.KNOWN` if they are not in the cache."""
     from gzcli.data.download.weights import fetch_weights
 
     for name in weights:
@@ -189,11 +170,7 @@ def fetch(weights: Iterable[str]) -> None:
 
 
 def end(facts: Iterable[str | None], then: Iterable[tuple[str, str]] = ()) -> None:
-    """Prints `done: …`, and `next: …` with a command a line, on stderr, which no script reads.
-
-    facts: what came out; None for what is not known.
-    then: commands with what each is for, which is left out where the line has no room for it.
-    """
+    """Prints on stderr `done: …` and `next: …`, a command a line with its purpose where the line has room."""
     if out.is_quiet() or out.is_json():
         return
     if words := ", ".join(filter(None, facts)):
@@ -231,13 +208,8 @@ def quoted(text: object) -> str:
 
 
 def new_set(images: int | None, words: str, began: float, *, show: bool) -> None:
-    """The end of a verb that makes a set ready.
-
-    images: how many; None: they are not packed yet.
-    words: what `--data` takes, with further options.
-    began: when the verb did, by `time.monotonic()`.
-    show: whether it can be drawn.
-    """
+    """The end of a verb that makes a set ready, of so many images, None before they are packed. `words`: what
+    `--data` takes; `show`: whether it can be drawn."""
     drawn = [(f"gz data show {words}", "its classes, and a sheet of its pictures")] if show else []
     trained = (f"gz train {FIRST} --data {words}", "a model of it")
     end([counted(images, "image") if images else None, took(began)], [*drawn, trained])

@@ -82,8 +82,7 @@ def alone(verb: str, show: Callable[[], None]) -> Callable[..., None]:
 
 
 def list_models(family: str = "", can: str = "", *, short: bool = False, wide: bool = False) -> None:
-    """Prints the models of a family that have a capability; `short`: their names by family alone; `wide`: in
-    full, as in the other lists."""
+    """Prints the models of a family that have a capability; `short`: their names by family alone."""
     from gzcli.models.catalog import OUTSIDE, cards, counted
     from gzcli.store.paths import recipe_names
 
@@ -264,12 +263,7 @@ def list_runs(model: str | None = None, data: str | None = None, *, wide: bool =
 def table_of_runs(
     runs: Sequence[Run], rows: Sequence[Mapping[str, Any]], *, wide: bool = False, to_stderr: bool = False
 ) -> None:
-    """Prints a line for each run.
-
-    rows: the summaries of the runs.
-    wide: whether ids are printed in full, and every column.
-    to_stderr: whether they are no data.
-    """
+    """Prints a line for each run, by its summary."""
     lines = []
     for name, row in zip(
         names_of(runs, sys.stderr if to_stderr else sys.stdout, wide=wide), rows, strict=True
@@ -291,11 +285,8 @@ def names_of(runs: Sequence[Run], stream: TextIO, *, wide: bool = False) -> list
 
 
 def summary(run: Run) -> dict[str, Any]:
-    """A run as `--json` shows it.
-
-    Of a run in stages, `stage`, `step` and `steps` are those of the first stage that is not finished. All but
-    what a running process changes, or the zone of the reader, is kept in the index.
-    """
+    """A run as `--json` shows it; of stages `step` and `steps` are those of the first unfinished one. All but
+    what a running process changes, or the zone of the reader, is kept in the index."""
     from gzcli.core.units import moment
     from gzcli.store import index
 
@@ -352,8 +343,7 @@ def _facts(run: Run) -> dict[str, Any]:
 
 
 def in_words(row: Mapping[str, Any]) -> dict[str, str | None]:
-    """The best figure, the curve, the time of training, the size on disk, the number of parameters and the
-    time of creation of a summary, as people read them."""
+    """Figures and times of a summary, as people read them."""
     from gzcli.core.units import count, duration, figure, size
     from gzcli.store.metrics import Curve
 

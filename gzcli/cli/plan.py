@@ -33,42 +33,29 @@ MINUTES = 60  # for which the steps are given that `--minutes` would choose
 
 @dataclass(frozen=True)
 class Outlook:
-    """What is expected of a training.
-
-    facts: what is known of its set.
-    own: the forecasts of its models, in order.
-    paper: those of the same models at the scale `paper`; () where that is its own, or is not known.
-    """
+    """What is expected of a training."""
 
     recipe: Resolved
     plan: Plan
     facts: DataFacts
-    own: Sequence[Forecast]
-    paper: Sequence[Forecast]
+    own: Sequence[Forecast]  # of its models, in order
+    paper: Sequence[Forecast]  # at the scale `paper`; () where that is its own, or is not known
 
 
 def outlook(
     recipe: Resolved, plan: Plan, facts: DataFacts, paper: Resolved | None, *, timed: bool
 ) -> Outlook:
-    """What is expected of a recipe, and of it at the scale `paper`.
-
-    timed: whether a step is tried if the cache does not hold its time.
-    """
+    """What is expected of a recipe, and of it at the scale `paper`; `timed`: a step may be tried for that."""
     measure = partial(forecast.measured, say=out.info) if timed else None
     rows = forecast.expect(recipe, plan, facts.info(), measure=measure, timed=timed, other=paper)
     return Outlook(recipe, plan, facts, *rows)
 
 
 def before_start(start: Start, recipe: Recipe, *, yes: bool) -> None:
-    """Prints in short what is about to be trained; nothing on the other machines of several.
+    """Prints in short what is about to be trained, and asks about more than a week.
 
     A step is tried to tell the time, but not for the embedded sets, demonstrations that take a minute, nor
-    where the length was typed.
-
-    recipe: what is trained, with what its data set decides.
-    yes: whether `--yes` was given.
-
-    Raises UsageError where it would take more than a week, and the user does not want that.
+    where the length was typed. The other machines of several print nothing.
     """
     if start.run:
         if words := previous_words(start.run):
@@ -92,15 +79,8 @@ def before_start(start: Start, recipe: Recipe, *, yes: bool) -> None:
 
 
 def start_or_not(seconds: float | None, *, most: float, span: str, ways: str, yes: bool) -> None:
-    """Asks on a terminal whether to start what takes long here; in a script it says so.
-
-    seconds: that it takes; None: not known.
-    most: seconds up to which nobody is asked, `span` in words.
-    ways: what takes less.
-    yes: whether `--yes` was given.
-
-    Raises UsageError where the answer is no.
-    """
+    """Asks on a terminal whether to start what takes more than `most` seconds here, `span` in words; in a
+    script it says so. Raises UsageError where the answer is no."""
     if seconds is None or seconds <= most or yes:
         return
     long, ways = f"about {about(seconds)} on this machine", f"`--yes` starts it; {ways}"
@@ -114,13 +94,8 @@ def start_or_not(seconds: float | None, *, most: float, span: str, ways: str, ye
 
 
 def show_plan(start: Start, *, keys: bool) -> None:
-    """Prints the plan, what is missing, the run's folder and the launch line.
-
-    keys: whether every key of the resolved recipe is printed too, with its origin.
-
-    Raises UsageError where the set, as far as it is known, lacks what a model needs, where a model cannot be
-    built by its options, or where the user's batch does not divide into the processes.
-    """
+    """Prints the plan, what is missing, the run's folder and the launch line, and with `keys` every key of
+    the recipe. Raises UsageError for what could not be trained, as far as that is known."""
     recipe, plan, run = start.request.recipe, start.plan, start.run
     rounded: list[str] = []
     if run:
@@ -277,10 +252,7 @@ def in_short(expect: Outlook) -> list[str]:
 
 def in_lines(expect: Outlook, there: int | None) -> Iterator[tuple[str, str]]:
     """Scale, set, model, memory and time with their labels; of stages the memory of the largest, and the time
-    of all.
-
-    there: bytes that a process may take; None: not known.
-    """
+    of all. `there`: bytes that a process may take."""
     choice, own, facts = expect.recipe.choice, expect.own, expect.facts
     yield "scale", f"{choice.scale} ({choice.why})" if choice.scale else "the recipe has no scales"
     download = f", {facts.download / 1e6:,.0f} MB to fetch" if facts.download else ""

@@ -291,10 +291,8 @@ def _find(ref: str) -> Run:
 
 
 def _remove(runs: list[Run], yes: bool, *, skip: bool = False) -> None:
-    """Lists the runs, asks unless `yes`, removes them.
-
-    skip: whether one that a process has taken meanwhile stays, in place of an error.
-    """
+    """Lists the runs, asks unless `yes`, removes them; with `skip` one that a process has taken meanwhile
+    stays."""
     from gzcli.store.runs import all_runs, remove
 
     rows = summaries(runs)
@@ -326,11 +324,7 @@ def _remove(runs: list[Run], yes: bool, *, skip: bool = False) -> None:
 
 
 def exported(source: Run, ref: str, place: Path, **fields: Any) -> dict[str, Any]:
-    """Exports a run to a path. Returns the JSON of `gz runs export`.
-
-    ref: what the user called the run.
-    fields: further ones of the job.
-    """
+    """Exports a run, which the user called `ref`, to a path. Returns the JSON of `gz runs export`."""
     from gzcli.cli.jobs import announce, do_job, new_folder
     from gzcli.core.jobs import ExportJob
     from gzcli.core.sections import LaunchSection
@@ -353,11 +347,7 @@ def check_file(place: Path, *, replaceable: bool) -> None:
 
 def compare(runs: Sequence[Run], *, wide: bool = False) -> None:
     """Prints figures and differing keys, a column for each run; where they do not fit beside each other, in
-    tables of fewer runs below each other.
-
-    runs: two or more, of any models.
-    wide: whether they are printed in one table, and ids in full.
-    """
+    tables of fewer runs below each other."""
     from gzcli.cli.plan import leaves
     from gzcli.store.metrics import last_figures
 
@@ -426,10 +416,7 @@ def _differs(values: Sequence[Any]) -> bool:
 
 
 def blocks(names: Sequence[str], lines: Sequence[Row], room: int | None) -> list[list[int]]:
-    """Which runs stand beside each other in each table: as many as fit, two at least, shared out evenly.
-
-    room: columns of the terminal; None: all fit.
-    """
+    """Which runs stand beside each other in each table: as many as fit, two at least, shared out evenly."""
     every = list(range(len(names)))
     if room is None:
         return [every]

@@ -29,12 +29,8 @@ OURS |= dict.fromkeys(("--dry-run", "--json", "--resume", "--requeue"), False)
 def submit_training(
     request: Request, name: str | None, *, resume: bool, options: Iterable[str], dry_run: bool
 ) -> None:
-    """Submits a training, or prints its script where `dry_run` is set.
-
-    name: value of `--name`, to which the job adds its number; None: the model's name.
-    resume: value of `--resume`.
-    options: of `sbatch`, as `key=value`.
-    """
+    """Submits a training, or prints its script where `dry_run` is set. A name gets the job's number behind
+    it."""
     if name is not None:
         runs.check_alias(f"{name}-1")  # a job's number follows
     recipe, name = request.recipe, name or request.recipe.card.name
@@ -45,11 +41,8 @@ def submit_training(
 def submit_verb(
     verb: str, what: str, seed: int, launch: LaunchSection, options: Iterable[str], *, goes_on: bool = False
 ) -> None:
-    """Submits the command line of another verb.
-
-    what: what it is about, for the job's name.
-    goes_on: whether the same words go on where a job was out of time.
-    """
+    """Submits the command line of another verb, about `what`; `goes_on`: it is run again if it is out of
+    time."""
     _submit(_job(verb, f"{verb}-{slug(what)}", seed, launch, "same" if goes_on else None), options)
 
 
@@ -85,8 +78,7 @@ def words_of(argv: list[str], verb: str) -> list[str]:
 
 
 def _submit(job: slurm.Job, options: Iterable[str], *, dry_run: bool = False) -> None:
-    """Writes a job script into the folder of runs and submits it. Raises UsageError, and MissingError where
-    there is no `sbatch` or it refuses the job."""
+    """Writes a job script into the folder of runs and submits it."""
     folder = user_dir("runs", "slurm")
     program = [sys.executable, start.SCRIPT, "gzcli"]
     text = slurm.script(job, slurm.options(options), program=program, folder=folder)

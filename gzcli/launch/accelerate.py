@@ -52,11 +52,8 @@ SHARDED = (
 
 
 def check(words: list[str]) -> list[str]:
-    """The words as accelerate gets them.
-
-    Raises UsageError for an option that is not allowed, and for a word that is no option, which accelerate
-    would take for the program to start.
-    """
+    """The words as accelerate gets them. Raises UsageError for an option that is not allowed, and for a
+    word that is no option, which accelerate would take for the program to start."""
     checked, rest = [], iter(words)
     for word in rest:
         name, equals, value = word.partition("=")

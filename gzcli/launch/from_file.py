@@ -27,13 +27,8 @@ SUFFIX = ".safetensors"
 
 
 def find_run(ref: str, *, data: str | None = None) -> Run:
-    """The run that a text means, as `runs.find` has it, or the run of a file.
-
-    ref: id, alias or path of a run, name of a model, path of a file, `hf://OWNER/NAME`, `pretrained:MODEL`.
-    data: key of the data set of a model's run; None: any.
-
-    Raises UsageError and MissingError.
-    """
+    """The run of a file, of `hf://OWNER/NAME` or of `pretrained:MODEL`, else what `runs.find` means by the
+    text."""
     if hub.is_address(ref):
         return run_of(hub.fetched(ref), source=ref)
     if pretrained.is_name(ref):
@@ -52,11 +47,10 @@ def is_weights(ref: str) -> bool:
 
 
 def run_of(file: Path, *, source: str | None = None) -> Run:
-    """The run of a weights file: the one whose folder it lies in, else one of its own in the cache.
+    """The run of a weights file: the one whose folder it lies in, else one of its own in the cache. Raises
+    MissingError for a file that is not by gz, or that is built on weights of other files.
 
     source: where the file comes from, as `find_run` takes it; None: from the user's disk.
-
-    Raises MissingError for a file that is not by gz, or that is built on weights of other files.
     """
     on_hub = source is not None and hub.is_address(source)  # where each file is called alike
     stem = hub.name_of(str(source)).rpartition("/")[2] if on_hub else file.stem
@@ -77,10 +71,7 @@ def run_of(file: Path, *, source: str | None = None) -> Run:
 
 
 def write(file: Path, folder: Path, *, source: str | None, **status: Any) -> None:
-    """Makes a folder the run of a file. Errors as of `run_of`.
-
-    status: further keys of the run's `status.json`.
-    """
+    """Makes a folder the run of a file, with further keys of its `status.json`."""
     file = file.resolve()  # the hub's cache holds links
     texts, run = metadata(file), Run(folder)
     try:

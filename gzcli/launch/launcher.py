@@ -65,32 +65,19 @@ TUNING = {
 
 @dataclass(frozen=True)
 class Plan:
-    """The processes that are started.
+    """The processes that are started."""
 
-    processes: number of processes on all machines.
-    gpus: GPUs of this machine; 0: the processes run on the CPU.
-    threads: threads of each process.
-    machines: number of machines.
-    machine_rank: index of this machine, from 0.
-    main_ip: address of machine 0; None: this machine.
-    main_port: port of machine 0; None on one machine, where one is chosen.
-    job: by which the other machines find the run that machine 0 makes; None on one machine.
-    restarts: how often all processes are started again after one of them has died.
-    extra: options that are passed on to `accelerate launch`.
-    note: why GPUs that are here are not used, though nobody said so; None: all that are wanted are.
-    """
-
-    processes: int = 1
-    gpus: int = 0
-    threads: int = 1
+    processes: int = 1  # on all machines
+    gpus: int = 0  # of this machine; 0: the processes run on the CPU
+    threads: int = 1  # of each process
     machines: int = 1
     machine_rank: int = 0
-    main_ip: str | None = None
-    main_port: int | None = None
-    job: str | None = None
-    restarts: int = 0
-    extra: tuple[str, ...] = ()
-    note: str | None = None
+    main_ip: str | None = None  # address of machine 0; None: this machine
+    main_port: int | None = None  # of machine 0; None on one machine, where one is chosen
+    job: str | None = None  # by which the other machines find the run that machine 0 makes
+    restarts: int = 0  # of all processes, after one of them has died
+    extra: tuple[str, ...] = ()  # options for `accelerate launch`
+    note: str | None = None  # why GPUs that are here are not used, though nobody said so
 
     @property
     def distributed(self) -> bool:
@@ -98,8 +85,8 @@ class Plan:
 
     @property
     def launched(self) -> bool:
-        """Whether accelerate's launcher starts the engine of a training. For one process on the CPU it would
-        do nothing but load torch, which takes a second."""
+        """Whether accelerate's launcher starts the training: for one process on the CPU it would only load
+        torch."""
         return self.distributed or self.gpus > 0 or bool(self.extra)
 
 
@@ -114,13 +101,10 @@ def plan(
     """The processes that a recipe's `launch` section asks for. For a training SLURM's variables fill in what
     it leaves open; other verbs run on one machine.
 
-    every_gpu: whether it is a training: all GPUs are used where no number is asked for; else one is.
+    every_gpu: whether it is a training, which uses all GPUs where no number is asked for; else one is used.
     check: whether GPUs that are asked for must be there.
     job: what was typed; the port follows from it.
-    extra: the words after `--` on the command line, checked by `accelerate.check`. They never come from a
-      recipe or a run, which may be a stranger's.
-
-    Raises DeviceError where a GPU is asked for that is not there, UsageError for a contradiction.
+    extra: the words after `--`, checked; never from a recipe or a run, which may be a stranger's.
     """
     gpus, note = _gpus(section, every_gpu=every_gpu, check=check)
     machines = section.machines or (slurm.machines() if every_gpu else 1)
@@ -157,8 +141,8 @@ def _gpus(section: LaunchSection, *, every_gpu: bool, check: bool) -> tuple[int,
 
 
 def usable_gpus() -> Gpus:
-    """The GPUs of this machine, and how many of them torch can use, which is tried in a process of its own.
-    That all can be used is remembered for this driver and this torch."""
+    """The GPUs of this machine, and how many of them torch can use, which is tried in a process of its
+    own."""
     return _usable(count_gpus(), os.environ.get(VISIBLE), os.environ.get("PATH"))
 
 
@@ -200,10 +184,7 @@ def _tried_apart(there: int) -> Gpus:
 
 
 def _meeting(section: LaunchSection, machines: int, job: Sequence[object]) -> dict[str, Any]:
-    """Which machine this is of several, and where they meet: the keys of a Plan.
-
-    Raises UsageError where that is not known, or this is none of the machines.
-    """
+    """Which machine this is of several, and where they meet: the keys of a Plan."""
     rank = slurm.machine_rank() if section.machine_rank is None else section.machine_rank
     if not 0 <= rank < machines:
         message = (
@@ -274,10 +255,8 @@ def configuration(folder: Path, p: Plan) -> Path:
 
 
 def command(folder: Path, p: Plan, *, launcher: bool) -> list[str]:
-    """The command line of the engine; any run can be started again by hand with it.
-
-    launcher: whether accelerate's launcher starts the engine.
-    """
+    """The command line of the engine, through accelerate's launcher or not; a run can be started by hand
+    with it."""
     engine = [start.SCRIPT, "gzcli.engine", str(folder)]
     if not launcher:
         return [sys.executable, *engine]
@@ -298,10 +277,8 @@ def show(folder: Path, p: Plan) -> str:
 
 
 def environment(p: Plan, mode: str) -> dict[str, str]:
-    """The child's environment variables, without those of launchers: accelerate's configuration file counts.
-
-    mode: what the engine prints, "human", "quiet" or "json".
-    """
+    """The child's environment variables, without those of launchers: accelerate's configuration file
+    counts."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHERS)}
     env |= {
         "GZ_OUTPUT": mode,
@@ -325,17 +302,13 @@ def environment(p: Plan, mode: str) -> dict[str, str]:
 
 
 def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[str, Any]:
-    """Starts the engine on `folder`, passes signals on and waits for its end. Returns its status.
+    """Starts the engine on `folder`, passes signals on and waits for its end. Returns its status, or raises
+    its error.
 
     A signal becomes a stop file, and an engine that trains gets time for a checkpoint, even where the signal
     has ended the launcher. A job, and a training before its first step, have nothing to save. Processes are
     killed only after a second Ctrl-C, or where they do not end in time; one that writes a checkpoint may
     finish it.
-
-    launcher: whether accelerate's launcher starts the engine, as it must for several processes.
-    mode: what the engine prints, "human", "quiet" or "json".
-
-    Raises the engine's own error.
     """
     target, launcher = Run(folder), launcher or p.distributed
     if launcher:
@@ -410,11 +383,8 @@ def is_saving(target: Run) -> bool:
 
 
 def end_all(child: subprocess.Popen[bytes], folder: Path | None = None) -> None:
-    """Ends the child, its descendants and its process group: by SIGTERM, then by SIGKILL.
-
-    folder: that the child works on, by which ranks are found whose launcher has ended: torch gives each a
-      session of its own; None: there are none.
-    """
+    """Ends the child, its descendants and its process group, and ranks that work on the folder: torch's
+    launcher gives each a session of its own, so they outlive it."""
     import psutil
 
     left: list[psutil.Process] = []
@@ -448,13 +418,8 @@ def _working_on(folder: Path, child: int) -> list[psutil.Process]:
 
 
 def outcome(target: Run, returncode: int, received: list[int]) -> dict[str, Any]:
-    """The status of a finished run or job.
-
-    returncode: of the engine or its launcher; −N where signal N ended it.
-    received: the signals that this process received meanwhile.
-
-    Raises the error that the engine recorded, else one that is deduced from the exit code.
-    """
+    """The status of a finished run or job; raises the error that the engine recorded, else one that is
+    deduced from the exit code, −N where signal N ended the process."""
     if returncode == UsageError.code and files.is_locked(target.lock):
         raise claims.in_use(target)  # by a process that another `gz` has left behind
     status = target.status()

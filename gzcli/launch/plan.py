@@ -47,15 +47,10 @@ NOT_TRAINED = ("about", "bench", "launch", "ood", "params")  # keys of a recipe 
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for.
+    """What was asked for: the arguments of `ask`, and the recipe that they make."""
 
-    recipe: the resolved recipe, with absolute paths.
-    earlier: the run that the recipe was taken from; None where a model or a file was named.
-    what, data, sets, flags: the arguments of `ask`.
-    """
-
-    recipe: Resolved
-    earlier: Run | None
+    recipe: Resolved  # with absolute paths
+    earlier: Run | None  # that the recipe was taken from; None where a model or a file was named
     what: str
     data: str | None
     sets: Sequence[str]
@@ -84,10 +79,8 @@ class Request:
 
     def to_resume(self, alias: str | None = None) -> Run | None:
         """The run that `--resume` means: the one named, else the newest of this model and data that is not
-        finished or, where more steps are asked for, the newest.
-
-        alias: the run's second name, which alone counts then: jobs side by side go on with their own runs.
-        """
+        finished or, where more steps are asked for, the newest. Of an alias the run that is called so, since
+        jobs side by side go on with their own runs."""
         if alias is not None:
             named = (run for run in runs.all_runs() if run.alias == alias)
             return next((run for run in named if run.recipe_file.exists()), None)
@@ -110,14 +103,8 @@ def ask(
     epochs: float | None = None,
     say: Say = silent,
 ) -> Request:
-    """The recipe of a model, of a file or of an earlier run, with what was typed laid over it.
-
-    what: name of a model, path of a recipe, or a run's id, alias or path.
-    data: name or path of the data set; None: that of the recipe.
-    sets: values of `--set`.
-    flags: values of other options by dotted key; None where an option was not given.
-    epochs: passes over the training images, which become steps.
-    """
+    """The recipe of a model, a file or an earlier run, with what was typed laid over it: `sets` of
+    `--set`, and `flags` by dotted key, None where an option was not given; `epochs` become steps."""
     earlier, sets = runs.by_name(what), tuple(sets)
     source, chosen = what, data
     if earlier:
@@ -142,26 +129,15 @@ def typed_keys(recipe: Resolved) -> list[str]:
 
 @dataclass(frozen=True)
 class Start:
-    """A training that can start.
-
-    request: what was asked for.
-    plan: the processes.
-    run: the run that goes on; None: a new one is made, or on another machine than the first one its run is
-      joined.
-    alias: a second name of a new run.
-    """
+    """A training that can start."""
 
     request: Request
     plan: Plan
-    run: Run | None = None
-    alias: str | None = None
+    run: Run | None = None  # that goes on; None: a new one is made, or that of machine 0 joined by the others
+    alias: str | None = None  # of a new run
 
     def recipe(self, *, say: Say = silent, progress: Report = unreported) -> Recipe:
-        """The recipe that is trained, with size, channels and levels of its data, which is fetched and packed
-        if need be.
-
-        Raises UsageError and MissingError of `continued`, `shared_out` and `with_data`.
-        """
+        """The recipe that is trained, with what its data decide, which are fetched and packed if need be."""
         recipe: Recipe
         if self.run:
             recipe = continued(self.run, self.request.recipe, self.request.steps)
@@ -180,15 +156,11 @@ class Start:
         announce: Callable[[Run], None] = lambda run: None,
         say: Say = silent,
     ) -> Run:
-        """Trains in processes of their own, and waits for them. Returns the run. A new one is removed again
+        """Trains in processes of their own, and waits for them. Returns the run; a new one is removed again
         where nothing was trained.
 
-        recipe: that of `recipe`.
         mode: what the engine prints: "human", "quiet" or "json" lines.
         announce: called with the run before it is launched.
-
-        Raises the engine's own error, UsageError where another process trains the run that goes on, and
-        MissingError where that is gone.
         """
         if self.plan.machine_rank:
             run = made_by_machine_0(self.plan, say)
@@ -231,17 +203,9 @@ def prepare(
     extra: Sequence[str] = (),
     check: bool = True,
 ) -> Start:
-    """How a training starts: by which processes, and whether a run goes on. Of several machines the first one
-    decides that.
-
-    alias: a second name of the run.
-    resume: whether a run goes on, which there must be.
-    requeue: whether a run goes on if there is one; with an alias it is the one that is called so.
-    extra, check: as `launcher.plan` takes them.
-
-    Raises MissingError where there is no run to go on with, UsageError for an alias that is taken, and the
-    errors of `launcher.plan`.
-    """
+    """How a training starts: by which processes, and whether a run goes on, as it must with `resume` and
+    may with `requeue`, with an alias the run that is called so. Of several machines the first one decides
+    that."""
     typed = [value for key, value in request.flags.items() if key != "launch.machine_rank"]
     job = (request.what, request.data, *request.sets, *typed, alias)
     plan = launcher.plan(request.recipe.launch, every_gpu=True, check=check, job=job, extra=extra)
@@ -265,10 +229,8 @@ def prepare(
 def made_by_machine_0(plan: Plan, say: Say, patience: float = PATIENCE) -> Run:
     """The run of this job, for which another machine waits in the store that all share.
 
-    A start of the same words that ended without a trace may lie there too; the engine holds the ids of all
-    machines against each other.
-
-    Raises MissingError where machine 0 makes none in time.
+    A start of the same words that ended without a trace may lie there too: the engine compares the ids of all
+    machines.
     """
     store, begun = user_dir("runs"), time.time()
     say(f"waiting for the run that machine 0 makes in `{store}`")
@@ -286,8 +248,8 @@ def made_by_machine_0(plan: Plan, say: Say, patience: float = PATIENCE) -> Run:
 
 
 def _launch(run: Run, plan: Plan, mode: str, say: Say) -> None:
-    """Trains a run, on one machine again with smaller parts of its batch where the first step runs out of a
-    GPU's memory."""
+    """Trains a run; where the first step runs out of a GPU's memory, again with smaller parts of its
+    batch."""
     while True:
         try:
             launcher.run(run.path, plan, launcher=plan.launched, mode=mode)
@@ -310,14 +272,8 @@ def with_data(
     say: Say = silent,
     progress: Report = unreported,
 ) -> R:
-    """The recipe with channels, size and levels of its data set, which is fetched and packed if need be.
-
-    found: the set; None: it is looked up by the recipe's name.
-    run: the run that goes on.
-
-    Raises UsageError where a model needs what the set does not have, MissingError where the set is not there
-    or is not the one that `run` was trained on.
-    """
+    """The recipe with channels, size and levels of its data set, which is fetched and packed if need be, and
+    must be the one that a run that goes on was trained on."""
     data = recipe.data
     pack = open_pack(found or data.name, **pack_options(data), say=say, progress=progress)
     if run is not None:
@@ -330,10 +286,7 @@ def with_data(
 
 def shared_out(recipe: Resolved, processes: int) -> tuple[Resolved, list[str]]:
     """The recipe with batches that divide into the processes and their parts, and what was changed, for
-    people. Only what gz itself chose is changed.
-
-    Raises UsageError where a batch of the user's own does not divide.
-    """
+    people: only what gz itself chose."""
     images = recipe.choice.facts.n if recipe.choice.facts else None
     parts, origin, changes = [], dict(recipe.origin), []
     for part in recipe.parts:
@@ -356,21 +309,15 @@ def shared_out(recipe: Resolved, processes: int) -> tuple[Resolved, list[str]]:
 
 
 def near_batch(size: int, pieces: int, most: int | None = None) -> int:
-    """The batch near a size that so many pieces divide. Each piece gets a number of images in four binary
-    digits, since a prime number of them could not be split again to fit the memory.
-
-    most: images that there are; a larger batch is taken only where no smaller one divides.
-    """
+    """The batch near a size that so many pieces divide, of no more than `most` images if that is possible.
+    Each piece has a number of images in four binary digits: a prime number could not be split again."""
     unit = pieces << max(0, (size // pieces).bit_length() - 4)
     near = unit * max(1, round(size / unit))
     return max(unit, near - unit) if most is not None and near > most else near
 
 
 def check_batches(recipe: Recipe, processes: int, *, goes_on: bool = False) -> None:
-    """Raises UsageError where a global batch does not divide into the processes and their parts.
-
-    goes_on: whether the recipe is that of a run that goes on, which keeps its batch.
-    """
+    """Raises UsageError where a global batch does not divide into the processes and their parts."""
     for part in recipe.parts:
         size, accumulate = part.train.batch_size, part.train.accumulate
         if size % (pieces := processes * accumulate) == 0:
@@ -393,10 +340,8 @@ def in_words(processes: int, accumulate: int) -> str:
 
 
 def continued(run: Run, typed: Resolved, steps: int | None) -> Recipe:
-    """The run's own recipe, with more steps and other processes where these were asked for.
-
-    Raises UsageError that lists the keys that were typed with other values than the run has.
-    """
+    """The run's own recipe, with more steps and other processes where these were typed. Raises UsageError
+    that lists what was typed with other values than the run has."""
     if run.is_held:
         raise claims.in_use(run.owner)
     recipe, differ = recipe_of(run.tree()), []
@@ -421,8 +366,7 @@ def continued(run: Run, typed: Resolved, steps: int | None) -> Recipe:
 
 
 def launched_again(run: Run, typed: Resolved) -> LaunchSection:
-    """The processes that a run goes on with: its own, but for what was typed. Threads are shared out anew
-    where the number of processes was typed."""
+    """The processes that a run goes on with: its own, but for what was typed."""
     section, keys = recipe_of(run.tree()).launch, set(typed_keys(typed))
     values = {
         f.name: getattr(typed.launch, f.name) for f in fields(LaunchSection) if f"launch.{f.name}" in keys
@@ -440,12 +384,9 @@ def launched_again(run: Run, typed: Resolved) -> LaunchSection:
 
 
 def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
-    """Writes `run.yaml`, the whole recipe, and `env.json`, the machine: by these two the run can be repeated.
-    Each stage gets a folder of the same form.
-
-    The address at which processes meet belongs to this start and not to the run: `run.yaml` leaves it out,
-    and `env.json` has it in the command line.
-    """
+    """Writes `run.yaml`, the whole recipe, and `env.json`, the machine, by which the run can be repeated;
+    each stage gets a folder of the same form. The address at which processes meet belongs to this start
+    alone."""
     from importlib.metadata import version
 
     cpu = recipe.launch.cpu or trains_on_cpu(p.gpus, p.processes)
@@ -522,11 +463,8 @@ def write_train(run: Run, changes: Mapping[str, Any]) -> None:
 
 
 def halve(run: Run, processes: int) -> str | None:
-    """Splits the batch whose first step ran out of a GPU's memory into at least twice as many parts: the
-    global batch stays. Returns what was changed, for people; None where nothing can be.
-
-    processes: number of processes that share the batch.
-    """
+    """Splits the batch whose first step ran out of a GPU's memory into at least twice as many parts.
+    Returns what was changed, for people; None where nothing can be."""
     part = next((part for part in run.stages or [run] if part.status().get("too_large")), None)
     if part is None:
         return None
@@ -540,11 +478,8 @@ def halve(run: Run, processes: int) -> str | None:
 
 
 def fingerprint(recipe: Recipe, p: Plan) -> str:
-    """A hash of all that decides on the outcome of a training and on its time, as it was asked for: two runs
-    of one fingerprint are trained alike for the same time.
-
-    It is that of a run with `train.minutes` before these become a number of steps.
-    """
+    """A hash of what is trained, and for which time, as it was asked for: before `train.minutes` become
+    steps."""
     text = f"{trained_by(recipe.tree())} {p.processes} {p.gpus} {p.threads}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -567,10 +502,7 @@ def trained_by(tree: Mapping[str, Any]) -> str:
 
 def note_whole(run: Run, request: Request, recipe: Recipe) -> None:
     """Notes in the status of a new run how many steps and which image size its recipe plans, and whether its
-    loss is that of the recipe that gz ships.
-
-    A run that repeats another one takes over the notes of that run.
-    """
+    loss is that of the recipe that gz ships. A repeated run takes over the notes of the earlier one."""
     whole, earlier = request.recipe.whole, request.earlier
     steps: dict[str, int | None] = dict(whole.steps)
     size, shipped = whole.size, not whole.loss

@@ -50,8 +50,7 @@ class DataFacts:
     n: int = 0  # training images; 0: not known
 
     def info(self) -> dict[str, Any] | None:
-        """The description for which models are planned, as `TrialJob.info` has it; None where size or
-        channels are not known."""
+        """The description for which models are planned; None where size or channels are not known."""
         if self.size is None or self.channels is None:
             return None
         return {
@@ -64,11 +63,8 @@ class DataFacts:
 
 
 def check_set(recipe: Recipe, meta: PackMeta, *, batch: bool = True) -> None:
-    """Raises UsageError where a set, as its pack shows, lacks something that a model needs, or has fewer
-    images than a batch.
-
-    batch: whether batches are checked, too: a run that goes on keeps its own.
-    """
+    """Raises UsageError where a set lacks what a model needs or, with `batch`, has fewer images than a
+    batch."""
     for part in recipe.parts:
         check_data(part, catalog.card(part.model), meta.classes, meta.name, meta.extras, meta.shape)
         if batch:
@@ -76,10 +72,7 @@ def check_set(recipe: Recipe, meta: PackMeta, *, batch: bool = True) -> None:
 
 
 def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
-    """What is known of the recipe's data set, and what has to be done before it can be used.
-
-    Raises UsageError of `check_set` where it is packed.
-    """
+    """What is known of the recipe's data set, and what has to be done before it can be used."""
     data = recipe.data
     facts = DataFacts(
         data.name, recipe.key, data.name, size=size_of(data), channels=data.channels, levels=data.levels
@@ -129,12 +122,7 @@ def _of_pack(meta: PackMeta) -> dict[str, Any]:
 
 
 def in_steps(recipe: Resolved, epochs: float, say: Say = silent) -> dict[str, int]:
-    """The steps of so many passes over the training images, by the dotted key of each part of a recipe.
-
-    say: takes a line about each.
-
-    Raises UsageError where it is not known how many images the set has.
-    """
+    """The steps of so many passes over the training images, by the dotted key of each part of a recipe."""
     facts, flags = of_data(recipe)[0], {}
     for part in recipe.parts:
         images, batch = min(facts.n, part.data.n or facts.n), part.train.batch_size
@@ -161,11 +149,8 @@ def memory_of(plan: Plan) -> int | None:
 
 
 def memory_hint(forecasts: Sequence[Forecast], plan: Plan, there: int | None) -> str | None:
-    """What to do where a model needs more memory than this machine has for a process; None where all fit. On
-    a GPU a batch that does not fit is split as it is trained.
-
-    there: bytes that a process may take.
-    """
+    """What to do where a model needs more memory than there is for a process; on a GPU its batch is split
+    as it is trained."""
     for forecast in forecasts:
         if there and not plan.gpus and forecast.bytes and forecast.bytes > there:
             ways = ", ".join(ways_to_save(forecast.part, plan)) or "a smaller `train.batch_size`"
@@ -189,8 +174,7 @@ def ways_to_save(part: Part, plan: Plan) -> list[str]:
 
 
 def absent_weights(recipe: Recipe) -> list[str]:
-    """The commands that download the models of the hub that a recipe begins with (`model.base`,
-    `data.latent`) and that are not on this machine."""
+    """The commands that download the models of the hub that a recipe begins with and that are not here."""
     bases = (name for part in recipe.parts for name in (part.options.get("base"), part.data.latent))
     ids = {name for name in bases if isinstance(name, str) and is_id(name)}
     return [f"`hf download {name}`" for name in sorted(ids) if not at_hand(name) and not runs.by_name(name)]

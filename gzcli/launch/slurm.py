@@ -25,10 +25,7 @@ _UNQUOTED = {'"', "\\"}  # what `sbatch` takes for its own within quotes
 
 
 def machines() -> int:
-    """The nodes of this job step; 1 outside SLURM.
-
-    Raises UsageError in the second and later tasks of a node: one `gz` starts all its processes.
-    """
+    """The nodes of this job step; 1 outside SLURM. One `gz` starts all processes of a node."""
     if os.environ.get("SLURM_LOCALID", "0") != "0":
         raise UsageError(
             "SLURM has started several tasks on this node; one `gz` starts the processes of a machine",
@@ -97,14 +94,7 @@ def check_printable(**values: str) -> None:
 
 
 def script(job: Job, chosen: Mapping[str, str | None], *, program: Sequence[str], folder: Path) -> str:
-    """The text of a job script.
-
-    chosen: options of `sbatch` that replace the defaults.
-    program: the command line that starts `gz`.
-    folder: of the output of jobs.
-
-    Raises UsageError for a folder or a word that cannot stand in it.
-    """
+    """The text of a job script, with options of `sbatch` in place of the defaults."""
     array = "array" in chosen
     output = str(folder / ("%x-%A_%a.out" if array else "%x-%j.out"))
     output = output.replace("%", "%%", str(folder).count("%"))
