@@ -84,7 +84,10 @@ def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
         return facts, [error.message]
     if meta:
         check_set(recipe, meta)
-        facts = replace(facts, packed=True, **_of_pack(meta), levels=data.levels or meta.levels)
+        channels, height, width = meta.shape
+        levels, n = data.levels or meta.levels, meta.counts["train"]
+        facts = replace(facts, packed=True, size=as_size(height, width), channels=channels, levels=levels)
+        facts = replace(facts, classes=meta.classes, multilabel=meta.multilabel, n=n)
     elif isinstance(dataset, DataSpec):
         facts = replace(
             facts,
@@ -114,13 +117,6 @@ def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
     return facts, [] if here else [f"`gz data download {row['name']}`"]
 
 
-def _of_pack(meta: PackMeta) -> dict[str, Any]:
-    """The fields of DataFacts that a pack gives."""
-    channels, height, width = meta.shape
-    shape = {"channels": channels, "size": as_size(height, width)}
-    return shape | {"classes": meta.classes, "multilabel": meta.multilabel, "n": meta.counts["train"]}
-
-
 def in_steps(recipe: Resolved, epochs: float, say: Say = silent) -> dict[str, int]:
     """The steps of so many passes over the training images, by the dotted key of each part of a recipe."""
     facts, flags = of_data(recipe)[0], {}
@@ -131,8 +127,7 @@ def in_steps(recipe: Resolved, epochs: float, say: Say = silent) -> dict[str, in
                 f"`--epochs`: how many images `{recipe.data.name}` has is not known yet",
                 hint=f"`--steps N` says how long: a step takes {batch} images",
             )
-        key = f"stages.{part.stage}.train.steps" if part.stage else "train.steps"
-        flags[key] = steps = max(1, math.ceil(epochs * images / batch))
+        flags[f"{part.in_recipe}train.steps"] = steps = max(1, math.ceil(epochs * images / batch))
         of = f"`{part.stage}`: " if part.stage else ""
         say(f"{of}{epochs:g} epochs of {images:,} images in batches of {batch}: --steps {steps}")
     return flags
