@@ -38,11 +38,11 @@ class Outlook:
     recipe: Resolved
     plan: Plan
     facts: DataFacts
-    own: Sequence[Forecast]  # of its models, in order
-    paper: Sequence[Forecast]  # at the scale `paper`; () where that is its own, or is not known
+    models: Sequence[Forecast]  # in order
+    paper: Sequence[Forecast]  # at the scale `paper`; () where that is its models, or is not known
 
 
-def outlook(
+def outlook_of(
     recipe: Resolved, plan: Plan, facts: DataFacts, paper: Resolved | None, *, timed: bool
 ) -> Outlook:
     """What is expected of a recipe, and of it at the scale `paper`; `timed`: a step may be tried for that."""
@@ -69,13 +69,13 @@ def before_start(start: Start, recipe: Recipe, *, yes: bool) -> None:
     facts, _ = requirements.of_data(request.recipe)
     timed = not (getattr(request.recipe.found, "embedded", False) or request.length_is_typed)
     whole = replace(request.recipe, parts=recipe.parts, data=recipe.data)
-    expect = outlook(whole, plan, facts, request.at_paper if timed else None, timed=timed)
-    for line in in_short(expect):
+    outlook = outlook_of(whole, plan, facts, request.at_paper if timed else None, timed=timed)
+    for line in in_short(outlook):
         out.info(line)
-    if hint := requirements.memory_hint(expect.own, plan, requirements.memory_of(plan)):
+    if hint := requirements.memory_hint(outlook.models, plan, requirements.memory_of(plan)):
         out.hint(hint)
     less = "`--scale small`, `--minutes 60` or a GPU take less"
-    start_or_not(total(expect.own), most=forecast.WEEK, span="a week", ways=less, yes=yes)
+    start_or_not(total(outlook.models), most=forecast.WEEK, span="a week", ways=less, yes=yes)
 
 
 def start_or_not(seconds: float | None, *, most: float, span: str, ways: str, yes: bool) -> None:
@@ -103,15 +103,15 @@ def show_plan(start: Start, *, keys: bool) -> None:
     else:
         recipe, rounded = shared_out(recipe, plan.processes)
     facts, needs = requirements.of_data(recipe)
-    expect = outlook(recipe, plan, facts, None if run else start.request.at_paper, timed=True)
-    if refused := next((one.refused for one in expect.own if one.refused), None):
+    outlook = outlook_of(recipe, plan, facts, None if run else start.request.at_paper, timed=True)
+    if refused := next((one.refused for one in outlook.models if one.refused), None):
         raise refused
-    needs += lacking(expect)
+    needs += lacking(outlook)
     there = requirements.memory_of(plan)
-    tree, origin = resolved_tree(expect)
+    tree, origin = resolved_tree(outlook)
     path = run.path if run else user_dir("runs") / f"{recipe.card.name}-{facts.key}-<time>-<id>"
     line = show(path, plan)
-    for label, text in in_lines(expect, there):
+    for label, text in in_lines(outlook, there):
         out.text("\n".join(wrapped(text, f"{label:<8}")))
     for text in wrapped(", ".join(needs) or "nothing that is not here", "needs   "):
         out.text(text)
@@ -123,11 +123,11 @@ def show_plan(start: Start, *, keys: bool) -> None:
         show_keys(tree, origin)
     for text in rounded:
         out.info(text)
-    if hint := requirements.memory_hint(expect.own, plan, there):
+    if hint := requirements.memory_hint(outlook.models, plan, there):
         out.hint(hint)
     out.data(
         {
-            **figures(expect),
+            **figures(outlook),
             "recipe": tree,
             "origin": origin,
             "data": asdict(facts),
@@ -141,24 +141,24 @@ def show_plan(start: Start, *, keys: bool) -> None:
     )
 
 
-def lacking(expect: Outlook) -> Iterator[str]:
+def lacking(outlook: Outlook) -> Iterator[str]:
     """What is not here beside the data: weights, runs and GPUs, and why something is not known."""
-    if expect.facts.info():
-        yield from dict.fromkeys(one.lacking for one in expect.own if one.lacking)
-    yield from requirements.absent_weights(expect.recipe)
-    yield from requirements.absent_runs(expect.recipe)
-    if (planned := expect.plan.gpus) and planned > (gpus := usable_gpus()).usable:
+    if outlook.facts.info():
+        yield from dict.fromkeys(one.lacking for one in outlook.models if one.lacking)
+    yield from requirements.absent_weights(outlook.recipe)
+    yield from requirements.absent_runs(outlook.recipe)
+    if (planned := outlook.plan.gpus) and planned > (gpus := usable_gpus()).usable:
         yield f"{planned} GPU{'s' if planned > 1 else ''} ({gpus.lack or f'here: {gpus.there}'})"
 
 
-def resolved_tree(expect: Outlook) -> tuple[dict[str, Any], dict[str, str]]:
+def resolved_tree(outlook: Outlook) -> tuple[dict[str, Any], dict[str, str]]:
     """The recipe as a tree, and the origin of each value, with what a real start finds out."""
-    recipe = expect.recipe
-    of_set = {key: getattr(expect.facts, key) for key in ("size", "channels", "levels")}
+    recipe = outlook.recipe
+    of_set = {key: getattr(outlook.facts, key) for key in ("size", "channels", "levels")}
     of_set = {key: v for key, v in of_set.items() if getattr(recipe.data, key) is None and v is not None}
     tree = recipe.on(replace(recipe.data, **of_set)).tree()
     origin = {**recipe.origin, **{f"data.{key}": "the set" for key in of_set}}
-    for one in expect.own:
+    for one in outlook.models:
         part = tree["stages"][one.part.stage] if recipe.stages else tree
         if one.params is not None:
             part["params"] = one.params
@@ -186,17 +186,17 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return rows
 
 
-def figures(expect: Outlook) -> dict[str, Any]:
+def figures(outlook: Outlook) -> dict[str, Any]:
     """What is expected, for scripts: of all models together, and of each."""
-    flops = together([one.flops for one in expect.own])
+    flops = together([one.flops for one in outlook.models])
     return {
-        "scale": expect.recipe.choice.scale,
-        "params": params_of(expect.own),
+        "scale": outlook.recipe.choice.scale,
+        "params": params_of(outlook.models),
         "gflop_per_step": flops and flops / 1e9,
-        "bytes": max((one.bytes for one in expect.own if one.bytes is not None), default=None),
-        "seconds": total(expect.own),
-        "seconds_on_h100": on_h100s(expect.own, 1),
-        "seconds_on_gpus": on_h100s(expect.own, expect.own[0].gpus),
+        "bytes": max((one.bytes for one in outlook.models if one.bytes is not None), default=None),
+        "seconds": total(outlook.models),
+        "seconds_on_h100": on_h100s(outlook.models, 1),
+        "seconds_on_gpus": on_h100s(outlook.models, outlook.models[0].gpus),
         "memory": [
             {
                 "model": one.part.model,
@@ -210,7 +210,7 @@ def figures(expect: Outlook) -> dict[str, Any]:
                 "seconds_on_h100": one.on_h100s(1),
                 "seconds_on_gpus": one.on_h100s(one.gpus),
             }
-            for one in expect.own
+            for one in outlook.models
             if one.params is not None
         ],
     }
@@ -235,45 +235,45 @@ def params_of(forecasts: Sequence[Forecast]) -> int | None:
 # ---------------------------------------------------------------------------- in words
 
 
-def in_short(expect: Outlook) -> list[str]:
+def in_short(outlook: Outlook) -> list[str]:
     """One or two lines on what is about to be trained."""
-    choice, own, params = expect.recipe.choice, expect.own, params_of(expect.own)
+    choice, models, params = outlook.recipe.choice, outlook.models, params_of(outlook.models)
     scale = f"scale {choice.scale} ({choice.why}): " if choice.scale else ""
     model = [f"{count(params)} parameters"] if params else []
-    if not any(part.train.minutes for part in expect.recipe.parts):
-        model.append(f"{sum(one.part.train.steps for one in own):,} steps")
-    here, there = total(own), total(expect.paper)
+    if not any(part.train.minutes for part in outlook.recipe.parts):
+        model.append(f"{sum(one.part.train.steps for one in models):,} steps")
+    here, there = total(models), total(outlook.paper)
     times = [f"about {about(here)} here"] if here else []
     if here and there:
-        times.append(f"--scale paper: {about(there)} here{_h100s_in_words(expect.paper)}")
+        times.append(f"--scale paper: {about(there)} here{_h100s_in_words(outlook.paper)}")
     words = ": ".join(filter(None, [", ".join(model), "; ".join(times)]))
-    return [scale + _set_in_words(expect), *(line for line in wrapped(words) if line)]
+    return [scale + _set_in_words(outlook), *(line for line in wrapped(words) if line)]
 
 
-def in_lines(expect: Outlook, there: int | None) -> Iterator[tuple[str, str]]:
+def in_lines(outlook: Outlook, there: int | None) -> Iterator[tuple[str, str]]:
     """Scale, set, model, memory and time with their labels; of stages the memory of the largest, and the time
     of all. `there`: bytes that a process may take."""
-    choice, own, facts = expect.recipe.choice, expect.own, expect.facts
+    choice, models, facts = outlook.recipe.choice, outlook.models, outlook.facts
     yield "scale", f"{choice.scale} ({choice.why})" if choice.scale else "the recipe has no scales"
     download = f", {facts.download / 1e6:,.0f} MB to fetch" if facts.download else ""
     packed = " (here, to be packed)" if facts.cached else f" (not here{download})"
-    yield "set", _set_in_words(expect) + ("" if facts.packed else packed)
-    stages = [f"{one.part.stage}: " if len(own) > 1 else "" for one in own]
-    for stage, one in zip(stages, own, strict=True):
+    yield "set", _set_in_words(outlook) + ("" if facts.packed else packed)
+    stages = [f"{one.part.stage}: " if len(models) > 1 else "" for one in models]
+    for stage, one in zip(stages, models, strict=True):
         yield "model", stage + _model(one)
-    most = max(one.bytes or 0 for one in own)
-    where = f"; {'the GPU' if expect.plan.gpus else 'this machine'} has {size(there)}" if there else ""
+    most = max(one.bytes or 0 for one in models)
+    where = f"; {'the GPU' if outlook.plan.gpus else 'this machine'} has {size(there)}" if there else ""
     yield "memory", (f"{size(most)} a process, as a step took here" if most else "here: not known") + where
-    here = total(own)
-    if len(own) == 1:
-        yield "time", _time(own[0])
+    here = total(models)
+    if len(models) == 1:
+        yield "time", _time(models[0])
     elif here:
-        each = ", ".join(stage + about(one.seconds or 0) for stage, one in zip(stages, own, strict=True))
-        yield "in all", f"about {about(here)} here{_h100s_in_words(own)} ({each})"
+        each = ", ".join(stage + about(one.seconds or 0) for stage, one in zip(stages, models, strict=True))
+        yield "in all", f"about {about(here)} here{_h100s_in_words(models)} ({each})"
     else:
         yield "time", "here: not known"
-    if in_paper := total(expect.paper):
-        yield "paper", f"--scale paper: {about(in_paper)} here{_h100s_in_words(expect.paper)}"
+    if in_paper := total(outlook.paper):
+        yield "paper", f"--scale paper: {about(in_paper)} here{_h100s_in_words(outlook.paper)}"
 
 
 def wrapped(text: str, head: str = "") -> list[str]:
@@ -281,8 +281,8 @@ def wrapped(text: str, head: str = "") -> list[str]:
     return tables.wrapped(text, head, out.width(WIDTH))
 
 
-def _set_in_words(expect: Outlook) -> str:
-    recipe, facts, counted = expect.recipe, expect.facts, expect.recipe.choice.facts
+def _set_in_words(outlook: Outlook) -> str:
+    recipe, facts, counted = outlook.recipe, outlook.facts, outlook.recipe.choice.facts
     if counted is None or facts.size is None:
         return facts.title
     height, width = sides(facts.size)

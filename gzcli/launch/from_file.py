@@ -76,17 +76,17 @@ def write(file: Path, folder: Path, *, source: str | None, **status: Any) -> Non
     texts, run = metadata(file), Run(folder)
     try:
         tree, parts = json.loads(texts["recipe"]), bundle.parts(texts)
-        trees = {name: json.loads(own["recipe"]) for name, own in parts.items()} or {bundle.MAIN: tree}
+        trees = {name: json.loads(part["recipe"]) for name, part in parts.items()} or {bundle.MAIN: tree}
         _check(file, texts, trees)
         if parts:
             bundle.unpack(file, parts, folder)
         else:
             files.link_or_copy(file, run.model_file)
-        for name, own in trees.items():
+        for name, part in trees.items():
             place = Run(bundle.place_of(name, folder))
-            place.recipe_file.write_text(dump(own), encoding="utf-8")
+            place.recipe_file.write_text(dump(part), encoding="utf-8")
             step = int(parts.get(name, texts)["step"])
-            facts = {"model": own["model"]["name"], "data": own["data"]["name"]}
+            facts = {"model": part["model"]["name"], "data": part["data"]["name"]}
             files.write_json(place.status_file, {"state": "finished", "step": step, **facts})
         card = json.loads(texts.get("card") or "{}")
         files.write_json(run.card_file, card)

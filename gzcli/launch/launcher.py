@@ -123,18 +123,18 @@ def plan(
 
 def _gpus(section: LaunchSection, *, every_gpu: bool, check: bool) -> tuple[int, str | None]:
     """The GPUs of this machine that are used, and why others that are here are not, if nobody said so."""
-    asked, fewer = section.gpus, "leave `--gpus` out, or `--cpu --processes 2`"
-    if section.cpu and asked:
+    number, fewer = section.gpus, "leave `--gpus` out, or `--cpu --processes 2`"
+    if section.cpu and number:
         raise UsageError("`--gpus` and `--cpu` exclude each other")
-    here = Gpus() if section.cpu or asked == 0 else usable_gpus()
-    if asked is None:
+    here = Gpus() if section.cpu or number == 0 else usable_gpus()
+    if number is None:
         gpus = here.usable if every_gpu else min(here.usable, 1)
         return gpus, here.lack if every_gpu or not gpus else None
-    gpus = here.usable if asked == "all" else asked
-    if check and (gpus > here.usable or (asked == "all" and not here.usable)):
-        have = "is no GPU" if asked == "all" else _GPUS.get(here.usable, f"are {here.usable} GPUs")
+    gpus = here.usable if number == "all" else number
+    if check and (gpus > here.usable or (number == "all" and not here.usable)):
+        have = "is no GPU" if number == "all" else _GPUS.get(here.usable, f"are {here.usable} GPUs")
         raise DeviceError(
-            f"`--gpus {asked}`: {here.lack or f'there {have} here'}",
+            f"`--gpus {number}`: {here.lack or f'there {have} here'}",
             hint=f"{INSTALL}; or {fewer}" if here.lack else fewer,
         )
     return gpus, None
@@ -156,7 +156,7 @@ def _usable(there: int, visible: str | None, path: str | None) -> Gpus:
     remembered, key = cache_dir("gpus.json"), None
     with contextlib.suppress(GzError):
         if driver := files.read_text(DRIVER):
-            torch = [found.version for found in distributions(name="torch")]
+            torch = [package.version for package in distributions(name="torch")]
             key = [driver, sys.executable, torch, there, visible]
             if files.read_json(remembered) == key:
                 return Gpus(there, there)

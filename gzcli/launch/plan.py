@@ -266,7 +266,7 @@ def _launch(run: Run, plan: Plan, mode: str, say: Say) -> None:
 
 def with_data(
     recipe: R,
-    found: DataSet | None,
+    dataset: DataSet | None,
     run: Run | None = None,
     *,
     say: Say = silent,
@@ -275,7 +275,7 @@ def with_data(
     """The recipe with channels, size and levels of its data set, which is fetched and packed if need be, and
     must be the one that a run that goes on was trained on."""
     data = recipe.data
-    pack = open_pack(found or data.name, **pack_options(data), say=say, progress=progress)
+    pack = open_pack(dataset or data.name, **pack_options(data), say=say, progress=progress)
     if run is not None:
         check_unchanged(run.path, pack.meta)
     check_set(recipe, pack.meta, batch=run is None)
@@ -391,9 +391,9 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
 
     cpu = recipe.launch.cpu or trains_on_cpu(p.gpus, p.processes)
     recipe = recipe.launched(replace(recipe.launch.alone(), threads=p.threads, cpu=cpu))
-    asked = target.status().get("asked")
-    if asked is None or trained_by(target.tree()) != trained_by(recipe.tree()):
-        asked = fingerprint(recipe, p)
+    key = target.status().get("asked")
+    if key is None or trained_by(target.tree()) != trained_by(recipe.tree()):
+        key = fingerprint(recipe, p)
     files.write_atomic(target.recipe_file, dump(recipe.tree()))
     before = files.read_object(target.environment_file)
     packages = ("gzcli", "torch", "torchvision", "accelerate", "numpy")
@@ -411,7 +411,7 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
     }
     files.write_json(target.environment_file, env)
     start = {"state": "planned", "error": None, "code": None}
-    target.update(**start, asked=asked)
+    target.update(**start, asked=key)
     for part in recipe.parts if recipe.stages else ():
         stage = target.stage(part.stage)
         stage.path.mkdir(parents=True, exist_ok=True)

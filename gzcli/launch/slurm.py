@@ -134,8 +134,8 @@ def _command(job: Job, program: Sequence[str], array: bool) -> str:
     """The command line of a node. `--requeue` goes on with the run that has the job's name, and a run that is
     resumed has a seed already."""
     at = list(job.words).index("--") if "--" in job.words else len(job.words)
-    own, extra = job.words[:at], job.words[at:]
-    words = [shlex.quote(word) for word in (*program, *own)]
+    before, extra = job.words[:at], job.words[at:]
+    words = [shlex.quote(word) for word in (*program, *before)]
     if job.goes_on == "named":
         words += ["--requeue", "--name", '"$name"']
     if job.goes_on == "resumed":
