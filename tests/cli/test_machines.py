@@ -233,14 +233,21 @@ def test_no_script_holds_what_cannot_be_printed(fake, home, tmp_path, monkeypatc
     assert f'#SBATCH --output="{tmp_path}/it\'s 100%%j/%x-%j.out"\n' in text
 
 
-def test_a_named_run_is_what_requeue_goes_on_with(home, monkeypatch):
-    """Jobs side by side have runs of one model; each goes on with its own."""
-    asked = planning.ask("vae", None, (), {})
-    mine = runs.create("vae", "digits", alias="mine-1")
-    other = runs.create("vae", "digits", alias="mine-2")
+def test_a_start_is_of_a_new_run_or_one_that_goes_on(home):
+    """Jobs side by side have runs of one model; each goes on with its own. Machine 0 decides for others."""
+    request = planning.ask("vae", None, (), {"launch.cpu": True})
+    with pytest.raises(MissingError, match="no unfinished run of `vae` on `digits`"):
+        planning.prepare(request, resume=True)
+    mine, other = (runs.create("vae", "digits", alias=f"mine-{i}") for i in (1, 2))
     for run in (mine, other):
-        (run.path / "run.yaml").write_text("{}")
+        run.recipe_file.write_text("model: {name: vae}\nlaunch: {cpu: true, processes: 2}\n")
         run.update(state="interrupted")
-    assert asked.to_resume("mine-1") == mine
-    assert asked.to_resume("mine-3") is None
-    assert asked.to_resume() == other
+    start = planning.prepare(request, resume=True)
+    assert (start.run, start.plan.processes) == (other, 2)
+    assert planning.prepare(request, requeue=True, alias="mine-1").run == mine
+    assert planning.prepare(request, requeue=True, alias="mine-3").run is None
+    with pytest.raises(UsageError, match="the name `mine-1` is taken"):
+        planning.prepare(request, alias="mine-1")
+    several = {"machines": 2, "machine_rank": 1, "main_ip": "10.0.0.1", "cpu": True}
+    joined = planning.ask("vae", None, (), {f"launch.{key}": value for key, value in several.items()})
+    assert planning.prepare(joined, resume=True).run is None
