@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
@@ -13,6 +14,9 @@ from gzcli.cli import out
 from gzcli.cli.options import Json, Quiet, Wide, choose, names
 from gzcli.cli.tables import wrapped
 from gzcli.core.errors import UsageError, canonical
+from gzcli.core.units import count, duration, figure, moment, sides, size
+from gzcli.store import index
+from gzcli.store.paths import recipe_names, spelling, trained_in, user_dir
 
 if TYPE_CHECKING:
     from gzcli.models.catalog import ModelCard
@@ -84,7 +88,6 @@ def alone(verb: str, show: Callable[[], None]) -> Callable[..., None]:
 def list_models(family: str = "", can: str = "", *, short: bool = False, wide: bool = False) -> None:
     """Prints the models of a family that have a capability; `short`: their names by family alone."""
     from gzcli.models.catalog import OUTSIDE, cards, counted
-    from gzcli.store.paths import recipe_names
 
     every = cards().values()
     if family:
@@ -142,7 +145,6 @@ def _about(name: str, card: ModelCard, staged: Container[str]) -> str:
     from gzcli.models.docs import first_words
     from gzcli.recipe.files import recipes
     from gzcli.recipe.yaml import load
-    from gzcli.store.paths import trained_in
 
     if name in staged:
         words, (recipe, _) = written(name), trained_in(name) or ("another", "")
@@ -181,8 +183,6 @@ def _state(row: dict[str, Any]) -> str:
 
 
 def _images(row: dict[str, Any]) -> str | None:
-    from gzcli.core.units import sides
-
     if not (row["size"] and row["channels"]):
         return None
     height, width = sides(row["size"])
@@ -242,7 +242,6 @@ def list_runs(model: str | None = None, data: str | None = None, *, wide: bool =
     """Prints the runs of a model on a data set, newest first. Raises UsageError for unknown names."""
     from gzcli.data.sets.names import data_key
     from gzcli.recipe.files import find
-    from gzcli.store.paths import spelling
     from gzcli.store.runs import all_runs
 
     runs = all_runs(model=model, data=data)
@@ -287,9 +286,6 @@ def names_of(runs: Sequence[Run], stream: TextIO, *, wide: bool = False) -> list
 def summary(run: Run) -> dict[str, Any]:
     """A run as `--json` shows it; of stages `step` and `steps` are those of the first unfinished one. All but
     what a running process changes, or the zone of the reader, is kept in the index."""
-    from gzcli.core.units import moment
-    from gzcli.store import index
-
     if (facts := index.recall(run.path, "summary")) is None:
         marks, total = run.survey()
         facts = _facts(run) | {"bytes": total}
@@ -301,9 +297,6 @@ def summary(run: Run) -> dict[str, Any]:
 
 def summaries(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """The summaries of many runs, which are kept for the next time."""
-    from gzcli.store import index
-    from gzcli.store.paths import user_dir
-
     root = user_dir("runs")
     index.begin(root, "summary")
     rows = [summary(run) for run in runs]
@@ -313,8 +306,6 @@ def summaries(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def _facts(run: Run) -> dict[str, Any]:
     """The summary of a run as its files have it; `created` is in seconds."""
-    from dataclasses import asdict
-
     from gzcli.store.metrics import curve_of
 
     status = run.status()
@@ -344,7 +335,6 @@ def _facts(run: Run) -> dict[str, Any]:
 
 def in_words(row: Mapping[str, Any]) -> dict[str, str | None]:
     """Figures and times of a summary, as people read them."""
-    from gzcli.core.units import count, duration, figure, size
     from gzcli.store.metrics import Curve
 
     best, curve, created = row["best"], row["curve"], row["created"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gzcli.cli import out, tables
 from gzcli.core.errors import UsageError
@@ -17,15 +17,11 @@ from gzcli.core.units import about, count, sides, size
 from gzcli.launch import forecast, requirements
 from gzcli.launch.forecast import Forecast, together
 from gzcli.launch.launcher import Plan, show, usable_gpus
-from gzcli.launch.plan import check_batches, previous_words, shared_out
+from gzcli.launch.plan import Start, check_batches, previous_words, shared_out
 from gzcli.launch.requirements import DataFacts
-from gzcli.recipe.recipe import recipe_of
+from gzcli.recipe.recipe import Recipe, recipe_of
+from gzcli.recipe.resolve import Resolved
 from gzcli.store.paths import user_dir
-
-if TYPE_CHECKING:
-    from gzcli.launch.plan import Start
-    from gzcli.recipe.recipe import Recipe
-    from gzcli.recipe.resolve import Resolved
 
 WIDTH = 80  # columns of a terminal that a plan is written for
 MINUTES = 60  # for which the steps are given that `--minutes` would choose

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -27,9 +27,9 @@ from gzcli.cli.options import (
 )
 from gzcli.core.errors import MissingError, UsageError, did_you_mean
 from gzcli.core.units import counted, figure, size
-
-if TYPE_CHECKING:
-    from gzcli.store.runs import Run
+from gzcli.store import claims
+from gzcli.store import runs as store
+from gzcli.store.run_folder import Run
 
 app = typer.Typer(
     help="List, show, compare, share, export and remove runs.",
@@ -133,8 +133,6 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write a run as one file to share, or its weights in the format of another library."""
-    from gzcli.store.claims import check_empty
-
     source = _find(run)
     place = (out_ or source.path / "export" / (f"{source.id}.safetensors" if to == "file" else to)).resolve()
     if to == "file":
@@ -142,7 +140,7 @@ def export(
     elif dtype != "fp32":
         raise UsageError("`--dtype` goes with `--to file`")
     elif out_:
-        check_empty(place)
+        claims.check_empty(place)
     began = monotonic()
     result = exported(source, run, place, to=to, dtype=dtype, checkpoint=checkpoint)
     out.text(str(place))
@@ -175,7 +173,6 @@ def push(
     from gzcli.launch.from_file import metadata
     from gzcli.metrics.metric import meanings
     from gzcli.store import files, hub
-    from gzcli.store.run_folder import Run
 
     name = hub.name_of(repository)
     source = _find(run)
@@ -209,17 +206,17 @@ def pull(
 ) -> None:
     """Get a run from the Hugging Face hub into the store; `gz sample hf://OWNER/NAME` draws without that."""
     from gzcli.launch import from_file
-    from gzcli.store import hub, runs
+    from gzcli.store import hub
 
     address = hub.PREFIX + repository.removeprefix(hub.PREFIX)
     file = hub.fetched(address)
     checked = from_file.run_of(file, source=address)  # before there is a run
-    run = runs.create(checked.model, checked.data, alias=name)
+    run = store.create(checked.model, checked.data, alias=name)
     status = {key: run.status()[key] for key in ("alias", "created", "order")}
     try:
         from_file.write(file, run.path, source=address, **status)
     except BaseException:
-        runs.remove(run)
+        store.remove(run)
         raise
     out.text(run.id)
     out.hint(f"gz sample {run.alias or run.id}")
@@ -247,36 +244,29 @@ def prune(
 
     `--keep 0` keeps no best one.
     """
-    from gzcli.store import claims, runs
-    from gzcli.store.runs import outdated
-
     if keep is None and not unfinished:
         raise UsageError("`gz runs prune` needs `--keep K` or `--unfinished`", hint="gz runs prune --keep 1")
-    runs.tidy()
-    doomed = [] if keep is None else outdated(keep)
+    store.tidy()
+    doomed = [] if keep is None else store.outdated(keep)
     if unfinished:
-        doomed += [run for run in runs.all_runs() if run.state not in ("finished", "running", "damaged")]
+        doomed += [run for run in store.all_runs() if run.state not in ("finished", "running", "damaged")]
     _remove([run for run in doomed if not run.alias and claims.is_removable(run.path)], yes, skip=True)
 
 
 @app.command()
 def remove(runs: _Refs, yes: Yes = False, json: Json = False, quiet: Quiet = False) -> None:
     """Remove runs for good."""
-    from gzcli.store.runs import check_removable
-
     chosen = list({run.path: run for run in map(_exact, runs)}.values())
     for run in chosen:
-        check_removable(run)
+        claims.check_removable(run)
     _remove(chosen, yes)
 
 
 def _exact(ref: str) -> Run:
     """The run of this id, alias or folder, in any state. Raises UsageError where there is none."""
-    from gzcli.store.runs import all_runs, by_name
-
-    if run := by_name(ref):
+    if run := store.by_name(ref):
         return run
-    names = [name for run in all_runs() for name in (run.alias, run.id) if name]
+    names = [name for run in store.all_runs() for name in (run.alias, run.id) if name]
     raise UsageError(
         f"no run is called `{ref}`", hint=did_you_mean(ref, names) or "`gz runs list` shows them"
     )
@@ -285,16 +275,13 @@ def _exact(ref: str) -> Run:
 def _find(ref: str) -> Run:
     """The run of this id, alias or folder, in any state; else the finished one that `ref` means."""
     from gzcli.launch.from_file import find_run
-    from gzcli.store.runs import by_name
 
-    return by_name(ref) or find_run(ref)
+    return store.by_name(ref) or find_run(ref)
 
 
 def _remove(runs: list[Run], yes: bool, *, skip: bool = False) -> None:
     """Lists the runs, asks unless `yes`, removes them; with `skip` one that a process has taken meanwhile
     stays."""
-    from gzcli.store.runs import all_runs, remove
-
     rows = summaries(runs)
     total = sum(row["bytes"] for row in rows)
     what = f"{counted(len(runs), 'run')} ({size(total)})"
@@ -305,7 +292,7 @@ def _remove(runs: list[Run], yes: bool, *, skip: bool = False) -> None:
     gone = []
     for run in runs:
         try:
-            remove(run)
+            store.remove(run)
             gone.append(run.id)
         except UsageError as error:
             if not skip:
@@ -313,7 +300,7 @@ def _remove(runs: list[Run], yes: bool, *, skip: bool = False) -> None:
             out.info(f"left: {error.message}")
             total -= rows[runs.index(run)]["bytes"]
     if gone:
-        left = [("gz runs list", "what is left")] if all_runs() else []
+        left = [("gz runs list", "what is left")] if store.all_runs() else []
         end([f"removed {counted(len(gone), 'run')} ({size(total)})"], left)
     else:
         out.info("nothing was removed" if rows else "nothing to remove")
