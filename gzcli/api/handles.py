@@ -213,18 +213,9 @@ class Run:
         """
         where = Path(folder) if folder else self.path / "ood" / f"input-{os.urandom(4).hex()}"
         where.mkdir(parents=True, exist_ok=True)
-        named = None if scores is None else tuple(scores)
-        job = AlarmJob(
-            str(self.path),
-            self.trained.part.data.name,
-            str(Path(pictures).expanduser().absolute()),
-            fpr,
-            checkpoint="last",
-            scores=named,
-            n=n,
-            seed=seed,
-            maps=maps,
-        )
+        data, path = self.trained.part.data.name, str(Path(pictures).expanduser().absolute())
+        names = None if scores is None else tuple(scores)
+        job = AlarmJob(str(self.path), data, path, fpr, "last", names, n, seed=seed, maps=maps)
         return alarm.run(job, where, self.trained.device, Log(mode="quiet"))
 
     def __repr__(self) -> str:

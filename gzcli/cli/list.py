@@ -103,13 +103,9 @@ def list_models(family: str = "", can: str = "", *, short: bool = False, wide: b
     if short:
         _families([(name, card) for name, card in rows if name not in staged], wide=wide)
     else:
-        out.table(
-            ("model", "what it is", "can", "family", "paper"),
-            [(name, abouts[name], " ".join(_marked(card)), card.family, card.paper) for name, card in rows],
-            spare=("paper", "family"),
-            wrap=("what it is", "can", "paper"),
-            wide=wide,
-        )
+        lines = [(name, abouts[name], " ".join(_marked(c)), c.family, c.paper) for name, c in rows]
+        columns, wrap = ("model", "what it is", "can", "family", "paper"), ("what it is", "can", "paper")
+        out.table(columns, lines, spare=("paper", "family"), wrap=wrap, wide=wide)
         if any(card.unlabelled_lack for _, card in rows):
             out.hint(f"what is marked {LABELLED} is for runs trained with `--set model.conditional=true`")
     out.info(counted(len(rows) - len(staged), len(staged)))
@@ -167,14 +163,9 @@ def list_data(*, long: bool = False, wide: bool = False) -> None:
         for row in rows:
             out.text("\n".join(_data_block(row, out.room(sys.stdout))) + "\n")
     else:
+        columns = ("data", "images", "classes", "cached", "title")
         lines = [(r["name"], _images(r), r["classes"] or None, _state(r), r["title"]) for r in rows]
-        out.table(
-            ("data", "images", "classes", "cached", "title"),
-            lines,
-            spare=("classes", "images"),
-            wrap=("title",),
-            wide=wide,
-        )
+        out.table(columns, lines, spare=("classes", "images"), wrap=("title",), wide=wide)
     out.data({"data": rows})
 
 
@@ -228,13 +219,8 @@ def list_recipes(*, wide: bool = False) -> None:
         chain, _ = read_chain(name)
         about, sets = chain[-1].own.get("about", ""), list({at[0]: None for f in chain for at in f.sections})
         rows.append({"name": name, "path": path, "about": about, "for": sets})
-    out.table(
-        ("recipe", "about", "for"),
-        [(row["name"], row["about"], " ".join(row["for"])) for row in rows],
-        spare=("for",),
-        wrap=("about", "for"),
-        wide=wide,
-    )
+    lines = [(row["name"], row["about"], " ".join(row["for"])) for row in rows]
+    out.table(("recipe", "about", "for"), lines, spare=("for",), wrap=("about", "for"), wide=wide)
     out.data({"recipes": rows})
 
 

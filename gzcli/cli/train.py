@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
@@ -78,25 +79,14 @@ _Keys = Annotated[
     bool, typer.Option("--keys", help="With `--dry-run`: every key too, and where its value comes from.")
 ]
 _Yes = Annotated[bool, typer.Option("--yes", help="Start also what takes more than a week here.")]
-_PANEL = "Several machines"
-_Machines = Annotated[
-    int | None, typer.Option("--num-machines", metavar="N", min=1, help="How many.", rich_help_panel=_PANEL)
-]
-_Rank = Annotated[
-    int | None,
-    typer.Option("--machine-rank", metavar="R", min=0, help="Which one this is.", rich_help_panel=_PANEL),
-]
-_Ip = Annotated[
-    str | None,
-    typer.Option("--main-process-ip", metavar="HOST", help="Address of machine 0.", rich_help_panel=_PANEL),
-]
+_several = partial(typer.Option, rich_help_panel="Several machines")
+_Machines = Annotated[int | None, _several("--num-machines", metavar="N", min=1, help="How many.")]
+_Rank = Annotated[int | None, _several("--machine-rank", metavar="R", min=0, help="Which one this is.")]
+_Ip = Annotated[str | None, _several("--main-process-ip", metavar="HOST", help="Address of machine 0.")]
 _Port = Annotated[
     int | None,
-    typer.Option(
-        "--main-process-port",
-        metavar="P",
-        help="Its port; it follows from the job if it is not given.",
-        rich_help_panel=_PANEL,
+    _several(
+        "--main-process-port", metavar="P", help="Its port; it follows from the job if it is not given."
     ),
 ]
 
