@@ -92,7 +92,7 @@ def gz(
 def in_process(folder: Path, plan: Any, *, launcher: bool, mode: str = "human") -> dict[str, Any]:
     """In place of `launch.run`: the engine in this process."""
     from gzcli.engine.__main__ import main
-    from gzcli.launch.ending import outcome
+    from gzcli.launch.launcher import outcome
 
     return outcome(Run(folder), main(folder), [])
 

@@ -34,8 +34,7 @@ from gzcli.engine import trainer as train_loop
 from gzcli.engine import validate
 from gzcli.engine.trainer import Trainer
 from gzcli.launch import launcher
-from gzcli.launch.plan import with_data
-from gzcli.launch.run_folder import write_run
+from gzcli.launch.plan import with_data, write_run
 from gzcli.recipe.resolve import resolve
 from gzcli.recipe.yaml import dump
 from gzcli.store import files, runs

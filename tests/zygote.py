@@ -35,7 +35,7 @@ LOADED += (
     "gzcli.export.export",
     "gzcli.cli.app",
     "gzcli.launch.plan",
-    "gzcli.cli.ends",
+    "gzcli.cli.jobs",
 )
 CHANGES = ("fsync", "replace", "rename", "unlink", "remove", "rmdir", "mkdir")
 
@@ -81,8 +81,7 @@ def here(started: Any, folder: Path, plan: Any, *, launcher: bool, mode: str = "
     started: the real one, for several processes.
     """
     from gzcli.engine.__main__ import main
-    from gzcli.launch import ending
-    from gzcli.launch.launcher import environment
+    from gzcli.launch.launcher import environment, outcome
     from gzcli.store.runs import Run
 
     if plan.distributed:
@@ -92,7 +91,7 @@ def here(started: Any, folder: Path, plan: Any, *, launcher: bool, mode: str = "
     os.environ.clear()
     os.environ.update(given)
 
-    return ending.outcome(Run(folder), main(folder), [])
+    return outcome(Run(folder), main(folder), [])
 
 
 def toy(url: str, content: bytes) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gzcli.cli import out
-from gzcli.cli.ends import new_set, quoted
+from gzcli.cli.jobs import new_set, quoted
 from gzcli.cli.list import alone, list_data
 from gzcli.cli.options import Json, Quiet, Wide, Yes, choose, complete_data, may_remove
 from gzcli.core.errors import MissingError, UsageError

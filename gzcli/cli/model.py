@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from gzcli.cli import out
-from gzcli.cli.ends import end, quoted, took
+from gzcli.cli.jobs import end, quoted, took
 from gzcli.cli.list import alone, list_models
 from gzcli.cli.options import Json, Quiet
 from gzcli.core import streams

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from gzcli.cli import out
-from gzcli.cli.ends import end, quoted, took
+from gzcli.cli.jobs import end, quoted, took
 from gzcli.cli.list import alone, list_recipes
 from gzcli.cli.model_options import Sets
 from gzcli.cli.options import Json, Quiet, Scale, complete_data, complete_model

@@ -39,7 +39,7 @@ from gzcli.engine.accelerator import accelerate, prepare_torch
 from gzcli.engine.cadence import KEPT, LEAST, count_steps
 from gzcli.engine.compiled import compiles
 from gzcli.engine.log import Log
-from gzcli.launch.run_folder import write_train
+from gzcli.launch.plan import write_train
 from gzcli.store import claims, files, png
 from gzcli.store.metrics import metric_lines
 from gzcli.store.runs import Run

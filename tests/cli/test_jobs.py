@@ -109,19 +109,8 @@ def test_samples_of_classes_fill_whole_rows(call, monkeypatch):
 def test_ood(asked, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a, b").mkdir()
-    words = (
-        "--out",
-        "FashionMNIST,a, b",
-        "--score",
-        "ELBO",
-        "--k",
-        "3",
-        "--background",
-        "mine",
-        "--seed",
-        "4",
-    )
-    job, run = asked("ood", "mine", *words)
+    words = ["--score", "ELBO", "--k", "3", "--background", "mine", "--seed", "4"]
+    job, run = asked("ood", "mine", "--out", "FashionMNIST,a, b", *words)
     path = str(run.path)
     outs = ("fashionmnist", str(tmp_path / "a, b"))
     options = {"k": 3}

@@ -28,7 +28,7 @@ from gzcli.judge import contestants, league
 from gzcli.judge.contestants import varied
 from gzcli.judge.league import draw_curves
 from gzcli.launch import plan as planning
-from gzcli.launch.run_folder import write_run
+from gzcli.launch.plan import write_run
 from gzcli.metrics import standings
 from gzcli.recipe.yaml import dump
 from gzcli.store import files, runs
@@ -56,11 +56,11 @@ def trained(monkeypatch):
 
     log = Log()
 
-    def start(asked, recipe, plan, run=None, **how):
+    def train(start, recipe, **how):
         model, seed = recipe.parts[-1].model, recipe.seed
-        log.append((model, seed, run is not None))
-        run = run or runs.create(asked.recipe.card.name, asked.recipe.key)
-        write_run(run, recipe, plan)
+        log.append((model, seed, start.run is not None))
+        run = start.run or runs.create(start.request.recipe.card.name, start.request.recipe.key)
+        write_run(run, recipe, start.plan)
         files.write_atomic(run.path / "metrics.jsonl", "")
         if error := log.fails.pop((model, seed), None):
             state = "diverged" if isinstance(error, DivergedError) else "interrupted"
@@ -71,7 +71,7 @@ def trained(monkeypatch):
         run.update(state="finished", seconds=12.0, work=12.0)
         return run
 
-    monkeypatch.setattr(planning, "start", start)
+    monkeypatch.setattr(planning.Start, "train", train)
     return log
 
 

@@ -15,7 +15,7 @@ import pytest
 from gzcli import testing
 from gzcli.cli import app
 from gzcli.core.errors import MissingError, UsageError
-from gzcli.launch import run_folder
+from gzcli.launch import plan
 from gzcli.models import catalog, docs
 from gzcli.recipe.files import mistakes, read_header
 from gzcli.recipe.resolve import resolve
@@ -258,7 +258,7 @@ def test_a_file_with_the_name_of_a_model_of_gz_changes_nothing(write, monkeypatc
     monkeypatch.setenv("GZ_MODELS", str(write("vae").parent))
     assert catalog.card("vae").family == "vae" and catalog.cards()["vae"].family == "vae"
     assert resolve("vae").source.name == "vae.yaml" and "beta" in resolve("vae").parts[0].options
-    assert run_folder._kept_models(None, resolve("vae")) == []
+    assert plan.kept_models(None, resolve("vae")) == []
 
 
 def test_new_writes_a_file_that_check_passes(call, monkeypatch):

@@ -20,7 +20,7 @@ from gzcli.engine import forecast, step
 from gzcli.engine.forecast import PartOnData
 from gzcli.engine.trainer import Trainer
 from gzcli.launch import launcher, plan
-from gzcli.launch.run_folder import halve
+from gzcli.launch.plan import halve
 
 FIRST = {case.model: case for case in reversed(CASES)}  # one line of each model
 CPU = torch.device("cpu")
@@ -144,8 +144,8 @@ def test_a_batch_whose_first_step_does_not_fit_is_split(home, monkeypatch):
 
     def trained(*more: str, say=lambda text: None):
         asked = plan.ask("vae", "digits", (*sets, *more), {"train.steps": 2, "launch.cpu": True})
-        processes = launcher.plan(asked.recipe.launch, every_gpu=False)
-        return plan.start(asked, plan.ready(asked, None, None, 1), processes, say=say)
+        start = plan.Start(asked, launcher.plan(asked.recipe.launch, every_gpu=False))
+        return start.train(start.recipe(), say=say)
 
     told = []
     split, whole = trained(say=told.append), trained("train.accumulate=4")

@@ -24,8 +24,8 @@ from gzcli.cli import app, out
 from gzcli.core import ranks, signals, start, streams
 from gzcli.core.errors import DeviceError, GzError, Interrupted, UsageError
 from gzcli.engine import cadence
-from gzcli.launch import ending, requirements
 from gzcli.launch import launcher as launch
+from gzcli.launch import requirements
 from gzcli.launch.accelerate import check
 from gzcli.store import files, runs
 from gzcli.store.runs import Run
@@ -239,14 +239,14 @@ def test_no_process_is_left(run, monkeypatch):
         f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {code!r}], "
         "start_new_session=True).wait()"
     )
-    monkeypatch.setattr(ending, "PATIENCE", 0.3)
+    monkeypatch.setattr(launch, "PATIENCE", 0.3)
     monkeypatch.delattr(os, "killpg")  # as on Windows
     child = subprocess.Popen([sys.executable, "-c", outer], stdout=subprocess.PIPE, start_new_session=True)
     child.stdout.readline()
     import psutil
 
     (inner,) = psutil.Process(child.pid).children()
-    ending.end_all(child)
+    launch.end_all(child)
     assert child.returncode in (0, -15) and (not inner.is_running() or inner.status() == psutil.STATUS_ZOMBIE)
 
 
@@ -255,7 +255,7 @@ def test_no_process_is_left(run, monkeypatch):
 
 def test_a_killed_engine(run):
     with pytest.raises(DeviceError) as e:
-        ending.outcome(run, 137, [])
+        launch.outcome(run, 137, [])
     assert (
         e.value.message
         == "the process was killed (SIGKILL), most likely for want of memory; there is no checkpoint yet"
@@ -266,7 +266,7 @@ def test_a_killed_engine(run):
     (run.path / "checkpoints" / "00000120").mkdir()  # half of one
     run.update(state="running", error=None)
     with pytest.raises(DeviceError) as e:
-        ending.outcome(run, -9, [])
+        launch.outcome(run, -9, [])
     assert e.value.message.endswith("the last checkpoint is of step 100")
     assert e.value.hint.startswith(f"gz train {run.id} --resume; ")
     assert run.status()["error"]["kind"] == "device" and run.status()["code"] == 4 and run.state == "failed"
@@ -280,10 +280,10 @@ def test_a_killed_partner(run):
         error={"kind": "bug", "message": "RuntimeError: Connection reset by peer", "hint": None},
     )
     with pytest.raises(DeviceError, match="SIGKILL"):
-        ending.outcome(run, 137, [])
+        launch.outcome(run, 137, [])
     run.update(state="failed", code=1, error={"kind": "bug", "message": "KeyError: 'x'", "hint": None})
     with pytest.raises(GzError, match="KeyError"):
-        ending.outcome(run, 1, [])
+        launch.outcome(run, 1, [])
 
 
 @pytest.mark.parametrize(
@@ -297,13 +297,13 @@ def test_a_killed_partner(run):
 )
 def test_other_silent_ends(run, returncode, got, kind, code, message):
     with pytest.raises(kind) as e:
-        ending.outcome(run, returncode, got)
+        launch.outcome(run, returncode, got)
     assert e.value.message == f"{message}; there is no checkpoint yet" and e.value.code == code
 
 
 def test_a_killed_job(tmp_path):
     with pytest.raises(DeviceError) as e:
-        ending.outcome(Run(tmp_path), -9, [])
+        launch.outcome(Run(tmp_path), -9, [])
     assert "checkpoint" not in e.value.message and e.value.hint == "a smaller `-n` takes less"
 
 
@@ -320,7 +320,7 @@ def test_without_the_names_that_windows_lacks(monkeypatch):
         assert requirements.host_memory() > 1 << 28
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"])
         monkeypatch.delattr(os, "killpg")
-        ending.end_all(child)
+        launch.end_all(child)
         assert child.returncode == -15
     finally:
         monkeypatch.undo()

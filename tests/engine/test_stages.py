@@ -18,8 +18,7 @@ from gzcli.engine.__main__ import main, recorded, train_one
 from gzcli.engine.log import Log
 from gzcli.engine.trained import load_trained
 from gzcli.launch import launcher
-from gzcli.launch.plan import continued, with_data
-from gzcli.launch.run_folder import write_run
+from gzcli.launch.plan import continued, with_data, write_run
 from gzcli.recipe.recipe import recipe_of
 from gzcli.recipe.resolve import resolve
 from gzcli.recipe.yaml import dump

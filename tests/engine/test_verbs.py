@@ -15,8 +15,7 @@ from gzcli.cli.jobs import as_options
 from gzcli.core import jobs
 from gzcli.engine.__main__ import main
 from gzcli.launch import launcher
-from gzcli.launch.plan import with_data
-from gzcli.launch.run_folder import write_run
+from gzcli.launch.plan import with_data, write_run
 from gzcli.recipe.resolve import resolve
 from gzcli.store import runs
 

@@ -18,7 +18,7 @@ from gzcli.core.errors import DeviceError, Interrupted, MissingError, UsageError
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Use
 from gzcli.data.sets.names import locate
-from gzcli.launch import ending, launcher, plan
+from gzcli.launch import launcher, plan
 from gzcli.store import claims, files, runs
 from gzcli.store.files import part_path, sweep
 from gzcli.store.run_folder import Run
@@ -86,7 +86,7 @@ def test_of_two_resumes_at_one_instant_one_is_refused(broken, monkeypatch):
     def go() -> None:
         gate.wait()
         try:
-            plan.start(asked, plan.continued(broken, asked.recipe, None), launcher.Plan(), broken)
+            plan.Start(asked, launcher.Plan(), broken).train(plan.continued(broken, asked.recipe, None))
         except UsageError as error:
             ends.append(error.message)
             over.set()
@@ -114,7 +114,7 @@ def test_an_engine_that_another_gz_left_behind_keeps_the_run(broken):
     with files.lock(broken.lock):
         before = (broken.path / "status.json").read_bytes()
         with pytest.raises(UsageError, match=f"trained by process {os.getpid()}"):
-            ending.outcome(broken, 2, [])
+            launcher.outcome(broken, 2, [])
         with pytest.raises(UsageError, match=f"trained by process {os.getpid()}"), claims.claimed(broken):
             pass
     assert (broken.path / "status.json").read_bytes() == before and broken.state == "killed"
@@ -314,7 +314,7 @@ def test_an_engine_is_not_killed_while_it_saves(broken, monkeypatch):
     monkeypatch.setattr(launcher, "command", lambda *_, **__: [sys.executable, "-c", SAVES, str(broken.path)])
     with pytest.raises(Interrupted, match="checkpoint saved"):
         launcher.run(broken.path, launcher.Plan(), launcher=True)
-    assert ending.checkpoints(broken) == [7]
+    assert launcher.checkpoints(broken) == [7]
 
 
 ORPHAN = """
@@ -331,7 +331,7 @@ os.kill(os.getpid(), signal.SIGSTOP)
 
 def test_a_stopped_rank_of_a_dead_launcher_is_ended(broken, monkeypatch):
     """It has a session of its own, so it is neither in the tree nor in the group of processes any more."""
-    monkeypatch.setattr(ending, "PATIENCE", 0.5)
+    monkeypatch.setattr(launcher, "PATIENCE", 0.5)
     words = [sys.executable, "-c", ORPHAN, "launcher", ORPHAN, start.SCRIPT, str(broken.path)]
     monkeypatch.setattr(launcher, "command", lambda *_, **__: words)
     with pytest.raises(DeviceError, match="SIGKILL"):
@@ -349,6 +349,6 @@ def test_the_rank_that_was_lost_is_named(broken, code, kind, told):
     error = {"kind": "bug", "message": "RuntimeError: Connection closed by peer", "hint": None}
     broken.update(state="failed", code=1, error=error, lost={"rank": 1, "pid": 4321})
     with pytest.raises(kind) as e:
-        ending.outcome(broken, code, [])
+        launcher.outcome(broken, code, [])
     assert e.value.message.startswith(f"rank 1 (process 4321) {told}")
     assert broken.status()["error"]["message"] == e.value.message
