@@ -50,20 +50,21 @@ def demo(
     """
     if importlib.util.find_spec("gradio") is None:
         raise MissingError("`gz demo` takes the package `gradio`", hint="pip install 'gzcli[demo]'")
-    from gzcli.demo.choices import choices
     from gzcli.launch.from_file import find_run
 
-    found = choices([find_run(word) for word in runs or ()])
+    named = [find_run(word) for word in runs or ()]
     out.info("starting …")
-    from gzcli.demo.serve import serve
+    from gzcli.demo.page import serve
+    from gzcli.demo.studio import choices
 
+    offered = choices(named)
     try:
-        page, url = serve(found, port=port, share=share, browser=not no_browser)
+        page, url = serve(offered, port=port, share=share, browser=not no_browser)
     except OSError as e:
         taken = f"port {port} is taken" if port else "no port from 7860 to 7959 is free"
         raise UsageError(taken, hint="`--port N` takes another") from e
     out.text(url)
-    out.data({"url": url, "runs": [choice.name for choice in found]})
+    out.data({"url": url, "runs": [choice.name for choice in offered]})
     out.info("Ctrl-C ends it")
     try:
         wait()
