@@ -270,7 +270,7 @@ def work(run: Run, job: jobs.Job, log: Log) -> None:
         torch.set_num_threads(job.launch.threads)
     fast_kernels()
     streams.change_spinner("loading the model")
-    png.made_by(**jobs.told(job))
+    png.made_by(**jobs.facts(job))
     verb = importlib.import_module(f"gzcli.{VERBS[job.verb]}")
     result = verb.run(job, run.path, device, log)
     if state is None or state.is_main_process:
