@@ -40,13 +40,8 @@ VERBS = {
 
 
 def build(words: list[str]) -> typer.Typer:
-    """The application for a command line.
-
-    It holds only the verb that the line begins with, which starts faster, and none where the version is asked
-    for; without such a verb it holds all.
-
-    words: the command line.
-    """
+    """The application for a command line. It holds only the verb that the line begins with, which starts
+    faster, and no verb where the version is asked for; else all."""
     app = typer.Typer(
         name="gz",
         help="Train, sample, score and compare image generative models.",

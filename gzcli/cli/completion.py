@@ -1,9 +1,6 @@
-"""Shell completion: answers a TAB, and writes the scripts of `completions/`.
-
-`python -m gzcli.cli.completion [DIR]` writes them. They are Typer's scripts, and they ask as Typer's do. The
-answer is gz's own: Typer parses the words before the cursor with pydantic, whose import alone takes most of
-the time that a TAB may take.
-"""
+"""Shell completion: the answer to a TAB, and the scripts of `completions/`, which `python -m
+gzcli.cli.completion [DIR]` writes. The scripts are Typer's. The answer is not: Typer parses the words before
+the cursor with pydantic, whose import alone takes most of the time that a TAB may take."""
 
 from __future__ import annotations
 
@@ -26,11 +23,8 @@ FILES = {"bash": "gz.bash", "zsh": "_gz", "fish": "gz.fish"}
 
 
 def answer(shell: str, build: Callable[[list[str]], typer.Typer]) -> int:
-    """Prints the candidates in the form that the shell's script expects; returns the exit code.
-
-    shell: bash, zsh or fish.
-    build: makes the application for the words of the command line.
-    """
+    """Prints the completions of the command line as the script of bash, zsh or fish expects them; returns the
+    exit code. `build` makes the application for the words."""
     out.configure(lenient=True)
     try:
         words, incomplete, before = _typed(shell)
@@ -51,12 +45,8 @@ def answer(shell: str, build: Callable[[list[str]], typer.Typer]) -> int:
 
 
 def candidates(command: Any, words: list[str], incomplete: str) -> list[tuple[str, str]]:
-    """(word, help) of everything that completes `incomplete`.
-
-    command: Typer's command or group.
-    words: the whole words before the cursor.
-    incomplete: the word under the cursor.
-    """
+    """(word, help) of everything that completes `incomplete` after these words of a command or group of
+    Typer."""
     context = typer.Context(command, resilient_parsing=True)
     given_options = [param for param in command.params if param.param_type_name == "option"]
     options = {name: param for param in given_options for name in param.opts}
@@ -103,8 +93,8 @@ def candidates(command: Any, words: list[str], incomplete: str) -> list[tuple[st
 
 
 def _typed(shell: str) -> tuple[list[str], str, str]:
-    """The whole words after the program's name, the one under the cursor, and what belongs to that and stands
-    before it: bash takes `--data=m` and `model.depth=4` for three words each."""
+    """The whole words after the program's name, the word under the cursor, and the part of it that the shell
+    counts as words of their own: bash splits `--data=m` and `model.depth=4` in three."""
     line = os.environ.get("COMP_WORDS" if shell == "bash" else "_TYPER_COMPLETE_ARGS", "")
     try:
         words = shlex.split(line)
@@ -122,7 +112,8 @@ def _typed(shell: str) -> tuple[list[str], str, str]:
 
 
 def _joined(words: list[str]) -> list[str]:
-    """The words of bash, which splits at `=`, as they were typed; but an option and its value stay two."""
+    """The words of bash, which splits at `=`, as they were typed, except that an option and its value stay
+    two."""
     whole: list[str] = []
     for i, word in enumerate(words):
         if word == "=":
@@ -135,21 +126,18 @@ def _joined(words: list[str]) -> list[str]:
 
 
 def _shown(help: str) -> str:
-    """A help text in one line without what moves a cursor."""
+    """A help text in one line, without control characters."""
     return "".join(char if char.isprintable() else " " for char in help)
 
 
 def _for_bash(value: str) -> str:
-    """A value as bash puts it into the command line: as one word that stands for itself."""
+    """A value quoted as one word of bash."""
     return re.sub(r"[^\w@%+=:,./-]", r"\\\g<0>", value)
 
 
 def _for_zsh(found: list[tuple[str, str]]) -> str:
-    """What the script of zsh evaluates.
-
-    Values and helps may be a stranger's. Each is one word in which all of ASCII but letters and digits is
-    written as a number, so that none can be a command, whatever the options of the shell.
-    """
+    """The words that the script of zsh evaluates. Values and helps may be a stranger's: all of ASCII but
+    letters and digits is written as a number, so that none can be a command under any option of the shell."""
     lines = []
     for value, help in found:
         head = re.sub(r"[\\:]", r"\\\g<0>", value)
@@ -187,7 +175,6 @@ def script(shell: str) -> str:
 
 
 def write(folder: Path) -> list[Path]:
-    """Writes the scripts into a folder; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     for shell, name in FILES.items():
         (folder / name).write_text(script(shell), encoding="utf-8")

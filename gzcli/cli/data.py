@@ -40,7 +40,7 @@ _From = Annotated[
 
 
 def _size(text: str | None) -> Size | None:
-    """The value of `--size`. Raises UsageError for what is no size of images that are packed."""
+    """The value of `--size`. Raises UsageError for a size that cannot be packed."""
     from gzcli.core.units import packable
 
     with _own_flags():
@@ -72,7 +72,7 @@ _Channels = Annotated[
 
 @contextmanager
 def _own_flags() -> Iterator[None]:
-    """Lets hints name the flags of this verb, `--size 32`, in place of keys of a recipe."""
+    """Turns keys of a recipe in hints into the flags of this verb, `--size 32`."""
     try:
         yield
     except (UsageError, MissingError) as error:
@@ -245,7 +245,7 @@ def show(
 
 
 def _is_here(spec: DataSpec, size: Size | None, channels: int | None) -> bool:
-    """Whether a known set can be drawn without fetching anything."""
+    """Whether a known set can be shown without fetching anything."""
     from gzcli.data.packs.open import peek
     from gzcli.data.sets.registry import is_fetched
 
@@ -255,7 +255,7 @@ def _is_here(spec: DataSpec, size: Size | None, channels: int | None) -> bool:
 
 
 def _show_described(spec: DataSpec, size: Size | None, channels: int | None) -> None:
-    """What is known of a set without its files."""
+    """Shows what is known of a set without its files."""
     from gzcli.data.packs.open import ways_to_fetch
     from gzcli.data.packs.traits import facts_of, settings_lines
 

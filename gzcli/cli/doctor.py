@@ -96,7 +96,7 @@ def devices() -> Iterator[Check]:
 
 
 def folders() -> Iterator[Check]:
-    """Whether the folders of gz can be written and have space left, and whether the recipes are there."""
+    """Whether the folders of gz are writable and have free space, and whether the recipes are there."""
     for name, folder in (("cache", cache_dir()), ("runs", user_dir("runs"))):
         there = folder
         while not (there.exists() or there.is_symlink()):
@@ -137,10 +137,7 @@ def settings() -> Iterator[Check]:
 
 
 def unreachable(mirror: str) -> str | None:
-    """Why a mirror cannot be read; None where it can.
-
-    mirror: a folder or a base URL.
-    """
+    """Why a mirror, a folder or a base URL, cannot be read; None where it can."""
     from http.client import HTTPException
     from urllib.error import HTTPError
     from urllib.parse import urlsplit

@@ -31,11 +31,8 @@ STYLES = ("cyan", "yellow", "")  # of the columns, as Typer's own
 
 
 def recipe_for(word: str, data: str | None = None) -> Recipe | None:
-    """The recipe that a word of the command line means: that of a run, of a file or of a model on a data set;
-    None where it means none.
-
-    data: the value of `--data`.
-    """
+    """The recipe of a run, of a file, or of a model on the data set of `--data`; None where the word means
+    none."""
     from gzcli.core.devices import count_gpus  # at a TAB nobody waits until torch has tried them
     from gzcli.recipe.recipe import recipe_of
     from gzcli.recipe.resolve import resolve
@@ -49,12 +46,11 @@ def recipe_for(word: str, data: str | None = None) -> Recipe | None:
 
 
 def serving(recipe: Recipe) -> Part:
-    """The part of a recipe that is sampled and scored: the last stage."""
     return recipe.parts[-1]
 
 
 def card_for(word: str) -> ModelCard | None:
-    """The model that `gz sample` and `gz ood` serve for a word: a model's, a run's, the last stage's."""
+    """The model that `gz sample` and `gz ood` use for a word: that of the recipe's last stage."""
     from gzcli.models.catalog import card
     from gzcli.store.runs import by_name
 
@@ -65,10 +61,7 @@ def card_for(word: str) -> ModelCard | None:
 
 
 def options_of(verb: str, card: ModelCard, do: str | None = None) -> Options:
-    """The options that a verb takes of a model beyond its own.
-
-    do: the application that `--do` names.
-    """
+    """The options that a verb takes for a model beyond its own; `do` is the application of `--do`."""
     from gzcli.recipe.schema import score_options
 
     if verb == "ood":
@@ -77,14 +70,14 @@ def options_of(verb: str, card: ModelCard, do: str | None = None) -> Options:
 
 
 def values_of(annotation: str) -> list[str]:
-    """The values that a type lists, as they are typed; [] where it lists none."""
+    """The values of a Literal type, as they are typed; [] for any other type."""
     from gzcli.recipe.kinds import listed
 
     return [written(value) for value in listed(annotation)]
 
 
 def keys_of(recipe: Recipe) -> dict[str, tuple[Any, list[str]]]:
-    """Every key of a recipe with its value, and the values that it may have where these are listed."""
+    """Every key of a recipe with its value, and with the values that it may have if they are listed."""
     from gzcli.models.catalog import card
     from gzcli.recipe.schema import LAUNCH, Rule, schema, staged
 
@@ -113,8 +106,8 @@ def written(value: Any) -> str:
 
 
 def labels_of(word: str | None, data: str | None) -> list[str]:
-    """The names of the classes of `--data`, else of the set of a run or of a model's newest one, else of the
-    digits; [] where they are not known before the set is packed."""
+    """The classes of `--data`, else of a run's set, else of that of the model's newest run, else of the
+    digits; [] where they are only known once the set is packed."""
     import json
 
     from gzcli.data.sets.names import locate
@@ -135,18 +128,15 @@ def labels_of(word: str | None, data: str | None) -> list[str]:
 
 
 def further(verb: str, given: Mapping[str, Any], incomplete: str) -> list[tuple[str, str]]:
-    """(word, help) of the model's own options that complete `--…`.
-
-    verb: "sample" or "ood"; others have none.
-    given: what was typed before, by Typer's names.
-    """
+    """(word, help) of the options of the model that complete `--…`; `typed` has what precedes, by Typer's
+    names."""
     found = [f"--{name.replace('_', '-')}" for name in _own(verb, given)]
     texts = _texts(verb, given)
     return [(word, texts.get(word[2:].replace("-", "_"), "")) for word in names(incomplete, found)]
 
 
 def further_values(verb: str, given: Mapping[str, Any], option: str, incomplete: str) -> list[str]:
-    """The values that complete what follows one of the model's own options, or `--set`."""
+    """The values of one of the model's options, or of `--set`."""
     if option == "--set" and verb in OWN:
         return complete_key(_word(given), given.get("data"), incomplete, sections=(verb,))
     param = _own(verb, given).get(option.lstrip("-").replace("-", "_"))
@@ -174,11 +164,8 @@ def _word(given: Mapping[str, Any]) -> str:
 
 
 def complete_key(word: str, data: str | None, incomplete: str, sections: tuple[str, ...] = ()) -> list[str]:
-    """What completes `--set a.b=v`: keys with the value that they have, and after `=` the values that a key
-    may have.
-
-    sections: those whose keys are offered; all without any.
-    """
+    """Completions of `--set a.b=v`: keys with their present values, and after `=` the values that the key may
+    have. `sections`: those whose keys are offered; () for all."""
     recipe = recipe_for(word, data)
     if recipe is None:
         return []
@@ -192,18 +179,15 @@ def complete_key(word: str, data: str | None, incomplete: str, sections: tuple[s
 
 
 def complete_set(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Keys of the recipe on the command line, with their values."""
     return complete_key(_word(ctx.params), ctx.params.get("data"), incomplete)
 
 
 def complete_do(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The applications of the model on the command line."""
     return names(incomplete, sorted({do for card in _cards(ctx) for do in card.do}))
 
 
 def complete_scores(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The scores of the model on the command line, those derived from its likelihood, and those of several
-    runs included."""
+    """The scores of the model, with those that come from its likelihood and from several runs."""
     from gzcli.recipe.schema import score_names
 
     scores = {score for card in _cards(ctx) for score in score_names(card)}
@@ -218,13 +202,12 @@ def complete_metrics(incomplete: str) -> list[str]:
 
 
 def complete_labels(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The classes of the set that the model on the command line was trained on."""
     labels = labels_of(_word(ctx.params), ctx.params.get("data"))
     return many(incomplete, [label for label in labels if "," not in label])
 
 
 def _cards(ctx: typer.Context) -> list[ModelCard]:
-    """The model on the command line; all where none is known."""
+    """The model on the command line; all models where none was typed."""
     from gzcli.models.catalog import cards
 
     found = card_for(_word(ctx.params))
@@ -246,7 +229,7 @@ Sets = Annotated[
 
 
 def show_help(argv: Sequence[str]) -> None:
-    """Prints panels on the model that a command line with `--help` names; nothing where it names none."""
+    """Prints panels on the model of a command line with `--help`; nothing where it names none."""
     from rich.console import Console
     from rich.panel import Panel
     from rich.table import Table
@@ -268,10 +251,7 @@ def show_help(argv: Sequence[str]) -> None:
 
 
 def panels(verb: str, word: str, recipe: Recipe) -> Iterator[tuple[str, Iterable[Row]]]:
-    """(title with a place for the model's name, rows of name, value and text) of each panel.
-
-    word: what was typed for the model.
-    """
+    """(title with a place for the model's name, rows of name, value and text) of each panel."""
     from gzcli.models.catalog import card
 
     part = serving(recipe)
@@ -305,7 +285,6 @@ def rows_of(verb: str, model: ModelCard, part: Part) -> Iterator[Row]:
 
 
 def keys(recipe: Recipe) -> Iterator[Row]:
-    """A row for each key of the model, with its value."""
     from gzcli.recipe.describe import texts
 
     docs = texts(recipe)
@@ -316,7 +295,7 @@ def keys(recipe: Recipe) -> Iterator[Row]:
 
 
 def scores(model: ModelCard, part: Part) -> Iterator[Row]:
-    """A row for each score; those that the recipe asks for are marked."""
+    """A row for each score; the recipe's own are marked."""
     from gzcli.recipe.schema import score_names
 
     chosen = part.ood.scores or ()

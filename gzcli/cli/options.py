@@ -27,7 +27,7 @@ def names(incomplete: str, options: Iterable[str]) -> list[str]:
 
 
 def many(incomplete: str, options: Iterable[str]) -> list[str]:
-    """The completions of the last item of a comma-separated list; items given before are left out."""
+    """The completions of the last item of a comma-separated list, without the items before it."""
     done, comma, last = incomplete.rpartition(",")
     given = done.split(",")
     return [
@@ -53,7 +53,6 @@ def complete_model(incomplete: str) -> list[str]:
 
 
 def complete_models(incomplete: str) -> list[str]:
-    """A list of models, or `all`."""
     return many(incomplete, [*recipe_names(), *([] if "," in incomplete else ["all"])])
 
 
@@ -89,12 +88,8 @@ def complete_checkpoint(incomplete: str) -> list[str]:
 
 
 def choose(what: str, name: str, options: Iterable[str]) -> str:
-    """The option that `name` means; `-` and `_` are the same.
-
-    what: what the options are, for the message.
-
-    Raises UsageError that hints at the nearest option, or at all.
-    """
+    """The option that `name` means; `-` and `_` are the same. Raises UsageError that hints at the nearest
+    option, or at all; `what` names their kind."""
     options = list(options)
     if found := matching(name, options):
         return found
@@ -131,10 +126,8 @@ def split(text: str | None) -> list[str]:
 
 
 def _after_dashes(ctx: typer.Context, value: list[str] | None) -> list[str]:
-    """The words after `--`, which are passed on to `accelerate launch`.
-
-    Raises UsageError for a stray word before `--`, and for an option that gz sets itself.
-    """
+    """The words after `--`, which go to `accelerate launch`. Raises UsageError for a stray word before `--`,
+    and for an option that gz sets itself."""
     words = ctx.obj or []
     after = words[words.index("--") + 1 :] if "--" in words else []
     given = list(value or ())
@@ -160,10 +153,8 @@ def _quiet(value: bool) -> bool:
 
 
 def may_remove(what: str, yes: bool) -> bool:
-    """Whether `what` may be removed: by `--yes`, or by the user's answer.
-
-    Raises UsageError where standard input is not a terminal, so that nobody can be asked.
-    """
+    """Whether `what` may be removed: `--yes`, or the user's answer. Raises UsageError where nobody can be
+    asked."""
     if yes:
         return True
     if not sys.stdin.isatty():
@@ -172,7 +163,7 @@ def may_remove(what: str, yes: bool) -> bool:
 
 
 def spelled(model: str, pretrained: bool) -> str:
-    """What `MODEL --pretrained` means, in the spelling that every verb knows."""
+    """`MODEL --pretrained` in the spelling that every verb takes."""
     from gzcli.store.pretrained import PREFIX
 
     return f"{PREFIX}{model}" if pretrained and not model.startswith(PREFIX) else model

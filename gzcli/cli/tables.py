@@ -29,11 +29,8 @@ class Table:
     narrow: int = NARROW
 
     def lines(self, room: int | None = None) -> tuple[list[str], list[str]]:
-        """The lines, and the headings of the columns that were left out; one without any value is left out
-        without a word.
-
-        room: columns of the terminal; None: all that it takes.
-        """
+        """The lines that fit `room` columns (None: any number), and the headings of the columns that were
+        left out. A spare column without any value leaves first, and is not named."""
         cells = [["-" if cell is None or cell == "" else str(cell) for cell in row] for row in self.rows]
         kept, widths = list(range(len(self.columns))), self._widths(cells)
         left: list[str] = []
@@ -57,7 +54,7 @@ class Table:
         return [line for row in heads for line in _row(row, sizes, aligned)], left
 
     def _widths(self, cells: Sequence[Sequence[str]]) -> dict[int, int]:
-        """The width that each column takes by itself."""
+        """The full width of each column."""
         return {i: max(len(row[i]) for row in (self.columns, *cells)) for i in range(len(self.columns))}
 
     def _wrapped(
@@ -68,10 +65,8 @@ class Table:
         room: int,
         least: int,
     ) -> dict[int, int] | None:
-        """The widths of the columns that are wrapped, so that those kept fit; None where they cannot.
-
-        least: columns that a wrapped text has at least.
-        """
+        """The widths of the wrapped columns, of at least `least`, with which the table fits `room`; None
+        where it cannot."""
         found = {i: widths[i] for i in kept if self.columns[i] in self.wrap}
         words = {i: max(_longest(row[i]) for row in (self.columns, *cells)) for i in found}
         floors = {i: max(words[i], min(widths[i], least)) for i in found}
@@ -86,13 +81,14 @@ class Table:
         return found
 
     def _narrowest(self, cells: Sequence[Sequence[str]], widths: Mapping[int, int]) -> dict[int, int]:
-        """The widths of columns that are as narrow as their longest words."""
+        """The wrapped columns at the width of their longest words."""
         wrapped = [i for i in widths if self.columns[i] in self.wrap]
         return {i: max(_longest(row[i]) for row in (self.columns, *cells)) for i in wrapped}
 
 
 def wrapped(text: str, head: str = "", width: int = 80) -> list[str]:
-    """The text in lines of `width` columns, broken at spaces, below a heading."""
+    """The text in lines of `width` columns, broken at spaces; those after the first are indented as `head` is
+    wide."""
     import textwrap
 
     lines = textwrap.wrap(
@@ -107,14 +103,14 @@ def wrapped(text: str, head: str = "", width: int = 80) -> list[str]:
 
 
 def is_number(cell: str) -> bool:
-    """Whether a cell holds a number, or stands for none."""
+    """Whether a cell is a number, or stands for a missing one."""
     return (
         cell in ("-", "nan", "inf", "-inf") or cell.lstrip("-").replace(",", "").replace(".", "").isdecimal()
     )
 
 
 def _row(row: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> Iterator[str]:
-    """The lines that a row takes."""
+    """The lines of one row."""
     parts = [wrapped(cell, "", w) if len(cell) > w else [cell] for cell, w in zip(row, widths, strict=True)]
     for i in range(max(map(len, parts))):
         cells = (part[i] if i < len(part) else "" for part in parts)

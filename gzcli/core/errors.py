@@ -14,11 +14,9 @@ _URL = re.compile(r"(?<![A-Za-z0-9+.-])(?!file:)([A-Za-z][A-Za-z0-9+.-]+:/+)([^\
 
 
 def redacted(text: str) -> str:
-    """The text with user-info, query and fragment of every URL in it replaced by `…`.
-
-    These parts may hold passwords and tokens. Everything before an `@` counts as user-info, even a slash,
-    because a password may hold one that was not quoted.
-    """
+    """The text with user-info, query and fragment of every URL in it replaced by `…`, as they may hold
+    passwords and tokens. User-info is everything before an `@`, even a slash, which an unquoted password may
+    hold."""
 
     def hide(found: re.Match[str]) -> str:
         path = re.split("[?#]", found[2], maxsplit=1)[0]
@@ -102,8 +100,7 @@ _SYSTEM = {  # what a place on the disk may have against it → what to do
 
 
 def system_error(problem: BaseException) -> MissingError | None:
-    """The error of a disk that is full, may not be written, or has something else at a place; None for any
-    other exception."""
+    """The error of a full disk, or of a path that cannot be written or read; None for any other exception."""
     if not isinstance(problem, OSError):
         return None
     hint = _SYSTEM.get(problem.errno or 0)
@@ -117,7 +114,7 @@ def system_error(problem: BaseException) -> MissingError | None:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line without a full stop; its kind where it says nothing."""
+    """The first line of an error without its full stop; the name of its class where it has no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
@@ -127,7 +124,7 @@ def canonical(name: str) -> str:
 
 
 def matching(text: str, names: Iterable[str]) -> str | None:
-    """The first of the names that equals the text in its canonical form; None where there is none."""
+    """The name that equals the text in canonical form; None where there is none."""
     return next((name for name in names if canonical(name) == canonical(text)), None)
 
 

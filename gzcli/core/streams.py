@@ -1,5 +1,5 @@
-"""Standard streams that may be closed, full or without a reader: the process that writes to them goes on. And
-a spinner on stderr for what a process waits for, as torch loads for seconds."""
+"""Standard streams that may be closed, full or without a reader, and a spinner on stderr for waits, such as
+the import of torch."""
 
 from __future__ import annotations
 
@@ -25,18 +25,17 @@ _shows = False  # whether this process shows what it waits for
 
 
 def printable(text: str) -> str:
-    """The text with control characters in JSON's form, `\\u0007`: a file's name must not move a terminal's
-    cursor, change its title, or look like another."""
+    """The text with control characters escaped as in JSON, `\\u0007`: a file's name must not move a
+    terminal's cursor, change its title, or look like another name."""
     return CONTROL.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
 def in_a_line(text: str) -> str:
-    """A name or a title as it stands in a picture: printable, in one line."""
     return printable(" ".join(text.split("\n")))
 
 
 def hold_open() -> None:
-    """Opens the null device for closed standard streams: a file that is opened later would get the number of
+    """Opens the null device for closed standard streams: else a file that is opened later gets the number of
     one, and with it what a library writes to stderr."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
@@ -47,7 +46,7 @@ def hold_open() -> None:
 
 
 def mute(stream: Any) -> None:
-    """Discards what is written to the stream from now on, and what is left in its buffer."""
+    """Discards what is written to the stream from now on, and what is in its buffer."""
     try:
         number = stream.fileno()
     except (OSError, ValueError, AttributeError):  # closed, or no file behind it, as in a test
@@ -81,7 +80,7 @@ class Tolerant:
 
 
 def tolerate() -> None:
-    """Makes stdout and stderr of this process tolerate lost readers, closed terminals and full disks."""
+    """Makes stdout and stderr of this process `Tolerant`."""
     hold_open()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -90,8 +89,8 @@ def tolerate() -> None:
 
 
 def start_spinner(text: str, stream: TextIO | None = None) -> None:
-    """Shows on a terminal what is waited for, elsewhere prints it in a line if it takes long; until
-    `stop_spinner`."""
+    """Shows on a terminal what is waited for, until `stop_spinner`; elsewhere prints it as a line if it takes
+    long."""
     global _shows
     stop_spinner()
     _shows, stream = True, stream or sys.stderr
@@ -111,13 +110,12 @@ def start_spinner(text: str, stream: TextIO | None = None) -> None:
 
 
 def change_spinner(text: str) -> None:
-    """Shows that something else is waited for, in a process that shows it at all."""
+    """Shows another text, in a process that shows a spinner."""
     if _shows:
         start_spinner(text)
 
 
 def stop_spinner() -> None:
-    """Removes the spinner; whatever is printed next stands in its place."""
     while _spinners:
         spinner = _spinners.pop()
         spinner.cancel() if isinstance(spinner, threading.Timer) else spinner.stop()

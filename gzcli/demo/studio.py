@@ -1,4 +1,4 @@
-"""What `gz demo` does: the models to choose from, and for each request pictures with the code that makes them."""
+"""What `gz demo` does: the models to choose from, and for each request pictures with the code of them."""
 
 from __future__ import annotations
 
