@@ -44,7 +44,7 @@ class Results:
 
     @cached_property
     def runs(self) -> dict[str, Run]:
-        """The trained runs by their id, as far as they are still there."""
+        """The trained runs by their id, if they still exist."""
         rows = self.made.get("rows") or []
         named = [self.made.get("run"), *(row.get("run") or row.get("path") for row in rows)]
         asked = [*listed(self.job.get("runs")), *listed(self.job.get("run"))]
@@ -62,8 +62,7 @@ class Results:
             yield name, printable(redacted((run.path / "run.yaml").read_text(errors="replace")))
 
     def samples(self, row: Mapping[str, Any]) -> np.ndarray | None:
-        """The samples of a row, uint8 [N, C, H, W]; None where none were kept. Those of a league lie among
-        the files of its runs."""
+        """The samples of a row, uint8 [N, C, H, W], which for a league lie in its runs; None without any."""
         run, file = str(row.get("run") or row.get("name") or ""), row.get("samples")
         places = [Path(file), self.folder / "samples" / Path(file).name] if file else []
         for path in sorted(self.folder.glob("samples/*.npz")):
@@ -100,7 +99,7 @@ class Results:
         }
 
     def command(self) -> str:
-        """The line that makes the results again, of what the job was asked for; empty where that is lost."""
+        """The command that makes the results again, by the job; empty where that is lost."""
         if given := self.made.get("command") or (self.made.get("provenance") or {}).get("command"):
             return redacted(given if isinstance(given, str) else shlex.join(given))
         job, script = self.job, self.folder / "command.sh"
@@ -131,8 +130,7 @@ class Results:
 
 
 def shown(value: Any) -> Any:
-    """The value with texts that every form of a report can hold: a name may be half a character, or a zero
-    byte."""
+    """The value with its texts made printable: a name may hold half a character, or a zero byte."""
     if isinstance(value, Mapping):
         return {shown(key): shown(below) for key, below in value.items()}
     if isinstance(value, list):

@@ -42,11 +42,9 @@ class Curve:
 
 
 def metric_lines(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`, less those that a kill has cut short.
-
-    Of a file beyond LARGE bytes they are SOME lines, evenly apart, the last ones, and those of validation
-    unless these are too many too: nobody waits for a million lines to see a curve.
-    """
+    """The lines of a run's `metrics.jsonl`, without any that a kill has cut short. Of a file beyond LARGE
+    bytes they are SOME lines at even distances, the last ones, and those of validation unless they are too
+    many: nobody waits for a million lines to see a curve."""
     path = Run(folder).metrics_file
     if not path.is_file() or path.stat().st_size <= LARGE:
         return list(every_line(folder))
@@ -61,7 +59,7 @@ def metric_lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def every_line(folder: Path) -> Iterator[dict[str, Any]]:
-    """All lines of a run's `metrics.jsonl`, however many, less those that a kill has cut short."""
+    """All lines of a run's `metrics.jsonl`, without any that a kill has cut short."""
     path = Run(folder).metrics_file
     if path.is_file():
         with open(path, "rb") as file:
@@ -98,8 +96,8 @@ def last_figures(run: Run) -> dict[str, float]:
 
 
 def curve_of(run: Run) -> Curve | None:
-    """The curve of the figure that a run, or its newest stage that has begun, is judged by, or of its loss
-    where there are fewer than ENOUGH points of that; None where neither was recorded."""
+    """The curve of the figure that a run, or its newest stage that has begun, is judged by; of its loss where
+    that has fewer than ENOUGH points; None where neither was recorded."""
     begun = [stage for stage in run.stages if stage.metrics_file.exists()]
     part = begun[-1] if begun else run
     lines, best = metric_lines(part.path), part.best
@@ -111,7 +109,7 @@ def curve_of(run: Run) -> Curve | None:
 
 
 def _points(lines: Iterable[Mapping[str, Any]], key: str) -> Curve | None:
-    """The course of one figure; None where it was never finite."""
+    """The curve of one figure; None where it was never finite."""
     points = [(line["step"], line[key]) for line in lines if math.isfinite(line.get(key) or math.nan)]
     count = min(POINTS, len(points))
     parts = [points[i * len(points) // count : (i + 1) * len(points) // count] for i in range(count)]
