@@ -131,8 +131,8 @@ def run(argv: list[str]) -> int:
 
 def _fail(problem: BaseException, argv: list[str]) -> int:
     """Reports an exception; returns the exit code."""
-    own = argv[: argv.index("--")] if "--" in argv else argv
-    if "--json" in own:  # Typer may have stopped before it parsed the option
+    words = argv[: argv.index("--")] if "--" in argv else argv
+    if "--json" in words:  # Typer may have stopped before it parsed the option
         out.configure(json=True)
     if os.environ.get("GZ_DEBUG"):
         out.trace(problem)

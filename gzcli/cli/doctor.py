@@ -84,12 +84,12 @@ def devices() -> Iterator[Check]:
         fix = "install torch again, see pytorch.org"
         yield Check("devices", "bad", f"torch does not load: {problem}", fix)
         return
-    found = tried()
-    *gpus, cpu = titles(found)
+    gpus_here = tried()
+    *gpus, cpu = titles(gpus_here)
     for name, text in gpus:
         yield Check(name, "ok", text)
-    if found.lack:
-        yield Check("gpu", "bad", found.lack, INSTALL.partition(";")[0])
+    if gpus_here.lack:
+        yield Check("gpu", "bad", gpus_here.lack, INSTALL.partition(";")[0])
     elif not gpus:
         yield Check("gpu", "note", "none: gz trains on the CPU")
     yield Check(cpu[0], "ok", cpu[1])
@@ -117,8 +117,8 @@ def folders() -> Iterator[Check]:
     else:
         yield Check("kernels", "ok", f"{kernels}, empty: nothing was compiled yet")
     count = len(recipe_names())
-    found = f"{count} in {recipes_dir()}"
-    yield Check("recipes", "ok", found) if count else Check("recipes", "bad", found, "install gz again")
+    detail = f"{count} in {recipes_dir()}"
+    yield Check("recipes", "ok", detail) if count else Check("recipes", "bad", detail, "install gz again")
 
 
 def settings() -> Iterator[Check]:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     Options = Mapping[str, Param | Rule]
 
 Row = Sequence[str]
-VERBS = ("sample", "ood", "train")
+VERBS = ("sample", "ood", "train")  # whose help has panels on the model
+EXTENDED = ("sample", "ood")  # to whose options a model adds
 DASH, MOST = "-", 6  # labels that are all named
 STYLES = ("cyan", "yellow", "")  # of the columns, as Typer's own
 
@@ -56,8 +57,8 @@ def card_for(word: str) -> ModelCard | None:
 
     if canonical(word) not in map(canonical, recipe_names()) and by_name(word) is None:
         return None
-    found = recipe_for(word)
-    return card(serving(found).model) if found else None
+    recipe = recipe_for(word)
+    return card(serving(recipe).model) if recipe else None
 
 
 def options_of(verb: str, card: ModelCard, do: str | None = None) -> Options:
@@ -84,7 +85,7 @@ def keys_of(recipe: Recipe) -> dict[str, tuple[Any, list[str]]]:
     cards = {part.stage: card(part.model) for part in recipe.parts}
     rules = staged(cards) if recipe.stages else schema(card(serving(recipe).model))
     tree = recipe.tree()
-    found: dict[str, tuple[Any, list[str]]] = {}
+    keys: dict[str, tuple[Any, list[str]]] = {}
 
     def walk(rules: Mapping[str, Any], tree: Any, path: str) -> None:
         for key, rule in rules.items():
@@ -92,10 +93,10 @@ def keys_of(recipe: Recipe) -> dict[str, tuple[Any, list[str]]]:
             if not isinstance(rule, Rule):
                 walk(rule, value, f"{path}{key}.")
             elif key != "*":
-                found[path + key] = (value, values_of(rule.annotation))
+                keys[path + key] = (value, values_of(rule.annotation))
 
     walk({key: rule for key, rule in rules.items() if rule is not LAUNCH}, tree, "")
-    return found
+    return keys
 
 
 def written(value: Any) -> str:
@@ -117,50 +118,44 @@ def labels_of(word: str | None, data: str | None) -> list[str]:
     if not data and word:
         run = by_name(word) or next(iter(all_runs(model=word)), None)
         data = run.serving.tree()["data"]["name"] if run else None
-    found = locate(data or "digits")
-    if isinstance(classes := getattr(found, "classes", None), tuple):
+    data_set = locate(data or "digits")
+    if isinstance(classes := getattr(data_set, "classes", None), tuple):
         return list(map(str, classes))
-    packs = sorted(cache_dir("packs", found.key).glob("*/meta.json"))
+    packs = sorted(cache_dir("packs", data_set.key).glob("*/meta.json"))
     return list(map(str, json.loads(packs[0].read_text())["classes"])) if packs else []
 
 
 # --- completion: what a model adds to a verb ---
 
 
-def further(verb: str, given: Mapping[str, Any], incomplete: str) -> list[tuple[str, str]]:
+def further(verb: str, typed: Mapping[str, Any], incomplete: str) -> list[tuple[str, str]]:
     """(word, help) of the options of the model that complete `--…`; `typed` has what precedes, by Typer's
     names."""
-    found = [f"--{name.replace('_', '-')}" for name in _own(verb, given)]
-    texts = _texts(verb, given)
-    return [(word, texts.get(word[2:].replace("-", "_"), "")) for word in names(incomplete, found)]
+    from gzcli.models.docs import options
+
+    card = card_for(_word(typed)) if verb in EXTENDED else None
+    if card is None:
+        return []
+    texts = options(card).get(typed.get("do") or verb, {})
+    words = [f"--{name.replace('_', DASH)}" for name in options_of(verb, card, typed.get("do"))]
+    return [(word, texts.get(word[2:].replace(DASH, "_"), "")) for word in names(incomplete, words)]
 
 
-def further_values(verb: str, given: Mapping[str, Any], option: str, incomplete: str) -> list[str]:
+def further_values(verb: str, typed: Mapping[str, Any], option: str, incomplete: str) -> list[str]:
     """The values of one of the model's options, or of `--set`."""
-    if option == "--set" and verb in OWN:
-        return complete_key(_word(given), given.get("data"), incomplete, sections=(verb,))
-    param = _own(verb, given).get(option.lstrip("-").replace("-", "_"))
+    if verb not in EXTENDED:
+        return []
+    if option == "--set":
+        return complete_key(_word(typed), typed.get("data"), incomplete, sections=(verb,))
+    card = card_for(_word(typed))
+    options = options_of(verb, card, typed.get("do")) if card else {}
+    param = options.get(option.lstrip(DASH).replace(DASH, "_"))
     return names(incomplete, values_of(param.annotation)) if param else []
 
 
-OWN = ("sample", "ood")  # the verbs whose options a model adds to
-
-
-def _own(verb: str, given: Mapping[str, Any]) -> Options:
-    card = card_for(_word(given)) if verb in OWN else None
-    return options_of(verb, card, given.get("do")) if card else {}
-
-
-def _texts(verb: str, given: Mapping[str, Any]) -> Mapping[str, str]:
-    from gzcli.models.docs import options
-
-    card = card_for(_word(given)) if verb in OWN else None
-    return options(card).get(given.get("do") or verb, {}) if card else {}
-
-
-def _word(given: Mapping[str, Any]) -> str:
+def _word(typed: Mapping[str, Any]) -> str:
     """The model or run that was typed."""
-    return next((str(given[key]) for key in ("model", "what", "recipe") if given.get(key)), "")
+    return next((str(typed[key]) for key in ("model", "what", "recipe") if typed.get(key)), "")
 
 
 def complete_key(word: str, data: str | None, incomplete: str, sections: tuple[str, ...] = ()) -> list[str]:
@@ -210,8 +205,8 @@ def _cards(ctx: typer.Context) -> list[ModelCard]:
     """The model on the command line; all models where none was typed."""
     from gzcli.models.catalog import cards
 
-    found = card_for(_word(ctx.params))
-    return [found] if found else list(cards().values())
+    card = card_for(_word(ctx.params))
+    return [card] if card else list(cards().values())
 
 
 Sets = Annotated[
@@ -236,11 +231,11 @@ def show_help(argv: Sequence[str]) -> None:
     from rich.text import Text
 
     verb, *words = [word for word in argv if not word.startswith(DASH)] or [""]
-    found = recipe_for(words[0]) if words and verb in VERBS else None
-    if found is None:
+    recipe = recipe_for(words[0]) if words and verb in VERBS else None
+    if recipe is None:
         return
-    name = found.parts[-1].model if verb != "train" else words[0]
-    for title, rows in panels(verb, words[0], found):
+    name = recipe.parts[-1].model if verb != "train" else words[0]
+    for title, rows in panels(verb, words[0], recipe):
         grid = Table.grid(padding=(0, 2))
         for row in rows:
             grid.add_row(
@@ -309,13 +304,13 @@ def scores(model: ModelCard, part: Part) -> Iterator[Row]:
 def labels(word: str, model: ModelCard, part: Part) -> Row:
     """Whether the model takes labels, and which."""
     if not part.options.get("conditional"):
-        how = "with `--set model.conditional=true` it is trained with them"
-        return "none", "", how if "conditional" in model.can else "it takes none"
-    known = labels_of(word, None)
+        advice = "with `--set model.conditional=true` it is trained with them"
+        return "none", "", advice if "conditional" in model.can else "it takes none"
+    classes = labels_of(word, None)
     of_set = "of the set that it was trained on; a list as A,B takes turns"
-    if len(known) > MOST:
-        return f"{known[0]} to {known[-1]}", "", f"{len(known):,} classes {of_set}"
-    return " ".join(known) or "a class", "", of_set
+    if len(classes) > MOST:
+        return f"{classes[0]} to {classes[-1]}", "", f"{len(classes):,} classes {of_set}"
+    return " ".join(classes) or "a class", "", of_set
 
 
 def applied(model: ModelCard, name: str) -> Row:

@@ -29,9 +29,9 @@ def names(incomplete: str, options: Iterable[str]) -> list[str]:
 def many(incomplete: str, options: Iterable[str]) -> list[str]:
     """The completions of the last item of a comma-separated list, without the items before it."""
     done, comma, last = incomplete.rpartition(",")
-    given = done.split(",")
+    items = done.split(",")
     return [
-        done + comma + name for name in names(last, (option for option in options if option not in given))
+        done + comma + name for name in names(last, (option for option in options if option not in items))
     ]
 
 
@@ -91,8 +91,8 @@ def choose(what: str, name: str, options: Iterable[str]) -> str:
     """The option that `name` means; `-` and `_` are the same. Raises UsageError that hints at the nearest
     option, or at all; `what` names their kind."""
     options = list(options)
-    if found := matching(name, options):
-        return found
+    if match := matching(name, options):
+        return match
     every = "it is one of " + ", ".join(f"`{option}`" for option in options)
     raise UsageError(f"no {what} is called `{name}`", hint=did_you_mean(name, options) or every)
 
@@ -130,16 +130,16 @@ def _after_dashes(ctx: typer.Context, value: list[str] | None) -> list[str]:
     and for an option that gz sets itself."""
     words = ctx.obj or []
     after = words[words.index("--") + 1 :] if "--" in words else []
-    given = list(value or ())
-    if given and given != after[-len(given) :] and not ctx.resilient_parsing:
+    extra = list(value or ())
+    if extra and extra != after[-len(extra) :] and not ctx.resilient_parsing:
         raise UsageError(
-            f"unexpected argument `{given[0]}`", hint="arguments for `accelerate launch` stand after `--`"
+            f"unexpected argument `{extra[0]}`", hint="arguments for `accelerate launch` stand after `--`"
         )
-    if not given:
-        return given
+    if not extra:
+        return extra
     from gzcli.launch.accelerate import check
 
-    return check(given)
+    return check(extra)
 
 
 def _json(value: bool) -> bool:

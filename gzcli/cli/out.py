@@ -34,8 +34,8 @@ def configure(
 ) -> None:
     """Sets switches; None leaves one as it is. `lenient`: a closed or full stdout does not end the verb;
     `lost`: that has happened, and an error is written to stderr."""
-    given = {"json": json, "quiet": quiet, "lenient": lenient, "lost": lost}
-    _mode.update({key: value for key, value in given.items() if value is not None})
+    switches = {"json": json, "quiet": quiet, "lenient": lenient, "lost": lost}
+    _mode.update({key: value for key, value in switches.items() if value is not None})
 
 
 def is_json() -> bool:
@@ -80,10 +80,10 @@ def table(
     if is_quiet() if to_stderr else is_json():
         return
     stream = sys.stderr if to_stderr else sys.stdout
-    lines, left = Table(columns, rows, spare, wrap, narrow).lines(None if wide else room(stream))
-    head, *others = lines
-    _write(stream, "\n".join([style(head, "bold", stream), *others]))
-    left_out(left, elsewhere)
+    lines, hidden = Table(columns, rows, spare, wrap, narrow).lines(None if wide else room(stream))
+    head, *rest = lines
+    _write(stream, "\n".join([style(head, "bold", stream), *rest]))
+    left_out(hidden, elsewhere)
 
 
 def left_out(names: Sequence[str], elsewhere: str = ELSEWHERE) -> None:
@@ -100,9 +100,9 @@ def aligned(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def room(stream: TextIO) -> int | None:
     """The columns of a stream: `COLUMNS` if it is set, else those of its terminal; None for any other stream,
     which holds lines of any length."""
-    given = os.environ.get("COLUMNS", "")
-    if given.isdecimal() and int(given):
-        return int(given)
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        return int(columns)
     if not stream.isatty():
         return None
     try:

@@ -18,11 +18,11 @@ def redacted(text: str) -> str:
     passwords and tokens. User-info is everything before an `@`, even a slash, which an unquoted password may
     hold."""
 
-    def hide(found: re.Match[str]) -> str:
-        path = re.split("[?#]", found[2], maxsplit=1)[0]
-        mark = found[2][len(path) : len(path) + 1]
+    def hide(match: re.Match[str]) -> str:
+        path = re.split("[?#]", match[2], maxsplit=1)[0]
+        mark = match[2][len(path) : len(path) + 1]
         _, at, rest = path.rpartition("@")
-        return f"{found[1]}{'…@' if at else ''}{rest}{f'{mark}…' if mark else ''}"
+        return f"{match[1]}{'…@' if at else ''}{rest}{f'{mark}…' if mark else ''}"
 
     return _URL.sub(hide, text)
 

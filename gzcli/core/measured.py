@@ -45,8 +45,8 @@ def places() -> Iterator[tuple[str, str]]:
 
 def about(data: str, scale: str) -> dict[str, Any]:
     """How a league was made: command, budget, machine, version, metric and floor."""
-    found: dict[str, Any] = json.loads((ROOT / data / scale / "about.json").read_text())
-    return found
+    facts: dict[str, Any] = json.loads((ROOT / data / scale / "about.json").read_text())
+    return facts
 
 
 def standings(data: str, scale: str) -> list[dict[str, str]]:
@@ -74,11 +74,11 @@ def curve_name(recipe: str, stage: str = "") -> str:
 def beside(recipe: str, data: str, scale: str | None, stage: str, step: int, metric: str) -> str | None:
     """The reference's value at this step, in words; None without a reference, as for a run without scale, or
     where it was validated by another metric."""
-    found = curve(recipe, data, scale, stage) if scale else None
-    if found is None or found.metric != metric:
+    reference = curve(recipe, data, scale, stage) if scale else None
+    if reference is None or reference.metric != metric:
         return None
-    last, _, end = found.points[-1]
-    if (value := found.at(step)) is not None:
+    last, _, end = reference.points[-1]
+    if (value := reference.at(step)) is not None:
         return f"the reference, a run of {last:,} steps, stood at {metric} {figure(value)} there"
     return f"the reference ended at step {last:,} with {metric} {figure(end)}" if step > last else None
 

@@ -95,15 +95,15 @@ def over(batches: Sliceable[T], work: Callable[[T], Mapping[str, np.ndarray]]) -
     the batches. Raises on every rank the error of the first rank that has one, so that no rank waits for one
     that ended."""
     start, end = (len(batches) * r // world() for r in (rank(), rank() + 1))
-    made, problem = [], None
+    share, problem = [], None
     try:
-        made = [work(batch) for batch in batches[start:end]]
+        share = [work(batch) for batch in batches[start:end]]
     except GzError as e:
         problem = e
-    found = everyone((made, problem))
-    if first := next((e for _, e in found if e is not None), None):
+    results = everyone((share, problem))
+    if first := next((e for _, e in results if e is not None), None):
         raise first
-    parts = [part for made, _ in found for part in made]
+    parts = [part for share, _ in results for part in share]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -249,13 +249,13 @@ def silent() -> dict[int, int]:
     numbers. They are looked up among the children of the launcher."""
     import psutil
 
-    found: dict[int, int] = {}
+    lost: dict[int, int] = {}
     launcher = psutil.Process().parent()
     for process in launcher.children() if launcher else ():
         try:
             rank = process.environ().get("RANK")
             if rank is not None and process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
-                found[int(rank)] = process.pid
+                lost[int(rank)] = process.pid
         except psutil.Error:  # it has ended, or belongs to another user
             continue
-    return found
+    return lost

@@ -27,7 +27,7 @@ _shows = False  # whether this process shows what it waits for
 def printable(text: str) -> str:
     """The text with control characters escaped as in JSON, `\\u0007`: a file's name must not move a
     terminal's cursor, change its title, or look like another name."""
-    return CONTROL.sub(lambda found: json.dumps(found[0])[1:-1], text)
+    return CONTROL.sub(lambda match: json.dumps(match[0])[1:-1], text)
 
 
 def in_a_line(text: str) -> str:

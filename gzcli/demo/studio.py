@@ -65,8 +65,8 @@ def choices(named: Sequence[StoredRun] = ()) -> list[Choice]:
     weights, newest first, and then the models that come with gz."""
     chosen = named or [run for run in runs.all_runs() if run.weights is not None]
     shipped = () if named else sorted(pretrained.every(), key=lambda one: _rank(one.data))
-    own = [Choice(_name(run), _title(run)) for run in chosen]
-    return own + [
+    of_runs = [Choice(_name(run), _title(run)) for run in chosen]
+    return of_runs + [
         Choice(pretrained.PREFIX + one.name, f"{one.model} on {one.data}, comes with gz") for one in shipped
     ]
 
@@ -212,8 +212,8 @@ class Studio:
         save_png(self.folder / "mask.png", (mask[0] * np.uint8(255)).transpose(1, 2, 0))
 
         def work(progress: Progress) -> np.ndarray:
-            given = {} if labels is None else {"labels": labels}
-            return run.do("inpaint", image, mask=mask[0, 0], seed=seed, progress=progress, **given)
+            conditions = {} if labels is None else {"labels": labels}
+            return run.do("inpaint", image, mask=mask[0, 0], seed=seed, progress=progress, **conditions)
 
         yield from self._pictures(run, work, inpainting(name, seed, label, labels), 1)
 

@@ -123,11 +123,11 @@ class Figures:
     def __init__(self, made: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]):
         self.rows, self.floor = rows, made.get("floor") or {}
         whole = [("real images", self.floor, made.get("floor_intervals") or {})] if self.floor else []
-        found = [floor for floor in made.get("floors") or [] if isinstance(floor, dict)]
-        self.by_number = {floor.get("n"): floor.get("metrics") or {} for floor in found}
+        floors = [floor for floor in made.get("floors") or [] if isinstance(floor, dict)]
+        self.by_number = {floor.get("n"): floor.get("metrics") or {} for floor in floors}
         several = [
             (f"real images, {floor.get('n')}", floor.get("metrics") or {}, floor.get("intervals") or {})
-            for floor in found
+            for floor in floors
         ]
         self.floors = several if len(several) > 1 else whole  # contestants of fewer images have their own
         self.directions: Mapping[str, Any] = made.get("directions") or {}
@@ -142,8 +142,8 @@ class Figures:
 
     def direction(self, name: str) -> Direction | None:
         """Where better values of a figure lie; `fd@32` lies as `fd`."""
-        found = self.directions.get(name, self.directions.get(name.partition("@")[0]))
-        return found if found in ("down", "up") else None
+        way = self.directions.get(name, self.directions.get(name.partition("@")[0]))
+        return way if way in ("down", "up") else None
 
     def groups(self, name: str) -> list[list[Mapping[str, Any]]]:
         """The rows that have a figure, as `comparable`."""
@@ -219,7 +219,9 @@ class Figures:
             group = next(iter(self.groups(name)), [])
             if (best := self.best(group, name)) is not None:
                 row = next(row for row in group if self.value(row, name) == best)
-                title = next(title for own, title in zip(self.rows, names, strict=True) if own is row)
+                title = next(
+                    title for candidate, title in zip(self.rows, names, strict=True) if candidate is row
+                )
                 floor = self.floor_of(row, name)
                 times = f", {best / floor:.2f} × the floor of {number(floor)}" if floor and floor > 0 else ""
                 return f"Best `{name}`: {title}, {number(best)}{times if name.startswith('f') else ''}."
@@ -256,9 +258,9 @@ def grids(results: Results, rows: Sequence[Mapping[str, Any]], names: Sequence[s
 def costs(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Table]:
     values: list[dict[str, Any]] = []
     for row in rows:
-        own = {key: value for key, value in row.items() if key not in (*TEXTS, *FLAGS)}
-        own |= {key: value for key, value in (row.get("metrics") or {}).items() if column_of(key).cost}
-        values.append({key: value for key, value in own.items() if is_number(value)})
+        figures = {key: value for key, value in row.items() if key not in (*TEXTS, *FLAGS)}
+        figures |= {key: value for key, value in (row.get("metrics") or {}).items() if column_of(key).cost}
+        values.append({key: value for key, value in figures.items() if is_number(value)})
     keys = list(dict.fromkeys(key for row in values for key in row))
     columns = [Column("model", numeric=False), *(Column(words(key).lower()) for key in keys)]
     cells = [

@@ -47,14 +47,14 @@ class Results:
         """The trained runs by their id, if they still exist."""
         rows = self.made.get("rows") or []
         named = [self.made.get("run"), *(row.get("run") or row.get("path") for row in rows)]
-        asked = [*listed(self.job.get("runs")), *listed(self.job.get("run"))]
-        known = {Path(path).name: path for path in asked if isinstance(path, str)}
-        found: dict[str, Run] = {}
+        of_job = [*listed(self.job.get("runs")), *listed(self.job.get("run"))]
+        paths = {Path(path).name: path for path in of_job if isinstance(path, str)}
+        runs: dict[str, Run] = {}
         for name in dict.fromkeys(name for name in named if isinstance(name, str)):
-            run = by_name(str(known.get(name, name)))
+            run = by_name(str(paths.get(name, name)))
             if run and (run.path / "run.yaml").exists():
-                found[name] = run
-        return found
+                runs[name] = run
+        return runs
 
     def recipes(self) -> Iterator[tuple[str, str]]:
         """(title, YAML) of the recipe of each run, with those of its stages."""
@@ -100,8 +100,8 @@ class Results:
 
     def command(self) -> str:
         """The command that makes the results again, by the job; empty where that is lost."""
-        if given := self.made.get("command") or (self.made.get("provenance") or {}).get("command"):
-            return redacted(given if isinstance(given, str) else shlex.join(given))
+        if command := self.made.get("command") or (self.made.get("provenance") or {}).get("command"):
+            return redacted(command if isinstance(command, str) else shlex.join(command))
         job, script = self.job, self.folder / "command.sh"
         if script.exists():  # a league's
             return redacted(script.read_text(errors="replace").strip().rpartition("\n")[2])

@@ -76,14 +76,14 @@ def unpack(file: Path, metadata: Mapping[str, Mapping[str, str]], folder: Path) 
     sums: dict[str, str] = {}
     space = ""
     for part, texts in sorted(metadata.items(), key=lambda line: line[0] != LATENT):
-        own = dict(texts)
+        part_texts = dict(texts)
         model = Run(place_of(part, folder)).model_file
         model.parent.mkdir(parents=True, exist_ok=True)
-        built_on = json.loads(own.get("built_on") or "{}")
-        own["built_on"] = json.dumps({stage: sums[stage] for stage in built_on})
-        if space and (record := json.loads(own.get("space") or "null")):
-            own["space"] = json.dumps(record | {"digest": space})
-        extract(file, header, part, own, model)
+        built_on = json.loads(part_texts.get("built_on") or "{}")
+        part_texts["built_on"] = json.dumps({stage: sums[stage] for stage in built_on})
+        if space and (record := json.loads(part_texts.get("space") or "null")):
+            part_texts["space"] = json.dumps(record | {"digest": space})
+        extract(file, header, part, part_texts, model)
         digest = files.checksum(model)
         sums[part.rpartition("/")[2]] = digest
         space = digest if part == LATENT else space

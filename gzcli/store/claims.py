@@ -58,10 +58,16 @@ def sign(run: Run) -> None:
 
 def in_use(run: Run) -> UsageError:
     """The error for a run that another process has, with that process's number."""
+    import psutil
+
     deadline = time.monotonic() + PATIENCE
-    while (pid := _living(run.status().get("pid"))) is None and time.monotonic() < deadline:
+    while True:
+        pid = run.status().get("pid")
+        lives = pid and psutil.pid_exists(pid)
+        if lives or time.monotonic() >= deadline:
+            break
         time.sleep(0.05)
-    by = f"process {pid}" if pid else "another process"
+    by = f"process {pid}" if lives else "another process"
     return UsageError(f"`{run.id}` is being trained by {by}", hint="stop it first, or wait for it")
 
 
@@ -69,12 +75,6 @@ def tidy(run: Run) -> None:
     """Removes the leftovers of killed processes in a run and its stages; the caller holds its lock."""
     for part in (run, *run.stages):
         files.sweep(part.path, part.checkpoints_folder, part.samples_folder)
-
-
-def _living(pid: int | None) -> int | None:
-    import psutil
-
-    return pid if pid and psutil.pid_exists(pid) else None
 
 
 def is_removable(folder: Path) -> bool:

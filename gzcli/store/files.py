@@ -263,17 +263,16 @@ def lock(path: Path, *, wait: bool = True, on_wait: Callable[[], None] | None = 
     """An exclusive lock between processes, which the system frees when its holder dies. Yields whether it was
     acquired, always True with `wait`; `on_wait` is called once before waiting."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    holder = _holder(path)
-    got = _try_lock(holder, patience=0.0 if wait else PROBED)
-    if not got and wait:
+    holder = _acquired(path, 0.0 if wait else PROBED)
+    if holder is None and wait:
         if on_wait:
             on_wait()
-        while not (got := _try_lock(holder)):
+        while (holder := _acquired(path)) is None:
             time.sleep(0.2)
     try:
-        yield got
+        yield holder is not None
     finally:
-        if got:
+        if holder is not None:
             holder.release()
 
 
@@ -287,21 +286,25 @@ def is_locked(path: Path) -> bool:
         return True
     except (ImportError, OSError):  # Windows, or a file system without such locks
         pass
-    holder = _holder(path)
     try:
-        got = _try_lock(holder)
+        holder = _acquired(path)
     except PermissionError:
         return True
-    if got:
+    if holder is not None:
         holder.release()
-    return not got
+    return holder is None
 
 
-def _holder(path: Path) -> BaseFileLock:
-    """A new lock object, by flock on Unix and msvcrt on Windows; it also excludes others of this process."""
-    from filelock import FileLock
+def _acquired(path: Path, patience: float = 0.0) -> BaseFileLock | None:
+    """The lock, by flock on Unix and msvcrt on Windows, where nobody has it, not even this process."""
+    from filelock import FileLock, Timeout
 
-    return FileLock(path)
+    holder = FileLock(path)
+    try:
+        holder.acquire(timeout=patience, poll_interval=0.02)
+    except Timeout:
+        return None
+    return holder
 
 
 def _is_flocked(path: Path) -> bool:
@@ -314,16 +317,6 @@ def _is_flocked(path: Path) -> bool:
         except BlockingIOError:
             return True
     return False
-
-
-def _try_lock(holder: BaseFileLock, patience: float = 0.0) -> bool:
-    from filelock import Timeout
-
-    try:
-        holder.acquire(timeout=patience, poll_interval=0.02)
-    except Timeout:
-        return False
-    return True
 
 
 def fsync(path: Path) -> None:

@@ -254,8 +254,8 @@ class Run:
         try:
             status = files.read_object(self.status_file)
             if "model" not in status and self.is_marked("run"):
-                how = "is damaged" if status else "is missing or empty"
-                raise DamagedError(f"`{self.status_file}` {how}: it does not say what the run is of")
+                fault = "is damaged" if status else "is missing or empty"
+                raise DamagedError(f"`{self.status_file}` {fault}: it does not say what the run is of")
             if self._checked(status):
                 index.keep(self.path, "status", marks, status)
             return status

@@ -124,12 +124,14 @@ def all_runs(*, model: str | None = None, data: str | None = None) -> list[Run]:
         return []
     index.begin(folder, "status")
     names = [name for name in os.listdir(folder) if not name.startswith(".")]
-    found = {run: status for name in names if (status := _status(run := Run(folder / name)))}
-    index.save(folder, "status", (run.path.name for run in found))
+    statuses = {run: status for name in names if (status := _status(run := Run(folder / name)))}
+    index.save(folder, "status", (run.path.name for run in statuses))
     for key, wanted in (("model", model), ("data", data)):
         if wanted is not None:
-            found = {run: s for run, s in found.items() if canonical(s.get(key, "?")) == canonical(wanted)}
-    return sorted(found, key=lambda run: _age(found[run]), reverse=True)
+            statuses = {
+                run: s for run, s in statuses.items() if canonical(s.get(key, "?")) == canonical(wanted)
+            }
+    return sorted(statuses, key=lambda run: _age(statuses[run]), reverse=True)
 
 
 def _status(run: Run) -> dict[str, Any]:
@@ -234,8 +236,8 @@ def note_recipe(
     for name, count in steps.items():
         part = run.stage(name) if name else run
         part.update(recipe={"steps": count})
-    own = {"size": own_size, "shipped_loss": shipped_loss}
-    run.update(recipe=(run.status().get("recipe") or {}) | own, **facts)
+    plan = {"size": own_size, "shipped_loss": shipped_loss}
+    run.update(recipe=(run.status().get("recipe") or {}) | plan, **facts)
 
 
 def has_shipped_loss(run: Run) -> bool:
