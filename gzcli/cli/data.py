@@ -48,7 +48,7 @@ def _size(text: str | None) -> Size | None:
 
 
 _Size = Annotated[
-    str | None,  # in the functions below, what `_size` made of it
+    str | None,  # the functions below get the result of `_size`
     typer.Option(
         metavar="S|WxH",
         callback=_size,

@@ -57,7 +57,9 @@ def new(
     if stem in cards():
         raise UsageError(f"`{name}` is a model of gz already", hint=f"another name, as `{stem}2`")
     title = "".join(part.capitalize() for part in stem.split("_"))
-    template = (files("gzcli") / "testing" / "template.py").read_text(encoding="utf-8")  # no import: of torch
+    template = (files("gzcli") / "testing" / "template.py").read_text(
+        encoding="utf-8"
+    )  # not imported: it loads torch
     if title in _taken(template):
         hint = f"the file needs the class `{title}` for something else; another name, as `my_{stem}`"
         raise UsageError(f"`{name}` cannot be a model's name", hint=hint)

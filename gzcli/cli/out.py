@@ -15,26 +15,19 @@ from gzcli.core import streams
 from gzcli.core.errors import GzError
 
 _mode = {"json": False, "quiet": False, "lenient": False, "lost": False}
-ELSEWHERE = "`--wide` prints them, `--json` too"  # what a table had no room for
-UNREAD = 128 + 13  # the exit code where nobody reads stdout any more, as after `| head`
+ELSEWHERE = "`--wide` prints them, `--json` too"  # the columns that did not fit
+UNREAD = 128 + 13  # the exit code where nobody reads stdout any longer, as after `| head`
 _STYLES = {"red": "31", "yellow": "33", "cyan": "36", "bold": "1", "dim": "2"}
-# what stands for the beginning of a style in a text that is not written yet, and for the end of any: no
-# characters, so that only what gz itself colours is coloured, and no sequence in a name reaches a terminal
+# Marks of the beginning of each style and of the end of any in a text before it is written. They are no
+# characters, so that only gz itself can colour a text, and no sequence in a name reaches a terminal.
 _MARKS = {name: chr(0xFDD0 + i) for i, name in enumerate(_STYLES)}
 _END = "\ufdef"
 _SEQUENCES = {_MARKS[name]: f"\033[{code}m" for name, code in _STYLES.items()} | {_END: "\033[0m"}
 
 
-def configure(
-    *,
-    json: bool | None = None,
-    quiet: bool | None = None,
-    lenient: bool | None = None,
-    lost: bool | None = None,
-) -> None:
-    """Sets switches; None leaves one as it is. `lenient`: a closed or full stdout does not end the verb;
-    `lost`: that has happened, and an error is written to stderr."""
-    switches = {"json": json, "quiet": quiet, "lenient": lenient, "lost": lost}
+def configure(**switches: bool | None) -> None:
+    """Sets `json`, `quiet`, `lenient` (a closed or full stdout does not end the verb) or `lost` (that has
+    happened, so that an error goes to stderr); None leaves a switch as it is."""
     _mode.update({key: value for key, value in switches.items() if value is not None})
 
 

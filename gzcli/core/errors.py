@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterable
 
-FLAGGED = 6  # the exit code of `gz ood --input --fail` that flagged a picture, which is no error
+FLAGGED = 6  # the exit code of `gz ood --input --fail` where a picture is flagged, which is no error
 
 _URL = re.compile(r"(?<![A-Za-z0-9+.-])(?!file:)([A-Za-z][A-Za-z0-9+.-]+:/+)([^\s`'\"<>]+)")
 
@@ -84,7 +84,7 @@ class Interrupted(GzError):
 
 
 _PLACE = "name another place, or set `GZ_HOME` to a folder"
-_SYSTEM = {  # what a place on the disk may have against it → what to do
+_SYSTEM = {  # error of a file or folder → what to do
     errno.ENOSPC: "free some space, or set `GZ_HOME` to a folder on a larger disk",
     errno.EDQUOT: "free some space, or set `GZ_HOME` to a folder on a larger disk",
     errno.ENAMETOOLONG: "give a shorter name",

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
-_noting: list[list[int]] = []  # what the running blocks of `noted` have got
+_noting: list[list[int]] = []  # the signals that each running block of `noted` got
 
 
 def hear(handler: Callable[[int, Any], Any]) -> dict[int, Any]:

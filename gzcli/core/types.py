@@ -224,7 +224,7 @@ class ImageNoise(Noise):
             self.index = torch.arange(index.start, index.stop, index.step, device=self.device)
         else:
             self.index = moved(torch.as_tensor(index, dtype=torch.int64), self.device)
-        self.calls = count()  # one for all that `first` makes, so that none repeats a draw of another
+        self.calls = count()  # shared with copies by `first`, so that none repeats another's draw
 
     def first(self, n: int) -> ImageNoise:
         part = copy(self)

@@ -19,7 +19,7 @@ from gzcli.store import files
 from gzcli.store.paths import inside, user_dir
 from gzcli.store.run_folder import Run
 
-PATIENCE = 1.0  # seconds for a process that has just got the claim to write down who it is
+PATIENCE = 1.0  # seconds in which a process with a new claim writes down its number
 CLAIM = Run.claim_file.name
 # Files that a job writes about itself. A folder that holds no others is left over from a failed attempt.
 RECORDS = {

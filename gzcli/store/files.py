@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LARGEST = 256_000_000  # bytes of a text that gz reads back: captions of a large set; recipes have a few kB
-PROBED = 0.5  # seconds to try for a lock without waiting: `is_locked` of others takes it for a moment
+LARGEST = 256_000_000  # bytes of a text that gz reads: captions of a large set; recipes have a few kB
+PROBED = 0.5  # seconds to try for a lock without waiting: `is_locked` elsewhere takes it for a moment
 LONGEST_HEADER = 100_000_000  # bytes of a safetensors header, as the library has it
 DAY = 86_400.0
 AGAIN = "remove it: it is made again"
-# machine and process that write a part: see `part_path`; version 0.1 named no machine
+# machine and process in the name of `part_path`; version 0.1 named no machine
 _PART = re.compile(r"\..+?\.(?:([0-9a-f]{8})\.)?(\d+)(?:\.\d+)?\.part")
 _parts = itertools.count()
 
@@ -116,7 +116,7 @@ def read_json(path: Path) -> Any:
         return None
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as e:  # cut short, another file, or nested without end
+    except (ValueError, RecursionError) as e:  # cut short, no JSON, or nested too deeply
         raise DamagedError(f"`{path}` is damaged: it is no JSON ({e})") from e
 
 

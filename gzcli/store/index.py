@@ -18,7 +18,7 @@ from gzcli.store import files
 from gzcli.version import __version__
 
 NAME = ".index-{}.json"
-SETTLED = 2e9  # nanoseconds after which a file that is written again surely has another time
+SETTLED = 2e9  # nanoseconds after which a rewritten file surely has another time
 
 Mark = list[int]  # mtime, ctime, size, inode
 Marks = dict[str, Mark | None]  # of files by their place below the run; None: there is none
@@ -29,7 +29,9 @@ _open: dict[tuple[str, str], _Index] = {}  # by the folder of the runs, and kind
 class _Index:
     def __init__(self, path: Path):
         self.path, self.changed = path, False
-        self.runs: dict[str, tuple[Marks, Any]] = self._read()  # by a run's id, what was read of what files
+        self.runs: dict[str, tuple[Marks, Any]] = (
+            self._read()
+        )  # by a run's id: the marks of the files that were read, and the value
 
     def _read(self) -> dict[str, tuple[Marks, Any]]:
         """The entries of the file; none unless it is whole, by its checksum, and of this version of gz."""

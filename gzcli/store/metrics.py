@@ -14,13 +14,13 @@ from typing import Any
 from gzcli.store.run_folder import Run
 
 POINTS = 12  # of a curve
-ENOUGH = 4  # points of a validation figure that make a curve; of fewer, the loss is shown
+ENOUGH = 4  # points of a validation figure that make a curve; with fewer, the loss is shown
 BARS = "▁▂▃▄▅▆▇█"
 LARGE = 2_000_000  # bytes, some 15,000 lines
 SOME = 2_000  # lines of a larger file that are read
-MANY = 5_000  # lines of validation that are read beside them
+MANY = 5_000  # lines of validation that are read besides
 TAIL = 5_000  # bytes at its end that are read whole
-WIDE = 10.0  # a curve whose values span more than this factor is drawn by logarithms
+WIDE = 10.0  # a curve that spans more than this factor is drawn on a logarithmic scale
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Curve:
 
     name: str  # of the figure in `metrics.jsonl`
     steps: tuple[int, ...]  # the last step of each point
-    values: tuple[float, ...]  # each the mean of the lines since the point before
+    values: tuple[float, ...]  # each the mean of the lines since the previous point
 
     @property
     def spark(self) -> str:

@@ -18,8 +18,8 @@ GROUP = "gzcli.models"  # of entry points: `maf = "my_package.maf"` names the mo
 TRUSTED = "trusted_models.json"  # of the user's folder, with the sha256 of model files
 _PAPER = re.compile(r"^[ \t]+paper\b[^=\n]*=", re.MULTILINE)
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-_typed: dict[str, Path] = {}  # the files that this process was given by a path, by the model's name
-_programs: dict[Path, bytes] = {}  # contents of the files whose trust this process has set or tested
+_typed: dict[str, Path] = {}  # files from the command line, by the model's name
+_programs: dict[Path, bytes] = {}  # contents as they were when their trust was set or tested
 
 
 def is_file(what: str) -> bool:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 KEY = "gz"  # of the text chunk
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_maker: dict[str, Any] = {}  # what this process does; `made_by` sets it
+_maker: dict[str, Any] = {}  # the facts that `made_by` sets
 
 
 def made_by(**facts: Any) -> None:

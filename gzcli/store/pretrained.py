@@ -18,7 +18,7 @@ from gzcli.store.paths import recipe_names
 
 PREFIX = "pretrained:"
 FOLDER = Path(__file__).resolve().parents[1] / "pretrained"
-FIRST = ("glyphs", "shapes", "digits")  # the sets that a model is taken of where none is named, in this order
+FIRST = ("glyphs", "shapes", "digits")  # the preferred sets, in this order, where none is named
 
 
 @dataclass(frozen=True)

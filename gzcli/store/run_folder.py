@@ -13,7 +13,7 @@ from gzcli.store import files, index
 from gzcli.store.paths import inside, is_name
 
 STAGES = "stages"  # the key of a recipe, and the folder of a run
-# types of the values of `status.json` that are relied on; any may be null
+# types of values of `status.json`; any may be null
 KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("state", "model", "data", "alias", "asked", "copy_of"), str),
     **dict.fromkeys(("step", "steps", "order", "pid", "parent", "params", "code", "levels"), int),
@@ -161,7 +161,7 @@ class Run:
         state = self.status().get("state", "planned")
         if state in ("finished", "damaged"):
             return state
-        # it is held from before its status says so, and killed where nobody holds it any more
+        # a training is held before its status says so; if nobody holds it, it was killed
         return "running" if self.is_held else "killed" if state == "running" else state
 
     @property
@@ -235,7 +235,7 @@ class Run:
             if not (record := files.read_object(self.best_file)):
                 return None
             return Best(str(record["metric"]), float(record["value"]), int(record["step"]))
-        except (DamagedError, KeyError, TypeError, ValueError):  # one is found again at the next validation
+        except (DamagedError, KeyError, TypeError, ValueError):  # the next validation writes it anew
             return None
 
     @property
@@ -309,8 +309,7 @@ class Run:
         return tree
 
 
-# Records that are written anew or grow in place; other files of a run come, and go, with a change of their
-# folder's time.
+# Records that are rewritten or grow in place; any other change in a run changes the time of a folder.
 RECORDS = {place.name for place in (Run.status_file, Run.recipe_file, Run.metrics_file, Run.best_file)}
 
 
