@@ -73,7 +73,7 @@ def demo(
 
 
 def wait() -> None:
-    """Waits for Ctrl-C, or another signal that asks for the end, which becomes a KeyboardInterrupt too."""
+    """Waits for Ctrl-C, or for another signal of the end, which raises KeyboardInterrupt too."""
     heard = signals.hear(signal.default_int_handler)
     try:
         while True:

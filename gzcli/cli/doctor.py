@@ -24,16 +24,10 @@ from gzcli.version import __version__
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report.
-
-    name: what was checked.
-    state: ok, note (gz works without it) or bad (gz cannot work).
-    detail: what was found.
-    hint: what to do.
-    """
+    """One line of the report."""
 
     name: str
-    state: str
+    state: str  # ok, note (gz works without it) or bad (gz cannot work)
     detail: str
     hint: str | None = None
 
@@ -52,13 +46,10 @@ def doctor(json: Json = False, quiet: Quiet = False) -> None:
             out.text(line)
     bad = [check for check in checks if check.state == "bad"]
     out.data({"ok": not bad, "checks": [asdict(check) for check in checks]})
-    if bad and not out.is_json():
-        out.error(
-            MissingError(
-                f"{len(bad)} of {len(checks)} checks failed: " + ", ".join(f"`{c.name}`" for c in bad)
-            )
-        )
     if bad:
+        names = ", ".join(f"`{check.name}`" for check in bad)
+        if not out.is_json():
+            out.error(MissingError(f"{len(bad)} of {len(checks)} checks failed: {names}"))
         raise SystemExit(MissingError.code)
 
 

@@ -8,25 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 GAP = "  "
-NARROW = 24  # see `Table.narrow`
+NARROW = 24
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text, its head first.
+    """A table of text, its head first."""
 
-    columns: the headings.
-    rows: the cells of each line; None and "" are shown as `-`.
-    spare: headings of the columns that may be left out, the first to leave first.
-    wrap: headings of the columns whose texts may take several lines.
-    narrow: columns that such a text has at least, while another column can be left out in its place.
-    """
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-    spare: Sequence[str] = ()
-    wrap: Sequence[str] = ()
-    narrow: int = NARROW
+    columns: Sequence[str]  # the headings
+    rows: Sequence[Sequence[Any]]  # the cells of each line; None and "" are shown as `-`
+    spare: Sequence[str] = ()  # headings of the columns that may be left out, the first to leave first
+    wrap: Sequence[str] = ()  # headings of the columns whose texts may take several lines
+    narrow: int = NARROW  # the least width of such a text while a spare column can leave in its place
 
     def lines(self, room: int | None = None) -> tuple[list[str], list[str]]:
         """The lines that fit `room` columns (None: any number), and the headings of the columns that were

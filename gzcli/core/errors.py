@@ -28,11 +28,8 @@ def redacted(text: str) -> str:
 
 
 class GzError(Exception):
-    """An error that is shown as a message and a hint, without a traceback; secrets in them are hidden.
-
-    message: what is wrong and where.
-    hint: what to do next.
-    """
+    """An error that is shown as a message (what is wrong and where) and a hint (what to do next), without a
+    traceback; secrets in them are hidden."""
 
     code = 1  # the exit code of `gz`
     kind = "bug"  # the name of the class in JSON
