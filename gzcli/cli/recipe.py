@@ -64,12 +64,7 @@ def show(
         out.text("\n".join(f"# {line}" for line in every))
     else:
         out.text(annotated(tree, docs, width))
-    shown = {
-        "recipe": result.card.name,
-        "path": result.source,
-        "tree": tree,
-        "origin": result.origin,
-    }
+    shown = {"recipe": result.card.name, "path": result.source, "tree": tree, "origin": result.origin}
     out.data({**shown, "docs": {key: docs[key] for key in result.origin if key in docs}})
 
 

@@ -345,10 +345,7 @@ def interpolating(
         shell.append(f"cp {place}/images/000000.png ends/{place}.png")
     shell.append(_line("gz sample", name, {"--do": "interpolate", "--input": "ends", "--frames": frames}))
     calls = ", ".join(_call(1, end.seed, labels, options) for end, labels in ends)
-    lines = [
-        f"ends = np.concatenate([{calls}])",
-        f'images = run.do("interpolate", ends, frames={frames})',
-    ]
+    lines = [f"ends = np.concatenate([{calls}])", f'images = run.do("interpolate", ends, frames={frames})']
     return Code("\n".join(shell), _python(name, lines, "import numpy as np\n\nimport gzcli"))
 
 

@@ -24,17 +24,7 @@ from gzcli.core.parts import Part
 from gzcli.core.sections import DataSection
 from gzcli.data.packs.open import open_pack
 from gzcli.demo.guard import COOKIE, LARGEST_BODY, POLICY, Guard
-from gzcli.demo.studio import (
-    MOST,
-    Request,
-    Studio,
-    choices,
-    drawing,
-    enlarged,
-    opening,
-    sheet,
-    watched,
-)
+from gzcli.demo.studio import MOST, Request, Studio, choices, drawing, enlarged, opening, sheet, watched
 from gzcli.engine.trained import Trained
 from gzcli.launch.from_file import find_run
 from gzcli.store import pretrained, runs
