@@ -32,7 +32,7 @@ def world() -> int:
     return torch.distributed.get_world_size() if _several() else 1
 
 
-def meet_again(device: str) -> None:
+def rejoin(device: str) -> None:
     """Forms the process group anew after torch's launcher has restarted the processes; the first time
     accelerate forms it. The launcher keeps its store through a restart, and with it the addresses of the dead
     processes, so each restart has names of its own in the store."""
@@ -165,7 +165,7 @@ def exchanged(own: Tensor, lengths: Sequence[int]) -> list[Tensor]:
 # ---------------------------------------------------------------------------- parameters in parts (FSDP2)
 
 
-def share_out(module: nn.Module, parts: Iterable[nn.Module], device: torch.device) -> None:
+def shard(module: nn.Module, parts: Iterable[nn.Module], device: torch.device) -> None:
     """Shards the parameters of a module: each rank keeps a part of each, gathers whole ones for a forward or
     backward pass, and gets its part of the mean gradient (Zhao 2023, arXiv:2304.11277). Parameters become
     `DTensor`; those of each of `parts` are gathered together."""
@@ -178,7 +178,7 @@ def share_out(module: nn.Module, parts: Iterable[nn.Module], device: torch.devic
     fully_shard(module, mesh=mesh)
 
 
-def is_shared_out(value: Any) -> bool:
+def is_sharded(value: Any) -> bool:
     """Whether a tensor is sharded."""
     return hasattr(value, "device_mesh")
 
@@ -186,12 +186,12 @@ def is_shared_out(value: Any) -> bool:
 def part_of(t: Tensor) -> Tensor:
     """This rank's part of a sharded tensor, in the same memory; any other tensor as it is."""
     parts: Any = t
-    return parts.to_local() if is_shared_out(t) else t
+    return parts.to_local() if is_sharded(t) else t
 
 
 def part_like(t: Tensor, like: Any) -> Tensor:
     """A tensor, whole on every rank, sharded as `like` is."""
-    if not is_shared_out(like):
+    if not is_sharded(like):
         return t
     from torch.distributed.tensor import distribute_tensor
 
@@ -201,7 +201,7 @@ def part_like(t: Tensor, like: Any) -> Tensor:
 
 def put_together(part: Tensor, like: Any) -> Tensor:
     """The tensor of which every rank has a part, sharded as `like` is."""
-    if not is_shared_out(like):
+    if not is_sharded(like):
         return part
     from torch.distributed.tensor import DTensor
 
@@ -210,7 +210,7 @@ def put_together(part: Tensor, like: Any) -> Tensor:
 
 def whole(value: Any) -> Any:
     """The whole of a sharded tensor, on every rank; any other value as it is. Called by every rank."""
-    return value.full_tensor() if is_shared_out(value) else value
+    return value.full_tensor() if is_sharded(value) else value
 
 
 def gathered(tree: Any) -> Any:
@@ -218,7 +218,7 @@ def gathered(tree: Any) -> Any:
     which do not write, get empty ones. Called by every rank."""
 
     def one(value: Any) -> Any:
-        if not is_shared_out(value):
+        if not is_sharded(value):
             return value
         full = value.detach().full_tensor()
         return full.cpu() if rank() == 0 else full.new_empty(0)
