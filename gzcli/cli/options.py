@@ -80,10 +80,6 @@ def complete_data_list(incomplete: str) -> list[str]:
     return many(incomplete, data_names())
 
 
-def complete_checkpoint(incomplete: str) -> list[str]:
-    return names(incomplete, ["last", "best"])
-
-
 # --- checks ---
 
 
@@ -227,7 +223,7 @@ Checkpoint = Annotated[
         metavar="last|best|STEP",
         callback=parse_checkpoint,
         help="Which weights of the run.",
-        autocompletion=complete_checkpoint,
+        autocompletion=lambda: ["last", "best"],
     ),
 ]
 Precision = Annotated[

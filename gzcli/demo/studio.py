@@ -64,7 +64,11 @@ def choices(named: Sequence[StoredRun] = ()) -> list[Choice]:
     """The choices in the order of the menu: the runs that were named, else every run of the store that has
     weights, newest first, and then the models that come with gz."""
     chosen = named or [run for run in runs.all_runs() if run.weights is not None]
-    shipped = () if named else sorted(pretrained.every(), key=lambda one: _rank(one.data))
+    shipped = (
+        ()
+        if named
+        else sorted(pretrained.every(), key=lambda one: (*pretrained.FIRST, one.data).index(one.data))
+    )
     of_runs = [Choice(_name(run), _title(run)) for run in chosen]
     return of_runs + [
         Choice(pretrained.PREFIX + one.name, f"{one.model} on {one.data}, comes with gz") for one in shipped
@@ -76,11 +80,6 @@ def opening(choices: Sequence[Choice]) -> str:
     newest run may have trained for three steps, and draw noise."""
     best = pretrained.PREFIX + pretrained.file_of(pretrained.PREFIX + OPENS).stem
     return best if any(choice.name == best for choice in choices) else choices[0].name
-
-
-def _rank(data: str) -> int:
-    """The place of a set in the order in which the sets of shipped models are listed."""
-    return pretrained.FIRST.index(data) if data in pretrained.FIRST else len(pretrained.FIRST)
 
 
 def _name(run: StoredRun) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gzcli.core.errors import DamagedError, MissingError, UsageError
 from gzcli.store import files
-from gzcli.store.paths import inside, user_dir
+from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import Run
 
 PATIENCE = 1.0  # seconds in which a process with a new claim writes down its number
@@ -107,7 +107,7 @@ def check_removable(run: Run) -> None:
 def remove_folder(folder: Path) -> None:
     """Deletes a run of the store. Raises UsageError for anything else."""
     _check_in_store(folder)
-    files.remove_tree(inside(folder, user_dir("runs")))
+    files.remove_tree(folder)
 
 
 def _check_in_store(folder: Path) -> None:

@@ -21,7 +21,7 @@ from gzcli.core.errors import DamagedError, MissingError, UsageError, canonical,
 from gzcli.core.units import Size
 from gzcli.store import files, index, pretrained
 from gzcli.store.claims import check_removable, claimed, remove_folder
-from gzcli.store.paths import inside, is_name, recipe_names, spelling, trained_in, user_dir
+from gzcli.store.paths import is_name, recipe_names, spelling, trained_in, user_dir
 from gzcli.store.run_folder import STAGES, Run
 
 _ID = re.compile(r"(.+)-(\d{8}-\d{6})-([0-9a-f]{4})")
@@ -46,7 +46,7 @@ def create(model: str, data: str, *, alias: str | None = None, held: ExitStack |
         for run in filter(_is_stillborn, runs):
             remove_folder(run.path)
         stamp = time_of_id(root)
-        while (path := inside(root / f"{name}-{stamp}-{secrets.token_hex(2)}", root)).exists():
+        while (path := root / f"{name}-{stamp}-{secrets.token_hex(2)}").exists():
             continue
         order = 1 + max((_age(run.status())[0] for run in runs), default=0)
         now = {"state": "planned", "pid": os.getpid(), "created": time.time(), "order": order}
