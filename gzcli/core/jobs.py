@@ -143,7 +143,7 @@ class TrialJob(Job):
     verb: str = field(default="trial", kw_only=True)
 
 
-_KINDS = {kind.verb: kind for kind in (SampleJob, OodJob, AlarmJob, BenchJob, ExportJob, TrialJob)}
+_KINDS: tuple[type[Job], ...] = (SampleJob, OodJob, AlarmJob, BenchJob, ExportJob, TrialJob)
 
 
 def facts(job: Job) -> dict[str, Any]:
@@ -165,6 +165,6 @@ def read(folder: Path) -> Job | None:
     tree = files.read_json(Run(folder).job_file)
     if tree is None:
         return None
-    kind = _KINDS[tree["verb"]]
+    kind = {kind.verb: kind for kind in _KINDS}[tree["verb"]]
     values = tuples({f.name: tree[f.name] for f in fields(kind) if f.name in tree})
     return kind(**values | {"launch": LaunchSection(**tuples(tree["launch"]))})
