@@ -71,7 +71,7 @@ def curve_name(recipe: str, stage: str = "") -> str:
     return f"{recipe}.{stage}" if stage else recipe
 
 
-def beside(recipe: str, data: str, scale: str | None, stage: str, step: int, metric: str) -> str | None:
+def reference_at(recipe: str, data: str, scale: str | None, stage: str, step: int, metric: str) -> str | None:
     """The reference's value at this step, in words; None without a reference, as for a run without scale, or
     where it was validated by another metric."""
     reference = curve(recipe, data, scale, stage) if scale else None

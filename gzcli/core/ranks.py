@@ -244,7 +244,7 @@ def _several() -> bool:
     return not _alone and torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def silent() -> dict[int, int]:
+def unresponsive() -> dict[int, int]:
     """The ranks of this machine that were stopped, or ended while others waited for them, with their process
     numbers. They are looked up among the children of the launcher."""
     import psutil

@@ -143,7 +143,7 @@ def explain(e: BaseException) -> GzError:
         return DeviceError(f"torch cannot use this GPU: {first_line(e)}", hint=INSTALL)
     if error := system_error(e):
         return error
-    if "timed out" in str(e).lower() and (silent := ranks.silent()):
+    if "timed out" in str(e).lower() and (silent := ranks.unresponsive()):
         named = ", ".join(f"rank {rank} (process {pid})" for rank, pid in silent.items())
         return DeviceError(f"{named} does not answer", hint="`launch.timeout` says for how long others wait")
     return GzError(
