@@ -405,14 +405,8 @@ PEAKS: Mapping[str, Mapping[str, float]] = {
     "V100": {"fp16": 125, "fp32": 15.7},  # SXM2
     "T4": {"fp16": 65, "fp32": 8.1},
 }
-OTHER = (
-    "SUPER",
-    "Ti",
-    "Laptop",
-    "D",
-    "MIG",
-    "Ada",
-)  # words in the names of devices that are not in the table
+# words in the names of devices that are not in the table
+OTHER = ("SUPER", "Ti", "Laptop", "D", "MIG", "Ada")
 
 
 def title(device: torch.device) -> str:

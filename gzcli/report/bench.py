@@ -45,13 +45,8 @@ TEXTS = ("model", "name", "run", "path", "error", "precision")  # keys of a row 
 FLAGS = ("conditional", "levels")
 # (key of a row, name of the axis) of each curve
 AXES = {"steps": ("steps", "steps of the sampler"), "time": ("at_seconds", "seconds of training")}
-FIRST = (
-    "place",
-    "seeds",
-    "failed",
-    "times_floor",
-    "rank",
-)  # keys of a standing that stand before its figures
+# keys of a standing before its figures
+FIRST = ("place", "seeds", "failed", "times_floor", "rank")
 
 
 def document(results: Results) -> Document:

@@ -18,13 +18,8 @@ from gzcli.store import files
 from gzcli.store.run_folder import Run
 from gzcli.store.runs import by_name
 
-FILES = (
-    "bench.json",
-    "ood.json",
-    "league.json",
-    "alarm.json",
-    "result.json",
-)  # in one of them are the results
+# one of them holds the results
+FILES = ("bench.json", "ood.json", "league.json", "alarm.json", "result.json")
 NOT_SCORES = ("set", "role", "index", "file")  # the other columns of `scores.csv`
 
 
