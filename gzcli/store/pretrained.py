@@ -78,7 +78,11 @@ def file_of(ref: str, data: str | None = None) -> Path:
     name, every_file = ref.removeprefix(PREFIX), names()
     if file := {canonical(stem): file for stem, file in every_file.items()}.get(canonical(name)):
         return file
-    sets = {stem[len(name) + 1 :]: file for stem, file in every_file.items() if _is_of(stem, name)}
+    sets = {
+        stem[len(name) + 1 :]: file
+        for stem, file in every_file.items()
+        if canonical(parts_of(stem)[0]) == canonical(name)
+    }
     if not sets:
         hint = did_you_mean(name, every_file) or "`gz list pretrained` names them"
         raise UsageError(f"no model that comes with gz is called `{name}`", hint=hint)
@@ -89,7 +93,3 @@ def file_of(ref: str, data: str | None = None) -> Path:
         raise MissingError(message, hint=f"there is one of {', '.join(sets)} · gz train {name} --data {data}")
     first = next((name for name in FIRST if name in sets), next(iter(sets)))
     return sets[first]
-
-
-def _is_of(name: str, model: str) -> bool:
-    return canonical(parts_of(name)[0]) == canonical(model)
