@@ -52,7 +52,7 @@ _Size = Annotated[
     typer.Option(
         metavar="S|WxH",
         callback=_size,
-        help="Size that images are brought to: a side, or width and height as 48x32; MedMNIST comes in 28, "
+        help="Size that images are resized to: a side, or width and height as 48x32; MedMNIST comes in 28, "
         "64, 128 and 224.",
     ),
 ]

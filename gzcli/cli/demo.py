@@ -18,19 +18,25 @@ _Runs = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[RUN]…",
-        help="Models or runs to choose from; without, all and those that come with gz.",
+        help="Models or runs to choose from; else all runs, and the models that come with gz.",
         autocompletion=complete_model_or_run,
     ),
 ]
 _Port = Annotated[
     int | None,
-    typer.Option("--port", metavar="N", min=1, max=65535, help="The first free one from 7860 on without it."),
+    typer.Option(
+        "--port",
+        metavar="N",
+        min=1,
+        max=65535,
+        help="Port of the server; else the first free one from 7860 on.",
+    ),
 ]
 _Share = Annotated[
     bool,
     typer.Option(
         "--share",
-        help="Reachable from elsewhere too, through a tunnel of Gradio's, by an address with a token.",
+        help="Make it reachable from elsewhere, through a tunnel of Gradio's, at an address with a token.",
     ),
 ]
 _NoBrowser = Annotated[bool, typer.Option("--no-browser", help="Do not open the browser.")]
