@@ -294,7 +294,9 @@ def list_(
 def verify(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME", help="All cached ones if none.", autocompletion=complete_data),
+        typer.Argument(
+            metavar="NAME", help="Data sets; all cached ones without any.", autocompletion=complete_data
+        ),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,

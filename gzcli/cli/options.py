@@ -210,7 +210,7 @@ Scale = Annotated[
     typer.Option(
         "--scale",
         metavar="|".join(SCALES),
-        help="Size of net and training; embedded sets tiny, else full on GPUs, small without.",
+        help="Size of network and training; else tiny for embedded sets, full on GPUs, small without.",
         autocompletion=lambda: list(SCALES),
     ),
 ]
@@ -232,7 +232,7 @@ Precision = Annotated[
         "--precision",
         metavar="|".join(PRECISIONS),
         callback=parse_precision,
-        help="Of samples and scores; without it the run's own, and fp32. Likelihoods are always in fp32.",
+        help="Else the run's own for samples, and fp32 for scores. Likelihoods are always in fp32.",
         autocompletion=lambda: list(PRECISIONS),
         rich_help_panel=_DEVICE,
     ),

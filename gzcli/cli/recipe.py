@@ -101,7 +101,7 @@ def copy(
 @app.command()
 def check(
     recipes: Annotated[
-        list[str] | None, typer.Argument(help="Every shipped one if none is named.", **_WHAT)
+        list[str] | None, typer.Argument(help="Recipes or files; every shipped recipe without any.", **_WHAT)
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
