@@ -135,7 +135,7 @@ def fill(
     open_rows = [row for row in rows if not row["result"] or (row["timed"] and not row["result"]["timed"])]
     if not open_rows:
         return
-    for row, result in zip(open_rows, measure(TrialJob(tuple(open_rows), shape, launch)), strict=True):
+    for row, result in zip(open_rows, measure(TrialJob(tuple(open_rows), shape, launch=launch)), strict=True):
         row["result"] = dict(result)
         if result["params"] is not None:
             cache_dir("costs").mkdir(parents=True, exist_ok=True)

@@ -129,12 +129,12 @@ def test_a_league_becomes_files_that_pages_and_trainings_read(reference):
     later = measured.curve("vqvae", "mnist", "tiny", "prior")
     assert [seconds for _, seconds, _ in later.points] == [100.0, 120.0, 160.0], "after the first stage's"
     here = ("vae", "mnist", "tiny", "")
-    assert measured.beside(*here, 300, "bpd") == (
+    assert measured.reference_at(*here, 300, "bpd") == (
         "the reference, a run of 400 steps, stood at bpd 1.25 there"
     )
-    assert measured.beside(*here, 500, "bpd") == "the reference ended at step 400 with bpd 1"
-    assert measured.beside(*here, 300, "fd") is measured.beside(*here, 50, "bpd") is None
-    assert measured.beside("vae", "mnist", None, "", 300, "bpd") is None
+    assert measured.reference_at(*here, 500, "bpd") == "the reference ended at step 400 with bpd 1"
+    assert measured.reference_at(*here, 300, "fd") is measured.reference_at(*here, 50, "bpd") is None
+    assert measured.reference_at("vae", "mnist", None, "", 300, "bpd") is None
     with Image.open(measured.picture("vqvae", "mnist", "tiny")) as picture:
         assert picture.size == (420, 210)
     assert "/" not in json.loads((reference / "about.json").read_text())["command"]

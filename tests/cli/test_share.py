@@ -58,7 +58,7 @@ def here(folder: Path, job: jobs.Job, *, quiet: bool = False) -> dict:
     with claims.claimed_folder(folder):
         jobs.write(folder, job)
         verb = importlib.import_module(f"gzcli.{VERBS[job.verb]}")
-        png.made_by(**jobs.told(job))
+        png.made_by(**jobs.facts(job))
         return verb.run(jobs.read(folder), folder, torch.device("cpu"), Log(folder, rank=0))
 
 

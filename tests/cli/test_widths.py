@@ -55,21 +55,11 @@ def test_what_fits_is_asked_of_the_stream(monkeypatch, capsys):
 
 
 LISTS = ["list", "list models", "list data", "list recipes", "runs list", "data list --long"]
+LISTS += ["train vae --dry-run --keys"]
 
 
 @pytest.mark.parametrize("columns", [60, 80])
-@pytest.mark.parametrize(
-    "line",
-    [
-        "list",
-        "list models",
-        "list data",
-        "list recipes",
-        "runs list",
-        "data list --long",
-        "train vae --dry-run --keys",
-    ],
-)
+@pytest.mark.parametrize("line", LISTS)
 def test_every_list_fits(call, monkeypatch, columns, line):
     monkeypatch.setenv("COLUMNS", str(columns))
     made(best=1.0)
@@ -120,7 +110,6 @@ def test_the_end_of_a_verb(home, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     jobs.end(["12s", None, "3 MB"], [("gz sample vae", "pictures"), ("gz bench vae", "x" * 50)])
     assert capsys.readouterr().err == "done: 12s, 3 MB\nnext: gz sample vae  pictures\n      gz bench vae\n"
-    monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("COLUMNS", "80")
     first, second = made(best=1.5, params=1000), made(best=1.25, params=1000, alias="mine")
     train.after_training(second)

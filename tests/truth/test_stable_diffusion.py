@@ -157,7 +157,9 @@ def test_what_it_shows_of_itself_needs_no_prompt_and_its_export_is_the_same_pict
     prompts = ["a handwritten three", "turn it upside down"]
     picture = canny(batch(2).x) if name == "controlnet" else batch(2).x
     given = {"sd_lora": {}, "controlnet": {"control": picture}, "instructpix2pix": {"before": picture}}[name]
-    job = SampleJob(run, "last", n=2, seed=3, prompts=tuple(prompts), options={"steps": 3}, npz=True)
+    job = SampleJob(
+        run, checkpoint="last", n=2, seed=3, prompts=tuple(prompts), options={"steps": 3}, npz=True
+    )
     (tmp_path / "shown").mkdir()
     assert sample_verb.run(replace(job, prompts=()), tmp_path / "shown", CPU, log)["n"] == 2
     out = export.run(ExportJob(run, "diffusers", str(tmp_path / "out"), "last"), tmp_path, CPU, log)
