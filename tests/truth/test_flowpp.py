@@ -10,7 +10,7 @@ import torch
 from flows import DIGITS, batch, check_bijection, check_log_prob, images, log_det_by_autograd, noise, roughen
 
 from gzcli.core.errors import UsageError
-from gzcli.core.types import BatchNoise, DataInfo, Noise, no_progress
+from gzcli.core.types import BatchNoise, DataInfo, Noise
 from gzcli.models.nn.common import from_levels
 from gzcli.models.normalizing_flow import flowpp
 from gzcli.models.normalizing_flow.flowpp import (
@@ -48,9 +48,6 @@ def mixture(n: int, K: int = 5, spread: float = 3.0, dtype=torch.float64, seed: 
         torch.randn(n, K, 1, generator=g, dtype=torch.float64).to(dtype) for _ in range(3)
     )
     return LogisticCDF.of(2 * logits, spread * mean, 1.5 * log_scale)
-
-
-# ---------------------------------------------------------------------------- the mixture's CDF
 
 
 def test_the_cdf_is_the_integral_of_the_mixtures_density():
@@ -107,9 +104,6 @@ def test_the_inverse_reads_nothing_back_from_the_device():
     """On the meta device, which has no values to read."""
     m = LogisticCDF(*(torch.empty(2, 4, 3, device="meta") for _ in range(3)))
     assert m.inverse_logit_cdf(torch.empty(2, 3, device="meta")).shape == (2, 3)
-
-
-# ---------------------------------------------------------------------------- layers
 
 
 @pytest.mark.parametrize("way", [COLUMNS, CHANNELS])
@@ -192,9 +186,6 @@ def test_every_image_is_reconstructed(shape):
     back = model.reconstruct(x, noise=noise(2)).images
     assert ((back - x).abs() * 127.5 < 1.01).all()
     assert (back != x).float().mean() < 0.02  # a dequantised value at the edge of its bin may round across
-
-
-# ---------------------------------------------------------------------------- variational dequantisation
 
 
 class Given(Noise):
@@ -283,38 +274,6 @@ def test_learned_noise_beats_uniform_and_more_samples_tighten_the_bound():
     p = torch.linspace(0.1, 0.9, 4)
     entropy = -4 * (p * p.log() + (1 - p) * (1 - p).log()).sum().item()
     assert bounds["uniform"] + 0.1 < bounds["variational"] < -entropy + 0.1
-
-
-# ---------------------------------------------------------------------------- the whole
-
-
-def test_samples_repeat_with_the_seed_and_follow_the_label():
-    model = model_of((1, 8, 8), levels=17, conditional=True).eval()
-    torch.nn.init.normal_(model.classes.table.weight, generator=torch.Generator().manual_seed(1))
-    draw = lambda **k: model.sample(4, progress=no_progress, **k)  # noqa: E731
-    a = draw(noise=noise(4))
-    torch.testing.assert_close(a * 8, (a * 8).round())
-    assert torch.equal(a, draw(noise=noise(4)))
-    assert not torch.equal(a, draw(noise=noise(4), labels=torch.full((4,), 9)))
-
-
-def test_bf16_autocast_keeps_the_log_det_in_fp32():
-    model, x = model_of((1, 16, 16), hidden=32, heads=4, logit=1e-6, size=0.02), images(8, (1, 16, 16))
-    model.on_start(batch(x))
-    with torch.no_grad():
-        full = model.log_prob(x, noise=noise(8))
-        with torch.autocast("cpu", torch.bfloat16):
-            low = model.log_prob(x, noise=noise(8))
-    assert low.dtype == torch.float32
-    torch.testing.assert_close(low, full, rtol=3e-3, atol=0)
-
-
-def test_dropout_is_off_in_eval_mode():
-    model, x = model_of(dropout=0.5), images(4, (1, 4, 8))
-    a, b = (model.log_prob(x, noise=noise(4)) for _ in range(2))
-    assert not torch.equal(a, b)
-    model.eval()
-    assert torch.equal(*(model.log_prob(x, noise=noise(4)) for _ in range(2)))
 
 
 def test_what_does_not_divide_is_refused_with_what_to_do():

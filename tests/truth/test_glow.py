@@ -20,8 +20,7 @@ from flows import (
 )
 
 from gzcli.core.errors import UsageError
-from gzcli.core.types import Batch, BatchNoise, DataInfo, no_progress
-from gzcli.models.base import Model
+from gzcli.core.types import Batch, BatchNoise, DataInfo
 from gzcli.models.nn.common import from_levels
 from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.glow import Glow
@@ -110,9 +109,6 @@ def test_every_image_is_reconstructed(shape):
     assert (back != x).float().mean() < 0.02  # a dequantised value at the edge of its bin may round across
 
 
-# ---------------------------------------------------------------------------- the likelihood
-
-
 @pytest.mark.parametrize("levels", [2, 17, 256])
 @pytest.mark.parametrize("logit", [0.0, 0.01])
 def test_log_prob_is_the_dequantised_density_minus_d_log_levels(levels, logit):
@@ -156,18 +152,6 @@ def test_gradients_of_log_prob_reach_the_image():
     )
 
 
-def test_multilabel_trains_and_scores():
-    model, x = glow(classes=tuple("abc"), multilabel=True, conditional=True), images(4)
-    y = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]], dtype=torch.uint8)
-    model.loss(batch(x, y))["loss"].backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters())
-    a, b = (model.log_prob(x, labels, noise=noise(4)) for labels in (None, y))
-    assert (a - b).abs()[[0, 2, 3]].min() > 1e-3
-
-
-# ---------------------------------------------------------------------------- data-dependent initialisation
-
-
 def test_actnorm_starts_with_zero_mean_and_unit_variance_also_with_constant_pixels():
     model = glow(size=0.0, depth=3)
     x = images(32)
@@ -209,20 +193,6 @@ def test_initialisation_happens_once_and_survives_saving():
             assert torch.equal(value, before[key]), key
 
 
-# ---------------------------------------------------------------------------- state
-
-
-def test_saving_keeps_permutations_and_with_them_the_density():
-    a, b = glow(), glow()
-    torch.manual_seed(7)
-    b = Glow.of(a.data, scales=2, depth=2, hidden=8)
-    assert any("permutation" in key for key in a.state_dict())
-    x = images(2)
-    assert not torch.allclose(a.log_prob(x, noise=noise(2)), b.log_prob(x, noise=noise(2)))
-    b.load_state_dict(a.state_dict())
-    assert torch.equal(a.log_prob(x, noise=noise(2)), b.log_prob(x, noise=noise(2)))
-
-
 def test_the_cached_inverse_follows_the_weights():
     conv, other = layers.InvertibleConv1x1(6).eval(), layers.InvertibleConv1x1(6)
     with torch.no_grad():
@@ -246,35 +216,6 @@ def test_the_1x1_convolution_is_exact_whatever_precision_products_are_allowed():
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
-
-
-def test_bf16_autocast_keeps_the_log_det_in_fp32():
-    model, x = glow((1, 16, 16), hidden=32, logit=1e-6, size=0.02), images(8, (1, 16, 16))
-    model.on_start(batch(x))
-    with torch.no_grad():
-        full = model.log_prob(x, noise=noise(8))
-        with torch.autocast("cpu", torch.bfloat16):
-            low = model.log_prob(x, noise=noise(8))
-            back = model.reconstruct(x, noise=noise(8)).images
-    assert low.dtype == torch.float32
-    torch.testing.assert_close(low, full, rtol=3e-3, atol=0)
-    assert (back - x).abs().mean() < 0.01
-
-
-# ---------------------------------------------------------------------------- sampling, applications, sizes
-
-
-def test_samples_are_grey_levels_repeat_with_the_seed_and_follow_the_label():
-    model = glow((1, 16, 16), levels=17, conditional=True, scales=3).eval()
-    draw = lambda **k: model.sample(4, progress=no_progress, **k)  # noqa: E731
-    a = draw(noise=noise(4))
-    assert a.shape == (4, 1, 16, 16) and a.abs().max() <= 1
-    torch.testing.assert_close(a * 8, (a * 8).round())
-    assert torch.equal(a, draw(noise=noise(4)))
-    assert not torch.equal(a, draw(noise=noise(4, seed=1)))
-    assert not torch.equal(a, draw(noise=noise(4), labels=torch.full((4,), 9)))
-    cold = draw(noise=noise(4), labels=torch.zeros(4, dtype=torch.long), temperature=0.0)
-    assert torch.equal(cold[0], cold[1])
 
 
 def test_interpolation_starts_and_ends_at_the_pair():
@@ -302,17 +243,10 @@ def test_sizes_that_cannot_be_halved_are_refused_with_what_to_do():
         Glow.of(DataInfo((1, 28, 28)), scales=0)
 
 
-@pytest.mark.parametrize(
-    ("shape", "options", "millions"), [((3, 32, 32), {"scales": 3, "depth": 32, "hidden": 512}, 44.0)]
-)
-def test_the_papers_settings_have_its_size(shape, options, millions):
+def test_the_papers_settings_have_its_size():
     with torch.device("meta"):
-        model = Glow.of(DataInfo(shape), **options)
-    assert isinstance(model, Model)
-    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.02)
-
-
-# ---------------------------------------------------------------------------- a peer
+        model = Glow.of(DataInfo((3, 32, 32)), scales=3, depth=32, hidden=512)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(44.0, rel=0.02)
 
 
 def test_one_step_agrees_with_normflows():

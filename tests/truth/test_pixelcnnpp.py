@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from torch import distributions as D
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise
 from gzcli.models.autoregressive.pixelcnnpp import IncrementalPixelCNNpp, PixelCNNpp
+from gzcli.models.nn.common import from_levels
 from gzcli.models.nn.logistic import LogisticMixture, logistic_log_mass
 
 CLASSES = ("a", "b", "c")
@@ -31,27 +31,19 @@ def build(shape, levels, *, seed=0, scale=2.0, classes=(), multilabel=False, dty
     return model.eval()
 
 
-def of_levels(k, levels, dtype):
-    return (k.double() * 2 / (levels - 1) - 1).to(dtype)
-
-
 def every_image(shape, levels, dtype=torch.float64):
     k = torch.tensor(list(itertools.product(range(levels), repeat=math.prod(shape)))).view(-1, *shape)
-    return of_levels(k, levels, dtype)
+    return from_levels(k, levels).to(dtype)
 
 
 def images(n, shape, levels, dtype=torch.float64, seed=1):
     k = torch.randint(levels, (n, *shape), generator=torch.Generator().manual_seed(seed))
-    return of_levels(k, levels, dtype)
+    return from_levels(k, levels).to(dtype)
 
 
 def params(mixture, *shape, scale=1.5, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return scale * torch.randn(*shape, mixture.size, generator=generator, dtype=torch.float64)
-
-
-# ---------------------------------------------------------------------------- the mixture of discretised
-# logistics
 
 
 @pytest.mark.parametrize(
@@ -160,9 +152,6 @@ def test_draws_have_the_frequencies_of_log_prob(channels, levels):
     )
 
 
-# ---------------------------------------------------------------------------- the net
-
-
 @pytest.mark.parametrize(("channels", "blocks"), [(1, (3,)), (1, (1, 1, 2)), (3, (2, 1))])
 def test_each_pixel_sees_exactly_the_pixels_before_it(channels, blocks):
     """By gradients: every earlier pixel, no blind spot, and none of the later ones, nor the channels of its
@@ -250,17 +239,12 @@ def test_sampled_frequencies_are_the_probabilities():
     assert ((frequency - p).abs() < 5 * (p * (1 - p) / n).sqrt() + 1e-9).all()
 
 
-def test_temperature_labels_and_noise_change_the_samples():
-    model = build((3, 6, 6), 17, classes=CLASSES, scale=1.0)
-    draw = lambda seed=0, y=0, t=1.0: model.sample(  # noqa: E731
-        4, labels=torch.full((4,), y), noise=ImageNoise(seed, range(4)), temperature=t
-    )
-    assert torch.equal(draw(), draw())
-    assert not torch.equal(draw(), draw(seed=1))
-    assert not torch.equal(draw(), draw(y=1))
-    assert torch.equal(draw(t=1e-9), draw(t=1e-9, seed=5))  # the mode, whatever the noise
+def test_without_temperature_the_mode_is_drawn():
+    model = build((1, 6, 6), 17, classes=CLASSES, scale=1.0)
+    draw = lambda seed, t: model.sample(4, noise=ImageNoise(seed, range(4)), temperature=t)  # noqa: E731
+    assert torch.equal(draw(0, 1e-9), draw(5, 1e-9)) and not torch.equal(draw(0, 1.0), draw(5, 1.0))
     with pytest.raises(UsageError):
-        draw(t=0.0)
+        draw(0, 0.0)
 
 
 @pytest.mark.parametrize("classes", [(), CLASSES])
@@ -305,22 +289,6 @@ def test_loss_is_the_mean_negative_log_prob_and_has_gradients_under_bf16():
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_dropout_is_for_training_alone():
-    model = build((1, 6, 6), 17, dropout=0.5, scale=1.0)
-    x = images(4, (1, 6, 6), 17)
-    assert torch.equal(model.log_prob(x), model.log_prob(x))
-    model.train()
-    assert not torch.equal(model.log_prob(x), model.log_prob(x))
-
-
-def test_multi_label_classes():
-    model = build((1, 4, 4), 4, classes=CLASSES, multilabel=True, scale=1.0)
-    x = images(2, (1, 4, 4), 4)
-    both = torch.tensor([[1.0, 0, 1], [0, 1, 1]]).double()
-    assert not torch.allclose(model.log_prob(x, both), model.log_prob(x, both.flip(0)))
-    assert model.sample(3, noise=ImageNoise(0, range(3))).shape == (3, 1, 4, 4)
-
-
 @pytest.mark.parametrize(
     ("levels", "classes", "hyper"),
     [(None, (), {}), (4, (), {"blocks": ()}), (4, (), {"mixture": 0}), (4, (), {"conditional": True})],
@@ -328,20 +296,3 @@ def test_multi_label_classes():
 def test_bad_hyperparameters_are_refused(levels, classes, hyper):
     with pytest.raises(UsageError):
         PixelCNNpp(DataInfo((1, 4, 4), levels, classes), **hyper)
-
-
-def test_cached_sampling_is_far_faster_than_whole_net_passes():
-    """28×28, n = 16: the cached sampler of all 784 pixels against 784 times the median of three whole-net
-    passes."""
-    torch.manual_seed(0)
-    model = PixelCNNpp(DataInfo((1, 28, 28), 256)).eval()
-    passes = []
-    with torch.no_grad():
-        x = torch.zeros(16, 1, 28, 28)
-        for _ in range(3):
-            start = time.process_time()
-            model(x)
-            passes.append(time.process_time() - start)
-    start = time.process_time()
-    model.sample(16, noise=ImageNoise(0, range(16)))
-    assert time.process_time() - start < 784 * sorted(passes)[1] / 20

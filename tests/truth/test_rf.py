@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_fm import Exact, batch, noise
+from draws import noise
+from test_fm import Exact, batch
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
@@ -45,11 +46,6 @@ def with_pairs(model: Reflow, b: Batch) -> Batch:
     return b
 
 
-def doubled(b: Batch) -> Batch:
-    b.x = b.x.double()
-    return b
-
-
 def test_the_loss_by_hand():
     torch.manual_seed(0)
     model, b = RF.of(INFO, **SMALL), batch()
@@ -62,18 +58,18 @@ def test_the_loss_by_hand():
 
 
 def test_pairs_are_those_of_the_teachers_ode():
-    model, b = gaussian(pair_solver="rk4", pair_steps=20), doubled(batch(16))
+    model, b = gaussian(pair_solver="rk4", pair_steps=20), batch(16, double=True)
     pairs = model.prepare(b)
     assert all(value.dtype == torch.float16 and value.shape == b.x.shape for value in pairs.values())
     want = model.teacher.net.mean + 0.3 * pairs["noise"].double()
     torch.testing.assert_close(pairs["image"].double(), want, atol=1e-3, rtol=0)
-    again = gaussian(pair_solver="rk4", pair_steps=20).prepare(doubled(batch(16)))
+    again = gaussian(pair_solver="rk4", pair_steps=20).prepare(batch(16, double=True))
     assert all(torch.equal(pairs[key], again[key]) for key in pairs)
 
 
 def test_straight_lines_have_no_loss_and_curved_ones_have():
     model = gaussian(pair_solver="rk4", pair_steps=20)
-    b = with_pairs(model, doubled(batch(16)))
+    b = with_pairs(model, batch(16, double=True))
     curved = model.loss(b)["loss"]
     model.net = Straight(model.teacher.net.mean, 0.3)
     straight = model.loss(b)["loss"]

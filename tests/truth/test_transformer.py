@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from functools import partial
 
 import pytest
@@ -135,19 +134,6 @@ def test_the_loss_is_the_mean_nll_of_a_code():
     assert all(p.grad is not None and p.grad.isfinite().all() for p in single.parameters())
 
 
-def test_labels_are_dropped_as_often_as_asked():
-    model = build(classes=CLASSES, label_dropout=0.3).train()
-    y, n = torch.zeros(2000).long(), 2000
-    drop = model.training_labels(Batch(torch.zeros(n, 1), y, torch.arange(n), BatchNoise(0, total=n)))[1]
-    assert drop.float().mean() == pytest.approx(0.3, abs=0.05)
-    assert (
-        model.eval()
-        .training_labels(Batch(torch.zeros(n, 1), y, torch.arange(n), BatchNoise(0, total=n)))[1]
-        .sum()
-        == 0
-    )
-
-
 @pytest.mark.parametrize("classes", [(), CLASSES])
 def test_completion_keeps_the_rows_and_knows_nothing_of_the_others(classes):
     model, x = build(classes=classes), images(4)
@@ -211,17 +197,3 @@ def test_weight_decay_is_for_matrices():
     decayed, free = build().phases()[0].groups()
     assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim < 2 for p in free["params"])
     assert free["weight_decay"] == 0.0
-
-
-def test_cached_sampling_is_far_faster_than_whole_passes():
-    """64 codes, n = 16: the cached sampler against 64 times the median of three passes of the whole net."""
-    model, passes = build((1, 32, 32), codes=64, dtype=torch.float32, width=128, layers=4, heads=4), []
-    assert model.length == 64
-    with torch.no_grad():
-        for _ in range(3):
-            start = time.process_time()
-            model(codes_of(model, 16))
-            passes.append(time.process_time() - start)
-        start = time.process_time()
-        model._generate(torch.zeros(16, 0).long(), None, noise(16), no_progress, DrawOptions(), 1.0)
-    assert time.process_time() - start < 64 * sorted(passes)[1] / 5

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from draws import images
 
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 from gzcli.models.autoregressive.tokenizer import DEAD, EPS, Codebook, CodebookOptions, draw
@@ -32,17 +33,9 @@ def book(**options) -> Codebook:
 
 def peer(ours: Codebook, **options):
     """Their layer with our codes and, for the averages, our statistics in their counts."""
-    theirs = pytest.importorskip("vector_quantize_pytorch").VectorQuantize(
-        dim=D,
-        codebook_size=K,
-        decay=0.9,
-        commitment_weight=0.3,
-        accept_image_fmap=True,
-        eps=EPS * 36,
-        threshold_ema_dead_code=0,
-        rotation_trick=False,
-        **options,
-    )
+    sizes = {"dim": D, "codebook_size": K, "decay": 0.9, "commitment_weight": 0.3, "eps": EPS * 36}
+    how = {"accept_image_fmap": True, "threshold_ema_dead_code": 0, "rotation_trick": False}
+    theirs = pytest.importorskip("vector_quantize_pytorch").VectorQuantize(**sizes, **how, **options)
     with torch.no_grad():
         theirs._codebook.embed.copy_(ours.embedding[None])
         if ours.options.codebook == "ema":
@@ -155,27 +148,10 @@ def test_draw_inverts_the_distribution_and_never_gives_what_has_no_weight():
     assert ((found - p).abs() <= 5 * (p * (1 - p) / n).sqrt()).all()
 
 
-# ---------------------------------------------------------------------------- the model
-
-
 def model(shape=(1, 16, 16), **options) -> VQVAE:
     torch.manual_seed(0)
     small = {"hidden": 8, "residual": 4, "blocks": 1, "codes": 16, "dim": 4}
     return VQVAE.of(DataInfo(shape, 256), **{**small, **options})
-
-
-def images(n: int, shape=(1, 16, 16)) -> torch.Tensor:
-    return torch.rand(n, *shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-
-
-@pytest.mark.parametrize(
-    ("shape", "down", "grid"), [((1, 28, 28), 2, (7, 7)), ((3, 18, 27), 3, (3, 4)), ((1, 7, 5), 1, (4, 3))]
-)
-def test_any_size_has_its_grid(shape, down, grid):
-    net, x = model(shape, down=down).eval(), images(2, shape)
-    codes = net.encode(x)
-    assert codes.shape == (2, *grid) and net.grid == grid and codes.dtype == torch.int64
-    assert net.decode(codes).shape == x.shape and net.codes == 16
 
 
 def test_the_net_has_the_layers_of_the_paper():

@@ -48,9 +48,6 @@ def inputs(batch: int, tokens: int, channels: int, state: int, dtype=torch.float
     return [value.to(dtype).requires_grad_() for value in values]
 
 
-# ---------------------------------------------------------------------------- the scan
-
-
 @pytest.mark.parametrize("order", range(8))
 @torch.no_grad()
 def test_a_thousand_tokens_are_the_recurrence_in_each_order(order):
@@ -168,9 +165,6 @@ def test_the_kernel_of_mamba_ssm_is_used_where_it_is(monkeypatch):
     assert len(calls) == 8, "it has no fp64"
 
 
-# ---------------------------------------------------------------------------- the block
-
-
 def test_mamba_is_that_of_transformers():
     peer = pytest.importorskip("transformers.models.mamba.modeling_mamba")
     config = peer.MambaConfig(
@@ -238,9 +232,6 @@ def test_blocks_take_turns_in_the_orders():
     assert not any("order" in key or "back" in key for key in net.state_dict())
 
 
-# ---------------------------------------------------------------------------- the network and the model
-
-
 def test_starts_at_zero_and_every_parameter_gets_a_gradient():
     net = ZigzagNet((1, 8, 8), ZigzagOptions(**SMALL), classes=4)
     x, t, y = torch.randn(6, 1, 8, 8), torch.arange(6), torch.arange(6) % 4
@@ -249,23 +240,13 @@ def test_starts_at_zero_and_every_parameter_gets_a_gradient():
     assert all(p.grad.isfinite().all() and p.grad.any() for p in net.parameters())
 
 
-def test_an_image_knows_nothing_of_its_batch(monkeypatch):
+def test_few_images_at_a_time_change_nothing(monkeypatch):
     net = awake(ZigzagNet((1, 8, 8), ZigzagOptions(**SMALL)), 0.1).eval()
     x, t = torch.randn(5, 1, 8, 8), torch.rand(5) * 1000
     with torch.no_grad():
         want = net(x, t)
-        torch.testing.assert_close(net(x[3:4], t[3:4]), want[3:4], atol=1e-5, rtol=1e-5)
-        monkeypatch.setattr(scans, "CACHED", 2 * 4 * 32 * 4)  # two images at a time
+        monkeypatch.setattr(scans, "CACHED", 2 * 4 * 32 * 4)  # two images
         torch.testing.assert_close(net(x, t), want, atol=1e-5, rtol=1e-5)
-
-
-def test_half_precision():
-    net = awake(ZigzagNet((1, 28, 28), ZigzagOptions(**SMALL | {"patch": 4})), 0.1).eval()
-    x, t = torch.randn(2, 1, 28, 28), torch.tensor([3, 400])
-    want = net(x, t).detach()
-    with torch.autocast("cpu", torch.bfloat16):
-        half = net(x, t).float()
-    assert (half - want).norm() / want.norm() < 0.05
 
 
 def test_the_divergence_of_the_likelihood_is_that_of_finite_differences():
