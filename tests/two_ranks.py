@@ -42,8 +42,6 @@ from gzcli.store import files, runs
 from gzcli.store.paths import recipe_names
 from gzcli.store.runs import Run
 
-# ---------------------------------------------------------------------------- each of the processes
-
 
 def trained(run: Run) -> Trainer:
     """Trains a run, and writes its `out.json`."""
@@ -82,9 +80,6 @@ def work(folders: list[str]) -> None:
             ranks.wait()
     accelerator.wait_for_everyone()
     accelerator.end_training()
-
-
-# ---------------------------------------------------------------------------- who starts them
 
 
 def launched(planned: Iterable[Run], world: int, *, fp32: bool = False, said: int | None = None) -> None:

@@ -72,10 +72,8 @@ def test_two_models_side_by_side(load, tmp_path):
         [1, 16, 16],
         0,
     )
-    assert (
-        result["floor"]["fd"] == pytest.approx(np.mean(made["floor_draws"]["fd"]))
-        and len(made["floor_draws"]["fd"]) == 5
-    )
+    assert result["floor"]["fd"] == pytest.approx(np.mean(made["floor_draws"]["fd"]))
+    assert len(made["floor_draws"]["fd"]) == 5
     assert made["features"] == lenet(open_pack("digits")).hash and made["versions"]["torch-fidelity"]
     assert json.loads((tmp_path / "bench.json").read_text()) == json.loads(json.dumps(result))
     assert min(Image.open(tmp_path / "bench.png").size) > 100
@@ -244,6 +242,5 @@ def test_records_of_metrics_are_light_and_name_each_column_once():
     heavy = "sys.exit(bool({'numpy', 'torch'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", f"{code}; {heavy}"], check=True)
     names = [column.name for metric in metrics().values() for column in metric.columns]
-    assert len(names) == len(set(names)) and len({metric.order for metric in metrics().values()}) == len(
-        metrics()
-    )
+    assert len(names) == len(set(names))
+    assert len({metric.order for metric in metrics().values()}) == len(metrics())

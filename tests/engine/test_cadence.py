@@ -48,7 +48,8 @@ CHEAP = {"eval": 0.01, "checkpoint": 0.01, "sample": 0.01}
 def test_cheap_pauses_come_every_tenth():
     life = Life(600, 0.1, CHEAP)
     assert life.found == {"eval_every": 60, "checkpoint_every": 60, "sample_every": 120}
-    assert life.steps("eval") == [60 * i for i in range(1, 11)] and life.steps("sample") == [
+    assert life.steps("eval") == [60 * i for i in range(1, 11)]
+    assert life.steps("sample") == [
         120,
         240,
         360,
@@ -103,11 +104,9 @@ def test_the_series():
 
 def test_what_the_recipe_says_holds():
     life = Life(100, 1.0, CHEAP, eval_every=7, checkpoint_every=0, sample_every=50)
-    assert (
-        life.steps("eval") == list(range(7, 101, 7))
-        and life.steps("checkpoint") == []
-        and life.steps("sample") == [50, 100]
-    )
+    assert life.steps("eval") == list(range(7, 101, 7))
+    assert life.steps("checkpoint") == []
+    assert life.steps("sample") == [50, 100]
 
 
 def test_a_checkpoint_comes_before_a_pause_that_takes_long():
@@ -137,9 +136,6 @@ def test_ranks_go_by_the_clock_of_rank_0():
                 with cadence.timed(kind):
                     pass
     assert first.found() == other.found() and len(first.found()) == 3
-
-
-# --- in a run ---
 
 
 def case(model: str):
@@ -250,7 +246,5 @@ def test_weights_and_biases_without_a_key(monkeypatch, error):
     monkeypatch.setattr(wandb, "init", init)
     with pytest.raises(MissingError) as e:
         trainer(tree).fit()
-    assert (
-        e.value.message == "`--track wandb`: No API key configured. Use `wandb login` to log in"
-        and "WANDB_MODE=offline" in e.value.hint
-    )
+    assert e.value.message == "`--track wandb`: No API key configured. Use `wandb login` to log in"
+    assert "WANDB_MODE=offline" in e.value.hint

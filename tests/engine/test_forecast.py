@@ -81,9 +81,6 @@ def attention():
     }
 
 
-# ---- a step that is tried
-
-
 def test_a_trial_finds_size_time_and_memory(home, tmp_path):
     """Of a recipe in stages: each part by itself, the second one on the first."""
     case = FIRST["transformer"]
@@ -124,9 +121,6 @@ def test_a_trial_of_a_large_net_has_few_images(monkeypatch):
     for flops, few in ((1e6, 256), (8 * devices.KINDS["cpu"].flops, 32), (1e18, 1)):
         result = forecast.tried(part, own.info, {}, flops, CPU)
         assert images[-1] == few and result["seconds"] == pytest.approx(0.5 * 256 / few + 0.1)
-
-
-# ---- a batch that does not fit
 
 
 def test_a_batch_whose_first_step_does_not_fit_is_split(home, monkeypatch):

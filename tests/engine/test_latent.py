@@ -68,11 +68,9 @@ def test_latents_have_mean_0_and_deviation_1_and_decode_to_what_was_encoded(toke
     t = trainer(recipe(FM, steps=20, sets=(f"data.latent={tokenizer.path}",)))
     assert t.info.shape == (4, 4, 4) and t.info.levels is None and t.info.classes == t.pack.info().classes
     z = torch.from_numpy(np.asarray(t.images.pack.images("train")))
-    assert (
-        z.dtype == torch.float16
-        and len(z) == len(t.pack.images("train"))
-        and len(t.images.pack.images("val")) == len(t.pack.images("val"))
-    )
+    assert z.dtype == torch.float16
+    assert len(z) == len(t.pack.images("train"))
+    assert len(t.images.pack.images("val")) == len(t.pack.images("val"))
     assert len(z) <= MEASURED  # so that all of them were measured
     assert z.float().mean((0, 2, 3)).abs().max() < 2e-3 and (z.float().std((0, 2, 3)) - 1).abs().max() < 2e-3
     batch = t.batches.at(3)

@@ -32,8 +32,6 @@ from gzcli.store.runs import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# --- readers ---
-
 
 class Broken(io.StringIO):
     def write(self, text: str) -> int:
@@ -80,9 +78,6 @@ def test_streams_that_are_closed_or_full(tmp_path):
             ["sh", "-c", line, *words], env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60
         )
         assert done.returncode == 0 and (tmp_path / name).read_text() == "True False"
-
-
-# --- signals ---
 
 
 def test_what_is_ignored_stays_ignored(monkeypatch):
@@ -142,9 +137,6 @@ def test_the_stop_file_and_the_death_of_gz(tmp_path, monkeypatch):
         == cadence.Stop(tmp_path, world=1, device=torch.device("cpu")).asked(6)
         == signal.SIGTERM
     )
-
-
-# --- the launcher ---
 
 
 @pytest.fixture
@@ -250,9 +242,6 @@ def test_no_process_is_left(run, monkeypatch):
     assert child.returncode in (0, -15) and (not inner.is_running() or inner.status() == psutil.STATUS_ZOMBIE)
 
 
-# --- what is told ---
-
-
 def test_a_killed_engine(run):
     with pytest.raises(DeviceError) as e:
         ending.outcome(run, 137, [])
@@ -305,9 +294,6 @@ def test_a_killed_job(tmp_path):
     with pytest.raises(DeviceError) as e:
         ending.outcome(Run(tmp_path), -9, [])
     assert "checkpoint" not in e.value.message and e.value.hint == "a smaller `-n` takes less"
-
-
-# --- other machines ---
 
 
 def test_without_the_names_that_windows_lacks(monkeypatch):

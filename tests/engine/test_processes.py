@@ -265,9 +265,8 @@ def test_a_signal_saves_a_checkpoint_and_leaves_no_process(signum, whom, more, h
     child = start("train", "vae", "--steps", "100000", *LONG, "--set", "train.log_every=1", *more)
     run = wait_for_step(home, 5)
     everyone = family(child)
-    assert len(everyone) == (4 if more else 2) and run.status()["pid"] in [
-        process.pid for process in everyone
-    ]
+    assert len(everyone) == (4 if more else 2)
+    assert run.status()["pid"] in [process.pid for process in everyone]
     for process in everyone[whom]:
         process.send_signal(signum)
     err = child.communicate(timeout=PATIENCE)[1]

@@ -50,9 +50,9 @@ def test_a_run_holds_the_absolute_path_of_its_data(gz, tmp_path, monkeypatch):
     assert gz("train", run.id, "--resume")[0] == 0
     assert run.tree()["data"]["name"] == str(tmp_path / "here" / "photos")
     code, _, stderr = gz("train", run.id, "--data", "photos", "--resume")
+    assert code == 2
     assert (
-        code == 2
-        and f"data.name: {tmp_path / 'here' / 'photos'} in the run, {tmp_path / 'there' / 'photos'} asked for"
+        f"data.name: {tmp_path / 'here' / 'photos'} in the run, {tmp_path / 'there' / 'photos'} asked for"
         in stderr
     )
     monkeypatch.chdir(tmp_path / "here")
@@ -86,9 +86,8 @@ def test_other_paths_of_a_recipe(tmp_path, monkeypatch):
     assert tree["stages"]["tokenizer"] == str(tmp_path / "arun")
     assert tree["stages"]["other"] == "vqgan"  # a model; the folder of that name is no run
     assert part["model"] == {"name": "sd", "base": str(tmp_path / "base")}
-    assert part["train"]["init"] == str(tmp_path / "weights.safetensors") and part["ood"][
-        "background"
-    ] == str(tmp_path / "arun")
+    assert part["train"]["init"] == str(tmp_path / "weights.safetensors")
+    assert part["ood"]["background"] == str(tmp_path / "arun")
     tree = {
         "data": {"name": "mnist", "latent": "owner/name"},
         "model": {"name": "fm"},
@@ -153,9 +152,6 @@ def test_another_set_is_no_change(home):
     opening.record_data(run.path, other)  # once
     opening.check_unchanged(run.path, other)  # `gz ood --in patches`
     assert files.read_json(run.path / "env.json")["data"]["digest"] == digits.digest
-
-
-# --- --dry-run ---
 
 
 def test_a_dry_run_knows_what_is_not_here(gz, tmp_path, monkeypatch):

@@ -104,7 +104,8 @@ def test_a_run_without_a_terminal_tells_its_progress_in_a_few_lines(tmp_path, ca
         log.warn("samples have collapsed")
     told = capsys.readouterr().err.splitlines()
     assert len(told) <= most and told[0].startswith("step 10/1000")
-    assert "validation bpd" in told[1] and told[-2:] == [
+    assert "validation bpd" in told[1]
+    assert told[-2:] == [
         "step 1000  validation bpd 1000",
         "warning: samples have collapsed",
     ]
@@ -243,8 +244,6 @@ def test_bench_reads_how_fast_a_run_was(tmp_path):
     assert training_speed(tmp_path) == {"it_s": 2.0, "tflops": 0.5}
     assert training_speed(tmp_path / "none") == {}
 
-
-# ---- `make bench`
 
 PEERS = {  # packages of the extra `peers` that a part compares with
     "peers": ("normflows", "nflows", "x_transformers"),

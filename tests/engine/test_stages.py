@@ -69,9 +69,6 @@ def trained(tmp_path_factory) -> Run:
     return run
 
 
-# ---------------------------------------------------------------------------- recipes
-
-
 def test_a_stage_lays_its_own_over_what_is_shared_layer_by_layer(path):
     for data, steps, ema in (("digits", 6, 0.0), ("mnist", 9, 0.5)):
         recipe = resolve(path, data=data)
@@ -93,10 +90,8 @@ def test_the_command_line_is_over_every_stage(path):
     assert [part.train.steps for part in recipe.parts] == [50, 50]
     assert [part.optim.lr for part in recipe.parts] == [5e-4, 5e-4]
     assert [part.train.ema for part in recipe.parts] == [0.5, 0.9]
-    assert (
-        recipe.origin["stages.prior.train.steps"] == "--steps"
-        and recipe.origin["stages.prior.train.ema"] == "--set"
-    )
+    assert recipe.origin["stages.prior.train.steps"] == "--steps"
+    assert recipe.origin["stages.prior.train.ema"] == "--set"
 
 
 def test_another_model_in_a_stage_takes_what_it_knows(path):
@@ -149,16 +144,12 @@ def test_other_data_leave_a_stage_what_it_has_for_itself(path):
     assert recipe.value("stages.prior.data.n") == 7 and recipe.value("stages.prior.data.nothing") == {}
 
 
-# ---------------------------------------------------------------------------- runs
-
-
 def test_each_stage_is_a_whole_run(trained):
     assert trained.state == "finished" and [stage.state for stage in trained.stages] == ["finished"] * 2
     for stage in trained.stages:
         steps = stage.tree()["train"]["steps"]
-        assert (stage.path / "model.safetensors").exists() and (
-            stage.path / f"samples/{steps:08d}.png"
-        ).exists()
+        assert (stage.path / "model.safetensors").exists()
+        assert (stage.path / f"samples/{steps:08d}.png").exists()
         assert [row["step"] for row in lines(stage.path / "metrics.jsonl") if "loss" in row] == list(
             range(1, steps + 1)
         )

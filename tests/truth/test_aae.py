@@ -22,10 +22,8 @@ def batch(n: int = 16, step: int = 0) -> Batch:
 @pytest.mark.parametrize("posterior", ["deterministic", "gaussian"])
 def test_losses_are_the_papers(posterior):
     torch.manual_seed(0)
-    model, b = (
-        AAE.of(INFO, net="mlp", hidden=(32,), latent=4, posterior=posterior, disc_hidden=(16,)),
-        batch(),
-    )
+    model = AAE.of(INFO, net="mlp", hidden=(32,), latent=4, posterior=posterior, disc_hidden=(16,))
+    b = batch()
     eps, prior = b.noise.randn(16, 4), b.noise.randn(16, 4)
     b = batch()
     out = model.encoder(b.x)

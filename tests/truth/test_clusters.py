@@ -192,9 +192,6 @@ def test_shares_are_those_of_the_images():
     assert clusters.shares.numpy() == pytest.approx(found, abs=1e-6)
 
 
-# ---------------------------------------------------------------------------- of the priors of codes
-
-
 def clustered(cls=Transformer, shape=(1, 12, 8), **options):
     """A prior of random weights that is told one of three clusters."""
     model = prior(cls, shape, clusters=3, label_dropout=0.1, **options)

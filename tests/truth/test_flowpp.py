@@ -251,11 +251,9 @@ def test_learned_noise_beats_uniform_and_more_samples_tighten_the_bound():
     dequantiser."""
     g = torch.Generator().manual_seed(0)
     k = (torch.rand(512, 1, 4, 4, generator=g) < torch.linspace(0.1, 0.9, 4)).long()
-    x, bounds, options = (
-        from_levels(k, 2),
-        {},
-        {"channel": (0,), "checkerboard": (2,), "logit": 0.01, "dequant_couplings": 2},
-    )
+    x = from_levels(k, 2)
+    bounds = {}
+    options = {"channel": (0,), "checkerboard": (2,), "logit": 0.01, "dequant_couplings": 2}
     for dequant in ("uniform", "variational"):
         model = model_of((1, 4, 4), levels=2, classes=(), size=0.0, dequant=dequant, **options)
         model.on_start(batch(x))

@@ -177,9 +177,8 @@ def test_inpainting_keeps_the_known_pixels_and_knows_nothing_of_the_hidden():
     middle = model.inpaint(
         x, noise=noise(3), labels=torch.tensor([0, 1, 2]), how=FillOptions(guidance=2.0)
     ).images
-    assert ((middle != x).any(0).any(0).nonzero().aminmax()[0] >= 4) and torch.equal(
-        middle[:, :, :4], x[:, :, :4]
-    )
+    assert (middle != x).any(0).any(0).nonzero().aminmax()[0] >= 4
+    assert torch.equal(middle[:, :, :4], x[:, :, :4])
     with pytest.raises(UsageError, match="needs labels"):
         build((1, 16, 16), codes=16, classes=CLASSES, label_dropout=0.0).inpaint(x, noise=noise(3))
     nothing = torch.ones(3, 1, 16, 16)
@@ -192,7 +191,6 @@ def test_bf16_training_has_finite_gradients():
     with torch.autocast("cpu", torch.bfloat16):
         loss = model.loss(batch)["loss"]
     loss.backward()
-    assert loss.dtype == torch.float32 and all(
-        p.grad is None or p.grad.isfinite().all() for p in model.parameters()
-    )
+    assert loss.dtype == torch.float32
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     assert model.head.weight.grad.any()

@@ -188,9 +188,8 @@ def test_a_ladder_that_is_too_short_is_told():
     for sigma_max, said in ((10.0, ()), (5.0, ("images are up to 8 apart",))):
         model = NCSNv2.of(INFO, **SMALL | {"sigma_max": sigma_max})
         model.on_start(batch)
-        assert len(model.warnings) == len(said) and all(
-            a in b for a, b in zip(said, model.warnings, strict=True)
-        )
+        assert len(model.warnings) == len(said)
+        assert all(a in b for a, b in zip(said, model.warnings, strict=True))
 
 
 @pytest.mark.parametrize(

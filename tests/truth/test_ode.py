@@ -151,10 +151,8 @@ def test_the_gap_to_twice_the_steps_is_told():
     """Of an exact net it is nil; of a field that no such steps resolve it is said to be too large."""
     model = FM.of(DataInfo((1, 2, 2), 256), channels=8, mult=(1,), attention=(), groups=4).eval()
     x, index = torch.rand(12, 1, 2, 2) * 2 - 1, torch.arange(12)
-    batch, trained = (
-        Batch(x, None, index, ImageNoise(0, range(12))),
-        SimpleNamespace(model=model, space=None, device="cpu"),
-    )
+    batch = Batch(x, None, index, ImageNoise(0, range(12)))
+    trained = SimpleNamespace(model=model, space=None, device="cpu")
     found = []
     for speed in (0.0, 300.0):  # turns a unit of log σ/α
         model.velocity = lambda y, speed=speed: (

@@ -29,9 +29,8 @@ def test_leapfrog_errs_by_the_square_of_its_step_and_turns_back():
         back, turned, *_ = leapfrog(target, end, -momentum, eps, round(1 / eps))
         torch.testing.assert_close(back, z)
         torch.testing.assert_close(turned, -p)
-    assert errors[0] / errors[1] == pytest.approx(4, rel=0.1) and errors[1] / errors[2] == pytest.approx(
-        4, rel=0.1
-    )
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)
+    assert errors[1] / errors[2] == pytest.approx(4, rel=0.1)
 
 
 def test_chains_have_the_mean_and_variance_of_a_gaussian():
@@ -121,9 +120,8 @@ def test_sigma_stays_within_its_bounds_and_shows_on_request():
     torch.manual_seed(0)
     model = PresGAN.of(INFO, width=4, latent=4, sigma_min=0.05, sigma_max=0.2).eval()
     nn.init.uniform_(model.log_sigma, -9, 3)
-    assert float(model.sigma().min()) == pytest.approx(0.05) and float(model.sigma().max()) == pytest.approx(
-        0.2
-    )
+    assert float(model.sigma().min()) == pytest.approx(0.05)
+    assert float(model.sigma().max()) == pytest.approx(0.2)
     draw = lambda **o: model.sample(64, noise=ImageNoise(0, range(64)), progress=no_progress, **o).detach()  # noqa: E731
     residual = draw(mean=False) - draw()
     torch.testing.assert_close(residual.std(0).mean(), model.sigma().mean().detach(), rtol=0.1, atol=0)

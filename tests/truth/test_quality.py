@@ -46,10 +46,6 @@ def direct_fid(f1, f2):
     return fid_statistics_to_metric(*stats, verbose=False)["frechet_inception_distance"]
 
 
-# --- Fréchet
-# ----------------------------------------------------------------------------------------------------
-
-
 def test_frechet_equals_torch_fidelity():
     rng = np.random.default_rng(0)
     f1, f2 = rng.normal(size=(500, 64)) @ rng.normal(size=(64, 64)), rng.normal(1, 2, size=(300, 64))
@@ -84,10 +80,6 @@ def test_frechet_of_singular_covariances_is_real_and_zero_on_itself():
 def test_frechet_refuses_what_it_cannot_compare(f1, f2):
     with pytest.raises(UsageError):
         frechet_distance(f1, f2)
-
-
-# --- LeNet
-# ------------------------------------------------------------------------------------------------------
 
 
 def test_lenet_knows_the_digits_and_comes_back_from_its_cache(digits, net):
@@ -238,10 +230,6 @@ def test_lenet_of_any_size(size, channels):
 def test_lenet_refuses_images_that_are_too_small():
     with pytest.raises(UsageError, match="7×7"):
         LeNet(1, 7, 5)
-
-
-# --- torch-fidelity
-# ---------------------------------------------------------------------------------------------
 
 
 def test_figures_behave(digits, net):

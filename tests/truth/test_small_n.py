@@ -29,9 +29,6 @@ def often_enough(covered: int, n: int) -> bool:
     return covered / n > 0.95 - 0.03 - 3 * np.sqrt(0.95 * 0.05 / n)
 
 
-# --- intervals
-
-
 def test_a_bootstrap_interval_of_a_mean_covers_as_often_as_it_says_and_is_as_wide_as_it_should_be():
     rng, found = np.random.default_rng(0), []
     for seed in range(150):
@@ -70,9 +67,6 @@ def test_half_samples_cover_a_frechet_distance_where_the_bootstrap_is_too_high()
     assert np.mean([(i.low + i.high) / 2 - i.value for i in resamples]) > 0.5 * expected
 
 
-# --- KID
-
-
 @pytest.mark.parametrize("sizes, subsets, size", [((90, 60), 30, 20), ((400, 300), 4, 50)])
 def test_kid_is_that_of_torch_fidelity_for_the_same_subsets(sizes, subsets, size, monkeypatch):
     """Once with one kernel matrix for all subsets, in two blocks, and once with one for each."""
@@ -106,9 +100,6 @@ def test_kid_refuses_what_it_cannot_compare():
     for a, b in ((np.ones((3, 2)), np.ones((9, 2))), (np.ones((9, 2)), np.ones((9, 3)))):
         with pytest.raises(UsageError):
             kid(a, b)
-
-
-# --- Fréchet
 
 
 def test_a_frechet_distance_of_fewer_rows_than_features_is_that_of_its_moments():
@@ -155,9 +146,6 @@ def test_an_extrapolated_frechet_distance_is_closer_to_the_truth_than_the_raw_on
     assert abs(np.mean(extrapolated)) < 0.15
 
 
-# --- sliced Wasserstein
-
-
 def test_w2_of_unequal_numbers_is_the_best_assignment_of_as_many_copies():
     rng = np.random.default_rng(9)
     a, b = rng.normal(size=(6, 1)), rng.gamma(2, size=(4, 1))
@@ -187,9 +175,6 @@ def test_sliced_wasserstein_of_bytes_is_that_of_numbers():
     for other in (b[:0], b[:, :1]):
         with pytest.raises(UsageError):
             sliced_wasserstein(a, other)
-
-
-# --- what they see
 
 
 @pytest.mark.slow

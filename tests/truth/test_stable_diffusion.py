@@ -249,9 +249,8 @@ def test_what_is_prepared_makes_the_same_loss(cls):
     with torch.no_grad():
         fresh = float(model.loss(b)["loss"])
         found = model.prepare(batch())
-        assert {"latent_mean", "latent_std", "text"} <= found.keys() and all(
-            len(v) == 4 for v in found.values()
-        )
+        assert {"latent_mean", "latent_std", "text"} <= found.keys()
+        assert all(len(v) == 4 for v in found.values())
         kept = batch(**found)
         kept.extra.pop("before")
         kept.x = torch.zeros_like(kept.x)  # nothing is made of the images any more

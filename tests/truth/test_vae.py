@@ -252,10 +252,8 @@ def test_ms_ssim_of_any_size():
 
 def test_ms_ssim_trains_reconstructions():
     torch.manual_seed(0)
-    model, x = (
-        VAE.of(DIGITS, net="mlp", hidden=(64,), latent=8, recon="ms_ssim", beta=0.1),
-        squares(64, DIGITS),
-    )
+    model = VAE.of(DIGITS, net="mlp", hidden=(64,), latent=8, recon="ms_ssim", beta=0.1)
+    x = squares(64, DIGITS)
     optimizer, first = torch.optim.Adam(model.parameters(), lr=3e-3), None
     for _ in range(40):
         parts = model.loss(batch(x))

@@ -37,9 +37,8 @@ def test_the_adaptive_weight_makes_the_gradients_of_the_last_layer_equal():
     g_rec, g_gan = (
         torch.autograd.grad(loss, last.weight, retain_graph=True)[0].norm() for loss in (rec, gan)
     )
-    assert (
-        weight.item() == pytest.approx(float(g_rec / (g_gan + 1e-4)), rel=1e-6) and not weight.requires_grad
-    )
+    assert weight.item() == pytest.approx(float(g_rec / (g_gan + 1e-4)), rel=1e-6)
+    assert not weight.requires_grad
     assert adaptive_weight(rec, 0 * gan, last) == 1e4  # clamped
 
 

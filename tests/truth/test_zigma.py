@@ -147,11 +147,9 @@ def test_the_kernel_of_mamba_ssm_is_used_where_it_is(monkeypatch):
     assert scans.fused(torch.device("cpu")) is None
     scans.fused.cache_clear()
 
-    net, x, t = (
-        awake(ZigzagNet((1, 8, 8), ZigzagOptions(**SMALL)), 0.1),
-        torch.randn(2, 1, 8, 8),
-        torch.tensor([3.0, 400.0]),
-    )
+    net = awake(ZigzagNet((1, 8, 8), ZigzagOptions(**SMALL)), 0.1)
+    x = torch.randn(2, 1, 8, 8)
+    t = torch.tensor([3.0, 400.0])
     want = net(x, t)
     gradients = torch.autograd.grad(want.sum(), list(net.parameters()))
     assert not calls
@@ -183,11 +181,9 @@ def test_it_starts_as_the_paper_says():
     torch.manual_seed(0)
     mamba = Mamba(256, 2, 16)
     delta = F.softplus(mamba.dt_proj.bias.detach()).log10()  # log-uniform
-    assert (
-        -3 <= delta.min() < -2.95
-        and -1.05 < delta.max() <= -1
-        and float(delta.mean()) == pytest.approx(-2, abs=0.1)
-    )
+    assert -3 <= delta.min() < -2.95
+    assert -1.05 < delta.max() <= -1
+    assert float(delta.mean()) == pytest.approx(-2, abs=0.1)
     torch.testing.assert_close(-mamba.A_log.exp(), -torch.arange(1.0, 17).expand(512, 16))
     assert torch.equal(mamba.D, torch.ones(512))
 
@@ -226,9 +222,8 @@ def test_blocks_take_turns_in_the_orders():
     net = ZigzagNet((1, 8, 8), ZigzagOptions(**SMALL | {"layers": 10}))
     orders = zigzags(4, 4)
     for i, block in enumerate(net.blocks):
-        assert torch.equal(block.order, orders[i % 8]) and torch.equal(
-            block.order[block.back], torch.arange(16)
-        )
+        assert torch.equal(block.order, orders[i % 8])
+        assert torch.equal(block.order[block.back], torch.arange(16))
     assert not any("order" in key or "back" in key for key in net.state_dict())
 
 
