@@ -1,5 +1,4 @@
-"""Images of any size: models are built for them and trained in half precision, or say what fits instead; U-Nets
-draw other sizes than they were trained on."""
+"""Images of any size: models train on them in half precision, or say what fits; U-Nets draw other sizes."""
 
 from __future__ import annotations
 

@@ -12,9 +12,10 @@ from gzcli.core.errors import MissingError, UsageError
 from gzcli.data.packs.batches import quantise, scan
 from gzcli.data.packs.open import open_pack
 from gzcli.engine import sampler
+from gzcli.engine.checkpoint import Saved, save_weights, weights_of
 from gzcli.engine.prepared import MEASURED, new_space
 from gzcli.engine.trained import load_trained
-from gzcli.judge.scores import Scorer
+from gzcli.judge.scores import Scorer, choose
 from gzcli.store import runs
 
 # one worker makes what these tests share, once
@@ -48,17 +49,9 @@ def kl(tmp_path_factory) -> str:
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
-    vae = AutoencoderKL(
-        in_channels=1,
-        out_channels=1,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        latent_channels=2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        scaling_factor=0.7,
-        shift_factor=0.2,
-    )
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    sizes = {"in_channels": 1, "out_channels": 1, "latent_channels": 2, "block_out_channels": (8, 8)}
+    vae = AutoencoderKL(norm_num_groups=4, scaling_factor=0.7, shift_factor=0.2, **blocks, **sizes)
     folder = tmp_path_factory.mktemp("pipeline")
     vae.save_pretrained(folder / "vae")
     return str(folder)
@@ -78,9 +71,8 @@ def test_latents_have_mean_0_and_deviation_1_and_decode_to_what_was_encoded(toke
     torch.testing.assert_close(batch.x, t.space.encode(x), rtol=2e-3, atol=2e-3)
     own = load_trained(tokenizer, "cpu").model
     expected = own.decode(own.encode(x))
-    assert (
-        (t.space.decode(t.space.encode(x)) - expected).abs() > 1e-4
-    ).float().mean() < 0.01  # a tie between two codes may fall
+    off = (t.space.decode(t.space.encode(x)) - expected).abs() > 1e-4
+    assert off.float().mean() < 0.01  # a tie between two codes may fall
 
 
 def test_a_trained_run_samples_images_scores_them_and_remembers_its_autoencoder(tokenizer, on_latents):
@@ -96,19 +88,13 @@ def test_a_trained_run_samples_images_scores_them_and_remembers_its_autoencoder(
     scorer.fit(few, few)
     assert all(np.isfinite(v).all() and v.shape == (8,) for v in scorer(few[0]).values())
     with pytest.raises(UsageError, match="no likelihood"):
-        from gzcli.judge.scores import choose
-
         choose(found, ["nll"])
     weights = tokenizer.path / "model.safetensors"
     kept = weights.read_bytes()
     try:
         other = load_trained(tokenizer, "cpu")
-        from gzcli.engine.checkpoint import Saved, save_weights, weights_of
-
-        changed = {
-            k: v + 0.1 if v.is_floating_point() else v
-            for k, v in weights_of(other.model.state_dict()).items()
-        }
+        theirs = weights_of(other.model.state_dict())
+        changed = {k: v + 0.1 if v.is_floating_point() else v for k, v in theirs.items()}
         save_weights(weights, Saved(changed, other.part, other.info, 80))
         with pytest.raises(MissingError, match="not the autoencoder"):
             load_trained(on_latents, "cpu")

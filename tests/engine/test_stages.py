@@ -101,31 +101,25 @@ def test_another_model_in_a_stage_takes_what_it_knows(path):
     assert prior.sample.get("temperature", 0.9) == 0.9
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (("  tokenizer:", "  tokeniser:"), "`transformer` needs a stage `tokenizer` before it"),
-        (("width: 16", "widht: 16"), "unknown key `widht` in `stages.prior.model` (did you mean `width`?)"),
-        (("name: transformer", "name: transfomer"), "no model is called `transfomer`"),
-        (
-            ("    sample: {temp", "    data: {name: mnist}\n    sample: {temp"),
-            "unknown key `name` in `stages.prior.data`",
-        ),
-        (
-            ("train: {steps: 6", "sample: {}\ntrain: {steps: 6"),
-            "unknown key `sample` (did you mean `stages.tokenizer.sample`?)",
-        ),
-        (("    model: {name: vqvae", "    model: {x: 1"), "`stages.tokenizer.model.name` is missing"),
-    ],
-)
-def test_a_mistake_is_told_with_its_place(tmp_path, monkeypatch, change, message):
+MISTAKES = {  # what stands in the recipe in place of what, and what is said
+    ("  tokenizer:", "  tokeniser:"): "`transformer` needs a stage `tokenizer` before it",
+    ("width: 16", "widht: 16"): "unknown key `widht` in `stages.prior.model` (did you mean `width`?)",
+    ("name: transformer", "name: transfomer"): "no model is called `transfomer`",
+    ("    sample: {temp", "    data: {name: mnist}\n    sample: {temp"): "`name` in `stages.prior.data`",
+    ("train: {steps: 6", "sample: {}\ntrain: {steps: 6"): "did you mean `stages.tokenizer.sample`?",
+    ("    model: {name: vqvae", "    model: {x: 1"): "`stages.tokenizer.model.name` is missing",
+}
+
+
+def test_a_mistake_is_told_with_its_place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert change[0] in RECIPE
-    Path("bad.yaml").write_text(RECIPE.replace(*change))
-    with pytest.raises(UsageError) as e:
-        resolve("./bad.yaml")
-    told = f"{e.value.message} ({e.value.hint})"
-    assert message in told and "bad.yaml:" in told
+    for change, message in MISTAKES.items():
+        assert change[0] in RECIPE
+        Path("bad.yaml").write_text(RECIPE.replace(*change))
+        with pytest.raises(UsageError) as e:
+            resolve("./bad.yaml")
+        told = f"{e.value.message} ({e.value.hint})"
+        assert message in told and "bad.yaml:" in told, change
 
 
 def test_a_resolved_recipe_reads_back_as_it_is(path, tmp_path):
@@ -169,9 +163,11 @@ def test_codes_are_made_once_and_are_the_tokenizer_s(trained):
     assert len(codes) == pack.meta.counts["train"]
 
 
-def test_verbs_talk_to_the_last_stage(forks, trained):
+def test_verbs_talk_to_the_last_stage(forks, trained, path):
     model = load_trained(trained, torch.device("cpu"))
     assert model.part.model == "transformer" and model.name == "vqvae"
+    with pytest.raises(UsageError, match="no model or run is called `nope`"):
+        resolve(path, sets=["stages.tokenizer=nope"])
     shown = forks.gz("sample", trained.id, "-n", "4", "-q", "--temperature", "0.5").stdout.strip()
     assert Path(shown).exists() and shown.startswith(str(trained.path / "sampled"))
     assert Path(
@@ -209,11 +205,6 @@ def test_another_tokenizer_below_a_prior_is_refused(trained, path, tmp_path):
     )
     with pytest.raises(MissingError, match="was trained with another stage `tokenizer`"):
         load_trained(copy, "cpu")
-
-
-def test_a_stage_that_is_not_there_is_named(path):
-    with pytest.raises(UsageError, match="no model or run is called `nope`"):
-        resolve(path, sets=["stages.tokenizer=nope"])
 
 
 def test_what_is_prepared_is_augmented_by_one_draw(trained, path):
@@ -257,20 +248,8 @@ def test_more_steps_are_for_the_last_stage_of_a_finished_run(trained, path):
 
 @pytest.mark.launch
 def test_two_processes_prepare_what_one_prepares(trained, path):
-    words = (
-        "train",
-        path,
-        "--set",
-        f"stages.tokenizer={trained.id}",
-        "--steps",
-        "4",
-        "--cpu",
-        "--processes",
-        "2",
-        "--name",
-        "pair",
-    )
-    gz(*words)
+    words = f"--set stages.tokenizer={trained.id} --steps 4 --cpu --processes 2 --name pair"
+    gz("train", path, *words.split())
     run = runs.find("pair")
     one, two = (np.load(r.stage("prior").path / "prepared" / "codes.npy") for r in (trained, run))
     assert np.array_equal(one, two) and run.state == "finished"
