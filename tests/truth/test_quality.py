@@ -25,6 +25,7 @@ from gzcli.metrics.features import LeNet, LeNetFeatures, lenet
 from gzcli.metrics.frechet import frechet_distance
 from gzcli.metrics.inception import INCEPTION, inception, inception_weights
 from gzcli.metrics.metric import metrics
+from gzcli.metrics.quality.classes import total_variation
 from gzcli.store import files
 from gzcli.store.paths import cache_dir
 
@@ -304,3 +305,9 @@ def test_inception_metrics_equal_torch_fidelity_on_grey_images_repeated(digits, 
     keys = {"fid": "frechet_inception_distance", "kid": "kernel_inception_distance_mean"}
     for name, key in (keys | {"is": "inception_score_mean"}).items():
         assert made[name][name].value == pytest.approx(direct[key], rel=1e-4, abs=1e-9), name
+
+
+def test_total_variation():
+    assert total_variation(np.array([0, 0, 1, 1]), np.array([0, 1]), 2) == 0
+    assert total_variation(np.zeros(5, int), np.ones(7, int), 2) == 1
+    assert total_variation(np.array([0, 0, 0, 1]), np.array([0, 1]), 2) == pytest.approx(0.25)
