@@ -260,7 +260,7 @@ def test_cyclegan_takes_each_image_to_the_other_domain(shop):
     assert (cell(grid, 1, 4, columns=5, marks=False) == np.asarray(Image.open(result["files"][4]))).all()
 
 
-def test_a_sheet_enlarges_names_and_separates():
+def test_sheets():
     image = np.full((3, 16, 16), 200, np.uint8)
     plain = sheet([[Row("", [image] * 3)]])
     named = sheet([[Row("source", [image] * 3, ["a", "b"])], [Row("result", [image])]])
@@ -274,19 +274,11 @@ def test_a_sheet_enlarges_names_and_separates():
     half = np.repeat(np.array([0, 255], np.uint8), 8)[None, :, None].repeat(16, 2)
     smooth, exact = (sheet([[Row("", [half], exact=e)]])[MARGIN:-MARGIN, MARGIN] for e in (False, True))
     assert set(exact.ravel()) == {0, 255} and len(set(smooth.ravel())) > 4, "a mask is enlarged exactly"
-
-
-def test_a_caption_is_wrapped_below_the_images():
     images = np.zeros((4, 1, 16, 16), np.uint8)
     plain, told = (of_samples(images, None, (), caption) for caption in ("", "vae · digits · step 700"))
     long = of_samples(images, None, (), " · ".join(["as many words as this"] * 3))
     assert told.shape[0] == plain.shape[0] + HEAD and long.shape[0] == plain.shape[0] + 3 * HEAD
     assert (told[: len(plain)] == plain).all() and (told[len(plain) :] < 200).any()
-
-
-def test_samples_of_many_classes_lie_in_bands_of_columns():
-    """36 classes, twice each: three bands of twelve columns and two rows; of a last turn cut short what there
-    is."""
     images = np.zeros((72, 1, 16, 16), np.uint8)
     classes = [str(i) for i in range(36)]
     whole, short = (of_samples(images[:n], torch.arange(n) % 36, classes, "") for n in (72, 40))
@@ -298,15 +290,12 @@ def test_samples_of_many_classes_lie_in_bands_of_columns():
     assert [in_turns(64, k) for k in (0, 8, 10, 36, 100)] == [64, 64, 60, 72, 64]
 
 
-def test_the_first_images_keep_their_noise():
-    whole, other = ImageNoise(3, range(5)), ImageNoise(3, range(5))
-    assert torch.equal(whole.randn(5, 4), other.randn(5, 4))
-    assert torch.equal(whole.randn(5, 4)[:2], other.first(2).randn(2, 4))  # they go on from where they are
-
-
-def test_a_result_whose_numbers_do_not_fit_is_refused():
+def test_results_and_their_noise():
     x, two = torch.zeros(6, 1, 4, 4), {"rows": ("a", "b"), "columns": 3}
     assert Applied(x, **two, of=((0, 1), (2, 3))).columns == 3
     for wrong in ({"rows": ("a", "b")}, {"rows": ("a",), "columns": 3, "of": ((0,),)}, {"of": ((0,),)}):
         with pytest.raises(ValueError, match="rows"):
             Applied(x, **wrong)
+    whole, other = ImageNoise(3, range(5)), ImageNoise(3, range(5))
+    assert torch.equal(whole.randn(5, 4), other.randn(5, 4))
+    assert torch.equal(whole.randn(5, 4)[:2], other.first(2).randn(2, 4))  # they go on from where they are

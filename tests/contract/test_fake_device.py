@@ -385,7 +385,7 @@ def test_the_device_tells_what_a_gpu_would(device):
         x.numpy()
 
 
-def test_noise_is_drawn_on_the_device_without_a_wait(device):
+def test_noise_autocast_and_double_on_the_device(device):
     noise = ImageNoise(2**40, torch.arange(3), DEVICE)
     device.syncs.clear()
     for drawn, dtype in (
@@ -395,9 +395,6 @@ def test_noise_is_drawn_on_the_device_without_a_wait(device):
     ):
         assert drawn.device == DEVICE and drawn.dtype == dtype
     assert not device.syncs
-
-
-def test_autocast_on_the_device(device):
     net, x = torch.nn.Linear(3, 4).to(DEVICE), torch.randn(2, 3).to(DEVICE)
     with torch.autocast(NAME, dtype=torch.bfloat16):
         y = net(x)
@@ -406,9 +403,6 @@ def test_autocast_on_the_device(device):
         assert torch.cat([y, x], 1).dtype == torch.float32
         y.sum().backward()
     assert net.weight.grad.dtype == torch.float32 and net.weight.grad.device == DEVICE
-
-
-def test_double_is_for_devices_that_have_it(device):
     assert double(torch.zeros(2)).dtype == torch.float64
     for dtype in (torch.float32, torch.bfloat16):
         assert double(torch.zeros(2, dtype=dtype, device=DEVICE)).dtype == torch.float32

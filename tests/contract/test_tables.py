@@ -32,9 +32,6 @@ def test_choices_are_the_entries_of_their_table():
         (typing.get_args(ddpm.LossType), ddpm.LOSSES),
     ):
         assert sorted(offered) == sorted(table)
-
-
-def test_groups_of_options_cannot_be_changed():
     groups = (ddpm.SamplingOptions, ddpm.DiffusionOptions, sgm.SamplingOptions, sgm.SDEOptions)
     for group in groups:
         with pytest.raises(dataclasses.FrozenInstanceError):

@@ -304,7 +304,7 @@ def test_maps_of_reconstructions(model):
     assert map_of(made, ["elbo"], "m") == map_of(made, ["recon"], "m") == "recon"
 
 
-def test_maps_of_a_gan_are_the_distance_to_its_nearest_image():
+def test_maps_of_gans():
     made = WGAN.of(open_pack("digits").info(levels=17), width=8, latent=4).eval()
     own = made.generator(ImageNoise(0, range(3), CPU).randn(3, 4)).detach()
     changed = own.clone()
@@ -319,9 +319,6 @@ def test_maps_of_a_gan_are_the_distance_to_its_nearest_image():
     assert found.shape == (3, 16, 16) and found[0, 4:9, 4:9].mean() > 3 * found[0].mean()
     assert torch.equal(found[1:], whole[1:]), "a picture's map is its own"
     assert map_of(made, ["disc"], "wgan") == "inversion"
-
-
-def test_maps_of_a_cycle_are_of_its_score():
     made = CycleGAN.of(DataInfo((1, 16, 16), 256), width=4, blocks=1).eval()
     x = torch.rand(3, 1, 16, 16) * 2 - 1
     with torch.no_grad():
@@ -386,12 +383,9 @@ def test_runs_together_are_the_waic_and_the_mean_of_deviations(trained, flat, tm
         ood.run(OodJob("model", "digits", ("digits-ab",), scores=("waic",), n=9), tmp_path, CPU, Log())
 
 
-def test_an_ensemble_raises_alarms(trained, flat, tmp_path, pictures):
+def test_ensembles(trained, flat, tmp_path, pictures, monkeypatch):
     found = judged(tmp_path, pictures, scores=("waic",), others=("flat",))
     assert all(row["flagged"] for row in found["files"] if "odd" in row["file"])
-
-
-def test_runs_of_other_images_make_no_ensemble(trained, tmp_path, monkeypatch, pictures):
     fake_run(tmp_path, monkeypatch, alarm, model=fitted(levels=2), name="binary")
     with pytest.raises(UsageError, match="and 2 levels"):
         judged(tmp_path, pictures, scores=("nll",), others=("binary",))
@@ -460,15 +454,12 @@ def test_the_images_of_openoods_lists_are_scored_in_their_order(trained, tmp_pat
         ood_verb.with_lists(find_benchmark("toy"), tmp_path)
 
 
-def test_near_and_far_have_means_over_seeds(trained, tmp_path, openood):
+def test_near_and_far_have_means_over_seeds(trained, tmp_path, openood, monkeypatch):
     asked = {"scores": ("noisy",), "benchmark": "toy", "imglists": str(openood), "full": True, "seeds": 2}
     found = ood.run(OodJob("model", "digits", ("digits-ab", "dtd"), **asked), tmp_path, CPU, Log())
     near = [row for row in found["results"] if row["group"] == "near" and row["score"] == "noisy"]
     assert [row["out"] for row in near] == ["digits-ab", "mean of near"]
     assert near[0]["auroc"] == near[1]["auroc"] and near[0]["spread"] == near[1]["spread"]
-
-
-def test_all_scores_are_those_that_can_be_computed(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(Pixelwise, "score_regret", Pixelwise.score_noisy)
     found = ood.run(OodJob("model", "digits", ("digits-ab",), scores=("all",), n=20), tmp_path, CPU, Log())
     scores = {row["score"] for row in found["results"] if not row["baseline"]}

@@ -42,7 +42,7 @@ def model(info: DataInfo = INFO, **options) -> CycleGAN:
     return net
 
 
-def test_the_generators_loss_term_by_term():
+def test_losses_term_by_term():
     net, a, b = model(cycle=7.0, identity=0.3), images(3), images(3, seed=1)
     found = net.loss(batch(a, b), "generator")
     g, f = net.a_to_b, net.b_to_a
@@ -52,9 +52,6 @@ def test_the_generators_loss_term_by_term():
     for name, value in {"gan": gan, "cycle": cycle, "identity": identity}.items():
         torch.testing.assert_close(found[name], value)
     torch.testing.assert_close(found["loss"], gan + 7 * cycle + 7 * 0.3 * identity)
-
-
-def test_the_discriminators_loss():
     net, a, b = model(pool=0), images(3), images(3, seed=1)
     found = net.loss(batch(a, b), "discriminator")
     expected = 0
@@ -187,7 +184,7 @@ def test_sizes_of_the_paper():
     assert tree["train"]["steps"] == 200 * 1334 and (options["cycle"], options["identity"]) == (10, 0.5)
 
 
-def test_directions():
+def test_directions_and_scores_of_the_domain_that_suits_better():
     net, x = model().eval(), images(5)
     g, f = net.a_to_b(x), net.b_to_a(x)
     given = {"noise": noise(5), "progress": no_progress}
@@ -197,6 +194,16 @@ def test_directions():
     from_a = (f - x).abs().mean((1, 2, 3)) < (g - x).abs().mean((1, 2, 3))
     assert 0 < from_a.sum() < 5, "a test of both ways"
     torch.testing.assert_close(net.translate(x, **given).images, torch.where(from_a.view(-1, 1, 1, 1), g, f))
+    net, x = model().eval(), images(4)
+    rated = [net.disc_a(x).mean((1, 2, 3)), net.disc_b(x).mean((1, 2, 3))]
+    torch.testing.assert_close(
+        net.score_disc(x, noise=noise(4)), torch.stack([-value for value in rated]).min(0).values
+    )
+    cycles = [
+        F.l1_loss(back(to(x)), x, reduction="none").mean((1, 2, 3))
+        for to, back in ((net.a_to_b, net.b_to_a), (net.b_to_a, net.a_to_b))
+    ]
+    torch.testing.assert_close(net.score_cycle(x, noise=noise(4)), torch.stack(cycles).min(0).values)
 
 
 def test_samples_are_translations_of_what_was_trained_on():
@@ -236,19 +243,6 @@ def test_figures_of_its_own():
     assert found == pytest.approx(
         {"cycle_l1": float(cycle) / 2, "identity_l1": float(same) / 2, "ssim": float(like)}, rel=1e-4
     )
-
-
-def test_scores_are_of_the_domain_that_suits_better():
-    net, x = model().eval(), images(4)
-    rated = [net.disc_a(x).mean((1, 2, 3)), net.disc_b(x).mean((1, 2, 3))]
-    torch.testing.assert_close(
-        net.score_disc(x, noise=noise(4)), torch.stack([-value for value in rated]).min(0).values
-    )
-    cycles = [
-        F.l1_loss(back(to(x)), x, reduction="none").mean((1, 2, 3))
-        for to, back in ((net.a_to_b, net.b_to_a), (net.b_to_a, net.a_to_b))
-    ]
-    torch.testing.assert_close(net.score_cycle(x, noise=noise(4)), torch.stack(cycles).min(0).values)
 
 
 @pytest.fixture

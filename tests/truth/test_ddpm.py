@@ -98,13 +98,21 @@ def test_paths_fall_to_the_clean_image(spacing, zero_snr):
         schedule.path(1001, spacing)
 
 
-def test_settings_that_contradict_are_refused():
+def test_what_is_refused():
     with pytest.raises(UsageError, match="zero_snr"):
         build(zero_snr=True, prediction="eps")
     with pytest.raises(UsageError, match="without labels"):
         build(DataInfo((1, 8, 8)), conditional=True)
     with pytest.raises(UsageError, match="at least 2"):
         build(timesteps=1)
+    for model, message in (
+        (build(conditional=True, label_dropout=0.0), "label dropout"),
+        (build(), "conditional"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            flat(model.sample)(1, noise=ImageNoise(0, [0]), guidance=2.0)
+    with pytest.raises(UsageError, match="label dropout"):
+        build(conditional=True, label_dropout=0.0).log_prob(batch_of(1).x, noise=ImageNoise(0, [0]))
 
 
 def exact_start():
@@ -285,7 +293,7 @@ def test_the_three_predictions_are_one():
         torch.testing.assert_close(other, guess, atol=2e-3, rtol=0)
 
 
-def test_times_are_stratified_over_the_global_batch():
+def test_times_have_their_law():
     model = build()
     whole = model.draw_times(BatchNoise(0, total=50), 50)
     assert (whole // 20 == torch.arange(50)).all()  # 1000 / 50: one in each share
@@ -294,6 +302,11 @@ def test_times_are_stratified_over_the_global_batch():
     model.time_sampling = "uniform"
     t = model.draw_times(BatchNoise(0, total=20_000), 20_000)
     assert t.min() == 0 and t.max() == 999 and abs(t.double().mean() - 499.5) < 5 * 289 / math.sqrt(20_000)
+    model = build(timesteps=1000, time_sampling="logit_normal")
+    t = model.draw_times(BatchNoise(0, 0, "main", total=4000), 4000).double()
+    logits = torch.logit((t + 0.5) / 1000)
+    assert float(logits.mean()) == pytest.approx(0, abs=0.01)
+    assert float(logits.std()) == pytest.approx(1, abs=0.01)
 
 
 @pytest.mark.parametrize("loss_type", ["l2", "l1", "huber"])
@@ -335,17 +348,6 @@ def test_guidance_doubles_the_batch_only_where_it_acts():
     options = {"sampler": "ddim", "steps": 10, "spacing": "trailing", "guidance": 2.0, "interval": (0.3, 0.7)}
     flat(model.sample)(4, noise=ImageNoise(0, range(4)), **options)
     assert model.net.rows == [4, 4, 4, 8, 8, 8, 8, 4, 4, 4]
-
-
-def test_guidance_needs_dropout():
-    for model, message in (
-        (build(conditional=True, label_dropout=0.0), "label dropout"),
-        (build(), "conditional"),
-    ):
-        with pytest.raises(UsageError, match=message):
-            flat(model.sample)(1, noise=ImageNoise(0, [0]), guidance=2.0)
-    with pytest.raises(UsageError, match="label dropout"):
-        build(conditional=True, label_dropout=0.0).log_prob(batch_of(1).x, noise=ImageNoise(0, [0]))
 
 
 @pytest.mark.parametrize("levels", [2, 17, 256])
@@ -481,7 +483,7 @@ def test_upscale_agrees_with_the_small_image():
         model.upscale(torch.zeros(1, 1, 3, 3), noise=ImageNoise(0, [0]))
 
 
-def test_edits_go_from_the_image_to_noise():
+def test_edits_and_ways_between_images():
     model, x = exact_model(DataInfo((1, 8, 8)), 0.0, 0.5), batch_of(4).x * 0.5
     moved = [
         float((model.edit(x, noise=ImageNoise(0, range(4)), strength=s, steps=10).images - x).square().mean())
@@ -494,9 +496,6 @@ def test_edits_go_from_the_image_to_noise():
     )
     with pytest.raises(UsageError, match="strength"):
         model.edit(x, noise=ImageNoise(0, range(4)), strength=1.5)
-
-
-def test_interpolation_starts_and_ends_at_its_images():
     model, x = exact_model(DataInfo((1, 8, 8)), 0.0, 0.5), batch_of(5).x * 0.5
     way = model.interpolate(x, noise=ImageNoise(0, range(5)), frames=3, strength=0.3, steps=5).images
     ends = model.reconstruct(x, noise=ImageNoise(0, range(5)), strength=0.3, steps=5).images
@@ -683,16 +682,12 @@ def test_a_shift_moves_the_log_snr_of_each_level(name, zero_snr):
     assert DiscreteVP(name, 200, zero_snr=zero_snr, shift=1.0).alpha.tolist() == plain.alpha.tolist()
 
 
-def test_the_shift_of_a_size():
+def test_shift_of_a_size_which_sampler_and_bound_have():
     shapes = {(3, 64, 64): 1, (1, 28, 28): 1, (3, 128, 128): 2, (3, 256, 64): 2, (4, 32, 32): 1}
     assert {shape: shift_of("auto", shape) for shape in shapes} == shapes
     assert shift_of(1.5, (3, 256, 256)) == 1.5
     with pytest.raises(UsageError, match="noise shifted by a factor of 0"):
         shift_of(0, (3, 8, 8))
-
-
-def test_sampler_and_bound_have_the_shift():
-    """Samplers walk the shifted levels; the bound of Gaussian data stays tight."""
     with torch.device("meta"):
         model = DDPM.of(DataInfo((3, 128, 128)), channels=8, shift="auto")
     plain = DiscreteVP("cosine", 1000)
@@ -706,11 +701,3 @@ def test_sampler_and_bound_have_the_shift():
     bound = model.log_prob(x, noise=ImageNoise(0, range(128)), terms=400, variance="large")
     gap, error = float((true - bound).mean()) / 16, float((true - bound).std()) / 16 / math.sqrt(128)
     assert -4 * error < gap < 0.02 + 4 * error and error < 0.03
-
-
-def test_logit_normal_times_have_that_law():
-    model = build(timesteps=1000, time_sampling="logit_normal")
-    t = model.draw_times(BatchNoise(0, 0, "main", total=4000), 4000).double()
-    logits = torch.logit((t + 0.5) / 1000)
-    assert float(logits.mean()) == pytest.approx(0, abs=0.01)
-    assert float(logits.std()) == pytest.approx(1, abs=0.01)

@@ -155,19 +155,35 @@ def test_a_coupled_step_does_not_depend_on_its_parts(model):
     assert losses[1] == pytest.approx(losses[0], rel=1e-5) and losses[2] == pytest.approx(losses[0], rel=1e-5)
 
 
-def test_logit_normal_times_have_their_density():
+def test_a_shift_moves_times_as_the_paper_says():
     model = FM.of(INFO, **SMALL)
     t = model.draw_times(BatchNoise(0, total=20000), 20000)
     z = t.logit()
     assert abs(float(z.mean())) < 0.01 and float(z.std()) == pytest.approx(1, abs=0.01)
     assert t.min() > 0 and t.max() < 1
+    info = DataInfo((3, 256, 128))
+    with torch.device("meta"):
+        plain, model = FM.of(info, channels=8), FM.of(info, channels=8, shift="auto")
+    s = math.sqrt(256 * 128 / 64**2)
+    assert model.process.shift == s
+    draws = [m.draw_times(BatchNoise(0, 0, "main", total=500), 500).double() for m in (plain, model)]
+    theirs = [1 - t for t in draws]
+    torch.testing.assert_close(theirs[1], s * theirs[0] / (1 + (s - 1) * theirs[0]), atol=1e-6, rtol=1e-5)
+    snr = [2 * torch.log(t / (1 - t)) for t in draws]
+    torch.testing.assert_close(snr[1], snr[0] - 2 * math.log(s), atol=1e-3, rtol=0)
+    assert shifted(0.0, s) == 0 and shifted(1.0, s) == 1
+    assert shifted(shifted(0.3, s), 1 / s) == pytest.approx(0.3)
 
 
-def test_halfway_noised_images_go_the_other_half():
+def test_ways_between_and_halfway():
     """From t = .5 to 1: what is solved is the way that is left, not the one already gone."""
     model = exact()
     model.reconstruct(batch().x.double(), noise=noise(8), progress=no_progress, strength=0.5, steps=4)
     assert model.net.times == pytest.approx([0.5, 0.5625, 0.625, 0.6875, 0.75, 0.8125, 0.875, 0.9375])
+    model, x = exact(), batch(2).x.double()
+    way = model.interpolate(x, noise=noise(2), frames=5, steps=60).images
+    torch.testing.assert_close(way[[0, -1]], x, atol=2e-3, rtol=0)
+    assert way.shape == (5, 1, 4, 4)
 
 
 def test_inpainting_draws_from_what_images_may_be():
@@ -225,13 +241,6 @@ def test_a_class_is_found_and_changed_by_the_ode():
         other = model.translate(x, labels=1 - y, y=given, noise=noise(4), steps=100)
         want = x + (1 - 2 * y.double())[:, None, None, None]
         torch.testing.assert_close(other.images, want.clamp(-1, 1), atol=0.01, rtol=0)
-
-
-def test_interpolation_has_the_images_at_its_ends():
-    model, x = exact(), batch(2).x.double()
-    way = model.interpolate(x, noise=noise(2), frames=5, steps=60).images
-    torch.testing.assert_close(way[[0, -1]], x, atol=2e-3, rtol=0)
-    assert way.shape == (5, 1, 4, 4)
 
 
 def test_guidance_is_the_extrapolation_and_costs_no_more_at_scale_one():
@@ -309,22 +318,6 @@ def test_recipes_and_runs_that_name_the_solver_of_images_are_read():
     both = {"sampler": "ode", "solver": "heun"}
     assert check("sgm", both) == ({"sample": both}, [])
     assert part_of({"model": {"name": "sgm"}, "sample": both}).sample == both
-
-
-def test_a_shift_moves_times_as_the_paper_says():
-    """Esser 2024, eq. 23, of s = √(m/n), whose times are 1 at the noise; so log SNR falls by 2 log s."""
-    info = DataInfo((3, 256, 128))
-    with torch.device("meta"):
-        plain, model = FM.of(info, channels=8), FM.of(info, channels=8, shift="auto")
-    s = math.sqrt(256 * 128 / 64**2)
-    assert model.process.shift == s
-    draws = [m.draw_times(BatchNoise(0, 0, "main", total=500), 500).double() for m in (plain, model)]
-    theirs = [1 - t for t in draws]
-    torch.testing.assert_close(theirs[1], s * theirs[0] / (1 + (s - 1) * theirs[0]), atol=1e-6, rtol=1e-5)
-    snr = [2 * torch.log(t / (1 - t)) for t in draws]
-    torch.testing.assert_close(snr[1], snr[0] - 2 * math.log(s), atol=1e-3, rtol=0)
-    assert shifted(0.0, s) == 0 and shifted(1.0, s) == 1
-    assert shifted(shifted(0.3, s), 1 / s) == pytest.approx(0.3)
 
 
 @pytest.mark.usefixtures("fp64")

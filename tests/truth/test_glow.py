@@ -66,19 +66,16 @@ def test_layer_inverts_and_has_the_log_det_of_its_jacobian(name):
     torch.testing.assert_close(single.inverse(single(x.float())[0]), x.float(), atol=1e-4, rtol=0)
 
 
-def test_split_prior_standardises_with_the_log_det_of_its_jacobian():
+def test_squeeze_and_split():
+    x = torch.randn(2, 3, 8, 6)
+    torch.testing.assert_close(layers.squeeze(x), torch.nn.functional.pixel_unshuffle(x, 2))
+    torch.testing.assert_close(layers.unsqueeze(layers.squeeze(x)), x)
     split = roughen(layers.SplitPrior(4)).double()
     x = torch.randn(2, 4, 3, 3, dtype=torch.float64)
     x1, eps, log_det = split(x)
     expected = log_det_by_autograd(lambda t: torch.cat(split(t)[:2], 1), x)
     torch.testing.assert_close(log_det, expected)
     torch.testing.assert_close(split.inverse(x1, eps), x)
-
-
-def test_squeeze_is_pixel_unshuffle_and_undone():
-    x = torch.randn(2, 3, 8, 6)
-    torch.testing.assert_close(layers.squeeze(x), torch.nn.functional.pixel_unshuffle(x, 2))
-    torch.testing.assert_close(layers.unsqueeze(layers.squeeze(x)), x)
 
 
 def test_actnorm_folded_into_the_convolution_changes_nothing():
@@ -136,15 +133,12 @@ def test_without_labels_the_conditional_model_gives_the_marginal():
     torch.testing.assert_close(loss["loss"], expected)
 
 
-def test_a_mean_over_dequantisations_never_lowers_the_bound():
+def test_log_prob_tightens_and_reaches_the_image():
     model, x = glow(levels=17), images(64, levels=17)
     with torch.no_grad():
         one = model.log_prob(x, noise=BatchNoise(0, total=64))
         many = model.log_prob(x, noise=BatchNoise(1, total=64), samples=16)
     assert many.mean() > one.mean()
-
-
-def test_gradients_of_log_prob_reach_the_image():
     model, x = glow(logit=0.01).double(), images(1).double()
     f = lambda t: model.log_prob(t, noise=noise(1)).sum()  # noqa: E731
     assert torch.autograd.gradcheck(
@@ -193,7 +187,7 @@ def test_initialisation_happens_once_and_survives_saving():
             assert torch.equal(value, before[key]), key
 
 
-def test_the_cached_inverse_follows_the_weights():
+def test_the_cached_inverse_and_the_1x1_convolution():
     conv, other = layers.InvertibleConv1x1(6).eval(), layers.InvertibleConv1x1(6)
     with torch.no_grad():
         assert conv.inverse_weight() is conv.inverse_weight()
@@ -202,9 +196,6 @@ def test_the_cached_inverse_follows_the_weights():
         conv.load_state_dict(other.state_dict())
         torch.testing.assert_close(conv.inverse_weight() @ other.weight(), torch.eye(6), atol=1e-5, rtol=0)
         assert conv.double().inverse_weight().dtype == torch.float64
-
-
-def test_the_1x1_convolution_is_exact_whatever_precision_products_are_allowed():
     conv, x = layers.InvertibleConv1x1(16), torch.randn(4, 16, 8, 8)
     expected = torch.einsum("ij,bjhw->bihw", conv.weight().double(), x.double()).float()
     torch.set_float32_matmul_precision("medium")

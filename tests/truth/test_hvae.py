@@ -245,7 +245,7 @@ def test_reconstruction_keeps_as_many_groups_as_asked(trained):
         show(4)
 
 
-def test_interpolation_starts_and_ends_at_the_reconstructions(trained):
+def test_interpolation_and_temperature(trained):
     x = squares(5, INFO)
     way = trained.interpolate(x, noise=noise(5), progress=no_progress, frames=4).images.unflatten(0, (2, 4))
     ends = trained.reconstruct(x, noise=noise(5), progress=no_progress).images
@@ -253,9 +253,6 @@ def test_interpolation_starts_and_ends_at_the_reconstructions(trained):
     torch.testing.assert_close(way[:, -1], ends[1:4:2], atol=1e-4, rtol=0)
     with pytest.raises(UsageError, match="pairs"):
         trained.interpolate(x[:1], noise=noise(1), progress=no_progress)
-
-
-def test_temperature_is_of_sampling_alone(trained):
     cold = trained.sample(3, noise=noise(3), progress=no_progress, temperature=0.0)
     assert torch.equal(cold[0], cold[1])  # the prior's mean, for every image
     warm = trained.sample(3, noise=noise(3), progress=no_progress)

@@ -60,9 +60,11 @@ def test_errors_fall_at_the_order_of_the_method(method):
         assert math.log2(coarse / fine) == pytest.approx(ORDER[method], abs=0.35)
 
 
-def test_stages_of_the_pair_are_consistent():
+def test_stages_are_consistent_and_steps_end():
     for c, row in zip(DOPRI_C, DOPRI_A, strict=True):
         assert sum(row) == pytest.approx(c)
+    with pytest.raises(DivergedError, match="more than 20 steps"):
+        solve_adaptive(lambda x, t: x**2, torch.ones(1, 1), 0.0, 2.0, limit=20)
 
 
 @pytest.mark.parametrize("tolerance", [1e-4, 1e-7])
@@ -79,11 +81,6 @@ def test_an_image_does_not_depend_on_its_batch():
         torch.testing.assert_close(
             solve_adaptive(pendulum, STARTS[i : i + 1], 0.0, 5.0)[0], together[i], rtol=0, atol=1e-12
         )
-
-
-def test_steps_without_end_are_an_error():
-    with pytest.raises(DivergedError, match="more than 20 steps"):
-        solve_adaptive(lambda x, t: x**2, torch.ones(1, 1), 0.0, 2.0, limit=20)
 
 
 @pytest.mark.parametrize("adaptive", [False, True])

@@ -47,20 +47,13 @@ def direct_fid(f1, f2):
     return fid_statistics_to_metric(*stats, verbose=False)["frechet_inception_distance"]
 
 
-def test_frechet_equals_torch_fidelity():
+def test_frechet_against_torch_fidelity_and_known_gaussians():
     rng = np.random.default_rng(0)
     f1, f2 = rng.normal(size=(500, 64)) @ rng.normal(size=(64, 64)), rng.normal(1, 2, size=(300, 64))
     assert frechet_distance(f1, f2) == pytest.approx(direct_fid(f1, f2), rel=1e-9)
-
-
-def test_frechet_of_known_gaussians():
-    """In one dimension it is (μ₁ − μ₂)² + (σ₁ − σ₂)²; whitened samples make the fit exact."""
     x = np.random.default_rng(1).normal(size=1000)
     x = (x - x.mean()) / x.std(ddof=1)
     assert frechet_distance((3 + 2 * x)[:, None], (1 + 5 * x)[:, None]) == pytest.approx(4 + 9, abs=1e-9)
-
-
-def test_frechet_of_singular_covariances_is_real_and_zero_on_itself():
     rng = np.random.default_rng(2)
     f = rng.normal(size=(20, 64))  # fewer images than features
     assert frechet_distance(f, f) == pytest.approx(0, abs=1e-5)
@@ -68,9 +61,6 @@ def test_frechet_of_singular_covariances_is_real_and_zero_on_itself():
     assert frechet_distance(constant, constant + 1) == pytest.approx(64)
     rotated = f @ np.linalg.qr(rng.normal(size=(64, 64)))[0]
     assert frechet_distance(f, f[::-1]) == pytest.approx(0, abs=1e-5) and frechet_distance(f, rotated) > 1
-
-
-def test_frechet_refuses_what_it_cannot_compare():
     five = np.ones((5, 3))
     for wrong, right in ((five[:1], five), (five, np.ones((5, 4))), (five * np.nan, five)):
         with pytest.raises(UsageError):
@@ -86,6 +76,9 @@ def test_lenet_knows_the_digits_and_comes_back_from_its_cache(digits, net):
     assert np.array_equal(again.features(images), net.features(images))
     assert net.features(images).shape == (7, 64) and net.features(images).dtype == np.float64
     assert net.features(images).min() < 0  # before the ReLU
+    images = digits.images("test")[:9]
+    one_by_one = np.concatenate([net.features(images[i : i + 1]) for i in range(9)])
+    assert np.allclose(net.features(images), one_by_one, atol=1e-4)
 
 
 def judges(path: Path) -> dict[str, bytes]:
@@ -153,12 +146,6 @@ def test_a_file_that_holds_no_statistics_is_told(net, tmp_path):
         np.savez(path, **wrong)
         with pytest.raises(UsageError, match="no npz of statistics"):
             read_statistics(path, metrics()["fd"], net)
-
-
-def test_features_do_not_depend_on_the_batch(digits, net):
-    images = digits.images("test")[:9]
-    one_by_one = np.concatenate([net.features(images[i : i + 1]) for i in range(9)])
-    assert np.allclose(net.features(images), one_by_one, atol=1e-4)
 
 
 def test_training_is_a_function_of_the_data_alone(digits, tmp_path, monkeypatch):

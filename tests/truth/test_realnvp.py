@@ -119,7 +119,7 @@ def test_averages_start_at_the_first_batch_follow_training_and_rest_in_eval():
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_weight_norm_agrees_with_torch():
+def test_weight_norm_agrees_with_torch_and_starts_normed():
     mine = roughen(WeightNormConv(3, 4))
     peer = torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv2d(3, 4, 3, padding=1))
     x = torch.randn(2, 3, 5, 5)
@@ -128,9 +128,6 @@ def test_weight_norm_agrees_with_torch():
         peer.parametrizations.weight.original1.copy_(mine.v)
         peer.bias.copy_(mine.bias)
     torch.testing.assert_close(mine(x), peer(x))
-
-
-def test_each_layer_of_the_net_starts_with_zero_mean_and_unit_variance_also_with_constant_inputs():
     net = ResNet(2, 4, 8, 2)
     x = 5 + 3 * torch.randn(16, 2, 6, 6)
     x[:, 1] = 3.0

@@ -65,6 +65,9 @@ def test_pairs_are_those_of_the_teachers_ode():
     torch.testing.assert_close(pairs["image"].double(), want, atol=1e-3, rtol=0)
     again = gaussian(pair_solver="rk4", pair_steps=20).prepare(batch(16, double=True))
     assert all(torch.equal(pairs[key], again[key]) for key in pairs)
+    images = TrainImages(open_pack("digits"), 17, torch.device("cpu"), 0, ())
+    drawn = next(images.scan(range(4), purpose="prepare", batch_size=4)).noise.randn(4, 8)
+    assert not torch.isclose(drawn, ImageNoise(0, range(4)).randn(4, 8)).any()
 
 
 def test_straight_lines_have_no_loss_and_curved_ones_have():
@@ -150,13 +153,6 @@ def test_a_student_starts_as_its_teacher_and_learns_alone():
     assert not any(key.startswith("teacher") for key in student.state_dict())
     with pytest.raises(UsageError, match=r"the teacher's `model\.conditional` is true"):
         Reflow.of(INFO, teacher=teacher)
-
-
-def test_pairs_have_noise_of_their_own():
-    """Samples from the noise of training pairs would be those pairs, and so would held-out losses."""
-    images = TrainImages(open_pack("digits"), 17, torch.device("cpu"), 0, ())
-    drawn = next(images.scan(range(4), purpose="prepare", batch_size=4)).noise.randn(4, 8)
-    assert not torch.isclose(drawn, ImageNoise(0, range(4)).randn(4, 8)).any()
 
 
 def test_a_run_is_called_after_the_stage_that_has_a_recipe(tmp_path):

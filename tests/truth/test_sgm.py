@@ -263,16 +263,13 @@ def test_cosine_times_are_uniform_in_the_angle():
         assert found == pytest.approx((0.5, 12**-0.5), abs=0.01), name
 
 
-def test_halfway_noised_images_go_the_way_that_is_left():
+def test_ways_between_and_halfway():
     model, seen = exact(), []
     model.net.register_forward_pre_hook(lambda module, inputs: seen.append(float(inputs[1][0]) / SCALE))
     x = images(8, INFO.shape).double()
     model.reconstruct(x, noise=noise(8), progress=no_progress, strength=0.5, steps=6)
     assert seen[0] == pytest.approx(0.5) and seen[-1] == pytest.approx(1e-3, rel=1e-2) and len(seen) == 6
     assert seen == sorted(seen, reverse=True)
-
-
-def test_interpolation_has_the_images_at_its_ends():
     model, x = exact(), images(2, INFO.shape).double()
     way = model.interpolate(x, noise=noise(2), frames=5, steps=30).images
     torch.testing.assert_close(way[[0, -1]], x, atol=2e-2, rtol=0)

@@ -179,7 +179,7 @@ def test_what_it_measures():
         assert found["nats"] == pytest.approx(float(model.nll(codes.flatten(1), None).mean()) / model.length)
 
 
-def test_the_tokenizer_is_frozen_and_outside():
+def test_the_tokenizer_is_frozen_and_decay_is_for_matrices():
     model = build().train()
     assert not model.tokenizer.training and not any(p.requires_grad for p in model.tokenizer.parameters())
     assert not any("tokenizer" in key for key in model.state_dict())
@@ -191,9 +191,6 @@ def test_the_tokenizer_is_frozen_and_outside():
         Transformer.of(DataInfo((1, 12, 8)), tokenizer=model.tokenizer, width=10, heads=4)
     with pytest.raises(UsageError, match="makes no codes"):
         Transformer(DataInfo((1, 12, 8)), tokenizer=model)
-
-
-def test_weight_decay_is_for_matrices():
     decayed, free = build().phases()[0].groups()
     assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim < 2 for p in free["params"])
     assert free["weight_decay"] == 0.0

@@ -75,13 +75,6 @@ def test_starts_at_zero_and_every_parameter_gets_a_gradient():
         assert p.grad.any() or name.endswith(".k.bias"), name  # softmax does not see a shift of the keys
 
 
-def test_sizes_that_do_not_fit_are_refused():
-    with pytest.raises(UsageError, match="12 channels does not divide into 8 norm groups"):
-        UNet(1, 1, channels=(8, 12), attention=(D, D))
-    with pytest.raises(UsageError, match="channels a head"):
-        UNet(1, 1, channels=(8, 16), attention=(D, A), head_dim=3)
-
-
 def test_half_precision_and_memory_format():
     torch.manual_seed(0)
     net = UNet(1, 1, channels=(8, 16), layers=1, attention=(D, A)).eval()
@@ -128,11 +121,15 @@ def test_levels_and_attention_follow_from_the_size(size):
         assert net(torch.zeros(1, 3, *size), torch.zeros(1)).shape == (1, 3, *size)
 
 
-def test_given_levels_and_sides_are_kept():
+def test_given_levels_are_kept_and_what_does_not_fit_is_refused():
     options = UNetOptions(mult=(1, 3), attention=(32,), patch=2)
     assert widths_of((1, 64, 64), options) == (1, 3)
     assert attended((1, 64, 64), 2, options) == (True, False), "sides are those after the patches"
     assert attended((1, 28, 28), 3, UNetOptions(attention=())) == (False, False, False)
+    with pytest.raises(UsageError, match="12 channels does not divide into 8 norm groups"):
+        UNet(1, 1, channels=(8, 12), attention=(D, D))
+    with pytest.raises(UsageError, match="channels a head"):
+        UNet(1, 1, channels=(8, 16), attention=(D, A), head_dim=3)
 
 
 def test_patches_are_positions():

@@ -111,10 +111,13 @@ def test_the_components_of_a_mixture_start_spread_over_the_greys():
         assert (means == means[:, :1]).all(), "the same for all pixels"
 
 
-def test_widths_follow_from_the_sides():
+def test_sizes_of_nets():
     widths = lambda *shape: NetOptions(width=8).widths(shape)  # noqa: E731
     assert widths(1, 16, 16) == (8, 16) and widths(3, 32, 48) == (8, 16, 32, 32)
     assert widths(3, 3, 3) == (8,) and NetOptions(net="mlp").widths((1, 16, 16)) == (512, 512)
+    model = VAE.of(DataInfo((1, 28, 28), 2), net="mlp", hidden=(400,), latent=20)
+    layers = (784 * 400 + 400) + (400 * 40 + 40) + (20 * 400 + 400) + (400 * 784 + 784)
+    assert sum(p.numel() for p in model.parameters()) == layers
 
 
 def test_kl_against_torch_and_monte_carlo():
@@ -204,12 +207,6 @@ def test_importance_weighted_loss_of_one_sample_is_an_elbo_estimate():
     losses = torch.stack([model.loss(batch(x, step))["loss"] for step in range(30)]).mean()
     bound = torch.stack([model.iwae_bound(x, noise(64, seed), 5).mean() for seed in range(30)]).mean()
     torch.testing.assert_close(losses, -bound, rtol=5e-3, atol=0)
-
-
-def test_parameters_of_the_default_net():
-    model = VAE.of(DataInfo((1, 28, 28), 2), net="mlp", hidden=(400,), latent=20)
-    layers = (784 * 400 + 400) + (400 * 40 + 40) + (20 * 400 + 400) + (400 * 784 + 784)
-    assert sum(p.numel() for p in model.parameters()) == layers
 
 
 def test_interpolation_starts_and_ends_at_the_reconstructions(trained):

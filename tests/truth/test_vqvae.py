@@ -111,15 +111,7 @@ def test_dead_codes_move_into_the_batch_and_living_ones_stay():
     assert still(z, noise())[1]["dead"] == pytest.approx(3 / K)
 
 
-def test_evaluation_changes_nothing():
-    ours = book().eval()
-    before = {name: t.clone() for name, t in ours.state_dict().items()}
-    first, second = ours(vectors(), noise()), ours(vectors(), noise())
-    assert torch.equal(first[0], second[0]) and first[1]["loss"] == second[1]["loss"]
-    assert all(torch.equal(t, before[name]) for name, t in ours.state_dict().items())
-
-
-def test_the_start_is_at_vectors_of_the_batch_once():
+def test_the_start_is_once_and_evaluation_changes_nothing():
     ours, z = book(), vectors()
     ours.start(z, noise())
     started = ours.embedding.clone()
@@ -128,17 +120,19 @@ def test_the_start_is_at_vectors_of_the_batch_once():
     assert len(started.unique(dim=0)) == K
     ours.start(vectors(1), noise())
     assert torch.equal(ours.embedding, started)
+    ours = book().eval()
+    before = {name: t.clone() for name, t in ours.state_dict().items()}
+    first, second = ours(vectors(), noise()), ours(vectors(), noise())
+    assert torch.equal(first[0], second[0]) and first[1]["loss"] == second[1]["loss"]
+    assert all(torch.equal(t, before[name]) for name, t in ours.state_dict().items())
 
 
-def test_perplexity_is_the_exponential_of_the_entropy():
+def test_perplexity_and_draws_of_codes():
     ours = book().eval()
     ours.embedding[:] = 10 * torch.arange(K)[:, None]
     z = 10.0 * torch.tensor([0, 0, 0, 0, 3, 3, 5, 7]).view(8, 1, 1, 1).expand(-1, D, -1, -1)
     entropy = -(0.5 * math.log(0.5) + 0.25 * math.log(0.25) + 2 * 0.125 * math.log(0.125))
     assert ours(z, noise(8))[1]["perplexity"].item() == pytest.approx(math.exp(entropy), rel=1e-5)
-
-
-def test_draw_inverts_the_distribution_and_never_gives_what_has_no_weight():
     weights = torch.tensor([0.0, 2.0, 0.0, 1.0, 1.0, 0.0])
     u = torch.tensor([0.0, 0.25, 0.499, 0.5, 0.74, 0.75, 0.9999999, 1 - 2**-24])
     assert draw(weights.expand(8, -1), u).tolist() == [1, 1, 1, 3, 3, 4, 4, 4]

@@ -22,7 +22,7 @@ def model(**options) -> WGAN:
     return WGAN.of(DIGITS, **SMALL, **options)
 
 
-def test_penalty_of_a_linear_critic():
+def test_penalty_of_a_linear_critic_and_under_autocast():
     w = torch.zeros(256)
     w[:2] = torch.tensor([3.0, 4.0])
     w.requires_grad_()
@@ -31,6 +31,10 @@ def test_penalty_of_a_linear_critic():
     torch.testing.assert_close(found, torch.full((6,), 16.0))  # (5 − 1)²
     found.mean().backward()
     torch.testing.assert_close(w.grad, (2 * 4.0 * w / 5).detach())  # d (‖w‖ − 1)² / dw
+    critic, real, fake, alpha = Critic((1, 16, 16), 8), images(4), images(4, seed=1), torch.rand(4)
+    exact = gradient_penalty(critic, real, fake, alpha)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(gradient_penalty(critic, real, fake, alpha), exact)
 
 
 def test_penalty_against_finite_differences():
@@ -47,13 +51,6 @@ def test_penalty_against_finite_differences():
     torch.testing.assert_close(
         gradient_penalty(critic, real, fake, alpha.double()), expected, rtol=1e-5, atol=1e-6
     )
-
-
-def test_penalty_under_autocast_is_that_of_fp32():
-    critic, real, fake, alpha = Critic((1, 16, 16), 8), images(4), images(4, seed=1), torch.rand(4)
-    exact = gradient_penalty(critic, real, fake, alpha)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(gradient_penalty(critic, real, fake, alpha), exact)
 
 
 def test_phases_leave_the_other_net_alone():
@@ -134,9 +131,6 @@ def test_interpolation_joins_the_inversions():
     torch.testing.assert_close(way[:, -1], ends[1::2], atol=1e-4, rtol=0)
     with pytest.raises(UsageError, match="pairs"):
         net.interpolate(x[:1], noise=noise(1), progress=no_progress)
-
-
-def test_slerp_keeps_the_norm():
     a, b = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     way = slerp(a, b, torch.linspace(0, 1, 5)[:, None])
     torch.testing.assert_close(way.norm(dim=1), torch.ones(5))

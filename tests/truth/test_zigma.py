@@ -84,7 +84,7 @@ def test_gradients_at_a_thousand_tokens():
         assert (c.double() - b).norm() < 1e-4 * b.norm()
 
 
-def test_long_memories_and_short_ones_stay_finite():
+def test_the_scan_is_finite_and_in_full_precision():
     """ΔA of 16 a token: products of the decays, and quotients of them, leave even fp64 within fifty
     tokens."""
     x, _, _, B, C = inputs(1, 1024, 2, 2, torch.float32)
@@ -94,9 +94,6 @@ def test_long_memories_and_short_ones_stay_finite():
     y = selective_scan(*values)
     torch.testing.assert_close(y.double(), recurrence(*(v.double() for v in values)), atol=1e-3, rtol=1e-4)
     assert all(g.isfinite().all() and g.any() for g in torch.autograd.grad(y.sum(), values))
-
-
-def test_it_is_in_full_precision_under_autocast():
     values = inputs(2, 16, 8, 4, torch.float32)
     want = selective_scan(*values)
     grads = torch.autograd.grad(want.sum(), values)
@@ -177,7 +174,7 @@ def test_mamba_is_that_of_transformers():
         torch.testing.assert_close(ours(h), want, atol=1e-5, rtol=1e-4)
 
 
-def test_it_starts_as_the_paper_says():
+def test_it_starts_and_is_as_large_as_the_paper_says():
     torch.manual_seed(0)
     mamba = Mamba(256, 2, 16)
     delta = F.softplus(mamba.dt_proj.bias.detach()).log10()  # log-uniform
@@ -186,6 +183,9 @@ def test_it_starts_as_the_paper_says():
     assert float(delta.mean()) == pytest.approx(-2, abs=0.1)
     torch.testing.assert_close(-mamba.A_log.exp(), -torch.arange(1.0, 17).expand(512, 16))
     assert torch.equal(mamba.D, torch.ones(512))
+    with torch.device("meta"):
+        net = ZigzagNet((4, 32, 32), ZigzagOptions(width=768, layers=24, patch=1))
+    assert len(net.position) == 1024 and sum(p.numel() for p in net.parameters()) == 134_999_812
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(2, 2), (3, 5), (8, 8), (7, 4)])
@@ -257,13 +257,6 @@ def test_the_divergence_of_the_likelihood_is_that_of_finite_differences():
     want = -((ahead - behind) / 2e-5 * v).sum()
     assert abs(float(want)) > 1e-3
     torch.testing.assert_close(gained[0, 0], want, rtol=1e-6, atol=1e-8)
-
-
-def test_the_papers_size():
-    """The settings of the authors' code for latents 4×32×32: 24 blocks of 768, patches of 1."""
-    with torch.device("meta"):
-        net = ZigzagNet((4, 32, 32), ZigzagOptions(width=768, layers=24, patch=1))
-    assert len(net.position) == 1024 and sum(p.numel() for p in net.parameters()) == 134_999_812
 
 
 def test_sizes_that_do_not_fit_are_refused():
