@@ -15,7 +15,6 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import BatchNoise, DataInfo, ImageNoise
 from gzcli.models.autoregressive.pixelcnn import IncrementalPixelCNN, PixelCNN
 from gzcli.models.autoregressive.pixelcnnpp import IncrementalPixelCNNpp, PixelCNNpp
-from gzcli.models.nn.common import from_levels
 
 CLASSES = ("a", "b", "c")
 SMALL = {
@@ -48,14 +47,18 @@ def build(cls, shape, levels, *, seed=0, scale=2.0, classes=(), dtype=torch.floa
     return model.eval()
 
 
+def of_levels(k, levels, dtype):
+    return (k.double() * 2 / (levels - 1) - 1).to(dtype)
+
+
 def every_image(shape, levels, dtype=torch.float64):
     k = torch.tensor(list(itertools.product(range(levels), repeat=math.prod(shape)))).view(-1, *shape)
-    return from_levels(k, levels).to(dtype)
+    return of_levels(k, levels, dtype)
 
 
 def images(n, shape, levels, dtype=torch.float64, seed=1):
     k = torch.randint(levels, (n, *shape), generator=torch.Generator().manual_seed(seed))
-    return from_levels(k, levels).to(dtype)
+    return of_levels(k, levels, dtype)
 
 
 @pytest.fixture(params=[PixelCNN, PixelCNNpp], ids=["pixelcnn", "pixelcnnpp"])
