@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -342,3 +343,11 @@ def test_what_a_run_does_before_its_first_step_is_of_its_time(home, monkeypatch,
     train_one(run, Log(run.path))
     assert run.tree()["train"]["steps"] == pytest.approx(10 * left, abs=1)
     assert ("getting ready took 4m00s of the 4m00s" in capfd.readouterr().err) == (judge > 100)
+
+
+def test_only_the_last_checkpoints_and_the_best_are_kept(tmp_path):
+    for step in (1, 2, 3, 4, 5):
+        (tmp_path / f"{step:08d}").mkdir()
+    (tmp_path / "best.json").write_text(json.dumps({"step": 2}))
+    checkpoints.prune(tmp_path, 2)
+    assert checkpoints.steps_of(tmp_path) == [2, 4, 5]

@@ -182,3 +182,16 @@ def test_sides_that_make_too_many_patches_are_refused_with_what_fits(h, w, near)
         patch_for(h, w, 256)
     assert f"data.size={near}`," in error.value.hint
     assert patch_for(*sides(near), 256)
+
+
+def test_half_precision():
+    net = awake(DiTNet((1, 28, 28), DiTOptions(**SMALL | {"patch": 4})), 0.1).eval()
+    x, t = torch.randn(2, 1, 28, 28), torch.tensor([3, 400])
+    with torch.no_grad():
+        want = net(x, t)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = net(x, t).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        trained = net(x, t).float()  # with a gradient: another attention
+    assert (half - want).norm() / want.norm() < 0.05
+    assert (trained - want).norm() / want.norm() < 0.05

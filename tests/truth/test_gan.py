@@ -62,6 +62,11 @@ def test_r1_against_finite_differences_and_lazily_as_strong():
     assert plain == [True, False, False, False] * 2
     model.options = replace(model.options, r1=0.0)
     torch.testing.assert_close(model.loss(batch(), "critic")["loss"].detach(), each[0])
+    net = DCGAN.of(INFO, width=8, latent=4, r1=1.0, r1_every=1, penalty=10.0)
+    assert {"penalty", "r1"} <= net.loss(batch(), "critic").keys()
+    with torch.inference_mode():  # in evaluation no gradient is penalised
+        found = net.eval().loss(batch(), "critic")
+    assert torch.isfinite(found["loss"]) and found.keys() == {"loss", "gap"}
 
 
 def test_spectral_norm_is_the_largest_singular_value():

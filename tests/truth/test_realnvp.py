@@ -9,9 +9,6 @@ import torch
 from flows import (
     DIGITS,
     batch,
-    check_bijection,
-    check_log_prob,
-    check_probabilities,
     images,
     log_det_by_autograd,
     noise,
@@ -31,29 +28,6 @@ def realnvp(shape=(1, 8, 8), levels=256, classes=DIGITS, size=0.05, **options) -
     model.on_start(batch(x))
     roughen(model, size).log_prob(x, noise=noise(16))
     return model.eval()
-
-
-@pytest.mark.parametrize(
-    ("shape", "options"),
-    [
-        ((1, 8, 8), {}),
-        ((1, 8, 8), {"scales": 3, "couplings": 1}),
-        ((1, 8, 8), {"batch_norm": False, "logit": 0.0, "size": 0.02}),
-        ((3, 4, 4), {}),
-    ],
-)
-def test_model_inverts_and_has_the_log_det_of_its_jacobian(shape, options):
-    check_bijection(realnvp(shape, **options), shape)
-
-
-def test_log_prob_is_the_dequantised_density_minus_d_log_levels():
-    check_log_prob(realnvp(levels=17).double(), images(1, levels=17).double())
-
-
-def test_probabilities_of_all_images_sum_to_one_and_are_the_frequencies_of_samples():
-    check_probabilities(
-        realnvp((1, 2, 2), levels=3, classes=("a", "b"), scales=1, logit=0.1, conditional=True)
-    )
 
 
 def test_both_masks_stand_at_every_scale_but_the_last():

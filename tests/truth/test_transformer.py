@@ -132,6 +132,10 @@ def test_the_loss_is_the_mean_nll_of_a_code():
     low.backward()
     assert low.dtype == torch.float32 and low.item() == pytest.approx(parts["loss"].item(), rel=0.02)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in single.parameters())
+    dropping, y = build(classes=CLASSES, label_dropout=0.3).train(), torch.zeros(2000).long()
+    rows = Batch(torch.zeros(2000, 1), y, torch.arange(2000), BatchNoise(0, total=2000))
+    assert dropping.training_labels(rows)[1].float().mean() == pytest.approx(0.3, abs=0.05)
+    assert dropping.eval().training_labels(rows)[1].sum() == 0
 
 
 @pytest.mark.parametrize("classes", [(), CLASSES])
