@@ -222,7 +222,7 @@ def test_the_sheet_has_blocks_of_flagged_and_of_other_pictures(trained, tmp_path
     assert words == [(row["file"], f"p {row['p']:.2g}") for row in rows[: n + 16]]
 
 
-def test_a_single_picture_and_an_npz_are_judged(trained, tmp_path, pictures):
+def test_pictures_and_their_table(trained, tmp_path, pictures, capsys):
     one = judged(tmp_path, pictures / "test/odd00.png", scores=("nll",))
     assert [(row["file"], row["flagged"]) for row in one["files"]] == [("odd00.png", True)]
     np.savez(tmp_path / "some.npz", images=np.asarray(open_pack("digits").images("test")[:3]))
@@ -230,25 +230,6 @@ def test_a_single_picture_and_an_npz_are_judged(trained, tmp_path, pictures):
     assert sorted(row["file"] for row in many["files"]) == ["0", "1", "2"]
     with pytest.raises(MissingError, match="decodes"):
         judged(tmp_path, pictures / "broken.png", scores=("nll",))
-
-
-def test_maps_show_the_strangest(trained, tmp_path, pictures, monkeypatch):
-    def map_nll(self, x, *, noise):
-        k = ((x + 1) * 8).round().long().flatten(1)
-        return -self.table.log().expand(len(x), -1, -1).gather(2, k[..., None]).view(len(x), *x.shape[2:])
-
-    monkeypatch.setattr(Pixelwise, "map_nll", map_nll, raising=False)
-    for png, n in ((False, 16), (True, 30)):
-        found = judged(tmp_path, pictures, scores=("typicality",), maps=True, png=png)
-        assert found["map"] == "nll" and len(found["outputs"]["maps"]) == n
-        assert list(found["outputs"]["maps"]) == [row["file"] for row in found["files"]][:n]
-        assert Image.open(next(iter(found["outputs"]["maps"].values()))).size == (16, 16)
-    monkeypatch.delattr(Pixelwise, "map_nll")
-    with pytest.raises(UsageError, match="does not say where"):
-        judged(tmp_path, pictures, maps=True)
-
-
-def test_the_table_names_the_flagged_within_80_columns(trained, tmp_path, pictures, capsys):
     long = pictures / "test" / f"{'holiday ' * 9}.png"
     long.write_bytes((pictures / "test/odd00.png").read_bytes())
     found = judged(tmp_path, pictures, scores=("nll", "far"), fpr=0.1)
@@ -272,6 +253,24 @@ def test_the_table_names_the_flagged_within_80_columns(trained, tmp_path, pictur
     table_of_pictures(found | {"files": many})
     told = capsys.readouterr()
     assert len(told.out.splitlines()) == 21 and "and 5 more" in told.err
+
+
+def test_maps_show_the_strangest(trained, tmp_path, pictures, monkeypatch):
+    def map_nll(self, x, *, noise):
+        k = ((x + 1) * 8).round().long().flatten(1)
+        return -self.table.log().expand(len(x), -1, -1).gather(2, k[..., None]).view(len(x), *x.shape[2:])
+
+    monkeypatch.setattr(Pixelwise, "map_nll", map_nll, raising=False)
+    for png, n in ((False, 16), (True, 30)):
+        found = judged(tmp_path, pictures, scores=("typicality",), maps=True, png=png)
+        assert found["map"] == "nll" and len(found["outputs"]["maps"]) == n
+        assert list(found["outputs"]["maps"]) == [row["file"] for row in found["files"]][:n]
+        assert Image.open(next(iter(found["outputs"]["maps"].values()))).size == (16, 16)
+    monkeypatch.delattr(Pixelwise, "map_nll")
+    with pytest.raises(UsageError, match="does not say where"):
+        judged(tmp_path, pictures, maps=True)
+
+
 
 
 @pytest.mark.parametrize("conditional", [False, True])

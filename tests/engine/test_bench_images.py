@@ -130,7 +130,23 @@ def test_worth_is_of_labelled_samples(paths, tmp_path, monkeypatch):
     assert any("labels" in note for note in result["notes"])
 
 
-def test_features_of_some_images_are_those_of_the_whole(digits):
+
+
+def test_contestants_and_their_features(digits):
+    one = [
+        Contestant(Path(p).name, ImageSet(np.zeros(0)), p) for p in ("/a/x/im.zip", "/a/y/im.zip", "/b.npz")
+    ]
+    one += [Contestant("b.npz", ImageSet(np.zeros(0)), "/b.npz")]
+    tell_apart(one)
+    assert [c.name for c in one] == ["x/im.zip", "y/im.zip", "b.npz", "b.npz (2)"]
+    from gzcli.metrics.interval import Interval
+
+    found = json_figures("floor", {"fd": Interval(2.0, 1.0, 3.0), "own": Interval(4.0)})
+    assert json.loads(json.dumps(found)) == {
+        "floor": {"fd": 2.0, "own": 4.0},
+        "floor_intervals": {"fd": [1.0, 3.0]},
+    }
+    assert not out.is_json()
     net, rows = lenet(digits), np.array([3, 40, 41])
     whole = ImageSet(digits.images("test"))
     before = whole.take(rows).features(net)
@@ -138,15 +154,6 @@ def test_features_of_some_images_are_those_of_the_whole(digits):
     assert np.array_equal(whole.take(rows).features(net), whole.features(net)[rows])
     assert np.allclose(before, whole.features(net)[rows], atol=1e-4)
     assert frechet_distance(before, whole.take(rows).features(net)) == pytest.approx(0, abs=1e-3)
-
-
-def test_contestants_of_one_name_are_told_apart():
-    one = [
-        Contestant(Path(p).name, ImageSet(np.zeros(0)), p) for p in ("/a/x/im.zip", "/a/y/im.zip", "/b.npz")
-    ]
-    one += [Contestant("b.npz", ImageSet(np.zeros(0)), "/b.npz")]
-    tell_apart(one)
-    assert [c.name for c in one] == ["x/im.zip", "y/im.zip", "b.npz", "b.npz (2)"]
 
 
 def test_words_are_runs_models_or_images(home, paths, monkeypatch):
@@ -205,12 +212,3 @@ def test_the_table_fits_and_names_what_it_leaves_out(capsys, monkeypatch):
     assert head.count("±") == len(names) and "recon " in head and "samples_per_s↑" in head
 
 
-def test_figures_are_json_with_intervals_beside_them():
-    from gzcli.metrics.interval import Interval
-
-    found = json_figures("floor", {"fd": Interval(2.0, 1.0, 3.0), "own": Interval(4.0)})
-    assert json.loads(json.dumps(found)) == {
-        "floor": {"fd": 2.0, "own": 4.0},
-        "floor_intervals": {"fd": [1.0, 3.0]},
-    }
-    assert not out.is_json()

@@ -44,29 +44,18 @@ class Life:
 CHEAP = {"eval": 0.01, "checkpoint": 0.01, "sample": 0.01}
 
 
-def test_cheap_pauses_come_every_tenth():
+def test_pauses_come_every_tenth_or_as_the_recipe_says():
     life = Life(600, 0.1, CHEAP)
     assert life.found == {"eval_every": 60, "checkpoint_every": 60, "sample_every": 120}
     assert life.steps("eval") == [60 * i for i in range(1, 11)]
-    assert life.steps("sample") == [
-        120,
-        240,
-        360,
-        480,
-        600,
-    ]
-
-
-def test_a_short_run_does_not_validate_all_the_time():
-    """A minute's run of 27 steps, as `--minutes 1` gives a slow model: each validation is worth a step and a
-    half.
-    """
+    assert life.steps("sample") == list(range(120, 601, 120))
+    life = Life(100, 1.0, CHEAP, eval_every=7, checkpoint_every=0, sample_every=50)
+    assert life.steps("eval") == list(range(7, 101, 7))
+    assert life.steps("checkpoint") == []
+    assert life.steps("sample") == [50, 100]
     life = Life(27, 2.0, {"eval": 3.0, "checkpoint": 0.5, "sample": 4.0})
     assert len(life.steps("eval")) == 1 and len(life.steps("sample")) == 1
     assert sum(map(len, (life.steps(kind) for kind in CHEAP))) * 4 < 27
-
-
-def test_a_long_run_shows_a_picture_after_a_minute_and_saves_every_ten():
     life = Life(20_000, 0.5, {"eval": 10.0, "checkpoint": 3.0, "sample": 20.0}, compiling=90.0)
     first = {kind: next(now for found, _, now in life.seen if found == kind) for kind in CHEAP}
     assert max(first.values()) < 140  # the compiler's time included
@@ -89,25 +78,12 @@ def test_a_machine_that_is_a_little_slower_validates_at_the_same_steps():
     slow = [Life(20_000, 0.5 * k, CHEAP) for k in (0.3, 1.0, 3.0, 10.0)]
     assert all(step in (10, 20, 50, 100, 200, 500, 1000, 2000) for x in slow for step in x.steps("eval")[:1])
     assert all(2000 % life.found["eval_every"] == 0 for life in slow)
-
-
-def test_the_series():
     assert [n for n in range(1, 1001) if in_series(n)] == [10, 20, 50, 100, 200, 500, 1000]
     for whole, found in (
         (40, {41: 40, 56: 40, 57: 80, 126: 80, 127: 200, 400: 400, 4000: 4000}),
         (2000, {1500: 2000, 1200: 1000, 600: 400, 200: 200, 0.1: 1}),
     ):
         assert {wanted: in_proportion(whole, wanted) for wanted in found} == found
-
-
-def test_what_the_recipe_says_holds():
-    life = Life(100, 1.0, CHEAP, eval_every=7, checkpoint_every=0, sample_every=50)
-    assert life.steps("eval") == list(range(7, 101, 7))
-    assert life.steps("checkpoint") == []
-    assert life.steps("sample") == [50, 100]
-
-
-def test_a_checkpoint_comes_before_a_pause_that_takes_long():
     cadence = Life(20_000, 0.5, {"eval": 30.0, "checkpoint": 3.0, "sample": 2.0}).cadence
     assert cadence.slow({"eval"}) and cadence.slow({"eval", "sample"}) and not cadence.slow({"sample"})
     assert Cadence(OPEN, 100, agree=list).slow({"sample"})  # nobody knows yet

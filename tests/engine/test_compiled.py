@@ -179,12 +179,11 @@ def test_finding_the_draws_changes_nothing():
     assert torch.equal(torch.get_rng_state(), random)
     for key, value in model.state_dict().items():
         assert not isinstance(value, torch.Tensor) or torch.equal(value, state[key])
-
-
-def test_given_noise_is_stratified_as_that_of_the_batch():
     u = torch.rand(4)
     given = GivenNoise((), 16, torch.tensor(8))
     assert torch.equal(stratified(u, given), stratified(u, BatchNoise(0, total=16, start=8)))
+
+
 
 
 def test_where_auto_compiles():

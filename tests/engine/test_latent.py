@@ -102,9 +102,11 @@ def test_a_trained_run_samples_images_scores_them_and_remembers_its_autoencoder(
         weights.write_bytes(kept)
 
 
-def test_an_application_sees_latents_and_shows_images(forks, on_latents):
+def test_a_second_run_finds_the_latents_packed_and_sees_images(forks, on_latents, tokenizer, monkeypatch):
     done = forks.gz("sample", on_latents.id, "--do", "inpaint", "-n", "3", "--steps", "3", "--cpu", "--json")
     assert '"n": 3' in done.stdout  # the outputs alone
+    monkeypatch.setattr("gzcli.engine.prepared.write_maps", lambda *args, **how: pytest.fail("encoded again"))
+    trainer(recipe(FM, steps=3, sets=(f"data.latent={tokenizer.path}", "seed=3")))
 
 
 def test_a_vae_gives_a_picture_of_one_pixel():
@@ -141,9 +143,6 @@ def test_an_autoencoder_kl_is_taken_as_diffusers_means_it(kl):
     torch.testing.assert_close(drawn.space.encode(x[:2]), t.space.encode(x[:2]))
 
 
-def test_a_second_run_finds_the_latents_packed(tokenizer, on_latents, monkeypatch):
-    monkeypatch.setattr("gzcli.engine.prepared.write_maps", lambda *args, **how: pytest.fail("encoded again"))
-    trainer(recipe(FM, steps=3, sets=(f"data.latent={tokenizer.path}", "seed=3")))
 
 
 def test_what_cannot_be_is_refused(tokenizer, on_latents, tmp_path, kl):

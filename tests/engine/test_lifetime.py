@@ -253,7 +253,7 @@ def test_a_killed_engine(run):
     assert run.status()["error"]["kind"] == "device" and run.status()["code"] == 4 and run.state == "failed"
 
 
-def test_a_killed_partner(run):
+def test_a_killed_partner_or_job(run, tmp_path):
     """Rank 0 records a broken connection, which is a consequence of the kill."""
     error = {"kind": "bug", "message": "RuntimeError: Connection reset by peer", "hint": None}
     run.update(state="failed", code=1, error=error)
@@ -262,6 +262,9 @@ def test_a_killed_partner(run):
     run.update(state="failed", code=1, error={"kind": "bug", "message": "KeyError: 'x'", "hint": None})
     with pytest.raises(GzError, match="KeyError"):
         ending.outcome(run, 1, [])
+    with pytest.raises(DeviceError) as e:
+        ending.outcome(Run(tmp_path), -9, [])
+    assert "checkpoint" not in e.value.message and e.value.hint == "a smaller `-n` takes less"
 
 
 @pytest.mark.parametrize(
@@ -279,10 +282,6 @@ def test_other_silent_ends(run, returncode, got, kind, code, message):
     assert e.value.message == f"{message}; there is no checkpoint yet" and e.value.code == code
 
 
-def test_a_killed_job(tmp_path):
-    with pytest.raises(DeviceError) as e:
-        ending.outcome(Run(tmp_path), -9, [])
-    assert "checkpoint" not in e.value.message and e.value.hint == "a smaller `-n` takes less"
 
 
 def test_without_the_names_that_windows_lacks(monkeypatch):

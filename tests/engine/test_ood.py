@@ -237,10 +237,6 @@ def test_rebuilt_images_are_also_compared_by_the_features_of_the_set(trained, tm
     assert run(tmp_path, n=12)["perceptual"] is None
 
 
-def test_scores_that_are_not_finite_name_the_score_and_the_set(trained, tmp_path):
-    trained.model.broken = True
-    with pytest.raises(DivergedError, match=r"`far` is not finite for \d+ of \d+ images of `digits`"):
-        run(tmp_path, scores=("far",))
 
 
 def test_scores_that_there_are_not(trained, monkeypatch):
@@ -333,11 +329,14 @@ def test_a_foreign_folder_is_scored_whole_and_names_its_files(
     assert mean == {name: 10 * names.index(name) for name in mean}, "each line is that of its file"
 
 
-def test_the_same_set_on_both_sides_is_refused(trained, tmp_path, pictures):
+def test_the_same_set_on_both_sides_and_scores_that_are_not_finite_are_refused(trained, tmp_path, pictures):
     folder = pictures("own", [f"{i}.png" for i in range(20)])
     for sides in ({"ins": folder, "outs": (folder,)}, {"outs": ("digits",)}):
         with pytest.raises(UsageError, match="both"):
             run(tmp_path, **sides)
+    trained.model.broken = True
+    with pytest.raises(DivergedError, match=r"`far` is not finite for \d+ of \d+ images of `digits`"):
+        run(tmp_path, scores=("far",))
 
 
 def test_a_subset_of_the_users_pictures_is_told(trained, tmp_path, monkeypatch, pictures):
@@ -423,16 +422,15 @@ def test_foreign_sets_pass_through_the_runs_size_and_channels(trained, tmp_path)
     assert result["results"][0]["score"] == "nll" and result["results"][0]["auroc"] > 0.9
 
 
-def test_the_budget_buys_500_to_10000_images():
+def test_budget_and_subsets():
     assert affordable(0.1, 300, 2) == 1500
     assert affordable(10, 300, 2) == 500
     assert affordable(1e-6, 300, 2) == 10_000
-
-
-def test_subsets_are_seeded_sorted_and_nested():
     small, large = subset(1000, 100), subset(1000, 300)
     assert (np.diff(small) > 0).all() and set(small) <= set(large) and len(large) == 300
     assert np.array_equal(subset(50, 500), np.arange(50))
+
+
 
 
 def test_without_n_the_budget_decides_and_full_takes_all(trained, tmp_path, monkeypatch):
@@ -488,22 +486,3 @@ def test_pictures_in_colour_have_neighbours_in_features(monkeypatch, installed):
     assert [row["score"] for row in rows] == known
 
 
-def test_a_table_of_runs_stands_beside_papers():
-    """`ood_table.py`: a run's scores with what a paper reports of its model, the baselines once."""
-    one = dict.fromkeys(table_of_runs.FIGURES, 0.5) | {"out": "mnist", "n_in": 1000, "n_out": 900}
-    results = [
-        one | {"score": "nll", "baseline": False, "auroc": 0.1, "ci": {"auroc": [0.05, 0.15]}},
-        one | {"score": "complexity", "baseline": False, "auroc": 0.9, "ci": None},
-        one | {"score": "png", "baseline": True, "auroc": 0.7, "ci": None},
-    ]
-    made = {"in": "fashionmnist", "seconds": 3.0, "results": results}
-    rows = table_of_runs.rows_of(made | {"run": "a"}, "pixelcnnpp")
-    rows += table_of_runs.rows_of(made | {"run": "b"}, "vae")
-    lines = table_of_runs.markdown(rows).splitlines()
-    assert lines[0] == "## fashionmnist against mnist, 1,000 and 900 images"
-    assert lines[4].startswith("| pixelcnnpp | complexity | 0.900 |  | 0.500 | .967 (Serrà 2020")
-    assert lines[5].startswith("| pixelcnnpp | nll | 0.100 | 0.050–0.150 | 0.500 | .089 (Ren 2019")
-    assert [line.split(" | ")[0] for line in lines[4:]] == ["| pixelcnnpp"] * 2 + ["| baseline"] + [
-        "| vae"
-    ] * 2
-    assert all(line.endswith("|  |") for line in lines[6:])

@@ -88,15 +88,14 @@ def test_which_precision_is_used(recipes, asked, fast, sampled, scored, monkeypa
     assert model.types[-1] is None, "a flow goes to its latents and back"
 
 
-def test_a_gpu_without_bf16_has_fp16(monkeypatch):
+
+
+def test_fp16_is_for_gpus_without_bf16(monkeypatch):
+    with pytest.raises(UsageError, match="needs a GPU"):
+        load_trained(Run(None), "cpu", precision="fp16")  # type: ignore[arg-type]
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
     assert devices.chosen_precision("auto", "cuda") == "fp16"
     assert devices.chosen_precision("auto", "mps") == "fp32"
-
-
-def test_fp16_on_a_cpu_is_refused():
-    with pytest.raises(UsageError, match="needs a GPU"):
-        load_trained(Run(None), "cpu", precision="fp16")  # type: ignore[arg-type]
 
 
 def test_samples_in_bf16_agree_over_batches_and_with_fp32(monkeypatch):

@@ -188,7 +188,7 @@ def test_two_ranks_compare_as_one_does(ranks, tmp_path, folders, monkeypatch):
     )
 
 
-def test_the_first_word_of_a_failure_stands(tmp_path):
+def test_what_a_rank_records(tmp_path):
     """A rank whose partner has gone must not write its broken connection over the partner's error."""
     from gzcli.core.errors import MissingError
     from gzcli.engine.__main__ import recorded
@@ -199,9 +199,6 @@ def test_the_first_word_of_a_failure_stands(tmp_path):
         with pytest.raises(type(error)), recorded(run, Log(tmp_path, rank=rank)):
             raise error
     assert run.status()["error"]["message"] == "no weights" and run.status()["code"] == 3
-
-
-def test_a_start_that_was_killed_does_not_count_when_the_run_goes_on(tmp_path):
     from gzcli.engine.__main__ import recorded
     from gzcli.store.runs import Run
 
@@ -211,6 +208,8 @@ def test_a_start_that_was_killed_does_not_count_when_the_run_goes_on(tmp_path):
         with files.lock(run.lock), recorded(run, Log(tmp_path)):
             assert run.state == "running"
         assert earlier <= run.seconds < earlier + 10 and 3.0 <= run.work < 13
+
+
 
 
 def test_ranks_share_muons_matrices(ranks, monkeypatch):

@@ -109,7 +109,7 @@ def test_a_run_whose_data_has_changed_does_not_go_on(gz, tmp_path):
     opening.check_unchanged(run.path, open_pack(photos).meta)  # put back as they were
 
 
-def test_what_has_changed_is_named():
+def test_what_has_changed_is_named(home):
     then = {"classes": list("abcdefgh"), "counts": {"train": 900, "val": 100, "test": 0}}
     then |= {"shape": [3, 32, 32], "extras": []}
     now = {"classes": ["a", "x"], "counts": {"train": 90, "val": 10, "test": 0}}
@@ -123,9 +123,6 @@ def test_what_has_changed_is_named():
         "with caption to each instead of nothing",
     ]
     assert opening._changes(then, then) == ["other pixels, labels or texts"]
-
-
-def test_another_set_is_no_change(home):
     run = runs.create("vae", "digits")
     digits = open_pack("digits").meta
     other = replace(digits, name="patches", digest="x")
@@ -134,6 +131,8 @@ def test_another_set_is_no_change(home):
     opening.record_data(run.path, other)  # once
     opening.check_unchanged(run.path, other)  # `gz ood --in patches`
     assert files.read_json(run.path / "env.json")["data"]["digest"] == digits.digest
+
+
 
 
 def test_a_dry_run_knows_what_is_not_here(gz, tmp_path, monkeypatch):

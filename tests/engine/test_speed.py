@@ -68,16 +68,19 @@ def test_the_peak_of_a_device(name, precision, tera):
     assert peak_of(name, precision) == (None if tera is None else tera * 1e12)
 
 
-def test_a_cpu_has_no_peak():
-    assert peak(CPU, "bf16") is None
-    assert Speed(8, 2e9, None).at(3.0) == {"images_s": 24.0, "tflops": 0.006}
 
 
-def test_rates_follow_from_steps_a_second():
+def test_rates_follow_from_steps_a_second(tmp_path):
     found = Speed(128, 1e12, 500e12).at(40.0)
     assert found == {"images_s": 5120.0, "tflops": 40.0, "mfu": 0.08}
     assert in_words(found) == ["MFU 8%", "40 TFLOP/s", "5.12e+03 images/s"]
     assert Speed(128).at(2.0) == {"images_s": 256.0}
+    assert peak(CPU, "bf16") is None
+    assert Speed(8, 2e9, None).at(3.0) == {"images_s": 24.0, "tflops": 0.006}
+    rows = [{"step": 1, "it_s": 9.0, "tflops": 0.5}, {"step": 2, "it_s": 1.0}, {"step": 3, "it_s": 2.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert training_speed(tmp_path) == {"it_s": 2.0, "tflops": 0.5}
+    assert training_speed(tmp_path / "none") == {}
 
 
 def test_a_line_shows_what_fits_in_it(capsys):
@@ -152,6 +155,10 @@ def test_batches_read_ahead_are_the_same():
         assert torch.equal(a.x, b.x) and torch.equal(a.y, b.y) and torch.equal(a.index, b.index)
         assert torch.equal(a.noise.randn(4, 2), b.noise.randn(4, 2))
     assert all(name.startswith("ahead") for name in threads) and len(threads) > 8
+    def read(step: int) -> str:
+        return f"{step} by {threading.current_thread().name}"
+
+    assert reader(CPU, on_device=False, streamed=False)(read, 3) == f"3 by {threading.current_thread().name}"
 
 
 def test_what_a_thread_raises_is_raised_when_its_step_is_asked_for():
@@ -166,11 +173,6 @@ def test_what_a_thread_raises_is_raised_when_its_step_is_asked_for():
         ahead.at(read, 1)
 
 
-def test_a_cpu_reads_as_it_goes():
-    def read(step: int) -> str:
-        return f"{step} by {threading.current_thread().name}"
-
-    assert reader(CPU, on_device=False, streamed=False)(read, 3) == f"3 by {threading.current_thread().name}"
 
 
 def test_where_every_step_gives_every_parameter_a_gradient():
@@ -192,9 +194,12 @@ def test_what_can_be_shared_out():
         check_strategy(part, catalog.card(model))
     found, _ = started(next(case for case in CASES if case.model == "dit"))
     assert list(steps.blocks_of(found)) == list(found.net.blocks)
-
-
-def test_what_cannot_be_shared_out_is_refused_before_launch():
+    found, _ = started(replace(VAE))
+    found.attach("frozen", torch.nn.Linear(3, 3))
+    other = steps.twin(found)
+    assert other.frozen is found.frozen
+    own = {id(p) for p in found.parameters()}
+    assert own.isdisjoint({id(p) for p in other.parameters()})
     for model, sets, says in (
         ("vae", (), "cannot share out the weights of `vae`"),
         ("dit", ("optim.name=muon",), "`optim.name: muon` needs whole matrices"),
@@ -206,20 +211,10 @@ def test_what_cannot_be_shared_out_is_refused_before_launch():
         assert "`dit`" in e.value.hint or "--set" in e.value.hint, says
 
 
-def test_a_twin_shares_what_is_frozen():
-    found, _ = started(replace(VAE))
-    found.attach("frozen", torch.nn.Linear(3, 3))
-    other = steps.twin(found)
-    assert other.frozen is found.frozen
-    own = {id(p) for p in found.parameters()}
-    assert own.isdisjoint({id(p) for p in other.parameters()})
 
 
-def test_bench_reads_how_fast_a_run_was(tmp_path):
-    rows = [{"step": 1, "it_s": 9.0, "tflops": 0.5}, {"step": 2, "it_s": 1.0}, {"step": 3, "it_s": 2.0}]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert training_speed(tmp_path) == {"it_s": 2.0, "tflops": 0.5}
-    assert training_speed(tmp_path / "none") == {}
+
+
 
 
 # packages of the extra `peers` that a part compares with

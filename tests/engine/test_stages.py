@@ -83,7 +83,7 @@ def test_a_stage_lays_its_own_over_what_is_shared_layer_by_layer(path):
     assert recipe.origin["stages.prior.model.width"].endswith("two.yaml:11")
 
 
-def test_the_command_line_is_over_every_stage(path):
+def test_the_command_line_and_other_data_are_over_every_stage(path, tmp_path):
     recipe = resolve(
         path, data="mnist", sets=["optim.lr=5e-4", "stages.prior.train.ema=0.9"], flags={"train.steps": 50}
     )
@@ -92,13 +92,22 @@ def test_the_command_line_is_over_every_stage(path):
     assert [part.train.ema for part in recipe.parts] == [0.5, 0.9]
     assert recipe.origin["stages.prior.train.steps"] == "--steps"
     assert recipe.origin["stages.prior.train.ema"] == "--set"
-
-
-def test_another_model_in_a_stage_takes_what_it_knows(path):
     recipe = resolve(path, sets=["stages.prior.model.name=maskgit", "stages.prior.model.layers=3"])
     prior = recipe.parts[1]
     assert prior.model == "maskgit" and prior.options["layers"] == 3 and prior.options["width"] == 16
     assert prior.sample.get("temperature", 0.9) == 0.9
+    recipe = resolve(path, sets=["stages.prior.data.n=7", "stages.prior.data.augment=[mutate=0.1]"])
+    recipe = recipe.on(replace(recipe.data, size=16, n=9))
+    assert [part.data.size for part in recipe.parts] == [16, 16]
+    assert [part.data.n for part in recipe.parts] == [9, 7]
+    assert recipe.tree()["stages"]["prior"]["data"] == {"n": 7, "augment": ["mutate=0.1"]}
+    assert recipe_of(recipe.tree()).parts == recipe.parts
+    assert recipe.value("stages.prior.data.n") == 7 and recipe.value("stages.prior.data.nothing") == {}
+    tree = resolve(path, data="mnist").tree()
+    (tmp_path / "again.yaml").write_text(dump(tree))
+    assert resolve(str(tmp_path / "again.yaml")).tree() == tree
+
+
 
 
 MISTAKES = {  # what stands in the recipe in place of what, and what is said
@@ -122,23 +131,11 @@ def test_a_mistake_is_told_with_its_place(tmp_path, monkeypatch):
         assert message in told and "bad.yaml:" in told, change
 
 
-def test_a_resolved_recipe_reads_back_as_it_is(path, tmp_path):
-    tree = resolve(path, data="mnist").tree()
-    (tmp_path / "again.yaml").write_text(dump(tree))
-    assert resolve(str(tmp_path / "again.yaml")).tree() == tree
 
 
-def test_other_data_leave_a_stage_what_it_has_for_itself(path):
-    recipe = resolve(path, sets=["stages.prior.data.n=7", "stages.prior.data.augment=[mutate=0.1]"])
-    recipe = recipe.on(replace(recipe.data, size=16, n=9))
-    assert [part.data.size for part in recipe.parts] == [16, 16]
-    assert [part.data.n for part in recipe.parts] == [9, 7]
-    assert recipe.tree()["stages"]["prior"]["data"] == {"n": 7, "augment": ["mutate=0.1"]}
-    assert recipe_of(recipe.tree()).parts == recipe.parts
-    assert recipe.value("stages.prior.data.n") == 7 and recipe.value("stages.prior.data.nothing") == {}
 
 
-def test_each_stage_is_a_whole_run(trained):
+def test_each_stage_is_a_whole_run(trained, path):
     assert trained.state == "finished" and [stage.state for stage in trained.stages] == ["finished"] * 2
     for stage in trained.stages:
         steps = stage.tree()["train"]["steps"]
@@ -149,6 +146,9 @@ def test_each_stage_is_a_whole_run(trained):
         )
     assert trained.serving.id == f"{trained.id}/stages/prior" and trained.serving.owner == trained
     assert runs.find(trained.id) == trained and runs.by_name(trained.serving.id) == trained.serving
+    recipe = resolve(str(trained.path / "run.yaml"), flags={"train.steps": 8})
+    recipe = continued(trained, with_data(recipe, recipe.found), 8)
+    assert [part.train.steps for part in recipe.parts] == [40, 8]
 
 
 def test_codes_are_made_once_and_are_the_tokenizer_s(trained):
@@ -240,10 +240,6 @@ def test_a_later_stage_starts_from_an_earlier_one_s_weights(tmp_path):
     assert all(torch.allclose(first[key], second[key], atol=1e-6) for key in first)
 
 
-def test_more_steps_are_for_the_last_stage_of_a_finished_run(trained, path):
-    recipe = resolve(str(trained.path / "run.yaml"), flags={"train.steps": 8})
-    recipe = continued(trained, with_data(recipe, recipe.found), 8)
-    assert [part.train.steps for part in recipe.parts] == [40, 8]
 
 
 @pytest.mark.launch

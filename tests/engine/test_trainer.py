@@ -108,7 +108,7 @@ def test_a_step_leaves_no_gradient_and_moves_only_the_phase():
     assert not all(torch.equal(a, b) for a, b in zip(before, generator, strict=True))
 
 
-def test_ema_follows_the_weights_with_warm_up():
+def test_ema_follows_the_weights_and_ranks_draw_by_themselves():
     model = torch.nn.Linear(2, 2, bias=False)
     ema, start = EMA(model, 0.999), model.weight.detach().clone()
     model.weight.data += 1
@@ -118,6 +118,19 @@ def test_ema_follows_the_weights_with_warm_up():
     with ema.swapped():
         torch.testing.assert_close(model.weight.detach(), start + 1 - 2 / 11)
     assert torch.equal(model.weight, weight)
+    t = trainer(recipe(case("vae"), steps=1))
+    layers = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(3))
+    whole_batch.share(layers)
+    assert type(layers[0]) is torch.nn.Dropout and type(layers[1]) is whole_batch.SharedBatchNorm
+
+    def drawn(rank: int, step: int) -> tuple[float, ...]:
+        t.rank = rank
+        t.seed_global(step)
+        return tuple(layers[0](torch.ones(20)).tolist())
+
+    keys = [(rank, step) for rank in range(3) for step in range(3)]
+    assert len({drawn(*key) for key in keys}) == len(keys)
+    assert drawn(1, 2) == drawn(1, 2)
 
 
 NORMED = Case("dcgan", {"width": 8, "latent": 16, "norm": "batch", "disc_norm": "batch"}, lr=2e-3)
@@ -163,7 +176,7 @@ def test_the_averaged_weights_have_their_own_statistics_and_the_trained_ones_kee
     assert same(theirs, ours)
 
 
-def test_learning_rate_is_a_function_of_the_step():
+def test_rates_and_settings_of_phases():
     conf = OptimSection(warmup=10, schedule="cosine")
     assert optim.factor(conf, 0, 110) == 0.1
     assert optim.factor(conf, 9, 110) == 1
@@ -171,6 +184,12 @@ def test_learning_rate_is_a_function_of_the_step():
     assert optim.factor(conf, 110, 110) == pytest.approx(0)
     assert optim.factor(OptimSection(schedule="linear"), 75, 100) == 0.25
     assert optim.factor(OptimSection(schedule="constant"), 75, 100) == 1
+    phases = [Phase("critic", []), Phase("generator", [])]
+    common = OptimSection(name="adam", lr=1.0)
+    found = optim.settings(replace(common, phases={"critic": {"lr": 2.0}}), phases)
+    assert (found["critic"].lr, found["generator"].lr) == (2.0, 1.0)
+    with pytest.raises(UsageError, match="names no phase"):
+        optim.settings(replace(common, phases={"critc": {"lr": 2.0}}), phases)
 
 
 def shipped(model: str, *sets: str):
@@ -199,21 +218,6 @@ def test_every_recipe_ends_a_run_of_a_few_steps(model, forks, home, tmp_path):
     assert ended and {key: fault for key, (fault, _) in ended.items() if fault} == {}
 
 
-def test_each_rank_draws_by_itself_and_draws_the_same_again():
-    """What dropout draws, a number for each of the rank's own images, and not for those of all ranks."""
-    t = trainer(recipe(case("vae"), steps=1))
-    layers = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(3))
-    whole_batch.share(layers)
-    assert type(layers[0]) is torch.nn.Dropout and type(layers[1]) is whole_batch.SharedBatchNorm
-
-    def drawn(rank: int, step: int) -> tuple[float, ...]:
-        t.rank = rank
-        t.seed_global(step)
-        return tuple(layers[0](torch.ones(20)).tolist())
-
-    keys = [(rank, step) for rank in range(3) for step in range(3)]
-    assert len({drawn(*key) for key in keys}) == len(keys)
-    assert drawn(1, 2) == drawn(1, 2)
 
 
 @pytest.mark.parametrize(("eps", "part"), [("1e-8", True), ("0.1", False)])
@@ -230,16 +234,9 @@ def test_halves_of_a_batch_part_glow_by_steps_along_gradients_of_rounding(eps, p
     assert bool(apart) == part and all(name.endswith((".bias", "log_scale", "log_s")) for name in apart)
 
 
-def test_settings_of_a_phase_override():
-    phases = [Phase("critic", []), Phase("generator", [])]
-    common = OptimSection(name="adam", lr=1.0)
-    found = optim.settings(replace(common, phases={"critic": {"lr": 2.0}}), phases)
-    assert (found["critic"].lr, found["generator"].lr) == (2.0, 1.0)
-    with pytest.raises(UsageError, match="names no phase"):
-        optim.settings(replace(common, phases={"critc": {"lr": 2.0}}), phases)
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used():
+def test_a_damaged_checkpoint_is_named_and_some_are_kept(tmp_path):
     t = trainer(recipe(case("vae"), steps=4, sets=("train.checkpoint_every=2", "train.keep=3")))
     t.fit()
     folder = t.run.path / "checkpoints"
@@ -249,6 +246,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used():
     said = []
     assert checkpoints.newest(folder, said.append) == folder / "00000002"
     assert len(said) == 1 and "model.safetensors" in said[0] and "00000004" in said[0]
+    for step in (1, 2, 3, 4, 5):
+        (tmp_path / f"{step:08d}").mkdir()
+    (tmp_path / "best.json").write_text(json.dumps({"step": 2}))
+    checkpoints.prune(tmp_path, 2)
+    assert checkpoints.steps_of(tmp_path) == [2, 4, 5]
 
 
 def test_a_finished_run_keeps_what_it_goes_on_from_and_what_is_sampled(monkeypatch):
@@ -345,9 +347,3 @@ def test_what_a_run_does_before_its_first_step_is_of_its_time(home, monkeypatch,
     assert ("getting ready took 4m00s of the 4m00s" in capfd.readouterr().err) == (judge > 100)
 
 
-def test_only_the_last_checkpoints_and_the_best_are_kept(tmp_path):
-    for step in (1, 2, 3, 4, 5):
-        (tmp_path / f"{step:08d}").mkdir()
-    (tmp_path / "best.json").write_text(json.dumps({"step": 2}))
-    checkpoints.prune(tmp_path, 2)
-    assert checkpoints.steps_of(tmp_path) == [2, 4, 5]

@@ -64,7 +64,7 @@ def test_a_run_directory_is_complete():
     assert {"packages", "python", "git", "threads", "command"} <= env.keys()
 
 
-def test_weights_sample_without_the_recipe_or_the_data(tmp_path):
+def test_weights_sample_without_the_recipe(tmp_path):
     """The safetensors file alone is enough."""
     from gzcli.engine.checkpoint import read_weights
     from gzcli.engine.trained import build_model
@@ -72,6 +72,8 @@ def test_weights_sample_without_the_recipe_or_the_data(tmp_path):
     saved = read_weights(runs.by_name("first").path / "model.safetensors")
     build_model(saved.part, saved.info).load_state_dict(saved.weights)
     assert saved.step == 60 and saved.info.shape == (1, 16, 16)
+    words = ["--set", "sample.steps=15", "--clip", "--set=sample.sampler=dpmpp"]
+    assert as_options(words, "sample") == ["--steps=15", "--clip", "--sampler=dpmpp"]
 
 
 def test_sample_writes_what_it_says(forks, tmp_path):
@@ -194,9 +196,6 @@ def test_wrong_words(capsys, monkeypatch, command):
     assert message in err and hint in err.partition("hint:")[2] and "Traceback" not in err
 
 
-def test_options_of_a_sample_may_be_written_as_keys_of_a_recipe():
-    words = ["--set", "sample.steps=15", "--clip", "--set=sample.sampler=dpmpp"]
-    assert as_options(words, "sample") == ["--steps=15", "--clip", "--sampler=dpmpp"]
 
 
 def test_a_label_that_there_is_not(forks):
@@ -204,20 +203,22 @@ def test_a_label_that_there_is_not(forks):
     assert "no label `11` among 10 classes" in done.stderr
 
 
-def test_a_conditional_model_without_labels_is_refused_before_launch(capsys, tmp_path):
+
+
+def test_mistakes_of_recipes_and_scripts(capsys, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("extends: vae\nmodel: {latnet: 4}\ntrain:\n  steps: many\noptim: {lr: -1}\n")
+    code, _, err = call(capsys, "train", str(recipe))
+    assert code == 2 and all(f"mine.yaml:{line}:" in err for line in (2, 4, 5))
+    code, out, _ = call(capsys, "sample", "vea", "--json")
+    error = json.loads(out)["error"]
+    assert (code, error["code"], error["kind"], error["hint"]) == (2, 2, "usage", "did you mean `vae`?")
     for i in range(12):
         Image.fromarray(np.full((16, 16), 20 * i, np.uint8)).save(tmp_path / f"{i}.png")
     before = len(runs.all_runs())
     code, _, err = call(capsys, "train", "vae", "--data", str(tmp_path), "--set", "model.conditional=true")
     assert code == 2 and "needs labels" in err and "digits" in err
     assert len(runs.all_runs()) == before
-
-
-def test_a_recipe_with_three_mistakes_shows_three(capsys, tmp_path):
-    recipe = tmp_path / "mine.yaml"
-    recipe.write_text("extends: vae\nmodel: {latnet: 4}\ntrain:\n  steps: many\noptim: {lr: -1}\n")
-    code, _, err = call(capsys, "train", str(recipe))
-    assert code == 2 and all(f"mine.yaml:{line}:" in err for line in (2, 4, 5))
 
 
 def test_dry_run_creates_nothing_and_plans_for_what_is_absent(capsys):
@@ -228,10 +229,6 @@ def test_dry_run_creates_nothing_and_plans_for_what_is_absent(capsys):
     assert all(piece in out for piece in (*pieces, "not here")), out
 
 
-def test_the_errors_of_scripts_are_json(capsys):
-    code, out, _ = call(capsys, "sample", "vea", "--json")
-    error = json.loads(out)["error"]
-    assert (code, error["code"], error["kind"], error["hint"]) == (2, 2, "usage", "did you mean `vae`?")
 
 
 def test_a_larger_steps_extends_a_finished_run_and_a_run_can_be_repeated(forks):

@@ -111,11 +111,8 @@ def test_cached_samples_are_those_of_whole_net_passes(cls, shape, levels, classe
 @pytest.mark.parametrize(("shape", "levels"), [((1, 2, 2), 2), ((1, 1, 2), 3)])
 def test_sampled_frequencies_are_the_probabilities(net, shape, levels):
     """20,000 samples: every image's frequency within five standard errors of exp(log_prob)."""
-    model, n, every = (
-        net(shape, levels, dtype=torch.float32),
-        20_000,
-        every_image(shape, levels, torch.float32),
-    )
+    every = every_image(shape, levels, torch.float32)
+    model, n = net(shape, levels, dtype=torch.float32), 20_000
     k = ((model.sample(n, noise=BatchNoise(0, total=n)).flatten(1) + 1) * (levels - 1) / 2).round().long()
     index = (k * levels ** torch.arange(k.shape[1]).flip(0)).sum(1)
     p = model.log_prob(every).detach().exp()

@@ -171,19 +171,7 @@ def test_a_block_is_modulated_by_time_then_by_code():
     torch.testing.assert_close(block(x, emb), x + block.conv2(F.silu(h)))
 
 
-def test_every_parameter_of_the_encoder_gets_a_gradient():
-    for shape in ((1, 16, 16), (3, 28, 28), (1, 9, 7)):
-        torch.manual_seed(0)
-        encoder = Encoder(DataInfo(shape), 5, UNetOptions(channels=8, mult=(1, 2, 2), attention=(7, 8)))
-        for p in encoder.parameters():
-            p.data += 0.05 * torch.randn_like(p)
-        z = encoder(torch.randn(4, *shape))
-        assert z.shape == (4, 5)
-        z.square().sum().backward()
-        assert all(p.grad.isfinite().all() and p.grad.any() for p in encoder.parameters()), shape
-
-
-def test_levels_of_the_encoder_follow_from_the_size():
+def test_the_encoder_follows_from_the_size():
     """One more than the U-Net has: those of the paper's nets for 64 and 128 pixels."""
     with torch.device("meta"):
         for side, patch, widths in (
@@ -193,6 +181,15 @@ def test_levels_of_the_encoder_follow_from_the_size():
         ):
             model = DiffAE.of(DataInfo((3, side, side)), latent=4, channels=8, patch=patch)
             assert [stage.blocks[-1].conv2.out_channels for stage in model.encoder.down] == widths
+    for shape in ((1, 16, 16), (3, 28, 28), (1, 9, 7)):
+        torch.manual_seed(0)
+        encoder = Encoder(DataInfo(shape), 5, UNetOptions(channels=8, mult=(1, 2, 2), attention=(7, 8)))
+        for p in encoder.parameters():
+            p.data += 0.05 * torch.randn_like(p)
+        z = encoder(torch.randn(4, *shape))
+        assert z.shape == (4, 5)
+        z.square().sum().backward()
+        assert all(p.grad.isfinite().all() and p.grad.any() for p in encoder.parameters()), shape
 
 
 def test_each_phase_teaches_its_own():

@@ -82,31 +82,8 @@ def test_sizes_are_the_papers(size):
     assert sum(p.numel() for p in net.parameters()) == pytest.approx(params, rel=0.02)
 
 
-def test_a_patch_comes_out_where_it_went_in():
-    """While blocks are the identity a pixel of the output depends on the pixels of its own patch, and on no
-    others."""
-    net = DiTNet((2, 4, 8), DiTOptions(**SMALL))
-    torch.nn.init.normal_(net.out.weight)
-    x = torch.randn(1, 2, 4, 8)
-    jacobian = (
-        torch.autograd.functional.jacobian(lambda x: net(x, torch.zeros(1)).sum(1), x)[0, :, :, 0]
-        .abs()
-        .sum(2)
-    )
-    rows, columns = torch.arange(4) // 2, torch.arange(8) // 2
-    patch = rows[:, None] * 4 + columns  # [H, W]
-    assert torch.equal(jacobian > 0, patch[:, :, None, None] == patch)
 
 
-def test_positions_tell_rows_from_columns():
-    net = DiTNet((1, 6, 8), DiTOptions(**SMALL))
-    assert net.position.shape == (12, 32) and len(net.position.unique(dim=0)) == 12
-    awake(net)
-    x = torch.randn(1, 1, 6, 8)
-    with torch.no_grad():
-        assert not torch.allclose(
-            net(x, torch.ones(1)).roll(2, 3), net(x.roll(2, 3), torch.ones(1)), atol=1e-3
-        )
 
 
 def test_starts_at_zero_and_every_parameter_gets_a_gradient():

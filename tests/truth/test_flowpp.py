@@ -24,15 +24,8 @@ from gzcli.models.normalizing_flow.flowpp import (
     MixLogisticCoupling,
 )
 
-SMALL = {
-    "channel": (0, 1),
-    "checkerboard": (2, 1),
-    "hidden": 8,
-    "blocks": 1,
-    "components": 3,
-    "heads": 2,
-    "dequant_blocks": 1,
-}
+SMALL = {"channel": (0, 1), "checkerboard": (2, 1), "hidden": 8, "blocks": 1, "components": 3, "heads": 2}
+SMALL |= {"dequant_blocks": 1}
 STEP = CouplingOptions(components=3, hidden=8, blocks=1, heads=2, attention=64, dropout=0.0)
 
 
@@ -119,30 +112,8 @@ def test_halves_are_alternate_columns_or_alternate_rows_of_the_squares(way):
     torch.testing.assert_close(flowpp.join(x1, x2, way), x)
 
 
-class AnyNet(torch.nn.Module):
-    """A net for couplings that is far from zero."""
-
-    def __init__(self, channels: int, out: int):
-        super().__init__()
-        self.conv = torch.nn.Conv2d(channels, out, 3, padding=1)
-
-    def forward(self, x1, context):
-        return 3 * self.conv(x1)
 
 
-def test_coupling_has_the_log_det_of_its_jacobian_and_inverts():
-    torch.manual_seed(0)
-    coupling = MixLogisticCoupling(AnyNet(2, 2 * (2 + 3 * 4)), 4).double()
-    x1, x2 = torch.randn(2, 3, 2, 3, 2, dtype=torch.float64)
-    y2, log_det = coupling(x1, x2)
-    expected = torch.stack(
-        [
-            log_det_by_autograd(lambda t, a=a: coupling(a[None], t)[0], b[None])[0]
-            for a, b in zip(x1, x2, strict=True)
-        ]
-    )
-    torch.testing.assert_close(log_det, expected)
-    torch.testing.assert_close(coupling.inverse(x1, y2), x2)
 
 
 @pytest.mark.parametrize("way", [COLUMNS, CHANNELS])
@@ -153,13 +124,9 @@ def test_couplings_have_the_log_det_of_their_jacobian_and_invert(way, attention)
     x, context = torch.randn(2, 4, 2, 4, dtype=torch.float64), torch.randn(2, 2, 4, 3, dtype=torch.float64)
     context = context[:, :, : 2 if way == COLUMNS else 4]
     y, log_det = flow(x, context)
-    expected = torch.stack(
-        [
-            log_det_by_autograd(lambda t, c=c: flow(t, c[None])[0], one[None])[0]
-            for one, c in zip(x, context, strict=True)
-        ]
-    )
-    torch.testing.assert_close(log_det, expected)
+    for one, c, found in zip(x, context, log_det, strict=True):
+        expected = log_det_by_autograd(lambda t, c=c: flow(t, c[None])[0], one[None])[0]
+        torch.testing.assert_close(found, expected)
     torch.testing.assert_close(flow.inverse(y, context), x)
     assert (y != x).all(), "each value is changed"
     single = flow.float()

@@ -1,4 +1,4 @@
-"""What each image flow owes: an inverse, the log-det of its Jacobian, and the probabilities of its samples."""
+"""What each image flow owes: its inverse, its log-det, and the probabilities of its samples."""
 
 from __future__ import annotations
 

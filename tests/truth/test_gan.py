@@ -125,7 +125,7 @@ def test_augmentation_moves_hides_and_recolours():
     assert x.grad.abs().sum() > 0, "the generator learns through it"
 
 
-def test_ways_and_traversals():
+def test_ways_traversals_and_best_labels():
     z = torch.randn(5, 3)
     way = interpolated(z, 4)
     assert way.shape == (8, 3)
@@ -140,6 +140,13 @@ def test_ways_and_traversals():
     row = rows[:5, :, 0, 0] / scale  # the coordinate with the largest effect comes first
     torch.testing.assert_close(row[:, 1], torch.linspace(-2, 2, 5))
     torch.testing.assert_close(row[:, 0], z[0, 0].expand(5))
+    for multilabel in (False, True):
+        info, target = DataInfo((1, 1, 1), 256, tuple("abcd"), multilabel), torch.tensor([2, 0, 3])
+        if multilabel:
+            target = torch.tensor([[0.0, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
+        far = lambda y, t=target: (y != t).double().view(3, -1).sum(1)  # noqa: E731
+        y, best = best_labels(far, torch.ones_like(target), info)
+        assert torch.equal(y, target) and not best.any()
 
 
 def test_collapse_is_seen():
@@ -158,16 +165,6 @@ def test_collapse_is_seen():
     assert collapse.coverage(labels % 5, labels) == pytest.approx(math.log(5) / math.log(10))
     assert collapse.warning(1.0, 1.0) is None and collapse.warning(1.0, None) is None
     assert "classes is 50%" in collapse.warning(1.0, 0.5) and "images is 30%" in collapse.warning(0.3, 1.0)
-
-
-def test_the_best_labels_are_one_class_or_a_set():
-    for multilabel in (False, True):
-        info, target = DataInfo((1, 1, 1), 256, tuple("abcd"), multilabel), torch.tensor([2, 0, 3])
-        if multilabel:
-            target = torch.tensor([[0.0, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
-        far = lambda y, t=target: (y != t).double().view(3, -1).sum(1)  # noqa: E731
-        y, best = best_labels(far, torch.ones_like(target), info)
-        assert torch.equal(y, target) and not best.any()
 
 
 class Painter(torch.nn.Module):

@@ -74,12 +74,6 @@ def test_kl_is_the_mean_of_the_log_ratio(trained):
     assert kl.mean(0).max() > 0.5  # it has learned something to say
 
 
-def test_bounds_tighten_with_more_samples(trained):
-    x = squares(64, INFO, seed=1)
-    with torch.no_grad():
-        one, ten, hundred = (trained.log_prob(x, noise=noise(64), samples=k).mean() for k in (1, 10, 100))
-    assert one < ten < hundred
-    assert hundred - one < 0.5 * one.abs()
 
 
 def test_the_bound_reaches_the_marginal_of_a_ladder_of_gaussians():
@@ -187,17 +181,6 @@ def test_spectral_norms_against_the_singular_values():
     assert any(not torch.equal(before[name], value) for name, value in norms.state_dict().items())
 
 
-def test_spectral_regularisation_lowers_them():
-    torch.manual_seed(0)
-    model, x = HVAE.of(INFO, **SMALL, spectral=10.0), squares(8, INFO)
-    weights = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
-    total = lambda: sum(float(torch.linalg.svdvals(w.detach().flatten(1))[0]) for w in weights)  # noqa: E731
-    optimizer, start = torch.optim.Adam(model.parameters(), lr=1e-3), total()
-    for step in range(30):
-        optimizer.zero_grad()
-        model.loss(batch(x, step))["loss"].backward()
-        optimizer.step()
-    assert total() < 0.9 * start
 
 
 def test_mixture_shows_the_heaviest_component():

@@ -73,14 +73,8 @@ def test_kid_is_that_of_torch_fidelity_for_the_same_subsets(sizes, subsets, size
     rng = np.random.default_rng(3)
     a, b = gaussian(rng, sizes[0]), gaussian(rng, sizes[1], scale=1.3)
     monkeypatch.setattr(kernel_distance, "ROWS", 50)
-    theirs = kid_features_to_metric(
-        torch.from_numpy(a),
-        torch.from_numpy(b),
-        kid_subsets=subsets,
-        kid_subset_size=size,
-        rng_seed=7,
-        verbose=False,
-    )
+    how = {"kid_subsets": subsets, "kid_subset_size": size, "rng_seed": 7, "verbose": False}
+    theirs = kid_features_to_metric(torch.from_numpy(a), torch.from_numpy(b), **how)
     found = kid(a, b, subsets=subsets, size=size, seed=7)
     assert found.value == pytest.approx(theirs["kernel_inception_distance_mean"], abs=1e-12)
 

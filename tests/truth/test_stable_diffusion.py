@@ -197,7 +197,7 @@ def test_at_first_it_is_the_base(cls, kind):
     assert not torch.equal(denoised(stirred(model), **conditions)[0], theirs)
 
 
-def test_new_input_channels_start_at_zero():
+def test_what_an_edit_does_without_and_new_channels():
     model = built(InstructPix2Pix)
     weight = model.unet.conv_in.weight
     assert weight.shape[1] == 8 and not weight[:, 4:].any() and weight[:, :4].all()
@@ -206,6 +206,14 @@ def test_new_input_channels_start_at_zero():
         theirs = load_base(tiny_sd.base()).unet(z, t, model.embed(TEXTS)["text"]).sample
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
     assert not torch.allclose(denoised(stirred(model), before=torch.randn(4, 4, 8, 8))[0], theirs, atol=1e-3)
+    model, n = built(InstructPix2Pix), 4000
+    b = batch(n)
+    b.extra = {"text": torch.full((n, 16, 16), 7.0), "before_latent": torch.full((n, 4, 8, 8), 7.0)}
+    found = model.conditions(b)
+    text, image = (found["text"] != 7).flatten(1).all(1), (found["before"] != 7).flatten(1).all(1)
+    assert not found["before"][image].any()
+    for share in (text & ~image, text & image, ~text & image):
+        assert float(share.float().mean()) == pytest.approx(0.05, abs=0.012)
 
 
 @pytest.mark.parametrize("min_snr", [None, 5.0])
@@ -271,17 +279,6 @@ def test_a_caption_is_dropped_for_what_the_pipeline_has_without_one():
             torch.testing.assert_close(found["text"][i], (none if gone else text)[i % 4], msg=f"{kind} {i}")
             if more:
                 torch.testing.assert_close(found["pooled"][i], more[gone][i % 4])
-
-
-def test_shares_of_what_an_edit_has_to_do_without():
-    model, n = built(InstructPix2Pix), 4000
-    b = batch(n)
-    b.extra = {"text": torch.full((n, 16, 16), 7.0), "before_latent": torch.full((n, 4, 8, 8), 7.0)}
-    found = model.conditions(b)
-    text, image = (found["text"] != 7).flatten(1).all(1), (found["before"] != 7).flatten(1).all(1)
-    assert not found["before"][image].any()
-    for share in (text & ~image, text & image, ~text & image):
-        assert float(share.float().mean()) == pytest.approx(0.05, abs=0.012)
 
 
 def test_text_encoders_are_tuned_too_if_asked():

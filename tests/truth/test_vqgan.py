@@ -88,7 +88,7 @@ def test_the_discriminator_has_the_hinge_loss_and_leaves_the_rest_alone():
     )
 
 
-def test_the_net_of_the_paper_has_its_size():
+def test_sizes_of_the_papers_and_their_patches():
     """Encoder and decoder as taming-transformers builds them for faces: 29.3 M and 42.4 M parameters."""
     with torch.device("meta"):
         sizes = {"channels": 128, "mult": (1, 1, 2, 2, 4), "blocks": 2, "groups": 32, "codes": 1024}
@@ -99,9 +99,6 @@ def test_the_net_of_the_paper_has_its_size():
     assert count(model.encoder) == pytest.approx(29.3e6, rel=0.01)
     assert count(model.decoder) == pytest.approx(42.4e6, rel=0.01)
     assert count(model.discriminator) == pytest.approx(2.8e6, rel=0.02)
-
-
-def test_a_patch_has_seventy_pixels():
     net = PatchGAN((3, 96, 96), width=4, layers=3, norm="none")
     x = images(1, (3, 96, 96)).requires_grad_()
     logits = net(x)
@@ -111,6 +108,8 @@ def test_a_patch_has_seventy_pixels():
     assert rows.max() - rows.min() + 1 == 70
     with pytest.raises(UsageError, match="too small"):
         PatchGAN((1, 16, 16), 8, 3, "none")
+
+
 
 
 def random_weights() -> tuple[dict, dict]:
