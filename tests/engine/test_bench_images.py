@@ -130,8 +130,6 @@ def test_worth_is_of_labelled_samples(paths, tmp_path, monkeypatch):
     assert any("labels" in note for note in result["notes"])
 
 
-
-
 def test_contestants_and_their_features(digits):
     one = [
         Contestant(Path(p).name, ImageSet(np.zeros(0)), p) for p in ("/a/x/im.zip", "/a/y/im.zip", "/b.npz")
@@ -156,7 +154,15 @@ def test_contestants_and_their_features(digits):
     assert frechet_distance(before, whole.take(rows).features(net)) == pytest.approx(0, abs=1e-3)
 
 
-def test_words_are_runs_models_or_images(home, paths, monkeypatch):
+def test_words_are_runs_models_or_images(home, paths, tmp_path, monkeypatch):
+    drawn = tmp_path / "drawn"
+    drawn.mkdir()
+    for name in ("grid.png", "job.json"):
+        (drawn / name).write_bytes(b"{}")
+    with pytest.raises(UsageError, match="the sheet of a sample"):
+        images_at(str(drawn))
+    (drawn / "images").symlink_to(paths / "train")
+    assert images_at(str(drawn)) == str(drawn / "images")
     monkeypatch.chdir(paths)
     run = runs.create("vae", "digits", alias="mine")
     run.update(state="finished")
@@ -180,17 +186,6 @@ def test_words_are_runs_models_or_images(home, paths, monkeypatch):
         find_contestants([], "mnist")
 
 
-def test_a_folder_of_gz_sample_is_taken_without_its_sheet(home, paths, tmp_path):
-    drawn = tmp_path / "drawn"
-    drawn.mkdir()
-    for name in ("grid.png", "job.json"):
-        (drawn / name).write_bytes(b"{}")
-    with pytest.raises(UsageError, match="the sheet of a sample"):
-        images_at(str(drawn))
-    (drawn / "images").symlink_to(paths / "train")
-    assert images_at(str(drawn)) == str(drawn / "images")
-
-
 def test_the_table_fits_and_names_what_it_leaves_out(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     names = ["fd_lite", "kid_lenet", "precision_lenet", "recall_lenet", "density_lenet", "swd", "tv", "bpd"]
@@ -210,5 +205,3 @@ def test_the_table_fits_and_names_what_it_leaves_out(capsys, monkeypatch):
     bench_verb.table(result, wide=True)
     head = capsys.readouterr().out.splitlines()[0]
     assert head.count("±") == len(names) and "recon " in head and "samples_per_s↑" in head
-
-

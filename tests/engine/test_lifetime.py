@@ -153,15 +153,13 @@ def launcher(monkeypatch, tmp_path):
     signals.restore(before)
 
 
-def test_a_signal_to_the_launcher_alone_reaches_the_trainer(launcher, tmp_path):
+def test_the_launcher_hears_signals_and_ends_as_its_process_did(launcher, tmp_path):
     def run():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torch's launcher installs its own, which would end us
         os.kill(os.getpid(), signal.SIGTERM)
 
     assert launcher(run) == 0 and (tmp_path / "stop").read_text() == "15"
 
-
-def test_the_launcher_ends_as_its_process_did(launcher, tmp_path):
     def one(code: int):
         def run():
             raise subprocess.CalledProcessError(code, ["python"])
@@ -280,8 +278,6 @@ def test_other_silent_ends(run, returncode, got, kind, code, message):
     with pytest.raises(kind) as e:
         ending.outcome(run, returncode, got)
     assert e.value.message == f"{message}; there is no checkpoint yet" and e.value.code == code
-
-
 
 
 def test_without_the_names_that_windows_lacks(monkeypatch):

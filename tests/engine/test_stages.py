@@ -108,8 +108,6 @@ def test_the_command_line_and_other_data_are_over_every_stage(path, tmp_path):
     assert resolve(str(tmp_path / "again.yaml")).tree() == tree
 
 
-
-
 MISTAKES = {  # what stands in the recipe in place of what, and what is said
     ("  tokenizer:", "  tokeniser:"): "`transformer` needs a stage `tokenizer` before it",
     ("width: 16", "widht: 16"): "unknown key `widht` in `stages.prior.model` (did you mean `width`?)",
@@ -129,10 +127,6 @@ def test_a_mistake_is_told_with_its_place(tmp_path, monkeypatch):
             resolve("./bad.yaml")
         told = f"{e.value.message} ({e.value.hint})"
         assert message in told and "bad.yaml:" in told, change
-
-
-
-
 
 
 def test_each_stage_is_a_whole_run(trained, path):
@@ -219,14 +213,11 @@ def test_what_is_prepared_is_augmented_by_one_draw(trained, path):
     assert (found[0] != found[1]).mean() > 0.05 and np.array_equal(found[1], found[2])
 
 
-def test_a_wrong_option_of_a_later_stage_is_told_before_an_earlier_one_is_trained(path):
+def test_weights_and_wrong_options_of_a_later_stage(path, tmp_path):
     run = make(path, "stages.prior.model.heads=3")
     assert main(run.path) == UsageError.code
     assert run.status()["error"]["message"] == "`model.width` is 16, which 3 heads cannot share"
     assert not any((stage.path / "metrics.jsonl").exists() for stage in run.stages)
-
-
-def test_a_later_stage_starts_from_an_earlier_one_s_weights(tmp_path):
     text = """
     train: {steps: 2, batch_size: 8, sample_every: 0, best: none, precision: fp32}
     stages:
@@ -238,8 +229,6 @@ def test_a_later_stage_starts_from_an_earlier_one_s_weights(tmp_path):
     assert main(run.path) == 0
     first, second = (load_file(stage.path / "model.safetensors") for stage in run.stages)
     assert all(torch.allclose(first[key], second[key], atol=1e-6) for key in first)
-
-
 
 
 @pytest.mark.launch

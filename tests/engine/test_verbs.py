@@ -85,6 +85,8 @@ def test_sample_writes_what_it_says(forks, tmp_path):
     assert samples.shape == (6, 16, 16, 1) and samples.dtype == np.uint8
     again = json.loads(forks.gz(*words, "--out", str(tmp_path / "b"), "--temperature", "0.5").stdout)
     assert not np.array_equal(samples, np.load(again["npz"])["samples"])
+    done = forks.gz("sample", "labelled", "--label", "11", "--cpu", code=2)
+    assert "no label `11` among 10 classes" in done.stderr
 
 
 def test_animation_shows_the_way(tmp_path):
@@ -196,29 +198,21 @@ def test_wrong_words(capsys, monkeypatch, command):
     assert message in err and hint in err.partition("hint:")[2] and "Traceback" not in err
 
 
-
-
-def test_a_label_that_there_is_not(forks):
-    done = forks.gz("sample", "labelled", "--label", "11", "--cpu", code=2)
-    assert "no label `11` among 10 classes" in done.stderr
-
-
-
-
 def test_mistakes_of_recipes_and_scripts(capsys, tmp_path):
-    recipe = tmp_path / "mine.yaml"
+    recipe, pictures = tmp_path / "mine.yaml", tmp_path / "pictures"
     recipe.write_text("extends: vae\nmodel: {latnet: 4}\ntrain:\n  steps: many\noptim: {lr: -1}\n")
     code, _, err = call(capsys, "train", str(recipe))
     assert code == 2 and all(f"mine.yaml:{line}:" in err for line in (2, 4, 5))
+    pictures.mkdir()
+    for i in range(12):
+        Image.fromarray(np.full((16, 16), 20 * i, np.uint8)).save(pictures / f"{i}.png")
+    before = len(runs.all_runs())
+    code, _, err = call(capsys, "train", "vae", "--data", str(pictures), "--set", "model.conditional=true")
+    assert code == 2 and "needs labels" in err and "digits" in err
+    assert len(runs.all_runs()) == before
     code, out, _ = call(capsys, "sample", "vea", "--json")
     error = json.loads(out)["error"]
     assert (code, error["code"], error["kind"], error["hint"]) == (2, 2, "usage", "did you mean `vae`?")
-    for i in range(12):
-        Image.fromarray(np.full((16, 16), 20 * i, np.uint8)).save(tmp_path / f"{i}.png")
-    before = len(runs.all_runs())
-    code, _, err = call(capsys, "train", "vae", "--data", str(tmp_path), "--set", "model.conditional=true")
-    assert code == 2 and "needs labels" in err and "digits" in err
-    assert len(runs.all_runs()) == before
 
 
 def test_dry_run_creates_nothing_and_plans_for_what_is_absent(capsys):
@@ -227,8 +221,6 @@ def test_dry_run_creates_nothing_and_plans_for_what_is_absent(capsys):
     assert code == 0 and len(runs.all_runs()) == before
     pieces = ("model.depth", "recipes/glow.yaml:", "accelerate launch", "4 GPUs", "gz data download mnist")
     assert all(piece in out for piece in (*pieces, "not here")), out
-
-
 
 
 def test_a_larger_steps_extends_a_finished_run_and_a_run_can_be_repeated(forks):

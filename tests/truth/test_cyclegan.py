@@ -20,7 +20,6 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, BatchNoise, DataInfo, no_progress
 from gzcli.data.packs.batches import TrainBatches, to_uint8
 from gzcli.data.packs.open import open_pack
-from gzcli.engine import state
 from gzcli.models.gan.cyclegan import MEMORY, CycleGAN, ImagePool, Translator, TranslatorOptions
 from gzcli.models.nn.ssim import gaussian_window, ssim_parts
 from gzcli.recipe.resolve import resolve
@@ -62,7 +61,7 @@ def test_losses_term_by_term():
     assert all(p.grad is None for net in (net.a_to_b, net.b_to_a) for p in net.parameters())
 
 
-def test_validation_is_the_cycle_of_each_image_by_its_label():
+def test_validation_and_figures_of_its_own():
     net, x, y = model(cycle=7.0).eval(), images(4), torch.tensor([0, 1, 1, 0])
     found = net.loss(Batch(x, y, torch.arange(4), noise(4)))["loss"]
     ways = [
@@ -70,6 +69,17 @@ def test_validation_is_the_cycle_of_each_image_by_its_label():
         for i in range(4)
     ]
     torch.testing.assert_close(found, 7 * (torch.cat(ways) - x).abs().mean())
+    net, x, y = model().eval(), images(6), torch.tensor([0, 1, 0, 0, 1, 1])
+    with torch.no_grad():
+        found = net.measure(Batch(x[i : i + 4], y[i : i + 4], torch.arange(4), noise(4)) for i in (0, 4))
+        cycle = net.loss(Batch(x, y, torch.arange(6), noise(6)))["loss"] / net.cycle
+        a, b = x[y == 0], x[y == 1]
+        same = torch.cat([net.b_to_a(a) - a, net.a_to_b(b) - b]).abs().mean()
+        pairs = torch.cat([a, b]), torch.cat([net.a_to_b(a), net.b_to_a(b)])
+        like = ssim_parts(*((t + 1) / 2 for t in pairs), gaussian_window(11, 1.5))[0].mean()
+    assert found == pytest.approx(
+        {"cycle_l1": float(cycle) / 2, "identity_l1": float(same) / 2, "ssim": float(like)}, rel=1e-4
+    )
 
 
 def test_the_discriminators_are_shown_what_the_pools_give():
@@ -123,9 +133,6 @@ def test_the_pool_is_no_weight_but_goes_on_after_a_resume():
     assert two.pool_a.count == 3 and torch.equal(two.pool_a.images, one.pool_a.images)
     later = lambda: batch(images(3, seed=2), images(3, seed=3), 1)  # noqa: E731
     assert torch.equal(*(net.loss(later(), "discriminator")["loss"] for net in (one, two)))
-
-
-def test_weights_of_another_run_come_with_an_empty_pool():
     case = next(case for case in CASES if case.model == "cyclegan" and case.options["pool"])
     first = trainer(recipe(case, steps=2))
     first.fit()
@@ -229,20 +236,6 @@ def test_samples_are_translations_of_what_was_trained_on():
     near = (made[:, None] - every).abs().amax((2, 3, 4))
     assert near.min(1).values.max() < 1e-4
     assert 8 < (near.argmin(1) < MEMORY).sum() < 32, "either way"
-
-
-def test_figures_of_its_own():
-    net, x, y = model().eval(), images(6), torch.tensor([0, 1, 0, 0, 1, 1])
-    with torch.no_grad():
-        found = net.measure(Batch(x[i : i + 4], y[i : i + 4], torch.arange(4), noise(4)) for i in (0, 4))
-        cycle = net.loss(Batch(x, y, torch.arange(6), noise(6)))["loss"] / net.cycle
-        a, b = x[y == 0], x[y == 1]
-        same = torch.cat([net.b_to_a(a) - a, net.a_to_b(b) - b]).abs().mean()
-        pairs = torch.cat([a, b]), torch.cat([net.a_to_b(a), net.b_to_a(b)])
-        like = ssim_parts(*((t + 1) / 2 for t in pairs), gaussian_window(11, 1.5))[0].mean()
-    assert found == pytest.approx(
-        {"cycle_l1": float(cycle) / 2, "identity_l1": float(same) / 2, "ssim": float(like)}, rel=1e-4
-    )
 
 
 @pytest.fixture

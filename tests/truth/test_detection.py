@@ -69,6 +69,8 @@ def test_exact_values():
     constant = detection(np.ones(10), np.ones(10))
     assert constant["auroc"] == 0.5 and constant["fpr95"] == 1
     assert constant["ci"] == {"auroc": [0.5, 0.5], "fpr95": [1.0, 1.0]}
+    with pytest.raises(UsageError):
+        detection(np.empty(0), np.ones(3))
 
 
 def test_bootstrap_interval_covers_as_often_as_it_says():
@@ -91,11 +93,6 @@ def test_bootstrap_interval_covers_as_often_as_it_says():
 def test_scores_that_are_not_finite_are_an_error(bad):
     with pytest.raises(DivergedError, match="1 of 20 scores are not finite"):
         detection(np.arange(10.0), np.array([*range(9), bad]))
-
-
-def test_an_empty_side_is_an_error():
-    with pytest.raises(UsageError):
-        detection(np.empty(0), np.ones(3))
 
 
 def test_code_length_is_lossless_and_grows_with_detail():

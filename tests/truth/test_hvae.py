@@ -74,8 +74,6 @@ def test_kl_is_the_mean_of_the_log_ratio(trained):
     assert kl.mean(0).max() > 0.5  # it has learned something to say
 
 
-
-
 def test_the_bound_reaches_the_marginal_of_a_ladder_of_gaussians():
     """With pixels that hear nothing of z, p(x) is theirs, whatever q: every ratio of densities must average
     to 1."""
@@ -141,9 +139,6 @@ def test_warm_up_and_spectral_norms_are_of_training_alone():
         assert "spectral" not in parts
     elbo = model.log_prob(x, noise=BatchNoise(0, 0, "main", total=8)).mean()
     torch.testing.assert_close(elbo, parts["elbo"])
-
-
-def test_balanced_groups_pay_for_what_they_carry_by_their_size():
     model = HVAE.of(INFO, **SMALL, kl_warmup=10)  # one group of 2·2·2 latents, then two of 2·4·4
     model.on_step(4)
     even = model.kl_weights(torch.tensor([7.99, 15.99, 15.99]))  # 8 latents a resolution's share; 32 / 2 each
@@ -179,8 +174,6 @@ def test_spectral_norms_against_the_singular_values():
     assert before and all(torch.equal(before[name], value) for name, value in norms.state_dict().items())
     norms.train()()
     assert any(not torch.equal(before[name], value) for name, value in norms.state_dict().items())
-
-
 
 
 def test_mixture_shows_the_heaviest_component():

@@ -62,9 +62,6 @@ def test_the_loss_is_of_masked_codes_alone_and_smoothed():
         parts["nats"], torch.stack([plain[i][masked[i]].mean() for i in range(5)]).mean().detach()
     )
     assert 0 < masked.sum() < masked.numel()
-
-
-def test_masks_have_the_asked_number_at_every_place():
     model, n = build(), 6000
     count = torch.arange(n) % 6 + 1
     masked = model.mask(count, BatchNoise(0, total=n))
@@ -183,5 +180,3 @@ def test_inpainting_keeps_the_known_pixels_and_knows_nothing_of_the_hidden():
         build((1, 16, 16), codes=16, classes=CLASSES, label_dropout=0.0).inpaint(x, noise=noise(3))
     nothing = torch.ones(3, 1, 16, 16)
     assert torch.equal(model.inpaint(x, mask=nothing, noise=noise(3)).images, x)
-
-

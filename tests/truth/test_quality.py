@@ -195,9 +195,6 @@ def test_a_set_without_labels_is_told_apart_by_rotation():
     assert net.rotations and net.accuracy > 0.95
     upright = Striped((3, 12, 12)).images("test")
     assert (net.predict(np.rot90(upright, 3, (2, 3)).copy()) == 3).mean() > 0.95
-
-
-def test_lenet_of_any_size():
     for size, channels in itertools.product((8, 9, 16, 28, 32, 48, 64), (1, 3)):
         net, x = LeNet(channels, size, 5), torch.zeros(2, channels, size, size)
         assert net(x).shape == (2, 5) and net.features(x).shape == (2, 64)

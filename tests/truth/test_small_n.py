@@ -109,7 +109,7 @@ def test_moments_and_their_frechet_distance():
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
 
 
-def test_pca_frechet_is_the_distance_in_scikit_learn_s_components():
+def test_pca_and_extrapolated_frechet_distances():
     rng = np.random.default_rng(7)
     mixing = rng.normal(size=(32, 32))
     fake, real = gaussian(rng, 200, width=32, shift=0.2) @ mixing, gaussian(rng, 150, width=32) @ mixing
@@ -119,10 +119,6 @@ def test_pca_frechet_is_the_distance_in_scikit_learn_s_components():
     assert pca_frechet(fake, real) == pytest.approx(frechet_distance(fake, real), rel=1e-9)
     with pytest.raises(UsageError):
         pca_frechet(fake[:, :9], real)
-
-
-def test_an_extrapolated_frechet_distance_is_closer_to_the_truth_than_the_raw_one():
-    """500 rows of 32 features: the truth is ‖δ‖² + D (σ − 1)²."""
     rng, truth = np.random.default_rng(8), 32 * (0.1**2 + 0.2**2)
     raw, extrapolated = [], []
     for seed in range(4):

@@ -464,14 +464,7 @@ def test_bases_of_another_kind(tmp_path):
         built_from(str(tmp_path))
 
 
-def test_eight_bit_adam_is_asked_for_by_name(monkeypatch):
-    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-    conf = OptimSection(name="adamw8bit", lr=1e-3, betas=(0.9, 0.99))
-    with pytest.raises(MissingError, match="bitsandbytes"):
-        optim.build(built(SDLoRA).phases()[0], conf)
-
-
-def test_what_a_base_costs_that_is_not_here():
+def test_what_a_base_and_its_optimizer_need(monkeypatch):
     """SD 1.5 is known by its id: nothing is read."""
     options = {key: p.default for key, p in catalog.card("controlnet").params.items()}
     part = Part("controlnet", {**options, "base": HUB}, train=TrainSection(batch_size=1, precision="fp32"))
@@ -479,3 +472,7 @@ def test_what_a_base_costs_that_is_not_here():
     other = replace(part, options={**part.options, "base": "somebody/something"})
     with pytest.raises(MissingError, match="the shape of `somebody/something` is not known"):
         params_of(other, DataInfo((3, 64, 64)), {})
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    conf = OptimSection(name="adamw8bit", lr=1e-3, betas=(0.9, 0.99))
+    with pytest.raises(MissingError, match="bitsandbytes"):
+        optim.build(built(SDLoRA).phases()[0], conf)

@@ -53,7 +53,7 @@ def test_probabilities_of_all_codes_sum_to_one(classes):
             assert p.sum() == pytest.approx(1, abs=1e-12) and p.max() > 3 / len(grid)
 
 
-def test_the_score_of_a_conditional_model_is_that_of_the_mixture_of_classes():
+def test_scores_and_figures():
     model, x = build(classes=CLASSES), images(3)
     codes = model.tokenizer.encode(x).flatten(1)
     with torch.no_grad():
@@ -63,6 +63,17 @@ def test_the_score_of_a_conditional_model_is_that_of_the_mixture_of_classes():
         torch.testing.assert_close(
             plain.score_nll(x, noise=noise(3)), plain.nll(plain.tokenizer.encode(x).flatten(1), None)
         )
+    model, x = build(), images(6)
+    batches = [Batch(part, None, torch.arange(3), noise(3)) for part in x.split(3)]
+    with torch.no_grad():
+        found = model.measure(batches)
+        codes = model.tokenizer.encode(x)
+        again = model.reconstruct(x, noise=noise(6), progress=no_progress).images
+        p = codes.flatten().bincount(minlength=5) / codes.numel()
+        assert found["mse"] == pytest.approx(float(F.mse_loss(again / 2, x / 2)))
+        assert found["entropy"] == pytest.approx(-float(torch.special.xlogy(p, p).sum()), rel=1e-6)
+        assert found["perplexity"] == pytest.approx(math.exp(found["entropy"]))
+        assert found["nats"] == pytest.approx(float(model.nll(codes.flatten(1), None).mean()) / model.length)
 
 
 def recompute(model: Transformer, n: int, labels, noise, guidance: float = 1.0, **options) -> torch.Tensor:
@@ -167,20 +178,6 @@ def test_completion_infers_the_class_from_the_kept_codes():
     best = model.class_log_prob(model.tokenizer.encode(kept).flatten(1)[:, :8], noise(9)).argmax(1)
     blind, told = (model.complete(x, rows=8, labels=y, noise=noise(9)).images for y in (None, best))
     assert torch.equal(blind, told) and best.unique().numel() > 1
-
-
-def test_what_it_measures():
-    model, x = build(), images(6)
-    batches = [Batch(part, None, torch.arange(3), noise(3)) for part in x.split(3)]
-    with torch.no_grad():
-        found = model.measure(batches)
-        codes = model.tokenizer.encode(x)
-        again = model.reconstruct(x, noise=noise(6), progress=no_progress).images
-        p = codes.flatten().bincount(minlength=5) / codes.numel()
-        assert found["mse"] == pytest.approx(float(F.mse_loss(again / 2, x / 2)))
-        assert found["entropy"] == pytest.approx(-float(torch.special.xlogy(p, p).sum()), rel=1e-6)
-        assert found["perplexity"] == pytest.approx(math.exp(found["entropy"]))
-        assert found["nats"] == pytest.approx(float(model.nll(codes.flatten(1), None).mean()) / model.length)
 
 
 def test_the_tokenizer_is_frozen_and_decay_is_for_matrices():

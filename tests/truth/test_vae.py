@@ -130,8 +130,6 @@ def test_kl_against_torch_and_monte_carlo():
     torch.testing.assert_close(sampled, kl, rtol=0.02, atol=0.02)
 
 
-
-
 def test_iwae_reaches_the_exact_marginal_of_a_linear_gaussian_model():
     """Probabilistic PCA (Tipping 1999): x = Wz + b + σε, so p(x) = N(b, WWᵀ + σ²I) and q can be the exact
     posterior."""
@@ -181,7 +179,7 @@ def test_regret_is_never_negative_and_larger_off_the_data(trained):
     assert strange.mean() > known.mean()
 
 
-def test_warm_up_weighs_the_loss_in_training_alone():
+def test_warm_up_and_importance_weights_of_the_loss():
     torch.manual_seed(0)
     model, x = VAE.of(DIGITS, net="mlp", hidden=(16,), latent=4, kl_warmup=10, beta=2.0), squares(8, DIGITS)
     for step, weight in ((None, 0.0), (4, 1.0), (20, 2.0)):
@@ -193,9 +191,6 @@ def test_warm_up_weighs_the_loss_in_training_alone():
         torch.testing.assert_close(parts["loss"], parts["recon"] + 2.0 * parts["kl"])
     elbo = model.log_prob(x, noise=BatchNoise(0, 0, "main", total=8)).mean()
     torch.testing.assert_close(elbo, -(parts["recon"] + parts["kl"]))
-
-
-def test_importance_weighted_loss_of_one_sample_is_an_elbo_estimate():
     torch.manual_seed(0)
     model, x = VAE.of(DIGITS, net="mlp", hidden=(16,), latent=4, iwae=5), squares(64, DIGITS)
     losses = torch.stack([model.loss(batch(x, step))["loss"] for step in range(30)]).mean()

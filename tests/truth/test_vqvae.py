@@ -158,7 +158,7 @@ def test_the_net_has_the_layers_of_the_paper():
     assert net.codebook.embedding.shape == (512, 10)
 
 
-def test_the_loss_is_that_of_the_reconstruction_and_the_code():
+def test_the_loss_and_samples_of_the_model():
     net, x = model(beta=0.5).eval(), images(4)
     batch = Batch(x, None, torch.arange(4), noise(4))
     net.on_start(batch)
@@ -171,9 +171,6 @@ def test_the_loss_is_that_of_the_reconstruction_and_the_code():
     torch.testing.assert_close(again, net.decode(codes))
     torch.testing.assert_close(net.score_recon(x, noise=noise(4)), (x - again).square().flatten(1).sum(1))
     torch.testing.assert_close(net.score_code(x, noise=noise(4)), (z - e).square().flatten(1).sum(1))
-
-
-def test_samples_use_codes_as_often_as_training_did():
     net = model().eval()
     net.codebook.usage.zero_()
     net.codebook.usage[3] = 1.0

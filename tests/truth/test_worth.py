@@ -89,16 +89,11 @@ def test_the_filled_set_has_the_real_images_and_those_samples(sides, monkeypatch
     assert any((images[11] == sample).all() for sample in more[labels == y[0]])
 
 
-def test_balanced_accuracy_is_scikit_learn_s():
+def test_balanced_accuracy_and_its_intervals():
     rng = np.random.default_rng(1)
     y, guess = rng.choice([0, 2, 3], 200, p=[0.7, 0.2, 0.1]), rng.choice([0, 2, 3], 200)
     rows = np.stack([(guess == y).astype(float), y], 1)
     assert module._balanced(rows) == pytest.approx(balanced_accuracy_score(y, guess), abs=1e-12)
-
-
-def test_intervals_hold_the_accuracy_of_the_population():
-    """Images of difficulty u are right with probability u, by each of three classifiers whose skill varies:
-    the truth is their mean skill."""
     rng, covered = np.random.default_rng(2), 0
     classes = np.repeat([0, 1], 100)
     for _ in range(100):

@@ -227,15 +227,12 @@ def test_blocks_take_turns_in_the_orders():
     assert not any("order" in key or "back" in key for key in net.state_dict())
 
 
-def test_starts_at_zero_and_every_parameter_gets_a_gradient():
+def test_every_parameter_gets_a_gradient_and_few_images_change_nothing(monkeypatch):
     net = ZigzagNet((1, 8, 8), ZigzagOptions(**SMALL), classes=4)
     x, t, y = torch.randn(6, 1, 8, 8), torch.arange(6), torch.arange(6) % 4
     assert not net(x, t, y).any()
     awake(net)(x, t, y, torch.arange(6) == 5).square().sum().backward()
     assert all(p.grad.isfinite().all() and p.grad.any() for p in net.parameters())
-
-
-def test_few_images_at_a_time_change_nothing(monkeypatch):
     net = awake(ZigzagNet((1, 8, 8), ZigzagOptions(**SMALL)), 0.1).eval()
     x, t = torch.randn(5, 1, 8, 8), torch.rand(5) * 1000
     with torch.no_grad():
