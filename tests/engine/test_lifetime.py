@@ -159,6 +159,7 @@ def test_the_launcher_hears_signals_and_ends_as_its_process_did(launcher, tmp_pa
         os.kill(os.getpid(), signal.SIGTERM)
 
     assert launcher(run) == 0 and (tmp_path / "stop").read_text() == "15"
+    (tmp_path / "stop").unlink()
 
     def one(code: int):
         def run():
