@@ -97,10 +97,6 @@ def test_likelihoods_and_scores_are_the_models(run):
     assert rebuilt.shape == (4, 1, 16, 16) and rebuilt.dtype == np.uint8
 
 
-
-
-
-
 def mnist_in_the_cache(monkeypatch) -> None:
     """A small `mnist` in its publisher's files, as if they had been fetched."""
     files = []

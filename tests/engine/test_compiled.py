@@ -184,8 +184,6 @@ def test_finding_the_draws_changes_nothing():
     assert torch.equal(stratified(u, given), stratified(u, BatchNoise(0, total=16, start=8)))
 
 
-
-
 def test_where_auto_compiles():
     model, _ = started(VAE)
     gpu, cpu = torch.device("cuda"), torch.device("cpu")

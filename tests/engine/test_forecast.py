@@ -93,6 +93,7 @@ def test_a_trial_finds_size_time_and_memory(home, tmp_path):
     assert (first["error"], first["seconds"], first["bytes"]) == (None, None, None) and first["params"] > 0
     assert second["error"] is None and 0 < second["seconds"] < 60 and second["bytes"] > 1e8
     assert second["params"] == sum(p.numel() for p in case.fresh().parameters())
+
     def result(model: str, **options) -> dict:
         tree = replace(on_data(FIRST[model]).part, options=options).tree()
         row = {"stage": "", "tree": tree, "stages": {}, "timed": True}
@@ -102,8 +103,6 @@ def test_a_trial_finds_size_time_and_memory(home, tmp_path):
     assert row["error"] and row["params"] is None and row["seconds"] is None and "refused" not in row
     row = result("dit", width=32, heads=7)
     assert row["error"].startswith("`model.width` is 32") and row["refused"] == "set `model.width` to 28"
-
-
 
 
 def test_a_trial_of_a_large_net_has_few_images(monkeypatch):

@@ -143,8 +143,6 @@ def test_an_autoencoder_kl_is_taken_as_diffusers_means_it(kl):
     torch.testing.assert_close(drawn.space.encode(x[:2]), t.space.encode(x[:2]))
 
 
-
-
 def test_what_cannot_be_is_refused(tokenizer, on_latents, tmp_path, kl):
     with pytest.raises(UsageError, match="models grey levels"):
         recipe(Case("pixelcnn"), steps=1, sets=(f"data.latent={tokenizer.id}",))

@@ -10,7 +10,6 @@ import zlib
 from dataclasses import dataclass
 
 import numpy as np
-import ood_table as table_of_runs
 import pytest
 import torch
 from PIL import Image
@@ -237,8 +236,6 @@ def test_rebuilt_images_are_also_compared_by_the_features_of_the_set(trained, tm
     assert run(tmp_path, n=12)["perceptual"] is None
 
 
-
-
 def test_scores_that_there_are_not(trained, monkeypatch):
     for score in ("nlll", "fara"):
         with pytest.raises(UsageError, match=f"no score `{score}`") as error:
@@ -431,8 +428,6 @@ def test_budget_and_subsets():
     assert np.array_equal(subset(50, 500), np.arange(50))
 
 
-
-
 def test_without_n_the_budget_decides_and_full_takes_all(trained, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
@@ -484,5 +479,3 @@ def test_pictures_in_colour_have_neighbours_in_features(monkeypatch, installed):
         np.testing.assert_allclose(seeds[1]["digits"].scores["knn_lite"], nearest, atol=1e-7)
     rows = ood.compare(seeds[0], {"digits": other}, ["s"], bootstrap=False)
     assert [row["score"] for row in rows] == known
-
-

@@ -210,8 +210,6 @@ def test_what_a_rank_records(tmp_path):
         assert earlier <= run.seconds < earlier + 10 and 3.0 <= run.work < 13
 
 
-
-
 def test_ranks_share_muons_matrices(ranks, monkeypatch):
     """Each does about half of the work, and all get the same bits."""
     torch.manual_seed(0)

@@ -133,8 +133,6 @@ def test_what_has_changed_is_named(home):
     assert files.read_json(run.path / "env.json")["data"]["digest"] == digits.digest
 
 
-
-
 def test_a_dry_run_knows_what_is_not_here(gz, tmp_path, monkeypatch):
     for key, name, said in (
         ("data.latent", "vqvae", "no finished run of `vqvae` (gz train vqvae)"),

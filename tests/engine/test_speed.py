@@ -68,8 +68,6 @@ def test_the_peak_of_a_device(name, precision, tera):
     assert peak_of(name, precision) == (None if tera is None else tera * 1e12)
 
 
-
-
 def test_rates_follow_from_steps_a_second(tmp_path):
     found = Speed(128, 1e12, 500e12).at(40.0)
     assert found == {"images_s": 5120.0, "tflops": 40.0, "mfu": 0.08}
@@ -155,6 +153,7 @@ def test_batches_read_ahead_are_the_same():
         assert torch.equal(a.x, b.x) and torch.equal(a.y, b.y) and torch.equal(a.index, b.index)
         assert torch.equal(a.noise.randn(4, 2), b.noise.randn(4, 2))
     assert all(name.startswith("ahead") for name in threads) and len(threads) > 8
+
     def read(step: int) -> str:
         return f"{step} by {threading.current_thread().name}"
 
@@ -171,8 +170,6 @@ def test_what_a_thread_raises_is_raised_when_its_step_is_asked_for():
     assert ahead.at(read, 0) == 0
     with pytest.raises(UsageError, match="damaged"):
         ahead.at(read, 1)
-
-
 
 
 def test_where_every_step_gives_every_parameter_a_gradient():
@@ -209,12 +206,6 @@ def test_what_can_be_shared_out():
         with pytest.raises(UsageError, match=says) as e:
             resolve(model, data="digits", sets=("launch.strategy=fsdp", *sets))
         assert "`dit`" in e.value.hint or "--set" in e.value.hint, says
-
-
-
-
-
-
 
 
 # packages of the extra `peers` that a part compares with

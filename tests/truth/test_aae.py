@@ -52,8 +52,6 @@ def test_the_discriminator_makes_codes_gaussian():
     assert z.mean(0).abs().max() < 0.6 and 0.5 < z.std(0).mean() < 1.5
 
 
-
-
 def test_label_in_label_out():
     """A cvae of ten different pictures, one a class, draws the class it is asked for."""
     torch.manual_seed(0)

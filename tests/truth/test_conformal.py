@@ -26,8 +26,6 @@ def test_a_p_value_is_a_place_in_an_order():
     assert conformal.fewest(0.01, scores=3) == 299
 
 
-
-
 @pytest.mark.parametrize("n", [9, 10, 57])
 @pytest.mark.parametrize("tails", [1, 2])
 def test_p_values_of_images_of_the_set_are_uniform(n, tails):

@@ -82,10 +82,6 @@ def test_sizes_are_the_papers(size):
     assert sum(p.numel() for p in net.parameters()) == pytest.approx(params, rel=0.02)
 
 
-
-
-
-
 def test_starts_at_zero_and_every_parameter_gets_a_gradient():
     net = DiTNet((1, 8, 8), DiTOptions(**SMALL), classes=4)
     x, t, y = torch.randn(6, 1, 8, 8), torch.arange(6), torch.arange(6) % 4

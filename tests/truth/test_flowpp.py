@@ -21,7 +21,6 @@ from gzcli.models.normalizing_flow.flowpp import (
     Dequantiser,
     FlowPP,
     LogisticCDF,
-    MixLogisticCoupling,
 )
 
 SMALL = {"channel": (0, 1), "checkerboard": (2, 1), "hidden": 8, "blocks": 1, "components": 3, "heads": 2}
@@ -110,10 +109,6 @@ def test_halves_are_alternate_columns_or_alternate_rows_of_the_squares(way):
     torch.testing.assert_close(x1, image[..., 0::2] if way == COLUMNS else rows)
     assert x1.shape == x2.shape and x1.is_contiguous()
     torch.testing.assert_close(flowpp.join(x1, x2, way), x)
-
-
-
-
 
 
 @pytest.mark.parametrize("way", [COLUMNS, CHANNELS])

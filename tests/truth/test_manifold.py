@@ -107,8 +107,6 @@ def test_authenticity_equals_counting_and_copies_have_none():
     assert authenticity(mixed, train) == np.mean(authentic) / 2
 
 
-
-
 def test_knn_of_features_is_that_of_rows_of_length_1(rows):
     fake, real = rows
     near, far = baselines.knn_features(real, [real + 1e-6, 5 * fake], k=3)

@@ -113,8 +113,6 @@ def test_it_goes_on_from_its_state_and_groups_keep_their_rates():
     ]
 
 
-
-
 def test_matrices_that_share_a_parameter_are_stepped_apart():
     """One linear layer of q, k and v, as three layers are, and its state goes on to the bit."""
     torch.manual_seed(0)

@@ -14,7 +14,7 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, BatchNoise, DataInfo, no_progress
 from gzcli.models.denoising.samplers import Estimate
 from gzcli.models.score.ncsnv2 import NCSNv2, overlapping, steady_step
-from gzcli.models.score.refinenet import InstanceNormPlus, RefineNet, RefineNetOptions
+from gzcli.models.score.refinenet import InstanceNormPlus
 
 INFO = DataInfo((1, 4, 4), 256, ("a", "b", "c"), n=64, steps=100)
 SMALL = {"width": 4, "mult": (1, 2), "dilation": (1, 2), "sigma_max": 10.0}
@@ -166,8 +166,6 @@ def test_the_norm_is_that_of_the_paper():
         gamma[..., None, None] * (centred + (alpha * (mu - m) / v)[..., None, None]) + beta[..., None, None]
     )
     torch.testing.assert_close(norm(x, y, None), expected, atol=1e-4, rtol=1e-4)
-
-
 
 
 def test_a_ladder_that_is_too_short_is_told():

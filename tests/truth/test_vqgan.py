@@ -110,8 +110,6 @@ def test_sizes_of_the_papers_and_their_patches():
         PatchGAN((1, 16, 16), 8, 3, "none")
 
 
-
-
 def random_weights() -> tuple[dict, dict]:
     """State dicts as torchvision's VGG16 and the authors' linear layers have them."""
     torch.manual_seed(0)

@@ -8,7 +8,6 @@ from draws import batch, images, noise, only
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import DataInfo, no_progress
-from gzcli.models.gan.base import Generator, GeneratorOptions
 from gzcli.models.gan.wgan import WGAN
 from gzcli.models.nn import slerp
 from gzcli.models.nn.adversarial import Critic, gradient_penalty
@@ -148,5 +147,3 @@ def test_knn_is_the_kth_distance_in_critic_features():
     torch.testing.assert_close(found.double(), distances.sort(dim=1).values[:, 2], rtol=1e-4, atol=1e-6)
     assert net.score_knn(known[:4], noise=noise(4), k=1).max() < 1e-4  # each is its own neighbour
     assert not any("bank" in key for key in net.state_dict())
-
-
