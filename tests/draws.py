@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise
@@ -38,3 +40,15 @@ def only(model: torch.nn.Module, name: str) -> None:
     for phase in model.phases():
         for p in phase.parameters():
             p.requires_grad_(phase.name == name)
+
+
+def fitted(model: torch.nn.Module, batch_at: Callable[[int], Batch], steps: int, lr: float) -> list[float]:
+    """Trains a model by Adam on the batches of steps; returns its losses."""
+    optimizer, losses = torch.optim.Adam(model.parameters(), lr=lr), []
+    for step in range(steps):
+        loss = model.loss(batch_at(step))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from draws import noise
+from draws import fitted, noise
 from flat import flat
 from torch import nn
 from torch.nn import functional as F
@@ -365,13 +365,13 @@ def test_the_prior_learns_the_codes_of_each_class(trained):
     batch = bars(512)
     code = prior.prepare(batch)["code"]
     torch.testing.assert_close(code, trained.normalise(trained.encode(batch.x)))
-    optimizer = torch.optim.Adam(prior.parameters(), lr=3e-3)
-    for step in range(600):
+
+    def at(step: int) -> Batch:
         rows = torch.randint(512, (128,), generator=torch.Generator().manual_seed(step))
         draws = BatchNoise(0, step, total=128)
-        prior.loss(Batch(batch.x[rows], batch.y[rows], rows, draws, {"code": code[rows]}))["loss"].backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        return Batch(batch.x[rows], batch.y[rows], rows, draws, {"code": code[rows]})
+
+    fitted(prior, at, 600, 3e-3)
     prior.eval()
     y = torch.arange(40) % 2
     assert (is_down(flat(prior.sample)(40, labels=y, noise=noise(40))) == y).float().mean() > 0.8

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from draws import fitted
 from flows import DIGITS, batch, images, log_det_by_autograd, noise, roughen
 
 from gzcli.core.errors import UsageError
@@ -199,13 +200,8 @@ def test_learned_noise_beats_uniform_and_more_samples_tighten_the_bound():
     for dequant in ("uniform", "variational"):
         model = model_of((1, 4, 4), levels=2, classes=(), size=0.0, dequant=dequant, **options)
         model.on_start(batch(x))
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-        for step in range(100):
-            rows = torch.randint(512, (32,), generator=g)
-            loss = model.loss(batch(x[rows], seed=step))["loss"]
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+        rows = lambda: torch.randint(512, (32,), generator=g)  # noqa: E731
+        fitted(model, lambda step, rows=rows: batch(x[rows()], seed=step), 100, 1e-2)
         with torch.no_grad():
             one = model.log_prob(x, noise=BatchNoise(1, total=512)).mean().item()
             many = model.log_prob(x, noise=BatchNoise(1, total=512), samples=8).mean().item()

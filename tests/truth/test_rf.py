@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from draws import noise
+from draws import fitted, noise
 from test_fm import Exact, batch
 
 from gzcli.core.errors import UsageError
@@ -91,14 +91,10 @@ def two_modes(step: int) -> Batch:
 
 
 def trained(model: Model, steps: int) -> Model:
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    for step in range(steps):
-        b = two_modes(step)
-        if isinstance(model, Reflow):
-            b.extra = model.prepare(b)
-        model.loss(b)["loss"].backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    def at(step: int) -> Batch:
+        return with_pairs(model, two_modes(step)) if isinstance(model, Reflow) else two_modes(step)
+
+    fitted(model, at, steps, 2e-3)
     return model.eval()
 
 

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from draws import batch, noise, squares
+from draws import batch, fitted, noise, squares
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
@@ -29,11 +29,7 @@ DIGITS = DataInfo((1, 16, 16), 17, tuple("0123456789"))
 def trained() -> VAE:
     torch.manual_seed(0)
     model, x = VAE.of(DIGITS, net="mlp", hidden=(64,), latent=4), squares(256, DIGITS)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for step in range(150):
-        optimizer.zero_grad()
-        model.loss(batch(x, step))["loss"].backward()
-        optimizer.step()
+    fitted(model, lambda step: batch(x, step), 150, 3e-3)
     return model.eval()
 
 
