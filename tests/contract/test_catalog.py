@@ -211,11 +211,8 @@ def test_bases_in_other_files_are_followed(zoo):
             def __init__(self, data, *, conditional: bool = True, spacing: Spacing | None = None): ...
         """,
     )
-    zoo(
-        "gan/gan.py",
-        "from ..vae import vae\nclass GAN(vae.VAE):\n    paper = 'arXiv:3'\n    def phases(self): return "
-        "extra()\n",
-    )
+    gan = "from ..vae import vae\nclass GAN(vae.VAE):\n    paper = 'arXiv:3'\n"
+    zoo("gan/gan.py", f"{gan}    def phases(self): return extra()\n")
     zoo("gan/nets.py", '"""The paper = a net."""\nclass Net: ...\n')
     zoo("nn/common.py", "from gzcli.models.base import Model\nclass Block(Model):\n    paper = 'none'\n")
     found = catalog.cards()

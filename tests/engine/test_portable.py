@@ -22,13 +22,8 @@ from gzcli.export import portable, portable_sampler
 
 DCGAN = Case("dcgan", {"width": 8, "latent": 4, "conditional": True}, lr=1e-3, batch=8)
 # Models that are refused, and why.
-REFUSED = {
-    "pixelcnn": "each value from those before",
-    "pixelcnnpp": "each value from those before",
-    "vqvae": "each value from those before",
-    "vqgan": "each value from those before",
-    "cyclegan": "images of pictures",
-}
+REFUSED = dict.fromkeys(("pixelcnn", "pixelcnnpp", "vqvae", "vqgan"), "each value from those before")
+REFUSED |= {"cyclegan": "images of pictures"}
 UNWRITTEN = {"glow", "flowpp", "hvae", "zigma", "diffae", "aae"}  # torch does not write all their graphs
 STAGES = {"transformer", "maskgit", "latent_prior", "reflow"}  # which need another stage
 

@@ -33,11 +33,8 @@ class Ranks:
     """Two ranks of torch.distributed as threads of this process."""
 
     def __init__(self, monkeypatch, world=2):
-        self.local, self.slots, self.barrier = (
-            threading.local(),
-            [None] * world,
-            threading.Barrier(world, timeout=60),
-        )
+        self.local, self.slots = threading.local(), [None] * world
+        self.barrier = threading.Barrier(world, timeout=60)
         self.calls, self.world = 0, world
         dist = torch.distributed
         monkeypatch.setattr(dist, "is_initialized", lambda: hasattr(self.local, "rank"))

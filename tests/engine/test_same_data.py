@@ -78,12 +78,8 @@ def test_other_paths_of_a_recipe(tmp_path, monkeypatch):
     assert part["model"] == {"name": "sd", "base": str(tmp_path / "base")}
     assert part["train"]["init"] == str(tmp_path / "weights.safetensors")
     assert part["ood"]["background"] == str(tmp_path / "arun")
-    tree = {
-        "data": {"name": "mnist", "latent": "owner/name"},
-        "model": {"name": "fm"},
-        "train": {"init": "tokenizer"},
-        "ood": None,
-    }
+    tree = {"data": {"name": "mnist", "latent": "owner/name"}, "model": {"name": "fm"}}
+    tree |= {"train": {"init": "tokenizer"}, "ood": None}
     tree = anchored(recipe_of(tree), locate("MNIST")).tree()
     assert (tree["data"]["name"], tree["data"]["latent"]) == ("mnist", "owner/name")
     assert tree["train"]["init"] == "tokenizer"

@@ -105,12 +105,8 @@ def test_it_goes_on_from_its_state_and_groups_keep_their_rates():
     optimizer = optim.build(Phase("main", groups), CONF)
     optim.set_lr(optimizer, CONF, 0, 10)
     found = [(len(g["params"]), g["wide"], g["lr"], g["weight_decay"]) for g in optimizer.param_groups]
-    assert found == [
-        (1, True, 1.5e-3, 0.1),
-        (1, False, 1.5e-3, 0.1),
-        (1, True, 3e-3, 0.3),
-        (1, False, 3e-3, 0.3),
-    ]
+    rates = ((1.5e-3, 0.1), (3e-3, 0.3))
+    assert found == [(1, wide, *rate) for rate in rates for wide in (True, False)]
 
 
 def test_matrices_that_share_a_parameter_are_stepped_apart():

@@ -92,11 +92,8 @@ def test_the_density_of_a_linear_flow_is_exact_on_average(adaptive):
     x = torch.randn(4000, 1, 2, 2).double()
     v = torch.randint(2, (4000, 4)).double() * 2 - 1
     state, g = torch.cat([x.flatten(1), v, torch.zeros(4000, 1)], 1), with_divergence(f, (1, 2, 2))
-    out = (
-        solve_adaptive(g, state, 0.0, 1.0)
-        if adaptive
-        else solve(g, state, torch.linspace(0, 1, 21).tolist(), "rk4")
-    )
+    times = torch.linspace(0, 1, 21).tolist()
+    out = solve_adaptive(g, state, 0.0, 1.0) if adaptive else solve(g, state, times, "rk4")
     torch.testing.assert_close(out[:, :4], x.flatten(1) @ torch.matrix_exp(a).T, rtol=1e-3, atol=1e-4)
     assert torch.equal(out[:, 4:8], v)
     error = out[:, 8].std() / 4000**0.5

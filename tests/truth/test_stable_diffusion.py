@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import draws
 import numpy as np
 import pytest
 import tiny_sd
@@ -29,7 +30,7 @@ from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.jobs import ExportJob, SampleJob
 from gzcli.core.parts import Part
 from gzcli.core.sections import OptimSection, TrainSection
-from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
+from gzcli.core.types import Batch, DataInfo, ImageNoise, no_progress
 from gzcli.engine import optim
 from gzcli.engine.forecast import params_of
 from gzcli.engine.log import Log
@@ -61,13 +62,7 @@ def batch(n: int = 4, step: int = 0, **extra) -> Batch:
     generator = torch.Generator().manual_seed(5)
     x, other = (torch.rand(n, 3, 16, 16, generator=generator) * 2 - 1 for _ in "ab")
     captions = [TEXTS[i % len(TEXTS)] for i in range(n)]
-    return Batch(
-        x,
-        None,
-        torch.arange(n),
-        BatchNoise(0, step, "main", total=n),
-        {"caption": captions, "before": other, **extra},
-    )
+    return draws.batch(x, step, **{"caption": captions, "before": other, **extra})
 
 
 def stirred(model, scale: float = 0.05):

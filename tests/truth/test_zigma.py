@@ -38,13 +38,7 @@ def inputs(batch: int, tokens: int, channels: int, state: int, dtype=torch.float
     normal = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
     delta = 10 ** (torch.rand(batch, tokens, channels, generator=g, dtype=torch.float64) * 4 - 3)
     A = -torch.arange(1, state + 1) * normal(channels, state).mul(0.3).exp()
-    values = (
-        normal(batch, tokens, channels),
-        delta,
-        A,
-        normal(batch, tokens, state),
-        normal(batch, tokens, state),
-    )
+    values = (normal(batch, tokens, channels), delta, A, *(normal(batch, tokens, state) for _ in "BC"))
     return [value.to(dtype).requires_grad_() for value in values]
 
 
