@@ -19,15 +19,8 @@ QUICK = (*NO_PAUSES, "train.log_every=1", "train.samples=2")
 
 
 ROOT = Path(__file__).resolve().parents[1]
-TRAPS = (
-    "random",
-    "queue",
-    "torch",
-    "numpy",
-    "yaml",
-    "signal",
-    "accelerate",
-)  # what a user's own script may be called
+# what a user's own script may be called
+TRAPS = ("random", "queue", "torch", "numpy", "yaml", "signal", "accelerate")
 
 
 def traps() -> Path:

@@ -22,20 +22,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-LOADED = ("torch._dynamo", "torch.distributed.tensor", "accelerate", "sklearn.datasets", "matplotlib.pyplot")
-LOADED += (
-    "rich.progress",
-    "rich.table",
-    "PIL.PngImagePlugin",
-    "gzcli.data.packs.build",
-    "gzcli.engine.trainer",
-)
-LOADED += (
-    "gzcli.engine.__main__",
-    "gzcli.export.export",
-    "gzcli.cli.app",
-    "gzcli.launch.plan",
-    "gzcli.cli.jobs",
+LOADED = (
+    "torch._dynamo torch.distributed.tensor accelerate sklearn.datasets matplotlib.pyplot "
+    "rich.progress rich.table PIL.PngImagePlugin gzcli.data.packs.build gzcli.engine.trainer "
+    "gzcli.engine.__main__ gzcli.export.export gzcli.cli.app gzcli.launch.plan gzcli.cli.jobs"
 )
 CHANGES = ("fsync", "replace", "rename", "unlink", "remove", "rmdir", "mkdir")
 
@@ -128,7 +118,7 @@ def work(job: dict[str, Any]) -> int:
 
 
 def main() -> None:
-    for name in LOADED:
+    for name in LOADED.split():
         importlib.import_module(name)
     sys.modules["torch"].set_num_threads(1)
     for line in sys.stdin:

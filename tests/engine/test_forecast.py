@@ -81,9 +81,6 @@ def attention():
     }
 
 
-# ---- a step that is tried
-
-
 def test_a_trial_finds_size_time_and_memory(home, tmp_path):
     """Of a recipe in stages: each part by itself, the second one on the first."""
     case = FIRST["transformer"]
@@ -97,8 +94,6 @@ def test_a_trial_finds_size_time_and_memory(home, tmp_path):
     assert second["error"] is None and 0 < second["seconds"] < 60 and second["bytes"] > 1e8
     assert second["params"] == sum(p.numel() for p in case.fresh().parameters())
 
-
-def test_a_part_that_cannot_be_built_is_told(home, tmp_path):
     def result(model: str, **options) -> dict:
         tree = replace(on_data(FIRST[model]).part, options=options).tree()
         row = {"stage": "", "tree": tree, "stages": {}, "timed": True}
@@ -124,9 +119,6 @@ def test_a_trial_of_a_large_net_has_few_images(monkeypatch):
     for flops, few in ((1e6, 256), (8 * devices.KINDS["cpu"].flops, 32), (1e18, 1)):
         result = forecast.tried(part, own.info, {}, flops, CPU)
         assert images[-1] == few and result["seconds"] == pytest.approx(0.5 * 256 / few + 0.1)
-
-
-# ---- a batch that does not fit
 
 
 def test_a_batch_whose_first_step_does_not_fit_is_split(home, monkeypatch):
