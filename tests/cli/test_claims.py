@@ -68,10 +68,8 @@ def test_a_folder_that_holds_anything_is_never_written_into(call, run, engine, t
     assert call("sample", "mine", "--out", str(tmp_path / "new" / "one"))[0] == 2
     (tmp_path / "empty").mkdir()
     assert call("sample", "mine", "--out", str(tmp_path / "empty"))[0] == 0
-    assert (
-        call("runs", "remove", str(tmp_path / "empty"), "--yes")[0] == 2
-        and (tmp_path / "empty" / "grid.png").exists()
-    )
+    assert call("runs", "remove", str(tmp_path / "empty"), "--yes")[0] == 2
+    assert (tmp_path / "empty" / "grid.png").exists()
 
 
 def test_after_a_failed_attempt_the_folder_is_free_again(call, run, engine, tmp_path):

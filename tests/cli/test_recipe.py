@@ -499,13 +499,10 @@ def test_a_conditional_model_needs_labels(write, monkeypatch):
     assert resolve(path, data="digits").tree()["model"]["conditional"] is True
     assert resolve(path, data="./photos").tree()["data"]["name"] == "./photos", "only its pack can tell"
     found = problems(resolve, path, data="mnist")
-    assert len(found) == 1 and found[0].startswith(
-        "`glow` needs labels, and `mnist` has none (sets with labels: digits, "
-    )
-    assert (
-        found[0].endswith("or `--set model.conditional=false`)")
-        and " mnist," not in found[0].partition("labels:")[2]
-    )
+    assert len(found) == 1
+    assert found[0].startswith("`glow` needs labels, and `mnist` has none (sets with labels: digits, ")
+    assert found[0].endswith("or `--set model.conditional=false`)")
+    assert " mnist," not in found[0].partition("labels:")[2]
     recipe = resolve(path)
     (part,) = recipe.parts
     check_data(part, recipe.card, ("a", "b"), "photos")
@@ -704,6 +701,5 @@ def test_the_set_that_is_meant_where_none_is_named(monkeypatch, tmp_path):
         assert resolve("cyclegan").data.name == "digits-ab" and resolve(str(mine)).data.name == "glyphs"
         assert resolve("cvae", data="patches").data.name == "patches"
     monkeypatch.setenv("GZ_DATA", "digits")
-    assert (
-        resolve("cvae").origin["data.name"] == "GZ_DATA" and resolve("cvae").parts[0].options["latent"] == 8
-    )
+    assert resolve("cvae").origin["data.name"] == "GZ_DATA"
+    assert resolve("cvae").parts[0].options["latent"] == 8

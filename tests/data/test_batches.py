@@ -27,9 +27,8 @@ def batches(pack, **options) -> TrainBatches:
 def test_a_batch_is_what_the_pack_says(pack):
     batch = batches(pack, levels=256).at(5)
     rows = batch.index.numpy()
-    assert (
-        batch.x.shape == (32, 1, 16, 16) and batch.x.dtype == torch.float32 and batch.y.dtype == torch.int64
-    )
+    assert batch.x.shape == (32, 1, 16, 16) and batch.x.dtype == torch.float32
+    assert batch.y.dtype == torch.int64
     assert (to_uint8(batch.x).numpy() == pack.images("train")[rows]).all()
     assert (batch.y.numpy() == pack.labels("train")[rows]).all()
     assert torch.equal(batch.noise.randn(32, 2), BatchNoise(3, 5, "main", total=32).randn(32, 2))
@@ -41,9 +40,8 @@ def test_each_epoch_sees_every_image_once_in_a_new_order(pack, size):
     n = pack.meta.counts["train"]
     seen = torch.cat([source.at(step).index for step in range(-(-2 * n // size))])
     first, second = seen[:n], seen[n : 2 * n]
-    assert torch.equal(first.sort().values, torch.arange(n)) and torch.equal(
-        second.sort().values, torch.arange(n)
-    )
+    assert torch.equal(first.sort().values, torch.arange(n))
+    assert torch.equal(second.sort().values, torch.arange(n))
     assert not torch.equal(first, second)
 
 
@@ -91,9 +89,8 @@ def test_quantise(levels):
     u8 = torch.arange(256, dtype=torch.uint8)
     x = quantise(u8, levels)
     k = to_levels(x, levels)
-    assert torch.equal(k, torch.tensor([i * levels // 256 for i in range(256)])) and torch.equal(
-        x, from_levels(k, levels)
-    )
+    assert torch.equal(k, torch.tensor([i * levels // 256 for i in range(256)]))
+    assert torch.equal(x, from_levels(k, levels))
     assert x.min() == -1 and x.max() == 1 and len(k.unique()) == levels
     if levels == 256:
         assert torch.equal(to_uint8(x), u8)
@@ -158,10 +155,8 @@ def test_sets_without_labels_and_with_several_and_with_captions(tmp_path):
     np.savez(tmp_path / "many.npz", images=images, labels=many)
     assert batches(open_pack(tmp_path / "none.npz")).at(0).y is None
     batch = batches(open_pack(tmp_path / "many.npz")).at(0)
-    assert (
-        batch.y.shape == (32, 5)
-        and (batch.y.numpy() == open_pack(tmp_path / "many.npz").labels("train")[batch.index]).all()
-    )
+    assert batch.y.shape == (32, 5)
+    assert (batch.y.numpy() == open_pack(tmp_path / "many.npz").labels("train")[batch.index]).all()
     captioned = batches(open_pack("digits-captioned")).at(0)
     words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
     assert captioned.extra["caption"] == [f"a handwritten {words[y]}" for y in captioned.y]
@@ -212,10 +207,8 @@ def test_jitter_is_that_of_torchvision(channels):
         x = tv.adjust_contrast(tv.adjust_brightness(image / 255, brightness), contrast)
         x = tv.adjust_saturation(x, saturation) if channels == 3 else x
         assert (ours - 255 * x).abs().max() < 0.6
-    assert (
-        changed.dtype == torch.uint8
-        and (changed[30:].float().std((1, 2, 3)) / u8[30:].float().std((1, 2, 3))).std() > 0.2
-    )
+    assert changed.dtype == torch.uint8
+    assert (changed[30:].float().std((1, 2, 3)) / u8[30:].float().std((1, 2, 3))).std() > 0.2
 
 
 def test_jitter_of_an_image_does_not_depend_on_its_batch():

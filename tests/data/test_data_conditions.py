@@ -46,16 +46,12 @@ TRIPLES = {f"{i}_out.png": png((i, 0, 9)) for i in range(N)} | {
 
 def check(opened, **plus: int) -> None:
     """Each image's caption, and the red of its further pictures."""
-    assert (
-        sum(opened.meta.counts.values()) == N
-        and opened.meta.extras == ("caption", *plus)
-        and opened.meta.classes == ()
-    )
+    assert sum(opened.meta.counts.values()) == N and opened.meta.extras == ("caption", *plus)
+    assert opened.meta.classes == ()
     for split in SPLITS:
         red = opened.images(split)[:, 0, 3, 3].astype(int)
-        assert opened.captions(split) == [f"picture {i}" for i in red] and set(opened.further(split)) == set(
-            plus
-        )
+        assert opened.captions(split) == [f"picture {i}" for i in red]
+        assert set(opened.further(split)) == set(plus)
         for kind, more in plus.items():
             pictures = opened.further(split)[kind]
             assert pictures.shape == opened.images(split).shape and (pictures[:, 0, 3, 3] == more + red).all()
@@ -131,9 +127,8 @@ def test_both_at_once_and_pictures_that_several_images_share(tmp_path):
     assert opened.meta.extras[0] == "caption" and set(opened.meta.extras) == {"caption", "before", "control"}
     for split in SPLITS:
         red, further = opened.images(split)[:, 0, 3, 3].astype(int), opened.further(split)
-        assert (further["before"][:, 0] == 77).all() and (
-            further["control"][:, 0, 3, 3] == 200 + red - red % 2
-        ).all()
+        assert (further["before"][:, 0] == 77).all()
+        assert (further["control"][:, 0, 3, 3] == 200 + red - red % 2).all()
 
 
 def test_an_image_that_is_also_before_another_stays_one(tmp_path):
@@ -229,9 +224,8 @@ def test_unreadable_pictures_take_their_images_with_them(tmp_path, monkeypatch, 
     for split in SPLITS:
         red = opened.images(split)[:, 0, 3, 3].astype(int)
         assert opened.captions(split) == [f"picture {i}" for i in red]
-        assert (opened.further(split)["before"][:, 0, 3, 3] == 200 + red).all() and len(
-            red
-        ) == opened.meta.counts[split]
+        assert (opened.further(split)["before"][:, 0, 3, 3] == 200 + red).all()
+        assert len(red) == opened.meta.counts[split]
         seen += red.tolist()
     assert sorted(seen) == sorted(set(range(N)) - {3, 5, 7})
 
@@ -360,9 +354,8 @@ def test_digits_edited():
 
 
 def test_extras_are_told_by_json_alone(tmp_path):
-    assert (
-        peek("digits-edited") is None and next(r for r in listing() if r["name"] == "digits-edited")["extras"]
-    )
+    assert peek("digits-edited") is None
+    assert next(r for r in listing() if r["name"] == "digits-edited")["extras"]
     open_pack("digits-edited")
     assert peek("digits-edited").extras == ("caption", "before") and open_pack("digits").meta.extras == ()
 
@@ -375,10 +368,8 @@ def test_packs_of_older_versions(tmp_path):
     raw = json.loads(meta.read_text())
     assert raw.pop("extras") == ["caption"]
     meta.write_text(json.dumps(raw))
-    assert (
-        peek("digits-captioned").extras == ("caption",)
-        and peek("digits-captioned").digest == opened.meta.digest
-    )
+    assert peek("digits-captioned").extras == ("caption",)
+    assert peek("digits-captioned").digest == opened.meta.digest
     folder = write(tmp_path / "set", {f"{i}.png": png(RED) for i in range(N)})
     open_pack(folder)
     with pytest.MonkeyPatch.context() as patch:
@@ -424,18 +415,14 @@ def batches(pack, **options) -> TrainBatches:
 def test_a_batch_has_them(followed):
     batch = batches(followed).at(3)
     rows = batch.index.numpy()
-    assert (
-        set(batch.extra) == {"caption", "control", "before"} and batch.extra["control"].dtype == batch.x.dtype
-    )
+    assert set(batch.extra) == {"caption", "control", "before"}
+    assert batch.extra["control"].dtype == batch.x.dtype
     assert (to_uint8(batch.extra["control"]).numpy() == followed.further("train")["control"][rows]).all()
-    assert torch.equal(batch.extra["before"], batch.x) and torch.allclose(
-        batch.extra["control"], -batch.x, atol=1e-6
-    )
+    assert torch.equal(batch.extra["before"], batch.x)
+    assert torch.allclose(batch.extra["control"], -batch.x, atol=1e-6)
     part = batch.rows(slice(2, 5), batch.noise)
-    assert (
-        torch.equal(part.extra["control"], batch.extra["control"][2:5])
-        and part.extra["caption"] == batch.extra["caption"][2:5]
-    )
+    assert torch.equal(part.extra["control"], batch.extra["control"][2:5])
+    assert part.extra["caption"] == batch.extra["caption"][2:5]
     assert batch.extra["before"].min() >= -1 and batch.extra["before"].max() <= 1
 
 
@@ -470,19 +457,14 @@ def test_images_are_augmented_as_ever(followed):
     for noise in (lambda: BatchNoise(1, total=8), lambda: ImageNoise(1, range(8))):
         lone = augmented(names, u8, noise())
         both = augmenter(names)({"x": u8, "control": u8, "before": u8}, noise())
-        assert (
-            torch.equal(lone, both["x"])
-            and torch.equal(lone, both["before"])
-            and not torch.equal(lone, both["control"])
-        )
+        assert torch.equal(lone, both["x"]) and torch.equal(lone, both["before"])
+        assert not torch.equal(lone, both["control"])
         values = set(u8.flatten().tolist())
-        assert (
-            all(
-                set(a.flatten().tolist()) <= set(b.flatten().tolist())
-                for a, b in zip(both["control"], u8, strict=True)
-            )
-            and values
+        assert all(
+            set(a.flatten().tolist()) <= set(b.flatten().tolist())
+            for a, b in zip(both["control"], u8, strict=True)
         )
+        assert values
 
 
 def test_draws_can_be_had_again():

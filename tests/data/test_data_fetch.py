@@ -319,9 +319,8 @@ def test_a_large_file_comes_in_pieces(site, large):
         folder = fetch(spec_at(server.url), progress=lambda done, total: seen.append((done, total)))
         assert ranges(server) == [FIRST, *QUARTERS] and server.busiest >= 4
     assert (folder / "a.bin").read_bytes() == DATA and left_over() == ["a.bin"]
-    assert seen[-1] == (len(DATA), len(DATA)) and [done for done, _ in seen] == sorted(
-        done for done, _ in seen
-    )
+    assert seen[-1] == (len(DATA), len(DATA))
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert any(0 < done < len(DATA) for done, _ in seen)
 
 
@@ -394,9 +393,8 @@ def test_pieces_interrupted_then_resumed(site, large, signum):
         assert process.wait(20) != 0 and time.monotonic() - asked < 3
         assert signum == signal.SIGKILL or b"KeyboardInterrupt" in process.stderr.read()
         kept = http.held(raw / "a.bin.part")
-        assert left_over() == ["a.bin.part", "a.bin.part1", "a.bin.part2", "a.bin.part3"] and 0 < kept < len(
-            DATA
-        )
+        assert left_over() == ["a.bin.part", "a.bin.part1", "a.bin.part2", "a.bin.part3"]
+        assert 0 < kept < len(DATA)
         server.pace = 0
         server.requests.clear()
         fetch(spec_at(server.url))

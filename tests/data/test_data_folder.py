@@ -314,11 +314,8 @@ def test_arrays_follow_the_same_rules(tmp_path):
     )
     two = open_pack(tmp_path / "b.npz")
     assert two.meta.notes == ("10 images of 16 bits, read as 0 … 65,535",) and one.meta.notes == ()
-    assert (
-        (two.images("train") == 255).all()
-        and two.labels("train").ndim == 1
-        and two.meta.classes == ("0", "1")
-    )
+    assert (two.images("train") == 255).all() and two.labels("train").ndim == 1
+    assert two.meta.classes == ("0", "1")
     assert open_pack("digits", size=8).meta.shape == (1, 8, 8) and open_pack("digits", size=8).meta.resized
     assert open_pack("digits", channels=3).meta.shape == (3, 16, 16)
     assert open_pack("digits", size=16).folder == open_pack("digits").folder

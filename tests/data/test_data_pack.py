@@ -106,9 +106,8 @@ def test_validation_is_carved_from_train_by_a_fixed_seed(tmp_path):
     opened = open_pack(tmp_path / "a.npz")
     assert opened.meta.counts == {"train": 40, "val": 5, "test": 5}
     ids = {split: opened.images(split)[:, 0, 0, 0].tolist() for split in SPLITS}
-    assert sorted(i for rows in ids.values() for i in rows) == list(range(50)) and all(
-        i == sorted(i) for i in ids.values()
-    )
+    assert sorted(i for rows in ids.values() for i in rows) == list(range(50))
+    assert all(i == sorted(i) for i in ids.values())
     for split, rows in ids.items():
         assert opened.labels(split).tolist() == [i % 5 for i in rows]
     assert ids["test"] == [2, 10, 11, 28, 41]  # the carving must never change: scores would not compare
@@ -167,11 +166,8 @@ def test_keys(tmp_path, monkeypatch):
     keys = {data_key(tmp_path / parent / "My Photos") for parent in "ab"}
     assert len(keys) == 2 and all(key.startswith("my-photos-") for key in keys)
     monkeypatch.chdir(tmp_path / "a")
-    assert (
-        data_key("./My Photos") in keys
-        and data_key("MNIST") == "mnist"
-        and data_key("digits_ab") == "digits-ab"
-    )
+    assert data_key("./My Photos") in keys and data_key("MNIST") == "mnist"
+    assert data_key("digits_ab") == "digits-ab"
 
 
 def test_names_that_are_not_there():
@@ -231,9 +227,8 @@ def test_a_size_is_packed_once_whether_channels_are_asked_for_or_told(tmp_path):
         (write(tmp_path / "grey", grey), 1),
     ):
         first = open_pack(folder, size=6)
-        assert open_pack(folder, size=6, channels=channels).folder == first.folder and peek(
-            folder, size=6, channels=channels
-        )
+        assert open_pack(folder, size=6, channels=channels).folder == first.folder
+        assert peek(folder, size=6, channels=channels)
         other = open_pack(folder, size=6, channels=4 - channels)
         assert other.folder != first.folder and open_pack(folder, size=6).meta.shape[0] == channels
         assert peek(folder) is None and peek(folder, size=7) is None
@@ -289,9 +284,8 @@ def test_two_processes_pack_once(tmp_path):
         for _ in range(2)
     ]
     said = "".join(process.communicate(timeout=30)[0] for process in two)
-    assert [process.returncode for process in two] == [0, 0] and said.count("packing") - said.count(
-        "waiting"
-    ) in (0, 1)
+    assert [process.returncode for process in two] == [0, 0]
+    assert said.count("packing") - said.count("waiting") in (0, 1)
     assert said.count("images") == 1
 
 

@@ -338,17 +338,12 @@ def publish(name: str, site: Path, monkeypatch, size: int | None = None) -> tupl
 def check(opened, spec, labels, classes, size: int) -> None:
     """Shape, splits, classes, and each picture of its label's colour with the upper left black."""
     meta = opened.meta
-    assert (
-        meta.shape == (spec.channels, size, size)
-        and meta.classes == tuple(classes)
-        and meta.multilabel == spec.multilabel
-    )
+    assert meta.shape == (spec.channels, size, size) and meta.classes == tuple(classes)
+    assert meta.multilabel == spec.multilabel
     counts = {split: len(y) for split, y in labels.items()}
     carved = "val" not in counts
-    assert (
-        meta.counts["test"] == counts["test"]
-        and meta.counts["train"] == counts["train"] - carved * meta.counts["val"]
-    )
+    assert meta.counts["test"] == counts["test"]
+    assert meta.counts["train"] == counts["train"] - carved * meta.counts["val"]
     assert meta.counts["val"] == (counts["train"] // 10 or 1 if carved else counts["val"])
     for split in SPLITS:
         y, x = opened.labels(split), opened.images(split).astype(int)
@@ -496,10 +491,8 @@ def test_medmnist_facts_are_its_packages():
         facts = info[spec.name]
         assert spec.classes == tuple(facts["label"].values()) and spec.licence == facts["license"]
         assert (spec.n_train, spec.n_val, spec.n_test) == tuple(facts["n_samples"][split] for split in SPLITS)
-        assert (
-            spec.multilabel == facts["task"].startswith("multi-label")
-            and spec.channels == facts["n_channels"]
-        )
+        assert spec.multilabel == facts["task"].startswith("multi-label")
+        assert spec.channels == facts["n_channels"]
         for side, files in ((28, spec.files), *spec.larger):
             suffix = "" if side == 28 else f"_{side}"
             assert (files[0].md5, files[0].urls[0]) == (facts[f"MD5{suffix}"], facts[f"url{suffix}"])
@@ -623,6 +616,5 @@ def test_mnist_from_the_official_files(shared_data, monkeypatch):
     for file in raw.glob("*.gz"):
         (folder / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
     test = MNIST(str(raw.parent), train=False)
-    assert (opened.images("test")[:, 0] == test.data.numpy()).all() and (
-        opened.labels("test") == test.targets.numpy()
-    ).all()
+    assert (opened.images("test")[:, 0] == test.data.numpy()).all()
+    assert (opened.labels("test") == test.targets.numpy()).all()

@@ -90,9 +90,8 @@ def test_more_bits_than_eight_are_read_as_the_file_says(data, white, told):
     notes = []
     pixels, _ = decode(data, "a", Decoding(None, 1), notes.append)
     assert np.abs(pixels[0] - RAMP / white * 255).max() <= 1
-    assert (
-        len(notes) == 1 and notes[0].startswith(told) and ("nearly black" in told) == ("nearly" in notes[0])
-    )
+    assert len(notes) == 1 and notes[0].startswith(told)
+    assert ("nearly black" in told) == ("nearly" in notes[0])
 
 
 def inked(colour) -> bytes:

@@ -326,7 +326,5 @@ def test_a_damaged_cost_is_found_again(how, tmp_path, monkeypatch):
 
 
 def test_the_store_is_as_it_was(run):
-    assert (
-        runs.find(run.id).state == "finished"
-        and checkpoints.damage(run.path / "checkpoints" / "00000004") is None
-    )
+    assert runs.find(run.id).state == "finished"
+    assert checkpoints.damage(run.path / "checkpoints" / "00000004") is None
