@@ -86,6 +86,9 @@ def tars(draw: Callable) -> bytes:
     return draw(st.sampled_from([bytes, bytes, gzip.compress, bz2.compress, lzma.compress]))(data)
 
 
+METHODS = st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+
+
 @st.composite
 def zips(draw: Callable) -> bytes:
     """A zip with names and attributes of any kind."""
@@ -96,12 +99,7 @@ def zips(draw: Callable) -> bytes:
             info.filename = draw(NAMES).encode("utf-8", "replace").decode()
             info.external_attr = draw(st.sampled_from([0, 0, 0, 0o120777 << 16, 0o060666 << 16, 0x10]))
             info.flag_bits = draw(st.sampled_from([0, 0, 0, 1, 0x800]))
-            method = draw(
-                st.sampled_from(
-                    [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
-                )
-            )
-            archive.writestr(info, draw(CONTENTS), method)
+            archive.writestr(info, draw(CONTENTS), draw(METHODS))
         archive.comment = draw(st.binary(max_size=8))
     return changed(draw, file.getvalue())
 
@@ -150,10 +148,12 @@ def place(tmp_path_factory) -> Iterator[Path]:
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
 def test_any_archive_is_read_or_refused(place, kind):
+    path = place / "in" / f"set.{kind}"
+    archives = tars() if kind == "tar" else zips()
+
     @generated(500)
-    @given(data=tars() if kind == "tar" else zips())
-    def each(data: bytes) -> None:
-        path = place / "in" / f"set.{kind}"
+    @given(data=archives)
+    def members_are_inside(data: bytes) -> None:
         path.write_bytes(data)
         with patient():
             members = open_members(path, is_picture)
@@ -162,23 +162,17 @@ def test_any_archive_is_read_or_refused(place, kind):
             for span in members.spans().values():
                 assert len(read_span(span)) < 1 << 20
 
-    each()
-    assert below(place) == {"in", f"in/set.{kind}"}
-    (place / "in" / f"set.{kind}").unlink()
-
-
-def test_a_set_is_made_of_any_archive_or_none(place):
-    @generated(60)
-    @given(data=tars() | zips())
-    def each(data: bytes) -> None:
-        path = place / "in" / "set.tar"
+    @generated(30)
+    @given(data=archives)
+    def a_set_is_made_or_none(data: bytes) -> None:
         path.write_bytes(data)
         with patient():
-            pack = open_pack(path)
-            assert len(pack.images("train")) < 100
+            assert len(open_pack(path).images("train")) < 100
 
-    each()
-    (place / "in" / "set.tar").unlink()
+    members_are_inside()
+    assert {name for name in below(place) if not name.startswith("home")} == {"in", f"in/set.{kind}"}
+    a_set_is_made_or_none()
+    path.unlink()
     assert {name.split("/")[0] for name in below(place)} <= {"in", "home"} and not below(place / "in")
 
 
@@ -247,8 +241,6 @@ def test_bombs_are_refused_at_once(tmp_path, name):
         raise MissingError("no picture")
     assert time.process_time() - since < 5
 
-
-# --- weights files ---
 
 DTYPES = st.sampled_from(
     ["F32", "F16", "BF16", "F64", "I64", "U8", "BOOL", "F8_E4M3", "C64", "X9", "", 5, None]
@@ -333,8 +325,6 @@ def test_a_stranger_s_weights_file_asks_nobody(tmp_path, monkeypatch, capsys):
             assert code_ != 1 and not [given for given in asked if given], (more, capsys.readouterr())
             asked.clear()
 
-
-# --- names ---
 
 NAMES_OF_NOTHING = """vae/stages/.. .. ~ ~nobody hf:// hf://a/b pretrained: pretrained:../x digits:train
 - -- = %s {0} $HOME `id`"""

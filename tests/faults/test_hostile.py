@@ -45,6 +45,7 @@ def npz(path: Path, **arrays: bytes) -> Path:
 
 
 IMAGES = whole(np.zeros((20, 8, 8), np.uint8))
+UNCLOSED = npy("{'descr':'|u1','fortran_order':False,'shape':(5, 8, 8" + "(" * 500)
 HEADS = {
     "huge": (shaped("(1000000000000, 8, 8)"), "cut off"),
     "wide": (shaped("(1, 100000000, 100000000)"), "cut off"),
@@ -52,10 +53,7 @@ HEADS = {
     "a truth": (shaped("(True, 8, 8)"), "its shape is"),
     "no pixels": (shaped("(20, 0, 8)"), "its shape is"),
     "nested": (shaped("((5, 8), 8)"), "not a numpy array"),
-    "unclosed": (
-        npy("{'descr':'|u1','fortran_order':False,'shape':(5, 8, 8" + "(" * 500),
-        "not a numpy array",
-    ),
+    "unclosed": (UNCLOSED, "not a numpy array"),
     "objects": (shaped("(5, 8, 8)", "|O"), "Python objects"),
     "cut": (IMAGES[:200], "cut off"),
 }
@@ -79,15 +77,12 @@ def test_any_head_is_met(tmp_path_factory, content):
         open_pack(path)
 
 
-def test_metadata_nested_without_end(tmp_path):
+def test_metadata_nested_without_end_and_a_recipe_of_many_megabytes(tmp_path):
     for i in range(12):
         Image.new("L", (16, 16), i).save(tmp_path / f"{i}.png")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "x": ' + "[" * 100_000 + "\n")
     with pytest.raises(GzError, match=r"line 1 of `metadata.jsonl`"):
         open_pack(tmp_path)
-
-
-def test_a_recipe_of_many_megabytes(tmp_path):
     path = tmp_path / "big.yaml"
     path.write_text("extends: vae\nabout: |\n" + "  x y z\n" * 200_000)
     since = time.process_time()
@@ -95,23 +90,23 @@ def test_a_recipe_of_many_megabytes(tmp_path):
     assert time.process_time() - since < 0.5
 
 
-@pytest.mark.parametrize(
-    ("key", "limit"),
-    [
-        ("train.samples=1000000000", "1 … 10,000"),
-        ("launch.processes=1000000", "1 … 1,024"),
-        ("launch.threads=1000000", "1 … 1,024"),
-        ("train.batch_size=1000000000000000000", "1 … 1,000,000"),
-        ("train.steps=1000000000000", "1 … 1,000,000,000"),
-        ("train.accumulate=1000000000000", "1 … 65,536"),
-        ("seed=1000000000000000000000000", "0 … 9,007,199,254,740,991"),
-        ("model.width=1000000000", "1,000,000"),
-        ("optim.lr=1e400", "must be a number"),
-    ],
-)
-def test_numbers_beyond_all_use_are_refused_with_the_limit(call, key, limit):
-    code, _, told = call("train", "vae", "--data", "digits", "--set", key)
-    assert code == 2 and limit in told
+LIMITS = {
+    "train.samples=1000000000": "1 … 10,000",
+    "launch.processes=1000000": "1 … 1,024",
+    "launch.threads=1000000": "1 … 1,024",
+    "train.batch_size=1000000000000000000": "1 … 1,000,000",
+    "train.steps=1000000000000": "1 … 1,000,000,000",
+    "train.accumulate=1000000000000": "1 … 65,536",
+    "seed=1000000000000000000000000": "0 … 9,007,199,254,740,991",
+    "model.width=1000000000": "1,000,000",
+    "optim.lr=1e400": "must be a number",
+}
+
+
+def test_numbers_beyond_all_use_are_refused_with_the_limit(call):
+    for key, limit in LIMITS.items():
+        code, _, told = call("train", "vae", "--data", "digits", "--set", key)
+        assert code == 2 and limit in told, key
 
 
 TEXTS = st.text(max_size=60) | st.from_regex(r"(model|train|for|stages): ?[\[{&*!|>]?[a-z0-9:\- \n]{0,40}")

@@ -16,9 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import yaml
 from forks import Zygote
-from killing import arrays, left_over, outside, unreadable, weights
 from PIL import Image
+from safetensors.numpy import load_file
 from server import serve
 
 SMALL = ("model.net=mlp", "model.hidden=[8]", "model.latent=2", "train.batch_size=8", "train.keep=1")
@@ -27,6 +29,54 @@ TRAIN = ("train", "vae", "--data", "digits", "--steps", "4", "--cpu", "--name", 
 TRAIN += tuple(word for key in SMALL for word in ("--set", key))
 FEW = {"train": 3, "pack": 1, "download": 1, "prune": 2, "export": 1}  # changes of each in the fast suite
 CONTENT = random.Random(0).randbytes(300_000)
+
+
+LEFT = (".part", ".part1", ".part2", ".part3", ".link")
+
+
+def unreadable(home: Path) -> list[str]:
+    """The files of a store that are no whole files of their kind, but those on their way."""
+    found = []
+    for file in sorted(path for path in home.rglob("*") if path.is_file()):
+        if any(name.endswith(LEFT) for name in file.relative_to(home).parts) or file.match(".index-*"):
+            continue  # an index that is not whole is made again
+        try:
+            READERS.get(file.suffix, lambda file: None)(file)
+        except Exception as e:
+            found.append(f"{file.relative_to(home)}: {type(e).__name__} {e}")
+    return found
+
+
+READERS = {
+    ".json": lambda file: json.loads(file.read_text()),
+    ".jsonl": lambda file: [json.loads(line) for line in file.read_text().splitlines()],
+    ".yaml": lambda file: yaml.safe_load(file.read_text()),
+    ".npy": np.load,
+    ".png": lambda file: Image.open(file).load(),
+    ".safetensors": load_file,
+    ".pt": lambda file: torch.load(file, weights_only=True),
+}
+
+
+def left_over(home: Path) -> list[str]:
+    """What is on its way in a store."""
+    return sorted(str(path.relative_to(home)) for path in home.rglob("*") if path.name.endswith(LEFT))
+
+
+def outside(home: Path) -> list[str]:
+    """What lies beside the store, and in the working folder."""
+    beside = {path.name for path in home.parent.iterdir()} - {home.name, "here"}
+    return sorted(beside | {path.name for path in (home.parent / "here").iterdir()})
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    """The tensors of a run's weights, to the bit."""
+    return {name: value.tobytes() for name, value in load_file(run / "model.safetensors").items()}
+
+
+def arrays(folder: Path) -> dict[str, bytes]:
+    """The arrays of a pack."""
+    return {file.name: file.read_bytes() for file in sorted(folder.glob("*.npy"))}
 
 
 @pytest.fixture(scope="module")
