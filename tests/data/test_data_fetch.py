@@ -391,42 +391,22 @@ def test_an_interrupt_ends_every_connection(site, large):
         assert 0 < http.held(raw_dir(spec_at()) / "a.bin.part") == kept < len(DATA)
 
 
-KILL = "import os, signal; die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)"
-COPYING = f"""{KILL}
+COPYING = """import os, signal
 def copy(src, out, block, calls=[]):
     calls.append(1)
     out.write(src.read(10_000 if len(calls) == NTH else -1))
     if len(calls) == NTH:
         out.flush()
-        die()
+        os.kill(os.getpid(), signal.SIGKILL)
 http.shutil.copyfileobj = copy
-"""
-COPIED = f"""{KILL}
-unlink, calls = http.Path.unlink, []
-def remove(path, **how):
-    calls.append(path)
-    BEFORE
-    if len(calls) == NTH:
-        die()
-    AFTER
-http.Path.unlink = remove
 """
 
 
 @pytest.mark.parametrize("nth", [1, 3])
-@pytest.mark.parametrize(
-    "sabotage",
-    [
-        COPYING,
-        COPIED.replace("AFTER", "unlink(path)").replace("BEFORE", ""),
-        COPIED.replace("BEFORE", "unlink(path)"),
-    ],
-)
-def test_killed_while_pieces_are_joined(site, large, sabotage, nth):
+def test_killed_while_pieces_are_joined(site, large, nth):
+    """In the middle of a copy; `tests/faults/test_killed.py` kills between the changes of files."""
     with serve(site) as server:
-        process = child(
-            server.url, large=50_000, sabotage=sabotage.replace("NTH", str(nth)).replace("AFTER", "pass")
-        )
+        process = child(server.url, large=50_000, sabotage=COPYING.replace("NTH", str(nth)))
         assert process.wait(20) == -signal.SIGKILL
         assert "a.bin" not in left_over()
         server.requests.clear()
