@@ -1,5 +1,4 @@
-"""Recipes: YAML 1.2, closed keys, all mistakes at once, the order of layers, and text that reads back as it
-was."""
+"""Recipes: YAML 1.2, closed keys, all mistakes at once, the order of layers, text that reads back."""
 
 from __future__ import annotations
 

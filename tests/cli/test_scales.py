@@ -1,5 +1,4 @@
-"""Every shipped recipe has a setting for every shape class, tiny, small and full, which builds for images of
-that shape; sets of one shape have one setting; `full` takes a day of one H100 at most."""
+"""Shipped recipes: settings that build for each scale and shape class; `full` takes a day of one H100."""
 
 from __future__ import annotations
 
@@ -104,9 +103,7 @@ def _build(model, options, info, **earlier):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_each_class_has_a_setting_that_builds(name, chosen):
-    """`tiny` changes `small`. The batches of all parts are shared out over any number of GPUs, and none is
-    changed by more than an eighth but those of few images. The average of the weights forgets within a tenth
-    of the run; so long at most the learning rate grows."""
+    """The batches of all parts are shared out over any number of GPUs, few changed by more than an eighth."""
     for scale in ("tiny", *SCALES):
         for shape in SHAPES:
             recipe = chosen(name, scale, shape)
@@ -147,8 +144,7 @@ OTHERS = {  # shapes that a class also holds
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_few_images_and_other_shapes_of_a_class(name, chosen):
-    """Few images are trained on for fewer steps. Pictures that are not square, large grey ones and many
-    classes build; a model that takes squares says so."""
+    """Few images are trained on for fewer steps; a model that takes squares says so."""
     for scale in SCALES:
         for shape in SHAPES if not NEEDS[name] & {"caption", "second_domain"} else ():
             many, few = (chosen(name, scale, shape, **n) for n in ({}, {"data_n": 2000}))

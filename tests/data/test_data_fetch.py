@@ -621,8 +621,9 @@ def test_linked_folders(own, site):
         assert all(path.read_bytes() == b"picture" for path in pictures)
 
 
-def test_a_large_need_is_told_first(site, monkeypatch):
-    said = []
+def test_a_large_need_is_told_first(site, large, monkeypatch):
+    """Room for what is missing, and for a piece twice, is needed."""
+    said, needs = [], []
     fetch(spec_at(), source=str(site), pack_size=10**6, say=said.append)
     assert said == []
     remove_toy()
@@ -633,12 +634,7 @@ def test_a_large_need_is_told_first(site, monkeypatch):
     assert len(said) == 1 and re.fullmatch(told, said[0])
     with pytest.raises(MissingError, match="are needed"):
         fetch(spec_at(), source=str(site), pack_size=10**18)
-
-
-def test_room_for_what_is_missing_and_a_piece_twice(site, large, monkeypatch):
-    needs = []
     monkeypatch.setattr(fetching, "need_space", lambda folder, size: needs.append(size))
-    raw_dir(spec_at()).mkdir(parents=True)
     for number, size in (("", 25_000), ("1", 5_000)):
         (raw_dir(spec_at()) / f"a.bin.part{number}").write_bytes(DATA[25_000:][:size])
     fetch(spec_at(), source=str(site))

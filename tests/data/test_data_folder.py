@@ -1,5 +1,4 @@
-"""Every form of the user's own images, good and bad: layouts, captions, arrays, dataset folders, archives
-that lie."""
+"""The user's own images, good and bad: layouts, captions, arrays, dataset folders, archives that lie."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What the user's own layouts are taken to be: what is common is read as it is meant, what is ambiguous is
-refused by name."""
+"""Layouts of the user's own images: what is common is read, what is ambiguous is refused by name."""
 
 from __future__ import annotations
 

@@ -59,22 +59,15 @@ def test_digits_are_scikit_learns():
     )
 
 
-def test_digits_captioned_and_ab():
-    captioned, ab = open_pack("digits-captioned"), open_pack("digits_ab")
+def test_captions_domains_and_patches():
+    captioned, ab, patches = open_pack("digits-captioned"), open_pack("digits_ab"), open_pack("patches")
     words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     for split in SPLITS:
         assert captioned.captions(split) == [f"a handwritten {words[y]}" for y in captioned.labels(split)]
     dark = ab.images("train").mean((1, 2, 3)) < 128
     assert (dark == (ab.labels("train") == 0)).mean() > 0.99
-
-
-def test_patches_share_no_pixel_between_splits():
-    opened = open_pack("patches")
-    rows = {
-        split: {row.tobytes() for image in opened.images(split) for row in image[0]}
-        for split in ("train", "test")
-    }
-    assert len(rows["train"] & rows["test"]) < 0.01 * len(rows["test"])
+    train, test = ({row.tobytes() for x in patches.images(s) for row in x[0]} for s in ("train", "test"))
+    assert len(train & test) < 0.01 * len(test), "no pixel is in two splits"
 
 
 def test_not_fetched_when_it_must_not_be(monkeypatch):
@@ -125,9 +118,15 @@ def test_splits_given_are_kept(tmp_path):
     assert nothing_half_written()
 
 
-def test_repacked_when_the_files_change(tmp_path):
-    folder = write(tmp_path / "p", LAYOUTS["flat"][0])
-    said = []
+def test_repacked_when_the_files_change(tmp_path, monkeypatch):
+    def refused(*args):
+        raise OSError(28, "No space left on device")
+
+    folder, said = write(tmp_path / "p", LAYOUTS["flat"][0]), []
+    with monkeypatch.context() as patch, pytest.raises(MissingError, match="No space left"):
+        patch.setattr(os, "pwrite", refused)
+        open_pack(folder)
+    assert nothing_half_written()
     first = open_pack(folder, say=said.append)
     assert len(said) == 3 and open_pack(folder, say=said.append).meta == first.meta and len(said) == 3
     write(folder, {"new.png": png(BLUE)})
@@ -202,10 +201,8 @@ def test_an_imported_set_outlives_its_files(tmp_path):
 def test_a_size_is_packed_once_whether_channels_are_asked_for_or_told(tmp_path):
     """`gz train` asks for the size alone, its engine for what came of it."""
     grey = {f"{i}.png": png(90 + i, mode="L", size=(9, 9)) for i in range(20)}
-    for folder, channels in (
-        (write(tmp_path / "colour", LAYOUTS["flat"][0]), 3),
-        (write(tmp_path / "grey", grey), 1),
-    ):
+    for files, channels in ((LAYOUTS["flat"][0], 3), (grey, 1)):
+        folder = write(tmp_path / f"{channels}", files)
         first = open_pack(folder, size=6)
         assert open_pack(folder, size=6, channels=channels).folder == first.folder
         assert peek(folder, size=6, channels=channels)
@@ -222,19 +219,16 @@ def test_sets_that_died_are_shown_and_harm_none(tmp_path, monkeypatch, capsys):
         assert run(["data", "import", str(folder), "--name", name, "-q"]) == 0
     remove_tree(open_pack("lost").folder)
     capsys.readouterr()
-    monkeypatch.setattr(
-        "gzcli.data.packs.pack.walk", lambda *_: pytest.fail("the files of a set are looked at")
-    )
+    monkeypatch.setattr("gzcli.data.packs.pack.walk", lambda *_: pytest.fail("a set's files are looked at"))
     assert run(["data", "list"]) == run(["data", "verify"]) == run(["train", "vae", "--dry-run"]) == 0
     folder.rename(tmp_path / "elsewhere")
     capsys.readouterr()
     assert run(["data", "list", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["data"]}
-    assert [(rows[n]["lost"], rows[n]["cached"], rows[n]["size"]) for n in ("kept", "lost", "digits")] == [
-        (True, True, 8),
-        (True, False, None),
-        (False, True, 16),
-    ]
+    seen = {
+        name: [rows[name][of] for of in ("lost", "cached", "size")] for name in ("kept", "lost", "digits")
+    }
+    assert seen == {"kept": [True, True, 8], "lost": [True, False, None], "digits": [False, True, 16]}
     assert run(["data", "list"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert lines["lost"].split()[-2] == "gone" and "yes" in lines["kept"].split()
@@ -242,27 +236,11 @@ def test_sets_that_died_are_shown_and_harm_none(tmp_path, monkeypatch, capsys):
     assert "is gone" in capsys.readouterr().err
 
 
-def test_read_only_cache(tmp_path, monkeypatch):
-    folder = write(tmp_path / "p", LAYOUTS["flat"][0])
-
-    def refused(*args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "pwrite", refused)
-    with pytest.raises(MissingError, match="No space left"):
-        open_pack(folder)
-    assert nothing_half_written()
-
-
 def test_two_processes_pack_once(tmp_path):
     path = as_zip(tmp_path / "a.zip", LAYOUTS["classes"][0])
     code = f"from gzcli.data.packs.open import open_pack; open_pack({str(path)!r}, say=print)"
-    two = [
-        subprocess.Popen(
-            [sys.executable, "-c", code], cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    ]
+    words, root = [sys.executable, "-c", code], Path(__file__).parents[2]
+    two = [subprocess.Popen(words, cwd=root, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = "".join(process.communicate(timeout=30)[0] for process in two)
     assert [process.returncode for process in two] == [0, 0]
     assert said.count("packing") - said.count("waiting") in (0, 1)
@@ -271,15 +249,15 @@ def test_two_processes_pack_once(tmp_path):
 
 def test_looking_at_metadata_imports_nothing_heavy():
     open_pack("digits")
-    code = (
-        "import sys; from gzcli.data.sets.library import listing; from gzcli.data.packs.open import peek; "
-        "from gzcli.data.sets.names import data_key; listing(); "
-        "from gzcli.data.packs.augment import parse_augment; assert peek('digits').levels == 17; "
-        "print([m for m in ('torch', 'numpy', 'PIL', 'sklearn', 'urllib.request') if m in sys.modules])"
-    )
-    out = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True
-    )
+    code = """import sys
+from gzcli.data.packs.augment import parse_augment
+from gzcli.data.packs.open import peek
+from gzcli.data.sets.library import listing
+from gzcli.data.sets.names import data_key
+listing(), peek("digits").levels
+print([m for m in ("torch", "numpy", "PIL", "sklearn", "urllib.request") if m in sys.modules])"""
+    words, root = [sys.executable, "-c", code], Path(__file__).parents[2]
+    out = subprocess.run(words, cwd=root, capture_output=True, text=True)
     assert out.stdout.strip() == "[]", out.stdout + out.stderr
 
 

@@ -1,5 +1,4 @@
-"""Every set by name: a small archive in its publisher's layout, served over HTTP, checked, parsed and
-packed."""
+"""Every set by name: small archives in its publisher's layout are served, checked, parsed and packed."""
 
 from __future__ import annotations
 

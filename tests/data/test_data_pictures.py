@@ -63,57 +63,52 @@ def tiff_of_12_bits(values) -> bytes:
 RAMP = np.linspace(0, 4095, 64).astype(int).reshape(8, 8)  # 12 bits
 
 
-@pytest.mark.parametrize(
-    ("data", "white", "told"),
-    [
-        (tiff_of_12_bits(RAMP), 4095, "of 12 bits, read as 0 … 4,095"),
-        (deep(RAMP, 12), 4095, "of 12 bits, read as 0 … 4,095"),
-        (deep(RAMP << 4 | RAMP >> 8, 12), 65535 / 16, "of 16 bits, read as 0 … 65,535"),
-        (
-            deep(RAMP >> 4 << 4, 12),
-            65535,
-            "of 16 bits, read as 0 … 65,535: nearly black, as none has a value",
-        ),
-        (deep(RAMP), 65535, "of 16 bits, read as 0 … 65,535: nearly black, as none has a value above 4,095"),
-        (deep(RAMP * 16), 65535 / 16, "of 16 bits, read as 0 … 65,535"),
-    ],
-    ids=["tiff", "low bits", "scaled bits", "dark", "untold", "whole range"],
-)
-def test_more_bits_than_eight_are_read_as_the_file_says(data, white, told):
+TWELVE, SIXTEEN = "of 12 bits, read as 0 … 4,095", "of 16 bits, read as 0 … 65,535"
+DARK = f"{SIXTEEN}: nearly black, as none has a value"
+DEPTHS = {
+    "tiff": (tiff_of_12_bits(RAMP), 4095, TWELVE),
+    "low bits": (deep(RAMP, 12), 4095, TWELVE),
+    "scaled bits": (deep(RAMP << 4 | RAMP >> 8, 12), 65535 / 16, SIXTEEN),
+    "dark": (deep(RAMP >> 4 << 4, 12), 65535, DARK),
+    "untold": (deep(RAMP), 65535, f"{DARK} above 4,095"),
+    "whole range": (deep(RAMP * 16), 65535 / 16, SIXTEEN),
+}
+
+
+def test_more_bits_than_eight_are_read_as_the_file_says():
     """And never by what values a picture happens to have: a dark one of a set would be made bright."""
-    notes = []
-    pixels, _ = decode(data, "a", Decoding(None, 1), notes.append)
-    assert np.abs(pixels[0] - RAMP / white * 255).max() <= 1
-    assert len(notes) == 1 and notes[0].startswith(told)
-    assert ("nearly black" in told) == ("nearly" in notes[0])
+    for name, (data, white, told) in DEPTHS.items():
+        notes = []
+        pixels, _ = decode(data, "a", Decoding(None, 1), notes.append)
+        assert np.abs(pixels[0] - RAMP / white * 255).max() <= 1, name
+        (note,) = notes
+        assert note.startswith(told) and ("nearly black" in told) == ("nearly" in note), name
 
 
 def inked(colour) -> bytes:
     """A stroke of soft edges on a transparent picture."""
-    image = Image.new("RGBA", (8, 8), (*colour, 0))
-    for x, alpha in enumerate((80, 255, 255, 80), 2):
-        image.paste((*colour, alpha), (x, 1, x + 1, 7))
-    out = io.BytesIO()
-    image.save(out, "PNG")
-    return out.getvalue()
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[..., :3] = colour
+    pixels[1:7, 2:6, 3] = (80, 255, 255, 80)
+    return encoded(pixels)
 
 
 def test_ink_on_transparency_is_seen():
-    for colour, dark, told in (
-        ((0, 0, 0), False, ["with transparency, laid over white"]),
-        (RED, False, ["with transparency, laid over white"]),
-        ((255, 255, 255), True, ["of white ink on transparency, laid over black"]),
-        ((250, 250, 245), True, ["of white ink on transparency, laid over black"]),
+    over_white, over_black = (
+        "with transparency, laid over white",
+        "of white ink on transparency, laid over black",
+    )
+    for colour, told in (
+        ((0, 0, 0), over_white),
+        (RED, over_white),
+        ((255, 255, 255), over_black),
+        ((250, 250, 245), over_black),
     ):
         notes = []
         pixels, _ = decode(inked(colour), "a", Decoding(None, 1), notes.append)
-        assert notes == told and (pixels[0, 0, 0] == 0) == dark
+        assert notes == [told] and (pixels[0, 0, 0] == 0) == (told == over_black)
         assert int(pixels.max()) - int(pixels.min()) > 100, "the stroke"
-    for colour, told in (
-        ((9, 9, 9, 255), []),
-        ((255, 255, 255, 255), []),
-        ((0, 0, 0, 0), ["with transparency, laid over white"]),
-    ):
+    for colour, told in (((9, 9, 9, 255), []), ((255, 255, 255, 255), []), ((0, 0, 0, 0), [over_white])):
         notes = []
         decode(png(colour, mode="RGBA"), "a", Decoding(None, 1), notes.append)
         assert notes == told

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from gzcli.core.errors import GzError, MissingError
+from gzcli.core.errors import GzError
 from gzcli.data.packs.open import open_pack
 from gzcli.recipe.resolve import check
 
@@ -118,29 +118,3 @@ def test_any_text_of_a_recipe_is_met(tmp_path_factory, lines):
     path = tmp_path_factory.mktemp("recipe") / "own.yaml"
     path.write_text("\n".join(["extends: vae", *lines]), encoding="utf-8", errors="surrogatepass")
     assert isinstance(check(str(path)), list)
-
-
-KNOWN = "train sample vae fm --data digits --set train.steps=1 --json list runs show --label 3 -n 0 --steps x"
-KNOWN += " recipe ood --out bench data --help"
-WORDS = st.lists(st.sampled_from(KNOWN.split()) | st.text(max_size=12), max_size=7)
-
-
-@generated(40)
-@given(words=WORDS)
-def test_any_command_line_is_met(words, tmp_path_factory):
-    """Nothing is started, and no error is a bug in gz."""
-    from gzcli.cli import app, out
-    from gzcli.launch import launcher
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GZ_HOME", str(tmp_path_factory.mktemp("home")))
-        patch.chdir(tmp_path_factory.mktemp("here"))
-
-        def refuse(*args, **more):
-            raise MissingError("no engine is started here")
-
-        patch.setattr(launcher, "run", refuse)
-        try:
-            assert app.run(words) != 1
-        finally:
-            out.configure(json=False, quiet=False, lenient=False)

@@ -1,9 +1,5 @@
 """Commands that are killed at any change of the store: nothing is unreadable then, the same command ends
-well, what it makes is that of a command that was not killed, to the bit, and nothing is left on its way.
-
-A few of the changes are in the fast suite, all of them in the slow one. What is made now and then in a real
-process of its own is in `test_processes`.
-"""
+well, to the bit as one that was not killed, and nothing is left on its way."""
 
 from __future__ import annotations
 
