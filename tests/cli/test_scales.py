@@ -142,29 +142,27 @@ OTHERS = {  # shapes that a class also holds
 }
 
 
+@pytest.mark.parametrize("scale", ["small", pytest.param("full", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", RECIPES)
-def test_few_images_and_other_shapes_of_a_class(name, chosen):
+def test_few_images_and_other_shapes_of_a_class(name, scale, chosen):
     """Few images are trained on for fewer steps; a model that takes squares says so."""
-    for scale in SCALES:
-        for shape in SHAPES if not NEEDS[name] & {"caption", "second_domain"} else ():
-            many, few = (chosen(name, scale, shape, **n) for n in ({}, {"data_n": 2000}))
-            check_averages(few, shape)
-            for part, own in zip(many.parts, few.parts, strict=True):
-                assert own.train.steps < part.train.steps, (shape, part.stage)
-        for other, (shape, typed) in OTHERS.items():
-            if (scale, other) == ("full", "300 classes"):
-                continue  # its labels enter as those of `small` do
-            recipe = chosen(name, scale, shape, **typed)
-            assert "caption" in NEEDS[name] or (scale, shape) in recipe.choice.order
-            try:
-                build(recipe, 300 if other == "300 classes" else 10)
-            except UsageError as e:
-                assert other in ("48x32", "96x64") and "square" in e.message, e.message
-        for pair in PAIRS if not NEEDS[name] - {"labels"} else ():
-            trees = [resolve(name, data=data, flags={"scale": scale}).tree() for data in pair]
-            for tree in trees:
-                tree["data"].pop("name")
-            assert trees[0] == trees[1], pair
+    for shape in SHAPES if not NEEDS[name] & {"caption", "second_domain"} else ():
+        many, few = (chosen(name, scale, shape, **n) for n in ({}, {"data_n": 2000}))
+        check_averages(few, shape)
+        for part, own in zip(many.parts, few.parts, strict=True):
+            assert own.train.steps < part.train.steps, (shape, part.stage)
+    for other, (shape, typed) in OTHERS.items():
+        recipe = chosen(name, scale, shape, **typed)
+        assert "caption" in NEEDS[name] or (scale, shape) in recipe.choice.order
+        try:
+            build(recipe, 300 if other == "300 classes" else 10)
+        except UsageError as e:
+            assert other in ("48x32", "96x64") and "square" in e.message, e.message
+    for pair in PAIRS if not NEEDS[name] - {"labels"} else ():
+        trees = [resolve(name, data=data, flags={"scale": scale}).tree() for data in pair]
+        for tree in trees:
+            tree["data"].pop("name")
+        assert trees[0] == trees[1], pair
 
 
 DAY = 86_400  # of one H100

@@ -129,6 +129,8 @@ def test_repacked_when_the_files_change(tmp_path, monkeypatch):
     assert nothing_half_written()
     first = open_pack(folder, say=said.append)
     assert len(said) == 3 and open_pack(folder, say=said.append).meta == first.meta and len(said) == 3
+    os.truncate(first.folder / "train.npy", 900)
+    assert open_pack(folder).meta.digest == first.meta.digest and len(open_pack(folder).images("train")) == 16
     write(folder, {"new.png": png(BLUE)})
     assert peek(folder) is None
     assert sum(open_pack(folder).meta.counts.values()) == 21

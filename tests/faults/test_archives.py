@@ -150,7 +150,7 @@ def test_any_archive_is_read_or_refused(place, kind):
     path = place / "in" / f"set.{kind}"
     archives = tars() if kind == "tar" else zips()
 
-    @generated(500)
+    @generated(300)
     @given(data=archives)
     def members_are_inside(data: bytes) -> None:
         path.write_bytes(data)
@@ -274,7 +274,7 @@ def weights_files(draw: Callable) -> bytes:
 
 
 def test_any_weights_file_is_read_or_refused(place):
-    @generated(500)
+    @generated(300)
     @given(data=weights_files())
     def each(data: bytes) -> None:
         path = place / "in" / "own.safetensors"

@@ -69,7 +69,7 @@ def test_an_array_s_head_is_read_before_anything_is_allocated(tmp_path, name):
     assert time.process_time() - since < 2
 
 
-@generated(320)
+@generated(160)
 @given(content=st.binary(max_size=200) | st.text(max_size=100).map(npy) | st.text(max_size=30).map(shaped))
 def test_any_head_is_met(tmp_path_factory, content):
     path = npz(tmp_path_factory.mktemp("npz") / "set.npz", x_train=content)
