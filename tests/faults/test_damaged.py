@@ -138,10 +138,11 @@ def test_a_damaged_checkpoint_is_passed_over(run, name):
     """The one before it is taken; a file that is whole by its checksum but no work of gz is named."""
     folder = run.path / "checkpoints"
     file, warned = folder / "00000004" / name, []
-    for content in (*DAMAGES.values(), halves(file)):
+    half = halves(file)
+    for content in (*DAMAGES.values(), half):
         with damaged(file, content):
             assert checkpoints.newest(folder, warned.append) == folder / "00000002"
-            if content is not None and name in ("train.pt", "ema.safetensors"):
+            if content not in (None, half) and name in ("train.pt", "ema.safetensors"):
                 with pytest.raises(MissingError, match=name) as e:
                     checkpoints.load(folder / "00000004")
                 assert "weights_only" not in e.value.message
