@@ -23,8 +23,7 @@ from gzcli.recipe.layers import GENERAL
 from gzcli.recipe.resolve import resolve
 
 RECIPES = {name: [at for file in read_chain(name)[0] for at in file.sections] for name in recipes()}
-NEEDS = {name: {need for card in resolve(name).cards.values() for need in card.needs} for name in RECIPES}
-NEEDS = {name: needs | set(resolve(name).card.needs) for name, needs in NEEDS.items()}
+NEEDS = {name: frozenset(resolve(name).card.needs) for name in RECIPES}
 SCALES = ("small", "full")
 
 # By shape class a set of that class, and what is typed beside its name.

@@ -458,7 +458,7 @@ def test_an_estimated_size_is_resumed_copied_and_checked(site, tmp_path):
         spec = estimated(90_000, server.url)
         with pytest.raises(MissingError, match="503") as e:
             fetch(spec)
-        assert "goes on from" in e.value.hint and left_over() == ["a.bin.part"] and not is_fetched(spec)
+        assert "goes on from" in e.value.hint and (raw / "a.bin.part").exists() and not is_fetched(spec)
         fetch(spec)
         assert server.requests[-1][1] == "bytes=50000-"
         (raw / "a.bin").rename(raw / "a.bin.part")  # killed before it was renamed
