@@ -257,13 +257,14 @@ def images_at(word: str) -> str:
     from gzcli.data.readers.folder import open_path
     from gzcli.data.sets.names import OwnSet, locate
     from gzcli.data.sets.registry import Form
+    from gzcli.store.run_folder import Run
 
     tried = "no run, no model, and no folder, zip, tar or npz of images"
     try:
         source = locate(word)
         if not isinstance(source, OwnSet):
             return source.reference
-        if (source.path / "grid.png").is_file() and (source.path / "job.json").is_file():
+        if (source.path / "grid.png").is_file() and Run(source.path).job_file.is_file():
             parts = (source.path / name for name in ("samples.npz", "images"))
             if part := next((part for part in parts if part.exists()), None):
                 source = OwnSet(part)

@@ -278,10 +278,11 @@ def result_of(run: Run, job: BenchJob) -> dict[str, Any]:
     from gzcli.cli.jobs import do_job, new_folder
     from gzcli.judge.league import judgement
     from gzcli.store import files
+    from gzcli.store.run_folder import Run
 
     key, done = judgement(run, job)
     if done:
-        earlier: dict[str, Any] = files.read_json(done / "result.json")
+        earlier: dict[str, Any] = files.read_json(Run(done).result_file)
         return earlier
     return do_job(new_folder(run.path / "bench", key), job, quiet=True)
 

@@ -489,10 +489,10 @@ def _candidates(facts: Mapping[str, Any]) -> Iterator[Run]:
 def _matching(run: Run, facts: Mapping[str, Any]) -> str | None:
     """The checkpoint of a run that has the picture's weights, as `--checkpoint` takes it."""
     serving = run.serving
-    step = f"{int(facts['step']):08d}"
+    step = int(facts["step"])
     places = {
-        "finished": serving.path / "model.safetensors",
-        str(int(facts["step"])): serving.path / "checkpoints" / step / "ema.safetensors",
+        "finished": serving.model_file,
+        str(step): serving.checkpoint(step).averaged,
     }
     same = (at for at, file in places.items() if file.is_file() and checksum(file) == facts["weights"])
     return next(same, None)

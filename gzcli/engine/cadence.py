@@ -189,7 +189,7 @@ class Stop:
     """Asked once a step; every rank gets the same answer at the same step."""
 
     def __init__(self, folder: Path, *, world: int, device: torch.device):
-        self.file, self.world, self.device = folder / "stop", world, device
+        self.file, self.world, self.device = Run(folder).stop_file, world, device
         # the step of the ranks' next agreement; step and time of the last one
         self.next, self.last = 0, (0, time.monotonic())
         self.looked = 0.0  # when the parent was looked at last

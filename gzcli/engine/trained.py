@@ -52,10 +52,7 @@ def stages_for(run: Run, name: str, device: torch.device | str) -> dict[str, Mod
 
 def built_on(run: Run, name: str) -> dict[str, str]:
     """The sha256 of the weights of each stage that a model called `name` is built on, by stage."""
-    return {
-        stage: checksum(run.owner.stage(stage).path / "model.safetensors")
-        for stage in catalog.card_of(run, name).stages
-    }
+    return {stage: checksum(run.owner.stage(stage).model_file) for stage in catalog.card_of(run, name).stages}
 
 
 def load_model(run: Run, device: torch.device | str, checkpoint: str = "finished") -> tuple[Model, Saved]:
@@ -148,22 +145,22 @@ def weights_file(run: Run, checkpoint: str) -> Path:
     if checkpoint == "last" and run.weights:
         return run.weights
     if checkpoint in ("last", "finished"):
-        return run.path / "model.safetensors"
-    folder = run.path / "checkpoints"
-    step = _best(folder) if checkpoint == "best" else int(checkpoint)
-    path = folder / f"{step:08d}" / "ema.safetensors"
+        return run.model_file
+    step = _best(run) if checkpoint == "best" else int(checkpoint)
+    path = run.checkpoint(step).averaged
     if not path.exists():
-        have = ", ".join(map(str, checkpoints.steps_of(folder))) or "none"
+        have = ", ".join(map(str, run.saved_steps)) or "none"
         raise MissingError(f"`{run.id}` has no checkpoint of step {step}", hint=f"it has: {have}")
     return path
 
 
-def _best(folder: Path) -> int:
+def _best(run: Run) -> int:
     """The step of the best checkpoint. Raises MissingError where there is none."""
-    path = folder / "best.json"
+    path = run.best_file
     if not path.exists():
         raise MissingError(
-            f"no best checkpoint in `{folder}`", hint="it is chosen where `train.best` is not `none`"
+            f"no best checkpoint in `{run.checkpoints_folder}`",
+            hint="it is chosen where `train.best` is not `none`",
         )
     step = files.read_object(path).get("step")
     if not isinstance(step, int):
@@ -286,7 +283,7 @@ def find_autoencoder(name: str, device: torch.device | str) -> tuple[Autoencoder
         model, saved = load_model(run, device)
         if not hasattr(model, "to_latent"):
             raise TypeError(f"{type(model).__name__} has no `to_latent`")
-        return model, saved.info, checksum(run.path / "model.safetensors")
+        return model, saved.info, checksum(run.model_file)
     vae, digest = DiffusersVAE.load(name, device)
     return vae, None, digest
 

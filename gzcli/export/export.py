@@ -202,7 +202,7 @@ def _round_model(model: nn.Module, dtype: torch.dtype) -> None:
 def card_of(trained: Trained, job: ExportJob) -> dict[str, Any]:
     """What a person wants to know of a run before using it."""
     owner, name = trained.run.owner, trained.part.model
-    env = files.read_json(owner.path / "env.json") or {}
+    env = files.read_json(owner.environment_file) or {}
     model = catalog.card_of(trained.run, name)
     facts = {
         "run": owner.id,
@@ -280,7 +280,7 @@ def preview(trained: Trained) -> bytes | None:
 
     card = catalog.card_of(trained.run, trained.part.model)
     if card.inputs or "prompt" in card.can or hasattr(trained.model, "sources"):
-        drawn = sorted((trained.run.path / "samples").glob("*.png"))
+        drawn = sorted(trained.run.samples_folder.glob("*.png"))
         if not drawn:
             return None
         image: Image.Image = Image.open(drawn[-1])

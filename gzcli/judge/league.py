@@ -195,9 +195,9 @@ def jobs_of(run: Run, terms: Terms) -> dict[str, tuple[BenchJob, list[dict[str, 
 def judgement(run: Run, job: BenchJob) -> tuple[str, Path | None]:
     """A name for the job's folder below the run's `bench`, and the folder where this gz did it before."""
     terms = {key: value for key, value in asdict(job).items() if key not in ("launch", "runs")}
-    weights = run.serving.path / "model.safetensors"
+    weights = run.serving.model_file
     key = _hash([terms, weights.stat().st_mtime_ns if weights.exists() else 0, __version__], 12)
-    done = sorted((run.path / "bench").glob(f"{key}-*/result.json"))
+    done = sorted((run.path / "bench").glob(f"{key}-*/{Run.result_file}"))
     return key, done[-1].parent if done else None
 
 

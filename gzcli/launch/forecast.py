@@ -207,7 +207,7 @@ def measured(job: TrialJob, say: Say) -> Sequence[Mapping[str, Any]]:
                 if received:  # whatever the engine made of it: what is planned must not start
                     number = received[0]
                     raise Interrupted(f"stopped by {signals.name_of(number)}", signum=number)
-        return files.read_json(folder / "result.json")["parts"]
+        return files.read_json(Run(folder).result_file)["parts"]
     except Interrupted:
         raise
     except GzError as error:

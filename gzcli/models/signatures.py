@@ -10,6 +10,7 @@ import operator
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,14 @@ class Param:
         return range_of(self.name, self.annotation, ours=self.ours)
 
 
-def params_of(function: ast.FunctionDef, path: Path) -> Iterator[Param]:
-    """The parameters of a signature; a dataclass of options is replaced by its fields."""
+@cache
+def params_of(function: ast.FunctionDef, path: Path) -> tuple[Param, ...]:
+    """The parameters of a signature; a dataclass of options is replaced by its fields. Models share most of
+    their methods, so each is read once."""
+    return tuple(_params(function, path))
+
+
+def _params(function: ast.FunctionDef, path: Path) -> Iterator[Param]:
     a, ours = function.args, ROOT in path.parents
     positional = [*a.posonlyargs, *a.args]
     defaults = [None] * (len(positional) - len(a.defaults)) + a.defaults

@@ -103,7 +103,7 @@ def behind(results: Results) -> Section:
     if versions:
         items.append(Text("Versions that made the figures", table_of(versions)))
     for name, run in results.runs.items():
-        environment = files.read_object(run.path / "env.json")
+        environment = files.read_object(run.environment_file)
         packages = environment.get("packages") or {}
         packages |= {
             key: environment[key] for key in ("python", "platform", "processes", "gpus") if key in environment

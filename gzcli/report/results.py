@@ -19,7 +19,7 @@ from gzcli.store.run_folder import Run
 from gzcli.store.runs import by_name
 
 # one of them holds the results
-FILES = ("bench.json", "ood.json", "league.json", "alarm.json", "result.json")
+FILES = ("bench.json", "ood.json", "league.json", "alarm.json", str(Run.result_file))
 NOT_SCORES = ("set", "role", "index", "file")  # the other columns of `scores.csv`
 
 
@@ -47,14 +47,14 @@ class Results:
         runs: dict[str, Run] = {}
         for name in dict.fromkeys(name for name in named if isinstance(name, str)):
             run = by_name(str(paths.get(name, name)))
-            if run and (run.path / "run.yaml").exists():
+            if run and run.recipe_file.exists():
                 runs[name] = run
         return runs
 
     def recipes(self) -> Iterator[tuple[str, str]]:
         """(title, YAML) of the recipe of each run, with those of its stages."""
         for name, run in self.runs.items():
-            yield name, printable(redacted((run.path / "run.yaml").read_text(errors="replace")))
+            yield name, printable(redacted(run.recipe_file.read_text(errors="replace")))
 
     def samples(self, row: Mapping[str, Any]) -> np.ndarray | None:
         """The samples of a row, uint8 [N, C, H, W], which for a league lie in its runs; None without any."""
@@ -141,7 +141,7 @@ def read(place: Path) -> Results:
             f"there is no folder `{place}`", hint="`gz bench` and `gz ood` print theirs: `files: …`"
         )
     for path in [folder / name for name in FILES]:
-        made, job = shown(files.read_json(path)), shown(files.read_object(folder / "job.json"))
+        made, job = shown(files.read_json(path)), shown(files.read_object(Run(folder).job_file))
         if isinstance(made, dict) and ("rows" in made or "results" in made or "files" in made):
             return Results(folder, made, job, path.stat().st_mtime)
     raise UsageError(

@@ -18,14 +18,14 @@ from PIL import Image, ImageSequence
 # keys of JSON, and columns of CSV, whose values are times, processes, memory, or of the machine
 TIMES = {"created", "started", "ended", "seconds", "work", "it_s", "images_s", "samples_per_s"}
 MACHINE = {"pid", "parent", "peak_memory", "versions", "packages", "python", "platform", "git", "gz", "torch"}
-VARYING = TIMES | MACHINE | {"fingerprint"}  # of where pictures lie, and when they were written
+VARYING = TIMES | MACHINE | {"bytes", "fingerprint"}  # of files that hold times, of where pictures lie
 UNIT = r"(?:ms|s|seconds?|minutes?|hours?|days?|weeks?|years?|it/s|images/s)"
 RULES = [
     (r"\b\d{8}-\d{6}-[0-9a-f]{4}\b", "<id>"),
     (r"<id>-[0-9a-f]{8}\b", "<id>-<hash>"),  # of the weights, too
-    (r"\bphotos-[0-9a-f]{6}\b", "photos-<hash>"),  # of where the pictures lie
+    (r"\b(photos|scans)-[0-9a-f]{6}\b", r"\1-<hash>"),  # of where the pictures lie
     (r"\bcosts/[0-9a-f]{20}\b", "costs/<hash>"),
-    (r"\d+ GB free", "<free>"),
+    (r"\d+ GB free|\b\d+ kB\b", "<size>"),
     (r"^memory(?: +[\d,.]+ [kMG]B)+$", "memory <memory>"),
     (r"--minutes 60: [\d,]+ steps", "--minutes 60: <time>"),
     (r"\b\d{4}-\d\d-\d\d(?:[ T]\d\d:\d\d(?::\d\d)?)?", "<date>"),
@@ -53,7 +53,9 @@ class Normal:
         for path, name in self.paths:
             text = text.replace(path, name)
         self.runs |= set(re.findall(r"-\d{8}-\d{6}-([0-9a-f]{4})\b", text))
-        text = re.sub(r"\b[0-9a-f]{64}\b", lambda found: self.sums.get(found[0], found[0]), text)
+        text = re.sub(
+            r"\b(?:[0-9a-f]{64}|[0-9a-f]{12})\b", lambda found: self.sums.get(found[0], found[0]), text
+        )
         for pattern, name in RULES:
             text = re.sub(pattern, name, text)
         return re.sub(rf"-(?:{'|'.join(sorted(self.runs))})\b", "-<id>", text) if self.runs else text
@@ -115,8 +117,11 @@ def of_picture(picture: Image.Image, captioned: bool = False) -> str:
 
 
 def above_caption(frame: np.ndarray) -> np.ndarray:
-    """The rows to the last one of which half is not background."""
-    filled = np.flatnonzero((frame != frame[0, 0]).any(2).mean(1) >= 0.5)
+    """The rows to the last one with a stretch of 24 pixels that are no background: longer than a letter."""
+    drawn = (frame != frame[0, 0]).any(2)
+    if drawn.shape[1] < 24:
+        return frame
+    filled = np.flatnonzero(np.lib.stride_tricks.sliding_window_view(drawn, 24, 1).all(2).any(1))
     return frame[: filled[-1] + 1] if filled.size else frame
 
 
@@ -132,11 +137,12 @@ def digest(path: Path, normal: Normal) -> dict[str, Any]:
     if kind in (".npy", ".npz"):
         loaded = np.load(path, allow_pickle=False)
         arrays = loaded if kind == ".npz" else {"array": loaded}
-        return {"bits": {key: of_array(arrays[key]) for key in arrays}}
+        return {"bits": {key: of_array(arrays[key]) for key in arrays if key not in VARYING}}
     if kind == ".safetensors":
         content = path.read_bytes()
         found = tensors(content, normal)
-        normal.sums[hashlib.sha256(content).hexdigest()] = f"<tensors {sha(json.dumps(found).encode())}>"
+        whole = hashlib.sha256(content).hexdigest()
+        normal.sums[whole] = normal.sums[whole[:12]] = f"<tensors {sha(json.dumps(found).encode())}>"
         return found
     if kind in (".pt", ".zip", ".pt2"):
         with zipfile.ZipFile(path) as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import signal
@@ -103,7 +104,8 @@ class Place:
         new = sorted(path for path, stat in self.seen.items() if before.get(path) != stat)
         for path in new:
             self.normal(str(path))  # so that the short names of new runs are known
-        new.sort(key=lambda path: path.suffix != ".safetensors")  # first: others have their sums
+        # tensors first, in the order in which they were written: others hold their sums
+        new.sort(key=lambda path: self.seen[path][0] if path.suffix == ".safetensors" else math.inf)
         files: dict[str, Any] = {}
         for path in new:
             name = self.normal(str(path))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from gzcli.core.devices import kind_of
+from gzcli.core.devices import kind_of, side_stream
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, BatchNoise, ImageNoise, Noise, mix, moved
 from gzcli.data.packs.augment import ReplayedNoise, augmenter, patch_of
@@ -33,7 +33,7 @@ def reader(
 ) -> Callable[[Callable[[int], Any], int], Any]:
     """A function of (read, step) that returns `read(step)`, read ahead for a GPU alone: a CPU has nothing
     left to read ahead with. It does not keep `read`."""
-    if on_device or device.type != "cuda":
+    if on_device or not kind_of(device).streams:
         return lambda read, step: read(step)
     if streamed:
         side = SideStream(device)
@@ -45,7 +45,7 @@ class SideStream:
     """A GPU stream for copies beside the one that computes; on other devices work is done at once."""
 
     def __init__(self, device: torch.device):
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.stream = side_stream(device)
 
     def started(self, work: Callable[[], T]) -> tuple[T, Any]:
         """The result of `work`, whose copies may still run, and the event of their end."""

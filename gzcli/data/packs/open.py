@@ -29,13 +29,13 @@ from gzcli.data.sets.names import DataSet, OwnSet, locate
 from gzcli.data.sets.registry import SPECS, DataSpec, Form, check_files, is_fetched, raw_dir
 from gzcli.store.files import lock, new_dir, read_object, sweep, write_json
 from gzcli.store.hub import HUB_SCHEME, offline
+from gzcli.store.run_folder import Run
 
 if TYPE_CHECKING:
     from gzcli.data.readers.images import RawImages
 
 FETCHED_UNASKED = 200_000_000  # bytes: larger sets are downloaded only by `gz data download`
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-RUN_RECORD = "env.json"  # file of a run that holds the record of its data, under the key `data`
 NAMED = 5  # classes that a message names at most
 
 
@@ -223,14 +223,15 @@ def _have_files(spec: DataSpec, fetch: bool, say: Say) -> None:
 
 def record_data(folder: Path, meta: PackMeta) -> None:
     """Records the data of the run in `folder`, unless that was done before."""
-    env = read_object(folder / RUN_RECORD)
+    file = Run(folder).environment_file
+    env = read_object(file)
     if not env.get("data"):
-        write_json(folder / RUN_RECORD, env | {"data": _record(meta)})
+        write_json(file, env | {"data": _record(meta)})
 
 
 def check_unchanged(folder: Path, meta: PackMeta) -> None:
     """Raises MissingError that says what has changed in a set since the run in `folder` recorded it."""
-    before, now = read_object(folder / RUN_RECORD).get("data"), _record(meta)
+    before, now = read_object(Run(folder).environment_file).get("data"), _record(meta)
     if before is None or before["name"] != now["name"] or before["digest"] == now["digest"]:
         return
     changes = ", ".join(_changes(before, now))
