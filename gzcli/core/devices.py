@@ -382,6 +382,13 @@ def seed(device: torch.device, number: int) -> None:
         torch.get_device_module(device).manual_seed(number)
 
 
+def side_stream(device: torch.device) -> Any:
+    """A stream for copies beside the computation; None where the device has none."""
+    import torch
+
+    return torch.cuda.Stream(device) if kind_of(device).streams else None
+
+
 # speed
 
 # Dense TFLOP/s (10¹²) of matrix products that are summed in fp32, by words of a device's name. From NVIDIA's
