@@ -112,6 +112,9 @@ def test_splits_given_are_kept(tmp_path):
     assert opened.meta.counts == {"train": 9, "val": 4, "test": 5} and opened.meta.multilabel
     assert opened.labels("val").shape == (4, 3) and opened.labels("val").dtype == np.uint8
     assert (opened.images("test") == 5).all()
+
+
+def test_a_folder_of_too_few_images_leaves_nothing(tmp_path):
     for n in (1, 2):
         with pytest.raises(MissingError, match="too few images"):
             open_pack(write(tmp_path / f"{n}", {f"{i}.png": png(RED) for i in range(n)}))
