@@ -281,7 +281,8 @@ def with_data(
     check_set(recipe, pack.meta, batch=run is None)
     channels, *sides = pack.meta.shape
     size = data.size if pack.patch else as_size(*sides)
-    return recipe.on(replace(data, channels=channels, size=size, levels=data.levels or pack.meta.levels))
+    levels = data.levels or pack.meta.levels
+    return recipe.on(replace(data, channels=1 if channels == 1 else 3, size=size, levels=levels))
 
 
 def shared_out(recipe: Resolved, processes: int) -> tuple[Resolved, list[str]]:
