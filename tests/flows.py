@@ -8,9 +8,10 @@ import math
 
 import pytest
 import torch
+from draws import noise
 from torch.autograd.functional import jacobian
 
-from gzcli.core.types import Batch, BatchNoise, ImageNoise, Noise
+from gzcli.core.types import Batch, BatchNoise, Noise
 from gzcli.models.nn.common import from_levels
 from gzcli.models.normalizing_flow.base import ImageFlow
 
@@ -33,10 +34,6 @@ def images(n: int, shape=(1, 8, 8), levels=256, seed=0) -> torch.Tensor:
 
 def batch(x: torch.Tensor, y: torch.Tensor | None = None, seed: int = 0) -> Batch:
     return Batch(x, y, torch.arange(len(x)), BatchNoise(seed, 0, "main", total=len(x)))
-
-
-def noise(n: int, seed: int = 0) -> ImageNoise:
-    return ImageNoise(seed, range(n))
 
 
 def log_det_by_autograd(f, x: torch.Tensor) -> torch.Tensor:

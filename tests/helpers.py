@@ -19,15 +19,8 @@ QUICK = (*NO_PAUSES, "train.log_every=1", "train.samples=2")
 
 
 ROOT = Path(__file__).resolve().parents[1]
-TRAPS = (
-    "random",
-    "queue",
-    "torch",
-    "numpy",
-    "yaml",
-    "signal",
-    "accelerate",
-)  # what a user's own script may be called
+# what a user's own script may be called
+TRAPS = ("random", "queue", "torch", "numpy", "yaml", "signal", "accelerate")
 
 
 def traps() -> Path:
@@ -92,7 +85,7 @@ def gz(
 def in_process(folder: Path, plan: Any, *, launcher: bool, mode: str = "human") -> dict[str, Any]:
     """In place of `launch.run`: the engine in this process."""
     from gzcli.engine.__main__ import main
-    from gzcli.launch.ending import outcome
+    from gzcli.launch.launcher import outcome
 
     return outcome(Run(folder), main(folder), [])
 

@@ -31,14 +31,9 @@ def hub():
                 server.repos.setdefault(name, {})
                 return self.answer(200, {"url": f"{server.url}/{name}", "id": name, "name": name})
             if path.endswith("/preupload/main"):
-                files = [
-                    {
-                        "path": file["path"],
-                        "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
-                        "shouldIgnore": False,
-                    }
-                    for file in json.loads(body)["files"]
-                ]
+                mode = lambda path: "lfs" if path.endswith(".safetensors") else "regular"  # noqa: E731
+                paths = [file["path"] for file in json.loads(body)["files"]]
+                files = [{"path": p, "uploadMode": mode(p), "shouldIgnore": False} for p in paths]
                 return self.answer(200, {"files": files})
             if path.endswith("/info/lfs/objects/batch"):
                 objects = [

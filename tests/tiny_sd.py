@@ -8,29 +8,17 @@ from functools import cache
 from pathlib import Path
 
 WORDS = (
-    "a",
-    "handwritten",
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "invert",
-    "the",
-    "colours",
-    "mirror",
-    "it",
-    "turn",
-    "upside",
-    "down",
-    "make",
-    "bold",
+    "a handwritten zero one two three four five six seven eight nine "
+    "invert the colours mirror it turn upside down make bold"
 )
+
+
+XL = {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 4,
+    "transformer_layers_per_block": (1, 2),
+    "projection_class_embeddings_input_dim": 16 + 6 * 4,
+}
 
 
 @cache
@@ -68,16 +56,7 @@ def pipeline(kind: str, prediction: str):
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         use_linear_projection=xl,
-        **(
-            {
-                "addition_embed_type": "text_time",
-                "addition_time_embed_dim": 4,
-                "transformer_layers_per_block": (1, 2),
-                "projection_class_embeddings_input_dim": 16 + 6 * 4,
-            }
-            if xl
-            else {}
-        ),
+        **(XL if xl else {}),
     )
     vae = AutoencoderKL(
         block_out_channels=(8, 16),
@@ -118,7 +97,7 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Tokens of a byte-pair encoding and its merges: every word grows from its letters, left to right."""
     letters = [chr(c) for c in range(33, 127)]
     tokens, merges = dict.fromkeys([*letters, *(f"{c}</w>" for c in letters)]), {}
-    for word in WORDS:
+    for word in WORDS.split():
         parts = [*word[:-1], f"{word[-1]}</w>"]
         while len(parts) > 1:
             merges[parts[0], parts[1]] = None
@@ -137,11 +116,8 @@ def tokenizer():
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "vocab.json").write_text(json.dumps(vocab))
         (Path(folder) / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
-        (Path(folder) / "tokenizer_config.json").write_text(
-            json.dumps(
-                {"tokenizer_class": "CLIPTokenizer", "model_max_length": 16, "pad_token": "<|endoftext|>"}
-            )
-        )
+        told = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 16, "pad_token": "<|endoftext|>"}
+        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(told))
         return CLIPTokenizer.from_pretrained(folder)
 
 

@@ -34,15 +34,12 @@ from gzcli.engine import trainer as train_loop
 from gzcli.engine import validate
 from gzcli.engine.trainer import Trainer
 from gzcli.launch import launcher
-from gzcli.launch.plan import with_data
-from gzcli.launch.run_folder import write_run
+from gzcli.launch.plan import with_data, write_run
 from gzcli.recipe.resolve import resolve
 from gzcli.recipe.yaml import dump
 from gzcli.store import files, runs
 from gzcli.store.paths import recipe_names
 from gzcli.store.runs import Run
-
-# ---------------------------------------------------------------------------- each of the processes
 
 
 def trained(run: Run) -> Trainer:
@@ -84,9 +81,6 @@ def work(folders: list[str]) -> None:
     accelerator.end_training()
 
 
-# ---------------------------------------------------------------------------- who starts them
-
-
 def launched(planned: Iterable[Run], world: int, *, fp32: bool = False, said: int | None = None) -> None:
     """Trains the runs, one after another, in `world` gloo processes.
 
@@ -96,17 +90,10 @@ def launched(planned: Iterable[Run], world: int, *, fp32: bool = False, said: in
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     here = Path(__file__).resolve()
-    common = {
-        "PYTHONPATH": os.pathsep.join(map(str, here.parents[:2])),
-        "OMP_NUM_THREADS": "1",
-        "TWO_RANKS_FP32": "1" if fp32 else "",
-    }
-    several = {
-        "WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "true",
-    }
+    common = {"PYTHONPATH": os.pathsep.join(map(str, here.parents[:2])), "OMP_NUM_THREADS": "1"}
+    common |= {"TWO_RANKS_FP32": "1" if fp32 else ""}
+    several = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    several |= {"ACCELERATE_USE_CPU": "true"}
     words = [sys.executable, str(here), *(str(run.path) for run in planned)]
     children = []
     for rank in range(world):
@@ -149,19 +136,10 @@ def apart(one: Run, two: Run) -> Iterator[dict[str, Any]]:
         by_name = {k: float(v.max()) for k, v in moved.items()}
         where = max(by_name, key=by_name.__getitem__)
         losses, gap = zip(*((x["losses"], x["gap"]) for x in map(out_of, (a, b))), strict=True)
-        of_steps = [
-            max(abs(p[k] - q[k]) / max(1e-12, abs(p[k]), abs(q[k])) for k in p)
-            for p, q in zip(*losses, strict=True)
-        ]
-        stage = "" if a is one else a.path.name
-        yield {
-            "stage": stage,
-            "weights": by_name[where],
-            "where": where,
-            "first": of_steps[0],
-            "losses": max(of_steps),
-            "gap": max(gap),
-        }
+        far = lambda x, y: abs(x - y) / max(1e-12, abs(x), abs(y))  # noqa: E731
+        of_steps = [max(far(p[k], q[k]) for k in p) for p, q in zip(*losses, strict=True)]
+        found = {"stage": "" if a is one else a.path.name, "weights": by_name[where], "where": where}
+        yield found | {"first": of_steps[0], "losses": max(of_steps), "gap": max(gap)}
 
 
 def out_of(run: Run) -> dict[str, Any]:

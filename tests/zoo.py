@@ -33,14 +33,8 @@ class Case(testing.Case):
 
 
 HVAE = {"channels": (8, 16, 16), "groups": (0, 1, 1), "cells": (0, 1, 1), "latent": 4, "mixture": 3}
-FLOWPP = {
-    "channel": (0, 1),
-    "checkerboard": (0, 1),
-    "hidden": 8,
-    "blocks": 1,
-    "components": 4,
-    "dequant_couplings": 2,
-}
+FLOWPP = {"channel": (0, 1), "checkerboard": (0, 1), "hidden": 8, "blocks": 1, "components": 4}
+FLOWPP |= {"dequant_couplings": 2}
 FM = {"channels": 4, "groups": 4, "mult": (1, 2), "attention": ()}
 DDPM = {"channels": 8, "mult": (1, 2), "attention": (), "timesteps": 20}
 REFINENET = {"width": 8, "mult": (1, 2), "dilation": (1, 2), "sigma_max": 10.0}
@@ -58,195 +52,100 @@ DIFFAE = Case(
 LATENT = {"width": 64, "layers": 3, "timesteps": 20}
 
 VQVAE = Case("vqvae", {"hidden": 16, "residual": 8, "blocks": 1, "codes": 32, "dim": 8}, lr=3e-3, quiet=True)
-VQGAN = {
-    "channels": 8,
-    "mult": (1, 1, 2),
-    "groups": 4,
-    "codes": 32,
-    "dim": 8,
-    "disc_width": 8,
-    "perceptual": "none",
-}
+VQGAN = {"channels": 8, "mult": (1, 1, 2), "groups": 4, "codes": 32, "dim": 8, "disc_width": 8}
+VQGAN |= {"perceptual": "none"}
 CYCLEGAN = {"width": 8, "halvings": 1, "blocks": 1, "disc_width": 8}
 PRIOR = {"width": 32, "layers": 2, "heads": 2}
 
+MLP = {"net": "mlp", "hidden": (64,), "latent": 8}
+GAN = {"width": 8, "latent": 16}
+PIXELS = {"hidden": 16, "head": 16, "dilations": (1, 2, 1)}
+PIXELSPP = {"hidden": 16, "blocks": (0, 1), "mixture": 3}
+FLOW = {"depth": 2, "hidden": 16, "blocks": 1}
+LABELS = {"conditional": True}
+CODES, GUIDED = {"steps": 3, "code_steps": 4}, {"guidance": 2.0}
+GUIDED_PAIRS = {"pair_steps": 4, "pair_guidance": 2.0}
+AAE_CONV = {"hidden": (16, 32), "latent": 8, "disc_hidden": (32,), "image_weight": 1.0, "image_width": 8}
+R1 = {"r1": 1.0, "r1_every": 1, "augment": ("color", "cutout")}
+LIKELIHOOD = {"sde": "subvp", "prediction": "eps", "weighting": "likelihood"}
+FEW_LEVELS = {"levels": 10, "prediction": "v", "weighting": "even", "time_sampling": "cosine"}
+
+
+def denoiser(model: str, options: dict[str, Any], *, lr: float = 3e-3, stages=None, **sample: Any) -> Case:
+    return Case(model, options, lr=lr, batch=8, sample=sample, stages=stages or {})
+
+
+def tuner(model: str, options: dict[str, Any], *, lr: float, data="digits-captioned", base="sd") -> Case:
+    return Case(model, options, lr=lr, batch=8, sample={"steps": 3}, data=data, base=base)
+
+
 CASES = [
     Case("vae", {"net": "conv", "hidden": (16, 32), "latent": 8}, lr=3e-3),
-    Case("vae", {"net": "mlp", "hidden": (64,), "latent": 8, "conditional": True}, lr=3e-3, levels=2),
+    Case("vae", MLP | LABELS, lr=3e-3, levels=2),
     Case("cvae", {"net": "conv", "hidden": (16, 32), "latent": 8}, lr=3e-3),
-    Case(
-        "aae",
-        {"hidden": (16, 32), "latent": 8, "disc_hidden": (32,), "image_weight": 1.0, "image_width": 8},
-        lr=3e-3,
-        quiet=True,
-    ),
-    Case(
-        "aae",
-        {"net": "mlp", "hidden": (64,), "latent": 8, "posterior": "gaussian", "conditional": True},
-        lr=3e-3,
-    ),
+    Case("aae", AAE_CONV, lr=3e-3, quiet=True),
+    Case("aae", MLP | LABELS | {"posterior": "gaussian"}, lr=3e-3),
     Case("hvae", HVAE, lr=3e-3),
-    Case("hvae", HVAE | {"conditional": True, "kl_warmup": 50}, lr=3e-3, levels=2),
-    Case("wgan", {"width": 8, "latent": 16}, lr=2e-3),
-    Case("wgan", {"width": 8, "latent": 16, "conditional": True}, lr=2e-3),
-    Case("dcgan", {"width": 8, "latent": 16, "norm": "group"}, lr=2e-3),
-    Case(
-        "dcgan",
-        {"width": 8, "latent": 16, "objective": "nonsaturating", "spectral": False, "disc_norm": "batch"},
-        lr=2e-3,
-    ),
-    Case(
-        "dcgan",
-        {
-            "width": 8,
-            "latent": 16,
-            "conditional": True,
-            "r1": 1.0,
-            "r1_every": 1,
-            "augment": ("color", "cutout"),
-        },
-        lr=2e-3,
-    ),
-    Case("cgan", {"width": 8, "latent": 16, "norm": "group"}, lr=2e-3),
-    Case("cgan", {"width": 8, "latent": 16, "label_as": "projection"}, lr=2e-3),
-    Case("presgan", {"width": 8, "latent": 16, "draws": 1, "leapfrog": 3}, lr=2e-3),
-    Case(
-        "presgan",
-        {
-            "width": 8,
-            "latent": 16,
-            "objective": "hinge",
-            "conditional": True,
-            "burn_in": 1,
-            "draws": 1,
-            "leapfrog": 2,
-        },
-        lr=2e-3,
-    ),
-    Case(
-        "cyclegan", CYCLEGAN | {"pool": 0}, lr=3e-3, batch=4, quiet=True, data="digits-ab"
-    ),  # two ranks have two pools
+    Case("hvae", HVAE | LABELS | {"kl_warmup": 50}, lr=3e-3, levels=2),
+    Case("wgan", GAN, lr=2e-3),
+    Case("wgan", GAN | LABELS, lr=2e-3),
+    Case("dcgan", GAN | {"norm": "group"}, lr=2e-3),
+    Case("dcgan", GAN | {"objective": "nonsaturating", "spectral": False, "disc_norm": "batch"}, lr=2e-3),
+    Case("dcgan", GAN | LABELS | R1, lr=2e-3),
+    Case("cgan", GAN | {"norm": "group"}, lr=2e-3),
+    Case("cgan", GAN | {"label_as": "projection"}, lr=2e-3),
+    Case("presgan", GAN | {"draws": 1, "leapfrog": 3}, lr=2e-3),
+    Case("presgan", GAN | LABELS | {"objective": "hinge", "burn_in": 1, "draws": 1, "leapfrog": 2}, lr=2e-3),
+    # two ranks have two pools
+    Case("cyclegan", CYCLEGAN | {"pool": 0}, lr=3e-3, batch=4, quiet=True, data="digits-ab"),
     Case("cyclegan", CYCLEGAN | {"pool": 8}, lr=3e-3, batch=4, quiet=True, data="digits-ab"),
-    Case("pixelcnn", {"hidden": 16, "head": 16, "dilations": (1, 2, 1)}, lr=3e-3, batch=16),
-    Case(
-        "pixelcnn",
-        {"hidden": 16, "head": 16, "dilations": (1, 2, 1), "conditional": True},
-        lr=3e-3,
-        batch=16,
-        levels=2,
-    ),
-    Case("pixelcnnpp", {"hidden": 16, "blocks": (0, 1), "mixture": 3}, lr=3e-3, batch=8),
-    Case("pixelcnnpp", {"hidden": 16, "blocks": (0, 1), "mixture": 3, "conditional": True}, lr=3e-3, batch=8),
+    Case("pixelcnn", PIXELS, lr=3e-3, batch=16),
+    Case("pixelcnn", PIXELS | LABELS, lr=3e-3, batch=16, levels=2),
+    Case("pixelcnnpp", PIXELSPP, lr=3e-3, batch=8),
+    Case("pixelcnnpp", PIXELSPP | LABELS, lr=3e-3, batch=8),
     Case("glow", {"depth": 2, "hidden": 16, "net": "residual"}),
     Case("glow", {"scales": 3, "depth": 1, "hidden": 16, "conditional": True}),
-    Case("flow", {"depth": 2, "hidden": 16, "blocks": 1, "dequant": "variational"}, lr=5e-4),
-    Case("flow", {"scales": 3, "depth": 2, "hidden": 16, "blocks": 1, "conditional": True}, lr=5e-4),
+    Case("flow", FLOW | {"dequant": "variational"}, lr=5e-4),
+    Case("flow", FLOW | LABELS | {"scales": 3}, lr=5e-4),
     Case("realnvp", {"couplings": 2, "hidden": 16, "blocks": 1}, lr=3e-3),
     Case("realnvp", {"scales": 1, "couplings": 2, "hidden": 16, "blocks": 1, "conditional": True}, lr=3e-3),
-    Case("flowpp", FLOWPP | {"dequant": "uniform", "conditional": True}, lr=1e-3, batch=16),
+    Case("flowpp", FLOWPP | LABELS | {"dequant": "uniform"}, lr=1e-3, batch=16),
     Case("flowpp", FLOWPP, lr=3e-3, batch=16),
-    Case("ddpm", DDPM, lr=3e-3, batch=8, sample={"steps": 4}),
-    Case("ddpm", DDPM | {"conditional": True}, lr=3e-3, batch=8, sample={"steps": 4, "guidance": 2.0}),
-    Case("ddpm", DDPM | {"factor": 2}, lr=3e-3, batch=8, sample={"steps": 4}),
-    Case("cddpm", DDPM, lr=3e-3, batch=8, sample={"steps": 4, "guidance": 2.0}),
-    Case("dit", DIT | {"timesteps": 20}, lr=3e-3, batch=8, sample={"steps": 4, "guidance": 2.0}),
-    Case("dit", DIT | {"timesteps": 20, "conditional": False}, lr=3e-3, batch=8, sample={"steps": 4}),
+    denoiser("ddpm", DDPM, steps=4),
+    denoiser("ddpm", DDPM | LABELS, steps=4, guidance=2.0),
+    denoiser("ddpm", DDPM | {"factor": 2}, steps=4),
+    denoiser("cddpm", DDPM, steps=4, guidance=2.0),
+    denoiser("dit", DIT | {"timesteps": 20}, steps=4, guidance=2.0),
+    denoiser("dit", DIT | {"timesteps": 20, "conditional": False}, steps=4),
     DIFFAE,
-    Case(
-        "latent_prior", LATENT, lr=3e-3, sample={"steps": 3, "code_steps": 4}, stages={"autoencoder": DIFFAE}
-    ),
-    Case(
-        "latent_prior",
-        LATENT | {"conditional": True},
-        lr=3e-3,
-        sample={"steps": 3, "code_steps": 4, "guidance": 2.0},
-        stages={"autoencoder": DIFFAE},
-    ),
-    Case("zigma", ZIGMA, lr=3e-3, batch=8, sample={"steps": 3}),
-    Case(
-        "zigma",
-        ZIGMA | {"conditional": True, "patch": 2},
-        lr=3e-3,
-        batch=8,
-        sample={"steps": 3, "guidance": 2.0},
-    ),
-    Case("fm", FM, lr=5e-3, batch=8, sample={"steps": 3}),
-    Case(
-        "fm",
-        FM | {"conditional": True, "time_sampling": "uniform", "sigma_min": 0.01},
-        lr=5e-3,
-        batch=8,
-        sample={"steps": 3},
-    ),
-    Case("fm", FM | {"clusters": 5}, lr=5e-3, batch=8, sample={"steps": 3, "guidance": 2.0}),
-    Case("cfm", FM | {"coupling": "ot"}, lr=5e-3, batch=8, sample={"steps": 3, "guidance": 2.0}),
+    Case("latent_prior", LATENT, lr=3e-3, sample=CODES, stages={"autoencoder": DIFFAE}),
+    Case("latent_prior", LATENT | LABELS, lr=3e-3, sample=CODES | GUIDED, stages={"autoencoder": DIFFAE}),
+    denoiser("zigma", ZIGMA, steps=3),
+    denoiser("zigma", ZIGMA | LABELS | {"patch": 2}, steps=3, guidance=2.0),
+    denoiser("fm", FM, lr=5e-3, steps=3),
+    denoiser("fm", FM | LABELS | {"time_sampling": "uniform", "sigma_min": 0.01}, lr=5e-3, steps=3),
+    denoiser("fm", FM | {"clusters": 5}, lr=5e-3, steps=3, guidance=2.0),
+    denoiser("cfm", FM | {"coupling": "ot"}, lr=5e-3, steps=3, guidance=2.0),
     RF,
     RF_LABELS,
-    Case(
-        "reflow",
-        {"pair_steps": 4},
-        lr=3e-3,
-        batch=8,
-        sample={"steps": 2, "sampler": "euler"},
-        stages={"teacher": RF},
-    ),
-    Case(
-        "reflow",
-        {"pair_steps": 4, "pair_guidance": 2.0, "conditional": True},
-        lr=3e-3,
-        batch=8,
-        sample={"steps": 2, "guidance": 2.0},
-        stages={"teacher": RF_LABELS},
-    ),
-    Case("sgm", FM, lr=5e-3, batch=8, sample={"steps": 4}),
-    Case(
-        "sgm",
-        FM | {"sde": "subvp", "prediction": "eps", "weighting": "likelihood", "conditional": True},
-        lr=5e-3,
-        batch=8,
-        sample={"steps": 4, "guidance": 2.0},
-    ),
-    Case(
-        "sgm",
-        FM | {"sde": "ve", "time_sampling": "uniform"},
-        lr=5e-3,
-        batch=8,
-        sample={"sampler": "pc", "steps": 4},
-    ),
-    Case("ncsnv2", REFINENET, lr=3e-3, batch=8, sample={"steps": 4}),
-    Case(
-        "ncsnv2",
-        REFINENET
-        | {"levels": 10, "conditional": True}
-        | {"prediction": "v", "weighting": "even", "time_sampling": "cosine"},
-        lr=3e-3,
-        batch=8,
-        sample={"sampler": "langevin", "repeats": 1, "guidance": 2.0},
-    ),
+    denoiser("reflow", {"pair_steps": 4}, stages={"teacher": RF}, steps=2, sampler="euler"),
+    denoiser("reflow", LABELS | GUIDED_PAIRS, stages={"teacher": RF_LABELS}, steps=2, guidance=2.0),
+    denoiser("sgm", FM, lr=5e-3, steps=4),
+    denoiser("sgm", FM | LABELS | LIKELIHOOD, lr=5e-3, steps=4, guidance=2.0),
+    denoiser("sgm", FM | {"sde": "ve", "time_sampling": "uniform"}, lr=5e-3, sampler="pc", steps=4),
+    denoiser("ncsnv2", REFINENET, steps=4),
+    denoiser("ncsnv2", REFINENET | LABELS | FEW_LEVELS, sampler="langevin", repeats=1, guidance=2.0),
     VQVAE,
     Case("vqvae", VQVAE.options | {"codebook": "gradient", "cosine": True}, lr=3e-3, quiet=True),
     Case("vqgan", VQGAN, batch=16, quiet=True),
-    Case("transformer", PRIOR, lr=3e-3, quiet=True, stages={"tokenizer": VQVAE}),
-    Case("transformer", PRIOR | {"conditional": True}, lr=3e-3, quiet=True, stages={"tokenizer": VQVAE}),
-    Case(
-        "transformer",
-        PRIOR | {"clusters": 5, "label_dropout": 0.1},
-        lr=3e-3,
-        quiet=True,
-        stages={"tokenizer": VQVAE},
+    *(
+        Case("transformer", PRIOR | more, lr=3e-3, quiet=True, stages={"tokenizer": VQVAE})
+        for more in ({}, LABELS, {"clusters": 5, "label_dropout": 0.1})
     ),
     Case("maskgit", PRIOR, lr=3e-3, sample={"steps": 4}, stages={"tokenizer": VQVAE}),
-    Case("maskgit", PRIOR | {"conditional": True}, lr=3e-3, sample={"steps": 4}, stages={"tokenizer": VQVAE}),
-    Case("sd_lora", {"rank": 8}, lr=1e-2, batch=8, sample={"steps": 3}, data="digits-captioned"),
-    Case(
-        "sd_lora",
-        {"text_lora": True},
-        lr=1e-2,
-        batch=8,
-        sample={"steps": 3},
-        data="digits-captioned",
-        base="sdxl",
-    ),
-    Case("controlnet", {"cache": False}, lr=3e-3, batch=8, sample={"steps": 3}, data="digits-captioned"),
-    Case("instructpix2pix", {"cache": False}, lr=3e-3, batch=8, sample={"steps": 3}, data="digits-edited"),
+    Case("maskgit", PRIOR | LABELS, lr=3e-3, sample={"steps": 4}, stages={"tokenizer": VQVAE}),
+    tuner("sd_lora", {"rank": 8}, lr=1e-2),
+    tuner("sd_lora", {"text_lora": True}, lr=1e-2, base="sdxl"),
+    tuner("controlnet", {"cache": False}, lr=3e-3),
+    tuner("instructpix2pix", {"cache": False}, lr=3e-3, data="digits-edited"),
 ]

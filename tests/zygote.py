@@ -22,20 +22,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-LOADED = ("torch._dynamo", "torch.distributed.tensor", "accelerate", "sklearn.datasets", "matplotlib.pyplot")
-LOADED += (
-    "rich.progress",
-    "rich.table",
-    "PIL.PngImagePlugin",
-    "gzcli.data.packs.build",
-    "gzcli.engine.trainer",
-)
-LOADED += (
-    "gzcli.engine.__main__",
-    "gzcli.export.export",
-    "gzcli.cli.app",
-    "gzcli.launch.plan",
-    "gzcli.cli.ends",
+LOADED = (
+    "torch._dynamo torch.distributed.tensor accelerate sklearn.datasets matplotlib.pyplot "
+    "rich.progress rich.table PIL.PngImagePlugin gzcli.data.packs.build gzcli.engine.trainer "
+    "gzcli.engine.__main__ gzcli.export.export gzcli.cli.app gzcli.launch.plan gzcli.cli.jobs"
 )
 CHANGES = ("fsync", "replace", "rename", "unlink", "remove", "rmdir", "mkdir")
 
@@ -81,8 +71,7 @@ def here(started: Any, folder: Path, plan: Any, *, launcher: bool, mode: str = "
     started: the real one, for several processes.
     """
     from gzcli.engine.__main__ import main
-    from gzcli.launch import ending
-    from gzcli.launch.launcher import environment
+    from gzcli.launch.launcher import environment, outcome
     from gzcli.store.runs import Run
 
     if plan.distributed:
@@ -92,7 +81,7 @@ def here(started: Any, folder: Path, plan: Any, *, launcher: bool, mode: str = "
     os.environ.clear()
     os.environ.update(given)
 
-    return ending.outcome(Run(folder), main(folder), [])
+    return outcome(Run(folder), main(folder), [])
 
 
 def toy(url: str, content: bytes) -> Any:
@@ -129,7 +118,7 @@ def work(job: dict[str, Any]) -> int:
 
 
 def main() -> None:
-    for name in LOADED:
+    for name in LOADED.split():
         importlib.import_module(name)
     sys.modules["torch"].set_num_threads(1)
     for line in sys.stdin:

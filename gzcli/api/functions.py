@@ -21,9 +21,8 @@ from gzcli.core.units import Size
 from gzcli.data.packs.open import open_pack
 from gzcli.data.sets.library import listing
 from gzcli.engine.trained import load_trained
-from gzcli.launch import launcher
-from gzcli.launch import plan as planning
 from gzcli.launch.from_file import find_run
+from gzcli.launch.plan import ask, prepare
 from gzcli.store.pretrained import PREFIX
 
 
@@ -53,7 +52,8 @@ def train(
     minutes: time to train, in minutes; None: the recipe's number of steps.
     seed: seed of weights and noise; None: that of the recipe.
     name: an alias of the run.
-    resume: whether the newest unfinished run goes on, or the run that `what` names.
+    resume: whether the newest unfinished run goes on, or the run that `what` names or that is called `name`;
+      where there is none a new one starts.
     gpus: number of GPUs, or "all"; None: every visible one.
     cpu: whether the CPU is used though there are GPUs.
     processes: number of processes on a CPU.
@@ -77,13 +77,12 @@ def train(
     if isinstance(set, Mapping):
         flags |= {key: list(v) if isinstance(v, tuple) else v for key, v in set.items()}
     sets = [] if isinstance(set, Mapping) else set
-    asked = planning.ask(what, None if data is None else str(data), sets, flags)
-    run = asked.to_resume(extend=steps is not None) if resume else None
-    plan = launcher.plan(asked.recipe.launch, every_gpu=True)
-    if plan.note:
-        warnings.warn(plan.note, stacklevel=2)
-    recipe = planning.ready(asked, run, steps, plan.processes)
-    run = planning.start(asked, recipe, plan, run, alias=name, mode="quiet" if quiet else "human")
+    request = ask(what, None if data is None else str(data), sets, flags)
+    start = prepare(request, alias=name, requeue=resume)
+    if start.plan.note:
+        warnings.warn(start.plan.note, stacklevel=2)
+    recipe = start.recipe()
+    run = start.train(recipe, mode="quiet" if quiet else "human")
     return Run(load_trained(run, pick_device(recipe.launch)))
 
 

@@ -95,10 +95,9 @@ class Run:
         if labels is not None and not self.model.conditional:
             raise UsageError(f"`{self.trained.name}` was not trained with labels")
         y = None if labels is None else self._labels(labels, n)
-        given = {"prompt": list(prompts)} if prompts else {}
-        keywords = self._known("sample", options)
+        texts, keywords = {"prompt": list(prompts)} if prompts else {}, self._options("sample", options)
         return sampler.draw(
-            self.trained, n, seed=seed, labels=y, given=given, options=keywords, progress=progress
+            self.trained, n, seed=seed, labels=y, given=texts, options=keywords, progress=progress
         )
 
     def log_prob(
@@ -122,15 +121,15 @@ class Run:
             raise UsageError(
                 f"`{self.trained.name}` has no likelihood of images", hint="gz list models --can log_prob"
             )
-        keywords = grouped(self.model.log_prob, self._known("log_prob", options))
+        keywords = grouped(self.model.log_prob, self._options("log_prob", options))
         y = None if labels is None else self._labels(labels, len(images))
-        found = [np.zeros(0)]
+        values = [np.zeros(0)]
         for batch in self._batches(images, seed):
-            own = None if y is None else y[batch.index.cpu()].to(self.trained.device)
+            classes = None if y is None else y[batch.index.cpu()].to(self.trained.device)
             with torch.no_grad(), full_fp32(self.trained.device):
-                value = self.model.log_prob(batch.x, own, noise=batch.noise, **keywords)
-            found.append(value.cpu().double().numpy())
-        return np.concatenate(found)
+                value = self.model.log_prob(batch.x, classes, noise=batch.noise, **keywords)
+            values.append(value.cpu().double().numpy())
+        return np.concatenate(values)
 
     def score(self, images: np.ndarray, name: str, *, seed: int = 0, **options: Any) -> np.ndarray:
         """An out-of-distribution score of each image, float64 [N]; higher is more out-of-distribution.
@@ -142,13 +141,13 @@ class Run:
 
         Raises UsageError for a score, or an option of it, that the model does not have.
         """
-        (known,) = choose(self.trained, [name.replace("-", "_")])
-        scorer = Scorer(self.trained, [known], options=options, seed=seed)
+        (score,) = choose(self.trained, [name.replace("-", "_")])
+        scorer = Scorer(self.trained, [score], options=options, seed=seed)
         if scorer.unused:
-            raise UsageError(f"the score `{known}` does not take `{scorer.unused[0]}`")
+            raise UsageError(f"the score `{score}` does not take `{scorer.unused[0]}`")
         if scorer.is_fitted():
             scorer.fit(*fitting_images(self.trained, self.data.pack, size=BATCH, seed=seed))
-        return np.concatenate([np.zeros(0), *(scorer(batch)[known] for batch in self._batches(images, seed))])
+        return np.concatenate([np.zeros(0), *(scorer(batch)[score] for batch in self._batches(images, seed))])
 
     def do(
         self,
@@ -177,12 +176,12 @@ class Run:
         if method is None:
             raise UsageError(f"`{self.trained.name}` does not {application}", hint="gz list models")
         x = self._seen(images, range(len(images)), seed)
-        keywords = dict(self._known(application, options))
+        keywords = dict(self._options(application, options))
         if labels is not None:
             keywords["labels"] = self._labels(labels, len(images)).to(self.trained.device)
         if mask is not None:
-            kept = seen_mask(torch.from_numpy(np.asarray(mask, np.float32))[None, None], self.trained)
-            keywords["mask"] = kept.expand(len(images), -1, -1, -1)
+            seen = seen_mask(torch.from_numpy(np.asarray(mask, np.float32))[None, None], self.trained)
+            keywords["mask"] = seen.expand(len(images), -1, -1, -1)
         noise = ImageNoise(seed, range(len(images)), self.trained.device)
         with self.trained.applying():
             made = method(x, noise=noise, progress=progress, **grouped(method, keywords))
@@ -214,17 +213,10 @@ class Run:
         """
         where = Path(folder) if folder else self.path / "ood" / f"input-{os.urandom(4).hex()}"
         where.mkdir(parents=True, exist_ok=True)
-        named = None if scores is None else tuple(scores)
+        data, path = self.trained.part.data.name, str(Path(pictures).expanduser().absolute())
+        names = None if scores is None else tuple(scores)
         job = AlarmJob(
-            str(self.path),
-            self.trained.part.data.name,
-            str(Path(pictures).expanduser().absolute()),
-            fpr,
-            checkpoint="last",
-            scores=named,
-            n=n,
-            seed=seed,
-            maps=maps,
+            *(str(self.path), data, path, fpr), checkpoint="last", scores=names, n=n, seed=seed, maps=maps
         )
         return alarm.run(job, where, self.trained.device, Log(mode="quiet"))
 
@@ -236,14 +228,14 @@ class Run:
 
     # ------------------------------------------------------------------------------------------ helpers
 
-    def _known(self, method: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _options(self, method: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """The options, by the names that they have now. Raises UsageError for one that the method does not
         have."""
-        known = defaults(getattr(self.model, method))
-        found = {renamed(name, known, "sample", "do"): value for name, value in options.items()}
-        if strange := [name for name in found if name not in known]:
+        params = defaults(getattr(self.model, method))
+        values = {renamed(name, params, "sample", "do"): value for name, value in options.items()}
+        if strange := [name for name in values if name not in params]:
             raise UsageError(f"`{method}` of `{self.trained.name}` takes no `{strange[0]}`")
-        return found
+        return values
 
     def _labels(self, labels: Sequence[int] | np.ndarray, n: int) -> Tensor:
         """[n] int64, or float [n, K], of the m labels that are taken in turn."""

@@ -40,13 +40,8 @@ VERBS = {
 
 
 def build(words: list[str]) -> typer.Typer:
-    """The application for a command line.
-
-    It holds only the verb that the line begins with, which starts faster, and none where the version is asked
-    for; without such a verb it holds all.
-
-    words: the command line.
-    """
+    """The application for a command line. It holds only the verb that the line begins with, which starts
+    faster, and no verb where the version is asked for; else all."""
     app = typer.Typer(
         name="gz",
         help="Train, sample, score and compare image generative models.",
@@ -136,8 +131,8 @@ def run(argv: list[str]) -> int:
 
 def _fail(problem: BaseException, argv: list[str]) -> int:
     """Reports an exception; returns the exit code."""
-    own = argv[: argv.index("--")] if "--" in argv else argv
-    if "--json" in own:  # Typer may have stopped before it parsed the option
+    words = argv[: argv.index("--")] if "--" in argv else argv
+    if "--json" in words:  # Typer may have stopped before it parsed the option
         out.configure(json=True)
     if os.environ.get("GZ_DEBUG"):
         out.trace(problem)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gzcli.cli import out
-from gzcli.cli.ends import end, name_of, quoted, took
+from gzcli.cli.jobs import end, name_of, quoted, took
 from gzcli.cli.league import Budget, Calls, Curve, LeagueModels, Seeds, TrainMissing, hold, terms_of
 from gzcli.cli.model_options import complete_metrics
 from gzcli.cli.options import (
@@ -130,9 +130,8 @@ def bench(
     Without a name, every model that has a finished run on the data set is compared.
     """
     began = monotonic()
-    from gzcli.cli.jobs import announce, do_job, new_folder, processes_of
+    from gzcli.cli.jobs import announce, do_job, fetch, new_folder, processes_of
     from gzcli.cli.submit import submit_verb
-    from gzcli.cli.weights import bring
     from gzcli.core.jobs import BenchJob
     from gzcli.store.paths import user_dir
 
@@ -143,11 +142,11 @@ def bench(
         data or "",
         tuple(items(metrics)) or None,
         n,
-        seed,
         str(weights) if weights else None,
-        checkpoint,
-        precision,
-        processes_of(gpus, cpu, processes),
+        seed=seed,
+        checkpoint=checkpoint,
+        precision=precision,
+        launch=processes_of(gpus, cpu, processes),
         split=split,
         stats=str(real_stats) if real_stats else None,
         export_stats=str(export_stats) if export_stats else None,
@@ -158,7 +157,7 @@ def bench(
         if submit or slurm:
             what = f"league-{terms.data}"
             return submit_verb("bench", what, seed, job.launch, slurm or (), goes_on=True)
-        bring(needed)
+        fetch(needed)
         return hold(terms, budget=str(budget), yes=yes, page=report)
     data_set, runs, images = find_contestants(contestants or [], data)
     if submit or slurm:
@@ -167,7 +166,7 @@ def bench(
         announce(run, word, data=data_set.key)
     chosen = tuple(str(run.path) for run, _ in runs)
     job = replace(job, runs=chosen, data=data_set.reference, images=tuple(images))
-    bring(needed)
+    fetch(needed)
     folder = new_folder(user_dir("bench"), data_set.key)
     result = do_job(folder, job)
     table(result, wide=wide)

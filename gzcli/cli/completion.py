@@ -1,9 +1,6 @@
-"""Shell completion: answers a TAB, and writes the scripts of `completions/`.
-
-`python -m gzcli.cli.completion [DIR]` writes them. They are Typer's scripts, and they ask as Typer's do. The
-answer is gz's own: Typer parses the words before the cursor with pydantic, whose import alone takes most of
-the time that a TAB may take.
-"""
+"""Shell completion: the answer to a TAB, and the scripts of `completions/`, which `python -m
+gzcli.cli.completion [DIR]` writes. The scripts are Typer's. The answer is not: Typer parses the words before
+the cursor with pydantic, whose import alone takes most of the time that a TAB may take."""
 
 from __future__ import annotations
 
@@ -26,54 +23,47 @@ FILES = {"bash": "gz.bash", "zsh": "_gz", "fish": "gz.fish"}
 
 
 def answer(shell: str, build: Callable[[list[str]], typer.Typer]) -> int:
-    """Prints the candidates in the form that the shell's script expects; returns the exit code.
-
-    shell: bash, zsh or fish.
-    build: makes the application for the words of the command line.
-    """
+    """Prints the completions of the command line as the script of bash, zsh or fish expects them; returns the
+    exit code. `build` makes the application for the words."""
     out.configure(lenient=True)
     try:
         words, incomplete, before = _typed(shell)
-        found = candidates(typer.main.get_command(build(words)), words, before + incomplete)
-        found = [(value[len(before) :], _shown(help)) for value, help in found if value.isprintable()]
+        items = candidates(typer.main.get_command(build(words)), words, before + incomplete)
+        items = [(value[len(before) :], _shown(help)) for value, help in items if value.isprintable()]
     except Exception:  # a damaged run or recipe must not write into the command line that is being typed
         if os.environ.get("GZ_DEBUG"):
             raise
-        found = []
+        items = []
     if os.environ.get("_TYPER_COMPLETE_FISH_ACTION") == "is-args":
-        return 0 if found else 1  # with 1, fish completes file names
+        return 0 if items else 1  # with 1, fish completes file names
     if shell == "zsh":
-        out.text(_for_zsh(found) if found else "_files")
-    elif found:
-        lines = (f"{value}\t{help}" if help else value for value, help in found)
-        out.text("\n".join(lines if shell == "fish" else (_for_bash(value) for value, _ in found)))
+        out.text(_for_zsh(items) if items else "_files")
+    elif items:
+        lines = (f"{value}\t{help}" if help else value for value, help in items)
+        out.text("\n".join(lines if shell == "fish" else (_for_bash(value) for value, _ in items)))
     return 0
 
 
 def candidates(command: Any, words: list[str], incomplete: str) -> list[tuple[str, str]]:
-    """(word, help) of everything that completes `incomplete`.
-
-    command: Typer's command or group.
-    words: the whole words before the cursor.
-    incomplete: the word under the cursor.
-    """
+    """(word, help) of everything that completes `incomplete` after these words of a command or group of
+    Typer."""
     context = typer.Context(command, resilient_parsing=True)
-    given_options = [param for param in command.params if param.param_type_name == "option"]
-    options = {name: param for param in given_options for name in param.opts}
+    declared = [param for param in command.params if param.param_type_name == "option"]
+    options = {name: param for param in declared for name in param.opts}
     arguments = [param for param in command.params if param.param_type_name == "argument"]
-    waiting = None  # the option that the next word is the value of
-    own = ""  # the same of the model's own options, which Typer does not know
+    waiting = None  # the option whose value comes next
+    model_option = ""  # the same for an option of the model, which Typer does not know
     for i, word in enumerate(words):
         if waiting:
             context.params[waiting.name], waiting = word, None
         elif word == "--":
             return []
-        elif own and not word.startswith("-"):
-            own = ""
+        elif model_option and not word.startswith("-"):
+            model_option = ""
         elif word.startswith("-"):
             option = options.get(word)
             waiting = option if option and not option.is_flag else None
-            own = word if option is None and "=" not in word and not own else ""
+            model_option = word if option is None and "=" not in word and not model_option else ""
         elif hasattr(command, "commands"):
             part = command.commands.get(word)
             return candidates(part, words[i + 1 :], incomplete) if part else []
@@ -85,26 +75,26 @@ def candidates(command: Any, words: list[str], incomplete: str) -> list[tuple[st
     if incomplete.startswith("--") and "=" in incomplete:
         name, _, incomplete = incomplete.partition("=")
         waiting, before = options.get(name), f"{name}="
-        own = name if waiting is None else ""
+        model_option = name if waiting is None else ""
     verb, typed = str(command.name), context.params
-    if own:
+    if model_option:
         from gzcli.cli.model_options import further_values
 
-        return [(before + value, "") for value in further_values(verb, typed, own, incomplete)]
-    given = arguments[0] if arguments else None
-    asked = waiting or (command if incomplete.startswith("-") or hasattr(command, "commands") else given)
-    items = asked.shell_complete(context, incomplete) if asked else []
-    found = [(before + item.value, item.help or "") for item in items if item.type == "plain"]
+        return [(before + value, "") for value in further_values(verb, typed, model_option, incomplete)]
+    argument = arguments[0] if arguments else None
+    source = waiting or (command if incomplete.startswith("-") or hasattr(command, "commands") else argument)
+    items = source.shell_complete(context, incomplete) if source else []
+    completions = [(before + item.value, item.help or "") for item in items if item.type == "plain"]
     if incomplete.startswith("-") and not waiting:
         from gzcli.cli.model_options import further
 
-        found += further(verb, typed, incomplete)
-    return found
+        completions += further(verb, typed, incomplete)
+    return completions
 
 
 def _typed(shell: str) -> tuple[list[str], str, str]:
-    """The whole words after the program's name, the one under the cursor, and what belongs to that and stands
-    before it: bash takes `--data=m` and `model.depth=4` for three words each."""
+    """The whole words after the program's name, the word under the cursor, and the part of it that the shell
+    counts as words of their own: bash splits `--data=m` and `model.depth=4` in three."""
     line = os.environ.get("COMP_WORDS" if shell == "bash" else "_TYPER_COMPLETE_ARGS", "")
     try:
         words = shlex.split(line)
@@ -122,7 +112,8 @@ def _typed(shell: str) -> tuple[list[str], str, str]:
 
 
 def _joined(words: list[str]) -> list[str]:
-    """The words of bash, which splits at `=`, as they were typed; but an option and its value stay two."""
+    """The words of bash, which splits at `=`, as they were typed, except that an option and its value stay
+    two."""
     whole: list[str] = []
     for i, word in enumerate(words):
         if word == "=":
@@ -135,23 +126,20 @@ def _joined(words: list[str]) -> list[str]:
 
 
 def _shown(help: str) -> str:
-    """A help text in one line without what moves a cursor."""
+    """A help text in one line, without control characters."""
     return "".join(char if char.isprintable() else " " for char in help)
 
 
 def _for_bash(value: str) -> str:
-    """A value as bash puts it into the command line: as one word that stands for itself."""
+    """A value quoted as one word of bash."""
     return re.sub(r"[^\w@%+=:,./-]", r"\\\g<0>", value)
 
 
-def _for_zsh(found: list[tuple[str, str]]) -> str:
-    """What the script of zsh evaluates.
-
-    Values and helps may be a stranger's. Each is one word in which all of ASCII but letters and digits is
-    written as a number, so that none can be a command, whatever the options of the shell.
-    """
+def _for_zsh(items: list[tuple[str, str]]) -> str:
+    """The words that the script of zsh evaluates. Values and helps may be a stranger's: all of ASCII but
+    letters and digits is written as a number, so that none can be a command under any option of the shell."""
     lines = []
-    for value, help in found:
+    for value, help in items:
         head = re.sub(r"[\\:]", r"\\\g<0>", value)
         lines.append(_word_of_zsh(f"{head}:{help}" if help else head))
     return f"local -a lines; lines=({' '.join(lines)}); _describe '' lines"
@@ -161,9 +149,9 @@ def _word_of_zsh(text: str) -> str:
     return f"$'{re.sub('[^a-zA-Z0-9]', _as_number, text)}'"
 
 
-def _as_number(found: re.Match[str]) -> str:
+def _as_number(match: re.Match[str]) -> str:
     """A character as it is written within `$'…'`; above ASCII none means anything to a shell."""
-    return f"\\x{ord(found[0]):02x}" if found[0].isascii() else found[0]
+    return f"\\x{ord(match[0]):02x}" if match[0].isascii() else match[0]
 
 
 # --- the scripts ---
@@ -187,7 +175,6 @@ def script(shell: str) -> str:
 
 
 def write(folder: Path) -> list[Path]:
-    """Writes the scripts into a folder; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     for shell, name in FILES.items():
         (folder / name).write_text(script(shell), encoding="utf-8")

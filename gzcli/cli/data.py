@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gzcli.cli import out
-from gzcli.cli.ends import new_set, quoted
+from gzcli.cli.jobs import new_set, quoted
 from gzcli.cli.list import alone, list_data
 from gzcli.cli.options import Json, Quiet, Wide, Yes, choose, complete_data, may_remove
 from gzcli.core.errors import MissingError, UsageError
@@ -40,7 +40,7 @@ _From = Annotated[
 
 
 def _size(text: str | None) -> Size | None:
-    """The value of `--size`. Raises UsageError for what is no size of images that are packed."""
+    """The value of `--size`. Raises UsageError for a size that cannot be packed."""
     from gzcli.core.units import packable
 
     with _own_flags():
@@ -48,11 +48,11 @@ def _size(text: str | None) -> Size | None:
 
 
 _Size = Annotated[
-    str | None,  # in the functions below, what `_size` made of it
+    str | None,  # the functions below get the result of `_size`
     typer.Option(
         metavar="S|WxH",
         callback=_size,
-        help="Size that images are brought to: a side, or width and height as 48x32; MedMNIST comes in 28, "
+        help="Size that images are resized to: a side, or width and height as 48x32; MedMNIST comes in 28, "
         "64, 128 and 224.",
     ),
 ]
@@ -72,7 +72,7 @@ _Channels = Annotated[
 
 @contextmanager
 def _own_flags() -> Iterator[None]:
-    """Lets hints name the flags of this verb, `--size 32`, in place of keys of a recipe."""
+    """Turns keys of a recipe in hints into the flags of this verb, `--size 32`."""
     try:
         yield
     except (UsageError, MissingError) as error:
@@ -80,12 +80,12 @@ def _own_flags() -> Iterator[None]:
         raise
 
 
-def _opened(found: DataSet, size: Size | None, channels: int | None) -> Pack:
+def _opened(data_set: DataSet, size: Size | None, channels: int | None) -> Pack:
     """The pack of a data set, with a progress bar while it is made."""
     from gzcli.data.packs.open import open_pack
 
-    with _own_flags(), out.progress(found.reference, unit="images") as report:
-        return open_pack(found, size=size, channels=channels, say=out.info, progress=report)
+    with _own_flags(), out.progress(data_set.reference, unit="images") as report:
+        return open_pack(data_set, size=size, channels=channels, say=out.info, progress=report)
 
 
 @app.command()
@@ -174,13 +174,11 @@ def import_(
         raise
     except UsageError as error:  # as for pictures of several sizes, which a recipe may still resize
         row |= {"shape": None, "skipped": [], "notes": [], "extras": []}
-        found = re.search(r"`--(size|channels) (\w+)`", error.hint or "")
-        more = f" --set data.{found[1]}={found[2]}" if found else ""
+        flag = re.search(r"`--(size|channels) (\w+)`", error.hint or "")
+        more = f" --set data.{flag[1]}={flag[2]}" if flag else ""
         out.info(f"not packed yet: {error.message}")
         out.hint(
-            f"import it again with {found[0]}, or say it when you train, as below"
-            if found
-            else str(error.hint)
+            f"import it again with {flag[0]}, or say it when you train, as below" if flag else str(error.hint)
         )
     out.text(row["name"])
     images = sum(row["counts"].values()) if row["shape"] else None
@@ -209,19 +207,19 @@ def show(
     from gzcli.data.sets.names import locate
     from gzcli.data.sets.registry import DataSpec
 
-    found, began = locate(name), monotonic()
-    if isinstance(found, DataSpec) and not _is_here(found, size, channels):
-        _show_described(found.sized(size), size, channels)
+    data_set, began = locate(name), monotonic()
+    if isinstance(data_set, DataSpec) and not _is_here(data_set, size, channels):
+        _show_described(data_set.sized(size), size, channels)
         return
     from gzcli.data.packs.sheet import class_counts, draw
 
-    pack = _opened(found, size, channels)
-    of_set = facts_of(found, size=size, channels=channels)
+    pack = _opened(data_set, size, channels)
+    facts = facts_of(data_set, size=size, channels=channels)
     meta, classes = pack.meta, class_counts(pack)
     c, h, w = meta.shape
     splits = list(meta.counts)
     out.info(f"{meta.title}: {w}×{h} pixels, {'grey' if c == 1 else 'RGB'}, {meta.levels} levels")
-    for note in (*settings_lines(found, of_set), *meta.notes):
+    for note in (*settings_lines(data_set, facts), *meta.notes):
         out.info(note.replace("--set data.channels=", "--channels "))
     every = ("images", *(meta.counts[split] for split in splits))
     out.table(
@@ -238,14 +236,14 @@ def show(
         "levels": meta.levels,
         "counts": meta.counts,
     }
-    row |= {"shape_class": of_set and of_set.shape_class, "traits": of_set.traits if of_set else ()}
+    row |= {"shape_class": facts and facts.shape_class, "traits": facts.traits if facts else ()}
     row |= {"classes": classes, "multilabel": meta.multilabel, "extras": meta.extras, "notes": meta.notes}
     new_set(sum(meta.counts.values()), quoted(name), began, show=False)
     out.data({**row, "skipped": meta.skipped, "digest": meta.digest, "sheet": sheet})
 
 
 def _is_here(spec: DataSpec, size: Size | None, channels: int | None) -> bool:
-    """Whether a known set can be drawn without fetching anything."""
+    """Whether a known set can be shown without fetching anything."""
     from gzcli.data.packs.open import peek
     from gzcli.data.sets.registry import is_fetched
 
@@ -255,26 +253,26 @@ def _is_here(spec: DataSpec, size: Size | None, channels: int | None) -> bool:
 
 
 def _show_described(spec: DataSpec, size: Size | None, channels: int | None) -> None:
-    """What is known of a set without its files."""
+    """Shows what is known of a set without its files."""
     from gzcli.data.packs.open import ways_to_fetch
     from gzcli.data.packs.traits import facts_of, settings_lines
 
-    of_set = facts_of(spec, size=size, channels=channels)
-    width, height = (of_set.width, of_set.height) if of_set else (spec.size, spec.size)
+    facts = facts_of(spec, size=size, channels=channels)
+    width, height = (facts.width, facts.height) if facts else (spec.size, spec.size)
     c = channels or spec.channels
     counts = {"train": spec.n_train, "val": spec.n_val, "test": spec.n_test}
     kind = "attributes, of which an image may have several" if spec.multilabel else "classes"
     names = "" if isinstance(spec.classes, int) else f": {', '.join(spec.classes)}"
     out.info(f"{spec.title}: {width}×{height} pixels, {'grey' if c == 1 else 'RGB'}, {spec.levels} levels")
-    for line in settings_lines(spec, of_set):
+    for line in settings_lines(spec, facts):
         out.info(line)
     out.info(f"{spec.n_classes:,} {kind}{names}")
     out.info(f"licence: {spec.licence}; {spec.citation}")
     out.table(("data", *counts), [(spec.name, *counts.values())])
     out.hint(f"its pictures are not here: {ways_to_fetch(spec)}")
     row = {"name": spec.name, "title": spec.title, "shape": (c, height, width), "levels": spec.levels}
-    row |= {"counts": counts, "shape_class": of_set and of_set.shape_class}
-    row |= {"traits": of_set.traits if of_set else (), "multilabel": spec.multilabel, "extras": spec.extras}
+    row |= {"counts": counts, "shape_class": facts and facts.shape_class}
+    row |= {"traits": facts.traits if facts else (), "multilabel": spec.multilabel, "extras": spec.extras}
     row |= {"classes": [{"name": name} for name in spec.class_names], "notes": (), "skipped": ()}
     out.data(row | {"digest": None, "sheet": None, "licence": spec.licence, "download": spec.download_size})
 
@@ -296,7 +294,9 @@ def list_(
 def verify(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME", help="All cached ones if none.", autocompletion=complete_data),
+        typer.Argument(
+            metavar="NAME", help="Data sets; all cached ones without any.", autocompletion=complete_data
+        ),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -329,10 +329,10 @@ def remove(names: _Names, yes: Yes = False, json: Json = False, quiet: Quiet = F
     from gzcli.data.sets import library
     from gzcli.data.sets.names import locate
 
-    found = {name: locate(name) for name in names}  # an unknown name is refused before anything is removed
-    if not may_remove(" and ".join(f"`{name}`" for name in found) + " from the cache", yes):
-        found = {}
-    removed = [name for name, data_set in found.items() if library.remove(data_set)]
-    for name in found:
+    sets = {name: locate(name) for name in names}  # an unknown name is refused before anything is removed
+    if not may_remove(" and ".join(f"`{name}`" for name in sets) + " from the cache", yes):
+        sets = {}
+    removed = [name for name, data_set in sets.items() if library.remove(data_set)]
+    for name in sets:
         out.info(f"removed `{name}`" if name in removed else f"nothing of `{name}` was in the cache")
     out.data({"removed": removed})

@@ -18,19 +18,25 @@ _Runs = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[RUN]…",
-        help="Models or runs to choose from; without, all and those that come with gz.",
+        help="Models or runs to choose from; else all runs, and the models that come with gz.",
         autocompletion=complete_model_or_run,
     ),
 ]
 _Port = Annotated[
     int | None,
-    typer.Option("--port", metavar="N", min=1, max=65535, help="The first free one from 7860 on without it."),
+    typer.Option(
+        "--port",
+        metavar="N",
+        min=1,
+        max=65535,
+        help="Port of the server; else the first free one from 7860 on.",
+    ),
 ]
 _Share = Annotated[
     bool,
     typer.Option(
         "--share",
-        help="Reachable from elsewhere too, through a tunnel of Gradio's, by an address with a token.",
+        help="Make it reachable from elsewhere, through a tunnel of Gradio's, at an address with a token.",
     ),
 ]
 _NoBrowser = Annotated[bool, typer.Option("--no-browser", help="Do not open the browser.")]
@@ -50,20 +56,21 @@ def demo(
     """
     if importlib.util.find_spec("gradio") is None:
         raise MissingError("`gz demo` takes the package `gradio`", hint="pip install 'gzcli[demo]'")
-    from gzcli.demo.choices import choices
     from gzcli.launch.from_file import find_run
 
-    found = choices([find_run(word) for word in runs or ()])
+    named = [find_run(word) for word in runs or ()]
     out.info("starting …")
-    from gzcli.demo.serve import serve
+    from gzcli.demo.page import serve
+    from gzcli.demo.studio import choices
 
+    offered = choices(named)
     try:
-        page, url = serve(found, port=port, share=share, browser=not no_browser)
+        page, url = serve(offered, port=port, share=share, browser=not no_browser)
     except OSError as e:
         taken = f"port {port} is taken" if port else "no port from 7860 to 7959 is free"
         raise UsageError(taken, hint="`--port N` takes another") from e
     out.text(url)
-    out.data({"url": url, "runs": [choice.name for choice in found]})
+    out.data({"url": url, "runs": [choice.name for choice in offered]})
     out.info("Ctrl-C ends it")
     try:
         wait()
@@ -72,7 +79,7 @@ def demo(
 
 
 def wait() -> None:
-    """Waits for Ctrl-C, or another signal that asks for the end, which becomes a KeyboardInterrupt too."""
+    """Waits for Ctrl-C, or for another signal of the end, which raises KeyboardInterrupt too."""
     heard = signals.hear(signal.default_int_handler)
     try:
         while True:

@@ -24,16 +24,10 @@ from gzcli.version import __version__
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report.
-
-    name: what was checked.
-    state: ok, note (gz works without it) or bad (gz cannot work).
-    detail: what was found.
-    hint: what to do.
-    """
+    """One line of the report."""
 
     name: str
-    state: str
+    state: str  # ok, note (gz works without it) or bad (gz cannot work)
     detail: str
     hint: str | None = None
 
@@ -52,13 +46,10 @@ def doctor(json: Json = False, quiet: Quiet = False) -> None:
             out.text(line)
     bad = [check for check in checks if check.state == "bad"]
     out.data({"ok": not bad, "checks": [asdict(check) for check in checks]})
-    if bad and not out.is_json():
-        out.error(
-            MissingError(
-                f"{len(bad)} of {len(checks)} checks failed: " + ", ".join(f"`{c.name}`" for c in bad)
-            )
-        )
     if bad:
+        names = ", ".join(f"`{check.name}`" for check in bad)
+        if not out.is_json():
+            out.error(MissingError(f"{len(bad)} of {len(checks)} checks failed: {names}"))
         raise SystemExit(MissingError.code)
 
 
@@ -84,19 +75,19 @@ def devices() -> Iterator[Check]:
         fix = "install torch again, see pytorch.org"
         yield Check("devices", "bad", f"torch does not load: {problem}", fix)
         return
-    found = tried()
-    *gpus, cpu = titles(found)
+    gpus_here = tried()
+    *gpus, cpu = titles(gpus_here)
     for name, text in gpus:
         yield Check(name, "ok", text)
-    if found.lack:
-        yield Check("gpu", "bad", found.lack, INSTALL.partition(";")[0])
+    if gpus_here.lack:
+        yield Check("gpu", "bad", gpus_here.lack, INSTALL.partition(";")[0])
     elif not gpus:
         yield Check("gpu", "note", "none: gz trains on the CPU")
     yield Check(cpu[0], "ok", cpu[1])
 
 
 def folders() -> Iterator[Check]:
-    """Whether the folders of gz can be written and have space left, and whether the recipes are there."""
+    """Whether the folders of gz are writable and have free space, and whether the recipes are there."""
     for name, folder in (("cache", cache_dir()), ("runs", user_dir("runs"))):
         there = folder
         while not (there.exists() or there.is_symlink()):
@@ -117,8 +108,8 @@ def folders() -> Iterator[Check]:
     else:
         yield Check("kernels", "ok", f"{kernels}, empty: nothing was compiled yet")
     count = len(recipe_names())
-    found = f"{count} in {recipes_dir()}"
-    yield Check("recipes", "ok", found) if count else Check("recipes", "bad", found, "install gz again")
+    detail = f"{count} in {recipes_dir()}"
+    yield Check("recipes", "ok", detail) if count else Check("recipes", "bad", detail, "install gz again")
 
 
 def settings() -> Iterator[Check]:
@@ -137,10 +128,7 @@ def settings() -> Iterator[Check]:
 
 
 def unreachable(mirror: str) -> str | None:
-    """Why a mirror cannot be read; None where it can.
-
-    mirror: a folder or a base URL.
-    """
+    """Why a mirror, a folder or a base URL, cannot be read; None where it can."""
     from http.client import HTTPException
     from urllib.error import HTTPError
     from urllib.parse import urlsplit

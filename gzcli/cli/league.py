@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gzcli.cli import out
-from gzcli.cli.ends import end, quoted
+from gzcli.cli.jobs import end, quoted
 from gzcli.cli.options import choose, complete_models, split
 from gzcli.cli.report import with_report
 from gzcli.core import signals

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Container, Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -12,12 +14,18 @@ from gzcli.cli import out
 from gzcli.cli.options import Json, Quiet, Wide, choose, names
 from gzcli.cli.tables import wrapped
 from gzcli.core.errors import UsageError, canonical
+from gzcli.core.units import count, duration, figure, moment, sides, size
+from gzcli.store import index
+from gzcli.store.paths import recipe_names, spelling, trained_in, user_dir
 
 if TYPE_CHECKING:
     from gzcli.models.catalog import ModelCard
+    from gzcli.store.runs import Run
 
 LABELLED = "°"  # marks what needs a run that was trained with labels
 _WHAT = ("models", "data", "recipes", "runs", "pretrained")
+COLUMNS = ("run", "name", "state", "step", "best", "curve", "time", "size", "params", "made")
+SPARE = ("params", "name", "made", "size", "curve", "state")  # the first to leave where a table is too wide
 
 
 def _complete_what(incomplete: str) -> list[str]:
@@ -78,38 +86,26 @@ def alone(verb: str, show: Callable[[], None]) -> Callable[..., None]:
 
 
 def list_models(family: str = "", can: str = "", *, short: bool = False, wide: bool = False) -> None:
-    """Prints the models of a family that have a capability; `short`: their names by family alone; `wide`: in
-    full, as in the other lists."""
+    """Prints the models of a family that have a capability; `short`: their names by family alone."""
     from gzcli.models.catalog import OUTSIDE, cards, counted
-    from gzcli.store.paths import recipe_names
 
-    known = cards().values()
+    every = cards().values()
     if family:
-        family = choose("family", family, sorted({card.family for card in known}))
+        family = choose("family", family, sorted({card.family for card in every}))
     if can:
-        can = choose("capability", can, sorted({able for card in known for able in card.can}))
-    shown = [card for card in known if family in ("", card.family) and (not can or can in card.can)]
+        can = choose("capability", can, sorted({able for card in every for able in card.can}))
+    shown = [card for card in every if family in ("", card.family) and (not can or can in card.can)]
     shown.sort(key=lambda card: (card.family, card.name))
     recipes = {canonical(name): name for name in recipe_names()}
     rows = [(recipes.get(canonical(card.name)) or card.name, card) for card in shown]
     staged = {name for name, card in rows if name not in recipes.values() and card.family != OUTSIDE}
     abouts = {name: _about(name, card, staged) for name, card in rows} if out.is_json() or not short else {}
     if short:
-        families: dict[str, list[str]] = {}
-        for name, card in rows:
-            if name not in staged:
-                families.setdefault(card.family, []).append(name)
-        lines = [(name, " ".join(models)) for name, models in families.items()]
-        out.table(("family", "models"), lines, wrap=("models",), wide=wide)
-        out.info("")
+        _families([(name, card) for name, card in rows if name not in staged], wide=wide)
     else:
-        out.table(
-            ("model", "what it is", "can", "family", "paper"),
-            [(name, abouts[name], " ".join(_marked(card)), card.family, card.paper) for name, card in rows],
-            spare=("paper", "family"),
-            wrap=("what it is", "can", "paper"),
-            wide=wide,
-        )
+        lines = [(name, abouts[name], " ".join(_marked(c)), c.family, c.paper) for name, c in rows]
+        columns, wrap = ("model", "what it is", "can", "family", "paper"), ("what it is", "can", "paper")
+        out.table(columns, lines, spare=("paper", "family"), wrap=wrap, wide=wide)
         if any(card.unlabelled_lack for _, card in rows):
             out.hint(f"what is marked {LABELLED} is for runs trained with `--set model.conditional=true`")
     out.info(counted(len(rows) - len(staged), len(staged)))
@@ -129,13 +125,22 @@ def list_models(family: str = "", can: str = "", *, short: bool = False, wide: b
     out.data({"models": models})
 
 
+def _families(rows: list[tuple[str, ModelCard]], *, wide: bool) -> None:
+    """Prints the models' names, a line for each family."""
+    families: dict[str, list[str]] = {}
+    for name, card in rows:
+        families.setdefault(card.family, []).append(name)
+    lines = [(family, " ".join(models)) for family, models in families.items()]
+    out.table(("family", "models"), lines, wrap=("models",), wide=wide)
+    out.info("")
+
+
 def _about(name: str, card: ModelCard, staged: Container[str]) -> str:
     """What a model is, in a line: as its recipe says it, else its class."""
     from gzcli.docs.page import written
     from gzcli.models.docs import first_words
     from gzcli.recipe.files import recipes
     from gzcli.recipe.yaml import load
-    from gzcli.store.paths import trained_in
 
     if name in staged:
         words, (recipe, _) = written(name), trained_in(name) or ("another", "")
@@ -158,14 +163,9 @@ def list_data(*, long: bool = False, wide: bool = False) -> None:
         for row in rows:
             out.text("\n".join(_data_block(row, out.room(sys.stdout))) + "\n")
     else:
+        columns = ("data", "images", "classes", "cached", "title")
         lines = [(r["name"], _images(r), r["classes"] or None, _state(r), r["title"]) for r in rows]
-        out.table(
-            ("data", "images", "classes", "cached", "title"),
-            lines,
-            spare=("classes", "images"),
-            wrap=("title",),
-            wide=wide,
-        )
+        out.table(columns, lines, spare=("classes", "images"), wrap=("title",), wide=wide)
     out.data({"data": rows})
 
 
@@ -174,8 +174,6 @@ def _state(row: dict[str, Any]) -> str:
 
 
 def _images(row: dict[str, Any]) -> str | None:
-    from gzcli.core.units import sides
-
     if not (row["size"] and row["channels"]):
         return None
     height, width = sides(row["size"])
@@ -221,22 +219,15 @@ def list_recipes(*, wide: bool = False) -> None:
         chain, _ = read_chain(name)
         about, sets = chain[-1].own.get("about", ""), list({at[0]: None for f in chain for at in f.sections})
         rows.append({"name": name, "path": path, "about": about, "for": sets})
-    out.table(
-        ("recipe", "about", "for"),
-        [(row["name"], row["about"], " ".join(row["for"])) for row in rows],
-        spare=("for",),
-        wrap=("about", "for"),
-        wide=wide,
-    )
+    lines = [(row["name"], row["about"], " ".join(row["for"])) for row in rows]
+    out.table(("recipe", "about", "for"), lines, spare=("for",), wrap=("about", "for"), wide=wide)
     out.data({"recipes": rows})
 
 
 def list_runs(model: str | None = None, data: str | None = None, *, wide: bool = False) -> None:
     """Prints the runs of a model on a data set, newest first. Raises UsageError for unknown names."""
-    from gzcli.cli.summary import summaries, table
     from gzcli.data.sets.names import data_key
     from gzcli.recipe.files import find
-    from gzcli.store.paths import spelling
     from gzcli.store.runs import all_runs
 
     runs = all_runs(model=model, data=data)
@@ -246,7 +237,7 @@ def list_runs(model: str | None = None, data: str | None = None, *, wide: bool =
         find(spelling(model))  # raises UsageError for an unknown model
     rows = summaries(runs)
     if rows or out.is_json():
-        table(runs, rows, wide=wide)
+        table_of_runs(runs, rows, wide=wide)
     else:
         out.info("no runs yet")
         on = f" --data {data}" if data else ""
@@ -254,21 +245,110 @@ def list_runs(model: str | None = None, data: str | None = None, *, wide: bool =
     out.data({"runs": rows})
 
 
+def table_of_runs(
+    runs: Sequence[Run], rows: Sequence[Mapping[str, Any]], *, wide: bool = False, to_stderr: bool = False
+) -> None:
+    """Prints a line for each run, by its summary."""
+    lines = []
+    for name, row in zip(
+        names_of(runs, sys.stderr if to_stderr else sys.stdout, wide=wide), rows, strict=True
+    ):
+        step, steps = row["step"], row["steps"]
+        unfinished = row["state"] != "finished" and step is not None and steps
+        cells = {**row, **in_words(row), "run": name, "name": row["alias"]}
+        cells["step"] = f"{step}/{steps}" if unfinished else step
+        lines.append([cells[column] for column in COLUMNS])
+    out.table(COLUMNS, lines, spare=SPARE, wide=wide, to_stderr=to_stderr)
+
+
+def names_of(runs: Sequence[Run], stream: TextIO, *, wide: bool = False) -> list[str]:
+    """How the runs are named in a table: in full for scripts, and else as short as is unambiguous."""
+    from gzcli.store.runs import short_names
+
+    short = {} if wide or out.room(stream) is None else short_names(runs)
+    return [short.get(run.id, run.id) for run in runs]
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """A run as `--json` shows it; of stages `step` and `steps` are those of the first unfinished one. All but
+    what a running process changes, or the zone of the reader, is kept in the index."""
+    if (facts := index.recall(run.path, "summary")) is None:
+        marks, total = run.survey()
+        facts = _facts(run) | {"bytes": total}
+        if run.status().get("state") not in ("running", "damaged"):
+            index.keep(run.path, "summary", marks, facts)
+    created = facts["created"]
+    return {**facts, "created": moment(created) if created else None, "path": run.path}
+
+
+def summaries(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The summaries of many runs, which are kept for the next time."""
+    root = user_dir("runs")
+    index.begin(root, "summary")
+    rows = [summary(run) for run in runs]
+    index.save(root, "summary", os.listdir(root) if runs else ())
+    return rows
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    """The summary of a run as its files have it; `created` is in seconds."""
+    from gzcli.store.metrics import curve_of
+
+    status = run.status()
+    parts = run.stages or [run]
+    current = next((stage for stage in run.stages if stage.state != "finished"), run.serving)
+    progress, best, curve = current.status(), run.serving.best, curve_of(run)
+    params = [part.status().get("params") for part in parts]
+    return {
+        "run": run.id,
+        "alias": run.alias,
+        "model": run.model,
+        "data": run.data,
+        "state": run.state,
+        "stage": None if current is run else current.path.name,
+        "step": progress.get("step"),
+        "steps": progress.get("steps"),
+        "short": ", ".join(run.shortfalls) or None,
+        "best": best and asdict(best),
+        "curve": curve and asdict(curve),
+        "params": None if None in params else sum(params),
+        "seconds": round(sum(part.seconds for part in parts), 1),
+        "bytes": None,
+        "created": status.get("created"),
+        "error": (status.get("error") or {}).get("message"),
+    }
+
+
+def in_words(row: Mapping[str, Any]) -> dict[str, str | None]:
+    """Figures and times of a summary, as people read them."""
+    from gzcli.store.metrics import Curve
+
+    best, curve, created = row["best"], row["curve"], row["created"]
+    return {
+        "best": f"{best['metric']} {figure(best['value'])}" if best else None,
+        "curve": Curve(**curve).spark if curve else None,
+        "time": duration(row["seconds"]) if row["seconds"] else None,
+        "size": size(row["bytes"]),
+        "params": count(row["params"]) if row["params"] else None,
+        "made": created[:16].replace("T", " ") if created else None,
+    }
+
+
 def list_pretrained(*, wide: bool = False) -> None:
     """Prints the trained models that come with gz."""
     from gzcli.store.pretrained import PREFIX, every
 
-    known = every()
+    models = every()
     columns = ("pretrained", "data", "figure", "params", "CPU time", "size")
-    out.table(columns, [(PREFIX + one.name, one.data, *one.cells) for one in known], wide=wide)
-    if known:
-        out.hint(f"gz sample {PREFIX}{known[0].name}")
+    out.table(columns, [(PREFIX + one.name, one.data, *one.cells) for one in models], wide=wide)
+    if models:
+        out.hint(f"gz sample {PREFIX}{models[0].name}")
     facts = ("about", "params", "seconds", "work", "command")
     rows = [
         {"name": PREFIX + one.name, "model": one.model, "data": one.data, "figures": one.figures}
         | {key: one.card[key] for key in facts}
         | {"bytes": one.file.stat().st_size, "path": one.file}
-        for one in known
+        for one in models
     ]
     out.data({"pretrained": rows})
 

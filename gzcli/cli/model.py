@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from gzcli.cli import out
-from gzcli.cli.ends import end, quoted, took
+from gzcli.cli.jobs import end, quoted, took
 from gzcli.cli.list import alone, list_models
 from gzcli.cli.options import Json, Quiet
 from gzcli.core import streams
@@ -31,11 +31,7 @@ _Data = Annotated[str, typer.Option("--data", metavar="NAME|PATH", help="The set
 
 @dataclass(frozen=True)
 class Result:
-    """What a check of a model found.
-
-    check: name of the check.
-    fault: what is wrong, in a sentence; None: nothing.
-    """
+    """The result of one check; without a fault it passed."""
 
     check: str
     fault: str | None
@@ -61,7 +57,9 @@ def new(
     if stem in cards():
         raise UsageError(f"`{name}` is a model of gz already", hint=f"another name, as `{stem}2`")
     title = "".join(part.capitalize() for part in stem.split("_"))
-    template = (files("gzcli") / "testing" / "template.py").read_text(encoding="utf-8")  # no import: of torch
+    template = (files("gzcli") / "testing" / "template.py").read_text(
+        encoding="utf-8"
+    )  # not imported: it loads torch
     if title in _taken(template):
         hint = f"the file needs the class `{title}` for something else; another name, as `my_{stem}`"
         raise UsageError(f"`{name}` cannot be a model's name", hint=hint)
@@ -77,7 +75,7 @@ def new(
 
 
 def _taken(text: str) -> set[str]:
-    """The names that no class in this file may have: Python's own, and those that the file imports."""
+    """The names that no class in this file may have: Python's keywords, and what the file imports."""
     nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.alias)]
     return {*keyword.kwlist, *(node.asname or node.name for node in nodes)}
 
@@ -112,7 +110,6 @@ def check(file: _File, data: _Data = "digits", json: Json = False, quiet: Quiet 
 
 
 def _contract(name: str, data: str) -> list[Result]:
-    """The results of all checks of the contract."""
     from gzcli.recipe.resolve import resolve
 
     with streams.spinner("loading torch", shown=not (out.is_json() or out.is_quiet())):

@@ -25,17 +25,15 @@ if TYPE_CHECKING:
     Options = Mapping[str, Param | Rule]
 
 Row = Sequence[str]
-VERBS = ("sample", "ood", "train")
+VERBS = ("sample", "ood", "train")  # whose help has panels on the model
+EXTENDED = ("sample", "ood")  # to whose options a model adds
 DASH, MOST = "-", 6  # labels that are all named
 STYLES = ("cyan", "yellow", "")  # of the columns, as Typer's own
 
 
 def recipe_for(word: str, data: str | None = None) -> Recipe | None:
-    """The recipe that a word of the command line means: that of a run, of a file or of a model on a data set;
-    None where it means none.
-
-    data: the value of `--data`.
-    """
+    """The recipe of a run, of a file, or of a model on the data set of `--data`; None where the word means
+    none."""
     from gzcli.core.devices import count_gpus  # at a TAB nobody waits until torch has tried them
     from gzcli.recipe.recipe import recipe_of
     from gzcli.recipe.resolve import resolve
@@ -49,26 +47,22 @@ def recipe_for(word: str, data: str | None = None) -> Recipe | None:
 
 
 def serving(recipe: Recipe) -> Part:
-    """The part of a recipe that is sampled and scored: the last stage."""
     return recipe.parts[-1]
 
 
 def card_for(word: str) -> ModelCard | None:
-    """The model that `gz sample` and `gz ood` serve for a word: a model's, a run's, the last stage's."""
+    """The model that `gz sample` and `gz ood` use for a word: that of the recipe's last stage."""
     from gzcli.models.catalog import card
     from gzcli.store.runs import by_name
 
     if canonical(word) not in map(canonical, recipe_names()) and by_name(word) is None:
         return None
-    found = recipe_for(word)
-    return card(serving(found).model) if found else None
+    recipe = recipe_for(word)
+    return card(serving(recipe).model) if recipe else None
 
 
 def options_of(verb: str, card: ModelCard, do: str | None = None) -> Options:
-    """The options that a verb takes of a model beyond its own.
-
-    do: the application that `--do` names.
-    """
+    """The options that a verb takes for a model beyond its own; `do` is the application of `--do`."""
     from gzcli.recipe.schema import score_options
 
     if verb == "ood":
@@ -77,21 +71,21 @@ def options_of(verb: str, card: ModelCard, do: str | None = None) -> Options:
 
 
 def values_of(annotation: str) -> list[str]:
-    """The values that a type lists, as they are typed; [] where it lists none."""
+    """The values of a Literal type, as they are typed; [] for any other type."""
     from gzcli.recipe.kinds import listed
 
     return [written(value) for value in listed(annotation)]
 
 
 def keys_of(recipe: Recipe) -> dict[str, tuple[Any, list[str]]]:
-    """Every key of a recipe with its value, and the values that it may have where these are listed."""
+    """Every key of a recipe with its value, and with the values that it may have if they are listed."""
     from gzcli.models.catalog import card
     from gzcli.recipe.schema import LAUNCH, Rule, schema, staged
 
     cards = {part.stage: card(part.model) for part in recipe.parts}
     rules = staged(cards) if recipe.stages else schema(card(serving(recipe).model))
     tree = recipe.tree()
-    found: dict[str, tuple[Any, list[str]]] = {}
+    keys: dict[str, tuple[Any, list[str]]] = {}
 
     def walk(rules: Mapping[str, Any], tree: Any, path: str) -> None:
         for key, rule in rules.items():
@@ -99,10 +93,10 @@ def keys_of(recipe: Recipe) -> dict[str, tuple[Any, list[str]]]:
             if not isinstance(rule, Rule):
                 walk(rule, value, f"{path}{key}.")
             elif key != "*":
-                found[path + key] = (value, values_of(rule.annotation))
+                keys[path + key] = (value, values_of(rule.annotation))
 
     walk({key: rule for key, rule in rules.items() if rule is not LAUNCH}, tree, "")
-    return found
+    return keys
 
 
 def written(value: Any) -> str:
@@ -113,8 +107,8 @@ def written(value: Any) -> str:
 
 
 def labels_of(word: str | None, data: str | None) -> list[str]:
-    """The names of the classes of `--data`, else of the set of a run or of a model's newest one, else of the
-    digits; [] where they are not known before the set is packed."""
+    """The classes of `--data`, else of a run's set, else of that of the model's newest run, else of the
+    digits; [] where they are only known once the set is packed."""
     import json
 
     from gzcli.data.sets.names import locate
@@ -124,61 +118,49 @@ def labels_of(word: str | None, data: str | None) -> list[str]:
     if not data and word:
         run = by_name(word) or next(iter(all_runs(model=word)), None)
         data = run.serving.tree()["data"]["name"] if run else None
-    found = locate(data or "digits")
-    if isinstance(classes := getattr(found, "classes", None), tuple):
+    data_set = locate(data or "digits")
+    if isinstance(classes := getattr(data_set, "classes", None), tuple):
         return list(map(str, classes))
-    packs = sorted(cache_dir("packs", found.key).glob("*/meta.json"))
+    packs = sorted(cache_dir("packs", data_set.key).glob("*/meta.json"))
     return list(map(str, json.loads(packs[0].read_text())["classes"])) if packs else []
 
 
 # --- completion: what a model adds to a verb ---
 
 
-def further(verb: str, given: Mapping[str, Any], incomplete: str) -> list[tuple[str, str]]:
-    """(word, help) of the model's own options that complete `--…`.
+def further(verb: str, typed: Mapping[str, Any], incomplete: str) -> list[tuple[str, str]]:
+    """(word, help) of the options of the model that complete `--…`; `typed` has what precedes, by Typer's
+    names."""
+    from gzcli.models.docs import options
 
-    verb: "sample" or "ood"; others have none.
-    given: what was typed before, by Typer's names.
-    """
-    found = [f"--{name.replace('_', '-')}" for name in _own(verb, given)]
-    texts = _texts(verb, given)
-    return [(word, texts.get(word[2:].replace("-", "_"), "")) for word in names(incomplete, found)]
+    card = card_for(_word(typed)) if verb in EXTENDED else None
+    if card is None:
+        return []
+    texts = options(card).get(typed.get("do") or verb, {})
+    words = [f"--{name.replace('_', DASH)}" for name in options_of(verb, card, typed.get("do"))]
+    return [(word, texts.get(word[2:].replace(DASH, "_"), "")) for word in names(incomplete, words)]
 
 
-def further_values(verb: str, given: Mapping[str, Any], option: str, incomplete: str) -> list[str]:
-    """The values that complete what follows one of the model's own options, or `--set`."""
-    if option == "--set" and verb in OWN:
-        return complete_key(_word(given), given.get("data"), incomplete, sections=(verb,))
-    param = _own(verb, given).get(option.lstrip("-").replace("-", "_"))
+def further_values(verb: str, typed: Mapping[str, Any], option: str, incomplete: str) -> list[str]:
+    """The values of one of the model's options, or of `--set`."""
+    if verb not in EXTENDED:
+        return []
+    if option == "--set":
+        return complete_key(_word(typed), typed.get("data"), incomplete, sections=(verb,))
+    card = card_for(_word(typed))
+    options = options_of(verb, card, typed.get("do")) if card else {}
+    param = options.get(option.lstrip(DASH).replace(DASH, "_"))
     return names(incomplete, values_of(param.annotation)) if param else []
 
 
-OWN = ("sample", "ood")  # the verbs whose options a model adds to
-
-
-def _own(verb: str, given: Mapping[str, Any]) -> Options:
-    card = card_for(_word(given)) if verb in OWN else None
-    return options_of(verb, card, given.get("do")) if card else {}
-
-
-def _texts(verb: str, given: Mapping[str, Any]) -> Mapping[str, str]:
-    from gzcli.models.docs import options
-
-    card = card_for(_word(given)) if verb in OWN else None
-    return options(card).get(given.get("do") or verb, {}) if card else {}
-
-
-def _word(given: Mapping[str, Any]) -> str:
+def _word(typed: Mapping[str, Any]) -> str:
     """The model or run that was typed."""
-    return next((str(given[key]) for key in ("model", "what", "recipe") if given.get(key)), "")
+    return next((str(typed[key]) for key in ("model", "what", "recipe") if typed.get(key)), "")
 
 
 def complete_key(word: str, data: str | None, incomplete: str, sections: tuple[str, ...] = ()) -> list[str]:
-    """What completes `--set a.b=v`: keys with the value that they have, and after `=` the values that a key
-    may have.
-
-    sections: those whose keys are offered; all without any.
-    """
+    """Completions of `--set a.b=v`: keys with their present values, and after `=` the values that the key may
+    have. `sections`: those whose keys are offered; () for all."""
     recipe = recipe_for(word, data)
     if recipe is None:
         return []
@@ -192,18 +174,15 @@ def complete_key(word: str, data: str | None, incomplete: str, sections: tuple[s
 
 
 def complete_set(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Keys of the recipe on the command line, with their values."""
     return complete_key(_word(ctx.params), ctx.params.get("data"), incomplete)
 
 
 def complete_do(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The applications of the model on the command line."""
     return names(incomplete, sorted({do for card in _cards(ctx) for do in card.do}))
 
 
 def complete_scores(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The scores of the model on the command line, those derived from its likelihood, and those of several
-    runs included."""
+    """The scores of the model, with those that come from its likelihood and from several runs."""
     from gzcli.recipe.schema import score_names
 
     scores = {score for card in _cards(ctx) for score in score_names(card)}
@@ -218,17 +197,16 @@ def complete_metrics(incomplete: str) -> list[str]:
 
 
 def complete_labels(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The classes of the set that the model on the command line was trained on."""
     labels = labels_of(_word(ctx.params), ctx.params.get("data"))
     return many(incomplete, [label for label in labels if "," not in label])
 
 
 def _cards(ctx: typer.Context) -> list[ModelCard]:
-    """The model on the command line; all where none is known."""
+    """The model on the command line; all models where none was typed."""
     from gzcli.models.catalog import cards
 
-    found = card_for(_word(ctx.params))
-    return [found] if found else list(cards().values())
+    card = card_for(_word(ctx.params))
+    return [card] if card else list(cards().values())
 
 
 Sets = Annotated[
@@ -246,18 +224,18 @@ Sets = Annotated[
 
 
 def show_help(argv: Sequence[str]) -> None:
-    """Prints panels on the model that a command line with `--help` names; nothing where it names none."""
+    """Prints panels on the model of a command line with `--help`; nothing where it names none."""
     from rich.console import Console
     from rich.panel import Panel
     from rich.table import Table
     from rich.text import Text
 
     verb, *words = [word for word in argv if not word.startswith(DASH)] or [""]
-    found = recipe_for(words[0]) if words and verb in VERBS else None
-    if found is None:
+    recipe = recipe_for(words[0]) if words and verb in VERBS else None
+    if recipe is None:
         return
-    name = found.parts[-1].model if verb != "train" else words[0]
-    for title, rows in panels(verb, words[0], found):
+    name = recipe.parts[-1].model if verb != "train" else words[0]
+    for title, rows in panels(verb, words[0], recipe):
         grid = Table.grid(padding=(0, 2))
         for row in rows:
             grid.add_row(
@@ -268,10 +246,7 @@ def show_help(argv: Sequence[str]) -> None:
 
 
 def panels(verb: str, word: str, recipe: Recipe) -> Iterator[tuple[str, Iterable[Row]]]:
-    """(title with a place for the model's name, rows of name, value and text) of each panel.
-
-    word: what was typed for the model.
-    """
+    """(title with a place for the model's name, rows of name, value and text) of each panel."""
     from gzcli.models.catalog import card
 
     part = serving(recipe)
@@ -305,7 +280,6 @@ def rows_of(verb: str, model: ModelCard, part: Part) -> Iterator[Row]:
 
 
 def keys(recipe: Recipe) -> Iterator[Row]:
-    """A row for each key of the model, with its value."""
     from gzcli.recipe.describe import texts
 
     docs = texts(recipe)
@@ -316,7 +290,7 @@ def keys(recipe: Recipe) -> Iterator[Row]:
 
 
 def scores(model: ModelCard, part: Part) -> Iterator[Row]:
-    """A row for each score; those that the recipe asks for are marked."""
+    """A row for each score; the recipe's own are marked."""
     from gzcli.recipe.schema import score_names
 
     chosen = part.ood.scores or ()
@@ -330,13 +304,13 @@ def scores(model: ModelCard, part: Part) -> Iterator[Row]:
 def labels(word: str, model: ModelCard, part: Part) -> Row:
     """Whether the model takes labels, and which."""
     if not part.options.get("conditional"):
-        how = "with `--set model.conditional=true` it is trained with them"
-        return "none", "", how if "conditional" in model.can else "it takes none"
-    known = labels_of(word, None)
+        advice = "with `--set model.conditional=true` it is trained with them"
+        return "none", "", advice if "conditional" in model.can else "it takes none"
+    classes = labels_of(word, None)
     of_set = "of the set that it was trained on; a list as A,B takes turns"
-    if len(known) > MOST:
-        return f"{known[0]} to {known[-1]}", "", f"{len(known):,} classes {of_set}"
-    return " ".join(known) or "a class", "", of_set
+    if len(classes) > MOST:
+        return f"{classes[0]} to {classes[-1]}", "", f"{len(classes):,} classes {of_set}"
+    return " ".join(classes) or "a class", "", of_set
 
 
 def applied(model: ModelCard, name: str) -> Row:

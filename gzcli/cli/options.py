@@ -27,11 +27,11 @@ def names(incomplete: str, options: Iterable[str]) -> list[str]:
 
 
 def many(incomplete: str, options: Iterable[str]) -> list[str]:
-    """The completions of the last item of a comma-separated list; items given before are left out."""
+    """The completions of the last item of a comma-separated list, without the items before it."""
     done, comma, last = incomplete.rpartition(",")
-    given = done.split(",")
+    items = done.split(",")
     return [
-        done + comma + name for name in names(last, (option for option in options if option not in given))
+        done + comma + name for name in names(last, (option for option in options if option not in items))
     ]
 
 
@@ -53,7 +53,6 @@ def complete_model(incomplete: str) -> list[str]:
 
 
 def complete_models(incomplete: str) -> list[str]:
-    """A list of models, or `all`."""
     return many(incomplete, [*recipe_names(), *([] if "," in incomplete else ["all"])])
 
 
@@ -81,23 +80,15 @@ def complete_data_list(incomplete: str) -> list[str]:
     return many(incomplete, data_names())
 
 
-def complete_checkpoint(incomplete: str) -> list[str]:
-    return names(incomplete, ["last", "best"])
-
-
 # --- checks ---
 
 
 def choose(what: str, name: str, options: Iterable[str]) -> str:
-    """The option that `name` means; `-` and `_` are the same.
-
-    what: what the options are, for the message.
-
-    Raises UsageError that hints at the nearest option, or at all.
-    """
+    """The option that `name` means; `-` and `_` are the same. Raises UsageError that hints at the nearest
+    option, or at all; `what` names their kind."""
     options = list(options)
-    if found := matching(name, options):
-        return found
+    if match := matching(name, options):
+        return match
     every = "it is one of " + ", ".join(f"`{option}`" for option in options)
     raise UsageError(f"no {what} is called `{name}`", hint=did_you_mean(name, options) or every)
 
@@ -131,22 +122,20 @@ def split(text: str | None) -> list[str]:
 
 
 def _after_dashes(ctx: typer.Context, value: list[str] | None) -> list[str]:
-    """The words after `--`, which are passed on to `accelerate launch`.
-
-    Raises UsageError for a stray word before `--`, and for an option that gz sets itself.
-    """
+    """The words after `--`, which go to `accelerate launch`. Raises UsageError for a stray word before `--`,
+    and for an option that gz sets itself."""
     words = ctx.obj or []
     after = words[words.index("--") + 1 :] if "--" in words else []
-    given = list(value or ())
-    if given and given != after[-len(given) :] and not ctx.resilient_parsing:
+    extra = list(value or ())
+    if extra and extra != after[-len(extra) :] and not ctx.resilient_parsing:
         raise UsageError(
-            f"unexpected argument `{given[0]}`", hint="arguments for `accelerate launch` stand after `--`"
+            f"unexpected argument `{extra[0]}`", hint="arguments for `accelerate launch` stand after `--`"
         )
-    if not given:
-        return given
+    if not extra:
+        return extra
     from gzcli.launch.accelerate import check
 
-    return check(given)
+    return check(extra)
 
 
 def _json(value: bool) -> bool:
@@ -160,10 +149,8 @@ def _quiet(value: bool) -> bool:
 
 
 def may_remove(what: str, yes: bool) -> bool:
-    """Whether `what` may be removed: by `--yes`, or by the user's answer.
-
-    Raises UsageError where standard input is not a terminal, so that nobody can be asked.
-    """
+    """Whether `what` may be removed: `--yes`, or the user's answer. Raises UsageError where nobody can be
+    asked."""
     if yes:
         return True
     if not sys.stdin.isatty():
@@ -172,7 +159,7 @@ def may_remove(what: str, yes: bool) -> bool:
 
 
 def spelled(model: str, pretrained: bool) -> str:
-    """What `MODEL --pretrained` means, in the spelling that every verb knows."""
+    """`MODEL --pretrained` in the spelling that every verb takes."""
     from gzcli.store.pretrained import PREFIX
 
     return f"{PREFIX}{model}" if pretrained and not model.startswith(PREFIX) else model
@@ -223,7 +210,7 @@ Scale = Annotated[
     typer.Option(
         "--scale",
         metavar="|".join(SCALES),
-        help="Size of net and training; embedded sets tiny, else full on GPUs, small without.",
+        help="Size of network and training; else tiny for embedded sets, full on GPUs, small without.",
         autocompletion=lambda: list(SCALES),
     ),
 ]
@@ -236,7 +223,7 @@ Checkpoint = Annotated[
         metavar="last|best|STEP",
         callback=parse_checkpoint,
         help="Which weights of the run.",
-        autocompletion=complete_checkpoint,
+        autocompletion=lambda: ["last", "best"],
     ),
 ]
 Precision = Annotated[
@@ -245,7 +232,7 @@ Precision = Annotated[
         "--precision",
         metavar="|".join(PRECISIONS),
         callback=parse_precision,
-        help="Of samples and scores; without it the run's own, and fp32. Likelihoods are always in fp32.",
+        help="Else the run's own for samples, and fp32 for scores. Likelihoods are always in fp32.",
         autocompletion=lambda: list(PRECISIONS),
         rich_help_panel=_DEVICE,
     ),

@@ -15,32 +15,20 @@ from gzcli.core import streams
 from gzcli.core.errors import GzError
 
 _mode = {"json": False, "quiet": False, "lenient": False, "lost": False}
-ELSEWHERE = "`--wide` prints them, `--json` too"  # what a table had no room for
-UNREAD = 128 + 13  # the exit code where nobody reads stdout any more, as after `| head`
+ELSEWHERE = "`--wide` prints them, `--json` too"  # the columns that did not fit
+UNREAD = 128 + 13  # the exit code where nobody reads stdout any longer, as after `| head`
 _STYLES = {"red": "31", "yellow": "33", "cyan": "36", "bold": "1", "dim": "2"}
-# what stands for the beginning of a style in a text that is not written yet, and for the end of any: no
-# characters, so that only what gz itself colours is coloured, and no sequence in a name reaches a terminal
+# Marks of the beginning of each style and of the end of any in a text before it is written. They are no
+# characters, so that only gz itself can colour a text, and no sequence in a name reaches a terminal.
 _MARKS = {name: chr(0xFDD0 + i) for i, name in enumerate(_STYLES)}
 _END = "\ufdef"
 _SEQUENCES = {_MARKS[name]: f"\033[{code}m" for name, code in _STYLES.items()} | {_END: "\033[0m"}
 
 
-def configure(
-    *,
-    json: bool | None = None,
-    quiet: bool | None = None,
-    lenient: bool | None = None,
-    lost: bool | None = None,
-) -> None:
-    """Sets switches; None leaves one as it is.
-
-    json: print one JSON object instead of text.
-    quiet: print data and errors only.
-    lenient: a closed or full stdout does not end the verb.
-    lost: stdout is closed or full, and an error is told on stderr.
-    """
-    given = {"json": json, "quiet": quiet, "lenient": lenient, "lost": lost}
-    _mode.update({key: value for key, value in given.items() if value is not None})
+def configure(**switches: bool | None) -> None:
+    """Sets `json`, `quiet`, `lenient` (a closed or full stdout does not end the verb) or `lost` (that has
+    happened, so that an error goes to stderr); None leaves a switch as it is."""
+    _mode.update({key: value for key, value in switches.items() if value is not None})
 
 
 def is_json() -> bool:
@@ -79,39 +67,35 @@ def table(
     to_stderr: bool = False,
     elsewhere: str = ELSEWHERE,
 ) -> None:
-    """Human mode: prints aligned columns with a bold head that fit the terminal. JSON mode: nothing.
-
-    columns, rows, spare, wrap, narrow: as `Table` has them.
-    wide: whether nothing is left out and nothing wrapped.
-    to_stderr: whether they are no data, but what `info` would say.
-    elsewhere: what prints the columns that there was no room for.
-    """
+    """Human mode: prints the columns of a `Table` with a bold head, as far as they fit the terminal. JSON
+    mode: nothing. With `to_stderr` it is what `info` would print; `elsewhere` says where to see the columns
+    that did not fit."""
     if is_quiet() if to_stderr else is_json():
         return
     stream = sys.stderr if to_stderr else sys.stdout
-    lines, left = Table(columns, rows, spare, wrap, narrow).lines(None if wide else room(stream))
-    head, *others = lines
-    _write(stream, "\n".join([style(head, "bold", stream), *others]))
-    left_out(left, elsewhere)
+    lines, hidden = Table(columns, rows, spare, wrap, narrow).lines(None if wide else room(stream))
+    head, *rest = lines
+    _write(stream, "\n".join([style(head, "bold", stream), *rest]))
+    left_out(hidden, elsewhere)
 
 
 def left_out(names: Sequence[str], elsewhere: str = ELSEWHERE) -> None:
-    """Tells on stderr which columns a table had no room for."""
+    """Names on stderr the columns that did not fit."""
     if names:
         info(f"left out for want of room: {' '.join(names)} ({elsewhere})")
 
 
 def aligned(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table as text, its head first: columns of numbers aligned to the right, None as `-`."""
+    """A table as text, its head first."""
     return "\n".join(Table(columns, rows).lines()[0])
 
 
 def room(stream: TextIO) -> int | None:
-    """How many columns a stream shows: `COLUMNS` where it is set, else those of its terminal; None where it
-    is none, and nothing has to fit."""
-    given = os.environ.get("COLUMNS", "")
-    if given.isdecimal() and int(given):
-        return int(given)
+    """The columns of a stream: `COLUMNS` if it is set, else those of its terminal; None for any other stream,
+    which holds lines of any length."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        return int(columns)
     if not stream.isatty():
         return None
     try:
@@ -121,7 +105,7 @@ def room(stream: TextIO) -> int | None:
 
 
 def width(most: int = 80) -> int:
-    """How many columns texts for people on stderr may take."""
+    """The columns that texts on stderr may take."""
     return min(most, room(sys.stderr) or most)
 
 
@@ -129,11 +113,8 @@ def width(most: int = 80) -> int:
 
 
 def info(string: str) -> None:
-    """Prints a line unless `-q` is set; `warn` and `hint` do so with a heading.
-
-    A long line is broken at spaces where a terminal would break it within a word; one that is mostly a path
-    stays whole.
-    """
+    """Prints a line unless `-q` is set. A long line is broken at spaces where the terminal would break it
+    within a word; a line that is mostly a path stays whole."""
     columns = room(sys.stderr) or math.inf
     for text in string.split("\n"):
         whole = len(text) <= columns or max(map(len, text.split())) > columns / 2
@@ -141,7 +122,7 @@ def info(string: str) -> None:
 
 
 def line(string: str) -> None:
-    """Prints a line as it is, a command to be typed, unless `-q` is set."""
+    """Prints a line unless `-q` is set, unbroken: a command to copy."""
     if not is_quiet():
         _write(sys.stderr, string)
 
@@ -157,12 +138,12 @@ def hint(string: str) -> None:
 
 
 def on_terminal() -> bool:
-    """Whether somebody can be asked, and reads the question."""
+    """Whether somebody reads a question and can answer it."""
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def confirmed(question: str) -> bool:
-    """Asks on stderr and reads the answer from a terminal; no answer means no."""
+    """The answer to a question on the terminal; none means no."""
     sys.stderr.write(f"{streams.printable(question)} [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")
@@ -170,11 +151,8 @@ def confirmed(question: str) -> bool:
 
 @contextmanager
 def progress(title: str, unit: str = "bytes") -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal; elsewhere nothing is shown. Yields report(done, total).
-
-    title: what is in progress.
-    unit: of the numbers; "bytes" are shown with their rate.
-    """
+    """Yields report(done, total), which draws a progress bar on a terminal; bytes are shown with their
+    rate."""
     if is_quiet() or is_json() or not colourful(sys.stderr):
         yield lambda done, total: None
         return
@@ -192,9 +170,8 @@ def progress(title: str, unit: str = "bytes") -> Iterator[Callable[[int, int], N
 
 
 def error(problem: GzError) -> None:
-    """Human mode: prints `error: …`, a blank line and `hint: …` on stderr, also with `-q`. JSON mode: prints
-    `{"error": {…}}` on stdout, unless that is what fails.
-    """
+    """Prints `error: …` and `hint: …` on stderr, also with `-q`; in JSON mode `{"error": {…}}` on stdout,
+    unless stdout is what fails."""
     if is_json() and not _mode["lost"]:
         shown = {"code": problem.code, "kind": problem.kind, "message": problem.message, "hint": problem.hint}
         data({"event": problem.event, "error": shown} if problem.event else {"error": shown})
@@ -215,22 +192,18 @@ def colourful(stream: TextIO) -> bool:
 
 
 def trace(problem: BaseException) -> None:
-    """Prints the traceback, for `GZ_DEBUG=1`."""
     import traceback
 
     _write(sys.stderr, "".join(traceback.format_exception(problem)))
 
 
 def style(string: str, name: str, stream: TextIO | None = None) -> str:
-    """The string in a colour or weight, where the stream (stderr unless given) shows it."""
+    """The string in a colour or weight, where the stream (stderr by default) shows it."""
     return f"{_MARKS[name]}{string}{_END}" if colourful(stream or sys.stderr) else string
 
 
 def _write(stream: TextIO, string: str, *, styled: bool = True) -> None:
-    """Writes a line.
-
-    styled: whether it may hold what `style` made.
-    """
+    """Writes a line, which may hold what `style` made if it is `styled`."""
     if styled and colourful(stream):
         parts = re.split(f"([{''.join(_SEQUENCES)}])", string)
         string = "".join(_SEQUENCES.get(part) or streams.printable(part) for part in parts)

@@ -1,229 +1,82 @@
-"""What `gz train` tells of a run before it starts: scale, set, size, memory and time."""
+"""What `gz train` says of a training before it starts: scale, set, size, memory and time, in short or, for
+`--dry-run`, in a few lines with all that is missing, and with `--keys` every value with its origin.
+
+A dry run creates nothing but, in the cache, what a step costs; torch is loaded in another process alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gzcli.cli import out, tables
-from gzcli.core.errors import GzError, UsageError
-from gzcli.core.units import about, count, size
+from gzcli.core.errors import UsageError
+from gzcli.core.units import about, count, sides, size
 from gzcli.launch import forecast, requirements
-from gzcli.launch.forecast import Forecast
+from gzcli.launch.forecast import Forecast, together
+from gzcli.launch.launcher import Plan, show, usable_gpus
+from gzcli.launch.plan import Start, check_batches, previous_words, shared_out
 from gzcli.launch.requirements import DataFacts
-
-if TYPE_CHECKING:
-    from gzcli.launch.launcher import Plan
-    from gzcli.recipe.recipe import Recipe
-    from gzcli.recipe.resolve import Resolved
+from gzcli.recipe.recipe import Recipe, recipe_of
+from gzcli.recipe.resolve import Resolved
+from gzcli.store.paths import user_dir
 
 WIDTH = 80  # columns of a terminal that a plan is written for
-MINUTES = 60  # of which it is told what `--minutes` would choose
+MINUTES = 60  # for which the steps are given that `--minutes` would choose
 
 
 @dataclass(frozen=True)
-class Expected:
-    """What is expected of a run.
+class Outlook:
+    """What is expected of a training."""
 
-    own: of its models, in order.
-    paper: of the same models at the scale `paper`; [] where that is the run's own, or is not known.
-    """
-
-    own: Sequence[Forecast]
-    paper: Sequence[Forecast] = ()
-
-
-def at_paper(
-    what: str, data: str | None, sets: Iterable[str], flags: Mapping[str, Any], chosen: Resolved
-) -> Resolved | None:
-    """The recipe at the scale `paper`, beside which the time of what was chosen is told; None where it is
-    that already or has none, or where the length of the run was typed.
-
-    what, data, sets, flags: as `ask` was given them.
-    chosen: the recipe that was asked for.
-    """
-    from gzcli.launch.plan import ask
-
-    if chosen.choice.scale in (None, "paper") or length_is_typed(chosen):
-        return None
-    try:
-        return ask(what, data, sets, {**flags, "scale": "paper"}).recipe
-    except GzError:
-        return None
+    recipe: Resolved
+    plan: Plan
+    facts: DataFacts
+    models: Sequence[Forecast]  # in order
+    paper: Sequence[Forecast]  # at the scale `paper`; () where that is its models, or is not known
 
 
-def length_is_typed(recipe: Resolved) -> bool:
-    """Whether the command line says how long to train, so that nobody waits for an estimate of it."""
-    typed = (key for key, origin in recipe.origin.items() if origin.startswith("--"))
-    return any(key.endswith(("train.steps", "train.minutes")) for key in typed)
-
-
-def expected(
-    recipe: Resolved, plan: Plan, facts: DataFacts, paper: Resolved | None, *, measured: bool, timed: bool
-) -> Expected:
-    """What is expected of a recipe.
-
-    facts: what is known of its data set.
-    paper: the recipe at the scale `paper`.
-    measured: whether what is not in the cache is found out now.
-    timed: whether a step is tried for it.
-    """
-    measure = partial(forecast.measured, say=out.info) if measured else None
+def outlook_of(
+    recipe: Resolved, plan: Plan, facts: DataFacts, paper: Resolved | None, *, timed: bool
+) -> Outlook:
+    """What is expected of a recipe, and of it at the scale `paper`; `timed`: a step may be tried for that."""
+    measure = partial(forecast.measured, say=out.info) if timed else None
     rows = forecast.expect(recipe, plan, facts.info(), measure=measure, timed=timed, other=paper)
-    return Expected(*rows)
+    return Outlook(recipe, plan, facts, *rows)
 
 
-# ---------------------------------------------------------------------------- in words
+def before_start(start: Start, recipe: Recipe, *, yes: bool) -> None:
+    """Prints in short what is about to be trained, and asks about more than a week.
 
-
-def in_short(recipe: Resolved, facts: DataFacts, expect: Expected) -> list[str]:
-    """One or two lines on what is about to be trained."""
-    scale = f"scale {recipe.choice.scale} ({recipe.choice.why}): " if recipe.choice.scale else ""
-    first = scale + _set_in_words(recipe, facts)
-    steps = sum(one.part.train.steps for one in expect.own)
-    second = [_params(expect.own), f"{steps:,} steps"] if _timed(recipe) else [_params(expect.own)]
-    here, there = total(expect.own), total(expect.paper)
-    times = f"about {about(here)} here" if here else ""
-    if here and there:
-        times += f"; --scale paper: {about(there)} here{on_h100s(expect.paper)}"
-    line = ", ".join(filter(None, second))
-    lines = [first, *wrapped(f"{line}: {times}" if times and line else line or times)]
-    return [line for line in lines if line]
-
-
-def five_lines(
-    recipe: Resolved, plan: Plan, facts: DataFacts, expect: Expected, there: int | None
-) -> list[str]:
-    """Scale, set, model, memory and time; of stages the memory of the largest, and the time of all.
-
-    there: bytes that a process may take; None: not known.
+    A step is tried to tell the time, but not for the embedded sets, demonstrations that take a minute, nor
+    where the length was typed. The other machines of several print nothing.
     """
-    choice = recipe.choice
-    scale = f"{choice.scale} ({choice.why})" if choice.scale else "the recipe has no scales"
-    rows = [("scale", scale), ("set", _set_in_words(recipe, facts) + _not_packed(facts))]
-    where = f"; {'the GPU' if plan.gpus else 'this machine'} has {size(there)}" if there else ""
-    staged = len(expect.own) > 1
-    for one in expect.own:
-        rows.append(("model", _named(one, staged) + _model(one)))
-    largest = max(expect.own, key=lambda one: one.bytes or 0)
-    rows.append(("memory", _memory(largest, where)))
-    if not staged:
-        rows.append(("time", _time(expect.own[0])))
-    elif here := total(expect.own):
-        each = ", ".join(_named(one, staged) + about(one.seconds or 0) for one in expect.own)
-        rows.append(("in all", f"about {about(here)} here{on_h100s(expect.own)} ({each})"))
-    else:
-        rows.append(("time", "here: not known"))
-    if in_paper := total(expect.paper):
-        rows.append(("paper", f"--scale paper: {about(in_paper)} here{on_h100s(expect.paper)}"))
-    return [line for label, text in rows for line in wrapped(text, f"{label:<8}")]
-
-
-def wrapped(text: str, head: str = "") -> list[str]:
-    """The text in lines that fit the terminal, broken at spaces, below a heading."""
-    return tables.wrapped(text, head, out.width(WIDTH))
-
-
-def _set_in_words(recipe: Resolved, facts: DataFacts) -> str:
-    from gzcli.core.units import sides
-
-    known = recipe.choice.facts
-    if known is None or facts.size is None:
-        return facts.title
-    height, width = sides(facts.size)
-    taken = replace(known, height=height, width=width, channels=facts.channels or known.channels)
-    return f"{recipe.data.name.rpartition('/')[2]}: {taken.words}"
-
-
-def _not_packed(facts: DataFacts) -> str:
-    """Where a set is, in brackets; nothing where it is ready."""
-    if facts.packed:
-        return ""
-    download = f", {facts.download / 1e6:,.0f} MB to fetch" if facts.download else ""
-    return " (here, to be packed)" if facts.cached else f" (not here{download})"
-
-
-def _named(one: Forecast, staged: bool) -> str:
-    return f"{one.part.stage}: " if staged else ""
-
-
-def _timed(recipe: Resolved) -> bool:
-    return not any(part.train.minutes for part in recipe.parts)
-
-
-def _params(forecasts: Sequence[Forecast]) -> str:
-    params = total_params(forecasts)
-    return f"{count(params)} parameters" if params else ""
-
-
-def total_params(forecasts: Sequence[Forecast]) -> int | None:
-    """The parameters of all models; None: not known."""
-    params = forecast.together([one.params for one in forecasts])
-    return None if params is None else int(params)
-
-
-def _model(one: Forecast) -> str:
-    train = one.part.train
-    if one.params is None:
-        return f"{one.part.model}: not known: {one.lacking or 'no step is tried here (GZ_TRIAL=0)'}"
-    steps = f"--minutes {train.minutes:g}" if train.minutes else f"{train.steps:,} steps"
-    cost = f" at {gflop(one.flops)} GFLOP" if one.flops else ""
-    return f"{one.part.model}, {count(one.params)} parameters, {steps} of {train.batch_size}{cost}"
-
-
-def gflop(flops: float) -> str:
-    """Operations in 10⁹, in three digits."""
-    return f"{flops / 1e9:,.0f}" if flops >= 1e11 else f"{flops / 1e9:.3g}"
-
-
-def _memory(one: Forecast, where: str) -> str:
-    if one.bytes is None:
-        return f"here: not known{where}"
-    return f"{size(one.bytes)} a process, as a step took here{where}"
-
-
-def _time(one: Forecast) -> str:
-    if one.part.train.minutes:
-        return about(60 * one.part.train.minutes)
-    here = one.seconds
-    text = f"about {about(here)} here" if here else "here: not known"
-    text += on_h100s([one])
-    if steps := one.steps_in(MINUTES):
-        text += f"; --minutes {MINUTES}: {steps:,} steps"
-    return text
-
-
-def total(forecasts: Sequence[Forecast]) -> float | None:
-    """Seconds of all here; None: not known."""
-    return forecast.together([one.seconds for one in forecasts])
-
-
-def on_h100s(forecasts: Sequence[Forecast]) -> str:
-    """The time of all on as many H100s as there are GPUs asked for, in words; "" where it is not known."""
-    gpus = forecasts[0].gpus
-    seconds = total_on_h100s(forecasts, gpus)
-    where = "an H100" if gpus == 1 else f"{gpus} H100s"
-    return f", {about(seconds)} on {where} at {forecast.SHARE:.0%} of peak" if seconds else ""
-
-
-def total_on_h100s(forecasts: Sequence[Forecast], gpus: int) -> float | None:
-    """Seconds of all on so many H100s; None: not known."""
-    return forecast.together([one.on_h100s(gpus) for one in forecasts])
+    if start.run:
+        if words := previous_words(start.run):
+            out.info(
+                f"note: it was started with `-- {' '.join(words)}`, which is not taken over: type it again"
+            )
+        return
+    if start.plan.machine_rank:
+        return
+    request, plan = start.request, start.plan
+    facts, _ = requirements.of_data(request.recipe)
+    timed = not (getattr(request.recipe.found, "embedded", False) or request.length_is_typed)
+    whole = replace(request.recipe, parts=recipe.parts, data=recipe.data)
+    outlook = outlook_of(whole, plan, facts, request.at_paper if timed else None, timed=timed)
+    for line in in_short(outlook):
+        out.info(line)
+    if hint := requirements.memory_hint(outlook.models, plan, requirements.memory_of(plan)):
+        out.hint(hint)
+    less = "`--scale small`, `--minutes 60` or a GPU take less"
+    start_or_not(total(outlook.models), most=forecast.WEEK, span="a week", ways=less, yes=yes)
 
 
 def start_or_not(seconds: float | None, *, most: float, span: str, ways: str, yes: bool) -> None:
-    """Asks on a terminal whether to start what takes long here; in a script it says so.
-
-    seconds: that it takes; None: not known.
-    most: seconds up to which nobody is asked.
-    span: these in words.
-    ways: what takes less.
-    yes: whether `--yes` was given.
-
-    Raises UsageError where the answer is no.
-    """
+    """Asks on a terminal whether to start what takes more than `most` seconds here, `span` in words; in a
+    script it says so. Raises UsageError where the answer is no."""
     if seconds is None or seconds <= most or yes:
         return
     long, ways = f"about {about(seconds)} on this machine", f"`--yes` starts it; {ways}"
@@ -233,27 +86,227 @@ def start_or_not(seconds: float | None, *, most: float, span: str, ways: str, ye
         raise UsageError(f"not started: it would take {long}", hint=ways)
 
 
-def before_start(asked: Resolved, recipe: Recipe, plan: Plan, paper: Resolved | None, *, yes: bool) -> None:
-    """Prints in short what is about to be trained.
+# ---------------------------------------------------------------------------- a dry run
 
-    A step is tried to tell the time, but not for the embedded sets, demonstrations that take a minute, nor
-    where the length was typed.
 
-    asked: the recipe as it was asked for.
-    recipe: what is trained, with what its data set decides.
-    paper: the recipe at the scale `paper`; None: it has none, or is it.
-    yes: whether `--yes` was given.
-
-    Raises UsageError where it would take more than a week, and the user does not want that.
-    """
-    facts, _ = requirements.of_data(asked)
-    embedded = getattr(asked.found, "embedded", False)
-    timed = not (embedded or length_is_typed(asked))
-    whole = replace(asked, parts=recipe.parts, data=recipe.data)
-    expect = expected(whole, plan, facts, paper if timed else None, measured=timed, timed=timed)
-    for line in in_short(whole, facts, expect):
-        out.info(line)
-    if hint := requirements.memory_hint(expect.own, plan, requirements.memory_of(plan)):
+def show_plan(start: Start, *, keys: bool) -> None:
+    """Prints the plan, what is missing, the run's folder and the launch line, and with `keys` every key of
+    the recipe. Raises UsageError for what could not be trained, as far as that is known."""
+    recipe, plan, run = start.request.recipe, start.plan, start.run
+    rounded: list[str] = []
+    if run:
+        check_batches(recipe_of(run.tree()), plan.processes, goes_on=True)
+    else:
+        recipe, rounded = shared_out(recipe, plan.processes)
+    facts, needs = requirements.of_data(recipe)
+    outlook = outlook_of(recipe, plan, facts, None if run else start.request.at_paper, timed=True)
+    if refused := next((one.refused for one in outlook.models if one.refused), None):
+        raise refused
+    needs += lacking(outlook)
+    there = requirements.memory_of(plan)
+    tree, origin = resolved_tree(outlook)
+    path = run.path if run else user_dir("runs") / f"{recipe.card.name}-{facts.key}-<time>-<id>"
+    line = show(path, plan)
+    for label, text in in_lines(outlook, there):
+        out.text("\n".join(wrapped(text, f"{label:<8}")))
+    for text in wrapped(", ".join(needs) or "nothing that is not here", "needs   "):
+        out.text(text)
+    gpus = f"{plan.gpus or 'no'} GPU{'s' if plan.gpus != 1 else ''}"
+    out.text(f"run     {'resumes ' if run else ''}{path}")
+    out.text(f"launch  {plan.processes} × {plan.threads} threads, {gpus}: {line}")
+    if keys:
+        out.text("")
+        show_keys(tree, origin)
+    for text in rounded:
+        out.info(text)
+    if hint := requirements.memory_hint(outlook.models, plan, there):
         out.hint(hint)
-    less = "`--scale small`, `--minutes 60` or a GPU take less"
-    start_or_not(total(expect.own), most=forecast.WEEK, span="a week", ways=less, yes=yes)
+    out.data(
+        {
+            **figures(outlook),
+            "recipe": tree,
+            "origin": origin,
+            "data": asdict(facts),
+            "needs": needs,
+            "run": path,
+            "resume": run is not None,
+            "processes": plan.processes,
+            "gpus": plan.gpus,
+            "launch": line,
+        }
+    )
+
+
+def lacking(outlook: Outlook) -> Iterator[str]:
+    """What is not here beside the data: weights, runs and GPUs, and why something is not known."""
+    if outlook.facts.info():
+        yield from dict.fromkeys(one.lacking for one in outlook.models if one.lacking)
+    yield from requirements.absent_weights(outlook.recipe)
+    yield from requirements.absent_runs(outlook.recipe)
+    if (planned := outlook.plan.gpus) and planned > (gpus := usable_gpus()).usable:
+        yield f"{planned} GPU{'s' if planned > 1 else ''} ({gpus.lack or f'here: {gpus.there}'})"
+
+
+def resolved_tree(outlook: Outlook) -> tuple[dict[str, Any], dict[str, str]]:
+    """The recipe as a tree, and the origin of each value, with what a real start finds out."""
+    recipe = outlook.recipe
+    of_set = {key: getattr(outlook.facts, key) for key in ("size", "channels", "levels")}
+    of_set = {key: v for key, v in of_set.items() if getattr(recipe.data, key) is None and v is not None}
+    tree = recipe.on(replace(recipe.data, **of_set)).tree()
+    origin = {**recipe.origin, **{f"data.{key}": "the set" for key in of_set}}
+    for one in outlook.models:
+        part = tree["stages"][one.part.stage] if recipe.stages else tree
+        if one.params is not None:
+            part["params"] = one.params
+            origin[f"{one.part.in_recipe}params"] = "the model"
+    return tree, origin
+
+
+def show_keys(tree: dict[str, Any], origin: Mapping[str, str]) -> None:
+    """Prints every key with its value and origin."""
+    rows = [
+        (key, "null" if value is None else str(value), origin.get(key, ""))
+        for key, value in leaves(tree)
+        if (key.rpartition(".")[2], value) != ("params", None)
+    ]
+    wrap, elsewhere = ("value", "from"), "`--json` has them"
+    out.table(("key", *wrap), rows, spare=("from",), wrap=wrap, narrow=12, elsewhere=elsewhere)
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """(dotted key, value) of everything in the tree that is not a map."""
+    rows = []
+    for key, value in tree.items():
+        is_map = isinstance(value, dict) and value
+        rows += leaves(value, f"{prefix}{key}.") if is_map else [(prefix + key, value)]
+    return rows
+
+
+def figures(outlook: Outlook) -> dict[str, Any]:
+    """What is expected, for scripts: of all models together, and of each."""
+    flops = together([one.flops for one in outlook.models])
+    return {
+        "scale": outlook.recipe.choice.scale,
+        "params": params_of(outlook.models),
+        "gflop_per_step": flops and flops / 1e9,
+        "bytes": max((one.bytes for one in outlook.models if one.bytes is not None), default=None),
+        "seconds": total(outlook.models),
+        "seconds_on_h100": on_h100s(outlook.models, 1),
+        "seconds_on_gpus": on_h100s(outlook.models, outlook.models[0].gpus),
+        "memory": [
+            {
+                "model": one.part.model,
+                "stage": one.part.stage or None,
+                "params": one.params,
+                "gflop_per_step": one.flops and one.flops / 1e9,
+                "bytes": one.bytes,
+                "steps": one.part.train.steps,
+                "seconds_per_step": one.step,
+                "seconds": one.seconds,
+                "seconds_on_h100": one.on_h100s(1),
+                "seconds_on_gpus": one.on_h100s(one.gpus),
+            }
+            for one in outlook.models
+            if one.params is not None
+        ],
+    }
+
+
+def total(forecasts: Sequence[Forecast]) -> float | None:
+    """Seconds of all here; None: not known."""
+    return together([one.seconds for one in forecasts])
+
+
+def on_h100s(forecasts: Sequence[Forecast], gpus: int) -> float | None:
+    """Seconds of all on so many H100s; None: not known."""
+    return together([one.on_h100s(gpus) for one in forecasts])
+
+
+def params_of(forecasts: Sequence[Forecast]) -> int | None:
+    """The parameters of all models; None: not known."""
+    params = together([one.params for one in forecasts])
+    return None if params is None else int(params)
+
+
+# ---------------------------------------------------------------------------- in words
+
+
+def in_short(outlook: Outlook) -> list[str]:
+    """One or two lines on what is about to be trained."""
+    choice, models, params = outlook.recipe.choice, outlook.models, params_of(outlook.models)
+    scale = f"scale {choice.scale} ({choice.why}): " if choice.scale else ""
+    model = [f"{count(params)} parameters"] if params else []
+    if not any(part.train.minutes for part in outlook.recipe.parts):
+        model.append(f"{sum(one.part.train.steps for one in models):,} steps")
+    here, there = total(models), total(outlook.paper)
+    times = [f"about {about(here)} here"] if here else []
+    if here and there:
+        times.append(f"--scale paper: {about(there)} here{_h100s_in_words(outlook.paper)}")
+    words = ": ".join(filter(None, [", ".join(model), "; ".join(times)]))
+    return [scale + _set_in_words(outlook), *(line for line in wrapped(words) if line)]
+
+
+def in_lines(outlook: Outlook, there: int | None) -> Iterator[tuple[str, str]]:
+    """Scale, set, model, memory and time with their labels; of stages the memory of the largest, and the time
+    of all. `there`: bytes that a process may take."""
+    choice, models, facts = outlook.recipe.choice, outlook.models, outlook.facts
+    yield "scale", f"{choice.scale} ({choice.why})" if choice.scale else "the recipe has no scales"
+    download = f", {facts.download / 1e6:,.0f} MB to fetch" if facts.download else ""
+    packed = " (here, to be packed)" if facts.cached else f" (not here{download})"
+    yield "set", _set_in_words(outlook) + ("" if facts.packed else packed)
+    stages = [f"{one.part.stage}: " if len(models) > 1 else "" for one in models]
+    for stage, one in zip(stages, models, strict=True):
+        yield "model", stage + _model(one)
+    most = max(one.bytes or 0 for one in models)
+    where = f"; {'the GPU' if outlook.plan.gpus else 'this machine'} has {size(there)}" if there else ""
+    yield "memory", (f"{size(most)} a process, as a step took here" if most else "here: not known") + where
+    here = total(models)
+    if len(models) == 1:
+        yield "time", _time(models[0])
+    elif here:
+        each = ", ".join(stage + about(one.seconds or 0) for stage, one in zip(stages, models, strict=True))
+        yield "in all", f"about {about(here)} here{_h100s_in_words(models)} ({each})"
+    else:
+        yield "time", "here: not known"
+    if in_paper := total(outlook.paper):
+        yield "paper", f"--scale paper: {about(in_paper)} here{_h100s_in_words(outlook.paper)}"
+
+
+def wrapped(text: str, head: str = "") -> list[str]:
+    """The text in lines that fit the terminal, broken at spaces, below a heading."""
+    return tables.wrapped(text, head, out.width(WIDTH))
+
+
+def _set_in_words(outlook: Outlook) -> str:
+    recipe, facts, counted = outlook.recipe, outlook.facts, outlook.recipe.choice.facts
+    if counted is None or facts.size is None:
+        return facts.title
+    height, width = sides(facts.size)
+    seen = replace(counted, height=height, width=width, channels=facts.channels or counted.channels)
+    return f"{recipe.data.name.rpartition('/')[2]}: {seen.words}"
+
+
+def _model(one: Forecast) -> str:
+    train = one.part.train
+    if one.params is None:
+        return f"{one.part.model}: not known: {one.lacking or 'no step is tried here (GZ_TRIAL=0)'}"
+    steps = f"--minutes {train.minutes:g}" if train.minutes else f"{train.steps:,} steps"
+    giga = (one.flops or 0) / 1e9
+    cost = f" at {giga:,.0f} GFLOP" if giga >= 100 else f" at {giga:.3g} GFLOP" if giga else ""
+    return f"{one.part.model}, {count(one.params)} parameters, {steps} of {train.batch_size}{cost}"
+
+
+def _time(one: Forecast) -> str:
+    if one.part.train.minutes:
+        return about(60 * one.part.train.minutes)
+    here = f"about {about(one.seconds)} here" if one.seconds else "here: not known"
+    steps = one.steps_in(MINUTES)
+    return here + _h100s_in_words([one]) + (f"; --minutes {MINUTES}: {steps:,} steps" if steps else "")
+
+
+def _h100s_in_words(forecasts: Sequence[Forecast]) -> str:
+    """The time of all on as many H100s as there are GPUs asked for; "" where it is not known."""
+    gpus = forecasts[0].gpus
+    seconds = on_h100s(forecasts, gpus)
+    where = "an H100" if gpus == 1 else f"{gpus} H100s"
+    return f", {about(seconds)} on {where} at {forecast.SHARE:.0%} of peak" if seconds else ""

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from gzcli.cli import out
-from gzcli.cli.ends import end, quoted, took
+from gzcli.cli.jobs import end, quoted, took
 from gzcli.cli.list import alone, list_recipes
 from gzcli.cli.model_options import Sets
 from gzcli.cli.options import Json, Quiet, Scale, complete_data, complete_model
@@ -51,12 +51,12 @@ def show(
         out.text(text_of(recipe).rstrip())
     there = usable_gpus().usable
     try:
-        found = resolve(recipe, data=data, sets=sets or (), flags={"scale": scale}, gpus=there)
+        result = resolve(recipe, data=data, sets=sets or (), flags={"scale": scale}, gpus=there)
     except UsageError:
         if as_file:  # `gz recipe check` tells what is wrong with it
             return
         raise
-    tree, docs = found.tree(), texts(found)
+    tree, docs = result.tree(), texts(result)
     width = min(WIDTH, out.room(sys.stdout) or WIDTH)
     if as_file:
         every = annotated(tree, docs, width - len("# ")).splitlines()
@@ -64,8 +64,8 @@ def show(
         out.text("\n".join(f"# {line}" for line in every))
     else:
         out.text(annotated(tree, docs, width))
-    shown = {"recipe": found.card.name, "path": found.source, "tree": tree, "origin": found.origin}
-    out.data({**shown, "docs": {key: docs[key] for key in found.origin if key in docs}})
+    shown = {"recipe": result.card.name, "path": result.source, "tree": tree, "origin": result.origin}
+    out.data({**shown, "docs": {key: docs[key] for key in result.origin if key in docs}})
 
 
 @app.command()
@@ -101,7 +101,7 @@ def copy(
 @app.command()
 def check(
     recipes: Annotated[
-        list[str] | None, typer.Argument(help="Every shipped one if none is named.", **_WHAT)
+        list[str] | None, typer.Argument(help="Recipes or files; every shipped recipe without any.", **_WHAT)
     ] = None,
     json: Json = False,
     quiet: Quiet = False,

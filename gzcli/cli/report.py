@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from gzcli.cli import out
-from gzcli.cli.ends import bytes_of, end, quoted, took
+from gzcli.cli.jobs import bytes_of, end, quoted, took
 from gzcli.cli.options import Json, Quiet
 
 _Folder = Annotated[

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gzcli.cli import out
-from gzcli.cli.ends import end, quoted, took
-from gzcli.cli.jobs import OWN_OPTIONS
+from gzcli.cli.jobs import OWN_OPTIONS, end, quoted, took
 from gzcli.cli.model_options import complete_do, complete_labels, labels_of
 from gzcli.cli.options import (
     Checkpoint,

@@ -6,8 +6,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal
 
 from gzcli.cli import out
 from gzcli.core import start
@@ -19,76 +19,66 @@ from gzcli.store.paths import user_dir
 
 if TYPE_CHECKING:
     from gzcli.core.sections import LaunchSection
-    from gzcli.launch.plan import Asked
+    from gzcli.launch.plan import Request
 
 # Options that are about the submission, or that the script writes itself → whether a value follows.
-OURS: Mapping[str, bool] = {
-    "--submit": True,
-    "--slurm": True,
-    "--dry-run": False,
-    "--json": False,
-    "--name": True,
-    "--seed": True,
-    "--resume": False,
-    "--requeue": False,
-}
+OURS = dict.fromkeys(("--submit", "--slurm", "--name", "--seed"), True)
+OURS |= dict.fromkeys(("--dry-run", "--json", "--resume", "--requeue"), False)
 
 
 def submit_training(
-    asked: Asked, name: str | None, *, resume: bool, options: Iterable[str], dry_run: bool
+    request: Request, name: str | None, *, resume: bool, options: Iterable[str], dry_run: bool
 ) -> None:
-    """Submits a training.
-
-    asked: what the job is to train.
-    name: value of `--name`, to which the job adds its number; None: the model's name.
-    resume: value of `--resume`.
-    options, dry_run: as `submit_job` has them.
-    """
-    launch = asked.recipe.launch
+    """Submits a training, or prints its script where `dry_run` is set. A name gets the job's number behind
+    it."""
     if name is not None:
         runs.check_alias(f"{name}-1")  # a job's number follows
-    job = slurm.Job(
-        words=words_of(sys.argv, "train"),
-        name=name or asked.recipe.card.name,
-        seed=asked.recipe.seed,
-        machines=launch.machines or 1,
-        gpus=gpus_of(launch),
-        cores=cores_of(launch),
-        goes_on="resumed" if resume else "named",
-    )
-    submit_job(job, options, dry_run=dry_run)
+    recipe, name = request.recipe, name or request.recipe.card.name
+    job = _job("train", name, recipe.seed, recipe.launch, "resumed" if resume else "named")
+    _submit(job, options, dry_run=dry_run)
 
 
 def submit_verb(
     verb: str, what: str, seed: int, launch: LaunchSection, options: Iterable[str], *, goes_on: bool = False
 ) -> None:
-    """Submits the command line of another verb.
-
-    what: what it is about, for the job's name.
-    seed: value of `--seed`.
-    launch: its processes.
-    options: as `submit_job` has them.
-    goes_on: whether the same words go on where a job was out of time.
-    """
-    job = slurm.Job(
-        words=words_of(sys.argv, verb),
-        name=f"{verb}-{slug(what)}",
-        seed=seed,
-        gpus=gpus_of(launch),
-        cores=cores_of(launch),
-        goes_on="same" if goes_on else None,
-    )
-    submit_job(job, options)
+    """Submits the command line of another verb, about `what`; `goes_on`: it is run again if it is out of
+    time."""
+    _submit(_job(verb, f"{verb}-{slug(what)}", seed, launch, "same" if goes_on else None), options)
 
 
-def submit_job(job: slurm.Job, options: Iterable[str], *, dry_run: bool = False) -> None:
-    """Writes a job script into the folder of runs and submits it; with `dry_run` it is only printed.
+def _job(
+    verb: str,
+    name: str,
+    seed: int,
+    launch: LaunchSection,
+    goes_on: Literal["named", "resumed", "same"] | None,
+) -> slurm.Job:
+    """The command line of this process as a job. Raises UsageError for all GPUs, as SLURM wants a number."""
+    if launch.gpus == "all":
+        raise UsageError("`--gpus all`: SLURM wants a number", hint="--gpus 4")
+    gpus = launch.gpus or 0
+    cores = (launch.threads or slurm.CORES_OF_A_PROCESS) * (gpus or launch.processes or 1)
+    words = words_of(sys.argv, verb)
+    return slurm.Job(words, name, seed, gpus, cores, machines=launch.machines or 1, goes_on=goes_on)
 
-    options: options of `sbatch`, as `key=value`.
-    dry_run: value of `--dry-run`.
 
-    Raises UsageError, and MissingError where there is no `sbatch` or it refuses the job.
-    """
+def words_of(argv: list[str], verb: str) -> list[str]:
+    """The command line of a verb as a job runs it: without the options of OURS, all after `--` as it is."""
+    words: list[str] = []
+    rest = iter(argv[argv.index(verb) :] if verb in argv else argv)
+    for word in rest:
+        if word == "--":
+            return [*words, word, *rest]
+        option, equals, _ = word.partition("=")
+        if option not in OURS:
+            words.append(word)
+        elif OURS[option] and not equals:
+            next(rest, None)
+    return words
+
+
+def _submit(job: slurm.Job, options: Iterable[str], *, dry_run: bool = False) -> None:
+    """Writes a job script into the folder of runs and submits it."""
     folder = user_dir("runs", "slurm")
     program = [sys.executable, start.SCRIPT, "gzcli"]
     text = slurm.script(job, slurm.options(options), program=program, folder=folder)
@@ -103,42 +93,7 @@ def submit_job(job: slurm.Job, options: Iterable[str], *, dry_run: bool = False)
             f"there is no `sbatch` here; the script is written: `{path}`",
             hint=f"sbatch {path}, where SLURM is",
         )
-    number = submit(str(path))
-    out.info(f"script: {path}")
-    out.text(f"job {number}")
-    out.data({"job": number, "script": text, "path": path})
-
-
-def words_of(argv: list[str], verb: str) -> list[str]:
-    """The command line of a verb as a job runs it: without the options of OURS, all after `--` as it is."""
-    found: list[str] = []
-    rest = iter(argv[argv.index(verb) :] if verb in argv else argv)
-    for word in rest:
-        if word == "--":
-            return [*found, word, *rest]
-        option, equals, _ = word.partition("=")
-        if option not in OURS:
-            found.append(word)
-        elif OURS[option] and not equals:
-            next(rest, None)
-    return found
-
-
-def gpus_of(launch: LaunchSection) -> int:
-    """The GPUs of each node that a job asks for. Raises UsageError for `all`, which SLURM cannot be told."""
-    if launch.gpus == "all":
-        raise UsageError("`--gpus all`: SLURM wants a number", hint="--gpus 4")
-    return launch.gpus or 0
-
-
-def cores_of(launch: LaunchSection) -> int:
-    """The cores of each node that a job asks for."""
-    return (launch.threads or slurm.CORES_OF_A_PROCESS) * (gpus_of(launch) or launch.processes or 1)
-
-
-def submit(path: str) -> str:
-    """Submits a script; returns the job's number. Raises MissingError with the words of `sbatch`."""
-    done = subprocess.run(["sbatch", "--parsable", path], capture_output=True, text=True)
+    done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True)
     if done.returncode:
         words = " ".join(done.stderr.split()) or f"code {done.returncode}"
         hint = f"correct it by `--slurm KEY=VALUE`, or in `{path}`"
@@ -146,4 +101,6 @@ def submit(path: str) -> str:
     number = done.stdout.strip().partition(";")[0]
     if not number:
         raise GzError("`sbatch` has told no number of a job")
-    return number
+    out.info(f"script: {path}")
+    out.text(f"job {number}")
+    out.data({"job": number, "script": text, "path": path})

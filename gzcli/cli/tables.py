@@ -8,91 +8,65 @@ from dataclasses import dataclass
 from typing import Any
 
 GAP = "  "
-NARROW = 24  # see `Table.narrow`
+NARROW = 24
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text, its head first.
+    """A table of text, its head first."""
 
-    columns: the headings.
-    rows: the cells of each line; None and "" are shown as `-`.
-    spare: headings of the columns that may be left out, the first to leave first.
-    wrap: headings of the columns whose texts may take several lines.
-    narrow: columns that such a text has at least, while another column can be left out in its place.
-    """
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-    spare: Sequence[str] = ()
-    wrap: Sequence[str] = ()
-    narrow: int = NARROW
+    columns: Sequence[str]  # the headings
+    rows: Sequence[Sequence[Any]]  # the cells of each line; None and "" are shown as `-`
+    spare: Sequence[str] = ()  # headings of the columns that may be left out, the first to leave first
+    wrap: Sequence[str] = ()  # headings of the columns whose texts may take several lines
+    narrow: int = NARROW  # the least width of such a text while a spare column can leave in its place
 
     def lines(self, room: int | None = None) -> tuple[list[str], list[str]]:
-        """The lines, and the headings of the columns that were left out; one without any value is left out
-        without a word.
-
-        room: columns of the terminal; None: all that it takes.
-        """
+        """The lines that fit `room` columns (None: any number), and the headings of the columns that were
+        left out. A spare column without any value leaves first, and is not named."""
         cells = [["-" if cell is None or cell == "" else str(cell) for cell in row] for row in self.rows]
-        kept, widths = list(range(len(self.columns))), self._widths(cells)
-        left: list[str] = []
+        columns = list(zip(self.columns, *cells, strict=False))
+        widths = [max(map(len, column)) for column in columns]
+        # the longest word of each column that may be wrapped
+        words = {i: max(map(_longest, c)) for i, c in enumerate(columns) if c[0] in self.wrap}
+        kept, left = list(range(len(columns))), []
         if room is not None:
-            empty = {i for i in kept if cells and self.columns[i] in self.spare and _empty(cells, i)}
-            kept = [i for i in kept if i not in empty] if _total(widths, kept) > room else kept
-            while (short := self._wrapped(cells, widths, kept, room, self.narrow)) is None:
-                # of two of one name the last leaves first
-                leaving = next(
-                    (i for name in self.spare for i in kept[::-1] if self.columns[i] == name), None
-                )
+            if _total(widths, kept) > room:
+                empty = [bool(cells) and set(column[1:]) == {"-"} for column in columns]
+                kept = [i for i in kept if not (empty[i] and columns[i][0] in self.spare)]
+            while (narrowed := _narrowed(widths, words, kept, room, self.narrow)) is None:
+                # of two columns of one name the last leaves first
+                leaving = next((i for name in self.spare for i in kept[::-1] if columns[i][0] == name), None)
                 if leaving is None:
-                    short = self._wrapped(cells, widths, kept, room, 0) or self._narrowest(cells, widths)
+                    narrowed = _narrowed(widths, words, kept, room, 0) or words
                     break
                 kept.remove(leaving)
                 left.append(self.columns[leaving])
-            widths = {**widths, **short}
-        right = {i for i in kept if cells and all(is_number(row[i]) for row in cells)}
-        heads = ([self.columns[i] for i in kept], *([row[i] for i in kept] for row in cells))
-        sizes, aligned = [widths[i] for i in kept], [i in right for i in kept]
-        return [line for row in heads for line in _row(row, sizes, aligned)], left
+            widths = [narrowed.get(i, width) for i, width in enumerate(widths)]
+        right = [bool(cells) and all(map(is_number, columns[i][1:])) for i in kept]
+        sizes = [widths[i] for i in kept]
+        rows = ([row[i] for i in kept] for row in (self.columns, *cells))
+        return [line for row in rows for line in _lines(row, sizes, right)], left
 
-    def _widths(self, cells: Sequence[Sequence[str]]) -> dict[int, int]:
-        """The width that each column takes by itself."""
-        return {i: max(len(row[i]) for row in (self.columns, *cells)) for i in range(len(self.columns))}
 
-    def _wrapped(
-        self,
-        cells: Sequence[Sequence[str]],
-        widths: Mapping[int, int],
-        kept: list[int],
-        room: int,
-        least: int,
-    ) -> dict[int, int] | None:
-        """The widths of the columns that are wrapped, so that those kept fit; None where they cannot.
-
-        least: columns that a wrapped text has at least.
-        """
-        found = {i: widths[i] for i in kept if self.columns[i] in self.wrap}
-        words = {i: max(_longest(row[i]) for row in (self.columns, *cells)) for i in found}
-        floors = {i: max(words[i], min(widths[i], least)) for i in found}
-        over = _total(widths, kept) - room
-        while over > 0:  # the widest gives first
-            able = [i for i in found if found[i] > floors[i]]
-            if not able:
-                return None
-            widest = max(able, key=lambda i: found[i])
-            found[widest] -= 1
-            over -= 1
-        return found
-
-    def _narrowest(self, cells: Sequence[Sequence[str]], widths: Mapping[int, int]) -> dict[int, int]:
-        """The widths of columns that are as narrow as their longest words."""
-        wrapped = [i for i in widths if self.columns[i] in self.wrap]
-        return {i: max(_longest(row[i]) for row in (self.columns, *cells)) for i in wrapped}
+def _narrowed(
+    widths: Sequence[int], words: Mapping[int, int], kept: Sequence[int], room: int, least: int
+) -> dict[int, int] | None:
+    """The widths of the wrapped columns, of at least `least`, with which the kept ones fit; None where they
+    cannot."""
+    narrowed = {i: widths[i] for i in kept if i in words}
+    floors = {i: max(words[i], min(width, least)) for i, width in narrowed.items()}
+    for _ in range(_total(widths, kept) - room):  # the widest gives first
+        able = [i for i in narrowed if narrowed[i] > floors[i]]
+        if not able:
+            return None
+        narrowed[max(able, key=lambda i: narrowed[i])] -= 1
+    return narrowed
 
 
 def wrapped(text: str, head: str = "", width: int = 80) -> list[str]:
-    """The text in lines of `width` columns, broken at spaces, below a heading."""
+    """The text in lines of `width` columns, broken at spaces; those after the first are indented as `head` is
+    wide."""
     import textwrap
 
     lines = textwrap.wrap(
@@ -107,14 +81,14 @@ def wrapped(text: str, head: str = "", width: int = 80) -> list[str]:
 
 
 def is_number(cell: str) -> bool:
-    """Whether a cell holds a number, or stands for none."""
+    """Whether a cell is a number, or stands for a missing one."""
     return (
         cell in ("-", "nan", "inf", "-inf") or cell.lstrip("-").replace(",", "").replace(".", "").isdecimal()
     )
 
 
-def _row(row: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> Iterator[str]:
-    """The lines that a row takes."""
+def _lines(row: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> Iterator[str]:
+    """The lines of one row."""
     parts = [wrapped(cell, "", w) if len(cell) > w else [cell] for cell, w in zip(row, widths, strict=True)]
     for i in range(max(map(len, parts))):
         cells = (part[i] if i < len(part) else "" for part in parts)
@@ -122,13 +96,9 @@ def _row(row: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> It
         yield GAP.join(shown).rstrip()
 
 
-def _total(widths: Mapping[int, int], kept: Sequence[int]) -> int:
+def _total(widths: Sequence[int], kept: Sequence[int]) -> int:
     return sum(widths[i] for i in kept) + len(GAP) * (len(kept) - 1)
 
 
 def _longest(text: str) -> int:
     return max(map(len, text.split()), default=0)
-
-
-def _empty(cells: Sequence[Sequence[str]], i: int) -> bool:
-    return all(row[i] == "-" for row in cells)

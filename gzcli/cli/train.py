@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,13 +23,22 @@ from gzcli.cli.options import (
     Seed,
     Slurm,
     Submit,
+    choose,
     complete_model_or_run,
+    names,
+    parse_gpus,
+    split,
 )
-from gzcli.cli.trackers import check_trackers, complete_trackers
 from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.sections import TRACKERS
 
 if TYPE_CHECKING:
     from gzcli.store.runs import Run
+
+
+def complete_trackers(incomplete: str) -> list[str]:
+    return names(incomplete, TRACKERS)
+
 
 _What = Annotated[
     str,
@@ -41,7 +53,7 @@ _Minutes = Annotated[
     float | None,
     typer.Option("--minutes", metavar="M", min=0.05, help="Train for as many steps as fit in M minutes."),
 ]
-# words of other programs, which are keys here: they are understood, and the help names the keys alone
+# words of other programs for keys of the recipe: they are understood, and the help does not show them
 _Epochs = Annotated[float | None, typer.Option("--epochs", metavar="N", min=0.001, hidden=True)]
 _Batch = Annotated[int | None, typer.Option("--batch-size", metavar="N", min=1, hidden=True)]
 _Rate = Annotated[float | None, typer.Option("--lr", "--learning-rate", metavar="X", hidden=True)]
@@ -67,25 +79,14 @@ _Keys = Annotated[
     bool, typer.Option("--keys", help="With `--dry-run`: every key too, and where its value comes from.")
 ]
 _Yes = Annotated[bool, typer.Option("--yes", help="Start also what takes more than a week here.")]
-_PANEL = "Several machines"
-_Machines = Annotated[
-    int | None, typer.Option("--num-machines", metavar="N", min=1, help="How many.", rich_help_panel=_PANEL)
-]
-_Rank = Annotated[
-    int | None,
-    typer.Option("--machine-rank", metavar="R", min=0, help="Which one this is.", rich_help_panel=_PANEL),
-]
-_Ip = Annotated[
-    str | None,
-    typer.Option("--main-process-ip", metavar="HOST", help="Address of machine 0.", rich_help_panel=_PANEL),
-]
+_several = partial(typer.Option, rich_help_panel="Several machines")
+_Machines = Annotated[int | None, _several("--num-machines", metavar="N", min=1, help="How many.")]
+_Rank = Annotated[int | None, _several("--machine-rank", metavar="R", min=0, help="Which one this is.")]
+_Ip = Annotated[str | None, _several("--main-process-ip", metavar="HOST", help="Address of machine 0.")]
 _Port = Annotated[
     int | None,
-    typer.Option(
-        "--main-process-port",
-        metavar="P",
-        help="Its port; it follows from the job if it is not given.",
-        rich_help_panel=_PANEL,
+    _several(
+        "--main-process-port", metavar="P", help="Its port; it follows from the job if it is not given."
     ),
 ]
 
@@ -126,22 +127,15 @@ def train(
 
     Without `--data` it trains on an embedded set: `gz train cvae` works offline and takes about a minute.
     """
-    from gzcli.cli.dry_run import show_plan
-    from gzcli.cli.ends import after_training
-    from gzcli.cli.options import parse_gpus
-    from gzcli.cli.plan import at_paper, before_start
+    from gzcli.cli.jobs import fetch
+    from gzcli.cli.plan import before_start, show_plan
     from gzcli.cli.submit import submit_training
-    from gzcli.cli.weights import bring
-    from gzcli.launch import launcher
     from gzcli.launch import plan as planning
-    from gzcli.launch.accelerate import previous_words
-    from gzcli.launch.requirements import in_steps
-    from gzcli.store import runs
 
     out.configure(lenient=True)  # a lost reader never stops a training
     lengths = {"--steps": steps, "--minutes": minutes, "--epochs": epochs}
-    if len(given := [f"`{flag}`" for flag, value in lengths.items() if value]) > 1:
-        raise UsageError(f"{' and '.join(given)} exclude each other")
+    if len(typed := [f"`{flag}`" for flag, value in lengths.items() if value]) > 1:
+        raise UsageError(f"{' and '.join(typed)} exclude each other")
     if keys and not dry_run:
         raise UsageError("`--keys` goes with `--dry-run`", hint=f"gz recipe show {what} --resolved")
     flags = {
@@ -161,55 +155,57 @@ def train(
         "launch.wandb": wandb or None,
         "launch.track": check_trackers(track, wandb=wandb),
     }
-    asked = planning.ask(what, data, sets or (), flags)
-    if epochs:
-        counted = in_steps(asked.recipe, epochs, say=out.info)
-        flags |= counted
-        asked, steps = planning.ask(what, data, sets or (), flags), counted.get("train.steps")
-    model, run = asked.recipe.card.name, None
+    request = planning.ask(what, data, sets or (), flags, epochs=epochs, say=out.info)
     if submit or slurm:
-        return submit_training(asked, name, resume=resume, options=slurm or (), dry_run=dry_run)
-    shared = [value for key, value in flags.items() if key != "launch.machine_rank"]
-    typed = (what, data, *(sets or ()), *shared, name)
-    plan = launcher.plan(asked.recipe.launch, every_gpu=True, check=not dry_run, job=typed, extra=extra or ())
-    if plan.note:
-        out.warn(plan.note)
-    if (resume or requeue) and not plan.machine_rank:
-        run = asked.to_resume(extend=steps is not None, alias=name if requeue else None)
-        if run is None and resume:
-            raise MissingError(
-                f"no unfinished run of `{model}` on `{asked.recipe.data.name}`",
-                hint=f"gz train {what}" + (f" --data {data}" if data else ""),
-            )
-        if run and plan.machines == 1:
-            again = planning.launched_again(run, asked.recipe)
-            plan = launcher.plan(again, every_gpu=True, check=not dry_run, extra=extra or ())
-    if run is None and name is not None and not plan.machine_rank:
-        runs.check_alias(name)
-    paper = None if run else at_paper(what, data, sets or (), flags, asked.recipe)
+        return submit_training(request, name, resume=resume, options=slurm or (), dry_run=dry_run)
+    start = planning.prepare(
+        request, alias=name, resume=resume, requeue=requeue, extra=extra or (), check=not dry_run
+    )
+    if start.plan.note:
+        out.warn(start.plan.note)
     if dry_run:
-        show_plan(asked.recipe, plan, run, paper, keys=keys)
-        return
-    if any(part.options.get("perceptual") == "lpips" for part in asked.recipe.parts):
-        bring(["vgg16"])
+        return show_plan(start, keys=keys)
+    if any(part.options.get("perceptual") == "lpips" for part in request.recipe.parts):
+        fetch(["vgg16"])
     with out.progress("packing", unit="images") as report:
-        recipe = planning.ready(asked, run, steps, plan.processes, say=out.info, progress=report)
-    if run and (before := previous_words(run)):
-        out.info(f"note: it was started with `-- {' '.join(before)}`, which is not taken over: type it again")
-    if run is None and not plan.machine_rank:
-        before_start(asked.recipe, recipe, plan, paper, yes=yes)
-
-    def announce(run: Run) -> None:
-        out.info(f"run: {run.id}")
-
+        recipe = start.recipe(say=out.info, progress=report)
+    before_start(start, recipe, yes=yes)
     mode = "json" if out.is_json() else "quiet" if out.is_quiet() else "human"
     try:
-        run = planning.start(asked, recipe, plan, run, alias=name, mode=mode, announce=announce, say=out.info)
+        run = start.train(recipe, mode=mode, announce=lambda run: out.info(f"run: {run.id}"), say=out.info)
     except BaseException as error:
         vars(error)["event"] = "error"  # `out.error` prints it as a line of its own
         raise
-    pictures = sorted(run.serving.samples_folder.glob("*.png"))
-    if pictures:
+    if pictures := sorted(run.serving.samples_folder.glob("*.png")):
         out.text(str(pictures[-1]))
-    if not plan.machine_rank:
+    if not start.plan.machine_rank:
         after_training(run)
+
+
+def check_trackers(texts: Sequence[str] | None, *, wandb: bool) -> list[str] | None:
+    """The trackers of `--track`, each of which may be a list as `wandb,mlflow`; None where there are none.
+    Raises MissingError for one whose package is not installed."""
+    trackers = [choose("tracker", word, TRACKERS) for text in texts or () for word in split(text)]
+    for name in dict.fromkeys([*trackers, *(["wandb"] if wandb else [])]):
+        if find_spec(name) is None:
+            typed = f"--track {name}" if name in trackers else "--wandb"
+            raise MissingError(f"`{typed}` needs the package `{name}`", hint=f"pip install {name}")
+    return trackers or None
+
+
+def after_training(run: Run) -> None:
+    """Prints the best figure, time and size, and how to draw from the run and to see how good it is."""
+    from gzcli.cli.jobs import end, name_of
+    from gzcli.cli.list import in_words, summary
+    from gzcli.store.runs import all_runs
+
+    row, name = summary(run), name_of(run)
+    shown, best = in_words(row), row["best"]
+    figure = f"best {shown['best']} at step {best['step']:,}" if best else None
+    params = f"{shown['params']} parameters" if shown["params"] else None
+    others = [r for r in all_runs(data=run.data) if r.state == "finished" and r.path != run.path]
+    second = (f"gz bench {name}", "how good they are, beside real images")
+    if others:
+        like = next((r for r in others if r.model == run.model), others[0])
+        second = (f"gz runs compare {name} {name_of(like)}", "what was better, and why")
+    end([figure, shown["time"], params, shown["size"]], [(f"gz sample {name}", "pictures from it"), second])

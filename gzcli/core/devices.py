@@ -37,7 +37,7 @@ OTHER_GPUS = ("/dev/kfd", "/dev/nvhost-gpu", "/dev/dxg")  # AMD's, Jetson's, WSL
 class Kind:
     """How gz uses a kind of device."""
 
-    flops: float  # operations of a second of a trial, about
+    flops: float  # operations in a second of a trial, roughly
     batch: float = 1.0  # how many images are drawn or scored together, as a multiple of the usual number
     queued: bool = True  # whether work is queued, so that the host waits where it reads a result
     shared: bool = False  # whether its memory is the host's
@@ -79,7 +79,7 @@ class Gpus:
 
     there: int = 0
     usable: int = 0
-    why: str = ""  # why these are not all
+    why: str = ""  # why not all of them are usable
 
     @property
     def lack(self) -> str | None:
@@ -99,7 +99,7 @@ def count_gpus() -> int:
     named = [d for d in visible.split(",") if d.strip() and d.strip() != "-1"]
     if not named or "MIG-" in visible or any(Path(node).exists() for node in OTHER_GPUS):
         return len(named)
-    return min(len(named), installed_gpus())  # names alone are no GPUs
+    return min(len(named), installed_gpus())  # a variable may name more than there are
 
 
 def installed_gpus() -> int:
@@ -169,7 +169,7 @@ def tried(most: int | None = None) -> Gpus:
     there, seen = count_gpus(), 0
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the driver is too old is the error, too
+            warnings.simplefilter("ignore")  # a driver that is too old raises an error as well
             seen = torch.cuda.device_count()
             if there and not (torch.version.cuda or torch.version.hip):
                 return Gpus(there, 0, f"it is built for CPUs alone ({torch.__version__})")
@@ -292,7 +292,7 @@ def fast_bf16() -> bool:
     """Whether the CPU has instructions for bf16."""
     import torch
 
-    # a torch without oneDNN, as on Macs, does not know the operator
+    # torch without oneDNN, as on Macs, lacks the operator
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
@@ -379,7 +379,7 @@ def seed(device: torch.device, number: int) -> None:
     import torch
 
     torch.default_generator.manual_seed(number)
-    if device.type == "cuda":  # whose own function seeds when it is first used, if that is later
+    if device.type == "cuda":  # its own function would wait until CUDA is first used
         torch.cuda.default_generators[device.index or 0].manual_seed(number)
     elif kind_of(device).queued and device.type in KINDS:
         torch.get_device_module(device).manual_seed(number)
@@ -396,7 +396,7 @@ def side_stream(device: torch.device) -> Any:
 
 # Dense TFLOP/s (10¹²) of matrix products that are summed in fp32, by words of a device's name. From NVIDIA's
 # data sheets, whose figures "with sparsity" are halved; of GeForce from the white papers of GA102 (table 2),
-# AD102 and Blackwell RTX (appendix A). What is missing no tensor core computes.
+# AD102 and Blackwell RTX (appendix A). A missing precision is not computed by tensor cores.
 PEAKS: Mapping[str, Mapping[str, float]] = {
     "B200": {"bf16": 2250, "fp16": 2250, "tf32": 1125, "fp32": 75},
     "H200": {"bf16": 989, "fp16": 989, "tf32": 495, "fp32": 67},
@@ -415,7 +415,8 @@ PEAKS: Mapping[str, Mapping[str, float]] = {
     "V100": {"fp16": 125, "fp32": 15.7},  # SXM2
     "T4": {"fp16": 65, "fp32": 8.1},
 }
-OTHER = ("SUPER", "Ti", "Laptop", "D", "MIG", "Ada")  # words of the names of other devices than the table's
+# words in the names of devices that are not in the table
+OTHER = ("SUPER", "Ti", "Laptop", "D", "MIG", "Ada")
 
 
 def title(device: torch.device) -> str:

@@ -8,33 +8,28 @@ import os
 import re
 from collections.abc import Iterable
 
-FLAGGED = 6  # the exit code of `gz ood --input --fail` that flagged a picture, which is no error
+FLAGGED = 6  # the exit code of `gz ood --input --fail` where a picture is flagged, which is no error
 
 _URL = re.compile(r"(?<![A-Za-z0-9+.-])(?!file:)([A-Za-z][A-Za-z0-9+.-]+:/+)([^\s`'\"<>]+)")
 
 
 def redacted(text: str) -> str:
-    """The text with user-info, query and fragment of every URL in it replaced by `…`.
+    """The text with user-info, query and fragment of every URL in it replaced by `…`, as they may hold
+    passwords and tokens. User-info is everything before an `@`, even a slash, which an unquoted password may
+    hold."""
 
-    These parts may hold passwords and tokens. Everything before an `@` counts as user-info, even a slash,
-    because a password may hold one that was not quoted.
-    """
-
-    def hide(found: re.Match[str]) -> str:
-        path = re.split("[?#]", found[2], maxsplit=1)[0]
-        mark = found[2][len(path) : len(path) + 1]
+    def hide(match: re.Match[str]) -> str:
+        path = re.split("[?#]", match[2], maxsplit=1)[0]
+        mark = match[2][len(path) : len(path) + 1]
         _, at, rest = path.rpartition("@")
-        return f"{found[1]}{'…@' if at else ''}{rest}{f'{mark}…' if mark else ''}"
+        return f"{match[1]}{'…@' if at else ''}{rest}{f'{mark}…' if mark else ''}"
 
     return _URL.sub(hide, text)
 
 
 class GzError(Exception):
-    """An error that is shown as a message and a hint, without a traceback; secrets in them are hidden.
-
-    message: what is wrong and where.
-    hint: what to do next.
-    """
+    """An error that is shown as a message (what is wrong and where) and a hint (what to do next), without a
+    traceback; secrets in them are hidden."""
 
     code = 1  # the exit code of `gz`
     kind = "bug"  # the name of the class in JSON
@@ -86,7 +81,7 @@ class Interrupted(GzError):
 
 
 _PLACE = "name another place, or set `GZ_HOME` to a folder"
-_SYSTEM = {  # what a place on the disk may have against it → what to do
+_SYSTEM = {  # error of a file or folder → what to do
     errno.ENOSPC: "free some space, or set `GZ_HOME` to a folder on a larger disk",
     errno.EDQUOT: "free some space, or set `GZ_HOME` to a folder on a larger disk",
     errno.ENAMETOOLONG: "give a shorter name",
@@ -102,8 +97,7 @@ _SYSTEM = {  # what a place on the disk may have against it → what to do
 
 
 def system_error(problem: BaseException) -> MissingError | None:
-    """The error of a disk that is full, may not be written, or has something else at a place; None for any
-    other exception."""
+    """The error of a full disk, or of a path that cannot be written or read; None for any other exception."""
     if not isinstance(problem, OSError):
         return None
     hint = _SYSTEM.get(problem.errno or 0)
@@ -117,7 +111,7 @@ def system_error(problem: BaseException) -> MissingError | None:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line without a full stop; its kind where it says nothing."""
+    """The first line of an error without its full stop; the name of its class where it has no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
@@ -127,7 +121,7 @@ def canonical(name: str) -> str:
 
 
 def matching(text: str, names: Iterable[str]) -> str | None:
-    """The first of the names that equals the text in its canonical form; None where there is none."""
+    """The name that equals the text in canonical form; None where there is none."""
     return next((name for name in names if canonical(name) == canonical(text)), None)
 
 

@@ -1,10 +1,7 @@
-"""What was measured and is shipped: leagues, and how the validation of their runs went, by set and scale.
-
-`docs/measured/<set>/<scale>/` holds `league.csv` and `summary.csv` as `gz bench --train-missing` writes them,
-`about.json`, which says how they came about, `curves/<recipe>[.<stage>].csv`, and `samples/<recipe>.png`.
-`docs/measured/costs.csv` says what trainings cost. Only the standard library is needed: the trainer looks a
-step up in a curve.
-"""
+"""The measurements that are shipped: leagues, and the validation curves of their runs, by set and scale.
+`docs/measured/<set>/<scale>/` holds `league.csv` and `summary.csv` of `gz bench --train-missing`,
+`about.json` with how they were made, `curves/<recipe>[.<stage>].csv` and `samples/<recipe>.png`;
+`docs/measured/costs.csv` holds the cost of trainings. No heavy import: the trainer reads it."""
 
 from __future__ import annotations
 
@@ -25,11 +22,7 @@ CURVE = ("metric", "step", "seconds", "value")  # the columns of a curve
 
 @dataclass(frozen=True)
 class Curve:
-    """The validation of a reference run.
-
-    metric: what was validated; less is better.
-    points: (step, seconds of training until then, value), in order.
-    """
+    """The validation of a reference run by a metric of which less is better."""
 
     metric: str
     points: tuple[tuple[int, float, float], ...]
@@ -51,9 +44,9 @@ def places() -> Iterator[tuple[str, str]]:
 
 
 def about(data: str, scale: str) -> dict[str, Any]:
-    """How a league came about: command, budget, machine, version, metric and floor."""
-    found: dict[str, Any] = json.loads((ROOT / data / scale / "about.json").read_text())
-    return found
+    """How a league was made: command, budget, machine, version, metric and floor."""
+    facts: dict[str, Any] = json.loads((ROOT / data / scale / "about.json").read_text())
+    return facts
 
 
 def standings(data: str, scale: str) -> list[dict[str, str]]:
@@ -62,48 +55,41 @@ def standings(data: str, scale: str) -> list[dict[str, str]]:
 
 
 def costs(model: str) -> list[dict[str, str]]:
-    """What the trainings of a recipe cost, by set and scale: parameters, operations and seconds."""
+    """The cost of a recipe's trainings, by set and scale: parameters, operations and seconds."""
     return [row for row in rows_of(ROOT / "costs.csv") if row["model"] == model]
 
 
 @cache
 def curve(recipe: str, data: str, scale: str, stage: str = "") -> Curve | None:
-    """The curve of a recipe, or of a stage of it; None: it is not shipped."""
+    """The curve of a recipe, or of a stage of it; None where none is shipped."""
     rows = rows_of(ROOT / data / scale / "curves" / f"{curve_name(recipe, stage)}.csv")
     points = tuple((int(row["step"]), float(row["seconds"]), float(row["value"])) for row in rows)
     return Curve(rows[0]["metric"], points) if rows else None
 
 
 def curve_name(recipe: str, stage: str = "") -> str:
-    """The name of a curve's file."""
     return f"{recipe}.{stage}" if stage else recipe
 
 
-def beside(recipe: str, data: str, scale: str | None, stage: str, step: int, metric: str) -> str | None:
-    """Where the reference stood at this step, in words; None where there is none, or it validated
-    another figure.
-
-    recipe: name of the recipe, or of the model.
-    data: key of the data set.
-    scale: of the run; None: the recipe has no scales, and there is no reference.
-    stage: name of the stage; "" of a recipe without stages.
-    """
-    found = curve(recipe, data, scale, stage) if scale else None
-    if found is None or found.metric != metric:
+def reference_at(recipe: str, data: str, scale: str | None, stage: str, step: int, metric: str) -> str | None:
+    """The reference's value at this step, in words; None without a reference, as for a run without scale, or
+    where it was validated by another metric."""
+    reference = curve(recipe, data, scale, stage) if scale else None
+    if reference is None or reference.metric != metric:
         return None
-    last, _, end = found.points[-1]
-    if (value := found.at(step)) is not None:
+    last, _, end = reference.points[-1]
+    if (value := reference.at(step)) is not None:
         return f"the reference, a run of {last:,} steps, stood at {metric} {figure(value)} there"
     return f"the reference ended at step {last:,} with {metric} {figure(end)}" if step > last else None
 
 
 def picture(recipe: str, data: str, scale: str) -> Path:
-    """Where the picture of samples of a recipe's run lies, if there is one."""
+    """The picture of a reference run's samples, which need not exist."""
     return ROOT / data / scale / "samples" / f"{recipe}.png"
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
-    """The rows of a table; none where the file is not there."""
+    """The rows of a table; none where the file is missing."""
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from gzcli.core.sections import (
     RENAMED,
+    SECTIONS,
     BenchSection,
     DataSection,
     LaunchSection,
@@ -90,8 +91,10 @@ def part_of(tree: Mapping[str, Any], stage: str = "") -> Part:
     Raises UsageError for a value of an option that is a constant now.
     """
     model = without_fixed(tree["model"])
-    optim, phases = _known(OptimSection, tree.get("optim") or {})
-    ood, options = _known(OodSection, tree.get("ood") or {})
+    values, more = {}, {}
+    for name, section in SECTIONS.items():
+        values[name], more[name] = _split(section, tree.get(name) or {})
+    values["optim"]["phases"], values["ood"]["options"] = more["optim"], more["ood"]
     return Part(
         model=model.pop("name"),
         options=model,
@@ -99,14 +102,9 @@ def part_of(tree: Mapping[str, Any], stage: str = "") -> Part:
         about=tree.get("about", ""),
         scale=tree.get("scale"),
         seed=tree.get("seed", 0),
-        data=DataSection(**_known(DataSection, tree.get("data") or {})[0]),
-        train=TrainSection(**_known(TrainSection, tree.get("train") or {})[0]),
-        optim=OptimSection(**optim, phases=phases),
         sample=_renamed("sample", tree.get("sample") or {}),
-        ood=OodSection(**ood, options=options),
-        bench=BenchSection(**_known(BenchSection, tree.get("bench") or {})[0]),
-        launch=LaunchSection(**_known(LaunchSection, tree.get("launch") or {})[0]),
         params=tree.get("params"),
+        **{name: section(**values[name]) for name, section in SECTIONS.items()},
     )
 
 
@@ -117,7 +115,7 @@ def _renamed(section: str, tree: Mapping[str, Any]) -> dict[str, Any]:
     return {names.get(key, key): value for key, value in tree.items()}
 
 
-def _known(section: type, tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The section's own keys, lists as tuples, and all others."""
-    own = {f.name for f in keys_of(section)}
-    return tuples({k: tree[k] for k in tree if k in own}), {k: tree[k] for k in tree if k not in own}
+def _split(section: type, tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keys that the section declares, lists as tuples, and all others."""
+    keys = {f.name for f in keys_of(section)}
+    return tuples({k: tree[k] for k in tree if k in keys}), {k: tree[k] for k in tree if k not in keys}

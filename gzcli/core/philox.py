@@ -1,5 +1,5 @@
 """Random numbers by a counter: Philox 4×32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2,
-3"), on any device, in int64 arithmetic alone.
+3"), on any device, in int64 arithmetic alone. It is apart from `types`, which must load without torch.
 
 A number is a function of its key and counter, so it needs no state and no order. The counter is (block of
 the draw, call, image), the key is the seed. Of a draw of m numbers an image, there are b = ⌈m / 4⌉ blocks,

@@ -32,15 +32,10 @@ def world() -> int:
     return torch.distributed.get_world_size() if _several() else 1
 
 
-def meet_again(device: str) -> None:
-    """Makes the group of processes that torch's launcher has started again; at their first start accelerate
-    makes it.
-
-    The launcher keeps its store through a restart, and with it the addresses of the processes that died. A
-    process that reads one of these finds nobody there, so each restart has names of its own in the store.
-
-    device: type of the ranks' devices, "cpu" or "cuda".
-    """
+def rejoin(device: str) -> None:
+    """Forms the process group anew after torch's launcher has restarted the processes; the first time
+    accelerate forms it. The launcher keeps its store through a restart, and with it the addresses of the dead
+    processes, so each restart has names of its own in the store."""
     again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     if not again or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or _several():
         return
@@ -71,7 +66,7 @@ def everyone(value: T) -> list[T]:
 
 
 def agree(value: T) -> T:
-    """Rank 0's value on every rank, for values that may differ: a clock's, or whether a file exists."""
+    """Rank 0's value on every rank, for values that may differ, such as a clock's or a file's existence."""
     return everyone(value)[0]
 
 
@@ -96,23 +91,19 @@ class Sliceable(Protocol[T_co]):
 
 
 def over(batches: Sliceable[T], work: Callable[[T], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The results of `work` for all batches, arrays [N, …] by name, on every rank; each rank does a share.
-
-    batches: all batches; each rank iterates over a slice.
-    work: (batch of n images) → arrays [n, …] by name.
-
-    Raises on every rank the error of the first rank that has one, so that no rank waits for one that ended.
-    """
+    """The results of `work` for all batches, arrays [N, …] by name, on every rank; each rank does a share of
+    the batches. Raises on every rank the error of the first rank that has one, so that no rank waits for one
+    that ended."""
     start, end = (len(batches) * r // world() for r in (rank(), rank() + 1))
-    made, problem = [], None
+    share, problem = [], None
     try:
-        made = [work(batch) for batch in batches[start:end]]
+        share = [work(batch) for batch in batches[start:end]]
     except GzError as e:
         problem = e
-    found = everyone((made, problem))
-    if first := next((e for _, e in found if e is not None), None):
+    results = everyone((share, problem))
+    if first := next((e for _, e in results if e is not None), None):
         raise first
-    parts = [part for made, _ in found for part in made]
+    parts = [part for share, _ in results for part in share]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -131,11 +122,8 @@ def maximum(t: Tensor) -> Tensor:
 
 
 def sharing(module: nn.Module) -> int:
-    """How many ranks have the statistics of `module` in common: all while it trains, on equal batches.
-
-    In eval mode it is one rank: there the ranks have unequal shares of the images, and a rank that waited for
-    a batch of another would hang.
-    """
+    """How many ranks have the statistics of `module` in common: all while it trains, on equal batches; in
+    eval mode one, since there the ranks have unequal numbers of batches and would wait for each other."""
     return world() if module.training else 1
 
 
@@ -163,11 +151,7 @@ def own_rows(t: Tensor, module: nn.Module) -> Tensor:
 
 
 def exchanged(own: Tensor, lengths: Sequence[int]) -> list[Tensor]:
-    """The vectors of all ranks, in their order, on every rank, to the bit.
-
-    own: vector of this rank.
-    lengths: length of each rank's vector, known to all.
-    """
+    """The vectors of all ranks, in their order, on every rank, to the bit; all ranks know the `lengths`."""
     if not _several():
         return [own]
     # bytes: not every backend knows every type
@@ -181,16 +165,10 @@ def exchanged(own: Tensor, lengths: Sequence[int]) -> list[Tensor]:
 # ---------------------------------------------------------------------------- parameters in parts (FSDP2)
 
 
-def share_out(module: nn.Module, parts: Iterable[nn.Module], device: torch.device) -> None:
-    """Shares the parameters of a module out: each rank keeps a part of each, gathers whole ones as a forward
-    or backward pass needs them, and gets its part of the gradients' mean (Zhao 2023, arXiv:2304.11277).
-
-    The parameters are then other objects, `DTensor`.
-
-    module: the module, whose own forward begins and ends every pass.
-    parts: modules inside it whose parameters are gathered together, and given up after use.
-    device: device of the module.
-    """
+def shard(module: nn.Module, parts: Iterable[nn.Module], device: torch.device) -> None:
+    """Shards the parameters of a module: each rank keeps a part of each, gathers whole ones for a forward or
+    backward pass, and gets its part of the mean gradient (Zhao 2023, arXiv:2304.11277). Parameters become
+    `DTensor`; those of each of `parts` are gathered together."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -200,20 +178,20 @@ def share_out(module: nn.Module, parts: Iterable[nn.Module], device: torch.devic
     fully_shard(module, mesh=mesh)
 
 
-def is_shared_out(value: Any) -> bool:
-    """Whether a tensor is one of which each rank has a part."""
+def is_sharded(value: Any) -> bool:
+    """Whether a tensor is sharded."""
     return hasattr(value, "device_mesh")
 
 
 def part_of(t: Tensor) -> Tensor:
-    """This rank's part of a tensor that is shared out, in the same memory; another tensor as it is."""
+    """This rank's part of a sharded tensor, in the same memory; any other tensor as it is."""
     parts: Any = t
-    return parts.to_local() if is_shared_out(t) else t
+    return parts.to_local() if is_sharded(t) else t
 
 
 def part_like(t: Tensor, like: Any) -> Tensor:
-    """A tensor, whole on every rank, shared out as `like` is; as it is where that is not shared out."""
-    if not is_shared_out(like):
+    """A tensor, whole on every rank, sharded as `like` is."""
+    if not is_sharded(like):
         return t
     from torch.distributed.tensor import distribute_tensor
 
@@ -222,8 +200,8 @@ def part_like(t: Tensor, like: Any) -> Tensor:
 
 
 def put_together(part: Tensor, like: Any) -> Tensor:
-    """The tensor of which every rank has a part, shared out as `like` is: `part` itself where that is not."""
-    if not is_shared_out(like):
+    """The tensor of which every rank has a part, sharded as `like` is."""
+    if not is_sharded(like):
         return part
     from torch.distributed.tensor import DTensor
 
@@ -231,21 +209,16 @@ def put_together(part: Tensor, like: Any) -> Tensor:
 
 
 def whole(value: Any) -> Any:
-    """The whole of a tensor that is shared out, on every rank; any other value as it is.
-
-    A call of every rank.
-    """
-    return value.full_tensor() if is_shared_out(value) else value
+    """The whole of a sharded tensor, on every rank; any other value as it is. Called by every rank."""
+    return value.full_tensor() if is_sharded(value) else value
 
 
 def gathered(tree: Any) -> Any:
-    """A tree of dicts and lists with whole tensors, on the CPU, in place of those that are shared out.
-
-    A call of every rank. Ranks other than 0, which do not write, get empty ones: none has to hold all.
-    """
+    """A tree of dicts and lists with whole tensors on the CPU in place of sharded ones; other ranks than 0,
+    which do not write, get empty ones. Called by every rank."""
 
     def one(value: Any) -> Any:
-        if not is_shared_out(value):
+        if not is_sharded(value):
             return value
         full = value.detach().full_tensor()
         return full.cpu() if rank() == 0 else full.new_empty(0)
@@ -255,7 +228,7 @@ def gathered(tree: Any) -> Any:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Inside, this process is the only one: for what is found without values, or by one rank alone."""
+    """Inside, this process is the only one: for values that a rank computes by itself."""
     global _alone
     _alone = True
     try:
@@ -271,18 +244,18 @@ def _several() -> bool:
     return not _alone and torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def silent() -> dict[int, int]:
-    """The ranks on this machine that were stopped, or have ended while others waited for them, with numbers
-    of their processes. They are found among the processes that the same launcher has started."""
+def unresponsive() -> dict[int, int]:
+    """The ranks of this machine that were stopped, or ended while others waited for them, with their process
+    numbers. They are looked up among the children of the launcher."""
     import psutil
 
-    found: dict[int, int] = {}
+    lost: dict[int, int] = {}
     launcher = psutil.Process().parent()
     for process in launcher.children() if launcher else ():
         try:
             rank = process.environ().get("RANK")
             if rank is not None and process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
-                found[int(rank)] = process.pid
+                lost[int(rank)] = process.pid
         except psutil.Error:  # it has ended, or belongs to another user
             continue
-    return found
+    return lost

@@ -15,7 +15,7 @@ Fit: TypeAlias = Literal["crop", "pad", "stretch"]
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 TRACKERS = ("wandb", "tensorboard", "trackio", "mlflow")
-SCALES = ("tiny", "small", "full", "paper")  # minutes of a core, an hour of two, a day of a GPU, the paper's
+SCALES = ("tiny", "small", "full", "paper")  # minutes on a core, an hour on two, a day on a GPU, the paper's
 
 MEETING = ("machines", "machine_rank", "main_ip", "main_port")  # where processes of several machines meet
 

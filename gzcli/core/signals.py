@@ -8,14 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
-_noting: list[list[int]] = []  # what the running blocks of `noted` have got
+_noting: list[list[int]] = []  # the signals that each running block of `noted` got
 
 
 def hear(handler: Callable[[int, Any], Any]) -> dict[int, Any]:
-    """Installs handler(number, frame) for each signal of ENDING; returns the previous ones, for `restore`.
-
-    A signal that is ignored stays ignored, as `nohup` and a shell's `&` want it.
-    """
+    """Installs handler(number, frame) for each signal of ENDING that is not ignored, as `nohup` and a shell's
+    `&` ignore some; returns the previous ones for `restore`."""
     heard = {signum: signal.getsignal(signum) for signum in ENDING}
     heard = {signum: before for signum, before in heard.items() if before is not signal.SIG_IGN}
     for signum in heard:
@@ -24,15 +22,14 @@ def hear(handler: Callable[[int, Any], Any]) -> dict[int, Any]:
 
 
 def restore(heard: dict[int, Any]) -> None:
-    """Installs the handlers that `hear` returned."""
     for signum, before in heard.items():
         signal.signal(signum, before)
 
 
 @contextmanager
 def noted() -> Iterator[list[int]]:
-    """The signals of ENDING that come while the block runs. They do not end it: the block looks at them when
-    it has done the part at hand. An engine that it waits for is ended, and `launch.run` notes the signal."""
+    """The signals of ENDING that come while the block runs, which they do not end: the block looks at them
+    between its parts. An engine that it waits for is ended, and `launch.run` notes the signal."""
     got: list[int] = []
     _noting.append(got)
     heard = hear(lambda signum, frame: note(signum))

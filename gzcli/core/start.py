@@ -18,8 +18,8 @@ SCRIPT = os.path.abspath(__file__)
 
 def clean_path() -> None:
     """Removes the folder of this script from `sys.path`, where Python has put it."""
-    own = os.path.dirname(os.path.realpath(__file__))
-    sys.path[:] = [entry for entry in sys.path if entry and os.path.realpath(entry) != own]
+    folder = os.path.dirname(os.path.realpath(__file__))
+    sys.path[:] = [entry for entry in sys.path if entry and os.path.realpath(entry) != folder]
 
 
 def safe_children() -> None:

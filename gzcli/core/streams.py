@@ -1,5 +1,5 @@
-"""Standard streams that may be closed, full or without a reader: the process that writes to them goes on. And
-a spinner on stderr for what a process waits for, as torch loads for seconds."""
+"""Standard streams that may be closed, full or without a reader, and a spinner on stderr for waits, such as
+the import of torch."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-# control characters but tab and newline; what turns the order of letters or is not seen; half characters
+# control characters except tab and newline; characters that change the direction of text or are invisible;
+# surrogates
 CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
     "\ufdd0-\ufdef\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
 LONG = 1.5  # seconds of one wait, after which a line is printed where there is no terminal
-ERASE = "\r\033[K"  # what a spinner has drawn
+ERASE = "\r\033[K"  # clears the line of a spinner
 
 _spinners: list[Any] = []  # what is shown now: rich's status, or the timer of a line
 _shows = False  # whether this process shows what it waits for
 
 
 def printable(text: str) -> str:
-    """The text with control characters in JSON's form, `\\u0007`: a file's name must not move a terminal's
-    cursor, change its title, or look like another."""
-    return CONTROL.sub(lambda found: json.dumps(found[0])[1:-1], text)
+    """The text with control characters escaped as in JSON, `\\u0007`: a file's name must not move a
+    terminal's cursor, change its title, or look like another name."""
+    return CONTROL.sub(lambda match: json.dumps(match[0])[1:-1], text)
 
 
 def in_a_line(text: str) -> str:
-    """A name or a title as it stands in a picture: printable, in one line."""
     return printable(" ".join(text.split("\n")))
 
 
 def hold_open() -> None:
-    """Opens the null device for closed standard streams: a file that is opened later would get the number of
+    """Opens the null device for closed standard streams: else a file that is opened later gets the number of
     one, and with it what a library writes to stderr."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
@@ -47,7 +47,7 @@ def hold_open() -> None:
 
 
 def mute(stream: Any) -> None:
-    """Discards what is written to the stream from now on, and what is left in its buffer."""
+    """Discards what is written to the stream from now on, and what is in its buffer."""
     try:
         number = stream.fileno()
     except (OSError, ValueError, AttributeError):  # closed, or no file behind it, as in a test
@@ -81,7 +81,7 @@ class Tolerant:
 
 
 def tolerate() -> None:
-    """Makes stdout and stderr of this process tolerate lost readers, closed terminals and full disks."""
+    """Makes stdout and stderr of this process `Tolerant`."""
     hold_open()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -90,8 +90,8 @@ def tolerate() -> None:
 
 
 def start_spinner(text: str, stream: TextIO | None = None) -> None:
-    """Shows on a terminal what is waited for, elsewhere prints it in a line if it takes long; until
-    `stop_spinner`."""
+    """Shows on a terminal what is waited for, until `stop_spinner`; elsewhere prints it as a line if it takes
+    long."""
     global _shows
     stop_spinner()
     _shows, stream = True, stream or sys.stderr
@@ -111,13 +111,12 @@ def start_spinner(text: str, stream: TextIO | None = None) -> None:
 
 
 def change_spinner(text: str) -> None:
-    """Shows that something else is waited for, in a process that shows it at all."""
+    """Shows another text, in a process that shows a spinner."""
     if _shows:
         start_spinner(text)
 
 
 def stop_spinner() -> None:
-    """Removes the spinner; whatever is printed next stands in its place."""
     while _spinners:
         spinner = _spinners.pop()
         spinner.cancel() if isinstance(spinner, threading.Timer) else spinner.stop()

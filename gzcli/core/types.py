@@ -58,13 +58,13 @@ class DataInfo:
     def of(cls, tree: Mapping[str, Any]) -> DataInfo:
         """The description that `asdict` made the tree of. Raises ValueError or TypeError for a tree of
         something else, such as images without pixels."""
-        found = cls(**{**tree, "shape": tuple(tree["shape"]), "classes": tuple(tree.get("classes", ()))})
-        numbers = (*found.shape, *([] if found.levels is None else [found.levels]))
-        if len(found.shape) != 3 or not all(type(number) is int and number > 0 for number in numbers):
-            raise ValueError(f"images of shape {found.shape} and {found.levels} levels")
-        if not all(isinstance(name, str) for name in found.classes):
+        info = cls(**{**tree, "shape": tuple(tree["shape"]), "classes": tuple(tree.get("classes", ()))})
+        numbers = (*info.shape, *([] if info.levels is None else [info.levels]))
+        if len(info.shape) != 3 or not all(type(number) is int and number > 0 for number in numbers):
+            raise ValueError(f"images of shape {info.shape} and {info.levels} levels")
+        if not all(isinstance(name, str) for name in info.classes):
             raise ValueError("its classes have no names")
-        return found
+        return info
 
 
 @dataclass
@@ -224,7 +224,7 @@ class ImageNoise(Noise):
             self.index = torch.arange(index.start, index.stop, index.step, device=self.device)
         else:
             self.index = moved(torch.as_tensor(index, dtype=torch.int64), self.device)
-        self.calls = count()  # one for all that `first` makes, so that none repeats a draw of another
+        self.calls = count()  # shared with copies by `first`, so that none repeats another's draw
 
     def first(self, n: int) -> ImageNoise:
         part = copy(self)

@@ -1,7 +1,5 @@
 """Numbers as people read and write them: sizes of images, shapes, bytes, durations, environment variables.
-
-A size is a side in pixels, `64`, or width and height, `48x32`, as programs for pictures have it.
-"""
+The size of an image is its side in pixels, `64`, or width and height, `48x32`."""
 
 from __future__ import annotations
 
@@ -50,7 +48,7 @@ def moment(seconds: float) -> str:
 
 
 def about(seconds: float) -> str:
-    """A long time in one number, for people: 40 seconds · 41 minutes · 8 hours · 94 days · 3 years."""
+    """A long time in one number: 40 seconds · 41 minutes · 8 hours · 94 days · 3 years."""
     steps = (("second", 1), ("minute", 60), ("hour", 3600), ("day", 86_400), ("year", 365 * 86_400))
     name, unit = [(name, unit) for name, unit in steps if seconds >= 2 * unit or unit == 1][-1]
     count = round(seconds / unit)
@@ -77,7 +75,7 @@ def sides(size: Size) -> tuple[int, int]:
 
 
 def nearest(text: str) -> Size:
-    """The size that a text probably means: that of the numbers in it."""
+    """The size that a text probably means, by the numbers in it."""
     numbers = [int(digits) for digits in re.findall(r"\d+", text) if int(digits)]
     return as_size(*reversed(numbers)) if len(numbers) == 2 else numbers[0] if len(numbers) == 1 else "48x32"
 
@@ -88,12 +86,12 @@ def as_size(height: int, width: int) -> Size:
 
 
 def canonical_size(size: Size) -> Size:
-    """A size written as `as_size` writes it: `64` for `64x64`. Raises UsageError for what is none."""
+    """A size in the form of `as_size`: `64` for `64x64`. Raises UsageError."""
     return as_size(*sides(size))
 
 
 def packable(size: Size) -> Size:
-    """A size of images that may be packed, as `as_size` writes it. Raises UsageError for what is none."""
+    """The size, in the form of `as_size`, of images that may be packed. Raises UsageError."""
     if not all(side in SIDES for side in sides(size)):
         message = f"`data.size` is between {SIDES[0]} and {SIDES[-1]} pixels a side, not {size}"
         raise UsageError(message, hint="`--set data.size=64`")
@@ -101,7 +99,7 @@ def packable(size: Size) -> Size:
 
 
 def number_in(variable: str, unit: str) -> int | None:
-    """The number, of some unit, in an environment variable; None where it is not set. Raises UsageError."""
+    """The number in an environment variable; None where it is not set. Raises UsageError."""
     text = os.environ.get(variable, "").strip()
     if text and not (text.isascii() and text.isdigit()):
         raise UsageError(f"`{variable}` is a number of {unit}, not `{text}`")
@@ -109,10 +107,8 @@ def number_in(variable: str, unit: str) -> int | None:
 
 
 def threads_wanted() -> int | None:
-    """The threads of a process that `OMP_NUM_THREADS` asks for; None where it does not.
-
-    Of a list, which is one number a level of nested regions (OpenMP 5.2, §21.2), the first counts.
-    """
+    """The threads of a process by `OMP_NUM_THREADS`, or None; of a list, one number for each level of nested
+    regions (OpenMP 5.2, §21.2), the first counts."""
     text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(text) or None if text.isascii() and text.isdigit() else None
 

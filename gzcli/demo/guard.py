@@ -1,9 +1,7 @@
-"""Who may speak to the server of `gz demo`: its own page alone. Plain ASGI, without an import of gradio.
-
-A page from elsewhere can make a browser send requests to this machine: by a form, an image, a stream of
-events, or by a name of its own that resolves to 127.0.0.1. What it sends is recognized by three headers that
-no script can set: Host, Origin and Sec-Fetch-Site.
-"""
+"""Who may speak to the server of `gz demo`: its own page alone. Plain ASGI, without an import of Gradio. A
+page from elsewhere can make a browser send requests to this machine: by a form, an image, a stream of events,
+or by a name of its own that resolves to 127.0.0.1. They are recognised by three headers that no script can
+set: Host, Origin and Sec-Fetch-Site."""
 
 from __future__ import annotations
 
@@ -37,12 +35,8 @@ HEADERS = (
 
 
 class Guard:
-    """Refuses what does not come from the server's own page.
-
-    app: the application behind it.
-    addresses: further addresses at which it is reachable, as "https://abc.gradio.live"; may grow later.
-    token: what every request must hold, in its address or as a cookie; None: nothing.
-    """
+    """Refuses what does not come from the server's own page at one of its `addresses`, which may grow later,
+    such as "https://abc.gradio.live"; with a `token`, also what lacks it in its address and as a cookie."""
 
     def __init__(self, app: App, *, addresses: set[str], token: str | None = None):
         self.app, self.addresses, self.token = app, addresses, token

@@ -1,22 +1,36 @@
-"""The page of `gz demo`, by Gradio: how its parts (parts.py) are wired to what they do (studio.py)."""
+"""The page of `gz demo`, by Gradio, and its server: on this machine alone, with no request to any other."""
 
+# ruff: noqa: E402
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import os
+import secrets
+import sys
+import webbrowser
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+# Gradio reads these when it is imported. Settings for other pages of Gradio are dropped, such as folders that
+# they may serve and origins that they trust; so are news of versions and telemetry.
+for _name in [name for name in os.environ if name.startswith("GRADIO_")]:
+    del os.environ[_name]
+os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
+
 import gradio as gr
 import numpy as np
+from starlette.middleware import Middleware
 
 from gzcli.core.errors import GzError
-from gzcli.demo import parts
-from gzcli.demo.choices import NUMBERS, Choice, Controls, opening
-from gzcli.demo.code import Code
-from gzcli.demo.parts import EACH, RANGES
-from gzcli.demo.studio import Asked, Shown, Studio
+from gzcli.demo.guard import LARGEST_FILE, Guard
+from gzcli.demo.studio import NUMBERS, Choice, Code, Controls, Request, Shown, Studio, opening
 
+TITLE = "# gz demo\n\nImages that a model draws from noise. Choose a model, and press **Draw**."
+EACH = "each in turn"  # the label that asks for none
+# least, most and step of the slider of each of NUMBERS
+RANGES = {"steps": (1, 250, 1), "guidance": (0.0, 8.0, 0.1), "temperature": (0.0, 1.5, 0.05)}
 CSS = """
 .pixels img {image-rendering: pixelated}
 footer {display: none !important}
@@ -24,146 +38,286 @@ footer {display: none !important}
 """
 
 
-def page(studio: Studio, choices: Sequence[Choice]) -> gr.Blocks:
-    """The page, on which one of the choices is drawn at once."""
-    options = [(choice.title, choice.name) for choice in choices]
-    with gr.Blocks(title="gz demo", analytics_enabled=False) as blocks:
-        gr.Markdown(parts.TITLE, elem_id="title")
-        run = gr.Dropdown(options, value=opening(choices), label="Model", elem_id="run")
-        facts = gr.Markdown(elem_id="facts")
-        with gr.Tabs() as tabs:
-            with gr.Tab("Draw", id="draw"):
-                draws = parts.draw_tab()
-            with gr.Tab("Between", id="between") as between_tab:
-                ways = parts.between_tab()
-            with gr.Tab("Fill in", id="inpaint") as inpaint_tab:
-                fills = parts.inpaint_tab()
-            with gr.Tab("Judge", id="judge") as judge_tab:
-                judges = parts.judge_tab()
-        named = [draws["label"], ways["label"], ways["last_label"], fills["label"]]
-        numbers = [draws[name] for name in NUMBERS]
-        chosen = [facts, draws["sampler"], draws["prompt"], *numbers, *named]
-        chosen += [between_tab, inpaint_tab, judge_tab, fills["editor"]]
+def serve(
+    choices: Sequence[Choice], *, port: int | None = None, share: bool = False, browser: bool = False
+) -> tuple[gr.Blocks, str]:
+    """Starts the server in a thread. Returns the page, whose `close` ends it, and its address.
 
-        def opened(name: str) -> list[Any]:
-            found, can = studio.open(name)
-            return [
-                _facts(found),
-                gr.update(choices=list(can.samplers), value=can.sampler, visible=len(can.samplers) > 1),
-                gr.update(visible=can.prompts, value=""),
-                *(_slider(can, option) for option in NUMBERS),
-                _labels([EACH, *can.classes] if can.classes else []),
-                *(_labels(can.classes, place) for place in (0, -1, 0)),
-                gr.update(visible=can.way),
-                gr.update(visible=can.inpaints),
-                gr.update(visible=can.scores),
-                None,
-            ]
+    port: None: the first free one from 7860 on.
+    share: whether Gradio makes it reachable from elsewhere, through a tunnel. The address then holds a token,
+      without which nothing is answered.
+    browser: whether it is opened in the browser.
 
-        settings = [
-            run,
-            draws["n"],
-            draws["seed"],
-            draws["label"],
-            draws["sampler"],
-            draws["prompt"],
-            *numbers,
-        ]
-        drawn = [draws["picture"], draws["shell"], draws["python"]]
+    Raises OSError where the port is taken.
+    """
+    studio = Studio()
+    os.environ["GRADIO_TEMP_DIR"] = str(studio.folder / "gradio")  # so that dropped pictures are removed too
+    gr.set_static_paths(studio.shown)  # served as they are, without a copy
+    system: Any = ["system-ui", "sans-serif"]  # fonts of the machine: none is fetched
+    mono: Any = ["ui-monospace", "monospace"]
+    blocks = Page(studio, choices).blocks
+    blocks.queue(default_concurrency_limit=1)
+    token, addresses = secrets.token_urlsafe(32) if share else None, set[str]()
+    guard = Middleware(Guard, addresses=addresses, token=token)
+    with contextlib.redirect_stdout(sys.stderr):  # what Gradio says of its tunnel is no data
+        _, local, public = blocks.launch(
+            server_name="127.0.0.1",
+            server_port=port,
+            share=share,
+            quiet=True,
+            prevent_thread_lock=True,
+            ssr_mode=False,
+            mcp_server=False,
+            enable_monitoring=False,
+            show_error=True,
+            footer_links=[],
+            allowed_paths=[str(studio.folder)],
+            max_file_size=LARGEST_FILE,
+            app_kwargs={"middleware": [guard], "docs_url": None, "redoc_url": None},
+            theme=gr.themes.Default(font=system, font_mono=mono),
+            css=CSS,
+        )
+    blocks.share = False  # else the page takes its scripts from a server of Gradio's
+    if public:
+        addresses.add(public.rstrip("/"))
+    url = (public or local) + (f"?token={token}" if token else "")
+    if browser:
+        webbrowser.open(url)
+    return blocks, url
+
+
+class Page:
+    """The page: on each tab what a person sets, what the studio does with it, and how the tab follows the
+    chosen run."""
+
+    def __init__(self, studio: Studio, choices: Sequence[Choice]):
+        self.studio = studio
+        self.following: list[tuple[Any, Callable[[Any, Controls], Any]]] = []
+        with gr.Blocks(title="gz demo", analytics_enabled=False) as self.blocks:
+            gr.Markdown(TITLE, elem_id="title")
+            menu = [(choice.title, choice.name) for choice in choices]
+            self.run = gr.Dropdown(menu, value=opening(choices), label="Model", elem_id="run")
+            self._follow(gr.Markdown(elem_id="facts"), lambda run, can: _facts(run))
+            with gr.Tabs() as tabs:
+                with gr.Tab("Draw", id="draw"):
+                    draw = self._draw_tab()
+                with gr.Tab("Between", id="between") as tab:
+                    self._follow(tab, lambda run, can: gr.update(visible=can.way))
+                    self._between_tab()
+                with gr.Tab("Fill in", id="inpaint") as tab:
+                    self._follow(tab, lambda run, can: gr.update(visible=can.inpaints))
+                    self._inpaint_tab()
+                with gr.Tab("Judge", id="judge") as tab:
+                    self._follow(tab, lambda run, can: gr.update(visible=can.scores))
+                    self._judge_tab()
+
+            def opened(name: str) -> list[Any]:
+                return [change(*studio.open(name)) for _, change in self.following]
+
+            outputs = [part for part, _ in self.following]
+            opens: dict[str, Any] = {"fn": _in_words(opened), "inputs": [self.run], "outputs": outputs}
+            self.blocks.load(**opens).then(**draw)
+            self.run.change(**opens).then(**draw)
+            self.run.change(lambda: gr.update(selected="draw"), outputs=tabs)
+
+    def _follow(self, part: Any, change: Callable[[Any, Controls], Any]) -> Any:
+        """The part of the page, which becomes `change(run, controls)` when a run is chosen."""
+        self.following.append((part, change))
+        return part
+
+    def _label(self, place: int = 0, first: Sequence[str] = (), **keywords: Any) -> gr.Dropdown:
+        """A choice among the run's classes, after `first`; hidden where it has none."""
+
+        def change(run: Any, can: Controls) -> Any:
+            names = [*first, *can.classes] if can.classes else []
+            return gr.update(visible=bool(names), choices=names, value=names[place] if names else None)
+
+        return self._follow(gr.Dropdown([], label="Class", visible=False, **keywords), change)
+
+    def _draw_tab(self) -> dict[str, Any]:
+        """Returns the event that draws."""
+        with gr.Row():
+            with gr.Column(scale=1, min_width=280):
+                label = self._label(first=[EACH], elem_id="label")
+                prompt = gr.Textbox(label="Prompt", visible=False)
+                seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
+                n = gr.Slider(1, 36, 16, step=1, label="Images")
+                sampler = gr.Dropdown([], label="Sampler", visible=False)
+                sliders = [self._slider(name) for name in NUMBERS]
+                with gr.Row():
+                    go = gr.Button("Draw", variant="primary", elem_id="draw", min_width=120)
+                    following = gr.Button("Next seed", min_width=120)
+            with gr.Column(scale=2, min_width=280):
+                made = [_picture("drawn"), *_code()]
+        self._follow(prompt, lambda run, can: gr.update(visible=can.prompts, value=""))
+        self._follow(
+            sampler,
+            lambda run, can: gr.update(
+                choices=list(can.samplers), value=can.sampler, visible=len(can.samplers) > 1
+            ),
+        )
+        self.sampling = [sampler, prompt, *sliders]
 
         def draw(name: str, n: int, seed: int, label: str, *rest: Any) -> Iterator[Any]:
-            yield from _said(studio, studio.draw(_asked(studio.open(name)[1], name, n, seed, label, *rest)))
+            yield from self._shown(self.studio.draw(self._request(name, n, seed, label, *rest)))
+
+        inputs = [self.run, n, seed, label, *self.sampling]
+        event: dict[str, Any] = {"fn": _in_words(draw), "inputs": inputs, "outputs": made}
+        go.click(**event)
+        seed.submit(**event)
+        following.click(lambda seed: int(seed) + 1, seed, seed).then(**event)
+        return event
+
+    def _slider(self, name: str) -> gr.Slider:
+        """The slider of an option, hidden where the sampler does not take it."""
+        low, high, step = RANGES[name]
+
+        def change(run: Any, can: Controls) -> Any:
+            if name not in can.numbers:
+                return gr.update(visible=False)
+            value = can.numbers[name]
+            return gr.update(visible=True, value=value, maximum=max(high, value))
+
+        slider = gr.Slider(low, high, high, step=step, label=name.capitalize(), visible=False)
+        return self._follow(slider, change)
+
+    def _between_tab(self) -> None:
+        gr.Markdown("From the first image of one seed to that of another, with the sampler of the first tab.")
+        with gr.Row():
+            seed = gr.Number(0, label="From seed", precision=0, minimum=0, min_width=120)
+            label = self._label(min_width=120)
+            last_seed = gr.Number(1, label="To seed", precision=0, minimum=0, min_width=120)
+            last_label = self._label(-1, min_width=120)
+        frames = gr.Slider(3, 12, 8, step=1, label="Images of the way")
+        go = gr.Button("Go", variant="primary", elem_id="between")
+        made = [_picture("way"), *_code()]
 
         def way(
             name: str, a: int, a_label: str, b: int, b_label: str, frames: int, *rest: Any
         ) -> Iterator[Any]:
-            _, can = studio.open(name)
-            ends = [_asked(can, name, 1, seed, label, *rest) for seed, label in ((a, a_label), (b, b_label))]
-            yield from _said(studio, studio.between(ends[0], ends[1], int(frames)))
+            ends = [
+                self._request(name, 1, seed, label, *rest) for seed, label in ((a, a_label), (b, b_label))
+            ]
+            yield from self._shown(self.studio.between(ends[0], ends[1], int(frames)))
+
+        inputs = [self.run, seed, label, last_seed, last_label, frames, *self.sampling]
+        go.click(_in_words(way), inputs, made)
+
+    def _inpaint_tab(self) -> None:
+        gr.Markdown("Paint over what the model is to fill in: on a sample, or on a picture of your own.")
+        with gr.Row():
+            with gr.Column(min_width=280):
+                editor = gr.ImageEditor(
+                    label="Picture",
+                    type="numpy",
+                    brush=gr.Brush(default_size=48, colors=["#e8590c"], color_mode="fixed"),
+                    sources=["upload", "clipboard"],
+                    transforms=(),
+                    layers=False,
+                    format="png",
+                    canvas_size=(520, 520),
+                    elem_id="editor",
+                    elem_classes="pixels",
+                )
+                with gr.Row():
+                    seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100)
+                    label = self._label(min_width=100)
+                with gr.Row():
+                    start = gr.Button("A sample to paint on", elem_id="canvas", min_width=120)
+                    go = gr.Button("Fill in", variant="primary", elem_id="fill", min_width=120)
+            with gr.Column(min_width=280):
+                picture = _picture("filled")
+                files = gr.File(label="picture.png, mask.png", file_count="multiple", height=150)
+                made = [picture, *_code(), files]
+        self._follow(editor, lambda run, can: None)
 
         def canvas(name: str, seed: int, label: str) -> dict[str, Any]:
-            image = studio.file(studio.canvas(name, int(seed), _label(label)))
+            image = self.studio.file(self.studio.canvas(name, int(seed), _class(label)))
             return {"background": image, "layers": [], "composite": image}
 
         def fill(name: str, drawing: dict[str, Any] | None, seed: int, label: str) -> Iterator[Any]:
             if not drawing or drawing["background"] is None:
                 raise gr.Error("there is no picture yet: draw one, or drop your own", print_exception=False)
             layers = [layer[..., 3] > 0 for layer in drawing["layers"]] or [np.zeros((1, 1), bool)]
-            picture = drawing["background"][..., :3]
-            work = studio.inpaint(name, picture, np.any(layers, 0), int(seed), _label(label))
-            for shown, shell, python in _said(studio, work):
-                files = [str(studio.folder / file) for file in ("picture.png", "mask.png")]
-                yield shown, shell, python, files
+            background = drawing["background"][..., :3]
+            pictures = self.studio.inpaint(name, background, np.any(layers, 0), int(seed), _class(label))
+            for shown in self._shown(pictures):
+                yield *shown, [str(self.studio.folder / file) for file in ("picture.png", "mask.png")]
+
+        start.click(_in_words(canvas), [self.run, seed, label], editor)
+        go.click(_in_words(fill), [self.run, editor, seed, label], made)
+
+    def _judge_tab(self) -> None:
+        gr.Markdown("Drop a picture: is it one of those that the model was trained on, and if not, where?")
+        with gr.Row():
+            with gr.Column(min_width=280):
+                dropped = gr.Image(
+                    label="Picture", type="numpy", sources=["upload", "clipboard"], elem_id="dropped"
+                )
+                n = gr.Slider(200, 1000, 200, step=100, label="Held-out images to compare it with")
+                go = gr.Button("Judge", variant="primary", elem_id="judge")
+            with gr.Column(min_width=280):
+                verdict = gr.Markdown(elem_id="verdict")
+                picture = _picture("judged", "As the model sees it, and where it is strange")
+                made = [verdict, picture, *_code()]
 
         def judge(name: str, picture: np.ndarray | None, n: int) -> tuple[Any, ...]:
             if picture is None:
                 raise gr.Error("drop a picture first", print_exception=False)
-            found, shown, made = studio.judge(name, picture, int(n))
-            return _verdict(found), studio.file(shown), made.shell, made.python
+            result, shown, code = self.studio.judge(name, picture, int(n))
+            return _verdict(result), self.studio.file(shown), *code
 
-        opens: dict[str, Any] = {"inputs": [run], "outputs": chosen, "fn": _told(opened)}
-        draw_it: dict[str, Any] = {"fn": _told(draw), "inputs": settings, "outputs": drawn}
-        blocks.load(**opens).then(**draw_it)
-        run.change(**opens).then(**draw_it)
-        draws["go"].click(**draw_it)
-        draws["seed"].submit(**draw_it)
-        draws["next"].click(lambda seed: int(seed) + 1, draws["seed"], draws["seed"]).then(**draw_it)
-        way_inputs = [run, ways["seed"], ways["label"], ways["last_seed"], ways["last_label"], ways["frames"]]
-        rest = [draws["sampler"], draws["prompt"], *numbers]
-        outputs = [ways["picture"], ways["shell"], ways["python"]]
-        ways["go"].click(_told(way), [*way_inputs, *rest], outputs)
-        start: dict[str, Any] = {"fn": _told(canvas), "inputs": [run, fills["seed"], fills["label"]]}
-        fills["start"].click(**start, outputs=fills["editor"])
-        outputs = [fills["picture"], fills["shell"], fills["python"], fills["files"]]
-        inputs = [run, fills["editor"], fills["seed"], fills["label"]]
-        fills["go"].click(_told(fill), inputs, outputs)
-        outputs = [judges["verdict"], judges["picture"], judges["shell"], judges["python"]]
-        judges["go"].click(_told(judge), [run, judges["input"], judges["n"]], outputs)
-        run.change(lambda: gr.update(selected="draw"), outputs=tabs)
-    return blocks
+        go.click(_in_words(judge), [self.run, dropped, n], made)
 
+    def _request(
+        self, name: str, n: int, seed: int, label: str, sampler: str | None, prompt: str, *numbers: float
+    ) -> Request:
+        """What the page asks for; parts that are hidden for this run have no say."""
+        can = self.studio.open(name)[1]
+        options: dict[str, Any] = {
+            key: value for key, value in zip(NUMBERS, numbers, strict=True) if key in can.numbers
+        }
+        if "steps" in options:
+            options["steps"] = int(options["steps"])
+        options |= {key: text for key, text in (("sampler", sampler), ("prompt", prompt)) if text}
+        return Request(name, int(n), int(seed or 0), _class(label) if can.classes else None, options)
 
-# ------------------------------------------------------------------------------------ values and words
+    def _shown(self, pictures: Iterator[Shown]) -> Iterator[tuple[str, str, str]]:
+        """The files of pictures with their code, which is empty until the last one."""
+        for picture, code in pictures:
+            yield self.studio.file(picture), *(code or Code("", ""))
 
 
-def _asked(
-    can: Controls,
-    name: str,
-    n: int,
-    seed: int,
-    label: str | None,
-    sampler: str | None,
-    prompt: str,
-    *numbers: float,
-) -> Asked:
-    """What the parts of the page say; those that are not shown for this run have no say."""
-    sliders = {key: v for key, v in zip(NUMBERS, numbers, strict=True) if key in can.numbers}
-    if "steps" in sliders:
-        sliders["steps"] = int(sliders["steps"])
-    options: dict[str, Any] = {**sliders, "sampler": sampler or None, "prompt": prompt or None}
-    given = {key: value for key, value in options.items() if value is not None}
-    return Asked(name, int(n), int(seed or 0), _label(label) if can.classes else None, given)
+# ---------------------------------------------------------------------------- parts, values and words
 
 
-def _label(text: str | None) -> str | None:
-    return None if text in (None, EACH) else text
+def _picture(name: str, label: str = "Images") -> gr.Image:
+    return gr.Image(
+        label=label,
+        interactive=False,
+        format="png",
+        buttons=["download", "fullscreen"],
+        elem_id=name,
+        elem_classes="pixels",
+        height=440,
+    )
 
 
-def _slider(can: Controls, option: str) -> Any:
-    """The slider of an option, hidden where the sampler does not take it."""
-    if option not in can.numbers:
-        return gr.update(visible=False)
-    value, (_, most, _) = can.numbers[option], RANGES[option]
-    return gr.update(visible=True, value=value, maximum=max(most, value))
+def _code() -> list[gr.Code]:
+    """The command line and the Python lines that make what is shown."""
+    look: dict[str, Any] = {"interactive": False, "lines": 1, "wrap_lines": True, "show_line_numbers": False}
+    with gr.Accordion("The same from the command line, and from Python"):
+        return [
+            gr.Code(language="shell", label="Command line", **look),
+            gr.Code(language="python", label="Python", **look),
+        ]
 
 
-def _labels(names: Sequence[str], place: int = 0) -> Any:
-    """The choice among classes, of which the one at a place is taken; hidden where there are none."""
-    return gr.update(visible=bool(names), choices=list(names), value=names[place] if names else None)
+def _class(text: str | None) -> str | None:
+    return None if text == EACH else text
 
 
 def _facts(run: Any) -> str:
-    """A line about a run."""
     channels, height, width = run.info.shape
     kind = "grey" if channels == 1 else "colour"
     size = sum(p.numel() for p in run.model.parameters())
@@ -173,49 +327,42 @@ def _facts(run: Any) -> str:
     )
 
 
-def _verdict(found: dict[str, Any]) -> str:
-    """What `gz ood --input` found of one picture, in words."""
-    (row,) = found["files"]
-    (score, value), n = next(iter(row["scores"].items())), found["compared"]["n"]
+def _verdict(result: dict[str, Any]) -> str:
+    """The result of `gz ood --input` for one picture, in words."""
+    (row,) = result["files"]
+    (score, value), n = next(iter(row["scores"].items())), result["compared"]["n"]
     said = "is **none of them**" if row["flagged"] else "could be **one of them**"
-    spread = f" ± {row['spread'][score]:.2g}" if found["seeds"] > 1 and value is not None else ""
+    spread = f" ± {row['spread'][score]:.2g}" if result["seeds"] > 1 and value is not None else ""
     measured = "not finite, beyond all of theirs" if value is None else f"{value:.4g}{spread}"
-    low = found["thresholds_low"][score]
+    low = result["thresholds_low"][score]
     below = f"below {low:.4g} or " if low is not None else ""
     return (
         f"### This picture {said}\n\n"
-        f"p = {row['p']:.3g}: of {n:,} held-out images of `{found['in']}`, {row['p'] * (n + 1) - 1:.0f} are "
-        f"at least as strange. Its `{score}` is {measured}; {below}above {found['threshold']:.4g} a "
-        f"picture is flagged, which {100 * found['fpr']:.3g} % of ordinary ones are."
+        f"p = {row['p']:.3g}: of {n:,} held-out images of `{result['in']}`, {row['p'] * (n + 1) - 1:.0f} are "
+        f"at least as strange. Its `{score}` is {measured}; {below}above {result['threshold']:.4g} a "
+        f"picture is flagged, which {100 * result['fpr']:.3g} % of ordinary ones are."
     )
 
 
-def _said(studio: Studio, shown: Iterator[Shown]) -> Iterator[tuple[str, str, str]]:
-    """Files of pictures with their code, which is empty until the last one."""
-    for picture, made in shown:
-        found = made or Code("", "")
-        yield studio.file(picture), found.shell, found.python
-
-
-def _told(function: Callable[..., Any]) -> Callable[..., Any]:
+def _in_words(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, whose errors the page shows in words."""
 
-    def words(e: GzError) -> gr.Error:
-        hint = f" — {e.hint}" if e.hint else ""
-        return gr.Error(f"{e.message}{hint}", print_exception=False)
+    @contextlib.contextmanager
+    def words() -> Iterator[None]:
+        try:
+            yield
+        except GzError as e:
+            hint = f" — {e.hint}" if e.hint else ""
+            raise gr.Error(f"{e.message}{hint}", print_exception=False) from e
 
     @functools.wraps(function)
     def streamed(*values: Any) -> Iterator[Any]:
-        try:
+        with words():
             yield from function(*values)
-        except GzError as e:
-            raise words(e) from e
 
     @functools.wraps(function)
     def plain(*values: Any) -> Any:
-        try:
+        with words():
             return function(*values)
-        except GzError as e:
-            raise words(e) from e
 
     return streamed if inspect.isgeneratorfunction(function) else plain

@@ -1,15 +1,17 @@
-"""What the page of `gz demo` does: each function takes what a person set and returns pictures, and the code
-that makes the same ones."""
+"""What `gz demo` does: the models to choose from, and for each request pictures with the code of them."""
 
 from __future__ import annotations
 
 import itertools
+import queue
+import shlex
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -21,188 +23,250 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Progress
 from gzcli.data.packs.batches import to_uint8
 from gzcli.data.sets.names import class_numbers
-from gzcli.demo import code
-from gzcli.demo.choices import Controls, controls
-from gzcli.demo.code import Code
-from gzcli.demo.watch import watched
 from gzcli.engine.sheets import grid
 from gzcli.judge.sample import shown_pictures
+from gzcli.models.catalog import card_of
+from gzcli.models.labelled import Labelled
+from gzcli.recipe.kinds import literals
+from gzcli.store import pretrained, runs
 from gzcli.store.png import save_png
+from gzcli.store.run_folder import Run as StoredRun
 
+OPENS = "cfm"  # of the models that come with gz the one that draws best
+NUMBERS = ("steps", "guidance", "temperature")  # options that have a slider, where the sampler takes them
 WIDE = 900  # pixels to which pictures are enlarged
+MOST = 48  # states that are shown of one sampling
+PAUSE = 0.05  # seconds from one state to the next, at least: a fast sampler would be over before one sees it
+
+
+class Code(NamedTuple):
+    """What makes the pictures on the page: lines for a shell, and lines of Python."""
+
+    shell: str
+    python: str
+
+
 Shown = tuple[np.ndarray, Code | None]  # a picture [H, W, C] uint8, and the code once it is the last one
+Work = Callable[[Progress], np.ndarray]  # draws images and calls progress(i, n, x) at every step
+
+
+# ---------------------------------------------------------------------------- the models to choose from
+
+
+class Choice(NamedTuple):
+    """A model that can be chosen."""
+
+    name: str  # as `gz sample` and `gzcli.load` take it
+    title: str  # as a person reads it
+
+
+def choices(named: Sequence[StoredRun] = ()) -> list[Choice]:
+    """The choices in the order of the menu: the runs that were named, else every run of the store that has
+    weights, newest first, and then the models that come with gz."""
+    chosen = named or [run for run in runs.all_runs() if run.weights is not None]
+    shipped = (
+        ()
+        if named
+        else sorted(pretrained.every(), key=lambda one: (*pretrained.FIRST, one.data).index(one.data))
+    )
+    of_runs = [Choice(_name(run), _title(run)) for run in chosen]
+    return of_runs + [
+        Choice(pretrained.PREFIX + one.name, f"{one.model} on {one.data}, comes with gz") for one in shipped
+    ]
+
+
+def opening(choices: Sequence[Choice]) -> str:
+    """The name of the choice that the page opens with: a model that comes with gz, where one is offered. The
+    newest run may have trained for three steps, and draw noise."""
+    best = pretrained.PREFIX + pretrained.file_of(pretrained.PREFIX + OPENS).stem
+    return best if any(choice.name == best for choice in choices) else choices[0].name
+
+
+def _name(run: StoredRun) -> str:
+    """The run's id; of a run outside the store its origin or its folder."""
+    return run.id if runs.by_name(run.id) else str(run.status().get("from") or run.path)
+
+
+def _title(run: StoredRun) -> str:
+    status = run.serving.status()
+    step = f", {status['step']:,} steps" if status.get("step") else ""
+    return f"{run.alias or run.model} on {run.data}{step} ({run.id.rsplit('-', 1)[-1]})"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is asked of a sampler.
+class Controls:
+    """What the page offers for a run, by the signatures of its model and the values of its recipe."""
 
-    run: name of the run.
-    n: number of images.
-    seed: of the noise.
-    label: name of their class; None: each in turn.
-    options: keywords of the model's `sample`.
-    """
+    classes: tuple[str, ...]  # that can be asked for; () without
+    numbers: Mapping[str, float]  # the options of NUMBERS that the sampler takes, with the recipe's values
+    samplers: tuple[str, ...]  # () where there is only one
+    sampler: str | None  # that of the recipe
+    prompts: bool  # whether it draws what a text says
+    way: bool  # whether it goes from image to image
+    inpaints: bool
+    maps: bool  # whether it shows where a picture is anomalous
+    scores: bool  # whether it judges pictures at all
+
+
+def controls(run: Run) -> Controls:
+    part, model = run.trained.part, run.model
+    card = card_of(run.trained.run, part.model)
+    values: dict[str, Any] = {name: param.default for name, param in card.sample.items()} | dict(part.sample)
+    guided = isinstance(model, Labelled) and model.labelled and model.label_dropout > 0
+    if isinstance(model, Labelled):
+        values["guidance"] = model.strength(values.get("guidance"))
+    numbers = [name for name in NUMBERS if isinstance(values.get(name), int | float)]
+    return Controls(
+        classes=run.info.classes if model.conditional else (),
+        numbers={name: values[name] for name in numbers if name != "guidance" or guided},
+        samplers=tuple(literals(card.sample["sampler"].annotation)) if "sampler" in card.sample else (),
+        sampler=values.get("sampler"),
+        prompts="prompt" in card.can,
+        way="frames" in card.do.get("interpolate", ()),
+        inpaints="inpaint" in card.masked,
+        maps="map" in card.can,
+        scores="ood" in card.can and run.trained.space is None,
+    )
+
+
+# ---------------------------------------------------------------------------- pictures
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person set for a drawing."""
 
     run: str
     n: int = 16
     seed: int = 0
-    label: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    label: str | None = None  # name of the images' class; None: each class in turn
+    options: Mapping[str, Any] = field(default_factory=dict)  # keywords of the model's `sample`
 
 
 class Studio:
-    """The run that is on the page. It is loaded once; one thing is done at a time.
+    """The run that is on the page: it is loaded once, and does one thing at a time. Its `folder` is removed
+    with it, or when the program ends."""
 
-    device: as torch names it; None: a GPU if there is one.
-
-    Its `folder` goes with it, or when the program ends.
-    """
-
-    def __init__(self, device: str | None = None):
-        self.device = device
-        self._held = tempfile.TemporaryDirectory(prefix="gz-demo-", ignore_cleanup_errors=True)
-        self.folder = Path(self._held.name)
+    def __init__(self) -> None:
+        self._temporary = tempfile.TemporaryDirectory(prefix="gz-demo-", ignore_cleanup_errors=True)
+        self.folder = Path(self._temporary.name)
         self.shown = self.folder / "shown"  # what the page shows: none of its files is written twice
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._open: tuple[str, Run, Controls] | None = None
-        self._judged = 0
 
     def open(self, name: str) -> tuple[Run, Controls]:
-        """A run, and what the page shows for it."""
+        """A run, and what the page offers for it."""
         with self._lock:
             if self._open is None or self._open[0] != name:
-                run = functions.load(name, device=self.device)
+                run = functions.load(name)
                 self._open = name, run, controls(run)
             return self._open[1:]
 
-    def draw(self, asked: Asked) -> Iterator[Shown]:
-        """Samples, as they become."""
-        run, _ = self.open(asked.run)
-        number, options = self._number(run, asked.label), self._changed(asked)
+    def draw(self, request: Request) -> Iterator[Shown]:
+        """Samples, and before them the states of the sampler."""
+        run, _ = self.open(request.run)
+        labels, options = _labels(run, request.label), self._changed(request)
 
         def work(progress: Progress) -> np.ndarray:
-            labels = None if number is None else [number]
-            with self._lock:
-                return run.sample(asked.n, seed=asked.seed, labels=labels, progress=progress, **options)
+            return run.sample(request.n, seed=request.seed, labels=labels, progress=progress, **options)
 
-        made = code.drawing(asked.run, asked.n, asked.seed, asked.label, number, options)
-        yield from self._shown(run, work, made, asked.n)
+        yield from self._pictures(run, work, drawing(request, labels, options), request.n)
 
-    def between(self, first: Asked, last: Asked, frames: int) -> Iterator[Shown]:
+    def between(self, first: Request, last: Request, frames: int) -> Iterator[Shown]:
         """The way from an image of one seed to that of another."""
         run, can = self.open(first.run)
         if not can.way:
             raise UsageError(f"`{run.trained.name}` does not go from image to image")
         options = self._changed(first)
-        ends = [(asked.seed, asked.label, self._number(run, asked.label)) for asked in (first, last)]
+        ends = [(end, _labels(run, end.label)) for end in (first, last)]
 
         def work(progress: Progress) -> np.ndarray:
-            with self._lock:
-                images = [
-                    run.sample(1, seed=seed, labels=None if number is None else [number], **options)
-                    for seed, _, number in ends
-                ]
-                return run.do("interpolate", np.concatenate(images), progress=progress, frames=frames)
+            images = [run.sample(1, seed=end.seed, labels=labels, **options) for end, labels in ends]
+            return run.do("interpolate", np.concatenate(images), progress=progress, frames=frames)
 
-        made = code.between(first.run, ends, frames, options)
-        yield from self._shown(run, work, made, frames, whole=True)
+        yield from self._pictures(run, work, interpolating(ends, frames, options), frames, frames)
 
     def canvas(self, name: str, seed: int, label: str | None) -> np.ndarray:
         """A sample large enough to paint on, [H, W, 3]."""
         run, _ = self.open(name)
-        number = self._number(run, label)
         with self._lock:
-            image = run.sample(1, seed=seed, labels=None if number is None else [number])
+            image = run.sample(1, seed=seed, labels=_labels(run, label))
         large = enlarged(image[0].transpose(1, 2, 0), 480)
         return large.repeat(3, 2) if large.shape[2] == 1 else large
 
     def inpaint(
         self, name: str, picture: np.ndarray, painted: np.ndarray, seed: int, label: str | None
     ) -> Iterator[Shown]:
-        """A picture with what was painted over filled in.
-
-        picture: uint8 [H, W, C] of any size, which is brought to that of the run's images.
-        painted: where the brush was, bool [H, W].
-        """
+        """A picture, uint8 [H, W, C] of any size, with what was painted over, bool [H, W], filled in."""
         run, can = self.open(name)
         if not can.inpaints:
             raise UsageError(f"`{run.trained.name}` does not inpaint")
         if not painted.any():
             raise UsageError("nothing is painted over", hint="mark with the brush what is to be filled in")
-        number, place = self._number(run, label), self.folder
-        channels = run.info.shape[0]
-        image = self._sized(run, picture, channels)
+        labels = _labels(run, label)
+        image = self._sized(run, picture, run.info.shape[0])
         mask = self._sized(run, np.where(painted, 0, 255).astype(np.uint8), 1) > 127
-        save_png(place / "picture.png", image[0].transpose(1, 2, 0))
-        save_png(place / "mask.png", (mask[0] * np.uint8(255)).transpose(1, 2, 0))
+        save_png(self.folder / "picture.png", image[0].transpose(1, 2, 0))
+        save_png(self.folder / "mask.png", (mask[0] * np.uint8(255)).transpose(1, 2, 0))
 
         def work(progress: Progress) -> np.ndarray:
-            given: dict[str, Any] = {} if number is None else {"labels": [number]}
-            with self._lock:
-                return run.do("inpaint", image, mask=mask[0, 0], seed=seed, progress=progress, **given)
+            conditions = {} if labels is None else {"labels": labels}
+            return run.do("inpaint", image, mask=mask[0, 0], seed=seed, progress=progress, **conditions)
 
-        yield from self._shown(run, work, code.inpainting(name, seed, label, number), 1)
+        yield from self._pictures(run, work, inpainting(name, seed, label, labels), 1)
 
     def judge(self, name: str, picture: np.ndarray, n: int) -> tuple[dict[str, Any], np.ndarray, Code]:
-        """Whether a picture is none of the run's set: what `gz ood --input` finds of it; the picture as the
-        model sees it and, where the model has one, beside it the map [H, W, 3]; and the code.
+        """Whether a picture, uint8 [H, W, C], belongs to the run's set, compared with n held-out images.
 
-        picture: uint8 [H, W, C].
-        n: held-out images that it is compared with.
+        Returns the result of `gz ood --input`; the picture as the model sees it, beside the map of the model
+        if it has one, [H, W, 3]; and the code.
         """
         run, can = self.open(name)
         if not can.scores:
             raise UsageError(f"`{run.trained.name}` does not score pictures")
         with self._lock:
-            self._judged += 1
-            place = self.folder / f"judged-{self._judged}"
+            place = Path(tempfile.mkdtemp(prefix="judged-", dir=self.folder))
             save_png(place / "picture.png", picture)
-            found = run.judge(place / "picture.png", n=n, maps=can.maps, folder=place)
+            result = run.judge(place / "picture.png", n=n, maps=can.maps, folder=place)
             seen = shown_pictures(run.trained, place / "picture.png", run.info.shape[0], 1)
         pictures = [seen.repeat(3, 1) if seen.shape[1] == 1 else seen]
-        for path in (found["outputs"].get("maps") or {}).values():
+        for path in (result["outputs"].get("maps") or {}).values():
             pictures.append(np.asarray(Image.open(path)).transpose(2, 0, 1)[None])
-        return found, sheet(np.concatenate(pictures), len(pictures)), code.judging(name, n, can.maps)
+        return result, sheet(np.concatenate(pictures), len(pictures)), judging(name, n, can.maps)
 
     def file(self, picture: np.ndarray) -> str:
-        """The path of a picture [H, W, C], in a file of its own: the browser may still be reading that of an
-        equal one."""
+        """The path of a picture [H, W, C], in a file of its own: the browser may still be reading the file of
+        an equal picture."""
         path = self.shown / f"{next(self._numbers):06}.png"
         save_png(path, picture)
         return str(path)
 
-    # ------------------------------------------------------------------------------------------ helpers
+    def _pictures(
+        self, run: Run, work: Work, code: Code, n: int, columns: int | None = None
+    ) -> Iterator[Shown]:
+        """Pictures of the states of `work` without code, those that hold n images, and of its result with
+        it."""
 
-    def _shown(self, run: Run, work: Any, made: Code, n: int, whole: bool = False) -> Iterator[Shown]:
-        """The pictures of what `work` makes of n images: states without code, then the result with it.
-
-        whole: whether they stand in one row; states of others than n images are left out.
-        """
-
-        def images(x: Tensor) -> np.ndarray:
-            return to_uint8(run.trained.shown(x)).cpu().numpy()
+        def locked(progress: Progress) -> np.ndarray:
+            with self._lock:
+                return work(progress)
 
         last: np.ndarray | None = None
-        for last in watched(work, images):
+        for last in watched(locked, lambda x: to_uint8(run.trained.shown(x)).cpu().numpy()):
             if len(last) == n:
-                yield sheet(last, n if whole else None), None
+                yield sheet(last, columns), None
         assert last is not None
-        yield sheet(last, n if whole else None), made
+        yield sheet(last, columns), code
 
-    @staticmethod
-    def _number(run: Run, label: str | None) -> int | None:
-        return None if label is None else class_numbers(label, run.info.classes)[0]
-
-    def _changed(self, asked: Asked) -> dict[str, Any]:
+    def _changed(self, request: Request) -> dict[str, Any]:
         """The options that differ from the values of the recipe."""
-        _, can = self.open(asked.run)
+        _, can = self.open(request.run)
         values = {**can.numbers, "sampler": can.sampler, "prompt": None}
-        return {key: v for key, v in asked.options.items() if v != values.get(key)}
+        return {key: value for key, value in request.options.items() if value != values.get(key)}
 
     def _sized(self, run: Run, picture: np.ndarray, channels: int) -> np.ndarray:
-        """A picture as the run's images are, uint8 [1, channels, H, W]; of an enlarged image that image."""
+        """A picture as the run's images are, uint8 [1, channels, H, W]; an enlarged image at its own size."""
         picture = np.atleast_3d(picture)
         scale = max(1, picture.shape[0] // run.info.shape[1])
         small = picture[::scale, ::scale]
@@ -215,11 +279,42 @@ class Studio:
         return shown_pictures(run.trained, path, channels, 1)
 
 
-def sheet(images: np.ndarray, columns: int | None = None) -> np.ndarray:
-    """Images uint8 [N, C, H, W] as one picture [H', W', C] that fills the page; one image by itself.
+def watched(work: Work, shown: Callable[[Tensor], np.ndarray]) -> Iterator[np.ndarray]:
+    """The states of `work`, which runs in a thread, as images uint8 [n, C, H, W], at most MOST; then its
+    result. Raises what `work` raises."""
+    states: queue.Queue[np.ndarray | BaseException | None] = queue.Queue()
+    result: list[np.ndarray] = []
+    seen = -1
 
-    columns: number of images in a row; None: about as many as make the picture square.
-    """
+    def progress(i: float, n: float, x: Tensor | None = None) -> None:
+        nonlocal seen
+        if x is not None and int(MOST * i / n) > seen:
+            seen = int(MOST * i / n)
+            states.put(shown(x))
+
+    def run() -> None:
+        try:
+            result.append(work(progress))
+            states.put(None)
+        except BaseException as e:
+            states.put(e)
+
+    threading.Thread(target=run, daemon=True).start()
+    while (state := states.get()) is not None:
+        if isinstance(state, BaseException):
+            raise state
+        yield state
+        time.sleep(PAUSE)
+    yield result[0]
+
+
+def _labels(run: Run, label: str | None) -> list[int] | None:
+    return None if label is None else [class_numbers(label, run.info.classes)[0]]
+
+
+def sheet(images: np.ndarray, columns: int | None = None) -> np.ndarray:
+    """Images uint8 [N, C, H, W] as one picture [H', W', C] that fills the page, in about a square unless the
+    number of columns is given; one image by itself."""
     return enlarged(images[0].transpose(1, 2, 0) if len(images) == 1 else grid(images, columns), WIDE)
 
 
@@ -227,3 +322,70 @@ def enlarged(picture: np.ndarray, least: int) -> np.ndarray:
     """A picture [H, W, C] by the whole number that brings its width to `least` pixels, about."""
     scale = max(1, least // picture.shape[1])
     return picture.repeat(scale, 0).repeat(scale, 1)
+
+
+# ---------------------------------------------------------------------------- code
+
+
+def drawing(request: Request, labels: list[int] | None, options: Mapping[str, Any]) -> Code:
+    """The code of samples, with the options that differ from the recipe's."""
+    flags = {"-n": request.n} | _flags(request, options)
+    call = f"images = {_call(request.n, request.seed, labels, options)}"
+    return Code(_line("gz sample", request.run, flags), _python(request.run, [call]))
+
+
+def interpolating(
+    ends: Sequence[tuple[Request, list[int] | None]], frames: int, options: Mapping[str, Any]
+) -> Code:
+    """The code of the way between two images, each with the numbers of its labels."""
+    name, shell = ends[0][0].run, ["mkdir ends"]
+    for place, (end, _) in zip("ab", ends, strict=True):
+        shell.append(_line("gz sample", name, {"-n": 1, "--out": place} | _flags(end, options)))
+        shell.append(f"cp {place}/images/000000.png ends/{place}.png")
+    shell.append(_line("gz sample", name, {"--do": "interpolate", "--input": "ends", "--frames": frames}))
+    calls = ", ".join(_call(1, end.seed, labels, options) for end, labels in ends)
+    lines = [f"ends = np.concatenate([{calls}])", f'images = run.do("interpolate", ends, frames={frames})']
+    return Code("\n".join(shell), _python(name, lines, "import numpy as np\n\nimport gzcli"))
+
+
+def inpainting(name: str, seed: int, label: str | None, labels: list[int] | None) -> Code:
+    """The code that fills in `picture.png` where `mask.png` is black."""
+    flags = {"--do": "inpaint", "--input": "picture.png", "--mask": "mask.png"}
+    more = "" if labels is None else f", labels={labels}"
+    lines = [
+        'picture = np.atleast_3d(Image.open("picture.png")).transpose(2, 0, 1)[None]',
+        'mask = np.asarray(Image.open("mask.png")) > 127',
+        f'images = run.do("inpaint", picture, mask=mask, seed={seed}{more})',
+    ]
+    imports = "import numpy as np\nfrom PIL import Image\n\nimport gzcli"
+    shell = _line("gz sample", name, flags | _flags(Request(name, 1, seed, label), {}))
+    return Code(shell, _python(name, lines, imports))
+
+
+def judging(name: str, n: int, maps: bool) -> Code:
+    """The code that compares `picture.png` with n held-out images."""
+    shell = _line("gz ood", name, {"--input": "picture.png", "-n": n}) + (" --map" if maps else "")
+    return Code(shell, _python(name, [f'result = run.judge("picture.png", n={n}, maps={maps})']))
+
+
+def _line(verb: str, name: str, flags: Mapping[str, Any]) -> str:
+    """A command line; flags whose value is None are left out."""
+    words = [f"{flag} {shlex.quote(str(value))}" for flag, value in flags.items() if value is not None]
+    return " ".join([verb, shlex.quote(name), *words])
+
+
+def _flags(request: Request, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of a drawing; a class with a comma in its name is quoted, as `--label` takes a list."""
+    label = f'"{request.label}"' if request.label and "," in request.label else request.label
+    flags = {f"--{key.replace('_', '-')}": value for key, value in options.items()}
+    return {"--seed": request.seed, "--label": label, "--prompt": None, **flags}
+
+
+def _call(n: int, seed: int, labels: list[int] | None, options: Mapping[str, Any]) -> str:
+    """The call of `Run.sample`."""
+    words = [str(n), f"seed={seed}", *([] if labels is None else [f"labels={labels}"])]
+    return f"run.sample({', '.join([*words, *(f'{key}={value!r}' for key, value in options.items())])})"
+
+
+def _python(name: str, lines: Sequence[str], imports: str = "import gzcli") -> str:
+    return "\n".join([imports, "", f"run = gzcli.load({name!r})", *lines])

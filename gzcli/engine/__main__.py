@@ -39,7 +39,7 @@ from gzcli.engine.accelerator import accelerate, prepare_torch
 from gzcli.engine.cadence import KEPT, LEAST, count_steps
 from gzcli.engine.compiled import compiles
 from gzcli.engine.log import Log
-from gzcli.launch.run_folder import write_train
+from gzcli.launch.plan import write_train
 from gzcli.store import claims, files, png
 from gzcli.store.metrics import metric_lines
 from gzcli.store.runs import Run
@@ -143,7 +143,7 @@ def explain(e: BaseException) -> GzError:
         return DeviceError(f"torch cannot use this GPU: {first_line(e)}", hint=INSTALL)
     if error := system_error(e):
         return error
-    if "timed out" in str(e).lower() and (silent := ranks.silent()):
+    if "timed out" in str(e).lower() and (silent := ranks.unresponsive()):
         named = ", ".join(f"rank {rank} (process {pid})" for rank, pid in silent.items())
         return DeviceError(f"{named} does not answer", hint="`launch.timeout` says for how long others wait")
     return GzError(
@@ -270,7 +270,7 @@ def work(run: Run, job: jobs.Job, log: Log) -> None:
         torch.set_num_threads(job.launch.threads)
     fast_kernels()
     streams.change_spinner("loading the model")
-    png.made_by(**jobs.told(job))
+    png.made_by(**jobs.facts(job))
     verb = importlib.import_module(f"gzcli.{VERBS[job.verb]}")
     result = verb.run(job, run.path, device, log)
     if state is None or state.is_main_process:

@@ -40,7 +40,7 @@ def accelerate(part: Part) -> Accelerator:
     from accelerate.utils import InitProcessGroupKwargs
 
     AcceleratorState._reset_state()
-    ranks.meet_again(devices.training_kind(part.launch))
+    ranks.rejoin(devices.training_kind(part.launch))
     patience = InitProcessGroupKwargs(timeout=timedelta(minutes=part.launch.timeout))
     mixed = precision(part).replace("fp32", "no")  # accelerate's name
     return Accelerator(mixed_precision=mixed, cpu=part.launch.cpu, kwargs_handlers=[patience])

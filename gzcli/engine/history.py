@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gzcli.core import ranks
 from gzcli.core.errors import DivergedError, MissingError, first_line
-from gzcli.core.measured import beside
+from gzcli.core.measured import reference_at
 from gzcli.core.parts import Part
 from gzcli.core.sections import LaunchSection
 from gzcli.engine.log import Log, TrainBar
@@ -111,7 +111,7 @@ class History:
         owner = self.run.owner
         if not has_shipped_loss(owner):
             return None
-        return beside(owner.model, owner.data, part.scale, part.stage, step, metric)
+        return reference_at(owner.model, owner.data, part.scale, part.stage, step, metric)
 
     def show_picture(self, step: int, path: Path) -> None:
         """Sends the picture of a step to the trackers."""

@@ -87,7 +87,7 @@ def wrapped(
     if is_shared_out(part):
         # of accelerate's preparation only autocast: its own wrapping would take the optimizers too
         accelerator.prepare_model(step, device_placement=False, evaluation_mode=True)
-        ranks.share_out(step, blocks_of(model), accelerator.device)
+        ranks.shard(step, blocks_of(model), accelerator.device)
         return step
     accelerator.ddp_handler = ddp(every_parameter=first is not None and trains_all(model, first))
     with warnings.catch_warnings():

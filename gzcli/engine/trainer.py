@@ -29,7 +29,7 @@ from gzcli.engine.state import State
 from gzcli.engine.step import is_shared_out, speed_of, twin, wrapped
 from gzcli.engine.trained import Trained, build_model, built_on, placed, stages_for
 from gzcli.engine.validate import best_metric, collapsed, validate
-from gzcli.launch.run_folder import write_train
+from gzcli.launch.plan import write_train
 from gzcli.metrics.features import LeNetFeatures, lenet
 from gzcli.models.base import Phase
 from gzcli.models.catalog import OUTSIDE, card_of

@@ -163,7 +163,7 @@ def sample(
 ) -> tuple[np.ndarray, float, Path]:
     """n samples uint8 [n, C, H, W], the seconds that they took, and their file in `folder`, whose name is a
     hash of all that they depend on."""
-    weights = trained.run.path / "model.safetensors"
+    weights = trained.run.model_file
     stamp = weights.stat().st_mtime_ns if weights.exists() else 0
     options: dict[str, Any] = dict(trained.part.sample)
     owner, device = trained.run.owner.id, trained.device.type

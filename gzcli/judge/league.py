@@ -22,8 +22,7 @@ from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.launch import forecast, launcher, requirements
 from gzcli.launch import plan as planning
 from gzcli.launch.launcher import Plan
-from gzcli.launch.plan import Asked
-from gzcli.launch.run_folder import fingerprint
+from gzcli.launch.plan import Request, Start, fingerprint
 from gzcli.metrics import standings
 from gzcli.models import catalog
 from gzcli.recipe.recipe import Recipe
@@ -66,7 +65,7 @@ class Entry:
 
     model: str  # name of the model, or of the recipe's file
     seed: int
-    asked: Asked  # what is asked of the trainer
+    asked: Request  # what is asked of the trainer
     recipe: Recipe  # the recipe with what its data set decides
     plan: Plan
 
@@ -86,8 +85,8 @@ class Entry:
         if run and run.state == "diverged":
             message = (run.status().get("error") or {}).get("message", "the loss is not finite")
             raise DivergedError(message, hint=f"`gz runs remove {run.id}` lets it be tried again")
-        recipe = planning.ready(self.asked, run, None, self.plan.processes) if run else self.recipe
-        return planning.start(self.asked, recipe, self.plan, run, say=say)
+        start = Start(self.asked, self.plan, run)
+        return start.train(start.recipe() if run else self.recipe, say=say)
 
 
 def entries_of(
@@ -137,7 +136,7 @@ def entry_of(name: str, label: str, seed: int, terms: Terms, *, say: Say, progre
             for part, share in shares
         ]
         asked = planning.ask(name, terms.data, sets, flags)
-    recipe = planning.ready(asked, None, None, plan.processes, say=say, progress=progress)
+    recipe = Start(asked, plan).recipe(say=say, progress=progress)
     return Entry(label, seed, asked, recipe, plan)
 
 

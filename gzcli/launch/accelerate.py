@@ -7,13 +7,7 @@ under another name.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from gzcli.core.errors import UsageError
-from gzcli.store import files
-
-if TYPE_CHECKING:
-    from gzcli.store.runs import Run
 
 ALLOWED = {  # option → whether a value follows
     "--debug": False,
@@ -58,11 +52,8 @@ SHARDED = (
 
 
 def check(words: list[str]) -> list[str]:
-    """The words as accelerate gets them.
-
-    Raises UsageError for an option that is not allowed, and for a word that is no option: accelerate would
-    take it for the program to start.
-    """
+    """The words as accelerate gets them. Raises UsageError for an option that is not allowed, and for a
+    word that is no option, which accelerate would take for the program to start."""
     checked, rest = [], iter(words)
     for word in rest:
         name, equals, value = word.partition("=")
@@ -79,12 +70,6 @@ def check(words: list[str]) -> list[str]:
             raise UsageError(f"`{name}` needs a value", hint="`accelerate launch --help` tells which")
         checked += [name, value]
     return checked
-
-
-def previous_words(run: Run) -> list[str]:
-    """The words after `--` when this run was last started, as `env.json` records them."""
-    words = files.read_object(run.environment_file).get("command", [])
-    return words[words.index("--") + 1 :] if "--" in words else []
 
 
 def _refusal(word: str, name: str) -> UsageError:

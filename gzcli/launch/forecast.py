@@ -31,6 +31,7 @@ from gzcli.recipe.recipe import Recipe
 from gzcli.store import files, runs
 from gzcli.store.files import part_path, sweep
 from gzcli.store.paths import cache_dir
+from gzcli.store.run_folder import Run
 
 WEEK = 7 * 86_400  # seconds after which a plan asks before it starts
 PAUSES = 0.1  # share of the time that pictures, validation and checkpoints take; `--minutes` counts so too
@@ -135,7 +136,7 @@ def fill(
     open_rows = [row for row in rows if not row["result"] or (row["timed"] and not row["result"]["timed"])]
     if not open_rows:
         return
-    for row, result in zip(open_rows, measure(TrialJob(tuple(open_rows), shape, launch)), strict=True):
+    for row, result in zip(open_rows, measure(TrialJob(tuple(open_rows), shape, launch=launch)), strict=True):
         row["result"] = dict(result)
         if result["params"] is not None:
             cache_dir("costs").mkdir(parents=True, exist_ok=True)
@@ -207,7 +208,7 @@ def measured(job: TrialJob, say: Say) -> Sequence[Mapping[str, Any]]:
                 if received:  # whatever the engine made of it: what is planned must not start
                     number = received[0]
                     raise Interrupted(f"stopped by {signals.name_of(number)}", signum=number)
-        return files.read_json(folder / "result.json")["parts"]
+        return files.read_json(Run(folder).result_file)["parts"]
     except Interrupted:
         raise
     except GzError as error:

@@ -20,8 +20,6 @@ from gzcli.core.units import as_size
 from gzcli.models import catalog
 from gzcli.recipe.yaml import dump
 from gzcli.store import bundle, files, hub, pretrained, runs
-from gzcli.store.files import safetensors_header, sweep
-from gzcli.store.hub import at_hand, is_id
 from gzcli.store.paths import cache_dir, is_name
 from gzcli.store.run_folder import Run
 
@@ -29,13 +27,8 @@ SUFFIX = ".safetensors"
 
 
 def find_run(ref: str, *, data: str | None = None) -> Run:
-    """The run that a text means, as `runs.find` has it, or the run of a file.
-
-    ref: id, alias or path of a run, name of a model, path of a file, `hf://OWNER/NAME`, `pretrained:MODEL`.
-    data: key of the data set of a model's run; None: any.
-
-    Raises UsageError and MissingError.
-    """
+    """The run of a file, of `hf://OWNER/NAME` or of `pretrained:MODEL`, else what `runs.find` means by the
+    text."""
     if hub.is_address(ref):
         return run_of(hub.fetched(ref), source=ref)
     if pretrained.is_name(ref):
@@ -54,11 +47,10 @@ def is_weights(ref: str) -> bool:
 
 
 def run_of(file: Path, *, source: str | None = None) -> Run:
-    """The run of a weights file: the one whose folder it lies in, else one of its own in the cache.
+    """The run of a weights file: the one whose folder it lies in, else one of its own in the cache. Raises
+    MissingError for a file that is not by gz, or that is built on weights of other files.
 
     source: where the file comes from, as `find_run` takes it; None: from the user's disk.
-
-    Raises MissingError for a file that is not by gz, or that is built on weights of other files.
     """
     on_hub = source is not None and hub.is_address(source)  # where each file is called alike
     stem = hub.name_of(str(source)).rpartition("/")[2] if on_hub else file.stem
@@ -72,32 +64,29 @@ def run_of(file: Path, *, source: str | None = None) -> Run:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     if not folder.exists():
-        sweep(folder.parent)
+        files.sweep(folder.parent)
         with files.new_dir(folder) as part:
             write(file, part, source=source)
     return Run(folder)
 
 
 def write(file: Path, folder: Path, *, source: str | None, **status: Any) -> None:
-    """Makes a folder the run of a file. Errors as of `run_of`.
-
-    status: further keys of the run's `status.json`.
-    """
+    """Makes a folder the run of a file, with further keys of its `status.json`."""
     file = file.resolve()  # the hub's cache holds links
     texts, run = metadata(file), Run(folder)
     try:
         tree, parts = json.loads(texts["recipe"]), bundle.parts(texts)
-        trees = {name: json.loads(own["recipe"]) for name, own in parts.items()} or {bundle.MAIN: tree}
+        trees = {name: json.loads(part["recipe"]) for name, part in parts.items()} or {bundle.MAIN: tree}
         _check(file, texts, trees)
         if parts:
             bundle.unpack(file, parts, folder)
         else:
             files.link_or_copy(file, run.model_file)
-        for name, own in trees.items():
+        for name, part in trees.items():
             place = Run(bundle.place_of(name, folder))
-            place.recipe_file.write_text(dump(own), encoding="utf-8")
+            place.recipe_file.write_text(dump(part), encoding="utf-8")
             step = int(parts.get(name, texts)["step"])
-            facts = {"model": own["model"]["name"], "data": own["data"]["name"]}
+            facts = {"model": part["model"]["name"], "data": part["data"]["name"]}
             files.write_json(place.status_file, {"state": "finished", "step": step, **facts})
         card = json.loads(texts.get("card") or "{}")
         files.write_json(run.card_file, card)
@@ -106,15 +95,10 @@ def write(file: Path, folder: Path, *, source: str | None, **status: Any) -> Non
         run.recipe_file.write_text(dump(tree), encoding="utf-8")
         size = as_size(*DataInfo.of(json.loads(texts["data"])).shape[1:])
         model = str(card.get("model") or next(reversed(trees.values()))["model"]["name"])
-        facts = {
-            "state": "finished",
-            "step": int(texts["step"]),
-            "model": model,
-            "size": size,
-            "from": source,
-        }
-        told = (files.read_json(run.status_file) or {}) | {"data": _key(tree["data"]["name"])}
-        files.write_json(run.status_file, told | facts | status)
+        data = tree["data"]["name"]  # of a stranger; the last part of a path
+        facts = {"data": data if is_name(data) else Path(data).stem or "?", "model": model, "size": size}
+        facts |= {"state": "finished", "step": int(texts["step"]), "from": source}
+        files.write_json(run.status_file, (files.read_json(run.status_file) or {}) | facts | status)
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError) as e:
         raise MissingError(
             f"`{file}` is damaged, or of a later version of gz ({type(e).__name__}: {e})",
@@ -122,14 +106,9 @@ def write(file: Path, folder: Path, *, source: str | None, **status: Any) -> Non
         ) from e
 
 
-def _key(data: str) -> str:
-    """The key of the data set that a stranger's recipe names; the last part of a path."""
-    return data if is_name(data) else Path(data).stem or "?"
-
-
 def _check(file: Path, texts: Mapping[str, str], trees: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises MissingError for a file that needs what is not at hand: a run's other stages, a model's program,
-    or weights on the hub, which a stranger's file does not make gz fetch."""
+    """Raises MissingError for a file that needs what is not at hand: other stages of a run, a model's
+    program, or weights on the hub, which gz does not fetch for a stranger's file."""
     if stages := json.loads(texts.get("built_on") or "{}") or json.loads(texts["recipe"]).get("built_on"):
         named = ", ".join(f"`{stage}`" for stage in stages)
         raise MissingError(
@@ -145,11 +124,11 @@ def _check(file: Path, texts: Mapping[str, str], trees: Mapping[str, Mapping[str
                 f"`{file}` is of a model from outside, `{name}`, whose file is not at hand",
                 hint="put the model's file into a folder that `GZ_MODELS` names",
             ) from e
-        wanted = {"model.base": tree["model"].get("base")}
+        weights = {"model.base": tree["model"].get("base")}
         if bundle.LATENT not in trees:
-            wanted["data.latent"] = tree["data"].get("latent")
-        for key, ref in wanted.items():
-            if ref and is_id(ref) and not at_hand(ref) and runs.by_name(ref) is None:
+            weights["data.latent"] = tree["data"].get("latent")
+        for key, ref in weights.items():
+            if ref and hub.is_id(ref) and not hub.at_hand(ref) and runs.by_name(ref) is None:
                 raise MissingError(
                     f"`{file}` needs the weights of `{ref}` (`{key}`), which gz does not fetch for a file",
                     hint=f"if you trust them: hf download {ref}",
@@ -159,7 +138,7 @@ def _check(file: Path, texts: Mapping[str, str], trees: Mapping[str, Mapping[str
 def metadata(file: Path) -> dict[str, str]:
     """The metadata of a safetensors file, read without its library. Raises MissingError without a recipe."""
     try:
-        texts = safetensors_header(file).get("__metadata__", {})
+        texts = files.safetensors_header(file).get("__metadata__", {})
     except (OSError, ValueError) as e:
         raise MissingError(f"`{file}` is no safetensors file, or damaged: {e}", hint="get it again") from e
     if "recipe" not in texts or "data" not in texts:

@@ -1,7 +1,8 @@
-"""From a folder to processes and back: accelerate's configuration, the child, signals, `status.json`, the
-exit code.
+"""From a folder to processes and back: accelerate's configuration, the child, signals, and how it ended.
 
-What is launched is always `python -m gzcli.engine FOLDER`; all that the engine needs is in the folder.
+What is launched is always `python -m gzcli.engine FOLDER`; all that the engine needs is in the folder. An
+engine records its own errors in `status.json`. One that was killed could not: its exit code and its
+checkpoints tell what happened.
 """
 
 from __future__ import annotations
@@ -20,27 +21,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gzcli.core import devices, signals, start, streams
 from gzcli.core.devices import INSTALL, VISIBLE, Gpus, count_gpus, trains_on_cpu
-from gzcli.core.errors import DeviceError, GzError, UsageError
+from gzcli.core.errors import DeviceError, DivergedError, GzError, Interrupted, MissingError, UsageError
 from gzcli.core.sections import LaunchSection
 from gzcli.core.units import threads_wanted
 from gzcli.launch import slurm
-from gzcli.launch.ending import FOLDER, end_all, is_saving, left_behind, outcome, settle
-from gzcli.store import files
+from gzcli.store import claims, files
 from gzcli.store.paths import cache_dir, kernels_dir
 from gzcli.store.runs import Run
 
+if TYPE_CHECKING:
+    import psutil
+
 FIRST_PORT, PORTS = 20_000, 10_000  # below the ports that systems give to outgoing connections
 RESTARTS = 2  # of the processes of several machines, where the recipe does not say
-# beginnings of the variables by which launchers tell a process its rank
+# prefixes of the variables by which launchers tell a process its rank
 LAUNCHERS = ("ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_", "PMI_", "OMPI_", "MV2_", "MPI_")
 DRIVER = Path("/proc/driver/nvidia/version")
 TRYING = 120.0  # seconds in which torch says which GPUs it can use
 _GPUS = {0: "are no GPUs", 1: "is 1 GPU"}
 GRACE = 120.0  # seconds for a checkpoint after a signal, before the processes are killed
+SETTLING = 60.0  # seconds for the main process on another machine, which saves and draws after the others
+PATIENCE = 5.0  # seconds between SIGTERM and SIGKILL
+SAVING = 30.0  # seconds after the last byte of a checkpoint, in which its engine is not killed
+FOLDER = "GZ_FOLDER"  # the variable of an engine, and of all that it starts, that names its folder
+KILLED = 128 + 9  # the exit code of a process that SIGKILL has ended
+ERRORS = {cls.kind: cls for cls in (UsageError, MissingError, DeviceError, DivergedError)}
 # Environment variables that make a step on a CPU faster; those that the user has set stay. glibc returns
 # large blocks to the system at every free and faults them in again at the next step: keeping them saves
 # 13–23 % of the step of a convolutional net. OpenMP's threads wait for each other by spinning: on a busy
@@ -56,32 +65,19 @@ TUNING = {
 
 @dataclass(frozen=True)
 class Plan:
-    """The processes that are started.
+    """The processes that are started."""
 
-    processes: number of processes on all machines.
-    gpus: GPUs of this machine; 0: the processes run on the CPU.
-    threads: threads of each process.
-    machines: number of machines.
-    machine_rank: index of this machine, from 0.
-    main_ip: address of machine 0; None: this machine.
-    main_port: port of machine 0; None on one machine, where one is chosen.
-    job: by which the other machines find the run that machine 0 makes; None on one machine.
-    restarts: how often all processes are started again after one of them has died.
-    extra: options that are passed on to `accelerate launch`.
-    note: why GPUs that are here are not used, though nobody said so; None: all that are wanted are.
-    """
-
-    processes: int = 1
-    gpus: int = 0
-    threads: int = 1
+    processes: int = 1  # on all machines
+    gpus: int = 0  # of this machine; 0: the processes run on the CPU
+    threads: int = 1  # of each process
     machines: int = 1
     machine_rank: int = 0
-    main_ip: str | None = None
-    main_port: int | None = None
-    job: str | None = None
-    restarts: int = 0
-    extra: tuple[str, ...] = ()
-    note: str | None = None
+    main_ip: str | None = None  # address of machine 0; None: this machine
+    main_port: int | None = None  # of machine 0; None on one machine, where one is chosen
+    job: str | None = None  # by which the other machines find the run that machine 0 makes
+    restarts: int = 0  # of all processes, after one of them has died
+    extra: tuple[str, ...] = ()  # options for `accelerate launch`
+    note: str | None = None  # why GPUs that are here are not used, though nobody said so
 
     @property
     def distributed(self) -> bool:
@@ -89,8 +85,8 @@ class Plan:
 
     @property
     def launched(self) -> bool:
-        """Whether accelerate's launcher starts the engine of a training. For one process on the CPU it would
-        do nothing but load torch, which takes a second."""
+        """Whether accelerate's launcher starts the training: for one process on the CPU it would only load
+        torch."""
         return self.distributed or self.gpus > 0 or bool(self.extra)
 
 
@@ -102,76 +98,74 @@ def plan(
     job: Sequence[object] = (),
     extra: Sequence[str] = (),
 ) -> Plan:
-    """The processes that a recipe's `launch` section asks for. SLURM's variables fill in what it leaves open
-    for a training; other verbs run on one machine.
+    """The processes that a recipe's `launch` section asks for. For a training SLURM's variables fill in what
+    it leaves open; other verbs run on one machine.
 
-    section: the section.
-    every_gpu: whether it is a training: all GPUs are used where no number is asked for; else one is.
+    every_gpu: whether it is a training, which uses all GPUs where no number is asked for; else one is used.
     check: whether GPUs that are asked for must be there.
-    job: what was asked for; the port follows from it.
-    extra: the words after `--` on the command line, checked by `cli/accelerate.py`. They never come from a
-      recipe or a run, which may be a stranger's.
-
-    Raises DeviceError where a GPU is asked for that is not there, UsageError for a contradiction.
+    job: what was typed; the port follows from it.
+    extra: the words after `--`, checked; never from a recipe or a run, which may be a stranger's.
     """
-    asked, fewer = section.gpus, "leave `--gpus` out, or `--cpu --processes 2`"
-    if section.cpu and asked:
-        raise UsageError("`--gpus` and `--cpu` exclude each other")
-    found = Gpus() if section.cpu or asked == 0 else usable_gpus()
-    there, note = found.usable, None
-    if asked is None:
-        gpus = there if every_gpu else min(there, 1)
-        note = found.lack if every_gpu or not gpus else None
-    else:
-        gpus = there if asked == "all" else asked
-    if check and (gpus > there or (asked == "all" and not there)):
-        have = "is no GPU" if asked == "all" else _GPUS.get(there, f"are {there} GPUs")
-        raise DeviceError(
-            f"`--gpus {asked}`: {found.lack or f'there {have} here'}",
-            hint=f"{INSTALL}; or {fewer}" if found.lack else fewer,
-        )
+    gpus, note = _gpus(section, every_gpu=every_gpu, check=check)
     machines = section.machines or (slurm.machines() if every_gpu else 1)
     here = gpus or section.processes or 1
-    threads = section.threads or threads_wanted() or max(1, start.cores() // here)
-    several = _meet(section, machines, job) if machines > 1 or section.machine_rank else {}
     restarts = RESTARTS if machines > 1 else 0
     return Plan(
         processes=here * machines,
         gpus=gpus,
-        threads=threads,
+        threads=section.threads or threads_wanted() or max(1, start.cores() // here),
         restarts=restarts if section.restarts is None else section.restarts,
         extra=tuple(extra),
         note=f"{note}; {'the CPU is used' if not gpus else f'{gpus} are used'}" if note else None,
-        **several,
+        **(_meeting(section, machines, job) if machines > 1 or section.machine_rank else {}),
     )
 
 
+def _gpus(section: LaunchSection, *, every_gpu: bool, check: bool) -> tuple[int, str | None]:
+    """The GPUs of this machine that are used, and why others that are here are not, if nobody said so."""
+    number, fewer = section.gpus, "leave `--gpus` out, or `--cpu --processes 2`"
+    if section.cpu and number:
+        raise UsageError("`--gpus` and `--cpu` exclude each other")
+    here = Gpus() if section.cpu or number == 0 else usable_gpus()
+    if number is None:
+        gpus = here.usable if every_gpu else min(here.usable, 1)
+        return gpus, here.lack if every_gpu or not gpus else None
+    gpus = here.usable if number == "all" else number
+    if check and (gpus > here.usable or (number == "all" and not here.usable)):
+        have = "is no GPU" if number == "all" else _GPUS.get(here.usable, f"are {here.usable} GPUs")
+        raise DeviceError(
+            f"`--gpus {number}`: {here.lack or f'there {have} here'}",
+            hint=f"{INSTALL}; or {fewer}" if here.lack else fewer,
+        )
+    return gpus, None
+
+
 def usable_gpus() -> Gpus:
-    """The GPUs of this machine, and how many of them torch can use: that is tried in a process of its own.
-    That all can be used is remembered for the driver and the torch that are here."""
+    """The GPUs of this machine, and how many of them torch can use, which is tried in a process of its
+    own."""
     return _usable(count_gpus(), os.environ.get(VISIBLE), os.environ.get("PATH"))
 
 
 @cache
 def _usable(there: int, visible: str | None, path: str | None) -> Gpus:
-    """The GPUs, of which so many are `there`; the answer depends on the variables, too."""
+    """The GPUs, of which so many are `there`. The variables are keys of the cache."""
     if not there:
         return Gpus()
     from importlib.metadata import distributions
 
-    remembered, asked = cache_dir("gpus.json"), None
+    remembered, key = cache_dir("gpus.json"), None
     with contextlib.suppress(GzError):
         if driver := files.read_text(DRIVER):
-            torch = [found.version for found in distributions(name="torch")]
-            asked = [driver, sys.executable, torch, there, visible]
-            if files.read_json(remembered) == asked:
+            torch = [package.version for package in distributions(name="torch")]
+            key = [driver, sys.executable, torch, there, visible]
+            if files.read_json(remembered) == key:
                 return Gpus(there, there)
     with streams.spinner("trying the GPU" + "s" * (there > 1)):
-        found = _tried_apart(there)
-    if asked and found.lack is None:
+        gpus = _tried_apart(there)
+    if key and gpus.lack is None:
         with contextlib.suppress(OSError):  # a home that nobody may write
-            files.write_json(remembered, asked)
-    return found
+            files.write_json(remembered, key)
+    return gpus
 
 
 def _tried_apart(there: int) -> Gpus:
@@ -189,11 +183,8 @@ def _tried_apart(there: int) -> Gpus:
         return Gpus(there, 0, said[-1])
 
 
-def _meet(section: LaunchSection, machines: int, job: Sequence[object]) -> dict[str, Any]:
-    """Which machine this is of several, and where they meet: the keys of a Plan.
-
-    Raises UsageError where that is not known, or this is none of the machines.
-    """
+def _meeting(section: LaunchSection, machines: int, job: Sequence[object]) -> dict[str, Any]:
+    """Which machine this is of several, and where they meet: the keys of a Plan."""
     rank = slurm.machine_rank() if section.machine_rank is None else section.machine_rank
     if not 0 <= rank < machines:
         message = (
@@ -239,7 +230,7 @@ def interface_to(host: str) -> str | None:
 
 
 def config(p: Plan) -> str:
-    """accelerate's configuration file, given in full: the user's own default must have no effect."""
+    """accelerate's configuration file, complete, so that the user's own default has no effect."""
     # MULTI_GPU without GPUs is how accelerate runs several gloo processes
     kind = "MULTI_GPU" if p.distributed else "'NO'"
     lines = [
@@ -264,10 +255,8 @@ def configuration(folder: Path, p: Plan) -> Path:
 
 
 def command(folder: Path, p: Plan, *, launcher: bool) -> list[str]:
-    """The command line of the engine; any run can be started again by hand with it.
-
-    launcher: whether accelerate's launcher starts the engine.
-    """
+    """The command line of the engine, through accelerate's launcher or not; a run can be started by hand
+    with it."""
     engine = [start.SCRIPT, "gzcli.engine", str(folder)]
     if not launcher:
         return [sys.executable, *engine]
@@ -288,11 +277,8 @@ def show(folder: Path, p: Plan) -> str:
 
 
 def environment(p: Plan, mode: str) -> dict[str, str]:
-    """The child's environment variables. Those of launchers are removed: only accelerate's configuration file
-    counts.
-
-    mode: what the engine prints, "human", "quiet" or "json".
-    """
+    """The child's environment variables, without those of launchers: accelerate's configuration file
+    counts."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHERS)}
     env |= {
         "GZ_OUTPUT": mode,
@@ -316,30 +302,26 @@ def environment(p: Plan, mode: str) -> dict[str, str]:
 
 
 def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[str, Any]:
-    """Starts the engine on `folder`, passes signals on and waits for its end. Returns its status.
+    """Starts the engine on `folder`, passes signals on and waits for its end. Returns its status, or raises
+    its error.
 
     A signal becomes a stop file, and an engine that trains gets time for a checkpoint, even where the signal
-    has ended the launcher between. A job, and a training before its first step, have nothing to save. The
-    processes are killed only after a second Ctrl-C, or where they do not end in time; one that is writing a
-    checkpoint has what it needs.
-
-    launcher: whether accelerate's launcher starts the engine, as it must for several processes.
-    mode: what the engine prints, "human", "quiet" or "json".
-
-    Raises the engine's own error.
+    has ended the launcher. A job, and a training before its first step, have nothing to save. Processes are
+    killed only after a second Ctrl-C, or where they do not end in time; one that writes a checkpoint may
+    finish it.
     """
     target, launcher = Run(folder), launcher or p.distributed
     if launcher:
         files.write_atomic(configuration(folder, p), config(p))
     first = p.machine_rank == 0  # the engine's main process is on this machine
     if first:
-        Run(folder).stop_file.unlink(missing_ok=True)
-    got: list[int] = []
+        target.stop_file.unlink(missing_ok=True)
+    received: list[int] = []
 
     def on_signal(signum: int, frame: Any) -> None:
-        got.append(signum)
-        if len(got) == 1:
-            files.write_atomic(Run(folder).stop_file, str(signum))
+        received.append(signum)
+        if len(received) == 1:
+            files.write_atomic(target.stop_file, str(signum))
         signals.note(signum)  # for a caller that would go on where this engine had finished by then
 
     heard = signals.hear(on_signal)
@@ -355,20 +337,152 @@ def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[s
         deadline = None
         while child.poll() is None or (first and left_behind(target)):
             ended = child.poll() is not None
-            if ended and not Run(folder).stop_file.exists():
-                files.write_atomic(Run(folder).stop_file, str(int(signal.SIGTERM)))
-            if (got or ended) and deadline is None:
+            if ended and not target.stop_file.exists():
+                files.write_atomic(target.stop_file, str(int(signal.SIGTERM)))
+            if (received or ended) and deadline is None:
                 trains = target.status().get("stepping")
-                if got and trains and mode == "human":
+                if received and trains and mode == "human":
                     print("stopping: a checkpoint is saved; Ctrl-C again ends it at once", file=sys.stderr)
                 deadline = time.monotonic() + (GRACE if trains else 0.0)
             late = deadline is not None and time.monotonic() > deadline
-            if len(got) > 1 or (late and not is_saving(target)):
+            if len(received) > 1 or (late and not is_saving(target)):
                 break
             time.sleep(0.05)
     finally:
         end_all(child, folder)
         signals.restore(heard)
-    if not first:
-        settle(target)
-    return outcome(target, child.returncode, got)
+    patient = time.monotonic() + SETTLING  # machine 0 records how the run ended
+    while not first and target.status().get("state") == "running" and time.monotonic() < patient:
+        time.sleep(0.2)
+    return outcome(target, child.returncode, received)
+
+
+# ---------------------------------------------------------------------------- the end of an engine
+
+
+def left_behind(target: Run) -> bool:
+    """Whether an engine that this process started still runs, though its launcher has ended."""
+    status = target.status()
+    return (
+        status.get("parent") == os.getpid()
+        and status.get("state") == "running"
+        and files.is_locked(target.lock)
+    )
+
+
+def is_saving(target: Run) -> bool:
+    """Whether a checkpoint is being written, or was a moment ago: its engine still records how it ended."""
+    latest = 0.0
+    for run in (target, *target.stages):
+        for folder in run.checkpoints_folder.glob("*"):
+            try:
+                latest = max(latest, *(path.stat().st_mtime for path in (folder, *folder.glob("*"))))
+            except FileNotFoundError:  # renamed meanwhile: it is whole
+                return True
+    return time.time() - latest < SAVING
+
+
+def end_all(child: subprocess.Popen[bytes], folder: Path | None = None) -> None:
+    """Ends the child, its descendants and its process group, and ranks that work on the folder: torch's
+    launcher gives each a session of its own, so they outlive it."""
+    import psutil
+
+    left: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        left = psutil.Process(child.pid).children(recursive=True) if child.poll() is None else []
+    for end in ("terminate", "kill"):
+        left = list({*left, *(_working_on(folder, child.pid) if folder else ())})
+        for process in (*left, *([child] if child.poll() is None else [])):
+            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+                getattr(process, end)()
+        _, left = psutil.wait_procs(left, timeout=PATIENCE)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(PATIENCE)  # psutil would collect its exit code, which is still needed
+    if hasattr(os, "killpg"):  # processes that have left the tree but not the group
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def _working_on(folder: Path, child: int) -> list[psutil.Process]:
+    """The processes, besides the child, that were started on a folder for this one, and their children."""
+    import psutil
+
+    mine = {"GZ_PARENT": str(os.getpid()), FOLDER: str(folder)}
+    ranks: set[psutil.Process] = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):  # it has ended, or belongs to another user
+            if start.SCRIPT in process.cmdline() and mine.items() <= process.environ().items():
+                ranks |= {process, *process.children(recursive=True)}
+    return [process for process in ranks if process.pid != child]
+
+
+def outcome(target: Run, returncode: int, received: list[int]) -> dict[str, Any]:
+    """The status of a finished run or job; raises the error that the engine recorded, else one that is
+    deduced from the exit code, −N where signal N ended the process."""
+    if returncode == UsageError.code and files.is_locked(target.lock):
+        raise claims.in_use(target)  # by a process that another `gz` has left behind
+    status = target.status()
+    if status.get("state") == "finished":
+        return status
+    # where one rank was killed, the others record the lost connection as an error of their own
+    killed = returncode in (KILLED, 128 - KILLED) or status.get("lost")
+    consequence = killed and (status.get("error") or {}).get("kind") == GzError.kind
+    if status.get("error") and not consequence:
+        raise recorded_error(status, received)
+    error = deduced_error(target, returncode, received)
+    target.update(
+        state="interrupted" if received else "failed",
+        code=error.code,
+        error={"kind": error.kind, "message": error.message, "hint": error.hint},
+    )
+    raise error
+
+
+def recorded_error(status: dict[str, Any], received: list[int]) -> GzError:
+    """The error in a status; an interruption carries the signal that this process received."""
+    error: dict[str, Any] = status["error"]
+    if error["kind"] == Interrupted.kind:
+        signum = received[0] if received else status["code"] - 128
+        return Interrupted(error["message"], signum=signum, hint=error["hint"])
+    return ERRORS.get(error["kind"], GzError)(error["message"], hint=error["hint"])
+
+
+def deduced_error(target: Run, returncode: int, received: list[int]) -> GzError:
+    """The error of an engine that ended without a record, as after SIGKILL or a crash in a library."""
+    trains = target.recipe_file.exists()
+    saved = saved_state(target) if trains else None
+    state = "" if not trains else f"; {saved or 'there is no checkpoint yet'}"
+    resume = [f"gz train {target.id} --resume"] if saved else []
+    code = 128 - returncode if returncode < 0 else returncode
+    signum = received[0] if received else code - 128
+    if signum in signals.ENDING:
+        message = f"stopped by {signals.name_of(signum)}{state}"
+        return Interrupted(message, signum=signum, hint="".join(resume) or None)
+    lost = target.status().get("lost")
+    who = f"rank {lost['rank']} (process {lost['pid']})" if lost else "the process"
+    if code == KILLED:
+        smaller = "`train.batch_size`, or a larger `train.accumulate`," if trains else "`-n`"
+        message = f"{who} was killed (SIGKILL), most likely for want of memory{state}"
+        return DeviceError(message, hint="; ".join([*resume, f"a smaller {smaller} takes less"]))
+    if signum > 0:
+        message = f"{who} was ended by {signals.name_of(signum)}{state}"
+        crash = "most likely a library or a driver has crashed: `gz doctor` shows which are here"
+        return DeviceError(message, hint="; ".join([*resume, crash]))
+    message = f"{who} ended with code {returncode} and no word{state}"
+    return GzError(message, hint="; ".join([*resume, f"see `{target.log_file}`"]))
+
+
+def saved_state(target: Run) -> str | None:
+    """Which checkpoint of a run is the last, in words; None where there is none."""
+    saved = [(part, max(steps)) for part in target.stages or [target] if (steps := checkpoints(part))]
+    if not saved:
+        return None
+    part, step = saved[-1]
+    of_stage = f" of stage `{part.path.name}`" if target.stages else ""
+    return f"the last checkpoint is of step {step}{of_stage}"
+
+
+def checkpoints(run: Run) -> list[int]:
+    """The steps of a run's complete checkpoints."""
+    return [step for step in run.saved_steps if run.checkpoint(step).meta.exists()]

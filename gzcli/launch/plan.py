@@ -1,17 +1,24 @@
-"""From what was asked for to a run that can start.
+"""From what was asked for to a run that trains: which recipe, which processes, and in which folder.
 
 Nothing is printed here: lines go to `say`, and progress to `progress`, which the caller gives.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import platform
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
-from gzcli.core.errors import DeviceError, MissingError, UsageError
+from gzcli.core.devices import trains_on_cpu
+from gzcli.core.errors import DeviceError, GzError, MissingError, UsageError
 from gzcli.core.sections import LaunchSection
 from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.core.units import as_size
@@ -21,136 +28,268 @@ from gzcli.data.packs.pack import Use
 from gzcli.data.sets.names import DataSet, locate
 from gzcli.launch import launcher
 from gzcli.launch.launcher import Plan
-from gzcli.launch.run_folder import halve, write_run
+from gzcli.launch.requirements import check_set, in_steps
 from gzcli.models import catalog
-from gzcli.recipe.recipe import Recipe, anchored, check_batch_of, check_data, recipe_of
+from gzcli.recipe.recipe import Recipe, anchored, recipe_of
 from gzcli.recipe.resolve import Resolved, resolve
-from gzcli.store import claims, model_files, runs
+from gzcli.recipe.yaml import dump
+from gzcli.store import claims, files, model_files, runs
 from gzcli.store.paths import user_dir
 from gzcli.store.runs import Run
 
 R = TypeVar("R", bound=Recipe)
 PATIENCE = 1800.0  # seconds that machines wait for each other: images may be packed, somebody still be typing
+NOT_TRAINED = ("about", "bench", "launch", "ood", "params")  # keys of a recipe that do not change a training
+
+
+# ---------------------------------------------------------------------------- what was asked for
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What was asked for.
+class Request:
+    """What was asked for: the arguments of `ask`, and the recipe that they make."""
 
-    recipe: the resolved recipe, with absolute paths.
-    earlier: the run that the recipe was taken from; None where a model or a file was named.
-    """
+    recipe: Resolved  # with absolute paths
+    earlier: Run | None  # that the recipe was taken from; None where a model or a file was named
+    what: str
+    data: str | None
+    sets: Sequence[str]
+    flags: Mapping[str, Any]
 
-    recipe: Resolved
-    earlier: Run | None
+    @property
+    def steps(self) -> int | None:
+        """The value of `--steps`."""
+        return self.flags.get("train.steps")
 
-    def to_resume(self, *, extend: bool, alias: str | None = None) -> Run | None:
+    @property
+    def at_paper(self) -> Resolved | None:
+        """The recipe at the scale `paper`, to compare times; None where it is that already or has none, or
+        where the length of the run was typed."""
+        if self.recipe.choice.scale in (None, "paper") or self.length_is_typed:
+            return None
+        try:
+            return ask(self.what, self.data, self.sets, {**self.flags, "scale": "paper"}).recipe
+        except GzError:
+            return None
+
+    @property
+    def length_is_typed(self) -> bool:
+        """Whether the command line says how long to train, so that nobody waits for an estimate of it."""
+        return any(key.endswith(("train.steps", "train.minutes")) for key in typed_keys(self.recipe))
+
+    def to_resume(self, alias: str | None = None) -> Run | None:
         """The run that `--resume` means: the one named, else the newest of this model and data that is not
-        finished.
-
-        extend: whether a finished one will do, as it is to have more steps.
-        alias: the run's second name, which alone counts then: jobs side by side go on with their own runs.
-        """
+        finished or, where more steps are asked for, the newest. Of an alias the run that is called so, since
+        jobs side by side go on with their own runs."""
         if alias is not None:
             named = (run for run in runs.all_runs() if run.alias == alias)
             return next((run for run in named if run.recipe_file.exists()), None)
         if self.earlier:
             return self.earlier
-        found = runs.all_runs(model=self.recipe.card.name, data=self.recipe.key)
-        idle = [run for run in found if run.state != "running" and run.recipe_file.exists()]
+        same = runs.all_runs(model=self.recipe.card.name, data=self.recipe.key)
+        idle = [run for run in same if run.state != "running" and run.recipe_file.exists()]
         unfinished = [
             run for run in idle if run.state != "finished" and (run.state != "failed" or run.has_begun)
         ]
-        return next(iter(unfinished or (idle if extend else [])), None)
+        return next(iter(unfinished or (idle if self.steps is not None else [])), None)
 
 
-def ask(what: str, data: str | None, sets: Iterable[str], flags: Mapping[str, Any]) -> Asked:
-    """The recipe of a model, of a file or of an earlier run, with what was typed laid over it.
-
-    what: name of a model, path of a recipe, or a run's id, alias or path.
-    data: name or path of the data set; None: that of the recipe.
-    sets: what was given to `--set`.
-    flags: values of other options by dotted key; None where an option was not given.
-    """
-    earlier = runs.by_name(what)
+def ask(
+    what: str,
+    data: str | None,
+    sets: Iterable[str],
+    flags: Mapping[str, Any],
+    *,
+    epochs: float | None = None,
+    say: Say = silent,
+) -> Request:
+    """The recipe of a model, a file or an earlier run, with what was typed laid over it: `sets` of
+    `--set`, and `flags` by dotted key, None where an option was not given; `epochs` become steps."""
+    earlier, sets = runs.by_name(what), tuple(sets)
+    source, chosen = what, data
     if earlier:
         for file in model_files.kept_files(earlier.path):
             model_files.add(file)
-        what, data = str(earlier.recipe_file), data or recipe_of(earlier.tree()).data.name
+        source, chosen = str(earlier.recipe_file), data or recipe_of(earlier.tree()).data.name
     there = 0 if flags.get("launch.cpu") else launcher.usable_gpus().usable
-    recipe = resolve(what, data=data, sets=sets, flags=flags, gpus=there)
-    return Asked(anchored(recipe, recipe.found), earlier)
+    recipe = resolve(source, data=chosen, sets=sets, flags=flags, gpus=there)
+    recipe = anchored(recipe, recipe.found)
+    if epochs:
+        return ask(what, data, sets, {**flags, **in_steps(recipe, epochs, say)})
+    return Request(recipe, earlier, what, data, sets, flags)
 
 
-def ready(
-    asked: Asked,
-    run: Run | None,
-    steps: int | None,
-    processes: int,
+def typed_keys(recipe: Resolved) -> list[str]:
+    """The dotted keys whose values the command line gives."""
+    return [key for key, origin in recipe.origin.items() if origin.startswith("--")]
+
+
+# ---------------------------------------------------------------------------- how it starts
+
+
+@dataclass(frozen=True)
+class Start:
+    """A training that can start."""
+
+    request: Request
+    plan: Plan
+    run: Run | None = None  # that goes on; None: a new one is made, or that of machine 0 joined by the others
+    alias: str | None = None  # of a new run
+
+    def recipe(self, *, say: Say = silent, progress: Report = unreported) -> Recipe:
+        """The recipe that is trained, with what its data decide, which are fetched and packed if need be."""
+        recipe: Recipe
+        if self.run:
+            recipe = continued(self.run, self.request.recipe, self.request.steps)
+            check_batches(recipe, self.plan.processes, goes_on=True)
+        else:
+            recipe, changes = shared_out(self.request.recipe, self.plan.processes)
+            for line in changes:
+                say(line)
+        return with_data(recipe, self.request.recipe.found, self.run, say=say, progress=progress)
+
+    def train(
+        self,
+        recipe: Recipe,
+        *,
+        mode: str = "quiet",
+        announce: Callable[[Run], None] = lambda run: None,
+        say: Say = silent,
+    ) -> Run:
+        """Trains in processes of their own, and waits for them. Returns the run; a new one is removed again
+        where nothing was trained.
+
+        mode: what the engine prints: "human", "quiet" or "json" lines.
+        announce: called with the run before it is launched.
+        """
+        if self.plan.machine_rank:
+            run = made_by_machine_0(self.plan, say)
+            announce(run)
+            launcher.run(run.path, self.plan, launcher=self.plan.launched, mode=mode)
+            return run
+        held = ExitStack()
+        if self.run is None:
+            card, key = self.request.recipe.card, self.request.recipe.key
+            run = runs.create(card.name, key, alias=self.alias, held=held)
+        else:
+            run = self.run
+            runs.tidy()
+            held.enter_context(claims.claimed(run))
+            claims.sign(run)
+        try:
+            with held:  # nobody else trains or removes it meanwhile, or its data
+                held.callback(Use(locate(recipe.data.name)).end)
+                write_run(run, recipe, self.plan)
+                if self.run is None or "recipe" not in run.status():
+                    note_whole(run, self.request, recipe)
+                announce(run)
+                if self.plan.job:
+                    run.update(job=self.plan.job, launched=time.time())
+                _launch(run, self.plan, mode, say)
+        except BaseException as error:
+            ours = not isinstance(error, KeyboardInterrupt) and getattr(error, "kind", "bug") == "bug"
+            if self.run is None and runs.give_up(run, keep=ours):
+                say(f"nothing was trained: `{run.id}` is removed again")
+            raise
+        return run
+
+
+def prepare(
+    request: Request,
     *,
-    say: Say = silent,
-    progress: Report = unreported,
-) -> Recipe:
-    """The recipe that is trained, with size, channels and levels of its data filled in.
+    alias: str | None = None,
+    resume: bool = False,
+    requeue: bool = False,
+    extra: Sequence[str] = (),
+    check: bool = True,
+) -> Start:
+    """How a training starts: by which processes, and whether a run goes on, as it must with `resume` and
+    may with `requeue`, with an alias the run that is called so. Of several machines the first one decides
+    that."""
+    typed = [value for key, value in request.flags.items() if key != "launch.machine_rank"]
+    job = (request.what, request.data, *request.sets, *typed, alias)
+    plan = launcher.plan(request.recipe.launch, every_gpu=True, check=check, job=job, extra=extra)
+    if plan.machine_rank:
+        return Start(request, plan)
+    run = request.to_resume(alias if requeue else None) if resume or requeue else None
+    if run is None and resume:
+        raise MissingError(
+            f"no unfinished run of `{request.recipe.card.name}` on `{request.recipe.data.name}`",
+            hint=f"gz train {request.what}" + (f" --data {request.data}" if request.data else ""),
+        )
+    if run is None and alias is not None:
+        runs.check_alias(alias)
+    if run and plan.machines == 1:
+        section = launched_again(run, request.recipe)
+        again = launcher.plan(section, every_gpu=True, check=check, extra=extra)
+        plan = replace(again, note=plan.note)
+    return Start(request, plan, run, alias)
 
-    asked: what was asked for.
-    run: the run that goes on, with its own recipe; None: a new run is made.
-    steps: value of `--steps`.
-    processes: number of processes that share a batch.
-    say: takes a line about what is done.
-    progress: takes images packed and in all.
 
-    Raises UsageError and MissingError of `continued`, `shared_out` and `with_data`.
+def made_by_machine_0(plan: Plan, say: Say, patience: float = PATIENCE) -> Run:
+    """The run of this job, for which another machine waits in the store that all share.
+
+    A start of the same words that ended without a trace may lie there too: the engine compares the ids of all
+    machines.
     """
-    recipe: Recipe
-    if run:
-        recipe = continued(run, asked.recipe, steps)
-        check_batches(recipe, processes, goes_on=True)
-    else:
-        recipe, told = shared_out(asked.recipe, processes)
-        for line in told:
-            say(line)
-    return with_data(recipe, asked.recipe.found, run, say=say, progress=progress)
+    store, begun = user_dir("runs"), time.time()
+    say(f"waiting for the run that machine 0 makes in `{store}`")
+    while time.time() < begun + patience:
+        for run in runs.all_runs():
+            status = run.status()
+            recent = status.get("launched", 0.0) > begun - patience
+            if status.get("job") == plan.job and recent and status.get("state") in ("planned", "running"):
+                return run
+        time.sleep(0.5)
+    raise MissingError(
+        f"machine 0 has made no run of this job in `{store}` for {patience / 60:.0f} minutes",
+        hint="start the same command there with `--machine-rank 0`; all machines share one `GZ_HOME`",
+    )
+
+
+def _launch(run: Run, plan: Plan, mode: str, say: Say) -> None:
+    """Trains a run; where the first step runs out of a GPU's memory, again with smaller parts of its
+    batch."""
+    while True:
+        try:
+            launcher.run(run.path, plan, launcher=plan.launched, mode=mode)
+            return
+        except DeviceError:
+            change = halve(run, plan.processes) if plan.machines == 1 else None
+            if change is None:
+                raise
+            say(change)
+
+
+# ---------------------------------------------------------------------------- the recipe of the run
 
 
 def with_data(
     recipe: R,
-    found: DataSet | None,
+    dataset: DataSet | None,
     run: Run | None = None,
     *,
     say: Say = silent,
     progress: Report = unreported,
 ) -> R:
-    """The recipe with channels, size and levels of its data set, which is fetched and packed if need be.
-
-    found: the set; None: it is looked up by the recipe's name.
-    run: the run that goes on.
-
-    Raises UsageError where a model needs what the set does not have, MissingError where the set is not there
-    or is not the one that `run` was trained on.
-    """
+    """The recipe with channels, size and levels of its data set, which is fetched and packed if need be, and
+    must be the one that a run that goes on was trained on."""
     data = recipe.data
-    pack = open_pack(found or data.name, **pack_options(data), say=say, progress=progress)
-    meta = pack.meta
+    pack = open_pack(dataset or data.name, **pack_options(data), say=say, progress=progress)
     if run is not None:
-        check_unchanged(run.path, meta)
-    for part in recipe.parts:
-        check_data(part, catalog.card(part.model), meta.classes, meta.name, meta.extras, meta.shape)
-        if run is None:
-            check_batch_of(part, meta.counts["train"], meta.name)
-    channels, *sides = meta.shape
-    found_out: dict[str, Any] = {"channels": channels, "size": data.size if pack.patch else as_size(*sides)}
-    return recipe.on(replace(data, **found_out, levels=data.levels or meta.levels))
+        check_unchanged(run.path, pack.meta)
+    check_set(recipe, pack.meta, batch=run is None)
+    channels, *sides = pack.meta.shape
+    size = data.size if pack.patch else as_size(*sides)
+    levels = data.levels or pack.meta.levels
+    return recipe.on(replace(data, channels=1 if channels == 1 else 3, size=size, levels=levels))
 
 
 def shared_out(recipe: Resolved, processes: int) -> tuple[Resolved, list[str]]:
     """The recipe with batches that divide into the processes and their parts, and what was changed, for
-    people. Only what gz itself chose is changed.
-
-    Raises UsageError where a batch of the user's own does not divide.
-    """
+    people: only what gz itself chose."""
     images = recipe.choice.facts.n if recipe.choice.facts else None
-    parts, origin, told = [], dict(recipe.origin), []
+    parts, origin, changes = [], dict(recipe.origin), []
     for part in recipe.parts:
         size, accumulate = part.train.batch_size, part.train.accumulate
         share = max(1, size // processes)
@@ -158,34 +297,28 @@ def shared_out(recipe: Resolved, processes: int) -> tuple[Resolved, list[str]]:
             accumulate = min(accumulate, share)
             if size % processes == 0:  # in parts no larger than before
                 accumulate = next(k for k in range(accumulate, share + 1) if share % k == 0)
-        taken, key = size, f"{part.in_recipe}train.batch_size"
+        batch, key = size, f"{part.in_recipe}train.batch_size"
         if key in recipe.ours and size % (processes * accumulate):
-            taken, into = near_batch(size, processes * accumulate, images), in_words(processes, accumulate)
+            batch, into = near_batch(size, processes * accumulate, images), in_words(processes, accumulate)
             whose = f" of stage `{part.stage}`" if part.stage else ""
-            told.append(f"a batch of {size}{whose} does not divide into {into}: {taken} is taken")
+            changes.append(f"a batch of {size}{whose} does not divide into {into}: {batch} is taken")
             origin[key] = f"{size}, for {into}"
-        parts.append(replace(part, train=replace(part.train, batch_size=taken, accumulate=accumulate)))
+        parts.append(replace(part, train=replace(part.train, batch_size=batch, accumulate=accumulate)))
     recipe = replace(recipe, parts=tuple(parts), origin=origin)
     check_batches(recipe, processes)
-    return recipe, told
+    return recipe, changes
 
 
 def near_batch(size: int, pieces: int, most: int | None = None) -> int:
-    """The batch near a size that so many pieces divide. Each piece gets a number of images in four binary
-    digits, since a prime number of them could not be split again to fit the memory.
-
-    most: images that there are; a larger batch is taken only where no smaller one divides.
-    """
+    """The batch near a size that so many pieces divide, of no more than `most` images if that is possible.
+    Each piece has a number of images in four binary digits: a prime number could not be split again."""
     unit = pieces << max(0, (size // pieces).bit_length() - 4)
     near = unit * max(1, round(size / unit))
     return max(unit, near - unit) if most is not None and near > most else near
 
 
 def check_batches(recipe: Recipe, processes: int, *, goes_on: bool = False) -> None:
-    """Raises UsageError where a global batch does not divide into the processes and their parts.
-
-    goes_on: whether the recipe is that of a run that goes on, which keeps its batch.
-    """
+    """Raises UsageError where a global batch does not divide into the processes and their parts."""
     for part in recipe.parts:
         size, accumulate = part.train.batch_size, part.train.accumulate
         if size % (pieces := processes * accumulate) == 0:
@@ -207,67 +340,171 @@ def in_words(processes: int, accumulate: int) -> str:
     return several if accumulate == 1 else f"{several} × {accumulate} parts"
 
 
-def continued(run: Run, asked: Resolved, steps: int | None) -> Recipe:
-    """The run's own recipe, with more steps and other processes where these were asked for.
-
-    Raises UsageError that lists the keys that were asked for with other values than the run has.
-    """
+def continued(run: Run, typed: Resolved, steps: int | None) -> Recipe:
+    """The run's own recipe, with more steps and other processes where these were typed. Raises UsageError
+    that lists what was typed with other values than the run has."""
     if run.is_held:
         raise claims.in_use(run.owner)
-    own, typed = recipe_of(run.tree()), [key for key, of in asked.origin.items() if of.startswith("--")]
-    differ = []
-    for key in typed:
+    recipe, differ = recipe_of(run.tree()), []
+    for key in typed_keys(typed):
         if not key.startswith("launch.") and not key.endswith("train.steps"):
-            old, new = own.value(key), asked.value(key)
+            old, new = recipe.value(key), typed.value(key)
             counted = key.endswith("train.minutes") and old is None  # they have become a number of steps
             if old != new and not counted:
                 differ.append(f"  {key}: {old} in the run, {new} asked for")
     if steps is not None:
-        longer = parts_to_train(run)
+        # where all stages are finished the last is lengthened: it was trained with the others as they are
+        longer = [stage for stage in run.stages if stage.state != "finished"] or [run.serving]
         done = [part.status().get("step", 0) for part in longer]
         differ += [f"  train.steps: the run has done {n}, {steps} asked for" for n in done if steps < n]
-        own = own.lengthened(steps, ["" if part.owner is part else part.path.name for part in longer])
+        recipe = recipe.lengthened(steps, ["" if part.owner is part else part.path.name for part in longer])
     if differ:
         raise UsageError(
             "\n".join([f"`{run.id}` cannot go on with another recipe", *differ]),
             hint="leave them out, or start a new run without `--resume`",
         )
-    return own.launched(launched_again(run, asked))
+    return recipe.launched(launched_again(run, typed))
 
 
-def launched_again(run: Run, asked: Resolved) -> LaunchSection:
-    """The processes that a run goes on with: its own, but for what was typed. Threads are shared out anew
-    where the number of processes was typed."""
-    own = recipe_of(run.tree()).launch
-    typed = {f.name: getattr(asked.launch, f.name) for f in fields(LaunchSection)}
-    typed = {
-        key: value for key, value in typed.items() if asked.origin.get(f"launch.{key}", "").startswith("--")
+def launched_again(run: Run, typed: Resolved) -> LaunchSection:
+    """The processes that a run goes on with: its own, but for what was typed."""
+    section, keys = recipe_of(run.tree()).launch, set(typed_keys(typed))
+    values = {
+        f.name: getattr(typed.launch, f.name) for f in fields(LaunchSection) if f"launch.{f.name}" in keys
     }
-    if typed.get("gpus"):
-        own = replace(own, cpu=False, processes=None)
-    if typed.get("processes"):
-        own = replace(own, gpus=None)
-    if "gpus" in typed or "processes" in typed:
-        own = replace(own, threads=None)
-    return replace(own, **typed)
+    if values.get("gpus"):
+        section = replace(section, cpu=False, processes=None)
+    if values.get("processes"):
+        section = replace(section, gpus=None)
+    if "gpus" in values or "processes" in values:
+        section = replace(section, threads=None)
+    return replace(section, **values)
 
 
-def parts_to_train(run: Run) -> list[Run]:
-    """The parts of a run that a new `--steps` lengthens: the run itself, or its unfinished stages.
-
-    Where all stages are finished it is the last one: the earlier ones must stay as it was trained with them.
-    """
-    stages = [stage for stage in run.stages if stage.state != "finished"]
-    return stages or [run.serving]
+# ---------------------------------------------------------------------------- the folder of the run
 
 
-def note_whole(run: Run, asked: Asked, recipe: Recipe) -> None:
+def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
+    """Writes `run.yaml`, the whole recipe, and `env.json`, the machine, by which the run can be repeated;
+    each stage gets a folder of the same form. The address at which processes meet belongs to this start
+    alone."""
+    from importlib.metadata import version
+
+    cpu = recipe.launch.cpu or trains_on_cpu(p.gpus, p.processes)
+    recipe = recipe.launched(replace(recipe.launch.alone(), threads=p.threads, cpu=cpu))
+    key = target.status().get("asked")
+    if key is None or trained_by(target.tree()) != trained_by(recipe.tree()):
+        key = fingerprint(recipe, p)
+    files.write_atomic(target.recipe_file, dump(recipe.tree()))
+    before = files.read_object(target.environment_file)
+    packages = ("gzcli", "torch", "torchvision", "accelerate", "numpy")
+    env = {
+        "packages": {name: version(name) for name in packages},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "git": git_state(),
+        "processes": p.processes,
+        "threads": p.threads,
+        "gpus": p.gpus,
+        "command": [Path(sys.argv[0]).name.replace("__main__.py", "gz"), *sys.argv[1:]],
+        "data": before.get("data"),  # a resume compares its data with this record
+        "models": before.get("models") or kept_models(target, recipe),
+    }
+    files.write_json(target.environment_file, env)
+    start = {"state": "planned", "error": None, "code": None}
+    target.update(**start, asked=key)
+    for part in recipe.parts if recipe.stages else ():
+        stage = target.stage(part.stage)
+        stage.path.mkdir(parents=True, exist_ok=True)
+        files.write_atomic(stage.recipe_file, dump(part.tree()))
+        if stage.status().get("step", 0) < part.train.steps or stage.state != "finished":
+            stage.update(model=part.model, data=target.data, **start)
+    for name, run in recipe.reused.items():
+        if not target.stage(name).status():
+            runs.copy_weights(runs.find_stage(run, name), target.stage(name))
+
+
+def kept_models(target: Run, recipe: Recipe) -> list[dict[str, str]]:
+    """Copies the files of models from outside into the run. Returns their names, places and hashes."""
+    cards = {part.model: catalog.card(part.model) for part in recipe.parts}
+    return [
+        model_files.keep(target.path, card.path) for card in cards.values() if card.family == catalog.OUTSIDE
+    ]
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the folder that gz was called in and whether it has changes; None outside a repository."""
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if (commit := git("rev-parse", "HEAD")) is None:
+        return None
+    return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+
+
+def previous_words(run: Run) -> list[str]:
+    """The words after `--` when this run was last started, as `env.json` records them."""
+    words = files.read_object(run.environment_file).get("command", [])
+    return words[words.index("--") + 1 :] if "--" in words else []
+
+
+def write_train(run: Run, changes: Mapping[str, Any]) -> None:
+    """Writes keys of `train` that gz chose into `run.yaml`; of a stage into that of its run too."""
+    tree = run.tree()
+    files.write_atomic(run.recipe_file, dump(tree | {"train": {**tree["train"], **changes}}))
+    if run.owner is not run:
+        whole = run.owner.tree()
+        whole["stages"][run.path.name]["train"].update(changes)
+        files.write_atomic(run.owner.recipe_file, dump(whole))
+
+
+def halve(run: Run, processes: int) -> str | None:
+    """Splits the batch whose first step ran out of a GPU's memory into at least twice as many parts.
+    Returns what was changed, for people; None where nothing can be."""
+    part = next((part for part in run.stages or [run] if part.status().get("too_large")), None)
+    if part is None:
+        return None
+    train = part.tree()["train"]
+    share = train["batch_size"] // processes
+    able = (k for k in range(2 * train["accumulate"], share + 1) if share % k == 0)
+    if (pieces := next(able, None)) is None:
+        return None
+    write_train(part, {"accumulate": pieces})
+    return f"a batch of {train['batch_size']} does not fit the GPU: {pieces} parts of {share // pieces}"
+
+
+def fingerprint(recipe: Recipe, p: Plan) -> str:
+    """A hash of what is trained, and for which time, as it was asked for: before `train.minutes` become
+    steps."""
+    text = f"{trained_by(recipe.tree())} {p.processes} {p.gpus} {p.threads}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def trained_by(tree: Mapping[str, Any]) -> str:
+    """The part of a recipe's tree that decides what is trained, as JSON, where tuples and lists are alike."""
+
+    def cut(tree: Mapping[str, Any]) -> dict[str, Any]:
+        keys = {key: value for key, value in tree.items() if key not in NOT_TRAINED}
+        if "train" in keys:
+            keys["train"] = {key: value for key, value in keys["train"].items() if key != "keep"}
+        if stages := keys.get("stages"):
+            keys["stages"] = {
+                k: cut(part) if isinstance(part, Mapping) else part for k, part in stages.items()
+            }
+        return keys
+
+    return json.dumps(cut(tree), sort_keys=True)
+
+
+def note_whole(run: Run, request: Request, recipe: Recipe) -> None:
     """Notes in the status of a new run how many steps and which image size its recipe plans, and whether its
-    loss is that of the recipe that gz ships.
-
-    A run that repeats another one takes over the notes of that run.
-    """
-    whole, earlier = asked.recipe.whole, asked.earlier
+    loss is that of the recipe that gz ships. A repeated run takes over the notes of the earlier one."""
+    whole, earlier = request.recipe.whole, request.earlier
     steps: dict[str, int | None] = dict(whole.steps)
     size, shipped = whole.size, not whole.loss
     if earlier:
@@ -277,102 +514,8 @@ def note_whole(run: Run, asked: Asked, recipe: Recipe) -> None:
             steps[name] = noted.get("steps", steps[name])
         if earlier.data == run.data:
             size = (earlier.status().get("recipe") or {}).get("size")
-    if size is None and asked.recipe.found:
-        size = asked.recipe.found.size
+    if size is None and request.recipe.found:
+        size = request.recipe.found.size
     if patch_of(recipe.data.augment):
         size = size_of(recipe.data)  # patches of whatever size are no smaller version of the set
     runs.note_recipe(run, steps, size, shipped, size=size_of(recipe.data), levels=recipe.data.levels)
-
-
-def made_by_machine_0(plan: Plan, say: Say, patience: float = PATIENCE) -> Run:
-    """The run of this job, for which another machine waits in the store that all share.
-
-    A start of the same words that ended without a trace may lie there too; the engine holds the ids of all
-    machines against each other.
-
-    Raises MissingError where machine 0 makes none in time.
-    """
-    store, begun = user_dir("runs"), time.time()
-    say(f"waiting for the run that machine 0 makes in `{store}`")
-    while time.time() < begun + patience:
-        for run in runs.all_runs():
-            status = run.status()
-            recent = status.get("launched", 0.0) > begun - patience
-            if status.get("job") == plan.job and recent and status.get("state") in ("planned", "running"):
-                return run
-        time.sleep(0.5)
-    raise MissingError(
-        f"machine 0 has made no run of this job in `{store}` for {patience / 60:.0f} minutes",
-        hint="start the same command there with `--machine-rank 0`; all machines share one `GZ_HOME`",
-    )
-
-
-def start(
-    asked: Asked,
-    recipe: Recipe,
-    plan: Plan,
-    run: Run | None = None,
-    *,
-    alias: str | None = None,
-    mode: str = "quiet",
-    announce: Callable[[Run], None] = lambda run: None,
-    say: Say = silent,
-) -> Run:
-    """Trains in processes of their own, and waits for them. Returns the run.
-
-    asked: what was asked for.
-    recipe: what is trained, as `ready` returned it.
-    plan: the processes.
-    run: the run that goes on; None: a new one is made, and removed again where nothing was trained. Only
-      machine 0 decides that; the others of several take part in its run.
-    alias: a second name of a new run.
-    mode: what the engine prints: "human", "quiet" or "json" lines.
-    announce: called with the run before it is launched.
-    say: takes a line about what is done.
-
-    Raises the engine's own error, UsageError where another process trains the run that goes on, and
-    MissingError where that is gone.
-    """
-    if plan.machine_rank:
-        run = made_by_machine_0(plan, say)
-        announce(run)
-        launcher.run(run.path, plan, launcher=plan.launched, mode=mode)
-        return run
-    new, held = run is None, ExitStack()
-    if run is None:
-        run = runs.create(asked.recipe.card.name, asked.recipe.key, alias=alias, held=held)
-    else:
-        runs.tidy()
-        held.enter_context(claims.claimed(run))
-        claims.sign(run)
-    try:
-        with held:  # nobody else trains or removes it meanwhile, or its data
-            use = Use(locate(recipe.data.name))
-            held.callback(use.end)
-            write_run(run, recipe, plan)
-            if new or "recipe" not in run.status():
-                note_whole(run, asked, recipe)
-            announce(run)
-            if plan.job:
-                run.update(job=plan.job, launched=time.time())
-            train(run, plan, mode, say)
-    except BaseException as error:
-        ours = not isinstance(error, KeyboardInterrupt) and getattr(error, "kind", "bug") == "bug"
-        if new and runs.give_up(run, keep=ours):
-            say(f"nothing was trained: `{run.id}` is removed again")
-        raise
-    return run
-
-
-def train(run: Run, plan: Plan, mode: str, say: Say) -> None:
-    """Trains a run, on one machine again with smaller parts of its batch where the first step runs out of a
-    GPU's memory."""
-    while True:
-        try:
-            launcher.run(run.path, plan, launcher=plan.launched, mode=mode)
-            return
-        except DeviceError:
-            change = halve(run, plan.processes) if plan.machines == 1 else None
-            if change is None:
-                raise
-            say(change)

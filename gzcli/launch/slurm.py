@@ -25,10 +25,7 @@ _UNQUOTED = {'"', "\\"}  # what `sbatch` takes for its own within quotes
 
 
 def machines() -> int:
-    """The nodes of this job step; 1 outside SLURM.
-
-    Raises UsageError in the second and later tasks of a node: one `gz` starts all its processes.
-    """
+    """The nodes of this job step; 1 outside SLURM. One `gz` starts all processes of a node."""
     if os.environ.get("SLURM_LOCALID", "0") != "0":
         raise UsageError(
             "SLURM has started several tasks on this node; one `gz` starts the processes of a machine",
@@ -62,62 +59,43 @@ def first_host() -> str | None:
 
 @dataclass(frozen=True)
 class Job:
-    """A command that is submitted.
+    """A command that is submitted."""
 
-    words: its command line without the options about the submission, `--name` and `--seed`.
-    name: of the job, and the beginning of a run's second name.
-    seed: its seed; of an array's task its number is added.
-    gpus: GPUs of each node.
-    cores: CPU cores of each node.
-    machines: number of nodes.
-    goes_on: how it goes on when it was out of time: as the run that has the job's name, as the run that its
-      words resume, or by the same words; None: it does not, and would begin anew.
-    """
-
-    words: Sequence[str]
-    name: str
-    seed: int
-    gpus: int
-    cores: int
+    words: Sequence[str]  # its command line without the options about the submission, `--name` and `--seed`
+    name: str  # of the job, and the beginning of a run's second name
+    seed: int  # to which an array's task adds its number
+    gpus: int  # of each node
+    cores: int  # of each node
     machines: int = 1
+    # when it was out of time: the run of the job's name goes on, or the one that its words resume, or they
+    # are run again; None: it would begin anew
     goes_on: Literal["named", "resumed", "same"] | None = None
 
 
-def options(given: Iterable[str]) -> dict[str, str | None]:
+def options(words: Iterable[str]) -> dict[str, str | None]:
     """Options of `sbatch` by name, from words such as `partition=gpu` or `exclusive`. Raises UsageError."""
-    found: dict[str, str | None] = {}
-    for word in given:
+    chosen: dict[str, str | None] = {}
+    for word in words:
         key, equals, value = word.removeprefix("--").partition("=")
         if not _KEY.fullmatch(key) or not value.isprintable() or _UNQUOTED & set(value):
             message = f"`--slurm {word}` is no option of `sbatch`"
             raise UsageError(message, hint="--slurm partition=gpu --slurm time=2:00:00")
-        found[key] = value if equals else None
-    return found
+        chosen[key] = value if equals else None
+    return chosen
 
 
 def check_printable(**values: str) -> None:
-    """Raises UsageError for a value that cannot stand in a script: a line break would begin a command of its
-    own, and others are not seen by who reads it.
-
-    values: by what they are, as `folder`.
-    """
+    """Raises UsageError for a value, named by what it is, that cannot stand in a script: a line break would
+    begin a command of its own, and whoever reads it does not see the others."""
     for what, value in values.items():
         if not value.isprintable():
             message = f"the {what} {value!a} holds characters that cannot be printed"
             raise UsageError(f"{message}, so no script is written", hint="give it another name")
 
 
-def script(job: Job, given: Mapping[str, str | None], *, program: Sequence[str], folder: Path) -> str:
-    """The text of a job script.
-
-    job: what is submitted.
-    given: options of `sbatch` that replace those chosen here.
-    program: the command line that `gz` is started by.
-    folder: of the output of jobs.
-
-    Raises UsageError for a folder or a word that cannot stand in it.
-    """
-    array = "array" in given
+def script(job: Job, chosen: Mapping[str, str | None], *, program: Sequence[str], folder: Path) -> str:
+    """The text of a job script, with options of `sbatch` in place of the defaults."""
+    array = "array" in chosen
     output = str(folder / ("%x-%A_%a.out" if array else "%x-%j.out"))
     output = output.replace("%", "%%", str(folder).count("%"))
     for word in (*job.words, *program):
@@ -126,7 +104,7 @@ def script(job: Job, given: Mapping[str, str | None], *, program: Sequence[str],
         check_printable(folder=path)
         if _UNQUOTED & set(path):
             raise UsageError(f"`sbatch` cannot be told of the folder `{path}`", hint="give it another name")
-    chosen: dict[str, str | None] = {
+    defaults: dict[str, str | None] = {
         "job-name": job.name,
         "nodes": str(job.machines),
         "ntasks-per-node": "1",
@@ -138,7 +116,7 @@ def script(job: Job, given: Mapping[str, str | None], *, program: Sequence[str],
         "requeue": None,
         **({"signal": f"B:USR1@{WARNING}"} if job.goes_on else {}),
     }
-    lines = [_directive(key, value) for key, value in (chosen | dict(given)).items()]
+    lines = [_directive(key, value) for key, value in (defaults | dict(chosen)).items()]
     return _SCRIPT.format(
         directives="\n".join(lines),
         command=_command(job, program, array),
@@ -153,11 +131,11 @@ def _directive(key: str, value: str | None) -> str:
 
 
 def _command(job: Job, program: Sequence[str], array: bool) -> str:
-    """The command line of a node. `--requeue` goes on with the run that has the job's name; a run that is
-    resumed has its seed."""
+    """The command line of a node. `--requeue` goes on with the run that has the job's name, and a run that is
+    resumed has a seed already."""
     at = list(job.words).index("--") if "--" in job.words else len(job.words)
-    own, extra = job.words[:at], job.words[at:]
-    words = [shlex.quote(word) for word in (*program, *own)]
+    before, extra = job.words[:at], job.words[at:]
+    words = [shlex.quote(word) for word in (*program, *before)]
     if job.goes_on == "named":
         words += ["--requeue", "--name", '"$name"']
     if job.goes_on == "resumed":

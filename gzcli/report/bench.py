@@ -45,13 +45,8 @@ TEXTS = ("model", "name", "run", "path", "error", "precision")  # keys of a row 
 FLAGS = ("conditional", "levels")
 # (key of a row, name of the axis) of each curve
 AXES = {"steps": ("steps", "steps of the sampler"), "time": ("at_seconds", "seconds of training")}
-FIRST = (
-    "place",
-    "seeds",
-    "failed",
-    "times_floor",
-    "rank",
-)  # keys of a standing that stand before its figures
+# keys of a standing before its figures
+FIRST = ("place", "seeds", "failed", "times_floor", "rank")
 
 
 def document(results: Results) -> Document:
@@ -98,8 +93,8 @@ def equal_calls(made: Mapping[str, Any]) -> list[Section]:
 
 
 def labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the rows are called; those of a league, in which each model has a row a seed, after their models,
-    with the seed where there are several."""
+    """The names of the rows; in a league, where each model has a row a seed, its model, with the seed where
+    there are several."""
     seeds = [row.get("seed") for row in rows]
     keys = ("name", "model", "run") if None in seeds else ("model", "name", "run")
     names = [str(next((row[key] for key in keys if row.get(key)), "?")) for row in rows]
@@ -123,11 +118,11 @@ class Figures:
     def __init__(self, made: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]):
         self.rows, self.floor = rows, made.get("floor") or {}
         whole = [("real images", self.floor, made.get("floor_intervals") or {})] if self.floor else []
-        found = [floor for floor in made.get("floors") or [] if isinstance(floor, dict)]
-        self.by_number = {floor.get("n"): floor.get("metrics") or {} for floor in found}
+        floors = [floor for floor in made.get("floors") or [] if isinstance(floor, dict)]
+        self.by_number = {floor.get("n"): floor.get("metrics") or {} for floor in floors}
         several = [
             (f"real images, {floor.get('n')}", floor.get("metrics") or {}, floor.get("intervals") or {})
-            for floor in found
+            for floor in floors
         ]
         self.floors = several if len(several) > 1 else whole  # contestants of fewer images have their own
         self.directions: Mapping[str, Any] = made.get("directions") or {}
@@ -141,29 +136,28 @@ class Figures:
         return value if isinstance(value, (int, float)) and math.isfinite(value) else None
 
     def direction(self, name: str) -> Direction | None:
-        """Where better values of a figure lie; one at other grey levels (`fd@32`) lies as without."""
-        found = self.directions.get(name, self.directions.get(name.partition("@")[0]))
-        return found if found in ("down", "up") else None
+        """Where better values of a figure lie; `fd@32` lies as `fd`."""
+        way = self.directions.get(name, self.directions.get(name.partition("@")[0]))
+        return way if way in ("down", "up") else None
 
     def groups(self, name: str) -> list[list[Mapping[str, Any]]]:
         """The rows that have a figure, as `comparable`."""
         return comparable([row for row in self.rows if self.value(row, name) is not None], name, self.floor)
 
     def best(self, rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
-        """The best value of a figure in rows that may be compared; None where it has no direction or is of
-        one row."""
+        """The best value of a figure in comparable rows; None without a direction, or for one row."""
         values = [value for row in rows if (value := self.value(row, name)) is not None]
         if not self.direction(name) or len(values) < 2:
             return None
         return min(values) if self.direction(name) == "down" else max(values)
 
     def is_best(self, row: Mapping[str, Any], name: str) -> bool:
-        """Whether a row has the best value of a figure of those that it may be compared with."""
+        """Whether a row has the best value of a figure among those that it may be compared with."""
         group = next((rows for rows in self.groups(name) if row in rows), [])
         return (best := self.best(group, name)) is not None and self.value(row, name) == best
 
     def floor_of(self, row: Mapping[str, Any], name: str) -> float | None:
-        """A figure of as many real images as a row has; None where it is not known."""
+        """The figure of as many real images as a row has; None where it is not known."""
         value = self.by_number.get(row.get("n"), self.floor).get(name)
         return value if is_number(value) else None
 
@@ -196,7 +190,7 @@ class Figures:
         return Table(title, columns, body, foot, caption)
 
     def dots(self, names: Sequence[str]) -> list[Dots]:
-        """The figures that have a floor, drawn; each number of images by itself."""
+        """Drawings of the figures that have a floor, one for each number of images."""
         drawn, titles = [], {id(row): title for row, title in zip(self.rows, names, strict=True)}
         for name in self.names:
             groups = self.groups(name)
@@ -220,7 +214,9 @@ class Figures:
             group = next(iter(self.groups(name)), [])
             if (best := self.best(group, name)) is not None:
                 row = next(row for row in group if self.value(row, name) == best)
-                title = next(title for own, title in zip(self.rows, names, strict=True) if own is row)
+                title = next(
+                    title for candidate, title in zip(self.rows, names, strict=True) if candidate is row
+                )
                 floor = self.floor_of(row, name)
                 times = f", {best / floor:.2f} × the floor of {number(floor)}" if floor and floor > 0 else ""
                 return f"Best `{name}`: {title}, {number(best)}{times if name.startswith('f') else ''}."
@@ -239,8 +235,8 @@ def detail(row: Mapping[str, Any], title: str) -> str:
 
 
 def grids(results: Results, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Picture]:
-    """Samples of each contestant, of a league of each model, the best first; and the figure of all of them
-    that a bench of its own has."""
+    """Samples of each contestant, in a league of each model, the best first; and the sheet that `gz bench`
+    drew."""
     items, pictures = [], results.pictures()
     for row, title in standing(results.made, rows) or zip(rows, names, strict=True):
         samples = results.samples(row)
@@ -257,9 +253,9 @@ def grids(results: Results, rows: Sequence[Mapping[str, Any]], names: Sequence[s
 def costs(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Table]:
     values: list[dict[str, Any]] = []
     for row in rows:
-        own = {key: value for key, value in row.items() if key not in (*TEXTS, *FLAGS)}
-        own |= {key: value for key, value in (row.get("metrics") or {}).items() if column_of(key).cost}
-        values.append({key: value for key, value in own.items() if is_number(value)})
+        figures = {key: value for key, value in row.items() if key not in (*TEXTS, *FLAGS)}
+        figures |= {key: value for key, value in (row.get("metrics") or {}).items() if column_of(key).cost}
+        values.append({key: value for key, value in figures.items() if is_number(value)})
     keys = list(dict.fromkeys(key for row in values for key in row))
     columns = [Column("model", numeric=False), *(Column(words(key).lower()) for key in keys)]
     cells = [
@@ -273,7 +269,7 @@ def costs(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Table
 
 
 def league_sections(made: Mapping[str, Any], directions: Mapping[str, Direction]) -> list[Section]:
-    """The standings and the curves; nothing where the results are of no league."""
+    """The standings and the curves of a league."""
     summary = [row for row in made.get("summary") or [] if isinstance(row, dict)]
     lead = ""
     agreement = made.get("spearman") or {}
@@ -294,8 +290,7 @@ def league_sections(made: Mapping[str, Any], directions: Mapping[str, Direction]
 def standing(
     made: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
 ) -> list[tuple[Mapping[str, Any], str]]:
-    """The first row of each model that has figures, the best first, with its place and name; nothing where
-    the results are of no league."""
+    """The first row with figures of each model of a league, the best first, with its place and name."""
     first_rows = []
     for one in made.get("summary") or []:
         rows_of_model = (row for row in rows if row.get("model") == one.get("model") and row.get("metrics"))

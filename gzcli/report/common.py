@@ -38,7 +38,7 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 
 def cost(key: str, value: Any) -> str:
-    """A number of parameters or bytes as people read it, any other as a figure."""
+    """Parameters or bytes as people read them; any other number as a figure."""
     if is_number(value) and key in ("params", "peak_memory"):
         return count(value) if key == "params" else size(value)
     return number(value)
@@ -64,7 +64,7 @@ def day(results: Results) -> tuple[str, str]:
 
 
 def training(results: Results) -> Section:
-    """The losses of every run over its steps, and the first two figures that it was validated by."""
+    """The losses of every run, and the first two figures of its validations."""
     charts = []
     for name, run in results.runs.items():
         for part in run.stages or [run]:
@@ -131,7 +131,7 @@ def other_pictures(results: Results, used: set[str]) -> Iterator[Picture]:
 
 
 def words(name: str) -> str:
-    """A file's or key's name as words: `nearest_neighbours` as "Nearest neighbours"."""
+    """The name of a file or key as words: `nearest_neighbours` as "Nearest neighbours"."""
     text = re.sub(r"[_-]+", " ", name).strip() or name
     return text[:1].upper() + text[1:]
 

@@ -79,7 +79,7 @@ def detection(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], out: 
     for row in of_set:
         cells = [Cell(str(row.get("score")), None, "baseline" if row.get("baseline") else "")]
         for key, (_, way) in FIGURES.items():
-            values = [other[key] for other in of_set if isinstance(other.get(key), (int, float))]
+            values = [rival[key] for rival in of_set if isinstance(rival.get(key), (int, float))]
             best = (max if way == "up" else min)(values) if len(values) > 1 else None
             value = row.get(key)
             ends = shown((row.get("ci") or {}).get(key))

@@ -18,13 +18,8 @@ from gzcli.store import files
 from gzcli.store.run_folder import Run
 from gzcli.store.runs import by_name
 
-FILES = (
-    "bench.json",
-    "ood.json",
-    "league.json",
-    "alarm.json",
-    str(Run.result_file),
-)  # in one of them are the results
+# one of them holds the results
+FILES = ("bench.json", "ood.json", "league.json", "alarm.json", str(Run.result_file))
 NOT_SCORES = ("set", "role", "index", "file")  # the other columns of `scores.csv`
 
 
@@ -44,17 +39,17 @@ class Results:
 
     @cached_property
     def runs(self) -> dict[str, Run]:
-        """The trained runs by their id, as far as they are still there."""
+        """The trained runs by their id, if they still exist."""
         rows = self.made.get("rows") or []
         named = [self.made.get("run"), *(row.get("run") or row.get("path") for row in rows)]
-        asked = [*listed(self.job.get("runs")), *listed(self.job.get("run"))]
-        known = {Path(path).name: path for path in asked if isinstance(path, str)}
-        found: dict[str, Run] = {}
+        of_job = [*listed(self.job.get("runs")), *listed(self.job.get("run"))]
+        paths = {Path(path).name: path for path in of_job if isinstance(path, str)}
+        runs: dict[str, Run] = {}
         for name in dict.fromkeys(name for name in named if isinstance(name, str)):
-            run = by_name(str(known.get(name, name)))
+            run = by_name(str(paths.get(name, name)))
             if run and run.recipe_file.exists():
-                found[name] = run
-        return found
+                runs[name] = run
+        return runs
 
     def recipes(self) -> Iterator[tuple[str, str]]:
         """(title, YAML) of the recipe of each run, with those of its stages."""
@@ -62,8 +57,7 @@ class Results:
             yield name, printable(redacted(run.recipe_file.read_text(errors="replace")))
 
     def samples(self, row: Mapping[str, Any]) -> np.ndarray | None:
-        """The samples of a row, uint8 [N, C, H, W]; None where none were kept. Those of a league lie among
-        the files of its runs."""
+        """The samples of a row, uint8 [N, C, H, W], which for a league lie in its runs; None without any."""
         run, file = str(row.get("run") or row.get("name") or ""), row.get("samples")
         places = [Path(file), self.folder / "samples" / Path(file).name] if file else []
         for path in sorted(self.folder.glob("samples/*.npz")):
@@ -100,9 +94,9 @@ class Results:
         }
 
     def command(self) -> str:
-        """The line that makes the results again, of what the job was asked for; empty where that is lost."""
-        if given := self.made.get("command") or (self.made.get("provenance") or {}).get("command"):
-            return redacted(given if isinstance(given, str) else shlex.join(given))
+        """The command that makes the results again, by the job; empty where that is lost."""
+        if command := self.made.get("command") or (self.made.get("provenance") or {}).get("command"):
+            return redacted(command if isinstance(command, str) else shlex.join(command))
         job, script = self.job, self.folder / "command.sh"
         if script.exists():  # a league's
             return redacted(script.read_text(errors="replace").strip().rpartition("\n")[2])
@@ -131,8 +125,7 @@ class Results:
 
 
 def shown(value: Any) -> Any:
-    """The value with texts that every form of a report can hold: a name may be half a character, or a zero
-    byte."""
+    """The value with its texts made printable: a name may hold half a character, or a zero byte."""
     if isinstance(value, Mapping):
         return {shown(key): shown(below) for key, below in value.items()}
     if isinstance(value, list):

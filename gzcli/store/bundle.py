@@ -1,9 +1,6 @@
-"""One safetensors file that holds a whole run: every stage, and the autoencoder of its latents.
-
-A run of one model is written as its `model.safetensors`, with `card` and `preview` in the metadata. Each of
-several models is a part: the names of its tensors begin with the part's name and a colon, and `parts` of the
-metadata holds what the metadata of its own file would be.
-"""
+"""One safetensors file with a whole run: every stage, and the autoencoder of its latents. A run of one model
+is its `model.safetensors` with `card` and `preview` in the metadata. Of several models each is a part: its
+tensors' names begin with the part's name and a colon, and `parts` of the metadata has its metadata."""
 
 from __future__ import annotations
 
@@ -22,10 +19,8 @@ BLOCK = 1 << 20  # bytes that are copied at once
 
 
 def parts(texts: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """The metadata of each part by its name, a stage's being `stages/NAME`; {} for a file of one model.
-
-    Raises ValueError where the metadata of the file are malformed.
-    """
+    """The metadata of each part, of a stage by the name `stages/NAME`; {} for a file of one model. Raises
+    ValueError for malformed metadata."""
     tree = json.loads(texts.get("parts") or "{}")
     if not isinstance(tree, dict) or not all(isinstance(part, dict) for part in tree.values()):
         raise ValueError("`parts` is no map of maps")
@@ -33,7 +28,7 @@ def parts(texts: Mapping[str, str]) -> dict[str, dict[str, str]]:
 
 
 def place_of(part: str, folder: Path) -> Path:
-    """The folder of a part below that of its run. Raises ValueError for a name that no part can have."""
+    """The folder of a part in that of its run. Raises ValueError for a name that no part can have."""
     kind, _, stage = part.partition("/")
     if part == MAIN:
         return folder
@@ -45,7 +40,7 @@ def place_of(part: str, folder: Path) -> Path:
 def extract(
     file: Path, header: Mapping[str, Any], part: str, metadata: Mapping[str, str], target: Path
 ) -> None:
-    """Writes a part of a file as a safetensors file of its own, by copying the bytes of its tensors."""
+    """Writes a part of a file as a safetensors file, by copying the bytes of its tensors."""
     prefix = f"{part}:"
     specs = {name.removeprefix(prefix): spec for name, spec in header.items() if name.startswith(prefix)}
     specs = dict(sorted(specs.items(), key=lambda line: line[1]["data_offsets"]))
@@ -67,7 +62,6 @@ def extract(
 
 
 def _copy(source: Any, out: Any, size: int) -> None:
-    """Copies `size` bytes from one open file to another."""
     while size:
         block = source.read(min(size, BLOCK))
         out.write(block)
@@ -75,23 +69,21 @@ def _copy(source: Any, out: Any, size: int) -> None:
 
 
 def unpack(file: Path, metadata: Mapping[str, Mapping[str, str]], folder: Path) -> None:
-    """Writes the weights of each part into its folder below `folder`, in the order of training.
-
-    Each notes the checksums of those that it is built on as they are now, since they came and go together.
-    Raises ValueError for a file that is damaged.
-    """
+    """Writes the weights of each part into its folder below `folder`, in the order of training; a part that
+    is built on others gets their present checksums, since they came together. Raises ValueError for a damaged
+    file."""
     header = files.safetensors_header(file)
     sums: dict[str, str] = {}
     space = ""
     for part, texts in sorted(metadata.items(), key=lambda line: line[0] != LATENT):
-        own = dict(texts)
+        part_texts = dict(texts)
         model = Run(place_of(part, folder)).model_file
         model.parent.mkdir(parents=True, exist_ok=True)
-        built_on = json.loads(own.get("built_on") or "{}")
-        own["built_on"] = json.dumps({stage: sums[stage] for stage in built_on})
-        if space and (record := json.loads(own.get("space") or "null")):
-            own["space"] = json.dumps(record | {"digest": space})
-        extract(file, header, part, own, model)
+        built_on = json.loads(part_texts.get("built_on") or "{}")
+        part_texts["built_on"] = json.dumps({stage: sums[stage] for stage in built_on})
+        if space and (record := json.loads(part_texts.get("space") or "null")):
+            part_texts["space"] = json.dumps(record | {"digest": space})
+        extract(file, header, part, part_texts, model)
         digest = files.checksum(model)
         sums[part.rpartition("/")[2]] = digest
         space = digest if part == LATENT else space

@@ -1,13 +1,8 @@
-"""Who may write into a folder, and what may be removed.
-
-A run has two locks. `gz` holds its claim for as long as it starts a training and waits for it; the engine
-holds `.lock` while it trains, and keeps it where `gz` is killed. Whoever wants to train, change or remove the
-run takes the claim first, and looks at the other lock then.
-
-Every folder that gz makes holds a mark: gz removes no other folder and writes into no other. A run lies in
-the store and is marked when it is created. A job claims an empty folder: a new one below its run, or that of
-`--out`.
-"""
+"""Who may write into a folder, and what may be removed. A run has two locks: `gz` holds the claim while it
+starts a training and waits for it, the engine holds `.lock` while it trains, even where `gz` is killed.
+Whoever wants to train, change or remove a run takes the claim, then looks at the other lock. Every folder
+that gz makes has a mark: gz removes no other folder and writes into no other. A run is marked when it is
+created in the store; a job claims a new folder below its run, or an empty one of `--out`."""
 
 from __future__ import annotations
 
@@ -21,10 +16,10 @@ from pathlib import Path
 
 from gzcli.core.errors import DamagedError, MissingError, UsageError
 from gzcli.store import files
-from gzcli.store.paths import inside, user_dir
+from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import Run
 
-PATIENCE = 1.0  # seconds for a process that has just got the claim to write down who it is
+PATIENCE = 1.0  # seconds in which a process with a new claim writes down its number
 CLAIM = Run.claim_file.name
 # Files that a job writes about itself. A folder that holds no others is left over from a failed attempt.
 RECORDS = {
@@ -39,10 +34,8 @@ _RUN_ID = re.compile(r".+-\d{8}-\d{6}-[0-9a-f]{4}")
 
 @contextlib.contextmanager
 def claimed(run: Run) -> Iterator[None]:
-    """Keeps all others from training, changing or removing a run, or the owner of a stage, in the block.
-
-    Raises UsageError where another process has it, MissingError where it is gone.
-    """
+    """Keeps all others from training, changing or removing a run and its stages in the block. Raises
+    UsageError where another process has it, MissingError where it is gone."""
     owner = run.owner
     gone = MissingError(f"the run `{owner.id}` is gone", hint="gz runs list")
     if not owner.path.is_dir():
@@ -59,37 +52,34 @@ def claimed(run: Run) -> Iterator[None]:
 
 
 def sign(run: Run) -> None:
-    """Writes the number of this process, which has claimed a run, into its status."""
+    """Writes this process's number into the status of a run that it has claimed."""
     run.owner.update(pid=os.getpid())
 
 
 def in_use(run: Run) -> UsageError:
-    """The error for a run that another process has, which it names."""
+    """The error for a run that another process has, with that process's number."""
+    import psutil
+
     deadline = time.monotonic() + PATIENCE
-    while (pid := _living(run.status().get("pid"))) is None and time.monotonic() < deadline:
+    while True:
+        pid = run.status().get("pid")
+        lives = pid and psutil.pid_exists(pid)
+        if lives or time.monotonic() >= deadline:
+            break
         time.sleep(0.05)
-    by = f"process {pid}" if pid else "another process"
+    by = f"process {pid}" if lives else "another process"
     return UsageError(f"`{run.id}` is being trained by {by}", hint="stop it first, or wait for it")
 
 
 def tidy(run: Run) -> None:
-    """Removes what killed processes left half written in a run and its stages. For who holds its lock."""
+    """Removes the leftovers of killed processes in a run and its stages; the caller holds its lock."""
     for part in (run, *run.stages):
         files.sweep(part.path, part.checkpoints_folder, part.samples_folder)
 
 
-def _living(pid: int | None) -> int | None:
-    """The number of a process, if it is alive."""
-    import psutil
-
-    return pid if pid and psutil.pid_exists(pid) else None
-
-
 def is_removable(folder: Path) -> bool:
-    """Whether the folder is a run of the store: it lies in `runs`, is no link and is marked.
-
-    Runs that were made before there was a mark are recognised by their id and the keys of `status.json`.
-    """
+    """Whether the folder is a run of the store: it lies in `runs`, is no link and is marked; runs older than
+    the mark are recognised by their id and the keys of `status.json`."""
     if folder.is_symlink() or folder.resolve().parent != user_dir("runs").resolve():
         return False
     if Run(folder).is_marked("run"):
@@ -102,7 +92,7 @@ def is_removable(folder: Path) -> bool:
 
 
 def check_removable(run: Run) -> None:
-    """Raises UsageError for a stage, a run that is trained or read, and what is no run of the store."""
+    """Raises UsageError for a stage, a run that is trained or read, and anything outside the store."""
     if run.owner is not run:
         raise UsageError(f"`{run.id}` is a stage of a run", hint=f"gz runs remove {run.owner.id}")
     _check_in_store(run.path)
@@ -117,7 +107,7 @@ def check_removable(run: Run) -> None:
 def remove_folder(folder: Path) -> None:
     """Deletes a run of the store. Raises UsageError for anything else."""
     _check_in_store(folder)
-    files.remove_tree(inside(folder, user_dir("runs")))
+    files.remove_tree(folder)
 
 
 def _check_in_store(folder: Path) -> None:
@@ -139,11 +129,9 @@ def check_empty(folder: Path) -> None:
 
 @contextlib.contextmanager
 def claimed_folder(folder: Path) -> Iterator[None]:
-    """Takes a folder for a job, marks it, and keeps it from other processes in the block.
-
-    It may be new, empty, or left over from an attempt that failed before it wrote any output. Raises
-    UsageError where it holds anything else, or where another process has it.
-    """
+    """Marks a folder for a job, and keeps it from other processes in the block. It is new, empty, or left by
+    an attempt that failed without output; raises UsageError for any other, or where another process has
+    it."""
     if not _is_left_over(folder):
         check_empty(folder)
     with files.lock(folder / CLAIM, wait=False) as got:
@@ -160,13 +148,13 @@ def claimed_folder(folder: Path) -> Iterator[None]:
 
 
 def discard(folder: Path) -> None:
-    """Removes the folder of a job that failed before it wrote any output."""
+    """Removes a job's folder after an attempt that failed without output."""
     if _is_left_over(folder):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_left_over(folder: Path) -> bool:
-    """Whether a job's folder is one of a failed attempt without output."""
+    """Whether a job's folder is that of a failed attempt without output."""
     job = Run(folder)
     if not folder.is_dir() or not job.is_marked("job"):
         return False

@@ -25,30 +25,26 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LARGEST = 256_000_000  # bytes of a text that gz reads back: captions of a large set; recipes have a few kB
-PROBED = 0.5  # seconds to try for a lock without waiting: `is_locked` of others takes it for a moment
+LARGEST = 256_000_000  # bytes of a text that gz reads: captions of a large set; recipes have a few kB
+PROBED = 0.5  # seconds to try for a lock without waiting: `is_locked` elsewhere takes it for a moment
 LONGEST_HEADER = 100_000_000  # bytes of a safetensors header, as the library has it
 DAY = 86_400.0
 AGAIN = "remove it: it is made again"
-# machine and process that write a part: see `part_path`; version 0.1 named no machine
+# machine and process in the name of `part_path`; version 0.1 named no machine
 _PART = re.compile(r"\..+?\.(?:([0-9a-f]{8})\.)?(\d+)(?:\.\d+)?\.part")
 _parts = itertools.count()
 
 
 def part_path(path: Path) -> Path:
-    """A new name beside `path` to write under until the file or folder is whole and renamed to `path`.
-
-    It says which process of which machine writes there, by which `sweep` recognises leftovers.
-    """
+    """A new name beside `path` to write under until the file or folder is whole and renamed to `path`. It
+    names the machine and the process, by which `sweep` recognises leftovers."""
     return path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.{next(_parts)}.part")
 
 
 def sweep(*folders: Path) -> None:
-    """Removes the parts that killed processes left right in these folders.
-
-    To be called by who holds the lock of what is written there. Processes of another machine cannot be seen:
-    their parts count as left over when they have not changed for a day.
-    """
+    """Removes the parts that killed processes left right in these folders; the caller holds the lock of what
+    is written there. Processes of another machine cannot be seen: their parts count as leftovers a day after
+    their last change."""
     for folder in folders:
         for part in folder.glob(".*.part") if folder.is_dir() else ():
             if (match := _PART.fullmatch(part.name)) and _is_left_over(part, *match.groups()):
@@ -56,7 +52,7 @@ def sweep(*folders: Path) -> None:
 
 
 def _is_left_over(part: Path, machine: str | None, pid: str) -> bool:
-    """Whether the process that wrote a part is gone, or another one has its number by now."""
+    """Whether the process that wrote a part is gone, or another process has its number now."""
     import psutil
 
     try:
@@ -73,7 +69,7 @@ def _is_left_over(part: Path, machine: str | None, pid: str) -> bool:
 
 @cache
 def _machine() -> str:
-    """A name for the machine, or the container, whose processes have numbers of their own; 8 digits."""
+    """Eight digits for the machine, or the container, to which process numbers belong."""
     import platform
 
     space = Path("/proc/self/ns/pid")
@@ -120,7 +116,7 @@ def read_json(path: Path) -> Any:
         return None
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as e:  # cut short, another file, or nested without end
+    except (ValueError, RecursionError) as e:  # cut short, no JSON, or nested too deeply
         raise DamagedError(f"`{path}` is damaged: it is no JSON ({e})") from e
 
 
@@ -158,12 +154,9 @@ def read_tensors(path: Path, hint: str | None = AGAIN) -> tuple[dict[str, Tensor
 
 
 def safetensors_header(file: Path) -> dict[str, Any]:
-    """The header of a safetensors file: dtype and shape of each tensor by its name, and `__metadata__`.
-
-    Such a file begins with the length of its header, in 8 bytes, and the header, in JSON. Raises ValueError
-    for any other file, and for one whose tensors do not follow each other from the header to the file's end:
-    a small file could hold any number of tensors that share bytes.
-    """
+    """The header of a safetensors file: `__metadata__`, and dtype, shape and offsets of each tensor. Raises
+    ValueError for any other file, and unless the tensors fill the rest of the file one after the other: a
+    small file could hold any number of tensors that share bytes."""
     size = file.stat().st_size - 8
     with file.open("rb") as f:
         length = int.from_bytes(f.read(8), "little")
@@ -215,8 +208,8 @@ def read_arrays(path: Path, *names: str, hint: str | None = AGAIN) -> dict[str, 
 
 
 def read_cached(path: Path, read: Callable[[Path], T], say: Callable[[str], None]) -> T | None:
-    """What `read` makes of a file of the cache; None where there is none. A damaged one is removed, and `say`
-    gets a line."""
+    """The value that `read` makes of a file of the cache; None where there is none. A damaged one is removed,
+    and `say` gets a line."""
     if not path.exists():
         return None
     try:
@@ -237,7 +230,8 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 @contextmanager
 def new_dir(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder that is renamed to `path` when the block ends, and removed when it raises."""
+    """Yields a temporary folder that is renamed to `path` at the end of the block, and removed if it
+    raises."""
     part = part_path(path)
     part.mkdir(parents=True)
     try:
@@ -266,22 +260,19 @@ def remove_tree(path: Path) -> None:
 
 @contextmanager
 def lock(path: Path, *, wait: bool = True, on_wait: Callable[[], None] | None = None) -> Iterator[bool]:
-    """An exclusive lock between processes, which the system frees when its holder dies.
-
-    Yields whether it was acquired, always True with `wait`; `on_wait` is called once before waiting.
-    """
+    """An exclusive lock between processes, which the system frees when its holder dies. Yields whether it was
+    acquired, always True with `wait`; `on_wait` is called once before waiting."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    holder = _holder(path)
-    got = _try_lock(holder, patience=0.0 if wait else PROBED)
-    if not got and wait:
+    holder = _acquired(path, 0.0 if wait else PROBED)
+    if holder is None and wait:
         if on_wait:
             on_wait()
-        while not (got := _try_lock(holder)):
+        while (holder := _acquired(path)) is None:
             time.sleep(0.2)
     try:
-        yield got
+        yield holder is not None
     finally:
-        if got:
+        if holder is not None:
             holder.release()
 
 
@@ -295,25 +286,29 @@ def is_locked(path: Path) -> bool:
         return True
     except (ImportError, OSError):  # Windows, or a file system without such locks
         pass
-    holder = _holder(path)
     try:
-        got = _try_lock(holder)
+        holder = _acquired(path)
     except PermissionError:
         return True
-    if got:
+    if holder is not None:
         holder.release()
-    return not got
+    return holder is None
 
 
-def _holder(path: Path) -> BaseFileLock:
-    """A new lock object, by flock on Unix and msvcrt on Windows; it excludes others of this process too."""
-    from filelock import FileLock
+def _acquired(path: Path, patience: float = 0.0) -> BaseFileLock | None:
+    """The lock, by flock on Unix and msvcrt on Windows, where nobody has it, not even this process."""
+    from filelock import FileLock, Timeout
 
-    return FileLock(path)
+    holder = FileLock(path)
+    try:
+        holder.acquire(timeout=patience, poll_interval=0.02)
+    except Timeout:
+        return None
+    return holder
 
 
 def _is_flocked(path: Path) -> bool:
-    """What `is_locked` says, by a shared lock, which needs no right to write; for lists of many runs."""
+    """`is_locked` by a shared lock, which needs no right to write; for lists of many runs."""
     import fcntl
 
     with open(path, "rb") as f:
@@ -324,18 +319,8 @@ def _is_flocked(path: Path) -> bool:
     return False
 
 
-def _try_lock(holder: BaseFileLock, patience: float = 0.0) -> bool:
-    from filelock import Timeout
-
-    try:
-        holder.acquire(timeout=patience, poll_interval=0.02)
-    except Timeout:
-        return False
-    return True
-
-
 def fsync(path: Path) -> None:
-    """Flushes a file, or the entries of a folder, to the disk; Windows cannot and need not sync folders."""
+    """Flushes a file, or the entries of a folder, to the disk; Windows has no such call for folders."""
     if path.is_dir():
         if os.name == "nt":
             return
@@ -349,7 +334,6 @@ def fsync(path: Path) -> None:
 
 
 def checksum(path: Path, kind: str = "sha256") -> str:
-    """The checksum of a file in hexadecimal digits, by an algorithm of hashlib."""
     digest = hashlib.new(kind)  # `hashlib.file_digest` came with Python 3.11
     with open(path, "rb") as f:
         while block := f.read(1 << 20):

@@ -1,8 +1,6 @@
 """Files from outside: weights that the user puts into the cache, repositories of the Hugging Face hub, and
-the page of a run there.
-
-The hub's own variables hold: `HF_TOKEN`, `HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`.
-"""
+the page of a run there. The hub's own variables hold: `HF_TOKEN`, `HF_HOME`, `HF_ENDPOINT`,
+`HF_HUB_OFFLINE`."""
 
 from __future__ import annotations
 
@@ -40,14 +38,8 @@ _ARXIV = re.compile(r"\d{4}\.\d{4,5}")
 
 
 def weights(name: str, *, path: str | Path | None = None, use: str, source: str, otherwise: str = "") -> Path:
-    """The path of a file of weights: the user's own, or that of this name in the cache.
-
-    use: what needs the weights, for the message.
-    source: who publishes them, for the message.
-    otherwise: what else a user may do, for the hint.
-
-    Raises MissingError that says where to get the file and where to put it.
-    """
+    """The path of a file of weights: the user's, or that of this name in the cache. Raises MissingError that
+    says what needs it, who publishes it and where to put it."""
     place = cache_dir("weights", name)
     file = Path(path).expanduser() if path else place
     if not file.is_file():
@@ -59,13 +51,8 @@ def weights(name: str, *, path: str | Path | None = None, use: str, source: str,
 
 
 def repository(name: str, *, key: str, files: Sequence[str]) -> Path:
-    """The folder of a model repository: itself, or fetched from the hub unless it is there.
-
-    key: the recipe's key that names it, for the message.
-    files: patterns of the files that are fetched.
-
-    Raises MissingError that says what to fetch and how.
-    """
+    """The folder of a model repository: `name` itself, or the files of these patterns, fetched from the hub
+    unless they are there. Raises MissingError that names the recipe's `key` and says what to fetch."""
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
     gated = "(a gated one needs `HF_TOKEN`)"
@@ -88,10 +75,8 @@ def repository(name: str, *, key: str, files: Sequence[str]) -> Path:
 
 
 def data_repository(name: str) -> Path:
-    """The folder of the parquet files of the data set `owner/name` of the hub, fetched unless they are there.
-
-    Raises MissingError that says how to get it.
-    """
+    """The folder of the parquet files of a data set of the hub, fetched unless they are there. Raises
+    MissingError."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -109,7 +94,6 @@ def data_repository(name: str) -> Path:
 
 
 def _why(e: Exception) -> str:
-    """Why a repository cannot be fetched."""
     return "and `GZ_OFFLINE` is set" if offline() else f"and the hub does not give it ({type(e).__name__})"
 
 
@@ -119,7 +103,7 @@ def is_id(name: str) -> bool:
 
 
 def at_hand(name: str) -> bool:
-    """Whether a model repository is a folder or lies in the hub's cache, without the hub's library."""
+    """Whether a model repository is a folder or in the hub's cache, without the hub's library."""
     cache = Path(os.environ.get("HF_HUB_CACHE") or hub_home() / "hub").expanduser()
     return Path(name).expanduser().is_dir() or any(
         cache.glob(f"models--{name.replace('/', '--')}/snapshots/*")
@@ -138,7 +122,6 @@ def offline() -> bool:
 
 
 def is_address(ref: str) -> bool:
-    """Whether the text means a repository of the hub."""
     return ref.startswith(PREFIX)
 
 
@@ -148,7 +131,7 @@ def name_of(ref: str) -> str:
 
 
 def fetched(ref: str) -> Path:
-    """The file of a repository, in the hub's cache. Raises MissingError; UsageError for no address."""
+    """The file of a repository, in the hub's cache. Raises MissingError, UsageError for no address."""
     from huggingface_hub import hf_hub_download
 
     parsed = _parsed(ref)
@@ -161,9 +144,7 @@ def fetched(ref: str) -> Path:
 
 def push(folder: Path, name: str, *, private: bool) -> str:
     """Puts the files of a folder into a repository of the user, as one commit. Returns its web address.
-
-    Raises MissingError without a token, without a network, and where the hub refuses.
-    """
+    Raises MissingError without a token or a network, and where the hub refuses."""
     if offline():
         raise MissingError("nothing can be pushed, `GZ_OFFLINE` is set", hint="GZ_OFFLINE=0")
     from huggingface_hub import HfApi, get_token
@@ -180,13 +161,13 @@ def push(folder: Path, name: str, *, private: bool) -> str:
 
 
 def endpoint() -> str | None:
-    """The address of the hub, where it is not the usual one."""
+    """The hub's address in `HF_ENDPOINT`; None: the usual one."""
     return os.environ.get("HF_ENDPOINT") or None
 
 
 @contextmanager
 def explained(name: str) -> Iterator[None]:
-    """Turns the errors that the hub's library raises for a repository into MissingError."""
+    """Turns the errors of the hub's library for a repository into MissingError."""
     from huggingface_hub import errors
 
     try:
@@ -240,7 +221,7 @@ def readme(card: Mapping[str, Any], name: str, licence: str, meanings: Mapping[s
 
 
 def eval_results(card: Mapping[str, Any]) -> str | None:
-    """The text of a file in the repository's `.eval_results`; None where the hub does not know the set, or
+    """The text of a file in `.eval_results` of the repository; None where the hub does not know the set, or
     nothing was measured on its test split."""
     import yaml
 

@@ -1,9 +1,6 @@
-"""A cache of what gz has read of its runs, in files beside them, so that a list of thousands opens few.
-
-An entry counts while the files that it was read from are what they were, by times, sizes and inodes. An
-index that is damaged, missing or of another version is made again; where it cannot be written, gz does
-without.
-"""
+"""A cache of what was read of runs, in files beside them, so that a list of thousands opens few. An entry
+counts while its files have the same times, sizes and inodes. A damaged, missing or older index is made again;
+where it cannot be written, gz works without."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from gzcli.store import files
 from gzcli.version import __version__
 
 NAME = ".index-{}.json"
-SETTLED = 2e9  # nanoseconds after which a file that is written again surely has another time
+SETTLED = 2e9  # nanoseconds after which a rewritten file surely has another time
 
 Mark = list[int]  # mtime, ctime, size, inode
 Marks = dict[str, Mark | None]  # of files by their place below the run; None: there is none
@@ -30,11 +27,11 @@ _open: dict[tuple[str, str], _Index] = {}  # by the folder of the runs, and kind
 
 
 class _Index:
-    """The file of one kind of entries of one folder of runs."""
-
     def __init__(self, path: Path):
         self.path, self.changed = path, False
-        self.runs: dict[str, tuple[Marks, Any]] = self._read()  # by a run's id, what was read of what files
+        self.runs: dict[str, tuple[Marks, Any]] = (
+            self._read()
+        )  # by a run's id: the marks of the files that were read, and the value
 
     def _read(self) -> dict[str, tuple[Marks, Any]]:
         """The entries of the file; none unless it is whole, by its checksum, and of this version of gz."""
@@ -63,14 +60,14 @@ def begin(root: Path, kind: str) -> None:
 
 
 def save(root: Path, kind: str, names: Iterable[str]) -> None:
-    """Writes what was kept since the last time, of the runs of these names alone."""
+    """Writes the index if it changed, for the runs of these names."""
     index = _open.get((str(root), kind))
     if index and index.changed:
         index.write(names)
 
 
 def recall(folder: Path, kind: str) -> Any | None:
-    """What was kept of a run; None where nothing was, or where a file that it was read from has changed."""
+    """The value kept for a run; None where there is none, or a file that it was read from has changed."""
     above, name = os.path.split(folder)
     if not (index := _open.get((above, kind))) or name not in index.runs:
         return None
@@ -80,8 +77,8 @@ def recall(folder: Path, kind: str) -> Any | None:
 
 
 def keep(folder: Path, kind: str, marks: Marks, value: Any) -> None:
-    """Keeps what was read of a run, with the marks that its files had before, unless one of them is so new
-    that its next change might not be seen."""
+    """Keeps a value read of a run with the marks that its files had before, unless one of these is so new
+    that its next change might not show."""
     above, name = os.path.split(folder)
     newest = max((max(was[:2]) for was in marks.values() if was), default=0)
     if (index := _open.get((above, kind))) and time.time_ns() - newest > SETTLED:
@@ -90,7 +87,7 @@ def keep(folder: Path, kind: str, marks: Marks, value: Any) -> None:
 
 
 def mark(path: str) -> Mark | None:
-    """What distinguishes one content of a file, or of a folder, from the next; None where there is none."""
+    """What changes with the content of a file or folder; None where there is none."""
     try:
         stat = os.stat(path)
     except OSError:
@@ -99,8 +96,8 @@ def mark(path: str) -> Mark | None:
 
 
 def survey(folder: Path, records: Container[str]) -> tuple[Marks, int]:
-    """The marks of all folders below this one and of the files of these names, and the size of all files
-    together in bytes, where one that has two names counts once."""
+    """The marks of all folders below this one and of the files of these names, and the total size of the
+    files in bytes, where a file with two names counts once."""
     marks: Marks = {}
     linked: set[int] = set()
     total, left = 0, [""]

@@ -14,13 +14,13 @@ from typing import Any
 from gzcli.store.run_folder import Run
 
 POINTS = 12  # of a curve
-ENOUGH = 4  # points of a validation figure that make a curve; of fewer, the loss is shown
+ENOUGH = 4  # points of a validation figure that make a curve; with fewer, the loss is shown
 BARS = "▁▂▃▄▅▆▇█"
 LARGE = 2_000_000  # bytes, some 15,000 lines
 SOME = 2_000  # lines of a larger file that are read
-MANY = 5_000  # lines of validation that are read beside them
+MANY = 5_000  # lines of validation that are read besides
 TAIL = 5_000  # bytes at its end that are read whole
-WIDE = 10.0  # a curve whose values span more than this factor is drawn by logarithms
+WIDE = 10.0  # a curve that spans more than this factor is drawn on a logarithmic scale
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Curve:
 
     name: str  # of the figure in `metrics.jsonl`
     steps: tuple[int, ...]  # the last step of each point
-    values: tuple[float, ...]  # each the mean of the lines since the point before
+    values: tuple[float, ...]  # each the mean of the lines since the previous point
 
     @property
     def spark(self) -> str:
@@ -42,11 +42,9 @@ class Curve:
 
 
 def metric_lines(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`, less those that a kill has cut short.
-
-    Of a file beyond LARGE bytes they are SOME lines, evenly apart, the last ones, and those of validation
-    unless these are too many too: nobody waits for a million lines to see a curve.
-    """
+    """The lines of a run's `metrics.jsonl`, without any that a kill has cut short. Of a file beyond LARGE
+    bytes they are SOME lines at even distances, the last ones, and those of validation unless they are too
+    many: nobody waits for a million lines to see a curve."""
     path = Run(folder).metrics_file
     if not path.is_file() or path.stat().st_size <= LARGE:
         return list(every_line(folder))
@@ -61,7 +59,7 @@ def metric_lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def every_line(folder: Path) -> Iterator[dict[str, Any]]:
-    """All lines of a run's `metrics.jsonl`, however many, less those that a kill has cut short."""
+    """All lines of a run's `metrics.jsonl`, without any that a kill has cut short."""
     path = Run(folder).metrics_file
     if path.is_file():
         with open(path, "rb") as file:
@@ -98,8 +96,8 @@ def last_figures(run: Run) -> dict[str, float]:
 
 
 def curve_of(run: Run) -> Curve | None:
-    """The curve of the figure that a run, or its newest stage that has begun, is judged by, or of its loss
-    where there are fewer than ENOUGH points of that; None where neither was recorded."""
+    """The curve of the figure that a run, or its newest stage that has begun, is judged by; of its loss where
+    that has fewer than ENOUGH points; None where neither was recorded."""
     begun = [stage for stage in run.stages if stage.metrics_file.exists()]
     part = begun[-1] if begun else run
     lines, best = metric_lines(part.path), part.best
@@ -111,7 +109,7 @@ def curve_of(run: Run) -> Curve | None:
 
 
 def _points(lines: Iterable[Mapping[str, Any]], key: str) -> Curve | None:
-    """The course of one figure; None where it was never finite."""
+    """The curve of one figure; None where it was never finite."""
     points = [(line["step"], line[key]) for line in lines if math.isfinite(line.get(key) or math.nan)]
     count = min(POINTS, len(points))
     parts = [points[i * len(points) // count : (i + 1) * len(points) // count] for i in range(count)]

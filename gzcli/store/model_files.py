@@ -1,5 +1,5 @@
-"""Model files from outside the package: in folders of `GZ_MODELS`, in installed packages, named by a path,
-and the copies in a run. A model has the name of its file; no file is imported here."""
+"""Model files from outside the package: in folders of `GZ_MODELS`, in installed packages, on the command
+line, and the copies in a run. A model has the name of its file; no file is imported here."""
 
 from __future__ import annotations
 
@@ -18,20 +18,17 @@ GROUP = "gzcli.models"  # of entry points: `maf = "my_package.maf"` names the mo
 TRUSTED = "trusted_models.json"  # of the user's folder, with the sha256 of model files
 _PAPER = re.compile(r"^[ \t]+paper\b[^=\n]*=", re.MULTILINE)
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-_typed: dict[str, Path] = {}  # the files that this process was given by a path, by the model's name
-_programs: dict[Path, bytes] = {}  # contents of the files whose trust this process has set or tested
+_typed: dict[str, Path] = {}  # files from the command line, by the model's name
+_programs: dict[Path, bytes] = {}  # contents as they were when their trust was set or tested
 
 
 def is_file(what: str) -> bool:
-    """Whether the text is the path of a model file, which need not exist."""
     return what.endswith(".py")
 
 
 def add(file: str | Path) -> str:
     """Makes the model of a file known to this process, before all others of its name. Returns the name.
-
-    Raises MissingError where there is no such file, UsageError where its name cannot be a model's.
-    """
+    Raises MissingError without such a file, UsageError where its name cannot be a model's."""
     path = Path(file).expanduser().absolute()
     if not path.is_file():
         raise MissingError(f"there is no model file `{file}`", hint=f"`gz model new {path.stem}` writes one")
@@ -43,23 +40,22 @@ def add(file: str | Path) -> str:
 
 
 def can_be_named(name: str) -> bool:
-    """Whether the text may be the name of a model."""
     return _NAME.fullmatch(name) is not None
 
 
 def typed(name: str) -> Path | None:
-    """The file of the model of that name that this process was given by a path; None without."""
+    """The file of the model of that name from the command line, if any."""
     return _typed.get(canonical(name))
 
 
 def model_files() -> dict[str, Path]:
-    """The model files from outside by the model's name: those named by a path go before those of `GZ_MODELS`,
-    and these before those of installed packages."""
+    """The model files from outside by the model's name: the command line comes before `GZ_MODELS`, and that
+    before installed packages."""
     return {**_installed(), **_of_folders(os.environ.get("GZ_MODELS", "")), **_typed}
 
 
 def find(name: str) -> Path | None:
-    """The file of the model of that name, `-` and `_` alike; None where no model from outside has it."""
+    """The file of the model of that name, `-` and `_` alike; None where none is from outside."""
     return typed(name) or {canonical(stem): p for stem, p in model_files().items()}.get(canonical(name))
 
 
@@ -88,13 +84,13 @@ def kept(run: Path, name: str) -> Path | None:
 
 
 def program(file: Path) -> bytes:
-    """The content of a model's file: of one whose trust was tested, as it was then."""
+    """The content of a model's file, as it was when its trust was tested."""
     content = _programs.get(file.absolute())
     return file.read_bytes() if content is None else content
 
 
 def trust(file: Path) -> str:
-    """Remembers that the user lets gz run this file, which they named or trained with. Returns its sha256."""
+    """Remembers that the user lets gz run this file, by naming it or training with it. Returns its sha256."""
     digest = _read(file)
     with lock(user_dir(".trusted.lock")):
         trusted = read_json(user_dir(TRUSTED)) or []
@@ -104,13 +100,13 @@ def trust(file: Path) -> str:
 
 
 def _read(file: Path) -> str:
-    """The sha256 of a file, whose content is kept for `program`."""
+    """The sha256 of a file, and keeps its content for `program`."""
     content = _programs[file.absolute()] = file.read_bytes()
     return hashlib.sha256(content).hexdigest()
 
 
 def _trusted(file: Path) -> Path:
-    """The file. Raises UsageError for one that came with a run from elsewhere: a file of code, not data."""
+    """The file. Raises UsageError for one that came with a run from elsewhere: it is code, not data."""
     if _read(file) not in (read_json(user_dir(TRUSTED)) or []):
         raise UsageError(
             f"this run brings a program of its own, `{file}`, which gz does not run unasked",
@@ -137,7 +133,7 @@ def _of_folders(folders: str) -> dict[str, Path]:
 
 @cache
 def _installed() -> dict[str, Path]:
-    """The models of installed packages, by their entry points; files that are gone are left out."""
+    """The models of installed packages, by their entry points; missing files are left out."""
     from importlib.metadata import entry_points
     from importlib.util import find_spec
 

@@ -1,5 +1,5 @@
-"""Where files are kept: below `GZ_HOME` if set, else in the user's cache folder (data, weights) and data
-folder (runs); and the shipped recipes."""
+"""Where files are kept: below `GZ_HOME`, else in the user's cache folder (data, weights) and data folder
+(runs); and the shipped recipes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ def cache_dir(*parts: str) -> Path:
 
 
 def kernels_dir() -> Path:
-    """The folder of the code that `torch.compile` makes, a cache like the others."""
     return cache_dir("kernels")
 
 
@@ -38,7 +37,7 @@ def recipes_dir() -> Path:
 
 
 def recipe_names() -> list[str]:
-    """Names of the shipped recipes, which are the models that a user can name; no YAML is read."""
+    """Names of the shipped recipes, which a user can type as models; no YAML is read."""
     return sorted(path.stem for path in recipes_dir().glob("*.yaml"))
 
 
@@ -73,7 +72,7 @@ def is_name(text: str) -> bool:
 
 
 def inside(path: Path, root: Path) -> Path:
-    """`path`, if it lies below `root` with symbolic links resolved. Raises UsageError for anything else."""
+    """`path`, if it lies below `root` with symbolic links resolved; else raises UsageError."""
     if root.resolve() not in path.resolve().parents:
         hint = "gz makes and removes files in folders of its own only"
         raise UsageError(f"`{path}` does not lie inside `{root}`", hint=hint)
@@ -81,7 +80,7 @@ def inside(path: Path, root: Path) -> Path:
 
 
 def _home(kind: str) -> Path:
-    """`GZ_HOME` or, without it, what platformdirs calls `user_cache_path` or `user_data_path`."""
+    """`GZ_HOME`, else the `user_cache_path` or `user_data_path` of platformdirs."""
     if home := os.environ.get("GZ_HOME"):
         return Path(home).expanduser().absolute()
     import platformdirs

@@ -1,5 +1,5 @@
-"""PNG files whose text chunk `gz` says in JSON what made them. They hold no time: equal commands write equal
-files."""
+"""PNG files with a text chunk `gz`, which says in JSON what made them, and no time: equal commands write
+equal files."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
 KEY = "gz"  # of the text chunk
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_maker: dict[str, Any] = {}  # what this process does; `made_by` sets it
+_maker: dict[str, Any] = {}  # the facts that `made_by` sets
 
 
 def made_by(**facts: Any) -> None:
-    """Says what made every picture that this process writes from now on, as `verb` and `run`."""
+    """Sets the facts that every picture of this process gets, such as `verb` and `run`."""
     _maker.clear()
     _maker.update(facts)
 
 
 def texts(**facts: Any) -> dict[str, str]:
-    """The text chunks of a picture, made by these facts beside those of `made_by`."""
+    """The text chunks of a picture: these facts and those of `made_by`."""
     origin = {**_maker, **facts, "versions": {"gz": __version__, "torch": version("torch")}}
     return {"Software": f"gz {__version__}", KEY: json.dumps(origin, sort_keys=True)}
 
 
 def save_png(path: Path, image: np.ndarray, origin: Mapping[str, Any] | None = None) -> None:
-    """Writes a picture [H, W, C] uint8, C = 1 or 3, made by `origin` beside the facts of `made_by`."""
+    """Writes a picture [H, W, C] uint8, C = 1 or 3, with `origin` beside the facts of `made_by`."""
     from PIL import Image, PngImagePlugin
 
     info = PngImagePlugin.PngInfo()

@@ -1,9 +1,6 @@
 """The trained models that come with gz: files of `gz runs export` in the package's folder `pretrained`, named
-MODEL-DATA.safetensors.
-
-`pretrained:cfm` means one of them in every verb; `pretrained:cfm-digits`, or `--data digits`, says of which
-set.
-"""
+MODEL-DATA.safetensors. `pretrained:cfm` is one of them in every verb; `pretrained:cfm-digits`, or `--data
+digits`, chooses the set."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from gzcli.store.paths import recipe_names
 
 PREFIX = "pretrained:"
 FOLDER = Path(__file__).resolve().parents[1] / "pretrained"
-FIRST = ("glyphs", "shapes", "digits")  # the sets that a model is taken of where none is named, in this order
+FIRST = ("glyphs", "shapes", "digits")  # the preferred sets, in this order, where none is named
 
 
 @dataclass(frozen=True)
@@ -37,12 +34,12 @@ class Pretrained:
 
     @property
     def figures(self) -> list[dict[str, Any]]:
-        """What `gz bench` measured of it."""
+        """Its results by `gz bench`."""
         return [row for row in self.card["figures"] if row["from"] == "gz bench"]
 
     @property
     def cells(self) -> tuple[str, str, str, str]:
-        """As tables show it: its figure, parameters, seconds of its training on a core, and size."""
+        """Its cells in a table: best figure, parameters, seconds of training on a core, and size."""
         best = next((f"{row['name']} {row['value']:.3g}" for row in self.figures), "-")
         params, seconds = count(self.card["params"]), duration(self.card["work"])
         return best, params, seconds, size(self.file.stat().st_size)
@@ -50,7 +47,6 @@ class Pretrained:
 
 @cache  # pages of all models ask for them
 def every() -> tuple[Pretrained, ...]:
-    """All of them."""
     models = []
     for name, file in names().items():
         texts = safetensors_header(file)["__metadata__"]
@@ -60,7 +56,6 @@ def every() -> tuple[Pretrained, ...]:
 
 
 def is_name(ref: str) -> bool:
-    """Whether the text means a model that comes with gz."""
     return ref.startswith(PREFIX)
 
 
@@ -70,22 +65,24 @@ def names() -> dict[str, Path]:
 
 
 def parts_of(name: str) -> tuple[str, str]:
-    """The model and the set in a file's name, both of which may hold a `-`: the longest model that it begins
-    with."""
+    """The model and the set in a file's name; both may hold a `-`, so the model is the longest one that
+    fits."""
     fits = [m for m in recipe_names() if canonical(name).startswith(canonical(m) + "_")]
     model = max(fits, key=len, default=name.partition("-")[0])
     return model, name[len(model) + 1 :]
 
 
 def file_of(ref: str, data: str | None = None) -> Path:
-    """The file that `pretrained:MODEL-DATA` means, or `pretrained:MODEL`, preferably of a set of FIRST.
-
-    Raises UsageError for a name that no file has, MissingError for a model without a file of that set.
-    """
+    """The file of `pretrained:MODEL-DATA`, or of `pretrained:MODEL`, preferably on a set of FIRST. Raises
+    UsageError for an unknown name, MissingError for a model without a file for that set."""
     name, every_file = ref.removeprefix(PREFIX), names()
     if file := {canonical(stem): file for stem, file in every_file.items()}.get(canonical(name)):
         return file
-    sets = {stem[len(name) + 1 :]: file for stem, file in every_file.items() if _is_of(stem, name)}
+    sets = {
+        stem[len(name) + 1 :]: file
+        for stem, file in every_file.items()
+        if canonical(parts_of(stem)[0]) == canonical(name)
+    }
     if not sets:
         hint = did_you_mean(name, every_file) or "`gz list pretrained` names them"
         raise UsageError(f"no model that comes with gz is called `{name}`", hint=hint)
@@ -96,8 +93,3 @@ def file_of(ref: str, data: str | None = None) -> Path:
         raise MissingError(message, hint=f"there is one of {', '.join(sets)} · gz train {name} --data {data}")
     first = next((name for name in FIRST if name in sets), next(iter(sets)))
     return sets[first]
-
-
-def _is_of(name: str, model: str) -> bool:
-    """Whether a file's name is that of the model and of a set."""
-    return canonical(parts_of(name)[0]) == canonical(model)

@@ -13,7 +13,7 @@ from gzcli.store import files, index
 from gzcli.store.paths import inside, is_name
 
 STAGES = "stages"  # the key of a recipe, and the folder of a run
-# types of the values of `status.json` that are relied on; any may be null
+# types of values of `status.json`; any may be null
 KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("state", "model", "data", "alias", "asked", "copy_of"), str),
     **dict.fromkeys(("step", "steps", "order", "pid", "parent", "params", "code", "levels"), int),
@@ -45,18 +45,17 @@ class CheckpointFolder:
 
     @classmethod
     def of(cls, folder: Path, step: int) -> CheckpointFolder:
-        """The folder of a step below that of the checkpoints; it need not exist."""
         return cls(folder / f"{step:08d}")
 
 
 def steps_of(folder: Path) -> list[int]:
-    """The steps that have a checkpoint in the folder of the checkpoints, oldest first."""
+    """The steps of the checkpoints in a folder, oldest first."""
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best value of a metric on validation images, where less is better, and the step that has it."""
+    """The best value of a metric on validation images, where less is better, and its step."""
 
     metric: str
     value: float
@@ -103,7 +102,7 @@ class Run:
 
     @property
     def owner(self) -> Run:
-        """The run that this one is a stage of; the run itself where it is no stage."""
+        """The run of which this is a stage; else the run itself."""
         above = self.path.parent
         return Run(above.parent) if above.name == STAGES and Run(above.parent).recipe_file.exists() else self
 
@@ -136,22 +135,19 @@ class Run:
 
     @property
     def model(self) -> str:
-        """The name of its model; "?" where it is not recorded."""
         return self.status().get("model", "?")
 
     @property
     def data(self) -> str:
-        """The key of its data set; "?" where it is not recorded."""
         return self.status().get("data", "?")
 
     @property
     def alias(self) -> str | None:
-        """Its second name; None where it has none."""
         return self.status().get("alias")
 
     @property
     def lock(self) -> Path:
-        """The file of the lock that its training holds; of a stage that of its owner."""
+        """The lock of its training; a stage has its owner's."""
         return self.owner.lock_file
 
     @property
@@ -165,7 +161,7 @@ class Run:
         state = self.status().get("state", "planned")
         if state in ("finished", "damaged"):
             return state
-        # it is held from before its status says so, and killed where nobody holds it any more
+        # a training is held before its status says so; if nobody holds it, it was killed
         return "running" if self.is_held else "killed" if state == "running" else state
 
     @property
@@ -181,22 +177,20 @@ class Run:
         return steps_of(self.checkpoints_folder)
 
     def checkpoint(self, step: int) -> CheckpointFolder:
-        """The folder of the checkpoint of a step, which need not exist."""
         return CheckpointFolder.of(self.checkpoints_folder, step)
 
     def samples_picture(self, step: int) -> Path:
-        """The grid of samples of a step."""
         return self.samples_folder / f"{step:08d}.png"
 
     @property
     def has_begun(self) -> bool:
-        """Whether any step was trained and recorded: there is a checkpoint, or a line of metrics."""
+        """Whether a step was trained and recorded: there is a checkpoint, or a line of metrics."""
         parts = [self, *(stage for stage in self.stages if "copy_of" not in stage.status())]
         return any(part.checkpoints or part.metrics_file.exists() for part in parts)
 
     @property
     def weights(self) -> Path | None:
-        """The weights that are sampled, of an unfinished run its newest checkpoint's; None: none yet."""
+        """The weights that are sampled; of an unfinished run its newest checkpoint's, or None."""
         if stages := self.stages:
             return stages[-1].weights
         checkpoints = self.checkpoints
@@ -206,7 +200,7 @@ class Run:
 
     @property
     def shortfalls(self) -> list[str]:
-        """What the run lacks of the plan of its start, as `60 of 700 steps`; empty for a complete run."""
+        """What the run lacks of its plan, as `60 of 700 steps`; empty for a complete run."""
         lacking = []
         for part in self.stages or [self]:
             status = part.status()
@@ -222,7 +216,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Seconds of training over all its starts; a start that was killed does not count."""
+        """Seconds of training over all its starts, except starts that were killed."""
         status = self.status()
         began, ended = status.get("started"), status.get("ended")
         if began and not ended and self.state == "running":
@@ -231,7 +225,7 @@ class Run:
 
     @property
     def work(self) -> float:
-        """Seconds that the cores of its first process worked over all its starts but those killed."""
+        """Seconds of its first process's cores over all its starts, except starts that were killed."""
         return float(self.status().get("work", 0.0))
 
     @property
@@ -241,16 +235,15 @@ class Run:
             if not (record := files.read_object(self.best_file)):
                 return None
             return Best(str(record["metric"]), float(record["value"]), int(record["step"]))
-        except (DamagedError, KeyError, TypeError, ValueError):  # one is found again at the next validation
+        except (DamagedError, KeyError, TypeError, ValueError):  # the next validation writes it anew
             return None
 
     @property
     def bytes(self) -> int:
-        """Size of all its files together, in bytes."""
         return self.survey()[1]
 
     def survey(self) -> tuple[index.Marks, int]:
-        """The marks of all that decides what a run is, and the size of all its files together in bytes."""
+        """The marks of all that decides what a run is, and the size of its files in bytes."""
         return index.survey(self.path, RECORDS)
 
     def status(self) -> dict[str, Any]:
@@ -261,8 +254,8 @@ class Run:
         try:
             status = files.read_object(self.status_file)
             if "model" not in status and self.is_marked("run"):
-                how = "is damaged" if status else "is missing or empty"
-                raise DamagedError(f"`{self.status_file}` {how}: it does not say what the run is of")
+                fault = "is damaged" if status else "is missing or empty"
+                raise DamagedError(f"`{self.status_file}` {fault}: it does not say what the run is of")
             if self._checked(status):
                 index.keep(self.path, "status", marks, status)
             return status
@@ -291,7 +284,6 @@ class Run:
         return status
 
     def update(self, **changes: Any) -> None:
-        """Changes keys of `status.json`."""
         status = self.status()
         if status.get("state") == "damaged":  # a resume repairs what is left
             status = {key: status[key] for key in ("model", "data")} if "model" not in changes else {}
@@ -317,8 +309,7 @@ class Run:
         return tree
 
 
-# Records that are written anew or grow in place; other files of a run come, and go, with a change of their
-# folder's time.
+# Records that are rewritten or grow in place; any other change in a run changes the time of a folder.
 RECORDS = {place.name for place in (Run.status_file, Run.recipe_file, Run.metrics_file, Run.best_file)}
 
 

@@ -1,9 +1,7 @@
 """The store of runs, a folder each as `glow-celeba-20260131-142501-ab12`; lookup by id, alias, path or model.
-
-A run in stages holds a run for each stage in `stages/<name>/`, with the id `vqgan-mnist-…/stages/tokenizer`;
-sampling and scoring use the last one. A model's name means its newest finished run that was not cut short:
-see `choose`.
-"""
+A run in stages holds a run for each in `stages/<name>/`, with the id `vqgan-mnist-…/stages/tokenizer`; the
+last one is sampled and scored. A model's name means its newest finished run that was not cut short: see
+`choose`."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ from gzcli.core.errors import DamagedError, MissingError, UsageError, canonical,
 from gzcli.core.units import Size
 from gzcli.store import files, index, pretrained
 from gzcli.store.claims import check_removable, claimed, remove_folder
-from gzcli.store.paths import inside, is_name, recipe_names, spelling, trained_in, user_dir
+from gzcli.store.paths import is_name, recipe_names, spelling, trained_in, user_dir
 from gzcli.store.run_folder import STAGES, Run
 
 _ID = re.compile(r"(.+)-(\d{8}-\d{6})-([0-9a-f]{4})")
@@ -32,11 +30,9 @@ _STAMP = "%Y%m%d-%H%M%S"
 
 
 def create(model: str, data: str, *, alias: str | None = None, held: ExitStack | None = None) -> Run:
-    """A new, empty run folder, which `held` keeps claimed until it is closed.
-
-    Its status numbers the runs of the store by `order`, so that the newest run is known even where the clock
-    was set back. Raises UsageError where the alias is taken or is the name of a model.
-    """
+    """A new, empty run folder, which `held` keeps claimed until it is closed. `order` of its status numbers
+    the runs, so that the newest is known even where the clock was set back. Raises UsageError for an alias
+    that is taken or is a model's name."""
     model, root = spelling(model), user_dir("runs")
     with _store_lock():
         runs = all_runs()
@@ -50,7 +46,7 @@ def create(model: str, data: str, *, alias: str | None = None, held: ExitStack |
         for run in filter(_is_stillborn, runs):
             remove_folder(run.path)
         stamp = time_of_id(root)
-        while (path := inside(root / f"{name}-{stamp}-{secrets.token_hex(2)}", root)).exists():
+        while (path := root / f"{name}-{stamp}-{secrets.token_hex(2)}").exists():
             continue
         order = 1 + max((_age(run.status())[0] for run in runs), default=0)
         now = {"state": "planned", "pid": os.getpid(), "created": time.time(), "order": order}
@@ -63,15 +59,13 @@ def create(model: str, data: str, *, alias: str | None = None, held: ExitStack |
 
 
 def _store_lock() -> contextlib.AbstractContextManager[bool]:
-    """The lock of whoever makes or removes a run."""
+    """The lock for making or removing a run."""
     return files.lock(user_dir("runs", ".lock"))
 
 
 def time_of_id(root: Path) -> str:
-    """The time in the id of a new run: later than in all others, also where the clock was set back.
-
-    What lies more than a day ahead was made under a wrong clock, and does not count.
-    """
+    """The time in the id of a new run: later than in all others, even where the clock was set back. A time
+    more than a day ahead was made under a wrong clock, and does not count."""
     now = datetime.fromtimestamp(int(time.time()))
     times = (_time_of(path.name) for path in root.iterdir())
     earlier = [at for at in times if at and at - now < timedelta(days=1)]
@@ -79,7 +73,6 @@ def time_of_id(root: Path) -> str:
 
 
 def _time_of(id: str) -> datetime | None:
-    """The time in a run's id; None where it is none."""
     if parts := _ID.fullmatch(id):
         with contextlib.suppress(ValueError):
             return datetime.strptime(parts[2], _STAMP)
@@ -93,13 +86,13 @@ def short_name(id: str) -> str:
 
 
 def tidy() -> None:
-    """Removes what killed processes left half made, or half removed, in the store."""
+    """Removes the leftovers of killed processes in the store."""
     with _store_lock():
         files.sweep(user_dir("runs"), user_dir())
 
 
 def _is_stillborn(run: Run) -> bool:
-    """Whether the `gz` that made a run was killed before it wrote the recipe: nothing can go on."""
+    """Whether the `gz` that made a run was killed before it wrote the recipe."""
     import psutil
 
     if run.recipe_file.exists() or run.is_held:
@@ -110,7 +103,7 @@ def _is_stillborn(run: Run) -> bool:
 
 
 def check_alias(alias: str, runs: list[Run] | None = None) -> None:
-    """Raises UsageError for an alias that is malformed, is a model's name, or is taken by one of the runs."""
+    """Raises UsageError for an alias that is malformed, a model's name, or taken by one of the runs."""
     runs = all_runs() if runs is None else runs
     taken = next((run for run in runs if run.alias == alias or run.id == alias), None)
     if taken and not _is_stillborn(taken):
@@ -125,29 +118,31 @@ def check_alias(alias: str, runs: list[Run] | None = None) -> None:
 
 
 def all_runs(*, model: str | None = None, data: str | None = None) -> list[Run]:
-    """The runs of the store, newest first; of this model and on the data set of this key alone."""
+    """The runs of the store, newest first; only those of this model, and on the data set of this key."""
     folder = user_dir("runs")
     if not folder.is_dir():
         return []
     index.begin(folder, "status")
     names = [name for name in os.listdir(folder) if not name.startswith(".")]
-    found = {run: status for name in names if (status := _status(run := Run(folder / name)))}
-    index.save(folder, "status", (run.path.name for run in found))
+    statuses = {run: status for name in names if (status := _status(run := Run(folder / name)))}
+    index.save(folder, "status", (run.path.name for run in statuses))
     for key, wanted in (("model", model), ("data", data)):
         if wanted is not None:
-            found = {run: s for run, s in found.items() if canonical(s.get(key, "?")) == canonical(wanted)}
-    return sorted(found, key=lambda run: _age(found[run]), reverse=True)
+            statuses = {
+                run: s for run, s in statuses.items() if canonical(s.get(key, "?")) == canonical(wanted)
+            }
+    return sorted(statuses, key=lambda run: _age(statuses[run]), reverse=True)
 
 
 def _status(run: Run) -> dict[str, Any]:
-    """The status of a run; empty where the folder is none: jobs and other programs write such files too."""
+    """The status of a run; empty where the folder is none: other programs write such files too."""
     status = run.status()
     whole = "model" in status and status.get("state") != "damaged"
     return status if whole or run.is_marked("run") else {}
 
 
 def _age(status: Mapping[str, Any]) -> tuple[int, float]:
-    """A sorting key: later for newer runs. Runs made before runs were numbered come first."""
+    """A sorting key, later for newer runs; runs without a number come first."""
     return status.get("order") or 0, status.get("created") or 0.0
 
 
@@ -172,26 +167,22 @@ def by_name(ref: str) -> Run | None:
 
 
 def short_names(runs: Iterable[Run], everything: Iterable[Run] | None = None) -> dict[str, str]:
-    """What each of the runs can be called, by its id: its short name, or the id where two share that."""
+    """The short name of each run by its id; the id where two runs share the name."""
     shared = Counter(short_name(run.id) for run in (all_runs() if everything is None else everything))
     names = {run.id: short_name(run.id) for run in runs}
     return {id: short if shared[short] < 2 else id for id, short in names.items()}
 
 
 def choose(finished: list[Run]) -> Run | None:
-    """The run that a model's name means, of its finished runs: the newest complete one, else the newest.
-
-    A quick trial thus does not replace a run that was trained for a night.
-    """
+    """The run that a model's name means: of its finished runs the newest complete one, else the newest. So a
+    quick trial does not replace a run that was trained for a night."""
     return next((run for run in finished if not run.shortfalls), finished[0] if finished else None)
 
 
 def find(ref: str, *, data: str | None = None) -> Run:
-    """The run of an id, an alias or a path, or the one that `choose` takes of a model on this data set.
-
-    Raises MissingError with the `gz train` line where a model has no such run, UsageError where `ref` names
-    nothing.
-    """
+    """The run of an id, an alias or a path, or the one that `choose` takes for a model on this data set.
+    Raises MissingError with the `gz train` line for a model without such a run, UsageError for an unknown
+    name."""
     if run := by_name(ref):
         if run.state == "damaged":
             error = run.status()["error"]
@@ -223,7 +214,7 @@ def find(ref: str, *, data: str | None = None) -> Run:
 
 
 def _unfinished(run: Run, message: str) -> MissingError:
-    """The error where a model's only runs are unfinished, of which this is the newest with weights."""
+    """The error where a model has only unfinished runs; `newest` is the newest with weights."""
     name = run.alias or short_names([run])[run.id]
     state = "being trained" if run.state == "running" else run.state
     ways = [f"name it, `{name}`, for its newest checkpoint" if run.weights else "it has no checkpoint yet"]
@@ -239,28 +230,23 @@ def note_recipe(
     shipped_loss: bool = False,
     **facts: Size | None,
 ) -> None:
-    """Writes into a run's status what its recipe plans, which `Run.shortfalls` compares it with.
-
-    steps: of each stage, under "" for a run without stages; None where the recipe gives a time.
-    own_size: of the data set's images; `facts` are `size` and `levels` of the run's.
-    """
+    """Writes a recipe's plan into a run's status, for `Run.shortfalls`: the steps of each stage ("" for a run
+    without stages; None for a given time), the size of the set's images, and `size` and `levels` of the
+    run's."""
     for name, count in steps.items():
         part = run.stage(name) if name else run
         part.update(recipe={"steps": count})
-    own = {"size": own_size, "shipped_loss": shipped_loss}
-    run.update(recipe=(run.status().get("recipe") or {}) | own, **facts)
+    plan = {"size": own_size, "shipped_loss": shipped_loss}
+    run.update(recipe=(run.status().get("recipe") or {}) | plan, **facts)
 
 
 def has_shipped_loss(run: Run) -> bool:
-    """Whether a run was noted to have the loss of the recipe that gz ships; older runs were not."""
     return bool((run.status().get("recipe") or {}).get("shipped_loss"))
 
 
 def find_stage(ref: str, name: str) -> Run:
-    """The run that `ref` means or, of a run in stages, its stage of this name.
-
-    Raises as `find` does, and MissingError where the stage is not finished.
-    """
+    """The run that `ref` means or, of a run in stages, its stage of this name. Raises as `find` does, and
+    MissingError where the stage is not finished."""
     run = by_name(ref) or find(ref)
     part = next((stage for stage in run.stages if stage.path.name == name), run.serving)
     if not part.model_file.exists():
@@ -286,10 +272,8 @@ def remove(run: Run) -> None:
 
 
 def give_up(run: Run, *, keep: bool) -> bool:
-    """Cleans up after a start that failed, unless something was trained. Returns whether the run is gone.
-
-    With `keep` the folder stays for its `log.txt`, as after a bug in gz, and the run loses its alias.
-    """
+    """Cleans up after a start that failed, unless something was trained; returns whether the run is gone.
+    With `keep` the folder stays for its `log.txt`, as after a bug in gz, and the run loses its alias."""
     if run.has_begun or run.state == "running":
         return False
     if keep:
@@ -302,10 +286,8 @@ def give_up(run: Run, *, keep: bool) -> bool:
 
 
 def outdated(keep: int) -> list[Run]:
-    """The finished runs that are neither among the `keep` newest of their model and data set nor their best.
-
-    Complete runs count as newer than those cut short. With 0 no best one is kept either.
-    """
+    """The finished runs that are neither among the `keep` newest of their model and data set, where complete
+    runs come first, nor their best; with 0 the best is not kept either."""
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in all_runs():
         if run.state == "finished":

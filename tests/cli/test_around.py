@@ -21,7 +21,7 @@ from gzcli.engine.__main__ import explain
 from gzcli.engine.log import Log
 from gzcli.launch import launcher, plan
 from gzcli.launch.launcher import Plan
-from gzcli.launch.run_folder import write_run
+from gzcli.launch.plan import write_run
 from gzcli.store import runs
 
 

@@ -72,7 +72,7 @@ def test_sample(asked, tmp_path):
     job, run = asked("sample", "mine", "-n", "6", "--label", "3", "--temperature", "0.5", "--npz", "--cpu")
     options, launcher = {"temperature": 0.5}, LaunchSection(cpu=True)
     path = str(run.path)
-    assert job == SampleJob(path, "last", 6, 0, "3", options=options, npz=True, launch=launcher)
+    assert job == SampleJob(path, 6, "3", checkpoint="last", options=options, npz=True, launch=launcher)
     (tmp_path / "in").mkdir()
     job, _ = asked("sample", "mine", "--do", "reconstruct", "--input", str(tmp_path / "in"), "--gpus", "all")
     assert (job.do, job.input, job.input_as, job.n) == ("reconstruct", str(tmp_path / "in"), None, 64)
@@ -109,23 +109,14 @@ def test_samples_of_classes_fill_whole_rows(call, monkeypatch):
 def test_ood(asked, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a, b").mkdir()
-    words = (
-        "--out",
-        "FashionMNIST,a, b",
-        "--score",
-        "ELBO",
-        "--k",
-        "3",
-        "--background",
-        "mine",
-        "--seed",
-        "4",
-    )
-    job, run = asked("ood", "mine", *words)
+    words = ["--score", "ELBO", "--k", "3", "--background", "mine", "--seed", "4"]
+    job, run = asked("ood", "mine", "--out", "FashionMNIST,a, b", *words)
     path = str(run.path)
     outs = ("fashionmnist", str(tmp_path / "a, b"))
     options = {"k": 3}
-    assert job == OodJob(path, "digits", outs, "last", ("elbo",), seed=4, options=options, background=path)
+    assert job == OodJob(
+        path, "digits", outs, checkpoint="last", scores=("elbo",), seed=4, options=options, background=path
+    )
     assert asked("ood", "mine", "--in", "Digits", "--out", "mnist", "--full")[0].ins == "digits"
 
 
@@ -143,14 +134,16 @@ def test_export(asked, tmp_path):
     assert job == ExportJob(str(run.path), "diffusers", str(tmp_path / "it"), "last", launch=cpu)
     job, run = asked(*to, "--dtype", "bf16")
     file = str(run.path / "export" / f"{run.id}.safetensors")
-    assert job == ExportJob(str(run.path), "file", file, "last", "bf16", cpu)
+    assert job == ExportJob(str(run.path), "file", file, "last", "bf16", launch=cpu)
 
 
 def test_alarms(asked, tmp_path):
     (tmp_path / "here" / "mine").mkdir()
     job, run = asked("ood", "mine", "--input", "mine", "--fpr", "5%", "--map", "--score", "all", "--k", "9")
     path = str(tmp_path / "here" / "mine")
-    expected = AlarmJob(str(run.path), "digits", path, 0.05, "last", ("all",), maps=True, options={"k": 9})
+    expected = AlarmJob(
+        str(run.path), "digits", path, 0.05, checkpoint="last", scores=("all",), maps=True, options={"k": 9}
+    )
     assert job == expected
     assert asked("ood", "mine", "--input", "mine", "--fpr", "0.02")[0].fpr == 0.02
     assert asked("ood", "mine", "--input", "mine")[0].fpr == 0.01

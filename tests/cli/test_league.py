@@ -1,5 +1,4 @@
-"""`gz bench --train-missing`: what is trained, found again and ranked. No engine is started: a training is a
-run with a status, a judgement a table of figures."""
+"""`gz bench --train-missing`, without an engine: a training is a run with a status, a judgement figures."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ from gzcli.judge import contestants, league
 from gzcli.judge.contestants import varied
 from gzcli.judge.league import draw_curves
 from gzcli.launch import plan as planning
-from gzcli.launch.run_folder import write_run
+from gzcli.launch.plan import write_run
 from gzcli.metrics import standings
 from gzcli.recipe.yaml import dump
 from gzcli.store import files, runs
@@ -56,11 +55,11 @@ def trained(monkeypatch):
 
     log = Log()
 
-    def start(asked, recipe, plan, run=None, **how):
+    def train(start, recipe, **how):
         model, seed = recipe.parts[-1].model, recipe.seed
-        log.append((model, seed, run is not None))
-        run = run or runs.create(asked.recipe.card.name, asked.recipe.key)
-        write_run(run, recipe, plan)
+        log.append((model, seed, start.run is not None))
+        run = start.run or runs.create(start.request.recipe.card.name, start.request.recipe.key)
+        write_run(run, recipe, start.plan)
         files.write_atomic(run.path / "metrics.jsonl", "")
         if error := log.fails.pop((model, seed), None):
             state = "diverged" if isinstance(error, DivergedError) else "interrupted"
@@ -71,7 +70,7 @@ def trained(monkeypatch):
         run.update(state="finished", seconds=12.0, work=12.0)
         return run
 
-    monkeypatch.setattr(planning, "start", start)
+    monkeypatch.setattr(planning.Start, "train", train)
     return log
 
 
@@ -84,24 +83,13 @@ def judged(monkeypatch):
         run = Run(Path(job.runs[0]))
         log.append(job)
         figure = FD[run.model, int(run.tree()["seed"])]
+        facts = {"intervals": {"fd": [figure - 1, figure + 1]}, "calls": 20, "sample": {"steps": 10}}
         rows = [
-            {
-                "model": run.model,
-                "metrics": {"fd": figure + i, "samples_per_s": 50.0},
-                "intervals": {"fd": [figure - 1, figure + 1]},
-                "calls": 20,
-                "sample": {"steps": 10},
-            }
+            {"model": run.model, "metrics": {"fd": figure + i, "samples_per_s": 50.0}, **facts}
             for i in range(len(job.variants))
         ]
-        result = {
-            "data": "digits",
-            "rows": rows,
-            "floor": {"fd": 10.0},
-            "directions": {"fd": "down"},
-            "notes": [],
-            "provenance": {"shape": [1, 16, 16]},
-        }
+        result = {"data": "digits", "rows": rows, "floor": {"fd": 10.0}, "directions": {"fd": "down"}}
+        result |= {"notes": [], "provenance": {"shape": [1, 16, 16]}}
         files.write_json(folder / "result.json", result)
         return result
 
@@ -114,30 +102,20 @@ def table(home, name):
     return list(csv.DictReader(path.open()))
 
 
-# ---------------------------------------------------------------------------- the command
-
-
 def test_every_model_is_a_row_and_the_best_is_first(call, home, trained, judged, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     code, shown, said = call(*WORDS, "--models", "vae,fm,wgan", "--seeds", "2", "-n", "100")
     assert code == 0 and trained == [(m, s, False) for s in (0, 1) for m in ("vae", "fm", "wgan")]
-    assert [line.split()[:2] for line in shown.splitlines()[1:4]] == [
-        ["1", "fm"],
-        ["2", "wgan"],
-        ["3", "vae"],
-    ]
+    first = [line.split()[:2] for line in shown.splitlines()[1:4]]
+    assert first == [["1", "fm"], ["2", "wgan"], ["3", "vae"]]
     assert "22 ± 2.8" in shown and all(len(line) <= 80 or "/" in line for line in (shown + said).splitlines())
     assert "6 to train, 0 there" in said and "rank correlation 1.000" in said
     rows = table(home, "league")
-    assert [(row["model"], row["seed"], float(row["fd"])) for row in rows] == [
-        (m, str(s), FD[m, s]) for m, s, _ in trained
-    ]
-    assert (rows[0]["params"], rows[0]["train_seconds"], rows[0]["sample_seconds"]) == (
-        "1000",
-        "12.0",
-        "0.02",
-    )
-    assert (rows[0]["fd_low"], rows[0]["fd_floor"], rows[0]["peak_memory"]) == ("89.0", "10.0", "100000000")
+    figures = [(row["model"], row["seed"], float(row["fd"])) for row in rows]
+    assert figures == [(m, str(s), FD[m, s]) for m, s, _ in trained]
+    wanted = {"params": "1000", "train_seconds": "12.0", "sample_seconds": "0.02", "fd_low": "89.0"}
+    wanted |= {"fd_floor": "10.0", "peak_memory": "100000000"}
+    assert {key: rows[0][key] for key in wanted} == wanted
     assert [row["model"] for row in table(home, "equal_calls")] == ["fm", "fm"]  # it alone has steps
     (best, *_) = table(home, "summary")
     assert (best["model"], best["place"], float(best["times_floor"])) == ("fm", "1", pytest.approx(2.2))
@@ -201,61 +179,41 @@ def test_a_model_that_fails_is_a_row_with_its_error(call, home, trained, judged)
     words = (*WORDS, "--models", "vae,fm,wgan", "--calls", "0")
     code, _, said = call(*words)
     assert code == 0 and "failed: fm, seed 0: the loss is not finite" in said
-    assert [(row["model"], row["error"]) for row in table(home, "league")] == [
-        ("vae", ""),
-        ("fm", "the loss is not finite"),
-        ("wgan", ""),
-    ]
+    errors = {row["model"]: row["error"] for row in table(home, "league")}
+    assert errors == {"vae": "", "fm": "the loss is not finite", "wgan": ""}
     assert [row["place"] for row in table(home, "summary")] == ["1", "2", ""]
     call(*words)
     assert len(trained) == 3  # it would diverge again
 
 
-def test_a_long_league_is_told(call, home, trained, judged):
-    _, _, said = call(
-        "bench", "--train-missing", "--data", "digits", "--budget", "2d", "--models", "vae", "--cpu"
-    )
-    assert "more than a day" in said and len(trained) == 1
-    assert "--yes" in said and "more than a day" not in call(*WORDS, "--models", "vae", "--yes")[2]
-
-
-def test_a_training_that_took_too_long_is_told(call, home, trained, judged):
+def test_a_long_league_and_long_trainings_are_told(call, home, trained, judged):
+    days = ("bench", "--train-missing", "--data", "digits", "--budget", "2d", "--models", "vae", "--cpu")
+    said = call(*days)[2]
+    assert "more than a day" in said and "--yes" in said and len(trained) == 1
+    assert "more than a day" not in call(*WORDS, "--models", "vae", "--yes")[2]
     words = (word.replace("0.2m", "5s") for word in WORDS)  # the run says 12 seconds
-    assert "1 of 1 trainings took up to 12s and not 5s" in " ".join(
-        call(*words, "--models", "vae")[2].split()
-    )
+    said = " ".join(call(*words, "--models", "vae")[2].split())
+    assert "1 of 1 trainings took up to 12s and not 5s" in said
     assert "and not" not in call(*WORDS, "--models", "vae")[2]
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
+def test_a_wrong_league_is_refused(call, monkeypatch):
+    data = ["--train-missing", "--data", "digits"]
+    for words, told in (
         (["--train-missing", "--budget", "8m"], "needs `--data`"),
-        (["--train-missing", "--data", "digits"], "needs `--budget`"),
-        *(
-            (["--train-missing", "--data", "digits", "--budget", b], "--budget 8m")
-            for b in ("8", "x", "0m", "1s", "-3m")
-        ),
+        (data, "needs `--budget`"),
+        *(([*data, "--budget", b], "--budget 8m") for b in ("8", "x", "0m", "1s", "-3m")),
         (["--budget", "8m"], "--train-missing"),
         ([*WORDS[1:], "--models", "sd-lora"], "captions"),
         ([*WORDS[1:], "--models", "vaee"], "`vaee`"),
         ([*WORDS[1:], "--models", "vae", "--curve", "depth"], "no curve"),
-        (
-            ["--train-missing", "--data", "digits", "--budget", "4s", "--models", "vqvae"],
-            "one of the 2 stages",
-        ),
-    ],
-)
-def test_a_wrong_league_is_refused(call, words, told):
-    code, _, said = call("bench", *words)
-    assert code == 2 and told in said
-
-
-def test_a_share_of_the_budget_is_not_too_short_either(call, monkeypatch):
-    monkeypatch.setattr(league, "shares_of", lambda recipe, plan, say: [0.25, 0.75])
-    words = ["--train-missing", "--data", "digits", "--models", "vqvae", "--budget"]
-    code, _, said = call("bench", *words, "8s")
-    assert code == 2 and "one of the 2 stages of `vqvae` less than 3 s" in " ".join(said.split())
+        ([*data, "--budget", "4s", "--models", "vqvae"], "one of the 2 stages"),
+        ([*data, "--models", "vqvae", "--budget", "8s"], "one of the 2 stages of `vqvae` less than 3 s"),
+    ):
+        if "8s" in words:  # whose shares are not alike
+            monkeypatch.setattr(league, "shares_of", lambda recipe, plan, say: [0.25, 0.75])
+        code, _, said = call("bench", *words)
+        assert code == 2 and told in " ".join(said.split()), words
 
 
 def test_all_models_that_draw_by_themselves_take_part(call):
@@ -275,9 +233,6 @@ def test_the_curve_of_time_takes_checkpoints_of_an_eighth_to_all(home):
     for step in (10, 90, 160, 240, 400, 800):
         files.write_atomic(run.path / "checkpoints" / f"{step:08d}" / "ema.safetensors", "")
     assert league.kept_steps(run) == [(90, 9.0), (240, 24.0), (400, 40.0), (800, 80.0)]
-
-
-# ---------------------------------------------------------------------------- the standings
 
 
 def row(model, seed, fd, floor=10.0, name="fd", **facts):
@@ -314,22 +269,16 @@ def test_other_grey_levels_compare_by_their_own_floor_and_other_sizes_do_not():
 def test_curves_are_means_over_seeds():
     rows = [row("a", s, 10.0 * n + s, steps=n) for s in (0, 2) for n in (5, 1)] + [row("b", 0, None, steps=1)]
     (points,) = standings.curve(rows, "fd", "steps").values()
-    assert points == [
-        (1, pytest.approx(1.1), pytest.approx(2**0.5 / 10)),
-        (5, 5.1, pytest.approx(2**0.5 / 10)),
-    ]
+    spread = pytest.approx(2**0.5 / 10)
+    assert points == [(1, pytest.approx(1.1), spread), (5, 5.1, spread)]
 
 
 def test_a_curve_is_drawn(tmp_path):
-    draw_curves(
-        tmp_path / "c.png", {"a": [(1, 9.0, 1.0), (50, 2.0, None)]}, x="steps", y="fd", title="", floor=1.0
-    )
+    points = {"a": [(1, 9.0, 1.0), (50, 2.0, None)]}
+    draw_curves(tmp_path / "c.png", points, x="steps", y="fd", title="", floor=1.0)
     pixels = np.asarray(Image.open(tmp_path / "c.png").convert("RGB"))
     blue = (np.abs(pixels.astype(int) - (31, 119, 180)).sum(-1) < 40).nonzero()  # the first colour of tab10
     assert len(blue[0]) > 300 and np.ptp(blue[1]) > pixels.shape[1] / 2
-
-
-# ---------------------------------------------------------------------------- what a row says
 
 
 def known(model, **options):
@@ -343,23 +292,13 @@ def trained_of(case):
 
 
 def test_network_calls_are_counted():
-    fm, ddpm = known("fm", **FM), known("ddpm", **DDPM)
-    assert [
-        contestants.count_calls(fm, {"sampler": s, "steps": 3}) for s in ("euler", "midpoint", "rk4")
-    ] == [3, 6, 12]
-    assert contestants.count_calls(ddpm, {"sampler": "heun", "steps": 4}) == 7
-    assert contestants.count_calls(known("wgan")) == 1
-    assert contestants.count_calls(known("fm", **FM | {"clusters": 3}), {"steps": 3}) == 12, (
-        "guided by itself"
-    )
-    assert (
-        contestants.count_calls(known("cfm", **FM), {"steps": 3, "guidance": 2, "interval": (0.5, 1.0)}) == 9
-    )
-    assert (
-        contestants.steps_for(fm, 20),
-        contestants.steps_for(ddpm, 20),
-        contestants.steps_for(known("wgan"), 20),
-    ) == (10, 20, None)
+    count, fm, ddpm, wgan = contestants.count_calls, known("fm", **FM), known("ddpm", **DDPM), known("wgan")
+    calls = [count(fm, {"sampler": s, "steps": 3}) for s in ("euler", "midpoint", "rk4")]
+    assert calls == [3, 6, 12]
+    assert count(ddpm, {"sampler": "heun", "steps": 4}) == 7 and count(wgan) == 1
+    assert count(known("fm", **FM | {"clusters": 3}), {"steps": 3}) == 12, "guided by itself"
+    assert count(known("cfm", **FM), {"steps": 3, "guidance": 2, "interval": (0.5, 1.0)}) == 9
+    assert [contestants.steps_for(model, 20) for model in (fm, ddpm, wgan)] == [10, 20, None]
     assert varied(fm, {"calls": 9}).part.sample == {"steps": 4} and fm.part.sample == {}
 
 
@@ -392,19 +331,16 @@ def test_the_peak_of_memory_is_the_systems():
 def test_a_fingerprint_is_of_what_was_asked_for(home):
     """It survives that minutes become steps, and a longer training has another."""
     asked = planning.ask("vae", "digits", (), {"train.minutes": 1.0, "seed": 4})
-    plan = league.Plan(threads=1)
-    run = runs.create("vae", "digits")
+    plan, run = league.Plan(threads=1), runs.create("vae", "digits")
     write_run(run, asked.recipe, plan)
     first = run.status()["asked"]
+    other = planning.ask("vae", "digits", (), {"train.minutes": 1.0, "seed": 4, "train.keep": 9}).recipe
+    assert league.fingerprint(other, plan) == first
+    assert league.fingerprint(asked.recipe, replace(plan, threads=2)) != first
     parts = tuple(replace(p, train=replace(p.train, minutes=None, steps=70)) for p in asked.recipe.parts)
-    other = planning.ask("vae", "digits", (), {"train.minutes": 1.0, "seed": 4, "train.keep": 9})
-    assert (
-        league.fingerprint(other.recipe, plan)
-        == first
-        != league.fingerprint(asked.recipe, replace(plan, threads=2))
-    )
-    files.write_atomic(run.path / "run.yaml", dump(replace(asked.recipe, parts=parts).tree()))
-    write_run(run, replace(asked.recipe, parts=parts), plan)  # a resume
+    in_steps = replace(asked.recipe, parts=parts)
+    files.write_atomic(run.path / "run.yaml", dump(in_steps.tree()))
+    write_run(run, in_steps, plan)  # a resume
     assert run.status()["asked"] == first
     write_run(run, asked.recipe.lengthened(900, [""]), plan)
     assert run.status()["asked"] != first

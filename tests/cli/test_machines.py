@@ -19,6 +19,7 @@ from gzcli.cli import app
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.sections import LaunchSection
 from gzcli.launch import launcher, slurm
+from gzcli.launch import plan as planning
 from gzcli.launch.plan import PATIENCE, made_by_machine_0
 from gzcli.store import runs
 
@@ -57,12 +58,8 @@ def test_machines_that_are_not_there():
 
 def test_slurm_fills_in_what_is_left_open(monkeypatch, fake):
     fake("scontrol", 'echo "node7\nnode8"')
-    for key, value in {
-        "NNODES": "4",
-        "STEP_NUM_NODES": "2",
-        "NODEID": "1",
-        "JOB_NODELIST": "node[7-8]",
-    }.items():
+    values = {"NNODES": "4", "STEP_NUM_NODES": "2", "NODEID": "1", "JOB_NODELIST": "node[7-8]"}
+    for key, value in values.items():
         monkeypatch.setenv(f"SLURM_{key}", value)
     plan = launcher.plan(LaunchSection(cpu=True), every_gpu=True)
     assert (plan.machines, plan.machine_rank, plan.main_ip, plan.processes) == (2, 1, "node7", 2)
@@ -127,18 +124,8 @@ def test_a_job_is_written_and_submitted(fake, tmp_path):
     gz(*words, "--submit", "slurm", code=2)  # no run may be called so
     words = (*words[:-1], "mine")
     before = {run.id for run in runs.all_runs()}
-    done = gz(
-        *words,
-        "--submit",
-        "slurm",
-        "--slurm",
-        "partition=gpu",
-        "--slurm",
-        "array=0-1",
-        "--json",
-        "--",
-        "--debug",
-    )
+    options = "--submit slurm --slurm partition=gpu --slurm array=0-1 --json -- --debug"
+    done = gz(*words, *options.split())
     said = json.loads(done.stdout)
     script = (tmp_path / "got").read_text()
     assert said["job"] == "42" and said["script"] == script == Path(said["path"]).read_text()
@@ -246,17 +233,21 @@ def test_no_script_holds_what_cannot_be_printed(fake, home, tmp_path, monkeypatc
     assert f'#SBATCH --output="{tmp_path}/it\'s 100%%j/%x-%j.out"\n' in text
 
 
-def test_a_named_run_is_what_requeue_goes_on_with(home, monkeypatch):
-    """Jobs side by side have runs of one model; each goes on with its own."""
-    from gzcli.launch import plan as planning
-    from gzcli.store import runs
-
-    asked = planning.ask("vae", None, (), {})
-    mine = runs.create("vae", "digits", alias="mine-1")
-    other = runs.create("vae", "digits", alias="mine-2")
+def test_a_start_is_of_a_new_run_or_one_that_goes_on(home):
+    """Jobs side by side have runs of one model; each goes on with its own. Machine 0 decides for others."""
+    request = planning.ask("vae", None, (), {"launch.cpu": True})
+    with pytest.raises(MissingError, match="no unfinished run of `vae` on `digits`"):
+        planning.prepare(request, resume=True)
+    mine, other = (runs.create("vae", "digits", alias=f"mine-{i}") for i in (1, 2))
     for run in (mine, other):
-        (run.path / "run.yaml").write_text("{}")
+        run.recipe_file.write_text("model: {name: vae}\nlaunch: {cpu: true, processes: 2}\n")
         run.update(state="interrupted")
-    assert asked.to_resume(extend=False, alias="mine-1") == mine
-    assert asked.to_resume(extend=False, alias="mine-3") is None
-    assert asked.to_resume(extend=False) == other
+    start = planning.prepare(request, resume=True)
+    assert (start.run, start.plan.processes) == (other, 2)
+    assert planning.prepare(request, requeue=True, alias="mine-1").run == mine
+    assert planning.prepare(request, requeue=True, alias="mine-3").run is None
+    with pytest.raises(UsageError, match="the name `mine-1` is taken"):
+        planning.prepare(request, alias="mine-1")
+    several = {"machines": 2, "machine_rank": 1, "main_ip": "10.0.0.1", "cpu": True}
+    joined = planning.ask("vae", None, (), {f"launch.{key}": value for key, value in several.items()})
+    assert planning.prepare(joined, resume=True).run is None

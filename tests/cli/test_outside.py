@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from gzcli import testing
-from gzcli.cli import app
 from gzcli.core.errors import MissingError, UsageError
-from gzcli.launch import run_folder
+from gzcli.launch import plan
 from gzcli.models import catalog, docs
 from gzcli.recipe.files import mistakes, read_header
 from gzcli.recipe.resolve import resolve
@@ -60,17 +59,15 @@ def test_the_template_keeps_the_contract(write):
 
 
 DEPENDS = "the_loss_depends_on_the_batch_alone"
+LEARNS = "each_phase_learns_alone"
 LOSSES = {
     "return (self.velocity(x0, t) - x1).square().sum()": ("the_loss_is_a_mean", "a sum over the batch"),
     "return F.mse_loss(self.velocity(torch.randn_like(x1), t), x1)": (DEPENDS, "torch's global generator"),
     "return F.mse_loss(self.velocity(x1, t * 0), x0 * 0)": (DEPENDS, "no effect"),
-    "return F.mse_loss(x0, x1)": ("each_phase_learns_alone", "has no gradient"),
-    "return self.velocity(x0, t).mean((1, 2, 3))": ("each_phase_learns_alone", "not a scalar"),
-    "return 0 * self.velocity(x0, t).mean() + x0.mean()": (
-        "each_phase_learns_alone",
-        "none of its parameters",
-    ),
-    "return self.speed(x0)": ("each_phase_learns_alone", "AttributeError"),
+    "return F.mse_loss(x0, x1)": (LEARNS, "has no gradient"),
+    "return self.velocity(x0, t).mean((1, 2, 3))": (LEARNS, "not a scalar"),
+    "return 0 * self.velocity(x0, t).mean() + x0.mean()": (LEARNS, "none of its parameters"),
+    "return self.speed(x0)": (LEARNS, "AttributeError"),
 }
 SAMPLES = {
     "return x": "leaves [-1, 1]",
@@ -86,12 +83,6 @@ def test_what_losses_and_samples_do_wrong_is_said_in_a_sentence(write):
         assert told in fault(write("maf", (LOSS, loss)), check), loss
     for result, told in SAMPLES.items():
         assert told in fault(write("maf", ("return x.clamp(-1, 1)", result)), "samples_are_images"), result
-
-
-def test_a_fault_in_the_file_has_its_line(write):
-    path = write("maf", (LOSS, "return self.speed(x0)"))
-    line = path.read_text().split("self.speed")[0].count("\n") + 1
-    assert fault(path, "each_phase_learns_alone").startswith(f"{path}:{line}: AttributeError")
 
 
 SIGNATURE = "hidden: int = 32, layers: int = 3"
@@ -114,12 +105,15 @@ def test_an_option_that_no_recipe_can_hold_is_refused_with_its_line(write):
         assert told in found and found.startswith(f"{path}:{line}:"), signature
 
 
-def test_arithmetic_in_a_default_is_understood(write):
+def test_options_have_a_text_and_arithmetic_in_a_default_is_understood(write):
     model_files.add(write("maf", (SIGNATURE, "hidden: int = 4 * 8, layers: int = 7 - 2 * 2")))
     assert {name: p.default for name, p in catalog.card("maf").params.items()} == {"hidden": 32, "layers": 3}
+    told = docs.options(catalog.card("maf"))
+    assert told["model"]["hidden"] == "channels of its inner layers."
+    assert told["sample"]["steps"] == "evaluations of the network."
 
 
-def test_what_is_no_model_is_told(write, tmp_path):
+def test_what_is_no_model_is_told(write, tmp_path, call):
     (tmp_path / "a.py").write_text("x = (1\n")
     (tmp_path / "b.py").write_text("class Maf: pass\n")
     assert mistakes(tmp_path / "a.py") == [f"{tmp_path / 'a.py'}:1: '(' was never closed"]
@@ -129,6 +123,9 @@ def test_what_is_no_model_is_told(write, tmp_path):
         model_files.add(tmp_path / "c.py")
     with pytest.raises(UsageError, match="cannot be a model's file"):
         model_files.add(write("My-Model"))
+    for name in ("None", "true", "model", "f", "tensor"):  # classes that could not be written
+        code, _, told = call("model", "new", name)
+        assert code == 2 and "cannot be a model's name" in told and not list(Path().glob("*.py"))
 
 
 def test_two_files_of_one_name_are_two_models(write, tmp_path):
@@ -181,74 +178,55 @@ CONTENTS = {
 }
 
 
-@pytest.mark.parametrize("content", CONTENTS)
-def test_a_file_that_is_no_model_is_told_and_leaves_others_alone(write, monkeypatch, content):
-    content = CONTENTS[content]
+def test_a_file_that_is_no_model_is_told_and_leaves_others_alone(write, monkeypatch):
     path = write("bad")
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
     write("maf")
     monkeypatch.setenv("GZ_MODELS", str(path.parent))
-    model_files._of_folders.cache_clear()
-    assert catalog.card("maf").can and len(mistakes(path)) == 1
-    for read in (lambda: catalog.card("bad"), lambda: read_header(path)):
-        with contextlib.suppress(UsageError):
-            read()
-    with contextlib.suppress(UsageError):
-        resolve("bad")
+    for what, content in CONTENTS.items():
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        model_files._of_folders.cache_clear()
+        assert catalog.card("maf").can and len(mistakes(path)) == 1, what
+        for read in (lambda: catalog.card("bad"), lambda: read_header(path), lambda: resolve("bad")):
+            with contextlib.suppress(UsageError):
+                read()
 
 
-def test_what_is_no_file_is_passed_over_in_a_folder(write, tmp_path, monkeypatch):
-    write("maf")
-    os.mkfifo(tmp_path / "pipe.py")  # whoever opens it waits for ever
-    (tmp_path / "folder.py").mkdir()
-    (tmp_path / "gone.py").symlink_to(tmp_path / "nothing")
-    monkeypatch.setenv("GZ_MODELS", str(tmp_path))
-    model_files._of_folders.cache_clear()
-    assert [name for name, path in model_files.model_files().items() if path.parent == tmp_path] == ["maf"]
-
-
-@pytest.mark.parametrize("name", ["None", "true", "model", "f", "tensor"])
-def test_a_class_that_could_not_be_written_is_refused(name, tmp_path, monkeypatch, home, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert app.run(["model", "new", name]) == 2
-    assert "cannot be a model's name" in capsys.readouterr().err and not list(tmp_path.glob("*.py"))
-
-
-def test_a_file_that_cannot_be_imported_is_told_with_its_line(write):
-    path = write("maf", ("import torch\n", "import torch\nimport no_such_module\n"))
-    model_files.add(path)
+def test_a_fault_in_the_file_has_its_line(write):
+    path = write("maf", (LOSS, "return self.speed(x0)"))
+    line = path.read_text().split("self.speed")[0].count("\n") + 1
+    assert fault(path, LEARNS).startswith(f"{path}:{line}: AttributeError")
+    model_files.add(write("maf", ("import torch\n", "import torch\nimport no_such_module\n")))
     with pytest.raises(UsageError, match=r"maf.py:\d+` cannot be imported: ModuleNotFoundError"):
         catalog.load("maf")
-
-
-def test_its_options_are_told(write):
-    model_files.add(write())
-    told = docs.options(catalog.card("maf"))
-    assert told["model"]["hidden"] == "channels of its inner layers."
-    assert told["sample"]["steps"] == "evaluations of the network."
 
 
 def test_folders_and_packages_add_models(write, tmp_path, monkeypatch):
     folder = write("maf").parent
     (folder / "helper.py").write_text("x = 1\n")
+    os.mkfifo(folder / "pipe.py")  # whoever opens it waits for ever
+    (folder / "folder.py").mkdir()
+    (folder / "gone.py").symlink_to(tmp_path / "nothing")
     monkeypatch.setenv("GZ_MODELS", str(folder))
+    model_files._of_folders.cache_clear()
+    assert [name for name, path in model_files.model_files().items() if path.parent == folder] == ["maf"]
     assert catalog.cards()["maf"].family == catalog.OUTSIDE and "helper" not in catalog.cards()
     monkeypatch.setenv("GZ_MODELS", str(tmp_path / "nowhere"))
     with pytest.raises(MissingError, match="GZ_MODELS"):
         catalog.cards()
     monkeypatch.delenv("GZ_MODELS")
-    package = tmp_path / "site"
-    (package / "shapes").mkdir(parents=True)
-    (package / "shapes" / "__init__.py").write_text("")
-    (package / "shapes" / "iaf.py").write_text(TEMPLATE)
-    info = package / "shapes-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shapes\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[gzcli.models]\niaf = shapes.iaf:Template\n")
-    monkeypatch.setattr(sys, "path", [str(package), *sys.path])
+    package, info = tmp_path / "site" / "shapes", tmp_path / "site" / "shapes-1.dist-info"
+    for path, text in (
+        (package / "__init__.py", ""),
+        (package / "iaf.py", TEMPLATE),
+        (info / "METADATA", "Metadata-Version: 2.1\nName: shapes\nVersion: 1\n"),
+        (info / "entry_points.txt", "[gzcli.models]\niaf = shapes.iaf:Template\n"),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.setattr(sys, "path", [str(package.parent), *sys.path])
     model_files._installed.cache_clear()
     try:
-        assert catalog.card("iaf").path == package / "shapes" / "iaf.py"
+        assert catalog.card("iaf").path == package / "iaf.py"
     finally:
         model_files._installed.cache_clear()
 
@@ -258,7 +236,7 @@ def test_a_file_with_the_name_of_a_model_of_gz_changes_nothing(write, monkeypatc
     monkeypatch.setenv("GZ_MODELS", str(write("vae").parent))
     assert catalog.card("vae").family == "vae" and catalog.cards()["vae"].family == "vae"
     assert resolve("vae").source.name == "vae.yaml" and "beta" in resolve("vae").parts[0].options
-    assert run_folder._kept_models(None, resolve("vae")) == []
+    assert plan.kept_models(None, resolve("vae")) == []
 
 
 def test_new_writes_a_file_that_check_passes(call, monkeypatch):

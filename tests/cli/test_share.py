@@ -24,8 +24,7 @@ from gzcli.engine.__main__ import VERBS, main
 from gzcli.engine.log import Log
 from gzcli.launch import launcher
 from gzcli.launch.from_file import find_run, metadata
-from gzcli.launch.plan import with_data
-from gzcli.launch.run_folder import write_run
+from gzcli.launch.plan import with_data, write_run
 from gzcli.recipe.resolve import resolve
 from gzcli.store import claims, files, png, pretrained, runs
 
@@ -59,7 +58,7 @@ def here(folder: Path, job: jobs.Job, *, quiet: bool = False) -> dict:
     with claims.claimed_folder(folder):
         jobs.write(folder, job)
         verb = importlib.import_module(f"gzcli.{VERBS[job.verb]}")
-        png.made_by(**jobs.told(job))
+        png.made_by(**jobs.facts(job))
         return verb.run(jobs.read(folder), folder, torch.device("cpu"), Log(folder, rank=0))
 
 
@@ -136,18 +135,11 @@ def test_a_file_draws_as_its_run_on_another_machine(name, request, call, tmp_pat
 
 
 def test_half_the_size_is_nearly_the_same_picture(run, call, tmp_path):
-    for dtype in ("fp32", "bf16"):
-        assert (
-            call("runs", "export", "mine", "--dtype", dtype, "--out", str(tmp_path / f"{dtype}.safetensors"))[
-                0
-            ]
-            == 0
-        )
-    short = load_file(tmp_path / "bf16.safetensors")
-    assert {value.dtype for value in short.values()} == {torch.bfloat16}
-    a, b = (
-        gzcli.load(tmp_path / f"{dtype}.safetensors", device="cpu").sample(4) for dtype in ("fp32", "bf16")
-    )
+    places = {dtype: tmp_path / f"{dtype}.safetensors" for dtype in ("fp32", "bf16")}
+    for dtype, place in places.items():
+        assert call("runs", "export", "mine", "--dtype", dtype, "--out", str(place))[0] == 0
+    assert {value.dtype for value in load_file(places["bf16"]).values()} == {torch.bfloat16}
+    a, b = (gzcli.load(place, device="cpu").sample(4) for place in places.values())
     assert 0 < np.abs(a.astype(int) - b).max() < 30
 
 
@@ -183,18 +175,12 @@ def test_a_strangers_file_makes_gz_fetch_nothing_and_write_nowhere_else(run, for
     code, _, err = call("sample", str(forged(recipe=latent)))
     assert code == 3 and "gz does not fetch for a file" in err and "hf download evil/autoencoder" in err
     part = {"recipe": json.dumps(tree), "step": "2"}
-    for parts in (
-        json.dumps({"../../evil": part}),
-        json.dumps({"stages/../evil": part}),
-        "[]",
-        "{",
-        '{"model": 3}',
-    ):
+    outside = [json.dumps({name: part}) for name in ("../../evil", "stages/../evil")]
+    for parts in (*outside, "[]", "{", '{"model": 3}'):
         code, _, err = call("sample", str(forged(parts=parts)))
         assert code == 3 and "is damaged, or of a later version" in err, err
-    code, _, err = call(
-        "sample", str(forged(recipe=json.dumps({"model": {"name": "os"}, "data": {"name": "x"}})))
-    )
+    program = json.dumps({"model": {"name": "os"}, "data": {"name": "x"}})
+    code, _, err = call("sample", str(forged(recipe=program)))
     assert code == 3 and "a model from outside, `os`" in err
     assert not list(tmp_path.rglob("evil*"))
 
@@ -262,9 +248,8 @@ def test_a_pushed_run_is_drawn_from_and_pulled_elsewhere(run, server, call, tmp_
     assert np.array_equal(gzcli.load("hf://me/vae-digits", device="cpu").sample(3), expected)
     code, out, _ = call("runs", "pull", "me/vae-digits", "--name", "theirs", "--json")
     pulled = runs.by_name("theirs")
-    assert (
-        code == 0 and json.loads(out)["run"] == pulled.id and pulled.status()["from"] == "hf://me/vae-digits"
-    )
+    assert (code, json.loads(out)["run"]) == (0, pulled.id)
+    assert pulled.status()["from"] == "hf://me/vae-digits"
     assert np.array_equal(gzcli.load("theirs", device="cpu").sample(3), expected)
     assert call("runs", "remove", "theirs", "--yes")[0] == 0
 
@@ -318,9 +303,8 @@ def test_pretrained_models_are_small_together_and_have_one_spelling(call, elsewh
     assert run == find_run(f"pretrained:{name}") and run.status()["from"].startswith("pretrained:")
     assert gzcli.load(model, data=data, pretrained=True, device="cpu").path == run.path
     code, out, _ = call("list", "pretrained", "--json")
-    assert code == 0 and [row["name"] for row in json.loads(out)["pretrained"]] == [
-        f"pretrained:{n}" for n in names
-    ]
+    listed = [row["name"] for row in json.loads(out)["pretrained"]]
+    assert code == 0 and listed == [f"pretrained:{n}" for n in names]
     code, _, err = call("sample", "nothing", "--pretrained")
     assert code == 2 and "`gz list pretrained` names them" in err
     code, _, err = call("sample", model, "--pretrained", "--data", "mnist")

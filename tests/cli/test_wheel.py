@@ -20,16 +20,8 @@ def test_the_wheel_works_away_from_the_checkout(tmp_path):
     copy = tmp_path / "source"
     subprocess.run(["git", "clone", "-q", "--depth", "1", f"file://{ROOT}", copy], check=True)
     run("-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, copy)
-    run(
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "--no-deps",
-        "--target",
-        tmp_path / "site",
-        next(tmp_path.glob("gzcli-*.whl")),
-    )
+    (wheel,) = tmp_path.glob("gzcli-*.whl")
+    run("-m", "pip", "install", "-q", "--no-deps", "--target", tmp_path / "site", wheel)
     others = [*(ROOT / "gzcli/report/templates").iterdir(), *(ROOT / "gzcli/docs").rglob("*.*")]
     for path in (*(ROOT / "gzcli").rglob("*.py"), *(path for path in others if path.suffix != ".pyc")):
         assert (tmp_path / "site" / path.relative_to(ROOT)).exists(), path

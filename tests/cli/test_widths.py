@@ -8,7 +8,7 @@ import sys
 import pytest
 from test_runs import made
 
-from gzcli.cli import bench, ends, out
+from gzcli.cli import bench, jobs, out, train
 from gzcli.cli.tables import Table, wrapped
 from gzcli.store import files, runs
 from gzcli.store.metrics import curve_of
@@ -55,21 +55,11 @@ def test_what_fits_is_asked_of_the_stream(monkeypatch, capsys):
 
 
 LISTS = ["list", "list models", "list data", "list recipes", "runs list", "data list --long"]
+LISTS += ["train vae --dry-run --keys"]
 
 
 @pytest.mark.parametrize("columns", [60, 80])
-@pytest.mark.parametrize(
-    "line",
-    [
-        "list",
-        "list models",
-        "list data",
-        "list recipes",
-        "runs list",
-        "data list --long",
-        "train vae --dry-run --keys",
-    ],
-)
+@pytest.mark.parametrize("line", LISTS)
 def test_every_list_fits(call, monkeypatch, columns, line):
     monkeypatch.setenv("COLUMNS", str(columns))
     made(best=1.0)
@@ -118,19 +108,18 @@ def test_compare_shows_what_differs(call, monkeypatch):
 
 def test_the_end_of_a_verb(home, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
-    ends.end(["12s", None, "3 MB"], [("gz sample vae", "pictures"), ("gz bench vae", "x" * 50)])
+    jobs.end(["12s", None, "3 MB"], [("gz sample vae", "pictures"), ("gz bench vae", "x" * 50)])
     assert capsys.readouterr().err == "done: 12s, 3 MB\nnext: gz sample vae  pictures\n      gz bench vae\n"
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("COLUMNS", "80")
     first, second = made(best=1.5, params=1000), made(best=1.25, params=1000, alias="mine")
-    ends.after_training(second)
+    train.after_training(second)
     told = capsys.readouterr().err
     assert "done: best bpd 1.25 at step 700, 1m30s, 1.00K parameters, 1 kB" in told
     assert "gz sample mine" in told and f"gz runs compare mine {short_name(first.id)}" in told
     out.configure(quiet=True)
-    ends.after_training(second)
+    train.after_training(second)
     out.configure(quiet=False, json=True)
-    ends.after_training(second)
+    train.after_training(second)
     assert capsys.readouterr().err == ""
 
 

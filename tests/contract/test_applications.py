@@ -126,9 +126,8 @@ def test_the_plain_call_of_every_application(shop, case, do):
     by_class = (do in ("classify", "translate") and case.model != "cyclegan") or case.model in flows
     if do in ("edit", "classify", "translate") and by_class and not case.conditional:
         assert "conditional=true" in gz("--do", do, code=2)["hint"]
-        assert (
-            do in catalog.card(case.model).unlabelled_lack and not (gz.trained.run.path / "sampled").exists()
-        )
+        assert do in catalog.card(case.model).unlabelled_lack
+        assert not (gz.trained.run.path / "sampled").exists()
         return
     assert do not in catalog.card(case.model).unlabelled_lack or case.conditional
     result = gz("--do", do, "--npz")
@@ -157,10 +156,7 @@ def test_the_plain_call_of_every_application(shop, case, do):
         at = lambda row, i=i: cell(grid, row, i, columns=FEW, marks=marked)  # noqa: E731
         assert binary or (at(0) == test[i]).all()
         assert (at(1 + between) == outputs[i]).all()
-        if do in (
-            "inpaint",
-            "complete",
-        ):  # what was hidden is grey, the rest as it was, there and in the result
+        if do in ("inpaint", "complete"):  # what was hidden is grey, the rest is as it was
             hidden = at(1) == HIDDEN
             assert 0.2 < hidden.mean() < 0.6 and (at(1)[~hidden] == at(0)[~hidden]).all()
             assert (outputs[i][~hidden] == at(0)[~hidden]).all()
@@ -181,11 +177,17 @@ def test_numbers_that_cannot_be(shop, case):
             assert f"`{typed}`" in gz("--do", do, f"--{name}={value}", code=2)["message"], (do, name, value)
 
 
-def test_numbers_of_images_that_cannot_be(shop):
+def test_what_is_refused_says_what_there_is(shop):
     gz = shop(CASES[0])
     assert app.run(["sample", gz.trained.run.id, "--do", "reconstruct", "-n", "0"]) == 2
     gz.capsys.readouterr()
     assert "pairs" in gz("--do", "interpolate", "-n", "1", code=2)["message"]
+    error = gz("--do", "reconstuct", code=2)
+    assert "reconstuct" in error["message"] and error["hint"] == "did you mean `reconstruct`?"
+    error = gz("--do", "inpaint", code=2)
+    assert error["message"] == "`vae` does not inpaint"
+    assert "reconstruct, interpolate, traverse" in error["hint"] and "--can inpaint" in error["hint"]
+    assert "takes no mask" in gz("--do", "reconstruct", "--mask", __file__, code=2)["message"]
 
 
 @pytest.mark.parametrize("do", ["interpolate", "traverse"])
@@ -197,19 +199,6 @@ def test_the_older_name_of_frames_is_understood(shop, do):
     assert len(run.do("interpolate", np.zeros((2, *gz.trained.info.shape), np.uint8), steps=5)) == 5
 
 
-# --- what it says ---
-
-
-def test_a_wrong_application_says_what_there_is(shop):
-    gz = shop(CASES[0])
-    error = gz("--do", "reconstuct", code=2)
-    assert "reconstuct" in error["message"] and error["hint"] == "did you mean `reconstruct`?"
-    error = gz("--do", "inpaint", code=2)
-    assert error["message"] == "`vae` does not inpaint"
-    assert "reconstruct, interpolate, traverse" in error["hint"] and "--can inpaint" in error["hint"]
-    assert "takes no mask" in gz("--do", "reconstruct", "--mask", __file__, code=2)["message"]
-
-
 def test_many_images_are_said_to_be_on_one_sheet(shop, capsys):
     run = shop(CASES[0], n=None).trained.run.id
     assert app.run(["sample", run, "-n", "300"]) == 0
@@ -219,9 +208,6 @@ def test_many_images_are_said_to_be_on_one_sheet(shop, capsys):
     stdout, stderr = capsys.readouterr()
     assert [Path(path).name for path in stdout.split()] == ["grid.png", "samples.npz", "animation.gif"]
     assert "on one sheet" not in stderr and all(Path(path).is_file() for path in stdout.split())
-
-
-# --- labels ---
 
 
 def test_samples_have_their_labels_and_a_column_a_class(shop):
@@ -265,9 +251,7 @@ def test_cyclegan_takes_each_image_to_the_other_domain(shop):
     both = torch.where(torch.from_numpy(labels[:6] == 0)[:, None, None, None], net.a_to_b(x), net.b_to_a(x))
     assert np.abs((saved["samples"][..., 0] / 127.5 - 1) - both[:, 0].numpy()).max() < 0.02
     assert gz("--do", "translate", "--direction", "AtoB")["n"] == (labels[:6] == 0).sum()
-    net.memory.copy_(
-        torch.arange(64).view(2, 32, 1, 1, 1) * 3
-    )  # what its samples are made from is shown above them
+    net.memory.copy_(torch.arange(64).view(2, 32, 1, 1, 1) * 3)  # what samples are made from is above them
     result = gz("-n", "5")
     grid = np.asarray(Image.open(result["grid"]))
     shown = [cell(grid, 0, i, columns=5, marks=False) for i in range(5)]
@@ -276,10 +260,7 @@ def test_cyclegan_takes_each_image_to_the_other_domain(shop):
     assert (cell(grid, 1, 4, columns=5, marks=False) == np.asarray(Image.open(result["files"][4]))).all()
 
 
-# --- the sheet, and the result's type ---
-
-
-def test_a_sheet_enlarges_names_and_separates():
+def test_sheets():
     image = np.full((3, 16, 16), 200, np.uint8)
     plain = sheet([[Row("", [image] * 3)]])
     named = sheet([[Row("source", [image] * 3, ["a", "b"])], [Row("result", [image])]])
@@ -290,28 +271,14 @@ def test_a_sheet_enlarges_names_and_separates():
     big = sheet([[Row("", [np.zeros((1, 256, 256), np.uint8)])]])
     assert big.shape == (256 + 2 * MARGIN, 256 + 2 * MARGIN, 1)
     assert fitting("ankle boot", 300) == "ankle boot" and fitting("ankle boot", 40).endswith("…")
-
-
-def test_images_are_enlarged_smoothly_and_masks_exactly():
-    image = np.zeros((1, 16, 16), np.uint8)
-    image[:, 8:] = 255
-    smooth, exact = (
-        sheet([[Row("", [image], exact=exact)]])[MARGIN:-MARGIN, MARGIN] for exact in (False, True)
-    )
-    assert set(exact.ravel()) == {0, 255} and len(set(smooth.ravel())) > 4
-
-
-def test_a_caption_is_wrapped_below_the_images():
+    half = np.repeat(np.array([0, 255], np.uint8), 8)[None, :, None].repeat(16, 2)
+    smooth, exact = (sheet([[Row("", [half], exact=e)]])[MARGIN:-MARGIN, MARGIN] for e in (False, True))
+    assert set(exact.ravel()) == {0, 255} and len(set(smooth.ravel())) > 4, "a mask is enlarged exactly"
     images = np.zeros((4, 1, 16, 16), np.uint8)
     plain, told = (of_samples(images, None, (), caption) for caption in ("", "vae · digits · step 700"))
     long = of_samples(images, None, (), " · ".join(["as many words as this"] * 3))
     assert told.shape[0] == plain.shape[0] + HEAD and long.shape[0] == plain.shape[0] + 3 * HEAD
     assert (told[: len(plain)] == plain).all() and (told[len(plain) :] < 200).any()
-
-
-def test_samples_of_many_classes_lie_in_bands_of_columns():
-    """36 classes, twice each: three bands of twelve columns and two rows; of a last turn cut short what there
-    is."""
     images = np.zeros((72, 1, 16, 16), np.uint8)
     classes = [str(i) for i in range(36)]
     whole, short = (of_samples(images[:n], torch.arange(n) % 36, classes, "") for n in (72, 40))
@@ -323,20 +290,12 @@ def test_samples_of_many_classes_lie_in_bands_of_columns():
     assert [in_turns(64, k) for k in (0, 8, 10, 36, 100)] == [64, 64, 60, 72, 64]
 
 
-def test_a_result_whose_numbers_do_not_fit_is_refused():
-    x = torch.zeros(6, 1, 4, 4)
-    assert Applied(x, rows=("a", "b"), columns=3, of=((0, 1), (2, 3))).columns == 3
-    for wrong in (
-        {"rows": ("a", "b")},
-        {"rows": ("a",), "columns": 3, "of": ((0,),)},
-        {"of": ((0,),)},
-        {"columns": 6},
-    ):
+def test_results_and_their_noise():
+    x, two = torch.zeros(6, 1, 4, 4), {"rows": ("a", "b"), "columns": 3}
+    assert Applied(x, **two, of=((0, 1), (2, 3))).columns == 3
+    for wrong in ({"rows": ("a", "b")}, {"rows": ("a",), "columns": 3, "of": ((0,),)}, {"of": ((0,),)}):
         with pytest.raises(ValueError, match="rows"):
             Applied(x, **wrong)
-
-
-def test_the_first_images_keep_their_noise():
     whole, other = ImageNoise(3, range(5)), ImageNoise(3, range(5))
     assert torch.equal(whole.randn(5, 4), other.randn(5, 4))
     assert torch.equal(whole.randn(5, 4)[:2], other.first(2).randn(2, 4))  # they go on from where they are

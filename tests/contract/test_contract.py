@@ -8,9 +8,20 @@ from zoo import CASES
 from gzcli.testing import CHECKS
 from gzcli.testing import case as tools
 
+FIRST = {case.model: case for case in reversed(CASES)}.values()
+DEAR = ("training_helps", "each_phase_learns_alone", "every_kind_of_set")  # which train, or build three times
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
+
+def checks():
+    """Each check of each case; of a model's further cases the dear ones are slow."""
+    for name, check in CHECKS.items():
+        for case in CASES:
+            quick = name not in DEAR or any(case is first for first in FIRST)
+            marks = () if quick else pytest.mark.slow
+            yield pytest.param(check, case, id=f"{case}-{name}", marks=marks)
+
+
+@pytest.mark.parametrize(("check", "case"), checks())
 def test_contract(check, case):
     check(case)
 

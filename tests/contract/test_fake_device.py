@@ -8,7 +8,7 @@ import copy
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -94,34 +94,13 @@ TRAINED = {
     "models/gan/cyclegan.py": "each image by the translator of its domain, by which rows are named",
 }
 
-CHEAP = {
-    "steps": 2,
-    "k": 1,
-    "samples": 1,
-    "starts": 2,
-    "times": 2,
-    "search": 2,
-    "dims": 2,
-    "frames": 2,
-    "rows": 15,
-    "iterations": 1,
-    "resample": 2,
-    "jump": 1,
-}
+CHEAP = {"k": 1, "samples": 1, "iterations": 1, "jump": 1, "rows": 15}
+CHEAP |= dict.fromkeys(("steps", "starts", "times", "search", "dims", "frames", "resample"), 2)
 GRADNORM = ("vae", "glow", "pixelcnn")  # it is the engine's, over any likelihood
-FIRST = {
-    case.model: case for case in reversed(CASES)
-}  # the line that is put through all paths, where a model has several
-KIN = (
-    "cvae",
-    "cgan",
-    "cddpm",
-    "cfm",
-    "dit",
-    "zigma",
-    "rf",
-    "reflow",
-)  # whose samplers and figures are another model's
+# the line that is put through all paths, where a model has several
+FIRST = {case.model: case for case in reversed(CASES)}
+# whose samplers and figures are another model's
+KIN = ("cvae", "cgan", "cddpm", "cfm", "dit", "zigma", "rf", "reflow")
 
 
 class Accelerator:
@@ -190,22 +169,10 @@ def few(name: str) -> Pack:
 def trainer_of(case: Case, monkeypatch) -> trainer.Trainer:
     tree = copy.deepcopy(base())
     tree["model"], tree["sample"], tree["ood"]["scores"] = {"name": case.model}, dict(case.sample), None
-    tree["data"] |= {
-        "name": case.data,
-        "size": None,
-        "channels": None,
-        "levels": case.levels,
-        "n": None,
-        "augment": [],
-    }
-    tree["train"] |= {
-        "batch_size": 4,
-        "ema": 0.9,
-        "clip": 1.0,
-        "accumulate": 1,
-        "precision": "fp32",
-        "best": "auto",
-    }
+    tree["data"] |= {"name": case.data, "levels": case.levels, "augment": []}
+    tree["data"] |= dict.fromkeys(("size", "channels", "n"))
+    tree["train"] |= {"batch_size": 4, "ema": 0.9, "clip": 1.0, "accumulate": 1}
+    tree["train"] |= {"precision": "fp32", "best": "auto"}
     monkeypatch.setattr(trainer, "build_model", lambda part, info, stages, card: case.build(info))
     monkeypatch.setattr(trainer, "stages_for", lambda *_: {})  # `case` builds them
     monkeypatch.setattr(trainer, "built_on", lambda *_: {})
@@ -217,12 +184,8 @@ class Paths:
     """What the engine does with one model, by the engine's own calls."""
 
     def __init__(self, case: Case, t: trainer.Trainer, device: OnDevice):
-        self.t, self.device, self.card, self.first = (
-            t,
-            device,
-            catalog.card(case.model),
-            FIRST[case.model] is case,
-        )
+        self.t, self.device, self.card = t, device, catalog.card(case.model)
+        self.first = FIRST[case.model] is case
         self.whole = self.first and case.model not in KIN
         self.model, self.due = t.model, sorted({step for p in t.phases for step in first_due(p)})
         self.trained = t.trained
@@ -247,11 +210,8 @@ class Paths:
         for key in {"sampler", "solver"} & set(self.card.sample) if self.whole else ():
             few = {"steps": 2} | ({"repeats": 1} if "repeats" in self.card.sample else {})
             for choice in typing.get_args(eval(self.card.sample[key].annotation, vars(typing))):
-                yield (
-                    f"sample {key}={choice}",
-                    TRAINED,
-                    lambda key=key, choice=choice, few=few: self.sample(**{key: choice}, **few),
-                )
+                call = lambda key=key, choice=choice, few=few: self.sample(**{key: choice}, **few)  # noqa: E731
+                yield f"sample {key}={choice}", TRAINED, call
         if self.first:
             yield from self.of_scores()
         for do in self.card.do if self.first else self.card.labelled:
@@ -390,35 +350,25 @@ def test_every_path(case, device, quick_noise, monkeypatch, record_property):
     assert not wrong, f"of {count} paths\n" + "\n".join(wrong)
 
 
-# ------------------------------------------------------------------------------------------------- the
-# device, and the engine
-
-
 def test_the_device_tells_what_a_gpu_would(device):
     x = torch.randn(2, 3).to(DEVICE)
     for wrong in (lambda: x + torch.zeros(2, 3), lambda: torch.cat([x, torch.zeros(2, 3)])):
         with pytest.raises(RuntimeError, match="two devices"):
             wrong()
-    makers = (
+    for wrong in (
         x.double,
         lambda: x.to(torch.float64),
         lambda: torch.zeros(2, dtype=torch.float64, device=DEVICE),
-    )
-    for wrong in (
-        *makers,
         lambda: torch.zeros(2, dtype=torch.float64).to(DEVICE),
         lambda: torch.linspace(0, 1, 3).double().to(DEVICE),
     ):
         with pytest.raises(NoFloat64):
             wrong()
+    copies = (torch.zeros(2).to, lambda device: torch.tensor(1.0, device=device))
     waits = {
         "read": [x.sum().item, x.cpu, x.tolist, lambda: bool(x.sum() > 0), lambda: x[0].to("cpu")],
         "size": [lambda: x[x > 0], (x > 0).nonzero],
-        "copy": [
-            lambda: torch.zeros(2).to(DEVICE),
-            lambda: torch.tensor(1.0, device=DEVICE),
-            lambda: x[torch.tensor([0])],
-        ],
+        "copy": [*(partial(copy, DEVICE) for copy in copies), lambda: x[torch.tensor([0])]],
     }
     for mode in (contextlib.nullcontext, torch.inference_mode):
         for kind, ways in waits.items():
@@ -435,7 +385,7 @@ def test_the_device_tells_what_a_gpu_would(device):
         x.numpy()
 
 
-def test_noise_is_drawn_on_the_device_without_a_wait(device):
+def test_noise_autocast_and_double_on_the_device(device):
     noise = ImageNoise(2**40, torch.arange(3), DEVICE)
     device.syncs.clear()
     for drawn, dtype in (
@@ -445,41 +395,33 @@ def test_noise_is_drawn_on_the_device_without_a_wait(device):
     ):
         assert drawn.device == DEVICE and drawn.dtype == dtype
     assert not device.syncs
-
-
-def test_autocast_on_the_device(device):
     net, x = torch.nn.Linear(3, 4).to(DEVICE), torch.randn(2, 3).to(DEVICE)
     with torch.autocast(NAME, dtype=torch.bfloat16):
         y = net(x)
-        assert (
-            y.dtype == torch.bfloat16
-            and y.softmax(1).dtype == torch.float32
-            and torch.cat([y, x], 1).dtype == torch.float32
-        )
+        assert y.dtype == torch.bfloat16
+        assert y.softmax(1).dtype == torch.float32
+        assert torch.cat([y, x], 1).dtype == torch.float32
         y.sum().backward()
     assert net.weight.grad.dtype == torch.float32 and net.weight.grad.device == DEVICE
-
-
-def test_double_is_for_devices_that_have_it(device):
     assert double(torch.zeros(2)).dtype == torch.float64
     for dtype in (torch.float32, torch.bfloat16):
         assert double(torch.zeros(2, dtype=dtype, device=DEVICE)).dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw", "muon", "adamax", "sgd", "rmsprop"])
-def test_optimizers(name, device):
-    net = torch.nn.Sequential(torch.nn.Linear(40, 40), torch.nn.Linear(40, 1)).to(DEVICE)
-    conf = OptimSection(name=name, betas=(0.9, 0.99), lr=1e-3, weight_decay=0.1)
-    phase = Phase("main", list(net.parameters()))
-    optimizer = optim.build(phase, conf)
-    device.syncs.clear()
-    for step in range(2):
-        net(torch.zeros(2, 40, device=DEVICE)).sum().backward()
-        optim.set_lr(optimizer, conf, step, 2)
-        optim.clip(phase.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    assert not device.syncs
+def test_optimizers(device):
+    for name in ("adam", "adamw", "muon", "adamax", "sgd", "rmsprop"):
+        net = torch.nn.Sequential(torch.nn.Linear(40, 40), torch.nn.Linear(40, 1)).to(DEVICE)
+        conf = OptimSection(name=name, betas=(0.9, 0.99), lr=1e-3, weight_decay=0.1)
+        phase = Phase("main", list(net.parameters()))
+        optimizer = optim.build(phase, conf)
+        device.syncs.clear()
+        for step in range(2):
+            net(torch.zeros(2, 40, device=DEVICE)).sum().backward()
+            optim.set_lr(optimizer, conf, step, 2)
+            optim.clip(phase.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        assert not device.syncs, name
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -488,21 +430,13 @@ def test_a_batch_gets_to_the_device_without_a_wait(kept, levels, device, monkeyp
     if not kept:
         monkeypatch.setattr("gzcli.data.packs.batches.ON_DEVICE", 0)
     codes = {"codes": torch.zeros(1797, 4).numpy()}
-    source = TrainBatches(
-        open_pack("digits"),
-        seed=0,
-        batch_size=4,
-        levels=levels,
-        device=DEVICE,
-        augment=("hflip", "mutate=0.2"),
-        prepared=codes,
-    )
+    how = {"seed": 0, "batch_size": 4, "levels": levels, "device": DEVICE, "prepared": codes}
+    source = TrainBatches(open_pack("digits"), augment=("hflip", "mutate=0.2"), **how)
     device.syncs.clear()
     batch = source.at(0)
     assert not device.syncs
-    assert {
-        t.device for t in (batch.x, batch.y, batch.index, batch.extra["codes"], batch.noise.randn(4, 2))
-    } == {DEVICE}
+    found = (batch.x, batch.y, batch.index, batch.extra["codes"], batch.noise.randn(4, 2))
+    assert {t.device for t in found} == {DEVICE}
 
 
 @pytest.mark.parametrize("mac", [True, False])
@@ -516,8 +450,5 @@ def test_precision_where_torch_has_no_onednn(mac, monkeypatch):
 def test_the_lists_name_what_there_is():
     for place in STEP | START | TRAINED | MEASURE:
         path, _, name = place.partition("::")
-        assert (
-            f"def {name.rsplit('.', 1)[-1]}(" in (PACKAGE / path).read_text()
-            if name
-            else (PACKAGE / path).is_file()
-        ), place
+        text = (PACKAGE / path).read_text()
+        assert not name or f"def {name.rsplit('.', 1)[-1]}(" in text, place

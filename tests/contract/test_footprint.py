@@ -59,7 +59,7 @@ def test_the_nearest_codes_are_found_part_by_part_in_full_precision(monkeypatch)
 
 
 @pytest.mark.usefixtures("tf32")
-def test_densities_of_all_classes_are_products_of_matrices():
+def test_classes_and_coupled_noise_are_products_of_matrices():
     """Against each class's density, also far out and for sharp classes: to the rounding of fp32."""
     torch.manual_seed(0)
     model = Glow.of(
@@ -76,10 +76,6 @@ def test_densities_of_all_classes_are_products_of_matrices():
         priors = (model.top_prior(torch.full((32,), k), 32) for k in range(50))
         expected = torch.stack([top_log_prob(top, *prior) for prior in priors], 1)
     torch.testing.assert_close(found.double(), expected, rtol=3e-6, atol=3e-3)
-
-
-@pytest.mark.usefixtures("tf32")
-def test_noise_is_coupled_in_full_precision():
     with Seen() as seen:
         coupled(torch.randn(8, 3), torch.randn(8, 3), None, torch.nn.Identity())
     assert seen.precisions == {"highest"}

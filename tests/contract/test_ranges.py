@@ -33,14 +33,11 @@ def options() -> list[tuple[str, Param]]:
     ]
 
 
-def test_defaults_lie_in_their_ranges():
+def test_defaults_and_tables_lie_in_their_ranges():
     def values(param: Param) -> object:
         return list(param.default) if isinstance(param.default, tuple) else param.default
 
     assert [place for place, param in options() if not in_range(values(param), param.range)] == []
-
-
-def test_only_scales_that_turn_around_are_negative():
     numeric = [param for _, param in options() if range_of(param.name, param.annotation, ours=False)]
     assert len(numeric) > 300
     for _, param in options():
@@ -48,14 +45,8 @@ def test_only_scales_that_turn_around_are_negative():
             assert not within(param.range)(-1), param
         elif "float" in param.annotation.replace(",", " ").replace("[", " ").split():
             assert param.name in SIGNED, param
-
-
-def test_the_tables_name_what_there_is():
     names = {param.name for _, param in options()}
     assert sorted({*MAY_BE_0, *OF_FLOATS, *SIGNED} - names) == []
-
-
-def test_texts_have_no_range_and_models_of_others_may_have_any_number():
     assert range_of("pair_solver", "Literal['euler', 'midpoint']", ours=True) is None
     assert range_of("dropout", "float", ours=False) is None
     assert range_of("width", "int", ours=False) == "-1,000,000 … 1,000,000"

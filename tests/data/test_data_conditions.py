@@ -1,5 +1,4 @@
-"""Captions, conditioning maps and images before an instruction: every form in which they come, and what is
-done to them."""
+"""Captions, conditioning maps and images before an instruction."""
 
 from __future__ import annotations
 
@@ -31,179 +30,130 @@ def lines(*rows: dict) -> bytes:
     return "\n".join(map(json.dumps, rows)).encode()
 
 
-def made(path: Path, files: dict[str, bytes]) -> Path:
-    return {".zip": as_zip, ".tar": as_tar}.get(path.suffix, write)(path, files)
+def captioned(path: Path, files: dict[str, bytes], rows: list[dict]) -> Path:
+    """A folder or an archive of pictures with the lines that describe them."""
+    make = {".zip": as_zip, ".tar": as_tar}.get(path.suffix, write)
+    return make(path, {**files, "metadata.jsonl": lines(*rows)})
 
 
 # Image i has red i; its map has red 100 + i, the image before it red 200 + i.
-WITH_MAPS = {f"images/{i:02}.png": png((i, 0, 9)) for i in range(N)} | {
-    f"maps/{i:02}.png": png((100 + i, 0, 9)) for i in range(N)
-}
-TRIPLES = {f"{i}_out.png": png((i, 0, 9)) for i in range(N)} | {
-    f"{i}_in.png": png((200 + i, 0, 9)) for i in range(N)
-}
+AFTER = {f"{i}_out.png": png((i, 0, 9)) for i in range(N)}
+TRIPLES = AFTER | {f"{i}_in.png": png((200 + i, 0, 9)) for i in range(N)}
+ROWS = [{"file_name": f"{i}_out.png", "text": f"picture {i}", "before": f"{i}_in.png"} for i in range(N)]
 
 
 def check(opened, **plus: int) -> None:
     """Each image's caption, and the red of its further pictures."""
-    assert (
-        sum(opened.meta.counts.values()) == N
-        and opened.meta.extras == ("caption", *plus)
-        and opened.meta.classes == ()
-    )
+    assert sum(opened.meta.counts.values()) == N and opened.meta.extras == ("caption", *plus)
+    assert opened.meta.classes == ()
     for split in SPLITS:
         red = opened.images(split)[:, 0, 3, 3].astype(int)
-        assert opened.captions(split) == [f"picture {i}" for i in red] and set(opened.further(split)) == set(
-            plus
-        )
+        assert opened.captions(split) == [f"picture {i}" for i in red]
+        assert set(opened.further(split)) == set(plus)
         for kind, more in plus.items():
             pictures = opened.further(split)[kind]
             assert pictures.shape == opened.images(split).shape and (pictures[:, 0, 3, 3] == more + red).all()
 
 
-# --- folders and archives ---
-
-
-@pytest.mark.parametrize("form", ["set", "set.zip", "set.tar"])
-@pytest.mark.parametrize(
-    "keys", [("text", "control"), ("caption", "conditioning_image"), ("text", "conditioning")]
-)
-def test_conditioning_maps(tmp_path, form, keys):
-    text, control = keys
-    rows = [
-        {"file_name": f"images/{i:02}.png", text: f"picture {i}", control: f"maps/{i:02}.png"}
-        for i in range(N)
-    ]
-    check(open_pack(made(tmp_path / form, {**WITH_MAPS, "metadata.jsonl": lines(*rows)})), control=100)
-
-
-@pytest.mark.parametrize(
-    "keys",
-    [
+def test_text_map_and_picture_before_have_several_names(tmp_path):
+    files = {f"images/{i:02}.png": png((i, 0, 9)) for i in range(N)}
+    files |= {f"maps/{i:02}.png": png((100 + i, 0, 9)) for i in range(N)}
+    for form, text, control in (
+        ("maps", "text", "control"),
+        ("maps.zip", "caption", "conditioning_image"),
+        ("maps.tar", "text", "conditioning"),
+    ):
+        names = [f"{i:02}.png" for i in range(N)]
+        rows = [
+            {"file_name": f"images/{name}", text: f"picture {i}", control: f"maps/{name}"}
+            for i, name in enumerate(names)
+        ]
+        check(open_pack(captioned(tmp_path / form, files, rows)), control=100)
+    for before, after, text in (
         ("before", "file_name", "text"),
         ("input_image", "edited_image", "edit_prompt"),
         ("original_image", "target", "instruction"),
         ("source", "after", "text"),
         ("input_image_file_name", "edited_image_file_name", "edit_prompt"),
-    ],
-)
-def test_triples(tmp_path, keys):
-    before, after, text = keys
-    rows = [{before: f"{i}_in.png", text: f"picture {i}", after: f"{i}_out.png"} for i in range(N)]
-    check(open_pack(made(tmp_path / "set", {**TRIPLES, "metadata.jsonl": lines(*rows)})), before=200)
+    ):
+        rows = [{before: f"{i}_in.png", text: f"picture {i}", after: f"{i}_out.png"} for i in range(N)]
+        check(open_pack(captioned(tmp_path / before, TRIPLES, rows)), before=200)
 
 
 def test_names_are_relative_to_the_lines_in_each_split(tmp_path):
-    files = {
-        f"{s}/{i}.png": png((i, 0, 9))
-        for s, part in (("train", range(15)), ("test", range(15, N)))
-        for i in part
-    }
-    files |= {f"maps/{i}.png": png((100 + i, 0, 9)) for i in range(N)}
+    files = {f"maps/{i}.png": png((100 + i, 0, 9)) for i in range(N)}
     for split, part in (("train", range(15)), ("test", range(15, N))):
-        rows = [
-            {"file_name": f"{i}.png", "text": f"picture {i}", "control": f"../maps/{i}.png"} for i in part
-        ]
-        files[f"{split}/metadata.jsonl"] = lines(*rows)
+        files |= {f"{split}/{i}.png": png((i, 0, 9)) for i in part}
+        names = {i: {"file_name": f"{i}.png", "control": f"../maps/{i}.png"} for i in part}
+        files[f"{split}/metadata.jsonl"] = lines(
+            *({**row, "text": f"picture {i}"} for i, row in names.items())
+        )
     opened = open_pack(write(tmp_path / "set", files))
     check(opened, control=100)
     assert opened.meta.counts["test"] == 5
 
 
-def test_both_at_once_and_pictures_that_several_images_share(tmp_path):
-    rows = [
-        {
-            "before": "all.png",
-            "file_name": f"{i}_out.png",
-            "text": f"picture {i}",
-            "control": f"{i - i % 2}_in.png",
-        }
-        for i in range(N)
-    ]
-    files = {
-        name: data
-        for name, data in TRIPLES.items()
-        if not name.endswith("_in.png") or int(name.split("_")[0]) % 2 == 0
-    }
-    opened = open_pack(
-        as_tar(tmp_path / "set.tar", {**files, "all.png": png((77, 0, 9)), "metadata.jsonl": lines(*rows)})
-    )
+def test_pictures_that_several_images_share(tmp_path):
+    """Maps of two images each, one picture before all, and images that are also before others."""
+    rows = [row | {"before": "all.png", "control": f"{i - i % 2}_in.png"} for i, row in enumerate(ROWS)]
+    files = AFTER | {f"{i}_in.png": TRIPLES[f"{i}_in.png"] for i in range(0, N, 2)}
+    files["all.png"] = png((77, 0, 9))
+    opened = open_pack(captioned(tmp_path / "set.tar", files, rows))
     assert opened.meta.extras[0] == "caption" and set(opened.meta.extras) == {"caption", "before", "control"}
     for split in SPLITS:
         red, further = opened.images(split)[:, 0, 3, 3].astype(int), opened.further(split)
-        assert (further["before"][:, 0] == 77).all() and (
-            further["control"][:, 0, 3, 3] == 200 + red - red % 2
-        ).all()
-
-
-def test_an_image_that_is_also_before_another_stays_one(tmp_path):
+        assert (further["before"][:, 0] == 77).all()
+        assert (further["control"][:, 0, 3, 3] == 200 + red - red % 2).all()
     rows = [{"before": f"{i}_out.png", "after": f"{i + 1}_out.png", "text": "on"} for i in range(N - 1)]
     rows.append({"before": "0_in.png", "after": "0_out.png", "text": "on"})
-    files = {name: data for name, data in TRIPLES.items() if "_out" in name or name == "0_in.png"}
-    opened = open_pack(write(tmp_path / "set", {**files, "metadata.jsonl": lines(*rows)}))
+    opened = open_pack(captioned(tmp_path / "set", AFTER | {"0_in.png": TRIPLES["0_in.png"]}, rows))
     assert sum(opened.meta.counts.values()) == N
     for split in SPLITS:
-        red, before = (
-            opened.images(split)[:, 0, 3, 3].astype(int),
-            opened.further(split)["before"][:, 0, 3, 3].astype(int),
-        )
-        assert (before == np.where(red, red - 1, 200)).all()
+        red = opened.images(split)[:, 0, 3, 3].astype(int)
+        assert (opened.further(split)["before"][:, 0, 3, 3] == np.where(red, red - 1, 200)).all()
 
 
 def test_a_word_that_names_no_picture_is_not_taken_for_one(tmp_path):
+    sources = ("flickr", "https://a.b/c.png")
     rows = [
-        {
-            "file_name": f"{i}_out.png",
-            "text": f"picture {i}",
-            "source": ("flickr", "https://a.b/c.png")[i % 2],
-            "target": "cat",
-        }
+        {"file_name": f"{i}_out.png", "text": f"picture {i}", "source": sources[i % 2], "target": "cat"}
         for i in range(N)
     ]
-    files = {name: data for name, data in TRIPLES.items() if "_out" in name}
-    check(open_pack(write(tmp_path / "set", {**files, "metadata.jsonl": lines(*rows)})))
+    check(open_pack(captioned(tmp_path / "set", AFTER, rows)))
 
 
 A = {"file_name": "0_out.png", "text": "a", "before": "0_in.png"}
 
 
-@pytest.mark.parametrize(
-    ("rows", "files", "error", "named"),
-    [
-        ([A], {}, UsageError, "has 19 images without `before`, as `10_out.png`"),
-        ([A | {"before": "none.png"}], {}, MissingError, "line 1 of `metadata.jsonl` names `none.png`"),
-        ([A | {"before": "../0_in.png"}], {}, MissingError, r"names `../0_in.png`, which .* does not hold"),
-        (
-            [A | {"after": "1_out.png"}],
-            {},
-            UsageError,
-            "line 1 .* names two images, `0_out.png` and `1_out.png`",
-        ),
-        ([{"before": "0_in.png", "text": "a"}], {}, UsageError, "no `file_name`"),
-        (None, {"3_in.png": b"no picture"}, MissingError, "`3_in.png` does not decode"),
-        (
-            None,
-            {"3_in.png": png(RED, (12, 8))},
-            UsageError,
-            "`3_in.png` is 12×8, and its image 8×8: another shape",
-        ),
-    ],
-)
-def test_bad_sets(tmp_path, rows, files, error, named):
-    rows = rows or [{"file_name": f"{i}_out.png", "text": "a", "before": f"{i}_in.png"} for i in range(N)]
-    others = {} if len(rows) > 1 else {f"{i}_in.png": None for i in range(1, N)}
-    content = {name: data for name, data in {**TRIPLES, **files}.items() if name not in others}
-    with pytest.raises(error, match=named) as e:
-        open_pack(write(tmp_path / "set", {**content, "metadata.jsonl": lines(*rows)}))
-    assert nothing_half_written() and (e.value.hint or "names" in named)
+BAD = [
+    ([A], {}, UsageError, "has 19 images without `before`, as `10_out.png`"),
+    ([A | {"before": "none.png"}], {}, MissingError, "line 1 of `metadata.jsonl` names `none.png`"),
+    ([A | {"before": "../0_in.png"}], {}, MissingError, r"names `../0_in.png`, which .* does not hold"),
+    ([A | {"after": "1_out.png"}], {}, UsageError, "line 1 .* two images, `0_out.png` and `1_out.png`"),
+    ([{"before": "0_in.png", "text": "a"}], {}, UsageError, "no `file_name`"),
+    (ROWS, {"3_in.png": b"no picture"}, MissingError, "`3_in.png` does not decode"),
+    (
+        ROWS,
+        {"3_in.png": png(RED, (12, 8))},
+        UsageError,
+        "`3_in.png` is 12×8, and its image 8×8: another shape",
+    ),
+]
+
+
+def test_bad_sets(tmp_path):
+    for i, (rows, files, error, named) in enumerate(BAD):
+        content = TRIPLES if rows == ROWS else AFTER | {"0_in.png": TRIPLES["0_in.png"]}
+        with pytest.raises(error, match=named) as e:
+            open_pack(captioned(tmp_path / f"{i}", content | files, rows))
+        assert nothing_half_written() and (e.value.hint or "names" in named)
 
 
 def test_colour_in_a_map_of_grey_images_is_not_dropped_unasked(tmp_path):
-    files = {f"{i}.png": png(i, mode="L") for i in range(N)} | {
-        f"m/{i}.png": png((i, 90, 9)) for i in range(N)
-    }
+    files = {f"{i}.png": png(i, mode="L") for i in range(N)}
+    files |= {f"m/{i}.png": png((i, 90, 9)) for i in range(N)}
     rows = [{"file_name": f"{i}.png", "text": "a", "control": f"m/{i}.png"} for i in range(N)]
-    folder = write(tmp_path / "set", {**files, "metadata.jsonl": lines(*rows)})
+    folder = captioned(tmp_path / "set", files, rows)
     with pytest.raises(UsageError, match=r"`m/0.png` has colour, the first images have none") as e:
         open_pack(folder)
     assert "data.channels=3" in e.value.hint
@@ -211,14 +161,11 @@ def test_colour_in_a_map_of_grey_images_is_not_dropped_unasked(tmp_path):
     assert (opened.further("train")["control"][:, 1] == 90).all() and opened.images("train").shape[1] == 3
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_unreadable_pictures_take_their_images_with_them(tmp_path, monkeypatch, several):
-    if several:
-        monkeypatch.setattr(stream, "FEW", 5)
-        monkeypatch.setattr(stream, "cores", lambda: 2)
-    rows = [{"file_name": f"{i}_out.png", "text": f"picture {i}", "before": f"{i}_in.png"} for i in range(N)]
+def test_unreadable_pictures_take_their_images_with_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "FEW", 5)  # by several processes
+    monkeypatch.setattr(stream, "cores", lambda: 2)
     bad = {"3_in.png": b"x", "5_out.png": b"y", "7_in.png": b"z", "7_out.png": b"z"}
-    folder = write(tmp_path / "set", {**TRIPLES, **bad, "metadata.jsonl": lines(*rows)})
+    folder = captioned(tmp_path / "set", TRIPLES | bad, ROWS)
     with pytest.raises(MissingError, match=r"3 pictures of .* do not decode") as e:
         open_pack(folder)
     assert "--skip-bad" in e.value.hint and nothing_half_written()
@@ -229,14 +176,10 @@ def test_unreadable_pictures_take_their_images_with_them(tmp_path, monkeypatch, 
     for split in SPLITS:
         red = opened.images(split)[:, 0, 3, 3].astype(int)
         assert opened.captions(split) == [f"picture {i}" for i in red]
-        assert (opened.further(split)["before"][:, 0, 3, 3] == 200 + red).all() and len(
-            red
-        ) == opened.meta.counts[split]
+        assert (opened.further(split)["before"][:, 0, 3, 3] == 200 + red).all()
+        assert len(red) == opened.meta.counts[split]
         seen += red.tolist()
     assert sorted(seen) == sorted(set(range(N)) - {3, 5, 7})
-
-
-# --- the crop ---
 
 
 def test_a_map_is_cropped_as_its_image(tmp_path):
@@ -251,7 +194,7 @@ def test_a_map_is_cropped_as_its_image(tmp_path):
         image[y : y + 8, x : x + 4] = 255
         files[f"{i}.png"], files[f"m{i}.png"] = encoded(image), encoded(image[::2, ::2])
         rows.append({"file_name": f"{i}.png", "text": "a", "control": f"m{i}.png"})
-    folder = write(tmp_path / "set", {**files, "metadata.jsonl": lines(*rows)})
+    folder = captioned(tmp_path / "set", files, rows)
     opened = open_pack(folder, size=16)
     for split in SPLITS:
         for image, control in zip(opened.images(split), opened.further(split)["control"], strict=True):
@@ -270,65 +213,46 @@ def test_a_turned_photograph_and_its_upright_map(tmp_path):
     files = {f"{i}.jpg": png(RED, (16, 24), format="JPEG", exif=exif.tobytes()) for i in range(4)}
     files |= {f"m{i}.png": png(RED, (24, 16)) for i in range(4)}
     rows = [{"file_name": f"{i}.jpg", "text": "a", "control": f"m{i}.png"} for i in range(4)]
-    assert open_pack(
-        write(tmp_path / "set", {**files, "metadata.jsonl": lines(*rows)}), size=8
-    ).meta.shape == (3, 8, 8)
+    assert open_pack(captioned(tmp_path / "set", files, rows), size=8).meta.shape == (3, 8, 8)
     files["m2.png"] = png(RED, (16, 24))
     with pytest.raises(UsageError, match=r"`m2.png` is 16×24, and its image 24×16"):
-        open_pack(write(tmp_path / "other", {**files, "metadata.jsonl": lines(*rows)}), size=8)
+        open_pack(captioned(tmp_path / "other", files, rows), size=8)
 
 
-# --- dataset folders ---
+COLUMNS = [  # what is added to the red of image i in each column, None: the text; what follows the image
+    ({"image": 0, "conditioning_image": 100, "text": None}, {"control": 100}),
+    ({"original_image": 200, "edit_prompt": None, "edited_image": 0}, {"before": 200}),
+    ({"input_image": 200, "control": 100, "instruction": None, "image": 0}, {"before": 200, "control": 100}),
+    ({"source": 0, "caption": None}, {}),  # the only image is the image
+]
 
 
-@pytest.mark.parametrize("form", ["saved", "parquet"])
-@pytest.mark.parametrize(
-    ("columns", "plus"),
-    [
-        ({"image": 0, "conditioning_image": 100, "text": None}, {"control": 100}),
-        ({"original_image": 200, "edit_prompt": None, "edited_image": 0}, {"before": 200}),
-        (
-            {"input_image": 200, "control": 100, "instruction": None, "image": 0},
-            {"before": 200, "control": 100},
-        ),
-        ({"source": 0, "caption": None}, {}),  # the only image is the image
-    ],
-)
-def test_dataset_folders(tmp_path, form, columns, plus):
+def test_dataset_folders(tmp_path):
     datasets = pytest.importorskip("datasets")
-    rows = {
-        name: [
-            f"picture {i}" if more is None else {"bytes": png((more + i, 0, 9)), "path": None}
-            for i in range(N)
-        ]
-        for name, more in columns.items()
-    }
-    features = {
-        name: datasets.Value("string") if more is None else datasets.Image() for name, more in columns.items()
-    }
-    data = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
-    folder = tmp_path / "set"
-    if form == "saved":
-        data.save_to_disk(str(folder))
-    else:
+
+    def dataset(columns, hole=None):
+        features, rows = {}, {}
+        for name, more in columns.items():
+            features[name] = datasets.Value("string") if more is None else datasets.Image()
+            pictures = [{"bytes": png(((more or 0) + i, 0, 9)), "path": None} for i in range(N)]
+            rows[name] = [f"picture {i}" for i in range(N)] if more is None else pictures
+        if hole:
+            rows[hole][4] = None
+        return datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+
+    for number, (columns, plus) in enumerate(COLUMNS):
+        folder = tmp_path / f"{number}"
         folder.mkdir()
-        data.to_parquet(str(folder / "train.parquet"))
-    opened = open_pack(folder)
-    check(opened, **{kind: plus[kind] for kind in opened.meta.extras[1:]})
-    assert set(opened.meta.extras) == {"caption", *plus}
-
-
-def test_a_dataset_folder_with_a_hole(tmp_path):
-    datasets = pytest.importorskip("datasets")
-    cells = [{"bytes": png(RED), "path": None} for _ in range(N)]
-    rows = {"image": cells, "conditioning_image": [None if i == 4 else cell for i, cell in enumerate(cells)]}
-    features = datasets.Features({name: datasets.Image() for name in rows})
-    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "set"))
+        if number % 2:
+            dataset(columns).save_to_disk(str(folder))
+        else:
+            dataset(columns).to_parquet(str(folder / "train.parquet"))
+        opened = open_pack(folder)
+        check(opened, **{kind: plus[kind] for kind in opened.meta.extras[1:]})
+        assert set(opened.meta.extras) == {"caption", *plus}
+    dataset(COLUMNS[0][0], hole="conditioning_image").save_to_disk(str(tmp_path / "hole"))
     with pytest.raises(UsageError, match=r"no picture in `train.conditioning_image\[4\]`"):
-        open_pack(tmp_path / "set")
-
-
-# --- embedded ---
+        open_pack(tmp_path / "hole")
 
 
 def test_digits_edited():
@@ -356,29 +280,20 @@ def test_digits_edited():
     assert set(np.unique(levels)) == set(range(17))
 
 
-# --- what is known of a pack without opening it ---
-
-
 def test_extras_are_told_by_json_alone(tmp_path):
-    assert (
-        peek("digits-edited") is None and next(r for r in listing() if r["name"] == "digits-edited")["extras"]
-    )
+    """Packs of older versions say nothing of them: captions are told by their file. Those of the user's own
+    images are made anew."""
+    listed = next(row for row in listing() if row["name"] == "digits-edited")
+    assert peek("digits-edited") is None and listed["extras"]
     open_pack("digits-edited")
     assert peek("digits-edited").extras == ("caption", "before") and open_pack("digits").meta.extras == ()
-
-
-def test_packs_of_older_versions(tmp_path):
-    """They say nothing of extras: captions are told by their file. Those of the user's own images are made
-    anew."""
     opened = open_pack("digits-captioned")
     meta = opened.folder / "meta.json"
     raw = json.loads(meta.read_text())
     assert raw.pop("extras") == ["caption"]
     meta.write_text(json.dumps(raw))
-    assert (
-        peek("digits-captioned").extras == ("caption",)
-        and peek("digits-captioned").digest == opened.meta.digest
-    )
+    seen = peek("digits-captioned")
+    assert seen.extras == ("caption",) and seen.digest == opened.meta.digest
     folder = write(tmp_path / "set", {f"{i}.png": png(RED) for i in range(N)})
     open_pack(folder)
     with pytest.MonkeyPatch.context() as patch:
@@ -388,8 +303,7 @@ def test_packs_of_older_versions(tmp_path):
 
 
 def test_too_large_to_pack_is_refused_and_not_streamed(tmp_path, monkeypatch):
-    rows = [{"file_name": f"{i}_out.png", "text": "a", "before": f"{i}_in.png"} for i in range(N)]
-    folder = write(tmp_path / "set", {**TRIPLES, "metadata.jsonl": lines(*rows)})
+    folder = captioned(tmp_path / "set", TRIPLES, ROWS)
     monkeypatch.setenv("GZ_PACK_LIMIT", str(2 * N * 3 * 64 - 1))  # the images alone would fit
     with pytest.raises(
         UsageError, match="larger than `GZ_PACK_LIMIT` allows to pack, and `before` pictures are not streamed"
@@ -398,9 +312,6 @@ def test_too_large_to_pack_is_refused_and_not_streamed(tmp_path, monkeypatch):
     assert "GZ_PACK_LIMIT" in e.value.hint and nothing_half_written()
     monkeypatch.setenv("GZ_PACK_LIMIT", str(2 * N * 3 * 64))
     assert open_pack(folder).meta.extras == ("caption", "before")
-
-
-# --- batches ---
 
 
 @pytest.fixture
@@ -414,7 +325,7 @@ def followed(tmp_path):
         rows.append(
             {"file_name": f"{i}.png", "text": f"picture {i}", "control": f"c{i}.png", "before": f"b/{i}.png"}
         )
-    return open_pack(write(tmp_path / "set", {**files, "metadata.jsonl": lines(*rows)}))
+    return open_pack(captioned(tmp_path / "set", files, rows))
 
 
 def batches(pack, **options) -> TrainBatches:
@@ -422,21 +333,18 @@ def batches(pack, **options) -> TrainBatches:
 
 
 def test_a_batch_has_them(followed):
-    batch = batches(followed).at(3)
-    rows = batch.index.numpy()
+    codes = np.arange(followed.meta.counts["train"], dtype=np.float32)[:, None]
+    batch = batches(followed, prepared={"latent": codes}).at(3)
+    extra, rows = batch.extra, batch.index.numpy()
     assert (
-        set(batch.extra) == {"caption", "control", "before"} and batch.extra["control"].dtype == batch.x.dtype
+        set(extra) == {"caption", "control", "before", "latent"} and extra["control"].dtype == batch.x.dtype
     )
-    assert (to_uint8(batch.extra["control"]).numpy() == followed.further("train")["control"][rows]).all()
-    assert torch.equal(batch.extra["before"], batch.x) and torch.allclose(
-        batch.extra["control"], -batch.x, atol=1e-6
-    )
-    part = batch.rows(slice(2, 5), batch.noise)
-    assert (
-        torch.equal(part.extra["control"], batch.extra["control"][2:5])
-        and part.extra["caption"] == batch.extra["caption"][2:5]
-    )
-    assert batch.extra["before"].min() >= -1 and batch.extra["before"].max() <= 1
+    assert torch.equal(extra["latent"][:, 0], batch.index.float())
+    assert (to_uint8(extra["control"]).numpy() == followed.further("train")["control"][rows]).all()
+    assert torch.equal(extra["before"], batch.x)
+    assert torch.allclose(extra["control"], -batch.x, atol=1e-6)
+    part = batch.rows(slice(2, 5), batch.noise).extra
+    assert torch.equal(part["control"], extra["control"][2:5]) and part["caption"] == extra["caption"][2:5]
 
 
 @pytest.mark.parametrize("levels", [256, 17, 2])
@@ -470,33 +378,12 @@ def test_images_are_augmented_as_ever(followed):
     for noise in (lambda: BatchNoise(1, total=8), lambda: ImageNoise(1, range(8))):
         lone = augmented(names, u8, noise())
         both = augmenter(names)({"x": u8, "control": u8, "before": u8}, noise())
-        assert (
-            torch.equal(lone, both["x"])
-            and torch.equal(lone, both["before"])
-            and not torch.equal(lone, both["control"])
-        )
-        values = set(u8.flatten().tolist())
-        assert (
-            all(
-                set(a.flatten().tolist()) <= set(b.flatten().tolist())
-                for a, b in zip(both["control"], u8, strict=True)
-            )
-            and values
-        )
-
-
-def test_draws_can_be_had_again():
-    same = ReplayedNoise(BatchNoise(0, total=4))
+        assert torch.equal(lone, both["x"]) and torch.equal(lone, both["before"])
+        assert not torch.equal(lone, both["control"])
+        for moved, image in zip(both["control"], u8, strict=True):
+            assert set(moved.flatten().tolist()) <= set(image.flatten().tolist())
+    same, plain = ReplayedNoise(BatchNoise(0, total=4)), BatchNoise(0, total=4)
     first = same.randn(4, 2), same.rand(4), same.randint(9, 4)
-    again = same.replay()
-    assert all(map(torch.equal, first, (again.randn(4, 2), again.rand(4), again.randint(9, 4))))
-    plain = BatchNoise(0, total=4)
-    assert all(map(torch.equal, first, (plain.randn(4, 2), plain.rand(4), plain.randint(9, 4))))
+    for again in (same.replay(), plain):
+        assert all(map(torch.equal, first, (again.randn(4, 2), again.rand(4), again.randint(9, 4))))
     assert not torch.equal(same.rand(4), first[1])
-
-
-def test_what_is_prepared_comes_beside_them(followed):
-    n = followed.meta.counts["train"]
-    batch = batches(followed, prepared={"latent": np.arange(n, dtype=np.float32)[:, None]}).at(0)
-    assert set(batch.extra) == {"caption", "control", "before", "latent"}
-    assert torch.equal(batch.extra["latent"][:, 0], batch.index.float())

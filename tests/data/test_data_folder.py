@@ -1,5 +1,4 @@
-"""Every form of the user's own images, good and bad: layouts, captions, arrays, dataset folders, archives
-that lie."""
+"""The user's own images, good and bad: layouts, captions, arrays, dataset folders, archives that lie."""
 
 from __future__ import annotations
 
@@ -39,11 +38,12 @@ from gzcli.data.sets.registry import Form
 pytestmark = pytest.mark.usefixtures("home")
 
 
-# --- layouts ---
+FORMS = ["folder", "zip", "tar", "tar.gz", "wrapped zip"]  # a form for each layout, and all for class folders
 
 
-@pytest.mark.parametrize("form", ["folder", "zip", "tar", "tar.gz", "wrapped zip"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("layout", "form"), [*zip(LAYOUTS, FORMS, strict=True), *(("classes", form) for form in FORMS)]
+)
 def test_layouts(tmp_path, layout, form):
     files, classes = LAYOUTS[layout]
     files = {**files, "readme.txt": b"x", "__MACOSX/._a.png": b"x", ".hidden/a.png": b"x"}
@@ -70,37 +70,26 @@ def files_colour(layout):
     return RED if layout == "flat" else BLUE
 
 
-@pytest.mark.parametrize(
-    ("files", "error", "named"),
-    [
-        ({}, MissingError, "holds no images"),
-        ({"notes.txt": b"x"}, MissingError, "holds no images"),
-        ({"a.png": png(RED), "cats/b.png": png(RED)}, UsageError, "beside its class folders, as `a.png`"),
-        ({"train/a.png": png(RED), "extra/b.png": png(RED)}, UsageError, "mixes splits"),
-        ({"test/a.png": png(RED), "val/b.png": png(RED)}, UsageError, "no `train` folder"),
-        (
-            {f"{i}.png": png(RED) for i in range(9)} | {"zz.png": png(RED)[:40]},
-            MissingError,
-            "`zz.png` does not decode",
-        ),
-        (
-            {f"{i}.png": png(RED) for i in range(9)} | {"zz.jpg": b"hello"},
-            MissingError,
-            "`zz.jpg` does not decode",
-        ),
-        (
-            {"a.png": png(RED), "b.png": png(RED, (9, 8)), "c.png": png(RED)},
-            UsageError,
-            "mixed sizes: `b.png` is 9×8",
-        ),
-        ({f"{i}.png": png(RED, (600, 600)) for i in range(3)}, UsageError, "are large"),
-    ],
-)
-def test_bad_folders(tmp_path, files, error, named):
-    (tmp_path / "p").mkdir()
-    with pytest.raises(error, match=named) as e:
-        open_pack(write(tmp_path / "p", files))
-    assert e.value.hint and nothing_half_written()
+GOOD = {f"{i}.png": png(RED) for i in range(9)}
+BAD_FOLDERS = [
+    ({}, MissingError, "holds no images"),
+    ({"notes.txt": b"x"}, MissingError, "holds no images"),
+    ({"a.png": png(RED), "cats/b.png": png(RED)}, UsageError, "beside its class folders, as `a.png`"),
+    ({"train/a.png": png(RED), "extra/b.png": png(RED)}, UsageError, "mixes splits"),
+    ({"test/a.png": png(RED), "val/b.png": png(RED)}, UsageError, "no `train` folder"),
+    (GOOD | {"zz.png": png(RED)[:40]}, MissingError, "`zz.png` does not decode"),
+    (GOOD | {"zz.jpg": b"hello"}, MissingError, "`zz.jpg` does not decode"),
+    (GOOD | {"2.png": png(RED, (9, 8))}, UsageError, "mixed sizes: `2.png` is 9×8"),
+    ({f"{i}.png": png(RED, (600, 600)) for i in range(3)}, UsageError, "are large"),
+]
+
+
+def test_bad_folders(tmp_path):
+    for i, (files, error, named) in enumerate(BAD_FOLDERS):
+        (tmp_path / f"{i}").mkdir()
+        with pytest.raises(error, match=named) as e:
+            open_pack(write(tmp_path / f"{i}", files))
+        assert e.value.hint and nothing_half_written(), named
 
 
 def test_colour_that_comes_late_is_not_dropped(tmp_path, monkeypatch):
@@ -129,9 +118,6 @@ def test_pictures_for_a_method(tmp_path):
             read_pictures(bad, size=8, channels=3, limit=2)
 
 
-# --- captions ---
-
-
 @pytest.mark.parametrize("form", ["folder", "zip", "tar"])
 def test_captions(tmp_path, form):
     lines = "".join(f'{{"file_name": "{i}.png", "text": "picture {i}"}}\n' for i in range(10))
@@ -147,24 +133,19 @@ def test_captions(tmp_path, form):
     assert opened.captions("test") == ["beside 0", "beside 1", "beside 2", ""] and opened.meta.classes == ()
 
 
-@pytest.mark.parametrize(
-    ("line", "named"),
-    [
-        ('{"file_name": "0.png"}', "line 2 of `metadata.jsonl`.*no `file_name` or no `text`"),
-        ("0.png a red door", "line 2 of `metadata.jsonl`"),
-        ("[1]", "line 2 of `metadata.jsonl`"),
-        ('{"file_name": "none.png", "caption": "x"}', "names `none.png`"),
-        ('{"file_name": "0.png", "text": "\xff"}', "not UTF-8"),
-    ],
-)
-def test_bad_captions(tmp_path, line, named):
-    text = '{"file_name": "0.png", "text": "a"}\n' + line
-    files = {f"{i}.png": png(RED) for i in range(4)} | {"metadata.jsonl": text.encode("latin-1")}
-    with pytest.raises((MissingError, UsageError), match=named):
-        open_pack(write(tmp_path / "p", files))
-
-
-# --- dataset folders ---
+def test_bad_captions(tmp_path):
+    for i, (line, named) in enumerate(
+        [
+            ('{"file_name": "0.png"}', "line 2 of `metadata.jsonl`.*no `file_name` or no `text`"),
+            ("0.png a red door", "line 2 of `metadata.jsonl`"),
+            ("[1]", "line 2 of `metadata.jsonl`"),
+            ('{"file_name": "none.png", "caption": "x"}', "names `none.png`"),
+            ('{"file_name": "0.png", "text": "\xff"}', "not UTF-8"),
+        ]
+    ):
+        text = '{"file_name": "0.png", "text": "a"}\n' + line
+        with pytest.raises((MissingError, UsageError), match=named):
+            open_pack(write(tmp_path / f"{i}", GOOD | {"metadata.jsonl": text.encode("latin-1")}))
 
 
 @pytest.mark.parametrize("form", ["saved", "saved dict", "parquet", "parquet in data"])
@@ -225,9 +206,6 @@ def test_a_dataset_folder_without_the_package_or_images(tmp_path, monkeypatch):
     assert "pip install 'gzcli[datasets]'" in e.value.hint
 
 
-# --- pictures that cannot be read ---
-
-
 def bad_set(path: Path, n: int = 30) -> Path:
     """Pictures 0 … n − 1 of brightness i in two classes and two splits, four of them not readable."""
     files = {f"{s}/{c}/{i:03}.png": png((i, i, 9)) for s, c, i in places(n)}
@@ -260,17 +238,12 @@ def test_unreadable_pictures_are_listed_and_left_out_only_if_asked(tmp_path):
             assert label == i % 2 and (split == "test") == (i % 5 == 4) and (image[2] == 9).all()
             seen.append(i)
     assert sorted(seen) == sorted(set(range(30)) - {0, 7, 15, 29})
+    import_set(write(tmp_path / "q", {f"{i}.png": b"x" for i in range(9)}), "bad", Form(skip_bad=True))
+    with pytest.raises(MissingError, match="none of the pictures"):
+        open_pack("bad")
     import_set(folder, "good")  # without the flag: refused again
     with pytest.raises(MissingError, match="4 pictures"):
         open_pack("good")
-
-
-def test_a_set_of_nothing_but_bad_pictures(tmp_path):
-    folder = write(tmp_path / "p", {f"{i}.png": b"x" for i in range(9)})
-    import_set(folder, "bad", Form(skip_bad=True))
-    with pytest.raises(MissingError, match="none of the pictures"):
-        open_pack("bad")
-    assert nothing_half_written()
 
 
 def test_worker_processes_pack_the_same(tmp_path, monkeypatch):
@@ -300,9 +273,6 @@ def test_a_worker_that_is_killed(monkeypatch):
         list(stream.mapped(die, [Block("train", 0, b"x", "a")] * 200, 10_000))
 
 
-# --- arrays ---
-
-
 def test_arrays_follow_the_same_rules(tmp_path):
     images = np.zeros((10, 16, 16, 3), np.uint8) + np.array(RED, np.uint8)
     np.savez(tmp_path / "a.npz", images=images)
@@ -314,43 +284,31 @@ def test_arrays_follow_the_same_rules(tmp_path):
     )
     two = open_pack(tmp_path / "b.npz")
     assert two.meta.notes == ("10 images of 16 bits, read as 0 … 65,535",) and one.meta.notes == ()
-    assert (
-        (two.images("train") == 255).all()
-        and two.labels("train").ndim == 1
-        and two.meta.classes == ("0", "1")
-    )
+    assert (two.images("train") == 255).all() and two.labels("train").ndim == 1
+    assert two.meta.classes == ("0", "1")
     assert open_pack("digits", size=8).meta.shape == (1, 8, 8) and open_pack("digits", size=8).meta.resized
     assert open_pack("digits", channels=3).meta.shape == (3, 16, 16)
     assert open_pack("digits", size=16).folder == open_pack("digits").folder
 
 
-@pytest.mark.parametrize(
-    ("arrays", "named"),
-    [
-        ({"embedding": np.zeros(3)}, "has no images"),
-        ({"images": np.zeros((4, 8, 8))}, "float64 of shape"),
-        ({"images": np.zeros((4, 8, 8, 5), np.uint8)}, "of shape"),
-        ({"images": np.zeros((4, 8, 8), np.uint8), "labels": np.zeros(3, int)}, "for 4 images"),
-        ({"images": np.zeros((4, 8, 8), np.uint8), "labels": np.full(4, -1)}, "for 4 images"),
-        ({"images": np.array([{}] * 4)}, "Python objects"),
-        (
-            {
-                "train_images": np.zeros((4, 8, 8), np.uint8),
-                "train_labels": np.zeros(4, int),
-                "test_images": np.zeros((4, 8, 8), np.uint8),
-            },
-            "some splits only",
-        ),
-    ],
-)
-def test_bad_npz(tmp_path, arrays, named):
-    np.savez(tmp_path / "a.npz", **arrays)
-    with pytest.raises((UsageError, MissingError), match=named):
-        open_pack(tmp_path / "a.npz")
-    assert nothing_half_written()
+X = np.zeros((4, 8, 8), np.uint8)
+BAD_ARRAYS = [
+    ({"embedding": np.zeros(3)}, "has no images"),
+    ({"images": np.zeros((4, 8, 8))}, "float64 of shape"),
+    ({"images": np.zeros((4, 8, 8, 5), np.uint8)}, "of shape"),
+    ({"images": X, "labels": np.zeros(3, int)}, "for 4 images"),
+    ({"images": X, "labels": np.full(4, -1)}, "for 4 images"),
+    ({"images": np.array([{}] * 4)}, "Python objects"),
+    ({"train_images": X, "train_labels": np.zeros(4, int), "test_images": X}, "some splits only"),
+]
 
 
-# --- archives that escape, explode or are damaged ---
+def test_bad_npz(tmp_path):
+    for arrays, named in BAD_ARRAYS:
+        np.savez(tmp_path / "a.npz", **arrays)
+        with pytest.raises((UsageError, MissingError), match=named):
+            open_pack(tmp_path / "a.npz")
+        assert nothing_half_written()
 
 
 def evil_tar(path: Path, **fields) -> Path:

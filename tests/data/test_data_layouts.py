@@ -1,5 +1,4 @@
-"""What the user's own layouts are taken to be: what is common is read as it is meant, what is ambiguous is
-refused by name."""
+"""Layouts of the user's own images: what is common is read, what is ambiguous is refused by name."""
 
 from __future__ import annotations
 
@@ -40,32 +39,25 @@ def read(
     return source.classes, {s: Counter(rows) for s, rows in named.items()}, source.notes
 
 
-# --- folders ---
-
 CATS = Counter(cat=4, dog=4)
 
 
-@pytest.mark.parametrize(
-    "names", ["training testing", "Train Test", "train_images test-images", "training_set test_set"]
-)
-def test_splits_by_their_usual_names(tmp_path, names):
-    train, test = names.split()
-    classes, found, _ = read(tmp_path, images(f"{train}/cat", f"{train}/dog", f"{test}/cat", f"{test}/dog"))
-    assert classes == ("cat", "dog") and found == {"train": CATS, "test": CATS}
-
-
-def test_splits_below_classes(tmp_path):
-    classes, found, _ = read(tmp_path, images("cat/train", "cat/test", "dog/train", "dog/test", "dog/valid"))
-    assert classes == ("cat", "dog") and found == {"train": CATS, "test": CATS, "val": Counter(dog=4)}
-
-
-def test_a_lone_folder_in_each_split_means_nothing(tmp_path):
-    classes, found, _ = read(tmp_path, images("train/images", "test/images"))
-    assert classes == () and found == {"train": Counter({None: 4}), "test": Counter({None: 4})}
+def test_splits_by_their_usual_names(tmp_path):
+    for i, names in enumerate(
+        ("training testing", "Train Test", "train_images test-images", "training_set test_set")
+    ):
+        train, test = names.split()
+        files = images(f"{train}/cat", f"{train}/dog", f"{test}/cat", f"{test}/dog")
+        classes, counts, _ = read(tmp_path / f"{i}", files)
+        assert classes == ("cat", "dog") and counts == {"train": CATS, "test": CATS}, names
+    below = images("cat/train", "cat/test", "dog/train", "dog/test", "dog/valid")
+    classes, counts, _ = read(tmp_path / "below", below)
+    assert classes == ("cat", "dog") and counts == {"train": CATS, "test": CATS, "val": Counter(dog=4)}
+    # a lone folder in each split means nothing
+    classes, counts, _ = read(tmp_path / "lone", images("train/images", "test/images"))
+    assert classes == () and counts == {"train": Counter({None: 4}), "test": Counter({None: 4})}
     kaggle = ("training_set/training_set/cat", "training_set/training_set/dog", "test_set/test_set/cat")
-    twice = images(*kaggle)
-    (tmp_path / "b").mkdir()
-    assert read(tmp_path / "b", twice)[1] == {"train": CATS, "test": Counter(cat=4)}
+    assert read(tmp_path / "twice", images(*kaggle))[1] == {"train": CATS, "test": Counter(cat=4)}
 
 
 def test_tiny_imagenet_by_path(tmp_path):
@@ -74,10 +66,8 @@ def test_tiny_imagenet_by_path(tmp_path):
     classes, found, notes = read(
         tmp_path, files | {"val/val_annotations.txt": lines.encode(), "wnids.txt": b"n01\nn02\n"}
     )
-    assert classes == ("n01", "n02") and found == {
-        "train": Counter(n01=4, n02=4),
-        "val": Counter(n02=1, n01=3),
-    }
+    assert classes == ("n01", "n02")
+    assert found == {"train": Counter(n01=4, n02=4), "val": Counter(n02=1, n01=3)}
     assert notes == ["4 pictures of `test` skipped: they have no labels"]
 
 
@@ -94,27 +84,23 @@ def test_mvtec(tmp_path):
     ]
 
 
-@pytest.mark.parametrize(
-    ("folders", "named"),
-    [
-        (
-            ["train/cat", "train/dog", "test/cat", "test/zebra"],
-            "`test/zebra` of .* is a class that `train` has not",
-        ),
-        (["train/cat", "valid/cat", "validation/cat"], "`valid` and `validation`, which are one split"),
-        (["train", "car", "plane"], "is `train` a split, or a class as `car`?"),
-        (["images", "masks"], "`masks` beside its pictures"),
-        (
-            ["cat/train", "cat/test", "dog"],
-            "cat/train`, a split by its name, and `dog/0.png`|cat/test`, a split",
-        ),
-        (["train", "test/cat", "test/dog"], "`test/cat` of .* is a class that `train` has not"),
-    ],
-)
-def test_what_is_ambiguous_is_named(tmp_path, folders, named):
-    with pytest.raises(UsageError, match=named) as e:
-        read(tmp_path, images(*folders))
-    assert e.value.hint and nothing_half_written()
+AMBIGUOUS = {
+    "train/cat train/dog test/cat test/zebra": "`test/zebra` of .* is a class that `train` has not",
+    "train/cat valid/cat validation/cat": "`valid` and `validation`, which are one split",
+    "train car plane": "is `train` a split, or a class as `car`?",
+    "images masks": "`masks` beside its pictures",
+    "cat/train cat/test dog": "cat/train`, a split by its name, and `dog/0.png`|cat/test`, a split",
+    "train test/cat test/dog": "`test/cat` of .* is a class that `train` has not",
+}
+
+
+def test_what_is_ambiguous_is_named(tmp_path):
+    for i, (folders, named) in enumerate(AMBIGUOUS.items()):
+        with pytest.raises(UsageError, match=named) as e:
+            read(tmp_path / f"{i}", images(*folders.split()))
+        assert e.value.hint and nothing_half_written()
+    in_splits = images("train/train", "train/bus", "test/train", "test/bus")
+    assert read(tmp_path / "told", in_splits)[0] == ("bus", "train")
 
 
 def test_a_class_called_train(tmp_path):
@@ -130,57 +116,34 @@ def test_a_class_called_train(tmp_path):
         open_path(path, Form(layout="class-splits"))
 
 
-def test_a_class_called_train_in_a_split(tmp_path):
-    assert read(tmp_path, images("train/train", "train/bus", "test/train", "test/bus"))[0] == ("bus", "train")
-
-
-# --- what is left out is told ---
-
-
 def test_skipped_files_are_told_when_a_set_is_opened_first(tmp_path):
     files = {f"train/{c}/{i}.png": png(RED) for c in ("airplane", "bird", "cat", "truck") for i in range(10)}
     files |= {f"test/cat/{i}.png": png(BLUE) for i in range(3)}
-    files |= {
-        "train/cat/a.heic": b"x",
-        "train/cat/b.heic": b"x",
-        "index.csv": b"x",
-        ".DS_Store": b"x",
-        "Thumbs.db": b"x",
-    }
+    unknown = ("train/cat/a.heic", "train/cat/b.heic", "index.csv")
+    files |= dict.fromkeys((*unknown, ".DS_Store", "Thumbs.db"), b"x")
     said: list[str] = []
     path = write(tmp_path / "set", files)
-    opened = open_pack(path, say=said.append)
-    assert said[1].endswith(
-        ": 36 train, 4 val, 3 test; 4 classes airplane to truck; "
-        "3 files of unknown kinds skipped (.heic .csv)"
-    )
-    assert opened.meta.notes == ("3 files of unknown kinds skipped (.heic .csv)",)
+    opened, note = open_pack(path, say=said.append), "3 files of unknown kinds skipped (.heic .csv)"
+    assert said[1].endswith(f": 36 train, 4 val, 3 test; 4 classes airplane to truck; {note}")
+    assert opened.meta.notes == (note,)
     said.clear()
     open_pack(path, say=said.append)
     assert said == []
-
-
-def test_pictures_of_further_kinds(tmp_path):
-    files = {f"{i}.png": png(RED) for i in range(4)}
-    files |= {
-        "a.jfif": png(RED, format="JPEG"),
-        "a.jp2": png(RED, format="JPEG2000"),
-        "a.tga": png(RED, format="TGA"),
-    }
-    from PIL import features
-
-    if features.check("avif"):
-        files |= {"a.avif": png(RED, format="AVIF")}
-    assert sum(open_pack(write(tmp_path / "set", files)).meta.counts.values()) == len(files)
-
-
-def test_a_folder_of_archives_is_told(tmp_path):
     with pytest.raises(MissingError, match=r"holds archives \(\.tar\)") as e:
-        open_path(write(tmp_path / "set", {"train-000.tar": b"x", "train-001.tar": b"x"}))
+        open_path(write(tmp_path / "tars", {"train-000.tar": b"x", "train-001.tar": b"x"}))
     assert "one of them" in e.value.hint
 
 
-# --- regular files of known kinds alone ---
+def test_pictures_of_further_kinds(tmp_path):
+    from PIL import features
+
+    files = {f"{i}.png": png(RED) for i in range(4)}
+    kinds = {"jfif": "JPEG", "jp2": "JPEG2000", "tga": "TGA"} | (
+        {"avif": "AVIF"} if features.check("avif") else {}
+    )
+    files |= {f"a.{ending}": png(RED, format=kind) for ending, kind in kinds.items()}
+    assert sum(open_pack(write(tmp_path / "set", files)).meta.counts.values()) == len(files)
+
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n0 0 8 8 rectfill\nshowpage\n%%EOF\n"
 
@@ -228,7 +191,7 @@ def test_pipes_devices_and_dead_links_are_left_out_and_told(tmp_path):
                 reading()
 
 
-def test_circles_of_links_end(tmp_path):
+def test_links_to_folders_are_followed_and_their_circles_end(tmp_path):
     for name in "abcdefgh":  # each leads to all the others: 8! ways
         write(tmp_path / "set" / name, {"x.png": png(RED)})
     for name in "abcdefgh":
@@ -237,11 +200,8 @@ def test_circles_of_links_end(tmp_path):
     files, odd = walk(tmp_path / "set")
     assert len(files) == 8 and len(odd["repeated"]) == 64
     assert sum(open_pack(tmp_path / "set").meta.counts.values()) == 8
-
-
-def test_a_link_to_a_folder_is_followed(tmp_path):
     write(tmp_path / "store" / "cats", {f"{i}.png": png(RED) for i in range(4)})
-    folder = write(tmp_path / "set", images("dogs"))
+    folder = write(tmp_path / "pets", images("dogs"))
     (folder / "cats").symlink_to(tmp_path / "store" / "cats")
     assert open_path(folder).classes == ("cats", "dogs")
 
@@ -252,9 +212,6 @@ def test_a_file_that_grows_without_end_is_not_read(tmp_path):
         file.truncate(1 << 40)  # a terabyte of holes
     with pytest.raises(MissingError, match=r"`.*huge\.png` is larger than any picture"):
         open_pack(folder)
-
-
-# --- archives ---
 
 
 def test_backslashes_in_a_zip(tmp_path):
@@ -271,39 +228,27 @@ def test_backslashes_in_a_zip(tmp_path):
     assert len(open_path(tmp_path / "a.zip").spans()["train"]) == 10
 
 
-@pytest.mark.parametrize("form", ["tar", "zip", "folder"])
-def test_labels_of_webdataset(tmp_path, form):
+def test_labels_of_webdataset(tmp_path):
     files = {f"{i:04}.jpg": png((RED, GREEN, BLUE)[i % 3], format="PNG") for i in range(12)}
-    files |= {f"{i:04}.cls": str((0, 3, 7)[i % 3]).encode() for i in range(12)} | {
-        f"{i:04}.json": b"{}" for i in range(12)
-    }
-    path = tmp_path / f"a.{form}"
-    path = write(path, files) if form == "folder" else (as_tar if form == "tar" else as_zip)(path, files)
-    opened = open_pack(path)
-    assert opened.meta.classes == tuple("01234567")
-    for image, label in zip(opened.images("train"), opened.labels("train"), strict=True):
-        assert image[:, 0, 0].tolist() == list({0: RED, 3: GREEN, 7: BLUE}[int(label)])
-    (tmp_path / "half").mkdir()
+    files |= {f"{i:04}.cls": str((0, 3, 7)[i % 3]).encode() for i in range(12)}
+    files |= {f"{i:04}.json": b"{}" for i in range(12)}
+    for make, name in ((write, "folder"), (as_tar, "a.tar"), (as_zip, "a.zip")):
+        opened = open_pack(make(tmp_path / name, files))
+        assert opened.meta.classes == tuple("01234567")
+        for image, label in zip(opened.images("train"), opened.labels("train"), strict=True):
+            assert image[:, 0, 0].tolist() == list({0: RED, 3: GREEN, 7: BLUE}[int(label)])
+    half = {f"{i}.png": png(RED) for i in range(3)} | {"0.cls": b"a", "1.cls": b"b"}
     with pytest.raises(UsageError, match=r"no label `\.cls` beside `2\.png`"):
-        open_path(
-            write(
-                tmp_path / "half", {f"{i}.png": png(RED) for i in range(3)} | {"0.cls": b"a", "1.cls": b"b"}
-            )
-        )
+        open_path(write(tmp_path / "half", half))
 
 
-@pytest.mark.parametrize(
-    ("mark", "kind"), [(b"\x28\xb5\x2f\xfd", "zstd"), (b"7z\xbc\xaf\x27\x1c", "7z"), (b"Rar!\x1a", "rar")]
-)
-def test_archives_of_other_kinds(tmp_path, mark, kind):
-    path = tmp_path / {"zstd": "a.tar.zst"}.get(kind, f"a.{kind}")
-    path.write_bytes(mark + bytes(99))
-    with pytest.raises(UsageError, match=f"compressed by {kind}, which gz does not read") as e:
-        open_path(path)
-    assert "tar.gz" in e.value.hint
-
-
-# --- arrays ---
+def test_archives_of_other_kinds(tmp_path):
+    for mark, kind in ((b"\x28\xb5\x2f\xfd", "zstd"), (b"7z\xbc\xaf\x27\x1c", "7z"), (b"Rar!\x1a", "rar")):
+        path = tmp_path / {"zstd": "a.tar.zst"}.get(kind, f"a.{kind}")
+        path.write_bytes(mark + bytes(99))
+        with pytest.raises(UsageError, match=f"compressed by {kind}, which gz does not read") as e:
+            open_path(path)
+        assert "tar.gz" in e.value.hint
 
 
 def arrays(tmp_path, **given) -> Path:
@@ -314,36 +259,33 @@ def arrays(tmp_path, **given) -> Path:
 X = np.random.default_rng(0).integers(0, 256, (12, 8, 9, 3), np.uint8)
 
 
-@pytest.mark.parametrize(
-    "names",
-    ["x_train y_train x_test y_test", "X_train Y_train X_test Y_test", "train_x train_y test_x test_y"],
-)
-def test_keras_names(tmp_path, names):
-    x, y, x1, y1 = names.split()
-    source = open_path(arrays(tmp_path, **{x: X, y: np.arange(12) % 3, x1: X[:6], y1: np.arange(6) % 3}))
-    assert source.counts == {"train": 12, "test": 6} and source.classes == ("0", "1", "2")
-    assert source.labels["test"].tolist() == [0, 1, 2, 0, 1, 2]
+def test_keras_names(tmp_path):
+    for names in (
+        "x_train y_train x_test y_test",
+        "X_train Y_train X_test Y_test",
+        "train_x train_y test_x test_y",
+    ):
+        x, y, x1, y1 = names.split()
+        given = {x: X, y: np.arange(12) % 3, x1: X[:6], y1: np.arange(6) % 3}
+        source = open_path(arrays(tmp_path, **given))
+        assert source.counts == {"train": 12, "test": 6} and source.classes == ("0", "1", "2"), names
+        assert source.labels["test"].tolist() == [0, 1, 2, 0, 1, 2]
 
 
 def test_class_names(tmp_path):
-    source = open_path(
-        arrays(tmp_path, images=X, labels=np.arange(12) % 3, class_names=np.array(["ant", "bee", "cow"]))
-    )
+    given = {"images": X, "labels": np.arange(12) % 3}
+    source = open_path(arrays(tmp_path, **given, class_names=np.array(["ant", "bee", "cow"])))
     assert source.classes == ("ant", "bee", "cow") and source.notes == []
     with pytest.raises(UsageError, match="`class_names` names 2 classes, its labels have 3"):
-        open_path(arrays(tmp_path, images=X, labels=np.arange(12) % 3, class_names=np.array(["ant", "bee"])))
+        open_path(arrays(tmp_path, **given, class_names=np.array(["ant", "bee"])))
 
 
-@pytest.mark.parametrize(
-    "x", [X, X.transpose(0, 3, 1, 2), np.asfortranarray(X), np.asfortranarray(X.transpose(0, 3, 1, 2))]
-)
-def test_channels_first_and_columns_first(tmp_path, x):
-    source = open_path(arrays(tmp_path, images=x))
-    got = np.concatenate([block for _, _, block, _ in source.blocks()])
-    assert source.shape == (3, 8, 9) and (got == X.transpose(0, 3, 1, 2)).all()
-
-
-def test_arrays_that_are_not_clear(tmp_path):
+def test_channels_first_or_last_and_what_is_not_clear(tmp_path):
+    first = X.transpose(0, 3, 1, 2)
+    for x in (X, first, np.asfortranarray(X), np.asfortranarray(first)):
+        source = open_path(arrays(tmp_path, images=x))
+        got = np.concatenate([block for _, _, block, _ in source.blocks()])
+        assert source.shape == (3, 8, 9) and (got == first).all()
     with pytest.raises(UsageError, match="channels first or last"):
         open_path(arrays(tmp_path, images=np.zeros((4, 3, 8, 3), np.uint8)))
     with pytest.raises(UsageError, match="float32 of shape") as e:
@@ -353,56 +295,41 @@ def test_arrays_that_are_not_clear(tmp_path):
     assert source.notes == ["1 array skipped (`embedding`)"]
 
 
-# --- dataset folders ---
-
-
-def table(n: int, label: str = "int64"):
-    pa = pytest.importorskip("pyarrow")
-    cells = [{"bytes": png((RED, BLUE)[i % 2]), "path": None} for i in range(n)]
-    y = [i % 2 for i in range(n)] if label == "int64" else [("red", "blue")[i % 2] for i in range(n)]
-    return pa.table({"image": cells, "label": pa.array(y, label)})
-
-
 def parquet(path: Path, n: int, label: str = "int64") -> None:
-    pq = pytest.importorskip("pyarrow.parquet")
+    """Pictures, red and blue in turns, with labels 0 and 1, or their names."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    cells = [{"bytes": png((RED, BLUE)[i % 2]), "path": None} for i in range(n)]
+    y = [i % 2 if label == "int64" else ("red", "blue")[i % 2] for i in range(n)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table(n, label), path, row_group_size=7)
+    pq.write_table(pa.table({"image": cells, "label": pa.array(y, label)}), path, row_group_size=7)
 
 
-@pytest.mark.parametrize("label", ["int64", "string"])
-def test_labels_that_are_plain_numbers_or_texts(tmp_path, label):
-    parquet(tmp_path / "one.parquet", 20, label)
-    opened = open_pack(tmp_path / "one.parquet")
-    assert opened.meta.classes == (("0", "1") if label == "int64" else ("blue", "red"))
-    red = 0 if label == "int64" else 1
-    for image, y in zip(opened.images("train"), opened.labels("train"), strict=True):
-        assert image[:, 0, 0].tolist() == list(RED if y == red else BLUE)
+def test_labels_that_are_plain_numbers_or_texts(tmp_path, home, capfd):
+    """And nothing else is written or said: no cache of another package, no bars."""
+    for label, classes in (("int64", ("0", "1")), ("string", ("blue", "red"))):
+        parquet(tmp_path / f"{label}.parquet", 20, label)
+        opened = open_pack(tmp_path / f"{label}.parquet")
+        assert opened.meta.classes == classes
+        colours = (RED, BLUE) if label == "int64" else (BLUE, RED)
+        for image, y in zip(opened.images("train"), opened.labels("train"), strict=True):
+            assert image[:, 0, 0].tolist() == list(colours[y])
+    assert capfd.readouterr() == ("", "") and not (home / "datasets").exists()
 
 
-@pytest.mark.parametrize(
-    ("train", "test"),
-    [
-        ("default/train/0000.parquet", "default/test/0000.parquet"),  # as the hub converts
-        ("default/partial-train/0000.parquet", "default/partial-test/0000.parquet"),
-        ("mnist/train-00000-of-00001.parquet", "mnist/test-00000-of-00001.parquet"),
-        ("data/train-00000-of-00001-a1b2c3.parquet", "data/test-00000-of-00001-d4e5f6.parquet"),
-        ("train.parquet", "test.parquet"),
-    ],
-)
-def test_layouts_of_parquet(tmp_path, train, test):
-    parquet(tmp_path / "set" / train, 20)
-    parquet(tmp_path / "set" / test, 6)
-    assert open_path(tmp_path / "set").counts == {"train": 20, "test": 6}
-
-
-def test_several_sets_in_a_folder_of_parquet(tmp_path):
+def test_layouts_of_parquet(tmp_path):
+    for i, name in enumerate(
+        [
+            "default/{}/0000.parquet",  # as the hub converts
+            "default/partial-{}/0000.parquet",
+            "mnist/{}-00000-of-00001.parquet",
+            "data/{}-00000-of-00001-a1b2c3.parquet",
+            "{}.parquet",
+        ]
+    ):
+        parquet(tmp_path / f"{i}" / name.format("train"), 20)
+        parquet(tmp_path / f"{i}" / name.format("test"), 6)
+        assert open_path(tmp_path / f"{i}").counts == {"train": 20, "test": 6}, name
     for name in ("large", "small"):
         parquet(tmp_path / "set" / name / "train" / "0000.parquet", 4)
     with pytest.raises(UsageError, match="holds several sets: `large`, `small`"):
         open_path(tmp_path / "set")
-
-
-def test_parquet_leaves_no_cache_and_shows_no_bars(tmp_path, home, capfd):
-    parquet(tmp_path / "set" / "train.parquet", 20)
-    open_pack(tmp_path / "set")
-    assert capfd.readouterr() == ("", "") and not (home / "datasets").exists()

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from pictures import BLUE, GREEN, RED, png, write
+from pictures import BLUE, GREEN, RED, encoded, png, write
 from PIL import Image
 
 from gzcli.core.errors import MissingError
@@ -31,23 +31,17 @@ def test_every_kind_of_picture():
     assert decoded(png((0, 0, 0, 128), mode="RGBA"))[:, 0, 0].tolist() == [127, 127, 127]
     assert decoded(png((0, 128), mode="LA"), 1)[:, 0, 0].tolist() == [127]
     assert decoded(png(1, mode="1"), 1)[:, 0, 0].tolist() == [255]
-    palette = Image.new("RGB", (8, 8), GREEN).quantize(4)
-    out = io.BytesIO()
-    palette.save(out, "PNG")
+    Image.new("RGB", (8, 8), GREEN).quantize(4).save(out := io.BytesIO(), "PNG")  # a palette
     assert decoded(out.getvalue())[:, 0, 0].tolist() == list(GREEN)
-    for deep, byte in ((0, 0), (257, 1), (32896, 128), (65535, 255)):
-        out = io.BytesIO()
-        Image.fromarray(np.full((8, 8), deep, np.uint16)).save(out, "PNG")
-        assert decoded(out.getvalue(), 1)[0, 0, 0] == byte
+    for value, byte in ((0, 0), (257, 1), (32896, 128), (65535, 255)):
+        assert decoded(encoded(np.full((8, 8), value, np.uint16)), 1)[0, 0, 0] == byte
     assert decoded(png(RED), 1)[0, 0, 0] == round(0.299 * RED[0] + 0.587 * RED[1] + 0.114 * RED[2])
     assert decoded(png(77, mode="L"))[:, 0, 0].tolist() == [77, 77, 77]
 
 
 def deep(values, sbit: int | None = None) -> bytes:
     """A grey PNG of 16 bits, with a chunk sBIT if asked."""
-    out = io.BytesIO()
-    Image.fromarray(np.asarray(values, np.uint16)).save(out, "PNG")
-    data = out.getvalue()
+    data = encoded(np.asarray(values, np.uint16))
     if sbit is None:
         return data
     chunk = b"sBIT" + bytes([sbit])
@@ -69,58 +63,52 @@ def tiff_of_12_bits(values) -> bytes:
 RAMP = np.linspace(0, 4095, 64).astype(int).reshape(8, 8)  # 12 bits
 
 
-@pytest.mark.parametrize(
-    ("data", "white", "told"),
-    [
-        (tiff_of_12_bits(RAMP), 4095, "of 12 bits, read as 0 … 4,095"),
-        (deep(RAMP, 12), 4095, "of 12 bits, read as 0 … 4,095"),
-        (deep(RAMP << 4 | RAMP >> 8, 12), 65535 / 16, "of 16 bits, read as 0 … 65,535"),
-        (
-            deep(RAMP >> 4 << 4, 12),
-            65535,
-            "of 16 bits, read as 0 … 65,535: nearly black, as none has a value",
-        ),
-        (deep(RAMP), 65535, "of 16 bits, read as 0 … 65,535: nearly black, as none has a value above 4,095"),
-        (deep(RAMP * 16), 65535 / 16, "of 16 bits, read as 0 … 65,535"),
-    ],
-    ids=["tiff", "low bits", "scaled bits", "dark", "untold", "whole range"],
-)
-def test_more_bits_than_eight_are_read_as_the_file_says(data, white, told):
+TWELVE, SIXTEEN = "of 12 bits, read as 0 … 4,095", "of 16 bits, read as 0 … 65,535"
+DARK = f"{SIXTEEN}: nearly black, as none has a value"
+DEPTHS = {
+    "tiff": (tiff_of_12_bits(RAMP), 4095, TWELVE),
+    "low bits": (deep(RAMP, 12), 4095, TWELVE),
+    "scaled bits": (deep(RAMP << 4 | RAMP >> 8, 12), 65535 / 16, SIXTEEN),
+    "dark": (deep(RAMP >> 4 << 4, 12), 65535, DARK),
+    "untold": (deep(RAMP), 65535, f"{DARK} above 4,095"),
+    "whole range": (deep(RAMP * 16), 65535 / 16, SIXTEEN),
+}
+
+
+def test_more_bits_than_eight_are_read_as_the_file_says():
     """And never by what values a picture happens to have: a dark one of a set would be made bright."""
-    notes = []
-    pixels, _ = decode(data, "a", Decoding(None, 1), notes.append)
-    assert np.abs(pixels[0] - RAMP / white * 255).max() <= 1
-    assert (
-        len(notes) == 1 and notes[0].startswith(told) and ("nearly black" in told) == ("nearly" in notes[0])
-    )
+    for name, (data, white, told) in DEPTHS.items():
+        notes = []
+        pixels, _ = decode(data, "a", Decoding(None, 1), notes.append)
+        assert np.abs(pixels[0] - RAMP / white * 255).max() <= 1, name
+        (note,) = notes
+        assert note.startswith(told) and ("nearly black" in told) == ("nearly" in note), name
 
 
 def inked(colour) -> bytes:
     """A stroke of soft edges on a transparent picture."""
-    image = Image.new("RGBA", (8, 8), (*colour, 0))
-    for x, alpha in enumerate((80, 255, 255, 80), 2):
-        image.paste((*colour, alpha), (x, 1, x + 1, 7))
-    out = io.BytesIO()
-    image.save(out, "PNG")
-    return out.getvalue()
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[..., :3] = colour
+    pixels[1:7, 2:6, 3] = (80, 255, 255, 80)
+    return encoded(pixels)
 
 
 def test_ink_on_transparency_is_seen():
-    for colour, dark, told in (
-        ((0, 0, 0), False, ["with transparency, laid over white"]),
-        (RED, False, ["with transparency, laid over white"]),
-        ((255, 255, 255), True, ["of white ink on transparency, laid over black"]),
-        ((250, 250, 245), True, ["of white ink on transparency, laid over black"]),
+    over_white, over_black = (
+        "with transparency, laid over white",
+        "of white ink on transparency, laid over black",
+    )
+    for colour, told in (
+        ((0, 0, 0), over_white),
+        (RED, over_white),
+        ((255, 255, 255), over_black),
+        ((250, 250, 245), over_black),
     ):
         notes = []
         pixels, _ = decode(inked(colour), "a", Decoding(None, 1), notes.append)
-        assert notes == told and (pixels[0, 0, 0] == 0) == dark
+        assert notes == [told] and (pixels[0, 0, 0] == 0) == (told == over_black)
         assert int(pixels.max()) - int(pixels.min()) > 100, "the stroke"
-    for colour, told in (
-        ((9, 9, 9, 255), []),
-        ((255, 255, 255, 255), []),
-        ((0, 0, 0, 0), ["with transparency, laid over white"]),
-    ):
+    for colour, told in (((9, 9, 9, 255), []), ((255, 255, 255, 255), []), ((0, 0, 0, 0), [over_white])):
         notes = []
         decode(png(colour, mode="RGBA"), "a", Decoding(None, 1), notes.append)
         assert notes == told
@@ -152,45 +140,36 @@ def test_how_pictures_were_read_is_said_in_one_line(tmp_path, monkeypatch):
     assert seen.streamed and seen.notes[-1].startswith("of a few that were looked at, 4 pictures of 16 bits")
 
 
-@pytest.mark.parametrize("kind", FORMATS)
-def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(kind, monkeypatch):
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(monkeypatch):
     """By its header, whatever its format: one of a few bytes may claim any size."""
     Image.init()
-    if kind not in Image.SAVE:
-        pytest.skip("this Pillow does not write it")
-    out = io.BytesIO()
-    Image.new("RGB", (64, 64), RED).save(out, kind)
+    small, files = Image.new("RGB", (64, 64), RED), {}
+    for kind in (kind for kind in FORMATS if kind in Image.SAVE):  # this Pillow may not write all
+        small.save(out := io.BytesIO(), kind)
+        files[kind] = out.getvalue()
+    assert len(files) > 4
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 // 2 - 1)  # Pillow refuses twice that
     monkeypatch.setattr(Image.Image, "convert", lambda *given: pytest.fail("it was decoded"))
-    for read in (lambda data: decode(data, "a", Decoding(8, 3)), lambda data: look(data, "a")):
-        with pytest.raises(MissingError, match="exceeds limit"):
-            read(out.getvalue())
+    for kind, data in files.items():
+        for read in (lambda data: decode(data, "a", Decoding(8, 3)), lambda data: look(data, "a")):
+            with pytest.raises(MissingError, match="exceeds limit"):
+                read(data)
+                pytest.fail(kind)
 
 
-def test_exif_rotation():
+def test_rotation_by_exif_and_a_resize_that_is_antialiased_and_cropped_to_the_centre(tmp_path):
     image = Image.new("RGB", (16, 16), BLUE)
     image.paste(RED, (0, 0, 16, 8))  # red on top
-    exif = Image.Exif()
+    exif, out = Image.Exif(), io.BytesIO()
     exif[0x0112] = 6  # shown turned by 90° clockwise: red to the right
-    out = io.BytesIO()
     image.save(out, "PNG", exif=exif)
     pixels, _ = decode(out.getvalue(), "a", Decoding(None, 3))
     assert pixels[:, 8, 14].tolist() == list(RED) and pixels[:, 8, 1].tolist() == list(BLUE)
-
-
-def test_resize_is_antialiased_and_cropped_to_the_centre(tmp_path):
     stripes = np.zeros((64, 96, 3), np.uint8)
     stripes[:, ::2] = 255  # averaged by an antialiased filter, black or white by any other
     stripes[:, :14] = stripes[:, -14:] = (255, 0, 0)  # cropped off
-    files = {}
-    for i in range(4):
-        out = io.BytesIO()
-        Image.fromarray(stripes).save(out, "PNG")
-        files[f"{i}.png"] = out.getvalue()
-    opened = open_pack(write(tmp_path / "p", files), size=16)
+    opened = open_pack(write(tmp_path / "p", {f"{i}.png": encoded(stripes) for i in range(4)}), size=16)
     assert opened.meta.shape == (3, 16, 16) and opened.meta.resized
     assert np.abs(opened.images("train").astype(int) - 127).max() < 12
-    mixed = open_pack(
-        write(tmp_path / "q", {"a.png": png(RED), "b.png": png(RED, (20, 9)), "c.png": png(RED)}), size=8
-    )
-    assert mixed.meta.resized and mixed.meta.shape == (3, 8, 8)
+    mixed = write(tmp_path / "q", {"a.png": png(RED), "b.png": png(RED, (20, 9)), "c.png": png(RED)})
+    assert open_pack(mixed, size=8).meta.resized and open_pack(mixed, size=8).meta.shape == (3, 8, 8)

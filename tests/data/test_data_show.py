@@ -50,20 +50,15 @@ def test_classes_are_counted_and_drawn_under_their_names(gz, tmp_path):
     assert told["notes"] == ["1 file of unknown kind skipped (.heic)"]
 
 
-@pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if not spec.embedded])
+@pytest.mark.parametrize("name", ["mnist", "celeba", "imagenet", "chestmnist"])
 def test_a_set_that_is_not_here_is_described_and_not_fetched(name, gz, home, monkeypatch):
     monkeypatch.delenv("GZ_OFFLINE")
     monkeypatch.setattr("gzcli.data.download.fetch.fetch", lambda *a, **k: pytest.fail("it was fetched"))
     spec = SPECS[name]
     code, stdout, stderr = gz("show", name)
     assert code == 0 and stdout.splitlines()[-1].split()[:2] == [name, str(spec.n_train)]
-    for told in (
-        f"{spec.size}×{spec.size} pixels",
-        f"{spec.n_classes:,} ",
-        spec.licence,
-        "their settings for",
-    ):
-        assert told in stderr
+    size, classes = f"{spec.size}×{spec.size} pixels", f"{spec.n_classes:,} "
+    assert not [told for told in (size, classes, spec.licence, "their settings for") if told not in stderr]
     assert f"`gz data download {name}" in stderr and not (home / "packs" / name).exists()
     row = json.loads(gz("show", name, "--size", "100", "--json")[1])
     assert row["shape"] == [spec.channels, 100, 100] and len(row["classes"]) == spec.n_classes
@@ -95,10 +90,8 @@ def test_hints_can_be_followed(gz, tmp_path):
     assert code == 2 and "`--size 64`" in stderr and "--set" not in stderr
     code, stdout, stderr = gz("import", str(wide), "--name", "wide")
     assert code == 0 and stdout == "wide\n"
-    assert (
-        "import it again with `--size 64`" in stderr
-        and "gz train fm --data wide --set data.size=64  a" in stderr
-    )
+    assert "import it again with `--size 64`" in stderr
+    assert "gz train fm --data wide --set data.size=64  a" in stderr
     flag = re.search(r"`--size (\d+)`", stderr)[1]
     assert gz("import", str(wide), "--name", "wide", "--size", flag)[0] == 0
     assert run(["train", "vae", "--data", "wide", "--set", "data.size=64", "--dry-run"]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from pictures import as_deflated, as_tar, as_zip, encoded, write
@@ -61,28 +63,16 @@ def batches(pack: Pack, **options) -> TrainBatches:
 
 
 def equal(a, b) -> bool:
-    draws = torch.equal(a.noise.rand(len(a), 2), b.noise.rand(len(b), 2))
-    return (
-        torch.equal(a.x, b.x)
-        and torch.equal(a.y, b.y)
-        and torch.equal(a.index, b.index)
-        and a.extra == b.extra
-        and draws
-    )
-
-
-# --- the same as from a pack ---
+    draws = a.noise.rand(len(a), 2), b.noise.rand(len(b), 2)
+    pairs = ((a.x, b.x), (a.y, b.y), (a.index, b.index), draws)
+    return a.extra == b.extra and all(torch.equal(*pair) for pair in pairs)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_streamed_batches_are_the_packed_ones(kind, tmp_path, monkeypatch):
     packed, lazy = both(KINDS[kind](tmp_path / kind, FILES), monkeypatch)
-    for options in (
-        {},
-        {"levels": 2, "augment": ("hflip", "crop=2", "jitter")},
-        {"n": 20},
-        {"batch_size": 100},
-    ):
+    augmented = {"levels": 2, "augment": ("hflip", "crop=2", "jitter")}
+    for options in ({}, augmented, {"n": 20}, {"batch_size": 100}):
         one, two = batches(packed, **options), batches(lazy, **options)
         assert all(equal(one.at(step), two.at(step)) for step in range(8))  # beyond the first epoch
     for split, index in (("train", None), ("test", None), ("val", [3, 0, 3])):
@@ -119,9 +109,6 @@ def test_a_rank_decodes_only_its_own_rows(tmp_path, monkeypatch):
     assert len(read) == 2
 
 
-# --- as an array ---
-
-
 @pytest.fixture
 def pictures(tmp_path) -> Pictures:
     root = write(tmp_path / "files", FILES)
@@ -133,44 +120,28 @@ def pictures(tmp_path) -> Pictures:
 
 def test_pictures_are_like_an_array(pictures, tmp_path):
     want = np.concatenate([CONTENT, CONTENT[:1]]).transpose(0, 3, 1, 2)
-    assert (len(pictures), pictures.shape, pictures.dtype, pictures.nbytes) == (
-        65,
-        want.shape,
-        want.dtype,
-        want.nbytes,
-    )
+    for of in ("shape", "dtype", "nbytes"):
+        assert getattr(pictures, of) == getattr(want, of)
     assert pictures[3].shape == (3, 12, 12) and (pictures[-1] == want[-1]).all()
-    slices, lists = (
-        (slice(None), slice(60, 99), slice(0, 0), slice(9, 2, -3)),
-        ([5, 5, 0], range(3), np.array([64, -1])),
-    )
+    slices = (slice(None), slice(60, 99), slice(0, 0), slice(9, 2, -3))
+    lists = ([5, 5, 0], range(3), np.array([64, -1]))
     for rows in (*slices, *lists, np.zeros(0, int), np.arange(65) % 2 == 0):
         assert pictures[rows].shape == want[rows].shape and (pictures[rows] == want[rows]).all()
     assert (np.asarray(pictures) == want).all()
     with pytest.raises(IndexError):
-        pictures[65]
-    containers = np.load(tmp_path / "train_containers.npy")
-    assert len(containers) == 64  # each once
+        pictures[len(pictures)]
+    assert len(np.load(tmp_path / "train_containers.npy")) == 64  # each once
     empty = Pictures(tmp_path, "val", (3, 12, 12), pictures.decoding)
     assert len(empty) == 0 and empty[:].shape == (0, 3, 12, 12)
-
-
-def test_pictures_travel_without_their_index(pictures):
-    pictures[0]
     data = pickle.dumps(pictures)
-    assert len(data) < 600 and (pickle.loads(data)[:] == pictures[:]).all()
+    assert len(data) < 600 and (pickle.loads(data)[:] == want).all(), "they travel without their index"
 
 
 def test_names_of_any_kind(tmp_path):
-    names = ["ü.png", "a b.png", os.fsdecode(b"\xff.png")]
-    root = write(tmp_path / "files", dict.fromkeys(names, encoded(CONTENT[0])))
-    write_index(
-        tmp_path, "train", [Span(str(root / name), 0, len(encoded(CONTENT[0])), False) for name in names]
-    )
+    names, data = ["ü.png", "a b.png", os.fsdecode(b"\xff.png")], encoded(CONTENT[0])
+    root = write(tmp_path / "files", dict.fromkeys(names, data))
+    write_index(tmp_path, "train", [Span(str(root / name), 0, len(data), False) for name in names])
     assert len(Pictures(tmp_path, "train", (3, 12, 12), Decoding(None, 3))[:]) == 3
-
-
-# --- what goes wrong ---
 
 
 @pytest.mark.parametrize("kind", ["folder", "stored.zip"])
@@ -269,16 +240,12 @@ def test_no_process_is_left_behind(end, pictures, tmp_path):
 
 def group(leader: int) -> list[int]:
     """The living processes of a process group."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            pid, _, rest = path.read_text().partition(" ")
-        except OSError:
-            continue
-        state, _, pgrp = rest.rpartition(")")[2].split()[:3]
-        if int(pgrp) == leader and state != "Z":
-            found.append(int(pid))
-    return found
+    living = [p for p in psutil.process_iter(["status"]) if p.info["status"] != psutil.STATUS_ZOMBIE]
+    members = []
+    for process in living:
+        with contextlib.suppress(ProcessLookupError):
+            members += [process.pid] * (os.getpgid(process.pid) == leader)
+    return members
 
 
 def test_how_many_workers(monkeypatch):

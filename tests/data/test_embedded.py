@@ -69,10 +69,8 @@ def test_factors_are_labels_of_the_same_images():
     images, raw = made("shapes-factors")
     assert (images == made("shapes")[0]).all()
     known, labels = embedded.factors(216), np.concatenate(list(raw.labels.values()))
-    assert (
-        labels.shape == (216, len(embedded.FACTORS))
-        and SPECS["shapes-factors"].class_names == embedded.FACTORS
-    )
+    assert labels.shape == (216, len(embedded.FACTORS))
+    assert SPECS["shapes-factors"].class_names == embedded.FACTORS
     kinds, colours = len(embedded.KINDS), len(embedded.COLOURS)
     assert (labels[:, :kinds].argmax(1) == known.kind).all()
     assert (labels[:, kinds : kinds + colours].argmax(1) == known.colour).all()

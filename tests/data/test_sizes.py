@@ -39,34 +39,25 @@ def places(height: int, width: int, number: int) -> np.ndarray:
     return np.stack([y, x, np.full_like(y, number)], 2).astype(np.uint8)
 
 
-def test_a_size_is_a_side_or_width_and_height():
+def test_a_size_is_a_side_or_width_and_height(tmp_path):
     assert sides(48) == sides("48") == sides("48x48") == (48, 48) and sides("48x32") == (32, 48)
     assert canonical_size("48x48") == 48 and canonical_size("48X32") == "48x32"
     for wrong in ("48 x 32", "x32", "0x5", "5x0", "48x", "-4", "1.5", "", "48x32x3", "٤٨"):
         with pytest.raises(UsageError, match="48x32"):
             sides(wrong)
-
-
-@pytest.mark.parametrize(
-    "given, hint", [("48 x 32", "write 48x32"), ("x32", "write 32"), ("0", None), ("48x", "write 48")]
-)
-def test_a_recipe_refuses_what_is_no_size(given, hint, tmp_path):
-    with pytest.raises(UsageError, match=r"`data\.size` must be") as e:
-        resolve("vae", sets=[f"data.size={given}"])
-    assert "--set data.size" in e.value.message and (hint is None or hint in e.value.hint)
-    file = tmp_path / "mine.yaml"
-    file.write_text(f"extends: vae\ndata:\n  size: {given}\n")
-    with pytest.raises(UsageError, match=r"mine\.yaml:3:9") as e:
-        resolve(str(file))
-
-
-@pytest.mark.parametrize("given, size", [("48x32", "48x32"), ("48x48", 48), ("'24'", 24), ("24", 24)])
-def test_a_recipe_has_a_size_in_one_spelling(given, size):
-    recipe = resolve("vae", sets=[f"data.size={given}"])
-    assert recipe.data.size == size and type(recipe.data.size) is type(size)
-
-
-# ------------------------------------------------------------------------------------------ fit
+    for given, hint in (("48 x 32", "write 48x32"), ("x32", "write 32"), ("0", ""), ("48x", "write 48")):
+        with pytest.raises(UsageError, match=r"`data\.size` must be") as e:
+            resolve("vae", sets=[f"data.size={given}"])
+        assert "--set data.size" in e.value.message and hint in (e.value.hint or "")
+        (tmp_path / "mine.yaml").write_text(f"extends: vae\ndata:\n  size: {given}\n")
+        with pytest.raises(UsageError, match=r"mine\.yaml:3:9"):
+            resolve(str(tmp_path / "mine.yaml"))
+    for given, size in (("48x32", "48x32"), ("48x48", 48), ("'24'", 24), ("24", 24)):
+        resolved = resolve("vae", sets=[f"data.size={given}"]).data.size
+        assert resolved == size and type(resolved) is type(size)
+    for size in ("2x8", "8x2000", 3):
+        with pytest.raises(UsageError, match="between 4 and 1024 pixels a side"):
+            open_pack("digits", size=size)
 
 
 def test_the_fits_differ_in_what_they_keep():
@@ -139,17 +130,6 @@ def test_pictures_beside_a_run_are_brought_to_its_size_as_its_set(tmp_path):
         read_pictures(folder / "2.png", size=None, channels=3, limit=1, patch=24)
 
 
-def test_a_publishers_version_holds_the_longer_side():
-    spec = SPECS["pneumoniamnist"]
-    assert [spec.sized(size).size for size in (None, 28, "20x28", "20x40", "100x64")] == [28, 28, 28, 64, 128]
-
-
-@pytest.mark.parametrize("size", ["2x8", "8x2000", 3])
-def test_sides_out_of_range(size):
-    with pytest.raises(UsageError, match="between 4 and 1024 pixels a side"):
-        open_pack("digits", size=size)
-
-
 def test_the_command_line_takes_width_and_height(tmp_path, capsys):
     folder = write(tmp_path / "p", {f"{i}.png": png(RED, (30, 20 + i)) for i in range(9)})
     assert run(["data", "import", str(folder), "--name", "oblong", "--size", "12x8", "-q"]) == 0
@@ -157,23 +137,23 @@ def test_the_command_line_takes_width_and_height(tmp_path, capsys):
     assert run(["data", "show", "oblong", "--size", "0x5"]) == 2
     assert "`--size 5`" in capsys.readouterr().err
     assert run(["data", "list"]) == 0 and "12×8×3" in capsys.readouterr().out
-
-
-# ------------------------------------------------------------------------------------------ patches
+    published = SPECS["pneumoniamnist"]  # the version that holds the longer side is taken
+    for size, side in ((None, 28), (28, 28), ("20x28", 28), ("20x40", 64), ("100x64", 128)):
+        assert published.sized(size).size == side
+    data = DataSection(size="96x64", augment=("hflip", "patch=32"))
+    assert size_of(data) == 32 and size_of(replace(data, augment=())) == "96x64"
+    assert pack_options(data)["size"] == "96x64" and pack_options(data)["patch"] == 32
 
 
 def cut_from(patches: torch.Tensor, side: int) -> list[tuple[int, int, int]]:
-    """The row, the column and the number of the picture of patches of `places`; fails where one is no part of
-    one picture."""
-    bytes_ = ((patches + 1) * 127.5).round().int().numpy()
-    found = []
-    for patch in bytes_:
-        top, left, number = patch[:, 0, 0]
-        assert (
-            patch == (places(64, 64, number)[top : top + side, left : left + side]).transpose(2, 0, 1)
-        ).all()
-        found.append((int(top), int(left), int(number)))
-    return found
+    """The row, the column and the number of the picture of each patch of `places`, where it must lie."""
+    corners = []
+    for patch in ((patches + 1) * 127.5).round().int().numpy():
+        top, left, number = map(int, patch[:, 0, 0])
+        whole = places(64, 64, number)[top : top + side, left : left + side]
+        assert (patch == whole.transpose(2, 0, 1)).all()
+        corners.append((top, left, number))
+    return corners
 
 
 def folder_of(tmp_path, *shapes):
@@ -206,16 +186,18 @@ def test_random_patches_are_trained_on_and_middle_ones_validated(tmp_path, shape
         assert (top, left) == ((height - 16) // 2, (width - 16) // 2)
 
 
-def test_arrays_and_pictures_brought_to_a_size_are_cut_too(tmp_path):
-    x = np.stack([places(24, 20, i) for i in range(30)])
-    np.savez(tmp_path / "a.npz", images=x)
-    for pack in (
-        open_pack(tmp_path / "a.npz", patch=16),
-        open_pack(tmp_path / "a.npz", size="20x24", patch=16),
-    ):
+def test_arrays_and_large_pictures_are_cut_too(tmp_path, monkeypatch):
+    """Also after they were brought to a size; large pictures of one size are not packed."""
+    np.savez(tmp_path / "a.npz", images=np.stack([places(24, 20, i) for i in range(30)]))
+    for size in (None, "20x24"):
+        pack = open_pack(tmp_path / "a.npz", size=size, patch=16)
         assert (pack.images("val")[:, :2] == places(24, 20, 0)[4:20, 2:18].transpose(2, 0, 1)[:2]).all()
         assert pack.images("train", uncut=True).shape[1:] == (3, 24, 20)
     assert open_pack(tmp_path / "a.npz").images("val").shape[1:] == (3, 24, 20)
+    monkeypatch.setattr(build, "LARGEST", 19)
+    pack = open_pack(folder_of(tmp_path, (20, 28)), patch=16)
+    assert pack.meta.mixed and pack.meta.streamed and pack.meta.shape == (3, 16, 16)
+    assert (pack.images("val")[:][:, :2] == places(20, 28, 0)[2:18, 6:22].transpose(2, 0, 1)[:2]).all()
 
 
 def test_a_picture_smaller_than_the_patch_is_named(tmp_path):
@@ -231,22 +213,6 @@ def test_a_picture_smaller_than_the_patch_is_named(tmp_path):
     with pytest.raises(UsageError, match="pixels a side from 4 to 1024"):
         resolved = resolve("vae", sets=["data.augment=[patch=2]"])
         pack_options(resolved.data)
-
-
-def test_large_pictures_of_one_size_are_indexed(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "LARGEST", 19)
-    pack = open_pack(folder_of(tmp_path, (20, 28)), patch=16)
-    assert pack.meta.mixed and pack.meta.streamed and pack.meta.shape == (3, 16, 16)
-    assert (pack.images("val")[:][:, :2] == places(20, 28, 0)[2:18, 6:22].transpose(2, 0, 1)[:2]).all()
-
-
-def test_a_model_sees_patches():
-    data = DataSection(size="96x64", augment=("hflip", "patch=32"))
-    assert size_of(data) == 32 and pack_options(data)["size"] == "96x64" and pack_options(data)["patch"] == 32
-    assert size_of(replace(data, augment=())) == "96x64"
-
-
-# ------------------------------------------------------------------------------------------ facts
 
 
 def test_what_a_set_was_taken_for_is_told(tmp_path):
@@ -282,9 +248,6 @@ def test_whether_a_set_is_grey_is_measured(shared_data):
     assert SPECS["pneumoniamnist"].n_train == found["pneumoniamnist"].n
 
 
-# ------------------------------------------------------------------------------------------ refused
-
-
 def test_a_batch_larger_than_the_set_is_refused():
     part = Part("vae", train=TrainSection(batch_size=64))
     check_batch_of(part, 64, "x")
@@ -312,9 +275,6 @@ def test_a_model_that_needs_a_square_says_so():
     assert "data.size=32" in e.value.hint
 
 
-# ------------------------------------------------------------------------------------------ pictures
-
-
 def test_figures_of_images_that_are_not_square():
     wide = np.zeros((16, 3, 32, 48), np.uint8)
     high, broad, _ = grid(wide).shape
@@ -324,11 +284,6 @@ def test_figures_of_images_that_are_not_square():
     assert turns((32, 32)) == (0, 1, 2, 3) and turns((32, 48)) == (0, 2)
     with pytest.raises(UsageError, match="images of 48×7"):
         LeNet(3, "48x7", 5)
-
-
-@pytest.mark.parametrize(
-    ("n", "ratio", "columns"),
-    [(64, 1, 8), (64, 2 / 3, 8), (20, 1, 5), (36, 1.5, 9), (17, 1, 5), (7, 1.5, 4), (2, 1, 2), (1, 3, 1)],
-)
-def test_a_grid_is_about_square_in_full_rows(n, ratio, columns):
-    assert columns_of(n, ratio) == columns
+    columns = {(64, 1): 8, (64, 2 / 3): 8, (20, 1): 5, (36, 1.5): 9, (17, 1): 5, (7, 1.5): 4, (2, 1): 2}
+    for (n, ratio), wanted in (columns | {(1, 3): 1}).items():
+        assert columns_of(n, ratio) == wanted, "about square, in full rows"

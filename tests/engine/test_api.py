@@ -54,6 +54,25 @@ def test_a_run_is_what_was_asked_for(run):
     assert part.options["hidden"] == [16] and isinstance(run.model, VAE) and not run.model.training
     assert run.id == runs.by_name("mine").id and run.path.is_dir()
     assert run.info.shape == (1, 16, 16) and "vae, 1×16×16, step 20" in repr(run)
+    data = gzcli.open_data("digits")
+    assert (data.name, data.shape, len(data.classes)) == ("digits", (1, 16, 16), 10)
+    assert np.array_equal(data.images("val"), run.data.images("val")) and len(data.labels("val")) == 144
+    assert "digits" in [row["name"] for row in gzcli.datasets()]
+    assert gzcli.models()["vae"].family == "vae"
+    images = np.array(run.data.images("test")[:2])
+    for call, told in (
+        (lambda: run.sample(2, stepz=3), "takes no `stepz`"),
+        (lambda: run.sample(2, labels=[1]), "labels"),
+        (lambda: run.score(images, "nonsense"), "no score `nonsense`"),
+        (lambda: run.score(images, "recon", stepz=3), "does not take `stepz`"),
+        (lambda: run.log_prob(images[:, :, :8]), "images must be uint8"),
+        (lambda: run.log_prob(images / 255.0), "images must be uint8"),
+        (lambda: run.do("inpaint", images), "does not inpaint"),
+        (lambda: gzcli.train("vae", steps=3, minutes=1), "exclude each other"),
+        (lambda: gzcli.load("nothing"), "no model or run"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            call()
 
 
 def test_images_are_those_of_the_command_line(run, tmp_path):
@@ -76,31 +95,6 @@ def test_likelihoods_and_scores_are_the_models(run):
     assert run.score(images[:20], "typicality").shape == (20,), "which is fitted on validation images first"
     rebuilt = run.do("reconstruct", images[:4])
     assert rebuilt.shape == (4, 1, 16, 16) and rebuilt.dtype == np.uint8
-
-
-def test_what_does_not_fit_is_told(run):
-    images = np.array(run.data.images("test")[:2])
-    for call, told in (
-        (lambda: run.sample(2, stepz=3), "takes no `stepz`"),
-        (lambda: run.sample(2, labels=[1]), "labels"),
-        (lambda: run.score(images, "nonsense"), "no score `nonsense`"),
-        (lambda: run.score(images, "recon", stepz=3), "does not take `stepz`"),
-        (lambda: run.log_prob(images[:, :, :8]), "images must be uint8"),
-        (lambda: run.log_prob(images / 255.0), "images must be uint8"),
-        (lambda: run.do("inpaint", images), "does not inpaint"),
-        (lambda: gzcli.train("vae", steps=3, minutes=1), "exclude each other"),
-        (lambda: gzcli.load("nothing"), "no model or run"),
-    ):
-        with pytest.raises(UsageError, match=told):
-            call()
-
-
-def test_data_by_name_and_of_a_run(run):
-    data = gzcli.open_data("digits")
-    assert (data.name, data.shape, len(data.classes)) == ("digits", (1, 16, 16), 10)
-    assert np.array_equal(data.images("val"), run.data.images("val")) and len(data.labels("val")) == 144
-    assert "digits" in [row["name"] for row in gzcli.datasets()]
-    assert gzcli.models()["vae"].family == "vae"
 
 
 def mnist_in_the_cache(monkeypatch) -> None:

@@ -65,24 +65,17 @@ def test_two_models_side_by_side(load, tmp_path):
     assert result["biased"] == {"200": []}
     assert classes["metrics"]["label_accuracy"] > 0.8
     made = result["provenance"]
-    assert (made["n_real"], made["n_fake"], made["split"], made["shape"], made["seed"]) == (
-        355,
-        200,
-        "test",
-        [1, 16, 16],
-        0,
-    )
-    assert (
-        result["floor"]["fd"] == pytest.approx(np.mean(made["floor_draws"]["fd"]))
-        and len(made["floor_draws"]["fd"]) == 5
-    )
+    known = {"n_real": 355, "n_fake": 200, "split": "test", "shape": [1, 16, 16], "seed": 0}
+    assert known.items() <= made.items()
+    assert result["floor"]["fd"] == pytest.approx(np.mean(made["floor_draws"]["fd"]))
+    assert len(made["floor_draws"]["fd"]) == 5
     assert made["features"] == lenet(open_pack("digits")).hash and made["versions"]["torch-fidelity"]
     assert json.loads((tmp_path / "bench.json").read_text()) == json.loads(json.dumps(result))
     assert min(Image.open(tmp_path / "bench.png").size) > 100
 
 
 def test_figures_follow_from_the_kept_samples(load, tmp_path):
-    load("plain")
+    trained = load("plain")
     row = run(tmp_path, "plain", metrics=("fd", "speed"))["rows"][0]
     (path,) = (tmp_path / "samples").glob("plain-*.npz")
     samples = np.load(path)["samples"]
@@ -92,13 +85,9 @@ def test_figures_follow_from_the_kept_samples(load, tmp_path):
     fd = frechet_distance(net.features(samples.transpose(0, 3, 1, 2)), net.features(pack.images("test")))
     assert row["metrics"]["fd"] == pytest.approx(fd, rel=1e-9)
     assert row["metrics"]["samples_per_s"] == pytest.approx(200 / float(np.load(path)["seconds"]), rel=1e-2)
-
-
-def test_kept_samples_are_used_again_and_another_seed_makes_others(load, tmp_path):
-    trained = load("plain")
-    first = run(tmp_path, "plain", metrics=("fd",))
-    trained.model.sample = None  # drawing again would fail
-    assert run(tmp_path, "plain", metrics=("fd",))["rows"][0]["metrics"] == first["rows"][0]["metrics"]
+    trained.model.sample = None  # drawing again fails, as another seed has to
+    again = run(tmp_path, "plain", metrics=("fd",))["rows"][0]["metrics"]
+    assert again == {"fd": row["metrics"]["fd"]}
     with pytest.raises(TypeError):
         run(tmp_path, "plain", metrics=("fd",), seed=1)
 
@@ -126,9 +115,8 @@ def test_a_conditional_model_has_two_columns(load, tmp_path, monkeypatch):
     pack = open_pack("digits")
     k = (np.asarray(pack.images("test")).astype(int) * 17) >> 8
     logp = np.log(trained.model.table.numpy()).astype(float)  # [classes, pixels, levels]
-    of_class = np.stack(
-        [np.take_along_axis(t[None], k.reshape(355, -1)[..., None], 2).sum((1, 2)) for t in logp]
-    )
+    at = k.reshape(355, -1)[..., None]
+    of_class = np.stack([np.take_along_axis(t[None], at, 2).sum((1, 2)) for t in logp])
     prior = np.bincount(pack.labels("train")) / len(pack.labels("train"))
     known, unit = of_class[pack.labels("test"), np.arange(355)], 256 * math.log(2)
     assert classes["metrics"]["bpd|y"] == pytest.approx(-known.mean() / unit, rel=1e-5)
@@ -163,19 +151,19 @@ def test_binary_models_have_nats_and_no_fd(load, tmp_path):
     assert metrics["nats"] == pytest.approx(total / 355, rel=1e-5)
 
 
-def test_runs_of_different_sizes_are_refused(load, tmp_path):
-    load("plain"), load("large", size=20)
+def test_what_is_refused(load, tmp_path):
+    trained = load("plain")
+    load("large", size=20)
     with pytest.raises(UsageError, match=r"1×20×20.*1×16×16"):
         run(tmp_path, "plain", "large")
-
-
-def test_unknown_metrics_and_absent_weights(load, tmp_path):
-    load("plain")
     with pytest.raises(UsageError, match="no metric `fdd`") as error:
         run(tmp_path, "plain", metrics=("fdd",))
     assert "did you mean `fd`" in error.value.hint
     with pytest.raises(MissingError, match="weights-inception-2015"):
         run(tmp_path, "plain", metrics=("fid",))
+    trained.model.logits[:] = float("nan")
+    with pytest.raises(DivergedError, match="not finite"):
+        run(tmp_path, "plain", metrics=("bpd",))
 
 
 def test_features_of_fetched_transformers(load, tmp_path, monkeypatch):
@@ -232,18 +220,10 @@ def test_lpips_of_pairs(load, tmp_path, monkeypatch):
     assert lpips.of_images(judge, same)["lpips_diversity"].value == 0
 
 
-def test_a_likelihood_that_is_not_finite_is_an_error(load, tmp_path):
-    trained = load("plain")
-    trained.model.logits[:] = float("nan")
-    with pytest.raises(DivergedError, match="not finite"):
-        run(tmp_path, "plain", metrics=("bpd",))
-
-
 def test_records_of_metrics_are_light_and_name_each_column_once():
     code = "from gzcli.metrics.metric import *; import sys; help_text(), column_of('fd'), meanings()"
     heavy = "sys.exit(bool({'numpy', 'torch'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", f"{code}; {heavy}"], check=True)
     names = [column.name for metric in metrics().values() for column in metric.columns]
-    assert len(names) == len(set(names)) and len({metric.order for metric in metrics().values()}) == len(
-        metrics()
-    )
+    assert len(names) == len(set(names))
+    assert len({metric.order for metric in metrics().values()}) == len(metrics())

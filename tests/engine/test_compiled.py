@@ -179,9 +179,6 @@ def test_finding_the_draws_changes_nothing():
     assert torch.equal(torch.get_rng_state(), random)
     for key, value in model.state_dict().items():
         assert not isinstance(value, torch.Tensor) or torch.equal(value, state[key])
-
-
-def test_given_noise_is_stratified_as_that_of_the_batch():
     u = torch.rand(4)
     given = GivenNoise((), 16, torch.tensor(8))
     assert torch.equal(stratified(u, given), stratified(u, BatchNoise(0, total=16, start=8)))
@@ -197,8 +194,7 @@ def test_where_auto_compiles():
     assert not compiled.compiles(short, model, gpu) and compiled.compiles(asked, model, cpu)
     exact = replace(long, train=replace(long.train, deterministic=True))
     assert not compiled.compiles(exact, model, gpu)
-    assert (
-        compiled.mode_of(long, model, gpu) == "reduce-overhead" and compiled.mode_of(long, model, cpu) is None
-    )
+    assert compiled.mode_of(long, model, gpu) == "reduce-overhead"
+    assert compiled.mode_of(long, model, cpu) is None
     parts = replace(long, train=replace(long.train, accumulate=2))
     assert compiled.mode_of(parts, model, gpu) is None, "a CUDA graph cannot add up gradients"

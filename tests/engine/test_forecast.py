@@ -20,7 +20,7 @@ from gzcli.engine import forecast, step
 from gzcli.engine.forecast import PartOnData
 from gzcli.engine.trainer import Trainer
 from gzcli.launch import launcher, plan
-from gzcli.launch.run_folder import halve
+from gzcli.launch.plan import halve
 
 FIRST = {case.model: case for case in reversed(CASES)}  # one line of each model
 CPU = torch.device("cpu")
@@ -81,9 +81,6 @@ def attention():
     }
 
 
-# ---- a step that is tried
-
-
 def test_a_trial_finds_size_time_and_memory(home, tmp_path):
     """Of a recipe in stages: each part by itself, the second one on the first."""
     case = FIRST["transformer"]
@@ -97,8 +94,6 @@ def test_a_trial_finds_size_time_and_memory(home, tmp_path):
     assert second["error"] is None and 0 < second["seconds"] < 60 and second["bytes"] > 1e8
     assert second["params"] == sum(p.numel() for p in case.fresh().parameters())
 
-
-def test_a_part_that_cannot_be_built_is_told(home, tmp_path):
     def result(model: str, **options) -> dict:
         tree = replace(on_data(FIRST[model]).part, options=options).tree()
         row = {"stage": "", "tree": tree, "stages": {}, "timed": True}
@@ -126,9 +121,6 @@ def test_a_trial_of_a_large_net_has_few_images(monkeypatch):
         assert images[-1] == few and result["seconds"] == pytest.approx(0.5 * 256 / few + 0.1)
 
 
-# ---- a batch that does not fit
-
-
 def test_a_batch_whose_first_step_does_not_fit_is_split(home, monkeypatch):
     """The weights are those of a training with as many parts from the start."""
     monkeypatch.setattr(launcher, "run", in_process)
@@ -144,8 +136,8 @@ def test_a_batch_whose_first_step_does_not_fit_is_split(home, monkeypatch):
 
     def trained(*more: str, say=lambda text: None):
         asked = plan.ask("vae", "digits", (*sets, *more), {"train.steps": 2, "launch.cpu": True})
-        processes = launcher.plan(asked.recipe.launch, every_gpu=False)
-        return plan.start(asked, plan.ready(asked, None, None, 1), processes, say=say)
+        start = plan.Start(asked, launcher.plan(asked.recipe.launch, every_gpu=False))
+        return start.train(start.recipe(), say=say)
 
     told = []
     split, whole = trained(say=told.append), trained("train.accumulate=4")

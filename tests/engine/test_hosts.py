@@ -45,12 +45,8 @@ def hosts(tmp_path: Path) -> Iterator[list[str]]:
     """The process in the namespaces of each host; its files are those of this machine."""
     if not shutil.which("unshare") or not shutil.which("ip"):
         pytest.skip("there is no `unshare` or `ip` here")
-    child = subprocess.Popen(
-        ["unshare", "-rnm", "bash", "-c", HOSTS, "hosts", str(tmp_path)],
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    words = ["unshare", "-rnm", "bash", "-c", HOSTS, "hosts", str(tmp_path)]
+    child = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert child.stdout
     try:
         pids = child.stdout.readline().split() if child.poll() is None else []
@@ -64,14 +60,9 @@ def hosts(tmp_path: Path) -> Iterator[list[str]]:
 
 def start(*words: str, host: str | None = None) -> subprocess.Popen:
     inside = ["nsenter", "-t", host, "-U", "-n", "-m", "--preserve-credentials"] if host else []
-    return subprocess.Popen(
-        [*inside, sys.executable, "-m", "gzcli", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=traps(),
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    how = {"cwd": traps(), "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "text": True}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*inside, sys.executable, "-m", "gzcli", *words], **how, **pipes)
 
 
 def both(hosts: list[str], *words: str) -> list[subprocess.Popen]:

@@ -12,9 +12,10 @@ from gzcli.core.errors import MissingError, UsageError
 from gzcli.data.packs.batches import quantise, scan
 from gzcli.data.packs.open import open_pack
 from gzcli.engine import sampler
+from gzcli.engine.checkpoint import Saved, save_weights, weights_of
 from gzcli.engine.prepared import MEASURED, new_space
 from gzcli.engine.trained import load_trained
-from gzcli.judge.scores import Scorer
+from gzcli.judge.scores import Scorer, choose
 from gzcli.store import runs
 
 # one worker makes what these tests share, once
@@ -48,17 +49,9 @@ def kl(tmp_path_factory) -> str:
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
-    vae = AutoencoderKL(
-        in_channels=1,
-        out_channels=1,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        latent_channels=2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        scaling_factor=0.7,
-        shift_factor=0.2,
-    )
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    sizes = {"in_channels": 1, "out_channels": 1, "latent_channels": 2, "block_out_channels": (8, 8)}
+    vae = AutoencoderKL(norm_num_groups=4, scaling_factor=0.7, shift_factor=0.2, **blocks, **sizes)
     folder = tmp_path_factory.mktemp("pipeline")
     vae.save_pretrained(folder / "vae")
     return str(folder)
@@ -68,11 +61,9 @@ def test_latents_have_mean_0_and_deviation_1_and_decode_to_what_was_encoded(toke
     t = trainer(recipe(FM, steps=20, sets=(f"data.latent={tokenizer.path}",)))
     assert t.info.shape == (4, 4, 4) and t.info.levels is None and t.info.classes == t.pack.info().classes
     z = torch.from_numpy(np.asarray(t.images.pack.images("train")))
-    assert (
-        z.dtype == torch.float16
-        and len(z) == len(t.pack.images("train"))
-        and len(t.images.pack.images("val")) == len(t.pack.images("val"))
-    )
+    assert z.dtype == torch.float16
+    assert len(z) == len(t.pack.images("train"))
+    assert len(t.images.pack.images("val")) == len(t.pack.images("val"))
     assert len(z) <= MEASURED  # so that all of them were measured
     assert z.float().mean((0, 2, 3)).abs().max() < 2e-3 and (z.float().std((0, 2, 3)) - 1).abs().max() < 2e-3
     batch = t.batches.at(3)
@@ -80,9 +71,8 @@ def test_latents_have_mean_0_and_deviation_1_and_decode_to_what_was_encoded(toke
     torch.testing.assert_close(batch.x, t.space.encode(x), rtol=2e-3, atol=2e-3)
     own = load_trained(tokenizer, "cpu").model
     expected = own.decode(own.encode(x))
-    assert (
-        (t.space.decode(t.space.encode(x)) - expected).abs() > 1e-4
-    ).float().mean() < 0.01  # a tie between two codes may fall
+    off = (t.space.decode(t.space.encode(x)) - expected).abs() > 1e-4
+    assert off.float().mean() < 0.01  # a tie between two codes may fall
 
 
 def test_a_trained_run_samples_images_scores_them_and_remembers_its_autoencoder(tokenizer, on_latents):
@@ -98,19 +88,13 @@ def test_a_trained_run_samples_images_scores_them_and_remembers_its_autoencoder(
     scorer.fit(few, few)
     assert all(np.isfinite(v).all() and v.shape == (8,) for v in scorer(few[0]).values())
     with pytest.raises(UsageError, match="no likelihood"):
-        from gzcli.judge.scores import choose
-
         choose(found, ["nll"])
     weights = tokenizer.path / "model.safetensors"
     kept = weights.read_bytes()
     try:
         other = load_trained(tokenizer, "cpu")
-        from gzcli.engine.checkpoint import Saved, save_weights, weights_of
-
-        changed = {
-            k: v + 0.1 if v.is_floating_point() else v
-            for k, v in weights_of(other.model.state_dict()).items()
-        }
+        theirs = weights_of(other.model.state_dict())
+        changed = {k: v + 0.1 if v.is_floating_point() else v for k, v in theirs.items()}
         save_weights(weights, Saved(changed, other.part, other.info, 80))
         with pytest.raises(MissingError, match="not the autoencoder"):
             load_trained(on_latents, "cpu")
@@ -118,9 +102,11 @@ def test_a_trained_run_samples_images_scores_them_and_remembers_its_autoencoder(
         weights.write_bytes(kept)
 
 
-def test_an_application_sees_latents_and_shows_images(forks, on_latents):
+def test_a_second_run_finds_the_latents_packed_and_sees_images(forks, on_latents, tokenizer, monkeypatch):
     done = forks.gz("sample", on_latents.id, "--do", "inpaint", "-n", "3", "--steps", "3", "--cpu", "--json")
     assert '"n": 3' in done.stdout  # the outputs alone
+    monkeypatch.setattr("gzcli.engine.prepared.write_maps", lambda *args, **how: pytest.fail("encoded again"))
+    trainer(recipe(FM, steps=3, sets=(f"data.latent={tokenizer.path}", "seed=3")))
 
 
 def test_a_vae_gives_a_picture_of_one_pixel():
@@ -155,11 +141,6 @@ def test_an_autoencoder_kl_is_taken_as_diffusers_means_it(kl):
     assert float((z[0] - z[1]).abs().max()) > 0.1
     # images that are encoded later have the mode
     torch.testing.assert_close(drawn.space.encode(x[:2]), t.space.encode(x[:2]))
-
-
-def test_a_second_run_finds_the_latents_packed(tokenizer, on_latents, monkeypatch):
-    monkeypatch.setattr("gzcli.engine.prepared.write_maps", lambda *args, **how: pytest.fail("encoded again"))
-    trainer(recipe(FM, steps=3, sets=(f"data.latent={tokenizer.path}", "seed=3")))
 
 
 def test_what_cannot_be_is_refused(tokenizer, on_latents, tmp_path, kl):

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,15 +25,14 @@ from gzcli.cli import app, out
 from gzcli.core import ranks, signals, start, streams
 from gzcli.core.errors import DeviceError, GzError, Interrupted, UsageError
 from gzcli.engine import cadence
-from gzcli.launch import ending, requirements
 from gzcli.launch import launcher as launch
+from gzcli.launch import requirements
 from gzcli.launch.accelerate import check
 from gzcli.store import files, runs
 from gzcli.store.runs import Run
 
 ROOT = Path(__file__).resolve().parents[2]
-
-# --- readers ---
+SLEEP = [sys.executable, "-c", "import time; time.sleep(99)"]
 
 
 class Broken(io.StringIO):
@@ -80,9 +80,6 @@ def test_streams_that_are_closed_or_full(tmp_path):
             ["sh", "-c", line, *words], env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60
         )
         assert done.returncode == 0 and (tmp_path / name).read_text() == "True False"
-
-
-# --- signals ---
 
 
 def test_what_is_ignored_stays_ignored(monkeypatch):
@@ -137,14 +134,8 @@ def test_the_stop_file_and_the_death_of_gz(tmp_path, monkeypatch):
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays a zombie
     assert asked.asked(4) == signal.SIGTERM
     child.wait()
-    assert (
-        asked.asked(5)
-        == cadence.Stop(tmp_path, world=1, device=torch.device("cpu")).asked(6)
-        == signal.SIGTERM
-    )
-
-
-# --- the launcher ---
+    again = cadence.Stop(tmp_path, world=1, device=torch.device("cpu"))
+    assert asked.asked(5) == again.asked(6) == signal.SIGTERM
 
 
 @pytest.fixture
@@ -162,15 +153,14 @@ def launcher(monkeypatch, tmp_path):
     signals.restore(before)
 
 
-def test_a_signal_to_the_launcher_alone_reaches_the_trainer(launcher, tmp_path):
+def test_the_launcher_hears_signals_and_ends_as_its_process_did(launcher, tmp_path):
     def run():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torch's launcher installs its own, which would end us
         os.kill(os.getpid(), signal.SIGTERM)
 
     assert launcher(run) == 0 and (tmp_path / "stop").read_text() == "15"
+    (tmp_path / "stop").unlink()
 
-
-def test_the_launcher_ends_as_its_process_did(launcher, tmp_path):
     def one(code: int):
         def run():
             raise subprocess.CalledProcessError(code, ["python"])
@@ -231,59 +221,49 @@ def test_no_process_is_left(run, monkeypatch):
     """Neither a process in a session of its own, as torch's launcher starts ranks, nor one that ignores
     SIGTERM; also where there are no process groups.
     """
-    code = (
-        "import signal, subprocess, sys, time; signal.signal(15, signal.SIG_IGN); print(0, flush=True); "
-        "time.sleep(99)"
-    )
-    outer = (
-        f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {code!r}], "
-        "start_new_session=True).wait()"
-    )
-    monkeypatch.setattr(ending, "PATIENCE", 0.3)
+    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print(0, flush=True); time.sleep(99)"
+    started = f"subprocess.Popen([sys.executable, '-c', {code!r}], start_new_session=True)"
+    outer = f"import subprocess, sys; {started}.wait()"
+    monkeypatch.setattr(launch, "PATIENCE", 0.3)
     monkeypatch.delattr(os, "killpg")  # as on Windows
     child = subprocess.Popen([sys.executable, "-c", outer], stdout=subprocess.PIPE, start_new_session=True)
     child.stdout.readline()
     import psutil
 
     (inner,) = psutil.Process(child.pid).children()
-    ending.end_all(child)
+    launch.end_all(child)
     assert child.returncode in (0, -15) and (not inner.is_running() or inner.status() == psutil.STATUS_ZOMBIE)
-
-
-# --- what is told ---
 
 
 def test_a_killed_engine(run):
     with pytest.raises(DeviceError) as e:
-        ending.outcome(run, 137, [])
-    assert (
-        e.value.message
-        == "the process was killed (SIGKILL), most likely for want of memory; there is no checkpoint yet"
-    )
+        launch.outcome(run, 137, [])
+    killed = "the process was killed (SIGKILL), most likely for want of memory"
+    assert e.value.message == f"{killed}; there is no checkpoint yet"
     assert e.value.hint.startswith("a smaller `train.batch_size`") and e.value.code == 4
     for step in (20, 100):
         files.write_json(run.path / "checkpoints" / f"{step:08d}" / "meta.json", {})
     (run.path / "checkpoints" / "00000120").mkdir()  # half of one
     run.update(state="running", error=None)
     with pytest.raises(DeviceError) as e:
-        ending.outcome(run, -9, [])
+        launch.outcome(run, -9, [])
     assert e.value.message.endswith("the last checkpoint is of step 100")
     assert e.value.hint.startswith(f"gz train {run.id} --resume; ")
     assert run.status()["error"]["kind"] == "device" and run.status()["code"] == 4 and run.state == "failed"
 
 
-def test_a_killed_partner(run):
+def test_a_killed_partner_or_job(run, tmp_path):
     """Rank 0 records a broken connection, which is a consequence of the kill."""
-    run.update(
-        state="failed",
-        code=1,
-        error={"kind": "bug", "message": "RuntimeError: Connection reset by peer", "hint": None},
-    )
+    error = {"kind": "bug", "message": "RuntimeError: Connection reset by peer", "hint": None}
+    run.update(state="failed", code=1, error=error)
     with pytest.raises(DeviceError, match="SIGKILL"):
-        ending.outcome(run, 137, [])
+        launch.outcome(run, 137, [])
     run.update(state="failed", code=1, error={"kind": "bug", "message": "KeyError: 'x'", "hint": None})
     with pytest.raises(GzError, match="KeyError"):
-        ending.outcome(run, 1, [])
+        launch.outcome(run, 1, [])
+    with pytest.raises(DeviceError) as e:
+        launch.outcome(Run(tmp_path), -9, [])
+    assert "checkpoint" not in e.value.message and e.value.hint == "a smaller `-n` takes less"
 
 
 @pytest.mark.parametrize(
@@ -297,17 +277,8 @@ def test_a_killed_partner(run):
 )
 def test_other_silent_ends(run, returncode, got, kind, code, message):
     with pytest.raises(kind) as e:
-        ending.outcome(run, returncode, got)
+        launch.outcome(run, returncode, got)
     assert e.value.message == f"{message}; there is no checkpoint yet" and e.value.code == code
-
-
-def test_a_killed_job(tmp_path):
-    with pytest.raises(DeviceError) as e:
-        ending.outcome(Run(tmp_path), -9, [])
-    assert "checkpoint" not in e.value.message and e.value.hint == "a smaller `-n` takes less"
-
-
-# --- other machines ---
 
 
 def test_without_the_names_that_windows_lacks(monkeypatch):
@@ -318,41 +289,28 @@ def test_without_the_names_that_windows_lacks(monkeypatch):
         assert [signals.name_of(s) for s in importlib.reload(signals).ENDING] == ["SIGTERM", "SIGINT"]
         assert signals.name_of(99) == "signal 99"
         assert requirements.host_memory() > 1 << 28
-        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"])
+        child = subprocess.Popen(SLEEP)
         monkeypatch.delattr(os, "killpg")
-        ending.end_all(child)
+        launch.end_all(child)
         assert child.returncode == -15
     finally:
         monkeypatch.undo()
         importlib.reload(signals)
 
 
-@pytest.mark.parametrize(
-    "option",
-    [
-        "--use_fsdp",
-        "--use-fsdp",
-        "--use_deepspeed",
-        "--fsdp_offload_params=true",
-        "--use_megatron_lm",
-        "--zero_stage",
-    ],
-)
-def test_a_model_in_pieces_is_refused(option, capsys, home):
-    message = f"`{option}`: how a model is shared out over GPUs stands in its recipe"
-    with pytest.raises(UsageError, match=message):
-        check(["--gpu_ids", "0", option])
+def test_a_model_in_pieces_is_refused(capsys, home):
+    fsdp = ("--use_fsdp", "--use-fsdp", "--fsdp_offload_params=true")
+    for option in (*fsdp, "--use_deepspeed", "--use_megatron_lm", "--zero_stage"):
+        message = f"`{option}`: how a model is shared out over GPUs stands in its recipe"
+        with pytest.raises(UsageError, match=message):
+            check(["--gpu_ids", "0", option])
     assert app.run(["train", "vae", "--json", "--", option]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["kind"] == "usage" and not runs.all_runs()
 
 
 def test_a_second_signal_does_not_wait(run, monkeypatch):
     run.update(stepping=True)
-    monkeypatch.setattr(
-        launch, "command", lambda *words, **options: [sys.executable, "-c", "import time; time.sleep(99)"]
-    )
-    import threading
-
+    monkeypatch.setattr(launch, "command", lambda *words, **options: SLEEP)
     me, since = os.getpid(), time.monotonic()
     for delay in (0.3, 0.6):
         threading.Timer(delay, os.kill, (me, signal.SIGINT)).start()
@@ -363,11 +321,8 @@ def test_a_second_signal_does_not_wait(run, monkeypatch):
 
 def test_before_the_first_step_a_signal_ends_at_once(run, monkeypatch, capfd):
     """There is nothing to save while the engine loads and prepares; later it gets time for a checkpoint."""
-    sleeping = [sys.executable, "-c", "import time; time.sleep(99)"]
-    monkeypatch.setattr(launch, "command", lambda *words, **options: sleeping)
+    monkeypatch.setattr(launch, "command", lambda *words, **options: SLEEP)
     monkeypatch.setattr(launch, "GRACE", 0.5)
-    import threading
-
     for stepping, least in ((False, 0.0), (True, 0.5)):
         run.update(stepping=stepping)
         since = time.monotonic()
@@ -380,10 +335,7 @@ def test_before_the_first_step_a_signal_ends_at_once(run, monkeypatch, capfd):
 
 def test_a_signal_that_a_finished_engine_did_not_end_by_is_noted(run, monkeypatch):
     """Its result is there; whoever would go on after it knows of the signal."""
-    import threading
-
-    sleep = [sys.executable, "-c", "import time; time.sleep(99)"]
-    monkeypatch.setattr(launch, "command", lambda *words, **options: sleep)
+    monkeypatch.setattr(launch, "command", lambda *words, **options: SLEEP)
     (run.path / "job.json").write_text("{}")
     run.update(state="finished")
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()

@@ -28,8 +28,6 @@ from gzcli.store.run_folder import Run
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
-# --- records ---
-
 
 def write(folder: Path, count: int, every: int) -> None:
     """A `metrics.jsonl` of so many lines of losses, and one of validation after every `every` of them."""
@@ -79,8 +77,6 @@ def test_a_log_is_rotated(tmp_path, monkeypatch):
     assert "line 99" in (tmp_path / "log.txt").read_text()
 
 
-# --- time ---
-
 VAE = next(c for c in CASES if c.model == "vae")
 
 
@@ -126,9 +122,6 @@ def test_fifty_resumes_are_one_unbroken_run(monkeypatch):
     assert len(set(starts)) == 51
     a, b = (load_file(r.path / "model.safetensors") for r in (whole.run, run))
     assert same(a, b) and figures(whole.run) == figures(run)
-
-
-# --- size ---
 
 
 def many(path: Path, count: int, classes: int) -> Path:

@@ -22,13 +22,8 @@ from gzcli.export import portable, portable_sampler
 
 DCGAN = Case("dcgan", {"width": 8, "latent": 4, "conditional": True}, lr=1e-3, batch=8)
 # Models that are refused, and why.
-REFUSED = {
-    "pixelcnn": "each value from those before",
-    "pixelcnnpp": "each value from those before",
-    "vqvae": "each value from those before",
-    "vqgan": "each value from those before",
-    "cyclegan": "images of pictures",
-}
+REFUSED = dict.fromkeys(("pixelcnn", "pixelcnnpp", "vqvae", "vqgan"), "each value from those before")
+REFUSED |= {"cyclegan": "images of pictures"}
 UNWRITTEN = {"glow", "flowpp", "hvae", "zigma", "diffae", "aae"}  # torch does not write all their graphs
 STAGES = {"transformer", "maskgit", "latent_prior", "reflow"}  # which need another stage
 
@@ -44,16 +39,12 @@ def dcgan() -> Trained:
     return made(DCGAN)
 
 
-def test_noise_of_numpy_is_that_of_gz():
+def test_noise_and_a_solver_are_written_down():
     ours = ImageNoise(7, range(3))
     for call, (kind, shape) in enumerate([("normal", [2, 3, 3]), ("uniform", [5]), ("normal", [1])]):
         expected = ours.randn(3, *shape) if kind == "normal" else ours.rand(3, *shape)
         found = portable_sampler.noise(kind, shape, 3, 7, call)
         np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-6)
-
-
-def test_a_solver_is_written_down_as_what_it_combines():
-    """Heun's steps of a velocity, recombined by hand."""
     trained = made(Case("fm", {"channels": 4, "groups": 4, "mult": (1,), "attention": ()}, lr=1e-3, batch=8))
     options = {"sampler": "heun", "steps": 3, "tolerance": 1e-4, "guidance": 1.0, "interval": (0.0, 1.0)}
     spec, step, _ = portable.step_of(trained, options)

@@ -88,28 +88,15 @@ def test_which_precision_is_used(recipes, asked, fast, sampled, scored, monkeypa
     assert model.types[-1] is None, "a flow goes to its latents and back"
 
 
-def test_a_gpu_without_bf16_has_fp16(monkeypatch):
+def test_fp16_is_for_gpus_without_bf16(monkeypatch):
+    with pytest.raises(UsageError, match="needs a GPU"):
+        load_trained(Run(None), "cpu", precision="fp16")  # type: ignore[arg-type]
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
     assert devices.chosen_precision("auto", "cuda") == "fp16"
     assert devices.chosen_precision("auto", "mps") == "fp32"
 
 
-def test_fp16_on_a_cpu_is_refused():
-    with pytest.raises(UsageError, match="needs a GPU"):
-        load_trained(Run(None), "cpu", precision="fp16")  # type: ignore[arg-type]
-
-
-def test_samples_in_bf16_agree_over_batches_and_with_fp32(monkeypatch):
-    half = trained(FM, "bf16")
-    full = Trained(**{**vars(half), "asked": "fp32"})
-    whole, other = sampler.draw(half, 6).astype(int), sampler.draw(full, 6).astype(int)
-    monkeypatch.setattr(sampler, "BATCH_SIZE", 2)
-    alone = sampler.draw(half, 6).astype(int)
-    assert abs(whole - alone).max() <= 1
-    assert 0 < abs(whole - other).mean() < 1.5, "bf16 differs, by about a grey level"
-
-
-def test_a_likelihood_is_in_fp32_whatever_is_asked():
+def test_samples_in_bf16_and_likelihoods_in_fp32(monkeypatch):
     from gzcli.judge.scores import Scorer
 
     half = trained(GLOW, "bf16", asked="bf16")
@@ -117,6 +104,13 @@ def test_a_likelihood_is_in_fp32_whatever_is_asked():
     batch = GLOW.batches().at(0)
     nll = [Scorer(each, ["nll"])(batch)["nll"] for each in (half, full)]
     assert (nll[0] == nll[1]).all()
+    half = trained(FM, "bf16")
+    full = Trained(**{**vars(half), "asked": "fp32"})
+    whole, other = sampler.draw(half, 6).astype(int), sampler.draw(full, 6).astype(int)
+    monkeypatch.setattr(sampler, "BATCH_SIZE", 2)
+    alone = sampler.draw(half, 6).astype(int)
+    assert abs(whole - alone).max() <= 1
+    assert 0 < abs(whole - other).mean() < 1.5, "bf16 differs, by about a grey level"
 
 
 @pytest.mark.parametrize(

@@ -50,9 +50,9 @@ def test_a_run_holds_the_absolute_path_of_its_data(gz, tmp_path, monkeypatch):
     assert gz("train", run.id, "--resume")[0] == 0
     assert run.tree()["data"]["name"] == str(tmp_path / "here" / "photos")
     code, _, stderr = gz("train", run.id, "--data", "photos", "--resume")
+    assert code == 2
     assert (
-        code == 2
-        and f"data.name: {tmp_path / 'here' / 'photos'} in the run, {tmp_path / 'there' / 'photos'} asked for"
+        f"data.name: {tmp_path / 'here' / 'photos'} in the run, {tmp_path / 'there' / 'photos'} asked for"
         in stderr
     )
     monkeypatch.chdir(tmp_path / "here")
@@ -63,38 +63,23 @@ def test_a_run_holds_the_absolute_path_of_its_data(gz, tmp_path, monkeypatch):
 
 def test_other_paths_of_a_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write(
-        tmp_path,
-        dict.fromkeys(
-            ("kl/config.json", "base/model_index.json", "weights.safetensors", "vqgan/notes.txt"), b"{}"
-        ),
-    )
+    there = ("kl/config.json", "base/model_index.json", "weights.safetensors", "vqgan/notes.txt")
+    write(tmp_path, dict.fromkeys(there, b"{}"))
     other = runs.create("vae", "digits")
     shutil.copytree(other.path, tmp_path / "arun")
-    part = {
-        "model": {"name": "sd", "base": "base"},
-        "train": {"init": "weights.safetensors"},
-        "ood": {"background": "arun"},
-    }
-    tree = {
-        "data": {"name": "./absent", "latent": "kl"},
-        "stages": {"prior": part, "tokenizer": "arun", "other": "vqgan"},
-    }
+    part = {"model": {"name": "sd", "base": "base"}, "train": {"init": "weights.safetensors"}}
+    stages = {"prior": part | {"ood": {"background": "arun"}}, "tokenizer": "arun", "other": "vqgan"}
+    tree = {"data": {"name": "./absent", "latent": "kl"}, "stages": stages}
     tree = anchored(recipe_of(tree), None).tree()
     part = tree["stages"]["prior"]
     assert (tree["data"]["name"], tree["data"]["latent"]) == ("./absent", str(tmp_path / "kl"))
     assert tree["stages"]["tokenizer"] == str(tmp_path / "arun")
     assert tree["stages"]["other"] == "vqgan"  # a model; the folder of that name is no run
     assert part["model"] == {"name": "sd", "base": str(tmp_path / "base")}
-    assert part["train"]["init"] == str(tmp_path / "weights.safetensors") and part["ood"][
-        "background"
-    ] == str(tmp_path / "arun")
-    tree = {
-        "data": {"name": "mnist", "latent": "owner/name"},
-        "model": {"name": "fm"},
-        "train": {"init": "tokenizer"},
-        "ood": None,
-    }
+    assert part["train"]["init"] == str(tmp_path / "weights.safetensors")
+    assert part["ood"]["background"] == str(tmp_path / "arun")
+    tree = {"data": {"name": "mnist", "latent": "owner/name"}, "model": {"name": "fm"}}
+    tree |= {"train": {"init": "tokenizer"}, "ood": None}
     tree = anchored(recipe_of(tree), locate("MNIST")).tree()
     assert (tree["data"]["name"], tree["data"]["latent"]) == ("mnist", "owner/name")
     assert tree["train"]["init"] == "tokenizer"
@@ -120,19 +105,11 @@ def test_a_run_whose_data_has_changed_does_not_go_on(gz, tmp_path):
     opening.check_unchanged(run.path, open_pack(photos).meta)  # put back as they were
 
 
-def test_what_has_changed_is_named():
-    then = {
-        "classes": list("abcdefgh"),
-        "counts": {"train": 900, "val": 100, "test": 0},
-        "shape": [3, 32, 32],
-        "extras": [],
-    }
-    now = then | {
-        "classes": ["a", "x"],
-        "counts": {"train": 90, "val": 10, "test": 0},
-        "shape": [1, 28, 28],
-        "extras": ["caption"],
-    }
+def test_what_has_changed_is_named(home):
+    then = {"classes": list("abcdefgh"), "counts": {"train": 900, "val": 100, "test": 0}}
+    then |= {"shape": [3, 32, 32], "extras": []}
+    now = {"classes": ["a", "x"], "counts": {"train": 90, "val": 10, "test": 0}}
+    now |= {"shape": [1, 28, 28], "extras": ["caption"]}
     assert opening._changes(then, now) == [
         "no class `b` `c` `d` `e` `f` and 2 more any more",
         "a new class `x`",
@@ -142,9 +119,6 @@ def test_what_has_changed_is_named():
         "with caption to each instead of nothing",
     ]
     assert opening._changes(then, then) == ["other pixels, labels or texts"]
-
-
-def test_another_set_is_no_change(home):
     run = runs.create("vae", "digits")
     digits = open_pack("digits").meta
     other = replace(digits, name="patches", digest="x")
@@ -155,27 +129,19 @@ def test_another_set_is_no_change(home):
     assert files.read_json(run.path / "env.json")["data"]["digest"] == digits.digest
 
 
-# --- --dry-run ---
-
-
 def test_a_dry_run_knows_what_is_not_here(gz, tmp_path, monkeypatch):
     for key, name, said in (
         ("data.latent", "vqvae", "no finished run of `vqvae` (gz train vqvae)"),
         ("train.init", "nowhere.safetensors", "no model or run is called `nowhere.safetensors`"),
         ("ood.background", "glow", "no finished run of `glow` (gz train glow)"),
     ):
-        code, stdout, _ = gz(
-            "train", "fm" if key == "data.latent" else "glow", "--set", f"{key}={name}", "--dry-run", "--json"
-        )
+        model = "fm" if key == "data.latent" else "glow"
+        code, stdout, _ = gz("train", model, "--set", f"{key}={name}", "--dry-run", "--json")
         needs = json.loads(stdout)["needs"]
         assert code == 0 and any(need.startswith(f"`{key}`: {said}") for need in needs), needs
     (tmp_path / "w.safetensors").write_bytes(b"")
-    assert (
-        json.loads(
-            gz("train", "glow", "--set", f"train.init={tmp_path / 'w.safetensors'}", "--dry-run", "--json")[1]
-        )["needs"]
-        == []
-    )
+    init = f"train.init={tmp_path / 'w.safetensors'}"
+    assert json.loads(gz("train", "glow", "--set", init, "--dry-run", "--json")[1])["needs"] == []
 
 
 def test_a_dry_run_knows_the_set(gz, tmp_path):

@@ -10,7 +10,6 @@ from dataclasses import replace
 from importlib.util import find_spec
 from types import SimpleNamespace
 
-import peers
 import pytest
 import speed as parts
 import timing
@@ -28,6 +27,7 @@ from gzcli.engine.curves import training_speed
 from gzcli.engine.forecast import flops_of
 from gzcli.engine.log import Log, Speed, TrainBar, in_words, with_room
 from gzcli.launch import launcher
+from gzcli.models import catalog
 from gzcli.models.base import Phase
 from gzcli.recipe.recipe import check_strategy
 from gzcli.recipe.resolve import resolve
@@ -68,16 +68,17 @@ def test_the_peak_of_a_device(name, precision, tera):
     assert peak_of(name, precision) == (None if tera is None else tera * 1e12)
 
 
-def test_a_cpu_has_no_peak():
-    assert peak(CPU, "bf16") is None
-    assert Speed(8, 2e9, None).at(3.0) == {"images_s": 24.0, "tflops": 0.006}
-
-
-def test_rates_follow_from_steps_a_second():
+def test_rates_follow_from_steps_a_second(tmp_path):
     found = Speed(128, 1e12, 500e12).at(40.0)
     assert found == {"images_s": 5120.0, "tflops": 40.0, "mfu": 0.08}
     assert in_words(found) == ["MFU 8%", "40 TFLOP/s", "5.12e+03 images/s"]
     assert Speed(128).at(2.0) == {"images_s": 256.0}
+    assert peak(CPU, "bf16") is None
+    assert Speed(8, 2e9, None).at(3.0) == {"images_s": 24.0, "tflops": 0.006}
+    rows = [{"step": 1, "it_s": 9.0, "tflops": 0.5}, {"step": 2, "it_s": 1.0}, {"step": 3, "it_s": 2.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert training_speed(tmp_path) == {"it_s": 2.0, "tflops": 0.5}
+    assert training_speed(tmp_path / "none") == {}
 
 
 def test_a_line_shows_what_fits_in_it(capsys):
@@ -104,7 +105,8 @@ def test_a_run_without_a_terminal_tells_its_progress_in_a_few_lines(tmp_path, ca
         log.warn("samples have collapsed")
     told = capsys.readouterr().err.splitlines()
     assert len(told) <= most and told[0].startswith("step 10/1000")
-    assert "validation bpd" in told[1] and told[-2:] == [
+    assert "validation bpd" in told[1]
+    assert told[-2:] == [
         "step 1000  validation bpd 1000",
         "warning: samples have collapsed",
     ]
@@ -152,6 +154,11 @@ def test_batches_read_ahead_are_the_same():
         assert torch.equal(a.noise.randn(4, 2), b.noise.randn(4, 2))
     assert all(name.startswith("ahead") for name in threads) and len(threads) > 8
 
+    def read(step: int) -> str:
+        return f"{step} by {threading.current_thread().name}"
+
+    assert reader(CPU, on_device=False, streamed=False)(read, 3) == f"3 by {threading.current_thread().name}"
+
 
 def test_what_a_thread_raises_is_raised_when_its_step_is_asked_for():
     def read(step: int) -> int:
@@ -165,94 +172,48 @@ def test_what_a_thread_raises_is_raised_when_its_step_is_asked_for():
         ahead.at(read, 1)
 
 
-def test_a_cpu_reads_as_it_goes():
-    def read(step: int) -> str:
-        return f"{step} by {threading.current_thread().name}"
-
-    assert reader(CPU, on_device=False, streamed=False)(read, 3) == f"3 by {threading.current_thread().name}"
-
-
-@pytest.mark.parametrize(
-    ("model", "complete"),
-    [
-        ("vae", True),
-        ("ddpm", True),
-        ("dit", True),
-        ("glow", True),
-        ("vqvae", True),
-        ("dcgan", False),
-        ("aae", False),
-    ],
-)
-def test_where_every_step_gives_every_parameter_a_gradient(model, complete):
+def test_where_every_step_gives_every_parameter_a_gradient():
     """What is found without values is what a real step does."""
-    found, batch = started(next(case for case in CASES if case.model == model))
-    assert steps.trains_all(found, batch) == complete
-    if complete:
-        found.loss(batch, found.phases()[0].name)
-        assert all(p.grad is None for p in found.parameters()), "the model itself is not touched"
+    for model in ("vae", "ddpm", "dit", "glow", "vqvae", "dcgan", "aae"):
+        found, batch = started(next(case for case in CASES if case.model == model))
+        complete = model not in ("dcgan", "aae")
+        assert steps.trains_all(found, batch) == complete, model
+        if complete:
+            found.loss(batch, found.phases()[0].name)
+            assert all(p.grad is None for p in found.parameters()), "the model itself is not touched"
+        found.unused = torch.nn.Linear(2, 2)
+        assert not steps.trains_all(found, batch), model
 
 
-def test_a_part_that_is_not_used_is_found():
-    found, batch = started(VAE)
-    assert steps.trains_all(found, batch)
-    found.unused = torch.nn.Linear(2, 2)
-    assert not steps.trains_all(found, batch)
-
-
-@pytest.mark.parametrize("model", ["dit", "rf", "instructpix2pix", "controlnet", "sd_lora"])
-def test_what_can_be_shared_out(model):
+def test_what_can_be_shared_out():
     part = resolve("dit", data="digits", flags={"launch.strategy": "fsdp"}).parts[0]
-    from gzcli.models import catalog
-
-    check_strategy(part, catalog.card(model))
-
-
-@pytest.mark.parametrize(
-    ("model", "sets", "says"),
-    [
-        ("vae", (), "cannot share out the weights of `vae`"),
-        ("dit", ("optim.name=muon",), "`optim.name: muon` needs whole matrices"),
-        ("dit", ("train.precision=fp16",), "`train.precision: fp16` needs a scale"),
-        ("dit", ("train.compile=true",), "`train.compile: true` compiles whole weights"),
-    ],
-)
-def test_what_cannot_be_shared_out_is_refused_before_launch(model, sets, says):
-    with pytest.raises(UsageError, match=says) as e:
-        resolve(model, data="digits", sets=("launch.strategy=fsdp", *sets))
-    assert "`dit`" in e.value.hint or "--set" in e.value.hint
-
-
-def test_blocks_are_those_of_the_net():
+    for model in ("dit", "rf", "instructpix2pix", "controlnet", "sd_lora"):
+        check_strategy(part, catalog.card(model))
     found, _ = started(next(case for case in CASES if case.model == "dit"))
     assert list(steps.blocks_of(found)) == list(found.net.blocks)
-
-
-def test_a_twin_shares_what_is_frozen():
     found, _ = started(replace(VAE))
     found.attach("frozen", torch.nn.Linear(3, 3))
     other = steps.twin(found)
     assert other.frozen is found.frozen
     own = {id(p) for p in found.parameters()}
     assert own.isdisjoint({id(p) for p in other.parameters()})
+    for model, sets, says in (
+        ("vae", (), "cannot share out the weights of `vae`"),
+        ("dit", ("optim.name=muon",), "`optim.name: muon` needs whole matrices"),
+        ("dit", ("train.precision=fp16",), "`train.precision: fp16` needs a scale"),
+        ("dit", ("train.compile=true",), "`train.compile: true` compiles whole weights"),
+    ):
+        with pytest.raises(UsageError, match=says) as e:
+            resolve(model, data="digits", sets=("launch.strategy=fsdp", *sets))
+        assert "`dit`" in e.value.hint or "--set" in e.value.hint, says
 
 
-def test_bench_reads_how_fast_a_run_was(tmp_path):
-    rows = [{"step": 1, "it_s": 9.0, "tflops": 0.5}, {"step": 2, "it_s": 1.0}, {"step": 3, "it_s": 2.0}]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert training_speed(tmp_path) == {"it_s": 2.0, "tflops": 0.5}
-    assert training_speed(tmp_path / "none") == {}
+# packages of the extra `peers` that a part compares with
+PEERS = {"peers": ("normflows", "nflows", "x_transformers"), "pythae": ("pythae",)}
+PEERS |= {"diffusion": ("denoising_diffusion_pytorch",)}
 
 
-# ---- `make bench`
-
-PEERS = {  # packages of the extra `peers` that a part compares with
-    "peers": ("normflows", "nflows", "x_transformers"),
-    "pythae": ("pythae",),
-    "diffusion": ("denoising_diffusion_pytorch",),
-}
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("name", parts.PARTS)
 def test_each_part_of_the_bench_runs_once(name, call, monkeypatch):
     """A step of either side, small; commands in this process, with no engine."""
@@ -272,11 +233,3 @@ def test_each_part_of_the_bench_runs_once(name, call, monkeypatch):
     monkeypatch.setattr(parts, "CODES", 2)
     parts.PARTS[name]()
     assert rows and {verdict for *_, verdict in rows} <= {"ok", "MISSED"}
-
-
-def test_our_side_of_the_bench_needs_no_peer():
-    """What is compared with the peers is made, and does a step, whether or not they are installed."""
-    steps = [*peers.ours().values(), *peers.ours_of_pythae().values(), peers.ours_of_diffusion()[-1]]
-    for step in steps:
-        step()
-    assert len(steps) == 6

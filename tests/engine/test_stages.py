@@ -18,8 +18,7 @@ from gzcli.engine.__main__ import main, recorded, train_one
 from gzcli.engine.log import Log
 from gzcli.engine.trained import load_trained
 from gzcli.launch import launcher
-from gzcli.launch.plan import continued, with_data
-from gzcli.launch.run_folder import write_run
+from gzcli.launch.plan import continued, with_data, write_run
 from gzcli.recipe.recipe import recipe_of
 from gzcli.recipe.resolve import resolve
 from gzcli.recipe.yaml import dump
@@ -69,9 +68,6 @@ def trained(tmp_path_factory) -> Run:
     return run
 
 
-# ---------------------------------------------------------------------------- recipes
-
-
 def test_a_stage_lays_its_own_over_what_is_shared_layer_by_layer(path):
     for data, steps, ema in (("digits", 6, 0.0), ("mnist", 9, 0.5)):
         recipe = resolve(path, data=data)
@@ -86,60 +82,19 @@ def test_a_stage_lays_its_own_over_what_is_shared_layer_by_layer(path):
     assert recipe.origin["stages.prior.model.width"].endswith("two.yaml:11")
 
 
-def test_the_command_line_is_over_every_stage(path):
+def test_the_command_line_and_other_data_are_over_every_stage(path, tmp_path):
     recipe = resolve(
         path, data="mnist", sets=["optim.lr=5e-4", "stages.prior.train.ema=0.9"], flags={"train.steps": 50}
     )
     assert [part.train.steps for part in recipe.parts] == [50, 50]
     assert [part.optim.lr for part in recipe.parts] == [5e-4, 5e-4]
     assert [part.train.ema for part in recipe.parts] == [0.5, 0.9]
-    assert (
-        recipe.origin["stages.prior.train.steps"] == "--steps"
-        and recipe.origin["stages.prior.train.ema"] == "--set"
-    )
-
-
-def test_another_model_in_a_stage_takes_what_it_knows(path):
+    assert recipe.origin["stages.prior.train.steps"] == "--steps"
+    assert recipe.origin["stages.prior.train.ema"] == "--set"
     recipe = resolve(path, sets=["stages.prior.model.name=maskgit", "stages.prior.model.layers=3"])
     prior = recipe.parts[1]
     assert prior.model == "maskgit" and prior.options["layers"] == 3 and prior.options["width"] == 16
     assert prior.sample.get("temperature", 0.9) == 0.9
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (("  tokenizer:", "  tokeniser:"), "`transformer` needs a stage `tokenizer` before it"),
-        (("width: 16", "widht: 16"), "unknown key `widht` in `stages.prior.model` (did you mean `width`?)"),
-        (("name: transformer", "name: transfomer"), "no model is called `transfomer`"),
-        (
-            ("    sample: {temp", "    data: {name: mnist}\n    sample: {temp"),
-            "unknown key `name` in `stages.prior.data`",
-        ),
-        (
-            ("train: {steps: 6", "sample: {}\ntrain: {steps: 6"),
-            "unknown key `sample` (did you mean `stages.tokenizer.sample`?)",
-        ),
-        (("    model: {name: vqvae", "    model: {x: 1"), "`stages.tokenizer.model.name` is missing"),
-    ],
-)
-def test_a_mistake_is_told_with_its_place(tmp_path, monkeypatch, change, message):
-    monkeypatch.chdir(tmp_path)
-    assert change[0] in RECIPE
-    Path("bad.yaml").write_text(RECIPE.replace(*change))
-    with pytest.raises(UsageError) as e:
-        resolve("./bad.yaml")
-    told = f"{e.value.message} ({e.value.hint})"
-    assert message in told and "bad.yaml:" in told
-
-
-def test_a_resolved_recipe_reads_back_as_it_is(path, tmp_path):
-    tree = resolve(path, data="mnist").tree()
-    (tmp_path / "again.yaml").write_text(dump(tree))
-    assert resolve(str(tmp_path / "again.yaml")).tree() == tree
-
-
-def test_other_data_leave_a_stage_what_it_has_for_itself(path):
     recipe = resolve(path, sets=["stages.prior.data.n=7", "stages.prior.data.augment=[mutate=0.1]"])
     recipe = recipe.on(replace(recipe.data, size=16, n=9))
     assert [part.data.size for part in recipe.parts] == [16, 16]
@@ -147,23 +102,46 @@ def test_other_data_leave_a_stage_what_it_has_for_itself(path):
     assert recipe.tree()["stages"]["prior"]["data"] == {"n": 7, "augment": ["mutate=0.1"]}
     assert recipe_of(recipe.tree()).parts == recipe.parts
     assert recipe.value("stages.prior.data.n") == 7 and recipe.value("stages.prior.data.nothing") == {}
+    tree = resolve(path, data="mnist").tree()
+    (tmp_path / "again.yaml").write_text(dump(tree))
+    assert resolve(str(tmp_path / "again.yaml")).tree() == tree
 
 
-# ---------------------------------------------------------------------------- runs
+MISTAKES = {  # what stands in the recipe in place of what, and what is said
+    ("  tokenizer:", "  tokeniser:"): "`transformer` needs a stage `tokenizer` before it",
+    ("width: 16", "widht: 16"): "unknown key `widht` in `stages.prior.model` (did you mean `width`?)",
+    ("name: transformer", "name: transfomer"): "no model is called `transfomer`",
+    ("    sample: {temp", "    data: {name: mnist}\n    sample: {temp"): "`name` in `stages.prior.data`",
+    ("train: {steps: 6", "sample: {}\ntrain: {steps: 6"): "did you mean `stages.tokenizer.sample`?",
+    ("    model: {name: vqvae", "    model: {x: 1"): "`stages.tokenizer.model.name` is missing",
+}
 
 
-def test_each_stage_is_a_whole_run(trained):
+def test_a_mistake_is_told_with_its_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for change, message in MISTAKES.items():
+        assert change[0] in RECIPE
+        Path("bad.yaml").write_text(RECIPE.replace(*change))
+        with pytest.raises(UsageError) as e:
+            resolve("./bad.yaml")
+        told = f"{e.value.message} ({e.value.hint})"
+        assert message in told and "bad.yaml:" in told, change
+
+
+def test_each_stage_is_a_whole_run(trained, path):
     assert trained.state == "finished" and [stage.state for stage in trained.stages] == ["finished"] * 2
     for stage in trained.stages:
         steps = stage.tree()["train"]["steps"]
-        assert (stage.path / "model.safetensors").exists() and (
-            stage.path / f"samples/{steps:08d}.png"
-        ).exists()
+        assert (stage.path / "model.safetensors").exists()
+        assert (stage.path / f"samples/{steps:08d}.png").exists()
         assert [row["step"] for row in lines(stage.path / "metrics.jsonl") if "loss" in row] == list(
             range(1, steps + 1)
         )
     assert trained.serving.id == f"{trained.id}/stages/prior" and trained.serving.owner == trained
     assert runs.find(trained.id) == trained and runs.by_name(trained.serving.id) == trained.serving
+    recipe = resolve(str(trained.path / "run.yaml"), flags={"train.steps": 8})
+    recipe = continued(trained, with_data(recipe, recipe.found), 8)
+    assert [part.train.steps for part in recipe.parts] == [40, 8]
 
 
 def test_codes_are_made_once_and_are_the_tokenizer_s(trained):
@@ -178,9 +156,11 @@ def test_codes_are_made_once_and_are_the_tokenizer_s(trained):
     assert len(codes) == pack.meta.counts["train"]
 
 
-def test_verbs_talk_to_the_last_stage(forks, trained):
+def test_verbs_talk_to_the_last_stage(forks, trained, path):
     model = load_trained(trained, torch.device("cpu"))
     assert model.part.model == "transformer" and model.name == "vqvae"
+    with pytest.raises(UsageError, match="no model or run is called `nope`"):
+        resolve(path, sets=["stages.tokenizer=nope"])
     shown = forks.gz("sample", trained.id, "-n", "4", "-q", "--temperature", "0.5").stdout.strip()
     assert Path(shown).exists() and shown.startswith(str(trained.path / "sampled"))
     assert Path(
@@ -220,11 +200,6 @@ def test_another_tokenizer_below_a_prior_is_refused(trained, path, tmp_path):
         load_trained(copy, "cpu")
 
 
-def test_a_stage_that_is_not_there_is_named(path):
-    with pytest.raises(UsageError, match="no model or run is called `nope`"):
-        resolve(path, sets=["stages.tokenizer=nope"])
-
-
 def test_what_is_prepared_is_augmented_by_one_draw(trained, path):
     found = []
     for augment in ("[mutate=0]", "[mutate=0.3]", "[mutate=0.3]"):
@@ -237,14 +212,11 @@ def test_what_is_prepared_is_augmented_by_one_draw(trained, path):
     assert (found[0] != found[1]).mean() > 0.05 and np.array_equal(found[1], found[2])
 
 
-def test_a_wrong_option_of_a_later_stage_is_told_before_an_earlier_one_is_trained(path):
+def test_weights_and_wrong_options_of_a_later_stage(path, tmp_path):
     run = make(path, "stages.prior.model.heads=3")
     assert main(run.path) == UsageError.code
     assert run.status()["error"]["message"] == "`model.width` is 16, which 3 heads cannot share"
     assert not any((stage.path / "metrics.jsonl").exists() for stage in run.stages)
-
-
-def test_a_later_stage_starts_from_an_earlier_one_s_weights(tmp_path):
     text = """
     train: {steps: 2, batch_size: 8, sample_every: 0, best: none, precision: fp32}
     stages:
@@ -258,28 +230,10 @@ def test_a_later_stage_starts_from_an_earlier_one_s_weights(tmp_path):
     assert all(torch.allclose(first[key], second[key], atol=1e-6) for key in first)
 
 
-def test_more_steps_are_for_the_last_stage_of_a_finished_run(trained, path):
-    recipe = resolve(str(trained.path / "run.yaml"), flags={"train.steps": 8})
-    recipe = continued(trained, with_data(recipe, recipe.found), 8)
-    assert [part.train.steps for part in recipe.parts] == [40, 8]
-
-
 @pytest.mark.launch
 def test_two_processes_prepare_what_one_prepares(trained, path):
-    words = (
-        "train",
-        path,
-        "--set",
-        f"stages.tokenizer={trained.id}",
-        "--steps",
-        "4",
-        "--cpu",
-        "--processes",
-        "2",
-        "--name",
-        "pair",
-    )
-    gz(*words)
+    words = f"--set stages.tokenizer={trained.id} --steps 4 --cpu --processes 2 --name pair"
+    gz("train", path, *words.split())
     run = runs.find("pair")
     one, two = (np.load(r.stage("prior").path / "prepared" / "codes.npy") for r in (trained, run))
     assert np.array_equal(one, two) and run.state == "finished"

@@ -9,7 +9,7 @@ import pytest
 from helpers import recipe, trainer
 from zoo import CASES
 
-from gzcli.cli import trackers as options
+from gzcli.cli import train as options
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.engine import history
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import math
-import time
 from dataclasses import replace
 
 import pytest
@@ -20,7 +20,7 @@ from gzcli.data.packs.batches import scan
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine import optim
 from gzcli.engine.__main__ import train_one
-from gzcli.engine.cadence import Stop, count_steps
+from gzcli.engine.cadence import Stop
 from gzcli.engine.ema import EMA
 from gzcli.engine.log import Log
 from gzcli.engine.trained import load_trained
@@ -47,16 +47,14 @@ def break_at(monkeypatch):
 
 
 FIRST = {id(c) for c in {c.model: c for c in reversed(CASES)}.values()}
+ALONE = [c for c in CASES if not c.stages]
 
 
-@pytest.mark.parametrize(
-    "which",
-    [
-        pytest.param(c, marks=[] if id(c) in FIRST else pytest.mark.slow, id=str(c))
-        for c in CASES
-        if not c.stages
-    ],
-)
+def slow_but_first(c: Case):
+    return pytest.param(c, marks=[] if id(c) in FIRST else pytest.mark.slow, id=str(c))
+
+
+@pytest.mark.parametrize("which", map(slow_but_first, ALONE))
 def test_resume_is_the_unbroken_run_bit_for_bit(which, break_at, monkeypatch):
     sets = ("train.ema=0.9", "train.log_every=3", "data.size=16")  # it is stopped between two lines
     tree = recipe(which, steps=6, sets=sets)
@@ -72,24 +70,12 @@ def test_resume_is_the_unbroken_run_bit_for_bit(which, break_at, monkeypatch):
     resumed.fit()
     assert resumed.start == 4
     for name in ("model", "ema"):
-        a, b = (
-            load_file(r.run.path / "checkpoints" / "00000006" / f"{name}.safetensors")
-            for r in (whole, resumed)
-        )
-        assert same(a, b), name
+        file = f"checkpoints/00000006/{name}.safetensors"
+        assert same(*(load_file(r.run.path / file) for r in (whole, resumed))), name
     assert figures(whole.run) == figures(resumed.run)
 
 
-def test_a_run_that_was_killed_after_its_last_checkpoint_is_finished():
-    t = trainer(recipe(case("vae"), steps=3))
-    t.fit()
-    weights = t.run.path / "model.safetensors"
-    weights.unlink()
-    trainer(t.part.tree(), t.run).fit()
-    assert weights.exists()
-
-
-def test_accumulation_changes_nothing():
+def test_accumulation_changes_nothing_nor_does_a_kill_after_the_last_checkpoint():
     """Four parts of a batch are the batch: one step's gradient is the same to rounding."""
     first = {}
     for parts in (1, 4):
@@ -98,6 +84,12 @@ def test_accumulation_changes_nothing():
         t.fit()
         first[parts] = [x["loss"] for x in lines(t.run.path / "metrics.jsonl")]
     assert first[1] == pytest.approx(first[4], rel=1e-5)
+    t = trainer(recipe(case("vae"), steps=3))
+    t.fit()
+    weights = t.run.path / "model.safetensors"
+    weights.unlink()
+    trainer(t.part.tree(), t.run).fit()
+    assert weights.exists()
 
 
 def test_a_step_leaves_no_gradient_and_moves_only_the_phase():
@@ -113,7 +105,7 @@ def test_a_step_leaves_no_gradient_and_moves_only_the_phase():
     assert not all(torch.equal(a, b) for a, b in zip(before, generator, strict=True))
 
 
-def test_ema_follows_the_weights_with_warm_up():
+def test_ema_follows_the_weights_and_ranks_draw_by_themselves():
     model = torch.nn.Linear(2, 2, bias=False)
     ema, start = EMA(model, 0.999), model.weight.detach().clone()
     model.weight.data += 1
@@ -123,6 +115,19 @@ def test_ema_follows_the_weights_with_warm_up():
     with ema.swapped():
         torch.testing.assert_close(model.weight.detach(), start + 1 - 2 / 11)
     assert torch.equal(model.weight, weight)
+    t = trainer(recipe(case("vae"), steps=1))
+    layers = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(3))
+    whole_batch.share(layers)
+    assert type(layers[0]) is torch.nn.Dropout and type(layers[1]) is whole_batch.SharedBatchNorm
+
+    def drawn(rank: int, step: int) -> tuple[float, ...]:
+        t.rank = rank
+        t.seed_global(step)
+        return tuple(layers[0](torch.ones(20)).tolist())
+
+    keys = [(rank, step) for rank in range(3) for step in range(3)]
+    assert len({drawn(*key) for key in keys}) == len(keys)
+    assert drawn(1, 2) == drawn(1, 2)
 
 
 NORMED = Case("dcgan", {"width": 8, "latent": 16, "norm": "batch", "disc_norm": "batch"}, lr=2e-3)
@@ -144,14 +149,13 @@ def test_the_averaged_weights_have_their_own_statistics_and_the_trained_ones_kee
             lambda m, x: seen.setdefault(m, []).append(x[0].transpose(0, 1).flatten(1))
         )
     with torch.no_grad():
-        if which.model == "dcgan":
-            for batch in batches:
+        for batch in batches if norms else ():
+            if which.model == "dcgan":
                 model.critic(model.generator(batch.noise.randn(128, 16)))
                 model.critic(batch.x)
-        elif which.model == "realnvp":
-            for batch in batches:
+            else:
                 model.log_prob(batch.x, noise=batch.noise)
-        else:
+        if not norms:
             distance = torch.cat([model.score_code(batch.x, noise=batch.noise) for batch in batches])
             assert float(distance.mean() / model.latent) == pytest.approx(1, abs=0.1)
     assert bool(norms) == (which.model != "diffae")
@@ -169,7 +173,7 @@ def test_the_averaged_weights_have_their_own_statistics_and_the_trained_ones_kee
     assert same(theirs, ours)
 
 
-def test_learning_rate_is_a_function_of_the_step():
+def test_rates_and_settings_of_phases():
     conf = OptimSection(warmup=10, schedule="cosine")
     assert optim.factor(conf, 0, 110) == 0.1
     assert optim.factor(conf, 9, 110) == 1
@@ -177,6 +181,12 @@ def test_learning_rate_is_a_function_of_the_step():
     assert optim.factor(conf, 110, 110) == pytest.approx(0)
     assert optim.factor(OptimSection(schedule="linear"), 75, 100) == 0.25
     assert optim.factor(OptimSection(schedule="constant"), 75, 100) == 1
+    phases = [Phase("critic", []), Phase("generator", [])]
+    common = OptimSection(name="adam", lr=1.0)
+    found = optim.settings(replace(common, phases={"critic": {"lr": 2.0}}), phases)
+    assert (found["critic"].lr, found["generator"].lr) == (2.0, 1.0)
+    with pytest.raises(UsageError, match="names no phase"):
+        optim.settings(replace(common, phases={"critc": {"lr": 2.0}}), phases)
 
 
 def shipped(model: str, *sets: str):
@@ -205,23 +215,6 @@ def test_every_recipe_ends_a_run_of_a_few_steps(model, forks, home, tmp_path):
     assert ended and {key: fault for key, (fault, _) in ended.items() if fault} == {}
 
 
-def test_each_rank_draws_by_itself_and_draws_the_same_again():
-    """What dropout draws, a number for each of the rank's own images, and not for those of all ranks."""
-    t = trainer(recipe(case("vae"), steps=1))
-    layers = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(3))
-    whole_batch.share(layers)
-    assert type(layers[0]) is torch.nn.Dropout and type(layers[1]) is whole_batch.SharedBatchNorm
-
-    def drawn(rank: int, step: int) -> tuple[float, ...]:
-        t.rank = rank
-        t.seed_global(step)
-        return tuple(layers[0](torch.ones(20)).tolist())
-
-    keys = [(rank, step) for rank in range(3) for step in range(3)]
-    assert len({drawn(*key) for key in keys}) == len(keys)
-    assert drawn(1, 2) == drawn(1, 2)
-
-
 @pytest.mark.parametrize(("eps", "part"), [("1e-8", True), ("0.1", False)])
 def test_halves_of_a_batch_part_glow_by_steps_along_gradients_of_rounding(eps, part):
     """As two processes do, whose order of sums two halves have. The first batch has normalised what biases
@@ -236,16 +229,7 @@ def test_halves_of_a_batch_part_glow_by_steps_along_gradients_of_rounding(eps, p
     assert bool(apart) == part and all(name.endswith((".bias", "log_scale", "log_s")) for name in apart)
 
 
-def test_settings_of_a_phase_override():
-    phases = [Phase("critic", []), Phase("generator", [])]
-    common = OptimSection(name="adam", lr=1.0)
-    found = optim.settings(replace(common, phases={"critic": {"lr": 2.0}}), phases)
-    assert (found["critic"].lr, found["generator"].lr) == (2.0, 1.0)
-    with pytest.raises(UsageError, match="names no phase"):
-        optim.settings(replace(common, phases={"critc": {"lr": 2.0}}), phases)
-
-
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used():
+def test_a_damaged_checkpoint_is_named_and_some_are_kept(tmp_path):
     t = trainer(recipe(case("vae"), steps=4, sets=("train.checkpoint_every=2", "train.keep=3")))
     t.fit()
     folder = t.run.path / "checkpoints"
@@ -255,11 +239,6 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used():
     said = []
     assert checkpoints.newest(folder, said.append) == folder / "00000002"
     assert len(said) == 1 and "model.safetensors" in said[0] and "00000004" in said[0]
-
-
-def test_only_the_last_checkpoints_and_the_best_are_kept(tmp_path):
-    import json
-
     folder = tmp_path / "checkpoints"
     for step in (1, 2, 3, 4, 5):
         (folder / f"{step:08d}").mkdir(parents=True)
@@ -313,19 +292,16 @@ def poisoned(monkeypatch, factor: float, steps: range, *sets: str):
     return t
 
 
-@pytest.mark.parametrize("factor", [math.nan, 1e12])
-def test_a_loss_that_is_not_finite_or_explodes_stops_the_run(monkeypatch, factor):
-    """At once: a line of losses, every 50 steps, need not be near."""
-    t = poisoned(monkeypatch, factor, range(6, 20), "train.clip=null")
-    with pytest.raises(DivergedError, match=r"at step 11; the last good checkpoint is of step 4"):
-        t.fit()
-
-
-def test_one_bad_batch_is_left_out(monkeypatch):
+def test_bad_steps(monkeypatch):
+    """One is left out; a loss that is not finite, or explodes, stops the run at once: a line of losses, every
+    50 steps, need not be near."""
     t = poisoned(monkeypatch, math.nan, range(6, 7), "train.clip=1.0")
     t.fit()
-    assert all(torch.isfinite(p).all() for p in t.model.parameters())
-    assert t.run.status()["step"] == 20
+    assert all(torch.isfinite(p).all() for p in t.model.parameters()) and t.run.status()["step"] == 20
+    for factor in (math.nan, 1e12):
+        t = poisoned(monkeypatch, factor, range(6, 20), "train.clip=null")
+        with pytest.raises(DivergedError, match=r"at step 11; the last good checkpoint is of step 4"):
+            t.fit()
 
 
 def test_weights_that_are_not_finite_are_not_saved(monkeypatch):
@@ -341,14 +317,6 @@ def test_weights_that_are_not_finite_are_not_saved(monkeypatch):
     with pytest.raises(DivergedError, match=rf"weights `{name}` are not finite .* step 4"):
         t.fit()
     assert checkpoints.steps_of(t.run.path / "checkpoints") == [4]
-
-
-def test_minutes_become_steps_that_are_written_down():
-    tree = recipe(case("vae"), steps=1)
-    t = trainer(tree)
-    t.begin()
-    steps = count_steps(t.step, t.phases, 0.05, time.monotonic())
-    assert 10 < steps < 100_000
 
 
 @pytest.mark.parametrize(("judge", "left"), [(60.0, 240 * 0.9 - 60 - 5 - 5 - 5.5), (230.0, 120)])

@@ -7,23 +7,30 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 
 import psutil
 import pytest
 from helpers import ROOT
 
-from gzcli.cli import jobs
+from gzcli.cli import app, jobs
 from gzcli.core import start
 from gzcli.core.errors import DeviceError, Interrupted, MissingError, UsageError
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Use
 from gzcli.data.sets.names import locate
-from gzcli.launch import ending, launcher, plan
+from gzcli.launch import launcher, plan
 from gzcli.store import claims, files, runs
 from gzcli.store.files import part_path, sweep
 from gzcli.store.run_folder import Run
 
 DEAD = 2**22 + 1  # beyond the numbers that Linux gives to processes
+
+
+def together(*works) -> None:
+    threads = [threading.Thread(target=work) for work in works]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
 
 
 @pytest.fixture
@@ -86,14 +93,12 @@ def test_of_two_resumes_at_one_instant_one_is_refused(broken, monkeypatch):
     def go() -> None:
         gate.wait()
         try:
-            plan.start(asked, plan.continued(broken, asked.recipe, None), launcher.Plan(), broken)
+            plan.Start(asked, launcher.Plan(), broken).train(plan.continued(broken, asked.recipe, None))
         except UsageError as error:
             ends.append(error.message)
             over.set()
 
-    threads = [threading.Thread(target=go) for _ in range(2)]
-    [thread.start() for thread in threads]
-    [thread.join() for thread in threads]
+    together(go, go)
     assert len(began) == len(ends) == 1
     assert ends[0] == f"`{broken.id}` is being trained by process {os.getpid()}"
 
@@ -114,7 +119,7 @@ def test_an_engine_that_another_gz_left_behind_keeps_the_run(broken):
     with files.lock(broken.lock):
         before = (broken.path / "status.json").read_bytes()
         with pytest.raises(UsageError, match=f"trained by process {os.getpid()}"):
-            ending.outcome(broken, 2, [])
+            launcher.outcome(broken, 2, [])
         with pytest.raises(UsageError, match=f"trained by process {os.getpid()}"), claims.claimed(broken):
             pass
     assert (broken.path / "status.json").read_bytes() == before and broken.state == "killed"
@@ -144,20 +149,16 @@ HOLD = """
 import sys, time
 from gzcli.data.packs.pack import Use
 from gzcli.data.sets.names import locate
-from gzcli.data.packs.pack import Use
 use = Use(locate(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)
 """
 
 
-def test_a_set_that_another_process_uses_is_not_removed(home, capsys):
-    from gzcli.cli import app
-
+def test_a_set_that_another_process_uses_or_downloads_is_not_removed(home, capsys):
     folder = open_pack("digits").folder  # its own use is no hindrance
-    child = subprocess.Popen(
-        [sys.executable, "-c", HOLD, "digits"], stdout=subprocess.PIPE, cwd=ROOT, env=os.environ
-    )
+    words = [sys.executable, "-c", HOLD, "digits"]
+    child = subprocess.Popen(words, stdout=subprocess.PIPE, cwd=ROOT, env=os.environ)
     try:
         child.stdout.readline()
         assert app.run(["data", "remove", "digits", "--yes"]) == 2
@@ -168,36 +169,27 @@ def test_a_set_that_another_process_uses_is_not_removed(home, capsys):
         child.communicate()
     assert app.run(["data", "remove", "digits", "--yes"]) == 0 and not folder.exists()
     assert not list(home.glob("packs/.*.used"))
-
-
-def test_a_set_that_is_downloaded_is_not_removed(home, capsys):
-    from gzcli.cli import app
-
     with files.lock(home / "raw" / ".mnist.lock"):
         assert app.run(["data", "remove", "mnist", "--yes"]) == 2
     assert "is being downloaded by another process" in capsys.readouterr().err
-
-
-def test_a_set_is_let_go_with_its_pack_or_its_error(home):
-    pack = open_pack("digits")
-    assert len(list(home.glob("packs/.digits.*.used"))) == 1
-    del pack
-    with pytest.raises(UsageError), Use(locate("digits")):
-        raise UsageError("x")
-    assert not list(home.glob("packs/.digits.*.used"))
 
 
 AT_EXIT = """
 import sys
 from gzcli.data.packs.pack import Use
 from gzcli.data.sets.names import locate
-from gzcli.data.packs.pack import Use
 sys.use = Use(locate("digits"))  # it lives as long as the interpreter
 """
 
 
-def test_a_set_is_let_go_when_its_process_ends(home):
+def test_a_set_is_let_go_with_its_pack_its_error_or_its_process(home):
     """Also where the interpreter collects nothing any more; a forked child leaves it to its parent."""
+    pack = open_pack("digits")
+    assert len(list(home.glob("packs/.digits.*.used"))) == 1
+    del pack
+    with pytest.raises(UsageError), Use(locate("digits")):
+        raise UsageError("x")
+    assert not list(home.glob("packs/.digits.*.used"))
     words = [sys.executable, "-c", AT_EXIT]
     done = subprocess.run(words, cwd=ROOT, env=os.environ, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "") and not list(home.glob("packs/.*.used"))
@@ -213,9 +205,6 @@ def test_a_set_is_let_go_when_its_process_ends(home):
     assert not file.exists()
 
 
-# --- files ---
-
-
 def test_two_writers_of_one_file(tmp_path):
     """As two `gz bench` write the features of one set: one whole file, and no error."""
     file, texts, errors = tmp_path / "x.json", [f"{i}" * 50_000 for i in range(4)], []
@@ -227,9 +216,7 @@ def test_two_writers_of_one_file(tmp_path):
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=write, args=(text,)) for text in texts]
-    [thread.start() for thread in threads]
-    [thread.join() for thread in threads]
+    together(*(partial(write, text) for text in texts))
     assert not errors and file.read_text() in texts and os.listdir(tmp_path) == ["x.json"]
 
 
@@ -280,8 +267,6 @@ def test_ids_are_in_order_whatever_the_clock_says(home, monkeypatch):
     assert runs.create("vae", "digits").id < made[0] and runs.all_runs()[-1].id == made[0]
 
 
-# --- ends ---
-
 SAVES = """
 import os, sys, time
 from pathlib import Path
@@ -314,7 +299,7 @@ def test_an_engine_is_not_killed_while_it_saves(broken, monkeypatch):
     monkeypatch.setattr(launcher, "command", lambda *_, **__: [sys.executable, "-c", SAVES, str(broken.path)])
     with pytest.raises(Interrupted, match="checkpoint saved"):
         launcher.run(broken.path, launcher.Plan(), launcher=True)
-    assert ending.checkpoints(broken) == [7]
+    assert launcher.checkpoints(broken) == [7]
 
 
 ORPHAN = """
@@ -331,7 +316,7 @@ os.kill(os.getpid(), signal.SIGSTOP)
 
 def test_a_stopped_rank_of_a_dead_launcher_is_ended(broken, monkeypatch):
     """It has a session of its own, so it is neither in the tree nor in the group of processes any more."""
-    monkeypatch.setattr(ending, "PATIENCE", 0.5)
+    monkeypatch.setattr(launcher, "PATIENCE", 0.5)
     words = [sys.executable, "-c", ORPHAN, "launcher", ORPHAN, start.SCRIPT, str(broken.path)]
     monkeypatch.setattr(launcher, "command", lambda *_, **__: words)
     with pytest.raises(DeviceError, match="SIGKILL"):
@@ -340,15 +325,12 @@ def test_a_stopped_rank_of_a_dead_launcher_is_ended(broken, monkeypatch):
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.parametrize(
-    ("code", "kind", "told"),
-    [(137, DeviceError, "was killed (SIGKILL)"), (139, DeviceError, "was ended by SIGSEGV")],
-)
-def test_the_rank_that_was_lost_is_named(broken, code, kind, told):
+def test_the_rank_that_was_lost_is_named(broken):
     """Also where rank 0 has recorded the broken connection, which is a consequence."""
     error = {"kind": "bug", "message": "RuntimeError: Connection closed by peer", "hint": None}
-    broken.update(state="failed", code=1, error=error, lost={"rank": 1, "pid": 4321})
-    with pytest.raises(kind) as e:
-        ending.outcome(broken, code, [])
-    assert e.value.message.startswith(f"rank 1 (process 4321) {told}")
-    assert broken.status()["error"]["message"] == e.value.message
+    for code, told in ((137, "was killed (SIGKILL)"), (139, "was ended by SIGSEGV")):
+        broken.update(state="failed", code=1, error=error, lost={"rank": 1, "pid": 4321})
+        with pytest.raises(DeviceError) as e:
+            launcher.outcome(broken, code, [])
+        assert e.value.message.startswith(f"rank 1 (process 4321) {told}")
+        assert broken.status()["error"]["message"] == e.value.message

@@ -35,13 +35,11 @@ SCREENS: list[tuple[str | None, str]] = [
     ("error", "gz train glow --set model.dpeth=4"),
 ]
 WINDOW, LETTERS, RED, GREEN = (30, 33, 40), (220, 223, 228), (240, 113, 120), (152, 195, 121)
-YELLOW, BLUE, MAGENTA, CYAN, DIM = (
-    (229, 192, 123),
-    (97, 175, 239),
-    (198, 120, 221),
-    (86, 182, 194),
-    (110, 117, 130),
-)
+YELLOW = (229, 192, 123)
+BLUE = (97, 175, 239)
+MAGENTA = (198, 120, 221)
+CYAN = (86, 182, 194)
+DIM = (110, 117, 130)
 COLOURS = [DIM, RED, GREEN, YELLOW, BLUE, MAGENTA, CYAN, LETTERS]
 THEME = TerminalTheme(WINDOW, LETTERS, COLOURS, COLOURS)
 # An opaque window, which reads well on a light page and on a dark one; letters of the reader's own machine.

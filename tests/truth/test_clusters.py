@@ -52,9 +52,16 @@ def test_clusters_are_those_of_scikit_learn():
     pairs = set(zip(clusters(x).tolist(), theirs.labels_.tolist(), strict=True))
     assert len(pairs) == 3
     assert sorted(clusters.shares.tolist()) == pytest.approx([0.1, 0.3, 0.6])
+    found = np.bincount(clusters(x).numpy(), minlength=3) / 100
+    assert clusters.shares.numpy() == pytest.approx(found, abs=1e-6)
     for mine, other in pairs:
         centre = theirs.cluster_centers_[other]
         assert clusters.centres[mine].numpy() == pytest.approx(centre, abs=1e-5)
+    clusters = Clusters((3, 128, 64), 2)
+    assert clusters.centres.shape == (2, 3 * 32 * 32)
+    x = torch.rand(2, 3, 128, 64)
+    means = x.view(2, 3, 32, 4, 32, 2).mean((3, 5)).flatten(1)
+    assert clusters.points(x).numpy() == pytest.approx(means.numpy(), abs=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -76,19 +83,14 @@ def test_an_image_has_each_cluster_with_the_probability_of_its_share():
     assert shares.numpy() == pytest.approx(clusters.shares.numpy(), abs=4 * 0.5 / n**0.5)
 
 
-@pytest.mark.parametrize(("images", "count"), [((2, 2), 1), ((30, 29), 2), ((40, 40), 4)])
-def test_few_images_make_fewer_clusters_and_the_rest_is_never_drawn(images, count):
-    clusters, x = fitted(images, 9)
-    assert (clusters.shares > 0).sum() == count
-    assert set(clusters.draw(1_000, ImageNoise(1, range(1_000))).tolist()) <= set(clusters(x).tolist())
-
-
-def test_large_images_are_compared_by_means_of_their_pixels():
-    clusters = Clusters((3, 128, 64), 2)
-    assert clusters.centres.shape == (2, 3 * 32 * 32)
-    x = torch.rand(2, 3, 128, 64)
-    means = x.view(2, 3, 32, 4, 32, 2).mean((3, 5)).flatten(1)
-    assert clusters.points(x).numpy() == pytest.approx(means.numpy(), abs=1e-6)
+def test_few_images_make_fewer_clusters_and_the_rest_is_never_drawn(recwarn):
+    for counts, number in (((2, 2), 1), ((30, 29), 2), ((40, 40), 4)):
+        clusters, x = fitted(counts, 9)
+        assert (clusters.shares > 0).sum() == number
+        assert set(clusters.draw(1_000, ImageNoise(1, range(1_000))).tolist()) <= set(clusters(x).tolist())
+    clusters = Clusters(SHAPE, 4)
+    clusters.fit(batches(torch.ones(20, *SHAPE)))
+    assert clusters.shares.max() == 1 and not len(recwarn), "equal images"
 
 
 class Heard(nn.Module):
@@ -122,34 +124,18 @@ def test_the_network_is_told_the_cluster_in_training_and_a_drawn_one_in_sampling
     assert torch.equal(told, model.clusters.draw(40, noise))
 
 
-def test_a_conditional_model_takes_labels_and_no_clusters():
-    model = catalog.load("fm").of(INFO, clusters=3, conditional=True, **SMALL)
-    assert model.clusters is None and model.net.label.classes == 2
-
-
-def test_equal_images_are_one_cluster_without_a_warning(recwarn):
-    clusters = Clusters(SHAPE, 4)
-    clusters.fit(batches(torch.ones(20, *SHAPE)))
-    assert clusters.shares.max() == 1 and not len(recwarn)
-
-
-@pytest.mark.parametrize("name", ["fm", "rf", "ncsnv2", "zigma"])
-def test_fewer_clusters_than_none_are_refused(name):
-    with pytest.raises(UsageError, match="clusters"):
-        catalog.load(name).of(INFO, clusters=-3)
-
-
-def test_scores_need_hidden_clusters():
-    model = catalog.load("fm").of(INFO, clusters=3, label_dropout=0.0, **SMALL)
-    with pytest.raises(UsageError, match="label dropout"):
-        model.log_prob(torch.zeros(2, *SHAPE), noise=ImageNoise(0, range(2)))
-
-
 def test_guidance_goes_towards_clusters_where_there_are_some():
-    plain, told = (catalog.load("fm").of(INFO, clusters=k, **SMALL) for k in (0, 3))
-    told.sample(2, noise=ImageNoise(0, range(2)), guidance=2.0)
+    build = lambda **options: catalog.load("fm").of(INFO, **options, **SMALL)  # noqa: E731
+    build(clusters=3).sample(2, noise=ImageNoise(0, range(2)), guidance=2.0)
     with pytest.raises(UsageError, match="conditional"):
-        plain.sample(2, noise=ImageNoise(0, range(2)), guidance=2.0)
+        build(clusters=0).sample(2, noise=ImageNoise(0, range(2)), guidance=2.0)
+    with pytest.raises(UsageError, match="label dropout"):
+        build(clusters=3, label_dropout=0.0).log_prob(torch.zeros(2, *SHAPE), noise=ImageNoise(0, range(2)))
+    labelled = build(clusters=3, conditional=True)
+    assert labelled.clusters is None and labelled.net.label.classes == 2
+    for name in ("fm", "rf", "ncsnv2", "zigma"):
+        with pytest.raises(UsageError, match="clusters"):
+            catalog.load(name).of(INFO, clusters=-3)
 
 
 @pytest.mark.parametrize("name", ["fm", "rf", "sgm", "ddpm", "ncsnv2", "zigma"])
@@ -184,15 +170,6 @@ def test_reflow_is_told_the_clusters_of_its_teacher():
     assert (model.pair_guidance, model.strength(None)) == (GUIDANCE, 1.0)
     model.loss(batch)
     assert torch.equal(model.net.told[-1], teacher.clusters(x[:8]))
-
-
-def test_shares_are_those_of_the_images():
-    clusters, x = fitted((40, 25, 20, 10, 5), 5)
-    found = np.bincount(clusters(x).numpy(), minlength=5) / 100
-    assert clusters.shares.numpy() == pytest.approx(found, abs=1e-6)
-
-
-# ---------------------------------------------------------------------------- of the priors of codes
 
 
 def clustered(cls=Transformer, shape=(1, 12, 8), **options):

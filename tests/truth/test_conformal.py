@@ -9,7 +9,7 @@ from scipy.stats import betabinom, chisquare
 from gzcli.metrics import conformal
 
 
-def test_a_p_value_is_a_count():
+def test_a_p_value_is_a_place_in_an_order():
     rng = np.random.default_rng(0)
     held_out, scores = rng.integers(0, 9, 50).astype(float), np.arange(-1.0, 11.0)  # with ties
     found = conformal.p_values(held_out, scores)
@@ -17,24 +17,13 @@ def test_a_p_value_is_a_count():
     assert found[0] == 1 and found[-1] == 1 / 51
     infinite = np.array([np.inf])
     assert [float(conformal.p_values(held_out, infinite, tails=k)[0]) for k in (1, 2)] == [1 / 51] * 2
-
-
-def test_a_p_value_of_both_tails_is_a_place_in_an_order():
-    """The highest, the lowest, the second highest, the second lowest, …; ties count as stranger."""
     held_out = np.arange(10.0)
     scores = np.array([9.5, -0.5, 8.5, 0.5, 4.6, 9.0, 0.0])
     found = conformal.p_values(held_out, scores, tails=2) * 11
     assert found.tolist() == pytest.approx([1, 2, 3, 4, 11, 3, 4])
     assert (conformal.p_values(held_out, np.full(3, 4.5), tails=2) == 1).all()
-
-
-def test_a_copy_in_another_batch_ties_with_its_original():
-    """Rounding may put a held-out image's copy on either side of it; the p-value is that of the tie."""
-    held_out = np.linspace(100, 200, 101)
-    for tails in (1, 2):
-        for at in (0, 1, 99, 100):
-            copies = held_out[at] * (1 + 1e-6 * np.array([-1, 0, 1]))
-            assert len(set(conformal.p_values(held_out, copies, tails=tails))) == 1
+    assert conformal.fewest(0.01) == 99 and conformal.fewest(0.05) == 19 and conformal.fewest(0.3) == 3
+    assert conformal.fewest(0.01, scores=3) == 299
 
 
 @pytest.mark.parametrize("n", [9, 10, 57])
@@ -55,6 +44,11 @@ def test_p_values_are_valid_where_scores_tie():
         p = np.array([float(conformal.p_values(row[1:], row[:1], tails=tails)[0]) for row in drawn])
         for u in (0.02, 0.1, 0.3, 0.6):
             assert (p <= u).mean() <= u + 4 * np.sqrt(u * (1 - u) / len(p))
+    held_out = np.linspace(100, 200, 101)
+    for tails in (1, 2):
+        for at in (0, 1, 99, 100):
+            copies = held_out[at] * (1 + 1e-6 * np.array([-1, 0, 1]))
+            assert len(set(conformal.p_values(held_out, copies, tails=tails))) == 1
 
 
 @pytest.mark.parametrize("fpr", [0.01, 0.05, 0.1, 0.3])
@@ -71,11 +65,6 @@ def test_the_thresholds_flag_what_the_p_values_flag(n, fpr, tails):
     assert flagged[0] == (tails == 2 and n >= conformal.fewest(fpr, scores=2)), (
         "the lower tail needs two places"
     )
-
-
-def test_how_many_images_a_rate_needs():
-    assert conformal.fewest(0.01) == 99 and conformal.fewest(0.05) == 19 and conformal.fewest(0.3) == 3
-    assert conformal.fewest(0.01, scores=3) == 299
 
 
 @pytest.mark.parametrize("fpr", [0.01, 0.05])

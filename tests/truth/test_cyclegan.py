@@ -5,23 +5,22 @@ from __future__ import annotations
 
 import math
 
+import draws
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from draws import images, noise
 from helpers import recipe, trainer
 from PIL import Image
 from torch import nn
 from zoo import CASES
 
 from gzcli.core.errors import UsageError
-from gzcli.core.sections import OptimSection
-from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
+from gzcli.core.types import Batch, BatchNoise, DataInfo, no_progress
 from gzcli.data.packs.batches import TrainBatches, to_uint8
 from gzcli.data.packs.open import open_pack
-from gzcli.engine import optim, state
 from gzcli.models.gan.cyclegan import MEMORY, CycleGAN, ImagePool, Translator, TranslatorOptions
-from gzcli.models.nn import PatchGAN
 from gzcli.models.nn.ssim import gaussian_window, ssim_parts
 from gzcli.recipe.resolve import resolve
 
@@ -29,18 +28,8 @@ INFO = DataInfo((1, 16, 16), 17, ("A", "B"))
 SMALL = {"width": 4, "halvings": 1, "blocks": 1, "disc_width": 4, "disc_layers": 1}
 
 
-def noise(n: int, seed: int = 0) -> ImageNoise:
-    return ImageNoise(seed, range(n))
-
-
-def images(n: int, shape: tuple[int, ...] = (1, 16, 16), seed: int = 0) -> torch.Tensor:
-    return torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-
-
 def batch(a: torch.Tensor, b: torch.Tensor, step: int = 0) -> Batch:
-    return Batch(
-        a, None, torch.arange(len(a)), BatchNoise(0, step, "main", total=len(a)), {"second_domain": b}
-    )
+    return draws.batch(a, step, second_domain=b)
 
 
 def model(info: DataInfo = INFO, **options) -> CycleGAN:
@@ -52,10 +41,7 @@ def model(info: DataInfo = INFO, **options) -> CycleGAN:
     return net
 
 
-# ---- losses
-
-
-def test_the_generators_loss_term_by_term():
+def test_losses_term_by_term():
     net, a, b = model(cycle=7.0, identity=0.3), images(3), images(3, seed=1)
     found = net.loss(batch(a, b), "generator")
     g, f = net.a_to_b, net.b_to_a
@@ -65,9 +51,6 @@ def test_the_generators_loss_term_by_term():
     for name, value in {"gan": gan, "cycle": cycle, "identity": identity}.items():
         torch.testing.assert_close(found[name], value)
     torch.testing.assert_close(found["loss"], gan + 7 * cycle + 7 * 0.3 * identity)
-
-
-def test_the_discriminators_loss():
     net, a, b = model(pool=0), images(3), images(3, seed=1)
     found = net.loss(batch(a, b), "discriminator")
     expected = 0
@@ -78,7 +61,7 @@ def test_the_discriminators_loss():
     assert all(p.grad is None for net in (net.a_to_b, net.b_to_a) for p in net.parameters())
 
 
-def test_validation_is_the_cycle_of_each_image_by_its_label():
+def test_validation_and_figures_of_its_own():
     net, x, y = model(cycle=7.0).eval(), images(4), torch.tensor([0, 1, 1, 0])
     found = net.loss(Batch(x, y, torch.arange(4), noise(4)))["loss"]
     ways = [
@@ -86,6 +69,17 @@ def test_validation_is_the_cycle_of_each_image_by_its_label():
         for i in range(4)
     ]
     torch.testing.assert_close(found, 7 * (torch.cat(ways) - x).abs().mean())
+    net, x, y = model().eval(), images(6), torch.tensor([0, 1, 0, 0, 1, 1])
+    with torch.no_grad():
+        found = net.measure(Batch(x[i : i + 4], y[i : i + 4], torch.arange(4), noise(4)) for i in (0, 4))
+        cycle = net.loss(Batch(x, y, torch.arange(6), noise(6)))["loss"] / net.cycle
+        a, b = x[y == 0], x[y == 1]
+        same = torch.cat([net.b_to_a(a) - a, net.a_to_b(b) - b]).abs().mean()
+        pairs = torch.cat([a, b]), torch.cat([net.a_to_b(a), net.b_to_a(b)])
+        like = ssim_parts(*((t + 1) / 2 for t in pairs), gaussian_window(11, 1.5))[0].mean()
+    assert found == pytest.approx(
+        {"cycle_l1": float(cycle) / 2, "identity_l1": float(same) / 2, "ssim": float(like)}, rel=1e-4
+    )
 
 
 def test_the_discriminators_are_shown_what_the_pools_give():
@@ -99,9 +93,6 @@ def test_the_discriminators_are_shown_what_the_pools_give():
     torch.testing.assert_close(
         losses[0], model(pool=0).loss(batch(images(4), images(4, seed=1)), "discriminator")["loss"]
     )
-
-
-# ---- the pool
 
 
 def test_the_pool_is_that_of_the_paper():
@@ -124,20 +115,7 @@ def test_the_pool_is_that_of_the_paper():
                 expected.append(value)
         assert shown.flatten().tolist() == expected
         assert pool.images.flatten().tolist()[: len(stored)] == stored
-
-
-def test_half_of_what_the_pool_shows_is_older():
-    pool, older = ImagePool(50), 0
-    for step in range(500):
-        x = torch.full((4, 1, 1, 1), float(step)) + torch.arange(4).view(4, 1, 1, 1) / 10
-        shown = pool(x, BatchNoise(0, step, total=4))
-        assert step >= 12 or torch.equal(shown, x)  # the first 50 as they come
-        older += int((shown != x).sum())
-    assert 0.46 < older / (500 * 4 - 50) < 0.54
-    assert torch.equal(ImagePool(0)(x, BatchNoise(0, total=4)), x)
-
-
-def test_parts_of_a_batch_see_the_pool_that_the_batch_sees():
+    assert torch.equal(ImagePool(0)(x, BatchNoise(0, total=3)), x)
     whole, parts, x = ImagePool(3), ImagePool(3), images(8)
     shown = whole(x, BatchNoise(0, total=8))
     split = [parts(x[i : i + 2], BatchNoise(0, total=8, start=i)) for i in range(0, 8, 2)]
@@ -146,6 +124,7 @@ def test_parts_of_a_batch_see_the_pool_that_the_batch_sees():
 
 def test_the_pool_is_no_weight_but_goes_on_after_a_resume():
     from gzcli.engine.checkpoint import extra_of, weights_of
+    from gzcli.engine.state import resume
 
     one, two = model(pool=4), model(pool=4)
     one.loss(batch(images(3), images(3, seed=1)), "discriminator")
@@ -153,24 +132,15 @@ def test_the_pool_is_no_weight_but_goes_on_after_a_resume():
     assert not any("pool" in key for key in weights_of(state)) and len(extra_of(state)) == 2
     two.load_state_dict(state)
     assert two.pool_a.count == 3 and torch.equal(two.pool_a.images, one.pool_a.images)
-    parts = [
-        net.loss(batch(images(3, seed=2), images(3, seed=3), 1), "discriminator")["loss"]
-        for net in (one, two)
-    ]
-    assert torch.equal(*parts)
-
-
-def test_weights_of_another_run_come_with_an_empty_pool():
+    later = lambda: batch(images(3, seed=2), images(3, seed=3), 1)  # noqa: E731
+    assert torch.equal(*(net.loss(later(), "discriminator")["loss"] for net in (one, two)))
     case = next(case for case in CASES if case.model == "cyclegan" and case.options["pool"])
     first = trainer(recipe(case, steps=2))
     first.fit()
     second = trainer(recipe(case, steps=3, sets=(f"train.init={first.run.path / 'model.safetensors'}",)))
-    state.resume(second.state)
+    resume(second.state)
     assert first.model.pool_a.count == 8 and second.model.pool_a.count == 0
     assert torch.equal(first.model.disc_a.head.weight, second.model.disc_a.head.weight)
-
-
-# ---- nets
 
 
 def test_the_translator_against_plain_layers():
@@ -219,55 +189,10 @@ def test_sizes_of_the_paper():
     undone = 64 + 128 + 256 + 9 * 2 * 256 + 128 + 64
     assert sum(p.numel() for p in net.a_to_b.parameters()) == 11_378_179 - undone
     assert sum(p.numel() for p in net.disc_b.parameters()) == 2_764_737 - (128 + 256 + 512)
-    assert tree["train"]["steps"] == 200 * 1334 and (tree["model"]["cycle"], tree["model"]["identity"]) == (
-        10,
-        0.5,
-    )
+    assert tree["train"]["steps"] == 200 * 1334 and (options["cycle"], options["identity"]) == (10, 0.5)
 
 
-def test_a_patch_has_70_pixels():
-    net = PatchGAN((3, 256, 256), 4, 3, "none")  # a norm looks at the whole image
-    x = images(1, (3, 256, 256)).requires_grad_()
-    (gradient,) = torch.autograd.grad(net(x)[0, 0, 15, 15], x)
-    rows, columns = (gradient[0].abs().sum(0).sum(d).nonzero().flatten() for d in (1, 0))
-    assert rows.max() - rows.min() + 1 == columns.max() - columns.min() + 1 == 70
-
-
-@pytest.mark.parametrize("shape", [(1, 16, 16), (1, 28, 28), (3, 32, 32), (3, 18, 27), (1, 9, 9)])
-def test_any_image_size_in_bf16(shape):
-    net, a, b = (
-        CycleGAN.of(DataInfo(shape, 256, ("A", "B")), **SMALL | {"halvings": 2}),
-        images(2, shape),
-        images(2, shape, 1),
-    )
-    for phase in net.phases():
-        net.requires_grad_(False)
-        for p in phase.parameters():
-            p.requires_grad_(True)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = net.loss(batch(a, b), phase.name)["loss"]
-        loss.backward()
-        assert loss.dtype == torch.float32
-    assert all(torch.isfinite(p.grad).all() for p in net.parameters())
-    assert net.translate(a, noise=noise(2), progress=no_progress).images.shape == a.shape
-
-
-def test_images_that_are_too_small():
-    with pytest.raises(UsageError, match="3 halvings") as e:
-        CycleGAN.of(DataInfo((1, 8, 8), 256, ("A", "B")), **SMALL | {"halvings": 3})
-    assert "model.halvings" in e.value.hint
-
-
-def test_constant_and_then_falling_learning_rate():
-    conf = OptimSection(schedule="late_linear")
-    rates = [optim.factor(conf, step, 200) for step in (0, 99, 100, 150, 199)]
-    assert rates == pytest.approx([1, 1, 1, 0.5, 0.01])
-
-
-# ---- translation
-
-
-def test_directions():
+def test_directions_and_scores_of_the_domain_that_suits_better():
     net, x = model().eval(), images(5)
     g, f = net.a_to_b(x), net.b_to_a(x)
     given = {"noise": noise(5), "progress": no_progress}
@@ -277,6 +202,16 @@ def test_directions():
     from_a = (f - x).abs().mean((1, 2, 3)) < (g - x).abs().mean((1, 2, 3))
     assert 0 < from_a.sum() < 5, "a test of both ways"
     torch.testing.assert_close(net.translate(x, **given).images, torch.where(from_a.view(-1, 1, 1, 1), g, f))
+    net, x = model().eval(), images(4)
+    rated = [net.disc_a(x).mean((1, 2, 3)), net.disc_b(x).mean((1, 2, 3))]
+    torch.testing.assert_close(
+        net.score_disc(x, noise=noise(4)), torch.stack([-value for value in rated]).min(0).values
+    )
+    cycles = [
+        F.l1_loss(back(to(x)), x, reduction="none").mean((1, 2, 3))
+        for to, back in ((net.a_to_b, net.b_to_a), (net.b_to_a, net.a_to_b))
+    ]
+    torch.testing.assert_close(net.score_cycle(x, noise=noise(4)), torch.stack(cycles).min(0).values)
 
 
 def test_samples_are_translations_of_what_was_trained_on():
@@ -304,36 +239,6 @@ def test_samples_are_translations_of_what_was_trained_on():
     assert 8 < (near.argmin(1) < MEMORY).sum() < 32, "either way"
 
 
-def test_figures_of_its_own():
-    net, x, y = model().eval(), images(6), torch.tensor([0, 1, 0, 0, 1, 1])
-    with torch.no_grad():
-        found = net.measure(Batch(x[i : i + 4], y[i : i + 4], torch.arange(4), noise(4)) for i in (0, 4))
-        cycle = net.loss(Batch(x, y, torch.arange(6), noise(6)))["loss"] / net.cycle
-        a, b = x[y == 0], x[y == 1]
-        same = torch.cat([net.b_to_a(a) - a, net.a_to_b(b) - b]).abs().mean()
-        pairs = torch.cat([a, b]), torch.cat([net.a_to_b(a), net.b_to_a(b)])
-        like = ssim_parts(*((t + 1) / 2 for t in pairs), gaussian_window(11, 1.5))[0].mean()
-    assert found == pytest.approx(
-        {"cycle_l1": float(cycle) / 2, "identity_l1": float(same) / 2, "ssim": float(like)}, rel=1e-4
-    )
-
-
-def test_scores_are_of_the_domain_that_suits_better():
-    net, x = model().eval(), images(4)
-    rated = [net.disc_a(x).mean((1, 2, 3)), net.disc_b(x).mean((1, 2, 3))]
-    torch.testing.assert_close(
-        net.score_disc(x, noise=noise(4)), torch.stack([-value for value in rated]).min(0).values
-    )
-    cycles = [
-        F.l1_loss(back(to(x)), x, reduction="none").mean((1, 2, 3))
-        for to, back in ((net.a_to_b, net.b_to_a), (net.b_to_a, net.a_to_b))
-    ]
-    torch.testing.assert_close(net.score_cycle(x, noise=noise(4)), torch.stack(cycles).min(0).values)
-
-
-# ---- batches of two domains
-
-
 @pytest.fixture
 def folder(tmp_path):
     """Thirty dark pictures in trainA, twenty bright ones in trainB."""
@@ -346,17 +251,8 @@ def folder(tmp_path):
 
 
 def batches(pack, **options) -> TrainBatches:
-    return TrainBatches(
-        pack,
-        **{
-            "seed": 3,
-            "batch_size": 4,
-            "levels": 256,
-            "device": "cpu",
-            "needs": ("second_domain",),
-            **options,
-        },
-    )
+    how = {"seed": 3, "batch_size": 4, "levels": 256, "device": "cpu", "needs": ("second_domain",)}
+    return TrainBatches(pack, **how | options)
 
 
 def test_each_domain_has_epochs_of_its_own(folder):
@@ -367,14 +263,14 @@ def test_each_domain_has_epochs_of_its_own(folder):
     steps = math.lcm(*map(len, every))
     seen = [source.at(step) for step in range(steps)]
     assert all((part.y == 0).all() and (labels[part.index.numpy()] == 0).all() for part in seen)
-    for known, x in zip(
-        every,
-        (torch.cat([s.x for s in seen]), torch.cat([s.extra["second_domain"] for s in seen])),
-        strict=True,
-    ):
+    domains = torch.cat([s.x for s in seen]), torch.cat([s.extra["second_domain"] for s in seen])
+    for known, x in zip(every, domains, strict=True):
         shown = [bytes(image) for image in to_uint8(x).numpy()]
         epochs = [shown[i : i + len(known)] for i in range(0, len(shown), len(known))]
         assert all(set(epoch) == known for epoch in epochs) and epochs[0] != epochs[1]
+    few = batches(pack, n=3)
+    shown = torch.cat([both(few.at(step)) for step in range(6)]).chunk(2, 1)
+    assert [len(x.unique(dim=0)) for x in shown] == [3, 3], "a subset is of each domain"
 
 
 def test_domains_are_not_paired():
@@ -388,37 +284,23 @@ def test_domains_are_not_paired():
     assert np.mean([len(met) > 1 for met in partners.values()]) > 0.9
 
 
+def both(part: Batch) -> torch.Tensor:
+    """The images of either domain, side by side."""
+    return torch.cat([part.x, part.extra["second_domain"]], 1)
+
+
 @pytest.mark.parametrize(("levels", "augment"), [(256, ()), (2, ("hflip", "crop=2"))])
 def test_a_batch_is_a_function_of_seed_and_step_whatever_the_processes(folder, levels, augment):
     pack, options = open_pack(folder), {"levels": levels, "augment": augment}
     source = batches(pack, **options)
     forward = [source.at(step) for step in (0, 1, 9, 30)]
     for step, whole in zip((30, 9, 1, 0), forward[::-1], strict=True):
-        alone = batches(pack, **options).at(step)
         parts = [batches(pack, rank=rank, world=2, **options).at(step) for rank in (0, 1)]
-        assert torch.equal(whole.x, alone.x) and torch.equal(
-            whole.extra["second_domain"], alone.extra["second_domain"]
-        )
-        assert torch.equal(whole.x, torch.cat([part.x for part in parts]))
-        assert torch.equal(
-            whole.extra["second_domain"], torch.cat([part.extra["second_domain"] for part in parts])
-        )
-    assert torch.equal(
-        whole.rows(slice(1, 3), whole.noise).extra["second_domain"], whole.extra["second_domain"][1:3]
-    )
-    assert not torch.equal(
-        forward[0].extra["second_domain"], batches(pack, seed=4, **options).at(0).extra["second_domain"]
-    )
-
-
-def test_a_subset_is_of_each_domain(folder):
-    source = batches(open_pack(folder), n=3)
-    seen = [source.at(step) for step in range(6)]
-    for x in (
-        torch.cat([part.x for part in seen]),
-        torch.cat([part.extra["second_domain"] for part in seen]),
-    ):
-        assert len(x.unique(dim=0)) == 3
+        assert torch.equal(both(whole), both(batches(pack, **options).at(step)))
+        assert torch.equal(both(whole), torch.cat([both(part) for part in parts]))
+    assert torch.equal(both(whole.rows(slice(1, 3), whole.noise)), both(whole)[1:3])
+    other = batches(pack, seed=4, **options).at(0)
+    assert not torch.equal(forward[0].extra["second_domain"], other.extra["second_domain"])
 
 
 def test_streamed_domains_are_the_packed_ones_and_read_in_one_go(folder, home, monkeypatch):
@@ -431,11 +313,7 @@ def test_streamed_domains_are_the_packed_ones_and_read_in_one_go(folder, home, m
     reader = lazy.ahead._open["batches"]
     for step in range(20):
         one, two = packed.at(step), lazy.at(step)
-        assert (
-            torch.equal(one.x, two.x)
-            and torch.equal(one.extra["second_domain"], two.extra["second_domain"])
-            and torch.equal(one.y, two.y)
-        )
+        assert torch.equal(both(one), both(two)) and torch.equal(one.y, two.y)
     lazy.at(20)
     assert lazy.ahead._open["batches"] is reader, "begun anew at a step"
 

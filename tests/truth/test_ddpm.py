@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from draws import fitted
 from flat import flat
 from gaussian import GaussianField, check_moments
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from gzcli.models.diffusion.ddpm import DDPM, discretised_gaussian, strata
 
 INFO = DataInfo((1, 8, 8), levels=17, classes=("a", "b", "c"), n=100)
 SMALL = {"channels": 8, "mult": (1, 2), "layers": 1, "attention": (4,)}
+BETAS = pytest.mark.parametrize(("name", "theirs"), [("linear", "linear"), ("cosine", "squaredcos_cap_v2")])
 SPACINGS = ("trailing", "leading", "linspace", "karras", "logsnr")
 
 
@@ -65,11 +67,7 @@ def gaussian(schedule, mean=0.3, std=0.5) -> Mixture:
     return Mixture(schedule, torch.full((1, 1, 1, 1), mean), std, torch.ones(1))
 
 
-# ----------------------------------------------------------------------------------------------------------
-# schedules
-
-
-@pytest.mark.parametrize("name, theirs", [("linear", "linear"), ("cosine", "squaredcos_cap_v2")])
+@BETAS
 @pytest.mark.parametrize("zero_snr", [False, True])
 def test_schedules_agree_with_diffusers(name, theirs, zero_snr):
     diffusers = pytest.importorskip("diffusers")
@@ -79,14 +77,10 @@ def test_schedules_agree_with_diffusers(name, theirs, zero_snr):
     np.testing.assert_allclose(ours.alpha**2 + ours.sigma**2, 1, rtol=1e-12)
     assert (np.diff(ours.alpha) < 0).all()
     assert (ours.alpha[-1] == 0) == zero_snr
-
-
-@pytest.mark.parametrize("timesteps", [2, 10, 100, 4000])
-@pytest.mark.parametrize("name", ["linear", "cosine"])
-def test_schedules_of_any_length_end_in_noise(name, timesteps):
-    schedule = DiscreteVP(name, timesteps)
-    assert 0 < schedule.alpha[-1] < 0.1 and schedule.alpha[0] > 0.8 - 0.8 * (timesteps < 10)
-    assert (np.diff(schedule.alpha) < 0).all()
+    for timesteps in (2, 10, 100, 4000):
+        schedule = DiscreteVP(name, timesteps)
+        assert 0 < schedule.alpha[-1] < 0.1 and schedule.alpha[0] > 0.8 - 0.8 * (timesteps < 10), timesteps
+        assert (np.diff(schedule.alpha) < 0).all(), timesteps
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
@@ -105,21 +99,31 @@ def test_paths_fall_to_the_clean_image(spacing, zero_snr):
         schedule.path(1001, spacing)
 
 
-def test_settings_that_contradict_are_refused():
+def test_what_is_refused():
     with pytest.raises(UsageError, match="zero_snr"):
         build(zero_snr=True, prediction="eps")
     with pytest.raises(UsageError, match="without labels"):
         build(DataInfo((1, 8, 8)), conditional=True)
     with pytest.raises(UsageError, match="at least 2"):
         build(timesteps=1)
+    for model, message in (
+        (build(conditional=True, label_dropout=0.0), "label dropout"),
+        (build(), "conditional"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            flat(model.sample)(1, noise=ImageNoise(0, [0]), guidance=2.0)
+    with pytest.raises(UsageError, match="label dropout"):
+        build(conditional=True, label_dropout=0.0).log_prob(batch_of(1).x, noise=ImageNoise(0, [0]))
 
 
-# ------------------------------------------------------------------------------------------------- samplers
+def exact_start():
+    """Noise [16, 1, 2, 2] that samplers begin with."""
+    return torch.randn(16, 1, 2, 2, generator=torch.Generator().manual_seed(0))
 
 
-def drive(scheduler, target, x, times, **step):
-    """A diffusers scheduler along `times` with the exact ε."""
-    for t in times:
+def drive(scheduler, target, x, **step):
+    """A diffusers scheduler along its times with the exact ε."""
+    for t in scheduler.timesteps:
         x = scheduler.step(target(x, float(t))[1], t, x, **step).prev_sample
     return x
 
@@ -129,11 +133,10 @@ def drive(scheduler, target, x, times, **step):
 def test_ddim_agrees_with_diffusers(spacing, eta):
     diffusers = pytest.importorskip("diffusers")
     schedule = DiscreteVP("linear", 1000)
-    target, x = gaussian(schedule), torch.randn(16, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    target, x, g = gaussian(schedule), exact_start(), torch.Generator().manual_seed(1)
     other = diffusers.DDIMScheduler(clip_sample=False, timestep_spacing=spacing)
     other.set_timesteps(20)
-    want = drive(other, target, x, other.timesteps, eta=eta, generator=torch.Generator().manual_seed(1))
-    g = torch.Generator().manual_seed(1)
+    want = drive(other, target, x, eta=eta, generator=torch.Generator().manual_seed(1))
     path = schedule.path_over(other.timesteps.tolist())
     assert path == schedule.path(20, spacing)
     got = samplers.ddim(target, x, path, eta=eta, randn=lambda: torch.randn(x.shape, generator=g))
@@ -145,67 +148,39 @@ def test_ddim_agrees_with_diffusers(spacing, eta):
 def test_ancestral_agrees_with_diffusers(variance, times):
     diffusers = pytest.importorskip("diffusers")
     schedule = DiscreteVP("linear", 1000)
-    target, x = gaussian(schedule), torch.randn(16, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    target, x, g = gaussian(schedule), exact_start(), torch.Generator().manual_seed(1)
     other = diffusers.DDPMScheduler(clip_sample=False, variance_type=f"fixed_{variance}")
     other.set_timesteps(timesteps=times)
-    want = drive(other, target, x, other.timesteps, generator=torch.Generator().manual_seed(1))
-    g = torch.Generator().manual_seed(1)
-    got = samplers.ancestral(
-        target,
-        x,
-        schedule.path_over(times),
-        variance=variance,
-        randn=lambda: torch.randn(x.shape, generator=g),
-    )
+    want = drive(other, target, x, generator=torch.Generator().manual_seed(1))
+    how = {"variance": variance, "randn": lambda: torch.randn(x.shape, generator=g)}
+    got = samplers.ancestral(target, x, schedule.path_over(times), **how)
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
 
 
+@BETAS
 @pytest.mark.parametrize("steps", [3, 20, 37])
-@pytest.mark.parametrize("name, theirs", [("linear", "linear"), ("cosine", "squaredcos_cap_v2")])
-def test_dpm_agrees_with_diffusers(name, theirs, steps):
+def test_multistep_samplers_agree_with_diffusers(name, theirs, steps):
+    """DPM-Solver++ of the ODE and, by the same noises, of the SDE, and UniPC."""
     diffusers = pytest.importorskip("diffusers")
     schedule = DiscreteVP(name, 1000)
-    target, x = gaussian(schedule), torch.randn(16, 1, 2, 2, generator=torch.Generator().manual_seed(0))
-    other = diffusers.DPMSolverMultistepScheduler(beta_schedule=theirs, prediction_type="sample")
-    other.set_timesteps(steps)
-    want = x
-    for t in other.timesteps:
-        want = other.step(target(want, float(t))[0], t, want).prev_sample
-    got = samplers.dpmpp(target, x, schedule.path_over(other.timesteps.tolist()))
-    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("steps", [3, 20])
-@pytest.mark.parametrize("name, theirs", [("linear", "linear"), ("cosine", "squaredcos_cap_v2")])
-def test_unipc_agrees_with_diffusers(name, theirs, steps):
-    diffusers = pytest.importorskip("diffusers")
-    schedule = DiscreteVP(name, 1000)
-    target, x = gaussian(schedule), torch.randn(16, 1, 2, 2, generator=torch.Generator().manual_seed(0))
-    other = diffusers.UniPCMultistepScheduler(beta_schedule=theirs, prediction_type="sample")
-    other.set_timesteps(steps)
-    want = x
-    for t in other.timesteps:
-        want = other.step(target(want, float(t))[0], t, want).prev_sample
-    got = samplers.unipc(target, x, schedule.path_over(other.timesteps.tolist()))
-    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("steps", [3, 20])
-def test_the_noisy_dpm_agrees_with_diffusers(steps):
-    diffusers = pytest.importorskip("diffusers")
-    schedule = DiscreteVP("linear", 1000)
-    target, x = gaussian(schedule), torch.randn(16, 1, 2, 2, generator=torch.Generator().manual_seed(0))
-    other = diffusers.DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", prediction_type="sample")
-    other.set_timesteps(steps)
+    target, x = gaussian(schedule), exact_start()
     noises = torch.randn(steps, *x.shape, generator=torch.Generator().manual_seed(1))
-    want = x
-    for t, eps in zip(other.timesteps, noises, strict=True):
-        want = other.step(target(want, float(t))[0], t, want, variance_noise=eps).prev_sample
-    left = iter(noises)
-    got = samplers.dpmpp(
-        target, x, schedule.path_over(other.timesteps.tolist()), noisy=True, randn=lambda: next(left)
-    )
-    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+    for sampler, scheduler, noisy in (
+        (samplers.dpmpp, diffusers.DPMSolverMultistepScheduler, False),
+        (samplers.dpmpp, diffusers.DPMSolverMultistepScheduler, True),
+        (samplers.unipc, diffusers.UniPCMultistepScheduler, False),
+    ):
+        algorithm = {"algorithm_type": "sde-dpmsolver++"} if noisy else {}
+        other = scheduler(beta_schedule=theirs, prediction_type="sample", **algorithm)
+        other.set_timesteps(steps)
+        want = x
+        for t, eps in zip(other.timesteps, noises, strict=True):
+            drawn = {"variance_noise": eps} if noisy else {}
+            want = other.step(target(want, float(t))[0], t, want, **drawn).prev_sample
+        left = iter(noises)
+        how = {"noisy": True, "randn": lambda left=left: next(left)} if noisy else {}
+        got = sampler(target, x, schedule.path_over(other.timesteps.tolist()), **how)
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4, msg=f"{scheduler.__name__} {noisy}")
 
 
 def test_clipping_agrees_with_diffusers():
@@ -289,9 +264,6 @@ def test_samplers_recover_a_mixture(sampler, zero_snr):
         assert (inside.std(0) - 0.1).abs().max() < 0.015
 
 
-# ------------------------------------------------------------------------------------------------- training
-
-
 class Knows(nn.Module):
     """A network that always predicts the image `guess`, in the model's own parametrisation."""
 
@@ -322,7 +294,7 @@ def test_the_three_predictions_are_one():
         torch.testing.assert_close(other, guess, atol=2e-3, rtol=0)
 
 
-def test_times_are_stratified_over_the_global_batch():
+def test_times_have_their_law():
     model = build()
     whole = model.draw_times(BatchNoise(0, total=50), 50)
     assert (whole // 20 == torch.arange(50)).all()  # 1000 / 50: one in each share
@@ -331,33 +303,19 @@ def test_times_are_stratified_over_the_global_batch():
     model.time_sampling = "uniform"
     t = model.draw_times(BatchNoise(0, total=20_000), 20_000)
     assert t.min() == 0 and t.max() == 999 and abs(t.double().mean() - 499.5) < 5 * 289 / math.sqrt(20_000)
+    model = build(timesteps=1000, time_sampling="logit_normal")
+    t = model.draw_times(BatchNoise(0, 0, "main", total=4000), 4000).double()
+    logits = torch.logit((t + 0.5) / 1000)
+    assert float(logits.mean()) == pytest.approx(0, abs=0.01)
+    assert float(logits.std()) == pytest.approx(1, abs=0.01)
 
 
-@pytest.mark.parametrize("loss_type", ["l2", "l1", "huber"])
-def test_loss_types_differ_and_fall_by_training(loss_type):
-    model, batch = DDPM.of(INFO, **SMALL, loss_type=loss_type), batch_of()
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    losses = []
-    for _ in range(30):
-        batch.noise = BatchNoise(0, total=8)
-        loss = model.loss(batch)["loss"]
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(loss.detach()))
-    assert losses[-1] < 0.9 * losses[0]
-
-
-def test_half_precision_loss_is_near():
-    model, batch = build(conditional=True), batch_of()
-    full = float(model.loss(batch)["loss"].detach())
-    batch.noise = BatchNoise(0, 0, "main", total=8)
-    with torch.autocast("cpu", torch.bfloat16):
-        half = model.loss(batch)["loss"]
-    assert half.dtype == torch.float32 and abs(float(half.detach()) - full) < 0.02 * full
-
-
-# --------------------------------------------------------------------------------------------------- labels
+def test_loss_types_fall_by_training():
+    for loss_type in ("l2", "l1", "huber"):
+        model, x = DDPM.of(INFO, **SMALL, loss_type=loss_type), batch_of().x
+        at = lambda step, x=x: Batch(x, None, torch.arange(8), BatchNoise(0, total=8))  # noqa: E731
+        losses = fitted(model, at, 30, 3e-3)
+        assert losses[-1] < 0.9 * losses[0], loss_type
 
 
 class Counting(nn.Module):
@@ -384,38 +342,6 @@ def test_guidance_doubles_the_batch_only_where_it_acts():
     options = {"sampler": "ddim", "steps": 10, "spacing": "trailing", "guidance": 2.0, "interval": (0.3, 0.7)}
     flat(model.sample)(4, noise=ImageNoise(0, range(4)), **options)
     assert model.net.rows == [4, 4, 4, 8, 8, 8, 8, 4, 4, 4]
-
-
-def test_labels_reach_samples_and_guidance_needs_dropout():
-    model = build(conditional=True)
-
-    def draw(labels, **options):
-        return flat(model.sample)(3, labels=labels, noise=ImageNoise(0, range(3)), steps=4, **options)
-
-    zero, one = torch.zeros(3, dtype=torch.long), torch.ones(3, dtype=torch.long)
-    assert not torch.equal(draw(zero), draw(one))
-    assert torch.equal(draw(None), draw(torch.arange(3)))
-    with pytest.raises(UsageError, match="label dropout"):
-        flat(build(conditional=True, label_dropout=0.0).sample)(1, noise=ImageNoise(0, [0]), guidance=2.0)
-    with pytest.raises(UsageError, match="conditional"):
-        flat(build().sample)(1, noise=ImageNoise(0, [0]), guidance=2.0)
-    with pytest.raises(UsageError, match="label dropout"):
-        build(conditional=True, label_dropout=0.0).log_prob(batch_of(1).x, noise=ImageNoise(0, [0]))
-
-
-def test_multilabel():
-    model = build(DataInfo((1, 8, 8), 17, ("a", "b", "c"), multilabel=True), conditional=True)
-    batch = batch_of()
-    batch.y = nn.functional.one_hot(batch.y, 3)
-    assert torch.isfinite(model.loss(batch)["loss"])
-    x = flat(model.sample)(
-        2, labels=torch.tensor([[1, 1, 0], [0, 0, 0]]), noise=ImageNoise(0, range(2)), steps=2, guidance=2.0
-    )
-    assert x.shape == (2, 1, 8, 8)
-
-
-# ----------------------------------------------------------------------------------------------------------
-# likelihood
 
 
 @pytest.mark.parametrize("levels", [2, 17, 256])
@@ -476,12 +402,8 @@ def test_the_bound_is_the_sum_of_its_kls(variance):
     from torch.distributions import Normal, kl_divergence
 
     info = DataInfo((1, 4, 4), levels=17)
-    model, x, n = (
-        exact_model(info, 0.0, 0.5, timesteps=4, schedule="linear"),
-        batch_of(6, info=DataInfo((1, 4, 4))).x,
-        6,
-    )
-    x = (x * 8).round() / 8
+    model, n = exact_model(info, 0.0, 0.5, timesteps=4, schedule="linear"), 6
+    x = (batch_of(n, info=info).x * 8).round() / 8
     noise, again = ImageNoise(0, range(n)), ImageNoise(0, range(n))
     got = model.log_prob(x, noise=noise, terms=3, variance=variance)
     levels = [model.process.level(t) for t in range(4)]
@@ -513,16 +435,8 @@ def test_few_terms_are_unbiased():
     assert abs(whole.mean() - few.mean()) < 4 * error
     for terms in (1, 5, 50, 59, 1000):
         edges = strata(60, terms)
-        assert (
-            edges[0] == 1
-            and edges[-1] == 60
-            and (np.diff(edges) >= 1).all()
-            and len(edges) == min(terms, 59) + 1
-        )
-
-
-# ---------------------------------------------------------------------------------------------------------
-# applications
+        assert (edges[0], edges[-1], len(edges)) == (1, 60, min(terms, 59) + 1)
+        assert (np.diff(edges) >= 1).all()
 
 
 def test_repaint_finds_the_conditional():
@@ -542,41 +456,13 @@ def test_repaint_finds_the_conditional():
     slopes = []
     for resample in (1, 10):
         mask = torch.tensor([1.0, 0.0]).expand(3000, 1, 1, 2)
-        y = samplers.repaint(
-            denoise,
-            randn(),
-            schedule.path(50),
-            known=known,
-            mask=mask,
-            randn=randn,
-            resample=resample,
-            jump=5,
-        )
+        how = {"known": known, "mask": mask, "randn": randn, "resample": resample, "jump": 5}
+        y = samplers.repaint(denoise, randn(), schedule.path(50), **how)
         assert torch.equal(y[..., 0], known[..., 0])
         slopes.append(float((y[..., 1] * known[..., 0]).mean() / known[..., 0].square().mean()))
     assert abs(slopes[1] - rho) < 0.08
     assert abs(slopes[0] - rho) > abs(slopes[1] - rho)
     assert samplers.repaint_walk(4, 2, 2) == [0, 1, 2, 0, 1, 2, 3, 4, 2, 3, 4]
-
-
-def test_inpaint_keeps_what_is_known():
-    model, x, seen = build(), batch_of(2).x, []
-    mask = torch.zeros(2, 1, 8, 8)
-    mask[:, :, :4] = 1
-    y = model.inpaint(
-        x,
-        mask=mask,
-        noise=ImageNoise(0, range(2)),
-        steps=4,
-        resample=2,
-        jump=2,
-        progress=lambda *a: seen.append(a[:2]),
-    ).images
-    assert torch.equal(y[:, :, :4], x[:, :, :4]) and not torch.equal(y[:, :, 4:], x[:, :, 4:])
-    assert seen == [(i + 1, 10) for i in range(10)]  # 8 calls and 2 ways back
-    middle = model.inpaint(x, noise=ImageNoise(0, range(2)), steps=2, resample=1).images
-    same = (middle == x).flatten(0, 1).all(0)
-    assert not same[2:6, 2:6].all() and same.sum() >= 48
 
 
 def test_upscale_agrees_with_the_small_image():
@@ -591,7 +477,7 @@ def test_upscale_agrees_with_the_small_image():
         model.upscale(torch.zeros(1, 1, 3, 3), noise=ImageNoise(0, [0]))
 
 
-def test_edits_go_from_the_image_to_noise():
+def test_edits_and_ways_between_images():
     model, x = exact_model(DataInfo((1, 8, 8)), 0.0, 0.5), batch_of(4).x * 0.5
     moved = [
         float((model.edit(x, noise=ImageNoise(0, range(4)), strength=s, steps=10).images - x).square().mean())
@@ -604,17 +490,11 @@ def test_edits_go_from_the_image_to_noise():
     )
     with pytest.raises(UsageError, match="strength"):
         model.edit(x, noise=ImageNoise(0, range(4)), strength=1.5)
-
-
-def test_interpolation_starts_and_ends_at_its_images():
     model, x = exact_model(DataInfo((1, 8, 8)), 0.0, 0.5), batch_of(5).x * 0.5
     way = model.interpolate(x, noise=ImageNoise(0, range(5)), frames=3, strength=0.3, steps=5).images
     ends = model.reconstruct(x, noise=ImageNoise(0, range(5)), strength=0.3, steps=5).images
     assert way.shape == (6, 1, 8, 8)
     torch.testing.assert_close(way[[0, 2, 3, 5]], ends[:4], atol=1e-5, rtol=0)
-
-
-# --------------------------------------------------------------------------------------------------- scores
 
 
 def test_scores_tell_noise_from_data():
@@ -623,12 +503,8 @@ def test_scores_tell_noise_from_data():
     g = torch.Generator().manual_seed(0)
     inside, outside = torch.randn(2, 40, 1, 8, 8, generator=g).mul(0.2).clamp(-1, 1), batch_of(20).x
     held, test = inside
-    model.fit_recon(
-        [
-            Batch(h, None, i, ImageNoise(0, i))
-            for h, i in zip(held.split(20), torch.arange(40).split(20), strict=True)
-        ]
-    )
+    parts = zip(held.split(20), torch.arange(40).split(20), strict=True)
+    model.fit_recon([Batch(h, None, i, ImageNoise(0, i)) for h, i in parts])
     for name in ("recon", "denoise"):
         score = getattr(model, f"score_{name}")
         a, b = score(test, noise=ImageNoise(0, range(40))), score(outside, noise=ImageNoise(0, range(20)))
@@ -646,9 +522,7 @@ def test_recon_averages_the_z_scores_of_pixels_and_perceptual_distance():
     batch = Batch(x[0], None, torch.arange(12), ImageNoise(0, range(12)))
     model.perceptual = lambda a, b: (a - b).flatten(1).sum(1)
     model.fit_recon([batch], starts=2, steps=2)
-    square, total = (
-        f(x).double() for f in (lambda x: x.square().flatten(2).mean(2), lambda x: x.flatten(2).sum(2))
-    )
+    square, total = x.square().flatten(2).mean(2).double(), x.flatten(2).sum(2).double()
     z = [(e[1] - e[0].mean()) / e[0].std() for e in (square, total)]
     score = model.score_recon(x[1], noise=ImageNoise(0, range(12)), starts=2, steps=2)
     torch.testing.assert_close(score.double(), (z[0] + z[1]) / 2, atol=2e-3, rtol=0)
@@ -659,46 +533,24 @@ def test_recon_averages_the_z_scores_of_pixels_and_perceptual_distance():
     torch.testing.assert_close(alone.double(), z[0], atol=2e-3, rtol=0)
 
 
-def test_scores_of_an_image_stand_alone():
-    model, x = build(conditional=True), batch_of(5).x
-    for method in (model.score_recon, model.score_denoise, model.log_prob):
-        with torch.no_grad():
-            together, alone = (
-                method(x, noise=ImageNoise(0, range(5))),
-                method(x[3:4], noise=ImageNoise(0, [3])),
-            )
-        torch.testing.assert_close(together[3:4], alone, rtol=1e-5, atol=1e-5)
-
-
-# -------------------------------------------------------------------------------------------------- samples
-
-
 @pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpmpp", "heun"])
-@pytest.mark.parametrize("spacing", SPACINGS)
-def test_sample(sampler, spacing):
-    model, seen = build(), []
-    options = {"sampler": sampler, "spacing": spacing, "steps": 7, "eta": 0.5}
-    x = flat(model.sample)(
-        3, noise=ImageNoise(0, range(3)), progress=lambda i, n, x=None: seen.append((i, n)), **options
-    )
-    assert x.shape == (3, 1, 8, 8) and x.isfinite().all() and x.abs().max() <= 1
-    assert seen == [(i + 1, 7) for i in range(7)]
-    alone = flat(model.sample)(1, noise=ImageNoise(0, [1]), **options)
-    torch.testing.assert_close(alone[0], x[1], atol=2e-3, rtol=0)
+def test_an_image_is_the_same_alone_and_in_a_batch(sampler):
+    model = build()
+    for spacing in SPACINGS:
+        seen, options = [], {"sampler": sampler, "spacing": spacing, "steps": 7, "eta": 0.5}
+        told = {"progress": lambda i, n, x=None, seen=seen: seen.append((i, n))}
+        x = flat(model.sample)(3, noise=ImageNoise(0, range(3)), **told, **options)
+        assert x.shape == (3, 1, 8, 8) and x.isfinite().all() and x.abs().max() <= 1, spacing
+        assert seen == [(i + 1, 7) for i in range(7)], spacing
+        alone = flat(model.sample)(1, noise=ImageNoise(0, [1]), **options)
+        torch.testing.assert_close(alone[0], x[1], atol=2e-3, rtol=0, msg=spacing)
 
 
 def test_paper_size():
     """The CIFAR-10 network of Ho 2020 has 35.7 million parameters (appendix B)."""
     with torch.device("meta"):
-        model = DDPM.of(
-            DataInfo((3, 32, 32)),
-            channels=128,
-            mult=(1, 2, 2, 2),
-            layers=2,
-            attention=(16,),
-            groups=32,
-            dropout=0.1,
-        )
+        sizes = {"channels": 128, "mult": (1, 2, 2, 2), "layers": 2, "attention": (16,), "groups": 32}
+        model = DDPM.of(DataInfo((3, 32, 32)), **sizes)
     assert abs(sum(p.numel() for p in model.parameters()) / 35.7e6 - 1) < 0.005
 
 
@@ -739,13 +591,8 @@ def test_an_exported_model_makes_the_same_pictures(prediction, zero_snr, tmp_pat
 
 def test_inpainting_by_moments_draws_from_what_images_may_be():
     field, n = GaussianField(), 2000
-    model = (
-        DDPM.of(
-            DataInfo((1, 4, 4), None), channels=8, mult=(1,), attention=(), prediction="x0", timesteps=1000
-        )
-        .double()
-        .eval()
-    )
+    small = {"channels": 8, "mult": (1,), "attention": (), "prediction": "x0", "timesteps": 1000}
+    model = DDPM.of(DataInfo((1, 4, 4), None), **small).double().eval()
 
     class Net(nn.Module):
         def forward(self, x, t, y=None, drop=None):
@@ -753,21 +600,9 @@ def test_inpainting_by_moments_draws_from_what_images_may_be():
 
     model.net = Net()
     x, mask, mean, covariance = field.halved()
-    keys = {
-        "mask": mask.expand(n, 1, 4, 4),
-        "noise": ImageNoise(0, range(n)),
-        "method": "moments",
-        "steps": 25,
-    }
-    out = model.inpaint(x.expand(n, 1, 4, 4), **keys).images
+    keys = {"mask": mask.expand(n, 1, 4, 4), "method": "moments", "steps": 25}
+    out = model.inpaint(x.expand(n, 1, 4, 4), noise=ImageNoise(0, range(n)), **keys).images
     check_moments(out[:, :, 2:].flatten(1).double(), mean, covariance)
-
-
-def test_what_diffusers_cannot_halve_is_not_exported():
-    pytest.importorskip("diffusers")
-    model = DDPM.of(DataInfo((1, 14, 14)), channels=8, mult=(1, 1, 1), attention=(), timesteps=20)
-    with pytest.raises(UsageError, match="cannot halve 14×14 images 2 times"):
-        model.to_diffusers()
 
 
 def test_a_model_with_a_factor_learns_to_enlarge(tmp_path):
@@ -790,25 +625,17 @@ def test_a_model_with_a_factor_learns_to_enlarge(tmp_path):
             model.net(model.inputs(x, model.process.levels_at(t), small), t), plain.net(x, t)
         )
 
-    pattern = nn.functional.interpolate(torch.tensor([[[[0.3, -0.3], [-0.3, 0.3]]]]), size=(2, 2)).repeat(
-        1, 1, 4, 4
-    )
+    pattern = torch.tensor([[0.3, -0.3], [-0.3, 0.3]]).repeat(4, 4)
 
     def draw(seed: int) -> Tensor:
         low = torch.rand(32, 1, 4, 4, generator=torch.Generator().manual_seed(seed)) - 0.5
-        return (
-            nn.functional.interpolate(low, scale_factor=2)
-            + pattern * low.repeat_interleave(2, 2).repeat_interleave(2, 3).sign()
-        )
+        wide = nn.functional.interpolate(low, scale_factor=2)
+        return wide + pattern * wide.sign()
 
     torch.manual_seed(0)
     model = DDPM.of(info, **keys, factor=2)
-    adam = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for step in range(250):
-        adam.zero_grad()
-        noise = BatchNoise(0, step, total=32)
-        model.loss(Batch(draw(step), None, torch.arange(32), noise))["loss"].backward()
-        adam.step()
+    at = lambda step: Batch(draw(step), None, torch.arange(32), BatchNoise(0, step, total=32))  # noqa: E731
+    fitted(model, at, 250, 3e-3)
     held = draw(-1)
     small = nn.functional.avg_pool2d(held, 2)
     bicubic = nn.functional.interpolate(small, scale_factor=2, mode="bicubic")
@@ -824,9 +651,9 @@ def test_a_model_with_a_factor_learns_to_enlarge(tmp_path):
         DDPM.of(info, **keys, factor=3)
     with pytest.raises(UsageError, match="no pipeline"):
         model.to_diffusers()
-
-
-# ------------------------------------------------------------------------------- shift of the noise
+    uneven = DDPM.of(DataInfo((1, 14, 14)), channels=8, mult=(1, 1, 1), attention=(), timesteps=20)
+    with pytest.raises(UsageError, match="cannot halve 14×14 images 2 times"):
+        uneven.to_diffusers()
 
 
 @pytest.mark.parametrize("zero_snr", [False, True])
@@ -836,25 +663,18 @@ def test_a_shift_moves_the_log_snr_of_each_level(name, zero_snr):
     plain = DiscreteVP(name, 200, zero_snr=zero_snr)
     moved = DiscreteVP(name, 200, zero_snr=zero_snr, shift=shift_of("auto", (3, 256, 256)))
     with np.errstate(divide="ignore"):
-        np.testing.assert_allclose(
-            2 * np.log(moved.alpha / moved.sigma),
-            2 * np.log(plain.alpha / plain.sigma) + 2 * np.log(64 / 256),
-            atol=1e-9,
-        )
+        before, after = (2 * np.log(s.alpha / s.sigma) for s in (plain, moved))
+        np.testing.assert_allclose(after, before + 2 * np.log(64 / 256), atol=1e-9)
     np.testing.assert_allclose(moved.alpha**2 + moved.sigma**2, 1)
     assert DiscreteVP(name, 200, zero_snr=zero_snr, shift=1.0).alpha.tolist() == plain.alpha.tolist()
 
 
-def test_the_shift_of_a_size():
+def test_shift_of_a_size_which_sampler_and_bound_have():
     shapes = {(3, 64, 64): 1, (1, 28, 28): 1, (3, 128, 128): 2, (3, 256, 64): 2, (4, 32, 32): 1}
     assert {shape: shift_of("auto", shape) for shape in shapes} == shapes
     assert shift_of(1.5, (3, 256, 256)) == 1.5
     with pytest.raises(UsageError, match="noise shifted by a factor of 0"):
         shift_of(0, (3, 8, 8))
-
-
-def test_sampler_and_bound_have_the_shift():
-    """Samplers walk the shifted levels; the bound of Gaussian data stays tight."""
     with torch.device("meta"):
         model = DDPM.of(DataInfo((3, 128, 128)), channels=8, shift="auto")
     plain = DiscreteVP("cosine", 1000)
@@ -868,11 +688,3 @@ def test_sampler_and_bound_have_the_shift():
     bound = model.log_prob(x, noise=ImageNoise(0, range(128)), terms=400, variance="large")
     gap, error = float((true - bound).mean()) / 16, float((true - bound).std()) / 16 / math.sqrt(128)
     assert -4 * error < gap < 0.02 + 4 * error and error < 0.03
-
-
-def test_logit_normal_times_have_that_law():
-    model = build(timesteps=1000, time_sampling="logit_normal")
-    t = model.draw_times(BatchNoise(0, 0, "main", total=4000), 4000).double()
-    logits = torch.logit((t + 0.5) / 1000)
-    assert float(logits.mean()) == pytest.approx(0, abs=0.01)
-    assert float(logits.std()) == pytest.approx(1, abs=0.01)

@@ -7,12 +7,13 @@ import math
 
 import pytest
 import torch
+from draws import fitted, noise
 from flat import flat
 from torch import nn
 from torch.nn import functional as F
 
 from gzcli.core.errors import UsageError
-from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise
+from gzcli.core.types import Batch, BatchNoise, DataInfo
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.process import DiscreteVP
 from gzcli.models.diffusion.diffae import CodedUNet, DiffAE, Encoder
@@ -50,10 +51,6 @@ def is_down(x: torch.Tensor) -> torch.Tensor:
     return (x.mean(2).amax((1, 2)) > x.mean(3).amax((1, 2))).long()
 
 
-def noise(n: int, seed: int = 0) -> ImageNoise:
-    return ImageNoise(seed, range(n))
-
-
 def squared_errors(x: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
     """[B]: of pixels in [0, 1]."""
     return (0.5 * (x - back)).square().flatten(1).mean(1)
@@ -75,10 +72,6 @@ def trained() -> DiffAE:
             optimizer.step()
             model.zero_grad(set_to_none=True)
     return model.eval()
-
-
-# ----------------------------------------------------------------------------------------------------------
-# stochastic code
 
 
 def test_the_inverse_of_ddim_for_gaussian_data():
@@ -124,10 +117,8 @@ def test_each_step_of_the_inverse_undoes_one_of_ddim():
 
 
 def test_both_codes_return_the_image_whatever_the_semantic_one_is(trained):
-    x, z = (
-        bars(6, 999).x,
-        trained.mean + 0.5 * trained.std * torch.randn(6, 8, generator=torch.Generator().manual_seed(1)),
-    )
+    x, draws = bars(6, 999).x, torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
+    z = trained.mean + 0.5 * trained.std * draws
     with torch.no_grad():
         errors = [
             float((trained.decode(z, trained.invert(x, z, steps), steps) - x).abs().mean())
@@ -137,23 +128,18 @@ def test_both_codes_return_the_image_whatever_the_semantic_one_is(trained):
 
 
 def test_reconstruction_of_held_out_images(trained):
-    """MSE of pixels in [0, 1] at 50 steps; the semantic code alone keeps the class. Of a net so small the
-    inversion now and then ends on another bar, an error as large as without a stochastic code: hence the
-    median."""
+    """The semantic code alone keeps the class; the inversion of so small a net may end on another bar."""
     batch = bars(32, 999)
     both, alone = (trained.reconstruct(batch.x, noise=noise(32), stochastic=s).images for s in (True, False))
     of_both, of_code = (squared_errors(batch.x, back) for back in (both, alone))
     assert of_both.median() < 0.001 and of_both.mean() < 0.25 * of_code.mean(), (of_both, of_code)
     assert (is_down(alone) == batch.y).float().mean() > 0.9 and not torch.equal(alone, both)
-
-
-def test_progress_tells_of_both_ways():
-    seen = []
-    build().reconstruct(bars(2).x, noise=noise(2), steps=4, progress=lambda i, n, x=None: seen.append((i, n)))
-    assert seen == [(i, 8) for i in range(1, 9)]
-
-
-# --------------------------------------------------------------------------------------------- the networks
+    found = trained.measure([bars(16, 998), bars(16, 999)])
+    assert found["mse"] < 0.25 * found["mse_semantic"] and found["accuracy"] > 0.9
+    assert set(build(DataInfo((1, 8, 8))).measure([bars(2)])) == {"mse", "mse_semantic"}
+    seen, told = [], {"steps": 4, "progress": lambda i, n, x=None: seen.append((i, n))}
+    build().reconstruct(batch.x[:2], noise=noise(2), **told)
+    assert seen == [(i, 8) for i in range(1, 9)], "there and back"
 
 
 def test_the_unet_without_a_code_s_effect_is_the_plain_one():
@@ -185,22 +171,7 @@ def test_a_block_is_modulated_by_time_then_by_code():
     torch.testing.assert_close(block(x, emb), x + block.conv2(F.silu(h)))
 
 
-@pytest.mark.parametrize("shape", [(1, 16, 16), (3, 28, 28), (1, 9, 7)])
-def test_a_code_knows_nothing_of_its_batch(shape):
-    torch.manual_seed(0)
-    options = UNetOptions(channels=8, mult=(1, 2, 2), attention=(7, 8))
-    encoder = Encoder(DataInfo(shape), 5, options)
-    for p in encoder.parameters():
-        p.data += 0.05 * torch.randn_like(p)
-    x = torch.randn(4, *shape)
-    z = encoder(x)
-    assert z.shape == (4, 5)
-    torch.testing.assert_close(encoder(x[2:3]), z[2:3], atol=1e-5, rtol=1e-5)
-    z.square().sum().backward()
-    assert all(p.grad.isfinite().all() and p.grad.any() for p in encoder.parameters())
-
-
-def test_levels_of_the_encoder_follow_from_the_size():
+def test_the_encoder_follows_from_the_size():
     """One more than the U-Net has: those of the paper's nets for 64 and 128 pixels."""
     with torch.device("meta"):
         for side, patch, widths in (
@@ -210,6 +181,15 @@ def test_levels_of_the_encoder_follow_from_the_size():
         ):
             model = DiffAE.of(DataInfo((3, side, side)), latent=4, channels=8, patch=patch)
             assert [stage.blocks[-1].conv2.out_channels for stage in model.encoder.down] == widths
+    for shape in ((1, 16, 16), (3, 28, 28), (1, 9, 7)):
+        torch.manual_seed(0)
+        encoder = Encoder(DataInfo(shape), 5, UNetOptions(channels=8, mult=(1, 2, 2), attention=(7, 8)))
+        for p in encoder.parameters():
+            p.data += 0.05 * torch.randn_like(p)
+        z = encoder(torch.randn(4, *shape))
+        assert z.shape == (4, 5)
+        z.square().sum().backward()
+        assert all(p.grad.isfinite().all() and p.grad.any() for p in encoder.parameters()), shape
 
 
 def test_each_phase_teaches_its_own():
@@ -219,37 +199,30 @@ def test_each_phase_teaches_its_own():
     assert all(p.grad is None for p in model.head.parameters())
     model.zero_grad(set_to_none=True)
     model.loss(batch, "classifier")["loss"].backward()
-    assert {name for name, p in model.named_parameters() if p.grad is not None} == {
-        "head.weight",
-        "head.bias",
-    }
+    taught = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert taught == {"head.weight", "head.bias"}
     unlabelled = build(DataInfo((1, 8, 8)))
     assert [p.name for p in unlabelled.phases()] == ["main"] and unlabelled.head is None
-
-
-# -------------------------------------------------------------------------------------------------------
-# codes as a Gaussian
+    with pytest.raises(UsageError, match="labels"):
+        unlabelled.edit(batch.x, labels=batch.y, noise=noise(8))
 
 
 def test_moments_are_those_of_the_codes():
-    model, g = build(), torch.Generator().manual_seed(0)
-    root = torch.randn(4, 4, generator=g)
-    for _ in range(200):
-        model.keep_moments(torch.randn(256, 4, generator=g) @ root + 2)
-    torch.testing.assert_close(model.mean, torch.full((4,), 2.0), atol=0.1, rtol=0)
-    torch.testing.assert_close(model.cov, root.mT @ root, atol=0.3, rtol=0.05)
-    x = torch.randn(64, 4, generator=g)
-    torch.testing.assert_close(model.denormalise(model.normalise(x)), x)
-
-
-def test_moments_begin_with_the_first_batch_and_stand_still_in_evaluation():
-    model, batch = build(), bars(16)
+    """From the first batch on, and in training alone."""
+    model, batch, g = build(), bars(16), torch.Generator().manual_seed(0)
     model.loss(batch)
     assert not model.batches and not model.mean.any()
     model.train().loss(batch)
     z = model.encode(batch.x)
     torch.testing.assert_close(model.mean, z.mean(0))
     torch.testing.assert_close(model.cov, z.mT.cov(correction=0))
+    model, root = build(), torch.randn(4, 4, generator=g)
+    for _ in range(200):
+        model.keep_moments(torch.randn(256, 4, generator=g) @ root + 2)
+    torch.testing.assert_close(model.mean, torch.full((4,), 2.0), atol=0.1, rtol=0)
+    torch.testing.assert_close(model.cov, root.mT @ root, atol=0.3, rtol=0.05)
+    x = torch.randn(64, 4, generator=g)
+    torch.testing.assert_close(model.denormalise(model.normalise(x)), x)
 
 
 def test_sampled_codes_have_the_moments(monkeypatch):
@@ -263,9 +236,6 @@ def test_sampled_codes_have_the_moments(monkeypatch):
     d = model.score_code  # its distance is χ² with 4 degrees of freedom
     monkeypatch.setattr(model, "encode", lambda x: x)
     assert float(d(z, noise=noise(n)).mean()) == pytest.approx(4, rel=0.05)
-
-
-# -------------------------------------------------------------------------------------------------- editing
 
 
 def correlated(model: DiffAE) -> torch.Tensor:
@@ -318,18 +288,12 @@ def test_editing_changes_the_class_at_a_fixed_stochastic_code(trained):
     assert torch.equal(is_down(batch.x), batch.y)
     assert float(trained.loss(batch, "classifier")["accuracy"]) > 0.9
     to = 1 - batch.y
-    changed, kept = (
-        float(
-            (is_down(trained.edit(batch.x, labels=y, noise=noise(40), steps=20).images) == y).float().mean()
-        )
-        for y in (to, batch.y)
-    )
+    shares = []
+    for y in (to, batch.y):
+        edited = trained.edit(batch.x, labels=y, noise=noise(40), steps=20).images
+        shares.append(float((is_down(edited) == y).float().mean()))
+    changed, kept = shares
     assert changed >= 0.6 and kept > 0.9, (changed, kept)
-
-
-def test_editing_needs_labels():
-    with pytest.raises(UsageError, match="labels"):
-        build(DataInfo((1, 8, 8))).edit(bars(2).x, labels=torch.zeros(2).long(), noise=noise(2))
 
 
 def test_interpolation_goes_from_reconstruction_to_reconstruction(trained):
@@ -352,27 +316,6 @@ def test_scores_find_what_was_not_trained_on(trained):
         assert (a[:, None] < b).float().mean() > 0.95, name
 
 
-def test_what_it_measures(trained, monkeypatch):
-    errors, reconstruct = {True: [], False: []}, trained.reconstruct
-
-    def watched(x, *, stochastic, **options):
-        made = reconstruct(x, stochastic=stochastic, **options)
-        errors[stochastic].append(squared_errors(x, made.images))
-        return made
-
-    monkeypatch.setattr(trained, "reconstruct", watched)
-    found = trained.measure([bars(16, 998), bars(16, 999)])
-    both, alone = (torch.cat(errors[stochastic]) for stochastic in (True, False))
-    assert len(both) == len(alone) == 32
-    assert found["mse"] == pytest.approx(float(both.mean()))
-    assert found["mse_semantic"] == pytest.approx(float(alone.mean()))
-    assert both.median() < 0.001 and found["mse"] < 0.25 * found["mse_semantic"] and found["accuracy"] > 0.9
-    assert set(build(DataInfo((1, 8, 8))).measure([bars(2)])) == {"mse", "mse_semantic"}
-
-
-# ------------------------------------------------------------------------------------------------ the prior
-
-
 class Exact(nn.Module):
     """The best guess of ε for codes of N(0, s²): σ z_t / (α² s² + σ²)."""
 
@@ -390,19 +333,18 @@ def prior_of(model: DiffAE, **kw) -> LatentPrior:
     return LatentPrior.of(INFO, autoencoder=model, **{"width": 32, "layers": 3} | kw).eval()
 
 
-@pytest.mark.parametrize("loss_type", ["l2", "l1"])
-def test_the_prior_s_loss_is_that_of_a_gaussian(loss_type):
+def test_the_prior_s_loss_is_that_of_a_gaussian():
     """Of N(0, 1) the best guess is off by α ε', so that the loss is E α², or E α √(2/π)."""
-    prior, n = prior_of(build(), loss_type=loss_type), 20_000
-    schedule = prior.diffusion.process
-    prior.diffusion.net = Exact(schedule, 1.0)
-    draws = BatchNoise("loss", total=n)
+    n = 20_000
     code = torch.randn(n, 4, generator=torch.Generator().manual_seed(0))
-    batch = Batch(torch.zeros(n, 1), None, torch.arange(n), draws, {"code": code})
-    want = (
-        (schedule.alpha**2).mean() if loss_type == "l2" else (schedule.alpha * math.sqrt(2 / math.pi)).mean()
-    )
-    assert float(prior.loss(batch)["loss"]) == pytest.approx(want, rel=0.02)
+    for loss_type in ("l2", "l1"):
+        prior = prior_of(build(), loss_type=loss_type)
+        schedule = prior.diffusion.process
+        prior.diffusion.net = Exact(schedule, 1.0)
+        want = schedule.alpha**2 if loss_type == "l2" else schedule.alpha * math.sqrt(2 / math.pi)
+        draws = BatchNoise("loss", total=n)
+        batch = Batch(torch.zeros(n, 1), None, torch.arange(n), draws, {"code": code})
+        assert float(prior.loss(batch)["loss"]) == pytest.approx(want.mean(), rel=0.02), loss_type
 
 
 def test_the_prior_samples_its_gaussian(monkeypatch):
@@ -423,13 +365,13 @@ def test_the_prior_learns_the_codes_of_each_class(trained):
     batch = bars(512)
     code = prior.prepare(batch)["code"]
     torch.testing.assert_close(code, trained.normalise(trained.encode(batch.x)))
-    optimizer = torch.optim.Adam(prior.parameters(), lr=3e-3)
-    for step in range(600):
+
+    def at(step: int) -> Batch:
         rows = torch.randint(512, (128,), generator=torch.Generator().manual_seed(step))
         draws = BatchNoise(0, step, total=128)
-        prior.loss(Batch(batch.x[rows], batch.y[rows], rows, draws, {"code": code[rows]}))["loss"].backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        return Batch(batch.x[rows], batch.y[rows], rows, draws, {"code": code[rows]})
+
+    fitted(prior, at, 600, 3e-3)
     prior.eval()
     y = torch.arange(40) % 2
     assert (is_down(flat(prior.sample)(40, labels=y, noise=noise(40))) == y).float().mean() > 0.8

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from itertools import permutations
 
+import draws
 import pytest
 import torch
+from draws import noise
 from gaussian import GaussianField, check_moments
 from helpers import recipe, trainer
 from torch import nn
@@ -14,7 +16,7 @@ from zoo import Case
 
 from gzcli.core.errors import UsageError
 from gzcli.core.parts import part_of
-from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
+from gzcli.core.types import Batch, BatchNoise, DataInfo, no_progress
 from gzcli.models import catalog
 from gzcli.models.denoising.ode import TABLEAUX, LikelihoodOptions
 from gzcli.models.denoising.process import CondOT, shifted
@@ -29,13 +31,9 @@ CALLS = {name: len(weights) for name, (_, _, weights) in TABLEAUX.items()}  # of
 SMALL = {"channels": 8, "mult": (1,), "attention": (), "groups": 4}
 
 
-def noise(n: int, seed: int = 0) -> ImageNoise:
-    return ImageNoise(seed, range(n))
-
-
-def batch(n: int = 8, info: DataInfo = INFO) -> Batch:
-    x = torch.rand(n, *info.shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    return Batch(x, torch.arange(n) % 3, torch.arange(n), BatchNoise(0, 0, "main", total=n))
+def batch(n: int = 8, double: bool = False) -> Batch:
+    x = draws.images(n, INFO.shape, seed=1)
+    return draws.batch(x.double() if double else x, y=torch.arange(n) % 3)
 
 
 class Exact(nn.Module):
@@ -54,29 +52,28 @@ class Exact(nn.Module):
         return self.mean + (t * self.std**2 - (1 - t)) / variance * (x - t * self.mean)
 
 
+@pytest.fixture
+def fp64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 def exact(std: float = 0.3) -> FM:
     model = FM.of(INFO, **SMALL).double().eval()
     model.net = Exact(0.2 * torch.randn(INFO.shape, generator=torch.Generator().manual_seed(2)).double(), std)
     return model
 
 
+@pytest.mark.usefixtures("fp64")
 @pytest.mark.parametrize("solver", [*CALLS, "adaptive"])
 def test_solvers_recover_the_data_at_the_cost_that_they_state(solver):
-    torch.set_default_dtype(torch.float64)
-    try:
-        model, steps = exact(), 40
-        x = model.sample(4000, noise=noise(4000), progress=no_progress, sampler=solver, steps=steps)
-    finally:
-        torch.set_default_dtype(torch.float32)
+    model, steps = exact(), 40
+    x = model.sample(4000, noise=noise(4000), progress=no_progress, sampler=solver, steps=steps)
     assert solver == "adaptive" or len(model.net.times) == CALLS[solver] * steps
     torch.testing.assert_close(x.mean(0), model.net.mean.detach(), atol=0.02, rtol=0)
     wide = 0.05 if solver == "euler" else 0.01  # it is of first order
     torch.testing.assert_close(x.std(0), torch.full_like(x[0], 0.3), atol=wide, rtol=0)
-
-
-def dequantisation(n: int) -> torch.Tensor:
-    """What `log_prob` adds to images of 256 levels for `noise(n)`."""
-    return 2 / 255 * (noise(n).rand(n, *INFO.shape).double() - 0.5)
 
 
 @pytest.mark.parametrize("solver", ["rk4", "adaptive"])
@@ -85,9 +82,9 @@ def test_the_likelihood_of_a_gaussian_is_exact(solver):
     dequantisation."""
     model, x = exact(0.5), batch(16).x.double()
     value = model.log_prob(x, noise=noise(16), ode=LikelihoodOptions(solver, 60, 1e-7))
-    least = 1 / 255 / 3**0.5
-    law = torch.distributions.Normal(model.net.mean, math.hypot(0.5, least))
-    log_p = law.log_prob(x + dequantisation(16)).flatten(1).sum(1) + 16 * math.log(2 / 255)
+    y = x + 2 / 255 * (noise(16).rand(16, *INFO.shape).double() - 0.5)
+    law = torch.distributions.Normal(model.net.mean, math.hypot(0.5, 1 / 255 / 3**0.5))
+    log_p = law.log_prob(y).flatten(1).sum(1) + 16 * math.log(2 / 255)
     torch.testing.assert_close(value, log_p, atol=1e-3, rtol=0)
 
 
@@ -133,17 +130,16 @@ def test_the_coupling_is_the_cheapest_of_all():
     assert torch.equal(coupled(x0, x1, None, nn.Identity()), x0[list(best)])
 
 
-@pytest.mark.parametrize("multilabel", [False, True])
-def test_a_class_keeps_its_noise_and_has_the_cheapest_pairs_of_it(multilabel):
+def test_a_class_keeps_its_noise_and_has_the_cheapest_pairs_of_it():
     """Else the noise of a class would be that which lies near it, and samples start elsewhere
     (arXiv:2503.10636)."""
     x0, y = torch.randn(60, 2, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3
     x1 = x0.flip(0) + 4.0 * y[:, None]
-    labels = torch.tensor([[0, 0], [1, 0], [1, 1]])[y] if multilabel else y
-    found = coupled(x0, x1, labels, nn.Identity())
-    for k in range(3):
-        assert torch.equal(found[y == k], coupled(x0[y == k], x1[y == k], None, nn.Identity()))
-        assert torch.equal(found[y == k].sort(0).values, x0[y == k].sort(0).values)
+    for labels in (y, torch.tensor([[0, 0], [1, 0], [1, 1]])[y]):
+        found = coupled(x0, x1, labels, nn.Identity())
+        for k in range(3):
+            assert torch.equal(found[y == k], coupled(x0[y == k], x1[y == k], None, nn.Identity()))
+            assert torch.equal(found[y == k].sort(0).values, x0[y == k].sort(0).values)
     skewed = coupled(x0, x1, None, nn.Identity())
     assert float((skewed[y == 2].mean() - skewed[y == 0].mean()).abs()) > 1
 
@@ -159,30 +155,35 @@ def test_a_coupled_step_does_not_depend_on_its_parts(model):
     assert losses[1] == pytest.approx(losses[0], rel=1e-5) and losses[2] == pytest.approx(losses[0], rel=1e-5)
 
 
-def test_logit_normal_times_have_their_density():
+def test_a_shift_moves_times_as_the_paper_says():
     model = FM.of(INFO, **SMALL)
     t = model.draw_times(BatchNoise(0, total=20000), 20000)
     z = t.logit()
     assert abs(float(z.mean())) < 0.01 and float(z.std()) == pytest.approx(1, abs=0.01)
     assert t.min() > 0 and t.max() < 1
+    info = DataInfo((3, 256, 128))
+    with torch.device("meta"):
+        plain, model = FM.of(info, channels=8), FM.of(info, channels=8, shift="auto")
+    s = math.sqrt(256 * 128 / 64**2)
+    assert model.process.shift == s
+    draws = [m.draw_times(BatchNoise(0, 0, "main", total=500), 500).double() for m in (plain, model)]
+    theirs = [1 - t for t in draws]
+    torch.testing.assert_close(theirs[1], s * theirs[0] / (1 + (s - 1) * theirs[0]), atol=1e-6, rtol=1e-5)
+    snr = [2 * torch.log(t / (1 - t)) for t in draws]
+    torch.testing.assert_close(snr[1], snr[0] - 2 * math.log(s), atol=1e-3, rtol=0)
+    assert shifted(0.0, s) == 0 and shifted(1.0, s) == 1
+    assert shifted(shifted(0.3, s), 1 / s) == pytest.approx(0.3)
 
 
-def test_halfway_noised_images_go_the_other_half():
+def test_ways_between_and_halfway():
     """From t = .5 to 1: what is solved is the way that is left, not the one already gone."""
     model = exact()
     model.reconstruct(batch().x.double(), noise=noise(8), progress=no_progress, strength=0.5, steps=4)
     assert model.net.times == pytest.approx([0.5, 0.5625, 0.625, 0.6875, 0.75, 0.8125, 0.875, 0.9375])
-
-
-def test_inpainting_keeps_what_is_known():
-    torch.manual_seed(0)
-    model, x = FM.of(INFO, **SMALL).eval(), batch().x
-    mask = torch.zeros(8, 1, 4, 4)
-    mask[:, :, :2] = 1
-    out = model.inpaint(x, mask=mask, noise=noise(8), steps=3).images
-    assert torch.equal(out[:, :, :2], x[:, :, :2]) and not torch.allclose(out[:, :, 2:], x[:, :, 2:])
-    alone = model.inpaint(x[3:4], mask=mask[:1], noise=ImageNoise(0, [3]), steps=3).images
-    torch.testing.assert_close(alone[0], out[3], rtol=1e-4, atol=1e-4)
+    model, x = exact(), batch(2).x.double()
+    way = model.interpolate(x, noise=noise(2), frames=5, steps=60).images
+    torch.testing.assert_close(way[[0, -1]], x, atol=2e-3, rtol=0)
+    assert way.shape == (5, 1, 4, 4)
 
 
 def test_inpainting_draws_from_what_images_may_be():
@@ -242,34 +243,17 @@ def test_a_class_is_found_and_changed_by_the_ode():
         torch.testing.assert_close(other.images, want.clamp(-1, 1), atol=0.01, rtol=0)
 
 
-def test_interpolation_has_the_images_at_its_ends():
-    model, x = exact(), batch(2).x.double()
-    way = model.interpolate(x, noise=noise(2), frames=5, steps=60).images
-    torch.testing.assert_close(way[[0, -1]], x, atol=2e-3, rtol=0)
-    assert way.shape == (5, 1, 4, 4)
-
-
 def test_guidance_is_the_extrapolation_and_costs_no_more_at_scale_one():
     torch.manual_seed(0)
-    model = CFM.of(INFO, **SMALL).eval()
+    model, sizes = CFM.of(INFO, **SMALL).eval(), []
     nn.init.normal_(model.net.conv_out.weight, std=0.3)
     nn.init.normal_(model.net.label.table.weight)
-    sizes = []
     model.net.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
-    x, t, y = batch().x, torch.full((8,), 0.5), torch.arange(8) % 3
+    x, y = batch().x, torch.arange(8) % 3
     with torch.no_grad():
-        given, without = model.guided(x, t, y, 1.0), model.guided(x, t, y, 0.0)
-        twice = model.guided(x, t, y, 2.5)
+        with_label, without, twice = (model.guided(x, torch.full((8,), 0.5), y, w) for w in (1.0, 0.0, 2.5))
     assert sizes == [8, 8, 16]
-    torch.testing.assert_close(twice, without + 2.5 * (given - without), atol=1e-5, rtol=1e-4)
-    f = model.velocity(y, 2.5, (0.4, 0.6))
-    with torch.no_grad():
-        torch.testing.assert_close(
-            f(x, torch.full((8,), 0.9)), model.guided(x, torch.full((8,), 900.0), y, 1.0)
-        )
-        torch.testing.assert_close(
-            f(x, torch.full((8,), 0.5)), model.guided(x, torch.full((8,), 500.0), y, 2.5)
-        )
+    torch.testing.assert_close(twice, without + 2.5 * (with_label - without), atol=1e-5, rtol=1e-4)
     with pytest.raises(UsageError, match="needs a conditional model"):
         FM.of(INFO, **SMALL).velocity(None, 2.0)
 
@@ -279,17 +263,20 @@ def test_only_guided_times_take_two_passes(family):
     torch.manual_seed(0)
     model = family.of(INFO, **SMALL, conditional=True).eval()
     nn.init.normal_(model.net.conv_out.weight, std=0.3)
-    rows = []
+    nn.init.normal_(model.net.label.table.weight)
+    rows, x, y = [], batch().x, torch.arange(8) % 3
     model.net.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
-    f, x, y = model.velocity(torch.arange(8) % 3, 2.5, (0.4, 0.6)), batch().x, torch.arange(8) % 3
+    f, always, never = model.velocity(y, 2.5, (0.4, 0.6)), model.velocity(y, 2.5), model.velocity(y)
+    early, inside = torch.full((8,), 0.9), torch.full((8,), 0.5)
     with torch.no_grad():
-        early, inside = f(x, torch.full((8,), 0.9)), f(x, torch.full((8,), 0.5))
+        outer, inner = f(x, early), f(x, inside)
         assert rows == [8, 16]
         mixed = f(x, torch.tensor([0.9, 0.5] * 4))  # as in the adaptive solver
         assert sum(rows[2:]) == 4 + 8
-        torch.testing.assert_close(mixed[::2], early[::2], atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(mixed[1::2], inside[1::2], atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(early, model.velocity(y)(x, torch.full((8,), 0.9)))
+        torch.testing.assert_close(mixed[::2], outer[::2], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(mixed[1::2], inner[1::2], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(outer, never(x, early))
+        torch.testing.assert_close(inner, always(x, inside))
 
 
 def test_a_classifier_of_velocities_knows_constant_classes():
@@ -311,10 +298,8 @@ def test_a_classifier_of_velocities_knows_constant_classes():
 
 def test_paths_of_strange_images_are_strange():
     model = exact(0.2)
-    known = (
-        model.net.mean
-        + 0.2 * torch.randn(400, *INFO.shape, generator=torch.Generator().manual_seed(3)).double()
-    ).detach()
+    z = torch.randn(400, *INFO.shape, generator=torch.Generator().manual_seed(3)).double()
+    known = (model.net.mean + 0.2 * z).detach()
     model.fit_path([Batch(known, None, torch.arange(400), noise(400))])
     inside = model.score_path(known[:50], noise=noise(50))
     outside = model.score_path(known[:50] + 0.7, noise=noise(50))
@@ -335,39 +320,20 @@ def test_recipes_and_runs_that_name_the_solver_of_images_are_read():
     assert part_of({"model": {"name": "sgm"}, "sample": both}).sample == both
 
 
-def test_a_shift_moves_times_as_the_paper_says():
-    """Esser 2024, eq. 23, of s = √(m/n), whose times are 1 at the noise; so log SNR falls by 2 log s."""
-    info = DataInfo((3, 256, 128))
-    with torch.device("meta"):
-        plain, model = FM.of(info, channels=8), FM.of(info, channels=8, shift="auto")
-    s = math.sqrt(256 * 128 / 64**2)
-    assert model.process.shift == s
-    draws = [m.draw_times(BatchNoise(0, 0, "main", total=500), 500).double() for m in (plain, model)]
-    theirs = [1 - t for t in draws]
-    torch.testing.assert_close(theirs[1], s * theirs[0] / (1 + (s - 1) * theirs[0]), atol=1e-6, rtol=1e-5)
-    snr = [2 * torch.log(t / (1 - t)) for t in draws]
-    torch.testing.assert_close(snr[1], snr[0] - 2 * math.log(s), atol=1e-3, rtol=0)
-    assert shifted(0.0, s) == 0 and shifted(1.0, s) == 1
-    assert shifted(shifted(0.3, s), 1 / s) == pytest.approx(0.3)
-
-
+@pytest.mark.usefixtures("fp64")
 def test_sampler_round_trip_and_likelihood_have_the_shift():
     """Samplers step through the shifted times; data and density of the exact velocity stay what they are."""
-    torch.set_default_dtype(torch.float64)
-    try:
-        model = exact()
-        model.process.shift = 3.0
-        x = model.sample(4000, noise=noise(4000), progress=no_progress, sampler="midpoint", steps=40)
-        torch.testing.assert_close(x.std(0), torch.full_like(x[0], 0.3), atol=0.01, rtol=0)
-        model.net.times.clear()
-        model.sample(4, noise=noise(4), progress=no_progress, sampler="euler", steps=4)
-        assert model.net.times == pytest.approx([0, 1 / 10, 1 / 4, 1 / 2])
-        x_t, _ = model.round_trip(torch.zeros(2000, *INFO.shape), noise(2000), 0.5, 2)
-        assert float(x_t.std()) == pytest.approx(0.75, rel=0.02), "σ of t = 1/4"
-        x = 2 * (torch.rand(16, *INFO.shape).mul(255).round() / 255) - 1
-        ode = LikelihoodOptions("rk4", 60, 1e-7)
-        moved = model.log_prob(x, noise=noise(16), ode=ode)
-        model.process.shift = 1.0
-        torch.testing.assert_close(moved, model.log_prob(x, noise=noise(16), ode=ode), rtol=1e-3, atol=0)
-    finally:
-        torch.set_default_dtype(torch.float32)
+    model = exact()
+    model.process.shift = 3.0
+    x = model.sample(4000, noise=noise(4000), progress=no_progress, sampler="midpoint", steps=40)
+    torch.testing.assert_close(x.std(0), torch.full_like(x[0], 0.3), atol=0.01, rtol=0)
+    model.net.times.clear()
+    model.sample(4, noise=noise(4), progress=no_progress, sampler="euler", steps=4)
+    assert model.net.times == pytest.approx([0, 1 / 10, 1 / 4, 1 / 2])
+    x_t, _ = model.round_trip(torch.zeros(2000, *INFO.shape), noise(2000), 0.5, 2)
+    assert float(x_t.std()) == pytest.approx(0.75, rel=0.02), "σ of t = 1/4"
+    x = 2 * (torch.rand(16, *INFO.shape).mul(255).round() / 255) - 1
+    ode = LikelihoodOptions("rk4", 60, 1e-7)
+    moved = model.log_prob(x, noise=noise(16), ode=ode)
+    model.process.shift = 1.0
+    torch.testing.assert_close(moved, model.log_prob(x, noise=noise(16), ode=ode), rtol=1e-3, atol=0)

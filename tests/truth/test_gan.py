@@ -27,9 +27,6 @@ def batch(n: int = 8, step: int = 0, info: DataInfo = INFO) -> Batch:
     return Batch(x, torch.arange(n) % 10, torch.arange(n), BatchNoise(0, step, "critic", total=n))
 
 
-# ---- losses
-
-
 def test_objectives_are_the_papers():
     real, fake = torch.tensor([0.3, 2.0, -1.5]), torch.tensor([-0.4, 1.2, 3.0])
     p, q = real.sigmoid(), fake.sigmoid()
@@ -45,7 +42,7 @@ def test_objectives_are_the_papers():
     assert OBJECTIVES["hinge"].generator(fake) == OBJECTIVES["wasserstein"].generator(fake) == -fake.mean()
 
 
-def test_r1_against_finite_differences():
+def test_r1_against_finite_differences_and_lazily_as_strong():
     torch.manual_seed(0)
     critic, h = Critic((1, 8, 8), 4).double(), 1e-6
     x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
@@ -53,9 +50,6 @@ def test_r1_against_finite_differences():
     with torch.no_grad():
         slopes = torch.stack([(critic(one + steps) - critic(one - steps)) / (2 * h) for one in x])
     torch.testing.assert_close(r1_penalty(critic, x), 0.5 * slopes.square().sum(1), rtol=1e-6, atol=1e-9)
-
-
-def test_r1_is_lazy_and_as_strong_on_the_whole():
     torch.manual_seed(0)
     model = DCGAN.of(INFO, width=4, latent=4, norm="group", spectral=False, r1=2.0, r1_every=4)
     plain, each = [], []
@@ -68,12 +62,9 @@ def test_r1_is_lazy_and_as_strong_on_the_whole():
     assert plain == [True, False, False, False] * 2
     model.options = replace(model.options, r1=0.0)
     torch.testing.assert_close(model.loss(batch(), "critic")["loss"].detach(), each[0])
-
-
-def test_in_evaluation_no_gradient_is_penalised():
     net = DCGAN.of(INFO, width=8, latent=4, r1=1.0, r1_every=1, penalty=10.0)
     assert {"penalty", "r1"} <= net.loss(batch(), "critic").keys()
-    with torch.inference_mode():
+    with torch.inference_mode():  # in evaluation no gradient is penalised
         found = net.eval().loss(batch(), "critic")
     assert torch.isfinite(found["loss"]) and found.keys() == {"loss", "gap"}
 
@@ -88,17 +79,15 @@ def test_spectral_norm_is_the_largest_singular_value():
         assert float(torch.linalg.svdvals(layer.weight.detach().flatten(1))[0]) == pytest.approx(1, abs=2e-3)
 
 
-# ---- nets
-
-
 @pytest.mark.parametrize("kernel", [3, 4, 5])
-@pytest.mark.parametrize("side", [16, 28, 31])
-def test_sides_are_halved_and_rounded_up(kernel, side):
-    critic = Critic((3, side, side), 4, options=CriticOptions(kernel=kernel))
-    h = critic.maps(torch.zeros(1, 3, side, side))
-    assert h.shape[2:] == (4, 4) or side == 16
-    assert h.flatten(1).shape[1] == critic.features
-    assert Generator((3, side, side), GeneratorOptions(4, 4))(torch.zeros(1, 4)).shape == (1, 3, side, side)
+def test_sides_are_halved_and_rounded_up(kernel):
+    for side in (16, 28, 31):
+        critic = Critic((3, side, side), 4, options=CriticOptions(kernel=kernel))
+        h = critic.maps(torch.zeros(1, 3, side, side))
+        assert h.shape[2:] == (4, 4) or side == 16
+        assert h.flatten(1).shape[1] == critic.features
+        drawn = Generator((3, side, side), GeneratorOptions(4, 4))(torch.zeros(1, 4))
+        assert drawn.shape == (1, 3, side, side)
 
 
 @pytest.mark.parametrize("label_as", ["projection", "channel"])
@@ -110,19 +99,10 @@ def test_the_critic_hears_the_label(label_as):
     assert not torch.allclose(one, other)
     mean = torch.stack([model.critic(x, torch.full((8,), k)) for k in range(10)]).mean(0)
     torch.testing.assert_close(model.score_disc(x, noise=ImageNoise(0, range(8))), -mean)
-
-
-def test_without_labels_a_conditional_one_is_refused():
     with pytest.raises(UsageError, match="needs a data set with labels"):
         CGAN.of(DataInfo((1, 16, 16), 17))
-
-
-def test_an_unknown_augmentation_is_refused():
     with pytest.raises(UsageError, match="does not know `colour`"):
         DCGAN.of(INFO, augment=("colour",))
-
-
-# ---- augmentation
 
 
 def test_augmentation_moves_hides_and_recolours():
@@ -140,18 +120,12 @@ def test_augmentation_moves_hides_and_recolours():
     assert torch.allclose(grey[:, 0], grey[:, 2], atol=1e-6), "a grey image has no saturation to change"
     deviation = grey.flatten(1).std(1) / x.flatten(1).std(1)
     assert 0.5 <= deviation.min() < deviation.max() <= 1.5
+    x.requires_grad_()
+    diff_augment(x, ("color", "translation", "cutout"), noise()).sum().backward()
+    assert x.grad.abs().sum() > 0, "the generator learns through it"
 
 
-def test_the_generator_learns_through_the_augmentation():
-    x = batch().x.requires_grad_()
-    diff_augment(x, ("color", "translation", "cutout"), BatchNoise(0, total=8)).sum().backward()
-    assert x.grad.abs().sum() > 0
-
-
-# ---- latent space
-
-
-def test_ways_and_traversals():
+def test_ways_traversals_and_best_labels():
     z = torch.randn(5, 3)
     way = interpolated(z, 4)
     assert way.shape == (8, 3)
@@ -166,20 +140,13 @@ def test_ways_and_traversals():
     row = rows[:5, :, 0, 0] / scale  # the coordinate with the largest effect comes first
     torch.testing.assert_close(row[:, 1], torch.linspace(-2, 2, 5))
     torch.testing.assert_close(row[:, 0], z[0, 0].expand(5))
-
-
-def test_traverse_is_an_application():
-    torch.manual_seed(0)
-    model = CGAN.of(INFO, width=4, latent=4).eval()
-    x = batch().x
-    out = model.traverse(
-        x, noise=ImageNoise(0, range(len(x))), progress=no_progress, dims=3, frames=4, search=3
-    )
-    assert out.images.shape == (12, 1, 16, 16)
-    assert (len(out.rows), out.columns, out.marks[0], out.of[0]) == (3, 4, "-3.0", (0,))
-
-
-# ---- collapse
+    for multilabel in (False, True):
+        info, target = DataInfo((1, 1, 1), 256, tuple("abcd"), multilabel), torch.tensor([2, 0, 3])
+        if multilabel:
+            target = torch.tensor([[0.0, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
+        far = lambda y, t=target: (y != t).double().view(3, -1).sum(1)  # noqa: E731
+        y, best = best_labels(far, torch.ones_like(target), info)
+        assert torch.equal(y, target) and not best.any()
 
 
 def test_collapse_is_seen():
@@ -198,19 +165,6 @@ def test_collapse_is_seen():
     assert collapse.coverage(labels % 5, labels) == pytest.approx(math.log(5) / math.log(10))
     assert collapse.warning(1.0, 1.0) is None and collapse.warning(1.0, None) is None
     assert "classes is 50%" in collapse.warning(1.0, 0.5) and "images is 30%" in collapse.warning(0.3, 1.0)
-
-
-# ---- inversion
-
-
-def test_the_best_labels_are_one_class_or_a_set():
-    for multilabel in (False, True):
-        info, target = DataInfo((1, 1, 1), 256, tuple("abcd"), multilabel), torch.tensor([2, 0, 3])
-        if multilabel:
-            target = torch.tensor([[0.0, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
-        far = lambda y, t=target: (y != t).double().view(3, -1).sum(1)  # noqa: E731
-        y, best = best_labels(far, torch.ones_like(target), info)
-        assert torch.equal(y, target) and not best.any()
 
 
 class Painter(torch.nn.Module):

@@ -7,11 +7,12 @@ import math
 
 import pytest
 import torch
+from draws import batch, noise, squares
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from gzcli.core.errors import UsageError
-from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
+from gzcli.core.types import BatchNoise, DataInfo, no_progress
 from gzcli.models.nn import from_levels
 from gzcli.models.vae.base import MixturePixels
 from gzcli.models.vae.hvae import HVAE, DecoderCell, EncoderCell, Group, SpectralNorms, kl_of
@@ -20,27 +21,6 @@ pytestmark = pytest.mark.xdist_group("hvae")  # one worker trains what these tes
 
 INFO = DataInfo((1, 8, 8), 2, ("a", "b", "c"))
 SMALL = {"channels": (8, 8, 16), "groups": (0, 2, 1), "cells": (0, 1, 1), "latent": 2}
-
-
-def noise(n: int, seed: int = 0) -> ImageNoise:
-    return ImageNoise(seed, range(n))
-
-
-def batch(x: torch.Tensor, step: int = 0, y: torch.Tensor | None = None) -> Batch:
-    return Batch(x, y, torch.arange(len(x)), BatchNoise(0, step, "main", total=len(x)))
-
-
-def images(n: int, info: DataInfo = INFO, seed: int = 0) -> torch.Tensor:
-    """A bright square each, at different places."""
-    g = torch.Generator().manual_seed(seed)
-    c, h, w = info.shape
-    k = torch.zeros(n, c, h, w)
-    for i in range(n):
-        top, left = torch.randint(h - h // 3, (2,), generator=g).tolist()
-        k[i, :, top : top + h // 3, left : left + h // 3] = torch.randint(
-            1, info.levels, (1,), generator=g
-        ).float()
-    return from_levels(k, info.levels)
 
 
 def shaken(model: HVAE, size: float = 0.1) -> HVAE:
@@ -54,7 +34,7 @@ def shaken(model: HVAE, size: float = 0.1) -> HVAE:
 @pytest.fixture(scope="module")
 def trained() -> HVAE:
     torch.manual_seed(0)
-    model, x = HVAE.of(INFO, **SMALL, kl_warmup=30), images(128)
+    model, x = HVAE.of(INFO, **SMALL, kl_warmup=30), squares(128, INFO)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     for step in range(100):
         optimizer.zero_grad()
@@ -62,9 +42,6 @@ def trained() -> HVAE:
         optimizer.step()
         model.on_step(step)
     return model.eval()
-
-
-# ---- residual normals
 
 
 def test_the_residual_normal_is_that_of_the_paper():
@@ -88,7 +65,7 @@ def test_the_residual_normal_is_that_of_the_paper():
 
 
 def test_kl_is_the_mean_of_the_log_ratio(trained):
-    x, n = images(1).expand(4000, -1, -1, -1), 4000
+    x, n = squares(1, INFO).expand(4000, -1, -1, -1), 4000
     with torch.no_grad():
         _, codes = trained.decoder(trained.draw(n, noise(n)), trained.encoder(x))
     sampled, kl = -torch.stack([code.log_ratio() for code in codes], 1), kl_of(codes)
@@ -97,22 +74,11 @@ def test_kl_is_the_mean_of_the_log_ratio(trained):
     assert kl.mean(0).max() > 0.5  # it has learned something to say
 
 
-# ---- bounds and scores
-
-
-def test_bounds_tighten_with_more_samples(trained):
-    x = images(64, seed=1)
-    with torch.no_grad():
-        one, ten, hundred = (trained.log_prob(x, noise=noise(64), samples=k).mean() for k in (1, 10, 100))
-    assert one < ten < hundred
-    assert hundred - one < 0.5 * one.abs()
-
-
 def test_the_bound_reaches_the_marginal_of_a_ladder_of_gaussians():
     """With pixels that hear nothing of z, p(x) is theirs, whatever q: every ratio of densities must average
     to 1."""
     torch.manual_seed(0)
-    model, x = shaken(HVAE.of(INFO, **SMALL)), images(16)
+    model, x = shaken(HVAE.of(INFO, **SMALL)), squares(16, INFO)
     nn.init.zeros_(model.decoder.head.weight)
     for group in (m for m in model.modules() if isinstance(m, Group)):
         group.residual.weight.data *= 0.07  # not so far from the prior that 200 draws miss it
@@ -126,7 +92,7 @@ def test_the_bound_reaches_the_marginal_of_a_ladder_of_gaussians():
 
 
 def test_likelihood_ratio(trained):
-    x = images(32, seed=1)
+    x = squares(32, INFO, seed=1)
     groups = len(trained.sizes)
     with torch.no_grad():
         none, one, every = (trained.score_llr(x, noise=noise(32), k=k) for k in (0, 1, groups))
@@ -141,24 +107,8 @@ def test_likelihood_ratio(trained):
             trained.score_llr(x, noise=noise(32), k=k)
 
 
-def test_scores_know_nothing_of_their_batch():
-    torch.manual_seed(0)
-    info = DataInfo((3, 10, 12), 16)
-    model = shaken(HVAE.of(info, **SMALL))
-    x = images(5, info)
-    for score in (
-        model.log_prob,
-        model.score_llr,
-        lambda x, noise: model.log_prob(x, noise=noise, samples=3),
-    ):
-        with torch.no_grad():
-            together, alone = score(x, noise=noise(5)), score(x[3:4], noise=ImageNoise(0, [3]))
-        torch.testing.assert_close(alone[0], together[3], rtol=1e-5, atol=1e-4)
-    assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-
-
 def test_figures_of_each_group(trained):
-    x = images(64)
+    x = squares(64, INFO)
     found = trained.measure([batch(x[:32]), batch(x[32:])])
     assert set(found) == {"kl_1", "kl_2", "kl_3", "active_groups", "active_units"}
     parts = trained.loss(batch(x))
@@ -174,12 +124,9 @@ def test_figures_of_each_group(trained):
     assert set(dead.measure([batch(x)]).values()) == {0.0}
 
 
-# ---- training
-
-
 def test_warm_up_and_spectral_norms_are_of_training_alone():
     torch.manual_seed(0)
-    model, x = HVAE.of(INFO, **SMALL, kl_warmup=10, spectral=0.5), images(8)
+    model, x = HVAE.of(INFO, **SMALL, kl_warmup=10, spectral=0.5), squares(8, INFO)
     for step, weight in ((None, 0.0), (4, 0.5), (20, 1.0)):
         if step is not None:
             model.on_step(step)
@@ -192,9 +139,6 @@ def test_warm_up_and_spectral_norms_are_of_training_alone():
         assert "spectral" not in parts
     elbo = model.log_prob(x, noise=BatchNoise(0, 0, "main", total=8)).mean()
     torch.testing.assert_close(elbo, parts["elbo"])
-
-
-def test_balanced_groups_pay_for_what_they_carry_by_their_size():
     model = HVAE.of(INFO, **SMALL, kl_warmup=10)  # one group of 2·2·2 latents, then two of 2·4·4
     model.on_step(4)
     even = model.kl_weights(torch.tensor([7.99, 15.99, 15.99]))  # 8 latents a resolution's share; 32 / 2 each
@@ -232,48 +176,6 @@ def test_spectral_norms_against_the_singular_values():
     assert any(not torch.equal(before[name], value) for name, value in norms.state_dict().items())
 
 
-def test_spectral_regularisation_lowers_them():
-    torch.manual_seed(0)
-    model, x = HVAE.of(INFO, **SMALL, spectral=10.0), images(8)
-    weights = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
-    total = lambda: sum(float(torch.linalg.svdvals(w.detach().flatten(1))[0]) for w in weights)  # noqa: E731
-    optimizer, start = torch.optim.Adam(model.parameters(), lr=1e-3), total()
-    for step in range(30):
-        optimizer.zero_grad()
-        model.loss(batch(x, step))["loss"].backward()
-        optimizer.step()
-    assert total() < 0.9 * start
-
-
-# ---- sizes, labels, pixels, applications
-
-
-@pytest.mark.parametrize(
-    ("shape", "levels", "pixels"),
-    [
-        ((1, 28, 28), 2, "auto"),
-        ((3, 32, 32), 256, "auto"),
-        ((1, 16, 16), 17, "logistic"),
-        ((3, 18, 27), 8, "gaussian"),
-        ((4, 8, 8), None, "auto"),
-        ((1, 28, 28), 2, "mixture"),
-    ],
-)
-def test_any_image_size_in_bf16(shape, levels, pixels):
-    info = DataInfo(shape, levels, ("a", "b", "c"))
-    model = HVAE.of(info, **SMALL, pixels=pixels, mixture=2, conditional=True, kl_warmup=4)
-    x, y = images(4, DataInfo(shape, levels or 9)), torch.tensor([0, 1, 2, 0])
-    with torch.autocast("cpu", torch.bfloat16):
-        parts = model.loss(batch(x, y=y))
-    parts["loss"].backward()
-    assert parts["loss"].dtype == torch.float32 and ("bpd" in parts) == (levels is not None)
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
-    for mean in (True, False):
-        drawn = model.eval().sample(4, noise=noise(4), progress=no_progress, mean=mean)
-        assert drawn.shape == (4, *shape) and torch.isfinite(drawn).all()
-        assert levels is None or (drawn.abs().max() <= 1 and (mean or len(drawn.unique()) <= levels))
-
-
 def test_mixture_shows_the_heaviest_component():
     pixels, levels = MixturePixels(1, 17, 2), 17
     out = torch.tensor([0.0, 1.0, -0.75, 0.5, -3.0, -3.0]).view(1, 6, 1, 1)  # logits, means, log scales
@@ -288,7 +190,7 @@ def test_mixture_shows_the_heaviest_component():
 def test_labels_reach_priors_and_posteriors():
     torch.manual_seed(0)
     model = shaken(HVAE.of(INFO, **SMALL, conditional=True))
-    x, zero = images(4), torch.zeros(4).long()
+    x, zero = squares(4, INFO), torch.zeros(4).long()
     a, b, null = (model.log_prob(x, y, noise=noise(4)) for y in (zero, zero + 1, None))
     assert not torch.equal(a, b) and not torch.equal(a, null)
     e = [model.embed(y, 4) for y in (zero, zero + 1)]
@@ -301,13 +203,13 @@ def test_labels_reach_priors_and_posteriors():
 
 
 def test_reconstruction_keeps_as_many_groups_as_asked(trained):
-    x = images(16, seed=1)
+    x = squares(16, INFO, seed=1)
 
     def show(keep, seed=0):
         return trained.reconstruct(x, noise=noise(16, seed), progress=no_progress, keep=keep).images
 
     whole, one = show(0), show(1)
-    assert torch.equal(whole, show(3)) and torch.equal(whole, show(0, seed=1))  # all groups: no noise
+    assert torch.equal(whole, show(3)) and torch.equal(whole, show(0, seed=1))
     assert not torch.equal(one, show(1, seed=1))
     # on average over draws: with two groups kept, one draw may be nearer by chance than the mean of all
     errors = [
@@ -319,17 +221,14 @@ def test_reconstruction_keeps_as_many_groups_as_asked(trained):
         show(4)
 
 
-def test_interpolation_starts_and_ends_at_the_reconstructions(trained):
-    x = images(5)
+def test_interpolation_and_temperature(trained):
+    x = squares(5, INFO)
     way = trained.interpolate(x, noise=noise(5), progress=no_progress, frames=4).images.unflatten(0, (2, 4))
     ends = trained.reconstruct(x, noise=noise(5), progress=no_progress).images
     torch.testing.assert_close(way[:, 0], ends[0:4:2], atol=1e-4, rtol=0)
     torch.testing.assert_close(way[:, -1], ends[1:4:2], atol=1e-4, rtol=0)
     with pytest.raises(UsageError, match="pairs"):
         trained.interpolate(x[:1], noise=noise(1), progress=no_progress)
-
-
-def test_temperature_is_of_sampling_alone(trained):
     cold = trained.sample(3, noise=noise(3), progress=no_progress, temperature=0.0)
     assert torch.equal(cold[0], cold[1])  # the prior's mean, for every image
     warm = trained.sample(3, noise=noise(3), progress=no_progress)

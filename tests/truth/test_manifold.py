@@ -72,7 +72,7 @@ def test_nearest_equals_scikit_learn(rows, monkeypatch):
         nearest(rows[0], rows[1][:, :2])
 
 
-def test_distances_of_near_copies_are_exact():
+def test_copies_near_and_far():
     """‖a‖² + ‖b‖² − 2 a·b of bytes is of the order 10⁷, its error in single precision more than 1."""
     images = np.random.default_rng(2).integers(1, 255, (40, 3, 16, 16), dtype=np.uint8)
     near = images.copy()
@@ -80,6 +80,15 @@ def test_distances_of_near_copies_are_exact():
     distances, places = nearest(near, images)
     assert (distances == 1).all() and (places[:, 0] == np.arange(40)).all()
     assert (nearest(images, images)[0] == 0).all()
+    rng = np.random.default_rng(4)
+    train, held_out, fresh = (rng.normal(size=(n, 4)) for n in (300, 1000, 1000))
+    assert duplicates(held_out, train, held_out) == 0.01
+    assert duplicates(fresh, train, held_out) < 0.01 + 4 * np.sqrt(2 * 0.01 * 0.99 / 1000)
+    copies = train + 1e-3 * rng.normal(size=train.shape)
+    assert duplicates(copies, train, held_out) == 1
+    assert duplicates(np.concatenate([copies, fresh]), train, held_out) == pytest.approx(300 / 1300, abs=0.02)
+    # a held-out image that was trained on: only exact copies are as close
+    assert duplicates(train, train, np.concatenate([train[:50], held_out])) == 1
 
 
 def test_authenticity_equals_counting_and_copies_have_none():
@@ -96,18 +105,6 @@ def test_authenticity_equals_counting_and_copies_have_none():
     assert authenticity(train, np.repeat(train, 2, 0)) == 0  # copies of rows that stand twice
     mixed = np.concatenate([fake, train[:40]])
     assert authenticity(mixed, train) == np.mean(authentic) / 2
-
-
-def test_duplicates_are_found_and_held_out_images_give_the_floor():
-    rng = np.random.default_rng(4)
-    train, held_out, fresh = (rng.normal(size=(n, 4)) for n in (300, 1000, 1000))
-    assert duplicates(held_out, train, held_out) == 0.01
-    assert duplicates(fresh, train, held_out) < 0.01 + 4 * np.sqrt(2 * 0.01 * 0.99 / 1000)
-    copies = train + 1e-3 * rng.normal(size=train.shape)
-    assert duplicates(copies, train, held_out) == 1
-    assert duplicates(np.concatenate([copies, fresh]), train, held_out) == pytest.approx(300 / 1300, abs=0.02)
-    # a held-out image that was trained on: only exact copies are as close
-    assert duplicates(train, train, np.concatenate([train[:50], held_out])) == 1
 
 
 def test_knn_of_features_is_that_of_rows_of_length_1(rows):

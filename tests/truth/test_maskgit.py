@@ -62,9 +62,6 @@ def test_the_loss_is_of_masked_codes_alone_and_smoothed():
         parts["nats"], torch.stack([plain[i][masked[i]].mean() for i in range(5)]).mean().detach()
     )
     assert 0 < masked.sum() < masked.numel()
-
-
-def test_masks_have_the_asked_number_at_every_place():
     model, n = build(), 6000
     count = torch.arange(n) % 6 + 1
     masked = model.mask(count, BatchNoise(0, total=n))
@@ -177,22 +174,9 @@ def test_inpainting_keeps_the_known_pixels_and_knows_nothing_of_the_hidden():
     middle = model.inpaint(
         x, noise=noise(3), labels=torch.tensor([0, 1, 2]), how=FillOptions(guidance=2.0)
     ).images
-    assert ((middle != x).any(0).any(0).nonzero().aminmax()[0] >= 4) and torch.equal(
-        middle[:, :, :4], x[:, :, :4]
-    )
+    assert (middle != x).any(0).any(0).nonzero().aminmax()[0] >= 4
+    assert torch.equal(middle[:, :, :4], x[:, :, :4])
     with pytest.raises(UsageError, match="needs labels"):
         build((1, 16, 16), codes=16, classes=CLASSES, label_dropout=0.0).inpaint(x, noise=noise(3))
     nothing = torch.ones(3, 1, 16, 16)
     assert torch.equal(model.inpaint(x, mask=nothing, noise=noise(3)).images, x)
-
-
-def test_bf16_training_has_finite_gradients():
-    model, y = build(classes=CLASSES, dtype=torch.float32, scale=0.2).train(), torch.tensor([0, 1, 2, 0])
-    batch = prepared(model, images(4).float(), y)
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = model.loss(batch)["loss"]
-    loss.backward()
-    assert loss.dtype == torch.float32 and all(
-        p.grad is None or p.grad.isfinite().all() for p in model.parameters()
-    )
-    assert model.head.weight.grad.any()

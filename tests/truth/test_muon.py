@@ -86,7 +86,7 @@ def test_a_kernel_is_stepped_as_its_matrix():
     torch.testing.assert_close(kernel.flatten(1), matrix, rtol=0, atol=0)
 
 
-def test_it_goes_on_from_its_state():
+def test_it_goes_on_from_its_state_and_groups_keep_their_rates():
     whole, parts = net(), net()
     build = lambda m: optim.build(Phase("main", m.parameters()), CONF)  # noqa: E731
     optimizer = build(whole)
@@ -97,9 +97,6 @@ def test_it_goes_on_from_its_state():
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     for a, b in zip(descend(whole, [optimizer], 3, seed=1), descend(parts, [second], 3, seed=1), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
-
-
-def test_groups_keep_their_rates():
     a, b = nn.Linear(40, 40), nn.Linear(40, 40)
     groups = [
         {"params": list(a.parameters()), "lr_scale": 0.5},
@@ -108,12 +105,8 @@ def test_groups_keep_their_rates():
     optimizer = optim.build(Phase("main", groups), CONF)
     optim.set_lr(optimizer, CONF, 0, 10)
     found = [(len(g["params"]), g["wide"], g["lr"], g["weight_decay"]) for g in optimizer.param_groups]
-    assert found == [
-        (1, True, 1.5e-3, 0.1),
-        (1, False, 1.5e-3, 0.1),
-        (1, True, 3e-3, 0.3),
-        (1, False, 3e-3, 0.3),
-    ]
+    rates = ((1.5e-3, 0.1), (3e-3, 0.3))
+    assert found == [(1, wide, *rate) for rate in rates for wide in (True, False)]
 
 
 def test_matrices_that_share_a_parameter_are_stepped_apart():

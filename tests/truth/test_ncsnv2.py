@@ -6,21 +6,18 @@ import math
 
 import pytest
 import torch
+from draws import noise
 from flat import flat
 from torch import nn
 
 from gzcli.core.errors import UsageError
-from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
+from gzcli.core.types import Batch, BatchNoise, DataInfo, no_progress
 from gzcli.models.denoising.samplers import Estimate
 from gzcli.models.score.ncsnv2 import NCSNv2, overlapping, steady_step
-from gzcli.models.score.refinenet import InstanceNormPlus, RefineNet, RefineNetOptions
+from gzcli.models.score.refinenet import InstanceNormPlus
 
 INFO = DataInfo((1, 4, 4), 256, ("a", "b", "c"), n=64, steps=100)
 SMALL = {"width": 4, "mult": (1, 2), "dilation": (1, 2), "sigma_max": 10.0}
-
-
-def noise(n: int) -> ImageNoise:
-    return ImageNoise(0, range(n))
 
 
 class Exact(nn.Module):
@@ -85,7 +82,7 @@ def test_no_other_length_keeps_the_variance_better(gamma, repeats):
     assert gap(best) < min(gamma**2 - 1, *(gap(best * factor) for factor in (0.5, 0.9, 1.1, 2.0)))
 
 
-def test_langevin_dynamics_recover_a_gaussian_at_the_cost_that_they_state():
+def test_langevin_dynamics_recover_a_gaussian_and_denoise():
     model = exact(levels=150)
     draw = BatchNoise(0, total=2000)
     x = flat(model.sample)(2000, noise=draw, progress=no_progress, sampler="langevin", repeats=5, clip=False)
@@ -93,10 +90,6 @@ def test_langevin_dynamics_recover_a_gaussian_at_the_cost_that_they_state():
     assert x.dtype == torch.float32
     torch.testing.assert_close(x.mean(0), model.net.mean.detach(), atol=0.02, rtol=0)
     torch.testing.assert_close(x.std(0), torch.full_like(x[0], 0.2), atol=0.02, rtol=0)
-
-
-def test_the_last_step_denoises():
-    """Of data that is one image nothing but the image is left."""
     model = exact(std=1e-4, levels=40)
     x = flat(model.sample)(8, noise=noise(8), progress=no_progress, sampler="langevin", repeats=5)
     torch.testing.assert_close(x, model.net.mean.detach().expand_as(x), atol=1e-4, rtol=0)
@@ -142,16 +135,13 @@ def test_its_times_are_those_of_levels(shared):
     torch.testing.assert_close(counts / 7000, share, atol=1e-3, rtol=0)
 
 
-def test_it_stays_in_single_precision_and_learns_on_its_ladder():
+def test_the_network_is_told_no_level_and_is_in_single_precision():
     model = NCSNv2.of(INFO, **SMALL, levels=7)
     assert {t.dtype for t in (*model.parameters(), *model.buffers())} == {torch.float32}
     t = model.draw_times(BatchNoise(0, total=500), 500)
     assert t.dtype == torch.float32
     sigma = model.process.levels_at(t).sigma.unique().log()
     torch.testing.assert_close(sigma, torch.linspace(math.log(0.02), math.log(10), 7), atol=1e-4, rtol=0)
-
-
-def test_the_network_is_told_no_noise_level():
     torch.manual_seed(0)
     model, x = NCSNv2.of(INFO, **SMALL).eval(), torch.randn(2, *INFO.shape)
     at = lambda t: estimates(model, x, torch.full((2,), t)).eps  # noqa: E731
@@ -178,12 +168,6 @@ def test_the_norm_is_that_of_the_paper():
     torch.testing.assert_close(norm(x, y, None), expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("side", [7, 28, 30])
-def test_any_size_of_image(side):
-    net = RefineNet(1, RefineNetOptions(width=4, mult=(1, 2, 2), dilation=(1, 1, 2)), classes=0)
-    assert net(torch.randn(2, 1, side, side), None).shape == (2, 1, side, side)
-
-
 def test_a_ladder_that_is_too_short_is_told():
     x = torch.ones(4, *INFO.shape)
     x[::2] = -1
@@ -191,9 +175,8 @@ def test_a_ladder_that_is_too_short_is_told():
     for sigma_max, said in ((10.0, ()), (5.0, ("images are up to 8 apart",))):
         model = NCSNv2.of(INFO, **SMALL | {"sigma_max": sigma_max})
         model.on_start(batch)
-        assert len(model.warnings) == len(said) and all(
-            a in b for a, b in zip(said, model.warnings, strict=True)
-        )
+        assert len(model.warnings) == len(said)
+        assert all(a in b for a, b in zip(said, model.warnings, strict=True))
 
 
 @pytest.mark.parametrize(

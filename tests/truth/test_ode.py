@@ -60,9 +60,11 @@ def test_errors_fall_at_the_order_of_the_method(method):
         assert math.log2(coarse / fine) == pytest.approx(ORDER[method], abs=0.35)
 
 
-def test_stages_of_the_pair_are_consistent():
+def test_stages_are_consistent_and_steps_end():
     for c, row in zip(DOPRI_C, DOPRI_A, strict=True):
         assert sum(row) == pytest.approx(c)
+    with pytest.raises(DivergedError, match="more than 20 steps"):
+        solve_adaptive(lambda x, t: x**2, torch.ones(1, 1), 0.0, 2.0, limit=20)
 
 
 @pytest.mark.parametrize("tolerance", [1e-4, 1e-7])
@@ -81,11 +83,6 @@ def test_an_image_does_not_depend_on_its_batch():
         )
 
 
-def test_steps_without_end_are_an_error():
-    with pytest.raises(DivergedError, match="more than 20 steps"):
-        solve_adaptive(lambda x, t: x**2, torch.ones(1, 1), 0.0, 2.0, limit=20)
-
-
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_the_density_of_a_linear_flow_is_exact_on_average(adaptive):
     """dx/dt = A x: log p falls by tr A · t; the estimate's mean over Rademacher probes is that trace."""
@@ -95,11 +92,8 @@ def test_the_density_of_a_linear_flow_is_exact_on_average(adaptive):
     x = torch.randn(4000, 1, 2, 2).double()
     v = torch.randint(2, (4000, 4)).double() * 2 - 1
     state, g = torch.cat([x.flatten(1), v, torch.zeros(4000, 1)], 1), with_divergence(f, (1, 2, 2))
-    out = (
-        solve_adaptive(g, state, 0.0, 1.0)
-        if adaptive
-        else solve(g, state, torch.linspace(0, 1, 21).tolist(), "rk4")
-    )
+    times = torch.linspace(0, 1, 21).tolist()
+    out = solve_adaptive(g, state, 0.0, 1.0) if adaptive else solve(g, state, times, "rk4")
     torch.testing.assert_close(out[:, :4], x.flatten(1) @ torch.matrix_exp(a).T, rtol=1e-3, atol=1e-4)
     assert torch.equal(out[:, 4:8], v)
     error = out[:, 8].std() / 4000**0.5
@@ -151,10 +145,8 @@ def test_the_gap_to_twice_the_steps_is_told():
     """Of an exact net it is nil; of a field that no such steps resolve it is said to be too large."""
     model = FM.of(DataInfo((1, 2, 2), 256), channels=8, mult=(1,), attention=(), groups=4).eval()
     x, index = torch.rand(12, 1, 2, 2) * 2 - 1, torch.arange(12)
-    batch, trained = (
-        Batch(x, None, index, ImageNoise(0, range(12))),
-        SimpleNamespace(model=model, space=None, device="cpu"),
-    )
+    batch = Batch(x, None, index, ImageNoise(0, range(12)))
+    trained = SimpleNamespace(model=model, space=None, device="cpu")
     found = []
     for speed in (0.0, 300.0):  # turns a unit of log σ/α
         model.velocity = lambda y, speed=speed: (

@@ -1,44 +1,25 @@
-"""PixelCNN: causality by gradients, probabilities that sum to 1, cached sampling against passes of the whole
-net."""
+"""PixelCNN: causality by gradients, what it learns and starts as; the rest is in `test_autoregressive.py`."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import time
 
 import pytest
 import torch
+from draws import fitted
+from test_autoregressive import build, images
 
-from gzcli.core.errors import UsageError
-from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise
-from gzcli.models.autoregressive.pixelcnn import IncrementalPixelCNN, PixelCNN
+from gzcli.core.types import Batch, BatchNoise, DataInfo
+from gzcli.models.autoregressive.pixelcnn import PixelCNN
 from gzcli.models.nn.common import from_levels
-
-CLASSES = ("a", "b", "c")
-
-
-def build(shape, levels, *, seed=0, scale=2.0, classes=(), multilabel=False, dtype=torch.float64, **hyper):
-    """A net with random weights, scaled up so that its distributions are far from uniform."""
-    torch.manual_seed(seed)
-    hyper = {"hidden": 6, "head": 6, "dilations": (1, 2), "first": 3, "conditional": bool(classes), **hyper}
-    model = PixelCNN(DataInfo(shape, levels, classes=classes, multilabel=multilabel), **hyper).to(dtype)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randn_like(p) * scale / max(1, p[0].numel() if p.ndim > 1 else 4) ** 0.5)
-    return model.eval()
-
-
-def images(n, shape, levels, dtype=torch.float64, seed=1):
-    k = torch.randint(levels, (n, *shape), generator=torch.Generator().manual_seed(seed))
-    return from_levels(k, levels).to(dtype)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_each_value_sees_exactly_the_values_before_it(channels):
     """By gradients: every earlier value within reach, no blind spot, and none of the later ones."""
     height, width = 5, 6
-    model = build((channels, height, width), 4, dilations=(1, 1, 1, 1, 1, 1), hidden=12, head=12)
+    model = build(PixelCNN, (channels, height, width), 4, dilations=(1, 1, 1, 1, 1, 1), hidden=12, head=12)
     x = images(1, (channels, height, width), 4).requires_grad_()
     logits = model(x)
     order = (
@@ -49,147 +30,16 @@ def test_each_value_sees_exactly_the_values_before_it(channels):
         assert torch.equal(grad[0] != 0, order < order[c, i, j]), (c, i, j)
 
 
-@pytest.mark.parametrize(
-    ("shape", "levels", "classes"),
-    [((1, 2, 2), 3, ()), ((3, 1, 2), 2, ()), ((3, 2, 1), 2, ()), ((3, 1, 1), 4, ()), ((1, 2, 2), 3, CLASSES)],
-)
-def test_probabilities_of_all_images_sum_to_one(shape, levels, classes):
-    model = build(shape, levels, classes=classes)
-    grid = torch.tensor(list(itertools.product(range(levels), repeat=math.prod(shape)))).view(-1, *shape)
-    x = from_levels(grid, levels).double()
-    with torch.no_grad():
-        log_prob = model.log_prob(x)
-        assert log_prob.exp().sum() == pytest.approx(1, abs=1e-12)
-        assert log_prob.exp().max() > 3 / len(x)  # not the uniform distribution
-        if classes:
-            each = torch.stack([model.log_prob(x, torch.full((len(x),), y)) for y in range(len(classes))])
-            assert torch.allclose(each.exp().sum(1), torch.ones(3).double())
-            assert torch.allclose(each.exp().mean(0), log_prob.exp())
-
-
-CASES = [((1, 7, 6), 2, ()), ((1, 7, 6), 17, CLASSES), ((3, 5, 6), 256, ()), ((3, 5, 6), 8, CLASSES)]
-
-
-@pytest.mark.parametrize(("shape", "levels", "classes"), CASES)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_cached_logits_are_those_of_the_whole_net(shape, levels, classes, dtype, tolerance):
-    model = build(shape, levels, classes=classes, dtype=dtype, dilations=(1, 2, 1), kernel=5, scale=1.0)
-    x, labels = images(3, shape, levels, dtype), torch.tensor([2, 0, 1]) if classes else None
-    with torch.no_grad():
-        whole, steps = model(x, labels), IncrementalPixelCNN(model, 3, labels)
-        for i in range(shape[1]):
-            steps.row(x[:, :, i - 1] if i else torch.zeros_like(x[:, :, 0]))
-            for j, c in itertools.product(range(shape[2]), range(shape[0])):
-                assert (steps.outputs(j, c) - whole[:, c, i, j]).abs().max() <= tolerance
-                steps.put(j, c, x[:, c, i, j, None])
-
-
-@pytest.mark.parametrize(("shape", "levels", "classes"), CASES)
-def test_cached_samples_are_those_of_whole_net_passes(shape, levels, classes):
-    model = build(shape, levels, classes=classes, scale=1.0)
-    cached, naive = (model.sample(8, noise=ImageNoise(3, range(8)), naive=naive) for naive in (False, True))
-    assert torch.equal(cached, naive)
-    assert cached.unique().numel() > 1 and cached.abs().max() <= 1
-    single = model.float()
-    cached, naive = (
-        single.sample(16, noise=ImageNoise(3, range(16)), naive=naive) for naive in (False, True)
-    )
-    assert (cached == naive).flatten(1).all(1).float().mean() == 1
-
-
-def test_sampled_frequencies_are_the_probabilities():
-    """4 binary values, 20,000 samples: every image's frequency within five standard errors of
-    exp(log_prob)."""
-    model, n = build((1, 2, 2), 2, dtype=torch.float32), 20_000
-    bits = torch.tensor([8, 4, 2, 1])
-    index = ((model.sample(n, noise=BatchNoise(0, total=n)).flatten(1) > 0) * bits).sum(1)
-    grid = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=4))).view(-1, 1, 2, 2)
-    p = model.log_prob(grid).detach().exp()
-    assert ((index.bincount(minlength=16) / n - p).abs() < 5 * (p * (1 - p) / n).sqrt() + 1e-9).all()
-
-
-def test_temperature_labels_and_noise_change_the_samples():
-    model = build((1, 6, 6), 17, classes=CLASSES, scale=1.0)
-    draw = lambda seed=0, y=0, t=1.0: model.sample(  # noqa: E731
-        4, labels=torch.full((4,), y), noise=ImageNoise(seed, range(4)), temperature=t
-    )
-    assert torch.equal(draw(), draw())
-    assert not torch.equal(draw(), draw(seed=1))
-    assert not torch.equal(draw(), draw(y=1))
-    assert torch.equal(draw(t=1e-9), draw(t=1e-9, seed=5))  # the mode, whatever the noise
-    with pytest.raises(UsageError):
-        draw(t=0.0)
-
-
-@pytest.mark.parametrize("classes", [(), CLASSES])
-def test_completion_keeps_the_rows_and_samples_the_rest_given_them(classes):
-    shape = (3, 5, 4)
-    n = 12
-    model, x = build(shape, 8, classes=classes), images(n, shape, 8)
-    labels = torch.arange(n) % 3 if classes else None
-    noise = lambda: ImageNoise(1, range(n))  # noqa: E731
-    done = model.complete(x, rows=2, labels=labels, noise=noise()).images
-    assert torch.equal(done[:, :, :2], x[:, :, :2]) and not torch.equal(done, x)
-    assert not torch.equal(
-        done[:, :, 2:], model.complete(-x, rows=2, labels=labels, noise=noise()).images[:, :, 2:]
-    )
-    assert torch.equal(model.complete(x, rows=5, noise=noise()).images, x)
-    sampled = model.sample(n, labels=labels, noise=noise())
-    assert torch.equal(model.complete(x, rows=0, labels=labels, noise=noise()).images, sampled)
-    assert torch.equal(model.complete(sampled, rows=3, labels=labels, noise=noise()).images, sampled)
-    with pytest.raises(UsageError):
-        model.complete(x, rows=6, noise=noise())
-
-
-def test_completion_infers_the_class_from_the_kept_rows():
-    n, y = 30, torch.arange(30) % 3
-    model = build((1, 8, 8), 8, classes=CLASSES, scale=3.0)  # whose images of two classes hardly overlap
-    model.label.table.weight.data.mul_(3)
-    x = model.sample(n, labels=y, noise=ImageNoise(0, range(n)))
-    assert (model._class_log_prob(x, rows=4).argmax(1) == y).float().mean() > 0.9
-    blind, told = (
-        model.complete(x, rows=4, labels=labels, noise=ImageNoise(1, range(n))).images for labels in (None, y)
-    )
-    assert (blind == told).flatten(1).all(1).float().mean() > 0.9
-
-
-def test_loss_is_the_mean_negative_log_prob_and_has_gradients_under_bf16():
-    model = build((3, 6, 6), 17, classes=CLASSES, dtype=torch.float32, scale=0.5).train()
-    x, y = images(4, (3, 6, 6), 17, torch.float32), torch.tensor([0, 1, 2, 0])
-    batch = Batch(x, y, torch.arange(4), BatchNoise(0, total=4))
-    losses = model.loss(batch)
-    assert losses["loss"].item() == pytest.approx(-model.log_prob(x, y).mean().item(), rel=1e-6)
-    assert losses["bpd"].item() == pytest.approx(losses["loss"].item() / (108 * math.log(2)), rel=1e-6)
-    with torch.autocast("cpu", torch.bfloat16):
-        low = model.loss(batch)["loss"]
-    low.backward()
-    assert low.dtype == torch.float32 and low.item() == pytest.approx(losses["loss"].item(), rel=0.02)
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    x.requires_grad_()
-    assert torch.autograd.grad(model.log_prob(x, y).sum(), x)[0].isfinite().all()
-
-
-def test_multi_label_classes():
-    model = build((1, 4, 4), 4, classes=CLASSES, multilabel=True, scale=1.0)
-    x = images(2, (1, 4, 4), 4)
-    assert model.log_prob(x).shape == (2,)
-    both = torch.tensor([[1.0, 0, 1], [0, 1, 1]]).double()
-    assert not torch.allclose(model.log_prob(x, both), model.log_prob(x, both.flip(0)))
-    assert model.sample(3, noise=ImageNoise(0, range(3))).shape == (3, 1, 4, 4)
-
-
 def test_it_learns_a_rule_between_pixels():
     """Images whose rows repeat their first pixel, of a fair coin each: 4 ln 2 nats are the entropy."""
     torch.manual_seed(0)
     model = PixelCNN(DataInfo((1, 4, 4), 2), hidden=16, head=16, dilations=(1,), first=3)
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
-    for step in range(80):
+
+    def rows(step: int) -> Batch:
         x = BatchNoise(step, total=32).randint(2, 32, 1, 4, 1).expand(-1, -1, -1, 4) * 2.0 - 1
-        loss = model.loss(Batch(x, None, torch.arange(32), BatchNoise(0, total=32)))["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert 4 * math.log(2) - 0.1 < loss.item() < 4 * math.log(2) + 0.2
+        return Batch(x, None, torch.arange(32), BatchNoise(0, total=32))
+
+    assert 4 * math.log(2) - 0.1 < fitted(model, rows, 80, 2e-2)[-1] < 4 * math.log(2) + 0.2
 
 
 @pytest.mark.parametrize("levels", [2, 5])
@@ -209,42 +59,6 @@ def test_the_softmax_starts_at_the_marginal_of_each_channel(levels):
         Batch(-x, None, torch.arange(64), BatchNoise(0, total=64))
     )  # after a resume: nothing changes
     assert torch.equal(model.logits.bias.view(3, -1), bias)
-
-
-@pytest.mark.parametrize(
-    ("shape", "levels", "hyper"),
-    [((1, 4, 4), None, {}), ((1, 4, 4), 4, {"kernel": 4}), ((1, 4, 4), 4, {"first": 1})],
-)
-def test_bad_hyperparameters_are_refused(shape, levels, hyper):
-    with pytest.raises(UsageError):
-        PixelCNN(DataInfo(shape, levels), **hyper)
-
-
-def test_widths_are_rounded_up_to_equal_parts_for_the_channels():
-    model = PixelCNN(DataInfo((3, 4, 4), 4), hidden=8, head=64, dilations=(1,))
-    assert model.position.shape[0] == 9 and sum(p.shape[0] == 66 for p in model.head.parameters()) == 2
-
-
-def test_conditional_without_labels_is_refused():
-    with pytest.raises(UsageError):
-        PixelCNN(DataInfo((1, 4, 4), 4), conditional=True)
-
-
-def test_cached_sampling_is_far_faster_than_whole_net_passes():
-    """28×28, n = 16: the cached sampler of all 784 pixels against 784 times the median of three whole-net
-    passes."""
-    torch.manual_seed(0)
-    model = PixelCNN(DataInfo((1, 28, 28), 256)).eval()
-    passes = []
-    with torch.no_grad():
-        x = torch.zeros(16, 1, 28, 28)
-        for _ in range(3):
-            start = time.process_time()
-            model(x)
-            passes.append(time.process_time() - start)
-    start = time.process_time()
-    model.sample(16, noise=ImageNoise(0, range(16)))
-    assert time.process_time() - start < 784 * sorted(passes)[1] / 20
 
 
 @pytest.mark.parametrize("hidden", [33, 48])

@@ -1,57 +1,24 @@
-"""PixelCNN++: the discretised mixture against integration, causality by gradients, cached sampling against
-whole-net passes."""
+"""PixelCNN++: the discretised mixture against integration, causality by gradients."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import time
 
 import numpy as np
 import pytest
 import torch
+from test_autoregressive import build, every_image, images
 from torch import distributions as D
 
-from gzcli.core.errors import UsageError
-from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise
-from gzcli.models.autoregressive.pixelcnnpp import IncrementalPixelCNNpp, PixelCNNpp
+from gzcli.core.types import BatchNoise
+from gzcli.models.autoregressive.pixelcnnpp import PixelCNNpp
 from gzcli.models.nn.logistic import LogisticMixture, logistic_log_mass
-
-CLASSES = ("a", "b", "c")
-
-
-def build(shape, levels, *, seed=0, scale=2.0, classes=(), multilabel=False, dtype=torch.float64, **hyper):
-    """A net with random weights, scaled up so that its distributions are far from uniform."""
-    torch.manual_seed(seed)
-    hyper = {"hidden": 6, "blocks": (1, 1, 1), "mixture": 3, "conditional": bool(classes), **hyper}
-    model = PixelCNNpp(DataInfo(shape, levels, classes=classes, multilabel=multilabel), **hyper).to(dtype)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randn_like(p) * scale / max(1, p[0].numel() if p.ndim > 1 else 4) ** 0.5)
-    return model.eval()
-
-
-def of_levels(k, levels, dtype):
-    return (k.double() * 2 / (levels - 1) - 1).to(dtype)
-
-
-def every_image(shape, levels, dtype=torch.float64):
-    k = torch.tensor(list(itertools.product(range(levels), repeat=math.prod(shape)))).view(-1, *shape)
-    return of_levels(k, levels, dtype)
-
-
-def images(n, shape, levels, dtype=torch.float64, seed=1):
-    k = torch.randint(levels, (n, *shape), generator=torch.Generator().manual_seed(seed))
-    return of_levels(k, levels, dtype)
 
 
 def params(mixture, *shape, scale=1.5, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return scale * torch.randn(*shape, mixture.size, generator=generator, dtype=torch.float64)
-
-
-# ---------------------------------------------------------------------------- the mixture of discretised
-# logistics
 
 
 @pytest.mark.parametrize(
@@ -160,15 +127,12 @@ def test_draws_have_the_frequencies_of_log_prob(channels, levels):
     )
 
 
-# ---------------------------------------------------------------------------- the net
-
-
 @pytest.mark.parametrize(("channels", "blocks"), [(1, (3,)), (1, (1, 1, 2)), (3, (2, 1))])
 def test_each_pixel_sees_exactly_the_pixels_before_it(channels, blocks):
     """By gradients: every earlier pixel, no blind spot, and none of the later ones, nor the channels of its
     own."""
     height, width = 5, 6
-    model = build((channels, height, width), 4, blocks=blocks, hidden=8)
+    model = build(PixelCNNpp, (channels, height, width), 4, blocks=blocks, hidden=8)
     x = images(1, (channels, height, width), 4).requires_grad_()
     outputs = model(x)
     order = torch.arange(height * width).view(height, width)
@@ -188,160 +152,3 @@ def test_channels_of_a_pixel_see_those_before_them_through_the_coefficients_alon
                 mixture._mean(c, mean, coef * coefficients, x).sum() + 0 * x.sum(), x
             )
             assert (grad[0, d] != 0) == (coefficients and d < c), (c, d)
-
-
-@pytest.mark.parametrize(
-    ("shape", "levels", "classes"),
-    [((1, 2, 2), 3, ()), ((3, 1, 2), 2, ()), ((3, 2, 1), 3, ()), ((3, 1, 1), 4, ()), ((1, 2, 2), 3, CLASSES)],
-)
-def test_probabilities_of_all_images_sum_to_one(shape, levels, classes):
-    model, x = build(shape, levels, classes=classes), every_image(shape, levels)
-    with torch.no_grad():
-        log_prob = model.log_prob(x)
-        assert log_prob.exp().sum() == pytest.approx(1, abs=1e-12)
-        assert log_prob.exp().max() > 3 / len(x)  # not the uniform distribution
-        if classes:
-            each = torch.stack([model.log_prob(x, torch.full((len(x),), y)) for y in range(len(classes))])
-            assert torch.allclose(each.exp().sum(1), torch.ones(3).double())
-            assert torch.allclose(each.exp().mean(0), log_prob.exp())
-
-
-CASES = [  # odd sizes at every scale, one scale alone, scales without blocks
-    ((1, 7, 6), 2, (), (1, 1, 1)),
-    ((1, 8, 8), 17, CLASSES, (2, 1)),
-    ((3, 5, 9), 256, (), (1, 0, 1, 1)),
-    ((3, 5, 6), 8, CLASSES, (1,)),
-]
-
-
-@pytest.mark.parametrize(("shape", "levels", "classes", "blocks"), CASES)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_cached_outputs_are_those_of_the_whole_net(shape, levels, classes, blocks, dtype, tolerance):
-    model = build(shape, levels, classes=classes, blocks=blocks, dtype=dtype, scale=1.0)
-    x, labels = images(3, shape, levels, dtype), torch.tensor([2, 0, 1]) if classes else None
-    with torch.no_grad():
-        whole, steps = model(x, labels), IncrementalPixelCNNpp(model, 3, labels)
-        for i in range(shape[1]):
-            steps.row(x[:, :, i - 1] if i else torch.zeros_like(x[:, :, 0]))
-            for j in range(shape[2]):
-                assert (steps.outputs(j, 0) - whole[:, 0, i, j]).abs().max() <= tolerance
-                steps.put(j, 0, x[:, :, i, j])
-
-
-@pytest.mark.parametrize(("shape", "levels", "classes", "blocks"), CASES)
-def test_cached_samples_are_those_of_whole_net_passes(shape, levels, classes, blocks):
-    model = build(shape, levels, classes=classes, blocks=blocks, scale=1.0)
-    for dtype in (torch.float64, torch.float32):
-        model.to(dtype)
-        cached, naive = (
-            model.sample(8, noise=ImageNoise(3, range(8)), naive=naive) for naive in (False, True)
-        )
-        assert torch.equal(cached, naive)
-        assert cached.unique().numel() > 1 and cached.abs().max() <= 1
-
-
-def test_sampled_frequencies_are_the_probabilities():
-    """A 1×2 image of 3 levels, 20,000 samples: every image's frequency within five standard errors of
-    exp(log_prob)."""
-    model, n = build((1, 1, 2), 3, dtype=torch.float32), 20_000
-    k = (model.sample(n, noise=BatchNoise(0, total=n)).flatten(1) + 1).round().long()
-    p = model.log_prob(every_image((1, 1, 2), 3, torch.float32)).detach().exp()
-    frequency = (k * torch.tensor([3, 1])).sum(1).bincount(minlength=9) / n
-    assert ((frequency - p).abs() < 5 * (p * (1 - p) / n).sqrt() + 1e-9).all()
-
-
-def test_temperature_labels_and_noise_change_the_samples():
-    model = build((3, 6, 6), 17, classes=CLASSES, scale=1.0)
-    draw = lambda seed=0, y=0, t=1.0: model.sample(  # noqa: E731
-        4, labels=torch.full((4,), y), noise=ImageNoise(seed, range(4)), temperature=t
-    )
-    assert torch.equal(draw(), draw())
-    assert not torch.equal(draw(), draw(seed=1))
-    assert not torch.equal(draw(), draw(y=1))
-    assert torch.equal(draw(t=1e-9), draw(t=1e-9, seed=5))  # the mode, whatever the noise
-    with pytest.raises(UsageError):
-        draw(t=0.0)
-
-
-@pytest.mark.parametrize("classes", [(), CLASSES])
-def test_completion_keeps_the_rows_and_samples_the_rest_given_them(classes):
-    shape = (3, 5, 4)
-    model, x = build(shape, 8, classes=classes, scale=1.0), images(6, shape, 8)
-    labels = torch.arange(6) % 3 if classes else None
-    noise = lambda: ImageNoise(1, range(6))  # noqa: E731
-    done = model.complete(x, rows=2, labels=labels, noise=noise()).images
-    assert torch.equal(done[:, :, :2], x[:, :, :2]) and not torch.equal(done, x)
-    assert not torch.equal(
-        done[:, :, 2:], model.complete(-x, rows=2, labels=labels, noise=noise()).images[:, :, 2:]
-    )
-    sampled = model.sample(6, labels=labels, noise=noise())
-    for rows in (0, 3):
-        assert torch.equal(model.complete(sampled, rows=rows, labels=labels, noise=noise()).images, sampled)
-    with pytest.raises(UsageError):
-        model.complete(x, rows=6, noise=noise())
-
-
-def test_completion_infers_the_class_from_the_kept_rows():
-    model = build((1, 8, 8), 8, classes=CLASSES)
-    labels = torch.arange(9) % 3
-    x = model.sample(9, labels=labels, noise=ImageNoise(0, range(9)))
-    blind, told = (
-        model.complete(x, rows=6, labels=y, noise=ImageNoise(1, range(9))).images for y in (None, labels)
-    )
-    assert (blind == told).flatten(1).all(1).float().mean() > 0.8
-
-
-def test_loss_is_the_mean_negative_log_prob_and_has_gradients_under_bf16():
-    model = build((3, 6, 6), 17, classes=CLASSES, dtype=torch.float32, scale=0.5).train()
-    x, y = images(4, (3, 6, 6), 17, torch.float32), torch.tensor([0, 1, 2, 0])
-    batch = Batch(x, y, torch.arange(4), BatchNoise(0, total=4))
-    losses = model.loss(batch)
-    assert losses["loss"].item() == pytest.approx(-model.log_prob(x, y).mean().item(), rel=1e-6)
-    assert losses["bpd"].item() == pytest.approx(losses["loss"].item() / (108 * math.log(2)), rel=1e-6)
-    with torch.autocast("cpu", torch.bfloat16):
-        low = model.loss(batch)["loss"]
-    low.backward()
-    assert low.dtype == torch.float32 and low.item() == pytest.approx(losses["loss"].item(), rel=0.02)
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-
-
-def test_dropout_is_for_training_alone():
-    model = build((1, 6, 6), 17, dropout=0.5, scale=1.0)
-    x = images(4, (1, 6, 6), 17)
-    assert torch.equal(model.log_prob(x), model.log_prob(x))
-    model.train()
-    assert not torch.equal(model.log_prob(x), model.log_prob(x))
-
-
-def test_multi_label_classes():
-    model = build((1, 4, 4), 4, classes=CLASSES, multilabel=True, scale=1.0)
-    x = images(2, (1, 4, 4), 4)
-    both = torch.tensor([[1.0, 0, 1], [0, 1, 1]]).double()
-    assert not torch.allclose(model.log_prob(x, both), model.log_prob(x, both.flip(0)))
-    assert model.sample(3, noise=ImageNoise(0, range(3))).shape == (3, 1, 4, 4)
-
-
-@pytest.mark.parametrize(
-    ("levels", "classes", "hyper"),
-    [(None, (), {}), (4, (), {"blocks": ()}), (4, (), {"mixture": 0}), (4, (), {"conditional": True})],
-)
-def test_bad_hyperparameters_are_refused(levels, classes, hyper):
-    with pytest.raises(UsageError):
-        PixelCNNpp(DataInfo((1, 4, 4), levels, classes), **hyper)
-
-
-def test_cached_sampling_is_far_faster_than_whole_net_passes():
-    """28×28, n = 16: the cached sampler of all 784 pixels against 784 times the median of three whole-net
-    passes."""
-    torch.manual_seed(0)
-    model = PixelCNNpp(DataInfo((1, 28, 28), 256)).eval()
-    passes = []
-    with torch.no_grad():
-        x = torch.zeros(16, 1, 28, 28)
-        for _ in range(3):
-            start = time.process_time()
-            model(x)
-            passes.append(time.process_time() - start)
-    start = time.process_time()
-    model.sample(16, noise=ImageNoise(0, range(16)))
-    assert time.process_time() - start < 784 * sorted(passes)[1] / 20

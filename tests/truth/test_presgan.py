@@ -29,12 +29,11 @@ def test_leapfrog_errs_by_the_square_of_its_step_and_turns_back():
         back, turned, *_ = leapfrog(target, end, -momentum, eps, round(1 / eps))
         torch.testing.assert_close(back, z)
         torch.testing.assert_close(turned, -p)
-    assert errors[0] / errors[1] == pytest.approx(4, rel=0.1) and errors[1] / errors[2] == pytest.approx(
-        4, rel=0.1
-    )
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)
+    assert errors[1] / errors[2] == pytest.approx(4, rel=0.1)
 
 
-def test_chains_have_the_mean_and_variance_of_a_gaussian():
+def test_chains_have_the_moments_of_a_gaussian():
     mean, std = torch.tensor([1.0, -2.0, 0.0]), torch.tensor([0.5, 1.0, 2.0])
     z, rates, kept = torch.zeros(500, 3), [], []
     for i in range(150):
@@ -46,9 +45,6 @@ def test_chains_have_the_mean_and_variance_of_a_gaussian():
     torch.testing.assert_close(kept.mean(0), mean, atol=0.05, rtol=0)
     torch.testing.assert_close(kept.std(0), std, atol=0, rtol=0.03)
     assert 0.5 < torch.stack(rates).mean() < 0.99, "the step is large enough for refusals to matter"
-
-
-def test_a_diverged_trajectory_is_refused():
     z, accept = hmc_step(lambda z: z.pow(4).sum(1), torch.full((4, 2), 3.0), 50.0, 10, BatchNoise(0, total=4))
     assert torch.equal(z, torch.full((4, 2), 3.0)) and not accept.any()
 
@@ -117,19 +113,15 @@ def test_the_step_size_finds_the_acceptance_asked_for():
     assert torch.stack(rates[120:]).mean() == pytest.approx(0.7, abs=0.05)
 
 
-def test_sigma_stays_within_its_bounds_and_shows_on_request():
+def test_sigma_stays_within_its_bounds_and_is_on_both_sides():
     torch.manual_seed(0)
     model = PresGAN.of(INFO, width=4, latent=4, sigma_min=0.05, sigma_max=0.2).eval()
     nn.init.uniform_(model.log_sigma, -9, 3)
-    assert float(model.sigma().min()) == pytest.approx(0.05) and float(model.sigma().max()) == pytest.approx(
-        0.2
-    )
+    assert float(model.sigma().min()) == pytest.approx(0.05)
+    assert float(model.sigma().max()) == pytest.approx(0.2)
     draw = lambda **o: model.sample(64, noise=ImageNoise(0, range(64)), progress=no_progress, **o).detach()  # noqa: E731
     residual = draw(mean=False) - draw()
     torch.testing.assert_close(residual.std(0).mean(), model.sigma().mean().detach(), rtol=0.1, atol=0)
-
-
-def test_critic_sees_equal_noise_on_both_sides():
     torch.manual_seed(0)
     model, seen = PresGAN.of(INFO, width=4, latent=4, sigma=0.2, spectral=False), []
     model.critic.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))

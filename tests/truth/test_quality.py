@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,24 +47,13 @@ def direct_fid(f1, f2):
     return fid_statistics_to_metric(*stats, verbose=False)["frechet_inception_distance"]
 
 
-# --- Fréchet
-# ----------------------------------------------------------------------------------------------------
-
-
-def test_frechet_equals_torch_fidelity():
+def test_frechet_against_torch_fidelity_and_known_gaussians():
     rng = np.random.default_rng(0)
     f1, f2 = rng.normal(size=(500, 64)) @ rng.normal(size=(64, 64)), rng.normal(1, 2, size=(300, 64))
     assert frechet_distance(f1, f2) == pytest.approx(direct_fid(f1, f2), rel=1e-9)
-
-
-def test_frechet_of_known_gaussians():
-    """In one dimension it is (μ₁ − μ₂)² + (σ₁ − σ₂)²; whitened samples make the fit exact."""
     x = np.random.default_rng(1).normal(size=1000)
     x = (x - x.mean()) / x.std(ddof=1)
     assert frechet_distance((3 + 2 * x)[:, None], (1 + 5 * x)[:, None]) == pytest.approx(4 + 9, abs=1e-9)
-
-
-def test_frechet_of_singular_covariances_is_real_and_zero_on_itself():
     rng = np.random.default_rng(2)
     f = rng.normal(size=(20, 64))  # fewer images than features
     assert frechet_distance(f, f) == pytest.approx(0, abs=1e-5)
@@ -71,23 +61,10 @@ def test_frechet_of_singular_covariances_is_real_and_zero_on_itself():
     assert frechet_distance(constant, constant + 1) == pytest.approx(64)
     rotated = f @ np.linalg.qr(rng.normal(size=(64, 64)))[0]
     assert frechet_distance(f, f[::-1]) == pytest.approx(0, abs=1e-5) and frechet_distance(f, rotated) > 1
-
-
-@pytest.mark.parametrize(
-    "f1, f2",
-    [
-        (np.ones((1, 3)), np.ones((5, 3))),
-        (np.ones((5, 3)), np.ones((5, 4))),
-        (np.full((5, 3), np.nan), np.ones((5, 3))),
-    ],
-)
-def test_frechet_refuses_what_it_cannot_compare(f1, f2):
-    with pytest.raises(UsageError):
-        frechet_distance(f1, f2)
-
-
-# --- LeNet
-# ------------------------------------------------------------------------------------------------------
+    five = np.ones((5, 3))
+    for wrong, right in ((five[:1], five), (five, np.ones((5, 4))), (five * np.nan, five)):
+        with pytest.raises(UsageError):
+            frechet_distance(wrong, right)
 
 
 def test_lenet_knows_the_digits_and_comes_back_from_its_cache(digits, net):
@@ -99,6 +76,9 @@ def test_lenet_knows_the_digits_and_comes_back_from_its_cache(digits, net):
     assert np.array_equal(again.features(images), net.features(images))
     assert net.features(images).shape == (7, 64) and net.features(images).dtype == np.float64
     assert net.features(images).min() < 0  # before the ReLU
+    images = digits.images("test")[:9]
+    one_by_one = np.concatenate([net.features(images[i : i + 1]) for i in range(9)])
+    assert np.allclose(net.features(images), one_by_one, atol=1e-4)
 
 
 def judges(path: Path) -> dict[str, bytes]:
@@ -137,29 +117,26 @@ def test_a_damaged_judge_is_made_again_with_a_line(digits, tmp_path, monkeypatch
         assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("content", [b"", b"text\n" * 99, bytes(4096)], ids=["empty", "text", "zeros"])
-def test_damaged_features_of_real_images_are_computed_again(digits, net, tmp_path, monkeypatch, content):
+def test_damaged_features_of_real_images_are_computed_again(digits, net, tmp_path, monkeypatch):
     monkeypatch.setattr("gzcli.judge.image_sets.cache_dir", lambda *parts: tmp_path.joinpath(*parts))
     said: list[str] = []
     few = replace(RealImages(digits, say=said.append).reference(None), images=digits.images("test")[:8])
     first = replace(few, _features={}).features(net)
     (path,) = tmp_path.rglob("*.npy")
     whole = path.read_bytes()
-    for damaged in (content, whole[:-9]):
+    for damaged in (b"", b"text\n" * 99, bytes(4096), whole[:-9]):
         path.write_bytes(damaged)
         again = replace(few, _features={}).features(net)
         assert np.allclose(again, first) and path.read_bytes() == whole
         assert "is damaged" in said.pop() and not said
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"text\n" * 99, b"PK\x03\x04" + bytes(99)], ids=["empty", "text", "zip"]
-)
-def test_a_file_that_holds_no_statistics_is_told(net, tmp_path, content):
+def test_a_file_that_holds_no_statistics_is_told(net, tmp_path):
     path = tmp_path / "own.npz"
-    path.write_bytes(content)
-    with pytest.raises(UsageError, match="no npz of statistics"):
-        read_statistics(path, metrics()["fd"], net)
+    for content in (b"", b"text\n" * 99, b"PK\x03\x04" + bytes(99)):
+        path.write_bytes(content)
+        with pytest.raises(UsageError, match="no npz of statistics"):
+            read_statistics(path, metrics()["fd"], net)
     for wrong in (
         {"mu": np.zeros(64)},
         {"mu": np.full(64, np.nan), "sigma": np.eye(64)},
@@ -169,12 +146,6 @@ def test_a_file_that_holds_no_statistics_is_told(net, tmp_path, content):
         np.savez(path, **wrong)
         with pytest.raises(UsageError, match="no npz of statistics"):
             read_statistics(path, metrics()["fd"], net)
-
-
-def test_features_do_not_depend_on_the_batch(digits, net):
-    images = digits.images("test")[:9]
-    one_by_one = np.concatenate([net.features(images[i : i + 1]) for i in range(9)])
-    assert np.allclose(net.features(images), one_by_one, atol=1e-4)
 
 
 def test_training_is_a_function_of_the_data_alone(digits, tmp_path, monkeypatch):
@@ -224,31 +195,18 @@ def test_a_set_without_labels_is_told_apart_by_rotation():
     assert net.rotations and net.accuracy > 0.95
     upright = Striped((3, 12, 12)).images("test")
     assert (net.predict(np.rot90(upright, 3, (2, 3)).copy()) == 3).mean() > 0.95
-
-
-@pytest.mark.parametrize("size", [8, 9, 16, 28, 32, 48, 64])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_lenet_of_any_size(size, channels):
-    net = LeNet(channels, size, 5)
-    x = torch.zeros(2, channels, size, size)
-    assert net(x).shape == (2, 5) and net.features(x).shape == (2, 64)
-    assert sum(p.numel() for p in net.parameters()) < 500_000
-
-
-def test_lenet_refuses_images_that_are_too_small():
+    for size, channels in itertools.product((8, 9, 16, 28, 32, 48, 64), (1, 3)):
+        net, x = LeNet(channels, size, 5), torch.zeros(2, channels, size, size)
+        assert net(x).shape == (2, 5) and net.features(x).shape == (2, 64)
+        assert sum(p.numel() for p in net.parameters()) < 500_000, size
     with pytest.raises(UsageError, match="7×7"):
         LeNet(1, 7, 5)
 
 
-# --- torch-fidelity
-# ---------------------------------------------------------------------------------------------
-
-
 def test_figures_behave(digits, net):
     """On the same images, on others of the set, on half of the classes, and on noise."""
-    spread = np.linspace(0, len(digits.images("train")) - 1, 300).astype(
-        int
-    )  # writers follow one another in this set
+    # writers follow one another in this set
+    spread = np.linspace(0, len(digits.images("train")) - 1, 300).astype(int)
     real, train = digits.images("test")[:300], digits.images("train")[spread]
     features = net.features(real)
 
@@ -311,10 +269,8 @@ def test_inception_metrics_equal_torch_fidelity_on_grey_images_repeated(digits, 
     net = inception(random_inception)
     assert len(net.hash) == 64
     fake, real = digits.images("train")[:12], digits.images("test")[:8]
-    made = {
-        name: metrics()[name].compare(net.features(fake), net.features(real), True)
-        for name in ("fid", "kid", "is")
-    }
+    of_fake, of_real = net.features(fake), net.features(real)
+    made = {name: metrics()[name].compare(of_fake, of_real, True) for name in ("fid", "kid", "is")}
 
     class Grey(torch.utils.data.Dataset):
         def __init__(self, images):
@@ -326,19 +282,10 @@ def test_inception_metrics_equal_torch_fidelity_on_grey_images_repeated(digits, 
         def __getitem__(self, i):
             return torch.from_numpy(np.repeat(self.images[i], 3, 0))
 
-    direct = calculate_metrics(
-        input1=Grey(fake),
-        input2=Grey(real),
-        fid=True,
-        kid=True,
-        isc=True,
-        cuda=False,
-        cache=False,
-        verbose=False,
-        kid_subset_size=4,
-        save_cpu_ram=True,
-        feature_extractor_weights_path=str(random_inception),
-    )
+    asked = dict.fromkeys(("fid", "kid", "isc", "save_cpu_ram"), True)
+    asked |= dict.fromkeys(("cuda", "cache", "verbose"), False)
+    asked |= {"kid_subset_size": 4, "feature_extractor_weights_path": str(random_inception)}
+    direct = calculate_metrics(input1=Grey(fake), input2=Grey(real), **asked)
     keys = {"fid": "frechet_inception_distance", "kid": "kernel_inception_distance_mean"}
     for name, key in (keys | {"is": "inception_score_mean"}).items():
         assert made[name][name].value == pytest.approx(direct[key], rel=1e-4, abs=1e-9), name

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_fm import Exact, batch, noise
+from draws import fitted, noise
+from test_fm import Exact, batch
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
@@ -45,11 +46,6 @@ def with_pairs(model: Reflow, b: Batch) -> Batch:
     return b
 
 
-def doubled(b: Batch) -> Batch:
-    b.x = b.x.double()
-    return b
-
-
 def test_the_loss_by_hand():
     torch.manual_seed(0)
     model, b = RF.of(INFO, **SMALL), batch()
@@ -62,18 +58,21 @@ def test_the_loss_by_hand():
 
 
 def test_pairs_are_those_of_the_teachers_ode():
-    model, b = gaussian(pair_solver="rk4", pair_steps=20), doubled(batch(16))
+    model, b = gaussian(pair_solver="rk4", pair_steps=20), batch(16, double=True)
     pairs = model.prepare(b)
     assert all(value.dtype == torch.float16 and value.shape == b.x.shape for value in pairs.values())
     want = model.teacher.net.mean + 0.3 * pairs["noise"].double()
     torch.testing.assert_close(pairs["image"].double(), want, atol=1e-3, rtol=0)
-    again = gaussian(pair_solver="rk4", pair_steps=20).prepare(doubled(batch(16)))
+    again = gaussian(pair_solver="rk4", pair_steps=20).prepare(batch(16, double=True))
     assert all(torch.equal(pairs[key], again[key]) for key in pairs)
+    images = TrainImages(open_pack("digits"), 17, torch.device("cpu"), 0, ())
+    drawn = next(images.scan(range(4), purpose="prepare", batch_size=4)).noise.randn(4, 8)
+    assert not torch.isclose(drawn, ImageNoise(0, range(4)).randn(4, 8)).any()
 
 
 def test_straight_lines_have_no_loss_and_curved_ones_have():
     model = gaussian(pair_solver="rk4", pair_steps=20)
-    b = with_pairs(model, doubled(batch(16)))
+    b = with_pairs(model, batch(16, double=True))
     curved = model.loss(b)["loss"]
     model.net = Straight(model.teacher.net.mean, 0.3)
     straight = model.loss(b)["loss"]
@@ -92,14 +91,10 @@ def two_modes(step: int) -> Batch:
 
 
 def trained(model: Model, steps: int) -> Model:
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    for step in range(steps):
-        b = two_modes(step)
-        if isinstance(model, Reflow):
-            b.extra = model.prepare(b)
-        model.loss(b)["loss"].backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    def at(step: int) -> Batch:
+        return with_pairs(model, two_modes(step)) if isinstance(model, Reflow) else two_modes(step)
+
+    fitted(model, at, steps, 2e-3)
     return model.eval()
 
 
@@ -154,13 +149,6 @@ def test_a_student_starts_as_its_teacher_and_learns_alone():
     assert not any(key.startswith("teacher") for key in student.state_dict())
     with pytest.raises(UsageError, match=r"the teacher's `model\.conditional` is true"):
         Reflow.of(INFO, teacher=teacher)
-
-
-def test_pairs_have_noise_of_their_own():
-    """Samples from the noise of training pairs would be those pairs, and so would held-out losses."""
-    images = TrainImages(open_pack("digits"), 17, torch.device("cpu"), 0, ())
-    drawn = next(images.scan(range(4), purpose="prepare", batch_size=4)).noise.randn(4, 8)
-    assert not torch.isclose(drawn, ImageNoise(0, range(4)).randn(4, 8)).any()
 
 
 def test_a_run_is_called_after_the_stage_that_has_a_recipe(tmp_path):

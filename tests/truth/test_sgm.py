@@ -9,12 +9,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from draws import batch, images, noise
 from flat import flat
 from gaussian import GaussianField, check_moments
 from torch import nn
 
 from gzcli.core.errors import UsageError
-from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
+from gzcli.core.types import BatchNoise, DataInfo, no_progress
 from gzcli.models.denoising.ode import LikelihoodOptions
 from gzcli.models.denoising.process import VE, VP, SubVP
 from gzcli.models.denoising.samplers import Estimate
@@ -26,18 +27,6 @@ SMALL = {"channels": 8, "mult": (1,), "attention": (), "groups": 4}
 SDES = {"vp": VP(1e-3, 0.1), "subvp": SubVP(1e-3, 0.1), "ve": VE(1e-3, 0.01, 50.0)}
 SHIFTED = {"vp shifted": VP(1e-3, 0.1, 2.5), "subvp shifted": SubVP(1e-3, 0.1, 2.5)}
 ALL = SDES | SHIFTED
-
-
-def noise(n: int, seed: int = 0) -> ImageNoise:
-    return ImageNoise(seed, range(n))
-
-
-def batch(x: torch.Tensor) -> Batch:
-    return Batch(x, torch.arange(len(x)) % 3, torch.arange(len(x)), BatchNoise(0, 0, "main", total=len(x)))
-
-
-def images(n: int = 8) -> torch.Tensor:
-    return torch.rand(n, *INFO.shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
 class Exact(nn.Module):
@@ -85,17 +74,13 @@ def test_the_marginals_are_those_of_the_simulated_sde(name):
     x = first.alpha * 1.5 + first.sigma * torch.randn(20000, generator=draw, dtype=torch.float64)
     for i, (t, u) in enumerate(pairwise(times)):
         f, g2 = sde.rates(torch.tensor(t))
-        x = (
-            x
-            + (u - t) * f * x
-            + (g2 * (u - t)).sqrt() * torch.randn(len(x), generator=draw, dtype=torch.float64)
-        )
+        z = torch.randn(len(x), generator=draw, dtype=torch.float64)
+        x = x + (u - t) * f * x + (g2 * (u - t)).sqrt() * z
         if i in (1000, 1500, 1999):
             level = sde.level(u)
             assert float(x.std()) == pytest.approx(level.sigma, rel=0.02)
-            assert float(x.mean()) == pytest.approx(
-                1.5 * level.alpha, abs=4 * level.sigma / math.sqrt(len(x))
-            )
+            error = 4 * level.sigma / math.sqrt(len(x))
+            assert float(x.mean()) == pytest.approx(1.5 * level.alpha, abs=error)
 
 
 def test_a_shift_multiplies_the_noise_to_signal_ratio():
@@ -121,12 +106,7 @@ def test_times_of_a_noise_ratio_have_that_ratio(name):
     assert half[0].t == 0.5 and all(a.t > b.t for a, b in pairwise(half))
 
 
-CALLS = {
-    "dpmpp": lambda n: n,
-    "heun": lambda n: 2 * n - 1,
-    "em": lambda n: n,
-    "pc": lambda n: n + 2 * (n - 1),
-}
+CALLS = {"dpmpp": lambda n: n, "heun": lambda n: 2 * n - 1, "em": lambda n: n, "pc": lambda n: 3 * n - 2}
 
 
 @pytest.mark.usefixtures("fp64")
@@ -135,13 +115,9 @@ CALLS = {
 def test_samplers_recover_a_mixture_at_the_cost_that_they_state(name, sampler):
     """Variance along and across the line of the parts and their share; those of the SDE with many steps."""
     model = exact(mixture=True, sde=name)
-    options = (
-        {"steps": 300, "spacing": "uniform", "corrector": 2} if sampler in ("em", "pc") else {"steps": 50}
-    )
-    steps = options["steps"]
-    x = flat(model.sample)(
-        2000, noise=BatchNoise(0, total=2000), progress=no_progress, sampler=sampler, clip=False, **options
-    )
+    how = {"steps": 300, "spacing": "uniform", "corrector": 2} if sampler in ("em", "pc") else {"steps": 50}
+    steps, draw = how["steps"], BatchNoise(0, total=2000)
+    x = flat(model.sample)(2000, noise=draw, progress=no_progress, sampler=sampler, clip=False, **how)
     mean = model.net.mean.detach()
     place = (x * mean).flatten(1).sum(1) / mean.square().sum()  # ±1 with deviation .3 / ‖mean‖
     spread = math.sqrt(1 + 0.3**2 / float(mean.square().sum()))
@@ -155,31 +131,24 @@ def test_samplers_recover_a_mixture_at_the_cost_that_they_state(name, sampler):
         assert model.net.calls == CALLS[sampler](steps)
 
 
+def carried(model: SGM, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the ODE of a Gaussian carries noise at the least time, an affine map, and the clean image by
+    Tweedie's formula there."""
+    first, top = model.process.level(model.process.stop), model.process.level(1.0)
+    mean, std = model.net.mean.detach(), lambda e: math.hypot(0.3 * e.alpha, e.sigma)
+    off = std(first) / std(top) * (top.sigma * z - top.alpha * mean)
+    return first.alpha * mean + off, mean + first.alpha * 0.3**2 / std(first) ** 2 * off
+
+
 @pytest.mark.usefixtures("fp64")
 @pytest.mark.parametrize("sampler", ["dpmpp", "heun"])
 def test_the_error_of_samplers_falls_with_the_square_of_their_steps(sampler):
-    """Against the affine map by which the ODE of a Gaussian carries noise to the least time, and Tweedie's
-    formula there."""
     model, errors = exact(), []
-    first, top, mean = (
-        model.process.level(model.process.stop),
-        model.process.level(1.0),
-        model.net.mean.detach(),
-    )
-    std = lambda e: math.hypot(0.3 * e.alpha, e.sigma)  # noqa: E731
-    at_first = std(first) / std(top) * (top.sigma * noise(100).randn(100, *INFO.shape) - top.alpha * mean)
-    known = (mean + first.alpha * 0.3**2 / std(first) ** 2 * at_first).clamp(-1, 1)
+    _, known = carried(model, noise(100).randn(100, *INFO.shape))
     for steps in (20, 40, 80):
-        x = flat(model.sample)(
-            100,
-            noise=noise(100),
-            progress=no_progress,
-            sampler=sampler,
-            steps=steps,
-            spacing="logsnr",
-            clip=False,
-        )
-        errors.append(float((x - known).square().mean().sqrt()))
+        how = {"sampler": sampler, "steps": steps, "spacing": "logsnr", "clip": False}
+        x = flat(model.sample)(100, noise=noise(100), progress=no_progress, **how)
+        errors.append(float((x - known.clamp(-1, 1)).square().mean().sqrt()))
     assert errors[1] < 0.4 * errors[0] and errors[2] < 0.4 * errors[1]
 
 
@@ -189,20 +158,11 @@ def test_the_error_of_samplers_falls_with_the_square_of_their_steps(sampler):
 )
 def test_the_error_of_ode_solvers_falls_at_their_order(solver, calls, order):
     model, errors = exact(), []
-    first, top, mean = (
-        model.process.level(model.process.stop),
-        model.process.level(1.0),
-        model.net.mean.detach(),
-    )
-    std = lambda e: math.hypot(0.3 * e.alpha, e.sigma)  # noqa: E731
-    known = first.alpha * mean + std(first) / std(top) * (
-        top.sigma * noise(50).randn(50, *INFO.shape) - top.alpha * mean
-    )
+    known, _ = carried(model, noise(50).randn(50, *INFO.shape))
     for steps in (41, 81):
         model.net.calls = 0
-        x = flat(model.sample)(
-            50, noise=noise(50), sampler="ode", solver=solver, steps=steps, spacing="logsnr"
-        )
+        how = {"sampler": "ode", "solver": solver, "steps": steps, "spacing": "logsnr"}
+        x = flat(model.sample)(50, noise=noise(50), **how)
         assert model.net.calls == calls * (steps - 1)
         errors.append(float((x - known.clamp(-1, 1)).square().mean().sqrt()))
     assert errors[1] < 1.4 * 0.5**order * errors[0]
@@ -212,10 +172,8 @@ def test_the_error_of_ode_solvers_falls_at_their_order(solver, calls, order):
 def test_the_error_of_the_sde_falls_with_its_steps():
     model, errors = exact(), []
     for steps in (20, 80):
-        draw = BatchNoise(0, total=4000)
-        x = flat(model.sample)(
-            4000, noise=draw, progress=no_progress, sampler="em", steps=steps, spacing="uniform", clip=False
-        )
+        how = {"sampler": "em", "steps": steps, "spacing": "uniform", "clip": False}
+        x = flat(model.sample)(4000, noise=BatchNoise(0, total=4000), progress=no_progress, **how)
         errors.append(abs(float((x - model.net.mean).std()) - 0.3))
     assert errors[1] < 0.5 * errors[0]
 
@@ -227,11 +185,10 @@ def test_the_error_of_the_sde_falls_with_its_steps():
 def test_the_likelihood_of_a_gaussian_is_exact(name, solver, shift):
     """A diagonal Jacobian, for which Rademacher probes are exact; data stands where σ/α is that of
     dequantisation, or at the least time."""
-    model, x = exact(0.5, sde=name, shift=shift), images(16).double()
+    model, x = exact(0.5, sde=name, shift=shift), images(16, INFO.shape).double()
     first, last = model.process.rising(1 / 255 / 3**0.5, 1)
-    assert first.sigma / first.alpha == pytest.approx(
-        max(1 / 255 / 3**0.5, 0.01 if name == "ve" else 0), rel=1e-3
-    )
+    least = max(1 / 255 / 3**0.5, 0.01 if name == "ve" else 0)
+    assert first.sigma / first.alpha == pytest.approx(least, rel=1e-3)
     value = model.log_prob(x, noise=noise(16), ode=LikelihoodOptions(solver, 60, 1e-7))
     width = 2 / 255
     y = first.alpha * (x + width * (noise(16).rand(16, *INFO.shape) - 0.5))
@@ -292,9 +249,8 @@ def test_weightings_say_the_same_of_either_prediction(name):
     """λ = σ² is the error of ε, and g² weighs it by g²/σ², whatever the network predicts."""
     for weighting in ("score", "likelihood"):
         v, eps = (exact(bias=0.1, sde=name, weighting=weighting, prediction=p) for p in ("v", "eps"))
-        torch.testing.assert_close(
-            v.loss(batch(images().double()))["loss"], eps.loss(batch(images().double()))["loss"]
-        )
+        of_v, of_eps = (m.loss(batch(images(8, INFO.shape).double()))["loss"] for m in (v, eps))
+        torch.testing.assert_close(of_v, of_eps)
 
 
 def test_cosine_times_are_uniform_in_the_angle():
@@ -303,21 +259,18 @@ def test_cosine_times_are_uniform_in_the_angle():
         _, alpha, sigma = model.process.levels_at(model.draw_times(BatchNoise(0, total=4000), 4000))
         angle = torch.atan2(sigma, alpha).flatten()
         spread = (angle - angle.min()) / (angle.max() - angle.min())
-        assert float(spread.mean()) == pytest.approx(0.5, abs=0.01) and float(spread.std()) == pytest.approx(
-            12**-0.5, abs=0.01
-        )
+        found = float(spread.mean()), float(spread.std())
+        assert found == pytest.approx((0.5, 12**-0.5), abs=0.01), name
 
 
-def test_halfway_noised_images_go_the_way_that_is_left():
+def test_ways_between_and_halfway():
     model, seen = exact(), []
     model.net.register_forward_pre_hook(lambda module, inputs: seen.append(float(inputs[1][0]) / SCALE))
-    model.reconstruct(images().double(), noise=noise(8), progress=no_progress, strength=0.5, steps=6)
+    x = images(8, INFO.shape).double()
+    model.reconstruct(x, noise=noise(8), progress=no_progress, strength=0.5, steps=6)
     assert seen[0] == pytest.approx(0.5) and seen[-1] == pytest.approx(1e-3, rel=1e-2) and len(seen) == 6
     assert seen == sorted(seen, reverse=True)
-
-
-def test_interpolation_has_the_images_at_its_ends():
-    model, x = exact(), images(2).double()
+    model, x = exact(), images(2, INFO.shape).double()
     way = model.interpolate(x, noise=noise(2), frames=5, steps=30).images
     torch.testing.assert_close(way[[0, -1]], x, atol=2e-2, rtol=0)
     assert way.shape == (5, 1, 4, 4)
@@ -340,32 +293,17 @@ def test_inpainting_keeps_what_is_known_and_follows_it():
 def test_inpainting_by_moments_draws_from_what_images_may_be(name):
     field, n = GaussianField(), 3000
     model = SGM.of(DataInfo((1, 4, 4), None), **SMALL, sde=name).eval()
-    model.split = lambda out, x, at: denoised(field, model, x, float(at.t[0]))
+
+    def split(out, x, at):
+        _, alpha, sigma = model.process.level(float(at.t[0]))
+        x0 = field.denoised(x, alpha, sigma)
+        return Estimate(x0, (x - alpha * x0) / sigma)
+
+    model.split = split
     x, mask, mean, covariance = field.halved()
     keys = {"mask": mask.expand(n, 1, 4, 4), "noise": noise(n), "method": "moments", "steps": 25}
     out = model.inpaint(x.expand(n, 1, 4, 4), **keys).images
     check_moments(out[:, :, 2:].flatten(1), mean, covariance)
-
-
-def denoised(field, model, x, t):
-    _, alpha, sigma = model.process.level(t)
-    x0 = field.denoised(x, alpha, sigma)
-    return Estimate(x0, (x - alpha * x0) / sigma)
-
-
-def test_guidance_within_an_interval():
-    torch.manual_seed(0)
-    model = SGM.of(INFO, **SMALL, conditional=True).eval()
-    nn.init.normal_(model.net.conv_out.weight, std=0.3)
-    nn.init.normal_(model.net.label.table.weight)
-    x, y = images(), torch.arange(8) % 3
-    f, g, plain = model.velocity(y, 2.5, (0.4, 0.6)), model.velocity(y, 2.5), model.velocity(y)
-    with torch.no_grad():
-        t = torch.tensor([0.5, 0.9] * 4)
-        torch.testing.assert_close(f(x, t)[::2], g(x, t)[::2], atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(f(x, t)[1::2], plain(x, t)[1::2], atol=1e-4, rtol=1e-4)
-    with pytest.raises(UsageError, match="needs a conditional model"):
-        SGM.of(INFO, **SMALL).velocity(None, 2.0)
 
 
 @pytest.mark.parametrize("options", [{"sde": "ve", "sigma_min": 0.0}, {"beta_min": 30.0}, {"t_min": 0.0}])

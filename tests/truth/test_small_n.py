@@ -29,9 +29,6 @@ def often_enough(covered: int, n: int) -> bool:
     return covered / n > 0.95 - 0.03 - 3 * np.sqrt(0.95 * 0.05 / n)
 
 
-# --- intervals
-
-
 def test_a_bootstrap_interval_of_a_mean_covers_as_often_as_it_says_and_is_as_wide_as_it_should_be():
     rng, found = np.random.default_rng(0), []
     for seed in range(150):
@@ -70,23 +67,14 @@ def test_half_samples_cover_a_frechet_distance_where_the_bootstrap_is_too_high()
     assert np.mean([(i.low + i.high) / 2 - i.value for i in resamples]) > 0.5 * expected
 
 
-# --- KID
-
-
 @pytest.mark.parametrize("sizes, subsets, size", [((90, 60), 30, 20), ((400, 300), 4, 50)])
 def test_kid_is_that_of_torch_fidelity_for_the_same_subsets(sizes, subsets, size, monkeypatch):
     """Once with one kernel matrix for all subsets, in two blocks, and once with one for each."""
     rng = np.random.default_rng(3)
     a, b = gaussian(rng, sizes[0]), gaussian(rng, sizes[1], scale=1.3)
     monkeypatch.setattr(kernel_distance, "ROWS", 50)
-    theirs = kid_features_to_metric(
-        torch.from_numpy(a),
-        torch.from_numpy(b),
-        kid_subsets=subsets,
-        kid_subset_size=size,
-        rng_seed=7,
-        verbose=False,
-    )
+    how = {"kid_subsets": subsets, "kid_subset_size": size, "rng_seed": 7, "verbose": False}
+    theirs = kid_features_to_metric(torch.from_numpy(a), torch.from_numpy(b), **how)
     found = kid(a, b, subsets=subsets, size=size, seed=7)
     assert found.value == pytest.approx(theirs["kernel_inception_distance_mean"], abs=1e-12)
 
@@ -100,18 +88,18 @@ def test_kid_is_unbiased_and_its_interval_covers():
         assert abs(values.mean()) < 4 * values.std() / np.sqrt(80)
         assert often_enough(sum(i.low <= 0 <= i.high for i in found), 80)
         assert np.mean([i.high - i.low for i in found]) < wide * values.std()
-
-
-def test_kid_refuses_what_it_cannot_compare():
     for a, b in ((np.ones((3, 2)), np.ones((9, 2))), (np.ones((9, 2)), np.ones((9, 3)))):
         with pytest.raises(UsageError):
             kid(a, b)
 
 
-# --- Fréchet
-
-
-def test_a_frechet_distance_of_fewer_rows_than_features_is_that_of_its_moments():
+def test_moments_and_their_frechet_distance():
+    rows = gaussian(np.random.default_rng(6), 20)
+    mean, covariance, n = moments(rows.astype(np.float32))
+    assert n == 20 and mean.dtype == covariance.dtype == np.float64
+    assert np.allclose(mean, rows.mean(0), atol=1e-6) and np.allclose(covariance, np.cov(rows.T), atol=1e-6)
+    with pytest.raises(UsageError):
+        frechet_of_moments(moments(rows), moments(rows[:, :3]))
     rng = np.random.default_rng(5)
     a, b = gaussian(rng, 30, width=64), gaussian(rng, 40, width=64, shift=0.1)
     theirs = [fid_features_to_statistics(torch.from_numpy(f)) for f in (a, b)]
@@ -121,16 +109,7 @@ def test_a_frechet_distance_of_fewer_rows_than_features_is_that_of_its_moments()
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
 
 
-def test_moments_are_the_mean_and_numpy_s_covariance():
-    rows = gaussian(np.random.default_rng(6), 20)
-    mean, covariance, n = moments(rows.astype(np.float32))
-    assert n == 20 and mean.dtype == covariance.dtype == np.float64
-    assert np.allclose(mean, rows.mean(0), atol=1e-6) and np.allclose(covariance, np.cov(rows.T), atol=1e-6)
-    with pytest.raises(UsageError):
-        frechet_of_moments(moments(rows), moments(rows[:, :3]))
-
-
-def test_pca_frechet_is_the_distance_in_scikit_learn_s_components():
+def test_pca_and_extrapolated_frechet_distances():
     rng = np.random.default_rng(7)
     mixing = rng.normal(size=(32, 32))
     fake, real = gaussian(rng, 200, width=32, shift=0.2) @ mixing, gaussian(rng, 150, width=32) @ mixing
@@ -140,10 +119,6 @@ def test_pca_frechet_is_the_distance_in_scikit_learn_s_components():
     assert pca_frechet(fake, real) == pytest.approx(frechet_distance(fake, real), rel=1e-9)
     with pytest.raises(UsageError):
         pca_frechet(fake[:, :9], real)
-
-
-def test_an_extrapolated_frechet_distance_is_closer_to_the_truth_than_the_raw_one():
-    """500 rows of 32 features: the truth is ‖δ‖² + D (σ − 1)²."""
     rng, truth = np.random.default_rng(8), 32 * (0.1**2 + 0.2**2)
     raw, extrapolated = [], []
     for seed in range(4):
@@ -155,10 +130,7 @@ def test_an_extrapolated_frechet_distance_is_closer_to_the_truth_than_the_raw_on
     assert abs(np.mean(extrapolated)) < 0.15
 
 
-# --- sliced Wasserstein
-
-
-def test_w2_of_unequal_numbers_is_the_best_assignment_of_as_many_copies():
+def test_sliced_wasserstein_against_scipy_and_known_gaussians():
     rng = np.random.default_rng(9)
     a, b = rng.normal(size=(6, 1)), rng.gamma(2, size=(4, 1))
     pairs = np.repeat(a, 4, 0) - np.repeat(b, 6, 0).T
@@ -166,10 +138,6 @@ def test_w2_of_unequal_numbers_is_the_best_assignment_of_as_many_copies():
     assert sliced_wasserstein(a, b) == pytest.approx(np.sqrt(best), rel=1e-12)
     assert sliced_wasserstein(b, a) == sliced_wasserstein(a, b)
     assert sliced_wasserstein(a, np.repeat(a, 3, 0)[::-1]) == pytest.approx(0, abs=1e-12)
-
-
-def test_sliced_wasserstein_of_known_gaussians():
-    """A shift by δ is ‖δ‖ / √D far, a scaling of a whitened set by c is |c − 1| far, both on the very set."""
     rng = np.random.default_rng(10)
     x = gaussian(rng, 300, width=12)
     shift = rng.normal(size=12)
@@ -177,9 +145,6 @@ def test_sliced_wasserstein_of_known_gaussians():
     assert found == pytest.approx(np.linalg.norm(shift) / np.sqrt(12), rel=0.03)
     x = (x - x.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(x.T, bias=True)).T)
     assert sliced_wasserstein(3 * x, x, projections=50) == pytest.approx(2, rel=1e-9)
-
-
-def test_sliced_wasserstein_of_bytes_is_that_of_numbers():
     rng = np.random.default_rng(11)
     a, b = (rng.integers(0, high, (20, 3, 4, 4), dtype=np.uint8) for high in (256, 200))
     flat = [images.reshape(20, -1).astype(np.float64) for images in (a, b)]
@@ -187,9 +152,6 @@ def test_sliced_wasserstein_of_bytes_is_that_of_numbers():
     for other in (b[:0], b[:, :1]):
         with pytest.raises(UsageError):
             sliced_wasserstein(a, other)
-
-
-# --- what they see
 
 
 @pytest.mark.slow

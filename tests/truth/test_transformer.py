@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from functools import partial
 
 import pytest
@@ -54,7 +53,7 @@ def test_probabilities_of_all_codes_sum_to_one(classes):
             assert p.sum() == pytest.approx(1, abs=1e-12) and p.max() > 3 / len(grid)
 
 
-def test_the_score_of_a_conditional_model_is_that_of_the_mixture_of_classes():
+def test_scores_and_figures():
     model, x = build(classes=CLASSES), images(3)
     codes = model.tokenizer.encode(x).flatten(1)
     with torch.no_grad():
@@ -64,6 +63,17 @@ def test_the_score_of_a_conditional_model_is_that_of_the_mixture_of_classes():
         torch.testing.assert_close(
             plain.score_nll(x, noise=noise(3)), plain.nll(plain.tokenizer.encode(x).flatten(1), None)
         )
+    model, x = build(), images(6)
+    batches = [Batch(part, None, torch.arange(3), noise(3)) for part in x.split(3)]
+    with torch.no_grad():
+        found = model.measure(batches)
+        codes = model.tokenizer.encode(x)
+        again = model.reconstruct(x, noise=noise(6), progress=no_progress).images
+        p = codes.flatten().bincount(minlength=5) / codes.numel()
+        assert found["mse"] == pytest.approx(float(F.mse_loss(again / 2, x / 2)))
+        assert found["entropy"] == pytest.approx(-float(torch.special.xlogy(p, p).sum()), rel=1e-6)
+        assert found["perplexity"] == pytest.approx(math.exp(found["entropy"]))
+        assert found["nats"] == pytest.approx(float(model.nll(codes.flatten(1), None).mean()) / model.length)
 
 
 def recompute(model: Transformer, n: int, labels, noise, guidance: float = 1.0, **options) -> torch.Tensor:
@@ -133,19 +143,10 @@ def test_the_loss_is_the_mean_nll_of_a_code():
     low.backward()
     assert low.dtype == torch.float32 and low.item() == pytest.approx(parts["loss"].item(), rel=0.02)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in single.parameters())
-
-
-def test_labels_are_dropped_as_often_as_asked():
-    model = build(classes=CLASSES, label_dropout=0.3).train()
-    y, n = torch.zeros(2000).long(), 2000
-    drop = model.training_labels(Batch(torch.zeros(n, 1), y, torch.arange(n), BatchNoise(0, total=n)))[1]
-    assert drop.float().mean() == pytest.approx(0.3, abs=0.05)
-    assert (
-        model.eval()
-        .training_labels(Batch(torch.zeros(n, 1), y, torch.arange(n), BatchNoise(0, total=n)))[1]
-        .sum()
-        == 0
-    )
+    dropping, y = build(classes=CLASSES, label_dropout=0.3).train(), torch.zeros(2000).long()
+    rows = Batch(torch.zeros(2000, 1), y, torch.arange(2000), BatchNoise(0, total=2000))
+    assert dropping.training_labels(rows)[1].float().mean() == pytest.approx(0.3, abs=0.05)
+    assert dropping.eval().training_labels(rows)[1].sum() == 0
 
 
 @pytest.mark.parametrize("classes", [(), CLASSES])
@@ -179,21 +180,7 @@ def test_completion_infers_the_class_from_the_kept_codes():
     assert torch.equal(blind, told) and best.unique().numel() > 1
 
 
-def test_what_it_measures():
-    model, x = build(), images(6)
-    batches = [Batch(part, None, torch.arange(3), noise(3)) for part in x.split(3)]
-    with torch.no_grad():
-        found = model.measure(batches)
-        codes = model.tokenizer.encode(x)
-        again = model.reconstruct(x, noise=noise(6), progress=no_progress).images
-        p = codes.flatten().bincount(minlength=5) / codes.numel()
-        assert found["mse"] == pytest.approx(float(F.mse_loss(again / 2, x / 2)))
-        assert found["entropy"] == pytest.approx(-float(torch.special.xlogy(p, p).sum()), rel=1e-6)
-        assert found["perplexity"] == pytest.approx(math.exp(found["entropy"]))
-        assert found["nats"] == pytest.approx(float(model.nll(codes.flatten(1), None).mean()) / model.length)
-
-
-def test_the_tokenizer_is_frozen_and_outside():
+def test_the_tokenizer_is_frozen_and_decay_is_for_matrices():
     model = build().train()
     assert not model.tokenizer.training and not any(p.requires_grad for p in model.tokenizer.parameters())
     assert not any("tokenizer" in key for key in model.state_dict())
@@ -205,23 +192,6 @@ def test_the_tokenizer_is_frozen_and_outside():
         Transformer.of(DataInfo((1, 12, 8)), tokenizer=model.tokenizer, width=10, heads=4)
     with pytest.raises(UsageError, match="makes no codes"):
         Transformer(DataInfo((1, 12, 8)), tokenizer=model)
-
-
-def test_weight_decay_is_for_matrices():
     decayed, free = build().phases()[0].groups()
     assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim < 2 for p in free["params"])
     assert free["weight_decay"] == 0.0
-
-
-def test_cached_sampling_is_far_faster_than_whole_passes():
-    """64 codes, n = 16: the cached sampler against 64 times the median of three passes of the whole net."""
-    model, passes = build((1, 32, 32), codes=64, dtype=torch.float32, width=128, layers=4, heads=4), []
-    assert model.length == 64
-    with torch.no_grad():
-        for _ in range(3):
-            start = time.process_time()
-            model(codes_of(model, 16))
-            passes.append(time.process_time() - start)
-        start = time.process_time()
-        model._generate(torch.zeros(16, 0).long(), None, noise(16), no_progress, DrawOptions(), 1.0)
-    assert time.process_time() - start < 64 * sorted(passes)[1] / 5

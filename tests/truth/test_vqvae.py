@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from draws import images
 
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 from gzcli.models.autoregressive.tokenizer import DEAD, EPS, Codebook, CodebookOptions, draw
@@ -32,17 +33,9 @@ def book(**options) -> Codebook:
 
 def peer(ours: Codebook, **options):
     """Their layer with our codes and, for the averages, our statistics in their counts."""
-    theirs = pytest.importorskip("vector_quantize_pytorch").VectorQuantize(
-        dim=D,
-        codebook_size=K,
-        decay=0.9,
-        commitment_weight=0.3,
-        accept_image_fmap=True,
-        eps=EPS * 36,
-        threshold_ema_dead_code=0,
-        rotation_trick=False,
-        **options,
-    )
+    sizes = {"dim": D, "codebook_size": K, "decay": 0.9, "commitment_weight": 0.3, "eps": EPS * 36}
+    how = {"accept_image_fmap": True, "threshold_ema_dead_code": 0, "rotation_trick": False}
+    theirs = pytest.importorskip("vector_quantize_pytorch").VectorQuantize(**sizes, **how, **options)
     with torch.no_grad():
         theirs._codebook.embed.copy_(ours.embedding[None])
         if ours.options.codebook == "ema":
@@ -118,15 +111,7 @@ def test_dead_codes_move_into_the_batch_and_living_ones_stay():
     assert still(z, noise())[1]["dead"] == pytest.approx(3 / K)
 
 
-def test_evaluation_changes_nothing():
-    ours = book().eval()
-    before = {name: t.clone() for name, t in ours.state_dict().items()}
-    first, second = ours(vectors(), noise()), ours(vectors(), noise())
-    assert torch.equal(first[0], second[0]) and first[1]["loss"] == second[1]["loss"]
-    assert all(torch.equal(t, before[name]) for name, t in ours.state_dict().items())
-
-
-def test_the_start_is_at_vectors_of_the_batch_once():
+def test_the_start_is_once_and_evaluation_changes_nothing():
     ours, z = book(), vectors()
     ours.start(z, noise())
     started = ours.embedding.clone()
@@ -135,17 +120,19 @@ def test_the_start_is_at_vectors_of_the_batch_once():
     assert len(started.unique(dim=0)) == K
     ours.start(vectors(1), noise())
     assert torch.equal(ours.embedding, started)
+    ours = book().eval()
+    before = {name: t.clone() for name, t in ours.state_dict().items()}
+    first, second = ours(vectors(), noise()), ours(vectors(), noise())
+    assert torch.equal(first[0], second[0]) and first[1]["loss"] == second[1]["loss"]
+    assert all(torch.equal(t, before[name]) for name, t in ours.state_dict().items())
 
 
-def test_perplexity_is_the_exponential_of_the_entropy():
+def test_perplexity_and_draws_of_codes():
     ours = book().eval()
     ours.embedding[:] = 10 * torch.arange(K)[:, None]
     z = 10.0 * torch.tensor([0, 0, 0, 0, 3, 3, 5, 7]).view(8, 1, 1, 1).expand(-1, D, -1, -1)
     entropy = -(0.5 * math.log(0.5) + 0.25 * math.log(0.25) + 2 * 0.125 * math.log(0.125))
     assert ours(z, noise(8))[1]["perplexity"].item() == pytest.approx(math.exp(entropy), rel=1e-5)
-
-
-def test_draw_inverts_the_distribution_and_never_gives_what_has_no_weight():
     weights = torch.tensor([0.0, 2.0, 0.0, 1.0, 1.0, 0.0])
     u = torch.tensor([0.0, 0.25, 0.499, 0.5, 0.74, 0.75, 0.9999999, 1 - 2**-24])
     assert draw(weights.expand(8, -1), u).tolist() == [1, 1, 1, 3, 3, 4, 4, 4]
@@ -155,27 +142,10 @@ def test_draw_inverts_the_distribution_and_never_gives_what_has_no_weight():
     assert ((found - p).abs() <= 5 * (p * (1 - p) / n).sqrt()).all()
 
 
-# ---------------------------------------------------------------------------- the model
-
-
 def model(shape=(1, 16, 16), **options) -> VQVAE:
     torch.manual_seed(0)
     small = {"hidden": 8, "residual": 4, "blocks": 1, "codes": 16, "dim": 4}
     return VQVAE.of(DataInfo(shape, 256), **{**small, **options})
-
-
-def images(n: int, shape=(1, 16, 16)) -> torch.Tensor:
-    return torch.rand(n, *shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-
-
-@pytest.mark.parametrize(
-    ("shape", "down", "grid"), [((1, 28, 28), 2, (7, 7)), ((3, 18, 27), 3, (3, 4)), ((1, 7, 5), 1, (4, 3))]
-)
-def test_any_size_has_its_grid(shape, down, grid):
-    net, x = model(shape, down=down).eval(), images(2, shape)
-    codes = net.encode(x)
-    assert codes.shape == (2, *grid) and net.grid == grid and codes.dtype == torch.int64
-    assert net.decode(codes).shape == x.shape and net.codes == 16
 
 
 def test_the_net_has_the_layers_of_the_paper():
@@ -188,7 +158,7 @@ def test_the_net_has_the_layers_of_the_paper():
     assert net.codebook.embedding.shape == (512, 10)
 
 
-def test_the_loss_is_that_of_the_reconstruction_and_the_code():
+def test_the_loss_and_samples_of_the_model():
     net, x = model(beta=0.5).eval(), images(4)
     batch = Batch(x, None, torch.arange(4), noise(4))
     net.on_start(batch)
@@ -201,9 +171,6 @@ def test_the_loss_is_that_of_the_reconstruction_and_the_code():
     torch.testing.assert_close(again, net.decode(codes))
     torch.testing.assert_close(net.score_recon(x, noise=noise(4)), (x - again).square().flatten(1).sum(1))
     torch.testing.assert_close(net.score_code(x, noise=noise(4)), (z - e).square().flatten(1).sum(1))
-
-
-def test_samples_use_codes_as_often_as_training_did():
     net = model().eval()
     net.codebook.usage.zero_()
     net.codebook.usage[3] = 1.0

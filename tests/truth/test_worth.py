@@ -57,14 +57,15 @@ def test_fresh_real_images_gain_what_they_gain_and_duplicates_gain_nothing(sides
                 assert found[f"{name}{end}_gain"].value == pytest.approx(difference, abs=1e-12)
 
 
-def test_it_is_a_function_of_its_arguments_and_leaves_the_generator_alone(sides):
+def test_it_is_a_function_of_its_arguments(sides):
     few, _, test = sides
     before = torch.get_rng_state()
     first, again = (worth(few, few, test, CLASSES, seeds=2, steps=1) for _ in range(2))
     assert first == again and torch.equal(before, torch.get_rng_state())
-
-
-def test_the_rarest_class_is_filled_up_to_the_largest_as_far_as_there_are_samples():
+    few, _, test = sides
+    for labels in (None, np.eye(CLASSES)[few[1]], few[1][:5]):
+        with pytest.raises(UsageError):
+            worth(few, (few[0], labels), test, 10)
     real, made = np.array([0, 0, 0, 0, 1, 2, 2]), np.array([1, 0, 1, 2, 1, 1])
     assert filling(real, made, 3).tolist() == [0, 2, 4]
     assert filling(real, made[:3], 3).tolist() == [0, 2]
@@ -88,16 +89,11 @@ def test_the_filled_set_has_the_real_images_and_those_samples(sides, monkeypatch
     assert any((images[11] == sample).all() for sample in more[labels == y[0]])
 
 
-def test_balanced_accuracy_is_scikit_learn_s():
+def test_balanced_accuracy_and_its_intervals():
     rng = np.random.default_rng(1)
     y, guess = rng.choice([0, 2, 3], 200, p=[0.7, 0.2, 0.1]), rng.choice([0, 2, 3], 200)
     rows = np.stack([(guess == y).astype(float), y], 1)
     assert module._balanced(rows) == pytest.approx(balanced_accuracy_score(y, guess), abs=1e-12)
-
-
-def test_intervals_hold_the_accuracy_of_the_population():
-    """Images of difficulty u are right with probability u, by each of three classifiers whose skill varies:
-    the truth is their mean skill."""
     rng, covered = np.random.default_rng(2), 0
     classes = np.repeat([0, 1], 100)
     for _ in range(100):
@@ -111,10 +107,3 @@ def test_intervals_hold_the_accuracy_of_the_population():
     assert found.high - found.low == pytest.approx(2 * 1.96 * alike[0].std() / np.sqrt(200), rel=0.2)
     certain = module._interval(module._mean, np.ones((3, 200)), classes, 0)
     assert (certain.low, certain.value, certain.high) == (1, 1, 1)
-
-
-def test_labels_that_are_not_one_class_an_image_are_refused(sides):
-    few, _, test = sides
-    for labels in (None, np.eye(CLASSES)[few[1]], few[1][:5]):
-        with pytest.raises(UsageError):
-            worth(few, (few[0], labels), test, 10)

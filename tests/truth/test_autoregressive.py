@@ -1,0 +1,190 @@
+"""PixelCNN and PixelCNN++: probabilities by enumeration, cached sampling against passes of the whole net,
+completions, the loss."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from functools import partial
+
+import pytest
+import torch
+from draws import batch
+
+from gzcli.core.errors import UsageError
+from gzcli.core.types import BatchNoise, DataInfo, ImageNoise
+from gzcli.models.autoregressive.pixelcnn import IncrementalPixelCNN, PixelCNN
+from gzcli.models.autoregressive.pixelcnnpp import IncrementalPixelCNNpp, PixelCNNpp
+
+CLASSES = ("a", "b", "c")
+SMALL = {
+    PixelCNN: {"hidden": 6, "head": 6, "dilations": (1, 2), "first": 3},
+    PixelCNNpp: {"hidden": 6, "blocks": (1, 1, 1), "mixture": 3},
+}
+CACHED = {PixelCNN: IncrementalPixelCNN, PixelCNNpp: IncrementalPixelCNNpp}
+WIDE = {"dilations": (1, 2, 1), "kernel": 5}
+# shape, levels, classes, options: odd sizes at every scale, one scale alone, scales without blocks
+CASES = [
+    (PixelCNN, (1, 7, 6), 2, (), WIDE),
+    (PixelCNN, (1, 7, 6), 17, CLASSES, WIDE),
+    (PixelCNN, (3, 5, 6), 256, (), WIDE),
+    (PixelCNN, (3, 5, 6), 8, CLASSES, WIDE),
+    (PixelCNNpp, (1, 7, 6), 2, (), {}),
+    (PixelCNNpp, (1, 8, 8), 17, CLASSES, {"blocks": (2, 1)}),
+    (PixelCNNpp, (3, 5, 9), 256, (), {"blocks": (1, 0, 1, 1)}),
+    (PixelCNNpp, (3, 5, 6), 8, CLASSES, {"blocks": (1,)}),
+]
+
+
+def build(cls, shape, levels, *, seed=0, scale=2.0, classes=(), dtype=torch.float64, **hyper):
+    """A net with random weights, scaled up so that its distributions are far from uniform."""
+    torch.manual_seed(seed)
+    hyper = {**SMALL[cls], "conditional": bool(classes), **hyper}
+    model = cls(DataInfo(shape, levels, classes=classes), **hyper).to(dtype)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn_like(p) * scale / max(1, p[0].numel() if p.ndim > 1 else 4) ** 0.5)
+    return model.eval()
+
+
+def of_levels(k, levels, dtype):
+    return (k.double() * 2 / (levels - 1) - 1).to(dtype)
+
+
+def every_image(shape, levels, dtype=torch.float64):
+    k = torch.tensor(list(itertools.product(range(levels), repeat=math.prod(shape)))).view(-1, *shape)
+    return of_levels(k, levels, dtype)
+
+
+def images(n, shape, levels, dtype=torch.float64, seed=1):
+    k = torch.randint(levels, (n, *shape), generator=torch.Generator().manual_seed(seed))
+    return of_levels(k, levels, dtype)
+
+
+@pytest.fixture(params=[PixelCNN, PixelCNNpp], ids=["pixelcnn", "pixelcnnpp"])
+def net(request):
+    """`build` of either model."""
+    return partial(build, request.param)
+
+
+@pytest.mark.parametrize(
+    ("shape", "levels", "classes"),
+    [((1, 2, 2), 3, ()), ((3, 1, 2), 2, ()), ((3, 2, 1), 2, ()), ((3, 1, 1), 4, ()), ((1, 2, 2), 3, CLASSES)],
+)
+def test_probabilities_of_all_images_sum_to_one(net, shape, levels, classes):
+    model, x = net(shape, levels, classes=classes), every_image(shape, levels)
+    with torch.no_grad():
+        log_prob = model.log_prob(x)
+        assert log_prob.exp().sum() == pytest.approx(1, abs=1e-12)
+        assert log_prob.exp().max() > 3 / len(x)  # not the uniform distribution
+        if classes:
+            each = torch.stack([model.log_prob(x, torch.full((len(x),), y)) for y in range(len(classes))])
+            assert torch.allclose(each.exp().sum(1), torch.ones(3).double())
+            assert torch.allclose(each.exp().mean(0), log_prob.exp())
+
+
+@pytest.mark.parametrize(("cls", "shape", "levels", "classes", "options"), CASES)
+def test_cached_outputs_are_those_of_the_whole_net(cls, shape, levels, classes, options):
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+        model = build(cls, shape, levels, classes=classes, dtype=dtype, scale=1.0, **options)
+        x, labels = images(3, shape, levels, dtype), torch.tensor([2, 0, 1]) if classes else None
+        with torch.no_grad():
+            whole, steps = model(x, labels), CACHED[cls](model, 3, labels)
+            for i in range(shape[1]):
+                steps.row(x[:, :, i - 1] if i else torch.zeros_like(x[:, :, 0]))
+                for j, c in itertools.product(range(shape[2]), range(whole.shape[1])):
+                    assert (steps.outputs(j, c) - whole[:, c, i, j]).abs().max() <= tolerance
+                    steps.put(j, c, x[:, :, i, j] if cls is PixelCNNpp else x[:, c, i, j, None])
+
+
+@pytest.mark.parametrize(("cls", "shape", "levels", "classes", "options"), CASES)
+def test_cached_samples_are_those_of_whole_net_passes(cls, shape, levels, classes, options):
+    model = build(cls, shape, levels, classes=classes, scale=1.0, **options)
+    for dtype in (torch.float64, torch.float32):
+        model.to(dtype)
+        draw = lambda naive: model.sample(8, noise=ImageNoise(3, range(8)), naive=naive)  # noqa: E731
+        cached, naive = draw(False), draw(True)
+        assert torch.equal(cached, naive)
+        assert cached.unique().numel() > 1 and cached.abs().max() <= 1
+
+
+@pytest.mark.parametrize(("shape", "levels"), [((1, 2, 2), 2), ((1, 1, 2), 3)])
+def test_sampled_frequencies_are_the_probabilities(net, shape, levels):
+    """20,000 samples: every image's frequency within five standard errors of exp(log_prob)."""
+    every = every_image(shape, levels, torch.float32)
+    model, n = net(shape, levels, dtype=torch.float32), 20_000
+    k = ((model.sample(n, noise=BatchNoise(0, total=n)).flatten(1) + 1) * (levels - 1) / 2).round().long()
+    index = (k * levels ** torch.arange(k.shape[1]).flip(0)).sum(1)
+    p = model.log_prob(every).detach().exp()
+    frequency = index.bincount(minlength=len(every)) / n
+    assert ((frequency - p).abs() < 5 * (p * (1 - p) / n).sqrt() + 1e-9).all()
+
+
+def test_without_temperature_the_mode_is_drawn(net):
+    model = net((1, 6, 6), 17, classes=CLASSES, scale=1.0)
+    y = torch.zeros(4, dtype=torch.long)
+    draw = lambda seed, t: model.sample(4, labels=y, noise=ImageNoise(seed, range(4)), temperature=t)  # noqa: E731
+    assert torch.equal(draw(0, 1e-9), draw(5, 1e-9)) and not torch.equal(draw(0, 1.0), draw(5, 1.0))
+    with pytest.raises(UsageError):
+        draw(0, 0.0)
+
+
+@pytest.mark.parametrize("classes", [(), CLASSES])
+def test_completion_keeps_the_rows_and_samples_the_rest_given_them(net, classes):
+    shape, n = (3, 5, 4), 12
+    scale = 2.0 if net.args[0] is PixelCNN else 1.0
+    model, x = net(shape, 8, classes=classes, scale=scale), images(n, shape, 8)
+    labels = torch.arange(n) % 3 if classes else None
+    complete = lambda x, rows: (  # noqa: E731
+        model.complete(x, rows=rows, labels=labels, noise=ImageNoise(1, range(n))).images
+    )
+    done = complete(x, 2)
+    assert torch.equal(done[:, :, :2], x[:, :, :2]) and not torch.equal(done, x)
+    assert not torch.equal(done[:, :, 2:], complete(-x, 2)[:, :, 2:])
+    assert torch.equal(complete(x, 5), x)
+    sampled = model.sample(n, labels=labels, noise=ImageNoise(1, range(n)))
+    assert torch.equal(complete(x, 0), sampled) and torch.equal(complete(sampled, 3), sampled)
+    with pytest.raises(UsageError):
+        complete(x, 6)
+
+
+def test_completion_infers_the_class_from_the_kept_rows(net):
+    n, y, rows = 30, torch.arange(30) % 3, 6
+    model = net((1, 8, 8), 8, classes=CLASSES)
+    if isinstance(model, PixelCNN):  # images of two classes are to hardly overlap
+        model, rows = net((1, 8, 8), 8, classes=CLASSES, scale=3.0), 4
+        model.label.table.weight.data.mul_(3)
+    x = model.sample(n, labels=y, noise=ImageNoise(0, range(n)))
+    given = (ImageNoise(1, range(n)), None), (ImageNoise(1, range(n)), y)
+    blind, told = (model.complete(x, rows=rows, labels=labels, noise=noise).images for noise, labels in given)
+    assert (blind == told).flatten(1).all(1).float().mean() > 0.8
+
+
+def test_loss_is_the_mean_negative_log_prob_and_has_gradients_under_bf16(net):
+    model = net((3, 6, 6), 17, classes=CLASSES, dtype=torch.float32, scale=0.5).train()
+    x, y = images(4, (3, 6, 6), 17, torch.float32), torch.tensor([0, 1, 2, 0])
+    losses = model.loss(batch(x, y=y))
+    assert losses["loss"].item() == pytest.approx(-model.log_prob(x, y).mean().item(), rel=1e-6)
+    assert losses["bpd"].item() == pytest.approx(losses["loss"].item() / (108 * math.log(2)), rel=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = model.loss(batch(x, y=y))["loss"]
+    low.backward()
+    assert low.dtype == torch.float32 and low.item() == pytest.approx(losses["loss"].item(), rel=0.02)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    if isinstance(model, PixelCNN):
+        x.requires_grad_()
+        assert torch.autograd.grad(model.log_prob(x, y).sum(), x)[0].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("cls", "levels", "hyper"),
+    [
+        *((cls, None, {}) for cls in SMALL),
+        *((cls, 4, {"conditional": True}) for cls in SMALL),
+        *((PixelCNN, 4, hyper) for hyper in ({"kernel": 4}, {"first": 1})),
+        *((PixelCNNpp, 4, hyper) for hyper in ({"blocks": ()}, {"mixture": 0})),
+    ],
+)
+def test_bad_hyperparameters_are_refused(cls, levels, hyper):
+    with pytest.raises(UsageError):
+        cls(DataInfo((1, 4, 4), levels), **hyper)
