@@ -12,6 +12,8 @@ from gzcli.cli import out
 
 # as `gz` starts its engine; read when torch is first imported
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# an installed gz has byte code, without which each of the many processes would compile a hundred files
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

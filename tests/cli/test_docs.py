@@ -389,9 +389,9 @@ def follow(lines: list[str], tmp_path: Path) -> None:
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
 
 
-def test_the_manual_as_one_text(call, tmp_path):
+def test_the_manual_as_one_text(call):
     assert modules("--llm") & HEAVY == set()
-    within(["-c", "import typer"], "--llm", 20, {}, tmp_path)
+    within(["-c", "import typer"], "--llm", times=20)
     code, stdout, _ = call("--llm")
     assert code == 0 and "## `gz bench`" in stdout and "--train-missing" in stdout
     assert "static/assets" not in stdout, "a picture, which a text does not show"
