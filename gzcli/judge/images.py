@@ -53,8 +53,7 @@ class Images:
         seed: int,
         by_content: bool = False,
     ) -> Images:
-        """Batches of `size` images, or of fewer: as many batches as there are processes, if images suffice,
-        so that each process has a share."""
+        """Batches of `size` images, or of fewer where each process else had no share."""
         size = min(size, max(1, math.ceil(len(index) / ranks.world())))
         return cls(pack, split, index, size, run.images.levels, run.device, seed, by_content)
 
@@ -66,16 +65,14 @@ class Images:
         return replace(self, index=self.index[start * self.size : stop * self.size])
 
     def __iter__(self) -> Iterator[Batch]:
+        how: dict[str, Any] = {
+            "levels": self.levels,
+            "device": self.device,
+            "index": self.index,
+            "seed": self.seed,
+        }
         read = scan_by_content if self.by_content else scan
-        return read(
-            self.pack,
-            self.split,
-            batch_size=self.size,
-            levels=self.levels,
-            device=self.device,
-            index=self.index,
-            seed=self.seed,
-        )
+        return read(self.pack, self.split, batch_size=self.size, **how)
 
 
 def held_out_split(pack: Pack) -> str:
@@ -83,15 +80,21 @@ def held_out_split(pack: Pack) -> str:
     return "val" if pack.meta.counts["val"] else "train"
 
 
+def fitting_index(pack: Pack) -> np.ndarray:
+    """Positions of the held-out images that scores are fitted on."""
+    return subset(pack.meta.counts[held_out_split(pack)], FIT)
+
+
 def fitting_images(
     run: Trained, pack: Pack, *, size: int, seed: int, held_out: np.ndarray | None = None
 ) -> tuple[Images, Images]:
     """Held-out and training images of a run's set, in fixed numbers, that scores are fitted on."""
-    split, counts = held_out_split(pack), pack.meta.counts
-    index = subset(counts[split], FIT) if held_out is None else held_out
-    some = ((split, index), ("train", subset(counts["train"], BANK)))
-    first, second = (Images.of(run, pack, split, index, size=size, seed=seed) for split, index in some)
-    return first, second
+    index = fitting_index(pack) if held_out is None else held_out
+    train = subset(pack.meta.counts["train"], BANK)
+    return (
+        Images.of(run, pack, held_out_split(pack), index, size=size, seed=seed),
+        Images.of(run, pack, "train", train, size=size, seed=seed),
+    )
 
 
 def treatment(packs: Mapping[str, Pack], levels: int | None, *, but: str = "") -> list[str]:
@@ -118,11 +121,10 @@ def affordable(seconds: float, budget: float, sets: int) -> int:
 
 def timed(function: Callable[[], Any], device: torch.device) -> float:
     """The seconds of a call, after one that warms up."""
-    function()
-    synchronise(device)
-    since = time.perf_counter()
-    function()
-    synchronise(device)
+    for _ in range(2):
+        since = time.perf_counter()
+        function()
+        synchronise(device)
     return time.perf_counter() - since
 
 

@@ -23,7 +23,7 @@ from gzcli.data.packs.open import open_pack
 from gzcli.data.sets import registry
 from gzcli.data.sets.registry import Benchmark, find_benchmark
 from gzcli.engine.log import Log
-from gzcli.judge import alarm, ood, scoring
+from gzcli.judge import alarm, ood, scores
 from gzcli.judge.alarm import heat, map_of
 from gzcli.metrics.detection import detection
 from gzcli.metrics.interval import subset
@@ -134,7 +134,7 @@ def test_a_copy_is_judged_alike_wherever_it_stands(trained, tmp_path, monkeypatc
     rows = noisy(found["files"])
     assert found["seeds"] == 4 and rows["3"][1] > 0
     assert len({rows[str(i)] for i in range(3, 43)}) == 1 and len(set(rows.values())) == 9
-    monkeypatch.setattr("gzcli.judge.scoring.BATCH_SIZE", 14)
+    monkeypatch.setattr("gzcli.judge.scores.BATCH_SIZE", 14)
     np.savez(tmp_path / "alone.npz", images=images[3:4])
     alone = judged(tmp_path, tmp_path / "alone.npz", scores=("noisy",))
     assert noisy(alone["files"])["0"] == pytest.approx(rows["3"], rel=1e-5)
@@ -372,7 +372,7 @@ def test_runs_together_are_the_waic_and_the_mean_of_deviations(trained, flat, tm
     z = (seen - held_out.mean(1, keepdims=True)) / held_out.std(1, keepdims=True)
     np.testing.assert_allclose([float(row["nll"]) for row in rows], z.mean(0), atol=1e-3)
     tables = [{"a": {"s": np.ones(3)}, "held": {"s": np.ones(5)}}] * 2
-    assert scoring.combined(tables, ["s"], "held")["a"]["s"].tolist() == [0, 0, 0], "scores that do not vary"
+    assert scores.combined(tables, ["s"], "held")["a"]["s"].tolist() == [0, 0, 0], "scores that do not vary"
     with pytest.raises(UsageError, match="score of several runs"):
         ood.run(OodJob("model", "digits", ("digits-ab",), scores=("waic",), n=9), tmp_path, CPU, Log())
 

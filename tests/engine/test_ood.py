@@ -25,7 +25,7 @@ from gzcli.data.packs.open import open_pack
 from gzcli.data.sets.registry import Benchmark, find_benchmark
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import score_bins
-from gzcli.judge import ood, scoring
+from gzcli.judge import ood, scores
 from gzcli.judge.images import affordable, short_paths
 from gzcli.judge.ood import BASELINES
 from gzcli.judge.scores import Scorer, choose
@@ -218,7 +218,7 @@ def test_twenty_neighbours_are_found_without_n(trained, tmp_path, monkeypatch):
     """A bank of the trial's 16 images has none."""
     model = WGAN.of(trained.info, width=8, latent=4)
     fake_run(tmp_path, monkeypatch, ood, model=model, name="wgan")
-    monkeypatch.setattr(scoring, "affordable", lambda *known: 20)
+    monkeypatch.setattr(scores, "affordable", lambda *known: 20)
     result = run(tmp_path, run="wgan", scores=("knn",), n=None, options={"k": 20})
     assert len(model.bank) == len(open_pack("digits").images("train"))
     assert result["results"][0]["score"] == "knn"
@@ -255,7 +255,7 @@ def test_a_benchmark_has_groups_with_means_and_names_what_is_missing(trained, tm
     mean = next(row for row in found if row["out"] == "mean of far" and row["score"] == "nll")
     single = next(row for row in rows if row["out"] == "patches" and row["score"] == "nll")
     assert mean["auroc"] == single["auroc"] and mean["group"] == "far"
-    said = ood.notes(rows, {name: open_pack(name) for name in ("digits-ab",)}, 17, toy)
+    said = ood.notes(rows, {"digits-ab": open_pack("digits-ab")}, 17, toy, job())
     assert said[0].startswith("left out of `toy`: svhn, patches;")
 
 
@@ -267,7 +267,7 @@ def test_the_fpr_of_a_benchmark_is_that_of_its_version():
         ("openood-cifar10", ("OpenOOD v1.5,", "`fpr95`: the share of in-distribution images that is")),
         (None, ("`fpr95` (OpenOOD v1.5):", "`fpr95_id` (ODIN, OpenOOD v1):")),
     ):
-        notes = ood.notes([row], {}, 17, *([find_benchmark(benchmark)] if benchmark else []))
+        notes = ood.notes([row], {}, 17, find_benchmark(benchmark) if benchmark else None, job())
         (line,) = (note for note in notes if "OpenOOD v1" in note)
         assert all(word in line for word in words), benchmark
 
@@ -431,7 +431,7 @@ def test_budget_and_subsets():
 def test_without_n_the_budget_decides_and_full_takes_all(trained, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        scoring, "affordable", lambda seconds, budget, sets: asked.append((seconds, budget, sets)) or 40
+        scores, "affordable", lambda seconds, budget, sets: asked.append((seconds, budget, sets)) or 40
     )
     result = run(tmp_path, scores=("nll",), n=None)
     assert result["results"][0]["n_in"] == result["results"][0]["n_out"] == 40
@@ -459,23 +459,18 @@ def test_pictures_in_colour_have_neighbours_in_features(monkeypatch, installed):
         def features(self, images):
             return np.asarray(images).mean((2, 3)) + 1
 
-    monkeypatch.setattr(ood.lite, "is_installed", lambda: installed)
-    monkeypatch.setattr(ood.lite, "lite", lambda device: Space())
+    monkeypatch.setattr(ood.pretrained, "is_installed", lambda: installed)
+    monkeypatch.setattr(ood.pretrained, "lite", lambda device: Space())
     home, other = open_pack("patches"), open_pack("digits", size=32, channels=3)
-    sets = {"patches": home, "digits": other}
-    seeds = [
-        {name: ood.ScoreTable(np.arange(12), None, {"s": np.ones(12)}) for name in sets} for _ in range(2)
-    ]
-    ood.add_baselines(seeds, sets, home, torch.device("cpu"))
-    known = ["s", "png", "mean", "knn_pixels", *(["knn_lite"] if installed else [])]
-    assert all(list(table.scores) == known for tables in seeds for table in tables.values())
+    picks = {p.meta.name: scores.Pick(p, "test", np.arange(12)) for p in (home, other)}
+    tables = ood.baseline_scores(picks, home, torch.device("cpu"))
+    names = ["png", "mean", "knn_pixels", *(["knn_lite"] if installed else [])]
+    assert [list(table) for table in tables.values()] == [names] * 2
     if installed:
         index = subset(home.meta.counts["train"], 2500)
-        rows = (
-            Space().features(images) for images in (home.images("train")[index], other.images("test")[:12])
-        )
+        rows = map(Space().features, (home.images("train")[index], other.images("test")[:12]))
         bank, seen = (f / np.linalg.norm(f, axis=1, keepdims=True) for f in rows)
         nearest = np.linalg.norm(seen[:, None] - bank, axis=2).min(1)
-        np.testing.assert_allclose(seeds[1]["digits"].scores["knn_lite"], nearest, atol=1e-7)
-    rows = ood.compare(seeds[0], {"digits": other}, ["s"], bootstrap=False)
-    assert [row["score"] for row in rows] == known
+        np.testing.assert_allclose(tables["digits"]["knn_lite"], nearest, atol=1e-7)
+    rows = ood.compare(tables, {"digits": other}, [], bootstrap=False)
+    assert [row["score"] for row in rows] == names

@@ -37,13 +37,5 @@ def total_variation(seen: np.ndarray, labels: np.ndarray, classes: int) -> float
     return float(0.5 * np.abs(p - q).sum())
 
 
-METRICS = (
-    Metric(
-        "classes",
-        70,
-        (Column("tv", "down", keep=12), Column("label_accuracy", "up", keep=11)),
-        "lenet",
-        default="always",
-        of_images=of_images,
-    ),
-)
+COLUMNS = (Column("tv", "down", keep=12), Column("label_accuracy", "up", keep=11))
+METRICS = (Metric("classes", 70, COLUMNS, "lenet", default="always", of_images=of_images),)

@@ -19,9 +19,9 @@ def compare(fake: np.ndarray, real: np.ndarray, intervals: bool) -> Figures:
     import torch
     from torch_fidelity.metric_isc import isc_features_to_metric
 
-    from gzcli.metrics.inception import FEATURES
+    from gzcli.metrics.pretrained import POOLED
 
-    logits = torch.from_numpy(fake[:, FEATURES:]).float()
+    logits = torch.from_numpy(fake[:, POOLED:]).float()
     score = isc_features_to_metric(logits, splits=SPLITS)
     value, spread = score["inception_score_mean"], score["inception_score_std"]
     half = T * spread / (SPLITS - 1) ** 0.5

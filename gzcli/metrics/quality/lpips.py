@@ -11,7 +11,6 @@ from gzcli.metrics.metric import Column, Figures, Interval, Metric
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
 
 REBUILT = 200  # test images that are reconstructed: of a GAN each takes a search
 PAIRS = 500  # of samples
@@ -29,8 +28,8 @@ def of_model(judge: Any, contestant: Any) -> Figures:
     method = getattr(trained.model, "reconstruct", None)
     if method is None:
         return {}
-    images = judge.test_images(trained, REBUILT, BATCH)
-    labelled, done = "labels" in inspect.signature(method).parameters and trained.model.conditional, 0
+    images, done = judge.test_images(trained, REBUILT, BATCH), 0
+    labelled = "labels" in inspect.signature(method).parameters and trained.model.conditional
     with judge.log.bar(f"reconstruct by {trained.name}") as progress:
 
         def work(batch: Batch) -> dict[str, np.ndarray]:
@@ -73,28 +72,26 @@ def distances(judge: Any, images: Any, chosen: np.ndarray) -> np.ndarray:
     import numpy as np
     import torch
 
-    def side(rows: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.stack([images.images[int(i)] for i in rows])).float() / 127.5 - 1
-
     chosen, parts = chosen[:PAIRS], []
     with torch.no_grad():
         for rows in np.array_split(chosen, max(1, len(chosen) // BATCH)):
-            a, b = (side(rows[:, i]).to(judge.device) for i in (0, 1))
+            sides = (np.stack([images.images[int(i)] for i in side]) for side in rows.T)
+            a, b = ((torch.from_numpy(side).float() / 127.5 - 1).to(judge.device) for side in sides)
             parts.append(judge.lpips(a, b).cpu().numpy())
     return np.concatenate(parts)
 
 
 def mean(values: np.ndarray) -> Interval:
-
     value, half = float(values.mean()), 1.96 * float(values.std()) / len(values) ** 0.5
     return Interval(value, max(0.0, value - half), value + half)
 
 
+RECON = (Column("lpips_recon", "down"),)
 METRICS = (
     Metric(
         "lpips",
         330,
-        (Column("lpips_recon", "down"),),
+        RECON,
         weights="vgg16",
         floor="train",
         shared=True,
