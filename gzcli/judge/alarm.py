@@ -98,14 +98,12 @@ def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str
         "seconds": round(time.monotonic() - began, 1),
         "outputs": outputs,
     }
-    files.write_json(folder / "alarm.json", result)
+    files.write_json(Run(folder).alarm_file, result)
     return result
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The held-out images of a set."""
-
     split: str  # whose images the pictures are compared with
     fitted: np.ndarray | None  # positions of those that scores are fitted on; None: training images are
     compared: np.ndarray  # positions of the others, in the order in which they are taken
@@ -128,7 +126,6 @@ def split_held_out(home: Pack) -> HeldOut:
 
 
 def check_enough(held_out: HeldOut, job: AlarmJob, needed: int, names: Sequence[str]) -> None:
-    """Raises UsageError where there are fewer images to compare with than a rate of false alarms needs."""
     total = len(held_out.compared)
     n = total if job.n is None else min(job.n, total)
     if n >= needed:
@@ -208,7 +205,6 @@ def alarms_of(scored: Scored, fpr: float) -> Alarms:
 
 
 def notes(job: AlarmJob, alarms: Alarms) -> list[str]:
-    """Notes without which the alarms could be misread."""
     lines, count = [], len(alarms.scores)
     if count > 1:
         lines.append(
@@ -292,7 +288,6 @@ def heat(maps: np.ndarray, usual: float) -> np.ndarray:
 
 
 def upper(maps: np.ndarray) -> float:
-    """The upper value of maps [N, H, W], the mean over the images of a high quantile of each."""
     return float(np.quantile(maps.reshape(len(maps), -1), BRIGHT, axis=1).mean())
 
 
@@ -304,7 +299,6 @@ def write_files(
     alarms: Alarms,
     maps: Mapping[int, np.ndarray],
 ) -> dict[str, Any]:
-    """Writes the CSV of all pictures, strangest first, the sheet of some, and the maps; returns the paths."""
     table, picture, text = folder / "alarm.csv", folder / "alarm.png", io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     columns = [*alarms.scores.values(), *alarms.spread.values()]

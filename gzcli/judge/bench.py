@@ -116,7 +116,7 @@ def compared(
         "neighbours": str(neighbours) if judge.remembers else None,
         "stats": job.export_stats,
     }
-    files.write_json(folder / "bench.json", result)
+    files.write_json(Run(folder).bench_file, result)
     return result
 
 

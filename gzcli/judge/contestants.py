@@ -87,7 +87,6 @@ class ImageSet:
         return space.hash in self._features
 
     def take(self, rows: np.ndarray) -> ImageSet:
-        """Some of the images [n], with those of their features that are known."""
         labels = None if self.labels is None else self.labels[rows]
         features = {name: values[rows] for name, values in self._features.items()}
         return ImageSet(self.images[rows], labels, _features=features)
@@ -114,8 +113,6 @@ class ImageSet:
         return features
 
     def _computed(self, space: Space) -> np.ndarray:
-        """The features, of which each process computes those of a share of the batches."""
-
         def work(start: int) -> dict[str, np.ndarray]:
             return {"features": space.features(self.images[start : start + space.batch])}
 
@@ -123,7 +120,6 @@ class ImageSet:
 
 
 def some(images: ImageSet, n: int) -> ImageSet:
-    """n of the images, by `subset`; all where they are fewer."""
     return images if len(images) <= n else images.take(subset(len(images), n))
 
 
@@ -161,7 +157,6 @@ class RealImages:
 
     @property
     def at_most(self) -> int:
-        """How many real images can stand in place of samples."""
         total = len(self.of(OTHER[self.split]))
         return total // 2 if self.split == "all" else total
 

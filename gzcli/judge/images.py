@@ -76,12 +76,10 @@ class Images:
 
 
 def held_out_split(pack: Pack) -> str:
-    """The split that scores are fitted on: validation, or training where a tiny set has no validation."""
     return "val" if pack.meta.counts["val"] else "train"
 
 
 def fitting_index(pack: Pack) -> np.ndarray:
-    """Positions of the held-out images that scores are fitted on."""
     return subset(pack.meta.counts[held_out_split(pack)], FIT)
 
 

@@ -75,12 +75,10 @@ class Judge:
     # ------------------------------------------------------------------------ what metrics read
 
     def space_of(self, metric: Metric) -> Space | None:
-        """The feature space of a metric; None: pixels."""
         return self.lenet if metric.features == "lenet" else self.large.get(metric.features)
 
     @cached_property
     def train_images(self) -> ImageSet:
-        """The training images among which copies are looked for."""
         return some(self.real.of("train"), BANK)
 
     @cached_property
@@ -92,7 +90,6 @@ class Judge:
         return LPIPS.from_files().eval().requires_grad_(False).to(self.device)
 
     def test_images(self, trained: Trained, n: int, size: int | None = None) -> Images:
-        """At most n test images for a model, in batches."""
         index = subset(self.pack.meta.counts["test"], n)
         size = size or devices.batch_of(likelihood.BATCH_SIZE, trained.device)
         return Images.of(trained, self.pack, "test", index, size=size, seed=self.seed)
@@ -119,7 +116,6 @@ class Judge:
         return self._marked(figures, levels) | self._of_images(images, "test", "train")
 
     def compared(self, images: ImageSet, real: ImageSet, *, intervals: bool = True) -> Figures:
-        """The figures of images beside real ones."""
         figures: Figures = {}
         for metric in self.metrics:
             if metric.compare is None:
@@ -162,7 +158,6 @@ class Judge:
         return figures
 
     def floor_size(self, n: int) -> int:
-        """The number of real images that stand in place of n samples: fewer where there are no more."""
         return min(n, self.real.at_most)
 
     def _of_images(self, images: ImageSet, *floors: str) -> Figures:
@@ -210,7 +205,6 @@ class Judge:
                     self._compute("the data set", real, of_real)
 
     def _compute(self, name: str, images: ImageSet, spaces: Sequence[Space | None]) -> None:
-        """Computes the features of images in some spaces, and says how long it took."""
         what = f"features of {len(images):,} images of {name}"
         if self.large and not all(space is None or images.knows(space) for space in spaces):
             self.say(what)
@@ -232,7 +226,6 @@ class Judge:
         ]
 
     def warnings(self, n: int) -> list[str]:
-        """Notes without which the figures of n samples could be misread."""
         if biased := self.biased(n):
             return [
                 f"`{'~`, `'.join(biased)}~`: fewer images than twice the features, a raw Fréchet distance "
@@ -278,8 +271,6 @@ class Judge:
 
 @dataclass(frozen=True)
 class Statistics:
-    """The Gaussian of real images' features, for one Fréchet distance."""
-
     metric: Metric
     moments: Moments
     facts: dict[str, Any]  # what the file says beside them

@@ -78,7 +78,6 @@ class Entry:
         return next(done, None) or next(begun, None)
 
     def train(self, say: Say = silent) -> Run:
-        """The run, trained to its end: found, resumed or new."""
         run = self.run()
         if run and run.state == "finished":
             return run
@@ -140,7 +139,6 @@ def entry_of(name: str, label: str, seed: int, terms: Terms, *, say: Say, progre
 
 
 def shares_of(asked: Request, plan: Plan, say: Say) -> list[float]:
-    """The share of the budget of each stage, as `forecast.shares`."""
     info, measure = requirements.of_data(asked.recipe)[0].info(), partial(forecast.measured, say=say)
     return forecast.shares(forecast.expect(asked.recipe, plan, info, measure=measure, timed=False)[0])
 
@@ -228,7 +226,6 @@ def _hash(value: Any, digits: int) -> str:
 
 
 def draw(folder: Path, result: dict[str, Any]) -> None:
-    """Draws the curves, whose paths are added to the result."""
     metric = result["metric"]
     kinds = {"steps": ("steps of the sampler", "steps"), "time": ("seconds of training", "at_seconds")}
     for kind, (x, key) in kinds.items():

@@ -93,7 +93,6 @@ def class_frequencies(model: Model, pack: Pack) -> Tensor | None:
 
 
 def log_prob(model: Model, x: Tensor, y: Tensor | None, noise: Noise, **options: Any) -> Tensor:
-    """float64 [B], on the host."""
     with torch.no_grad(), full_fp32(x.device):
         return model.log_prob(x, y, noise=noise, **grouped(model.log_prob, options)).cpu().double()
 

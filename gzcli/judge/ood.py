@@ -70,8 +70,8 @@ def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
     results = over_seeds([compared(tables, bootstrap=len(seeds) == 1) for tables in seeds])
     short = short_paths(list(sets))
     shown = [row | {"out": short.get(row["out"], row["out"])} for row in results]
-    scores_csv, picture = folder / "scores.csv", folder / "histograms.png"
-    write_scores(scores_csv, seeds, scored.picks, job)
+    place, picture = Run(folder), folder / "histograms.png"
+    write_scores(place.scores_file, seeds, scored.picks, job)
     histograms(picture, {short[name]: table for name, table in seeds[0].items()}, short[job.ins], shown)
     packs = {short[name]: pack for name, pack in sets.items()}
     result = {
@@ -87,9 +87,9 @@ def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
         "solver_gap": scored.gap and asdict(scored.gap),
         "coders": sorted(baselines.coders()),
         "seconds": round(time.monotonic() - began, 1),
-        "files": {"scores": str(scores_csv), "histograms": str(picture)},
+        "files": {"scores": str(place.scores_file), "histograms": str(picture)},
     }
-    files.write_json(folder / "ood.json", result)
+    files.write_json(place.ood_file, result)
     return result
 
 
@@ -163,7 +163,6 @@ def compare(
 
 
 def with_group_means(results: list[dict[str, Any]], benchmark: Benchmark) -> list[dict[str, Any]]:
-    """The rows with their `group`, near or far, and after each group a row of its means for every score."""
     rows = [row | {"group": benchmark.group(row["out"])} for row in results]
     ordered = []
     for group in ("near", "far"):
@@ -201,7 +200,6 @@ def notes(
     benchmark: Benchmark | None,
     job: OodJob,
 ) -> list[str]:
-    """Notes without which the figures could be misread."""
     lines = []
     if job.others:
         lines.append(
@@ -236,7 +234,6 @@ def notes(
 
 
 def convention(benchmark: Benchmark | None, packs: Mapping[str, Pack], lists: str | None) -> list[str]:
-    """Notes on what FPR95 means, and on what a benchmark would have taken."""
     if not benchmark:
         return [f"`fpr95` (OpenOOD v1.5): {FPR['fpr95']}; `fpr95_id` (ODIN, OpenOOD v1): {FPR['fpr95_id']}"]
     left = [name for name in (*benchmark.near, *benchmark.far) if name not in packs]

@@ -41,8 +41,6 @@ HIDDEN = 127  # grey level of pixels that a model did not see
 
 @dataclass
 class Output:
-    """The images of a job, as they are written."""
-
     images: np.ndarray  # uint8 [n, C, H, W]
     labels: np.ndarray | None  # by which they were drawn, or of an application's outputs, [n] or [n, K]
     sheet: np.ndarray  # picture of the images, beside their inputs if there are any, uint8 [H, W, C]
@@ -64,7 +62,8 @@ def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[st
         else:
             output = samples(trained, job, progress, log.info)
     images, labels, applied = output.images, output.labels, output.applied
-    grid, npz, animation = (folder / name for name in ("grid.png", "samples.npz", "animation.gif"))
+    place = Run(folder)
+    grid, npz, animation = place.sheet_picture, place.samples_file, place.animation_file
     result: dict[str, Any] = {
         "run": trained.run.owner.id,
         "step": trained.step,
@@ -86,7 +85,7 @@ def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[st
     made = origin(trained, job, len(images))
     save_png(grid, output.sheet, made)
     if job.png or len(images) <= PNG_LIMIT:
-        result["files"] = save_images(folder / "images", images, made)
+        result["files"] = save_images(place.images_folder, images, made)
     if frames:
         result["animation"] = str(animation)
         frames.save(animation, images)
@@ -130,8 +129,6 @@ class Frames:
         self.seen: list[np.ndarray] = []
 
     def watch(self, bar: Progress) -> Progress:
-        """A progress that keeps every state x [B, C, H, W], and passes its arguments on to `bar`."""
-
         def progress(i: float, n: float, x: Tensor | None = None) -> None:
             bar(i, n, x)
             if x is not None:
@@ -231,7 +228,6 @@ def apply(trained: Trained, do: str, job: SampleJob, progress: Progress, say: Sa
 
 
 def inputs_of(applied: Applied) -> Sequence[tuple[int, ...]]:
-    """The indices of the inputs of each output, or of each row of outputs."""
     return applied.of or [(i,) for i in range(len(applied.images))]
 
 
@@ -271,7 +267,6 @@ def to_bytes(x: Tensor) -> np.ndarray:
 def read_inputs(
     trained: Trained, path: str | None, n: int | None, size: Size | None = None, say: Say = silent
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """At most n images uint8 [≤ n, C, H, W], and their labels where there are any."""
     if path is not None:
         return shown_pictures(trained, Path(path), trained.images.shape[0], n, size, say), None
     pack = open_pack(trained.part.data.name, **trained.wanted)

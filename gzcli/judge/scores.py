@@ -59,12 +59,10 @@ Table = dict[str, np.ndarray]  # float64 [N] of each score
 
 
 def model_scores(model: Model) -> list[str]:
-    """The names of the model's `score_<name>` methods."""
     return sorted(name.removeprefix("score_") for name in dir(type(model)) if name.startswith("score_"))
 
 
 def cheap_scores(model: Model) -> list[str]:
-    """The names of the model's own scores that are not `costly`."""
     return [score for score in model_scores(model) if score not in model.costly]
 
 
@@ -102,7 +100,6 @@ def choose(
 
 
 def has_gradient(model: Model) -> bool:
-    """Whether the likelihood has a gradient: that by an ODE is computed without one."""
     return model.likelihood != "ode"
 
 
@@ -131,17 +128,14 @@ class Scorer:
         self.unused = sorted(set(self.options).difference(*keys))
 
     def model_scores(self) -> list[str]:
-        """The model's own scores that are computed: those named, and the cheap ones as statistics."""
         statistics = cheap_scores(self.model) if read(self.names, "statistics") else []
         names = dict.fromkeys((*self.names, *statistics))
         return [name for name in names if hasattr(self.model, f"score_{name}")]
 
     def fits(self) -> list[str]:
-        """The model's own scores that have a fit."""
         return [name for name in self.model_scores() if hasattr(self.model, f"fit_{name}")]
 
     def is_fitted(self) -> bool:
-        """Whether any score has a fit."""
         return bool(self.fits() or [name for name in self.names if name in SCORES and SCORES[name].gather])
 
     def fit(self, held_out: ranks.Sliceable[Batch], train: Iterable[Batch]) -> None:
@@ -175,14 +169,12 @@ class Scorer:
         return values
 
     def model_score(self, name: str, batch: Batch) -> np.ndarray:
-        """float64 [B]: the model's `score_<name>`."""
         method, noise = f"score_{name}", fresh_noise(self.seed, batch)
         with self.trained.scoring():
             score = getattr(self.model, method)(batch.x, noise=noise, **self._keywords(method))
         return score.detach().cpu().double().numpy()
 
     def _parameters(self, method: str) -> set[str]:
-        """The names of a method's options; empty where the model has no such method."""
         function = getattr(self.model, method, None)
         return set(defaults(function)) - {"x", "noise", "batches"} if function else set()
 
@@ -292,8 +284,6 @@ def check_background(trained: Trained, background: Trained | None) -> Trained:
 
 @dataclass(frozen=True)
 class Pick:
-    """Images that are scored."""
-
     pack: Pack
     split: str
     index: np.ndarray  # positions in the split, [N]
@@ -310,8 +300,6 @@ class Pick:
 
 @dataclass
 class Scored:
-    """The scores of picked images by all runs together, and how they were made."""
-
     names: list[str]
     picks: Mapping[str, Pick] = field(default_factory=dict)
     seeds: list[dict[str, Table]] = field(default_factory=list)  # of each seed and pick
@@ -320,11 +308,9 @@ class Scored:
     gap: SolverGap | None = None
 
     def mean(self, pick: str) -> Table:
-        """The scores of a pick, their mean over the seeds."""
         return {name: self._stacked(pick, name).mean(0) for name in self.seeds[0][pick]}
 
     def spread(self, pick: str) -> Table:
-        """The deviations of a pick's scores between the seeds; {} of one seed."""
         names = self.seeds[0][pick] if len(self.seeds) > 1 else {}
         return {name: self._stacked(pick, name).std(0, ddof=1) for name in names}
 
@@ -332,7 +318,6 @@ class Scored:
         return np.stack([tables[pick][name] for tables in self.seeds])
 
     def facts(self, trained: Trained, job: OodJob | AlarmJob) -> dict[str, Any]:
-        """What both kinds of results say of their making, for JSON."""
         return {
             "run": trained.run.owner.id,
             "runs": [Run(Path(path)).id for path in (job.run, *job.others)],
@@ -422,7 +407,6 @@ def scores_of(trained: Trained, job: OodJob | AlarmJob) -> list[str]:
 
 
 def check_same_images(first: Trained, other: Trained) -> Trained:
-    """The other model. Raises UsageError where it is for other images than the first one."""
     one, two = first.images, other.images
     if (one.shape, one.levels) != (two.shape, two.levels):
         raise UsageError(
@@ -434,7 +418,6 @@ def check_same_images(first: Trained, other: Trained) -> Trained:
 
 
 def make_scorer(trained: Trained, names: Sequence[str], job: OodJob | AlarmJob, seed: int) -> Scorer:
-    """The scorer of some scores. Raises UsageError for an option of the job that no score takes."""
     section, background = trained.part.ood, None
     reference = job.background or section.background
     if reference and read(names, "background_nll"):

@@ -42,7 +42,6 @@ def coders() -> dict[str, Callable[[np.ndarray], int]]:
 
 
 def pixel_mean(images: np.ndarray) -> np.ndarray:
-    """The mean grey level, 0 … 255."""
     return np.asarray(images).reshape(len(images), -1).mean(1, dtype=np.float64)
 
 
@@ -71,7 +70,6 @@ def _png(image: np.ndarray) -> int:
 
 
 def _encoded(image: np.ndarray, *, one_bit: bool = False, **how: Any) -> int:
-    """Bytes of the encoded image [C, H, W]; `how` are options of Pillow's `Image.save`."""
     from PIL import Image
 
     buffer = io.BytesIO()

@@ -33,7 +33,6 @@ def diversity(features: np.ndarray, classes: np.ndarray, real: np.ndarray, real_
 
 
 def coverage(classes: np.ndarray, real: np.ndarray) -> float:
-    """The entropy of the predicted classes [N] of generated images as a share of that of real images [M]."""
     return entropy(classes) / max(entropy(real), 1e-12)
 
 

@@ -152,7 +152,6 @@ def trained(
 
 
 def _train(pack: Pack, path: Path) -> None:
-    """Trains the network of a data set and writes it to `path`."""
     from safetensors.torch import save
 
     meta, images = _task(pack), pack.images("train")
@@ -166,7 +165,6 @@ def _train(pack: Pack, path: Path) -> None:
 
 
 def _task(pack: Pack) -> dict[str, Any]:
-    """What a set's network sees and learns, as the metadata of its file have it."""
     classes, (channels, *shape) = pack.meta.classes, pack.meta.shape
     rotations = len(classes) < 2 or pack.labels("train") is None
     outputs = len(turns(shape)) if rotations else len(classes)
@@ -195,7 +193,6 @@ def _load(path: Path, pack: Pack, device: torch.device) -> LeNetFeatures:
 
 
 def _to_input(images: np.ndarray) -> Tensor:
-    """uint8 images as floats in [0, 1]."""
     return torch.from_numpy(np.asarray(images).astype(np.float32)) / 255
 
 

@@ -57,7 +57,6 @@ def check_rows(samples: Sequence[np.ndarray], least: int) -> None:
 
 
 def halves(function: Function, *samples: np.ndarray, intervals: bool, **how: Any) -> Interval:
-    """A figure with its interval by `half_samples`, or without one."""
     return half_samples(function, *samples, **how) if intervals else Interval(function(*samples))
 
 

@@ -52,7 +52,6 @@ def densities(held_out: Arrays) -> dict[str, Any]:
 
 
 def surprise(facts: Any, estimates: Mapping[str, Any]) -> np.ndarray:
-    """−Σ log density of each statistic, by the `estimates` of `densities`."""
     statistics = facts.statistics
     return -sum(estimate.logpdf(statistics[name]) for name, estimate in estimates.items())
 

@@ -70,13 +70,11 @@ class Metric:
 
     @property
     def fetches(self) -> str:
-        """The name of the fetched weights that it needs; empty where it needs none."""
         return self.weights or (self.features if self.features in FETCHED else "")
 
 
 @cache
 def metrics() -> dict[str, Metric]:
-    """Every metric by its name."""
     package = import_module("gzcli.metrics.quality")
     files = sorted(Path(package.__path__[0]).glob("[!_]*.py"))
     modules = [import_module(f"{package.__name__}.{file.stem}") for file in files]
@@ -86,7 +84,6 @@ def metrics() -> dict[str, Metric]:
 
 @cache
 def columns() -> dict[str, Column]:
-    """Every column by its name."""
     return {column.name: column for metric in metrics().values() for column in metric.columns}
 
 
@@ -104,18 +101,15 @@ def column_of(figure: str) -> Column:
 
 
 def ranking() -> list[str]:
-    """The figures that a league is ranked by, by preference."""
     return [c.name for c in sorted(columns().values(), key=lambda c: c.rank or 0) if c.rank is not None]
 
 
 def weights_of(names: Iterable[str]) -> list[str]:
-    """The names of the fetched weights that some metrics need."""
     fetched = (metric.fetches for name, metric in metrics().items() if name in names)
     return list(dict.fromkeys(filter(None, fetched)))
 
 
 def help_text() -> str:
-    """The metrics, by what they need."""
     groups: dict[str, list[str]] = {"": [], "lite": []}
     for metric in metrics().values():
         need = metric.fetches or ("lite" if metric.features == "lite" else "")

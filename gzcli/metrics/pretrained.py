@@ -34,8 +34,6 @@ State = Mapping[str, Tensor]
 
 @dataclass
 class Features:
-    """A network as a feature space."""
-
     net: Callable[[Tensor], Tensor]  # [B, D] of uint8 images [B, C, H, W] on the CPU
     hash: str  # of its weights; it names the space
     device: torch.device
@@ -99,7 +97,6 @@ STAGES = (
 
 
 def is_installed() -> bool:
-    """Whether the package with the weights of EfficientNet-Lite0 is there; it is not imported."""
     return find_spec(PACKAGE) is not None
 
 
@@ -164,8 +161,6 @@ class Lite0(nn.Module):
 
 
 class Block(nn.Module):
-    """An inverted residual block: expansion, depthwise convolution, projection."""
-
     def __init__(self, layers: list[nn.Module], residual: bool):
         super().__init__()
         self.layers, self.residual = nn.Sequential(*layers), residual
@@ -249,7 +244,6 @@ def of_pictures(
 
 
 def transformer(name: str, build: Callable[[State], nn.Module]) -> tuple[nn.Module, str]:
-    """The network of a file of weights, which are fetched where they are absent, and the file's sha256."""
     file = weights(name, use="features of a vision transformer", source=SOURCES[name])
     try:
         net = build(torch.load(file, map_location="cpu", weights_only=True))

@@ -60,7 +60,6 @@ def times_floor(row: Row, metric: str) -> float | None:
 
 
 def of_seed(rows: Sequence[Row], seed: int, metric: str) -> dict[str, float]:
-    """The multiples of the floor of a seed's models."""
     values = {row["model"]: times_floor(row, metric) for row in rows if row["seed"] == seed}
     return {model: value for model, value in values.items() if value is not None}
 
@@ -117,7 +116,6 @@ def mean(values: Sequence[float]) -> float | None:
 
 
 def deviation(values: Sequence[float]) -> float | None:
-    """The standard deviation of a sample; None of one value."""
     return stdev(values) if len(values) > 1 else None
 
 
@@ -203,7 +201,6 @@ def summary_table(rows: Sequence[Row]) -> str:
 
 
 def as_csv(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Lines of equal keys as CSV with a head; None is empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]) if lines else [], lineterminator="\n")
     writer.writeheader()

@@ -18,15 +18,12 @@ INFINITY_DRAWS = 20
 
 
 class Moments(NamedTuple):
-    """The Gaussian of a set of features."""
-
     mean: np.ndarray
     covariance: np.ndarray
     n: int
 
 
 def moments(features: np.ndarray) -> Moments:
-    """The mean and the covariance of features [N, D]."""
     import numpy as np
 
     features = rows_of(features)
@@ -53,7 +50,6 @@ def check_widths(one: int, other: int) -> None:
 
 
 def frechet_of_moments(a: Moments, b: Moments) -> float:
-    """The Fréchet distance of two Gaussians."""
     import numpy as np
 
     check_widths(len(a.mean), len(b.mean))

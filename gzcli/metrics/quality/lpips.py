@@ -63,12 +63,10 @@ def of_images(judge: Any, images: Any) -> Figures:
 
 
 def pairs(rows: np.ndarray) -> np.ndarray:
-    """Neighbours among rows as pairs, [n // 2, 2]."""
     return rows[: len(rows) // 2 * 2].reshape(-1, 2)
 
 
 def distances(judge: Any, images: Any, chosen: np.ndarray) -> np.ndarray:
-    """The distances of the first pairs [≤ PAIRS, 2] of images."""
     import numpy as np
     import torch
 

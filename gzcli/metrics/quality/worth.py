@@ -90,7 +90,6 @@ def filling(real: np.ndarray, made: np.ndarray, classes: int) -> np.ndarray:
 
 
 def _mean(rows: np.ndarray) -> float:
-    """The mean of the first column of rows [N, 2]."""
     return float(rows[:, 0].mean())
 
 
