@@ -26,8 +26,8 @@ from gzcli.data.sets.registry import Form
 from gzcli.engine.log import Log
 from gzcli.engine.sheets import Row, sheet
 from gzcli.engine.trained import Trained, load_trained
-from gzcli.judge.images import FIT, Images, treatment
-from gzcli.judge.scores import Pick, Scored, choose, fresh_noise, score_all, scores_of
+from gzcli.judge.images import FIT, Images, Pick, treatment
+from gzcli.judge.scores import Scored, batches_of, choose, fresh_noise, score_all, scores_of
 from gzcli.metrics import conformal
 from gzcli.metrics.likelihood_scores import SCORES, tails_of
 from gzcli.models.base import Model
@@ -65,20 +65,21 @@ def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str
     shows = map_of(trained.model, names, trained.name) if job.maps else None
     home = open_pack(job.ins, **trained.wanted, say=log.info)
     check_unchanged(trained.run.owner.path, home.meta)
-    held_out, needed = split_held_out(home), conformal.fewest(job.fpr, len(names))
-    check_enough(held_out, job, needed, names)
+    held_out, fitted = split_held_out(home)
+    needed = conformal.fewest(job.fpr, len(names))
+    check_enough(len(held_out.index), job, needed, names)
     source = OwnSet(Path(job.input), form=Form(skip_bad=True, layout="flat"))
     pictures = open_pack(source, **trained.wanted, foreign=True, say=log.info)
     every = Pick(pictures, "test", np.arange(pictures.meta.counts["test"]), by_content=True, unbounded=True)
 
     def picks(n: int | None) -> dict[str, Pick]:
-        index = np.sort(held_out.compared[: None if n is None else max(n, needed)])
-        return {"compared": Pick(home, held_out.split, index, by_content=True), "pictures": every}
+        index = np.sort(held_out.index[: None if n is None else max(n, needed)])
+        return {"compared": replace(held_out, index=index), "pictures": every}
 
-    scored = score_all(trained, job, home, picks, log, load=load, held_out=held_out.fitted)
+    scored = score_all(trained, job, home, picks, log, load=load, held_out=fitted)
     alarms = alarms_of(scored, job.fpr)
     order = np.lexsort((-alarms.strangeness, alarms.p))  # by p, equal ones the strangest first
-    usual = replace(every, pack=home, split=held_out.split, index=held_out.compared[:USUAL])
+    usual = replace(held_out, index=held_out.index[:USUAL])
     maps = heat_maps(trained, shows, job, replace(every, index=order), usual) if shows else {}
     if ranks.rank():
         return {}
@@ -102,43 +103,32 @@ def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str
     return result
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    split: str  # whose images the pictures are compared with
-    fitted: np.ndarray | None  # positions of those that scores are fitted on; None: training images are
-    compared: np.ndarray  # positions of the others, in the order in which they are taken
-
-
-def split_held_out(home: Pack) -> HeldOut:
-    """Held-out images, of which 500 or a quarter are kept for fits; test images where a tiny set has no
+def split_held_out(home: Pack) -> tuple[Pick, np.ndarray | None]:
+    """The held-out images that pictures are compared with, in the order in which they are taken, and the
+    positions of 500 or a quarter that are kept for fits; test images and None where a tiny set has no
     validation split. Raises UsageError for a set without either."""
-    counts = home.meta.counts
-    split = "val" if counts["val"] else "test"
-    if not counts[split]:
+    split = "val" if home.meta.counts["val"] else "test"
+    total = home.meta.counts[split]
+    if not total:
         raise UsageError(
             f"`{home.meta.name}` has neither validation nor test images to compare pictures with"
         )
-    order = np.random.default_rng(0).permutation(counts[split])
-    if split == "test":
-        return HeldOut(split, None, order)
-    k = min(FIT, len(order) // 4)
-    return HeldOut(split, np.sort(order[:k]), order[k:])
+    order = np.random.default_rng(0).permutation(total)
+    k = min(FIT, total // 4) if split == "val" else 0
+    return Pick(home, split, order[k:], by_content=True), np.sort(order[:k]) if split == "val" else None
 
 
-def check_enough(held_out: HeldOut, job: AlarmJob, needed: int, names: Sequence[str]) -> None:
-    total = len(held_out.compared)
+def check_enough(total: int, job: AlarmJob, needed: int, names: Sequence[str]) -> None:
+    """Raises UsageError where there are fewer images to compare with than a rate of false alarms needs."""
     n = total if job.n is None else min(job.n, total)
     if n >= needed:
         return
-    by = f" by {len(names)} scores" if len(names) > 1 else ""
-    fewer = "one score with `--score`, or " if len(names) > 1 else ""
+    by, fewer = (f" by {len(names)} scores", "one score with `--score`, or ") if len(names) > 1 else ("", "")
     more = "a larger `-n`, or " if total >= needed else ""
     percent = np.ceil(1000 * len(names) / (total + 1)) / 10
-    raise UsageError(
-        f"{n:,} held-out images are too few for a false-alarm rate of {100 * job.fpr:.3g} %{by}: "
-        f"it needs {needed:,}",
-        hint=f"{fewer}{more}`--fpr {percent:g}%` or more",
-    )
+    rate = f"a false-alarm rate of {100 * job.fpr:.3g} %{by}"
+    message = f"{n:,} held-out images are too few for {rate}: it needs {needed:,}"
+    raise UsageError(message, hint=f"{fewer}{more}`--fpr {percent:g}%` or more")
 
 
 @dataclass(frozen=True)
@@ -246,7 +236,7 @@ def heat_maps(
 
     def of(pick: Pick, index: np.ndarray) -> np.ndarray:
         back = np.argsort(np.argsort(index, kind="stable"), kind="stable")
-        images = replace(pick, index=np.sort(index)).images(trained, job.seed)
+        images = batches_of(replace(pick, index=np.sort(index)), trained, job.seed)
         return score_maps(trained, name, images, options)[back]
 
     bright = upper(of(usual, usual.index))

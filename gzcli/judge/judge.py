@@ -23,7 +23,7 @@ from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained
 from gzcli.judge import likelihood
 from gzcli.judge.contestants import Contestant, ImageSet, RealImages, Space, some
-from gzcli.judge.images import Images
+from gzcli.judge.images import Images, Pick
 from gzcli.metrics import pretrained
 from gzcli.metrics.features import lenet
 from gzcli.metrics.interval import mean_of_draws, subset
@@ -92,7 +92,7 @@ class Judge:
     def test_images(self, trained: Trained, n: int, size: int | None = None) -> Images:
         index = subset(self.pack.meta.counts["test"], n)
         size = size or devices.batch_of(likelihood.BATCH_SIZE, trained.device)
-        return Images.of(trained, self.pack, "test", index, size=size, seed=self.seed)
+        return Pick(self.pack, "test", index).batches(trained, size=size, seed=self.seed)
 
     def likelihood(self, trained: Trained) -> dict[str, Any]:
         return likelihood.likelihood(trained, self.pack, self.seed, self.log)

@@ -17,7 +17,7 @@ from gzcli.core.units import about
 from gzcli.data.packs.pack import Pack
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained
-from gzcli.judge.images import Images, affordable, timed
+from gzcli.judge.images import Images, Pick, affordable, timed
 from gzcli.metrics.interval import subset
 from gzcli.models.base import Model
 from gzcli.models.nn import full_fp32
@@ -43,7 +43,7 @@ def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, A
     size = devices.batch_of(BATCH_SIZE, device)
 
     def test_images(n: int) -> Images:
-        return Images.of(trained, pack, "test", subset(total, n), size=size, seed=seed)
+        return Pick(pack, "test", subset(total, n)).batches(trained, size=size, seed=seed)
 
     trial = next(iter(test_images(size)))
     each = timed(lambda: given_label(model, trial), device) / len(trial) / ranks.world()

@@ -24,8 +24,8 @@ from gzcli.data.sets.registry import SPECS, Benchmark, find_benchmark
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import histograms
 from gzcli.engine.trained import Trained, load_trained
-from gzcli.judge.images import BANK, short_paths, treatment
-from gzcli.judge.scores import Pick, Table, score_all
+from gzcli.judge.images import BANK, Pick, short_paths, treatment
+from gzcli.judge.scores import Table, score_all
 from gzcli.metrics import baselines, pretrained
 from gzcli.metrics.detection import FIGURES, detection
 from gzcli.metrics.interval import subset

@@ -37,7 +37,7 @@ from gzcli.data.packs.batches import to_uint8
 from gzcli.data.packs.pack import Pack
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained, load_trained
-from gzcli.judge.images import Images, affordable, fitting_images, fitting_index, held_out_split, timed
+from gzcli.judge.images import Images, Pick, affordable, fitting_images, fitting_index, held_out_split, timed
 from gzcli.judge.likelihood import SolverGap, solver_gap
 from gzcli.metrics import conformal
 from gzcli.metrics.baselines import code_length
@@ -124,23 +124,19 @@ class Scorer:
         self.fitted: dict[str, Any] = {}  # what the fit of a likelihood score returned, by its name
         if read(self.names, "background_nll"):
             check_background(trained, background)
+        # the model's own scores that are computed: those named, and the cheap ones as statistics
+        statistics = cheap_scores(self.model) if read(self.names, "statistics") else []
+        every = dict.fromkeys((*self.names, *statistics))
+        self.of_model = [name for name in every if hasattr(self.model, f"score_{name}")]
+        self.fits = [name for name in self.of_model if hasattr(self.model, f"fit_{name}")]
         keys = [self._parameters(f"{kind}_{name}") for name in names for kind in ("score", "fit")]
         self.unused = sorted(set(self.options).difference(*keys))
 
-    def model_scores(self) -> list[str]:
-        statistics = cheap_scores(self.model) if read(self.names, "statistics") else []
-        names = dict.fromkeys((*self.names, *statistics))
-        return [name for name in names if hasattr(self.model, f"score_{name}")]
-
-    def fits(self) -> list[str]:
-        return [name for name in self.model_scores() if hasattr(self.model, f"fit_{name}")]
-
     def is_fitted(self) -> bool:
-        return bool(self.fits() or [name for name in self.names if name in SCORES and SCORES[name].gather])
+        return bool(self.fits or [name for name in self.names if name in SCORES and SCORES[name].gather])
 
     def fit(self, held_out: ranks.Sliceable[Batch], train: Iterable[Batch]) -> None:
-        """Fits the scores that have a fit."""
-        for name in self.fits():
+        for name in self.fits:
             batches = SeenBatches(self.trained, train if name in self.model.fitted_on_train else held_out)
             with self.trained.scoring():
                 getattr(self.model, f"fit_{name}")(batches, **self._keywords(f"fit_{name}"))
@@ -192,11 +188,14 @@ class BatchFacts:
 
     @cached_property
     def nll(self) -> np.ndarray:
-        return self._nll(self.scorer.model)
+        with torch.no_grad():
+            return -log_prob(self.scorer.model, self.batch, self.scorer.seed).cpu().double().numpy()
 
     @cached_property
     def background_nll(self) -> np.ndarray:
-        return self._nll(check_background(self.scorer.trained, self.scorer.background).model)
+        background = check_background(self.scorer.trained, self.scorer.background).model
+        with torch.no_grad():
+            return -log_prob(background, self.batch, self.scorer.seed).cpu().double().numpy()
 
     @cached_property
     def code_length(self) -> np.ndarray:
@@ -220,12 +219,7 @@ class BatchFacts:
                 p.requires_grad_(requires)
         return torch.stack(norms).cpu().double().numpy()
 
-    def _nll(self, model: Model) -> np.ndarray:
-        with torch.no_grad():
-            return -log_prob(model, self.batch, self.scorer.seed).cpu().double().numpy()
-
     def _log_norm(self, i: int) -> Tensor:
-        """log ‖∂ log p(x_i) / ∂θ‖, a scalar."""
         scorer, one = self.scorer, self.batch.rows(slice(i, i + 1), self.batch.noise)
         with torch.enable_grad():
             value = log_prob(scorer.model, one, scorer.seed).sum()
@@ -270,32 +264,14 @@ def check_background(trained: Trained, background: Trained | None) -> Trained:
         train = f"`gz train {trained.name} --data {data} {sets} --name background`"
         hint = f"{train}, then `--background background`"
         raise MissingError("the score `ratio` needs a background run", hint=hint)
-    one, other = trained.info, background.info
-    if (one.shape, one.levels) != (other.shape, other.levels):
-        raise UsageError(
-            f"the background run has images of {other.shape} and {other.levels} levels, "
-            f"this one of {one.shape} and {one.levels}"
-        )
+    one, other = ((run.info.shape, run.info.levels) for run in (trained, background))
+    if one != other:
+        theirs, ours = f"{other[0]} and {other[1]} levels", f"{one[0]} and {one[1]}"
+        raise UsageError(f"the background run has images of {theirs}, this one of {ours}")
     return background
 
 
 # ---------------------------------------------------------------------------- several runs and seeds
-
-
-@dataclass(frozen=True)
-class Pick:
-    pack: Pack
-    split: str
-    index: np.ndarray  # positions in the split, [N]
-    by_content: bool = False  # whether an image's noise goes by its pixels, not by its position
-    unbounded: bool = False  # whether their scores may be infinite
-
-    def images(self, trained: Trained, seed: int) -> Images:
-        """The images in batches, as a model takes them."""
-        size = devices.batch_of(BATCH_SIZE, trained.device)
-        return Images.of(
-            trained, self.pack, self.split, self.index, size=size, seed=seed, by_content=self.by_content
-        )
 
 
 @dataclass
@@ -355,7 +331,7 @@ def score_all(
 
     def scorer_of(trained: Trained, seed: int) -> Scorer:
         scorer = make_scorer(trained, of_run, job, seed)
-        compares = set(trained.model.perceptual_scores) & set(scorer.model_scores())
+        compares = set(trained.model.perceptual_scores) & set(scorer.of_model)
         if compares and seed == job.seed and not scorer.options.get("pixels"):
             distance = perceive(trained, home, log)
             scored.perceptual = scored.perceptual or distance
@@ -407,13 +383,11 @@ def scores_of(trained: Trained, job: OodJob | AlarmJob) -> list[str]:
 
 
 def check_same_images(first: Trained, other: Trained) -> Trained:
-    one, two = first.images, other.images
-    if (one.shape, one.levels) != (two.shape, two.levels):
-        raise UsageError(
-            f"`{other.run.owner.id}` has images of {two.shape} and {two.levels} levels, "
-            f"`{first.run.owner.id}` of {one.shape} and {one.levels}",
-            hint="an ensemble is of runs of the same images",
-        )
+    one, two = ((run.images.shape, run.images.levels) for run in (first, other))
+    if one != two:
+        theirs = f"`{other.run.owner.id}` has images of {two[0]} and {two[1]} levels"
+        message = f"{theirs}, `{first.run.owner.id}` of {one[0]} and {one[1]}"
+        raise UsageError(message, hint="an ensemble is of runs of the same images")
     return other
 
 
@@ -450,7 +424,7 @@ def fit(scorer: Scorer, home: Pack, log: Log, held_out: np.ndarray | None) -> No
     size = devices.batch_of(BATCH_SIZE, scorer.trained.device)
     both = fitting_images(scorer.trained, home, size=size, seed=scorer.seed, held_out=held_out)
     if scorer.is_fitted():
-        on_train = [name in scorer.model.fitted_on_train for name in scorer.fits()] or [False]
+        on_train = [name in scorer.model.fitted_on_train for name in scorer.fits] or [False]
         most = max(len(both[i].index) for i in on_train)
         log.info(f"fitting the scores on {most:,} images of `{home.meta.name}`")
     scorer.fit(*both)
@@ -458,8 +432,8 @@ def fit(scorer: Scorer, home: Pack, log: Log, held_out: np.ndarray | None) -> No
 
 def trial_batch(trained: Trained, home: Pack, seed: int) -> Batch:
     """The first held-out images, on which scores are timed and the likelihood by an ODE is checked."""
-    index = fitting_index(home)[:TRIAL]
-    return next(iter(Images.of(trained, home, held_out_split(home), index, size=TRIAL, seed=seed)))
+    pick = Pick(home, held_out_split(home), fitting_index(home)[:TRIAL])
+    return next(iter(pick.batches(trained, size=TRIAL, seed=seed)))
 
 
 def draws(scorer: Scorer, trial: Batch) -> int:
@@ -481,10 +455,14 @@ def afford(scorer: Scorer, trial: Batch, budget: float, sets: int, log: Log) -> 
     return n
 
 
+def batches_of(pick: Pick, trained: Trained, seed: int) -> Images:
+    return pick.batches(trained, size=devices.batch_of(BATCH_SIZE, trained.device), seed=seed)
+
+
 def score_pick(scorer: Scorer, pick: Pick, log: Log) -> Table:
     """The scores of picked images. Where they may be unbounded, one that is not finite is NaN, which every
     mean over seeds and runs keeps; else it raises DivergedError."""
-    images = pick.images(scorer.trained, scorer.seed)
+    images = batches_of(pick, scorer.trained, scorer.seed)
     done, share = 0, math.ceil(len(images.index) / ranks.world())
     with log.bar(f"score {pick.pack.meta.name}") as progress:
 

@@ -84,10 +84,6 @@ class LeNetFeatures:
         """int64 [N]: the predicted classes (or rotations) of uint8 [N, C, H, W]."""
         return self._map(lambda x: self.net(x).argmax(1), images).numpy()
 
-    def logits(self, images: np.ndarray | Pictures) -> np.ndarray:
-        """float64 [N, classes] of uint8 [N, C, H, W]."""
-        return self._map(self.net, images).double().numpy()
-
     @torch.no_grad()
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         """The mean squared difference of the features of images x and y [B, C, H, W] in [-1, 1], [B]."""
@@ -218,8 +214,9 @@ def _accuracy(net: LeNetFeatures, pack: Pack) -> float:
         return float(
             np.mean([net.predict(np.rot90(np.asarray(images), k, (2, 3))) == i for i, k in quarters])
         )
-    right = (net.logits(images) > 0) == (labels > 0) if labels.ndim == 2 else net.predict(images) == labels
-    return float(np.mean(right))
+    if labels.ndim == 2:
+        return float(np.mean((net._map(net.net, images).numpy() > 0) == (labels > 0)))
+    return float(np.mean(net.predict(images) == labels))
 
 
 @contextmanager

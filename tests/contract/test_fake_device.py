@@ -31,7 +31,7 @@ from gzcli.engine import optim, prepared, sampler, trained, trainer, validate
 from gzcli.engine.accelerator import precision
 from gzcli.engine.log import Log
 from gzcli.judge import scores
-from gzcli.judge.images import Images
+from gzcli.judge.images import Pick
 from gzcli.judge.sample import apply
 from gzcli.judge.scores import Scorer, model_scores
 from gzcli.metrics.features import LeNet, LeNetFeatures
@@ -193,7 +193,7 @@ class Paths:
             self.model.rungs = 3  # of tens, which langevin goes down one by one
         self.given = {"prompt": ["a handwritten seven", "three"]} if "prompt" in self.card.can else {}
         self.given |= {picture: torch.zeros(2, *t.info.shape) for picture in self.card.inputs}
-        self.batch = next(iter(Images.of(self.trained, t.pack, "test", np.arange(2), size=2, seed=0)))
+        self.batch = next(iter(Pick(t.pack, "test", np.arange(2)).batches(self.trained, size=2, seed=0)))
 
     def all(self) -> Iterator[tuple[str, dict[str, str], Callable[[], None]]]:
         """(name, where the host may wait, what to call)."""
@@ -227,7 +227,7 @@ class Paths:
 
     def measure(self) -> None:
         index = subset(self.t.pack.meta.counts["test"], model_figures.IMAGES)
-        images = Images.of(self.trained, self.t.pack, "test", index, size=50, seed=0)
+        images = Pick(self.t.pack, "test", index).batches(self.trained, size=50, seed=0)
         model_figures.own(SimpleNamespace(test_images=lambda *_: images), self)
 
     def of_scores(self) -> Iterator[tuple[str, dict[str, str], Callable[[], None]]]:

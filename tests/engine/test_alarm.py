@@ -143,8 +143,8 @@ def test_a_copy_is_judged_alike_wherever_it_stands(trained, tmp_path, monkeypatc
 def test_held_out_images_are_scored_by_the_rule_of_pictures(trained, tmp_path):
     """A copy of a held-out image has its score, so it ties with it; and each seed has other noise."""
     pack = open_pack("digits")
-    parts = alarm.split_held_out(pack)
-    np.savez(tmp_path / "val.npz", images=np.asarray(pack.images("val"))[np.sort(parts.compared)])
+    compared, _ = alarm.split_held_out(pack)
+    np.savez(tmp_path / "val.npz", images=np.asarray(pack.images("val"))[np.sort(compared.index)])
     kept = []
     for seed in (0, 1):
         found = judged(tmp_path, tmp_path / "val.npz", scores=("noisy",), seed=seed)
