@@ -42,16 +42,13 @@ SHOWN, COLUMNS = 16, 8  # pictures of each kind on the sheet, and in a row of it
 
 
 def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
-    """Does the job and writes `alarm.csv`, `alarm.png`, `alarm.json` and maps into `folder`.
+    """Writes `alarm.csv`, `alarm.png`, `alarm.json` and maps into `folder`. Returns the JSON of
+    `gz ood --input` on rank 0, and {} on others.
 
     Each picture has a conformal p-value, by its score among those of held-out images, on which no score was
     fitted. All are scored by one rule: the mean over the same draws of noise, which go by an image's pixels.
-    With several scores it is the least of their p-values times their number (Bonferroni). A picture
-    is flagged where its p-value is at most `job.fpr`. Each process scores its share. Returns the JSON of
-    `gz ood --input` on rank 0, and {} on others.
-
-    A picture whose score is not finite is flagged, as no held-out image has such a score. Raises UsageError
-    where these are too few for such a rate, DivergedError where the score of one is not finite.
+    With several scores it is the least of their p-values times their number (Bonferroni). A picture is
+    flagged where its p-value is at most `job.fpr`, or its score is not finite.
     """
     began = time.monotonic()
 
@@ -166,10 +163,8 @@ def finite(value: float) -> float | None:
 
 
 def alarms_of(scored: Scored, fpr: float) -> Alarms:
-    """The p-values of the pictures, and which are flagged at a false-alarm rate.
-
-    A score that is not finite counts as higher than any: no held-out image has one.
-    """
+    """The p-values of the pictures, and which are flagged at a false-alarm rate. A score that is not finite
+    counts as higher than any: no held-out image has one."""
     held_out, means = scored.mean("compared"), scored.mean("pictures")
     scores = {name: np.where(np.isnan(values), np.inf, values) for name, values in means.items()}
     p, low, thresholds, beyond = [], [], {}, []
@@ -263,11 +258,9 @@ def score_maps(trained: Trained, name: str, images: Images, options: Mapping[str
 
 
 def heat(maps: np.ndarray, usual: float) -> np.ndarray:
-    """Maps [N, H, W] as pictures in false colours, uint8 [N, 3, H, W].
-
-    Black is 0 or less. The brightest colour stands for the upper values of the map itself, but never for less
-    than `usual`, so that maps of ordinary pictures stay dark. A value that is not finite has it, too.
-    """
+    """Maps [N, H, W] as pictures in false colours, uint8 [N, 3, H, W]. Black is 0 or less. The brightest
+    colour stands for the upper values of the map itself, or values that are not finite, but never for less
+    than `usual`, so that maps of ordinary pictures stay dark."""
     from matplotlib import colormaps
 
     finite = np.isfinite(maps)

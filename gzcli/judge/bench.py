@@ -37,16 +37,13 @@ VERSIONS = ("gzcli", "torch", "torch-fidelity", "numpy", "scikit-learn")
 
 
 def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
-    """Does the job and writes samples, `bench.json` and `bench.png` into `folder`, and `neighbours.png` if
-    `memory` is among the metrics.
+    """Writes samples, `bench.json` and `bench.png` into `folder`, and `neighbours.png` if `memory` is among
+    the metrics. Rank 0 alone compares: it returns the JSON of `gz bench`, the others {}.
 
     `job.n` samples of each model, and of each set of images from elsewhere as many if there are, are compared
     with the real images of the split. As a floor, as many other real images are compared with them too. All
     runs must have images of one size and fit, to which the other images are brought. A run with other grey
     levels than the data set has columns of its own (`bpd@32`); one of binary images has `nats` and no `fd`.
-    The likelihood of an image given its label is the column `bpd|y`. Each process draws its share of the
-    samples, of the likelihoods and of the features. Rank 0 alone compares: it returns the JSON of `gz bench`,
-    the others {}.
     """
     choose(job.metrics)
     variants = job.variants or ({},) * len(job.runs)
@@ -78,8 +75,7 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
 def compared(
     job: BenchJob, folder: Path, judge: Judge, contestants: Sequence[Contestant], processes: int
 ) -> dict[str, Any]:
-    """The JSON of `gz bench`, whose files are written. Samples and features were made by so many
-    processes."""
+    """The JSON of `gz bench`, whose files are written."""
     rows = []
     for one in contestants:
         rows.append(row_of(one, judge))

@@ -73,10 +73,8 @@ class ImageSet:
         return len(self.images)
 
     def features(self, space: Space | None) -> np.ndarray:
-        """float64 [N, D] in a space; without one the pixels, uint8 [N, C·H·W].
-
-        A call of every rank, where there are several and the features are not known yet.
-        """
+        """float64 [N, D] in a space, by a call of every rank where they are not known yet; without one the
+        pixels, uint8 [N, C·H·W]."""
         if space is None:
             return np.asarray(self.images[:]).reshape(len(self), -1)
         if not self.knows(space):
@@ -162,11 +160,8 @@ class RealImages:
 
     def pairs(self, n: int, levels: int | None) -> list[tuple[ImageSet, ImageSet]]:
         """Real images that stand in place of n samples, and those that they are compared with, in up to five
-        disjoint random draws.
-
-        Training images are compared with the test split, test images with the training split, and of all
-        images n with the others.
-        """
+        disjoint random draws. Training images are compared with the test split, test images with the training
+        split, and of all images n with the others."""
         if (n, levels) not in self._pairs:
             source = replace(
                 self.of(OTHER[self.split], levels), labels=None
@@ -334,11 +329,9 @@ def varied(trained: Trained, variant: Mapping[str, Any]) -> Trained:
 
 
 def steps_for(trained: Trained, calls: int) -> int | None:
-    """The most `steps` of the model's sampler whose calls are `calls` at most; None where it has no steps.
-
-    The calls of a solver are a line in its steps (Euler s, midpoint 2 s, Heun 2 s − 1): two counts give it.
-    Where its first step alone takes more it is 1 step.
-    """
+    """The most `steps` of the model's sampler whose calls are `calls` at most, but 1 at least; None where it
+    has no steps. The calls of a solver are a line in its steps (Euler s, midpoint 2 s, Heun 2 s − 1): two
+    counts give it."""
     if "steps" not in defaults(trained.model.sample):
         return None
     few, more = count_calls(trained, {"steps": 2}), count_calls(trained, {"steps": 4})

@@ -139,11 +139,9 @@ class Judge:
         return figures
 
     def floor(self, n: int) -> Figures:
-        """The figures of n real images in place of samples, at all grey levels of the models so far.
-
-        One draw of 2,000 digits may have twice the Fréchet distance of another, so that each figure is a mean
-        over draws; in the features of larger networks it is of one draw.
-        """
+        """The figures of n real images in place of samples, at all grey levels of the models so far. One draw
+        of 2,000 digits may have twice the Fréchet distance of another, so that each figure is a mean over
+        draws."""
         figures: Figures = {}
         values = self.floor_draws.setdefault(n, {})
         for levels in sorted(self.levels, key=str):

@@ -1,8 +1,7 @@
-"""A league: models that are each trained for the same time on one set, with several seeds, and then judged
-alike.
+"""A league: models that are each trained for the same time on one set, with several seeds, and judged alike.
 
-What there is to train, which run it is, and in which ways each run is judged. A run is found again by the
-fingerprint of what was asked for, so a league goes on where it was stopped, and leagues share their runs.
+A run is found again by the fingerprint of what was asked for, so a league goes on where it was stopped, and
+leagues share their runs.
 """
 
 from __future__ import annotations
@@ -147,11 +146,8 @@ def shares_of(asked: Request, plan: Plan, say: Say) -> list[float]:
 
 
 def jobs_of(run: Run, terms: Terms) -> dict[str, tuple[BenchJob, list[dict[str, Any]]]]:
-    """The jobs that judge a run, by what they are for, each with a description of its rows in order.
-
-    "main": the run's own sampler, and if that has `steps` at `terms.calls`; "steps" and "time": the curves.
-    The rows of "time" say the training `seconds` of their checkpoint.
-    """
+    """The jobs that judge a run, by what they are for, each with a description of its rows in order: "main",
+    the run's own sampler, and if that has `steps` at `terms.calls`; "steps" and "time", the curves."""
     rows: dict[str, list[dict[str, Any]]] = {"main": [{"setting": "default", "variant": {}}]}
     if "steps" in catalog.card_of(run, run.serving.tree()["model"]["name"]).sample:
         if terms.calls:

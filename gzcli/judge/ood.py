@@ -41,12 +41,11 @@ FPR = {
 
 
 def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
-    """Does the job and writes `scores.csv`, `histograms.png` and `ood.json` into `folder`.
+    """Writes `scores.csv`, `histograms.png` and `ood.json` into `folder`. Returns the JSON of `gz ood` on
+    rank 0, and {} on others.
 
     The in-distribution images are the test split of `job.ins`. The foreign ones are the test splits of known
-    sets, and the test split or all images of the user's own sets. Both are brought to the run's size,
-    channels and grey levels. Each process scores its share. Returns the JSON of `gz ood` on rank 0, and {} on
-    others.
+    sets, and the test split or all images of the user's own sets.
     """
     began = time.monotonic()
 
@@ -115,11 +114,9 @@ def open_sets(trained: Trained, job: OodJob, log: Log) -> tuple[Pack, dict[str, 
 
 
 def baseline_scores(picks: Mapping[str, Pick], home: Pack, device: torch.device) -> dict[str, Table]:
-    """The scores without a model of every pick: PNG size, pixel mean and the distances to neighbours, in
-    pixels and, where the images have colour and its weights are installed, in features of EfficientNet-Lite0.
-
-    They are computed of each set's own bytes, whatever grey levels the model has.
-    """
+    """The scores without a model of every pick, of its own bytes, whatever grey levels the model has: PNG
+    size, pixel mean and the distances to neighbours, in pixels and, where the images have colour and its
+    weights are installed, in features of EfficientNet-Lite0."""
     train = home.images("train")
     index = subset(len(train), BANK if train[:1].size <= 4096 else BANK // 4)
     images = [pick.pack.images("test")[pick.index] for pick in picks.values()]

@@ -404,10 +404,8 @@ def make_scorer(trained: Trained, names: Sequence[str], job: OodJob | AlarmJob, 
 
 
 def perceive(trained: Trained, home: Pack, log: Log) -> str | None:
-    """Gives a model whose scores compare images a perceptual distance, and returns its name, else None.
-
-    It is LPIPS where its weights are at hand, else the distance between features of the set's LeNet.
-    """
+    """Gives a model whose scores compare images a perceptual distance, and returns its name: LPIPS where its
+    weights are at hand, else the distance between features of the set's LeNet."""
     if not trained.model.perceptual_scores or trained.space is not None:
         return None
     try:
