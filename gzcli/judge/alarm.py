@@ -26,7 +26,7 @@ from gzcli.data.sets.registry import Form
 from gzcli.engine.log import Log
 from gzcli.engine.sheets import Row, sheet
 from gzcli.engine.trained import Trained, load_trained
-from gzcli.judge.images import FIT, Images, Pick, treatment
+from gzcli.judge.images import FIT, Pick, treatment
 from gzcli.judge.scores import Scored, batches_of, choose, fresh_noise, score_all, scores_of
 from gzcli.metrics import conformal
 from gzcli.metrics.likelihood_scores import SCORES, tails_of
@@ -225,36 +225,32 @@ def heat_maps(
     trained: Trained, name: str, job: AlarmJob, pictures: Pick, usual: Pick
 ) -> dict[int, np.ndarray]:
     """The maps of the strangest pictures by their number, or with `--png` of all, in false colours, uint8
-    [3, H, W] each, beside which those of `usual` images stay dark."""
-    chosen = pictures.index if job.png else pictures.index[:SHOWN]
-    options = {**trained.part.ood.options, **job.options}
-
-    def of(pick: Pick, index: np.ndarray) -> np.ndarray:
-        back = np.argsort(np.argsort(index, kind="stable"), kind="stable")
-        images = batches_of(replace(pick, index=np.sort(index)), trained, job.seed)
-        return score_maps(trained, name, images, options)[back]
-
-    bright = upper(of(usual, usual.index))
-    return dict(zip(chosen.tolist(), heat(of(pictures, chosen), bright), strict=True))
-
-
-def score_maps(trained: Trained, name: str, images: Images, options: Mapping[str, Any]) -> np.ndarray:
-    """The maps `name` of images, float32 [N, H, W] in the images' own size, for which those of latents are
-    enlarged; each process makes its share."""
+    [3, H, W] each in the pictures' own size, beside which those of `usual` images stay dark. Each process
+    makes its share."""
     method = getattr(trained.model, f"map_{name}")
-    parameters = defaults(method)
+    options, parameters = {**trained.part.ood.options, **job.options}, defaults(method)
     keywords = grouped(method, {key: value for key, value in options.items() if key in parameters})
 
     def work(batch: Batch) -> dict[str, np.ndarray]:
         seen = trained.seen(batch)
         with trained.scoring(), torch.no_grad():
-            maps = method(seen.x, noise=fresh_noise(images.seed, seen), **keywords)
-        whole = torch.nn.functional.interpolate(
-            maps[:, None].float(), trained.images.shape[1:], mode="nearest"
-        )
+            maps = method(seen.x, noise=fresh_noise(job.seed, seen), **keywords)[:, None].float()
+        whole = torch.nn.functional.interpolate(maps, trained.images.shape[1:], mode="nearest")
         return {"map": whole[:, 0].cpu().numpy()}
 
-    return ranks.over(images, work)["map"]
+    def of(pick: Pick) -> np.ndarray:
+        order = np.argsort(pick.index, kind="stable")
+        images = batches_of(replace(pick, index=pick.index[order]), trained, job.seed)
+        return ranks.over(images, work)["map"][np.argsort(order, kind="stable")]
+
+    chosen = pictures if job.png else replace(pictures, index=pictures.index[:SHOWN])
+    bright = float(quantiles(of(usual)).mean())
+    return dict(zip(chosen.index.tolist(), heat(of(chosen), bright), strict=True))
+
+
+def quantiles(maps: np.ndarray) -> np.ndarray:
+    """The upper value of each of some maps [N, H, W]."""
+    return np.quantile(maps.reshape(len(maps), -1), BRIGHT, axis=1)
 
 
 def heat(maps: np.ndarray, usual: float) -> np.ndarray:
@@ -265,13 +261,9 @@ def heat(maps: np.ndarray, usual: float) -> np.ndarray:
 
     finite = np.isfinite(maps)
     maps = np.where(finite, maps, 0)
-    top = np.maximum(np.quantile(maps.reshape(len(maps), -1), BRIGHT, axis=1), usual)
+    top = np.maximum(quantiles(maps), usual)
     share = np.where(finite, maps / np.maximum(top, 1e-12)[:, None, None], 1).clip(0, 1)
     return (colormaps["inferno"](share)[..., :3] * 255).round().astype(np.uint8).transpose(0, 3, 1, 2)
-
-
-def upper(maps: np.ndarray) -> float:
-    return float(np.quantile(maps.reshape(len(maps), -1), BRIGHT, axis=1).mean())
 
 
 def write_files(

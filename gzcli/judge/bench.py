@@ -86,8 +86,7 @@ def compared(
     if job.export_stats:
         judge.write_stats(Path(job.export_stats))
     picture, neighbours = folder / "bench.png", folder / "neighbours.png"
-    lines = sample_lines(contestants, rows, floor, judge)
-    sample_rows(picture, lines)
+    sample_rows(picture, sample_lines(contestants, rows, floor, judge))
     if judge.remembers:
         save_png(neighbours, copies(contestants, judge))
     figures = [*(row["metrics"] for row in rows), *floors.values()]

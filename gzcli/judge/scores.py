@@ -51,7 +51,7 @@ from gzcli.store.runs import Run, find
 
 BATCH_SIZE = 128  # images that are scored together, of the usual device
 DRAWS = 4  # of the noise, whose mean is the score of a picture
-TRIAL = 16  # held-out images on which the scores are timed
+TRIAL = 16  # held-out images on which scores are timed, and the likelihood by an ODE is checked
 REFERENCE = "held-out"  # the pick of the images by which the runs of an ensemble are made comparable
 WAIC = "waic"
 
@@ -342,7 +342,8 @@ def score_all(
     since = time.perf_counter()
     fit(scorer, home, log, held_out)
     left = first.part.ood.budget - (time.perf_counter() - since)
-    trial = trial_batch(first, home, job.seed)
+    some = Pick(home, held_out_split(home), fitting_index(home)[:TRIAL])
+    trial = next(iter(some.batches(first, size=TRIAL, seed=job.seed)))
     seeds = job.seeds or draws(scorer, trial)
     if n is None and not job.full:
         n = ranks.agree(afford(scorer, trial, left, len(picks(1)) * len(models) * seeds, log))
@@ -426,12 +427,6 @@ def fit(scorer: Scorer, home: Pack, log: Log, held_out: np.ndarray | None) -> No
         most = max(len(both[i].index) for i in on_train)
         log.info(f"fitting the scores on {most:,} images of `{home.meta.name}`")
     scorer.fit(*both)
-
-
-def trial_batch(trained: Trained, home: Pack, seed: int) -> Batch:
-    """The first held-out images, on which scores are timed and the likelihood by an ODE is checked."""
-    pick = Pick(home, held_out_split(home), fitting_index(home)[:TRIAL])
-    return next(iter(pick.batches(trained, size=TRIAL, seed=seed)))
 
 
 def draws(scorer: Scorer, trial: Batch) -> int:

@@ -220,25 +220,23 @@ SOURCES = {DINOV2: "dinov2's ViT-L/14", CLIP: "`openai/clip-vit-base-patch32` (i
 
 def dinov2(device: torch.device | str = "cpu") -> Features:
     """1,024 features, the class token at the end."""
-    net, digest = transformer(DINOV2, dinov2_of)
-    net.to(device)
-    return of_pictures(DINOV2, lambda x: net(x).pooler_output, digest, device, cut=False)
+    return of_pictures(DINOV2, dinov2_of, "pooler_output", device, cut=False)
 
 
 def clip(device: torch.device | str = "cpu") -> Features:
     """512 features, those that are compared with texts."""
-    net, digest = transformer(CLIP, clip_of)
-    net.to(device)
-    return of_pictures(CLIP, lambda x: net(x).image_embeds, digest, device, cut=True)
+    return of_pictures(CLIP, clip_of, "image_embeds", device, cut=True)
 
 
 def of_pictures(
-    name: str, net: Callable[[Tensor], Tensor], digest: str, device: torch.device | str, *, cut: bool
+    name: str, build: Callable[[State], nn.Module], output: str, device: torch.device | str, *, cut: bool
 ) -> Features:
+    net, digest = transformer(name, build)
+    net.to(device)
     mean, std = (torch.tensor(v, device=device)[:, None, None] for v in COLOURS[name])
 
     def features(x: Tensor) -> Tensor:
-        return net((enlarged(x.numpy(), cut=cut).to(device).float() / 255 - mean) / std)
+        return getattr(net((enlarged(x.numpy(), cut=cut).to(device).float() / 255 - mean) / std), output)
 
     return Features(features, digest, torch.device(device))
 

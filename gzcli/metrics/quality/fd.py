@@ -116,12 +116,13 @@ def frechet_infinity(fake: np.ndarray, real: np.ndarray, *, points: int = 15, se
     return float(np.polynomial.polynomial.polyfit(1 / shares, distances, 1)[0])
 
 
-def raw(name: str, width: int, fake: np.ndarray, real: np.ndarray, intervals: bool) -> Figures:
+def compare(
+    name: str, distance: Any, width: int, draws: int, fake: np.ndarray, real: np.ndarray, intervals: bool
+) -> Figures:
     from gzcli.metrics.interval import halves, not_negative
 
-    draws = FEW_DRAWS if min(width, fake.shape[1]) >= WIDE else DRAWS
-    sides = (rows[:, :width] for rows in (fake, real))
-    return {name: not_negative(halves(frechet_distance, *sides, draws=draws, intervals=intervals))}
+    figure = halves(distance, fake[:, :width], real[:, :width], draws=draws, intervals=intervals)
+    return {name: figure if name == "fd_inf" else not_negative(figure)}
 
 
 def to_moments(metric: Metric, fake: np.ndarray, real: Moments) -> Figures:
@@ -135,34 +136,26 @@ def to_moments(metric: Metric, fake: np.ndarray, real: Moments) -> Figures:
     return {metric.name: not_negative(distance)}
 
 
-def infinity(fake: np.ndarray, real: np.ndarray, intervals: bool) -> Figures:
-    from gzcli.metrics.interval import halves
-
-    return {"fd_inf": halves(frechet_infinity, fake, real, draws=INFINITY_DRAWS, intervals=intervals)}
-
-
-def pca(fake: np.ndarray, real: np.ndarray, intervals: bool) -> Figures:
-    from gzcli.metrics.interval import halves, not_negative
-
-    distance = halves(pca_frechet, fake, real, draws=FEW_DRAWS, intervals=intervals)
-    return {"fd_lite_pca": not_negative(distance)}
-
-
 def metric(
-    name: str, order: int, features: str, width: int, rank: int, meaning: str = "", **more: Any
+    name: str, order: int, features: str, width: int, rank: int | None, distance: Any, **more: Any
 ) -> Metric:
-    column = Column(name, "down", keep=18 if name == "fid" else 19, rank=rank, meaning=meaning)
-    rotated = (Column("fd_rot", "down", keep=19, rank=2),) if name == "fd" else ()
-    return Metric(name, order, (column, *rotated), features, width, compare=partial(raw, name, width), **more)
+    draws = INFINITY_DRAWS if name == "fd_inf" else FEW_DRAWS if width >= WIDE else DRAWS
+    keep, signed, meaning = 18 if name == "fid" else 19, name == "fd_inf", MEANINGS.get(name, "")
+    columns = [Column(name, "down", keep=keep, rank=rank, signed=signed, meaning=meaning)]
+    if name == "fd":
+        columns.append(Column("fd_rot", "down", keep=19, rank=2))
+    how = partial(compare, name, distance, width, draws)
+    raw = width if distance is frechet_distance else None
+    return Metric(name, order, tuple(columns), features, raw, compare=how, **more)
 
 
-LENET = "Fréchet distance in features of the set's own LeNet"
+MEANINGS = {"fd": "Fréchet distance in features of the set's own LeNet", "fid": "Fréchet Inception distance"}
 METRICS = (
-    metric("fd", 10, "lenet", 64, 1, LENET, default="always"),
-    Metric("fd_inf", 20, (Column("fd_inf", "down", keep=19, signed=True),), "lenet", compare=infinity),
-    metric("fd_lite", 210, "lite", 1280, 11),
-    Metric("fd_lite_pca", 220, (Column("fd_lite_pca", "down", keep=19),), "lite", compare=pca),
-    metric("fid", 300, "inception", 2048, 3, "Fréchet Inception distance"),
-    metric("fd_dinov2", 400, "dinov2", 1024, 4),
-    metric("fd_clip", 500, "clip", 512, 5),
+    metric("fd", 10, "lenet", 64, 1, frechet_distance, default="always"),
+    metric("fd_inf", 20, "lenet", 64, None, frechet_infinity),
+    metric("fd_lite", 210, "lite", 1280, 11, frechet_distance),
+    metric("fd_lite_pca", 220, "lite", 1280, None, pca_frechet),
+    metric("fid", 300, "inception", 2048, 3, frechet_distance),
+    metric("fd_dinov2", 400, "dinov2", 1024, 4, frechet_distance),
+    metric("fd_clip", 500, "clip", 512, 5, frechet_distance),
 )
