@@ -95,12 +95,8 @@ def compared(
         "rows": rows,
         **json_figures("floor", floor),
         "floors": [
-            {
-                "n": n,
-                "images": judge.floor_size(n),
-                "draws": judge.floor_draws[n],
-                **json_figures("metrics", values),
-            }
+            {"n": n, "images": judge.floor_size(n), "draws": judge.floor_draws[n]}
+            | json_figures("metrics", values)
             for n, values in floors.items()
         ],
         "directions": {name: column_of(name).better for part in figures for name in part},

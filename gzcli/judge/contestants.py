@@ -137,11 +137,8 @@ class RealImages:
         meta = self.pack.meta
         levels = None if levels in (2, meta.levels) else levels
         if (split, levels) not in self._sets:
-            parts = [
-                part
-                for part in (("train", "val", "test") if split == "all" else (split,))
-                if meta.counts[part]
-            ]
+            names = ("train", "val", "test") if split == "all" else (split,)
+            parts = [name for name in names if meta.counts[name]]
             images = [self.pack.images(part) for part in parts]
             labels = [y for part in parts if (y := self.pack.labels(part)) is not None]
             joined = images[0] if len(images) == 1 else np.concatenate([part[:] for part in images])

@@ -85,15 +85,8 @@ WEIGHTS = "models/efficientnet-lite0-57934424.pth"  # the name ends in the first
 LITE_SIDE = 128  # the side that images are resized to: a third of the cost of the 224 it was trained at
 MEAN, STD = 127 / 255, 128 / 255  # of its training, in TensorFlow; not those of ImageNet
 EPSILON = 1e-3  # of the batch normalisation
-STAGES = (
-    (1, 1, 1),
-    (2, 2, 6),
-    (2, 2, 6),
-    (3, 2, 6),
-    (3, 1, 6),
-    (4, 2, 6),
-    (1, 1, 6),
-)  # blocks, stride, expansion
+# number of blocks, stride of the first, expansion
+STAGES = ((1, 1, 1), (2, 2, 6), (2, 2, 6), (3, 2, 6), (3, 1, 6), (4, 2, 6), (1, 1, 6))
 
 
 def is_installed() -> bool:
@@ -139,7 +132,7 @@ class Lite0(nn.Module):
             for number, (stride, residual, expansion) in enumerate(blocks):
                 at = f"_blocks.{number}."
                 wider = [folded(rest, at + "_expand_conv", at + "_bn0")] if expansion > 1 else []
-                depthwise = folded(rest, at + "_depthwise_conv", at + "_bn1", stride=stride, depthwise=True)
+                depthwise = folded(rest, at + "_depthwise_conv", at + "_bn1", stride=stride)
                 project = folded(rest, at + "_project_conv", at + "_bn2", relu=False)
                 layers.append(Block([*wider, depthwise, project], residual))
             self.layers = nn.Sequential(*layers, folded(rest, "_conv_head", "_bn1"))
@@ -170,13 +163,7 @@ class Block(nn.Module):
 
 
 def folded(
-    state: dict[str, Tensor],
-    conv: str,
-    norm: str,
-    *,
-    stride: int = 1,
-    depthwise: bool = False,
-    relu: bool = True,
+    state: dict[str, Tensor], conv: str, norm: str, *, stride: int = 1, relu: bool = True
 ) -> nn.Module:
     """A convolution and the batch normalisation after it as one convolution, whose weights are taken out of
     the state dict. Zeros about the image keep its side, or halve it at a stride of 2; of an odd number of
@@ -187,9 +174,8 @@ def folded(
     gain = scale / (var + EPSILON).sqrt()
     outputs, inputs, kernel, _ = weight.shape
     before, odd = divmod(kernel - stride, 2)  # where the side is a multiple of the stride, as all here are
-    groups, inputs = (outputs, outputs) if depthwise else (1, inputs)
-    pad = 0 if odd else before
-    layer = nn.Conv2d(inputs, outputs, kernel, stride, padding=pad, groups=groups, device="meta")
+    groups, pad = outputs if inputs == 1 else 1, 0 if odd else before  # of a depthwise convolution all
+    layer = nn.Conv2d(inputs * groups, outputs, kernel, stride, padding=pad, groups=groups, device="meta")
     weight = (weight * gain[:, None, None, None]).float().contiguous(memory_format=torch.channels_last)
     layer.load_state_dict({"weight": weight, "bias": (shift - mean * gain).float()}, assign=True)
     uneven = [nn.ZeroPad2d((before, before + 1) * 2)] if odd else []

@@ -217,7 +217,7 @@ def test_lpips_of_pairs(load, tmp_path, monkeypatch):
     assert shifted == pytest.approx(float(net(x, (x + 0.5).clamp(-1, 1)).mean()), rel=0.05)
     same = ImageSet(np.repeat(open_pack("digits").images("test")[:1], 8, 0))
     judge = SimpleNamespace(lpips=net, device="cpu")
-    assert lpips.of_images(judge, same)["lpips_diversity"].value == 0
+    assert lpips.diversity(judge, same)["lpips_diversity"].value == 0
 
 
 def test_records_of_metrics_are_light_and_name_each_column_once():

@@ -17,7 +17,7 @@ PAIRS = 500  # of samples
 BATCH = 50  # pairs in a forward pass
 
 
-def of_model(judge: Any, contestant: Any) -> Figures:
+def reconstruction(judge: Any, contestant: Any) -> Figures:
     """`lpips_recon`, the mean over test images of the distance to what the model rebuilds of them, as
     `gz sample --do reconstruct` does; {} of a model that reconstructs nothing."""
     import torch
@@ -47,7 +47,7 @@ def of_model(judge: Any, contestant: Any) -> Figures:
         return {"lpips_recon": mean(ranks.over(images, work)["distance"])}
 
 
-def of_images(judge: Any, images: Any) -> Figures:
+def diversity(judge: Any, images: Any) -> Figures:
     """`lpips_diversity`, the mean distance of random pairs of images, and `lpips_diversity|y`, that of pairs
     of one class where there are labels. Images that do not differ are 0 apart."""
     import numpy as np
@@ -85,15 +85,5 @@ def mean(values: np.ndarray) -> Interval:
 
 
 RECON = (Column("lpips_recon", "down"),)
-METRICS = (
-    Metric(
-        "lpips",
-        330,
-        RECON,
-        weights="vgg16",
-        floor="train",
-        shared=True,
-        of_images=of_images,
-        of_model=of_model,
-    ),
-)
+HOW: dict[str, Any] = {"of_images": diversity, "of_model": reconstruction}
+METRICS = (Metric("lpips", 330, RECON, weights="vgg16", floor="train", shared=True, **HOW),)
