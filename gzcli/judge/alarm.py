@@ -107,9 +107,8 @@ def split_held_out(home: Pack) -> tuple[Pick, np.ndarray | None]:
     split = "val" if home.meta.counts["val"] else "test"
     total = home.meta.counts[split]
     if not total:
-        raise UsageError(
-            f"`{home.meta.name}` has neither validation nor test images to compare pictures with"
-        )
+        none = "neither validation nor test images to compare pictures with"
+        raise UsageError(f"`{home.meta.name}` has {none}")
     order = np.random.default_rng(0).permutation(total)
     k = min(FIT, total // 4) if split == "val" else 0
     return Pick(home, split, order[k:], by_content=True), np.sort(order[:k]) if split == "val" else None

@@ -33,6 +33,8 @@ from gzcli.store.png import save_png
 from gzcli.store.runs import Run
 
 COPIES = 10  # samples of a contestant in the picture of those nearest to a training image
+GIVEN_LABELS = "columns `|y` are of log p(x | y), the label given: not to be compared with those of log p(x)"
+MARGINAL = "log p(x) of a conditional model is log Σ p(y) p(x | y), classes as frequent as in training"
 VERSIONS = ("gzcli", "torch", "torch-fidelity", "numpy", "scikit-learn")
 
 
@@ -195,9 +197,7 @@ def notes(
         counts = ", ".join(f"{n:,}" for n in sizes)
         lines.append(f"the contestants have {counts} images: compare each with the floor of its own number")
     if stats := judge.stats:
-        lines.append(
-            f"`{stats.metric.name}` is the distance to the mean and covariance in `{stats.facts['file']}`"
-        )
+        lines.append(f"`{stats.metric.name}` is the distance to the mean and covariance in `{stats.file}`")
     for n in sizes:
         if (real := judge.floor_size(n)) < n:
             lines.append(f"the floor of {n:,} samples is of {real:,} real images, as there are no more")
@@ -206,13 +206,9 @@ def notes(
         lines.append(f"`worth` needs labels, which there are none of with `{'`, `'.join(unlabelled)}`")
     likelihoods = [row["likelihood"] for row in rows if "likelihood" in row]
     if any(likelihood["given_labels"] for likelihood in likelihoods):
-        lines.append(
-            "columns `|y` are of log p(x | y), the label given: not to be compared with those of log p(x)"
-        )
+        lines.append(GIVEN_LABELS)
     if any(likelihood["marginal"] for likelihood in likelihoods):
-        lines.append(
-            "log p(x) of a conditional model is log Σ p(y) p(x | y), classes as frequent as in training"
-        )
+        lines.append(MARGINAL)
     return list(dict.fromkeys(lines))
 
 

@@ -160,9 +160,8 @@ class RealImages:
         disjoint random draws. Training images are compared with the test split, test images with the training
         split, and of all images n with the others."""
         if (n, levels) not in self._pairs:
-            source = replace(
-                self.of(OTHER[self.split], levels), labels=None
-            )  # the LeNet was trained on these
+            # without labels, as the LeNet was trained on them
+            source = replace(self.of(OTHER[self.split], levels), labels=None)
             total, reference = len(source), self.reference(levels)
             order = np.random.default_rng(0).permutation(total)
             draws = [np.sort(order[i * n : (i + 1) * n]) for i in range(min(DRAWS, total // n) if n else 0)]
@@ -283,18 +282,18 @@ def common_form(models: list[Trained], pack: Pack | None = None) -> PackOptions:
     first = models[0]
     for other in models:
         if other.images.shape != first.images.shape:
-            raise UsageError(
-                f"`{other.run.id}` has images of {by_sides(other.images.shape)}, `{first.run.id}` of "
-                f"{by_sides(first.images.shape)}: their figures are not comparable",
-                hint="run `gz bench` once for each size",
+            theirs, ours = (by_sides(run.images.shape) for run in (other, first))
+            why, what = f"`{other.run.id}` has images of {theirs}, `{first.run.id}` of {ours}", "size"
+        elif other.wanted != first.wanted:
+            theirs, ours = (run.part.data.fit for run in (other, first))
+            why = (
+                f"pictures came to `{other.run.id}` by `data.fit: {theirs}`, to `{first.run.id}` by `{ours}`"
             )
-        if other.wanted != first.wanted:
-            ways = [trained.part.data.fit for trained in (other, first)]
-            raise UsageError(
-                f"pictures came to `{other.run.id}` by `data.fit: {ways[0]}`, to `{first.run.id}` by "
-                f"`{ways[1]}`: their figures are not comparable",
-                hint="run `gz bench` once for each fit",
-            )
+            what = "fit"
+        else:
+            continue
+        hint = f"run `gz bench` once for each {what}"
+        raise UsageError(f"{why}: their figures are not comparable", hint=hint)
     return first.wanted
 
 

@@ -177,9 +177,8 @@ class Judge:
     def _named(self, name: str) -> str:
         """A figure's name, of a LeNet that tells rotations apart with the ending `_rot`."""
         of_lenet = name in ("fd", "fd_inf") or name.endswith("_lenet")
-        return (
-            f"{name.removesuffix('_lenet')}_rot" if of_lenet and self.lenet and self.lenet.rotations else name
-        )
+        rotated = of_lenet and self.lenet and self.lenet.rotations
+        return f"{name.removesuffix('_lenet')}_rot" if rotated else name
 
     # ------------------------------------------------------------------------ features
 
@@ -241,7 +240,8 @@ class Judge:
             "features_rotations": net and net.rotations,
             **dict.fromkeys(("lite", "inception")),
             **{name: space.hash for name, space in self.large.items()},
-            "stats": self.stats and self.stats.facts,
+            "stats": self.stats
+            and {"file": self.stats.file, "n": self.stats.n, "features": self.stats.features},
             "floor_draws": self.floor_draws[max(self.floor_draws)] if self.floor_draws else {},
         }
 
@@ -271,7 +271,9 @@ class Judge:
 class Statistics:
     metric: Metric
     moments: Moments
-    facts: dict[str, Any]  # what the file says beside them
+    file: str
+    n: int | None  # of images, where the file says it
+    features: str | None  # hash of the features, where the file says it
 
 
 def read_statistics(path: Path, metric: Metric, space: Space | None) -> Statistics:
@@ -295,8 +297,7 @@ def read_statistics(path: Path, metric: Metric, space: Space | None) -> Statisti
         other = f"({theirs[:8]}, not {space.hash[:8]})"
         hint = "a LeNet is of one data set: compare on the same `--data`, or by `fid`"
         raise UsageError(f"`{path}` is of other features than `{metric.name}` has here {other}", hint=hint)
-    facts = {"file": str(path), "n": n, "features": theirs}
-    return Statistics(metric, Moments(mu, sigma, UNKNOWN if n is None else n), facts)
+    return Statistics(metric, Moments(mu, sigma, UNKNOWN if n is None else n), str(path), n, theirs)
 
 
 def json_figures(name: str, figures: Mapping[str, Any]) -> dict[str, Any]:

@@ -163,10 +163,8 @@ def jobs_of(run: Run, terms: Terms) -> dict[str, tuple[BenchJob, list[dict[str, 
     for kind, settings in rows.items():
         if settings:
             variants = tuple(row["variant"] for row in settings)
-            jobs[kind] = (
-                replace(terms.job, runs=(str(run.path),) * len(settings), variants=variants),
-                settings,
-            )
+            job = replace(terms.job, runs=(str(run.path),) * len(settings), variants=variants)
+            jobs[kind] = job, settings
     return jobs
 
 

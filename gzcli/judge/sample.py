@@ -164,9 +164,8 @@ def samples(trained: Trained, job: SampleJob, progress: Progress, say: Say = sil
         labels = sampler.parse_labels(job.labels, n, trained.info)
     elif trained.model.conditional:
         labels = spread_labels(None, n, trained.info, torch.device("cpu"))
-    images = sampler.draw(
-        trained, n, seed=job.seed, labels=labels, given=given, options=job.options, progress=progress
-    )
+    how: dict[str, Any] = {"seed": job.seed, "options": job.options, "progress": progress}
+    images = sampler.draw(trained, n, labels=labels, given=given, **how)
     if hasattr(trained.model, "sources"):
         inputs = sources(trained, n, job, given)
         inputs = inputs.mean(1, keepdims=True).astype(np.uint8) if images.shape[1] == 1 else inputs
@@ -211,10 +210,8 @@ def apply(trained: Trained, do: str, job: SampleJob, progress: Progress, say: Sa
         options["labels"] = sampler.parse_labels(job.labels, n, trained.info).to(device)
     if input_labels is not None and "y" in parameters:
         options["y"] = torch.from_numpy(input_labels).to(device)
-    noise, seen = (
-        ImageNoise(job.seed, range(n), device),
-        x if trained.space is None else trained.space.encode(x),
-    )
+    noise = ImageNoise(job.seed, range(n), device)
+    seen = x if trained.space is None else trained.space.encode(x)
     with trained.applying():
         applied: Applied = method(seen, noise=noise, progress=progress, **grouped(method, options))
         images = to_bytes(trained.shown(applied.images))

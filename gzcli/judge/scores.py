@@ -325,7 +325,7 @@ def score_all(
     held_out: positions of the images that scores are fitted on, and runs are made comparable by.
     """
     models = [first, *(check_same_images(first, load(path)) for path in job.others)]
-    names = scores_of(first, job)
+    names, fitted_on = scores_of(first, job), fitting_index(home) if held_out is None else held_out
     of_run = list(dict.fromkeys("nll" if name == WAIC else name for name in names))  # what each run computes
     scored, n = Scored(names), job.n
 
@@ -340,7 +340,7 @@ def score_all(
     scorer = scorer_of(first, job.seed)
     scored.background = scorer.background.run.owner.id if scorer.background else None
     since = time.perf_counter()
-    fit(scorer, home, log, held_out)
+    fit(scorer, home, log, fitted_on)
     left = first.part.ood.budget - (time.perf_counter() - since)
     some = Pick(home, held_out_split(home), fitting_index(home)[:TRIAL])
     trial = next(iter(some.batches(first, size=TRIAL, seed=job.seed)))
@@ -351,17 +351,15 @@ def score_all(
     if scored.gap:
         log.info(str(scored.gap))
     scored.picks = picks(n)
-    reference = {}
+    chosen = dict(scored.picks)
     if len(models) > 1:
-        index = fitting_index(home) if held_out is None else held_out
-        reference = {REFERENCE: Pick(home, held_out_split(home), index)}
+        chosen = {REFERENCE: Pick(home, held_out_split(home), fitted_on), **chosen}
     tables: list[list[dict[str, Table]]] = [[] for _ in range(seeds)]
     for k, trained in enumerate(models):
         for i in range(seeds):
             if k or i:
                 scorer = scorer_of(trained, job.seed + i)
-                fit(scorer, home, log, held_out)
-            chosen = {**reference, **scored.picks}
+                fit(scorer, home, log, fitted_on)
             tables[i].append({name: score_pick(scorer, pick, log) for name, pick in chosen.items()})
     scored.seeds = [combined(members, names, REFERENCE) for members in tables]
     return scored
@@ -418,7 +416,7 @@ def perceive(trained: Trained, home: Pack, log: Log) -> str | None:
         return f"lenet {net.hash}"
 
 
-def fit(scorer: Scorer, home: Pack, log: Log, held_out: np.ndarray | None) -> None:
+def fit(scorer: Scorer, home: Pack, log: Log, held_out: np.ndarray) -> None:
     """Fits the scores on fixed numbers of held-out images and, where a score says so, of training images."""
     size = devices.batch_of(BATCH_SIZE, scorer.trained.device)
     both = fitting_images(scorer.trained, home, size=size, seed=scorer.seed, held_out=held_out)

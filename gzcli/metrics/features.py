@@ -43,9 +43,8 @@ class LeNet(nn.Module):
         super().__init__()
         height, width = sides(size)
         if min(height, width) < 8:
-            raise UsageError(
-                f"images of {width}×{height} are too small for the feature network, it needs 8×8"
-            )
+            small = f"images of {width}×{height} are too small"
+            raise UsageError(f"{small} for the feature network, it needs 8×8")
         layers: list[nn.Module] = []
         for filters in WIDTHS:
             layers += [nn.Conv2d(channels, filters, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
@@ -210,10 +209,8 @@ def _accuracy(net: LeNetFeatures, pack: Pack) -> float:
     rotations of a set without labels."""
     images, labels = pack.images("test"), pack.labels("test")
     if net.rotations or labels is None:
-        quarters = enumerate(turns(images.shape[2:]))
-        return float(
-            np.mean([net.predict(np.rot90(np.asarray(images), k, (2, 3))) == i for i, k in quarters])
-        )
+        quarters, upright = enumerate(turns(images.shape[2:])), np.asarray(images)
+        return float(np.mean([net.predict(np.rot90(upright, k, (2, 3))) == i for i, k in quarters]))
     if labels.ndim == 2:
         return float(np.mean((net._map(net.net, images).numpy() > 0) == (labels > 0)))
     return float(np.mean(net.predict(images) == labels))
