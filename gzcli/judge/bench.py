@@ -27,11 +27,12 @@ from gzcli.judge.judge import Judge, json_figures
 from gzcli.metrics import pretrained
 from gzcli.metrics.interval import subset
 from gzcli.metrics.manifold import nearest
-from gzcli.metrics.metric import Figures, column_of, metrics
+from gzcli.metrics.metric import column_of, metrics
 from gzcli.store import files
 from gzcli.store.png import save_png
 from gzcli.store.runs import Run
 
+SHOWN = 16  # images of a contestant in the picture of all
 COPIES = 10  # samples of a contestant in the picture of those nearest to a training image
 GIVEN_LABELS = "columns `|y` are of log p(x | y), the label given: not to be compared with those of log p(x)"
 MARGINAL = "log p(x) of a conditional model is log Σ p(y) p(x | y), classes as frequent as in training"
@@ -78,20 +79,27 @@ def compared(
     job: BenchJob, folder: Path, judge: Judge, contestants: Sequence[Contestant], processes: int
 ) -> dict[str, Any]:
     """The JSON of `gz bench`, whose files are written."""
-    rows = []
+    rows, lines = [], []
     for one in contestants:
         rows.append(row_of(one, judge))
-        judge.say(f"{one.name}: {brief(rows[-1]['metrics'])}")
+        figures, images = brief(rows[-1]["metrics"]), one.images.images
+        judge.say(f"{one.name}: {figures}")
+        # images of a folder often lie in the order of their classes
+        order = np.arange(len(images)) if one.trained else np.random.default_rng(0).permutation(len(images))
+        lines.append((f"{one.name}   {figures}", images[order[:SHOWN]]))
     floors = {n: judge.floor(n) for n in dict.fromkeys(map(len, contestants))}
     floors = dict(sorted(floors.items(), reverse=True))
     floor = floors[max(floors)]
     if job.export_stats:
         judge.write_stats(Path(job.export_stats))
     picture, neighbours = folder / "bench.png", folder / "neighbours.png"
-    sample_rows(picture, sample_lines(contestants, rows, floor, judge))
+    real = judge.real.reference(None).images
+    of_real = brief({f"{name} (floor)": value.value for name, value in floor.items()})
+    title = f"real images of {judge.pack.meta.name}   {of_real}"
+    sample_rows(picture, [*lines, (title, real[subset(len(real), SHOWN)])])
     if judge.remembers:
         save_png(neighbours, copies(contestants, judge))
-    figures = [*(row["metrics"] for row in rows), *floors.values()]
+    every = [*(row["metrics"] for row in rows), *floors.values()]
     result = {
         "data": judge.pack.meta.name,
         "rows": rows,
@@ -101,7 +109,7 @@ def compared(
             | json_figures("metrics", values)
             for n, values in floors.items()
         ],
-        "directions": {name: column_of(name).better for part in figures for name in part},
+        "directions": {name: column_of(name).better for part in every for name in part},
         "biased": {str(n): judge.biased(n) for n in floors},
         "provenance": provenance(judge, job, processes),
         "notes": notes(contestants, rows, judge, list(floors)),
@@ -153,20 +161,6 @@ def row_of(one: Contestant, judge: Judge) -> dict[str, Any]:
 
 def brief(values: Mapping[str, float]) -> str:
     return "   ".join(f"{k} {v:.4g}" for k, v in values.items() if k.startswith(("fd", "bpd", "nats")))
-
-
-def sample_lines(
-    contestants: Sequence[Contestant], rows: Sequence[Mapping[str, Any]], floor: Figures, judge: Judge
-) -> list[tuple[str, Any]]:
-    """Some images of each contestant above real ones, each with a title."""
-    lines = []
-    for one, row in zip(contestants, rows, strict=True):
-        images = one.images.images  # those of a folder often lie in the order of their classes
-        shown = images if one.trained else images[np.random.default_rng(0).permutation(len(images))[:16]]
-        lines.append((f"{one.name}   {brief(row['metrics'])}", shown))
-    real = judge.real.reference(None).images
-    title = brief({f"{name} (floor)": value.value for name, value in floor.items()})
-    return [*lines, (f"real images of {judge.pack.meta.name}   {title}", real[subset(len(real), 16)])]
 
 
 def copies(contestants: Sequence[Contestant], judge: Judge) -> np.ndarray:

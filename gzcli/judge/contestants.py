@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,8 +34,10 @@ from gzcli.engine.log import Log
 from gzcli.engine.sampler import draw
 from gzcli.engine.trained import Trained
 from gzcli.judge.images import short_paths
+from gzcli.metrics.features import LeNetFeatures
 from gzcli.metrics.interval import subset
 from gzcli.metrics.metric import Figures
+from gzcli.metrics.pretrained import Features
 from gzcli.models.nn import spread_labels
 from gzcli.models.options import defaults, grouped
 from gzcli.store import files
@@ -46,17 +48,7 @@ FEWEST = 50  # images of a contestant
 DRAWS = 5  # of real images over which the floor is averaged
 # The split whose images stand in place of samples, by the one that they are compared with.
 OTHER = {"test": "train", "train": "test", "all": "all"}
-
-
-class Space(Protocol):
-    """A feature space: `hash` names its weights, `features` maps uint8 [N, C, H, W] to float64 [N, D], by
-    `batch` images at a time."""
-
-    hash: str
-    device: torch.device
-    batch: int
-
-    def features(self, images: Any) -> np.ndarray: ...
+Space = Features | LeNetFeatures
 
 
 @dataclass

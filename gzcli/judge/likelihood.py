@@ -48,8 +48,10 @@ def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, A
     trial = next(iter(test_images(size)))
     each = timed(lambda: given_label(model, trial), device) / len(trial) / ranks.world()
     n = min(affordable(each, budget, 1), MOST_BY_ODE if by_ode else MOST, total)
-    frequencies = class_frequencies(model, pack)
-    passes = 1 if frequencies is None else 1 + len(frequencies)
+    labels, frequencies, passes = pack.labels("train"), None, 1
+    if labels is not None and model.conditional and not pack.meta.multilabel:
+        counts = np.bincount(labels, minlength=len(pack.meta.classes))
+        frequencies, passes = torch.from_numpy(counts / len(labels)), 1 + len(counts)
     n, passes = ranks.agree((n, 1 if by_ode or each * n * passes > budget else passes))
     log.info(f"likelihood of {n:,} test images by {trained.name}, about {about(each * n * passes)}")
     done = 0
@@ -81,15 +83,6 @@ def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, A
         "marginal": figures.get("marginal"),
         "solver_gap": gap and asdict(gap),
     } | figures["nats"]
-
-
-def class_frequencies(model: Model, pack: Pack) -> Tensor | None:
-    """The frequencies [K] of a conditional model's classes in training; None without labels, and where an
-    image may have several."""
-    labels = pack.labels("train")
-    if labels is None or not model.conditional or pack.meta.multilabel:
-        return None
-    return torch.from_numpy(np.bincount(labels, minlength=len(pack.meta.classes)) / len(labels))
 
 
 def log_prob(model: Model, x: Tensor, y: Tensor | None, noise: Noise, **options: Any) -> Tensor:
