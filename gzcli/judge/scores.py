@@ -188,14 +188,11 @@ class BatchFacts:
 
     @cached_property
     def nll(self) -> np.ndarray:
-        with torch.no_grad():
-            return -log_prob(self.scorer.model, self.batch, self.scorer.seed).cpu().double().numpy()
+        return self._nll(self.scorer.model)
 
     @cached_property
     def background_nll(self) -> np.ndarray:
-        background = check_background(self.scorer.trained, self.scorer.background).model
-        with torch.no_grad():
-            return -log_prob(background, self.batch, self.scorer.seed).cpu().double().numpy()
+        return self._nll(check_background(self.scorer.trained, self.scorer.background).model)
 
     @cached_property
     def code_length(self) -> np.ndarray:
@@ -218,6 +215,10 @@ class BatchFacts:
             for p, requires in zip(model.parameters(), required, strict=True):
                 p.requires_grad_(requires)
         return torch.stack(norms).cpu().double().numpy()
+
+    def _nll(self, model: Model) -> np.ndarray:
+        with torch.no_grad():
+            return -log_prob(model, self.batch, self.scorer.seed).cpu().double().numpy()
 
     def _log_norm(self, i: int) -> Tensor:
         scorer, one = self.scorer, self.batch.rows(slice(i, i + 1), self.batch.noise)
