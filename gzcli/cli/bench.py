@@ -264,8 +264,9 @@ def images_at(word: str) -> str:
         source = locate(word)
         if not isinstance(source, OwnSet):
             return source.reference
-        if (source.path / "grid.png").is_file() and Run(source.path).job_file.is_file():
-            parts = (source.path / name for name in ("samples.npz", "images"))
+        drawn = Run(source.path)
+        if drawn.sheet_picture.is_file() and drawn.job_file.is_file():
+            parts = (drawn.samples_file, drawn.images_folder)
             if part := next((part for part in parts if part.exists()), None):
                 source = OwnSet(part)
             else:

@@ -122,6 +122,7 @@ def hold(terms: Terms, *, budget: str, yes: bool, page: Path | None = None) -> N
     from gzcli.judge.league import draw, entries_of
     from gzcli.store import files
     from gzcli.store.paths import user_dir
+    from gzcli.store.run_folder import Run
 
     out.configure(lenient=True)  # a lost reader does not end what takes hours
     for word in sys.argv[1:]:
@@ -147,7 +148,7 @@ def hold(terms: Terms, *, budget: str, yes: bool, page: Path | None = None) -> N
         result["notes"] += late(result["rows"], terms.budget)
         draw(folder, result)
         result |= {"left_out": left_out, "budget": terms.budget}
-        files.write_json(folder / "league.json", result)
+        files.write_json(Run(folder).league_file, result)
     show(result)
     out.data(with_report(result, folder, page))
 

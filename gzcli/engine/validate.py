@@ -16,7 +16,7 @@ from gzcli.engine.prepared import with_prepared
 from gzcli.engine.trained import Trained
 from gzcli.metrics import collapse
 from gzcli.metrics.features import LeNetFeatures
-from gzcli.metrics.frechet import frechet_distance
+from gzcli.metrics.quality.fd import frechet_distance
 from gzcli.models.base import Model, named_losses
 from gzcli.models.nn import double, full_fp32
 

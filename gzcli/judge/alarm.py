@@ -26,9 +26,8 @@ from gzcli.data.sets.registry import Form
 from gzcli.engine.log import Log
 from gzcli.engine.sheets import Row, sheet
 from gzcli.engine.trained import Trained, load_trained
-from gzcli.judge.images import FIT, Images, treatment
-from gzcli.judge.scores import choose, fresh_noise
-from gzcli.judge.scoring import Pick, Scored, score_all, scores_of
+from gzcli.judge.images import FIT, Pick, treatment
+from gzcli.judge.scores import Scored, batches_of, choose, fresh_noise, score_all, scores_of
 from gzcli.metrics import conformal
 from gzcli.metrics.likelihood_scores import SCORES, tails_of
 from gzcli.models.base import Model
@@ -43,16 +42,13 @@ SHOWN, COLUMNS = 16, 8  # pictures of each kind on the sheet, and in a row of it
 
 
 def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
-    """Does the job and writes `alarm.csv`, `alarm.png`, `alarm.json` and maps into `folder`.
+    """Writes `alarm.csv`, `alarm.png`, `alarm.json` and maps into `folder`. Returns the JSON of
+    `gz ood --input` on rank 0, and {} on others.
 
     Each picture has a conformal p-value, by its score among those of held-out images, on which no score was
     fitted. All are scored by one rule: the mean over the same draws of noise, which go by an image's pixels.
-    With several scores it is the least of their p-values times their number (Bonferroni). A picture
-    is flagged where its p-value is at most `job.fpr`. Each process scores its share. Returns the JSON of
-    `gz ood --input` on rank 0, and {} on others.
-
-    A picture whose score is not finite is flagged, as no held-out image has such a score. Raises UsageError
-    where these are too few for such a rate, DivergedError where the score of one is not finite.
+    With several scores it is the least of their p-values times their number (Bonferroni). A picture is
+    flagged where its p-value is at most `job.fpr`, or its score is not finite.
     """
     began = time.monotonic()
 
@@ -64,12 +60,24 @@ def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str
         job = replace(job, scores=tuple(choose(trained, None)[:1]))
     names = scores_of(trained, job)
     shows = map_of(trained.model, names, trained.name) if job.maps else None
-    sets = open_sets(trained, job, names, log)
-    home, held_out, pictures = sets.home, sets.held_out, sets.pictures
-    scored = score_all(trained, job, home, sets.picks, log, load=load, sets=2, held_out=held_out.fitted)
+    home = open_pack(job.ins, **trained.wanted, say=log.info)
+    check_unchanged(trained.run.owner.path, home.meta)
+    held_out, fitted = split_held_out(home)
+    needed = conformal.fewest(job.fpr, len(names))
+    check_enough(len(held_out.index), job, needed, names)
+    source = OwnSet(Path(job.input), form=Form(skip_bad=True, layout="flat"))
+    pictures = open_pack(source, **trained.wanted, foreign=True, say=log.info)
+    every = Pick(pictures, "test", np.arange(pictures.meta.counts["test"]), by_content=True, unbounded=True)
+
+    def picks(n: int | None) -> dict[str, Pick]:
+        index = np.sort(held_out.index[: None if n is None else max(n, needed)])
+        return {"compared": replace(held_out, index=index), "pictures": every}
+
+    scored = score_all(trained, job, home, picks, log, load=load, held_out=fitted)
     alarms = alarms_of(scored, job.fpr)
     order = np.lexsort((-alarms.strangeness, alarms.p))  # by p, equal ones the strangest first
-    maps = make_maps(trained, shows, job, sets.every_picture, order, home, held_out) if shows else None
+    usual = replace(held_out, index=held_out.index[:USUAL])
+    maps = heat_maps(trained, shows, job, replace(every, index=order), usual) if shows else {}
     if ranks.rank():
         return {}
     labels = pictures.names("test") or [str(i) for i in range(len(order))]
@@ -81,88 +89,42 @@ def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str
         **alarms.limits(),
         "flagged": int(alarms.flagged.sum()),
         "unreadable": list(pictures.meta.skipped),
-        "compared": {"split": held_out.split, "n": alarms.n, "needed": sets.needed},
-        "notes": notes(job, pictures, trained, alarms),
+        "compared": {"split": held_out.split, "n": alarms.n, "needed": needed},
+        "notes": [*notes(job, alarms), *treatment({"input": pictures}, trained.images.levels)],
         "files": [{"file": labels[i], **alarms.row(i)} for i in order],
         "map": shows,
         "seconds": round(time.monotonic() - began, 1),
         "outputs": outputs,
     }
-    files.write_json(folder / "alarm.json", result)
+    files.write_json(Run(folder).alarm_file, result)
     return result
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """The held-out images of a set."""
-
-    split: str  # whose images the pictures are compared with
-    fitted: np.ndarray | None  # positions of those that scores are fitted on; None: training images are
-    compared: np.ndarray  # positions of the others, in the order in which they are taken
-
-
-@dataclass(frozen=True)
-class Sets:
-    """The pictures, and what they are compared with."""
-
-    home: Pack
-    held_out: HeldOut
-    needed: int  # number of held-out images that the rate of false alarms needs
-    pictures: Pack  # a set whose test split they are
-
-    @property
-    def every_picture(self) -> Pick:
-        every = np.arange(self.pictures.meta.counts["test"])
-        return Pick(self.pictures, "test", every, by_content=True, unbounded=True)
-
-    def picks(self, n: int | None) -> dict[str, Pick]:
-        """Held-out images, `n` of them or as many as the rate needs, and all pictures; None: all images."""
-        index = np.sort(self.held_out.compared[: None if n is None else max(n, self.needed)])
-        compared = Pick(self.home, self.held_out.split, index, by_content=True)
-        return {"compared": compared, "pictures": self.every_picture}
-
-
-def open_sets(trained: Trained, job: AlarmJob, names: Sequence[str], log: Log) -> Sets:
-    """The set and the pictures. Raises UsageError where the held-out images are too few."""
-    home = open_pack(job.ins, **trained.wanted, say=log.info)
-    check_unchanged(trained.run.owner.path, home.meta)
-    held_out = split_held_out(home)
-    needed = conformal.fewest(job.fpr, len(names))
-    check_enough(held_out, job, needed, names)
-    chosen = OwnSet(Path(job.input), form=Form(skip_bad=True, layout="flat"))
-    return Sets(home, held_out, needed, open_pack(chosen, **trained.wanted, foreign=True, say=log.info))
-
-
-def split_held_out(home: Pack) -> HeldOut:
-    """Held-out images, of which 500 or a quarter are kept for fits; test images where a tiny set has no
+def split_held_out(home: Pack) -> tuple[Pick, np.ndarray | None]:
+    """The held-out images that pictures are compared with, in the order in which they are taken, and the
+    positions of 500 or a quarter that are kept for fits; test images and None where a tiny set has no
     validation split. Raises UsageError for a set without either."""
-    counts = home.meta.counts
-    split = "val" if counts["val"] else "test"
-    if not counts[split]:
-        raise UsageError(
-            f"`{home.meta.name}` has neither validation nor test images to compare pictures with"
-        )
-    order = np.random.default_rng(0).permutation(counts[split])
-    if split == "test":
-        return HeldOut(split, None, order)
-    k = min(FIT, len(order) // 4)
-    return HeldOut(split, np.sort(order[:k]), order[k:])
+    split = "val" if home.meta.counts["val"] else "test"
+    total = home.meta.counts[split]
+    if not total:
+        none = "neither validation nor test images to compare pictures with"
+        raise UsageError(f"`{home.meta.name}` has {none}")
+    order = np.random.default_rng(0).permutation(total)
+    k = min(FIT, total // 4) if split == "val" else 0
+    return Pick(home, split, order[k:], by_content=True), np.sort(order[:k]) if split == "val" else None
 
 
-def check_enough(held_out: HeldOut, job: AlarmJob, needed: int, names: Sequence[str]) -> None:
+def check_enough(total: int, job: AlarmJob, needed: int, names: Sequence[str]) -> None:
     """Raises UsageError where there are fewer images to compare with than a rate of false alarms needs."""
-    have = len(held_out.compared) if job.n is None else min(job.n, len(held_out.compared))
-    if have >= needed:
+    n = total if job.n is None else min(job.n, total)
+    if n >= needed:
         return
-    by = f" by {len(names)} scores" if len(names) > 1 else ""
-    least = len(names) / (len(held_out.compared) + 1)
-    fewer = "one score with `--score`, or " if len(names) > 1 else ""
-    more = "a larger `-n`, or " if job.n is not None and len(held_out.compared) >= needed else ""
-    raise UsageError(
-        f"{have:,} held-out images are too few for a false-alarm rate of {100 * job.fpr:.3g} %{by}: "
-        f"it needs {needed:,}",
-        hint=f"{fewer}{more}`--fpr {np.ceil(1000 * least) / 10:g}%` or more",
-    )
+    by, fewer = (f" by {len(names)} scores", "one score with `--score`, or ") if len(names) > 1 else ("", "")
+    more = "a larger `-n`, or " if total >= needed else ""
+    percent = np.ceil(1000 * len(names) / (total + 1)) / 10
+    rate = f"a false-alarm rate of {100 * job.fpr:.3g} %{by}"
+    message = f"{n:,} held-out images are too few for {rate}: it needs {needed:,}"
+    raise UsageError(message, hint=f"{fewer}{more}`--fpr {percent:g}%` or more")
 
 
 @dataclass(frozen=True)
@@ -180,7 +142,6 @@ class Alarms:
 
     def row(self, i: int) -> dict[str, Any]:
         """What is found of picture i, for JSON; None in the place of what is not finite."""
-
         row = {
             "scores": {name: finite(values[i]) for name, values in self.scores.items()},
             "p": float(self.p[i]),
@@ -191,8 +152,7 @@ class Alarms:
         return row | ({"spread": spread} if spread else {})
 
     def limits(self) -> dict[str, Any]:
-        ends = {name: [finite(end) for end in both] for name, both in self.thresholds.items()}
-        low, high = ({name: both[side] for name, both in ends.items()} for side in (0, 1))
+        low, high = ({name: finite(ends[i]) for name, ends in self.thresholds.items()} for i in (0, 1))
         only = next(iter(high.values())) if len(high) == 1 else None
         return {"threshold": only, "thresholds": high, "thresholds_low": low}
 
@@ -202,46 +162,40 @@ def finite(value: float) -> float | None:
 
 
 def alarms_of(scored: Scored, fpr: float) -> Alarms:
-    """The p-values of the pictures, and which are flagged at a false-alarm rate.
-
-    A score that is not finite counts as higher than any: no held-out image has one.
-    """
-    held_out = scored.mean("compared")
-    scores = {
-        name: np.where(np.isnan(values), np.inf, values) for name, values in scored.mean("pictures").items()
-    }
-    names, n = list(scores), len(next(iter(held_out.values())))
-    p = np.stack([conformal.p_values(held_out[name], scores[name], tails=tails_of(name)) for name in names])
-    low = np.stack([(tails_of(name) == 2) & (scores[name] < np.median(held_out[name])) for name in names])
-    of_all = conformal.bonferroni(p)
-    thresholds, beyond = {}, []
-    for name in names:
-        unit = held_out[name].std() or 1
-        ends = conformal.thresholds(held_out[name], fpr / len(names), tails=tails_of(name))
-        thresholds[name] = ends
-        beyond += [(ends[0] - scores[name]) / unit, (scores[name] - ends[1]) / unit]
+    """The p-values of the pictures, and which are flagged at a false-alarm rate. A score that is not finite
+    counts as higher than any: no held-out image has one."""
+    held_out, means = scored.mean("compared"), scored.mean("pictures")
+    scores = {name: np.where(np.isnan(values), np.inf, values) for name, values in means.items()}
+    p, low, thresholds, beyond = [], [], {}, []
+    for name, values in scores.items():
+        usual, tails = held_out[name], tails_of(name)
+        p.append(conformal.p_values(usual, values, tails=tails))
+        low.append((tails == 2) & (values < np.median(usual)))
+        ends = thresholds[name] = conformal.thresholds(usual, fpr / len(scores), tails=tails)
+        unit = usual.std() or 1
+        beyond += [(ends[0] - values) / unit, (values - ends[1]) / unit]
+    of_each = np.stack(p)
+    together = conformal.bonferroni(of_each)
     return Alarms(
         scores,
         scored.spread("pictures"),
-        of_all,
-        conformal.flagged(of_all, fpr),
-        np.take_along_axis(low, p.argmin(0)[None], 0)[0],
+        together,
+        conformal.flagged(together, fpr),
+        np.take_along_axis(np.stack(low), of_each.argmin(0)[None], 0)[0],
         thresholds,
         np.max(beyond, 0),
-        n,
+        len(next(iter(held_out.values()))),
     )
 
 
-def notes(job: AlarmJob, pictures: Pack, trained: Trained, alarms: Alarms) -> list[str]:
-    """Notes without which the alarms could be misread."""
+def notes(job: AlarmJob, alarms: Alarms) -> list[str]:
     lines, count = [], len(alarms.scores)
     if count > 1:
         lines.append(
             f"p-values of {count} scores together: the least times {count} (Bonferroni), so each "
             f"score flags at {100 * job.fpr / count:.3g} %"
         )
-    lower_ends = {name: low for name, (low, _) in alarms.thresholds.items() if tails_of(name) == 2}
-    if not all(map(math.isfinite, lower_ends.values())):
+    if any(tails_of(name) == 2 and not math.isfinite(low) for name, (low, _) in alarms.thresholds.items()):
         least = np.ceil(1000 * 2 * count / (alarms.n + 1)) / 10
         lines.append(
             f"{alarms.n:,} held-out images are too few to flag at {100 * job.fpr:.3g} % what is unusual by "
@@ -252,7 +206,7 @@ def notes(job: AlarmJob, pictures: Pack, trained: Trained, alarms: Alarms) -> li
             f"{counted(overflown, 'picture')} with a score that is not finite: the model overflows, "
             "so it counts as higher than that of any held-out image"
         )
-    return [*lines, *treatment({"input": pictures}, trained.images.levels)]
+    return lines
 
 
 def map_of(model: Model, scores: Sequence[str], name: str) -> str:
@@ -260,113 +214,89 @@ def map_of(model: Model, scores: Sequence[str], name: str) -> str:
     made of the likelihood, else the first map that the model has."""
     maps = sorted(each.removeprefix("map_") for each in dir(type(model)) if each.startswith("map_"))
     if not maps:
-        raise UsageError(
-            f"`{name}` does not say where a picture is anomalous", hint="gz list models --can map"
-        )
-    made_of = {score: "nll" if score in SCORES or score == "waic" else score for score in scores}
-    return next((made_of[score] for score in scores if made_of[score] in maps), maps[0])
+        hint = "gz list models --can map"
+        raise UsageError(f"`{name}` does not say where a picture is anomalous", hint=hint)
+    wanted = ["nll" if score in SCORES or score == "waic" else score for score in scores]
+    return next((score for score in wanted if score in maps), maps[0])
 
 
-def score_maps(trained: Trained, name: str, images: Images, options: Mapping[str, Any]) -> np.ndarray:
-    """The maps `name` of images, float32 [N, H, W] in the images' own size; each process makes its share.
-
-    Maps of latents are enlarged.
-    """
+def heat_maps(
+    trained: Trained, name: str, job: AlarmJob, pictures: Pick, usual: Pick
+) -> dict[int, np.ndarray]:
+    """The maps of the strangest pictures by their number, or with `--png` of all, in false colours, uint8
+    [3, H, W] each in the pictures' own size, beside which those of `usual` images stay dark. Each process
+    makes its share."""
     method = getattr(trained.model, f"map_{name}")
-    parameters = defaults(method)
-    taken = grouped(method, {key: value for key, value in options.items() if key in parameters})
-    _, height, width = trained.images.shape
+    options, parameters = {**trained.part.ood.options, **job.options}, defaults(method)
+    keywords = grouped(method, {key: value for key, value in options.items() if key in parameters})
 
     def work(batch: Batch) -> dict[str, np.ndarray]:
         seen = trained.seen(batch)
         with trained.scoring(), torch.no_grad():
-            maps = method(seen.x, noise=fresh_noise(images.seed, seen), **taken)
-        whole = torch.nn.functional.interpolate(maps[:, None].float(), (height, width), mode="nearest")
+            maps = method(seen.x, noise=fresh_noise(job.seed, seen), **keywords)[:, None].float()
+        whole = torch.nn.functional.interpolate(maps, trained.images.shape[1:], mode="nearest")
         return {"map": whole[:, 0].cpu().numpy()}
 
-    return ranks.over(images, work)["map"]
+    def of(pick: Pick) -> np.ndarray:
+        order = np.argsort(pick.index, kind="stable")
+        images = batches_of(replace(pick, index=pick.index[order]), trained, job.seed)
+        return ranks.over(images, work)["map"][np.argsort(order, kind="stable")]
+
+    chosen = pictures if job.png else replace(pictures, index=pictures.index[:SHOWN])
+    bright = float(quantiles(of(usual)).mean())
+    return dict(zip(chosen.index.tolist(), heat(of(chosen), bright), strict=True))
+
+
+def quantiles(maps: np.ndarray) -> np.ndarray:
+    """The upper value of each of some maps [N, H, W]."""
+    return np.quantile(maps.reshape(len(maps), -1), BRIGHT, axis=1)
 
 
 def heat(maps: np.ndarray, usual: float) -> np.ndarray:
-    """Maps [N, H, W] as pictures in false colours, uint8 [N, 3, H, W].
-
-    Black is 0 or less. The brightest colour stands for the upper values of the map itself, but never for less
-    than `usual`, so that maps of ordinary pictures stay dark. A value that is not finite has it, too.
-    """
+    """Maps [N, H, W] as pictures in false colours, uint8 [N, 3, H, W]. Black is 0 or less. The brightest
+    colour stands for the upper values of the map itself, or values that are not finite, but never for less
+    than `usual`, so that maps of ordinary pictures stay dark."""
     from matplotlib import colormaps
 
     finite = np.isfinite(maps)
     maps = np.where(finite, maps, 0)
-    top = np.maximum(np.quantile(maps.reshape(len(maps), -1), BRIGHT, axis=1), usual)
+    top = np.maximum(quantiles(maps), usual)
     share = np.where(finite, maps / np.maximum(top, 1e-12)[:, None, None], 1).clip(0, 1)
     return (colormaps["inferno"](share)[..., :3] * 255).round().astype(np.uint8).transpose(0, 3, 1, 2)
 
 
-def upper(maps: np.ndarray) -> float:
-    """The upper value of maps [N, H, W], the mean over the images of a high quantile of each."""
-    return float(np.quantile(maps.reshape(len(maps), -1), BRIGHT, axis=1).mean())
-
-
-@dataclass(frozen=True)
-class Maps:
-    """Heat maps of the strangest pictures."""
-
-    index: np.ndarray  # the pictures, strangest first
-    heat: np.ndarray  # their maps in false colours, uint8 [n, 3, H, W]
-
-
-def make_maps(
-    trained: Trained,
-    name: str,
-    job: AlarmJob,
-    pictures: Pick,
-    order: np.ndarray,
-    home: Pack,
-    held_out: HeldOut,
-) -> Maps:
-    """The maps of the strangest pictures, or with `--png` of all, beside those of usual images."""
-    chosen = order if job.png else order[:SHOWN]
-    options = {**trained.part.ood.options, **job.options}
-
-    def of(pick: Pick, index: np.ndarray) -> np.ndarray:
-        back = np.argsort(np.argsort(index, kind="stable"), kind="stable")
-        images = replace(pick, index=np.sort(index)).images(trained, job.seed)
-        return score_maps(trained, name, images, options)[back]
-
-    others = Pick(home, held_out.split, held_out.compared, by_content=True)
-    usual = upper(of(others, held_out.compared[:USUAL]))
-    return Maps(chosen, heat(of(pictures, chosen), usual))
-
-
 def write_files(
-    folder: Path, pictures: Pack, labels: Sequence[str], order: np.ndarray, alarms: Alarms, maps: Maps | None
+    folder: Path,
+    pictures: Pack,
+    labels: Sequence[str],
+    order: np.ndarray,
+    alarms: Alarms,
+    maps: Mapping[int, np.ndarray],
 ) -> dict[str, Any]:
-    """Writes the CSV of all pictures, strangest first, the sheet of some, and the maps; returns the paths."""
-    text = io.StringIO()
+    table, picture, text = folder / "alarm.csv", folder / "alarm.png", io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     columns = [*alarms.scores.values(), *alarms.spread.values()]
     writer.writerow(["file", "p", "flagged", *alarms.scores, *(f"{name} ±" for name in alarms.spread)])
     for i in order:
         values = (repr(float(column[i])) for column in columns)
         writer.writerow([labels[i], repr(float(alarms.p[i])), int(alarms.flagged[i]), *values])
-    files.write_atomic(folder / "alarm.csv", text.getvalue())
-    save_png(folder / "alarm.png", overview(pictures, labels, order, alarms, maps))
-    outputs: dict[str, Any] = {"scores": str(folder / "alarm.csv"), "picture": str(folder / "alarm.png")}
+    files.write_atomic(table, text.getvalue())
+    save_png(picture, overview(pictures, labels, order, alarms, maps))
+    outputs: dict[str, Any] = {"scores": str(table), "picture": str(picture)}
     if maps:
-        paths = save_images(folder / "maps", maps.heat)
-        outputs["maps"] = {labels[i]: path for i, path in zip(maps.index, paths, strict=True)}
+        paths = save_images(folder / "maps", np.stack(list(maps.values())))
+        outputs["maps"] = {labels[i]: path for i, path in zip(maps, paths, strict=True)}
     return outputs
 
 
 def overview(
-    pictures: Pack, labels: Sequence[str], order: np.ndarray, alarms: Alarms, maps: Maps | None
+    pictures: Pack, labels: Sequence[str], order: np.ndarray, alarms: Alarms, maps: Mapping[int, np.ndarray]
 ) -> np.ndarray:
     """A sheet of the flagged pictures and of the others, the strangest of each first, with their names and
     p-values, and with their maps below them."""
-    heat = dict(zip(maps.index.tolist(), maps.heat, strict=True)) if maps else {}
-
-    def rows(kind: str, every: np.ndarray) -> list[Row]:
-        made, index = [], every[:SHOWN]
+    blocks, flagged = [], alarms.flagged[order]
+    for kind, every in (("flagged", order[flagged]), ("not flagged", order[~flagged])):
+        rows, index = [], every[:SHOWN]
         count = f"{len(index)} of {len(every):,}" if len(every) > SHOWN else f"{len(every)}"
         for start in range(0, len(index), COLUMNS):
             some = index[start : start + COLUMNS]
@@ -374,12 +304,8 @@ def overview(
             if maps and images.shape[1] == 1:  # maps are in colour
                 images = images.repeat(3, 1)
             words = [(labels[i], f"p {alarms.p[i]:.2g}") for i in some]
-            name = "" if start else f"{kind}: {count}"
-            made.append(Row(name, list(images), under=words))
-            if mapped := [heat[i] for i in some.tolist() if i in heat]:
-                made.append(Row("map", mapped, exact=True))
-        return made
-
-    flagged = alarms.flagged[order]
-    blocks = [rows("flagged", order[flagged]), rows("not flagged", order[~flagged])]
-    return sheet([block for block in blocks if block])
+            rows.append(Row("" if start else f"{kind}: {count}", list(images), under=words))
+            if mapped := [maps[i] for i in some.tolist() if i in maps]:
+                rows.append(Row("map", mapped, exact=True))
+        blocks.append(rows)
+    return sheet([rows for rows in blocks if rows])

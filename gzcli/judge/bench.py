@@ -24,29 +24,29 @@ from gzcli.engine.trained import load_trained
 from gzcli.judge.contestants import Contestant, common_form, count_calls, read, sampled, tell_apart, varied
 from gzcli.judge.images import treatment
 from gzcli.judge.judge import Judge, json_figures
-from gzcli.metrics import lite
+from gzcli.metrics import pretrained
 from gzcli.metrics.interval import subset
 from gzcli.metrics.manifold import nearest
-from gzcli.metrics.metric import Figures, column_of, metrics
+from gzcli.metrics.metric import column_of, metrics
 from gzcli.store import files
 from gzcli.store.png import save_png
 from gzcli.store.runs import Run
 
+SHOWN = 16  # images of a contestant in the picture of all
 COPIES = 10  # samples of a contestant in the picture of those nearest to a training image
+GIVEN_LABELS = "columns `|y` are of log p(x | y), the label given: not to be compared with those of log p(x)"
+MARGINAL = "log p(x) of a conditional model is log Σ p(y) p(x | y), classes as frequent as in training"
 VERSIONS = ("gzcli", "torch", "torch-fidelity", "numpy", "scikit-learn")
 
 
 def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
-    """Does the job and writes samples, `bench.json` and `bench.png` into `folder`, and `neighbours.png` if
-    `memory` is among the metrics.
+    """Writes samples, `bench.json` and `bench.png` into `folder`, and `neighbours.png` if `memory` is among
+    the metrics. Rank 0 alone compares: it returns the JSON of `gz bench`, the others {}.
 
     `job.n` samples of each model, and of each set of images from elsewhere as many if there are, are compared
     with the real images of the split. As a floor, as many other real images are compared with them too. All
     runs must have images of one size and fit, to which the other images are brought. A run with other grey
     levels than the data set has columns of its own (`bpd@32`); one of binary images has `nats` and no `fd`.
-    The likelihood of an image given its label is the column `bpd|y`. Each process draws its share of the
-    samples, of the likelihoods and of the features. Rank 0 alone compares: it returns the JSON of `gz bench`,
-    the others {}.
     """
     choose(job.metrics)
     variants = job.variants or ({},) * len(job.runs)
@@ -59,18 +59,17 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
         check_unchanged(trained.run.owner.path, pack.meta)
     judge = Judge(pack, choose(job.metrics, pack), job, device, log)
     contestants = [sampled(trained, pack, job, folder, log) for trained in models]
-    for one, variant in zip(contestants, variants, strict=True):
+    for trained, one, variant in zip(models, contestants, variants, strict=True):
         since = time.monotonic()
         one.figures = judge.of_model(one, sampler_only=bool(variant.get("quick")))
         if job.variants and not ranks.rank():
-            assert one.trained is not None
-            one.facts["calls"] = count_calls(one.trained)
+            one.facts["calls"] = count_calls(trained)
         one.facts["seconds"] = time.monotonic() - since + (one.seconds or 0.0)
     contestants += [read(what, pack, common_form(models, pack), job.n, log) for what in job.images]
     tell_apart(contestants)
-    rank, processes = ranks.rank(), ranks.world()
+    processes = ranks.world()
     judge.prepare(contestants)
-    if rank:
+    if ranks.rank():
         return {}
     with ranks.alone():
         return compared(job, folder, judge, contestants, processes)
@@ -79,38 +78,46 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
 def compared(
     job: BenchJob, folder: Path, judge: Judge, contestants: Sequence[Contestant], processes: int
 ) -> dict[str, Any]:
-    """The JSON of `gz bench`, whose files are written. Samples and features were made by so many
-    processes."""
-    rows = []
+    """The JSON of `gz bench`, whose files are written."""
+    rows, lines = [], []
     for one in contestants:
         rows.append(row_of(one, judge))
-        judge.say(f"{one.name}: {brief(rows[-1]['metrics'])}")
+        figures, images = brief(rows[-1]["metrics"]), one.images.images
+        judge.say(f"{one.name}: {figures}")
+        # images of a folder often lie in the order of their classes
+        order = np.arange(len(images)) if one.trained else np.random.default_rng(0).permutation(len(images))
+        lines.append((f"{one.name}   {figures}", images[order[:SHOWN]]))
     floors = {n: judge.floor(n) for n in dict.fromkeys(map(len, contestants))}
     floors = dict(sorted(floors.items(), reverse=True))
+    floor = floors[max(floors)]
     if job.export_stats:
         judge.write_stats(Path(job.export_stats))
-    pictures(folder, contestants, rows, floors[max(floors)], judge)
-    names = dict.fromkeys(
-        name for part in (*(row["metrics"] for row in rows), *floors.values()) for name in part
-    )
+    picture, neighbours = folder / "bench.png", folder / "neighbours.png"
+    real = judge.real.reference(None).images
+    of_real = brief({f"{name} (floor)": value.value for name, value in floor.items()})
+    title = f"real images of {judge.pack.meta.name}   {of_real}"
+    sample_rows(picture, [*lines, (title, real[subset(len(real), SHOWN)])])
+    if judge.remembers:
+        save_png(neighbours, copies(contestants, judge))
+    every = [*(row["metrics"] for row in rows), *floors.values()]
     result = {
         "data": judge.pack.meta.name,
         "rows": rows,
-        **json_figures("floor", floors[max(floors)]),
+        **json_figures("floor", floor),
         "floors": [
             {"n": n, "images": judge.floor_size(n), "draws": judge.floor_draws[n]}
-            | json_figures("metrics", floor)
-            for n, floor in floors.items()
+            | json_figures("metrics", values)
+            for n, values in floors.items()
         ],
-        "directions": {name: column_of(name).better for name in names},
+        "directions": {name: column_of(name).better for part in every for name in part},
         "biased": {str(n): judge.biased(n) for n in floors},
         "provenance": provenance(judge, job, processes),
         "notes": notes(contestants, rows, judge, list(floors)),
-        "picture": str(folder / "bench.png"),
-        "neighbours": str(folder / "neighbours.png") if judge.remembers else None,
+        "picture": str(picture),
+        "neighbours": str(neighbours) if judge.remembers else None,
         "stats": job.export_stats,
     }
-    files.write_json(folder / "bench.json", result)
+    files.write_json(Run(folder).bench_file, result)
     return result
 
 
@@ -119,15 +126,15 @@ def choose(names: Sequence[str] | None, pack: Pack | None = None) -> list[str]:
     time, by the data set. Raises UsageError for an unknown one."""
     known = metrics()
     if names is None:
-        colour = pack is not None and pack.meta.shape[0] == 3 and lite.is_installed()
+        colour = pack is not None and pack.meta.shape[0] == 3 and pretrained.is_installed()
         ways = ("always", "colour") if colour else ("always",)
         return [name for way in ways for name, metric in known.items() if metric.default == way]
-    wanted = ["bpd" if name == "nats" else name for name in names]
-    for name in wanted:
+    names = ["bpd" if name == "nats" else name for name in names]
+    for name in names:
         if name not in known:
             hint = did_you_mean(name, known) or f"metrics: {', '.join(known)}"
             raise UsageError(f"there is no metric `{name}`", hint=hint)
-    return list(dict.fromkeys(wanted))
+    return list(dict.fromkeys(names))
 
 
 def row_of(one: Contestant, judge: Judge) -> dict[str, Any]:
@@ -156,45 +163,19 @@ def brief(values: Mapping[str, float]) -> str:
     return "   ".join(f"{k} {v:.4g}" for k, v in values.items() if k.startswith(("fd", "bpd", "nats")))
 
 
-def pictures(
-    folder: Path,
-    contestants: Sequence[Contestant],
-    rows: Sequence[Mapping[str, Any]],
-    floor: Figures,
-    judge: Judge,
-) -> None:
-    """Writes `bench.png`, some images of each contestant above real ones, and `neighbours.png`."""
-    real = judge.real.reference(None).images
-    of_real = brief({f"{name} (floor)": value.value for name, value in floor.items()})
-    lines = []
-    for one, row in zip(contestants, rows, strict=True):
-        images = one.images.images  # those of a folder often lie in the order of their classes
-        shown = images if one.trained else images[np.random.default_rng(0).permutation(len(images))[:16]]
-        lines.append((f"{one.name}   {brief(row['metrics'])}", shown))
-    title = f"real images of {judge.pack.meta.name}   {of_real}"
-    sample_rows(folder / "bench.png", [*lines, (title, real[subset(len(real), 16)])])
-    if judge.remembers:
-        save_png(folder / "neighbours.png", copies(contestants, judge))
-
-
 def copies(contestants: Sequence[Contestant], judge: Judge) -> np.ndarray:
     """A sheet [H, W, C]: of each contestant, and of the test images, those nearest to a training image, above
     this and above the one that is nearest by pixels."""
-    train, space = judge.train_images, judge.memory_space
-    blocks = []
+    train, space, blocks = judge.train_images, judge.memory_space, []
     sets = {one.name: one.images for one in contestants} | {"test images": judge.real.of("test")}
     for name, images in sets.items():
         distances, places = nearest(images.features(space), train.features(space))
         rows = np.argsort(distances[:, 0], kind="stable")[:COPIES]
         shown = np.asarray(images.images[np.sort(rows)])[np.argsort(np.argsort(rows))]
         by_pixels = nearest(shown, np.asarray(train.images[:]))[1][:, 0]
-        blocks.append(
-            [
-                Row(name, list(shown)),
-                Row("nearest by features", [train.images[int(i)] for i in places[rows, 0]]),
-                Row("nearest by pixels", [train.images[int(i)] for i in by_pixels]),
-            ]
-        )
+        neighbours = {"nearest by features": places[rows, 0], "nearest by pixels": by_pixels}
+        of_train = [Row(kind, [train.images[int(i)] for i in index]) for kind, index in neighbours.items()]
+        blocks.append([Row(name, list(shown)), *of_train])
     return sheet(blocks)
 
 
@@ -209,9 +190,8 @@ def notes(
     if len(sizes) > 1:
         counts = ", ".join(f"{n:,}" for n in sizes)
         lines.append(f"the contestants have {counts} images: compare each with the floor of its own number")
-    if judge.stats:
-        file = judge.stats.facts["file"]
-        lines.append(f"`{judge.stats.metric.name}` is the distance to the mean and covariance in `{file}`")
+    if stats := judge.stats:
+        lines.append(f"`{stats.metric.name}` is the distance to the mean and covariance in `{stats.file}`")
     for n in sizes:
         if (real := judge.floor_size(n)) < n:
             lines.append(f"the floor of {n:,} samples is of {real:,} real images, as there are no more")
@@ -220,13 +200,9 @@ def notes(
         lines.append(f"`worth` needs labels, which there are none of with `{'`, `'.join(unlabelled)}`")
     likelihoods = [row["likelihood"] for row in rows if "likelihood" in row]
     if any(likelihood["given_labels"] for likelihood in likelihoods):
-        lines.append(
-            "columns `|y` are of log p(x | y), the label given: not to be compared with those of log p(x)"
-        )
+        lines.append(GIVEN_LABELS)
     if any(likelihood["marginal"] for likelihood in likelihoods):
-        lines.append(
-            "log p(x) of a conditional model is log Σ p(y) p(x | y), classes as frequent as in training"
-        )
+        lines.append(MARGINAL)
     return list(dict.fromkeys(lines))
 
 

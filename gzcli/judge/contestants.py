@@ -1,14 +1,15 @@
-"""What a bench compares: samples that it draws of runs, each in one or several ways, and images from
-anywhere."""
+"""The images that a bench compares, with their features: samples of runs, each drawn in one or several ways,
+images from anywhere, and the real images of the data set."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,8 +23,9 @@ from gzcli.core import ranks
 from gzcli.core.devices import synchronise
 from gzcli.core.errors import UsageError
 from gzcli.core.jobs import BenchJob
-from gzcli.core.types import ImageNoise, no_progress
+from gzcli.core.types import ImageNoise, Say, no_progress, silent
 from gzcli.core.units import as_size, by_sides
+from gzcli.data.packs.batches import quantise, to_uint8
 from gzcli.data.packs.open import PackOptions, open_pack
 from gzcli.data.packs.pack import Pack
 from gzcli.data.packs.traits import facts_of
@@ -31,14 +33,137 @@ from gzcli.data.sets.names import locate
 from gzcli.engine.log import Log
 from gzcli.engine.sampler import draw
 from gzcli.engine.trained import Trained
-from gzcli.judge.image_sets import ImageSet, some
 from gzcli.judge.images import short_paths
+from gzcli.metrics.features import LeNetFeatures
+from gzcli.metrics.interval import subset
 from gzcli.metrics.metric import Figures
+from gzcli.metrics.pretrained import Features
 from gzcli.models.nn import spread_labels
 from gzcli.models.options import defaults, grouped
 from gzcli.store import files
+from gzcli.store.paths import cache_dir
+from gzcli.store.runs import Run
 
 FEWEST = 50  # images of a contestant
+DRAWS = 5  # of real images over which the floor is averaged
+# The split whose images stand in place of samples, by the one that they are compared with.
+OTHER = {"test": "train", "train": "test", "all": "all"}
+Space = Features | LeNetFeatures
+
+
+@dataclass
+class ImageSet:
+    """Images, with their labels and features. Features are computed once and shared by the metrics."""
+
+    images: Any  # uint8 [N, C, H, W]
+    labels: np.ndarray | None = None  # int64 [N] or [N, K] where there are any
+    key: str | None = None  # names the features in the cache, where those of real images are kept
+    say: Say = field(default=silent, repr=False)
+    _features: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def features(self, space: Space | None) -> np.ndarray:
+        """float64 [N, D] in a space, by a call of every rank where they are not known yet; without one the
+        pixels, uint8 [N, C·H·W]."""
+        if space is None:
+            return np.asarray(self.images[:]).reshape(len(self), -1)
+        if not self.knows(space):
+            self._features[space.hash] = self._cached(space) if self.key else self._computed(space)
+        return self._features[space.hash]
+
+    def knows(self, space: Space) -> bool:
+        return space.hash in self._features
+
+    def take(self, rows: np.ndarray) -> ImageSet:
+        labels = None if self.labels is None else self.labels[rows]
+        features = {name: values[rows] for name, values in self._features.items()}
+        return ImageSet(self.images[rows], labels, _features=features)
+
+    def _cached(self, space: Space) -> np.ndarray:
+        """The features, from the cache or computed; networks compute in single precision, so that no digit is
+        lost in a file of it."""
+        path = cache_dir("features", "real") / f"{self.key}-{space.hash[:16]}-{space.device.type}.npy"
+
+        def read(path: Path) -> np.ndarray:
+            features = files.read_array(path)
+            with files.reading(path):
+                if features.ndim != 2 or len(features) != len(self) or not np.isfinite(features).all():
+                    raise ValueError("these are not the features of the set")
+            return features
+
+        features = files.read_cached(path, read, self.say) if ranks.rank() == 0 else None
+        if ranks.agree(features is not None):
+            return (read(path) if features is None else features).astype(np.float64)
+        features, file = self._computed(space), io.BytesIO()
+        if ranks.rank() == 0:
+            np.save(file, features.astype(np.float32))
+            files.write_atomic(path, file.getvalue())
+        return features
+
+    def _computed(self, space: Space) -> np.ndarray:
+        def work(start: int) -> dict[str, np.ndarray]:
+            return {"features": space.features(self.images[start : start + space.batch])}
+
+        return ranks.over(range(0, len(self), space.batch), work)["features"]
+
+
+def some(images: ImageSet, n: int) -> ImageSet:
+    return images if len(images) <= n else images.take(subset(len(images), n))
+
+
+class RealImages:
+    """The images of a data set that samples are compared with, at the grey levels of the samples."""
+
+    def __init__(self, pack: Pack, split: str = "test", say: Say = silent):
+        self.pack, self.split, self.say = pack, split, say
+        self._sets: dict[tuple[str, int | None], ImageSet] = {}
+        self._pairs: dict[tuple[int, int | None], list[tuple[ImageSet, ImageSet]]] = {}
+
+    def reference(self, levels: int | None) -> ImageSet:
+        return self.of(self.split, levels)
+
+    def of(self, split: str, levels: int | None = None) -> ImageSet:
+        """The images of a split at as few grey levels."""
+        meta = self.pack.meta
+        levels = None if levels in (2, meta.levels) else levels
+        if (split, levels) not in self._sets:
+            names = ("train", "val", "test") if split == "all" else (split,)
+            parts = [name for name in names if meta.counts[name]]
+            images = [self.pack.images(part) for part in parts]
+            labels = [y for part in parts if (y := self.pack.labels(part)) is not None]
+            joined = images[0] if len(images) == 1 else np.concatenate([part[:] for part in images])
+            if levels is not None:
+                joined = to_uint8(quantise(torch.from_numpy(np.array(joined)), levels)).numpy()
+            classes = np.concatenate(labels) if len(labels) == len(parts) else None
+            shape = "x".join(map(str, meta.shape))  # a pack may be cut into patches
+            key = f"{meta.digest}-{shape}-{split}-{levels or meta.levels}"
+            self._sets[split, levels] = ImageSet(joined, classes, key, self.say)
+        return self._sets[split, levels]
+
+    @property
+    def at_most(self) -> int:
+        total = len(self.of(OTHER[self.split]))
+        return total // 2 if self.split == "all" else total
+
+    def pairs(self, n: int, levels: int | None) -> list[tuple[ImageSet, ImageSet]]:
+        """Real images that stand in place of n samples, and those that they are compared with, in up to five
+        disjoint random draws. Training images are compared with the test split, test images with the training
+        split, and of all images n with the others."""
+        if (n, levels) not in self._pairs:
+            # without labels, as the LeNet was trained on them
+            source = replace(self.of(OTHER[self.split], levels), labels=None)
+            total, reference = len(source), self.reference(levels)
+            order = np.random.default_rng(0).permutation(total)
+            draws = [np.sort(order[i * n : (i + 1) * n]) for i in range(min(DRAWS, total // n) if n else 0)]
+            every = self.split == "all"
+            others = [source.take(np.setdiff1d(order, rows)) if every else reference for rows in draws]
+            self._pairs[n, levels] = list(zip(map(source.take, draws), others, strict=True))
+        return self._pairs[n, levels]
+
+
+# ---------------------------------------------------------------------------- contestants
 
 
 @dataclass
@@ -66,25 +191,61 @@ class Contestant:
 
 def sampled(trained: Trained, pack: Pack, job: BenchJob, folder: Path, log: Log) -> Contestant:
     """`job.n` samples of a model; a conditional one draws them by the labels of as many training images."""
-    labels = training_labels(trained, pack, job.n)
-    drawn, seconds, file = sample(trained, labels, job, folder, log)
-    images = ImageSet(drawn, None if labels is None else labels.numpy())
+    labels = pack.labels("train") if trained.model.conditional else None
+    chosen = None
+    if labels is not None:
+        rows = np.random.default_rng(0).permutation(len(labels))
+        chosen = torch.from_numpy(np.asarray(labels[np.resize(rows, job.n)]))
+        chosen = chosen.float() if pack.meta.multilabel else chosen
+    drawn, seconds, file = sample(trained, chosen, job, folder, log)
+    images = ImageSet(drawn, None if chosen is None else chosen.numpy())
     return Contestant(trained.name, images, str(trained.run.owner.path), trained, seconds, str(file))
 
 
-def read(what: str, pack: Pack, wanted: PackOptions, n: int, log: Log) -> Contestant:
+def sample(
+    trained: Trained, labels: torch.Tensor | None, job: BenchJob, folder: Path, log: Log
+) -> tuple[np.ndarray, float, Path]:
+    """n samples uint8 [n, C, H, W], the seconds that they took, and their file in `folder`, whose name is a
+    hash of all that they depend on."""
+    weights, owner, device = trained.run.model_file, trained.run.owner.id, trained.device.type
+    stamp, options = weights.stat().st_mtime_ns if weights.exists() else 0, dict(trained.part.sample)
+    facts = [owner, trained.step, stamp, job.n, job.seed, options, device, trained.precision]
+    key = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:8]
+    path = Run(folder).samples_folder / f"{owner}-{key}.npz"
+
+    def read(path: Path) -> tuple[np.ndarray, float, Path]:
+        arrays = files.read_arrays(path)
+        with files.reading(path):
+            images = arrays["samples"].transpose(0, 3, 1, 2)
+            if len(images) != job.n or images.dtype != np.uint8:
+                raise ValueError(f"these are not {job.n} samples")
+            return images, float(arrays["seconds"]), path
+
+    earlier = files.read_cached(path, read, log.warn) if ranks.rank() == 0 else None
+    if ranks.agree(earlier is not None):
+        return earlier or read(path)
+    since = time.perf_counter()
+    with log.bar(f"sample {trained.name}") as progress:
+        images = draw(trained, job.n, seed=job.seed, labels=labels, progress=progress)
+    synchronise(trained.device)
+    seconds = time.perf_counter() - since
+    if not ranks.rank():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, samples=images.transpose(0, 2, 3, 1), seconds=seconds)
+    return images, seconds, path
+
+
+def read(what: str, pack: Pack, form: PackOptions, n: int, log: Log) -> Contestant:
     """The images of a folder, an archive, an npz or a set, in the form of the others: n of them, or all where
     they are fewer."""
     source = locate(what)
-    theirs = open_pack(source, **wanted, foreign=True, say=log.info)
+    theirs = open_pack(source, **form, foreign=True, say=log.info)
     total = theirs.meta.counts["test"]
     if total < FEWEST:
         raise UsageError(f"`{what}` holds {total} images", hint=f"at least {FEWEST} can be compared")
     channels, height, width = theirs.meta.shape
-    kind = "grey" if channels == 1 else "colour"
-    text = f"taken as {total:,} {kind} pictures of {width}×{height}"
-    before = facts_of(source)
-    if theirs.meta.resized and before:
+    text = f"taken as {total:,} {'grey' if channels == 1 else 'colour'} pictures of {width}×{height}"
+    if theirs.meta.resized and (before := facts_of(source)):
         text += f", resized from {before.width}×{before.height}"
     if theirs.meta.source_channels != channels:
         text += ", made grey" if channels == 1 else ", made RGB"
@@ -113,85 +274,38 @@ def common_form(models: list[Trained], pack: Pack | None = None) -> PackOptions:
     first = models[0]
     for other in models:
         if other.images.shape != first.images.shape:
-            raise UsageError(
-                f"`{other.run.id}` has images of {by_sides(other.images.shape)}, `{first.run.id}` of "
-                f"{by_sides(first.images.shape)}: their figures are not comparable",
-                hint="run `gz bench` once for each size",
+            theirs, ours = (by_sides(run.images.shape) for run in (other, first))
+            why, what = f"`{other.run.id}` has images of {theirs}, `{first.run.id}` of {ours}", "size"
+        elif other.wanted != first.wanted:
+            theirs, ours = (run.part.data.fit for run in (other, first))
+            why = (
+                f"pictures came to `{other.run.id}` by `data.fit: {theirs}`, to `{first.run.id}` by `{ours}`"
             )
-        if other.wanted != first.wanted:
-            ways = [trained.part.data.fit for trained in (other, first)]
-            raise UsageError(
-                f"pictures came to `{other.run.id}` by `data.fit: {ways[0]}`, to `{first.run.id}` by "
-                f"`{ways[1]}`: their figures are not comparable",
-                hint="run `gz bench` once for each fit",
-            )
+            what = "fit"
+        else:
+            continue
+        hint = f"run `gz bench` once for each {what}"
+        raise UsageError(f"{why}: their figures are not comparable", hint=hint)
     return first.wanted
 
 
 def tell_apart(contestants: list[Contestant]) -> None:
     """Gives contestants of one name longer ones: of runs their alias or id, of images as much of their path
     as is needed; what is still equal gets a number."""
-    names = [one.name for one in contestants]
+    names = Counter(one.name for one in contestants)
     for one in contestants:
-        if names.count(one.name) < 2:
-            continue
-        if one.trained:
-            run = one.trained.run.owner
-            one.name = run.alias or run.id
-        else:
-            paths = {other.path for other in contestants if Path(other.path).name == one.name}
-            one.name = short_paths(paths)[one.path]
-    seen: dict[str, int] = {}
+        if names[one.name] > 1 and one.trained:
+            one.name = one.trained.run.owner.alias or one.trained.run.owner.id
+        elif names[one.name] > 1:
+            one.name = short_paths({c.path for c in contestants if Path(c.path).name == one.name})[one.path]
+    seen: Counter[str] = Counter()
     for one in contestants:
-        seen[one.name] = seen.get(one.name, 0) + 1
+        seen[one.name] += 1
         if seen[one.name] > 1:
             one.name = f"{one.name} ({seen[one.name]})"
 
 
-def training_labels(trained: Trained, pack: Pack, n: int) -> torch.Tensor | None:
-    """The labels of n training images, by which a conditional model samples; None for other models."""
-    labels = pack.labels("train")
-    if labels is None or not trained.model.conditional:
-        return None
-    rows = np.random.default_rng(0).permutation(len(labels))
-    chosen = torch.from_numpy(np.asarray(labels[np.resize(rows, n)]))
-    return chosen.float() if pack.meta.multilabel else chosen
-
-
-def sample(
-    trained: Trained, labels: torch.Tensor | None, job: BenchJob, folder: Path, log: Log
-) -> tuple[np.ndarray, float, Path]:
-    """n samples uint8 [n, C, H, W], the seconds that they took, and their file in `folder`, whose name is a
-    hash of all that they depend on."""
-    weights = trained.run.model_file
-    stamp = weights.stat().st_mtime_ns if weights.exists() else 0
-    options: dict[str, Any] = dict(trained.part.sample)
-    owner, device = trained.run.owner.id, trained.device.type
-    made = [owner, trained.step, stamp, job.n, job.seed, options, device, trained.precision]
-    key = hashlib.sha256(json.dumps(made, default=str).encode()).hexdigest()[:8]
-    path = folder / "samples" / f"{owner}-{key}.npz"
-
-    def read(path: Path) -> tuple[np.ndarray, float, Path]:
-        file = files.read_arrays(path)
-        with files.reading(path):
-            images = file["samples"].transpose(0, 3, 1, 2)
-            if len(images) != job.n or images.dtype != np.uint8:
-                raise ValueError(f"these are not {job.n} samples")
-            return images, float(file["seconds"]), path
-
-    earlier = files.read_cached(path, read, log.warn) if ranks.rank() == 0 else None
-    if ranks.agree(earlier is not None):
-        return earlier or read(path)
-    since = time.perf_counter()
-    with log.bar(f"sample {trained.name}") as progress:
-        images = draw(trained, job.n, seed=job.seed, labels=labels, progress=progress)
-    synchronise(trained.device)
-    seconds = time.perf_counter() - since
-    if ranks.rank():
-        return images, seconds, path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, samples=images.transpose(0, 2, 3, 1), seconds=seconds)
-    return images, seconds, path
+# ---------------------------------------------------------------------------- samplers at equal network calls
 
 
 def varied(trained: Trained, variant: Mapping[str, Any]) -> Trained:
@@ -202,6 +316,17 @@ def varied(trained: Trained, variant: Mapping[str, Any]) -> Trained:
     return replace(trained, part=replace(trained.part, sample={**trained.part.sample, **options}))
 
 
+def steps_for(trained: Trained, calls: int) -> int | None:
+    """The most `steps` of the model's sampler whose calls are `calls` at most, but 1 at least; None where it
+    has no steps. The calls of a solver are a line in its steps (Euler s, midpoint 2 s, Heun 2 s − 1): two
+    counts give it."""
+    if "steps" not in defaults(trained.model.sample):
+        return None
+    few, more = count_calls(trained, {"steps": 2}), count_calls(trained, {"steps": 4})
+    slope = (more - few) / 2
+    return max(1, int(2 + (calls - few) / slope) if slope > 0 else calls)
+
+
 def count_calls(trained: Trained, options: Mapping[str, Any] | None = None) -> int:
     """The network calls of one image, found by drawing it.
 
@@ -210,30 +335,22 @@ def count_calls(trained: Trained, options: Mapping[str, Any] | None = None) -> i
     the batch, which counts as two calls. The pixel models compute every value once and keep it, past their
     layers' `forward`: they count as many calls as they take without that (`naive`), one for each value drawn.
     """
-    keywords = grouped(trained.model.sample, {**trained.part.sample, **(options or {})})
-    if "naive" in defaults(trained.model.sample):
-        parts: Any = trained.model.parts
-        return parts * math.prod(trained.info.shape[1:])
+    model = trained.model
+    keywords = grouped(model.sample, {**trained.part.sample, **(options or {})})
+    if "naive" in defaults(model.sample):
+        return int(getattr(model, "parts")) * math.prod(trained.info.shape[1:])  # noqa: B009
     noise = ImageNoise(0, range(1), trained.device)
-    labels = spread_labels(None, 1, trained.info, trained.device) if trained.model.conditional else None
-    net = getattr(trained.model, "net", getattr(trained.model, "trunk", None))  # a denoiser's, a prior's
+    labels = spread_labels(None, 1, trained.info, trained.device) if model.conditional else None
+    net = getattr(model, "net", getattr(model, "trunk", None))  # a denoiser's, a prior's
     with torch.inference_mode(), trained.sampling(), counted(net) as runs:
-        trained.model.sample(1, labels=labels, noise=noise, progress=no_progress, **keywords)
-    return weighted_median([(count, own_size(layer)) for layer, count in runs.items()])
-
-
-def steps_for(trained: Trained, calls: int) -> int | None:
-    """The most `steps` of the model's sampler whose calls are `calls` at most; None where it has no steps.
-
-    The calls of a solver are a line in its steps (Euler s, midpoint 2 s, Heun 2 s − 1): two counts give it.
-    Where its first step alone takes more it is 1 step.
-    """
-    if "steps" not in defaults(trained.model.sample):
-        return None
-    few, more = count_calls(trained, {"steps": 2}), count_calls(trained, {"steps": 4})
-    slope = (more - few) / 2
-    steps = int(2 + (calls - few) / slope) if slope > 0 else calls
-    return max(1, steps)
+        model.sample(1, labels=labels, noise=noise, progress=no_progress, **keywords)
+    weights = {layer: sum(p.numel() for p in layer.parameters(recurse=False)) for layer in runs}
+    half, reached = sum(weights.values()) / 2, 0
+    for layer, count in sorted(runs.items(), key=lambda item: item[1], reverse=True):
+        reached += weights[layer]
+        if weights[layer] and reached >= half:
+            return count
+    return 0
 
 
 @contextmanager
@@ -253,17 +370,3 @@ def counted(net: nn.Module | None) -> Iterator[Counter[nn.Module]]:
         yield runs
     finally:
         handle.remove()
-
-
-def own_size(layer: nn.Module) -> int:
-    return sum(p.numel() for p in layer.parameters(recurse=False))
-
-
-def weighted_median(values: Sequence[tuple[int, int]]) -> int:
-    """The largest value that half of the weight reaches or exceeds; 0 without weight."""
-    half, reached = sum(weight for _, weight in values) / 2, 0
-    for value, weight in sorted(values, reverse=True):
-        reached += weight
-        if weight and reached >= half:
-            return value
-    return 0

@@ -26,71 +26,66 @@ BANK = 10_000  # training images that scores are fitted on, or among which neigh
 
 
 @dataclass(frozen=True)
-class Images:
-    """Images of a split in batches, at a run's grey levels and on its device. They can be read several times.
-
-    A slice `images[i:j]` holds the batches i … j − 1.
-    """
+class Pick:
+    """Some images of a split."""
 
     pack: Pack
     split: str  # "train", "val" or "test"
     index: np.ndarray  # positions in the split, [N]
+    by_content: bool = False  # whether an image's noise goes by its pixels, not by its position
+    unbounded: bool = False  # whether their scores may be infinite
+
+    def batches(self, run: Trained, *, size: int, seed: int) -> Images:
+        """Batches of `size` images, or of fewer where each process else had no share."""
+        size = min(size, max(1, math.ceil(len(self.index) / ranks.world())))
+        return Images(self, size, run.images.levels, run.device, seed)
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images in batches, at a run's grey levels and on its device. They can be read several times. A slice
+    `images[i:j]` holds the batches i … j − 1."""
+
+    pick: Pick
     size: int  # number of images of a batch
     levels: int | None  # number of grey levels; None: latents
     device: torch.device
     seed: int
-    by_content: bool = False  # whether an image's noise goes by its pixels, not by its position
 
-    @classmethod
-    def of(
-        cls,
-        run: Trained,
-        pack: Pack,
-        split: str,
-        index: np.ndarray,
-        *,
-        size: int,
-        seed: int,
-        by_content: bool = False,
-    ) -> Images:
-        """Batches of `size` images, or of fewer: as many batches as there are processes, if images suffice,
-        so that each process has a share."""
-        size = min(size, max(1, math.ceil(len(index) / ranks.world())))
-        return cls(pack, split, index, size, run.images.levels, run.device, seed, by_content)
+    @property
+    def index(self) -> np.ndarray:
+        return self.pick.index
 
     def __len__(self) -> int:
         return math.ceil(len(self.index) / self.size)
 
     def __getitem__(self, which: slice) -> Images:
         start, stop, _ = which.indices(len(self))
-        return replace(self, index=self.index[start * self.size : stop * self.size])
+        index = self.index[start * self.size : stop * self.size]
+        return replace(self, pick=replace(self.pick, index=index))
 
     def __iter__(self) -> Iterator[Batch]:
-        read = scan_by_content if self.by_content else scan
-        return read(
-            self.pack,
-            self.split,
-            batch_size=self.size,
-            levels=self.levels,
-            device=self.device,
-            index=self.index,
-            seed=self.seed,
-        )
+        how: dict[str, Any] = {"levels": self.levels, "device": self.device, "seed": self.seed}
+        read = scan_by_content if self.pick.by_content else scan
+        return read(self.pick.pack, self.pick.split, batch_size=self.size, index=self.index, **how)
 
 
 def held_out_split(pack: Pack) -> str:
-    """The split that scores are fitted on: validation, or training where a tiny set has no validation."""
     return "val" if pack.meta.counts["val"] else "train"
+
+
+def fitting_index(pack: Pack) -> np.ndarray:
+    return subset(pack.meta.counts[held_out_split(pack)], FIT)
 
 
 def fitting_images(
     run: Trained, pack: Pack, *, size: int, seed: int, held_out: np.ndarray | None = None
 ) -> tuple[Images, Images]:
     """Held-out and training images of a run's set, in fixed numbers, that scores are fitted on."""
-    split, counts = held_out_split(pack), pack.meta.counts
-    index = subset(counts[split], FIT) if held_out is None else held_out
-    some = ((split, index), ("train", subset(counts["train"], BANK)))
-    first, second = (Images.of(run, pack, split, index, size=size, seed=seed) for split, index in some)
+    index = fitting_index(pack) if held_out is None else held_out
+    train = subset(pack.meta.counts["train"], BANK)
+    picks = Pick(pack, held_out_split(pack), index), Pick(pack, "train", train)
+    first, second = (pick.batches(run, size=size, seed=seed) for pick in picks)
     return first, second
 
 
@@ -118,11 +113,10 @@ def affordable(seconds: float, budget: float, sets: int) -> int:
 
 def timed(function: Callable[[], Any], device: torch.device) -> float:
     """The seconds of a call, after one that warms up."""
-    function()
-    synchronise(device)
-    since = time.perf_counter()
-    function()
-    synchronise(device)
+    for _ in range(2):
+        since = time.perf_counter()
+        function()
+        synchronise(device)
     return time.perf_counter() - since
 
 

@@ -22,17 +22,13 @@ from gzcli.engine.curves import training_speed
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained
 from gzcli.judge import likelihood
-from gzcli.judge.contestants import Contestant
-from gzcli.judge.image_sets import ImageSet, RealImages, Space, some
-from gzcli.judge.images import Images
-from gzcli.metrics import vit
-from gzcli.metrics.features import LeNetFeatures, lenet
-from gzcli.metrics.frechet import Moments, moments
-from gzcli.metrics.inception import inception
+from gzcli.judge.contestants import Contestant, ImageSet, RealImages, Space, some
+from gzcli.judge.images import Images, Pick
+from gzcli.metrics import pretrained
+from gzcli.metrics.features import lenet
 from gzcli.metrics.interval import mean_of_draws, subset
-from gzcli.metrics.lite import is_installed, lite
 from gzcli.metrics.metric import Figures, Metric, metrics
-from gzcli.metrics.quality.fd import to_moments
+from gzcli.metrics.quality.fd import Moments, moments, to_moments
 from gzcli.models.nn import LPIPS
 from gzcli.store import files
 
@@ -52,56 +48,51 @@ class Judge:
         self.real = RealImages(pack, job.split, self.say)
         self.values = int(np.prod(pack.meta.shape))  # of an image
         self.remembers = "memory" in names
-        wanted = {metric.features for metric in self.metrics}
+        needed = {metric.features for metric in self.metrics}
         if self.remembers:
-            wanted.add("lite" if pack.meta.shape[0] == 3 and is_installed() else "lenet")
-        fetched: dict[str, Callable[[], Space]] = {
-            "inception": lambda: inception(job.weights, device),
-            "lite": lambda: lite(device),
-            "dinov2": lambda: vit.dinov2(device),
-            "clip": lambda: vit.clip(device),
+            needed.add("lite" if pack.meta.shape[0] == 3 and pretrained.is_installed() else "lenet")
+        spaces: dict[str, Callable[[], Space]] = {
+            "inception": lambda: pretrained.inception(job.weights, device),
+            "lite": lambda: pretrained.lite(device),
+            "dinov2": lambda: pretrained.dinov2(device),
+            "clip": lambda: pretrained.clip(device),
         }
-        self.large = {name: opened() for name, opened in fetched.items() if name in wanted}
-        self.lenet: LeNetFeatures | None = None
-        if "lenet" in wanted:
+        self.large = {name: opened() for name, opened in spaces.items() if name in needed}
+        self.lenet = None
+        if "lenet" in needed:
             streams.change_spinner("preparing the feature network")
             self.lenet = lenet(pack, device=device, say=self.say)
+        self.memory_space: Space | None = self.large.get("lite", self.lenet)
         self.levels: set[int | None] = set()  # grey levels of the models so far
         self.floor_draws: dict[int, dict[str, list[float]]] = {}  # by how many images are stood in for
-        self.stats = self.read_stats(Path(job.stats)) if job.stats else None
+        self.stats = None
+        if job.stats:
+            metric = self.stats_metric()
+            self.stats = read_statistics(Path(job.stats), metric, self.space_of(metric))
         if "lpips" in names:
             self.lpips  # noqa: B018 -- absent weights are told before the work
 
     # ------------------------------------------------------------------------ what metrics read
 
     def space_of(self, metric: Metric) -> Space | None:
-        """The feature space of a metric; None: pixels."""
         return self.lenet if metric.features == "lenet" else self.large.get(metric.features)
-
-    @property
-    def memory_space(self) -> Space | None:
-        return self.large.get("lite", self.lenet)
 
     @cached_property
     def train_images(self) -> ImageSet:
-        """The training images among which copies are looked for."""
         return some(self.real.of("train"), BANK)
 
     @cached_property
     def lpips(self) -> LPIPS:
         _, height, width = self.pack.meta.shape
         if min(height, width) < LPIPS_SIDE:
-            least = f"{LPIPS_SIDE}×{LPIPS_SIDE}"
-            raise UsageError(
-                f"LPIPS needs images of {least}, and those of `{self.pack.meta.name}` are {width}×{height}"
-            )
+            least, name = f"{LPIPS_SIDE}×{LPIPS_SIDE}", self.pack.meta.name
+            raise UsageError(f"LPIPS needs images of {least}, and those of `{name}` are {width}×{height}")
         return LPIPS.from_files().eval().requires_grad_(False).to(self.device)
 
     def test_images(self, trained: Trained, n: int, size: int | None = None) -> Images:
-        """At most n test images for a model, in batches."""
         index = subset(self.pack.meta.counts["test"], n)
         size = size or devices.batch_of(likelihood.BATCH_SIZE, trained.device)
-        return Images.of(trained, self.pack, "test", index, size=size, seed=self.seed)
+        return Pick(self.pack, "test", index).batches(trained, size=size, seed=self.seed)
 
     def likelihood(self, trained: Trained) -> dict[str, Any]:
         return likelihood.likelihood(trained, self.pack, self.seed, self.log)
@@ -119,68 +110,60 @@ class Judge:
         """The figures of images, of a model with so many grey levels; None: of images from elsewhere. Those
         of a binary model are compared with no real images."""
         if levels == 2:
-            found = self._of_images(images, "draws")
-        else:
-            self.levels.add(levels)
-            found = self._marked(self.compared(images, self.real.reference(levels)), levels)
-        return found | self._of_images(images, "test", "train")
+            return self._of_images(images, "draws", "test", "train")
+        self.levels.add(levels)
+        figures = self.compared(images, self.real.reference(levels))
+        return self._marked(figures, levels) | self._of_images(images, "test", "train")
 
     def compared(self, images: ImageSet, real: ImageSet, *, intervals: bool = True) -> Figures:
-        """The figures of images beside real ones."""
-        found: Figures = {}
+        figures: Figures = {}
         for metric in self.metrics:
             if metric.compare is None:
                 continue
             fake = images.features(space := self.space_of(metric))
             if self.stats and metric is self.stats.metric:
-                found |= to_moments(metric, fake, self.stats.moments)
+                figures |= to_moments(metric, fake, self.stats.moments)
             else:
-                found |= metric.compare(fake, real.features(space), intervals)
-        return {self._named(name): value for name, value in found.items()} | self._of_images(images, "draws")
-
-    def _of_images(self, images: ImageSet, *floors: str) -> Figures:
-        found: Figures = {}
-        for metric in self.metrics:
-            if metric.of_images and metric.floor in floors:
-                found |= metric.of_images(self, images)
-        return found
+                figures |= metric.compare(fake, real.features(space), intervals)
+        return {self._named(name): value for name, value in figures.items()} | self._of_images(
+            images, "draws"
+        )
 
     def of_model(self, one: Contestant, *, sampler_only: bool) -> Figures:
         """The figures of a contestant's model itself, on the first rank. A call of every rank."""
-        found: Figures = {}
+        figures: Figures = {}
         for metric in self.metrics:
-            if (
-                metric.of_model
-                and (metric.shared or not ranks.rank())
-                and (metric.of_sampler or not sampler_only)
-            ):
-                found |= metric.of_model(self, one)
-        return found
+            wanted = (metric.shared or not ranks.rank()) and (metric.of_sampler or not sampler_only)
+            if metric.of_model and wanted:
+                figures |= metric.of_model(self, one)
+        return figures
 
     def floor(self, n: int) -> Figures:
-        """The figures of n real images in place of samples, at all grey levels of the models so far.
-
-        One draw of 2,000 digits may have twice the Fréchet distance of another, so that each figure is a mean
-        over draws; in the features of larger networks it is of one draw.
-        """
-        found: Figures = {}
+        """The figures of n real images in place of samples, at all grey levels of the models so far. One draw
+        of 2,000 digits may have twice the Fréchet distance of another, so that each figure is a mean over
+        draws."""
+        figures: Figures = {}
         values = self.floor_draws.setdefault(n, {})
         for levels in sorted(self.levels, key=str):
             pairs = self._pairs(n, levels)
-            draws = [self.compared(fake, real, intervals=len(pairs) == 1) for fake, real in pairs]
-            if not draws:
-                continue
-            found |= self._marked(mean_of_draws(draws), levels)
-            mark = self.mark(levels)
-            values |= {name + mark: [draw[name].value for draw in draws] for name in draws[0]}
+            if draws := [self.compared(fake, real, intervals=len(pairs) == 1) for fake, real in pairs]:
+                figures |= self._marked(mean_of_draws(draws), levels)
+                of_draws = {name: [draw[name].value for draw in draws] for name in draws[0]}
+                values |= {name + self.mark(levels): each for name, each in of_draws.items()}
         for split in ("test", "train"):
             if any(metric.of_images and metric.floor == split for metric in self.metrics):
-                found |= self._of_images(some(self.real.of(split), n), split)
-        return found
+                figures |= self._of_images(some(self.real.of(split), n), split)
+        return figures
 
     def floor_size(self, n: int) -> int:
-        """The number of real images that stand in place of n samples: fewer where there are no more."""
         return min(n, self.real.at_most)
+
+    def _of_images(self, images: ImageSet, *floors: str) -> Figures:
+        figures: Figures = {}
+        for metric in self.metrics:
+            if metric.of_images and metric.floor in floors:
+                figures |= metric.of_images(self, images)
+        return figures
 
     def _pairs(self, n: int, levels: int | None) -> list[tuple[ImageSet, ImageSet]]:
         """The draws of real images in place of n samples, and what each is compared with: one, where features
@@ -193,13 +176,9 @@ class Judge:
 
     def _named(self, name: str) -> str:
         """A figure's name, of a LeNet that tells rotations apart with the ending `_rot`."""
-        if not (self.lenet and self.lenet.rotations):
-            return name
-        return (
-            f"{name.removesuffix('_lenet')}_rot"
-            if name in ("fd", "fd_inf") or name.endswith("_lenet")
-            else name
-        )
+        of_lenet = name in ("fd", "fd_inf") or name.endswith("_lenet")
+        rotated = of_lenet and self.lenet and self.lenet.rotations
+        return f"{name.removesuffix('_lenet')}_rot" if rotated else name
 
     # ------------------------------------------------------------------------ features
 
@@ -223,16 +202,15 @@ class Judge:
                     self._compute("the data set", real, of_real)
 
     def _compute(self, name: str, images: ImageSet, spaces: Sequence[Space | None]) -> None:
-        """Computes the features of images in some spaces, and says how long it took."""
+        what = f"features of {len(images):,} images of {name}"
         if self.large and not all(space is None or images.knows(space) for space in spaces):
-            self.say(f"features of {len(images):,} images of {name}")
+            self.say(what)
         since = time.monotonic()
-        for space in spaces:
-            if space is not None:
-                images.features(space)
-        if (took := time.monotonic() - since) >= 1:
+        for space in filter(None, spaces):
+            images.features(space)
+        if (seconds := time.monotonic() - since) >= 1:
             by = f" on {ranks.world()} processes" if ranks.world() > 1 else ""
-            self.say(f"features of {len(images):,} images of {name}: {took:.1f} s{by}")
+            self.say(f"{what}: {seconds:.1f} s{by}")
 
     # ------------------------------------------------------------------------ what is told beside the figures
 
@@ -245,7 +223,6 @@ class Judge:
         ]
 
     def warnings(self, n: int) -> list[str]:
-        """Notes without which the figures of n samples could be misread."""
         if biased := self.biased(n):
             return [
                 f"`{'~`, `'.join(biased)}~`: fewer images than twice the features, a raw Fréchet distance "
@@ -263,7 +240,8 @@ class Judge:
             "features_rotations": net and net.rotations,
             **dict.fromkeys(("lite", "inception")),
             **{name: space.hash for name, space in self.large.items()},
-            "stats": self.stats and self.stats.facts,
+            "stats": self.stats
+            and {"file": self.stats.file, "n": self.stats.n, "features": self.stats.features},
             "floor_draws": self.floor_draws[max(self.floor_draws)] if self.floor_draws else {},
         }
 
@@ -283,52 +261,43 @@ class Judge:
         the number of images and the features' hash."""
         metric = self.stats_metric()
         space = self.space_of(metric)
-        found = moments(self.real.reference(None).features(space)[:, : metric.width])
+        real = moments(self.real.reference(None).features(space)[:, : metric.width])
         file, name = io.BytesIO(), np.array(space.hash if space else "")
-        np.savez(file, mu=found.mean, sigma=found.covariance, n=np.array(found.n), features=name)
+        np.savez(file, mu=real.mean, sigma=real.covariance, n=np.array(real.n), features=name)
         files.write_atomic(path, file.getvalue())
-
-    def read_stats(self, path: Path) -> Statistics:
-        """The statistics in a file. Raises UsageError for a file that is none, or of other features."""
-        metric = self.stats_metric()
-        return read_statistics(path, metric, self.space_of(metric))
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """The Gaussian of real images' features, for one Fréchet distance."""
-
     metric: Metric
     moments: Moments
-    facts: dict[str, Any]  # what the file says beside them
+    file: str
+    n: int | None  # of images, where the file says it
+    features: str | None  # hash of the features, where the file says it
 
 
 def read_statistics(path: Path, metric: Metric, space: Space | None) -> Statistics:
     """`mu` and `sigma` of an npz. Raises UsageError for a file that is none, or of other features."""
-    hint, width = "statistics are arrays `mu` and `sigma`", metric.width
+    width = metric.width
     try:
-        held = files.read_arrays(path, "mu", "sigma")
+        arrays = files.read_arrays(path, "mu", "sigma")
         with files.reading(path):
-            mu, sigma = (np.asarray(held[name], np.float64) for name in ("mu", "sigma"))
-            n = int(held["n"]) if "n" in held else UNKNOWN
+            mu, sigma = (np.asarray(arrays[name], np.float64) for name in ("mu", "sigma"))
+            n = int(arrays["n"]) if "n" in arrays else None
             if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
                 raise ValueError("it holds numbers that are not finite")
     except MissingError as e:
+        hint = "statistics are arrays `mu` and `sigma`"
         raise UsageError(f"no npz of statistics: {e.message}", hint=hint) from e
     if mu.shape != (width,) or sigma.shape != (width, width):
-        raise UsageError(
-            f"`{path}` has `mu` of shape {mu.shape} and `sigma` of {sigma.shape}: "
-            f"`{metric.name}` has {width} features"
-        )
-    theirs = str(held["features"]) if "features" in held else None
+        shapes = f"`mu` of shape {mu.shape} and `sigma` of {sigma.shape}"
+        raise UsageError(f"`{path}` has {shapes}: `{metric.name}` has {width} features")
+    theirs = str(arrays["features"]) if "features" in arrays else None
     if theirs and space and theirs != space.hash:
-        raise UsageError(
-            f"`{path}` is of other features than `{metric.name}` has here "
-            f"({theirs[:8]}, not {space.hash[:8]})",
-            hint="a LeNet is of one data set: compare on the same `--data`, or by `fid`",
-        )
-    facts = {"file": str(path), "n": n if "n" in held else None, "features": theirs}
-    return Statistics(metric, Moments(mu, sigma, n), facts)
+        other = f"({theirs[:8]}, not {space.hash[:8]})"
+        hint = "a LeNet is of one data set: compare on the same `--data`, or by `fid`"
+        raise UsageError(f"`{path}` is of other features than `{metric.name}` has here {other}", hint=hint)
+    return Statistics(metric, Moments(mu, sigma, UNKNOWN if n is None else n), str(path), n, theirs)
 
 
 def json_figures(name: str, figures: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,7 @@
-"""A league: models that are each trained for the same time on one set, with several seeds, and then judged
-alike.
+"""A league: models that are each trained for the same time on one set, with several seeds, and judged alike.
 
-What there is to train, which run it is, and in which ways each run is judged. A run is found again by the
-fingerprint of what was asked for, so a league goes on where it was stopped, and leagues share their runs.
+A run is found again by the fingerprint of what was asked for, so a league goes on where it was stopped, and
+leagues share their runs.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from gzcli.launch.plan import Request, Start, fingerprint
 from gzcli.metrics import standings
 from gzcli.models import catalog
 from gzcli.recipe.recipe import Recipe
-from gzcli.recipe.resolve import Resolved
 from gzcli.store import runs
 from gzcli.store.paths import recipe_names, spelling
 from gzcli.store.runs import Run
@@ -74,11 +72,11 @@ class Entry:
         key = fingerprint(self.recipe, self.plan)
         model, data = self.asked.recipe.card.name, self.asked.recipe.key
         same = [run for run in runs.all_runs(model=model, data=data) if run.status().get("asked") == key]
-        done = [run for run in same if run.state == "finished"]
-        return next(iter([*done, *(run for run in same if run.has_begun or run.state == "running")]), None)
+        done = (run for run in same if run.state == "finished")
+        begun = (run for run in same if run.has_begun or run.state == "running")
+        return next(done, None) or next(begun, None)
 
     def train(self, say: Say = silent) -> Run:
-        """The run, trained to its end: found, resumed or new."""
         run = self.run()
         if run and run.state == "finished":
             return run
@@ -113,82 +111,60 @@ def entry_of(name: str, label: str, seed: int, terms: Terms, *, say: Say, progre
     """One training. The budget is split over the models that it trains, its stages. Raises UsageError where
     that leaves too little, or the model does not fit the set."""
     section = terms.job.launch
-    flags: dict[str, Any] = {
-        "seed": seed,
-        "launch.gpus": section.gpus,
-        "launch.cpu": section.cpu or None,
-        "launch.processes": section.processes,
-        "train.keep": KEPT if "time" in terms.curves else None,
-    }
+    flags: dict[str, Any] = {"seed": seed, "launch.gpus": section.gpus, "launch.cpu": section.cpu or None}
+    flags |= {"launch.processes": section.processes, "train.keep": KEPT if "time" in terms.curves else None}
     parts = planning.ask(name, terms.data, (), flags).recipe.parts
+
+    def minutes(seconds: float) -> float:
+        if seconds < SHORTEST:
+            whose = f"`{label}`" if len(parts) == 1 else f"one of the {len(parts)} stages of `{label}`"
+            raise UsageError(f"the budget leaves {whose} less than {SHORTEST:g} s")
+        return seconds / 60
+
     if needs := [need for part in parts for need in catalog.card(part.model).needs if need in EXTRA]:
         raise UsageError(f"`{label}` needs {EXTRA[needs[0]]} to draw from, so its samples are not compared")
     flags["train.clock"] = "cpu"  # the work of cores: the machine may be busy
-    flags["train.minutes"] = _minutes(terms.budget / len(parts), label, len(parts))
+    flags["train.minutes"] = minutes(terms.budget / len(parts))
     asked = planning.ask(name, terms.data, (), flags)
     if asked.earlier:
         raise UsageError(f"`{name}` is a run, and a league trains models", hint=f"gz bench {name}")
     plan = launcher.plan(asked.recipe.launch, every_gpu=True)
     if len(parts) > 1:
-        shares = zip(parts, shares_of(asked.recipe, plan, say), strict=True)
-        sets = [
-            f"stages.{part.stage}.train.minutes={_minutes(share * terms.budget, label, len(parts)):.4g}"
-            for part, share in shares
-        ]
+        budgets = [minutes(share * terms.budget) for share in shares_of(asked, plan, say)]
+        pairs = zip(parts, budgets, strict=True)
+        sets = [f"stages.{part.stage}.train.minutes={budget:.4g}" for part, budget in pairs]
         asked = planning.ask(name, terms.data, sets, flags)
-    recipe = Start(asked, plan).recipe(say=say, progress=progress)
-    return Entry(label, seed, asked, recipe, plan)
+    return Entry(label, seed, asked, Start(asked, plan).recipe(say=say, progress=progress), plan)
 
 
-def _minutes(seconds: float, label: str, stages: int) -> float:
-    """The minutes of one of a model's stages. Raises UsageError where they are too few."""
-    if seconds < SHORTEST:
-        whose = f"`{label}`" if stages == 1 else f"one of the {stages} stages of `{label}`"
-        raise UsageError(f"the budget leaves {whose} less than {SHORTEST:g} s")
-    return seconds / 60
-
-
-def shares_of(recipe: Resolved, plan: Plan, say: Say) -> list[float]:
-    """The share of the budget of each stage, as `forecast.shares`."""
-    facts, _ = requirements.of_data(recipe)
-    measure = partial(forecast.measured, say=say)
-    return forecast.shares(forecast.expect(recipe, plan, facts.info(), measure=measure, timed=False)[0])
+def shares_of(asked: Request, plan: Plan, say: Say) -> list[float]:
+    info, measure = requirements.of_data(asked.recipe)[0].info(), partial(forecast.measured, say=say)
+    return forecast.shares(forecast.expect(asked.recipe, plan, info, measure=measure, timed=False)[0])
 
 
 # ---------------------------------------------------------------------------- how a run is judged
 
 
 def jobs_of(run: Run, terms: Terms) -> dict[str, tuple[BenchJob, list[dict[str, Any]]]]:
-    """The jobs that judge a run, by what they are for, each with a description of its rows in order.
-
-    "main": the run's own sampler, and if that has `steps` at `terms.calls`; "steps" and "time": the curves.
-    The rows of "time" say the training `seconds` of their checkpoint.
-    """
-    card = catalog.card_of(run, run.serving.tree()["model"]["name"])
+    """The jobs that judge a run, by what they are for, each with a description of its rows in order: "main",
+    the run's own sampler, and if that has `steps` at `terms.calls`; "steps" and "time", the curves."""
     rows: dict[str, list[dict[str, Any]]] = {"main": [{"setting": "default", "variant": {}}]}
-    if "steps" in card.sample:
+    if "steps" in catalog.card_of(run, run.serving.tree()["model"]["name"]).sample:
         if terms.calls:
             variant = {"calls": terms.calls, "quick": True}
             rows["main"].append({"setting": f"{terms.calls} calls", "variant": variant})
         if "steps" in terms.curves:
-            rows["steps"] = [
-                {"setting": "steps", "steps": n, "variant": {"sample": {"steps": n}, "quick": True}}
-                for n in STEPS
-            ]
+            variants = {n: {"sample": {"steps": n}, "quick": True} for n in STEPS}
+            rows["steps"] = [{"setting": "steps", "steps": n, "variant": v} for n, v in variants.items()]
     if "time" in terms.curves:
-        rows["time"] = [
-            {"setting": "time", "seconds": s, "variant": {"checkpoint": str(step), "quick": True}}
-            for step, s in kept_steps(run)
-        ]
+        kept = ((seconds, {"checkpoint": str(step), "quick": True}) for step, seconds in kept_steps(run))
+        rows["time"] = [{"setting": "time", "seconds": seconds, "variant": v} for seconds, v in kept]
     jobs = {}
     for kind, settings in rows.items():
         if settings:
-            job = asdict(terms.job) | {
-                "runs": (str(run.path),) * len(settings),
-                "variants": tuple(row["variant"] for row in settings),
-                "launch": terms.job.launch,
-            }
-            jobs[kind] = (BenchJob(**job), settings)
+            variants = tuple(row["variant"] for row in settings)
+            job = replace(terms.job, runs=(str(run.path),) * len(settings), variants=variants)
+            jobs[kind] = job, settings
     return jobs
 
 
@@ -227,13 +203,12 @@ def training_seconds(run: Run) -> float:
 def facts_of(run: Run) -> dict[str, Any]:
     """What a run is and took: parameters and peak memory in bytes over its stages, seconds and steps."""
     parts = [part.status() for part in run.stages or [run]]
-    peaks = [status["peak_memory"] for status in parts if status.get("peak_memory")]
     return {
         "run": run.id,
         "params": sum(status.get("params") or 0 for status in parts),
         "train_seconds": round(training_seconds(run), 1),
         "train_steps": sum(status.get("step") or 0 for status in parts),
-        "peak_memory": max(peaks, default=None),
+        "peak_memory": max((status.get("peak_memory") or 0 for status in parts), default=0) or None,
     }
 
 
@@ -245,31 +220,22 @@ def _hash(value: Any, digits: int) -> str:
 
 
 def draw(folder: Path, result: dict[str, Any]) -> None:
-    """Draws the curves, whose paths are added to the result."""
     metric = result["metric"]
     kinds = {"steps": ("steps of the sampler", "steps"), "time": ("seconds of training", "at_seconds")}
-    for kind, (title, key) in kinds.items():
-        rows = result["curves"][kind]
-        points = standings.curve(rows, metric, key) if metric else {}
+    for kind, (x, key) in kinds.items():
+        points = standings.curve(result["curves"][kind], metric, key) if metric else {}
         if points:
-            path = folder / "results" / f"curve_{kind}.png"
-            order = [row["model"] for row in result["summary"] if row["model"] in points]
-            draw_curves(
-                path,
-                {model: points[model] for model in order},
-                x=title,
-                y=f"{metric} (× that of real images)",
-                title=f"{result['data']}: {metric} against {title}",
-                floor=1.0,
-            )
+            path, title = folder / "results" / f"curve_{kind}.png", f"{result['data']}: {metric} against {x}"
+            curves = {
+                row["model"]: points[row["model"]] for row in result["summary"] if row["model"] in points
+            }
+            draw_curves(path, curves, x=x, y=f"{metric} (× that of real images)", title=title)
             result["pictures"].append(str(path))
 
 
-def draw_curves(
-    path: Path, curves: Mapping[str, Sequence[Point]], *, x: str, y: str, title: str, floor: float | None
-) -> None:
-    """Writes a figure of a line for each model on logarithmic axes, with a bar of a deviation to each
-    side."""
+def draw_curves(path: Path, curves: Mapping[str, Sequence[Point]], *, x: str, y: str, title: str) -> None:
+    """Writes a figure of a line for each model on logarithmic axes, with a bar of a deviation to each side;
+    real images are at 1."""
     from matplotlib.ticker import LogLocator
 
     from gzcli.engine.pictures import pyplot, save_figure
@@ -277,19 +243,11 @@ def draw_curves(
     figure, axes = pyplot().subplots(figsize=(8, 5), layout="constrained")
     colours = pyplot().get_cmap("tab10").colors
     for i, (model, points) in enumerate(curves.items()):
-        axes.errorbar(
-            [point[0] for point in points],
-            [point[1] for point in points],
-            yerr=[point[2] or 0.0 for point in points],
-            color=colours[i % len(colours)],
-            marker=MARKERS[i // len(colours) % len(MARKERS)],
-            markersize=5,
-            linewidth=1.3,
-            capsize=2,
-            label=model,
-        )
-    if floor is not None and floor > 0:
-        axes.axhline(floor, color="0.4", linestyle="--", linewidth=1, label="real images")
+        xs, ys, deviations = zip(*points, strict=True)
+        style = {"color": colours[i % len(colours)], "marker": MARKERS[i // len(colours) % len(MARKERS)]}
+        style |= {"markersize": 5, "linewidth": 1.3, "capsize": 2}
+        axes.errorbar(xs, ys, yerr=[d or 0.0 for d in deviations], label=model, **style)
+    axes.axhline(1.0, color="0.4", linestyle="--", linewidth=1, label="real images")
     axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y, title=title)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from gzcli.core import devices, ranks
 from gzcli.core.errors import DivergedError
-from gzcli.core.types import Batch, ImageNoise
+from gzcli.core.types import Batch, ImageNoise, Noise
 from gzcli.core.units import about
 from gzcli.data.packs.pack import Pack
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained
-from gzcli.judge.images import Images, affordable, timed
+from gzcli.judge.images import Images, Pick, affordable, timed
 from gzcli.metrics.interval import subset
 from gzcli.models.base import Model
 from gzcli.models.nn import full_fp32
@@ -25,9 +25,9 @@ from gzcli.models.options import defaults, grouped
 
 BATCH_SIZE = 100  # test images that are read together, of the usual device
 MOST = 10_000  # test images that a likelihood is computed of
+MOST_BY_ODE = 500  # the same by an ODE, which takes hundreds of network calls for each image
 CHECKED = 8  # images of a batch on which the solver is checked, at most
 NOTABLE = 0.01  # bits a dimension: the last digit in which tables give bpd
-MOST_BY_ODE = 500  # the same by an ODE, which takes hundreds of network calls for each image
 
 
 def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, Any]:
@@ -38,45 +38,42 @@ def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, A
     given the label. Where the budget allows every class in turn, `marginal` is {nats, bpd, se} of
     p(x) = Σ_y p(y) p(x | y), p(y) being the classes' frequencies in training; else it is None.
     """
-    device, model = trained.device, trained.model
-    frequencies = class_frequencies(model, pack)
-    budget = trained.part.ood.budget
+    device, model, total = trained.device, trained.model, pack.meta.counts["test"]
+    budget, by_ode = trained.part.ood.budget, model.likelihood == "ode"
     size = devices.batch_of(BATCH_SIZE, device)
 
     def test_images(n: int) -> Images:
-        index = subset(pack.meta.counts["test"], n)
-        return Images.of(trained, pack, "test", index, size=size, seed=seed)
+        return Pick(pack, "test", subset(total, n)).batches(trained, size=size, seed=seed)
 
     trial = next(iter(test_images(size)))
-    labelled = bool(model.conditional) and trial.y is not None
     each = timed(lambda: given_label(model, trial), device) / len(trial) / ranks.world()
-    by_ode = model.likelihood == "ode"
-    n = min(affordable(each, budget, 1), MOST_BY_ODE if by_ode else MOST, pack.meta.counts["test"])
-    passes = 1 if frequencies is None else 1 + len(frequencies)
-    every = passes > 1 and not by_ode and each * n * passes <= budget
-    n, every = ranks.agree((n, every))
-    long = about(each * n * (passes if every else 1))
-    log.info(f"likelihood of {n:,} test images by {trained.name}, about {long}")
+    n = min(affordable(each, budget, 1), MOST_BY_ODE if by_ode else MOST, total)
+    labels, frequencies, passes = pack.labels("train"), None, 1
+    if labels is not None and model.conditional and not pack.meta.multilabel:
+        counts = np.bincount(labels, minlength=len(pack.meta.classes))
+        frequencies, passes = torch.from_numpy(counts / len(labels)), 1 + len(counts)
+    n, passes = ranks.agree((n, 1 if by_ode or each * n * passes > budget else passes))
+    log.info(f"likelihood of {n:,} test images by {trained.name}, about {about(each * n * passes)}")
     done = 0
     with log.bar(f"likelihood of {trained.name}") as progress:
 
         def work(batch: Batch) -> dict[str, np.ndarray]:
             nonlocal done
-            found = {"nats": -given_label(model, batch)}
-            if every and frequencies is not None:
-                found["marginal"] = -log_marginal(model, batch, frequencies, seed)
+            values = {"nats": -given_label(model, batch)}
+            if passes > 1 and frequencies is not None:
+                values["marginal"] = -log_marginal(model, batch, frequencies, seed)
             done += len(batch)
             progress(done, n / ranks.world())
-            return {name: values.numpy() for name, values in found.items()}
+            return {name: nats.numpy() for name, nats in values.items()}
 
         values = ranks.over(test_images(n), work)
-    if not all(np.isfinite(each).all() for each in values.values()):
+    if not all(np.isfinite(nats).all() for nats in values.values()):
         raise DivergedError(f"the likelihood of `{trained.run.id}` is not finite for some test images")
-    dims = int(np.prod(trained.info.shape))
-    figures = {}
-    for name, v in values.items():
-        nats, se = float(v.mean()), float(v.std() / np.sqrt(n))
-        figures[name] = {"nats": nats, "bpd": nats / (dims * np.log(2)), "se": se}
+    unit, figures = int(np.prod(trained.info.shape)) * np.log(2), {}
+    for name, nats in values.items():
+        mean, se = float(nats.mean()), float(nats.std() / np.sqrt(n))
+        figures[name] = {"nats": mean, "bpd": mean / unit, "se": se}
+    labelled = bool(model.conditional) and trial.y is not None
     if gap := solver_gap(trained, trial, trial.y if labelled else None, seed):
         log.info(str(gap))
     return {
@@ -88,34 +85,23 @@ def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, A
     } | figures["nats"]
 
 
-def class_frequencies(model: Model, pack: Pack) -> Tensor | None:
-    """The frequencies [K] of a conditional model's classes in training; None without labels, and where an
-    image may have several."""
-    labels = pack.labels("train")
-    if labels is None or not model.conditional or pack.meta.multilabel:
-        return None
-    return torch.from_numpy(np.bincount(labels, minlength=len(pack.meta.classes)) / len(labels))
+def log_prob(model: Model, x: Tensor, y: Tensor | None, noise: Noise, **options: Any) -> Tensor:
+    with torch.no_grad(), full_fp32(x.device):
+        return model.log_prob(x, y, noise=noise, **grouped(model.log_prob, options)).cpu().double()
 
 
-@torch.no_grad()
 def given_label(model: Model, batch: Batch) -> Tensor:
-    """float64 [B], on the host: log p(x | y) of a conditional model, log p(x) of others."""
-    labels = batch.y if model.conditional else None
-    with full_fp32(batch.x.device):
-        return model.log_prob(batch.x, labels, noise=batch.noise).cpu().double()
+    """float64 [B]: log p(x | y) of a conditional model, log p(x) of others."""
+    return log_prob(model, batch.x, batch.y if model.conditional else None, batch.noise)
 
 
-@torch.no_grad()
 def log_marginal(model: Model, batch: Batch, frequencies: Tensor, seed: int) -> Tensor:
-    """float64 [B], on the host: log Σ_y p(y) p(x | y), with the same noise for each class. Where the
-    likelihoods are lower bounds, so is this."""
+    """float64 [B]: log Σ_y p(y) p(x | y), with the same noise for each class. Where the likelihoods are lower
+    bounds, so is this."""
     of_class = []
     for y in range(len(frequencies)):
-        labels = torch.full_like(batch.index, y)
         noise = ImageNoise(seed, batch.index, batch.x.device)
-        with full_fp32(batch.x.device):
-            value = model.log_prob(batch.x, labels, noise=noise)
-        of_class.append(value.cpu().double())
+        of_class.append(log_prob(model, batch.x, torch.full_like(batch.index, y), noise))
     return torch.logsumexp(torch.stack(of_class) + frequencies.log()[:, None], 0)
 
 
@@ -137,7 +123,7 @@ class SolverGap:
 
 
 def solver_gap(
-    trained: Trained, batch: Batch, labels: torch.Tensor | None = None, seed: int = 0
+    trained: Trained, batch: Batch, labels: Tensor | None = None, seed: int = 0
 ) -> SolverGap | None:
     """The gap of a batch's first images; None where the likelihood is not by an ODE in fixed steps."""
     model, n = trained.model, min(CHECKED, len(batch))
@@ -146,14 +132,10 @@ def solver_gap(
     options = defaults(model.log_prob)
     if options["solver"] == "adaptive":
         return None
-    steps, x = options["steps"], batch.x[:n]
-    y = None if labels is None else labels[:n]
+    steps, x, y = options["steps"], batch.x[:n], None if labels is None else labels[:n]
 
-    def nats(count: int) -> torch.Tensor:
-        noise = ImageNoise(seed, batch.index[:n], x.device)
-        with torch.no_grad(), full_fp32(x.device):
-            keywords = grouped(model.log_prob, {"steps": count})
-            return model.log_prob(x, y, noise=noise, **keywords).cpu().double()
+    def nats(count: int) -> Tensor:
+        return log_prob(model, x, y, ImageNoise(seed, batch.index[:n], x.device), steps=count)
 
     gap = (nats(steps) - nats(2 * steps)) / (x[0].numel() * math.log(2))
     return SolverGap(steps, float(gap.mean()), float(gap.abs().max()), n)

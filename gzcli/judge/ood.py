@@ -6,7 +6,7 @@ import csv
 import io
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ from gzcli.data.sets.registry import SPECS, Benchmark, find_benchmark
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import histograms
 from gzcli.engine.trained import Trained, load_trained
-from gzcli.judge.images import BANK, short_paths, treatment
-from gzcli.judge.scoring import Pick, score_all
-from gzcli.metrics import baselines, lite
+from gzcli.judge.images import BANK, Pick, short_paths, treatment
+from gzcli.judge.scores import Table, score_all
+from gzcli.metrics import baselines, pretrained
 from gzcli.metrics.detection import FIGURES, detection
 from gzcli.metrics.interval import subset
 from gzcli.store import files
@@ -40,22 +40,12 @@ FPR = {
 }
 
 
-@dataclass
-class ScoreTable:
-    """The scores of a set's test images."""
-
-    index: np.ndarray  # positions of the images in the split, [N]
-    names: list[str] | None  # names of all files of the split; None where they have none
-    scores: dict[str, np.ndarray]  # float64 [N] of each score, by its name
-
-
 def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
-    """Does the job and writes `scores.csv`, `histograms.png` and `ood.json` into `folder`.
+    """Writes `scores.csv`, `histograms.png` and `ood.json` into `folder`. Returns the JSON of `gz ood` on
+    rank 0, and {} on others.
 
     The in-distribution images are the test split of `job.ins`. The foreign ones are the test splits of known
-    sets, and the test split or all images of the user's own sets. Both are brought to the run's size,
-    channels and grey levels. Each process scores its share. Returns the JSON of `gz ood` on rank 0, and {} on
-    others.
+    sets, and the test split or all images of the user's own sets.
     """
     began = time.monotonic()
 
@@ -65,38 +55,28 @@ def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
     trained = load(job.run)
     home, sets = open_sets(trained, job, log)
 
-    def index(name: str, n: int | None) -> np.ndarray:
-        total = sets[name].meta.counts["test"]
-        return subset(total, n or total)
-
     def picks(n: int | None) -> dict[str, Pick]:
-        return {name: Pick(pack, "test", index(name, n)) for name, pack in sets.items()}
+        totals = {name: pack.meta.counts["test"] for name, pack in sets.items()}
+        return {name: Pick(sets[name], "test", subset(total, n or total)) for name, total in totals.items()}
 
-    scored = score_all(trained, job, home, picks, log, load=load, sets=len(sets))
+    scored = score_all(trained, job, home, picks, log, load=load)
     if ranks.rank():
         return {}
-    n = max(len(next(iter(table.values()))) for table in scored.seeds[0].values())
-    seeds = [
-        {name: ScoreTable(index(name, n), sets[name].names("test"), table) for name, table in tables.items()}
-        for tables in scored.seeds
-    ]
-    add_baselines(seeds, sets, home, device)
+    without_model = baseline_scores(scored.picks, home, device)
+    seeds = [{name: tables[name] | without_model[name] for name in sets} for tables in scored.seeds]
     benchmark = find_benchmark(job.benchmark) if job.benchmark else None
-    rows = [compare(tables, sets, scored.names, benchmark, bootstrap=len(seeds) == 1) for tables in seeds]
-    results = over_seeds(rows)
+    compared = partial(compare, packs=sets, names=scored.names, benchmark=benchmark)
+    results = over_seeds([compared(tables, bootstrap=len(seeds) == 1) for tables in seeds])
     short = short_paths(list(sets))
     shown = [row | {"out": short.get(row["out"], row["out"])} for row in results]
-    write_scores(folder / "scores.csv", seeds, job.ins, job.seed)
-    tables = {short[name]: table.scores for name, table in seeds[0].items()}
-    histograms(folder / "histograms.png", tables, short[job.ins], shown)
+    place, picture = Run(folder), folder / "histograms.png"
+    write_scores(place.scores_file, seeds, scored.picks, job)
+    histograms(picture, {short[name]: table for name, table in seeds[0].items()}, short[job.ins], shown)
     packs = {short[name]: pack for name, pack in sets.items()}
     result = {
         **scored.facts(trained, job),
         "results": results,
-        "notes": [
-            *ensemble_notes(job),
-            *notes(shown, packs, trained.images.levels, benchmark, lists=job.imglists),
-        ],
+        "notes": notes(shown, packs, trained.images.levels, benchmark, job),
         "names": short,
         "positive": "out",
         "benchmark": benchmark and benchmark.name,
@@ -106,9 +86,9 @@ def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
         "solver_gap": scored.gap and asdict(scored.gap),
         "coders": sorted(baselines.coders()),
         "seconds": round(time.monotonic() - began, 1),
-        "files": {"scores": str(folder / "scores.csv"), "histograms": str(folder / "histograms.png")},
+        "files": {"scores": str(place.scores_file), "histograms": str(picture)},
     }
-    files.write_json(folder / "ood.json", result)
+    files.write_json(place.ood_file, result)
     return result
 
 
@@ -119,9 +99,8 @@ def open_sets(trained: Trained, job: OodJob, log: Log) -> tuple[Pack, dict[str, 
     check_unchanged(trained.run.owner.path, home.meta)
     foreign = partial(open_pack, **trained.wanted, foreign=True, say=log.info)
     if job.imglists and job.benchmark:
-        lists, benchmark = Path(job.imglists), find_benchmark(job.benchmark)
-        listed = {name: listed_images(lists, benchmark, name) for name in (job.ins, *job.outs)}
-        sets = {name: foreign(images) for name, images in listed.items()}
+        listed = partial(listed_images, Path(job.imglists), find_benchmark(job.benchmark))
+        sets = {name: foreign(listed(name)) for name in (job.ins, *job.outs)}
     else:
         sets = {job.ins: home, **{name: foreign(name) for name in job.outs}}
         for name in job.outs:
@@ -134,52 +113,27 @@ def open_sets(trained: Trained, job: OodJob, log: Log) -> tuple[Pack, dict[str, 
     return home, sets
 
 
-def ensemble_notes(job: OodJob) -> list[str]:
-    """Notes on how the figures of several runs, or of several seeds, came about."""
-    lines = []
-    if job.others:
-        lines.append(
-            f"figures of {len(job.others) + 1} runs together: `waic` is the mean of −log p and its variance "
-            "over the runs; other scores are means of deviations from held-out images"
-        )
-    if job.seeds > 1:
-        lines.append(
-            f"figures are means over {job.seeds} seeds of the noise, ± their deviation; `scores.csv` has a "
-            "column for each seed, the histograms are of the first"
-        )
-    return lines
-
-
-def add_baselines(
-    seeds: list[dict[str, ScoreTable]], sets: Mapping[str, Pack], home: Pack, device: torch.device
-) -> None:
-    """Adds PNG size, pixel mean and the distances to neighbours to the tables of every seed: in pixels and,
-    where the images have colour and its weights are installed, in features of EfficientNet-Lite0.
-
-    They are computed of each set's own bytes, whatever grey levels the model has.
-    """
+def baseline_scores(picks: Mapping[str, Pick], home: Pack, device: torch.device) -> dict[str, Table]:
+    """The scores without a model of every pick, of its own bytes, whatever grey levels the model has: PNG
+    size, pixel mean and the distances to neighbours, in pixels and, where the images have colour and its
+    weights are installed, in features of EfficientNet-Lite0."""
     train = home.images("train")
     index = subset(len(train), BANK if train[:1].size <= 4096 else BANK // 4)
-    first = seeds[0]
-    images = [sets[name].images("test")[table.index] for name, table in first.items()]
-    added = {
-        "png": map(baselines.png_size, images),
-        "mean": map(baselines.pixel_mean, images),
+    images = [pick.pack.images("test")[pick.index] for pick in picks.values()]
+    columns = {
+        "png": list(map(baselines.png_size, images)),
+        "mean": list(map(baselines.pixel_mean, images)),
         "knn_pixels": baselines.knn_pca(train[index], images),
     }
-    if home.meta.shape[0] == 3 and lite.is_installed():
-        space = lite.lite(device)
+    if home.meta.shape[0] == 3 and pretrained.is_installed():
+        space = pretrained.lite(device)
         bank = space.features(train[subset(len(train), BANK // 4)])
-        added["knn_lite"] = baselines.knn_features(bank, [space.features(own) for own in images])
-    columns = {score: list(values) for score, values in added.items()}
-    for tables in seeds:
-        for i, (name, table) in enumerate(tables.items()):
-            scores = {score: values[i] for score, values in columns.items()}
-            tables[name] = replace(table, scores=table.scores | scores)
+        columns["knn_lite"] = baselines.knn_features(bank, [space.features(each) for each in images])
+    return {name: {score: c[i] for score, c in columns.items()} for i, name in enumerate(picks)}
 
 
 def compare(
-    tables: Mapping[str, ScoreTable],
+    tables: Mapping[str, Table],
     packs: Mapping[str, Pack],
     names: Sequence[str],
     benchmark: Benchmark | None = None,
@@ -190,30 +144,29 @@ def compare(
     in-distribution set. Its `beats_baselines` says whether its AUROC is above that of every baseline, each in
     its better direction."""
     inside, *outside = tables
-    baselines_of = [score for score in BASELINES if score in tables[inside].scores]
+    plain = [score for score in BASELINES if score in tables[inside]]
     how: dict[str, Any] = {"trapezoid": benchmark is not None, "bootstrap": 1000 if bootstrap else 0}
     rows = []
     for out in outside:
-        measured = {}
-        for score in (*names, *baselines_of):
-            measured[score] = detection(*(tables[name].scores[score] for name in (inside, out)), **how)
-        bar = max(max(measured[score]["auroc"], 1 - measured[score]["auroc"]) for score in baselines_of)
-        for score, figures in measured.items():
+        figures = {
+            score: detection(tables[inside][score], tables[out][score], **how) for score in (*names, *plain)
+        }
+        bar = max(max(figures[score]["auroc"], 1 - figures[score]["auroc"]) for score in plain)
+        for score, row in figures.items():
             head = {"out": out, "score": score, "baseline": score in BASELINES}
-            beats = None if score in BASELINES else figures["auroc"] > bar
-            rows.append(head | figures | {"resized": packs[out].meta.resized, "beats_baselines": beats})
+            beats = None if score in BASELINES else row["auroc"] > bar
+            rows.append(head | row | {"resized": packs[out].meta.resized, "beats_baselines": beats})
     return with_group_means(rows, benchmark) if benchmark else rows
 
 
 def with_group_means(results: list[dict[str, Any]], benchmark: Benchmark) -> list[dict[str, Any]]:
-    """The rows with their `group`, near or far, and after each group a row of its means for every score."""
     rows = [row | {"group": benchmark.group(row["out"])} for row in results]
     ordered = []
     for group in ("near", "far"):
-        inside = [row for row in rows if row["group"] == group]
-        ordered += inside
-        for score in dict.fromkeys(row["score"] for row in inside):
-            same = [row for row in inside if row["score"] == score]
+        of_group = [row for row in rows if row["group"] == group]
+        ordered += of_group
+        for score in dict.fromkeys(row["score"] for row in of_group):
+            same = [row for row in of_group if row["score"] == score]
             means = {key: float(np.mean([row[key] for row in same])) for key in FIGURES}
             total = {"n_in": same[0]["n_in"], "n_out": sum(row["n_out"] for row in same)}
             rest = {"out": f"mean of {group}", "ci": None, "beats_baselines": None}
@@ -232,8 +185,8 @@ def over_seeds(seeds: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
         means = {key: float(each.mean()) for key, each in values.items()}
         spread = {key: float(each.std(ddof=1)) for key, each in values.items()}
         beats = [row["beats_baselines"] for row in rows]
-        verdict = {"beats_baselines": None if None in beats else 2 * sum(beats) > len(beats)}
-        means_of_rows.append(rows[0] | means | verdict | {"spread": spread})
+        verdict = None if None in beats else 2 * sum(beats) > len(beats)
+        means_of_rows.append(rows[0] | means | {"beats_baselines": verdict, "spread": spread})
     return means_of_rows
 
 
@@ -241,25 +194,21 @@ def notes(
     results: list[dict[str, Any]],
     packs: Mapping[str, Pack],
     levels: int | None,
-    benchmark: Benchmark | None = None,
-    *,
-    lists: str | None = None,
+    benchmark: Benchmark | None,
+    job: OodJob,
 ) -> list[str]:
-    """Notes without which the figures could be misread."""
     lines = []
-    if benchmark:
-        left = [name for name in (*benchmark.near, *benchmark.far) if name not in packs]
-        if left:
-            lines.append(f"left out of `{benchmark.name}`: {', '.join(left)}; means are of the others")
-        drawn = "OpenOOD draws its images from lists of its own; these are from the whole test splits"
-        drawn = f"the images are those of OpenOOD's lists in `{lists}`" if lists else drawn
-        lines.append(f"{drawn}, AUPR by its trapezoid")
-        fpr = f"whose FPR95 is `{benchmark.fpr}`: {FPR[benchmark.fpr]}"
-        lines.append(f"`{benchmark.name}` is of OpenOOD {benchmark.version}, {fpr}")
-    else:
+    if job.others:
         lines.append(
-            f"`fpr95` (OpenOOD v1.5): {FPR['fpr95']}; `fpr95_id` (ODIN, OpenOOD v1): {FPR['fpr95_id']}"
+            f"figures of {len(job.others) + 1} runs together: `waic` is the mean of −log p and its variance "
+            "over the runs; other scores are means of deviations from held-out images"
         )
+    if job.seeds > 1:
+        lines.append(
+            f"figures are means over {job.seeds} seeds of the noise, ± their deviation; `scores.csv` has a "
+            "column for each seed, the histograms are of the first"
+        )
+    lines += convention(benchmark, packs, job.imglists)
     lines += ["`png` and `mean` know no direction: their AUROC of .1 is worth one of .9"]
     lines += treatment(packs, levels, but="the baselines are of the sets' own bytes")
     totals = {name: pack.meta.counts["test"] for name, pack in packs.items() if pack.meta.name not in SPECS}
@@ -274,27 +223,41 @@ def notes(
             "plain likelihood fails in the hard direction (FashionMNIST → MNIST: AUROC near .1), as simpler "
             f"images are more likely{here}; `complexity` or `ratio` correct for it"
         )
-    beaten = [f"`{row['score']}` on `{row['out']}`" for row in results if row["beats_baselines"] is False]
-    if beaten:
+    if beaten := [
+        f"`{row['score']}` on `{row['out']}`" for row in results if row["beats_baselines"] is False
+    ]:
         lines.append(f"a baseline, without a model, does as well as {', '.join(beaten)}")
     return lines
 
 
-def write_scores(path: Path, seeds: Sequence[Mapping[str, ScoreTable]], inside: str, first: int = 0) -> None:
+def convention(benchmark: Benchmark | None, packs: Mapping[str, Pack], lists: str | None) -> list[str]:
+    if not benchmark:
+        return [f"`fpr95` (OpenOOD v1.5): {FPR['fpr95']}; `fpr95_id` (ODIN, OpenOOD v1): {FPR['fpr95_id']}"]
+    left = [name for name in (*benchmark.near, *benchmark.far) if name not in packs]
+    missing = f"left out of `{benchmark.name}`: {', '.join(left)}; means are of the others"
+    drawn = "OpenOOD draws its images from lists of its own; these are from the whole test splits"
+    drawn = f"the images are those of OpenOOD's lists in `{lists}`" if lists else drawn
+    fpr = f"whose FPR95 is `{benchmark.fpr}`: {FPR[benchmark.fpr]}"
+    of = f"`{benchmark.name}` is of OpenOOD {benchmark.version}, {fpr}"
+    return [*([missing] if left else []), f"{drawn}, AUPR by its trapezoid", of]
+
+
+def write_scores(
+    path: Path, seeds: Sequence[Mapping[str, Table]], picks: Mapping[str, Pick], job: OodJob
+) -> None:
     """Writes a CSV with the columns set, role (in | out), index in the split, file (of the user's own
     pictures), and one for each score; with several seeds one for each score and seed, as `recon@1`."""
-    columns = [
-        (f"{score}@{first + i}" if len(seeds) > 1 and score not in BASELINES else score, i, score)
-        for score in seeds[0][inside].scores
-        for i in range(len(seeds) if score not in BASELINES else 1)
-    ]
+    columns = {}
+    for score in seeds[0][job.ins]:
+        of_model = score not in BASELINES
+        for i in range(len(seeds) if of_model else 1):
+            columns[f"{score}@{job.seed + i}" if len(seeds) > 1 and of_model else score] = (i, score)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["set", "role", "index", "file", *(column for column, _, _ in columns)])
-    for name, table in seeds[0].items():
-        role = "in" if name == inside else "out"
-        rows = zip(*(seeds[i][name].scores[score] for _, i, score in columns), strict=True)
-        for at, row in zip(map(int, table.index), rows, strict=True):
-            file = table.names[at] if table.names else ""
-            writer.writerow([name, role, at, file, *map(repr, map(float, row))])
+    writer.writerow(["set", "role", "index", "file", *columns])
+    for name, pick in picks.items():
+        role, names = "in" if name == job.ins else "out", pick.pack.names("test")
+        rows = zip(*(seeds[i][name][score] for i, score in columns.values()), strict=True)
+        for at, row in zip(map(int, pick.index), rows, strict=True):
+            writer.writerow([name, role, at, names[at] if names else "", *map(repr, map(float, row))])
     files.write_atomic(path, text.getvalue())

@@ -39,6 +39,14 @@ COLUMNS = 10  # approximate number of single images side by side
 HIDDEN = 127  # grey level of pixels that a model did not see
 
 
+@dataclass
+class Output:
+    images: np.ndarray  # uint8 [n, C, H, W]
+    labels: np.ndarray | None  # by which they were drawn, or of an application's outputs, [n] or [n, K]
+    sheet: np.ndarray  # picture of the images, beside their inputs if there are any, uint8 [H, W, C]
+    applied: Applied | None = None
+
+
 def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
     """Does the job and writes its files into `folder`. Returns the JSON of `gz sample`.
 
@@ -46,19 +54,16 @@ def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[st
     with `samples` uint8 [N, H, W, C] and, where there are any, `labels` [N] or [N, K].
     """
     trained = load_trained(Run(Path(job.run)), device, job.checkpoint, job.precision)
-    since = time.monotonic()
-    frames = Frames(trained.shown) if job.animate else None
-    rows: dict[str, Any] = {}
+    since, frames = time.monotonic(), Frames(trained.shown) if job.animate else None
     with log.bar(job.do or "sample") as bar:
-        progress = bar if frames is None else frames.watch(bar)
+        progress = frames.watch(bar) if frames else bar
         if job.do:
             output = apply(trained, job.do, job, progress, log.info)
-            images, labels, picture = output.images, output.labels, output.sheet
-            rows = {"do": job.do, "rows": list(output.applied.rows), "columns": output.applied.columns}
-            rows |= {"figures": dict(output.applied.figures)}
-            rows |= {} if labels is None else {"labels": labels.tolist()}
         else:
-            images, labels, picture = samples(trained, job, progress, log.info)
+            output = samples(trained, job, progress, log.info)
+    images, labels, applied = output.images, output.labels, output.applied
+    place = Run(folder)
+    grid, npz, animation = place.sheet_picture, place.samples_file, place.animation_file
     result: dict[str, Any] = {
         "run": trained.run.owner.id,
         "step": trained.step,
@@ -67,25 +72,27 @@ def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[st
         "precision": trained.precision,
         "prompts": list(job.prompts),
         "seconds": round(time.monotonic() - since, 3),
-        "grid": str(folder / "grid.png"),
+        "grid": str(grid),
         "files": [],
         "npz": None,
         "animation": None,
-        **rows,
     }
+    if applied:
+        result |= {"do": job.do, "rows": list(applied.rows), "columns": applied.columns}
+        result |= {"figures": dict(applied.figures)} | ({} if labels is None else {"labels": labels.tolist()})
     if ranks.rank():
         return result
     made = origin(trained, job, len(images))
-    save_png(folder / "grid.png", picture, made)
+    save_png(grid, output.sheet, made)
     if job.png or len(images) <= PNG_LIMIT:
-        result["files"] = save_images(folder / "images", images, made)
+        result["files"] = save_images(place.images_folder, images, made)
     if frames:
-        result["animation"] = str(folder / "animation.gif")
-        frames.save(folder / "animation.gif", images)
+        result["animation"] = str(animation)
+        frames.save(animation, images)
     if job.npz:
-        result["npz"] = str(folder / "samples.npz")
+        result["npz"] = str(npz)
         arrays = {"samples": images.transpose(0, 2, 3, 1)} | ({} if labels is None else {"labels": labels})
-        np.savez_compressed(folder / "samples.npz", **arrays)
+        np.savez_compressed(npz, **arrays)
     return result
 
 
@@ -112,87 +119,20 @@ def origin(trained: Trained, job: SampleJob, n: int) -> dict[str, Any]:
     }
 
 
-def samples(
-    trained: Trained, job: SampleJob, progress: Progress, say: Say = silent
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Images [n, C, H, W], the labels that they were sampled by, and their sheet [H, W, C]."""
-    given, inputs = inputs_to_sample(trained, job, say)
-    n, labels = job.n or max(map(len, given.values())), None
-    if job.labels:
-        labels = sampler.parse_labels(job.labels, n, trained.info)
-    elif trained.model.conditional:
-        labels = spread_labels(None, n, trained.info, torch.device("cpu"))
-    images = sampler.draw(
-        trained, n, seed=job.seed, labels=labels, given=given, options=job.options, progress=progress
-    )
-    picture = picture_of(trained, job, images, labels, given, inputs)
-    return images, None if labels is None else labels.numpy(), picture
-
-
-def picture_of(
-    trained: Trained,
-    job: SampleJob,
-    images: np.ndarray,
-    labels: Tensor | None,
-    given: Mapping[str, Any],
-    inputs: np.ndarray | None,
-) -> np.ndarray:
-    """The sheet [H, W, C] of samples: below the picture that each was made from, or in columns of one
-    class."""
-    n, caption = len(images), sheets.caption_of(trained, None, job.seed, job.options)
-    if hasattr(trained.model, "sources"):
-        inputs = sources(trained, n, job, given)
-        inputs = inputs.mean(1, keepdims=True).astype(np.uint8) if images.shape[1] == 1 else inputs
-    elif inputs is not None:
-        inputs = inputs[np.arange(n) % len(inputs)]
-    if inputs is not None and inputs.shape[1:] == images.shape[1:]:
-        kinds = [Row(job.input_as or "source", inputs), Row("result", images)]
-        return sheets.blocks(kinds, min(n, COLUMNS), caption=caption)
-    return sheets.of_samples(images, labels, trained.info.classes, caption)
-
-
-def sources(trained: Trained, n: int, job: SampleJob, given: Mapping[str, Any]) -> np.ndarray:
-    """The images uint8 [n, C, H, W] that the model's samples were made from: those `given`, or its own."""
-    method = trained.model.sources
-    options = {**trained.part.sample, **job.options}
-    options |= {key: sampler.cycled(values, range(n), trained.device) for key, values in given.items()}
-    taken = {key: value for key, value in options.items() if key in defaults(method)}
-    noise = ImageNoise(job.seed, range(n), trained.device)
-    with torch.inference_mode(), trained.sampling():
-        return to_bytes(method(n, noise=noise, **grouped(method, taken)))
-
-
-def inputs_to_sample(
-    trained: Trained, job: SampleJob, say: Say = silent
-) -> tuple[dict[str, Any], np.ndarray | None]:
-    """The job's prompts and input pictures as keywords of `sample`; and these pictures as uint8 [m, C, H, W],
-    at the size of the samples."""
-    given: dict[str, Any] = {"prompt": job.prompts} if job.prompts else {}
-    if not job.input_as:
-        return given, None
-    size = {**trained.part.sample, **job.options}.get("size")
-    inputs, _ = read_inputs(trained, job.input, job.n, size, say)
-    noise = ImageNoise(job.seed, range(len(inputs)))
-    given[job.input_as] = quantise(torch.from_numpy(inputs), trained.images.levels, noise)
-    return given, inputs
-
-
 class Frames:
     """The states of the first images while they are sampled, for `--animate`."""
 
     FIRST, MOST, MS = 16, 60, 80  # images, frames, milliseconds of a frame
 
-    def __init__(self, shown: Callable[[torch.Tensor], torch.Tensor]):
+    def __init__(self, shown: Callable[[Tensor], Tensor]):
         self.shown = shown
         self.seen: list[np.ndarray] = []
 
     def watch(self, bar: Progress) -> Progress:
-        """A progress that keeps every state x [B, C, H, W], and passes its arguments on to `bar`."""
-
-        def progress(i: float, n: float, x: torch.Tensor | None = None) -> None:
+        def progress(i: float, n: float, x: Tensor | None = None) -> None:
             bar(i, n, x)
             if x is not None:
-                self.seen.append(to_uint8(self.shown(x[: self.FIRST])).cpu().numpy())
+                self.seen.append(to_bytes(self.shown(x[: self.FIRST])))
 
         return progress
 
@@ -206,98 +146,114 @@ class Frames:
         first.save(path, save_all=True, append_images=rest, duration=self.MS, loop=0)
 
 
-@dataclass
-class Output:
-    """The outputs of an application, as they are written."""
+# ---------------------------------------------------------------------------- samples
 
-    images: np.ndarray  # the outputs in order, uint8 [n, C, H, W]
-    labels: np.ndarray | None  # labels of the outputs, [n] or [n, K]; None without labels
-    sheet: np.ndarray  # picture of the outputs beside their inputs, uint8 [H, W, C]
-    applied: Applied
+
+def samples(trained: Trained, job: SampleJob, progress: Progress, say: Say = silent) -> Output:
+    """Samples by the job's labels, prompts and input pictures, which the images take in turn. The sheet shows
+    them below the pictures that they were made from, or in columns of one class."""
+    given: dict[str, Any] = {"prompt": job.prompts} if job.prompts else {}
+    inputs, noise = None, None
+    if job.input_as:
+        size = {**trained.part.sample, **job.options}.get("size")
+        inputs, _ = read_inputs(trained, job.input, job.n, size, say)
+        noise = ImageNoise(job.seed, range(len(inputs)))
+        given[job.input_as] = quantise(torch.from_numpy(inputs), trained.images.levels, noise)
+    n, labels = job.n or max(map(len, given.values())), None
+    if job.labels:
+        labels = sampler.parse_labels(job.labels, n, trained.info)
+    elif trained.model.conditional:
+        labels = spread_labels(None, n, trained.info, torch.device("cpu"))
+    how: dict[str, Any] = {"seed": job.seed, "options": job.options, "progress": progress}
+    images = sampler.draw(trained, n, labels=labels, given=given, **how)
+    if hasattr(trained.model, "sources"):
+        inputs = sources(trained, n, job, given)
+        inputs = inputs.mean(1, keepdims=True).astype(np.uint8) if images.shape[1] == 1 else inputs
+    elif inputs is not None:
+        inputs = inputs[np.arange(n) % len(inputs)]
+    caption = sheets.caption_of(trained, None, job.seed, job.options)
+    if inputs is not None and inputs.shape[1:] == images.shape[1:]:
+        kinds = [Row(job.input_as or "source", inputs), Row("result", images)]
+        picture = sheets.blocks(kinds, min(n, COLUMNS), caption=caption)
+    else:
+        picture = sheets.of_samples(images, labels, trained.info.classes, caption)
+    return Output(images, None if labels is None else labels.numpy(), picture)
+
+
+def sources(trained: Trained, n: int, job: SampleJob, given: Mapping[str, Any]) -> np.ndarray:
+    """The images uint8 [n, C, H, W] that the model's samples were made from: those `given`, or its own."""
+    method, device = trained.model.sources, trained.device
+    options = {**trained.part.sample, **job.options}
+    options |= {key: sampler.cycled(values, range(n), device) for key, values in given.items()}
+    taken = {key: value for key, value in options.items() if key in defaults(method)}
+    with torch.inference_mode(), trained.sampling():
+        return to_bytes(method(n, noise=ImageNoise(job.seed, range(n), device), **grouped(method, taken)))
+
+
+# ---------------------------------------------------------------------------- applications
 
 
 def apply(trained: Trained, do: str, job: SampleJob, progress: Progress, say: Say = silent) -> Output:
     """Applies a model to the job's input or, without one, to the first test images of the run's data set."""
     method = getattr(trained.model, do)
-    inputs, labels_of_inputs = read_inputs(trained, job.input, job.n, say=say)
-    n, device = len(inputs), trained.device
+    inputs, input_labels = read_inputs(trained, job.input, job.n, say=say)
+    n, device, parameters = len(inputs), trained.device, defaults(method)
     # inputs of a binary model are binarised by one draw, as in training
     x = quantise(torch.from_numpy(inputs), trained.images.levels, ImageNoise(job.seed, range(n))).to(device)
-    seen = x if trained.space is None else trained.space.encode(x)
-    parameters = defaults(method)
     options = {renamed(name, parameters, "do"): value for name, value in job.options.items()}
     if job.mask:
-        options["mask"] = read_mask(Path(job.mask), trained).expand(n, -1, -1, -1)
+        mask = torch.from_numpy(shown_pictures(trained, Path(job.mask), 1, 1)) > 127
+        options["mask"] = seen_mask(mask.float(), trained).expand(n, -1, -1, -1)
     if job.prompts:
         options["prompt"] = sampler.cycled(job.prompts, range(n), device)
     if job.labels:
         options["labels"] = sampler.parse_labels(job.labels, n, trained.info).to(device)
-    if labels_of_inputs is not None and "y" in parameters:
-        options["y"] = torch.from_numpy(labels_of_inputs).to(device)
+    if input_labels is not None and "y" in parameters:
+        options["y"] = torch.from_numpy(input_labels).to(device)
     noise = ImageNoise(job.seed, range(n), device)
+    seen = x if trained.space is None else trained.space.encode(x)
     with trained.applying():
         applied: Applied = method(seen, noise=noise, progress=progress, **grouped(method, options))
         images = to_bytes(trained.shown(applied.images))
     if images.shape[1:] != inputs.shape[1:]:
         raise UsageError(f"`--do {do}` returned images of another shape")
     labels = None if applied.labels is None else applied.labels.cpu().numpy()
-    if (
-        labels is None and labels_of_inputs is not None and applied.columns is None
-    ):  # an output has its input's class
-        labels = labels_of_inputs[[i for i, *_ in inputs_of(applied)]]
+    if labels is None and input_labels is not None and applied.columns is None:
+        labels = input_labels[[i for i, *_ in inputs_of(applied)]]  # an output has its input's class
     caption = sheets.caption_of(trained, do, job.seed, job.options)
-    picture = sheet_of(
-        applied, images, to_bytes(x), shown_inputs(trained, applied, x), trained.info.classes, caption
-    )
-    return Output(images, labels, picture, applied)
+    return Output(images, labels, sheet_of(trained, applied, images, x, caption), applied)
 
 
 def inputs_of(applied: Applied) -> Sequence[tuple[int, ...]]:
-    """The indices of the inputs of each output, or of each row of outputs."""
     return applied.of or [(i,) for i in range(len(applied.images))]
 
 
-def shown_inputs(trained: Trained, found: Applied, x: Tensor) -> np.ndarray | None:
-    """The pictures that the model was given in place of its inputs x, uint8 [n, C, H, W] at the size of x.
+def sheet_of(trained: Trained, applied: Applied, images: np.ndarray, x: Tensor, caption: str) -> np.ndarray:
+    """The sheet [H, W, C] of outputs and of their inputs x.
 
-    None where it was given the inputs themselves.
+    Outputs of single inputs lie in blocks of rows, below the inputs and what the model saw of them; a column
+    of one class is headed by its name. Outputs in rows lie between the first and the last input of the row.
     """
-    if found.given is not None:
-        enlarged = F.interpolate(found.given, size=trained.info.shape[1:], mode="nearest")
-        return to_bytes(trained.shown(enlarged))
-    if found.known is not None:
-        known = F.interpolate(found.known.float(), size=x.shape[2:], mode="nearest").cpu().numpy() > 0.5
-        return np.where(known, to_bytes(x[[i for i, *_ in inputs_of(found)]]), np.uint8(HIDDEN))
-    return None
-
-
-def sheet_of(
-    found: Applied,
-    images: np.ndarray,
-    x: np.ndarray,
-    given: np.ndarray | None,
-    classes: Sequence[str],
-    caption: str,
-) -> np.ndarray:
-    """The sheet [H, W, C] of outputs and inputs.
-
-    Outputs of single inputs lie in blocks of rows, below the inputs and what was `given`; a column of one
-    class is headed by its name. Outputs in rows lie between the first and the last input of the row.
-    """
-    of = inputs_of(found)
-    if found.columns is not None:
+    of, inputs = inputs_of(applied), to_bytes(x)
+    if applied.columns is not None:
         rows = []
-        headings = ["source", *found.marks, *["source"] * (len(of[0]) - 1)]
-        for i, (name, ends) in enumerate(zip(found.rows, of, strict=True)):
-            first, *last = (x[k] for k in ends)
-            row = [first, *images[i * found.columns : (i + 1) * found.columns], *last]
+        headings = ["source", *applied.marks, *["source"] * (len(of[0]) - 1)]
+        for i, (name, ends) in enumerate(zip(applied.rows, of, strict=True)):
+            first, *last = (inputs[k] for k in ends)
+            row = [first, *images[i * applied.columns : (i + 1) * applied.columns], *last]
             rows.append(Row(name, row, () if i else headings))
         return sheet([rows], caption)
-    kinds = [Row("source", x[[i for i, *_ in of]])]
-    kinds += [] if given is None else [Row(found.how, given, exact=True)]
-    kinds += [Row(found.rows[0], images)]
-    labels = None if found.labels is None else found.labels.cpu()
-    columns, marks = sheets.by_class(labels, len(images), COLUMNS, classes)
+    firsts = inputs[[i for i, *_ in of]]
+    kinds = [Row("source", firsts)]
+    if applied.given is not None:  # small pictures, edges, …
+        shown = F.interpolate(applied.given, size=trained.info.shape[1:], mode="nearest")
+        kinds.append(Row(applied.how, to_bytes(trained.shown(shown)), exact=True))
+    elif applied.known is not None:
+        known = F.interpolate(applied.known.float(), size=x.shape[2:], mode="nearest").cpu().numpy() > 0.5
+        kinds.append(Row(applied.how, np.where(known, firsts, np.uint8(HIDDEN)), exact=True))
+    labels = None if applied.labels is None else applied.labels.cpu()
+    columns, marks = sheets.by_class(labels, len(images), COLUMNS, trained.info.classes)
+    kinds.append(Row(applied.rows[0], images))
     return sheets.blocks(kinds, columns, [f"→ {mark}" for mark in marks], caption)
 
 
@@ -308,14 +264,12 @@ def to_bytes(x: Tensor) -> np.ndarray:
 def read_inputs(
     trained: Trained, path: str | None, n: int | None, size: Size | None = None, say: Say = silent
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """At most n images uint8 [≤ n, C, H, W], and their labels where there are any."""
-    if path is None:
-        data = trained.part.data
-        pack = open_pack(data.name, **trained.wanted)
-        check_unchanged(trained.run.owner.path, pack.meta)
-        labels = pack.labels("test")
-        return pack.images("test")[:n], None if labels is None else np.asarray(labels[:n])
-    return shown_pictures(trained, Path(path), trained.images.shape[0], n, size, say), None
+    if path is not None:
+        return shown_pictures(trained, Path(path), trained.images.shape[0], n, size, say), None
+    pack = open_pack(trained.part.data.name, **trained.wanted)
+    check_unchanged(trained.run.owner.path, pack.meta)
+    labels = pack.labels("test")
+    return pack.images("test")[:n], None if labels is None else np.asarray(labels[:n])
 
 
 def shown_pictures(
@@ -324,21 +278,13 @@ def shown_pictures(
     """At most n pictures at a path, uint8 [≤ n, channels, H, W], brought to their size as the run's images
     were."""
     form = trained.wanted
-    patch = None if size else form["patch"]
-    size = size or form["size"]
+    patch, size = None if size else form["patch"], size or form["size"]
     return read_pictures(path, size=size, channels=channels, limit=n, fit=form["fit"], patch=patch, say=say)
 
 
-def read_mask(path: Path, trained: Trained) -> Tensor:
-    """[1, 1, H, W] on the device, as the model sees it: 1 (white) is kept, 0 (black) filled in."""
-    u8 = shown_pictures(trained, path, 1, 1)
-    return seen_mask((torch.from_numpy(u8) > 127).float(), trained)
-
-
 def seen_mask(mask: Tensor, trained: Trained) -> Tensor:
-    """A mask of images [1, 1, H, W] as the model sees it, on the device: a latent is kept where all its
-    pixels are."""
+    """A mask of images [1, 1, H, W], 1 where they are kept, as the model sees it, on the device: a latent is
+    kept where all its pixels are."""
     if trained.space is not None:
-        _, height, width = trained.info.shape
-        mask = (F.adaptive_avg_pool2d(mask, (height, width)) > 0.999).float()
+        mask = (F.adaptive_avg_pool2d(mask, trained.info.shape[1:]) > 0.999).float()
     return mask.to(trained.device)

@@ -1,76 +1,110 @@
-"""Out-of-distribution scores of a trained model: its own `score_<name>`, and those made of a likelihood.
+"""Out-of-distribution scores of images: a model's own `score_<name>` and those made of its likelihood, by one
+run or several, with one seed or several.
 
 A higher score is more out-of-distribution. It depends on (model, image, seed, index) alone, not on the batch.
 A model without a density of pixels may have a `score_nll` of its own, as that of the codes of its tokenizer.
+
+Several runs together give
+
+  waic        mean of −log p + variance of log p over the runs, minus the WAIC of Choi, Jang & Alemi 2018,
+              arXiv:1810.01392, eq. 1
+  any other   mean over the runs of (score − mean) / deviation, both of held-out images
+
+Runs are made comparable by means and deviations: their ranks among held-out images would be equal for all
+images that are stranger than every held-out one.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gzcli.core import ranks
+from gzcli.core import devices, ranks
 from gzcli.core.errors import DivergedError, MissingError, UsageError, did_you_mean
+from gzcli.core.jobs import AlarmJob, OodJob
 from gzcli.core.types import Batch, ImageNoise
 from gzcli.data.packs.batches import to_uint8
-from gzcli.engine.trained import Trained
+from gzcli.data.packs.pack import Pack
+from gzcli.engine.log import Log
+from gzcli.engine.trained import Trained, load_trained
+from gzcli.judge.images import Images, Pick, affordable, fitting_images, fitting_index, held_out_split, timed
+from gzcli.judge.likelihood import SolverGap, solver_gap
+from gzcli.metrics import conformal
 from gzcli.metrics.baselines import code_length
-from gzcli.metrics.likelihood_scores import SCORES, Arrays, Facts, read
+from gzcli.metrics.features import lenet
+from gzcli.metrics.likelihood_scores import SCORES, read
 from gzcli.models.base import Model
 from gzcli.models.catalog import likelihood_scores
-from gzcli.models.nn import double, full_fp32
+from gzcli.models.nn import LPIPS, double, full_fp32
 from gzcli.models.options import defaults, grouped
+from gzcli.store.runs import Run, find
+
+BATCH_SIZE = 128  # images that are scored together, of the usual device
+DRAWS = 4  # of the noise, whose mean is the score of a picture
+TRIAL = 16  # held-out images on which scores are timed, and the likelihood by an ODE is checked
+REFERENCE = "held-out"  # the pick of the images by which the runs of an ensemble are made comparable
+WAIC = "waic"
+
+Table = dict[str, np.ndarray]  # float64 [N] of each score
 
 
 def model_scores(model: Model) -> list[str]:
-    """The names of the model's `score_<name>` methods."""
     return sorted(name.removeprefix("score_") for name in dir(type(model)) if name.startswith("score_"))
 
 
 def cheap_scores(model: Model) -> list[str]:
-    """The names of the model's own scores that are not `costly`."""
     return [score for score in model_scores(model) if score not in model.costly]
 
 
 def choose(
-    trained: Trained, asked: Sequence[str] | None, *, every: bool = False, background: bool = False
+    trained: Trained, names: Sequence[str] | None, *, every: bool = False, background: bool = False
 ) -> list[str]:
-    """The scores to compute: those asked for, else the recipe's, else every cheap one."""
-    model, name = trained.model, trained.name
-    own_names = model_scores(model)
-    of_pixels = trained.space is None
-    made = likelihood_scores(log_prob=hasattr(model, "log_prob") and of_pixels, own=own_names)
-    options = list(dict.fromkeys((*own_names, *made)))
+    """The scores to compute: those named, else the recipe's, else the cheap ones; `every` one that the model
+    can compute, `ratio` where there is a background model."""
+    model, pixels = trained.model, trained.space is None
+    of_model = model_scores(model)
+    made = likelihood_scores(log_prob=hasattr(model, "log_prob") and pixels, own=of_model)
+    options = list(dict.fromkeys((*of_model, *made)))
     if every:
-        return [score for score in options if background or not read([score], "background_nll")]
-    wanted = list(asked or trained.part.ood.scores or ())
-    if not wanted:
-        cheap_likelihood = of_pixels and model.likelihood in ("exact", "bound")
-        of_likelihood = [name for name, score in SCORES.items() if score.default and cheap_likelihood]
-        wanted = [*of_likelihood, *cheap_scores(model)] or own_names[:1]
-    if not wanted:
-        raise UsageError(
-            f"`{name}` has no score for out-of-distribution images", hint="gz list models --can ood"
-        )
-    for score in wanted:
-        if score in options:
-            continue
-        if score in SCORES:
-            raise UsageError(
-                f"`{name}` has no likelihood, which the score `{score}` needs",
-                hint=f"it has: {', '.join(own_names)}",
-            )
-        raise UsageError(
-            f"`{name}` has no score `{score}`",
-            hint=did_you_mean(score, options) or f"it has: {', '.join(options)}",
-        )
-    return list(dict.fromkeys(wanted))
+        lacking = [] if background else ["background_nll"]
+        lacking += [] if has_gradient(model) else ["gradient_norm"]
+        return [score for score in options if not any(read([score], fact) for fact in lacking)]
+    chosen = list(names or trained.part.ood.scores or ())
+    if not chosen:
+        cheap = pixels and model.likelihood in ("exact", "bound")
+        of_likelihood = [name for name, score in SCORES.items() if score.default and cheap]
+        chosen = [*of_likelihood, *cheap_scores(model)] or of_model[:1]
+    if not chosen:
+        message = f"`{trained.name}` has no score for out-of-distribution images"
+        raise UsageError(message, hint="gz list models --can ood")
+    for score in chosen:
+        if score not in options and score in SCORES:
+            message = f"`{trained.name}` has no likelihood, which the score `{score}` needs"
+            raise UsageError(message, hint=f"it has: {', '.join(of_model)}")
+        if score not in options:
+            hint = did_you_mean(score, options) or f"it has: {', '.join(options)}"
+            raise UsageError(f"`{trained.name}` has no score `{score}`", hint=hint)
+        if read([score], "gradient_norm") and not has_gradient(model):
+            raise no_gradient(trained)
+    return list(dict.fromkeys(chosen))
+
+
+def has_gradient(model: Model) -> bool:
+    return model.likelihood != "ode"
+
+
+def no_gradient(trained: Trained) -> UsageError:
+    return UsageError(f"`{trained.name}` has a likelihood without gradient, `gradnorm` needs one")
 
 
 class Scorer:
@@ -89,80 +123,60 @@ class Scorer:
         self.background, self.options = background, dict(options or {})
         self.fitted: dict[str, Any] = {}  # what the fit of a likelihood score returned, by its name
         if read(self.names, "background_nll"):
-            checked_background(trained, background)
-        taken = [self._keywords(f"{kind}_{name}") for name in names for kind in ("score", "fit")]
-        self.unused = sorted(set(self.options).difference(*taken))
-
-    def model_scores(self) -> list[str]:
-        """The model's own scores that are computed: those named, and the cheap ones as statistics."""
+            check_background(trained, background)
+        # the model's own scores that are computed: those named, and the cheap ones as statistics
         statistics = cheap_scores(self.model) if read(self.names, "statistics") else []
-        names = dict.fromkeys((*self.names, *statistics))
-        return [name for name in names if hasattr(self.model, f"score_{name}")]
-
-    def fits(self) -> list[str]:
-        """The model's own scores that have a fit."""
-        return [name for name in self.model_scores() if hasattr(self.model, f"fit_{name}")]
+        every = dict.fromkeys((*self.names, *statistics))
+        self.of_model = [name for name in every if hasattr(self.model, f"score_{name}")]
+        self.fits = [name for name in self.of_model if hasattr(self.model, f"fit_{name}")]
+        keys = [self._parameters(f"{kind}_{name}") for name in names for kind in ("score", "fit")]
+        self.unused = sorted(set(self.options).difference(*keys))
 
     def is_fitted(self) -> bool:
-        """Whether any score has a fit."""
-        return bool(self.fits() or [name for name in self.names if name in SCORES and SCORES[name].gather])
+        return bool(self.fits or [name for name in self.names if name in SCORES and SCORES[name].gather])
 
     def fit(self, held_out: ranks.Sliceable[Batch], train: Iterable[Batch]) -> None:
-        """Fits the scores that have a fit."""
-        for name in self.fits():
+        for name in self.fits:
             batches = SeenBatches(self.trained, train if name in self.model.fitted_on_train else held_out)
-            method = f"fit_{name}"
             with self.trained.scoring():
-                getattr(self.model, method)(batches, **self._taken(method))
+                getattr(self.model, f"fit_{name}")(batches, **self._keywords(f"fit_{name}"))
         for name in self.names:
-            if (score := SCORES.get(name)) and score.gather:
-                self.fitted[name] = score.fit(self._gathered(score.gather, held_out))
+            if (score := SCORES.get(name)) and (gather := score.gather):
+                facts = ranks.over(held_out, lambda b: gather(BatchFacts(self, self.trained.seen(b))))
+                self.fitted[name] = score.fit(facts)
 
-    def _gathered(
-        self, gather: Callable[[Facts], Arrays], batches: ranks.Sliceable[Batch]
-    ) -> dict[str, np.ndarray]:
-        return ranks.over(batches, lambda batch: gather(BatchFacts(self, self.trained.seen(batch))))
-
-    def values(self, batch: Batch) -> dict[str, np.ndarray]:
+    def values(self, batch: Batch) -> Table:
         """float64 [B] of each score, finite or not."""
-        batch = self.trained.seen(batch)
-        facts, values = BatchFacts(self, batch), {}
+        batch, values = self.trained.seen(batch), {}
+        facts = BatchFacts(self, batch)
         for name in self.names:
-            score = SCORES.get(name)
-            values[name] = (
-                score.compute(facts, self.fitted.get(name)) if score else self.model_score(name, batch)
-            )
+            score, fit = SCORES.get(name), self.fitted.get(name)
+            values[name] = score.compute(facts, fit) if score else self.model_score(name, batch)
         return values
 
-    def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
+    def __call__(self, batch: Batch) -> Table:
         """float64 [B] of each score. Raises DivergedError that names a score with values that are not
         finite."""
         values = self.values(batch)
         for name, value in values.items():
             if bad := int((~np.isfinite(value)).sum()):
-                raise DivergedError(
-                    f"the score `{name}` is not finite for {bad} of {len(value)} images",
-                    hint="the model may have diverged: look at its `loss.png`",
-                )
+                message = f"the score `{name}` is not finite for {bad} of {len(value)} images"
+                raise DivergedError(message, hint="the model may have diverged: look at its `loss.png`")
         return values
 
     def model_score(self, name: str, batch: Batch) -> np.ndarray:
-        """float64 [B]: the model's `score_<name>`."""
-        method = f"score_{name}"
+        method, noise = f"score_{name}", fresh_noise(self.seed, batch)
         with self.trained.scoring():
-            score = getattr(self.model, method)(
-                batch.x, noise=fresh_noise(self.seed, batch), **self._taken(method)
-            )
+            score = getattr(self.model, method)(batch.x, noise=noise, **self._keywords(method))
         return score.detach().cpu().double().numpy()
 
-    def _keywords(self, method: str) -> set[str]:
-        """The names of a method's options; empty where the model has no such method."""
+    def _parameters(self, method: str) -> set[str]:
         function = getattr(self.model, method, None)
         return set(defaults(function)) - {"x", "noise", "batches"} if function else set()
 
-    def _taken(self, method: str) -> dict[str, Any]:
-        """The given options that a method of the model takes, as its keywords."""
-        taken = {key: self.options[key] for key in self._keywords(method) & set(self.options)}
+    def _keywords(self, method: str) -> dict[str, Any]:
+        """The options that a method of the model takes, as its keywords."""
+        taken = {key: self.options[key] for key in self._parameters(method) & set(self.options)}
         return grouped(getattr(self.model, method), taken)
 
 
@@ -178,17 +192,17 @@ class BatchFacts:
 
     @cached_property
     def background_nll(self) -> np.ndarray:
-        return self._nll(checked_background(self.scorer.trained, self.scorer.background).model)
+        return self._nll(check_background(self.scorer.trained, self.scorer.background).model)
 
     @cached_property
     def code_length(self) -> np.ndarray:
         return code_length(to_uint8(self.batch.x).cpu().numpy())
 
     @cached_property
-    def statistics(self) -> dict[str, np.ndarray]:
+    def statistics(self) -> Table:
         cheap = [name for name in cheap_scores(self.scorer.model) if name != "nll"]
-        own = {name: self.scorer.model_score(name, self.batch) for name in cheap}
-        return {"nll": self.nll, "code": self.code_length, **own}
+        of_model = {name: self.scorer.model_score(name, self.batch) for name in cheap}
+        return {"nll": self.nll, "code": self.code_length, **of_model}
 
     @cached_property
     def gradient_norm(self) -> np.ndarray:
@@ -207,14 +221,11 @@ class BatchFacts:
             return -log_prob(model, self.batch, self.scorer.seed).cpu().double().numpy()
 
     def _log_norm(self, i: int) -> Tensor:
-        """log ‖∂ log p(x_i) / ∂θ‖, a scalar."""
         scorer, one = self.scorer, self.batch.rows(slice(i, i + 1), self.batch.noise)
         with torch.enable_grad():
             value = log_prob(scorer.model, one, scorer.seed).sum()
             if not value.requires_grad:
-                raise UsageError(
-                    f"`{scorer.trained.name}` has a likelihood without gradient, `gradnorm` needs one"
-                )
+                raise no_gradient(scorer.trained)
             gradients = torch.autograd.grad(value, list(scorer.model.parameters()), allow_unused=True)
         squares = (double(g).square().sum() for g in gradients if g is not None)
         return sum(squares, start=value.new_zeros(())).sqrt().log()
@@ -245,24 +256,235 @@ def fresh_noise(seed: int, batch: Batch) -> ImageNoise:
     return ImageNoise(seed, batch.index, batch.x.device)
 
 
-def checked_background(trained: Trained, background: Trained | None) -> Trained:
+def check_background(trained: Trained, background: Trained | None) -> Trained:
     """The background model. Raises MissingError without one, UsageError where it is for other images."""
     if background is None:
         run, data = trained.run, trained.part.data.name
-        sets = [
-            f"{run.in_owner}data.augment=[mutate]",
-            *(f"stages.{stage.path.name}={run.owner.id}" for stage in run.owner.stages[:-1]),
-        ]
-        line = " ".join(f"--set {each}" for each in sets)
-        raise MissingError(
-            "the score `ratio` needs a background run",
-            hint=f"`gz train {trained.name} --data {data} {line} --name background`, "
-            "then `--background background`",
-        )
-    one, other = trained.info, background.info
-    if (one.shape, one.levels) != (other.shape, other.levels):
-        raise UsageError(
-            f"the background run has images of {other.shape} and {other.levels} levels, "
-            f"this one of {one.shape} and {one.levels}"
-        )
+        stages = (f"stages.{stage.path.name}={run.owner.id}" for stage in run.owner.stages[:-1])
+        sets = " ".join(f"--set {each}" for each in (f"{run.in_owner}data.augment=[mutate]", *stages))
+        train = f"`gz train {trained.name} --data {data} {sets} --name background`"
+        hint = f"{train}, then `--background background`"
+        raise MissingError("the score `ratio` needs a background run", hint=hint)
+    one, other = ((run.info.shape, run.info.levels) for run in (trained, background))
+    if one != other:
+        theirs, ours = f"{other[0]} and {other[1]} levels", f"{one[0]} and {one[1]}"
+        raise UsageError(f"the background run has images of {theirs}, this one of {ours}")
     return background
+
+
+# ---------------------------------------------------------------------------- several runs and seeds
+
+
+@dataclass
+class Scored:
+    names: list[str]
+    picks: Mapping[str, Pick] = field(default_factory=dict)
+    seeds: list[dict[str, Table]] = field(default_factory=list)  # of each seed and pick
+    perceptual: str | None = None  # the distance by which scores compare images
+    background: str | None = None  # id of the run that `ratio` divides by
+    gap: SolverGap | None = None
+
+    def mean(self, pick: str) -> Table:
+        return {name: self._stacked(pick, name).mean(0) for name in self.seeds[0][pick]}
+
+    def spread(self, pick: str) -> Table:
+        names = self.seeds[0][pick] if len(self.seeds) > 1 else {}
+        return {name: self._stacked(pick, name).std(0, ddof=1) for name in names}
+
+    def _stacked(self, pick: str, name: str) -> np.ndarray:
+        return np.stack([tables[pick][name] for tables in self.seeds])
+
+    def facts(self, trained: Trained, job: OodJob | AlarmJob) -> dict[str, Any]:
+        return {
+            "run": trained.run.owner.id,
+            "runs": [Run(Path(path)).id for path in (job.run, *job.others)],
+            "in": job.ins,
+            "seed": job.seed,
+            "seeds": len(self.seeds),
+            "checkpoint": job.checkpoint,
+            "precision": job.precision or "fp32",
+            "step": trained.step,
+            "perceptual": self.perceptual,
+            "background": self.background,
+            "processes": ranks.world(),
+        }
+
+
+def score_all(
+    first: Trained,
+    job: OodJob | AlarmJob,
+    home: Pack,
+    picks: Callable[[int | None], dict[str, Pick]],
+    log: Log,
+    *,
+    load: Callable[[str], Trained],
+    held_out: np.ndarray | None = None,
+) -> Scored:
+    """The scores of picked images by every run of a job, with every seed; each process scores its share.
+
+    picks: the images, at most so many of each set.
+    held_out: positions of the images that scores are fitted on, and runs are made comparable by.
+    """
+    models = [first, *(check_same_images(first, load(path)) for path in job.others)]
+    names, fitted_on = scores_of(first, job), fitting_index(home) if held_out is None else held_out
+    of_run = list(dict.fromkeys("nll" if name == WAIC else name for name in names))  # what each run computes
+    scored, n = Scored(names), job.n
+
+    def scorer_of(trained: Trained, seed: int) -> Scorer:
+        scorer = make_scorer(trained, of_run, job, seed)
+        compares = set(trained.model.perceptual_scores) & set(scorer.of_model)
+        if compares and seed == job.seed and not scorer.options.get("pixels"):
+            distance = perceive(trained, home, log)
+            scored.perceptual = scored.perceptual or distance
+        return scorer
+
+    scorer = scorer_of(first, job.seed)
+    scored.background = scorer.background.run.owner.id if scorer.background else None
+    since = time.perf_counter()
+    fit(scorer, home, log, fitted_on)
+    left = first.part.ood.budget - (time.perf_counter() - since)
+    some = Pick(home, held_out_split(home), fitting_index(home)[:TRIAL])
+    trial = next(iter(some.batches(first, size=TRIAL, seed=job.seed)))
+    seeds = job.seeds or draws(scorer, trial)
+    if n is None and not job.full:
+        n = ranks.agree(afford(scorer, trial, left, len(picks(1)) * len(models) * seeds, log))
+    scored.gap = solver_gap(first, trial) if read(scorer.names, "nll") else None
+    if scored.gap:
+        log.info(str(scored.gap))
+    scored.picks = picks(n)
+    chosen = dict(scored.picks)
+    if len(models) > 1:
+        chosen = {REFERENCE: Pick(home, held_out_split(home), fitted_on), **chosen}
+    tables: list[list[dict[str, Table]]] = [[] for _ in range(seeds)]
+    for k, trained in enumerate(models):
+        for i in range(seeds):
+            if k or i:
+                scorer = scorer_of(trained, job.seed + i)
+                fit(scorer, home, log, fitted_on)
+            tables[i].append({name: score_pick(scorer, pick, log) for name, pick in chosen.items()})
+    scored.seeds = [combined(members, names, REFERENCE) for members in tables]
+    return scored
+
+
+def scores_of(trained: Trained, job: OodJob | AlarmJob) -> list[str]:
+    """The names of the scores of a job: those asked for, `all` that the model has, else the recipe's."""
+    asked = job.scores or ()
+    if asked == ("all",):
+        background = job.background or trained.part.ood.background
+        names = choose(trained, None, every=True, background=background is not None)
+        return [*names, WAIC] if job.others and "nll" in names else names
+    names = choose(trained, [name for name in asked if name != WAIC] or None)
+    if WAIC not in asked:
+        return names
+    if not job.others:
+        raise UsageError(f"`{WAIC}` is a score of several runs", hint="gz ood RUN RUN2 RUN3 --score waic")
+    choose(trained, ["nll"])
+    return list(asked)
+
+
+def check_same_images(first: Trained, other: Trained) -> Trained:
+    one, two = ((run.images.shape, run.images.levels) for run in (first, other))
+    if one != two:
+        theirs = f"`{other.run.owner.id}` has images of {two[0]} and {two[1]} levels"
+        message = f"{theirs}, `{first.run.owner.id}` of {one[0]} and {one[1]}"
+        raise UsageError(message, hint="an ensemble is of runs of the same images")
+    return other
+
+
+def make_scorer(trained: Trained, names: Sequence[str], job: OodJob | AlarmJob, seed: int) -> Scorer:
+    section, background = trained.part.ood, None
+    reference = job.background or section.background
+    if reference and read(names, "background_nll"):
+        background = load_trained(find(reference), trained.device)
+    options = {**section.options, **job.options}
+    scorer = Scorer(trained, choose(trained, names), background=background, options=options, seed=seed)
+    if wrong := sorted(set(job.options) & set(scorer.unused)):
+        raise UsageError(f"none of the scores {', '.join(names)} takes `{wrong[0]}`")
+    return scorer
+
+
+def perceive(trained: Trained, home: Pack, log: Log) -> str | None:
+    """Gives a model whose scores compare images a perceptual distance, and returns its name: LPIPS where its
+    weights are at hand, else the distance between features of the set's LeNet."""
+    if not trained.model.perceptual_scores or trained.space is not None:
+        return None
+    try:
+        trained.model.perceptual = LPIPS.from_files().to(trained.device).forward
+        return "lpips"
+    except MissingError:
+        net = lenet(home, device=trained.device, say=log.info)
+        trained.model.perceptual = net.distance
+        return f"lenet {net.hash}"
+
+
+def fit(scorer: Scorer, home: Pack, log: Log, held_out: np.ndarray) -> None:
+    """Fits the scores on fixed numbers of held-out images and, where a score says so, of training images."""
+    size = devices.batch_of(BATCH_SIZE, scorer.trained.device)
+    both = fitting_images(scorer.trained, home, size=size, seed=scorer.seed, held_out=held_out)
+    if scorer.is_fitted():
+        on_train = [name in scorer.model.fitted_on_train for name in scorer.fits] or [False]
+        most = max(len(both[i].index) for i in on_train)
+        log.info(f"fitting the scores on {most:,} images of `{home.meta.name}`")
+    scorer.fit(*both)
+
+
+def draws(scorer: Scorer, trial: Batch) -> int:
+    """Over how many seeds the scores of a picture are averaged: one where they do not depend on noise."""
+    again = copy(scorer)
+    again.seed += 1
+    one, two = scorer(trial), again(trial)
+    same = all(np.allclose(one[name], two[name], rtol=conformal.TIE) for name in one)
+    return ranks.agree(1 if same else DRAWS)
+
+
+def afford(scorer: Scorer, trial: Batch, budget: float, sets: int, log: Log) -> int:
+    """How many images of each set can be scored within a budget, by all processes together."""
+    seconds = timed(lambda: scorer(trial), trial.x.device) / len(trial) / ranks.world()
+    n = affordable(seconds, budget, sets)
+    if (expected := seconds * sets * n) > 1.5 * budget:
+        minutes = f"{expected / 60:.0f} minutes even for {n} images a set"
+        log.warn(f"the scores need about {minutes}; `-n` takes fewer")
+    return n
+
+
+def batches_of(pick: Pick, trained: Trained, seed: int) -> Images:
+    return pick.batches(trained, size=devices.batch_of(BATCH_SIZE, trained.device), seed=seed)
+
+
+def score_pick(scorer: Scorer, pick: Pick, log: Log) -> Table:
+    """The scores of picked images. Where they may be unbounded, one that is not finite is NaN, which every
+    mean over seeds and runs keeps; else it raises DivergedError."""
+    images = batches_of(pick, scorer.trained, scorer.seed)
+    done, share = 0, math.ceil(len(images.index) / ranks.world())
+    with log.bar(f"score {pick.pack.meta.name}") as progress:
+
+        def work(batch: Batch) -> Table:
+            nonlocal done
+            try:
+                scores = scorer.values(batch) if pick.unbounded else scorer(batch)
+            except DivergedError as e:
+                raise DivergedError(f"{e.message} of `{pick.pack.meta.name}`", hint=e.hint) from e
+            done += len(batch)
+            progress(done, share)
+            return {name: np.where(np.isfinite(v), v, np.nan) for name, v in scores.items()}
+
+        return ranks.over(images, work)
+
+
+def combined(
+    members: Sequence[Mapping[str, Table]], names: Sequence[str], reference: str
+) -> dict[str, Table]:
+    """The scores of every pick by all runs together, without the reference; of a single run its own."""
+    picks = [pick for pick in members[0] if pick != reference]
+    if len(members) == 1:
+        return {pick: dict(members[0][pick]) for pick in picks}
+
+    def together(pick: str, name: str) -> np.ndarray:
+        if name == WAIC:
+            nll = np.stack([member[pick]["nll"] for member in members])
+            return nll.mean(0) + nll.var(0)
+        pairs = ((member[pick][name], member[reference][name]) for member in members)
+        # 0 where the held-out scores are all alike
+        return np.mean([(scores - usual.mean()) / (usual.std() or np.inf) for scores, usual in pairs], 0)
+
+    return {pick: {name: together(pick, name) for name in names} for pick in picks}

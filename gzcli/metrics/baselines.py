@@ -10,19 +10,16 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from gzcli.metrics.manifold import nearest
 
-if TYPE_CHECKING:
-    from PIL import Image
-
 
 def png_size(images: np.ndarray) -> np.ndarray:
     """Bytes of each image as an optimised PNG, with one bit a pixel where all are black or white."""
-    return _each(images, _png)
+    return np.array([_png(image) for image in images], np.float64)
 
 
 def code_length(images: np.ndarray) -> np.ndarray:
@@ -30,7 +27,8 @@ def code_length(images: np.ndarray) -> np.ndarray:
 
     The L(x) of Serrà et al. 2020, arXiv:1909.11480, eq. 3 and the minimum over coders of its §3.
     """
-    return 8 * np.min([_each(images, coder) for coder in coders().values()], axis=0)
+    sizes = coders().values()
+    return 8 * np.array([min(size(image) for size in sizes) for image in images], np.float64)
 
 
 def coders() -> dict[str, Callable[[np.ndarray], int]]:
@@ -39,12 +37,11 @@ def coders() -> dict[str, Callable[[np.ndarray], int]]:
 
     sizes = {"png": _png, "deflate": lambda image: len(zlib.compress(image.tobytes(), 9))}
     if features.check("jpg_2000"):
-        sizes["jpeg2000"] = _jpeg2000
+        sizes["jpeg2000"] = lambda image: _encoded(image, format="JPEG2000", irreversible=False)
     return sizes
 
 
 def pixel_mean(images: np.ndarray) -> np.ndarray:
-    """The mean grey level, 0 … 255."""
     return np.asarray(images).reshape(len(images), -1).mean(1, dtype=np.float64)
 
 
@@ -53,14 +50,11 @@ def knn_pca(train: np.ndarray, images: list[np.ndarray], *, k: int = 5, dims: in
     components of `train`."""
     from sklearn.decomposition import PCA
 
-    flat = _flat(train)
-    pca = PCA(
-        min(dims, *flat.shape),
-        svd_solver="covariance_eigh" if flat.shape[1] <= 4096 else "randomized",
-        random_state=0,
-    )
+    flat, *queries = (np.asarray(a).reshape(len(a), -1).astype(np.float32) / 255 for a in (train, *images))
+    solver = "covariance_eigh" if flat.shape[1] <= 4096 else "randomized"
+    pca = PCA(min(dims, *flat.shape), svd_solver=solver, random_state=0)
     bank = pca.fit_transform(flat)
-    return [nearest(pca.transform(_flat(a)), bank, k=min(k, len(bank)))[0][:, -1] for a in images]
+    return [nearest(pca.transform(query), bank, k=min(k, len(bank)))[0][:, -1] for query in queries]
 
 
 def knn_features(train: np.ndarray, features: list[np.ndarray], *, k: int = 1) -> list[np.ndarray]:
@@ -70,36 +64,16 @@ def knn_features(train: np.ndarray, features: list[np.ndarray], *, k: int = 1) -
     return [nearest(f, bank, k=min(k, len(bank)))[0][:, -1] for f in queries]
 
 
-def _flat(images: np.ndarray) -> np.ndarray:
-    return np.asarray(images).reshape(len(images), -1).astype(np.float32) / 255
-
-
-def _each(images: np.ndarray, size: Callable[[np.ndarray], int]) -> np.ndarray:
-    return np.array([size(image) for image in images], np.float64)
-
-
 def _png(image: np.ndarray) -> int:
+    black_or_white = len(image) == 1 and set(np.unique(image)) <= {0, 255}
+    return _encoded(image, one_bit=black_or_white, format="PNG", optimize=True)
+
+
+def _encoded(image: np.ndarray, *, one_bit: bool = False, **how: Any) -> int:
     from PIL import Image
 
-    picture = _picture(image)
-    if picture.mode == "L" and set(np.unique(image)) <= {0, 255}:
-        picture = picture.convert("1", dither=Image.Dither.NONE)
-    return _encoded(picture, format="PNG", optimize=True)
-
-
-def _jpeg2000(image: np.ndarray) -> int:
-    return _encoded(_picture(image), format="JPEG2000", irreversible=False)
-
-
-def _picture(image: np.ndarray) -> Image.Image:
-    """[C, H, W] as Pillow's image."""
-    from PIL import Image
-
-    return Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
-
-
-def _encoded(picture: Image.Image, **how: Any) -> int:
-    """Bytes of the encoded picture; `how` are options of `Image.save`."""
     buffer = io.BytesIO()
+    picture = Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
+    picture = picture.convert("1", dither=Image.Dither.NONE) if one_bit else picture
     picture.save(buffer, **how)
     return buffer.tell()

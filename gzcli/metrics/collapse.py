@@ -18,9 +18,8 @@ def spread(features: np.ndarray, classes: np.ndarray) -> float:
     """The root mean square distance of two rows of one class: √(2 tr Cov), with the covariance of each class
     averaged over rows."""
     groups = [features[classes == k] for k in np.unique(classes)]
-    return float(
-        np.sqrt(sum(2 * len(g) * np.asarray(g, np.float64).var(0).sum() for g in groups) / len(features))
-    )
+    variances = (len(g) * np.asarray(g, np.float64).var(0).sum() for g in groups)
+    return float(np.sqrt(2 * sum(variances) / len(features)))
 
 
 def diversity(features: np.ndarray, classes: np.ndarray, real: np.ndarray, real_classes: np.ndarray) -> float:
@@ -33,7 +32,6 @@ def diversity(features: np.ndarray, classes: np.ndarray, real: np.ndarray, real_
 
 
 def coverage(classes: np.ndarray, real: np.ndarray) -> float:
-    """The entropy of the predicted classes [N] of generated images as a share of that of real images [M]."""
     return entropy(classes) / max(entropy(real), 1e-12)
 
 

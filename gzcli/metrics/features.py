@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from gzcli.core.errors import UsageError
+from gzcli.core.types import Say, silent
 from gzcli.core.units import Size, as_size, sides
 from gzcli.data.packs.pack import Pack
 from gzcli.data.packs.stream import Pictures
 from gzcli.store import files
-from gzcli.store.files import sweep
 from gzcli.store.paths import cache_dir
 
 RECIPE = "lenet-1"  # part of the cache's key; to be changed with any change that changes the weights
@@ -43,9 +43,8 @@ class LeNet(nn.Module):
         super().__init__()
         height, width = sides(size)
         if min(height, width) < 8:
-            raise UsageError(
-                f"images of {width}×{height} are too small for the feature network, it needs 8×8"
-            )
+            small = f"images of {width}×{height} are too small"
+            raise UsageError(f"{small} for the feature network, it needs 8×8")
         layers: list[nn.Module] = []
         for filters in WIDTHS:
             layers += [nn.Conv2d(channels, filters, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
@@ -62,7 +61,6 @@ class LeNet(nn.Module):
         return self.neck(self.body(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, outputs] logits."""
         return self.head(self.features(x).relu())
 
 
@@ -85,10 +83,6 @@ class LeNetFeatures:
         """int64 [N]: the predicted classes (or rotations) of uint8 [N, C, H, W]."""
         return self._map(lambda x: self.net(x).argmax(1), images).numpy()
 
-    def logits(self, images: np.ndarray | Pictures) -> np.ndarray:
-        """float64 [N, classes] of uint8 [N, C, H, W]."""
-        return self._map(self.net, images).double().numpy()
-
     @torch.no_grad()
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         """The mean squared difference of the features of images x and y [B, C, H, W] in [-1, 1], [B]."""
@@ -97,33 +91,27 @@ class LeNetFeatures:
 
     @torch.no_grad()
     def _map(self, function: Callable[[Tensor], Tensor], images: np.ndarray | Pictures) -> Tensor:
-        parts = [
-            function(_to_input(images[i : i + self.batch]).to(self.device)).cpu()
-            for i in range(0, len(images), self.batch)
-        ]
-        return torch.cat(parts)
+        batches = (images[i : i + self.batch] for i in range(0, len(images), self.batch))
+        return torch.cat([function(_to_input(batch).to(self.device)).cpu() for batch in batches])
 
 
-def lenet(
-    pack: Pack, *, device: torch.device | str = "cpu", say: Callable[[str], None] = lambda text: None
-) -> LeNetFeatures:
+def lenet(pack: Pack, *, device: torch.device | str = "cpu", say: Say = silent) -> LeNetFeatures:
     """The feature network of a data set, from the cache, or trained in about a minute and kept there.
 
     Training is always on one CPU thread, so that equal machines get equal weights, and so equal hashes.
     """
-    c, size = pack.meta.shape[0], as_size(*pack.meta.shape[1:])
-    key = hashlib.sha256(f"{RECIPE}:{pack.meta.digest}:{size}:{c}".encode()).hexdigest()[:16]
-    path = cache_dir("features") / f"lenet-{key}.safetensors"
+    channels, *shape = pack.meta.shape
+    text = f"{RECIPE}:{pack.meta.digest}:{as_size(*shape)}:{channels}"
+    path = cache_dir("features") / f"lenet-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
 
     def read(path: Path) -> LeNetFeatures:
         return _load(path, pack, torch.device(device))
 
-    with files.lock(
-        path.with_suffix(".lock"), on_wait=lambda: say("waiting for another process that trains the LeNet")
-    ):
+    waiting = "waiting for another process that trains the LeNet"
+    with files.lock(path.with_suffix(".lock"), on_wait=lambda: say(waiting)):
         if cached := files.read_cached(path, read, say):
             return cached
-        sweep(path.parent)
+        files.sweep(path.parent)
         say(f"training the feature network of `{pack.meta.name}` once (a LeNet, about a minute)")
         _train(pack, path)
         return read(path)
@@ -134,17 +122,24 @@ def trained(
 ) -> LeNet:
     """A LeNet that was trained on images, on one CPU thread and without a draw from the global generator, so
     that its weights are a function of what is given."""
+    rng, order = np.random.default_rng(seed), np.empty(0, np.int64)
     with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(seed)
         net = LeNet(images.shape[1], as_size(*images.shape[2:]), outputs)
         optimizer = torch.optim.AdamW(net.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
-        for step, rows in enumerate(_batches(len(images), steps, seed)):
+        for step in range(steps):
+            while len(order) < BATCH:
+                order = np.concatenate([order, rng.permutation(len(images))])
+            rows, order = np.sort(order[:BATCH]), order[BATCH:]
             for group in optimizer.param_groups:
                 warm = min(1, (step + 1) / (WARMUP * steps))
                 group["lr"] = LR * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
             x = _to_input(images[rows])
             x, y = _rotated(x, step) if labels is None else (x, torch.from_numpy(np.asarray(labels[rows])))
-            loss = _criterion(net(x), y)
+            if y.ndim == 2:  # attributes
+                loss = nn.functional.binary_cross_entropy_with_logits(net(x), y.float())
+            else:
+                loss = nn.functional.cross_entropy(net(x), y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -152,7 +147,6 @@ def trained(
 
 
 def _train(pack: Pack, path: Path) -> None:
-    """Trains the network of a data set and writes it to `path`."""
     from safetensors.torch import save
 
     meta, images = _task(pack), pack.images("train")
@@ -166,12 +160,10 @@ def _train(pack: Pack, path: Path) -> None:
 
 
 def _task(pack: Pack) -> dict[str, Any]:
-    """What a set's network sees and learns, as the metadata of its file have it."""
-    classes, (c, *sides) = pack.meta.classes, pack.meta.shape
+    classes, (channels, *shape) = pack.meta.classes, pack.meta.shape
     rotations = len(classes) < 2 or pack.labels("train") is None
-    outputs = len(turns(sides)) if rotations else len(classes)
-    size = as_size(*sides)
-    return {"channels": c, "size": size, "outputs": outputs, "rotations": rotations}
+    outputs = len(turns(shape)) if rotations else len(classes)
+    return {"channels": channels, "size": as_size(*shape), "outputs": outputs, "rotations": rotations}
 
 
 def _load(path: Path, pack: Pack, device: torch.device) -> LeNetFeatures:
@@ -184,8 +176,8 @@ def _load(path: Path, pack: Pack, device: torch.device) -> LeNetFeatures:
             raise ValueError("it is of other images")
         with torch.device("meta"):  # no draw from the global generator
             net = LeNet(task["channels"], task["size"], task["outputs"])
-        wanted = {name: (value.shape, value.dtype) for name, value in net.state_dict().items()}
-        if {name: (value.shape, value.dtype) for name, value in state.items()} != wanted:
+        expected = {name: (value.shape, value.dtype) for name, value in net.state_dict().items()}
+        if {name: (value.shape, value.dtype) for name, value in state.items()} != expected:
             raise ValueError("its weights are of another network")
     digest = hashlib.sha256()
     for name in sorted(state):
@@ -195,18 +187,7 @@ def _load(path: Path, pack: Pack, device: torch.device) -> LeNetFeatures:
     return LeNetFeatures(net, digest.hexdigest()[:16], accuracy, task["rotations"], device)
 
 
-def _batches(n: int, steps: int, seed: int) -> Iterator[np.ndarray]:
-    """The sorted row numbers of each step's batch, from a new seeded permutation of n rows every epoch."""
-    rng, order = np.random.default_rng(seed), np.empty(0, np.int64)
-    for _ in range(steps):
-        while len(order) < BATCH:
-            order = np.concatenate([order, rng.permutation(n)])
-        rows, order = order[:BATCH], order[BATCH:]
-        yield np.sort(rows)
-
-
 def _to_input(images: np.ndarray) -> Tensor:
-    """uint8 images as floats in [0, 1]."""
     return torch.from_numpy(np.asarray(images).astype(np.float32)) / 255
 
 
@@ -223,24 +204,16 @@ def _rotated(x: Tensor, step: int) -> tuple[Tensor, Tensor]:
     return torch.stack([torch.rot90(image, quarters[i], (1, 2)) for image, i in zip(x, y, strict=True)]), y
 
 
-def _criterion(logits: Tensor, y: Tensor) -> Tensor:
-    """The cross-entropy of classes [B], or the mean binary one of attributes [B, K]."""
-    if y.ndim == 2:  # multi-label
-        return nn.functional.binary_cross_entropy_with_logits(logits, y.float())
-    return nn.functional.cross_entropy(logits, y)
-
-
-def _accuracy(trained: LeNetFeatures, pack: Pack) -> float:
+def _accuracy(net: LeNetFeatures, pack: Pack) -> float:
     """The share of right classes in the test split; of right attributes of a multi-label set, of right
     rotations of a set without labels."""
     images, labels = pack.images("test"), pack.labels("test")
-    if trained.rotations or labels is None:
-        quarters = enumerate(turns(images.shape[2:]))
-        turned = [trained.predict(np.rot90(np.asarray(images), k, (2, 3))) == i for i, k in quarters]
-        return float(np.mean(turned))
+    if net.rotations or labels is None:
+        quarters, upright = enumerate(turns(images.shape[2:])), np.asarray(images)
+        return float(np.mean([net.predict(np.rot90(upright, k, (2, 3))) == i for i, k in quarters]))
     if labels.ndim == 2:
-        return float(np.mean((trained.logits(images) > 0) == (labels > 0)))
-    return float(np.mean(trained.predict(images) == labels))
+        return float(np.mean((net._map(net.net, images).numpy() > 0) == (labels > 0)))
+    return float(np.mean(net.predict(images) == labels))
 
 
 @contextmanager

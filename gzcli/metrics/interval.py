@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -11,11 +12,10 @@ from gzcli.core.errors import UsageError
 from gzcli.metrics.metric import Figures, Interval, column_of
 
 LEVELS = (0.025, 0.975)  # the quantiles that bound an interval
+Function = Callable[..., float]
 
 
-def bootstrap(
-    function: Callable[..., float], *samples: np.ndarray, draws: int = 100, seed: int = 0
-) -> Interval:
+def bootstrap(function: Function, *samples: np.ndarray, draws: int = 100, seed: int = 0) -> Interval:
     """A figure of samples with its percentile interval over resamples of the rows of each sample, drawn with
     replacement.
 
@@ -24,18 +24,14 @@ def bootstrap(
 
     Efron & Tibshirani 1993, §13.3. Raises UsageError for a sample without rows.
     """
-
-    def resample(rng: np.random.Generator, rows: np.ndarray) -> np.ndarray:
-        return rows[rng.integers(0, len(rows), len(rows))]
-
-    values = _values(function, samples, resample, draws, seed, least=1)
-    low, high = np.quantile(values, LEVELS)
+    check_rows(samples, 1)
+    rng = np.random.default_rng(seed)
+    drawn = ((rows[rng.integers(0, len(rows), len(rows))] for rows in samples) for _ in range(draws))
+    low, high = np.quantile([float(function(*each)) for each in drawn], LEVELS)
     return Interval(float(function(*samples)), float(low), float(high))
 
 
-def half_samples(
-    function: Callable[..., float], *samples: np.ndarray, draws: int = 100, seed: int = 0
-) -> Interval:
+def half_samples(function: Function, *samples: np.ndarray, draws: int = 100, seed: int = 0) -> Interval:
     """A figure of samples with an interval from random halves of the rows of each sample.
 
     Halves drawn without replacement spread about their mean as the figure of all rows does about its
@@ -43,36 +39,25 @@ def half_samples(
     1989, Ann. Statist. 17:1176). The interval is theirs, moved to the figure, because a half is more biased
     than the whole.
     """
+    check_rows(samples, 4)
+    rng = np.random.default_rng(seed)
 
-    def half(rng: np.random.Generator, rows: np.ndarray) -> np.ndarray:
+    def half(rows: np.ndarray) -> np.ndarray:
         return rows[np.sort(rng.choice(len(rows), len(rows) // 2, replace=False))]
 
-    values = _values(function, samples, half, draws, seed, least=4)
+    values = np.array([float(function(*map(half, samples))) for _ in range(draws)])
     value = float(function(*samples))
     low, high = value + np.quantile(values, LEVELS) - values.mean()
     return Interval(value, float(low), float(high))
 
 
-def _values(
-    function: Callable[..., float],
-    samples: tuple[np.ndarray, ...],
-    draw: Callable[[np.random.Generator, np.ndarray], np.ndarray],
-    draws: int,
-    seed: int,
-    least: int,
-) -> np.ndarray:
-    """The figure of `draws` resamples, float64 [draws]."""
-    if min(len(rows) for rows in samples) < least:
+def check_rows(samples: Sequence[np.ndarray], least: int) -> None:
+    if min(map(len, samples)) < least:
         raise UsageError(f"an interval needs at least {least} rows of each sample")
-    rng = np.random.default_rng(seed)
-    return np.array([function(*(draw(rng, rows) for rows in samples)) for _ in range(draws)], np.float64)
 
 
-def halves(
-    function: Callable[..., float], *samples: np.ndarray, draws: int, intervals: bool = True
-) -> Interval:
-    """A figure with its interval by `half_samples`, or without one."""
-    return half_samples(function, *samples, draws=draws) if intervals else Interval(function(*samples))
+def halves(function: Function, *samples: np.ndarray, intervals: bool, **how: Any) -> Interval:
+    return half_samples(function, *samples, **how) if intervals else Interval(function(*samples))
 
 
 def not_negative(figure: Interval) -> Interval:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,45 +31,17 @@ Arrays = Mapping[str, "np.ndarray"]
 Fact = Literal["nll", "background_nll", "code_length", "gradient_norm", "statistics"]
 
 
-class Facts(Protocol):
-    """Facts about B images, float64 [B] each. A fact is computed when it is first read."""
-
-    @property
-    def nll(self) -> np.ndarray:
-        """−log p(x), nats."""
-
-    @property
-    def background_nll(self) -> np.ndarray:
-        """−log p(x) under the background model, nats."""
-
-    @property
-    def code_length(self) -> np.ndarray:
-        """Bits of the image's shortest lossless code."""
-
-    @property
-    def gradient_norm(self) -> np.ndarray:
-        """log ‖∂ log p(x) / ∂θ‖."""
-
-    @property
-    def statistics(self) -> Arrays:
-        """nll, code length and the model's own cheap scores, by name."""
-
-
 @dataclass(frozen=True)
 class LikelihoodScore:
-    """A score as a function of facts."""
+    """A score as a function of facts about B images: an object with the attributes of `Fact`, float64 [B]
+    each; `statistics` are several by name."""
 
-    compute: Callable[[Facts, Any], np.ndarray]
-    reads: tuple[Fact, ...]  # the facts that it reads, which decide for which models the score exists
-    gather: Callable[[Facts], Arrays] | None = None
+    compute: Callable[[Any, Any], np.ndarray]  # of the facts, and of what was fitted
+    reads: tuple[Fact, ...]  # which decide for which models the score exists
+    gather: Callable[[Any], Arrays] | None = None  # the facts of held-out images that it is fitted on
     fit: Callable[[Arrays], Any] = dict
     default: bool = False  # whether the score is computed if no score is named
     tails: int = 2  # 2 where a low value is unusual, too; 1 where low values are the most usual ones
-
-
-def mean_nll(held_out: Arrays) -> float:
-    """The mean of −log p over held-out images."""
-    return float(held_out["nll"].mean())
 
 
 def densities(held_out: Arrays) -> dict[str, Any]:
@@ -79,8 +51,7 @@ def densities(held_out: Arrays) -> dict[str, Any]:
     return {name: gaussian_kde(values) for name, values in held_out.items() if values.std() > 0}
 
 
-def surprise(facts: Facts, estimates: Mapping[str, Any]) -> np.ndarray:
-    """−Σ log density of each statistic, by the `estimates` of `densities`."""
+def surprise(facts: Any, estimates: Mapping[str, Any]) -> np.ndarray:
     statistics = facts.statistics
     return -sum(estimate.logpdf(statistics[name]) for name, estimate in estimates.items())
 
@@ -91,7 +62,7 @@ SCORES: dict[str, LikelihoodScore] = {
         lambda facts, mean: abs(facts.nll - mean),
         ("nll",),
         gather=lambda facts: {"nll": facts.nll},
-        fit=mean_nll,
+        fit=lambda held_out: float(held_out["nll"].mean()),
         default=True,
         tails=1,
     ),

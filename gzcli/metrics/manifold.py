@@ -20,7 +20,8 @@ def prdc(fake: np.ndarray, real: np.ndarray, *, k: int = 5) -> dict[str, float]:
     fake, real = paired(fake, real)
     if min(len(fake), len(real)) <= k:
         raise UsageError(f"precision and recall need more than {k} images on each side")
-    real_radii, fake_radii = (_others(rows, k) * INSIDE for rows in (real, fake))
+    # the first of k + 1 neighbours of a row is the row itself
+    real_radii, fake_radii = (nearest(rows, rows, k=k + 1)[0][:, -1] * INSIDE for rows in (real, fake))
     inside = np.empty(len(fake), np.int64)  # of how many real rows' balls
     recalled, covered = np.zeros(len(real), bool), np.zeros(len(real), bool)
     for rows, distances in _blocks(fake, real):
@@ -81,17 +82,10 @@ def paired(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return a.astype(kind, copy=False), b.astype(kind, copy=False)
 
 
-def _others(rows: np.ndarray, k: int) -> np.ndarray:
-    """The distance of each row [N, D] to its k-th nearest other row, [N]."""
-    return nearest(rows, rows, k=k + 1)[0][:, -1]  # the first is the row itself
-
-
 def _blocks(queries: np.ndarray, bank: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """The distances of some queries at a time to all of the bank: which queries, and [B, M]."""
-    squares = np.square(bank).sum(1)
-    size = max(1, CELLS // len(bank))
+    squares, size = np.square(bank).sum(1), max(1, CELLS // len(bank))
     for i in range(0, len(queries), size):
-        rows = slice(i, min(i + size, len(queries)))
-        some = queries[rows]
+        some = queries[i : i + size]
         squared = np.square(some).sum(1)[:, None] + squares - 2 * some @ bank.T
-        yield rows, np.sqrt(squared.clip(0))
+        yield slice(i, i + size), np.sqrt(squared.clip(0))

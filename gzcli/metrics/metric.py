@@ -11,19 +11,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
 
-Direction = Literal["down", "up"]
-FETCHED = (
-    "inception",
-    "dinov2",
-    "clip",
-)  # feature spaces whose weights are fetched, by the name of the weights
+FETCHED = ("inception", "dinov2", "clip")  # feature spaces whose weights are fetched, by the weights' name
 
 
 @dataclass(frozen=True)
@@ -43,7 +37,7 @@ class Column:
     """A figure of a metric, as tables show it. A name that ends in `*` stands for all that begin so."""
 
     name: str
-    better: Direction | None = None  # where better values lie; None: neither way
+    better: Literal["down", "up"] | None = None  # where better values lie; None: neither way
     keep: int = 10  # the column with the least leaves a narrow table first
     rank: int | None = None  # its place among the figures that a league is ranked by
     signed: bool = False  # whether it is unbiased and may be below 0
@@ -66,37 +60,30 @@ class Metric:
     features: str = ""  # the space in which images are compared: that of a network, or "pixels"
     width: int | None = None  # number of features of a raw Fréchet distance
     weights: str = ""  # fetched weights that it needs besides those of its features
-    default: Literal["", "always", "colour"] = (
-        ""  # the sets for which it is computed unless metrics are named
-    )
+    default: Literal["", "always", "colour"] = ""  # for which sets it is computed where no metric is named
     floor: Literal["draws", "test", "train"] = "draws"  # real images that stand in place of samples
     of_sampler: bool = False  # whether `of_model` depends on the sampler
-    shared: bool = (
-        False  # whether every rank computes a share of `of_model`; else the first one computes it alone
-    )
+    shared: bool = False  # whether every rank computes a share of `of_model`, not the first one all
     compare: Callable[[np.ndarray, np.ndarray, bool], Figures] | None = None
     of_images: Callable[[Any, Any], Figures] | None = None
     of_model: Callable[[Any, Any], Figures] | None = None
 
     @property
     def fetches(self) -> str:
-        """The name of the fetched weights that it needs; empty where it needs none."""
         return self.weights or (self.features if self.features in FETCHED else "")
 
 
 @cache
 def metrics() -> dict[str, Metric]:
-    """Every metric by its name."""
-    spec = find_spec("gzcli.metrics.quality")
-    folder = Path(next(iter(spec.submodule_search_locations or ()))) if spec else Path()
-    files = sorted(path.stem for path in folder.glob("[!_]*.py"))
-    records = [metric for name in files for metric in import_module(f"gzcli.metrics.quality.{name}").METRICS]
+    package = import_module("gzcli.metrics.quality")
+    files = sorted(Path(package.__path__[0]).glob("[!_]*.py"))
+    modules = [import_module(f"{package.__name__}.{file.stem}") for file in files]
+    records = [metric for module in modules for metric in module.METRICS]
     return {metric.name: metric for metric in sorted(records, key=lambda metric: metric.order)}
 
 
 @cache
 def columns() -> dict[str, Column]:
-    """Every column by its name."""
     return {column.name: column for metric in metrics().values() for column in metric.columns}
 
 
@@ -106,39 +93,29 @@ def column_of(figure: str) -> Column:
     name, known = re.split(r"[@/]", figure)[0], columns()
     base = name.partition("|")[0]
     plain = base.removesuffix("_rot")
-    names = (name, base, *((plain, f"{plain}_lenet") if plain != base else ()))
-    whole = (known[key] for key in names if key in known)
+    for key in (name, base, *((plain, f"{plain}_lenet") if plain != base else ())):
+        if key in known:
+            return known[key]
     begun = (column for key, column in known.items() if key[-1] == "*" and base.startswith(key[:-1]))
-    return next(iter((*whole, *begun, Column(figure))))
+    return next(begun, Column(figure))
 
 
 def ranking() -> list[str]:
-    """The figures that a league is ranked by, by preference."""
     return [c.name for c in sorted(columns().values(), key=lambda c: c.rank or 0) if c.rank is not None]
 
 
 def weights_of(names: Iterable[str]) -> list[str]:
-    """The names of the fetched weights that some metrics need."""
-    return list(
-        dict.fromkeys(
-            metric.fetches for name, metric in metrics().items() if name in names and metric.fetches
-        )
-    )
+    fetched = (metric.fetches for name, metric in metrics().items() if name in names)
+    return list(dict.fromkeys(filter(None, fetched)))
 
 
 def help_text() -> str:
-    """The metrics, by what they need."""
-    records = list(metrics().values())
-    plain = [m.name for m in records if not m.fetches and m.features != "lite"]
-    extra = [m.name for m in records if m.features == "lite"]
-    fetched: dict[str, list[str]] = {}
-    for metric in records:
-        if metric.fetches:
-            fetched.setdefault(metric.fetches, []).append(metric.name)
-    return (
-        f"{' '.join(plain)}; with the extra `features` {' '.join(extra)}; with weights that are fetched "
-        f"{', '.join(' '.join(names) for names in fetched.values())}."
-    )
+    groups: dict[str, list[str]] = {"": [], "lite": []}
+    for metric in metrics().values():
+        need = metric.fetches or ("lite" if metric.features == "lite" else "")
+        groups.setdefault(need, []).append(metric.name)
+    plain, extra, *fetched = (" ".join(names) for names in groups.values())
+    return f"{plain}; with the extra `features` {extra}; with weights that are fetched {', '.join(fetched)}."
 
 
 def meanings() -> dict[str, str]:

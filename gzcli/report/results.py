@@ -19,7 +19,7 @@ from gzcli.store.run_folder import Run
 from gzcli.store.runs import by_name
 
 # one of them holds the results
-FILES = ("bench.json", "ood.json", "league.json", "alarm.json", str(Run.result_file))
+FILES = (Run.bench_file, Run.ood_file, Run.league_file, Run.alarm_file, Run.result_file)
 NOT_SCORES = ("set", "role", "index", "file")  # the other columns of `scores.csv`
 
 
@@ -59,12 +59,14 @@ class Results:
     def samples(self, row: Mapping[str, Any]) -> np.ndarray | None:
         """The samples of a row, uint8 [N, C, H, W], which for a league lie in its runs; None without any."""
         run, file = str(row.get("run") or row.get("name") or ""), row.get("samples")
-        places = [Path(file), self.folder / "samples" / Path(file).name] if file else []
-        for path in sorted(self.folder.glob("samples/*.npz")):
+        places = [Path(file), Run(self.folder).samples_folder / Path(file).name] if file else []
+        for path in sorted(Run(self.folder).samples_folder.glob("*.npz")):
             if path.name.startswith(f"{run}-") or path.stem == run:
                 places.append(path)
         if "summary" in self.made and run in self.runs:  # a league of before its rows named their files
-            drawn = self.runs[run].path.glob("bench/*/samples/*.npz")  # the last judgement's first
+            drawn = self.runs[run].path.glob(
+                f"bench/*/{Run.samples_folder}/*.npz"
+            )  # the last judgement's first
             places += sorted(drawn, key=lambda path: (-path.parent.stat().st_mtime, path.stat().st_mtime))
         for path in places:
             if path.is_file():
@@ -78,7 +80,7 @@ class Results:
     @cached_property
     def scores(self) -> dict[str, dict[str, np.ndarray]]:
         """Of each set, the in-distribution one first, float64 [N] of each score; empty without scores."""
-        path = self.folder / "scores.csv"
+        path = Run(self.folder).scores_file
         if not path.exists():
             return {}
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as f:

@@ -94,6 +94,14 @@ class Run:
     # of a job
     job_file = Place("job.json")
     result_file = Place("result.json")
+    bench_file, ood_file, alarm_file, league_file = (
+        Place(f"{verb}.json") for verb in ("bench", "ood", "alarm", "league")
+    )
+    scores_file = Place("scores.csv")  # of `gz ood`
+    sheet_picture = Place("grid.png")  # of `gz sample`
+    images_folder = Place("images")
+    samples_file = Place("samples.npz")
+    animation_file = Place("animation.gif")
 
     @property
     def id(self) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import compare
 import numpy as np
-import pytest
 from digests import Normal, digest
 from PIL import Image
 
@@ -40,20 +39,13 @@ def test_a_change_is_found_and_a_date_is_none(tmp_path: Path):
     assert compare.verdict(first, first | {"code": 1})[2] and compare.verdict(first, None)[2]
 
 
-@pytest.mark.parametrize(
-    ("line", "normal"),
-    [
+def test_seconds_are_replaced_and_figures_are_not_and_braces_give_a_command_each():
+    for line, normal in (
         ("done: 4 images, 2s, 0.0027 s an image", "done: 4 images, <time>, <time> an image"),
         ("done: best bpd 3.101 at step 6, 1m40s", "done: best bpd 3.101 at step 6, <time>"),
         ("step 6  3.98 it/s  loss 586.4", "step 6  <time>  loss 586.4"),
         ("6 of 700 steps, 64 images, 355 test images", "6 of 700 steps, 64 images, 355 test images"),
-    ],
-)
-def test_seconds_are_replaced_and_figures_are_not(line: str, normal: str):
-    assert Normal({}).lines(line) == [normal]
-
-
-def test_braces_give_a_command_each():
-    assert compare.commands("# note\n[one]\nlist {data,runs} -n {1,2}\n") == {
-        "one": ["list data -n 1", "list data -n 2", "list runs -n 1", "list runs -n 2"]
-    }
+    ):
+        assert Normal({}).lines(line) == [normal]
+    expected = ["list data -n 1", "list data -n 2", "list runs -n 1", "list runs -n 2"]
+    assert compare.commands("# note\n[one]\nlist {data,runs} -n {1,2}\n") == {"one": expected}

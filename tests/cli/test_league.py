@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -34,14 +35,7 @@ from gzcli.store import files, runs
 from gzcli.store.runs import Run
 from gzcli.testing import Case
 
-FD = {
-    ("vae", 0): 90.0,
-    ("vae", 1): 80.0,
-    ("fm", 0): 20.0,
-    ("fm", 1): 24.0,
-    ("wgan", 0): 50.0,
-    ("wgan", 1): 40.0,
-}
+FD = dict(zip(product(("vae", "fm", "wgan"), (0, 1)), (90.0, 80.0, 20.0, 24.0, 50.0, 40.0), strict=True))
 WORDS = ("bench", "--train-missing", "--data", "digits", "--budget", "0.2m", "--cpu")
 
 
@@ -187,8 +181,7 @@ def test_a_model_that_fails_is_a_row_with_its_error(call, home, trained, judged)
 
 
 def test_a_long_league_and_long_trainings_are_told(call, home, trained, judged):
-    days = ("bench", "--train-missing", "--data", "digits", "--budget", "2d", "--models", "vae", "--cpu")
-    said = call(*days)[2]
+    said = call(*(word.replace("0.2m", "2d") for word in WORDS), "--models", "vae")[2]
     assert "more than a day" in said and "--yes" in said and len(trained) == 1
     assert "more than a day" not in call(*WORDS, "--models", "vae", "--yes")[2]
     words = (word.replace("0.2m", "5s") for word in WORDS)  # the run says 12 seconds
@@ -255,34 +248,24 @@ def test_ranks_and_their_agreement_are_those_of_scipy():
 
 
 def test_other_grey_levels_compare_by_their_own_floor_and_other_sizes_do_not():
-    rows = [
-        row("a", 0, 30.0, shape=[1, 28, 28]),
-        row("b", 0, 20.0, floor=4.0, name="fd@32", shape=[1, 28, 28]),
-        row("c", 0, 1.0, shape=[1, 64, 64]),
-    ]
+    rows = [row("a", 0, 30.0, shape=[1, 28, 28]), row("c", 0, 1.0, shape=[1, 64, 64])]
+    rows.insert(1, row("b", 0, 20.0, floor=4.0, name="fd@32", shape=[1, 28, 28]))
     rows = standings.of_one_size(rows)
     assert standings.ranks(rows, "fd") == {("a", 0): 1, ("b", 0): 2}
     assert rows[2]["metrics"] == {"fd/64×64": 1.0}
     assert [line["place"] for line in standings.summary(rows, "fd")] == [1, 2, None]
 
 
-def test_curves_are_means_over_seeds():
+def test_curves_are_means_over_seeds_and_drawn(tmp_path):
     rows = [row("a", s, 10.0 * n + s, steps=n) for s in (0, 2) for n in (5, 1)] + [row("b", 0, None, steps=1)]
     (points,) = standings.curve(rows, "fd", "steps").values()
     spread = pytest.approx(2**0.5 / 10)
     assert points == [(1, pytest.approx(1.1), spread), (5, 5.1, spread)]
-
-
-def test_a_curve_is_drawn(tmp_path):
     points = {"a": [(1, 9.0, 1.0), (50, 2.0, None)]}
-    draw_curves(tmp_path / "c.png", points, x="steps", y="fd", title="", floor=1.0)
+    draw_curves(tmp_path / "c.png", points, x="steps", y="fd", title="")
     pixels = np.asarray(Image.open(tmp_path / "c.png").convert("RGB"))
     blue = (np.abs(pixels.astype(int) - (31, 119, 180)).sum(-1) < 40).nonzero()  # the first colour of tab10
     assert len(blue[0]) > 300 and np.ptp(blue[1]) > pixels.shape[1] / 2
-
-
-def known(model, **options):
-    return trained_of(Case(model, options))
 
 
 def trained_of(case):
@@ -291,7 +274,12 @@ def trained_of(case):
     return Trained(Run(Path(case.model)), net, info, Part(case.model), torch.device("cpu"), 1)
 
 
+def known(model, **options):
+    return trained_of(Case(model, options))
+
+
 def test_network_calls_are_counted():
+    """Guidance doubles them; pixel models count as without their cache."""
     count, fm, ddpm, wgan = contestants.count_calls, known("fm", **FM), known("ddpm", **DDPM), known("wgan")
     calls = [count(fm, {"sampler": s, "steps": 3}) for s in ("euler", "midpoint", "rk4")]
     assert calls == [3, 6, 12]
@@ -300,24 +288,16 @@ def test_network_calls_are_counted():
     assert count(known("cfm", **FM), {"steps": 3, "guidance": 2, "interval": (0.5, 1.0)}) == 9
     assert [contestants.steps_for(model, 20) for model in (fm, ddpm, wgan)] == [10, 20, None]
     assert varied(fm, {"calls": 9}).part.sample == {"steps": 4} and fm.part.sample == {}
-
-
-@pytest.mark.parametrize("name", ["transformer", "maskgit"])
-def test_a_guided_prior_takes_two_calls_a_pass(name):
-    plain = next(case for case in CASES if case.model == name and not case.conditional)
-    told = replace(plain, options=plain.options | {"clusters": 3, "label_dropout": 0.1})
-    few = {"steps": 4} if name == "maskgit" else {}
-    passes = contestants.count_calls(trained_of(plain), few)
-    assert passes == (4 if few else trained_of(plain).model.length)
-    assert contestants.count_calls(trained_of(told), few) == 2 * passes
-    assert contestants.count_calls(trained_of(told), few | {"guidance": 1.0}) == passes
-
-
-def test_pixel_models_count_as_without_their_cache():
+    for name, few in (("transformer", {}), ("maskgit", {"steps": 4})):
+        plain = next(case for case in CASES if case.model == name and not case.conditional)
+        passes = count(trained_of(plain), few)
+        assert passes == (4 if few else trained_of(plain).model.length)
+        guided = trained_of(replace(plain, options=plain.options | {"clusters": 3, "label_dropout": 0.1}))
+        assert count(guided, few) == 2 * passes and count(guided, few | {"guidance": 1.0}) == passes
     pixelcnn = known("pixelcnn", hidden=4, head=4, dilations=(1,))
     with torch.inference_mode(), contestants.counted(None) as found:
         pixelcnn.model.sample(1, noise=contestants.ImageNoise(0, range(1)), naive=True)
-    assert contestants.count_calls(pixelcnn) == found[pixelcnn.model] == 256
+    assert count(pixelcnn) == found[pixelcnn.model] == 256
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system's own record is read")

@@ -30,13 +30,13 @@ from gzcli.data.packs.pack import Pack
 from gzcli.engine import optim, prepared, sampler, trained, trainer, validate
 from gzcli.engine.accelerator import precision
 from gzcli.engine.log import Log
-from gzcli.judge import scoring
-from gzcli.judge.images import Images
+from gzcli.judge import scores
+from gzcli.judge.images import Pick
 from gzcli.judge.sample import apply
 from gzcli.judge.scores import Scorer, model_scores
 from gzcli.metrics.features import LeNet, LeNetFeatures
 from gzcli.metrics.interval import subset
-from gzcli.metrics.quality import own
+from gzcli.metrics.quality import model as model_figures
 from gzcli.models import catalog
 from gzcli.models.base import Phase
 from gzcli.models.denoising.applications import Applications
@@ -130,13 +130,13 @@ class Accelerator:
 
 @pytest.fixture
 def device(monkeypatch) -> Iterator[OnDevice]:
-    for module, name in ((validate, "VALIDATION"), (own, "IMAGES"), (prepared, "MEASURED")):
+    for module, name in ((validate, "VALIDATION"), (model_figures, "IMAGES"), (prepared, "MEASURED")):
         monkeypatch.setattr(module, name, 4)
 
     def lenet(pack, **_):
         return LeNetFeatures(LeNet(*pack.meta.shape[:2], 10).to(DEVICE), "", 0.0, False, DEVICE)
 
-    monkeypatch.setattr(scoring, "lenet", lenet)
+    monkeypatch.setattr(scores, "lenet", lenet)
     with on_device() as device:
         yield device
 
@@ -193,7 +193,7 @@ class Paths:
             self.model.rungs = 3  # of tens, which langevin goes down one by one
         self.given = {"prompt": ["a handwritten seven", "three"]} if "prompt" in self.card.can else {}
         self.given |= {picture: torch.zeros(2, *t.info.shape) for picture in self.card.inputs}
-        self.batch = next(iter(Images.of(self.trained, t.pack, "test", np.arange(2), size=2, seed=0)))
+        self.batch = next(iter(Pick(t.pack, "test", np.arange(2)).batches(self.trained, size=2, seed=0)))
 
     def all(self) -> Iterator[tuple[str, dict[str, str], Callable[[], None]]]:
         """(name, where the host may wait, what to call)."""
@@ -226,12 +226,12 @@ class Paths:
             yield "latents", TRAINED, self.latents
 
     def measure(self) -> None:
-        index = subset(self.t.pack.meta.counts["test"], own.IMAGES)
-        images = Images.of(self.trained, self.t.pack, "test", index, size=50, seed=0)
-        own.of_model(SimpleNamespace(test_images=lambda *_: images), self)
+        index = subset(self.t.pack.meta.counts["test"], model_figures.IMAGES)
+        images = Pick(self.t.pack, "test", index).batches(self.trained, size=50, seed=0)
+        model_figures.own(SimpleNamespace(test_images=lambda *_: images), self)
 
     def of_scores(self) -> Iterator[tuple[str, dict[str, str], Callable[[], None]]]:
-        scoring.perceive(self.trained, self.t.pack, self.t.log)
+        scores.perceive(self.trained, self.t.pack, self.t.log)
         for name in model_scores(self.model):
             yield f"score {name}", TRAINED, lambda name=name: self.score(name)
         for name in self.card.maps:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pixelwise import Pixelwise, fake_run, fitted
+from pixelwise import Pixelwise, fake_run, fitted, nll_of
 
 from gzcli.cli import ood as ood_verb
 from gzcli.cli.ood import table_of_pictures
@@ -23,7 +23,7 @@ from gzcli.data.packs.open import open_pack
 from gzcli.data.sets import registry
 from gzcli.data.sets.registry import Benchmark, find_benchmark
 from gzcli.engine.log import Log
-from gzcli.judge import alarm, ood, scoring
+from gzcli.judge import alarm, ood, scores
 from gzcli.judge.alarm import heat, map_of
 from gzcli.metrics.detection import detection
 from gzcli.metrics.interval import subset
@@ -68,10 +68,20 @@ def judged(folder, pictures, **changes):
     return alarm.run(job(pictures, **changes), folder, CPU, Log())
 
 
-def nll(trained, images):
-    k = (np.asarray(images).astype(int) * 17) >> 8
-    logp = np.log(trained.model.table.numpy())
-    return -np.take_along_axis(logp[None], k.reshape(len(k), -1)[..., None], 2).sum((1, 2))
+def compared(folder, *outs, **changes):
+    return ood.run(OodJob("model", "digits", outs or ("digits-ab",), **changes), folder, CPU, Log())
+
+
+def csv_rows(path, role=None):
+    return [row for row in csv.DictReader(path.open()) if role in (None, row.get("role"))]
+
+
+def told_of(capsys, result):
+    """What is printed of the pictures of a result: lines on stdout, and stderr."""
+    capsys.readouterr()
+    table_of_pictures(result)
+    told = capsys.readouterr()
+    return told.out.splitlines(), told.err
 
 
 def test_every_picture_has_a_p_value_by_images_that_no_score_saw(trained, tmp_path, pictures):
@@ -79,7 +89,7 @@ def test_every_picture_has_a_p_value_by_images_that_no_score_saw(trained, tmp_pa
     assert json.loads((tmp_path / "alarm.json").read_text()) == json.loads(json.dumps(found))
     pack = open_pack("digits")
     order = np.random.default_rng(0).permutation(pack.meta.counts["val"])
-    held_out = nll(trained, pack.images("val")[order[len(order) // 4 :]])
+    held_out = nll_of(trained, pack.images("val")[order[len(order) // 4 :]])
     assert found["compared"] == {"split": "val", "n": len(held_out), "needed": 19}
     assert len(found["files"]) == 30 and found["fpr"] == 0.05 and found["in"] == "digits"
     for row in found["files"]:
@@ -93,7 +103,7 @@ def test_every_picture_has_a_p_value_by_images_that_no_score_saw(trained, tmp_pa
     p = [row["p"] for row in found["files"]]
     assert p == sorted(p), "the strangest comes first"
     assert found["unreadable"] == ["`broken.png` does not decode: not a picture that can be read"]
-    rows = list(csv.DictReader((tmp_path / "alarm.csv").open()))
+    rows = csv_rows(tmp_path / "alarm.csv")
     assert [row["file"] for row in rows] == [row["file"] for row in found["files"]]
     assert [float(row["nll"]) for row in rows] == [row["scores"]["nll"] for row in found["files"]]
     assert found["seeds"] == 1 and all("spread" not in row for row in found["files"]), "it has no noise"
@@ -134,7 +144,7 @@ def test_a_copy_is_judged_alike_wherever_it_stands(trained, tmp_path, monkeypatc
     rows = noisy(found["files"])
     assert found["seeds"] == 4 and rows["3"][1] > 0
     assert len({rows[str(i)] for i in range(3, 43)}) == 1 and len(set(rows.values())) == 9
-    monkeypatch.setattr("gzcli.judge.scoring.BATCH_SIZE", 14)
+    monkeypatch.setattr("gzcli.judge.scores.BATCH_SIZE", 14)
     np.savez(tmp_path / "alone.npz", images=images[3:4])
     alone = judged(tmp_path, tmp_path / "alone.npz", scores=("noisy",))
     assert noisy(alone["files"])["0"] == pytest.approx(rows["3"], rel=1e-5)
@@ -143,8 +153,8 @@ def test_a_copy_is_judged_alike_wherever_it_stands(trained, tmp_path, monkeypatc
 def test_held_out_images_are_scored_by_the_rule_of_pictures(trained, tmp_path):
     """A copy of a held-out image has its score, so it ties with it; and each seed has other noise."""
     pack = open_pack("digits")
-    parts = alarm.split_held_out(pack)
-    np.savez(tmp_path / "val.npz", images=np.asarray(pack.images("val"))[np.sort(parts.compared)])
+    compared, _ = alarm.split_held_out(pack)
+    np.savez(tmp_path / "val.npz", images=np.asarray(pack.images("val"))[np.sort(compared.index)])
     kept = []
     for seed in (0, 1):
         found = judged(tmp_path, tmp_path / "val.npz", scores=("noisy",), seed=seed)
@@ -200,11 +210,8 @@ def test_a_picture_on_which_the_model_overflows_is_flagged(
     assert {row["scores"]["noisy"] for row in first} == {row["spread"]["noisy"] for row in first} == {None}
     assert all(math.isfinite(row["scores"]["noisy"]) for row in rest)
     assert any("3 pictures with a score that is not finite" in note for note in found["notes"])
-    rows = list(csv.DictReader((tmp_path / "alarm.csv").open()))
-    assert [row["noisy"] for row in rows[:3]] == ["inf"] * 3
-    capsys.readouterr()
-    table_of_pictures(found)
-    lines = capsys.readouterr().out.splitlines()
+    assert [row["noisy"] for row in csv_rows(tmp_path / "alarm.csv")[:3]] == ["inf"] * 3
+    lines, _ = told_of(capsys, found)
     assert ["not finite" in line for line in lines[1:]] == [True] * 3 + [False] * (found["flagged"] - 3)
     monkeypatch.setattr(Pixelwise, "score_noisy", lambda self, x, *, noise: x.mean((1, 2, 3)) / 0)
     with pytest.raises(DivergedError, match="`noisy` is not finite"):
@@ -233,26 +240,17 @@ def test_pictures_and_their_table(trained, tmp_path, pictures, capsys):
     long = pictures / "test" / f"{'holiday ' * 9}.png"
     long.write_bytes((pictures / "test/odd00.png").read_bytes())
     found = judged(tmp_path, pictures, scores=("nll", "far"), fpr=0.1)
-    capsys.readouterr()
-    table_of_pictures(found)
-    told = capsys.readouterr()
-    lines = told.out.splitlines()
+    lines, said = told_of(capsys, found)
     assert lines[0].split() == ["file", "p", "nll", "far"] and max(map(len, lines)) <= 80
     assert len(lines) == 1 + found["flagged"] and any("…" in line and "holiday" in line for line in lines)
-    assert f"flagged: {found['flagged']} of 31 pictures by nll, far, against 108 held-out images" in told.err
-    assert "at most 10 % are, on average: 3.1 of 31" in told.err
-    assert "`broken.png` does not decode" in told.err
-    drawn = judged(tmp_path, pictures, scores=("noisy", "nll"), fpr=0.3)
-    capsys.readouterr()
-    table_of_pictures(drawn)
-    told = capsys.readouterr()
-    lines = told.out.splitlines()
+    assert f"flagged: {found['flagged']} of 31 pictures by nll, far, against 108 held-out images" in said
+    assert "at most 10 % are, on average: 3.1 of 31" in said and "`broken.png` does not decode" in said
+    lines, said = told_of(capsys, judged(tmp_path, pictures, scores=("noisy", "nll"), fpr=0.3))
     assert lines[0].split() == ["file", "p", "noisy", "±"] and max(map(len, lines)) <= 80
-    assert "means over 4 draws" in told.err and "misses small defects" in told.err
+    assert "means over 4 draws" in said and "misses small defects" in said
     many = [found["files"][0] | {"file": f"{i}.png", "flagged": True} for i in range(25)]
-    table_of_pictures(found | {"files": many})
-    told = capsys.readouterr()
-    assert len(told.out.splitlines()) == 21 and "and 5 more" in told.err
+    lines, said = told_of(capsys, found | {"files": many})
+    assert len(lines) == 21 and "and 5 more" in said
 
 
 def test_maps_show_the_strangest(trained, tmp_path, pictures, monkeypatch):
@@ -351,33 +349,27 @@ def test_maps_of_flows_are_high_where_their_latents_are_strange(conditional, mon
 @pytest.fixture
 def flat(trained, tmp_path, monkeypatch):
     """A second run, whose distributions are half as sharp."""
-    table = (trained.model.table + 1 / 17) / 2
-    for module in (ood, alarm):
-        made = fake_run(
-            tmp_path, monkeypatch, module, model=Pixelwise(trained.info, table=table), name="flat"
-        )
-    return made
+    model = Pixelwise(trained.info, table=(trained.model.table + 1 / 17) / 2)
+    runs = [fake_run(tmp_path, monkeypatch, module, model=model, name="flat") for module in (ood, alarm)]
+    return runs[1]
 
 
-def test_runs_together_are_the_waic_and_the_mean_of_deviations(trained, flat, tmp_path):
-    asked = OodJob("model", "digits", ("digits-ab",), scores=("waic", "nll"), n=40, others=("flat",))
-    found = ood.run(asked, tmp_path, CPU, Log())
+def test_runs_together_are_the_waic_and_the_mean_of_deviations(
+    trained, flat, tmp_path, pictures, monkeypatch
+):
+    found = compared(tmp_path, scores=("waic", "nll"), n=40, others=("flat",))
     assert found["runs"] == ["model", "flat"]
-    rows = [row for row in csv.DictReader((tmp_path / "scores.csv").open()) if row["role"] == "in"]
-    pack = open_pack("digits")
-    seen = np.stack([nll(each, pack.images("test")[subset(355, 40)]) for each in (trained, flat)])
+    rows, pack = csv_rows(tmp_path / "scores.csv", "in"), open_pack("digits")
+    seen = np.stack([nll_of(each, pack.images("test")[subset(355, 40)]) for each in (trained, flat)])
     waic = seen.mean(0) + ((seen - seen.mean(0)) ** 2).mean(0)
     np.testing.assert_allclose([float(row["waic"]) for row in rows], waic, rtol=1e-4)
-    held_out = np.stack([nll(each, pack.images("val")) for each in (trained, flat)])
+    held_out = np.stack([nll_of(each, pack.images("val")) for each in (trained, flat)])
     z = (seen - held_out.mean(1, keepdims=True)) / held_out.std(1, keepdims=True)
     np.testing.assert_allclose([float(row["nll"]) for row in rows], z.mean(0), atol=1e-3)
     tables = [{"a": {"s": np.ones(3)}, "held": {"s": np.ones(5)}}] * 2
-    assert scoring.combined(tables, ["s"], "held")["a"]["s"].tolist() == [0, 0, 0], "scores that do not vary"
+    assert scores.combined(tables, ["s"], "held")["a"]["s"].tolist() == [0, 0, 0], "scores that do not vary"
     with pytest.raises(UsageError, match="score of several runs"):
-        ood.run(OodJob("model", "digits", ("digits-ab",), scores=("waic",), n=9), tmp_path, CPU, Log())
-
-
-def test_ensembles(trained, flat, tmp_path, pictures, monkeypatch):
+        compared(tmp_path, scores=("waic",), n=9)
     found = judged(tmp_path, pictures, scores=("waic",), others=("flat",))
     assert all(row["flagged"] for row in found["files"] if "odd" in row["file"])
     fake_run(tmp_path, monkeypatch, alarm, model=fitted(levels=2), name="binary")
@@ -386,9 +378,8 @@ def test_ensembles(trained, flat, tmp_path, pictures, monkeypatch):
 
 
 def test_figures_of_seeds_are_means_with_a_spread(trained, tmp_path, pictures):
-    asked = OodJob("model", "digits", ("digits-ab",), scores=("noisy", "nll"), n=60, seeds=3, seed=5)
-    found = ood.run(asked, tmp_path, CPU, Log())
-    rows = list(csv.DictReader((tmp_path / "scores.csv").open()))
+    found = compared(tmp_path, scores=("noisy", "nll"), n=60, seeds=3, seed=5)
+    rows = csv_rows(tmp_path / "scores.csv")
     noisy = [f"noisy@{seed}" for seed in (5, 6, 7)]
     assert [key for key in rows[0] if key.startswith("noisy")] == noisy and "png" in rows[0]
     auroc = []
@@ -430,28 +421,28 @@ def test_the_images_of_openoods_lists_are_scored_in_their_order(trained, tmp_pat
     outs = [found.key for found in ood_verb.with_lists(find_benchmark("toy"), openood)]
     assert outs == ["digits-ab", "dtd"] and "left out: `svhn`" in capsys.readouterr().err
     asked = {"scores": ("nll",), "benchmark": "toy", "imglists": str(openood), "full": True}
-    found = ood.run(OodJob("model", "digits", tuple(outs), **asked), tmp_path, CPU, Log())
+    found = compared(tmp_path, *outs, **asked)
     rows = [(row["out"], row["n_in"], row["n_out"]) for row in found["results"] if row["score"] == "nll"]
     assert rows == [(name, 20, 20) for name in ("digits-ab", "mean of near", "dtd", "mean of far")]
-    rows = [row for row in csv.DictReader((tmp_path / "scores.csv").open()) if row["role"] == "in"]
-    expected = nll(trained, open_pack("digits").images("test")[:20])
+    rows = csv_rows(tmp_path / "scores.csv", "in")
+    expected = nll_of(trained, open_pack("digits").images("test")[:20])
     np.testing.assert_allclose([float(row["nll"]) for row in rows], expected, rtol=1e-5)
     assert any("those of OpenOOD's lists" in note for note in found["notes"])
     next((openood / "images_classic" / "texture").iterdir()).unlink()
     with pytest.raises(MissingError, match="1 of the 20 pictures"):
-        ood.run(OodJob("model", "digits", tuple(outs), **asked), tmp_path, CPU, Log())
+        compared(tmp_path, *outs, **asked)
     with pytest.raises(MissingError, match="has no `benchmark_imglist`"):
         ood_verb.with_lists(find_benchmark("toy"), tmp_path)
 
 
 def test_near_and_far_have_means_over_seeds(trained, tmp_path, openood, monkeypatch):
     asked = {"scores": ("noisy",), "benchmark": "toy", "imglists": str(openood), "full": True, "seeds": 2}
-    found = ood.run(OodJob("model", "digits", ("digits-ab", "dtd"), **asked), tmp_path, CPU, Log())
+    found = compared(tmp_path, "digits-ab", "dtd", **asked)
     near = [row for row in found["results"] if row["group"] == "near" and row["score"] == "noisy"]
     assert [row["out"] for row in near] == ["digits-ab", "mean of near"]
     assert near[0]["auroc"] == near[1]["auroc"] and near[0]["spread"] == near[1]["spread"]
     monkeypatch.setattr(Pixelwise, "score_regret", Pixelwise.score_noisy)
-    found = ood.run(OodJob("model", "digits", ("digits-ab",), scores=("all",), n=20), tmp_path, CPU, Log())
+    found = compared(tmp_path, scores=("all",), n=20)
     scores = {row["score"] for row in found["results"] if not row["baseline"]}
     assert scores == {"far", "noisy", "regret", "nll", "typicality", "complexity", "gradnorm", "ensemble"}
     assert all(math.isfinite(row["auroc"]) for row in found["results"])

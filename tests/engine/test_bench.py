@@ -24,14 +24,14 @@ from gzcli.data.packs.batches import scan
 from gzcli.data.packs.open import open_pack
 from gzcli.engine.log import Log
 from gzcli.judge import bench, likelihood
-from gzcli.judge.image_sets import ImageSet
+from gzcli.judge.contestants import ImageSet
 from gzcli.judge.judge import Judge
-from gzcli.metrics import vit
+from gzcli.metrics import pretrained
 from gzcli.metrics.features import lenet
-from gzcli.metrics.frechet import frechet_distance
 from gzcli.metrics.interval import subset
 from gzcli.metrics.metric import metrics
 from gzcli.metrics.quality import lpips
+from gzcli.metrics.quality.fd import frechet_distance
 from gzcli.models.nn import LPIPS
 
 
@@ -136,8 +136,7 @@ def test_other_grey_levels_stand_in_columns_of_their_own(load, tmp_path):
     result = run(tmp_path, "plain", "coarse", metrics=("fd", "bpd"))
     plain, coarse = (row["metrics"] for row in result["rows"])
     assert set(plain) == {"fd", "bpd"} and set(coarse) == {"fd@5", "bpd@5"}
-    assert set(result["floor"]) == {"fd", "fd@5"}
-    assert result["floor"]["fd@5"] != result["floor"]["fd"]
+    assert set(result["floor"]) == {"fd", "fd@5"} and result["floor"]["fd@5"] != result["floor"]["fd"]
 
 
 def test_binary_models_have_nats_and_no_fd(load, tmp_path):
@@ -175,14 +174,14 @@ def test_features_of_fetched_transformers(load, tmp_path, monkeypatch):
     small = CLIPVisionModelWithProjection(CLIPVisionConfig(hidden_size=64, projection_dim=12, **sizes))
     file = tmp_path / "clip.bin"
     torch.save(small.state_dict(), file)
-    monkeypatch.setattr(vit, "weights", lambda name, **told: file)
+    monkeypatch.setattr(pretrained, "weights", lambda name, **told: file)
     result = run(tmp_path, "plain", n=60, metrics=("fd_clip", "kid_clip", "prc_clip"))
     found = result["rows"][0]["metrics"]
     parts = {f"{name}_clip" for name in ("precision", "recall", "density", "coverage")}
     assert set(found) == {"fd_clip", "kid_clip", *parts} == set(result["floor"])
     assert result["floor"]["fd_clip"] < found["fd_clip"] and result["biased"] == {"60": ["fd_clip"]}
     assert result["directions"] == dict.fromkeys(("fd_clip", "kid_clip"), "down") | dict.fromkeys(parts, "up")
-    space, pack = vit.clip(), open_pack("digits")
+    space, pack = pretrained.clip(), open_pack("digits")
     (path,) = (tmp_path / "samples").glob("plain-*.npz")
     fake = space.features(np.load(path)["samples"].transpose(0, 3, 1, 2))
     want = frechet_distance(fake, space.features(pack.images("test")))
@@ -217,7 +216,7 @@ def test_lpips_of_pairs(load, tmp_path, monkeypatch):
     assert shifted == pytest.approx(float(net(x, (x + 0.5).clamp(-1, 1)).mean()), rel=0.05)
     same = ImageSet(np.repeat(open_pack("digits").images("test")[:1], 8, 0))
     judge = SimpleNamespace(lpips=net, device="cpu")
-    assert lpips.of_images(judge, same)["lpips_diversity"].value == 0
+    assert lpips.diversity(judge, same)["lpips_diversity"].value == 0
 
 
 def test_records_of_metrics_are_light_and_name_each_column_once():

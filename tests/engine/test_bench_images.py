@@ -22,13 +22,12 @@ from gzcli.core.jobs import BenchJob
 from gzcli.data.packs.open import open_pack
 from gzcli.engine.log import Log
 from gzcli.judge import bench
-from gzcli.judge.contestants import Contestant, tell_apart
-from gzcli.judge.image_sets import ImageSet, RealImages
+from gzcli.judge.contestants import Contestant, ImageSet, RealImages, tell_apart
 from gzcli.judge.judge import json_figures
 from gzcli.metrics.features import lenet
-from gzcli.metrics.frechet import frechet_distance
 from gzcli.metrics.metric import column_of
 from gzcli.metrics.quality import worth
+from gzcli.metrics.quality.fd import frechet_distance
 from gzcli.store import runs
 
 pytestmark = pytest.mark.xdist_group("quality")  # the worker that has the LeNet of the digits

@@ -7,25 +7,25 @@ import io
 import json
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pixelwise import Pixelwise, fake_run, fitted
+from pixelwise import Pixelwise, fake_run, fitted, nll_of
 
 from gzcli.cli import ood as ood_verb
 from gzcli.cli import out
 from gzcli.core.errors import DivergedError, MissingError, UsageError
 from gzcli.core.jobs import OodJob
-from gzcli.core.sections import DataSection
+from gzcli.core.sections import DataSection, OodSection
 from gzcli.data.packs.batches import scan, to_uint8
 from gzcli.data.packs.open import open_pack
 from gzcli.data.sets.registry import Benchmark, find_benchmark
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import score_bins
-from gzcli.judge import ood, scoring
+from gzcli.judge import ood, scores
 from gzcli.judge.images import affordable, short_paths
 from gzcli.judge.ood import BASELINES
 from gzcli.judge.scores import Scorer, choose
@@ -34,6 +34,7 @@ from gzcli.metrics.detection import detection
 from gzcli.metrics.interval import subset
 from gzcli.models import catalog
 from gzcli.models.diffusion.ddpm import DDPM
+from gzcli.models.flow_matching.fm import FM
 from gzcli.models.gan.wgan import WGAN
 from gzcli.models.options import defaults
 
@@ -86,54 +87,43 @@ def test_result_files_and_figures_agree(trained, tmp_path):
 
 def test_nll_typicality_and_complexity_are_what_they_say(trained, tmp_path):
     run(tmp_path, n=60)
-    rows = rows_of(tmp_path, "in")
-    pack = open_pack("digits")
-
-    def nll(images):
-        k = (np.asarray(images).astype(int) * 17) >> 8
-        logp = np.log(trained.model.table.numpy())
-        return -np.take_along_axis(logp[None], k.reshape(len(k), -1)[..., None], 2).sum((1, 2))
-
-    index = subset(355, 60)
-    expected = nll(pack.images("test")[index])
+    rows, pack, index = rows_of(tmp_path, "in"), open_pack("digits"), subset(355, 60)
+    expected = nll_of(trained, pack.images("test")[index])
     assert np.allclose([float(row["nll"]) for row in rows], expected, rtol=1e-5)
-    held_out = nll(pack.images("val")).mean()
+    held_out = nll_of(trained, pack.images("val")).mean()
     assert np.allclose([float(row["typicality"]) for row in rows], abs(expected - held_out), atol=1e-2)
     parts = scan(pack, "test", batch_size=99, levels=17, device="cpu", index=index)
     seen = np.concatenate([to_uint8(b.x).numpy() for b in parts])
     for row, image, value in zip(rows, seen, expected, strict=True):
         buffer = io.BytesIO()
         Image.fromarray(image[0]).save(buffer, "PNG", optimize=True)
-        length = 8 * min(buffer.tell(), len(zlib.compress(image.tobytes(), 9)))
         assert float(row["png"]) == pytest.approx(buffer.tell())
         assert float(row["mean"]) == pytest.approx(image.mean())
-        # other coders can only shorten L(x)
+        length = 8 * min(
+            buffer.tell(), len(zlib.compress(image.tobytes(), 9))
+        )  # other coders can only shorten it
         assert value / math.log(2) - length <= float(row["complexity"]) + 0.1
 
 
 def test_a_score_does_not_depend_on_its_batch_or_on_other_scores(trained):
-    pack = open_pack("digits")
-    batches = list(scan(pack, "test", batch_size=10, levels=17, device="cpu", index=np.arange(20)))
-    singles = list(scan(pack, "test", batch_size=1, levels=17, device="cpu", index=np.arange(20)))
-    for names in (["nll", "gradnorm", "noisy"], ["noisy"]):
-        scorer = Scorer(trained, names, seed=3)
-        together = [scorer(b) for b in batches]
-        alone = [scorer(b) for b in singles]
-        for name in names:
-            whole, one = (np.concatenate([found[name] for found in parts]) for parts in (together, alone))
-            assert np.allclose(whole, one, rtol=1e-6), name
-    other = Scorer(trained, ["noisy"], seed=4)
-    assert not np.allclose(other(batches[0])["noisy"], scorer(batches[0])["noisy"])
-    again = np.concatenate([scorer(b)["noisy"] for b in batches])
-    assert np.array_equal(again, np.concatenate([t["noisy"] for t in together]))
+    pack, found = open_pack("digits"), {}
+    for names in (("nll", "gradnorm", "noisy"), ("noisy",)):
+        for size in (10, 1):
+            batches = scan(pack, "test", batch_size=size, levels=17, device="cpu", index=np.arange(20))
+            parts = [Scorer(trained, names, seed=3)(batch) for batch in batches]
+            found[names, size] = {name: np.concatenate([part[name] for part in parts]) for name in names}
+        together, alone = found[names, 10], found[names, 1]
+        assert all(np.allclose(together[name], alone[name], rtol=1e-6) for name in names)
+    with_others = found[("nll", "gradnorm", "noisy"), 10]
+    assert np.array_equal(together["noisy"], with_others["noisy"])
+    other = Scorer(trained, ["noisy"], seed=4)(first_of(n=10))["noisy"]
+    assert not np.allclose(other, together["noisy"][:10])
 
 
 def test_gradnorm_is_the_norm_of_the_gradient_of_all_parameters(trained):
     """For independent softmax pixels ∂ log p(x) / ∂ logits = onehot(x) − p."""
-    pack = open_pack("digits")
-    batch = first_of(n=6)
-    found = Scorer(trained, ["gradnorm"])(batch)["gradnorm"]
-    k = (np.asarray(pack.images("test")[:6]).astype(int) * 17) >> 8
+    found = Scorer(trained, ["gradnorm"])(first_of(n=6))["gradnorm"]
+    k = (np.asarray(open_pack("digits").images("test")[:6]).astype(int) * 17) >> 8
     gradient = np.eye(17)[k.reshape(6, -1)] - trained.model.table.numpy()
     assert np.allclose(found, np.log(np.sqrt((gradient**2).sum((1, 2)))), rtol=1e-5)
     assert not any(p.requires_grad for p in trained.model.parameters())
@@ -171,7 +161,13 @@ def test_ratio_is_the_difference_to_the_background(trained, tmp_path, monkeypatc
     assert "gz train pixelwise --data digits --set data.augment=[mutate]" in error.value.hint
 
 
-def test_options_reach_the_scores_that_take_them(trained, tmp_path):
+@dataclass(frozen=True)
+class FarOptions:
+    power: float = 3.0
+    scale: float = 1.0
+
+
+def test_options_reach_the_scores_that_take_them_also_in_a_dataclass(trained, tmp_path, monkeypatch):
     batch = first_of(n=9)
     plain, squared = Scorer(trained, ["far"]), Scorer(trained, ["far"], options={"power": 2.0, "other": 1})
     plain.fit([batch], [])
@@ -180,22 +176,13 @@ def test_options_reach_the_scores_that_take_them(trained, tmp_path):
     with pytest.raises(UsageError, match="takes `powr`"):
         run(tmp_path, scores=("far",), n=20, options={"powr": 0.0})
 
-
-@dataclass(frozen=True)
-class FarOptions:
-    power: float = 3.0
-    scale: float = 1.0
-
-
-def test_options_of_a_score_may_be_a_dataclass(trained, monkeypatch):
     def score_far(self, x, *, noise, far: FarOptions = FarOptions(scale=5.0), shift: float = 0.0):
         return torch.full((len(x),), far.scale * 2.0**far.power + shift)
 
     monkeypatch.setattr(Pixelwise, "score_far", score_far)
-    batch = first_of(n=2)
     for options, value in (({}, 40), ({"power": 2.0}, 20), ({"scale": 1.0, "shift": 7.0}, 15)):
         scorer = Scorer(trained, ["far"], options=options)
-        assert scorer(batch)["far"].tolist() == [value] * 2 and scorer.unused == []
+        assert scorer(batch)["far"].tolist() == [value] * 9 and scorer.unused == []
     assert Scorer(trained, ["far"], options={"far": 1}).unused == ["far"]
     assert defaults(trained.model.score_far)["scale"] == 5.0
 
@@ -218,7 +205,7 @@ def test_twenty_neighbours_are_found_without_n(trained, tmp_path, monkeypatch):
     """A bank of the trial's 16 images has none."""
     model = WGAN.of(trained.info, width=8, latent=4)
     fake_run(tmp_path, monkeypatch, ood, model=model, name="wgan")
-    monkeypatch.setattr(scoring, "affordable", lambda *known: 20)
+    monkeypatch.setattr(scores, "affordable", lambda *known: 20)
     result = run(tmp_path, run="wgan", scores=("knn",), n=None, options={"k": 20})
     assert len(model.bank) == len(open_pack("digits").images("train"))
     assert result["results"][0]["score"] == "knn"
@@ -241,9 +228,23 @@ def test_scores_that_there_are_not(trained, monkeypatch):
         with pytest.raises(UsageError, match=f"no score `{score}`") as error:
             choose(trained, [score])
         assert "did you mean" in error.value.hint
+    monkeypatch.setattr(Pixelwise, "likelihood", "ode")  # which is computed without a gradient
+    with pytest.raises(UsageError, match="without gradient, `gradnorm` needs one"):
+        choose(trained, ["gradnorm"])
     monkeypatch.delattr(Pixelwise, "log_prob")
     with pytest.raises(UsageError, match="has no likelihood"):
         choose(trained, ["nll"])
+
+
+def test_all_scores_are_those_that_the_model_can_compute_as_called(trained, tmp_path):
+    """A likelihood by an ODE has no gradient, and `ratio` needs a background."""
+    fm = FM.of(trained.info, channels=8, mult=(1,), attention=(), steps=2)
+    part = replace(trained.part, ood=OodSection())
+    names = choose(replace(trained, model=fm.eval(), part=part), None, every=True)
+    assert {"nll", "typicality", "complexity", "ensemble"} < set(names) and not {"gradnorm", "ratio"} & set(
+        names
+    )
+    assert {"gradnorm", "ratio"} < set(choose(trained, None, every=True, background=True))
 
 
 def test_a_benchmark_has_groups_with_means_and_names_what_is_missing(trained, tmp_path, monkeypatch):
@@ -255,7 +256,7 @@ def test_a_benchmark_has_groups_with_means_and_names_what_is_missing(trained, tm
     mean = next(row for row in found if row["out"] == "mean of far" and row["score"] == "nll")
     single = next(row for row in rows if row["out"] == "patches" and row["score"] == "nll")
     assert mean["auroc"] == single["auroc"] and mean["group"] == "far"
-    said = ood.notes(rows, {name: open_pack(name) for name in ("digits-ab",)}, 17, toy)
+    said = ood.notes(rows, {"digits-ab": open_pack("digits-ab")}, 17, toy, job())
     assert said[0].startswith("left out of `toy`: svhn, patches;")
 
 
@@ -267,7 +268,7 @@ def test_the_fpr_of_a_benchmark_is_that_of_its_version():
         ("openood-cifar10", ("OpenOOD v1.5,", "`fpr95`: the share of in-distribution images that is")),
         (None, ("`fpr95` (OpenOOD v1.5):", "`fpr95_id` (ODIN, OpenOOD v1):")),
     ):
-        notes = ood.notes([row], {}, 17, *([find_benchmark(benchmark)] if benchmark else []))
+        notes = ood.notes([row], {}, 17, find_benchmark(benchmark) if benchmark else None, job())
         (line,) = (note for note in notes if "OpenOOD v1" in note)
         assert all(word in line for word in words), benchmark
 
@@ -326,23 +327,18 @@ def test_a_foreign_folder_is_scored_whole_and_names_its_files(
     assert mean == {name: 10 * names.index(name) for name in mean}, "each line is that of its file"
 
 
-def test_the_same_set_on_both_sides_and_scores_that_are_not_finite_are_refused(trained, tmp_path, pictures):
+def test_a_subset_is_told_and_one_set_on_both_sides_or_scores_that_are_not_finite_are_refused(
+    trained, tmp_path, pictures
+):
     folder = pictures("own", [f"{i}.png" for i in range(20)])
+    notes = run(tmp_path, outs=(folder,), scores=("nll",), n=12)["notes"]
+    assert any("12 of the 20 images of `own` were scored; `--full` takes all" in note for note in notes)
     for sides in ({"ins": folder, "outs": (folder,)}, {"outs": ("digits",)}):
         with pytest.raises(UsageError, match="both"):
             run(tmp_path, **sides)
     trained.model.broken = True
     with pytest.raises(DivergedError, match=r"`far` is not finite for \d+ of \d+ images of `digits`"):
         run(tmp_path, scores=("far",))
-
-
-def test_a_subset_of_the_users_pictures_is_told(trained, tmp_path, monkeypatch, pictures):
-    monkeypatch.setattr(ood, "histograms", lambda *known: None)
-    folder = pictures("own", [f"{i}.png" for i in range(20)])
-    result = run(tmp_path, outs=(folder,), scores=("nll",), n=12)
-    assert any(
-        "12 of the 20 images of `own` were scored; `--full` takes all" in note for note in result["notes"]
-    )
 
 
 def test_a_path_with_a_comma_is_one_set(home, tmp_path, monkeypatch):
@@ -355,11 +351,6 @@ def test_a_path_with_a_comma_is_one_set(home, tmp_path, monkeypatch):
     assert ood_verb.split_sets("mnist, fashionmnist,") == ["mnist", "fashionmnist"]
     assert ood_verb.split_sets(f"{tmp_path}/a, b") == [f"{tmp_path}/a, b"]
     assert ood_verb.split_sets("a,b") == ["a", "b"]
-
-
-def test_names_of_paths_are_short_and_distinct():
-    found = short_paths(["mnist", "/home/me/photos", "/data/a/photos", "/data/faces"])
-    assert list(found.values()) == ["mnist", "me/photos", "a/photos", "faces"]
 
 
 def test_the_table_has_intervals_and_fits_a_terminal(capsys):
@@ -405,33 +396,30 @@ def test_the_sets_of_a_benchmark(trained, monkeypatch, capsys):
     with pytest.raises(MissingError, match="none of the foreign sets"):
         ood_verb.at_hand(benchmark, DataSection(size=32, channels=3))
     told = capsys.readouterr().err
-    assert all(
-        f"`{name}`" in told and "gz data download" in told for name in (*benchmark.near, *benchmark.far)
-    )
+    assert "gz data download" in told
+    assert all(f"`{name}`" in told for name in (*benchmark.near, *benchmark.far))
 
 
 def test_foreign_sets_pass_through_the_runs_size_and_channels(trained, tmp_path):
     result = run(tmp_path, outs=("patches",), scores=("nll",), n=50)
     assert all(row["resized"] for row in result["results"])
-    assert any(
-        "`patches` are of its images resized to 16×16 and made grey" in note for note in result["notes"]
-    )
+    assert any("`patches` are of its images resized to 16×16 and made grey" in n for n in result["notes"])
     assert result["results"][0]["score"] == "nll" and result["results"][0]["auroc"] > 0.9
 
 
-def test_budget_and_subsets():
-    assert affordable(0.1, 300, 2) == 1500
-    assert affordable(10, 300, 2) == 500
-    assert affordable(1e-6, 300, 2) == 10_000
+def test_budget_subsets_and_short_names():
+    assert [affordable(seconds, 300, 2) for seconds in (0.1, 10, 1e-6)] == [1500, 500, 10_000]
     small, large = subset(1000, 100), subset(1000, 300)
     assert (np.diff(small) > 0).all() and set(small) <= set(large) and len(large) == 300
     assert np.array_equal(subset(50, 500), np.arange(50))
+    names = short_paths(["mnist", "/home/me/photos", "/data/a/photos", "/data/faces"])
+    assert list(names.values()) == ["mnist", "me/photos", "a/photos", "faces"]
 
 
 def test_without_n_the_budget_decides_and_full_takes_all(trained, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        scoring, "affordable", lambda seconds, budget, sets: asked.append((seconds, budget, sets)) or 40
+        scores, "affordable", lambda seconds, budget, sets: asked.append((seconds, budget, sets)) or 40
     )
     result = run(tmp_path, scores=("nll",), n=None)
     assert result["results"][0]["n_in"] == result["results"][0]["n_out"] == 40
@@ -459,23 +447,18 @@ def test_pictures_in_colour_have_neighbours_in_features(monkeypatch, installed):
         def features(self, images):
             return np.asarray(images).mean((2, 3)) + 1
 
-    monkeypatch.setattr(ood.lite, "is_installed", lambda: installed)
-    monkeypatch.setattr(ood.lite, "lite", lambda device: Space())
+    monkeypatch.setattr(ood.pretrained, "is_installed", lambda: installed)
+    monkeypatch.setattr(ood.pretrained, "lite", lambda device: Space())
     home, other = open_pack("patches"), open_pack("digits", size=32, channels=3)
-    sets = {"patches": home, "digits": other}
-    seeds = [
-        {name: ood.ScoreTable(np.arange(12), None, {"s": np.ones(12)}) for name in sets} for _ in range(2)
-    ]
-    ood.add_baselines(seeds, sets, home, torch.device("cpu"))
-    known = ["s", "png", "mean", "knn_pixels", *(["knn_lite"] if installed else [])]
-    assert all(list(table.scores) == known for tables in seeds for table in tables.values())
+    picks = {p.meta.name: scores.Pick(p, "test", np.arange(12)) for p in (home, other)}
+    tables = ood.baseline_scores(picks, home, torch.device("cpu"))
+    names = ["png", "mean", "knn_pixels", *(["knn_lite"] if installed else [])]
+    assert [list(table) for table in tables.values()] == [names] * 2
     if installed:
         index = subset(home.meta.counts["train"], 2500)
-        rows = (
-            Space().features(images) for images in (home.images("train")[index], other.images("test")[:12])
-        )
+        rows = map(Space().features, (home.images("train")[index], other.images("test")[:12]))
         bank, seen = (f / np.linalg.norm(f, axis=1, keepdims=True) for f in rows)
         nearest = np.linalg.norm(seen[:, None] - bank, axis=2).min(1)
-        np.testing.assert_allclose(seeds[1]["digits"].scores["knn_lite"], nearest, atol=1e-7)
-    rows = ood.compare(seeds[0], {"digits": other}, ["s"], bootstrap=False)
-    assert [row["score"] for row in rows] == known
+        np.testing.assert_allclose(tables["digits"]["knn_lite"], nearest, atol=1e-7)
+    rows = ood.compare(tables, {"digits": other}, [], bootstrap=False)
+    assert [row["score"] for row in rows] == names

@@ -16,7 +16,7 @@ from gzcli.core.jobs import BenchJob
 from gzcli.data.packs.open import open_pack
 from gzcli.engine.log import Log
 from gzcli.judge import bench
-from gzcli.metrics import vit
+from gzcli.metrics import pretrained
 from gzcli.metrics.features import lenet
 
 pytestmark = pytest.mark.xdist_group("quality")  # the worker that has the LeNet of the digits
@@ -63,8 +63,9 @@ def test_clip_of_colour_pictures(tmp_path, monkeypatch):
     sizes = {"intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "patch_size": 56}
     small = CLIPVisionModelWithProjection(CLIPVisionConfig(hidden_size=64, projection_dim=12, **sizes))
     torch.save(small.state_dict(), tmp_path / "clip.bin")
-    monkeypatch.setattr(vit, "weights", lambda name, **told: tmp_path / "clip.bin")
-    encoder = SimpleNamespace(eval=lambda: None, encode_image=vit.clip().net)
+    monkeypatch.setattr(pretrained, "weights", lambda name, **told: tmp_path / "clip.bin")
+    network, _ = pretrained.transformer(pretrained.CLIP, pretrained.clip_of)
+    encoder = SimpleNamespace(eval=lambda: None, encode_image=lambda x: network(x).image_embeds)
     monkeypatch.setitem(sys.modules, "clip", SimpleNamespace(load=lambda name, device: (encoder, None)))
     rng = np.random.default_rng(0)
     base = rng.integers(0, 256, (60, 8, 8, 3)).astype(np.uint8)

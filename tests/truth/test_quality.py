@@ -18,14 +18,14 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.data.packs.open import open_pack
-from gzcli.judge.image_sets import RealImages
+from gzcli.judge.contestants import RealImages
 from gzcli.judge.judge import read_statistics
 from gzcli.metrics import features
 from gzcli.metrics.features import LeNet, LeNetFeatures, lenet
-from gzcli.metrics.frechet import frechet_distance
-from gzcli.metrics.inception import INCEPTION, inception, inception_weights
 from gzcli.metrics.metric import metrics
+from gzcli.metrics.pretrained import INCEPTION, inception
 from gzcli.metrics.quality.classes import total_variation
+from gzcli.metrics.quality.fd import frechet_distance
 from gzcli.store import files
 from gzcli.store.paths import cache_dir
 
@@ -118,7 +118,7 @@ def test_a_damaged_judge_is_made_again_with_a_line(digits, tmp_path, monkeypatch
 
 
 def test_damaged_features_of_real_images_are_computed_again(digits, net, tmp_path, monkeypatch):
-    monkeypatch.setattr("gzcli.judge.image_sets.cache_dir", lambda *parts: tmp_path.joinpath(*parts))
+    monkeypatch.setattr("gzcli.judge.contestants.cache_dir", lambda *parts: tmp_path.joinpath(*parts))
     said: list[str] = []
     few = replace(RealImages(digits, say=said.append).reference(None), images=digits.images("test")[:8])
     first = replace(few, _features={}).features(net)
@@ -241,14 +241,14 @@ def test_features_of_real_images_are_kept_by_the_content_of_their_set(digits, ne
 def test_missing_inception_weights_name_the_file_and_its_place(tmp_path, monkeypatch):
     monkeypatch.setenv("GZ_HOME", str(tmp_path))
     with pytest.raises(MissingError) as error:
-        inception_weights()
+        inception()
     assert INCEPTION in error.value.message and str(cache_dir("weights") / INCEPTION) in error.value.hint
     (tmp_path / "bad.pth").write_bytes(b"not weights")
     with pytest.raises(UsageError, match="not a file of weights"):
-        inception_weights(tmp_path / "bad.pth")
+        inception(tmp_path / "bad.pth")
     torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
     with pytest.raises(UsageError, match="does not hold"):
-        inception_weights(tmp_path / "other.pth")
+        inception(tmp_path / "other.pth")
 
 
 @pytest.fixture

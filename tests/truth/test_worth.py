@@ -67,8 +67,7 @@ def test_it_is_a_function_of_its_arguments(sides):
         with pytest.raises(UsageError):
             worth(few, (few[0], labels), test, 10)
     real, made = np.array([0, 0, 0, 0, 1, 2, 2]), np.array([1, 0, 1, 2, 1, 1])
-    assert filling(real, made, 3).tolist() == [0, 2, 4]
-    assert filling(real, made[:3], 3).tolist() == [0, 2]
+    assert filling(real, made, 3).tolist() == [0, 2, 4] and filling(real, made[:3], 3).tolist() == [0, 2]
     assert filling(real, made, 4).tolist() == []  # no sample is of class 3, which no real image has
     assert filling(np.arange(3), made, 3).tolist() == []
 

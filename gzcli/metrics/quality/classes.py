@@ -1,14 +1,18 @@
-"""`classes`: whether samples are of the classes that they should be of, by the set's LeNet."""
+"""The classes of samples: `classes`, whether they are those that they should be, by the set's LeNet; and
+`is`, the inception score (Salimans et al. 2016, arXiv:1606.03498, §4)."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from gzcli.metrics.metric import Column, Figures, Metric
+from gzcli.metrics.metric import Column, Figures, Interval, Metric
 
 if TYPE_CHECKING:
     import numpy as np
+
+SPLITS = 10  # parts of the samples over which the inception score is averaged, as torch-fidelity does
+T = 2.262  # Student's t of nine degrees of freedom
 
 
 def of_images(judge: Any, images: Any) -> Figures:
@@ -37,13 +41,22 @@ def total_variation(seen: np.ndarray, labels: np.ndarray, classes: int) -> float
     return float(0.5 * np.abs(p - q).sum())
 
 
+def inception_score(fake: np.ndarray, real: np.ndarray, intervals: bool) -> Figures:
+    """exp E KL(p(y | x) ‖ p(y)) of the logits behind Inception's features, with the interval of a mean of
+    ten."""
+    import torch
+    from torch_fidelity.metric_isc import isc_features_to_metric
+
+    from gzcli.metrics.pretrained import POOLED
+
+    score = isc_features_to_metric(torch.from_numpy(fake[:, POOLED:]).float(), splits=SPLITS)
+    value, spread = score["inception_score_mean"], score["inception_score_std"]
+    half = T * spread / (SPLITS - 1) ** 0.5
+    return {"is": Interval(value, value - half, value + half)}
+
+
+COLUMNS = (Column("tv", "down", keep=12), Column("label_accuracy", "up", keep=11))
 METRICS = (
-    Metric(
-        "classes",
-        70,
-        (Column("tv", "down", keep=12), Column("label_accuracy", "up", keep=11)),
-        "lenet",
-        default="always",
-        of_images=of_images,
-    ),
+    Metric("classes", 70, COLUMNS, "lenet", default="always", of_images=of_images),
+    Metric("is", 320, (Column("is", "up"),), "inception", compare=inception_score),
 )

@@ -4,33 +4,130 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gzcli.core.errors import UsageError
 from gzcli.metrics.metric import Column, Figures, Metric
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from gzcli.metrics.frechet import Moments
 
 WIDE = 256  # features from which an interval has fewer draws: each takes about a second
 DRAWS, FEW_DRAWS = 50, 12  # halves of the images for the interval
 INFINITY_DRAWS = 20
 
 
-def raw(name: str, width: int, fake: np.ndarray, real: np.ndarray, intervals: bool) -> Figures:
-    from gzcli.metrics.frechet import frechet_distance
+class Moments(NamedTuple):
+    mean: np.ndarray
+    covariance: np.ndarray
+    n: int
+
+
+def moments(features: np.ndarray) -> Moments:
+    import numpy as np
+
+    features = rows_of(features)
+    return Moments(features.mean(0), np.atleast_2d(np.cov(features, rowvar=False)), len(features))
+
+
+def rows_of(features: np.ndarray) -> np.ndarray:
+    """Features [N, D] in float64, of two rows or more, all finite. Raises UsageError for others."""
+    import numpy as np
+
+    features = np.asarray(features, np.float64)
+    if features.ndim != 2:
+        raise UsageError(f"features of the shape {features.shape} are not rows")
+    if len(features) < 2:
+        raise UsageError("a Fréchet distance needs at least two images on each side")
+    if not np.isfinite(features).all():
+        raise UsageError("some features are not finite")
+    return features
+
+
+def check_widths(one: int, other: int) -> None:
+    if one != other:
+        raise UsageError(f"features of widths {one} and {other} cannot be compared")
+
+
+def frechet_of_moments(a: Moments, b: Moments) -> float:
+    import numpy as np
+
+    check_widths(len(a.mean), len(b.mean))
+    difference = a.mean - b.mean
+    # Σ₁Σ₂ has the eigenvalues of the symmetric matrix Σ₁^½ Σ₂ Σ₁^½. They are real and, but for rounding, not
+    # negative: the square root needs no complex numbers, and no ε on the diagonal of singular covariances.
+    values, vectors = np.linalg.eigh(a.covariance)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    cross = np.sqrt(np.linalg.eigvalsh(root @ b.covariance @ root).clip(0)).sum()
+    return float(difference @ difference + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross)
+
+
+def frechet_distance(f1: np.ndarray, f2: np.ndarray) -> float:
+    """‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½) of features [N1, D] and [N2, D], in float64."""
+    import numpy as np
+
+    f1, f2 = rows_of(f1), rows_of(f2)
+    if max(len(f1), len(f2)) >= f1.shape[1] or f1.shape[1] != f2.shape[1]:
+        return frechet_of_moments(moments(f1), moments(f2))
+    # With Σ = AᵀA, tr (Σ₁Σ₂)^½ is the sum of the singular values of A₁A₂ᵀ, [N1, N2]: the same distance, in
+    # less time where there are fewer rows than features.
+    a1, a2 = ((f - f.mean(0)) / np.sqrt(len(f) - 1) for f in (f1, f2))
+    difference = f1.mean(0) - f2.mean(0)
+    cross = np.linalg.svd(a1 @ a2.T, compute_uv=False).sum()
+    return float(difference @ difference + np.square(a1).sum() + np.square(a2).sum() - 2 * cross)
+
+
+def pca_frechet(fake: np.ndarray, real: np.ndarray, *, dims: int = 64) -> float:
+    """The Fréchet distance in the first principal components of the real features.
+
+    The noise of a covariance grows with its width. That of 1,280 features hides what differs where there are
+    fewer images than features; 64 components keep most of the variance and little of the noise.
+    """
+    import numpy as np
+    from scipy.linalg import eigh
+
+    fake, covariance = rows_of(fake), moments(real).covariance
+    width = len(covariance)
+    check_widths(fake.shape[1], width)
+    axes = eigh(covariance, subset_by_index=(max(0, width - dims), width - 1))[1]
+    return frechet_distance(fake @ axes, np.asarray(real, np.float64) @ axes)
+
+
+def frechet_infinity(fake: np.ndarray, real: np.ndarray, *, points: int = 15, seed: int = 0) -> float:
+    """The Fréchet distance of infinitely many images: the intercept of the line that is fitted to the
+    distances of n rows over 1/n (Chong & Forsyth 2020, arXiv:1911.07023, §3).
+
+    The subsets take the same share of both sides, because the bias of both falls as 1/n; the paper keeps
+    the real side whole. The distance may come out below 0 where the sets are alike, and is still far too
+    large where there are fewer rows than features.
+    """
+    import numpy as np
+
+    n = min(len(fake), len(real))
+    if n < 10:
+        raise UsageError("an extrapolated Fréchet distance needs at least ten images on each side")
+    # Below two rows a feature the distance does not fall as 1/n yet: half of the rows at most are left out.
+    least = max(0.1, min(0.5, 2 * np.shape(real)[1] / n))
+    rng, shares = np.random.default_rng(seed), np.linspace(least, 1, points)
+    distances = [
+        frechet_distance(*(f[rng.permutation(len(f))[: round(share * len(f))]] for f in (fake, real)))
+        for share in shares
+    ]
+    return float(np.polynomial.polynomial.polyfit(1 / shares, distances, 1)[0])
+
+
+def compare(
+    name: str, distance: Any, width: int, draws: int, fake: np.ndarray, real: np.ndarray, intervals: bool
+) -> Figures:
     from gzcli.metrics.interval import halves, not_negative
 
-    draws = FEW_DRAWS if min(width, fake.shape[1]) >= WIDE else DRAWS
-    sides = (rows[:, :width] for rows in (fake, real))
-    return {name: not_negative(halves(frechet_distance, *sides, draws=draws, intervals=intervals))}
+    figure = halves(distance, fake[:, :width], real[:, :width], draws=draws, intervals=intervals)
+    return {name: figure if name == "fd_inf" else not_negative(figure)}
 
 
 def to_moments(metric: Metric, fake: np.ndarray, real: Moments) -> Figures:
     """The distance of features [N, D] to a mean and a covariance, of the real images of which no more is
     known. Its interval is that of the samples alone."""
-    from gzcli.metrics.frechet import frechet_of_moments, moments
     from gzcli.metrics.interval import half_samples, not_negative
 
     fake = fake[:, : metric.width]
@@ -39,37 +136,26 @@ def to_moments(metric: Metric, fake: np.ndarray, real: Moments) -> Figures:
     return {metric.name: not_negative(distance)}
 
 
-def infinity(fake: np.ndarray, real: np.ndarray, intervals: bool) -> Figures:
-    from gzcli.metrics.frechet import frechet_infinity
-    from gzcli.metrics.interval import halves
-
-    return {"fd_inf": halves(frechet_infinity, fake, real, draws=INFINITY_DRAWS, intervals=intervals)}
-
-
-def pca(fake: np.ndarray, real: np.ndarray, intervals: bool) -> Figures:
-    from gzcli.metrics.frechet import pca_frechet
-    from gzcli.metrics.interval import halves, not_negative
-
-    distance = halves(pca_frechet, fake, real, draws=FEW_DRAWS, intervals=intervals)
-    return {"fd_lite_pca": not_negative(distance)}
-
-
 def metric(
-    name: str, order: int, features: str, width: int, rank: int, meaning: str = "", **more: Any
+    name: str, order: int, features: str, width: int, rank: int | None, distance: Any, **more: Any
 ) -> Metric:
-    column = Column(name, "down", keep=18 if name == "fid" else 19, rank=rank, meaning=meaning)
-    rotated = (Column("fd_rot", "down", keep=19, rank=2),) if name == "fd" else ()
-    return Metric(name, order, (column, *rotated), features, width, compare=partial(raw, name, width), **more)
+    draws = INFINITY_DRAWS if name == "fd_inf" else FEW_DRAWS if width >= WIDE else DRAWS
+    keep, signed, meaning = 18 if name == "fid" else 19, name == "fd_inf", MEANINGS.get(name, "")
+    columns = [Column(name, "down", keep=keep, rank=rank, signed=signed, meaning=meaning)]
+    if name == "fd":
+        columns.append(Column("fd_rot", "down", keep=19, rank=2))
+    how = partial(compare, name, distance, width, draws)
+    raw = width if distance is frechet_distance else None
+    return Metric(name, order, tuple(columns), features, raw, compare=how, **more)
 
 
-LENET = "Fréchet distance in features of the set's own LeNet"
-INCEPTION = "Fréchet Inception distance"
+MEANINGS = {"fd": "Fréchet distance in features of the set's own LeNet", "fid": "Fréchet Inception distance"}
 METRICS = (
-    metric("fd", 10, "lenet", 64, 1, LENET, default="always"),
-    Metric("fd_inf", 20, (Column("fd_inf", "down", keep=19, signed=True),), "lenet", compare=infinity),
-    metric("fd_lite", 210, "lite", 1280, 11),
-    Metric("fd_lite_pca", 220, (Column("fd_lite_pca", "down", keep=19),), "lite", compare=pca),
-    metric("fid", 300, "inception", 2048, 3, INCEPTION),
-    metric("fd_dinov2", 400, "dinov2", 1024, 4),
-    metric("fd_clip", 500, "clip", 512, 5),
+    metric("fd", 10, "lenet", 64, 1, frechet_distance, default="always"),
+    metric("fd_inf", 20, "lenet", 64, None, frechet_infinity),
+    metric("fd_lite", 210, "lite", 1280, 11, frechet_distance),
+    metric("fd_lite_pca", 220, "lite", 1280, None, pca_frechet),
+    metric("fid", 300, "inception", 2048, 3, frechet_distance),
+    metric("fd_dinov2", 400, "dinov2", 1024, 4, frechet_distance),
+    metric("fd_clip", 500, "clip", 512, 5, frechet_distance),
 )

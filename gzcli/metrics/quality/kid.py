@@ -4,7 +4,7 @@ n."""
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 from gzcli.core.errors import UsageError
 from gzcli.metrics.metric import Column, Figures, Interval, Metric
@@ -15,10 +15,6 @@ if TYPE_CHECKING:
 ROWS = 1000  # rows of the kernel matrix that are held in memory at once
 WIDTH = 2048  # features at most: behind Inception's stand its logits
 SEED = 2020  # torch-fidelity's, so that its subsets are ours
-
-
-def compare(name: str, subsets: int, fake: np.ndarray, real: np.ndarray, intervals: bool) -> Figures:
-    return {name: kid(fake[:, :WIDTH], real[:, :WIDTH], subsets=subsets, seed=SEED)}
 
 
 def kid(
@@ -54,21 +50,20 @@ def kid(
 
 def _mmd2(fake: np.ndarray, real: np.ndarray, drawn: list[list[np.ndarray]]) -> np.ndarray:
     """The unbiased estimate of MMD² (Gretton et al. 2012, JMLR 13, eq. 3) of each of S subsets, [S]."""
-    m = len(drawn[0][0])
-    sides = [_used(f, [rows[i] for rows in drawn]) for i, f in enumerate((fake, real))]
-    within = sum(_sums(side, side) - _diagonals(*side) for side in sides) / (m * (m - 1))
-    return within - 2 * _sums(*sides) / m**2
-
-
-def _used(features: np.ndarray, drawn: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that subsets use, [N, D], and which of them each uses, 0 or 1, [S, N]."""
     import numpy as np
 
-    rows = np.unique(drawn)
-    uses = np.zeros((len(drawn), len(rows)))
-    for one, subset in zip(uses, drawn, strict=True):
-        one[np.searchsorted(rows, subset)] = 1
-    return features[rows], uses
+    m = len(drawn[0][0])
+    sides = []
+    for i, features in enumerate((fake, real)):
+        rows = np.unique([subset[i] for subset in drawn])  # that some subset uses
+        uses = np.zeros((len(drawn), len(rows)))  # which of them each uses, 0 or 1
+        for line, subset in zip(uses, drawn, strict=True):
+            line[np.searchsorted(rows, subset[i])] = 1
+        sides.append((features[rows], uses))
+    within = sum(
+        _sums((x, uses), (x, uses)) - uses @ _kernel(np.square(x).sum(1), x.shape[1]) for x, uses in sides
+    )
+    return within / (m * (m - 1)) - 2 * _sums(*sides) / m**2
 
 
 def _sums(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
@@ -83,31 +78,19 @@ def _sums(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) ->
     return sums
 
 
-def _diagonals(x: np.ndarray, in_x: np.ndarray) -> np.ndarray:
-    """The sum of the kernel of each row with itself over each subset, [S]."""
-    import numpy as np
-
-    return in_x @ _kernel(np.square(x).sum(1), x.shape[1])
-
-
 def _kernel(products: np.ndarray, width: int) -> np.ndarray:
     base = products / width + 1
     return base * base * base  # a power takes ten times as long
 
 
-def metric(
-    name: str,
-    order: int,
-    features: str,
-    rank: int,
-    *,
-    subsets: int = 40,
-    default: Literal["", "always", "colour"] = "",
-) -> Metric:
+def compare(name: str, subsets: int, fake: np.ndarray, real: np.ndarray, intervals: bool) -> Figures:
+    return {name: kid(fake[:, :WIDTH], real[:, :WIDTH], subsets=subsets, seed=SEED)}
+
+
+def metric(name: str, order: int, features: str, rank: int, *, subsets: int = 40, **more: Any) -> Metric:
     meaning = "kernel Inception distance" if name == "kid" else ""
     column = Column(name, "down", keep=17, rank=rank, signed=True, meaning=meaning)
-    how = partial(compare, name, subsets)
-    return Metric(name, order, (column,), features, default=default, compare=how)
+    return Metric(name, order, (column,), features, compare=partial(compare, name, subsets), **more)
 
 
 METRICS = (

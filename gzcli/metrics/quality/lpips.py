@@ -11,14 +11,13 @@ from gzcli.metrics.metric import Column, Figures, Interval, Metric
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
 
 REBUILT = 200  # test images that are reconstructed: of a GAN each takes a search
 PAIRS = 500  # of samples
 BATCH = 50  # pairs in a forward pass
 
 
-def of_model(judge: Any, contestant: Any) -> Figures:
+def reconstruction(judge: Any, contestant: Any) -> Figures:
     """`lpips_recon`, the mean over test images of the distance to what the model rebuilds of them, as
     `gz sample --do reconstruct` does; {} of a model that reconstructs nothing."""
     import torch
@@ -29,8 +28,8 @@ def of_model(judge: Any, contestant: Any) -> Figures:
     method = getattr(trained.model, "reconstruct", None)
     if method is None:
         return {}
-    images = judge.test_images(trained, REBUILT, BATCH)
-    labelled, done = "labels" in inspect.signature(method).parameters and trained.model.conditional, 0
+    images, done = judge.test_images(trained, REBUILT, BATCH), 0
+    labelled = "labels" in inspect.signature(method).parameters and trained.model.conditional
     with judge.log.bar(f"reconstruct by {trained.name}") as progress:
 
         def work(batch: Batch) -> dict[str, np.ndarray]:
@@ -48,7 +47,7 @@ def of_model(judge: Any, contestant: Any) -> Figures:
         return {"lpips_recon": mean(ranks.over(images, work)["distance"])}
 
 
-def of_images(judge: Any, images: Any) -> Figures:
+def diversity(judge: Any, images: Any) -> Figures:
     """`lpips_diversity`, the mean distance of random pairs of images, and `lpips_diversity|y`, that of pairs
     of one class where there are labels. Images that do not differ are 0 apart."""
     import numpy as np
@@ -64,41 +63,27 @@ def of_images(judge: Any, images: Any) -> Figures:
 
 
 def pairs(rows: np.ndarray) -> np.ndarray:
-    """Neighbours among rows as pairs, [n // 2, 2]."""
     return rows[: len(rows) // 2 * 2].reshape(-1, 2)
 
 
 def distances(judge: Any, images: Any, chosen: np.ndarray) -> np.ndarray:
-    """The distances of the first pairs [≤ PAIRS, 2] of images."""
     import numpy as np
     import torch
-
-    def side(rows: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.stack([images.images[int(i)] for i in rows])).float() / 127.5 - 1
 
     chosen, parts = chosen[:PAIRS], []
     with torch.no_grad():
         for rows in np.array_split(chosen, max(1, len(chosen) // BATCH)):
-            a, b = (side(rows[:, i]).to(judge.device) for i in (0, 1))
+            sides = (np.stack([images.images[int(i)] for i in side]) for side in rows.T)
+            a, b = ((torch.from_numpy(side).float() / 127.5 - 1).to(judge.device) for side in sides)
             parts.append(judge.lpips(a, b).cpu().numpy())
     return np.concatenate(parts)
 
 
 def mean(values: np.ndarray) -> Interval:
-
     value, half = float(values.mean()), 1.96 * float(values.std()) / len(values) ** 0.5
     return Interval(value, max(0.0, value - half), value + half)
 
 
-METRICS = (
-    Metric(
-        "lpips",
-        330,
-        (Column("lpips_recon", "down"),),
-        weights="vgg16",
-        floor="train",
-        shared=True,
-        of_images=of_images,
-        of_model=of_model,
-    ),
-)
+RECON = (Column("lpips_recon", "down"),)
+HOW: dict[str, Any] = {"of_images": diversity, "of_model": reconstruction}
+METRICS = (Metric("lpips", 330, RECON, weights="vgg16", floor="train", shared=True, **HOW),)

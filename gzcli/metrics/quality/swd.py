@@ -1,5 +1,4 @@
-"""`swd`: the sliced Wasserstein distance (Rabin et al. 2011; Bonneel et al. 2015, J. Math. Imaging Vis.
-51:22)."""
+"""`swd`: the sliced Wasserstein distance (Rabin et al. 2011; Bonneel et al. 2015, JMIV 51:22)."""
 
 from __future__ import annotations
 
@@ -48,6 +47,5 @@ def sliced_wasserstein(fake: np.ndarray, real: np.ndarray, *, projections: int =
     return float(np.sqrt((width @ np.square(a[start // m] - b[start // n])).mean()))
 
 
-METRICS = (
-    Metric("swd", 50, (Column("swd", "down", keep=4, rank=12),), "pixels", default="always", compare=compare),
-)
+SWD = (Column("swd", "down", keep=4, rank=12),)
+METRICS = (Metric("swd", 50, SWD, "pixels", default="always", compare=compare),)

