@@ -31,6 +31,7 @@ from gzcli.recipe.recipe import Recipe
 from gzcli.store import files, runs
 from gzcli.store.files import part_path, sweep
 from gzcli.store.paths import cache_dir
+from gzcli.store.run_folder import Run
 
 WEEK = 7 * 86_400  # seconds after which a plan asks before it starts
 PAUSES = 0.1  # share of the time that pictures, validation and checkpoints take; `--minutes` counts so too
