@@ -35,10 +35,9 @@ from gzcli.core.errors import (
 from gzcli.core.parts import part_of
 from gzcli.core.units import duration
 from gzcli.data.packs.open import check_unchanged, open_pack, pack_options, record_data
-from gzcli.engine.accelerator import accelerate, prepare_torch
 from gzcli.engine.cadence import KEPT, LEAST, count_steps
-from gzcli.engine.compiled import compiles
 from gzcli.engine.log import Log
+from gzcli.engine.step import accelerate, compiles, prepare_torch
 from gzcli.launch.plan import write_train
 from gzcli.store import claims, files, png
 from gzcli.store.metrics import metric_lines

@@ -34,7 +34,6 @@ from gzcli.core.units import as_size, by_sides
 from gzcli.data.packs.batches import TrainBatches, scan
 from gzcli.data.packs.pack import Pack, is_array
 from gzcli.engine.log import Log
-from gzcli.engine.shapes import shapes_only
 from gzcli.engine.trained import Autoencoder, DiffusersVAE, LatentSpace, build_model, find_autoencoder
 from gzcli.models import catalog
 from gzcli.models.base import Model
@@ -264,6 +263,8 @@ def on_latents(part: Part, info: DataInfo) -> DataInfo:
 
 
 def _shape_by_run(run: runs.Run, info: DataInfo) -> tuple[int, ...]:
+    from gzcli.engine.shapes import shapes_only
+
     for stage in run.stages or [run]:
         part = part_of(stage.tree())
         card = catalog.card_of(stage, part.model)

@@ -1,8 +1,8 @@
 """A run that came as one file: it becomes a run in the cache, which every verb takes.
 
-The file is a `model.safetensors` by gz, or what `gz runs export` wrote: on disk, on the hub (`hf://OWNER/NAME`)
-or in gz itself (`pretrained:MODEL`). It is data: no code comes with it, and what it names outside itself is
-not fetched.
+The file is a `model.safetensors` by gz, or what `gz runs export` wrote: on disk, on the hub
+(`hf://OWNER/NAME`) or in gz itself (`pretrained:MODEL`). It is data: no code comes with it, and what it names
+outside itself is not fetched.
 """
 
 from __future__ import annotations

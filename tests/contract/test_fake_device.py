@@ -28,8 +28,8 @@ from gzcli.data.packs.batches import TrainBatches
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack
 from gzcli.engine import optim, prepared, sampler, trained, trainer, validate
-from gzcli.engine.accelerator import precision
 from gzcli.engine.log import Log
+from gzcli.engine.step import precision
 from gzcli.judge import scoring
 from gzcli.judge.images import Images
 from gzcli.judge.sample import apply

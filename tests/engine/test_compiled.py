@@ -18,6 +18,7 @@ from gzcli.core.types import Batch, BatchNoise
 from gzcli.engine import compiled
 from gzcli.engine.compiled import Compiled, GivenNoise
 from gzcli.engine.log import Log
+from gzcli.engine.step import compiles, mode_of
 from gzcli.models.base import Model, named_losses
 from gzcli.models.denoising.process import stratified
 from gzcli.testing.case import started
@@ -174,7 +175,7 @@ def test_finding_the_draws_changes_nothing():
     case = next(c for c in CASES if c.model == "vqvae")  # its codebook moves at every loss
     model, batch = started(case)
     state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    draws = compiled.draws_of(model, micro_batch(batch, 0, n=8), {}, "main")
+    draws = compiled.draws_of(model, replace(micro_batch(batch, 0, n=8), extra={}), "main")
     assert isinstance(draws, list)
     assert torch.equal(torch.get_rng_state(), random)
     for key, value in model.state_dict().items():
@@ -188,13 +189,13 @@ def test_where_auto_compiles():
     model, _ = started(VAE)
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     long = Part("vae", train=TrainSection(steps=100_000))
-    assert compiled.compiles(long, model, gpu) and not compiled.compiles(long, model, cpu)
+    assert compiles(long, model, gpu) and not compiles(long, model, cpu)
     short = replace(long, train=replace(long.train, steps=100))
     asked = replace(short, train=replace(short.train, compile=True))
-    assert not compiled.compiles(short, model, gpu) and compiled.compiles(asked, model, cpu)
+    assert not compiles(short, model, gpu) and compiles(asked, model, cpu)
     exact = replace(long, train=replace(long.train, deterministic=True))
-    assert not compiled.compiles(exact, model, gpu)
-    assert compiled.mode_of(long, model, gpu) == "reduce-overhead"
-    assert compiled.mode_of(long, model, cpu) is None
+    assert not compiles(exact, model, gpu)
+    assert mode_of(long, model, gpu) == "reduce-overhead"
+    assert mode_of(long, model, cpu) is None
     parts = replace(long, train=replace(long.train, accumulate=2))
-    assert compiled.mode_of(parts, model, gpu) is None, "a CUDA graph cannot add up gradients"
+    assert mode_of(parts, model, gpu) is None, "a CUDA graph cannot add up gradients"

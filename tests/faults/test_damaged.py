@@ -277,13 +277,13 @@ def test_what_is_kept_of_a_run_is_made_again(run, how, tmp_path, capsys):
 
 def test_a_damaged_cost_is_found_again(tmp_path, monkeypatch):
     monkeypatch.setenv("GZ_HOME", str(tmp_path))
-    file = forecast._path("key")
+    file = forecast.cached("key")
     file.parent.mkdir(parents=True)
     more = {"text": b'{"timed": true, "params": "3"}', "old": b'{"cost": {}, "seconds": 3}'}
-    assert forecast._read("key") == {}
+    assert forecast.recall("key") == {}
     for how, content in (DAMAGES | more).items():
         file.write_bytes(content or b"")
-        assert forecast._read("key") == {}, how
+        assert forecast.recall("key") == {}, how
 
 
 def test_the_store_is_as_it_was(run):
