@@ -97,7 +97,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def figures(run: Run) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl` without what depends on the machine."""
-    from gzcli.engine.curves import RATES
+    from gzcli.engine.pictures import RATES
 
     return [{k: v for k, v in x.items() if k not in RATES} for x in lines(run.path / "metrics.jsonl")]
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,147 +13,102 @@ from torch.optim import Optimizer
 from gzcli.core import ranks
 from gzcli.core.errors import DamagedError, MissingError, UsageError
 from gzcli.engine import checkpoint as checkpoints
-from gzcli.engine.checkpoint import Checkpoint, Saved, SpaceRecord
-from gzcli.engine.ema import EMA
-from gzcli.engine.history import History
+from gzcli.engine.checkpoint import Checkpoint, Saved
 from gzcli.engine.log import Log
 from gzcli.engine.optim import restore
-from gzcli.engine.trained import Trained
 from gzcli.store import files, runs
-from gzcli.store.files import part_path
 from gzcli.store.runs import Run
 
-
-@dataclass
-class State:
-    """Everything of a training that is not a function of its recipe, its data and the step.
-
-    trained: the model with its run, recipe and latent space.
-    ema: its averaged weights.
-    optimizers: the optimizer of each phase.
-    scaler: scaler of the losses under fp16; None: it is not used.
-    history: holds the losses that are not logged yet.
-    built_on: sha256 of the weights of each stage that the model is built on.
-    saved: step of the newest checkpoint; 0: there is none.
-    """
-
-    trained: Trained
-    ema: EMA
-    optimizers: Mapping[str, Optimizer]
-    scaler: torch.amp.GradScaler | None
-    history: History
-    built_on: Mapping[str, str]
-    saved: int = 0
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the checkpoints."""
-        return self.trained.run.checkpoints_folder
-
-    @property
-    def log(self) -> Log:
-        """Where lines and events go."""
-        return self.history.log
-
-    @property
-    def space(self) -> SpaceRecord | None:
-        """The latent space that the model lives in; None: pixels."""
-        return self.trained.space.record() if self.trained.space else None
-
-    @property
-    def machine(self) -> dict[str, Any]:
-        """What must be the same at a resume, so that it goes on bit for bit."""
-        return {
-            "world": ranks.world(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "device": self.trained.device.type,
-        }
+if TYPE_CHECKING:
+    from gzcli.engine.trainer import Trainer
 
 
-def save(state: State, step: int) -> None:
+def machine(device: torch.device) -> dict[str, Any]:
+    """What must be the same at a resume, so that it goes on bit for bit."""
+    threads, version = torch.get_num_threads(), torch.__version__
+    return {"world": ranks.world(), "threads": threads, "torch": version, "device": device.type}
+
+
+def save(t: Trainer, step: int) -> None:
     """Saves a checkpoint of `step` steps, unless there is one. A call of every rank; rank 0 writes."""
-    if step == state.saved:
+    if step == t.saved:
         return
-    state.saved, trained = step, state.trained
-    statistics = state.ema.statistics()
-    values = ranks.gathered(state.ema.model.state_dict())
-    averages = ranks.gathered(state.ema.state_dict())
-    optimizers = ranks.gathered({name: o.state_dict() for name, o in state.optimizers.items()})
-    own = ranks.everyone((checkpoints.extra_of(values), state.history.pending()))
+    t.saved, folder, scaler = step, t.run.checkpoints_folder, t.accelerator.scaler
+    statistics = t.ema.statistics()
+    values = ranks.gathered(t.model.state_dict())
+    averages = ranks.gathered(t.ema.state_dict())
+    optimizers = ranks.gathered({name: o.state_dict() for name, o in t.optimizers.items()})
+    of_ranks = ranks.everyone((checkpoints.extra_of(values), t.history.pending()))
     weights = checkpoints.weights_of(values) if ranks.rank() == 0 else {}
-    named = [name for name, _ in state.ema.model.named_parameters() if name in weights]
+    named = [name for name, _ in t.model.named_parameters() if name in weights]
     broken = [name for name in named if not torch.isfinite(weights[name]).all()]
     if broken := ranks.agree(broken):
-        raise state.history.diverged(f"the weights `{broken[0]}` are not finite", step)
+        raise t.history.diverged(f"the weights `{broken[0]}` are not finite", step)
     if ranks.rank() == 0:
-        averaged = weights | checkpoints.weights_of(averages | statistics)
         train = {
             "optimizers": optimizers,
-            "scaler": state.scaler.state_dict() if state.scaler is not None else None,
-            "ema_updates": state.ema.updates,
-            "extra": [extra for extra, _ in own],
-            "pending": [pending for _, pending in own],
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "ema_updates": t.ema.updates,
+            "extra": [extra for extra, _ in of_ranks],
+            "pending": [pending for _, pending in of_ranks],
         }
-        saved = Saved(averaged, trained.part, trained.info, step, state.built_on, state.space)
-        checkpoints.save(state.folder, step, Checkpoint(weights, saved, train, state.machine))
-        checkpoints.prune(state.folder, trained.part.train.keep or checkpoints.KEPT)
-        trained.run.update(step=step)
-        state.log.event("checkpoint", step=step)
+        averaged = weights | checkpoints.weights_of(averages | statistics)
+        space = t.space.record() if t.space else None
+        saved = Saved(averaged, t.part, t.info, step, t.built_on, space)
+        checkpoints.save(folder, step, Checkpoint(weights, saved, train, machine(t.device)))
+        checkpoints.prune(folder, t.train.keep or checkpoints.KEPT)
+        t.run.update(step=step)
+        t.log.event("checkpoint", step=step)
     ranks.wait()
 
 
-def save_best(state: State, step: int, metric: str, value: float) -> None:
+def save_best(t: Trainer, step: int, metric: str, value: float) -> None:
     """Saves a checkpoint of `step` steps as the best, where `value` is less than at all earlier ones.
 
     A call of every rank; the value of rank 0 counts.
     """
-    path = state.trained.run.best_file
-    best = state.trained.run.best
+    best = t.run.best
     if ranks.agree(best is None or value < best.value):
-        save(state, step)
+        save(t, step)
         if ranks.rank() == 0:
-            files.write_json(path, {"step": step, "metric": metric, "value": value})
-            checkpoints.prune(state.folder, state.trained.part.train.keep or checkpoints.KEPT)
+            files.write_json(t.run.best_file, {"step": step, "metric": metric, "value": value})
+            checkpoints.prune(t.run.checkpoints_folder, t.train.keep or checkpoints.KEPT)
 
 
-def resume(state: State) -> int:
+def resume(t: Trainer) -> int:
     """Restores the newest whole checkpoint and returns its step. Without one the training begins, from
     `train.init` if the recipe has it, and 0 is returned."""
-    run, part, model = state.trained.run, state.trained.part, state.ema.model
-    path = checkpoints.newest(state.folder, state.log.warn)
+    path = checkpoints.newest(t.run.checkpoints_folder, t.log.warn)
     if path is None:
-        state.history.resume(0, None)
-        if part.train.init:
-            init_from(model, part.train.init, run, state.log)
+        t.history.resume(0, None)
+        if t.train.init:
+            init_from(t.model, t.train.init, t.run, t.log)
         return 0
     saved = checkpoints.load(path)
-    train, meta = saved.train, saved.meta
+    train, meta, rank = saved.train, saved.meta, ranks.rank()
     # a rank that did not exist when the checkpoint was saved takes the extra state of rank 0
-    extra = train["extra"]
-    load(model, saved.weights | extra[ranks.rank() if ranks.rank() < len(extra) else 0])
-    averages = {name: value.to(state.trained.device) for name, value in saved.averaged.weights.items()}
-    state.ema.load_state_dict(averages, train["ema_updates"])
+    load(t.model, saved.weights | train["extra"][rank if rank < len(train["extra"]) else 0])
+    averages = {name: value.to(t.device) for name, value in saved.averaged.weights.items()}
+    t.ema.load_state_dict(averages, train["ema_updates"])
     for name, values in train["optimizers"].items():
-        optimizer = state.optimizers[name]
+        optimizer = t.optimizers[name]
         restore(optimizer, values | {"state": parts_of(values["state"], optimizer)})
-    if train["scaler"] and state.scaler is not None:
-        state.scaler.load_state_dict(train["scaler"])
+    if train["scaler"] and t.accelerator.scaler is not None:
+        t.accelerator.scaler.load_state_dict(train["scaler"])
     pending = train.get("pending") or [None]  # older checkpoints have none
-    same_world = len(pending) == ranks.world()
-    state.history.resume(meta["step"], pending[ranks.rank() if same_world else 0])
-    state.saved = meta["step"]
-    if changed := [f"{k} {meta[k]} → {v}" for k, v in state.machine.items() if meta[k] != v]:
-        state.log.warn(f"not bit for bit the run that was broken off: {', '.join(changed)}")
-    state.log.info(f"resumed at step {meta['step']}")
+    t.history.resume(meta["step"], pending[rank if len(pending) == ranks.world() else 0])
+    t.saved = meta["step"]
+    if changed := [f"{k} {meta[k]} → {v}" for k, v in machine(t.device).items() if meta[k] != v]:
+        t.log.warn(f"not bit for bit the run that was broken off: {', '.join(changed)}")
+    t.log.info(f"resumed at step {meta['step']}")
     return meta["step"]
 
 
 def load(model: nn.Module, values: Mapping[str, Any]) -> None:
     """Gives a model its whole state, of which each rank takes its part. Raises RuntimeError if it does not
     fit."""
-    own = model.state_dict()
-    model.load_state_dict({name: ranks.part_like(value, own.get(name)) for name, value in values.items()})
+    present = model.state_dict()
+    model.load_state_dict({name: ranks.part_like(v, present.get(name)) for name, v in values.items()})
 
 
 def parts_of(values: Mapping[int, Mapping[str, Any]], optimizer: Optimizer) -> dict[int, dict[str, Any]]:
@@ -172,37 +126,33 @@ def init_from(model: nn.Module, source: str, run: Run, log: Log) -> None:
     file = Path(source).expanduser()
     if not file.is_file():
         stage = next((stage for stage in run.owner.stages if stage.path.name == source), None)
-        earlier = stage or runs.find(source).serving
-        file = earlier.model_file
+        file = (stage or runs.find(source).serving).model_file
     if not file.exists():
         raise MissingError(f"`train.init`: no weights at `{file}`", hint="gz runs list")
-    own = model.state_dict()
+    present = model.state_dict()
     try:
         values, _ = files.read_tensors(file)
     except DamagedError as e:
         hint = "the name of a run or a stage, or a `model.safetensors`"
         raise UsageError(f"`train.init`: {e.message}", hint=hint) from e
-    weights, wider = checkpoints.with_zero_inputs(values, own)
+    weights, wider = checkpoints.with_zero_inputs(values, present)
     if wider:
         log.info(f"`train.init`: inputs that those weights do not know start at zero: {', '.join(wider)}")
     try:
-        load(model, weights | checkpoints.extra_of(own))
+        load(model, weights | checkpoints.extra_of(present))
     except RuntimeError as e:
-        raise UsageError(
-            f"`train.init`: the weights of `{file}` do not fit this model",
-            hint=str(e).splitlines()[-1].strip(),
-        ) from e
+        message = f"`train.init`: the weights of `{file}` do not fit this model"
+        raise UsageError(message, hint=str(e).splitlines()[-1].strip()) from e
 
 
 def finish(run: Run, keep: int | None) -> None:
     """Makes the averaged weights of the last checkpoint the run's `model.safetensors`, on rank 0: one file by
     two names where the disk can."""
     if ranks.rank() == 0:
-        folder, place = run.checkpoints_folder, run.model_file
-        last = run.checkpoint(run.saved_steps[-1]).averaged
+        last, place = run.checkpoint(run.saved_steps[-1]).averaged, run.model_file
         if not (place.exists() and place.samefile(last)):  # a name cannot replace another of the same file
-            part = part_path(place)
+            part = files.part_path(place)
             files.link_or_copy(last, part)
             files.fsync(part)
             part.replace(place)
-        checkpoints.prune(folder, keep or checkpoints.KEPT_AT_THE_END, finished=True)
+        checkpoints.prune(run.checkpoints_folder, keep or checkpoints.KEPT_AT_THE_END, finished=True)

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator, Set
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,17 +19,15 @@ from gzcli.core.types import Batch, BatchNoise, mix
 from gzcli.data.packs.pack import Pack
 from gzcli.engine import optim, sampler, state
 from gzcli.engine.cadence import KINDS, Cadence, Stop, listening
-from gzcli.engine.curves import loss_curve
 from gzcli.engine.ema import EMA, SharedOutEMA
 from gzcli.engine.history import History, Trackers, tracker_names
 from gzcli.engine.log import Log, TrainBar
+from gzcli.engine.pictures import loss_curve
 from gzcli.engine.prepared import prepare, train_images
-from gzcli.engine.state import State
 from gzcli.engine.step import is_shared_out, speed_of, twin, wrapped
 from gzcli.engine.trained import Trained, build_model, built_on, placed, stages_for
 from gzcli.engine.validate import best_metric, collapsed, validate
 from gzcli.launch.plan import write_train
-from gzcli.metrics.features import LeNetFeatures, lenet
 from gzcli.models.base import Phase
 from gzcli.models.catalog import OUTSIDE, card_of
 from gzcli.store.png import save_png
@@ -38,6 +35,8 @@ from gzcli.store.runs import Run
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from gzcli.metrics.features import LeNetFeatures
 
 GRID, LAST_GRID = 36, 64  # samples of a picture during training, and at its end
 CHECK = 50  # steps between two checks whether the loss is finite, where each has to wait for others or a GPU
@@ -70,18 +69,18 @@ class Trainer:
         self.ema = EMA(*averaged, self.some_images) if other is None else SharedOutEMA(*averaged, other)
         self.history = History(run, log, self.device)
         self.trained = Trained(run, other or self.model, self.info, part, self.device, 0, self.space)
-        based_on, scaler = built_on(run, part.model), accelerator.scaler
-        self.state = State(self.trained, self.ema, self.optimizers, scaler, self.history, based_on)
+        self.built_on = built_on(run, part.model)  # sha256 of the weights of each stage below this one
         self.metric = best_metric(self.model, self.train.best, pack)
         self.net: LeNetFeatures | None = None  # its features are compared by the metric `fd`
         self.start = self.done = 0  # steps that were done before this process, and by now
+        self.saved = 0  # step of the newest checkpoint
 
     def fit(self) -> None:
         """Trains from the newest checkpoint, or from the start, to the end; saves when it is stopped."""
-        self.start = self.done = state.resume(self.state)
+        self.start = self.done = state.resume(self)
         if (names := tracker_names(self.part.launch)) and self.rank == 0:
-            space = asdict(self.state.space) if self.state.space else None
-            config = self.part.tree() | {"built_on": dict(self.state.built_on), "space": space}
+            space = asdict(self.space.record()) if self.space else None
+            config = self.part.tree() | {"built_on": self.built_on, "space": space}
             self.history.trackers = Trackers(names, self.run, config, self.log, start=self.start)
         train = self.train if self.metric else replace(self.train, eval_every=0)
         clock = partial(devices.clock, self.device)
@@ -104,7 +103,7 @@ class Trainer:
             for step in range(self.start, self.steps):
                 self.record(self.step(step), step + 1, bar)
                 if signum := stop.asked(step + 1):
-                    state.save(self.state, step + 1)
+                    state.save(self, step + 1)
                     raise Interrupted(
                         f"stopped at step {step + 1} of {self.steps}, checkpoint saved",
                         signum=signum,
@@ -121,11 +120,14 @@ class Trainer:
         if done % (1 if alone else min(CHECK, self.train.log_every)) == 0 or last:
             self.history.check_finite(done, self.steps)
         if done % self.train.log_every == 0 or last:
-            self.history.show(done, self.model, bar, self.learning_rate())
+            first, *others = self.optimizers.values()
+            lr = None if others else first.param_groups[0]["lr"]
+            self.history.show(done, self.model, bar, lr)
 
     def step(self, step: int) -> dict[str, Tensor]:
         """Trains on one batch, which all phases that are due share. Returns the losses by name, detached."""
-        self.seed_global(step)
+        # of dropout and the like, so that a resume repeats what is drawn
+        devices.seed(self.device, mix(self.part.seed, self.rank, step))
         batch = self.batches.at(step)
         if hasattr(self.model, "on_batch"):
             whole = batch.rows(slice(None), self.noise(step, "batch", self.rank * len(batch)))
@@ -190,15 +192,10 @@ class Trainer:
             for p in self.params[phase.name]:
                 p.requires_grad_(True)
 
-    def seed_global(self, step: int) -> None:
-        """Seeds dropout and the like by seed, rank and step, so that a resume repeats what is drawn."""
-        devices.seed(self.device, mix(self.part.seed, self.rank, step))
-
     def begin(self) -> None:
         """Initialises the model with the first batch; after a resume, sets what anneals to its step."""
-        devices.seed(
-            self.device, mix(self.part.seed, 0, self.start)
-        )  # alike on all ranks, as weights must be
+        # alike on all ranks, as weights must be
+        devices.seed(self.device, mix(self.part.seed, 0, self.start))
         with torch.no_grad():
             if not self.start:
                 self.model.fit(self.some_images())
@@ -210,16 +207,11 @@ class Trainer:
         elif self.ema.decay:
             self.ema.restart()  # the average starts from the initialised model
 
-    def learning_rate(self) -> float | None:
-        """The learning rate for the log; None where there are several phases."""
-        optimizers = list(self.optimizers.values())
-        return optimizers[0].param_groups[0]["lr"] if len(optimizers) == 1 else None
-
     def pause(self, done: int, due: Set[str]) -> None:
         """Validates, saves and draws, as far as it is due after `done` steps. Each is timed."""
         last, before = done == self.steps, self.cadence.found()
         if self.cadence.slow(due & {"eval", "sample"}) and not self.history.not_finite():
-            state.save(self.state, done)  # no step is lost if it is killed while it validates or draws
+            state.save(self, done)  # no step is lost if it is killed while it validates or draws
         if "eval" in due and self.metric:
             with self.cadence.timed():
                 self.get_net()
@@ -227,7 +219,7 @@ class Trainer:
                 self.evaluate(done, self.metric)
         if "checkpoint" in due and not self.history.not_finite():
             with self.cadence.timed("checkpoint"):
-                state.save(self.state, done)
+                state.save(self, done)
         if "sample" in due:
             with self.cadence.timed("sample"):
                 self.picture(done, LAST_GRID if last else GRID)
@@ -242,7 +234,9 @@ class Trainer:
         """Does what was due at the step at which the run was stopped, and was left out then."""
         every, start = self.cadence.every, self.start
         due = {kind for kind, steps in every.items() if start and steps and start % steps == 0}
-        validated, drawn = ranks.agree((self.history.validated(start), self.picture_path(start).exists()))
+        validated, drawn = ranks.agree(
+            (self.history.validated(start), self.run.samples_picture(start).exists())
+        )
         if "eval" in due and self.metric and not validated:
             self.get_net()
             self.evaluate(start, self.metric)
@@ -256,7 +250,7 @@ class Trainer:
             values = validate(self.trained, metric, pack=self.pack, data=self.images.pack, net=self.net)
         if 4 * done >= self.steps and (text := collapsed(values)):  # earlier, samples have not spread out yet
             self.log.warn(text)
-        state.save_best(self.state, done, metric, values[metric])
+        state.save_best(self, done, metric, values[metric])
         self.history.record("eval", done, {f"val_{name}": value for name, value in values.items()})
         self.log.validated = "validation " + "  ".join(f"{k} {v:.4g}" for k, v in values.items())
         between = done < self.steps
@@ -268,6 +262,8 @@ class Trainer:
     def get_net(self) -> None:
         """Gets the net of `fd`, which is trained once for each data set: longer than a validation takes."""
         if self.metric == "fd" and self.net is None and self.rank == 0:
+            from gzcli.metrics.features import lenet
+
             self.net = lenet(self.pack, device=self.device, say=self.log.info)
 
     def picture(self, done: int, n: int) -> None:
@@ -275,13 +271,9 @@ class Trainer:
         with self.ema.evaluating():
             picture, n = sampler.of_training(self.trained, n, self.train.samples, done)
         if self.rank == 0:
-            path = self.picture_path(done)
+            path = self.run.samples_picture(done)
             save_png(path, picture, {"step": done, "n": n, "seed": 0})
             self.history.show_picture(done, path)
-
-    def picture_path(self, done: int) -> Path:
-        """The path of the picture of samples after `done` steps."""
-        return self.run.samples_picture(done)
 
     def some_images(self) -> Iterator[Batch]:
         """A random subset of the training images, larger at the ends, each augmented by one draw."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,11 +15,11 @@ from gzcli.data.packs.pack import Pack
 from gzcli.engine import sampler
 from gzcli.engine.prepared import with_prepared
 from gzcli.engine.trained import Trained
-from gzcli.metrics import collapse
-from gzcli.metrics.features import LeNetFeatures
-from gzcli.metrics.frechet import frechet_distance
 from gzcli.models.base import Model, named_losses
 from gzcli.models.nn import double, full_fp32
+
+if TYPE_CHECKING:
+    from gzcli.metrics.features import LeNetFeatures
 
 VALIDATION = 2000  # validation images that figures are computed of, at most
 EVAL_BATCH = 100  # images of a batch
@@ -82,6 +83,9 @@ def distances(trained: Trained, pack: Pack, net: LeNetFeatures | None) -> dict[s
     images = sampler.draw(trained, len(real))
     if net is None:
         return {"fd": 0.0}
+    from gzcli.metrics import collapse
+    from gzcli.metrics.frechet import frechet_distance
+
     several = trained.info.multilabel
     made, true = net.features(images), net.features(real)
     predicted, classes = (np.zeros(len(x), int) if several else net.predict(x) for x in (images, real))
@@ -98,4 +102,6 @@ def collapsed(values: Mapping[str, float]) -> str | None:
     """A warning where `distances` show that a generator has collapsed; None where they do not."""
     if "distance" not in values:
         return None
+    from gzcli.metrics import collapse
+
     return collapse.warning(values["distance"], values.get("classes"))

@@ -23,9 +23,9 @@ from gzcli.data.packs.batches import Ahead, TrainBatches, reader
 from gzcli.data.packs.open import open_pack
 from gzcli.engine import step as steps
 from gzcli.engine.cadence import TIMED, WARM_UP, count_steps
-from gzcli.engine.curves import training_speed
 from gzcli.engine.forecast import flops_of
 from gzcli.engine.log import Log, Speed, TrainBar, in_words, with_room
+from gzcli.engine.pictures import training_speed
 from gzcli.launch import launcher
 from gzcli.models import catalog
 from gzcli.models.base import Phase

@@ -269,9 +269,9 @@ def test_what_is_kept_of_a_run_is_made_again(run, how, tmp_path, capsys):
     folder = tmp_path / "prepared"
     folder.mkdir()
     np.save(folder / "codes.npy", np.zeros((4, 3)))
-    assert prepared._is_there(folder, log)
+    assert prepared.is_whole(folder, log)
     (folder / "codes.npy").write_bytes(ARRAYS[how])
-    assert not prepared._is_there(folder, log) and not folder.exists()
+    assert not prepared.is_whole(folder, log) and not folder.exists()
     assert f"`{folder}` is damaged" in capsys.readouterr().err
 
 

@@ -25,12 +25,12 @@ from gzcli import __version__
 from gzcli.core import devices, measured
 from gzcli.core.errors import GzError
 from gzcli.core.sections import LaunchSection
-from gzcli.engine.curves import metric_lines
 from gzcli.launch import forecast, launcher, requirements
 from gzcli.launch.plan import ask
 from gzcli.metrics.standings import as_csv
 from gzcli.recipe.resolve import Resolved
 from gzcli.store import runs
+from gzcli.store.metrics import metric_lines
 from gzcli.store.paths import recipe_names, spelling
 from gzcli.store.runs import Run
 

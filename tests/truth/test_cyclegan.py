@@ -137,7 +137,7 @@ def test_the_pool_is_no_weight_but_goes_on_after_a_resume():
     first = trainer(recipe(case, steps=2))
     first.fit()
     second = trainer(recipe(case, steps=3, sets=(f"train.init={first.run.path / 'model.safetensors'}",)))
-    state.resume(second.state)
+    state.resume(second)
     assert first.model.pool_a.count == 8 and second.model.pool_a.count == 0
     assert torch.equal(first.model.disc_a.head.weight, second.model.disc_a.head.weight)
 
