@@ -1,27 +1,35 @@
 """A training step by `torch.compile`: one graph for each phase, since its random numbers are drawn before it.
 
-Which numbers a loss draws is found by a run of a copy of the model on tensors without values (`shapes.py`),
-which changes nothing. A loss whose draws or branches depend on values ends that run; it stays eager.
+Which numbers a loss draws is found by a run of a copy of the model on tensors that have a shape and no values
+(torch's FakeTensorMode), which costs no memory and changes nothing. What would be read on the host as an
+array is one half everywhere there. A loss whose draws or branches depend on values ends that run; it stays
+eager.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from gzcli.core import ranks
 from gzcli.core.errors import first_line
 from gzcli.core.types import Batch, Noise
 from gzcli.engine.log import Log
-from gzcli.engine.shapes import Draw, RecordedNoise, without_values
 from gzcli.models.base import Model, named_losses
 
 FOR_EVER = 1 << 40  # a number of steps after which nothing anneals any more
+Draw = tuple[str, tuple[int, ...], int | None]  # method, shape and bound of `Noise._draw`
 BACKEND = "inductor"
 
 
@@ -148,3 +156,54 @@ def numbers_after(model: Model, steps: int) -> dict[str, float]:
         for b, before in zip(model.buffers(), buffers, strict=True):
             b.copy_(before)
     return numbers(later)
+
+
+# ---------------------------------------------------------------------------- tensors without values
+
+
+class Arrays(TorchFunctionMode):
+    """Gives the host arrays of one half in the place of tensors without values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.numpy, Tensor.__array__) and isinstance(args[0], FakeTensor):
+            return np.full(tuple(args[0].shape), 0.5).astype(str(args[0].dtype).removeprefix("torch."))
+        return func(*args, **(kwargs or {}))
+
+
+class RecordedNoise(Noise):
+    """Noise that writes down what is drawn; its draws are zero, or have no values."""
+
+    def __init__(self, total: int, start: Tensor):
+        self.total, self.start, self.device = total, start, start.device
+        self.made: list[Draw] = []
+
+    def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:
+        self.made.append((method, tuple(int(n) for n in shape), high))
+        dtype = torch.int64 if method == "random_" else torch.get_default_dtype()
+        return torch.zeros(shape, dtype=dtype, device=self.device)
+
+
+@contextmanager
+def shapes_only(mode: FakeTensorMode | None = None) -> Iterator[None]:
+    """Inside, every new tensor has a shape alone."""
+    rng = torch.get_rng_state()
+    try:
+        with warnings.catch_warnings(), mode or FakeTensorMode(allow_non_fake_inputs=True), Arrays():
+            warnings.simplefilter("ignore")  # a copy of a module asks where its tensors lie
+            yield
+    finally:
+        torch.set_rng_state(rng)
+
+
+def without_values(model: Model, batch: Batch) -> tuple[Model, Batch, FakeTensorMode]:
+    """Copies of a model and of a batch whose tensors have no values, and the mode in which they are used."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    modules = [model, *vars(model).get("attached", {}).values()]
+    tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
+    blank = copy.deepcopy(model, {id(t): mode.from_tensor(t) for t in tensors})
+    noise: Any = batch.noise
+    start = torch.full((), noise.start, dtype=torch.int64, device=batch.x.device)
+    x, y, index, start, extra = tree_map_only(
+        Tensor, mode.from_tensor, (batch.x, batch.y, batch.index, start, batch.extra)
+    )
+    return blank, Batch(x, y, index, RecordedNoise(noise.total, start), extra), mode

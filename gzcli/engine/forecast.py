@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from gzcli.core import devices
 from gzcli.core.errors import GzError, UsageError, first_line
@@ -23,10 +25,10 @@ from gzcli.core.parts import Part, part_of
 from gzcli.core.types import Batch, BatchNoise, DataInfo
 from gzcli.data.packs.open import open_pack, pack_options
 from gzcli.engine import optim
+from gzcli.engine.compiled import RecordedNoise, shapes_only
 from gzcli.engine.ema import EMA
 from gzcli.engine.log import Log
 from gzcli.engine.prepared import on_latents, with_prepared
-from gzcli.engine.shapes import Flops, RecordedNoise, shapes_only
 from gzcli.engine.step import precision, prepare_torch
 from gzcli.engine.trained import build_model
 from gzcli.models import catalog
@@ -37,6 +39,8 @@ PREPARING = ("pair_steps",)  # options of `prepare` that a step does not depend 
 FEW = 4  # images of a step whose operations are not known
 ENOUGH = 1.0  # seconds after which no further step is timed
 TIMED, MOST = 2, 12  # steps that are timed: at least, and where they are short
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 LARGE = 100_000_000  # parameters of a net that is not tried on a CPU, where that takes long
 
 
@@ -133,6 +137,23 @@ def operations(model: Model, batch: Batch, part: Part) -> float:
     with Flops() as counter:
         loss, update = Trial(model, part, batch, real=False).step(lambda: counter.total)
     return loss * pieces_of(part) + update
+
+
+class Flops(TorchDispatchMode):
+    """Counts floating-point operations by torch's formulas. Unlike FlopCounterMode it takes a gradient of a
+    gradient, and knows the attention of CPUs."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func._overloadpacket is _flash:
+            self.total += sdpa_flop_count(*(t.shape for t in args[:3]))
+        elif func._overloadpacket is _flash_backward:
+            self.total += sdpa_backward_flop_count(*(t.shape for t in args[:4]))
+        elif count := flop_registry.get(func._overloadpacket):
+            self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 def pieces_of(part: Part) -> int:

@@ -96,16 +96,6 @@ def set_lr(optimizer: Optimizer, conf: OptimSection, step: int, steps: int) -> N
         group["lr"] = lr * group["lr_scale"]
 
 
-def restore(optimizer: Optimizer, values: dict[str, Any]) -> None:
-    """Gives an optimizer its state. What has the shape of a parameter gets its order in memory too, which
-    fused kernels want: a checkpoint may come from a device where convolutions lie otherwise."""
-    optimizer.load_state_dict(values)
-    for p, own in optimizer.state.items():
-        for key, value in own.items():
-            if isinstance(value, torch.Tensor) and value.shape == p.shape and value.stride() != p.stride():
-                own[key] = torch.empty_like(p, dtype=value.dtype).copy_(value)
-
-
 def clip(params: list[torch.nn.Parameter], limit: float | None) -> torch.Tensor | None:
     """Clips the total norm of the gradients to `limit`; returns the norm before, without a host sync."""
     return ranks.whole(torch.nn.utils.clip_grad_norm_(params, limit, foreach=True)) if limit else None

@@ -233,7 +233,7 @@ def on_latents(part: Part, info: DataInfo) -> DataInfo:
 
 
 def _shape_by_run(run: runs.Run, info: DataInfo) -> tuple[int, ...]:
-    from gzcli.engine.shapes import shapes_only
+    from gzcli.engine.compiled import shapes_only
 
     for stage in run.stages or [run]:
         part = part_of(stage.tree())

@@ -175,12 +175,12 @@ def speed_of(model: Model, batch: Batch, part: Part, accelerator: Accelerator, l
     images = part.train.batch_size
     if part.train.steps < FEW or not log.main:
         return Speed(images)
-    from gzcli.engine import shapes
+    from gzcli.engine import compiled
     from gzcli.engine.forecast import micro_batch, operations
 
     try:
-        blank, whole, mode = shapes.without_values(model, batch)
-        with ranks.alone(), shapes.shapes_only(mode):
+        blank, whole, mode = compiled.without_values(model, batch)
+        with ranks.alone(), compiled.shapes_only(mode):
             flops = operations(blank.train(), whole.rows(slice(micro_batch(part)), whole.noise), part)
     except Exception as e:  # a figure that cannot be found must not end a training
         log.record(f"the operations of a step are not known: {type(e).__name__}: {e}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Set
+import math
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,20 +17,21 @@ from gzcli.core import devices, ranks, streams
 from gzcli.core.errors import Interrupted
 from gzcli.core.parts import Part
 from gzcli.core.types import Batch, BatchNoise, mix
+from gzcli.data.packs.batches import scan
 from gzcli.data.packs.pack import Pack
-from gzcli.engine import optim, sampler, state
+from gzcli.engine import checkpoint, optim, sampler
 from gzcli.engine.cadence import KINDS, Cadence, Stop, listening
 from gzcli.engine.ema import EMA, SharedOutEMA
 from gzcli.engine.history import History, Trackers, tracker_names
 from gzcli.engine.log import Log, TrainBar
 from gzcli.engine.pictures import loss_curve
-from gzcli.engine.prepared import prepare, train_images
+from gzcli.engine.prepared import prepare, train_images, with_prepared
 from gzcli.engine.step import is_shared_out, speed_of, twin, wrapped
 from gzcli.engine.trained import Trained, build_model, built_on, placed, stages_for
-from gzcli.engine.validate import best_metric, collapsed, validate
 from gzcli.launch.plan import write_train
-from gzcli.models.base import Phase
+from gzcli.models.base import Model, Phase, named_losses
 from gzcli.models.catalog import OUTSIDE, card_of
+from gzcli.models.nn import double, full_fp32
 from gzcli.store.png import save_png
 from gzcli.store.runs import Run
 
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from gzcli.metrics.features import LeNetFeatures
 
 GRID, LAST_GRID = 36, 64  # samples of a picture during training, and at its end
+VALIDATION = 2000  # validation images that figures are computed of, at most
+EVAL_BATCH = 100  # images of a batch of them
 CHECK = 50  # steps between two checks whether the loss is finite, where each has to wait for others or a GPU
 SOME, MANY = 1_000, 10_000  # images that `EMA` calibrates on during training, and at its ends
 
@@ -77,7 +81,7 @@ class Trainer:
 
     def fit(self) -> None:
         """Trains from the newest checkpoint, or from the start, to the end; saves when it is stopped."""
-        self.start = self.done = state.resume(self)
+        self.start = self.done = checkpoint.resume(self)
         if (names := tracker_names(self.part.launch)) and self.rank == 0:
             space = asdict(self.space.record()) if self.space else None
             config = self.part.tree() | {"built_on": self.built_on, "space": space}
@@ -103,7 +107,7 @@ class Trainer:
             for step in range(self.start, self.steps):
                 self.record(self.step(step), step + 1, bar)
                 if signum := stop.asked(step + 1):
-                    state.save(self, step + 1)
+                    checkpoint.save(self, step + 1)
                     raise Interrupted(
                         f"stopped at step {step + 1} of {self.steps}, checkpoint saved",
                         signum=signum,
@@ -211,7 +215,7 @@ class Trainer:
         """Validates, saves and draws, as far as it is due after `done` steps. Each is timed."""
         last, before = done == self.steps, self.cadence.found()
         if self.cadence.slow(due & {"eval", "sample"}) and not self.history.not_finite():
-            state.save(self, done)  # no step is lost if it is killed while it validates or draws
+            checkpoint.save(self, done)  # no step is lost if it is killed while it validates or draws
         if "eval" in due and self.metric:
             with self.cadence.timed():
                 self.get_net()
@@ -219,14 +223,14 @@ class Trainer:
                 self.evaluate(done, self.metric)
         if "checkpoint" in due and not self.history.not_finite():
             with self.cadence.timed("checkpoint"):
-                state.save(self, done)
+                checkpoint.save(self, done)
         if "sample" in due:
             with self.cadence.timed("sample"):
                 self.picture(done, LAST_GRID if last else GRID)
         if self.rank == 0 and (every := self.cadence.found()) != before:
             write_train(self.run, every)
         if last:
-            state.finish(self.run, self.train.keep)
+            checkpoint.finish(self.run, self.train.keep)
         if "sample" in due and self.rank == 0 and self.run.metrics_file.exists():
             loss_curve(self.run.path)
 
@@ -250,7 +254,7 @@ class Trainer:
             values = validate(self.trained, metric, pack=self.pack, data=self.images.pack, net=self.net)
         if 4 * done >= self.steps and (text := collapsed(values)):  # earlier, samples have not spread out yet
             self.log.warn(text)
-        state.save_best(self, done, metric, values[metric])
+        checkpoint.save_best(self, done, metric, values[metric])
         self.history.record("eval", done, {f"val_{name}": value for name, value in values.items()})
         self.log.validated = "validation " + "  ".join(f"{k} {v:.4g}" for k, v in values.items())
         between = done < self.steps
@@ -280,3 +284,88 @@ class Trainer:
         n = SOME if 0 < self.done < self.steps else MANY
         index = np.random.default_rng(0).permutation(self.batches.positions())[:n]
         yield from self.images.scan(index, purpose="calibrate", batch_size=128)
+
+
+# ---------------------------------------------------------------------------- figures of validation
+
+
+def best_metric(model: Model, asked: str, pack: Pack) -> str | None:
+    """The figure that chooses the best checkpoint: "bpd", "fd" or "loss"; None where none does, as `fd` of a
+    single validation image. "auto" is bpd where `log_prob` is exact or a bound, fd where the model says so
+    (GANs), and else the validation loss."""
+    n = len(pack.images("val"))
+    if asked == "none" or n == 0:
+        return None
+    own = "bpd" if model.likelihood in ("exact", "bound") else "loss"
+    metric = next(name for name in (asked, model.best, own) if name != "auto")
+    return None if metric == "fd" and n < 2 else metric
+
+
+def validate(
+    trained: Trained, metric: str, *, pack: Pack, data: Pack, net: LeNetFeatures | None
+) -> dict[str, float]:
+    """The metric on the first 2,000 validation images, with figures that explain it; less is better.
+
+    A call of every rank; the metric is the same number however many there are.
+    """
+    if metric == "fd":
+        return distances(trained, pack, net)
+    return {metric: mean(trained, metric, data)}
+
+
+def mean(trained: Trained, metric: str, data: Pack) -> float:
+    """The mean over validation images of the bits per dimension, or of the loss of the first phase.
+
+    Every rank has its share of the same batches.
+    """
+    model, info, device = trained.model, trained.info, trained.device
+    n = min(VALIDATION, len(data.images("val")))
+    firsts = range(ranks.rank() * EVAL_BATCH, n, ranks.world() * EVAL_BATCH)
+    index = [i for first in firsts for i in range(first, min(first + EVAL_BATCH, n))]
+    total = double(torch.zeros((), device=device))
+    phase = model.phases()[0].name
+    nats = torch.Size(info.shape).numel() * math.log(2)  # nats of one bit per dimension
+    batches = scan(data, "val", batch_size=EVAL_BATCH, levels=info.levels, device=device, index=index)
+    for batch in batches if index else ():
+        if metric == "bpd":
+            labels = batch.y if model.conditional else None
+            with full_fp32(device):
+                total += -double(model.log_prob(batch.x, labels, noise=batch.noise)).sum() / nats
+        else:
+            total += double(named_losses(model, with_prepared(model, batch), phase)["loss"]) * len(batch)
+    return float(ranks.total(total)) / n
+
+
+def distances(trained: Trained, pack: Pack, net: LeNetFeatures | None) -> dict[str, float]:
+    """Figures of samples against as many validation images.
+
+    They are `fd`, the Fréchet distance; `distance`, the distance of pairs of samples as a share of that of
+    pairs of real images; and, where the net knows the classes of the set, `classes`, the entropy of the
+    samples' classes as a share of that of real images.
+    """
+    real = pack.images("val")[:VALIDATION]
+    images = sampler.draw(trained, len(real))
+    if net is None:
+        return {"fd": 0.0}
+    from gzcli.metrics import collapse
+    from gzcli.metrics.frechet import frechet_distance
+
+    several = trained.info.multilabel
+    made, true = net.features(images), net.features(real)
+    predicted, classes = (np.zeros(len(x), int) if several else net.predict(x) for x in (images, real))
+    figures = {
+        "fd": float(frechet_distance(true, made)),
+        "distance": collapse.diversity(made, predicted, true, classes),
+    }
+    if not net.rotations and not several:
+        figures["classes"] = collapse.coverage(predicted, classes)
+    return figures
+
+
+def collapsed(values: Mapping[str, float]) -> str | None:
+    """A warning where `distances` show that a generator has collapsed; None where they do not."""
+    if "distance" not in values:
+        return None
+    from gzcli.metrics import collapse
+
+    return collapse.warning(values["distance"], values.get("classes"))

@@ -27,7 +27,7 @@ from gzcli.core.types import ImageNoise, no_progress
 from gzcli.data.packs.batches import TrainBatches
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack
-from gzcli.engine import optim, prepared, sampler, trained, trainer, validate
+from gzcli.engine import optim, prepared, sampler, trained, trainer
 from gzcli.engine.log import Log
 from gzcli.engine.step import precision
 from gzcli.judge import scoring
@@ -67,7 +67,7 @@ START = {
     "models/normalizing_flow/layers.py::initialising": "once a run: whether a resume has initialised it",
 }
 TRAINED = {
-    "engine/validate.py::mean": "the figure",
+    "engine/trainer.py::mean": "the figure",
     "models/stable_diffusion/base.py::StableDiffusion.embed": "captions become tokens, on the host",
     "models/stable_diffusion/base.py::StableDiffusion.draw": "diffusers' pipeline",
     "models/stable_diffusion/base.py::StableDiffusion.examples": "remembered captions, which are text",
@@ -130,7 +130,7 @@ class Accelerator:
 
 @pytest.fixture
 def device(monkeypatch) -> Iterator[OnDevice]:
-    for module, name in ((validate, "VALIDATION"), (own, "IMAGES"), (prepared, "MEASURED")):
+    for module, name in ((trainer, "VALIDATION"), (own, "IMAGES"), (prepared, "MEASURED")):
         monkeypatch.setattr(module, name, 4)
 
     def lenet(pack, **_):
@@ -257,7 +257,7 @@ class Paths:
     def validate(self) -> None:
         if self.t.metric and self.t.metric != "fd":
             with self.t.ema.evaluating():
-                validate.mean(self.trained, self.t.metric, self.t.images.pack)
+                trainer.mean(self.trained, self.t.metric, self.t.images.pack)
 
     def sample(self, **options: Any) -> None:
         sampler.draw(self.trained, 2, given=self.given, options=options)

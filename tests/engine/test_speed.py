@@ -106,10 +106,7 @@ def test_a_run_without_a_terminal_tells_its_progress_in_a_few_lines(tmp_path, ca
     told = capsys.readouterr().err.splitlines()
     assert len(told) <= most and told[0].startswith("step 10/1000")
     assert "validation bpd" in told[1]
-    assert told[-2:] == [
-        "step 1000  validation bpd 1000",
-        "warning: samples have collapsed",
-    ]
+    assert told[-2:] == ["step 1000  validation bpd 1000", "warning: samples have collapsed"]
     assert len((tmp_path / "log.txt").read_text().splitlines()) == 111
 
 

@@ -28,8 +28,8 @@ from gzcli.core.errors import DamagedError, GzError, MissingError
 from gzcli.core.jobs import BenchJob
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine import prepared
+from gzcli.engine.checkpoint import init_from
 from gzcli.engine.log import Log
-from gzcli.engine.state import init_from
 from gzcli.engine.trained import restored
 from gzcli.judge import contestants
 from gzcli.launch import forecast, launcher
@@ -144,7 +144,7 @@ def test_a_damaged_checkpoint_is_passed_over(run, name):
             assert checkpoints.newest(folder, warned.append) == folder / "00000002"
             if content not in (None, half) and name in ("train.pt", "ema.safetensors"):
                 with pytest.raises(MissingError, match=name) as e:
-                    checkpoints.load(folder / "00000004")
+                    checkpoints.read(folder / "00000004")
                 assert "weights_only" not in e.value.message
         assert name in warned.pop() and not warned
     assert checkpoints.newest(folder, warned.append) == folder / "00000004"
