@@ -27,7 +27,6 @@ from gzcli.core.errors import DeviceError, GzError, Interrupted, UsageError
 from gzcli.engine import cadence
 from gzcli.launch import launcher as launch
 from gzcli.launch import requirements
-from gzcli.launch.accelerate import check
 from gzcli.store import files, runs
 from gzcli.store.runs import Run
 
@@ -303,7 +302,7 @@ def test_a_model_in_pieces_is_refused(capsys, home):
     for option in (*fsdp, "--use_deepspeed", "--use_megatron_lm", "--zero_stage"):
         message = f"`{option}`: how a model is shared out over GPUs stands in its recipe"
         with pytest.raises(UsageError, match=message):
-            check(["--gpu_ids", "0", option])
+            launch.check_extra(["--gpu_ids", "0", option])
     assert app.run(["train", "vae", "--json", "--", option]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["kind"] == "usage" and not runs.all_runs()
 
