@@ -67,7 +67,8 @@ ALLOWED = {
     **dict.fromkeys(("--debug", "--enable_cpu_affinity"), False),
     **dict.fromkeys(("--gpu_ids", "--log_dir", "--max_restarts", "--monitor_interval"), True),
     **dict.fromkeys(("--rdzv_backend", "--rdzv_conf", "--role"), True),
-    "--same_network": False, "--tee": True,
+    "--same_network": False,
+    "--tee": True,
 }
 OURS = {  # option of accelerate → the option of gz for the same
     "--cpu": "--cpu",

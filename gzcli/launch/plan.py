@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,11 +57,6 @@ class Request:
     flags: Mapping[str, Any]
 
     @property
-    def steps(self) -> int | None:
-        """The value of `--steps`."""
-        return self.flags.get("train.steps")
-
-    @property
     def at_paper(self) -> Resolved | None:
         """The recipe at the scale `paper`, to compare times; None where it is that already or has none, or
         where the length of the run was typed."""
@@ -81,17 +76,14 @@ class Request:
         """The run that `--resume` means: the one named, else the newest of this model and data that is not
         finished or, where more steps are asked for, the newest. Of an alias the run that is called so, since
         jobs side by side go on with their own runs."""
-        if alias is not None:
-            named = (run for run in runs.all_runs() if run.alias == alias)
-            return next((run for run in named if run.recipe_file.exists()), None)
-        if self.earlier:
+        if self.earlier and alias is None:
             return self.earlier
-        same = runs.all_runs(model=self.recipe.card.name, data=self.recipe.key)
-        idle = [run for run in same if run.state != "running" and run.recipe_file.exists()]
-        unfinished = [
-            run for run in idle if run.state != "finished" and (run.state != "failed" or run.has_begun)
-        ]
-        return next(iter(unfinished or (idle if self.steps is not None else [])), None)
+        if alias is not None:
+            return next((r for r in runs.all_runs() if r.alias == alias and r.recipe_file.exists()), None)
+        similar = runs.all_runs(model=self.recipe.card.name, data=self.recipe.key)
+        idle = [run for run in similar if run.state != "running" and run.recipe_file.exists()]
+        unfinished = [r for r in idle if r.state != "finished" and (r.state != "failed" or r.has_begun)]
+        return next(iter(unfinished or (idle if self.flags.get("train.steps") is not None else [])), None)
 
 
 def ask(
@@ -138,15 +130,16 @@ class Start:
 
     def recipe(self, *, say: Say = silent, progress: Report = unreported) -> Recipe:
         """The recipe that is trained, with what its data decide, which are fetched and packed if need be."""
+        asked, processes = self.request.recipe, self.plan.processes
         recipe: Recipe
         if self.run:
-            recipe = continued(self.run, self.request.recipe, self.request.steps)
-            check_batches(recipe, self.plan.processes, goes_on=True)
+            recipe = continued(self.run, asked, self.request.flags.get("train.steps"))
+            check_batches(recipe, processes, goes_on=True)
         else:
-            recipe, changes = shared_out(self.request.recipe, self.plan.processes)
+            recipe, changes = shared_out(asked, processes)
             for line in changes:
                 say(line)
-        return with_data(recipe, self.request.recipe.found, self.run, say=say, progress=progress)
+        return with_data(recipe, asked.found, self.run, say=say, progress=progress)
 
     def train(
         self,
@@ -167,10 +160,9 @@ class Start:
             announce(run)
             launcher.run(run.path, self.plan, launcher=self.plan.launched, mode=mode)
             return run
-        held = ExitStack()
+        held, asked = ExitStack(), self.request.recipe
         if self.run is None:
-            card, key = self.request.recipe.card, self.request.recipe.key
-            run = runs.create(card.name, key, alias=self.alias, held=held)
+            run = runs.create(asked.card.name, asked.key, alias=self.alias, held=held)
         else:
             run = self.run
             runs.tidy()
@@ -367,10 +359,9 @@ def continued(run: Run, typed: Resolved, steps: int | None) -> Recipe:
 
 def launched_again(run: Run, typed: Resolved) -> LaunchSection:
     """The processes that a run goes on with: its own, but for what was typed."""
-    section, keys = recipe_of(run.tree()).launch, set(typed_keys(typed))
-    values = {
-        f.name: getattr(typed.launch, f.name) for f in fields(LaunchSection) if f"launch.{f.name}" in keys
-    }
+    section = recipe_of(run.tree()).launch
+    names = [key.removeprefix("launch.") for key in typed_keys(typed) if key.startswith("launch.")]
+    values = {name: getattr(typed.launch, name) for name in names}
     if values.get("gpus"):
         section = replace(section, cpu=False, processes=None)
     if values.get("processes"):
@@ -425,10 +416,8 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
 
 def kept_models(target: Run, recipe: Recipe) -> list[dict[str, str]]:
     """Copies the files of models from outside into the run. Returns their names, places and hashes."""
-    cards = {part.model: catalog.card(part.model) for part in recipe.parts}
-    return [
-        model_files.keep(target.path, card.path) for card in cards.values() if card.family == catalog.OUTSIDE
-    ]
+    cards = {part.model: catalog.card(part.model) for part in recipe.parts}.values()
+    return [model_files.keep(target.path, card.path) for card in cards if card.family == catalog.OUTSIDE]
 
 
 def git_state() -> dict[str, Any] | None:
@@ -441,9 +430,8 @@ def git_state() -> dict[str, Any] | None:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    if (commit := git("rev-parse", "HEAD")) is None:
-        return None
-    return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    commit = git("rev-parse", "HEAD")
+    return commit and {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
 
 
 def previous_words(run: Run) -> list[str]:
@@ -487,14 +475,14 @@ def fingerprint(recipe: Recipe, p: Plan) -> str:
 def trained_by(tree: Mapping[str, Any]) -> str:
     """The part of a recipe's tree that decides what is trained, as JSON, where tuples and lists are alike."""
 
-    def cut(tree: Mapping[str, Any]) -> dict[str, Any]:
+    def cut(tree: Any) -> Any:
+        if not isinstance(tree, Mapping):  # a stage that is a run's id
+            return tree
         keys = {key: value for key, value in tree.items() if key not in NOT_TRAINED}
         if "train" in keys:
             keys["train"] = {key: value for key, value in keys["train"].items() if key != "keep"}
         if stages := keys.get("stages"):
-            keys["stages"] = {
-                k: cut(part) if isinstance(part, Mapping) else part for k, part in stages.items()
-            }
+            keys["stages"] = {name: cut(stage) for name, stage in stages.items()}
         return keys
 
     return json.dumps(cut(tree), sort_keys=True)
@@ -508,9 +496,8 @@ def note_whole(run: Run, request: Request, recipe: Recipe) -> None:
     size, shipped = whole.size, not whole.loss
     if earlier:
         shipped = "typed" not in whole.loss and runs.has_shipped_loss(earlier)
-        for name in steps:
-            noted = (earlier.stage(name) if name else earlier).status().get("recipe") or {}
-            steps[name] = noted.get("steps", steps[name])
+        notes = {n: (earlier.stage(n) if n else earlier).status().get("recipe") or {} for n in steps}
+        steps = {name: note.get("steps", steps[name]) for name, note in notes.items()}
         if earlier.data == run.data:
             size = (earlier.status().get("recipe") or {}).get("size")
     if size is None and request.recipe.found:
