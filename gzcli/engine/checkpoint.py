@@ -55,40 +55,26 @@ def extra_of(state: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class SpaceRecord:
-    """The latent space that a run was trained in, as JSON has it.
+    """The latent space that a run was trained in, as JSON has it."""
 
-    digest: sha256 of the autoencoder's weights.
-    shape: shape of the images, [C, H, W].
-    levels: grey levels of the images.
-    shift: number that is subtracted from each of the c channels of a latent, [c].
-    scale: number by which each channel is multiplied then, [c].
-    """
-
-    digest: str
-    shape: list[int]
-    levels: int | None
-    shift: list[float]
-    scale: list[float]
+    digest: str  # sha256 of the autoencoder's weights
+    shape: list[int]  # of the images, [C, H, W]
+    levels: int | None  # grey levels of the images
+    shift: list[float]  # what is subtracted from each of the c channels of a latent
+    scale: list[float]  # by which each channel is multiplied then
 
 
 @dataclass
 class Saved:
-    """Weights with all that is needed to sample from them; one safetensors file holds it.
+    """Weights with all that is needed to sample from them; one safetensors file holds it."""
 
-    weights: tensors of the model's state dict, by name.
-    part: the recipe that they were trained by.
-    info: description of the data that the model was built for.
-    step: number of steps that they were trained for.
-    built_on: sha256 of the weights of each stage that the model is built on, by the stage's name.
-    space: the latent space that the model lives in; None: pixels.
-    """
-
-    weights: dict[str, Tensor]
-    part: Part
-    info: DataInfo
-    step: int
+    weights: dict[str, Tensor]  # of the model's state dict
+    part: Part  # the recipe that they were trained by
+    info: DataInfo  # of the data that the model was built for
+    step: int  # number of steps that they were trained for
+    # sha256 of the weights of each stage that the model is built on, by the stage's name
     built_on: Mapping[str, str] = field(default_factory=dict)
-    space: SpaceRecord | None = None
+    space: SpaceRecord | None = None  # that the model lives in; None: pixels
 
 
 def save_weights(path: Path, saved: Saved) -> None:
@@ -132,18 +118,12 @@ def read_weights(path: Path) -> Saved:
 
 @dataclass
 class Checkpoint:
-    """The state that a training goes on from.
+    """The state that a training goes on from."""
 
-    weights: weights that are trained.
-    averaged: averaged weights, which are sampled.
-    train: optimizers, scaler, counters, and each rank's extra state, as `torch.save` takes them.
-    meta: the step, and the number of ranks, threads, version of torch and device that it was made with.
-    """
-
-    weights: dict[str, Tensor]
-    averaged: Saved
-    train: dict[str, Any]
-    meta: dict[str, Any]
+    weights: dict[str, Tensor]  # that are trained
+    averaged: Saved  # averaged weights, which are sampled
+    train: dict[str, Any]  # optimizers, scaler, counters, and each rank's extra state
+    meta: dict[str, Any]  # step, ranks, threads, version of torch and device that it was made with
 
 
 def write(folder: Path, step: int, checkpoint: Checkpoint) -> Path:

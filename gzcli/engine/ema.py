@@ -18,10 +18,9 @@ from gzcli.core.types import Batch
 class EMA:
     """Averages the parameters of `model`, not its buffers. With decay 0 the average is the model.
 
-    Buffers that describe training images, such as the statistics of batch norm, fit the trained weights and
-    not their average. A model that has `calibrate` finds them anew with the averaged weights, in eval mode.
-    Every rank does so on the same images, at most once a step, and the trained weights get their own buffers
-    back.
+    Buffers that describe training images, such as the statistics of batch norm, fit the trained weights. A
+    model that has `calibrate` finds them anew with the averaged weights: every rank on the same images, at
+    most once a step.
     """
 
     def __init__(self, model: nn.Module, decay: float, images: Callable[[], Iterable[Batch]] = tuple):
