@@ -82,8 +82,8 @@ class History:
 
     def show(self, step: int, model: nn.Module, bar: TrainBar, lr: float | None) -> None:
         """Logs the mean of each loss since the last call, over all ranks; a call of every rank."""
-        own = torch.stack([total / self.counts[name] for name, total in self.sums.items()])
-        values = dict(zip(self.sums, ranks.mean(own, model).tolist(), strict=True))
+        means = torch.stack([total / self.counts[name] for name, total in self.sums.items()])
+        values = dict(zip(self.sums, ranks.mean(means, model).tolist(), strict=True))
         self.sums, self.counts = {}, {}
         values |= {} if lr is None else {"lr": lr}
         self.record("step", step, values | bar.show(step, values))

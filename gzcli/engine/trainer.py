@@ -60,7 +60,7 @@ class Trainer:
         self.model = placed(build_model(part, self.info, stages, card), self.device).train()
         made = prepare(self.model, self.images, run, log)
         self.batches = self.images.shuffled(self.train.batch_size, part.data.n, made, self.model.needs)
-        other = twin(self.model) if is_shared_out(part) else None
+        whole = twin(self.model) if is_shared_out(part) else None
         # a model from outside may leave parameters out at steps that its first batch does not show
         first = self.batches.at(0) if card.family != OUTSIDE and self.world > 1 else None
         self.wrapped = wrapped(accelerator, self.model, part, log, first=first)
@@ -69,10 +69,12 @@ class Trainer:
         self.trainable = list({id(p): p for params in self.params.values() for p in params}.values())
         self.settings = optim.settings(part.optim, self.phases)
         self.optimizers = {p.name: optim.build(p, self.settings[p.name], self.model) for p in self.phases}
-        averaged = self.model, self.train.ema
-        self.ema = EMA(*averaged, self.some_images) if other is None else SharedOutEMA(*averaged, other)
+        if whole is None:
+            self.ema = EMA(self.model, self.train.ema, self.some_images)
+        else:
+            self.ema = SharedOutEMA(self.model, self.train.ema, whole)
         self.history = History(run, log, self.device)
-        self.trained = Trained(run, other or self.model, self.info, part, self.device, 0, self.space)
+        self.trained = Trained(run, whole or self.model, self.info, part, self.device, 0, self.space)
         self.built_on = built_on(run, part.model)  # sha256 of the weights of each stage below this one
         self.metric = best_metric(self.model, self.train.best, pack)
         self.net: LeNetFeatures | None = None  # its features are compared by the metric `fd`
@@ -130,8 +132,7 @@ class Trainer:
 
     def step(self, step: int) -> dict[str, Tensor]:
         """Trains on one batch, which all phases that are due share. Returns the losses by name, detached."""
-        # of dropout and the like, so that a resume repeats what is drawn
-        devices.seed(self.device, mix(self.part.seed, self.rank, step))
+        self.seed_global(step)
         batch = self.batches.at(step)
         if hasattr(self.model, "on_batch"):
             whole = batch.rows(slice(None), self.noise(step, "batch", self.rank * len(batch)))
@@ -195,6 +196,10 @@ class Trainer:
                 p.requires_grad_(False)
             for p in self.params[phase.name]:
                 p.requires_grad_(True)
+
+    def seed_global(self, step: int) -> None:
+        """Seeds dropout and the like by seed, rank and step, so that a resume repeats what is drawn."""
+        devices.seed(self.device, mix(self.part.seed, self.rank, step))
 
     def begin(self) -> None:
         """Initialises the model with the first batch; after a resume, sets what anneals to its step."""
@@ -264,7 +269,7 @@ class Trainer:
             self.log.info(reference, sparse=between)
 
     def get_net(self) -> None:
-        """Gets the net of `fd`, which is trained once for each data set: longer than a validation takes."""
+        """Gets the net of `fd`, which is trained once for each data set, in more time than a validation."""
         if self.metric == "fd" and self.net is None and self.rank == 0:
             from gzcli.metrics.features import lenet
 
@@ -296,8 +301,8 @@ def best_metric(model: Model, asked: str, pack: Pack) -> str | None:
     n = len(pack.images("val"))
     if asked == "none" or n == 0:
         return None
-    own = "bpd" if model.likelihood in ("exact", "bound") else "loss"
-    metric = next(name for name in (asked, model.best, own) if name != "auto")
+    usual = "bpd" if model.likelihood in ("exact", "bound") else "loss"
+    metric = next(name for name in (asked, model.best, usual) if name != "auto")
     return None if metric == "fd" and n < 2 else metric
 
 

@@ -104,7 +104,7 @@ def script(job: Job, chosen: Mapping[str, str | None], *, program: Sequence[str]
         check_printable(folder=path)
         if _UNQUOTED & set(path):
             raise UsageError(f"`sbatch` cannot be told of the folder `{path}`", hint="give it another name")
-    defaults: dict[str, str | None] = {
+    values: dict[str, str | None] = {
         "job-name": job.name,
         "nodes": str(job.machines),
         "ntasks-per-node": "1",
@@ -115,19 +115,14 @@ def script(job: Job, chosen: Mapping[str, str | None], *, program: Sequence[str]
         "chdir": str(Path.cwd()),
         "requeue": None,
         **({"signal": f"B:USR1@{WARNING}"} if job.goes_on else {}),
+        **chosen,
     }
-    lines = [_directive(key, value) for key, value in (defaults | dict(chosen)).items()]
-    return _SCRIPT.format(
-        directives="\n".join(lines),
-        command=_command(job, program, array),
-        name=shlex.quote(job.name),
-        cores=job.cores,
-    )
-
-
-def _directive(key: str, value: str | None) -> str:
-    quoted = value if value is None or re.fullmatch(r"[^\s'#]*", value) else f'"{value}"'
-    return f"#SBATCH --{key}" + ("" if quoted is None else f"={quoted}")
+    lines = []
+    for key, value in values.items():
+        quoted = value if value is None or re.fullmatch(r"[^\s'#]*", value) else f'"{value}"'
+        lines.append(f"#SBATCH --{key}" + ("" if quoted is None else f"={quoted}"))
+    text, command = "\n".join(lines), _command(job, program, array)
+    return _SCRIPT.format(directives=text, command=command, name=shlex.quote(job.name), cores=job.cores)
 
 
 def _command(job: Job, program: Sequence[str], array: bool) -> str:
