@@ -1,5 +1,4 @@
-"""How fast a run is: peaks, what lines show, what is recorded; batches that are read ahead; DDP's search;
-each part of `make bench`, once."""
+"""How fast a run is: peaks, what lines show, what is recorded; batches that are read ahead; DDP's search."""
 
 from __future__ import annotations
 
@@ -156,17 +155,15 @@ def test_batches_read_ahead_are_the_same():
 
     assert reader(CPU, on_device=False, streamed=False)(read, 3) == f"3 by {threading.current_thread().name}"
 
-
-def test_what_a_thread_raises_is_raised_when_its_step_is_asked_for():
-    def read(step: int) -> int:
+    def fail(step: int) -> int:
         if step == 1:
             raise UsageError("the picture is damaged")
         return step
 
-    ahead = Ahead(CPU)
-    assert ahead.at(read, 0) == 0
-    with pytest.raises(UsageError, match="damaged"):
-        ahead.at(read, 1)
+    reading = Ahead(CPU)
+    assert reading.at(fail, 0) == 0
+    with pytest.raises(UsageError, match="damaged"):  # when its step is asked for
+        reading.at(fail, 1)
 
 
 def test_where_every_step_gives_every_parameter_a_gradient():
