@@ -2,10 +2,9 @@
 when it is stopped.
 
 Each validation, checkpoint and grid of samples is a pause. Where the recipe leaves the number of steps
-between two of a kind open, it follows from how long the first one takes, and is written into the recipe, so
-that a resume keeps to it. Times differ from machine to machine, and from run to run on one. The steps of
-validations must not, as the best checkpoint is one of them: what follows from a time is rounded to a coarse
-series, 1, 2, 5, 10, 20, 50 …
+between two of a kind open, it follows from how long the first one takes, and is written into the recipe for a
+resume. As times differ and the best checkpoint is one of the validations, it is rounded to a coarse series:
+1, 2, 5, 10 …
 """
 
 from __future__ import annotations
@@ -127,11 +126,8 @@ def count_steps(
     clock: Callable[[], float] = time.monotonic,
 ) -> int:
     """How many steps fit in the time, of which a tenth is kept for pictures and validation; in half of it
-    where less is left. A call of every rank.
-
-    5 steps warm up, then 50 are timed, for a tenth of the time at most. Where a phase starts at a later step,
-    as many are timed from there on too.
-    """
+    where less is left. 50 steps are timed, from the start of late phases on too, for a tenth of the time at
+    most. A call of every rank."""
     late = max(phase.start for phase in phases)
     cycle = math.lcm(*(phase.every for phase in phases))
     limit = 6 * minutes / (1 + bool(late))

@@ -161,10 +161,8 @@ def read(path: Path) -> Checkpoint:
 def with_zero_inputs(
     weights: dict[str, Tensor], own: Mapping[str, Any]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Weights that fit convolutions with more input channels, which start at zero, and the names of these.
-
-    So a model that sees a condition beside the image begins as the model without it.
-    """
+    """Weights that fit convolutions with more input channels, which start at zero, and the names of these: a
+    model that sees a condition beside the image begins as the model without it."""
     wider = {}
     for name, value in weights.items():
         wanted = own[name].shape if name in own else value.shape
@@ -278,10 +276,8 @@ def save(t: Trainer, step: int) -> None:
 
 
 def save_best(t: Trainer, step: int, metric: str, value: float) -> None:
-    """Saves a checkpoint of `step` steps as the best, where `value` is less than at all earlier ones.
-
-    A call of every rank; the value of rank 0 counts.
-    """
+    """Saves a checkpoint of `step` steps as the best, where `value` is less than at all earlier ones. A call
+    of every rank; the value of rank 0 counts."""
     best = t.run.best
     if ranks.agree(best is None or value < best.value):
         save(t, step)

@@ -47,13 +47,8 @@ class GivenNoise(Noise):
 
 
 class Compiled:
-    """The losses of a model, compiled where that is possible.
-
-    While `on_step` changes numbers that the model holds, each step would be compiled anew: such a model is
-    compiled from the step on from which they stay.
-
-    loud: whether a phase that stays eager is warned of; else only `log.txt` has it.
-    """
+    """The losses of a model, compiled where that is possible. While `on_step` changes numbers that the model
+    holds, each step would be compiled anew: the model is compiled from the step on from which they stay."""
 
     def __init__(
         self,
@@ -126,10 +121,8 @@ def draws_of(model: Model, batch: Batch, phase: str) -> list[Draw]:
 
 
 def reaches_all(model: Model, batch: Batch, phase: str) -> bool:
-    """Whether the loss of a phase gives every parameter a gradient, whatever the values are.
-
-    It may not where that depends on values, or on the step.
-    """
+    """Whether the loss of a phase gives every parameter a gradient, whatever the values are. It may not where
+    that depends on values, or on the step."""
     if numbers(model) != numbers_after(model, FOR_EVER):
         return False
     blank, part, mode = without_values(model, batch)

@@ -16,12 +16,8 @@ from gzcli.core.types import Batch
 
 
 class EMA:
-    """Averages the parameters of `model`, not its buffers. With decay 0 the average is the model.
-
-    Buffers that describe training images, such as the statistics of batch norm, fit the trained weights. A
-    model that has `calibrate` finds them anew with the averaged weights: every rank on the same images, at
-    most once a step.
-    """
+    """Averages the parameters of `model`; with decay 0 the average is the model. A model that has `calibrate`
+    finds the buffers that describe training images, as those of batch norm, anew for its averaged weights."""
 
     def __init__(self, model: nn.Module, decay: float, images: Callable[[], Iterable[Batch]] = tuple):
         self.model, self.decay, self.updates = model, decay, 0
@@ -110,9 +106,7 @@ class EMA:
 
 class SharedOutEMA(EMA):
     """Averages of a model whose parameters are shared out among the ranks, each of which averages its part.
-
-    `whole`, another model with whole weights, is what samples or scores it.
-    """
+    `whole`, another model with whole weights, is what samples or scores it."""
 
     def __init__(self, model: nn.Module, decay: float, whole: nn.Module):
         super().__init__(model, decay)

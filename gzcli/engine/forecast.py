@@ -179,10 +179,8 @@ def batch_of(model: Model, images: int, noise: RecordedNoise | BatchNoise) -> Ba
 
 
 class Trial:
-    """Steps of a model, as the trainer takes them.
-
-    real: whether tensors have values. Without them only Muon's update has operations that count.
-    """
+    """Steps of a model, as the trainer takes them. `real`: whether tensors have values; without them only
+    Muon's update has operations that count."""
 
     def __init__(self, model: Model, part: Part, batch: Batch, *, real: bool = True):
         self.model, self.part, self.batch, self.phases = model, part, batch, model.phases()

@@ -69,11 +69,9 @@ def build(phase: Phase, conf: OptimSection, model: nn.Module | None = None) -> O
 
 
 def factor(conf: OptimSection, step: int, steps: int) -> float:
-    """The factor of the learning rate at `step` of `steps`: linear warm-up, then the schedule.
-
-    The warm-up takes at most half of the run. Where that cuts it, the rate rises as steeply as in a long run
-    and so stays below the full one, at which a flow diverges from its first steps.
-    """
+    """The factor of the learning rate at `step` of `steps`: linear warm-up, then the schedule. The warm-up
+    takes at most half of the run. Where that cuts it, the rate rises as steeply as in a long run and so stays
+    below the full one, at which a flow diverges from its first steps."""
     warmup = min(conf.warmup, max(steps // 2, 1))
     if step < warmup:
         return (step + 1) / conf.warmup
@@ -111,11 +109,9 @@ def may_step(norm: torch.Tensor | None) -> bool:
 
 
 class Muon(Optimizer):
-    """Muon for the weights of linear layers and convolutions, AdamW for all other parameters.
-
-    AdamW steps biases, norms, tables, first and last layers, and matrices that are narrow. Weight decay is
-    decoupled in both.
-    """
+    """Muon for the weights of linear layers and convolutions, AdamW for all other parameters. AdamW steps
+    biases, norms, tables, first and last layers, and matrices that are narrow. Weight decay is decoupled in
+    both."""
 
     def __init__(
         self,
@@ -169,7 +165,7 @@ class Muon(Optimizer):
         return state[name]
 
 
-def halves(groups: list[dict[str, Any]], counts: Mapping[int, int] | None = None) -> Iterator[dict[str, Any]]:
+def halves(groups: list[dict[str, Any]], counts: Mapping[int, int] | None) -> Iterator[dict[str, Any]]:
     """Each group in two, of `wide` parameters and of others, with the number of `matrices` in each."""
     for group in groups:
         count = {id(p): 1 if counts is None else counts.get(id(p), 0) for p in group["params"]}
@@ -190,10 +186,8 @@ def is_wide(p: Tensor, matrices: int = 1) -> bool:
 
 
 def orthogonalised(g: Tensor) -> Tensor:
-    """U S′ Vᵀ, S′ near 1, of each matrix U S Vᵀ of g [N, rows, columns].
-
-    It is found by a quintic Newton–Schulz iteration in bf16; float64 stays float64.
-    """
+    """U S′ Vᵀ, S′ near 1, of each matrix U S Vᵀ of g [N, rows, columns]. It is found by a quintic
+    Newton–Schulz iteration in bf16; float64 stays float64."""
     a, b, c = QUINTIC
     tall = g.shape[1] > g.shape[2]
     x = (g.mT if tall else g).to(torch.float64 if g.dtype == torch.float64 else torch.bfloat16)

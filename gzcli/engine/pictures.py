@@ -62,12 +62,9 @@ Scale = tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndar
 
 def score_bins(sides: Sequence[np.ndarray], count: int = 50) -> tuple[np.ndarray, Scale | None]:
     """Edges [count + 1] of bins that show the scores of every set; and the scale of the axis with its
-    inverse, None where it is linear.
-
-    The edges span the quantiles .005 … .995 of each set. Where this span is more than `APART` times that of
-    one set alone, equal bins would show that set as a single bar. The bins are then equal in
-    arsinh((s − median) / w), w being an eighth of the span of the first set.
-    """
+    inverse, None where it is linear. The edges span the quantiles .005 … .995 of each set. Where this span is
+    more than `APART` times that of one set alone, equal bins would show that set as a single bar. The bins
+    are then equal in arsinh((s − median) / w), w being an eighth of the span of the first set."""
     ranges = [np.quantile(values, [0.005, 0.995]) for values in sides]
     low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
     widths = [r[1] - r[0] for r in ranges if r[1] > r[0]]

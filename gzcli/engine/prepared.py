@@ -1,12 +1,10 @@
 """What frozen models make of every image, computed once and not in every epoch.
 
 With `data.latent` a model is trained on latents of an autoencoder in place of pixels (Rombach et al. 2022,
-arXiv:2112.10752): each image is encoded once into the cache, and what the model samples is decoded; the model
-itself is the same as on pixels. The autoencoder is a run whose model has `to_latent` and `from_latent`, or an
-`AutoencoderKL` of diffusers, by folder or id. vqvae and vqgan give the vectors before the codebook, which
-quantises them when they are decoded. A latent of an `AutoencoderKL` is the mode of its posterior. With
-`data.latent_draw: sample`, as DiT trains, each training and validation image has one draw of the posterior
-instead. Other images, as those that are scored, always have the mode.
+arXiv:2112.10752): each image is encoded once into the cache, and what the model samples is decoded. The
+autoencoder is a run whose model has `to_latent` and `from_latent`, or an `AutoencoderKL` of diffusers, by
+folder or id. A latent of an `AutoencoderKL` is the mode of its posterior; with `data.latent_draw: sample`, as
+DiT trains, each training and validation image has one draw of it instead.
 
 What the model of a stage makes of each training image (`Model.prepare`: codes, latents, embeddings) comes in
 `batch.extra`; it is kept in the run.
@@ -55,20 +53,13 @@ Make = Callable[[str, Batch], Mapping[str, Tensor]]  # (split, batch of B) → {
 
 @dataclass(frozen=True)
 class TrainImages:
-    """The training images of a run, as its model sees them.
+    """The training images of a run, as its model sees them."""
 
-    pack: the images, or their latents.
-    levels: number of grey levels; None: latents.
-    device: device of the batches.
-    seed: seed of the run.
-    augment: names of the augmentations.
-    """
-
-    pack: Pack
-    levels: int | None
-    device: torch.device
-    seed: int
-    augment: tuple[str, ...]
+    pack: Pack  # the images, or their latents
+    levels: int | None  # number of grey levels; None: latents
+    device: torch.device  # of the batches
+    seed: int  # of the run
+    augment: tuple[str, ...]  # names of the augmentations
 
     def shuffled(
         self, batch_size: int, n: int | None, prepared: Mapping[str, np.ndarray], needs: Sequence[str]
@@ -117,10 +108,8 @@ def train_images(
 
 
 def prepare(model: Model, images: TrainImages, run: Run, log: Log) -> dict[str, np.ndarray]:
-    """What a model prepares of training images: memory-maps {key: [N, …]}; {} where it prepares nothing.
-
-    They lie in `RUN/prepared/<key>.npy`. All ranks make them now where they are not there.
-    """
+    """What a model prepares of training images: memory-maps {key: [N, …]}; {} where it prepares nothing. They
+    lie in `RUN/prepared/<key>.npy`. All ranks make them now where they are not there."""
     folder = run.path / "prepared"
     if not hasattr(model, "prepare"):
         return {}
@@ -158,10 +147,8 @@ class LatentPack(Pack):
 
 
 def latents_of(images: TrainImages, space: LatentSpace, draw: bool, run: Run, log: Log) -> LatentPack:
-    """The latents of the training and validation images, made now by all ranks where they are not cached.
-
-    A training image is augmented by one draw before it is encoded.
-    """
+    """The latents of the training and validation images, made now by all ranks where they are not cached. A
+    training image is augmented by one draw before it is encoded."""
     if draw and not isinstance(space.autoencoder, DiffusersVAE):
         raise UsageError(
             "`data.latent_draw: sample` is for an `AutoencoderKL`: latents of this run are no distribution",
@@ -282,10 +269,8 @@ def write_maps(
     log: Log,
     title: str,
 ) -> None:
-    """Writes `folder/<key>.npy` [N, …] of what `make` makes of the images; a call of every rank.
-
-    Each rank fills its rows of shared files, which are renamed to `folder` when all are done.
-    """
+    """Writes `folder/<key>.npy` [N, …] of what `make` makes of the images; a call of every rank. Each rank
+    fills its rows of shared files, which are renamed to `folder` when all are done."""
     part = ranks.agree(part_path(folder))  # another run may write the same folder at the same time
     if ranks.rank() == 0:
         sweep(folder.parent)

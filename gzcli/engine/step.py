@@ -62,10 +62,8 @@ def accelerate(part: Part) -> Accelerator:
 
 
 def compiles(part: Part, model: Model, device: torch.device) -> bool:
-    """Whether the steps of a run are compiled: as `train.compile` says; `auto` means where that gains.
-
-    It gains on a GPU, in a run that is long enough to earn the time of compiling, of a model of one phase.
-    """
+    """Whether the steps of a run are compiled: as `train.compile` says; `auto` means on a GPU, in a run that
+    is long enough to earn the time of compiling, of a model of one phase."""
     if part.train.compile != "auto":
         return part.train.compile
     minutes = part.train.minutes
@@ -75,9 +73,8 @@ def compiles(part: Part, model: Model, device: torch.device) -> bool:
 
 
 def mode_of(part: Part, model: Model, device: torch.device) -> str | None:
-    """The mode of `torch.compile`. Kernels of a small net on a GPU take less time than their launches: CUDA
-    graphs launch all at once. They own the memory of the gradients, which therefore cannot be added up over
-    micro-batches."""
+    """The mode of `torch.compile`. CUDA graphs launch all kernels of a small net at once; they own the memory
+    of the gradients, which therefore cannot be added up over micro-batches."""
     small = sum(p.numel() for p in model.parameters()) <= SMALL
     return (
         "reduce-overhead"
@@ -103,10 +100,8 @@ def wrapped(
     accelerator: Accelerator, model: Model, part: Part, log: Log, *, first: Batch | None = None
 ) -> nn.Module:
     """The step of a model, compiled where the recipe asks for it or it is known to gain, and wrapped for the
-    processes of the run.
-
-    Where weights are shared out, the model's parameters are other objects from then on.
-    """
+    processes of the run. Where weights are shared out, the model's parameters are other objects from then
+    on."""
     graphs, device = None, accelerator.device
     if ranks.world() > 1:
         whole_batch.share(model)

@@ -55,11 +55,9 @@ def built_on(run: Run, name: str) -> dict[str, str]:
 
 
 def load_model(run: Run, device: torch.device | str, checkpoint: str = "finished") -> tuple[Model, Saved]:
-    """The model of a run in eval mode with its averaged weights, and what was saved with them.
-
-    checkpoint: "last", "best", "finished" or a step. "finished" is `model.safetensors`, which does not change
-      any more, for what is trained on top of it; "last" is the newest checkpoint while the run is trained.
-    """
+    """The model of a run in eval mode with its averaged weights, and what was saved with them. `checkpoint`
+    is "last", the newest while the run is trained, "best", a step, or "finished": `model.safetensors`, which
+    does not change any more."""
     run = run.serving
     saved = checkpoints.read_weights(weights_file(run, checkpoint))
     name = saved.part.model
@@ -125,8 +123,7 @@ def _numbers(value: object) -> Iterator[float]:
 
 def placed(model: Model, device: torch.device | str) -> Model:
     """The model on its device. On a GPU, weights of convolutions lie with channels last, as its matrix units
-    read them, and so do the feature maps that they make. On a CPU that gains nothing: oneDNN has layouts of
-    its own."""
+    read them."""
     model = model.to(device)
     if devices.kind_of(device).channels_last:
         for module in model.modules():

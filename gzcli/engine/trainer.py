@@ -295,9 +295,8 @@ class Trainer:
 
 
 def best_metric(model: Model, asked: str, pack: Pack) -> str | None:
-    """The figure that chooses the best checkpoint: "bpd", "fd" or "loss"; None where none does, as `fd` of a
-    single validation image. "auto" is bpd where `log_prob` is exact or a bound, fd where the model says so
-    (GANs), and else the validation loss."""
+    """The figure that chooses the best checkpoint: "bpd", "fd" or "loss"; None where none does. "auto" is bpd
+    where `log_prob` is exact or a bound, fd for GANs, and else the validation loss."""
     n = len(pack.images("val"))
     if asked == "none" or n == 0:
         return None
@@ -309,20 +308,16 @@ def best_metric(model: Model, asked: str, pack: Pack) -> str | None:
 def validate(
     trained: Trained, metric: str, *, pack: Pack, data: Pack, net: LeNetFeatures | None
 ) -> dict[str, float]:
-    """The metric on the first 2,000 validation images, with figures that explain it; less is better.
-
-    A call of every rank; the metric is the same number however many there are.
-    """
+    """The metric on the first 2,000 validation images, with figures that explain it; less is better. A call
+    of every rank; the metric is the same number however many there are."""
     if metric == "fd":
         return distances(trained, pack, net)
     return {metric: mean(trained, metric, data)}
 
 
 def mean(trained: Trained, metric: str, data: Pack) -> float:
-    """The mean over validation images of the bits per dimension, or of the loss of the first phase.
-
-    Every rank has its share of the same batches.
-    """
+    """The mean over validation images of the bits per dimension, or of the loss of the first phase. Every
+    rank has its share of the same batches."""
     model, info, device = trained.model, trained.info, trained.device
     n = min(VALIDATION, len(data.images("val")))
     firsts = range(ranks.rank() * EVAL_BATCH, n, ranks.world() * EVAL_BATCH)
@@ -342,12 +337,9 @@ def mean(trained: Trained, metric: str, data: Pack) -> float:
 
 
 def distances(trained: Trained, pack: Pack, net: LeNetFeatures | None) -> dict[str, float]:
-    """Figures of samples against as many validation images.
-
-    They are `fd`, the Fréchet distance; `distance`, the distance of pairs of samples as a share of that of
-    pairs of real images; and, where the net knows the classes of the set, `classes`, the entropy of the
-    samples' classes as a share of that of real images.
-    """
+    """Figures of samples against as many validation images: `fd`, the Fréchet distance; `distance`, that of
+    pairs of samples as a share of that of pairs of real images; and, where the net knows the classes,
+    `classes`, the entropy of the samples' classes as a share of that of real images."""
     real = pack.images("val")[:VALIDATION]
     images = sampler.draw(trained, len(real))
     if net is None:

@@ -43,24 +43,15 @@ Measure = Callable[[TrialJob], Sequence[Mapping[str, Any]]]  # does a job and re
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is expected of the training of one model; None where it is not known.
+    """What is expected of the training of one model; None where it is not known."""
 
-    part: its recipe, with the processes that train it.
-    params: parameters of the model.
-    flops: floating-point operations of a step of the global batch.
-    step: seconds of a step on this machine.
-    bytes: the most memory that a process took in a step on this machine, scaled to the recipe's batch.
-    lacking: why something is not known.
-    refused: the mistake in the recipe by which the model cannot be built.
-    """
-
-    part: Part
-    params: int | None = None
-    flops: float | None = None
-    step: float | None = None
-    bytes: int | None = None
-    lacking: str | None = None
-    refused: UsageError | None = None
+    part: Part  # its recipe, with the processes that train it
+    params: int | None = None  # parameters of the model
+    flops: float | None = None  # floating-point operations of a step of the global batch
+    step: float | None = None  # seconds of a step on this machine
+    bytes: int | None = None  # the most that a process took in a step here, scaled to the recipe's batch
+    lacking: str | None = None  # why something is not known
+    refused: UsageError | None = None  # the mistake in the recipe by which the model cannot be built
 
     @property
     def seconds(self) -> float | None:

@@ -125,14 +125,10 @@ def plan(
     job: Sequence[object] = (),
     extra: Sequence[str] = (),
 ) -> Plan:
-    """The processes that a recipe's `launch` section asks for. For a training SLURM's variables fill in what
-    it leaves open; other verbs run on one machine.
-
-    every_gpu: whether it is a training, which uses all GPUs where no number is asked for; else one is used.
-    check: whether GPUs that are asked for must be there.
-    job: what was typed; the port follows from it.
-    extra: the words after `--`, checked; never from a recipe or a run, which may be a stranger's.
-    """
+    """The processes that a recipe's `launch` section asks for. A training (`every_gpu`) uses all GPUs where
+    no number is asked for, and SLURM's variables; other verbs run on one machine, on one GPU. The port
+    follows from the `job`, what was typed. `extra` never comes from a recipe or a run, which may be a
+    stranger's."""
     gpus, note = _gpus(section, every_gpu=every_gpu, check=check)
     machines = section.machines or (slurm.machines() if every_gpu else 1)
     here = gpus or section.processes or 1
@@ -269,8 +265,8 @@ def config(p: Plan) -> str:
 
 
 def command(folder: Path, p: Plan, *, launcher: bool) -> list[str]:
-    """The command line of the engine, through accelerate's launcher or not; a run can be started by hand
-    with it."""
+    """The command line of the engine, through accelerate's launcher or not; a run can be started by hand with
+    it."""
     engine = [start.SCRIPT, "gzcli.engine", str(folder)]
     if not launcher:
         return [sys.executable, *engine]
@@ -313,13 +309,8 @@ def environment(p: Plan, mode: str) -> dict[str, str]:
 
 def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[str, Any]:
     """Starts the engine on `folder`, passes signals on and waits for its end. Returns its status, or raises
-    its error.
-
-    A signal becomes a stop file, and an engine that trains gets time for a checkpoint, even where the signal
-    has ended the launcher. A job, and a training before its first step, have nothing to save. Processes are
-    killed only after a second Ctrl-C, or where they do not end in time; one that writes a checkpoint may
-    finish it.
-    """
+    its error. A signal becomes a stop file, and an engine that trains gets time for a checkpoint. Processes
+    are killed only after a second Ctrl-C, or where they do not end in time and write no checkpoint."""
     target, launcher = Run(folder), launcher or p.distributed
     if launcher:
         files.write_atomic(target.launch_file_of(p.machine_rank), config(p))
@@ -494,9 +485,8 @@ def saved_state(target: Run) -> str | None:
 
 
 def check_extra(words: list[str]) -> list[str]:
-    """The words after `--` as accelerate gets them. Only the options of `ALLOWED` are passed on, each written
-    in full: others name another program, start processes elsewhere, or are options of gz under another name.
-    Raises UsageError for these, and for a word that accelerate would take for the program to start."""
+    """The words after `--` as accelerate gets them. Raises UsageError for an option that is not of `ALLOWED`,
+    and for a word that accelerate would take for the program to start."""
     checked, rest = [], iter(words)
     for word in rest:
         name, equals, value = word.partition("=")

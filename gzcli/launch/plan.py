@@ -74,8 +74,7 @@ class Request:
 
     def to_resume(self, alias: str | None = None) -> Run | None:
         """The run that `--resume` means: the one named, else the newest of this model and data that is not
-        finished or, where more steps are asked for, the newest. Of an alias the run that is called so, since
-        jobs side by side go on with their own runs."""
+        finished or, where more steps are asked for, the newest; of an alias the run that is called so."""
         if self.earlier and alias is None:
             return self.earlier
         if alias is not None:
@@ -95,8 +94,8 @@ def ask(
     epochs: float | None = None,
     say: Say = silent,
 ) -> Request:
-    """The recipe of a model, a file or an earlier run, with what was typed laid over it: `sets` of
-    `--set`, and `flags` by dotted key, None where an option was not given; `epochs` become steps."""
+    """The recipe of a model, a file or an earlier run, with what was typed laid over it: `sets` of `--set`,
+    and `flags` by dotted key, None where an option was not given; `epochs` become steps."""
     earlier, sets = runs.by_name(what), tuple(sets)
     source, chosen = what, data
     if earlier:
@@ -150,11 +149,7 @@ class Start:
         say: Say = silent,
     ) -> Run:
         """Trains in processes of their own, and waits for them. Returns the run; a new one is removed again
-        where nothing was trained.
-
-        mode: what the engine prints: "human", "quiet" or "json" lines.
-        announce: called with the run before it is launched.
-        """
+        where nothing was trained. `announce` is called with the run before it is launched."""
         if self.plan.machine_rank:
             run = made_by_machine_0(self.plan, say)
             announce(run)
@@ -195,9 +190,8 @@ def prepare(
     extra: Sequence[str] = (),
     check: bool = True,
 ) -> Start:
-    """How a training starts: by which processes, and whether a run goes on, as it must with `resume` and
-    may with `requeue`, with an alias the run that is called so. Of several machines the first one decides
-    that."""
+    """How a training starts: by which processes, and whether a run goes on, as it must with `resume` and may
+    with `requeue`. Of several machines the first one decides that."""
     typed = [value for key, value in request.flags.items() if key != "launch.machine_rank"]
     job = (request.what, request.data, *request.sets, *typed, alias)
     plan = launcher.plan(request.recipe.launch, every_gpu=True, check=check, job=job, extra=extra)
@@ -219,11 +213,8 @@ def prepare(
 
 
 def made_by_machine_0(plan: Plan, say: Say, patience: float = PATIENCE) -> Run:
-    """The run of this job, for which another machine waits in the store that all share.
-
-    A start of the same words that ended without a trace may lie there too: the engine compares the ids of all
-    machines.
-    """
+    """The run of this job, for which another machine waits in the store that all share. A start of the same
+    words that ended without a trace may lie there too: the engine compares the ids of all machines."""
     store, begun = user_dir("runs"), time.time()
     say(f"waiting for the run that machine 0 makes in `{store}`")
     while time.time() < begun + patience:
@@ -376,8 +367,7 @@ def launched_again(run: Run, typed: Resolved) -> LaunchSection:
 
 def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
     """Writes `run.yaml`, the whole recipe, and `env.json`, the machine, by which the run can be repeated;
-    each stage gets a folder of the same form. The address at which processes meet belongs to this start
-    alone."""
+    each stage gets a folder of the same form."""
     from importlib.metadata import version
 
     cpu = recipe.launch.cpu or trains_on_cpu(p.gpus, p.processes)
@@ -451,8 +441,8 @@ def write_train(run: Run, changes: Mapping[str, Any]) -> None:
 
 
 def halve(run: Run, processes: int) -> str | None:
-    """Splits the batch whose first step ran out of a GPU's memory into at least twice as many parts.
-    Returns what was changed, for people; None where nothing can be."""
+    """Splits the batch whose first step ran out of a GPU's memory into at least twice as many parts. Returns
+    what was changed, for people; None where nothing can be."""
     part = next((part for part in run.stages or [run] if part.status().get("too_large")), None)
     if part is None:
         return None

@@ -134,8 +134,8 @@ def memory_of(plan: Plan) -> int | None:
 
 
 def memory_hint(forecasts: Sequence[Forecast], plan: Plan, there: int | None) -> str | None:
-    """What to do where a model needs more memory than there is for a process; on a GPU its batch is split
-    as it is trained."""
+    """What to do where a model needs more memory than there is for a process; on a GPU its batch is split as
+    it is trained."""
     for forecast in forecasts:
         if there and not plan.gpus and forecast.bytes and forecast.bytes > there:
             ways = ", ".join(ways_to_save(forecast.part, plan)) or "a smaller `train.batch_size`"
