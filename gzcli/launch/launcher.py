@@ -27,8 +27,7 @@ from gzcli.core import devices, signals, start, streams
 from gzcli.core.devices import INSTALL, VISIBLE, Gpus, count_gpus, trains_on_cpu
 from gzcli.core.errors import DeviceError, DivergedError, GzError, Interrupted, MissingError, UsageError
 from gzcli.core.sections import LaunchSection
-from gzcli.core.units import threads_wanted
-from gzcli.launch import slurm
+from gzcli.core.units import number_in, threads_wanted
 from gzcli.store import claims, files
 from gzcli.store.paths import cache_dir, kernels_dir
 from gzcli.store.runs import Run
@@ -130,7 +129,7 @@ def plan(
     follows from the `job`, what was typed. `extra` never comes from a recipe or a run, which may be a
     stranger's."""
     gpus, note = _gpus(section, every_gpu=every_gpu, check=check)
-    machines = section.machines or (slurm.machines() if every_gpu else 1)
+    machines = section.machines or (slurm_nodes() if every_gpu else 1)
     here = gpus or section.processes or 1
     restarts = RESTARTS if machines > 1 else 0
     return Plan(
@@ -207,24 +206,52 @@ def _tried_apart(there: int) -> Gpus:
 
 def _meeting(section: LaunchSection, machines: int, job: Sequence[object]) -> dict[str, Any]:
     """Which machine this is of several, and where they meet: the keys of a Plan."""
-    rank = slurm.machine_rank() if section.machine_rank is None else section.machine_rank
+    rank = section.machine_rank
+    if rank is None:
+        rank = number_in("SLURM_NODEID", "nodes") or 0
     if not 0 <= rank < machines:
         several = f"{machines} machine{'s' if machines > 1 else ''}"
         hint = f"gz train … --num-machines {max(machines, rank + 1)}"
         raise UsageError(f"`--machine-rank {rank}`: {several} are numbered from 0", hint=hint)
-    ip = section.main_ip or slurm.first_host()
+    ip = section.main_ip or slurm_host()
     if ip is None:
         raise UsageError(
             "several machines need `--main-process-ip`",
             hint="gz train … --num-machines 2 --machine-rank 0 --main-process-ip HOST",
         )
-    # SLURM's number is that of one start; typed words are the same each time
-    words = [slurm.job()] if slurm.job() else [ip, machines, *job]
+    # SLURM's number, with how often the job was queued again, is that of one start; every task of an array is
+    # a job. Typed words are the same each time.
+    if number := os.environ.get("SLURM_JOB_ID"):
+        words: list[object] = [f"{number}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"]
+    else:
+        words = [ip, machines, *job]
     digest = hashlib.sha256(json.dumps([str(word) for word in words]).encode()).digest()
     # of two trainings with one first machine each needs its own port
     port = section.main_port or FIRST_PORT + int.from_bytes(digest[:4], "big") % PORTS
     meeting = {"machines": machines, "machine_rank": rank, "main_ip": ip, "main_port": port}
     return meeting | {"job": digest.hex()[:16]}
+
+
+def slurm_nodes() -> int:
+    """The nodes of this job step; 1 outside SLURM. One `gz` starts all processes of a node."""
+    if os.environ.get("SLURM_LOCALID", "0") != "0":
+        raise UsageError(
+            "SLURM has started several tasks on this node; one `gz` starts the processes of a machine",
+            hint="srun --ntasks-per-node=1 gz train …",
+        )
+    return number_in("SLURM_STEP_NUM_NODES", "nodes") or number_in("SLURM_NNODES", "nodes") or 1
+
+
+def slurm_host() -> str | None:
+    """The first node of the job step, as `scontrol` expands the list; None outside SLURM."""
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST")
+    if not nodes:
+        return None
+    try:
+        done = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.split()[0] if done.returncode == 0 and done.stdout.strip() else None
 
 
 def interface_to(host: str) -> str | None:
