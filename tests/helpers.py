@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,24 @@ def gz(
     )
     assert done.returncode == code, f"gz {' '.join(words)} → {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def spawn(*words: str, inside: Sequence[str] = ()) -> subprocess.Popen:
+    """Starts `gz` as a user does, in a folder of traps; `inside`: a command that it is started by."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([*inside, sys.executable, "-m", "gzcli", *words], cwd=traps(), env=env, **pipes)
+
+
+def run_at(step: int, alias: str | None = None, patience: float = 240) -> Run:
+    """The run, by its second name or the newest, once it has so many lines of metrics."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        run = runs.by_name(alias) if alias else next(iter(runs.all_runs()), None)
+        if run and run.metrics_file.exists() and len(run.metrics_file.read_text().splitlines()) >= step:
+            return run
+        time.sleep(0.05)
+    raise AssertionError("the run does not get on")
 
 
 def in_process(folder: Path, plan: Any, *, launcher: bool, mode: str = "human") -> dict[str, Any]:
