@@ -108,11 +108,6 @@ class History:
             return None
         return reference_at(owner.model, owner.data, part.scale, part.stage, step, metric)
 
-    def show_picture(self, step: int, path: Path) -> None:
-        """Sends the picture of a step to the trackers."""
-        if self.trackers:
-            self.trackers.picture(step, path)
-
     def pending(self) -> dict[str, Any]:
         """The sums for the next line of losses, which a checkpoint between two lines must keep."""
         sums = {name: value.cpu() for name, value in self.sums.items()}

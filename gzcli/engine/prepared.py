@@ -280,7 +280,12 @@ def write_maps(
             n = images.pack.meta.counts[split]
             read = partial(images.scan, purpose="prepare", batch_size=batch_size, split=split)
             if ranks.rank() == 0 and n:
-                _reserve(part, n, make(split, next(read(range(1)))))
+                for key, value in make(split, next(read(range(1)))).items():
+                    row = value.cpu().numpy()  # [1, …]
+                    need_space(part.parent, n * row.nbytes)
+                    np.lib.format.open_memmap(
+                        part / f"{key}.npy", "w+", row.dtype, (n, *row.shape[1:])
+                    ).flush()
             ranks.wait()
             share = range(*(n * r // ranks.world() for r in (ranks.rank(), ranks.rank() + 1)))
             if share and any(part.glob("*.npy")):  # else nothing was made of the first image
@@ -296,14 +301,6 @@ def write_maps(
                 raise
             shutil.rmtree(part)  # another run has made the same meanwhile
     ranks.wait()
-
-
-def _reserve(part: Path, n: int, first: Mapping[str, Tensor]) -> None:
-    """Empty maps of n rows like those of the first image, [1, …]. Raises MissingError without the space."""
-    for key, value in first.items():
-        row = value.cpu().numpy()
-        need_space(part.parent, n * row.nbytes)
-        np.lib.format.open_memmap(part / f"{key}.npy", "w+", row.dtype, (n, *row.shape[1:])).flush()
 
 
 def _fill(

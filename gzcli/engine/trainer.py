@@ -282,7 +282,8 @@ class Trainer:
         if self.rank == 0:
             path = self.run.samples_picture(done)
             save_png(path, picture, {"step": done, "n": n, "seed": 0})
-            self.history.show_picture(done, path)
+            if self.history.trackers:
+                self.history.trackers.picture(done, path)
 
     def some_images(self) -> Iterator[Batch]:
         """A random subset of the training images, larger at the ends, each augmented by one draw."""
