@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,7 @@ def trainer(tree: dict[str, Any], run: Run | None = None) -> Trainer:
     """A trainer in this process."""
     from gzcli.core.parts import part_of
     from gzcli.data.packs.open import open_pack, pack_options
-    from gzcli.engine.accelerator import accelerate
+    from gzcli.engine.step import accelerate
     from gzcli.recipe.yaml import dump
     from gzcli.store import files
 
@@ -82,6 +84,24 @@ def gz(
     return done
 
 
+def spawn(*words: str, inside: Sequence[str] = ()) -> subprocess.Popen:
+    """Starts `gz` as a user does, in a folder of traps; `inside`: a command that it is started by."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([*inside, sys.executable, "-m", "gzcli", *words], cwd=traps(), env=env, **pipes)
+
+
+def run_at(step: int, alias: str | None = None, patience: float = 240) -> Run:
+    """The run, by its second name or the newest, once it has so many lines of metrics."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        run = runs.by_name(alias) if alias else next(iter(runs.all_runs()), None)
+        if run and run.metrics_file.exists() and len(run.metrics_file.read_text().splitlines()) >= step:
+            return run
+        time.sleep(0.05)
+    raise AssertionError("the run does not get on")
+
+
 def in_process(folder: Path, plan: Any, *, launcher: bool, mode: str = "human") -> dict[str, Any]:
     """In place of `launch.run`: the engine in this process."""
     from gzcli.engine.__main__ import main
@@ -97,7 +117,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def figures(run: Run) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl` without what depends on the machine."""
-    from gzcli.engine.curves import RATES
+    from gzcli.engine.pictures import RATES
 
     return [{k: v for k, v in x.items() if k not in RATES} for x in lines(run.path / "metrics.jsonl")]
 

@@ -133,9 +133,9 @@ def _after_dashes(ctx: typer.Context, value: list[str] | None) -> list[str]:
         )
     if not extra:
         return extra
-    from gzcli.launch.accelerate import check
+    from gzcli.launch.launcher import check_extra
 
-    return check(extra)
+    return check_extra(extra)
 
 
 def _json(value: bool) -> bool:

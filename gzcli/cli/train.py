@@ -129,7 +129,6 @@ def train(
     """
     from gzcli.cli.jobs import fetch
     from gzcli.cli.plan import before_start, show_plan
-    from gzcli.cli.submit import submit_training
     from gzcli.launch import plan as planning
 
     out.configure(lenient=True)  # a lost reader never stops a training
@@ -157,6 +156,8 @@ def train(
     }
     request = planning.ask(what, data, sets or (), flags, epochs=epochs, say=out.info)
     if submit or slurm:
+        from gzcli.cli.submit import submit_training
+
         return submit_training(request, name, resume=resume, options=slurm or (), dry_run=dry_run)
     start = planning.prepare(
         request, alias=name, resume=resume, requeue=requeue, extra=extra or (), check=not dry_run

@@ -150,18 +150,6 @@ def own_rows(t: Tensor, module: nn.Module) -> Tensor:
     return t if count == 1 else t.chunk(count)[rank()]
 
 
-def exchanged(own: Tensor, lengths: Sequence[int]) -> list[Tensor]:
-    """The vectors of all ranks, in their order, on every rank, to the bit; all ranks know the `lengths`."""
-    if not _several():
-        return [own]
-    # bytes: not every backend knows every type
-    padded = own.new_zeros(max(lengths))
-    padded[: len(own)] = own
-    parts = [torch.empty_like(padded) for _ in lengths]
-    torch.distributed.all_gather([part.view(torch.uint8) for part in parts], padded.view(torch.uint8))
-    return [part[:n] for part, n in zip(parts, lengths, strict=True)]
-
-
 # ---------------------------------------------------------------------------- parameters in parts (FSDP2)
 
 

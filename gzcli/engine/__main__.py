@@ -12,7 +12,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gzcli.core import devices, jobs, ranks, streams
-from gzcli.core.devices import INSTALL, fast_kernels, pick_device
 from gzcli.core.errors import (
     DeviceError,
     DivergedError,
@@ -35,10 +34,9 @@ from gzcli.core.errors import (
 from gzcli.core.parts import part_of
 from gzcli.core.units import duration
 from gzcli.data.packs.open import check_unchanged, open_pack, pack_options, record_data
-from gzcli.engine.accelerator import accelerate, prepare_torch
 from gzcli.engine.cadence import KEPT, LEAST, count_steps
-from gzcli.engine.compiled import compiles
 from gzcli.engine.log import Log
+from gzcli.engine.step import accelerate, compiles, prepare_torch
 from gzcli.launch.plan import write_train
 from gzcli.store import claims, files, png
 from gzcli.store.metrics import metric_lines
@@ -68,8 +66,8 @@ def main(folder: Path) -> int:
     # `status.json`: an exit code would only make the launcher print its own traceback.
     started_by_gz = "GZ_PARENT" in os.environ
     log = Log(run.path, rank=rank)
-    with files.lock(run.lock, wait=False) if rank == 0 else contextlib.nullcontext(True) as got:
-        if not got:  # the status is that of the other process, and stays
+    with files.lock(run.lock, wait=False) if rank == 0 else contextlib.nullcontext(True) as locked:
+        if not locked:  # the status is that of the other process, and stays
             print(streams.printable(claims.in_use(run).message), file=sys.stderr)
             return UsageError.code
         if rank == 0:
@@ -82,7 +80,8 @@ def main(folder: Path) -> int:
         except BaseException as e:
             if os.environ.get("GZ_DEBUG"):
                 traceback.print_exc()
-            return 0 if started_by_gz and type(explain(e)) in STATES else explain(e).code
+            error = explain(e)
+            return 0 if started_by_gz and type(error) in STATES else error.code
         finally:
             run.stop_file.unlink(missing_ok=True)
     return 0
@@ -92,40 +91,30 @@ def main(folder: Path) -> int:
 def recorded(run: Run, log: Log) -> Iterator[None]:
     """Records in `status.json` that the block runs, then how it ended."""
     before, since = run.work, time.process_time()
+
+    def ended() -> dict[str, float]:
+        return {"ended": time.time(), "work": before + time.process_time() - since}
+
     if log.main:
         # `seconds`, `work`: of earlier starts; the last one, if it was killed, would seem to last, as the run
         # is held again by now
         seconds = run.seconds if run.status().get("ended") else run.status().get("seconds", 0.0)
-        now = {"started": time.time(), "ended": None, "seconds": seconds, "work": before, "stepping": False}
         parent = int(os.environ.get("GZ_PARENT", "0"))
-        run.update(
-            state="running",
-            pid=os.getpid(),
-            parent=parent,
-            **now,
-            error=None,
-            code=None,
-            lost=None,
-            too_large=None,
-        )
+        nothing = dict.fromkeys(("ended", "error", "code", "lost", "too_large"))
+        now = {"pid": os.getpid(), "parent": parent, "started": time.time(), "stepping": False}
+        run.update(state="running", **now, **nothing, seconds=seconds, work=before)
     try:
         yield
     except BaseException as e:
-        error = explain(e)
         log.record(traceback.format_exc())
         if not log.main and run.status().get("error"):
             raise  # the first error stands: this one may only say that another rank is gone
-        run.update(
-            state=STATES.get(type(error), "failed"),
-            code=error.code,
-            ended=time.time(),
-            work=before + time.process_time() - since,
-            error={"kind": error.kind, "message": error.message, "hint": error.hint},
-        )
+        error = explain(e)
+        said = {"kind": error.kind, "message": error.message, "hint": error.hint}
+        run.update(state=STATES.get(type(error), "failed"), code=error.code, error=said, **ended())
         raise
     if log.main:
-        work = before + time.process_time() - since
-        run.update(state="finished", code=0, error=None, ended=time.time(), work=work)
+        run.update(state="finished", code=0, error=None, **ended())
 
 
 def explain(e: BaseException) -> GzError:
@@ -135,12 +124,10 @@ def explain(e: BaseException) -> GzError:
     if isinstance(e, KeyboardInterrupt):
         return Interrupted("interrupted", signum=2)
     if devices.is_out_of_memory(e):
-        return DeviceError(
-            "out of memory",
-            hint="lower `train.batch_size`, or raise `train.accumulate`: the result is the same",
-        )
+        hint = "lower `train.batch_size`, or raise `train.accumulate`: the result is the same"
+        return DeviceError("out of memory", hint=hint)
     if "no kernel image" in str(e):
-        return DeviceError(f"torch cannot use this GPU: {first_line(e)}", hint=INSTALL)
+        return DeviceError(f"torch cannot use this GPU: {first_line(e)}", hint=devices.INSTALL)
     if error := system_error(e):
         return error
     if "timed out" in str(e).lower() and (silent := ranks.unresponsive()):
@@ -210,25 +197,12 @@ def train_one(run: Run, log: Log) -> Accelerator:
     if log.main:
         record_data(run.owner.path, pack.meta)
     if part.train.minutes and not run.checkpoints_folder.exists():
-        timed = Trainer(run, part, pack, accelerator, log)
-        since = clock()
-        timed.begin()
-        again = clock() - since  # the run begins as this trial of it does
-        timed.get_net()
-        ready = clock() - began + again
-        with fitting(timed):
-            count = count_steps(timed.step, timed.phases, part.train.minutes, clock() - ready, clock)
-        steps = ranks.agree(count)
-        if ready > (1 - LEAST - KEPT) * 60 * part.train.minutes:
-            log.warn(f"getting ready took {duration(ready)} of the {duration(60 * part.train.minutes)}")
-        # the run is compiled as the steps were that were timed
-        compiled = compiles(part, timed.model, timed.device)
-        chosen: dict[str, Any] = {"steps": steps, "minutes": None, "compile": compiled}
+        chosen = steps_of_minutes(Trainer(run, part, pack, accelerator, log), began, clock)
         part = replace(part, train=replace(part.train, **chosen))
         if log.main:
             write_train(run, chosen)
         ranks.wait()
-        log.info(f"{steps} steps fit in the time")
+        log.info(f"{part.train.steps} steps fit in the time")
     streams.change_spinner("building the model")
     trainer = Trainer(run, part, pack, accelerator, log)
     if log.main:
@@ -243,6 +217,22 @@ def train_one(run: Run, log: Log) -> Accelerator:
         run.update(peak_memory=devices.peak_memory(trainer.device))
     accelerator.free_memory()
     return accelerator
+
+
+def steps_of_minutes(trial: Trainer, began: float, clock: Callable[[], float]) -> dict[str, Any]:
+    """The keys of `train` by which a run takes `train.minutes`, as steps of a trial show."""
+    minutes, since = trial.train.minutes or 0.0, clock()
+    trial.begin()
+    again = clock() - since  # the run begins as this trial of it does
+    trial.get_net()
+    ready = clock() - began + again
+    with fitting(trial):
+        steps = ranks.agree(count_steps(trial.step, trial.phases, minutes, clock() - ready, clock))
+    if ready > (1 - LEAST - KEPT) * 60 * minutes:
+        trial.log.warn(f"getting ready took {duration(ready)} of the {duration(60 * minutes)}")
+    # the run is compiled as the steps were that were timed
+    compiled = compiles(trial.part, trial.model, trial.device)
+    return {"steps": steps, "minutes": None, "compile": compiled}
 
 
 @contextlib.contextmanager
@@ -265,15 +255,14 @@ def work(run: Run, job: jobs.Job, log: Log) -> None:
 
         # rank 0 alone judges what all have made, which may take longer than NCCL's ten minutes
         state = PartialState(cpu=job.launch.cpu, timeout=timedelta(hours=2))
-    device = state.device if state else pick_device(job.launch)
+    device = state.device if state else devices.pick_device(job.launch)
     if job.launch.threads:
         torch.set_num_threads(job.launch.threads)
-    fast_kernels()
+    devices.fast_kernels()
     streams.change_spinner("loading the model")
     png.made_by(**jobs.facts(job))
-    verb = importlib.import_module(f"gzcli.{VERBS[job.verb]}")
-    result = verb.run(job, run.path, device, log)
-    if state is None or state.is_main_process:
+    result = importlib.import_module(f"gzcli.{VERBS[job.verb]}").run(job, run.path, device, log)
+    if ranks.rank() == 0:
         files.write_json(run.result_file, result)
     if state:
         ranks.wait()

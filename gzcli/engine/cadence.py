@@ -2,10 +2,9 @@
 when it is stopped.
 
 Each validation, checkpoint and grid of samples is a pause. Where the recipe leaves the number of steps
-between two of a kind open, it follows from how long the first one takes, and is written into the recipe, so
-that a resume keeps to it. Times differ from machine to machine, and from run to run on one. The steps of
-validations must not, as the best checkpoint is one of them: what follows from a time is rounded to a coarse
-series, 1, 2, 5, 10, 20, 50 …
+between two of a kind open, it follows from how long the first one takes, and is written into the recipe for a
+resume. As times differ and the best checkpoint is one of the validations, it is rounded to a coarse series:
+1, 2, 5, 10 …
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -59,13 +57,9 @@ class Cadence:
     ):
         tenth = max(steps // 10, 1)
         self.usual = {"eval": tenth, "checkpoint": min(tenth, 5000), "sample": 2 * tenth}
-        self.every: dict[str, int | None] = {  # None: not known yet
-            "eval": train.eval_every,
-            "checkpoint": train.checkpoint_every,
-            "sample": train.sample_every,
-        }
-        self.agree, self.clock = agree, clock
-        self.began = clock()
+        # None: not known yet
+        self.every: dict[str, int | None] = {kind: getattr(train, key) for kind, key in KEYS.items()}
+        self.agree, self.clock, self.began = agree, clock, clock()
         self.took: dict[str, float] = {}  # seconds of the last pause of each kind
         self.steps, self.paused = 0, 0.0  # steps of this process; seconds of all its pauses
         self.mark = (0, self.began, 0.0)  # steps, clock and pauses when the timing of steps began
@@ -76,14 +70,13 @@ class Cadence:
         if self.steps <= UNTIMED:
             self.mark = (self.steps, self.clock(), self.paused)
         kinds = {kind for kind, every in self.every.items() if every and step % every == 0}
-        unknown = [kind for kind, every in self.every.items() if every is None]
-        if not unknown:
-            return kinds
-        # only at steps of the series, since it costs a collective too
-        late = in_series(step) and self.agree([self.clock() - self.began])[0] >= FIRST
-        return kinds | {kind for kind in unknown if late or step >= self.usual[kind]}
+        if unknown := [kind for kind, every in self.every.items() if every is None]:
+            # only at steps of the series, since it costs a collective too
+            late = in_series(step) and self.agree([self.clock() - self.began])[0] >= FIRST
+            kinds |= {kind for kind in unknown if late or step >= self.usual[kind]}
+        return kinds
 
-    @contextmanager
+    @contextlib.contextmanager
     def timed(self, kind: str | None = None) -> Iterator[None]:
         """Times the pause inside; the first one of a kind decides how often that kind comes. Work done once
         has no kind, and counts neither for a kind nor for steps."""
@@ -133,13 +126,8 @@ def count_steps(
     clock: Callable[[], float] = time.monotonic,
 ) -> int:
     """How many steps fit in the time, of which a tenth is kept for pictures and validation; in half of it
-    where less is left.
-
-    5 steps warm up, then 50 are timed, for a tenth of the time at most. Where a phase starts at a later step,
-    as many are timed from there on too.
-
-    A call of every rank.
-    """
+    where less is left. 50 steps are timed, from the start of late phases on too, for a tenth of the time at
+    most. A call of every rank."""
     late = max(phase.start for phase in phases)
     cycle = math.lcm(*(phase.every for phase in phases))
     limit = 6 * minutes / (1 + bool(late))
@@ -223,11 +211,7 @@ class Stop:
         if "GZ_PARENT" not in os.environ or time.monotonic() - self.looked < LOOK_EVERY:
             return False
         self.looked = time.monotonic()
-        try:
-            return (
-                self.parent is None
-                or not self.parent.is_running()
-                or self.parent.status() == psutil.STATUS_ZOMBIE
-            )
-        except psutil.NoSuchProcess:
-            return True
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if self.parent and self.parent.is_running():
+                return self.parent.status() == psutil.STATUS_ZOMBIE
+        return True

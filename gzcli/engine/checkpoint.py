@@ -14,18 +14,24 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from gzcli.core.errors import DamagedError, MissingError
+from gzcli.core import ranks
+from gzcli.core.errors import DamagedError, MissingError, UsageError
 from gzcli.core.parts import Part, part_of
 from gzcli.core.types import DataInfo
-from gzcli.store import files
+from gzcli.engine.log import Log
+from gzcli.store import files, runs
 from gzcli.store.run_folder import CheckpointFolder, Run, steps_of
 from gzcli.version import __version__
+
+if TYPE_CHECKING:
+    from gzcli.engine.trainer import Trainer
 
 KEPT, KEPT_AT_THE_END = 2, 1  # newest checkpoints of a run that trains and of a finished one, if none is said
 SAMPLED = CheckpointFolder.averaged.name  # what is left of the best checkpoint of a finished run
@@ -49,40 +55,26 @@ def extra_of(state: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class SpaceRecord:
-    """The latent space that a run was trained in, as JSON has it.
+    """The latent space that a run was trained in, as JSON has it."""
 
-    digest: sha256 of the autoencoder's weights.
-    shape: shape of the images, [C, H, W].
-    levels: grey levels of the images.
-    shift: number that is subtracted from each of the c channels of a latent, [c].
-    scale: number by which each channel is multiplied then, [c].
-    """
-
-    digest: str
-    shape: list[int]
-    levels: int | None
-    shift: list[float]
-    scale: list[float]
+    digest: str  # sha256 of the autoencoder's weights
+    shape: list[int]  # of the images, [C, H, W]
+    levels: int | None  # grey levels of the images
+    shift: list[float]  # what is subtracted from each of the c channels of a latent
+    scale: list[float]  # by which each channel is multiplied then
 
 
 @dataclass
 class Saved:
-    """Weights with all that is needed to sample from them; one safetensors file holds it.
+    """Weights with all that is needed to sample from them; one safetensors file holds it."""
 
-    weights: tensors of the model's state dict, by name.
-    part: the recipe that they were trained by.
-    info: description of the data that the model was built for.
-    step: number of steps that they were trained for.
-    built_on: sha256 of the weights of each stage that the model is built on, by the stage's name.
-    space: the latent space that the model lives in; None: pixels.
-    """
-
-    weights: dict[str, Tensor]
-    part: Part
-    info: DataInfo
-    step: int
+    weights: dict[str, Tensor]  # of the model's state dict
+    part: Part  # the recipe that they were trained by
+    info: DataInfo  # of the data that the model was built for
+    step: int  # number of steps that they were trained for
+    # sha256 of the weights of each stage that the model is built on, by the stage's name
     built_on: Mapping[str, str] = field(default_factory=dict)
-    space: SpaceRecord | None = None
+    space: SpaceRecord | None = None  # that the model lives in; None: pixels
 
 
 def save_weights(path: Path, saved: Saved) -> None:
@@ -126,21 +118,15 @@ def read_weights(path: Path) -> Saved:
 
 @dataclass
 class Checkpoint:
-    """The state that a training goes on from.
+    """The state that a training goes on from."""
 
-    weights: weights that are trained.
-    averaged: averaged weights, which are sampled.
-    train: optimizers, scaler, counters, and each rank's extra state, as `torch.save` takes them.
-    meta: the step, and the number of ranks, threads, version of torch and device that it was made with.
-    """
-
-    weights: dict[str, Tensor]
-    averaged: Saved
-    train: dict[str, Any]
-    meta: dict[str, Any]
+    weights: dict[str, Tensor]  # that are trained
+    averaged: Saved  # averaged weights, which are sampled
+    train: dict[str, Any]  # optimizers, scaler, counters, and each rank's extra state
+    meta: dict[str, Any]  # step, ranks, threads, version of torch and device that it was made with
 
 
-def save(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
+def write(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
     """Writes `folder/<step>/` whole or not at all. Raises MissingError where the disk is full."""
     path = CheckpointFolder.of(folder, step).path
     tensors = [*checkpoint.weights.values(), *checkpoint.averaged.weights.values()]
@@ -157,7 +143,7 @@ def save(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
     return path
 
 
-def load(path: Path) -> Checkpoint:
+def read(path: Path) -> Checkpoint:
     """The checkpoint in a folder, which must be whole (`damage`). Raises DamagedError for one not by gz."""
     averaged = read_weights(path / CheckpointFolder.averaged)
     try:
@@ -175,10 +161,8 @@ def load(path: Path) -> Checkpoint:
 def with_zero_inputs(
     weights: dict[str, Tensor], own: Mapping[str, Any]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Weights that fit convolutions with more input channels, which start at zero, and the names of these.
-
-    So a model that sees a condition beside the image begins as the model without it.
-    """
+    """Weights that fit convolutions with more input channels, which start at zero, and the names of these: a
+    model that sees a condition beside the image begins as the model without it."""
     wider = {}
     for name, value in weights.items():
         wanted = own[name].shape if name in own else value.shape
@@ -247,3 +231,149 @@ def strip(path: Path) -> None:
         return
     for name in set(FILES) - {SAMPLED}:
         (path / name).unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------- the state of a training
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What must be the same at a resume, so that it goes on bit for bit."""
+    threads, version = torch.get_num_threads(), torch.__version__
+    return {"world": ranks.world(), "threads": threads, "torch": version, "device": device.type}
+
+
+def save(t: Trainer, step: int) -> None:
+    """Saves a checkpoint of `step` steps, unless there is one. A call of every rank; rank 0 writes."""
+    if step == t.saved:
+        return
+    t.saved, folder, scaler = step, t.run.checkpoints_folder, t.accelerator.scaler
+    statistics = t.ema.statistics()
+    values = ranks.gathered(t.model.state_dict())
+    averages = ranks.gathered(t.ema.state_dict())
+    optimizers = ranks.gathered({name: o.state_dict() for name, o in t.optimizers.items()})
+    of_ranks = ranks.everyone((extra_of(values), t.history.pending()))
+    weights = weights_of(values) if ranks.rank() == 0 else {}
+    named = [name for name, _ in t.model.named_parameters() if name in weights]
+    broken = [name for name in named if not torch.isfinite(weights[name]).all()]
+    if broken := ranks.agree(broken):
+        raise t.history.diverged(f"the weights `{broken[0]}` are not finite", step)
+    if ranks.rank() == 0:
+        train = {
+            "optimizers": optimizers,
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "ema_updates": t.ema.updates,
+            "extra": [extra for extra, _ in of_ranks],
+            "pending": [pending for _, pending in of_ranks],
+        }
+        averaged = weights | weights_of(averages | statistics)
+        space = t.space.record() if t.space else None
+        saved = Saved(averaged, t.part, t.info, step, t.built_on, space)
+        write(folder, step, Checkpoint(weights, saved, train, machine(t.device)))
+        prune(folder, t.train.keep or KEPT)
+        t.run.update(step=step)
+        t.log.event("checkpoint", step=step)
+    ranks.wait()
+
+
+def save_best(t: Trainer, step: int, metric: str, value: float) -> None:
+    """Saves a checkpoint of `step` steps as the best, where `value` is less than at all earlier ones. A call
+    of every rank; the value of rank 0 counts."""
+    best = t.run.best
+    if ranks.agree(best is None or value < best.value):
+        save(t, step)
+        if ranks.rank() == 0:
+            files.write_json(t.run.best_file, {"step": step, "metric": metric, "value": value})
+            prune(t.run.checkpoints_folder, t.train.keep or KEPT)
+
+
+def resume(t: Trainer) -> int:
+    """Restores the newest whole checkpoint and returns its step. Without one the training begins, from
+    `train.init` if the recipe has it, and 0 is returned."""
+    path = newest(t.run.checkpoints_folder, t.log.warn)
+    if path is None:
+        t.history.resume(0, None)
+        if t.train.init:
+            init_from(t.model, t.train.init, t.run, t.log)
+        return 0
+    saved = read(path)
+    train, meta, rank = saved.train, saved.meta, ranks.rank()
+    # a rank that did not exist when the checkpoint was saved takes the extra state of rank 0
+    load(t.model, saved.weights | train["extra"][rank if rank < len(train["extra"]) else 0])
+    averages = {name: value.to(t.device) for name, value in saved.averaged.weights.items()}
+    t.ema.load_state_dict(averages, train["ema_updates"])
+    for name, values in train["optimizers"].items():
+        optimizer = t.optimizers[name]
+        restore(optimizer, values | {"state": parts_of(values["state"], optimizer)})
+    if train["scaler"] and t.accelerator.scaler is not None:
+        t.accelerator.scaler.load_state_dict(train["scaler"])
+    pending = train.get("pending") or [None]  # older checkpoints have none
+    t.history.resume(meta["step"], pending[rank if len(pending) == ranks.world() else 0])
+    t.saved = meta["step"]
+    if changed := [f"{k} {meta[k]} → {v}" for k, v in machine(t.device).items() if meta[k] != v]:
+        t.log.warn(f"not bit for bit the run that was broken off: {', '.join(changed)}")
+    t.log.info(f"resumed at step {meta['step']}")
+    return meta["step"]
+
+
+def load(model: nn.Module, values: Mapping[str, Any]) -> None:
+    """Gives a model its whole state, of which each rank takes its part. Raises RuntimeError if it does not
+    fit."""
+    present = model.state_dict()
+    model.load_state_dict({name: ranks.part_like(v, present.get(name)) for name, v in values.items()})
+
+
+def parts_of(values: Mapping[int, Mapping[str, Any]], optimizer: Optimizer) -> dict[int, dict[str, Any]]:
+    """What an optimizer keeps of each parameter, by its number, shared out as the parameter is."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def part(value: Any, p: Any) -> Any:
+        return ranks.part_like(value, p) if isinstance(value, Tensor) and value.shape == p.shape else value
+
+    return {i: {key: part(value, params[i]) for key, value in state.items()} for i, state in values.items()}
+
+
+def init_from(model: nn.Module, source: str, run: Run, log: Log) -> None:
+    """Gives a model the weights of an earlier stage of `run`, of another run, or of a safetensors file."""
+    file = Path(source).expanduser()
+    if not file.is_file():
+        stage = next((stage for stage in run.owner.stages if stage.path.name == source), None)
+        file = (stage or runs.find(source).serving).model_file
+    if not file.exists():
+        raise MissingError(f"`train.init`: no weights at `{file}`", hint="gz runs list")
+    present = model.state_dict()
+    try:
+        values, _ = files.read_tensors(file)
+    except DamagedError as e:
+        hint = "the name of a run or a stage, or a `model.safetensors`"
+        raise UsageError(f"`train.init`: {e.message}", hint=hint) from e
+    weights, wider = with_zero_inputs(values, present)
+    if wider:
+        log.info(f"`train.init`: inputs that those weights do not know start at zero: {', '.join(wider)}")
+    try:
+        load(model, weights | extra_of(present))
+    except RuntimeError as e:
+        message = f"`train.init`: the weights of `{file}` do not fit this model"
+        raise UsageError(message, hint=str(e).splitlines()[-1].strip()) from e
+
+
+def finish(run: Run, keep: int | None) -> None:
+    """Makes the averaged weights of the last checkpoint the run's `model.safetensors`, on rank 0: one file by
+    two names where the disk can."""
+    if ranks.rank() == 0:
+        last, place = run.checkpoint(run.saved_steps[-1]).averaged, run.model_file
+        if not (place.exists() and place.samefile(last)):  # a name cannot replace another of the same file
+            part = files.part_path(place)
+            files.link_or_copy(last, part)
+            files.fsync(part)
+            part.replace(place)
+        prune(run.checkpoints_folder, keep or KEPT_AT_THE_END, finished=True)
+
+
+def restore(optimizer: Optimizer, values: dict[str, Any]) -> None:
+    """Gives an optimizer its state. What has the shape of a parameter gets its order in memory too, which
+    fused kernels want: a checkpoint may come from a device where convolutions lie otherwise."""
+    optimizer.load_state_dict(values)
+    for p, own in optimizer.state.items():
+        for key, value in own.items():
+            if isinstance(value, torch.Tensor) and value.shape == p.shape and value.stride() != p.stride():
+                own[key] = torch.empty_like(p, dtype=value.dtype).copy_(value)

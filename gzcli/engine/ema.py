@@ -16,13 +16,8 @@ from gzcli.core.types import Batch
 
 
 class EMA:
-    """Averages the parameters of `model`, not its buffers. With decay 0 the average is the model.
-
-    Buffers that describe training images, such as the statistics of batch norm, fit the trained weights and
-    not their average. A model that has `calibrate` finds them anew with the averaged weights, in eval mode.
-    Every rank does so on the same images, at most once a step, and the trained weights get their own buffers
-    back.
-    """
+    """Averages the parameters of `model`; with decay 0 the average is the model. A model that has `calibrate`
+    finds the buffers that describe training images, as those of batch norm, anew for its averaged weights."""
 
     def __init__(self, model: nn.Module, decay: float, images: Callable[[], Iterable[Batch]] = tuple):
         self.model, self.decay, self.updates = model, decay, 0
@@ -52,12 +47,20 @@ class EMA:
     def swapped(self) -> Iterator[None]:
         """Inside, the model has the averaged weights, and buffers that fit them. A call of every rank."""
         self._swap()
-        own = {} if self.calibrate is None else {name: b.clone() for name, b in self.model.named_buffers()}
+        buffers = {name: b.clone() for name, b in self.model.named_buffers()} if self.calibrate else {}
         try:
-            self._calibrate(own)
+            if self.calibrate and self.fitting is None:
+                training = self.model.training
+                self.model.eval()
+                with torch.no_grad(), ranks.alone():  # all ranks have the same images
+                    self.calibrate(self.images())
+                self.model.train(training)
+                now = self.model.named_buffers()
+                self.fitting = {name: b.clone() for name, b in now if not torch.equal(b, buffers[name])}
+            self._fill(self.fitting or {})
             yield
         finally:
-            self._fill(own)
+            self._fill(buffers)
             self._swap()
 
     @contextmanager
@@ -73,24 +76,10 @@ class EMA:
 
     def statistics(self) -> dict[str, Tensor]:
         """The buffers that `calibrate` changes for the average, by name. A call of every rank."""
-        if self.calibrate is not None and self.fitting is None:
+        if self.calibrate and self.fitting is None:
             with self.swapped():
                 pass
         return self.fitting or {}
-
-    def _calibrate(self, own: dict[str, Tensor]) -> None:
-        """Gives the model the buffers of its averaged weights; `own` are those of the trained ones."""
-        if self.calibrate is None:
-            return
-        if self.fitting is not None:
-            return self._fill(self.fitting)
-        training = self.model.training
-        self.model.eval()
-        with torch.no_grad(), ranks.alone():  # all ranks have the same images
-            self.calibrate(self.images())
-        self.model.train(training)
-        now = self.model.named_buffers()
-        self.fitting = {name: b.clone() for name, b in now if not torch.equal(b, own[name])}
 
     @torch.no_grad()
     def _fill(self, buffers: dict[str, Tensor]) -> None:
@@ -99,10 +88,10 @@ class EMA:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        held = [p.clone() for p in self.params]
-        for p, s, h in zip(self.params, self.shadow, held, strict=True):
+        for p, s in zip(self.params, self.shadow, strict=True):
+            held = p.clone()
             p.copy_(s)
-            s.copy_(h)
+            s.copy_(held)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Parameter name → average, shared out among ranks where the parameter is."""
@@ -117,28 +106,26 @@ class EMA:
 
 class SharedOutEMA(EMA):
     """Averages of a model whose parameters are shared out among the ranks, each of which averages its part.
+    `whole`, another model with whole weights, is what samples or scores it."""
 
-    What samples or scores it is another model, which has whole weights.
-    """
-
-    def __init__(self, model: nn.Module, decay: float, other: nn.Module):
+    def __init__(self, model: nn.Module, decay: float, whole: nn.Module):
         super().__init__(model, decay)
-        self.other = other
+        self.whole = whole
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Inside, the other model has the averaged weights, and the buffers of the trained one. A call of
+        """Inside, the whole model has the averaged weights, and the buffers of the trained one. A call of
         every rank."""
         values = dict(self.model.named_parameters()) | self.state_dict()
         with torch.no_grad():
-            for name, p in self.other.named_parameters():
+            for name, p in self.whole.named_parameters():
                 p.copy_(ranks.whole(values[name]))
             for name, b in self.model.named_buffers():
-                self.other.get_buffer(name).copy_(b)
+                self.whole.get_buffer(name).copy_(b)
         yield
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         with self.swapped(), torch.inference_mode():
-            self.other.eval()
+            self.whole.eval()
             yield

@@ -52,10 +52,7 @@ class History:
         """Adds the losses of one step. The sums stay on the device, so that nothing waits for it."""
         good = torch.ones_like(self.bad, dtype=torch.bool)
         for name, value in losses.items():
-            if name in self.sums:
-                self.sums[name] += value
-            else:
-                self.sums[name] = value.clone()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
             self.counts[name] = self.counts.get(name, 0) + 1
             if name.rpartition(".")[2] in WATCHED:
                 if name not in self.first:
@@ -71,9 +68,8 @@ class History:
         """Raises DivergedError where the loss or gradient was not finite, or had exploded, at this and the
         steps before, `PATIENCE` in all. At the last step, that step alone counts. A call of every rank."""
         if self.not_finite() >= (1 if step == steps else PATIENCE):
-            raise self.diverged(
-                "the loss or its gradient is not finite, or a million times what it was", step
-            )
+            what = "the loss or its gradient is not finite, or a million times what it was"
+            raise self.diverged(what, step)
 
     def diverged(self, what: str, step: int) -> DivergedError:
         """The error of a run that cannot go on."""
@@ -86,11 +82,10 @@ class History:
 
     def show(self, step: int, model: nn.Module, bar: TrainBar, lr: float | None) -> None:
         """Logs the mean of each loss since the last call, over all ranks; a call of every rank."""
-        own = torch.stack([total / self.counts[name] for name, total in self.sums.items()])
-        values = dict(zip(self.sums, ranks.mean(own, model).tolist(), strict=True))
+        means = torch.stack([total / self.counts[name] for name, total in self.sums.items()])
+        values = dict(zip(self.sums, ranks.mean(means, model).tolist(), strict=True))
         self.sums, self.counts = {}, {}
-        if lr is not None:
-            values["lr"] = lr
+        values |= {} if lr is None else {"lr": lr}
         self.record("step", step, values | bar.show(step, values))
 
     def record(self, event: str, step: int, values: Mapping[str, float]) -> None:
@@ -113,16 +108,11 @@ class History:
             return None
         return reference_at(owner.model, owner.data, part.scale, part.stage, step, metric)
 
-    def show_picture(self, step: int, path: Path) -> None:
-        """Sends the picture of a step to the trackers."""
-        if self.trackers:
-            self.trackers.picture(step, path)
-
     def pending(self) -> dict[str, Any]:
         """The sums for the next line of losses, which a checkpoint between two lines must keep."""
-        sums = {"sums": self.sums, "first": self.first}
-        values = {key: {name: value.cpu() for name, value in own.items()} for key, own in sums.items()}
-        return {**values, "counts": dict(self.counts)}
+        sums = {name: value.cpu() for name, value in self.sums.items()}
+        first = {name: value.cpu() for name, value in self.first.items()}
+        return {"sums": sums, "first": first, "counts": dict(self.counts)}
 
     def resume(self, step: int, pending: Mapping[str, Any] | None) -> None:
         """Goes on from the checkpoint of `step`: takes its sums, and drops lines that were logged later."""
@@ -184,28 +174,25 @@ def started(name: str, run: Run, config: Mapping[str, Any], start: int) -> Any:
 
     if name not in LOGGER_TYPE_TO_CLASS:
         raise MissingError(f"this accelerate knows no tracker `{name}`", hint="pip install -U accelerate")
-    id_ = run.id.replace("/", "-")  # of a stage it is a path
-    options: dict[str, Any]
-    known = {"project": os.environ.get(f"{name.upper()}_PROJECT", PROJECT), "name": run.id}
+    make, id_ = LOGGER_TYPE_TO_CLASS[name], run.id.replace("/", "-")  # of a stage it is a path
     try:
         if name == "tensorboard":  # a resumed run hides what was logged after its checkpoint
-            options = {"purge_step": start} if start else {}
-            tracker = LOGGER_TYPE_TO_CLASS[name](name, run.path, **options)
+            tracker = make(name, run.path, **({"purge_step": start} if start else {}))
         elif name == "mlflow":
             place = user_dir(name)
             place.mkdir(parents=True, exist_ok=True)
             os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{place / 'runs.db'}")
-            earlier = files.read_json(run.path / "mlflow.json") if start else None
-            options = {"run_id": earlier["run_id"]} if earlier else {"run_name": id_}
-            tracker = LOGGER_TYPE_TO_CLASS[name](PROJECT, logging_dir=place.as_uri(), **options)
+            earlier = files.read_json(run.tracker_file) if start else None
+            which = {"run_id": earlier["run_id"]} if earlier else {"run_name": id_}
+            tracker = make(PROJECT, logging_dir=place.as_uri(), **which)
         else:
-            own = {"id": id_, "dir": run.path} if name == "wandb" else {}
-            more = {"name": known["name"], "resume": "allow", "config": dict(config), **own}
-            tracker = LOGGER_TYPE_TO_CLASS[name](known["project"], **more)
+            project = os.environ.get(f"{name.upper()}_PROJECT", PROJECT)
+            options = {"id": id_, "dir": run.path} if name == "wandb" else {}
+            tracker = make(project, name=run.id, resume="allow", config=dict(config), **options)
         with redirect_stdout(sys.stderr):  # what packages say of themselves is no data
             tracker.start()
         if name == "mlflow":
-            files.write_json(run.path / "mlflow.json", {"run_id": tracker.active_run.info.run_id})
+            files.write_json(run.tracker_file, {"run_id": tracker.active_run.info.run_id})
         if name == "tensorboard" or (name == "mlflow" and not start):  # the others have it from the start
             tracker.store_init_configuration(flat(config))
     except ImportError as e:

@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 WIDTH = 80  # columns of a line of losses, which figures of speed do not make longer
 BAR = 56  # columns of a terminal that the bar takes beside its note
 FULL = 16_000_000  # bytes of `log.txt`, 150,000 lines of losses
-PLAIN_AFTER = (
-    10.0  # seconds until the first line of a bar that is not on a terminal; each next takes twice that
-)
+PLAIN_AFTER = 10.0  # seconds until the first line of a bar without a terminal; each next takes twice that
 LINES = 3  # parts of a run that have a line of losses where there is no terminal: `log.txt` has them all
 
 
@@ -40,8 +38,8 @@ class Log:
         self.mode = mode or os.environ.get("GZ_OUTPUT", "human")
         self.main, self.rank, self.stage = rank == 0, rank, stage
         self.folder = folder if self.main else None
-        self.fancy = self.main and self.mode == "human" and sys.stderr.isatty() and "CI" not in os.environ
-        self.fancy = self.fancy and os.environ.get("TERM") != "dumb"
+        terminal = sys.stderr.isatty() and "CI" not in os.environ and os.environ.get("TERM") != "dumb"
+        self.fancy = self.main and self.mode == "human" and terminal
         self._bar: Any = None
         self.validated = ""  # the figures of the last validation, which stand in the next line of losses
 
@@ -76,13 +74,9 @@ class Log:
         if not self.main or self.mode != "human":
             yield no_progress
         elif self.fancy:
-            with rich_bar() as bar:
+            with self._rich_bar() as bar:
                 task = bar.add_task(printable(title), total=None, note="")
-                self._bar = bar
-                try:
-                    yield lambda i, n, x=None: bar.update(task, completed=i, total=n)
-                finally:
-                    self._bar = None
+                yield lambda i, n, x=None: bar.update(task, completed=i, total=n)
         else:
             began, after = time.monotonic(), PLAIN_AFTER
 
@@ -101,10 +95,21 @@ class Log:
         if not self.fancy:
             yield TrainBar(self, None, start, steps, lines=math.ceil(LINES / stages))
             return
-        with rich_bar() as bar:
+        with self._rich_bar() as bar:
+            yield TrainBar(self, bar, start, steps)
+
+    @contextmanager
+    def _rich_bar(self) -> Iterator[Any]:
+        """A bar of rich with a note at its end, above which lines are printed meanwhile."""
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        title, note = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[note]}")
+        columns = (title, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
+        with Progress(*columns, console=Console(stderr=True), transient=False) as bar:
             self._bar = bar
             try:
-                yield TrainBar(self, bar, start, steps)
+                yield bar
             finally:
                 self._bar = None
 
@@ -150,12 +155,11 @@ class TrainBar:
         rate = (step - self.at) / max(now - self.since, 1e-9)
         self.since, self.at = now, step
         speeds = self.speed.at(rate) if self.speed else {}
-        losses = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
+        shown = {key: f"{key} {value:.4g}" for key, value in values.items()}
+        losses = "  ".join(shown.values())
         if self.bar:  # only these fit in a line beside the bar
-            few = {key: value for key, value in values.items() if key.rsplit(".")[-1] in ("loss", "bpd")}
-            shown = "  ".join(f"{key} {value:.4g}" for key, value in few.items())
-            room = self.bar.console.width - BAR
-            note = with_room(f"{rate:.1f} it/s  {shown}", in_words(speeds), room)
+            few = "  ".join(text for key, text in shown.items() if key.rsplit(".")[-1] in ("loss", "bpd"))
+            note = with_room(f"{rate:.1f} it/s  {few}", in_words(speeds), self.bar.console.width - BAR)
             self.bar.update(self.task, note=note)
         elif self.log.main and self.log.mode == "human" and self.is_due(step):
             left = time.strftime("%H:%M:%S", time.gmtime((self.steps - step) / max(rate, 1e-9)))
@@ -183,44 +187,24 @@ def with_room(line: str, more: Sequence[str], width: int) -> str:
     return line
 
 
-def rich_bar() -> Any:
-    """A bar of rich with a note at its end."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    return Progress(*columns, console=Console(stderr=True), transient=False)
-
-
 # ---------------------------------------------------------------------------- speed
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What a step does, by which its rate becomes other rates.
-
-    images: images of a step.
-    flops: floating-point operations of a step; None: not known.
-    peak: FLOP/s of all devices together; None: not known.
-    """
+    """What a step does, by which its rate becomes other rates; None: not known."""
 
     images: int
-    flops: float | None = None
-    peak: float | None = None
+    flops: float | None = None  # floating-point operations
+    peak: float | None = None  # FLOP/s of all devices together
 
     def at(self, rate: float) -> dict[str, float]:
         """`images_s`, and where they are known `tflops` and `mfu`, a share of 1."""
         rates = {"images_s": self.images * rate}
         if self.flops:
             rates["tflops"] = self.flops * rate / 1e12
-            if self.peak:
-                rates["mfu"] = self.flops * rate / self.peak
+        if self.flops and self.peak:
+            rates["mfu"] = self.flops * rate / self.peak
         return {name: float(f"{value:.4g}") for name, value in rates.items()}
 
 

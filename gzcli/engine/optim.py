@@ -48,8 +48,14 @@ def build(phase: Phase, conf: OptimSection, model: nn.Module | None = None) -> O
             return Adam(groups, betas=betas, eps=eps, fused=fused)
         case "adamw":
             return AdamW(groups, betas=betas, eps=eps, fused=fused)
-        case "adamw8bit":
-            return adamw8bit(groups, betas, eps)
+        case "adamw8bit":  # moments of 8 bits (Dettmers 2022, arXiv:2110.02861): a quarter of the memory
+            try:
+                from bitsandbytes.optim import AdamW8bit
+            except ImportError as e:
+                hint = "`pip install bitsandbytes`, or `--set optim.name=adamw`"
+                message = "`optim.name: adamw8bit` needs the package `bitsandbytes`"
+                raise MissingError(message, hint=hint) from e
+            return AdamW8bit(groups, betas=betas, eps=eps)
         case "muon":
             return Muon(groups, betas, eps, model)
         case "adamax":
@@ -58,28 +64,14 @@ def build(phase: Phase, conf: OptimSection, model: nn.Module | None = None) -> O
             return SGD(groups, lr=conf.lr, momentum=betas[0], fused=fused)
         case "rmsprop":
             return RMSprop(groups, alpha=betas[1], eps=eps, foreach=True)
-    raise UsageError(
-        f"no optimizer is called `{conf.name}`",
-        hint="adam · adamw · adamw8bit · muon · adamax · sgd · rmsprop",
-    )
-
-
-def adamw8bit(groups: list[dict[str, Any]], betas: tuple[float, float], eps: float) -> Optimizer:
-    """AdamW with moments of 8 bits (Dettmers 2022, arXiv:2110.02861): a quarter of the memory."""
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError as e:
-        hint = "`pip install bitsandbytes`, or `--set optim.name=adamw`"
-        raise MissingError("`optim.name: adamw8bit` needs the package `bitsandbytes`", hint=hint) from e
-    return AdamW8bit(groups, betas=betas, eps=eps)
+    names = "adam · adamw · adamw8bit · muon · adamax · sgd · rmsprop"
+    raise UsageError(f"no optimizer is called `{conf.name}`", hint=names)
 
 
 def factor(conf: OptimSection, step: int, steps: int) -> float:
-    """The factor of the learning rate at `step` of `steps`: linear warm-up, then the schedule.
-
-    The warm-up takes at most half of the run. Where that cuts it, the rate rises as steeply as in a long run
-    and so stays below the full one, at which a flow diverges from its first steps.
-    """
+    """The factor of the learning rate at `step` of `steps`: linear warm-up, then the schedule. The warm-up
+    takes at most half of the run. Where that cuts it, the rate rises as steeply as in a long run and so stays
+    below the full one, at which a flow diverges from its first steps."""
     warmup = min(conf.warmup, max(steps // 2, 1))
     if step < warmup:
         return (step + 1) / conf.warmup
@@ -102,16 +94,6 @@ def set_lr(optimizer: Optimizer, conf: OptimSection, step: int, steps: int) -> N
         group["lr"] = lr * group["lr_scale"]
 
 
-def restore(optimizer: Optimizer, values: dict[str, Any]) -> None:
-    """Gives an optimizer its state. What has the shape of a parameter gets its order in memory too, which
-    fused kernels want: a checkpoint may come from a device where convolutions lie otherwise."""
-    optimizer.load_state_dict(values)
-    for p, own in optimizer.state.items():
-        for key, value in own.items():
-            if isinstance(value, torch.Tensor) and value.shape == p.shape and value.stride() != p.stride():
-                own[key] = torch.empty_like(p, dtype=value.dtype).copy_(value)
-
-
 def clip(params: list[torch.nn.Parameter], limit: float | None) -> torch.Tensor | None:
     """Clips the total norm of the gradients to `limit`; returns the norm before, without a host sync."""
     return ranks.whole(torch.nn.utils.clip_grad_norm_(params, limit, foreach=True)) if limit else None
@@ -127,11 +109,9 @@ def may_step(norm: torch.Tensor | None) -> bool:
 
 
 class Muon(Optimizer):
-    """Muon for the weights of linear layers and convolutions, AdamW for all other parameters.
-
-    AdamW steps biases, norms, tables, first and last layers, and matrices that are narrow. Weight decay is
-    decoupled in both.
-    """
+    """Muon for the weights of linear layers and convolutions, AdamW for all other parameters. AdamW steps
+    biases, norms, tables, first and last layers, and matrices that are narrow. Weight decay is decoupled in
+    both."""
 
     def __init__(
         self,
@@ -153,37 +133,28 @@ class Muon(Optimizer):
                 (self.orthogonal if group["wide"] else self.adamw)(params, grads, group)
 
     def orthogonal(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
-        """Steps each matrix by itself, also where several share a parameter."""
+        """Steps each matrix by itself, also where several share a parameter; those of one size together."""
         moments = [self.state_of(p, "momentum") for p in params]
         torch._foreach_lerp_(moments, grads, 1 - MOMENTUM)
         ahead = torch._foreach_lerp(grads, moments, MOMENTUM)  # Nesterov's
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        pairs = list(zip(params, ahead, strict=True))
         counts = dict(zip(map(id, group["params"]), group["matrices"], strict=True))
-        pieces = [
-            piece for p, a in pairs for piece in zip(*(t.chunk(counts[id(p)]) for t in (p, a)), strict=True)
-        ]
-        for (p, _), update in zip(pieces, shared([a.flatten(1) for _, a in pieces]), strict=True):
-            scale = RMS * max(update.shape) ** 0.5
-            p.add_(update.view_as(p), alpha=-group["lr"] * scale)
+        sizes: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+        for p, a in zip(params, ahead, strict=True):
+            for piece, update in zip(p.chunk(counts[id(p)]), a.chunk(counts[id(p)]), strict=True):
+                sizes.setdefault((matrix := update.flatten(1)).shape, []).append((piece, matrix))
+        for size, pairs in sizes.items():
+            updates = orthogonalised(torch.stack([matrix for _, matrix in pairs]))
+            for (piece, _), update in zip(pairs, updates, strict=True):
+                piece.add_(update.view_as(piece), alpha=-group["lr"] * RMS * max(size) ** 0.5)
 
     def adamw(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
-        adamw(
-            params,
-            grads,
-            [self.state_of(p, "exp_avg") for p in params],
-            [self.state_of(p, "exp_avg_sq") for p in params],
-            [],
-            [self.state_of(p, "step") for p in params],
-            fused=group["fused"],
-            amsgrad=False,
-            maximize=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-        )
+        names = ("exp_avg", "exp_avg_sq", "step")
+        means, squares, steps = ([self.state_of(p, name) for p in params] for name in names)
+        values = {key: group[key] for key in ("fused", "lr", "weight_decay", "eps")}
+        beta1, beta2 = group["betas"]
+        fixed = {"amsgrad": False, "maximize": False}
+        adamw(params, grads, means, squares, [], steps, beta1=beta1, beta2=beta2, **fixed, **values)
 
     def state_of(self, p: Tensor, name: str) -> Tensor:
         """A moving average of p's gradients, or the number of its steps; zero at first."""
@@ -194,7 +165,7 @@ class Muon(Optimizer):
         return state[name]
 
 
-def halves(groups: list[dict[str, Any]], counts: Mapping[int, int] | None = None) -> Iterator[dict[str, Any]]:
+def halves(groups: list[dict[str, Any]], counts: Mapping[int, int] | None) -> Iterator[dict[str, Any]]:
     """Each group in two, of `wide` parameters and of others, with the number of `matrices` in each."""
     for group in groups:
         count = {id(p): 1 if counts is None else counts.get(id(p), 0) for p in group["params"]}
@@ -214,60 +185,12 @@ def is_wide(p: Tensor, matrices: int = 1) -> bool:
     return p.ndim >= 2 and matrices > 0 and min(len(p) // matrices, p[0].numel()) >= NARROW
 
 
-def shared(matrices: list[Tensor]) -> list[Tensor]:
-    """Each matrix [rows, columns] orthogonalised. Each rank does some, and all get the same bits of all."""
-    owners = shares([tuple(m.shape) for m in matrices], ranks.world())
-    own = [i for i, owner in enumerate(owners) if owner == ranks.rank()]
-    done: dict[int, Tensor] = {}
-    for same in same_size(matrices, own):
-        done |= zip(same, orthogonalised(torch.stack([matrices[i] for i in same])), strict=True)
-    if ranks.world() == 1:
-        return [done[i] for i in own]
-    lengths = [
-        sum(m.numel() for m, owner in zip(matrices, owners, strict=True) if owner == r)
-        for r in range(ranks.world())
-    ]
-    kind = computed_in(matrices[0])  # half the bytes, and no bit less
-    vector = torch.cat([done[i].flatten().to(kind) for i in own] or [matrices[0].new_empty(0, dtype=kind)])
-    parts, at = ranks.exchanged(vector, lengths), [0] * len(lengths)
-    updates = []
-    for m, owner in zip(matrices, owners, strict=True):
-        first, at[owner] = at[owner], at[owner] + m.numel()
-        updates.append(parts[owner][first : at[owner]].view_as(m).to(m))
-    return updates
-
-
-def shares(sizes: list[tuple[int, ...]], world: int) -> list[int]:
-    """The rank that does each matrix: the dearest first, each by the rank that has the least to do."""
-    load, owners = [0] * world, [0] * len(sizes)
-    costs = [min(size) * rows * columns for size in sizes for rows, columns in [size]]
-    for i in sorted(range(len(sizes)), key=lambda i: -costs[i]):
-        owners[i] = min(range(world), key=lambda r: load[r])
-        load[owners[i]] += costs[i]
-    return owners
-
-
-def same_size(matrices: list[Tensor], which: list[int]) -> list[list[int]]:
-    """The numbers `which` of matrices in lists, one for each size."""
-    sizes: dict[torch.Size, list[int]] = {}
-    for i in which:
-        sizes.setdefault(matrices[i].shape, []).append(i)
-    return list(sizes.values())
-
-
-def computed_in(g: Tensor) -> torch.dtype:
-    """The precision of the iteration: bf16, but float64 stays float64."""
-    return torch.float64 if g.dtype == torch.float64 else torch.bfloat16
-
-
 def orthogonalised(g: Tensor) -> Tensor:
-    """U S′ Vᵀ, S′ near 1, of each matrix U S Vᵀ of g [N, rows, columns].
-
-    It is found by a quintic Newton–Schulz iteration in bf16; float64 stays float64.
-    """
+    """U S′ Vᵀ, S′ near 1, of each matrix U S Vᵀ of g [N, rows, columns]. It is found by a quintic
+    Newton–Schulz iteration in bf16; float64 stays float64."""
     a, b, c = QUINTIC
     tall = g.shape[1] > g.shape[2]
-    x = (g.mT if tall else g).to(computed_in(g))
+    x = (g.mT if tall else g).to(torch.float64 if g.dtype == torch.float64 else torch.bfloat16)
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(STEPS):
         s = x @ x.mT

@@ -1,7 +1,9 @@
-"""Pictures of results: images, histograms of scores, rows of samples. Sheets are in `sheets.py`."""
+"""Figures by matplotlib: curves of losses, histograms of scores, rows of samples. Sheets are in
+`sheets.py`."""
 
 from __future__ import annotations
 
+import statistics
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,8 +13,11 @@ import numpy as np
 
 from gzcli.core.streams import printable
 from gzcli.store.files import part_path
+from gzcli.store.metrics import metric_lines
 from gzcli.store.png import texts
+from gzcli.store.run_folder import Run
 
+RATES = ("it_s", "images_s", "tflops", "mfu")  # of a line of losses
 APART = 12  # factor between ranges of scores from which an axis is logarithmic far from the median
 
 
@@ -57,12 +62,9 @@ Scale = tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndar
 
 def score_bins(sides: Sequence[np.ndarray], count: int = 50) -> tuple[np.ndarray, Scale | None]:
     """Edges [count + 1] of bins that show the scores of every set; and the scale of the axis with its
-    inverse, None where it is linear.
-
-    The edges span the quantiles .005 … .995 of each set. Where this span is more than `APART` times that of
-    one set alone, equal bins would show that set as a single bar. The bins are then equal in
-    arsinh((s − median) / w), w being an eighth of the span of the first set.
-    """
+    inverse, None where it is linear. The edges span the quantiles .005 … .995 of each set. Where this span is
+    more than `APART` times that of one set alone, equal bins would show that set as a single bar. The bins
+    are then equal in arsinh((s − median) / w), w being an eighth of the span of the first set."""
     ranges = [np.quantile(values, [0.005, 0.995]) for values in sides]
     low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
     widths = [r[1] - r[0] for r in ranges if r[1] > r[0]]
@@ -108,6 +110,36 @@ def sample_rows(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:
         ax.set_title(title, fontsize=8, loc="left")
         ax.set_axis_off()
     save_figure(figure, path)
+
+
+def training_speed(folder: Path) -> dict[str, float]:
+    """How fast a run was trained, by the medians of what it has recorded: `it_s`, `images_s`, and where they
+    are known `tflops` and `mfu`."""
+    lines = metric_lines(folder)
+    rates = {name: [line[name] for line in lines if name in line] for name in RATES}
+    return {name: statistics.median(values) for name, values in rates.items() if values}
+
+
+def loss_curve(folder: Path) -> None:
+    """Draws loss.png from metrics.jsonl: losses by the left axis, validation as dots by the right one."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for line in metric_lines(folder):
+        for key, value in line.items():
+            if key.rsplit(".", 1)[-1] == "loss" or key.startswith("val_"):
+                curves.setdefault(key, []).append((line["step"], value))
+    figure, left = pyplot().subplots(figsize=(7, 4), constrained_layout=True)
+    right = None
+    for i, (name, points) in enumerate(curves.items()):
+        if name.startswith("val_"):
+            right = right or left.twinx()
+            right.plot(*zip(*points, strict=True), "o-", color=f"C{i}", label=name, markersize=3)
+            right.set_ylabel(name)
+        else:
+            left.plot(*zip(*points, strict=True), color=f"C{i}", label=name, linewidth=1)
+    left.set_xlabel("step")
+    left.set_ylabel("loss")
+    figure.legend(loc="upper right", bbox_to_anchor=(1, 1), bbox_transform=left.transAxes)
+    save_figure(figure, Run(folder).losses_picture, dpi=100)
 
 
 def pyplot() -> Any:

@@ -1,12 +1,10 @@
 """What frozen models make of every image, computed once and not in every epoch.
 
 With `data.latent` a model is trained on latents of an autoencoder in place of pixels (Rombach et al. 2022,
-arXiv:2112.10752): each image is encoded once into the cache, and what the model samples is decoded; the model
-itself is the same as on pixels. The autoencoder is a run whose model has `to_latent` and `from_latent`, or an
-`AutoencoderKL` of diffusers, by folder or id. vqvae and vqgan give the vectors before the codebook, which
-quantises them when they are decoded. A latent of an `AutoencoderKL` is the mode of its posterior. With
-`data.latent_draw: sample`, as DiT trains, each training and validation image has one draw of the posterior
-instead. Other images, as those that are scored, always have the mode.
+arXiv:2112.10752): each image is encoded once into the cache, and what the model samples is decoded. The
+autoencoder is a run whose model has `to_latent` and `from_latent`, or an `AutoencoderKL` of diffusers, by
+folder or id. A latent of an `AutoencoderKL` is the mode of its posterior; with `data.latent_draw: sample`, as
+DiT trains, each training and validation image has one draw of it instead.
 
 What the model of a stage makes of each training image (`Model.prepare`: codes, latents, embeddings) comes in
 `batch.extra`; it is kept in the run.
@@ -19,6 +17,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +33,12 @@ from gzcli.core.units import as_size, by_sides
 from gzcli.data.packs.batches import TrainBatches, scan
 from gzcli.data.packs.pack import Pack, is_array
 from gzcli.engine.log import Log
-from gzcli.engine.shapes import shapes_only
 from gzcli.engine.trained import Autoencoder, DiffusersVAE, LatentSpace, build_model, find_autoencoder
 from gzcli.models import catalog
 from gzcli.models.base import Model
 from gzcli.models.nn import full_fp32
 from gzcli.store import files, runs
 from gzcli.store.files import fsync, need_space, part_path, remove_tree, sweep
-from gzcli.store.hub import hub_home, is_id
 from gzcli.store.paths import cache_dir
 from gzcli.store.runs import Run
 
@@ -51,38 +48,26 @@ MEASURED = 2000  # training images by whose latents mean and deviation are measu
 MEASURE_BATCH = 64  # images that are encoded together for it
 # The autoencoders of Stable Diffusion: `stabilityai/sd-vae-ft-ema`, `-mse`, and those of its versions.
 STABLE_DIFFUSION = {"latent_channels": 4, "block_out_channels": [128, 256, 512, 512]}
-Rows = Callable[[str, range], Iterator[Batch]]  # (split, positions) → its images in batches
 Make = Callable[[str, Batch], Mapping[str, Tensor]]  # (split, batch of B) → {key: rows [B, …]}
 
 
 @dataclass(frozen=True)
 class TrainImages:
-    """The training images of a run, as its model sees them.
+    """The training images of a run, as its model sees them."""
 
-    pack: the images, or their latents.
-    levels: number of grey levels; None: latents.
-    device: device of the batches.
-    seed: seed of the run.
-    augment: names of the augmentations.
-    """
-
-    pack: Pack
-    levels: int | None
-    device: torch.device
-    seed: int
-    augment: tuple[str, ...]
+    pack: Pack  # the images, or their latents
+    levels: int | None  # number of grey levels; None: latents
+    device: torch.device  # of the batches
+    seed: int  # of the run
+    augment: tuple[str, ...]  # names of the augmentations
 
     def shuffled(
         self, batch_size: int, n: int | None, prepared: Mapping[str, np.ndarray], needs: Sequence[str]
     ) -> TrainBatches:
         """This rank's batches of every step, for ever; the arguments are those of `TrainBatches`."""
         return TrainBatches(
-            self.pack,
-            seed=self.seed,
+            **vars(self),
             batch_size=batch_size,
-            levels=self.levels,
-            device=self.device,
-            augment=self.augment,
             rank=ranks.rank(),
             world=ranks.world(),
             n=n,
@@ -95,6 +80,7 @@ class TrainImages:
     ) -> Iterator[Batch]:
         """Images in batches, each once. Training images are augmented, by one draw. `purpose` and the seed of
         the run decide the noise, which is neither that of samples nor that of other scans."""
+        augment = self.augment if split == "train" else ()
         return scan(
             self.pack,
             split,
@@ -103,17 +89,15 @@ class TrainImages:
             device=self.device,
             index=index,
             seed=mix(self.seed, purpose),
-            augment=self.augment if split == "train" else (),
+            augment=augment,
         )
 
 
 def train_images(
     part: Part, pack: Pack, device: torch.device, run: Run, log: Log
 ) -> tuple[TrainImages, DataInfo, LatentSpace | None]:
-    """The training images of a recipe, their description for the model, and their latent space.
-
-    Without `data.latent` the space is None.
-    """
+    """The training images of a recipe, their description for the model, and the latent space of
+    `data.latent`."""
     info = pack.info(levels=part.data.levels, steps=part.train.steps)
     images = TrainImages(pack, info.levels, device, part.seed, part.data.augment)
     if not part.data.latent:
@@ -124,40 +108,21 @@ def train_images(
 
 
 def prepare(model: Model, images: TrainImages, run: Run, log: Log) -> dict[str, np.ndarray]:
-    """What a model prepares of training images: memory-maps {key: [N, …]}; {} where it prepares nothing.
-
-    They lie in `RUN/prepared/<key>.npy`. All ranks make them now where they are not there.
-    """
+    """What a model prepares of training images: memory-maps {key: [N, …]}; {} where it prepares nothing. They
+    lie in `RUN/prepared/<key>.npy`. All ranks make them now where they are not there."""
     folder = run.path / "prepared"
     if not hasattr(model, "prepare"):
         return {}
-    if not _is_there(folder, log):
+    if not is_whole(folder, log):
 
-        def rows(split: str, index: range) -> Iterator[Batch]:
-            return images.scan(index, purpose="prepare", batch_size=PREPARE_BATCH)
+        def make(split: str, batch: Batch) -> Mapping[str, Tensor]:
+            return model.prepare(batch)
 
         model.eval()
         with full_fp32(images.device):  # so nearly tied codes are chosen as the verbs choose them
-            write_maps(
-                folder,
-                {"train": images.pack.meta.counts["train"]},
-                rows,
-                lambda split, batch: model.prepare(batch),
-                log=log,
-                title="prepare",
-            )
+            write_maps(folder, images, ("train",), make, batch_size=PREPARE_BATCH, log=log, title="prepare")
         model.train()
     return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
-
-
-def _is_there(folder: Path, log: Log) -> bool:
-    """Whether there is a folder of maps; a damaged one is removed with a line. A call of every rank."""
-    there = folder.exists()
-    if ranks.rank() == 0 and there and not all(is_array(file) for file in folder.glob("*.npy")):
-        log.warn(f"`{folder}` is damaged; it is made again")
-        remove_tree(folder)
-        there = False
-    return ranks.agree(there)
 
 
 def with_prepared(model: Model, batch: Batch) -> Batch:
@@ -182,31 +147,24 @@ class LatentPack(Pack):
 
 
 def latents_of(images: TrainImages, space: LatentSpace, draw: bool, run: Run, log: Log) -> LatentPack:
-    """The latents of the training and validation images, made now by all ranks where they are not cached.
-
-    A training image is augmented by one draw before it is encoded.
-    """
+    """The latents of the training and validation images, made now by all ranks where they are not cached. A
+    training image is augmented by one draw before it is encoded."""
     if draw and not isinstance(space.autoencoder, DiffusersVAE):
         raise UsageError(
             "`data.latent_draw: sample` is for an `AutoencoderKL`: latents of this run are no distribution",
             hint="`--set data.latent_draw=mode`",
         )
     meta = images.pack.meta
-    random = images.augment or draw
-    seed = mix(images.seed, "prepare") if random else 0
+    seed = mix(images.seed, "prepare") if images.augment or draw else 0
     made_of = (asdict(space.record()), meta.digest, images.augment, seed, *(["drawn"] if draw else []))
     digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
     folder = cache_dir("latents", f"{meta.name}-{digest}")
-    if not _is_there(folder, log):
+    if not is_whole(folder, log):
 
-        def rows(split: str, index: range) -> Iterator[Batch]:
-            return images.scan(index, purpose="prepare", batch_size=ENCODE_BATCH, split=split)
-
-        def encoded(split: str, batch: Batch) -> dict[str, Tensor]:
+        def make(split: str, batch: Batch) -> Mapping[str, Tensor]:
             return {split: space.encode(batch.x, batch.noise if draw else None).half()}
 
-        counts = {split: meta.counts[split] for split in ("train", "val")}
-        write_maps(folder, counts, rows, encoded, log=log, title="encode")
+        write_maps(folder, images, ("train", "val"), make, batch_size=ENCODE_BATCH, log=log, title="encode")
     return LatentPack(images.pack, folder)
 
 
@@ -225,23 +183,22 @@ def new_space(name: str, device: torch.device | str, pack: Pack, levels: int | N
             hint=f"`--set data.size={as_size(*sides)} --set data.channels={channels} "
             f"--set data.levels={trained_on.levels}`",
         )
-    if isinstance(autoencoder, DiffusersVAE):
-        if images.shape[0] != autoencoder.channels:
-            raise UsageError(
-                f"`data.latent`: `{name}` takes {autoencoder.channels} channels, the images have "
-                f"{images.shape[0]}",
-                hint=f"`--set data.channels={autoencoder.channels}`",
-            )
-        return LatentSpace(autoencoder, images, digest, *autoencoder.scaling())
-    return LatentSpace(autoencoder, images, digest, *_measure(autoencoder, pack, images.levels, device))
+    if not isinstance(autoencoder, DiffusersVAE):
+        scaling = _measure(autoencoder, pack, images.levels, device)
+        return LatentSpace(autoencoder, images, digest, *scaling)
+    if images.shape[0] != (channels := autoencoder.channels):
+        raise UsageError(
+            f"`data.latent`: `{name}` takes {channels} channels, the images have {images.shape[0]}",
+            hint=f"`--set data.channels={channels}`",
+        )
+    return LatentSpace(autoencoder, images, digest, *autoencoder.scaling())
 
 
 def _measure(
     autoencoder: Autoencoder, pack: Pack, levels: int | None, device: torch.device | str
 ) -> tuple[list[float], list[float]]:
     """The mean and the inverse deviation of each channel over latents of training images."""
-    n = min(MEASURED, pack.meta.counts["train"])
-    index = np.random.default_rng(0).permutation(pack.meta.counts["train"])[:n]
+    index = np.random.default_rng(0).permutation(pack.meta.counts["train"])[:MEASURED]
     batches = scan(pack, "train", batch_size=MEASURE_BATCH, levels=levels, device=device, index=index)
     with torch.inference_mode():
         parts = [autoencoder.to_latent(batch.x).cpu().double() for batch in batches]
@@ -250,20 +207,21 @@ def _measure(
 
 
 def on_latents(part: Part, info: DataInfo) -> DataInfo:
-    """The description of what the part's model sees: that of its latents, where it is trained on latents."""
-    name = part.data.latent
-    if not name:
+    """The description of what the part's model sees: that of its latents, where it is trained on latents.
+    Raises MissingError where their shape is not known before the autoencoder is here."""
+    if not (name := part.data.latent):
         return info
     if run := runs.by_name(name):
         return replace(info, shape=_shape_by_run(run, info), levels=None)
     config = _config(name)
     times = 2 ** (len(config["block_out_channels"]) - 1)
-    height, width = info.shape[1:]
-    shape = (config.get("latent_channels", 4), height // times, width // times)
+    shape = (config.get("latent_channels", 4), *(side // times for side in info.shape[1:]))
     return replace(info, shape=shape, levels=None)
 
 
 def _shape_by_run(run: runs.Run, info: DataInfo) -> tuple[int, ...]:
+    from gzcli.engine.compiled import shapes_only
+
     for stage in run.stages or [run]:
         part = part_of(stage.tree())
         card = catalog.card_of(stage, part.model)
@@ -276,6 +234,8 @@ def _shape_by_run(run: runs.Run, info: DataInfo) -> tuple[int, ...]:
 
 def _config(name: str) -> dict[str, Any]:
     """The configuration of an `AutoencoderKL`, from its folder or the hub's cache."""
+    from gzcli.store.hub import hub_home, is_id
+
     cached = hub_home() / "hub" / f"models--{name.replace('/', '--')}"
     folders = [Path(name).expanduser(), *cached.glob("snapshots/*")]
     for path in (folder / sub / "config.json" for folder in folders for sub in ("vae", "")):
@@ -289,24 +249,47 @@ def _config(name: str) -> dict[str, Any]:
 # ---------------------------------------------------------------------------- arrays of a row an image
 
 
-def write_maps(
-    folder: Path, counts: Mapping[str, int], rows: Rows, make: Make, *, log: Log, title: str
-) -> None:
-    """Writes `folder/<key>.npy` [N, …] of what `make` makes of the images; a call of every rank.
+def is_whole(folder: Path, log: Log) -> bool:
+    """Whether there is a folder of maps; a damaged one is removed with a line. A call of every rank."""
+    there = folder.exists()
+    if ranks.rank() == 0 and there and not all(is_array(file) for file in folder.glob("*.npy")):
+        log.warn(f"`{folder}` is damaged; it is made again")
+        remove_tree(folder)
+        there = False
+    return ranks.agree(there)
 
-    Each rank fills its rows of shared files, which are renamed to `folder` when all are done.
-    """
+
+def write_maps(
+    folder: Path,
+    images: TrainImages,
+    splits: Sequence[str],
+    make: Make,
+    *,
+    batch_size: int,
+    log: Log,
+    title: str,
+) -> None:
+    """Writes `folder/<key>.npy` [N, …] of what `make` makes of the images; a call of every rank. Each rank
+    fills its rows of shared files, which are renamed to `folder` when all are done."""
     part = ranks.agree(part_path(folder))  # another run may write the same folder at the same time
     if ranks.rank() == 0:
         sweep(folder.parent)
         part.mkdir(parents=True)
     with torch.inference_mode():
-        for split, n in counts.items():
+        for split in splits:
+            n = images.pack.meta.counts[split]
+            read = partial(images.scan, purpose="prepare", batch_size=batch_size, split=split)
             if ranks.rank() == 0 and n:
-                _reserve(part, n, make(split, next(rows(split, range(1)))))
+                for key, value in make(split, next(read(range(1)))).items():
+                    row = value.cpu().numpy()  # [1, …]
+                    need_space(part.parent, n * row.nbytes)
+                    np.lib.format.open_memmap(
+                        part / f"{key}.npy", "w+", row.dtype, (n, *row.shape[1:])
+                    ).flush()
             ranks.wait()
-            first, end = (n * r // ranks.world() for r in (ranks.rank(), ranks.rank() + 1))
-            _fill(part, range(first, end), split, rows, make, log, title)
+            share = range(*(n * r // ranks.world() for r in (ranks.rank(), ranks.rank() + 1)))
+            if share and any(part.glob("*.npy")):  # else nothing was made of the first image
+                _fill(part, share, read(share), partial(make, split), log, title)
     ranks.wait()
     if ranks.rank() == 0:
         for path in part.iterdir():
@@ -320,26 +303,23 @@ def write_maps(
     ranks.wait()
 
 
-def _reserve(part: Path, n: int, first: Mapping[str, Tensor]) -> None:
-    """Empty maps of n rows like those of the first image, [1, …]. Raises MissingError without the space."""
-    for key, value in first.items():
-        row = value.cpu().numpy()
-        need_space(part.parent, n * row.nbytes)
-        np.lib.format.open_memmap(part / f"{key}.npy", "w+", row.dtype, (n, *row.shape[1:])).flush()
-
-
-def _fill(part: Path, index: range, split: str, rows: Rows, make: Make, log: Log, title: str) -> None:
-    """This rank's rows, those at `index`, of the maps of a split."""
+def _fill(
+    part: Path,
+    share: range,
+    batches: Iterator[Batch],
+    make: Callable[[Batch], Mapping[str, Tensor]],
+    log: Log,
+    title: str,
+) -> None:
+    """Writes this rank's share of the rows of the maps of a split."""
     maps: dict[str, np.memmap] = {}
-    if not any(part.glob("*.npy")):  # nothing was made of the first image
-        return
     with log.bar(title) as progress:
-        for batch in rows(split, index) if len(index) else ():
+        for batch in batches:
             where = batch.index.cpu().numpy()
-            for key, value in make(split, batch).items():
+            for key, value in make(batch).items():
                 if key not in maps:
                     maps[key] = np.lib.format.open_memmap(part / f"{key}.npy", "r+")
                 maps[key][where] = value.cpu().numpy()
-            progress(int(where[-1]) + 1 - index.start, len(index))
+            progress(int(where[-1]) + 1 - share.start, len(share))
     for array in maps.values():
         array.flush()

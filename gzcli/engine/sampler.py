@@ -50,9 +50,9 @@ def draw(
     while at < end:
         rows = range(at, min(at + size, end))
         chunk = None if labels is None else labels[rows.start : rows.stop].to(trained.device)
-        own = {key: cycled(values, rows, trained.device) for key, values in given.items()}
-        report = partial(_of_all, progress, at - start, len(rows), end - start)
-        keywords = grouped(trained.model.sample, {**options, **own})
+        inputs = {key: cycled(values, rows, trained.device) for key, values in given.items()}
+        report = partial(_report, progress, at - start, len(rows), end - start)
+        keywords = grouped(trained.model.sample, {**options, **inputs})
         try:
             with torch.inference_mode(), trained.sampling():
                 noise = ImageNoise(seed, rows, trained.device)
@@ -69,18 +69,17 @@ def draw(
     return ranks.gather(ranks.joined(parts))
 
 
-def _of_all(
-    progress: Progress, before: int, batch: int, every: int, i: float, n: float, x: Tensor | None = None
+def _report(
+    progress: Progress, done: int, batch: int, total: int, i: float, n: float, x: Tensor | None = None
 ) -> None:
-    """Step i of n of a batch, as a share of `every` image, of which `before` are done."""
-    progress(before + batch * i / n, every, x)
+    """Reports step i of n of a batch, where so many images of the total are done."""
+    progress(done + batch * i / n, total, x)
 
 
 def batch_size(trained: Trained, options: Mapping[str, Any]) -> int:
     """The number of images of a first batch."""
     channels, *trained_sides = trained.images.shape
-    size = options.get("size")
-    values = channels * math.prod(sides(size) if size else trained_sides)
+    values = channels * math.prod(sides(size) if (size := options.get("size")) else trained_sides)
     most = devices.batch_of(BATCH_SIZE, trained.device)
     return max(1, min(most, most * VALUES // values))
 

@@ -43,9 +43,12 @@ def sheet(blocks: Sequence[Sequence[Row]], caption: str = "") -> np.ndarray:
     """One picture uint8 [H, W, C], C = 1 or 3, of blocks of rows of images, which are all of one size."""
     from PIL import Image, ImageDraw
 
-    blocks = [[_readable(row) for row in block] for block in blocks]
-    caption = in_a_line(caption)
-    rows = [row for block in blocks for row in block]
+    # names may be a stranger's: texts become such that can be drawn
+    blocks = [
+        [replace(r, name=in_a_line(r.name), marks=tuple(map(in_a_line, r.marks))) for r in block]
+        for block in blocks
+    ]
+    rows, caption = [row for block in blocks for row in block], in_a_line(caption)
     channels, height, width = rows[0].images[0].shape
     scale = max(1, CELL // max(height, width))
     high, wide = height * scale + GAP, width * scale + GAP
@@ -81,11 +84,6 @@ def sheet(blocks: Sequence[Sequence[Row]], caption: str = "") -> np.ndarray:
     return picture[:, :, None] if channels == 1 else picture
 
 
-def _readable(row: Row) -> Row:
-    """The row with texts that can be drawn: names may be a stranger's."""
-    return replace(row, name=in_a_line(row.name), marks=tuple(map(in_a_line, row.marks)))
-
-
 def enlarged(image: np.ndarray, scale: int, *, exact: bool = False) -> Any:
     """An image uint8 [C, H, W] as Pillow's, larger by a whole number."""
     from PIL import Image
@@ -114,10 +112,9 @@ def of_samples(images: np.ndarray, labels: Tensor | None, classes: Sequence[str]
         bands = []
         for first in range(0, turn, broad):
             last = min(first + broad, turn)
-            rows = [images[i + first : min(i + last, n)] for i in range(0, n, turn)]
-            bands.append(
-                [Row("", row, () if i else names[first:last]) for i, row in enumerate(rows) if len(row)]
-            )
+            rows = [Row("", images[i + first : min(i + last, n)]) for i in range(0, n, turn)]
+            rows[0] = replace(rows[0], marks=names[first:last])
+            bands.append([row for row in rows if len(row.images)])
         return sheet(bands, caption)
     columns, marks = by_class(labels, n, math.ceil(math.sqrt(n)), classes)
     return blocks([Row("", images)], columns, marks, caption) if marks else grid(images, caption=caption)

@@ -25,9 +25,8 @@ from gzcli.engine.checkpoint import Saved, SpaceRecord
 from gzcli.models import catalog
 from gzcli.models.base import Model
 from gzcli.models.catalog import ModelCard
-from gzcli.store import files, runs
+from gzcli.store import runs
 from gzcli.store.files import checksum
-from gzcli.store.hub import repository
 from gzcli.store.paths import recipe_names
 from gzcli.store.runs import Run
 
@@ -56,22 +55,19 @@ def built_on(run: Run, name: str) -> dict[str, str]:
 
 
 def load_model(run: Run, device: torch.device | str, checkpoint: str = "finished") -> tuple[Model, Saved]:
-    """The model of a run in eval mode with its averaged weights, and what was saved with them.
-
-    checkpoint: "last", "best", "finished" or a step. "finished" is `model.safetensors`, which does not change
-      any more, for what is trained on top of it; "last" is the newest checkpoint while the run is trained.
-    """
+    """The model of a run in eval mode with its averaged weights, and what was saved with them. `checkpoint`
+    is "last", the newest while the run is trained, "best", a step, or "finished": `model.safetensors`, which
+    does not change any more."""
     run = run.serving
     saved = checkpoints.read_weights(weights_file(run, checkpoint))
-    for stage, found in built_on(run, saved.part.model).items():
-        if found != saved.built_on.get(stage):
+    name = saved.part.model
+    for stage, digest in built_on(run, name).items():
+        if digest != saved.built_on.get(stage):
             raise MissingError(
                 f"`{run.id}` was trained with another stage `{stage}` than `{run.owner.stage(stage).path}`",
                 hint=f"gz train {run.owner.model} --data {run.owner.data}",
             )
-    name = saved.part.model
-    stages = stages_for(run, name, device)
-    model = restored(saved, stages, catalog.card_of(run, name))
+    model = restored(saved, stages_for(run, name, device), catalog.card_of(run, name))
     return placed(model, device).eval().requires_grad_(False), saved
 
 
@@ -127,8 +123,7 @@ def _numbers(value: object) -> Iterator[float]:
 
 def placed(model: Model, device: torch.device | str) -> Model:
     """The model on its device. On a GPU, weights of convolutions lie with channels last, as its matrix units
-    read them, and so do the feature maps that they make. On a CPU that gains nothing: oneDNN has layouts of
-    its own."""
+    read them."""
     model = model.to(device)
     if devices.kind_of(device).channels_last:
         for module in model.modules():
@@ -146,26 +141,20 @@ def weights_file(run: Run, checkpoint: str) -> Path:
         return run.weights
     if checkpoint in ("last", "finished"):
         return run.model_file
-    step = _best(run) if checkpoint == "best" else int(checkpoint)
+    if checkpoint != "best":
+        step = int(checkpoint)
+    elif run.best:
+        step = run.best.step
+    else:
+        raise MissingError(
+            f"no best checkpoint in `{run.checkpoints_folder}`",
+            hint="it is chosen where `train.best` is not `none`; else `--checkpoint STEP`",
+        )
     path = run.checkpoint(step).averaged
     if not path.exists():
         have = ", ".join(map(str, run.saved_steps)) or "none"
         raise MissingError(f"`{run.id}` has no checkpoint of step {step}", hint=f"it has: {have}")
     return path
-
-
-def _best(run: Run) -> int:
-    """The step of the best checkpoint. Raises MissingError where there is none."""
-    path = run.best_file
-    if not path.exists():
-        raise MissingError(
-            f"no best checkpoint in `{run.checkpoints_folder}`",
-            hint="it is chosen where `train.best` is not `none`",
-        )
-    step = files.read_object(path).get("step")
-    if not isinstance(step, int):
-        raise DamagedError(f"`{path}` is damaged: it has no step", hint="--checkpoint STEP")
-    return step
 
 
 # ---------------------------------------------------------------------------- latent spaces
@@ -193,12 +182,8 @@ class LatentSpace:
     @torch.no_grad()
     def encode(self, x: Tensor, noise: Noise | None = None) -> Tensor:
         """Latents [B, c, h, w] of images x [B, C, H, W]."""
-        if noise is None:
-            z = self.autoencoder.to_latent(x)
-        elif isinstance(self.autoencoder, DiffusersVAE):
-            z = self.autoencoder.drawn(x, noise)
-        else:
-            raise TypeError(f"{type(self.autoencoder).__name__} has no posterior to draw from")
+        autoencoder: Any = self.autoencoder  # `noise` is for a `DiffusersVAE` alone
+        z = autoencoder.to_latent(x) if noise is None else autoencoder.drawn(x, noise)
         return (z - self.shift.to(z)) * self.scale.to(z)
 
     @torch.no_grad()
@@ -230,18 +215,16 @@ class DiffusersVAE(nn.Module):
         """The autoencoder of a folder or a repository of the hub, and the sha256 of its weights."""
         from diffusers import AutoencoderKL
 
-        folder = repository(
-            name,
-            key="data.latent",
-            files=["*.json", "vae/*.json", "*model.safetensors", "vae/*model.safetensors"],
-        )
+        from gzcli.store.hub import repository
+
+        patterns = ["*.json", "vae/*.json", "*model.safetensors", "vae/*model.safetensors"]
+        folder = repository(name, key="data.latent", files=patterns)
         folder = folder / "vae" if (folder / "vae").is_dir() else folder
         try:
             vae = AutoencoderKL.from_pretrained(folder, use_safetensors=True, local_files_only=True)
         except (OSError, ValueError) as e:
-            raise MissingError(
-                f"`data.latent`: `{folder}` holds no `AutoencoderKL` in safetensors: {e}"
-            ) from e
+            message = f"`data.latent`: `{folder}` holds no `AutoencoderKL` in safetensors: {e}"
+            raise MissingError(message) from e
         (weights,) = folder.glob("*model.safetensors")
         return cls(vae.to(device).eval().requires_grad_(False)), checksum(weights)
 
@@ -268,15 +251,6 @@ class DiffusersVAE(nn.Module):
         return self.vae.decode(z.to(self.vae.dtype)).sample.float()
 
 
-def open_space(name: str, device: torch.device | str, record: SpaceRecord) -> LatentSpace:
-    """The latent space of a trained run."""
-    autoencoder, _, digest = find_autoencoder(name, device)
-    if digest != record.digest:
-        raise MissingError(f"`data.latent`: `{name}` is not the autoencoder that this run was trained with")
-    images = DataInfo(tuple(record.shape), record.levels)
-    return LatentSpace(autoencoder, images, digest, record.shift, record.scale)
-
-
 def find_autoencoder(name: str, device: torch.device | str) -> tuple[Autoencoder, DataInfo | None, str]:
     """The autoencoder, what it was trained on (None: any images), and the sha256 of its weights."""
     if run := autoencoder_run(name):
@@ -297,9 +271,8 @@ def autoencoder_run(name: str) -> Run | None:
     for stage in run.stages or [run]:
         if "latent" in catalog.card_of(stage, part_of(stage.tree()).model).can:
             return stage
-    raise UsageError(
-        f"`data.latent`: `{run.id}` has no latents of images", hint="gz list models --can latent"
-    )
+    message = f"`data.latent`: `{run.id}` has no latents of images"
+    raise UsageError(message, hint="gz list models --can latent")
 
 
 # ---------------------------------------------------------------------------- what samples and scores
@@ -307,38 +280,26 @@ def autoencoder_run(name: str) -> Run | None:
 
 @dataclass
 class Trained:
-    """A model that samples and scores, with its recipe, on its device.
+    """A model that samples and scores, with its recipe, on its device; in eval mode with its averaged
+    weights. The trainer's own is so only while it validates and draws (`EMA.evaluating`)."""
 
-    `load_trained` returns it in eval mode with its averaged weights. The trainer's own is so only while it
-    validates and draws (`EMA.evaluating`).
-
-    run: the run, or the stage of a run, of the model.
-    model: the model.
-    info: description of the data that the model was built for: of images, or of latents.
-    part: the recipe of the model.
-    device: device of the model.
-    step: number of steps that it was trained for; 0 while it is being trained.
-    space: the latent space that the model is trained in; None: pixels.
-    asked: the precision that a verb asks for; None: samples have that of the training, scores fp32.
-      Likelihoods are in fp32 whatever is asked.
-    """
-
-    run: Run
+    run: Run  # the run, or the stage of a run, of the model
     model: Model
-    info: DataInfo
+    info: DataInfo  # of the images or latents that the model was built for
     part: Part
     device: torch.device
-    step: int
-    space: LatentSpace | None = None
+    step: int  # number of steps that it was trained for; 0 while it is being trained
+    space: LatentSpace | None = None  # None: pixels
+    # the precision that a verb asks for; None: samples have that of the training, scores fp32. Likelihoods
+    # are in fp32 whatever is asked.
     asked: str | None = None
 
     @property
     def precision(self) -> str:
         """fp32, bf16 or fp16: that of samples. fp16, which a CPU does not have, is `auto` there."""
         asked, kind = self.asked or self.part.train.precision, self.device.type
-        return devices.chosen_precision(
-            "auto" if asked == "fp16" and not devices.kind_of(kind).fp16 else asked, kind
-        )
+        lacks = asked == "fp16" and not devices.kind_of(kind).fp16
+        return devices.chosen_precision("auto" if lacks else asked, kind)
 
     def sampling(self) -> AbstractContextManager[None]:
         """A context in which samples are drawn, in the precision of the training unless asked otherwise."""
@@ -398,6 +359,11 @@ def load_trained(
     if saved.space is not None:
         beside = run.owner.latent_folder  # a run that came as one file brings its autoencoder
         name = str(beside) if beside.is_dir() else str(saved.part.data.latent)
-        space = open_space(name, device, record=saved.space)
+        autoencoder, _, digest = find_autoencoder(name, device)
+        if digest != saved.space.digest:
+            message = f"`data.latent`: `{name}` is not the autoencoder that this run was trained with"
+            raise MissingError(message)
+        images = DataInfo(tuple(saved.space.shape), saved.space.levels)
+        space = LatentSpace(autoencoder, images, digest, saved.space.shift, saved.space.scale)
     device = torch.device(device)
     return Trained(run.serving, model, saved.info, saved.part, device, saved.step, space, precision)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Set
+import math
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,29 +17,32 @@ from gzcli.core import devices, ranks, streams
 from gzcli.core.errors import Interrupted
 from gzcli.core.parts import Part
 from gzcli.core.types import Batch, BatchNoise, mix
+from gzcli.data.packs.batches import scan
 from gzcli.data.packs.pack import Pack
-from gzcli.engine import optim, sampler, state
+from gzcli.engine import checkpoint, optim, sampler
 from gzcli.engine.cadence import KINDS, Cadence, Stop, listening
-from gzcli.engine.curves import loss_curve
 from gzcli.engine.ema import EMA, SharedOutEMA
 from gzcli.engine.history import History, Trackers, tracker_names
 from gzcli.engine.log import Log, TrainBar
-from gzcli.engine.prepared import prepare, train_images
-from gzcli.engine.state import State
+from gzcli.engine.pictures import loss_curve
+from gzcli.engine.prepared import prepare, train_images, with_prepared
 from gzcli.engine.step import is_shared_out, speed_of, twin, wrapped
 from gzcli.engine.trained import Trained, build_model, built_on, placed, stages_for
-from gzcli.engine.validate import best_metric, collapsed, validate
 from gzcli.launch.plan import write_train
-from gzcli.metrics.features import LeNetFeatures, lenet
-from gzcli.models.base import Phase
+from gzcli.models.base import Model, Phase, named_losses
 from gzcli.models.catalog import OUTSIDE, card_of
+from gzcli.models.nn import double, full_fp32
 from gzcli.store.png import save_png
 from gzcli.store.runs import Run
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from gzcli.metrics.features import LeNetFeatures
+
 GRID, LAST_GRID = 36, 64  # samples of a picture during training, and at its end
+VALIDATION = 2000  # validation images that figures are computed of, at most
+EVAL_BATCH = 100  # images of a batch of them
 CHECK = 50  # steps between two checks whether the loss is finite, where each has to wait for others or a GPU
 SOME, MANY = 1_000, 10_000  # images that `EMA` calibrates on during training, and at its ends
 
@@ -57,7 +60,7 @@ class Trainer:
         self.model = placed(build_model(part, self.info, stages, card), self.device).train()
         made = prepare(self.model, self.images, run, log)
         self.batches = self.images.shuffled(self.train.batch_size, part.data.n, made, self.model.needs)
-        other = twin(self.model) if is_shared_out(part) else None
+        whole = twin(self.model) if is_shared_out(part) else None
         # a model from outside may leave parameters out at steps that its first batch does not show
         first = self.batches.at(0) if card.family != OUTSIDE and self.world > 1 else None
         self.wrapped = wrapped(accelerator, self.model, part, log, first=first)
@@ -66,22 +69,24 @@ class Trainer:
         self.trainable = list({id(p): p for params in self.params.values() for p in params}.values())
         self.settings = optim.settings(part.optim, self.phases)
         self.optimizers = {p.name: optim.build(p, self.settings[p.name], self.model) for p in self.phases}
-        averaged = self.model, self.train.ema
-        self.ema = EMA(*averaged, self.some_images) if other is None else SharedOutEMA(*averaged, other)
+        if whole is None:
+            self.ema = EMA(self.model, self.train.ema, self.some_images)
+        else:
+            self.ema = SharedOutEMA(self.model, self.train.ema, whole)
         self.history = History(run, log, self.device)
-        self.trained = Trained(run, other or self.model, self.info, part, self.device, 0, self.space)
-        based_on, scaler = built_on(run, part.model), accelerator.scaler
-        self.state = State(self.trained, self.ema, self.optimizers, scaler, self.history, based_on)
+        self.trained = Trained(run, whole or self.model, self.info, part, self.device, 0, self.space)
+        self.built_on = built_on(run, part.model)  # sha256 of the weights of each stage below this one
         self.metric = best_metric(self.model, self.train.best, pack)
         self.net: LeNetFeatures | None = None  # its features are compared by the metric `fd`
         self.start = self.done = 0  # steps that were done before this process, and by now
+        self.saved = 0  # step of the newest checkpoint
 
     def fit(self) -> None:
         """Trains from the newest checkpoint, or from the start, to the end; saves when it is stopped."""
-        self.start = self.done = state.resume(self.state)
+        self.start = self.done = checkpoint.resume(self)
         if (names := tracker_names(self.part.launch)) and self.rank == 0:
-            space = asdict(self.state.space) if self.state.space else None
-            config = self.part.tree() | {"built_on": dict(self.state.built_on), "space": space}
+            space = asdict(self.space.record()) if self.space else None
+            config = self.part.tree() | {"built_on": self.built_on, "space": space}
             self.history.trackers = Trackers(names, self.run, config, self.log, start=self.start)
         train = self.train if self.metric else replace(self.train, eval_every=0)
         clock = partial(devices.clock, self.device)
@@ -104,7 +109,7 @@ class Trainer:
             for step in range(self.start, self.steps):
                 self.record(self.step(step), step + 1, bar)
                 if signum := stop.asked(step + 1):
-                    state.save(self.state, step + 1)
+                    checkpoint.save(self, step + 1)
                     raise Interrupted(
                         f"stopped at step {step + 1} of {self.steps}, checkpoint saved",
                         signum=signum,
@@ -121,7 +126,9 @@ class Trainer:
         if done % (1 if alone else min(CHECK, self.train.log_every)) == 0 or last:
             self.history.check_finite(done, self.steps)
         if done % self.train.log_every == 0 or last:
-            self.history.show(done, self.model, bar, self.learning_rate())
+            first, *others = self.optimizers.values()
+            lr = None if others else first.param_groups[0]["lr"]
+            self.history.show(done, self.model, bar, lr)
 
     def step(self, step: int) -> dict[str, Tensor]:
         """Trains on one batch, which all phases that are due share. Returns the losses by name, detached."""
@@ -196,9 +203,8 @@ class Trainer:
 
     def begin(self) -> None:
         """Initialises the model with the first batch; after a resume, sets what anneals to its step."""
-        devices.seed(
-            self.device, mix(self.part.seed, 0, self.start)
-        )  # alike on all ranks, as weights must be
+        # alike on all ranks, as weights must be
+        devices.seed(self.device, mix(self.part.seed, 0, self.start))
         with torch.no_grad():
             if not self.start:
                 self.model.fit(self.some_images())
@@ -210,16 +216,11 @@ class Trainer:
         elif self.ema.decay:
             self.ema.restart()  # the average starts from the initialised model
 
-    def learning_rate(self) -> float | None:
-        """The learning rate for the log; None where there are several phases."""
-        optimizers = list(self.optimizers.values())
-        return optimizers[0].param_groups[0]["lr"] if len(optimizers) == 1 else None
-
     def pause(self, done: int, due: Set[str]) -> None:
         """Validates, saves and draws, as far as it is due after `done` steps. Each is timed."""
         last, before = done == self.steps, self.cadence.found()
         if self.cadence.slow(due & {"eval", "sample"}) and not self.history.not_finite():
-            state.save(self.state, done)  # no step is lost if it is killed while it validates or draws
+            checkpoint.save(self, done)  # no step is lost if it is killed while it validates or draws
         if "eval" in due and self.metric:
             with self.cadence.timed():
                 self.get_net()
@@ -227,14 +228,14 @@ class Trainer:
                 self.evaluate(done, self.metric)
         if "checkpoint" in due and not self.history.not_finite():
             with self.cadence.timed("checkpoint"):
-                state.save(self.state, done)
+                checkpoint.save(self, done)
         if "sample" in due:
             with self.cadence.timed("sample"):
                 self.picture(done, LAST_GRID if last else GRID)
         if self.rank == 0 and (every := self.cadence.found()) != before:
             write_train(self.run, every)
         if last:
-            state.finish(self.run, self.train.keep)
+            checkpoint.finish(self.run, self.train.keep)
         if "sample" in due and self.rank == 0 and self.run.metrics_file.exists():
             loss_curve(self.run.path)
 
@@ -242,7 +243,9 @@ class Trainer:
         """Does what was due at the step at which the run was stopped, and was left out then."""
         every, start = self.cadence.every, self.start
         due = {kind for kind, steps in every.items() if start and steps and start % steps == 0}
-        validated, drawn = ranks.agree((self.history.validated(start), self.picture_path(start).exists()))
+        validated, drawn = ranks.agree(
+            (self.history.validated(start), self.run.samples_picture(start).exists())
+        )
         if "eval" in due and self.metric and not validated:
             self.get_net()
             self.evaluate(start, self.metric)
@@ -256,7 +259,7 @@ class Trainer:
             values = validate(self.trained, metric, pack=self.pack, data=self.images.pack, net=self.net)
         if 4 * done >= self.steps and (text := collapsed(values)):  # earlier, samples have not spread out yet
             self.log.warn(text)
-        state.save_best(self.state, done, metric, values[metric])
+        checkpoint.save_best(self, done, metric, values[metric])
         self.history.record("eval", done, {f"val_{name}": value for name, value in values.items()})
         self.log.validated = "validation " + "  ".join(f"{k} {v:.4g}" for k, v in values.items())
         between = done < self.steps
@@ -266,8 +269,10 @@ class Trainer:
             self.log.info(reference, sparse=between)
 
     def get_net(self) -> None:
-        """Gets the net of `fd`, which is trained once for each data set: longer than a validation takes."""
+        """Gets the net of `fd`, which is trained once for each data set, in more time than a validation."""
         if self.metric == "fd" and self.net is None and self.rank == 0:
+            from gzcli.metrics.features import lenet
+
             self.net = lenet(self.pack, device=self.device, say=self.log.info)
 
     def picture(self, done: int, n: int) -> None:
@@ -275,16 +280,90 @@ class Trainer:
         with self.ema.evaluating():
             picture, n = sampler.of_training(self.trained, n, self.train.samples, done)
         if self.rank == 0:
-            path = self.picture_path(done)
+            path = self.run.samples_picture(done)
             save_png(path, picture, {"step": done, "n": n, "seed": 0})
-            self.history.show_picture(done, path)
-
-    def picture_path(self, done: int) -> Path:
-        """The path of the picture of samples after `done` steps."""
-        return self.run.samples_picture(done)
+            if self.history.trackers:
+                self.history.trackers.picture(done, path)
 
     def some_images(self) -> Iterator[Batch]:
         """A random subset of the training images, larger at the ends, each augmented by one draw."""
         n = SOME if 0 < self.done < self.steps else MANY
         index = np.random.default_rng(0).permutation(self.batches.positions())[:n]
         yield from self.images.scan(index, purpose="calibrate", batch_size=128)
+
+
+# ---------------------------------------------------------------------------- figures of validation
+
+
+def best_metric(model: Model, asked: str, pack: Pack) -> str | None:
+    """The figure that chooses the best checkpoint: "bpd", "fd" or "loss"; None where none does. "auto" is bpd
+    where `log_prob` is exact or a bound, fd for GANs, and else the validation loss."""
+    n = len(pack.images("val"))
+    if asked == "none" or n == 0:
+        return None
+    usual = "bpd" if model.likelihood in ("exact", "bound") else "loss"
+    metric = next(name for name in (asked, model.best, usual) if name != "auto")
+    return None if metric == "fd" and n < 2 else metric
+
+
+def validate(
+    trained: Trained, metric: str, *, pack: Pack, data: Pack, net: LeNetFeatures | None
+) -> dict[str, float]:
+    """The metric on the first 2,000 validation images, with figures that explain it; less is better. A call
+    of every rank; the metric is the same number however many there are."""
+    if metric == "fd":
+        return distances(trained, pack, net)
+    return {metric: mean(trained, metric, data)}
+
+
+def mean(trained: Trained, metric: str, data: Pack) -> float:
+    """The mean over validation images of the bits per dimension, or of the loss of the first phase. Every
+    rank has its share of the same batches."""
+    model, info, device = trained.model, trained.info, trained.device
+    n = min(VALIDATION, len(data.images("val")))
+    firsts = range(ranks.rank() * EVAL_BATCH, n, ranks.world() * EVAL_BATCH)
+    index = [i for first in firsts for i in range(first, min(first + EVAL_BATCH, n))]
+    total = double(torch.zeros((), device=device))
+    phase = model.phases()[0].name
+    nats = torch.Size(info.shape).numel() * math.log(2)  # nats of one bit per dimension
+    batches = scan(data, "val", batch_size=EVAL_BATCH, levels=info.levels, device=device, index=index)
+    for batch in batches if index else ():
+        if metric == "bpd":
+            labels = batch.y if model.conditional else None
+            with full_fp32(device):
+                total += -double(model.log_prob(batch.x, labels, noise=batch.noise)).sum() / nats
+        else:
+            total += double(named_losses(model, with_prepared(model, batch), phase)["loss"]) * len(batch)
+    return float(ranks.total(total)) / n
+
+
+def distances(trained: Trained, pack: Pack, net: LeNetFeatures | None) -> dict[str, float]:
+    """Figures of samples against as many validation images: `fd`, the Fréchet distance; `distance`, that of
+    pairs of samples as a share of that of pairs of real images; and, where the net knows the classes,
+    `classes`, the entropy of the samples' classes as a share of that of real images."""
+    real = pack.images("val")[:VALIDATION]
+    images = sampler.draw(trained, len(real))
+    if net is None:
+        return {"fd": 0.0}
+    from gzcli.metrics import collapse
+    from gzcli.metrics.quality.fd import frechet_distance
+
+    several = trained.info.multilabel
+    made, true = net.features(images), net.features(real)
+    predicted, classes = (np.zeros(len(x), int) if several else net.predict(x) for x in (images, real))
+    figures = {
+        "fd": float(frechet_distance(true, made)),
+        "distance": collapse.diversity(made, predicted, true, classes),
+    }
+    if not net.rotations and not several:
+        figures["classes"] = collapse.coverage(predicted, classes)
+    return figures
+
+
+def collapsed(values: Mapping[str, float]) -> str | None:
+    """A warning where `distances` show that a generator has collapsed; None where they do not."""
+    if "distance" not in values:
+        return None
+    from gzcli.metrics import collapse
+
+    return collapse.warning(values["distance"], values.get("classes"))

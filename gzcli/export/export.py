@@ -26,7 +26,6 @@ from gzcli.core.sections import LaunchSection
 from gzcli.data.sets.registry import SPECS
 from gzcli.engine import sampler
 from gzcli.engine.checkpoint import metadata_of, read_weights
-from gzcli.engine.curves import metric_lines
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained, autoencoder_run, load_model, load_trained, weights_file
 from gzcli.export import portable
@@ -35,6 +34,7 @@ from gzcli.store import files
 from gzcli.store.bundle import LATENT, MAIN
 from gzcli.store.files import sweep
 from gzcli.store.hub import is_id
+from gzcli.store.metrics import metric_lines
 from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import STAGES
 from gzcli.store.runs import Run

@@ -18,8 +18,8 @@ from gzcli.core import devices, ranks, streams
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.jobs import BenchJob
 from gzcli.data.packs.pack import Pack
-from gzcli.engine.curves import training_speed
 from gzcli.engine.log import Log
+from gzcli.engine.pictures import training_speed
 from gzcli.engine.trained import Trained
 from gzcli.judge import likelihood
 from gzcli.judge.contestants import Contestant, ImageSet, RealImages, Space, some

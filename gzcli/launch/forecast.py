@@ -1,24 +1,21 @@
 """What is expected of a training before it starts: the size of its models, and the memory and time of a step
-as they were measured on this machine. No heavy import: what is not in the cache is found by the engine's
-`forecast`, in a process of its own.
+as they were measured on this machine. What is not in the cache is found by the engine's `forecast`, in a
+process of its own: torch is not loaded here.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import shutil
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from gzcli.core import jobs, signals
-from gzcli.core.devices import PEAKS
+from gzcli.core.devices import PEAKS, cpu_name, gpu_name
 from gzcli.core.errors import DamagedError, GzError, Interrupted, UsageError
 from gzcli.core.jobs import TrialJob
 from gzcli.core.parts import Part, part_of
@@ -29,9 +26,9 @@ from gzcli.launch.launcher import Plan, usable_gpus
 from gzcli.models import catalog
 from gzcli.recipe.recipe import Recipe
 from gzcli.store import files, runs
-from gzcli.store.files import part_path, sweep
 from gzcli.store.paths import cache_dir
 from gzcli.store.run_folder import Run
+from gzcli.version import __version__
 
 WEEK = 7 * 86_400  # seconds after which a plan asks before it starts
 PAUSES = 0.1  # share of the time that pictures, validation and checkpoints take; `--minutes` counts so too
@@ -46,24 +43,15 @@ Measure = Callable[[TrialJob], Sequence[Mapping[str, Any]]]  # does a job and re
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is expected of the training of one model; None where it is not known.
+    """What is expected of the training of one model; None where it is not known."""
 
-    part: its recipe, with the processes that train it.
-    params: parameters of the model.
-    flops: floating-point operations of a step of the global batch.
-    step: seconds of a step on this machine.
-    bytes: the most memory that a process took in a step on this machine, scaled to the recipe's batch.
-    lacking: why something is not known.
-    refused: the mistake in the recipe by which the model cannot be built.
-    """
-
-    part: Part
-    params: int | None = None
-    flops: float | None = None
-    step: float | None = None
-    bytes: int | None = None
-    lacking: str | None = None
-    refused: UsageError | None = None
+    part: Part  # its recipe, with the processes that train it
+    params: int | None = None  # parameters of the model
+    flops: float | None = None  # floating-point operations of a step of the global batch
+    step: float | None = None  # seconds of a step on this machine
+    bytes: int | None = None  # the most that a process took in a step here, scaled to the recipe's batch
+    lacking: str | None = None  # why something is not known
+    refused: UsageError | None = None  # the mistake in the recipe by which the model cannot be built
 
     @property
     def seconds(self) -> float | None:
@@ -95,8 +83,7 @@ def together(values: Sequence[float | None]) -> float | None:
 def shares(stages: Sequence[Forecast]) -> list[float]:
     """How a common time is split over stages: one half in equal parts, as a tokenizer of few steps would draw
     badly under any prior, the other by the operations of each in a training of its own length, in steps of
-    1/20. Equally where these are not known.
-    """
+    1/20. Equally where these are not known."""
     equal = 1 / len(stages)
     work = [(one.flops or 0.0) * one.part.train.steps for one in stages]
     if not all(work):
@@ -121,52 +108,51 @@ def expect(
     rows = [row_of(part, recipe, plan, shape, timed=timed and here) for part in recipe.parts]
     if other:
         rows += [row_of(part, other, plan, shape, timed=False) for part in other.parts]
-    if measure and os.environ.get("GZ_TRIAL") != "0":
+    unknown = [row for row in rows if not row["result"] or (row["timed"] and not row["result"]["timed"])]
+    if unknown and measure and os.environ.get("GZ_TRIAL") != "0":
         gpus = min(1, plan.gpus) if here else 0
-        fill(rows, shape, LaunchSection(gpus=gpus or None, cpu=not gpus, threads=plan.threads), measure)
+        launch = LaunchSection(gpus=gpus or None, cpu=not gpus, threads=plan.threads)
+        for row, result in zip(unknown, measure(TrialJob(tuple(unknown), shape, launch=launch)), strict=True):
+            row["result"] = dict(result)
+            if result["params"] is not None:
+                cache_dir("costs").mkdir(parents=True, exist_ok=True)
+                files.write_json(cached(row["key"]), row["result"])
     forecasts = [forecast_of(row) for row in rows]
-    own, others = forecasts[: len(recipe.parts)], forecasts[len(recipe.parts) :]
-    return own, [scaled(forecast, own[-1]) for forecast in others]
-
-
-def fill(
-    rows: Sequence[dict[str, Any]], shape: Mapping[str, Any], launch: LaunchSection, measure: Measure
-) -> None:
-    """Measures what is not in the cache, and keeps it there."""
-    open_rows = [row for row in rows if not row["result"] or (row["timed"] and not row["result"]["timed"])]
-    if not open_rows:
-        return
-    for row, result in zip(open_rows, measure(TrialJob(tuple(open_rows), shape, launch=launch)), strict=True):
-        row["result"] = dict(result)
-        if result["params"] is not None:
-            cache_dir("costs").mkdir(parents=True, exist_ok=True)
-            files.write_json(_path(row["key"]), row["result"])
-
-
-def scaled(forecast: Forecast, by: Forecast) -> Forecast:
-    """The forecast with the time of a step that another one's speed gives."""
-    if forecast.step is not None or not (forecast.flops and by.flops and by.step):
-        return forecast
-    return replace(forecast, step=by.step * forecast.flops / by.flops)
+    ours, others = forecasts[: len(recipe.parts)], forecasts[len(recipe.parts) :]
+    speed = ours[-1].step / ours[-1].flops if ours[-1].step and ours[-1].flops else None
+    estimated = [
+        replace(one, step=speed * one.flops) if speed and one.flops and one.step is None else one
+        for one in others
+    ]
+    return ours, estimated
 
 
 def row_of(
     part: Part, recipe: Recipe, plan: Plan, shape: Mapping[str, Any], *, timed: bool
 ) -> dict[str, Any]:
     """A part as `TrialJob.parts` has it, with its name in the cache and what is there."""
-    stages = {name: stage.tree() for name, stage in built_on(part, recipe).items()}
+    parts = {stage.stage: stage for stage in recipe.parts}
+    for name, reused in recipe.reused.items():
+        if run := runs.by_name(reused):
+            parts[name] = part_of(run.serving.tree(), name)
+    card = catalog.card(part.model)
+    stages = {name: parts[name].tree() for name in card.stages if name in parts}
     launch = replace(part.launch, processes=plan.processes, gpus=plan.gpus, threads=plan.threads)
     part = replace(part, launch=replace(launch, cpu=not plan.gpus, machines=None).alone())
-    key = key_of(part, [*stages.values(), shape, machine_of(plan)])
+    tree = {key: value for key, value in part.tree().items() if key not in APART}
+    tree["train"] = {key: value for key, value in tree["train"].items() if key not in PAUSING}
+    program = hashlib.sha256(card.path.read_bytes()).hexdigest()
+    facts = (tree, *stages.values(), shape, machine_of(plan), program, __version__, version("torch"))
+    key = hashlib.sha256(repr(facts).encode()).hexdigest()[:20]
     row = {"stage": part.stage, "tree": part.tree(), "stages": stages, "timed": timed}
-    return row | {"key": key, "result": _read(key)}
+    return row | {"key": key, "result": recall(key)}
 
 
 def forecast_of(row: Mapping[str, Any]) -> Forecast:
     """What is known of a part."""
-    part, result = part_of(row["tree"], row["stage"]), row["result"]
+    result = row["result"]
     return Forecast(
-        part,
+        part_of(row["tree"], row["stage"]),
         params=result.get("params"),
         flops=result.get("flops"),
         step=result.get("seconds"),
@@ -176,30 +162,17 @@ def forecast_of(row: Mapping[str, Any]) -> Forecast:
     )
 
 
-def built_on(part: Part, recipe: Recipe) -> dict[str, Part]:
-    """The parts that the model of a part is built on, by stage: of the recipe, or of the run that is used in
-    a stage's place."""
-    parts = {stage.stage: stage for stage in recipe.parts}
-    for name, reused in recipe.reused.items():
-        if run := runs.by_name(reused):
-            parts[name] = part_of(run.serving.tree(), name)
-    return {name: parts[name] for name in catalog.card(part.model).stages if name in parts}
-
-
 def measured(job: TrialJob, say: Say) -> Sequence[Mapping[str, Any]]:
     """The rows of a job that is done in a process of its own. What keeps it from being done is the `error` of
     each: a plan is no reason not to start."""
     costs = cache_dir("costs")
+    folder = files.part_path(costs / "job")
     try:
         costs.mkdir(parents=True, exist_ok=True)
-        sweep(costs)
-        folder = part_path(costs / "job")
+        files.sweep(costs)
         folder.mkdir()
-    except OSError as error:
-        return not_tried(job, f"`{costs}` cannot be written ({os.strerror(error.errno or 0).lower()})")
-    tried = any(row["timed"] for row in job.parts)
-    say("planning: " + ("a step is tried on this machine" if tried else "finding what a step costs"))
-    try:
+        tried = any(row["timed"] for row in job.parts)
+        say("planning: " + ("a step is tried on this machine" if tried else "finding what a step costs"))
         jobs.write(folder, job)
         with signals.noted() as received:
             try:
@@ -211,45 +184,24 @@ def measured(job: TrialJob, say: Say) -> Sequence[Mapping[str, Any]]:
         return files.read_json(Run(folder).result_file)["parts"]
     except Interrupted:
         raise
-    except GzError as error:
-        return not_tried(job, error.message)
+    except GzError as e:
+        why = e.message
+    except OSError as e:
+        why = f"`{costs}` cannot be written ({os.strerror(e.errno or 0).lower()})"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def not_tried(job: TrialJob, why: str) -> Sequence[Mapping[str, Any]]:
-    """The rows of a job that could not be done."""
     return [{"params": None, "error": why} for _ in job.parts]
 
 
-# ---------------------------------------------------------------------------- the cache
-
-
-def key_of(part: Part, more: Sequence[Any]) -> str:
-    """The name under which a forecast is kept: a hash of all that it depends on."""
-    tree = {key: value for key, value in part.tree().items() if key not in APART}
-    tree["train"] = {key: value for key, value in tree["train"].items() if key not in PAUSING}
-    source = catalog.card(part.model).path.read_bytes()
-    text = repr((tree, more, hashlib.sha256(source).hexdigest(), code(), version("torch")))
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-
-@cache
-def code() -> str:
-    """A hash of the code that a cost depends on."""
-    root = Path(__file__).resolve().parents[1]
-    sources = [*root.glob("models/**/*.py"), *(root / "engine").glob("*.py")]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()
-
-
-def _path(key: str) -> Path:
+def cached(key: str) -> Path:
+    """The file of a forecast in the cache."""
     return cache_dir("costs", f"{key}.json")
 
 
-def _read(key: str) -> dict[str, Any]:
-    """What is kept under a key; {} where that is nothing, or damaged."""
+def recall(key: str) -> dict[str, Any]:
+    """What the cache has under a key; {} where that is nothing, or damaged."""
     try:
-        row = files.read_object(_path(key))
+        row = files.read_object(cached(key))
     except DamagedError:
         return {}
     numbers = (row.get(name) for name in ("params", "flops", "seconds", "bytes"))
@@ -260,25 +212,3 @@ def _read(key: str) -> dict[str, Any]:
 def machine_of(plan: Plan) -> str:
     """This machine, as far as the time of a step depends on it: its GPU, or its CPU and the threads."""
     return gpu_name() if plan.gpus else f"{cpu_name()}, {plan.threads} threads"
-
-
-@cache
-def gpu_name() -> str:
-    """The name of the first GPU, without importing torch."""
-    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        lines = subprocess.run(query, capture_output=True, text=True, timeout=10).stdout.splitlines()
-    except (OSError, subprocess.TimeoutExpired):
-        return "GPU"
-    return lines[0].strip() if lines else "GPU"
-
-
-@cache
-def cpu_name() -> str:
-    """The name of the CPU."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())

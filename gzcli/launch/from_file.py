@@ -1,8 +1,8 @@
 """A run that came as one file: it becomes a run in the cache, which every verb takes.
 
-The file is a `model.safetensors` by gz, or what `gz runs export` wrote: on disk, on the hub (`hf://OWNER/NAME`)
-or in gz itself (`pretrained:MODEL`). It is data: no code comes with it, and what it names outside itself is
-not fetched.
+The file is a `model.safetensors` by gz, or what `gz runs export` wrote: on disk, on the hub
+(`hf://OWNER/NAME`) or in gz itself (`pretrained:MODEL`). It is data: no code comes with it, and what it names
+outside itself is not fetched.
 """
 
 from __future__ import annotations
@@ -47,14 +47,10 @@ def is_weights(ref: str) -> bool:
 
 
 def run_of(file: Path, *, source: str | None = None) -> Run:
-    """The run of a weights file: the one whose folder it lies in, else one of its own in the cache. Raises
-    MissingError for a file that is not by gz, or that is built on weights of other files.
-
-    source: where the file comes from, as `find_run` takes it; None: from the user's disk.
-    """
+    """The run of a weights file: the one whose folder it lies in, else one of its own in the cache. `source`
+    says where the file comes from, as `find_run` takes it; None: from the user's disk."""
     on_hub = source is not None and hub.is_address(source)  # where each file is called alike
-    stem = hub.name_of(str(source)).rpartition("/")[2] if on_hub else file.stem
-    file = file.resolve()
+    stem, file = hub.name_of(str(source)).rpartition("/")[2] if on_hub else file.stem, file.resolve()
     if Run(file.parent).recipe_file.is_file() and Run(file.parent).status_file.is_file():
         return Run(file.parent)
     folder = cache_dir("files", f"{stem}-{files.checksum(file)[:12]}")

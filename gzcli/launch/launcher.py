@@ -27,8 +27,7 @@ from gzcli.core import devices, signals, start, streams
 from gzcli.core.devices import INSTALL, VISIBLE, Gpus, count_gpus, trains_on_cpu
 from gzcli.core.errors import DeviceError, DivergedError, GzError, Interrupted, MissingError, UsageError
 from gzcli.core.sections import LaunchSection
-from gzcli.core.units import threads_wanted
-from gzcli.launch import slurm
+from gzcli.core.units import number_in, threads_wanted
 from gzcli.store import claims, files
 from gzcli.store.paths import cache_dir, kernels_dir
 from gzcli.store.runs import Run
@@ -61,6 +60,33 @@ TUNING = {
     "MALLOC_MMAP_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "268435456",
 }
+
+# Options of `accelerate launch` that may stand after `--`, and whether a value follows.
+ALLOWED = {
+    **dict.fromkeys(("--debug", "--enable_cpu_affinity"), False),
+    **dict.fromkeys(("--gpu_ids", "--log_dir", "--max_restarts", "--monitor_interval"), True),
+    **dict.fromkeys(("--rdzv_backend", "--rdzv_conf", "--role"), True),
+    "--same_network": False,
+    "--tee": True,
+}
+OURS = {  # option of accelerate → the option of gz for the same
+    "--cpu": "--cpu",
+    "--num_processes": "--gpus N`, `--cpu --processes N",
+    "--multi_gpu": "--gpus all",
+    "--num_machines": "--num-machines N",
+    "--machine_rank": "--machine-rank R",
+    "--main_process_ip": "--main-process-ip HOST",
+    "--main_process_port": "--main-process-port P",
+    "--mixed_precision": "--set train.precision=bf16",
+    "--num_cpu_threads_per_process": "--set launch.threads=N",
+    "--dynamo_backend": "--set train.compile=true",
+    "--gradient_accumulation_steps": "--set train.accumulate=N",
+    "--gradient_clipping": "--set train.clip=1.0",
+}
+# Options that cut the model into pieces, as `launch.strategy: fsdp` does. The trainer builds its optimizers
+# from the parameters of the whole model, before accelerate would wrap it.
+SHARDED = ("--use_fsdp", "--fsdp_", "--use_deepspeed", "--deepspeed_", "--zero", "--use_megatron_lm")
+SHARDED += ("--megatron_lm_", "--use_parallelism_config", "--parallelism_config_")
 
 
 @dataclass(frozen=True)
@@ -98,16 +124,12 @@ def plan(
     job: Sequence[object] = (),
     extra: Sequence[str] = (),
 ) -> Plan:
-    """The processes that a recipe's `launch` section asks for. For a training SLURM's variables fill in what
-    it leaves open; other verbs run on one machine.
-
-    every_gpu: whether it is a training, which uses all GPUs where no number is asked for; else one is used.
-    check: whether GPUs that are asked for must be there.
-    job: what was typed; the port follows from it.
-    extra: the words after `--`, checked; never from a recipe or a run, which may be a stranger's.
-    """
+    """The processes that a recipe's `launch` section asks for. A training (`every_gpu`) uses all GPUs where
+    no number is asked for, and SLURM's variables; other verbs run on one machine, on one GPU. The port
+    follows from the `job`, what was typed. `extra` never comes from a recipe or a run, which may be a
+    stranger's."""
     gpus, note = _gpus(section, every_gpu=every_gpu, check=check)
-    machines = section.machines or (slurm.machines() if every_gpu else 1)
+    machines = section.machines or (slurm_nodes() if every_gpu else 1)
     here = gpus or section.processes or 1
     restarts = RESTARTS if machines > 1 else 0
     return Plan(
@@ -170,8 +192,7 @@ def _usable(there: int, visible: str | None, path: str | None) -> Gpus:
 
 def _tried_apart(there: int) -> Gpus:
     """What `gzcli.core.devices` says of so many GPUs in a process of its own."""
-    words = [sys.executable, start.SCRIPT, "gzcli.core.devices"]
-    env = environment(Plan(gpus=there), "quiet")
+    words, env = [sys.executable, start.SCRIPT, "gzcli.core.devices"], environment(Plan(gpus=there), "quiet")
     try:
         done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=TRYING)
     except subprocess.TimeoutExpired:
@@ -185,30 +206,52 @@ def _tried_apart(there: int) -> Gpus:
 
 def _meeting(section: LaunchSection, machines: int, job: Sequence[object]) -> dict[str, Any]:
     """Which machine this is of several, and where they meet: the keys of a Plan."""
-    rank = slurm.machine_rank() if section.machine_rank is None else section.machine_rank
+    rank = section.machine_rank
+    if rank is None:
+        rank = number_in("SLURM_NODEID", "nodes") or 0
     if not 0 <= rank < machines:
-        message = (
-            f"`--machine-rank {rank}`: {machines} machine{'s' if machines > 1 else ''} are numbered from 0"
-        )
-        raise UsageError(message, hint=f"gz train … --num-machines {max(machines, rank + 1)}")
-    ip = section.main_ip or slurm.first_host()
+        several = f"{machines} machine{'s' if machines > 1 else ''}"
+        hint = f"gz train … --num-machines {max(machines, rank + 1)}"
+        raise UsageError(f"`--machine-rank {rank}`: {several} are numbered from 0", hint=hint)
+    ip = section.main_ip or slurm_host()
     if ip is None:
         raise UsageError(
             "several machines need `--main-process-ip`",
             hint="gz train … --num-machines 2 --machine-rank 0 --main-process-ip HOST",
         )
-    # SLURM's number is that of one start; typed words are the same each time
-    words = [slurm.job()] if slurm.job() else [ip, machines, *job]
+    # SLURM's number, with how often the job was queued again, is that of one start; every task of an array is
+    # a job. Typed words are the same each time.
+    if number := os.environ.get("SLURM_JOB_ID"):
+        words: list[object] = [f"{number}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"]
+    else:
+        words = [ip, machines, *job]
     digest = hashlib.sha256(json.dumps([str(word) for word in words]).encode()).digest()
     # of two trainings with one first machine each needs its own port
     port = section.main_port or FIRST_PORT + int.from_bytes(digest[:4], "big") % PORTS
-    return {
-        "machines": machines,
-        "machine_rank": rank,
-        "main_ip": ip,
-        "main_port": port,
-        "job": digest.hex()[:16],
-    }
+    meeting = {"machines": machines, "machine_rank": rank, "main_ip": ip, "main_port": port}
+    return meeting | {"job": digest.hex()[:16]}
+
+
+def slurm_nodes() -> int:
+    """The nodes of this job step; 1 outside SLURM. One `gz` starts all processes of a node."""
+    if os.environ.get("SLURM_LOCALID", "0") != "0":
+        raise UsageError(
+            "SLURM has started several tasks on this node; one `gz` starts the processes of a machine",
+            hint="srun --ntasks-per-node=1 gz train …",
+        )
+    return number_in("SLURM_STEP_NUM_NODES", "nodes") or number_in("SLURM_NNODES", "nodes") or 1
+
+
+def slurm_host() -> str | None:
+    """The first node of the job step, as `scontrol` expands the list; None outside SLURM."""
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST")
+    if not nodes:
+        return None
+    try:
+        done = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.split()[0] if done.returncode == 0 and done.stdout.strip() else None
 
 
 def interface_to(host: str) -> str | None:
@@ -232,41 +275,31 @@ def interface_to(host: str) -> str | None:
 def config(p: Plan) -> str:
     """accelerate's configuration file, complete, so that the user's own default has no effect."""
     # MULTI_GPU without GPUs is how accelerate runs several gloo processes
-    kind = "MULTI_GPU" if p.distributed else "'NO'"
-    lines = [
-        "compute_environment: LOCAL_MACHINE",
-        f"distributed_type: {kind}",
-        "mixed_precision: 'no'",  # the engine's own choice, from run.yaml
-        f"num_processes: {p.processes}",
-        f"num_machines: {p.machines}",
-        f"machine_rank: {p.machine_rank}",
-        f"main_process_ip: {p.main_ip or 'null'}",
-        f"main_process_port: {p.main_port or 0}",
-        f"use_cpu: {'true' if not p.distributed and trains_on_cpu(p.gpus, p.processes) else 'false'}",
-        "rdzv_backend: static",  # rank 0 is of machine 0, and no other port is needed
-        "same_network: true",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def configuration(folder: Path, p: Plan) -> Path:
-    """The path of accelerate's configuration; machines that share a folder have one each."""
-    return folder / (f"accelerate.{p.machine_rank}.yaml" if p.machine_rank else Run.launch_file)
+    values = {
+        "compute_environment": "LOCAL_MACHINE",
+        "distributed_type": "MULTI_GPU" if p.distributed else "'NO'",
+        "mixed_precision": "'no'",  # the engine's own choice, from run.yaml
+        "num_processes": p.processes,
+        "num_machines": p.machines,
+        "machine_rank": p.machine_rank,
+        "main_process_ip": p.main_ip or "null",
+        "main_process_port": p.main_port or 0,
+        "use_cpu": str(not p.distributed and trains_on_cpu(p.gpus, p.processes)).lower(),
+        "rdzv_backend": "static",  # rank 0 is of machine 0, and no other port is needed
+        "same_network": "true",
+    }
+    return "".join(f"{key}: {value}\n" for key, value in values.items())
 
 
 def command(folder: Path, p: Plan, *, launcher: bool) -> list[str]:
-    """The command line of the engine, through accelerate's launcher or not; a run can be started by hand
-    with it."""
+    """The command line of the engine, through accelerate's launcher or not; a run can be started by hand with
+    it."""
     engine = [start.SCRIPT, "gzcli.engine", str(folder)]
     if not launcher:
         return [sys.executable, *engine]
-    options = [
-        "--config_file",
-        str(configuration(folder, p)),
-        "--num_cpu_threads_per_process",
-        str(p.threads),
-        *(("--max_restarts", str(p.restarts)) if p.restarts and p.distributed else ()),
-    ]
+    options = ["--config_file", str(Run(folder).launch_file_of(p.machine_rank))]
+    options += ["--num_cpu_threads_per_process", str(p.threads)]
+    options += ["--max_restarts", str(p.restarts)] if p.restarts and p.distributed else []
     return [sys.executable, start.SCRIPT, start.LAUNCHER, *options, *p.extra, *engine]
 
 
@@ -303,16 +336,11 @@ def environment(p: Plan, mode: str) -> dict[str, str]:
 
 def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[str, Any]:
     """Starts the engine on `folder`, passes signals on and waits for its end. Returns its status, or raises
-    its error.
-
-    A signal becomes a stop file, and an engine that trains gets time for a checkpoint, even where the signal
-    has ended the launcher. A job, and a training before its first step, have nothing to save. Processes are
-    killed only after a second Ctrl-C, or where they do not end in time; one that writes a checkpoint may
-    finish it.
-    """
+    its error. A signal becomes a stop file, and an engine that trains gets time for a checkpoint. Processes
+    are killed only after a second Ctrl-C, or where they do not end in time and write no checkpoint."""
     target, launcher = Run(folder), launcher or p.distributed
     if launcher:
-        files.write_atomic(configuration(folder, p), config(p))
+        files.write_atomic(target.launch_file_of(p.machine_rank), config(p))
     first = p.machine_rank == 0  # the engine's main process is on this machine
     if first:
         target.stop_file.unlink(missing_ok=True)
@@ -363,11 +391,8 @@ def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[s
 def left_behind(target: Run) -> bool:
     """Whether an engine that this process started still runs, though its launcher has ended."""
     status = target.status()
-    return (
-        status.get("parent") == os.getpid()
-        and status.get("state") == "running"
-        and files.is_locked(target.lock)
-    )
+    ours = status.get("parent") == os.getpid() and status.get("state") == "running"
+    return ours and files.is_locked(target.lock)
 
 
 def is_saving(target: Run) -> bool:
@@ -474,15 +499,48 @@ def deduced_error(target: Run, returncode: int, received: list[int]) -> GzError:
 
 
 def saved_state(target: Run) -> str | None:
-    """Which checkpoint of a run is the last, in words; None where there is none."""
-    saved = [(part, max(steps)) for part in target.stages or [target] if (steps := checkpoints(part))]
-    if not saved:
-        return None
-    part, step = saved[-1]
-    of_stage = f" of stage `{part.path.name}`" if target.stages else ""
-    return f"the last checkpoint is of step {step}{of_stage}"
+    """Which whole checkpoint of a run is the last, in words; None where there is none."""
+    for part in reversed(target.stages or [target]):
+        for step in reversed(part.saved_steps):
+            if part.checkpoint(step).meta.exists():
+                of_stage = f" of stage `{part.path.name}`" if target.stages else ""
+                return f"the last checkpoint is of step {step}{of_stage}"
+    return None
 
 
-def checkpoints(run: Run) -> list[int]:
-    """The steps of a run's complete checkpoints."""
-    return [step for step in run.saved_steps if run.checkpoint(step).meta.exists()]
+# ---------------------------------------------------------------------------- options after `--`
+
+
+def check_extra(words: list[str]) -> list[str]:
+    """The words after `--` as accelerate gets them. Raises UsageError for an option that is not of `ALLOWED`,
+    and for a word that accelerate would take for the program to start."""
+    checked, rest = [], iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        name = name.replace("-", "_").replace("__", "--", 1) if name.startswith("--") else name
+        if name not in ALLOWED:
+            raise _refusal(word, name)
+        if not ALLOWED[name]:
+            if equals:
+                raise UsageError(f"`{name}` takes no value", hint=name)
+            checked.append(name)
+            continue
+        value = value if equals else next(rest, "")
+        if not value or value.startswith("-"):
+            raise UsageError(f"`{name}` needs a value", hint="`accelerate launch --help` tells which")
+        checked += [name, value]
+    return checked
+
+
+def _refusal(word: str, name: str) -> UsageError:
+    if name.startswith(SHARDED):
+        return UsageError(
+            f"`{word}`: how a model is shared out over GPUs stands in its recipe",
+            hint="`--set launch.strategy=fsdp` shares out its weights; what also saves memory: "
+            "`--set train.accumulate=2`, `--set optim.name=adamw8bit`",
+        )
+    if not word.startswith("-"):
+        message = f"`{word}` is no option of `accelerate launch`"
+        return UsageError(message, hint="only options and their values stand after `--`")
+    hint = f"gz has its own: `{OURS[name]}`" if name in OURS else f"these are: {' '.join(ALLOWED)}"
+    return UsageError(f"`{word}` is not passed on to `accelerate launch`", hint=hint)

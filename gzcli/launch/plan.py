@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,11 +57,6 @@ class Request:
     flags: Mapping[str, Any]
 
     @property
-    def steps(self) -> int | None:
-        """The value of `--steps`."""
-        return self.flags.get("train.steps")
-
-    @property
     def at_paper(self) -> Resolved | None:
         """The recipe at the scale `paper`, to compare times; None where it is that already or has none, or
         where the length of the run was typed."""
@@ -79,19 +74,15 @@ class Request:
 
     def to_resume(self, alias: str | None = None) -> Run | None:
         """The run that `--resume` means: the one named, else the newest of this model and data that is not
-        finished or, where more steps are asked for, the newest. Of an alias the run that is called so, since
-        jobs side by side go on with their own runs."""
-        if alias is not None:
-            named = (run for run in runs.all_runs() if run.alias == alias)
-            return next((run for run in named if run.recipe_file.exists()), None)
-        if self.earlier:
+        finished or, where more steps are asked for, the newest; of an alias the run that is called so."""
+        if self.earlier and alias is None:
             return self.earlier
-        same = runs.all_runs(model=self.recipe.card.name, data=self.recipe.key)
-        idle = [run for run in same if run.state != "running" and run.recipe_file.exists()]
-        unfinished = [
-            run for run in idle if run.state != "finished" and (run.state != "failed" or run.has_begun)
-        ]
-        return next(iter(unfinished or (idle if self.steps is not None else [])), None)
+        if alias is not None:
+            return next((r for r in runs.all_runs() if r.alias == alias and r.recipe_file.exists()), None)
+        similar = runs.all_runs(model=self.recipe.card.name, data=self.recipe.key)
+        idle = [run for run in similar if run.state != "running" and run.recipe_file.exists()]
+        unfinished = [r for r in idle if r.state != "finished" and (r.state != "failed" or r.has_begun)]
+        return next(iter(unfinished or (idle if self.flags.get("train.steps") is not None else [])), None)
 
 
 def ask(
@@ -103,8 +94,8 @@ def ask(
     epochs: float | None = None,
     say: Say = silent,
 ) -> Request:
-    """The recipe of a model, a file or an earlier run, with what was typed laid over it: `sets` of
-    `--set`, and `flags` by dotted key, None where an option was not given; `epochs` become steps."""
+    """The recipe of a model, a file or an earlier run, with what was typed laid over it: `sets` of `--set`,
+    and `flags` by dotted key, None where an option was not given; `epochs` become steps."""
     earlier, sets = runs.by_name(what), tuple(sets)
     source, chosen = what, data
     if earlier:
@@ -138,15 +129,16 @@ class Start:
 
     def recipe(self, *, say: Say = silent, progress: Report = unreported) -> Recipe:
         """The recipe that is trained, with what its data decide, which are fetched and packed if need be."""
+        asked, processes = self.request.recipe, self.plan.processes
         recipe: Recipe
         if self.run:
-            recipe = continued(self.run, self.request.recipe, self.request.steps)
-            check_batches(recipe, self.plan.processes, goes_on=True)
+            recipe = continued(self.run, asked, self.request.flags.get("train.steps"))
+            check_batches(recipe, processes, goes_on=True)
         else:
-            recipe, changes = shared_out(self.request.recipe, self.plan.processes)
+            recipe, changes = shared_out(asked, processes)
             for line in changes:
                 say(line)
-        return with_data(recipe, self.request.recipe.found, self.run, say=say, progress=progress)
+        return with_data(recipe, asked.found, self.run, say=say, progress=progress)
 
     def train(
         self,
@@ -157,20 +149,15 @@ class Start:
         say: Say = silent,
     ) -> Run:
         """Trains in processes of their own, and waits for them. Returns the run; a new one is removed again
-        where nothing was trained.
-
-        mode: what the engine prints: "human", "quiet" or "json" lines.
-        announce: called with the run before it is launched.
-        """
+        where nothing was trained. `announce` is called with the run before it is launched."""
         if self.plan.machine_rank:
             run = made_by_machine_0(self.plan, say)
             announce(run)
             launcher.run(run.path, self.plan, launcher=self.plan.launched, mode=mode)
             return run
-        held = ExitStack()
+        held, asked = ExitStack(), self.request.recipe
         if self.run is None:
-            card, key = self.request.recipe.card, self.request.recipe.key
-            run = runs.create(card.name, key, alias=self.alias, held=held)
+            run = runs.create(asked.card.name, asked.key, alias=self.alias, held=held)
         else:
             run = self.run
             runs.tidy()
@@ -203,9 +190,8 @@ def prepare(
     extra: Sequence[str] = (),
     check: bool = True,
 ) -> Start:
-    """How a training starts: by which processes, and whether a run goes on, as it must with `resume` and
-    may with `requeue`, with an alias the run that is called so. Of several machines the first one decides
-    that."""
+    """How a training starts: by which processes, and whether a run goes on, as it must with `resume` and may
+    with `requeue`. Of several machines the first one decides that."""
     typed = [value for key, value in request.flags.items() if key != "launch.machine_rank"]
     job = (request.what, request.data, *request.sets, *typed, alias)
     plan = launcher.plan(request.recipe.launch, every_gpu=True, check=check, job=job, extra=extra)
@@ -227,11 +213,8 @@ def prepare(
 
 
 def made_by_machine_0(plan: Plan, say: Say, patience: float = PATIENCE) -> Run:
-    """The run of this job, for which another machine waits in the store that all share.
-
-    A start of the same words that ended without a trace may lie there too: the engine compares the ids of all
-    machines.
-    """
+    """The run of this job, for which another machine waits in the store that all share. A start of the same
+    words that ended without a trace may lie there too: the engine compares the ids of all machines."""
     store, begun = user_dir("runs"), time.time()
     say(f"waiting for the run that machine 0 makes in `{store}`")
     while time.time() < begun + patience:
@@ -368,10 +351,9 @@ def continued(run: Run, typed: Resolved, steps: int | None) -> Recipe:
 
 def launched_again(run: Run, typed: Resolved) -> LaunchSection:
     """The processes that a run goes on with: its own, but for what was typed."""
-    section, keys = recipe_of(run.tree()).launch, set(typed_keys(typed))
-    values = {
-        f.name: getattr(typed.launch, f.name) for f in fields(LaunchSection) if f"launch.{f.name}" in keys
-    }
+    section = recipe_of(run.tree()).launch
+    names = [key.removeprefix("launch.") for key in typed_keys(typed) if key.startswith("launch.")]
+    values = {name: getattr(typed.launch, name) for name in names}
     if values.get("gpus"):
         section = replace(section, cpu=False, processes=None)
     if values.get("processes"):
@@ -386,8 +368,7 @@ def launched_again(run: Run, typed: Resolved) -> LaunchSection:
 
 def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
     """Writes `run.yaml`, the whole recipe, and `env.json`, the machine, by which the run can be repeated;
-    each stage gets a folder of the same form. The address at which processes meet belongs to this start
-    alone."""
+    each stage gets a folder of the same form."""
     from importlib.metadata import version
 
     cpu = recipe.launch.cpu or trains_on_cpu(p.gpus, p.processes)
@@ -426,10 +407,8 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
 
 def kept_models(target: Run, recipe: Recipe) -> list[dict[str, str]]:
     """Copies the files of models from outside into the run. Returns their names, places and hashes."""
-    cards = {part.model: catalog.card(part.model) for part in recipe.parts}
-    return [
-        model_files.keep(target.path, card.path) for card in cards.values() if card.family == catalog.OUTSIDE
-    ]
+    cards = {part.model: catalog.card(part.model) for part in recipe.parts}.values()
+    return [model_files.keep(target.path, card.path) for card in cards if card.family == catalog.OUTSIDE]
 
 
 def git_state() -> dict[str, Any] | None:
@@ -442,9 +421,8 @@ def git_state() -> dict[str, Any] | None:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    if (commit := git("rev-parse", "HEAD")) is None:
-        return None
-    return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    commit = git("rev-parse", "HEAD")
+    return commit and {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
 
 
 def previous_words(run: Run) -> list[str]:
@@ -464,8 +442,8 @@ def write_train(run: Run, changes: Mapping[str, Any]) -> None:
 
 
 def halve(run: Run, processes: int) -> str | None:
-    """Splits the batch whose first step ran out of a GPU's memory into at least twice as many parts.
-    Returns what was changed, for people; None where nothing can be."""
+    """Splits the batch whose first step ran out of a GPU's memory into at least twice as many parts. Returns
+    what was changed, for people; None where nothing can be."""
     part = next((part for part in run.stages or [run] if part.status().get("too_large")), None)
     if part is None:
         return None
@@ -488,14 +466,14 @@ def fingerprint(recipe: Recipe, p: Plan) -> str:
 def trained_by(tree: Mapping[str, Any]) -> str:
     """The part of a recipe's tree that decides what is trained, as JSON, where tuples and lists are alike."""
 
-    def cut(tree: Mapping[str, Any]) -> dict[str, Any]:
+    def cut(tree: Any) -> Any:
+        if not isinstance(tree, Mapping):  # a stage that is a run's id
+            return tree
         keys = {key: value for key, value in tree.items() if key not in NOT_TRAINED}
         if "train" in keys:
             keys["train"] = {key: value for key, value in keys["train"].items() if key != "keep"}
         if stages := keys.get("stages"):
-            keys["stages"] = {
-                k: cut(part) if isinstance(part, Mapping) else part for k, part in stages.items()
-            }
+            keys["stages"] = {name: cut(stage) for name, stage in stages.items()}
         return keys
 
     return json.dumps(cut(tree), sort_keys=True)
@@ -509,9 +487,8 @@ def note_whole(run: Run, request: Request, recipe: Recipe) -> None:
     size, shipped = whole.size, not whole.loss
     if earlier:
         shipped = "typed" not in whole.loss and runs.has_shipped_loss(earlier)
-        for name in steps:
-            noted = (earlier.stage(name) if name else earlier).status().get("recipe") or {}
-            steps[name] = noted.get("steps", steps[name])
+        notes = {n: (earlier.stage(n) if n else earlier).status().get("recipe") or {} for n in steps}
+        steps = {name: note.get("steps", steps[name]) for name, note in notes.items()}
         if earlier.data == run.data:
             size = (earlier.status().get("recipe") or {}).get("size")
     if size is None and request.recipe.found:

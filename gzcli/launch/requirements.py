@@ -27,7 +27,6 @@ from gzcli.models import catalog
 from gzcli.recipe.recipe import Recipe, check_batch_of, check_data
 from gzcli.recipe.resolve import Resolved
 from gzcli.store import runs
-from gzcli.store.hub import at_hand, is_id
 
 UNKNOWN = 10  # classes that are planned for where a conditional model's set is not packed yet
 
@@ -73,7 +72,7 @@ def check_set(recipe: Recipe, meta: PackMeta, *, batch: bool = True) -> None:
 
 def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
     """What is known of the recipe's data set, and what has to be done before it can be used."""
-    data = recipe.data
+    data, found = recipe.data, recipe.choice.facts
     facts = DataFacts(
         data.name, recipe.key, data.name, size=size_of(data), channels=data.channels, levels=data.levels
     )
@@ -82,32 +81,23 @@ def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
         meta = peek(dataset, **pack_options(data))
     except GzError as error:
         return facts, [error.message]
+    known: dict[str, Any] = {}
     if meta:
         check_set(recipe, meta)
         channels, height, width = meta.shape
-        levels, n = data.levels or meta.levels, meta.counts["train"]
-        facts = replace(facts, packed=True, size=as_size(height, width), channels=channels, levels=levels)
-        facts = replace(facts, classes=meta.classes, multilabel=meta.multilabel, n=n)
+        known = {"packed": True, "size": as_size(height, width), "channels": channels, "levels": meta.levels}
+        known |= {"classes": meta.classes, "multilabel": meta.multilabel, "n": meta.counts["train"]}
     elif isinstance(dataset, DataSpec):
-        facts = replace(
-            facts,
-            size=size_of(data) or dataset.sized(data.size).size,
-            channels=data.channels or dataset.channels,
-            levels=data.levels or dataset.levels,
-            classes=dataset.classes if isinstance(dataset.classes, tuple) else made_up(dataset.classes),
-            multilabel=dataset.multilabel,
-            n=dataset.trained_on,
-        )
-    elif counted := recipe.choice.facts:
+        classes = dataset.classes if isinstance(dataset.classes, tuple) else made_up(dataset.classes)
+        known = {"size": size_of(data) or dataset.sized(data.size).size, "classes": classes}
+        known |= {"channels": data.channels or dataset.channels, "levels": dataset.levels}
+        known |= {"multilabel": dataset.multilabel, "n": dataset.trained_on}
+    elif found:
         labelled = any(part.options.get("conditional") for part in recipe.parts)
-        facts = replace(
-            facts,
-            size=data.size or as_size(counted.height, counted.width),
-            channels=data.channels or counted.channels,
-            levels=data.levels or 256,
-            classes=made_up(UNKNOWN if labelled else 0),
-            n=counted.n,
-        )
+        known = {"size": data.size or as_size(found.height, found.width), "levels": 256, "n": found.n}
+        known |= {"channels": data.channels or found.channels, "classes": made_up(labelled * UNKNOWN)}
+    known |= {"levels": data.levels} if data.levels else {}
+    facts = replace(facts, **known)
     row = next((row for row in listing() if row["name"] == dataset.name), None)
     if row is None:
         return replace(facts, title=dataset.title, cached=True), []
@@ -144,8 +134,8 @@ def memory_of(plan: Plan) -> int | None:
 
 
 def memory_hint(forecasts: Sequence[Forecast], plan: Plan, there: int | None) -> str | None:
-    """What to do where a model needs more memory than there is for a process; on a GPU its batch is split
-    as it is trained."""
+    """What to do where a model needs more memory than there is for a process; on a GPU its batch is split as
+    it is trained."""
     for forecast in forecasts:
         if there and not plan.gpus and forecast.bytes and forecast.bytes > there:
             ways = ", ".join(ways_to_save(forecast.part, plan)) or "a smaller `train.batch_size`"
@@ -170,6 +160,8 @@ def ways_to_save(part: Part, plan: Plan) -> list[str]:
 
 def absent_weights(recipe: Recipe) -> list[str]:
     """The commands that download the models of the hub that a recipe begins with and that are not here."""
+    from gzcli.store.hub import at_hand, is_id
+
     bases = (name for part in recipe.parts for name in (part.options.get("base"), part.data.latent))
     ids = {name for name in bases if isinstance(name, str) and is_id(name)}
     return [f"`hf download {name}`" for name in sorted(ids) if not at_hand(name) and not runs.by_name(name)]
@@ -177,15 +169,13 @@ def absent_weights(recipe: Recipe) -> list[str]:
 
 def absent_runs(recipe: Recipe) -> list[str]:
     """Messages about the runs and files that a recipe is built on and that are not there, with their keys."""
+    from gzcli.store.hub import is_id
+
     absent = []
     for part in recipe.parts:
         latent = None if part.data.latent and is_id(part.data.latent) else part.data.latent
-        built_on = {
-            "data.latent": latent,
-            "train.init": part.train.init,
-            "ood.background": part.ood.background,
-        }
-        for key, name in built_on.items():
+        keys = {"data.latent": latent, "train.init": part.train.init, "ood.background": part.ood.background}
+        for key, name in keys.items():
             if not name or name in recipe.stages or Path(name).exists():
                 continue
             try:

@@ -1,60 +1,25 @@
-"""SLURM: what its variables say of this machine, and job scripts for `sbatch`.
+"""Job scripts for SLURM's `sbatch`.
 
-A job starts one `gz` a node, which find each other by SLURM's variables. Three minutes before its time is up
-the script asks a training to stop: it saves a checkpoint, and the job is queued again and goes on.
+A job starts one `gz` a node, which find each other by SLURM's variables (`launcher.py`). Three minutes before
+its time is up the script asks a training to stop: it saves a checkpoint, and the job is queued again and goes
+on.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from gzcli.core.errors import UsageError
-from gzcli.core.units import number_in
 
 WARNING = 180  # seconds between the signal and the end of the time, for a checkpoint
 CORES_OF_A_PROCESS = 2  # that a job asks for, where nothing else is said
 _KEY = re.compile(r"[a-z][a-z0-9-]*")
 _UNQUOTED = {'"', "\\"}  # what `sbatch` takes for its own within quotes
-
-
-def machines() -> int:
-    """The nodes of this job step; 1 outside SLURM. One `gz` starts all processes of a node."""
-    if os.environ.get("SLURM_LOCALID", "0") != "0":
-        raise UsageError(
-            "SLURM has started several tasks on this node; one `gz` starts the processes of a machine",
-            hint="srun --ntasks-per-node=1 gz train …",
-        )
-    return number_in("SLURM_STEP_NUM_NODES", "nodes") or number_in("SLURM_NNODES", "nodes") or 1
-
-
-def machine_rank() -> int:
-    """The index of this node in the job step; 0 outside SLURM."""
-    return number_in("SLURM_NODEID", "nodes") or 0
-
-
-def job() -> str | None:
-    """The job and how often it was queued again; every task of an array is a job. None outside SLURM."""
-    number = os.environ.get("SLURM_JOB_ID")
-    return f"{number}.{os.environ.get('SLURM_RESTART_COUNT', '0')}" if number else None
-
-
-def first_host() -> str | None:
-    """The first node of the job step, as `scontrol` expands the list; None outside SLURM."""
-    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST")
-    if not nodes:
-        return None
-    try:
-        done = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True)
-    except OSError:
-        return None
-    return done.stdout.split()[0] if done.returncode == 0 and done.stdout.strip() else None
 
 
 @dataclass(frozen=True)
@@ -104,7 +69,7 @@ def script(job: Job, chosen: Mapping[str, str | None], *, program: Sequence[str]
         check_printable(folder=path)
         if _UNQUOTED & set(path):
             raise UsageError(f"`sbatch` cannot be told of the folder `{path}`", hint="give it another name")
-    defaults: dict[str, str | None] = {
+    values: dict[str, str | None] = {
         "job-name": job.name,
         "nodes": str(job.machines),
         "ntasks-per-node": "1",
@@ -115,19 +80,14 @@ def script(job: Job, chosen: Mapping[str, str | None], *, program: Sequence[str]
         "chdir": str(Path.cwd()),
         "requeue": None,
         **({"signal": f"B:USR1@{WARNING}"} if job.goes_on else {}),
+        **chosen,
     }
-    lines = [_directive(key, value) for key, value in (defaults | dict(chosen)).items()]
-    return _SCRIPT.format(
-        directives="\n".join(lines),
-        command=_command(job, program, array),
-        name=shlex.quote(job.name),
-        cores=job.cores,
-    )
-
-
-def _directive(key: str, value: str | None) -> str:
-    quoted = value if value is None or re.fullmatch(r"[^\s'#]*", value) else f'"{value}"'
-    return f"#SBATCH --{key}" + ("" if quoted is None else f"={quoted}")
+    lines = []
+    for key, value in values.items():
+        quoted = value if value is None or re.fullmatch(r"[^\s'#]*", value) else f'"{value}"'
+        lines.append(f"#SBATCH --{key}" + ("" if quoted is None else f"={quoted}"))
+    text, command = "\n".join(lines), _command(job, program, array)
+    return _SCRIPT.format(directives=text, command=command, name=shlex.quote(job.name), cores=job.cores)
 
 
 def _command(job: Job, program: Sequence[str], array: bool) -> str:

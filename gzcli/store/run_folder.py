@@ -190,6 +190,10 @@ class Run:
     def samples_picture(self, step: int) -> Path:
         return self.samples_folder / f"{step:08d}.png"
 
+    def launch_file_of(self, machine: int) -> Path:
+        """accelerate's configuration; machines that share a folder have one each."""
+        return self.path / f"accelerate.{machine}.yaml" if machine else self.launch_file
+
     @property
     def has_begun(self) -> bool:
         """Whether a step was trained and recorded: there is a checkpoint, or a line of metrics."""

@@ -14,7 +14,7 @@ import pytest
 from torch import nn
 
 from gzcli.core.errors import DamagedError, UsageError
-from gzcli.engine import state
+from gzcli.engine import checkpoint
 from gzcli.engine.log import Log
 from gzcli.recipe.resolve import check
 from gzcli.store import files, paths, runs
@@ -139,7 +139,7 @@ def test_weights_to_begin_with_are_looked_for_in_place(home, tmp_path):
     """`train.init` is a path or a run's name: it is no stage's name until there is one."""
     run = runs.create("vae", "digits")
     with pytest.raises(UsageError, match="no model or run is called"):
-        state.init_from(nn.Linear(1, 1), "../../elsewhere", run, Log())
+        checkpoint.init_from(nn.Linear(1, 1), "../../elsewhere", run, Log())
 
 
 def test_a_run_is_read_wherever_it_lies(call, tmp_path):

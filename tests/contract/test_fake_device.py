@@ -27,9 +27,9 @@ from gzcli.core.types import ImageNoise, no_progress
 from gzcli.data.packs.batches import TrainBatches
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack
-from gzcli.engine import optim, prepared, sampler, trained, trainer, validate
-from gzcli.engine.accelerator import precision
+from gzcli.engine import optim, prepared, sampler, trained, trainer
 from gzcli.engine.log import Log
+from gzcli.engine.step import precision
 from gzcli.judge import scores
 from gzcli.judge.images import Pick
 from gzcli.judge.sample import apply
@@ -67,7 +67,7 @@ START = {
     "models/normalizing_flow/layers.py::initialising": "once a run: whether a resume has initialised it",
 }
 TRAINED = {
-    "engine/validate.py::mean": "the figure",
+    "engine/trainer.py::mean": "the figure",
     "models/stable_diffusion/base.py::StableDiffusion.embed": "captions become tokens, on the host",
     "models/stable_diffusion/base.py::StableDiffusion.draw": "diffusers' pipeline",
     "models/stable_diffusion/base.py::StableDiffusion.examples": "remembered captions, which are text",
@@ -89,7 +89,7 @@ TRAINED = {
     "models/flow_matching/fm.py::FlowMatching.fit_path": "a covariance, in float64",
     "models/flow_matching/fm.py::FlowMatching.score_path": "a distance, in float64",
     "models/denoising/ode.py::solve_adaptive": "whether all images have arrived",
-    "engine/ema.py::EMA._calibrate": "which statistics the averaged weights have changed",
+    "engine/ema.py::EMA.swapped": "which statistics the averaged weights have changed",
     "models/nn/latent.py::traversal": "the dimensions that change most, by which rows are named",
     "models/gan/cyclegan.py": "each image by the translator of its domain, by which rows are named",
 }
@@ -130,7 +130,7 @@ class Accelerator:
 
 @pytest.fixture
 def device(monkeypatch) -> Iterator[OnDevice]:
-    for module, name in ((validate, "VALIDATION"), (model_figures, "IMAGES"), (prepared, "MEASURED")):
+    for module, name in ((trainer, "VALIDATION"), (model_figures, "IMAGES"), (prepared, "MEASURED")):
         monkeypatch.setattr(module, name, 4)
 
     def lenet(pack, **_):
@@ -257,7 +257,7 @@ class Paths:
     def validate(self) -> None:
         if self.t.metric and self.t.metric != "fd":
             with self.t.ema.evaluating():
-                validate.mean(self.trained, self.t.metric, self.t.images.pack)
+                trainer.mean(self.trained, self.t.metric, self.t.images.pack)
 
     def sample(self, **options: Any) -> None:
         sampler.draw(self.trained, 2, given=self.given, options=options)

@@ -26,7 +26,7 @@ from gzcli.data.sets.library import import_set, listing
 from gzcli.data.sets.names import locate
 from gzcli.data.sets.registry import SPECS
 from gzcli.engine.sheets import columns_of, grid
-from gzcli.engine.validate import best_metric
+from gzcli.engine.trainer import best_metric
 from gzcli.metrics.features import LeNet, turns
 from gzcli.models import catalog
 from gzcli.recipe.recipe import check_batch_of, check_data

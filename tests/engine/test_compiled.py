@@ -18,6 +18,7 @@ from gzcli.core.types import Batch, BatchNoise
 from gzcli.engine import compiled
 from gzcli.engine.compiled import Compiled, GivenNoise
 from gzcli.engine.log import Log
+from gzcli.engine.step import compiles, mode_of
 from gzcli.models.base import Model, named_losses
 from gzcli.models.denoising.process import stratified
 from gzcli.testing.case import started
@@ -124,35 +125,24 @@ def test_a_compiled_run_resumes_bit_for_bit(quick):
         assert a.keys() == b.keys() == own and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_what_depends_on_values_stays_eager():
-    model, batch = started(VAE)
-    real = type(model).loss
+def test_what_stays_eager_has_the_same_numbers():
+    """A loss that branches on a value, and a step that the compiler fails at."""
 
-    class Choosy(type(model)):
-        def loss(self, batch: Batch, phase: str = "main"):
-            if batch.noise.rand(len(batch)).sum() > 0:  # a branch on a value
-                batch.noise.rand(len(batch))
-            return real(self, batch, phase)
-
-    model.__class__ = Choosy
-    said = Said()
-    ours = Compiled(model, LONG, said, backend=Graphs())
-    found, wanted = (
-        f(micro_batch(batch, 0), "main")["loss"] for f in (ours, lambda *a: named_losses(model, *a))
-    )
-    assert torch.equal(found, wanted)
-    assert len(said.lines) == 1 and said.lines[0].startswith("phase `main` is not compiled: ")
-
-
-def test_what_cannot_be_compiled_falls_back_to_the_same_numbers():
     def broken(graph, inputs):
         raise RuntimeError("no compiler here")
 
+    def choosy(self, batch: Batch, phase: str = "main"):
+        if batch.noise.rand(len(batch)).sum() > 0:
+            batch.noise.rand(len(batch))
+        return VaeModel.loss(self, batch, phase)
+
     model, batch = started(VAE)
-    said = Said()
-    found = Compiled(model, LONG, said, backend=broken)(micro_batch(batch, 0), "main")
-    assert torch.equal(found["loss"], named_losses(model, micro_batch(batch, 0))["loss"])
-    assert "not compiled" in said.lines[0]
+    VaeModel = type(model)
+    for cls, backend in ((type("Choosy", (VaeModel,), {"loss": choosy}), Graphs()), (VaeModel, broken)):
+        model.__class__, said = cls, Said()
+        found = Compiled(model, LONG, said, backend=backend)(micro_batch(batch, 0), "main")["loss"]
+        assert torch.equal(found, named_losses(model, micro_batch(batch, 0))["loss"])
+        assert len(said.lines) == 1 and said.lines[0].startswith("phase `main` is not compiled: ")
 
 
 def test_a_model_that_anneals_is_compiled_when_it_has_ended():
@@ -174,7 +164,7 @@ def test_finding_the_draws_changes_nothing():
     case = next(c for c in CASES if c.model == "vqvae")  # its codebook moves at every loss
     model, batch = started(case)
     state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    draws = compiled.draws_of(model, micro_batch(batch, 0, n=8), {}, "main")
+    draws = compiled.draws_of(model, replace(micro_batch(batch, 0, n=8), extra={}), "main")
     assert isinstance(draws, list)
     assert torch.equal(torch.get_rng_state(), random)
     for key, value in model.state_dict().items():
@@ -188,13 +178,13 @@ def test_where_auto_compiles():
     model, _ = started(VAE)
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     long = Part("vae", train=TrainSection(steps=100_000))
-    assert compiled.compiles(long, model, gpu) and not compiled.compiles(long, model, cpu)
+    assert compiles(long, model, gpu) and not compiles(long, model, cpu)
     short = replace(long, train=replace(long.train, steps=100))
     asked = replace(short, train=replace(short.train, compile=True))
-    assert not compiled.compiles(short, model, gpu) and compiled.compiles(asked, model, cpu)
+    assert not compiles(short, model, gpu) and compiles(asked, model, cpu)
     exact = replace(long, train=replace(long.train, deterministic=True))
-    assert not compiled.compiles(exact, model, gpu)
-    assert compiled.mode_of(long, model, gpu) == "reduce-overhead"
-    assert compiled.mode_of(long, model, cpu) is None
+    assert not compiles(exact, model, gpu)
+    assert mode_of(long, model, gpu) == "reduce-overhead"
+    assert mode_of(long, model, cpu) is None
     parts = replace(long, train=replace(long.train, accumulate=2))
-    assert compiled.mode_of(parts, model, gpu) is None, "a CUDA graph cannot add up gradients"
+    assert mode_of(parts, model, gpu) is None, "a CUDA graph cannot add up gradients"

@@ -57,7 +57,14 @@ def test_operations_are_those_of_a_real_step(model, sets, home, monkeypatch):
     t = trainer(tree)
     t.begin()
     steps = max(phase.every for phase in t.phases)
-    with FlopCounterMode(display=False, custom_mapping=attention()) as real:
+    aten = torch.ops.aten  # FlopCounterMode does not know the attention of CPUs
+    attention = {
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: (
+            sdpa_backward_flop_count(g, q, k, v)
+        ),
+    }
+    with FlopCounterMode(display=False, custom_mapping=attention) as real:
         for number in range(steps):
             t.step(number)
     flops = forecast.flops_of(part_of(tree), t.info)
@@ -68,17 +75,6 @@ def test_operations_are_those_of_a_real_step(model, sets, home, monkeypatch):
     assert speed.flops == pytest.approx(flops, rel=1e-6)
     assert all(torch.equal(value, t.model.state_dict()[name]) for name, value in before.items())
     assert all(p.grad is None for p in t.model.parameters())
-
-
-def attention():
-    """Of the CPU, which FlopCounterMode does not know by itself; it is given shapes in place of tensors."""
-    aten = torch.ops.aten
-    return {
-        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: (
-            sdpa_backward_flop_count(g, q, k, v)
-        ),
-    }
 
 
 def test_a_trial_finds_size_time_and_memory(home, tmp_path):
@@ -111,8 +107,8 @@ def test_a_trial_of_a_large_net_has_few_images(monkeypatch):
     part = replace(own.part, train=replace(own.part.train, batch_size=256))
 
     class Fixed(forecast.Trial):
-        def step(self):
-            images.append(self.images)
+        def step(self, read):
+            images.append(len(self.batch))
             return 0.5, 0.1
 
     monkeypatch.setattr(forecast, "Trial", Fixed)

@@ -6,14 +6,12 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from helpers import ROOT, figures, lines, same, traps
+from helpers import figures, run_at, same, spawn
 from safetensors.torch import load_file
 
 from gzcli.store import runs
@@ -58,17 +56,11 @@ def hosts(tmp_path: Path) -> Iterator[list[str]]:
         child.wait()
 
 
-def start(*words: str, host: str | None = None) -> subprocess.Popen:
-    inside = ["nsenter", "-t", host, "-U", "-n", "-m", "--preserve-credentials"] if host else []
-    how = {"cwd": traps(), "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "text": True}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([*inside, sys.executable, "-m", "gzcli", *words], **how, **pipes)
-
-
 def both(hosts: list[str], *words: str) -> list[subprocess.Popen]:
     """The same command on both hosts, the second first."""
     line = (*TRAIN, *words, "--num-machines", "2", "--main-process-ip", "10.77.0.1")
-    return [start(*line, "--machine-rank", str(rank), host=hosts[rank]) for rank in (1, 0)][::-1]
+    enter = ("nsenter", "-U", "-n", "-m", "--preserve-credentials", "-t")
+    return [spawn(*line, "--machine-rank", str(r), inside=(*enter, hosts[r])) for r in (1, 0)][::-1]
 
 
 def ended(children: list[subprocess.Popen], code: int) -> list[str]:
@@ -76,17 +68,6 @@ def ended(children: list[subprocess.Popen], code: int) -> list[str]:
     told = [child.communicate(timeout=PATIENCE)[1] for child in children]
     assert [child.returncode for child in children] == [code] * len(children), "\n".join(told)
     return told
-
-
-def run_at(step: int, alias: str) -> Run:
-    """The run, once it has done so many steps."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        run = runs.by_name(alias)
-        if run and (run.path / "metrics.jsonl").exists() and len(lines(run.path / "metrics.jsonl")) >= step:
-            return run
-        time.sleep(0.05)
-    raise AssertionError("the run does not get on")
 
 
 def engine_of(child: subprocess.Popen, rank: int) -> psutil.Process:
@@ -109,7 +90,7 @@ def test_two_hosts_train_one_run_through_a_stop_and_a_death(hosts, home):
     assert {run.id for run in runs.all_runs()} == {whole.id}, "the other host has made none"
 
     children = both(hosts, "--name", "stopped")
-    stopped = run_at(12, "stopped")
+    stopped = run_at(12, "stopped", PATIENCE)
     psutil.Process(children[1].pid).send_signal(signal.SIGTERM)
     told = ended(children, 128 + signal.SIGTERM)
     assert all("checkpoint saved" in text and "--resume" in text for text in told)
@@ -118,7 +99,7 @@ def test_two_hosts_train_one_run_through_a_stop_and_a_death(hosts, home):
     assert_equal(stopped, whole)
 
     children = both(hosts, "--name", "killed")
-    killed = run_at(12, "killed")
+    killed = run_at(12, "killed", PATIENCE)
     engine_of(children[1], 1).kill()
     told = ended(children, 0)
     assert "all are started again (1 of" in told[0] and "resumed at step" in told[0]
@@ -132,9 +113,9 @@ def test_two_hosts_train_one_run_through_a_stop_and_a_death(hosts, home):
 def test_a_process_that_dies_is_started_again(rank, home):
     """With `launch.restarts` the run ends as one that was not broken."""
     words = ("--processes", "2", "--set", "launch.restarts=1")
-    ended([start(*TRAIN, *words, "--name", "whole")], 0)
-    child = start(*TRAIN, *words, "--name", "killed")
-    killed = run_at(12, "killed")
+    ended([spawn(*TRAIN, *words, "--name", "whole")], 0)
+    child = spawn(*TRAIN, *words, "--name", "killed")
+    killed = run_at(12, "killed", PATIENCE)
     engine_of(child, rank).kill()
     (told,) = ended([child], 0)
     assert "all are started again (1 of" in told and "resumed at step" in told

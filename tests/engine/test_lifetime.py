@@ -27,7 +27,6 @@ from gzcli.core.errors import DeviceError, GzError, Interrupted, UsageError
 from gzcli.engine import cadence
 from gzcli.launch import launcher as launch
 from gzcli.launch import requirements
-from gzcli.launch.accelerate import check
 from gzcli.store import files, runs
 from gzcli.store.runs import Run
 
@@ -180,41 +179,11 @@ def test_the_launcher_hears_signals_and_ends_as_its_process_did(launcher, tmp_pa
         launcher(lambda: 1 / 0)
 
 
-ENGINE = """
-import os, sys, time
-from pathlib import Path
-from gzcli.store import files
-from gzcli.store.runs import Run
-
-run = Run(Path(sys.argv[1]))
-if os.fork():  # the launcher is gone, once its engine runs
-    while run.status().get("state") != "running":
-        time.sleep(0.02)
-    os.kill(os.getpid(), 9)
-with files.lock(run.lock):
-    parent = int(os.environ["GZ_PARENT"])
-    run.update(state="running", parent=parent, pid=os.getpid(), error=None, stepping=True)
-    while not (run.path / "stop").exists():
-        time.sleep(0.02)
-    time.sleep(0.3)
-    error = {"kind": "interrupted", "message": "checkpoint saved", "hint": "--resume"}
-    run.update(state="interrupted", code=143, error=error)
-"""
-
-
 @pytest.fixture
 def run(home) -> Run:
     made = runs.create("vae", "digits")
     files.write_atomic(made.path / "run.yaml", "model: {name: vae}\n")
     return made
-
-
-def test_an_engine_whose_launcher_was_killed_is_told_to_save_and_waited_for(run, monkeypatch):
-    command = [sys.executable, "-c", ENGINE, str(run.path)]
-    monkeypatch.setattr(launch, "command", lambda *words, **options: command)
-    with pytest.raises(Interrupted, match="checkpoint saved") as e:
-        launch.run(run.path, launch.Plan(), launcher=True)
-    assert e.value.code == 143 and run.state == "interrupted"
 
 
 def test_no_process_is_left(run, monkeypatch):
@@ -253,12 +222,19 @@ def test_a_killed_engine(run):
 
 
 def test_a_killed_partner_or_job(run, tmp_path):
-    """Rank 0 records a broken connection, which is a consequence of the kill."""
-    error = {"kind": "bug", "message": "RuntimeError: Connection reset by peer", "hint": None}
-    run.update(state="failed", code=1, error=error)
-    with pytest.raises(DeviceError, match="SIGKILL"):
-        launch.outcome(run, 137, [])
-    run.update(state="failed", code=1, error={"kind": "bug", "message": "KeyError: 'x'", "hint": None})
+    """Rank 0 records a broken connection, which is a consequence of the kill; the lost rank is named."""
+    broken = {"kind": "bug", "message": "RuntimeError: Connection reset by peer", "hint": None}
+    rank, who = {"rank": 1, "pid": 4321}, "rank 1 (process 4321)"
+    for code, lost, said in (
+        (137, None, "the process was killed (SIGKILL)"),
+        (137, rank, f"{who} was killed (SIGKILL)"),
+        (139, rank, f"{who} was ended by SIGSEGV"),
+    ):
+        run.update(state="failed", code=1, error=broken, lost=lost)
+        with pytest.raises(DeviceError) as e:
+            launch.outcome(run, code, [])
+        assert e.value.message.startswith(said) and run.status()["error"]["message"] == e.value.message
+    run.update(state="failed", code=1, lost=None, error={**broken, "message": "KeyError: 'x'"})
     with pytest.raises(GzError, match="KeyError"):
         launch.outcome(run, 1, [])
     with pytest.raises(DeviceError) as e:
@@ -303,7 +279,7 @@ def test_a_model_in_pieces_is_refused(capsys, home):
     for option in (*fsdp, "--use_deepspeed", "--use_megatron_lm", "--zero_stage"):
         message = f"`{option}`: how a model is shared out over GPUs stands in its recipe"
         with pytest.raises(UsageError, match=message):
-            check(["--gpu_ids", "0", option])
+            launch.check_extra(["--gpu_ids", "0", option])
     assert app.run(["train", "vae", "--json", "--", option]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["kind"] == "usage" and not runs.all_runs()
 

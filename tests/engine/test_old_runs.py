@@ -27,7 +27,7 @@ import gzcli
 from gzcli.core.types import ImageNoise, mix
 from gzcli.engine import sampler
 from gzcli.engine.__main__ import main
-from gzcli.engine.curves import RATES
+from gzcli.engine.pictures import RATES
 from gzcli.engine.trained import load_trained
 from gzcli.recipe.yaml import dump
 from gzcli.store import files, runs

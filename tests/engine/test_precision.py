@@ -17,6 +17,7 @@ from gzcli.core.parts import part_of
 from gzcli.core.sections import OptimSection
 from gzcli.core.types import ImageNoise
 from gzcli.engine import optim, sampler
+from gzcli.engine.checkpoint import restore
 from gzcli.engine.trained import Trained, load_trained, placed
 from gzcli.models.nn.norms import GroupNorm, LayerNorm
 from gzcli.models.nn.unet import ResBlock
@@ -170,7 +171,7 @@ def test_channels_last_changes_no_result(monkeypatch):
         conf = OptimSection(name="adamw", lr=1e-3)
         optimizer = optim.build(each.phases()[0], conf)
         if states:
-            optim.restore(optimizer, copy.deepcopy(states[0]))
+            restore(optimizer, copy.deepcopy(states[0]))
         noise = ImageNoise(0, range(len(batch)))
         loss_of(each, batch.rows(slice(None), noise), each.phases()[0].name).backward()
         if states:

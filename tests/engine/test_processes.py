@@ -9,7 +9,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ import psutil
 import pytest
 import torch
 import two_ranks
-from helpers import ROOT, figures, gz, lines, recipe, same, trainer, traps
+from helpers import ROOT, figures, gz, lines, recipe, run_at, same, spawn, trainer, traps
 from safetensors.torch import load_file
 from zoo import CASES, Case
 
@@ -202,26 +201,6 @@ def test_weights_that_are_shared_out_are_those_of_ddp(model):
     assert all(a[i]["exp_avg"].shape == b[i]["exp_avg"].shape for i in a), "whole moments, for any strategy"
 
 
-def start(*words: str) -> subprocess.Popen:
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-m", "gzcli", *words], cwd=traps(), env=environment(), **pipes)
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
-def wait_for_step(home: Path, step: int) -> runs.Run:
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        for run in runs.all_runs():
-            log = run.path / "metrics.jsonl"
-            if log.exists() and len(log.read_text().splitlines()) >= step:
-                return run
-        time.sleep(0.05)
-    raise AssertionError("the run does not get on")
-
-
 def alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -246,8 +225,8 @@ def family(child: subprocess.Popen) -> list[psutil.Process]:
     ids=["gz", "all", "launcher of two"],
 )
 def test_a_signal_saves_a_checkpoint_and_leaves_no_process(signum, whom, more, home):
-    child = start("train", "vae", "--steps", "100000", *LONG, "--set", "train.log_every=1", *more)
-    run = wait_for_step(home, 5)
+    child = spawn("train", "vae", "--steps", "100000", *LONG, "--set", "train.log_every=1", *more)
+    run = run_at(5)
     everyone = family(child)
     assert len(everyone) == (4 if more else 2)
     assert run.status()["pid"] in [process.pid for process in everyone]
@@ -268,8 +247,8 @@ def test_a_signal_saves_a_checkpoint_and_leaves_no_process(signum, whom, more, h
 def test_a_rank_that_does_not_answer_is_named(home):
     """The others end soon after `launch.timeout`, and no process is left, not even the stopped one."""
     more = ("--processes", "2", "--set", "launch.timeout=0.1")
-    child = start("train", "vae", "--steps", "100000", *LONG, *more)
-    run = wait_for_step(home, 5)
+    child = spawn("train", "vae", "--steps", "100000", *LONG, *more)
+    run = run_at(5)
     everyone = family(child)
     stalled = next(p for p in everyone if p.environ().get("RANK") == "1")
     stalled.suspend()
@@ -283,8 +262,8 @@ def test_a_rank_that_does_not_answer_is_named(home):
 def test_kill_9_and_resume_is_the_unbroken_run(model, home):
     every = ("--set", "train.log_every=7", "--set", "train.checkpoint_every=20")
     words = ["train", model, "--steps", "160", *LONG, *every]
-    child = start(*words)
-    run = wait_for_step(home, 45 // 7)
+    child = spawn(*words)
+    run = run_at(45 // 7)
     os.kill(run.status()["pid"], signal.SIGKILL)
     err = child.communicate(timeout=PATIENCE)[1]
     killed = "was killed (SIGKILL), most likely for want of memory; the last checkpoint is of"
@@ -296,7 +275,7 @@ def test_kill_9_and_resume_is_the_unbroken_run(model, home):
     # the unbroken one, whose reader has seen enough after a line
     line = f"{shlex.join([sys.executable, '-m', 'gzcli', *words, '--name', 'whole'])} 2>&1 | head -n 1"
     how = {"shell": True, "capture_output": True, "text": True, "timeout": PATIENCE}
-    head = subprocess.run(line, cwd=traps(), env=environment(), **how)
+    head = subprocess.run(line, cwd=traps(), env={**os.environ, "PYTHONPATH": str(ROOT)}, **how)
     assert head.stdout.count("\n") == 1
     whole = runs.by_name("whole")
     a, b = (load_file(r.path / "model.safetensors") for r in (run, whole))

@@ -20,7 +20,6 @@ import gzcli.core.ranks as of_one
 from gzcli.core.errors import DivergedError, GzError
 from gzcli.core.jobs import AlarmJob, BenchJob, OodJob
 from gzcli.data.packs.open import open_pack
-from gzcli.engine import optim
 from gzcli.engine.log import Log
 from gzcli.judge import alarm, bench, judge, ood
 from gzcli.metrics.features import lenet
@@ -207,29 +206,6 @@ def test_what_a_rank_records(tmp_path):
         assert earlier <= run.seconds < earlier + 10 and 3.0 <= run.work < 13
 
 
-def test_ranks_share_muons_matrices(ranks, monkeypatch):
-    """Each does about half of the work, and all get the same bits."""
-    torch.manual_seed(0)
-    sizes = [(40, 64)] * 5 + [(96, 32), (33, 128), (200, 100)]
-    matrices = [torch.randn(size) for size in sizes]
-    alone = optim.shared(matrices)
-    done, real = {0: 0, 1: 0}, optim.orthogonalised
-
-    def counted(g):
-        done[of_one.rank()] += len(g)
-        return real(g)
-
-    monkeypatch.setattr(optim, "orthogonalised", counted)
-    first, second = ranks(lambda rank: optim.shared(matrices))
-    assert sum(done.values()) == len(sizes) and min(done.values()) >= 1
-    for a, b, c in zip(first, second, alone, strict=True):
-        assert torch.equal(a, b)
-        torch.testing.assert_close(a, c, rtol=0, atol=1e-6)
-    owners = optim.shares(sizes, 2)
-    assert owners == optim.shares(sizes, 2) and owners[-1] != owners[0], "the dearest has a rank of its own"
-    assert optim.shares(sizes, 1) == [0] * len(sizes)
-
-
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_batch_norm_of_two_ranks_is_that_of_one(ranks, momentum):
     """Its outputs, running statistics, gradients, and the gradients of a penalty on a gradient."""
@@ -262,9 +238,3 @@ def test_batch_norm_of_two_ranks_is_that_of_one(ranks, momentum):
         close(own, statistics)
     norm = plain[1].eval()  # and in eval mode no rank waits for another
     close(norm(x), plain[0].eval()(x))
-
-
-def test_vectors_of_unequal_lengths_are_exchanged_to_the_bit(ranks):
-    vectors = [torch.randn(5).bfloat16(), torch.zeros(0, dtype=torch.bfloat16)]
-    for found in ranks(lambda rank: of_one.exchanged(vectors[rank], [5, 0])):
-        assert all(torch.equal(a, b) for a, b in zip(found, vectors, strict=True))

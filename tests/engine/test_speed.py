@@ -1,5 +1,4 @@
-"""How fast a run is: peaks, what lines show, what is recorded; batches that are read ahead; DDP's search;
-each part of `make bench`, once."""
+"""How fast a run is: peaks, what lines show, what is recorded; batches that are read ahead; DDP's search."""
 
 from __future__ import annotations
 
@@ -23,9 +22,9 @@ from gzcli.data.packs.batches import Ahead, TrainBatches, reader
 from gzcli.data.packs.open import open_pack
 from gzcli.engine import step as steps
 from gzcli.engine.cadence import TIMED, WARM_UP, count_steps
-from gzcli.engine.curves import training_speed
 from gzcli.engine.forecast import flops_of
 from gzcli.engine.log import Log, Speed, TrainBar, in_words, with_room
+from gzcli.engine.pictures import training_speed
 from gzcli.launch import launcher
 from gzcli.models import catalog
 from gzcli.models.base import Phase
@@ -106,10 +105,7 @@ def test_a_run_without_a_terminal_tells_its_progress_in_a_few_lines(tmp_path, ca
     told = capsys.readouterr().err.splitlines()
     assert len(told) <= most and told[0].startswith("step 10/1000")
     assert "validation bpd" in told[1]
-    assert told[-2:] == [
-        "step 1000  validation bpd 1000",
-        "warning: samples have collapsed",
-    ]
+    assert told[-2:] == ["step 1000  validation bpd 1000", "warning: samples have collapsed"]
     assert len((tmp_path / "log.txt").read_text().splitlines()) == 111
 
 
@@ -159,17 +155,15 @@ def test_batches_read_ahead_are_the_same():
 
     assert reader(CPU, on_device=False, streamed=False)(read, 3) == f"3 by {threading.current_thread().name}"
 
-
-def test_what_a_thread_raises_is_raised_when_its_step_is_asked_for():
-    def read(step: int) -> int:
+    def fail(step: int) -> int:
         if step == 1:
             raise UsageError("the picture is damaged")
         return step
 
-    ahead = Ahead(CPU)
-    assert ahead.at(read, 0) == 0
-    with pytest.raises(UsageError, match="damaged"):
-        ahead.at(read, 1)
+    reading = Ahead(CPU)
+    assert reading.at(fail, 0) == 0
+    with pytest.raises(UsageError, match="damaged"):  # when its step is asked for
+        reading.at(fail, 1)
 
 
 def test_where_every_step_gives_every_parameter_a_gradient():

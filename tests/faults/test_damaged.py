@@ -28,8 +28,8 @@ from gzcli.core.errors import DamagedError, GzError, MissingError
 from gzcli.core.jobs import BenchJob
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine import prepared
+from gzcli.engine.checkpoint import init_from
 from gzcli.engine.log import Log
-from gzcli.engine.state import init_from
 from gzcli.engine.trained import restored
 from gzcli.judge import contestants
 from gzcli.launch import forecast, launcher
@@ -144,7 +144,7 @@ def test_a_damaged_checkpoint_is_passed_over(run, name):
             assert checkpoints.newest(folder, warned.append) == folder / "00000002"
             if content not in (None, half) and name in ("train.pt", "ema.safetensors"):
                 with pytest.raises(MissingError, match=name) as e:
-                    checkpoints.load(folder / "00000004")
+                    checkpoints.read(folder / "00000004")
                 assert "weights_only" not in e.value.message
         assert name in warned.pop() and not warned
     assert checkpoints.newest(folder, warned.append) == folder / "00000004"
@@ -269,21 +269,21 @@ def test_what_is_kept_of_a_run_is_made_again(run, how, tmp_path, capsys):
     folder = tmp_path / "prepared"
     folder.mkdir()
     np.save(folder / "codes.npy", np.zeros((4, 3)))
-    assert prepared._is_there(folder, log)
+    assert prepared.is_whole(folder, log)
     (folder / "codes.npy").write_bytes(ARRAYS[how])
-    assert not prepared._is_there(folder, log) and not folder.exists()
+    assert not prepared.is_whole(folder, log) and not folder.exists()
     assert f"`{folder}` is damaged" in capsys.readouterr().err
 
 
 def test_a_damaged_cost_is_found_again(tmp_path, monkeypatch):
     monkeypatch.setenv("GZ_HOME", str(tmp_path))
-    file = forecast._path("key")
+    file = forecast.cached("key")
     file.parent.mkdir(parents=True)
     more = {"text": b'{"timed": true, "params": "3"}', "old": b'{"cost": {}, "seconds": 3}'}
-    assert forecast._read("key") == {}
+    assert forecast.recall("key") == {}
     for how, content in (DAMAGES | more).items():
         file.write_bytes(content or b"")
-        assert forecast._read("key") == {}, how
+        assert forecast.recall("key") == {}, how
 
 
 def test_the_store_is_as_it_was(run):

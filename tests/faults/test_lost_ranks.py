@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
-from helpers import ROOT, gz, lines, traps
+from helpers import gz, lines, spawn
 
 from gzcli.store import runs
 from gzcli.store.run_folder import Run
@@ -26,10 +24,7 @@ PATIENCE, END = 240, 30  # seconds for a start on a busy machine; for the end of
 @pytest.fixture
 def two(home) -> tuple[subprocess.Popen[str], Run, dict[int, psutil.Process], list[psutil.Process]]:
     """A training of two processes with a checkpoint: `gz`, its run, the ranks, and all processes."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    child = subprocess.Popen(
-        [sys.executable, "-m", "gzcli", *WORDS], stderr=subprocess.PIPE, text=True, cwd=traps(), env=env
-    )
+    child = spawn(*WORDS)
     deadline = time.monotonic() + PATIENCE
     while not any(run.checkpoints for run in runs.all_runs()):
         assert time.monotonic() < deadline and child.poll() is None

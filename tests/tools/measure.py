@@ -22,15 +22,15 @@ from typing import Any
 from PIL import Image
 
 from gzcli import __version__
-from gzcli.core import measured
+from gzcli.core import devices, measured
 from gzcli.core.errors import GzError
 from gzcli.core.sections import LaunchSection
-from gzcli.engine.curves import metric_lines
 from gzcli.launch import forecast, launcher, requirements
 from gzcli.launch.plan import ask
 from gzcli.metrics.standings import as_csv
 from gzcli.recipe.resolve import Resolved
 from gzcli.store import runs
+from gzcli.store.metrics import metric_lines
 from gzcli.store.paths import recipe_names, spelling
 from gzcli.store.runs import Run
 
@@ -80,7 +80,7 @@ def league(folder: Path, root: Path = measured.ROOT) -> list[Path]:
         "command": re.sub(r"--models \S+", f"--models {','.join(models)}", command),
         "date": date.today().isoformat(),
         "version": __version__,
-        "machine": forecast.cpu_name() or platform.machine(),
+        "machine": devices.cpu_name() or platform.machine(),
         "budget": result["budget"],
         "metric": result["metric"],
         "floor": result["floor"],
