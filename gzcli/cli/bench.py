@@ -16,8 +16,9 @@ from gzcli.cli.model_options import complete_metrics
 from gzcli.cli.options import argument, complete_data, complete_model_or_run, option
 from gzcli.cli.report import check_report, with_report
 from gzcli.core.errors import MissingError, UsageError, canonical, matching
+from gzcli.core.sections import LaunchSection
 from gzcli.core.units import figure
-from gzcli.data.sets.names import ENDINGS, OwnSet, is_set, locate
+from gzcli.data.sets.names import ENDINGS, OwnSet, is_set, locate, slug
 from gzcli.metrics.metric import column_of, help_text, weights_of
 from gzcli.store.paths import recipe_names, user_dir
 from gzcli.store.run_folder import Run
@@ -94,7 +95,7 @@ def bench(
         seed=seed,
         checkpoint=checkpoint,
         precision=precision,
-        launch=jobs.processes_of(gpus, cpu, processes),
+        launch=LaunchSection(opt.parse_gpus(gpus), cpu, processes),
         split=split,
         stats=str(real_stats) if real_stats else None,
         export_stats=str(export_stats) if export_stats else None,
@@ -104,12 +105,14 @@ def bench(
         names = opt.split(models) if models else contestants
         terms = league.terms_of(job, names, seeds, calls, curve, budget, train_missing=train_missing)
         if submit or slurm:
-            return jobs.submit_verb("bench", f"league-{terms.data}", seed, job.launch, slurm, goes_on=True)
+            return jobs.submit(
+                "bench", f"bench-{slug(f'league-{terms.data}')}", seed, job.launch, slurm, "same"
+            )
         jobs.fetch(networks)
         return league.hold(terms, budget=str(budget), yes=yes, page=report)
     data_set, runs, images = find_contestants(contestants or [], data)
     if submit or slurm:
-        return jobs.submit_verb("bench", data_set.key, seed, job.launch, slurm)
+        return jobs.submit("bench", f"bench-{slug(data_set.key)}", seed, job.launch, slurm)
     for run, word in runs:
         jobs.announce(run, word, data=data_set.key)
     paths = tuple(str(run.path) for run, _ in runs)

@@ -29,7 +29,12 @@ def answer(shell: str, build: Callable[[list[str]], Any]) -> int:
     try:
         words, incomplete, before = _typed(shell)
         items = candidates(build(words), words, before + incomplete)
-        items = [(value[len(before) :], _in_a_line(help)) for value, help in items if value.isprintable()]
+        # a help in one line, without control characters
+        items = [
+            (value[len(before) :], "".join(char if char.isprintable() else " " for char in help))
+            for value, help in items
+            if value.isprintable()
+        ]
     except Exception:  # a damaged run or recipe must not write into the command line that is being typed
         if os.environ.get("GZ_DEBUG"):
             raise
@@ -121,10 +126,6 @@ def _joined(words: list[str]) -> list[str]:
         else:
             whole.append(word)
     return whole
-
-
-def _in_a_line(help: str) -> str:
-    return "".join(char if char.isprintable() else " " for char in help)
 
 
 def _for_zsh(items: list[tuple[str, str]]) -> str:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gzcli.cli import out
-from gzcli.cli.options import parse_gpus
 from gzcli.core import start
 from gzcli.core.errors import GzError, MissingError, UsageError, did_you_mean
 from gzcli.core.sections import LaunchSection, renamed
@@ -25,7 +24,6 @@ from gzcli.store.run_folder import Run
 
 if TYPE_CHECKING:
     from gzcli.core.jobs import Job
-    from gzcli.launch.plan import Request
     from gzcli.models.signatures import Param
     from gzcli.recipe.schema import Rule
 
@@ -63,11 +61,6 @@ def do_job(folder: Path, job: Job, *, quiet: bool = False) -> dict[str, Any]:
             claims.discard(folder)
         raise
     return files.read_json(Run(folder).result_file)
-
-
-def processes_of(gpus: str | None, cpu: bool, processes: int | None) -> LaunchSection:
-    """The processes that `--gpus`, `--cpu` and `--processes` ask for. Raises UsageError."""
-    return LaunchSection(parse_gpus(gpus), cpu, processes)
 
 
 def new_folder(parent: Path, name: str = "") -> Path:
@@ -175,34 +168,6 @@ def method_options(
 # Options that are about the submission, or that the script writes itself → whether a value follows.
 OURS = dict.fromkeys(("--submit", "--slurm", "--name", "--seed"), True)
 OURS |= dict.fromkeys(("--dry-run", "--json", "--resume", "--requeue"), False)
-GoesOn = Literal["named", "resumed", "same"] | None  # how a job that is out of time is started again
-
-
-def submit_training(
-    request: Request, name: str | None, *, resume: bool, options: Iterable[str], dry_run: bool
-) -> None:
-    """Submits a training, or prints its script where `dry_run` is set. A name gets the job's number behind
-    it."""
-    if name is not None:
-        runs.check_alias(f"{name}-1")  # a job's number follows
-    recipe, goes_on = request.recipe, "resumed" if resume else "named"
-    submit("train", name or recipe.card.name, recipe.seed, recipe.launch, options, goes_on, dry_run=dry_run)
-
-
-def submit_verb(
-    verb: str,
-    what: str,
-    seed: int,
-    launch: LaunchSection,
-    options: Iterable[str] | None,
-    *,
-    goes_on: bool = False,
-) -> None:
-    """Submits the command line of another verb, about `what`; `goes_on`: it is run again if it is out of
-    time."""
-    from gzcli.data.sets.names import slug
-
-    submit(verb, f"{verb}-{slug(what)}", seed, launch, options or (), "same" if goes_on else None)
 
 
 def submit(
@@ -210,13 +175,16 @@ def submit(
     name: str,
     seed: int,
     launch: LaunchSection,
-    options: Iterable[str],
-    goes_on: GoesOn,
+    options: Iterable[str] | None,
+    goes_on: Literal["named", "resumed", "same"] | None = None,
     *,
     dry_run: bool = False,
 ) -> None:
-    """Writes the command line of this process as a job script into the folder of runs, and submits it. Raises
-    UsageError for all GPUs, as SLURM wants a number."""
+    """Writes the command line of this process as a job script into the folder of runs, and submits it, or
+    prints it where `dry_run` is set. Raises UsageError for all GPUs, as SLURM wants a number.
+
+    goes_on: how a job that is out of time is started again; None: it is not.
+    """
     from gzcli.launch import slurm
 
     if launch.gpus == "all":
@@ -227,7 +195,7 @@ def submit(
     job = slurm.Job(words, name, seed, gpus, cores, machines=machines, goes_on=goes_on)
     folder = user_dir("runs", "slurm")
     program = [sys.executable, start.SCRIPT, "gzcli"]
-    text = slurm.script(job, slurm.options(options), program=program, folder=folder)
+    text = slurm.script(job, slurm.options(options or ()), program=program, folder=folder)
     if dry_run:
         out.text(text.rstrip())
         out.data({"script": text})

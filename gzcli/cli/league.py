@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -115,7 +115,13 @@ def hold(terms: Terms, *, budget: str, yes: bool, page: Path | None = None) -> N
         files.write_atomic(folder / "command.sh", words)
         with signals.noted() as heard:
             result = play(entries, terms, folder, heard)
-        result["notes"] += late(result["rows"], terms.budget)
+        took = [row.get("train_seconds", 0) for row in result["rows"]]
+        if longer := [seconds for seconds in took if seconds > LATE * terms.budget]:
+            result["notes"].append(
+                f"{len(longer)} of {len(took)} trainings took up to {duration(max(longer))} and not "
+                f"{duration(terms.budget)}: the machine was busier than at first, or validation and pictures "
+                "took more than their share"
+            )
         draw(folder, result)
         result |= {"left_out": left_out, "budget": terms.budget}
         files.write_json(folder / "league.json", result)
@@ -169,7 +175,7 @@ def play(entries: Sequence[Entry], terms: Terms, folder: Path, heard: Sequence[i
             raise
         except GzError as error:
             if heard:  # by which what the entry ran was ended
-                raise stopped(heard) from error
+                raise stopped(heard[0]) from error
             judged = [
                 row_of(entry, entry.run(), setting="default", metrics={}, floor={}, error=error.message)
             ]
@@ -178,14 +184,14 @@ def play(entries: Sequence[Entry], terms: Terms, folder: Path, heard: Sequence[i
         out.info(f"{head}: {in_short(judged[0], metric)}, {duration(time.monotonic() - since)}")
         result = write(folder, standings.of_one_size(rows), metric, facts)
         if heard:
-            raise stopped(heard)
+            raise stopped(heard[0])
     return result
 
 
-def stopped(heard: Sequence[int]) -> Interrupted:
+def stopped(number: int) -> Interrupted:
     """The end of a league by a signal that the entry at hand did not end by."""
-    message = f"stopped by {signals.name_of(heard[0])}"
-    return Interrupted(message, signum=heard[0], hint="the same command goes on")
+    message = f"stopped by {signals.name_of(number)}"
+    return Interrupted(message, signum=number, hint="the same command goes on")
 
 
 def row_of(entry: Entry, run: Run | None, **more: Any) -> dict[str, Any]:
@@ -197,7 +203,7 @@ def row_of(entry: Entry, run: Run | None, **more: Any) -> dict[str, Any]:
 
 def judge(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of a run, of its own sampler first. A curve that cannot be drawn is a note."""
-    from gzcli.judge.league import jobs_of, kept_steps
+    from gzcli.judge.league import jobs_of, judgement, kept_steps
 
     rows: list[dict[str, Any]] = []
     if "time" in terms.curves and len(kept_steps(run)) < 2:
@@ -206,8 +212,12 @@ def judge(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[d
             f"`gz runs remove {run.id}` lets it be trained again with more (`train.keep`)"
         )
     for kind, (job, descriptions) in jobs_of(run, terms).items():
+        key, done = judgement(run, job)
         try:
-            result = result_of(run, job)
+            if done:  # by the same job before
+                result = files.read_json(Run(done).result_file)
+            else:
+                result = jobs.do_job(jobs.new_folder(run.path / "bench", key), job, quiet=True)
         except GzError as error:
             if kind == "main" or isinstance(error, Interrupted):
                 raise
@@ -230,29 +240,6 @@ def judge(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[d
             }
             rows.append({**row, **row_of(entry, run), **of_setting})
     return rows
-
-
-def result_of(run: Run, job: BenchJob) -> dict[str, Any]:
-    """The result of a job that judges a run: that of the same job before, or of one done now."""
-    from gzcli.judge.league import judgement
-
-    key, done = judgement(run, job)
-    if done:
-        earlier: dict[str, Any] = files.read_json(Run(done).result_file)
-        return earlier
-    return jobs.do_job(jobs.new_folder(run.path / "bench", key), job, quiet=True)
-
-
-def late(rows: Sequence[dict[str, Any]], budget: float) -> list[str]:
-    """A note where trainings took longer than their budget; [] where none did."""
-    longer = [row["train_seconds"] for row in rows if row.get("train_seconds", 0) > LATE * budget]
-    if not longer:
-        return []
-    took = f"took up to {duration(max(longer))} and not {duration(budget)}"
-    return [
-        f"{len(longer)} of {len(rows)} trainings {took}: "
-        "the machine was busier than at first, or validation and pictures took more than their share"
-    ]
 
 
 def write(
@@ -320,22 +307,17 @@ def show(result: dict[str, Any]) -> None:
     floor = result.get("floor", {}).get(metric)
     lines.append([None, "(real images)", short(floor), *[None] * (len(head) - 3)])
     out.table(head, lines, spare=("calls", "s/image", "params"), elsewhere="`--json` has them")
-    for text in lines_below(result):
+    for row in result["rows"]:
+        if row.get("error"):
+            out.info(f"failed: {row['model']}, seed {row['seed']}: {row['error']}")
+    if order := result["spearman"]:
+        out.info(f"order over seeds: rank correlation {order['mean']:.3f}, {order['min']:.3f} at least")
+    notes = [line for note in result["notes"] for line in out.fitted(note, "note: ")]
+    for text in (*notes, f"files: {result['folder']}"):
         out.info(text)
     first = result["summary"][0] if result["summary"] else None
     facts = [f"best: {first['model']}, {metric} {with_deviation(first, metric)}"] if first and metric else []
     end(facts, [(f"gz report {quoted(result['folder'])}", "a page of it")])
-
-
-def lines_below(result: dict[str, Any]) -> Iterator[str]:
-    for row in result["rows"]:
-        if row.get("error"):
-            yield f"failed: {row['model']}, seed {row['seed']}: {row['error']}"
-    if order := result["spearman"]:
-        yield f"order over seeds: rank correlation {order['mean']:.3f}, {order['min']:.3f} at least"
-    for note in result["notes"]:
-        yield from out.fitted(note, "note: ")
-    yield f"files: {result['folder']}"
 
 
 def with_deviation(row: dict[str, Any], metric: str | None) -> str | None:

@@ -65,9 +65,8 @@ def list_(
         return list_models(family, can, short=not what, wide=wide)
     if family or can:
         raise UsageError("`--family` and `--can` choose among models", hint="gz list models")
-    {"data": list_data, "recipes": list_recipes, "runs": list_runs, "pretrained": list_pretrained}[kind](
-        wide=wide
-    )
+    lists = {"data": list_data, "recipes": list_recipes, "runs": list_runs, "pretrained": list_pretrained}
+    lists[kind](wide=wide)
 
 
 def alone(verb: str, show: Callable[[], None]) -> Callable[..., None]:
@@ -125,7 +124,10 @@ def list_models(family: str = "", can: str = "", *, short: bool = False, wide: b
         out.info("")
     else:
         columns, wrap = ("model", "what it is", "can", "family", "paper"), ("what it is", "can", "paper")
-        cells = [(name, abouts[name], " ".join(_marked(c)), c.family, c.paper) for name, c in rows]
+        cells = []
+        for name, card in rows:
+            marked = (f"{can}{LABELLED}" if can in card.unlabelled_lack else can for can in card.can)
+            cells.append((name, abouts[name], " ".join(marked), card.family, card.paper))
         out.table(columns, cells, spare=("paper", "family"), wrap=wrap, wide=wide)
         if any(card.unlabelled_lack for _, card in rows):
             out.hint(f"what is marked {LABELLED} is for runs trained with `--set model.conditional=true`")
@@ -158,11 +160,6 @@ def _about(name: str, card: ModelCard, *, staged: bool) -> str:
         return f"A stage of {recipe}: {words.title if words else first_words(card)}"
     shipped = recipes().get(name)
     return str(load(shipped).get("about", "")) if shipped else first_words(card)
-
-
-def _marked(card: ModelCard) -> list[str]:
-    """What a model can, with a mark where that takes a run that was trained with labels."""
-    return [f"{name}{LABELLED}" if name in card.unlabelled_lack else name for name in card.can]
 
 
 def list_recipes(*, wide: bool = False) -> None:
@@ -211,11 +208,10 @@ def list_data(*, long: bool = False, wide: bool = False) -> None:
             out.text("\n".join(_data_block(row, out.room(sys.stdout))) + "\n")
     else:
         columns = ("data", "images", "classes", "cached", "title")
-        states = ["yes" if row["cached"] else "gone" if row["lost"] else "no" for row in rows]
-        lines = [
-            (row["name"], _images(row), row["classes"] or None, state, row["title"])
-            for row, state in zip(rows, states, strict=True)
-        ]
+        lines = []
+        for row in rows:
+            state = "yes" if row["cached"] else "gone" if row["lost"] else "no"
+            lines.append((row["name"], _images(row), row["classes"] or None, state, row["title"]))
         out.table(columns, lines, spare=("classes", "images"), wrap=("title",), wide=wide)
     out.data({"data": rows})
 

@@ -18,6 +18,7 @@ from gzcli.cli.model_options import complete_scores
 from gzcli.cli.options import complete_data, complete_data_list, option, split
 from gzcli.cli.report import check_report, with_report
 from gzcli.core.errors import FLAGGED, MissingError, UsageError, canonical
+from gzcli.core.sections import LaunchSection
 from gzcli.core.units import counted
 from gzcli.data.sets.names import data_key, is_set, local, locate, slug
 
@@ -122,7 +123,7 @@ def ood(
     run, card, own_data, settings = of_runs(model, ctx.args, inside, split(score))
     settings |= {"checkpoint": checkpoint, "n": n, "full": full, "seed": seed, "precision": precision}
     settings |= {"background": str(find_run(background).path) if background else None}
-    settings |= {"launch": jobs.processes_of(gpus, cpu, processes)}
+    settings |= {"launch": LaunchSection(opt.parse_gpus(gpus), cpu, processes)}
     job: AlarmJob | OodJob
     if input_ is not None:
         if map_:
@@ -132,12 +133,16 @@ def ood(
         job = AlarmJob(input=str(path), fpr=rate(fpr), maps=map_, png=png, seeds=seeds, **settings)
     else:
         lists = local(imglists) if imglists else None
-        outs = tuple(one.reference for one in foreign_sets(openood, lists, out_, own_data))
+        if openood:
+            foreign = with_lists(openood, lists) if lists else at_hand(openood, own_data)
+        else:
+            foreign = [locate(name) for name in split_sets(out_ or "")]
+        outs = tuple(one.reference for one in foreign)
         label = openood.name if openood else "-".join(slug(name.rsplit("/", 1)[-1]) for name in outs)[:80]
         settings |= {"benchmark": openood and openood.name, "imglists": str(lists) if lists else None}
         job = OodJob(outs=outs, seeds=seeds or 1, **settings)
     if submit or slurm:
-        return jobs.submit_verb("ood", model, seed, job.launch, slurm)
+        return jobs.submit("ood", f"ood-{slug(model)}", seed, job.launch, slurm)
     jobs.announce(run, model, data=inside and inside.key)
     folder = jobs.new_folder(run.path / "ood", label)
     result = jobs.do_job(folder, job)
@@ -256,16 +261,6 @@ def benchmark_of(name: str, in_: str | None, out_: str | None) -> Benchmark:
         message = f"`{benchmark.name}` has sets of its own: `--in {benchmark.inside}`"
         raise UsageError(message, hint="leave `--in` and `--out` out")
     return benchmark
-
-
-def foreign_sets(
-    benchmark: Benchmark | None, lists: Path | None, out_: str | None, data: DataSection
-) -> list[DataSet]:
-    """The foreign sets: those of a benchmark that are at hand, or that OpenOOD's `data` folder has lists of;
-    else those of `--out`."""
-    if benchmark:
-        return with_lists(benchmark, lists) if lists else at_hand(benchmark, data)
-    return [locate(name) for name in split_sets(out_ or "")]
 
 
 def with_lists(benchmark: Benchmark, root: Path) -> list[DataSet]:

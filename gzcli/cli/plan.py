@@ -112,8 +112,14 @@ def show_plan(start: Start, *, keys: bool) -> None:
     out.text(f"run     {'resumes ' if run else ''}{path}")
     out.text(f"launch  {plan.processes} × {plan.threads} threads, {gpus}: {launch}")
     if keys:
+        rows = [
+            (key, "null" if value is None else str(value), origin.get(key, ""))
+            for key, value in leaves(tree)
+            if (key.rpartition(".")[2], value) != ("params", None)
+        ]
+        wrap, elsewhere = ("value", "from"), "`--json` has them"
         out.text("")
-        show_keys(tree, origin)
+        out.table(("key", *wrap), rows, spare=("from",), wrap=wrap, narrow=12, elsewhere=elsewhere)
     for text in rounded:
         out.info(text)
     if hint := requirements.memory_hint(outlook.models, plan, memory):
@@ -147,17 +153,6 @@ def resolved_tree(outlook: Outlook) -> tuple[dict[str, Any], dict[str, str]]:
             part["params"] = one.params
             origin[f"{one.part.in_recipe}params"] = "the model"
     return tree, origin
-
-
-def show_keys(tree: dict[str, Any], origin: Mapping[str, str]) -> None:
-    """Prints every key with its value and origin."""
-    rows = [
-        (key, "null" if value is None else str(value), origin.get(key, ""))
-        for key, value in leaves(tree)
-        if (key.rpartition(".")[2], value) != ("params", None)
-    ]
-    wrap, elsewhere = ("value", "from"), "`--json` has them"
-    out.table(("key", *wrap), rows, spare=("from",), wrap=wrap, narrow=12, elsewhere=elsewhere)
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -194,7 +189,7 @@ def figures(outlook: Outlook) -> dict[str, Any]:
     ]
     return {
         "scale": outlook.recipe.choice.scale,
-        "params": params_of(models),
+        "params": together([one.params for one in models]),
         "gflop_per_step": flops and flops / 1e9,
         "bytes": max(bytes_, default=None),
         "seconds": seconds_of(models),
@@ -214,18 +209,16 @@ def on_h100s(forecasts: Sequence[Forecast], gpus: int) -> float | None:
     return together([one.on_h100s(gpus) for one in forecasts])
 
 
-def params_of(forecasts: Sequence[Forecast]) -> int | None:
-    """The parameters of all models; None: not known."""
-    params = together([one.params for one in forecasts])
-    return None if params is None else int(params)
-
-
 # ---------------------------------------------------------------------------- in words
 
 
 def in_short(outlook: Outlook) -> list[str]:
     """One or two lines on what is about to be trained."""
-    choice, models, params = outlook.recipe.choice, outlook.models, params_of(outlook.models)
+    choice, models, params = (
+        outlook.recipe.choice,
+        outlook.models,
+        together([one.params for one in outlook.models]),
+    )
     scale = f"scale {choice.scale} ({choice.why}): " if choice.scale else ""
     model = [f"{count(params)} parameters"] if params else []
     if not any(part.train.minutes for part in outlook.recipe.parts):

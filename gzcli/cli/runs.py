@@ -131,11 +131,13 @@ def export(
     """Write a run as one file to share, or its weights in the format of another library."""
     source = _find(run)
     place = (out_ or source.path / "export" / (f"{source.id}.safetensors" if to == "file" else to)).resolve()
-    if to == "file":
-        check_file(place, replaceable=out_ is None)
-    elif dtype != "fp32":
+    if to == "file" and place.suffix != ".safetensors":
+        raise UsageError(f"`{place.name}` must end in `.safetensors`", hint="--out my-model.safetensors")
+    if to == "file" and out_ and place.exists():
+        raise UsageError(f"there is a `{place}` already", hint="name a new file")
+    if to != "file" and dtype != "fp32":
         raise UsageError("`--dtype` goes with `--to file`")
-    elif out_:
+    if to != "file" and out_:
         claims.check_empty(place)
     began = monotonic()
     result = exported(source, run, place, to=to, dtype=dtype, checkpoint=checkpoint)
@@ -234,18 +236,15 @@ def prune(
 @app.command()
 def remove(runs: _Refs, yes: opt.Yes = False, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
     """Remove runs for good."""
-    chosen = list({run.path: run for run in map(_exact, runs)}.values())
-    for run in chosen:
+    chosen: dict[Path, Run] = {}
+    for ref in runs:
+        if (run := store.by_name(ref)) is None:
+            hint = did_you_mean(ref, opt.run_names()) or "`gz runs list` shows them"
+            raise UsageError(f"no run is called `{ref}`", hint=hint)
+        chosen[run.path] = run
+    for run in chosen.values():
         claims.check_removable(run)
-    _remove(chosen, yes)
-
-
-def _exact(ref: str) -> Run:
-    """The run of this id, alias or folder, in any state. Raises UsageError where there is none."""
-    if run := store.by_name(ref):
-        return run
-    hint = did_you_mean(ref, opt.run_names()) or "`gz runs list` shows them"
-    raise UsageError(f"no run is called `{ref}`", hint=hint)
+    _remove(list(chosen.values()), yes)
 
 
 def _find(ref: str) -> Run:
@@ -292,14 +291,6 @@ def exported(source: Run, ref: str, place: Path, **fields: Any) -> dict[str, Any
     jobs.announce(source, ref)
     job = ExportJob(str(source.path), out=str(place), launch=LaunchSection(cpu=True), **fields)
     return jobs.do_job(jobs.new_folder(source.path / "export"), job)
-
-
-def check_file(place: Path, *, replaceable: bool) -> None:
-    """Raises UsageError for the path of a file that has another ending, or that there is already."""
-    if place.suffix != ".safetensors":
-        raise UsageError(f"`{place.name}` must end in `.safetensors`", hint="--out my-model.safetensors")
-    if place.exists() and not replaceable:
-        raise UsageError(f"there is a `{place}` already", hint="name a new file")
 
 
 # ---------------------------------------------------------------------------- runs side by side

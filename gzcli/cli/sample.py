@@ -20,8 +20,9 @@ from gzcli.cli.jobs import end, quoted, took
 from gzcli.cli.model_options import complete_do, complete_labels, labels_of
 from gzcli.cli.options import choose, option
 from gzcli.core.errors import GzError, MissingError, UsageError, canonical, did_you_mean
+from gzcli.core.sections import LaunchSection
 from gzcli.core.units import counted
-from gzcli.data.sets.names import class_numbers, data_key, in_turns
+from gzcli.data.sets.names import class_numbers, data_key, in_turns, slug
 from gzcli.store.files import checksum
 from gzcli.store.paths import cache_dir
 from gzcli.store.run_folder import Run
@@ -124,13 +125,13 @@ def sample(
         checkpoint=checkpoint,
         seed=seed,
         precision=precision,
-        launch=jobs.processes_of(gpus, cpu, processes),
+        launch=LaunchSection(opt.parse_gpus(gpus), cpu, processes),
     )
     key = data_key(data) if data else None
     run, job, able = job_like(like, model, typed, ctx.args) if like else job_of(model, key, typed, ctx.args)
     if submit or slurm:
         subject = model or Path(str(like)).stem
-        return jobs.submit_verb("sample", subject, seed, job.launch, slurm)
+        return jobs.submit("sample", f"sample-{slug(subject)}", seed, job.launch, slurm)
     jobs.announce(run, str(run.path) if like else model, data=key)
     name = "like" if like else job.do or (f"n{job.n}" if job.n else "from-input")
     folder = out_dir.absolute() if out_dir else jobs.new_folder(run.path / "sampled", name)
@@ -316,18 +317,34 @@ def digest(path: Path) -> str:
 def job_like(
     picture: Path, model: str, typed: SampleJob, words: list[str]
 ) -> tuple[Run, SampleJob, list[str]]:
-    """The run of a picture, and the job that draws it again."""
+    """The run of a picture, the one that the user names or that has its weights, and the job that draws it
+    again."""
+    from gzcli.launch.from_file import find_run
     from gzcli.store.png import origin_of
 
     facts = origin_of(picture)
-    if facts.get("verb") != "sample":
-        raise UsageError(f"`{picture}` was not drawn by `gz sample`", hint=_instead(facts))
+    if (verb := facts.get("verb")) != "sample":
+        hint = f"`gz {verb}` made it" if verb else "name a picture of `gz sample`"
+        if verb == "train" and facts.get("run") and facts.get("step"):
+            owner = facts["run"].partition("/")[0]
+            hint = f"gz sample {owner} --checkpoint {facts['step']} -n {facts['n']}"
+        raise UsageError(f"`{picture}` was not drawn by `gz sample`", hint=hint)
     also = [flag for key, flag in DECIDED.items() if getattr(typed, key)] + (["options"] if words else [])
     if also:
         raise UsageError(f"`--like` decides what is drawn, `{also[0]}` does too", hint=facts.get("command"))
     for key in ("input", "mask"):
-        _check_picture(key, facts.get(key), getattr(typed, key))
-    run = _run_of(facts, model)
+        then, now = facts.get(key), getattr(typed, key)
+        if not then and now:
+            raise UsageError(f"the picture was drawn without `--{key}`")
+        if then and not now:
+            message = f"the picture was made from `{then['name']}`, which it does not hold"
+            raise UsageError(message, hint=f"name it: `--{key} PATH`")
+        if then and digest(Path(now)) != then["sha256"]:
+            raise UsageError(f"`{now}` is not the `{then['name']}` that the picture was made from")
+    run = find_run(model) if model else next(_candidates(facts), None)
+    if run is None:
+        hint = f"gz sample {facts.get('from') or 'MODEL|FILE'} --like PICTURE"
+        raise MissingError(f"the picture is of the run `{facts['run']}`, which is not here", hint=hint)
     if (checkpoint := _checkpoint_with(facts, run)) is None:
         hint = f"they were of step {facts['step']:,} of `{facts['run']}`, sha256 {facts['weights'][:12]}…"
         raise MissingError(f"`{run.id}` does not have the weights that drew the picture", hint=hint)
@@ -361,37 +378,6 @@ def compare(picture: Path, result: Mapping[str, Any]) -> dict[str, Any]:
         how = "of another size" if most is None else f"pixels differ by up to {most} of 255"
         out.info(f"note: {how} ({why}): {file}")
     return {"file": file, "same": most == 0, "most": most}
-
-
-def _instead(facts: Mapping[str, Any]) -> str:
-    """A hint: what draws a picture that another verb made."""
-    run, verb = facts.get("run"), facts.get("verb")
-    if verb == "train" and run and facts.get("step"):
-        return f"gz sample {run.partition('/')[0]} --checkpoint {facts['step']} -n {facts['n']}"
-    return f"`gz {verb}` made it" if verb else "name a picture of `gz sample`"
-
-
-def _check_picture(key: str, then: Mapping[str, Any] | None, now: str | None) -> None:
-    """Raises UsageError unless the user names the same input, or mask, as the picture was made from."""
-    if then is None and now is not None:
-        raise UsageError(f"the picture was drawn without `--{key}`")
-    if then is not None and now is None:
-        message = f"the picture was made from `{then['name']}`, which it does not hold"
-        raise UsageError(message, hint=f"name it: `--{key} PATH`")
-    if then is not None and digest(Path(str(now))) != then["sha256"]:
-        raise UsageError(f"`{now}` is not the `{then['name']}` that the picture was made from")
-
-
-def _run_of(facts: Mapping[str, Any], model: str) -> Run:
-    """The run that the user names, else the one that the picture names, else one with the same weights."""
-    from gzcli.launch.from_file import find_run
-
-    if model:
-        return find_run(model)
-    if run := next(_candidates(facts), None):
-        return run
-    hint = f"gz sample {facts.get('from') or 'MODEL|FILE'} --like PICTURE"
-    raise MissingError(f"the picture is of the run `{facts['run']}`, which is not here", hint=hint)
 
 
 def _candidates(facts: Mapping[str, Any]) -> Iterator[Run]:

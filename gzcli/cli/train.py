@@ -13,7 +13,7 @@ from gzcli.cli.model_options import Sets
 from gzcli.cli.options import argument, choose, complete_model_or_run, names, option, split
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.sections import TRACKERS
-from gzcli.store import runs
+from gzcli.store.runs import all_runs, check_alias
 
 if TYPE_CHECKING:
     from gzcli.store.run_folder import Run
@@ -120,7 +120,11 @@ def train(
     }
     request = ask(what, data, sets or (), flags, epochs=epochs, say=out.info)
     if submit or slurm:
-        return jobs.submit_training(request, name, resume=resume, options=slurm or (), dry_run=dry_run)
+        if name is not None:
+            check_alias(f"{name}-1")  # a job's number follows
+        recipe, goes_on = request.recipe, "resumed" if resume else "named"
+        name, launch = name or recipe.card.name, recipe.launch
+        return jobs.submit("train", name, recipe.seed, launch, slurm, goes_on, dry_run=dry_run)
     start = prepare(request, alias=name, resume=resume, requeue=requeue, extra=extra or (), check=not dry_run)
     if start.plan.note:
         out.warn(start.plan.note)
@@ -167,7 +171,7 @@ def after_training(run: Run) -> None:
     figure = f"best {shown['best']} at step {best['step']:,}" if best else None
     params = f"{shown['params']} parameters" if shown["params"] else None
     second = (f"gz bench {name}", "how good they are, beside real images")
-    others = [r for r in runs.all_runs(data=run.data) if r.state == "finished" and r.path != run.path]
+    others = [r for r in all_runs(data=run.data) if r.state == "finished" and r.path != run.path]
     if others:
         like = next((r for r in others if r.model == run.model), others[0])
         second = (f"gz runs compare {name} {name_of(like)}", "what was better, and why")
