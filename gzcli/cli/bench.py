@@ -238,11 +238,13 @@ def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
     ]
     biased = {name for of_size in result["biased"].values() for name in of_size}
     first = next((name for name in columns if name in directions), None)
-    heads, cells, spare = ["name"], [[line["name"]] for line in lines], {}
+    heads, cells = ["name"], [[line["name"]] for line in lines]
+    spare: dict[str, int] = {}
+    called: dict[str, str] = {}
     for name in columns:
         mark = "~" if name in biased else ""
         heads.append(short(name, columns) + mark + ARROWS.get(directions.get(name) or "", ""))
-        spare[heads[-1]] = KEEP.get(name) or column_of(name).keep
+        spare[heads[-1]], called[heads[-1]] = KEEP.get(name) or column_of(name).keep, name
         halves = [half(line, name) for line in lines]
         for row, line in zip(cells, lines, strict=True):
             value = line["metrics"].get(name, line.get(name))
@@ -253,7 +255,7 @@ def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
             for row, text in zip(cells, halves, strict=True):
                 row.append(text)
     leaving = sorted(spare, key=lambda head: (spare[head], -heads.index(head)))
-    out.table(heads, cells, spare=leaving, wide=wide)
+    out.table(heads, cells, spare=leaving, wide=wide, called=called)
 
 
 def short(name: str, columns: Sequence[str]) -> str:

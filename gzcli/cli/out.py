@@ -74,6 +74,7 @@ def table(
     wide: bool = False,
     to_stderr: bool = False,
     elsewhere: str = ELSEWHERE,
+    called: Mapping[str, str] | None = None,
 ) -> None:
     """Human mode: prints a table with a bold head, as far as it fits the terminal. JSON mode: nothing.
 
@@ -82,6 +83,7 @@ def table(
     spare, wrap, narrow: as of `table_lines`.
     to_stderr: whether it is printed as `info` would.
     elsewhere: where to see the columns that did not fit.
+    called: heading → the name by which a column is told of that did not fit, where that is another one.
     """
     if is_quiet() if to_stderr else is_json():
         return
@@ -90,7 +92,8 @@ def table(
     (head, *rest), hidden = table_lines(columns, rows, spare, wrap, narrow, columns_of_stream)
     _write(stream, "\n".join([style(head, "bold", stream), *rest]))
     if hidden:
-        info(f"left out for want of room: {' '.join(hidden)} ({elsewhere})")
+        names = " ".join((called or {}).get(name, name) for name in hidden)
+        info(f"left out for want of room: {names} ({elsewhere})")
 
 
 def room(stream: TextIO) -> int | None:
