@@ -239,8 +239,8 @@ def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
     biased = {name for of_size in result["biased"].values() for name in of_size}
     first = next((name for name in columns if name in directions), None)
     heads, cells = ["name"], [[line["name"]] for line in lines]
-    spare: dict[str, int] = {}
-    called: dict[str, str] = {}
+    spare: dict[str, int] = {}  # heading → the least leaves first
+    called: dict[str, str] = {}  # heading → the figure's name
     for name in columns:
         mark = "~" if name in biased else ""
         heads.append(short(name, columns) + mark + ARROWS.get(directions.get(name) or "", ""))

@@ -51,9 +51,8 @@ def doctor(json: opt.Json = False, quiet: opt.Quiet = False) -> None:
     for check in checks:
         state = out.style(f"{check.state:<4}", _COLOURS[check.state], sys.stdout)
         first, *more = out.wrapped(check.detail, indent, room)
-        out.text(f"{state}  {check.name:<{width}}  {first.strip()}")
-        for line in more + (out.wrapped(check.hint, f"{indent}hint: ", room) if check.hint else []):
-            out.text(line)
+        more += out.wrapped(check.hint, f"{indent}hint: ", room) if check.hint else []
+        out.text("\n".join([f"{state}  {check.name:<{width}}  {first.strip()}", *more]))
     bad = [f"`{check.name}`" for check in checks if check.state == "bad"]
     out.data({"ok": not bad, "checks": [asdict(check) for check in checks]})
     if bad:
@@ -102,12 +101,11 @@ def folders() -> Iterator[Check]:
         while not (there.exists() or there.is_symlink()):
             there = there.parent
         free = shutil.disk_usage(there).free / 1e9
+        fix = "set `GZ_HOME` to a folder "
         if not there.is_dir() or not os.access(there, os.W_OK):
-            fix = "set `GZ_HOME` to a folder that you may write"
-            yield Check(name, "bad", f"{folder} cannot be written", fix)
+            yield Check(name, "bad", f"{folder} cannot be written", f"{fix}that you may write")
         elif free < 1:
-            fix = "set `GZ_HOME` to a folder on a larger disk"
-            yield Check(name, "note", f"{folder}, only {free:.1f} GB free", fix)
+            yield Check(name, "note", f"{folder}, only {free:.1f} GB free", f"{fix}on a larger disk")
         else:
             yield Check(name, "ok", f"{folder}, {free:,.0f} GB free")
     kernels = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or kernels_dir())

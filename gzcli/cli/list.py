@@ -16,7 +16,7 @@ from gzcli.cli import out
 from gzcli.cli.options import argument, choose, complete_model, names, option
 from gzcli.core.errors import UsageError, canonical
 from gzcli.core.units import count, duration, figure, moment, sides, size
-from gzcli.store import index, runs
+from gzcli.store import index
 from gzcli.store.paths import recipe_names, spelling, trained_in, user_dir
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def list_(
         return list_models(family, can, short=not what, wide=wide)
     if family or can:
         raise UsageError("`--family` and `--can` choose among models", hint="gz list models")
+    lists: dict[str, Callable[..., None]]
     lists = {"data": list_data, "recipes": list_recipes, "runs": list_runs, "pretrained": list_pretrained}
     lists[kind](wide=wide)
 
@@ -260,10 +261,11 @@ def list_runs(model: str | None = None, data: str | None = None, *, wide: bool =
     """Prints the runs of a model on a data set, newest first. Raises UsageError for unknown names."""
     from gzcli.data.sets.names import data_key
     from gzcli.recipe.files import find
+    from gzcli.store.runs import all_runs
 
-    chosen = runs.all_runs(model=model, data=data)
+    chosen = all_runs(model=model, data=data)
     if not chosen and data:  # runs name a folder by its key; an unknown name is refused here
-        chosen = runs.all_runs(model=model, data=data_key(data))
+        chosen = all_runs(model=model, data=data_key(data))
     if not chosen and model:
         find(spelling(model))  # raises UsageError for an unknown model
     rows = summaries(chosen)
@@ -292,8 +294,10 @@ def table_of_runs(
 
 def names_of(chosen: Sequence[Run], *, wide: bool = False, to_stderr: bool = False) -> list[str]:
     """How the runs are named in a table: in full for scripts, and else as short as is unambiguous."""
+    from gzcli.store.runs import short_names
+
     for_scripts = wide or out.room(sys.stderr if to_stderr else sys.stdout) is None
-    short = {} if for_scripts else runs.short_names(chosen)
+    short = {} if for_scripts else short_names(chosen)
     return [short.get(run.id, run.id) for run in chosen]
 
 

@@ -14,7 +14,6 @@ import typer
 from gzcli.cli.options import many, names, option
 from gzcli.core.errors import GzError, canonical
 from gzcli.core.streams import printable
-from gzcli.store import runs
 from gzcli.store.paths import cache_dir, recipe_names
 
 if TYPE_CHECKING:
@@ -39,9 +38,10 @@ def recipe_for(word: str, data: str | None = None) -> Recipe | None:
     from gzcli.core.devices import count_gpus  # at a TAB nobody waits until torch has tried them
     from gzcli.recipe.recipe import recipe_of
     from gzcli.recipe.resolve import resolve
+    from gzcli.store.runs import by_name
 
     try:
-        run = runs.by_name(word)
+        run = by_name(word)
         return recipe_of(run.tree()) if run else resolve(word, data=data, gpus=count_gpus())
     except (GzError, OSError, KeyError, TypeError):
         return None
@@ -50,8 +50,9 @@ def recipe_for(word: str, data: str | None = None) -> Recipe | None:
 def card_for(word: str) -> ModelCard | None:
     """The model that `gz sample` and `gz ood` use for a word: that of the recipe's last stage."""
     from gzcli.models.catalog import card
+    from gzcli.store.runs import by_name
 
-    if canonical(word) not in map(canonical, recipe_names()) and runs.by_name(word) is None:
+    if canonical(word) not in map(canonical, recipe_names()) and by_name(word) is None:
         return None
     recipe = recipe_for(word)
     return card(recipe.parts[-1].model) if recipe else None
@@ -110,9 +111,10 @@ def labels_of(word: str | None, data: str | None) -> list[str]:
     """The classes of `--data`, else of a run's set, else of that of the model's newest run, else of the
     digits; [] where they are only known once the set is packed."""
     from gzcli.data.sets.names import locate
+    from gzcli.store.runs import all_runs, by_name
 
     if not data and word:
-        run = runs.by_name(word) or next(iter(runs.all_runs(model=word)), None)
+        run = by_name(word) or next(iter(all_runs(model=word)), None)
         data = run.serving.tree()["data"]["name"] if run else None
     data_set = locate(data or "digits")
     if isinstance(classes := getattr(data_set, "classes", None), tuple):

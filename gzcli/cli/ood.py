@@ -118,7 +118,8 @@ def ood(
         model, input_, of_pictures, {"--out": out_, "--benchmark": benchmark, "--imglists": imglists}
     )
     openood = benchmark_of(benchmark, in_, out_) if benchmark else None
-    inside = locate(openood.inside if openood else in_) if openood or in_ else None
+    name = openood.inside if openood else in_
+    inside = locate(name) if name else None
     model = opt.spelled(model, pretrained)
     run, card, own_data, settings = of_runs(model, ctx.args, inside, split(score))
     settings |= {"checkpoint": checkpoint, "n": n, "full": full, "seed": seed, "precision": precision}

@@ -15,7 +15,6 @@ import typer
 from gzcli.cli import out
 from gzcli.core.errors import UsageError, canonical, did_you_mean, matching
 from gzcli.core.sections import PRECISIONS, SCALES
-from gzcli.store import runs
 from gzcli.store.paths import recipe_names
 
 Complete = Callable[..., list[str]]
@@ -53,7 +52,9 @@ def many(incomplete: str, options: Iterable[str]) -> list[str]:
 
 def run_names() -> list[str]:
     """Ids and aliases of the runs, newest first."""
-    return [name for run in runs.all_runs() for name in (run.alias, run.id) if name]
+    from gzcli.store.runs import all_runs
+
+    return [name for run in all_runs() for name in (run.alias, run.id) if name]
 
 
 def data_names() -> list[str]:
@@ -80,8 +81,10 @@ def complete_model_or_run(incomplete: str) -> list[str]:
 
 
 def _short_names(incomplete: str) -> list[str]:
-    every = runs.all_runs()
-    return names(incomplete, runs.short_names(every, every).values())
+    from gzcli.store.runs import all_runs, short_names
+
+    every = all_runs()
+    return names(incomplete, short_names(every, every).values())
 
 
 def complete_data(incomplete: str) -> list[str]:

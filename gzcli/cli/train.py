@@ -13,7 +13,6 @@ from gzcli.cli.model_options import Sets
 from gzcli.cli.options import argument, choose, complete_model_or_run, names, option, split
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.sections import TRACKERS
-from gzcli.store.runs import all_runs, check_alias
 
 if TYPE_CHECKING:
     from gzcli.store.run_folder import Run
@@ -94,6 +93,7 @@ def train(
     """
     from gzcli.cli import jobs, plan
     from gzcli.launch.plan import ask, prepare
+    from gzcli.store.runs import check_alias
 
     out.configure(lenient=True)  # a lost reader never stops a training
     lengths = {"--steps": steps, "--minutes": minutes, "--epochs": epochs}
@@ -122,9 +122,9 @@ def train(
     if submit or slurm:
         if name is not None:
             check_alias(f"{name}-1")  # a job's number follows
-        recipe, goes_on = request.recipe, "resumed" if resume else "named"
-        name, launch = name or recipe.card.name, recipe.launch
-        return jobs.submit("train", name, recipe.seed, launch, slurm, goes_on, dry_run=dry_run)
+        seed, launch = request.recipe.seed, request.recipe.launch
+        job = partial(jobs.submit, "train", name or request.recipe.card.name, seed, launch, slurm)
+        return job("resumed" if resume else "named", dry_run=dry_run)
     start = prepare(request, alias=name, resume=resume, requeue=requeue, extra=extra or (), check=not dry_run)
     if start.plan.note:
         out.warn(start.plan.note)
@@ -165,6 +165,7 @@ def after_training(run: Run) -> None:
     """Prints the best figure, time and size, and how to draw from the run and to see how good it is."""
     from gzcli.cli.jobs import end, name_of
     from gzcli.cli.list import in_words, summary
+    from gzcli.store.runs import all_runs
 
     row, name = summary(run), name_of(run)
     shown, best = in_words(row), row["best"]
