@@ -17,24 +17,17 @@ from gzcli.version import __version__
 
 if TYPE_CHECKING:
     from gzcli import models
-    from gzcli.api.functions import datasets, load, open_data, train
-    from gzcli.api.handles import Data, Run
+    from gzcli.api import Data, datasets, load, open_data, train
+    from gzcli.api import LoadedRun as Run
     from gzcli.core.types import Batch, DataInfo, Noise, Progress
     from gzcli.models.base import Model, Phase
 
-_MODULES = {
-    "Batch": "gzcli.core.types",
-    "Data": "gzcli.api.handles",
-    "DataInfo": "gzcli.core.types",
-    "Model": "gzcli.models.base",
-    "Noise": "gzcli.core.types",
-    "Phase": "gzcli.models.base",
-    "Progress": "gzcli.core.types",
-    "Run": "gzcli.api.handles",
-    "datasets": "gzcli.api.functions",
-    "load": "gzcli.api.functions",
-    "open_data": "gzcli.api.functions",
-    "train": "gzcli.api.functions",
+# name → its module, and its name there where that is another one
+_PLACES = {
+    **dict.fromkeys(("Data", "datasets", "load", "open_data", "train"), "gzcli.api"),
+    **dict.fromkeys(("Batch", "DataInfo", "Noise", "Progress"), "gzcli.core.types"),
+    **dict.fromkeys(("Model", "Phase"), "gzcli.models.base"),
+    "Run": "gzcli.api:LoadedRun",
 }
 
 __all__ = [
@@ -58,8 +51,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "models":
         return import_module("gzcli.models")
-    if name in _MODULES:
-        return getattr(import_module(_MODULES[name]), name)
+    if name in _PLACES:
+        module, _, attribute = _PLACES[name].partition(":")
+        return getattr(import_module(module), attribute or name)
     raise AttributeError(f"module `gzcli` has no attribute `{name}`")
 
 

@@ -1,0 +1,373 @@
+"""gz from Python: train, load, sample and score with numpy arrays in and out.
+
+Images are uint8 [N, C, H, W] with C = 1 or 3. What is drawn depends on the seed and the number of the image
+alone, as on the command line.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gzcli.core.devices import pick_device
+from gzcli.core.errors import UsageError
+from gzcli.core.jobs import AlarmJob
+from gzcli.core.sections import PRECISIONS, Fit, LaunchSection, renamed
+from gzcli.core.types import Batch, DataInfo, ImageNoise, Progress, no_progress
+from gzcli.core.units import Size, by_sides
+from gzcli.data.packs.batches import quantise, to_uint8
+from gzcli.data.packs.open import open_pack
+from gzcli.data.packs.pack import Data
+from gzcli.data.sets.library import listing
+from gzcli.engine import sampler
+from gzcli.engine.log import Log
+from gzcli.engine.trained import Trained, load_trained
+from gzcli.judge import alarm
+from gzcli.judge.images import fitting_images
+from gzcli.judge.sample import seen_mask
+from gzcli.judge.scores import Scorer, choose
+from gzcli.launch.from_file import find_run
+from gzcli.launch.plan import ask, prepare
+from gzcli.models.base import Model
+from gzcli.models.nn import full_fp32
+from gzcli.models.options import defaults, grouped
+from gzcli.store.pretrained import PREFIX
+
+BATCH = 100  # images that are scored together
+Labels = Sequence[int] | np.ndarray
+
+
+def train(
+    what: str,
+    *,
+    data: str | Path | None = None,
+    scale: str | None = None,
+    steps: int | None = None,
+    minutes: float | None = None,
+    seed: int | None = None,
+    name: str | None = None,
+    resume: bool = False,
+    gpus: int | str | None = None,
+    cpu: bool = False,
+    processes: int | None = None,
+    set: Mapping[str, Any] | Iterable[str] = (),
+    quiet: bool = False,
+) -> LoadedRun:
+    """Trains a model in processes of its own, as `gz train` does, and loads what came out.
+
+    what: name of a model, path of a recipe or of a model's file, or a run to repeat.
+    data: name or path of the data set; None: that of the recipe.
+    scale: "tiny", "small", "full" or "paper"; None: tiny for embedded sets and up to 15 minutes of a
+      CPU, else full where GPUs are used, small elsewhere.
+    steps: number of training steps; None: that of the recipe.
+    minutes: time to train, in minutes; None: the recipe's number of steps.
+    seed: seed of weights and noise; None: that of the recipe.
+    name: an alias of the run.
+    resume: whether the newest unfinished run goes on, or the run that `what` names or that is called `name`;
+      where there is none a new one starts.
+    gpus: number of GPUs, or "all"; None: every visible one.
+    cpu: whether the CPU is used though there are GPUs.
+    processes: number of processes on a CPU.
+    set: keys of the recipe with other values, {"model.hidden": 16} or ["model.hidden=16"].
+    quiet: whether nothing is printed meanwhile.
+
+    Raises the errors of `gzcli.core.errors`: UsageError, MissingError, DeviceError, DivergedError,
+    Interrupted.
+    """
+    if steps and minutes:
+        raise UsageError("`steps` and `minutes` exclude each other")
+    flags: dict[str, Any] = {
+        "scale": scale,
+        "train.steps": steps,
+        "train.minutes": minutes,
+        "seed": seed,
+        "launch.gpus": gpus,
+        "launch.cpu": cpu or None,
+        "launch.processes": processes,
+    }
+    if isinstance(set, Mapping):
+        flags |= {key: list(v) if isinstance(v, tuple) else v for key, v in set.items()}
+    sets = [] if isinstance(set, Mapping) else set
+    request = ask(what, None if data is None else str(data), sets, flags)
+    start = prepare(request, alias=name, requeue=resume)
+    if start.plan.note:
+        warnings.warn(start.plan.note, stacklevel=2)
+    recipe = start.recipe()
+    run = start.train(recipe, mode="quiet" if quiet else "human")
+    return LoadedRun(load_trained(run, pick_device(recipe.launch)))
+
+
+def load(
+    what: str | Path,
+    *,
+    data: str | None = None,
+    pretrained: bool = False,
+    checkpoint: str | int = "last",
+    device: str | None = None,
+    precision: str | None = None,
+) -> LoadedRun:
+    """The trained model that a name means.
+
+    what: a run's id, alias or folder, a model, whose newest finished run is taken, a file of weights,
+      `hf://OWNER/NAME` of the hub, or `pretrained:MODEL`.
+    data: the set of that run, where a model is named.
+    pretrained: whether the model is the one that comes with gz: `pretrained:MODEL` by another name.
+    checkpoint: "last", "best" or a step.
+    device: as torch names it; None: a GPU if there is one.
+    precision: of samples and scores: "fp32", "bf16", "fp16" or "auto"; None: samples as it was trained,
+      scores in fp32. Likelihoods are always in fp32.
+
+    Raises MissingError where there is none, UsageError where nothing is called so, and for another precision.
+    """
+    if precision not in (None, *PRECISIONS):
+        raise UsageError(f"there is no precision `{precision}`", hint=f"it is one of {', '.join(PRECISIONS)}")
+    run = find_run(f"{PREFIX}{what}" if pretrained else str(what), data=data)
+    where = torch.device(device) if device else pick_device(LaunchSection())
+    return LoadedRun(load_trained(run, where, str(checkpoint), precision))
+
+
+def datasets() -> list[dict[str, Any]]:
+    """Each data set as a dict of name, title, classes, cached, …, as `gz list data --json` prints it."""
+    return listing()
+
+
+def open_data(
+    name: str | Path, *, size: Size | None = None, channels: int | None = None, fit: Fit = "crop"
+) -> Data:
+    """A data set, fetched (up to 200 MB) and packed now if need be.
+
+    name: a known set, an imported one, or a path.
+    size: side of the images in pixels, or width and height as "48x32"; None: as the set has it.
+    channels: 1 or 3; None: as the set has it.
+    fit: how pictures of another shape come to the size: "crop", "pad" or "stretch".
+
+    Raises UsageError for an unknown name, MissingError where its files are not there.
+    """
+    return Data(open_pack(name, size=size, channels=channels, fit=fit))
+
+
+class LoadedRun:
+    """A trained model, on its device, with its averaged weights: `gzcli.Run`.
+
+    trained: the model with its recipe and device.
+    """
+
+    def __init__(self, trained: Trained):
+        self.trained = trained
+
+    @property
+    def id(self) -> str:
+        """Its id, as `gz runs list` shows it."""
+        return self.trained.run.owner.id
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        return self.trained.run.owner.path
+
+    @property
+    def model(self) -> Model:
+        """The torch module, in eval mode, without gradients."""
+        return self.trained.model
+
+    @property
+    def info(self) -> DataInfo:
+        """Shape, grey levels and classes of its images."""
+        return self.trained.images
+
+    @cached_property
+    def data(self) -> Data:
+        """The data set that it was trained on, at the size of its training."""
+        return Data(open_pack(self.trained.part.data.name, **self.trained.wanted))
+
+    def sample(
+        self,
+        n: int = 16,
+        *,
+        seed: int = 0,
+        labels: Labels | None = None,
+        prompts: Sequence[str] = (),
+        progress: Progress = no_progress,
+        **options: Any,
+    ) -> np.ndarray:
+        """n images, uint8 [n, C, H, W].
+
+        n: how many.
+        seed: of the noise; image i is a function of (seed, i).
+        labels: classes [m] by number, or [m, K], that the images take in turn; None: each class in turn.
+        prompts: texts that the images take in turn.
+        progress: called as progress(i, n, x) after step i of n; x are the images of the batch as they stand,
+          as the model sees them, where its sampler shows them, else None.
+        options: keywords of the model's `sample`, as `steps=20`; they replace those of the recipe.
+
+        Raises UsageError for an option that the model does not have, or labels where it takes none.
+        """
+        if labels is not None and not self.model.conditional:
+            raise UsageError(f"`{self.trained.name}` was not trained with labels")
+        y = None if labels is None else self._labels(labels, n)
+        texts, keywords = {"prompt": list(prompts)} if prompts else {}, self._options("sample", options)
+        how: dict[str, Any] = {"given": texts, "options": keywords, "progress": progress}
+        return sampler.draw(self.trained, n, seed=seed, labels=y, **how)
+
+    def log_prob(
+        self, images: np.ndarray, labels: Labels | None = None, *, seed: int = 0, **options: Any
+    ) -> np.ndarray:
+        """The log-likelihood of each image, float64 [N] nats of the discrete image.
+
+        images: uint8 [N, C, H, W].
+        labels: the class of each image [N] by number, or [N, K]; None: without labels.
+        seed: of the noise.
+        options: keywords of the model's `log_prob`, as `steps=100`.
+
+        Raises UsageError where the model has no likelihood of images.
+        """
+        if self.trained.space is not None or not hasattr(self.model, "log_prob"):
+            message = f"`{self.trained.name}` has no likelihood of images"
+            raise UsageError(message, hint="gz list models --can log_prob")
+        keywords = grouped(self.model.log_prob, self._options("log_prob", options))
+        y = None if labels is None else self._labels(labels, len(images))
+        values = [np.zeros(0)]
+        for batch in self._batches(images, seed):
+            classes = None if y is None else y[batch.index.cpu()].to(self.trained.device)
+            with torch.no_grad(), full_fp32(self.trained.device):
+                value = self.model.log_prob(batch.x, classes, noise=batch.noise, **keywords)
+            values.append(value.cpu().double().numpy())
+        return np.concatenate(values)
+
+    def score(self, images: np.ndarray, name: str, *, seed: int = 0, **options: Any) -> np.ndarray:
+        """An out-of-distribution score of each image, float64 [N]; higher is more out-of-distribution.
+
+        images: uint8 [N, C, H, W].
+        name: of the score, as `gz ood --score` has it.
+        seed: of the noise.
+        options: keywords of the score.
+
+        Raises UsageError for a score, or an option of it, that the model does not have.
+        """
+        (score,) = choose(self.trained, [name.replace("-", "_")])
+        scorer = Scorer(self.trained, [score], options=options, seed=seed)
+        if scorer.unused:
+            raise UsageError(f"the score `{score}` does not take `{scorer.unused[0]}`")
+        if scorer.is_fitted():
+            scorer.fit(*fitting_images(self.trained, self.data.pack, size=BATCH, seed=seed))
+        return np.concatenate([np.zeros(0), *(scorer(batch)[score] for batch in self._batches(images, seed))])
+
+    def do(
+        self,
+        application: str,
+        images: np.ndarray,
+        *,
+        seed: int = 0,
+        labels: Labels | None = None,
+        mask: np.ndarray | None = None,
+        progress: Progress = no_progress,
+        **options: Any,
+    ) -> np.ndarray:
+        """The outputs of an application for some images, uint8 [M, C, H, W], as `gz sample --do` orders them.
+
+        application: "reconstruct", "inpaint", …, of those that `gz list models` shows.
+        images: uint8 [N, C, H, W].
+        seed: of the noise.
+        labels: classes [m] by number that the images take in turn.
+        mask: 0/1 [H, W], 1 where the images are kept.
+        progress: called as by `sample`.
+        options: keywords of the application.
+
+        Raises UsageError for an application that the model does not have.
+        """
+        method = getattr(self.model, application, None)
+        if method is None:
+            raise UsageError(f"`{self.trained.name}` does not {application}", hint="gz list models")
+        x = self._pixels(images, range(len(images)), seed)
+        x = x if self.trained.space is None else self.trained.space.encode(x)
+        keywords = dict(self._options(application, options))
+        if labels is not None:
+            keywords["labels"] = self._labels(labels, len(images)).to(self.trained.device)
+        if mask is not None:
+            seen = seen_mask(torch.from_numpy(np.asarray(mask, np.float32))[None, None], self.trained)
+            keywords["mask"] = seen.expand(len(images), -1, -1, -1)
+        noise = ImageNoise(seed, range(len(images)), self.trained.device)
+        with self.trained.applying():
+            made = method(x, noise=noise, progress=progress, **grouped(method, keywords))
+            made.images = self.trained.shown(made.images)
+        return to_uint8(made.images).cpu().numpy()
+
+    def judge(
+        self,
+        pictures: str | Path,
+        *,
+        fpr: float = 0.01,
+        n: int | None = None,
+        scores: Sequence[str] | None = None,
+        seed: int = 0,
+        maps: bool = False,
+        folder: str | Path | None = None,
+    ) -> dict[str, Any]:
+        """Which single pictures are no images of the run's data set: what `gz ood --input --json` prints.
+
+        pictures: a picture, or a folder, zip, tar or npz of pictures.
+        fpr: share of pictures like those of the set that may be flagged.
+        n: held-out images that the pictures are compared with; None: as many as the recipe's time allows.
+        scores: names of scores; None: the first of the recipe.
+        seed: of the noise.
+        maps: whether maps show where the pictures are anomalous.
+        folder: where the table and the pictures are written; None: into the run's folder.
+
+        Raises UsageError for scores or maps that the model does not have, and for too few held-out images.
+        """
+        where = Path(folder) if folder else self.path / "ood" / f"input-{os.urandom(4).hex()}"
+        where.mkdir(parents=True, exist_ok=True)
+        data, path = self.trained.part.data.name, str(Path(pictures).expanduser().absolute())
+        names = None if scores is None else tuple(scores)
+        job = AlarmJob(
+            *(str(self.path), data, path, fpr), checkpoint="last", scores=names, n=n, seed=seed, maps=maps
+        )
+        return alarm.run(job, where, self.trained.device, Log(mode="quiet"))
+
+    def __repr__(self) -> str:
+        model, step = self.trained.part.model, self.trained.step
+        return f"<gzcli.Run {self.id}: {model}, {by_sides(self.info.shape)}, step {step:,}>"
+
+    # ------------------------------------------------------------------------------------------ helpers
+
+    def _options(self, method: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The options, by the names that they have now. Raises UsageError for one that the method does not
+        have."""
+        params = defaults(getattr(self.model, method))
+        values = {renamed(name, params, "sample", "do"): value for name, value in options.items()}
+        if strange := [name for name in values if name not in params]:
+            raise UsageError(f"`{method}` of `{self.trained.name}` takes no `{strange[0]}`")
+        return values
+
+    def _labels(self, labels: Labels, n: int) -> Tensor:
+        """[n] int64, or float [n, K], of the m labels that are taken in turn."""
+        y = torch.as_tensor(np.asarray(labels))
+        if y.ndim == 1 and self.info.multilabel:
+            y = torch.nn.functional.one_hot(y.long(), len(self.info.classes))
+        y = y[torch.arange(n) % len(y)]
+        return y.long() if y.ndim == 1 else y.float()
+
+    def _pixels(self, images: np.ndarray, index: range, seed: int) -> Tensor:
+        """The images of these numbers at the model's grey levels, [B, C, H, W] in [-1, 1] on the device."""
+        u8 = torch.from_numpy(np.array(images[index.start : index.stop]))  # a copy: they may be read-only
+        if u8.dtype != torch.uint8 or tuple(u8.shape[1:]) != self.info.shape:
+            shape = ", ".join(map(str, self.info.shape))
+            raise UsageError(f"images must be uint8 [N, {shape}], not {u8.dtype} {list(u8.shape)}")
+        return quantise(u8, self.info.levels, ImageNoise(seed, index)).to(self.trained.device)
+
+    def _batches(self, images: np.ndarray, seed: int) -> Iterator[Batch]:
+        """The images in batches on the device, without labels."""
+        device = self.trained.device
+        for start in range(0, len(images), BATCH):
+            index = range(start, min(start + BATCH, len(images)))
+            positions = torch.arange(index.start, index.stop, device=device)
+            noise = ImageNoise(seed, index, device)
+            yield Batch(self._pixels(images, index, seed), None, positions, noise)

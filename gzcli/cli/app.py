@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from gzcli.cli import completion, model_options, out
-from gzcli.cli.options import Json
+from gzcli.cli.options import Json, option
 from gzcli.core import streams
 from gzcli.core.errors import GzError, Interrupted, UsageError, system_error
 from gzcli.version import __version__
@@ -20,28 +20,34 @@ from gzcli.version import __version__
 _EXAMPLES = "gz train vae\n\ngz ood ddpm --in mnist --out fashionmnist"
 _MODELS, _STORE = "Models", "Recipes, runs, data"
 
-# Verb → its help panel. The module of the same name in this package holds `app`, a group of commands, or a
-# function of the verb's name.
+# Verb → its help panel, and its line there. The module of the same name in this package, that of `list` for
+# `show`, holds `app`, a group of commands, or a function of the verb's name.
 VERBS = {
-    "train": _MODELS,
-    "sample": _MODELS,
-    "ood": _MODELS,
-    "bench": _MODELS,
-    "report": _MODELS,
-    "show": _MODELS,
-    "demo": _MODELS,
-    "list": _STORE,
-    "model": _MODELS,
-    "recipe": _STORE,
-    "runs": _STORE,
-    "data": _STORE,
-    "doctor": _STORE,
+    "train": (_MODELS, "Train a model."),
+    "sample": (_MODELS, "Draw images from a trained model, or apply it to pictures (`--do`)."),
+    "ood": (
+        _MODELS,
+        "Score images of other data sets, or single pictures, by how foreign they are to a model.",
+    ),
+    "bench": (_MODELS, "Compare models, and images from anywhere, with real ones."),
+    "report": (
+        _MODELS,
+        "Write the results of a `gz bench` or `gz ood` as a page of HTML, as Markdown and as LaTeX tables.",
+    ),
+    "show": (_MODELS, "Explain a model: the idea, the equation, options, commands, figures, limits."),
+    "demo": (_MODELS, "Play with trained models in the browser: draw, interpolate, fill in, judge pictures."),
+    "list": (_STORE, "List models, data sets, recipes or runs."),
+    "doctor": (_STORE, "Check this machine: devices, folders, settings, packages."),
+    "model": (_MODELS, "Write a model of your own, and check it."),
+    "recipe": (_STORE, "Show, copy and check recipes; a schema of them for editors."),
+    "runs": (_STORE, "List, show, compare, share, export and remove runs."),
+    "data": (_STORE, "Download, import and check data sets."),
 }
 
 
-def build(words: list[str]) -> typer.Typer:
-    """The application for a command line. It holds only the verb that the line begins with, which starts
-    faster, and no verb where the version is asked for; else all."""
+def build(words: list[str] | None = None) -> Any:
+    """The command of Typer for a command line: with the verb that it begins with, else with the line of help
+    of every verb, which needs no module of theirs. Without a command line it holds every verb in full."""
     app = typer.Typer(
         name="gz",
         help="Train, sample, score and compare image generative models.",
@@ -51,48 +57,49 @@ def build(words: list[str]) -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    first = next((word for word in words if not word.startswith("-")), None)
-    named = [first] if first in VERBS else VERBS
-    for verb in [] if first is None and {"--version", "-V"} & set(words) else named:
-        module = import_module(f"gzcli.cli.{verb}")
+    first = next((word for word in words or () if not word.startswith("-")), None)
+    whole = list(VERBS) if words is None else [verb for verb in VERBS if verb == first]
+    for verb in whole or VERBS:
+        panel, line = VERBS[verb]
+        if not whole:
+            app.command(verb, help=line, rich_help_panel=panel)(lambda: None)
+            continue
+        module = import_module(f"gzcli.cli.{'list' if verb == 'show' else verb}")
         if hasattr(module, "app"):
-            app.add_typer(module.app, name=verb, rich_help_panel=VERBS[verb])
+            app.add_typer(module.app, name=verb, rich_help_panel=panel)
         else:
             function = getattr(module, f"{verb}_", None) or getattr(module, verb)
             settings = getattr(module, "SETTINGS", None)
-            app.command(verb, rich_help_panel=VERBS[verb], context_settings=settings)(function)
-    return app
+            app.command(verb, rich_help_panel=panel, context_settings=settings)(function)
+    return typer.main.get_command(app)
+
+
+def _print(ctx: typer.Context, text: str, **data: str) -> None:
+    """Prints what an option that ends the program asks for."""
+    out.configure(json="--json" in (ctx.obj or ()) or None)  # it may follow the option
+    out.text(text)
+    out.data(data)
+    raise typer.Exit()
 
 
 def _version(ctx: typer.Context, value: bool) -> None:
     if value:
-        out.configure(json="--json" in (ctx.obj or ()) or None)  # it may follow `--version`
-        out.text(f"gz {__version__}")
-        out.data({"version": __version__})
-        raise typer.Exit()
+        _print(ctx, f"gz {__version__}", version=__version__)
 
 
 def _llm(ctx: typer.Context, value: bool) -> None:
     if value:
         from gzcli.docs.manual import manual
 
-        out.configure(json="--json" in (ctx.obj or ()) or None)
-        text = manual(build([]))
-        out.text(text)
-        out.data({"manual": text})
-        raise typer.Exit()
+        text = manual(build())
+        _print(ctx, text, manual=text)
 
 
-def root(
-    ctx: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-    llm: Annotated[
-        bool, typer.Option("--llm", callback=_llm, is_eager=True, help="Print the whole manual as one text.")
-    ] = False,
-    json: Json = False,
-) -> None:
+Version = Annotated[bool, option("--version -V", "Print the version.", callback=_version, is_eager=True)]
+Llm = Annotated[bool, option("--llm", "Print the whole manual as one text.", callback=_llm, is_eager=True)]
+
+
+def root(ctx: typer.Context, version: Version = False, llm: Llm = False, json: Json = False) -> None:
     if ctx.invoked_subcommand is None:
         out.text(ctx.get_help())
         out.data({"version": __version__, "verbs": list(VERBS)})
@@ -106,7 +113,7 @@ def run(argv: list[str]) -> int:
             stream.reconfigure(errors="replace")
     out.configure(json=False, quiet=False, lenient=False, lost=False)
     program = Path(sys.argv[0]).name
-    program = program if program in ("gz", "gzcli") else "gz"
+    program = program if program in completion.PROGRAMS else "gz"
     what, _, shell = os.environ.get(f"_{program.upper()}_COMPLETE", "").partition("_")
     if what == "complete" and shell in completion.FILES:
         return completion.answer(shell, build)
@@ -126,19 +133,13 @@ def run(argv: list[str]) -> int:
     except BrokenPipeError:
         return out.UNREAD
     except BaseException as problem:
-        return _fail(problem, argv)
-
-
-def _fail(problem: BaseException, argv: list[str]) -> int:
-    """Reports an exception; returns the exit code."""
-    words = argv[: argv.index("--")] if "--" in argv else argv
-    if "--json" in words:  # Typer may have stopped before it parsed the option
-        out.configure(json=True)
-    if os.environ.get("GZ_DEBUG"):
-        out.trace(problem)
-    error = as_error(problem)
-    out.error(error)
-    return error.code
+        words = argv[: argv.index("--")] if "--" in argv else argv
+        out.configure(json="--json" in words or None)  # Typer may have stopped before it parsed the option
+        if os.environ.get("GZ_DEBUG"):
+            out.trace(problem)
+        error = as_error(problem)
+        out.error(error)
+        return error.code
 
 
 def as_error(problem: BaseException) -> GzError:
@@ -151,14 +152,13 @@ def as_error(problem: BaseException) -> GzError:
         return _usage(problem)
     if error := system_error(problem):
         return error
-    text = " ".join(str(problem).split())
-    return GzError(
-        f"{type(problem).__name__}: {text}" if text else type(problem).__name__,
-        hint="this is a bug in gz: set `GZ_DEBUG=1` to see where, and report it",
-    )
+    words = [type(problem).__name__, " ".join(str(problem).split())]
+    hint = "this is a bug in gz: set `GZ_DEBUG=1` to see where, and report it"
+    return GzError(": ".join(filter(None, words)), hint=hint)
 
 
 _PHRASES = {  # Typer's words → those of the messages about recipes, as `must be 1 or more`
+    r"'([^']*)'": r"`\1`",
     r"Input should be ": "must be ",
     r"must be a valid integer.*": "must be an integer",
     r"must be a valid number.*": "must be a number",
@@ -171,15 +171,16 @@ _PHRASES = {  # Typer's words → those of the messages about recipes, as `must 
 def _usage(problem: Any) -> UsageError:
     """Typer's message in gz's style: no capital, no full stop, backticks, the suggestion as the hint."""
     near = getattr(problem, "possibilities", None)
-    message = problem.message if near else problem.format_message()
-    message, _, suggestion = message.partition(" Did you mean ")
-    message = re.sub(r"'([^']*)'", r"`\1`", message).rstrip(". ")
+    message, _, suggestion = (problem.message if near else problem.format_message()).partition(
+        " Did you mean "
+    )
+    message = message.rstrip(". ")
     for pattern, ours in _PHRASES.items():
         message = re.sub(pattern, ours, message)
-    context = getattr(problem, "ctx", None)
     if near or suggestion:
         options = " or ".join(f"`{option}`" for option in near or re.findall(r"'([^']*)'", suggestion))
         hint = f"did you mean {options}?"
     else:
+        context = getattr(problem, "ctx", None)
         hint = f"`{context.command_path if context else 'gz'} --help` shows what it takes"
     return UsageError(message[:1].lower() + message[1:], hint=hint)

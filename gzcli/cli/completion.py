@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from gzcli.cli import out
+from gzcli.cli import model_options, out
 
 PROGRAMS = ("gz", "gzcli")
 FILES = {"bash": "gz.bash", "zsh": "_gz", "fish": "gz.fish"}
@@ -22,14 +22,19 @@ FILES = {"bash": "gz.bash", "zsh": "_gz", "fish": "gz.fish"}
 # --- the answer ---
 
 
-def answer(shell: str, build: Callable[[list[str]], typer.Typer]) -> int:
+def answer(shell: str, build: Callable[[list[str]], Any]) -> int:
     """Prints the completions of the command line as the script of bash, zsh or fish expects them; returns the
-    exit code. `build` makes the application for the words."""
+    exit code. `build` makes the command for the words."""
     out.configure(lenient=True)
     try:
         words, incomplete, before = _typed(shell)
-        items = candidates(typer.main.get_command(build(words)), words, before + incomplete)
-        items = [(value[len(before) :], _shown(help)) for value, help in items if value.isprintable()]
+        items = candidates(build(words), words, before + incomplete)
+        # a help in one line, without control characters
+        items = [
+            (value[len(before) :], "".join(char if char.isprintable() else " " for char in help))
+            for value, help in items
+            if value.isprintable()
+        ]
     except Exception:  # a damaged run or recipe must not write into the command line that is being typed
         if os.environ.get("GZ_DEBUG"):
             raise
@@ -38,9 +43,10 @@ def answer(shell: str, build: Callable[[list[str]], typer.Typer]) -> int:
         return 0 if items else 1  # with 1, fish completes file names
     if shell == "zsh":
         out.text(_for_zsh(items) if items else "_files")
-    elif items:
-        lines = (f"{value}\t{help}" if help else value for value, help in items)
-        out.text("\n".join(lines if shell == "fish" else (_for_bash(value) for value, _ in items)))
+    elif items and shell == "fish":
+        out.text("\n".join(f"{value}\t{help}" if help else value for value, help in items))
+    elif items:  # each quoted as one word of bash
+        out.text("\n".join(re.sub(r"[^\w@%+=:,./-]", r"\\\g<0>", value) for value, _ in items))
     return 0
 
 
@@ -48,8 +54,7 @@ def candidates(command: Any, words: list[str], incomplete: str) -> list[tuple[st
     """(word, help) of everything that completes `incomplete` after these words of a command or group of
     Typer."""
     context = typer.Context(command, resilient_parsing=True)
-    declared = [param for param in command.params if param.param_type_name == "option"]
-    options = {name: param for param in declared for name in param.opts}
+    options = {name: p for p in command.params if p.param_type_name == "option" for name in p.opts}
     arguments = [param for param in command.params if param.param_type_name == "argument"]
     waiting = None  # the option whose value comes next
     model_option = ""  # the same for an option of the model, which Typer does not know
@@ -78,17 +83,14 @@ def candidates(command: Any, words: list[str], incomplete: str) -> list[tuple[st
         model_option = name if waiting is None else ""
     verb, typed = str(command.name), context.params
     if model_option:
-        from gzcli.cli.model_options import further_values
-
-        return [(before + value, "") for value in further_values(verb, typed, model_option, incomplete)]
+        values = model_options.complete_value(verb, typed, model_option, incomplete)
+        return [(before + value, "") for value in values]
     argument = arguments[0] if arguments else None
     source = waiting or (command if incomplete.startswith("-") or hasattr(command, "commands") else argument)
     items = source.shell_complete(context, incomplete) if source else []
     completions = [(before + item.value, item.help or "") for item in items if item.type == "plain"]
     if incomplete.startswith("-") and not waiting:
-        from gzcli.cli.model_options import further
-
-        completions += further(verb, typed, incomplete)
+        completions += model_options.complete_option(verb, typed, incomplete)
     return completions
 
 
@@ -117,7 +119,8 @@ def _joined(words: list[str]) -> list[str]:
     whole: list[str] = []
     for i, word in enumerate(words):
         if word == "=":
-            whole[-1:] = [f"{last}=" if not last.startswith("-") else last for last in whole[-1:]]
+            if whole and not whole[-1].startswith("-"):
+                whole[-1] += "="
         elif i and words[i - 1] == "=" and whole and whole[-1].endswith("="):
             whole[-1] += word
         else:
@@ -125,33 +128,20 @@ def _joined(words: list[str]) -> list[str]:
     return whole
 
 
-def _shown(help: str) -> str:
-    """A help text in one line, without control characters."""
-    return "".join(char if char.isprintable() else " " for char in help)
-
-
-def _for_bash(value: str) -> str:
-    """A value quoted as one word of bash."""
-    return re.sub(r"[^\w@%+=:,./-]", r"\\\g<0>", value)
-
-
 def _for_zsh(items: list[tuple[str, str]]) -> str:
     """The words that the script of zsh evaluates. Values and helps may be a stranger's: all of ASCII but
     letters and digits is written as a number, so that none can be a command under any option of the shell."""
+
+    def as_number(match: re.Match[str]) -> str:
+        """A character as it is written within `$'…'`; above ASCII none means anything to a shell."""
+        return f"\\x{ord(match[0]):02x}" if match[0].isascii() else match[0]
+
     lines = []
     for value, help in items:
         head = re.sub(r"[\\:]", r"\\\g<0>", value)
-        lines.append(_word_of_zsh(f"{head}:{help}" if help else head))
+        quoted = re.sub("[^a-zA-Z0-9]", as_number, f"{head}:{help}" if help else head)
+        lines.append(f"$'{quoted}'")
     return f"local -a lines; lines=({' '.join(lines)}); _describe '' lines"
-
-
-def _word_of_zsh(text: str) -> str:
-    return f"$'{re.sub('[^a-zA-Z0-9]', _as_number, text)}'"
-
-
-def _as_number(match: re.Match[str]) -> str:
-    """A character as it is written within `$'…'`; above ASCII none means anything to a shell."""
-    return f"\\x{ord(match[0]):02x}" if match[0].isascii() else match[0]
 
 
 # --- the scripts ---
@@ -161,10 +151,9 @@ def script(shell: str) -> str:
     """The completion script of one shell, for both names of the program."""
     from typer.completion import get_completion_script
 
-    variables = {name: f"_{name.upper()}_COMPLETE" for name in PROGRAMS}
     parts = [
-        get_completion_script(prog_name=name, complete_var=var, shell=shell)
-        for name, var in variables.items()
+        get_completion_script(prog_name=name, complete_var=f"_{name.upper()}_COMPLETE", shell=shell)
+        for name in PROGRAMS
     ]
     if shell == "zsh":
         # at the first TAB, zsh loads the file and runs it as the completer, so it has to answer that TAB too
@@ -174,13 +163,9 @@ def script(shell: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write(folder: Path) -> list[Path]:
+if __name__ == "__main__":
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "completions")
     folder.mkdir(parents=True, exist_ok=True)
     for shell, name in FILES.items():
         (folder / name).write_text(script(shell), encoding="utf-8")
-    return [folder / name for name in FILES.values()]
-
-
-if __name__ == "__main__":
-    for path in write(Path(sys.argv[1] if len(sys.argv) > 1 else "completions")):
-        out.text(str(path))
+        out.text(str(folder / name))

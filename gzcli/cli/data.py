@@ -11,63 +11,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gzcli.cli import options as opt
 from gzcli.cli import out
 from gzcli.cli.jobs import new_set, quoted
 from gzcli.cli.list import alone, list_data
-from gzcli.cli.options import Json, Quiet, Wide, Yes, choose, complete_data, may_remove
+from gzcli.cli.options import argument, choose, complete_data, option
 from gzcli.core.errors import MissingError, UsageError
-from gzcli.core.units import Size
+from gzcli.core.units import Size, packable, sides
+from gzcli.data.sets import library
+from gzcli.data.sets.names import locate, names
+from gzcli.data.sets.registry import DataSpec, Form, find, is_fetched
 
 if TYPE_CHECKING:
     from gzcli.data.packs.pack import Pack
     from gzcli.data.sets.names import DataSet
-    from gzcli.data.sets.registry import DataSpec
 
 app = typer.Typer(
     help="Download, import and check data sets.",
     callback=alone("data", list_data),
     invoke_without_command=True,
 )
-
-_Name = Annotated[str, typer.Argument(metavar="NAME", help="A data set.", autocompletion=complete_data)]
-_Names = Annotated[list[str], typer.Argument(metavar="NAME", help="Data sets.", autocompletion=complete_data)]
-_From = Annotated[
-    str | None,
-    typer.Option(
-        "--from", metavar="DIR|URL", help="Where to take the files from, in place of the publisher."
-    ),
-]
-
-
-def _size(text: str | None) -> Size | None:
-    """The value of `--size`. Raises UsageError for a size that cannot be packed."""
-    from gzcli.core.units import packable
-
-    with _own_flags():
-        return packable(text) if text else None
-
-
-_Size = Annotated[
-    str | None,  # the functions below get the result of `_size`
-    typer.Option(
-        metavar="S|WxH",
-        callback=_size,
-        help="Size that images are resized to: a side, or width and height as 48x32; MedMNIST comes in 28, "
-        "64, 128 and 224.",
-    ),
-]
-
-
-def _one_or_three(channels: int | None) -> int | None:
-    """The value of `--channels`. Raises UsageError for 2, which Typer's range allows."""
-    if channels == 2:
-        raise UsageError("`--channels` is 1 (grey) or 3 (RGB), not 2")
-    return channels
-
-
-_Channels = Annotated[
-    int | None, typer.Option(metavar="C", min=1, max=3, callback=_one_or_three, help="1 for grey, 3 for RGB.")
-]
 
 
 @contextmanager
@@ -78,6 +41,43 @@ def _own_flags() -> Iterator[None]:
     except (UsageError, MissingError) as error:
         error.hint = error.hint and re.sub(r"--set data\.(size|channels)=", r"--\1 ", error.hint)
         raise
+
+
+def _packable(text: str | None) -> Size | None:
+    """The value of `--size`. Raises UsageError for a size that cannot be packed."""
+    with _own_flags():
+        return packable(text) if text else None
+
+
+def _one_or_three(channels: int | None) -> int | None:
+    """The value of `--channels`. Raises UsageError for 2, which Typer's range allows."""
+    if channels == 2:
+        raise UsageError("`--channels` is 1 (grey) or 3 (RGB), not 2")
+    return channels
+
+
+_Name = Annotated[str, argument("NAME", "A data set.", complete_data)]
+_Names = Annotated[list[str], argument("NAME", "Data sets.", complete_data)]
+_Some = Annotated[
+    list[str] | None, argument("NAME", "Data sets; all cached ones without any.", complete_data)
+]
+_Shown = Annotated[str, argument("NAME|PATH", "A data set, or your own images.", complete_data)]
+_Path = Annotated[str, argument("PATH", "A folder, zip, tar, npz or parquet of images.")]
+_NewName = Annotated[str, option("--name NAME", "What to call it.")]
+_FROM_HELP = "Where to take the files from, in place of the publisher."
+_From = Annotated[str | None, option("--from DIR|URL", _FROM_HELP)]
+_SIZE_HELP = (
+    "Size that images are resized to: a side, or width and height as 48x32; MedMNIST comes in 28, 64, 128 "
+    "and 224."
+)
+# the functions below get the result of `_packable`
+_Size = Annotated[str | None, option("--size S|WxH", _SIZE_HELP, callback=_packable)]
+_CHANNELS = option("--channels C", "1 for grey, 3 for RGB.", min=1, max=3, callback=_one_or_three)
+_Channels = Annotated[int | None, _CHANNELS]
+_LAYOUT_HELP = "What its folders mean: flat, classes, splits or class-splits; else their names decide."
+_Layout = Annotated[str | None, option("--layout L", _LAYOUT_HELP)]
+_SkipBad = Annotated[bool, option("--skip-bad", "Leave out pictures that cannot be read.")]
+_Long = Annotated[bool, option("--long -l", "Splits, sizes, licences and citations too.")]
 
 
 def _opened(data_set: DataSet, size: Size | None, channels: int | None) -> Pack:
@@ -94,19 +94,17 @@ def download(
     source: _From = None,
     size: _Size = None,
     channels: _Channels = None,
-    json: Json = False,
-    quiet: Quiet = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Fetch data sets, check them and pack them.
 
     A download that was cut off is continued. `GZ_MIRROR`, a folder or base URL that holds NAME/FILE, is asked
     first.
     """
-    from gzcli.core.units import sides
     from gzcli.data.download.fetch import fetch
     from gzcli.data.packs.open import peek
     from gzcli.data.packs.pack import pack_limit
-    from gzcli.data.sets.registry import find
 
     lines, rows, images, began = [], [], 0, monotonic()
     for spec in [find(name) for name in names]:  # an unknown name is refused before anything is fetched
@@ -121,9 +119,8 @@ def download(
         meta = _opened(spec, size, channels).meta
         images += sum(meta.counts.values())
         lines.append((spec.name, *(meta.counts[split] for split in ("train", "val", "test"))))
-        rows.append(
-            {"name": spec.name, "shape": meta.shape, "classes": len(meta.classes), "counts": meta.counts}
-        )
+        facts = {"shape": meta.shape, "classes": len(meta.classes), "counts": meta.counts}
+        rows.append({"name": spec.name, **facts})
     out.table(("data", "train", "val", "test"), lines)
     new_set(images, names[0], began, show=True)
     out.data({"data": rows})
@@ -131,31 +128,17 @@ def download(
 
 @app.command("import")
 def import_(
-    path: Annotated[
-        str, typer.Argument(metavar="PATH", help="A folder, zip, tar, npz or parquet of images.")
-    ],
-    name: Annotated[str, typer.Option("--name", metavar="NAME", help="What to call it.")],
+    path: _Path,
+    name: _NewName,
     size: _Size = None,
     channels: _Channels = None,
-    layout: Annotated[
-        str | None,
-        typer.Option(
-            "--layout",
-            metavar="L",
-            help="What its folders mean: flat, classes, splits or class-splits; else their names decide.",
-        ),
-    ] = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out pictures that cannot be read.")
-    ] = False,
-    json: Json = False,
-    quiet: Quiet = False,
+    layout: _Layout = None,
+    skip_bad: _SkipBad = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Give images of your own a name, and pack them; the files stay where they are."""
     from gzcli.data.readers.folder import LAYOUTS
-    from gzcli.data.sets import library
-    from gzcli.data.sets.names import locate, names
-    from gzcli.data.sets.registry import Form
 
     began = monotonic()
     layout = choose("layout", layout, LAYOUTS) if layout else None
@@ -174,12 +157,12 @@ def import_(
         raise
     except UsageError as error:  # as for pictures of several sizes, which a recipe may still resize
         row |= {"shape": None, "skipped": [], "notes": [], "extras": []}
-        flag = re.search(r"`--(size|channels) (\w+)`", error.hint or "")
-        more = f" --set data.{flag[1]}={flag[2]}" if flag else ""
         out.info(f"not packed yet: {error.message}")
-        out.hint(
-            f"import it again with {flag[0]}, or say it when you train, as below" if flag else str(error.hint)
-        )
+        if flag := re.search(r"`--(size|channels) (\w+)`", error.hint or ""):
+            more = f" --set data.{flag[1]}={flag[2]}"
+            out.hint(f"import it again with {flag[0]}, or say it when you train, as below")
+        else:
+            out.hint(str(error.hint))
     out.text(row["name"])
     images = sum(row["counts"].values()) if row["shape"] else None
     new_set(images, row["name"] + more, began, show=bool(row["shape"]))
@@ -188,29 +171,24 @@ def import_(
 
 @app.command()
 def show(
-    name: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME|PATH", help="A data set, or your own images.", autocompletion=complete_data
-        ),
-    ],
+    name: _Shown,
     size: _Size = None,
     channels: _Channels = None,
-    json: Json = False,
-    quiet: Quiet = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Show what a data set holds: classes, counts, and a contact sheet with the classes' names.
 
     Of a known set that is not here it shows the description, and fetches nothing.
     """
+    from gzcli.data.packs.open import peek
     from gzcli.data.packs.traits import facts_of, settings_lines
-    from gzcli.data.sets.names import locate
-    from gzcli.data.sets.registry import DataSpec
 
     data_set, began = locate(name), monotonic()
-    if isinstance(data_set, DataSpec) and not _is_here(data_set, size, channels):
-        _show_described(data_set.sized(size), size, channels)
-        return
+    if isinstance(data_set, DataSpec):
+        here = data_set.embedded or is_fetched(data_set.sized(size))
+        if not here and peek(data_set, size=size, channels=channels) is None:
+            return _show_described(data_set.sized(size), size, channels)
     from gzcli.data.packs.sheet import class_counts, draw
 
     pack = _opened(data_set, size, channels)
@@ -221,35 +199,19 @@ def show(
     out.info(f"{meta.title}: {w}×{h} pixels, {'grey' if c == 1 else 'RGB'}, {meta.levels} levels")
     for note in (*settings_lines(data_set, facts), *meta.notes):
         out.info(note.replace("--set data.channels=", "--channels "))
-    every = ("images", *(meta.counts[split] for split in splits))
-    out.table(
-        ("class", *splits), [*((row["name"], *(row[split] for split in splits)) for row in classes), every]
-    )
+    every = {"name": "images", **meta.counts}
+    lines = [(row["name"], *(row[split] for split in splits)) for row in (*classes, every)]
+    out.table(("class", *splits), lines)
     for message in meta.skipped:
         out.info(f"left out: {message}")
     sheet = draw(pack, pack.folder / "sheet.png")
     out.text(str(sheet))
-    row = {
-        "name": meta.name,
-        "title": meta.title,
-        "shape": meta.shape,
-        "levels": meta.levels,
-        "counts": meta.counts,
-    }
-    row |= {"shape_class": facts and facts.shape_class, "traits": facts.traits if facts else ()}
-    row |= {"classes": classes, "multilabel": meta.multilabel, "extras": meta.extras, "notes": meta.notes}
+    row = {"name": meta.name, "title": meta.title, "shape": meta.shape, "levels": meta.levels}
+    row |= {"counts": meta.counts, "shape_class": facts and facts.shape_class}
+    row |= {"traits": facts.traits if facts else (), "classes": classes, "multilabel": meta.multilabel}
+    row |= {"extras": meta.extras, "notes": meta.notes, "skipped": meta.skipped, "digest": meta.digest}
     new_set(sum(meta.counts.values()), quoted(name), began, show=False)
-    out.data({**row, "skipped": meta.skipped, "digest": meta.digest, "sheet": sheet})
-
-
-def _is_here(spec: DataSpec, size: Size | None, channels: int | None) -> bool:
-    """Whether a known set can be shown without fetching anything."""
-    from gzcli.data.packs.open import peek
-    from gzcli.data.sets.registry import is_fetched
-
-    return (
-        spec.embedded or is_fetched(spec.sized(size)) or peek(spec, size=size, channels=channels) is not None
-    )
+    out.data({**row, "sheet": sheet})
 
 
 def _show_described(spec: DataSpec, size: Size | None, channels: int | None) -> None:
@@ -262,11 +224,11 @@ def _show_described(spec: DataSpec, size: Size | None, channels: int | None) -> 
     c = channels or spec.channels
     counts = {"train": spec.n_train, "val": spec.n_val, "test": spec.n_test}
     kind = "attributes, of which an image may have several" if spec.multilabel else "classes"
-    names = "" if isinstance(spec.classes, int) else f": {', '.join(spec.classes)}"
+    classes = "" if isinstance(spec.classes, int) else f": {', '.join(spec.classes)}"
     out.info(f"{spec.title}: {width}×{height} pixels, {'grey' if c == 1 else 'RGB'}, {spec.levels} levels")
     for line in settings_lines(spec, facts):
         out.info(line)
-    out.info(f"{spec.n_classes:,} {kind}{names}")
+    out.info(f"{spec.n_classes:,} {kind}{classes}")
     out.info(f"licence: {spec.licence}; {spec.citation}")
     out.table(("data", *counts), [(spec.name, *counts.values())])
     out.hint(f"its pictures are not here: {ways_to_fetch(spec)}")
@@ -279,58 +241,35 @@ def _show_described(spec: DataSpec, size: Size | None, channels: int | None) -> 
 
 @app.command("list")
 def list_(
-    long: Annotated[
-        bool, typer.Option("--long", "-l", help="Splits, sizes, licences and citations too.")
-    ] = False,
-    wide: Wide = False,
-    json: Json = False,
-    quiet: Quiet = False,
+    long: _Long = False, wide: opt.Wide = False, json: opt.Json = False, quiet: opt.Quiet = False
 ) -> None:
     """List data sets; the same as `gz list data`."""
     list_data(long=long, wide=wide)
 
 
 @app.command()
-def verify(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="NAME", help="Data sets; all cached ones without any.", autocompletion=complete_data
-        ),
-    ] = None,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+def verify(names: _Some = None, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
     """Check the files of data sets against their checksums."""
-    from gzcli.data.sets import library
-
     cached = [row["name"] for row in library.listing() if row["cached"] and not row["embedded"]]
     rows = [library.verify(name, say=out.info) for name in names or cached]
-    out.table(
-        ("data", "files", "packs", "state"),
-        [(r["name"], len(r["files"]), len(r["packs"]), "ok") for r in rows],
-    )
+    lines = [(row["name"], len(row["files"]), len(row["packs"]), "ok") for row in rows]
+    out.table(("data", "files", "packs", "state"), lines)
     out.data({"data": rows})
 
 
 @app.command()
-def path(name: _Name, json: Json = False, quiet: Quiet = False) -> None:
+def path(name: _Name, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
     """Print where a data set lies."""
-    from gzcli.data.sets import library
-
     folder = library.data_path(name)
     out.text(str(folder))
     out.data({"name": name, "path": folder})
 
 
 @app.command()
-def remove(names: _Names, yes: Yes = False, json: Json = False, quiet: Quiet = False) -> None:
+def remove(names: _Names, yes: opt.Yes = False, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
     """Remove data sets from the cache; your own files stay."""
-    from gzcli.data.sets import library
-    from gzcli.data.sets.names import locate
-
     sets = {name: locate(name) for name in names}  # an unknown name is refused before anything is removed
-    if not may_remove(" and ".join(f"`{name}`" for name in sets) + " from the cache", yes):
+    if not opt.may_remove(" and ".join(f"`{name}`" for name in sets) + " from the cache", yes):
         sets = {}
     removed = [name for name, data_set in sets.items() if library.remove(data_set)]
     for name in sets:

@@ -7,39 +7,19 @@ import signal
 import time
 from typing import Annotated
 
-import typer
-
+from gzcli.cli import options as opt
 from gzcli.cli import out
-from gzcli.cli.options import Json, Quiet, complete_model_or_run
+from gzcli.cli.options import argument, complete_model_or_run, option
 from gzcli.core import signals
 from gzcli.core.errors import MissingError, UsageError
 
-_Runs = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[RUN]…",
-        help="Models or runs to choose from; else all runs, and the models that come with gz.",
-        autocompletion=complete_model_or_run,
-    ),
-]
-_Port = Annotated[
-    int | None,
-    typer.Option(
-        "--port",
-        metavar="N",
-        min=1,
-        max=65535,
-        help="Port of the server; else the first free one from 7860 on.",
-    ),
-]
-_Share = Annotated[
-    bool,
-    typer.Option(
-        "--share",
-        help="Make it reachable from elsewhere, through a tunnel of Gradio's, at an address with a token.",
-    ),
-]
-_NoBrowser = Annotated[bool, typer.Option("--no-browser", help="Do not open the browser.")]
+_RUNS_HELP = "Models or runs to choose from; else all runs, and the models that come with gz."
+_Runs = Annotated[list[str] | None, argument("[RUN]…", _RUNS_HELP, complete_model_or_run)]
+_PORT_HELP = "Port of the server; else the first free one from 7860 on."
+_Port = Annotated[int | None, option("--port N", _PORT_HELP, min=1, max=65535)]
+_SHARE_HELP = "Make it reachable from elsewhere, through a tunnel of Gradio's, at an address with a token."
+_Share = Annotated[bool, option("--share", _SHARE_HELP)]
+_NoBrowser = Annotated[bool, option("--no-browser", "Do not open the browser.")]
 
 
 def demo(
@@ -47,8 +27,8 @@ def demo(
     port: _Port = None,
     share: _Share = False,
     no_browser: _NoBrowser = False,
-    json: Json = False,
-    quiet: Quiet = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Play with trained models in the browser: draw, interpolate, fill in, judge pictures.
 

@@ -9,17 +9,28 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from gzcli.cli import options as opt
 from gzcli.cli import out
-from gzcli.cli.options import Json, Quiet
-from gzcli.cli.tables import wrapped
 from gzcli.core import streams
 from gzcli.core.errors import MissingError, redacted
 from gzcli.core.sections import TRACKERS
 from gzcli.core.units import size
+from gzcli.store.hub import INCEPTION, hub_home
 from gzcli.store.paths import cache_dir, kernels_dir, recipe_names, recipes_dir, user_dir
 from gzcli.version import __version__
+
+_COLOURS = {"ok": "cyan", "note": "yellow", "bad": "red"}
+_SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSW")
+_OPTIONAL = {  # package → what needs it
+    "torch-fidelity": "FID, KID and Inception Score",
+    "diffusers": "Stable Diffusion models",
+    "peft": "LoRA models",
+    "lpips": "perceptual scores",
+    "mamba-ssm": "fast state-space scans on a GPU",
+}
 
 
 @dataclass(frozen=True)
@@ -32,24 +43,21 @@ class Check:
     hint: str | None = None
 
 
-def doctor(json: Json = False, quiet: Quiet = False) -> None:
+def doctor(json: opt.Json = False, quiet: opt.Quiet = False) -> None:
     """Check this machine: devices, folders, settings, packages."""
     checks = [*software(), *devices(), *folders(), *settings(), *optional()]
     width = max(len(check.name) for check in checks)
     room, indent = out.room(sys.stdout) or 10_000, " " * (len("ok    ") + width + 2)
-    colour = {"ok": "cyan", "note": "yellow", "bad": "red"}
     for check in checks:
-        state = out.style(f"{check.state:<4}", colour[check.state], sys.stdout)
-        first, *more = wrapped(check.detail, indent, room)
-        out.text(f"{state}  {check.name:<{width}}  {first.strip()}")
-        for line in more + (wrapped(check.hint, f"{indent}hint: ", room) if check.hint else []):
-            out.text(line)
-    bad = [check for check in checks if check.state == "bad"]
+        state = out.style(f"{check.state:<4}", _COLOURS[check.state], sys.stdout)
+        first, *more = out.wrapped(check.detail, indent, room)
+        more += out.wrapped(check.hint, f"{indent}hint: ", room) if check.hint else []
+        out.text("\n".join([f"{state}  {check.name:<{width}}  {first.strip()}", *more]))
+    bad = [f"`{check.name}`" for check in checks if check.state == "bad"]
     out.data({"ok": not bad, "checks": [asdict(check) for check in checks]})
     if bad:
-        names = ", ".join(f"`{check.name}`" for check in bad)
         if not out.is_json():
-            out.error(MissingError(f"{len(bad)} of {len(checks)} checks failed: {names}"))
+            out.error(MissingError(f"{len(bad)} of {len(checks)} checks failed: {', '.join(bad)}"))
         raise SystemExit(MissingError.code)
 
 
@@ -58,8 +66,8 @@ def software() -> Iterator[Check]:
     yield Check("gz", "ok", __version__)
     yield Check("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for package in ("torch", "torchvision", "accelerate"):
-        if version := _version(package):
-            yield Check(package, "ok", version)
+        if found := _version(package):
+            yield Check(package, "ok", found)
         else:
             yield Check(package, "bad", "missing", f"pip install {package}")
 
@@ -69,7 +77,7 @@ def devices() -> Iterator[Check]:
     from gzcli.core.devices import INSTALL, titles, tried
 
     try:
-        with streams.spinner("loading torch", shown=not (out.is_json() or out.is_quiet())):
+        with streams.spinner("loading torch", shown=out.mode() == "human"):
             import torch  # noqa: F401
     except Exception as problem:  # a broken installation may raise anything
         fix = "install torch again, see pytorch.org"
@@ -93,20 +101,19 @@ def folders() -> Iterator[Check]:
         while not (there.exists() or there.is_symlink()):
             there = there.parent
         free = shutil.disk_usage(there).free / 1e9
+        fix = "set `GZ_HOME` to a folder "
         if not there.is_dir() or not os.access(there, os.W_OK):
-            fix = "set `GZ_HOME` to a folder that you may write"
-            yield Check(name, "bad", f"{folder} cannot be written", fix)
+            yield Check(name, "bad", f"{folder} cannot be written", f"{fix}that you may write")
         elif free < 1:
-            fix = "set `GZ_HOME` to a folder on a larger disk"
-            yield Check(name, "note", f"{folder}, only {free:.1f} GB free", fix)
+            yield Check(name, "note", f"{folder}, only {free:.1f} GB free", f"{fix}on a larger disk")
         else:
             yield Check(name, "ok", f"{folder}, {free:,.0f} GB free")
     kernels = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or kernels_dir())
+    detail = f"{kernels}, empty: nothing was compiled yet"
     if kernels.is_dir():
         taken = sum(file.stat().st_size for file in kernels.rglob("*") if file.is_file())
-        yield Check("kernels", "ok", f"{kernels}, {size(taken)} of compiled code, which may be removed")
-    else:
-        yield Check("kernels", "ok", f"{kernels}, empty: nothing was compiled yet")
+        detail = f"{kernels}, {size(taken)} of compiled code, which may be removed"
+    yield Check("kernels", "ok", detail)
     count = len(recipe_names())
     detail = f"{count} in {recipes_dir()}"
     yield Check("recipes", "ok", detail) if count else Check("recipes", "bad", detail, "install gz again")
@@ -114,14 +121,13 @@ def folders() -> Iterator[Check]:
 
 def settings() -> Iterator[Check]:
     """The user's `GZ_…` variables without secrets, whether the mirror answers, and accelerate's own file."""
-    from gzcli.store.hub import hub_home
-
     for name in sorted(name for name in os.environ if name.startswith("GZ_")):
         yield Check(name, "ok", "set" if _SECRET.search(name) else redacted(os.environ[name]))
     if mirror := os.environ.get("GZ_MIRROR"):
-        problem = unreachable(mirror)
-        fix = "correct or unset `GZ_MIRROR`" if problem else None
-        yield Check("mirror", "bad" if problem else "ok", problem or "reachable", fix)
+        if problem := unreachable(mirror):
+            yield Check("mirror", "bad", problem, "correct or unset `GZ_MIRROR`")
+        else:
+            yield Check("mirror", "ok", "reachable")
     config = hub_home() / "accelerate" / "default_config.yaml"
     if config.exists():
         yield Check("accelerate", "ok", f"{config} is there; gz ignores it and uses its own")
@@ -151,33 +157,18 @@ def unreachable(mirror: str) -> str | None:
 
 def optional() -> Iterator[Check]:
     """Packages and weights that some models or metrics need."""
-    from gzcli.store.hub import INCEPTION
-
     for package, purpose in _OPTIONAL.items():
-        version = _version(package)
-        yield Check(package, "ok" if version else "note", version or f"missing: {purpose} need it")
+        found = _version(package)
+        yield Check(package, "ok" if found else "note", found or f"missing: {purpose} need it")
     for package in TRACKERS:
-        if version := _version(package):
-            yield Check(package, "ok", f"{version}, `gz train … --track {package}`")
+        if found := _version(package):
+            yield Check(package, "ok", f"{found}, `gz train … --track {package}`")
     file = cache_dir("weights", INCEPTION)
     missing = f"missing: FID, KID and IS need `{file}`"
     yield Check("inception", "ok", str(file)) if file.exists() else Check("inception", "note", missing)
 
 
-_SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSW")
-
-_OPTIONAL = {
-    "torch-fidelity": "FID, KID and Inception Score",
-    "diffusers": "Stable Diffusion models",
-    "peft": "LoRA models",
-    "lpips": "perceptual scores",
-    "mamba-ssm": "fast state-space scans on a GPU",
-}
-
-
 def _version(package: str) -> str | None:
-    from importlib.metadata import PackageNotFoundError, version
-
     try:
         return version(package)
     except PackageNotFoundError:

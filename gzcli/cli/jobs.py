@@ -1,55 +1,61 @@
-"""What verbs share: a job that the engine does, options of a model's methods, and the lines at the end."""
+"""What verbs share: jobs of the engine and of SLURM, options of a model's methods, the lines at the end."""
 
 from __future__ import annotations
 
 import os
 import shlex
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from gzcli.cli import out
-from gzcli.core.errors import GzError, UsageError, did_you_mean
-from gzcli.core.sections import renamed
+from gzcli.core import start
+from gzcli.core.errors import GzError, MissingError, UsageError, did_you_mean
+from gzcli.core.sections import LaunchSection, renamed
 from gzcli.core.units import counted, duration, size
+from gzcli.store import claims, files, runs
+from gzcli.store.paths import user_dir
+from gzcli.store.run_folder import Run
 
 if TYPE_CHECKING:
     from gzcli.core.jobs import Job
-    from gzcli.core.sections import LaunchSection
     from gzcli.models.signatures import Param
     from gzcli.recipe.schema import Rule
-    from gzcli.store.runs import Run
 
 # settings of a verb that passes options on to the model's methods
 OWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
 FIRST = "fm"  # the model that a new data set is tried with: the best pictures of those that train in minutes
-LABEL = len("next: ")
+
+
+# ---------------------------------------------------------------------------- a job of the engine
 
 
 def do_job(folder: Path, job: Job, *, quiet: bool = False) -> dict[str, Any]:
     """Runs the engine on a job in a new or empty folder, and returns the engine's `result.json`. After an
     error of the engine a new folder without any output is removed."""
-    from gzcli.core import jobs
+    from gzcli.core.jobs import write
     from gzcli.launch import launcher
-    from gzcli.store import claims, files, paths
-    from gzcli.store.run_folder import Run
 
+    for_this_job = user_dir() in folder.parents
     try:
         plan = launcher.plan(job.launch, every_gpu=False)
     except GzError:
-        if paths.user_dir() in folder.parents:  # it was made for this job
+        if for_this_job:
             folder.rmdir()
         raise
     if plan.note:
         out.warn(plan.note)
-    new = not folder.exists() or paths.user_dir() in folder.parents
+    new = for_this_job or not folder.exists()
     try:
         with claims.claimed_folder(folder):
-            jobs.write(folder, replace(job, launch=replace(job.launch, threads=plan.threads)))
-            quiet = quiet or out.is_json() or out.is_quiet()
-            launcher.run(folder, plan, launcher=False, mode="quiet" if quiet else "human")
+            write(folder, replace(job, launch=replace(job.launch, threads=plan.threads)))
+            mode = "human" if out.mode() == "human" and not quiet else "quiet"
+            launcher.run(folder, plan, launcher=False, mode=mode)
     except GzError as error:
         if new and error.kind != "bug":  # whose log may tell more
             claims.discard(folder)
@@ -57,19 +63,9 @@ def do_job(folder: Path, job: Job, *, quiet: bool = False) -> dict[str, Any]:
     return files.read_json(Run(folder).result_file)
 
 
-def processes_of(gpus: str | None, cpu: bool, processes: int | None) -> LaunchSection:
-    """The processes that `--gpus`, `--cpu` and `--processes` ask for. Raises UsageError."""
-    from gzcli.cli.options import parse_gpus
-    from gzcli.core.sections import LaunchSection
-
-    return LaunchSection(parse_gpus(gpus), cpu, processes)
-
-
 def new_folder(parent: Path, name: str = "") -> Path:
     """A new folder NAME-TIME-xxxx for a job; what killed jobs left half written beside it is removed."""
-    from gzcli.store.files import sweep
-
-    sweep(*parent.glob("*"))
+    files.sweep(*parent.glob("*"))
     while True:
         words = filter(None, [name, time.strftime("%Y%m%d-%H%M%S"), os.urandom(2).hex()])
         folder = parent / "-".join(words)
@@ -84,7 +80,6 @@ def announce(run: Run, ref: str, *, data: str | None = None) -> None:
     """Prints `run: …` on stderr, and a note where the user may have expected another run: where it is
     unfinished, or where `ref` is a model's name and its run was cut short or is not the newest."""
     from gzcli.launch.from_file import is_shared
-    from gzcli.store import runs
 
     out.info(f"run: {run.id}")
     if runs.by_name(ref) is not None:
@@ -99,9 +94,21 @@ def announce(run: Run, ref: str, *, data: str | None = None) -> None:
         none = f"no finished run of `{run.model}`{on} is whole"
         out.info(f"note: {none}, the newest is taken: {', '.join(short)}")
     else:
-        same = [other for other in runs.all_runs(model=run.model, data=data) if other.state == "finished"]
-        for newer in same[: same.index(run)]:
+        finished = [one for one in runs.all_runs(model=run.model, data=data) if one.state == "finished"]
+        for newer in finished[: finished.index(run)]:
             out.info(f"note: passed over `{newer.id}`, which is newer: {', '.join(newer.shortfalls)}")
+
+
+def fetch(weights: Iterable[str]) -> None:
+    """Fetches these networks of `gzcli.data.download.weights.KNOWN` if they are not in the cache."""
+    from gzcli.data.download.weights import fetch_weights
+
+    for name in weights:
+        with out.progress(name) as report:
+            fetch_weights(name, progress=report, say=out.info)
+
+
+# ---------------------------------------------------------------------------- options of a model's methods
 
 
 def as_options(words: list[str], section: str) -> list[str]:
@@ -148,22 +155,82 @@ def method_options(
         if annotation == "bool" and not equals and (not words or words[0].startswith("--")):
             values[name] = True
             continue
-        if not equals:
-            if not words:
-                raise UsageError(f"`--{name}` needs a value ({annotation})")
-            text = words.pop(0)
+        if not equals and not words:
+            raise UsageError(f"`--{name}` needs a value ({annotation})")
+        text = text if equals else words.pop(0)
         value = text if annotation == "str" else scalar(text)  # `--negative 3` is a text
         values[name] = check_value(value, params[name], f"--{name.replace('_', '-')}")
     return values
 
 
-def fetch(weights: Iterable[str]) -> None:
-    """Fetches these networks of `gzcli.data.download.weights.KNOWN` if they are not in the cache."""
-    from gzcli.data.download.weights import fetch_weights
+# ---------------------------------------------------------------------------- a job of SLURM
 
-    for name in weights:
-        with out.progress(name) as report:
-            fetch_weights(name, progress=report, say=out.info)
+# Options that are about the submission, or that the script writes itself → whether a value follows.
+OURS = dict.fromkeys(("--submit", "--slurm", "--name", "--seed"), True)
+OURS |= dict.fromkeys(("--dry-run", "--json", "--resume", "--requeue"), False)
+
+
+def submit(
+    verb: str,
+    name: str,
+    seed: int,
+    launch: LaunchSection,
+    options: Iterable[str] | None,
+    goes_on: Literal["named", "resumed", "same"] | None = None,
+    *,
+    dry_run: bool = False,
+) -> None:
+    """Writes the command line of this process as a job script into the folder of runs, and submits it, or
+    prints it where `dry_run` is set. Raises UsageError for all GPUs, as SLURM wants a number.
+
+    goes_on: how a job that is out of time is started again; None: it is not.
+    """
+    from gzcli.launch import slurm
+
+    if launch.gpus == "all":
+        raise UsageError("`--gpus all`: SLURM wants a number", hint="--gpus 4")
+    gpus = launch.gpus or 0
+    cores = (launch.threads or slurm.CORES_OF_A_PROCESS) * (gpus or launch.processes or 1)
+    words, machines = words_of(sys.argv, verb), launch.machines or 1
+    job = slurm.Job(words, name, seed, gpus, cores, machines=machines, goes_on=goes_on)
+    folder = user_dir("runs", "slurm")
+    program = [sys.executable, start.SCRIPT, "gzcli"]
+    text = slurm.script(job, slurm.options(options or ()), program=program, folder=folder)
+    if dry_run:
+        out.text(text.rstrip())
+        out.data({"script": text})
+        return
+    path = folder / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1000:03d}.sh"
+    files.write_atomic(path, text)
+    if shutil.which("sbatch") is None:
+        message = f"there is no `sbatch` here; the script is written: `{path}`"
+        raise MissingError(message, hint=f"sbatch {path}, where SLURM is")
+    done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True)
+    if done.returncode:
+        why = " ".join(done.stderr.split()) or f"code {done.returncode}"
+        hint = f"correct it by `--slurm KEY=VALUE`, or in `{path}`"
+        raise MissingError(f"`sbatch` refuses the job: {why}", hint=hint)
+    number = done.stdout.strip().partition(";")[0]
+    if not number:
+        raise GzError("`sbatch` has told no number of a job")
+    out.info(f"script: {path}")
+    out.text(f"job {number}")
+    out.data({"job": number, "script": text, "path": path})
+
+
+def words_of(argv: list[str], verb: str) -> list[str]:
+    """The command line of a verb as a job runs it: without the options of OURS, all after `--` as it is."""
+    words: list[str] = []
+    rest = iter(argv[argv.index(verb) :] if verb in argv else argv)
+    for word in rest:
+        if word == "--":
+            return [*words, word, *rest]
+        option, equals, _ = word.partition("=")
+        if option not in OURS:
+            words.append(word)
+        elif OURS[option] and not equals:
+            next(rest, None)
+    return words
 
 
 # ---------------------------------------------------------------------------- how a verb ends
@@ -171,15 +238,15 @@ def fetch(weights: Iterable[str]) -> None:
 
 def end(facts: Iterable[str | None], then: Iterable[tuple[str, str]] = ()) -> None:
     """Prints on stderr `done: …` and `next: …`, a command a line with its purpose where the line has room."""
-    if out.is_quiet() or out.is_json():
+    if out.mode() != "human":
         return
     if words := ", ".join(filter(None, facts)):
         out.info(f"{out.style('done:', 'cyan')} {words}")
     steps = list(then)
-    room, longest = out.width(), max((len(command) for command, _ in steps), default=0)
+    label, longest = len("next: "), max((len(command) for command, _ in steps), default=0)
     for i, (command, purpose) in enumerate(steps):
-        head = out.style("next:", "cyan") + " " if not i else " " * LABEL
-        fits = purpose and LABEL + longest + 2 + len(purpose) <= room
+        head = " " * label if i else out.style("next:", "cyan") + " "
+        fits = purpose and label + longest + 2 + len(purpose) <= out.width()
         gap = " " * (longest - len(command) + 2)
         out.line(head + out.style(command, "bold") + (gap + purpose if fits else ""))
 
@@ -197,9 +264,7 @@ def bytes_of(path: Path) -> str:
 
 def name_of(run: Run) -> str:
     """The shortest word by which a command means a run of the store."""
-    from gzcli.store.runs import short_names
-
-    return quoted(run.alias or short_names([run])[run.id])
+    return quoted(run.alias or runs.short_names([run])[run.id])
 
 
 def quoted(text: object) -> str:

@@ -1,18 +1,19 @@
-"""`gz list`: models, data sets, recipes and runs."""
+"""`gz list`: models, data sets, recipes and runs; and `gz show`: a page on a model."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gzcli.cli import options as opt
 from gzcli.cli import out
-from gzcli.cli.options import Json, Quiet, Wide, choose, names
-from gzcli.cli.tables import wrapped
+from gzcli.cli.options import argument, choose, complete_model, names, option
 from gzcli.core.errors import UsageError, canonical
 from gzcli.core.units import count, duration, figure, moment, sides, size
 from gzcli.store import index
@@ -20,12 +21,13 @@ from gzcli.store.paths import recipe_names, spelling, trained_in, user_dir
 
 if TYPE_CHECKING:
     from gzcli.models.catalog import ModelCard
-    from gzcli.store.runs import Run
+    from gzcli.store.run_folder import Run
 
 LABELLED = "°"  # marks what needs a run that was trained with labels
 _WHAT = ("models", "data", "recipes", "runs", "pretrained")
 COLUMNS = ("run", "name", "state", "step", "best", "curve", "time", "size", "params", "made")
 SPARE = ("params", "name", "made", "size", "curve", "state")  # the first to leave where a table is too wide
+NARROWEST, WIDEST = 40, 100  # columns of a page
 
 
 def _complete_what(incomplete: str) -> list[str]:
@@ -44,45 +46,56 @@ def _complete_can(incomplete: str) -> list[str]:
     return names(incomplete, dict.fromkeys(can for card in cards().values() for can in card.can))
 
 
+_What = Annotated[str, argument(f"[{'|'.join(_WHAT)}]", complete=_complete_what)]
+_Family = Annotated[str, option("--family F", "Models of one family only.", complete=_complete_family)]
+_Can = Annotated[str, option("--can CAP", "Models with a capability only.", complete=_complete_can)]
+
+
 def list_(
-    what: Annotated[
-        str, typer.Argument(metavar="[models|data|recipes|runs|pretrained]", autocompletion=_complete_what)
-    ] = "",
-    family: Annotated[
-        str,
-        typer.Option(
-            "--family", metavar="F", help="Models of one family only.", autocompletion=_complete_family
-        ),
-    ] = "",
-    can: Annotated[
-        str,
-        typer.Option(
-            "--can", metavar="CAP", help="Models with a capability only.", autocompletion=_complete_can
-        ),
-    ] = "",
-    wide: Wide = False,
-    json: Json = False,
-    quiet: Quiet = False,
+    what: _What = "",
+    family: _Family = "",
+    can: _Can = "",
+    wide: opt.Wide = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """List models, data sets, recipes or runs."""
     kind = choose("list", what, _WHAT) if what else "models"
-    if kind != "models" and (family or can):
-        raise UsageError("`--family` and `--can` choose among models", hint="gz list models")
     if kind == "models":
-        list_models(family, can, short=not what, wide=wide)
-    else:
-        _LISTS[kind](wide=wide)
+        return list_models(family, can, short=not what, wide=wide)
+    if family or can:
+        raise UsageError("`--family` and `--can` choose among models", hint="gz list models")
+    lists: dict[str, Callable[..., None]]
+    lists = {"data": list_data, "recipes": list_recipes, "runs": list_runs, "pretrained": list_pretrained}
+    lists[kind](wide=wide)
 
 
 def alone(verb: str, show: Callable[[], None]) -> Callable[..., None]:
     """What `gz VERB` does without a word more: it lists what there is."""
 
-    def callback(ctx: typer.Context, json: Json = False, quiet: Quiet = False) -> None:
+    def callback(ctx: typer.Context, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
         if ctx.invoked_subcommand is None:
             show()
             out.hint(f"`gz {verb} --help` shows its commands")
 
     return callback
+
+
+_ShownModel = Annotated[str, argument("MODEL", "A model, as `gz list` names it.", complete_model)]
+
+
+def show(model: _ShownModel, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
+    """Explain a model: the idea, the equation, options, commands, figures, limits."""
+    from gzcli.docs.markdown import as_markdown, as_text
+    from gzcli.docs.page import page_of
+
+    page = page_of(model)
+    columns = max(NARROWEST, min(WIDEST, shutil.get_terminal_size().columns))
+    out.text(as_text(as_markdown(page), columns))
+    out.data(asdict(page))
+
+
+# ---------------------------------------------------------------------------- models and recipes
 
 
 def list_models(family: str = "", can: str = "", *, short: bool = False, wide: bool = False) -> None:
@@ -99,13 +112,24 @@ def list_models(family: str = "", can: str = "", *, short: bool = False, wide: b
     recipes = {canonical(name): name for name in recipe_names()}
     rows = [(recipes.get(canonical(card.name)) or card.name, card) for card in shown]
     staged = {name for name, card in rows if name not in recipes.values() and card.family != OUTSIDE}
-    abouts = {name: _about(name, card, staged) for name, card in rows} if out.is_json() or not short else {}
+    abouts = {}
+    if not short or out.is_json():
+        abouts = {name: _about(name, card, staged=name in staged) for name, card in rows}
     if short:
-        _families([(name, card) for name, card in rows if name not in staged], wide=wide)
+        families: dict[str, list[str]] = {}
+        for name, card in rows:
+            if name not in staged:
+                families.setdefault(card.family, []).append(name)
+        lines = [(name, " ".join(models)) for name, models in families.items()]
+        out.table(("family", "models"), lines, wrap=("models",), wide=wide)
+        out.info("")
     else:
-        lines = [(name, abouts[name], " ".join(_marked(c)), c.family, c.paper) for name, c in rows]
         columns, wrap = ("model", "what it is", "can", "family", "paper"), ("what it is", "can", "paper")
-        out.table(columns, lines, spare=("paper", "family"), wrap=wrap, wide=wide)
+        cells = []
+        for name, card in rows:
+            marked = (f"{can}{LABELLED}" if can in card.unlabelled_lack else can for can in card.can)
+            cells.append((name, abouts[name], " ".join(marked), card.family, card.paper))
+        out.table(columns, cells, spare=("paper", "family"), wrap=wrap, wide=wide)
         if any(card.unlabelled_lack for _, card in rows):
             out.hint(f"what is marked {LABELLED} is for runs trained with `--set model.conditional=true`")
     out.info(counted(len(rows) - len(staged), len(staged)))
@@ -125,89 +149,18 @@ def list_models(family: str = "", can: str = "", *, short: bool = False, wide: b
     out.data({"models": models})
 
 
-def _families(rows: list[tuple[str, ModelCard]], *, wide: bool) -> None:
-    """Prints the models' names, a line for each family."""
-    families: dict[str, list[str]] = {}
-    for name, card in rows:
-        families.setdefault(card.family, []).append(name)
-    lines = [(family, " ".join(models)) for family, models in families.items()]
-    out.table(("family", "models"), lines, wrap=("models",), wide=wide)
-    out.info("")
-
-
-def _about(name: str, card: ModelCard, staged: Container[str]) -> str:
+def _about(name: str, card: ModelCard, *, staged: bool) -> str:
     """What a model is, in a line: as its recipe says it, else its class."""
     from gzcli.docs.page import written
     from gzcli.models.docs import first_words
     from gzcli.recipe.files import recipes
     from gzcli.recipe.yaml import load
 
-    if name in staged:
+    if staged:
         words, (recipe, _) = written(name), trained_in(name) or ("another", "")
         return f"A stage of {recipe}: {words.title if words else first_words(card)}"
     shipped = recipes().get(name)
     return str(load(shipped).get("about", "")) if shipped else first_words(card)
-
-
-def _marked(card: ModelCard) -> Iterator[str]:
-    """What a model can, with a mark where that takes a run that was trained with labels."""
-    return (f"{name}{LABELLED}" if name in card.unlabelled_lack else name for name in card.can)
-
-
-def list_data(*, long: bool = False, wide: bool = False) -> None:
-    """Prints every data set, a line each or, if `long`, all that is known of it."""
-    from gzcli.data.sets.library import listing
-
-    rows = listing()
-    if long:
-        for row in rows:
-            out.text("\n".join(_data_block(row, out.room(sys.stdout))) + "\n")
-    else:
-        columns = ("data", "images", "classes", "cached", "title")
-        lines = [(r["name"], _images(r), r["classes"] or None, _state(r), r["title"]) for r in rows]
-        out.table(columns, lines, spare=("classes", "images"), wrap=("title",), wide=wide)
-    out.data({"data": rows})
-
-
-def _state(row: dict[str, Any]) -> str:
-    return "yes" if row["cached"] else "gone" if row["lost"] else "no"
-
-
-def _images(row: dict[str, Any]) -> str | None:
-    if not (row["size"] and row["channels"]):
-        return None
-    height, width = sides(row["size"])
-    return f"{width}×{height}×{row['channels']}"
-
-
-def _data_block(row: dict[str, Any], room: int | None) -> list[str]:
-    """A data set's row as text: a heading and each fact, in lines of `room` columns."""
-    from gzcli.data.sets.registry import extras_in_words
-
-    splits = [(row["n_train"], "train"), (row["n_val"], "val"), (row["n_test"], "test")]
-    images = ", ".join(f"{n:,} {split}" for n, split in splits if n)
-    sizes = f"also {', '.join(map(str, row['larger']))} pixels a side" if row["larger"] else None
-    fetched = f"{row['download'] / 1e6:,.0f} MB to download" if row["download"] else None
-    lost = "nothing is at its path any more" if row["lost"] else None
-    state = ", ".join(filter(None, ("cached" if row["cached"] else "not cached", lost, fetched)))
-    kind = "findings or attributes, any number at once" if row["multilabel"] else "classes"
-    facts = {
-        "images": ", ".join(filter(None, (_images(row), images, sizes))),
-        "labels": f"{row['classes'] or 'no'} {kind}",
-        "with each": extras_in_words(row["extras"]),
-        "state": state,
-        "licence": row["licence"],
-        "cite": row["citation"],
-        "get it at": row["page"],
-        "path": row["path"],
-    }
-    texts = {f"{row['name']}: ": row["title"], **{f"  {key:<10} ": value for key, value in facts.items()}}
-    return [
-        line
-        for head, text in texts.items()
-        if text
-        for line in (wrapped(str(text), head, room) if room else [f"{head}{text}"])
-    ]
 
 
 def list_recipes(*, wide: bool = False) -> None:
@@ -224,20 +177,100 @@ def list_recipes(*, wide: bool = False) -> None:
     out.data({"recipes": rows})
 
 
+def list_pretrained(*, wide: bool = False) -> None:
+    """Prints the trained models that come with gz."""
+    from gzcli.store.pretrained import PREFIX, every
+
+    models = every()
+    columns = ("pretrained", "data", "figure", "params", "CPU time", "size")
+    out.table(columns, [(PREFIX + one.name, one.data, *one.cells) for one in models], wide=wide)
+    if models:
+        out.hint(f"gz sample {PREFIX}{models[0].name}")
+    facts = ("about", "params", "seconds", "work", "command")
+    rows = [
+        {"name": PREFIX + one.name, "model": one.model, "data": one.data, "figures": one.figures}
+        | {key: one.card[key] for key in facts}
+        | {"bytes": one.file.stat().st_size, "path": one.file}
+        for one in models
+    ]
+    out.data({"pretrained": rows})
+
+
+# ---------------------------------------------------------------------------- data sets
+
+
+def list_data(*, long: bool = False, wide: bool = False) -> None:
+    """Prints every data set, a line each or, if `long`, all that is known of it."""
+    from gzcli.data.sets.library import listing
+
+    rows = listing()
+    if long:
+        for row in rows:
+            out.text("\n".join(_data_block(row, out.room(sys.stdout))) + "\n")
+    else:
+        columns = ("data", "images", "classes", "cached", "title")
+        lines = []
+        for row in rows:
+            state = "yes" if row["cached"] else "gone" if row["lost"] else "no"
+            lines.append((row["name"], _images(row), row["classes"] or None, state, row["title"]))
+        out.table(columns, lines, spare=("classes", "images"), wrap=("title",), wide=wide)
+    out.data({"data": rows})
+
+
+def _images(row: dict[str, Any]) -> str | None:
+    if not (row["size"] and row["channels"]):
+        return None
+    height, width = sides(row["size"])
+    return f"{width}×{height}×{row['channels']}"
+
+
+def _data_block(row: dict[str, Any], room: int | None) -> list[str]:
+    """A data set's row as text: a heading and each fact, in lines of `room` columns."""
+    from gzcli.data.sets.registry import extras_in_words
+
+    splits = [(row["n_train"], "train"), (row["n_val"], "val"), (row["n_test"], "test")]
+    images = ", ".join(f"{n:,} {split}" for n, split in splits if n)
+    sizes = f"also {', '.join(map(str, row['larger']))} pixels a side" if row["larger"] else None
+    download = f"{row['download'] / 1e6:,.0f} MB to download" if row["download"] else None
+    lost = "nothing is at its path any more" if row["lost"] else None
+    kind = "findings or attributes, any number at once" if row["multilabel"] else "classes"
+    texts = {
+        f"{row['name']}: ": row["title"],
+        "  images     ": ", ".join(filter(None, (_images(row), images, sizes))),
+        "  labels     ": f"{row['classes'] or 'no'} {kind}",
+        "  with each  ": extras_in_words(row["extras"]),
+        "  state      ": ", ".join(
+            filter(None, ("cached" if row["cached"] else "not cached", lost, download))
+        ),
+        "  licence    ": row["licence"],
+        "  cite       ": row["citation"],
+        "  get it at  ": row["page"],
+        "  path       ": row["path"],
+    }
+    lines = []
+    for head, text in texts.items():
+        if text:
+            lines += out.wrapped(str(text), head, room) if room else [f"{head}{text}"]
+    return lines
+
+
+# ---------------------------------------------------------------------------- runs
+
+
 def list_runs(model: str | None = None, data: str | None = None, *, wide: bool = False) -> None:
     """Prints the runs of a model on a data set, newest first. Raises UsageError for unknown names."""
     from gzcli.data.sets.names import data_key
     from gzcli.recipe.files import find
     from gzcli.store.runs import all_runs
 
-    runs = all_runs(model=model, data=data)
-    if not runs and data:  # runs name a folder by its key; an unknown name is refused here
-        runs = all_runs(model=model, data=data_key(data))
-    if not runs and model:
+    chosen = all_runs(model=model, data=data)
+    if not chosen and data:  # runs name a folder by its key; an unknown name is refused here
+        chosen = all_runs(model=model, data=data_key(data))
+    if not chosen and model:
         find(spelling(model))  # raises UsageError for an unknown model
-    rows = summaries(runs)
+    rows = summaries(chosen)
     if rows or out.is_json():
-        table_of_runs(runs, rows, wide=wide)
+        table_of_runs(chosen, rows, wide=wide)
     else:
         out.info("no runs yet")
         on = f" --data {data}" if data else ""
@@ -246,13 +279,11 @@ def list_runs(model: str | None = None, data: str | None = None, *, wide: bool =
 
 
 def table_of_runs(
-    runs: Sequence[Run], rows: Sequence[Mapping[str, Any]], *, wide: bool = False, to_stderr: bool = False
+    chosen: Sequence[Run], rows: Sequence[Mapping[str, Any]], *, wide: bool = False, to_stderr: bool = False
 ) -> None:
     """Prints a line for each run, by its summary."""
     lines = []
-    for name, row in zip(
-        names_of(runs, sys.stderr if to_stderr else sys.stdout, wide=wide), rows, strict=True
-    ):
+    for name, row in zip(names_of(chosen, wide=wide, to_stderr=to_stderr), rows, strict=True):
         step, steps = row["step"], row["steps"]
         unfinished = row["state"] != "finished" and step is not None and steps
         cells = {**row, **in_words(row), "run": name, "name": row["alias"]}
@@ -261,12 +292,13 @@ def table_of_runs(
     out.table(COLUMNS, lines, spare=SPARE, wide=wide, to_stderr=to_stderr)
 
 
-def names_of(runs: Sequence[Run], stream: TextIO, *, wide: bool = False) -> list[str]:
+def names_of(chosen: Sequence[Run], *, wide: bool = False, to_stderr: bool = False) -> list[str]:
     """How the runs are named in a table: in full for scripts, and else as short as is unambiguous."""
     from gzcli.store.runs import short_names
 
-    short = {} if wide or out.room(stream) is None else short_names(runs)
-    return [short.get(run.id, run.id) for run in runs]
+    for_scripts = wide or out.room(sys.stderr if to_stderr else sys.stdout) is None
+    short = {} if for_scripts else short_names(chosen)
+    return [short.get(run.id, run.id) for run in chosen]
 
 
 def summary(run: Run) -> dict[str, Any]:
@@ -281,12 +313,12 @@ def summary(run: Run) -> dict[str, Any]:
     return {**facts, "created": moment(created) if created else None, "path": run.path}
 
 
-def summaries(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def summaries(chosen: Sequence[Run]) -> list[dict[str, Any]]:
     """The summaries of many runs, which are kept for the next time."""
     root = user_dir("runs")
     index.begin(root, "summary")
-    rows = [summary(run) for run in runs]
-    index.save(root, "summary", os.listdir(root) if runs else ())
+    rows = [summary(run) for run in chosen]
+    index.save(root, "summary", os.listdir(root) if chosen else ())
     return rows
 
 
@@ -332,30 +364,3 @@ def in_words(row: Mapping[str, Any]) -> dict[str, str | None]:
         "params": count(row["params"]) if row["params"] else None,
         "made": created[:16].replace("T", " ") if created else None,
     }
-
-
-def list_pretrained(*, wide: bool = False) -> None:
-    """Prints the trained models that come with gz."""
-    from gzcli.store.pretrained import PREFIX, every
-
-    models = every()
-    columns = ("pretrained", "data", "figure", "params", "CPU time", "size")
-    out.table(columns, [(PREFIX + one.name, one.data, *one.cells) for one in models], wide=wide)
-    if models:
-        out.hint(f"gz sample {PREFIX}{models[0].name}")
-    facts = ("about", "params", "seconds", "work", "command")
-    rows = [
-        {"name": PREFIX + one.name, "model": one.model, "data": one.data, "figures": one.figures}
-        | {key: one.card[key] for key in facts}
-        | {"bytes": one.file.stat().st_size, "path": one.file}
-        for one in models
-    ]
-    out.data({"pretrained": rows})
-
-
-_LISTS: dict[str, Callable[..., None]] = {
-    "data": list_data,
-    "recipes": list_recipes,
-    "runs": list_runs,
-    "pretrained": list_pretrained,
-}

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import ast
 import keyword
-from dataclasses import asdict, dataclass
+from importlib.resources import files
 from pathlib import Path
 from time import monotonic
 from typing import Annotated
 
 import typer
 
+from gzcli.cli import options as opt
 from gzcli.cli import out
 from gzcli.cli.jobs import end, quoted, took
 from gzcli.cli.list import alone, list_models
-from gzcli.cli.options import Json, Quiet
+from gzcli.cli.options import argument, option
 from gzcli.core import streams
 from gzcli.core.errors import UsageError, canonical
+from gzcli.core.units import counted
+from gzcli.store import model_files
+from gzcli.store.files import write_atomic
 
 app = typer.Typer(
     help="Write a model of your own, and check it.",
@@ -24,32 +28,15 @@ app = typer.Typer(
     invoke_without_command=True,
 )
 
-_Name = Annotated[str, typer.Argument(metavar="NAME", help="What the model will be called, as `maf`.")]
-_File = Annotated[Path, typer.Argument(metavar="FILE", help="The model's file, as `./maf.py`.")]
-_Data = Annotated[str, typer.Option("--data", metavar="NAME|PATH", help="The set that it is checked on.")]
-
-
-@dataclass(frozen=True)
-class Result:
-    """The result of one check; without a fault it passed."""
-
-    check: str
-    fault: str | None
+_Name = Annotated[str, argument("NAME", "What the model will be called, as `maf`.")]
+_File = Annotated[Path, argument("FILE", "The model's file, as `./maf.py`.")]
+_Data = Annotated[str, option("--data NAME|PATH", "The set that it is checked on.")]
 
 
 @app.command()
-def new(
-    name: _Name,
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+def new(name: _Name, force: opt.Force = False, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
     """Write NAME.py: a whole model, of 60 lines, that trains and passes `gz model check`."""
-    from importlib.resources import files
-
     from gzcli.models.catalog import cards
-    from gzcli.store import model_files
-    from gzcli.store.files import write_atomic
 
     stem = canonical(name.removesuffix(".py"))
     if not model_files.can_be_named(stem):
@@ -57,9 +44,8 @@ def new(
     if stem in cards():
         raise UsageError(f"`{name}` is a model of gz already", hint=f"another name, as `{stem}2`")
     title = "".join(part.capitalize() for part in stem.split("_"))
-    template = (files("gzcli") / "testing" / "template.py").read_text(
-        encoding="utf-8"
-    )  # not imported: it loads torch
+    # it is not imported, for it loads torch
+    template = (files("gzcli") / "testing" / "template.py").read_text(encoding="utf-8")
     if title in _taken(template):
         hint = f"the file needs the class `{title}` for something else; another name, as `my_{stem}`"
         raise UsageError(f"`{name}` cannot be a model's name", hint=hint)
@@ -68,9 +54,9 @@ def new(
         raise UsageError(f"`{target}` is there already", hint="`--force` writes over it")
     write_atomic(target, template.replace("Template", title).replace("template", stem))
     out.text(str(target))
-    lines = f"{len(template.splitlines())} lines"
     check = (f"gz model check ./{target}", "whether it keeps the contract of the zoo")
-    end([lines], [check, (f"gz train ./{target}", "trains it on the digits")])
+    train = (f"gz train ./{target}", "trains it on the digits")
+    end([f"{len(template.splitlines())} lines"], [check, train])
     out.data({"path": target})
 
 
@@ -81,38 +67,34 @@ def _taken(text: str) -> set[str]:
 
 
 @app.command()
-def check(file: _File, data: _Data = "digits", json: Json = False, quiet: Quiet = False) -> None:
+def check(file: _File, data: _Data = "digits", json: opt.Json = False, quiet: opt.Quiet = False) -> None:
     """Check a model's file against the contract of the zoo, a minute or less for a small model.
 
     It is trained, sampled, saved and scored on the CPU with the defaults of its signature.
     """
     from gzcli.recipe.files import mistakes
-    from gzcli.store import model_files
 
     name, began = model_files.add(file), monotonic()
     model_files.trust(file.expanduser())
     wrong = mistakes(file.expanduser().absolute())
-    results = [Result("file", text) for text in wrong] or _contract(name, data)
-    faults = [result for result in results if result.fault]
-    for result in results:
-        out.text(f"{'fault' if result.fault else 'ok':<6} {result.check.replace('_', ' ')}")
-        if result.fault:
-            out.text(f"       {result.fault}")
-    out.data({"model": name, "checks": [asdict(result) for result in results]})
-    if not faults:
-        more = (f"gz train {quoted(file)} --data mnist", "the same on another set")
-        end([f"all {len(results)} checks hold", took(began)], [(f"gz train {quoted(file)}", ""), more])
-    if faults:
-        count = f"{len(faults)} {'fault' if len(faults) == 1 else 'faults'}"
-        raise UsageError(
-            f"`{file}` does not keep the contract: {count}", hint="`gz model new NAME` writes one that does"
-        )
+    results = [("file", text) for text in wrong] or _contract(name, data)
+    for title, fault in results:
+        out.text(f"{'fault' if fault else 'ok':<6} {title.replace('_', ' ')}")
+        if fault:
+            out.text(f"       {fault}")
+    out.data({"model": name, "checks": [{"check": title, "fault": fault} for title, fault in results]})
+    if faults := sum(bool(fault) for _, fault in results):
+        message = f"`{file}` does not keep the contract: {counted(faults, 'fault')}"
+        raise UsageError(message, hint="`gz model new NAME` writes one that does")
+    more = (f"gz train {quoted(file)} --data mnist", "the same on another set")
+    end([f"all {len(results)} checks hold", took(began)], [(f"gz train {quoted(file)}", ""), more])
 
 
-def _contract(name: str, data: str) -> list[Result]:
+def _contract(name: str, data: str) -> list[tuple[str, str | None]]:
+    """Each check with the fault that it finds, None where it passes."""
     from gzcli.recipe.resolve import resolve
 
-    with streams.spinner("loading torch", shown=not (out.is_json() or out.is_quiet())):
+    with streams.spinner("loading torch", shown=out.mode() == "human"):
         from gzcli.testing import CHECKS, Case, fault_of
 
     part = resolve(name, data=data).parts[0]
@@ -120,6 +102,6 @@ def _contract(name: str, data: str) -> list[Result]:
     results = []
     with out.progress("checks", unit="checks") as report:
         for i, (title, check) in enumerate(CHECKS.items()):
-            results.append(Result(title, fault_of(check, case)))
+            results.append((title, fault_of(check, case)))
             report(i + 1, len(CHECKS))
     return results

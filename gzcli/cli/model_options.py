@@ -5,15 +5,16 @@ Models are read from their files and recipes, and nothing is imported that takes
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gzcli.cli.options import many, names
+from gzcli.cli.options import many, names, option
 from gzcli.core.errors import GzError, canonical
 from gzcli.core.streams import printable
-from gzcli.store.paths import recipe_names
+from gzcli.store.paths import cache_dir, recipe_names
 
 if TYPE_CHECKING:
     from gzcli.core.parts import Part
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 Row = Sequence[str]
 VERBS = ("sample", "ood", "train")  # whose help has panels on the model
 EXTENDED = ("sample", "ood")  # to whose options a model adds
-DASH, MOST = "-", 6  # labels that are all named
+MOST = 6  # labels that are all named
 STYLES = ("cyan", "yellow", "")  # of the columns, as Typer's own
 
 
@@ -46,10 +47,6 @@ def recipe_for(word: str, data: str | None = None) -> Recipe | None:
         return None
 
 
-def serving(recipe: Recipe) -> Part:
-    return recipe.parts[-1]
-
-
 def card_for(word: str) -> ModelCard | None:
     """The model that `gz sample` and `gz ood` use for a word: that of the recipe's last stage."""
     from gzcli.models.catalog import card
@@ -58,7 +55,7 @@ def card_for(word: str) -> ModelCard | None:
     if canonical(word) not in map(canonical, recipe_names()) and by_name(word) is None:
         return None
     recipe = recipe_for(word)
-    return card(serving(recipe).model) if recipe else None
+    return card(recipe.parts[-1].model) if recipe else None
 
 
 def options_of(verb: str, card: ModelCard, do: str | None = None) -> Options:
@@ -83,8 +80,7 @@ def keys_of(recipe: Recipe) -> dict[str, tuple[Any, list[str]]]:
     from gzcli.recipe.schema import LAUNCH, Rule, schema, staged
 
     cards = {part.stage: card(part.model) for part in recipe.parts}
-    rules = staged(cards) if recipe.stages else schema(card(serving(recipe).model))
-    tree = recipe.tree()
+    rules = staged(cards) if recipe.stages else schema(card(recipe.parts[-1].model))
     keys: dict[str, tuple[Any, list[str]]] = {}
 
     def walk(rules: Mapping[str, Any], tree: Any, path: str) -> None:
@@ -95,24 +91,26 @@ def keys_of(recipe: Recipe) -> dict[str, tuple[Any, list[str]]]:
             elif key != "*":
                 keys[path + key] = (value, values_of(rule.annotation))
 
-    walk({key: rule for key, rule in rules.items() if rule is not LAUNCH}, tree, "")
+    walk({key: rule for key, rule in rules.items() if rule is not LAUNCH}, recipe.tree(), "")
     return keys
 
 
 def written(value: Any) -> str:
     """A value as `--set` takes it, in one word of a shell."""
     if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
+        return json.dumps(value)
     return f"[{','.join(map(written, value))}]" if isinstance(value, (list, tuple)) else str(value)
+
+
+def flag(name: str) -> str:
+    """The option of a keyword: `--top-p` of `top_p`."""
+    return f"--{name.replace('_', '-')}"
 
 
 def labels_of(word: str | None, data: str | None) -> list[str]:
     """The classes of `--data`, else of a run's set, else of that of the model's newest run, else of the
     digits; [] where they are only known once the set is packed."""
-    import json
-
     from gzcli.data.sets.names import locate
-    from gzcli.store.paths import cache_dir
     from gzcli.store.runs import all_runs, by_name
 
     if not data and word:
@@ -125,31 +123,31 @@ def labels_of(word: str | None, data: str | None) -> list[str]:
     return list(map(str, json.loads(packs[0].read_text())["classes"])) if packs else []
 
 
-# --- completion: what a model adds to a verb ---
+# --- completion: what a model adds to a verb; `typed` has what precedes, by Typer's names ---
 
 
-def further(verb: str, typed: Mapping[str, Any], incomplete: str) -> list[tuple[str, str]]:
-    """(word, help) of the options of the model that complete `--…`; `typed` has what precedes, by Typer's
-    names."""
+def complete_option(verb: str, typed: Mapping[str, Any], incomplete: str) -> list[tuple[str, str]]:
+    """(word, help) of the options of the model that complete `--…`."""
     from gzcli.models.docs import options
 
     card = card_for(_word(typed)) if verb in EXTENDED else None
     if card is None:
         return []
-    texts = options(card).get(typed.get("do") or verb, {})
-    words = [f"--{name.replace('_', DASH)}" for name in options_of(verb, card, typed.get("do"))]
-    return [(word, texts.get(word[2:].replace(DASH, "_"), "")) for word in names(incomplete, words)]
+    do = typed.get("do")
+    texts = options(card).get(do or verb, {})
+    helps = {flag(name): texts.get(name, "") for name in options_of(verb, card, do)}
+    return [(word, helps.get(word.replace("_", "-"), "")) for word in names(incomplete, helps)]
 
 
-def further_values(verb: str, typed: Mapping[str, Any], option: str, incomplete: str) -> list[str]:
+def complete_value(verb: str, typed: Mapping[str, Any], option: str, incomplete: str) -> list[str]:
     """The values of one of the model's options, or of `--set`."""
     if verb not in EXTENDED:
         return []
     if option == "--set":
-        return complete_key(_word(typed), typed.get("data"), incomplete, sections=(verb,))
+        return complete_key(_word(typed), typed.get("data"), incomplete, section=verb)
     card = card_for(_word(typed))
     options = options_of(verb, card, typed.get("do")) if card else {}
-    param = options.get(option.lstrip(DASH).replace(DASH, "_"))
+    param = options.get(option.lstrip("-").replace("-", "_"))
     return names(incomplete, values_of(param.annotation)) if param else []
 
 
@@ -158,9 +156,9 @@ def _word(typed: Mapping[str, Any]) -> str:
     return next((str(typed[key]) for key in ("model", "what", "recipe") if typed.get(key)), "")
 
 
-def complete_key(word: str, data: str | None, incomplete: str, sections: tuple[str, ...] = ()) -> list[str]:
-    """Completions of `--set a.b=v`: keys with their present values, and after `=` the values that the key may
-    have. `sections`: those whose keys are offered; () for all."""
+def complete_key(word: str, data: str | None, incomplete: str, section: str = "") -> list[str]:
+    """Completions of `--set a.b=v`: keys, of one section or all, with their present values, and after `=` the
+    values that the key may have."""
     recipe = recipe_for(word, data)
     if recipe is None:
         return []
@@ -170,7 +168,7 @@ def complete_key(word: str, data: str | None, incomplete: str, sections: tuple[s
         value, choices = keys.get(key, (None, []))
         return names(incomplete, [f"{key}={choice}" for choice in choices or [written(value)]])
     shown = [f"{key}={written(value)}" for key, (value, _) in keys.items()]
-    return names(incomplete, [word for word in shown if not sections or word.split(".")[0] in sections])
+    return names(incomplete, [word for word in shown if section in ("", word.split(".")[0])])
 
 
 def complete_set(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -211,11 +209,10 @@ def _cards(ctx: typer.Context) -> list[ModelCard]:
 
 Sets = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="a.b=v",
-        help="Change a key of the recipe; may be repeated. Brackets want quotes: 'data.augment=[hflip]'.",
-        autocompletion=complete_set,
+    option(
+        "--set a.b=v",
+        "Change a key of the recipe; may be repeated. Brackets want quotes: 'data.augment=[hflip]'.",
+        complete=complete_set,
     ),
 ]
 
@@ -230,7 +227,7 @@ def show_help(argv: Sequence[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    verb, *words = [word for word in argv if not word.startswith(DASH)] or [""]
+    verb, *words = [word for word in argv if not word.startswith("-")] or [""]
     recipe = recipe_for(words[0]) if words and verb in VERBS else None
     if recipe is None:
         return
@@ -238,9 +235,8 @@ def show_help(argv: Sequence[str]) -> None:
     for title, rows in panels(verb, words[0], recipe):
         grid = Table.grid(padding=(0, 2))
         for row in rows:
-            grid.add_row(
-                *(Text(printable(cell), style=style) for cell, style in zip(row, STYLES, strict=False))
-            )
+            cells = zip(row, STYLES, strict=False)
+            grid.add_row(*(Text(printable(cell), style=style) for cell, style in cells))
         heading = Text(printable(title.format(name)))
         Console().print(Panel(grid, title=heading, title_align="left", border_style="dim"))
 
@@ -249,17 +245,16 @@ def panels(verb: str, word: str, recipe: Recipe) -> Iterator[tuple[str, Iterable
     """(title with a place for the model's name, rows of name, value and text) of each panel."""
     from gzcli.models.catalog import card
 
-    part = serving(recipe)
+    part = recipe.parts[-1]
     model = card(part.model)
+    options = list(rows_of(verb, model, part)) if verb in EXTENDED else []
     if verb == "train":
         yield "Keys of {}: --set KEY=VALUE", keys(recipe)
-    elif verb == "ood":
+    if verb == "ood":
         yield "Scores of {}: --score", scores(model, part)
-        if options := list(rows_of("ood", model, part)):
-            yield "Options of the scores of {}", options
-    else:
-        if options := list(rows_of("sample", model, part)):
-            yield "Options of {}", options
+    if options:
+        yield "Options of the scores of {}" if verb == "ood" else "Options of {}", options
+    if verb == "sample":
         yield "Labels of {}: --label", [labels(word, model, part)]
         if model.do:
             yield "Applications of {}: --do", [applied(model, name) for name in model.do]
@@ -276,7 +271,7 @@ def rows_of(verb: str, model: ModelCard, part: Part) -> Iterator[Row]:
         choices = " ".join(values_of(param.annotation)) or words(parse(param.annotation))
         value = values.get(name, param.default)
         default = f" [default: {written(value)}]" if _is_value(value) else ""
-        yield f"--{name.replace('_', DASH)}", choices, texts.get(name, "") + default
+        yield flag(name), choices, texts.get(name, "") + default
 
 
 def keys(recipe: Recipe) -> Iterator[Row]:
@@ -293,11 +288,10 @@ def scores(model: ModelCard, part: Part) -> Iterator[Row]:
     """A row for each score; the recipe's own are marked."""
     from gzcli.recipe.schema import score_names
 
-    chosen = part.ood.scores or ()
     for name in score_names(model):
         kind = "of its own" if name in model.scores else "of its likelihood"
-        drawn = ", shows where (--map)" if name in model.maps else ""
-        yield name, "default" if name in chosen else "", kind + drawn
+        mapped = ", shows where (--map)" if name in model.maps else ""
+        yield name, "default" if name in (part.ood.scores or ()) else "", kind + mapped
     yield "all", "", "every one of these"
 
 
@@ -315,7 +309,7 @@ def labels(word: str, model: ModelCard, part: Part) -> Row:
 
 def applied(model: ModelCard, name: str) -> Row:
     """An application, and the options that it takes."""
-    takes = [f"--{option.replace('_', DASH)}" for option in model.do[name]]
+    takes = [flag(option) for option in model.do[name]]
     takes += ["--mask"] if name in model.masked else []
     takes += ["--label"] if name in model.labelled else []
     takes += ["(where it was trained with labels)"] if name in model.unlabelled_lack else []
@@ -332,8 +326,7 @@ def examples(verb: str, word: str, model: ModelCard) -> Iterator[str]:
         yield f"gz ood {word} --input ./pictures"
     else:
         yield f"gz sample {word} -n 16 --seed 1"
-        choices = values_of(model.sample["sampler"].annotation) if "sampler" in model.sample else []
-        if choices:
+        if "sampler" in model.sample and (choices := values_of(model.sample["sampler"].annotation)):
             yield f"gz sample {word} --sampler {choices[0]} --steps 20"
         yield from (f"gz sample {word} --do {name}" for name in list(model.do)[:2])
 

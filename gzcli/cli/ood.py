@@ -3,7 +3,7 @@ with `--input` an alarm for each of the user's pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -11,142 +11,70 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gzcli.cli import out
-from gzcli.cli.jobs import OWN_OPTIONS, end, quoted, took
+from gzcli.cli import jobs, out
+from gzcli.cli import options as opt
+from gzcli.cli.jobs import end, quoted, took
 from gzcli.cli.model_options import complete_scores
-from gzcli.cli.options import (
-    Checkpoint,
-    Cpu,
-    Gpus,
-    Json,
-    Model,
-    Precision,
-    Pretrained,
-    Processes,
-    Quiet,
-    Report,
-    SeedOrZero,
-    Slurm,
-    Submit,
-    complete_data,
-    complete_data_list,
-    spelled,
-    split,
-)
+from gzcli.cli.options import complete_data, complete_data_list, option, split
 from gzcli.cli.report import check_report, with_report
 from gzcli.core.errors import FLAGGED, MissingError, UsageError, canonical
+from gzcli.core.sections import LaunchSection
 from gzcli.core.units import counted
+from gzcli.data.sets.names import data_key, is_set, local, locate, slug
 
 if TYPE_CHECKING:
+    from gzcli.core.jobs import AlarmJob, OodJob
     from gzcli.core.sections import DataSection
     from gzcli.data.sets.names import DataSet
     from gzcli.data.sets.registry import Benchmark
     from gzcli.models.catalog import ModelCard
+    from gzcli.store.run_folder import Run
 
-SETTINGS = OWN_OPTIONS
+SETTINGS = jobs.OWN_OPTIONS
 LINES, NAME = 20, 40  # flagged pictures in the table, and letters of a name there, at most
-_of_pictures = partial(typer.Option, rich_help_panel="Single pictures")
 
-_In = Annotated[
-    str | None,
-    typer.Option(
-        "--in",
-        metavar="NAME|PATH",
-        help="The in-distribution set, scored on its test split; without it the run's own set.",
-        autocompletion=complete_data,
-    ),
-]
-_Outs = Annotated[
-    str | None,
-    typer.Option(
-        "--out",
-        metavar="NAME|PATH[,…]",
-        help="The foreign sets: test splits of known sets; of your own images the `test` folder or, without "
-        "one, every picture. A path that holds a comma is not split there.",
-        autocompletion=complete_data_list,
-    ),
-]
-_Benchmark = Annotated[
-    str | None,
-    typer.Option(
-        "--benchmark", metavar="B", help="The sets of openood-mnist, openood-cifar10 or openood-cifar100."
-    ),
-]
-_Score = Annotated[
-    str | None,
-    typer.Option(
-        "--score",
-        metavar="S[,S…]",
-        help="Scores, or `all`; without it those of the recipe, of `--input` its first.",
-        autocompletion=complete_scores,
-    ),
-]
-_N = Annotated[
-    int | None,
-    typer.Option(
-        "-n",
-        metavar="N",
-        min=10,
-        help="Images scored of each set, or compared with pictures; without it as many as the time budget "
-        "allows.",
-    ),
-]
-_Full = Annotated[bool, typer.Option("--full", help="All images of each set.")]
-_Background = Annotated[
-    str | None,
-    typer.Option(
-        "--background",
-        metavar="RUN",
-        help="The run that the score `ratio` divides by, trained on mutated images.",
-    ),
-]
-_Seeds = Annotated[
-    int | None,
-    typer.Option(
-        "--seeds",
-        metavar="K",
-        min=1,
-        help="Seeds of the noise: means over K of them, ± spread. Without it one; 4 of `--input`, where "
-        "scores draw noise.",
-    ),
-]
-_Imglists = Annotated[
-    str | None,
-    typer.Option(
-        "--imglists",
-        metavar="DIR",
-        help="OpenOOD's `data` folder: its image lists then say the images of `--benchmark`.",
-    ),
-]
-_Input = Annotated[
-    str | None,
-    _of_pictures(
-        "--input",
-        metavar="PATH",
-        help="Pictures to be judged one by one: a picture, or a folder, zip, tar or npz of them.",
-    ),
-]
-_Fpr = Annotated[
-    str | None,
-    _of_pictures(
-        "--fpr",
-        metavar="1%|0.01",
-        help="Share of in-distribution pictures that may be flagged; 1 % without it.",
-    ),
-]
-_Map = Annotated[bool, _of_pictures("--map", help="Show where the strangest pictures are anomalous.")]
-_Png = Annotated[
-    bool, _of_pictures("--png", help="Write the map of every picture, not of the strangest alone.")
-]
+_IN_HELP = "The in-distribution set, scored on its test split; without it the run's own set."
+_In = Annotated[str | None, option("--in NAME|PATH", _IN_HELP, complete=complete_data)]
+_OUT_HELP = (
+    "The foreign sets: test splits of known sets; of your own images the `test` folder or, without one, "
+    "every picture. A path that holds a comma is not split there."
+)
+_Outs = Annotated[str | None, option("--out NAME|PATH[,…]", _OUT_HELP, complete=complete_data_list)]
+_BENCHMARK_HELP = "The sets of openood-mnist, openood-cifar10 or openood-cifar100."
+_Benchmark = Annotated[str | None, option("--benchmark B", _BENCHMARK_HELP)]
+_SCORE_HELP = "Scores, or `all`; without it those of the recipe, of `--input` its first."
+_Score = Annotated[str | None, option("--score S[,S…]", _SCORE_HELP, complete=complete_scores)]
+_N_HELP = (
+    "Images scored of each set, or compared with pictures; without it as many as the time budget allows."
+)
+_N = Annotated[int | None, option("-n N", _N_HELP, min=10)]
+_Full = Annotated[bool, option("--full", "All images of each set.")]
+_BACKGROUND_HELP = "The run that the score `ratio` divides by, trained on mutated images."
+_Background = Annotated[str | None, option("--background RUN", _BACKGROUND_HELP)]
+_SEEDS_HELP = (
+    "Seeds of the noise: means over K of them, ± spread. Without it one; 4 of `--input`, where scores draw "
+    "noise."
+)
+_Seeds = Annotated[int | None, option("--seeds K", _SEEDS_HELP, min=1)]
+_IMGLISTS_HELP = "OpenOOD's `data` folder: its image lists then say the images of `--benchmark`."
+_Imglists = Annotated[str | None, option("--imglists DIR", _IMGLISTS_HELP)]
+
+_of_pictures = partial(option, panel="Single pictures")
+_INPUT_HELP = "Pictures to be judged one by one: a picture, or a folder, zip, tar or npz of them."
+_Input = Annotated[str | None, _of_pictures("--input PATH", _INPUT_HELP)]
+_FPR_HELP = "Share of in-distribution pictures that may be flagged; 1 % without it."
+_Fpr = Annotated[str | None, _of_pictures("--fpr 1%|0.01", _FPR_HELP)]
+_Map = Annotated[bool, _of_pictures("--map", "Show where the strangest pictures are anomalous.")]
+_Png = Annotated[bool, _of_pictures("--png", "Write the map of every picture, not of the strangest alone.")]
 _Fail = Annotated[
-    bool, _of_pictures("--fail", help="End with exit code 6 where a picture is flagged, for scripts.")
+    bool, _of_pictures("--fail", "End with exit code 6 where a picture is flagged, for scripts.")
 ]
 
 
 def ood(
     ctx: typer.Context,
-    model: Model,
-    pretrained: Pretrained = False,
+    model: opt.Model,
+    pretrained: opt.Pretrained = False,
     in_: _In = None,
     out_: _Outs = None,
     benchmark: _Benchmark = None,
@@ -159,19 +87,19 @@ def ood(
     n: _N = None,
     full: _Full = False,
     background: _Background = None,
-    checkpoint: Checkpoint = "last",
-    gpus: Gpus = None,
-    cpu: Cpu = False,
-    processes: Processes = None,
-    precision: Precision = None,
-    seed: SeedOrZero = 0,
+    checkpoint: opt.Checkpoint = "last",
+    gpus: opt.Gpus = None,
+    cpu: opt.Cpu = False,
+    processes: opt.Processes = None,
+    precision: opt.Precision = None,
+    seed: opt.SeedOrZero = 0,
     seeds: _Seeds = None,
     imglists: _Imglists = None,
-    report: Report = None,
-    submit: Submit = None,
-    slurm: Slurm = None,
-    json: Json = False,
-    quiet: Quiet = False,
+    report: opt.Report = None,
+    submit: opt.Submit = None,
+    slurm: opt.Slurm = None,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Score images of other data sets, or single pictures, by how foreign they are to a model.
 
@@ -181,76 +109,54 @@ def ood(
     The scores' own options (`--starts 8`, `--steps 20`) are those of the recipe's `ood` section.
     """
     began = monotonic()
-    from gzcli.cli.jobs import announce, do_job, method_options, new_folder, processes_of
-    from gzcli.cli.submit import submit_verb
     from gzcli.core.jobs import AlarmJob, OodJob
-    from gzcli.core.parts import part_of
-    from gzcli.data.sets.names import local, locate, slug
     from gzcli.launch.from_file import find_run
-    from gzcli.models.catalog import card_of
-    from gzcli.recipe.schema import score_options
 
     check_report(report)
     of_pictures = {"--fpr": fpr, "--map": map_, "--png": png, "--fail": fail}
-    of_sets = {"--out": out_, "--benchmark": benchmark, "--imglists": imglists}
-    check_options(model, input_, of_pictures, of_sets)
+    check_options(
+        model, input_, of_pictures, {"--out": out_, "--benchmark": benchmark, "--imglists": imglists}
+    )
     openood = benchmark_of(benchmark, in_, out_) if benchmark else None
     name = openood.inside if openood else in_
-    key = locate(name).key if name else None
-    model = spelled(model, pretrained)
-    further, words = leading(ctx.args)
-    run = find_run(model, data=key)
-    part = part_of(run.serving.tree())
-    home = locate(name or part.data.name)
-    others = [find_run(word, data=home.key) for word in further]
-    parts = [part, *(part_of(other.serving.tree()) for other in others)]
-    check_same_data({each.id: p.data.name for each, p in zip([run, *others], parts, strict=True)})
-    cards = [card_of(each, p.model) for each, p in zip([run, *others], parts, strict=True)]
-    scores = choose_scores(split(score), cards, part.ood.scores)
-    options = method_options(words, score_options(cards[0]), f"`gz ood` of `{cards[0].name}`", "ood")
-    shared: dict[str, Any] = {
-        "checkpoint": checkpoint,
-        "scores": scores,
-        "n": n,
-        "full": full,
-        "seed": seed,
-        "options": options,
-        "background": str(find_run(background).path) if background else None,
-        "others": tuple(str(other.path) for other in others),
-        "precision": precision,
-        "launch": processes_of(gpus, cpu, processes),
-    }
+    inside = locate(name) if name else None
+    model = opt.spelled(model, pretrained)
+    run, card, own_data, settings = of_runs(model, ctx.args, inside, split(score))
+    settings |= {"checkpoint": checkpoint, "n": n, "full": full, "seed": seed, "precision": precision}
+    settings |= {"background": str(find_run(background).path) if background else None}
+    settings |= {"launch": LaunchSection(opt.parse_gpus(gpus), cpu, processes)}
     job: AlarmJob | OodJob
     if input_ is not None:
         if map_:
-            check_maps(cards[0])
+            check_maps(card)
         path = local(input_)
-        shared |= {"maps": map_, "png": png, "seeds": seeds}
-        job = AlarmJob(str(run.path), home.reference, str(path), rate(fpr), **shared)
         label = f"input-{slug(path.stem)}"
+        job = AlarmJob(input=str(path), fpr=rate(fpr), maps=map_, png=png, seeds=seeds, **settings)
     else:
         lists = local(imglists) if imglists else None
-        foreign = foreign_sets(openood, lists, out_, part.data)
-        outs = tuple(each.reference for each in foreign)
+        if openood:
+            foreign = with_lists(openood, lists) if lists else at_hand(openood, own_data)
+        else:
+            foreign = [locate(name) for name in split_sets(out_ or "")]
+        outs = tuple(one.reference for one in foreign)
         label = openood.name if openood else "-".join(slug(name.rsplit("/", 1)[-1]) for name in outs)[:80]
-        shared |= {"benchmark": openood and openood.name, "imglists": str(lists) if lists else None}
-        job = OodJob(str(run.path), home.reference, outs, seeds=seeds or 1, **shared)
+        settings |= {"benchmark": openood and openood.name, "imglists": str(lists) if lists else None}
+        job = OodJob(outs=outs, seeds=seeds or 1, **settings)
     if submit or slurm:
-        return submit_verb("ood", model, seed, job.launch, slurm or ())
-    announce(run, model, data=key)
-    folder = new_folder(run.path / "ood", label)
-    result = do_job(folder, job)
+        return jobs.submit("ood", f"ood-{slug(model)}", seed, job.launch, slurm)
+    jobs.announce(run, model, data=inside and inside.key)
+    folder = jobs.new_folder(run.path / "ood", label)
+    result = jobs.do_job(folder, job)
     (table if input_ is None else table_of_pictures)(result)
-    for note in result.get("notes", []):
-        out.info(f"note: {note}")
-    out.info(f"files: {folder}")
-    ending(result, folder, quoted(model) + (f" --in {quoted(in_)}" if in_ else ""), cards[0], took(began))
+    for text in (*(f"note: {note}" for note in result.get("notes", [])), f"files: {folder}"):
+        out.info(text)
+    ending(result, folder, quoted(model) + (f" --in {quoted(in_)}" if in_ else ""), card, took(began))
     out.data(with_report(result, folder, report))
     if fail and result["flagged"]:
         raise SystemExit(FLAGGED)
 
 
-# ---------------------------------------------------------------------------- what was asked for
+# -------------------------------------------------------------------------- checks, and what the runs decide
 
 
 def check_options(
@@ -258,47 +164,54 @@ def check_options(
 ) -> None:
     """Raises UsageError for options that do not go together, MissingError where the pictures are not there.
     The options for single pictures and for sets are values by their names."""
-    from gzcli.data.sets.names import local
-
+    wrong = of_pictures if input_ is None else of_sets
+    strange = next((name for name, value in wrong.items() if value), None)
     if input_ is None:
-        if wrong := next((name for name, value in of_pictures.items() if value), None):
-            raise UsageError(f"`{wrong}` goes with `--input`", hint="gz ood RUN --input ./pictures")
+        if strange:
+            raise UsageError(f"`{strange}` goes with `--input`", hint="gz ood RUN --input ./pictures")
         if of_sets["--imglists"] and not of_sets["--benchmark"]:
             raise UsageError("`--imglists` goes with `--benchmark`", hint="--benchmark openood-cifar10")
         if not of_sets["--benchmark"] and not of_sets["--out"]:
             hint = f"gz ood {model} --in mnist --out fashionmnist"
             raise UsageError("`gz ood` needs `--out`, `--benchmark` or `--input`", hint=hint)
         return
-    if wrong := next((name for name, value in of_sets.items() if value), None):
-        raise UsageError(
-            f"`--input` judges single pictures, `{wrong}` compares sets", hint="leave one of them out"
-        )
+    if strange:
+        message = f"`--input` judges single pictures, `{strange}` compares sets"
+        raise UsageError(message, hint="leave one of them out")
     if of_pictures["--png"] and not of_pictures["--map"]:
         raise UsageError("`--png` writes maps", hint="add `--map`")
     if not local(input_).exists():
-        raise MissingError(
-            f"there is no `{input_}`", hint="give a picture, or a folder, zip, tar or npz of pictures"
-        )
+        hint = "give a picture, or a folder, zip, tar or npz of pictures"
+        raise MissingError(f"there is no `{input_}`", hint=hint)
 
 
-def leading(words: list[str]) -> tuple[list[str], list[str]]:
-    """The words before the first option, which are further runs, and the rest."""
+def of_runs(
+    model: str, words: list[str], inside: DataSet | None, scores: list[str]
+) -> tuple[Run, ModelCard, DataSection, dict[str, Any]]:
+    """What the runs decide: the first run, its model and its data, and settings of a job. `words` are further
+    runs, which make an ensemble with it, and then options of the scores."""
+    from gzcli.core.parts import part_of
+    from gzcli.launch.from_file import find_run
+    from gzcli.models.catalog import card_of
+    from gzcli.recipe.schema import score_options
+
     at = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
-    return words[:at], words[at:]
-
-
-def check_same_data(sets: Mapping[str, str]) -> None:
-    """Raises UsageError where a run of an ensemble was trained on another set than the first one: sets by
-    run."""
-    from gzcli.data.sets.names import data_key
-
-    first = next(iter(sets.values()))
-    for run, name in sets.items():
-        if data_key(name) != data_key(first):
-            raise UsageError(
-                f"`{run}` was trained on `{name}`, the first run on `{first}`",
-                hint="an ensemble is of runs of one set",
-            )
+    run = find_run(model, data=inside and inside.key)
+    home = inside or locate(part_of(run.serving.tree()).data.name)
+    runs = [run, *(find_run(word, data=home.key) for word in words[:at])]
+    parts = [part_of(each.serving.tree()) for each in runs]
+    cards = [card_of(each, part.model) for each, part in zip(runs, parts, strict=True)]
+    trained_on = [part.data.name for part in parts]
+    for each, name in zip(runs, trained_on, strict=True):
+        if data_key(name) != data_key(trained_on[0]):
+            message = f"`{each.id}` was trained on `{name}`, the first run on `{trained_on[0]}`"
+            raise UsageError(message, hint="an ensemble is of runs of one set")
+    chosen = choose_scores(scores, cards, parts[0].ood.scores)
+    what = f"`gz ood` of `{cards[0].name}`"
+    options = jobs.method_options(words[at:], score_options(cards[0]), what, "ood")
+    paths = [str(each.path) for each in runs]
+    settings = {"run": paths[0], "others": tuple(paths[1:]), "ins": home.reference}
+    return run, cards[0], parts[0].data, settings | {"scores": chosen, "options": options}
 
 
 def choose_scores(
@@ -332,8 +245,6 @@ def split_sets(text: str) -> list[str]:
 
     A name may hold commas: from each start on, the longest text that is a set or an existing path is taken.
     """
-    from gzcli.data.sets.names import is_set
-
     parts, names = text.split(","), []
     while parts:
         length = next((n for n in range(len(parts), 1, -1) if is_set(",".join(parts[:n]).strip())), 1)
@@ -348,29 +259,14 @@ def benchmark_of(name: str, in_: str | None, out_: str | None) -> Benchmark:
 
     benchmark = find_benchmark(name)
     if out_ or (in_ and in_ != benchmark.inside):
-        raise UsageError(
-            f"`{benchmark.name}` has sets of its own: `--in {benchmark.inside}`",
-            hint="leave `--in` and `--out` out",
-        )
+        message = f"`{benchmark.name}` has sets of its own: `--in {benchmark.inside}`"
+        raise UsageError(message, hint="leave `--in` and `--out` out")
     return benchmark
-
-
-def foreign_sets(
-    benchmark: Benchmark | None, lists: Path | None, out_: str | None, data: DataSection
-) -> list[DataSet]:
-    """The foreign sets: those of a benchmark that are at hand, or that OpenOOD's `data` folder has lists of;
-    else those of `--out`."""
-    from gzcli.data.sets.names import locate
-
-    if benchmark:
-        return with_lists(benchmark, lists) if lists else at_hand(benchmark, data)
-    return [locate(name) for name in split_sets(out_ or "")]
 
 
 def with_lists(benchmark: Benchmark, root: Path) -> list[DataSet]:
     """The foreign sets of a benchmark that OpenOOD's `data` folder has lists of; prints those left out."""
     from gzcli.data.sets.library import list_of
-    from gzcli.data.sets.names import locate
 
     names = (*benchmark.near, *benchmark.far)
     sets = [locate(name) for name in names if list_of(root, benchmark, name)]
@@ -384,21 +280,17 @@ def with_lists(benchmark: Benchmark, root: Path) -> list[DataSet]:
 def at_hand(benchmark: Benchmark, data: DataSection) -> list[DataSet]:
     """The foreign sets of a benchmark that are here or small enough to be fetched; prints those left out."""
     from gzcli.data.packs.open import open_pack, pack_options
-    from gzcli.data.sets.names import locate
 
-    here = []
-    for name in (*benchmark.near, *benchmark.far):
-        foreign = locate(name)
+    here, names = [], (*benchmark.near, *benchmark.far)
+    for foreign in map(locate, names):
         try:
             open_pack(foreign, **pack_options(data), say=out.info)
             here.append(foreign)
         except MissingError as e:
             out.info(f"left out: {e.message} ({e.hint})")
     if not here:
-        sets = " ".join((*benchmark.near, *benchmark.far))
-        raise MissingError(
-            f"none of the foreign sets of `{benchmark.name}` is at hand", hint=f"gz data download {sets}"
-        )
+        message = f"none of the foreign sets of `{benchmark.name}` is at hand"
+        raise MissingError(message, hint=f"gz data download {' '.join(names)}")
     return here
 
 
@@ -420,9 +312,8 @@ def check_maps(model: ModelCard) -> None:
 
     if not model.maps:
         able = ", ".join(card.name for card in cards().values() if card.maps)
-        raise UsageError(
-            f"`{model.name}` does not say where a picture is anomalous", hint=f"these do: {able}"
-        )
+        message = f"`{model.name}` does not say where a picture is anomalous"
+        raise UsageError(message, hint=f"these do: {able}")
 
 
 # ---------------------------------------------------------------------------- what is printed
@@ -446,25 +337,19 @@ def table(result: Mapping[str, Any]) -> None:
     """Prints a line for each foreign set and score, with 95 % intervals."""
     names, rows = result["names"], result["results"]
     several = len({row["out"] for row in rows}) > 1
-
-    def line(row: Mapping[str, Any]) -> list[str]:
-        shown = [names.get(row["out"], row["out"])] if several else []
-        shown.append(row["score"] + "*" * row["baseline"])
-        for key in ("auroc", "fpr95"):
-            low, high = (row["ci"] or {}).get(key, (None, None))
-            ends = [] if low is None else [f"{end:.3f}".removeprefix("0") for end in (low, high)]
-            spread = f"±{row['spread'][key]:.4f}" if "spread" in row else None
-            shown += [f"{row[key]:.4f}", spread or "–".join(ends)]
-        return shown + [f"{row[key]:.4f}" for key in ("fpr95_id", "aupr_in", "aupr_out")]
-
     error = "± seeds" if any("spread" in row for row in rows) else "(95 %)"
+    lines = []
+    for row in rows:
+        line = [names.get(row["out"], row["out"])] if several else []
+        line.append(row["score"] + "*" * row["baseline"])
+        for key in ("auroc", "fpr95"):
+            ends = [f"{end:.3f}".removeprefix("0") for end in (row["ci"] or {}).get(key) or ()]
+            spread = f"±{row['spread'][key]:.4f}" if "spread" in row else "–".join(ends)
+            line += [f"{row[key]:.4f}", spread]
+        lines.append(line + [f"{row[key]:.4f}" for key in ("fpr95_id", "aupr_in", "aupr_out")])
     columns = ["score", "auroc", error, "fpr95", error, "fpr95_id", "aupr_in", "aupr_out"]
-    out.table(
-        [*(["out"] if several else []), *columns],
-        [line(row) for row in rows],
-        spare=("aupr_in", "aupr_out", "fpr95_id", error),
-        elsewhere="`gz report` shows them, `--json` too",
-    )
+    spare, elsewhere = ("aupr_in", "aupr_out", "fpr95_id", error), "`gz report` shows them, `--json` too"
+    out.table([*(["out"] if several else []), *columns], lines, spare=spare, elsewhere=elsewhere)
     counts = {names[row["out"]]: row["n_out"] for row in rows if row["out"] in names}
     sizes = ", ".join(f"{n:,} of `{name}`" for name, n in counts.items())
     inside = f"{rows[0]['n_in']:,} of `{names[result['in']]}`"
@@ -476,36 +361,39 @@ def table_of_pictures(result: Mapping[str, Any]) -> None:
     flagged = [row for row in result["files"] if row["flagged"]]
     names, draws = list(result["thresholds"]), result["seeds"]
     shown = names[: 1 if draws > 1 else 2]  # as many as 80 columns hold, with their spread
-
-    def line(row: Mapping[str, Any]) -> list[str]:
-        cells = [
-            row["file"] if len(row["file"]) <= NAME else f"…{row['file'][1 - NAME :]}",
-            f"{row['p']:.4f}",
-        ]
+    heads, lines = ["file", "p"], []
+    for name in shown:
+        heads += [name, "±"] if draws > 1 else [name]
+    for row in flagged[:LINES]:
+        file = row["file"] if len(row["file"]) <= NAME else f"…{row['file'][1 - NAME :]}"
+        line = [file, f"{row['p']:.4f}"]
         for name in shown:
             score = row["scores"][name]
-            cells.append("not finite" if score is None else f"{score:.4g}")
+            line.append("not finite" if score is None else f"{score:.4g}")
             if draws > 1:
-                cells.append("" if score is None else f"{row['spread'][name]:.2g}")
-        return cells
-
-    if flagged:
-        heads = [head for name in shown for head in ((name, "±") if draws > 1 else (name,))]
-        out.table(["file", "p", *heads], [line(row) for row in flagged[:LINES]])
-    if len(flagged) > LINES:
-        out.info(f"and {len(flagged) - LINES:,} more: `alarm.csv` has all pictures, strangest first")
-    total, compared = len(result["files"]), result["compared"]["n"]
-    by = f"by {', '.join(names)}, against {compared:,} held-out images"
-    out.info(f"flagged: {len(flagged):,} of {counted(total, 'picture')} {by}")
-    if draws > 1:
-        out.info(f"scores are means over {draws} draws of noise, ± is the deviation between the draws")
-    if low := sum(row["side"] == "low" for row in flagged):
-        out.info(f"{low:,} by a score below the usual, as that of pictures simpler than those of the set")
-    named, rate_ = Path(result["in"]).name, result["fpr"]
-    share = f"of pictures like those of `{named}` at most {100 * rate_:.3g} % are, on average"
-    about = rate_ * total
-    out.info(f"{share}: {about:.2g} of {total:,}" if about >= 1 else share)
-    if len(flagged) < total:
-        out.info("the others may be foreign all the same: a score of a whole picture misses small defects")
+                line.append("" if score is None else f"{row['spread'][name]:.2g}")
+        lines.append(line)
+    if lines:
+        out.table(heads, lines)
+    for text in facts_of_alarm(result, flagged):
+        out.info(text)
     for message in result["unreadable"]:
         out.warn(f"left out: {message}")
+
+
+def facts_of_alarm(result: Mapping[str, Any], flagged: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What is said of the flagged pictures below their table."""
+    total, draws = len(result["files"]), result["seeds"]
+    if len(flagged) > LINES:
+        yield f"and {len(flagged) - LINES:,} more: `alarm.csv` has all pictures, strangest first"
+    by = f"by {', '.join(result['thresholds'])}, against {result['compared']['n']:,} held-out images"
+    yield f"flagged: {len(flagged):,} of {counted(total, 'picture')} {by}"
+    if draws > 1:
+        yield f"scores are means over {draws} draws of noise, ± is the deviation between the draws"
+    if low := sum(row["side"] == "low" for row in flagged):
+        yield f"{low:,} by a score below the usual, as that of pictures simpler than those of the set"
+    of_set, expected = Path(result["in"]).name, result["fpr"] * total
+    share = f"of pictures like those of `{of_set}` at most {100 * result['fpr']:.3g} % are, on average"
+    yield f"{share}: {expected:.2g} of {total:,}" if expected >= 1 else share
+    if len(flagged) < total:
+        yield "the others may be foreign all the same: a score of a whole picture misses small defects"

@@ -6,9 +6,9 @@ Completion runs at every TAB: it reads names from disk and imports little.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -16,6 +16,23 @@ from gzcli.cli import out
 from gzcli.core.errors import UsageError, canonical, did_you_mean, matching
 from gzcli.core.sections import PRECISIONS, SCALES
 from gzcli.store.paths import recipe_names
+
+Complete = Callable[..., list[str]]
+
+
+def option(
+    words: str, help: str = "", *, complete: Complete | None = None, panel: str = "", **more: Any
+) -> Any:
+    """An option of Typer. `words` are its names, and the placeholder of its value: `--seed S`."""
+    names = [word for word in words.split() if word.startswith("-")]
+    metavar = next((word for word in words.split() if word not in names), None)
+    more |= {"autocompletion": complete, "rich_help_panel": panel or None}
+    return typer.Option(*names, metavar=metavar, help=help, **more)
+
+
+def argument(metavar: str, help: str = "", complete: Complete | None = None, **more: Any) -> Any:
+    return typer.Argument(metavar=metavar, help=help or None, autocompletion=complete, **more)
+
 
 # --- completion: the beginning of a word → the words that complete it ---
 
@@ -28,11 +45,9 @@ def names(incomplete: str, options: Iterable[str]) -> list[str]:
 
 def many(incomplete: str, options: Iterable[str]) -> list[str]:
     """The completions of the last item of a comma-separated list, without the items before it."""
-    done, comma, last = incomplete.rpartition(",")
-    items = done.split(",")
-    return [
-        done + comma + name for name in names(last, (option for option in options if option not in items))
-    ]
+    earlier, comma, last = incomplete.rpartition(",")
+    left = (option for option in options if option not in earlier.split(","))
+    return [earlier + comma + name for name in names(last, left)]
 
 
 def run_names() -> list[str]:
@@ -43,9 +58,9 @@ def run_names() -> list[str]:
 
 
 def data_names() -> list[str]:
-    from gzcli.data.sets.names import names as known
+    from gzcli.data.sets.names import names as names_of_sets
 
-    return list(known())
+    return list(names_of_sets())
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -57,19 +72,19 @@ def complete_models(incomplete: str) -> list[str]:
 
 
 def complete_run(incomplete: str) -> list[str]:
+    """Names of runs; where none fits, ids without their time, as tables show them."""
     return names(incomplete, run_names()) or _short_names(incomplete)
-
-
-def _short_names(incomplete: str) -> list[str]:
-    """Completions of a run's id without its time, as tables show it."""
-    from gzcli.store.runs import all_runs, short_names
-
-    runs = all_runs()
-    return names(incomplete, short_names(runs, runs).values())
 
 
 def complete_model_or_run(incomplete: str) -> list[str]:
     return names(incomplete, [*recipe_names(), *run_names()]) or _short_names(incomplete)
+
+
+def _short_names(incomplete: str) -> list[str]:
+    from gzcli.store.runs import all_runs, short_names
+
+    every = all_runs()
+    return names(incomplete, short_names(every, every).values())
 
 
 def complete_data(incomplete: str) -> list[str]:
@@ -94,25 +109,20 @@ def choose(what: str, name: str, options: Iterable[str]) -> str:
 
 
 def parse_gpus(text: str | None) -> int | Literal["all"] | None:
-    """The value of `--gpus`: a number or `all`. Raises UsageError."""
-    if text is None:
-        return None
-    if text == "all":
-        return "all"
+    if text is None or text == "all":
+        return text  # type: ignore[return-value]
     if not text.isdigit():
         raise UsageError(f"`--gpus {text}` is neither a number nor `all`")
     return int(text)
 
 
 def parse_checkpoint(text: str) -> str:
-    """The value of `--checkpoint`. Raises UsageError."""
     if text not in ("last", "best") and not text.isdigit():
         raise UsageError(f"`--checkpoint {text}` is neither `last`, `best` nor a step")
     return text
 
 
 def parse_precision(text: str | None) -> str | None:
-    """The value of `--precision`. Raises UsageError."""
     return None if text is None else choose("precision", text, PRECISIONS)
 
 
@@ -124,13 +134,11 @@ def split(text: str | None) -> list[str]:
 def _after_dashes(ctx: typer.Context, value: list[str] | None) -> list[str]:
     """The words after `--`, which go to `accelerate launch`. Raises UsageError for a stray word before `--`,
     and for an option that gz sets itself."""
-    words = ctx.obj or []
+    words, extra = ctx.obj or [], list(value or ())
     after = words[words.index("--") + 1 :] if "--" in words else []
-    extra = list(value or ())
     if extra and extra != after[-len(extra) :] and not ctx.resilient_parsing:
-        raise UsageError(
-            f"unexpected argument `{extra[0]}`", hint="arguments for `accelerate launch` stand after `--`"
-        )
+        hint = "arguments for `accelerate launch` stand after `--`"
+        raise UsageError(f"unexpected argument `{extra[0]}`", hint=hint)
     if not extra:
         return extra
     from gzcli.launch.launcher import check_extra
@@ -151,124 +159,90 @@ def _quiet(value: bool) -> bool:
 def may_remove(what: str, yes: bool) -> bool:
     """Whether `what` may be removed: `--yes`, or the user's answer. Raises UsageError where nobody can be
     asked."""
-    if yes:
-        return True
-    if not sys.stdin.isatty():
+    if not yes and not sys.stdin.isatty():
         raise UsageError(f"removing {what} needs `--yes` where nobody can be asked")
-    return out.confirmed(f"Remove {what}?")
+    return yes or out.confirmed(f"Remove {what}?")
 
 
 def spelled(model: str, pretrained: bool) -> str:
     """`MODEL --pretrained` in the spelling that every verb takes."""
     from gzcli.store.pretrained import PREFIX
 
-    return f"{PREFIX}{model}" if pretrained and not model.startswith(PREFIX) else model
+    return f"{PREFIX}{model}" if model and pretrained and not model.startswith(PREFIX) else model
 
 
 # --- the options ---
 
-_OUTPUT, _DEVICE, _CLUSTER = "Output", "Devices", "A cluster"
+OUTPUT, _DEVICE, _CLUSTER = "Output", "Devices", "A cluster"
 
-Json = Annotated[
-    bool, typer.Option("--json", callback=_json, help="Print JSON for scripts.", rich_help_panel=_OUTPUT)
+Json = Annotated[bool, option("--json", "Print JSON for scripts.", callback=_json, panel=OUTPUT)]
+Quiet = Annotated[bool, option("--quiet -q", "Print data and errors only.", callback=_quiet, panel=OUTPUT)]
+Wide = Annotated[bool, option("--wide", "Print every column in full, wider than the terminal.", panel=OUTPUT)]
+Report = Annotated[
+    Path | None,
+    option("--report DIR", "Write the results as HTML, Markdown and LaTeX tables too.", panel=OUTPUT),
 ]
-Quiet = Annotated[
-    bool,
-    typer.Option(
-        "--quiet", "-q", callback=_quiet, help="Print data and errors only.", rich_help_panel=_OUTPUT
-    ),
-]
-Wide = Annotated[
-    bool,
-    typer.Option(
-        "--wide", help="Print every column in full, wider than the terminal.", rich_help_panel=_OUTPUT
-    ),
-]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Yes = Annotated[bool, option("--yes -y", "Do not ask.")]
+Force = Annotated[bool, option("--force", "Write over a file that is there.")]
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL|RUN",
-        help="A model (its newest finished run), a run's id, alias or folder, a file, `hf://OWNER/NAME`, or "
-        "`pretrained:MODEL`.",
-        autocompletion=complete_model_or_run,
-    ),
-]
+MODEL_HELP = (
+    "A model (its newest finished run), a run's id, alias or folder, a file, `hf://OWNER/NAME`, or "
+    "`pretrained:MODEL`."
+)
+Model = Annotated[str, argument("MODEL|RUN", MODEL_HELP, complete_model_or_run)]
 Pretrained = Annotated[
-    bool,
-    typer.Option("--pretrained", help="The model that comes with gz, trained already: `pretrained:MODEL`."),
+    bool, option("--pretrained", "The model that comes with gz, trained already: `pretrained:MODEL`.")
 ]
 Data = Annotated[
-    str | None,
-    typer.Option(
-        "--data", metavar="NAME|PATH", help="A data set, or your own images.", autocompletion=complete_data
-    ),
+    str | None, option("--data NAME|PATH", "A data set, or your own images.", complete=complete_data)
 ]
 Scale = Annotated[
     str | None,
-    typer.Option(
-        "--scale",
-        metavar="|".join(SCALES),
-        help="Size of network and training; else tiny for embedded sets, full on GPUs, small without.",
-        autocompletion=lambda: list(SCALES),
+    option(
+        f"--scale {'|'.join(SCALES)}",
+        "Size of network and training; else tiny for embedded sets, full on GPUs, small without.",
+        complete=lambda: list(SCALES),
     ),
 ]
-_SEED = typer.Option("--seed", metavar="S", min=0, help="Seed of all randomness.")
+_SEED = option("--seed S", "Seed of all randomness.", min=0)
 Seed = Annotated[int | None, _SEED]  # None: the recipe's
 SeedOrZero = Annotated[int, _SEED]
 Checkpoint = Annotated[
     str,
-    typer.Option(
-        metavar="last|best|STEP",
+    option(
+        "--checkpoint last|best|STEP",
+        "Which weights of the run.",
         callback=parse_checkpoint,
-        help="Which weights of the run.",
-        autocompletion=lambda: ["last", "best"],
+        complete=lambda: ["last", "best"],
     ),
 ]
 Precision = Annotated[
     str | None,
-    typer.Option(
-        "--precision",
-        metavar="|".join(PRECISIONS),
+    option(
+        f"--precision {'|'.join(PRECISIONS)}",
+        "Else the run's own for samples, and fp32 for scores. Likelihoods are always in fp32.",
         callback=parse_precision,
-        help="Else the run's own for samples, and fp32 for scores. Likelihoods are always in fp32.",
-        autocompletion=lambda: list(PRECISIONS),
-        rich_help_panel=_DEVICE,
+        complete=lambda: list(PRECISIONS),
+        panel=_DEVICE,
     ),
 ]
-Report = Annotated[
-    Path | None,
-    typer.Option(
-        "--report",
-        metavar="DIR",
-        help="Write the results as HTML, Markdown and LaTeX tables too.",
-        rich_help_panel=_OUTPUT,
-    ),
-]
-Gpus = Annotated[str | None, typer.Option(metavar="N|all", help="How many GPUs.", rich_help_panel=_DEVICE)]
-Cpu = Annotated[
-    bool, typer.Option("--cpu", help="Use the CPU even where there are GPUs.", rich_help_panel=_DEVICE)
-]
+Gpus = Annotated[str | None, option("--gpus N|all", "How many GPUs.", panel=_DEVICE)]
+Cpu = Annotated[bool, option("--cpu", "Use the CPU even where there are GPUs.", panel=_DEVICE)]
 Processes = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="CPU processes, with `--cpu`.", rich_help_panel=_DEVICE)
+    int | None, option("--processes N", "CPU processes, with `--cpu`.", min=1, panel=_DEVICE)
 ]
 Submit = Annotated[
-    Literal["slurm"] | None,
-    typer.Option("--submit", help="Write a job script and submit it.", rich_help_panel=_CLUSTER),
+    Literal["slurm"] | None, option("--submit", "Write a job script and submit it.", panel=_CLUSTER)
 ]
 Slurm = Annotated[
     list[str] | None,
-    typer.Option(
-        "--slurm",
-        metavar="KEY=VALUE",
-        help="An option of `sbatch`, as `time=2:00:00`; `array=0-4` takes five seeds.",
-        rich_help_panel=_CLUSTER,
+    option(
+        "--slurm KEY=VALUE",
+        "An option of `sbatch`, as `time=2:00:00`; `array=0-4` takes five seeds.",
+        panel=_CLUSTER,
     ),
 ]
 Extra = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="-- ARG", callback=_after_dashes, help="Options of `accelerate launch`, after `--`."
-    ),
+    argument("-- ARG", "Options of `accelerate launch`, after `--`.", callback=_after_dashes),
 ]

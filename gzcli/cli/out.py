@@ -1,21 +1,26 @@
-"""The only writer: data on stdout, everything else on stderr; it holds the `--json` and `-q` switches."""
+"""The only writer: data on stdout, everything else on stderr; it holds the `--json` and `-q` switches.
+
+Tables and texts fit the terminal: the least important columns leave first, texts are wrapped between words.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from gzcli.cli.tables import NARROW, Table, wrapped
 from gzcli.core import streams
 from gzcli.core.errors import GzError
 
 _mode = {"json": False, "quiet": False, "lenient": False, "lost": False}
 ELSEWHERE = "`--wide` prints them, `--json` too"  # the columns that did not fit
+GAP, NARROW = "  ", 24
 UNREAD = 128 + 13  # the exit code where nobody reads stdout any longer, as after `| head`
 _STYLES = {"red": "31", "yellow": "33", "cyan": "36", "bold": "1", "dim": "2"}
 # Marks of the beginning of each style and of the end of any in a text before it is written. They are no
@@ -39,14 +44,17 @@ def is_quiet() -> bool:
     return _mode["quiet"]
 
 
+def mode() -> str:
+    """How an engine process prints: as "human", "quiet" or "json" lines."""
+    return "json" if is_json() else "quiet" if is_quiet() else "human"
+
+
 # --- stdout: data ---
 
 
 def data(obj: Mapping[str, Any]) -> None:
     """JSON mode: prints one line, `"schema": 1` first, NaN and infinity as null. Human mode: nothing."""
     if is_json():
-        import json
-
         _write(sys.stdout, json.dumps({"schema": 1, **_plain(obj)}, ensure_ascii=False), styled=False)
 
 
@@ -66,28 +74,26 @@ def table(
     wide: bool = False,
     to_stderr: bool = False,
     elsewhere: str = ELSEWHERE,
+    called: Mapping[str, str] | None = None,
 ) -> None:
-    """Human mode: prints the columns of a `Table` with a bold head, as far as they fit the terminal. JSON
-    mode: nothing. With `to_stderr` it is what `info` would print; `elsewhere` says where to see the columns
-    that did not fit."""
+    """Human mode: prints a table with a bold head, as far as it fits the terminal. JSON mode: nothing.
+
+    columns: the headings.
+    rows: the cells of each line; None and "" are shown as `-`.
+    spare, wrap, narrow: as of `table_lines`.
+    to_stderr: whether it is printed as `info` would.
+    elsewhere: where to see the columns that did not fit.
+    called: heading → the name by which a column is told of that did not fit, where that is another one.
+    """
     if is_quiet() if to_stderr else is_json():
         return
     stream = sys.stderr if to_stderr else sys.stdout
-    lines, hidden = Table(columns, rows, spare, wrap, narrow).lines(None if wide else room(stream))
-    head, *rest = lines
+    columns_of_stream = None if wide else room(stream)
+    (head, *rest), hidden = table_lines(columns, rows, spare, wrap, narrow, columns_of_stream)
     _write(stream, "\n".join([style(head, "bold", stream), *rest]))
-    left_out(hidden, elsewhere)
-
-
-def left_out(names: Sequence[str], elsewhere: str = ELSEWHERE) -> None:
-    """Names on stderr the columns that did not fit."""
-    if names:
-        info(f"left out for want of room: {' '.join(names)} ({elsewhere})")
-
-
-def aligned(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table as text, its head first."""
-    return "\n".join(Table(columns, rows).lines()[0])
+    if hidden:
+        names = " ".join((called or {}).get(name, name) for name in hidden)
+        info(f"left out for want of room: {names} ({elsewhere})")
 
 
 def room(stream: TextIO) -> int | None:
@@ -104,9 +110,14 @@ def room(stream: TextIO) -> int | None:
         return None
 
 
-def width(most: int = 80) -> int:
-    """The columns that texts on stderr may take."""
-    return min(most, room(sys.stderr) or most)
+def width() -> int:
+    """The columns that texts on stderr may take, 80 at most."""
+    return min(80, room(sys.stderr) or 80)
+
+
+def fitted(text: str, head: str = "") -> list[str]:
+    """The text in lines that fit stderr, below a heading."""
+    return wrapped(text, head, width())
 
 
 # --- stderr: everything else ---
@@ -156,15 +167,15 @@ def progress(title: str, unit: str = "bytes") -> Iterator[Callable[[int, int], N
     if is_quiet() or is_json() or not colourful(sys.stderr):
         yield lambda done, total: None
         return
-    from rich import progress as rich_progress
+    from rich import progress as bars
     from rich.console import Console
 
-    counted: tuple[rich_progress.ProgressColumn | str, ...] = (rich_progress.MofNCompleteColumn(), unit)
+    measures: tuple[bars.ProgressColumn | str, ...] = (bars.MofNCompleteColumn(), unit)
     if unit == "bytes":
-        counted = (rich_progress.DownloadColumn(), rich_progress.TransferSpeedColumn())
-    described = rich_progress.TextColumn("{task.description}", markup=False)
-    columns = (described, rich_progress.BarColumn(), *counted, rich_progress.TimeRemainingColumn())
-    with rich_progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        measures = (bars.DownloadColumn(), bars.TransferSpeedColumn())
+    described = bars.TextColumn("{task.description}", markup=False)
+    columns = (described, bars.BarColumn(), *measures, bars.TimeRemainingColumn())
+    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(streams.printable(title), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -182,7 +193,91 @@ def error(problem: GzError) -> None:
         _write(sys.stderr, f"\n{style('hint:', 'cyan')} {problem.hint}")
 
 
-# --- how it looks ---
+# --- tables ---
+
+
+def table_lines(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    spare: Sequence[str] = (),
+    wrap: Sequence[str] = (),
+    narrow: int = NARROW,
+    room: int | None = None,
+) -> tuple[list[str], list[str]]:
+    """The lines of a table that fit `room` columns (None: any number), and the headings that were left out.
+
+    spare: headings of the columns that may leave, the first to leave first; of those of one name the last
+      leaves first. One without any value leaves at once, and is not named.
+    wrap: headings of the columns whose texts may take several lines.
+    narrow: the least width of such a text while a spare column can leave in its place.
+    """
+    cells = [["-" if cell is None or cell == "" else str(cell) for cell in row] for row in rows]
+    grid = list(zip(columns, *cells, strict=False))
+    widths = [max(map(len, column)) for column in grid]
+    # the longest word of each column that may be wrapped
+    words = {i: max(map(_longest, column)) for i, column in enumerate(grid) if column[0] in wrap}
+    shown, hidden = list(range(len(grid))), []
+    if room is not None:
+        if _total(widths, shown) > room:
+            empty = {i for i, column in enumerate(grid) if cells and set(column[1:]) == {"-"}}
+            shown = [i for i in shown if i not in empty or columns[i] not in spare]
+        while (narrowed := _narrowed(widths, words, shown, room, narrow)) is None:
+            leaving = next((i for name in spare for i in shown[::-1] if columns[i] == name), None)
+            if leaving is None:
+                narrowed = _narrowed(widths, words, shown, room, 0) or words
+                break
+            shown.remove(leaving)
+            hidden.append(columns[leaving])
+        widths = [narrowed.get(i, width) for i, width in enumerate(widths)]
+    right = {i for i in shown if cells and all(map(_is_number, grid[i][1:]))}
+    lines = []
+    for row in (columns, *cells):
+        parts = {i: wrapped(row[i], "", widths[i]) if len(row[i]) > widths[i] else [row[i]] for i in shown}
+        for n in range(max(map(len, parts.values()))):
+            texts = {i: "".join(part[n : n + 1]) for i, part in parts.items()}
+            fitted = (t.rjust(widths[i]) if i in right else t.ljust(widths[i]) for i, t in texts.items())
+            lines.append(GAP.join(fitted).rstrip())
+    return lines, hidden
+
+
+def _narrowed(
+    widths: Sequence[int], words: Mapping[int, int], shown: Sequence[int], room: int, least: int
+) -> dict[int, int] | None:
+    """The widths of the wrapped columns, of at least `least`, with which those shown fit; None where they
+    cannot."""
+    narrowed = {i: widths[i] for i in shown if i in words}
+    floors = {i: max(words[i], min(width, least)) for i, width in narrowed.items()}
+    for _ in range(_total(widths, shown) - room):  # the widest gives first
+        able = [i for i in narrowed if narrowed[i] > floors[i]]
+        if not able:
+            return None
+        narrowed[max(able, key=lambda i: narrowed[i])] -= 1
+    return narrowed
+
+
+def wrapped(text: str, head: str = "", width: int = 80) -> list[str]:
+    """The text in lines of `width` columns, broken at spaces; those after the first are indented as `head` is
+    wide."""
+    indent = " " * len(head)
+    wrapper = textwrap.TextWrapper(width, head, indent, break_on_hyphens=False, break_long_words=False)
+    return wrapper.wrap(text) or [head.rstrip()]
+
+
+def _is_number(cell: str) -> bool:
+    """Whether a cell is a number, or stands for a missing one."""
+    digits = cell.lstrip("-").replace(",", "").replace(".", "")
+    return cell in ("-", "nan", "inf", "-inf") or digits.isdecimal()
+
+
+def _total(widths: Sequence[int], shown: Sequence[int]) -> int:
+    return sum(widths[i] for i in shown) + len(GAP) * (len(shown) - 1)
+
+
+def _longest(text: str) -> int:
+    return max(map(len, text.split()), default=0)
+
+
+# --- colour, and what reaches a stream ---
 
 
 def colourful(stream: TextIO) -> bool:

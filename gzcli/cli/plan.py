@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from gzcli.cli import out, tables
+from gzcli.cli import out
 from gzcli.core.errors import UsageError
-from gzcli.core.units import about, count, sides, size
+from gzcli.core.units import about, count, counted, sides, size
 from gzcli.launch import forecast, requirements
 from gzcli.launch.forecast import Forecast, together
 from gzcli.launch.launcher import Plan, show, usable_gpus
@@ -23,7 +23,6 @@ from gzcli.recipe.recipe import Recipe, recipe_of
 from gzcli.recipe.resolve import Resolved
 from gzcli.store.paths import user_dir
 
-WIDTH = 80  # columns of a terminal that a plan is written for
 MINUTES = 60  # for which the steps are given that `--minutes` would choose
 
 
@@ -37,14 +36,14 @@ class Outlook:
     models: Sequence[Forecast]  # in order
     paper: Sequence[Forecast]  # at the scale `paper`; () where that is its models, or is not known
 
-
-def outlook_of(
-    recipe: Resolved, plan: Plan, facts: DataFacts, paper: Resolved | None, *, timed: bool
-) -> Outlook:
-    """What is expected of a recipe, and of it at the scale `paper`; `timed`: a step may be tried for that."""
-    measure = partial(forecast.measured, say=out.info) if timed else None
-    rows = forecast.expect(recipe, plan, facts.info(), measure=measure, timed=timed, other=paper)
-    return Outlook(recipe, plan, facts, *rows)
+    @classmethod
+    def of(
+        cls, recipe: Resolved, plan: Plan, facts: DataFacts, paper: Resolved | None, *, timed: bool
+    ) -> Outlook:
+        """Of a recipe, and of it at the scale `paper`; `timed`: a step may be tried for that."""
+        measure = partial(forecast.measured, say=out.info) if timed else None
+        rows = forecast.expect(recipe, plan, facts.info(), measure=measure, timed=timed, other=paper)
+        return cls(recipe, plan, facts, *rows)
 
 
 def before_start(start: Start, recipe: Recipe, *, yes: bool) -> None:
@@ -55,9 +54,8 @@ def before_start(start: Start, recipe: Recipe, *, yes: bool) -> None:
     """
     if start.run:
         if words := previous_words(start.run):
-            out.info(
-                f"note: it was started with `-- {' '.join(words)}`, which is not taken over: type it again"
-            )
+            typed = f"it was started with `-- {' '.join(words)}`"
+            out.info(f"note: {typed}, which is not taken over: type it again")
         return
     if start.plan.machine_rank:
         return
@@ -65,13 +63,13 @@ def before_start(start: Start, recipe: Recipe, *, yes: bool) -> None:
     facts, _ = requirements.of_data(request.recipe)
     timed = not (getattr(request.recipe.found, "embedded", False) or request.length_is_typed)
     whole = replace(request.recipe, parts=recipe.parts, data=recipe.data)
-    outlook = outlook_of(whole, plan, facts, request.at_paper if timed else None, timed=timed)
+    outlook = Outlook.of(whole, plan, facts, request.at_paper if timed else None, timed=timed)
     for line in in_short(outlook):
         out.info(line)
     if hint := requirements.memory_hint(outlook.models, plan, requirements.memory_of(plan)):
         out.hint(hint)
     less = "`--scale small`, `--minutes 60` or a GPU take less"
-    start_or_not(total(outlook.models), most=forecast.WEEK, span="a week", ways=less, yes=yes)
+    start_or_not(seconds_of(outlook.models), most=forecast.WEEK, span="a week", ways=less, yes=yes)
 
 
 def start_or_not(seconds: float | None, *, most: float, span: str, ways: str, yes: bool) -> None:
@@ -99,42 +97,37 @@ def show_plan(start: Start, *, keys: bool) -> None:
     else:
         recipe, rounded = shared_out(recipe, plan.processes)
     facts, needs = requirements.of_data(recipe)
-    outlook = outlook_of(recipe, plan, facts, None if run else start.request.at_paper, timed=True)
+    outlook = Outlook.of(recipe, plan, facts, None if run else start.request.at_paper, timed=True)
     if refused := next((one.refused for one in outlook.models if one.refused), None):
         raise refused
     needs += lacking(outlook)
-    there = requirements.memory_of(plan)
+    memory = requirements.memory_of(plan)
     tree, origin = resolved_tree(outlook)
     path = run.path if run else user_dir("runs") / f"{recipe.card.name}-{facts.key}-<time>-<id>"
-    line = show(path, plan)
-    for label, text in in_lines(outlook, there):
-        out.text("\n".join(wrapped(text, f"{label:<8}")))
-    for text in wrapped(", ".join(needs) or "nothing that is not here", "needs   "):
-        out.text(text)
-    gpus = f"{plan.gpus or 'no'} GPU{'s' if plan.gpus != 1 else ''}"
+    launch = show(path, plan)
+    needed = ", ".join(needs) or "nothing that is not here"
+    for label, text in (*in_lines(outlook, memory), ("needs", needed)):
+        out.text("\n".join(out.fitted(text, f"{label:<8}")))
+    gpus = counted(plan.gpus, "GPU") if plan.gpus else "no GPUs"
     out.text(f"run     {'resumes ' if run else ''}{path}")
-    out.text(f"launch  {plan.processes} × {plan.threads} threads, {gpus}: {line}")
+    out.text(f"launch  {plan.processes} × {plan.threads} threads, {gpus}: {launch}")
     if keys:
+        rows = [
+            (key, "null" if value is None else str(value), origin.get(key, ""))
+            for key, value in leaves(tree)
+            if (key.rpartition(".")[2], value) != ("params", None)
+        ]
+        wrap, elsewhere = ("value", "from"), "`--json` has them"
         out.text("")
-        show_keys(tree, origin)
+        out.table(("key", *wrap), rows, spare=("from",), wrap=wrap, narrow=12, elsewhere=elsewhere)
     for text in rounded:
         out.info(text)
-    if hint := requirements.memory_hint(outlook.models, plan, there):
+    if hint := requirements.memory_hint(outlook.models, plan, memory):
         out.hint(hint)
-    out.data(
-        {
-            **figures(outlook),
-            "recipe": tree,
-            "origin": origin,
-            "data": asdict(facts),
-            "needs": needs,
-            "run": path,
-            "resume": run is not None,
-            "processes": plan.processes,
-            "gpus": plan.gpus,
-            "launch": line,
-        }
-    )
+    facts_of_start = {"run": path, "resume": run is not None, "processes": plan.processes}
+    facts_of_start |= {"gpus": plan.gpus, "launch": launch}
+    recipe_and_set = {"recipe": tree, "origin": origin, "data": asdict(facts), "needs": needs}
+    out.data({**figures(outlook), **recipe_and_set, **facts_of_start})
 
 
 def lacking(outlook: Outlook) -> Iterator[str]:
@@ -144,7 +137,7 @@ def lacking(outlook: Outlook) -> Iterator[str]:
     yield from requirements.absent_weights(outlook.recipe)
     yield from requirements.absent_runs(outlook.recipe)
     if (planned := outlook.plan.gpus) and planned > (gpus := usable_gpus()).usable:
-        yield f"{planned} GPU{'s' if planned > 1 else ''} ({gpus.lack or f'here: {gpus.there}'})"
+        yield f"{counted(planned, 'GPU')} ({gpus.lack or f'here: {gpus.there}'})"
 
 
 def resolved_tree(outlook: Outlook) -> tuple[dict[str, Any], dict[str, str]]:
@@ -162,17 +155,6 @@ def resolved_tree(outlook: Outlook) -> tuple[dict[str, Any], dict[str, str]]:
     return tree, origin
 
 
-def show_keys(tree: dict[str, Any], origin: Mapping[str, str]) -> None:
-    """Prints every key with its value and origin."""
-    rows = [
-        (key, "null" if value is None else str(value), origin.get(key, ""))
-        for key, value in leaves(tree)
-        if (key.rpartition(".")[2], value) != ("params", None)
-    ]
-    wrap, elsewhere = ("value", "from"), "`--json` has them"
-    out.table(("key", *wrap), rows, spare=("from",), wrap=wrap, narrow=12, elsewhere=elsewhere)
-
-
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """(dotted key, value) of everything in the tree that is not a map."""
     rows = []
@@ -184,35 +166,40 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def figures(outlook: Outlook) -> dict[str, Any]:
     """What is expected, for scripts: of all models together, and of each."""
-    flops = together([one.flops for one in outlook.models])
+    models = outlook.models
+    flops, bytes_ = (
+        together([one.flops for one in models]),
+        [one.bytes for one in models if one.bytes is not None],
+    )
+    each = [
+        {
+            "model": one.part.model,
+            "stage": one.part.stage or None,
+            "params": one.params,
+            "gflop_per_step": one.flops and one.flops / 1e9,
+            "bytes": one.bytes,
+            "steps": one.part.train.steps,
+            "seconds_per_step": one.step,
+            "seconds": one.seconds,
+            "seconds_on_h100": one.on_h100s(1),
+            "seconds_on_gpus": one.on_h100s(one.gpus),
+        }
+        for one in models
+        if one.params is not None
+    ]
     return {
         "scale": outlook.recipe.choice.scale,
-        "params": params_of(outlook.models),
+        "params": together([one.params for one in models]),
         "gflop_per_step": flops and flops / 1e9,
-        "bytes": max((one.bytes for one in outlook.models if one.bytes is not None), default=None),
-        "seconds": total(outlook.models),
-        "seconds_on_h100": on_h100s(outlook.models, 1),
-        "seconds_on_gpus": on_h100s(outlook.models, outlook.models[0].gpus),
-        "memory": [
-            {
-                "model": one.part.model,
-                "stage": one.part.stage or None,
-                "params": one.params,
-                "gflop_per_step": one.flops and one.flops / 1e9,
-                "bytes": one.bytes,
-                "steps": one.part.train.steps,
-                "seconds_per_step": one.step,
-                "seconds": one.seconds,
-                "seconds_on_h100": one.on_h100s(1),
-                "seconds_on_gpus": one.on_h100s(one.gpus),
-            }
-            for one in outlook.models
-            if one.params is not None
-        ],
+        "bytes": max(bytes_, default=None),
+        "seconds": seconds_of(models),
+        "seconds_on_h100": on_h100s(models, 1),
+        "seconds_on_gpus": on_h100s(models, models[0].gpus),
+        "memory": each,
     }
 
 
-def total(forecasts: Sequence[Forecast]) -> float | None:
+def seconds_of(forecasts: Sequence[Forecast]) -> float | None:
     """Seconds of all here; None: not known."""
     return together([one.seconds for one in forecasts])
 
@@ -222,28 +209,25 @@ def on_h100s(forecasts: Sequence[Forecast], gpus: int) -> float | None:
     return together([one.on_h100s(gpus) for one in forecasts])
 
 
-def params_of(forecasts: Sequence[Forecast]) -> int | None:
-    """The parameters of all models; None: not known."""
-    params = together([one.params for one in forecasts])
-    return None if params is None else int(params)
-
-
 # ---------------------------------------------------------------------------- in words
 
 
 def in_short(outlook: Outlook) -> list[str]:
     """One or two lines on what is about to be trained."""
-    choice, models, params = outlook.recipe.choice, outlook.models, params_of(outlook.models)
+    choice, models, params = (
+        outlook.recipe.choice,
+        outlook.models,
+        together([one.params for one in outlook.models]),
+    )
     scale = f"scale {choice.scale} ({choice.why}): " if choice.scale else ""
     model = [f"{count(params)} parameters"] if params else []
     if not any(part.train.minutes for part in outlook.recipe.parts):
         model.append(f"{sum(one.part.train.steps for one in models):,} steps")
-    here, there = total(models), total(outlook.paper)
+    here = seconds_of(models)
     times = [f"about {about(here)} here"] if here else []
-    if here and there:
-        times.append(f"--scale paper: {about(there)} here{_h100s_in_words(outlook.paper)}")
+    times += _in_paper(outlook) if here else []
     words = ": ".join(filter(None, [", ".join(model), "; ".join(times)]))
-    return [scale + _set_in_words(outlook), *(line for line in wrapped(words) if line)]
+    return [scale + _set(outlook), *(line for line in out.fitted(words) if line)]
 
 
 def in_lines(outlook: Outlook, there: int | None) -> Iterator[tuple[str, str]]:
@@ -253,37 +237,37 @@ def in_lines(outlook: Outlook, there: int | None) -> Iterator[tuple[str, str]]:
     yield "scale", f"{choice.scale} ({choice.why})" if choice.scale else "the recipe has no scales"
     download = f", {facts.download / 1e6:,.0f} MB to fetch" if facts.download else ""
     packed = " (here, to be packed)" if facts.cached else f" (not here{download})"
-    yield "set", _set_in_words(outlook) + ("" if facts.packed else packed)
+    yield "set", _set(outlook) + ("" if facts.packed else packed)
     stages = [f"{one.part.stage}: " if len(models) > 1 else "" for one in models]
     for stage, one in zip(stages, models, strict=True):
         yield "model", stage + _model(one)
     most = max(one.bytes or 0 for one in models)
     where = f"; {'the GPU' if outlook.plan.gpus else 'this machine'} has {size(there)}" if there else ""
     yield "memory", (f"{size(most)} a process, as a step took here" if most else "here: not known") + where
-    here = total(models)
+    here = seconds_of(models)
     if len(models) == 1:
         yield "time", _time(models[0])
     elif here:
         each = ", ".join(stage + about(one.seconds or 0) for stage, one in zip(stages, models, strict=True))
-        yield "in all", f"about {about(here)} here{_h100s_in_words(models)} ({each})"
+        yield "in all", f"about {about(here)} here{_on_h100s(models)} ({each})"
     else:
         yield "time", "here: not known"
-    if in_paper := total(outlook.paper):
-        yield "paper", f"--scale paper: {about(in_paper)} here{_h100s_in_words(outlook.paper)}"
+    for text in _in_paper(outlook):
+        yield "paper", text
 
 
-def wrapped(text: str, head: str = "") -> list[str]:
-    """The text in lines that fit the terminal, broken at spaces, below a heading."""
-    return tables.wrapped(text, head, out.width(WIDTH))
+def _in_paper(outlook: Outlook) -> list[str]:
+    there = seconds_of(outlook.paper)
+    return [f"--scale paper: {about(there)} here{_on_h100s(outlook.paper)}"] if there else []
 
 
-def _set_in_words(outlook: Outlook) -> str:
-    recipe, facts, counted = outlook.recipe, outlook.facts, outlook.recipe.choice.facts
-    if counted is None or facts.size is None:
+def _set(outlook: Outlook) -> str:
+    facts, described = outlook.facts, outlook.recipe.choice.facts
+    if described is None or facts.size is None:
         return facts.title
     height, width = sides(facts.size)
-    seen = replace(counted, height=height, width=width, channels=facts.channels or counted.channels)
-    return f"{recipe.data.name.rpartition('/')[2]}: {seen.words}"
+    seen = replace(described, height=height, width=width, channels=facts.channels or described.channels)
+    return f"{outlook.recipe.data.name.rpartition('/')[2]}: {seen.words}"
 
 
 def _model(one: Forecast) -> str:
@@ -301,10 +285,10 @@ def _time(one: Forecast) -> str:
         return about(60 * one.part.train.minutes)
     here = f"about {about(one.seconds)} here" if one.seconds else "here: not known"
     steps = one.steps_in(MINUTES)
-    return here + _h100s_in_words([one]) + (f"; --minutes {MINUTES}: {steps:,} steps" if steps else "")
+    return here + _on_h100s([one]) + (f"; --minutes {MINUTES}: {steps:,} steps" if steps else "")
 
 
-def _h100s_in_words(forecasts: Sequence[Forecast]) -> str:
+def _on_h100s(forecasts: Sequence[Forecast]) -> str:
     """The time of all on as many H100s as there are GPUs asked for; "" where it is not known."""
     gpus = forecasts[0].gpus
     seconds = on_h100s(forecasts, gpus)

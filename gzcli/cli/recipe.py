@@ -9,13 +9,16 @@ from typing import Annotated
 
 import typer
 
+from gzcli.cli import options as opt
 from gzcli.cli import out
 from gzcli.cli.jobs import end, quoted, took
 from gzcli.cli.list import alone, list_recipes
 from gzcli.cli.model_options import Sets
-from gzcli.cli.options import Json, Quiet, Scale, complete_data, complete_model
+from gzcli.cli.options import argument, complete_data, complete_model, option
 from gzcli.core.errors import UsageError
 from gzcli.core.units import counted
+from gzcli.store.files import write_atomic
+from gzcli.store.paths import recipe_names
 
 app = typer.Typer(
     help="Show, copy and check recipes; a schema of them for editors.",
@@ -23,22 +26,23 @@ app = typer.Typer(
     invoke_without_command=True,
 )
 
-_WHAT = {"metavar": "NAME|FILE", "autocompletion": complete_model}
-_What = Annotated[str, typer.Argument(help="A shipped recipe, or a file.", **_WHAT)]
-_Data = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Resolve it for a data set.", autocompletion=complete_data)
-]
+_What = Annotated[str, argument("NAME|FILE", "A shipped recipe, or a file.", complete_model)]
+_SOME_HELP = "Recipes or files; every shipped recipe without any."
+_Some = Annotated[list[str] | None, argument("NAME|FILE", _SOME_HELP, complete_model)]
+_Data = Annotated[str | None, option("--data NAME", "Resolve it for a data set.", complete=complete_data)]
+_Resolved = Annotated[bool, option("--resolved", "Show every key, not the file.")]
+_To = Annotated[Path | None, argument("FILE", "The new file; NAME.yaml without it.")]
 
 
 @app.command()
 def show(
     recipe: _What,
     data: _Data = None,
-    scale: Scale = None,
+    scale: opt.Scale = None,
     sets: Sets = None,
-    resolved: Annotated[bool, typer.Option("--resolved", help="Show every key, not the file.")] = False,
-    json: Json = False,
-    quiet: Quiet = False,
+    resolved: _Resolved = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Print a recipe: its file, or every key with `--data`, `--set` or `--resolved`; and what keys mean."""
     from gzcli.launch.launcher import usable_gpus
@@ -49,9 +53,9 @@ def show(
     as_file = not (data or scale or sets or resolved or out.is_json())
     if as_file:
         out.text(text_of(recipe).rstrip())
-    there = usable_gpus().usable
+    gpus = usable_gpus().usable
     try:
-        result = resolve(recipe, data=data, sets=sets or (), flags={"scale": scale}, gpus=there)
+        result = resolve(recipe, data=data, sets=sets or (), flags={"scale": scale}, gpus=gpus)
     except UsageError:
         if as_file:  # `gz recipe check` tells what is wrong with it
             return
@@ -71,25 +75,21 @@ def show(
 @app.command()
 def copy(
     recipe: _What,
-    to: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="The new file; NAME.yaml without it.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
-    json: Json = False,
-    quiet: Quiet = False,
+    to: _To = None,
+    force: opt.Force = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Copy a recipe, to make it your own."""
     from gzcli.recipe.files import show as text_of
-    from gzcli.store.files import write_atomic
 
     text = text_of(recipe)
     name = f"{Path(recipe).name.removesuffix('.yaml')}.yaml"
     target = to or Path(name)
     target = target / name if target.is_dir() else target
     if target.exists() and not force:
-        raise UsageError(
-            f"`{target}` is there already", hint="`--force` writes over it, or name another file"
-        )
+        hint = "`--force` writes over it, or name another file"
+        raise UsageError(f"`{target}` is there already", hint=hint)
     write_atomic(target, text)
     out.text(str(target))
     file = quoted(target if "/" in str(target) else f"./{target}")
@@ -99,17 +99,10 @@ def copy(
 
 
 @app.command()
-def check(
-    recipes: Annotated[
-        list[str] | None, typer.Argument(help="Recipes or files; every shipped recipe without any.", **_WHAT)
-    ] = None,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+def check(recipes: _Some = None, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
     """Check recipes, for every data set that they name; all mistakes at once."""
     began = monotonic()
     from gzcli.recipe.resolve import check as problems_of
-    from gzcli.store.paths import recipe_names
 
     names = list(recipes or recipe_names())
     problems = [problem for name in names for problem in problems_of(name)]
@@ -126,7 +119,7 @@ def check(
 
 
 @app.command("schema")
-def schema_(json: Json = False, quiet: Quiet = False) -> None:
+def schema_(json: opt.Json = False, quiet: opt.Quiet = False) -> None:
     """Print the JSON schema of recipes, by which editors complete and check them."""
     from json import dumps
 

@@ -7,21 +7,16 @@ from pathlib import Path
 from time import monotonic
 from typing import Annotated, Any
 
-import typer
-
+from gzcli.cli import options as opt
 from gzcli.cli import out
 from gzcli.cli.jobs import bytes_of, end, quoted, took
-from gzcli.cli.options import Json, Quiet
+from gzcli.cli.options import argument, option
 
-_Folder = Annotated[
-    Path, typer.Argument(metavar="FOLDER", help="Of a `gz bench` or `gz ood`: the one it calls `files`.")
-]
-_Out = Annotated[
-    Path | None, typer.Option("--out", metavar="DIR", help="Where to write; into FOLDER/report without it.")
-]
+_Folder = Annotated[Path, argument("FOLDER", "Of a `gz bench` or `gz ood`: the one it calls `files`.")]
+_Out = Annotated[Path | None, option("--out DIR", "Where to write; into FOLDER/report without it.")]
 
 
-def report(folder: _Folder, to: _Out = None, json: Json = False, quiet: Quiet = False) -> None:
+def report(folder: _Folder, to: _Out = None, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
     """Write the results of a `gz bench` or `gz ood` as a page of HTML, as Markdown and as LaTeX tables.
 
     The page needs no other file and no network.
@@ -30,13 +25,11 @@ def report(folder: _Folder, to: _Out = None, json: Json = False, quiet: Quiet = 
     from gzcli.report.write import write
 
     made = write(folder, to)
-    out.text(made["html"])
     page = Path(made["html"])
+    out.text(str(page))
     look = (f"python -m webbrowser {quoted(page)}", "the page in a browser")
-    end(
-        [bytes_of(page), took(began)],
-        [look, (f"ls {quoted(page.parent)}", "its Markdown, LaTeX tables, figures")],
-    )
+    more = (f"ls {quoted(page.parent)}", "its Markdown, LaTeX tables, figures")
+    end([bytes_of(page), took(began)], [look, more])
     out.data(made)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import monotonic
@@ -10,24 +12,15 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from gzcli.cli import out
+from gzcli.cli import jobs, out
+from gzcli.cli import options as opt
 from gzcli.cli.jobs import bytes_of, end, quoted, took
 from gzcli.cli.list import alone, in_words, list_runs, names_of, summaries, summary, table_of_runs
-from gzcli.cli.options import (
-    Checkpoint,
-    Json,
-    Quiet,
-    Wide,
-    Yes,
-    complete_data,
-    complete_model,
-    complete_model_or_run,
-    complete_run,
-    may_remove,
-)
+from gzcli.cli.options import argument, complete_data, complete_model, complete_model_or_run, option
 from gzcli.core.errors import MissingError, UsageError, did_you_mean
+from gzcli.core.sections import LaunchSection
 from gzcli.core.units import counted, figure, size
-from gzcli.store import claims
+from gzcli.store import claims, files
 from gzcli.store import runs as store
 from gzcli.store.run_folder import Run
 
@@ -37,26 +30,23 @@ app = typer.Typer(
     invoke_without_command=True,
 )
 
-_Ref = Annotated[
-    str,
-    typer.Argument(metavar="RUN", help="Id, alias, folder or model.", autocompletion=complete_model_or_run),
-]
-_Refs = Annotated[
-    list[str], typer.Argument(metavar="RUN…", help="Ids, aliases or folders.", autocompletion=complete_run)
-]
-_Any = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="RUN RUN…", help="Ids, aliases, folders or models.", autocompletion=complete_model_or_run
-    ),
-]
-_Repository = Annotated[
-    str, typer.Argument(metavar="OWNER/NAME", help="A model repository of the Hugging Face hub.")
-]
-_Dtype = Annotated[
-    Literal["fp32", "bf16"],
-    typer.Option("--dtype", help="Of the weights in a file; bf16 halves it, and changes samples a little."),
-]
+_Ref = Annotated[str, argument("RUN", "Id, alias, folder or model.", complete_model_or_run)]
+_Refs = Annotated[list[str], argument("RUN…", "Ids, aliases or folders.", opt.complete_run)]
+_Any = Annotated[list[str], argument("RUN RUN…", "Ids, aliases, folders or models.", complete_model_or_run)]
+_Repository = Annotated[str, argument("OWNER/NAME", "A model repository of the Hugging Face hub.")]
+_DTYPE_HELP = "Of the weights in a file; bf16 halves it, and changes samples a little."
+_Dtype = Annotated[Literal["fp32", "bf16"], option("--dtype", _DTYPE_HELP)]
+_OfModel = Annotated[str, option("--model M", "Of one model only.", complete=complete_model)]
+_OfData = Annotated[str, option("--data NAME", "Of one data set only.", complete=complete_data)]
+_TO_HELP = "One file that `gz` reads anywhere, or another library's format."
+_To = Annotated[Literal["file", "onnx", "torch", "diffusers"], option("--to", _TO_HELP)]
+_Out = Annotated[Path | None, option("--out PATH", "Where to write; into the run's folder without it.")]
+_Licence = Annotated[str, option("--licence ID", "Of the weights, as the hub names licences.")]
+_Private = Annotated[bool, option("--private", "For you alone.")]
+_Name = Annotated[str | None, option("--name ALIAS", "A second name for the run.")]
+_KEEP_HELP = "Keep the best and the K newest of a model and data set."
+_Keep = Annotated[int | None, option("--keep K", _KEEP_HELP, min=0)]
+_Unfinished = Annotated[bool, option("--unfinished", "Remove the runs that did not finish.")]
 
 Row = Sequence[Any]
 NARROW = 18  # columns that a run has at least in a table of several
@@ -68,23 +58,18 @@ LOOKS = "_every"
 
 @app.command("list")
 def list_(
-    model: Annotated[
-        str, typer.Option("--model", metavar="M", help="Of one model only.", autocompletion=complete_model)
-    ] = "",
-    data: Annotated[
-        str,
-        typer.Option("--data", metavar="NAME", help="Of one data set only.", autocompletion=complete_data),
-    ] = "",
-    wide: Wide = False,
-    json: Json = False,
-    quiet: Quiet = False,
+    model: _OfModel = "",
+    data: _OfData = "",
+    wide: opt.Wide = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """List runs, newest first."""
     list_runs(model or None, data or None, wide=wide)
 
 
 @app.command()
-def show(run: _Ref, json: Json = False, quiet: Quiet = False) -> None:
+def show(run: _Ref, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
     """Show a run's state and its whole recipe."""
     place = _find(run)
     tree, facts = place.tree(), summary(place)
@@ -99,17 +84,34 @@ def show(run: _Ref, json: Json = False, quiet: Quiet = False) -> None:
     out.data({**facts, "recipe": tree})
 
 
-@app.command("compare")
-def compare_(runs: _Any, wide: Wide = False, json: Json = False, quiet: Quiet = False) -> None:
+@app.command()
+def compare(runs: _Any, wide: opt.Wide = False, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
     """Show runs side by side: figures, time, size, and the keys in which their recipes differ."""
+    from gzcli.cli.plan import leaves
+    from gzcli.store.metrics import last_figures
+
     chosen = list({run.path: run for run in map(_find, runs)}.values())
     if len(chosen) < 2:
         raise UsageError("`gz runs compare` needs two runs or more", hint="`gz runs list` shows them")
-    compare(chosen, wide=wide)
+    rows, figures = [summary(run) for run in chosen], [last_figures(run) for run in chosen]
+    trees = [dict(leaves(run.tree())) for run in chosen]
+    differ = differences(trees)
+    lines = facts(chosen, rows)
+    for key in dict.fromkeys(key for last in figures for key in last):
+        lines.append((f"last {key}", *(figure(last[key]) if key in last else None for last in figures)))
+    several = [key for key in differ if wide or _differ([tree[key] for tree in trees if key in tree])]
+    lines += [(key, *(None if v is None else str(v) for v in differ[key])) for key in several]
+    side_by_side(names_of(chosen, wide=wide), lines, wide=wide)
+    if not differ:
+        out.info("their recipes are the same")
+    if alone := len(differ) - len(several):
+        out.info(f"left out: {counted(alone, 'key')} that not all have ({out.ELSEWHERE})")
+    with_figures = [{**row, "figures": last} for row, last in zip(rows, figures, strict=True)]
+    out.data({"runs": with_figures, "differ": differ})
 
 
 @app.command()
-def path(run: _Ref, json: Json = False, quiet: Quiet = False) -> None:
+def path(run: _Ref, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
     """Print the folder of a run."""
     place = _find(run)
     out.text(str(place.path))
@@ -119,27 +121,23 @@ def path(run: _Ref, json: Json = False, quiet: Quiet = False) -> None:
 @app.command()
 def export(
     run: _Ref,
-    to: Annotated[
-        Literal["file", "onnx", "torch", "diffusers"],
-        typer.Option("--to", help="One file that `gz` reads anywhere, or another library's format."),
-    ] = "file",
-    out_: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="PATH", help="Where to write; into the run's folder without it."),
-    ] = None,
+    to: _To = "file",
+    out_: _Out = None,
     dtype: _Dtype = "fp32",
-    checkpoint: Checkpoint = "last",
-    json: Json = False,
-    quiet: Quiet = False,
+    checkpoint: opt.Checkpoint = "last",
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Write a run as one file to share, or its weights in the format of another library."""
     source = _find(run)
     place = (out_ or source.path / "export" / (f"{source.id}.safetensors" if to == "file" else to)).resolve()
-    if to == "file":
-        check_file(place, replaceable=out_ is None)
-    elif dtype != "fp32":
+    if to == "file" and place.suffix != ".safetensors":
+        raise UsageError(f"`{place.name}` must end in `.safetensors`", hint="--out my-model.safetensors")
+    if to == "file" and out_ and place.exists():
+        raise UsageError(f"there is a `{place}` already", hint="name a new file")
+    if to != "file" and dtype != "fp32":
         raise UsageError("`--dtype` goes with `--to file`")
-    elif out_:
+    if to != "file" and out_:
         claims.check_empty(place)
     began = monotonic()
     result = exported(source, run, place, to=to, dtype=dtype, checkpoint=checkpoint)
@@ -157,22 +155,17 @@ def export(
 def push(
     run: _Ref,
     repository: _Repository,
-    licence: Annotated[
-        str, typer.Option("--licence", metavar="ID", help="Of the weights, as the hub names licences.")
-    ] = "mit",
-    private: Annotated[bool, typer.Option("--private", help="For you alone.")] = False,
+    licence: _Licence = "mit",
+    private: _Private = False,
     dtype: _Dtype = "fp32",
-    checkpoint: Checkpoint = "last",
-    json: Json = False,
-    quiet: Quiet = False,
+    checkpoint: opt.Checkpoint = "last",
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Put a run on the Hugging Face hub, with a card that says what it is."""
-    import base64
-    import tempfile
-
     from gzcli.launch.from_file import metadata
     from gzcli.metrics.metric import meanings
-    from gzcli.store import files, hub
+    from gzcli.store import hub
 
     name = hub.name_of(repository)
     source = _find(run)
@@ -181,9 +174,8 @@ def push(
         result = exported(source, run, folder / hub.FILE, to="file", dtype=dtype, checkpoint=checkpoint)
         card = result["card"]
         if (preview := metadata(folder / hub.FILE).get("preview")) is None:
-            raise MissingError(
-                "the run has no picture of its samples", hint="gz train RUN --resume draws one"
-            )
+            hint = "gz train RUN --resume draws one"
+            raise MissingError("the run has no picture of its samples", hint=hint)
         files.write_atomic(folder / Run.preview_picture, base64.b64decode(preview))
         files.write_atomic(folder / "README.md", hub.readme(card, name, licence, meanings()))
         if results := hub.eval_results(card):
@@ -197,12 +189,7 @@ def push(
 
 @app.command()
 def pull(
-    repository: _Repository,
-    name: Annotated[
-        str | None, typer.Option("--name", metavar="ALIAS", help="A second name for the run.")
-    ] = None,
-    json: Json = False,
-    quiet: Quiet = False,
+    repository: _Repository, name: _Name = None, json: opt.Json = False, quiet: opt.Quiet = False
 ) -> None:
     """Get a run from the Hugging Face hub into the store; `gz sample hf://OWNER/NAME` draws without that."""
     from gzcli.launch import from_file
@@ -225,18 +212,11 @@ def pull(
 
 @app.command()
 def prune(
-    keep: Annotated[
-        int | None,
-        typer.Option(
-            "--keep", metavar="K", min=0, help="Keep the best and the K newest of a model and data set."
-        ),
-    ] = None,
-    unfinished: Annotated[
-        bool, typer.Option("--unfinished", help="Remove the runs that did not finish.")
-    ] = False,
-    yes: Yes = False,
-    json: Json = False,
-    quiet: Quiet = False,
+    keep: _Keep = None,
+    unfinished: _Unfinished = False,
+    yes: opt.Yes = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Remove old or unfinished runs; the best ones, those with a name and those being trained stay.
 
@@ -254,22 +234,17 @@ def prune(
 
 
 @app.command()
-def remove(runs: _Refs, yes: Yes = False, json: Json = False, quiet: Quiet = False) -> None:
+def remove(runs: _Refs, yes: opt.Yes = False, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
     """Remove runs for good."""
-    chosen = list({run.path: run for run in map(_exact, runs)}.values())
-    for run in chosen:
+    chosen: dict[Path, Run] = {}
+    for ref in runs:
+        if (run := store.by_name(ref)) is None:
+            hint = did_you_mean(ref, opt.run_names()) or "`gz runs list` shows them"
+            raise UsageError(f"no run is called `{ref}`", hint=hint)
+        chosen[run.path] = run
+    for run in chosen.values():
         claims.check_removable(run)
-    _remove(chosen, yes)
-
-
-def _exact(ref: str) -> Run:
-    """The run of this id, alias or folder, in any state. Raises UsageError where there is none."""
-    if run := store.by_name(ref):
-        return run
-    names = [name for run in store.all_runs() for name in (run.alias, run.id) if name]
-    raise UsageError(
-        f"no run is called `{ref}`", hint=did_you_mean(ref, names) or "`gz runs list` shows them"
-    )
+    _remove(list(chosen.values()), yes)
 
 
 def _find(ref: str) -> Run:
@@ -284,11 +259,10 @@ def _remove(runs: list[Run], yes: bool, *, skip: bool = False) -> None:
     stays."""
     rows = summaries(runs)
     total = sum(row["bytes"] for row in rows)
-    what = f"{counted(len(runs), 'run')} ({size(total)})"
     if runs:
         table_of_runs(runs, rows, to_stderr=True)
-    if runs and not may_remove(what, yes):
-        runs, total = [], 0
+        if not opt.may_remove(f"{counted(len(runs), 'run')} ({size(total)})", yes):
+            runs, total = [], 0
     gone = []
     for run in runs:
         try:
@@ -312,55 +286,14 @@ def _remove(runs: list[Run], yes: bool, *, skip: bool = False) -> None:
 
 def exported(source: Run, ref: str, place: Path, **fields: Any) -> dict[str, Any]:
     """Exports a run, which the user called `ref`, to a path. Returns the JSON of `gz runs export`."""
-    from gzcli.cli.jobs import announce, do_job, new_folder
     from gzcli.core.jobs import ExportJob
-    from gzcli.core.sections import LaunchSection
 
-    announce(source, ref)
+    jobs.announce(source, ref)
     job = ExportJob(str(source.path), out=str(place), launch=LaunchSection(cpu=True), **fields)
-    return do_job(new_folder(source.path / "export"), job)
-
-
-def check_file(place: Path, *, replaceable: bool) -> None:
-    """Raises UsageError for the path of a file that has another ending, or that there is already."""
-    if place.suffix != ".safetensors":
-        raise UsageError(f"`{place.name}` must end in `.safetensors`", hint="--out my-model.safetensors")
-    if place.exists() and not replaceable:
-        raise UsageError(f"there is a `{place}` already", hint="name a new file")
+    return jobs.do_job(jobs.new_folder(source.path / "export"), job)
 
 
 # ---------------------------------------------------------------------------- runs side by side
-
-
-def compare(runs: Sequence[Run], *, wide: bool = False) -> None:
-    """Prints figures and differing keys, a column for each run; where they do not fit beside each other, in
-    tables of fewer runs below each other."""
-    from gzcli.cli.plan import leaves
-    from gzcli.store.metrics import last_figures
-
-    rows, figures = [summary(run) for run in runs], [last_figures(run) for run in runs]
-    trees = [dict(leaves(run.tree())) for run in runs]
-    differ = differences(trees)
-    lines = [*facts(runs, rows)]
-    for key in dict.fromkeys(key for last in figures for key in last):
-        lines.append((f"last {key}", *(figure(last[key]) if key in last else None for last in figures)))
-    several = {key for key in differ if wide or _differs([tree[key] for tree in trees if key in tree])}
-    values = {key: [None if v is None else str(v) for v in differ[key]] for key in differ if key in several}
-    lines += [(key, *texts) for key, texts in values.items()]
-    names = names_of(runs, sys.stdout, wide=wide)
-    for part in blocks(names, lines, None if wide else out.room(sys.stdout)):
-        heads = ("", *(names[i] for i in part))
-        cells = [(line[0], *(line[i + 1] for i in part)) for line in lines]
-        cells = [line for line in cells if any(cell is not None for cell in line[1:])]
-        out.table(heads, cells, wrap=heads[1:], narrow=NARROW, wide=wide)
-        if part[-1] + 1 < len(runs):
-            out.text("")
-    if not differ:
-        out.info("their recipes are the same")
-    if alone := len(differ) - len(several):
-        out.info(f"left out: {counted(alone, 'key')} that not all have ({out.ELSEWHERE})")
-    with_figures = [{**row, "figures": last} for row, last in zip(rows, figures, strict=True)]
-    out.data({"runs": with_figures, "differ": differ})
 
 
 def facts(runs: Sequence[Run], rows: Sequence[Mapping[str, Any]]) -> list[Row]:
@@ -390,26 +323,29 @@ def facts(runs: Sequence[Run], rows: Sequence[Mapping[str, Any]]) -> list[Row]:
 def differences(trees: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """The keys whose values differ, with the value of each run; None where a run has no such key."""
     keys = dict.fromkeys(key for tree in trees for key in tree)
-    values = {
-        key: [tree.get(key) for tree in trees]
-        for key in keys
-        if not key.startswith(UNTOLD) and not key.endswith(LOOKS)
-    }
-    return {key: row for key, row in values.items() if _differs(row)}
+    told = [key for key in keys if not key.startswith(UNTOLD) and not key.endswith(LOOKS)]
+    values = {key: [tree.get(key) for tree in trees] for key in told}
+    return {key: row for key, row in values.items() if _differ(row)}
 
 
-def _differs(values: Sequence[Any]) -> bool:
+def _differ(values: Sequence[Any]) -> bool:
     return any(value != values[0] for value in values)
 
 
-def blocks(names: Sequence[str], lines: Sequence[Row], room: int | None) -> list[list[int]]:
-    """Which runs stand beside each other in each table: as many as fit, two at least, shared out evenly."""
-    every = list(range(len(names)))
-    if room is None:
-        return [every]
-    first = max(len(line[0]) for line in lines)
-    each = [min(max(len(str(line[i + 1])) for line in lines), NARROW) for i in every]
-    each = [max(cells, len(name)) + 2 for cells, name in zip(each, names, strict=True)]
-    fit = max(2, (room - first) // max(each))
-    tables = -(-len(names) // fit)
-    return [every[i * len(every) // tables : (i + 1) * len(every) // tables] for i in range(tables)]
+def side_by_side(names: Sequence[str], lines: Sequence[Row], *, wide: bool) -> None:
+    """Prints a column for each run; where they do not fit beside each other, tables of fewer runs below each
+    other: of as many as fit, two at least, shared out evenly."""
+    runs, tables, room = len(names), 1, None if wide else out.room(sys.stdout)
+    if room is not None:
+        first = max(len(line[0]) for line in lines)
+        cells = [min(max(len(str(line[i + 1])) for line in lines), NARROW) for i in range(runs)]
+        widest = max(max(cell, len(name)) + 2 for cell, name in zip(cells, names, strict=True))
+        tables = -(-runs // max(2, (room - first) // widest))
+    for i in range(tables):
+        part = range(i * runs // tables, (i + 1) * runs // tables)
+        heads = ("", *(names[n] for n in part))
+        rows = [(line[0], *(line[n + 1] for n in part)) for line in lines]
+        rows = [row for row in rows if any(cell is not None for cell in row[1:])]
+        out.table(heads, rows, wrap=heads[1:], narrow=NARROW, wide=wide)
+        if i + 1 < tables:
+            out.text("")

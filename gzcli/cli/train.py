@@ -7,129 +7,93 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from gzcli.cli import options as opt
 from gzcli.cli import out
 from gzcli.cli.model_options import Sets
-from gzcli.cli.options import (
-    Cpu,
-    Data,
-    Extra,
-    Gpus,
-    Json,
-    Processes,
-    Quiet,
-    Scale,
-    Seed,
-    Slurm,
-    Submit,
-    choose,
-    complete_model_or_run,
-    names,
-    parse_gpus,
-    split,
-)
+from gzcli.cli.options import argument, choose, complete_model_or_run, names, option, split
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.sections import TRACKERS
 
 if TYPE_CHECKING:
-    from gzcli.store.runs import Run
+    from gzcli.store.run_folder import Run
 
 
 def complete_trackers(incomplete: str) -> list[str]:
     return names(incomplete, TRACKERS)
 
 
-_What = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL|RECIPE|RUN",
-        help="A model, a recipe file, or a run to repeat.",
-        autocompletion=complete_model_or_run,
-    ),
-]
-_Steps = Annotated[int | None, typer.Option("--steps", metavar="N", min=1, help="Train for N steps.")]
+_WHAT = argument("MODEL|RECIPE|RUN", "A model, a recipe file, or a run to repeat.", complete_model_or_run)
+_What = Annotated[str, _WHAT]
+_Steps = Annotated[int | None, option("--steps N", "Train for N steps.", min=1)]
 _Minutes = Annotated[
-    float | None,
-    typer.Option("--minutes", metavar="M", min=0.05, help="Train for as many steps as fit in M minutes."),
+    float | None, option("--minutes M", "Train for as many steps as fit in M minutes.", min=0.05)
 ]
 # words of other programs for keys of the recipe: they are understood, and the help does not show them
-_Epochs = Annotated[float | None, typer.Option("--epochs", metavar="N", min=0.001, hidden=True)]
-_Batch = Annotated[int | None, typer.Option("--batch-size", metavar="N", min=1, hidden=True)]
-_Rate = Annotated[float | None, typer.Option("--lr", "--learning-rate", metavar="X", hidden=True)]
-_Name = Annotated[str | None, typer.Option("--name", metavar="ALIAS", help="A second name for the run.")]
-_Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on with the newest unfinished run, or the RUN named.")
-]
-_Requeue = Annotated[
-    bool, typer.Option("--requeue", help="Resume if there is something to resume, start otherwise.")
-]
-_Wandb = Annotated[bool, typer.Option("--wandb", help="The same as `--track wandb`.")]
+_Epochs = Annotated[float | None, option("--epochs N", min=0.001, hidden=True)]
+_Batch = Annotated[int | None, option("--batch-size N", min=1, hidden=True)]
+_Rate = Annotated[float | None, option("--lr --learning-rate X", hidden=True)]
+_Name = Annotated[str | None, option("--name ALIAS", "A second name for the run.")]
+_Resume = Annotated[bool, option("--resume", "Go on with the newest unfinished run, or the RUN named.")]
+_Requeue = Annotated[bool, option("--requeue", "Resume if there is something to resume, start otherwise.")]
+_Wandb = Annotated[bool, option("--wandb", "The same as `--track wandb`.")]
 _Track = Annotated[
     list[str] | None,
-    typer.Option(
-        "--track",
-        metavar="T",
-        help="Log to wandb, tensorboard, trackio or mlflow too; may be repeated.",
-        autocompletion=complete_trackers,
+    option(
+        "--track T",
+        "Log to wandb, tensorboard, trackio or mlflow too; may be repeated.",
+        complete=complete_trackers,
     ),
 ]
-_Dry = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")]
-_Keys = Annotated[
-    bool, typer.Option("--keys", help="With `--dry-run`: every key too, and where its value comes from.")
-]
-_Yes = Annotated[bool, typer.Option("--yes", help="Start also what takes more than a week here.")]
-_several = partial(typer.Option, rich_help_panel="Several machines")
-_Machines = Annotated[int | None, _several("--num-machines", metavar="N", min=1, help="How many.")]
-_Rank = Annotated[int | None, _several("--machine-rank", metavar="R", min=0, help="Which one this is.")]
-_Ip = Annotated[str | None, _several("--main-process-ip", metavar="HOST", help="Address of machine 0.")]
-_Port = Annotated[
-    int | None,
-    _several(
-        "--main-process-port", metavar="P", help="Its port; it follows from the job if it is not given."
-    ),
-]
+_Dry = Annotated[bool, option("--dry-run", "Print what would be done, and do nothing.")]
+_Keys = Annotated[bool, option("--keys", "With `--dry-run`: every key too, and where its value comes from.")]
+_Yes = Annotated[bool, option("--yes", "Start also what takes more than a week here.")]
+_several = partial(option, panel="Several machines")
+_Machines = Annotated[int | None, _several("--num-machines N", "How many.", min=1)]
+_Rank = Annotated[int | None, _several("--machine-rank R", "Which one this is.", min=0)]
+_Ip = Annotated[str | None, _several("--main-process-ip HOST", "Address of machine 0.")]
+_PORT = _several("--main-process-port P", "Its port; it follows from the job if it is not given.")
+_Port = Annotated[int | None, _PORT]
 
 
 def train(
     what: _What,
-    data: Data = None,
-    scale: Scale = None,
-    gpus: Gpus = None,
+    data: opt.Data = None,
+    scale: opt.Scale = None,
+    gpus: opt.Gpus = None,
     steps: _Steps = None,
     minutes: _Minutes = None,
     epochs: _Epochs = None,
     batch_size: _Batch = None,
     lr: _Rate = None,
-    seed: Seed = None,
+    seed: opt.Seed = None,
     name: _Name = None,
     sets: Sets = None,
     resume: _Resume = False,
     requeue: _Requeue = False,
     wandb: _Wandb = False,
     track: _Track = None,
-    cpu: Cpu = False,
-    processes: Processes = None,
+    cpu: opt.Cpu = False,
+    processes: opt.Processes = None,
     num_machines: _Machines = None,
     machine_rank: _Rank = None,
     main_process_ip: _Ip = None,
     main_process_port: _Port = None,
-    submit: Submit = None,
-    slurm: Slurm = None,
+    submit: opt.Submit = None,
+    slurm: opt.Slurm = None,
     dry_run: _Dry = False,
     keys: _Keys = False,
     yes: _Yes = False,
-    extra: Extra = None,
-    json: Json = False,
-    quiet: Quiet = False,
+    extra: opt.Extra = None,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Train a model.
 
     Without `--data` it trains on an embedded set: `gz train cvae` works offline and takes about a minute.
     """
-    from gzcli.cli.jobs import fetch
-    from gzcli.cli.plan import before_start, show_plan
-    from gzcli.launch import plan as planning
+    from gzcli.cli import jobs, plan
+    from gzcli.launch.plan import ask, prepare
+    from gzcli.store.runs import check_alias
 
     out.configure(lenient=True)  # a lost reader never stops a training
     lengths = {"--steps": steps, "--minutes": minutes, "--epochs": epochs}
@@ -144,7 +108,7 @@ def train(
         "train.batch_size": batch_size,
         "optim.lr": lr,
         "seed": seed,
-        "launch.gpus": parse_gpus(gpus),
+        "launch.gpus": opt.parse_gpus(gpus),
         "launch.cpu": cpu or None,
         "launch.processes": processes,
         "launch.machines": num_machines,
@@ -154,26 +118,25 @@ def train(
         "launch.wandb": wandb or None,
         "launch.track": check_trackers(track, wandb=wandb),
     }
-    request = planning.ask(what, data, sets or (), flags, epochs=epochs, say=out.info)
+    request = ask(what, data, sets or (), flags, epochs=epochs, say=out.info)
     if submit or slurm:
-        from gzcli.cli.submit import submit_training
-
-        return submit_training(request, name, resume=resume, options=slurm or (), dry_run=dry_run)
-    start = planning.prepare(
-        request, alias=name, resume=resume, requeue=requeue, extra=extra or (), check=not dry_run
-    )
+        if name is not None:
+            check_alias(f"{name}-1")  # a job's number follows
+        seed, launch = request.recipe.seed, request.recipe.launch
+        job = partial(jobs.submit, "train", name or request.recipe.card.name, seed, launch, slurm)
+        return job("resumed" if resume else "named", dry_run=dry_run)
+    start = prepare(request, alias=name, resume=resume, requeue=requeue, extra=extra or (), check=not dry_run)
     if start.plan.note:
         out.warn(start.plan.note)
     if dry_run:
-        return show_plan(start, keys=keys)
+        return plan.show_plan(start, keys=keys)
     if any(part.options.get("perceptual") == "lpips" for part in request.recipe.parts):
-        fetch(["vgg16"])
+        jobs.fetch(["vgg16"])
     with out.progress("packing", unit="images") as report:
         recipe = start.recipe(say=out.info, progress=report)
-    before_start(start, recipe, yes=yes)
-    mode = "json" if out.is_json() else "quiet" if out.is_quiet() else "human"
+    plan.before_start(start, recipe, yes=yes)
     try:
-        run = start.train(recipe, mode=mode, announce=lambda run: out.info(f"run: {run.id}"), say=out.info)
+        run = start.train(recipe, mode=out.mode(), announce=announce, say=out.info)
     except BaseException as error:
         vars(error)["event"] = "error"  # `out.error` prints it as a line of its own
         raise
@@ -181,6 +144,10 @@ def train(
         out.text(str(pictures[-1]))
     if not start.plan.machine_rank:
         after_training(run)
+
+
+def announce(run: Run) -> None:
+    out.info(f"run: {run.id}")
 
 
 def check_trackers(texts: Sequence[str] | None, *, wandb: bool) -> list[str] | None:
@@ -204,8 +171,8 @@ def after_training(run: Run) -> None:
     shown, best = in_words(row), row["best"]
     figure = f"best {shown['best']} at step {best['step']:,}" if best else None
     params = f"{shown['params']} parameters" if shown["params"] else None
-    others = [r for r in all_runs(data=run.data) if r.state == "finished" and r.path != run.path]
     second = (f"gz bench {name}", "how good they are, beside real images")
+    others = [r for r in all_runs(data=run.data) if r.state == "finished" and r.path != run.path]
     if others:
         like = next((r for r in others if r.model == run.model), others[0])
         second = (f"gz runs compare {name} {name_of(like)}", "what was better, and why")

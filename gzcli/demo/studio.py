@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from gzcli.api import functions
-from gzcli.api.handles import Run
+from gzcli import api
+from gzcli.api import LoadedRun
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Progress
 from gzcli.data.packs.batches import to_uint8
@@ -30,7 +30,7 @@ from gzcli.models.labelled import Labelled
 from gzcli.recipe.kinds import literals
 from gzcli.store import pretrained, runs
 from gzcli.store.png import save_png
-from gzcli.store.run_folder import Run as StoredRun
+from gzcli.store.run_folder import Run
 
 OPENS = "cfm"  # of the models that come with gz the one that draws best
 NUMBERS = ("steps", "guidance", "temperature")  # options that have a slider, where the sampler takes them
@@ -60,7 +60,7 @@ class Choice(NamedTuple):
     title: str  # as a person reads it
 
 
-def choices(named: Sequence[StoredRun] = ()) -> list[Choice]:
+def choices(named: Sequence[Run] = ()) -> list[Choice]:
     """The choices in the order of the menu: the runs that were named, else every run of the store that has
     weights, newest first, and then the models that come with gz."""
     chosen = named or [run for run in runs.all_runs() if run.weights is not None]
@@ -82,12 +82,12 @@ def opening(choices: Sequence[Choice]) -> str:
     return best if any(choice.name == best for choice in choices) else choices[0].name
 
 
-def _name(run: StoredRun) -> str:
+def _name(run: Run) -> str:
     """The run's id; of a run outside the store its origin or its folder."""
     return run.id if runs.by_name(run.id) else str(run.status().get("from") or run.path)
 
 
-def _title(run: StoredRun) -> str:
+def _title(run: Run) -> str:
     status = run.serving.status()
     step = f", {status['step']:,} steps" if status.get("step") else ""
     return f"{run.alias or run.model} on {run.data}{step} ({run.id.rsplit('-', 1)[-1]})"
@@ -108,7 +108,7 @@ class Controls:
     scores: bool  # whether it judges pictures at all
 
 
-def controls(run: Run) -> Controls:
+def controls(run: LoadedRun) -> Controls:
     part, model = run.trained.part, run.model
     card = card_of(run.trained.run, part.model)
     values: dict[str, Any] = {name: param.default for name, param in card.sample.items()} | dict(part.sample)
@@ -153,13 +153,13 @@ class Studio:
         self.shown = self.folder / "shown"  # what the page shows: none of its files is written twice
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
-        self._open: tuple[str, Run, Controls] | None = None
+        self._open: tuple[str, LoadedRun, Controls] | None = None
 
-    def open(self, name: str) -> tuple[Run, Controls]:
+    def open(self, name: str) -> tuple[LoadedRun, Controls]:
         """A run, and what the page offers for it."""
         with self._lock:
             if self._open is None or self._open[0] != name:
-                run = functions.load(name)
+                run = api.load(name)
                 self._open = name, run, controls(run)
             return self._open[1:]
 
@@ -243,7 +243,7 @@ class Studio:
         return str(path)
 
     def _pictures(
-        self, run: Run, work: Work, code: Code, n: int, columns: int | None = None
+        self, run: LoadedRun, work: Work, code: Code, n: int, columns: int | None = None
     ) -> Iterator[Shown]:
         """Pictures of the states of `work` without code, those that hold n images, and of its result with
         it."""
@@ -265,7 +265,7 @@ class Studio:
         values = {**can.numbers, "sampler": can.sampler, "prompt": None}
         return {key: value for key, value in request.options.items() if value != values.get(key)}
 
-    def _sized(self, run: Run, picture: np.ndarray, channels: int) -> np.ndarray:
+    def _sized(self, run: LoadedRun, picture: np.ndarray, channels: int) -> np.ndarray:
         """A picture as the run's images are, uint8 [1, channels, H, W]; an enlarged image at its own size."""
         picture = np.atleast_3d(picture)
         scale = max(1, picture.shape[0] // run.info.shape[1])
@@ -308,7 +308,7 @@ def watched(work: Work, shown: Callable[[Tensor], np.ndarray]) -> Iterator[np.nd
     yield result[0]
 
 
-def _labels(run: Run, label: str | None) -> list[int] | None:
+def _labels(run: LoadedRun, label: str | None) -> list[int] | None:
     return None if label is None else [class_numbers(label, run.info.classes)[0]]
 
 
@@ -382,7 +382,7 @@ def _flags(request: Request, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _call(n: int, seed: int, labels: list[int] | None, options: Mapping[str, Any]) -> str:
-    """The call of `Run.sample`."""
+    """The call of `LoadedRun.sample`."""
     words = [str(n), f"seed={seed}", *([] if labels is None else [f"labels={labels}"])]
     return f"run.sample({', '.join([*words, *(f'{key}={value!r}' for key, value in options.items())])})"
 

@@ -6,8 +6,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import typer
-
 from gzcli.docs.markdown import as_markdown
 from gzcli.docs.page import ROOT, page_of
 from gzcli.store.paths import recipe_names
@@ -41,9 +39,8 @@ def texts() -> dict[str, str]:
 PICTURE = re.compile(r"^ *!\[.*\]\(.*\)\n+", re.MULTILINE)  # which a text does not show
 
 
-def commands(app: typer.Typer) -> str:
-    """Every command with its arguments and options."""
-    root = typer.main.get_command(app)
+def commands(root: Any) -> str:
+    """Every command of the command line with its arguments and options."""
     return "\n".join(["# Commands", "", *_group(root, ("gz",))]).rstrip() + "\n"
 
 
@@ -71,11 +68,11 @@ def _command(command: Any, path: tuple[str, ...]) -> Iterator[str]:
     yield ""
 
 
-def manual(app: typer.Typer) -> str:
+def manual(root: Any) -> str:
     """Pages, commands and models in one Markdown text.
 
-    app: gz with all of its verbs.
+    root: the command line with all of its verbs.
     """
     pages = (PICTURE.sub("", text).strip() for text in texts().values())
     models = (as_markdown(page_of(name)).strip() for name in recipe_names())
-    return "\n\n".join([*pages, commands(app).strip(), *models])
+    return "\n\n".join([*pages, commands(root).strip(), *models])

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from zoo import CASES
 
-from gzcli.api.handles import Run
+from gzcli.api import LoadedRun
 from gzcli.cli import app, demo
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.parts import Part
@@ -44,8 +44,8 @@ def studio(home, monkeypatch):
         info = pack.info(levels=case.levels, steps=1000)
         part = Part(case.model, sample=case.sample, data=DataSection(case.data))
         model_ = case.build(info).eval().requires_grad_(False)
-        found = Run(Trained(run, model_, info, part, torch.device("cpu"), 7))
-        monkeypatch.setattr("gzcli.api.functions.load", lambda *args, **kwargs: found)
+        found = LoadedRun(Trained(run, model_, info, part, torch.device("cpu"), 7))
+        monkeypatch.setattr("gzcli.api.load", lambda *args, **kwargs: found)
         return Studio(), run.id
 
     return open_studio

@@ -229,9 +229,8 @@ CAN = [(f"page {name}", command) for name in ZOO for command, _ in page_of(name)
 def refused(line: str) -> str | None:
     """Why gz does not take a line, whose verbs and options are parsed as typed; None: it does. Nothing is
     done."""
-    import typer
 
-    command, rest = typer.main.get_command(app.build([])), shlex.split(line.split(" > ")[0])[1:]
+    command, rest = app.build(), shlex.split(line.split(" > ")[0])[1:]
     try:
         while hasattr(command, "commands") and not rest[0].startswith("-"):
             command, rest = command.commands[rest[0]], rest[1:]

@@ -71,11 +71,10 @@ def test_a_list_of_many_opens_few_files(store, listed, call, monkeypatch):
         assert call(*words)[1].strip() == str(store[7].path) and len(opened) <= 2
     monkeypatch.setattr(index, "_open", {})
     opened = []
-    import typer
 
     from gzcli.cli.app import build
 
-    found = candidates(typer.main.get_command(build(["runs"])), ["runs", "show"], "own1")
+    found = candidates(build(["runs"]), ["runs", "show"], "own1")
     assert len(found) == 11 and len(opened) <= 1
     opened = None
 

@@ -1,4 +1,5 @@
-"""What the command line hands to the engine: a typed job, which is read back as it was written."""
+"""What the command line hands to the engine: a typed job, which is read back as it was written; and where it
+writes: into a folder of its own, or one that the user gave and that holds nothing."""
 
 from __future__ import annotations
 
@@ -14,22 +15,28 @@ from gzcli.core.jobs import AlarmJob, BenchJob, ExportJob, OodJob, SampleJob
 from gzcli.core.sections import LaunchSection
 from gzcli.launch import launcher
 from gzcli.models import catalog
-from gzcli.store import runs
+from gzcli.store import claims, files, runs
 from gzcli.store.run_folder import Run
 
+PLAIN = LaunchSection(cpu=True)
 JOBS = [
     SampleJob(
         "/run", n=3, prompts=("a", "b"), options={"steps": 5, "sizes": [1, 2]}, launch=LaunchSection(2)
     ),
-    OodJob(
-        "/run", "mnist", ("digits", "/my, own"), scores=("nll",), launch=LaunchSection(cpu=True, threads=3)
-    ),
+    OodJob("/run", "mnist", ("digits", "/my, own"), scores=("nll",), launch=replace(PLAIN, threads=3)),
     AlarmJob("/run", "mnist", "/pictures", 0.05, scores=("nll", "far"), others=("/b",), maps=True),
-    BenchJob(
-        ("/a", "/b"), "digits", metrics=None, weights="/inception", images=("/c.npz", "/d"), split="all"
-    ),
+    BenchJob(("/a", "/b"), "digits", weights="/inception", images=("/c.npz", "/d"), split="all"),
     ExportJob("/run", "diffusers", "/out", checkpoint="20"),
 ]
+
+
+def finished(model: str, alias: str, data: str = "digits", options: str = "") -> Run:
+    """A finished run without weights that could be read."""
+    run = runs.create(model, data, alias=alias)
+    run.update(state="finished", step=700)
+    run.recipe_file.write_text(f"model: {{name: {model}{options}}}\ndata: {{name: {data}}}\n")
+    run.model_file.write_bytes(b"x")
+    return run
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.verb)
@@ -45,11 +52,7 @@ def test_a_run_is_no_job(tmp_path):
 @pytest.fixture
 def asked(call, monkeypatch):
     """asked("sample", …) → the job that the command line hands over, and a finished run called `mine`."""
-    run = runs.create("vae", "digits", alias="mine")
-    run.update(state="finished")
-    (run.path / "run.yaml").write_text("model: {name: vae, conditional: true}\ndata: {name: digits}\n")
-    (run.path / "model.safetensors").write_bytes(b"x")
-    found = []
+    run, found = finished("vae", "mine", options=", conditional: true"), []
 
     class Done(Exception):
         pass
@@ -70,9 +73,9 @@ def asked(call, monkeypatch):
 
 def test_sample(asked, tmp_path):
     job, run = asked("sample", "mine", "-n", "6", "--label", "3", "--temperature", "0.5", "--npz", "--cpu")
-    options, launcher = {"temperature": 0.5}, LaunchSection(cpu=True)
+    options = {"temperature": 0.5}
     path = str(run.path)
-    assert job == SampleJob(path, 6, "3", checkpoint="last", options=options, npz=True, launch=launcher)
+    assert job == SampleJob(path, 6, "3", checkpoint="last", options=options, npz=True, launch=PLAIN)
     (tmp_path / "in").mkdir()
     job, _ = asked("sample", "mine", "--do", "reconstruct", "--input", str(tmp_path / "in"), "--gpus", "all")
     assert (job.do, job.input, job.input_as, job.n) == ("reconstruct", str(tmp_path / "in"), None, 64)
@@ -111,42 +114,37 @@ def test_ood(asked, tmp_path, monkeypatch):
     (tmp_path / "a, b").mkdir()
     words = ["--score", "ELBO", "--k", "3", "--background", "mine", "--seed", "4"]
     job, run = asked("ood", "mine", "--out", "FashionMNIST,a, b", *words)
-    path = str(run.path)
-    outs = ("fashionmnist", str(tmp_path / "a, b"))
-    options = {"k": 3}
-    assert job == OodJob(
-        path, "digits", outs, checkpoint="last", scores=("elbo",), seed=4, options=options, background=path
-    )
+    path, outs = str(run.path), ("fashionmnist", str(tmp_path / "a, b"))
+    more = {"scores": ("elbo",), "seed": 4, "options": {"k": 3}, "background": path}
+    assert job == OodJob(path, "digits", outs, checkpoint="last", **more)
     assert asked("ood", "mine", "--in", "Digits", "--out", "mnist", "--full")[0].ins == "digits"
 
 
 def test_bench(asked):
     job, run = asked("bench", "--data", "Digits", "--metrics", "fd,bpd", "--checkpoint", "best")
     assert job == BenchJob((str(run.path),), "digits", ("fd", "bpd"), checkpoint="best")
-    assert asked("bench", "mine", "patches", "--split", "train")[0] == BenchJob(
-        (str(run.path),), "digits", checkpoint="last", images=("patches",), split="train"
-    )
+    job, _ = asked("bench", "mine", "patches", "--split", "train")
+    more = {"checkpoint": "last", "images": ("patches",), "split": "train"}
+    assert job == BenchJob((str(run.path),), "digits", **more)
 
 
 def test_export(asked, tmp_path):
-    to, cpu = ("runs", "export", "mine"), LaunchSection(cpu=True)
+    to = ("runs", "export", "mine")
     job, run = asked(*to, "--to", "diffusers", "--out", str(tmp_path / "it"))
-    assert job == ExportJob(str(run.path), "diffusers", str(tmp_path / "it"), "last", launch=cpu)
+    assert job == ExportJob(str(run.path), "diffusers", str(tmp_path / "it"), "last", launch=PLAIN)
     job, run = asked(*to, "--dtype", "bf16")
     file = str(run.path / "export" / f"{run.id}.safetensors")
-    assert job == ExportJob(str(run.path), "file", file, "last", "bf16", launch=cpu)
+    assert job == ExportJob(str(run.path), "file", file, "last", "bf16", launch=PLAIN)
 
 
 def test_alarms(asked, tmp_path):
     (tmp_path / "here" / "mine").mkdir()
     job, run = asked("ood", "mine", "--input", "mine", "--fpr", "5%", "--map", "--score", "all", "--k", "9")
     path = str(tmp_path / "here" / "mine")
-    expected = AlarmJob(
-        str(run.path), "digits", path, 0.05, checkpoint="last", scores=("all",), maps=True, options={"k": 9}
-    )
-    assert job == expected
-    assert asked("ood", "mine", "--input", "mine", "--fpr", "0.02")[0].fpr == 0.02
-    assert asked("ood", "mine", "--input", "mine")[0].fpr == 0.01
+    more = {"checkpoint": "last", "scores": ("all",), "maps": True, "options": {"k": 9}}
+    assert job == AlarmJob(str(run.path), "digits", path, 0.05, **more)
+    for words, fpr in ((("--fpr", "0.02"), 0.02), ((), 0.01)):
+        assert asked("ood", "mine", "--input", "mine", *words)[0].fpr == fpr
 
 
 @pytest.mark.parametrize("count", [0, 2])
@@ -162,24 +160,15 @@ def test_a_flagged_picture_is_an_exit_code_on_demand(asked, call, monkeypatch, c
     assert (plain[0], failing[0]) == (0, 6 if count else 0) and plain[1] == failing[1]
 
 
-def test_further_runs_make_an_ensemble(asked):
-    other = runs.create("glow", "digits", alias="other")
-    other.update(state="finished")
-    (other.path / "run.yaml").write_text("model: {name: glow}\ndata: {name: digits}\n")
-    (other.path / "model.safetensors").write_bytes(b"x")
+def test_further_runs_of_one_set_make_an_ensemble(asked, call):
+    other = finished("glow", "other")
     job, run = asked("ood", "mine", "other", "mine", "--out", "mnist", "--seeds", "3", "--steps", "5")
     assert job.run == str(run.path) and job.others == (str(other.path), str(run.path))
     assert job.seeds == 3 and job.options == {"steps": 5}
     assert "waic" in job.scores and "recon" not in job.scores, "those that all of them have"
     assert asked("ood", "mine", "other", "--out", "mnist", "--score", "WAIC,nll")[0].scores == ("waic", "nll")
-
-
-def test_an_ensemble_is_of_runs_of_one_set(asked, call):
-    other = runs.create("glow", "patches", alias="other")
-    other.update(state="finished")
-    (other.path / "run.yaml").write_text("model: {name: glow}\ndata: {name: patches}\n")
-    (other.path / "model.safetensors").write_bytes(b"x")
-    code, _, err = call("ood", "mine", "other", "--out", "mnist")
+    finished("glow", "elsewhere", data="patches")
+    code, _, err = call("ood", "mine", "elsewhere", "--out", "mnist")
     assert code == 2 and "was trained on `patches`, the first run on `digits`" in err
 
 
@@ -209,3 +198,82 @@ def test_a_model_without_maps_names_those_that_make_some(asked, call, monkeypatc
     monkeypatch.setattr(catalog, "card_of", lambda *given: replace(card, maps=()))
     code, _, err = call("ood", "mine", "--input", ".", "--map")
     assert code == 2 and "does not say where" in err and "pixelcnn" in err and "glow" in err
+
+
+# ---------------------------------------------------------------------------- where jobs write
+
+
+@pytest.fixture
+def run(home) -> Run:
+    """A finished run called `mine`."""
+    return finished("vae", "mine")
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """The engine writes a result, or fails: engine.append(error)."""
+    errors: list[Exception] = []
+
+    def work(folder: Path, plan, **options):
+        (folder / "log.txt").write_text("…")
+        if errors:
+            Run(folder).update(state="failed")
+            raise errors.pop()
+        Run(folder).update(state="finished")
+        (folder / "grid.png").touch()
+        grid = str(folder / "grid.png")
+        more = {"npz": None, "animation": None, "n": 1, "seconds": 1.0}
+        files.write_json(folder / "result.json", {"grid": grid, "files": [grid], **more})
+
+    monkeypatch.setattr(launcher, "run", work)
+    return errors
+
+
+def test_a_folder_that_holds_anything_is_never_written_into(call, run, engine, tmp_path):
+    for name in ("status.json", "job.json", "result.json", "grid.png", "stop", "chapter.tex"):
+        folder = tmp_path / name.replace(".", "-")
+        folder.mkdir()
+        (folder / name).write_text("mine")
+        code, stdout, stderr = call("sample", "mine", "--out", str(folder))
+        assert (code, stdout) == (2, "") and f"the folder `{folder}` is not empty" in stderr
+        assert "hint: name a new or an empty one" in stderr
+        assert {path.name: path.read_text() for path in folder.iterdir()} == {name: "mine"}
+        words = ("runs", "export", "mine", "--to", "diffusers", "--out", str(folder))
+        assert call(*words)[0] == 2 and len(list(folder.iterdir())) == 1
+    status = run.status()
+    assert call("sample", "mine", "--out", str(run.path))[0] == 2 and run.status() == status
+    assert call("sample", "mine", "--out", str(run.path / "run.yaml"))[0] == 2
+    assert call("sample", "mine", "--out", str(tmp_path / "new" / "one"))[0] == 0
+    assert call("sample", "mine", "--out", str(tmp_path / "new" / "one"))[0] == 2, (
+        "files of two jobs would mix"
+    )
+    (tmp_path / "empty").mkdir()
+    assert call("sample", "mine", "--out", str(tmp_path / "empty"))[0] == 0
+    assert call("runs", "remove", str(tmp_path / "empty"), "--yes")[0] == 2
+    assert (tmp_path / "empty" / "grid.png").exists()
+
+
+def test_after_a_failed_attempt_the_folder_is_free_again(call, run, engine, tmp_path):
+    words = ("sample", "mine", "--out", str(tmp_path / "out"))
+    engine.append(GzError("no memory"))  # a bug, whose log stays
+    assert call(*words)[0] == 1 and (tmp_path / "out" / "log.txt").exists()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    assert call(*words)[0] == 2
+    (tmp_path / "out" / "notes.txt").unlink()
+    with files.lock(tmp_path / "out" / ".lock"):
+        assert call(*words)[0] == 2
+    assert call(*words)[0] == 0
+    assert call(*words)[0] == 2
+
+
+def test_one_folder_is_claimed_by_one(tmp_path):
+    with claims.claimed_folder(tmp_path / "out"):
+        with pytest.raises(UsageError, match="is not empty"), claims.claimed_folder(tmp_path / "out"):
+            pass
+        (tmp_path / "out" / ".gz").unlink()
+        with pytest.raises(UsageError, match="in use by another"), claims.claimed_folder(tmp_path / "out"):
+            pass
+    (tmp_path / "raced").mkdir()
+    Run(tmp_path / "raced").mark("job")
+    with pytest.raises(FileExistsError):
+        Run(tmp_path / "raced").mark("job")

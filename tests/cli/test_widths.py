@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 
 import pytest
 from test_runs import made
 
 from gzcli.cli import bench, jobs, out, train
-from gzcli.cli.tables import Table, wrapped
+from gzcli.cli.out import table_lines, wrapped
 from gzcli.store import files, runs
 from gzcli.store.metrics import curve_of
 from gzcli.store.runs import short_name
@@ -18,27 +19,23 @@ WORDS = "a text of a few words that is longer than what a terminal has in a line
 
 
 def test_a_table_wraps_between_words_and_lets_columns_go():
-    table = Table(
-        ("name", "text", "more"),
-        [("one", WORDS, "extra words"), ("two", "short", None)],
-        ("more",),
-        ("text",),
-    )
-    wide, left = table.lines()
+    rows = [("one", WORDS, "extra words"), ("two", "short", None)]
+    table = partial(table_lines, ("name", "text", "more"), rows, ("more",), ("text",))
+    wide, left = table()
     assert len(wide) == 3 and WORDS in wide[1] and left == []
-    lines, left = table.lines(60)
+    lines, left = table(room=60)
     assert max(map(len, lines)) <= 60 and left == [] and len(lines) > 3
-    lines, left = table.lines(40)
+    lines, left = table(room=40)
     assert max(map(len, lines)) <= 40 and left == ["more"]
     assert " ".join(line[5:].strip() for line in lines[1:-1]) == WORDS  # whole words, in order
-    lines, left = table.lines(10)  # as narrow as its longest word, and no narrower
+    lines, left = table(room=10)  # as narrow as its longest word, and no narrower
     assert max(map(len, lines)) == len("name  terminal")
 
 
 def test_a_column_without_values_leaves_without_a_word():
-    table = Table(("a", "none", "b"), [("x" * 10, None, "y" * 10)], ("none", "b"))
-    assert table.lines(25) == (["a           b", f"{'x' * 10}  {'y' * 10}"], [])
-    assert "none" in table.lines(80)[0][0]
+    table = partial(table_lines, ("a", "none", "b"), [("x" * 10, None, "y" * 10)], ("none", "b"))
+    assert table(room=25) == (["a           b", f"{'x' * 10}  {'y' * 10}"], [])
+    assert "none" in table(room=80)[0][0]
 
 
 def test_what_fits_is_asked_of_the_stream(monkeypatch, capsys):

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from zoo import CASES, Case
 
-from gzcli.api.handles import Run
+from gzcli.api import LoadedRun
 from gzcli.cli import app
 from gzcli.core import jobs
 from gzcli.core.jobs import SampleJob
@@ -195,7 +195,7 @@ def test_the_older_name_of_frames_is_understood(shop, do):
     gz = shop(CASES[0])
     found, again = (gz("--do", do, "-n", "2", option, "3") for option in ("--frames", "--steps"))
     assert found["columns"] == again["columns"] == 3
-    run = Run(gz.trained)
+    run = LoadedRun(gz.trained)
     assert len(run.do("interpolate", np.zeros((2, *gz.trained.info.shape), np.uint8), steps=5)) == 5
 
 
