@@ -336,7 +336,7 @@ def test_a_drawing_shows_names_as_they_are_and_is_the_same_each_time():
 
 
 def test_rows_of_one_name_are_told_apart():
-    assert of_bench.unique(["a", "b", "a", "a"]) == ["a", "b", "a (2)", "a (3)"]
+    assert of_bench.labels([{"name": name} for name in "abaa"]) == ["a", "b", "a (2)", "a (3)"]
 
 
 def test_a_report_replaces_a_report_and_nothing_else(call, bench, tmp_path):
