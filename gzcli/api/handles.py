@@ -215,7 +215,7 @@ class Run:
         where.mkdir(parents=True, exist_ok=True)
         data, path = self.trained.part.data.name, str(Path(pictures).expanduser().absolute())
         names = None if scores is None else tuple(scores)
-        job = AlarmJob(str(self.path), data, path, fpr, "last", names, n, seed=seed, maps=maps)
+        job = AlarmJob(str(self.path), data, path, fpr, maps, checkpoint="last", scores=names, n=n, seed=seed)
         return alarm.run(job, where, self.trained.device, Log(mode="quiet"))
 
     def __repr__(self) -> str:
