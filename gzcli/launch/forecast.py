@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import shutil
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -18,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.core import jobs, signals
-from gzcli.core.devices import PEAKS
+from gzcli.core.devices import PEAKS, cpu_name, gpu_name
 from gzcli.core.errors import DamagedError, GzError, Interrupted, UsageError
 from gzcli.core.jobs import TrialJob
 from gzcli.core.parts import Part, part_of
@@ -31,6 +29,7 @@ from gzcli.recipe.recipe import Recipe
 from gzcli.store import files, runs
 from gzcli.store.files import part_path, sweep
 from gzcli.store.paths import cache_dir
+from gzcli.store.run_folder import Run
 
 WEEK = 7 * 86_400  # seconds after which a plan asks before it starts
 PAUSES = 0.1  # share of the time that pictures, validation and checkpoints take; `--minutes` counts so too
@@ -259,25 +258,3 @@ def _read(key: str) -> dict[str, Any]:
 def machine_of(plan: Plan) -> str:
     """This machine, as far as the time of a step depends on it: its GPU, or its CPU and the threads."""
     return gpu_name() if plan.gpus else f"{cpu_name()}, {plan.threads} threads"
-
-
-@cache
-def gpu_name() -> str:
-    """The name of the first GPU, without importing torch."""
-    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        lines = subprocess.run(query, capture_output=True, text=True, timeout=10).stdout.splitlines()
-    except (OSError, subprocess.TimeoutExpired):
-        return "GPU"
-    return lines[0].strip() if lines else "GPU"
-
-
-@cache
-def cpu_name() -> str:
-    """The name of the CPU."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
