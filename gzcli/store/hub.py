@@ -209,6 +209,7 @@ def _parsed(ref: str) -> dict[str, str]:
 
 def readme(card: Mapping[str, Any], name: str, licence: str, meanings: Mapping[str, str]) -> str:
     """The text of a repository's README.md, by the card of `export.bundle.card_of`."""
+    import yaml
     from jinja2 import Environment, StrictUndefined
 
     data, env = card["data"], Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -234,26 +235,5 @@ def readme(card: Mapping[str, Any], name: str, licence: str, meanings: Mapping[s
     if results:
         header["model-index"] = [{"name": name.partition("/")[2], "results": results}]
     words = {"card": card, "data": data, "name": name, "licence": licence, "meanings": meanings}
-    return f"---\n{_yaml(header)}---\n\n{env.from_string(text).render(**words)}\n"
-
-
-def eval_results(card: Mapping[str, Any]) -> str | None:
-    """The text of a file in `.eval_results` of the repository; None where the hub does not know the set, or
-    nothing was measured on its test split."""
-    hub_set = HUB_SETS.get(card["data"]["name"])
-    rows = [
-        {
-            "dataset": {"id": hub_set, "task_id": f"image_generation_{row['name']}"},
-            "value": row["value"],
-            "notes": f"{row['n']:,} samples against the test split, by gz bench",
-        }
-        for row in card["figures"]
-        if row["from"] == "gz bench"
-    ]
-    return _yaml(rows) if hub_set and rows else None
-
-
-def _yaml(tree: Any) -> str:
-    import yaml
-
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=1000)
+    head = yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=1000)
+    return f"---\n{head}---\n\n{env.from_string(text).render(**words)}\n"

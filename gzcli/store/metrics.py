@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import mmap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,8 @@ from gzcli.store.run_folder import Run
 POINTS = 12  # of a curve
 ENOUGH = 4  # points of a validation figure that make a curve; with fewer, the loss is shown
 BARS = "▁▂▃▄▅▆▇█"
-LARGE = 2_000_000  # bytes, some 15,000 lines
-SOME = 2_000  # lines of a larger file that are read
-MANY = 5_000  # lines of validation that are read besides
-TAIL = 5_000  # bytes at its end that are read whole
+LARGE = 15_000  # lines that are read; of more, SOME at even distances, the LAST, and up to MANY of validation
+SOME, LAST, MANY = 2_000, 40, 5_000
 WIDE = 10.0  # a curve that spans more than this factor is drawn on a logarithmic scale
 
 
@@ -42,20 +39,15 @@ class Curve:
 
 
 def metric_lines(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`, without any that a kill has cut short. Of a file beyond LARGE
-    bytes they are SOME lines at even distances, the last ones, and those of validation unless they are too
-    many: nobody waits for a million lines to see a curve."""
+    """The lines of a run's `metrics.jsonl`, without any that a kill has cut short; of a large file some of
+    them, since nobody waits for a million lines to see a curve."""
     path = Run(folder).metrics_file
-    if not path.is_file() or path.stat().st_size <= LARGE:
-        return list(every_line(folder))
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        starts = [content.find(b"\n", i * len(content) // SOME) + 1 for i in range(SOME)]
-        starts += _validations(content)
-        at = len(content) - TAIL
-        while at := content.find(b"\n", at) + 1:
-            starts.append(at)
-        lines = (content[start : content.find(b"\n", start) + 1] for start in sorted({0, *starts}))
-        return [values for line in lines if (values := _values(line))]
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    if (count := len(lines)) > LARGE:
+        checks = [i for i, line in enumerate(lines) if b'"val_' in line]
+        numbers = {i * count // SOME for i in range(SOME)} | {*range(count - LAST, count)}
+        lines = [lines[i] for i in sorted(numbers.union(checks if len(checks) <= MANY else ()))]
+    return list(filter(None, map(_values, lines)))
 
 
 def every_line(folder: Path) -> Iterator[dict[str, Any]]:
@@ -63,28 +55,16 @@ def every_line(folder: Path) -> Iterator[dict[str, Any]]:
     path = Run(folder).metrics_file
     if path.is_file():
         with open(path, "rb") as file:
-            for line in file:
-                if values := _values(line):
-                    yield values
+            yield from filter(None, map(_values, file))
 
 
-def _validations(content: mmap.mmap) -> list[int]:
-    """Where the lines of validation begin; none where there are more than MANY."""
-    starts: list[int] = []
-    at = content.find(b'"val_')
-    while at >= 0 and len(starts) <= MANY:
-        starts.append(content.rfind(b"\n", 0, at) + 1)
-        after = content.find(b"\n", at)
-        at = content.find(b'"val_', after) if after >= 0 else -1
-    return starts if len(starts) <= MANY else []
-
-
-def _values(line: bytes) -> dict[str, Any] | None:
+def _values(line: bytes) -> dict[str, Any]:
+    """The figures of a line; none of one that is cut off."""
     with contextlib.suppress(ValueError, RecursionError):
         values = json.loads(line)
         if isinstance(values, dict) and isinstance(values.get("step"), int):
             return values
-    return None
+    return {}
 
 
 def last_figures(run: Run) -> dict[str, float]:
