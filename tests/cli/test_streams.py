@@ -53,16 +53,12 @@ def content(stream: object) -> str:
     return stream.getvalue() if stream else ""
 
 
-def full() -> Failing:
-    return Failing(28)
-
-
 # what stdout and stderr are → the exit codes beside a verb's own
 WAYS: dict[str, tuple[Callable, Callable, set[int]]] = {
     "closed": (lambda: None, lambda: None, set()),
-    "stdout full": (full, io.StringIO, {3}),
-    "all full": (full, full, {3}),
-    "stderr full": (io.StringIO, full, set()),
+    "stdout full": (lambda: Failing(28), io.StringIO, {3}),
+    "all full": (lambda: Failing(28), lambda: Failing(28), {3}),
+    "stderr full": (io.StringIO, lambda: Failing(28), set()),
     "no reader": (lambda: Failing(32), lambda: Failing(32), {141}),
     "no terminal any more": (lambda: Failing(5), lambda: Failing(5), {3}),
     "ascii": (ascii_only, ascii_only, set()),
