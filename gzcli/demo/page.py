@@ -30,6 +30,12 @@ TITLE = "# gz demo\n\nImages that a model draws from noise. Choose a model, and 
 EACH = "each in turn"  # the label that asks for none
 # least, most and step of the slider of each of NUMBERS
 RANGES = {"steps": (1, 250, 1), "guidance": (0.0, 8.0, 0.1), "temperature": (0.0, 1.5, 0.05)}
+SERVER: dict[str, Any] = {"server_name": "127.0.0.1", "max_file_size": LARGEST_FILE, "show_error": True}
+SERVER |= {"quiet": True, "prevent_thread_lock": True, "footer_links": []}
+SERVER |= dict.fromkeys(("ssr_mode", "mcp_server", "enable_monitoring"), False)
+# Gradio asks its server for the events of the start, however long that takes. It would then ask for the page,
+# and end where a busy machine takes longer than 3 seconds.
+SERVER["_frontend"] = False
 CSS = """
 .pixels img {image-rendering: pixelated}
 footer {display: none !important}
@@ -60,24 +66,13 @@ def serve(
     guard = Middleware(Guard, addresses=addresses, token=token)
     with contextlib.redirect_stdout(sys.stderr):  # what Gradio says of its tunnel is no data
         _, local, public = blocks.launch(
-            server_name="127.0.0.1",
             server_port=port,
             share=share,
-            quiet=True,
-            prevent_thread_lock=True,
-            ssr_mode=False,
-            mcp_server=False,
-            enable_monitoring=False,
-            show_error=True,
-            footer_links=[],
             allowed_paths=[str(studio.folder)],
-            max_file_size=LARGEST_FILE,
             app_kwargs={"middleware": [guard], "docs_url": None, "redoc_url": None},
             theme=gr.themes.Default(font=system, font_mono=mono),
             css=CSS,
-            # Gradio has asked its server for the events of the start, however long that takes. It would then
-            # ask for the page, and end where a busy machine takes longer than 3 seconds.
-            _frontend=False,
+            **SERVER,
         )
     blocks.share = False  # else the page takes its scripts from a server of Gradio's
     if public:

@@ -20,7 +20,7 @@ from gzcli.core.streams import printable
 from gzcli.core.units import by_sides
 from gzcli.report.document import Chart, Document, Picture, Section, Series, Text, number
 from gzcli.store import files
-from gzcli.store.metrics import metric_lines
+from gzcli.store.metrics import curves, metric_lines
 from gzcli.store.run_folder import Run
 from gzcli.store.runs import by_name
 
@@ -140,14 +140,13 @@ class Results:
         charts = []
         for name, run in self.runs.items():
             for part in run.stages or [run]:
-                lines = metric_lines(part.path)
-                keys = dict.fromkeys(key for line in lines for key in line)
-                losses = [key for key in keys if key.rsplit(".", 1)[-1] == "loss"]
-                checks = [key for key in keys if key.startswith("val_")][:VALIDATED]
+                points = curves(metric_lines(part.path))
+                checks = [key for key in points if key.startswith("val_")]
+                losses = [key for key in points if key not in checks]
                 whose = name if part is run else f"{name}, {part.path.name}"
-                for title, some in (("loss", losses), *((key, [key]) for key in checks)):
-                    series = [Series(key, thinned(points(lines, key))) for key in some]
-                    if series := [line for line in series if len(line.points) > 1]:
+                for title, keys in (("loss", losses), *((key, [key]) for key in checks[:VALIDATED])):
+                    series = [Series(key, thinned(points[key])) for key in keys if len(points[key]) > 1]
+                    if series:
                         charts.append(Chart(f"{title}-{whose}", f"{whose}: {title}", "step", title, series))
         return Section("Training", charts[:CURVES])
 
@@ -210,13 +209,6 @@ def facts_of(tree: Row, titles: Mapping[str, str]) -> list[tuple[str, str]]:
     """(title, value) of the keys that there are, and the shape of the images."""
     facts = [(title, number(tree[key])) for key, title in titles.items() if tree.get(key) is not None]
     return [*facts, ("images", by_sides(tree["shape"]))] if tree.get("shape") else facts
-
-
-def points(lines: Sequence[Row], key: str) -> list[tuple[float, float]]:
-    """(step, value) of the finite values of a key."""
-    pairs = [(line.get("step"), line.get(key)) for line in lines]
-    numbers = [(x, y) for x, y in pairs if isinstance(x, int | float) and isinstance(y, int | float)]
-    return [(float(x), float(y)) for x, y in numbers if np.isfinite(y)]
 
 
 def thinned(line: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,13 @@ class Curve:
     name: str  # of the figure in `metrics.jsonl`
     steps: tuple[int, ...]  # the last step of each point
     values: tuple[float, ...]  # each the mean of the lines since the previous point
+
+    @classmethod
+    def of(cls, name: str, points: Sequence[tuple[int, float]]) -> Curve:
+        count = min(POINTS, len(points))
+        parts = [points[i * len(points) // count : (i + 1) * len(points) // count] for i in range(count)]
+        means = tuple(sum(value for _, value in part) / len(part) for part in parts)
+        return cls(name, tuple(part[-1][0] for part in parts), means)
 
     @property
     def spark(self) -> str:
@@ -75,23 +82,25 @@ def last_figures(run: Run) -> dict[str, float]:
     return figures
 
 
+def curves(lines: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of each loss and each figure of validation, `val_…`, as far as it is finite."""
+    points: dict[str, list[tuple[int, float]]] = {}
+    for line in lines:
+        for key, value in line.items():
+            recorded = key.startswith("val_") or key.rpartition(".")[2] == "loss"
+            if recorded and isinstance(value, int | float) and math.isfinite(value):
+                points.setdefault(key, []).append((line["step"], value))
+    return points
+
+
 def curve_of(run: Run) -> Curve | None:
     """The curve of the figure that a run, or its newest stage that has begun, is judged by; of its loss where
     that has fewer than ENOUGH points; None where neither was recorded."""
     begun = [stage for stage in run.stages if stage.metrics_file.exists()]
     part = begun[-1] if begun else run
-    lines, best = metric_lines(part.path), part.best
-    losses = (key for line in lines for key in line if key == "loss" or key.endswith(".loss"))
-    keys = [f"val_{best.metric}"] if best else []
-    curves = [curve for key in (*keys, *[next(losses, "")]) if (curve := _points(lines, key))]
-    long = [curve for curve in curves if len(curve.values) >= ENOUGH]
-    return next(iter(long or curves[::-1]), None)
-
-
-def _points(lines: Iterable[Mapping[str, Any]], key: str) -> Curve | None:
-    """The curve of one figure; None where it was never finite."""
-    points = [(line["step"], line[key]) for line in lines if math.isfinite(line.get(key) or math.nan)]
-    count = min(POINTS, len(points))
-    parts = [points[i * len(points) // count : (i + 1) * len(points) // count] for i in range(count)]
-    means = tuple(sum(value for _, value in part) / len(part) for part in parts)
-    return Curve(key, tuple(part[-1][0] for part in parts), means) if parts else None
+    points, best = curves(metric_lines(part.path)), part.best
+    losses = [key for key in points if not key.startswith("val_")]
+    keys = [*([f"val_{best.metric}"] if best else []), *losses[:1]]
+    candidates = [Curve.of(key, points[key]) for key in keys if key in points]
+    long = [curve for curve in candidates if len(curve.values) >= ENOUGH]
+    return next(iter(long or candidates[::-1]), None)
