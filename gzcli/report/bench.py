@@ -45,23 +45,23 @@ FIRST = ("place", "seeds", "failed", "times_floor", "rank")
 
 def document(results: Results) -> Document:
     """The report; keys that the results lack are left out."""
-    made, figures = results.made, Figures(results.made, rows_of(results.made))
-    data = str(made.get("data", "?"))
+    result, figures = results.result, Figures(results.result, rows_of(results.result))
+    data = str(result.get("data", "?"))
     facts = [("data", data), ("contestants", str(len(figures.rows)))]
     titles = {"n_fake": "samples of each", "n_real": "real images", "seed": "seed"}
     failed = ", ".join(title for title, row in figures.titled if row.get("error"))
     sections = [
-        *league_sections(made, {name: way for name in figures.names if (way := figures.direction(name))}),
+        *league_sections(result, {name: way for name in figures.names if (way := figures.direction(name))}),
         Section("Figures", [figures.table()], f"Failed: {failed}." if failed else ""),
-        *equal_calls(made),
+        *equal_calls(result),
         Section("Against the floor", figures.dots()),
         Section("Samples", grids(results, figures)),
         Section("Pictures", results.other_pictures("bench")),
         Section("Costs", costs(figures)),
     ]
-    title = f"{'League' if made.get('summary') else 'Benchmark'} on {data}"
-    facts += facts_of(made.get("provenance") or {}, titles)
-    return results.document(title, league_winner(made) or figures.winner(), facts, sections)
+    title = f"{'League' if result.get('summary') else 'Benchmark'} on {data}"
+    facts += facts_of(result.get("provenance") or {}, titles)
+    return results.document(title, league_winner(result) or figures.winner(), facts, sections)
 
 
 def labels(rows: Sequence[Row]) -> list[str]:
@@ -79,18 +79,18 @@ def labels(rows: Sequence[Row]) -> list[str]:
 class Figures:
     """The figures of all rows, with floor, intervals and directions."""
 
-    def __init__(self, made: Row, rows: Sequence[Row]):
+    def __init__(self, result: Row, rows: Sequence[Row]):
         self.rows, self.titled = rows, list(zip(labels(rows), rows, strict=True))
-        self.floor: Row = made.get("floor") or {}
-        floors = rows_of(made, "floors")
+        self.floor: Row = result.get("floor") or {}
+        floors = rows_of(result, "floors")
         self.by_number = {floor.get("n"): floor.get("metrics") or {} for floor in floors}
-        self.foot = [("real images", self.floor, made.get("floor_intervals") or {})] if self.floor else []
+        self.foot = [("real images", self.floor, result.get("floor_intervals") or {})] if self.floor else []
         if len(floors) > 1:  # contestants of fewer images have their own
             self.foot = [
                 (f"real images, {floor.get('n')}", floor.get("metrics") or {}, floor.get("intervals") or {})
                 for floor in floors
             ]
-        self.directions: Row = made.get("directions") or {}
+        self.directions: Row = result.get("directions") or {}
         names = dict.fromkeys(name for row in rows for name in row.get("metrics") or {})
         with_floor = [name for name in self.floor if name in names]  # these compare images, the rest models
         self.names = [name for name in dict.fromkeys([*with_floor, *names]) if not column_of(name).cost]
@@ -182,7 +182,7 @@ def grids(results: Results, figures: Figures) -> list[Picture]:
     """Samples of each contestant, in a league of each model, the best first; and the sheet that `gz bench`
     drew."""
     drawings = []
-    for title, row in standing(results.made, figures.rows) or figures.titled:
+    for title, row in standing(results.result, figures.rows) or figures.titled:
         samples = results.samples(row)
         if samples is not None and len(samples):
             sheet, png = grid(samples[:GRID], COLUMNS), io.BytesIO()
@@ -212,13 +212,13 @@ def costs(figures: Figures) -> list[Table]:
 # ---------------------------------------------------------------------------- leagues
 
 
-def league_sections(made: Row, directions: Mapping[str, Direction]) -> list[Section]:
+def league_sections(result: Row, directions: Mapping[str, Direction]) -> list[Section]:
     """The standings and the curves of a league."""
-    summary, agreement, lead = rows_of(made, "summary"), made.get("spearman") or {}, ""
+    summary, agreement, lead = rows_of(result, "summary"), result.get("spearman") or {}, ""
     if is_number(agreement.get("mean")):
         lead = f"The orders of two seeds agree by a Spearman correlation of {number(agreement['mean'])}"
         lead += f" on average, {number(agreement['min'])} at least."
-    metric, curves = made.get("metric"), made.get("curves")
+    metric, curves = result.get("metric"), result.get("curves")
     charts = [
         curve(f"{kind}: {metric}", rows, str(metric), *AXES[kind])
         for kind, rows in (curves.items() if isinstance(curves, dict) else ())
@@ -228,16 +228,16 @@ def league_sections(made: Row, directions: Mapping[str, Direction]) -> list[Sect
     return [*sections, Section("Curves", charts)]
 
 
-def equal_calls(made: Row) -> list[Section]:
-    rows = rows_of(made, "equal_calls")
+def equal_calls(result: Row) -> list[Section]:
+    rows = rows_of(result, "equal_calls")
     title = f"At {rows[0].get('setting', 'equal calls')}" if rows else ""
-    return [Section(title, [Figures(made, rows).table(title)])] if rows else []
+    return [Section(title, [Figures(result, rows).table(title)])] if rows else []
 
 
-def standing(made: Row, rows: Sequence[Row]) -> list[tuple[str, Row]]:
+def standing(result: Row, rows: Sequence[Row]) -> list[tuple[str, Row]]:
     """The first row with figures of each model of a league, the best first, with its place and name."""
     first_rows = []
-    for one in rows_of(made, "summary"):
+    for one in rows_of(result, "summary"):
         rows_of_model = (row for row in rows if row.get("model") == one.get("model") and row.get("metrics"))
         if row := next(rows_of_model, None):
             place = f"{one['place']}. " if one.get("place") else ""
@@ -245,11 +245,11 @@ def standing(made: Row, rows: Sequence[Row]) -> list[tuple[str, Row]]:
     return first_rows
 
 
-def league_winner(made: Row) -> str:
+def league_winner(result: Row) -> str:
     """The first of a league, in a sentence; empty where there is none."""
-    for row in rows_of(made, "summary"):
+    for row in rows_of(result, "summary"):
         if row.get("place") == 1 and is_number(row.get("times_floor")):
-            times, metric = number(row["times_floor"]), made.get("metric")
+            times, metric = number(row["times_floor"]), result.get("metric")
             return f"First: {row.get('model')}, {times} × the floor of `{metric}`."
     return ""
 

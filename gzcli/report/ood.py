@@ -29,13 +29,13 @@ LISTED = 500  # files of single pictures that are listed
 
 def document(results: Results) -> Document:
     """The report; keys that the results lack are left out."""
-    made = results.made
-    rows, pictures = rows_of(made, "results"), rows_of(made, "files")
-    names = {str(key): str(value) for key, value in (made.get("names") or {}).items()}
-    inside = names.get(str(made.get("in")), str(made.get("in", "?")))
-    facts = [("run", str(made.get("run", "?"))), ("in-distribution", inside)]
+    result = results.result
+    rows, pictures = rows_of(result, "results"), rows_of(result, "files")
+    names = {str(key): str(value) for key, value in (result.get("names") or {}).items()}
+    inside = names.get(str(result.get("in")), str(result.get("in", "?")))
+    facts = [("run", str(result.get("run", "?"))), ("in-distribution", inside)]
     titles = {"step": "step", "seed": "seed", "likelihood": "likelihood", "fpr": "FPR asked"}
-    of_files = isinstance(made.get("files"), list)
+    of_files = isinstance(result.get("files"), list)
     sections = [
         Section("Detection", detection(rows, names)),
         Section("Pictures", results.other_pictures(*(["histograms"] if results.scores else []))),
@@ -44,8 +44,8 @@ def document(results: Results) -> Document:
         Section("Scores", histograms(results, rows, names)),
     ]
     title = f"Anomalies against {inside}" if of_files else f"Out-of-distribution detection: {inside}"
-    lead = flags(made, pictures) if of_files else winner(rows, names)
-    return results.document(title, lead, facts + facts_of(made, titles), sections)
+    lead = flags(result, pictures) if of_files else winner(rows, names)
+    return results.document(title, lead, facts + facts_of(result, titles), sections)
 
 
 def of_sets(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -120,7 +120,7 @@ def histograms(results: Results, rows: Sequence[Row], names: Mapping[str, str]) 
             seen = table[score].clip(edges[0], edges[-1])
             share = np.histogram(seen, edges)[0] / max(1, len(seen))
             steps = [(x[0], 0.0), *zip(x.repeat(2)[1:-1], share.repeat(2), strict=True), (x[-1], 0.0)]
-            title = f"{names.get(name, name)}{' (in)' if name == str(results.made.get('in')) else ''}"
+            title = f"{names.get(name, name)}{' (in)' if name == str(results.result.get('in')) else ''}"
             lines.append(Series(title, [(float(a), float(b)) for a, b in steps]))
         marks = edges[[0, len(edges) // 2, -1]]
         ticks = [(float(at), number(float(mark))) for at, mark in zip(place(marks), marks, strict=True)]
@@ -128,10 +128,10 @@ def histograms(results: Results, rows: Sequence[Row], names: Mapping[str, str]) 
     return charts
 
 
-def flags(made: Row, pictures: Sequence[Row]) -> str:
+def flags(result: Row, pictures: Sequence[Row]) -> str:
     """How many pictures were flagged, in a sentence."""
     count = sum(bool(picture.get("flagged")) for picture in pictures)
-    at = f" at a false-positive rate of {number(made['fpr'])}" if made.get("fpr") is not None else ""
+    at = f" at a false-positive rate of {number(result['fpr'])}" if result.get("fpr") is not None else ""
     return f"{count:,} of {len(pictures):,} pictures are flagged{at}."
 
 

@@ -46,19 +46,19 @@ class Results:
     """What a job left in its folder."""
 
     folder: Path
-    made: dict[str, Any]  # the JSON that the verb printed
+    result: dict[str, Any]  # the JSON that the verb printed
     job: dict[str, Any]  # what was asked for; empty where the folder does not say
     time: float  # when the results were written, in seconds since 1970
 
     @property
     def verb(self) -> str:
         """`bench`, or `ood`."""
-        return "bench" if "rows" in self.made else "ood"
+        return "bench" if "rows" in self.result else "ood"
 
     @cached_property
     def runs(self) -> dict[str, Run]:
         """The trained runs by their id, if they still exist."""
-        names = [self.made.get("run"), *(row.get("run") or row.get("path") for row in rows_of(self.made))]
+        names = [self.result.get("run"), *(row.get("run") or row.get("path") for row in rows_of(self.result))]
         paths = [*listed(self.job.get("runs")), *listed(self.job.get("run"))]
         places = {Path(path).name: path for path in paths if isinstance(path, str)}
         runs: dict[str, Run] = {}
@@ -74,7 +74,7 @@ class Results:
         places = [Path(file), self.folder / "samples" / Path(file).name] if file else []
         kept = sorted(self.folder.glob("samples/*.npz"))
         places += [path for path in kept if path.name.startswith(f"{run}-") or path.stem == run]
-        if "summary" in self.made and run in self.runs:  # a league of before its rows named their files
+        if "summary" in self.result and run in self.runs:  # a league of before its rows named their files
             drawn = self.runs[run].path.glob("bench/*/samples/*.npz")  # the last judgement's first
             places += sorted(drawn, key=lambda path: (-path.parent.stat().st_mtime, path.stat().st_mtime))
         path = next(filter(Path.is_file, places), None)
@@ -105,7 +105,7 @@ class Results:
 
     def command(self) -> str:
         """The command that makes the results again, by the job; empty where that is lost."""
-        if command := self.made.get("command") or (self.made.get("provenance") or {}).get("command"):
+        if command := self.result.get("command") or (self.result.get("provenance") or {}).get("command"):
             return redacted(command if isinstance(command, str) else shlex.join(command))
         job, script = self.job, self.folder / "command.sh"
         if script.exists():  # a league's
@@ -132,7 +132,7 @@ class Results:
         """The report of these sections, and of those that every report ends with."""
         day = datetime.fromtimestamp(self.time).strftime("%Y-%m-%d %H:%M")
         shown = [section for section in (*sections, self.training(), self.behind()) if section.items]
-        notes = [str(note) for note in self.made.get("notes") or []]
+        notes = [str(note) for note in self.result.get("notes") or []]
         return Document(self.verb, title, lead, [*facts, ("made", day)], notes, shown, self.command())
 
     def training(self) -> Section:
@@ -152,7 +152,7 @@ class Results:
 
     def behind(self) -> Section:
         """Recipes, versions and everything else that the figures depend on."""
-        provenance, texts = dict(self.made.get("provenance") or {}), {}
+        provenance, texts = dict(self.result.get("provenance") or {}), {}
         for name, run in self.runs.items():
             texts[f"Recipe of {name}"] = printable(redacted(run.recipe_file.read_text(errors="replace")))
         texts["Versions that made the figures"] = aligned(provenance.pop("versions", None) or {})
@@ -177,9 +177,9 @@ def read(place: Path) -> Results:
         hint = "`gz bench` and `gz ood` print theirs: `files: …`"
         raise MissingError(f"there is no folder `{place}`", hint=hint)
     for path in [folder / name for name in FILES]:
-        made, job = clean(files.read_json(path)), clean(files.read_object(Run(folder).job_file))
-        if isinstance(made, dict) and ("rows" in made or "results" in made or "files" in made):
-            return Results(folder, made, job, path.stat().st_mtime)
+        result, job = clean(files.read_json(path)), clean(files.read_object(Run(folder).job_file))
+        if isinstance(result, dict) and not result.keys().isdisjoint(("rows", "results", "files")):
+            return Results(folder, result, job, path.stat().st_mtime)
     raise UsageError(
         f"`{folder}` holds no results of `gz bench` or `gz ood`",
         hint="a report is made of the folder with `bench.json` or `ood.json`",
@@ -199,9 +199,9 @@ def listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def rows_of(made: Row, key: str = "rows") -> list[dict[str, Any]]:
+def rows_of(result: Row, key: str = "rows") -> list[dict[str, Any]]:
     """The rows of a table of the results; none where it is missing."""
-    rows = made.get(key)
+    rows = result.get(key)
     return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
