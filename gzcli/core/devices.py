@@ -69,12 +69,12 @@ def batch_of(usual: int, device: torch.device) -> int:
     return int(usual * kind_of(device).batch)
 
 
-# GPUs without torch
+# ---------------------------------------------------------------------------- GPUs without torch
 
 
 @dataclass(frozen=True)
 class Gpus:
-    """The GPUs of this machine: those that are visible, and the first of them that torch can use."""
+    """How many GPUs are visible, and how many of them, from the first on, torch can use."""
 
     there: int = 0
     usable: int = 0
@@ -150,7 +150,7 @@ def host_memory() -> int:
     return psutil.virtual_memory().total
 
 
-# the devices of this process
+# ---------------------------------------------------------------------------- the devices of this process
 
 
 def tried(most: int | None = None) -> Gpus:
@@ -182,16 +182,13 @@ def tried(most: int | None = None) -> Gpus:
 
 
 def pick_device(launch: LaunchSection) -> torch.device:
-    """The device of a verb that runs in one process.
-
-    Raises DeviceError where a GPU was asked for and there is none that torch can use.
-    """
+    """The device of a verb that runs in one process. Raises DeviceError where a GPU was asked for and there
+    is none that torch can use."""
     import torch
 
     if launch.cpu or launch.gpus == 0:
         return torch.device("cpu")
-    gpus = tried(1)
-    if gpus.usable:
+    if (gpus := tried(1)).usable:
         return torch.device("cuda")
     if launch.gpus:
         raise DeviceError(gpus.lack or "there is no GPU here", hint=INSTALL)
@@ -251,9 +248,6 @@ def use_of_rank(kind: str) -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 
 
-# precision
-
-
 def half(precision: str) -> torch.dtype | None:
     """The 16-bit type that a step computes in by autocast; None for fp32."""
     import torch
@@ -262,10 +256,8 @@ def half(precision: str) -> torch.dtype | None:
 
 
 def chosen_precision(wanted: str, kind: str) -> str:
-    """fp32, bf16 or fp16 on a kind of device: `auto` is a 16-bit type where the device gains from it.
-
-    Raises UsageError for fp16 where the device does not compute in it.
-    """
+    """fp32, bf16 or fp16 on a kind of device: `auto` is a 16-bit type where the device gains from it. Raises
+    UsageError for fp16 where the device does not compute in it."""
     import torch
 
     if wanted == "fp16" and not kind_of(kind).fp16:
@@ -286,23 +278,20 @@ def fast_bf16() -> bool:
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def fast_kernels() -> None:
-    """Allows TF32 in products, and has cuDNN choose the fastest convolutions."""
+def choose_kernels(deterministic: bool) -> None:
+    """Allows only kernels that give the same bits every time; or TF32 in products, and the convolutions that
+    cuDNN finds fastest."""
     import torch
 
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.benchmark = True
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    else:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
 
 
-def deterministic_kernels() -> None:
-    """Allows only kernels that give the same bits every time."""
-    import torch
-
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-
-
-# work and memory
+# ---------------------------------------------------------------------------- work, memory and speed
 
 
 def _library(device: torch.device) -> Any:
@@ -381,8 +370,6 @@ def is_out_of_memory(e: BaseException) -> bool:
 
     return isinstance(e, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(e)
 
-
-# speed
 
 # Dense TFLOP/s (10¹²) of matrix products that are summed in fp32, by words of a device's name. From NVIDIA's
 # data sheets, whose figures "with sparsity" are halved; of GeForce from the white papers of GA102 (table 2),

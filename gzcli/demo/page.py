@@ -144,7 +144,7 @@ class Page:
                     go = gr.Button("Draw", variant="primary", elem_id="draw", min_width=120)
                     following = gr.Button("Next seed", min_width=120)
             with gr.Column(scale=2, min_width=280):
-                made = [_picture("drawn"), *_code()]
+                outputs = [_picture("drawn"), *_code()]
         self._follow(prompt, lambda run, can: gr.update(visible=can.prompts, value=""))
 
         def offered(run: Any, can: Controls) -> Any:
@@ -158,7 +158,7 @@ class Page:
             yield from self._shown(self.studio.draw(self._request(name, n, seed, label, *rest)))
 
         inputs = [self.run, n, seed, label, *self.sampling]
-        event: dict[str, Any] = {"fn": _in_words(draw), "inputs": inputs, "outputs": made}
+        event: dict[str, Any] = {"fn": _in_words(draw), "inputs": inputs, "outputs": outputs}
         go.click(**event)
         seed.submit(**event)
         following.click(lambda seed: int(seed) + 1, seed, seed).then(**event)
@@ -185,7 +185,7 @@ class Page:
             last_label = self._label(-1, min_width=120)
         frames = gr.Slider(3, 12, 8, step=1, label="Images of the way")
         go = gr.Button("Go", variant="primary", elem_id="between")
-        made = [_picture("way"), *_code()]
+        outputs = [_picture("way"), *_code()]
 
         def way(
             name: str, a: int, a_label: str, b: int, b_label: str, frames: int, *rest: Any
@@ -194,7 +194,7 @@ class Page:
             yield from self._shown(self.studio.between(first, last, int(frames)))
 
         inputs = [self.run, seed, label, last_seed, last_label, frames, *self.sampling]
-        go.click(_in_words(way), inputs, made)
+        go.click(_in_words(way), inputs, outputs)
 
     def _inpaint_tab(self) -> None:
         gr.Markdown("Paint over what the model is to fill in: on a sample, or on a picture of your own.")
@@ -221,7 +221,7 @@ class Page:
             with gr.Column(min_width=280):
                 picture = _picture("filled")
                 files = gr.File(label="picture.png, mask.png", file_count="multiple", height=150)
-                made = [picture, *_code(), files]
+                outputs = [picture, *_code(), files]
         self._follow(editor, lambda run, can: None)
 
         def canvas(name: str, seed: int, label: str) -> Iterator[Any]:
@@ -238,7 +238,7 @@ class Page:
                 yield *shown, [str(self.studio.folder / file) for file in ("picture.png", "mask.png")]
 
         start.click(_in_words(canvas), [self.run, seed, label], editor)
-        go.click(_in_words(fill), [self.run, editor, seed, label], made)
+        go.click(_in_words(fill), [self.run, editor, seed, label], outputs)
 
     def _judge_tab(self) -> None:
         gr.Markdown("Drop a picture: is it one of those that the model was trained on, and if not, where?")
@@ -251,7 +251,7 @@ class Page:
             with gr.Column(min_width=280):
                 verdict = gr.Markdown(elem_id="verdict")
                 picture = _picture("judged", "As the model sees it, and where it is strange")
-                made = [verdict, picture, *_code()]
+                outputs = [verdict, picture, *_code()]
 
         def judge(name: str, picture: np.ndarray | None, n: int) -> Iterator[Any]:
             if picture is None:
@@ -259,7 +259,7 @@ class Page:
             result, shown, code = self.studio.judge(name, picture, int(n))
             yield _verdict(result), self.studio.file(shown), *code
 
-        go.click(_in_words(judge), [self.run, dropped, n], made)
+        go.click(_in_words(judge), [self.run, dropped, n], outputs)
 
     def _request(
         self, name: str, n: int, seed: int, label: str, sampler: str | None, prompt: str, *numbers: float

@@ -176,14 +176,13 @@ def read(place: Path) -> Results:
     if not folder.is_dir():
         hint = "`gz bench` and `gz ood` print theirs: `files: …`"
         raise MissingError(f"there is no folder `{place}`", hint=hint)
+    job = clean(files.read_object(Run(folder).job_file))
     for path in [folder / name for name in FILES]:
-        result, job = clean(files.read_json(path)), clean(files.read_object(Run(folder).job_file))
+        result = clean(files.read_json(path))
         if isinstance(result, dict) and not result.keys().isdisjoint(("rows", "results", "files")):
             return Results(folder, result, job, path.stat().st_mtime)
-    raise UsageError(
-        f"`{folder}` holds no results of `gz bench` or `gz ood`",
-        hint="a report is made of the folder with `bench.json` or `ood.json`",
-    )
+    hint = "a report is made of the folder with `bench.json` or `ood.json`"
+    raise UsageError(f"`{folder}` holds no results of `gz bench` or `gz ood`", hint=hint)
 
 
 def clean(value: Any) -> Any:

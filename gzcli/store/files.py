@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gzcli.core.errors import DamagedError, GzError, MissingError, first_line
+from gzcli.core.errors import SPACE, DamagedError, GzError, MissingError, first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -336,7 +336,5 @@ def need_space(folder: Path, size: int) -> None:
     while not folder.exists():
         folder = folder.parent
     if (free := shutil.disk_usage(folder).free) < size:
-        raise MissingError(
-            f"{size / 1e6:,.0f} MB are needed in `{folder}`, {free / 1e6:,.0f} MB are free",
-            hint="free some space, or set `GZ_HOME` to a folder on a larger disk",
-        )
+        message = f"{size / 1e6:,.0f} MB are needed in `{folder}`, {free / 1e6:,.0f} MB are free"
+        raise MissingError(message, hint=SPACE)
