@@ -10,7 +10,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from gzcli.core.errors import MissingError, UsageError, canonical
+from gzcli.core.errors import MissingError, UsageError, canonical, matching
 from gzcli.store.files import lock, read_json, write_atomic, write_json
 from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import Run
@@ -57,7 +57,9 @@ def model_files() -> dict[str, Path]:
 
 def find(name: str) -> Path | None:
     """The file of the model of that name, `-` and `_` alike; None where none is from outside."""
-    return typed(name) or {canonical(stem): p for stem, p in model_files().items()}.get(canonical(name))
+    models = model_files()
+    stem = matching(name, reversed(models))  # the last one counts
+    return models[stem] if stem else None
 
 
 def names_paper(text: str) -> bool:

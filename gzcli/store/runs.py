@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from gzcli.core.errors import DamagedError, MissingError, UsageError, canonical, did_you_mean
+from gzcli.core.errors import DamagedError, MissingError, UsageError, canonical, did_you_mean, matching
 from gzcli.core.units import Size
 from gzcli.store import files, index, pretrained
 from gzcli.store.claims import check_removable, claimed, remove_folder
@@ -108,7 +108,7 @@ def check_alias(alias: str, runs: list[Run] | None = None) -> None:
     taken = next((run for run in runs if run.alias == alias or run.id == alias), None)
     if taken and not _is_stillborn(taken):
         raise UsageError(f"the name `{alias}` is taken by `{taken.id}`", hint="choose another `--name`")
-    if canonical(alias) in map(canonical, recipe_names()):  # it would hide the model's recipe
+    if matching(alias, recipe_names()):  # it would hide the model's recipe
         hint = f"choose another `--name`, as `{alias}-1`"
         raise UsageError(f"the name `{alias}` is that of a model", hint=hint)
     if not re.fullmatch(r"[^\W_][\w.-]*", alias):
