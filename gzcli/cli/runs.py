@@ -178,8 +178,6 @@ def push(
             raise MissingError("the run has no picture of its samples", hint=hint)
         files.write_atomic(folder / Run.preview_picture, base64.b64decode(preview))
         files.write_atomic(folder / "README.md", hub.readme(card, name, licence, meanings()))
-        if results := hub.eval_results(card):
-            files.write_atomic(folder / ".eval_results" / "gz.yaml", results)
         sent = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
         address = hub.push(folder, name, private=private)
     out.text(address)

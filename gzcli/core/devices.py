@@ -50,11 +50,10 @@ class Kind:
     backend: str = "gloo"  # of torch.distributed
 
 
+CUDA = Kind(40e12, 2.0, fused=True, channels_last=True, compiled=True, streams=True, backend="nccl")
 KINDS: Mapping[str, Kind] = {
-    "cpu": Kind(40e9, batch=0.5, queued=False, shared=True, fused=True, fp16=False),
-    "cuda": Kind(
-        40e12, batch=2.0, fused=True, channels_last=True, compiled=True, streams=True, backend="nccl"
-    ),
+    "cpu": Kind(40e9, 0.5, queued=False, shared=True, fused=True, fp16=False),
+    "cuda": CUDA,
     "mps": Kind(1e12, shared=True, float64=False),
     "xpu": Kind(10e12, float64=False),
 }
@@ -70,12 +69,12 @@ def batch_of(usual: int, device: torch.device) -> int:
     return int(usual * kind_of(device).batch)
 
 
-# GPUs without torch
+# ---------------------------------------------------------------------------- GPUs without torch
 
 
 @dataclass(frozen=True)
 class Gpus:
-    """The GPUs of this machine: those that are visible, and the first of them that torch can use."""
+    """How many GPUs are visible, and how many of them, from the first on, torch can use."""
 
     there: int = 0
     usable: int = 0
@@ -113,42 +112,35 @@ def installed_gpus() -> int:
 @cache
 def gpu_name() -> str:
     """The name of the first GPU."""
-    return next((line.strip() for line in _nvidia_smi("--query-gpu=name", "--format=csv,noheader")), "GPU")
+    return next(iter(_nvidia_smi("--query-gpu=name", "--format=csv,noheader")), "GPU").strip()
 
 
 def gpu_memory() -> int | None:
     """Bytes of the smallest visible GPU; None where the driver does not say."""
-    lines = _nvidia_smi("--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits")
-    rows = [[cell.strip() for cell in line.split(",")] for line in lines]
     visible = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
-    sizes = [
-        int(row[2]) << 20
-        for row in rows
-        if len(row) == 3
-        and row[2].isdigit()
-        and (not visible or any(row[0] == v or row[1].startswith(v) for v in visible))
-    ]
+    sizes = []
+    for line in _nvidia_smi("--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"):
+        index, uuid, memory = [*(cell.strip() for cell in line.split(",")), "", ""][:3]
+        if memory.isdigit() and (not visible or any(index == v or uuid.startswith(v) for v in visible)):
+            sizes.append(int(memory) << 20)
     return min(sizes, default=None)
 
 
 def _nvidia_smi(*words: str) -> list[str]:
     """The lines that the tool of NVIDIA's driver prints; none without it."""
     try:
-        out = subprocess.run(["nvidia-smi", *words], capture_output=True, text=True, timeout=10).stdout
+        done = subprocess.run(["nvidia-smi", *words], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return out.splitlines()
+    return done.stdout.splitlines()
 
 
 @cache
 def cpu_name() -> str:
-    """The name of the CPU."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def host_memory() -> int:
@@ -158,7 +150,7 @@ def host_memory() -> int:
     return psutil.virtual_memory().total
 
 
-# the devices of this process
+# ---------------------------------------------------------------------------- the devices of this process
 
 
 def tried(most: int | None = None) -> Gpus:
@@ -190,16 +182,13 @@ def tried(most: int | None = None) -> Gpus:
 
 
 def pick_device(launch: LaunchSection) -> torch.device:
-    """The device of a verb that runs in one process.
-
-    Raises DeviceError where a GPU was asked for and there is none that torch can use.
-    """
+    """The device of a verb that runs in one process. Raises DeviceError where a GPU was asked for and there
+    is none that torch can use."""
     import torch
 
     if launch.cpu or launch.gpus == 0:
         return torch.device("cpu")
-    gpus = tried(1)
-    if gpus.usable:
+    if (gpus := tried(1)).usable:
         return torch.device("cuda")
     if launch.gpus:
         raise DeviceError(gpus.lack or "there is no GPU here", hint=INSTALL)
@@ -212,9 +201,8 @@ def training_kind(launch: LaunchSection) -> str:
     """The kind of device that accelerate trains on."""
     import torch
 
-    if launch.cpu:
-        return "cpu"
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kinds = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    return next((kind for kind, is_there in kinds.items() if not launch.cpu and is_there()), "cpu")
 
 
 def check_planned() -> None:
@@ -234,8 +222,7 @@ def trains_on_cpu(gpus: int, processes: int) -> bool:
 
 def environment(gpus: int, on_cpu: bool) -> dict[str, str]:
     """The environment variables of a process that trains on so many CUDA devices."""
-    cpu = {"ACCELERATE_USE_CPU": "true"} if on_cpu else {}
-    return {} if gpus else {**cpu, VISIBLE: ""}
+    return {} if gpus else {**({"ACCELERATE_USE_CPU": "true"} if on_cpu else {}), VISIBLE: ""}
 
 
 def titles(gpus: Gpus) -> list[tuple[str, str]]:
@@ -261,9 +248,6 @@ def use_of_rank(kind: str) -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 
 
-# precision
-
-
 def half(precision: str) -> torch.dtype | None:
     """The 16-bit type that a step computes in by autocast; None for fp32."""
     import torch
@@ -272,10 +256,8 @@ def half(precision: str) -> torch.dtype | None:
 
 
 def chosen_precision(wanted: str, kind: str) -> str:
-    """fp32, bf16 or fp16 on a kind of device: `auto` is a 16-bit type where the device gains from it.
-
-    Raises UsageError for fp16 where the device does not compute in it.
-    """
+    """fp32, bf16 or fp16 on a kind of device: `auto` is a 16-bit type where the device gains from it. Raises
+    UsageError for fp16 where the device does not compute in it."""
     import torch
 
     if wanted == "fp16" and not kind_of(kind).fp16:
@@ -296,30 +278,35 @@ def fast_bf16() -> bool:
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def fast_kernels() -> None:
-    """Allows TF32 in products, and has cuDNN choose the fastest convolutions."""
+def choose_kernels(deterministic: bool) -> None:
+    """Allows only kernels that give the same bits every time; or TF32 in products, and the convolutions that
+    cuDNN finds fastest."""
     import torch
 
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.benchmark = True
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    else:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
 
 
-def deterministic_kernels() -> None:
-    """Allows only kernels that give the same bits every time."""
+# ---------------------------------------------------------------------------- work, memory and speed
+
+
+def _library(device: torch.device) -> Any:
+    """The module of torch for a device that queues its work, as `torch.cuda`; None for a CPU, and for a
+    device that torch has no module for."""
     import torch
 
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-
-
-# work and memory
+    return torch.get_device_module(device) if kind_of(device).queued and device.type in KINDS else None
 
 
 def synchronise(device: torch.device) -> None:
     """Waits until the device has finished its queued work, as a clock must before it is read."""
     import torch
 
-    if kind_of(device).queued and device.type in KINDS:
+    if _library(device):
         torch.accelerator.synchronize(device)
 
 
@@ -331,13 +318,33 @@ def clock(device: torch.device, kind: str = "wall") -> float:
     return time.process_time() if on_cores else time.monotonic()
 
 
+def empty_cache(device: torch.device) -> None:
+    """Gives back the memory that torch holds for later."""
+    if library := _library(device):
+        library.empty_cache()
+
+
+def seed(device: torch.device, number: int) -> None:
+    """Seeds the global generators of the CPU and of the device."""
+    import torch
+
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":  # its own function would wait until CUDA is first used
+        torch.cuda.default_generators[device.index or 0].manual_seed(number)
+    elif library := _library(device):
+        library.manual_seed(number)
+
+
+def side_stream(device: torch.device) -> Any:
+    """A stream for copies beside the computation; None where the device has none."""
+    return _library(device).Stream(device) if kind_of(device).streams else None
+
+
 def peak_memory(device: torch.device) -> int | None:
     """The most bytes that this process has held: of the device's memory where that is counted, else of the
     machine's, libraries included; None where the system does not tell."""
-    import torch
-
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return _library(device).max_memory_allocated(device)
     try:
         import resource
     except ImportError:  # Windows
@@ -347,13 +354,11 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def memory_now(device: torch.device) -> int:
-    """The bytes that this process holds now: of the device's memory where that is counted, else of the
-    machine's."""
-    import torch
-
+    """The bytes that this process holds now, of the same memory; `peak_memory` counts anew from here on where
+    the device counts it."""
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
+        _library(device).reset_peak_memory_stats(device)
+        return _library(device).memory_allocated(device)
     import psutil  # one of accelerate's own dependencies
 
     return psutil.Process().memory_info().rss
@@ -365,34 +370,6 @@ def is_out_of_memory(e: BaseException) -> bool:
 
     return isinstance(e, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(e)
 
-
-def empty_cache(device: torch.device) -> None:
-    """Gives back the memory that torch holds for later."""
-    import torch
-
-    if kind_of(device).queued and device.type in KINDS:
-        torch.get_device_module(device).empty_cache()
-
-
-def seed(device: torch.device, number: int) -> None:
-    """Seeds the global generators of the CPU and of the device."""
-    import torch
-
-    torch.default_generator.manual_seed(number)
-    if device.type == "cuda":  # its own function would wait until CUDA is first used
-        torch.cuda.default_generators[device.index or 0].manual_seed(number)
-    elif kind_of(device).queued and device.type in KINDS:
-        torch.get_device_module(device).manual_seed(number)
-
-
-def side_stream(device: torch.device) -> Any:
-    """A stream for copies beside the computation; None where the device has none."""
-    import torch
-
-    return torch.cuda.Stream(device) if kind_of(device).streams else None
-
-
-# speed
 
 # Dense TFLOP/s (10¹²) of matrix products that are summed in fp32, by words of a device's name. From NVIDIA's
 # data sheets, whose figures "with sparsity" are halved; of GeForce from the white papers of GA102 (table 2),
@@ -421,9 +398,7 @@ OTHER = ("SUPER", "Ti", "Laptop", "D", "MIG", "Ada")
 
 def title(device: torch.device) -> str:
     """The name of a GPU, as `NVIDIA H100`; of another device its kind, as `cpu`."""
-    import torch
-
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return _library(device).get_device_name(device) if device.type == "cuda" else device.type
 
 
 def peak(device: torch.device, precision: str) -> float | None:
@@ -433,14 +408,10 @@ def peak(device: torch.device, precision: str) -> float | None:
 
 def peak_of(name: str, precision: str) -> float | None:
     """The dense FLOP/s of a device by the name that its driver gives it; None where they are not known."""
-    words = re.split(r"[ \-/]", name)
-    if any(word in words for word in OTHER):
-        return None
-    for device, figures in PEAKS.items():
-        if all(word in words for word in device.split()):
-            tera = figures.get(precision)
-            return None if tera is None else 1e12 * tera
-    return None
+    words = set(re.split(r"[ \-/]", name))
+    device = next((device for device in PEAKS if words.issuperset(device.split())), None)
+    tera = PEAKS[device].get(precision) if device and words.isdisjoint(OTHER) else None
+    return None if tera is None else 1e12 * tera
 
 
 if __name__ == "__main__":

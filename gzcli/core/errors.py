@@ -81,14 +81,16 @@ class Interrupted(GzError):
 
 
 _PLACE = "name another place, or set `GZ_HOME` to a folder"
+SPACE = "free some space, or set `GZ_HOME` to a folder on a larger disk"
+_RIGHTS = "`gz doctor` shows which folders gz uses; `GZ_HOME` moves them"
 _SYSTEM = {  # error of a file or folder → what to do
-    errno.ENOSPC: "free some space, or set `GZ_HOME` to a folder on a larger disk",
-    errno.EDQUOT: "free some space, or set `GZ_HOME` to a folder on a larger disk",
+    errno.ENOSPC: SPACE,
+    errno.EDQUOT: SPACE,
     errno.ENAMETOOLONG: "give a shorter name",
     errno.EIO: "is the disk or the terminal gone?",
     errno.EROFS: "set `GZ_HOME` to a folder that you may write",
-    errno.EACCES: "`gz doctor` shows which folders gz uses; `GZ_HOME` moves them",
-    errno.EPERM: "`gz doctor` shows which folders gz uses; `GZ_HOME` moves them",
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
     errno.ENOTDIR: f"a file stands where a folder is needed: {_PLACE}",
     errno.EEXIST: f"something else stands there: {_PLACE}",
     errno.EISDIR: "a folder stands where a file is needed: name another place",

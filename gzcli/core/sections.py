@@ -38,20 +38,14 @@ def without_fixed(model: Mapping[str, Any]) -> dict[str, Any]:
     fixed = FIXED.get(canonical(str(model.get("name"))), {})
     for key in fixed.keys() & model.keys():
         if model[key] != fixed[key]:
-            raise UsageError(
-                f"`model.{key}` is {fixed[key]:g} in this version of gz, not {model[key]}",
-                hint="train it again, or use an older version of gz",
-            )
+            message = f"`model.{key}` is {fixed[key]:g} in this version of gz, not {model[key]}"
+            raise UsageError(message, hint="train it again, or use an older version of gz")
     return {key: value for key, value in model.items() if key not in fixed}
 
 
 def renamed(key: str, known: Container[str], *sections: str) -> str:
-    """The name that an option has now: the new one where the model knows that one only.
-
-    key: the option, as it is given.
-    known: the names of the options that there are.
-    sections: of RENAMED, that the option may be of.
-    """
+    """The name that an option has now, by some sections of RENAMED: the new one where `known`, the names of
+    the options that there are, has that one only."""
     names = (RENAMED.get(section, {}).get(key, key) for section in sections)
     return key if key in known else next((name for name in names if name in known), key)
 

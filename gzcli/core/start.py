@@ -44,10 +44,8 @@ def cores() -> int:
 
 
 def launch(words: list[str]) -> int:
-    """Runs accelerate's launcher and returns its exit code, 128 + N for signal N.
-
-    words: its command line, which ends with the folder of a run.
-    """
+    """Runs accelerate's launcher with a command line that ends with the folder of a run. Returns its exit
+    code, 128 + N for signal N."""
     import runpy
     import signal
     import subprocess

@@ -32,6 +32,12 @@ HEADERS = (
     (b"referrer-policy", b"same-origin"),  # an address may hold the token
     (b"x-content-type-options", b"nosniff"),
 )
+ANOTHER_PAGE = 403, "this request comes from another page"
+TOO_LARGE = 413, "this is too large"
+
+
+class _TooLarge(Exception):
+    """The body of a request has more bytes than LARGEST_BODY."""
 
 
 class Guard:
@@ -44,7 +50,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
-        started = False
+        started, size = False, 0
 
         async def answer(message: Message) -> None:
             nonlocal started
@@ -53,46 +59,49 @@ class Guard:
                 message["headers"] = [*message["headers"], *HEADERS, *self._cookie(scope)]
             await send(message)
 
-        if refused := self._refused(scope):
-            return await _refuse(scope, answer, *refused)
+        async def limited() -> Message:  # a body that is sent in chunks does not say how long it is
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > LARGEST_BODY:
+                raise _TooLarge
+            return message
+
+        if refusal := self._refusal(scope):
+            return await _refuse(scope, answer, *refusal)
         try:
-            await self.app(scope, _limited(receive), answer)
+            await self.app(scope, limited, answer)
         except _TooLarge:
             if not started:
-                await _refuse(scope, answer, 413, "this is too large")
+                await _refuse(scope, answer, *TOO_LARGE)
 
-    def _refused(self, scope: Scope) -> tuple[int, str] | None:
+    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         """The status and the reason of a refusal; None where the request may pass."""
-        host = _values(scope, b"host")
-        if len(host) != 1 or not self._serves(host[0]):
+        hosts, sites = _values(scope, b"host"), _values(scope, b"sec-fetch-site")
+        # whatever the port: a tunnel of the user's (`ssh -L`) may have another one
+        names = {urlsplit(address).netloc for address in self.addresses}
+        if len(hosts) != 1 or not (_name(hosts[0]) in LOOPBACK or hosts[0] in names):
             return 403, "this server does not have the name that it was called by"
-        if any(not self._same(origin, host[0]) for origin in _values(scope, b"origin")):
-            return 403, "this request comes from another page"
-        elsewhere = any(site not in ("same-origin", "none") for site in _values(scope, b"sec-fetch-site"))
-        if elsewhere and not _is_link(scope):
-            return 403, "this request comes from another page"
+        # behind a tunnel the scheme is not known here: a host and port that are the same are enough
+        origins = {*self.addresses, f"http://{hosts[0]}", f"https://{hosts[0]}"}
+        if not origins.issuperset(_values(scope, b"origin")):
+            return ANOTHER_PAGE
+        if not {"same-origin", "none"}.issuperset(sites) and not _is_link(scope):
+            return ANOTHER_PAGE
         if scope.get("path") != STARTING and not (self._in_address(scope) or self._in_cookie(scope)):
             return 401, "the address of this page has a token: `gz demo` has printed it"
-        if any(_too_long(text) for text in _values(scope, b"content-length")):
-            return 413, "this is too large"
+        for length in _values(scope, b"content-length"):
+            if not length.isdecimal() or len(length) > 15 or int(length) > LARGEST_BODY:
+                return TOO_LARGE
         return None
-
-    def _serves(self, host: str) -> bool:
-        # whatever the port: a tunnel of the user's (`ssh -L`) may have another one
-        return _name(host) in LOOPBACK or host in {urlsplit(address).netloc for address in self.addresses}
-
-    def _same(self, origin: str, host: str) -> bool:
-        # behind a tunnel the scheme is not known here: a host and port that are the same are enough
-        return origin in self.addresses or origin in (f"http://{host}", f"https://{host}")
 
     def _in_address(self, scope: Scope) -> bool:
         words = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [])
         return self.token is None or any(_equal(word, self.token) for word in words)
 
     def _in_cookie(self, scope: Scope) -> bool:
-        pairs = (
-            pair.strip().partition("=") for text in _values(scope, b"cookie") for pair in text.split(";")
-        )
+        cookies = ";".join(_values(scope, b"cookie")).split(";")
+        pairs = (cookie.strip().partition("=") for cookie in cookies)
         return self.token is None or any(_equal(v, self.token) for name, _, v in pairs if name == COOKIE)
 
     def _cookie(self, scope: Scope) -> list[tuple[bytes, bytes]]:
@@ -102,30 +111,6 @@ class Guard:
         local = any(_name(host) in LOOPBACK for host in _values(scope, b"host"))
         secure = "" if local else "; Secure"
         return [(b"set-cookie", f"{COOKIE}={self.token}; Path=/; HttpOnly; SameSite=Strict{secure}".encode())]
-
-
-class _TooLarge(Exception):
-    """The body of a request has more bytes than LARGEST_BODY."""
-
-
-def _limited(receive: Receive) -> Receive:
-    """`receive`, which raises _TooLarge: a body that is sent in chunks does not say how long it is."""
-    seen = 0
-
-    async def counted() -> Message:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
-        if seen > LARGEST_BODY:
-            raise _TooLarge
-        return message
-
-    return counted
-
-
-def _too_long(length: str) -> bool:
-    """Whether a Content-Length is above LARGEST_BODY, or none."""
-    return not length.isdecimal() or len(length) > 15 or int(length) > LARGEST_BODY
 
 
 async def _refuse(scope: Scope, send: Send, status: int, reason: str) -> None:

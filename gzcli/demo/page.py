@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import os
 import secrets
 import sys
@@ -31,6 +30,12 @@ TITLE = "# gz demo\n\nImages that a model draws from noise. Choose a model, and 
 EACH = "each in turn"  # the label that asks for none
 # least, most and step of the slider of each of NUMBERS
 RANGES = {"steps": (1, 250, 1), "guidance": (0.0, 8.0, 0.1), "temperature": (0.0, 1.5, 0.05)}
+SERVER: dict[str, Any] = {"server_name": "127.0.0.1", "max_file_size": LARGEST_FILE, "show_error": True}
+SERVER |= {"quiet": True, "prevent_thread_lock": True, "footer_links": []}
+SERVER |= dict.fromkeys(("ssr_mode", "mcp_server", "enable_monitoring"), False)
+# Gradio asks its server for the events of the start, however long that takes. It would then ask for the page,
+# and end where a busy machine takes longer than 3 seconds.
+SERVER["_frontend"] = False
 CSS = """
 .pixels img {image-rendering: pixelated}
 footer {display: none !important}
@@ -61,21 +66,13 @@ def serve(
     guard = Middleware(Guard, addresses=addresses, token=token)
     with contextlib.redirect_stdout(sys.stderr):  # what Gradio says of its tunnel is no data
         _, local, public = blocks.launch(
-            server_name="127.0.0.1",
             server_port=port,
             share=share,
-            quiet=True,
-            prevent_thread_lock=True,
-            ssr_mode=False,
-            mcp_server=False,
-            enable_monitoring=False,
-            show_error=True,
-            footer_links=[],
             allowed_paths=[str(studio.folder)],
-            max_file_size=LARGEST_FILE,
             app_kwargs={"middleware": [guard], "docs_url": None, "redoc_url": None},
             theme=gr.themes.Default(font=system, font_mono=mono),
             css=CSS,
+            **SERVER,
         )
     blocks.share = False  # else the page takes its scripts from a server of Gradio's
     if public:
@@ -101,18 +98,17 @@ class Page:
             with gr.Tabs() as tabs:
                 with gr.Tab("Draw", id="draw"):
                     draw = self._draw_tab()
-                with gr.Tab("Between", id="between") as tab:
-                    self._follow(tab, lambda run, can: gr.update(visible=can.way))
-                    self._between_tab()
-                with gr.Tab("Fill in", id="inpaint") as tab:
-                    self._follow(tab, lambda run, can: gr.update(visible=can.inpaints))
-                    self._inpaint_tab()
-                with gr.Tab("Judge", id="judge") as tab:
-                    self._follow(tab, lambda run, can: gr.update(visible=can.scores))
-                    self._judge_tab()
+                for title, name, fill, control in (
+                    ("Between", "between", self._between_tab, "way"),
+                    ("Fill in", "inpaint", self._inpaint_tab, "inpaints"),
+                    ("Judge", "judge", self._judge_tab, "scores"),
+                ):
+                    with gr.Tab(title, id=name) as tab:
+                        self._follow(tab, lambda run, can, key=control: gr.update(visible=getattr(can, key)))
+                        fill()
 
-            def opened(name: str) -> list[Any]:
-                return [change(*studio.open(name)) for _, change in self.following]
+            def opened(name: str) -> Iterator[Any]:
+                yield [change(*studio.open(name)) for _, change in self.following]
 
             outputs = [part for part, _ in self.following]
             opens: dict[str, Any] = {"fn": _in_words(opened), "inputs": [self.run], "outputs": outputs}
@@ -148,21 +144,21 @@ class Page:
                     go = gr.Button("Draw", variant="primary", elem_id="draw", min_width=120)
                     following = gr.Button("Next seed", min_width=120)
             with gr.Column(scale=2, min_width=280):
-                made = [_picture("drawn"), *_code()]
+                outputs = [_picture("drawn"), *_code()]
         self._follow(prompt, lambda run, can: gr.update(visible=can.prompts, value=""))
-        self._follow(
-            sampler,
-            lambda run, can: gr.update(
-                choices=list(can.samplers), value=can.sampler, visible=len(can.samplers) > 1
-            ),
-        )
+
+        def offered(run: Any, can: Controls) -> Any:
+            names = list(can.samplers)
+            return gr.update(choices=names, value=can.sampler, visible=len(names) > 1)
+
+        self._follow(sampler, offered)
         self.sampling = [sampler, prompt, *sliders]
 
         def draw(name: str, n: int, seed: int, label: str, *rest: Any) -> Iterator[Any]:
             yield from self._shown(self.studio.draw(self._request(name, n, seed, label, *rest)))
 
         inputs = [self.run, n, seed, label, *self.sampling]
-        event: dict[str, Any] = {"fn": _in_words(draw), "inputs": inputs, "outputs": made}
+        event: dict[str, Any] = {"fn": _in_words(draw), "inputs": inputs, "outputs": outputs}
         go.click(**event)
         seed.submit(**event)
         following.click(lambda seed: int(seed) + 1, seed, seed).then(**event)
@@ -173,9 +169,8 @@ class Page:
         low, high, step = RANGES[name]
 
         def change(run: Any, can: Controls) -> Any:
-            if name not in can.numbers:
+            if (value := can.numbers.get(name)) is None:
                 return gr.update(visible=False)
-            value = can.numbers[name]
             return gr.update(visible=True, value=value, maximum=max(high, value))
 
         slider = gr.Slider(low, high, high, step=step, label=name.capitalize(), visible=False)
@@ -190,18 +185,16 @@ class Page:
             last_label = self._label(-1, min_width=120)
         frames = gr.Slider(3, 12, 8, step=1, label="Images of the way")
         go = gr.Button("Go", variant="primary", elem_id="between")
-        made = [_picture("way"), *_code()]
+        outputs = [_picture("way"), *_code()]
 
         def way(
             name: str, a: int, a_label: str, b: int, b_label: str, frames: int, *rest: Any
         ) -> Iterator[Any]:
-            ends = [
-                self._request(name, 1, seed, label, *rest) for seed, label in ((a, a_label), (b, b_label))
-            ]
-            yield from self._shown(self.studio.between(ends[0], ends[1], int(frames)))
+            first, last = self._request(name, 1, a, a_label, *rest), self._request(name, 1, b, b_label, *rest)
+            yield from self._shown(self.studio.between(first, last, int(frames)))
 
         inputs = [self.run, seed, label, last_seed, last_label, frames, *self.sampling]
-        go.click(_in_words(way), inputs, made)
+        go.click(_in_words(way), inputs, outputs)
 
     def _inpaint_tab(self) -> None:
         gr.Markdown("Paint over what the model is to fill in: on a sample, or on a picture of your own.")
@@ -228,12 +221,12 @@ class Page:
             with gr.Column(min_width=280):
                 picture = _picture("filled")
                 files = gr.File(label="picture.png, mask.png", file_count="multiple", height=150)
-                made = [picture, *_code(), files]
+                outputs = [picture, *_code(), files]
         self._follow(editor, lambda run, can: None)
 
-        def canvas(name: str, seed: int, label: str) -> dict[str, Any]:
+        def canvas(name: str, seed: int, label: str) -> Iterator[Any]:
             image = self.studio.file(self.studio.canvas(name, int(seed), _class(label)))
-            return {"background": image, "layers": [], "composite": image}
+            yield {"background": image, "layers": [], "composite": image}
 
         def fill(name: str, drawing: dict[str, Any] | None, seed: int, label: str) -> Iterator[Any]:
             if not drawing or drawing["background"] is None:
@@ -245,29 +238,28 @@ class Page:
                 yield *shown, [str(self.studio.folder / file) for file in ("picture.png", "mask.png")]
 
         start.click(_in_words(canvas), [self.run, seed, label], editor)
-        go.click(_in_words(fill), [self.run, editor, seed, label], made)
+        go.click(_in_words(fill), [self.run, editor, seed, label], outputs)
 
     def _judge_tab(self) -> None:
         gr.Markdown("Drop a picture: is it one of those that the model was trained on, and if not, where?")
         with gr.Row():
             with gr.Column(min_width=280):
-                dropped = gr.Image(
-                    label="Picture", type="numpy", sources=["upload", "clipboard"], elem_id="dropped"
-                )
+                ways = ["upload", "clipboard"]
+                dropped = gr.Image(label="Picture", type="numpy", sources=ways, elem_id="dropped")
                 n = gr.Slider(200, 1000, 200, step=100, label="Held-out images to compare it with")
                 go = gr.Button("Judge", variant="primary", elem_id="judge")
             with gr.Column(min_width=280):
                 verdict = gr.Markdown(elem_id="verdict")
                 picture = _picture("judged", "As the model sees it, and where it is strange")
-                made = [verdict, picture, *_code()]
+                outputs = [verdict, picture, *_code()]
 
-        def judge(name: str, picture: np.ndarray | None, n: int) -> tuple[Any, ...]:
+        def judge(name: str, picture: np.ndarray | None, n: int) -> Iterator[Any]:
             if picture is None:
                 raise gr.Error("drop a picture first", print_exception=False)
             result, shown, code = self.studio.judge(name, picture, int(n))
-            return _verdict(result), self.studio.file(shown), *code
+            yield _verdict(result), self.studio.file(shown), *code
 
-        go.click(_in_words(judge), [self.run, dropped, n], made)
+        go.click(_in_words(judge), [self.run, dropped, n], outputs)
 
     def _request(
         self, name: str, n: int, seed: int, label: str, sampler: str | None, prompt: str, *numbers: float
@@ -307,10 +299,8 @@ def _code() -> list[gr.Code]:
     """The command line and the Python lines that make what is shown."""
     look: dict[str, Any] = {"interactive": False, "lines": 1, "wrap_lines": True, "show_line_numbers": False}
     with gr.Accordion("The same from the command line, and from Python"):
-        return [
-            gr.Code(language="shell", label="Command line", **look),
-            gr.Code(language="python", label="Python", **look),
-        ]
+        names: Any = {"shell": "Command line", "python": "Python"}
+        return [gr.Code(language=language, label=label, **look) for language, label in names.items()]
 
 
 def _class(text: str | None) -> str | None:
@@ -344,25 +334,15 @@ def _verdict(result: dict[str, Any]) -> str:
     )
 
 
-def _in_words(function: Callable[..., Any]) -> Callable[..., Any]:
+def _in_words(function: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
     """The function, whose errors the page shows in words."""
 
-    @contextlib.contextmanager
-    def words() -> Iterator[None]:
+    @functools.wraps(function)
+    def streamed(*values: Any) -> Iterator[Any]:
         try:
-            yield
+            yield from function(*values)
         except GzError as e:
             hint = f" — {e.hint}" if e.hint else ""
             raise gr.Error(f"{e.message}{hint}", print_exception=False) from e
 
-    @functools.wraps(function)
-    def streamed(*values: Any) -> Iterator[Any]:
-        with words():
-            yield from function(*values)
-
-    @functools.wraps(function)
-    def plain(*values: Any) -> Any:
-        with words():
-            return function(*values)
-
-    return streamed if inspect.isgeneratorfunction(function) else plain
+    return streamed

@@ -63,16 +63,19 @@ class Choice(NamedTuple):
 def choices(named: Sequence[Run] = ()) -> list[Choice]:
     """The choices in the order of the menu: the runs that were named, else every run of the store that has
     weights, newest first, and then the models that come with gz."""
-    chosen = named or [run for run in runs.all_runs() if run.weights is not None]
-    shipped = (
-        ()
-        if named
-        else sorted(pretrained.every(), key=lambda one: (*pretrained.FIRST, one.data).index(one.data))
-    )
-    of_runs = [Choice(_name(run), _title(run)) for run in chosen]
-    return of_runs + [
-        Choice(pretrained.PREFIX + one.name, f"{one.model} on {one.data}, comes with gz") for one in shipped
-    ]
+    menu = []
+    for run in named or [run for run in runs.all_runs() if run.weights is not None]:
+        status = run.serving.status()
+        step = f", {status['step']:,} steps" if status.get("step") else ""
+        title = f"{run.alias or run.model} on {run.data}{step} ({run.id.rsplit('-', 1)[-1]})"
+        # a run outside the store by its origin or its folder
+        name = run.id if runs.by_name(run.id) else str(run.status().get("from") or run.path)
+        menu.append(Choice(name, title))
+    if not named:
+        shipped = sorted(pretrained.every(), key=lambda one: (*pretrained.FIRST, one.data).index(one.data))
+        title = "{0.model} on {0.data}, comes with gz"
+        menu += [Choice(pretrained.PREFIX + one.name, title.format(one)) for one in shipped]
+    return menu
 
 
 def opening(choices: Sequence[Choice]) -> str:
@@ -80,17 +83,6 @@ def opening(choices: Sequence[Choice]) -> str:
     newest run may have trained for three steps, and draw noise."""
     best = pretrained.PREFIX + pretrained.file_of(pretrained.PREFIX + OPENS).stem
     return best if any(choice.name == best for choice in choices) else choices[0].name
-
-
-def _name(run: Run) -> str:
-    """The run's id; of a run outside the store its origin or its folder."""
-    return run.id if runs.by_name(run.id) else str(run.status().get("from") or run.path)
-
-
-def _title(run: Run) -> str:
-    status = run.serving.status()
-    step = f", {status['step']:,} steps" if status.get("step") else ""
-    return f"{run.alias or run.model} on {run.data}{step} ({run.id.rsplit('-', 1)[-1]})"
 
 
 @dataclass(frozen=True)
@@ -107,26 +99,28 @@ class Controls:
     maps: bool  # whether it shows where a picture is anomalous
     scores: bool  # whether it judges pictures at all
 
-
-def controls(run: LoadedRun) -> Controls:
-    part, model = run.trained.part, run.model
-    card = card_of(run.trained.run, part.model)
-    values: dict[str, Any] = {name: param.default for name, param in card.sample.items()} | dict(part.sample)
-    guided = isinstance(model, Labelled) and model.labelled and model.label_dropout > 0
-    if isinstance(model, Labelled):
-        values["guidance"] = model.strength(values.get("guidance"))
-    numbers = [name for name in NUMBERS if isinstance(values.get(name), int | float)]
-    return Controls(
-        classes=run.info.classes if model.conditional else (),
-        numbers={name: values[name] for name in numbers if name != "guidance" or guided},
-        samplers=tuple(literals(card.sample["sampler"].annotation)) if "sampler" in card.sample else (),
-        sampler=values.get("sampler"),
-        prompts="prompt" in card.can,
-        way="frames" in card.do.get("interpolate", ()),
-        inpaints="inpaint" in card.masked,
-        maps="map" in card.can,
-        scores="ood" in card.can and run.trained.space is None,
-    )
+    @classmethod
+    def of(cls, run: LoadedRun) -> Controls:
+        part, model = run.trained.part, run.model
+        card = card_of(run.trained.run, part.model)
+        values: dict[str, Any] = {name: param.default for name, param in card.sample.items()} | dict(
+            part.sample
+        )
+        guided = isinstance(model, Labelled) and model.labelled and model.label_dropout > 0
+        if isinstance(model, Labelled):
+            values["guidance"] = model.strength(values.get("guidance"))
+        numbers = [name for name in NUMBERS if isinstance(values.get(name), int | float)]
+        return cls(
+            classes=run.info.classes if model.conditional else (),
+            numbers={name: values[name] for name in numbers if name != "guidance" or guided},
+            samplers=tuple(literals(card.sample["sampler"].annotation)) if "sampler" in card.sample else (),
+            sampler=values.get("sampler"),
+            prompts="prompt" in card.can,
+            way="frames" in card.do.get("interpolate", ()),
+            inpaints="inpaint" in card.masked,
+            maps="map" in card.can,
+            scores="ood" in card.can and run.trained.space is None,
+        )
 
 
 # ---------------------------------------------------------------------------- pictures
@@ -160,7 +154,7 @@ class Studio:
         with self._lock:
             if self._open is None or self._open[0] != name:
                 run = api.load(name)
-                self._open = name, run, controls(run)
+                self._open = name, run, Controls.of(run)
             return self._open[1:]
 
     def draw(self, request: Request) -> Iterator[Shown]:
@@ -269,13 +263,10 @@ class Studio:
         """A picture as the run's images are, uint8 [1, channels, H, W]; an enlarged image at its own size."""
         picture = np.atleast_3d(picture)
         scale = max(1, picture.shape[0] // run.info.shape[1])
-        small = picture[::scale, ::scale]
-        if small.shape[:2] == run.info.shape[1:] and np.array_equal(
-            enlarged(small, len(picture[0])), picture
-        ):
-            picture = small
-        path = self.folder / "painted.png"
-        save_png(path, picture)
+        small, path = picture[::scale, ::scale], self.folder / "painted.png"
+        fits = small.shape[:2] == run.info.shape[1:]
+        was_enlarged = fits and np.array_equal(enlarged(small, len(picture[0])), picture)
+        save_png(path, small if was_enlarged else picture)
         return shown_pictures(run.trained, path, channels, 1)
 
 
@@ -329,9 +320,8 @@ def enlarged(picture: np.ndarray, least: int) -> np.ndarray:
 
 def drawing(request: Request, labels: list[int] | None, options: Mapping[str, Any]) -> Code:
     """The code of samples, with the options that differ from the recipe's."""
-    flags = {"-n": request.n} | _flags(request, options)
-    call = f"images = {_call(request.n, request.seed, labels, options)}"
-    return Code(_line("gz sample", request.run, flags), _python(request.run, [call]))
+    shell = _line("gz sample", request.run, {"-n": request.n} | _flags(request, options))
+    return Code(shell, _python(request.run, f"images = {_call(request.n, request.seed, labels, options)}"))
 
 
 def interpolating(
@@ -344,28 +334,25 @@ def interpolating(
         shell.append(f"cp {place}/images/000000.png ends/{place}.png")
     shell.append(_line("gz sample", name, {"--do": "interpolate", "--input": "ends", "--frames": frames}))
     calls = ", ".join(_call(1, end.seed, labels, options) for end, labels in ends)
-    lines = [f"ends = np.concatenate([{calls}])", f'images = run.do("interpolate", ends, frames={frames})']
-    return Code("\n".join(shell), _python(name, lines, "import numpy as np\n\nimport gzcli"))
+    lines = f'ends = np.concatenate([{calls}])\nimages = run.do("interpolate", ends, frames={frames})'
+    return Code("\n".join(shell), _python(name, lines, "import numpy as np\n\n"))
 
 
 def inpainting(name: str, seed: int, label: str | None, labels: list[int] | None) -> Code:
     """The code that fills in `picture.png` where `mask.png` is black."""
     flags = {"--do": "inpaint", "--input": "picture.png", "--mask": "mask.png"}
     more = "" if labels is None else f", labels={labels}"
-    lines = [
-        'picture = np.atleast_3d(Image.open("picture.png")).transpose(2, 0, 1)[None]',
-        'mask = np.asarray(Image.open("mask.png")) > 127',
-        f'images = run.do("inpaint", picture, mask=mask, seed={seed}{more})',
-    ]
-    imports = "import numpy as np\nfrom PIL import Image\n\nimport gzcli"
+    lines = f"""picture = np.atleast_3d(Image.open("picture.png")).transpose(2, 0, 1)[None]
+mask = np.asarray(Image.open("mask.png")) > 127
+images = run.do("inpaint", picture, mask=mask, seed={seed}{more})"""
     shell = _line("gz sample", name, flags | _flags(Request(name, 1, seed, label), {}))
-    return Code(shell, _python(name, lines, imports))
+    return Code(shell, _python(name, lines, "import numpy as np\nfrom PIL import Image\n\n"))
 
 
 def judging(name: str, n: int, maps: bool) -> Code:
     """The code that compares `picture.png` with n held-out images."""
     shell = _line("gz ood", name, {"--input": "picture.png", "-n": n}) + (" --map" if maps else "")
-    return Code(shell, _python(name, [f'result = run.judge("picture.png", n={n}, maps={maps})']))
+    return Code(shell, _python(name, f'result = run.judge("picture.png", n={n}, maps={maps})'))
 
 
 def _line(verb: str, name: str, flags: Mapping[str, Any]) -> str:
@@ -382,10 +369,10 @@ def _flags(request: Request, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _call(n: int, seed: int, labels: list[int] | None, options: Mapping[str, Any]) -> str:
-    """The call of `LoadedRun.sample`."""
-    words = [str(n), f"seed={seed}", *([] if labels is None else [f"labels={labels}"])]
-    return f"run.sample({', '.join([*words, *(f'{key}={value!r}' for key, value in options.items())])})"
+    """The call of `Run.sample`."""
+    words = {"seed": seed} | ({} if labels is None else {"labels": labels}) | dict(options)
+    return f"run.sample({', '.join([str(n), *(f'{key}={value!r}' for key, value in words.items())])})"
 
 
-def _python(name: str, lines: Sequence[str], imports: str = "import gzcli") -> str:
-    return "\n".join([imports, "", f"run = gzcli.load({name!r})", *lines])
+def _python(name: str, lines: str, imports: str = "") -> str:
+    return f"{imports}import gzcli\n\nrun = gzcli.load({name!r})\n{lines}"

@@ -62,7 +62,7 @@ def draw(
             if size == 1:
                 raise DeviceError("not enough memory for one image") from e
             size //= 2
-            torch.cuda.empty_cache()
+            devices.empty_cache(trained.device)
             continue
         parts.append(to_uint8(x).cpu().numpy())
         at += len(rows)

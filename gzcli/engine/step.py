@@ -36,10 +36,7 @@ def prepare_torch(part: Part) -> None:
     """Sets threads as the recipe records them, so that a resume repeats it; deterministic kernels or TF32."""
     if part.launch.threads:
         torch.set_num_threads(part.launch.threads)
-    if part.train.deterministic:
-        devices.deterministic_kernels()
-    else:
-        devices.fast_kernels()
+    devices.choose_kernels(part.train.deterministic)
 
 
 def precision(part: Part) -> str:

@@ -1,19 +1,20 @@
-"""What a report says, whatever it is written in: sections of tables, charts, pictures and texts."""
+"""What a report says, whatever it is written in: sections of tables, charts, pictures and texts; and its
+numbers as text."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, TypeGuard
 
-Direction = Literal["down", "up"]
-Point = tuple[float, float]
+from gzcli.core.units import count, figure, size
+
+Direction = Literal["down", "up"]  # where better values of a figure lie
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table."""
-
     text: str
     value: float | None = None  # the number by which its column is sorted; None: the text is
     small: str = ""  # what stands beside the text in small letters, as an interval
@@ -22,10 +23,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table."""
-
     name: str
-    direction: Direction | None = None  # where better values lie; None: neither way
+    direction: Direction | None = None
     numeric: bool = True  # whether it holds numbers, which are aligned to the right
 
 
@@ -42,7 +41,6 @@ class Table:
 
     @property
     def lines(self) -> list[Sequence[Cell]]:
-        """All rows, those of the foot last."""
         return [*self.rows, *self.foot]
 
 
@@ -51,7 +49,7 @@ class Series:
     """A line of a chart."""
 
     name: str
-    points: Sequence[Point]  # (x, y), in order
+    points: Sequence[tuple[float, float]]  # (x, y), in order
     dashed: bool = False  # whether it is a line to compare with
 
 
@@ -71,9 +69,9 @@ class Chart:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval, which may be unknown."""
+    """A figure of something called `name`, with its 95 % interval, which may be unknown."""
 
-    name: str  # of what has it
+    name: str
     value: float
     low: float | None = None
     high: float | None = None
@@ -85,10 +83,10 @@ class Dots:
     """Estimates of one figure below each other, with the floor as a line."""
 
     name: str
-    title: str  # name of the figure
+    title: str
     rows: Sequence[Estimate]
-    floor: float | None  # the figure of real images; None: unknown
-    direction: Direction | None  # where better values lie
+    floor: float  # the figure of real images
+    direction: Direction | None
     kind: str = "dots"
 
 
@@ -112,16 +110,11 @@ class Text:
     kind: str = "text"
 
 
-Item = Table | Chart | Dots | Picture | Text
-
-
 @dataclass(frozen=True)
 class Section:
-    """A part of a report."""
-
     title: str
-    items: Sequence[Item]  # what it holds; small figures stand side by side
-    lead: str = ""  # a sentence before them
+    items: Sequence[Table | Chart | Dots | Picture | Text]
+    lead: str = ""  # a sentence before the items
 
 
 @dataclass(frozen=True)
@@ -135,3 +128,45 @@ class Document:
     notes: Sequence[str] = ()  # without which the figures could be misread
     sections: Sequence[Section] = field(default_factory=list)
     command: str = ""  # the line that makes the results again
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value is a finite number, and no truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def number(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else figure(value)
+
+
+def cost(key: str, value: Any) -> str:
+    """Parameters or bytes as people read them; any other number as a figure."""
+    if is_number(value) and key in ("params", "peak_memory"):
+        return count(value) if key == "params" else size(value)
+    return number(value)
+
+
+def interval(ends: Any) -> tuple[float, float] | None:
+    """The two ends of an interval; None where they are not known."""
+    try:
+        low, high = (float(end) for end in ends)
+    except (TypeError, ValueError):
+        return None
+    return low, high
+
+
+def brackets(ends: Any) -> str:
+    """An interval as text: `[1.2, 1.5]`; empty where it is not known."""
+    both = interval(ends)
+    return f"[{number(both[0])}, {number(both[1])}]" if both else ""
+
+
+def best_of(values: Sequence[float], direction: Direction | None) -> float | None:
+    """The best of two values or more; None for a single one, or where neither direction is better."""
+    if direction is None or len(values) < 2:
+        return None
+    return min(values) if direction == "down" else max(values)

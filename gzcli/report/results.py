@@ -1,11 +1,14 @@
-"""The folder of a `gz bench` or `gz ood`: its JSON, scores, samples and pictures, and the runs in it."""
+"""The folder of a `gz bench` or `gz ood`: its JSON, scores, samples and pictures, and the runs in it; and the
+sections that the reports of both verbs make of them."""
 
 from __future__ import annotations
 
 import csv
+import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,13 +17,28 @@ import numpy as np
 
 from gzcli.core.errors import MissingError, UsageError, redacted
 from gzcli.core.streams import printable
+from gzcli.core.units import by_sides
+from gzcli.report.document import Chart, Document, Picture, Section, Series, Text, number
 from gzcli.store import files
+from gzcli.store.metrics import curves, metric_lines
 from gzcli.store.run_folder import Run
 from gzcli.store.runs import by_name
 
 # one of them holds the results
 FILES = (Run.bench_file, Run.ood_file, Run.league_file, Run.alarm_file, Run.result_file)
 NOT_SCORES = ("set", "role", "index", "file")  # the other columns of `scores.csv`
+POINTS = 240  # of a curve at most
+VALIDATED = 2  # figures of validation that are drawn of a run
+CURVES = 36  # charts of training at most
+# keys of a job → options of its command, in the order in which they are written
+OPTIONS = {"data": "--data", "ins": "--in", "outs": "--out", "metrics": "--metrics", "n": "-n"}
+OPTIONS |= {"scores": "--score", "benchmark": "--benchmark", "checkpoint": "--checkpoint"}
+OPTIONS |= {"precision": "--precision", "background": "--background", "seed": "--seed"}
+OPTIONS |= {"split": "--split", "stats": "--real-stats", "weights": "--weights"}
+OPTIONS |= {"input": "--input", "fpr": "--fpr", "imglists": "--imglists", "seeds": "--seeds"}
+OPTIONS |= {"full": "--full", "maps": "--map", "png": "--png"}
+
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -28,50 +46,42 @@ class Results:
     """What a job left in its folder."""
 
     folder: Path
-    made: dict[str, Any]  # the JSON that the verb printed
+    result: dict[str, Any]  # the JSON that the verb printed
     job: dict[str, Any]  # what was asked for; empty where the folder does not say
     time: float  # when the results were written, in seconds since 1970
 
     @property
     def verb(self) -> str:
         """`bench`, or `ood`."""
-        return "bench" if "rows" in self.made else "ood"
+        return "bench" if "rows" in self.result else "ood"
 
     @cached_property
     def runs(self) -> dict[str, Run]:
         """The trained runs by their id, if they still exist."""
-        rows = self.made.get("rows") or []
-        named = [self.made.get("run"), *(row.get("run") or row.get("path") for row in rows)]
-        of_job = [*listed(self.job.get("runs")), *listed(self.job.get("run"))]
-        paths = {Path(path).name: path for path in of_job if isinstance(path, str)}
+        names = [self.result.get("run"), *(row.get("run") or row.get("path") for row in rows_of(self.result))]
+        paths = [*listed(self.job.get("runs")), *listed(self.job.get("run"))]
+        places = {Path(path).name: path for path in paths if isinstance(path, str)}
         runs: dict[str, Run] = {}
-        for name in dict.fromkeys(name for name in named if isinstance(name, str)):
-            run = by_name(str(paths.get(name, name)))
+        for name in dict.fromkeys(name for name in names if isinstance(name, str)):
+            run = by_name(places.get(name, name))
             if run and run.recipe_file.exists():
                 runs[name] = run
         return runs
 
-    def recipes(self) -> Iterator[tuple[str, str]]:
-        """(title, YAML) of the recipe of each run, with those of its stages."""
-        for name, run in self.runs.items():
-            yield name, printable(redacted(run.recipe_file.read_text(errors="replace")))
-
-    def samples(self, row: Mapping[str, Any]) -> np.ndarray | None:
+    def samples(self, row: Row) -> np.ndarray | None:
         """The samples of a row, uint8 [N, C, H, W], which for a league lie in its runs; None without any."""
         run, file = str(row.get("run") or row.get("name") or ""), row.get("samples")
-        places = [Path(file), Run(self.folder).samples_folder / Path(file).name] if file else []
-        for path in sorted(Run(self.folder).samples_folder.glob("*.npz")):
-            if path.name.startswith(f"{run}-") or path.stem == run:
-                places.append(path)
-        if "summary" in self.made and run in self.runs:  # a league of before its rows named their files
+        samples = Run(self.folder).samples_folder
+        places = [Path(file), samples / Path(file).name] if file else []
+        kept = sorted(samples.glob("*.npz"))
+        places += [path for path in kept if path.name.startswith(f"{run}-") or path.stem == run]
+        if "summary" in self.result and run in self.runs:  # a league of before its rows named their files
             drawn = self.runs[run].path.glob(
                 f"bench/*/{Run.samples_folder}/*.npz"
             )  # the last judgement's first
             places += sorted(drawn, key=lambda path: (-path.parent.stat().st_mtime, path.stat().st_mtime))
-        for path in places:
-            if path.is_file():
-                return files.read_arrays(path, "samples")["samples"].transpose(0, 3, 1, 2)
-        return None
+        path = next(filter(Path.is_file, places), None)
+        return files.read_arrays(path, "samples")["samples"].transpose(0, 3, 1, 2) if path else None
 
     def pictures(self) -> dict[str, bytes]:
         """The PNGs of the folder by their stem."""
@@ -81,10 +91,11 @@ class Results:
     def scores(self) -> dict[str, dict[str, np.ndarray]]:
         """Of each set, the in-distribution one first, float64 [N] of each score; empty without scores."""
         path = Run(self.folder).scores_file
-        if not path.exists():
+        if not path.is_file():
             return {}
-        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as f:
-            rows = [shown(row) for row in csv.DictReader(f) if row.get("role") in ("in", "out")]
+        with path.open(newline="", errors="surrogateescape") as file:
+            lines = (printable(line.replace("\0", "")) for line in file)
+            rows = [row for row in csv.DictReader(lines) if row.get("role") in ("in", "out")]
         rows.sort(key=lambda row: row["role"])  # "in" comes first; the order of the sets stays
         columns = [name for name in (rows[0] if rows else {}) if name not in NOT_SCORES]
         sets: dict[str, list[dict[str, str]]] = {}
@@ -97,7 +108,7 @@ class Results:
 
     def command(self) -> str:
         """The command that makes the results again, by the job; empty where that is lost."""
-        if command := self.made.get("command") or (self.made.get("provenance") or {}).get("command"):
+        if command := self.result.get("command") or (self.result.get("provenance") or {}).get("command"):
             return redacted(command if isinstance(command, str) else shlex.join(command))
         job, script = self.job, self.folder / "command.sh"
         if script.exists():  # a league's
@@ -105,52 +116,117 @@ class Results:
         if not job:
             return ""
         words = ["gz", self.verb]
-        for path in [*listed(job.get("runs")), *listed(job.get("run")), *listed(job.get("others"))]:
+        for path in (path for key in ("runs", "run", "others") for path in listed(job.get(key))):
             words.append(Path(path).name if by_name(Path(path).name) else path)
         words += listed(job.get("images"))
-        named = {"data": "--data", "ins": "--in", "outs": "--out", "metrics": "--metrics", "n": "-n"}
-        named |= {"scores": "--score", "benchmark": "--benchmark", "checkpoint": "--checkpoint"}
-        named |= {"precision": "--precision", "background": "--background", "seed": "--seed"}
-        named |= {"split": "--split", "stats": "--real-stats", "weights": "--weights"}
-        named |= {"input": "--input", "fpr": "--fpr", "imglists": "--imglists"}
-        named |= {"seeds": "--seeds"} if job.get("seeds", 1) > 1 else {}
-        for key, option in named.items():
+        for key, option in OPTIONS.items():
             value = job.get(key)
-            if value in (None, [], "") or (key == "outs" and job.get("benchmark")):
-                continue
-            words += [option, ",".join(map(str, listed(value)))]
-        flags = {"full": "--full", "maps": "--map", "png": "--png"}
-        words += [flag for key, flag in flags.items() if job.get(key)]
-        for key, value in (job.get("options") or {}).items():
-            words += [f"--{key.replace('_', '-')}={value}"]
+            default = (key == "seeds" and value == 1) or (key == "outs" and job.get("benchmark"))
+            if value is True:
+                words.append(option)
+            elif value not in (None, [], "") and value is not False and not default:
+                words += [option, ",".join(map(str, listed(value)))]
+        words += [f"--{key.replace('_', '-')}={value}" for key, value in (job.get("options") or {}).items()]
         return redacted(shlex.join(words))
 
+    def document(
+        self, title: str, lead: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section]
+    ) -> Document:
+        """The report of these sections, and of those that every report ends with."""
+        day = datetime.fromtimestamp(self.time).strftime("%Y-%m-%d %H:%M")
+        shown = [section for section in (*sections, self.training(), self.behind()) if section.items]
+        notes = [str(note) for note in self.result.get("notes") or []]
+        return Document(self.verb, title, lead, [*facts, ("made", day)], notes, shown, self.command())
 
-def shown(value: Any) -> Any:
-    """The value with its texts made printable: a name may hold half a character, or a zero byte."""
-    if isinstance(value, Mapping):
-        return {shown(key): shown(below) for key, below in value.items()}
-    if isinstance(value, list):
-        return [shown(below) for below in value]
-    return printable(value) if isinstance(value, str) else value
+    def training(self) -> Section:
+        """The losses of every run, and the first figures of its validations."""
+        charts = []
+        for name, run in self.runs.items():
+            for part in run.stages or [run]:
+                points = curves(metric_lines(part.path))
+                checks = [key for key in points if key.startswith("val_")]
+                losses = [key for key in points if key not in checks]
+                whose = name if part is run else f"{name}, {part.path.name}"
+                for title, keys in (("loss", losses), *((key, [key]) for key in checks[:VALIDATED])):
+                    series = [Series(key, thinned(points[key])) for key in keys if len(points[key]) > 1]
+                    if series:
+                        charts.append(Chart(f"{title}-{whose}", f"{whose}: {title}", "step", title, series))
+        return Section("Training", charts[:CURVES])
+
+    def behind(self) -> Section:
+        """Recipes, versions and everything else that the figures depend on."""
+        provenance, texts = dict(self.result.get("provenance") or {}), {}
+        for name, run in self.runs.items():
+            texts[f"Recipe of {name}"] = printable(redacted(run.recipe_file.read_text(errors="replace")))
+        texts["Versions that made the figures"] = aligned(provenance.pop("versions", None) or {})
+        for name, run in self.runs.items():
+            facts = files.read_object(run.environment_file)
+            others = {key: facts[key] for key in ("python", "platform", "processes", "gpus") if key in facts}
+            texts[f"Versions that trained {name}"] = aligned((facts.get("packages") or {}) | others)
+        rest = {key: value for key, value in provenance.items() if value not in (None, {}, [])}
+        texts["Provenance"] = aligned(rest)
+        return Section("Recipes and versions", [Text(title, text) for title, text in texts.items() if text])
+
+    def other_pictures(self, *shown: str) -> list[Picture]:
+        """The PNGs of the folder, but for those that the report shows elsewhere."""
+        pngs = self.pictures().items()
+        return [Picture(stem, words(stem), png, wide=True) for stem, png in pngs if stem not in shown]
 
 
 def read(place: Path) -> Results:
     """The results in a folder, or in the folder of the file that is named."""
     folder = place.parent if place.is_file() else place
     if not folder.is_dir():
-        raise MissingError(
-            f"there is no folder `{place}`", hint="`gz bench` and `gz ood` print theirs: `files: …`"
-        )
+        hint = "`gz bench` and `gz ood` print theirs: `files: …`"
+        raise MissingError(f"there is no folder `{place}`", hint=hint)
+    job = clean(files.read_object(Run(folder).job_file))
     for path in [folder / name for name in FILES]:
-        made, job = shown(files.read_json(path)), shown(files.read_object(Run(folder).job_file))
-        if isinstance(made, dict) and ("rows" in made or "results" in made or "files" in made):
-            return Results(folder, made, job, path.stat().st_mtime)
-    raise UsageError(
-        f"`{folder}` holds no results of `gz bench` or `gz ood`",
-        hint="a report is made of the folder with `bench.json` or `ood.json`",
-    )
+        result = clean(files.read_json(path))
+        if isinstance(result, dict) and not result.keys().isdisjoint(("rows", "results", "files")):
+            return Results(folder, result, job, path.stat().st_mtime)
+    hint = "a report is made of the folder with `bench.json` or `ood.json`"
+    raise UsageError(f"`{folder}` holds no results of `gz bench` or `gz ood`", hint=hint)
+
+
+def clean(value: Any) -> Any:
+    """The value with its texts made printable: a name may hold half a character, or a zero byte."""
+    if isinstance(value, Mapping):
+        return {clean(key): clean(below) for key, below in value.items()}
+    if isinstance(value, list):
+        return [clean(below) for below in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def rows_of(result: Row, key: str = "rows") -> list[dict[str, Any]]:
+    """The rows of a table of the results; none where it is missing."""
+    rows = result.get(key)
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+
+def facts_of(tree: Row, titles: Mapping[str, str]) -> list[tuple[str, str]]:
+    """(title, value) of the keys that there are, and the shape of the images."""
+    facts = [(title, number(tree[key])) for key, title in titles.items() if tree.get(key) is not None]
+    return [*facts, ("images", by_sides(tree["shape"]))] if tree.get("shape") else facts
+
+
+def thinned(line: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The line with at most POINTS of its points, both ends among them."""
+    if len(line) <= POINTS:
+        return list(line)
+    return [line[i] for i in np.unique(np.linspace(0, len(line) - 1, POINTS).round().astype(int))]
+
+
+def aligned(values: Row) -> str:
+    """A line for each name and value."""
+    width = max(map(len, values), default=0)
+    return "\n".join(f"{key:<{width}}  {value}" for key, value in values.items())
+
+
+def words(name: str) -> str:
+    """The name of a file or key as words: `nearest_neighbours` as "Nearest neighbours"."""
+    text = re.sub(r"[_-]+", " ", name).strip() or name
+    return text[:1].upper() + text[1:]

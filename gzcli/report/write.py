@@ -8,7 +8,9 @@ import hashlib
 import io
 import re
 import shutil
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterator
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,11 @@ from gzcli.store import claims, files
 from gzcli.store.run_folder import Run
 from gzcli.version import __version__
 
+FORMS = {"html": "report.html", "markdown": "report.md", "latex": "report.tex"}
 FIGURES = "figures"  # folder of the pictures that Markdown names
 # the marks of a template of LaTeX, where braces are the text's own
-TEX: dict[str, Any] = {
-    "variable_start_string": "<<",
-    "variable_end_string": ">>",
-    "comment_start_string": "<#",
-    "comment_end_string": "#>",
-}
+TEX: dict[str, Any] = {"variable_start_string": "<<", "variable_end_string": ">>"}
+TEX |= {"comment_start_string": "<#", "comment_end_string": "#>"}
 ARROWS = {"down": "↓", "up": "↑", None: ""}
 _LATEX = {character: f"\\{character}" for character in "&%_#${}"}
 _LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--"}
@@ -44,21 +43,10 @@ NAME, LEGEND = 22, 44  # letters of a name at most: beside an estimate, and in t
 COLOURS = ("#1f5fbf", "#c2500c", "#0a7a5c", "#8a3fa8", "#9a7500", "#0f7f95", "#b52a62", "#5b6472")
 INK, SOFT, FLOOR = "#1b202a", "#5a6372", "#b3261e"
 # text stays text, a name is no formula, and the same results make the same file
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "svg.hashsalt": "gz",
-    "font.size": 11,
-    "text.color": INK,
-    "axes.labelcolor": SOFT,
-    "axes.edgecolor": SOFT,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e3e5e8",
-}
+STYLE: dict[Any, Any] = {"svg.fonttype": "none", "text.parse_math": False, "svg.hashsalt": "gz"}
+STYLE |= {"font.size": 11, "text.color": INK, "axes.labelcolor": SOFT, "axes.edgecolor": SOFT}
+STYLE |= {"xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False}
+STYLE |= {"axes.grid": True, "grid.color": "#e3e5e8"}
 
 
 def check(folder: Path) -> None:
@@ -67,41 +55,38 @@ def check(folder: Path) -> None:
         claims.check_empty(folder)
 
 
-def write(results: Path, folder: Path | None = None) -> dict[str, str]:
+def write(place: Path, folder: Path | None = None) -> dict[str, str]:
     """Writes the report of the results in a folder. Returns the paths of its `html`, `markdown` and
     `latex`."""
-    results_read = read(results)
-    folder = (folder or results_read.folder / "report").absolute()
+    results = read(place)
+    folder = (folder or results.folder / "report").absolute()
     check(folder)
-    report = (bench if results_read.verb == "bench" else ood).document(results_read)
+    report = (bench if results.verb == "bench" else ood).document(results)
     folder.mkdir(parents=True, exist_ok=True)
     if not Run(folder).is_marked("report"):
         Run(folder).mark("report")
     shutil.rmtree(folder / FIGURES, ignore_errors=True)  # of the earlier report
     images = {
-        id(item): (place, item.png if isinstance(item, Picture) else svg(item))
-        for item, place in with_places(report)
+        id(item): (path, item.png if isinstance(item, Picture) else svg(item))
+        for item, path in with_paths(report)
     }
-    for place, content in images.values():
-        files.write_atomic(folder / place, content)
-    made = {}
-    for kind, name in (("html", "report.html"), ("markdown", "report.md"), ("latex", "report.tex")):
+    for path, content in images.values():
+        files.write_atomic(folder / path, content)
+    for name in FORMS.values():
         files.write_atomic(folder / name, rendered(report, name, images))
-        made[kind] = str(folder / name)
-    return made
+    return {form: str(folder / name) for form, name in FORMS.items()}
 
 
-def with_places(report: Document) -> Iterator[tuple[Chart | Dots | Picture, str]]:
+def with_paths(report: Document) -> Iterator[tuple[Chart | Dots | Picture, str]]:
     """Every drawing and picture with its path below the report's folder."""
-    seen: set[str] = set()
-    for section in report.sections:
-        for item in section.items:
-            if isinstance(item, Chart | Dots | Picture):
-                stem = re.sub(r"[^A-Za-z0-9.-]+", "-", item.name).strip("-.")[:80] or "figure"
-                number = next(n for n in range(1, 10**6) if (f"{stem}-{n}" if n > 1 else stem) not in seen)
-                stem = f"{stem}-{number}" if number > 1 else stem
-                seen.add(stem)
-                yield item, f"{FIGURES}/{stem}.{'png' if isinstance(item, Picture) else 'svg'}"
+    taken: set[str] = set()
+    for item in chain.from_iterable(section.items for section in report.sections):
+        if isinstance(item, Chart | Dots | Picture):
+            stem = re.sub(r"[^A-Za-z0-9.-]+", "-", item.name).strip("-.")[:80] or "figure"
+            stems = chain([stem], (f"{stem}-{n}" for n in count(2)))
+            stem = next(stem for stem in stems if stem not in taken)
+            taken.add(stem)
+            yield item, f"{FIGURES}/{stem}.{'png' if isinstance(item, Picture) else 'svg'}"
 
 
 def rendered(report: Document, name: str, images: dict[int, tuple[str, bytes]]) -> str:
@@ -115,20 +100,15 @@ def rendered(report: Document, name: str, images: dict[int, tuple[str, bytes]]) 
         keep_trailing_newline=True,
         **(TEX if name.endswith(".tex") else {}),
     )
-    env.filters |= {
-        "code": html,
-        "md": markdown,
-        "md_code": markdown_sentence,
-        "fenced": fenced,
-        "tex": latex,
-    }
-    env.filters["uri"] = lambda item: data_uri(*images[id(item)])
+    env.filters |= {"code": html, "md": markdown, "md_code": markdown_sentence, "fenced": fenced}
+    env.filters |= {"tex": latex, "uri": lambda item: data_uri(*images[id(item)])}
     env.globals |= {
+        "version": __version__,
+        "hash": csp_hash,
         "place": lambda item: images[id(item)][0],
         "arrow": lambda column: ARROWS[column.direction],
+        "asset": lambda asset: Markup(env.loader and env.loader.get_source(env, asset)[0]),
     }
-    env.globals |= {"version": __version__, "hash": csp_hash}
-    env.globals["asset"] = lambda asset: Markup(env.loader and env.loader.get_source(env, asset)[0])
     return env.get_template(f"{name}.j2").render(report=report)
 
 
@@ -137,9 +117,9 @@ def csp_hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def data_uri(place: str, content: bytes) -> str:
+def data_uri(path: str, content: bytes) -> str:
     """An image within an address; the ending of its path says its format."""
-    kind = "png" if place.endswith(".png") else "svg+xml"
+    kind = "png" if path.endswith(".png") else "svg+xml"
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
@@ -153,13 +133,17 @@ def html(text: str) -> Markup:
 
 
 def markdown(text: str) -> str:
-    line = re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", " ".join(str(text).split()))
-    return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _escaped(text).strip()
 
 
 def markdown_sentence(text: str) -> str:
     """A sentence in which `…` marks code."""
-    return "".join(f"`{part}`" if code else spaced(part, markdown(part)) for code, part in pieces(text))
+    return "".join(f"`{part}`" if code else _escaped(part) for code, part in pieces(text))
+
+
+def _escaped(text: object) -> str:
+    line = re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", re.sub(r"\s+", " ", str(text)))
+    return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def fenced(text: str) -> str:
@@ -180,37 +164,26 @@ def pieces(text: str) -> list[tuple[bool, str]]:
     return [(i % 2 == 1, part) for i, part in enumerate(parts) if part]
 
 
-def spaced(part: str, made: str) -> str:
-    """What was made of a part, with the blanks that the part has at its ends."""
-    if not part.strip():
-        return " "
-    return f"{' ' * part[:1].isspace()}{made}{' ' * part[-1:].isspace()}"
-
-
 # ---------------------------------------------------------------------------- charts, by matplotlib
 
 
 def svg(drawing: Chart | Dots) -> bytes:
-    if isinstance(drawing, Chart):
-        columns = max(1, 64 // (8 + max((len(cut(line.name, LEGEND)) for line in drawing.series), default=0)))
-        rows = -(-len(drawing.series) // columns)
-        return as_svg(HEIGHT + 0.7 * LINE * rows, lambda axes: draw_chart(axes, drawing, columns))
-    return as_svg(0.8 + LINE * len(drawing.rows), lambda axes: draw_dots(axes, drawing))
-
-
-def as_svg(height: float, draw: Callable[[Any], None]) -> bytes:
-    import warnings
-
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    held = io.BytesIO()
+    columns, content = 1, io.BytesIO()
+    if isinstance(drawing, Chart):
+        columns = max(1, 64 // (8 + max((len(cut(line.name, LEGEND)) for line in drawing.series), default=0)))
+        height = HEIGHT + 0.7 * LINE * -(-len(drawing.series) // columns)
+    else:
+        height = 0.8 + LINE * len(drawing.rows)
     with rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # only measured: the browser's fonts show it
         figure = Figure((WIDTH, height), layout="constrained")
-        draw(figure.add_subplot())
-        figure.savefig(held, format="svg", metadata={"Date": None, "Creator": None})
-    return held.getvalue()
+        axes = figure.add_subplot()
+        draw_chart(axes, drawing, columns) if isinstance(drawing, Chart) else draw_dots(axes, drawing)
+        figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
+    return content.getvalue()
 
 
 def draw_chart(axes: Any, drawing: Chart, columns: int) -> None:
@@ -229,9 +202,8 @@ def draw_chart(axes: Any, drawing: Chart, columns: int) -> None:
     if drawing.ticks:
         axes.set_xticks(*zip(*drawing.ticks, strict=True))
     # a label that starts with `_` would be left out, so that the names are put in afterwards
-    legend = axes.figure.legend(
-        lines, ["x"] * len(lines), loc="outside lower left", ncols=columns, frameon=False
-    )
+    place = {"loc": "outside lower left", "ncols": columns, "frameon": False}
+    legend = axes.figure.legend(lines, ["x"] * len(lines), **place)
     for text, line in zip(legend.get_texts(), drawing.series, strict=True):
         text.set_text(cut(line.name, LEGEND))
 
@@ -241,17 +213,15 @@ def draw_dots(axes: Any, drawing: Dots) -> None:
         if row.low is not None and row.high is not None:
             axes.plot((row.low, row.high), (y, y), color=COLOURS[0], alpha=0.45, linewidth=3)
         axes.plot(row.value, y, "o", color=COLOURS[0], markersize=8 if row.best else 5.5)
-    if drawing.floor is not None:
-        axes.axvline(drawing.floor, color=FLOOR, linestyle="--", linewidth=1)
+    axes.axvline(drawing.floor, color=FLOOR, linestyle="--", linewidth=1)
     names = axes.set_yticks(range(len(drawing.rows)), [cut(row.name, NAME) for row in drawing.rows])
     for tick, row in zip(names, drawing.rows, strict=True):
         tick.label1.set_fontweight("bold" if row.best else "normal")
     axes.set_ylim(len(drawing.rows) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_formatter(short)
-    way = {"down": "less is better", "up": "more is better", None: ""}[drawing.direction]
-    floor = "" if drawing.floor is None else "dashed: floor"
-    axes.set_xlabel(" · ".join(filter(None, (way, floor))), loc="right")
+    way = {"down": "less is better · ", "up": "more is better · ", None: ""}[drawing.direction]
+    axes.set_xlabel(f"{way}dashed: floor", loc="right")
 
 
 def cut(name: str, most: int) -> str:

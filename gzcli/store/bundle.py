@@ -15,7 +15,6 @@ from gzcli.store.run_folder import STAGES, Run
 
 MAIN = "model"  # the part of a run without stages
 LATENT = Run.latent_folder.name  # the part of the autoencoder whose latents are modelled
-BLOCK = 1 << 20  # bytes that are copied at once
 
 
 def parts(texts: Mapping[str, str]) -> dict[str, dict[str, str]]:
@@ -41,31 +40,23 @@ def extract(
     file: Path, header: Mapping[str, Any], part: str, metadata: Mapping[str, str], target: Path
 ) -> None:
     """Writes a part of a file as a safetensors file, by copying the bytes of its tensors."""
-    prefix = f"{part}:"
-    specs = {name.removeprefix(prefix): spec for name, spec in header.items() if name.startswith(prefix)}
-    specs = dict(sorted(specs.items(), key=lambda line: line[1]["data_offsets"]))
+    specs = [(name, spec) for name, spec in header.items() if name.startswith(f"{part}:")]
+    specs.sort(key=lambda item: item[1]["data_offsets"])
     head: dict[str, Any] = {"__metadata__": dict(metadata)}
     at = 0
-    for name, spec in specs.items():
+    for name, spec in specs:
         first, last = spec["data_offsets"]
-        head[name] = spec | {"data_offsets": [at, at + last - first]}
+        head[name.removeprefix(f"{part}:")] = spec | {"data_offsets": [at, at + last - first]}
         at += last - first
     text = json.dumps(head).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8 bytes
     with file.open("rb") as source, target.open("wb") as out:
         begin = 8 + int.from_bytes(source.read(8), "little")
         out.write(len(text).to_bytes(8, "little") + text)
-        for spec in specs.values():
+        for _, spec in specs:
             first, last = spec["data_offsets"]
             source.seek(begin + first)
-            _copy(source, out, last - first)
-
-
-def _copy(source: Any, out: Any, size: int) -> None:
-    while size:
-        block = source.read(min(size, BLOCK))
-        out.write(block)
-        size -= len(block)
+            out.write(source.read(last - first))
 
 
 def unpack(file: Path, metadata: Mapping[str, Mapping[str, str]], folder: Path) -> None:

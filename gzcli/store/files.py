@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gzcli.core.errors import DamagedError, GzError, MissingError, first_line
+from gzcli.core.errors import SPACE, DamagedError, GzError, MissingError, first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -162,13 +162,13 @@ def safetensors_header(file: Path) -> dict[str, Any]:
         length = int.from_bytes(f.read(8), "little")
         if not 0 < length <= min(size, LONGEST_HEADER):
             raise ValueError("its header is cut off, or longer than any")
-        try:
-            head = json.loads(f.read(length))
-        except RecursionError as e:
-            raise ValueError("its header is nested too deeply") from e
+        text = f.read(length)
     try:
+        head = json.loads(text)
         spans = sorted(spec["data_offsets"] for name, spec in head.items() if name != "__metadata__")
         whole = all(isinstance(at, int) for first, last in spans for at in (first, last))
+    except RecursionError as e:
+        raise ValueError("its header is nested too deeply") from e
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         raise ValueError("its header does not say where the tensors are") from e
     at = 0
@@ -281,8 +281,12 @@ def is_locked(path: Path) -> bool:
     if not path.exists():
         return False
     try:
-        return _is_flocked(path)
-    except PermissionError:
+        import fcntl
+
+        with open(path, "rb") as f:  # a shared lock, which needs no right to write, for lists of many runs
+            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except (BlockingIOError, PermissionError):
         return True
     except (ImportError, OSError):  # Windows, or a file system without such locks
         pass
@@ -307,26 +311,12 @@ def _acquired(path: Path, patience: float = 0.0) -> BaseFileLock | None:
     return holder
 
 
-def _is_flocked(path: Path) -> bool:
-    """`is_locked` by a shared lock, which needs no right to write; for lists of many runs."""
-    import fcntl
-
-    with open(path, "rb") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
-
-
 def fsync(path: Path) -> None:
     """Flushes a file, or the entries of a folder, to the disk; Windows has no such call for folders."""
-    if path.is_dir():
-        if os.name == "nt":
-            return
-        fd = os.open(path, os.O_RDONLY)
-    else:
-        fd = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    windows = os.name == "nt"
+    if windows and path.is_dir():
+        return
+    fd = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:
@@ -346,7 +336,5 @@ def need_space(folder: Path, size: int) -> None:
     while not folder.exists():
         folder = folder.parent
     if (free := shutil.disk_usage(folder).free) < size:
-        raise MissingError(
-            f"{size / 1e6:,.0f} MB are needed in `{folder}`, {free / 1e6:,.0f} MB are free",
-            hint="free some space, or set `GZ_HOME` to a folder on a larger disk",
-        )
+        message = f"{size / 1e6:,.0f} MB are needed in `{folder}`, {free / 1e6:,.0f} MB are free"
+        raise MissingError(message, hint=SPACE)

@@ -33,6 +33,7 @@ HUB_SETS = {
     "imagenet": "ILSVRC/imagenet-1k",
     "tinyimagenet": "zh-plus/tiny-imagenet",
 }
+TASK = "unconditional-image-generation"  # as the hub names it
 _ADDRESS = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
 _ARXIV = re.compile(r"\d{4}\.\d{4,5}")
 
@@ -55,46 +56,38 @@ def repository(name: str, *, key: str, files: Sequence[str]) -> Path:
     unless they are there. Raises MissingError that names the recipe's `key` and says what to fetch."""
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
+    if not is_id(name):
+        hint = "a folder, or an id of the hub, as `owner/name`"
+        raise MissingError(f"`{key}`: there is no folder `{name}`", hint=hint)
+    from huggingface_hub.errors import HFValidationError
+
     gated = "(a gated one needs `HF_TOKEN`)"
     hint = f"`hf download {name}` where there is a network {gated}, or `--set {key}=FOLDER`"
-    if not is_id(name):
-        raise MissingError(
-            f"`{key}`: there is no folder `{name}`", hint="a folder, or an id of the hub, as `owner/name`"
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     try:
-        return Path(snapshot_download(name, allow_patterns=list(files), local_files_only=offline()))
+        return _snapshot(name, f"`{key}`: the weights of `{name}` are", hint, files, "model")
     except HFValidationError as e:
-        raise MissingError(
-            f"`{key}`: `{name}` is no folder and no id of the hub", hint="an id is like `owner/name`"
-        ) from e
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
-        raise MissingError(f"`{key}`: the weights of `{name}` are not at hand, {_why(e)}", hint=hint) from e
+        message = f"`{key}`: `{name}` is no folder and no id of the hub"
+        raise MissingError(message, hint="an id is like `owner/name`") from e
 
 
 def data_repository(name: str) -> Path:
     """The folder of the parquet files of a data set of the hub, fetched unless they are there. Raises
     MissingError."""
+    hint = "agree to its terms on its page, then set `HF_TOKEN` to a token of yours"
+    return _snapshot(name, f"the data set `{name}` of the hub is", hint, ["*.parquet"], "dataset")
+
+
+def _snapshot(name: str, what: str, hint: str, files: Sequence[str], kind: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(
-            snapshot_download(
-                name, repo_type="dataset", allow_patterns=["*.parquet"], local_files_only=offline()
-            )
+            snapshot_download(name, repo_type=kind, allow_patterns=list(files), local_files_only=offline())
         )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
-        raise MissingError(
-            f"the data set `{name}` of the hub is not at hand, {_why(e)}",
-            hint="agree to its terms on its page, then set `HF_TOKEN` to a token of yours",
-        ) from e
-
-
-def _why(e: Exception) -> str:
-    return "and `GZ_OFFLINE` is set" if offline() else f"and the hub does not give it ({type(e).__name__})"
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
+        why = "`GZ_OFFLINE` is set" if offline() else f"the hub does not give it ({type(e).__name__})"
+        raise MissingError(f"{what} not at hand, and {why}", hint=hint) from e
 
 
 def is_id(name: str) -> bool:
@@ -170,38 +163,40 @@ def explained(name: str) -> Iterator[None]:
     """Turns the errors of the hub's library for a repository into MissingError."""
     from huggingface_hub import errors
 
+    why = "`GZ_OFFLINE` is set" if offline() else "the hub cannot be reached"
+    missing = f"the hub has no `{name}`, or it is private", "look at the spelling, or set `HF_TOKEN`"
+    # of an error's classes the first that is listed; a gated repository is one that is not found
+    texts: dict[type[Exception], tuple[str, str | None]] = {
+        errors.LocalEntryNotFoundError: (
+            f"`{name}` is not here, and {why}",
+            f"`hf download {name} {FILE}` where there is a network",
+        ),
+        errors.GatedRepoError: (
+            f"`{name}` is given to those alone who ask for it",
+            "ask on its page, then set `HF_TOKEN`",
+        ),
+        errors.EntryNotFoundError: (
+            f"`{name}` holds no `{FILE}`",
+            "gz reads what `gz runs push` has put there",
+        ),
+        errors.RepositoryNotFoundError: missing,
+        errors.RevisionNotFoundError: missing,
+        errors.OfflineModeIsEnabled: (f"`{name}` is not here, and `HF_HUB_OFFLINE` is set", None),
+    }
     try:
         yield
     except errors.HFValidationError as e:
         raise UsageError(f"`{name}` is no name of a repository", hint="it is like `owner/name`") from e
-    except errors.LocalEntryNotFoundError as e:
-        why = "`GZ_OFFLINE` is set" if offline() else "the hub cannot be reached"
-        raise MissingError(
-            f"`{name}` is not here, and {why}", hint=f"`hf download {name} {FILE}` where there is a network"
-        ) from e
-    except errors.GatedRepoError as e:
-        raise MissingError(
-            f"`{name}` is given to those alone who ask for it", hint="ask on its page, then set `HF_TOKEN`"
-        ) from e
-    except errors.EntryNotFoundError as e:
-        raise MissingError(
-            f"`{name}` holds no `{FILE}`", hint="gz reads what `gz runs push` has put there"
-        ) from e
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as e:
-        raise MissingError(
-            f"the hub has no `{name}`, or it is private", hint="look at the spelling, or set `HF_TOKEN`"
-        ) from e
-    except errors.OfflineModeIsEnabled as e:
-        raise MissingError(f"`{name}` is not here, and `HF_HUB_OFFLINE` is set") from e
-    except errors.HfHubHTTPError as e:
+    except (errors.HfHubHTTPError, OSError) as e:
+        if text := next((text for kind, text in texts.items() if isinstance(e, kind)), None):
+            raise MissingError(text[0], hint=text[1]) from e
+        if not isinstance(e, errors.HfHubHTTPError):
+            raise MissingError(f"the hub cannot be reached ({type(e).__name__})", hint="try again") from e
         status = e.response.status_code if e.response is not None else None
-        hint = "the token may not write there: https://huggingface.co/settings/tokens"
         said = str(e.server_message or "") or type(e).__name__
-        raise MissingError(
-            f"the hub refuses `{name}`: {said} ({status})", hint=hint if status in (401, 403) else "try again"
-        ) from e
-    except OSError as e:
-        raise MissingError(f"the hub cannot be reached ({type(e).__name__})", hint="try again") from e
+        rights = "the token may not write there: https://huggingface.co/settings/tokens"
+        hint = rights if status in (401, 403) else "try again"
+        raise MissingError(f"the hub refuses `{name}`: {said} ({status})", hint=hint) from e
 
 
 def _parsed(ref: str) -> dict[str, str]:
@@ -215,112 +210,30 @@ def _parsed(ref: str) -> dict[str, str]:
 def readme(card: Mapping[str, Any], name: str, licence: str, meanings: Mapping[str, str]) -> str:
     """The text of a repository's README.md, by the card of `export.bundle.card_of`."""
     import yaml
+    from jinja2 import Environment, StrictUndefined
 
-    header = yaml.safe_dump(_header(card, name, licence), sort_keys=False, allow_unicode=True, width=1000)
-    return f"---\n{header}---\n\n{_body(card, name, licence, meanings)}"
-
-
-def eval_results(card: Mapping[str, Any]) -> str | None:
-    """The text of a file in `.eval_results` of the repository; None where the hub does not know the set, or
-    nothing was measured on its test split."""
-    import yaml
-
-    measured = [row for row in card["figures"] if row["from"] == "gz bench"]
-    hub_set = HUB_SETS.get(card["data"]["name"])
-    if not hub_set or not measured:
-        return None
-    rows = [
-        {
-            "dataset": {"id": hub_set, "task_id": f"image_generation_{row['name']}"},
-            "value": row["value"],
-            "notes": f"{row['n']:,} samples against the test split, by gz bench",
-        }
-        for row in measured
-    ]
-    return yaml.safe_dump(rows, sort_keys=False, allow_unicode=True, width=1000)
-
-
-def _header(card: Mapping[str, Any], name: str, licence: str) -> dict[str, Any]:
-    data = card["data"]
-    hub_set = HUB_SETS.get(data["name"]) or data["name"]
+    data, env = card["data"], Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    env.globals |= {"commas": "{:,}".format, "digits": "{:.4g}".format}
+    text = Path(__file__).with_name("hub.md.j2").read_text(encoding="utf-8")
     arxiv = [f"arxiv:{number}" for number in _ARXIV.findall(card["paper"])]
-    metrics = list(dict.fromkeys(row["name"] for row in card["figures"]))
     header: dict[str, Any] = {
         "license": licence,
         "library_name": "gzcli",
-        "pipeline_tag": "unconditional-image-generation",
+        "pipeline_tag": TASK,
         "tags": ["gz", "image-generation", card["model"], data["name"], *arxiv],
-        "datasets": [hub_set],
-        "metrics": metrics or ["none-measured"],
+        "datasets": [HUB_SETS.get(data["name"]) or data["name"]],
+        "metrics": list(dict.fromkeys(row["name"] for row in card["figures"])) or ["none-measured"],
     }
-    task = {"type": "unconditional-image-generation", "name": "image generation"}
     results = [
         {
-            "task": task,
-            "dataset": {"type": hub_set, "name": row["on"]},
+            "task": {"type": TASK, "name": "image generation"},
+            "dataset": {"type": header["datasets"][0], "name": row["on"]},
             "metrics": [{"type": row["name"], "name": row["name"], "value": row["value"]}],
         }
         for row in card["figures"]
     ]
     if results:
         header["model-index"] = [{"name": name.partition("/")[2], "results": results}]
-    return header
-
-
-def _body(card: Mapping[str, Any], name: str, licence: str, meanings: Mapping[str, str]) -> str:
-    data = card["data"]
-    channels, height, width = data["shape"]
-    counts = data.get("counts") or {}
-    split = ", ".join(f"{n:,} {kind}" for kind, n in counts.items()) or "not counted"
-    classes = ", ".join(map(str, data["classes"])) if data["classes"] else "none"
-    figures = [
-        f"| {row['name']} | {row['value']:.4g} | {row['on']} | {_means(row, meanings)} |"
-        for row in card["figures"]
-    ]
-    table = ["| figure | value | on | what it is |", "|---|---|---|---|", *figures]
-    label = " --label 0" if card["conditional"] else ""
-    versions = ", ".join(f"{key} {value}" for key, value in sorted(card["versions"].items()))
-    shown = "\n".join(table) if figures else "Nothing was measured; `gz bench` does."
-    return f"""# {name.partition("/")[2]}
-
-{card["about"] or card["model"]}. Trained by `gz` (package gzcli) on `{data["name"]}`.
-
-![samples](preview.png)
-
-```
-pip install gzcli
-gz sample hf://{name} -n 64{label}
-```
-
-or in Python: `gzcli.load("hf://{name}").sample(64)`, uint8 [64, {channels}, {height}, {width}].
-
-## What it is
-
-* model: `{card["model"]}`, {card["params"]:,} parameters, {card["dtype"]}; {card["paper"]}
-* it can: {", ".join(card["can"])}
-* trained for {card["step"]:,} steps in {card["seconds"]:,.0f} s by `{card["command"]}`
-* versions: {versions}
-* licence of these weights: {licence}
-
-## Data
-
-* `{data["name"]}`: {data["title"]}
-* images of {width}×{height}, {"grey" if channels == 1 else "colour"}; {split}; classes: {classes}
-* licence of the data: {data["licence"]}
-* source: {data["citation"]}
-
-## Figures
-
-{shown}
-
-## Limits
-
-It makes images like those of its training set, of their size and with their biases. It is no
-source of facts: people and findings in its images are nobody's. Figures hold for the stated number
-of samples and the recipe's sampler; `gz bench` measures them again.
-"""
-
-
-def _means(row: Mapping[str, Any], meanings: Mapping[str, str]) -> str:
-    by = f"{row['from']}, {row['n']:,} samples" if row["n"] else row["from"]
-    return f"{meanings[row['name']]} ({by})" if row["name"] in meanings else by
+    words = {"card": card, "data": data, "name": name, "licence": licence, "meanings": meanings}
+    head = yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=1000)
+    return f"---\n{head}---\n\n{env.from_string(text).render(**words)}\n"

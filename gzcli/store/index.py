@@ -27,25 +27,15 @@ _open: dict[tuple[str, str], _Index] = {}  # by the folder of the runs, and kind
 
 
 class _Index:
+    """By a run's id, the marks of the files that were read, and the value that was read from them."""
+
     def __init__(self, path: Path):
         self.path, self.changed = path, False
-        self.runs: dict[str, tuple[Marks, Any]] = (
-            self._read()
-        )  # by a run's id: the marks of the files that were read, and the value
-
-    def _read(self) -> dict[str, tuple[Marks, Any]]:
-        """The entries of the file; none unless it is whole, by its checksum, and of this version of gz."""
+        self.runs: dict[str, tuple[Marks, Any]] = {}
         with contextlib.suppress(DamagedError):
-            head, _, body = (files.read_text(self.path) or "").partition("\n")
-            if head == _head(body):
-                return json.loads(body)
-        return {}
-
-    def write(self, names: Iterable[str]) -> None:
-        body = json.dumps({name: self.runs[name] for name in names if name in self.runs})
-        with contextlib.suppress(OSError):  # a store that may only be read
-            files.write_atomic(self.path, f"{_head(body)}\n{body}")
-        self.changed = False
+            head, _, body = (files.read_text(path) or "").partition("\n")
+            if head == _head(body):  # it is whole, and of this version of gz
+                self.runs = json.loads(body)
 
 
 def _head(body: str) -> str:
@@ -63,26 +53,25 @@ def save(root: Path, kind: str, names: Iterable[str]) -> None:
     """Writes the index if it changed, for the runs of these names."""
     index = _open.get((str(root), kind))
     if index and index.changed:
-        index.write(names)
+        body = json.dumps({name: index.runs[name] for name in names if name in index.runs})
+        with contextlib.suppress(OSError):  # a store that may only be read
+            files.write_atomic(index.path, f"{_head(body)}\n{body}")
+        index.changed = False
 
 
 def recall(folder: Path, kind: str) -> Any | None:
     """The value kept for a run; None where there is none, or a file that it was read from has changed."""
-    above, name = os.path.split(folder)
-    if not (index := _open.get((above, kind))) or name not in index.runs:
-        return None
-    marks, value = index.runs[name]
-    same = all(mark(f"{folder}/{place}") == was for place, was in marks.items())
-    return value if same else None
+    index = _open.get((str(folder.parent), kind))
+    marks, value = index.runs.get(folder.name, ({}, None)) if index else ({}, None)
+    return value if all(mark(f"{folder}/{place}") == was for place, was in marks.items()) else None
 
 
 def keep(folder: Path, kind: str, marks: Marks, value: Any) -> None:
     """Keeps a value read of a run with the marks that its files had before, unless one of these is so new
     that its next change might not show."""
-    above, name = os.path.split(folder)
     newest = max((max(was[:2]) for was in marks.values() if was), default=0)
-    if (index := _open.get((above, kind))) and time.time_ns() - newest > SETTLED:
-        index.runs[name] = marks, value
+    if (index := _open.get((str(folder.parent), kind))) and time.time_ns() - newest > SETTLED:
+        index.runs[folder.name] = marks, value
         index.changed = True
 
 

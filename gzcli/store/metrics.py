@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import mmap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,8 @@ from gzcli.store.run_folder import Run
 POINTS = 12  # of a curve
 ENOUGH = 4  # points of a validation figure that make a curve; with fewer, the loss is shown
 BARS = "▁▂▃▄▅▆▇█"
-LARGE = 2_000_000  # bytes, some 15,000 lines
-SOME = 2_000  # lines of a larger file that are read
-MANY = 5_000  # lines of validation that are read besides
-TAIL = 5_000  # bytes at its end that are read whole
+LARGE = 15_000  # lines that are read; of more, SOME at even distances, the LAST, and up to MANY of validation
+SOME, LAST, MANY = 2_000, 40, 5_000
 WIDE = 10.0  # a curve that spans more than this factor is drawn on a logarithmic scale
 
 
@@ -30,6 +27,13 @@ class Curve:
     name: str  # of the figure in `metrics.jsonl`
     steps: tuple[int, ...]  # the last step of each point
     values: tuple[float, ...]  # each the mean of the lines since the previous point
+
+    @classmethod
+    def of(cls, name: str, points: Sequence[tuple[int, float]]) -> Curve:
+        count = min(POINTS, len(points))
+        parts = [points[i * len(points) // count : (i + 1) * len(points) // count] for i in range(count)]
+        means = tuple(sum(value for _, value in part) / len(part) for part in parts)
+        return cls(name, tuple(part[-1][0] for part in parts), means)
 
     @property
     def spark(self) -> str:
@@ -42,20 +46,15 @@ class Curve:
 
 
 def metric_lines(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`, without any that a kill has cut short. Of a file beyond LARGE
-    bytes they are SOME lines at even distances, the last ones, and those of validation unless they are too
-    many: nobody waits for a million lines to see a curve."""
+    """The lines of a run's `metrics.jsonl`, without any that a kill has cut short; of a large file some of
+    them, since nobody waits for a million lines to see a curve."""
     path = Run(folder).metrics_file
-    if not path.is_file() or path.stat().st_size <= LARGE:
-        return list(every_line(folder))
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        starts = [content.find(b"\n", i * len(content) // SOME) + 1 for i in range(SOME)]
-        starts += _validations(content)
-        at = len(content) - TAIL
-        while at := content.find(b"\n", at) + 1:
-            starts.append(at)
-        lines = (content[start : content.find(b"\n", start) + 1] for start in sorted({0, *starts}))
-        return [values for line in lines if (values := _values(line))]
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    if (count := len(lines)) > LARGE:
+        checks = [i for i, line in enumerate(lines) if b'"val_' in line]
+        numbers = {i * count // SOME for i in range(SOME)} | {*range(count - LAST, count)}
+        lines = [lines[i] for i in sorted(numbers.union(checks if len(checks) <= MANY else ()))]
+    return list(filter(None, map(_values, lines)))
 
 
 def every_line(folder: Path) -> Iterator[dict[str, Any]]:
@@ -63,28 +62,16 @@ def every_line(folder: Path) -> Iterator[dict[str, Any]]:
     path = Run(folder).metrics_file
     if path.is_file():
         with open(path, "rb") as file:
-            for line in file:
-                if values := _values(line):
-                    yield values
+            yield from filter(None, map(_values, file))
 
 
-def _validations(content: mmap.mmap) -> list[int]:
-    """Where the lines of validation begin; none where there are more than MANY."""
-    starts: list[int] = []
-    at = content.find(b'"val_')
-    while at >= 0 and len(starts) <= MANY:
-        starts.append(content.rfind(b"\n", 0, at) + 1)
-        after = content.find(b"\n", at)
-        at = content.find(b'"val_', after) if after >= 0 else -1
-    return starts if len(starts) <= MANY else []
-
-
-def _values(line: bytes) -> dict[str, Any] | None:
+def _values(line: bytes) -> dict[str, Any]:
+    """The figures of a line; none of one that is cut off."""
     with contextlib.suppress(ValueError, RecursionError):
         values = json.loads(line)
         if isinstance(values, dict) and isinstance(values.get("step"), int):
             return values
-    return None
+    return {}
 
 
 def last_figures(run: Run) -> dict[str, float]:
@@ -95,23 +82,25 @@ def last_figures(run: Run) -> dict[str, float]:
     return figures
 
 
+def curves(lines: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of each loss and each figure of validation, `val_…`, as far as it is finite."""
+    points: dict[str, list[tuple[int, float]]] = {}
+    for line in lines:
+        for key, value in line.items():
+            recorded = key.startswith("val_") or key.rpartition(".")[2] == "loss"
+            if recorded and isinstance(value, int | float) and math.isfinite(value):
+                points.setdefault(key, []).append((line["step"], value))
+    return points
+
+
 def curve_of(run: Run) -> Curve | None:
     """The curve of the figure that a run, or its newest stage that has begun, is judged by; of its loss where
     that has fewer than ENOUGH points; None where neither was recorded."""
     begun = [stage for stage in run.stages if stage.metrics_file.exists()]
     part = begun[-1] if begun else run
-    lines, best = metric_lines(part.path), part.best
-    losses = (key for line in lines for key in line if key == "loss" or key.endswith(".loss"))
-    keys = [f"val_{best.metric}"] if best else []
-    curves = [curve for key in (*keys, *[next(losses, "")]) if (curve := _points(lines, key))]
-    long = [curve for curve in curves if len(curve.values) >= ENOUGH]
-    return next(iter(long or curves[::-1]), None)
-
-
-def _points(lines: Iterable[Mapping[str, Any]], key: str) -> Curve | None:
-    """The curve of one figure; None where it was never finite."""
-    points = [(line["step"], line[key]) for line in lines if math.isfinite(line.get(key) or math.nan)]
-    count = min(POINTS, len(points))
-    parts = [points[i * len(points) // count : (i + 1) * len(points) // count] for i in range(count)]
-    means = tuple(sum(value for _, value in part) / len(part) for part in parts)
-    return Curve(key, tuple(part[-1][0] for part in parts), means) if parts else None
+    points, best = curves(metric_lines(part.path)), part.best
+    losses = [key for key in points if not key.startswith("val_")]
+    keys = [*([f"val_{best.metric}"] if best else []), *losses[:1]]
+    candidates = [Curve.of(key, points[key]) for key in keys if key in points]
+    long = [curve for curve in candidates if len(curve.values) >= ENOUGH]
+    return next(iter(long or candidates[::-1]), None)

@@ -3,13 +3,14 @@ line, and the copies in a run. A model has the name of its file; no file is impo
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 from functools import cache
 from pathlib import Path
 
-from gzcli.core.errors import MissingError, UsageError, canonical
+from gzcli.core.errors import MissingError, UsageError, canonical, matching
 from gzcli.store.files import lock, read_json, write_atomic, write_json
 from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import Run
@@ -56,7 +57,9 @@ def model_files() -> dict[str, Path]:
 
 def find(name: str) -> Path | None:
     """The file of the model of that name, `-` and `_` alike; None where none is from outside."""
-    return typed(name) or {canonical(stem): p for stem, p in model_files().items()}.get(canonical(name))
+    models = model_files()
+    stem = matching(name, reversed(models))  # the last one counts
+    return models[stem] if stem else None
 
 
 def names_paper(text: str) -> bool:
@@ -118,17 +121,13 @@ def _trusted(file: Path) -> Path:
 @cache
 def _of_folders(folders: str) -> dict[str, Path]:
     """The models in the folders of `GZ_MODELS`. Raises MissingError for a folder that is not there."""
-    models: dict[str, Path] = {}
+    paths: list[Path] = []
     for entry in filter(None, folders.split(os.pathsep)):
         folder = Path(entry).expanduser()
         if not folder.is_dir():
             raise MissingError(f"`GZ_MODELS` names `{entry}`, and there is no such folder")
-        models |= {
-            p.stem: p.absolute()
-            for p in sorted(folder.glob("*.py"))
-            if p.is_file() and names_paper(p.read_text("utf-8", "replace"))
-        }
-    return models
+        paths += [path.absolute() for path in sorted(folder.glob("*.py")) if path.is_file()]
+    return {path.stem: path for path in paths if names_paper(path.read_text("utf-8", "replace"))}
 
 
 @cache
@@ -140,13 +139,10 @@ def _installed() -> dict[str, Path]:
     models: dict[str, Path] = {}
     for point in entry_points(group=GROUP):
         module = point.value.partition(":")[0]
-        path = Path(str(point.dist.locate_file(module.replace(".", "/") + ".py"))) if point.dist else None
-        if path is None or not path.is_file():  # an editable installation
-            try:
+        places = [point.dist.locate_file(module.replace(".", "/") + ".py")] if point.dist else []
+        if not places or not Path(str(places[0])).is_file():  # an editable installation
+            with contextlib.suppress(ImportError):
                 spec = find_spec(module)
-            except ImportError:
-                continue
-            path = Path(spec.origin) if spec and spec.origin else None
-        if path is not None and path.is_file():
-            models[path.stem] = path
+                places = [spec.origin] if spec and spec.origin else []
+        models |= {path.stem: path for path in (Path(str(p)) for p in places) if path.is_file()}
     return models

@@ -3,6 +3,7 @@ equal files."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 KEY = "gz"  # of the text chunk
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _maker: dict[str, Any] = {}  # the facts that `made_by` sets
 
 
@@ -57,33 +57,20 @@ def save_images(folder: Path, images: np.ndarray, origin: Mapping[str, Any] | No
 
 def origin_of(file: Path) -> dict[str, Any]:
     """What made a picture; raises MissingError without a file, UsageError for one that is no PNG by gz."""
+    from PIL import Image
+
     try:
-        text = _text(file.read_bytes())
+        with Image.open(file, formats=["PNG"]) as image:
+            image.load()
+            text = image.info.get(KEY, "null")
     except FileNotFoundError as e:
         raise MissingError(f"there is no picture `{file}`") from e
-    except (ValueError, OSError) as e:
+    except (ValueError, OSError, SyntaxError) as e:  # SyntaxError: so PIL calls a damaged chunk
         raise UsageError(f"`{file}` is no whole PNG", hint="name a picture that gz wrote") from e
-    try:
-        origin = json.loads(text or "null")
-    except ValueError:
-        origin = None
+    origin = None
+    with contextlib.suppress(ValueError, TypeError):
+        origin = json.loads(text)
     if not isinstance(origin, dict):
         hint = "programs that edit or send pictures often leave its text out: take the file that gz wrote"
         raise UsageError(f"`{file}` does not say what made it", hint=hint)
     return origin
-
-
-def _text(data: bytes) -> str | None:
-    """The text under KEY of a PNG, a row of chunks (length, type, content, checksum); None without one."""
-    if not data.startswith(_SIGNATURE):
-        raise ValueError("no PNG")
-    at = len(_SIGNATURE)
-    while at + 8 <= len(data):
-        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        key, _, value = data[at + 8 : at + 8 + length].partition(b"\0")
-        if kind == b"tEXt" and key == KEY.encode():
-            return value.decode("latin-1")
-        if kind == b"IEND":
-            return None
-        at += 12 + length
-    raise ValueError("cut off")

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gzcli.core.errors import MissingError, UsageError, canonical, did_you_mean
+from gzcli.core.errors import MissingError, UsageError, canonical, did_you_mean, matching
 from gzcli.core.units import count, duration, size
 from gzcli.store.files import safetensors_header
 from gzcli.store.paths import recipe_names
@@ -76,20 +76,16 @@ def file_of(ref: str, data: str | None = None) -> Path:
     """The file of `pretrained:MODEL-DATA`, or of `pretrained:MODEL`, preferably on a set of FIRST. Raises
     UsageError for an unknown name, MissingError for a model without a file for that set."""
     name, every_file = ref.removeprefix(PREFIX), names()
-    if file := {canonical(stem): file for stem, file in every_file.items()}.get(canonical(name)):
-        return file
-    sets = {
-        stem[len(name) + 1 :]: file
-        for stem, file in every_file.items()
-        if canonical(parts_of(stem)[0]) == canonical(name)
-    }
+    if stem := matching(name, every_file):
+        return every_file[stem]
+    parts = {stem: parts_of(stem) for stem in every_file}
+    sets = {key: every_file[stem] for stem, (model, key) in parts.items() if matching(name, [model])}
     if not sets:
         hint = did_you_mean(name, every_file) or "`gz list pretrained` names them"
         raise UsageError(f"no model that comes with gz is called `{name}`", hint=hint)
-    if data is not None:
-        if file := {canonical(key): file for key, file in sets.items()}.get(canonical(data)):
-            return file
-        message = f"no `{name}` that was trained on `{data}` comes with gz"
-        raise MissingError(message, hint=f"there is one of {', '.join(sets)} · gz train {name} --data {data}")
-    first = next((name for name in FIRST if name in sets), next(iter(sets)))
-    return sets[first]
+    if data is None:
+        return sets[next((key for key in FIRST if key in sets), next(iter(sets)))]
+    if key := matching(data, sets):
+        return sets[key]
+    message = f"no `{name}` that was trained on `{data}` comes with gz"
+    raise MissingError(message, hint=f"there is one of {', '.join(sets)} · gz train {name} --data {data}")

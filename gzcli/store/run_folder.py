@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from dataclasses import dataclass
@@ -117,17 +118,16 @@ class Run:
     @property
     def stages(self) -> list[Run]:
         """The stages in order of training; empty for a run without stages."""
-        planned = self.recipe_file.exists() and self.stages_folder.is_dir()
-        try:
-            return [self.stage(name) for name in self.tree().get(STAGES, ())] if planned else []
-        except (DamagedError, UsageError):  # a verb that needs the recipe reads it again, and says so
-            return []
+        if self.recipe_file.exists() and self.stages_folder.is_dir():
+            # a verb that needs the recipe reads it again, and says what is wrong with it
+            with contextlib.suppress(DamagedError, UsageError):
+                return [self.stage(name) for name in self.tree().get(STAGES, ())]
+        return []
 
     @property
     def serving(self) -> Run:
         """The run whose weights are sampled and scored: the last stage, or the run itself."""
-        stages = self.stages  # read from `run.yaml`
-        return stages[-1] if stages else self
+        return [self, *self.stages][-1]
 
     @property
     def in_owner(self) -> str:
@@ -137,8 +137,8 @@ class Run:
     def stage(self, name: str) -> Run:
         """The stage of this name, which need not exist yet. Raises UsageError for a name that is a path."""
         if not is_name(name):
-            hint = "use lower-case letters, digits, `-` and `_`"
-            raise UsageError(f"`{name}` cannot be a stage's name", hint=hint)
+            message = f"`{name}` cannot be a stage's name"
+            raise UsageError(message, hint="use lower-case letters, digits, `-` and `_`")
         return Run(inside(self.stages_folder / name, self.path))
 
     @property
@@ -203,12 +203,10 @@ class Run:
     @property
     def weights(self) -> Path | None:
         """The weights that are sampled; of an unfinished run its newest checkpoint's, or None."""
-        if stages := self.stages:
-            return stages[-1].weights
-        checkpoints = self.checkpoints
-        if checkpoints and self.state != "finished":
+        run = self.serving
+        if run.state != "finished" and (checkpoints := run.checkpoints):
             return CheckpointFolder(checkpoints[-1]).averaged
-        return self.model_file if self.model_file.exists() else None
+        return run.model_file if run.model_file.exists() else None
 
     @property
     def shortfalls(self) -> list[str]:
@@ -231,8 +229,7 @@ class Run:
         """Seconds of training over all its starts, except starts that were killed."""
         status = self.status()
         began, ended = status.get("started"), status.get("ended")
-        if began and not ended and self.state == "running":
-            ended = time.time()
+        ended = ended or (time.time() if began and self.state == "running" else None)
         return status.get("seconds", 0.0) + (max(0.0, ended - began) if began and ended else 0.0)
 
     @property
@@ -243,16 +240,11 @@ class Run:
     @property
     def best(self) -> Best | None:
         """The best validation result; None where nothing was validated."""
-        try:
-            if not (record := files.read_object(self.best_file)):
-                return None
+        # the next validation writes a damaged record anew
+        with contextlib.suppress(DamagedError, KeyError, TypeError, ValueError):
+            record = files.read_object(self.best_file)
             return Best(str(record["metric"]), float(record["value"]), int(record["step"]))
-        except (DamagedError, KeyError, TypeError, ValueError):  # the next validation writes it anew
-            return None
-
-    @property
-    def bytes(self) -> int:
-        return self.survey()[1]
+        return None
 
     def survey(self) -> tuple[index.Marks, int]:
         """The marks of all that decides what a run is, and the size of its files in bytes."""
@@ -268,7 +260,10 @@ class Run:
             if "model" not in status and self.is_marked("run"):
                 fault = "is damaged" if status else "is missing or empty"
                 raise DamagedError(f"`{self.status_file}` {fault}: it does not say what the run is of")
-            if self._checked(status):
+            for key, value in status.items():
+                if value is not None and not isinstance(value, KINDS.get(key, object)):
+                    raise DamagedError(f"`{self.status_file}` is damaged: `{key}` is {value!r:.40}")
+            if status:
                 index.keep(self.path, "status", marks, status)
             return status
         except DamagedError as e:
@@ -287,13 +282,6 @@ class Run:
             return files.read_object(self.mark_file).get("kind") == kind
         except DamagedError:  # `.gz` is a folder or another program's file
             return False
-
-    def _checked(self, status: dict[str, Any]) -> dict[str, Any]:
-        """A status whose values are of the types that are relied on. Raises DamagedError."""
-        for key, value in status.items():
-            if value is not None and not isinstance(value, KINDS.get(key, object)):
-                raise DamagedError(f"`{self.status_file}` is damaged: `{key}` is {value!r:.40}")
-        return status
 
     def update(self, **changes: Any) -> None:
         status = self.status()

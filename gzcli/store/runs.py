@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from gzcli.core.errors import DamagedError, MissingError, UsageError, canonical, did_you_mean
+from gzcli.core.errors import DamagedError, MissingError, UsageError, canonical, did_you_mean, matching
 from gzcli.core.units import Size
 from gzcli.store import files, index, pretrained
 from gzcli.store.claims import check_removable, claimed, remove_folder
@@ -108,11 +108,10 @@ def check_alias(alias: str, runs: list[Run] | None = None) -> None:
     taken = next((run for run in runs if run.alias == alias or run.id == alias), None)
     if taken and not _is_stillborn(taken):
         raise UsageError(f"the name `{alias}` is taken by `{taken.id}`", hint="choose another `--name`")
-    if canonical(alias) in map(canonical, recipe_names()):  # it would hide the model's recipe
-        raise UsageError(
-            f"the name `{alias}` is that of a model", hint=f"choose another `--name`, as `{alias}-1`"
-        )
-    if not alias.replace("-", "").replace("_", "").replace(".", "").isalnum() or not alias[0].isalnum():
+    if matching(alias, recipe_names()):  # it would hide the model's recipe
+        hint = f"choose another `--name`, as `{alias}-1`"
+        raise UsageError(f"the name `{alias}` is that of a model", hint=hint)
+    if not re.fullmatch(r"[^\W_][\w.-]*", alias):
         message = f"`--name {alias}` may hold letters, digits, `-`, `_` and `.` only, a letter or digit first"
         raise UsageError(message)
 
@@ -154,13 +153,12 @@ def by_name(ref: str) -> Run | None:
     if _status(Run(path)):
         return Run(path.resolve())
     ref, below, stage = ref.partition(f"/{STAGES}/")
-    by_id = Run(user_dir("runs") / ref)  # no other run is read for an id
-    match = by_id if is_name(ref) and _status(by_id) else None
-    runs = [] if match else all_runs()
-    match = match or next((run for run in runs if ref in (run.path.name, run.alias)), None)
-    if not match and _SHORT.fullmatch(ref):
-        short = [run for run in runs if short_name(run.id) == ref]
-        match = short[0] if len(short) == 1 else None
+    match: Run | None = Run(user_dir("runs") / ref)
+    if not (is_name(ref) and _status(match)):  # for an id no other run is read
+        runs = all_runs()
+        short = [run for run in runs if short_name(run.id) == ref and _SHORT.fullmatch(ref)]
+        match = next((run for run in runs if ref in (run.path.name, run.alias)), None)
+        match = match or (short[0] if len(short) == 1 else None)
     if match and below:
         return match.stage(stage) if is_name(stage) and match.stage(stage).status() else None
     return match
@@ -198,10 +196,8 @@ def find(ref: str, *, data: str | None = None) -> Run:
             message = f"`{ref}` is no model of its own, but a stage of others"
             raise UsageError(message, hint=f"gz sample {place[0]}")
         options = [*recipe_names(), *(name for run in all_runs() for name in (run.id, run.alias) if name)]
-        raise UsageError(
-            f"no model or run is called `{ref}`",
-            hint=did_you_mean(ref, options) or "gz list models · gz runs list",
-        )
+        hint = did_you_mean(ref, options) or "gz list models · gz runs list"
+        raise UsageError(f"no model or run is called `{ref}`", hint=hint)
     of_model = all_runs(model=model, data=data)
     run = choose([run for run in of_model if run.state == "finished"])
     if run is None:
@@ -250,9 +246,8 @@ def find_stage(ref: str, name: str) -> Run:
     run = by_name(ref) or find(ref)
     part = next((stage for stage in run.stages if stage.path.name == name), run.serving)
     if not part.model_file.exists():
-        raise MissingError(
-            f"`{part.id}` is {part.state} and has no weights yet", hint=f"gz train {run.id} --resume"
-        )
+        message = f"`{part.id}` is {part.state} and has no weights yet"
+        raise MissingError(message, hint=f"gz train {run.id} --resume")
     return part
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
+from collections.abc import Iterable
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2] / "gzcli"
@@ -39,7 +41,7 @@ SHARED = (*SHARED, "models.denoising.process")
 ROOT_FILES, FOLDER, LINES, FILES = 4, 20, 53_000, 290
 FOLDERS = {"cli": 32, "engine": 22}
 LENGTH, PARAMETERS = 60, 8
-LONG = {"demo.page.page": 97, "models.catalog._read_card": 65}
+LONG = {"models.catalog._read_card": 65}
 LONG |= {"models.nn.unet.__init__": 74}
 WIDE = {"data.packs.batches.__init__": 11, "data.packs.open.open_pack": 9, "engine.compiled.losses": 9}
 WIDE |= {"models.denoising.applications.inpaint": 11, "models.denoising.ode.solve_adaptive": 9}
@@ -49,25 +51,14 @@ WIDE |= {"models.denoising.samplers.repaint": 9, "models.nn.unet.__init__": 15}
 @cache
 def modules() -> dict[str, Path]:
     """Every module of the package by its dotted name without `gzcli.`."""
-    return {name_of(path): path for path in sorted(ROOT.rglob("*.py"))}
-
-
-def name_of(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") or "__init__"
-
-
-def targets(node: ast.AST) -> list[str]:
-    """What an import statement loads: modules of the package without `gzcli.`, others by their first name."""
-    if isinstance(node, ast.Import):
-        names = [alias.name for alias in node.names]
-    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-        names = [f"{node.module}.{alias.name}" for alias in node.names]
-    else:
-        return []
-    return [inner(name) for name in names]
+    names = {
+        path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sorted(ROOT.rglob("*.py"))
+    }
+    return {name.removesuffix(".__init__") or "__init__": path for path, name in names.items()}
 
 
 def inner(name: str) -> str:
+    """The module of the package that an import loads, without `gzcli.`; another library by its first name."""
     first, _, rest = name.partition(".")
     if first != "gzcli":
         return first
@@ -81,19 +72,31 @@ def tree_of(name: str) -> ast.Module:
     return ast.parse(modules()[name].read_text())
 
 
+def targets(nodes: Iterable[ast.AST]) -> frozenset[str]:
+    """What the import statements among these nodes load."""
+    names = []
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return frozenset(map(inner, names))
+
+
 @cache
 def imports(name: str) -> frozenset[str]:
     """All that a module imports, wherever it says so."""
-    return frozenset(target for node in ast.walk(tree_of(name)) for target in targets(node))
-
-
-@cache
-def imports_at_its_top(name: str) -> frozenset[str]:
-    return frozenset(target for node in tree_of(name).body for target in targets(node))
+    return targets(ast.walk(tree_of(name)))
 
 
 def room(name: str) -> str:
     return name.partition(".")[0]
+
+
+def family(name: str) -> str | None:
+    """The family of a model's module; None for any other module."""
+    parts = name.split(".")
+    return parts[1] if parts[0] == "models" and parts[1:] and parts[1] in FAMILIES else None
 
 
 @cache
@@ -104,7 +107,7 @@ def loaded(name: str) -> frozenset[str]:
         now = todo.pop()
         seen.add(now)
         parents = {".".join(now.split(".")[:i]) for i in range(1, now.count(".") + 1)} & set(modules())
-        todo |= ((imports_at_its_top(now) if now in modules() else set()) | parents) - seen
+        todo |= ((targets(tree_of(now).body) if now in modules() else set()) | parents) - seen
     return frozenset(seen)
 
 
@@ -116,43 +119,26 @@ def test_imports_go_one_way_and_in_no_circle():
         if room(target) not in MAY.get(room(name), set()) | LEAVES | {room(name)}
     ]
     assert not wrong
-    circles, path, done = [], [], set()
-
-    def visit(name: str) -> None:
-        if name in path:
-            circles.append(" → ".join([*path[path.index(name) :], name]))
-        elif name not in done:
-            path.append(name)
-            for target in sorted(imports(name) & modules().keys() - {name}):
-                visit(target)
-            path.pop()
-            done.add(name)
-
-    for name in modules():
-        visit(name)
-    assert not circles
+    graph = {name: imports(name) & modules().keys() - {name} for name in modules()}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names a circle
 
 
 def test_only_the_zoo_knows_a_model_and_a_family_itself():
     common = ("nn", "denoising", "base", "labelled", "options")
     for name in modules():
-        if room(name) in ("engine", "judge", "export"):
-            may = SHARED
-        elif name.split(".")[1:2] and name.split(".")[1] in FAMILIES and room(name) == "models":
-            may = tuple(f"models.{part}" for part in (*common, f"{name.split('.')[1]}."))
-        else:
-            continue
+        may = tuple(f"models.{part}" for part in (*common, f"{family(name)}."))
+        may = SHARED if room(name) in ("engine", "judge", "export") else may if family(name) else ("models.",)
         for target in imports(name):
             assert not target.startswith("models.") or target.startswith(may), f"{name} imports {target}"
 
 
 def test_one_module_each_touches_torch_distributed_and_the_trainer():
+    kinds = (ast.Attribute, ast.Import, ast.ImportFrom)
     touching = {
         name
         for name in modules()
         for node in ast.walk(tree_of(name))
-        if (isinstance(node, ast.Attribute) and ast.unparse(node).startswith("torch.distributed"))
-        or (isinstance(node, ast.Import | ast.ImportFrom) and "torch.distributed" in ast.unparse(node))
+        if isinstance(node, kinds) and "torch.distributed" in ast.unparse(node)
     }
     assert touching == {"core.ranks"}
     assert [name for name in modules() if "engine.trainer" in imports(name)] == ["engine.__main__"]
@@ -166,14 +152,13 @@ def test_what_the_command_line_loads_is_light():
 
 
 def test_an_import_in_a_function_saves_a_heavy_one():
-    """Those of the verbs and of `gzcli` itself are loaded as they are called for, whatever they cost."""
+    """Those of the verbs and of `gzcli` itself are loaded as they are called for, whatever they cost; and
+    `core.start` imports before gzcli is on the path."""
     for name in modules():
-        if (
-            room(name) in ("cli", "__init__", "__main__") or name == "core.start"
-        ):  # before gzcli is on the path
+        if room(name) in ("cli", "__init__", "__main__") or name == "core.start":
             continue
         functions = [node for node in ast.walk(tree_of(name)) if isinstance(node, ast.FunctionDef)]
-        for target in {target for f in functions for node in ast.walk(f) for target in targets(node)}:
+        for target in targets(node for f in functions for node in ast.walk(f)):
             costs = target not in modules() or (loaded(target) - loaded(name)) & (HEAVY | {"yaml", "urllib"})
             assert costs, f"{name} could import {target} at its top"
 
@@ -189,7 +174,7 @@ def test_folders_and_the_whole_do_not_grow():
 def test_functions_are_short_and_take_few_parameters():
     """But verbs, `gzcli.train`, and the options of models."""
     for name in modules():
-        options = {"__init__", "sample"} if name.split(".")[1:2] and name.split(".")[1] in FAMILIES else set()
+        options = {"__init__", "sample"} if family(name) else set()
         for node in ast.walk(tree_of(name)):
             if room(name) == "cli" or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 continue

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gzcli.cli.app import build
 from gzcli.cli.completion import candidates
 from gzcli.store import files, index, runs
 from gzcli.store.runs import Run
@@ -44,39 +45,42 @@ def store(home, monkeypatch) -> list[Run]:
 
 
 @pytest.fixture
-def listed(call, monkeypatch):
-    """listed() → the rows of `gz runs list --json` by id, read as a new process would, and how many files of
-    the store it opens."""
+def counted(monkeypatch):
+    """counted(work) → what `work` returns as in a new process, and how many files of the store it opens."""
 
-    def listed() -> tuple[dict[str, dict], int]:
+    def counted(work) -> tuple:
         global opened
         monkeypatch.setattr(index, "_open", {})
         opened = []
-        code, text, _ = call("runs", "list", "--json")
+        result = work()
         count, opened = len(opened), None
+        return result, count
+
+    return counted
+
+
+@pytest.fixture
+def listed(call, counted):
+    """listed() → the rows of `gz runs list --json` by id, and how many files of the store it opens."""
+
+    def listed() -> tuple[dict[str, dict], int]:
+        (code, text, _), count = counted(lambda: call("runs", "list", "--json"))
         assert code == 0
         return {row["run"]: row for row in json.loads(text)["runs"]}, count
 
     return listed
 
 
-def test_a_list_of_many_opens_few_files(store, listed, call, monkeypatch):
+def test_a_list_of_many_opens_few_files(store, listed, call, counted):
     first, all_of_them = listed()
     again, few = listed()
     assert first == again and len(first) == MANY and all_of_them > 3 * MANY and few == 2
-    global opened
-    for words in (("runs", "path", "own7"), ("runs", "path", store[7].id)):
-        monkeypatch.setattr(index, "_open", {})
-        opened = []
-        assert call(*words)[1].strip() == str(store[7].path) and len(opened) <= 2
-    monkeypatch.setattr(index, "_open", {})
-    opened = []
-
-    from gzcli.cli.app import build
-
-    found = candidates(build(["runs"]), ["runs", "show"], "own1")
-    assert len(found) == 11 and len(opened) <= 1
-    opened = None
+    for ref in ("own7", store[7].id):
+        (_, text, _), count = counted(lambda ref=ref: call("runs", "path", ref))
+        assert text.strip() == str(store[7].path) and count <= 2
+    show = build(["runs"])
+    names, count = counted(lambda: candidates(show, ["runs", "show"], "own1"))
+    assert len(names) == 11 and count <= 1
 
 
 def test_what_others_change_is_seen(store, listed):

@@ -38,9 +38,6 @@ def thesis(tmp_path) -> Path:
     return folder
 
 
-# --- what is removed ---
-
-
 def test_a_folder_of_the_user_s_is_never_removed(call, thesis, monkeypatch):
     before = tree_of(thesis)
     for ref in (str(thesis), f"{thesis}/.", "../thesis"):
@@ -87,30 +84,19 @@ def test_a_stage_goes_with_its_run_only(call):
     assert call("runs", "remove", run.id, "--yes")[0] == 0 and not run.path.exists()
 
 
-# --- names are no paths ---
-
-
-@pytest.mark.parametrize(
-    "name", ["../../x", "a/b", "..", ".", "", "a.b", "Prior", "a b", "a\n", "/tmp/x", "a\\b"]
-)
-def test_a_stage_s_name_is_no_path(home, tmp_path, name):
-    run = runs.create("vqgan", "digits")
-    with pytest.raises(UsageError, match="cannot be a stage's name"):
-        run.stage(name)
-    recipe = tmp_path / "evil.yaml"
-    recipe.write_text(f"stages:\n  {json.dumps(name)}: {{model: {{name: vae}}}}\n")
+def test_a_stage_s_name_is_no_path_and_no_link(home, tmp_path):
+    run, recipe = runs.create("vqgan", "digits"), tmp_path / "evil.yaml"
+    run.stages_folder.mkdir()
     refusals = ("cannot be a stage's name", "a key must be a word")
-    assert any(text in problem for problem in check(str(recipe)) for text in refusals)
-    run.recipe_file.write_text(recipe.read_text())  # one from elsewhere
-    run.stages_folder.mkdir()
-    assert run.stages == []
-    with pytest.raises(DamagedError, match="is no recipe"):
-        run.tree()
-
-
-def test_a_link_among_the_stages_leads_nowhere(home, tmp_path):
-    run = runs.create("vqgan", "digits")
-    run.stages_folder.mkdir()
+    for name in ("../../x", "a/b", "..", ".", "", "a.b", "Prior", "a b", "a\n", "/tmp/x", "a\\b"):
+        with pytest.raises(UsageError, match="cannot be a stage's name"):
+            run.stage(name)
+        recipe.write_text(f"stages:\n  {json.dumps(name)}: {{model: {{name: vae}}}}\n")
+        assert any(text in problem for problem in check(str(recipe)) for text in refusals), name
+        run.recipe_file.write_text(recipe.read_text())  # one from elsewhere
+        assert run.stages == []
+        with pytest.raises(DamagedError, match="is no recipe"):
+            run.tree()
     (run.stages_folder / "prior").symlink_to(tmp_path)
     with pytest.raises(UsageError, match="does not lie inside"):
         run.stage("prior")
@@ -135,24 +121,16 @@ def test_a_name_can_be_typed_and_is_checked_before_anything_is_done(call):
         assert (code, stdout) == (2, "") and "`--name -x` may hold letters" in stderr and not runs.all_runs()
 
 
-def test_weights_to_begin_with_are_looked_for_in_place(home, tmp_path):
-    """`train.init` is a path or a run's name: it is no stage's name until there is one."""
+def test_a_run_is_read_wherever_it_lies_and_no_weights_by_a_path_that_is_none(call, tmp_path):
     run = runs.create("vae", "digits")
-    with pytest.raises(UsageError, match="no model or run is called"):
+    with pytest.raises(UsageError, match="no model or run is called"):  # no stage of that name either
         checkpoint.init_from(nn.Linear(1, 1), "../../elsewhere", run, Log())
-
-
-def test_a_run_is_read_wherever_it_lies(call, tmp_path):
-    run = runs.create("vae", "digits")
     run.update(state="finished")
     run.recipe_file.write_text("model: {name: vae}\n")
     moved = tmp_path / "elsewhere"
     run.path.rename(moved)
     assert call("runs", "path", str(moved))[:2] == (0, f"{moved}\n")
     assert call("runs", "remove", str(moved), "--yes")[0] == 2 and Run(moved).state == "finished"
-
-
-# --- order ---
 
 
 def test_the_newest_is_the_last_one_made_whatever_the_clock_says(home, monkeypatch):
@@ -163,13 +141,10 @@ def test_the_newest_is_the_last_one_made_whatever_the_clock_says(home, monkeypat
     assert runs.all_runs() == made[::-1]
     runs.remove(made[2])
     assert runs.all_runs()[0] == made[1] and runs.create("vae", "digits") == runs.all_runs()[0]
-
     for run, created in zip(runs.all_runs()[1:], (1.0, 2.0), strict=True):  # of before they were numbered
         run.update(created=created, order=0)
     assert [run.status()["created"] for run in runs.all_runs()][1:] == [2.0, 1.0]
 
-
-# --- locks ---
 
 HOLD = """
 import sys, time
@@ -220,7 +195,6 @@ sys.exit(main(["runs", "list"]))
 
 
 def test_without_fcntl(home):
-    done = subprocess.run(
-        [sys.executable, "-c", WINDOWS], capture_output=True, text=True, cwd=ROOT, env=os.environ
-    )
+    words = [sys.executable, "-c", WINDOWS]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=os.environ)
     assert done.returncode == 0 and "here  killed" in done.stdout, done.stderr

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gzcli.cli import app, out
-from gzcli.store import files, runs
+from gzcli.store import runs
 
 ROOT = Path(__file__).resolve().parents[2]
 VERBS = (
@@ -26,46 +26,40 @@ DEAR = ("list recipes", "recipe check vae", "train vae --dry-run")  # each for t
 DEARER = ("--llm", "data show digits", "doctor")
 
 
+NOWHERE = os.open(os.devnull, os.O_WRONLY)
+
+
 class Failing(io.StringIO):
     """A stream whose every write fails."""
 
     def __init__(self, number: int):
         super().__init__()
-        self.number, self.nowhere = number, os.open(os.devnull, os.O_WRONLY)
+        self.number = number
 
     def fileno(self) -> int:
-        return self.nowhere
-
-    def __del__(self) -> None:
-        os.close(self.nowhere)
+        return NOWHERE
 
     def write(self, text: str) -> int:
         raise OSError(self.number, os.strerror(self.number))  # 32 becomes a BrokenPipeError, as in Python
 
 
-def ascii_only() -> io.TextIOWrapper:
-    return io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+class Ascii(io.TextIOWrapper):
+    def __init__(self):
+        super().__init__(io.BytesIO(), encoding="ascii")
 
-
-def content(stream: object) -> str:
-    if isinstance(stream, io.TextIOWrapper):
-        return stream.buffer.getvalue().decode()
-    return stream.getvalue() if stream else ""
-
-
-def full() -> Failing:
-    return Failing(28)
+    def getvalue(self) -> str:
+        return self.buffer.getvalue().decode()
 
 
 # what stdout and stderr are → the exit codes beside a verb's own
 WAYS: dict[str, tuple[Callable, Callable, set[int]]] = {
     "closed": (lambda: None, lambda: None, set()),
-    "stdout full": (full, io.StringIO, {3}),
-    "all full": (full, full, {3}),
-    "stderr full": (io.StringIO, full, set()),
+    "stdout full": (lambda: Failing(28), io.StringIO, {3}),
+    "all full": (lambda: Failing(28), lambda: Failing(28), {3}),
+    "stderr full": (io.StringIO, lambda: Failing(28), set()),
     "no reader": (lambda: Failing(32), lambda: Failing(32), {141}),
     "no terminal any more": (lambda: Failing(5), lambda: Failing(5), {3}),
-    "ascii": (ascii_only, ascii_only, set()),
+    "ascii": (Ascii, Ascii, set()),
 }
 
 
@@ -74,10 +68,10 @@ def run(tmp_path_factory):
     """A finished run, in a store of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GZ_HOME", str(tmp_path_factory.mktemp("streams")))
-        found = runs.create("vae", "digits")
-        found.update(state="finished", step=3, steps=3)
-        files.write_atomic(found.path / "run.yaml", "model: {name: vae}\ndata: {name: digits}\n")
-        yield found
+        run = runs.create("vae", "digits")
+        run.update(state="finished", step=3, steps=3)
+        run.recipe_file.write_text("model: {name: vae}\ndata: {name: digits}\n")
+        yield run
 
 
 @pytest.fixture
@@ -93,7 +87,7 @@ def said(run, monkeypatch, tmp_path):
                 code = app.run(verb.replace("RUN", run.id).split())
             finally:
                 out.configure(json=False, quiet=False, lenient=False)
-        return code, "".join(map(content, (stdout, stderr)))
+        return code, "".join(stream.getvalue() for stream in (stdout, stderr) if stream)
 
     return said
 
@@ -115,14 +109,12 @@ def test_light_verbs_meet_any_stream(verb, said, monkeypatch):
             assert "error: no space left on device\n" in text, text
 
 
-@pytest.mark.parametrize(
-    "line",
-    ["report", "bench", "sample", "train", "runs show", "runs export", "data show", "model new", "show"],
-)
-def test_a_zero_byte_in_a_name_is_told(run, line, capsys):
-    for word in ("a\0b", "~\0", "a\0/b"):
-        assert app.run([*line.split(), word]) == 2
-        assert "holds a zero byte" in capsys.readouterr().err
+def test_a_zero_byte_in_a_name_is_told(run, capsys):
+    verbs = ("report", "bench", "sample", "train", "show", "runs show", "runs export", "data show")
+    for verb in (*verbs, "model new"):
+        for word in ("a\0b", "~\0", "a\0/b"):
+            assert app.run([*verb.split(), word]) == 2
+            assert "holds a zero byte" in capsys.readouterr().err, verb
     assert runs.by_name("a\0b") is runs.by_name("~\0") is None
 
 
@@ -139,18 +131,19 @@ def test_completion_says_nothing_where_it_cannot_answer(shell, said, monkeypatch
         assert "error" not in said("", io.StringIO(), io.StringIO())[1]
 
 
-@pytest.mark.parametrize(
-    ("line", "code", "told"),
-    [
-        ("--help >/dev/full", 3, "error: no space left on device"),
-        ("list models >&- 2>&-", 0, ""),
-        ("runs list --help | true", 141, ""),
-    ],
-)
-def test_as_a_shell_redirects(line, code, told, tmp_path):
+REDIRECTED = {
+    "--help >/dev/full": (3, "error: no space left on device"),
+    "list models >&- 2>&-": (0, ""),
+    "runs list --help | true": (141, ""),
+}
+
+
+@pytest.mark.parametrize("line", REDIRECTED)
+def test_as_a_shell_redirects(line, tmp_path):
     """What Python itself does with its streams at its end, too."""
+    code, message = REDIRECTED[line]
     command = f'"$0" -m gzcli {line}; exit ${{PIPESTATUS[0]}}'
     words, env = ["bash", "-c", command, sys.executable], {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=env, cwd=tmp_path)
     text = done.stdout + done.stderr
-    assert done.returncode == code and told in text and len(text.splitlines()) <= 3, text
+    assert done.returncode == code and message in text and len(text.splitlines()) <= 3, text

@@ -46,13 +46,14 @@ def test_the_curve_of_a_long_run_is_that_of_all_its_lines(tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(metrics, "LARGE", 1 << 40)
         whole, last = metrics.metric_lines(tmp_path), metrics.last_figures(Run(tmp_path))
-        curve, losses = metrics.curve_of(Run(tmp_path)), metrics._points(whole, "loss")
-    monkeypatch.setattr(metrics, "LARGE", 100_000)
+        curve = metrics.curve_of(Run(tmp_path))
+        losses = metrics.Curve.of("loss", metrics.curves(whole)["loss"])
+    monkeypatch.setattr(metrics, "LARGE", 1_000)
     monkeypatch.setattr(metrics, "SOME", 500)
     some = metrics.metric_lines(tmp_path)
     assert len(whole) == 8_020 and len(some) < 2000 and some[-1] == whole[-1]
     assert metrics.curve_of(Run(tmp_path)) == curve and metrics.last_figures(Run(tmp_path)) == last
-    thin = metrics._points(some, "loss")
+    thin = metrics.Curve.of("loss", metrics.curves(some)["loss"])
     assert all(abs(a - b) < 0.3 * b for a, b in zip(thin.values[1:], losses.values[1:], strict=True))
     assert [line["step"] for line in some] == sorted(line["step"] for line in some)
     assert list(metrics.every_line(tmp_path)) == whole
@@ -60,7 +61,7 @@ def test_the_curve_of_a_long_run_is_that_of_all_its_lines(tmp_path, monkeypatch)
 
 def test_validation_at_every_line_is_thinned_too(tmp_path, monkeypatch):
     write(tmp_path, 12_000, 1)
-    monkeypatch.setattr(metrics, "LARGE", 100_000)
+    monkeypatch.setattr(metrics, "LARGE", 1_000)
     monkeypatch.setattr(metrics, "MANY", 500)
     since = time.process_time()
     assert 500 < len(metrics.metric_lines(tmp_path)) < 2 * metrics.SOME + 1500
