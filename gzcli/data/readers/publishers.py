@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gzcli.core.errors import MissingError
-from gzcli.data.readers.archive import Folder, Tar, Zip, read_span
+from gzcli.data.readers.archive import Tar, Zip, open_folder, read_span
 from gzcli.data.readers.folder import pictures
 from gzcli.data.readers.hub import dataset_folder
 from gzcli.data.readers.images import (
@@ -85,7 +85,7 @@ def _from_folders(folder: Path) -> tuple[PlacedMembers, PlacedMembers]:
     """`train/n01440764/….JPEG` and `val/n01440764/….JPEG`; labels are WordNet numbers."""
 
     def part(top: str, split: str) -> PlacedMembers:
-        members = Folder(folder / top, lambda name: name.lower().endswith((".jpeg", ".jpg", ".png")))
+        members = open_folder(folder / top, lambda name: name.lower().endswith((".jpeg", ".jpg", ".png")))
         if loose := [name for name in members.names if "/" not in name]:
             hint = "sort the validation pictures into class folders, or give the three official archives"
             message = f"`{folder / top}` has pictures outside of class folders, as `{loose[0]}`"
