@@ -211,6 +211,7 @@ def show(
     if isinstance(data_set, DataSpec) and not _is_here(data_set, size, channels):
         _show_described(data_set.sized(size), size, channels)
         return
+    from gzcli.data.packs.pack import PackFolder
     from gzcli.data.packs.sheet import class_counts, draw
 
     pack = _opened(data_set, size, channels)
@@ -227,7 +228,7 @@ def show(
     )
     for message in meta.skipped:
         out.info(f"left out: {message}")
-    sheet = draw(pack, pack.folder / "sheet.png")
+    sheet = draw(pack, PackFolder(pack.folder).sheet_picture)
     out.text(str(sheet))
     row = {
         "name": meta.name,

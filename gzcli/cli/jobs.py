@@ -158,8 +158,8 @@ def method_options(
 
 
 def fetch(weights: Iterable[str]) -> None:
-    """Fetches these networks of `gzcli.data.download.weights.KNOWN` if they are not in the cache."""
-    from gzcli.data.download.weights import fetch_weights
+    """Fetches these networks of `gzcli.data.download.fetch.WEIGHTS` if they are not in the cache."""
+    from gzcli.data.download.fetch import fetch_weights
 
     for name in weights:
         with out.progress(name) as report:
