@@ -104,8 +104,7 @@ def _fetch_missing(
 
 
 def _say_need(spec: DataSpec, folder: Path, files: list[DataFile], pack_size: int, say: Say) -> None:
-    """Says what is fetched and how much disk it takes, if that is much; raises MissingError without the
-    space."""
+    """Says how much disk a large download takes; raises MissingError without the space."""
     need = sum(max(0, file.size - http.held(_part(folder / file.name))) for file in files)
     if max(need, pack_size) > LARGE:
         free = shutil.disk_usage(folder.parent).free
@@ -160,8 +159,7 @@ def has_local_mirror() -> bool:
 
 
 def _addresses(folder: str, file: DataFile) -> list[str]:
-    """The addresses of a file in the mirror, which holds FOLDER/FILE, and at its publisher; under
-    `GZ_OFFLINE` only paths."""
+    """Where a file is: in the mirror as FOLDER/FILE, then at its publisher; under `GZ_OFFLINE` only paths."""
     mirror = os.environ.get("GZ_MIRROR")
     every = [*([_join(local_path(mirror), folder, file.name)] if mirror else []), *file.urls]
     return [address for address in every if not (offline() and is_url(address))]
@@ -179,8 +177,7 @@ def _addresses_of(spec: DataSpec, file: DataFile, source: str | None) -> list[st
 
 
 def _from_source(spec: DataSpec, file: DataFile, source: str) -> list[str]:
-    """The addresses of a file in the place that the user named: a folder that holds FILE or NAME/FILE, or the
-    file itself."""
+    """Where a file is in the place that the user named: a folder with FILE or NAME/FILE, or the file."""
     if is_url(source):
         if offline():
             hint = "unset `GZ_OFFLINE`"
@@ -215,8 +212,7 @@ class _Wrong(Refused):
 def _fetch_file(
     file: DataFile, path: Path, addresses: list[str], report: Report, say: Say, *, linked: bool = False
 ) -> None:
-    """Fetches a file from the first address that serves the right bytes, or links to it; raises Refused where
-    none does."""
+    """Fetches a file from the first address that serves the right bytes, or links to it; raises Refused."""
     reasons = [] if addresses else ["the publisher gives it out after a log-in only"]
     for address in addresses:
         try:
@@ -285,8 +281,7 @@ def _check(file: DataFile, path: Path, say: Say, report: Report = unreported) ->
 
 
 def _link_folders(spec: DataSpec, folder: Path, source: str) -> bool:
-    """Links to the hub's copy, or to `train` and `val` folders of class folders, where the source holds one
-    of these. Returns whether it does."""
+    """Links to the hub's copy or to folders `train` and `val`, where the source holds one of these."""
     targets: dict[str, Path] = {}
     if source.startswith(HUB_SCHEME):
         targets[HUB] = data_repository(source.removeprefix(HUB_SCHEME))
@@ -317,8 +312,7 @@ def _part(path: Path) -> Path:
 
 @contextmanager
 def _alone(name: str, lock_file: Path, say: Say) -> Iterator[None]:
-    """Waits for other processes that download the same, and turns errors of a full or read-only disk into
-    messages."""
+    """Waits for others that download the same; turns errors of a full or read-only disk into messages."""
     try:
         with lock(lock_file, on_wait=lambda: say(f"another process is downloading `{name}`: waiting")):
             yield

@@ -112,8 +112,7 @@ def content_range(response: http.client.HTTPResponse) -> tuple[int | None, int |
 
 
 def joined(base: str, *parts: str) -> str:
-    """An address below another one. The parts are quoted and stand before the query of the base, which may
-    hold a token."""
+    """An address below another one, whose query, which may hold a token, stays at the end."""
     whole = split(base)
     path = "/".join([whole.path.rstrip("/"), *map(urllib.parse.quote, parts)])
     return whole._replace(path=path).geturl()
@@ -168,8 +167,7 @@ class _Piece:
 
 
 def download(url: str, part: Path, size: int, *, exact: bool, report: Report, say: Say) -> None:
-    """Downloads a file of about `size` bytes into `part`, from where an earlier try ended. Raises Refused;
-    what came is kept."""
+    """Downloads about `size` bytes into `part`, from where an earlier try ended. Raises Refused."""
     if exact and size_of(part) == size:
         return
     total, ranges = size if exact else None, False
@@ -278,8 +276,7 @@ def _fill(url: str, pieces: list[_Piece], report: Report, say: Say) -> None:
 
 
 def _together(url: str, some: list[_Piece], pieces: list[_Piece], report: Report, say: Say) -> None:
-    """Fetches `some` of the pieces, each in a thread, and raises the first error when all threads have
-    ended."""
+    """Fetches `some` of the pieces, each in a thread; raises the first error when all threads have ended."""
     stop, errors = threading.Event(), []
 
     def work(piece: _Piece) -> None:
@@ -327,8 +324,7 @@ def _patiently(
 
 
 def _attempt(url: str, piece: _Piece, stop: threading.Event) -> None:
-    """Requests what is missing of a piece. A server that ignores the range sends the whole file, which then
-    starts anew."""
+    """Requests what is missing of a piece; starts anew where a server ignores the range."""
     byte_range = piece.byte_range
     try:
         with answer(url, byte_range) as response:
@@ -353,8 +349,7 @@ def _attempt(url: str, piece: _Piece, stop: threading.Event) -> None:
 
 
 def _pour(response: http.client.HTTPResponse, out: Any, size: int | None, stop: threading.Event) -> None:
-    """Writes bytes of the answer to `out`, up to `size`. What has arrived is read at once, so that a stall
-    loses nothing."""
+    """Writes bytes of the answer to `out`, up to `size`, as they arrive, so that a stall loses nothing."""
     while size is None or out.tell() < size:
         block = response.read1(BLOCK if size is None else min(BLOCK, size - out.tell()))
         if stop.is_set():

@@ -23,8 +23,7 @@ def hflip(u8: Tensor, noise: Noise, rate: float) -> Tensor:
 
 
 def crop(u8: Tensor, noise: Noise, pad: float) -> Tensor:
-    """Shifts each image by −pad … pad pixels both ways; the border is mirrored, so that no black edge is
-    learned."""
+    """Shifts each image by −pad … pad pixels both ways; a mirrored border leaves no black edge to learn."""
     import torch
 
     b, _, h, w = u8.shape
@@ -46,8 +45,7 @@ def patch(u8: Tensor, noise: Noise, side: float) -> Tensor:
 
 
 def mutate(u8: Tensor, noise: Noise, rate: float) -> Tensor:
-    """Replaces each value with probability `rate` by a uniform one (Ren et al. 2019, arXiv:1906.02845,
-    §3)."""
+    """Replaces each value with probability `rate` by a uniform one (Ren et al. 2019, arXiv:1906.02845)."""
     import torch
 
     chosen = noise.rand(*u8.shape) < rate

@@ -31,8 +31,7 @@ _Taken = tuple[dict[str, Tensor], Tensor | None, dict[str, Any]]  # what `_Rows.
 def reader(
     device: torch.device, *, on_device: bool, streamed: bool
 ) -> Callable[[Callable[[int], Any], int], Any]:
-    """A function of (read, step) that returns `read(step)`, read ahead for a GPU alone: a CPU has nothing
-    left to read ahead with. It does not keep `read`."""
+    """A function of (read, step) that returns `read(step)`, read ahead for a GPU alone."""
     if on_device or not kind_of(device).streams:
         return lambda read, step: read(step)
     if streamed:
@@ -55,8 +54,7 @@ class SideStream:
             return work(), self.stream.record_event()
 
     def ended(self, result: T, event: Any) -> T:
-        """A result of `started` for the computing stream, which waits for its copies; the host does not
-        wait."""
+        """A result of `started` for the computing stream, which waits for its copies; the host does not."""
         if event is not None:
             current = torch.cuda.current_stream(event.device)
             current.wait_event(event)
@@ -248,8 +246,7 @@ class TrainBatches:
         return Batch(pictures.pop("x"), y, index, self._noise(step, "main"), pictures | extra | prepared)
 
     def _read(self, step: int) -> tuple[Tensor, list[_Taken], dict[str, Tensor]]:
-        """The inputs of a step on the device: positions of its images, rows of them and of the second domain,
-        prepared arrays."""
+        """The inputs of a step on the device: positions, rows of each domain, prepared arrays."""
         index = [order.at(step) for order in self.orders]
         read = self.ahead.at(step).split(len(index[0])) if self.ahead else [None] * len(index)
         rows = [self.rows.take(rows, u8) for rows, u8 in zip(index, read, strict=True)]
@@ -322,11 +319,7 @@ def scan_by_content(
     index: Sequence[int] | np.ndarray,
     seed: int = 0,
 ) -> Iterator[Batch]:
-    """The images of a split as `scan` has them, but with noise that depends on (seed, pixels) alone: copies
-    of a picture get the same noise wherever they stand.
-
-    The batch's `index` numbers the pixels. Parameters as of `scan`.
-    """
+    """As `scan`, but the noise depends on (seed, pixels) alone; the batch's `index` numbers the pixels."""
     device = torch.device(device)
     parts = torch.as_tensor(np.asarray(index), dtype=torch.int64).split(batch_size)
     for pictures, y, extra in _taken(pack, split, parts, device, uncut=False):
@@ -370,8 +363,7 @@ def _taken(
 
 
 class _Rows:
-    """Rows of a split as bytes. A split that fits is kept on the GPU; rows of others are read from the
-    memory-map and moved through pinned memory. Those of a streamed split are read elsewhere and handed in."""
+    """Rows of a split as bytes, kept on the GPU where it fits; those of a streamed split are handed in."""
 
     def __init__(
         self, pack: Pack, split: str, device: torch.device, *, whole: bool = True, uncut: bool = False
@@ -393,8 +385,7 @@ class _Rows:
             self.labels = None if self.labels is None else self.labels.to(device)
 
     def take(self, index: Tensor, u8: Tensor | None = None) -> _Taken:
-        """The images `x` and further pictures of them by kind, uint8 [B, C, H, W]; labels; and the captions
-        in `extra`."""
+        """(the images `x` and further pictures by kind, uint8 [B, C, H, W]; labels; captions)."""
         extra = {} if self.captions is None else {"caption": [self.captions[i] for i in index.tolist()]}
         if self.whole:
             index = moved(index, self.device)

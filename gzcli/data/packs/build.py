@@ -181,8 +181,7 @@ def rows_of(plan: Plan) -> dict[str, int]:
 
 
 def _native(images: RawImages, form: Form, note: Say) -> Shape:
-    """The shape of the images before packing, from a few of them: the size of the first, and three channels
-    if any has colour. Without any to look at it is the form's."""
+    """The shape before packing: the size of the first of a few images, three channels if any has colour."""
     if images.shape:
         return images.shape
     if images.probe is None:
@@ -215,10 +214,7 @@ def _sides_in(images: RawImages) -> Sides:
 
 
 def _must_stay_mixed(sizes: Sides, planes: int, limit: int | None) -> bool:
-    """Whether images of these sides cannot be packed, as they have several sizes or are too large.
-
-    `planes` is the number of their channels together.
-    """
+    """Whether images, of so many channels together, have several sizes or are too large to pack."""
     every = np.concatenate(list(sizes.values()))  # [N, 2]
     width, height = every[0].tolist()
     too_many = limit is not None and planes * width * height > limit
@@ -349,8 +345,7 @@ def _write_images(
 
 
 def _check_sides(further: Fitted, image: list[int]) -> None:
-    """Raises UsageError where a further picture has another shape than its image: it would be cropped to
-    another place."""
+    """Raises UsageError where a further picture, cropped as its image, would show another place."""
     (w, h), (w0, h0) = further.sides, image
     if w0 and h0:  # else the image did not decode
         slack = max(0.02, 1 / min(w, h, w0, h0))  # a pixel may be lost to rounding
@@ -360,8 +355,7 @@ def _check_sides(further: Fitted, image: list[int]) -> None:
 
 
 def _leave_out(images: RawImages, plan: Plan, bad: Bad, skip_bad: bool, files: PackFolder) -> None:
-    """Removes pictures that did not decode from the plan and the files. Raises MissingError that names them
-    unless `skip_bad`, and where none is left to train on."""
+    """Removes pictures that did not decode from plan and files, or raises MissingError that names them."""
     title = images.title
     if not skip_bad:
         messages = [e.message for e in bad.values()]

@@ -66,8 +66,7 @@ def peek(
     fit: Fit = "crop",
     patch: int | None = None,
 ) -> PackMeta | None:
-    """What the pack of a set holds, from its JSON alone; None where it is not packed, or packed from other
-    files. Keywords are as of `open_pack`."""
+    """What the pack of a set holds, from its JSON alone; None where there is none of the present files."""
     size = size and canonical_size(size)
     data = locate(what).sized(size)
     pack = find_pack(data, data.form.with_options(size, channels, fit, patch))
@@ -164,8 +163,7 @@ def _make(data: DataSet, folder: Path, form: Form, say: Say, progress: Report) -
 
 
 def _fetch_files(spec: DataSpec, say: Say) -> None:
-    """Fetches the files that are missing, and checks all: a bit may have changed since they were fetched.
-    Raises MissingError where that is not allowed, or they are large."""
+    """Fetches missing files unless they are large, and checks all: a bit may have changed since."""
     megabytes = f"{spec.download_size / 1e6:,.0f} MB"
     if not is_fetched(spec):
         from gzcli.data.download.fetch import fetch, has_local_mirror

@@ -376,8 +376,7 @@ def fingerprint(data: DataSet) -> str | None:
 
 
 class Use:
-    """Marks a set as used by this process, until `end` is called, the object is dropped, or the process
-    ends."""
+    """Marks a set as used by this process, until `end` is called or the object or the process ends."""
 
     def __init__(self, data: DataSet):
         self._held = contextlib.ExitStack()
@@ -407,8 +406,7 @@ def _end_use(held: contextlib.ExitStack, pid: int) -> None:
 
 @contextlib.contextmanager
 def alone(data: DataSet) -> Iterator[None]:
-    """While the block runs, no other process uses the set or can begin to. Raises UsageError that names
-    one."""
+    """While the block runs, no other process uses the set. Raises UsageError that names one."""
     raw = cache_dir("raw", f".{data.key}.lock") if isinstance(data, DataSpec) else None
     with lock(_gate(data)):
         if others := _other_users(data):

@@ -67,8 +67,7 @@ class Facts:
 
 
 def settings_lines(data: DataSet, facts: Facts | None) -> list[str]:
-    """What a set was taken to be, in lines for people, by which its settings are chosen; [] where that is not
-    known, or of no matter."""
+    """What a set was taken to be, by which its settings are chosen, in lines; [] where that is not known."""
     if facts is None or (isinstance(data, DataSpec) and data.embedded):
         return []
     settings = " ".join((facts.shape_class, *facts.traits))
@@ -118,8 +117,7 @@ def _measured(data: OwnSet) -> Facts | None:
 
 
 def measure(images: RawImages) -> Facts | None:
-    """The facts of images before they are packed, by the first `LOOKED_AT` of them; None where none can be
-    read."""
+    """The facts of images before they are packed, by a few of them; None where none can be read."""
     import numpy as np
 
     from gzcli.data.packs.build import rows_of, split_plan

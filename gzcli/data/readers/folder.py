@@ -41,8 +41,7 @@ Places = dict[str, tuple[str, str | None]]  # by the name of a picture, its spli
 
 
 def open_path(path: Path, form: Form | None = None) -> RawImages:
-    """The images at a path: folder, zip, tar, npz or dataset folder. Raises UsageError or MissingError for
-    what is not a set."""
+    """The images at a path: folder, zip, tar, npz or dataset folder; others are refused."""
     form = form or Form()
     if path.suffix.lower() == ".npz" and files.is_regular(path):
         images = npz(path)
@@ -173,8 +172,7 @@ def _texts(members: Members, names: list[str]) -> Iterator[tuple[str, bytes]]:
 
 
 def _label_files(title: str, members: Members, names: list[str]) -> dict[str, str]:
-    """The labels in `NAME.cls` files beside pictures, by picture; {} without. Either all pictures have one or
-    none has."""
+    """The labels in `NAME.cls` files by picture, of all pictures or of none."""
     picture_of = {str(PurePosixPath(name).with_suffix(LABEL)): name for name in names}
     texts = _texts(members, [name for name in members.names if name in picture_of])
     labels = {picture_of[name]: data.decode("utf-8", "replace").strip() for name, data in texts}
@@ -289,11 +287,7 @@ def placed(
 
 
 def scored(names: Iterable[str]) -> Places:
-    """The splits of pictures that are only scored, in any layout and without classes.
-
-    They are those of their folders where all pictures, but for masks, lie in folders of splits; else all
-    pictures are of one split.
-    """
+    """The splits of pictures that are only scored, by their folders where all but masks lie in splits."""
     folders = _without_outer(names, None)
     heads = {name: f[0] if f else "" for name, f in folders.items()}
     splits = {name: split_of(head) for name, head in heads.items() if not _MARKS.fullmatch(head)}
@@ -345,8 +339,7 @@ def _layout_of(title: str, folders: Folders) -> str:
 
 
 def _by_split(title: str, folders: Folders, annotated: Mapping[str, str]) -> tuple[Places, list[str]]:
-    """Places in the layouts SPLIT/CLASS/…, SPLIT/… and SPLITA/…, and notes; folders of masks (`ground_truth`)
-    are left out."""
+    """Places in the layouts SPLIT/CLASS/…, SPLIT/… and SPLITA/…, without masks, and notes."""
     inside: dict[str, Folders] = {}  # by split folder
     masks: list[str] = []  # for each mask, its folder
     for name, f in folders.items():
@@ -396,8 +389,7 @@ def _without_meaningless(inside: dict[str, Folders]) -> dict[str, Folders]:
 def _of_split(
     title: str, head: str, classes: dict[str, str | None], train: set[str | None]
 ) -> tuple[dict[str, str | None], str]:
-    """The classes of the pictures in a split's folder that are used, and a note of those left out. They must
-    be among those of train (None: pictures outside of class folders)."""
+    """The classes of the pictures in a split's folder that train has too, and a note of those left out."""
     labels = set(classes.values())
     if None in labels and len(labels) > 1:
         loose = next(name for name, label in sorted(classes.items()) if label is None)

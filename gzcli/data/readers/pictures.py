@@ -90,8 +90,7 @@ def _plain(data: bytes, note: Say) -> Any:
 
 
 def sides_of(data: bytes) -> tuple[int, int]:
-    """(width, height) of an encoded picture as it is seen, after its EXIF rotation; reads the header
-    alone."""
+    """(width, height) of an encoded picture after its EXIF rotation, by its header alone."""
     with opened(data) as image:
         turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
         return (image.height, image.width) if turned else (image.width, image.height)
@@ -115,8 +114,7 @@ def fit_array(images: np.ndarray, want: tuple[int, int, int], fit: Fit) -> np.nd
 
 
 def plain(image: Any, white: int, note: Say) -> Any:
-    """A Pillow image as L or RGB of 8 bits without transparency; `white` is the white value of more than 8
-    bits."""
+    """A Pillow image as L or RGB of 8 bits without transparency; `white` is white in more than 8 bits."""
     from PIL import Image
 
     if image.mode.startswith("I") or image.mode == "F":
@@ -217,8 +215,7 @@ def brought_to(image: Any, height: int, width: int, fit: Fit, rule: str = "lancz
 
 
 def lanczos(image: Any, height: int, width: int) -> Any:
-    """The middle of a picture, the largest part of the wanted shape, resized by Lanczos' filter with
-    antialiasing."""
+    """The largest middle part of the wanted shape, resized by Lanczos' filter with antialiasing."""
     from PIL import Image
 
     w = min(image.width, round(image.height * width / height))

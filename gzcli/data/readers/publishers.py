@@ -39,8 +39,7 @@ BLOCK_IMAGES = 256  # images that are read at a time
 
 
 def idx(spec: DataSpec, folder: Path) -> RawImages:
-    """MNIST's layout: big-endian header (0, 0, type 8 = uint8, dimensions, sizes), then the bytes;
-    gzipped."""
+    """MNIST's layout, gzipped: a header (0, 0, type 8 = uint8, dimensions, sizes), big-endian, then bytes."""
     stems = {"train": "train", "test": "t10k"}
     labels = {}
     for split, stem in stems.items():
@@ -159,8 +158,7 @@ def medmnist(spec: DataSpec, folder: Path) -> RawImages:
 
 
 def dtd(spec: DataSpec, folder: Path) -> RawImages:
-    """`dtd/images/CLASS/CLASS_0001.jpg`, and the first of ten splits as `dtd/labels/train1.txt`: a line a
-    picture."""
+    """`dtd/images/CLASS/CLASS_0001.jpg`, and the first of ten splits in `dtd/labels/train1.txt` …."""
     members = Tar(
         folder / spec.files[0].name, lambda n: n.startswith("dtd/") and n.endswith((".jpg", ".txt"))
     )
@@ -333,8 +331,7 @@ def _by_folder(names: Iterable[str], split: str) -> dict[str, Place]:
 
 
 def _from_archives(spec: DataSpec, folder: Path) -> tuple[PlacedMembers, PlacedMembers]:
-    """Training pictures from a tar of one tar per class, validation pictures from a flat tar whose classes
-    are in the development kit; labels are WordNet numbers."""
+    """A tar of one tar per class to train on, and a flat one whose classes are in the development kit."""
     kit, val, train = (folder / file.name for file in spec.files)
     nested = Nested(train)
     flat = Tar(val, lambda name: name.endswith(".JPEG"))
@@ -349,8 +346,7 @@ def _from_archives(spec: DataSpec, folder: Path) -> tuple[PlacedMembers, PlacedM
 
 
 def _ground_truth(kit: Path) -> list[str]:
-    """The WordNet number of each validation picture. The kit lists numbers from 1 on, whose WordNet numbers
-    are in its `meta.mat`."""
+    """The WordNet number of each validation picture, by the kit's own numbers and its `meta.mat`."""
     from scipy.io import loadmat
 
     names = ("meta.mat", "ILSVRC2012_validation_ground_truth.txt")

@@ -144,8 +144,7 @@ def data_path(what: DataSet | str | Path) -> Path:
 
 
 def remove(what: DataSet | str | Path) -> list[Path]:
-    """Removes packs, downloaded files and the imported name; never the user's own
-    files. Returns what was removed."""
+    """Removes packs, downloads and the imported name, never the user's files; returns what it removed."""
     data = locate(what)
     with alone(data):
         sweep(cache_dir("packs", data.key))
@@ -162,8 +161,7 @@ def remove(what: DataSet | str | Path) -> list[Path]:
 
 
 def verify(what: DataSet | str | Path, *, say: Say = silent) -> dict[str, Any]:
-    """Re-reads every byte of the downloaded files and packs. Returns {name, files, packs}, the paths that
-    were checked."""
+    """Re-reads every byte of files and packs; returns {name, files, packs}, the paths that were checked."""
     data = locate(what)
     name, packs = data.reference, packs_of(data)
     versions = data.versions if isinstance(data, DataSpec) else ()

@@ -73,8 +73,7 @@ def slug(text: str) -> str:
 
 
 def locate(what: DataSet | str | Path) -> DataSet:
-    """The set that `what` means: itself, a known name, an imported name, else a path. Raises UsageError (no
-    such name) or MissingError (no such path)."""
+    """The set that `what` means: itself, a known name, an imported name, else a path; others are refused."""
     if isinstance(what, DataSet):
         return what
     text = str(what)

@@ -188,8 +188,7 @@ def is_there(spec: DataSpec, file: DataFile) -> bool:
 
 
 def check_files(spec: DataSpec, say: Say) -> list[Path]:
-    """Reads every file of a set that is there. Raises MissingError for one whose checksum is not the
-    publisher's."""
+    """Reads every file of a set that is there. Raises MissingError for a wrong checksum."""
     paths = []
     for file in spec.files:
         path = raw_dir(spec) / file.name
@@ -219,8 +218,7 @@ def _files(bases: tuple[str, ...], *rows: tuple[str, int, str]) -> tuple[DataFil
 
 
 def _drive(*rows: tuple[str, str, int, str]) -> tuple[DataFile, ...]:
-    """Files (name, id, bytes, md5) on Google Drive, which serves them without a browser until its quota is
-    used up."""
+    """Files (name, id, bytes, md5) on Google Drive, which serves a program until its quota is used up."""
     url = "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
     return tuple(DataFile(name, (url.format(id_),), size, md5) for name, id_, size, md5 in rows)
 
@@ -232,8 +230,7 @@ def _set(
     files: tuple[DataFile, ...] = (),
     **more: Any,
 ) -> DataSpec:
-    """A set by (name, title), (classes, (channels, size), images of train, val and test), (licence, citation)
-    and files."""
+    """A set by (name, title), (classes, (channels, size), counts of splits), (licence, citation), files."""
     classes, (channels, size), (train, val, test) = form
     return DataSpec(*names, classes, channels, size, train, test, *terms, n_val=val, files=files, **more)
 
