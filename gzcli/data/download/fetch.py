@@ -47,20 +47,14 @@ def fetch(
     progress: Report = unreported,
     say: Say = silent,
 ) -> Path:
-    """Fetches the missing files of a set into the cache. Returns their folder.
+    """Fetches the missing files of a set into the cache; returns their folder. A `linked` set is linked.
 
-    The files of a `linked` set stay where they are: the cache holds links to them.
-
-    what: the set, or its name.
-    source: a folder, a file or a URL to take the files from (`--from`). Without it `GZ_MIRROR`, a folder or
-      base URL that holds NAME/FILE, is asked first, then the publisher. Under `GZ_OFFLINE=1` only local files
-      are taken.
+    source: a folder, a file or a URL to take the files from (`--from`), in the place of `GZ_MIRROR`, a folder
+      or base URL that holds NAME/FILE, and of the publisher.
     pack_size: bytes that the pack will need beside the files.
-    progress: takes bytes done and in all.
-    say: takes a line about what is done.
 
-    Raises MissingError where a file cannot be fetched, has a wrong checksum, or does not fit on the disk.
-    What came so far is kept for a resume unless it was wrong.
+    Raises MissingError where a file cannot be fetched, has a wrong checksum, or does not fit on the disk;
+    what came so far is kept for a resume unless it was wrong.
     """
     spec = find(what) if isinstance(what, str) else what
     folder = raw_dir(spec)
@@ -395,11 +389,8 @@ WEIGHTS = {
 
 
 def fetch_weights(name: str, *, progress: Report = unreported, say: Say = silent) -> Path | None:
-    """Fetches a file of WEIGHTS into the cache unless it is there. Returns its path.
-
-    `GZ_MIRROR`, a folder or base URL that holds weights/FILE, is asked first, then the publisher. Under
-    `GZ_OFFLINE=1` only a local mirror is; without one the result is None.
-    """
+    """The path of a file of WEIGHTS in the cache, fetched from `GZ_MIRROR` (weights/FILE) or its publisher
+    unless it is there; None where `GZ_OFFLINE` forbids that."""
     weights = WEIGHTS[name]
     file, path = weights.file, cache_dir(FOLDER, weights.file.name)
     addresses = _addresses(FOLDER, file)

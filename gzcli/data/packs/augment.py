@@ -53,8 +53,8 @@ def mutate(u8: Tensor, noise: Noise, rate: float) -> Tensor:
 
 
 def jitter(u8: Tensor, noise: Noise, strength: float) -> Tensor:
-    """Changes brightness, contrast and saturation of each image, in this order, each by a factor of its own,
-    uniform in 1 − strength … 1 + strength. Grey images have no saturation to change."""
+    """Changes brightness, contrast and saturation of each image, in this order, each by a factor uniform in
+    1 − strength … 1 + strength."""
     factors = 1 + strength * (2 * noise.rand(len(u8), 3) - 1)
     brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)  # [B, 1, 1, 1] each
     x = (u8 * brightness).clamp(0, 255)
@@ -118,12 +118,8 @@ def patch_of(names: Iterable[str]) -> int | None:
 
 
 def augmenter(names: Sequence[str]) -> Callable[[dict[str, Tensor], Noise], dict[str, Tensor]] | None:
-    """The named augmentations in order, as a function of (pictures, noise); None for none.
-
-    Pictures are images and further pictures of them by kind, uint8 [B, C, H, W], all of one shape. Each kind
-    is changed by the same draws, so that a flipped image has a flipped map. Augmentations that change colours
-    leave maps as they are.
-    """
+    """The named augmentations in order, as a function of (images and further pictures by kind, uint8
+    [B, C, H, W] each, noise), or None. Each kind is changed by the same draws; colours of maps are left."""
     steps = [(AUGMENTS[name], number) for name, number in parse_augment(names)]
 
     def augment(pictures: dict[str, Tensor], noise: Noise) -> dict[str, Tensor]:

@@ -95,8 +95,7 @@ def domains(pack: Pack) -> list[Tensor]:
 
 class Order:
     """The order of training images, of which this rank has the rows `part` of each global batch. `among`
-    limits the images to some positions, `n` to a fixed random subset; `key` makes orders of one seed
-    differ."""
+    limits the images to some positions, `n` to a random subset; `key` makes orders of one seed differ."""
 
     def __init__(
         self, count: int, n: int | None, seed: int, total: int, part: slice, among: Tensor | None, key: str
@@ -177,21 +176,10 @@ class TrainBatches:
     the same global batch whatever the number of processes; this rank gets rows rank · B / world … of it. The
     noise of a batch draws on the device.
 
-    pack: the data set.
-    seed: seed of the order, of augmentation and of the batches' noise.
-    batch_size: number of images B of the global batch.
-    levels: number of grey levels, 2 … 256; None: latents.
-    device: device of the batches.
-    augment: names of `AUGMENTS`, each with a number if need be (`mutate=0.2`).
-    rank: number of this process.
-    world: number of processes.
-    n: number of images of a fixed random subset; None: all.
+    n: number of images of a fixed random subset, of each class where there are two domains; None: all.
     prepared: arrays [N, …] by name; the rows of a batch's images are its `extra`.
     needs: what the model needs. With `second_domain` the images are those of class 0; as many of class 1, in
-      an order of their own, are `extra["second_domain"]`. `n` then counts each class.
-
-    Raises UsageError for a batch size that the processes cannot share, an unknown augmentation, or an absent
-    class.
+      an order of their own, are `extra["second_domain"]`.
     """
 
     def __init__(
@@ -283,21 +271,11 @@ def scan(
     seed: int = 0,
     augment: Sequence[str] = (),
 ) -> Iterator[Batch]:
-    """The images of a split in order; the last batch may be smaller. A streamed split is read ahead by
-    workers.
+    """The images of a split, or of some positions in it, in order; the last batch may be smaller.
 
     The noise of image i depends on (seed, i) alone, and so does its augmentation. It is drawn on the CPU, so
     that its bits do not depend on the device, and moved to the batch's device. Binary images are the same
     draw for every seed.
-
-    pack: the data set.
-    split: "train", "val" or "test".
-    batch_size: number of images of a batch.
-    levels: number of grey levels, 2 … 256; None: latents.
-    device: device of the batches.
-    index: positions of the images in the split; None: all.
-    seed: seed of the noise.
-    augment: names of `AUGMENTS`, each with a number if need be.
     """
     device, change = torch.device(device), augmenter(augment)
     rows = np.arange(pack.meta.counts[split]) if index is None else np.asarray(index)

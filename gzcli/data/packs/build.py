@@ -135,9 +135,8 @@ def _in_plan(values: Mapping[str, np.ndarray], plan: Plan) -> dict[str, np.ndarr
 
 
 def split_plan(title: str, counts: Mapping[str, int]) -> Plan:
-    """The plan of a set to train on; raises MissingError for too few images. Without an official validation
-    split, min(2000, 10 %) of train become it, and without a test split 10 %, by a fixed seed and in their
-    order. RandomState's stream is frozen, so that this choice never changes."""
+    """The plan of a set to train on. Without an official validation split min(2000, 10 %) of train become it,
+    without a test split 10 %, in their order, by a stream of RandomState's, which is frozen."""
     n = counts.get("train", 0)
     target = np.zeros(n, np.int8)
     order = np.random.RandomState(0).permutation(n)

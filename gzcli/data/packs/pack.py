@@ -56,8 +56,7 @@ class PackFolder:
     sheet_picture = Place("sheet.png")
 
     def array(self, split: str, kind: str = "") -> Path:
-        """uint8 images [N, C, H, W]; of a kind: their labels, further pictures (`control`), sides before
-        packing, or, of a streamed split, `spans` and `containers`."""
+        """The images uint8 [N, C, H, W]; of a kind: labels, further pictures (`control`), or `sides`."""
         return self.path / (f"{split}_{kind}.npy" if kind else f"{split}.npy")
 
     def texts(self, split: str, kind: str) -> Path:
@@ -126,10 +125,8 @@ class PackMeta:
 
 
 class Pack:
-    """A packed set: the arrays of its splits are memory-maps, which all processes share.
-
-    With `patch` the images are patches of that side: random ones in training, elsewhere the middle ones.
-    """
+    """A packed set: the arrays of its splits are memory-maps, which all processes share. With `patch` the
+    images are patches of that side: random ones in training, elsewhere the middle ones."""
 
     use: object = None  # what keeps the set from being removed for as long as the pack is there
 
@@ -330,8 +327,8 @@ def _serves(meta: dict[str, Any], form: Form) -> bool:
 def is_array(file: Path) -> bool:
     """Whether a file has the length that the head of its array says.
 
-    numpy's format: its name, the version in two bytes, the length of a Python literal that has the type, as
-    `|u1` or `<i8`, and the shape; numpy itself is not loaded, which light verbs do without.
+    numpy itself is not loaded, which light verbs do without: its format is its name, the version in two
+    bytes, the length of a Python literal that has the type, as `|u1` or `<i8`, and the shape.
     """
     try:
         with file.open("rb") as f:

@@ -25,12 +25,11 @@ _SPLIT = re.compile(r"(train|val|test)(ing|id|idation)?(set|images?|imgs?|data|s
 
 
 def walk(root: Path) -> tuple[list[str], dict[str, list[str]]]:
-    """Names of the regular files below a folder (POSIX, relative, sorted), and names of everything else, by
-    what it is: "broken" links, "special" files (pipes, devices, sockets), links to folders that are read
-    already ("repeated").
+    """Names of the regular files below a folder (POSIX, relative, sorted), and of everything else by what it
+    is: "broken" links, "special" files, and "repeated": links to folders that are read already.
 
-    Links to files and folders are followed. Each folder is read once, by its own name rather than a link's,
-    so that a circle of links has an end. Names that begin with a dot are left out.
+    Links are followed. Each folder is read once, by its own name rather than a link's, so that a circle of
+    links has an end. Names that begin with a dot are left out.
     """
     files: list[str] = []
     odd: dict[str, list[str]] = {}

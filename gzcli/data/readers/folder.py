@@ -259,9 +259,8 @@ def _metadata_line(line: str, place: str) -> _Line:
 def placed(
     title: str, names: Iterable[str], layout: str | None = None, annotated: Mapping[str, str] | None = None
 ) -> tuple[Places, list[str]]:
-    """The splits and classes of pictures by their folders, or of some by a list beside them (TinyImageNet's
-    `val_annotations.txt`), and notes of what was left out. Raises UsageError that names a folder which is
-    ambiguous."""
+    """The splits and classes of pictures by their folders or by TinyImageNet's lists, and notes of what was
+    left out. Raises UsageError that names a folder which is ambiguous."""
     folders = _without_outer(names, layout)
     layout = layout or _layout_of(title, folders)
     if layout == "flat":

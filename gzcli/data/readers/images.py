@@ -80,9 +80,8 @@ class RawImages:
 def from_arrays(spec: DataSpec, labels: dict[str, np.ndarray], blocks: Blocks) -> RawImages:
     """The images of a set whose blocks are arrays of the set's own shape."""
     counts = {split: len(y) for split, y in labels.items()}
-    return RawImages(
-        spec.title, spec.class_names, counts, labels, blocks, shape=spec.shape, levels=spec.levels
-    )
+    more: dict[str, Any] = {"shape": spec.shape, "levels": spec.levels}
+    return RawImages(spec.title, spec.class_names, counts, labels, blocks, **more)
 
 
 PROBES = 16  # pictures by which size and channels of a set are found

@@ -105,18 +105,10 @@ class DataSpec:
 
     @property
     def key(self) -> str:
-        """Its name in run ids and in the cache."""
+        """Its name in run ids, in the cache, in messages, and anywhere else."""
         return self.name
 
-    @property
-    def reference(self) -> str:
-        """The text that means this set from any folder."""
-        return self.name
-
-    @property
-    def shown(self) -> str:
-        """What messages call it."""
-        return self.name
+    reference = shown = key
 
     @property
     def form(self) -> Form:
