@@ -19,7 +19,7 @@ from gzcli.core.errors import DamagedError, MissingError, UsageError
 from gzcli.core.sections import Fit
 from gzcli.core.types import DataInfo
 from gzcli.core.units import as_size, counted, number_in
-from gzcli.data.readers.files import walk
+from gzcli.data.readers.images import walk
 from gzcli.data.sets.names import DataSet
 from gzcli.data.sets.registry import FURTHER, DataSpec, Form, extras_in_words
 from gzcli.store.files import is_locked, lock, read_json, read_object

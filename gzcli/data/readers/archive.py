@@ -17,8 +17,15 @@ from pathlib import Path, PurePosixPath
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.units import counted, number_in
-from gzcli.data.readers.files import LARGEST_FILE, is_regular, read_regular, refuse_large, walk
-from gzcli.data.readers.images import Members, Span
+from gzcli.data.readers.images import (
+    LARGEST_FILE,
+    Members,
+    Span,
+    is_regular,
+    read_regular,
+    refuse_large,
+    walk,
+)
 
 MAX_ARCHIVE = 200_000_000_000  # unpacked bytes, unless `GZ_MAX_ARCHIVE` says otherwise
 # An archive of more than DENSE unpacked bytes, and more than RATIO for each packed one, is taken for a bomb.

@@ -18,11 +18,22 @@ from gzcli.core.sections import Fit
 from gzcli.core.types import Say, silent
 from gzcli.core.units import Size, counted
 from gzcli.data.packs.pack import middle
-from gzcli.data.readers import files
 from gzcli.data.readers.archive import Files, open_members
-from gzcli.data.readers.files import LABEL, METADATA, is_picture, read_regular, split_of
 from gzcli.data.readers.hub import dataset_folder, is_dataset_folder
-from gzcli.data.readers.images import Encoded, Members, RawImages
+from gzcli.data.readers.images import (
+    LABEL,
+    METADATA,
+    PICTURE_KINDS,
+    Encoded,
+    Members,
+    PictureFilter,
+    RawImages,
+    is_picture,
+    is_regular,
+    may_be_picture,
+    read_regular,
+    split_of,
+)
 from gzcli.data.readers.npz import npz
 from gzcli.data.readers.pictures import Decoding, decode, notes_in_words
 from gzcli.data.sets.registry import CAPTIONS, TARGETS, Form, further_of
@@ -31,7 +42,7 @@ LAYOUTS = ("flat", "classes", "splits", "class-splits")  # what `--layout` takes
 ASK = "`gz data import PATH --name NAME --layout flat|classes|splits|class-splits` says what is meant"
 HINT = "a set is a flat folder, class folders, `train` and `test` of these, or `trainA trainB testA testB`"
 HINT += f"; {ASK}"
-KINDS_HINT = f"pictures are files of these kinds: {files.PICTURE_KINDS}"
+KINDS_HINT = f"pictures are files of these kinds: {PICTURE_KINDS}"
 
 _IMAGES = re.compile(r"(images?|imgs?|pictures?|photos?|jpe?g(images)?|rgb|png)", re.IGNORECASE)
 _MARKS = re.compile(r"(ground_?truth|gt|masks?|segmentations?|annotations?|labels?)", re.IGNORECASE)
@@ -43,7 +54,7 @@ Places = dict[str, tuple[str, str | None]]  # by the name of a picture, its spli
 def open_path(path: Path, form: Form | None = None) -> RawImages:
     """The images at a path: folder, zip, tar, npz or dataset folder; others are refused."""
     form = form or Form()
-    if path.suffix.lower() == ".npz" and files.is_regular(path):
+    if path.suffix.lower() == ".npz" and is_regular(path):
         images = npz(path)
     elif is_dataset_folder(path):
         images = dataset_folder(path)
@@ -56,7 +67,7 @@ def open_path(path: Path, form: Form | None = None) -> RawImages:
 
 def _open_members(path: Path, form: Form) -> RawImages:
     """Encoded pictures in a folder or an archive, or a single one that is scored."""
-    chosen = files.PictureFilter()
+    chosen = PictureFilter()
     single = form.foreign and is_picture(path.name) and path.is_file()
     members: Members = Files(path.parent, [path.name]) if single else open_members(path, chosen)
     archives = [kind for kind in (".tar", ".zip", ".npz") if kind in chosen.others]
@@ -236,7 +247,7 @@ def _metadata_line(line: str, place: str) -> _Line:
     hint = 'each line is like {"file_name": "0001.png", "text": "a red door"}'
     try:
         row = {key.removesuffix("_file_name"): value for key, value in json.loads(line).items()}
-        named = {k: v for k, v in row.items() if isinstance(v, str) and files.may_be_picture(v)}
+        named = {k: v for k, v in row.items() if isinstance(v, str) and may_be_picture(v)}
         targets = [named[key] for key in TARGETS if key in named]
         picture = str(row["file_name"]) if "file_name" in row or not targets else targets[0]
         caption = next(row[key] for key in CAPTIONS if isinstance(row.get(key), str))

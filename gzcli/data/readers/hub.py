@@ -14,8 +14,7 @@ import numpy as np
 
 from gzcli.core.errors import MissingError, UsageError, first_line
 from gzcli.core.units import counted
-from gzcli.data.readers.files import is_regular, read_regular, split_of
-from gzcli.data.readers.images import PROBES, Block, Blocks, RawImages
+from gzcli.data.readers.images import PROBES, Block, Blocks, RawImages, is_regular, read_regular, split_of
 from gzcli.data.sets.registry import CAPTIONS, further_of
 from gzcli.store.files import read_object
 

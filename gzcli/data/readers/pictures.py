@@ -15,7 +15,7 @@ from gzcli.core.errors import GzError, MissingError, UsageError
 from gzcli.core.sections import Fit
 from gzcli.core.types import Say, silent
 from gzcli.core.units import Size, counted, sides
-from gzcli.data.readers.files import FORMATS
+from gzcli.data.readers.images import FORMATS
 
 ORIENTATION = 0x0112  # number of this EXIF tag; its values 5 … 8 are quarter turns
 BITS = 258  # number of TIFF's tag of the bits of a value
