@@ -189,6 +189,7 @@ def show(
         here = data_set.embedded or is_fetched(data_set.sized(size))
         if not here and peek(data_set, size=size, channels=channels) is None:
             return _show_described(data_set.sized(size), size, channels)
+    from gzcli.data.packs.pack import PackFolder
     from gzcli.data.packs.sheet import class_counts, draw
 
     pack = _opened(data_set, size, channels)
@@ -204,7 +205,7 @@ def show(
     out.table(("class", *splits), lines)
     for message in meta.skipped:
         out.info(f"left out: {message}")
-    sheet = draw(pack, pack.folder / "sheet.png")
+    sheet = draw(pack, PackFolder(pack.folder).sheet_picture)
     out.text(str(sheet))
     row = {"name": meta.name, "title": meta.title, "shape": meta.shape, "levels": meta.levels}
     row |= {"counts": meta.counts, "shape_class": facts and facts.shape_class}

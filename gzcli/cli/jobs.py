@@ -100,8 +100,8 @@ def announce(run: Run, ref: str, *, data: str | None = None) -> None:
 
 
 def fetch(weights: Iterable[str]) -> None:
-    """Fetches these networks of `gzcli.data.download.weights.KNOWN` if they are not in the cache."""
-    from gzcli.data.download.weights import fetch_weights
+    """Fetches these networks of `gzcli.data.download.fetch.WEIGHTS` if they are not in the cache."""
+    from gzcli.data.download.fetch import fetch_weights
 
     for name in weights:
         with out.progress(name) as report:

@@ -200,8 +200,8 @@ def test_a_dataset_folder_without_the_package_or_images(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="no column of images") as e:
         open_pack(tmp_path / "text")
     assert "`text`" in e.value.hint
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingError, match="takes the package `datasets`") as e:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingError, match="takes the package `pyarrow`") as e:
         open_pack(tmp_path / "text")
     assert "pip install 'gzcli[datasets]'" in e.value.hint
 

@@ -14,8 +14,8 @@ from pictures import BLUE, GREEN, RED, as_tar, as_zip, nothing_half_written, png
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.data.packs.open import open_pack
-from gzcli.data.readers.files import FORMATS, walk
 from gzcli.data.readers.folder import open_path, read_pictures
+from gzcli.data.readers.images import FORMATS, walk
 from gzcli.data.readers.pictures import Decoding, decode
 from gzcli.data.sets.library import import_set
 from gzcli.data.sets.registry import Form

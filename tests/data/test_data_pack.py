@@ -76,7 +76,7 @@ def test_not_fetched_when_it_must_not_be(monkeypatch):
     assert e.value.hint.startswith("`gz data download mnist`")
     monkeypatch.delenv("GZ_OFFLINE")
     with pytest.raises(MissingError, match="not in the cache"):
-        open_pack("mnist", fetch=False)
+        open_pack("places365")
     monkeypatch.setattr(opening, "FETCHED_UNASKED", 1000)
     with pytest.raises(MissingError, match="large"):
         open_pack("mnist")

@@ -13,8 +13,8 @@ from PIL import Image
 
 from gzcli.core.errors import MissingError
 from gzcli.data.packs.open import open_pack
-from gzcli.data.readers.files import FORMATS
 from gzcli.data.readers.folder import read_pictures
+from gzcli.data.readers.images import FORMATS
 from gzcli.data.readers.pictures import Decoding, decode, look
 
 pytestmark = pytest.mark.usefixtures("home")

@@ -14,7 +14,7 @@ from server import serve
 
 from gzcli.core.errors import MissingError
 from gzcli.data.download import http
-from gzcli.data.download.weights import KNOWN, fetch_weights
+from gzcli.data.download.fetch import WEIGHTS, fetch_weights
 from gzcli.data.sets.registry import DataFile
 from gzcli.metrics.metric import metrics, weights_of
 from gzcli.store.hub import INCEPTION
@@ -45,7 +45,7 @@ def published(monkeypatch, url: str) -> None:
     file = DataFile(
         INCEPTION, (f"{url}/there/{INCEPTION}",), len(BYTES), sha256=hashlib.sha256(BYTES).hexdigest()
     )
-    monkeypatch.setitem(KNOWN, "inception", replace(KNOWN["inception"], file=file))
+    monkeypatch.setitem(WEIGHTS, "inception", replace(WEIGHTS["inception"], file=file))
 
 
 def left_over() -> list[str]:
@@ -96,8 +96,8 @@ def test_a_mirror_comes_first_and_alone_when_offline(site, monkeypatch, tmp_path
 
 def test_the_metrics_that_fetch_are_those_that_need_it(call, site, monkeypatch):
     assert weights_of(("fd", "kid")) == ["inception"] and weights_of(("fd", "kid_lenet")) == []
-    assert set(weights_of(metrics())) <= set(KNOWN)
-    for known in KNOWN.values():
+    assert set(weights_of(metrics())) <= set(WEIGHTS)
+    for known in WEIGHTS.values():
         if named := re.search(r"-([0-9a-f]{8})\.", known.file.name):  # by how the checksum begins
             assert known.file.sha256.startswith(named[1])
         assert known.file.size > LEAST and all(url.startswith("https://") for url in known.file.urls)

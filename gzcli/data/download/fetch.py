@@ -1,5 +1,5 @@
-"""Downloads from a mirror or the publisher, under a lock. A file appears when it is whole and its
-checksum is right."""
+"""Files of data sets and weights of published networks, from a mirror or the publisher, under a lock. A file
+appears in the cache when it is whole and its checksum is right."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import shutil
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from gzcli.core.errors import GzError, MissingError, UsageError
 from gzcli.core.types import Report, Say, silent, unreported
+from gzcli.core.units import size as size_in_words
 from gzcli.data.download import http
 from gzcli.data.download.http import DISK, Refused, joined, size_of, split, wrong_size
 from gzcli.data.readers.hub import parquet_files
@@ -29,7 +31,7 @@ from gzcli.data.sets.registry import (
     raw_dir,
 )
 from gzcli.store.files import fsync, lock, need_space
-from gzcli.store.hub import HUB_SCHEME, data_repository, offline
+from gzcli.store.hub import CLIP, DINOV2, HUB_SCHEME, INCEPTION, VGG, data_repository, offline
 from gzcli.store.paths import cache_dir
 
 # Bytes from which the user is told how much disk a download takes, and that a checksum is computed.
@@ -37,21 +39,139 @@ LARGE = 200_000_000
 BLOCK_BYTES = 1 << 20  # bytes that are read at a time
 
 
-def addresses_of(spec: DataSpec, file: DataFile, source: str | None) -> list[str]:
-    """The paths or http(s) URLs where a file is looked for, in order."""
+def fetch(
+    what: str | DataSpec,
+    *,
+    source: str | None = None,
+    pack_size: int = 0,
+    progress: Report = unreported,
+    say: Say = silent,
+) -> Path:
+    """Fetches the missing files of a set into the cache; returns their folder. A `linked` set is linked.
+
+    source: a folder, a file or a URL to take the files from (`--from`), in the place of `GZ_MIRROR`, a folder
+      or base URL that holds NAME/FILE, and of the publisher.
+    pack_size: bytes that the pack will need beside the files.
+
+    Raises MissingError where a file cannot be fetched, has a wrong checksum, or does not fit on the disk;
+    what came so far is kept for a resume unless it was wrong.
+    """
+    spec = find(what) if isinstance(what, str) else what
+    folder = raw_dir(spec)
+    with _alone(spec.name, folder.with_name(f".{spec.name}.lock"), say):
+        if not is_fetched(spec):
+            _fetch_missing(spec, folder, source, pack_size, progress, say)
+    return folder
+
+
+def _fetch_missing(
+    spec: DataSpec, folder: Path, source: str | None, pack_size: int, progress: Report, say: Say
+) -> None:
+    linked = spec.linked and source is not None and _link_folders(spec, folder, local_path(source))
+    missing = [] if linked else [file for file in spec.files if not is_there(spec, file)]
+    places = {file.name: _addresses_of(spec, file, source) for file in missing}
+    if linked or any(places.values()):
+        copied = [f for f in missing if not spec.linked or any(map(is_url, places[f.name]))]
+        _say_need(spec, folder, copied, pack_size, say)
+    folder.mkdir(parents=True, exist_ok=True)
+    before = sum(size_of(folder / file.name) for file in spec.files if file not in missing)
+    after = sum(file.size for file in missing)
+    refused: dict[str, str] = {}
+
+    def report(done: int, total: int) -> None:
+        progress(before + done, before + total + after)
+
+    for file in missing:
+        after -= file.size
+        try:
+            _fetch_file(file, folder / file.name, places[file.name], report, say, linked=spec.linked)
+        except Refused as e:
+            refused[file.name] = str(e)
+            if not spec.page:
+                break
+        before += size_of(folder / file.name)
+    if refused:
+        kept = sum(http.held(_part(folder / name)) for name in refused)
+        online = any(is_url(address) for name in refused for address in places[name])
+        raise _unobtainable(spec, refused, kept, online)
+    progress(before, before)
+
+
+def _say_need(spec: DataSpec, folder: Path, files: list[DataFile], pack_size: int, say: Say) -> None:
+    """Says how much disk a large download takes; raises MissingError without the space."""
+    need = sum(max(0, file.size - http.held(_part(folder / file.name))) for file in files)
+    if max(need, pack_size) > LARGE:
+        free = shutil.disk_usage(folder.parent).free
+        parts = [f"fetching {need / 1e6:,.0f} MB into `{folder}`"] if need else []
+        parts += [f"its pack will take {pack_size / 1e6:,.0f} MB"] if pack_size else []
+        say(f"`{spec.name}`: {', '.join(parts)}; {free / 1e6:,.0f} MB are free")
+    # Pieces of a large file are appended to the first: one of them is then on the disk twice.
+    joining = max((file.size // http.PIECES for file in files if file.size >= http.LARGE), default=0)
+    need_space(folder, need + max(joining, pack_size))
+
+
+def _unobtainable(spec: DataSpec, refused: dict[str, str], kept: int, online: bool) -> MissingError:
+    """The error for files that no address served, with the ways to get them."""
+    names, hints = ", ".join(f"`{name}`" for name in refused), []
+    again = f"gz data download {spec.name}"
+    if spec.size != SPECS.get(spec.name, spec).size:  # the set in another of its publisher's sizes
+        again += f" --size {spec.size}"
+    if spec.page:
+        hints.append(f"get {names} at {spec.page} with a browser, then `{again} --from DIR`")
+    if spec.linked:
+        hints.append("DIR may instead hold `train` and `val`, folders of class folders")
+        if spec.hub:
+            hints.append(f"`{again} --from {HUB_SCHEME}{spec.hub}` takes the hub's copy, with `HF_TOKEN`")
+    if kept:
+        hints.append(f"`{again}` goes on from the {kept / 1e6:,.1f} MB that came")
+    elif not spec.page and online:
+        hints.append(f"`{again}` tries again; `--from DIR` or `GZ_MIRROR` take the file from elsewhere")
+    elif not spec.page:
+        hints.append(f"`{again}` takes `--from DIR`, a folder with the publisher's {names}")
+    reasons = "; ".join(dict.fromkeys(refused.values()))
+    return MissingError(f"{names} of `{spec.name}` could not be had: {reasons}", hint="; ".join(hints))
+
+
+# --- where a file is looked for ---
+
+
+def is_url(address: str) -> bool:
+    return address.startswith(("http://", "https://"))
+
+
+def local_path(address: str) -> str:
+    """The path of a `file://` URL; anything else unchanged, but for `~`."""
+    if not address.startswith("file://"):
+        return os.path.expanduser(address)
+    return urllib.request.url2pathname(split(address).path)
+
+
+def has_local_mirror() -> bool:
+    """Whether `GZ_MIRROR` is a folder: then fetching needs no network."""
+    mirror = os.environ.get("GZ_MIRROR", "")
+    return bool(mirror) and not is_url(mirror)
+
+
+def _addresses(folder: str, file: DataFile) -> list[str]:
+    """Where a file is: in the mirror as FOLDER/FILE, then at its publisher; under `GZ_OFFLINE` only paths."""
+    mirror = os.environ.get("GZ_MIRROR")
+    every = [*([_join(local_path(mirror), folder, file.name)] if mirror else []), *file.urls]
+    return [address for address in every if not (offline() and is_url(address))]
+
+
+def _addresses_of(spec: DataSpec, file: DataFile, source: str | None) -> list[str]:
+    """The paths or http(s) URLs where a file of a set is looked for, in order."""
     if source is not None:
         return _from_source(spec, file, local_path(source))
-    every = [*of_mirror(spec.name, file), *file.urls]
-    allowed = [address for address in every if not (offline() and is_url(address))]
-    if every and not allowed:
+    addresses = _addresses(spec.name, file)
+    if not addresses and (file.urls or os.environ.get("GZ_MIRROR")):
         hint = f"unset `GZ_OFFLINE`, then `gz data download {spec.name}`; or `--from DIR` with `{file.name}`"
         raise MissingError(f"`{spec.name}` is not in the cache and `GZ_OFFLINE` is set", hint=hint)
-    return allowed
+    return addresses
 
 
 def _from_source(spec: DataSpec, file: DataFile, source: str) -> list[str]:
-    """The addresses of a file in the place that the user named: a folder that holds FILE or NAME/FILE, or the
-    file itself."""
+    """Where a file is in the place that the user named: a folder with FILE or NAME/FILE, or the file."""
     if is_url(source):
         if offline():
             hint = "unset `GZ_OFFLINE`"
@@ -72,134 +192,37 @@ def _from_source(spec: DataSpec, file: DataFile, source: str) -> list[str]:
     return [source]
 
 
-def of_mirror(folder: str, file: DataFile) -> list[str]:
-    """The address of a file in the mirror; empty where `GZ_MIRROR` is not set."""
-    mirror = os.environ.get("GZ_MIRROR")
-    return [_join(local_path(mirror), folder, file.name)] if mirror else []
-
-
-def has_local_mirror() -> bool:
-    """Whether `GZ_MIRROR` is a folder: then fetching needs no network."""
-    mirror = os.environ.get("GZ_MIRROR", "")
-    return bool(mirror) and not is_url(mirror)
-
-
-def is_url(address: str) -> bool:
-    return address.startswith(("http://", "https://"))
-
-
-def local_path(address: str) -> str:
-    """The path of a `file://` URL; anything else unchanged, but for `~`."""
-    if not address.startswith("file://"):
-        return os.path.expanduser(address)
-    return urllib.request.url2pathname(split(address).path)
-
-
 def _join(base: str, *parts: str) -> str:
     return joined(base, *parts) if is_url(base) else "/".join([base.rstrip("/"), *parts])
+
+
+# --- one file ---
 
 
 class _Wrong(Refused):
     """The file is complete, but its checksum is not the publisher's."""
 
 
-def fetch(
-    what: str | DataSpec,
-    *,
-    source: str | None = None,
-    pack_size: int = 0,
-    progress: Report = unreported,
-    say: Say = silent,
-) -> Path:
-    """Fetches the missing files of a set into the cache. Returns their folder.
-
-    The files of a `linked` set stay where they are: the cache holds links to them.
-
-    what: the set, or its name.
-    source: a folder, a file or a URL to take the files from (`--from`). Without it `GZ_MIRROR`, a folder or
-      base URL that holds NAME/FILE, is asked first, then the publisher. Under `GZ_OFFLINE=1` only local files
-      are taken.
-    pack_size: bytes that the pack will need beside the files.
-    progress: takes bytes done and in all.
-    say: takes a line about what is done.
-
-    Raises MissingError where a file cannot be fetched, has a wrong checksum, or does not fit on the disk.
-    What came so far is kept for a resume unless it was wrong.
-    """
-    spec = find(what) if isinstance(what, str) else what
-    folder = raw_dir(spec)
-    waiting = f"another process is downloading `{spec.name}`: waiting"
-    with disk_errors(folder), lock(cache_dir("raw", f".{spec.name}.lock"), on_wait=lambda: say(waiting)):
-        if not is_fetched(spec):
-            _fetch_missing(spec, folder, source, pack_size, progress, say)
-    return folder
-
-
-def _fetch_missing(
-    spec: DataSpec, folder: Path, source: str | None, pack_size: int, progress: Report, say: Say
+def _fetch_file(
+    file: DataFile, path: Path, addresses: list[str], report: Report, say: Say, *, linked: bool = False
 ) -> None:
-    linked = spec.linked and source is not None and _linked(spec, folder, local_path(source))
-    missing = [] if linked else [file for file in spec.files if not is_there(spec, file)]
-    places = {file.name: addresses_of(spec, file, source) for file in missing}
-    if linked or any(places.values()):
-        copied = [f for f in missing if not spec.linked or any(map(is_url, places[f.name]))]
-        _say_need(spec, folder, copied, pack_size, say)
-    folder.mkdir(parents=True, exist_ok=True)
-    done = sum(size_of(folder / file.name) for file in spec.files if file not in missing)
-    refused: dict[str, str] = {}
-    for i, file in enumerate(missing):
-        rest = sum(f.size for f in missing[i + 1 :])
-
-        def report(
-            n: int, size: int | None, before: int = done, file: DataFile = file, after: int = rest
-        ) -> None:
-            progress(before + n, before + max(n, size or file.size) + after)
-
-        try:
-            fetch_file(file, folder / file.name, places[file.name], report, say, linked=spec.linked)
-        except Refused as e:
-            refused[file.name] = str(e)
-            if not spec.page:
-                break
-        done += size_of(folder / file.name)
-    if refused:
-        kept = sum(http.held(_part(folder / name)) for name in refused)
-        online = any(is_url(address) for name in refused for address in places[name])
-        raise _not_had(spec, refused, kept, online)
-    progress(done, done)
-
-
-def _say_need(spec: DataSpec, folder: Path, files: list[DataFile], pack_size: int, say: Say) -> None:
-    """Says what is fetched and how much disk it takes, if that is much; raises MissingError without the
-    space."""
-    need = sum(max(0, file.size - http.held(_part(folder / file.name))) for file in files)
-    if max(need, pack_size) > LARGE:
-        free = shutil.disk_usage(folder.parent).free
-        parts = [f"fetching {need / 1e6:,.0f} MB into `{folder}`"] if need else []
-        parts += [f"its pack will take {pack_size / 1e6:,.0f} MB"] if pack_size else []
-        say(f"`{spec.name}`: {', '.join(parts)}; {free / 1e6:,.0f} MB are free")
-    # Pieces of a large file are appended to the first: one of them is then on the disk twice.
-    joining = max((file.size // http.PIECES for file in files if file.size >= http.LARGE), default=0)
-    need_space(folder, need + max(joining, pack_size))
-
-
-def fetch_file(
-    file: DataFile, path: Path, addresses: list[str], report: http.Report, say: Say, *, linked: bool = False
-) -> None:
-    """Fetches a file from the first address that serves the right bytes, or links to it; raises Refused where
-    none does."""
+    """Fetches a file from the first address that serves the right bytes, or links to it; raises Refused."""
     reasons = [] if addresses else ["the publisher gives it out after a log-in only"]
     for address in addresses:
         try:
             if linked and not is_url(address):
-                return _link(Path(address), file, path, report, say)
-            return _bring(address, file, path, report, say)
+                _refuse_size(Path(address), file)
+                _check(file, Path(address), say, report)
+                _link(Path(address), path)
+            else:
+                _copy(address, file, path, report, say)
+            return
         except Refused as e:
             reasons.append(f"`{address}` {e}")
     raise Refused("; ".join(reasons))
 
 
-def _bring(address: str, file: DataFile, path: Path, report: http.Report, say: Say) -> None:
+def _copy(address: str, file: DataFile, path: Path, report: Report, say: Say) -> None:
     """Brings a file into the cache, where it appears once it is complete and its checksum is right."""
     part = _part(path)
     http.clear(part)
@@ -208,7 +231,11 @@ def _bring(address: str, file: DataFile, path: Path, report: http.Report, say: S
         if is_url(address):
             http.download(address, part, file.size, exact=file.exact, report=report, say=say)
         else:
-            _copy(Path(address), file, part, report)
+            _refuse_size(Path(address), file)
+            with open(address, "rb") as source, open(part, "wb") as out:
+                while block := source.read(BLOCK_BYTES):
+                    out.write(block)
+                    report(out.tell(), max(out.tell(), file.size))
         try:
             _check(file, part, say)
             break
@@ -222,25 +249,33 @@ def _bring(address: str, file: DataFile, path: Path, report: http.Report, say: S
     http.drop(part)
 
 
-def _copy(source: Path, file: DataFile, part: Path, report: http.Report) -> None:
-    """Copies a local file to `part`."""
-    size = _size_at(source, file)
-    with open(source, "rb") as src, open(part, "wb") as out:
-        while block := src.read(BLOCK_BYTES):
-            out.write(block)
-            report(out.tell(), size)
+def _refuse_size(source: Path, file: DataFile) -> None:
+    """Raises Refused where a local file has not the size of the publisher's."""
+    if not source.is_file():
+        raise Refused("does not exist")
+    if (size := source.stat().st_size) != file.size and file.exact:
+        raise Refused(wrong_size(size, file.size))
 
 
-def _link(source: Path, file: DataFile, path: Path, report: http.Report, say: Say) -> None:
-    """Links to the user's file at `path`, once its size and checksum are right."""
-    _size_at(source, file)
-    _check(file, source, say, report)
-    _symlink(source, path)
+def _check(file: DataFile, path: Path, say: Say, report: Report = unreported) -> None:
+    """Raises _Wrong unless the checksum is the publisher's."""
+    kind, checksum, size = "sha256" if file.sha256 else "md5", file.sha256 or file.md5, size_of(path)
+    if size > LARGE:
+        say(f"checking the {kind} of `{file.name}`, {size / 1e6:,.0f} MB")
+    digest, head = hashlib.new(kind), b""
+    with open(path, "rb") as f:
+        while block := f.read(BLOCK_BYTES):
+            head = head or block[:512].lstrip().lower()
+            digest.update(block)
+            report(f.tell(), size)
+    if digest.hexdigest() != checksum:
+        if head.startswith((b"<!doctype html", b"<html")):
+            raise _Wrong("answers with an HTML page instead of the file")
+        raise _Wrong(f"has the wrong checksum: {kind} {digest.hexdigest()}, not {checksum}")
 
 
-def _linked(spec: DataSpec, folder: Path, source: str) -> bool:
-    """Links to the hub's copy, or to `train` and `val` folders of class folders, where the source holds one
-    of these. Returns whether it does."""
+def _link_folders(spec: DataSpec, folder: Path, source: str) -> bool:
+    """Links to the hub's copy or to folders `train` and `val`, where the source holds one of these."""
     targets: dict[str, Path] = {}
     if source.startswith(HUB_SCHEME):
         targets[HUB] = data_repository(source.removeprefix(HUB_SCHEME))
@@ -253,11 +288,11 @@ def _linked(spec: DataSpec, folder: Path, source: str) -> bool:
             targets[HUB] = Path(source)
     for name, target in targets.items():
         folder.mkdir(parents=True, exist_ok=True)
-        _symlink(target, folder / name)
+        _link(target, folder / name)
     return bool(targets)
 
 
-def _symlink(target: Path, path: Path) -> None:
+def _link(target: Path, path: Path) -> None:
     """Makes a link at `path`, in place of what is there."""
     new = path.with_name(f"{path.name}.link")
     new.unlink(missing_ok=True)
@@ -265,70 +300,113 @@ def _symlink(target: Path, path: Path) -> None:
     os.replace(new, path)
 
 
-def _size_at(source: Path, file: DataFile) -> int:
-    """The size of a local file; raises Refused where it is not that of the publisher's."""
-    if not source.is_file():
-        raise Refused("does not exist")
-    if (size := source.stat().st_size) != file.size and file.exact:
-        raise Refused(wrong_size(size, file.size))
-    return size
-
-
-def _check(file: DataFile, path: Path, say: Say, report: http.Report = lambda done, size: None) -> None:
-    """Raises Refused (_Wrong) unless the checksum is the publisher's."""
-    kind, want, size = "sha256" if file.sha256 else "md5", file.sha256 or file.md5, size_of(path)
-    if size > LARGE:
-        say(f"checking the {kind} of `{file.name}`, {size / 1e6:,.0f} MB")
-    digest, head, done = hashlib.new(kind), b"", 0
-    with open(path, "rb") as f:
-        while block := f.read(BLOCK_BYTES):
-            head, done = head or block[:512].lstrip().lower(), done + len(block)
-            digest.update(block)
-            report(done, size)
-    if digest.hexdigest() != want:
-        if head.startswith((b"<!doctype html", b"<html")):
-            raise _Wrong("answers with an HTML page instead of the file")
-        raise _Wrong(f"has the wrong checksum: {kind} {digest.hexdigest()}, not {want}")
-
-
-def _not_had(spec: DataSpec, refused: dict[str, str], kept: int, online: bool) -> MissingError:
-    """The error for files that no address served, with the ways to get them."""
-    names, hints = ", ".join(f"`{name}`" for name in refused), []
-    again = f"gz data download {spec.name}"
-    if spec.size != SPECS.get(spec.name, spec).size:  # another of its publisher's sizes
-        again += f" --size {spec.size}"
-    if spec.page:
-        hints.append(f"get {names} at {spec.page} with a browser, then `{again} --from DIR`")
-    if spec.linked:
-        hints.append("DIR may instead hold `train` and `val`, folders of class folders")
-        if spec.hub:
-            hints.append(f"`{again} --from {HUB_SCHEME}{spec.hub}` takes the hub's copy, with `HF_TOKEN`")
-    if kept:
-        hints.append(f"`{again}` goes on from the {kept / 1e6:,.1f} MB that came")
-    elif not spec.page and online:
-        hints.append(f"`{again}` tries again; `--from DIR` or `GZ_MIRROR` take the file from elsewhere")
-    elif not spec.page:
-        hints.append(f"`{again}` takes `--from DIR`, a folder with the publisher's {names}")
-    reasons = "; ".join(dict.fromkeys(refused.values()))
-    return MissingError(f"{names} of `{spec.name}` could not be had: {reasons}", hint="; ".join(hints))
-
-
 def _part(path: Path) -> Path:
     return path.with_name(f"{path.name}.part")
 
 
 @contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """Turns errors of a full or read-only disk into messages for the user."""
+def _alone(name: str, lock_file: Path, say: Say) -> Iterator[None]:
+    """Waits for others that download the same; turns errors of a full or read-only disk into messages."""
     try:
-        yield
+        with lock(lock_file, on_wait=lambda: say(f"another process is downloading `{name}`: waiting")):
+            yield
     except GzError:
         raise
     except OSError as e:
+        if e.errno not in DISK:
+            raise
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             hint = "free some space, or set `GZ_HOME` elsewhere"
-            raise MissingError(f"the disk of `{folder}` is full", hint=hint) from e
-        if e.errno in DISK:
-            hint = "set `GZ_HOME` to a folder that can"
-            raise MissingError(f"`{folder}` cannot be written", hint=hint) from e
-        raise
+            raise MissingError(f"the disk of `{lock_file.parent}` is full", hint=hint) from e
+        hint = "set `GZ_HOME` to a folder that can"
+        raise MissingError(f"`{lock_file.parent}` cannot be written", hint=hint) from e
+
+
+# --- weights of published networks ---
+
+FOLDER = "weights"  # in the cache, and in a mirror
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A file of weights."""
+
+    file: DataFile
+    title: str  # what it holds, in a line
+    licence: str  # the publisher's terms, in a line
+    otherwise: str = ""  # what else a user may do, for the hint
+
+
+_GITHUB = "https://github.com"
+_CLIP = "https://huggingface.co/openai/clip-vit-base-patch32/resolve/3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268"
+WEIGHTS = {
+    "inception": Weights(
+        DataFile(
+            INCEPTION,
+            (
+                f"{_GITHUB}/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION}",
+                # the same bytes under another name
+                f"{_GITHUB}/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+            ),
+            95_628_359,
+            sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+        ),
+        "InceptionV3 of FID, KID and IS, torch-fidelity's port of the TensorFlow network of 2015-12-05",
+        "Apache-2.0",
+        "or name it with `--weights FILE`",
+    ),
+    "vgg16": Weights(
+        DataFile(
+            VGG,
+            (f"https://download.pytorch.org/models/{VGG}",),
+            553_433_881,
+            sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+        ),
+        "VGG16 of LPIPS, torchvision's",
+        "BSD-3-Clause, trained on ImageNet",
+    ),
+    "dinov2": Weights(
+        DataFile(
+            DINOV2,
+            (f"https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/{DINOV2}",),
+            1_217_586_395,
+            sha256="d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
+        ),
+        "DINOv2, the ViT-L/14 of its authors",
+        "Apache-2.0",
+    ),
+    "clip": Weights(
+        DataFile(
+            CLIP,
+            (f"{_CLIP}/pytorch_model.bin",),
+            605_247_071,
+            sha256="a63082132ba4f97a80bea76823f544493bffa8082296d62d71581a4feff1576f",
+        ),
+        "CLIP, the ViT-B/32 of OpenAI",
+        "MIT",
+    ),
+}
+
+
+def fetch_weights(name: str, *, progress: Report = unreported, say: Say = silent) -> Path | None:
+    """The path of a file of WEIGHTS in the cache, fetched from `GZ_MIRROR` (weights/FILE) or its publisher
+    unless it is there; None where `GZ_OFFLINE` forbids that."""
+    weights = WEIGHTS[name]
+    file, path = weights.file, cache_dir(FOLDER, weights.file.name)
+    addresses = _addresses(FOLDER, file)
+    if path.is_file() or not addresses:
+        return path if path.is_file() else None
+    with _alone(file.name, path.with_name(f".{file.name}.lock"), say):
+        if path.is_file():
+            return path
+        say(
+            f"fetching {weights.title} ({size_in_words(file.size)}, licence: {weights.licence}) "
+            f"from {addresses[0]}"
+        )
+        need_space(path.parent, file.size - http.held(_part(path)))
+        try:
+            _fetch_file(file, path, addresses, progress, say)
+        except Refused as e:
+            hint = f"put that file at `{path}` {weights.otherwise}".rstrip()
+            raise MissingError(f"`{file.name}` could not be had: {e}", hint=hint) from e
+    return path

@@ -26,17 +26,15 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import UsageError, redacted
-from gzcli.core.types import Say
+from gzcli.core.types import Report, Say
 
 TIMEOUT = 30.0  # seconds without a byte until a connection counts as stalled
-
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 TRIES = 4  # attempts in a row that bring nothing new, with back-off
 BACKOFF = 1.0  # seconds before the second attempt; doubled each time
 BLOCK = 1 << 18
 LARGE = 64_000_000  # bytes from which a file comes in pieces, if the server serves ranges
 PIECES = 4
-Report = Callable[[int, int | None], None]  # report(bytes so far, bytes in all if known)
 
 
 class Refused(Exception):
@@ -73,7 +71,15 @@ def request(url: str, method: str = "GET") -> urllib.request.Request:
 def answer(url: str, byte_range: str | None) -> Iterator[http.client.HTTPResponse]:
     """The answer to a request. Faults become Refused or Again, also those that come while it is read."""
     try:
-        with _opened(url, byte_range) as response:
+        try:
+            asked = request(url)
+            asked.add_header("Accept-Encoding", "identity")
+            if byte_range:
+                asked.add_header("Range", byte_range)
+            response = urllib.request.urlopen(asked, timeout=TIMEOUT)
+        except ValueError:  # as for `http://[::1`; its text may hold a password
+            raise Refused("is no address, or leads to one that is none") from None
+        with response:
             if "text/html" in response.headers.get("Content-Type", ""):
                 raise Refused("answers with an HTML page instead of the file")
             yield response
@@ -97,25 +103,8 @@ def answer(url: str, byte_range: str | None) -> Iterator[http.client.HTTPRespons
         raise Again(f"cannot be read ({str(reason) or type(reason).__name__})") from e
 
 
-def _opened(url: str, byte_range: str | None) -> http.client.HTTPResponse:
-    """The answer, before it is read; raises Refused where the address, or one that it redirects to, is
-    malformed."""
-    try:
-        wanted = request(url)
-        wanted.add_header("Accept-Encoding", "identity")
-        if byte_range:
-            wanted.add_header("Range", byte_range)
-        opened: http.client.HTTPResponse = urllib.request.urlopen(wanted, timeout=TIMEOUT)
-        return opened
-    except ValueError:  # as for `http://[::1`; its text may hold a password
-        raise Refused("is no address, or leads to one that is none") from None
-
-
 def content_range(response: http.client.HTTPResponse) -> tuple[int | None, int | None]:
-    """The first byte and the total bytes in the header `Content-Range`: `bytes 100-999/1000` → 100, 1000.
-
-    None stands for what it does not say.
-    """
+    """The first byte and the total bytes in `Content-Range`, `bytes 100-999/1000` → 100, 1000, or None."""
     range_ = re.match(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
     if not range_:
         return None, None
@@ -123,8 +112,7 @@ def content_range(response: http.client.HTTPResponse) -> tuple[int | None, int |
 
 
 def joined(base: str, *parts: str) -> str:
-    """An address below another one. The parts are quoted and stand before the query of the base, which may
-    hold a token."""
+    """An address below another one, whose query, which may hold a token, stays at the end."""
     whole = split(base)
     path = "/".join([whole.path.rstrip("/"), *map(urllib.parse.quote, parts)])
     return whole._replace(path=path).geturl()
@@ -166,6 +154,7 @@ class _Piece:
 
     @property
     def is_file(self) -> bool:
+        """Whether the piece is the whole file."""
         return self.start == 0 and self.end == self.total
 
     @property
@@ -178,8 +167,7 @@ class _Piece:
 
 
 def download(url: str, part: Path, size: int, *, exact: bool, report: Report, say: Say) -> None:
-    """Downloads a file into `part`, from where an earlier attempt ended. Raises Refused; what came is
-    kept."""
+    """Downloads about `size` bytes into `part`, from where an earlier try ended. Raises Refused."""
     if exact and size_of(part) == size:
         return
     total, ranges = size if exact else None, False
@@ -189,11 +177,15 @@ def download(url: str, part: Path, size: int, *, exact: bool, report: Report, sa
             raise Refused(wrong_size(seen, size))
         total = seen or total
     pieces = _pieces(part, total, PIECES if ranges and (total or 0) >= LARGE else 1)
+
+    def report_all(done: int, total: int) -> None:
+        report(done, max(done, total or size))
+
     try:
-        _fill(url, pieces, report, say)
+        _fill(url, pieces, report_all, say)
     except _NoRanges:
         pieces = _pieces(part, total, 1)
-        _fill(url, pieces, report, say)
+        _fill(url, pieces, report_all, say)
     _join(pieces)
 
 
@@ -284,8 +276,7 @@ def _fill(url: str, pieces: list[_Piece], report: Report, say: Say) -> None:
 
 
 def _together(url: str, some: list[_Piece], pieces: list[_Piece], report: Report, say: Say) -> None:
-    """Fetches `some` of the pieces, each in a thread, and raises the first error when all threads have
-    ended."""
+    """Fetches `some` of the pieces, each in a thread; raises the first error when all threads have ended."""
     stop, errors = threading.Event(), []
 
     def work(piece: _Piece) -> None:
@@ -301,7 +292,7 @@ def _together(url: str, some: list[_Piece], pieces: list[_Piece], report: Report
         for thread in threads:
             while thread.is_alive():
                 thread.join(0.1)
-                report(sum(piece.got for piece in pieces), pieces[0].total)
+                report(sum(piece.got for piece in pieces), pieces[0].total or 0)
     except BaseException:
         # Ctrl-C. A thread that hangs in a read is left behind: it sees `stop` before it writes again.
         stop.set()
@@ -333,8 +324,7 @@ def _patiently(
 
 
 def _attempt(url: str, piece: _Piece, stop: threading.Event) -> None:
-    """Requests what is missing of a piece. A server that ignores the range sends the whole file, which then
-    starts anew."""
+    """Requests what is missing of a piece; starts anew where a server ignores the range."""
     byte_range = piece.byte_range
     try:
         with answer(url, byte_range) as response:
@@ -359,8 +349,7 @@ def _attempt(url: str, piece: _Piece, stop: threading.Event) -> None:
 
 
 def _pour(response: http.client.HTTPResponse, out: Any, size: int | None, stop: threading.Event) -> None:
-    """Writes bytes of the answer to `out`, up to `size`. What has arrived is read at once, so that a stall
-    loses nothing."""
+    """Writes bytes of the answer to `out`, up to `size`, as they arrive, so that a stall loses nothing."""
     while size is None or out.tell() < size:
         block = response.read1(BLOCK if size is None else min(BLOCK, size - out.tell()))
         if stop.is_set():

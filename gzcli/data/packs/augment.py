@@ -23,8 +23,7 @@ def hflip(u8: Tensor, noise: Noise, rate: float) -> Tensor:
 
 
 def crop(u8: Tensor, noise: Noise, pad: float) -> Tensor:
-    """Shifts each image by −pad … pad pixels both ways; the border is mirrored, so that no black edge is
-    learned."""
+    """Shifts each image by −pad … pad pixels both ways; a mirrored border leaves no black edge to learn."""
     import torch
 
     b, _, h, w = u8.shape
@@ -46,8 +45,7 @@ def patch(u8: Tensor, noise: Noise, side: float) -> Tensor:
 
 
 def mutate(u8: Tensor, noise: Noise, rate: float) -> Tensor:
-    """Replaces each value with probability `rate` by a uniform one (Ren et al. 2019, arXiv:1906.02845,
-    §3)."""
+    """Replaces each value with probability `rate` by a uniform one (Ren et al. 2019, arXiv:1906.02845)."""
     import torch
 
     chosen = noise.rand(*u8.shape) < rate
@@ -55,8 +53,8 @@ def mutate(u8: Tensor, noise: Noise, rate: float) -> Tensor:
 
 
 def jitter(u8: Tensor, noise: Noise, strength: float) -> Tensor:
-    """Changes brightness, contrast and saturation of each image, in this order, each by a factor of its own,
-    uniform in 1 − strength … 1 + strength. Grey images have no saturation to change."""
+    """Changes brightness, contrast and saturation of each image, in this order, each by a factor uniform in
+    1 − strength … 1 + strength."""
     factors = 1 + strength * (2 * noise.rand(len(u8), 3) - 1)
     brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)  # [B, 1, 1, 1] each
     x = (u8 * brightness).clamp(0, 255)
@@ -120,12 +118,8 @@ def patch_of(names: Iterable[str]) -> int | None:
 
 
 def augmenter(names: Sequence[str]) -> Callable[[dict[str, Tensor], Noise], dict[str, Tensor]] | None:
-    """The named augmentations in order, as a function of (pictures, noise); None for none.
-
-    Pictures are images and further pictures of them by kind, uint8 [B, C, H, W], all of one shape. Each kind
-    is changed by the same draws, so that a flipped image has a flipped map. Augmentations that change colours
-    leave maps as they are.
-    """
+    """The named augmentations in order, as a function of (images and further pictures by kind, uint8
+    [B, C, H, W] each, noise), or None. Each kind is changed by the same draws; colours of maps are left."""
     steps = [(AUGMENTS[name], number) for name, number in parse_augment(names)]
 
     def augment(pictures: dict[str, Tensor], noise: Noise) -> dict[str, Tensor]:

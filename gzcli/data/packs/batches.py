@@ -31,8 +31,7 @@ _Taken = tuple[dict[str, Tensor], Tensor | None, dict[str, Any]]  # what `_Rows.
 def reader(
     device: torch.device, *, on_device: bool, streamed: bool
 ) -> Callable[[Callable[[int], Any], int], Any]:
-    """A function of (read, step) that returns `read(step)`, read ahead for a GPU alone: a CPU has nothing
-    left to read ahead with. It does not keep `read`."""
+    """A function of (read, step) that returns `read(step)`, read ahead for a GPU alone."""
     if on_device or not kind_of(device).streams:
         return lambda read, step: read(step)
     if streamed:
@@ -55,8 +54,7 @@ class SideStream:
             return work(), self.stream.record_event()
 
     def ended(self, result: T, event: Any) -> T:
-        """A result of `started` for the computing stream, which waits for its copies; the host does not
-        wait."""
+        """A result of `started` for the computing stream, which waits for its copies; the host does not."""
         if event is not None:
             current = torch.cuda.current_stream(event.device)
             current.wait_event(event)
@@ -97,8 +95,7 @@ def domains(pack: Pack) -> list[Tensor]:
 
 class Order:
     """The order of training images, of which this rank has the rows `part` of each global batch. `among`
-    limits the images to some positions, `n` to a fixed random subset; `key` makes orders of one seed
-    differ."""
+    limits the images to some positions, `n` to a random subset; `key` makes orders of one seed differ."""
 
     def __init__(
         self, count: int, n: int | None, seed: int, total: int, part: slice, among: Tensor | None, key: str
@@ -179,21 +176,10 @@ class TrainBatches:
     the same global batch whatever the number of processes; this rank gets rows rank · B / world … of it. The
     noise of a batch draws on the device.
 
-    pack: the data set.
-    seed: seed of the order, of augmentation and of the batches' noise.
-    batch_size: number of images B of the global batch.
-    levels: number of grey levels, 2 … 256; None: latents.
-    device: device of the batches.
-    augment: names of `AUGMENTS`, each with a number if need be (`mutate=0.2`).
-    rank: number of this process.
-    world: number of processes.
-    n: number of images of a fixed random subset; None: all.
+    n: number of images of a fixed random subset, of each class where there are two domains; None: all.
     prepared: arrays [N, …] by name; the rows of a batch's images are its `extra`.
     needs: what the model needs. With `second_domain` the images are those of class 0; as many of class 1, in
-      an order of their own, are `extra["second_domain"]`. `n` then counts each class.
-
-    Raises UsageError for a batch size that the processes cannot share, an unknown augmentation, or an absent
-    class.
+      an order of their own, are `extra["second_domain"]`.
     """
 
     def __init__(
@@ -248,8 +234,7 @@ class TrainBatches:
         return Batch(pictures.pop("x"), y, index, self._noise(step, "main"), pictures | extra | prepared)
 
     def _read(self, step: int) -> tuple[Tensor, list[_Taken], dict[str, Tensor]]:
-        """The inputs of a step on the device: positions of its images, rows of them and of the second domain,
-        prepared arrays."""
+        """The inputs of a step on the device: positions, rows of each domain, prepared arrays."""
         index = [order.at(step) for order in self.orders]
         read = self.ahead.at(step).split(len(index[0])) if self.ahead else [None] * len(index)
         rows = [self.rows.take(rows, u8) for rows, u8 in zip(index, read, strict=True)]
@@ -286,21 +271,11 @@ def scan(
     seed: int = 0,
     augment: Sequence[str] = (),
 ) -> Iterator[Batch]:
-    """The images of a split in order; the last batch may be smaller. A streamed split is read ahead by
-    workers.
+    """The images of a split, or of some positions in it, in order; the last batch may be smaller.
 
     The noise of image i depends on (seed, i) alone, and so does its augmentation. It is drawn on the CPU, so
     that its bits do not depend on the device, and moved to the batch's device. Binary images are the same
     draw for every seed.
-
-    pack: the data set.
-    split: "train", "val" or "test".
-    batch_size: number of images of a batch.
-    levels: number of grey levels, 2 … 256; None: latents.
-    device: device of the batches.
-    index: positions of the images in the split; None: all.
-    seed: seed of the noise.
-    augment: names of `AUGMENTS`, each with a number if need be.
     """
     device, change = torch.device(device), augmenter(augment)
     rows = np.arange(pack.meta.counts[split]) if index is None else np.asarray(index)
@@ -322,11 +297,7 @@ def scan_by_content(
     index: Sequence[int] | np.ndarray,
     seed: int = 0,
 ) -> Iterator[Batch]:
-    """The images of a split as `scan` has them, but with noise that depends on (seed, pixels) alone: copies
-    of a picture get the same noise wherever they stand.
-
-    The batch's `index` numbers the pixels. Parameters as of `scan`.
-    """
+    """As `scan`, but the noise depends on (seed, pixels) alone; the batch's `index` numbers the pixels."""
     device = torch.device(device)
     parts = torch.as_tensor(np.asarray(index), dtype=torch.int64).split(batch_size)
     for pictures, y, extra in _taken(pack, split, parts, device, uncut=False):
@@ -370,8 +341,7 @@ def _taken(
 
 
 class _Rows:
-    """Rows of a split as bytes. A split that fits is kept on the GPU; rows of others are read from the
-    memory-map and moved through pinned memory. Those of a streamed split are read elsewhere and handed in."""
+    """Rows of a split as bytes, kept on the GPU where it fits; those of a streamed split are handed in."""
 
     def __init__(
         self, pack: Pack, split: str, device: torch.device, *, whole: bool = True, uncut: bool = False
@@ -393,8 +363,7 @@ class _Rows:
             self.labels = None if self.labels is None else self.labels.to(device)
 
     def take(self, index: Tensor, u8: Tensor | None = None) -> _Taken:
-        """The images `x` and further pictures of them by kind, uint8 [B, C, H, W]; labels; and the captions
-        in `extra`."""
+        """(the images `x` and further pictures by kind, uint8 [B, C, H, W]; labels; captions)."""
         extra = {} if self.captions is None else {"caption": [self.captions[i] for i in index.tolist()]}
         if self.whole:
             index = moved(index, self.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ import numpy as np
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.types import Report, Say, unreported
 from gzcli.core.units import as_size, sides
-from gzcli.data.packs.pack import SPLITS
+from gzcli.data.packs.pack import SPLITS, PackFolder
 from gzcli.data.packs.stream import mapped, write_index
 from gzcli.data.readers.images import Block, RawImages
 from gzcli.data.readers.pictures import (
@@ -52,34 +52,36 @@ def build(
     limit: int | None = None,
     progress: Report = unreported,
 ) -> None:
-    """Writes SPLIT.npy, SPLIT_labels.npy, SPLIT_captions.json, SPLIT_names.json, SPLIT_<kind>.npy of further
-    pictures, and meta.json with the keys of `extra` into `folder`. Of more than `limit` bytes, and of images
-    of several sizes, an index of the places of the pictures (`stream.py`) is written in place of pixels."""
+    """Writes the files of a `PackFolder`, with the keys of `extra` in its `meta.json`. Of more than `limit`
+    bytes, and of images of several sizes, an index of the places of the pictures (`stream.py`) is written in
+    place of pixels."""
+    files = PackFolder(folder)
     plan = foreign_plan(images.counts) if form.foreign else split_plan(images.title, images.counts)
     images = _of_plan(images, plan) if form.foreign else images
     notes: list[str] = []  # of how pictures were read
     native = _native(images, form, notes.append)
     total = sum(rows_of(plan).values()) * (1 + len(images.further))
-    sizes = _sides_in(images) if form.mixed and images.shape is None else None
-    mixed = sizes is not None and _must_stay_mixed(sizes, native[0] * total, limit)
-    if sizes is not None:
+    sizes = _sides_in(images) if form.mixed and images.shape is None else {}
+    mixed = bool(sizes) and _must_stay_mixed(sizes, native[0] * total, limit)
+    if sizes:
         width, height = np.concatenate(list(sizes.values())).min(0).tolist()
         native = native[0], height, width
     shape, decoding = _target(images, native, form, mixed)
-    streamed = mixed or (limit is not None and total * int(np.prod(shape)) > limit)
+    pixels = total * int(np.prod(shape))
+    streamed = mixed or (limit is not None and pixels > limit)
     bad: Bad = {}
     if streamed:
         _write_index(images, plan, folder, mixed)
         resized = form.size is not None
         notes = [f"of a few that were looked at, {note}" for note in notes_in_words(notes)]
     else:
-        need_space(folder, total * int(np.prod(shape)))
+        need_space(folder, pixels)
         fit = Fit(images.title, shape, decoding, _crop_hint(native), with_sides=bool(images.further))
-        bad, resized, notes = _write_images(images, plan, folder, fit, lambda n: progress(n, total))
+        bad, resized, notes = _write_images(images, plan, files, fit, lambda n: progress(n, total))
         if bad:
-            _leave_out(images, plan, bad, form.skip_bad, folder)
-    _write_values(images, sizes if mixed and sizes else {}, plan, folder)
-    files = sorted(path.name for path in folder.iterdir())
+            _leave_out(images, plan, bad, form.skip_bad, files)
+    _write_values(images, sizes if mixed else {}, plan, files)
+    names = sorted(path.name for path in folder.iterdir())
     meta = {
         "title": images.title,
         "shape": list(shape),
@@ -96,38 +98,32 @@ def build(
         "extras": [*(["caption"] if images.captions else []), *images.further],
         **extra,
         "source_channels": native[0],
-        "sha256": {name: checksum(folder / name) for name in files},
+        "sha256": {name: checksum(folder / name) for name in names},
     }
-    write_json(folder / "meta.json", meta)
+    write_json(files.meta_file, meta)
 
 
 def _of_plan(images: RawImages, plan: Plan) -> RawImages:
     """The images of the plan's official splits, without their further pictures."""
     counts = {split: images.counts[split] for split in plan}
-    return replace(
-        images,
-        counts=counts,
-        blocks=lambda: (block for block in images.blocks() if block.split in counts),
-        further={},
-    )
+    blocks = lambda: (block for block in images.blocks() if block.split in counts)  # noqa: E731
+    return replace(images, counts=counts, blocks=blocks, further={})
 
 
-def _write_values(images: RawImages, sizes: Sides, plan: Plan, folder: Path) -> None:
+def _write_values(images: RawImages, sizes: Sides, plan: Plan, files: PackFolder) -> None:
     """Writes what belongs to the images beside their pixels: labels, sides, captions and names."""
     for kind, values in (("labels", images.labels), ("sides", sizes)):
         for split, rows in _in_plan(values, plan).items():
-            np.save(folder / f"{split}_{kind}.npy", rows)
+            np.save(files.array(split, kind), rows)
     for kind, texts in (("captions", images.captions), ("names", images.names)):
         for split, rows in _in_plan({s: np.array(t, object) for s, t in texts.items()}, plan).items():
-            write_json(folder / f"{split}_{kind}.json", rows.tolist())
+            write_json(files.texts(split, kind), rows.tolist())
 
 
 def _in_plan(values: Mapping[str, np.ndarray], plan: Plan) -> dict[str, np.ndarray]:
     """Values of images by official split, moved to the rows of the packed splits."""
-    if not values:
-        return {}
     packed = {}
-    for code, (split, n) in enumerate(rows_of(plan).items()):
+    for code, (split, n) in enumerate(rows_of(plan).items() if values else ()):
         first = next(iter(values.values()))
         packed[split] = np.zeros((n, *first.shape[1:]), first.dtype)
         for official, (target, row) in plan.items():
@@ -139,9 +135,8 @@ def _in_plan(values: Mapping[str, np.ndarray], plan: Plan) -> dict[str, np.ndarr
 
 
 def split_plan(title: str, counts: Mapping[str, int]) -> Plan:
-    """The plan of a set to train on; raises MissingError for too few images. Without an official validation
-    split, min(2000, 10 %) of train become it, and without a test split 10 %, by a fixed seed and in their
-    order. RandomState's stream is frozen, so that this choice never changes."""
+    """The plan of a set to train on. Without an official validation split min(2000, 10 %) of train become it,
+    without a test split 10 %, in their order, by a stream of RandomState's, which is frozen."""
     n = counts.get("train", 0)
     target = np.zeros(n, np.int8)
     order = np.random.RandomState(0).permutation(n)
@@ -150,34 +145,16 @@ def split_plan(title: str, counts: Mapping[str, int]) -> Plan:
         target[order[:tenth]], order = 2, order[tenth:]
     if not counts.get("val"):
         target[order[: min(2000, tenth)]] = 1
+    if not (target == 0).any():
+        raise MissingError(f"`{title}` holds too few images: {n} to train on", hint="give at least 3 images")
     official = {s: np.full(counts[s], i, np.int8) for i, s in enumerate(SPLITS) if i and counts.get(s)}
-    return _trainable(title, {"train": target, **official})
+    return _in_rows({"train": target, **official})
 
 
 def foreign_plan(counts: Mapping[str, int]) -> Plan:
     """The plan of a set that is only scored: its official test images, or all, become the split `test`."""
     official = ("test",) if counts.get("test") else [split for split in SPLITS if counts.get(split)]
     return _in_rows({split: np.full(counts[split], SPLITS.index("test"), np.int8) for split in official})
-
-
-def _trainable(title: str, targets: dict[str, np.ndarray]) -> Plan:
-    """The plan by number of the packed split; raises MissingError where no image is left to train on."""
-    if not (targets["train"] == 0).any():
-        n = len(targets["train"])
-        raise MissingError(f"`{title}` holds too few images: {n} to train on", hint="give at least 3 images")
-    return _in_rows(targets)
-
-
-def _without(title: str, plan: Plan, bad: Iterable[tuple[str, int]]) -> Plan:
-    """The plan without some images, by (official split, number in it)."""
-    targets = {split: target.copy() for split, (target, _) in plan.items()}
-    for split, i in bad:
-        targets[split][i] = -1
-    if rows_of(plan)["train"]:
-        return _trainable(title, targets)
-    if not any((target >= 0).any() for target in targets.values()):
-        raise MissingError(f"`{title}` holds no picture that decodes")
-    return _in_rows(targets)
 
 
 def _in_rows(targets: dict[str, np.ndarray]) -> Plan:
@@ -203,8 +180,7 @@ def rows_of(plan: Plan) -> dict[str, int]:
 
 
 def _native(images: RawImages, form: Form, note: Say) -> Shape:
-    """The shape of the images before packing, from a few of them: the size of the first, and three channels
-    if any has colour. Without any to look at it is the form's."""
+    """The shape before packing: the size of the first of a few images, three channels if any has colour."""
     if images.shape:
         return images.shape
     if images.probe is None:
@@ -237,10 +213,7 @@ def _sides_in(images: RawImages) -> Sides:
 
 
 def _must_stay_mixed(sizes: Sides, planes: int, limit: int | None) -> bool:
-    """Whether images of these sides cannot be packed, as they have several sizes or are too large.
-
-    `planes` is the number of their channels together.
-    """
+    """Whether images, of so many channels together, have several sizes or are too large to pack."""
     every = np.concatenate(list(sizes.values()))  # [N, 2]
     width, height = every[0].tolist()
     too_many = limit is not None and planes * width * height > limit
@@ -269,10 +242,10 @@ class Fitted(NamedTuple):
 
     split: str  # official split
     start: int  # number of the first image in it
-    images: np.ndarray | MissingError  # uint8 [n, C, H, W], or why there is none
-    resized: bool  # whether its size was changed
-    sides: tuple[int, int]  # (width, height) before, in pixels; (0, 0) where they were not measured
     name: str  # file that held it, for messages
+    images: np.ndarray | MissingError  # uint8 [n, C, H, W], or why there is none
+    resized: bool = False
+    sides: tuple[int, int] = (0, 0)  # (width, height) before, in pixels; (0, 0) where they were not measured
     notes: tuple[str, ...] = ()  # choices that its reading needed, as `pictures.decode` notes them
 
 
@@ -290,22 +263,19 @@ class Fit:
         split, start, data, name = block
         if not isinstance(data, bytes):
             height, width = data.shape[2:]
-            images, resized = (
-                fit_array(data, self.shape, self.decoding.fit),
-                (height, width) != self.shape[1:],
-            )
-            return Fitted(split, start, images, resized, (width, height), name)
+            images = fit_array(data, self.shape, self.decoding.fit)
+            return Fitted(split, start, name, images, (height, width) != self.shape[1:], (width, height))
         notes: list[str] = []
         try:
             image, resized = decode(data, name, self.decoding, notes.append)
         except MissingError as e:
-            return Fitted(split, start, e, False, (0, 0), name)
+            return Fitted(split, start, name, e)
         if image.shape != self.shape:
             (_, h, w), (_, h0, w0) = image.shape, self.shape
             message = f"the images of `{self.title}` have mixed sizes: `{name}` is {w}×{h}"
             raise UsageError(f"{message}, others are {w0}×{h0}", hint=self.hint)
         before = sides_of(data) if self.with_sides else (0, 0)
-        return Fitted(split, start, image[None], resized, before, name, tuple(notes))
+        return Fitted(split, start, name, image[None], resized, before, tuple(notes))
 
 
 # --- writing ---
@@ -330,12 +300,8 @@ class RowFile:
         self.seen[row] = True
 
 
-def _file(folder: Path, split: str, kind: str = "") -> Path:
-    return folder / (f"{split}_{kind}.npy" if kind else f"{split}.npy")
-
-
 def _write_images(
-    images: RawImages, plan: Plan, folder: Path, fit: Fit, report: Callable[[int], None]
+    images: RawImages, plan: Plan, files: PackFolder, fit: Fit, report: Callable[[int], None]
 ) -> tuple[Bad, bool, list[str]]:
     """Writes the images, then their further pictures by the same crop. Returns those that did not decode,
     whether any image was resized, and how pictures were read."""
@@ -346,7 +312,7 @@ def _write_images(
     notes: Counter[str] = Counter()
     any_resized = False
     for i, (kind, blocks) in enumerate({"": images.blocks, **images.further}.items()):
-        files = {s: RowFile(_file(folder, s, kind), n, fit.shape) for s, n in rows_of(plan).items()}
+        row_files = {s: RowFile(files.array(s, kind), n, fit.shape) for s, n in rows_of(plan).items()}
         done = i * each
         try:
             for one in mapped(fit, blocks(), work):
@@ -355,20 +321,20 @@ def _write_images(
                 target, row = plan[one.split]
                 if isinstance(one.images, MissingError):
                     bad.setdefault((one.split, one.start), one.images)
-                    files[SPLITS[target[one.start]]].seen[row[one.start]] = True
+                    row_files[SPLITS[target[one.start]]].seen[row[one.start]] = True
                     continue
                 if kind:
                     _check_sides(one, sizes[one.split][one.start].tolist())
                 else:
                     sizes[one.split][one.start : one.start + len(one.images)] = one.sides
                 for k, image in enumerate(one.images, one.start):
-                    files[SPLITS[target[k]]].put(row[k], image)
+                    row_files[SPLITS[target[k]]].put(row[k], image)
                 done += len(one.images)
                 report(done)
         finally:
-            for file in files.values():
+            for file in row_files.values():
                 file.file.close()
-        for split, file in files.items():
+        for split, file in row_files.items():
             if missing := int((~file.seen).sum()):
                 what = f"`{kind}` pictures" if kind else "images"
                 raise MissingError(f"{missing} {what} of the {split} split are missing in `{images.title}`")
@@ -378,8 +344,7 @@ def _write_images(
 
 
 def _check_sides(further: Fitted, image: list[int]) -> None:
-    """Raises UsageError where a further picture has another shape than its image: it would be cropped to
-    another place."""
+    """Raises UsageError where a further picture, cropped as its image, would show another place."""
     (w, h), (w0, h0) = further.sides, image
     if w0 and h0:  # else the image did not decode
         slack = max(0.02, 1 / min(w, h, w0, h0))  # a pixel may be lost to rounding
@@ -388,28 +353,34 @@ def _check_sides(further: Fitted, image: list[int]) -> None:
             raise UsageError(message, hint="crop both alike, before they become a set")
 
 
-def _leave_out(images: RawImages, plan: Plan, bad: Bad, skip_bad: bool, folder: Path) -> None:
-    """Removes pictures that did not decode from the plan and the files. Raises MissingError that names them
-    unless `skip_bad`."""
+def _leave_out(images: RawImages, plan: Plan, bad: Bad, skip_bad: bool, files: PackFolder) -> None:
+    """Removes pictures that did not decode from plan and files, or raises MissingError that names them."""
+    title = images.title
     if not skip_bad:
         messages = [e.message for e in bad.values()]
         shown = "; ".join(messages[:NAMED]) + ("; …" if len(messages) > NAMED else "")
-        count = f"{len(messages):,} pictures of `{images.title}` do not decode: " if len(messages) > 1 else ""
+        count = f"{len(messages):,} pictures of `{title}` do not decode: " if len(messages) > 1 else ""
         hint = "replace them or take them out; `gz data import PATH --name NAME --skip-bad` leaves them out"
         raise MissingError(count + shown, hint=hint)
-    new = _without(images.title, plan, bad)
+    targets = {split: target.copy() for split, (target, _) in plan.items()}
+    for split, i in bad:
+        targets[split][i] = -1
+    if rows_of(plan)["train"] and not (targets["train"] == 0).any():
+        n = len(targets["train"])
+        raise MissingError(f"`{title}` holds too few images: {n} to train on", hint="give at least 3 images")
+    if not any((target >= 0).any() for target in targets.values()):
+        raise MissingError(f"`{title}` holds no picture that decodes")
     for code, split in enumerate(SPLITS):
-        stays = np.concatenate([new[s][0][target == code] == code for s, (target, _) in plan.items()])
-        if not stays.all():
-            for kind in ("", *images.further):
-                path = _file(folder, split, kind)
-                old, part = np.load(path, mmap_mode="r"), path.with_suffix(".part")
-                file = RowFile(part, int(stays.sum()), old.shape[1:])
-                for to, row in enumerate(np.flatnonzero(stays)):
-                    file.put(to, old[row])
-                file.file.close()
-                os.replace(part, path)
-    plan.update(new)
+        stays = np.concatenate([targets[s][target == code] == code for s, (target, _) in plan.items()])
+        for kind in () if stays.all() else ("", *images.further):
+            path = files.array(split, kind)
+            old, part = np.load(path, mmap_mode="r"), path.with_suffix(".part")
+            file = RowFile(part, int(stays.sum()), old.shape[1:])
+            for to, row in enumerate(np.flatnonzero(stays)):
+                file.put(to, old[row])
+            file.file.close()
+            os.replace(part, path)
+    plan.update(_in_rows(targets))
 
 
 def _write_index(images: RawImages, plan: Plan, folder: Path, mixed: bool) -> None:
@@ -417,11 +388,8 @@ def _write_index(images: RawImages, plan: Plan, folder: Path, mixed: bool) -> No
     why = f"`{images.title}` is larger than `GZ_PACK_LIMIT` allows to pack, and"
     more, less = "set `GZ_PACK_LIMIT` to more bytes", "`data.size` to fewer pixels"
     if mixed:
-        why, more, less = (
-            f"`{images.title}` has large or mixed sizes, and",
-            "set `data.size`",
-            "leave them out",
-        )
+        why = f"`{images.title}` has large or mixed sizes, and"
+        more, less = "set `data.size`", "leave them out"
     if images.further:
         message = f"{why} {extras_in_words(images.further)} are not streamed"
         raise UsageError(message, hint=f"{more}, or {less}")

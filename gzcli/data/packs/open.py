@@ -66,8 +66,7 @@ def peek(
     fit: Fit = "crop",
     patch: int | None = None,
 ) -> PackMeta | None:
-    """What the pack of a set holds, from its JSON alone; None where it is not packed, or packed from other
-    files. Keywords are as of `open_pack`."""
+    """What the pack of a set holds, from its JSON alone; None where there is none of the present files."""
     size = size and canonical_size(size)
     data = locate(what).sized(size)
     pack = find_pack(data, data.form.with_options(size, channels, fit, patch))
@@ -81,28 +80,21 @@ def open_pack(
     channels: int | None = None,
     fit: Fit = "crop",
     patch: int | None = None,
-    fetch: bool = True,
     foreign: bool = False,
     say: Say = silent,
     progress: Report = unreported,
 ) -> Pack:
-    """The pack of a set, made now if need be: fetched (up to 200 MB, if allowed) and packed, under a lock. A
-    set that would be larger than `GZ_PACK_LIMIT` is not packed but streamed. Several processes may call it at
-    once.
+    """The pack of a set, made now if need be: fetched (up to 200 MB) and packed, under a lock. A set that
+    would be larger than `GZ_PACK_LIMIT` is streamed instead. Several processes may call it at once.
 
     what: the set, or its name or path.
-    size: of the images, 4 … 1024 pixels a side; None: the set's own.
-    channels: 1 or 3; None: the set's own.
+    size, channels: of the images, 4 … 1024 pixels a side, and 1 or 3; None: the set's own.
     fit: how pictures of another shape come to the size.
     patch: side of the patches of the images that are used: random ones are trained on, elsewhere the middle
       one stands for the image. Without a size the images may then have any. None: whole images are used.
-    fetch: whether a known set may be downloaded.
     foreign: the user's own set is scored only: its `test` split is its own or, where it has none, all images.
-    say: takes a line about what is done.
-    progress: takes images done and in all.
 
-    Raises UsageError (mixed sizes, size out of range, images smaller than the patch) and MissingError (files
-    not there, not readable).
+    Raises UsageError (mixed sizes, size out of range, images smaller than the patch) and MissingError.
     """
     if channels not in (None, 1, 3):
         raise UsageError(f"`data.channels` is 1 (grey) or 3 (RGB), not {channels}")
@@ -115,7 +107,7 @@ def open_pack(
             if form.foreign and pack.meta.notes:  # of pictures that are judged it is said each time
                 say(f"`{data.shown}`: {pack.meta.words}")
         else:
-            pack, is_new = _pack_now(data, form, fetch, say, progress)
+            pack, is_new = _pack_now(data, form, say, progress)
             if is_new:
                 facts = None if foreign else facts_of(data, size=size, channels=channels, patch=patch)
                 for line in (pack.meta.words, *settings_lines(data, facts)):
@@ -125,7 +117,7 @@ def open_pack(
         return pack
 
 
-def _pack_now(data: DataSet, form: Form, fetch: bool, say: Say, progress: Report) -> tuple[Pack, bool]:
+def _pack_now(data: DataSet, form: Form, say: Say, progress: Report) -> tuple[Pack, bool]:
     """The pack of a set that was just made, and whether this process made it: another one may have."""
     folder, is_new = pack_dir(data, form), False
     waiting = f"another process packs `{data.shown}`: waiting"
@@ -133,7 +125,7 @@ def _pack_now(data: DataSet, form: Form, fetch: bool, say: Say, progress: Report
         with lock(folder.with_name(f".{folder.name}.lock"), on_wait=lambda: say(waiting)):
             if (pack := find_pack(data, form)) is None:
                 sweep(folder.parent)
-                _make(data, folder, form, fetch, say, progress)
+                _make(data, folder, form, say, progress)
                 pack, is_new = find_pack(data, form), True
     except OSError as e:
         if e.errno not in DISK_ERRORS:
@@ -147,23 +139,50 @@ def _pack_now(data: DataSet, form: Form, fetch: bool, say: Say, progress: Report
     return pack, is_new
 
 
-def _make(data: DataSet, folder: Path, form: Form, fetch: bool, say: Say, progress: Report) -> None:
+def _make(data: DataSet, folder: Path, form: Form, say: Say, progress: Report) -> None:
     """Packs a set into `folder`, which appears there whole or not at all."""
     from gzcli.data.packs.build import build
 
-    if isinstance(data, DataSpec) and not data.embedded:
-        _have_files(data, fetch, say)
-        if data.download_size > FETCHED_UNASKED:
-            say(f"checking the files of `{data.name}`, {data.download_size / 1e6:,.0f} MB")
-        check_files(data, silent)  # a bit may have changed since they were fetched
-    made_of = fingerprint(data)
-    images = _read_own(data, form) if isinstance(data, OwnSet) else _read_known(data)
-    facts = measure(images) if isinstance(data, OwnSet) and not form.foreign else None
-    name = data.shown if isinstance(data, DataSpec) else images.title
+    if isinstance(data, DataSpec):
+        if not data.embedded:
+            _fetch_files(data, say)
+        made_of = fingerprint(data)
+        images, facts, name = _read_known(data), None, data.name
+    else:
+        made_of = fingerprint(data)
+        images = _read_own(data, form)
+        facts, name = None if form.foreign else measure(images), images.title
     say(f"packing `{name}`: {counted(sum(images.counts.values()), 'image')}")
     with new_dir(folder) as part:
         extra = {"fingerprint": made_of, "rule": RULE, "facts": facts and asdict(facts)}
         build(images, part, form, limit=pack_limit(), progress=progress, extra=extra)
+
+
+def _fetch_files(spec: DataSpec, say: Say) -> None:
+    """Fetches missing files unless they are large, and checks all: a bit may have changed since."""
+    megabytes = f"{spec.download_size / 1e6:,.0f} MB"
+    if not is_fetched(spec):
+        from gzcli.data.download.fetch import fetch, has_local_mirror
+
+        if offline() and not has_local_mirror():
+            message = f"`{spec.name}` is not in the cache and `GZ_OFFLINE` is set"
+            raise MissingError(message, hint=ways_to_fetch(spec))
+        if spec.download_size > FETCHED_UNASKED:
+            raise MissingError(f"`{spec.name}` is not in the cache, and large", hint=ways_to_fetch(spec))
+        say(f"downloading `{spec.name}` ({megabytes}, licence: {spec.licence})")
+        fetch(spec, say=say)
+    if spec.download_size > FETCHED_UNASKED:
+        say(f"checking the files of `{spec.name}`, {megabytes}")
+    check_files(spec, silent)
+
+
+def ways_to_fetch(spec: DataSpec) -> str:
+    """How a user has the files of a known set fetched."""
+    if spec.linked:
+        ways = f"`gz data download {spec.name} --from DIR`, where DIR has the files of {spec.page}"
+        return ways + (f", or `--from {HUB_SCHEME}{spec.hub}` with `HF_TOKEN`" if spec.hub else "")
+    size = "" if spec in SPECS.values() else f" --size {spec.size}"
+    return f"`gz data download {spec.name}{size}` ({spec.download_size / 1e6:,.0f} MB)"
 
 
 def _read_own(data: OwnSet, form: Form) -> RawImages:
@@ -190,32 +209,6 @@ def _read_known(spec: DataSpec) -> RawImages:
     except (OSError, EOFError, ValueError, KeyError, IndexError, tarfile.TarError) as e:
         hint = f"`gz data verify {spec.name}` checks its files"
         raise MissingError(f"the files of `{spec.name}` cannot be read: {e}", hint=hint) from e
-
-
-def ways_to_fetch(spec: DataSpec) -> str:
-    """How a user has the files of a known set fetched."""
-    if spec.linked:
-        ways = f"`gz data download {spec.name} --from DIR`, where DIR has the files of {spec.page}"
-        return ways + (f", or `--from {HUB_SCHEME}{spec.hub}` with `HF_TOKEN`" if spec.hub else "")
-    size = "" if spec in SPECS.values() else f" --size {spec.size}"
-    return f"`gz data download {spec.name}{size}` ({spec.download_size / 1e6:,.0f} MB)"
-
-
-def _have_files(spec: DataSpec, fetch: bool, say: Say) -> None:
-    """Fetches the files that are missing. Raises MissingError where that is not allowed, or they are
-    large."""
-    if is_fetched(spec):
-        return
-    from gzcli.data.download import fetch as fetching
-
-    hint = ways_to_fetch(spec)
-    if not fetch or (offline() and not fetching.has_local_mirror()):
-        why = " and `GZ_OFFLINE` is set" if offline() else ""
-        raise MissingError(f"`{spec.name}` is not in the cache{why}", hint=hint)
-    if spec.download_size > FETCHED_UNASKED:
-        raise MissingError(f"`{spec.name}` is not in the cache, and large", hint=hint)
-    say(f"downloading `{spec.name}` ({spec.download_size / 1e6:,.0f} MB, licence: {spec.licence})")
-    fetching.fetch(spec, say=say)
 
 
 # --- the record of a run's data: the user's files may change after a training ---
@@ -252,16 +245,16 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     added = [name for name in now["classes"] if name not in before["classes"]]
     for what, names, end in (("no class", gone, " any more"), ("a new class", added, "")):
         if names:
-            shown = " ".join(f"`{name}`" for name in names[:NAMED])
             more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-            changes.append(f"{what} {shown}{more}{end}")
+            changes.append(f"{what} {' '.join(f'`{name}`' for name in names[:NAMED])}{more}{end}")
     for split in SPLITS:
         if before["counts"][split] != now["counts"][split]:
             changes.append(f"{now['counts'][split]:,} {split} images instead of {before['counts'][split]:,}")
-    if before["shape"] != now["shape"]:
-        old, new = (by_sides(shape[::-1]) for shape in (before["shape"], now["shape"]))
+    sizes, extras = ([row[key] for row in (before, now)] for key in ("shape", "extras"))
+    if sizes[0] != sizes[1]:
+        old, new = (by_sides(shape[::-1]) for shape in sizes)
         changes.append(f"images of {new} instead of {old}")
-    if before["extras"] != now["extras"]:
-        old, new = (", ".join(extras) or "nothing" for extras in (before["extras"], now["extras"]))
+    if extras[0] != extras[1]:
+        old, new = (", ".join(names) or "nothing" for names in extras)
         changes.append(f"with {new} to each instead of {old}")
     return changes or ["other pixels, labels or texts"]

@@ -19,11 +19,12 @@ from gzcli.core.errors import DamagedError, MissingError, UsageError
 from gzcli.core.sections import Fit
 from gzcli.core.types import DataInfo
 from gzcli.core.units import as_size, counted, number_in
-from gzcli.data.readers.files import walk
+from gzcli.data.readers.images import walk
 from gzcli.data.sets.names import DataSet
 from gzcli.data.sets.registry import FURTHER, DataSpec, Form, extras_in_words
 from gzcli.store.files import is_locked, lock, read_json, read_object
 from gzcli.store.paths import cache_dir
+from gzcli.store.run_folder import Place
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +47,32 @@ _uses = itertools.count()
 
 
 @dataclass(frozen=True)
+class PackFolder:
+    """The folder of a pack: every name in it."""
+
+    path: Path
+
+    meta_file = Place("meta.json")  # what the pack holds; written last
+    sheet_picture = Place("sheet.png")
+
+    def array(self, split: str, kind: str = "") -> Path:
+        """The images uint8 [N, C, H, W]; of a kind: labels, further pictures (`control`), or `sides`."""
+        return self.path / (f"{split}_{kind}.npy" if kind else f"{split}.npy")
+
+    def texts(self, split: str, kind: str) -> Path:
+        """A list with a text for each image: `captions`, or `names` of the user's files."""
+        return self.path / f"{split}_{kind}.json"
+
+    def meta(self) -> dict[str, Any] | None:
+        """What `meta.json` says; None where there is none, or it is damaged."""
+        try:
+            meta = read_object(self.meta_file)
+            return meta if all(isinstance(meta[key], kind) for key, kind in META_TYPES.items()) else None
+        except (DamagedError, KeyError):
+            return None
+
+
+@dataclass(frozen=True)
 class PackMeta:
     """What a pack holds."""
 
@@ -65,6 +92,26 @@ class PackMeta:
     notes: tuple[str, ...] = ()  # what else was left out of the set, and why
     mixed: bool = False  # whether the images have several sizes
 
+    @classmethod
+    def of(cls, data: DataSet, meta: dict[str, Any]) -> PackMeta:
+        """What `meta.json` says of a set; older packs lack some of its keys."""
+        content = sorted(item for item in meta["sha256"].items() if not item[0].endswith("_names.json"))
+        captioned = ("caption",) if "train_captions.json" in meta["sha256"] else ()
+        channels = meta.get("source_channels", meta["shape"][0])
+        return cls(
+            data.key,
+            shape=tuple(meta["shape"]),
+            classes=tuple(meta["classes"]),
+            **{key: meta[key] for key in ("title", "multilabel", "counts", "levels", "resized")},
+            digest=hashlib.sha256(repr(content).encode()).hexdigest()[:16],
+            streamed=bool(meta.get("streamed")),
+            skipped=tuple(meta.get("skipped", ())),
+            source_channels=data.channels if isinstance(data, DataSpec) else channels,
+            extras=tuple(meta.get("extras", captioned)),
+            notes=tuple(meta.get("notes", ())),
+            mixed=meta.get("mixed", False),
+        )
+
     @property
     def words(self) -> str:
         """For people: `216 train, 24 val, 80 test; 10 classes airplane to truck; 4 files … skipped`."""
@@ -78,10 +125,8 @@ class PackMeta:
 
 
 class Pack:
-    """A packed set: the arrays of its splits are memory-maps, which all processes share.
-
-    With `patch` the images are patches of that side: random ones in training, elsewhere the middle ones.
-    """
+    """A packed set: the arrays of its splits are memory-maps, which all processes share. With `patch` the
+    images are patches of that side: random ones in training, elsewhere the middle ones."""
 
     use: object = None  # what keeps the set from being removed for as long as the pack is there
 
@@ -89,9 +134,10 @@ class Pack:
         self, folder: Path, meta: PackMeta, decoding: dict[str, Any] | None = None, patch: int | None = None
     ):
         self.folder, self.meta, self.decoding, self.patch = folder, meta, decoding, patch
-        self._open: dict[str, np.ndarray] = {}
+        self._files = PackFolder(folder)
+        self._open: dict[Path, np.ndarray] = {}
         if patch:
-            self._check_patch(patch)
+            self._refuse_smaller(patch)
             self.meta = replace(meta, shape=(meta.shape[0], patch, patch))
 
     def cut(self, patch: int | None) -> Pack:
@@ -112,19 +158,19 @@ class Pack:
 
     def labels(self, split: str) -> np.ndarray | None:
         """int64 [N], uint8 [N, K] (multi-label), or None."""
-        return self._load(f"{split}_labels") if self.meta.classes else None
+        return self._load(split, "labels") if self.meta.classes else None
 
     def captions(self, split: str) -> list[str] | None:
         """A text for each image, or None."""
-        return read_json(self.folder / f"{split}_captions.json")
+        return read_json(self._files.texts(split, "captions"))
 
     def names(self, split: str) -> list[str] | None:
         """The file name of each of the user's pictures, relative to the set's path."""
-        return read_json(self.folder / f"{split}_names.json")
+        return read_json(self._files.texts(split, "names"))
 
     def further(self, split: str, *, uncut: bool = False) -> dict[str, np.ndarray]:
         """Further pictures of each image by kind (`control`, `before`), uint8 [N, C, H, W]; {} without."""
-        arrays = {kind: self._load(f"{split}_{kind}") for kind in self.meta.extras if kind in FURTHER}
+        arrays = {kind: self._load(split, kind) for kind in self.meta.extras if kind in FURTHER}
         return arrays if uncut else {kind: self._cut(images) for kind, images in arrays.items()}
 
     def info(self, levels: int | None = None, steps: int = 0) -> DataInfo:
@@ -139,37 +185,33 @@ class Pack:
         y, x = (middle(side, self.patch) for side in images.shape[2:])
         return images[:, :, y, x]
 
-    def _check_patch(self, patch: int) -> None:
+    def _refuse_smaller(self, patch: int) -> None:
         """Raises UsageError that names an image smaller than the patch."""
         _, height, width = self.meta.shape
         least = min(height, width)
         if patch <= least:
             return
         what = f"the images of `{self.meta.title}` are {width}×{height}"
-        if self.meta.mixed:
-            what = next(filter(None, (self._smaller(patch, split) for split in SPLITS)), what)
+        for split in SPLITS if self.meta.mixed else ():
+            sides, names = self._load(split, "sides"), self.names(split)
+            small = (sides < patch).any(1).nonzero()[0]
+            if len(small) and names is not None:
+                width, height = sides[small[0]].tolist()
+                more = (
+                    f", and {len(small) - 1:,} more of the {split} split are small" if small[1:].size else ""
+                )
+                what = f"`{names[small[0]]}` of `{self.meta.title}` is {width}×{height}{more}"
+                break
         hint = f"`--set 'data.augment=[patch={least}]'`, or `--set data.size={patch}`, which enlarges them"
         raise UsageError(f"{what}: smaller than the patch of {patch}×{patch}", hint=hint)
 
-    def _smaller(self, patch: int, split: str) -> str | None:
-        """Names the first of the split's images that is smaller than the patch."""
+    def _load(self, split: str, kind: str = "") -> np.ndarray:
         import numpy as np
 
-        sides, names = np.load(self.folder / f"{split}_sides.npy"), self.names(split)
-        small = np.flatnonzero((sides < patch).any(1))
-        if not len(small) or names is None:
-            return None
-        width, height = sides[small[0]].tolist()
-        more = f", and {len(small) - 1:,} more of the {split} split are small" if len(small) > 1 else ""
-        return f"`{names[small[0]]}` of `{self.meta.title}` is {width}×{height}{more}"
-
-    def _load(self, name: str) -> np.ndarray:
-        import numpy as np
-
-        if name not in self._open:
-            empty = not self.meta.counts[name.split("_")[0]]  # an empty file cannot be mapped
-            self._open[name] = np.load(self.folder / f"{name}.npy", mmap_mode=None if empty else "c")
-        return self._open[name]
+        file = self._files.array(split, kind)
+        if file not in self._open:  # an empty file cannot be mapped
+            self._open[file] = np.load(file, mmap_mode="c" if self.meta.counts[split] else None)
+        return self._open[file]
 
 
 class Data:
@@ -220,6 +262,27 @@ def middle(side: int, patch: int) -> slice:
 # --- packs in the cache ---
 
 
+def pack_dir(data: DataSet, form: Form) -> Path:
+    """The folder of the pack of this form: `packs/mnist/28x1`, `packs/my-photos-3f2a1c/ownxown`,
+    `packs/faces/48x32x3-pad`."""
+    end = "-mixed" if form.mixed else f"-{form.fit}" if form.size and form.fit != "crop" else ""
+    end += "-foreign" if form.foreign else ""
+    return cache_dir("packs", data.key, f"{form.size or 'own'}x{form.channels or 'own'}{end}")
+
+
+def packs_of(data: DataSet) -> list[PackFolder]:
+    """Every pack of a set."""
+    folder = cache_dir("packs", data.key)
+    packs = map(PackFolder, sorted(folder.iterdir()) if folder.is_dir() else ())
+    return [pack for pack in packs if pack.meta_file.exists()]
+
+
+def pack_limit() -> int:
+    """Bytes beyond which a set is streamed."""
+    limit = number_in("GZ_PACK_LIMIT", "bytes")
+    return PACK_LIMIT if limit is None else limit
+
+
 def find_pack(data: DataSet, form: Form | None = None) -> Pack | None:
     """The pack of a form, if one was made of the present files.
 
@@ -236,11 +299,13 @@ def find_pack(data: DataSet, form: Form | None = None) -> Pack | None:
         for mixed in (form.mixed, False)
     )
     folders = dict.fromkeys(pack_dir(data, each) for each in forms)
-    metas = [(folder, meta) for folder in folders if (meta := meta_of(folder))]
+    metas = [(folder, meta) for folder in folders if (meta := PackFolder(folder).meta())]
     now = fingerprint(data) if metas else None
     for folder, meta in metas:
-        if now in (meta["fingerprint"], None) and _serves(meta, form) and _is_whole(folder, meta):
-            return Pack(folder, _pack_meta(data, meta), meta.get("streamed"))
+        # `gz data verify` reads every byte of the arrays
+        whole = all(is_array(folder / name) for name in meta["sha256"] if name.endswith(".npy"))
+        if now in (meta["fingerprint"], None) and _serves(meta, form) and whole:
+            return Pack(folder, PackMeta.of(data, meta), meta.get("streamed"))
     return None
 
 
@@ -259,25 +324,11 @@ def _serves(meta: dict[str, Any], form: Form) -> bool:
     return form.size in (None, as_size(h, w)) and form.channels in (None, c)
 
 
-def meta_of(folder: Path) -> dict[str, Any] | None:
-    """What the `meta.json` of a pack says; None where there is none, or it is damaged."""
-    try:
-        meta = read_object(folder / "meta.json")
-        return meta if all(isinstance(meta[key], kind) for key, kind in META_TYPES.items()) else None
-    except (DamagedError, KeyError):
-        return None
-
-
-def _is_whole(folder: Path, meta: dict[str, Any]) -> bool:
-    """Whether the arrays of a pack have their full lengths; `gz data verify` reads every byte."""
-    return all(is_array(folder / name) for name in meta["sha256"] if name.endswith(".npy"))
-
-
 def is_array(file: Path) -> bool:
     """Whether a file has the length that the head of its array says.
 
-    numpy's format: its name, the version in two bytes, the length of a Python literal that has the type, as
-    `|u1` or `<i8`, and the shape; numpy itself is not loaded, which light verbs do without.
+    numpy itself is not loaded, which light verbs do without: its format is its name, the version in two
+    bytes, the length of a Python literal that has the type, as `|u1` or `<i8`, and the shape.
     """
     try:
         with file.open("rb") as f:
@@ -290,26 +341,6 @@ def is_array(file: Path) -> bool:
             return f.tell() + size == file.stat().st_size
     except (OSError, ValueError, SyntaxError, TypeError, KeyError):
         return False
-
-
-def packs_of(data: DataSet) -> list[Path]:
-    """The folders of every pack of a set."""
-    folder = cache_dir("packs", data.key)
-    return sorted(p for p in folder.iterdir() if (p / "meta.json").exists()) if folder.is_dir() else []
-
-
-def pack_dir(data: DataSet, form: Form) -> Path:
-    """The folder of the pack of this form: `packs/mnist/28x1`, `packs/my-photos-3f2a1c/ownxown`,
-    `packs/faces/48x32x3-pad`."""
-    end = "-mixed" if form.mixed else f"-{form.fit}" if form.size and form.fit != "crop" else ""
-    end += "-foreign" if form.foreign else ""
-    return cache_dir("packs", data.key, f"{form.size or 'own'}x{form.channels or 'own'}{end}")
-
-
-def pack_limit() -> int:
-    """Bytes beyond which a set is streamed."""
-    limit = number_in("GZ_PACK_LIMIT", "bytes")
-    return PACK_LIMIT if limit is None else limit
 
 
 def fingerprint(data: DataSet) -> str | None:
@@ -336,34 +367,13 @@ def fingerprint(data: DataSet) -> str | None:
     return digest.hexdigest()
 
 
-def _pack_meta(data: DataSet, meta: dict[str, Any]) -> PackMeta:
-    """What a pack's `meta.json` says; older packs lack some of its keys."""
-    content = sorted(item for item in meta["sha256"].items() if not item[0].endswith("_names.json"))
-    captioned = ("caption",) if "train_captions.json" in meta["sha256"] else ()
-    channels = meta.get("source_channels", meta["shape"][0])
-    return PackMeta(
-        data.key,
-        shape=tuple(meta["shape"]),
-        classes=tuple(meta["classes"]),
-        **{key: meta[key] for key in ("title", "multilabel", "counts", "levels", "resized")},
-        digest=hashlib.sha256(repr(content).encode()).hexdigest()[:16],
-        streamed=bool(meta.get("streamed")),
-        skipped=tuple(meta.get("skipped", ())),
-        source_channels=data.channels if isinstance(data, DataSpec) else channels,
-        extras=tuple(meta.get("extras", captioned)),
-        notes=tuple(meta.get("notes", ())),
-        mixed=meta.get("mixed", False),
-    )
-
-
 # --- uses: a set is not removed while a process reads or packs it ---
 # Each is a file `packs/.NAME.PID.N.used` that its process keeps locked, and that the next process removes
 # where this one was killed. These files are made and looked at under a lock of the set, its gate.
 
 
 class Use:
-    """Marks a set as used by this process, until `end` is called, the object is dropped, or the process
-    ends."""
+    """Marks a set as used by this process, until `end` is called or the object or the process ends."""
 
     def __init__(self, data: DataSet):
         self._held = contextlib.ExitStack()
@@ -393,14 +403,13 @@ def _end_use(held: contextlib.ExitStack, pid: int) -> None:
 
 @contextlib.contextmanager
 def alone(data: DataSet) -> Iterator[None]:
-    """While the block runs, no other process uses the set or can begin to. Raises UsageError that names
-    one."""
+    """While the block runs, no other process uses the set. Raises UsageError that names one."""
     raw = cache_dir("raw", f".{data.key}.lock") if isinstance(data, DataSpec) else None
     with lock(_gate(data)):
         if others := _other_users(data):
             raise UsageError(f"`{data.reference}` is being used by process {others[0]}", hint=WAIT)
-        with lock(raw, wait=False) if raw else contextlib.nullcontext(True) as got:
-            if not got:
+        with lock(raw, wait=False) if raw else contextlib.nullcontext(True) as acquired:
+            if not acquired:
                 raise UsageError(f"`{data.reference}` is being downloaded by another process", hint=WAIT)
             yield
 

@@ -96,14 +96,13 @@ def _chunks(blocks: Iterable[Block]) -> Iterator[list[Block]]:
 
 
 def _apply(f: Callable[[Block], T], chunk: list[Block]) -> list[T]:
-    return [f(block) for block in chunk]
+    return list(map(f, chunk))
 
 
 @contextmanager
 def _without_main() -> Iterator[None]:
-    """Hides the main module from processes that start meanwhile, which would import it anew. A user's script
-    without `if __name__ == "__main__"` would run again in each of them, and wait there for the very set that
-    this process packs; a notebook's cannot be imported at all."""
+    """Hides the main module from processes that start meanwhile: they would import it anew. A user's script
+    without `if __name__ == "__main__"` would run again in each, and wait for the set that this one packs."""
     with _main_hidden:
         main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
         try:
@@ -128,8 +127,8 @@ def _follow_parent() -> None:
 
 
 def write_index(folder: Path, split: str, spans: Sequence[Span]) -> None:
-    """Writes the index of a split: SPLIT_spans.npy, int64 [N, 4] of container, offset, length and whether it
-    is deflated; and SPLIT_containers.npy, the containers' paths."""
+    """Writes the index of a split: `spans`, int64 [N, 4] of container, offset, length and whether it is
+    deflated; and `containers`, their paths."""
     numbers: dict[str, int] = {}
     rows = np.empty((len(spans), 4), np.int64)
     for i, span in enumerate(spans):
@@ -179,8 +178,7 @@ class Pictures:
         return out
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the memory-maps, which the receiving process opens itself: a pickled map is a copy of the
-        whole index."""
+        """Without the memory-maps, which a pickle would copy whole: the other process opens them itself."""
         return {key: value for key, value in vars(self).items() if key not in ("_spans", "_containers")}
 
     @cached_property
@@ -211,8 +209,7 @@ class Pictures:
 
 
 def worker_count() -> int:
-    """Worker processes for this one: its share of the cores, from 1 to 8, or what `GZ_WORKERS` says (0:
-    none)."""
+    """Worker processes for this one: its share of the cores, 1 to 8, or what `GZ_WORKERS` says."""
     if (count := number_in("GZ_WORKERS", "processes")) is not None:
         return count
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # training processes on this machine
@@ -221,13 +218,7 @@ def worker_count() -> int:
 
 class Prefetch:
     """Batches of pictures, decoded ahead by worker processes that end with this object, or with the process.
-
-    `index_of` gives the rows of a batch by its step, and is called in this process; without workers all is
-    done here. The workers come from a fork server. Like spawned processes they are safe beside threads and a
-    GPU, but torch is imported once and not by each of them (first batch from 8 workers on 2 cores: 3 s,
-    spawned 15 s), and they end cleanly, where spawned ones aborted. Batches come through shared memory:
-    through pipes, pictures of 256×256 came at 60 % of the rate.
-    """
+    `index_of` gives the rows of a batch by its step, and is called in this process."""
 
     def __init__(
         self, pictures: Pictures, index_of: Callable[[int], Index], workers: int, steps: int = sys.maxsize
@@ -240,6 +231,10 @@ class Prefetch:
         options: dict[str, Any] = {"batch_sampler": self._steps, "collate_fn": _as_it_is}
         options |= {"generator": torch.Generator()}
         if workers:
+            # Like spawned processes, those of a fork server are safe beside threads and a GPU, but torch is
+            # imported once for all (first batch from 8 workers on 2 cores: 3 s, spawned 15 s), and they end
+            # cleanly, where spawned ones aborted. Batches come through shared memory: through pipes, pictures
+            # of 256×256 came at 60 % of the rate.
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(PRELOADED)
             options |= {

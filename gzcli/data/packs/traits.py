@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from gzcli.core.errors import GzError, MissingError
 from gzcli.core.units import Size, sides
-from gzcli.data.packs.pack import fingerprint, meta_of, packs_of
+from gzcli.data.packs.pack import fingerprint, packs_of
 from gzcli.data.sets.names import DataSet, OwnSet
 from gzcli.data.sets.registry import DataSpec
 
@@ -52,7 +52,6 @@ class Facts:
 
     @property
     def few(self) -> bool:
-        """Whether the set is small."""
         return self.n <= FEW
 
     @property
@@ -64,12 +63,11 @@ class Facts:
     def words(self) -> str:
         """For people: `1,600 colour pictures of 64×64, few`."""
         kind = "grey" if self.channels == 1 else "grey (stored as colour)" if self.grey else "colour"
-        return f"{self.n:,} {kind} pictures of {self.width}×{self.height}{', few' if self.few else ''}"
+        return ", ".join([f"{self.n:,} {kind} pictures of {self.width}×{self.height}", *self.traits])
 
 
 def settings_lines(data: DataSet, facts: Facts | None) -> list[str]:
-    """What a set was taken to be, in lines for people, by which its settings are chosen; [] where that is not
-    known, or of no matter."""
+    """What a set was taken to be, by which its settings are chosen, in lines; [] where that is not known."""
     if facts is None or (isinstance(data, DataSpec) and data.embedded):
         return []
     settings = " ".join((facts.shape_class, *facts.traits))
@@ -92,7 +90,7 @@ def facts_of(
         spec = data.sized(size)
         facts = Facts(spec.size, spec.size, spec.channels, spec.n_train)
     else:
-        measured = _packed(data) or _unpacked(data)
+        measured = _measured(data)
         if measured is None:
             return None
         facts, size, channels = measured, size or data.size, channels or data.channels
@@ -102,31 +100,41 @@ def facts_of(
     return replace(facts, height=height, width=width, channels=channels or facts.channels, n=many)
 
 
+def _measured(data: OwnSet) -> Facts | None:
+    """What was measured when a pack of the set was made of the present files, else what is measured now."""
+    from gzcli.data.readers.folder import open_path
+
+    metas = [meta for pack in packs_of(data) if (meta := pack.meta())]
+    now = fingerprint(data) if metas else None
+    for meta in metas:
+        if meta.get("facts") and now in (meta["fingerprint"], None):
+            # packs of earlier versions have more facts
+            return Facts(**{field.name: meta["facts"][field.name] for field in fields(Facts)})
+    try:
+        return measure(open_path(data.path, data.form))
+    except GzError:  # packing says what is wrong with them
+        return None
+
+
 def measure(images: RawImages) -> Facts | None:
-    """The facts of images before they are packed, by the first `LOOKED_AT` of them; None where none can be
-    read."""
+    """The facts of images before they are packed, by a few of them; None where none can be read."""
     import numpy as np
 
     from gzcli.data.packs.build import rows_of, split_plan
 
-    looked = list(_looked_at(images))
-    if not looked:
+    looked_at = list(_few_of(images))
+    if not looked_at:
         return None
-    pixels = np.concatenate([image.reshape(image.shape[0], -1) for image in looked], 1)  # [C, pixels]
-    _, height, width = looked[0].shape
+    pixels = np.concatenate([image.reshape(image.shape[0], -1) for image in looked_at], 1)  # [C, pixels]
+    _, height, width = looked_at[0].shape
     grey = bool((pixels == pixels[:1]).all())
     # encoded pictures without colour are packed as grey, arrays as they are
     channels = images.shape[0] if images.shape else 1 if grey else 3
-    return Facts(
-        height,
-        width,
-        channels,
-        rows_of(split_plan(images.title, images.counts))["train"],
-        grey=channels == 3 and grey,
-    )
+    n = rows_of(split_plan(images.title, images.counts))["train"]
+    return Facts(height, width, channels, n, grey=channels == 3 and grey)
 
 
-def _looked_at(images: RawImages) -> Iterator[np.ndarray]:
+def _few_of(images: RawImages) -> Iterator[np.ndarray]:
     """The first `LOOKED_AT` images of arrays, or a few encoded pictures: uint8 [C, H, W]."""
     if images.probe is None:
         blocks = (block.data for block in images.blocks() if not isinstance(block.data, bytes))
@@ -137,22 +145,3 @@ def _looked_at(images: RawImages) -> Iterator[np.ndarray]:
     for name, data in images.probe():
         with contextlib.suppress(MissingError):  # packing names those that do not decode
             yield decode(data, name, Decoding(None, 3))[0]
-
-
-def _packed(data: OwnSet) -> Facts | None:
-    """What was measured when a pack of the set was made of the present files."""
-    metas = [meta_of(folder) or {} for folder in packs_of(data)]
-    now = fingerprint(data) if metas else None
-    measured = [meta["facts"] for meta in metas if meta.get("facts") and now in (meta["fingerprint"], None)]
-    names = [f.name for f in fields(Facts)]  # packs of earlier versions have more
-    return Facts(**{name: measured[0][name] for name in names}) if measured else None
-
-
-def _unpacked(data: OwnSet) -> Facts | None:
-    """What is measured of the files now."""
-    from gzcli.data.readers.folder import open_path
-
-    try:
-        return measure(open_path(data.path, data.form))
-    except GzError:  # packing says what is wrong with them
-        return None

@@ -11,21 +11,40 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.units import counted, number_in
-from gzcli.data.readers.files import LARGEST_FILE, is_regular, read_regular, refuse_large, walk
-from gzcli.data.readers.images import Members, Span
+from gzcli.data.readers.images import (
+    LARGEST_FILE,
+    Members,
+    Span,
+    is_regular,
+    read_regular,
+    refuse_large,
+    walk,
+)
 
 MAX_ARCHIVE = 200_000_000_000  # unpacked bytes, unless `GZ_MAX_ARCHIVE` says otherwise
 # An archive of more than DENSE unpacked bytes, and more than RATIO for each packed one, is taken for a bomb.
 # Images of one colour, as a collapsed sampler makes them, have any ratio: DENSE holds 50,000 of 256×256.
 RATIO = 200
 DENSE = 10_000_000_000
-AGAIN = "fetch or make the archive again"
+LONGEST_NAME = 1 << 17  # bytes of a name or of further facts about a member of a tar
+_NAMING = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+LOCAL_HEADER = 30  # bytes before a zip member's name
+# What zipfile and tarfile raise for damaged files. ValueError and those after it come of headers of numbers
+# that are none, or that lie one upon the other.
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError)
+_DAMAGED += (ValueError, LookupError, OverflowError, RuntimeError, struct.error)
 
 # First bytes of an archive → its kind, and the command that unpacks it.
 _FOREIGN = {
@@ -34,6 +53,30 @@ _FOREIGN = {
     b"Rar!": ("rar", "unrar x"),
     b"\x04\x22\x4d\x18": ("lz4", "lz4 -d"),
 }
+# What `walk` finds beside files → its name in notes, and the words that follow the name.
+_BESIDE = {
+    "broken": ("broken link", ""),
+    "special": ("pipe or device file", ""),
+    "repeated": ("link", " to folders that are read"),
+}
+
+
+def open_members(path: Path, wanted: Callable[[str], bool]) -> Members:
+    """The members of a folder, zip or tar for which `wanted(name)`."""
+    if not is_regular(path):
+        raise UsageError(f"`{path}` is no regular file", hint="give a folder, a zip, a tar or an npz")
+    if path.is_dir():
+        return open_folder(path, wanted)
+    refuse_foreign(path)
+    name = path.name.lower()
+    if zipfile.is_zipfile(path) or name.endswith(".zip"):
+        return Zip(path, wanted)
+    if re.search(r"\.(tar|tgz|tar\.\w+)$", name) or tarfile.is_tarfile(path):
+        return Tar(path, wanted)
+    raise UsageError(f"`{path}` is not a set of images", hint="give a folder, a zip, a tar or an npz")
+
+
+# --- what is refused ---
 
 
 def max_archive() -> int:
@@ -45,12 +88,10 @@ def max_archive() -> int:
 def refuse_foreign(path: Path) -> None:
     """Raises UsageError for an archive of a kind that is not read here, told by its first bytes."""
     with path.open("rb") as file:
-        begins = file.read(4)
-    for mark, (kind, unpack) in _FOREIGN.items():
-        is_read = kind == "zstd" and hasattr(tarfile.TarFile, "zstopen")  # Python 3.14 reads it
-        if begins == mark and not is_read:
-            hint = f"`{unpack} {path.name}`, then give what comes of it; or pack it as a zip or a tar.gz"
-            raise UsageError(f"`{path}` is compressed by {kind}, which gz does not read", hint=hint)
+        kind, unpack = _FOREIGN.get(file.read(4), ("", ""))
+    if kind and not (kind == "zstd" and hasattr(tarfile.TarFile, "zstopen")):  # Python 3.14 reads it
+        hint = f"`{unpack} {path.name}`, then give what comes of it; or pack it as a zip or a tar.gz"
+        raise UsageError(f"`{path}` is compressed by {kind}, which gz does not read", hint=hint)
 
 
 def refuse_escape(path: Path, name: str) -> None:
@@ -71,64 +112,51 @@ def refuse_bomb(path: Path, unpacked: int, packed: int) -> None:
 
 
 def refused(path: Path, why: str) -> MissingError:
-    """The error that an archive is refused with."""
     hint = "if you trust it, unpack it yourself and give the folder"
     return MissingError(f"`{path}` is refused: {why}", hint=hint)
 
 
-LONGEST_NAME = 1 << 17  # bytes of a name or of further facts about a member of a tar
-_NAMING = (
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-)
-_ODD = (ValueError, LookupError, OverflowError, RuntimeError, struct.error)  # NotImplementedError among them
-LOCAL_HEADER = 30  # bytes before a zip member's name
-
-# What `walk` finds beside files → its name in notes, and the words that follow the name.
-_BESIDE = {
-    "broken": ("broken link", ""),
-    "special": ("pipe or device file", ""),
-    "repeated": ("link", " to folders that are read"),
-}
+def damaged(path: str | Path, why: str) -> MissingError:
+    return MissingError(f"`{path}` is damaged{why}", hint="fetch or make the archive again")
 
 
-class Folder:
-    """The wanted regular files below a folder. `notes` count what is no regular file."""
+# --- folders, zips and tars ---
 
-    def __init__(self, path: Path, wanted: Callable[[str], bool]):
-        self.path = path
-        files, odd = walk(path)
-        self.names = [name for name in files if wanted(name)]
-        rows = ((*_BESIDE[kind], names) for kind, names in odd.items())
-        self.notes = [
-            f"{counted(len(names), what)}{more} skipped (`{names[0]}`)" for what, more, names in rows
-        ]
+
+class Files:
+    """Regular files below a folder."""
+
+    def __init__(self, folder: Path, names: list[str], notes: Sequence[str] = ()):
+        self.folder, self.names, self.notes = folder, names, list(notes)
 
     def read(self, some: list[str] | None = None) -> Iterator[tuple[str, bytes]]:
         for name in self.names if some is None else some:
-            yield name, read_regular(self.path / name)
+            yield name, read_regular(self.folder / name)
 
     def spans(self) -> dict[str, Span]:
-        top = os.path.abspath(self.path)
-        spans = {}
-        for name in self.names:
-            path = os.path.join(top, name)
-            try:
-                spans[name] = Span(path, 0, os.path.getsize(path), False)
-            except OSError as e:
-                raise MissingError(f"`{path}` cannot be read: {e.strerror}") from e
-        return spans
+        paths = {name: os.path.join(os.path.abspath(self.folder), name) for name in self.names}
+        try:
+            return {name: Span(path, 0, os.path.getsize(path), False) for name, path in paths.items()}
+        except OSError as e:
+            raise MissingError(f"`{e.filename}` cannot be read: {e.strerror}") from e
+
+
+def open_folder(path: Path, wanted: Callable[[str], bool]) -> Files:
+    """The wanted regular files below a folder; `notes` count what is no regular file."""
+    names, others = walk(path)
+    notes = []
+    for kind, odd in others.items():
+        what, more = _BESIDE[kind]
+        notes.append(f"{counted(len(odd), what)}{more} skipped (`{odd[0]}`)")
+    return Files(path, [name for name in names if wanted(name)], notes)
 
 
 class Zip:
     """The wanted members of a zip."""
 
     def __init__(self, path: Path, wanted: Callable[[str], bool]):
-        self.path = path
-        self.notes: list[str] = []
+        self.path, self.notes = path, list[str]()
+        self._infos: dict[str, zipfile.ZipInfo] = {}
         with self.opened() as archive:
             infos = [info for info in archive.infolist() if not info.is_dir()]
             refuse_bomb(path, sum(i.file_size for i in infos), path.stat().st_size)
@@ -138,24 +166,21 @@ class Zip:
                     raise refused(path, f"`{info.filename}` is a link")
                 if info.flag_bits & 1:
                     raise MissingError(f"`{path}` is encrypted", hint="unpack it and give the folder")
-            raw_names = {
-                _clean(info.filename): info.filename for info in infos
-            }  # name → as the archive has it
-            self._raw_names = {name: raw for name, raw in raw_names.items() if wanted(name)}
-            self.names = list(self._raw_names)
+                if wanted(name := _clean(info.filename)):
+                    self._infos[name] = info
+        self.names = list(self._infos)
 
     def read(self, some: list[str] | None = None) -> Iterator[tuple[str, bytes]]:
         with self.opened() as archive:
             for name in self.names if some is None else some:
-                refuse_large(name, archive.getinfo(self._raw_names[name]).file_size)
-                yield name, archive.read(self._raw_names[name])
+                refuse_large(name, self._infos[name].file_size)
+                yield name, archive.read(self._infos[name])
 
     def spans(self) -> dict[str, Span]:
         spans = {}
         path = os.path.abspath(self.path)
-        with self.opened() as archive, open(path, "rb") as file:
-            for name in self.names:
-                info = archive.getinfo(self._raw_names[name])
+        with self.opened(), open(path, "rb") as file:
+            for name, info in self._infos.items():
                 if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     hint = "pack it anew with deflate or uncompressed, or unpack it and give the folder"
                     message = f"`{path}` cannot be streamed: `{name}` is compressed, but not by deflate"
@@ -166,9 +191,8 @@ class Zip:
                     raise zipfile.BadZipFile(f"`{name}` has no header")
                 # the directory of the zip may have other lengths of name and extra field than this header
                 offset = info.header_offset + LOCAL_HEADER + sum(struct.unpack("<HH", header[-4:]))
-                spans[name] = Span(
-                    path, offset, info.compress_size, info.compress_type == zipfile.ZIP_DEFLATED
-                )
+                deflated = info.compress_type == zipfile.ZIP_DEFLATED
+                spans[name] = Span(path, offset, info.compress_size, deflated)
         return spans
 
     @contextmanager
@@ -176,17 +200,17 @@ class Zip:
         try:
             with zipfile.ZipFile(self.path) as archive:
                 yield archive
-        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, *_ODD) as e:
-            raise MissingError(f"`{self.path}` is damaged: {e}", hint=AGAIN) from e
+        except _DAMAGED as e:
+            raise damaged(self.path, f": {e}") from e
 
 
 class Tar:
     """The wanted members of a tar with any compression, read from its front to its end."""
 
     def __init__(self, path: Path, wanted: Callable[[str], bool]):
-        self.path = path
-        self.notes: list[str] = []
-        self.names, total, packed = [], 0, path.stat().st_size
+        self.path, self.notes = path, list[str]()
+        names: dict[str, None] = {}
+        total, packed = 0, path.stat().st_size
         with self.opened() as archive:
             for member in archive:
                 refuse_escape(path, member.name)
@@ -199,7 +223,7 @@ class Tar:
                 total += member.size
                 refuse_bomb(path, total, packed)
                 if member.isfile() and wanted(_clean(member.name)):
-                    self.names.append(_clean(member.name))
+                    names[_clean(member.name)] = None
             # tarfile takes any block that is no header for the end. Reading on checks that the end is there,
             # and a compressed file's checksum.
             file = archive.fileobj
@@ -210,32 +234,32 @@ class Tar:
             while block := file.read(1 << 20):
                 total += len(block)
                 refuse_bomb(path, total, packed)
-        self.names = list(dict.fromkeys(self.names))
+        self.names = list(names)
 
     def read(self, some: list[str] | None = None) -> Iterator[tuple[str, bytes]]:
-        want = set(self.names if some is None else some)
+        missing = set(self.names if some is None else some)
         with self.opened() as archive:
             for member in archive:
                 name = _clean(member.name)
-                if name in want and member.isfile():
-                    want.discard(name)
+                if name in missing and member.isfile():
+                    missing.discard(name)
                     refuse_large(name, member.size)
                     if file := archive.extractfile(member):
                         yield name, file.read()
-                    if not want:
+                    if not missing:
                         return
 
     def spans(self) -> dict[str, Span]:
         path = os.path.abspath(self.path)
         spans: dict[str, Span] = {}
-        wanted = set(self.names)
+        names = set(self.names)
         with self.opened() as archive:
             if not isinstance(archive.fileobj, io.BufferedReader):
                 hint = "`gunzip` it, or unpack it and give the folder"
                 raise UsageError(f"`{self.path}` cannot be streamed: it is compressed as a whole", hint=hint)
             for member in archive:
                 name = _clean(member.name)
-                if member.isfile() and name in wanted:
+                if member.isfile() and name in names:
                     spans.setdefault(name, Span(path, member.offset_data, member.size, False))
         return spans
 
@@ -244,9 +268,8 @@ class Tar:
         try:
             with tarfile.open(self.path, "r:*", tarinfo=_Member) as archive:
                 yield archive
-        # ValueError, RecursionError and the like: headers of numbers that are none, or one upon the other
-        except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, *_ODD) as e:
-            raise MissingError(f"`{self.path}` is damaged: {e}", hint=AGAIN) from e
+        except _DAMAGED as e:
+            raise damaged(self.path, f": {e}") from e
 
 
 class _Member(tarfile.TarInfo):
@@ -260,25 +283,11 @@ class _Member(tarfile.TarInfo):
         return member
 
 
-def open_members(path: Path, wanted: Callable[[str], bool]) -> Members:
-    """The members of a folder, zip or tar for which `wanted(name)`."""
-    if not is_regular(path):
-        raise UsageError(f"`{path}` is no regular file", hint="give a folder, a zip, a tar or an npz")
-    if path.is_dir():
-        return Folder(path, wanted)
-    refuse_foreign(path)
-    name = path.name.lower()
-    if zipfile.is_zipfile(path) or name.endswith(".zip"):
-        return Zip(path, wanted)
-    if re.search(r"\.(tar|tgz|tar\.\w+)$", name) or tarfile.is_tarfile(path):
-        return Tar(path, wanted)
-    raise UsageError(f"`{path}` is not a set of images", hint="give a folder, a zip, a tar or an npz")
-
-
 def read_span(span: Span) -> bytes:
     """The bytes of a member."""
     if os.path.exists(span.path) and not is_regular(Path(span.path)):
-        raise MissingError(f"`{span.path}` is no regular file any more", hint=AGAIN)
+        hint = "fetch or make the archive again"
+        raise MissingError(f"`{span.path}` is no regular file any more", hint=hint)
     try:
         with open(span.path, "rb") as file:
             file.seek(span.offset)
@@ -286,20 +295,16 @@ def read_span(span: Span) -> bytes:
     except OSError as e:
         raise MissingError(f"`{span.path}` cannot be read: {e.strerror}") from e
     if len(data) < span.length:
-        raise MissingError(
-            f"`{span.path}` is damaged: it ends before byte {span.offset + span.length:,}", hint=AGAIN
-        )
+        raise damaged(span.path, f": it ends before byte {span.offset + span.length:,}")
     if not span.deflated:
         return data
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         data = inflate.decompress(data, LARGEST_FILE)
     except zlib.error as e:
-        raise MissingError(f"`{span.path}` is damaged at byte {span.offset:,}: {e}", hint=AGAIN) from e
+        raise damaged(span.path, f" at byte {span.offset:,}: {e}") from e
     if not inflate.eof:
-        raise MissingError(
-            f"`{span.path}` is damaged at byte {span.offset:,}: a member has no end", hint=AGAIN
-        )
+        raise damaged(span.path, f" at byte {span.offset:,}: a member has no end")
     return data
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from posixpath import normpath
 from typing import NamedTuple
@@ -18,11 +18,22 @@ from gzcli.core.sections import Fit
 from gzcli.core.types import Say, silent
 from gzcli.core.units import Size, counted
 from gzcli.data.packs.pack import middle
-from gzcli.data.readers import files
-from gzcli.data.readers.archive import open_members
-from gzcli.data.readers.files import LABEL, METADATA, is_picture, read_regular, split_of
+from gzcli.data.readers.archive import Files, open_members
 from gzcli.data.readers.hub import dataset_folder, is_dataset_folder
-from gzcli.data.readers.images import Encoded, Members, RawImages, Span
+from gzcli.data.readers.images import (
+    LABEL,
+    METADATA,
+    PICTURE_KINDS,
+    Encoded,
+    Members,
+    PictureFilter,
+    RawImages,
+    is_picture,
+    is_regular,
+    may_be_picture,
+    read_regular,
+    split_of,
+)
 from gzcli.data.readers.npz import npz
 from gzcli.data.readers.pictures import Decoding, decode, notes_in_words
 from gzcli.data.sets.registry import CAPTIONS, TARGETS, Form, further_of
@@ -31,19 +42,19 @@ LAYOUTS = ("flat", "classes", "splits", "class-splits")  # what `--layout` takes
 ASK = "`gz data import PATH --name NAME --layout flat|classes|splits|class-splits` says what is meant"
 HINT = "a set is a flat folder, class folders, `train` and `test` of these, or `trainA trainB testA testB`"
 HINT += f"; {ASK}"
-KINDS_HINT = f"pictures are files of these kinds: {files.PICTURE_KINDS}"
+KINDS_HINT = f"pictures are files of these kinds: {PICTURE_KINDS}"
 
-_IMAGES = re.compile(r"(images?|imgs?|pictures?|photos?|jpe?g(images)?|rgb|png)")
+_IMAGES = re.compile(r"(images?|imgs?|pictures?|photos?|jpe?g(images)?|rgb|png)", re.IGNORECASE)
 _MARKS = re.compile(r"(ground_?truth|gt|masks?|segmentations?|annotations?|labels?)", re.IGNORECASE)
 
 Folders = dict[str, tuple[str, ...]]  # by the name of a picture, the folders in which it lies
+Places = dict[str, tuple[str, str | None]]  # by the name of a picture, its split and its class, if any
 
 
 def open_path(path: Path, form: Form | None = None) -> RawImages:
-    """The images at a path: folder, zip, tar, npz or dataset folder. Raises UsageError or MissingError for
-    what is not a set."""
+    """The images at a path: folder, zip, tar, npz or dataset folder; others are refused."""
     form = form or Form()
-    if path.suffix.lower() == ".npz" and files.is_regular(path):
+    if path.suffix.lower() == ".npz" and is_regular(path):
         images = npz(path)
     elif is_dataset_folder(path):
         images = dataset_folder(path)
@@ -55,32 +66,16 @@ def open_path(path: Path, form: Form | None = None) -> RawImages:
 
 
 def _open_members(path: Path, form: Form) -> RawImages:
-    """Encoded pictures in a folder or an archive; `notes` count files of other kinds."""
-    chosen = files.PictureFilter()
+    """Encoded pictures in a folder or an archive, or a single one that is scored."""
+    chosen = PictureFilter()
     single = form.foreign and is_picture(path.name) and path.is_file()
-    members: Members = SinglePicture(path) if single else open_members(path, chosen)
+    members: Members = Files(path.parent, [path.name]) if single else open_members(path, chosen)
     archives = [kind for kind in (".tar", ".zip", ".npz") if kind in chosen.others]
     if archives and not any(map(is_picture, members.names)):
         hint = "give one of them; what lies in several, unpack into one folder"
         raise MissingError(f"`{path}` holds archives ({' '.join(archives)}) and no images", hint=hint)
     images = pictures(str(path), members, form)
     return replace(images, notes=[*images.notes, *chosen.notes])
-
-
-class SinglePicture:
-    """A picture that is scored, as the only member of a folder."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.names, self.notes = [path.name], list[str]()
-
-    def read(self, some: list[str] | None = None) -> Iterator[tuple[str, bytes]]:
-        for name in self.names if some is None else some:
-            yield name, read_regular(self.path)
-
-    def spans(self) -> dict[str, Span]:
-        path = self.path.absolute()
-        return {self.path.name: Span(str(path), 0, path.stat().st_size, False)}
 
 
 def read_pictures(
@@ -98,8 +93,6 @@ def read_pictures(
     if not path.exists():
         hint = "give a picture, or a folder, zip or tar of pictures"
         raise MissingError(f"there is no `{path}`", hint=hint)
-    decoding = Decoding(size, channels, fit=fit)
-    notes: list[str] = []
     if path.is_file() and is_picture(path.name):
         encoded = iter([(str(path), read_regular(path))])
     else:
@@ -107,24 +100,20 @@ def read_pictures(
         if not members.names:
             raise MissingError(f"`{path}` holds no images", hint=KINDS_HINT)
         encoded = members.read(sorted(members.names)[:limit])
-    images = {
-        name: _middle(decode(data, name, decoding, notes.append)[0], name, patch) for name, data in encoded
-    }
+    decoding = Decoding(size, channels, fit=fit)
+    notes: list[str] = []
+    images = {}
+    for name, data in encoded:
+        image, _ = decode(data, name, decoding, notes.append)
+        _, height, width = image.shape
+        if patch and min(height, width) < patch:
+            hint = "the model was trained on such patches; give larger pictures"
+            message = f"`{name}` is {width}×{height}, smaller than the patch of {patch}×{patch}"
+            raise UsageError(message, hint=hint)
+        images[name] = image[:, middle(height, patch), middle(width, patch)] if patch else image
     if notes:
         say(f"`{path}`: {'; '.join(notes_in_words(notes))}")
     return np.stack([images[name] for name in sorted(images)])
-
-
-def _middle(image: np.ndarray, name: str, patch: int | None) -> np.ndarray:
-    """The middle patch of an image, or all of it: uint8 [C, H, W]."""
-    if patch is None:
-        return image
-    _, height, width = image.shape
-    if min(height, width) < patch:
-        hint = "the model was trained on such patches; give larger pictures"
-        message = f"`{name}` is {width}×{height}, smaller than the patch of {patch}×{patch}"
-        raise UsageError(message, hint=hint)
-    return image[:, middle(height, patch), middle(width, patch)]
 
 
 # --- pictures and the files beside them ---
@@ -143,10 +132,10 @@ def pictures(title: str, members: Members, form: Form) -> RawImages:
     if not names:
         raise MissingError(f"`{title}` holds no images", hint=KINDS_HINT)
     lines, captions = _descriptions(title, members, names)
-    captions |= {name: line.caption for name, line in lines.items()}
-    further: dict[str, dict[str, str]] = {kind: {} for line in lines.values() for kind in line.further}
-    for kind, pairs in further.items():
-        pairs |= {name: line.further[kind] for name, line in lines.items() if kind in line.further}
+    further: dict[str, dict[str, str]] = {}  # kind → image → its further picture
+    for name, line in lines.items():
+        for kind, picture in line.further.items():
+            further.setdefault(kind, {})[name] = picture
     hidden = {name for pairs in further.values() for name in pairs.values()}.difference(lines)
     names = [name for name in names if name not in hidden]
     for kind, pairs in further.items():
@@ -155,15 +144,13 @@ def pictures(title: str, members: Members, form: Form) -> RawImages:
             message = f"`{title}` has {len(lacking):,} images without `{kind}`, as `{lacking[0]}`"
             raise UsageError(message, hint=hint)
     labels = {} if form.foreign else _label_files(title, members, names)
-    flat = form.layout == "flat"  # images that are scored are then all of them, whatever their folders say
-    if form.foreign and not flat:
-        layout = scored(names)
-    else:
-        layout = placed(title, names, form.layout, {} if labels else _annotated(members))
-    if labels:
-        layout.places = {name: (split, labels[name]) for name, (split, _) in layout.places.items()}
-    classes, number = _numbered({label for _, label in layout.places.values()} - {None}, bool(labels))
-    places = {name: (split, number[label]) for name, (split, label) in layout.places.items()}
+    if form.foreign and form.layout != "flat":
+        layout, notes = scored(names), list[str]()
+    else:  # with `flat`, images that are scored are all of them, whatever their folders say
+        layout, notes = placed(title, names, form.layout, {} if labels else _annotated(members))
+    layout = {name: (split, labels.get(name, label)) for name, (split, label) in layout.items()}
+    classes, number = _numbered({label for _, label in layout.values() if label is not None}, bool(labels))
+    places = {name: (split, number.get(label)) for name, (split, label) in layout.items()}
     images = Encoded(title, [(members, places)])
     texts = {split: [captions.get(name, "") for name in of_split] for split, of_split in images.names.items()}
     return RawImages(
@@ -177,20 +164,17 @@ def pictures(title: str, members: Members, form: Form) -> RawImages:
         captions=texts if captions else {},
         names=images.names,
         further={kind: images.blocks(pairs) for kind, pairs in further.items()},
-        notes=[*members.notes, *layout.notes],
+        notes=[*members.notes, *notes],
     )
 
 
-def _numbered(
-    labels: set[str | None], in_files: bool
-) -> tuple[tuple[str, ...], dict[str | None, int | None]]:
+def _numbered(labels: set[str], in_files: bool) -> tuple[tuple[str, ...], dict[str | None, int]]:
     """The classes that labels make, and the number of each label. In label files, numbers of up to five
     digits mean themselves."""
-    texts = {label for label in labels if label is not None}
-    if in_files and all(label.isdecimal() and len(label) < 6 for label in texts):
-        return tuple(map(str, range(max(map(int, texts)) + 1))), {label: int(label) for label in texts}
-    classes = tuple(sorted(texts))
-    return classes, {None: None, **{label: i for i, label in enumerate(classes)}}
+    if in_files and all(label.isdecimal() and len(label) < 6 for label in labels):
+        return tuple(map(str, range(max(map(int, labels)) + 1))), {label: int(label) for label in labels}
+    classes = tuple(sorted(labels))
+    return classes, {label: i for i, label in enumerate(classes)}
 
 
 def _texts(members: Members, names: list[str]) -> Iterator[tuple[str, bytes]]:
@@ -199,11 +183,10 @@ def _texts(members: Members, names: list[str]) -> Iterator[tuple[str, bytes]]:
 
 
 def _label_files(title: str, members: Members, names: list[str]) -> dict[str, str]:
-    """The labels in `NAME.cls` files beside pictures, by picture; {} without. Either all pictures have one or
-    none has."""
-    pictures = {str(PurePosixPath(name).with_suffix(LABEL)): name for name in names}
-    texts = _texts(members, [name for name in members.names if name in pictures])
-    labels = {pictures[name]: data.decode("utf-8", "replace").strip() for name, data in texts}
+    """The labels in `NAME.cls` files by picture, of all pictures or of none."""
+    picture_of = {str(PurePosixPath(name).with_suffix(LABEL)): name for name in names}
+    texts = _texts(members, [name for name in members.names if name in picture_of])
+    labels = {picture_of[name]: data.decode("utf-8", "replace").strip() for name, data in texts}
     if labels and (lacking := next((name for name in names if not labels.get(name)), None)):
         hint = "give one beside each picture, or none"
         raise UsageError(f"`{title}` has no label `{LABEL}` beside `{lacking}`", hint=hint)
@@ -230,20 +213,20 @@ class _Line(NamedTuple):
 
 
 def _descriptions(title: str, members: Members, names: list[str]) -> tuple[dict[str, _Line], dict[str, str]]:
-    """The lines of `metadata.jsonl`, and the captions of text files beside pictures, by picture."""
-    captioned = {str(PurePosixPath(name).with_suffix(".txt")): name for name in names}
-    texts = [name for name in members.names if name in captioned or PurePosixPath(name).name == METADATA]
+    """The lines of `metadata.jsonl`, and all captions, by picture."""
+    picture_of = {str(PurePosixPath(name).with_suffix(".txt")): name for name in names}
+    texts = [name for name in members.names if name in picture_of or PurePosixPath(name).name == METADATA]
     lines: dict[str, _Line] = {}
     captions: dict[str, str] = {}
-    members_named = set(names)
+    pictures = set(names)
     for name, data in _texts(members, texts):
         try:
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError as e:
             hint = "captions are plain text in UTF-8"
             raise UsageError(f"`{name}` in `{title}` is not UTF-8 text", hint=hint) from e
-        if name in captioned:
-            captions[captioned[name]] = text.strip()
+        if name in picture_of:
+            captions[picture_of[name]] = text.strip()
             continue
         for number, line in enumerate(text.splitlines(), 1):
             if not line.strip():
@@ -251,11 +234,11 @@ def _descriptions(title: str, members: Members, names: list[str]) -> tuple[dict[
             row = _metadata_line(line, f"line {number} of `{name}` in `{title}`")
             folder = PurePosixPath(name).parent
             member = {file: normpath(f"{folder}/{file}") for file in (row.picture, *row.further.values())}
-            if lost := next((file for file in member.values() if file not in members_named), None):
+            if lost := next((file for file in member.values() if file not in pictures), None):
                 raise MissingError(f"line {number} of `{name}` names `{lost}`, which `{title}` does not hold")
             further = {kind: member[file] for kind, file in row.further.items()}
             lines[member[row.picture]] = row._replace(further=further)
-    return lines, captions
+    return lines, captions | {name: line.caption for name, line in lines.items()}
 
 
 def _metadata_line(line: str, place: str) -> _Line:
@@ -264,7 +247,7 @@ def _metadata_line(line: str, place: str) -> _Line:
     hint = 'each line is like {"file_name": "0001.png", "text": "a red door"}'
     try:
         row = {key.removesuffix("_file_name"): value for key, value in json.loads(line).items()}
-        named = {k: v for k, v in row.items() if isinstance(v, str) and files.may_be_picture(v)}
+        named = {k: v for k, v in row.items() if isinstance(v, str) and may_be_picture(v)}
         targets = [named[key] for key in TARGETS if key in named]
         picture = str(row["file_name"]) if "file_name" in row or not targets else targets[0]
         caption = next(row[key] for key in CAPTIONS if isinstance(row.get(key), str))
@@ -284,54 +267,43 @@ def _metadata_line(line: str, place: str) -> _Line:
 # --- layouts ---
 
 
-@dataclass
-class Layout:
-    """Where each picture belongs."""
-
-    places: dict[str, tuple[str, str | None]] = field(default_factory=dict)  # name → (split, class)
-    notes: list[str] = field(default_factory=list)  # what was left out of the set, and why
-
-
 def placed(
     title: str, names: Iterable[str], layout: str | None = None, annotated: Mapping[str, str] | None = None
-) -> Layout:
-    """The splits and classes of pictures by their folders, or of some by a list beside them (TinyImageNet's
-    `val_annotations.txt`). Raises UsageError that names a folder which is ambiguous."""
+) -> tuple[Places, list[str]]:
+    """The splits and classes of pictures by their folders or by TinyImageNet's lists, and notes of what was
+    left out. Raises UsageError that names a folder which is ambiguous."""
     folders = _without_outer(names, layout)
     layout = layout or _layout_of(title, folders)
     if layout == "flat":
-        return Layout(dict.fromkeys(folders, ("train", None)))
-    out = Layout()
-    if layout == "classes":
-        for name, f in folders.items():
-            if not f:
-                raise UsageError(f"`{title}` has images beside its class folders, as `{name}`", hint=HINT)
-            out.places[name] = "train", f[0]
-        return _without_lone_class(out)
-    if layout == "class-splits":
-        for name, f in folders.items():
-            if len(f) < 2 or not (split := split_of(f[1])):
-                raise UsageError(f"`{title}` has `{name}`, which is in no split of a class", hint=ASK)
-            out.places[name] = split[0], f[0]
-    else:
-        _by_split(title, folders, annotated or {}, out)
-    if not any(split == "train" for split, _ in out.places.values()):
+        return dict.fromkeys(folders, ("train", None)), []
+    notes: list[str] = []
+    places: Places = {}
+    if layout == "splits":
+        places, notes = _by_split(title, folders, annotated or {})
+    for name, f in folders.items() if layout == "classes" else ():
+        if not f:
+            raise UsageError(f"`{title}` has images beside its class folders, as `{name}`", hint=HINT)
+        places[name] = "train", f[0]
+    for name, f in folders.items() if layout == "class-splits" else ():
+        if len(f) < 2 or not (split := split_of(f[1])):
+            raise UsageError(f"`{title}` has `{name}`, which is in no split of a class", hint=ASK)
+        places[name] = split[0], f[0]
+    if not any(split == "train" for split, _ in places.values()):
         raise UsageError(f"`{title}` has no `train` folder beside its splits", hint=HINT)
-    return out if layout == "class-splits" else _without_lone_class(out)
+    if layout != "class-splits" and len({label for _, label in places.values()}) == 1:
+        # a lone folder, as `train/images` or `train/good`, is no class
+        places = {name: (split, None) for name, (split, _) in places.items()}
+    return places, notes
 
 
-def scored(names: Iterable[str]) -> Layout:
-    """The splits of pictures that are only scored, in any layout and without classes.
-
-    They are those of their folders where all pictures, but for masks, lie in folders of splits; else all
-    pictures are of one split.
-    """
+def scored(names: Iterable[str]) -> Places:
+    """The splits of pictures that are only scored, by their folders where all but masks lie in splits."""
     folders = _without_outer(names, None)
     heads = {name: f[0] if f else "" for name, f in folders.items()}
     splits = {name: split_of(head) for name, head in heads.items() if not _MARKS.fullmatch(head)}
     if not splits or not all(splits.values()):
-        return Layout(dict.fromkeys(folders, ("train", None)))
-    return Layout({name: (split[0], None) for name, split in splits.items() if split})
+        return dict.fromkeys(folders, ("train", None))
+    return {name: (split[0], None) for name, split in splits.items() if split}
 
 
 def _without_outer(names: Iterable[str], layout: str | None) -> Folders:
@@ -354,46 +326,42 @@ def _layout_of(title: str, folders: Folders) -> str:
     """The layout of the folders."""
     heads = sorted({f[0] for f in folders.values() if f})
     splits = [head for head in heads if split_of(head)]
-    if not splits:
-        return _layout_without_splits(title, folders, heads)
-    others = [head for head in heads if head not in splits and not _MARKS.fullmatch(head)]
-    loose = sorted(name for name, f in folders.items() if not f)
-    mixes = f"`{title}` mixes splits with other images"
-    if others:
-        message = f"{mixes}: is `{splits[0]}` a split, or a class as `{others[0]}`?"
-        raise UsageError(message, hint=HINT)
-    if loose:
-        raise UsageError(f"{mixes}, as `{loose[0]}`", hint=HINT)
-    return "splits"
-
-
-def _layout_without_splits(title: str, folders: Folders, heads: list[str]) -> str:
     marks = [head for head in heads if _MARKS.fullmatch(head)]
-    if marks and any(_IMAGES.fullmatch(head.lower()) for head in heads):
+    if splits:
+        others = [head for head in heads if head not in (*splits, *marks)]
+        mixes = f"`{title}` mixes splits with other images"
+        if others:
+            message = f"{mixes}: is `{splits[0]}` a split, or a class as `{others[0]}`?"
+            raise UsageError(message, hint=HINT)
+        if loose := sorted(name for name, f in folders.items() if not f):
+            raise UsageError(f"{mixes}, as `{loose[0]}`", hint=HINT)
+        return "splits"
+    if marks and any(map(_IMAGES.fullmatch, heads)):
         message = f"`{title}` has `{marks[0]}` beside its pictures: a class, or what marks them?"
         raise UsageError(message, hint=f"give the folder of the pictures alone; or {ASK}")
     inside = [name for name, f in folders.items() if len(f) > 1 and split_of(f[1])]
-    outside = [name for name, f in folders.items() if len(f) <= 1 or not split_of(f[1])]
+    outside = next((name for name, f in folders.items() if len(f) <= 1 or not split_of(f[1])), None)
     if inside and outside:
         split = PurePosixPath(inside[0]).parent
-        message = f"`{title}` has `{split}`, a split by its name, and `{outside[0]}` outside of any"
+        message = f"`{title}` has `{split}`, a split by its name, and `{outside}` outside of any"
         raise UsageError(message, hint=ASK)
     return "class-splits" if inside else "classes" if heads else "flat"
 
 
-def _by_split(title: str, folders: Folders, annotated: Mapping[str, str], out: Layout) -> None:
-    """Places in the layouts SPLIT/CLASS/…, SPLIT/… and SPLITA/…; folders of masks (`ground_truth`) are left
-    out."""
+def _by_split(title: str, folders: Folders, annotated: Mapping[str, str]) -> tuple[Places, list[str]]:
+    """Places in the layouts SPLIT/CLASS/…, SPLIT/… and SPLITA/…, without masks, and notes."""
     inside: dict[str, Folders] = {}  # by split folder
+    masks: list[str] = []  # for each mask, its folder
     for name, f in folders.items():
         if f and split_of(f[0]):
             inside.setdefault(f[0], {})[name] = f[1:]
-        elif not f or not _MARKS.fullmatch(f[0]):
+        elif f and _MARKS.fullmatch(f[0]):
+            masks.append(f[0])
+        else:
             raise UsageError(f"`{title}` has `{name}`, which is in no split", hint=ASK)
-    if masks := [f[0] for f in folders.values() if not split_of(f[0])]:
-        out.notes.append(f"{counted(len(masks), 'picture')} of `{masks[0]}` skipped: they mark others")
-    folder_of: dict[tuple[str, str], str] = {}
+    notes = [f"{counted(len(masks), 'picture')} of `{masks[0]}` skipped: they mark others"] if masks else []
     splits = {head: split for head in sorted(inside) if (split := split_of(head))}
+    folder_of: dict[tuple[str, str], str] = {}
     for head, split in splits.items():
         if (other := folder_of.setdefault(split, head)) != head:
             message = f"`{title}` has `{other}` and `{head}`, which are one split"
@@ -401,13 +369,16 @@ def _by_split(title: str, folders: Folders, annotated: Mapping[str, str], out: L
     inside = _without_meaningless(inside)
     of_train = (f for head in inside for f in inside[head].values() if splits[head][0] == "train")
     train = {f[0] if f else None for f in of_train}
+    places: Places = {}
     for head, rows in inside.items():
         split_name, domain = splits[head]
-        if domain:
-            out.places |= dict.fromkeys(rows, (split_name, domain))
-        else:
+        classes: dict[str, str | None] = dict.fromkeys(rows, domain)
+        if not domain:
             classes = {name: annotated.get(name, f[0] if f else None) for name, f in rows.items()}
-            _place_split(title, head, classes, train, out)
+            classes, note = _of_split(title, head, classes, train)
+            notes += [note] if note else []
+        places |= {name: (split_name, label) for name, label in classes.items()}
+    return places, notes
 
 
 def _without_meaningless(inside: dict[str, Folders]) -> dict[str, Folders]:
@@ -416,9 +387,7 @@ def _without_meaningless(inside: dict[str, Folders]) -> dict[str, Folders]:
     (`training_set/training_set`)."""
     while True:
         heads = {head: {f[0] if f else None for f in rows.values()} for head, rows in inside.items()}
-        lone = {
-            head: next(iter(firsts)) for head, firsts in heads.items() if len(firsts) == 1 and all(firsts)
-        }
+        lone = {head: min(firsts) for head, firsts in heads.items() if len(firsts) == 1 and all(firsts)}
         same = len(lone) == len(heads) and len(set(lone.values())) == 1
         strip = {head for head, first in lone.items() if same or split_of(first) == split_of(head)}
         if not strip:
@@ -427,36 +396,26 @@ def _without_meaningless(inside: dict[str, Folders]) -> dict[str, Folders]:
             inside = inside | {head: {name: f[1:] for name, f in inside[head].items()}}
 
 
-def _place_split(
-    title: str, head: str, classes: dict[str, str | None], train: set[str | None], out: Layout
-) -> None:
-    """Adds the places of the pictures in a split's folder to `out`; their classes must be among those of
-    train (None: pictures outside of class folders)."""
-    split_name, _ = split_of(head) or ("", "")
+def _of_split(
+    title: str, head: str, classes: dict[str, str | None], train: set[str | None]
+) -> tuple[dict[str, str | None], str]:
+    """The classes of the pictures in a split's folder that train has too, and a note of those left out."""
     labels = set(classes.values())
     if None in labels and len(labels) > 1:
         loose = next(name for name, label in sorted(classes.items()) if label is None)
         raise UsageError(f"`{title}` has images beside its class folders, as `{loose}`", hint=HINT)
-    images = {label for label in labels if label and _IMAGES.fullmatch(label.lower())}
-    unlabelled = labels == {None} or (labels <= images and not labels & train)
-    if split_name != "train" and None not in train and unlabelled:
-        out.notes.append(f"{counted(len(classes), 'picture')} of `{head}` skipped: they have no labels")
-        return
+    if split_of(head) == ("train", ""):
+        return classes, ""
+    images = {label for label in labels if label and _IMAGES.fullmatch(label)}
+    if None not in train and (labels == {None} or (labels <= images and not labels & train)):
+        return {}, f"{counted(len(classes), 'picture')} of `{head}` skipped: they have no labels"
     unknown = sorted(label for label in labels - train if label is not None)
-    if split_name != "train" and unknown:
-        only = sorted(label for label in train if label is not None)
-        if len(train) != 1 or not only:
-            message = f"`{head}/{unknown[0]}` of `{title}` is a class that `train` has not"
-            raise UsageError(message, hint=f"take it out, or name it as in `train`; {ASK}")
-        named = f"`{head}/{unknown[0]}`" + (f" and {len(unknown) - 1} others" if len(unknown) > 1 else "")
-        count = sum(label in unknown for label in classes.values())
-        out.notes.append(f"{counted(count, 'picture')} of {named} skipped: `train` has only `{only[0]}`")
-        classes = {name: label for name, label in classes.items() if label in train}
-    out.places |= {name: (split_name, label) for name, label in classes.items()}
-
-
-def _without_lone_class(out: Layout) -> Layout:
-    """Places without their class where there is only one: `train/images`, `train/good`."""
-    if len({label for _, label in out.places.values()}) == 1:
-        out.places = {name: (split, None) for name, (split, _) in out.places.items()}
-    return out
+    if not unknown:
+        return classes, ""
+    if len(train) != 1 or None in train:
+        message = f"`{head}/{unknown[0]}` of `{title}` is a class that `train` has not"
+        raise UsageError(message, hint=f"take it out, or name it as in `train`; {ASK}")
+    used = {name: label for name, label in classes.items() if label in train}
+    named = f"`{head}/{unknown[0]}`" + (f" and {len(unknown) - 1} others" if len(unknown) > 1 else "")
+    left_out = counted(len(classes) - len(used), "picture")
+    return used, f"{left_out} of {named} skipped: `train` has only `{next(iter(train))}`"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tokenize import TokenError
@@ -27,8 +27,6 @@ WHOLE = 8_000_000_000  # bytes of an array that is read at once: labels, or imag
 LABEL_HINT = "labels are integers from 0 on, of shape [N] or [N, 1], or 0 and 1 of shape [N, K]"
 AGAIN = "fetch or make the file again"
 HINT = "images are uint8 or uint16 of shape [N, H, W], [N, H, W, C] or [N, C, H, W], with C = 1 or 3"
-
-
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation"),
@@ -54,11 +52,16 @@ def npz(path: Path) -> RawImages:
     any, are integers [N], [N, 1] or [N, K] with names alike; names of classes [K] are `class_names`.
     """
     archive = _Npz(path)
-    images, labels = _named(archive)
+    images, labels = archive.of_splits(IMAGES), archive.of_splits(LABELS)
+    labels = {split: name for split, name in labels.items() if split in images}
+    if not images:
+        lone = archive.first(LONE_IMAGES), archive.first(LONE_LABELS)
+        images, labels = ({"train": name} if name else {} for name in lone)
     if "train" not in images:
         keras = "`x_train` (and `y_train`, …)"
         hint = f"it needs `train_images` (and `train_labels`, `test_images`, …), {keras}, or `images`"
-        raise UsageError(f"`{path}` has no images: its arrays are {', '.join(archive) or 'none'}", hint=hint)
+        arrays = ", ".join(archive.names) or "none"
+        raise UsageError(f"`{path}` has no images: its arrays are {arrays}", hint=hint)
     if labels and len(labels) < len(images):
         raise UsageError(f"`{path}` has labels for some splits only", hint="give them for all, or for none")
     headers = {split: archive.header(name) for split, name in images.items()}
@@ -66,19 +69,17 @@ def npz(path: Path) -> RawImages:
         raise UsageError(f"`{path}` has splits of different image sizes")
     counts = {split: header.n for split, header in headers.items()}
     y = {split: archive.labels(name, counts[split]) for split, name in labels.items()}
-    multilabel = any(rows.ndim == 2 for rows in y.values())
-    least = max(
-        (rows.shape[1] if multilabel else int(rows.max()) + 1 for rows in y.values() if len(rows)), default=0
-    )
-    names = next((name for name in CLASS_NAMES if name in archive and y), None)
-    classes = archive.names_of(names, least) if names else tuple(map(str, range(least)))
+    most = [rows.shape[1] if rows.ndim == 2 else int(rows.max()) + 1 for rows in y.values() if len(rows)]
+    least = max(most, default=0)  # classes that there must be
+    names = archive.first(CLASS_NAMES) if y else None
+    classes = archive.class_names(names, least) if names else tuple(map(str, range(least)))
 
     def blocks() -> Iterator[Block]:
         for split, name in images.items():
             for start, rows in archive.images(name, headers[split]):
                 yield Block(split, start, rows, name)
 
-    unread = [name for name in archive if name not in {*images.values(), *labels.values(), names}]
+    unread = [name for name in archive.names if name not in {*images.values(), *labels.values(), names}]
     notes = []
     if unread:
         notes.append(f"{counted(len(unread), 'array')} skipped (`{unread[0]}`{', …' if unread[1:] else ''})")
@@ -88,39 +89,25 @@ def npz(path: Path) -> RawImages:
     return RawImages(str(path), classes, counts, y, blocks, shape=shape, notes=notes)
 
 
-def _named(archive: _Npz) -> tuple[dict[str, str], dict[str, str]]:
-    """The names of the arrays of images, and of their labels, by split."""
-
-    def of_splits(words: tuple[str, ...]) -> dict[str, str]:
-        forms = {split: [(s, word) for s in spelt for word in words] for split, spelt in SPLIT_NAMES.items()}
-        names = {
-            split: [name for s, word in pairs for name in (f"{s}_{word}", f"{word}_{s}")]
-            for split, pairs in forms.items()
-        }
-        of_split = {
-            split: next(filter(archive.names.__contains__, some), None) for split, some in names.items()
-        }
-        return {split: name for split, name in of_split.items() if name}
-
-    def alone(words: tuple[str, ...]) -> dict[str, str]:
-        name = next(filter(archive.names.__contains__, words), None)
-        return {"train": name} if name else {}
-
-    if images := of_splits(IMAGES):
-        return images, {split: name for split, name in of_splits(LABELS).items() if split in images}
-    return alone(LONE_IMAGES), alone(LONE_LABELS)
-
-
 class _Npz:
     """The arrays of an npz, which is a zip of `.npy` files."""
 
     def __init__(self, path: Path):
         self.path = path
         self.zip = Zip(path, lambda name: name.endswith(".npy"))
-        self.names = [name[: -len(".npy")] for name in self.zip.names]
+        self.names = [name.removesuffix(".npy") for name in self.zip.names]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
+    def of_splits(self, words: Sequence[str]) -> dict[str, str]:
+        """By split, the name of its array: `train_images`, `x_train`, …"""
+        arrays = {}
+        for split, spellings in SPLIT_NAMES.items():
+            pairs = [(spelling, word) for spelling in spellings for word in words]
+            if name := self.first([name for s, w in pairs for name in (f"{s}_{w}", f"{w}_{s}")]):
+                arrays[split] = name
+        return arrays
+
+    def first(self, names: Sequence[str]) -> str | None:
+        return next((name for name in names if name in self.names), None)
 
     def header(self, name: str) -> Header:
         """The format of an array of images. Raises UsageError for other arrays and for ambiguous ones."""
@@ -164,21 +151,16 @@ class _Npz:
     def labels(self, name: str, n: int) -> np.ndarray:
         """int64 [N], or uint8 [N, K] where several classes can hold at once."""
         with self._opened(name) as (_, shape, _, dtype):
-            if not 1 <= len(shape) <= 2 or shape[0] != n:
-                raise UsageError(
-                    f"`{name}` in `{self.path}` is {dtype} of shape {shape} for {n} images", hint=LABEL_HINT
-                )
+            wrong = f"`{name}` in `{self.path}` is {dtype} of shape {shape} for {n} images"
+        if not 1 <= len(shape) <= 2 or shape[0] != n or dtype.kind not in "iub":
+            raise UsageError(wrong, hint=LABEL_HINT)
         y = self._whole(name)
         y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
-        whole = np.issubdtype(y.dtype, np.integer) or y.dtype == bool
-        most = 1 if y.ndim == 2 else MOST_CLASSES - 1
-        if not whole or y.ndim not in (1, 2) or len(y) != n or (y.size and (y.min() < 0 or y.max() > most)):
-            raise UsageError(
-                f"`{name}` in `{self.path}` is {y.dtype} of shape {y.shape} for {n} images", hint=LABEL_HINT
-            )
+        if y.size and (y.min() < 0 or y.max() > (1 if y.ndim == 2 else MOST_CLASSES - 1)):
+            raise UsageError(wrong, hint=LABEL_HINT)
         return y.astype(np.int64 if y.ndim == 1 else np.uint8)
 
-    def names_of(self, name: str, least: int) -> tuple[str, ...]:
+    def class_names(self, name: str, least: int) -> tuple[str, ...]:
         """The names of the classes."""
         texts = self._whole(name)
         if texts.ndim != 1 or texts.dtype.kind not in "US":
@@ -215,6 +197,5 @@ class _Npz:
             except (ValueError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError) as e:
                 raise MissingError(f"`{name}` in `{self.path}` is not a numpy array: {first_line(e)}") from e
             if f.tell() + math.prod(shape) * dtype.itemsize > archive.getinfo(f"{name}.npy").file_size:
-                hint = "fetch or make the file again"
-                raise MissingError(f"`{self.path}` is cut off in `{name}`", hint=hint)
+                raise MissingError(f"`{self.path}` is cut off in `{name}`", hint=AGAIN)
             yield f, shape, fortran, dtype

@@ -15,7 +15,7 @@ from gzcli.core.errors import GzError, MissingError, UsageError
 from gzcli.core.sections import Fit
 from gzcli.core.types import Say, silent
 from gzcli.core.units import Size, counted, sides
-from gzcli.data.readers.files import FORMATS
+from gzcli.data.readers.images import FORMATS
 
 ORIENTATION = 0x0112  # number of this EXIF tag; its values 5 … 8 are quarter turns
 BITS = 258  # number of TIFF's tag of the bits of a value
@@ -30,18 +30,8 @@ class Decoding:
     size: Size | None  # to which the picture is resized; None: it keeps its height and width
     channels: int  # 1 (grey) or 3 (RGB)
     grey_only: bool = False  # whether a picture with colour is an error
-    # by which a picture is cropped and resized: "lanczos", or "adm", ImageNet's in the diffusion literature
-    # (`pictures.adm`)
-    rule: str = "lanczos"
+    rule: str = "lanczos"  # by which it is cropped and resized: "lanczos", or "adm" (see `adm`)
     fit: Fit = "crop"  # how a picture of another shape comes to the size
-
-
-def opened(data: bytes) -> Any:
-    """An encoded picture as a Pillow image, by the readers of FORMATS alone."""
-    from PIL import Image
-
-    Image.init()
-    return Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
 
 
 def decode(data: bytes, name: str, how: Decoding, note: Say = silent) -> tuple[np.ndarray, bool]:
@@ -54,17 +44,14 @@ def decode(data: bytes, name: str, how: Decoding, note: Say = silent) -> tuple[n
 
     Raises MissingError if it does not decode, UsageError if it has colour though only grey may come.
     """
-    resized = False
     try:
         image = _plain(data, note)
         if how.grey_only and is_colour(image):
             hint = "`--set data.channels=3` keeps the colours, `--set data.channels=1` drops them"
             raise UsageError(f"`{name}` has colour, the first images have none", hint=hint)
-        image = image.convert("L" if how.channels == 1 else "RGB")
         height, width = sides(how.size) if how.size else (image.height, image.width)
-        if image.size != (width, height):
-            image, resized = brought_to(image, height, width, how.fit, how.rule), True
-        return _pixels(image), resized
+        resized = image.size != (width, height)
+        return _fitted(image, (how.channels, height, width), how.fit, how.rule), resized
     except GzError:
         raise
     except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError, DecompressionBombError, …
@@ -80,45 +67,64 @@ def look(data: bytes, name: str, note: Say = silent) -> tuple[int, int, bool]:
         raise undecodable(name, e) from e
 
 
-def _plain(data: bytes, note: Say) -> Any:
-    """An encoded picture as L or RGB of 8 bits, without rotation and transparency."""
-    from PIL import ImageOps
-
-    with opened(data) as image:
-        white = white_of(image, data, note)
-        return plain(ImageOps.exif_transpose(image), white, note)
-
-
 def sides_of(data: bytes) -> tuple[int, int]:
-    """(width, height) of an encoded picture as it is seen, after its EXIF rotation; reads the header
-    alone."""
-    with opened(data) as image:
+    """(width, height) of an encoded picture after its EXIF rotation, by its header alone."""
+    with _opened(data) as image:
         turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
         return (image.height, image.width) if turned else (image.width, image.height)
 
 
-def fit_array(images: np.ndarray, want: tuple[int, int, int], fit: Fit) -> np.ndarray:
+def fit_array(images: np.ndarray, shape: tuple[int, int, int], fit: Fit) -> np.ndarray:
     """uint8 [n, C, H, W] in another size or number of channels, by the rules of `decode`."""
     from PIL import Image
 
-    if images.shape[1:] == want:
+    if images.shape[1:] == shape:
         return images
-    out = np.empty((len(images), *want), np.uint8)
+    out = np.empty((len(images), *shape), np.uint8)
     for i, pixels in enumerate(images):
-        image = Image.fromarray(
-            pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
-        )
-        image = image.convert("L" if want[0] == 1 else "RGB")
-        same = image.size == (want[2], want[1])
-        out[i] = _pixels(image if same else brought_to(image, want[1], want[2], fit))
+        last = pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
+        out[i] = _fitted(Image.fromarray(last), shape, fit)
     return out
 
 
-def plain(image: Any, white: int, note: Say) -> Any:
-    """A Pillow image as L or RGB of 8 bits without transparency; `white` is the white value of more than 8
-    bits."""
+def notes_in_words(notes: Iterable[str] | Mapping[str, int]) -> list[str]:
+    """How often `decode` noted each choice: `24 pictures of 12 bits, read as 0 … 4,095`."""
+    return [f"{counted(n, 'picture')} {how}" for how, n in Counter(notes).most_common()]
+
+
+def undecodable(name: str, e: Exception) -> MissingError:
+    """The error for a picture that does not decode."""
+    what = str(e) if "cannot identify" not in str(e) else "not a picture that can be read"
+    hint = "replace it or take it out"
+    return MissingError(f"`{name}` does not decode: {what or type(e).__name__}", hint=hint)
+
+
+def is_colour(image: Any) -> bool:
+    """Whether any pixel of a picture (L or RGB) has colour."""
+    if image.mode == "L":
+        return False
+    r, g, b = (np.asarray(c) for c in image.split())
+    return bool((r != g).any() or (g != b).any())
+
+
+# --- any picture as one of 8 bits, grey or RGB ---
+
+
+def _opened(data: bytes) -> Any:
+    """An encoded picture as a Pillow image, by the readers of FORMATS alone."""
     from PIL import Image
 
+    Image.init()
+    return Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
+
+
+def _plain(data: bytes, note: Say) -> Any:
+    """An encoded picture as L or RGB of 8 bits, without rotation and transparency."""
+    from PIL import Image, ImageOps
+
+    with _opened(data) as encoded:
+        white = white_of(encoded, data, note)
+        image = ImageOps.exif_transpose(encoded)
     if image.mode.startswith("I") or image.mode == "F":
         pixels = np.asarray(image)
         if image.mode == "F" or pixels.min() < 0 or pixels.max() > white:
@@ -162,7 +168,8 @@ def white_of(image: Any, data: bytes, note: Say) -> int:
         return most
     pixels = np.asarray(image)
     if image.format == "PNG":
-        bits, spare = _significant(data), (1 << 16 - _significant(data)) - 1
+        bits = _significant(data)
+        spare = (1 << 16 - bits) - 1
         bits = bits if pixels.max() < 1 << bits and (pixels & spare).any() else 16
     white = (1 << bits) - 1 if 8 < bits < 16 else most
     dark = ""
@@ -185,40 +192,30 @@ def _significant(png: bytes) -> int:
     return 16
 
 
-def notes_in_words(notes: Iterable[str] | Mapping[str, int]) -> list[str]:
-    """How often `decode` noted each choice: `24 pictures of 12 bits, read as 0 … 4,095`."""
-    return [f"{counted(n, 'picture')} {how}" for how, n in Counter(notes).most_common()]
+# --- to a size ---
 
 
-def is_colour(image: Any) -> bool:
-    """Whether any pixel of a picture (L or RGB) has colour."""
-    if image.mode == "L":
-        return False
-    r, g, b = (np.asarray(c) for c in image.split())
-    return bool((r != g).any() or (g != b).any())
-
-
-def undecodable(name: str, e: Exception) -> MissingError:
-    """The error for a picture that does not decode."""
-    what = str(e) if "cannot identify" not in str(e) else "not a picture that can be read"
-    hint = "replace it or take it out"
-    return MissingError(f"`{name}` does not decode: {what or type(e).__name__}", hint=hint)
-
-
-def brought_to(image: Any, height: int, width: int, fit: Fit, rule: str = "lanczos") -> Any:
-    """A picture (L or RGB) resized by the rule `fit` of `data.fit`; crops follow `rule`."""
+def _fitted(image: Any, shape: tuple[int, int, int], fit: Fit, rule: str = "lanczos") -> np.ndarray:
+    """A picture (L or RGB) as uint8 of `shape`, resized by the rule `fit` of `data.fit`; crops follow
+    `rule`."""
     from PIL import Image
 
-    if fit == "crop":
-        return RULES[rule](image, height, width)
-    if fit == "stretch":
-        return image.resize((width, height), Image.Resampling.LANCZOS)
-    return padded(image, height, width)
+    channels, height, width = shape
+    image = image.convert("L" if channels == 1 else "RGB")
+    if image.size == (width, height):
+        pass
+    elif fit == "crop":
+        image = RULES[rule](image, height, width)
+    elif fit == "stretch":
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    else:
+        image = padded(image, height, width)
+    pixels = np.asarray(image)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 def lanczos(image: Any, height: int, width: int) -> Any:
-    """The middle of a picture, the largest part of the wanted shape, resized by Lanczos' filter with
-    antialiasing."""
+    """The largest middle part of the wanted shape, resized by Lanczos' filter with antialiasing."""
     from PIL import Image
 
     w = min(image.width, round(image.height * width / height))
@@ -258,9 +255,3 @@ def padded(image: Any, height: int, width: int) -> Any:
 
 
 RULES = {"lanczos": lanczos, "adm": adm}  # how a picture is cropped and resized, by `Decoding.rule`
-
-
-def _pixels(image: Any) -> np.ndarray:
-    """A picture (L or RGB) as uint8 [C, H, W]."""
-    pixels = np.asarray(image)
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

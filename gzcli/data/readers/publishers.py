@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
 import pickle
 import struct
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gzcli.core.errors import MissingError
-from gzcli.data.readers.archive import Folder, Tar, Zip, read_span
+from gzcli.data.readers.archive import Tar, Zip, open_folder, read_span
 from gzcli.data.readers.folder import pictures
 from gzcli.data.readers.hub import dataset_folder
 from gzcli.data.readers.images import (
@@ -36,40 +35,256 @@ from gzcli.data.sets.registry import HUB, MEDMNIST, DataSpec, Form
 BLOCK_IMAGES = 256  # images that are read at a time
 
 
+# --- arrays ---
+
+
+def idx(spec: DataSpec, folder: Path) -> RawImages:
+    """MNIST's layout, gzipped: a header (0, 0, type 8 = uint8, dimensions, sizes), big-endian, then bytes."""
+    stems = {"train": "train", "test": "t10k"}
+    labels = {}
+    for split, stem in stems.items():
+        path = folder / f"{stem}-labels-idx1-ubyte.gz"
+        with gzip.open(path) as f:
+            (n,) = _idx_shape(f, path)
+            labels[split] = np.frombuffer(f.read(), np.uint8).reshape(n).astype(np.int64)
+
+    def blocks() -> Iterator[Block]:
+        for split, stem in stems.items():
+            path = folder / f"{stem}-images-idx3-ubyte.gz"
+            with gzip.open(path) as f:
+                n, h, w = _idx_shape(f, path)
+                if (n, h, w) != (len(labels[split]), *spec.shape[1:]):
+                    hint = f"`gz data verify {spec.name}`"
+                    raise MissingError(f"`{path}` holds {n} images of {h}×{w}", hint=hint)
+                for start in range(0, n, BLOCK_IMAGES):
+                    rows = f.read(min(BLOCK_IMAGES, n - start) * h * w)
+                    yield Block(split, start, np.frombuffer(rows, np.uint8).reshape(-1, 1, h, w), path.name)
+
+    return from_arrays(spec, labels, blocks)
+
+
+def _idx_shape(f: gzip.GzipFile, path: Path) -> tuple[int, ...]:
+    zeros, kind, dims = struct.unpack(">HBB", f.read(4))
+    if zeros != 0 or kind != 8:
+        raise MissingError(f"`{path}` is not an IDX file of bytes")
+    return struct.unpack(f">{dims}I", f.read(4 * dims))
+
+
+def cifar(spec: DataSpec, folder: Path) -> RawImages:
+    """CIFAR's Python layout: a tar of pickled batches {data: uint8 [n, 3072] channel by channel, labels:
+    list}; of CIFAR-100 one batch a split, `fine_labels`, and `meta` with the names of the classes."""
+    path, classes = folder / spec.files[0].name, spec.classes
+    hundred = spec.name == "cifar100"
+    key, root = (b"fine_labels", "cifar-100-python") if hundred else (b"labels", "cifar-10-batches-py")
+    batches = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
+    if hundred:
+        batches = {"train": ["train"], "test": ["test"]}
+    labels: dict[str, np.ndarray] = {}
+    with tarfile.open(path) as tar:
+        if hundred:
+            classes = tuple(name.decode() for name in _cifar_batch(tar, f"{root}/meta")[b"fine_label_names"])
+        for split, names in batches.items():
+            rows = [np.asarray(_cifar_batch(tar, f"{root}/{name}")[key], np.int64) for name in names]
+            labels[split] = np.concatenate(rows)
+
+    def blocks() -> Iterator[Block]:
+        with tarfile.open(path) as tar:
+            for split, names in batches.items():
+                start = 0
+                for name in names:
+                    batch = _cifar_batch(tar, f"{root}/{name}")
+                    data = np.asarray(batch[b"data"], np.uint8).reshape(-1, *spec.shape)
+                    yield from _in_blocks(split, data, name, start)
+                    start += len(data)
+
+    return from_arrays(replace(spec, classes=classes), labels, blocks)
+
+
+def _cifar_batch(tar: tarfile.TarFile, name: str) -> dict[bytes, Any]:
+    if (file := tar.extractfile(name)) is None:
+        raise MissingError(f"`{tar.name}` has no `{name}`")
+    return _Arrays(io.BytesIO(file.read()), encoding="bytes").load()
+
+
+class _Arrays(pickle.Unpickler):
+    """Unpickles dicts, lists, numbers and numpy arrays; nothing else can be named, so nothing can be run."""
+
+    ALLOWED = {
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy._core.numeric", "_frombuffer"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            hint = "fetch the publisher's own file"
+            raise MissingError(f"a pickle asks for `{module}.{name}`: refused", hint=hint)
+        if module.startswith(("numpy.core", "numpy._core")):
+            core = "numpy.core" if np.__version__.startswith("1.") else "numpy._core"
+            module = f"{core}.{module.rpartition('.')[2]}"
+        return super().find_class(module, name)
+
+
+def svhn(spec: DataSpec, folder: Path) -> RawImages:
+    """MATLAB files of X, uint8 [32, 32, 3, N], and y, [N, 1], where 10 is the digit 0."""
+    from scipy.io import loadmat
+
+    paths = {split: folder / f"{split}_32x32.mat" for split in ("train", "test")}
+    labels = {s: loadmat(p, variable_names=["y"])["y"][:, 0].astype(np.int64) % 10 for s, p in paths.items()}
+
+    def blocks() -> Iterator[Block]:
+        for split, path in paths.items():
+            images = loadmat(path, variable_names=["X"])["X"].transpose(3, 2, 0, 1)
+            yield from _in_blocks(split, images, path.name)
+
+    return from_arrays(spec, labels, blocks)
+
+
+def _in_blocks(split: str, images: np.ndarray, name: str, start: int = 0) -> Iterator[Block]:
+    """Images uint8 [n, C, H, W] of a file as blocks, numbered from `start` on."""
+    for i in range(0, len(images), BLOCK_IMAGES):
+        yield Block(split, start + i, images[i : i + BLOCK_IMAGES], name)
+
+
+def medmnist(spec: DataSpec, folder: Path) -> RawImages:
+    """An npz of MedMNIST's, which lacks the names of the classes."""
+    return replace(npz(folder / spec.files[0].name), title=spec.title, classes=spec.class_names)
+
+
+# --- encoded pictures ---
+
+
+def dtd(spec: DataSpec, folder: Path) -> RawImages:
+    """`dtd/images/CLASS/CLASS_0001.jpg`, and the first of ten splits in `dtd/labels/train1.txt` …."""
+    members = Tar(
+        folder / spec.files[0].name, lambda n: n.startswith("dtd/") and n.endswith((".jpg", ".txt"))
+    )
+    splits = ("train", "val", "test")
+    lists = dict(zip(splits, _lines(members, *(f"dtd/labels/{split}1.txt" for split in splits)), strict=True))
+    classes = sorted({line.split("/")[0] for lines in lists.values() for line in lines})
+    places: dict[str, Place] = {}
+    for split, lines in lists.items():
+        places |= {f"dtd/images/{line}": (split, classes.index(line.split("/")[0])) for line in lines}
+    return encoded(spec.title, classes, [(members, places)])
+
+
+def places365(spec: DataSpec, folder: Path) -> RawImages:
+    """`data_256/a/abbey/00000001.jpg` in one tar, `val_256/Places365_val_00000001.jpg` in another; a third
+    lists them with their classes, `/a/abbey/00000001.jpg 2`."""
+    lists, *tars = (folder / file.name for file in spec.files)
+    names = ("categories_places365.txt", "places365_train_standard.txt", "places365_val.txt")
+    categories, *rows = _lines(Tar(lists, lambda name: name in names), *names)
+    classes = [line.split()[0].split("/", 2)[2] for line in categories]
+    parts = []
+    for path, (root, split), lines in zip(
+        tars, (("data_256", "train"), ("val_256", "test")), rows, strict=True
+    ):
+        pairs = (line.rsplit(maxsplit=1) for line in lines)
+        places: dict[str, Place] = {f"{root}/{name.lstrip('/')}": (split, int(y)) for name, y in pairs}
+        parts.append((Tar(path, lambda name: name.endswith(".jpg")), places))
+    return encoded(spec.title, classes, parts)
+
+
+def notmnist(spec: DataSpec, folder: Path) -> RawImages:
+    """`notMNIST_small/A/….png`, a folder a letter. Two of the files are no pictures and are left out. There
+    are no official splits: of each letter's pictures in the order of their names every fifth is for tests."""
+    members = Tar(folder / spec.files[0].name, lambda name: name.endswith(".png"))
+    readable = sorted(name for name, data in members.read() if _is_readable(data, name))
+    places: dict[str, Place] = {}
+    for number, letter in enumerate(spec.class_names):
+        names = [name for name in readable if PurePosixPath(name).parts[-2] == letter]
+        places |= {name: ("test" if i % 5 == 4 else "train", number) for i, name in enumerate(names)}
+    return encoded(spec.title, spec.class_names, [(members, places)])
+
+
+def _is_readable(data: bytes, name: str) -> bool:
+    try:
+        look(data, name)
+    except MissingError:
+        return False
+    return True
+
+
+def celeba(spec: DataSpec, folder: Path) -> RawImages:
+    """A zip of `img_align_celeba/000001.jpg`; a line a picture with 0, 1 or 2 for its split, and one with −1
+    or 1 for each of forty attributes, whose names are the second line."""
+    partition, attributes, archive = (folder / file.name for file in spec.files)
+    _, header, *lines = attributes.read_text().splitlines()
+    attribute = {name: np.asarray(values, np.int8) > 0 for name, *values in map(str.split, lines)}
+    places: dict[str, Place] = {}
+    for name, code in map(str.split, partition.read_text().splitlines()):
+        places[f"img_align_celeba/{name}"] = ("train", "val", "test")[int(code)], attribute[name]
+    return encoded(spec.title, header.split(), [(Zip(archive, lambda name: name.endswith(".jpg")), places)])
+
+
+def imagenette(spec: DataSpec, folder: Path) -> RawImages:
+    """`imagenette2-320/train/n01440764/….JPEG`, `val/…`; classes in the order of their WordNet numbers."""
+    members = Tar(folder / spec.files[0].name, lambda name: name.endswith(".JPEG"))
+    wnids = sorted({PurePosixPath(name).parts[-2] for name in members.names})
+    places: dict[str, Place] = {}
+    for name in members.names:
+        split, wnid = PurePosixPath(name).parts[-3:-1]
+        places[name] = ("test" if split == "val" else "train", wnids.index(wnid))
+    return encoded(spec.title, spec.class_names, [(members, places)])
+
+
+def tinyimagenet(spec: DataSpec, folder: Path) -> RawImages:
+    """`train/n01443537/images/….JPEG`; `val/images/val_0.JPEG` with its class in `val_annotations.txt`;
+    classes are the lines of `wnids.txt`, sorted, their names those of `words.txt`. The test pictures have no
+    labels and are not read."""
+    root = "tiny-imagenet-200"
+    members = Zip(folder / spec.files[0].name, lambda name: name.endswith((".JPEG", ".txt")))
+    lists = (f"{root}/{name}.txt" for name in ("wnids", "words", "val/val_annotations"))
+    wnids, words, val = _lines(members, *lists)
+    wnids = sorted(set(wnids))
+    number = {wnid: i for i, wnid in enumerate(wnids)}
+    name_of = dict(line.split("\t", 1) for line in words)
+    places: dict[str, Place] = {}
+    for row in map(str.split, val):
+        places[f"{root}/val/images/{row[0]}"] = "test", number[row[1]]
+    for name in members.names:
+        if name.startswith(f"{root}/train/") and name.endswith(".JPEG"):
+            places[name] = "train", number[PurePosixPath(name).parts[2]]
+    return encoded(spec.title, [name_of[wnid] for wnid in wnids], [(members, places)])
+
+
+def paired(spec: DataSpec, folder: Path) -> RawImages:
+    """CycleGAN's layout: folders `trainA trainB testA testB`, which become classes."""
+    members = Zip(folder / spec.files[0].name, lambda name: name.endswith(".jpg"))
+    return replace(pictures(spec.title, members, Form()), probe=None)
+
+
+def _lines(members: Members, *names: str) -> list[list[str]]:
+    """The lines of some text members, without empty lines, in the order of `names`."""
+    texts = {name: data.decode().splitlines() for name, data in members.read(list(names))}
+    if lost := [name for name in names if name not in texts]:
+        raise MissingError(f"the archive has no `{lost[0]}`")
+    return [[line for line in texts[name] if line.strip()] for name in names]
+
+
+# --- ImageNet, in one of three forms ---
+
+
 def imagenet(spec: DataSpec, folder: Path) -> RawImages:
     """The training and validation (here: test) pictures in a thousand classes, in the order of their WordNet
     numbers. Cropped as in the diffusion literature (`pictures.adm`)."""
     if (folder / HUB).is_dir():
         return replace(_from_hub((folder / HUB).resolve()), title=spec.title, rule="adm")
-    train, test = _from_folders(folder) if (folder / "train").is_dir() else _from_archives(spec, folder)
-    wnids = sorted({wnid for _, wnid in train[1].values()})
-    if unknown := {wnid for _, wnid in test[1].values()}.difference(wnids):
+    parts = _from_folders(folder) if (folder / "train").is_dir() else _from_archives(spec, folder)
+    train, test = ({wnid for _, wnid in places.values()} for _, places in parts)
+    if unknown := test - train:
         hint = f"`gz data verify {spec.name}` checks its files"
         raise MissingError(f"`{spec.name}` has no training pictures of `{min(unknown)}`", hint=hint)
+    wnids = sorted(train)
     number = {wnid: i for i, wnid in enumerate(wnids)}
-    parts = [
-        (members, {name: (s, number[wnid]) for name, (s, wnid) in places.items()})
-        for members, places in (train, test)
+    numbered = [
+        (members, {name: (split, number[wnid]) for name, (split, wnid) in places.items()})
+        for members, places in parts
     ]
-    return replace(encoded(spec.title, _class_names(wnids), parts), rule="adm")
-
-
-def _from_hub(folder: Path) -> RawImages:
-    """Parquet files whose labels are numbers in the order of the WordNet numbers; the test split has none."""
-    images = dataset_folder(folder)
-    if "test" in images.counts or "val" not in images.counts:
-        return images
-
-    def renamed(split: str) -> str:
-        return "test" if split == "val" else split
-
-    return replace(
-        images,
-        classes=tuple(_class_names(list(images.classes))),
-        counts={renamed(split): n for split, n in images.counts.items()},
-        labels={renamed(split): y for split, y in images.labels.items()},
-        blocks=lambda: (block._replace(split=renamed(block.split)) for block in images.blocks()),
-    )
+    return replace(encoded(spec.title, _class_names(wnids), numbered), rule="adm")
 
 
 def _class_names(wnids: list[str]) -> list[str]:
@@ -81,23 +296,42 @@ def _class_names(wnids: list[str]) -> list[str]:
     return list(ResNet18_Weights.DEFAULT.meta["categories"])
 
 
+def _from_hub(folder: Path) -> RawImages:
+    """Parquet files whose labels are numbers in the order of the WordNet numbers; the test split has none."""
+    images = dataset_folder(folder)
+    if "test" in images.counts or "val" not in images.counts:
+        return images
+    renamed = {"train": "train", "val": "test"}
+    return replace(
+        images,
+        classes=tuple(_class_names(list(images.classes))),
+        counts={renamed[split]: n for split, n in images.counts.items()},
+        labels={renamed[split]: y for split, y in images.labels.items()},
+        blocks=lambda: (block._replace(split=renamed[block.split]) for block in images.blocks()),
+    )
+
+
 def _from_folders(folder: Path) -> tuple[PlacedMembers, PlacedMembers]:
     """`train/n01440764/….JPEG` and `val/n01440764/….JPEG`; labels are WordNet numbers."""
 
     def part(top: str, split: str) -> PlacedMembers:
-        members = Folder(folder / top, lambda name: name.lower().endswith((".jpeg", ".jpg", ".png")))
+        members = open_folder(folder / top, lambda name: name.lower().endswith((".jpeg", ".jpg", ".png")))
         if loose := [name for name in members.names if "/" not in name]:
             hint = "sort the validation pictures into class folders, or give the three official archives"
             message = f"`{folder / top}` has pictures outside of class folders, as `{loose[0]}`"
             raise MissingError(message, hint=hint)
-        return members, {name: (split, name.split("/")[0]) for name in members.names}
+        return members, _by_folder(members.names, split)
 
     return part("train", "train"), part("val", "test")
 
 
+def _by_folder(names: Iterable[str], split: str) -> dict[str, Place]:
+    """Pictures with the name of their first folder for a label."""
+    return {name: (split, name.split("/")[0]) for name in names}
+
+
 def _from_archives(spec: DataSpec, folder: Path) -> tuple[PlacedMembers, PlacedMembers]:
-    """Training pictures from a tar of one tar per class, validation pictures from a flat tar whose classes
-    are in the development kit; labels are WordNet numbers."""
+    """A tar of one tar per class to train on, and a flat one whose classes are in the development kit."""
     kit, val, train = (folder / file.name for file in spec.files)
     nested = Nested(train)
     flat = Tar(val, lambda name: name.endswith(".JPEG"))
@@ -108,21 +342,17 @@ def _from_archives(spec: DataSpec, folder: Path) -> tuple[PlacedMembers, PlacedM
     truth: dict[str, Place] = {
         name: ("test", wnid) for name, wnid in zip(sorted(flat.names), classes, strict=True)
     }
-    return (nested, {name: ("train", name.split("/")[0]) for name in nested.names}), (flat, truth)
+    return (nested, _by_folder(nested.names, "train")), (flat, truth)
 
 
 def _ground_truth(kit: Path) -> list[str]:
-    """The WordNet number of each validation picture. The kit lists numbers from 1 on, whose WordNet numbers
-    are in its `meta.mat`."""
-    from io import BytesIO
-
+    """The WordNet number of each validation picture, by the kit's own numbers and its `meta.mat`."""
     from scipy.io import loadmat
 
     names = ("meta.mat", "ILSVRC2012_validation_ground_truth.txt")
-    files = {
-        PurePosixPath(name).name: data for name, data in Tar(kit, lambda name: name.endswith(names)).read()
-    }
-    synsets = loadmat(BytesIO(files[names[0]]), squeeze_me=True)["synsets"]
+    members = Tar(kit, lambda name: name.endswith(names))
+    files = {PurePosixPath(name).name: data for name, data in members.read()}
+    synsets = loadmat(io.BytesIO(files[names[0]]), squeeze_me=True)["synsets"]
     wnid_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
     return [wnid_of[int(line)] for line in files[names[1]].split()]
 
@@ -153,178 +383,6 @@ class Nested:
         return self._spans
 
 
-def idx(spec: DataSpec, folder: Path) -> RawImages:
-    """MNIST's layout: big-endian header (0, 0, type 8 = uint8, dimensions, sizes), then the bytes;
-    gzipped."""
-    stems = {"train": "train", "test": "t10k"}
-    labels = {
-        s: _idx_array(folder / f"{stem}-labels-idx1-ubyte.gz").astype(np.int64) for s, stem in stems.items()
-    }
-
-    def blocks() -> Iterator[Block]:
-        for split, stem in stems.items():
-            path = folder / f"{stem}-images-idx3-ubyte.gz"
-            with gzip.open(path) as f:
-                n, h, w = _idx_header(f, path)
-                if (n, h, w) != (len(labels[split]), *spec.shape[1:]):
-                    hint = f"`gz data verify {spec.name}`"
-                    raise MissingError(f"`{path}` holds {n} images of {h}×{w}", hint=hint)
-                for start in range(0, n, BLOCK_IMAGES):
-                    rows = f.read(min(BLOCK_IMAGES, n - start) * h * w)
-                    yield Block(split, start, np.frombuffer(rows, np.uint8).reshape(-1, 1, h, w), path.name)
-
-    return from_arrays(spec, labels, blocks)
-
-
-def cifar(spec: DataSpec, folder: Path) -> RawImages:
-    """CIFAR's Python layout: a tar of pickled batches {data: uint8 [n, 3072] channel by channel, labels:
-    list}; of CIFAR-100 one batch a split, `fine_labels`, and `meta` with the names of the classes."""
-    path, classes = folder / spec.files[0].name, spec.classes
-    hundred = spec.name == "cifar100"
-    key, root = (b"fine_labels", "cifar-100-python") if hundred else (b"labels", "cifar-10-batches-py")
-    batches = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
-    batches = {"train": ["train"], "test": ["test"]} if hundred else batches
-    labels: dict[str, list[np.ndarray]] = {split: [] for split in batches}
-    with tarfile.open(path) as tar:
-        if hundred:
-            classes = tuple(name.decode() for name in _cifar_batch(tar, f"{root}/meta")[b"fine_label_names"])
-        for split, names in batches.items():
-            labels[split] = [np.asarray(_cifar_batch(tar, f"{root}/{name}")[key], np.int64) for name in names]
-
-    def blocks() -> Iterator[Block]:
-        with tarfile.open(path) as tar:
-            for split, names in batches.items():
-                start = 0
-                for name in names:
-                    batch = _cifar_batch(tar, f"{root}/{name}")
-                    data = np.asarray(batch[b"data"], np.uint8).reshape(-1, *spec.shape)
-                    yield from _in_blocks(split, data, name, start)
-                    start += len(data)
-
-    y = {split: np.concatenate(parts) for split, parts in labels.items()}
-    return from_arrays(replace(spec, classes=classes), y, blocks)
-
-
-def svhn(spec: DataSpec, folder: Path) -> RawImages:
-    """MATLAB files of X, uint8 [32, 32, 3, N], and y, [N, 1], where 10 is the digit 0."""
-    from scipy.io import loadmat
-
-    paths = {split: folder / f"{split}_32x32.mat" for split in ("train", "test")}
-    labels = {s: loadmat(p, variable_names=["y"])["y"][:, 0].astype(np.int64) % 10 for s, p in paths.items()}
-
-    def blocks() -> Iterator[Block]:
-        for split, path in paths.items():
-            images = loadmat(path, variable_names=["X"])["X"].transpose(3, 2, 0, 1)
-            yield from _in_blocks(split, images, path.name)
-
-    return from_arrays(spec, labels, blocks)
-
-
-def medmnist(spec: DataSpec, folder: Path) -> RawImages:
-    """An npz of MedMNIST's, which lacks the names of the classes."""
-    return replace(npz(folder / spec.files[0].name), title=spec.title, classes=spec.class_names)
-
-
-def dtd(spec: DataSpec, folder: Path) -> RawImages:
-    """`dtd/images/CLASS/CLASS_0001.jpg`, and the first of ten splits as `dtd/labels/train1.txt`: a line a
-    picture."""
-    members = Tar(
-        folder / spec.files[0].name, lambda name: name.startswith("dtd/") and name.endswith((".jpg", ".txt"))
-    )
-    lists = _texts(members, *(f"dtd/labels/{split}1.txt" for split in ("train", "val", "test")))
-    listed = {PurePosixPath(path).stem[:-1]: lines for path, lines in lists.items()}
-    classes = sorted({line.split("/")[0] for lines in listed.values() for line in lines})
-    places = {
-        f"dtd/images/{line}": (s, classes.index(line.split("/")[0]))
-        for s, lines in listed.items()
-        for line in lines
-    }
-    return encoded(spec.title, classes, [(members, places)])
-
-
-def places365(spec: DataSpec, folder: Path) -> RawImages:
-    """`data_256/a/abbey/00000001.jpg` in one tar, `val_256/Places365_val_00000001.jpg` in another; a third
-    lists them with their classes, `/a/abbey/00000001.jpg 2`."""
-    lists, train, val = (folder / file.name for file in spec.files)
-    names = ("categories_places365.txt", "places365_train_standard.txt", "places365_val.txt")
-    categories, *rows = _texts(Tar(lists, lambda name: name in names), *names).values()
-    classes = [line.split()[0].split("/", 2)[2] for line in categories]
-    parts = []
-    for path, root, split, lines in (
-        (train, "data_256", "train", rows[0]),
-        (val, "val_256", "test", rows[1]),
-    ):
-        pairs = (line.rsplit(maxsplit=1) for line in lines)
-        places: dict[str, Place] = {f"{root}/{name.lstrip('/')}": (split, int(y)) for name, y in pairs}
-        parts.append((Tar(path, lambda name: name.endswith(".jpg")), places))
-    return encoded(spec.title, classes, parts)
-
-
-def notmnist(spec: DataSpec, folder: Path) -> RawImages:
-    """`notMNIST_small/A/….png`, a folder a letter. Two of the files are no pictures and are left out. There
-    are no official splits: of each letter's pictures in the order of their names every fifth is for tests."""
-    members = Tar(folder / spec.files[0].name, lambda name: name.endswith(".png"))
-    readable = sorted(name for name, data in members.read() if _is_readable(data, name))
-    places: dict[str, Place] = {}
-    for number, letter in enumerate(spec.class_names):
-        names = [name for name in readable if PurePosixPath(name).parts[-2] == letter]
-        places |= {name: ("test" if i % 5 == 4 else "train", number) for i, name in enumerate(names)}
-    return encoded(spec.title, spec.class_names, [(members, places)])
-
-
-def celeba(spec: DataSpec, folder: Path) -> RawImages:
-    """A zip of `img_align_celeba/000001.jpg`; a line a picture with 0, 1 or 2 for its split, and one with −1
-    or 1 for each of forty attributes, whose names are the second line."""
-    partition, attributes, pictures_ = (folder / file.name for file in spec.files)
-    _, header, *lines = attributes.read_text().splitlines()
-    attribute = {name: np.asarray(values, np.int8) > 0 for name, *values in map(str.split, lines)}
-    splits = dict(map(str.split, partition.read_text().splitlines()))
-    order = ("train", "val", "test")
-    places = {
-        f"img_align_celeba/{name}": (order[int(code)], attribute[name]) for name, code in splits.items()
-    }
-    members = Zip(pictures_, lambda name: name.endswith(".jpg"))
-    return encoded(spec.title, header.split(), [(members, places)])
-
-
-def imagenette(spec: DataSpec, folder: Path) -> RawImages:
-    """`imagenette2-320/train/n01440764/….JPEG`, `val/…`; classes in the order of their WordNet numbers."""
-    members = Tar(folder / spec.files[0].name, lambda name: name.endswith(".JPEG"))
-    wnids = sorted({PurePosixPath(name).parts[-2] for name in members.names})
-    places: dict[str, Place] = {}
-    for name in members.names:
-        split, wnid = PurePosixPath(name).parts[-3:-1]
-        places[name] = ("test" if split == "val" else "train", wnids.index(wnid))
-    return encoded(spec.title, spec.class_names, [(members, places)])
-
-
-def tinyimagenet(spec: DataSpec, folder: Path) -> RawImages:
-    """`train/n01443537/images/….JPEG`; `val/images/val_0.JPEG` with its class in `val_annotations.txt`;
-    classes are the lines of `wnids.txt`, sorted, their names those of `words.txt`. The test pictures have no
-    labels and are not read."""
-    root = "tiny-imagenet-200"
-    members = Zip(folder / spec.files[0].name, lambda name: name.endswith((".JPEG", ".txt")))
-    ids, words, val = _texts(
-        members, *(f"{root}/{name}.txt" for name in ("wnids", "words", "val/val_annotations"))
-    ).values()
-    wnids = sorted(ids)
-    number = {wnid: i for i, wnid in enumerate(wnids)}
-    name_of = dict(line.split("\t", 1) for line in words)
-    places: dict[str, Place] = {
-        f"{root}/val/images/{row[0]}": ("test", number[row[1]]) for row in map(str.split, val)
-    }
-    for name in members.names:
-        if name.startswith(f"{root}/train/") and name.endswith(".JPEG"):
-            places[name] = ("train", number[PurePosixPath(name).parts[2]])
-    return encoded(spec.title, [name_of[wnid] for wnid in wnids], [(members, places)])
-
-
-def paired(spec: DataSpec, folder: Path) -> RawImages:
-    """CycleGAN's layout: folders `trainA trainB testA testB`, which become classes."""
-    members = Zip(folder / spec.files[0].name, lambda name: name.endswith(".jpg"))
-    return replace(pictures(spec.title, members, Form()), probe=None)
-
-
 PARSERS: dict[str, Callable[[DataSpec, Path], RawImages]] = {
     "mnist": idx,
     "fashionmnist": idx,
@@ -341,68 +399,3 @@ PARSERS: dict[str, Callable[[DataSpec, Path], RawImages]] = {
     "horse2zebra": paired,
     "imagenet": imagenet,
 }
-
-
-def _in_blocks(split: str, images: np.ndarray, name: str, start: int = 0) -> Iterator[Block]:
-    """Images uint8 [n, C, H, W] of a file as blocks, numbered from `start` on."""
-    for i in range(0, len(images), BLOCK_IMAGES):
-        yield Block(split, start + i, images[i : i + BLOCK_IMAGES], name)
-
-
-def _texts(members: Members, *names: str) -> dict[str, list[str]]:
-    """The lines of some text members by name, without empty lines, in the order of `names`."""
-    lines = {name: data.decode().splitlines() for name, data in members.read(list(names))}
-    if lost := [name for name in names if name not in lines]:
-        raise MissingError(f"the archive has no `{lost[0]}`")
-    return {name: [line for line in lines[name] if line.strip()] for name in names}
-
-
-def _is_readable(data: bytes, name: str) -> bool:
-    try:
-        look(data, name)
-    except MissingError:
-        return False
-    return True
-
-
-def _idx_header(f: gzip.GzipFile, path: Path) -> tuple[int, ...]:
-    zeros, kind, dims = struct.unpack(">HBB", f.read(4))
-    if zeros != 0 or kind != 8:
-        raise MissingError(f"`{path}` is not an IDX file of bytes")
-    return struct.unpack(f">{dims}I", f.read(4 * dims))
-
-
-def _idx_array(path: Path) -> np.ndarray:
-    with gzip.open(path) as f:
-        shape = _idx_header(f, path)
-        return np.frombuffer(f.read(), np.uint8).reshape(shape)
-
-
-def _cifar_batch(tar: tarfile.TarFile, name: str) -> dict[bytes, Any]:
-    file = tar.extractfile(name)
-    if file is None:
-        raise MissingError(f"`{os.fsdecode(tar.name or b'')}` has no `{name}`")
-    return _Arrays(io.BytesIO(file.read()), encoding="bytes").load()
-
-
-class _Arrays(pickle.Unpickler):
-    """Unpickles dicts, lists, numbers and numpy arrays; nothing else can be named, so nothing can be run."""
-
-    ALLOWED = {
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy._core.numeric", "_frombuffer"),
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("_codecs", "encode"),
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
-            hint = "fetch the publisher's own file"
-            raise MissingError(f"a pickle asks for `{module}.{name}`: refused", hint=hint)
-        if module.startswith("numpy.core") and not np.__version__.startswith("1."):
-            module = module.replace("numpy.core", "numpy._core")
-        if module.startswith("numpy._core") and np.__version__.startswith("1."):
-            module = module.replace("numpy._core", "numpy.core")
-        return super().find_class(module, name)

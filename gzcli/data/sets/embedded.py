@@ -16,8 +16,7 @@ SIDE = 128  # pixels a side of the large drawing, which spans −1 … 1
 
 
 def distance(drawing: np.ndarray) -> np.ndarray:
-    """The signed distance to the outline of a drawing bool [SIDE, SIDE], float32, positive inside, in units
-    of half the drawing's side."""
+    """The signed distance, float32, to the outline of a drawing bool [SIDE, SIDE], in half its sides."""
     from scipy.ndimage import distance_transform_edt as edt
 
     return ((edt(drawing) - edt(~drawing)) * (2 / SIDE)).astype(np.float32)
@@ -68,8 +67,7 @@ CAPITAL, WIDEST = 18.5, 19.5  # pixels of a glyph's height and, at most, of its 
 
 
 def glyphs(spec: DataSpec) -> RawImages:
-    """Characters of 21 faces, slightly sheared, turned, enlarged, moved and bolder. Classes alternate, so
-    that all have as many images in each split."""
+    """Characters of 21 faces, slightly sheared, turned, enlarged, moved and bolder; classes alternate."""
     n, classes = spec.n_train + spec.n_test, len(spec.class_names)
     draw = np.random.RandomState(0).uniform  # its stream is frozen
     maps = matrices(draw(-0.17, 0.17, n), draw(-0.15, 0.2, n), draw(0.88, 1.1, (n, 2)))
@@ -148,8 +146,7 @@ class Factors:
 
 
 def factors(n: int) -> Factors:
-    """The factors of the first n images: kinds and colours alternate, the others are uniform such that the
-    whole form is in the picture."""
+    """The factors of the first n images: kinds and colours alternate, the others are uniform."""
     rng = np.random.RandomState(0)  # its stream is frozen
     radius, place, angle = np.split(rng.uniform(size=(n, 4)), [1, 3], 1)
     kind, colour = np.arange(n) % len(KINDS), np.arange(n) // len(KINDS) % len(COLOURS)
@@ -196,8 +193,7 @@ def _where(there: np.ndarray) -> str:
 
 
 def _draw_shapes(facts: Factors, side: int) -> np.ndarray:
-    """The images, uint8 [N, 3, side, side]: a form of one colour on a background that goes from one pale
-    colour to another."""
+    """Images uint8 [N, 3, side, side]: a form of one colour before a gradient of pale colours."""
     n = len(facts.kind)
     draw = np.random.RandomState(1).uniform
     first, last = draw(205, 250, (2, n, 3, 1, 1)).astype(np.float32)
@@ -216,8 +212,7 @@ def _draw_shapes(facts: Factors, side: int) -> np.ndarray:
 
 
 def _shape(kind: str) -> np.ndarray:
-    """The signed distance [SIDE, SIDE] to the outline of a form whose farthest point is `REACH` from the
-    middle."""
+    """The signed distance to the outline of a form whose farthest point is `REACH` from the middle."""
     across = (2 * np.arange(SIDE) + 1) / SIDE - 1
     x, y = (axis / REACH for axis in np.meshgrid(across, -across))  # y upwards
     return distance(INSIDE[kind](x, y))
@@ -228,8 +223,7 @@ def _disc(x: np.ndarray, y: np.ndarray, radius: float = 1.0) -> np.ndarray:
 
 
 def _corners(count: int, *radii: float) -> Inside:
-    """The inside of a polygon whose corners lie evenly around the middle, the first above it, at the radii in
-    turn."""
+    """The inside of a polygon with corners evenly around the middle, the first above, at `radii` in turn."""
 
     def inside(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         from matplotlib.path import Path
@@ -260,14 +254,12 @@ _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 
 def digits(spec: DataSpec) -> RawImages:
-    """1,797 digits, 8×8 with 17 levels, each pixel doubled; the last fifth of each class is the test
-    split."""
+    """1,797 digits, 8×8 with 17 levels, doubled; the last fifth of each class is the test split."""
     return _raw(spec, *_digits())
 
 
 def digits_ab(spec: DataSpec) -> RawImages:
-    """Two unpaired domains: every other digit as it is (A, white on black), the rest inverted (B, black on
-    white)."""
+    """Two unpaired domains: every other digit as it is (A, white on black), the rest inverted (B)."""
     images, _ = _digits()
     for split, x in images.items():
         images[split] = np.where((np.arange(len(x)) % 2 == 1)[:, None, None, None], 255 - x, x)

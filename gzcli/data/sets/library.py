@@ -10,7 +10,7 @@ from typing import Any
 from gzcli.core.errors import MissingError, UsageError, matching
 from gzcli.core.types import Say, silent
 from gzcli.core.units import as_size, canonical_size
-from gzcli.data.packs.pack import alone, find_pack, meta_of, packs_of
+from gzcli.data.packs.pack import alone, find_pack, packs_of
 from gzcli.data.sets.names import REGISTER, DataSet, OwnSet, imports, local, locate, own_set
 from gzcli.data.sets.registry import SPECS, Benchmark, DataSpec, Form, check_files, is_fetched, raw_dir
 from gzcli.store.files import (
@@ -49,24 +49,28 @@ def listing() -> list[dict[str, Any]]:
     ]
 
 
+# What is the same of every imported set that is not packed.
+_UNKNOWN = dict.fromkeys(("n_train", "n_val", "n_test", "licence", "citation", "page"))
+_OWN = {
+    "larger": [],
+    "cached": False,
+    **_UNKNOWN,
+    "download": 0,
+    "multilabel": False,
+    "extras": [],
+    "embedded": False,
+}
+
+
 def _known_row(spec: DataSpec) -> dict[str, Any]:
+    copied = ("name", "title", "channels", "size", "n_train", "n_val", "n_test", "licence", "citation")
     return {
-        "name": spec.name,
-        "title": spec.title,
+        **{key: getattr(spec, key) for key in (*copied, "multilabel", "embedded")},
         "classes": spec.n_classes,
-        "channels": spec.channels,
-        "size": spec.size,
         "larger": [size for size, _ in spec.larger],
         "cached": spec.embedded or bool(packs_of(spec)) or any(map(is_fetched, spec.versions)),
-        "n_train": spec.n_train,
-        "n_val": spec.n_val,
-        "n_test": spec.n_test,
-        "licence": spec.licence,
-        "citation": spec.citation,
         "download": spec.download_size,
-        "multilabel": spec.multilabel,
         "extras": list(spec.extras),
-        "embedded": spec.embedded,
         "page": spec.page or None,
         "path": None,
         "lost": False,
@@ -75,26 +79,19 @@ def _known_row(spec: DataSpec) -> dict[str, Any]:
 
 def _own_row(name: str, line: dict[str, Any]) -> dict[str, Any]:
     """The row of an imported set: what its newest pack holds, whatever has become of its files since."""
-    metas = [folder / "meta.json" for folder in packs_of(own_set(name, line))]
-    meta = meta_of(max(metas, key=lambda path: path.stat().st_mtime).parent) if metas else None
-    row: dict[str, Any] = {
-        "name": name,
-        "title": line["path"],
-        **{key: line[key] for key in ("classes", "channels", "size")},
-        "larger": [],
-        "cached": meta is not None,
-        **dict.fromkeys(("n_train", "n_val", "n_test", "licence", "citation")),
-        "download": 0,
-        "multilabel": False,
-        "extras": [],
-        "embedded": False,
-        "page": None,
-        "path": line["path"],
-        "lost": not Path(line["path"]).exists(),
-    }
-    if meta:
+    packs = packs_of(own_set(name, line))
+    newest = max(packs, key=lambda pack: pack.meta_file.stat().st_mtime, default=None)
+    row = {**_OWN, "name": name, "title": line["path"], "path": line["path"]}
+    row |= {key: line[key] for key in ("classes", "channels", "size")}
+    row |= {"lost": not Path(line["path"]).exists()}
+    if newest and (meta := newest.meta()):
         (channels, *sides), counts = meta["shape"], meta["counts"]
-        row |= {"classes": len(meta["classes"]), "channels": channels, "size": as_size(*sides)}
+        row |= {
+            "classes": len(meta["classes"]),
+            "channels": channels,
+            "size": as_size(*sides),
+            "cached": True,
+        }
         row |= {"n_train": counts["train"] + counts["val"], "n_val": 0, "n_test": counts["test"]}
         row |= {"multilabel": meta["multilabel"], "extras": meta.get("extras", [])}
     return row
@@ -147,16 +144,16 @@ def data_path(what: DataSet | str | Path) -> Path:
 
 
 def remove(what: DataSet | str | Path) -> list[Path]:
-    """Removes packs, downloaded files and the imported name; never the user's own
-    files. Returns what was removed."""
+    """Removes packs, downloads and the imported name, never the user's files; returns what it removed."""
     data = locate(what)
     with alone(data):
         sweep(cache_dir("packs", data.key))
-        gone = [folder for folder in packs_of(data) if _remove_tree(folder)]
+        folders = [pack.path for pack in packs_of(data)]
         if isinstance(data, DataSpec):
-            gone += [raw_dir(data)] if _remove_tree(raw_dir(data)) else []
+            folders += [raw_dir(data)]
             sweep(cache_dir("raw"))
-        elif data.name:
+        gone = [folder for folder in folders if _remove_tree(folder)]
+        if isinstance(data, OwnSet) and data.name:
             with lock(user_dir(LOCK)):
                 write_json(user_dir(REGISTER), {k: v for k, v in imports().items() if k != data.name})
             gone.append(user_dir(REGISTER))  # the line in it
@@ -164,21 +161,21 @@ def remove(what: DataSet | str | Path) -> list[Path]:
 
 
 def verify(what: DataSet | str | Path, *, say: Say = silent) -> dict[str, Any]:
-    """Re-reads every byte of the downloaded files and packs. Returns {name, files, packs}, the paths that
-    were checked."""
+    """Re-reads every byte of files and packs; returns {name, files, packs}, the paths that were checked."""
     data = locate(what)
     name, packs = data.reference, packs_of(data)
     versions = data.versions if isinstance(data, DataSpec) else ()
     files = [str(path) for version in versions for path in check_files(version, say)]
-    for folder in packs:
-        say(f"checking `{folder}`")
-        for part, digest in read_object(folder / "meta.json").get("sha256", {}).items():
-            if not (folder / part).exists() or checksum(folder / part) != digest:
+    for pack in packs:
+        say(f"checking `{pack.path}`")
+        for part, digest in read_object(pack.meta_file).get("sha256", {}).items():
+            file = pack.path / part
+            if not file.exists() or checksum(file) != digest:
                 again = f"`gz data remove {name}` drops it; the next use packs it again"
-                raise MissingError(f"the pack `{folder / part}` is damaged", hint=again)
+                raise MissingError(f"the pack `{file}` is damaged", hint=again)
     if not files and not packs:
         _explain_nothing(data)
-    return {"name": name, "files": files, "packs": list(map(str, packs))}
+    return {"name": name, "files": files, "packs": [str(pack.path) for pack in packs]}
 
 
 def _explain_nothing(data: DataSet) -> None:

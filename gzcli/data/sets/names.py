@@ -42,17 +42,14 @@ class OwnSet:
         return self.name or str(self.path)
 
     @property
-    def title(self) -> str:
-        return str(self.path)
-
-    @property
     def shown(self) -> str:
         """What messages call it."""
         return str(self.path)
 
+    title = shown
+
     @property
     def size(self) -> Size | None:
-        """Of the images, as their import said; None: as they are."""
         return self.form.size
 
     @property
@@ -73,8 +70,7 @@ def slug(text: str) -> str:
 
 
 def locate(what: DataSet | str | Path) -> DataSet:
-    """The set that `what` means: itself, a known name, an imported name, else a path. Raises UsageError (no
-    such name) or MissingError (no such path)."""
+    """The set that `what` means: itself, a known name, an imported name, else a path; others are refused."""
     if isinstance(what, DataSet):
         return what
     text = str(what)
@@ -138,9 +134,8 @@ def local(text: str) -> Path:
 
 
 def class_numbers(text: str, classes: Sequence[str]) -> list[int]:
-    """The numbers of the classes that a text names: `cat`, `3`, or a list `cat,dog`. A name that holds a
-    comma is quoted, as in CSV: `"x,y",dog`. A word means the class of exactly that name; else one whose name
-    differs in capitals, `-` and `_` alone; else a number."""
+    """The numbers of the classes that a text names: `cat`, `3`, or a list `cat,"x,y"` as in CSV. A word means
+    the class of that name, else one whose name differs in capitals, `-` and `_` alone, else a number."""
     if not classes:
         raise UsageError("`--label` needs a data set with classes")
     if text in classes:
