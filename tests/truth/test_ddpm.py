@@ -17,6 +17,7 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise
 from gzcli.engine.checkpoint import with_zero_inputs
 from gzcli.models.denoising import samplers
+from gzcli.models.denoising.denoiser import UNCLIPPED, WalkOptions
 from gzcli.models.denoising.process import DiscreteVP, shift_of
 from gzcli.models.diffusion.ddpm import DDPM, discretised_gaussian, strata
 
@@ -195,7 +196,7 @@ def test_clipping_agrees_with_diffusers():
         other = diffusers.DDIMScheduler(timestep_spacing="trailing", **theirs)
         other.set_timesteps(10)
         with torch.no_grad():
-            got = samplers.ddim(model.denoiser(**ours), x, model.process.path(10))
+            got = samplers.ddim(model.denoiser(None, WalkOptions(1.0, **ours)), x, model.process.path(10))
             want = x
             for t in other.timesteps:
                 want = other.step(
@@ -333,8 +334,8 @@ def test_guidance_doubles_the_batch_only_where_it_acts():
     model.net = Counting(model.net)
     y, x = torch.tensor([0, 1, 2, 0]), torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        eps = {w: model.denoiser(y, guidance=w, clip=False)(x, 500.0)[1] for w in (0.0, 1.0, 3.0)}
-        unknown = model.denoiser(None, clip=False)(x, 500.0)[1]
+        eps = {w: model.denoiser(y, WalkOptions(w, clip=False))(x, 500.0)[1] for w in (0.0, 1.0, 3.0)}
+        unknown = model.denoiser(None, UNCLIPPED)(x, 500.0)[1]
     assert model.net.rows == [4, 4, 8, 4]
     torch.testing.assert_close(eps[0.0], unknown)
     torch.testing.assert_close(eps[3.0], eps[0.0] + 3 * (eps[1.0] - eps[0.0]), atol=1e-5, rtol=1e-5)
@@ -456,13 +457,13 @@ def test_repaint_finds_the_conditional():
     slopes = []
     for resample in (1, 10):
         mask = torch.tensor([1.0, 0.0]).expand(3000, 1, 1, 2)
-        how = {"known": known, "mask": mask, "randn": randn, "resample": resample, "jump": 5}
-        y = samplers.repaint(denoise, randn(), schedule.path(50), **how)
+        path = samplers.resampled(schedule.path(50), resample, 5)
+        y = samplers.repaint(denoise, randn(), path, known=known, mask=mask, randn=randn)
         assert torch.equal(y[..., 0], known[..., 0])
         slopes.append(float((y[..., 1] * known[..., 0]).mean() / known[..., 0].square().mean()))
     assert abs(slopes[1] - rho) < 0.08
     assert abs(slopes[0] - rho) > abs(slopes[1] - rho)
-    assert samplers.repaint_walk(4, 2, 2) == [0, 1, 2, 0, 1, 2, 3, 4, 2, 3, 4]
+    assert samplers.resampled(range(5), 2, 2) == [0, 1, 2, 0, 1, 2, 3, 4, 2, 3, 4]
 
 
 def test_upscale_agrees_with_the_small_image():
@@ -601,7 +602,7 @@ def test_inpainting_by_moments_draws_from_what_images_may_be():
     model.net = Net()
     x, mask, mean, covariance = field.halved()
     keys = {"mask": mask.expand(n, 1, 4, 4), "method": "moments", "steps": 25}
-    out = model.inpaint(x.expand(n, 1, 4, 4), noise=ImageNoise(0, range(n)), **keys).images
+    out = flat(model.inpaint)(x.expand(n, 1, 4, 4), noise=ImageNoise(0, range(n)), **keys).images
     check_moments(out[:, :, 2:].flatten(1).double(), mean, covariance)
 
 

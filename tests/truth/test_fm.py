@@ -9,6 +9,7 @@ import draws
 import pytest
 import torch
 from draws import noise
+from flat import flat
 from gaussian import GaussianField, check_moments
 from helpers import recipe, trainer
 from torch import nn
@@ -18,8 +19,9 @@ from gzcli.core.errors import UsageError
 from gzcli.core.parts import part_of
 from gzcli.core.types import Batch, BatchNoise, DataInfo, no_progress
 from gzcli.models import catalog
-from gzcli.models.denoising.ode import TABLEAUX, LikelihoodOptions
+from gzcli.models.denoising.denoiser import LikelihoodOptions
 from gzcli.models.denoising.process import CondOT, shifted
+from gzcli.models.denoising.samplers import TABLEAUX
 from gzcli.models.flow_matching.cfm import CFM
 from gzcli.models.flow_matching.fm import FM, coupled
 from gzcli.models.score.sgm import SGM
@@ -69,7 +71,7 @@ def exact(std: float = 0.3) -> FM:
 @pytest.mark.parametrize("solver", [*CALLS, "adaptive"])
 def test_solvers_recover_the_data_at_the_cost_that_they_state(solver):
     model, steps = exact(), 40
-    x = model.sample(4000, noise=noise(4000), progress=no_progress, sampler=solver, steps=steps)
+    x = flat(model.sample)(4000, noise=noise(4000), progress=no_progress, sampler=solver, steps=steps)
     assert solver == "adaptive" or len(model.net.times) == CALLS[solver] * steps
     torch.testing.assert_close(x.mean(0), model.net.mean.detach(), atol=0.02, rtol=0)
     wide = 0.05 if solver == "euler" else 0.01  # it is of first order
@@ -325,10 +327,10 @@ def test_sampler_round_trip_and_likelihood_have_the_shift():
     """Samplers step through the shifted times; data and density of the exact velocity stay what they are."""
     model = exact()
     model.process.shift = 3.0
-    x = model.sample(4000, noise=noise(4000), progress=no_progress, sampler="midpoint", steps=40)
+    x = flat(model.sample)(4000, noise=noise(4000), progress=no_progress, sampler="midpoint", steps=40)
     torch.testing.assert_close(x.std(0), torch.full_like(x[0], 0.3), atol=0.01, rtol=0)
     model.net.times.clear()
-    model.sample(4, noise=noise(4), progress=no_progress, sampler="euler", steps=4)
+    flat(model.sample)(4, noise=noise(4), progress=no_progress, sampler="euler", steps=4)
     assert model.net.times == pytest.approx([0, 1 / 10, 1 / 4, 1 / 2])
     x_t, _ = model.round_trip(torch.zeros(2000, *INFO.shape), noise(2000), 0.5, 2)
     assert float(x_t.std()) == pytest.approx(0.75, rel=0.02), "σ of t = 1/4"

@@ -13,8 +13,7 @@ from torch import nn
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, BatchNoise, DataInfo, no_progress
 from gzcli.models.denoising.samplers import Estimate
-from gzcli.models.score.ncsnv2 import NCSNv2, overlapping, steady_step
-from gzcli.models.score.refinenet import InstanceNormPlus
+from gzcli.models.score.ncsnv2 import InstanceNormPlus, NCSNv2, overlapping, steady_step
 
 INFO = DataInfo((1, 4, 4), 256, ("a", "b", "c"), n=64, steps=100)
 SMALL = {"width": 4, "mult": (1, 2), "dilation": (1, 2), "sigma_max": 10.0}

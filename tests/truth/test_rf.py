@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from draws import fitted, noise
+from flat import flat
 from test_fm import Exact, batch
 
 from gzcli.core.errors import UsageError
@@ -13,7 +14,7 @@ from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progres
 from gzcli.data.packs.open import open_pack
 from gzcli.engine.prepared import TrainImages
 from gzcli.models.base import Model
-from gzcli.models.denoising.ode import solve_by
+from gzcli.models.denoising.samplers import solve
 from gzcli.models.flow_matching.reflow import Reflow
 from gzcli.models.flow_matching.rf import RF
 from gzcli.recipe.resolve import resolve
@@ -77,8 +78,8 @@ def test_straight_lines_have_no_loss_and_curved_ones_have():
     model.net = Straight(model.teacher.net.mean, 0.3)
     straight = model.loss(b)["loss"]
     assert straight < 1e-6 < 1e-2 < curved
-    one = model.sample(16, noise=noise(16), progress=no_progress, sampler="euler", steps=1)
-    two = model.sample(16, noise=noise(16), progress=no_progress, sampler="euler", steps=2)
+    one = flat(model.sample)(16, noise=noise(16), progress=no_progress, sampler="euler", steps=1)
+    two = flat(model.sample)(16, noise=noise(16), progress=no_progress, sampler="euler", steps=2)
     torch.testing.assert_close(one, two)
 
 
@@ -106,7 +107,7 @@ def test_several_pairs_an_image():
     assert made["noise"].shape == made["image"].shape == (len(b), 3, *INFO.shape)
     assert not torch.equal(made["noise"][:, 0], made["noise"][:, 1])
     f = model.teacher.velocity(None)
-    alone = solve_by("midpoint", f, made["noise"][:, 2].float(), model.process.ode_times(2))
+    alone = solve(f, made["noise"][:, 2].float(), model.process.ode_times(2), "midpoint")
     torch.testing.assert_close(made["image"][:, 2].float(), alone, atol=2e-3, rtol=2e-3)
     seen = set()
     for step in range(6):
@@ -130,8 +131,8 @@ def test_one_step_is_nearer_to_the_ode_after_reflow():
 
     def error(model: Model, steps: int) -> float:
         with torch.no_grad():
-            exact = solve_by("midpoint", teacher.velocity(None), z, teacher.process.ode_times(30))
-            found = solve_by("euler", model.velocity(None), z, model.process.ode_times(steps))
+            exact = solve(teacher.velocity(None), z, teacher.process.ode_times(30), "midpoint")
+            found = solve(model.velocity(None), z, model.process.ode_times(steps), "euler")
             return float((found - exact).square().mean())
 
     assert error(student, 1) < error(teacher, 1) / 2

@@ -16,7 +16,7 @@ from torch import nn
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import BatchNoise, DataInfo, no_progress
-from gzcli.models.denoising.ode import LikelihoodOptions
+from gzcli.models.denoising.denoiser import LikelihoodOptions
 from gzcli.models.denoising.process import VE, VP, SubVP
 from gzcli.models.denoising.samplers import Estimate
 from gzcli.models.score.sgm import SGM
@@ -283,7 +283,7 @@ def test_inpainting_keeps_what_is_known_and_follows_it():
     x = torch.stack([mean, -mean] * 4)
     mask = torch.zeros(8, 1, 4, 4)
     mask[:, :, :2] = 1
-    out = model.inpaint(x, mask=mask, noise=noise(8), steps=30, resample=3, jump=3).images
+    out = flat(model.inpaint)(x, mask=mask, noise=noise(8), steps=30, resample=3, jump=3).images
     assert torch.equal(out[:, :, :2], x[:, :, :2])
     torch.testing.assert_close(out, x, atol=0.12, rtol=0)
 
@@ -302,7 +302,7 @@ def test_inpainting_by_moments_draws_from_what_images_may_be(name):
     model.split = split
     x, mask, mean, covariance = field.halved()
     keys = {"mask": mask.expand(n, 1, 4, 4), "noise": noise(n), "method": "moments", "steps": 25}
-    out = model.inpaint(x.expand(n, 1, 4, 4), **keys).images
+    out = flat(model.inpaint)(x.expand(n, 1, 4, 4), **keys).images
     check_moments(out[:, :, 2:].flatten(1), mean, covariance)
 
 

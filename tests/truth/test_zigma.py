@@ -15,10 +15,17 @@ from torch.nn import functional as F
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import DataInfo
-from gzcli.models.denoising.ode import with_divergence
-from gzcli.models.flow_matching import selective_scan as scans
-from gzcli.models.flow_matching.selective_scan import selective_scan
-from gzcli.models.flow_matching.zigma import Block, Mamba, ZigMa, ZigzagNet, ZigzagOptions, zigzags
+from gzcli.models.denoising.samplers import with_divergence
+from gzcli.models.flow_matching import zigma as scans
+from gzcli.models.flow_matching.zigma import (
+    Block,
+    Mamba,
+    ZigMa,
+    ZigzagNet,
+    ZigzagOptions,
+    selective_scan,
+    zigzags,
+)
 
 SMALL = {"width": 16, "layers": 8, "patch": 2, "state": 4}
 

@@ -17,15 +17,12 @@ from torch.nn import functional as F
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, moved, no_progress
-from gzcli.core.units import Size
 from gzcli.models.denoising import samplers
-from gzcli.models.denoising.applications import Applications, check_strength, reduced
-from gzcli.models.denoising.ode import grey_levels
-from gzcli.models.denoising.posterior import means
+from gzcli.models.denoising.applications import NoiseApplications, check_strength, means, reduced
+from gzcli.models.denoising.denoiser import UNCLIPPED, WalkOptions
 from gzcli.models.denoising.process import (
     DiscreteVP,
     Level,
-    Levels,
     ScheduleName,
     Shift,
     TimeSampling,
@@ -37,7 +34,6 @@ from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import as_interpolations, at_least, pairs_of
 from gzcli.models.nn.unet import UNet, UNetOptions
 
-Prediction = Literal["eps", "x0", "v"]
 LossType = Literal["l2", "l1", "huber"]
 SamplerName = Literal["ancestral", "ddim", "dpmpp", "dpmpp_sde", "unipc", "heun"]
 Spacing = Literal["trailing", "leading", "linspace", "karras", "logsnr"]
@@ -69,7 +65,7 @@ class DiffusionOptions:
     schedule: ScheduleName = "cosine"
     shift: Shift = 1.0
     zero_snr: bool = False
-    prediction: Prediction = "v"
+    prediction: Literal["eps", "x0", "v"] = "v"
     loss_type: LossType = "l2"
     min_snr: float | None = None
     time_sampling: TimeSampling = "stratified"
@@ -91,30 +87,17 @@ class PathOptions:
 
 
 @dataclass(frozen=True)
-class SamplingOptions(PathOptions):
+class SamplingOptions(WalkOptions, PathOptions):
     """The sampler, its steps and guidance.
 
     eta: noise of ddim as a share of that of the ancestral sampler, 0 … 1.
     churn: S_churn of heun (Karras 2022, algorithm 2); 0: no new noise.
     variance: of the ancestral sampler's steps (Ho 2020, section 3.2): β̃ (small) or β (large).
-    guidance: strength of the labels (Ho & Salimans 2022); 1: as trained, 0: without them, more: sharper;
-      null: 1, and 1.3 towards clusters.
-    interval: shares of T between which guidance acts (Kynkäänniemi 2024).
-    clip: whether estimates of x_0 are clamped to [-1, 1].
-    dynamic: a quantile of |x_0|, such as .995, at which estimates are thresholded in place of clamping
-      (Saharia 2022); null: none.
-    size: of the images in pixels, for a network that draws others than it was trained on; null: as in
-      training.
     """
 
     eta: float = 0.0
     churn: float = 0.0
     variance: Variance = "small"
-    guidance: float | None = None
-    interval: tuple[float, float] = (0.0, 1.0)
-    clip: bool = True
-    dynamic: float | None = None
-    size: Size | None = None
 
 
 SAMPLERS: dict[SamplerName, Callable[[SamplingOptions, DiscreteVP], Sampler]] = {
@@ -127,7 +110,7 @@ SAMPLERS: dict[SamplerName, Callable[[SamplingOptions, DiscreteVP], Sampler]] = 
 }
 
 
-class Diffusion(Applications):
+class Diffusion(NoiseApplications):
     """A network on the discrete process. Raises UsageError for settings that contradict each other.
 
     factor: the network is also conditioned on a small image, which it enlarges so many times (as SR3, Saharia
@@ -153,27 +136,21 @@ class Diffusion(Applications):
                 f"images of {data.shape[1]}×{data.shape[2]} are no {factor} times larger ones",
                 hint="set `model.factor` to a divisor of their side",
             )
-        if process.zero_snr and process.prediction == "eps":
+        prediction, shift = process.prediction, shift_of(process.shift, data.shape)
+        if process.zero_snr and prediction == "eps":
             raise UsageError(
                 "`zero_snr` with `prediction: eps`: the last level is pure noise, which says nothing about "
                 "the image",
                 hint="set `model.prediction` to `v` or `x0`",
             )
-        shift = shift_of(process.shift, data.shape)
         schedule = DiscreteVP(process.schedule, process.timesteps, zero_snr=process.zero_snr, shift=shift)
-        super().__init__(
-            data,
-            net,
-            schedule,
-            labels,
-            prediction=process.prediction,
-            time_sampling=process.time_sampling,
-        )
+        times = process.time_sampling
+        super().__init__(data, net, schedule, labels, prediction=prediction, time_sampling=times)
         self.loss_type, self.min_snr, self.factor = process.loss_type, process.min_snr, factor
 
     # ---- training
 
-    def objective(self, out: Tensor, target: Tensor, at: Levels) -> dict[str, Tensor]:
+    def objective(self, out: Tensor, target: Tensor, at: Level) -> dict[str, Tensor]:
         error = LOSSES[self.loss_type](out, target, reduction="none").flatten(1).mean(1)  # [B]
         if self.min_snr is None:
             return {"loss": error.mean()}
@@ -190,7 +167,7 @@ class Diffusion(Applications):
         shown = batch.noise.rand(len(batch)) >= HIDDEN
         return by_image(shown) * F.avg_pool2d(batch.x, self.factor)
 
-    def inputs(self, x: Tensor, at: Level | Levels, guide: Tensor | None = None) -> Tensor:
+    def inputs(self, x: Tensor, at: Level, guide: Tensor | None = None) -> Tensor:
         """x, and for a model with a `factor` also the enlarged small images, or zeros without them."""
         if not self.factor:
             return x
@@ -211,26 +188,22 @@ class Diffusion(Applications):
         options: SamplingOptions = SamplingOptions(),
     ) -> Tensor:
         """n images [n, C, H, W] in [-1, 1]."""
-        walk = SAMPLERS[options.sampler](options, self.process)
-        return self.draw(n, labels, noise, progress, options, walk)
+        sampler = SAMPLERS[options.sampler](options, self.process)
+        return self.draw(n, labels, noise, progress, options, sampler)
 
     def path(self, steps: int, *, start: float = 1.0, **how: Any) -> list[Level]:
         return self.process.path(min(steps, self.process.most_steps(start)), start=start, **how)
 
     def to_noise(self, x: Tensor, y: Tensor | None, steps: int, progress: Progress) -> Tensor:
-        return samplers.ddim_inverse(self.denoiser(y, clip=False), x, self.path(steps), progress=progress)
+        return samplers.ddim_inverse(self.denoiser(y, UNCLIPPED), x, self.path(steps), progress=progress)
 
     def to_data(self, z: Tensor, y: Tensor | None, steps: int, guidance: float, progress: Progress) -> Tensor:
-        denoise = self.denoiser(y, guidance=guidance, clip=False)
+        denoise = self.denoiser(y, WalkOptions(guidance, clip=False))
         return samplers.ddim(denoise, z, self.path(steps), progress=progress)
 
     def to_scheduler(self) -> Any:
-        """The scheduler of diffusers with this schedule: DPM-Solver++(2M), as in `sample` with `sampler`
-        dpmpp and `spacing` trailing.
-
-        Its thresholding at 1 clips x_0. diffusers' DDIM clips too, but by default keeps the ε from before the
-        clipping; `sample` recomputes ε.
-        """
+        """The scheduler of diffusers that draws as `sample` with `sampler` dpmpp and `spacing` trailing. Its
+        thresholding at 1 clips x_0."""
         from diffusers import DPMSolverMultistepScheduler
 
         alpha_bar = np.append(1.0, self.process.alpha**2)
@@ -244,7 +217,7 @@ class Diffusion(Applications):
             timestep_spacing="trailing",
         )
 
-    # ---- likelihood and scores
+    # ---- likelihood
 
     def log_prob(
         self,
@@ -255,17 +228,17 @@ class Diffusion(Applications):
         terms: int = 50,
         variance: Variance = "small",
     ) -> Tensor:
-        """[B] nats: the variational bound (Ho 2020, eq. 5), by `terms` + 1 network calls.
+        """[B] nats: the variational bound (Ho 2020, eq. 5), by `terms` + 1 network calls. Raises UsageError
+        for latents.
 
         L_T and L_0 are exact. Of the T − 1 other terms, one is drawn from each of `terms` strata and weighted
-        by the stratum's width, which is unbiased; strata widen with t, as terms shrink. Raises UsageError for
-        latents, which have no grey levels.
+        by the stratum's width, which is unbiased; strata widen with t, as terms shrink.
 
         terms: number of strata; T − 1 or more: the whole sum.
         variance: of p(x_{t−1} | x_t): β̃ (small), the tighter bound for digits, whose flat parts are known
           even from much noise; or β (large), for data that are smooth at the scale of one grey level.
         """
-        levels, n, y, process = grey_levels(self.data.levels), len(x), self.known_labels(labels), self.process
+        levels, n, y, process = self.grey_levels, len(x), self.known_labels(labels), self.process
         alpha_T, sigma_T = process.alpha[-1], process.sigma[-1]
         # KL(q(x_T | x_0) ‖ N(0, 1))
         prior = 0.5 * (sigma_T**2 + (alpha_T * x) ** 2 - 1 - 2 * math.log(sigma_T))
@@ -288,14 +261,6 @@ class Diffusion(Applications):
         at = self.process.levels_at(t)
         x_t = at.alpha * x + at.sigma * noise.randn(*x.shape)
         return self.into_range(self.estimate(x_t, at, y).x0)
-
-    @torch.no_grad()
-    def score_denoise(self, x: Tensor, *, noise: Noise, times: int = 10) -> Tensor:
-        """[B]: mean squared error of the network's estimate of ε.
-
-        times: evenly spaced noise levels that the error is averaged over.
-        """
-        return self.errors(x, self.known_labels(None), noise, times)
 
     # ---- applications
 
@@ -369,9 +334,11 @@ class Diffusion(Applications):
             _, alpha, sigma = self.process.level(t)
             return Estimate(x0, (x_t - alpha * x0) / sigma)
 
-        x_T = noise.randn(len(x), *self.data.shape)
-        path, randn = self.path(steps or (4 if self.factor else 50)), samplers.draws_like(noise, x_T)
-        images = samplers.ddim(denoise, x_T, path, eta=eta, randn=randn, progress=progress)
+        path, randn = (
+            self.path(steps or (4 if self.factor else 50)),
+            partial(noise.randn, len(x), *self.data.shape),
+        )
+        images = samplers.ddim(denoise, randn(), path, eta=eta, randn=randn, progress=progress)
         return Applied(self.into_range(images), rows=("upscaled",), given=x, how=f"small, 1/{by}")
 
 

@@ -15,25 +15,200 @@ with deviation 1).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from scipy.special import ndtr
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.denoising.process import VE, Level
-from gzcli.models.denoising.samplers import Denoise, Randn, annealed_langevin
+from gzcli.models.denoising.samplers import annealed_langevin
 from gzcli.models.labelled import ClusterOptions
-from gzcli.models.nn import at_least
-from gzcli.models.score.refinenet import RefineNet, RefineNetOptions
+from gzcli.models.nn import ClassEmbedding, at_least, stacked, to_fp32
 from gzcli.models.score.sgm import SamplingOptions, ScoreModel, ScoreOptions, Spacing
 
 WIDEST = 1.7  # the largest distance between two images of a set in units of √D
+
+
+@dataclass(frozen=True)
+class RefineNetOptions:
+    """The sizes of a RefineNet.
+
+    width: feature maps of the first stage.
+    mult: feature maps of each stage, of two residual blocks, in units of `width`.
+    dilation: dilation of each stage's convolutions, the first 1; a later stage halves the resolution if it is
+      1, and keeps it if it is more.
+    """
+
+    width: int = 32
+    mult: tuple[int, ...] = (1, 2, 2)
+    dilation: tuple[int, ...] = (1, 1, 2)
+
+
+class RefineNet(nn.Module):
+    """x [B, C, H, W] → [B, C, H, W]; the network ignores times.
+
+    Raises UsageError where `mult` and `dilation` are not of one length.
+    """
+
+    def __init__(self, channels: int, options: RefineNetOptions, *, classes: int):
+        width, mult, dilation = options.width, options.mult, options.dilation
+        super().__init__()
+        if len(mult) != len(dilation) or dilation[0] != 1:
+            raise UsageError(
+                f"{len(mult)} widths and {len(dilation)} dilations of stages, the first one {dilation[0]}",
+                hint="give `model.mult` and `model.dilation` one number a stage, the first dilation 1",
+            )
+        widths = [width * m for m in mult]
+        self.conv_in = stacked(nn.Conv2d(channels, width, 3, padding=1), 0)
+        self.stages, self.refine, c = nn.ModuleList(), nn.ModuleList(), width
+        for i, (o, d) in enumerate(zip(widths, dilation, strict=True)):
+            blocks = [ResBlock(c, o, classes, d, first=i > 0), ResBlock(o, o, classes, d)]
+            self.stages.append(Stage(blocks))
+            c = o
+        for i in reversed(range(len(widths))):
+            coarsest = i == len(widths) - 1
+            o = c if coarsest else widths[max(i - 1, 0)]
+            self.refine.append(
+                RefineBlock([widths[i]] if coarsest else [widths[i], c], o, end=3 if i == 0 else 1)
+            )
+            c = o
+        self.norm_out = InstanceNormPlus(c, classes)
+        self.conv_out = stacked(nn.Conv2d(c, channels, 3, padding=1), 0)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
+        """The output [B, C, H, W].
+
+        t: not used.
+        y: labels as in `ClassEmbedding`; None: the null label.
+        drop: boolean [B], true where the null label replaces the label.
+        """
+        h, skips = self.conv_in(x), []
+        # in bf16 with channels last, as colours come, oneDNN's gradient of a dilated convolution is wrong but
+        # for multiples of 16 channels; on a CPU the layout of these maps is that of all
+        if torch.is_grad_enabled() and h.dtype is torch.bfloat16 and h.shape[1] % 16:
+            h = h.contiguous()
+        for stage in self.stages:
+            h = stage(h, y, drop)
+            skips.append(h)
+        h = self.refine[0]([skips.pop()])
+        for refine in self.refine[1:]:
+            h = refine([skips.pop(), h])
+        return self.conv_out(F.elu(self.norm_out(h, y, drop)))
+
+
+class Stage(nn.ModuleList):
+    """The residual blocks of one resolution, one after another."""
+
+    def forward(self, h: Tensor, y: Tensor | None, drop: Tensor | None) -> Tensor:
+        for block in self:
+            h = block(h, y, drop)
+        return h
+
+
+class InstanceNormPlus(nn.Module):
+    """InstanceNorm++ (Song & Ermon 2019, appendix A.1): adds, normalised over the channels, the means that
+    instance normalisation removes, without which scores shift colours. The embedding of a label is added to
+    γ, α and β."""
+
+    def __init__(self, c: int, classes: int):
+        super().__init__()
+        self.scale = nn.Parameter(1 + 0.02 * torch.randn(2, c))  # γ, α
+        self.shift = nn.Parameter(torch.zeros(c))  # β
+        self.label = ClassEmbedding(classes, 3 * c) if classes else None
+        if self.label is not None:
+            nn.init.normal_(self.label.table.weight, std=0.02)
+
+    def forward(self, x: Tensor, y: Tensor | None, drop: Tensor | None) -> Tensor:
+        x = to_fp32(x)
+        means = x.mean((2, 3))  # [B, C]
+        spread = (means - means.mean(1, keepdim=True)) * (means.var(1, keepdim=True) + 1e-5).rsqrt()
+        rows = torch.cat([self.scale, self.shift[None]])[None]  # [1, 3, C]
+        if self.label is not None:
+            rows = rows + self.label(y, x.shape[0], drop).unflatten(1, (3, -1))
+        gamma, alpha, beta = rows[..., None, None].unbind(1)
+        return gamma * (F.instance_norm(x) + alpha * spread[:, :, None, None]) + beta
+
+
+class ResBlock(nn.Module):
+    """Two pre-activated convolutions beside a shortcut. The `first` block of a stage without dilation halves
+    the resolution by average pooling, odd sides rounded up."""
+
+    def __init__(self, c_in: int, c_out: int, classes: int, dilation: int, first: bool = False):
+        super().__init__()
+        wide = 3 if dilation > 1 else 1  # the kernel of the shortcut
+        self.norm1, self.norm2 = InstanceNormPlus(c_in, classes), InstanceNormPlus(c_in, classes)
+        self.conv1 = nn.Conv2d(c_in, c_in, 3, padding=dilation, dilation=dilation)
+        self.conv2 = nn.Conv2d(c_in, c_out, 3, padding=dilation, dilation=dilation)
+        self.skip = None
+        if first or c_in != c_out:
+            self.skip = nn.Conv2d(c_in, c_out, wide, padding=dilation * (wide // 2), dilation=dilation)
+        self.pool = first and dilation == 1
+
+    def forward(self, x: Tensor, y: Tensor | None, drop: Tensor | None) -> Tensor:
+        h = self.conv1(F.elu(self.norm1(x, y, drop)))
+        h = self.conv2(F.elu(self.norm2(h, y, drop)))
+        h = h + (x if self.skip is None else self.skip(x))
+        return F.avg_pool2d(h, 2, ceil_mode=True) if self.pool else h
+
+
+class RefineBlock(nn.Module):
+    """Residual units on each input, their sum at the resolution of the first, chained pooling of the sum, and
+    residual units."""
+
+    def __init__(self, inputs: list[int], c: int, end: int):
+        super().__init__()
+        self.adapt = nn.ModuleList(residual_units(i, 2) for i in inputs)
+        self.fuse = nn.ModuleList(nn.Conv2d(i, c, 3, padding=1) for i in inputs) if len(inputs) > 1 else None
+        self.chain = nn.ModuleList(nn.Conv2d(c, c, 3, padding=1, bias=False) for _ in range(2))
+        self.out = residual_units(c, end)
+
+    def forward(self, xs: list[Tensor]) -> Tensor:
+        xs = [adapt(x) for adapt, x in zip(self.adapt, xs, strict=True)]
+        h = xs[0]
+        if self.fuse is not None:
+            size = h.shape[2:]
+            parts = (conv(x) for conv, x in zip(self.fuse, xs, strict=True))
+            h, *rest = [F.interpolate(p, size=size, mode="bilinear", align_corners=True) for p in parts]
+            for part in rest:
+                h = h + part
+        h = path = F.elu(h)
+        for conv in self.chain:
+            path = conv(pooled(path))
+            h = h + path
+        return self.out(h)
+
+
+def pooled(x: Tensor) -> Tensor:
+    """The largest of 5×5 neighbours of x [B, C, H, W]: on a CPU with channels last, where PyTorch pools in a
+    quarter of the time."""
+    if x.device.type != "cpu":
+        return F.max_pool2d(x, 5, stride=1, padding=2)
+    last = x.contiguous(memory_format=torch.channels_last)
+    return F.max_pool2d(last, 5, stride=1, padding=2).contiguous()
+
+
+class ResidualUnit(nn.Module):
+    """x + two pre-activated convolutions of x."""
+
+    def __init__(self, c: int):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(c, c, 3, padding=1, bias=False) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x
+        for conv in self.convs:
+            h = conv(F.elu(h))
+        return x + h
+
+
+def residual_units(c: int, n: int) -> nn.Sequential:
+    return nn.Sequential(*(ResidualUnit(c) for _ in range(n)))
 
 
 @dataclass(frozen=True)
@@ -116,19 +291,13 @@ class NCSNv2(ScoreModel):
         if options.sampler != "langevin":
             return super().sample(n, labels=labels, noise=noise, progress=progress, options=options)
         at_least(1, repeats=options.repeats)
-        levels = [*map(self.process.level, np.linspace(1, 0, self.rungs).tolist())]
-        step = options.step or steady_step(levels[0].sigma / levels[1].sigma, options.repeats)
+        ladder = [self.process.level(t) for t in np.linspace(1, 0, self.rungs).tolist()]
+        step = options.step or steady_step(ladder[0].sigma / ladder[1].sigma, options.repeats)
 
-        def langevin(
-            denoise: Denoise,
-            x: Tensor,
-            path: Sequence[Level],
-            *,
-            randn: Randn,
-            progress: Progress = no_progress,
-        ) -> Tensor:
+        def langevin(*args: Any, **how: Any) -> Tensor:
+            denoise, x, _ = args
             return annealed_langevin(
-                denoise, x, levels, repeats=options.repeats, step=step, randn=randn, progress=progress
+                denoise, x, [*ladder, Level(0.0, 1.0, 0.0)], repeats=options.repeats, step=step, **how
             )
 
         return self.draw(n, labels, noise, progress, options, langevin)
