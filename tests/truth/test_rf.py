@@ -3,6 +3,8 @@ than before."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from draws import fitted, noise
@@ -10,7 +12,7 @@ from flat import flat
 from test_fm import Exact, batch
 
 from gzcli.core.errors import UsageError
-from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
+from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise
 from gzcli.data.packs.open import open_pack
 from gzcli.engine.prepared import TrainImages
 from gzcli.models.base import Model
@@ -36,15 +38,13 @@ class Straight(Exact):
 def gaussian(**options) -> Reflow:
     """Of an exact teacher, of data N(m, .3²), whose ODE takes z to m + .3 z."""
     teacher = RF.of(INFO, **SMALL).double().eval()
-    teacher.net = Exact(
-        0.2 * torch.randn(INFO.shape, generator=torch.Generator().manual_seed(2)).double(), 0.3
-    )
+    mean = 0.2 * torch.randn(INFO.shape, generator=torch.Generator().manual_seed(2)).double()
+    teacher.net = Exact(mean, 0.3)
     return Reflow.of(INFO, teacher=teacher, **options)
 
 
 def with_pairs(model: Reflow, b: Batch) -> Batch:
-    b.extra = model.prepare(b)
-    return b
+    return replace(b, extra=model.prepare(b))
 
 
 def test_the_loss_by_hand():
@@ -78,8 +78,7 @@ def test_straight_lines_have_no_loss_and_curved_ones_have():
     model.net = Straight(model.teacher.net.mean, 0.3)
     straight = model.loss(b)["loss"]
     assert straight < 1e-6 < 1e-2 < curved
-    one = flat(model.sample)(16, noise=noise(16), progress=no_progress, sampler="euler", steps=1)
-    two = flat(model.sample)(16, noise=noise(16), progress=no_progress, sampler="euler", steps=2)
+    one, two = (flat(model.sample)(16, noise=noise(16), sampler="euler", steps=steps) for steps in (1, 2))
     torch.testing.assert_close(one, two)
 
 

@@ -45,34 +45,27 @@ class InpaintOptions:
 
 
 class Applications(Denoiser):
-    """Applications over the estimates and the ODE of a denoiser.
-
-    walk_back: the sampler that takes noised images back to the clean ones.
-    ode_solver: the solver of the ODE from images to noise and back, and its steps for an interpolation.
-    completion: the method that completes hidden pixels, and its steps.
-    """
+    """Applications over the estimates and the ODE of a denoiser."""
 
     with_labels = ("translate", "classify")
     perceptual_scores = ("recon",)
-    walk_back: ClassVar[Sampler]
-    ode_solver: ClassVar[tuple[Any, int]] = ("midpoint", 20)
-    completion: ClassVar[tuple[str, int]] = ("repaint", 50)
+    walk_back: ClassVar[Sampler]  # takes noised images back to the clean ones
+    ode_solver: ClassVar[tuple[Any, int]] = ("midpoint", 20)  # to noise and back, and its steps by default
+    completion: ClassVar[tuple[str, int]] = ("repaint", 50)  # method and steps of inpainting by default
     recon_mean: Tensor | None = None  # of each error of an image, set by `fit_recon`
     recon_std: Tensor | None = None
 
     # ---- there and back
 
     def path(self, steps: int, **how: Any) -> list[Level]:
-        """A path of at most `steps` steps; keywords as in the `path` of the process."""
+        """A path of at most `steps` steps."""
         return self.process.path(steps, **how)
 
     def to_noise(self, x: Tensor, y: Tensor | None, steps: int, progress: Progress) -> Tensor:
-        """The noise that the ODE given labels y takes images x to."""
         times = self.process.ode_times(steps)[::-1]
         return solve(self.velocity(y), x, times, self.ode_solver[0], progress=progress)
 
     def to_data(self, z: Tensor, y: Tensor | None, steps: int, guidance: float, progress: Progress) -> Tensor:
-        """The images that the ODE given labels y takes noise z to."""
         times = self.process.ode_times(steps)
         return solve(self.velocity(y, guidance), z, times, self.ode_solver[0], progress=progress)
 
@@ -88,10 +81,7 @@ class Applications(Denoiser):
         progress: Progress = no_progress,
     ) -> tuple[Tensor, Tensor]:
         """x noised at the share `strength` of the way to pure noise, and that denoised in at most `steps`
-        steps given labels y, as SDEdit does (Meng 2022, arXiv:2108.01073).
-
-        Raises UsageError for a strength outside 0 … 1.
-        """
+        steps given labels y, as SDEdit does (Meng 2022, arXiv:2108.01073)."""
         check_strength(strength)
         path, randn = self.path(steps, start=strength), partial(noise.randn, *x.shape)
         x_t = path[0].alpha * x + path[0].sigma * randn()
@@ -150,9 +140,8 @@ class Applications(Denoiser):
         frames: int = 8,
         steps: int | None = None,
     ) -> Applied:
-        """Interpolations from image 0 to 1, 2 to 3, … through the noises that the ODE maps them to.
-
-        Raises UsageError for fewer than two images, or frames.
+        """Interpolations from image 0 to 1, 2 to 3, … through the noises that the ODE maps them to. Raises
+        UsageError for fewer than two images, or frames.
 
         frames: images of an interpolation, both ends included.
         steps: of the solver from image to noise, and from noise to image; null: 20 midpoint steps of two
@@ -160,12 +149,9 @@ class Applications(Denoiser):
         """
         at_least(1, steps=steps)
         y, steps = self.known_labels(None), steps or self.ode_solver[1]
-        return through_noise(
-            x,
-            frames,
-            to_noise=lambda x: self.to_noise(x, y, steps, progress),
-            to_images=lambda z: self.into_range(self.to_data(z, y, steps, 1.0, progress)),
-        )
+        at_least(2, frames=frames)
+        z = on_great_circles(self.to_noise(pairs_of(x), y, steps, progress), frames)
+        return as_interpolations(self.into_range(self.to_data(z, y, steps, 1.0, progress)), frames)
 
     # ---- what is known of an image
 
@@ -185,9 +171,7 @@ class Applications(Denoiser):
 
         RePaint (Lugmayr 2022, arXiv:2201.09865; for scores Song 2021, appendix I.2) replaces the known pixels
         at each level by noised ones, which is not exactly the distribution of the hidden pixels given the
-        known ones. For a Gaussian with correlated pixels of deviation .37 its mean is off by .14 at the
-        default, by .10 with 1,000 calls, and its variance by a sixth. The method `moments`, exact for
-        Gaussian data, is off by .01 in 25 steps.
+        known ones; the method `moments` is exact for Gaussian data.
         """
         method, steps = options.method or self.completion[0], options.steps or self.completion[1]
         at_least(1, steps=options.steps, resample=options.resample, jump=options.jump)
@@ -247,14 +231,12 @@ class Applications(Denoiser):
         steps: int,
         iterations: int,
     ) -> Tensor:
-        """Images x_0 of which y = A x_0 is known, by a denoiser that does not clip and E[x_0 | x_t, y] of the
-        first two moments of x_0 given x_t:
+        """Images x_0 of which y = A x_0 is known, by E[x_0 | x_t, y] of the first two moments of x_0 given
+        x_t (Rozet 2024, arXiv:2405.13712, section 4) and a denoiser that does not clip, whose gradient is
+        taken.
 
             Cov[x_0 | x_t] = (σ²/α) ∂x̂_0/∂x_t
             x̂_0 + Cov Aᵀ (A Cov Aᵀ + σ_y² I)⁻¹ (y − A x̂_0)
-
-        Rozet et al. 2024, "Learning Diffusion Priors from Observations by Expectation Maximization",
-        arXiv:2405.13712, section 4. It takes a call of the network and iterations + 1 of its gradient.
         """
 
         def estimates(x: Tensor, t: float) -> Estimate:
@@ -281,8 +263,8 @@ class Applications(Denoiser):
     # ---- what labels are for
 
     def error(self, x: Tensor, eps: Tensor, level: Level, y: Tensor | None) -> Tensor:
-        """[B]: the mean squared error of the network's velocity, or else of its ε, for images x noised by eps
-        at a level, given labels y."""
+        """[B]: the mean squared error of the velocity, or else of ε, for x noised by eps at a level, given
+        y."""
         x_t = level.alpha * x + level.sigma * eps
         at = self.process.level_of(x, level.t)
         out = self.output(x_t, at, y)
@@ -300,8 +282,8 @@ class Applications(Denoiser):
     def class_errors(
         self, x: Tensor, noise: Noise, times: int = TIMES, progress: Progress = no_progress
     ) -> Tensor:
-        """[B, K]: the error given each class, at `times` noise levels and with the same noise for every class
-        (Li 2023, "Your Diffusion Model is Secretly a Zero-Shot Classifier", arXiv:2303.16203)."""
+        """[B, K]: the error given each class, with the same noise for every class (Li 2023, "Your Diffusion
+        Model is Secretly a Zero-Shot Classifier", arXiv:2303.16203)."""
         classes = spread_labels(None, len(self.data.classes), self.data, x.device)
         total = x.new_zeros(len(x), len(classes))
         for i in range(times):
@@ -323,7 +305,6 @@ class Applications(Denoiser):
     ) -> Applied:
         """The images with the class under which the model predicts their noise best, a classification that it
         was not trained for (Li 2023, arXiv:2303.16203); and its accuracy, where the classes y are known.
-
         Raises UsageError for an unconditional model, and where several classes hold at once.
 
         times: noise levels at which the classes are compared; each takes a network call for every class.
@@ -351,9 +332,7 @@ class Applications(Denoiser):
         """Images [B, C, H, W] of one class as those of another, `labels`: their noise by the ODE given their
         own class, and the images of that noise given the other one (Su 2022, "Dual Diffusion Implicit
         Bridges", arXiv:2203.08382). Without labels, image i gets class i % K. Images whose class y is not
-        known are classified first.
-
-        Raises UsageError for an unconditional model.
+        known are classified first. Raises UsageError for an unconditional model.
 
         steps: of the ODE, to noise and back.
         guidance: strength of the labels on the way back; 1: as trained, more: sharper.
@@ -368,7 +347,6 @@ class Applications(Denoiser):
         return Applied(images, rows=("translated",), labels=to)
 
     def check_conditional(self, verb: str) -> None:
-        """Raises UsageError for a model that knows no labels."""
         if not self.conditional:
             hint = "train it with `--set model.conditional=true`"
             raise UsageError(f"only a model that knows labels can {verb}", hint=hint)
@@ -399,7 +377,7 @@ class Applications(Denoiser):
     def fit_recon(
         self, batches: Iterable[Batch], *, starts: int = 4, steps: int = 10, pixels: bool = False
     ) -> None:
-        """Mean and deviation of each error over held-out in-distribution batches."""
+        """Mean and deviation of each error over held-out images."""
         errors = torch.cat([self.recon_errors(b.x, b.noise, starts, steps, pixels) for b in batches])
         self.recon_mean, self.recon_std = errors.mean(0), errors.std(0).clamp(min=1e-8)
 
@@ -410,8 +388,7 @@ class Applications(Denoiser):
         return torch.stack([(x - b).abs().mean(1) for b in back]).mean(0)
 
     def recon_errors(self, x: Tensor, noise: Noise, starts: int, steps: int, pixels: bool) -> Tensor:
-        """[B, starts or 2 · starts]: the mean squared errors of rebuilt images, then their perceptual
-        distances."""
+        """[B, starts or 2 · starts]: mean squared errors of rebuilt images, then perceptual distances."""
         back = self.rebuilt(x, noise, starts, steps)
         errors = [(x - b).square().flatten(1).mean(1) for b in back]
         if self.perceptual is not None and not pixels:
@@ -436,7 +413,6 @@ class NoiseApplications(Applications):
 
 
 def check_strength(strength: float) -> None:
-    """Raises UsageError outside 0 … 1."""
     if not 0 < strength <= 1:
         raise UsageError(f"`strength` is a share of the way to pure noise, 0 … 1, not {strength:g}")
 
@@ -450,8 +426,8 @@ def middle_hidden(x: Tensor) -> Tensor:
 
 
 def reduced(x: Tensor, factor: int, size: tuple[int, ...]) -> tuple[Tensor, int]:
-    """Small images, and how many times smaller than `size` (H, W) they are: x, or if x is of full size x
-    reduced by `factor`. Raises UsageError for sizes that do not fit."""
+    """Small images, and how many times smaller than `size` (H, W) they are: x, or of full size x reduced by
+    `factor`. Raises UsageError for sizes that do not fit."""
     if x.shape[2:] == size:
         if any(side % factor for side in size):
             raise UsageError(f"`factor` {factor} does not divide images of {size[0]}×{size[1]}")
@@ -462,15 +438,9 @@ def reduced(x: Tensor, factor: int, size: tuple[int, ...]) -> tuple[Tensor, int]
     return x, by
 
 
-def through_noise(
-    x: Tensor, frames: int, to_noise: Callable[[Tensor], Tensor], to_images: Callable[[Tensor], Tensor]
-) -> Applied:
-    """Interpolations from image 0 to 1, 2 to 3, … of x along great circles between their noises, which keep
-    the norm of noise. Raises UsageError for fewer than two images, or frames."""
-    at_least(2, frames=frames)
-    x = pairs_of(x)
-    z = interpolated(to_noise(x).flatten(1), frames, slerp).unflatten(1, x.shape[1:])
-    return as_interpolations(to_images(z), frames)
+def on_great_circles(z: Tensor, frames: int) -> Tensor:
+    """Noises between 0 and 1, 2 and 3, … of z, of the norm of noise."""
+    return interpolated(z.flatten(1), frames, slerp).unflatten(1, z.shape[1:])
 
 
 class Measurement(NamedTuple):

@@ -24,17 +24,9 @@ from torch import Tensor, nn
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress
 from gzcli.core.units import Size, sides
+from gzcli.models.denoising import samplers
 from gzcli.models.denoising.process import Level, Process, TimeSampling, stratified
-from gzcli.models.denoising.samplers import (
-    Denoise,
-    Estimate,
-    Sampler,
-    Solver,
-    Velocity,
-    density_norm,
-    solve,
-    with_divergence,
-)
+from gzcli.models.denoising.samplers import Denoise, Estimate, Sampler, Solver, Velocity, solve
 from gzcli.models.labelled import ClusterOptions, Labelled
 from gzcli.models.nn import double, to_fp32
 
@@ -74,32 +66,17 @@ AS_TRAINED, UNCLIPPED = WalkOptions(guidance=1.0), WalkOptions(guidance=1.0, cli
 
 
 class Denoiser(Labelled):
-    """A network on a process.
-
-    prediction: what the network predicts.
-    time_sampling: how a batch draws its times.
-    rescale: whether the network sees x / √(α² + σ²) in place of x.
-    """
+    """A network on a process."""
 
     latents = True
     best = "loss"
-    net: nn.Module
-    process: Process
+    prediction: Prediction = "velocity"  # what the network predicts
+    time_sampling: TimeSampling = "stratified"  # how a batch draws its times
+    rescale = False  # whether the network sees x / √(α² + σ²) in place of x
 
-    def __init__(
-        self,
-        data: DataInfo,
-        net: nn.Module,
-        process: Process,
-        labels: ClusterOptions,
-        *,
-        prediction: Prediction,
-        time_sampling: TimeSampling = "stratified",
-        rescale: bool = False,
-    ):
+    def __init__(self, data: DataInfo, net: nn.Module, process: Process, labels: ClusterOptions):
         super().__init__(data, labels)
         self.net, self.process = net, process
-        self.prediction, self.time_sampling, self.rescale = prediction, time_sampling, rescale
 
     # ---- training
 
@@ -115,8 +92,8 @@ class Denoiser(Labelled):
         return self.objective(out, self.target(x, eps, at), at)
 
     def draw_times(self, noise: Noise, n: int) -> Tensor:
-        """The times of a batch, [n]; logit_normal: of uniform draws as draws whose logits are standard normal
-        (Esser 2024, arXiv:2403.03206, section 3.1)."""
+        """The times of a batch, [n]; logit_normal: with standard normal logits of the uniform draws (Esser
+        2024, arXiv:2403.03206, section 3.1)."""
         u = noise.rand(n)
         if self.time_sampling != "uniform":
             u = stratified(u, noise)
@@ -144,13 +121,13 @@ class Denoiser(Labelled):
         return {"loss": (out - target).square().mean()}
 
     def training_guide(self, batch: Batch) -> Tensor | None:
-        """The image that guides the network in training."""
+        """An image that guides the network in training."""
         return None
 
     # ---- the network
 
     def inputs(self, x: Tensor, at: Level, guide: Tensor | None = None) -> Tensor:
-        """The first input of the network, with an image that guides it if the network takes one."""
+        """The first input of the network, from x and an image that guides it."""
         return x / self.process.norm(at) if self.rescale else x
 
     def clock(self, t: Tensor) -> Tensor:
@@ -189,7 +166,6 @@ class Denoiser(Labelled):
         return Estimate((d_sigma * x - sigma * out) / det, (alpha * out - d_alpha * x) / det)
 
     def estimate(self, x: Tensor, at: Level, y: Tensor | None = None) -> Estimate:
-        """The estimates of x_0 and ε at noise levels `at`."""
         return self.split(self.output(x, at, y), x, at)
 
     def denoiser(
@@ -219,16 +195,12 @@ class Denoiser(Labelled):
         low, high = interval
 
         def output(x: Tensor, t: Tensor) -> Tensor:
-            at = self.process.levels_at(t)
-            if guidance == 1 or (low <= 0 and high >= 1):
-                return self.output(x, at, y, guidance)
-            inside = (low <= t) & (t <= high)
-            if bool(inside.all()) or not bool(inside.any()):
-                return self.output(x, at, y, guidance if bool(inside.all()) else 1.0)
-            out = torch.empty_like(x)
+            if y is None or guidance == 1 or (low <= 0 and high >= 1):
+                return self.output(x, self.process.levels_at(t), y, guidance)
+            inside, out = (low <= t) & (t <= high), torch.empty_like(x)
             for rows, scale in ((inside, guidance), (~inside, 1.0)):
-                labels = None if y is None else y[rows]
-                out[rows] = self.output(x[rows], self.process.levels_at(t[rows]), labels, scale)
+                if bool(rows.any()):
+                    out[rows] = self.output(x[rows], self.process.levels_at(t[rows]), y[rows], scale)
             return out
 
         def f(x: Tensor, t: Tensor) -> Tensor:
@@ -262,12 +234,13 @@ class Denoiser(Labelled):
         """n images [n, C, H, W] in [-1, 1] by a sampler; options: `WalkOptions` with `steps` and
         `spacing`."""
         x, y = self.start(n, labels, noise, options.size)
-        path, randn = self.process.path(options.steps, options.spacing), partial(noise.randn, *x.shape)
-        return self.into_range(sampler(self.denoiser(y, options), x, path, randn=randn, progress=progress))
+        denoise, randn = self.denoiser(y, options), partial(noise.randn, *x.shape)
+        path = self.process.path(options.steps, options.spacing)
+        return self.into_range(sampler(denoise, x, path, randn=randn, progress=progress))
 
     def shape_of(self, size: Size | None) -> tuple[int, ...]:
-        """The shape (C, H, W) of images of a size in pixels; None: that of training. Raises UsageError for
-        another size where the network is made for one, or where latents are drawn."""
+        """The shape of images of a size; None: that of training. Raises UsageError for another one where the
+        network is made for one, or where latents are drawn."""
         if size is None or sides(size) == self.data.shape[1:]:
             return self.data.shape
         if self.data.levels is None or not getattr(self.net, "any_size", False):
@@ -328,7 +301,7 @@ class LikelihoodByODE(Denoiser):
         """
         n, size, width = len(x), x[0].numel(), 2 / (self.grey_levels - 1)  # of a grey level
         path = self.process.rising(1 / (self.grey_levels - 1) / math.sqrt(3), ode.steps)
-        whole = with_divergence(self.velocity(self.known_labels(labels)), x.shape[1:])
+        whole = samplers.with_divergence(self.velocity(self.known_labels(labels)), x.shape[1:])
         times, alpha, std = [level.t for level in path], path[0].alpha, self.process.prior_std
 
         def g(state: Tensor, t: Tensor) -> Tensor:
@@ -341,7 +314,7 @@ class LikelihoodByODE(Denoiser):
         for _ in range(ode.probes):
             v = 2 * noise.randint(2, n, size).to(x.dtype) - 1
             state = torch.cat([x.flatten(1), v, x.new_zeros(n, 1)], 1)
-            state = solve(g, state, times, ode.solver, tolerance=ode.tolerance, norm=density_norm)
+            state = solve(g, state, times, ode.solver, tolerance=ode.tolerance, norm=samplers.density_norm)
             z, gained = double(state[:, :size]) / std, size * double(state[:, -1])
             # from data to noise log p changes by `gained`, to the log density of the noise
             total = total - 0.5 * z.square().sum(1) - size * math.log(std * math.sqrt(2 * math.pi)) - gained

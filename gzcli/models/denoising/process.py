@@ -68,7 +68,7 @@ class Process(nn.Module):
         rising: Callable[[float, int], list[Level]]
 
     def level_of(self, x: Tensor, t: float) -> Level:
-        """The level of all images x at one time, from which a network's estimates are computed."""
+        """The level at a time that the estimates of all images x are computed from."""
         return self.level(t)
 
     def norm(self, at: Level) -> Any:
@@ -97,11 +97,9 @@ def stratified(u: Tensor, noise: Noise) -> Tensor:
 
 
 def shift_of(shift: Shift, shape: Sequence[int]) -> float:
-    """The factor of the noise-to-signal ratio σ/α for images of a shape [C, H, W].
-
-    `auto` is side / 64, and 1 for smaller sides, as neighbouring pixels of larger images are more alike
-    (Hoogeboom 2023, arXiv:2301.11093, eq. 3; Esser 2024, arXiv:2403.03206, eq. 23).
-    """
+    """The factor of the noise-to-signal ratio σ/α for images of a shape; auto: side / 64 and at least 1, as
+    neighbouring pixels of larger images are more alike (Hoogeboom 2023, arXiv:2301.11093, eq. 3; Esser 2024,
+    arXiv:2403.03206, eq. 23)."""
     if shift == "auto":
         return max(1.0, math.sqrt(shape[1] * shape[2]) / UNSHIFTED)
     if not shift > 0:
@@ -116,7 +114,8 @@ def by_image(t: Tensor) -> Tensor:
 
 
 def spread(high: float, low: float, steps: int, spacing: str) -> np.ndarray:
-    """Values of log σ/α from `high` to `low`: even (logsnr), or even in the 7th root of σ/α (karras)."""
+    """Values of log σ/α from `high` to `low`: even (logsnr), or in the 7th root of σ/α (karras; Karras 2022,
+    eq. 5)."""
     ramp = np.linspace(0, 1, steps)
     if spacing == "karras":
         a, b = np.exp(high / 7), np.exp(low / 7)
@@ -207,12 +206,8 @@ class DiscreteVP(Process):
         return [*(self.level(t) for t in times), Level(-1.0, 1.0, 0.0)]
 
     def path(self, steps: int, spacing: str = "trailing", start: float = 1.0) -> list[Level]:
-        """A path of 1 … T steps.
-
-        spacing: trailing: every T/steps-th time from the noisiest on; leading: from the cleanest on;
-          linspace: between both (Lin 2023, table 2); karras: even in the 7th root of σ/α (Karras 2022, eq.
-          5); logsnr: even in its logarithm.
-        """
+        """A path of 1 … T steps; trailing: every T/steps-th time from the noisiest on; leading: from the
+        cleanest on; linspace: between both (Lin 2023, table 2); others as in `spread`."""
         top = self.most_steps(start)  # times 0 … top − 1
         if not 1 <= steps <= top:
             raise UsageError(f"{steps} sampling steps over {top} timesteps", hint=f"set `steps` to 1 … {top}")
@@ -282,7 +277,6 @@ class SDE(Process):
         return drift * x + 0.5 * g2 / self.levels_at(t).sigma * eps
 
     def log_ratio_at(self, t: float) -> float:
-        """log σ/α."""
         level = self.level(t)
         return math.log(level.sigma / level.alpha)
 
@@ -293,11 +287,8 @@ class SDE(Process):
         return np.interp(log_ratio, (sigma / alpha).log().numpy(), t)
 
     def path(self, steps: int, spacing: str = "karras", start: float = 1.0) -> list[Level]:
-        """`steps` levels from the time `start` to that at which samplers stop, then the clean image.
-
-        spacing: uniform: even in t; karras: in the 7th root of σ/α (Karras 2022, eq. 5); logsnr: in its
-          logarithm.
-        """
+        """`steps` levels from the time `start` to that at which samplers stop, then the clean image; uniform:
+        even in t; others as in `spread`."""
         at_least(1, steps=steps)
         top = max(start, self.stop)
         if spacing == "uniform":
@@ -341,10 +332,8 @@ class VE(SDE):
 
 
 class VP(SDE):
-    """Variance preserving: β grows linearly, α² + σ² = 1 (eq. 32, 33); DDPM's chain in continuous time.
-
-    shift: s, the factor of √(1 − α²)/α, which is that of another β: s² β / (α² + s² (1 − α²)).
-    """
+    """Variance preserving: β grows linearly, α² + σ² = 1 (eq. 32, 33); DDPM's chain in continuous time. A
+    shift s, the factor of √(1 − α²)/α, is that of another β: s² β / (α² + s² (1 − α²))."""
 
     def __init__(self, start: float, beta_min: float, shift: float = 1.0):
         super().__init__(start)
@@ -366,7 +355,6 @@ class VP(SDE):
         return decay if self.gain == 1 else -torch.log1p(self.gain * torch.expm1(-decay))
 
     def unshifted(self, t: Tensor) -> Tensor:
-        """log α² without a shift."""
         return -(0.5 * (BETA_MAX - self.beta_min) * t + self.beta_min) * t
 
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -390,11 +378,8 @@ class SubVP(VP):
 
 
 class CondOT(Process):
-    """α = t, σ = 1 − (1 − σ_min) t, whose velocity is x_0 − (1 − σ_min) ε (Lipman 2022, eq. 22, 23).
-
-    sigma_min: deviation of the noise that is left at t = 1, for images in [-1, 1].
-    shift: factor of the noise-to-signal ratio at times of training and of solvers.
-    """
+    """α = t, σ = 1 − (1 − σ_min) t, whose velocity is x_0 − (1 − σ_min) ε (Lipman 2022, eq. 22, 23); shift:
+    the factor of the noise-to-signal ratio at times of training and of solvers."""
 
     def __init__(self, sigma_min: float = 0.0, shift: float = 1.0):
         super().__init__()
@@ -430,7 +415,6 @@ class CondOT(Process):
         return [*map(self.level, self.times_at(ratios)), self.level(0.0)]
 
     def times_at(self, ratios: np.ndarray) -> list[float]:
-        """The times of noise-to-signal ratios σ/α."""
         return (1 / (ratios + 1 - self.sigma_min)).tolist()
 
 

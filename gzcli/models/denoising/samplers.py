@@ -179,10 +179,8 @@ def heun(
     """Karras 2022, algorithm 1 and 2: trapezoidal steps of d(x/α)/d(σ/α) = ε; at most 2 N − 1 calls.
 
     Steps from above σ/α = 80, where EDM starts, are Euler's: there ε hardly changes, but σ/α may fall by
-    thousands.
-
-    churn: S_churn; before each of N steps noise grows by the factor 1 + churn / N, at most by √2.
-    level: the level at which σ/α has a given value, for churn.
+    thousands. By S_churn noise first grows by the factor 1 + churn / N, at most by √2; `level` is that of a
+    value of σ/α.
     """
     more = min(churn / (len(path) - 1), math.sqrt(2) - 1)
     for s, u in pairwise(path):
@@ -217,12 +215,8 @@ def predictor_corrector(
     denoise: Denoise, x: Tensor, path: Path, randn: Randn, corrector: int, snr: float
 ) -> Steps:
     """Song 2021, algorithm 1: the reverse diffusion predictor (eq. 46), then `corrector` Langevin steps at
-    the new level.
-
-    Their length is that of algorithms 4 and 5 with ‖z‖/‖score‖ = σ, the value for pure noise. With the norms
-    of the actual draws an image would depend on its batch; with norms of each image, images with a long score
-    would get short steps.
-    """
+    the new level, of the length of algorithms 4 and 5 with ‖z‖/‖score‖ = σ, the value for pure noise: by the
+    norms of actual draws an image would depend on its batch."""
     for s, u in pairwise(path):
         x0, eps = denoise(x, s.t)
         if u.sigma > 0:
@@ -276,8 +270,7 @@ def resampled(path: Path, resample: int, jump: int) -> list[Level]:
 
 
 def transition(s: Level, u: Level) -> tuple[float, float]:
-    """α_{s|u} and the variance β of q(x_s | x_u), where u is less noisy than s; for the clean level u it is
-    q(x_s | x_0)."""
+    """α_{s|u} and the variance β of q(x_s | x_u), where u is less noisy than s, or clean."""
     scale = s.alpha / u.alpha
     return scale, s.sigma**2 - (scale * u.sigma) ** 2
 
@@ -333,13 +326,9 @@ def solve(
     norm: Norm = root_mean_square,
     progress: Progress = no_progress,
 ) -> Tensor:
-    """The solution at the last time from x at times[0].
-
-    solver: a method that takes one step between neighbouring times, or the adaptive solver, which chooses its
-      own times.
-    tolerance: of errors in the adaptive solver, relative to |x| and absolute.
-    norm: of these errors.
-    """
+    """The solution at the last time from x at times[0], by one step of the solver between neighbouring times,
+    or by the adaptive one, which chooses its times so that the norm of errors over 1 + |x| is below
+    `tolerance`."""
     if solver == "adaptive":
         return solve_adaptive(f, x, times[0], times[-1], tolerance, norm, progress)
     c, a, b = TABLEAUX[solver]
@@ -358,8 +347,7 @@ def solve_adaptive(
     f: Velocity, x: Tensor, start: float, end: float, tolerance: float, norm: Norm, progress: Progress
 ) -> Tensor:
     """The solution at `end` from x at `start` by the Dormand–Prince pair (Hairer, Nørsett & Wanner 1993,
-    II.4), with steps for each image that keep the norm of its error over tolerance · (1 + |x|) below 1.
-    Raises DivergedError where `LIMIT` steps do not reach the end."""
+    II.4). Raises DivergedError where `LIMIT` steps do not reach the end."""
     sign = 1.0 if end > start else -1.0
     t = x.new_full((len(x),), start)
     slope = f(x, t)

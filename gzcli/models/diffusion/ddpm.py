@@ -20,15 +20,7 @@ from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, moved, n
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.applications import NoiseApplications, check_strength, means, reduced
 from gzcli.models.denoising.denoiser import UNCLIPPED, WalkOptions
-from gzcli.models.denoising.process import (
-    DiscreteVP,
-    Level,
-    ScheduleName,
-    Shift,
-    TimeSampling,
-    by_image,
-    shift_of,
-)
+from gzcli.models.denoising.process import DiscreteVP, Level, ScheduleName, Shift, TimeSampling, shift_of
 from gzcli.models.denoising.samplers import Estimate, Sampler
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import as_interpolations, at_least, pairs_of
@@ -40,8 +32,6 @@ Spacing = Literal["trailing", "leading", "linspace", "karras", "logsnr"]
 Variance = Literal["small", "large"]
 
 HIDDEN = 0.1  # share of the small images that training with a `factor` hides
-# ᾱ of an exported schedule at zero SNR, as in diffusers, whose solver takes its logarithm
-LEAST_ALPHA_BAR = 2.0**-24
 LOSSES = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
 
 
@@ -111,42 +101,27 @@ SAMPLERS: dict[SamplerName, Callable[[SamplingOptions, DiscreteVP], Sampler]] = 
 
 
 class Diffusion(NoiseApplications):
-    """A network on the discrete process. Raises UsageError for settings that contradict each other.
-
-    factor: the network is also conditioned on a small image, which it enlarges so many times (as SR3, Saharia
-      2021, arXiv:2104.07636); training hides a share HIDDEN of the small images, so that the network can do
-      without.
-    """
+    """A network on the discrete process. With a `factor` it is also conditioned on a small image, which it
+    enlarges so many times (as SR3, Saharia 2021, arXiv:2104.07636); training hides a share HIDDEN of the
+    small images, so that the network can do without."""
 
     likelihood = "bound"
     walk_back = staticmethod(samplers.ddim)
     process: DiscreteVP
+    factor: int | None = None
 
-    def __init__(
-        self,
-        data: DataInfo,
-        net: nn.Module,
-        process: DiffusionOptions,
-        labels: ClusterOptions,
-        *,
-        factor: int | None = None,
-    ):
-        if factor and any(side % factor for side in data.shape[1:]):
-            raise UsageError(
-                f"images of {data.shape[1]}×{data.shape[2]} are no {factor} times larger ones",
-                hint="set `model.factor` to a divisor of their side",
-            )
-        prediction, shift = process.prediction, shift_of(process.shift, data.shape)
-        if process.zero_snr and prediction == "eps":
+    def __init__(self, data: DataInfo, net: nn.Module, process: DiffusionOptions, labels: ClusterOptions):
+        if process.zero_snr and process.prediction == "eps":
             raise UsageError(
                 "`zero_snr` with `prediction: eps`: the last level is pure noise, which says nothing about "
                 "the image",
                 hint="set `model.prediction` to `v` or `x0`",
             )
+        shift = shift_of(process.shift, data.shape)
         schedule = DiscreteVP(process.schedule, process.timesteps, zero_snr=process.zero_snr, shift=shift)
-        times = process.time_sampling
-        super().__init__(data, net, schedule, labels, prediction=prediction, time_sampling=times)
-        self.loss_type, self.min_snr, self.factor = process.loss_type, process.min_snr, factor
+        super().__init__(data, net, schedule, labels)
+        self.prediction, self.time_sampling = process.prediction, process.time_sampling
+        self.loss_type, self.min_snr = process.loss_type, process.min_snr
 
     # ---- training
 
@@ -165,7 +140,7 @@ class Diffusion(NoiseApplications):
         if not self.factor:
             return None
         shown = batch.noise.rand(len(batch)) >= HIDDEN
-        return by_image(shown) * F.avg_pool2d(batch.x, self.factor)
+        return shown[:, None, None, None] * F.avg_pool2d(batch.x, self.factor)
 
     def inputs(self, x: Tensor, at: Level, guide: Tensor | None = None) -> Tensor:
         """x, and for a model with a `factor` also the enlarged small images, or zeros without them."""
@@ -202,12 +177,13 @@ class Diffusion(NoiseApplications):
         return samplers.ddim(denoise, z, self.path(steps), progress=progress)
 
     def to_scheduler(self) -> Any:
-        """The scheduler of diffusers that draws as `sample` with `sampler` dpmpp and `spacing` trailing. Its
-        thresholding at 1 clips x_0."""
+        """diffusers' DPM-Solver++(2M), which draws as `sample` with `sampler` dpmpp and `spacing`
+        trailing."""
         from diffusers import DPMSolverMultistepScheduler
 
         alpha_bar = np.append(1.0, self.process.alpha**2)
-        alpha_bar[-1] = max(alpha_bar[-1], LEAST_ALPHA_BAR)
+        # at zero SNR, as in diffusers, whose solver takes its logarithm
+        alpha_bar[-1] = max(alpha_bar[-1], 2.0**-24)
         return DPMSolverMultistepScheduler(
             num_train_timesteps=self.process.timesteps,
             trained_betas=1 - alpha_bar[1:] / alpha_bar[:-1],
@@ -228,11 +204,9 @@ class Diffusion(NoiseApplications):
         terms: int = 50,
         variance: Variance = "small",
     ) -> Tensor:
-        """[B] nats: the variational bound (Ho 2020, eq. 5), by `terms` + 1 network calls. Raises UsageError
-        for latents.
-
-        L_T and L_0 are exact. Of the T − 1 other terms, one is drawn from each of `terms` strata and weighted
-        by the stratum's width, which is unbiased; strata widen with t, as terms shrink.
+        """[B] nats: the variational bound (Ho 2020, eq. 5), by `terms` + 1 network calls. L_T and L_0 are
+        exact; of the T − 1 other terms one is drawn from each of `terms` strata and weighted by the stratum's
+        width. Raises UsageError for latents.
 
         terms: number of strata; T − 1 or more: the whole sum.
         variance: of p(x_{t−1} | x_t): β̃ (small), the tighter bound for digits, whose flat parts are known
@@ -252,8 +226,8 @@ class Diffusion(NoiseApplications):
         for k, (low, high) in enumerate(pairwise(edges)):
             t = low + (u[:, k] * (high - low)).long().clamp_(max=high - low - 1)
             x0 = self.guess(x, t, y, noise)
-            kl = by_image(scale[t]) * (x - x0).square() + by_image(offset[t])
-            total = total - (high - low) * kl.flatten(1).sum(1)
+            kl = scale[t][:, None] * (x - x0).square().flatten(1) + offset[t][:, None]
+            total = total - (high - low) * kl.sum(1)
         return total
 
     def guess(self, x: Tensor, t: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
@@ -265,7 +239,7 @@ class Diffusion(NoiseApplications):
     # ---- applications
 
     @torch.no_grad()
-    def interpolate(
+    def interpolate(  # type: ignore[override]
         self,
         x: Tensor,
         *,
@@ -276,12 +250,9 @@ class Diffusion(NoiseApplications):
         steps: int = 20,
     ) -> Applied:
         """Interpolations from image 0 to 1, 2 to 3, …, ends included: noised, mixed there and denoised (Ho
-        2020, figure 8).
+        2020, figure 8); the noises are mixed on the sphere, which keeps their variance. Raises UsageError for
+        fewer than two images, or frames.
 
-        The noises are mixed on the sphere, which keeps their variance. Raises UsageError for fewer than two
-        images, or frames.
-
-        frames: images of an interpolation, both ends included.
         strength: noise level at which images are mixed, as a share of the way to pure noise, 0 … 1.
         steps: denoising steps, at most.
         """
@@ -310,11 +281,9 @@ class Diffusion(NoiseApplications):
         eta: float | None = None,
     ) -> Applied:
         """Images [B, C, H, W] with the block means x, by DDNM (Wang 2022, arXiv:2212.00490), which needs no
-        training. A model trained with a `factor` is also conditioned on x.
+        training. A model trained with a `factor` is also conditioned on x. Raises UsageError for sizes that
+        do not fit.
 
-        Raises UsageError for sizes that do not fit.
-
-        x: small images [B, C, h, w], where h divides H; or images of full size, which are first reduced.
         factor: by how much images of full size are first reduced; null: the model's own, else 2.
         steps: of DDIM; null: 50, or 4 if the model is conditioned on x, since few steps stay near the mean.
         eta: noise of DDIM as a share of that of the ancestral sampler, 0 … 1; null: .85, or 0 if the model is
@@ -363,8 +332,6 @@ def discretised_gaussian(x: Tensor, mean: Tensor, sigma: float, levels: int) -> 
 class DDPM(Diffusion):
     """The U-Net of Ho 2020, appendix B, as a `Diffusion`.
 
-    Raises UsageError for sizes that do not fit, and for a conditional model of data without labels.
-
     factor: how many times `--do upscale` enlarges small images, on which the network is then conditioned;
       null: on none. `train.init` may be a run without it.
     """
@@ -381,28 +348,31 @@ class DDPM(Diffusion):
         labels: ClusterOptions = ClusterOptions(),
         factor: int | None = None,
     ):
+        if factor and any(side % factor for side in data.shape[1:]):
+            raise UsageError(
+                f"images of {data.shape[1]}×{data.shape[2]} are no {factor} times larger ones",
+                hint="set `model.factor` to a divisor of their side",
+            )
         guides = data.shape[0] if factor else 0
-        net = UNet.of(data, unet, classes=labels.count(data), guides=guides)
-        super().__init__(data, net, process, labels, factor=factor)
+        super().__init__(
+            data, UNet.of(data, unet, classes=labels.count(data), guides=guides), process, labels
+        )
+        self.factor = factor
 
     def to_diffusers(self) -> Any:
         """A `DDPMPipeline` of the same weights and schedule, which draws the images of `sample` by dpmpp on
-        trailing steps. It takes no labels; of a model of labels or clusters only its parts can be used."""
+        trailing steps. Of a model of labels or clusters only its parts can be used."""
         from diffusers import DDPMPipeline
 
         if self.factor:
             raise UsageError("diffusers has no pipeline for a `model.factor`")
-        pipeline: Any = DDPMPipeline(
-            unet=self.net.to_diffusers(self.data.shape[1:]), scheduler=self.to_scheduler()
+        unet = self.net.to_diffusers(self.data.shape[1:])
+        pipeline: Any = DDPMPipeline(unet=unet, scheduler=self.to_scheduler())
+        pipeline.usage = (
+            "`pipeline.unet(x, t, class_labels=y)` and `pipeline.scheduler`: the pipeline itself knows "
+            "no labels"
+            if self.labelled
+            else "`pipeline(batch_size=16, num_inference_steps=20).images`: what gz draws with "
+            "`sample.sampler=dpmpp`, `sample.spacing=trailing` and as many `sample.steps`"
         )
-        if self.labelled:
-            pipeline.usage = (
-                "`pipeline.unet(x, t, class_labels=y)` and `pipeline.scheduler`: the pipeline itself knows "
-                "no labels"
-            )
-        else:
-            pipeline.usage = (
-                "`pipeline(batch_size=16, num_inference_steps=20).images`: what gz draws with "
-                "`sample.sampler=dpmpp`, `sample.spacing=trailing` and as many `sample.steps`"
-            )
         return pipeline

@@ -33,8 +33,8 @@ class CFM(FM):
 
     @torch.no_grad()
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """The `accuracy` of the model as a classifier of the first 200 images; nothing for an unconditional
-        model and for multi-label data."""
+        """The `accuracy` of the model as a classifier of the first images; nothing for an unconditional model
+        and for multi-label data."""
         if not self.conditional or self.data.multilabel:
             return {}
         right, n = 0, 0

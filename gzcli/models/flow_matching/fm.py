@@ -63,10 +63,7 @@ class SamplingOptions(DrawOptions):
 
 
 class FlowMatching(LikelihoodByODE, Applications):
-    """A network that predicts the velocity v(x [B, C, H, W], t [B]) from noise to data.
-
-    sigma_min: σ, standard deviation of the noise that is left at t = 1, for images in [-1, 1].
-    """
+    """A network that predicts the velocity v(x [B, C, H, W], t [B]) from noise to data."""
 
     completion = ("moments", 25)
     process: CondOT
@@ -79,18 +76,16 @@ class FlowMatching(LikelihoodByODE, Applications):
         net: nn.Module,
         flow: FlowOptions,
         labels: ClusterOptions,
-        *,
         sigma_min: float = 0.0,
     ):
-        process = CondOT(sigma_min, shift_of(flow.shift, data.shape))
-        super().__init__(data, net, process, labels, prediction="velocity", time_sampling=flow.time_sampling)
+        super().__init__(data, net, CondOT(sigma_min, shift_of(flow.shift, data.shape)), labels)
+        self.time_sampling = flow.time_sampling
         self.coupling = flow.coupling
 
     # ---- training
 
     def on_batch(self, batch: Batch) -> dict[str, Tensor]:
-        """With `coupling` ot, the noises of a step, paired over its whole batch before it is cut into
-        micro-batches."""
+        """With `coupling` ot, the noises of a step, paired before its batch is cut into micro-batches."""
         return {"x0": self.ends(batch)[0]} if self.coupling == "ot" else {}
 
     def ends(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -155,7 +150,7 @@ class FlowMatching(LikelihoodByODE, Applications):
 
     @torch.no_grad()
     def fit_path(self, batches: Iterable[Batch], *, steps: int = 10) -> None:
-        """Mean and precision of the statistics over held-out in-distribution batches."""
+        """Mean and precision of the statistics over held-out images."""
         statistics = torch.cat([self.path_statistics(batch.x, steps) for batch in batches]).cpu().double()
         covariance = torch.cov(statistics.T) + 1e-6 * torch.eye(3, dtype=torch.float64)
         self.path_mean, self.path_precision = statistics.mean(0), torch.linalg.inv(covariance)
@@ -178,13 +173,10 @@ def coupled(x0: Tensor, x1: Tensor, y: Tensor | None, module: nn.Module) -> Tens
     """The noises x0 [B, …] in the order that pairs them with the data x1 [B, …] at the least total squared
     distance: paths between near pairs cross less, and are straighter (Tong 2023, arXiv:2302.00482).
 
-    Noises are paired within the images of each label y, [B] or [B, K]. Otherwise the noise of a class would
-    be the noise near that class, and not N(0, I), from which its samples start (Cheng & Schwing 2025,
-    arXiv:2503.10636). While `module` trains, the rows of all ranks are paired, so that the noise of an image
-    does not depend on the number of processes.
-
-    The assignment is exact and runs on the CPU, for which a step waits once: 10 ms for 256 images of MNIST
-    and 50 ms for 512, with ten labels 3 and 8 ms.
+    Noises are paired within the images of each label y, [B] or [B, K]: else the noise of a class would be
+    that near the class, and not N(0, I), from which its samples start (Cheng & Schwing 2025,
+    arXiv:2503.10636). While `module` trains, the rows of all ranks are paired. The assignment is exact and
+    runs on the CPU: 10 ms for 256 images of MNIST and 50 ms for 512.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -224,4 +216,4 @@ class FM(FlowMatching):
         labels: ClusterOptions = ClusterOptions(),
     ):
         net = UNet.of(data, unet, classes=labels.count(data))
-        super().__init__(data, net, flow, labels, sigma_min=sigma_min)
+        super().__init__(data, net, flow, labels, sigma_min)

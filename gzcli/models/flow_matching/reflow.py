@@ -1,8 +1,5 @@
-"""Reflow — Liu et al. 2022, arXiv:2209.03003, section 2.2.
-
-A flow trained on the pairs of noise and image that a teacher generates is straighter than the teacher, and
-needs fewer steps.
-"""
+"""Reflow — Liu et al. 2022, arXiv:2209.03003, section 2.2: a flow trained on the pairs of noise and image
+that a teacher generates is straighter than the teacher, and needs fewer steps."""
 
 from __future__ import annotations
 

@@ -3,9 +3,8 @@ with Mamba blocks in place of attention.
 
     h ← h + gate · Mamba(LN(h) (1 + scale) + shift)[in the block's order]
 
-Shift, scale and gate are functions of time and label. A state-space model reads tokens one after another, in
-an order. The blocks take turns with the eight continuous orders of the image ("heterogeneous layerwise
-scan"). Together they cover every direction, at the cost of one order.
+Shift, scale and gate are functions of time and label. A state-space model reads tokens one after another: the
+blocks take turns with the eight continuous orders of the image, which together cover every direction.
 """
 
 from __future__ import annotations
@@ -71,12 +70,9 @@ class ZigzagNet(DiTNet):
             Block(width, expand, state, orders[i % len(orders)]) for i in range(options.layers)
         )
 
-    def to_diffusers(self) -> nn.Module:
-        raise UsageError("diffusers has no blocks of state-space models")
-
 
 class Block(nn.Module):
-    """A state-space model over h [B, T, width] in an order of its tokens. The condition c [B, width] scales
+    """A state-space model over h [B, T, width] in an order of its tokens; the condition c [B, width] scales
     and shifts its normalised input, and gates its output."""
 
     order: Tensor  # [T]
@@ -137,23 +133,17 @@ class Mamba(nn.Module):
 
 def zigzags(rows: int, columns: int) -> list[Tensor]:
     """The eight orders [rows · columns] in which each token follows a neighbour: from each corner, by rows
-    and by columns.
-
-    Of any four consecutive orders no two start at the same corner, so that a network of four blocks covers
-    every direction too.
-    """
+    and by columns. Of any four consecutive orders no two start at the same corner, so that four blocks cover
+    every direction too."""
     grid = torch.arange(rows * columns).view(rows, columns)
     corners = [(), (0, 1), (1,), (0,)]  # axes to flip to start there: each corner follows the opposite one
-    turned = [grid.flip(dims) for dims in corners]
     by_columns = [False, False, True, True, True, True, False, False]
-    return [snake(g.T if columns else g) for g, columns in zip(turned * 2, by_columns, strict=True)]
-
-
-def snake(grid: Tensor) -> Tensor:
-    """The entries of a grid row by row, every second row from right to left."""
-    grid = grid.clone()
-    grid[1::2] = grid[1::2].flip(1)
-    return grid.flatten()
+    orders = []
+    for dims, turned in zip(corners * 2, by_columns, strict=True):
+        order = (grid.flip(dims).T if turned else grid.flip(dims)).clone()
+        order[1::2] = order[1::2].flip(1)  # every second row from right to left
+        orders.append(order.flatten())
+    return orders
 
 
 # ---------------------------------------------------------------------------- the selective scan
@@ -167,10 +157,10 @@ def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) ->
         h_t = exp(Δ_t A) h_{t−1} + Δ_t B_t x_t,   y_t = C_t h_t
 
     The recurrence runs token by token, with one fused multiply-add each: a quotient of cumulative products
-    would overflow beyond short sequences. Terms that do not depend on the state are computed for a chunk of
-    about √T tokens at once; on a CPU, for so few images that they fit in the cache. The forward pass keeps
-    the states between chunks, and the backward pass recomputes the states inside them, as the authors' kernel
-    does. That kernel, of the package `mamba-ssm`, is used on a GPU where it is installed.
+    would overflow beyond short sequences. What does not depend on the state is computed for a chunk of about
+    √T tokens at once; on a CPU, for so few images that they fit in the cache. The forward pass keeps the
+    states between chunks, and the backward pass recomputes those inside. The kernel of `mamba-ssm` is used
+    where it is installed.
     """
     x, delta, A, B, C = map(to_fp32, (x, delta, A, B, C))
     if x.dtype == torch.float32 and (kernel := fused(x.device)):
@@ -256,10 +246,8 @@ def run(delta: Tensor, A: Tensor, B: Tensor, u: Tensor, h: Tensor) -> tuple[Tens
 
 
 class ZigMa(FlowMatching):
-    """State-space blocks over patches that predict the velocity, at a cost linear in the number of patches.
-
-    Raises UsageError for sizes that do not fit, and for a conditional model of data without labels.
-    """
+    """State-space blocks over patches that predict the velocity, at a cost linear in the number of
+    patches."""
 
     paper = "Hu et al. 2024, arXiv:2403.13802"
 

@@ -4,12 +4,8 @@ arXiv:2006.09011.
     score(x, σ) = −net(x) / σ,   E ½ ‖net(x + σ ε) − ε‖² over a ladder σ_1 > … > σ_L   (eq. 1 with λ = σ²)
 
 The network is not conditioned on the noise level, which the image shows (technique 3). The ladder is that of
-the VE SDE at t = 0, 1/(L − 1), …, 1. So sampling is by Langevin dynamics down the ladder, or in a few steps
-by any sampler of score models.
-
-The network may predict v in place of ε, from x / √(1 + σ²). Its error of x_0 then stays bounded as σ grows,
-where that of a predicted ε is σ times as large; scores need σ outside the network only (Karras 2022, eq. 7,
-with deviation 1).
+the VE SDE at t = 0, 1/(L − 1), …, 1, so that any sampler of score models draws too. The network may predict v
+in place of ε, from x / √(1 + σ²): its error of x_0 then stays bounded as σ grows (Karras 2022, eq. 7).
 """
 
 from __future__ import annotations
@@ -27,7 +23,7 @@ from torch.nn import functional as F
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.denoising.process import VE, Level
-from gzcli.models.denoising.samplers import annealed_langevin
+from gzcli.models.denoising.samplers import Denoise, Path, annealed_langevin
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import ClassEmbedding, at_least, stacked, to_fp32
 from gzcli.models.score.sgm import SamplingOptions, ScoreModel, ScoreOptions, Spacing
@@ -51,10 +47,8 @@ class RefineNetOptions:
 
 
 class RefineNet(nn.Module):
-    """x [B, C, H, W] → [B, C, H, W]; the network ignores times.
-
-    Raises UsageError where `mult` and `dilation` are not of one length.
-    """
+    """x [B, C, H, W], labels as in `ClassEmbedding` → [B, C, H, W]; times are ignored. Raises UsageError
+    where `mult` and `dilation` are not of one length."""
 
     def __init__(self, channels: int, options: RefineNetOptions, *, classes: int):
         width, mult, dilation = options.width, options.mult, options.dilation
@@ -69,46 +63,31 @@ class RefineNet(nn.Module):
         self.stages, self.refine, c = nn.ModuleList(), nn.ModuleList(), width
         for i, (o, d) in enumerate(zip(widths, dilation, strict=True)):
             blocks = [ResBlock(c, o, classes, d, first=i > 0), ResBlock(o, o, classes, d)]
-            self.stages.append(Stage(blocks))
+            self.stages.append(nn.ModuleList(blocks))
             c = o
         for i in reversed(range(len(widths))):
             coarsest = i == len(widths) - 1
             o = c if coarsest else widths[max(i - 1, 0)]
-            self.refine.append(
-                RefineBlock([widths[i]] if coarsest else [widths[i], c], o, end=3 if i == 0 else 1)
-            )
+            inputs = [widths[i]] if coarsest else [widths[i], c]
+            self.refine.append(RefineBlock(inputs, o, end=3 if i == 0 else 1))
             c = o
         self.norm_out = InstanceNormPlus(c, classes)
         self.conv_out = stacked(nn.Conv2d(c, channels, 3, padding=1), 0)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
-        """The output [B, C, H, W].
-
-        t: not used.
-        y: labels as in `ClassEmbedding`; None: the null label.
-        drop: boolean [B], true where the null label replaces the label.
-        """
         h, skips = self.conv_in(x), []
         # in bf16 with channels last, as colours come, oneDNN's gradient of a dilated convolution is wrong but
         # for multiples of 16 channels; on a CPU the layout of these maps is that of all
         if torch.is_grad_enabled() and h.dtype is torch.bfloat16 and h.shape[1] % 16:
             h = h.contiguous()
         for stage in self.stages:
-            h = stage(h, y, drop)
+            for block in stage:
+                h = block(h, y, drop)
             skips.append(h)
         h = self.refine[0]([skips.pop()])
         for refine in self.refine[1:]:
             h = refine([skips.pop(), h])
         return self.conv_out(F.elu(self.norm_out(h, y, drop)))
-
-
-class Stage(nn.ModuleList):
-    """The residual blocks of one resolution, one after another."""
-
-    def forward(self, h: Tensor, y: Tensor | None, drop: Tensor | None) -> Tensor:
-        for block in self:
-            h = block(h, y, drop)
-        return h
 
 
 class InstanceNormPlus(nn.Module):
@@ -163,10 +142,10 @@ class RefineBlock(nn.Module):
 
     def __init__(self, inputs: list[int], c: int, end: int):
         super().__init__()
-        self.adapt = nn.ModuleList(residual_units(i, 2) for i in inputs)
+        self.adapt = nn.ModuleList(nn.Sequential(ResidualUnit(i), ResidualUnit(i)) for i in inputs)
         self.fuse = nn.ModuleList(nn.Conv2d(i, c, 3, padding=1) for i in inputs) if len(inputs) > 1 else None
         self.chain = nn.ModuleList(nn.Conv2d(c, c, 3, padding=1, bias=False) for _ in range(2))
-        self.out = residual_units(c, end)
+        self.out = nn.Sequential(*(ResidualUnit(c) for _ in range(end)))
 
     def forward(self, xs: list[Tensor]) -> Tensor:
         xs = [adapt(x) for adapt, x in zip(self.adapt, xs, strict=True)]
@@ -205,10 +184,6 @@ class ResidualUnit(nn.Module):
         for conv in self.convs:
             h = conv(F.elu(h))
         return x + h
-
-
-def residual_units(c: int, n: int) -> nn.Sequential:
-    return nn.Sequential(*(ResidualUnit(c) for _ in range(n)))
 
 
 @dataclass(frozen=True)
@@ -255,10 +230,10 @@ class NCSNv2(ScoreModel):
         score: ScoreOptions = ScoreOptions(prediction="eps", weighting="score", time_sampling="uniform"),
         labels: ClusterOptions = ClusterOptions(),
     ):
-        net = RefineNet(data.shape[0], refinenet, classes=labels.count(data))
-        size = math.prod(data.shape)
+        net, size = RefineNet(data.shape[0], refinenet, classes=labels.count(data)), math.prod(data.shape)
         ladder = VE(1e-5, sigma_min, WIDEST * math.sqrt(size) if sigma_max is None else sigma_max)
-        super().__init__(data, net, ladder, score, labels, rescale=score.prediction == "v")
+        super().__init__(data, net, ladder, score, labels)
+        self.rescale = score.prediction == "v"
         if levels is not None and levels < 2:
             raise UsageError(
                 "a ladder of fewer than two noise levels", hint="set `model.levels` to 2 or more, or to null"
@@ -273,7 +248,7 @@ class NCSNv2(ScoreModel):
             )
 
     def draw_times(self, noise: Noise, n: int) -> Tensor:
-        """The times of a batch, [B], of levels of the ladder: one in each of `rungs` equal shares of time."""
+        """Times of levels of the ladder: one in each of `rungs` equal shares of time."""
         share = (self.rungs * super().draw_times(noise, n)).floor()
         return (share / (self.rungs - 1)).clamp(max=1.0)
 
@@ -293,12 +268,10 @@ class NCSNv2(ScoreModel):
         at_least(1, repeats=options.repeats)
         ladder = [self.process.level(t) for t in np.linspace(1, 0, self.rungs).tolist()]
         step = options.step or steady_step(ladder[0].sigma / ladder[1].sigma, options.repeats)
+        ladder.append(Level(0.0, 1.0, 0.0))
 
-        def langevin(*args: Any, **how: Any) -> Tensor:
-            denoise, x, _ = args
-            return annealed_langevin(
-                denoise, x, [*ladder, Level(0.0, 1.0, 0.0)], repeats=options.repeats, step=step, **how
-            )
+        def langevin(denoise: Denoise, x: Tensor, _: Path, **how: Any) -> Tensor:
+            return annealed_langevin(denoise, x, ladder, repeats=options.repeats, step=step, **how)
 
         return self.draw(n, labels, noise, progress, options, langevin)
 

@@ -114,27 +114,18 @@ SAMPLERS: dict[str, Callable[[SamplingOptions, SDE], Sampler]] = {
 
 
 class ScoreModel(NoiseApplications):
-    """A network on an SDE that predicts the noise ε in x_t (eps) or v, which for VP is that of Salimans 2022.
-
-    rescale: whether the network sees x / √(α² + σ²) in place of x.
-    """
+    """A network on an SDE that predicts the noise ε in x_t (eps) or v, which for VP is that of Salimans
+    2022."""
 
     walk_back = staticmethod(samplers.dpmpp)
     ode_solver = ("rk4", 10)
+    rescale = True
     process: SDE
     quantiles: Tensor  # of the distribution of times, [4097]
 
-    def __init__(
-        self,
-        data: DataInfo,
-        net: nn.Module,
-        sde: SDE,
-        score: ScoreOptions,
-        labels: ClusterOptions,
-        *,
-        rescale: bool,
-    ):
-        super().__init__(data, net, sde, labels, prediction=score.prediction, rescale=rescale)
+    def __init__(self, data: DataInfo, net: nn.Module, sde: SDE, score: ScoreOptions, labels: ClusterOptions):
+        super().__init__(data, net, sde, labels)
+        self.prediction = score.prediction
         self.weighting = score.weighting
         u = np.linspace(0, 1, 4097)
         if score.time_sampling == "uniform":
@@ -147,7 +138,6 @@ class ScoreModel(NoiseApplications):
     # ---- training
 
     def draw_times(self, noise: Noise, n: int) -> Tensor:
-        """The times of a batch, [B] in [t_min, 1]."""
         u = stratified(noise.rand(n), noise).to(self.quantiles.dtype)
         place = u * (len(self.quantiles) - 1)
         k = place.long().clamp_(max=len(self.quantiles) - 2)
@@ -201,4 +191,4 @@ class SGM(LikelihoodByODE, ScoreModel):
     ):
         net = UNet.of(data, unet, classes=labels.count(data))
         process = SDES[sde.sde](sde, shift_of(sde.shift, data.shape))
-        super().__init__(data, net, process, score, labels, rescale=True)
+        super().__init__(data, net, process, score, labels)
