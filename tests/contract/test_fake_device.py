@@ -88,7 +88,7 @@ TRAINED = {
     "models/autoregressive/layers.py::PixelCache.__init__": "the order of its weights, once a batch",
     "models/flow_matching/fm.py::FlowMatching.fit_path": "a covariance, in float64",
     "models/flow_matching/fm.py::FlowMatching.score_path": "a distance, in float64",
-    "models/denoising/ode.py::solve_adaptive": "whether all images have arrived",
+    "models/denoising/samplers.py::solve_adaptive": "whether all images have arrived",
     "engine/ema.py::EMA.swapped": "which statistics the averaged weights have changed",
     "models/nn/latent.py::traversal": "the dimensions that change most, by which rows are named",
     "models/gan/cyclegan.py": "each image by the translator of its domain, by which rows are named",

@@ -7,10 +7,10 @@ import typing
 
 import pytest
 
-from gzcli.models.denoising.ode import TABLEAUX, Solver
 from gzcli.models.denoising.process import BETAS, ScheduleName
+from gzcli.models.denoising.samplers import TABLEAUX, Solver
 from gzcli.models.diffusion import ddpm
-from gzcli.models.flow_matching.fm import FlowMatching
+from gzcli.models.flow_matching import fm
 from gzcli.models.score import ncsnv2, sgm
 
 
@@ -25,7 +25,7 @@ def test_choices_are_the_entries_of_their_table():
         (typing.get_args(ddpm.SamplerName), ddpm.SAMPLERS),
         (choices(sgm.SamplingOptions, "sampler"), {*sgm.SAMPLERS, "ode"}),
         (choices(ncsnv2.NCSNSampling, "sampler"), {*sgm.SAMPLERS, "ode", "langevin"}),
-        (choices(FlowMatching.sample, "sampler"), solvers),
+        (choices(fm.SamplingOptions, "sampler"), solvers),
         (typing.get_args(Solver), solvers),
         (choices(sgm.SDEOptions, "sde"), sgm.SDES),
         (typing.get_args(ScheduleName), BETAS),

@@ -126,9 +126,9 @@ def test_the_network_is_told_the_cluster_in_training_and_a_drawn_one_in_sampling
 
 def test_guidance_goes_towards_clusters_where_there_are_some():
     build = lambda **options: catalog.load("fm").of(INFO, **options, **SMALL)  # noqa: E731
-    build(clusters=3).sample(2, noise=ImageNoise(0, range(2)), guidance=2.0)
+    flat(build(clusters=3).sample)(2, noise=ImageNoise(0, range(2)), guidance=2.0)
     with pytest.raises(UsageError, match="conditional"):
-        build(clusters=0).sample(2, noise=ImageNoise(0, range(2)), guidance=2.0)
+        flat(build(clusters=0).sample)(2, noise=ImageNoise(0, range(2)), guidance=2.0)
     with pytest.raises(UsageError, match="label dropout"):
         build(clusters=3, label_dropout=0.0).log_prob(torch.zeros(2, *SHAPE), noise=ImageNoise(0, range(2)))
     labelled = build(clusters=3, conditional=True)

@@ -51,11 +51,6 @@ def is_down(x: torch.Tensor) -> torch.Tensor:
     return (x.mean(2).amax((1, 2)) > x.mean(3).amax((1, 2))).long()
 
 
-def squared_errors(x: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
-    """[B]: of pixels in [0, 1]."""
-    return (0.5 * (x - back)).square().flatten(1).mean(1)
-
-
 @pytest.fixture(scope="module")
 def trained() -> DiffAE:
     """A model that knows bars."""
@@ -105,25 +100,21 @@ def test_each_step_of_the_inverse_undoes_one_of_ddim():
         _, a, b = schedule.level(t)
         return (x - b * eps) / a, eps
 
-    path = schedule.path(7)
-    x_T = torch.randn(3, 1, 4, 4, dtype=torch.float64)
+    path, x_T = schedule.path(7), torch.randn(3, 1, 4, 4, dtype=torch.float64)
     x = samplers.ddim(denoise, x_T, path)
     # the clean image is taken for one of least noise, which only here, where ε is not a guess, is an error
     first = path[-2]._replace(t=0.0, alpha=schedule.alpha[0], sigma=schedule.sigma[0])
     x = first.alpha * x + first.sigma * eps
-    torch.testing.assert_close(
-        samplers.ddim_inverse(denoise, x, [*path[:-1], first]), x_T, atol=1e-9, rtol=1e-9
-    )
+    back = samplers.ddim_inverse(denoise, x, [*path[:-1], first])
+    torch.testing.assert_close(back, x_T, atol=1e-9, rtol=1e-9)
 
 
 def test_both_codes_return_the_image_whatever_the_semantic_one_is(trained):
     x, draws = bars(6, 999).x, torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
     z = trained.mean + 0.5 * trained.std * draws
+    back = lambda steps: trained.decode(z, trained.invert(x, z, steps), steps)  # noqa: E731
     with torch.no_grad():
-        errors = [
-            float((trained.decode(z, trained.invert(x, z, steps), steps) - x).abs().mean())
-            for steps in (10, 40, 160)
-        ]
+        errors = [float((back(steps) - x).abs().mean()) for steps in (10, 40, 160)]
     assert errors[1] < 0.5 * errors[0] and errors[2] < 0.5 * errors[1], errors
 
 
@@ -131,7 +122,7 @@ def test_reconstruction_of_held_out_images(trained):
     """The semantic code alone keeps the class; the inversion of so small a net may end on another bar."""
     batch = bars(32, 999)
     both, alone = (trained.reconstruct(batch.x, noise=noise(32), stochastic=s).images for s in (True, False))
-    of_both, of_code = (squared_errors(batch.x, back) for back in (both, alone))
+    of_both, of_code = ((0.5 * (batch.x - back)).square().flatten(1).mean(1) for back in (both, alone))
     assert of_both.median() < 0.001 and of_both.mean() < 0.25 * of_code.mean(), (of_both, of_code)
     assert (is_down(alone) == batch.y).float().mean() > 0.9 and not torch.equal(alone, both)
     found = trained.measure([bars(16, 998), bars(16, 999)])
@@ -174,13 +165,10 @@ def test_a_block_is_modulated_by_time_then_by_code():
 def test_the_encoder_follows_from_the_size():
     """One more than the U-Net has: those of the paper's nets for 64 and 128 pixels."""
     with torch.device("meta"):
-        for side, patch, widths in (
-            (28, 1, [8, 16, 32, 64]),
-            (64, 1, [8, 16, 32, 64, 64]),
-            (64, 2, [8, 16, 32, 64]),
-        ):
+        for side, patch, levels in ((28, 1, 4), (64, 1, 5), (64, 2, 4)):
             model = DiffAE.of(DataInfo((3, side, side)), latent=4, channels=8, patch=patch)
-            assert [stage.blocks[-1].conv2.out_channels for stage in model.encoder.down] == widths
+            widths = [stage.blocks[-1].conv2.out_channels for stage in model.encoder.down]
+            assert widths == [8, 16, 32, 64, 64][:levels]
     for shape in ((1, 16, 16), (3, 28, 28), (1, 9, 7)):
         torch.manual_seed(0)
         encoder = Encoder(DataInfo(shape), 5, UNetOptions(channels=8, mult=(1, 2, 2), attention=(7, 8)))
@@ -287,13 +275,9 @@ def test_editing_changes_the_class_at_a_fixed_stochastic_code(trained):
     batch = bars(40, 999)
     assert torch.equal(is_down(batch.x), batch.y)
     assert float(trained.loss(batch, "classifier")["accuracy"]) > 0.9
-    to = 1 - batch.y
-    shares = []
-    for y in (to, batch.y):
+    for y, least in ((1 - batch.y, 0.59), (batch.y, 0.9)):
         edited = trained.edit(batch.x, labels=y, noise=noise(40), steps=20).images
-        shares.append(float((is_down(edited) == y).float().mean()))
-    changed, kept = shares
-    assert changed >= 0.6 and kept > 0.9, (changed, kept)
+        assert (is_down(edited) == y).float().mean() > least
 
 
 def test_interpolation_goes_from_reconstruction_to_reconstruction(trained):
@@ -377,20 +361,15 @@ def test_the_prior_learns_the_codes_of_each_class(trained):
     assert (is_down(flat(prior.sample)(40, labels=y, noise=noise(40))) == y).float().mean() > 0.8
     assert (is_down(flat(prior.sample)(40, noise=noise(40), guidance=2.0)) == y).float().mean() > 0.8
     outside = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    a, b = (  # over four draws, as one alone may tell them apart by luck
-        sum(prior.score_code(x, noise=noise(40, seed)) for seed in range(4))
-        for x in (bars(40, 999).x, outside)
-    )
+    score = lambda x: sum(prior.score_code(x, noise=noise(40, seed)) for seed in range(4))  # noqa: E731
+    a, b = score(bars(40, 999).x), score(outside)  # over four draws, as one may tell them apart by luck
     assert (a[:, None] < b).float().mean() > 0.8
 
 
 def test_the_prior_does_what_its_autoencoder_can(trained):
     prior, x = prior_of(trained), bars(4, 999).x
-    for name, options in (
-        ("reconstruct", {"stochastic": False}),
-        ("interpolate", {"frames": 3}),
-        ("edit", {"strength": 2.0}),
-    ):
+    cases = {"reconstruct": {"stochastic": False}, "interpolate": {"frames": 3}, "edit": {"strength": 2.0}}
+    for name, options in cases.items():
         a, b = (getattr(m, name)(x, noise=noise(4), steps=5, **options).images for m in (prior, trained))
         assert torch.equal(a, b), name
     for name in ("recon", "denoise"):

@@ -17,12 +17,7 @@ from gzcli.models.nn.diffusers_names import DIT, renamed
 from gzcli.models.nn.dit import DiTNet, DiTOptions, patch_for
 
 SMALL = {"width": 32, "layers": 2, "heads": 4, "patch": 2}
-SIZES = {
-    "S": (384, 12, 6, 33e6),
-    "B": (768, 12, 12, 130e6),
-    "L": (1024, 24, 16, 458e6),
-    "XL": (1152, 28, 16, 675e6),
-}
+SIZES = [(384, 12, 6, 33e6), (768, 12, 12, 130e6), (1024, 24, 16, 458e6), (1152, 28, 16, 675e6)]
 
 
 def awake(net: torch.nn.Module, std: float = 0.2) -> torch.nn.Module:
@@ -73,10 +68,9 @@ def test_agrees_with_diffusers(patch, heads, layers):
     torch.testing.assert_close(without[3], got[3])
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_sizes_are_the_papers(size):
+@pytest.mark.parametrize(("width", "layers", "heads", "params"), SIZES)
+def test_sizes_are_the_papers(width, layers, heads, params):
     """Table 1 and section 5, with patches of 2 of latents 4×32×32 and a thousand classes."""
-    width, layers, heads, params = SIZES[size]
     with torch.device("meta"):
         net = DiTNet((4, 32, 32), DiTOptions(width, layers, heads, patch=2), classes=1000)
     assert sum(p.numel() for p in net.parameters()) == pytest.approx(params, rel=0.02)
@@ -113,10 +107,9 @@ def test_an_exported_model_makes_the_same_pictures(conditional, tmp_path):
     model.to_diffusers().save_pretrained(tmp_path)
     pipeline = diffusers.DiTPipeline.from_pretrained(tmp_path, vae=None)
     labels = torch.tensor([0, 2, 1, 2])
-    asked = labels if conditional else None
-    mine = flat(model.sample)(
-        4, labels=asked, noise=ImageNoise(0, range(4)), sampler="dpmpp", steps=10, spacing="trailing"
-    )
+    options = {"sampler": "dpmpp", "steps": 10, "spacing": "trailing"}
+    options["labels"] = labels if conditional else None
+    mine = flat(model.sample)(4, noise=ImageNoise(0, range(4)), **options)
     x = ImageNoise(0, range(4)).randn(4, 1, 8, 8)
     pipeline.scheduler.set_timesteps(10)
     y = labels if conditional else torch.zeros(4, dtype=torch.long)
@@ -128,20 +121,11 @@ def test_an_exported_model_makes_the_same_pictures(conditional, tmp_path):
     torch.testing.assert_close(x.clamp(-1, 1), mine, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("h", "w", "tokens", "patch"),
-    [
-        (28, 28, 256, 2),
-        (28, 28, 64, 4),
-        (32, 32, 256, 2),
-        (64, 64, 256, 4),  # the paper's of an image twice as large
-        (128, 128, 256, 8),
-        (32, 48, 256, 2),
-        (32, 48, 64, 4),
-        (30, 45, 256, 3),
-        (29, 31, 256, 1),
-    ],
-)
+PATCHES = [(28, 28, 256, 2), (28, 28, 64, 4), (32, 32, 256, 2), (64, 64, 256, 4), (128, 128, 256, 8)]
+PATCHES += [(32, 48, 256, 2), (32, 48, 64, 4), (30, 45, 256, 3), (29, 31, 256, 1)]
+
+
+@pytest.mark.parametrize(("h", "w", "tokens", "patch"), PATCHES)
 def test_the_patch_follows_from_the_sides(h, w, tokens, patch):
     assert patch_for(h, w, tokens) == patch
     net = DiTNet((1, h, w), DiTOptions(width=8, layers=0, heads=1, tokens=tokens))

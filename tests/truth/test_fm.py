@@ -9,6 +9,7 @@ import draws
 import pytest
 import torch
 from draws import noise
+from flat import flat
 from gaussian import GaussianField, check_moments
 from helpers import recipe, trainer
 from torch import nn
@@ -18,8 +19,9 @@ from gzcli.core.errors import UsageError
 from gzcli.core.parts import part_of
 from gzcli.core.types import Batch, BatchNoise, DataInfo, no_progress
 from gzcli.models import catalog
-from gzcli.models.denoising.ode import TABLEAUX, LikelihoodOptions
+from gzcli.models.denoising.denoiser import LikelihoodOptions
 from gzcli.models.denoising.process import CondOT, shifted
+from gzcli.models.denoising.samplers import TABLEAUX
 from gzcli.models.flow_matching.cfm import CFM
 from gzcli.models.flow_matching.fm import FM, coupled
 from gzcli.models.score.sgm import SGM
@@ -69,7 +71,7 @@ def exact(std: float = 0.3) -> FM:
 @pytest.mark.parametrize("solver", [*CALLS, "adaptive"])
 def test_solvers_recover_the_data_at_the_cost_that_they_state(solver):
     model, steps = exact(), 40
-    x = model.sample(4000, noise=noise(4000), progress=no_progress, sampler=solver, steps=steps)
+    x = flat(model.sample)(4000, noise=noise(4000), progress=no_progress, sampler=solver, steps=steps)
     assert solver == "adaptive" or len(model.net.times) == CALLS[solver] * steps
     torch.testing.assert_close(x.mean(0), model.net.mean.detach(), atol=0.02, rtol=0)
     wide = 0.05 if solver == "euler" else 0.01  # it is of first order
@@ -115,31 +117,26 @@ def test_the_loss_is_that_of_torchcfm():
         nn.init.normal_(model.net.conv_out.weight, std=0.1)
         t, x0 = b.noise.rand(8), b.noise.randn(*b.x.shape)
         matcher = peer.TargetConditionalFlowMatcher(sigma) if sigma else peer.ConditionalFlowMatcher(0.0)
-        x_t = matcher.compute_mu_t(x0, b.x, t) + (
-            matcher.compute_sigma_t(t)[:, None, None, None] * x0 if sigma else 0.0
-        )
+        noised = matcher.compute_sigma_t(t)[:, None, None, None] * x0 if sigma else 0.0
+        x_t = matcher.compute_mu_t(x0, b.x, t) + noised
         target = matcher.compute_conditional_flow(x0, b.x, t, x_t)
         expected = (model.net(x_t, SCALE * t, None) - target).square().mean()
         torch.testing.assert_close(model.loss(batch())["loss"], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_coupling_is_the_cheapest_of_all():
+def test_the_coupling_is_the_cheapest_of_all_within_each_class():
+    """Else the noise of a class would lie near it, and samples start elsewhere (arXiv:2503.10636)."""
     x0, x1 = torch.randn(5, 3), torch.randn(5, 3)
     cost = lambda order: sum(float((x0[i] - x1[j]).square().sum()) for j, i in enumerate(order))  # noqa: E731
     best = min(permutations(range(5)), key=cost)
     assert torch.equal(coupled(x0, x1, None, nn.Identity()), x0[list(best)])
-
-
-def test_a_class_keeps_its_noise_and_has_the_cheapest_pairs_of_it():
-    """Else the noise of a class would be that which lies near it, and samples start elsewhere
-    (arXiv:2503.10636)."""
     x0, y = torch.randn(60, 2, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3
     x1 = x0.flip(0) + 4.0 * y[:, None]
     for labels in (y, torch.tensor([[0, 0], [1, 0], [1, 1]])[y]):
-        found = coupled(x0, x1, labels, nn.Identity())
+        pairs = coupled(x0, x1, labels, nn.Identity())
         for k in range(3):
-            assert torch.equal(found[y == k], coupled(x0[y == k], x1[y == k], None, nn.Identity()))
-            assert torch.equal(found[y == k].sort(0).values, x0[y == k].sort(0).values)
+            assert torch.equal(pairs[y == k], coupled(x0[y == k], x1[y == k], None, nn.Identity()))
+            assert torch.equal(pairs[y == k].sort(0).values, x0[y == k].sort(0).values)
     skewed = coupled(x0, x1, None, nn.Identity())
     assert float((skewed[y == 2].mean() - skewed[y == 0].mean()).abs()) > 1
 
@@ -281,17 +278,15 @@ def test_only_guided_times_take_two_passes(family):
 
 def test_a_classifier_of_velocities_knows_constant_classes():
     """Class k is the constant image of k: the velocity given the right class has no error."""
-    model = CFM.of(INFO, **SMALL).eval()
-    values = torch.tensor([-0.8, 0.0, 0.8])
+    model, values = CFM.of(INFO, **SMALL).eval(), torch.tensor([-0.8, 0.0, 0.8]).view(-1, 1, 1, 1)
 
     class Net(nn.Module):
         def forward(self, x, t, y=None, drop=None):
-            t = t[:, None, None, None] / SCALE
-            return (values[y].view(-1, 1, 1, 1) - x) / (1 - t)
+            return (values[y] - x) / (1 - t[:, None, None, None] / SCALE)
 
     model.net = Net()
     y = torch.arange(9) % 3
-    x = values[y].view(-1, 1, 1, 1).expand(-1, *INFO.shape)
+    x = values[y].expand(-1, *INFO.shape)
     assert torch.equal(model.class_errors(x, noise(9)).argmin(1), y)
     assert model.measure([Batch(x, y, torch.arange(9), noise(9))]) == {"accuracy": 1.0}
 
@@ -325,10 +320,10 @@ def test_sampler_round_trip_and_likelihood_have_the_shift():
     """Samplers step through the shifted times; data and density of the exact velocity stay what they are."""
     model = exact()
     model.process.shift = 3.0
-    x = model.sample(4000, noise=noise(4000), progress=no_progress, sampler="midpoint", steps=40)
+    x = flat(model.sample)(4000, noise=noise(4000), progress=no_progress, sampler="midpoint", steps=40)
     torch.testing.assert_close(x.std(0), torch.full_like(x[0], 0.3), atol=0.01, rtol=0)
     model.net.times.clear()
-    model.sample(4, noise=noise(4), progress=no_progress, sampler="euler", steps=4)
+    flat(model.sample)(4, noise=noise(4), progress=no_progress, sampler="euler", steps=4)
     assert model.net.times == pytest.approx([0, 1 / 10, 1 / 4, 1 / 2])
     x_t, _ = model.round_trip(torch.zeros(2000, *INFO.shape), noise(2000), 0.5, 2)
     assert float(x_t.std()) == pytest.approx(0.75, rel=0.02), "σ of t = 1/4"

@@ -3,17 +3,20 @@ than before."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from draws import fitted, noise
+from flat import flat
 from test_fm import Exact, batch
 
 from gzcli.core.errors import UsageError
-from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
+from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise
 from gzcli.data.packs.open import open_pack
 from gzcli.engine.prepared import TrainImages
 from gzcli.models.base import Model
-from gzcli.models.denoising.ode import solve_by
+from gzcli.models.denoising.samplers import solve
 from gzcli.models.flow_matching.reflow import Reflow
 from gzcli.models.flow_matching.rf import RF
 from gzcli.recipe.resolve import resolve
@@ -35,15 +38,13 @@ class Straight(Exact):
 def gaussian(**options) -> Reflow:
     """Of an exact teacher, of data N(m, .3²), whose ODE takes z to m + .3 z."""
     teacher = RF.of(INFO, **SMALL).double().eval()
-    teacher.net = Exact(
-        0.2 * torch.randn(INFO.shape, generator=torch.Generator().manual_seed(2)).double(), 0.3
-    )
+    mean = 0.2 * torch.randn(INFO.shape, generator=torch.Generator().manual_seed(2)).double()
+    teacher.net = Exact(mean, 0.3)
     return Reflow.of(INFO, teacher=teacher, **options)
 
 
 def with_pairs(model: Reflow, b: Batch) -> Batch:
-    b.extra = model.prepare(b)
-    return b
+    return replace(b, extra=model.prepare(b))
 
 
 def test_the_loss_by_hand():
@@ -77,8 +78,7 @@ def test_straight_lines_have_no_loss_and_curved_ones_have():
     model.net = Straight(model.teacher.net.mean, 0.3)
     straight = model.loss(b)["loss"]
     assert straight < 1e-6 < 1e-2 < curved
-    one = model.sample(16, noise=noise(16), progress=no_progress, sampler="euler", steps=1)
-    two = model.sample(16, noise=noise(16), progress=no_progress, sampler="euler", steps=2)
+    one, two = (flat(model.sample)(16, noise=noise(16), sampler="euler", steps=steps) for steps in (1, 2))
     torch.testing.assert_close(one, two)
 
 
@@ -106,7 +106,7 @@ def test_several_pairs_an_image():
     assert made["noise"].shape == made["image"].shape == (len(b), 3, *INFO.shape)
     assert not torch.equal(made["noise"][:, 0], made["noise"][:, 1])
     f = model.teacher.velocity(None)
-    alone = solve_by("midpoint", f, made["noise"][:, 2].float(), model.process.ode_times(2))
+    alone = solve(f, made["noise"][:, 2].float(), model.process.ode_times(2), "midpoint")
     torch.testing.assert_close(made["image"][:, 2].float(), alone, atol=2e-3, rtol=2e-3)
     seen = set()
     for step in range(6):
@@ -130,8 +130,8 @@ def test_one_step_is_nearer_to_the_ode_after_reflow():
 
     def error(model: Model, steps: int) -> float:
         with torch.no_grad():
-            exact = solve_by("midpoint", teacher.velocity(None), z, teacher.process.ode_times(30))
-            found = solve_by("euler", model.velocity(None), z, model.process.ode_times(steps))
+            exact = solve(teacher.velocity(None), z, teacher.process.ode_times(30), "midpoint")
+            found = solve(model.velocity(None), z, model.process.ode_times(steps), "euler")
             return float((found - exact).square().mean())
 
     assert error(student, 1) < error(teacher, 1) / 2

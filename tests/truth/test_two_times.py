@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
-from gzcli.models.flow_matching.fm import FlowMatching, FlowOptions
+from gzcli.models.flow_matching.fm import FlowMatching, FlowOptions, SamplingOptions
 from gzcli.models.labelled import ClusterOptions
 
 INFO = DataInfo((1, 4, 4), None)
@@ -62,7 +62,7 @@ def test_one_call_is_the_ode_and_equal_times_are_flows():
     many = solved.to_data(z, None, 100, 1.0, no_progress)
     torch.testing.assert_close(once, many, atol=1e-3, rtol=0)
     n = 2000
-    x = model().sample(n, noise=ImageNoise(0, range(n)), progress=no_progress, steps=40).detach()
+    x = model().sample(n, noise=ImageNoise(0, range(n)), options=SamplingOptions(steps=40)).detach()
     assert float(x.mean()) == pytest.approx(MEAN, abs=0.01) and float(x.std()) == pytest.approx(STD, abs=0.01)
 
 

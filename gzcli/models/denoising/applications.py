@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,45 +13,61 @@ from torch.nn import functional as F
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, Noise, Progress, no_progress
-from gzcli.models.denoising.denoiser import Denoiser
-from gzcli.models.denoising.ode import solve
-from gzcli.models.denoising.posterior import Measurement, conditioned, means, pixels
+from gzcli.models.denoising.denoiser import UNCLIPPED, Denoiser, WalkOptions
 from gzcli.models.denoising.process import Level
-from gzcli.models.denoising.samplers import Denoise, Sampler, dpmpp, draws_like, repaint
+from gzcli.models.denoising.samplers import Denoise, Estimate, Sampler, dpmpp, repaint, resampled, solve
 from gzcli.models.nn import as_interpolations, at_least, interpolated, pairs_of, slerp, spread_labels
 
 TIMES = 4  # noise levels by which translation finds the class of an image that has no label
+SIGMA_Y = 0.05  # the error of the network's estimates, in place of noise of what is known of an image
+
+
+@dataclass(frozen=True)
+class InpaintOptions:
+    """How hidden pixels are completed.
+
+    method: repaint; moments: condition on the known pixels by the first two moments of images; null: repaint,
+      or moments of flows.
+    steps: levels of noise; null: 50, or 25 of flows.
+    resample: times that repaint walks each stretch; it takes at most steps × resample network calls.
+    jump: levels of a stretch of repaint.
+    iterations: of conjugate gradients in each step of moments, which takes one network call and iterations +
+      1 of its gradient.
+    guidance: strength of the labels; 1: as trained, 0: without them, more: sharper.
+    """
+
+    method: Literal["repaint", "moments"] | None = None
+    steps: int | None = None
+    resample: int = 5
+    jump: int = 5
+    iterations: int = 4
+    guidance: float = 1.0
 
 
 class Applications(Denoiser):
-    """Applications over the estimates and the ODE of a denoiser.
-
-    walk_back: the sampler that takes noised images back to the clean ones.
-    ode_solver: the solver of the ODE from images to noise and back.
-    """
+    """Applications over the estimates and the ODE of a denoiser."""
 
     with_labels = ("translate", "classify")
     perceptual_scores = ("recon",)
-    walk_back: ClassVar[Sampler]
-    ode_solver: ClassVar[str] = "midpoint"
+    walk_back: ClassVar[Sampler]  # takes noised images back to the clean ones
+    ode_solver: ClassVar[tuple[Any, int]] = ("midpoint", 20)  # to noise and back, and its steps by default
+    completion: ClassVar[tuple[str, int]] = ("repaint", 50)  # method and steps of inpainting by default
     recon_mean: Tensor | None = None  # of each error of an image, set by `fit_recon`
     recon_std: Tensor | None = None
 
     # ---- there and back
 
     def path(self, steps: int, **how: Any) -> list[Level]:
-        """A path of at most `steps` steps; keywords as in the `path` of the process."""
+        """A path of at most `steps` steps."""
         return self.process.path(steps, **how)
 
     def to_noise(self, x: Tensor, y: Tensor | None, steps: int, progress: Progress) -> Tensor:
-        """The noise that the ODE given labels y takes images x to."""
         times = self.process.ode_times(steps)[::-1]
-        return solve(self.velocity(y), x, times, self.ode_solver, progress)
+        return solve(self.velocity(y), x, times, self.ode_solver[0], progress=progress)
 
     def to_data(self, z: Tensor, y: Tensor | None, steps: int, guidance: float, progress: Progress) -> Tensor:
-        """The images that the ODE given labels y takes noise z to."""
         times = self.process.ode_times(steps)
-        return solve(self.velocity(y, guidance), z, times, self.ode_solver, progress)
+        return solve(self.velocity(y, guidance), z, times, self.ode_solver[0], progress=progress)
 
     def round_trip(
         self,
@@ -63,16 +81,12 @@ class Applications(Denoiser):
         progress: Progress = no_progress,
     ) -> tuple[Tensor, Tensor]:
         """x noised at the share `strength` of the way to pure noise, and that denoised in at most `steps`
-        steps given labels y, as SDEdit does (Meng 2022, arXiv:2108.01073).
-
-        Raises UsageError for a strength outside 0 … 1.
-        """
+        steps given labels y, as SDEdit does (Meng 2022, arXiv:2108.01073)."""
         check_strength(strength)
-        path = self.path(steps, start=strength)
-        x_t = path[0].alpha * x + path[0].sigma * noise.randn(*x.shape)
-        denoise = self.denoiser(self.known_labels(y), guidance=guidance)
-        back = self.walk_back(denoise, x_t, path, randn=draws_like(noise, x), progress=progress)
-        return x_t, self.into_range(back)
+        path, randn = self.path(steps, start=strength), partial(noise.randn, *x.shape)
+        x_t = path[0].alpha * x + path[0].sigma * randn()
+        denoise = self.denoiser(self.known_labels(y), WalkOptions(guidance))
+        return x_t, self.into_range(self.walk_back(denoise, x_t, path, randn=randn, progress=progress))
 
     @torch.no_grad()
     def reconstruct(
@@ -118,23 +132,26 @@ class Applications(Denoiser):
 
     @torch.no_grad()
     def interpolate(
-        self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, frames: int = 8, steps: int = 20
+        self,
+        x: Tensor,
+        *,
+        noise: Noise,
+        progress: Progress = no_progress,
+        frames: int = 8,
+        steps: int | None = None,
     ) -> Applied:
-        """Interpolations from image 0 to 1, 2 to 3, … through the noises that the ODE maps them to.
-
-        Raises UsageError for fewer than two images, or frames.
+        """Interpolations from image 0 to 1, 2 to 3, … through the noises that the ODE maps them to. Raises
+        UsageError for fewer than two images, or frames.
 
         frames: images of an interpolation, both ends included.
-        steps: midpoint steps from image to noise, and from noise to image, each of two network calls.
+        steps: of the solver from image to noise, and from noise to image; null: 20 midpoint steps of two
+          network calls each, or of score models 10 Runge–Kutta steps of four.
         """
         at_least(1, steps=steps)
-        y = self.known_labels(None)
-        return through_noise(
-            x,
-            frames,
-            to_noise=lambda x: self.to_noise(x, y, steps, progress),
-            to_images=lambda z: self.into_range(self.to_data(z, y, steps, 1.0, progress)),
-        )
+        y, steps = self.known_labels(None), steps or self.ode_solver[1]
+        at_least(2, frames=frames)
+        z = on_great_circles(self.to_noise(pairs_of(x), y, steps, progress), frames)
+        return as_interpolations(self.into_range(self.to_data(z, y, steps, 1.0, progress)), frames)
 
     # ---- what is known of an image
 
@@ -147,48 +164,33 @@ class Applications(Denoiser):
         labels: Tensor | None = None,
         noise: Noise,
         progress: Progress = no_progress,
-        steps: int = 50,
-        resample: int = 5,
-        jump: int = 5,
-        method: Literal["repaint", "moments"] = "repaint",
-        iterations: int = 4,
-        guidance: float = 1.0,
+        options: InpaintOptions = InpaintOptions(),
     ) -> Applied:
         """Images [B, C, H, W] completed where mask [B, 1, H, W] is 0. Without a mask the middle is hidden,
         half as high and wide as the image.
 
         RePaint (Lugmayr 2022, arXiv:2201.09865; for scores Song 2021, appendix I.2) replaces the known pixels
         at each level by noised ones, which is not exactly the distribution of the hidden pixels given the
-        known ones. For a Gaussian with correlated pixels of deviation .37 its mean is off by .14 at the
-        default, by .10 with 1,000 calls, and its variance by a sixth. The method `moments` (posterior.py) is
-        off by .01 in 25 steps.
-
-        steps: levels of noise.
-        resample: times that RePaint walks each stretch; it takes at most steps × resample network calls.
-        jump: levels of a stretch of RePaint.
-        method: repaint; moments: condition on the known pixels by the first two moments of images.
-        iterations: of conjugate gradients in each step of moments, which takes one network call and
-          iterations + 1 of its gradient.
-        guidance: strength of the labels; 1: as trained, 0: without them, more: sharper.
+        known ones; the method `moments` is exact for Gaussian data.
         """
-        at_least(1, steps=steps, resample=resample, jump=jump, iterations=iterations)
+        method, steps = options.method or self.completion[0], options.steps or self.completion[1]
+        at_least(1, steps=options.steps, resample=options.resample, jump=options.jump)
+        at_least(1, iterations=options.iterations)
         mask = middle_hidden(x) if mask is None else mask.to(x)
         y = self.asked_labels(labels, len(x)) if labels is not None else self.known_labels(None)
         if method == "moments":
-            denoise = self.denoiser(y, guidance=guidance, clip=False)
-            images = self.sample_posterior(
-                denoise, mask * x, pixels(mask), noise, progress, steps, iterations
-            )
+            hidden = Measurement(*[lambda image: mask * image] * 3)
+            denoise = self.denoiser(y, WalkOptions(options.guidance, clip=False))
+            images = self.draw_given(denoise, mask * x, hidden, noise, progress, steps, options.iterations)
         else:
+            path, randn = self.path(steps), partial(noise.randn, *x.shape)
             images = repaint(
-                self.denoiser(y, guidance=guidance),
-                self.process.prior_std * noise.randn(*x.shape),
-                self.path(steps),
+                self.denoiser(y, WalkOptions(options.guidance)),
+                self.process.prior_std * randn(),
+                resampled(path, options.resample, options.jump),
                 known=x,
                 mask=mask,
-                randn=draws_like(noise, x),
-                resample=resample,
-                jump=jump,
+                randn=randn,
                 progress=progress,
             )
         done = torch.lerp(self.into_range(images), x, mask)
@@ -206,9 +208,7 @@ class Applications(Denoiser):
         iterations: int = 4,
     ) -> Applied:
         """Images [B, C, H, W] with the block means x: the ODE given them, by the first two moments of images
-        given x_t (posterior.py).
-
-        Raises UsageError for sizes that do not fit.
+        given x_t. Raises UsageError for sizes that do not fit.
 
         x: small images [B, C, h, w], where h divides H; or images of full size, which are first reduced.
         factor: by how much images of full size are first reduced.
@@ -217,11 +217,11 @@ class Applications(Denoiser):
         """
         at_least(1, factor=factor, steps=steps, iterations=iterations)
         small, by = reduced(x, factor, self.data.shape[1:])
-        denoise = self.denoiser(self.known_labels(None), clip=False)
-        images = self.sample_posterior(denoise, small, means(by), noise, progress, steps, iterations)
+        denoise = self.denoiser(self.known_labels(None), UNCLIPPED)
+        images = self.draw_given(denoise, small, means(by), noise, progress, steps, iterations)
         return Applied(self.into_range(images), rows=("upscaled",), given=small, how=f"small, 1/{by}")
 
-    def sample_posterior(
+    def draw_given(
         self,
         denoise: Denoise,
         y: Tensor,
@@ -231,18 +231,40 @@ class Applications(Denoiser):
         steps: int,
         iterations: int,
     ) -> Tensor:
-        """Images given what is known of them, y, by the first two moments (Rozet 2024, arXiv:2405.13712) of a
-        denoiser that does not clip."""
-        level, into_range = self.process.level, self.into_range
-        given_y = conditioned(denoise, level, y, measurement, iterations=iterations, into_range=into_range)
+        """Images x_0 of which y = A x_0 is known, by E[x_0 | x_t, y] of the first two moments of x_0 given
+        x_t (Rozet 2024, arXiv:2405.13712, section 4) and a denoiser that does not clip, whose gradient is
+        taken.
+
+            Cov[x_0 | x_t] = (σ²/α) ∂x̂_0/∂x_t
+            x̂_0 + Cov Aᵀ (A Cov Aᵀ + σ_y² I)⁻¹ (y − A x̂_0)
+        """
+
+        def estimates(x: Tensor, t: float) -> Estimate:
+            _, alpha, sigma = self.process.level(t)
+            with torch.inference_mode(False), torch.enable_grad():
+                x = x.detach().clone().requires_grad_()
+                x0 = denoise(x, t)[0]
+
+                def covariance(v: Tensor) -> Tensor:
+                    return sigma**2 / alpha * torch.autograd.grad(x0, x, v, retain_graph=True)[0]
+
+                def matrix(v: Tensor) -> Tensor:
+                    return measurement.of(covariance(measurement.back(v))) + SIGMA_Y**2 * v
+
+                mean = x0.detach()
+                scaled = conjugate_gradients(matrix, y - measurement.of(mean), iterations)
+                mean = self.into_range(mean + covariance(measurement.back(scaled)))
+            x, x0 = x.detach(), mean + measurement.fill(y - measurement.of(mean))
+            return Estimate(x0, (x - alpha * x0) / sigma)
+
         z = self.process.prior_std * noise.randn(len(y), *self.data.shape)
-        return dpmpp(given_y, z, self.path(steps, spacing="logsnr"), progress=progress)
+        return dpmpp(estimates, z, self.path(steps, spacing="logsnr"), progress=progress)
 
     # ---- what labels are for
 
     def error(self, x: Tensor, eps: Tensor, level: Level, y: Tensor | None) -> Tensor:
-        """[B]: the mean squared error of the network's velocity, or else of its ε, for images x noised by eps
-        at a level, given labels y."""
+        """[B]: the mean squared error of the velocity, or else of ε, for x noised by eps at a level, given
+        y."""
         x_t = level.alpha * x + level.sigma * eps
         at = self.process.level_of(x, level.t)
         out = self.output(x_t, at, y)
@@ -260,8 +282,8 @@ class Applications(Denoiser):
     def class_errors(
         self, x: Tensor, noise: Noise, times: int = TIMES, progress: Progress = no_progress
     ) -> Tensor:
-        """[B, K]: the error given each class, at `times` noise levels and with the same noise for every class
-        (Li 2023, "Your Diffusion Model is Secretly a Zero-Shot Classifier", arXiv:2303.16203)."""
+        """[B, K]: the error given each class, with the same noise for every class (Li 2023, "Your Diffusion
+        Model is Secretly a Zero-Shot Classifier", arXiv:2303.16203)."""
         classes = spread_labels(None, len(self.data.classes), self.data, x.device)
         total = x.new_zeros(len(x), len(classes))
         for i in range(times):
@@ -281,9 +303,8 @@ class Applications(Denoiser):
         progress: Progress = no_progress,
         times: int = 20,
     ) -> Applied:
-        """The images with the class under which the model predicts their noise best, a classification that
-        it was not trained for (Li 2023, arXiv:2303.16203); and its accuracy, where the classes y are known.
-
+        """The images with the class under which the model predicts their noise best, a classification that it
+        was not trained for (Li 2023, arXiv:2303.16203); and its accuracy, where the classes y are known.
         Raises UsageError for an unconditional model, and where several classes hold at once.
 
         times: noise levels at which the classes are compared; each takes a network call for every class.
@@ -311,9 +332,7 @@ class Applications(Denoiser):
         """Images [B, C, H, W] of one class as those of another, `labels`: their noise by the ODE given their
         own class, and the images of that noise given the other one (Su 2022, "Dual Diffusion Implicit
         Bridges", arXiv:2203.08382). Without labels, image i gets class i % K. Images whose class y is not
-        known are classified first.
-
-        Raises UsageError for an unconditional model.
+        known are classified first. Raises UsageError for an unconditional model.
 
         steps: of the ODE, to noise and back.
         guidance: strength of the labels on the way back; 1: as trained, more: sharper.
@@ -328,12 +347,9 @@ class Applications(Denoiser):
         return Applied(images, rows=("translated",), labels=to)
 
     def check_conditional(self, verb: str) -> None:
-        """Raises UsageError for a model that knows no labels."""
         if not self.conditional:
-            raise UsageError(
-                f"only a model that knows labels can {verb}",
-                hint="train it with `--set model.conditional=true`",
-            )
+            hint = "train it with `--set model.conditional=true`"
+            raise UsageError(f"only a model that knows labels can {verb}", hint=hint)
 
     # ---- out-of-distribution scores
 
@@ -341,10 +357,9 @@ class Applications(Denoiser):
     def score_recon(
         self, x: Tensor, *, noise: Noise, starts: int = 4, steps: int = 10, pixels: bool = False
     ) -> Tensor:
-        """[B]: the mean error of images rebuilt from several noise levels (Graham 2023, arXiv:2211.07740).
-
-        After `fit_recon` it is the mean of the errors' z-scores. Raises UsageError where the fit had another
-        number of errors.
+        """[B]: the mean error of images rebuilt from several noise levels (Graham 2023, arXiv:2211.07740);
+        after `fit_recon` the mean of the errors' z-scores. Raises UsageError where the fit had another number
+        of errors.
 
         starts: noise levels from which images are rebuilt.
         steps: denoising steps from each noise level, at most.
@@ -353,31 +368,27 @@ class Applications(Denoiser):
         errors = self.recon_errors(x, noise, starts, steps, pixels)
         if self.recon_mean is None or self.recon_std is None:
             return errors.mean(1)
-        if len(self.recon_mean) != errors.shape[1]:
-            raise UsageError(
-                f"`recon` was fitted with {len(self.recon_mean)} errors an image, not {errors.shape[1]}"
-            )
+        fitted, each = len(self.recon_mean), errors.shape[1]
+        if fitted != each:
+            raise UsageError(f"`recon` was fitted with {fitted} errors an image, not {each}")
         return ((errors - self.recon_mean) / self.recon_std).mean(1)
 
     @torch.no_grad()
     def fit_recon(
         self, batches: Iterable[Batch], *, starts: int = 4, steps: int = 10, pixels: bool = False
     ) -> None:
-        """Mean and deviation of each error over held-out in-distribution batches; options as in
-        `score_recon`."""
+        """Mean and deviation of each error over held-out images."""
         errors = torch.cat([self.recon_errors(b.x, b.noise, starts, steps, pixels) for b in batches])
         self.recon_mean, self.recon_std = errors.mean(0), errors.std(0).clamp(min=1e-8)
 
     @torch.no_grad()
     def map_recon(self, x: Tensor, *, noise: Noise, starts: int = 4, steps: int = 10) -> Tensor:
-        """|x − x̂| at each pixel, the mean over channels and noise levels: [B, H, W]; options as in
-        `score_recon`."""
+        """|x − x̂| at each pixel, the mean over channels and noise levels: [B, H, W]."""
         back = self.rebuilt(x, noise, starts, steps)
         return torch.stack([(x - b).abs().mean(1) for b in back]).mean(0)
 
     def recon_errors(self, x: Tensor, noise: Noise, starts: int, steps: int, pixels: bool) -> Tensor:
-        """[B, starts or 2 · starts]: the mean squared errors of rebuilt images, then their perceptual
-        distances."""
+        """[B, starts or 2 · starts]: mean squared errors of rebuilt images, then perceptual distances."""
         back = self.rebuilt(x, noise, starts, steps)
         errors = [(x - b).square().flatten(1).mean(1) for b in back]
         if self.perceptual is not None and not pixels:
@@ -389,8 +400,19 @@ class Applications(Denoiser):
         return [self.round_trip(x, noise, (k + 1) / (starts + 1), steps)[1] for k in range(starts)]
 
 
+class NoiseApplications(Applications):
+    """The applications of a model whose estimate of the noise scores an image."""
+
+    @torch.no_grad()
+    def score_denoise(self, x: Tensor, *, noise: Noise, times: int = 10) -> Tensor:
+        """[B]: mean squared error of the network's estimate of ε.
+
+        times: noise levels that the error is averaged over, even over the way from data to noise.
+        """
+        return self.errors(x, self.known_labels(None), noise, times)
+
+
 def check_strength(strength: float) -> None:
-    """Raises UsageError outside 0 … 1."""
     if not 0 < strength <= 1:
         raise UsageError(f"`strength` is a share of the way to pure noise, 0 … 1, not {strength:g}")
 
@@ -404,8 +426,8 @@ def middle_hidden(x: Tensor) -> Tensor:
 
 
 def reduced(x: Tensor, factor: int, size: tuple[int, ...]) -> tuple[Tensor, int]:
-    """Small images, and how many times smaller than `size` (H, W) they are: x, or if x is of full size x
-    reduced by `factor`. Raises UsageError for sizes that do not fit."""
+    """Small images, and how many times smaller than `size` (H, W) they are: x, or of full size x reduced by
+    `factor`. Raises UsageError for sizes that do not fit."""
     if x.shape[2:] == size:
         if any(side % factor for side in size):
             raise UsageError(f"`factor` {factor} does not divide images of {size[0]}×{size[1]}")
@@ -416,12 +438,40 @@ def reduced(x: Tensor, factor: int, size: tuple[int, ...]) -> tuple[Tensor, int]
     return x, by
 
 
-def through_noise(
-    x: Tensor, frames: int, to_noise: Callable[[Tensor], Tensor], to_images: Callable[[Tensor], Tensor]
-) -> Applied:
-    """Interpolations from image 0 to 1, 2 to 3, … of x along great circles between their noises, which keep
-    the norm of noise. Raises UsageError for fewer than two images, or frames."""
-    at_least(2, frames=frames)
-    x = pairs_of(x)
-    z = interpolated(to_noise(x).flatten(1), frames, slerp).unflatten(1, x.shape[1:])
-    return as_interpolations(to_images(z), frames)
+def on_great_circles(z: Tensor, frames: int) -> Tensor:
+    """Noises between 0 and 1, 2 and 3, … of z, of the norm of noise."""
+    return interpolated(z.flatten(1), frames, slerp).unflatten(1, z.shape[1:])
+
+
+class Measurement(NamedTuple):
+    """A linear map A of images: A x, Aᵀ y, and A⁺ y, the least image with A A⁺ y = y."""
+
+    of: Callable[[Tensor], Tensor]
+    back: Callable[[Tensor], Tensor]
+    fill: Callable[[Tensor], Tensor]
+
+
+def means(by: int) -> Measurement:
+    """The means of blocks of by × by pixels: images [B, C, H / by, W / by]."""
+    fill = partial(F.interpolate, scale_factor=by, mode="nearest")
+    return Measurement(partial(F.avg_pool2d, kernel_size=by), lambda y: fill(y) / by**2, fill)
+
+
+def conjugate_gradients(matrix: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
+    """The solution x of matrix(x) = b for each row of the batch, from 0 (Hestenes & Stiefel 1952). A
+    network's matrix need not be positive definite; a row takes no step in a direction of negative
+    curvature."""
+
+    def dot(u: Tensor, v: Tensor) -> Tensor:  # of each row, [B, 1, 1, 1]
+        return (u * v).sum((1, 2, 3), keepdim=True)
+
+    x, r, p = torch.zeros_like(b), b, b
+    rr = dot(r, r)
+    for _ in range(iterations):
+        ahead = matrix(p)
+        curvature = dot(p, ahead)
+        step = torch.where(curvature > 0, rr / curvature.clamp(min=1e-30), 0.0)
+        x, r = x + step * p, r - step * ahead
+        before, rr = rr, dot(r, r)
+        p = r + (rr / before.clamp(min=1e-30)) * p
+    return x

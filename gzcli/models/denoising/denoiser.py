@@ -1,4 +1,4 @@
-"""A network that denoises: what it estimates, how it is trained, and how it is guided by labels.
+"""A network that denoises: what it estimates, how it is trained, how labels guide it, and its likelihood.
 
 The inputs of the network net(x, t, y, drop) are the noised image x [B, C, H, W]; its time t [B], or [B, 2]
 for a network of two times; labels y [B] or [B, K], None where they are unknown; and drop [B], the rows whose
@@ -12,7 +12,10 @@ label is hidden. It predicts one of four functions of x_t = α x_0 + σ ε, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -21,48 +24,59 @@ from torch import Tensor, nn
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress
 from gzcli.core.units import Size, sides
-from gzcli.models.denoising.ode import (
-    LikelihoodOptions,
-    Velocity,
-    dequantised,
-    grey_levels,
-    log_density,
-)
-from gzcli.models.denoising.process import Level, Levels, Process, TimeSampling, draw_times
-from gzcli.models.denoising.samplers import Denoise, Estimate, Sampler, draws_like
+from gzcli.models.denoising import samplers
+from gzcli.models.denoising.process import Level, Process, TimeSampling, stratified
+from gzcli.models.denoising.samplers import Denoise, Estimate, Sampler, Solver, Velocity, solve
 from gzcli.models.labelled import ClusterOptions, Labelled
-from gzcli.models.nn import to_fp32
+from gzcli.models.nn import double, to_fp32
 
 Prediction = Literal["eps", "x0", "v", "velocity"]
 
 
-class Denoiser(Labelled):
-    """A network on a process.
+@dataclass(frozen=True)
+class DrawOptions:
+    """What images are drawn, by any sampler.
 
-    prediction: what the network predicts.
-    time_sampling: how a batch draws its times.
-    rescale: whether the network sees x / √(α² + σ²) in place of x.
+    guidance: strength of the labels (Ho & Salimans 2022); 1: as trained, 0: without them, more: sharper;
+      null: 1, and 1.3 towards clusters.
+    interval: times between which guidance acts, as shares of the last time (Kynkäänniemi 2024).
+    size: of the images in pixels, for a network that draws others than it was trained on; null: as in
+      training.
     """
+
+    guidance: float | None = None
+    interval: tuple[float, float] = (0.0, 1.0)
+    size: Size | None = None
+
+
+@dataclass(frozen=True)
+class WalkOptions(DrawOptions):
+    """The same, by a sampler along noise levels.
+
+    clip: whether estimates of x_0 are clamped to [-1, 1].
+    dynamic: a quantile of |x_0|, such as .995, at which estimates are thresholded in place of clamping
+      (Saharia 2022); null: none.
+    """
+
+    clip: bool = True
+    dynamic: float | None = None
+
+
+AS_TRAINED, UNCLIPPED = WalkOptions(guidance=1.0), WalkOptions(guidance=1.0, clip=False)
+
+
+class Denoiser(Labelled):
+    """A network on a process."""
 
     latents = True
     best = "loss"
-    net: nn.Module
-    process: Process
+    prediction: Prediction = "velocity"  # what the network predicts
+    time_sampling: TimeSampling = "stratified"  # how a batch draws its times
+    rescale = False  # whether the network sees x / √(α² + σ²) in place of x
 
-    def __init__(
-        self,
-        data: DataInfo,
-        net: nn.Module,
-        process: Process,
-        labels: ClusterOptions,
-        *,
-        prediction: Prediction,
-        time_sampling: TimeSampling = "stratified",
-        rescale: bool = False,
-    ):
+    def __init__(self, data: DataInfo, net: nn.Module, process: Process, labels: ClusterOptions):
         super().__init__(data, labels)
         self.net, self.process = net, process
-        self.prediction, self.time_sampling, self.rescale = prediction, time_sampling, rescale
 
     # ---- training
 
@@ -78,14 +92,20 @@ class Denoiser(Labelled):
         return self.objective(out, self.target(x, eps, at), at)
 
     def draw_times(self, noise: Noise, n: int) -> Tensor:
-        """The times of a batch, [n]."""
-        return draw_times(self.process, noise, n, self.time_sampling)
+        """The times of a batch, [n]; logit_normal: with standard normal logits of the uniform draws (Esser
+        2024, arXiv:2403.03206, section 3.1)."""
+        u = noise.rand(n)
+        if self.time_sampling != "uniform":
+            u = stratified(u, noise)
+        if self.time_sampling == "logit_normal":
+            u = torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)).sigmoid()
+        return self.process.times(u)
 
     def ends(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The noise ε and the images x_0 [B, C, H, W] of a batch."""
         return batch.noise.randn(*batch.x.shape), batch.x
 
-    def target(self, x: Tensor, eps: Tensor, at: Level | Levels) -> Tensor:
+    def target(self, x: Tensor, eps: Tensor, at: Level) -> Tensor:
         """What the network is to predict."""
         if self.prediction == "eps":
             return eps
@@ -96,31 +116,26 @@ class Denoiser(Labelled):
         d_alpha, d_sigma = self.process.derivatives(at.t)
         return d_alpha * x + d_sigma * eps
 
-    def objective(self, out: Tensor, target: Tensor, at: Levels) -> dict[str, Tensor]:
+    def objective(self, out: Tensor, target: Tensor, at: Level) -> dict[str, Tensor]:
         """The loss of predictions at these noise levels, and what is logged beside it."""
         return {"loss": (out - target).square().mean()}
 
+    def training_guide(self, batch: Batch) -> Tensor | None:
+        """An image that guides the network in training."""
+        return None
+
     # ---- the network
 
-    def inputs(self, x: Tensor, at: Level | Levels, guide: Tensor | None = None) -> Tensor:
-        """The first input of the network, with an image that guides it if the network takes one."""
+    def inputs(self, x: Tensor, at: Level, guide: Tensor | None = None) -> Tensor:
+        """The first input of the network, from x and an image that guides it."""
         return x / self.process.norm(at) if self.rescale else x
 
     def clock(self, t: Tensor) -> Tensor:
         """The network's second input at times t [B]; a network of two times gets t twice, [B, 2]."""
         return self.process.scale * t
 
-    def training_guide(self, batch: Batch) -> Tensor | None:
-        """The image that guides the network in training."""
-        return None
-
     def output(
-        self,
-        x: Tensor,
-        at: Level | Levels,
-        y: Tensor | None = None,
-        scale: float = 1.0,
-        guide: Tensor | None = None,
+        self, x: Tensor, at: Level, y: Tensor | None = None, scale: float = 1.0, guide: Tensor | None = None
     ) -> Tensor:
         """The guided output at noise levels `at`."""
         t = at.t if isinstance(at.t, Tensor) else x.new_full((len(x),), at.t)
@@ -136,7 +151,7 @@ class Denoiser(Labelled):
         both = to_fp32(self.net(x.repeat(2, 1, 1, 1), torch.cat([t, t]), torch.cat([y, y]), hidden))
         return torch.lerp(both[n:], both[:n], scale)
 
-    def split(self, out: Tensor, x: Tensor, at: Level | Levels) -> Estimate:
+    def split(self, out: Tensor, x: Tensor, at: Level) -> Estimate:
         """The estimates of x_0 and ε that an output at x means."""
         alpha, sigma = at.alpha, at.sigma
         if self.prediction == "eps":
@@ -150,43 +165,23 @@ class Denoiser(Labelled):
         det = alpha * d_sigma - sigma * d_alpha
         return Estimate((d_sigma * x - sigma * out) / det, (alpha * out - d_alpha * x) / det)
 
-    def estimate(
-        self,
-        x: Tensor,
-        at: Level | Levels,
-        y: Tensor | None = None,
-        scale: float = 1.0,
-        guide: Tensor | None = None,
-    ) -> Estimate:
-        """The guided estimates of x_0 and ε at noise levels `at`."""
-        return self.split(self.output(x, at, y, scale, guide), x, at)
+    def estimate(self, x: Tensor, at: Level, y: Tensor | None = None) -> Estimate:
+        return self.split(self.output(x, at, y), x, at)
 
     def denoiser(
-        self,
-        y: Tensor | None = None,
-        *,
-        guidance: float = 1.0,
-        interval: Sequence[float] = (0.0, 1.0),
-        clip: bool = True,
-        dynamic: float | None = None,
-        guide: Tensor | None = None,
+        self, y: Tensor | None = None, options: WalkOptions = AS_TRAINED, guide: Tensor | None = None
     ) -> Denoise:
-        """The function `denoise(x, t)` of samplers.
-
-        y: labels that the estimates are conditioned on.
-        guidance: strength of the labels, at times in `interval`, in shares of the longest.
-        clip: whether x_0 is brought into the range of images, by `dynamic` as `into_range` does.
-        guide: an image that guides the network.
-        """
+        """The function `denoise(x, t)` of samplers, given labels y and an image `guide`."""
+        guidance, (low, high) = self.strength(options.guidance), options.interval
         self.check_guidance(guidance, y)
 
         def denoise(x: Tensor, t: float) -> Estimate:
-            scale = guidance if interval[0] <= t / self.process.longest <= interval[1] else 1.0
+            scale = guidance if low <= t / self.process.longest <= high else 1.0
             at = self.process.level_of(x, t)
-            x0, eps = self.estimate(x, at, y, scale, guide)
-            if not clip or self.data.levels is None:
+            x0, eps = self.split(self.output(x, at, y, scale, guide), x, at)
+            if not options.clip or self.data.levels is None:
                 return Estimate(x0, eps)
-            level, x0 = self.process.level(t), self.into_range(x0, dynamic)
+            level, x0 = self.process.level(t), self.into_range(x0, options.dynamic)
             return Estimate(x0, (x - level.alpha * x0) / level.sigma)
 
         return denoise
@@ -194,17 +189,22 @@ class Denoiser(Labelled):
     def velocity(
         self, y: Tensor | None = None, guidance: float = 1.0, interval: Sequence[float] = (0.0, 1.0)
     ) -> Velocity:
-        """The right-hand side of the probability-flow ODE, for solvers; arguments as in `denoiser`.
-
-        Raises UsageError for guidance without labels.
-        """
+        """The right-hand side of the probability-flow ODE, for solvers, given labels y. Rows whose time is
+        outside the interval take half the passes of the network."""
         self.check_guidance(guidance, y)
+        low, high = interval
 
-        def predict(x: Tensor, t: Tensor, y: Tensor | None, scale: float) -> Tensor:
-            return self.output(x, self.process.levels_at(t), y, scale)
+        def output(x: Tensor, t: Tensor) -> Tensor:
+            if y is None or guidance == 1 or (low <= 0 and high >= 1):
+                return self.output(x, self.process.levels_at(t), y, guidance)
+            inside, out = (low <= t) & (t <= high), torch.empty_like(x)
+            for rows, scale in ((inside, guidance), (~inside, 1.0)):
+                if bool(rows.any()):
+                    out[rows] = self.output(x[rows], self.process.levels_at(t[rows]), y[rows], scale)
+            return out
 
         def f(x: Tensor, t: Tensor) -> Tensor:
-            out = guided_within(predict, x, t, y, guidance, interval)
+            out = output(x, t)
             if self.prediction == "velocity":
                 return out
             return self.process.velocity(x, *self.split(out, x, self.process.levels_at(t)), t)
@@ -223,31 +223,24 @@ class Denoiser(Labelled):
 
     # ---- sampling
 
-    def draw(
-        self, n: int, labels: Tensor | None, noise: Noise, progress: Progress, options: Any, walk: Sampler
-    ) -> Tensor:
-        """n images [n, C, H, W] in [-1, 1] by a sampler, with a family's `options` of sampling."""
-        x, y = self.start(n, labels, noise, options.size)
-        denoise = self.denoiser(
-            y,
-            guidance=self.strength(options.guidance),
-            interval=options.interval,
-            clip=options.clip,
-            dynamic=getattr(options, "dynamic", None),
-        )
-        path = self.process.path(options.steps, options.spacing)
-        return self.into_range(walk(denoise, x, path, randn=draws_like(noise, x), progress=progress))
-
-    def start(
-        self, n: int, labels: Tensor | None, noise: Noise, size: Size | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The noise that n images are drawn from, and their labels."""
+    def start(self, n: int, labels: Tensor | None, noise: Noise, size: Size | None) -> tuple[Tensor, Any]:
+        """The noise that n images of a size are drawn from, and their labels."""
         x = self.process.prior_std * noise.randn(n, *self.shape_of(size))
         return x, self.sampled_labels(labels, n, noise)
 
+    def draw(
+        self, n: int, labels: Tensor | None, noise: Noise, progress: Progress, options: Any, sampler: Sampler
+    ) -> Tensor:
+        """n images [n, C, H, W] in [-1, 1] by a sampler; options: `WalkOptions` with `steps` and
+        `spacing`."""
+        x, y = self.start(n, labels, noise, options.size)
+        denoise, randn = self.denoiser(y, options), partial(noise.randn, *x.shape)
+        path = self.process.path(options.steps, options.spacing)
+        return self.into_range(sampler(denoise, x, path, randn=randn, progress=progress))
+
     def shape_of(self, size: Size | None) -> tuple[int, ...]:
-        """The shape (C, H, W) of images of a size in pixels; None: that of training. Raises UsageError for
-        another size where the network is made for one, or where latents are drawn."""
+        """The shape of images of a size; None: that of training. Raises UsageError for another one where the
+        network is made for one, or where latents are drawn."""
         if size is None or sides(size) == self.data.shape[1:]:
             return self.data.shape
         if self.data.levels is None or not getattr(self.net, "any_size", False):
@@ -259,29 +252,30 @@ class Denoiser(Labelled):
             )
         return self.data.shape[0], *sides(size)
 
+    @property
+    def grey_levels(self) -> int:
+        """The number of grey levels. Raises UsageError for latents, which have none."""
+        if self.data.levels is None:
+            raise UsageError("latents have no grey levels, so no likelihood of the discrete image")
+        return self.data.levels
 
-def guided_within(
-    predict: Callable[[Tensor, Tensor, Tensor | None, float], Tensor],
-    x: Tensor,
-    t: Tensor,
-    y: Tensor | None,
-    scale: float,
-    interval: Sequence[float],
-) -> Tensor:
-    """predict(x, t, y, scale) for rows whose time is in the interval; for the others predict(x, t, y, 1), by
-    half the passes of the network (Kynkäänniemi 2024, arXiv:2404.07724)."""
-    low, high = interval
-    if scale == 1 or (low <= 0 and high >= 1):
-        return predict(x, t, y, scale)
-    inside = (low <= t) & (t <= high)
-    if bool(inside.all()):
-        return predict(x, t, y, scale)
-    if not bool(inside.any()):
-        return predict(x, t, y, 1.0)
-    out = torch.empty_like(x)
-    for rows, strength in ((inside, scale), (~inside, 1.0)):
-        out[rows] = predict(x[rows], t[rows], None if y is None else y[rows], strength)
-    return out
+
+@dataclass(frozen=True)
+class LikelihoodOptions:
+    """The solution of the ODE from data to noise that gives a likelihood.
+
+    solver: of the ODE: with steps of one network call and gradient (euler), two (midpoint, heun) or four
+      (rk4), or with steps of six that fit the image (adaptive).
+    steps: of the solvers with fixed steps, even in log σ/α, as the details of data are spread over its noise
+      levels.
+    tolerance: largest error of an adaptive step, of x and of the nats a dimension.
+    probes: Rademacher vectors that estimate the divergence.
+    """
+
+    solver: Solver = "rk4"
+    steps: int = 24
+    tolerance: float = 1e-4
+    probes: int = 1
 
 
 class LikelihoodByODE(Denoiser):
@@ -297,17 +291,31 @@ class LikelihoodByODE(Denoiser):
         noise: Noise,
         ode: LikelihoodOptions = LikelihoodOptions(),
     ) -> Tensor:
-        """[B] nats of the discrete image by the ODE from data to noise, see ode.py. Raises UsageError for
-        latents."""
-        levels = grey_levels(self.data.levels)
-        path = self.process.rising(dequantised(levels), ode.steps)
-        return log_density(
-            self.velocity(self.known_labels(labels)),
-            x,
-            [level.t for level in path],
-            ode,
-            levels=levels,
-            alpha=path[0].alpha,
-            noise=noise,
-            std=self.process.prior_std,
-        )
+        """[B] nats of the discrete image by the change of density along the ODE to noise (Song 2021,
+        arXiv:2011.13456, eq. 39). Raises UsageError for latents.
+
+        Grey levels are dequantised uniformly, which makes the value a bound. The dequantised images replace α
+        x + σ ε at the first time, where σ/α is the deviation of that noise, or as near as the model comes:
+        with less noise a model with spikes at the grey levels underestimates the likelihood; more noise hides
+        how flat a flat part is. The divergence is Hutchinson's estimate, which is unbiased.
+        """
+        n, size, width = len(x), x[0].numel(), 2 / (self.grey_levels - 1)  # of a grey level
+        path = self.process.rising(1 / (self.grey_levels - 1) / math.sqrt(3), ode.steps)
+        whole = samplers.with_divergence(self.velocity(self.known_labels(labels)), x.shape[1:])
+        times, alpha, std = [level.t for level in path], path[0].alpha, self.process.prior_std
+
+        def g(state: Tensor, t: Tensor) -> Tensor:
+            """ℓ in nats a dimension, of the size of x, so that one tolerance fits both."""
+            out = whole(state, t)
+            return torch.cat([out[:, :-1], out[:, -1:] / size], 1)
+
+        x = alpha * (x + width * (noise.rand(*x.shape) - 0.5))
+        total = x.new_zeros(())
+        for _ in range(ode.probes):
+            v = 2 * noise.randint(2, n, size).to(x.dtype) - 1
+            state = torch.cat([x.flatten(1), v, x.new_zeros(n, 1)], 1)
+            state = solve(g, state, times, ode.solver, tolerance=ode.tolerance, norm=samplers.density_norm)
+            z, gained = double(state[:, :size]) / std, size * double(state[:, -1])
+            # from data to noise log p changes by `gained`, to the log density of the noise
+            total = total - 0.5 * z.square().sum(1) - size * math.log(std * math.sqrt(2 * math.pi)) - gained
+        return (total / ode.probes + size * math.log(alpha * width)).to(x)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -32,37 +32,20 @@ BETA_MAX = 20.0  # β at t = 1, of VP and SubVP (Song 2021, appendix C)
 STOP = 1e-3  # the time at which samplers of an SDE stop (appendix C); Tweedie's formula removes the rest
 FIRST, LEAST = 80.0, 0.02  # σ/α at the ends of a CondOT path: nearly pure noise, and invisible noise
 LAST = 20.0  # σ/α from which a likelihood takes one step to pure noise, where σ/α is infinite
+FINE = 200  # steps in log σ/α to which an SDE's noise level of an error is rounded
 
 
 class Level(NamedTuple):
-    """A noise level on a sampler's path: x = alpha x_0 + sigma ε at time t."""
+    """The noise of x = alpha x_0 + sigma ε at time t: numbers on a sampler's path, and of a batch tensors, t
+    [B] and the others [B, 1, 1, 1]."""
 
-    t: float
-    alpha: float
-    sigma: float
-
-
-class Levels(NamedTuple):
-    """The noise level of each image of a batch, alpha and sigma as [B, 1, 1, 1]."""
-
-    t: Tensor
-    alpha: Tensor
-    sigma: Tensor
+    t: Any
+    alpha: Any
+    sigma: Any
 
 
 class Process(nn.Module):
-    """α(t), σ(t), and what depends on them alone: draws of times, and the paths of samplers.
-
-    A process defines those of its methods that its models use:
-
-      level(t)                     α and σ at one time, in float64
-      levels_at(t)                 α and σ at times t [B]
-      derivatives(t)               α′ and σ′, for networks that predict the velocity
-      times(u)                     times [B] of training, of uniform draws u in [0, 1)
-      path(steps, spacing, start)  a sampler's path of `steps` steps to the clean image, from the share
-                                   `start` of the way to noise
-      ode_times(steps)             times of `steps` steps of an ODE solver from noise to data
-      rising(ratio, steps)         levels of `steps` steps from about the ratio σ/α of data to noise
+    """α(t), σ(t), and what depends on them alone. A process has those of these methods that its models use.
 
     scale: the factor of times t as the network's input; most networks are designed for 0 … 1000.
     prior_std: the standard deviation of noise at the start of a path.
@@ -74,19 +57,21 @@ class Process(nn.Module):
     longest: float = 1.0
 
     if TYPE_CHECKING:
-        level: Callable[[float], Level]
-        levels_at: Callable[[Tensor], Levels]
-        derivatives: Callable[[Tensor | float], tuple[Tensor | float, Tensor | float]]
-        times: Callable[[Tensor], Tensor]
+        level: Callable[[float], Level]  # at one time, in float64
+        levels_at: Callable[[Tensor], Level]  # at times t [B]
+        derivatives: Callable[[Any], tuple[Any, Any]]  # α′ and σ′ at times
+        times: Callable[[Tensor], Tensor]  # times [B] of training, of uniform draws [B] in [0, 1)
+        # path(steps, spacing, start): a sampler's path to the clean image, from a share of the way to noise
         path: Callable[..., list[Level]]
-        ode_times: Callable[..., list[float]]
+        ode_times: Callable[..., list[float]]  # of so many steps of a solver from noise to data
+        # rising(ratio, steps): levels from about the ratio σ/α of data to noise
         rising: Callable[[float, int], list[Level]]
 
-    def level_of(self, x: Tensor, t: float) -> Level | Levels:
-        """α and σ of all images x at one time, as a network's estimates are computed from them."""
+    def level_of(self, x: Tensor, t: float) -> Level:
+        """The level at a time that the estimates of all images x are computed from."""
         return self.level(t)
 
-    def norm(self, at: Level | Levels) -> Tensor | float:
+    def norm(self, at: Level) -> Any:
         """√(α² + σ²)."""
         return (at.alpha**2 + at.sigma**2) ** 0.5
 
@@ -104,53 +89,46 @@ class Process(nn.Module):
         return [self.level_at((i + 0.5) / n) for i in range(n)]
 
 
-def draw_times(process: Process, noise: Noise, n: int, how: TimeSampling) -> Tensor:
-    """The times of a batch, [n]."""
-    u = noise.rand(n)
-    if how != "uniform":
-        u = stratified(u, noise)
-    return process.times(logit_normal(u) if how == "logit_normal" else u)
-
-
 def stratified(u: Tensor, noise: Noise) -> Tensor:
     """Uniform draws u [B], moved so that each equal share of [0, 1) has one image of the global batch (Kingma
     2021, arXiv:2107.00630, appendix I.1); unchanged for a `noise` without a global batch."""
     total, start = getattr(noise, "total", None), getattr(noise, "start", 0)
-    if not total:
-        return u
-    return (u + (start + torch.arange(len(u), device=u.device))) / total
-
-
-def logit_normal(u: Tensor) -> Tensor:
-    """Uniform draws u as draws of (0, 1) whose logits are standard normal (Esser 2024, arXiv:2403.03206,
-    section 3.1)."""
-    return torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)).sigmoid()
+    return (u + (start + torch.arange(len(u), device=u.device))) / total if total else u
 
 
 def shift_of(shift: Shift, shape: Sequence[int]) -> float:
-    """The factor of the noise-to-signal ratio σ/α for images of a shape [C, H, W].
-
-    `auto` is side / 64, and 1 for smaller sides, as neighbouring pixels of larger images are more alike
-    (Hoogeboom 2023, arXiv:2301.11093, eq. 3; Esser 2024, arXiv:2403.03206, eq. 23). Raises UsageError for a
-    factor that is not above 0.
-    """
+    """The factor of the noise-to-signal ratio σ/α for images of a shape; auto: side / 64 and at least 1, as
+    neighbouring pixels of larger images are more alike (Hoogeboom 2023, arXiv:2301.11093, eq. 3; Esser 2024,
+    arXiv:2403.03206, eq. 23)."""
     if shift == "auto":
         return max(1.0, math.sqrt(shape[1] * shape[2]) / UNSHIFTED)
     if not shift > 0:
-        raise UsageError(
-            f"noise shifted by a factor of {shift:g}", hint="set `model.shift` above 0, or `auto`"
-        )
+        hint = "set `model.shift` above 0, or `auto`"
+        raise UsageError(f"noise shifted by a factor of {shift:g}", hint=hint)
     return float(shift)
+
+
+def by_image(t: Tensor) -> Tensor:
+    """[B] as [B, 1, 1, 1]."""
+    return t[:, None, None, None]
+
+
+def spread(high: float, low: float, steps: int, spacing: str) -> np.ndarray:
+    """Values of log σ/α from `high` to `low`: even (logsnr), or in the 7th root of σ/α (karras; Karras 2022,
+    eq. 5)."""
+    ramp = np.linspace(0, 1, steps)
+    if spacing == "karras":
+        a, b = np.exp(high / 7), np.exp(low / 7)
+        return 7 * np.log(a + ramp * (b - a))
+    return high + ramp * (low - high)
 
 
 # ---------------------------------------------------------------------------- discrete times
 
 
 class DiscreteVP(Process):
-    """The tables alpha and sigma, float64 [T]. Raises UsageError for fewer than two timesteps.
-
-    shift: factor of σ/α, as `shift_of` returns it.
-    """
+    """The tables alpha and sigma, float64 [T]; shift: the factor of σ/α. Raises UsageError for fewer than two
+    timesteps."""
 
     scale = 1
     alphas: Tensor  # α, σ and α²/σ² in float32
@@ -161,8 +139,10 @@ class DiscreteVP(Process):
         super().__init__()
         if timesteps < 2:
             raise UsageError(f"a diffusion of {timesteps} timesteps: at least 2 are needed")
-        alpha_bar = np.cumprod(1 - BETAS[name](timesteps))
-        self.alpha = rescale_zero_snr(np.sqrt(alpha_bar)) if zero_snr else np.sqrt(alpha_bar)
+        self.alpha = np.sqrt(np.cumprod(1 - BETAS[name](timesteps)))
+        if zero_snr:  # the last exactly 0, and the first as it is (Lin 2023, algorithm 1)
+            first, last = self.alpha[0], self.alpha[-1]
+            self.alpha = (self.alpha - last) * (first / (first - last))
         self.sigma = np.sqrt(1 - self.alpha**2)
         if shift != 1:
             norm = np.hypot(self.alpha, shift * self.sigma)
@@ -193,11 +173,11 @@ class DiscreteVP(Process):
         norm = np.hypot(alpha, sigma)
         return Level(float(t), float(alpha / norm), float(sigma / norm))
 
-    def levels_at(self, t: Tensor) -> Levels:
+    def levels_at(self, t: Tensor) -> Level:
         """α and σ at integer times."""
-        return Levels(t, by_image(self.alphas[t]), by_image(self.sigmas[t]))
+        return Level(t, by_image(self.alphas[t]), by_image(self.sigmas[t]))
 
-    def norm(self, at: Level | Levels) -> float:
+    def norm(self, at: Level) -> float:
         return 1.0
 
     def times(self, u: Tensor) -> Tensor:
@@ -226,14 +206,8 @@ class DiscreteVP(Process):
         return [*(self.level(t) for t in times), Level(-1.0, 1.0, 0.0)]
 
     def path(self, steps: int, spacing: str = "trailing", start: float = 1.0) -> list[Level]:
-        """A path of 1 … T steps.
-
-        Raises UsageError for no steps, or for more steps than timesteps.
-
-        spacing: trailing: every T/steps-th time from the noisiest on; leading: from the cleanest on;
-          linspace: between both (Lin 2023, table 2); karras: even in the 7th root of σ/α (Karras 2022,
-          eq. 5); logsnr: even in its logarithm.
-        """
+        """A path of 1 … T steps; trailing: every T/steps-th time from the noisiest on; leading: from the
+        cleanest on; linspace: between both (Lin 2023, table 2); others as in `spread`."""
         top = self.most_steps(start)  # times 0 … top − 1
         if not 1 <= steps <= top:
             raise UsageError(f"{steps} sampling steps over {top} timesteps", hint=f"set `steps` to 1 … {top}")
@@ -251,20 +225,6 @@ class DiscreteVP(Process):
         return self.path_over(times.tolist())
 
 
-def by_image(t: Tensor) -> Tensor:
-    """[B] as [B, 1, 1, 1]."""
-    return t[:, None, None, None]
-
-
-def spread(high: float, low: float, steps: int, spacing: str) -> np.ndarray:
-    """Values of log σ/α from `high` to `low`: even (logsnr), or even in the 7th root of σ/α (karras)."""
-    ramp = np.linspace(0, 1, steps)
-    if spacing == "karras":
-        a, b = np.exp(high / 7), np.exp(low / 7)
-        return 7 * np.log(a + ramp * (b - a))
-    return high + ramp * (low - high)
-
-
 def linear_betas(timesteps: int) -> np.ndarray:
     """β from 1e-4 to .02 at T = 1000 (Ho 2020, section 4), scaled so that other T end at the same noise."""
     return np.linspace(1e-4, 0.02, timesteps).clip(max=0.999 * timesteps / 1000) * (1000 / timesteps)
@@ -279,56 +239,46 @@ def cosine_betas(timesteps: int) -> np.ndarray:
 BETAS = {"linear": linear_betas, "cosine": cosine_betas}
 
 
-def rescale_zero_snr(alpha: np.ndarray) -> np.ndarray:
-    """α shifted and scaled so that the last is exactly 0 and the first stays (Lin 2023, algorithm 1)."""
-    return (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
-
-
 # ---------------------------------------------------------------------------- SDEs
-
-FINE = 200  # steps in log σ/α to which the noise level of an error is rounded
 
 
 class SDE(Process):
-    """dx = f(t) x dt + g(t) dw. Raises UsageError for a least time outside 0 … 1.
+    """dx = f(t) x dt + g(t) dw; start: the least time of training, as at t = 0 the score has no limit. Raises
+    UsageError for one outside 0 … 1."""
 
-    start: the least time of training; at t = 0 the score has no limit.
-    """
+    if TYPE_CHECKING:  # at times of any shape
+        marginal: Callable[[Tensor], tuple[Tensor, Tensor]]  # α and σ
+        rates: Callable[[Tensor], tuple[Tensor, Tensor]]  # f and g²
 
     def __init__(self, start: float):
         super().__init__()
         if not 0 < start < 1:
-            raise UsageError(
-                f"the least time is in 0 … 1, not {start:g}", hint="set `model.t_min`, such as 1e-5"
-            )
+            hint = "set `model.t_min`, such as 1e-5"
+            raise UsageError(f"the least time is in 0 … 1, not {start:g}", hint=hint)
         self.start, self.stop = start, max(start, STOP)
 
     @property
     def prior_std(self) -> float:  # type: ignore[override]
         return self.level(1.0).sigma
 
-    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """α and σ at times t of any shape."""
-        raise NotImplementedError
-
-    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """f and g² at times t of any shape."""
-        raise NotImplementedError
-
     def level(self, t: float) -> Level:
         alpha, sigma = self.marginal(torch.tensor(t, dtype=torch.float64, device="cpu"))
         return Level(t, float(alpha), float(sigma))
 
-    def levels_at(self, t: Tensor) -> Levels:
-        return Levels(t, *self.marginal(by_image(t)))
+    def levels_at(self, t: Tensor) -> Level:
+        return Level(t, *self.marginal(by_image(t)))
 
-    def level_of(self, x: Tensor, t: float) -> Levels:
+    def level_of(self, x: Tensor, t: float) -> Level:
         return self.levels_at(x.new_full((len(x),), t))
 
     def velocity(self, x: Tensor, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """f x − ½ g² score (eq. 13)."""
         drift, g2 = self.rates(by_image(t))
         return drift * x + 0.5 * g2 / self.levels_at(t).sigma * eps
+
+    def log_ratio_at(self, t: float) -> float:
+        level = self.level(t)
+        return math.log(level.sigma / level.alpha)
 
     def times_at(self, log_ratio: np.ndarray) -> np.ndarray:
         """The times at which log σ/α has these values, clamped to the range of times."""
@@ -337,23 +287,17 @@ class SDE(Process):
         return np.interp(log_ratio, (sigma / alpha).log().numpy(), t)
 
     def path(self, steps: int, spacing: str = "karras", start: float = 1.0) -> list[Level]:
-        """`steps` levels from the time `start` to that at which samplers stop, then the clean image.
-
-        Raises UsageError for no steps.
-
-        spacing: uniform: even in t; karras: in the 7th root of σ/α (Karras 2022, eq. 5); logsnr: in its
-          logarithm.
-        """
+        """`steps` levels from the time `start` to that at which samplers stop, then the clean image; uniform:
+        even in t; others as in `spread`."""
         at_least(1, steps=steps)
         top = max(start, self.stop)
         if spacing == "uniform":
             times = top + np.linspace(0, 1, steps) * (self.stop - top)
         else:
-            times = self.times_at(
-                spread(self.log_ratio_at(top), self.log_ratio_at(self.stop), steps, spacing)
-            )
+            high, low = self.log_ratio_at(top), self.log_ratio_at(self.stop)
+            times = self.times_at(spread(high, low, steps, spacing))
             times[0] = top
-        return [*(self.level(float(t)) for t in times), Level(0.0, 1.0, 0.0)]
+        return [*map(self.level, times.tolist()), Level(0.0, 1.0, 0.0)]
 
     def ode_times(self, steps: int) -> list[float]:
         return [level.t for level in self.path(steps + 1)[:-1]]
@@ -361,18 +305,13 @@ class SDE(Process):
     def rising(self, ratio: float, steps: int) -> list[Level]:
         at_least(1, steps=steps)
         low, high = max(math.log(ratio), self.log_ratio_at(self.start)), self.log_ratio_at(1.0)
-        return [self.level(float(t)) for t in self.times_at(np.linspace(low, high, steps + 1))]
+        return [*map(self.level, self.times_at(np.linspace(low, high, steps + 1)).tolist())]
 
     def level_at(self, share: float) -> Level:
         return self.path(FINE + 1, "logsnr")[FINE - round(share * FINE)]
 
     def between(self, n: int) -> list[Level]:
         return self.path(n + 2, "logsnr")[1:-2]
-
-    def log_ratio_at(self, t: float) -> float:
-        """log σ/α."""
-        level = self.level(t)
-        return math.log(level.sigma / level.alpha)
 
 
 class VE(SDE):
@@ -381,10 +320,8 @@ class VE(SDE):
     def __init__(self, start: float, sigma_min: float, sigma_max: float):
         super().__init__(start)
         if not 0 < sigma_min < sigma_max:
-            raise UsageError(
-                f"noise that grows from {sigma_min:g} to {sigma_max:g}",
-                hint="set `model.sigma_min` above 0 and `model.sigma_max` above it",
-            )
+            hint = "set `model.sigma_min` above 0 and `model.sigma_max` above it"
+            raise UsageError(f"noise that grows from {sigma_min:g} to {sigma_max:g}", hint=hint)
         self.sigma_min, self.log_ratio = sigma_min, math.log(sigma_max / sigma_min)
 
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -395,18 +332,14 @@ class VE(SDE):
 
 
 class VP(SDE):
-    """Variance preserving: β grows linearly, α² + σ² = 1 (eq. 32, 33); DDPM's chain in continuous time.
-
-    shift: s, the factor of √(1 − α²)/α, which is that of another β: s² β / (α² + s² (1 − α²)).
-    """
+    """Variance preserving: β grows linearly, α² + σ² = 1 (eq. 32, 33); DDPM's chain in continuous time. A
+    shift s, the factor of √(1 − α²)/α, is that of another β: s² β / (α² + s² (1 − α²))."""
 
     def __init__(self, start: float, beta_min: float, shift: float = 1.0):
         super().__init__(start)
         if not 0 < beta_min <= BETA_MAX:
-            raise UsageError(
-                f"a noise rate that grows from {beta_min:g} to {BETA_MAX:g}",
-                hint=f"set `model.beta_min` above 0 and to {BETA_MAX:g} at most",
-            )
+            hint = f"set `model.beta_min` above 0 and to {BETA_MAX:g} at most"
+            raise UsageError(f"a noise rate that grows from {beta_min:g} to {BETA_MAX:g}", hint=hint)
         self.beta_min, self.gain = beta_min, shift**2
 
     def beta(self, t: Tensor) -> Tensor:
@@ -422,7 +355,6 @@ class VP(SDE):
         return decay if self.gain == 1 else -torch.log1p(self.gain * torch.expm1(-decay))
 
     def unshifted(self, t: Tensor) -> Tensor:
-        """log α² without a shift."""
         return -(0.5 * (BETA_MAX - self.beta_min) * t + self.beta_min) * t
 
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -446,11 +378,8 @@ class SubVP(VP):
 
 
 class CondOT(Process):
-    """α = t, σ = 1 − (1 − σ_min) t, whose velocity is x_0 − (1 − σ_min) ε (Lipman 2022, eq. 22, 23).
-
-    sigma_min: deviation of the noise that is left at t = 1, for images in [-1, 1].
-    shift: factor of the noise-to-signal ratio at times of training and of solvers.
-    """
+    """α = t, σ = 1 − (1 − σ_min) t, whose velocity is x_0 − (1 − σ_min) ε (Lipman 2022, eq. 22, 23); shift:
+    the factor of the noise-to-signal ratio at times of training and of solvers."""
 
     def __init__(self, sigma_min: float = 0.0, shift: float = 1.0):
         super().__init__()
@@ -459,9 +388,9 @@ class CondOT(Process):
     def level(self, t: float) -> Level:
         return Level(t, t, 1 - (1 - self.sigma_min) * t)
 
-    def levels_at(self, t: Tensor) -> Levels:
+    def levels_at(self, t: Tensor) -> Level:
         alpha = by_image(t)
-        return Levels(t, alpha, 1 - (1 - self.sigma_min) * alpha)
+        return Level(t, alpha, 1 - (1 - self.sigma_min) * alpha)
 
     def derivatives(self, t: Tensor | float) -> tuple[float, float]:
         return 1.0, -(1 - self.sigma_min)
@@ -470,7 +399,7 @@ class CondOT(Process):
         return shifted(u, self.shift)
 
     def path(self, steps: int, spacing: str = "logsnr") -> list[Level]:
-        """Levels even in log σ/α from nearly pure noise, then the clean image."""
+        """Level even in log σ/α from nearly pure noise, then the clean image."""
         ratios = np.geomspace(FIRST, max(LEAST, self.sigma_min), steps)
         return [*map(self.level, self.times_at(ratios)), Level(1.0, 1.0, 0.0)]
 
@@ -486,7 +415,6 @@ class CondOT(Process):
         return [*map(self.level, self.times_at(ratios)), self.level(0.0)]
 
     def times_at(self, ratios: np.ndarray) -> list[float]:
-        """The times of noise-to-signal ratios σ/α."""
         return (1 / (ratios + 1 - self.sigma_min)).tolist()
 
 

@@ -1,24 +1,28 @@
-"""Samplers as pure functions: from noise x at path[0] along the levels of `path` to the clean image at its
-end.
+"""From noise to images: samplers along a path of noise levels, and solvers of an ODE.
+
+A sampler goes from noise x at path[0] along the levels of `path` to the clean image at its end:
 
     denoise(x, t)        the estimates of x_0 and ε, each [B, C, H, W], at one time t for the whole batch
     randn()              standard normal noise of x's shape; deterministic samplers draw none
-    progress(i, n, x)    is called after each step
+    progress(i, n, x)    is called after each step, of one call of `denoise`, or two in Heun's method
 
-A step takes one call of `denoise`, and two in Heun's method.
+A solver goes along dx/dt = f(x, t), where f(x [B, …], t [B]) → [B, …]. Every image has its own time, and in
+the adaptive solver its own steps, so that its solution does not depend on the batch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gzcli.core.types import Noise, Progress, no_progress
+from gzcli.core.errors import DivergedError
+from gzcli.core.types import Progress, no_progress
 from gzcli.models.denoising.process import SDE, SIGMA_MAX, Level
 
 
@@ -31,107 +35,73 @@ class Estimate(NamedTuple):
 
 Denoise = Callable[[Tensor, float], Estimate]
 Randn = Callable[[], Tensor]
+Path = Sequence[Level]
+Steps = Iterator[Tensor]  # the image after each step
+Sampler = Callable[..., Tensor]
 
 
-class Sampler(Protocol):
-    """The arguments of every sampler, beside options of its own."""
+def sampler(steps: Callable[..., Steps]) -> Sampler:
+    """The sampler that takes these steps; its keywords beyond `randn` and `progress` are theirs."""
 
-    def __call__(
-        self,
+    @wraps(steps)
+    def run(
         denoise: Denoise,
         x: Tensor,
-        path: Sequence[Level],
+        path: Path,
         *,
-        randn: Randn,
+        randn: Randn | None = None,
         progress: Progress = no_progress,
-    ) -> Tensor: ...
+        **options: Any,
+    ) -> Tensor:
+        for i, image in enumerate(steps(denoise, x, path, randn, **options)):
+            progress(i + 1, len(path) - 1, image)
+        return image
+
+    return run
 
 
-def draws_like(noise: Noise, x: Tensor) -> Randn:
-    """A function that draws standard normal numbers of x's shape from `noise`."""
-    return lambda: noise.randn(*x.shape)
-
-
-def none_drawn() -> Tensor:
-    """The default `randn` of samplers that are deterministic unless asked otherwise."""
-    raise ValueError("a sampler that draws noise needs `randn`")
-
-
-def ancestral(
-    denoise: Denoise,
-    x: Tensor,
-    path: Sequence[Level],
-    *,
-    randn: Randn,
-    variance: str = "small",
-    progress: Progress = no_progress,
-) -> Tensor:
+@sampler
+def ancestral(denoise: Denoise, x: Tensor, path: Path, randn: Randn, variance: str = "small") -> Steps:
     """Ho 2020, algorithm 2, for steps of any length; variance "small" is β̃_t, "large" is β_t (section
     3.2)."""
-    for i, (s, u) in enumerate(pairwise(path)):
-        x0, _ = denoise(x, s.t)
-        mean, var = posterior(x0, x, s, u)
+    for s, u in pairwise(path):
+        x, var = posterior(denoise(x, s.t)[0], x, s, u)
         if u.sigma > 0:
-            x = mean + math.sqrt(var if variance == "small" else transition(s, u)[1]) * randn()
-        else:
-            x = mean
-        progress(i + 1, len(path) - 1, x)
-    return x
+            x = x + math.sqrt(var if variance == "small" else transition(s, u)[1]) * randn()
+        yield x
 
 
-def ddim(
-    denoise: Denoise,
-    x: Tensor,
-    path: Sequence[Level],
-    *,
-    randn: Randn = none_drawn,
-    eta: float = 0.0,
-    progress: Progress = no_progress,
-) -> Tensor:
+@sampler
+def ddim(denoise: Denoise, x: Tensor, path: Path, randn: Randn, eta: float = 0.0) -> Steps:
     """Song 2021, eq. 12: eta = 0 is deterministic, eta = 1 is ancestral with the small variance."""
-    for i, (s, u) in enumerate(pairwise(path)):
+    for s, u in pairwise(path):
         x0, eps = denoise(x, s.t)
         var = eta**2 * transition(s, u)[1] * (u.sigma / s.sigma) ** 2  # eq. 16
         x = u.alpha * x0 + math.sqrt(max(u.sigma**2 - var, 0)) * eps
         if var > 0:
             x = x + math.sqrt(var) * randn()
-        progress(i + 1, len(path) - 1, x)
-    return x
+        yield x
 
 
-def ddim_inverse(
-    denoise: Denoise, x: Tensor, path: Sequence[Level], *, progress: Progress = no_progress
-) -> Tensor:
+@sampler
+def ddim_inverse(denoise: Denoise, x: Tensor, path: Path, randn: Randn) -> Steps:
     """The noise at path[0] from which DDIM along `path` generates x (Preechakul 2022, eq. 8).
 
     It takes DDIM's steps backwards, each with the ε at its start in place of its end, an error of first order
     in the length of the step.
     """
-    back = list(pairwise(reversed(path)))
-    for i, (u, s) in enumerate(back):
+    for u, s in pairwise(reversed(path)):
         x0, eps = denoise(x, max(u.t, 0.0))  # the clean image has no time and takes that of least noise
         x = s.alpha * x0 + s.sigma * eps
-        progress(i + 1, len(back), x)
-    return x
+        yield x
 
 
-def dpmpp(
-    denoise: Denoise,
-    x: Tensor,
-    path: Sequence[Level],
-    *,
-    randn: Randn = none_drawn,
-    noisy: bool = False,
-    progress: Progress = no_progress,
-) -> Tensor:
+@sampler
+def dpmpp(denoise: Denoise, x: Tensor, path: Path, randn: Randn, noisy: bool = False) -> Steps:
     """DPM-Solver++(2M) (Lu 2022b, algorithm 2): of second order in λ = log α/σ, by the x_0 of the step
-    before.
-
-    noisy: solve the reverse SDE in place of the ODE: SDE-DPM-Solver++(2M) (ibid., eq. 19).
-    """
-    before: Tensor | None = None
-    h_before = 0.0
-    for i, (s, u) in enumerate(pairwise(path)):
+    before; noisy: of the reverse SDE, SDE-DPM-Solver++(2M) (eq. 19)."""
+    before, h_before = None, 0.0
+    for s, u in pairwise(path):
         x0, _ = denoise(x, s.t)
         shrink = falls_by(s, u)
         h = -math.log(shrink) if shrink > 0 else math.inf
@@ -144,35 +114,26 @@ def dpmpp(
         else:
             x = (u.sigma / s.sigma) * x + u.alpha * (1 - shrink) * d
         before, h_before = x0, h
-        progress(i + 1, len(path) - 1, x)
-    return x
+        yield x
 
 
-def unipc(
-    denoise: Denoise,
-    x: Tensor,
-    path: Sequence[Level],
-    *,
-    randn: Randn = none_drawn,
-    progress: Progress = no_progress,
-) -> Tensor:
+@sampler
+def unipc(denoise: Denoise, x: Tensor, path: Path, randn: Randn) -> Steps:
     """UniPC of second order, with B(h) = e^h − 1 (Zhao 2023, arXiv:2302.04867, algorithms 5 and 6, of x_0):
     DPM-Solver++(2M), with each step corrected by the network call of the next one."""
     calls: list[tuple[Level, Tensor]] = []  # the last two levels of a network call, with its x_0
     start = x
-    for i, (s, u) in enumerate(pairwise(path)):
+    for s, u in pairwise(path):
         x0, _ = denoise(x, s.t)
         if calls:
             x = _corrected(start, calls, s, x0)
         calls = [*calls[-1:], (s, x0)]
-        start, last = x, u.sigma == 0
-        x = _euler(x, s, u, x0)
-        if len(calls) == 2 and not last:
+        start, x = x, _euler(x, s, u, x0)
+        if len(calls) == 2 and u.sigma > 0:
             (r, before), h = calls[0], _lambda(u) - _lambda(s)
             slope = (x0 - before) * h / (_lambda(s) - _lambda(r))
             x = x + u.alpha * (1 - falls_by(s, u)) * 0.5 * slope
-        progress(i + 1, len(path) - 1, x)
-    return x
+        yield x
 
 
 def _euler(x: Tensor, s: Level, u: Level, x0: Tensor) -> Tensor:
@@ -206,28 +167,23 @@ def falls_by(s: Level, u: Level) -> float:
     return s.alpha * u.sigma / (s.sigma * u.alpha)
 
 
+@sampler
 def heun(
     denoise: Denoise,
     x: Tensor,
-    path: Sequence[Level],
-    *,
-    randn: Randn = none_drawn,
+    path: Path,
+    randn: Randn,
     churn: float = 0.0,
     level: Callable[[float], Level] | None = None,
-    progress: Progress = no_progress,
-) -> Tensor:
+) -> Steps:
     """Karras 2022, algorithm 1 and 2: trapezoidal steps of d(x/α)/d(σ/α) = ε; at most 2 N − 1 calls.
 
     Steps from above σ/α = 80, where EDM starts, are Euler's: there ε hardly changes, but σ/α may fall by
-    thousands.
-
-    churn: S_churn; before each of N steps noise grows by the factor 1 + churn / N, at most by √2.
-    level: the level at which σ/α has a given value, for churn. Raises ValueError for churn without it.
+    thousands. By S_churn noise first grows by the factor 1 + churn / N, at most by √2; `level` is that of a
+    value of σ/α.
     """
-    if churn and level is None:
-        raise ValueError("churn needs `level`")
     more = min(churn / (len(path) - 1), math.sqrt(2) - 1)
-    for i, (s, u) in enumerate(pairwise(path)):
+    for s, u in pairwise(path):
         if level is not None and more and s.sigma <= SIGMA_MAX * s.alpha:
             ratio, r = s.sigma / s.alpha, level((1 + more) * s.sigma / s.alpha)
             extra = math.sqrt(max((r.sigma / r.alpha) ** 2 - ratio**2, 0.0))
@@ -237,21 +193,13 @@ def heun(
         if u.sigma > 0 and s.sigma <= SIGMA_MAX * s.alpha:
             _, ahead = denoise(x, u.t)
             x = x + 0.5 * (u.sigma - u.alpha * s.sigma / s.alpha) * (ahead - eps)
-        progress(i + 1, len(path) - 1, x)
-    return x
+        yield x
 
 
-def euler_maruyama(
-    denoise: Denoise,
-    x: Tensor,
-    path: Sequence[Level],
-    *,
-    sde: SDE,
-    randn: Randn,
-    progress: Progress = no_progress,
-) -> Tensor:
+@sampler
+def euler_maruyama(denoise: Denoise, x: Tensor, path: Path, randn: Randn, sde: SDE) -> Steps:
     """The reverse-time SDE dx = (f x − g² score) dt + g dw (Song 2021, eq. 6)."""
-    for i, (s, u) in enumerate(pairwise(path)):
+    for s, u in pairwise(path):
         x0, eps = denoise(x, s.t)
         if u.sigma > 0:
             f, g2 = (float(rate) for rate in sde.rates(torch.tensor(s.t, dtype=torch.float64)))
@@ -259,28 +207,17 @@ def euler_maruyama(
             x = x - h * (f * x + (g2 / s.sigma) * eps) + math.sqrt(g2 * h) * randn()
         else:
             x = x0
-        progress(i + 1, len(path) - 1, x)
-    return x
+        yield x
 
 
+@sampler
 def predictor_corrector(
-    denoise: Denoise,
-    x: Tensor,
-    path: Sequence[Level],
-    *,
-    corrector: int,
-    snr: float,
-    randn: Randn,
-    progress: Progress = no_progress,
-) -> Tensor:
+    denoise: Denoise, x: Tensor, path: Path, randn: Randn, corrector: int, snr: float
+) -> Steps:
     """Song 2021, algorithm 1: the reverse diffusion predictor (eq. 46), then `corrector` Langevin steps at
-    the new level.
-
-    Their length is that of algorithms 4 and 5 with ‖z‖/‖score‖ = σ, the value for pure noise. With the norms
-    of the actual draws an image would depend on its batch; with norms of each image, images with a long score
-    would get short steps.
-    """
-    for i, (s, u) in enumerate(pairwise(path)):
+    the new level, of the length of algorithms 4 and 5 with ‖z‖/‖score‖ = σ, the value for pure noise: by the
+    norms of actual draws an image would depend on its batch."""
+    for s, u in pairwise(path):
         x0, eps = denoise(x, s.t)
         if u.sigma > 0:
             scale, beta = transition(s, u)
@@ -290,79 +227,50 @@ def predictor_corrector(
                 x = x - (step / u.sigma) * denoise(x, u.t)[1] + math.sqrt(2 * step) * randn()
         else:
             x = x0
-        progress(i + 1, len(path) - 1, x)
-    return x
+        yield x
 
 
+@sampler
 def annealed_langevin(
-    denoise: Denoise,
-    x: Tensor,
-    levels: Sequence[Level],
-    *,
-    repeats: int,
-    step: float,
-    randn: Randn,
-    progress: Progress = no_progress,
-) -> Tensor:
-    """Song & Ermon 2020, algorithm 1: at every level σ `repeats` Langevin steps of length step · σ², then one
-    that denoises: repeats · levels + 1 network calls."""
-    for i, level in enumerate(levels):
+    denoise: Denoise, x: Tensor, path: Path, randn: Randn, repeats: int, step: float
+) -> Steps:
+    """Song & Ermon 2020, algorithm 1: at every level σ `repeats` Langevin steps of length step · σ², and at
+    the end of the path a call that denoises."""
+    for s, u in pairwise(path):
         for _ in range(repeats):
-            _, eps = denoise(x, level.t)
-            x = x - step * level.sigma * eps + math.sqrt(2 * step) * level.sigma * randn()
-        progress(i + 1, len(levels), x)
-    return denoise(x, levels[-1].t)[0]
+            _, eps = denoise(x, s.t)
+            x = x - step * s.sigma * eps + math.sqrt(2 * step) * s.sigma * randn()
+        yield x if u.sigma > 0 else denoise(x, s.t)[0]
 
 
-def repaint(
-    denoise: Denoise,
-    x: Tensor,
-    path: Sequence[Level],
-    *,
-    known: Tensor,
-    mask: Tensor,
-    randn: Randn,
-    resample: int = 5,
-    jump: int = 5,
-    progress: Progress = no_progress,
-) -> Tensor:
-    """Inpainting by RePaint (Lugmayr 2022, algorithm 1): at each level the known pixels of `known` replace
-    the generated ones, with noise of that level.
-
-    So that both agree, the sampler goes over each stretch of `jump` levels `resample` times; the forward
-    process takes it back to the start of the stretch.
-
-    known: images [B, C, H, W].
-    mask: [B, 1, H, W], 1 where a pixel is known.
-    """
-    walk = list(pairwise(repaint_walk(len(path) - 1, resample, jump)))
-    for i, (a, b) in enumerate(walk):
-        s, u = path[a], path[b]
-        if b > a:
-            x0, _ = denoise(x, s.t)
-            mean, var = posterior(x0, x, s, u)
-            unknown = mean + math.sqrt(var) * randn()
-            x = mask * (u.alpha * known + u.sigma * randn()) + (1 - mask) * unknown
-        else:
+@sampler
+def repaint(denoise: Denoise, x: Tensor, path: Path, randn: Randn, known: Tensor, mask: Tensor) -> Steps:
+    """Inpainting by RePaint (Lugmayr 2022, algorithm 1): at each level the known pixels of `known` [B, C, H,
+    W], where mask [B, 1, H, W] is 1, replace the generated ones, with noise of that level. Where the path
+    goes back to more noise, as `resampled` makes it, the forward process takes x there."""
+    for s, u in pairwise(path):
+        if u.sigma > s.sigma:
             scale, var = transition(u, s)
             x = scale * x + math.sqrt(var) * randn()
-        progress(i + 1, len(walk), x)
-    return x
+        else:
+            mean, var = posterior(denoise(x, s.t)[0], x, s, u)
+            unknown = mean + math.sqrt(var) * randn()
+            x = mask * (u.alpha * known + u.sigma * randn()) + (1 - mask) * unknown
+        yield x
 
 
-def repaint_walk(steps: int, resample: int, jump: int) -> list[int]:
-    """Positions on the path 0 … steps: over each stretch of `jump` steps `resample` times, back in
-    between."""
-    walk = [0]
-    for start in range(0, steps, jump):
-        stretch = list(range(start + 1, min(start + jump, steps) + 1))
-        walk += stretch + (resample - 1) * [start, *stretch]
+def resampled(path: Path, resample: int, jump: int) -> list[Level]:
+    """The path that goes over each stretch of `jump` steps `resample` times, so that known and generated
+    pixels agree."""
+    walk = [path[0]]
+    for start in range(0, len(path) - 1, jump):
+        stretch = path[start + 1 : start + jump + 1]
+        walk += [*stretch, *(resample - 1) * [path[start], *stretch]]
     return walk
 
 
 def transition(s: Level, u: Level) -> tuple[float, float]:
-    """α_{s|u} and the variance β of q(x_s | x_u), where u is less noisy than s; for the clean level u it is
-    q(x_s | x_0)."""
+    """α_{s|u} and the variance β of q(x_s | x_u), where u is less noisy than s, or clean."""
     scale = s.alpha / u.alpha
     return scale, s.sigma**2 - (scale * u.sigma) ** 2
 
@@ -372,3 +280,151 @@ def posterior(x0: Tensor, x: Tensor, s: Level, u: Level) -> tuple[Tensor, float]
     scale, beta = transition(s, u)
     mean = (u.alpha * beta / s.sigma**2) * x0 + (scale * u.sigma**2 / s.sigma**2) * x
     return mean, beta * (u.sigma / s.sigma) ** 2
+
+
+# ---------------------------------------------------------------------------- ODE
+
+Solver = Literal["euler", "midpoint", "heun", "rk4", "adaptive"]  # a name of `TABLEAUX`, or adaptive
+Velocity = Callable[[Tensor, Tensor], Tensor]
+Norm = Callable[[Tensor], Tensor]  # [B, …] → [B]
+
+# Butcher tableaux: the times c, rows of a, and the weights b of the stages
+TABLEAUX = {
+    "euler": ((0,), ((),), (1,)),
+    "midpoint": ((0, 1 / 2), ((), (1 / 2,)), (0, 1)),
+    "heun": ((0, 1), ((), (1,)), (1 / 2, 1 / 2)),
+    "rk4": ((0, 1 / 2, 1 / 2, 1), ((), (1 / 2,), (0, 1 / 2), (0, 0, 1)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+}
+
+# Dormand & Prince 1980, RK5(4)7M, whose seventh stage is the first of the next step
+DOPRI_C = (0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1)
+DOPRI_A = (
+    (),
+    (1 / 5,),
+    (3 / 40, 9 / 40),
+    (44 / 45, -56 / 15, 32 / 9),
+    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+    (35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+)
+# the weights of the fifth order minus those of the fourth, for the error
+DOPRI_E = (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
+LIMIT = 1000  # adaptive steps, at most
+
+
+def root_mean_square(x: Tensor) -> Tensor:
+    return x.flatten(1).square().mean(1).sqrt()
+
+
+def solve(
+    f: Velocity,
+    x: Tensor,
+    times: Sequence[float],
+    solver: Solver,
+    *,
+    tolerance: float = 1e-4,
+    norm: Norm = root_mean_square,
+    progress: Progress = no_progress,
+) -> Tensor:
+    """The solution at the last time from x at times[0], by one step of the solver between neighbouring times,
+    or by the adaptive one, which chooses its times so that the norm of errors over 1 + |x| is below
+    `tolerance`."""
+    if solver == "adaptive":
+        return solve_adaptive(f, x, times[0], times[-1], tolerance, norm, progress)
+    c, a, b = TABLEAUX[solver]
+    for i, (start, end) in enumerate(pairwise(times)):
+        h = end - start
+        stages: list[Tensor] = []
+        for node, row in zip(c, a, strict=True):
+            t = x.new_full((len(x),), start + node * h)
+            stages.append(f(_moved(x, h, row, stages), t))
+        x = _moved(x, h, b, stages)
+        progress(i + 1, len(times) - 1, x)
+    return x
+
+
+def solve_adaptive(
+    f: Velocity, x: Tensor, start: float, end: float, tolerance: float, norm: Norm, progress: Progress
+) -> Tensor:
+    """The solution at `end` from x at `start` by the Dormand–Prince pair (Hairer, Nørsett & Wanner 1993,
+    II.4). Raises DivergedError where `LIMIT` steps do not reach the end."""
+    sign = 1.0 if end > start else -1.0
+    t = x.new_full((len(x),), start)
+    slope = f(x, t)
+    h = _first_step(f, x, t, slope, end - start, tolerance, norm)
+    for _ in range(LIMIT):
+        step = torch.minimum(h, (end - t).abs())  # 0 for images that have arrived
+        signed, stages = _as(sign * step, x), [slope]
+        for node, row in zip(DOPRI_C[1:], DOPRI_A[1:], strict=True):
+            new = _moved(x, signed, row, stages)
+            stages.append(f(new, t + sign * node * step))
+        error = _moved(torch.zeros_like(x), signed, DOPRI_E, stages)
+        size = norm(error / (tolerance + tolerance * torch.maximum(x.abs(), new.abs())))
+        taken = size <= 1  # a NaN is refused, and its step shortened
+        x, slope = torch.where(_as(taken, x), new, x), torch.where(_as(taken, x), stages[-1], slope)
+        t = torch.where(taken, t + sign * step, t)
+        factor = (0.9 * size.clamp(min=1e-10) ** -0.2).nan_to_num(0.2).clamp(0.2, 10)
+        h = step * torch.where(taken, factor, factor.clamp(max=1))
+        left = (end - t).abs() / abs(end - start)
+        t = torch.where(left <= 1e-6, end, t)
+        progress(float(1 - left.mean()), 1.0, x)
+        if left.max() <= 1e-6:
+            return x
+    hint = "a larger `tolerance`, or a solver of fixed steps"
+    raise DivergedError(f"the ODE took more than {LIMIT} steps", hint=hint)
+
+
+def _first_step(
+    f: Velocity, x: Tensor, t: Tensor, first: Tensor, span: float, tolerance: float, norm: Norm
+) -> Tensor:
+    """The length [B] of the first step, after Hairer, Nørsett & Wanner 1993, II.4, p. 169, where first is
+    f(x, t) and span is end − start, beyond which f may not be defined."""
+    scale, sign = tolerance + tolerance * x.abs(), math.copysign(1.0, span)
+    d0, d1 = norm(x / scale), norm(first / scale)
+    h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1).clamp(max=abs(span))
+    ahead = f(x + _as(sign * h0, x) * first, t + sign * h0)
+    d2 = norm((ahead - first) / scale) / h0
+    top = torch.maximum(d1, d2)
+    h1 = torch.where(top <= 1e-15, torch.maximum(h0 * 1e-3, torch.full_like(h0, 1e-6)), (0.01 / top) ** 0.2)
+    return torch.minimum(100 * h0, h1)
+
+
+def _moved(x: Tensor, h: float | Tensor, weights: Sequence[float], stages: Sequence[Tensor]) -> Tensor:
+    """x + h Σ w k."""
+    terms = [w * k for w, k in zip(weights, stages, strict=False) if w]
+    return x + h * sum(terms) if terms else x
+
+
+def _as(t: Tensor, x: Tensor) -> Tensor:
+    """[B] shaped to multiply x [B, …]."""
+    return t.view(-1, *[1] * (x.ndim - 1))
+
+
+# ---------------------------------------------------------------------------- density
+
+
+def with_divergence(f: Velocity, shape: Sequence[int]) -> Velocity:
+    """The equation of states [x, v, ℓ], [B, 2 D + 1], of images x [B, *shape] with D elements.
+
+    The probe v is constant, and dℓ/dt = −vᵀ (∂f/∂x) v estimates d log p / dt without bias (Grathwohl 2019,
+    FFJORD, arXiv:1810.01367, eq. 7).
+    """
+
+    def g(state: Tensor, t: Tensor) -> Tensor:
+        size = state.shape[1] // 2
+        with torch.inference_mode(False), torch.enable_grad():
+            x, v = (part.detach().clone() for part in state[:, :-1].split(size, 1))
+            out = f(x.requires_grad_().view(-1, *shape), t).flatten(1)
+            (row,) = torch.autograd.grad(out, x, v)
+        return torch.cat([out.detach(), torch.zeros_like(v), -(row * v).sum(1, keepdim=True)], 1)
+
+    return g
+
+
+def density_norm(error: Tensor) -> Tensor:
+    """The norm [B] of errors of states [x, v, ℓ]: the larger one of the errors of x and of ℓ.
+
+    In one mean over all elements ℓ would count as one pixel of many, and the probes, which are exact, as half
+    of the pixels.
+    """
+    return torch.maximum(root_mean_square(error[:, : error.shape[1] // 2]), error[:, -1].abs())

@@ -17,35 +17,21 @@ from torch.nn import functional as F
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, moved, no_progress
-from gzcli.core.units import Size
 from gzcli.models.denoising import samplers
-from gzcli.models.denoising.applications import Applications, check_strength, reduced
-from gzcli.models.denoising.ode import grey_levels
-from gzcli.models.denoising.posterior import means
-from gzcli.models.denoising.process import (
-    DiscreteVP,
-    Level,
-    Levels,
-    ScheduleName,
-    Shift,
-    TimeSampling,
-    by_image,
-    shift_of,
-)
+from gzcli.models.denoising.applications import NoiseApplications, check_strength, means, reduced
+from gzcli.models.denoising.denoiser import UNCLIPPED, WalkOptions
+from gzcli.models.denoising.process import DiscreteVP, Level, ScheduleName, Shift, TimeSampling, shift_of
 from gzcli.models.denoising.samplers import Estimate, Sampler
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import as_interpolations, at_least, pairs_of
 from gzcli.models.nn.unet import UNet, UNetOptions
 
-Prediction = Literal["eps", "x0", "v"]
 LossType = Literal["l2", "l1", "huber"]
 SamplerName = Literal["ancestral", "ddim", "dpmpp", "dpmpp_sde", "unipc", "heun"]
 Spacing = Literal["trailing", "leading", "linspace", "karras", "logsnr"]
 Variance = Literal["small", "large"]
 
 HIDDEN = 0.1  # share of the small images that training with a `factor` hides
-# ᾱ of an exported schedule at zero SNR, as in diffusers, whose solver takes its logarithm
-LEAST_ALPHA_BAR = 2.0**-24
 LOSSES = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
 
 
@@ -69,7 +55,7 @@ class DiffusionOptions:
     schedule: ScheduleName = "cosine"
     shift: Shift = 1.0
     zero_snr: bool = False
-    prediction: Prediction = "v"
+    prediction: Literal["eps", "x0", "v"] = "v"
     loss_type: LossType = "l2"
     min_snr: float | None = None
     time_sampling: TimeSampling = "stratified"
@@ -91,30 +77,17 @@ class PathOptions:
 
 
 @dataclass(frozen=True)
-class SamplingOptions(PathOptions):
+class SamplingOptions(WalkOptions, PathOptions):
     """The sampler, its steps and guidance.
 
     eta: noise of ddim as a share of that of the ancestral sampler, 0 … 1.
     churn: S_churn of heun (Karras 2022, algorithm 2); 0: no new noise.
     variance: of the ancestral sampler's steps (Ho 2020, section 3.2): β̃ (small) or β (large).
-    guidance: strength of the labels (Ho & Salimans 2022); 1: as trained, 0: without them, more: sharper;
-      null: 1, and 1.3 towards clusters.
-    interval: shares of T between which guidance acts (Kynkäänniemi 2024).
-    clip: whether estimates of x_0 are clamped to [-1, 1].
-    dynamic: a quantile of |x_0|, such as .995, at which estimates are thresholded in place of clamping
-      (Saharia 2022); null: none.
-    size: of the images in pixels, for a network that draws others than it was trained on; null: as in
-      training.
     """
 
     eta: float = 0.0
     churn: float = 0.0
     variance: Variance = "small"
-    guidance: float | None = None
-    interval: tuple[float, float] = (0.0, 1.0)
-    clip: bool = True
-    dynamic: float | None = None
-    size: Size | None = None
 
 
 SAMPLERS: dict[SamplerName, Callable[[SamplingOptions, DiscreteVP], Sampler]] = {
@@ -127,32 +100,17 @@ SAMPLERS: dict[SamplerName, Callable[[SamplingOptions, DiscreteVP], Sampler]] = 
 }
 
 
-class Diffusion(Applications):
-    """A network on the discrete process. Raises UsageError for settings that contradict each other.
-
-    factor: the network is also conditioned on a small image, which it enlarges so many times (as SR3, Saharia
-      2021, arXiv:2104.07636); training hides a share HIDDEN of the small images, so that the network can do
-      without.
-    """
+class Diffusion(NoiseApplications):
+    """A network on the discrete process. With a `factor` it is also conditioned on a small image, which it
+    enlarges so many times (as SR3, Saharia 2021, arXiv:2104.07636); training hides a share HIDDEN of the
+    small images, so that the network can do without."""
 
     likelihood = "bound"
     walk_back = staticmethod(samplers.ddim)
     process: DiscreteVP
+    factor: int | None = None
 
-    def __init__(
-        self,
-        data: DataInfo,
-        net: nn.Module,
-        process: DiffusionOptions,
-        labels: ClusterOptions,
-        *,
-        factor: int | None = None,
-    ):
-        if factor and any(side % factor for side in data.shape[1:]):
-            raise UsageError(
-                f"images of {data.shape[1]}×{data.shape[2]} are no {factor} times larger ones",
-                hint="set `model.factor` to a divisor of their side",
-            )
+    def __init__(self, data: DataInfo, net: nn.Module, process: DiffusionOptions, labels: ClusterOptions):
         if process.zero_snr and process.prediction == "eps":
             raise UsageError(
                 "`zero_snr` with `prediction: eps`: the last level is pure noise, which says nothing about "
@@ -161,19 +119,13 @@ class Diffusion(Applications):
             )
         shift = shift_of(process.shift, data.shape)
         schedule = DiscreteVP(process.schedule, process.timesteps, zero_snr=process.zero_snr, shift=shift)
-        super().__init__(
-            data,
-            net,
-            schedule,
-            labels,
-            prediction=process.prediction,
-            time_sampling=process.time_sampling,
-        )
-        self.loss_type, self.min_snr, self.factor = process.loss_type, process.min_snr, factor
+        super().__init__(data, net, schedule, labels)
+        self.prediction, self.time_sampling = process.prediction, process.time_sampling
+        self.loss_type, self.min_snr = process.loss_type, process.min_snr
 
     # ---- training
 
-    def objective(self, out: Tensor, target: Tensor, at: Levels) -> dict[str, Tensor]:
+    def objective(self, out: Tensor, target: Tensor, at: Level) -> dict[str, Tensor]:
         error = LOSSES[self.loss_type](out, target, reduction="none").flatten(1).mean(1)  # [B]
         if self.min_snr is None:
             return {"loss": error.mean()}
@@ -188,9 +140,9 @@ class Diffusion(Applications):
         if not self.factor:
             return None
         shown = batch.noise.rand(len(batch)) >= HIDDEN
-        return by_image(shown) * F.avg_pool2d(batch.x, self.factor)
+        return shown[:, None, None, None] * F.avg_pool2d(batch.x, self.factor)
 
-    def inputs(self, x: Tensor, at: Level | Levels, guide: Tensor | None = None) -> Tensor:
+    def inputs(self, x: Tensor, at: Level, guide: Tensor | None = None) -> Tensor:
         """x, and for a model with a `factor` also the enlarged small images, or zeros without them."""
         if not self.factor:
             return x
@@ -211,30 +163,27 @@ class Diffusion(Applications):
         options: SamplingOptions = SamplingOptions(),
     ) -> Tensor:
         """n images [n, C, H, W] in [-1, 1]."""
-        walk = SAMPLERS[options.sampler](options, self.process)
-        return self.draw(n, labels, noise, progress, options, walk)
+        sampler = SAMPLERS[options.sampler](options, self.process)
+        return self.draw(n, labels, noise, progress, options, sampler)
 
     def path(self, steps: int, *, start: float = 1.0, **how: Any) -> list[Level]:
         return self.process.path(min(steps, self.process.most_steps(start)), start=start, **how)
 
     def to_noise(self, x: Tensor, y: Tensor | None, steps: int, progress: Progress) -> Tensor:
-        return samplers.ddim_inverse(self.denoiser(y, clip=False), x, self.path(steps), progress=progress)
+        return samplers.ddim_inverse(self.denoiser(y, UNCLIPPED), x, self.path(steps), progress=progress)
 
     def to_data(self, z: Tensor, y: Tensor | None, steps: int, guidance: float, progress: Progress) -> Tensor:
-        denoise = self.denoiser(y, guidance=guidance, clip=False)
+        denoise = self.denoiser(y, WalkOptions(guidance, clip=False))
         return samplers.ddim(denoise, z, self.path(steps), progress=progress)
 
     def to_scheduler(self) -> Any:
-        """The scheduler of diffusers with this schedule: DPM-Solver++(2M), as in `sample` with `sampler`
-        dpmpp and `spacing` trailing.
-
-        Its thresholding at 1 clips x_0. diffusers' DDIM clips too, but by default keeps the ε from before the
-        clipping; `sample` recomputes ε.
-        """
+        """diffusers' DPM-Solver++(2M), which draws as `sample` with `sampler` dpmpp and `spacing`
+        trailing."""
         from diffusers import DPMSolverMultistepScheduler
 
         alpha_bar = np.append(1.0, self.process.alpha**2)
-        alpha_bar[-1] = max(alpha_bar[-1], LEAST_ALPHA_BAR)
+        # at zero SNR, as in diffusers, whose solver takes its logarithm
+        alpha_bar[-1] = max(alpha_bar[-1], 2.0**-24)
         return DPMSolverMultistepScheduler(
             num_train_timesteps=self.process.timesteps,
             trained_betas=1 - alpha_bar[1:] / alpha_bar[:-1],
@@ -244,7 +193,7 @@ class Diffusion(Applications):
             timestep_spacing="trailing",
         )
 
-    # ---- likelihood and scores
+    # ---- likelihood
 
     def log_prob(
         self,
@@ -255,17 +204,15 @@ class Diffusion(Applications):
         terms: int = 50,
         variance: Variance = "small",
     ) -> Tensor:
-        """[B] nats: the variational bound (Ho 2020, eq. 5), by `terms` + 1 network calls.
-
-        L_T and L_0 are exact. Of the T − 1 other terms, one is drawn from each of `terms` strata and weighted
-        by the stratum's width, which is unbiased; strata widen with t, as terms shrink. Raises UsageError for
-        latents, which have no grey levels.
+        """[B] nats: the variational bound (Ho 2020, eq. 5), by `terms` + 1 network calls. L_T and L_0 are
+        exact; of the T − 1 other terms one is drawn from each of `terms` strata and weighted by the stratum's
+        width. Raises UsageError for latents.
 
         terms: number of strata; T − 1 or more: the whole sum.
         variance: of p(x_{t−1} | x_t): β̃ (small), the tighter bound for digits, whose flat parts are known
           even from much noise; or β (large), for data that are smooth at the scale of one grey level.
         """
-        levels, n, y, process = grey_levels(self.data.levels), len(x), self.known_labels(labels), self.process
+        levels, n, y, process = self.grey_levels, len(x), self.known_labels(labels), self.process
         alpha_T, sigma_T = process.alpha[-1], process.sigma[-1]
         # KL(q(x_T | x_0) ‖ N(0, 1))
         prior = 0.5 * (sigma_T**2 + (alpha_T * x) ** 2 - 1 - 2 * math.log(sigma_T))
@@ -279,8 +226,8 @@ class Diffusion(Applications):
         for k, (low, high) in enumerate(pairwise(edges)):
             t = low + (u[:, k] * (high - low)).long().clamp_(max=high - low - 1)
             x0 = self.guess(x, t, y, noise)
-            kl = by_image(scale[t]) * (x - x0).square() + by_image(offset[t])
-            total = total - (high - low) * kl.flatten(1).sum(1)
+            kl = scale[t][:, None] * (x - x0).square().flatten(1) + offset[t][:, None]
+            total = total - (high - low) * kl.sum(1)
         return total
 
     def guess(self, x: Tensor, t: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
@@ -289,18 +236,10 @@ class Diffusion(Applications):
         x_t = at.alpha * x + at.sigma * noise.randn(*x.shape)
         return self.into_range(self.estimate(x_t, at, y).x0)
 
-    @torch.no_grad()
-    def score_denoise(self, x: Tensor, *, noise: Noise, times: int = 10) -> Tensor:
-        """[B]: mean squared error of the network's estimate of ε.
-
-        times: evenly spaced noise levels that the error is averaged over.
-        """
-        return self.errors(x, self.known_labels(None), noise, times)
-
     # ---- applications
 
     @torch.no_grad()
-    def interpolate(
+    def interpolate(  # type: ignore[override]
         self,
         x: Tensor,
         *,
@@ -311,12 +250,9 @@ class Diffusion(Applications):
         steps: int = 20,
     ) -> Applied:
         """Interpolations from image 0 to 1, 2 to 3, …, ends included: noised, mixed there and denoised (Ho
-        2020, figure 8).
+        2020, figure 8); the noises are mixed on the sphere, which keeps their variance. Raises UsageError for
+        fewer than two images, or frames.
 
-        The noises are mixed on the sphere, which keeps their variance. Raises UsageError for fewer than two
-        images, or frames.
-
-        frames: images of an interpolation, both ends included.
         strength: noise level at which images are mixed, as a share of the way to pure noise, 0 … 1.
         steps: denoising steps, at most.
         """
@@ -345,11 +281,9 @@ class Diffusion(Applications):
         eta: float | None = None,
     ) -> Applied:
         """Images [B, C, H, W] with the block means x, by DDNM (Wang 2022, arXiv:2212.00490), which needs no
-        training. A model trained with a `factor` is also conditioned on x.
+        training. A model trained with a `factor` is also conditioned on x. Raises UsageError for sizes that
+        do not fit.
 
-        Raises UsageError for sizes that do not fit.
-
-        x: small images [B, C, h, w], where h divides H; or images of full size, which are first reduced.
         factor: by how much images of full size are first reduced; null: the model's own, else 2.
         steps: of DDIM; null: 50, or 4 if the model is conditioned on x, since few steps stay near the mean.
         eta: noise of DDIM as a share of that of the ancestral sampler, 0 … 1; null: .85, or 0 if the model is
@@ -369,9 +303,11 @@ class Diffusion(Applications):
             _, alpha, sigma = self.process.level(t)
             return Estimate(x0, (x_t - alpha * x0) / sigma)
 
-        x_T = noise.randn(len(x), *self.data.shape)
-        path, randn = self.path(steps or (4 if self.factor else 50)), samplers.draws_like(noise, x_T)
-        images = samplers.ddim(denoise, x_T, path, eta=eta, randn=randn, progress=progress)
+        path, randn = (
+            self.path(steps or (4 if self.factor else 50)),
+            partial(noise.randn, len(x), *self.data.shape),
+        )
+        images = samplers.ddim(denoise, randn(), path, eta=eta, randn=randn, progress=progress)
         return Applied(self.into_range(images), rows=("upscaled",), given=x, how=f"small, 1/{by}")
 
 
@@ -396,8 +332,6 @@ def discretised_gaussian(x: Tensor, mean: Tensor, sigma: float, levels: int) -> 
 class DDPM(Diffusion):
     """The U-Net of Ho 2020, appendix B, as a `Diffusion`.
 
-    Raises UsageError for sizes that do not fit, and for a conditional model of data without labels.
-
     factor: how many times `--do upscale` enlarges small images, on which the network is then conditioned;
       null: on none. `train.init` may be a run without it.
     """
@@ -414,28 +348,31 @@ class DDPM(Diffusion):
         labels: ClusterOptions = ClusterOptions(),
         factor: int | None = None,
     ):
+        if factor and any(side % factor for side in data.shape[1:]):
+            raise UsageError(
+                f"images of {data.shape[1]}×{data.shape[2]} are no {factor} times larger ones",
+                hint="set `model.factor` to a divisor of their side",
+            )
         guides = data.shape[0] if factor else 0
-        net = UNet.of(data, unet, classes=labels.count(data), guides=guides)
-        super().__init__(data, net, process, labels, factor=factor)
+        super().__init__(
+            data, UNet.of(data, unet, classes=labels.count(data), guides=guides), process, labels
+        )
+        self.factor = factor
 
     def to_diffusers(self) -> Any:
         """A `DDPMPipeline` of the same weights and schedule, which draws the images of `sample` by dpmpp on
-        trailing steps. It takes no labels; of a model of labels or clusters only its parts can be used."""
+        trailing steps. Of a model of labels or clusters only its parts can be used."""
         from diffusers import DDPMPipeline
 
         if self.factor:
             raise UsageError("diffusers has no pipeline for a `model.factor`")
-        pipeline: Any = DDPMPipeline(
-            unet=self.net.to_diffusers(self.data.shape[1:]), scheduler=self.to_scheduler()
+        unet = self.net.to_diffusers(self.data.shape[1:])
+        pipeline: Any = DDPMPipeline(unet=unet, scheduler=self.to_scheduler())
+        pipeline.usage = (
+            "`pipeline.unet(x, t, class_labels=y)` and `pipeline.scheduler`: the pipeline itself knows "
+            "no labels"
+            if self.labelled
+            else "`pipeline(batch_size=16, num_inference_steps=20).images`: what gz draws with "
+            "`sample.sampler=dpmpp`, `sample.spacing=trailing` and as many `sample.steps`"
         )
-        if self.labelled:
-            pipeline.usage = (
-                "`pipeline.unet(x, t, class_labels=y)` and `pipeline.scheduler`: the pipeline itself knows "
-                "no labels"
-            )
-        else:
-            pipeline.usage = (
-                "`pipeline(batch_size=16, num_inference_steps=20).images`: what gz draws with "
-                "`sample.sampler=dpmpp`, `sample.spacing=trailing` and as many `sample.steps`"
-            )
         return pipeline

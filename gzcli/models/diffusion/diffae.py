@@ -1,16 +1,14 @@
 """Diffusion autoencoder — Preechakul et al. 2022, arXiv:2111.15640.
 
 An image has two codes: the semantic code z_sem = E(x), a vector, and the stochastic code x_T, the noise from
-which the diffusion given z_sem generates x. DDIM run backwards gives x_T, which holds what z_sem leaves out.
+which the diffusion given z_sem generates x, found by DDIM run backwards.
 
     L = E ‖ε_θ(x_t, t, E(x)) − ε‖²                                    (eq. 6; or of the image, or of v)
-
-A step of z_sem along the weights of a linear classifier changes an attribute; with x_T kept, the rest of the
-image stays (section 5.3).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -23,11 +21,12 @@ from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.base import Model, Phase
-from gzcli.models.denoising.applications import through_noise
+from gzcli.models.denoising.applications import on_great_circles
 from gzcli.models.diffusion.ddpm import Diffusion, DiffusionOptions, PathOptions, SamplingOptions
 from gzcli.models.labelled import ClusterOptions
-from gzcli.models.nn import at_least, full_fp32, interpolated, pairs_of, spread_labels, stacked, to_fp32
+from gzcli.models.nn import at_least, full_fp32, spread_labels, stacked, to_fp32
 from gzcli.models.nn.attention import Attention
+from gzcli.models.nn.latent import as_interpolations, interpolated, pairs_of
 from gzcli.models.nn.norms import GroupNorm
 from gzcli.models.nn.unet import Down, ResBlock, Stage, UNet, UNetOptions, attended, patched, widths_of
 
@@ -41,24 +40,23 @@ class Encoder(nn.Module):
 
     def __init__(self, data: DataInfo, latent: int, options: UNetOptions):
         super().__init__()
-        channels, groups, dropout = options.channels, options.groups, options.dropout
-        mult, self.patch = widths_of(data.shape, options), options.patch
+        groups, layers, self.patch = options.groups, options.layers, options.patch
+        widths = [options.channels * m for m in widths_of(data.shape, options)]
 
-        def stage(i: int, o: int, n: int, attend: Sequence[bool], half: nn.Module | None = None) -> Stage:
-            widths = [i, *[o] * (n - 1)]
-            blocks = [ResBlock(width, o, 0, groups, EPS, dropout, scale_shift=False) for width in widths]
+        def stage(c: int, o: int, attend: Sequence[bool], half: nn.Module | None = None) -> Stage:
+            inputs = [c, *[o] * (len(attend) - 1)]
+            blocks = [ResBlock(i, o, 0, groups, EPS, options.dropout, scale_shift=False) for i in inputs]
             attention = [Attention(o, options.head_dim or o, groups, EPS) if a else None for a in attend]
             return Stage(blocks, attention, half)
 
-        c, last = channels * mult[0], len(mult) - 1
+        c = widths[0]
         self.conv_in = stacked(nn.Conv2d(data.shape[0] * self.patch**2, c, 3, padding=1), 0)
         self.down = nn.ModuleList()
-        for k, attend in enumerate(attended(data.shape, len(mult), options)):
-            o = channels * mult[k]
-            half = Down(o, 1) if k < last else None
-            self.down.append(stage(c, o, options.layers, [attend] * options.layers, half))
+        for k, (o, attend) in enumerate(zip(widths, attended(data.shape, len(widths), options), strict=True)):
+            half = Down(o, 1) if k < len(widths) - 1 else None
+            self.down.append(stage(c, o, [attend] * layers, half))
             c = o
-        self.mid = stage(c, c, 2, [True, False])
+        self.mid = stage(c, c, [True, False])
         self.norm_out = GroupNorm(groups, c, EPS)
         self.out = nn.Linear(c, latent)
 
@@ -78,16 +76,14 @@ class CodedUNet(UNet):
             if isinstance(block, ResBlock):
                 block.emb = Modulation(4 * self.dim, latent, block.conv1.out_channels)
 
-    def embedding(self, t: Tensor, y: Tensor | None, drop: Tensor | None) -> Tensor:
-        if y is None:
-            raise ValueError("the network needs a code")
+    def embedding(self, t: Tensor, y: Any, drop: Tensor | None) -> Tensor:
         emb = super().embedding(t, None, drop)
         return torch.cat([emb, y.to(emb.dtype)], 1)
 
 
 class Modulation(nn.Module):
-    """Scale and shift of the normalised h by time and code: z_s (t_s h + t_b) (eq. 7); z_s and t_s start near
-    1."""
+    """Scale and shift of the normalised h by time and code: z_s (t_s h + t_b) (eq. 7), z_s and t_s near 1 at
+    the start: [B, dim + latent] → [B, 2 · channels], the scale less 1 before the shift, as in `ResBlock`."""
 
     def __init__(self, dim: int, latent: int, channels: int):
         super().__init__()
@@ -95,8 +91,6 @@ class Modulation(nn.Module):
         self.time, self.code = stacked(nn.Linear(dim, 2 * channels), 2), nn.Linear(latent, channels)
 
     def forward(self, emb: Tensor) -> Tensor:
-        """[B, dim + latent] → [B, 2 · channels], the scale less 1 before the shift, as `ResBlock` takes
-        them."""
         t, z = emb.split(self.split, 1)
         scale, shift = self.time(t).chunk(2, 1)
         z = 1 + self.code(z)
@@ -104,15 +98,10 @@ class Modulation(nn.Module):
 
 
 class CodeApplications(Model):
-    """Images reconstructed, interpolated and edited through codes, by the autoencoder or by the prior of its
-    codes."""
+    """What the autoencoder and the prior of its codes do with images, through codes."""
 
     labels_for = ("edit",)
-
-    @property
-    def coder(self) -> DiffAE:
-        """The autoencoder."""
-        raise NotImplementedError
+    coder: Any  # the autoencoder, a `DiffAE`
 
     @torch.no_grad()
     def reconstruct(
@@ -131,8 +120,7 @@ class CodeApplications(Model):
           z_sem alone encodes.
         """
         at_least(1, steps=steps)
-        coder = self.coder
-        z = coder.encode(x)
+        coder, z = self.coder, self.coder.encode(x)
         x_T = coder.invert(x, z, steps, half(progress, 0)) if stochastic else noise.randn(*x.shape)
         back = coder.decode(z, x_T, steps, half(progress, 1) if stochastic else progress)
         return Applied(back, rows=("reconstruction",))
@@ -142,24 +130,18 @@ class CodeApplications(Model):
         self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, frames: int = 8, steps: int = 50
     ) -> Applied:
         """Interpolations from image 0 to 1, 2 to 3, …: of z_sem on a line, of x_T on the sphere (section
-        5.2).
-
-        Raises UsageError for fewer than two images, or frames.
+        5.2). Raises UsageError for fewer than two images, or frames.
 
         frames: images of an interpolation, both ends included.
         steps: network calls from image to noise, and from noise to image.
         """
         at_least(2, frames=frames)
         at_least(1, steps=steps)
-        coder = self.coder
-        z = coder.encode(pairs_of(x))
-        between = interpolated(z, frames)
-        return through_noise(
-            x,
-            frames,
-            to_noise=lambda x: coder.invert(x, z, steps, half(progress, 0)),
-            to_images=lambda x_T: coder.decode(between, x_T, steps, half(progress, 1)),
-        )
+        x, coder = pairs_of(x), self.coder
+        z = coder.encode(x)
+        x_T = on_great_circles(coder.invert(x, z, steps, half(progress, 0)), frames)
+        images = coder.decode(interpolated(z, frames), x_T, steps, half(progress, 1))
+        return as_interpolations(images, frames)
 
     @torch.no_grad()
     def edit(
@@ -173,12 +155,8 @@ class CodeApplications(Model):
         steps: int = 50,
     ) -> Applied:
         """Images [B, C, H, W] changed towards `labels` by a step of z_sem, with x_T kept (section 5.3). An
-        image that the classifier gives these labels already is unchanged.
-
-        The step is along Σ w, where w are the classifier's weights of the wanted labels minus those of the
-        predicted labels, and Σ is the covariance of the training codes. The paper's direction w leads away
-        from all codes where their coordinates are correlated (Haufe 2014,
-        doi:10.1016/j.neuroimage.2013.10.067). Raises UsageError for a model of data without labels.
+        image that the classifier gives these labels already is unchanged. Raises UsageError for a model of
+        data without labels.
 
         strength: length of the step in standard deviations of the codes along it.
         steps: network calls from image to noise, and from noise to image.
@@ -192,8 +170,6 @@ class CodeApplications(Model):
         done = coder.decode(coder.moved(z, labels, strength, coder.head), x_T, steps, half(progress, 1))
         return Applied(done, rows=("edited",), labels=labels)
 
-    # ---- scores and figures
-
     @torch.no_grad()
     def score_recon(self, x: Tensor, *, noise: Noise, steps: int = 10) -> Tensor:
         """[B]: mean squared error of images rebuilt from z_sem alone, with x_T from `noise`.
@@ -205,10 +181,7 @@ class CodeApplications(Model):
 
     @torch.no_grad()
     def map_recon(self, x: Tensor, *, noise: Noise, steps: int = 10) -> Tensor:
-        """|x − x̂| at each pixel, of images rebuilt from z_sem alone, over channels: [B, H, W].
-
-        steps: network calls.
-        """
+        """[B, H, W]: |x − x̂| at each pixel, of images rebuilt from z_sem alone, over channels."""
         return (x - self.reconstruct(x, noise=noise, steps=steps, stochastic=False).images).abs().mean(1)
 
     @torch.no_grad()
@@ -220,26 +193,23 @@ class CodeApplications(Model):
         return self.coder.diffusion.errors(x, self.coder.encode(x), noise, times)
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Figures of the first images: `mse` of reconstructions from both codes in 50 steps, for images in
-        [0, 1]; `mse_semantic`, from z_sem alone; and the `accuracy` of the classifier."""
-        head, sums, n = self.coder.head, dict.fromkeys(("mse", "mse_semantic", "accuracy"), 0.0), 0
+        """The `mse` of the first images rebuilt from both codes in 50 steps, for images in [0, 1];
+        `mse_semantic`, from z_sem alone; and the `accuracy` of the classifier."""
+        sums, n = Counter(), 0
         for batch in batches:
             for name, stochastic in (("mse", True), ("mse_semantic", False)):
                 back = self.reconstruct(batch.x, noise=batch.noise, stochastic=stochastic).images
                 sums[name] += float((0.5 * (batch.x - back)).square().flatten(1).mean(1).sum())
-            if head is not None:
+            if self.coder.head is not None:
                 sums["accuracy"] += len(batch) * float(self.coder.loss(batch, "classifier")["accuracy"])
             n += len(batch)
             if n >= MEASURED:
                 break
-        if head is None:
-            del sums["accuracy"]
         return {name: total / n for name, total in sums.items()}
 
 
 def half(progress: Progress, which: int) -> Progress:
-    """The progress of the first half of the work, from image to noise (0), or of the second, from noise to
-    image (1), as progress of the whole."""
+    """The progress of the half from image to noise (0) or from noise to image (1), as that of the whole."""
     return lambda i, n, x=None: progress(which * n + i, 2 * n, x)
 
 
@@ -286,7 +256,7 @@ class DiffAE(CodeApplications):
         self.register_buffer("batches", torch.zeros(()))
 
     @property
-    def coder(self) -> DiffAE:
+    def coder(self) -> DiffAE:  # type: ignore[override]
         return self
 
     # ---- training
@@ -296,26 +266,23 @@ class DiffAE(CodeApplications):
         return [main] if self.head is None else [main, Phase("classifier", list(self.head.parameters()))]
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
-        """The error of the denoiser given the code; in the phase `classifier` that of the classifier."""
+        """The error of the denoiser given the code; in the phase `classifier` that of the classifier, by
+        softmax, or for multi-label data by a sigmoid for each label."""
         if phase == "classifier" and self.head is not None and batch.y is not None:
-            return self.classified(batch.x, batch.y, self.head)
+            with torch.no_grad():
+                z = self.encode(batch.x)
+            logits, y = to_fp32(self.head(self.normalise(z))), self.one_hot(batch.y).to(z)
+            error = F.binary_cross_entropy_with_logits if self.data.multilabel else F.cross_entropy
+            right = (self.predicted(logits) == y).all(1)
+            return {"loss": error(logits, y), "accuracy": right.float().mean()}
         z = self.encode(batch.x)
         if self.training:
             self.keep_moments(z.detach())
         return self.diffusion.loss(replace(batch, y=z))
 
-    def classified(self, x: Tensor, y: Tensor, head: nn.Linear) -> dict[str, Tensor]:
-        """The loss and the accuracy of the classifier `head`, by softmax, or for multi-label data by a
-        sigmoid for each label."""
-        with torch.no_grad():
-            z = self.encode(x)
-        logits, y = to_fp32(head(self.normalise(z))), self.one_hot(y).to(z)
-        error = F.binary_cross_entropy_with_logits if self.data.multilabel else F.cross_entropy
-        return {"loss": error(logits, y), "accuracy": (self.predicted(logits) == y).all(1).float().mean()}
-
     @torch.no_grad()
     def keep_moments(self, z: Tensor) -> None:
-        """Updates the running mean and covariance with z_sem [B, latent] of the batches of all ranks."""
+        """Updates the running moments with z_sem [B, latent] of the batches of all ranks."""
         with torch.autocast(z.device.type, enabled=False):
             mean = ranks.mean(z.mean(0), self)
             cov = ranks.mean((z - mean).mT @ (z - mean) / len(z), self)
@@ -326,8 +293,8 @@ class DiffAE(CodeApplications):
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Batch]) -> None:
-        """Recomputes mean and covariance of z_sem over all `batches`. The running moments are those of the
-        encoder in training, with dropout; the codes of averaged weights are far from them."""
+        """Recomputes the moments of z_sem: the running ones, of the encoder in training and with dropout, are
+        far from those of averaged weights."""
         z = torch.cat([self.encode(batch.x) for batch in batches])
         self.mean.copy_(z.mean(0))
         with full_fp32(z.device):
@@ -348,11 +315,10 @@ class DiffAE(CodeApplications):
         return self.diffusion.into_range(self.diffusion.to_data(x_T, z, steps, 1.0, progress))
 
     def normalise(self, z: Tensor) -> Tensor:
-        """z_sem scaled to mean 0 and variance 1 in every coordinate."""
+        """z_sem, of mean 0 and variance 1 in every coordinate."""
         return (z - self.mean) / self.std
 
     def denormalise(self, z: Tensor) -> Tensor:
-        """The inverse of `normalise`."""
         return self.mean + z * self.std
 
     @property
@@ -360,7 +326,10 @@ class DiffAE(CodeApplications):
         return self.cov.diagonal().clamp(min=1e-8).sqrt()
 
     def moved(self, z: Tensor, y: Tensor, strength: float, head: nn.Linear) -> Tensor:
-        """Codes z [B, latent] moved towards labels y along the weights of `head`, as in `edit`."""
+        """Codes z [B, latent] moved towards labels y along Σ w, where w are the weights of `head` for y minus
+        those for the predicted labels, and Σ is the covariance of the training codes. The paper's direction w
+        leads away from all codes where their coordinates are correlated (Haufe 2014,
+        doi:10.1016/j.neuroimage.2013.10.067)."""
         change = self.one_hot(y).to(z) - self.predicted(head(self.normalise(z))).to(z)  # [B, K]
         w = change @ head.weight / self.std  # weights of z_sem that is not normalised
         along = w @ self.cov
@@ -394,16 +363,10 @@ class DiffAE(CodeApplications):
         options = SamplingOptions(**asdict(path))
         return self.diffusion.sample(len(z), labels=z, noise=noise, progress=progress, options=options)
 
-    # ---- a score
-
     @torch.no_grad()
     def score_code(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """[B]: squared Mahalanobis distance of z_sem to the Gaussian of the training codes.
-
-        A share of the mean variance is added to each variance. Otherwise rounding errors in directions
-        without variance would decide the distance.
-        """
+        """[B]: squared Mahalanobis distance of z_sem to the Gaussian of the training codes."""
         d = self.encode(x) - self.mean
-        floor = 1e-4 * self.cov.diagonal().mean()
+        floor = 1e-4 * self.cov.diagonal().mean()  # else rounding in directions without variance would decide
         cov = self.cov + floor * torch.eye(self.latent, dtype=d.dtype, device=d.device)
         return (d * torch.linalg.solve(cov, d.mT).mT).sum(1)

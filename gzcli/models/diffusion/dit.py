@@ -11,10 +11,7 @@ from gzcli.models.nn.dit import DiTNet, DiTOptions
 
 
 class DiT(Diffusion):
-    """A transformer over patches as a `Diffusion`. The variances are fixed; the paper learns them.
-
-    Raises UsageError for sizes that do not fit, and for a conditional model of data without labels.
-    """
+    """A transformer over patches as a `Diffusion`. The variances are fixed; the paper learns them."""
 
     paper = "Peebles & Xie 2023, arXiv:2212.09748"
     shares: ClassVar[bool] = True
@@ -28,8 +25,7 @@ class DiT(Diffusion):
         process: DiffusionOptions = DiffusionOptions(),
         labels: ClusterOptions = ClusterOptions(conditional=True),
     ):
-        classes = labels.count(data)
-        net = DiTNet(data.shape, dit, classes=classes, freq_shift=1.0)  # as in diffusers
+        net = DiTNet(data.shape, dit, classes=labels.count(data), freq_shift=1.0)  # as in diffusers
         super().__init__(data, net, process, labels)
 
     def to_diffusers(self) -> Any:
@@ -37,9 +33,8 @@ class DiT(Diffusion):
         used."""
         from diffusers import DiTPipeline
 
-        pipeline: Any = DiTPipeline(
-            transformer=self.net.to_diffusers(), vae=None, scheduler=self.to_scheduler()
-        )
+        net, scheduler = self.net.to_diffusers(), self.to_scheduler()
+        pipeline: Any = DiTPipeline(transformer=net, vae=None, scheduler=scheduler)
         pipeline.usage = (
             "`pipeline.transformer(x, timestep=t, class_labels=y)` and `pipeline.scheduler`: without an "
             "autoencoder the pipeline itself draws no pictures"

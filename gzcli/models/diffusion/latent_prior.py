@@ -1,8 +1,5 @@
-"""The latent diffusion of the diffusion autoencoder — Preechakul et al. 2022, arXiv:2111.15640, section 4.
-
-It is a diffusion of the normalised semantic codes z_sem of the training images. Its network is an MLP with
-the noised code as an input of every layer. Sampled codes are decoded from x_T ~ N(0, I).
-"""
+"""The latent diffusion of the diffusion autoencoder — Preechakul 2022, arXiv:2111.15640, section 4: of the
+normalised codes z_sem of the training images. Sampled codes are decoded from x_T ~ N(0, I)."""
 
 from __future__ import annotations
 
@@ -42,15 +39,14 @@ class SkipMLP(nn.Module):
     time and label, normalised and followed by SiLU; each but the first also has the input z."""
 
     def __init__(self, size: int, options: SkipMLPOptions, *, classes: int):
-        width, layers, dropout = options.width, options.layers, options.dropout
         super().__init__()
+        width, inner = options.width, range(options.layers - 1)
         self.time = nn.Sequential(nn.Linear(TIME, width), nn.SiLU(), nn.Linear(width, width))
         self.label = ClassEmbedding(classes, width) if classes else None
-        inner = range(layers - 1)
         self.linear = nn.ModuleList(nn.Linear(width + size if i else size, width) for i in inner)
         self.scale = nn.ModuleList(nn.Linear(width, width) for _ in inner)
         self.norm = nn.ModuleList(nn.LayerNorm(width) for _ in inner)
-        self.dropout, self.out = nn.Dropout(dropout), nn.Linear(width + size, size)
+        self.dropout, self.out = nn.Dropout(options.dropout), nn.Linear(width + size, size)
 
     def forward(self, z: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
         z = h = z.flatten(1)
@@ -65,11 +61,8 @@ class SkipMLP(nn.Module):
 
 
 class LatentPrior(CodeApplications):
-    """A diffusion of the z_sem of `autoencoder`, a trained `diffae`; a second stage.
-
-    The codes of the training set are computed once (`prepare`) and arrive as `batch.extra["code"]`. Raises
-    UsageError for a conditional model of data without labels.
-    """
+    """A diffusion of the z_sem of `autoencoder`, a trained `diffae`; a second stage. Raises UsageError for a
+    conditional model of data without labels."""
 
     paper = "Preechakul et al. 2022, arXiv:2111.15640"
     best = "loss"
@@ -87,15 +80,12 @@ class LatentPrior(CodeApplications):
         super().__init__(data)
         self.attach("autoencoder", autoencoder)
         self.conditional = labels.conditional
-        latent = self.autoencoder.latent
+        latent, clusters = self.autoencoder.latent, ClusterOptions(labels.conditional, labels.label_dropout)
         net = SkipMLP(latent, mlp, classes=len(data.classes) if labels.conditional else 0)
-        codes = replace(data, shape=(latent, 1, 1), levels=None)
-        self.diffusion = Diffusion(
-            codes, net, process, ClusterOptions(labels.conditional, labels.label_dropout)
-        )
+        self.diffusion = Diffusion(replace(data, shape=(latent, 1, 1), levels=None), net, process, clusters)
 
     @property
-    def coder(self) -> DiffAE:
+    def coder(self) -> DiffAE:  # type: ignore[override]
         return self.autoencoder
 
     @torch.no_grad()
@@ -123,7 +113,7 @@ class LatentPrior(CodeApplications):
         code_steps: DDIM steps of z_sem, evenly in t.
         guidance: strength of the labels on z_sem; 1: as trained, 0: without them, more: sharper.
         """
-        options = SamplingOptions("ddim", code_steps, "trailing", guidance=guidance)
+        options = SamplingOptions(sampler="ddim", steps=code_steps, spacing="trailing", guidance=guidance)
         z = self.diffusion.sample(n, labels=labels, noise=noise, options=options)
         return self.autoencoder.draw(self.autoencoder.denormalise(z.flatten(1)), noise, progress, path)
 

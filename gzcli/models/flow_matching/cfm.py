@@ -12,7 +12,7 @@ from gzcli.models.flow_matching.fm import FM, FlowOptions
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn.unet import UNetOptions
 
-FEW = 200  # images that `measure` classifies
+CLASSIFIED = 200  # images that `measure` classifies
 
 
 class CFM(FM):
@@ -33,13 +33,13 @@ class CFM(FM):
 
     @torch.no_grad()
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """The `accuracy` of the model as a classifier of the first 200 images; nothing for an unconditional
-        model and for multi-label data."""
+        """The `accuracy` of the model as a classifier of the first images; nothing for an unconditional model
+        and for multi-label data."""
         if not self.conditional or self.data.multilabel:
             return {}
         right, n = 0, 0
         for batch in batches:
-            if n < FEW and batch.y is not None:
+            if n < CLASSIFIED and batch.y is not None:
                 right += int((self.class_errors(batch.x, batch.noise).argmin(1) == batch.y).sum())
                 n += len(batch)
         return {"accuracy": right / n}

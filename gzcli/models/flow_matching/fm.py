@@ -19,17 +19,14 @@ from torch import Tensor, nn
 
 from gzcli.core import ranks
 from gzcli.core.errors import UsageError
-from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
-from gzcli.core.units import Size
+from gzcli.core.types import Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.denoising.applications import Applications, check_strength
-from gzcli.models.denoising.denoiser import LikelihoodByODE
-from gzcli.models.denoising.ode import Solver, solve_by
+from gzcli.models.denoising.denoiser import DrawOptions, LikelihoodByODE
 from gzcli.models.denoising.process import CondOT, Shift, TimeSampling, shift_of
+from gzcli.models.denoising.samplers import Solver, solve
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import full_fp32, to_fp32
 from gzcli.models.nn.unet import UNet, UNetOptions
-
-Coupling = Literal["independent", "ot"]
 
 
 @dataclass(frozen=True)
@@ -47,15 +44,28 @@ class FlowOptions:
 
     time_sampling: TimeSampling = "logit_normal"
     shift: Shift = 1.0
-    coupling: Coupling = "independent"
+    coupling: Literal["independent", "ot"] = "independent"
+
+
+@dataclass(frozen=True)
+class SamplingOptions(DrawOptions):
+    """The solver of the ODE, its steps and guidance.
+
+    sampler: the solver of the ODE: with equal steps of one network call (euler), two (midpoint, heun) or four
+      (rk4), or with steps of six that fit the image (adaptive).
+    steps: of the solvers with equal steps.
+    tolerance: largest error of an adaptive step, for images in [-1, 1].
+    """
+
+    sampler: Solver = "midpoint"
+    steps: int = 10
+    tolerance: float = 1e-4
 
 
 class FlowMatching(LikelihoodByODE, Applications):
-    """A network that predicts the velocity v(x [B, C, H, W], t [B]) from noise to data.
+    """A network that predicts the velocity v(x [B, C, H, W], t [B]) from noise to data."""
 
-    sigma_min: σ, standard deviation of the noise that is left at t = 1, for images in [-1, 1].
-    """
-
+    completion = ("moments", 25)
     process: CondOT
     path_mean: Tensor | None = None  # [3], set by `fit_path`; float64 on the CPU
     path_precision: Tensor | None = None  # [3, 3]
@@ -66,18 +76,16 @@ class FlowMatching(LikelihoodByODE, Applications):
         net: nn.Module,
         flow: FlowOptions,
         labels: ClusterOptions,
-        *,
         sigma_min: float = 0.0,
     ):
-        process = CondOT(sigma_min, shift_of(flow.shift, data.shape))
-        super().__init__(data, net, process, labels, prediction="velocity", time_sampling=flow.time_sampling)
+        super().__init__(data, net, CondOT(sigma_min, shift_of(flow.shift, data.shape)), labels)
+        self.time_sampling = flow.time_sampling
         self.coupling = flow.coupling
 
     # ---- training
 
     def on_batch(self, batch: Batch) -> dict[str, Tensor]:
-        """With `coupling` ot, the noises of a step, paired over its whole batch before it is cut into
-        micro-batches."""
+        """With `coupling` ot, the noises of a step, paired before its batch is cut into micro-batches."""
         return {"x0": self.ends(batch)[0]} if self.coupling == "ot" else {}
 
     def ends(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -98,30 +106,13 @@ class FlowMatching(LikelihoodByODE, Applications):
         labels: Tensor | None = None,
         noise: Noise,
         progress: Progress = no_progress,
-        sampler: Solver = "midpoint",
-        steps: int = 10,
-        tolerance: float = 1e-4,
-        guidance: float | None = None,
-        interval: tuple[float, float] = (0.0, 1.0),
-        size: Size | None = None,
+        options: SamplingOptions = SamplingOptions(),
     ) -> Tensor:
-        """n images [n, C, H, W] in [-1, 1], by solving the ODE from noise at t = 0 to data at t = 1.
-
-        sampler: the solver of the ODE: with equal steps of one network call (euler), two (midpoint, heun) or
-          four (rk4), or with steps of six that fit the image (adaptive).
-        steps: of the solvers with equal steps.
-        tolerance: largest error of an adaptive step, for images in [-1, 1].
-        guidance: strength of the labels (Ho & Salimans 2022); 1: as trained, 0: without them, more: sharper;
-          null: 1, and 1.3 towards clusters.
-        interval: times t between which guidance acts.
-        size: of the images in pixels, for a network that draws others than it was trained on; null: as in
-          training.
-        """
-        x, y = self.start(n, labels, noise, size)
-        f, times = self.velocity(y, self.strength(guidance), interval), self.process.ode_times(steps)
-        return self.into_range(solve_by(sampler, f, x, times, tolerance=tolerance, progress=progress))
-
-    # ---- applications
+        """n images [n, C, H, W] in [-1, 1], by solving the ODE from noise at t = 0 to data at t = 1."""
+        x, y = self.start(n, labels, noise, options.size)
+        f = self.velocity(y, self.strength(options.guidance), options.interval)
+        times, tolerance = self.process.ode_times(options.steps), options.tolerance
+        return self.into_range(solve(f, x, times, options.sampler, tolerance=tolerance, progress=progress))
 
     def round_trip(
         self,
@@ -140,40 +131,7 @@ class FlowMatching(LikelihoodByODE, Applications):
         at = self.process.level(times[0])
         x_t = at.sigma * noise.randn(*x.shape) + at.alpha * x
         f = self.velocity(self.known_labels(y), guidance)
-        return x_t, self.into_range(solve_by("midpoint", f, x_t, times, progress=progress))
-
-    @torch.no_grad()
-    def inpaint(  # type: ignore[override]
-        self,
-        x: Tensor,
-        *,
-        mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        noise: Noise,
-        progress: Progress = no_progress,
-        steps: int = 25,
-        iterations: int = 4,
-        guidance: float = 1.0,
-    ) -> Applied:
-        """Images [B, C, H, W] completed where mask [B, 1, H, W] is 0: the ODE given the known pixels, by the
-        first two moments of images given x_t (posterior.py); exact for Gaussian data. Without a mask the
-        middle is hidden, half as high and wide as the image.
-
-        steps: even in log σ/α, each of a network call and iterations + 1 of its gradient.
-        iterations: of conjugate gradients in each step.
-        guidance: strength of the labels; 1: as trained, 0: without them, more: sharper.
-        """
-        return super().inpaint(
-            x,
-            mask=mask,
-            labels=labels,
-            noise=noise,
-            progress=progress,
-            steps=steps,
-            method="moments",
-            iterations=iterations,
-            guidance=guidance,
-        )
+        return x_t, self.into_range(solve(f, x_t, times, "midpoint", progress=progress))
 
     # ---- an out-of-distribution score
 
@@ -192,7 +150,7 @@ class FlowMatching(LikelihoodByODE, Applications):
 
     @torch.no_grad()
     def fit_path(self, batches: Iterable[Batch], *, steps: int = 10) -> None:
-        """Mean and precision of the statistics over held-out in-distribution batches."""
+        """Mean and precision of the statistics over held-out images."""
         statistics = torch.cat([self.path_statistics(batch.x, steps) for batch in batches]).cpu().double()
         covariance = torch.cov(statistics.T) + 1e-6 * torch.eye(3, dtype=torch.float64)
         self.path_mean, self.path_precision = statistics.mean(0), torch.linalg.inv(covariance)
@@ -215,13 +173,10 @@ def coupled(x0: Tensor, x1: Tensor, y: Tensor | None, module: nn.Module) -> Tens
     """The noises x0 [B, …] in the order that pairs them with the data x1 [B, …] at the least total squared
     distance: paths between near pairs cross less, and are straighter (Tong 2023, arXiv:2302.00482).
 
-    Noises are paired within the images of each label y, [B] or [B, K]. Otherwise the noise of a class would
-    be the noise near that class, and not N(0, I), from which its samples start (Cheng & Schwing 2025,
-    arXiv:2503.10636). While `module` trains, the rows of all ranks are paired, so that the noise of an image
-    does not depend on the number of processes.
-
-    The assignment is exact and runs on the CPU. A step waits for the device once, and then takes 10 ms for
-    256 images of MNIST and 50 ms for 512; with ten labels 3 and 8 ms.
+    Noises are paired within the images of each label y, [B] or [B, K]: else the noise of a class would be
+    that near the class, and not N(0, I), from which its samples start (Cheng & Schwing 2025,
+    arXiv:2503.10636). While `module` trains, the rows of all ranks are paired. The assignment is exact and
+    runs on the CPU: 10 ms for 256 images of MNIST and 50 ms for 512.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -261,4 +216,4 @@ class FM(FlowMatching):
         labels: ClusterOptions = ClusterOptions(),
     ):
         net = UNet.of(data, unet, classes=labels.count(data))
-        super().__init__(data, net, flow, labels, sigma_min=sigma_min)
+        super().__init__(data, net, flow, labels, sigma_min)

@@ -1,8 +1,5 @@
-"""Reflow — Liu et al. 2022, arXiv:2209.03003, section 2.2.
-
-A flow trained on the pairs of noise and image that a teacher generates is straighter than the teacher, and
-needs fewer steps.
-"""
+"""Reflow — Liu et al. 2022, arXiv:2209.03003, section 2.2: a flow trained on the pairs of noise and image
+that a teacher generates is straighter than the teacher, and needs fewer steps."""
 
 from __future__ import annotations
 
@@ -15,8 +12,8 @@ from torch import Tensor
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo
 from gzcli.models.base import Model
-from gzcli.models.denoising.ode import Solver, solve_by
 from gzcli.models.denoising.process import TimeSampling
+from gzcli.models.denoising.samplers import Solver, solve
 from gzcli.models.flow_matching.fm import FlowMatching, FlowOptions
 from gzcli.models.labelled import ClusterOptions, LabelOptions
 
@@ -58,9 +55,9 @@ class Reflow(FlowMatching):
         if not isinstance(teacher, FlowMatching):
             raise UsageError("the stage `teacher` is no flow", hint="make it an `rf` or an `fm`")
         if labels.conditional != teacher.conditional:
-            said = str(teacher.conditional).lower()
+            value = str(teacher.conditional).lower()
             raise UsageError(
-                f"the teacher's `model.conditional` is {said}, and the student's is not",
+                f"the teacher's `model.conditional` is {value}, and the student's is not",
                 hint="set both alike",
             )
         net = copy.deepcopy(teacher.get_submodule("net")).requires_grad_(True)
@@ -70,8 +67,7 @@ class Reflow(FlowMatching):
         if self.clusters is not None:
             self.clusters.load_state_dict(teacher.get_submodule("clusters").state_dict())
         self.attach("teacher", teacher)
-        self.pairs_each = pairs
-        self.pair_solver, self.pair_steps = pair_solver, pair_steps
+        self.pairs_each, self.pair_solver, self.pair_steps = pairs, pair_solver, pair_steps
         self.pair_guidance = teacher.strength(pair_guidance)
 
     def fit(self, batches: Iterable[Batch]) -> None:
@@ -83,24 +79,20 @@ class Reflow(FlowMatching):
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
-        """Noise, and the images that the teacher generates from it given the labels of the batch, both
-        [B, C, H, W], or [B, pairs, C, H, W] for several pairs. A teacher of clusters is told that of the
-        training image, which is kept: [B].
-
-        Half precision, with an error of 1/2000 where grey levels are 1/128 apart, halves the size on disk.
-        """
+        """Noise, and the images that the teacher generates from it given the labels of the batch, both [B, C,
+        H, W], or [B, pairs, C, H, W] for several pairs; and of a teacher of clusters those of the training
+        images, [B]. Half precision, with an error of 1/2000 where grey levels are 1/128 apart, halves the
+        size on disk."""
         y = batch.y if self.conditional else None
         if self.clusters is not None:
             y = self.clusters(batch.x)
         f, times = self.teacher.velocity(y, self.pair_guidance), self.process.ode_times(self.pair_steps)
-        drawn = []
+        noises, images = [], []
         for _ in range(self.pairs_each):
-            x0 = batch.noise.randn(*batch.x.shape).half()
-            drawn.append((x0, solve_by(self.pair_solver, f, x0.to(batch.x), times).half()))
-        noise, image = (
-            torch.stack(each, 1) if self.pairs_each > 1 else each[0] for each in zip(*drawn, strict=True)
-        )
-        return {"noise": noise, "image": image} | ({} if self.clusters is None else {"cluster": y})
+            noises.append(batch.noise.randn(*batch.x.shape).half())
+            images.append(solve(f, noises[-1].to(batch.x), times, self.pair_solver).half())
+        pairs = {"noise": torch.stack(noises, 1).squeeze(1), "image": torch.stack(images, 1).squeeze(1)}
+        return pairs | ({} if self.clusters is None else {"cluster": y})
 
     def condition(self, batch: Batch) -> Tensor | None:
         """The labels of training images, or the clusters of their pairs."""

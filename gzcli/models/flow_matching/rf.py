@@ -12,10 +12,7 @@ from gzcli.models.nn.dit import DiTNet, DiTOptions
 
 
 class RF(FlowMatching):
-    """A transformer over patches that predicts the velocity.
-
-    Raises UsageError for sizes that do not fit, and for a conditional model of data without labels.
-    """
+    """A transformer over patches that predicts the velocity."""
 
     paper = "Liu et al. 2022, arXiv:2209.03003"
     shares: ClassVar[bool] = True

@@ -3,31 +3,35 @@ with Mamba blocks in place of attention.
 
     h ← h + gate · Mamba(LN(h) (1 + scale) + shift)[in the block's order]
 
-Shift, scale and gate are functions of time and label. A state-space model reads tokens one after another, in
-an order. The blocks take turns with the eight continuous orders of the image ("heterogeneous layerwise
-scan"). Together they cover every direction, at the cost of one order.
+Shift, scale and gate are functions of time and label. A state-space model reads tokens one after another: the
+blocks take turns with the eight continuous orders of the image, which together cover every direction.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import DataInfo
 from gzcli.models.flow_matching.fm import FlowMatching, FlowOptions
-from gzcli.models.flow_matching.selective_scan import selective_scan
 from gzcli.models.labelled import ClusterOptions
-from gzcli.models.nn import stacked, to_fp32, zero_init
+from gzcli.models.nn import stacked, to_fp32, valueless, zero_init
 from gzcli.models.nn.dit import DiTNet, DiTOptions, modulated
 from gzcli.models.nn.norms import LayerNorm
 
 KERNEL = 4  # tokens that the convolution sees, itself included
 DELTA = (1e-3, 1e-1)  # the range of Δ at the start
+CACHED = 2**18  # elements of a chunk's states on a CPU
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,8 @@ class ZigzagNet(DiTNet):
     def __init__(self, shape: tuple[int, ...], options: ZigzagOptions, *, classes: int = 0):
         width, expand, state = options.width, options.expand, options.state
         if width % 4:
-            raise UsageError(
-                f"`model.width` is {width}, which must divide by 4",
-                hint=f"set `model.width` to {width // 4 * 4 + 4}",
-            )
+            hint = f"set `model.width` to {width // 4 * 4 + 4}"
+            raise UsageError(f"`model.width` is {width}, which must divide by 4", hint=hint)
         empty = DiTOptions(width=width, layers=0, heads=1, patch=options.patch, tokens=options.tokens)
         super().__init__(shape, empty, classes=classes)
         orders = zigzags(*self.grid)
@@ -68,12 +70,9 @@ class ZigzagNet(DiTNet):
             Block(width, expand, state, orders[i % len(orders)]) for i in range(options.layers)
         )
 
-    def to_diffusers(self) -> nn.Module:
-        raise UsageError("diffusers has no blocks of state-space models")
-
 
 class Block(nn.Module):
-    """A state-space model over h [B, T, width] in an order of its tokens. The condition c [B, width] scales
+    """A state-space model over h [B, T, width] in an order of its tokens; the condition c [B, width] scales
     and shifts its normalised input, and gates its output."""
 
     order: Tensor  # [T]
@@ -134,30 +133,121 @@ class Mamba(nn.Module):
 
 def zigzags(rows: int, columns: int) -> list[Tensor]:
     """The eight orders [rows · columns] in which each token follows a neighbour: from each corner, by rows
-    and by columns.
-
-    Of any four consecutive orders no two start at the same corner, so that a network of four blocks covers
-    every direction too.
-    """
+    and by columns. Of any four consecutive orders no two start at the same corner, so that four blocks cover
+    every direction too."""
     grid = torch.arange(rows * columns).view(rows, columns)
     corners = [(), (0, 1), (1,), (0,)]  # axes to flip to start there: each corner follows the opposite one
-    turned = [grid.flip(dims) for dims in corners]
     by_columns = [False, False, True, True, True, True, False, False]
-    return [snake(g.T if columns else g) for g, columns in zip(turned * 2, by_columns, strict=True)]
+    orders = []
+    for dims, turned in zip(corners * 2, by_columns, strict=True):
+        order = (grid.flip(dims).T if turned else grid.flip(dims)).clone()
+        order[1::2] = order[1::2].flip(1)  # every second row from right to left
+        orders.append(order.flatten())
+    return orders
 
 
-def snake(grid: Tensor) -> Tensor:
-    """The entries of a grid row by row, every second row from right to left."""
-    grid = grid.clone()
-    grid[1::2] = grid[1::2].flip(1)
-    return grid.flatten()
+# ---------------------------------------------------------------------------- the selective scan
+
+
+def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """The selective scan of Mamba (Gu & Dao 2023, eq. 2, 4 and algorithm 2), linear in tokens: y [batch, T,
+    D] of x and delta > 0 [batch, T, D], A < 0 [D, N], B and C [batch, T, N]; at least in fp32, also under
+    autocast.
+
+        h_t = exp(Δ_t A) h_{t−1} + Δ_t B_t x_t,   y_t = C_t h_t
+
+    The recurrence runs token by token, with one fused multiply-add each: a quotient of cumulative products
+    would overflow beyond short sequences. What does not depend on the state is computed for a chunk of about
+    √T tokens at once; on a CPU, for so few images that they fit in the cache. The forward pass keeps the
+    states between chunks, and the backward pass recomputes those inside. The kernel of `mamba-ssm` is used
+    where it is installed.
+    """
+    x, delta, A, B, C = map(to_fp32, (x, delta, A, B, C))
+    if x.dtype == torch.float32 and (kernel := fused(x.device)):
+        return kernel(x.mT.contiguous(), delta.mT.contiguous(), A, B.mT.contiguous(), C.mT.contiguous()).mT
+    on_cpu = x.device.type == "cpu" and not valueless()
+    rows = CACHED // (A.numel() * math.isqrt(x.shape[1])) if on_cpu else len(x)
+    parts = (t.split(max(1, rows)) for t in (x, delta, B, C))
+    return torch.cat([Scan.apply(x, delta, A, B, C) for x, delta, B, C in zip(*parts, strict=True)])
+
+
+@cache
+def fused(device: torch.device) -> Callable[..., Tensor] | None:
+    """The kernel of `mamba-ssm`, of (x [batch, D, T], delta [batch, D, T], A [D, N], B [batch, N, T], C
+    [batch, N, T]); None where there is none for the device."""
+    if device.type != "cuda":
+        return None
+    try:
+        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+    except ImportError:
+        return None
+    return selective_scan_fn
+
+
+class Scan(Function):
+    """The recurrence over tensors of [T, batch, N, D]: in this order both a token and a channel's row are
+    contiguous."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+        delta, B, C, A = (t.transpose(0, 1).contiguous() for t in (delta, B, C, A))  # [T, batch, ·], A [N, D]
+        u = delta * x.transpose(0, 1)  # [T, batch, D]
+        y, h, carried = torch.empty_like(u), u.new_zeros(u.shape[1], *A.shape), []
+        for chunk in chunks(u):
+            carried.append(h)
+            states = run(delta[chunk], A, B[chunk], u[chunk], h)[1]
+            torch.matmul(C[chunk, :, None], states, out=y[chunk, :, None])  # `out=` keeps it out of autocast
+            h = states[-1].clone()
+        ctx.save_for_backward(x, delta, A, B, C, u, *carried)
+        return y.transpose(0, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
+        x, delta, A, B, C, u, *carried = ctx.saved_tensors
+        dy = dy.transpose(0, 1).contiguous()
+        du, ddelta, dA, dB, dC = map(torch.empty_like, (u, delta, A, B, C))
+        dA.zero_()
+        g = torch.zeros_like(carried[0])  # of the state after the chunk
+        for chunk, h in zip(reversed(list(chunks(u))), reversed(carried), strict=True):
+            decay, states = run(delta[chunk], A, B[chunk], u[chunk], h)
+            torch.matmul(dy[chunk, :, None], states.mT, out=dC[chunk, :, None])
+            dh = C[chunk, ..., None] * dy[chunk, :, None]  # [L, batch, N, D]
+            dh[-1] += g
+            for t in range(len(dh) - 1, 0, -1):
+                dh[t - 1].addcmul_(decay[t], dh[t])
+            g = decay[0] * dh[0]
+            torch.matmul(B[chunk, :, None], dh, out=du[chunk, :, None])
+            torch.matmul(u[chunk, :, None], dh.mT, out=dB[chunk, :, None])
+            dh[0].mul_(h)
+            dh[1:].mul_(states[:-1])
+            dh.mul_(decay)  # of the exponents Δ A
+            ddelta[chunk] = (dh * A).sum(2)
+            dA += dh.mul_(delta[chunk, :, None]).sum((0, 1))
+        ddelta += du * x.transpose(0, 1)
+        dx, ddelta, dB, dC = (t.transpose(0, 1) for t in (du * delta, ddelta, dB, dC))
+        return dx, ddelta, dA.mT, dB, dC
+
+
+def chunks(u: Tensor) -> Iterator[slice]:
+    """The tokens of u [T, batch, D] in about √T chunks of √T tokens, which keeps the fewest states."""
+    size = math.isqrt(len(u))
+    return (slice(i, min(i + size, len(u))) for i in range(0, len(u), size))
+
+
+def run(delta: Tensor, A: Tensor, B: Tensor, u: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """The decays exp(Δ A) and the states after each of L tokens that follow the state h [batch, N, D], both
+    [L, batch, N, D]."""
+    decay = (delta[:, :, None] * A).exp_()
+    states = B[..., None] * u[:, :, None]
+    for t in range(len(states)):
+        h = states[t].addcmul_(decay[t], h)
+    return decay, states
 
 
 class ZigMa(FlowMatching):
-    """State-space blocks over patches that predict the velocity, at a cost linear in the number of patches.
-
-    Raises UsageError for sizes that do not fit, and for a conditional model of data without labels.
-    """
+    """State-space blocks over patches that predict the velocity, at a cost linear in the number of
+    patches."""
 
     paper = "Hu et al. 2024, arXiv:2403.13802"
 

@@ -4,36 +4,186 @@ arXiv:2006.09011.
     score(x, σ) = −net(x) / σ,   E ½ ‖net(x + σ ε) − ε‖² over a ladder σ_1 > … > σ_L   (eq. 1 with λ = σ²)
 
 The network is not conditioned on the noise level, which the image shows (technique 3). The ladder is that of
-the VE SDE at t = 0, 1/(L − 1), …, 1. So sampling is by Langevin dynamics down the ladder, or in a few steps
-by any sampler of score models.
-
-The network may predict v in place of ε, from x / √(1 + σ²). Its error of x_0 then stays bounded as σ grows,
-where that of a predicted ε is σ times as large; scores need σ outside the network only (Karras 2022, eq. 7,
-with deviation 1).
+the VE SDE at t = 0, 1/(L − 1), …, 1, so that any sampler of score models draws too. The network may predict v
+in place of ε, from x / √(1 + σ²): its error of x_0 then stays bounded as σ grows (Karras 2022, eq. 7).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from scipy.special import ndtr
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.denoising.process import VE, Level
-from gzcli.models.denoising.samplers import Denoise, Randn, annealed_langevin
+from gzcli.models.denoising.samplers import Denoise, Path, annealed_langevin
 from gzcli.models.labelled import ClusterOptions
-from gzcli.models.nn import at_least
-from gzcli.models.score.refinenet import RefineNet, RefineNetOptions
+from gzcli.models.nn import ClassEmbedding, at_least, stacked, to_fp32
 from gzcli.models.score.sgm import SamplingOptions, ScoreModel, ScoreOptions, Spacing
 
 WIDEST = 1.7  # the largest distance between two images of a set in units of √D
+
+
+@dataclass(frozen=True)
+class RefineNetOptions:
+    """The sizes of a RefineNet.
+
+    width: feature maps of the first stage.
+    mult: feature maps of each stage, of two residual blocks, in units of `width`.
+    dilation: dilation of each stage's convolutions, the first 1; a later stage halves the resolution if it is
+      1, and keeps it if it is more.
+    """
+
+    width: int = 32
+    mult: tuple[int, ...] = (1, 2, 2)
+    dilation: tuple[int, ...] = (1, 1, 2)
+
+
+class RefineNet(nn.Module):
+    """x [B, C, H, W], labels as in `ClassEmbedding` → [B, C, H, W]; times are ignored. Raises UsageError
+    where `mult` and `dilation` are not of one length."""
+
+    def __init__(self, channels: int, options: RefineNetOptions, *, classes: int):
+        width, mult, dilation = options.width, options.mult, options.dilation
+        super().__init__()
+        if len(mult) != len(dilation) or dilation[0] != 1:
+            raise UsageError(
+                f"{len(mult)} widths and {len(dilation)} dilations of stages, the first one {dilation[0]}",
+                hint="give `model.mult` and `model.dilation` one number a stage, the first dilation 1",
+            )
+        widths = [width * m for m in mult]
+        self.conv_in = stacked(nn.Conv2d(channels, width, 3, padding=1), 0)
+        self.stages, self.refine, c = nn.ModuleList(), nn.ModuleList(), width
+        for i, (o, d) in enumerate(zip(widths, dilation, strict=True)):
+            blocks = [ResBlock(c, o, classes, d, first=i > 0), ResBlock(o, o, classes, d)]
+            self.stages.append(nn.ModuleList(blocks))
+            c = o
+        for i in reversed(range(len(widths))):
+            coarsest = i == len(widths) - 1
+            o = c if coarsest else widths[max(i - 1, 0)]
+            inputs = [widths[i]] if coarsest else [widths[i], c]
+            self.refine.append(RefineBlock(inputs, o, end=3 if i == 0 else 1))
+            c = o
+        self.norm_out = InstanceNormPlus(c, classes)
+        self.conv_out = stacked(nn.Conv2d(c, channels, 3, padding=1), 0)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
+        h, skips = self.conv_in(x), []
+        # in bf16 with channels last, as colours come, oneDNN's gradient of a dilated convolution is wrong but
+        # for multiples of 16 channels; on a CPU the layout of these maps is that of all
+        if torch.is_grad_enabled() and h.dtype is torch.bfloat16 and h.shape[1] % 16:
+            h = h.contiguous()
+        for stage in self.stages:
+            for block in stage:
+                h = block(h, y, drop)
+            skips.append(h)
+        h = self.refine[0]([skips.pop()])
+        for refine in self.refine[1:]:
+            h = refine([skips.pop(), h])
+        return self.conv_out(F.elu(self.norm_out(h, y, drop)))
+
+
+class InstanceNormPlus(nn.Module):
+    """InstanceNorm++ (Song & Ermon 2019, appendix A.1): adds, normalised over the channels, the means that
+    instance normalisation removes, without which scores shift colours. The embedding of a label is added to
+    γ, α and β."""
+
+    def __init__(self, c: int, classes: int):
+        super().__init__()
+        self.scale = nn.Parameter(1 + 0.02 * torch.randn(2, c))  # γ, α
+        self.shift = nn.Parameter(torch.zeros(c))  # β
+        self.label = ClassEmbedding(classes, 3 * c) if classes else None
+        if self.label is not None:
+            nn.init.normal_(self.label.table.weight, std=0.02)
+
+    def forward(self, x: Tensor, y: Tensor | None, drop: Tensor | None) -> Tensor:
+        x = to_fp32(x)
+        means = x.mean((2, 3))  # [B, C]
+        spread = (means - means.mean(1, keepdim=True)) * (means.var(1, keepdim=True) + 1e-5).rsqrt()
+        rows = torch.cat([self.scale, self.shift[None]])[None]  # [1, 3, C]
+        if self.label is not None:
+            rows = rows + self.label(y, x.shape[0], drop).unflatten(1, (3, -1))
+        gamma, alpha, beta = rows[..., None, None].unbind(1)
+        return gamma * (F.instance_norm(x) + alpha * spread[:, :, None, None]) + beta
+
+
+class ResBlock(nn.Module):
+    """Two pre-activated convolutions beside a shortcut. The `first` block of a stage without dilation halves
+    the resolution by average pooling, odd sides rounded up."""
+
+    def __init__(self, c_in: int, c_out: int, classes: int, dilation: int, first: bool = False):
+        super().__init__()
+        wide = 3 if dilation > 1 else 1  # the kernel of the shortcut
+        self.norm1, self.norm2 = InstanceNormPlus(c_in, classes), InstanceNormPlus(c_in, classes)
+        self.conv1 = nn.Conv2d(c_in, c_in, 3, padding=dilation, dilation=dilation)
+        self.conv2 = nn.Conv2d(c_in, c_out, 3, padding=dilation, dilation=dilation)
+        self.skip = None
+        if first or c_in != c_out:
+            self.skip = nn.Conv2d(c_in, c_out, wide, padding=dilation * (wide // 2), dilation=dilation)
+        self.pool = first and dilation == 1
+
+    def forward(self, x: Tensor, y: Tensor | None, drop: Tensor | None) -> Tensor:
+        h = self.conv1(F.elu(self.norm1(x, y, drop)))
+        h = self.conv2(F.elu(self.norm2(h, y, drop)))
+        h = h + (x if self.skip is None else self.skip(x))
+        return F.avg_pool2d(h, 2, ceil_mode=True) if self.pool else h
+
+
+class RefineBlock(nn.Module):
+    """Residual units on each input, their sum at the resolution of the first, chained pooling of the sum, and
+    residual units."""
+
+    def __init__(self, inputs: list[int], c: int, end: int):
+        super().__init__()
+        self.adapt = nn.ModuleList(nn.Sequential(ResidualUnit(i), ResidualUnit(i)) for i in inputs)
+        self.fuse = nn.ModuleList(nn.Conv2d(i, c, 3, padding=1) for i in inputs) if len(inputs) > 1 else None
+        self.chain = nn.ModuleList(nn.Conv2d(c, c, 3, padding=1, bias=False) for _ in range(2))
+        self.out = nn.Sequential(*(ResidualUnit(c) for _ in range(end)))
+
+    def forward(self, xs: list[Tensor]) -> Tensor:
+        xs = [adapt(x) for adapt, x in zip(self.adapt, xs, strict=True)]
+        h = xs[0]
+        if self.fuse is not None:
+            size = h.shape[2:]
+            parts = (conv(x) for conv, x in zip(self.fuse, xs, strict=True))
+            h, *rest = [F.interpolate(p, size=size, mode="bilinear", align_corners=True) for p in parts]
+            for part in rest:
+                h = h + part
+        h = path = F.elu(h)
+        for conv in self.chain:
+            path = conv(pooled(path))
+            h = h + path
+        return self.out(h)
+
+
+def pooled(x: Tensor) -> Tensor:
+    """The largest of 5×5 neighbours of x [B, C, H, W]: on a CPU with channels last, where PyTorch pools in a
+    quarter of the time."""
+    if x.device.type != "cpu":
+        return F.max_pool2d(x, 5, stride=1, padding=2)
+    last = x.contiguous(memory_format=torch.channels_last)
+    return F.max_pool2d(last, 5, stride=1, padding=2).contiguous()
+
+
+class ResidualUnit(nn.Module):
+    """x + two pre-activated convolutions of x."""
+
+    def __init__(self, c: int):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(c, c, 3, padding=1, bias=False) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x
+        for conv in self.convs:
+            h = conv(F.elu(h))
+        return x + h
 
 
 @dataclass(frozen=True)
@@ -80,10 +230,10 @@ class NCSNv2(ScoreModel):
         score: ScoreOptions = ScoreOptions(prediction="eps", weighting="score", time_sampling="uniform"),
         labels: ClusterOptions = ClusterOptions(),
     ):
-        net = RefineNet(data.shape[0], refinenet, classes=labels.count(data))
-        size = math.prod(data.shape)
+        net, size = RefineNet(data.shape[0], refinenet, classes=labels.count(data)), math.prod(data.shape)
         ladder = VE(1e-5, sigma_min, WIDEST * math.sqrt(size) if sigma_max is None else sigma_max)
-        super().__init__(data, net, ladder, score, labels, rescale=score.prediction == "v")
+        super().__init__(data, net, ladder, score, labels)
+        self.rescale = score.prediction == "v"
         if levels is not None and levels < 2:
             raise UsageError(
                 "a ladder of fewer than two noise levels", hint="set `model.levels` to 2 or more, or to null"
@@ -98,7 +248,7 @@ class NCSNv2(ScoreModel):
             )
 
     def draw_times(self, noise: Noise, n: int) -> Tensor:
-        """The times of a batch, [B], of levels of the ladder: one in each of `rungs` equal shares of time."""
+        """Times of levels of the ladder: one in each of `rungs` equal shares of time."""
         share = (self.rungs * super().draw_times(noise, n)).floor()
         return (share / (self.rungs - 1)).clamp(max=1.0)
 
@@ -116,20 +266,12 @@ class NCSNv2(ScoreModel):
         if options.sampler != "langevin":
             return super().sample(n, labels=labels, noise=noise, progress=progress, options=options)
         at_least(1, repeats=options.repeats)
-        levels = [*map(self.process.level, np.linspace(1, 0, self.rungs).tolist())]
-        step = options.step or steady_step(levels[0].sigma / levels[1].sigma, options.repeats)
+        ladder = [self.process.level(t) for t in np.linspace(1, 0, self.rungs).tolist()]
+        step = options.step or steady_step(ladder[0].sigma / ladder[1].sigma, options.repeats)
+        ladder.append(Level(0.0, 1.0, 0.0))
 
-        def langevin(
-            denoise: Denoise,
-            x: Tensor,
-            path: Sequence[Level],
-            *,
-            randn: Randn,
-            progress: Progress = no_progress,
-        ) -> Tensor:
-            return annealed_langevin(
-                denoise, x, levels, repeats=options.repeats, step=step, randn=randn, progress=progress
-            )
+        def langevin(denoise: Denoise, x: Tensor, _: Path, **how: Any) -> Tensor:
+            return annealed_langevin(denoise, x, ladder, repeats=options.repeats, step=step, **how)
 
         return self.draw(n, labels, noise, progress, options, langevin)
 

@@ -20,19 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gzcli.core.types import Applied, DataInfo, Noise, Progress, no_progress
-from gzcli.core.units import Size
-from gzcli.models.denoising.applications import Applications
-from gzcli.models.denoising.denoiser import LikelihoodByODE
-from gzcli.models.denoising.ode import Solver, solve_by
-from gzcli.models.denoising.process import SDE, VE, VP, Levels, Shift, SubVP, shift_of, stratified
-from gzcli.models.denoising.samplers import Sampler, dpmpp, euler_maruyama, heun, predictor_corrector
+from gzcli.core.types import DataInfo, Noise, Progress, no_progress
+from gzcli.models.denoising import samplers
+from gzcli.models.denoising.applications import NoiseApplications
+from gzcli.models.denoising.denoiser import LikelihoodByODE, WalkOptions
+from gzcli.models.denoising.process import SDE, VE, VP, Level, Shift, SubVP, shift_of, stratified
+from gzcli.models.denoising.samplers import Sampler, Solver, solve
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn.unet import UNet, UNetOptions
 
-Prediction = Literal["v", "eps"]
-Weighting = Literal["even", "score", "likelihood"]
-TimeSampling = Literal["uniform", "cosine"]
 Spacing = Literal["uniform", "karras", "logsnr"]
 
 
@@ -76,18 +72,18 @@ class ScoreOptions:
       σ), as in the cosine schedule (cosine).
     """
 
-    prediction: Prediction = "v"
-    weighting: Weighting = "even"
-    time_sampling: TimeSampling = "cosine"
+    prediction: Literal["v", "eps"] = "v"
+    weighting: Literal["even", "score", "likelihood"] = "even"
+    time_sampling: Literal["uniform", "cosine"] = "cosine"
 
 
 @dataclass(frozen=True)
-class SamplingOptions:
+class SamplingOptions(WalkOptions):
     """The sampler, its steps and guidance.
 
     sampler: a solver of the ODE: dpmpp, `steps` network calls (Lu 2022b), heun, 2 steps − 1 (Karras 2022), or
-      ode, by a general `solver`; or of the SDE, which wants hundreds of uniform steps: em (Euler–Maruyama),
-      `steps` calls, and pc (predictor–corrector), steps + corrector · (steps − 1) calls.
+      ode, by a general `solver`, which never clamps; or of the SDE, which wants hundreds of uniform steps: em
+      (Euler–Maruyama), `steps` calls, and pc (predictor–corrector), steps + corrector · (steps − 1) calls.
     steps: number of noise levels, 1 or more.
     spacing: where the noise levels lie: uniform: evenly in t; karras: in the 7th root of σ/α (Karras 2022,
       eq. 5); logsnr: in log σ/α.
@@ -96,12 +92,6 @@ class SamplingOptions:
     solver: of ode: adaptive to `tolerance`, or steps − 1 steps of one network call (euler), two (midpoint,
       heun) or four (rk4).
     tolerance: largest error of an adaptive step, for images in [-1, 1].
-    guidance: strength of the labels (Ho & Salimans 2022); 1: as trained, 0: without them, more: sharper;
-      null: 1, and 1.3 towards clusters.
-    interval: times t between which guidance acts.
-    clip: whether estimates of x_0 are clamped to [-1, 1]; ode never clamps.
-    size: of the images in pixels, for a network that draws others than it was trained on; null: as in
-      training.
     """
 
     sampler: Literal["dpmpp", "heun", "em", "pc", "ode"] = "dpmpp"
@@ -111,61 +101,49 @@ class SamplingOptions:
     snr: float = 0.16
     solver: Solver = "adaptive"
     tolerance: float = 1e-4
-    guidance: float | None = None
-    interval: tuple[float, float] = (0.0, 1.0)
-    clip: bool = True
-    size: Size | None = None
 
 
 SAMPLERS: dict[str, Callable[[SamplingOptions, SDE], Sampler]] = {
-    "dpmpp": lambda *_: dpmpp,
-    "heun": lambda *_: heun,
-    "em": lambda _, sde: partial(euler_maruyama, sde=sde),
-    "pc": lambda options, _: partial(predictor_corrector, corrector=options.corrector, snr=options.snr),
+    "dpmpp": lambda *_: samplers.dpmpp,
+    "heun": lambda *_: samplers.heun,
+    "em": lambda _, sde: partial(samplers.euler_maruyama, sde=sde),
+    "pc": lambda options, _: partial(
+        samplers.predictor_corrector, corrector=options.corrector, snr=options.snr
+    ),
 }
 
 
-class ScoreModel(Applications):
-    """A network on an SDE that predicts the noise ε in x_t (eps) or v, which for VP is that of Salimans 2022.
+class ScoreModel(NoiseApplications):
+    """A network on an SDE that predicts the noise ε in x_t (eps) or v, which for VP is that of Salimans
+    2022."""
 
-    rescale: whether the network sees x / √(α² + σ²) in place of x.
-    """
-
-    walk_back = staticmethod(dpmpp)
-    ode_solver = "rk4"
+    walk_back = staticmethod(samplers.dpmpp)
+    ode_solver = ("rk4", 10)
+    rescale = True
     process: SDE
     quantiles: Tensor  # of the distribution of times, [4097]
 
-    def __init__(
-        self,
-        data: DataInfo,
-        net: nn.Module,
-        sde: SDE,
-        score: ScoreOptions,
-        labels: ClusterOptions,
-        *,
-        rescale: bool,
-    ):
-        super().__init__(data, net, sde, labels, prediction=score.prediction, rescale=rescale)
+    def __init__(self, data: DataInfo, net: nn.Module, sde: SDE, score: ScoreOptions, labels: ClusterOptions):
+        super().__init__(data, net, sde, labels)
+        self.prediction = score.prediction
         self.weighting = score.weighting
-        low, high = (math.atan2(e.sigma, e.alpha) for e in (sde.level(sde.start), sde.level(1.0)))
         u = np.linspace(0, 1, 4097)
         if score.time_sampling == "uniform":
             t = sde.start + u * (1 - sde.start)
         else:
+            low, high = (math.atan2(e.sigma, e.alpha) for e in (sde.level(sde.start), sde.level(1.0)))
             t = sde.times_at(np.log(np.tan(low + u * (high - low))))
         self.register_buffer("quantiles", torch.from_numpy(t).float(), persistent=False)
 
     # ---- training
 
     def draw_times(self, noise: Noise, n: int) -> Tensor:
-        """The times of a batch, [B] in [t_min, 1]."""
         u = stratified(noise.rand(n), noise).to(self.quantiles.dtype)
         place = u * (len(self.quantiles) - 1)
         k = place.long().clamp_(max=len(self.quantiles) - 2)
         return torch.lerp(self.quantiles[k], self.quantiles[k + 1], place - k)
 
-    def objective(self, out: Tensor, target: Tensor, at: Levels) -> dict[str, Tensor]:
+    def objective(self, out: Tensor, target: Tensor, at: Level) -> dict[str, Tensor]:
         error = (out - target).square().flatten(1).mean(1)  # [B]
         weight = error.new_ones(())
         if self.weighting != "even" and self.prediction == "v":
@@ -174,7 +152,7 @@ class ScoreModel(Applications):
             weight = weight * self.process.rates(at.t)[1] / at.sigma.view(-1) ** 2
         return {"loss": (weight * error).mean()}
 
-    # ---- sampling and scores
+    # ---- sampling
 
     @torch.no_grad()
     def sample(
@@ -187,35 +165,14 @@ class ScoreModel(Applications):
         options: SamplingOptions = SamplingOptions(),
     ) -> Tensor:
         """n images [n, C, H, W] in [-1, 1] from noise."""
-        if options.sampler != "ode":
-            walk = SAMPLERS[options.sampler](options, self.process)
-            return self.draw(n, labels, noise, progress, options, walk)
-        x, y = self.start(n, labels, noise, options.size)
-        f = self.velocity(y, self.strength(options.guidance), options.interval)
-        times = [level.t for level in self.process.path(options.steps, options.spacing)[:-1]]
-        x = solve_by(options.solver, f, x, times, tolerance=options.tolerance, progress=progress)
-        return self.into_range(x)
-
-    @torch.no_grad()
-    def score_denoise(self, x: Tensor, *, noise: Noise, times: int = 10) -> Tensor:
-        """[B]: mean squared error of the estimate of ε.
-
-        times: noise levels, even in log σ/α, that the error is averaged over.
-        """
-        return self.errors(x, self.known_labels(None), noise, times)
-
-    @torch.no_grad()
-    def interpolate(
-        self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, frames: int = 8, steps: int = 10
-    ) -> Applied:
-        """Interpolations from image 0 to 1, 2 to 3, … through the noises that the ODE maps them to.
-
-        Raises UsageError for fewer than two images, or frames.
-
-        frames: images of an interpolation, both ends included.
-        steps: Runge–Kutta steps from image to noise, and from noise to image, each of four network calls.
-        """
-        return super().interpolate(x, noise=noise, progress=progress, frames=frames, steps=steps)
+        if options.sampler == "ode":
+            x, y = self.start(n, labels, noise, options.size)
+            f = self.velocity(y, self.strength(options.guidance), options.interval)
+            times = [level.t for level in self.process.path(options.steps, options.spacing)[:-1]]
+            x = solve(f, x, times, options.solver, tolerance=options.tolerance, progress=progress)
+            return self.into_range(x)
+        sampler = SAMPLERS[options.sampler](options, self.process)
+        return self.draw(n, labels, noise, progress, options, sampler)
 
 
 class SGM(LikelihoodByODE, ScoreModel):
@@ -234,4 +191,4 @@ class SGM(LikelihoodByODE, ScoreModel):
     ):
         net = UNet.of(data, unet, classes=labels.count(data))
         process = SDES[sde.sde](sde, shift_of(sde.shift, data.shape))
-        super().__init__(data, net, process, score, labels, rescale=True)
+        super().__init__(data, net, process, score, labels)
