@@ -37,7 +37,7 @@ from gzcli.metrics import conformal
 from gzcli.metrics.features import lenet
 from gzcli.metrics.interval import subset
 from gzcli.metrics.likelihood_scores import read
-from gzcli.models.nn import LPIPS
+from gzcli.models.nn.perceptual import LPIPS
 from gzcli.store.runs import Run, find
 
 BATCH_SIZE = 128  # images that are scored together, of the usual device

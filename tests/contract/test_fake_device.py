@@ -90,7 +90,7 @@ TRAINED = {
     "models/flow_matching/fm.py::FlowMatching.score_path": "a distance, in float64",
     "models/denoising/ode.py::solve_adaptive": "whether all images have arrived",
     "engine/ema.py::EMA._calibrate": "which statistics the averaged weights have changed",
-    "models/nn/latent.py::traversal": "the dimensions that change most, by which rows are named",
+    "models/nn/__init__.py::traversal": "the dimensions that change most, by which rows are named",
     "models/gan/cyclegan.py": "each image by the translator of its domain, by which rows are named",
 }
 
@@ -309,7 +309,7 @@ MEASURE = {
     "models/autoregressive/prior.py": "sums over the set, in float64 on the host",
     "models/autoregressive/tokenizer.py": "sums over the set, in float64 on the host",
     "models/gan/cyclegan.py": "sums over the set, in float64 on the host",
-    "models/nn/ssim.py": "the window of cyclegan's figure",
+    "models/nn/perceptual.py": "the window of cyclegan's figure",
     "models/vae/hvae.py": "sums over the set, in float64 on the host",
     "models/vae/vae.py": "sums over the set, in float64 on the host",
 }

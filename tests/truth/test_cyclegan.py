@@ -21,7 +21,7 @@ from gzcli.core.types import Batch, BatchNoise, DataInfo, no_progress
 from gzcli.data.packs.batches import TrainBatches, to_uint8
 from gzcli.data.packs.open import open_pack
 from gzcli.models.gan.cyclegan import MEMORY, CycleGAN, ImagePool, Translator, TranslatorOptions
-from gzcli.models.nn.ssim import gaussian_window, ssim_parts
+from gzcli.models.nn.perceptual import gaussian_window, ssim_parts
 from gzcli.recipe.resolve import resolve
 
 INFO = DataInfo((1, 16, 16), 17, ("A", "B"))

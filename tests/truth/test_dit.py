@@ -13,8 +13,8 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import DataInfo, ImageNoise
 from gzcli.core.units import sides
 from gzcli.models.diffusion.dit import DiT
-from gzcli.models.nn.diffusers_names import DIT, renamed
-from gzcli.models.nn.dit import DiTNet, DiTOptions, patch_for
+from gzcli.models.nn.dit import DIFFUSERS_NAMES, DiTNet, DiTOptions, patch_for
+from gzcli.models.nn.unet import renamed
 
 SMALL = {"width": 32, "layers": 2, "heads": 4, "patch": 2}
 SIZES = {
@@ -41,7 +41,9 @@ def from_diffusers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if ".attn1.to_q." in key:
             name = key.replace("transformer_blocks", "blocks").replace("attn1.to_q", "qkv")
             ours[name] = torch.cat([value, *(state[key.replace("to_q", part)] for part in ("to_k", "to_v"))])
-        elif not re.search(r"\.attn1\.to_[kv]\.", key) and ".emb." not in (name := renamed(key, DIT)):
+        elif not re.search(r"\.attn1\.to_[kv]\.", key) and ".emb." not in (
+            name := renamed(key, DIFFUSERS_NAMES)
+        ):
             ours[name] = value
     return ours
 

@@ -15,8 +15,8 @@ from flows import (
 )
 
 from gzcli.core.errors import UsageError
-from gzcli.core.types import BatchNoise, DataInfo, Noise
-from gzcli.models.nn.common import zero_init
+from gzcli.core.types import BatchNoise, DataInfo, Noise, no_progress
+from gzcli.models.nn import zero_init
 from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.base import VariationalDequantiser
 from gzcli.models.normalizing_flow.flow import Flow, GatedNet
@@ -182,7 +182,7 @@ def test_edit_moves_the_top_latent_between_the_priors_of_the_classes():
     (*eps, top), _ = model.encode(model.to_unit(x, noise(6))[0])
     (mean, log_std), (to_mean, to_log_std) = model.top_prior(own, 6), model.top_prior(to, 6)
     moved = to_mean + (top - mean) * (to_log_std - log_std).exp()
-    assert torch.equal(model.to_image(model.decode([*eps, moved])), edit(labels=to))
+    assert torch.equal(model.images([*eps, moved], no_progress), edit(labels=to))
 
 
 def test_edit_adds_attributes_and_takes_them_away():

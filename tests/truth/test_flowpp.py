@@ -12,7 +12,7 @@ from flows import DIGITS, batch, images, log_det_by_autograd, noise, roughen
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import BatchNoise, DataInfo, Noise
-from gzcli.models.nn.common import from_levels
+from gzcli.models.nn import from_levels
 from gzcli.models.normalizing_flow import flowpp
 from gzcli.models.normalizing_flow.flowpp import (
     CHANNELS,

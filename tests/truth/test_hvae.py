@@ -14,7 +14,7 @@ from torch.distributions import Normal, kl_divergence
 from gzcli.core.errors import UsageError
 from gzcli.core.types import BatchNoise, DataInfo, no_progress
 from gzcli.models.nn import from_levels
-from gzcli.models.vae.base import MixturePixels
+from gzcli.models.nn.pixels import MixturePixels
 from gzcli.models.vae.hvae import HVAE, DecoderCell, EncoderCell, Group, SpectralNorms, kl_of
 
 pytestmark = pytest.mark.xdist_group("hvae")  # one worker trains what these tests share, once

@@ -14,10 +14,10 @@ from torch.distributions import Normal, kl_divergence
 from gzcli.core.errors import UsageError
 from gzcli.core.types import BatchNoise, DataInfo, no_progress
 from gzcli.models.nn import from_levels
-from gzcli.models.nn.ssim import gaussian_window, ms_ssim, ssim_parts
+from gzcli.models.nn.perceptual import gaussian_window, ms_ssim, ssim_parts
+from gzcli.models.nn.pixels import Pixels
 from gzcli.models.vae.aae import AAE
-from gzcli.models.vae.base import Pixels, kl_normal, log_normal
-from gzcli.models.vae.nets import NetOptions
+from gzcli.models.vae.base import NetOptions, kl_normal, log_normal
 from gzcli.models.vae.vae import VAE
 
 pytestmark = pytest.mark.xdist_group("vae")  # one worker makes what these tests share, once

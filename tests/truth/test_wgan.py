@@ -8,6 +8,7 @@ from draws import batch, images, noise, only
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import DataInfo, no_progress
+from gzcli.models.gan.base import Search
 from gzcli.models.gan.wgan import WGAN
 from gzcli.models.nn import slerp
 from gzcli.models.nn.adversarial import Critic, gradient_penalty
@@ -109,11 +110,12 @@ def test_inversion_finds_what_the_generator_can_draw():
         p.data *= 2.0  # an untrained generator draws next to nothing
     reachable = net.sample(4, noise=noise(4, seed=5), progress=no_progress)
     strange = torch.sign(images(4))
-    few = {"noise": noise(4), "feature": 0.0}
+
+    def score(x, steps):
+        return net.score_inversion(x, noise=noise(4), search=Search(steps, feature=0.0))
+
     with torch.inference_mode():
-        start = net.score_inversion(reachable, **few, steps=0)
-        found = net.score_inversion(reachable, **few, steps=120)
-        lost = net.score_inversion(strange, **few, steps=120)
+        start, found, lost = score(reachable, 0), score(reachable, 120), score(strange, 120)
     assert (found < 0.2 * start).all()
     assert found.max() < 0.1 * lost.min()
     again = net.reconstruct(reachable, noise=noise(4), progress=no_progress, steps=150).images

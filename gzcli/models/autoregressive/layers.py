@@ -118,8 +118,7 @@ class RowCache:
         self.i = -1
 
     def __call__(self, row: Tensor) -> Tensor:
-        """Output row i [n, n_out, W] from input row i; of a strict convolution from row i − 1, zeros for i =
-        0."""
+        """Output row i [n, n_out, W] from input row i; of a strict convolution from row i − 1, or zeros."""
         self.push(row)
         return self.output()
 

@@ -13,7 +13,7 @@ class `Incremental…` computes a module row by row and pixel by pixel, from cac
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,8 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import DataInfo
 from gzcli.models.autoregressive.base import PixelModel, grey_levels
 from gzcli.models.autoregressive.layers import HorizontalConv, PixelCache, RowCache, VerticalConv
-from gzcli.models.nn.common import ClassEmbedding, Modules, to_fp32
-from gzcli.models.nn.logistic import LogisticMixture
+from gzcli.models.nn import ClassEmbedding, Labels, Modules, to_fp32
+from gzcli.models.nn.pixels import LogisticMixture
 
 Feature = tuple[Tensor, Tensor]
 Conv = TypeVar("Conv", bound=nn.Conv2d)
@@ -82,7 +82,7 @@ class GatedResNet(nn.Module, Generic[Conv]):
         if self.label is not None:
             nn.init.normal_(self.label.table.weight, std=0.05)
 
-    def forward(self, x: Feature, labels: Tensor | None, *sides: Tensor) -> Feature:
+    def forward(self, x: Feature, labels: Labels, *sides: Tensor) -> Feature:
         h, e = x
         y = self.conv_in(e)
         for conv, side in zip(self.sides, sides, strict=True):
@@ -102,7 +102,7 @@ class Pair(nn.Module):
         self.corner = GatedResNet(CornerConv, hidden, 1 + skip, classes, dropout)
 
     def forward(
-        self, x: tuple[Feature, Feature], labels: Tensor | None, *skip: tuple[Feature, Feature]
+        self, x: tuple[Feature, Feature], labels: Labels, *skip: tuple[Feature, Feature]
     ) -> tuple[Feature, Feature]:
         v = self.vertical(x[0], labels, *(s[0][1] for s in skip))
         return v, self.corner(x[1], labels, v[1], *(s[1][1] for s in skip))
@@ -152,22 +152,23 @@ class Scale(nn.Module):
         self.grow = None if coarsest else Grow(hidden)
 
 
-def u_net(x: Any, scales: Iterable[Any], *labels: Any) -> Any:
-    """x through the scales, finest first, and back, with shortcuts between the blocks of one scale; serves
-    the whole net (`Scale`) and its rows or pixels (`Walk`), where a coarser scale may have no new position.
-    """
+def u_net(
+    x: Any, scales: Iterable[Any], *labels: Any, call: Callable[..., Any] = lambda layer, *x: layer(*x)
+) -> Any:
+    """x through the scales, finest first, and back, with shortcuts between the blocks of one scale. `call`
+    calls a layer: as a whole, or for a row or a pixel, where a coarser scale may have no new position."""
     scale, *coarser = scales
     skips = [x]
     for block in scale.up:
-        x = block(x, *labels)
+        x = call(block, x, *labels)
         skips.append(x)
     if coarser:
-        y = scale.shrink(x)
-        x = scale.grow(y if y is None else u_net(y, coarser, *labels), x)
+        y = call(scale.shrink, x)
+        x = call(scale.grow, y if y is None else u_net(y, coarser, *labels, call=call), x)
     else:
         skips.pop()
     for block in scale.down:
-        x = block(x, *labels, skips.pop())
+        x = call(block, x, *labels, skips.pop())
     return x
 
 
@@ -215,7 +216,7 @@ class CornerCache:
 class IncrementalPair:
     """Computes a `Pair` position by position: rows are [n, hidden, W], pixels [n, hidden]."""
 
-    def __init__(self, pair: Pair, n: int, width: int, labels: Tensor | None):
+    def __init__(self, pair: Pair, n: int, width: int, labels: Labels):
         v, h = pair.vertical, pair.corner
         self.v_in, self.v_out = RowCache(v.conv_in, n, width), RowCache(v.conv_out, n, width)
         self.h_in, self.h_out = CornerCache(h.conv_in, n, width), CornerCache(h.conv_out, n, width)
@@ -287,36 +288,14 @@ class IncrementalGrow:
         return feature(torch.addmm(self.bias, self.pixels[self.j // 2], self.weight[self.i % 2, self.j % 2]))
 
 
-class Walk(NamedTuple):
-    """The functions of a scale, of rows or of pixels, that `u_net` calls."""
-
-    up: list[Callable[..., Feature]]
-    down: list[Callable[..., Feature]]
-    shrink: Callable[[Feature], Feature | None] | None
-    grow: Callable[[Feature | None, Feature], Feature] | None
-
-
 class IncrementalScale:
     """Computes a `Scale` with rows of `width` pixels position by position."""
 
-    def __init__(self, scale: Scale, n: int, width: int, labels: Tensor | None):
-        up, down = (
-            [IncrementalPair(pair, n, width, labels) for pair in pairs] for pairs in (scale.up, scale.down)
-        )
-        shrink = IncrementalShrink(scale.shrink, n, width) if scale.shrink else None
-        grow = IncrementalGrow(scale.grow) if scale.grow else None
-        self.rows = Walk(
-            [pair.row for pair in up],
-            [pair.row for pair in down],
-            shrink.row if shrink else None,
-            grow.row if grow else None,
-        )
-        self.pixels = Walk(
-            [pair.pixel for pair in up],
-            [pair.pixel for pair in down],
-            shrink.pixel if shrink else None,
-            grow.pixel if grow else None,
-        )
+    def __init__(self, scale: Scale, n: int, width: int, labels: Labels):
+        self.up = [IncrementalPair(pair, n, width, labels) for pair in scale.up]
+        self.down = [IncrementalPair(pair, n, width, labels) for pair in scale.down]
+        self.shrink = IncrementalShrink(scale.shrink, n, width) if scale.shrink else None
+        self.grow = IncrementalGrow(scale.grow) if scale.grow else None
 
 
 class PixelCNNpp(PixelModel):
@@ -345,10 +324,8 @@ class PixelCNNpp(PixelModel):
         conditional: bool = False,
     ):
         if not blocks or min(blocks) < 0 or mixture < 1:
-            raise UsageError(
-                "`model.blocks` must name a number of blocks for one scale or more, "
-                "`model.mixture` be 1 or more"
-            )
+            few = "`model.blocks` must name a number of blocks for one scale or more"
+            raise UsageError(f"{few}, `model.mixture` be 1 or more")
         channels, height, width = data.shape
         pixels = LogisticMixture(channels, grey_levels(data), mixture)
         super().__init__(data, conditional, parts=1, uniforms=pixels.uniforms)
@@ -371,7 +348,7 @@ class PixelCNNpp(PixelModel):
             elif isinstance(layer, nn.ConvTranspose2d):
                 weight_norm(layer, dim=1)
 
-    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, labels: Labels = None) -> Tensor:
         """The parameters of every pixel's distribution given those before it, [B, 1, H, W, size]."""
         v, h = self.first_vertical(x), self.first_above(x) + self.first_left(x)
         v = v + self.position.to(v.dtype)
@@ -383,13 +360,12 @@ class PixelCNNpp(PixelModel):
             return self.head(to_fp32(F.elu(h))).permute(0, 2, 3, 1)[:, None]
 
     def part_log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
-        """log p of every pixel given those before it, [B, 1, H, W]."""
         return self.pixels.log_prob(outputs[:, 0], x.movedim(1, -1))[:, None]
 
     def draw(self, outputs: Tensor, u: Tensor, temperature: float) -> Tensor:
         return self.pixels.draw(outputs, u, temperature)
 
-    def incremental(self, n: int, labels: Tensor | None) -> IncrementalPixelCNNpp:
+    def incremental(self, n: int, labels: Labels) -> IncrementalPixelCNNpp:
         return IncrementalPixelCNNpp(self, n, labels)
 
 
@@ -397,19 +373,19 @@ class IncrementalPixelCNNpp:
     """`Incremental`: the vertical stream row by row, the corner one pixel by pixel, coarser scales at every
     second."""
 
-    def __init__(self, net: PixelCNNpp, n: int, labels: Tensor | None):
+    def __init__(self, net: PixelCNNpp, n: int, labels: Labels):
         width = net.data.shape[2]
         self.net, self.i = net, 0
         self.head = net.head.weight[..., 0, 0].detach()
         self.vertical = RowCache(net.first_vertical, n, width)
         self.above = RowCache(net.first_above, n, width)
         self.left = PixelCache(net.first_left, n, width)
-        scales = [IncrementalScale(scale, n, -(-width // 2**s), labels) for s, scale in enumerate(net.scales)]
-        self.rows, self.pixels = [s.rows for s in scales], [s.pixels for s in scales]
+        self.scales = [IncrementalScale(s, n, -(-width // 2**i), labels) for i, s in enumerate(net.scales)]
 
     def row(self, above: Tensor) -> None:
         self.base = self.above(above).permute(2, 0, 1) + self.left.bias  # [W, n, hidden]
-        u_net(feature(self.vertical(above) + self.net.position[:, self.i]), self.rows)
+        v = feature(self.vertical(above) + self.net.position[:, self.i])
+        u_net(v, self.scales, call=lambda layer, *x: layer.row(*x))
         self.i += 1
 
     def keep(self, row: Tensor) -> None:
@@ -419,7 +395,8 @@ class IncrementalPixelCNNpp:
 
     def outputs(self, j: int, part: int) -> Tensor:
         """The parameters of pixel j's distribution, [n, size]."""
-        h, _ = u_net(feature(self.left.left(j, self.base[j])), self.pixels)
+        h = feature(self.left.left(j, self.base[j]))
+        h, _ = u_net(h, self.scales, call=lambda layer, *x: layer.pixel(*x))
         return F.linear(F.elu(h), self.head, self.net.head.bias)
 
     def put(self, j: int, part: int, value: Tensor) -> None:

@@ -16,9 +16,8 @@ from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 from gzcli.models.autoregressive.tokenizer import Figures, Tokenizer
 from gzcli.models.base import Model, Phase
 from gzcli.models.labelled import ClusterOptions, Labelled
-from gzcli.models.nn import spread_labels
-from gzcli.models.nn.attention import softmax_attention
-from gzcli.models.nn.norms import LayerNorm
+from gzcli.models.nn import ClassEmbedding, Labels, every_label
+from gzcli.models.nn.layers import LayerNorm, softmax_attention
 
 
 @dataclass(frozen=True)
@@ -92,10 +91,8 @@ class Trunk(nn.Module):
         super().__init__()
         self.options, width, heads = options, options.width, options.heads
         if width % heads:
-            raise UsageError(
-                f"`model.width` is {width}, which {heads} heads cannot share",
-                hint="set `model.heads` to a divisor",
-            )
+            odd = f"`model.width` is {width}, which {heads} heads cannot share"
+            raise UsageError(odd, hint="set `model.heads` to a divisor")
         self.drop = nn.Dropout(options.dropout)
         self.blocks = nn.ModuleList(
             TransformerBlock(width, heads, options.dropout, grid) for _ in range(options.layers)
@@ -118,10 +115,8 @@ class Trunk(nn.Module):
 
     def caches(self, n: int, length: int) -> list[KVCache]:
         """An empty cache for each block, of up to `length` positions of n sequences."""
-        width, heads = self.options.width, self.options.heads
-        return [
-            KVCache(n, heads, length, width // heads, self.norm.weight) for _ in range(self.options.layers)
-        ]
+        heads, size = self.options.heads, self.options.width // self.options.heads
+        return [KVCache(n, heads, length, size, self.norm.weight) for _ in self.blocks]
 
 
 class Position(nn.Module):
@@ -130,9 +125,8 @@ class Position(nn.Module):
 
     def __init__(self, grid: tuple[int, int], width: int):
         super().__init__()
-        self.rows, self.columns = (
-            nn.Parameter(initial_std(width) * torch.randn(side, width)) for side in grid
-        )
+        sides = (nn.Parameter(initial_std(width) * torch.randn(side, width)) for side in grid)
+        self.rows, self.columns = sides
 
     def forward(self) -> Tensor:
         return (self.rows[:, None] + self.columns).flatten(0, 1)
@@ -142,18 +136,35 @@ class Prior(Labelled):
     """A distribution over the codes [B, T] that `tokenizer` gives to images, in raster order of its grid.
 
     The codes of the training set are computed once (`prepare`). The label, or the cluster of the image, is a
-    token before the codes. Raises UsageError for a stage `tokenizer` that makes no codes.
+    token before the codes. With `mask` there is a token for an unknown code, the last. Raises UsageError for
+    a stage `tokenizer` that makes no codes.
     """
 
     best = "loss"
     tokenizer: Tokenizer
 
-    def __init__(self, data: DataInfo, tokenizer: Model, labels: ClusterOptions):
+    def __init__(
+        self,
+        data: DataInfo,
+        tokenizer: Model,
+        labels: ClusterOptions,
+        net: TransformerOptions,
+        *,
+        mask: bool = False,
+        near: bool = False,
+    ):
         super().__init__(data, labels)
         if not isinstance(tokenizer, Tokenizer):
             raise UsageError("the stage `tokenizer` makes no codes", hint="make it a `vqvae` or a `vqgan`")
         self.attach("tokenizer", tokenizer)
         self.grid, self.codes, self.length = tokenizer.grid, tokenizer.codes, math.prod(tokenizer.grid)
+        self.label = ClassEmbedding(labels.count(data), net.width)
+        self.embed = nn.Embedding(self.codes + mask, net.width)
+        self.position = Position(self.grid, net.width)
+        self.trunk = Trunk(net, self.grid if near else None)
+        self.head = nn.Linear(net.width, self.codes, bias=mask)
+        for layer in (self.label.table, self.embed, self.head):
+            nn.init.normal_(layer.weight, std=initial_std(net.width))
 
     def phases(self) -> list[Phase]:
         """One phase, with weight decay for matrices alone."""
@@ -174,7 +185,7 @@ class Prior(Labelled):
         y, drop = super().training_labels(batch)
         return y, drop if drop is None or self.training else torch.zeros_like(drop)
 
-    def nll(self, codes: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
+    def nll(self, codes: Tensor, labels: Labels, noise: Noise) -> Tensor:
         """−log p(codes | labels) [B] in nats, or an upper bound of it."""
         raise NotImplementedError
 
@@ -212,8 +223,7 @@ class Prior(Labelled):
         """For every class, or cluster, its labels for all rows of codes [B, T]."""
         if self.clusters is not None:
             return list(torch.arange(len(self.clusters), device=codes.device)[:, None].expand(-1, len(codes)))
-        classes = spread_labels(None, len(self.data.classes), self.data, codes.device)
-        return [y.expand(len(codes), *y.shape) for y in classes]
+        return every_label(self.data, len(codes), codes.device)
 
     def score_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
         """‖x − x̂‖² [B], the error of reconstructions."""

@@ -81,8 +81,7 @@ class Codebook(nn.Module):
         self.register_buffer("started", torch.tensor(False))
 
     def forward(self, z: Tensor, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
-        """z_q with a straight-through gradient, and the loss with values to log; in training it updates the
-        codes."""
+        """z_q with a straight-through gradient, and the loss, with values to log; training updates codes."""
         z, codes, e = self.nearest(z)
         share = ranks.mean(self._count(codes), self)
         loss = self.options.beta * F.mse_loss(z, e.detach())
@@ -91,11 +90,8 @@ class Codebook(nn.Module):
         if self.training:
             self._update(z.detach(), codes, share, noise)
         perplexity = (-torch.special.xlogy(share, share).sum()).exp()
-        return z + (e - z).detach(), {
-            "loss": loss,
-            "perplexity": perplexity,
-            "dead": self._dead().to(share.dtype).mean(),
-        }
+        logged = {"perplexity": perplexity, "dead": self._dead().to(share.dtype).mean()}
+        return z + (e - z).detach(), {"loss": loss, **logged}
 
     def nearest(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """z [B, dim, h, w], normalised where `cosine` says so, its codes [B, h, w] int64 and their vectors
@@ -185,7 +181,6 @@ class Tokenizer(Model):
     def __init__(
         self,
         data: DataInfo,
-        *,
         grid: tuple[int, int],
         encoder: nn.Module,
         codebook: Codebook,

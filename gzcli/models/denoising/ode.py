@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gzcli.core.errors import DivergedError, UsageError
 from gzcli.core.types import Noise, Progress, no_progress
-from gzcli.models.nn.common import double
+from gzcli.models.nn import double
 
 Solver = Literal["euler", "midpoint", "heun", "rk4", "adaptive"]  # a name of `TABLEAUX`, or adaptive
 Velocity = Callable[[Tensor, Tensor], Tensor]

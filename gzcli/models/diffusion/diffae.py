@@ -27,8 +27,7 @@ from gzcli.models.denoising.applications import through_noise
 from gzcli.models.diffusion.ddpm import Diffusion, DiffusionOptions, PathOptions, SamplingOptions
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import at_least, full_fp32, interpolated, pairs_of, spread_labels, stacked, to_fp32
-from gzcli.models.nn.attention import Attention
-from gzcli.models.nn.norms import GroupNorm
+from gzcli.models.nn.layers import Attention, GroupNorm
 from gzcli.models.nn.unet import Down, ResBlock, Stage, UNet, UNetOptions, attended, patched, widths_of
 
 EPS = 1e-5
@@ -55,7 +54,7 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         for k, attend in enumerate(attended(data.shape, len(mult), options)):
             o = channels * mult[k]
-            half = Down(o, 1) if k < last else None
+            half = Down(o) if k < last else None
             self.down.append(stage(c, o, options.layers, [attend] * options.layers, half))
             c = o
         self.mid = stage(c, c, 2, [True, False])

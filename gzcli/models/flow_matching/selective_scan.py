@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from gzcli.models.nn.common import to_fp32, valueless
+from gzcli.models.nn import to_fp32, valueless
 
 CACHED = 2**18  # elements of a chunk's states on a CPU
 

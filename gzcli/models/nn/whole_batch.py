@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gzcli.core import ranks
-from gzcli.models.nn.common import to_fp32
+from gzcli.models.nn import to_fp32
 
 
 class AllMean(torch.autograd.Function):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gzcli.core import ranks
-from gzcli.models.nn.common import from_levels, full_fp32, to_fp32, zero_init
+from gzcli.models.nn import from_levels, full_fp32, to_fp32, zero_init
 
 # a channel of a smaller standard deviation is constant and keeps its scale; dequantised 8-bit noise has
 # 1.1e-3
@@ -35,6 +35,27 @@ class Initialised(nn.Module):
 
     initialized: Tensor  # boolean scalar, a buffer
     initialising: bool = False
+
+
+@contextmanager
+def initialising(model: nn.Module) -> Iterator[bool]:
+    """A context in which the first batch initialises the layers that are not yet; yields whether there are
+    any."""
+    fresh = [m for m in model.modules() if isinstance(m, Initialised) and not m.initialized]
+    for m in fresh:
+        m.initialising = True
+    try:
+        yield bool(fresh)
+    finally:
+        for m in fresh:
+            m.initialising = False
+
+
+def moments(x: Tensor, module: nn.Module) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [C] of each channel of x [B, C, H, W], over the batch of all ranks."""
+    x = to_fp32(x)
+    mean = ranks.mean(x.mean((0, 2, 3)), module)
+    return mean, ranks.mean((x - per_channel(mean)).square().mean((0, 2, 3)), module).sqrt()
 
 
 class ActNorm(Bijection, Initialised):
@@ -59,26 +80,10 @@ class ActNorm(Bijection, Initialised):
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
         """Fits scale and bias to the batch of all ranks, once."""
-        x = to_fp32(x)
-        mean = ranks.mean(x.mean((0, 2, 3)), self)
-        std = ranks.mean((x - per_channel(mean)).square().mean((0, 2, 3)), self).sqrt()
+        mean, std = moments(x, self)
         self.bias.copy_(-mean)
         self.log_scale.copy_(-torch.where(std > MIN_STD, std, 1.0).log())
         self.initialized.fill_(True)
-
-
-@contextmanager
-def initialising(model: nn.Module) -> Iterator[bool]:
-    """A context in which the first batch initialises the layers that are not yet; yields whether there are
-    any."""
-    fresh = [m for m in model.modules() if isinstance(m, Initialised) and not m.initialized]
-    for m in fresh:
-        m.initialising = True
-    try:
-        yield bool(fresh)
-    finally:
-        for m in fresh:
-            m.initialising = False
 
 
 def per_channel(t: Tensor) -> Tensor:
@@ -88,10 +93,7 @@ def per_channel(t: Tensor) -> Tensor:
 
 def dequantise(x: Tensor, levels: int, u: Tensor) -> tuple[Tensor, float]:
     """Images [B, C, H, W] in [-1, 1] as v = (k + u) / levels in [0, 1), with u uniform on [0, 1); and −D·log
-    levels.
-
-    E_u[log p_v(v)] − D log L bounds log P(k) from below (Theis 2016, eq. 4).
-    """
+    levels, as E_u[log p_v(v)] − D log L bounds log P(k) from below (Theis 2016, eq. 4)."""
     k = (x + 1) * ((levels - 1) / 2)
     return (k + u) / levels, -math.log(levels) * x[0].numel()
 
@@ -120,6 +122,11 @@ def gaussian_log_prob(z: Tensor) -> Tensor:
     return -0.5 * (z.square() + math.log(2 * math.pi)).flatten(1).sum(1)
 
 
+def log_logistic(y: Tensor) -> Tensor:
+    """The log-density of the standard logistic distribution, summed over all but the first dimension, [B]."""
+    return -(F.softplus(y) + F.softplus(-y)).flatten(1).sum(1)
+
+
 class Logit(Bijection):
     """logit(alpha/2 + (1 − alpha) v) for v in [0, 1] (Dinh 2017, §4.1)."""
 
@@ -140,8 +147,7 @@ class Logit(Bijection):
 
 class InvertibleConv1x1(Bijection):
     """y = W x at each pixel with W = P L (U + diag(s)): log |det W| = Σ log |s| (Glow, §3.2, eq. 10–11). P is
-    drawn once. In eval mode W⁻¹ is cached until a parameter is written to, moved or loaded.
-    """
+    drawn once. In eval mode W⁻¹ is cached until a parameter is written to, moved or loaded."""
 
     permutation: Tensor
     sign: Tensor
@@ -202,20 +208,13 @@ class InvertibleConv1x1(Bijection):
         return super().train(mode)
 
 
-class ZeroConv(nn.Conv2d):
-    """A 3×3 convolution that starts at zero, with outputs scaled by exp(3 · log_scale), log_scale learned
-    (Glow's `Conv2dZeros`)."""
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """weight [C, C] and bias [C] applied at each pixel of x [B, C, H, W], in one product where x is
+    channels-last."""
+    return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
 
-    bias: Tensor
 
-    def __init__(self, channels: int, out: int):
-        super().__init__(channels, out, 3, padding=1)
-        zero_init(self)
-        self.log_scale = nn.Parameter(torch.zeros(out))
-
-    def forward(self, h: Tensor) -> Tensor:
-        scale = (3 * self.log_scale).exp()  # applied to the weights, which costs nothing per pixel
-        return F.conv2d(h, self.weight * scale[:, None, None, None], self.bias * scale, padding=1)
+# ---- couplings and their networks
 
 
 class AffineCoupling(Bijection):
@@ -311,7 +310,7 @@ def checkerboard(channels: int) -> list[int]:
     """The order of squeezed channels with the black squares of a checkerboard in the first half, the white
     ones in the second: of a square (a b / c d) a and d are black, so that a checkerboard mask is a split in
     halves."""
-    return [i for i in range(channels) if i % 4 in (0, 3)] + [i for i in range(channels) if i % 4 in (1, 2)]
+    return sorted(range(channels), key=lambda i: i % 4 in (1, 2))
 
 
 def halves(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
@@ -321,24 +320,20 @@ def halves(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]
     return (first, second) if dtype is None else (first.to(dtype), second.to(dtype))
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """weight [C, C] and bias [C] applied at each pixel of x [B, C, H, W], in one product where x is
-    channels-last."""
-    return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
+class ZeroConv(nn.Conv2d):
+    """A 3×3 convolution that starts at zero, with outputs scaled by exp(3 · log_scale), log_scale learned
+    (Glow's `Conv2dZeros`)."""
 
+    bias: Tensor
 
-class ConvNet(nn.Module):
-    """Glow's network: convolutions of 3×3, 1×1 and 3×3, the first two with ActNorm and ReLU."""
+    def __init__(self, channels: int, out: int):
+        super().__init__(channels, out, 3, padding=1)
+        zero_init(self)
+        self.log_scale = nn.Parameter(torch.zeros(out))
 
-    def __init__(self, channels: int, out: int, hidden: int):
-        super().__init__()
-        self.first = ActNormConv(channels, hidden, 3)
-        self.second = ActNormConv(hidden, hidden, 1)
-        self.last = ZeroConv(hidden, out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = F.relu(self.first(x), inplace=True)
-        return self.last(F.relu(self.second(h), inplace=True))
+    def forward(self, h: Tensor) -> Tensor:
+        scale = (3 * self.log_scale).exp()  # applied to the weights, which costs nothing per pixel
+        return F.conv2d(h, self.weight * scale[:, None, None, None], self.bias * scale, padding=1)
 
 
 class ActNormConv(nn.Module):
@@ -356,3 +351,17 @@ class ActNormConv(nn.Module):
         scale = self.norm.log_scale.exp()
         weight, bias = self.conv.weight * scale[:, None, None, None], self.norm.bias * scale
         return F.conv2d(h, weight, bias, padding=self.conv.padding)
+
+
+class ConvNet(nn.Module):
+    """Glow's network: convolutions of 3×3, 1×1 and 3×3, the first two with ActNorm and ReLU."""
+
+    def __init__(self, channels: int, out: int, hidden: int):
+        super().__init__()
+        self.first = ActNormConv(channels, hidden, 3)
+        self.second = ActNormConv(hidden, hidden, 1)
+        self.last = ZeroConv(hidden, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.first(x), inplace=True)
+        return self.last(F.relu(self.second(h), inplace=True))

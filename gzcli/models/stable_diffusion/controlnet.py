@@ -81,11 +81,7 @@ class ControlNet(StableDiffusion):
     condition: ClassVar[str] = "control"
 
     def __init__(
-        self,
-        data: DataInfo,
-        *,
-        tuning: TuningOptions = TuningOptions(),
-        caption_dropout: float = 0.5,
+        self, data: DataInfo, *, tuning: TuningOptions = TuningOptions(), caption_dropout: float = 0.5
     ):
         super().__init__(data, tuning, caption_dropout)
         halvings = self.pipe.vae_scale_factor.bit_length() - 1
