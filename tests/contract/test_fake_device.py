@@ -271,7 +271,7 @@ class Paths:
         seen, method = self.trained.seen(self.batch), getattr(self.model, name)
         cheap = {key: value for key, value in CHEAP.items() if key in defaults(method)}
         with self.trained.scoring(), torch.no_grad():
-            found = method(seen.x, noise=seen.noise, **cheap)
+            found = method(seen.x, noise=seen.noise, **grouped(method, cheap))
         assert found.shape == (len(seen), *seen.x.shape[2:])
 
     def log_prob(self) -> None:

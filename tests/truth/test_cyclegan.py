@@ -20,6 +20,8 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, BatchNoise, DataInfo, no_progress
 from gzcli.data.packs.batches import TrainBatches, to_uint8
 from gzcli.data.packs.open import open_pack
+from gzcli.engine.checkpoint import extra_of, weights_of
+from gzcli.engine.state import resume
 from gzcli.models.gan.cyclegan import MEMORY, CycleGAN, ImagePool, Translator, TranslatorOptions
 from gzcli.models.nn.perceptual import gaussian_window, ssim_parts
 from gzcli.recipe.resolve import resolve
@@ -123,8 +125,6 @@ def test_the_pool_is_that_of_the_paper():
 
 
 def test_the_pool_is_no_weight_but_goes_on_after_a_resume():
-    from gzcli.engine.checkpoint import extra_of, weights_of
-
     one, two = model(pool=4), model(pool=4)
     one.loss(batch(images(3), images(3, seed=1)), "discriminator")
     state = one.state_dict()
@@ -137,7 +137,7 @@ def test_the_pool_is_no_weight_but_goes_on_after_a_resume():
     first = trainer(recipe(case, steps=2))
     first.fit()
     second = trainer(recipe(case, steps=3, sets=(f"train.init={first.run.path / 'model.safetensors'}",)))
-    state.resume(second.state)
+    resume(second.state)
     assert first.model.pool_a.count == 8 and second.model.pool_a.count == 0
     assert torch.equal(first.model.disc_a.head.weight, second.model.disc_a.head.weight)
 

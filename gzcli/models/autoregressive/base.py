@@ -64,7 +64,6 @@ class PixelModel(Model):
         raise NotImplementedError
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
-        """Negative log-likelihood in nats an image; logs bits per dimension."""
         nats = -self._pixels_log_prob(batch.x, batch.y if self.conditional else None).flatten(1).sum(1).mean()
         return {"loss": nats, "bpd": bits(nats, self.data)}
 
@@ -178,7 +177,6 @@ class PixelModel(Model):
 
 
 def grey_levels(data: DataInfo) -> int:
-    """The grey levels of the images. Raises UsageError for latents, which have none."""
     if data.levels is None:
         message = "this model is of pixels with grey levels, and latents have none"
         raise UsageError(message, hint="leave `data.latent` out")
@@ -191,8 +189,7 @@ def first_rows(x: Tensor, rows: int) -> Tensor:
 
 
 class WholeNet:
-    """`Incremental` without caches: every output is a pass of the whole network over x, which holds the
-    values drawn so far."""
+    """`Incremental` without caches: every output is a pass of the whole network over x, as far as drawn."""
 
     def __init__(self, net: PixelModel, x: Tensor, labels: Labels):
         self.net, self.x, self.labels, self.i = net, x, labels, -1

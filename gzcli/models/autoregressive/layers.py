@@ -34,7 +34,6 @@ def group_mask(n_out: int, n_in: int, groups: int, *, parts: int = 1, strict: bo
 
 
 def output_groups(n_out: int, groups: int, parts: int = 1) -> Tensor:
-    """[n_out]: the channel group of each output."""
     part = n_out // parts
     return torch.arange(n_out) % part * groups // part
 
@@ -123,7 +122,6 @@ class RowCache:
         return self.output()
 
     def push(self, row: Tensor) -> None:
-        """Enters the next input row."""
         self.rows.append(F.pad(row, (self.conv.side, self.conv.side)))
         self.i += 1
 

@@ -88,8 +88,7 @@ class PixelCNN(PixelModel):
 
     @torch.no_grad()
     def on_start(self, batch: Batch) -> None:
-        """Sets the bias of the softmax to the distribution of grey levels in the first batch, unless it is
-        set."""
+        """Sets the bias of the softmax to the grey levels of the first batch, unless it is set."""
         if self.logits.bias.any():
             return
         levels = self.levels

@@ -65,8 +65,7 @@ def vertical_conv(n_in: int, n_out: int, *, stride: int = 1) -> VerticalConv:
 
 
 class GatedResNet(nn.Module, Generic[Conv]):
-    """h + a σ(b), [a, b] = conv_out([elu(y), elu(−y)]) + label bias, y = conv_in(e) + Σ 1×1(side), of one
-    stream."""
+    """h + a σ(b), [a, b] = conv_out(elus(y)) + label bias, y = conv_in(e) + Σ 1×1(side), of one stream."""
 
     def __init__(
         self, conv: Callable[[int, int], Conv], hidden: int, sides: int, classes: int, dropout: float
@@ -173,8 +172,7 @@ def u_net(
 
 
 class CornerCache:
-    """Computes a `CornerConv` pixel by pixel: at the start of a row the contribution of the row above, then
-    for each pixel the rest."""
+    """Computes a `CornerConv` pixel by pixel, after the contribution of the row above."""
 
     base: Tensor  # [n, W, n_out], the row above's contribution
 
@@ -204,8 +202,7 @@ class CornerCache:
 
     @property
     def has_output(self) -> bool:
-        """Whether there is an output for the pixel that was entered last: a strided one skips rows and
-        columns."""
+        """Whether the last pixel has an output: a strided convolution skips rows and columns."""
         return self.i % self.stride == 0 and self.j % self.stride == 0
 
     def output(self) -> Tensor:
@@ -370,8 +367,7 @@ class PixelCNNpp(PixelModel):
 
 
 class IncrementalPixelCNNpp:
-    """`Incremental`: the vertical stream row by row, the corner one pixel by pixel, coarser scales at every
-    second."""
+    """`Incremental`: the vertical stream row by row, the corner one pixel by pixel."""
 
     def __init__(self, net: PixelCNNpp, n: int, labels: Labels):
         width = net.data.shape[2]

@@ -37,8 +37,7 @@ class TransformerOptions:
 
 
 def initial_std(width: int) -> float:
-    """The standard deviation of initial weights: GPT-2's .02 at its width of 768, and more at smaller widths,
-    which speeds up learning."""
+    """The deviation of initial weights: GPT-2's .02 at its width of 768, more at smaller widths."""
     return 0.02 * math.sqrt(768 / width)
 
 
@@ -50,16 +49,14 @@ class KVCache:
         self.seen = 0
 
     def add(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends k, v [n, heads, new, head_dim] of new positions; returns the keys and the values of all
-        positions so far."""
+        """Appends k, v [n, heads, new, head_dim]; returns the keys and the values of all positions so far."""
         before, self.seen = self.seen, self.seen + k.shape[2]
         self.kv[:, :, :, before : self.seen] = torch.stack([k, v])
         return self.kv[0, :, :, : self.seen], self.kv[1, :, :, : self.seen]
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention and an MLP, both residual; with a grid, after a depthwise 3×3 convolution over its
-    codes."""
+    """Self-attention and an MLP; with a grid, after a depthwise 3×3 convolution over its codes."""
 
     def __init__(self, width: int, heads: int, dropout: float, grid: tuple[int, int] | None = None):
         super().__init__()
@@ -114,14 +111,12 @@ class Trunk(nn.Module):
         return self.norm(h)
 
     def caches(self, n: int, length: int) -> list[KVCache]:
-        """An empty cache for each block, of up to `length` positions of n sequences."""
         heads, size = self.options.heads, self.options.width // self.options.heads
         return [KVCache(n, heads, length, size, self.norm.weight) for _ in self.blocks]
 
 
 class Position(nn.Module):
-    """A learned vector for each row and one for each column of the grid: forward() is [h · w, width], in
-    raster order."""
+    """A learned vector for each row and each column of the grid: [h · w, width], in raster order."""
 
     def __init__(self, grid: tuple[int, int], width: int):
         super().__init__()
@@ -175,13 +170,11 @@ class Prior(Labelled):
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
-        """The codes of a batch's images."""
         codes = self.tokenizer.encode(batch.x).flatten(1)
         return {"codes": codes.to(torch.int16) if self.codes <= 2**15 else codes}
 
     def training_labels(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        """The labels of a batch, [B] or [B, K], or its clusters, and which of them are hidden, [B]: in
-        training alone."""
+        """The labels of a batch, or its clusters, and which of them are hidden: in training alone."""
         y, drop = super().training_labels(batch)
         return y, drop if drop is None or self.training else torch.zeros_like(drop)
 
@@ -192,7 +185,6 @@ class Prior(Labelled):
     # ---- images
 
     def images(self, codes: Tensor) -> Tensor:
-        """The images [B, C, H, W] of codes [B, T]."""
         return self.tokenizer.decode(codes.unflatten(1, self.grid))
 
     def reconstruct(self, x: Tensor, *, noise: Noise, progress: Progress) -> Applied:
@@ -208,8 +200,7 @@ class Prior(Labelled):
         return math.log(len(self.data.classes)) - self.class_log_prob(codes, noise).logsumexp(1)
 
     def joint_nll(self, codes: Tensor, x: Tensor, noise: Noise) -> Tensor:
-        """−log p(codes, c) [B] in nats, of the codes and the clusters c of images x; without clusters
-        −log p(codes)."""
+        """−log p(codes, c) [B] in nats, with the clusters c of images x; without clusters −log p(codes)."""
         if self.clusters is None:
             return self.nll(codes, None, noise)
         c = self.clusters(x)

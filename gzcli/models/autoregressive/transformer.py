@@ -55,15 +55,13 @@ class Transformer(Prior):
         super().__init__(data, tokenizer, condition, net)
 
     def forward(self, codes: Tensor, labels: Labels = None, drop: Tensor | None = None) -> Tensor:
-        """The logits [B, T, codes] of each of codes [B, T] given those before it; T may be less than the
-        whole grid."""
+        """The logits [B, T, codes] of each of codes [B, T], the first of the grid, given those before it."""
         n, t = codes.shape
         first = self.label(labels, n, drop)[:, None]
         h = torch.cat([first, self.embed(codes[:, :-1])], 1) + self.position()[:t]
         return to_fp32(self.head(self.trunk(h, causal=True)))
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
-        """Nats a code; logs bits a code."""
         codes, (labels, drop) = batch.extra["codes"].long(), self.training_labels(batch)
         nats = F.cross_entropy(self(codes, labels, drop).flatten(0, 1), codes.flatten())
         return {"loss": nats, "bits": nats.detach() / math.log(2)}
@@ -134,8 +132,7 @@ class Transformer(Prior):
         return Applied(done, rows=("completed",), known=first_rows(x, rows), how="kept", labels=labels)
 
     def drawn_cluster(self, codes: Tensor, noise: Noise) -> Tensor | None:
-        """A cluster [B] drawn from p(c | codes) given the first codes [B, kept] of images; None without
-        clusters."""
+        """A cluster [B] drawn from p(c | codes) given the first codes of images; None without clusters."""
         if self.clusters is None:
             return None
         joint = self.clusters.shares.log().expand(len(codes), -1)

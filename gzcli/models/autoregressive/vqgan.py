@@ -53,7 +53,6 @@ class ConvOptions:
     groups: int = 8
 
     def widths(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The channels of each level of images (C, H, W), the finest first."""
         times = halved(shape)
         # those of the authors' models of 4, 8 and 16 pixels a code; coarser ones begin with more levels of 1
         mult = MULT.get(times, (1,) * (times - 4) + MULT[4]) if self.mult is None else self.mult
@@ -68,7 +67,6 @@ class ConvOptions:
         return nn.Sequential(*layers)
 
     def middle(self, c: int) -> nn.Sequential:
-        """At the lowest resolution: a block, attention, a block."""
         attention = [Attention(c, c, self.groups, EPS)] if self.attention else []
         return nn.Sequential(ResBlock(c, c, self.groups), *attention, ResBlock(c, c, self.groups))
 
@@ -111,8 +109,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """z [B, dim, h, w] → [B, channels, H, W], the mirror image of the encoder with one block more at each
-    level; `sizes` are those of its levels, finest first."""
+    """z [B, dim, h, w] → [B, channels, H, W]; one block more at each level than the encoder."""
 
     def __init__(
         self,

@@ -63,8 +63,7 @@ class GeneratorOptions:
 
 
 class Generator(nn.Module):
-    """z [B, latent] and the embedding of labels → images [B, C, H, W] in [-1, 1], fp32, through the critic's
-    sizes."""
+    """z [B, latent] and labels → images [B, C, H, W] in [-1, 1], fp32, through the critic's sizes."""
 
     def __init__(self, shape: tuple[int, ...], options: GeneratorOptions, classes: int = 0):
         super().__init__()
@@ -113,8 +112,7 @@ def color(x: Tensor, u: Tensor) -> Tensor:
 
 
 def translation(x: Tensor, u: Tensor) -> Tensor:
-    """Images moved by up to an eighth of each side; uncovered pixels are -1, the colour of an empty
-    background."""
+    """Images moved by up to an eighth of each side; uncovered pixels are -1, an empty background."""
     b, _, height, width = x.shape
     dy, dx = (((2 * u[:, i] - 1) * side / 8).round().long() for i, side in enumerate((height, width)))
     rows = torch.arange(height, device=x.device) + dy[:, None]  # [B, H]
@@ -244,7 +242,6 @@ class GAN(Model):
         return diff_augment(x, self.options.augment, noise)
 
     def adversarial_loss(self, fake: Tensor, y: Labels, noise: Noise) -> Tensor:
-        """The generator's loss by the critic's outputs for its images."""
         return OBJECTIVES[self.options.objective].generator(self.critic(self.augmented(fake, noise), y))
 
     def generator_loss(self, batch: Batch, z: Tensor, y: Labels) -> dict[str, Tensor]:
@@ -321,7 +318,8 @@ class GAN(Model):
         n, tries, feature = len(x), self.first_labels(x, labels, search.starts), search.feature
         with torch.inference_mode(False), torch.enable_grad():
             exact, z = double(x.detach()).clone(), double(noise.randn(n, len(tries) * self.latent)).clone()
-            generator, critic = (copy.deepcopy(net).to(z.dtype) for net in (self.generator, self.critic))
+            generator = copy.deepcopy(self.generator).to(z.dtype)
+            critic = copy.deepcopy(self.critic).to(z.dtype)
             target = critic.maps(exact).detach() if feature else None
 
             def distance(z: Tensor, y: Labels) -> Tensor:

@@ -128,13 +128,11 @@ class ResBlock(nn.Module):
 
 
 def normed(conv: nn.Conv2d) -> nn.Sequential:
-    """The convolution, instance norm and ReLU."""
     return nn.Sequential(conv, nn.InstanceNorm2d(conv.out_channels), nn.ReLU())
 
 
 def reflecting(inputs: int, outputs: int, kernel: int, bias: bool = False) -> nn.Conv2d:
-    """A convolution that keeps the size, with reflection at the borders; before instance norm it needs no
-    bias."""
+    """A convolution that keeps the size, with reflection at the borders."""
     return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, padding_mode="reflect", bias=bias)
 
 
@@ -305,8 +303,7 @@ class CycleGAN(Model):
         return self.remembered(n, noise, direction)[0]
 
     def remembered(self, n: int, noise: Noise, direction: SampleDirection) -> tuple[Tensor, Tensor | bool]:
-        """n of the kept images, drawn from those that can be translated in a direction, and whether they are
-        of A."""
+        """n of the kept images, drawn from those of a direction, and whether they are of A."""
         domains = {"both": slice(0, 2), "AtoB": slice(0, 1), "BtoA": slice(1, 2)}[direction]
         images = self.memory[domains].flatten(0, 1)
         pick = noise.randint(len(images), n)
@@ -336,7 +333,8 @@ class CycleGAN(Model):
 
     def applied(self, x: Tensor, y: Labels, direction: Direction, progress: Progress, back: bool) -> Applied:
         """The images that can be translated in a direction, translated, and with `back` translated back."""
-        rows, from_a = torch.arange(len(x), device=x.device), direction == "AtoB"
+        rows = torch.arange(len(x), device=x.device)
+        from_a: Tensor | bool = direction == "AtoB"
         if direction == "auto":
             from_a = self.of_a(x, y)
         elif y is not None:

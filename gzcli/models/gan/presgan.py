@@ -138,7 +138,6 @@ class PresGAN(GAN):
         ]
 
     def sigma(self) -> Tensor:
-        """σ [C, H, W], within its bounds."""
         return self.log_sigma.clamp(*self.bounds).exp()
 
     # ---- training
@@ -167,8 +166,7 @@ class PresGAN(GAN):
         }
 
     def density_gradient(self, x: Tensor, z: Tensor, y: Labels, noise: Noise) -> tuple[Tensor, Tensor]:
-        """∇ₓ log p(x) [B, C, H, W] by chains from z [B, latent], and their mean acceptance, which adapts
-        their step size."""
+        """∇ₓ log p(x) by chains from z, and their mean acceptance, which adapts their step size."""
         options, sigma, potential = self.entropy, self.sigma().detach(), self.potential(x, y)
         accepted, score = [], torch.zeros_like(x)
         with torch.autocast(x.device.type, enabled=False):

@@ -79,8 +79,7 @@ def needs_labels(conditional: bool, data: DataInfo) -> bool:
 
 
 def spread_labels(labels: Tensor | None, n: int, data: DataInfo, device: torch.device) -> Tensor:
-    """The labels of n samples of a conditional model, [n] int64 or, for multi-label data, [n, K] one-hot:
-    those given, else sample i has class i % K."""
+    """The labels of n samples, [n] int64 or [n, K]: those given, else sample i has class i % K."""
     if labels is not None:
         return labels.to(device)
     y = torch.arange(n, device=device) % len(data.classes)
@@ -170,8 +169,7 @@ def valueless() -> bool:
 
 @contextmanager
 def full_fp32(device: torch.device) -> Iterator[None]:
-    """A context in which products and convolutions are in full fp32: no autocast, no TF32. For maps that are
-    inverted, for likelihoods, and for results that must not depend on the device."""
+    """A context of full fp32: no autocast, no TF32, so that results do not depend on the device."""
     before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
@@ -231,8 +229,7 @@ Mix = Callable[[Tensor, Tensor, Tensor], Tensor]  # (a, b, t) → a for t = 0, b
 
 
 def interpolated(z: Tensor, frames: int, mix: Mix = torch.lerp) -> Tensor:
-    """Codes from code 0 to 1, 2 to 3, … of z [n, D], ends included: [n // 2 · frames, D], pair by pair.
-    Raises UsageError for fewer than two codes, or frames."""
+    """Codes [n // 2 · frames, D] from code 0 to 1, 2 to 3, … of z [n, D], ends included, pair by pair."""
     at_least(2, frames=frames)
     a, b = pairs_of(z).unflatten(0, (-1, 2)).unsqueeze(2).unbind(1)  # [pairs, 1, D] each
     return mix(a, b, torch.linspace(0, 1, frames, device=z.device)[:, None]).flatten(0, 1)

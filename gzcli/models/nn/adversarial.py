@@ -185,8 +185,7 @@ def gradient_penalty(
 
 
 def r1_penalty(critic: nn.Module, real: Tensor, y: Tensor | None = None) -> Tensor:
-    """½ ‖∇ f(x)‖₂² of each real image, [B], in fp32 also under autocast (Mescheder 2018, arXiv:1801.04406,
-    eq. 9)."""
+    """½ ‖∇ f(x)‖₂² of each real image, [B], in fp32 (Mescheder 2018, arXiv:1801.04406, eq. 9)."""
     return 0.5 * _gradient(critic, real.detach().clone(), y).square().sum(1)
 
 

@@ -98,7 +98,11 @@ class DiTNet(nn.Module):
                     nn.init.zeros_(layer.bias)
         for layer in (self.time[0], self.time[2], *([self.label.table] if self.label else [])):
             nn.init.normal_(layer.get_parameter("weight"), std=0.02)
-        for layer in (*(block.modulation for block in self.blocks), self.modulation, self.out):
+        for layer in (
+            *(block.get_submodule("modulation") for block in self.blocks),
+            self.modulation,
+            self.out,
+        ):
             zero_init(layer)
 
     def to_diffusers(self) -> nn.Module:

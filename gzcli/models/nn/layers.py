@@ -18,8 +18,7 @@ HALVES = (torch.bfloat16, torch.float16)
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm whose output has the type of its input. Raises UsageError where the channels do not divide
-    into the groups."""
+    """Group norm whose output has the type of its input."""
 
     def __init__(self, groups: int, channels: int, eps: float = 1e-5):
         if channels % groups:

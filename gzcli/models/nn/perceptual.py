@@ -120,8 +120,7 @@ def blur(x: Tensor, window: Tensor) -> Tensor:
 
 
 def ssim_parts(x: Tensor, y: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
-    """Means over pixels [B, C] of SSIM and of its contrast·structure, of images x and y [B, C, H, W] in [0,
-    1]."""
+    """Means over pixels [B, C] of SSIM and of its contrast·structure, for images in [0, 1]."""
     mu_x, mu_y = blur(x, window), blur(y, window)
     var_x, var_y = blur(x * x, window) - mu_x**2, blur(y * y, window) - mu_y**2
     cov = blur(x * y, window) - mu_x * mu_y

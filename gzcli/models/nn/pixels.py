@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -48,17 +48,8 @@ def gaussian_log_mass(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -
     return torch.where(first, log_above, torch.where(last, torch.special.log_ndtr(-below), inner))
 
 
-class LocationScale(NamedTuple):
-    """A family of distributions with a location and a scale."""
-
-    log_mass: Callable[[Tensor, Tensor, Tensor, int], Tensor]  # of x's level, by mean, log scale and levels
-    quantile: Callable[[Tensor], Tensor]  # of the standard distribution
-
-
-LOCATION_SCALE: dict[str, LocationScale] = {
-    "gaussian": LocationScale(gaussian_log_mass, torch.special.ndtri),
-    "logistic": LocationScale(logistic_log_mass, torch.logit),
-}
+LOG_MASS = {"gaussian": gaussian_log_mass, "logistic": logistic_log_mass}
+QUANTILE = {"gaussian": torch.special.ndtri, "logistic": torch.logit}
 Kind = Literal["auto", "bernoulli", "gaussian", "logistic", "mixture"]
 
 
@@ -96,7 +87,7 @@ class Pixels:
             eps = (x - mean) * torch.exp(-log_scale)
             log_p = -0.5 * (eps**2 + math.log(2 * math.pi)) - log_scale
         else:
-            log_p = LOCATION_SCALE[self.kind].log_mass(x, mean, log_scale, self.levels)
+            log_p = LOG_MASS[self.kind](x, mean, log_scale, self.levels)
         return log_p.flatten(1).sum(1)
 
     def mean_scale(self, out: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,7 +110,7 @@ class Pixels:
         if self.kind == "bernoulli":
             return (u < torch.sigmoid(out)).to(out.dtype) * 2 - 1
         mean, log_scale = self.mean_scale(out)
-        x = mean + LOCATION_SCALE[self.kind].quantile(u) * torch.exp(log_scale)
+        x = mean + QUANTILE[self.kind](u) * torch.exp(log_scale)
         return x if self.levels is None else from_levels(to_levels(x.clamp(-1, 1), self.levels), self.levels)
 
 

@@ -136,8 +136,7 @@ class UNet(nn.Module):
     def of(
         cls, data: DataInfo, options: UNetOptions, *, classes: int = 0, guides: int = 0, **more: Any
     ) -> Self:
-        """The network of images like `data`, with `guides` more channels of input. Raises UsageError for
-        sides that do not fit."""
+        """The network of images like `data`, with `guides` more channels of input."""
         c, mult = data.shape[0], widths_of(data.shape, options)
         sizes = asdict(options) | {
             "channels": tuple(options.channels * m for m in mult),
@@ -221,8 +220,7 @@ def positions(shape: tuple[int, ...], patch: int) -> int:
 
 
 def widths_of(shape: tuple[int, ...], options: UNetOptions) -> tuple[int, ...]:
-    """The width of each level, in units of `channels`, for images of a shape [C, H, W]. Raises UsageError
-    as `positions`."""
+    """The width of each level, in units of `channels`, for images of a shape [C, H, W]."""
     side = positions(shape, options.patch)
     if options.mult is not None:
         return options.mult
@@ -245,8 +243,7 @@ def attended(shape: tuple[int, ...], levels: int, options: UNetOptions) -> tuple
 
 
 def patched(x: Tensor, patch: int) -> Tensor:
-    """[B, C, H, W] → [B, C p², H / p, W / p], the pixels of each patch side by side. Raises UsageError as
-    `positions`."""
+    """[B, C, H, W] → [B, C p², H / p, W / p], the pixels of each patch side by side."""
     if patch == 1:
         return x
     positions(tuple(x.shape[1:]), patch)
@@ -254,8 +251,7 @@ def patched(x: Tensor, patch: int) -> Tensor:
 
 
 class Stage(nn.Module):
-    """The residual blocks of one resolution, the attention after each, and the change of resolution that
-    follows."""
+    """The residual blocks of one resolution, the attention after each, and what leads to the next one."""
 
     def __init__(
         self, blocks: list[ResBlock], attentions: list[Attention | None], resample: nn.Module | None = None
@@ -285,8 +281,7 @@ class UpStage(Stage):
 
 
 class ResBlock(nn.Module):
-    """x [B, in, H, W], emb [B, dim] → [B, out, H, W]: two pre-activated 3×3 convolutions around the
-    embedding, if dim > 0."""
+    """Two pre-activated 3×3 convolutions of x [B, in, H, W] around the embedding [B, dim], if dim > 0."""
 
     def __init__(
         self, c_in: int, c_out: int, dim: int, groups: int, eps: float, dropout: float, scale_shift: bool
@@ -338,8 +333,7 @@ class Up(nn.Module):
 
 
 def time_embedding(t: Tensor, dim: int, *, freq_shift: float = 0.0) -> Tensor:
-    """[B] → [B, dim] cosines, then sines, of wavelengths 2π … 20,000π (Vaswani 2017); dim is even. DiT in
-    diffusers has a `freq_shift` of 1."""
+    """[B] → [B, dim] cosines, then sines, of wavelengths 2π … 20,000π (Vaswani 2017)."""
     half = dim // 2
     freq = torch.exp(torch.arange(half, device=t.device) * (-math.log(10_000) / (half - freq_shift)))
     angle = t.float()[:, None] * freq

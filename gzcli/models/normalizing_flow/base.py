@@ -71,7 +71,6 @@ class VariationalDequantiser(nn.Module):
 
 
 def grey_levels(data: DataInfo) -> int:
-    """The number of grey levels of images. Raises UsageError for latents, which have none."""
     if data.levels is None:
         message = "`model.dequant` is for grey levels, and latents have none"
         raise UsageError(message, hint="set `model.dequant=uniform`")
@@ -133,21 +132,17 @@ class ImageFlow(Model):
         return self.logit(v) if self.logit else (v - 0.5, v.new_zeros(len(v)))
 
     def postprocess(self, h: Tensor) -> Tensor:
-        """The inverse of `preprocess`."""
         return self.logit.inverse(h) if self.logit else h + 0.5
 
     def encode(self, v: Tensor) -> tuple[list[Tensor], Tensor]:
-        """v [B, C, H, W] in [0, 1) → latents of `self.shapes`, all N(0, 1) but the top one, and log |det
-        dz/dv| [B]."""
+        """v [B, C, H, W] in [0, 1) → latents of `self.shapes`, and log |det dz/dv| [B]."""
         raise NotImplementedError
 
     def decode(self, z: list[Tensor], progress: Progress = no_progress) -> Tensor:
-        """The inverse of `encode`."""
         raise NotImplementedError
 
     def to_unit(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor | float]:
-        """x in [-1, 1], dequantised where it has grey levels, and the term −D log L − log q(u | x) of log
-        p(x)."""
+        """x in [0, 1), dequantised where it has grey levels, and −D log L − log q(u | x) of log p(x)."""
         if self.data.levels is None:
             return x, 0.0
         if self.dequantiser is None:
@@ -156,11 +151,9 @@ class ImageFlow(Model):
         return v, -x[0].numel() * math.log(self.data.levels) - log_q
 
     def latents(self, x: Tensor, noise: Noise) -> list[Tensor]:
-        """The latents of images."""
         return self.encode(self.to_unit(x, noise)[0])[0]
 
     def images(self, z: list[Tensor], progress: Progress) -> Tensor:
-        """The images of latents."""
         v = self.decode(z, progress)
         return v if self.data.levels is None else layers.quantise(v, self.data.levels)
 
@@ -194,8 +187,7 @@ class ImageFlow(Model):
     # ---- likelihood
 
     def log_joint(self, x: Tensor, labels: Labels, noise: Noise, *, each_class: bool) -> Tensor:
-        """log p(x | labels) [B] by one draw of the noise, or with `each_class` log p(x | y) [B, K] of every
-        class y."""
+        """log p(x | labels) [B] by one draw of the noise, or log p(x | y) [B, K] of every class y."""
         v, constant = self.to_unit(x, noise)
         (*eps, top), log_det = self.encode(v)
         log_p = constant + log_det + sum(layers.gaussian_log_prob(e) for e in eps)
@@ -241,19 +233,16 @@ class ImageFlow(Model):
         """−log p(x | y) in nats, with −log p(y | x) by Bayes' rule where labels are single."""
         y = batch.y
         if self.classes is None or self.data.multilabel or y is None:
-            nll = -self.log_joint(batch.x, self.drop(batch), batch.noise, each_class=False).mean()
+            if self.classes is None or y is None:
+                y = None
+            else:  # multi-hot labels, with zero rows for the hidden ones
+                y = y * (batch.noise.rand(len(batch)) >= LABEL_DROP)[:, None]
+            nll = -self.log_joint(batch.x, y, batch.noise, each_class=False).mean()
             return {"loss": nll, "bpd": bits(nll, self.data)}
         log_p = self.log_joint(batch.x, None, batch.noise, each_class=True)  # [B, K]
         nll, cross_entropy = F.nll_loss(log_p, y), F.cross_entropy(log_p, y)
         accuracy = log_p.argmax(1).eq(y).float().mean()
         return {"loss": nll + cross_entropy, "bpd": bits(nll, self.data), "accuracy": accuracy}
-
-    def drop(self, batch: Batch) -> Tensor | None:
-        """Multi-hot labels with zero rows for the hidden ones; None for an unconditional model."""
-        if self.classes is None or batch.y is None:
-            return None
-        keep = batch.noise.rand(len(batch)) >= LABEL_DROP
-        return batch.y * keep[:, None]
 
     def on_start(self, batch: Batch) -> None:
         """Initialises the layers by the first batch, one after another in one pass."""
@@ -332,8 +321,7 @@ def top_log_prob(top: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
 
 
 class MultiscaleFlow(ImageFlow):
-    """[squeeze → steps → split] × scales (Dinh 2017, §3.6); the last scale keeps its channels as the top
-    latent."""
+    """[squeeze → steps → split] × scales (Dinh 2017, §3.6); the last scale is the top latent."""
 
     def build(self, scales: int | None, steps: Callable[[int, bool], Iterable[Bijection]]) -> None:
         """Builds the scales of steps(channels, last), each on squeezed images of that many channels.

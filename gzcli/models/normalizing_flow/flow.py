@@ -21,8 +21,7 @@ from gzcli.models.normalizing_flow.layers import ActNorm, ActNormConv, Bijection
 
 
 class GatedNet(nn.Module):
-    """A residual network of `depth` gated convolutions h + a · σ(b), where (a, b) is a 3×3 convolution of
-    relu(h)."""
+    """`depth` gated convolutions h + a · σ(b), where (a, b) is a 3×3 convolution of relu(h)."""
 
     def __init__(self, channels: int, out: int, hidden: int, depth: int):
         super().__init__()

@@ -51,8 +51,7 @@ class CouplingOptions:
 
 
 class GatedConv(nn.Module):
-    """norm(h + a · σ(b)), (a, b) from two convolutions, 3×3 and `second`, of concat-ELU features (§3.3.1;
-    PixelCNN++)."""
+    """norm(h + a · σ(b)), (a, b) from convolutions of concat-ELU features (§3.3.1; PixelCNN++)."""
 
     def __init__(self, hidden: int, second: int, context: int, dropout: float):
         super().__init__()
@@ -112,7 +111,6 @@ class CouplingNet(nn.Module):
 
 
 def channels_last(conv: nn.Conv2d, h: Tensor) -> Tensor:
-    """`conv` on [B, H, W, C]."""
     return conv(h.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
@@ -123,8 +121,7 @@ def concat_elu(h: Tensor) -> Tensor:
 
 @torch.no_grad()
 def shrink(module: Layer) -> Layer:
-    """The module with a tenth of its initial parameters, so that its branch starts near the identity
-    (`init_scale` of the paper's code)."""
+    """The module with a tenth of its initial parameters (`init_scale` of the paper's code)."""
     for p in module.parameters():
         p.mul_(0.1)
     return module
@@ -225,7 +222,6 @@ def split(x: Tensor, way: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 def join(x1: Tensor, x2: Tensor, way: tuple[int, int]) -> Tensor:
-    """The inverse of `split`."""
     dim, run = way
     return torch.stack([x.unflatten(dim, (-1, run)) for x in (x1, x2)], dim + 1).flatten(dim, dim + 2)
 
@@ -250,8 +246,8 @@ class Step(nn.Module):
 
     def inverse(self, y2: Tensor, x1: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
         halves = (x1, self.coupling.inverse(x1, y2, context))
-        layers = zip(halves, self.convs, self.norms, strict=True)
-        return tuple(norm.inverse(conv.inverse(x)) for x, conv, norm in layers)
+        each = zip(halves, self.convs, self.norms, strict=True)
+        return tuple(norm.inverse(conv.inverse(x)) for x, conv, norm in each)
 
 
 class Couplings(nn.Module):
@@ -280,8 +276,7 @@ class Couplings(nn.Module):
 
 
 class Dequantiser(nn.Module):
-    """u ~ q(u | x) on [0, 1)^D: normal noise through couplings over columns that are conditioned on features
-    of x, then a sigmoid."""
+    """u ~ q(u | x) on [0, 1)^D: normal noise through couplings conditioned on x, then a sigmoid."""
 
     def __init__(self, data: DataInfo, squeezes: int, width: int, depth: int, options: CouplingOptions):
         super().__init__()

@@ -20,8 +20,7 @@ from gzcli.models.normalizing_flow.layers import ActNorm, ActNormConv, Bijection
 
 
 class ResidualNet(nn.Module):
-    """Glow's network with a residual block, of a 3×3 and a 1×1 convolution, in place of the 1×1 convolution,
-    for a larger receptive field."""
+    """Glow's network with a residual block for the 1×1 convolution, which sees more pixels."""
 
     def __init__(self, channels: int, out: int, hidden: int):
         super().__init__()
@@ -40,12 +39,10 @@ Net = Callable[[int, int], nn.Module]  # (input, output channels) → a coupling
 
 
 def affine(channels: int, net: Net) -> Bijection:
-    """A coupling that scales and shifts."""
     return layers.AffineCoupling(channels, net(channels // 2, 2 * (channels - channels // 2)))
 
 
 def additive(channels: int, net: Net) -> Bijection:
-    """A coupling that shifts."""
     return layers.AdditiveCoupling(net(channels // 2, channels - channels // 2))
 
 

@@ -39,8 +39,7 @@ class Initialised(nn.Module):
 
 @contextmanager
 def initialising(model: nn.Module) -> Iterator[bool]:
-    """A context in which the first batch initialises the layers that are not yet; yields whether there are
-    any."""
+    """A context in which the first batch initialises fresh layers; yields whether there are any."""
     fresh = [m for m in model.modules() if isinstance(m, Initialised) and not m.initialized]
     for m in fresh:
         m.initialising = True
@@ -59,8 +58,7 @@ def moments(x: Tensor, module: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 class ActNorm(Bijection, Initialised):
-    """y = (x + bias) · exp(log_scale) for each channel, with zero mean and unit variance on the first batch
-    (Glow, §3.1)."""
+    """y = (x + bias) · exp(log_scale), with zero mean and unit variance on the first batch (Glow, §3.1)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -87,7 +85,6 @@ class ActNorm(Bijection, Initialised):
 
 
 def per_channel(t: Tensor) -> Tensor:
-    """[C] as [C, 1, 1]."""
     return t[:, None, None]
 
 
@@ -147,7 +144,7 @@ class Logit(Bijection):
 
 class InvertibleConv1x1(Bijection):
     """y = W x at each pixel with W = P L (U + diag(s)): log |det W| = Σ log |s| (Glow, §3.2, eq. 10–11). P is
-    drawn once. In eval mode W⁻¹ is cached until a parameter is written to, moved or loaded."""
+    drawn once."""
 
     permutation: Tensor
     sign: Tensor
@@ -162,7 +159,6 @@ class InvertibleConv1x1(Bijection):
         self.lower = nn.Parameter(lower.tril(-1))
         self.upper = nn.Parameter(upper.triu(1))
         self.log_s = nn.Parameter(s.abs().log())
-        self._inverse: tuple[tuple[object, ...], Tensor] | None = None
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """L and U + diag(s), both [C, C]."""
@@ -170,23 +166,15 @@ class InvertibleConv1x1(Bijection):
         return self.lower.tril(-1) + eye, self.upper.triu(1) + torch.diag(self.sign * self.log_s.exp())
 
     def weight(self) -> Tensor:
-        """W [C, C]."""
         lower, upper = self.factors()
         return (lower @ upper)[self.permutation]
 
     def inverse_weight(self) -> Tensor:
         """W⁻¹ = (U + diag(s))⁻¹ L⁻¹ Pᵀ, by two triangular solves."""
-        params = (self.lower, self.upper, self.log_s)
-        key = tuple((p.data_ptr(), p._version, p.dtype, p.device) for p in params)
-        cached = not (self.training or torch.is_grad_enabled())
-        if cached and self._inverse is not None and self._inverse[0] == key:
-            return self._inverse[1]
         lower, upper = self.factors()
         p_t = torch.eye(len(self.sign), dtype=lower.dtype, device=lower.device)[self.permutation].T
         inverse = torch.linalg.solve_triangular(lower, p_t, upper=False, unitriangular=True)
-        inverse = torch.linalg.solve_triangular(upper, inverse, upper=True)
-        self._inverse = (key, inverse) if cached else None
-        return inverse
+        return torch.linalg.solve_triangular(upper, inverse, upper=True)
 
     def forward(self, x: Tensor, norm: ActNorm | None = None) -> tuple[Tensor, Tensor]:
         """W x, or W norm(x), with ActNorm folded into W, which saves two passes over the pixels."""
@@ -203,14 +191,9 @@ class InvertibleConv1x1(Bijection):
         with full_fp32(y.device):
             return _linear(y, self.inverse_weight())
 
-    def train(self, mode: bool = True) -> InvertibleConv1x1:
-        self._inverse = None
-        return super().train(mode)
-
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """weight [C, C] and bias [C] applied at each pixel of x [B, C, H, W], in one product where x is
-    channels-last."""
+    """The matrix and the bias applied at each pixel, in one product where x is channels-last."""
     return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
 
 
@@ -232,12 +215,10 @@ class AffineCoupling(Bijection):
         self.log_range = nn.Parameter(torch.full((changed,), math.log(2.0)))
 
     def shift_and_log_scale(self, x1: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """t(x₁) and s(x₁)."""
         shift, raw = halves(self.net(x1 if context is None else torch.cat([x1, context], 1)), x1.dtype)
         return shift, per_channel(self.log_range.exp()) * raw.tanh()
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x₁ and x₂."""
         return halves(x)[::-1] if self.flip else halves(x)
 
     def join(self, x1: Tensor, x2: Tensor) -> Tensor:
@@ -321,8 +302,7 @@ def halves(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]
 
 
 class ZeroConv(nn.Conv2d):
-    """A 3×3 convolution that starts at zero, with outputs scaled by exp(3 · log_scale), log_scale learned
-    (Glow's `Conv2dZeros`)."""
+    """A 3×3 convolution that starts at zero, times exp(3 · log_scale), learned (Glow's `Conv2dZeros`)."""
 
     bias: Tensor
 
@@ -337,8 +317,7 @@ class ZeroConv(nn.Conv2d):
 
 
 class ActNormConv(nn.Module):
-    """A convolution followed by ActNorm, with its scale folded into the weights, which costs nothing per
-    pixel."""
+    """A convolution and ActNorm, folded into the weights, which costs nothing per pixel."""
 
     def __init__(self, channels: int, out: int, size: int):
         super().__init__()

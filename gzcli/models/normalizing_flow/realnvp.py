@@ -85,8 +85,7 @@ class ResNet(nn.Module):
 
 
 class WeightNormConv(Initialised):
-    """A 3×3 convolution with weights g · v / ‖v‖ for each output channel, fitted to the first batch (Salimans
-    & Kingma 2016, arXiv:1602.07868, §3)."""
+    """A 3×3 convolution with weights g · v / ‖v‖, fitted to the first batch (Salimans 2016, §3)."""
 
     def __init__(self, channels: int, out: int):
         super().__init__()

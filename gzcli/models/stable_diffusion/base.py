@@ -169,8 +169,7 @@ class StableDiffusion(Model):
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation [B, c, h, w] of the VAE's posterior of images [B, C, H, W] in [-1, 1], not
-        scaled."""
+        """Mean and deviation [B, c, h, w] of the VAE's posterior of images [B, C, H, W], not scaled."""
         with torch.autocast(x.device.type, enabled=False):
             x = colours(x).to(self.vae.dtype)
             posteriors = [self.vae.encode(x[part]).latent_dist for part in slices(x, PIXELS)]
@@ -209,8 +208,7 @@ class StableDiffusion(Model):
         return embedding
 
     def added(self, z_t: Tensor, pooled: Tensor | None) -> dict[str, Tensor] | None:
-        """The conditions of XL's U-Net beside the text: the pooled text, and the sizes of an image that was
-        neither resized nor cropped."""
+        """XL's conditions beside the text: the pooled text, and the sizes of an uncropped image."""
         if pooled is None:
             return None
         height, width = (side * self.pipe.vae_scale_factor for side in z_t.shape[2:])
@@ -287,7 +285,6 @@ class StableDiffusion(Model):
         return {"loss": (self.weight(t, v) * error).mean()} | parts
 
     def weight(self, t: Tensor, v: bool) -> Tensor | float:
-        """w_t [B]."""
         gamma = self.tuning.min_snr
         if gamma is None:
             return 1.0
@@ -315,8 +312,7 @@ class StableDiffusion(Model):
         return batch.extra[self.condition]
 
     def examples(self, n: int, noise: Noise, prompt: str | list[str] | None) -> tuple[list[str], list[int]]:
-        """n prompts, drawn from the option `prompts` or remembered captions where None is given, and n
-        examples' indices."""
+        """n prompts, of the option `prompts` or remembered where none is given, and n examples' indices."""
         prompts = self.tuning.prompts
         pick = noise.randint(EXAMPLES * max(1, len(prompts)), n).tolist()
         if prompt is None:

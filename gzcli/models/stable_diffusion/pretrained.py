@@ -31,15 +31,17 @@ Config = dict[str, dict[str, Any]]  # part → its config.json
 
 
 def clip(width: int, layers: int, heads: int, **more: int) -> dict[str, int]:
-    """The config of a text encoder."""
     sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers}
     return {**sizes, "num_attention_heads": heads, **more}
 
 
 # The published bases, where they differ from diffusers' defaults; `attention_head_dim` is the number of heads
-_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+_BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 _SCHEDULE: dict[str, Any] = _BETAS | {"steps_offset": 1, "clip_sample": False}
-_BLOCKS = {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
+_BLOCKS: dict[str, Any] = {
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+}
 _VAE: dict[str, Any] = _BLOCKS | {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2}
 _CLIP_L = clip(768, 12, 12, projection_dim=768)
 _SD1: Config = {
@@ -48,7 +50,7 @@ _SD1: Config = {
     "text_encoder": _CLIP_L,
     "scheduler": _SCHEDULE,
 }
-_HEADS = {"attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}
+_HEADS: dict[str, Any] = {"attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}
 _SD2: Config = {
     "unet": _HEADS | {"sample_size": 96, "cross_attention_dim": 1024},
     "vae": _VAE,
@@ -112,8 +114,7 @@ FILES = (
 
 
 def load_base(name: str) -> Any:
-    """The pipeline of a base model in the default dtype, on the CPU; without values where new tensors have
-    none."""
+    """The pipeline of a base, on the CPU; without values where new tensors have none."""
     if valueless():
         pipe = _shapes(name)
     else:
@@ -158,7 +159,7 @@ def _read(folder: Path, name: str) -> Any:
         raise MissingError(message, hint="it must be a folder of diffusers' format")
     cls: Any = StableDiffusionPipeline
     options = {"use_safetensors": True, "local_files_only": True}
-    absent = {"feature_extractor": None, "image_encoder": None}
+    absent: dict[str, Any] = {"feature_extractor": None, "image_encoder": None}
     if "text_encoder_2" in config:
         cls = StableDiffusionXLPipeline
     else:
@@ -191,7 +192,7 @@ def _shapes(name: str) -> Any:
         "scheduler": DDPMScheduler.from_config(config["scheduler"]),
     }
     if "text_encoder_2" not in config:
-        absent = {"safety_checker": None, "feature_extractor": None}
+        absent: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
         return StableDiffusionPipeline(**parts, **absent, requires_safety_checker=False)
     second = CLIPTextModelWithProjection(CLIPTextConfig(**config["text_encoder_2"]))
     tokenizer = Blank(config["text_encoder_2"])

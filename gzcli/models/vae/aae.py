@@ -79,8 +79,7 @@ class AAE(Autoencoder):
         return mu if eps is None else drawn(mu, logvar.clamp(*LOGVAR), eps)
 
     def decode(self, z: Tensor, y: Labels = None) -> Tensor:
-        """Images [B, C, H, W] in [-1, 1] of codes [B, latent]; without labels y, by the mean of the
-        embeddings."""
+        """Images in [-1, 1] of codes [B, latent]; without labels y, by the mean of the embeddings."""
         if self.labels is None:
             return torch.tanh(to_fp32(self.decoder(z)))
         e = self.labels.table.weight[:-1].mean(0).expand(len(z), -1) if y is None else self.labels(y, len(z))
@@ -181,5 +180,4 @@ class AAE(Autoencoder):
 
 
 def parameters_of(*modules: nn.Module | None) -> list[nn.Parameter]:
-    """The parameters of those modules that the model has."""
     return [p for module in modules if module is not None for p in module.parameters()]

@@ -79,18 +79,15 @@ class NetOptions:
     latent: int = 32
 
     def widths(self, shape: Shape) -> tuple[int, ...]:
-        """`hidden`, or what follows from the size of the image."""
         if self.hidden or self.net == "mlp":
             return tuple(self.hidden or (512, 512))
         scales = max(len(pyramid(shape)) - 1, 1)
         return tuple(self.width * 2 ** min(i, 2) for i in range(scales))
 
     def encoder(self, shape: Shape, outputs: int, embed: int = 0) -> nn.Module:
-        """The encoder, with `outputs` numbers an image."""
         return NETS[self.net][0](shape, self.widths(shape), outputs, embed, self.blocks)
 
     def decoder(self, shape: Shape, outputs: int, embed: int = 0) -> nn.Module:
-        """The mirror image of the encoder, with `outputs` numbers a pixel."""
         return NETS[self.net][1](shape, self.widths(shape), self.latent, outputs, embed, self.blocks)
 
 
@@ -108,7 +105,6 @@ def join(h: Tensor, e: Tensor | None) -> Tensor:
 
 
 def mlp(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequential:
-    """Linear layers with GELU between them."""
     widths = (inputs, *hidden)
     layers = [m for i, o in zip(widths, hidden, strict=False) for m in (nn.Linear(i, o), nn.GELU())]
     return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
@@ -177,8 +173,7 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """A linear map to the coarsest scale, then residual blocks and a stride-2 transposed convolution at each
-    scale."""
+    """At each scale, residual blocks and a transposed convolution of stride 2."""
 
     def __init__(
         self,
@@ -223,12 +218,10 @@ class ConditionOptions:
     conditional: bool = False
 
     def embedding(self, data: DataInfo) -> ClassEmbedding | None:
-        """The embedding of the labels of `data`, None for a model without labels."""
         return ClassEmbedding(len(data.classes), LABEL_SIZE) if self.conditional else None
 
     @property
     def size(self) -> int:
-        """The size of a label's embedding, 0 for a model without labels."""
         return LABEL_SIZE if self.conditional else 0
 
 
@@ -294,8 +287,7 @@ class LabelledVAE(Model):
         self.kl_warmup, self.warm = kl_warmup, 0.0 if kl_warmup else 1.0
 
     def embed(self, labels: Labels, n: int, drop: Tensor | None = None) -> Tensor | None:
-        """The embeddings [n, LABEL_SIZE] of n labels, the null label where they are None or `drop` [n] is
-        true."""
+        """The embeddings of n labels, the null label where they are None or `drop` [n] is true."""
         if self.labels is None:
             return None
         if labels is None and not self.label_dropout:

@@ -64,8 +64,7 @@ class EncoderCell(Cell):
 
 
 class DecoderCell(Cell):
-    """A depthwise 5×5 convolution on `expand` times the channels, for a large receptive field with few
-    parameters (figure 3a)."""
+    """A depthwise 5×5 convolution on `expand` times the channels (figure 3a)."""
 
     def __init__(self, width: int, expand: int):
         super().__init__()
@@ -105,7 +104,6 @@ class SpectralNorms(nn.Module):
         return torch.cat(self.norms()).sum()
 
     def norms(self) -> list[Tensor]:
-        """The estimates of s_l, [layers] for each shape of weight."""
         norms = []
         for i, layers in enumerate(self.layers):
             u = self.get_buffer(f"u{i}")  # [layers, out, 1]
@@ -158,15 +156,13 @@ def check(ladder: LadderOptions, mixture: int) -> None:
 
 
 class Code(NamedTuple):
-    """The posterior of one group's latents, t ~ N(mu, e^(2 log_sigma)), and a draw t of it; [B, latent·h·w]
-    each."""
+    """The posterior of a group, t ~ N(mu, e^(2 log_sigma)), and a draw t of it, [B, latent·h·w] each."""
 
     t: Tensor
     mu: Tensor
     log_sigma: Tensor
 
     def kl(self) -> Tensor:
-        """KL(q ‖ p), [B]."""
         return kl_normal(self.mu, 2 * self.log_sigma)
 
     def log_ratio(self) -> Tensor:
