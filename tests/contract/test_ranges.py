@@ -74,6 +74,7 @@ def test_the_least_number_of_a_range_is_built_or_refused_in_words(case: Case):
 
 
 GREY, LATENTS = DataInfo((1, 28, 28)), DataInfo((4, 8, 8), None)
+LABELLED, PIXELS = DataInfo((1, 28, 28), 256, tuple("abc")), ("pixelcnn", "pixelcnnpp")
 REFUSED = [
     ("flow", DataInfo((1, 7, 7)), {}, "7×7 is not divisible by 2", ""),
     ("flow", LATENTS, {"dequant": "variational"}, "latents have none", "dequant=uniform"),
@@ -95,6 +96,15 @@ REFUSED = [
     ("hvae", GREY, {"channels": (8, 8), "groups": (0, 1, 1), "cells": (0, 1)}, "differ in length", ""),
     ("hvae", GREY, {"channels": (8, 8), "groups": (1, 0), "cells": (1, 1)}, "coarsest", ""),
     ("hvae", GREY, {"channels": (8, 8), "groups": (-1, 1), "cells": (1, 1)}, "negative", ""),
+    ("dit", LABELLED, {"patch": 3}, "28×28 do not divide into patches of 3", "to one of 1, 2, 4, 7, 14"),
+    ("dit", LABELLED, {"width": 30}, r"`model\.width` is 30", "set `model.width` to 32"),
+    ("dit", GREY, {}, "data without labels", "gz list data"),
+    *((name, LATENTS, {}, "latents have none", "data.latent") for name in PIXELS),
+    *((name, GREY, {"conditional": True}, "needs a data set with labels", "gz list data") for name in PIXELS),
+    ("pixelcnn", GREY, {"kernel": 4}, "must be odd", ""),
+    ("pixelcnn", GREY, {"first": 1}, "3 or more", ""),
+    ("pixelcnnpp", GREY, {"blocks": ()}, "one scale or more", ""),
+    ("pixelcnnpp", GREY, {"mixture": 0}, "1 or more", ""),
     ("cgan", GREY, {}, "needs a data set with labels", "gz list data"),
     ("dcgan", GREY, {"augment": ("colour",)}, "does not know `colour`", "color, translation, cutout"),
 ]

@@ -92,20 +92,6 @@ def test_starts_at_zero_and_every_parameter_gets_a_gradient():
     assert all(p.grad.isfinite().all() and p.grad.any() for p in net.parameters())
 
 
-def test_sizes_that_do_not_fit_are_refused():
-    info = DataInfo((1, 28, 28), 256, tuple("abc"))
-    for patch in (2, 4, 7):
-        DiT.of(info, **SMALL | {"patch": patch})
-    with pytest.raises(UsageError, match="28×28 do not divide into patches of 3") as e:
-        DiT.of(info, **SMALL | {"patch": 3})
-    assert e.value.hint == "set `model.patch` to one of 1, 2, 4, 7, 14"
-    with pytest.raises(UsageError, match=r"`model\.width` is 30") as e:
-        DiT.of(info, width=30, heads=4)
-    assert e.value.hint == "set `model.width` to 32"
-    with pytest.raises(UsageError, match="data without labels"):
-        DiT.of(DataInfo((1, 28, 28)), **SMALL)
-
-
 @pytest.mark.parametrize("conditional", [True, False])
 def test_an_exported_model_makes_the_same_pictures(conditional, tmp_path):
     diffusers = pytest.importorskip("diffusers")

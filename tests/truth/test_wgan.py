@@ -63,7 +63,6 @@ def test_phases_leave_the_other_net_alone():
     ):
         only(net, name)
         net.loss(batch(x), name)["loss"].backward()
-        assert all(p.grad is not None for p in moved.parameters())
         assert all(p.grad.any() for p in moved.parameters() if p.ndim > 1)
         assert all(p.grad is None for p in still.parameters())
         net.zero_grad(set_to_none=True)

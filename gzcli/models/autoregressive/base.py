@@ -139,8 +139,8 @@ class PixelModel(Model):
             best = self._class_log_prob(x, rows).argmax(1)
             labels = spread_labels(None, len(self.data.classes), self.data, x.device)[best]
         labels = labels if self.conditional else None
-        done = self._generate(x, rows, labels, noise, progress, temperature)
-        return Applied(done, rows=("completed",), known=first_rows(x, rows), how="kept", labels=labels)
+        completed = self._generate(x, rows, labels, noise, progress, temperature)
+        return Applied(completed, rows=("completed",), known=first_rows(x, rows), how="kept", labels=labels)
 
     def _generate(
         self,

@@ -156,8 +156,8 @@ class MaskGIT(Prior):
         """
         hidden = (middle_hidden(x) if mask is None else mask.to(x)) < 0.5
         guidance = 1.0 if how.guidance is None else how.guidance
-        asked = guidance != 1 or labels is not None
-        labels = self.asked_labels(labels, len(x)) if asked else self.known_labels(None)
+        labelled = guidance != 1 or labels is not None
+        labels = self.asked_labels(labels, len(x)) if labelled else self.known_labels(None)
         self.check_guidance(guidance, labels)
         # the encoder must not see hidden pixels, which would reach the codes around them: it gets the mean of
         # the known ones in their place
@@ -166,8 +166,8 @@ class MaskGIT(Prior):
         codes = self.tokenizer.encode(torch.where(hidden, mean, x)).flatten(1)
         masked = F.adaptive_max_pool2d(hidden.to(x), self.grid).flatten(1) > 0
         codes = self._fill(codes, masked, labels, noise, progress, how)
-        done = torch.where(hidden, self.images(codes), x)
-        return Applied(done, rows=("inpainted",), known=(~hidden).to(x), how="masked", labels=labels)
+        inpainted = torch.where(hidden, self.images(codes), x)
+        return Applied(inpainted, rows=("inpainted",), known=(~hidden).to(x), how="masked", labels=labels)
 
     def _fill(
         self,

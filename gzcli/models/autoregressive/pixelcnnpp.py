@@ -28,6 +28,7 @@ from gzcli.models.nn import ClassEmbedding, Labels, Modules, to_fp32
 from gzcli.models.nn.pixels import LogisticMixture
 
 Feature = tuple[Tensor, Tensor]
+Streams = tuple[Feature, Feature]  # the vertical and the corner one
 Conv = TypeVar("Conv", bound=nn.Conv2d)
 
 
@@ -100,9 +101,7 @@ class Pair(nn.Module):
         self.vertical = GatedResNet(vertical_conv, hidden, skip, classes, dropout)
         self.corner = GatedResNet(CornerConv, hidden, 1 + skip, classes, dropout)
 
-    def forward(
-        self, x: tuple[Feature, Feature], labels: Labels, *skip: tuple[Feature, Feature]
-    ) -> tuple[Feature, Feature]:
+    def forward(self, x: Streams, labels: Labels, *skip: Streams) -> Streams:
         v = self.vertical(x[0], labels, *(s[0][1] for s in skip))
         return v, self.corner(x[1], labels, v[1], *(s[1][1] for s in skip))
 
@@ -115,7 +114,7 @@ class Shrink(nn.Module):
         self.vertical = vertical_conv(hidden, hidden, stride=2)
         self.corner = CornerConv(hidden, hidden, stride=2)
 
-    def forward(self, x: tuple[Feature, Feature]) -> tuple[Feature, Feature]:
+    def forward(self, x: Streams) -> Streams:
         return feature(self.vertical(x[0][0])), feature(self.corner(x[1][0]))
 
 
@@ -129,9 +128,9 @@ class Grow(nn.Module):
         )
         self.corner = nn.ConvTranspose2d(hidden, hidden, 2, stride=2)
 
-    def forward(self, x: tuple[Feature, Feature], like: tuple[Feature, Feature]) -> tuple[Feature, Feature]:
-        """x of the coarser scale at the size of `like`."""
-        height, width = like[0][0].shape[2:]
+    def forward(self, x: Streams, finer: Streams) -> Streams:
+        """x of the coarser scale at the size of the finer one."""
+        height, width = finer[0][0].shape[2:]
         v, h = (
             grow(s[0])[:, :, :height, :width] for grow, s in zip((self.vertical, self.corner), x, strict=True)
         )
@@ -269,15 +268,15 @@ class IncrementalGrow:
         self.i = self.j = -1
         self.pixels: dict[int, Tensor] = {}  # column of the coarser scale → [n, hidden]
 
-    def row(self, x: Feature | None, like: Feature) -> Feature:
+    def row(self, x: Feature | None, finer: Feature) -> Feature:
         """The next row, given the coarser scale's if there is a new one."""
         self.i, self.j = self.i + 1, -1
         self.v = self.v if x is None else x[0]
         weight = self.v_weight[:, :, self.i % 2]
         v = F.conv_transpose1d(self.v, weight, self.v_bias, stride=2, padding=1, output_padding=1)
-        return feature(v[..., : like[0].shape[-1]])
+        return feature(v[..., : finer[0].shape[-1]])
 
-    def pixel(self, x: Feature | None, like: Feature) -> Feature:
+    def pixel(self, x: Feature | None, finer: Feature) -> Feature:
         """The next pixel, given the coarser scale's if there is a new one."""
         self.j += 1
         if x is not None:

@@ -44,15 +44,15 @@ def initial_std(width: int) -> float:
 class KVCache:
     """Keys and values of the positions that a block has seen, up to `length` of them."""
 
-    def __init__(self, n: int, heads: int, length: int, head_dim: int, like: Tensor):
-        self.kv = like.new_empty(2, n, heads, length, head_dim)
-        self.seen = 0
+    def __init__(self, n: int, heads: int, length: int, head_dim: int, weight: Tensor):
+        self.kv = weight.new_empty(2, n, heads, length, head_dim)
+        self.count = 0
 
     def add(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Appends k, v [n, heads, new, head_dim]; returns the keys and the values of all positions so far."""
-        before, self.seen = self.seen, self.seen + k.shape[2]
-        self.kv[:, :, :, before : self.seen] = torch.stack([k, v])
-        return self.kv[0, :, :, : self.seen], self.kv[1, :, :, : self.seen]
+        before, self.count = self.count, self.count + k.shape[2]
+        self.kv[:, :, :, before : self.count] = torch.stack([k, v])
+        return self.kv[0, :, :, : self.count], self.kv[1, :, :, : self.count]
 
 
 class TransformerBlock(nn.Module):

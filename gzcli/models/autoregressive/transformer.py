@@ -127,9 +127,9 @@ class Transformer(Prior):
                 labels = spread_labels(None, len(self.data.classes), self.data, x.device)[best]
             labels = spread_labels(labels, len(x), self.data, x.device)
         condition = labels if self.conditional else self.drawn_cluster(codes, noise)
-        done = self.images(self._generate(codes, condition, noise, progress, how, 1.0))
-        done = torch.cat([x[:, :, :rows], done[:, :, rows:]], 2)
-        return Applied(done, rows=("completed",), known=first_rows(x, rows), how="kept", labels=labels)
+        completed = self.images(self._generate(codes, condition, noise, progress, how, 1.0))
+        completed = torch.cat([x[:, :, :rows], completed[:, :, rows:]], 2)
+        return Applied(completed, rows=("completed",), known=first_rows(x, rows), how="kept", labels=labels)
 
     def drawn_cluster(self, codes: Tensor, noise: Noise) -> Tensor | None:
         """A cluster [B] drawn from p(c | codes) given the first codes of images; None without clusters."""

@@ -354,9 +354,9 @@ class CycleGAN(Model):
         window = gaussian_window(min(11, *self.data.shape[1:]), 1.5)
         for batch in batches:
             x, from_a = batch.x, self.of_a(batch.x, batch.y)
-            same = (self.translated(x, ~from_a) - x).abs()
-            like = ssim_parts((x + 1) / 2, (self.translated(x, from_a) + 1) / 2, window)[0]
-            figures = (self.cycle_error(x, from_a) / 2, same.flatten(1).mean(1) / 2, like.mean(1))
+            identity = (self.translated(x, ~from_a) - x).abs()
+            ssim = ssim_parts((x + 1) / 2, (self.translated(x, from_a) + 1) / 2, window)[0]
+            figures = (self.cycle_error(x, from_a) / 2, identity.flatten(1).mean(1) / 2, ssim.mean(1))
             sums += torch.stack([value.cpu().double().sum() for value in figures])
             n += len(batch)
         return dict(zip(("cycle_l1", "identity_l1", "ssim"), (sums / n).tolist(), strict=True))
