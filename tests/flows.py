@@ -12,7 +12,7 @@ from draws import noise
 from torch.autograd.functional import jacobian
 
 from gzcli.core.types import Batch, BatchNoise, Noise
-from gzcli.models.nn.common import from_levels
+from gzcli.models.nn import from_levels
 from gzcli.models.normalizing_flow.base import ImageFlow
 
 DIGITS = tuple("0123456789")

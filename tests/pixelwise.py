@@ -12,7 +12,7 @@ from gzcli.core.sections import OodSection
 from gzcli.data.packs.open import open_pack
 from gzcli.engine.trained import Trained
 from gzcli.models.base import Model
-from gzcli.models.nn.common import from_levels, to_levels
+from gzcli.models.nn import from_levels, to_levels
 from gzcli.store.runs import Run
 
 

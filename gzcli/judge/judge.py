@@ -29,7 +29,7 @@ from gzcli.metrics.features import lenet
 from gzcli.metrics.interval import mean_of_draws, subset
 from gzcli.metrics.metric import Figures, Metric, metrics
 from gzcli.metrics.quality.fd import Moments, moments, to_moments
-from gzcli.models.nn import LPIPS
+from gzcli.models.nn.perceptual import LPIPS
 from gzcli.store import files
 
 SMALL = 10_000  # number of images below which FID is biased upwards

@@ -170,7 +170,8 @@ def log_likelihood(model: Model, x: Tensor, labels: Tensor | None = None, *, noi
 
 def quick(method: Callable[..., Any]) -> Callable[..., Any]:
     """The method with few steps, in place of as many as it takes by itself."""
-    return partial(method, **{key: value for key, value in FEW.items() if key in defaults(method)})
+    few = {key: value for key, value in FEW.items() if key in defaults(method)}
+    return partial(method, **grouped(method, few))
 
 
 def held_out(pack: Pack, model: Model, split: str, n: int, count: int | None = None) -> Iterator[Batch]:

@@ -42,9 +42,8 @@ ROOT_FILES, FOLDER, LINES, FILES = 4, 20, 53_000, 290
 FOLDERS = {"cli": 32, "engine": 22}
 LENGTH, PARAMETERS = 60, 8
 LONG = {"models.catalog._read_card": 65}
-LONG |= {"models.nn.unet.__init__": 74}
 WIDE = {"data.packs.batches.__init__": 11, "data.packs.open.open_pack": 9, "engine.compiled.losses": 9}
-WIDE |= {"models.nn.unet.__init__": 15}
+WIDE |= {"models.nn.unet.__init__": 11}
 
 
 @cache

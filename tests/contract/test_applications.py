@@ -16,10 +16,11 @@ from zoo import CASES, Case
 from gzcli.api import LoadedRun
 from gzcli.cli import app
 from gzcli.core import jobs
+from gzcli.core.errors import UsageError
 from gzcli.core.jobs import SampleJob
 from gzcli.core.parts import Part
 from gzcli.core.sections import DataSection
-from gzcli.core.types import Applied, ImageNoise
+from gzcli.core.types import Applied, ImageNoise, no_progress
 from gzcli.data.packs.open import open_pack
 from gzcli.data.sets.names import in_turns
 from gzcli.engine.log import Log
@@ -40,6 +41,7 @@ from gzcli.engine.trained import Trained
 from gzcli.judge import sample
 from gzcli.judge.sample import HIDDEN
 from gzcli.models import catalog
+from gzcli.models.options import defaults
 from gzcli.store import runs
 
 CPU = torch.device("cpu")
@@ -188,6 +190,29 @@ def test_what_is_refused_says_what_there_is(shop):
     assert error["message"] == "`vae` does not inpaint"
     assert "reconstruct, interpolate, traverse" in error["hint"] and "--can inpaint" in error["hint"]
     assert "takes no mask" in gz("--do", "reconstruct", "--mask", __file__, code=2)["message"]
+
+
+WITH_CODES = [case for case in TRIED if catalog.card(case.model).family in ("vae", "gan", "normalizing_flow")]
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in WITH_CODES if "interpolate" in catalog.card(case.model).do], ids=str
+)
+def test_interpolations_start_and_end_at_the_reconstructions(case):
+    model = case.fresh().eval()
+    x = torch.from_numpy(open_pack(case.data).images("test")[:5, None].copy()) / 127.5 - 1
+
+    def images(do: str, x: torch.Tensor, **few) -> torch.Tensor:
+        noise, method = ImageNoise(0, range(len(x))), getattr(model, do)
+        few = {key: value for key, value in few.items() if key in defaults(method)}
+        return method(x, noise=noise, progress=no_progress, **few).images
+
+    way = images("interpolate", x, frames=4, search=5).unflatten(0, (2, 4))
+    ends = images("reconstruct", x[:4], steps=5)
+    for end, expected in ((way[:, 0], ends[0::2]), (way[:, -1], ends[1::2])):
+        assert ((end - expected).abs() > 1e-4).float().mean() < 0.02  # a level of a flow may round across
+    with pytest.raises(UsageError, match="pairs"):
+        images("interpolate", x[:1])
 
 
 @pytest.mark.parametrize("do", ["interpolate", "traverse"])

@@ -48,21 +48,16 @@ from gzcli.store import runs
 STEP = {
     "models/flow_matching/fm.py::coupled": "the assignment is solved on the host, by scipy",
     "models/flow_matching/fm.py::rows_by_label": "the rows of each class, for the same assignment",
-    "models/stable_diffusion/base.py::StableDiffusion.embed": "without `cache` captions become tokens, on "
-    "the host, at every step",
-    "models/stable_diffusion/base.py::StableDiffusion.loss": "diffusers' schedule moves its table, at the "
-    "first step",
-    "models/stable_diffusion/controlnet.py::canny": "without `cache` edges are found on the host, at every "
-    "step",
+    "models/stable_diffusion/base.py::StableDiffusion.embed": "without `cache`: captions become tokens",
+    "models/stable_diffusion/base.py::StableDiffusion.loss": "at the first step: diffusers' table moves",
+    "models/stable_diffusion/controlnet.py::canny": "without `cache`: edges are found on the host",
 }
 START = {
     "models/autoregressive/tokenizer.py::Codebook.start": "once a run: whether a resume has started it",
-    "models/autoregressive/pixelcnn.py::PixelCNN.on_start": "once a run: whether a resume has started it, "
-    "and a histogram",
+    "models/autoregressive/pixelcnn.py::PixelCNN.on_start": "once a run: the same, and a histogram",
     "models/score/ncsnv2.py::NCSNv2.on_start": "once a run: the largest distance of two images",
     "models/gan/cyclegan.py::CycleGAN.on_start": "once a run: whether images are remembered, and which",
-    "models/stable_diffusion/base.py::StableDiffusion.on_start": "once a run: whether captions are "
-    "remembered, and which",
+    "models/stable_diffusion/base.py::StableDiffusion.on_start": "once a run: which captions are kept",
     "models/labelled.py::Clusters.fit": "once a run: k-means on the host",
     "models/normalizing_flow/layers.py::initialising": "once a run: whether a resume has initialised it",
 }
@@ -90,7 +85,7 @@ TRAINED = {
     "models/flow_matching/fm.py::FlowMatching.score_path": "a distance, in float64",
     "models/denoising/samplers.py::solve_adaptive": "whether all images have arrived",
     "engine/ema.py::EMA.swapped": "which statistics the averaged weights have changed",
-    "models/nn/latent.py::traversal": "the dimensions that change most, by which rows are named",
+    "models/nn/__init__.py::traversal": "the dimensions that change most, by which rows are named",
     "models/gan/cyclegan.py": "each image by the translator of its domain, by which rows are named",
 }
 
@@ -203,9 +198,8 @@ class Paths:
             yield "train in bf16", STEP, lambda: self.train(torch.bfloat16)
         yield "validate", TRAINED, self.validate
         self.model.eval().requires_grad_(False)
-        if (
-            "complete" not in self.card.do or self.card.stages
-        ):  # one pixel after another, of which `complete` does a row
+        # one pixel after another takes long, and `complete` does a row of them
+        if "complete" not in self.card.do or self.card.stages:
             yield "sample", TRAINED, self.sample
         for key in {"sampler", "solver"} & set(self.card.sample) if self.whole else ():
             few = {"steps": 2} | ({"repeats": 1} if "repeats" in self.card.sample else {})
@@ -216,11 +210,8 @@ class Paths:
             yield from self.of_scores()
         for do in self.card.do if self.first else self.card.labelled:
             yield f"do {do}", TRAINED, lambda do=do: self.apply(do)
-        if (
-            self.whole
-            and hasattr(self.model, "measure")
-            and self.card.family in ("autoregressive", "gan", "vae")
-        ):  # else dear
+        cheap = self.card.family in ("autoregressive", "gan", "vae")
+        if self.whole and hasattr(self.model, "measure") and cheap:
             yield "measure", TRAINED | MEASURE, self.measure
         if "latent" in self.card.can:
             yield "latents", TRAINED, self.latents
@@ -271,7 +262,7 @@ class Paths:
         seen, method = self.trained.seen(self.batch), getattr(self.model, name)
         cheap = {key: value for key, value in CHEAP.items() if key in defaults(method)}
         with self.trained.scoring(), torch.no_grad():
-            found = method(seen.x, noise=seen.noise, **cheap)
+            found = method(seen.x, noise=seen.noise, **grouped(method, cheap))
         assert found.shape == (len(seen), *seen.x.shape[2:])
 
     def log_prob(self) -> None:
@@ -289,11 +280,8 @@ class Paths:
         job = SampleJob("", n=n, labels=labels, options=options, do=do)
         if do == "edit" and self.card.family == "normalizing_flow" and not told:
             return  # it has nothing to edit to
-        if (
-            isinstance(self.model, Applications)
-            and do in ("classify", "translate")
-            and not self.model.conditional
-        ):
+        by_class = isinstance(self.model, Applications) and do in ("classify", "translate")
+        if by_class and not self.model.conditional:
             return  # it knows no class
         apply(self.trained, do, job, no_progress)
 
@@ -309,7 +297,7 @@ MEASURE = {
     "models/autoregressive/prior.py": "sums over the set, in float64 on the host",
     "models/autoregressive/tokenizer.py": "sums over the set, in float64 on the host",
     "models/gan/cyclegan.py": "sums over the set, in float64 on the host",
-    "models/nn/ssim.py": "the window of cyclegan's figure",
+    "models/nn/perceptual.py": "the window of cyclegan's figure",
     "models/vae/hvae.py": "sums over the set, in float64 on the host",
     "models/vae/vae.py": "sums over the set, in float64 on the host",
 }

@@ -10,6 +10,7 @@ from zoo import CASES, Case
 
 from gzcli.cli.jobs import method_options
 from gzcli.core.errors import GzError, UsageError
+from gzcli.core.types import DataInfo
 from gzcli.data.packs.open import open_pack
 from gzcli.models import catalog
 from gzcli.models.catalog import OUTSIDE
@@ -70,6 +71,50 @@ def test_the_least_number_of_a_range_is_built_or_refused_in_words(case: Case):
             pass
         except Exception as e:
             raise AssertionError(f"`{name}` {value}") from e
+
+
+GREY, LATENTS = DataInfo((1, 28, 28)), DataInfo((4, 8, 8), None)
+LABELLED, PIXELS = DataInfo((1, 28, 28), 256, tuple("abc")), ("pixelcnn", "pixelcnnpp")
+REFUSED = [
+    ("flow", DataInfo((1, 7, 7)), {}, "7×7 is not divisible by 2", ""),
+    ("flow", LATENTS, {"dequant": "variational"}, "latents have none", "dequant=uniform"),
+    ("flow", GREY, {"conditional": True}, "needs a data set with labels", "gz list data"),
+    ("flow", GREY, {"logit": 1.0}, r"`model.logit` must be in \[0, 1\)", ""),
+    ("glow", GREY, {"scales": 3}, "28×28 is not divisible by 8", "set `model.scales=2`, or `data.size=32`"),
+    # width first, as it is typed
+    ("glow", DataInfo((1, 30, 44)), {"scales": 2}, "30×44 is not divisible by 4", "or `data.size=44x32`"),
+    ("glow", DataInfo((1, 45, 31)), {}, "45×31 is not divisible by 2", "set `data.size=32x46`"),
+    ("glow", GREY, {"scales": 0}, "at least 1", ""),
+    ("flowpp", GREY, {"channel": (0, 1, 1), "checkerboard": (1, 1, 1)}, "28×28", "`data.size=32`"),
+    ("flowpp", GREY, {"channel": (1, 1), "checkerboard": (1, 1)}, r"model\.channel", ""),
+    ("flowpp", GREY, {"heads": 5}, r"model\.heads=5", ""),
+    ("vae", GREY, {"pixels": "bernoulli"}, "2 grey levels", "data.levels=2"),
+    ("vae", GREY, {"pixels": "mixture", "recon": "ms_ssim"}, "have no gradient", "model.pixels=logistic"),
+    ("vae", GREY, {"pixels": "mixture", "mixture": 0}, r"model\.mixture.* must be 1 or more", ""),
+    ("vae", GREY, {"recon": "ms_ssim", "iwae": 5}, "iwae", ""),
+    ("hvae", LATENTS, {"pixels": "mixture"}, "grey levels", "gaussian"),
+    ("hvae", GREY, {"channels": (8, 8), "groups": (0, 1, 1), "cells": (0, 1)}, "differ in length", ""),
+    ("hvae", GREY, {"channels": (8, 8), "groups": (1, 0), "cells": (1, 1)}, "coarsest", ""),
+    ("hvae", GREY, {"channels": (8, 8), "groups": (-1, 1), "cells": (1, 1)}, "negative", ""),
+    ("dit", LABELLED, {"patch": 3}, "28×28 do not divide into patches of 3", "to one of 1, 2, 4, 7, 14"),
+    ("dit", LABELLED, {"width": 30}, r"`model\.width` is 30", "set `model.width` to 32"),
+    ("dit", GREY, {}, "data without labels", "gz list data"),
+    *((name, LATENTS, {}, "latents have none", "data.latent") for name in PIXELS),
+    *((name, GREY, {"conditional": True}, "needs a data set with labels", "gz list data") for name in PIXELS),
+    ("pixelcnn", GREY, {"kernel": 4}, "must be odd", ""),
+    ("pixelcnn", GREY, {"first": 1}, "3 or more", ""),
+    ("pixelcnnpp", GREY, {"blocks": ()}, "one scale or more", ""),
+    ("pixelcnnpp", GREY, {"mixture": 0}, "1 or more", ""),
+    ("cgan", GREY, {}, "needs a data set with labels", "gz list data"),
+    ("dcgan", GREY, {"augment": ("colour",)}, "does not know `colour`", "color, translation, cutout"),
+]
+
+
+@pytest.mark.parametrize(("model", "info", "options", "message", "hint"), REFUSED)
+def test_what_cannot_be_built_is_refused_with_what_to_do(model, info, options, message, hint):
+    with pytest.raises(UsageError, match=message) as e:
+        catalog.load(model).of(info, **options)
+    assert hint in (e.value.hint or "")
 
 
 def test_an_option_of_the_command_line_has_its_range():

@@ -12,7 +12,7 @@ from gzcli.core.types import BatchNoise, ImageNoise
 from gzcli.data.packs.augment import augmenter, parse_augment
 from gzcli.data.packs.batches import TrainBatches, quantise, scan, to_uint8
 from gzcli.data.packs.open import open_pack
-from gzcli.models.nn.common import from_levels, to_levels
+from gzcli.models.nn import from_levels, to_levels
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ from gzcli.metrics.detection import detection
 from gzcli.metrics.interval import subset
 from gzcli.models.autoregressive.pixelcnn import PixelCNN
 from gzcli.models.diffusion.ddpm import DDPM
+from gzcli.models.gan.base import Search
 from gzcli.models.gan.cyclegan import CycleGAN
 from gzcli.models.gan.wgan import WGAN
 from gzcli.models.normalizing_flow.glow import Glow
@@ -308,7 +309,7 @@ def test_maps_of_gans_and_their_colours():
     def of(x):
         with torch.no_grad():
             noise = ImageNoise(0, range(3), CPU)
-            return made.map_inversion(x, noise=noise, steps=60, lr=0.2, feature=0.0)
+            return made.map_inversion(x, noise=noise, search=Search(60, lr=0.2, feature=0.0))
 
     whole, found = of(own), of(changed)
     assert found.shape == (3, 16, 16) and found[0, 4:9, 4:9].mean() > 3 * found[0].mean()

@@ -32,7 +32,7 @@ from gzcli.metrics.interval import subset
 from gzcli.metrics.metric import metrics
 from gzcli.metrics.quality import lpips
 from gzcli.metrics.quality.fd import frechet_distance
-from gzcli.models.nn import LPIPS
+from gzcli.models.nn.perceptual import LPIPS
 
 
 @pytest.fixture

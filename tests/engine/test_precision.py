@@ -19,7 +19,7 @@ from gzcli.core.types import ImageNoise
 from gzcli.engine import optim, sampler
 from gzcli.engine.checkpoint import restore
 from gzcli.engine.trained import Trained, load_trained, placed
-from gzcli.models.nn.norms import GroupNorm, LayerNorm
+from gzcli.models.nn.layers import GroupNorm, LayerNorm
 from gzcli.models.nn.unet import ResBlock
 from gzcli.store.runs import Run
 from gzcli.testing.case import loss_of, started

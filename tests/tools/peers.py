@@ -134,7 +134,7 @@ def pythae() -> None:
     from pythae.models.base.base_utils import ModelOutput
     from pythae.models.nn import BaseDecoder, BaseDiscriminator, BaseEncoder
 
-    from gzcli.models.vae.nets import MLPDecoder, MLPEncoder
+    from gzcli.models.vae.base import MLPDecoder, MLPEncoder
 
     mine, x = ours_of_pythae(), torch.rand(128, *SHAPE).round()
 

@@ -174,17 +174,3 @@ def test_loss_is_the_mean_negative_log_prob_and_has_gradients_under_bf16(net):
     if isinstance(model, PixelCNN):
         x.requires_grad_()
         assert torch.autograd.grad(model.log_prob(x, y).sum(), x)[0].isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("cls", "levels", "hyper"),
-    [
-        *((cls, None, {}) for cls in SMALL),
-        *((cls, 4, {"conditional": True}) for cls in SMALL),
-        *((PixelCNN, 4, hyper) for hyper in ({"kernel": 4}, {"first": 1})),
-        *((PixelCNNpp, 4, hyper) for hyper in ({"blocks": ()}, {"mixture": 0})),
-    ],
-)
-def test_bad_hyperparameters_are_refused(cls, levels, hyper):
-    with pytest.raises(UsageError):
-        cls(DataInfo((1, 4, 4), levels), **hyper)

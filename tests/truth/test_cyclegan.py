@@ -20,8 +20,9 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, BatchNoise, DataInfo, no_progress
 from gzcli.data.packs.batches import TrainBatches, to_uint8
 from gzcli.data.packs.open import open_pack
+from gzcli.engine.checkpoint import extra_of, resume, weights_of
 from gzcli.models.gan.cyclegan import MEMORY, CycleGAN, ImagePool, Translator, TranslatorOptions
-from gzcli.models.nn.ssim import gaussian_window, ssim_parts
+from gzcli.models.nn.perceptual import gaussian_window, ssim_parts
 from gzcli.recipe.resolve import resolve
 
 INFO = DataInfo((1, 16, 16), 17, ("A", "B"))
@@ -123,8 +124,6 @@ def test_the_pool_is_that_of_the_paper():
 
 
 def test_the_pool_is_no_weight_but_goes_on_after_a_resume():
-    from gzcli.engine.checkpoint import extra_of, resume, weights_of
-
     one, two = model(pool=4), model(pool=4)
     one.loss(batch(images(3), images(3, seed=1)), "discriminator")
     state = one.state_dict()

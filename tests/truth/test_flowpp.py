@@ -10,9 +10,8 @@ import torch
 from draws import fitted
 from flows import DIGITS, batch, images, log_det_by_autograd, noise, roughen
 
-from gzcli.core.errors import UsageError
 from gzcli.core.types import BatchNoise, DataInfo, Noise
-from gzcli.models.nn.common import from_levels
+from gzcli.models.nn import from_levels
 from gzcli.models.normalizing_flow import flowpp
 from gzcli.models.normalizing_flow.flowpp import (
     CHANNELS,
@@ -210,17 +209,6 @@ def test_learned_noise_beats_uniform_and_more_samples_tighten_the_bound():
     p = torch.linspace(0.1, 0.9, 4)
     entropy = -4 * (p * p.log() + (1 - p) * (1 - p).log()).sum().item()
     assert bounds["uniform"] + 0.1 < bounds["variational"] < -entropy + 0.1
-
-
-def test_what_does_not_divide_is_refused_with_what_to_do():
-    with pytest.raises(UsageError, match="28×28") as error:
-        FlowPP.of(DataInfo((1, 28, 28)), channel=(0, 1, 1), checkerboard=(1, 1, 1))
-    assert "`data.size=32`" in error.value.hint
-    FlowPP.of(DataInfo((1, 28, 28)), channel=(0, 1, 1), checkerboard=(1, 1, 0))
-    with pytest.raises(UsageError, match=r"model\.channel"):
-        FlowPP.of(DataInfo((1, 28, 28)), channel=(1, 1), checkerboard=(1, 1))
-    with pytest.raises(UsageError, match=r"model\.heads=5"):
-        FlowPP.of(DataInfo((1, 28, 28)), heads=5)
 
 
 def test_bf16_autocast_keeps_the_log_det_in_fp32():

@@ -15,7 +15,7 @@ from test_glow import glow
 from test_realnvp import realnvp
 
 from gzcli.core.types import Batch
-from gzcli.models.nn.common import from_levels
+from gzcli.models.nn import from_levels
 
 GREY, WIDE, RGB = (1, 8, 8), (1, 4, 8), (3, 4, 4)
 BIJECTIONS = [

@@ -99,10 +99,6 @@ def test_the_critic_hears_the_label(label_as):
     assert not torch.allclose(one, other)
     mean = torch.stack([model.critic(x, torch.full((8,), k)) for k in range(10)]).mean(0)
     torch.testing.assert_close(model.score_disc(x, noise=ImageNoise(0, range(8))), -mean)
-    with pytest.raises(UsageError, match="needs a data set with labels"):
-        CGAN.of(DataInfo((1, 16, 16), 17))
-    with pytest.raises(UsageError, match="does not know `colour`"):
-        DCGAN.of(INFO, augment=("colour",))
 
 
 def test_augmentation_moves_hides_and_recolours():

@@ -11,8 +11,9 @@ from gzcli.core.sections import OptimSection
 from gzcli.engine import optim
 from gzcli.engine.optim import Muon, matrices_of, orthogonalised
 from gzcli.models.base import Phase
-from gzcli.models.nn import UNet, stacked
+from gzcli.models.nn import stacked
 from gzcli.models.nn.dit import DiTNet, DiTOptions
+from gzcli.models.nn.unet import UNet
 
 CONF = OptimSection(name="muon", lr=3e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1)
 

@@ -12,7 +12,7 @@ from test_autoregressive import build, images
 
 from gzcli.core.types import Batch, BatchNoise, DataInfo
 from gzcli.models.autoregressive.pixelcnn import PixelCNN
-from gzcli.models.nn.common import from_levels
+from gzcli.models.nn import from_levels
 
 
 @pytest.mark.parametrize("channels", [1, 3])

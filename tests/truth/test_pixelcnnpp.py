@@ -13,7 +13,7 @@ from torch import distributions as D
 
 from gzcli.core.types import BatchNoise
 from gzcli.models.autoregressive.pixelcnnpp import PixelCNNpp
-from gzcli.models.nn.logistic import LogisticMixture, logistic_log_mass
+from gzcli.models.nn.pixels import LogisticMixture, logistic_log_mass
 
 
 def params(mixture, *shape, scale=1.5, seed=0):

@@ -6,14 +6,7 @@ import copy
 
 import pytest
 import torch
-from flows import (
-    DIGITS,
-    batch,
-    images,
-    log_det_by_autograd,
-    noise,
-    roughen,
-)
+from flows import DIGITS, batch, images, log_det_by_autograd, noise, roughen
 
 from gzcli.core.types import DataInfo, no_progress
 from gzcli.models.normalizing_flow.layers import initialising

@@ -14,9 +14,9 @@ from zoo import CASES
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.types import DataInfo
 from gzcli.models.autoregressive.vqgan import VQGAN, adaptive_weight
-from gzcli.models.nn import lpips as module
+from gzcli.models.nn import perceptual as module
 from gzcli.models.nn.adversarial import PatchGAN
-from gzcli.models.nn.lpips import LPIPS, WIDTHS, linear_file
+from gzcli.models.nn.perceptual import LPIPS, WIDTHS, linear_file
 from gzcli.store.hub import VGG
 from gzcli.store.paths import cache_dir
 

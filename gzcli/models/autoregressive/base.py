@@ -11,7 +11,7 @@ from torch import Tensor
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.base import Model
-from gzcli.models.nn.common import double, spread_labels
+from gzcli.models.nn import Labels, bits, double, every_label, needs_labels, spread_labels
 
 
 class Incremental(Protocol):
@@ -38,8 +38,8 @@ class PixelModel(Model):
     """p(x) = Π p(part_i | parts before it): rows from the top, pixels from the left, each of `parts` equal
     groups of channels.
 
-    A subclass defines the four methods below, and forward(x, labels) [B, parts, H, W, outputs], the net's
-    outputs for every part given those before it.
+    A subclass defines the three methods below, and forward(x, labels) [B, parts, H, W, outputs], the net's
+    outputs for every part given those before it. A draw of a part takes `uniforms` numbers.
 
     conditional: whether labels condition every factor.
     """
@@ -50,25 +50,24 @@ class PixelModel(Model):
     def __init__(self, data: DataInfo, conditional: bool, *, parts: int, uniforms: int):
         super().__init__(data)
         self.levels = grey_levels(data)
-        if conditional and not data.classes:
-            raise UsageError("`model.conditional` needs a data set with labels", hint="gz list data")
-        self.conditional, self.parts, self.uniforms = conditional, parts, uniforms
+        self.conditional, self.parts, self.uniforms = needs_labels(conditional, data), parts, uniforms
 
     def part_log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
+        """log p of every part of x given those before it, [B, parts, H, W]."""
         raise NotImplementedError
 
     def draw(self, outputs: Tensor, u: Tensor, temperature: float) -> Tensor:
+        """Values [n, C / parts] of a part, by inversion at u [n, uniforms] in [0, 1)."""
         raise NotImplementedError
 
-    def incremental(self, n: int, labels: Tensor | None) -> Incremental:
+    def incremental(self, n: int, labels: Labels) -> Incremental:
         raise NotImplementedError
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
-        """Negative log-likelihood in nats an image; logs bits per dimension."""
         nats = -self._pixels_log_prob(batch.x, batch.y if self.conditional else None).flatten(1).sum(1).mean()
-        return {"loss": nats, "bpd": nats.detach() / (math.prod(self.data.shape) * math.log(2))}
+        return {"loss": nats, "bpd": bits(nats, self.data)}
 
-    def log_prob(self, x: Tensor, labels: Tensor | None = None, *, noise: Noise | None = None) -> Tensor:
+    def log_prob(self, x: Tensor, labels: Labels = None, *, noise: Noise | None = None) -> Tensor:
         """[B] nats, exact. A conditional model without labels: of the mixture over its classes, log mean_y
         p(x | y)."""
         if not self.conditional or labels is not None:
@@ -80,28 +79,25 @@ class PixelModel(Model):
         the mixture over its classes, whose weights change as pixels become known."""
         if not self.conditional:
             return -self._pixels_log_prob(x, None).sum(1)
-        every = spread_labels(None, len(self.data.classes), self.data, x.device)
-        of_class = [self._pixels_log_prob(x, y.expand(len(x), *y.shape)).sum(1) for y in every]
-        log_p = double(torch.stack(of_class, 1)).flatten(2).cumsum(2).logsumexp(1) - math.log(len(every))
+        every = every_label(self.data, len(x), x.device)
+        of_class = torch.stack([self._pixels_log_prob(x, y).sum(1) for y in every], 1)
+        log_p = double(of_class).flatten(2).cumsum(2).logsumexp(1) - math.log(len(every))
         return -log_p.diff(prepend=log_p.new_zeros(len(x), 1)).unflatten(1, x.shape[2:]).to(x.dtype)
 
-    def _pixels_log_prob(self, x: Tensor, labels: Tensor | None) -> Tensor:
+    def _pixels_log_prob(self, x: Tensor, labels: Labels) -> Tensor:
         return self.part_log_prob(self(x, labels), x)
 
     def _class_log_prob(self, x: Tensor, rows: int) -> Tensor:
         """log p(first `rows` rows of x | class) for every class, [B, K]."""
-        every = spread_labels(None, len(self.data.classes), self.data, x.device)
-        scores = [
-            self._pixels_log_prob(x, y.expand(len(x), *y.shape))[:, :, :rows].flatten(1).sum(1) for y in every
-        ]
-        return torch.stack(scores, 1)
+        every = every_label(self.data, len(x), x.device)
+        return torch.stack([self._pixels_log_prob(x, y)[:, :, :rows].flatten(1).sum(1) for y in every], 1)
 
     @torch.no_grad()
     def sample(
         self,
         n: int,
         *,
-        labels: Tensor | None = None,
+        labels: Labels = None,
         noise: Noise,
         progress: Progress = no_progress,
         temperature: float = 1.0,
@@ -124,15 +120,14 @@ class PixelModel(Model):
         x: Tensor,
         *,
         rows: int | None = None,
-        labels: Tensor | None = None,
+        labels: Labels = None,
         noise: Noise,
         progress: Progress = no_progress,
         temperature: float = 1.0,
     ) -> Applied:
         """x [B, C, H, W] with its first rows kept, and the rest sampled given them.
 
-        A conditional model without labels takes the class that makes the kept rows most probable. Raises
-        UsageError for a number of rows that the images do not have.
+        A conditional model without labels takes the class that makes the kept rows most probable.
 
         rows: how many rows are kept, 0 … H; null: half of them.
         """
@@ -144,14 +139,14 @@ class PixelModel(Model):
             best = self._class_log_prob(x, rows).argmax(1)
             labels = spread_labels(None, len(self.data.classes), self.data, x.device)[best]
         labels = labels if self.conditional else None
-        done = self._generate(x, rows, labels, noise, progress, temperature)
-        return Applied(done, rows=("completed",), known=first_rows(x, rows), how="kept", labels=labels)
+        completed = self._generate(x, rows, labels, noise, progress, temperature)
+        return Applied(completed, rows=("completed",), known=first_rows(x, rows), how="kept", labels=labels)
 
     def _generate(
         self,
         x: Tensor,
         rows: int,
-        labels: Tensor | None,
+        labels: Labels,
         noise: Noise,
         progress: Progress,
         temperature: float,
@@ -182,11 +177,9 @@ class PixelModel(Model):
 
 
 def grey_levels(data: DataInfo) -> int:
-    """The grey levels of the images. Raises UsageError for latents, which have none."""
     if data.levels is None:
-        raise UsageError(
-            "this model is of pixels with grey levels, and latents have none", hint="leave `data.latent` out"
-        )
+        message = "this model is of pixels with grey levels, and latents have none"
+        raise UsageError(message, hint="leave `data.latent` out")
     return data.levels
 
 
@@ -196,20 +189,17 @@ def first_rows(x: Tensor, rows: int) -> Tensor:
 
 
 class WholeNet:
-    """`Incremental` without caches: every output is a pass of the whole network over x, which holds the
-    values drawn so far."""
+    """`Incremental` without caches: every output is a pass of the whole network over x, as far as drawn."""
 
-    def __init__(self, net: PixelModel, x: Tensor, labels: Tensor | None):
+    def __init__(self, net: PixelModel, x: Tensor, labels: Labels):
         self.net, self.x, self.labels, self.i = net, x, labels, -1
 
     def row(self, above: Tensor) -> None:
         self.i += 1
 
-    def keep(self, row: Tensor) -> None:
-        pass
+    def keep(self, row: Tensor) -> None: ...
 
     def outputs(self, j: int, part: int) -> Tensor:
         return self.net(self.x, self.labels)[:, part, self.i, j]
 
-    def put(self, j: int, part: int, value: Tensor) -> None:
-        pass
+    def put(self, j: int, part: int, value: Tensor) -> None: ...

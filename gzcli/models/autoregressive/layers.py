@@ -34,7 +34,6 @@ def group_mask(n_out: int, n_in: int, groups: int, *, parts: int = 1, strict: bo
 
 
 def output_groups(n_out: int, groups: int, parts: int = 1) -> Tensor:
-    """[n_out]: the channel group of each output."""
     part = n_out // parts
     return torch.arange(n_out) % part * groups // part
 
@@ -118,13 +117,11 @@ class RowCache:
         self.i = -1
 
     def __call__(self, row: Tensor) -> Tensor:
-        """Output row i [n, n_out, W] from input row i; of a strict convolution from row i − 1, zeros for i =
-        0."""
+        """Output row i [n, n_out, W] from input row i; of a strict convolution from row i − 1, or zeros."""
         self.push(row)
         return self.output()
 
     def push(self, row: Tensor) -> None:
-        """Enters the next input row."""
         self.rows.append(F.pad(row, (self.conv.side, self.conv.side)))
         self.i += 1
 
@@ -156,9 +153,9 @@ class PixelCache:
         self.input = weight.new_zeros(self.pad + width, n, conv.n_in)
         size, self.step = conv.n_out // conv.groups, conv.n_in // conv.groups
         # how many channels of the current pixel each group sees
-        self.seen = [(c + (not conv.strict)) * self.step for c in range(conv.groups)]
+        self.visible = [(c + (not conv.strict)) * self.step for c in range(conv.groups)]
         self.out = [slice(c * size, (c + 1) * size) for c in range(conv.groups)]
-        self.now = [weight[s, :k, -1].T.contiguous() for s, k in zip(self.out, self.seen, strict=True)]
+        self.now = [weight[s, :k, -1].T.contiguous() for s, k in zip(self.out, self.visible, strict=True)]
 
     def left(self, j: int, base: Tensor) -> Tensor:
         """`base` [n, n_out] or [n_out], plus the contribution of the pixels left of j."""
@@ -168,8 +165,8 @@ class PixelCache:
 
     def add(self, j: int, c: int, left: Tensor) -> Tensor:
         """Group c's output [n, n_out / groups] at pixel j, given the sum that `left` returned."""
-        left, seen = left[..., self.out[c]], self.seen[c]
-        return torch.addmm(left, self.input[self.pad + j, :, :seen], self.now[c]) if seen else left
+        left, visible = left[..., self.out[c]], self.visible[c]
+        return torch.addmm(left, self.input[self.pad + j, :, :visible], self.now[c]) if visible else left
 
     def put(self, j: int, c: int, value: Tensor) -> None:
         """Sets group c of the input at pixel j to `value` [n, n_in / groups]."""

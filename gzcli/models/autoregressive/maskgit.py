@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
-from gzcli.models.autoregressive.prior import Position, Prior, TransformerOptions, Trunk, initial_std
+from gzcli.models.autoregressive.prior import Prior, TransformerOptions
 from gzcli.models.autoregressive.tokenizer import draw
 from gzcli.models.base import Model
 from gzcli.models.denoising.applications import middle_hidden
 from gzcli.models.labelled import ClusterOptions
-from gzcli.models.nn import ClassEmbedding, to_fp32
+from gzcli.models.nn import Labels, to_fp32
 
 
 @dataclass(frozen=True)
@@ -65,19 +65,12 @@ class MaskGIT(Prior):
         smoothing: float = 0.1,
         condition: ClusterOptions = ClusterOptions(),
     ):
-        super().__init__(data, tokenizer, condition)
+        super().__init__(data, tokenizer, condition, net, mask=True, near=near)
         self.smoothing = smoothing
-        self.label = ClassEmbedding(condition.count(data), net.width)
-        self.embed = nn.Embedding(self.codes + 1, net.width)  # the last is the mask token
-        self.position = Position(self.grid, net.width)
-        self.trunk = Trunk(net, self.grid if near else None)
-        self.head = nn.Linear(net.width, self.codes)
-        for layer in (self.label.table, self.embed, self.head):
-            nn.init.normal_(layer.weight, std=initial_std(net.width))
         nn.init.zeros_(self.head.bias)
 
     def forward(
-        self, codes: Tensor, masked: Tensor, labels: Tensor | None = None, drop: Tensor | None = None
+        self, codes: Tensor, masked: Tensor, labels: Labels = None, drop: Tensor | None = None
     ) -> Tensor:
         """The logits [B, T, codes] of all codes [B, T] given those that are not `masked` [B, T]."""
         h = self.embed(codes.masked_fill(masked, self.codes)) + self.position()
@@ -100,7 +93,7 @@ class MaskGIT(Prior):
         rank = noise.rand(len(count), self.length).argsort(1).argsort(1)
         return rank < count[:, None]
 
-    def nll(self, codes: Tensor, labels: Tensor | None, noise: Noise, terms: int = 8) -> Tensor:
+    def nll(self, codes: Tensor, labels: Labels, noise: Noise, terms: int = 8) -> Tensor:
         """An upper bound of −log p(codes | labels), [B] nats: E over m = 1 … T of T/m · Σ −log p(a masked
         code | the others), m codes masked (Hoogeboom 2021, arXiv:2110.02037, eq. 5), by `terms` passes."""
         return self.bound(codes, labels, self.masks(codes, noise, terms))
@@ -110,7 +103,7 @@ class MaskGIT(Prior):
         shares = ((i + noise.rand(len(codes))) / terms for i in range(terms))
         return [self.mask((1 + u * self.length).long().clamp(max=self.length), noise) for u in shares]
 
-    def bound(self, codes: Tensor, labels: Tensor | None, masks: list[Tensor]) -> Tensor:
+    def bound(self, codes: Tensor, labels: Labels, masks: list[Tensor]) -> Tensor:
         """`nll`, estimated by the given masks."""
         total = self.head.weight.new_zeros(len(codes))
         for masked in masks:
@@ -131,7 +124,7 @@ class MaskGIT(Prior):
         self,
         n: int,
         *,
-        labels: Tensor | None = None,
+        labels: Labels = None,
         noise: Noise,
         progress: Progress = no_progress,
         how: FillOptions = FillOptions(),
@@ -150,7 +143,7 @@ class MaskGIT(Prior):
         x: Tensor,
         *,
         mask: Tensor | None = None,
-        labels: Tensor | None = None,
+        labels: Labels = None,
         noise: Noise,
         progress: Progress = no_progress,
         how: FillOptions = FillOptions(),
@@ -159,14 +152,12 @@ class MaskGIT(Prior):
         given the remaining codes.
 
         Without a mask the middle is hidden, half as high and wide as the image. A conditional model without
-        labels uses its null label. Raises UsageError where it was trained without that label.
+        labels uses its null label.
         """
         hidden = (middle_hidden(x) if mask is None else mask.to(x)) < 0.5
         guidance = 1.0 if how.guidance is None else how.guidance
-        if guidance != 1 or labels is not None:
-            labels = self.asked_labels(labels, len(x))
-        else:
-            labels = self.known_labels(None)
+        labelled = guidance != 1 or labels is not None
+        labels = self.asked_labels(labels, len(x)) if labelled else self.known_labels(None)
         self.check_guidance(guidance, labels)
         # the encoder must not see hidden pixels, which would reach the codes around them: it gets the mean of
         # the known ones in their place
@@ -175,14 +166,14 @@ class MaskGIT(Prior):
         codes = self.tokenizer.encode(torch.where(hidden, mean, x)).flatten(1)
         masked = F.adaptive_max_pool2d(hidden.to(x), self.grid).flatten(1) > 0
         codes = self._fill(codes, masked, labels, noise, progress, how)
-        done = torch.where(hidden, self.images(codes), x)
-        return Applied(done, rows=("inpainted",), known=(~hidden).to(x), how="masked", labels=labels)
+        inpainted = torch.where(hidden, self.images(codes), x)
+        return Applied(inpainted, rows=("inpainted",), known=(~hidden).to(x), how="masked", labels=labels)
 
     def _fill(
         self,
         codes: Tensor,
         masked: Tensor,
-        labels: Tensor | None,
+        labels: Labels,
         noise: Noise,
         progress: Progress,
         how: FillOptions,
@@ -208,7 +199,7 @@ class MaskGIT(Prior):
                 progress(i + 1, steps)
         return codes
 
-    def _logits(self, codes: Tensor, masked: Tensor, labels: Tensor | None, guidance: float | None) -> Tensor:
+    def _logits(self, codes: Tensor, masked: Tensor, labels: Labels, guidance: float | None) -> Tensor:
         """`forward`, extrapolated from the logits without labels by the scale `guidance`."""
         if guidance is None or guidance == 1 or labels is None:
             return self(codes, masked, labels)

@@ -16,7 +16,7 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo
 from gzcli.models.autoregressive.base import PixelModel
 from gzcli.models.autoregressive.layers import HorizontalConv, PixelCache, RowCache, VerticalConv, gate
-from gzcli.models.nn.common import ClassEmbedding, Modules, from_levels, to_fp32, to_levels
+from gzcli.models.nn import ClassEmbedding, Labels, Modules, from_levels, to_fp32, to_levels
 
 
 class GatedBlock(nn.Module):
@@ -88,8 +88,7 @@ class PixelCNN(PixelModel):
 
     @torch.no_grad()
     def on_start(self, batch: Batch) -> None:
-        """Sets the bias of the softmax to the distribution of grey levels in the first batch, unless it is
-        set."""
+        """Sets the bias of the softmax to the grey levels of the first batch, unless it is set."""
         if self.logits.bias.any():
             return
         levels = self.levels
@@ -100,7 +99,7 @@ class PixelCNN(PixelModel):
         bias = log_p if self.outputs > 1 else log_p[:, 1:] - log_p[:, :1]
         self.logits.bias.copy_(bias.flatten())
 
-    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, labels: Labels = None) -> Tensor:
         """The logits of every value given those before it, [B, C, H, W, outputs]: one for each level, or one
         of level 1 where there are two levels."""
         bias = self._bias(labels, x.shape[0])
@@ -116,15 +115,13 @@ class PixelCNN(PixelModel):
         y = self.logits(F.relu(self.head(F.relu(h))))  # [B, C · outputs, H, W]
         return y.permute(0, 2, 3, 1).unflatten(-1, (-1, self.outputs)).movedim(-2, 1)
 
-    def _bias(self, labels: Tensor | None, n: int) -> list[Tensor | None]:
-        """The labels' biases in the gates of each layer, [n, 2, 2·hidden, 1, 1] (eq. 4), or None of an
-        unconditional model."""
+    def _bias(self, labels: Labels, n: int) -> list[Tensor | None]:
+        """The labels' biases in the gates of each layer, [n, 2, 2·hidden, 1, 1] (eq. 4), if any."""
         if self.label is None:
             return [None] * len(self.blocks)
         return list(self.label(labels, n).view(n, len(self.blocks), 2, -1, 1, 1).unbind(1))
 
     def part_log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
-        """log p of every value given those before it, [B, C, H, W]."""
         logits, k = to_fp32(outputs), to_levels(x, self.levels)
         if self.outputs == 1:
             return -F.binary_cross_entropy_with_logits(logits[..., 0], k.to(logits.dtype), reduction="none")
@@ -133,7 +130,7 @@ class PixelCNN(PixelModel):
         return -nats.view(k.shape).movedim(3, 1)
 
     def draw(self, outputs: Tensor, u: Tensor, temperature: float) -> Tensor:
-        """Values [n, 1]: the number of grey levels k with P(level ≤ k) ≤ u."""
+        """The number of grey levels k with P(level ≤ k) ≤ u, as a value [n, 1]."""
         logits = outputs / temperature
         if self.outputs == 1:
             k = u >= torch.sigmoid(-logits)
@@ -141,14 +138,14 @@ class PixelCNN(PixelModel):
             k = (logits.softmax(-1).cumsum(-1)[:, :-1] <= u).sum(-1, keepdim=True)
         return from_levels(k, self.levels)
 
-    def incremental(self, n: int, labels: Tensor | None) -> IncrementalPixelCNN:
+    def incremental(self, n: int, labels: Labels) -> IncrementalPixelCNN:
         return IncrementalPixelCNN(self, n, labels)
 
 
 class IncrementalPixelCNN:
     """`Incremental`: the vertical stack row by row, the horizontal one by pixel and channel."""
 
-    def __init__(self, net: PixelCNN, n: int, labels: Tensor | None):
+    def __init__(self, net: PixelCNN, n: int, labels: Labels):
         width = net.data.shape[2]
         self.net, self.n, self.i = net, n, 0
         self.bias = net._bias(labels, n)

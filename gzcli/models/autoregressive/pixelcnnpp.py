@@ -13,7 +13,7 @@ class `Incremental…` computes a module row by row and pixel by pixel, from cac
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +24,11 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import DataInfo
 from gzcli.models.autoregressive.base import PixelModel, grey_levels
 from gzcli.models.autoregressive.layers import HorizontalConv, PixelCache, RowCache, VerticalConv
-from gzcli.models.nn.common import ClassEmbedding, Modules, to_fp32
-from gzcli.models.nn.logistic import LogisticMixture
+from gzcli.models.nn import ClassEmbedding, Labels, Modules, to_fp32
+from gzcli.models.nn.pixels import LogisticMixture
 
 Feature = tuple[Tensor, Tensor]
+Streams = tuple[Feature, Feature]  # the vertical and the corner one
 Conv = TypeVar("Conv", bound=nn.Conv2d)
 
 
@@ -65,8 +66,7 @@ def vertical_conv(n_in: int, n_out: int, *, stride: int = 1) -> VerticalConv:
 
 
 class GatedResNet(nn.Module, Generic[Conv]):
-    """h + a σ(b), [a, b] = conv_out([elu(y), elu(−y)]) + label bias, y = conv_in(e) + Σ 1×1(side), of one
-    stream."""
+    """h + a σ(b), [a, b] = conv_out(elus(y)) + label bias, y = conv_in(e) + Σ 1×1(side), of one stream."""
 
     def __init__(
         self, conv: Callable[[int, int], Conv], hidden: int, sides: int, classes: int, dropout: float
@@ -82,7 +82,7 @@ class GatedResNet(nn.Module, Generic[Conv]):
         if self.label is not None:
             nn.init.normal_(self.label.table.weight, std=0.05)
 
-    def forward(self, x: Feature, labels: Tensor | None, *sides: Tensor) -> Feature:
+    def forward(self, x: Feature, labels: Labels, *sides: Tensor) -> Feature:
         h, e = x
         y = self.conv_in(e)
         for conv, side in zip(self.sides, sides, strict=True):
@@ -101,9 +101,7 @@ class Pair(nn.Module):
         self.vertical = GatedResNet(vertical_conv, hidden, skip, classes, dropout)
         self.corner = GatedResNet(CornerConv, hidden, 1 + skip, classes, dropout)
 
-    def forward(
-        self, x: tuple[Feature, Feature], labels: Tensor | None, *skip: tuple[Feature, Feature]
-    ) -> tuple[Feature, Feature]:
+    def forward(self, x: Streams, labels: Labels, *skip: Streams) -> Streams:
         v = self.vertical(x[0], labels, *(s[0][1] for s in skip))
         return v, self.corner(x[1], labels, v[1], *(s[1][1] for s in skip))
 
@@ -116,7 +114,7 @@ class Shrink(nn.Module):
         self.vertical = vertical_conv(hidden, hidden, stride=2)
         self.corner = CornerConv(hidden, hidden, stride=2)
 
-    def forward(self, x: tuple[Feature, Feature]) -> tuple[Feature, Feature]:
+    def forward(self, x: Streams) -> Streams:
         return feature(self.vertical(x[0][0])), feature(self.corner(x[1][0]))
 
 
@@ -130,9 +128,9 @@ class Grow(nn.Module):
         )
         self.corner = nn.ConvTranspose2d(hidden, hidden, 2, stride=2)
 
-    def forward(self, x: tuple[Feature, Feature], like: tuple[Feature, Feature]) -> tuple[Feature, Feature]:
-        """x of the coarser scale at the size of `like`."""
-        height, width = like[0][0].shape[2:]
+    def forward(self, x: Streams, finer: Streams) -> Streams:
+        """x of the coarser scale at the size of the finer one."""
+        height, width = finer[0][0].shape[2:]
         v, h = (
             grow(s[0])[:, :, :height, :width] for grow, s in zip((self.vertical, self.corner), x, strict=True)
         )
@@ -152,28 +150,28 @@ class Scale(nn.Module):
         self.grow = None if coarsest else Grow(hidden)
 
 
-def u_net(x: Any, scales: Iterable[Any], *labels: Any) -> Any:
-    """x through the scales, finest first, and back, with shortcuts between the blocks of one scale; serves
-    the whole net (`Scale`) and its rows or pixels (`Walk`), where a coarser scale may have no new position.
-    """
+def u_net(
+    x: Any, scales: Iterable[Any], *labels: Any, call: Callable[..., Any] = lambda layer, *x: layer(*x)
+) -> Any:
+    """x through the scales, finest first, and back, with shortcuts between the blocks of one scale. `call`
+    calls a layer: as a whole, or for a row or a pixel, where a coarser scale may have no new position."""
     scale, *coarser = scales
     skips = [x]
     for block in scale.up:
-        x = block(x, *labels)
+        x = call(block, x, *labels)
         skips.append(x)
     if coarser:
-        y = scale.shrink(x)
-        x = scale.grow(y if y is None else u_net(y, coarser, *labels), x)
+        y = call(scale.shrink, x)
+        x = call(scale.grow, y if y is None else u_net(y, coarser, *labels, call=call), x)
     else:
         skips.pop()
     for block in scale.down:
-        x = block(x, *labels, skips.pop())
+        x = call(block, x, *labels, skips.pop())
     return x
 
 
 class CornerCache:
-    """Computes a `CornerConv` pixel by pixel: at the start of a row the contribution of the row above, then
-    for each pixel the rest."""
+    """Computes a `CornerConv` pixel by pixel, after the contribution of the row above."""
 
     base: Tensor  # [n, W, n_out], the row above's contribution
 
@@ -203,8 +201,7 @@ class CornerCache:
 
     @property
     def has_output(self) -> bool:
-        """Whether there is an output for the pixel that was entered last: a strided one skips rows and
-        columns."""
+        """Whether the last pixel has an output: a strided convolution skips rows and columns."""
         return self.i % self.stride == 0 and self.j % self.stride == 0
 
     def output(self) -> Tensor:
@@ -215,7 +212,7 @@ class CornerCache:
 class IncrementalPair:
     """Computes a `Pair` position by position: rows are [n, hidden, W], pixels [n, hidden]."""
 
-    def __init__(self, pair: Pair, n: int, width: int, labels: Tensor | None):
+    def __init__(self, pair: Pair, n: int, width: int, labels: Labels):
         v, h = pair.vertical, pair.corner
         self.v_in, self.v_out = RowCache(v.conv_in, n, width), RowCache(v.conv_out, n, width)
         self.h_in, self.h_out = CornerCache(h.conv_in, n, width), CornerCache(h.conv_out, n, width)
@@ -271,15 +268,15 @@ class IncrementalGrow:
         self.i = self.j = -1
         self.pixels: dict[int, Tensor] = {}  # column of the coarser scale → [n, hidden]
 
-    def row(self, x: Feature | None, like: Feature) -> Feature:
+    def row(self, x: Feature | None, finer: Feature) -> Feature:
         """The next row, given the coarser scale's if there is a new one."""
         self.i, self.j = self.i + 1, -1
         self.v = self.v if x is None else x[0]
         weight = self.v_weight[:, :, self.i % 2]
         v = F.conv_transpose1d(self.v, weight, self.v_bias, stride=2, padding=1, output_padding=1)
-        return feature(v[..., : like[0].shape[-1]])
+        return feature(v[..., : finer[0].shape[-1]])
 
-    def pixel(self, x: Feature | None, like: Feature) -> Feature:
+    def pixel(self, x: Feature | None, finer: Feature) -> Feature:
         """The next pixel, given the coarser scale's if there is a new one."""
         self.j += 1
         if x is not None:
@@ -287,36 +284,14 @@ class IncrementalGrow:
         return feature(torch.addmm(self.bias, self.pixels[self.j // 2], self.weight[self.i % 2, self.j % 2]))
 
 
-class Walk(NamedTuple):
-    """The functions of a scale, of rows or of pixels, that `u_net` calls."""
-
-    up: list[Callable[..., Feature]]
-    down: list[Callable[..., Feature]]
-    shrink: Callable[[Feature], Feature | None] | None
-    grow: Callable[[Feature | None, Feature], Feature] | None
-
-
 class IncrementalScale:
     """Computes a `Scale` with rows of `width` pixels position by position."""
 
-    def __init__(self, scale: Scale, n: int, width: int, labels: Tensor | None):
-        up, down = (
-            [IncrementalPair(pair, n, width, labels) for pair in pairs] for pairs in (scale.up, scale.down)
-        )
-        shrink = IncrementalShrink(scale.shrink, n, width) if scale.shrink else None
-        grow = IncrementalGrow(scale.grow) if scale.grow else None
-        self.rows = Walk(
-            [pair.row for pair in up],
-            [pair.row for pair in down],
-            shrink.row if shrink else None,
-            grow.row if grow else None,
-        )
-        self.pixels = Walk(
-            [pair.pixel for pair in up],
-            [pair.pixel for pair in down],
-            shrink.pixel if shrink else None,
-            grow.pixel if grow else None,
-        )
+    def __init__(self, scale: Scale, n: int, width: int, labels: Labels):
+        self.up = [IncrementalPair(pair, n, width, labels) for pair in scale.up]
+        self.down = [IncrementalPair(pair, n, width, labels) for pair in scale.down]
+        self.shrink = IncrementalShrink(scale.shrink, n, width) if scale.shrink else None
+        self.grow = IncrementalGrow(scale.grow) if scale.grow else None
 
 
 class PixelCNNpp(PixelModel):
@@ -345,10 +320,8 @@ class PixelCNNpp(PixelModel):
         conditional: bool = False,
     ):
         if not blocks or min(blocks) < 0 or mixture < 1:
-            raise UsageError(
-                "`model.blocks` must name a number of blocks for one scale or more, "
-                "`model.mixture` be 1 or more"
-            )
+            few = "`model.blocks` must name a number of blocks for one scale or more"
+            raise UsageError(f"{few}, `model.mixture` be 1 or more")
         channels, height, width = data.shape
         pixels = LogisticMixture(channels, grey_levels(data), mixture)
         super().__init__(data, conditional, parts=1, uniforms=pixels.uniforms)
@@ -371,7 +344,7 @@ class PixelCNNpp(PixelModel):
             elif isinstance(layer, nn.ConvTranspose2d):
                 weight_norm(layer, dim=1)
 
-    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, labels: Labels = None) -> Tensor:
         """The parameters of every pixel's distribution given those before it, [B, 1, H, W, size]."""
         v, h = self.first_vertical(x), self.first_above(x) + self.first_left(x)
         v = v + self.position.to(v.dtype)
@@ -383,33 +356,31 @@ class PixelCNNpp(PixelModel):
             return self.head(to_fp32(F.elu(h))).permute(0, 2, 3, 1)[:, None]
 
     def part_log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
-        """log p of every pixel given those before it, [B, 1, H, W]."""
         return self.pixels.log_prob(outputs[:, 0], x.movedim(1, -1))[:, None]
 
     def draw(self, outputs: Tensor, u: Tensor, temperature: float) -> Tensor:
         return self.pixels.draw(outputs, u, temperature)
 
-    def incremental(self, n: int, labels: Tensor | None) -> IncrementalPixelCNNpp:
+    def incremental(self, n: int, labels: Labels) -> IncrementalPixelCNNpp:
         return IncrementalPixelCNNpp(self, n, labels)
 
 
 class IncrementalPixelCNNpp:
-    """`Incremental`: the vertical stream row by row, the corner one pixel by pixel, coarser scales at every
-    second."""
+    """`Incremental`: the vertical stream row by row, the corner one pixel by pixel."""
 
-    def __init__(self, net: PixelCNNpp, n: int, labels: Tensor | None):
+    def __init__(self, net: PixelCNNpp, n: int, labels: Labels):
         width = net.data.shape[2]
         self.net, self.i = net, 0
         self.head = net.head.weight[..., 0, 0].detach()
         self.vertical = RowCache(net.first_vertical, n, width)
         self.above = RowCache(net.first_above, n, width)
         self.left = PixelCache(net.first_left, n, width)
-        scales = [IncrementalScale(scale, n, -(-width // 2**s), labels) for s, scale in enumerate(net.scales)]
-        self.rows, self.pixels = [s.rows for s in scales], [s.pixels for s in scales]
+        self.scales = [IncrementalScale(s, n, -(-width // 2**i), labels) for i, s in enumerate(net.scales)]
 
     def row(self, above: Tensor) -> None:
         self.base = self.above(above).permute(2, 0, 1) + self.left.bias  # [W, n, hidden]
-        u_net(feature(self.vertical(above) + self.net.position[:, self.i]), self.rows)
+        v = feature(self.vertical(above) + self.net.position[:, self.i])
+        u_net(v, self.scales, call=lambda layer, *x: layer.row(*x))
         self.i += 1
 
     def keep(self, row: Tensor) -> None:
@@ -419,7 +390,8 @@ class IncrementalPixelCNNpp:
 
     def outputs(self, j: int, part: int) -> Tensor:
         """The parameters of pixel j's distribution, [n, size]."""
-        h, _ = u_net(feature(self.left.left(j, self.base[j])), self.pixels)
+        h = feature(self.left.left(j, self.base[j]))
+        h, _ = u_net(h, self.scales, call=lambda layer, *x: layer.pixel(*x))
         return F.linear(F.elu(h), self.head, self.net.head.bias)
 
     def put(self, j: int, part: int, value: Tensor) -> None:

@@ -16,9 +16,8 @@ from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 from gzcli.models.autoregressive.tokenizer import Figures, Tokenizer
 from gzcli.models.base import Model, Phase
 from gzcli.models.labelled import ClusterOptions, Labelled
-from gzcli.models.nn import spread_labels
-from gzcli.models.nn.attention import softmax_attention
-from gzcli.models.nn.norms import LayerNorm
+from gzcli.models.nn import ClassEmbedding, Labels, every_label
+from gzcli.models.nn.layers import LayerNorm, softmax_attention
 
 
 @dataclass(frozen=True)
@@ -38,29 +37,26 @@ class TransformerOptions:
 
 
 def initial_std(width: int) -> float:
-    """The standard deviation of initial weights: GPT-2's .02 at its width of 768, and more at smaller widths,
-    which speeds up learning."""
+    """The deviation of initial weights: GPT-2's .02 at its width of 768, more at smaller widths."""
     return 0.02 * math.sqrt(768 / width)
 
 
 class KVCache:
     """Keys and values of the positions that a block has seen, up to `length` of them."""
 
-    def __init__(self, n: int, heads: int, length: int, head_dim: int, like: Tensor):
-        self.kv = like.new_empty(2, n, heads, length, head_dim)
-        self.seen = 0
+    def __init__(self, n: int, heads: int, length: int, head_dim: int, weight: Tensor):
+        self.kv = weight.new_empty(2, n, heads, length, head_dim)
+        self.count = 0
 
     def add(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends k, v [n, heads, new, head_dim] of new positions; returns the keys and the values of all
-        positions so far."""
-        before, self.seen = self.seen, self.seen + k.shape[2]
-        self.kv[:, :, :, before : self.seen] = torch.stack([k, v])
-        return self.kv[0, :, :, : self.seen], self.kv[1, :, :, : self.seen]
+        """Appends k, v [n, heads, new, head_dim]; returns the keys and the values of all positions so far."""
+        before, self.count = self.count, self.count + k.shape[2]
+        self.kv[:, :, :, before : self.count] = torch.stack([k, v])
+        return self.kv[0, :, :, : self.count], self.kv[1, :, :, : self.count]
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention and an MLP, both residual; with a grid, after a depthwise 3×3 convolution over its
-    codes."""
+    """Self-attention and an MLP; with a grid, after a depthwise 3×3 convolution over its codes."""
 
     def __init__(self, width: int, heads: int, dropout: float, grid: tuple[int, int] | None = None):
         super().__init__()
@@ -92,10 +88,8 @@ class Trunk(nn.Module):
         super().__init__()
         self.options, width, heads = options, options.width, options.heads
         if width % heads:
-            raise UsageError(
-                f"`model.width` is {width}, which {heads} heads cannot share",
-                hint="set `model.heads` to a divisor",
-            )
+            odd = f"`model.width` is {width}, which {heads} heads cannot share"
+            raise UsageError(odd, hint="set `model.heads` to a divisor")
         self.drop = nn.Dropout(options.dropout)
         self.blocks = nn.ModuleList(
             TransformerBlock(width, heads, options.dropout, grid) for _ in range(options.layers)
@@ -117,22 +111,17 @@ class Trunk(nn.Module):
         return self.norm(h)
 
     def caches(self, n: int, length: int) -> list[KVCache]:
-        """An empty cache for each block, of up to `length` positions of n sequences."""
-        width, heads = self.options.width, self.options.heads
-        return [
-            KVCache(n, heads, length, width // heads, self.norm.weight) for _ in range(self.options.layers)
-        ]
+        heads, size = self.options.heads, self.options.width // self.options.heads
+        return [KVCache(n, heads, length, size, self.norm.weight) for _ in self.blocks]
 
 
 class Position(nn.Module):
-    """A learned vector for each row and one for each column of the grid: forward() is [h · w, width], in
-    raster order."""
+    """A learned vector for each row and each column of the grid: [h · w, width], in raster order."""
 
     def __init__(self, grid: tuple[int, int], width: int):
         super().__init__()
-        self.rows, self.columns = (
-            nn.Parameter(initial_std(width) * torch.randn(side, width)) for side in grid
-        )
+        sides = (nn.Parameter(initial_std(width) * torch.randn(side, width)) for side in grid)
+        self.rows, self.columns = sides
 
     def forward(self) -> Tensor:
         return (self.rows[:, None] + self.columns).flatten(0, 1)
@@ -142,18 +131,35 @@ class Prior(Labelled):
     """A distribution over the codes [B, T] that `tokenizer` gives to images, in raster order of its grid.
 
     The codes of the training set are computed once (`prepare`). The label, or the cluster of the image, is a
-    token before the codes. Raises UsageError for a stage `tokenizer` that makes no codes.
+    token before the codes. With `mask` there is a token for an unknown code, the last. Raises UsageError for
+    a stage `tokenizer` that makes no codes.
     """
 
     best = "loss"
     tokenizer: Tokenizer
 
-    def __init__(self, data: DataInfo, tokenizer: Model, labels: ClusterOptions):
+    def __init__(
+        self,
+        data: DataInfo,
+        tokenizer: Model,
+        labels: ClusterOptions,
+        net: TransformerOptions,
+        *,
+        mask: bool = False,
+        near: bool = False,
+    ):
         super().__init__(data, labels)
         if not isinstance(tokenizer, Tokenizer):
             raise UsageError("the stage `tokenizer` makes no codes", hint="make it a `vqvae` or a `vqgan`")
         self.attach("tokenizer", tokenizer)
         self.grid, self.codes, self.length = tokenizer.grid, tokenizer.codes, math.prod(tokenizer.grid)
+        self.label = ClassEmbedding(labels.count(data), net.width)
+        self.embed = nn.Embedding(self.codes + mask, net.width)
+        self.position = Position(self.grid, net.width)
+        self.trunk = Trunk(net, self.grid if near else None)
+        self.head = nn.Linear(net.width, self.codes, bias=mask)
+        for layer in (self.label.table, self.embed, self.head):
+            nn.init.normal_(layer.weight, std=initial_std(net.width))
 
     def phases(self) -> list[Phase]:
         """One phase, with weight decay for matrices alone."""
@@ -164,24 +170,21 @@ class Prior(Labelled):
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
-        """The codes of a batch's images."""
         codes = self.tokenizer.encode(batch.x).flatten(1)
         return {"codes": codes.to(torch.int16) if self.codes <= 2**15 else codes}
 
     def training_labels(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        """The labels of a batch, [B] or [B, K], or its clusters, and which of them are hidden, [B]: in
-        training alone."""
+        """The labels of a batch, or its clusters, and which of them are hidden: in training alone."""
         y, drop = super().training_labels(batch)
         return y, drop if drop is None or self.training else torch.zeros_like(drop)
 
-    def nll(self, codes: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
+    def nll(self, codes: Tensor, labels: Labels, noise: Noise) -> Tensor:
         """−log p(codes | labels) [B] in nats, or an upper bound of it."""
         raise NotImplementedError
 
     # ---- images
 
     def images(self, codes: Tensor) -> Tensor:
-        """The images [B, C, H, W] of codes [B, T]."""
         return self.tokenizer.decode(codes.unflatten(1, self.grid))
 
     def reconstruct(self, x: Tensor, *, noise: Noise, progress: Progress) -> Applied:
@@ -197,8 +200,7 @@ class Prior(Labelled):
         return math.log(len(self.data.classes)) - self.class_log_prob(codes, noise).logsumexp(1)
 
     def joint_nll(self, codes: Tensor, x: Tensor, noise: Noise) -> Tensor:
-        """−log p(codes, c) [B] in nats, of the codes and the clusters c of images x; without clusters
-        −log p(codes)."""
+        """−log p(codes, c) [B] in nats, with the clusters c of images x; without clusters −log p(codes)."""
         if self.clusters is None:
             return self.nll(codes, None, noise)
         c = self.clusters(x)
@@ -212,8 +214,7 @@ class Prior(Labelled):
         """For every class, or cluster, its labels for all rows of codes [B, T]."""
         if self.clusters is not None:
             return list(torch.arange(len(self.clusters), device=codes.device)[:, None].expand(-1, len(codes)))
-        classes = spread_labels(None, len(self.data.classes), self.data, codes.device)
-        return [y.expand(len(codes), *y.shape) for y in classes]
+        return every_label(self.data, len(codes), codes.device)
 
     def score_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
         """‖x − x̂‖² [B], the error of reconstructions."""

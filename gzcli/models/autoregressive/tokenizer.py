@@ -81,8 +81,7 @@ class Codebook(nn.Module):
         self.register_buffer("started", torch.tensor(False))
 
     def forward(self, z: Tensor, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
-        """z_q with a straight-through gradient, and the loss with values to log; in training it updates the
-        codes."""
+        """z_q with a straight-through gradient, and the loss, with values to log; training updates codes."""
         z, codes, e = self.nearest(z)
         share = ranks.mean(self._count(codes), self)
         loss = self.options.beta * F.mse_loss(z, e.detach())
@@ -91,15 +90,11 @@ class Codebook(nn.Module):
         if self.training:
             self._update(z.detach(), codes, share, noise)
         perplexity = (-torch.special.xlogy(share, share).sum()).exp()
-        return z + (e - z).detach(), {
-            "loss": loss,
-            "perplexity": perplexity,
-            "dead": self._dead().to(share.dtype).mean(),
-        }
+        logged = {"perplexity": perplexity, "dead": self._dead().to(share.dtype).mean()}
+        return z + (e - z).detach(), {"loss": loss, **logged}
 
     def nearest(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z [B, dim, h, w], normalised where `cosine` says so, its codes [B, h, w] int64 and their vectors
-        [B, dim, h, w], in full precision."""
+        """z [B, dim, h, w], its codes [B, h, w] int64 and their vectors [B, dim, h, w], in full precision."""
         z = self._normal(to_fp32(z), dim=1)
         with full_fp32(z.device):  # TF32 could decide a near tie differently in another pass
             places = z.detach().movedim(1, -1)  # [B, h, w, dim]
@@ -111,7 +106,6 @@ class Codebook(nn.Module):
         return z, codes, self.lookup(codes)
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """The vectors [B, dim, h, w] of codes [B, h, w]."""
         return self._normal(F.embedding(codes, self.embedding)).movedim(-1, 1)
 
     @torch.no_grad()
@@ -124,7 +118,6 @@ class Codebook(nn.Module):
         return F.normalize(t, dim=dim) if self.options.cosine else t
 
     def _count(self, codes: Tensor) -> Tensor:
-        """The share of each code among `codes`."""
         ones = self.usage.new_full((codes.numel(),), 1 / codes.numel())
         return torch.zeros_like(self.usage).index_add_(0, codes.flatten(), ones)
 
@@ -145,8 +138,7 @@ class Codebook(nn.Module):
             self._restart(self._dead(), z, noise)
 
     def _restart(self, which: Tensor, z: Tensor, noise: Noise) -> None:
-        """Moves the codes where `which` [codes] is true to vectors drawn from the global batch z [B, dim, h,
-        w]."""
+        """Moves the codes where `which` [codes] is true to vectors drawn from the global batch z."""
         # drawn whether or not any code needs them, so that the host need not wait for the device
         z = z.movedim(1, -1).flatten(1, 2)  # [B, h · w, dim]
         u, z = noise.rand(*z.shape[:2]).flatten(), z.flatten(0, 1)
@@ -166,8 +158,7 @@ SIDE = 16  # the most codes along a side where a recipe does not say how often i
 
 
 def halved(shape: tuple[int, ...]) -> int:
-    """How often a tokenizer halves the sides of images (C, H, W): twice, and more often until neither has
-    more than SIDE codes, whose number is the length of a prior's sequence."""
+    """How often sides of images (C, H, W) are halved: twice, or until neither has more than SIDE codes."""
     return max(2, math.ceil(math.log2(max(shape[1:]) / SIDE)))
 
 
@@ -185,7 +176,6 @@ class Tokenizer(Model):
     def __init__(
         self,
         data: DataInfo,
-        *,
         grid: tuple[int, int],
         encoder: nn.Module,
         codebook: Codebook,

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.autoregressive.base import first_rows
-from gzcli.models.autoregressive.prior import Position, Prior, TransformerOptions, Trunk, initial_std
+from gzcli.models.autoregressive.prior import Prior, TransformerOptions
 from gzcli.models.autoregressive.tokenizer import draw
 from gzcli.models.base import Model
 from gzcli.models.labelled import ClusterOptions
-from gzcli.models.nn import ClassEmbedding, spread_labels, to_fp32
+from gzcli.models.nn import Labels, spread_labels, to_fp32
 
 
 @dataclass(frozen=True)
@@ -52,30 +52,21 @@ class Transformer(Prior):
         net: TransformerOptions = TransformerOptions(),
         condition: ClusterOptions = ClusterOptions(label_dropout=0.0),
     ):
-        super().__init__(data, tokenizer, condition)
-        self.label = ClassEmbedding(condition.count(data), net.width)
-        self.embed = nn.Embedding(self.codes, net.width)
-        self.position = Position(self.grid, net.width)
-        self.trunk = Trunk(net)
-        self.head = nn.Linear(net.width, self.codes, bias=False)
-        for layer in (self.label.table, self.embed, self.head):
-            nn.init.normal_(layer.weight, std=initial_std(net.width))
+        super().__init__(data, tokenizer, condition, net)
 
-    def forward(self, codes: Tensor, labels: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
-        """The logits [B, T, codes] of each of codes [B, T] given those before it; T may be less than the
-        whole grid."""
+    def forward(self, codes: Tensor, labels: Labels = None, drop: Tensor | None = None) -> Tensor:
+        """The logits [B, T, codes] of each of codes [B, T], the first of the grid, given those before it."""
         n, t = codes.shape
         first = self.label(labels, n, drop)[:, None]
         h = torch.cat([first, self.embed(codes[:, :-1])], 1) + self.position()[:t]
         return to_fp32(self.head(self.trunk(h, causal=True)))
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
-        """Nats a code; logs bits a code."""
         codes, (labels, drop) = batch.extra["codes"].long(), self.training_labels(batch)
         nats = F.cross_entropy(self(codes, labels, drop).flatten(0, 1), codes.flatten())
         return {"loss": nats, "bits": nats.detach() / math.log(2)}
 
-    def nll(self, codes: Tensor, labels: Tensor | None, noise: Noise | None = None) -> Tensor:
+    def nll(self, codes: Tensor, labels: Labels, noise: Noise | None = None) -> Tensor:
         """−log p(codes | labels) [B] in nats, exact; codes [B, T] may be fewer than the whole grid."""
         nats = F.cross_entropy(self(codes, labels).mT, codes, reduction="none")
         return nats.sum(1)
@@ -87,7 +78,7 @@ class Transformer(Prior):
         self,
         n: int,
         *,
-        labels: Tensor | None = None,
+        labels: Labels = None,
         noise: Noise,
         progress: Progress = no_progress,
         how: DrawOptions = DrawOptions(),
@@ -109,7 +100,7 @@ class Transformer(Prior):
         x: Tensor,
         *,
         rows: int | None = None,
-        labels: Tensor | None = None,
+        labels: Labels = None,
         noise: Noise,
         progress: Progress = no_progress,
         how: DrawOptions = DrawOptions(),
@@ -117,8 +108,7 @@ class Transformer(Prior):
         """x [B, C, H, W] with its first rows kept, and the rest sampled given their codes.
 
         A conditional model without labels takes the class that makes the kept codes most probable; one of
-        clusters draws the cluster given them. Raises UsageError for a number of rows that the images do not
-        have, or that splits a code.
+        clusters draws the cluster given them.
 
         rows: how many rows of pixels are kept, a multiple of the rows that a code covers; null: about half.
         """
@@ -128,9 +118,8 @@ class Transformer(Prior):
             raise UsageError(f"`rows` is {rows}, it must be a multiple of {step} up to {height}")
         first = -(-rows // step) * self.grid[1]
         # the encoder sees beyond a code's own pixels, so the hidden rows are overwritten by the last kept one
-        visible = torch.cat(
-            [x[:, :, :rows], x[:, :, max(rows - 1, 0) : max(rows, 1)].expand(-1, -1, height - rows, -1)], 2
-        )
+        last = x[:, :, max(rows - 1, 0) : max(rows, 1)].expand(-1, -1, height - rows, -1)
+        visible = torch.cat([x[:, :, :rows], last], 2)
         codes = self.tokenizer.encode(visible).flatten(1)[:, :first]
         if self.conditional:
             if labels is None and first:
@@ -138,13 +127,12 @@ class Transformer(Prior):
                 labels = spread_labels(None, len(self.data.classes), self.data, x.device)[best]
             labels = spread_labels(labels, len(x), self.data, x.device)
         condition = labels if self.conditional else self.drawn_cluster(codes, noise)
-        done = self.images(self._generate(codes, condition, noise, progress, how, 1.0))
-        done = torch.cat([x[:, :, :rows], done[:, :, rows:]], 2)
-        return Applied(done, rows=("completed",), known=first_rows(x, rows), how="kept", labels=labels)
+        completed = self.images(self._generate(codes, condition, noise, progress, how, 1.0))
+        completed = torch.cat([x[:, :, :rows], completed[:, :, rows:]], 2)
+        return Applied(completed, rows=("completed",), known=first_rows(x, rows), how="kept", labels=labels)
 
     def drawn_cluster(self, codes: Tensor, noise: Noise) -> Tensor | None:
-        """A cluster [B] drawn from p(c | codes) given the first codes [B, kept] of images; None without
-        clusters."""
+        """A cluster [B] drawn from p(c | codes) given the first codes of images; None without clusters."""
         if self.clusters is None:
             return None
         joint = self.clusters.shares.log().expand(len(codes), -1)
@@ -155,7 +143,7 @@ class Transformer(Prior):
     def _generate(
         self,
         codes: Tensor,
-        labels: Tensor | None,
+        labels: Labels,
         noise: Noise,
         progress: Progress,
         how: DrawOptions,

@@ -23,13 +23,15 @@ from gzcli.core.errors import MissingError
 from gzcli.core.types import Batch, DataInfo, Noise
 from gzcli.models.autoregressive.tokenizer import Codebook, CodebookOptions, Tokenizer, halved
 from gzcli.models.base import Phase
-from gzcli.models.nn import LPIPS, PatchGAN, halvings, to_fp32
-from gzcli.models.nn.attention import Attention
-from gzcli.models.nn.norms import GroupNorm
+from gzcli.models.nn import halvings, to_fp32
+from gzcli.models.nn.adversarial import OBJECTIVES, PatchGAN, judged
+from gzcli.models.nn.layers import Attention, GroupNorm
+from gzcli.models.nn.perceptual import LPIPS
 from gzcli.models.nn.unet import Down, Up
 
 EPS = 1e-6  # of the group norms
 MULT = {2: (1, 2, 4), 3: (1, 2, 2, 4), 4: (1, 1, 2, 2, 4)}  # channels of each level, by how often is halved
+HINGE = OBJECTIVES["hinge"]
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,22 @@ class ConvOptions:
     groups: int = 8
 
     def widths(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The channels of each level of images (C, H, W), the finest first."""
         times = halved(shape)
         # those of the authors' models of 4, 8 and 16 pixels a code; coarser ones begin with more levels of 1
         mult = MULT.get(times, (1,) * (times - 4) + MULT[4]) if self.mult is None else self.mult
         return tuple(self.channels * m for m in mult)
+
+    def level(self, i: int, o: int, blocks: int, attend: bool) -> nn.Sequential:
+        """The residual blocks of one resolution, each followed by attention if `attend`."""
+        layers: list[nn.Module] = []
+        for k in range(blocks):
+            layers += [ResBlock(o if k else i, o, self.groups)]
+            layers += [Attention(o, o, self.groups, EPS)] if attend else []
+        return nn.Sequential(*layers)
+
+    def middle(self, c: int) -> nn.Sequential:
+        attention = [Attention(c, c, self.groups, EPS)] if self.attention else []
+        return nn.Sequential(ResBlock(c, c, self.groups), *attention, ResBlock(c, c, self.groups))
 
 
 class ResBlock(nn.Module):
@@ -72,42 +85,20 @@ class ResBlock(nn.Module):
         return self.skip(x) + self.conv2(F.silu(self.norm2(h)))
 
 
-class Level(nn.Sequential):
-    """The residual blocks of one resolution, each followed by attention if `attend`."""
-
-    def __init__(self, i: int, o: int, blocks: int, groups: int, attend: bool):
-        layers: list[nn.Module] = []
-        for k in range(blocks):
-            layers += [
-                ResBlock(o if k else i, o, groups),
-                *([Attention(o, o, groups, EPS)] if attend else []),
-            ]
-        super().__init__(*layers)
-
-
-class Middle(nn.Sequential):
-    """At the lowest resolution: a block, attention, a block."""
-
-    def __init__(self, c: int, groups: int, attend: bool):
-        attention = [Attention(c, c, groups, EPS)] if attend else []
-        super().__init__(ResBlock(c, c, groups), *attention, ResBlock(c, c, groups))
-
-
 class Encoder(nn.Module):
     """x [B, channels, H, W] → [B, dim, h, w]."""
 
     def __init__(self, channels: int, dim: int, widths: tuple[int, ...], options: ConvOptions):
         super().__init__()
-        blocks, groups = options.blocks, options.groups
         last = len(widths) - 1
         self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
         self.levels = nn.ModuleList(
-            Level(i, o, blocks, groups, options.attention and k == last)
+            options.level(i, o, options.blocks, options.attention and k == last)
             for k, (i, o) in enumerate(zip((widths[0], *widths), widths, strict=False))
         )
-        self.downs = nn.ModuleList(Down(w, 1) for w in widths[:-1])
-        self.middle = Middle(widths[-1], groups, options.attention)
-        self.norm = GroupNorm(groups, widths[-1], EPS)
+        self.downs = nn.ModuleList(Down(w) for w in widths[:-1])
+        self.middle = options.middle(widths[-1])
+        self.norm = GroupNorm(options.groups, widths[-1], EPS)
         self.conv_out = nn.Conv2d(widths[-1], dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,8 +109,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """z [B, dim, h, w] → [B, channels, H, W], the mirror image of the encoder with one block more at each
-    level."""
+    """z [B, dim, h, w] → [B, channels, H, W]; one block more at each level than the encoder."""
 
     def __init__(
         self,
@@ -130,16 +120,15 @@ class Decoder(nn.Module):
         sizes: list[tuple[int, int]],
     ):
         super().__init__()
-        widths, blocks, groups = widths[::-1], options.blocks + 1, options.groups
-        self.sizes = sizes[-2::-1]
+        widths, self.sizes = widths[::-1], sizes[-2::-1]
         self.conv_in = nn.Conv2d(dim, widths[0], 3, padding=1)
-        self.middle = Middle(widths[0], groups, options.attention)
+        self.middle = options.middle(widths[0])
         self.levels = nn.ModuleList(
-            Level(i, o, blocks, groups, options.attention and k == 0)
+            options.level(i, o, options.blocks + 1, options.attention and k == 0)
             for k, (i, o) in enumerate(zip((widths[0], *widths), widths, strict=False))
         )
         self.ups = nn.ModuleList(Up(w) for w in widths[:-1])
-        self.norm = GroupNorm(groups, widths[-1], EPS)
+        self.norm = GroupNorm(options.groups, widths[-1], EPS)
         self.conv_out = nn.Conv2d(widths[-1], channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -190,13 +179,8 @@ class VQGAN(Tokenizer):
     ):
         widths, colours, dim = net.widths(data.shape), data.shape[0], quantise.dim
         sizes = halvings(data.shape, len(widths) - 1)
-        super().__init__(
-            data,
-            grid=sizes[-1],
-            encoder=Encoder(colours, dim, widths, net),
-            codebook=Codebook(quantise),
-            decoder=Decoder(colours, dim, widths, net, sizes),
-        )
+        encoder, codebook = Encoder(colours, dim, widths, net), Codebook(quantise)
+        super().__init__(data, sizes[-1], encoder, codebook, Decoder(colours, dim, widths, net, sizes))
         self.discriminator = PatchGAN(data.shape, disc_width, disc_layers)
         self.pixels, self.perceptual_loss, self.perceptual_weight = pixels, perceptual, perceptual_weight
         self.disc_start, self.disc_weight, self.step = disc_start, disc_weight, 0
@@ -240,7 +224,7 @@ class VQGAN(Tokenizer):
             rec, parts["lpips"] = rec + self.perceptual_weight * distance, distance.detach()
         loss = rec + logged["loss"]
         if self.training and torch.is_grad_enabled() and self.step >= self.disc_start:
-            gan = -self.discriminator(x).mean()
+            gan = HINGE.generator(self.discriminator(x))
             weight = self.disc_weight * adaptive_weight(rec, gan, self.decoder.conv_out)
             loss, parts["gan"], parts["gan_weight"] = loss + weight * gan, gan.detach(), weight
         return logged | parts | {"loss": loss}
@@ -248,8 +232,8 @@ class VQGAN(Tokenizer):
     def discriminator_loss(self, x: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
             fake = to_fp32(self.decoder(self.codebook.nearest(self.encoder(x))[2]))
-        on_real, on_fake = self.discriminator(torch.cat([x, fake])).chunk(2)
-        loss = 0.5 * (F.relu(1 - on_real).mean() + F.relu(1 + on_fake).mean())
+        on_real, on_fake = judged(self.discriminator, x, fake)
+        loss = 0.5 * HINGE.critic(on_real, on_fake)
         return {"loss": loss, "real": on_real.detach().mean(), "fake": on_fake.detach().mean()}
 
     # ---- out-of-distribution scores

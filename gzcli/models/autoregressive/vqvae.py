@@ -90,13 +90,9 @@ class VQVAE(Tokenizer):
     ):
         down = halved(data.shape) if down is None else down
         sizes, channels, dim = halvings(data.shape, down), data.shape[0], quantise.dim
-        super().__init__(
-            data,
-            grid=sizes[-1],
-            encoder=Encoder(channels, hidden, residual, blocks, down, dim),
-            codebook=Codebook(quantise),
-            decoder=Decoder(channels, hidden, residual, blocks, sizes, dim),
-        )
+        encoder, codebook = Encoder(channels, hidden, residual, blocks, down, dim), Codebook(quantise)
+        decoder = Decoder(channels, hidden, residual, blocks, sizes, dim)
+        super().__init__(data, sizes[-1], encoder, codebook, decoder)
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
         z, logged = self.codebook(self.encoder(batch.x), batch.noise)

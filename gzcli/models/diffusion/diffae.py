@@ -24,10 +24,17 @@ from gzcli.models.base import Model, Phase
 from gzcli.models.denoising.applications import on_great_circles
 from gzcli.models.diffusion.ddpm import Diffusion, DiffusionOptions, PathOptions, SamplingOptions
 from gzcli.models.labelled import ClusterOptions
-from gzcli.models.nn import at_least, full_fp32, spread_labels, stacked, to_fp32
-from gzcli.models.nn.attention import Attention
-from gzcli.models.nn.latent import as_interpolations, interpolated, pairs_of
-from gzcli.models.nn.norms import GroupNorm
+from gzcli.models.nn import (
+    as_interpolations,
+    at_least,
+    full_fp32,
+    interpolated,
+    pairs_of,
+    spread_labels,
+    stacked,
+    to_fp32,
+)
+from gzcli.models.nn.layers import Attention, GroupNorm
 from gzcli.models.nn.unet import Down, ResBlock, Stage, UNet, UNetOptions, attended, patched, widths_of
 
 EPS = 1e-5
@@ -53,7 +60,7 @@ class Encoder(nn.Module):
         self.conv_in = stacked(nn.Conv2d(data.shape[0] * self.patch**2, c, 3, padding=1), 0)
         self.down = nn.ModuleList()
         for k, (o, attend) in enumerate(zip(widths, attended(data.shape, len(widths), options), strict=True)):
-            half = Down(o, 1) if k < len(widths) - 1 else None
+            half = Down(o) if k < len(widths) - 1 else None
             self.down.append(stage(c, o, [attend] * layers, half))
             c = o
         self.mid = stage(c, c, [True, False])

@@ -27,7 +27,7 @@ from gzcli.models.flow_matching.fm import FlowMatching, FlowOptions
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import stacked, to_fp32, valueless, zero_init
 from gzcli.models.nn.dit import DiTNet, DiTOptions, modulated
-from gzcli.models.nn.norms import LayerNorm
+from gzcli.models.nn.layers import LayerNorm
 
 KERNEL = 4  # tokens that the convolution sees, itself included
 DELTA = (1e-3, 1e-1)  # the range of Δ at the start

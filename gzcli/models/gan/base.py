@@ -13,8 +13,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gzcli.core.errors import UsageError
-from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
+from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.base import Model, Phase
+from gzcli.models.nn import (
+    ClassEmbedding,
+    Labels,
+    as_interpolations,
+    at_least,
+    best_labels,
+    double,
+    every_label,
+    fresh_statistics,
+    interpolated,
+    needs_labels,
+    pairs_of,
+    slerp,
+    spread_labels,
+    to_fp32,
+    traversal,
+)
 from gzcli.models.nn.adversarial import (
     NORMS,
     OBJECTIVES,
@@ -24,20 +41,11 @@ from gzcli.models.nn.adversarial import (
     Norm,
     Objective,
     gradient_penalty,
+    judged,
     pyramid,
     r1_penalty,
     widths,
 )
-from gzcli.models.nn.common import (
-    ClassEmbedding,
-    at_least,
-    best_labels,
-    double,
-    fresh_statistics,
-    spread_labels,
-    to_fp32,
-)
-from gzcli.models.nn.latent import as_interpolations, interpolated, pairs_of, slerp, traversal
 
 
 @dataclass(frozen=True)
@@ -55,8 +63,7 @@ class GeneratorOptions:
 
 
 class Generator(nn.Module):
-    """z [B, latent] and the embedding of labels → images [B, C, H, W] in [-1, 1], fp32, through the critic's
-    sizes."""
+    """z [B, latent] and labels → images [B, C, H, W] in [-1, 1], fp32, through the critic's sizes."""
 
     def __init__(self, shape: tuple[int, ...], options: GeneratorOptions, classes: int = 0):
         super().__init__()
@@ -74,12 +81,15 @@ class Generator(nn.Module):
             for i, o in zip(reversed(channels), (*reversed(channels[:-1]), shape[0]), strict=True)
         )
 
-    def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, z: Tensor, y: Labels = None) -> Tensor:
         h = z if self.embed is None else torch.cat([z, self.embed(y, z.shape[0])], dim=1)
         h = self.stem(h).unflatten(1, self.start)
         for norm, up, (height, width) in zip(self.norms, self.ups, reversed(self.targets), strict=True):
             h = up(F.relu(norm(h)))[:, :, :height, :width]  # odd sizes were rounded up
         return torch.tanh(to_fp32(h))
+
+
+# ---- augmentation
 
 
 def diff_augment(x: Tensor, policy: tuple[str, ...], noise: Noise) -> Tensor:
@@ -92,8 +102,7 @@ def diff_augment(x: Tensor, policy: tuple[str, ...], noise: Noise) -> Tensor:
 
 
 def color(x: Tensor, u: Tensor) -> Tensor:
-    """Brightness moved by up to ±0.5, saturation times 0 … 2, contrast times 0.5 … 1.5, by u [B, 3] in [0,
-    1)."""
+    """Brightness moved by up to ±0.5, saturation times 0 … 2, contrast times 0.5 … 1.5, by uniform u."""
     brightness, saturation, contrast = u[:, :, None, None, None].unbind(1)
     x = x + (brightness - 0.5)
     grey = x.mean(1, keepdim=True)
@@ -103,41 +112,30 @@ def color(x: Tensor, u: Tensor) -> Tensor:
 
 
 def translation(x: Tensor, u: Tensor) -> Tensor:
-    """Images moved by up to an eighth of each side; uncovered pixels are -1, the colour of an empty
-    background."""
+    """Images moved by up to an eighth of each side; uncovered pixels are -1, an empty background."""
     b, _, height, width = x.shape
     dy, dx = (((2 * u[:, i] - 1) * side / 8).round().long() for i, side in enumerate((height, width)))
     rows = torch.arange(height, device=x.device) + dy[:, None]  # [B, H]
     columns = torch.arange(width, device=x.device) + dx[:, None]
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None]
     image = torch.arange(b, device=x.device)[:, None, None]
-    moved = x.permute(0, 2, 3, 1)[
-        image, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None]
-    ]
-    return torch.where(inside[:, None], moved.permute(0, 3, 1, 2), -1.0)
+    rows, columns = rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None]
+    moved = x.permute(0, 2, 3, 1)[image, rows, columns].permute(0, 3, 1, 2)
+    return torch.where(inside[:, None], moved, -1.0)
 
 
 def cutout(x: Tensor, u: Tensor) -> Tensor:
     """Images with a rectangle of half the sides set to 0 (grey), with its centre uniform over the image."""
-    height, width = x.shape[2:]
-    hidden = [
+    rows, columns = (
         (torch.arange(side, device=x.device) + 0.5 - u[:, i, None] * side).abs() < side / 4
-        for i, side in enumerate((height, width))
-    ]
-    return x * ~(hidden[0][:, None, :, None] & hidden[1][:, None, None, :])
+        for i, side in enumerate(x.shape[2:])
+    )
+    return x * ~(rows[:, None, :, None] & columns[:, None, None, :])
 
 
 POLICIES = {"color": color, "translation": translation, "cutout": cutout}
 
-
-@dataclass(frozen=True)
-class Search:
-    """The search for z: steps and rate of Adam, draws to start from, weight of the critic's features."""
-
-    steps: int
-    lr: float = 0.05
-    starts: int = 8
-    feature: float = 0.1
+# ---- the model
 
 
 @dataclass(frozen=True)
@@ -171,6 +169,22 @@ class GANOptions(AdversarialOptions):
     r1_every: int = 16
 
 
+@dataclass(frozen=True)
+class Search:
+    """The search for the z of an image.
+
+    steps: gradient steps of the search for z.
+    lr: learning rate of Adam in the search for z.
+    starts: draws of z; the search starts at the nearest one.
+    feature: weight of the critic's features in the distance, in [0, 1].
+    """
+
+    steps: int = 100
+    lr: float = 0.05
+    starts: int = 8
+    feature: float = 0.1
+
+
 class GAN(Model):
     """A generator of z ~ N(0, I) and a critic, with the search for the z of an image and what needs it.
 
@@ -194,12 +208,9 @@ class GAN(Model):
     ):
         super().__init__(data)
         if unknown := sorted(set(options.augment) - set(POLICIES)):
-            raise UsageError(
-                f"`model.augment` does not know `{unknown[0]}`", hint=f"it knows: {', '.join(POLICIES)}"
-            )
-        if conditional and not data.classes:
-            raise UsageError("`model.conditional` needs a data set with labels", hint="gz list data")
-        classes = len(data.classes) if conditional else 0
+            hint = f"it knows: {', '.join(POLICIES)}"
+            raise UsageError(f"`model.augment` does not know `{unknown[0]}`", hint=hint)
+        classes = len(data.classes) if needs_labels(conditional, data) else 0
         self.generator = Generator(data.shape, generator, classes)
         self.critic = Critic(data.shape, generator.width, classes, critic, label_as)
         self.latent, self.conditional, self.options = generator.latent, conditional, options
@@ -230,19 +241,18 @@ class GAN(Model):
         """Images [B, C, H, W] as the critic sees them."""
         return diff_augment(x, self.options.augment, noise)
 
-    def adversarial_loss(self, fake: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
-        """The generator's loss by the critic's outputs for its images."""
+    def adversarial_loss(self, fake: Tensor, y: Labels, noise: Noise) -> Tensor:
         return OBJECTIVES[self.options.objective].generator(self.critic(self.augmented(fake, noise), y))
 
-    def generator_loss(self, batch: Batch, z: Tensor, y: Tensor | None) -> dict[str, Tensor]:
+    def generator_loss(self, batch: Batch, z: Tensor, y: Labels) -> dict[str, Tensor]:
         return {"loss": self.adversarial_loss(self.generator(z, y), y, batch.noise)}
 
-    def critic_loss(self, batch: Batch, real: Tensor, fake: Tensor, y: Tensor | None) -> dict[str, Tensor]:
+    def critic_loss(self, batch: Batch, real: Tensor, fake: Tensor, y: Labels) -> dict[str, Tensor]:
         options = self.options
         real, fake = (self.augmented(x, batch.noise) for x in (real, fake))
         if self.critic.independent:
             both = None if y is None else torch.cat([y, y])
-            real_f, fake_f = self.critic(torch.cat([real, fake]), both).chunk(2)
+            real_f, fake_f = judged(lambda x: self.critic(x, both), real, fake)
         else:  # batch norm would mix the statistics of real images and fakes
             real_f, fake_f = self.critic(real, y), self.critic(fake, y)
         loss = OBJECTIVES[options.objective].critic(real_f, fake_f)
@@ -271,13 +281,7 @@ class GAN(Model):
 
     @torch.no_grad()
     def sample(
-        self,
-        n: int,
-        *,
-        labels: Tensor | None = None,
-        noise: Noise,
-        progress: Progress,
-        temperature: float = 1.0,
+        self, n: int, *, labels: Labels = None, noise: Noise, progress: Progress, temperature: float = 1.0
     ) -> Tensor:
         """G(z) for z ~ N(0, temperature²).
 
@@ -297,39 +301,37 @@ class GAN(Model):
         noise: Noise,
         search: Search,
         *,
-        labels: Tensor | None = None,
-        progress: Progress | None = None,
+        labels: Labels = None,
+        progress: Progress = no_progress,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """z [B, latent] near each image, its labels, and its distance [B], by Adam from the best of some
         starts (after AnoGAN, Schlegl et al. 2017, arXiv:1703.05921, section 2.2).
 
         distance = (1 − feature)·‖x − G(z)‖² + feature·‖φ(x) − φ(G(z))‖², where φ is the critic's coarsest
-        feature map. The sum over the images is minimised and Adam works elementwise, so that an image's z
-        does not depend on its batch. The nets compute in double where the device does: at a kink of a ReLU a
-        rounding error, which depends on the batch, would lead to another z.
+        feature map. Without labels a conditional model starts from every class (multi-label: from no class
+        and from each class alone), and at half the steps takes the labels of the least distance.
 
-        labels: of x; None: a conditional model starts from every class (multi-label: from no class and from
-          each class alone), and at half the steps takes the labels of the least distance.
+        The sum over the images is minimised and Adam works elementwise, so that an image's z does not depend
+        on its batch. The nets compute in double where the device does: at a kink of a ReLU a rounding error,
+        which depends on the batch, would lead to another z.
         """
-        n, tries = len(x), self.first_labels(x, labels, search.starts)
-        starts, feature = len(tries), search.feature
+        n, tries, feature = len(x), self.first_labels(x, labels, search.starts), search.feature
         with torch.inference_mode(False), torch.enable_grad():
-            exact, z = double(x.detach()).clone(), double(noise.randn(n, starts * self.latent)).clone()
+            exact, z = double(x.detach()).clone(), double(noise.randn(n, len(tries) * self.latent)).clone()
             generator = copy.deepcopy(self.generator).to(z.dtype)
             critic = copy.deepcopy(self.critic).to(z.dtype)
             target = critic.maps(exact).detach() if feature else None
 
-            def distance(z: Tensor, y: Tensor | None) -> Tensor:
+            def distance(z: Tensor, y: Labels) -> Tensor:
                 fake = generator(z, y)
                 d = (1 - feature) * (exact - fake).square().flatten(1).sum(1)
                 if target is not None:
                     d = d + feature * (target - critic.maps(fake)).square().flatten(1).sum(1)
                 return d
 
-            z = z.unflatten(1, (starts, self.latent))
+            z, rows = z.unflatten(1, (len(tries), self.latent)), torch.arange(n, device=z.device)
             with torch.no_grad():
-                first = torch.stack([distance(z[:, i], tries[i]) for i in range(starts)], dim=1).argmin(1)
-            rows = torch.arange(n, device=z.device)
+                first = torch.stack([distance(z[:, i], y) for i, y in enumerate(tries)], dim=1).argmin(1)
             labelled = [y for y in tries if y is not None]
             y = torch.stack(labelled, 1)[rows, first] if labelled else None
             z = z[rows, first].requires_grad_()
@@ -347,29 +349,24 @@ class GAN(Model):
                 if step < search.steps:
                     (z.grad,) = torch.autograd.grad(d.sum(), z)
                     adam.step()
-                    if progress is not None:
-                        progress(step + 1, search.steps)
+                    progress(step + 1, search.steps)
         return best_z.to(x.dtype), y, best.to(x.dtype)
 
-    def first_labels(self, x: Tensor, labels: Tensor | None, starts: int) -> list[Tensor | None]:
+    def first_labels(self, x: Tensor, labels: Labels, starts: int) -> list[Tensor | None]:
         """Labels of x for each of at least `starts` draws of z: [B] or [B, K], None without classes."""
         if not self.conditional:
             return [None] * starts
         if labels is not None:
             return [labels.to(x.device)] * starts
-        K = len(self.data.classes)
-        classes = spread_labels(None, K, self.data, x.device)
+        classes = every_label(self.data, len(x), x.device)
         if self.data.multilabel:
-            classes = torch.cat([torch.zeros_like(classes[:1]), classes])
-        draws = range(max(starts, len(classes)))
-        return [classes[i % len(classes)].expand(len(x), *classes.shape[1:]) for i in draws]
+            classes = [torch.zeros_like(classes[0]), *classes]
+        return [classes[i % len(classes)] for i in range(max(starts, len(classes)))]
 
     def reconstruct(
-        self, x: Tensor, *, labels: Tensor | None = None, noise: Noise, progress: Progress, steps: int = 100
+        self, x: Tensor, *, labels: Labels = None, noise: Noise, progress: Progress, steps: int = 100
     ) -> Applied:
         """The generator's nearest image to each x, given `labels`, or without them the best-fitting labels.
-
-        Raises UsageError for no steps.
 
         steps: gradient steps of the search for z.
         """
@@ -384,8 +381,7 @@ class GAN(Model):
         """Interpolations from image 0 to 1, 2 to 3, … along great circles of z, between the generator's
         nearest images.
 
-        A conditional model changes the label in the middle. Raises UsageError for fewer than two images or
-        frames, or for no search.
+        A conditional model changes the label in the middle.
 
         frames: images of an interpolation, both ends included.
         search: gradient steps of the search for z.
@@ -394,14 +390,12 @@ class GAN(Model):
         at_least(1, search=search)
         x = pairs_of(x)
         z, y, _ = self.invert(x, noise.first(len(x)), Search(search), progress=progress)
-        z, pairs = interpolated(z, frames, slerp), len(x) // 2
         if y is not None:  # an image has the label of the nearer end
-            end = 2 * torch.arange(pairs, device=x.device)[:, None] + (
-                torch.arange(frames, device=x.device) * 2 >= frames
-            )
-            y = y[end.flatten()]
+            pairs, frame = (torch.arange(count, device=x.device) for count in (len(x) // 2, frames))
+            y = y[(2 * pairs[:, None] + (frame * 2 >= frames)).flatten()]
         with torch.no_grad():
-            return replace(as_interpolations(self.generator(z, y), frames), labels=y)
+            images = self.generator(interpolated(z, frames, slerp), y)
+        return replace(as_interpolations(images, frames), labels=y)
 
     def traverse(
         self,
@@ -416,8 +410,6 @@ class GAN(Model):
     ) -> Applied:
         """The generator's nearest image to the first of x, changed along the coordinates of z that change it
         most.
-
-        Raises UsageError for fewer than one of `dims`, `frames` or `search`.
 
         dims: number of coordinates, one a row.
         frames: images of a row.
@@ -439,47 +431,20 @@ class GAN(Model):
         """−f(x), since f is large for real images; for a conditional critic the mean over the classes."""
         if not self.conditional:
             return -self.critic(x)
-        classes = spread_labels(None, len(self.data.classes), self.data, x.device)
-        return -torch.stack([self.critic(x, y.expand(len(x), *y.shape)) for y in classes]).mean(0)
+        return -torch.stack([self.critic(x, y) for y in every_label(self.data, len(x), x.device)]).mean(0)
 
-    def score_inversion(
-        self,
-        x: Tensor,
-        *,
-        noise: Noise,
-        steps: int = 100,
-        lr: float = 0.05,
-        starts: int = 8,
-        feature: float = 0.1,
-    ) -> Tensor:
-        """The distance of x to the generator's nearest image (AnoGAN, eq. 4).
+    def score_inversion(self, x: Tensor, *, noise: Noise, search: Search = Search()) -> Tensor:
+        """The distance of x to the generator's nearest image (AnoGAN, eq. 4)."""
+        return self.invert(x, noise, search)[2]
 
-        steps: gradient steps of the search for z.
-        lr: learning rate of Adam in the search for z.
-        starts: draws of z; the search starts at the nearest one.
-        feature: weight of the critic's features in the distance, in [0, 1].
-        """
-        return self.invert(x, noise, Search(steps, lr, starts, feature))[2]
-
-    def map_inversion(
-        self,
-        x: Tensor,
-        *,
-        noise: Noise,
-        steps: int = 100,
-        lr: float = 0.05,
-        starts: int = 8,
-        feature: float = 0.1,
-    ) -> Tensor:
-        """|x − G(z)| at each pixel, of the generator's nearest image, the mean over channels: [B, H, W];
-        options as in `score_inversion`."""
-        z, y, _ = self.invert(x, noise, Search(steps, lr, starts, feature))
+    def map_inversion(self, x: Tensor, *, noise: Noise, search: Search = Search()) -> Tensor:
+        """|x − G(z)| at each pixel, of the generator's nearest image, the mean over channels: [B, H, W]."""
+        z, y, _ = self.invert(x, noise, search)
         return (x - self.generator(z, y)).abs().mean(1)
 
     def unit_features(self, x: Tensor) -> Tensor:
         """The critic's features on a 2×2 grid, of norm 1: [B, 4·C']."""
-        h = nn.functional.adaptive_avg_pool2d(to_fp32(self.critic.maps(x)), 2).flatten(1)
-        return nn.functional.normalize(h, dim=1)
+        return F.normalize(F.adaptive_avg_pool2d(to_fp32(self.critic.maps(x)), 2).flatten(1), dim=1)
 
     @torch.no_grad()
     def fit_knn(self, batches: Iterable[Batch]) -> None:
@@ -488,8 +453,6 @@ class GAN(Model):
 
     def score_knn(self, x: Tensor, *, noise: Noise, k: int = 10) -> Tensor:
         """Distance to the k-th nearest training image in critic features (Sun 2022, arXiv:2204.06507).
-
-        Raises UsageError before `fit_knn`, or where it saw fewer than k images.
 
         k: rank of the neighbour; 1: the nearest.
         """

@@ -25,9 +25,9 @@ from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 from gzcli.models.base import Model, Phase
-from gzcli.models.nn.adversarial import PatchGAN
-from gzcli.models.nn.common import from_levels, to_fp32, to_levels
-from gzcli.models.nn.ssim import gaussian_window, ssim_parts
+from gzcli.models.nn import Labels, from_levels, to_fp32, to_levels
+from gzcli.models.nn.adversarial import LEAST_SQUARES, PatchGAN, judged
+from gzcli.models.nn.perceptual import gaussian_window, ssim_parts
 
 
 class ImagePool(nn.Module):
@@ -53,17 +53,17 @@ class ImagePool(nn.Module):
         n = len(images)
         old, slot = ranks.rows(noise.rand(n), self) < 0.5, ranks.rows(noise.randint(self.size, n), self)
         images = ranks.rows(images, self)
-        stored_images = images.new_zeros(self.size, *images.shape[1:]) if self.images is None else self.images
-        self.images = stored_images.to(images)
+        pool = images.new_zeros(self.size, *images.shape[1:]) if self.images is None else self.images
+        self.images = pool = pool.to(images)
         shown = images.clone()
         for i in range(len(images)):
             if self.count < self.size:
-                self.images[self.count] = images[i]
+                pool[self.count] = images[i]
                 self.count += 1
                 continue
-            stored = self.images.index_select(0, slot[i : i + 1])
+            stored = pool.index_select(0, slot[i : i + 1])
             shown[i] = torch.where(old[i], stored[0], images[i])
-            self.images.index_copy_(0, slot[i : i + 1], torch.where(old[i], images[i : i + 1], stored))
+            pool.index_copy_(0, slot[i : i + 1], torch.where(old[i], images[i : i + 1], stored))
         return ranks.own_rows(shown, self)
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -93,20 +93,12 @@ class Translator(nn.Module):
     def __init__(self, channels: int, options: TranslatorOptions):
         super().__init__()
         widths = [options.width * 2**i for i in range(options.halvings + 1)]
-        self.stem = nn.Sequential(
-            reflecting(channels, options.width, 7), nn.InstanceNorm2d(options.width), nn.ReLU()
-        )
-        self.downs = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(i, o, 3, stride=2, padding=1, bias=False), nn.InstanceNorm2d(o), nn.ReLU()
-            )
-            for i, o in pairwise(widths)
-        )
+        strides: dict[str, Any] = {"stride": 2, "padding": 1, "bias": False}
+        self.stem = normed(reflecting(channels, options.width, 7))
+        self.downs = nn.ModuleList(normed(nn.Conv2d(i, o, 3, **strides)) for i, o in pairwise(widths))
         self.blocks = nn.Sequential(*(ResBlock(widths[-1]) for _ in range(options.blocks)))
-        self.ups = nn.ModuleList(
-            nn.ConvTranspose2d(i, o, 3, stride=2, padding=1, bias=False)
-            for i, o in pairwise(reversed(widths))
-        )
+        ups = (nn.ConvTranspose2d(i, o, 3, **strides) for i, o in pairwise(reversed(widths)))
+        self.ups = nn.ModuleList(ups)
         self.head = reflecting(options.width, channels, 7, bias=True)
         for m in self.modules():
             if isinstance(m, nn.Conv2d | nn.ConvTranspose2d):
@@ -128,21 +120,19 @@ class ResBlock(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.net = nn.Sequential(
-            reflecting(width, width, 3),
-            nn.InstanceNorm2d(width),
-            nn.ReLU(),
-            reflecting(width, width, 3),
-            nn.InstanceNorm2d(width),
-        )
+        first, second = (reflecting(width, width, 3) for _ in range(2))
+        self.net = nn.Sequential(*normed(first), second, nn.InstanceNorm2d(width))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.net(x)
 
 
+def normed(conv: nn.Conv2d) -> nn.Sequential:
+    return nn.Sequential(conv, nn.InstanceNorm2d(conv.out_channels), nn.ReLU())
+
+
 def reflecting(inputs: int, outputs: int, kernel: int, bias: bool = False) -> nn.Conv2d:
-    """A convolution that keeps the size, with reflection at the borders; before instance norm it needs no
-    bias."""
+    """A convolution that keeps the size, with reflection at the borders."""
     return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, padding_mode="reflect", bias=bias)
 
 
@@ -197,10 +187,8 @@ class CycleGAN(Model):
             small = f"images of {sides[0]}×{sides[1]} are too small for translators of {halvings} halvings"
             raise UsageError(small, hint="lower `model.halvings`")
         self.a_to_b, self.b_to_a = (Translator(c, translator) for _ in "AB")
-        self.disc_a, self.disc_b = (
-            PatchGAN(data.shape, discriminator.disc_width, discriminator.disc_layers, norm="instance")
-            for _ in "AB"
-        )
+        width, layers = discriminator.disc_width, discriminator.disc_layers
+        self.disc_a, self.disc_b = (PatchGAN(data.shape, width, layers, norm="instance") for _ in "AB")
         self.pool_a, self.pool_b = ImagePool(pool), ImagePool(pool)
         self.cycle, self.identity, self.step = cycle, identity, 0
         self.register_buffer("memory", torch.zeros(2, MEMORY, *data.shape, dtype=torch.uint8))
@@ -249,7 +237,8 @@ class CycleGAN(Model):
             self.remember(a, b)
         fake_b, same_b = self.a_to_b(torch.cat([a, b])).chunk(2)
         fake_a, same_a = self.b_to_a(torch.cat([b, a])).chunk(2)
-        gan = (self.disc_a(fake_a) - 1).square().mean() + (self.disc_b(fake_b) - 1).square().mean()
+        fooled = LEAST_SQUARES.generator
+        gan = fooled(self.disc_a(fake_a)) + fooled(self.disc_b(fake_b))
         cycle = F.l1_loss(self.b_to_a(fake_b), a) + F.l1_loss(self.a_to_b(fake_a), b)
         identity = F.l1_loss(same_a, a) + F.l1_loss(same_b, b)
         loss = gan + self.cycle * (cycle + self.identity * identity)
@@ -258,7 +247,8 @@ class CycleGAN(Model):
     def discriminator_loss(self, a: Tensor, b: Tensor, noise: Noise) -> dict[str, Tensor]:
         with torch.no_grad():
             fake_a, fake_b = self.pool_a(self.b_to_a(b), noise), self.pool_b(self.a_to_b(a), noise)
-        loss_a, loss_b = lsgan(self.disc_a, a, fake_a), lsgan(self.disc_b, b, fake_b)
+        loss_a = 0.5 * LEAST_SQUARES.critic(*judged(self.disc_a, a, fake_a))
+        loss_b = 0.5 * LEAST_SQUARES.critic(*judged(self.disc_b, b, fake_b))
         return {"loss": loss_a + loss_b, "a": loss_a.detach(), "b": loss_b.detach()}
 
     # ---- translation
@@ -281,7 +271,7 @@ class CycleGAN(Model):
         """Mean absolute difference of each image and its translation there and back, [B]."""
         return (self.returned(x, from_a) - x).abs().flatten(1).mean(1)
 
-    def of_a(self, x: Tensor, y: Tensor | None) -> Tensor:
+    def of_a(self, x: Tensor, y: Labels) -> Tensor:
         """Whether each image is of A, [B], by its label y. Without labels, an image is of A if the translator
         to A changes it less than the translator to B."""
         if y is not None:
@@ -294,7 +284,7 @@ class CycleGAN(Model):
         self,
         n: int,
         *,
-        labels: Tensor | None = None,
+        labels: Labels = None,
         noise: Noise,
         progress: Progress,
         direction: SampleDirection = "both",
@@ -303,79 +293,59 @@ class CycleGAN(Model):
 
         direction: `AtoB` and `BtoA` translate images of one domain, `both` of either.
         """
-        images, pick = self.remembered(n, noise, direction)
-        from_a = pick < MEMORY if direction == "both" else direction == "AtoB"
-        x = self.translated(from_levels(images[pick], 256), from_a)
+        x, from_a = self.remembered(n, noise, direction)
+        x = self.translated(x, from_a)
         progress(1, 1, x)
         return x
 
-    def remembered(self, n: int, noise: Noise, direction: SampleDirection) -> tuple[Tensor, Tensor]:
-        """The kept images that can be translated in a direction, as bytes, and the indices [n] of those
-        drawn."""
-        domains = {"both": slice(0, 2), "AtoB": slice(0, 1), "BtoA": slice(1, 2)}[direction]
-        images = self.memory[domains].flatten(0, 1)
-        return images, noise.randint(len(images), n)
-
     def sources(self, n: int, *, noise: Noise, direction: SampleDirection = "both") -> Tensor:
         """The images [n, C, H, W] that `sample` translates, given the same noise."""
-        images, pick = self.remembered(n, noise, direction)
-        return from_levels(images[pick], 256)
+        return self.remembered(n, noise, direction)[0]
+
+    def remembered(self, n: int, noise: Noise, direction: SampleDirection) -> tuple[Tensor, Tensor | bool]:
+        """n of the kept images, drawn from those of a direction, and whether they are of A."""
+        domains = {"both": slice(0, 2), "AtoB": slice(0, 1), "BtoA": slice(1, 2)}[direction]
+        images = self.memory[domains].flatten(0, 1)
+        pick = noise.randint(len(images), n)
+        return from_levels(images[pick], 256), pick < MEMORY if direction == "both" else direction == "AtoB"
 
     @torch.no_grad()
     def translate(
-        self,
-        x: Tensor,
-        *,
-        y: Tensor | None = None,
-        noise: Noise,
-        progress: Progress,
-        direction: Direction = "auto",
+        self, x: Tensor, *, y: Labels = None, noise: Noise, progress: Progress, direction: Direction = "auto"
     ) -> Applied:
         """Images translated to the other domain.
-
-        Raises UsageError where none can be translated in the direction.
 
         direction: `AtoB` and `BtoA` translate the images of one domain, by their labels, or all images
           without labels; `auto` translates every image from its domain, which without labels is that of the
           translator that changes it less.
         """
-        rows, from_a = self.suited(x, direction, y)
-        x = self.translated(x[rows], from_a)
-        progress(1, 1, x)
-        labels = torch.zeros_like(rows) + from_a  # class 1, which is B, for an image of A
-        return Applied(x, rows=("translation",), of=tuple((i,) for i in rows.tolist()), labels=labels)
+        return self.applied(x, y, direction, progress, back=False)
 
     @torch.no_grad()
     def reconstruct(
-        self,
-        x: Tensor,
-        *,
-        y: Tensor | None = None,
-        noise: Noise,
-        progress: Progress,
-        direction: Direction = "auto",
+        self, x: Tensor, *, y: Labels = None, noise: Noise, progress: Progress, direction: Direction = "auto"
     ) -> Applied:
         """Images translated to the other domain and back.
 
         direction: which images and from which domain, as in `translate`.
         """
-        rows, from_a = self.suited(x, direction, y)
-        x = self.returned(x[rows], from_a)
-        progress(1, 1, x)
-        labels = 1 - (torch.zeros_like(rows) + from_a)
-        return Applied(x, rows=("there and back",), of=tuple((i,) for i in rows.tolist()), labels=labels)
+        return self.applied(x, y, direction, progress, back=True)
 
-    def suited(self, x: Tensor, direction: Direction, y: Tensor | None) -> tuple[Tensor, Tensor | bool]:
-        """The indices of the images that can be translated in a direction, and whether they are of A, for all
-        of them or for each."""
+    def applied(self, x: Tensor, y: Labels, direction: Direction, progress: Progress, back: bool) -> Applied:
+        """The images that can be translated in a direction, translated, and with `back` translated back."""
         rows = torch.arange(len(x), device=x.device)
+        from_a: Tensor | bool = direction == "AtoB"
         if direction == "auto":
-            return rows, self.of_a(x, y)
-        from_a = direction == "AtoB"
-        rows = rows if y is None else rows[(y == 0) == from_a]
+            from_a = self.of_a(x, y)
+        elif y is not None:
+            rows = rows[(y == 0) == from_a]
         if not len(rows):
             raise UsageError(f"none of these images can go {direction}", hint="`--direction auto` takes all")
-        return rows, from_a
+        x = (self.returned if back else self.translated)(x[rows], from_a)
+        progress(1, 1, x)
+        to_b = torch.zeros_like(rows) + from_a  # class 1, which is B, for an image of A
+        name, labels = ("there and back", 1 - to_b) if back else ("translation", to_b)
+        return Applied(x, rows=(name,), of=tuple((i,) for i in rows.tolist()), labels=labels)
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
         """L1 errors of cycle and identity as shares of the pixels' range, and SSIM of images and their
@@ -384,9 +354,9 @@ class CycleGAN(Model):
         window = gaussian_window(min(11, *self.data.shape[1:]), 1.5)
         for batch in batches:
             x, from_a = batch.x, self.of_a(batch.x, batch.y)
-            same = (self.translated(x, ~from_a) - x).abs()
-            like = ssim_parts((x + 1) / 2, (self.translated(x, from_a) + 1) / 2, window)[0]
-            figures = (self.cycle_error(x, from_a) / 2, same.flatten(1).mean(1) / 2, like.mean(1))
+            identity = (self.translated(x, ~from_a) - x).abs()
+            ssim = ssim_parts((x + 1) / 2, (self.translated(x, from_a) + 1) / 2, window)[0]
+            figures = (self.cycle_error(x, from_a) / 2, identity.flatten(1).mean(1) / 2, ssim.mean(1))
             sums += torch.stack([value.cpu().double().sum() for value in figures])
             n += len(batch)
         return dict(zip(("cycle_l1", "identity_l1", "ssim"), (sums / n).tolist(), strict=True))
@@ -405,9 +375,3 @@ class CycleGAN(Model):
         """The error of the cycle at each pixel [B, H, W], the mean over channels, in the same direction."""
         a, b = ((self.returned(x, from_a) - x).abs().mean(1) for from_a in (True, False))
         return torch.where((a.mean((1, 2)) < b.mean((1, 2)))[:, None, None], a, b)
-
-
-def lsgan(disc: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
-    """The discriminator's loss by least squares, not log-likelihoods (Mao et al. 2016, arXiv:1611.04076)."""
-    on_real, on_fake = disc(torch.cat([real, fake])).chunk(2)
-    return 0.5 * ((on_real - 1).square().mean() + on_fake.square().mean())

@@ -25,6 +25,7 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress
 from gzcli.models.base import Phase
 from gzcli.models.gan.base import GAN, GANOptions, GeneratorOptions
+from gzcli.models.nn import Labels
 from gzcli.models.nn.adversarial import CriticOptions
 
 Potential = Callable[[Tensor], Tensor]  # z [B, D] → U [B], differentiable
@@ -137,19 +138,17 @@ class PresGAN(GAN):
         ]
 
     def sigma(self) -> Tensor:
-        """σ [C, H, W], within its bounds."""
         return self.log_sigma.clamp(*self.bounds).exp()
 
     # ---- training
 
-    def critic_loss(self, batch: Batch, real: Tensor, fake: Tensor, y: Tensor | None) -> dict[str, Tensor]:
-        """The loss of images with noise. Real images get noise as fakes do, so that noise does not give fakes
-        away."""
+    def critic_loss(self, batch: Batch, real: Tensor, fake: Tensor, y: Labels) -> dict[str, Tensor]:
+        # real images get noise as fakes do, so that noise does not give fakes away
         sigma = self.sigma().detach()
         real, fake = (x + sigma * batch.noise.randn(*x.shape) for x in (real, fake))
         return super().critic_loss(batch, real, fake, y)
 
-    def generator_loss(self, batch: Batch, z: Tensor, y: Tensor | None) -> dict[str, Tensor]:
+    def generator_loss(self, batch: Batch, z: Tensor, y: Labels) -> dict[str, Tensor]:
         mean, sigma = self.generator(z, y), self.sigma()
         x = mean + sigma * batch.noise.randn(*mean.shape)
         adversarial = self.adversarial_loss(x, y, batch.noise)
@@ -166,9 +165,8 @@ class PresGAN(GAN):
             "step_size": self.step_size.clone(),
         }
 
-    def density_gradient(self, x: Tensor, z: Tensor, y: Tensor | None, noise: Noise) -> tuple[Tensor, Tensor]:
-        """∇ₓ log p(x) [B, C, H, W] by chains from z [B, latent], and their mean acceptance, which adapts
-        their step size."""
+    def density_gradient(self, x: Tensor, z: Tensor, y: Labels, noise: Noise) -> tuple[Tensor, Tensor]:
+        """∇ₓ log p(x) by chains from z, and their mean acceptance, which adapts their step size."""
         options, sigma, potential = self.entropy, self.sigma().detach(), self.potential(x, y)
         accepted, score = [], torch.zeros_like(x)
         with torch.autocast(x.device.type, enabled=False):
@@ -184,7 +182,7 @@ class PresGAN(GAN):
             self.step_size = (self.step_size * factor).clamp(1e-4, 1.0)
         return score, rate
 
-    def potential(self, x: Tensor, y: Tensor | None) -> Potential:
+    def potential(self, x: Tensor, y: Labels) -> Potential:
         """−log p(x | z) − log p(z) as a function of z, without its constants: [B]."""
         sigma = self.sigma().detach()
 
@@ -201,7 +199,7 @@ class PresGAN(GAN):
         self,
         n: int,
         *,
-        labels: Tensor | None = None,
+        labels: Labels = None,
         noise: Noise,
         progress: Progress,
         temperature: float = 1.0,

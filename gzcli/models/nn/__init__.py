@@ -1,47 +1,261 @@
-"""Blocks that three models or more share."""
+"""What models of every family share: labels, sizes, grey levels, precision, and interpolation of codes."""
 
-from gzcli.models.nn.adversarial import PatchGAN
-from gzcli.models.nn.common import (
-    ClassEmbedding,
-    at_least,
-    best_labels,
-    double,
-    fresh_statistics,
-    from_levels,
-    full_fp32,
-    halvings,
-    spread_labels,
-    stacked,
-    to_fp32,
-    to_levels,
-    valueless,
-    zero_init,
-)
-from gzcli.models.nn.latent import as_interpolations, interpolated, pairs_of, slerp, traversal
-from gzcli.models.nn.lpips import LPIPS
-from gzcli.models.nn.unet import UNet
+from __future__ import annotations
 
-__all__ = [
-    "LPIPS",
-    "ClassEmbedding",
-    "PatchGAN",
-    "UNet",
-    "as_interpolations",
-    "at_least",
-    "best_labels",
-    "double",
-    "fresh_statistics",
-    "from_levels",
-    "full_fp32",
-    "halvings",
-    "interpolated",
-    "pairs_of",
-    "slerp",
-    "spread_labels",
-    "stacked",
-    "to_fp32",
-    "to_levels",
-    "traversal",
-    "valueless",
-    "zero_init",
-]
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from gzcli.core.devices import kind_of
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Applied, DataInfo
+
+Layer = TypeVar("Layer", bound=nn.Module)
+Labels = Tensor | None  # [B] int64 or, multi-hot, [B, K]; None where they are unknown
+
+
+class Modules(nn.ModuleList, Generic[Layer]):
+    """A list of modules of one type, for type checkers."""
+
+    if TYPE_CHECKING:
+
+        def __iter__(self) -> Iterator[Layer]: ...
+
+        def __reversed__(self) -> Iterator[Layer]: ...
+
+
+def zero_init(module: Layer) -> Layer:
+    """Sets every parameter of `module` to zero, so that its branch starts as the identity."""
+    for p in module.parameters():
+        nn.init.zeros_(p)
+    return module
+
+
+def stacked(layer: Layer, matrices: int) -> Layer:
+    """The layer, marked for an optimizer of whole matrices (Muon).
+
+    matrices: how many matrices of equal height its weight stacks, as 3 for queries, keys and values; 0
+      excludes the layer from such an optimizer, as suits first and last layers, whose rows or columns are
+      pixels, codes or classes, with units of their own.
+    """
+    layer.matrices = matrices  # type: ignore[assignment]  # torch declares tensors and modules alone
+    return layer
+
+
+# ---- labels
+
+
+class ClassEmbedding(nn.Module):
+    """Embeds labels: [B] integers, [B, K] multi-hot, or None, which is the null label, the last row of the
+    table. Multi-hot labels are embedded as the sum of their classes' rows, so zeros stand for no class.
+
+    classes: number of classes K.
+    dim: size of the embedding.
+    """
+
+    def __init__(self, classes: int, dim: int):
+        super().__init__()
+        self.classes = classes
+        self.table = nn.Embedding(classes + 1, dim)
+
+    def forward(self, y: Tensor | None, n: int, drop: Tensor | None = None) -> Tensor:
+        """The embeddings of n labels, [n, dim]; where the boolean `drop` [n] is true, of the null label."""
+        null = self.table.weight[self.classes]
+        if y is None:
+            return null.expand(n, -1)
+        e = self.table(y) if y.ndim == 1 else y.to(null.dtype) @ self.table.weight[: self.classes]
+        return e if drop is None else torch.where(drop[:, None], null, e)
+
+
+def needs_labels(conditional: bool, data: DataInfo) -> bool:
+    """The option `conditional`. Raises UsageError where it is true and the data have no labels."""
+    if conditional and not data.classes:
+        raise UsageError("`model.conditional` needs a data set with labels", hint="gz list data")
+    return conditional
+
+
+def spread_labels(labels: Tensor | None, n: int, data: DataInfo, device: torch.device) -> Tensor:
+    """The labels of n samples, [n] int64 or [n, K]: those given, else sample i has class i % K."""
+    if labels is not None:
+        return labels.to(device)
+    y = torch.arange(n, device=device) % len(data.classes)
+    return nn.functional.one_hot(y, len(data.classes)).float() if data.multilabel else y
+
+
+def every_label(data: DataInfo, n: int, device: torch.device) -> list[Tensor]:
+    """For each class in turn its label, for all of n images."""
+    classes = spread_labels(None, len(data.classes), data, device)
+    return [y.expand(n, *y.shape) for y in classes]
+
+
+@torch.no_grad()
+def best_labels(distance: Callable[[Tensor], Tensor], y: Tensor, data: DataInfo) -> tuple[Tensor, Tensor]:
+    """Labels of a smaller distance [B] than y, and that distance, by coordinate descent over the classes:
+    each in turn replaces a row's label, or is added to or removed from its set, and stays where that is
+    nearer."""
+    y, best = y.clone(), distance(y)
+    for k in range(len(data.classes)):
+        changed = y.clone()
+        if data.multilabel:
+            changed[:, k] = 1 - changed[:, k]
+        else:
+            changed.fill_(k)
+        d = distance(changed)
+        better = d < best
+        best = torch.where(better, d, best)
+        y = torch.where(better[:, None] if data.multilabel else better, changed, y)
+    return y, best
+
+
+# ---- sizes and grey levels
+
+
+def halvings(shape: tuple[int, ...], times: int) -> list[tuple[int, int]]:
+    """(height, width) of images (C, H, W), then halved `times` times, rounded up."""
+    sizes = [(shape[1], shape[2])]
+    for _ in range(times):
+        h, w = sizes[-1]
+        sizes.append(((h + 1) // 2, (w + 1) // 2))
+    return sizes
+
+
+def at_least(least: int, **values: int | None) -> None:
+    """Raises UsageError for an option below `least`. Each keyword is an option; None: it is not set."""
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise UsageError(f"`{name}` must be {least} or more, not {value}")
+
+
+def to_levels(x: Tensor, levels: int) -> Tensor:
+    """Images in [-1, 1] as grey levels 0 … levels − 1, int64 of the same shape."""
+    return ((x + 1) * ((levels - 1) / 2)).round().clamp_(0, levels - 1).long()
+
+
+def from_levels(k: Tensor, levels: int) -> Tensor:
+    """Grey levels 0 … levels − 1 as images in [-1, 1]."""
+    return k.to(torch.get_default_dtype()) * (2 / (levels - 1)) - 1
+
+
+def bits(nats: Tensor, data: DataInfo) -> Tensor:
+    """Nats of an image as bits per dimension, without a gradient."""
+    return nats.detach() / (math.prod(data.shape) * math.log(2))
+
+
+# ---- precision
+
+
+def to_fp32(t: Tensor) -> Tensor:
+    """At least fp32: half precision, as autocast makes it, is raised; fp64 stays."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))
+
+
+def double(t: Tensor) -> Tensor:
+    """float64 where the device has it, else (MPS) at least fp32. For sums over pixels and images.
+
+    A value that is read on the host is exact on every device by `t.cpu().double()`.
+    """
+    return t.double() if kind_of(t.device).float64 else to_fp32(t)
+
+
+def valueless() -> bool:
+    """Whether new tensors have a shape and no values now: on the meta device, or under FakeTensorMode."""
+    fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+    return fake is not None or torch.get_default_device().type == "meta"
+
+
+@contextmanager
+def full_fp32(device: torch.device) -> Iterator[None]:
+    """A context of full fp32: no autocast, no TF32, so that results do not depend on the device."""
+    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.allow_tf32 = convolutions
+
+
+CALIBRATION = 20  # batches from which the statistics of batch norm are computed
+
+
+@contextmanager
+def fresh_statistics(model: nn.Module) -> Iterator[int]:
+    """A context in which batch norms, modules with buffers and a `momentum`, are in training mode, and their
+    running statistics become the means over all images that pass. Yields how many batches to pass, 0 without
+    batch norms."""
+    norms = [m for m in model.modules() if hasattr(m, "momentum") and list(m.buffers(recurse=False))]
+    before, rows = [(m, m.momentum, m.training) for m in norms], dict.fromkeys(norms, 0)
+
+    def weigh(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        rows[module] += len(inputs[0])
+        module.momentum = len(inputs[0]) / rows[module]  # type: ignore[assignment]
+
+    hooks = [m.train().register_forward_pre_hook(weigh) for m in norms]
+    try:
+        yield CALIBRATION if norms else 0
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, momentum, training in before:
+            module.momentum = momentum
+            module.train(training)
+
+
+# ---- interpolation between two codes, and traversal along single coordinates
+
+
+def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+    """Spherical interpolation from a to b [..., D], which keeps the norm of draws from N(0, I)."""
+    cos = nn.functional.cosine_similarity(a, b, dim=-1).clamp(-0.9995, 0.9995).unsqueeze(-1)
+    omega = torch.acos(cos)
+    return (torch.sin((1 - t) * omega) * a + torch.sin(t * omega) * b) / torch.sin(omega)
+
+
+def pairs_of(x: Tensor) -> Tensor:
+    """x [n, …] without an odd last image. Raises UsageError for fewer than two."""
+    if len(x) < 2:
+        hint = "give a folder of two or more images"
+        raise UsageError("`interpolate` needs pairs of images, got one", hint=hint)
+    return x[: len(x) // 2 * 2]
+
+
+Mix = Callable[[Tensor, Tensor, Tensor], Tensor]  # (a, b, t) → a for t = 0, b for t = 1
+
+
+def interpolated(z: Tensor, frames: int, mix: Mix = torch.lerp) -> Tensor:
+    """Codes [n // 2 · frames, D] from code 0 to 1, 2 to 3, … of z [n, D], ends included, pair by pair."""
+    at_least(2, frames=frames)
+    a, b = pairs_of(z).unflatten(0, (-1, 2)).unsqueeze(2).unbind(1)  # [pairs, 1, D] each
+    return mix(a, b, torch.linspace(0, 1, frames, device=z.device)[:, None]).flatten(0, 1)
+
+
+def as_interpolations(images: Tensor, frames: int) -> Applied:
+    """The images [pairs · frames, C, H, W] of interpolated codes, a row for each pair."""
+    ends = tuple((2 * i, 2 * i + 1) for i in range(len(images) // frames))
+    marks = tuple(f"{i / (frames - 1):.2f}" for i in range(frames))
+    return Applied(images, rows=tuple(f"{a} → {b}" for a, b in ends), columns=frames, marks=marks, of=ends)
+
+
+def traversal(decode: Callable[[Tensor], Tensor], z: Tensor, dims: int, frames: int, span: float) -> Applied:
+    """Images of z [1, D] with one coordinate moved from −span to span, a row for each of the `dims`
+    coordinates that change the image most, in falling order; decode: codes [n, D] → images [n, C, H, W]."""
+    at_least(1, dims=dims, frames=frames)
+    size, dims = z.shape[1], min(dims, z.shape[1])
+    t = torch.linspace(-span, span, frames, device=z.device)
+    ends = z.repeat(2 * size, 1)
+    every = torch.arange(size, device=z.device)
+    ends[every, every], ends[size + every, every] = -span, span
+    images = torch.cat([decode(part) for part in ends.split(64)])
+    change = (images[:size] - images[size:]).flatten(1).square().sum(1)
+    rows = z.repeat(dims * frames, 1)
+    chosen = change.topk(dims).indices
+    rows[torch.arange(len(rows), device=z.device), chosen.repeat_interleave(frames)] = t.repeat(dims)
+    images = torch.cat([decode(part) for part in rows.split(64)])
+    names, marks = tuple(f"z {i}" for i in chosen.tolist()), tuple(f"{v:+.1f}" for v in t.tolist())
+    return Applied(images, rows=names, columns=frames, marks=marks, of=((0,),) * dims)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from gzcli.core.errors import UsageError
-from gzcli.models.nn.common import ClassEmbedding, group_norm, halvings, to_fp32
+from gzcli.models.nn import ClassEmbedding, halvings, to_fp32
+from gzcli.models.nn.layers import group_norm
 
 Norm = Literal["none", "group", "batch"]
 LabelAs = Literal["channel", "projection"]
@@ -57,9 +58,9 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 class Critic(nn.Module):
     """Images [B, C, H, W] → an unbounded number for each, [B], fp32, after DCGAN (arXiv:1511.06434).
 
-    width: channels of the finest scale, doubled at each coarser one, at most 8-fold.
-    label_as: `projection` of the features on the label's embedding (Miyato 2018, arXiv:1802.05637, eq. 3), or
-      `channel`, an embedding of the size of the image beside it (after Mirza 2014).
+    A label enters by `projection` of the features on its embedding (Miyato 2018, arXiv:1802.05637, eq. 3), or
+    as a `channel`, an embedding of the size of the image beside it (after Mirza 2014). `width` are the
+    channels of the finest scale.
     """
 
     def __init__(
@@ -115,28 +116,22 @@ class PatchGAN(nn.Module):
     """Images [B, C, H, W] → a map of logits [B, 1, h', w'], fp32, one a patch: 70×70 pixels for 3 layers
     (Isola et al. 2016, arXiv:1611.07004, section 3.2.2). Raises UsageError for images that are too small.
 
-    width: channels of the first layer, doubled by each further one, at most 8-fold.
-    layers: number of convolutions of stride 2.
-    norm: `none`, `group`, or `instance` without learned scales; `batch` would mix the images of a batch.
+    `layers` convolutions of stride 2 begin with `width` channels, doubled by each, at most 8-fold. The norm
+    is `none`, `group`, or `instance` without learned scales; `batch` would mix the images of a batch.
     """
 
     def __init__(self, shape: tuple[int, ...], width: int = 64, layers: int = 3, norm: str = "group"):
         super().__init__()
-        side = min(shape[1:]) // 2**layers
-        if side < 3:  # two convolutions of stride 1 take a pixel each
-            raise UsageError(
-                f"images of {shape[1]}×{shape[2]} are too small for a discriminator of {layers} halvings",
-                hint="set fewer `layers` of the discriminator",
-            )
+        if min(shape[1:]) // 2**layers < 3:  # two convolutions of stride 1 take a pixel each
+            small = f"images of {shape[1]}×{shape[2]} are too small for a discriminator of {layers} halvings"
+            raise UsageError(small, hint="set fewer `layers` of the discriminator")
         widths = [shape[0], *(width * min(2**i, 8) for i in range(layers + 1))]
         strides = [2] * layers + [1]
         self.convs = nn.ModuleList(
             nn.Conv2d(i, o, 4, stride=s, padding=1, bias=k == 0 or norm == "none")
             for k, (i, o, s) in enumerate(zip(widths[:-1], widths[1:], strides, strict=True))
         )
-        self.norms = nn.ModuleList(
-            nn.Identity() if k == 0 else NORMS[norm](o) for k, o in enumerate(widths[1:])
-        )
+        self.norms = nn.ModuleList(NORMS[norm if k else "none"](o) for k, o in enumerate(widths[1:]))
         self.head = nn.Conv2d(widths[-1], 1, 4, padding=1)
         for conv in (*self.convs, self.head):
             nn.init.normal_(conv.weight, std=0.02)
@@ -147,8 +142,13 @@ class PatchGAN(nn.Module):
         return to_fp32(self.head(x))
 
 
+def judged(disc: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> tuple[Tensor, ...]:
+    """A discriminator's outputs for real and for generated inputs, in one pass."""
+    return disc(torch.cat([real, fake])).chunk(2)
+
+
 class AdversarialLoss(NamedTuple):
-    """Losses of the critic, of f(x) and f(G(z)) [B], and of the generator, of f(G(z))."""
+    """Losses of the critic, of f(x) and f(G(z)), and of the generator, of f(G(z)), all means."""
 
     critic: Callable[[Tensor, Tensor], Tensor]
     generator: Callable[[Tensor], Tensor]
@@ -168,6 +168,11 @@ OBJECTIVES: dict[str, AdversarialLoss] = {
     "wasserstein": AdversarialLoss(lambda real, fake: fake.mean() - real.mean(), lambda fake: -fake.mean()),
 }
 Objective = Annotated[str, OBJECTIVES]
+# of cyclegan: Mao et al. 2016, arXiv:1611.04076
+LEAST_SQUARES = AdversarialLoss(
+    lambda real, fake: (real - 1).square().mean() + fake.square().mean(),
+    lambda fake: (fake - 1).square().mean(),
+)
 
 
 def gradient_penalty(
@@ -180,8 +185,7 @@ def gradient_penalty(
 
 
 def r1_penalty(critic: nn.Module, real: Tensor, y: Tensor | None = None) -> Tensor:
-    """½ ‖∇ f(x)‖₂² of each real image, [B], in fp32 also under autocast (Mescheder 2018, arXiv:1801.04406,
-    eq. 9)."""
+    """½ ‖∇ f(x)‖₂² of each real image, [B], in fp32 (Mescheder 2018, arXiv:1801.04406, eq. 9)."""
     return 0.5 * _gradient(critic, real.detach().clone(), y).square().sum(1)
 
 

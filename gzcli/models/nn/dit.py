@@ -14,11 +14,9 @@ from torch.nn import functional as F
 
 from gzcli.core.errors import UsageError
 from gzcli.core.units import as_size
-from gzcli.models.nn.attention import softmax_attention
-from gzcli.models.nn.common import ClassEmbedding, at_least, stacked, zero_init
-from gzcli.models.nn.diffusers_names import DIT, renamed
-from gzcli.models.nn.norms import LayerNorm
-from gzcli.models.nn.unet import time_embedding
+from gzcli.models.nn import ClassEmbedding, at_least, stacked, zero_init
+from gzcli.models.nn.layers import LayerNorm, softmax_attention
+from gzcli.models.nn.unet import renamed, time_embedding
 
 FREQUENCIES = 256  # sinusoids of the time
 PATCHES = range(1, 9)  # sides of a patch that is not given
@@ -45,14 +43,8 @@ class DiTOptions:
 
 
 class DiTNet(nn.Module):
-    """x [B, C, H, W], t [B] → [B, C, H, W], by a token for each patch.
-
-    Raises UsageError where sizes do not fit.
-
-    shape: (C, H, W).
-    classes: number of classes K; above 0, the embedding of K labels and a null label is added to that of
-      the time.
-    freq_shift: a convention of the time embedding, 1 in diffusers.
+    """x [B, C, H, W], t [B] → [B, C, H, W], by a token for each patch. Where there are classes, the embedding
+    of their labels and a null label is added to that of the time. Raises UsageError where sizes do not fit.
     """
 
     position: Tensor  # [T, width]
@@ -104,14 +96,14 @@ class DiTNet(nn.Module):
                 nn.init.xavier_uniform_(layer.weight.flatten(1))
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
-        for part in (self.time, *([self.label] if self.label else [])):
-            for name, weight in part.named_parameters():
-                if name.endswith("weight"):
-                    nn.init.normal_(weight, std=0.02)
-        for block in self.blocks:
-            zero_init(block.get_submodule("modulation"))
-        for last in (self.modulation, self.out):
-            zero_init(last)
+        for layer in (self.time[0], self.time[2], *([self.label.table] if self.label else [])):
+            nn.init.normal_(layer.get_parameter("weight"), std=0.02)
+        for layer in (
+            *(block.get_submodule("modulation") for block in self.blocks),
+            self.modulation,
+            self.out,
+        ):
+            zero_init(layer)
 
     def to_diffusers(self) -> nn.Module:
         """A `DiTTransformer2DModel` of the same weights; without labels, the embedding of its one label is
@@ -126,9 +118,7 @@ class DiTNet(nn.Module):
         ours.setdefault("label.table.weight", torch.zeros(2, self.position.shape[1]))
         theirs = net.state_dict()
         for key in theirs:
-            name = renamed(
-                re.sub(r"^transformer_blocks\.\d+(\.norm1\.emb)", r"transformer_blocks.0\1", key), DIT
-            )
+            name = renamed(key, DIFFUSERS_NAMES)
             if part := re.search(r"\.attn1\.to_([qkv])\.", name):
                 theirs[key] = ours[name.replace(part[0], ".qkv.")].chunk(3)["qkv".index(part[1])]
             elif name in ours:  # only tables of positions are not
@@ -150,6 +140,24 @@ class DiTNet(nn.Module):
         # [B, rows, columns, p, q, C]
         h = h.unflatten(2, (self.patch, self.patch, -1)).unflatten(1, self.grid)
         return h.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+DIFFUSERS_NAMES = (  # of the weights of `DiTTransformer2DModel`, as patterns, and of those here
+    (r"^pos_embed\.proj", "embed"),
+    (r"^proj_out_1", "modulation"),
+    (r"^proj_out_2", "out"),
+    (
+        r"^transformer_blocks\.\d+\.norm1\.emb\.timestep_embedder\.linear_1",
+        "time.0",
+    ),  # the same in each block
+    (r"^transformer_blocks\.\d+\.norm1\.emb\.timestep_embedder\.linear_2", "time.2"),
+    (r"^transformer_blocks\.\d+\.norm1\.emb\.class_embedder\.embedding_table", "label.table"),
+    (r"^transformer_blocks", "blocks"),
+    (r"\.norm1\.linear", ".modulation"),
+    (r"\.attn1\.to_out\.0", ".out"),
+    (r"\.ff\.net\.0\.proj", ".mlp.0"),
+    (r"\.ff\.net\.2", ".mlp.2"),
+)
 
 
 def patch_for(h: int, w: int, tokens: int) -> int:

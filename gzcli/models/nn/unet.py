@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +14,8 @@ from torch.nn import functional as F
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import DataInfo
-from gzcli.models.nn.attention import Attention
-from gzcli.models.nn.common import ClassEmbedding, Modules, stacked, zero_init
-from gzcli.models.nn.diffusers_names import UNET, renamed
-from gzcli.models.nn.norms import GroupNorm
+from gzcli.models.nn import ClassEmbedding, Modules, stacked, zero_init
+from gzcli.models.nn.layers import Attention, GroupNorm
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -24,6 +24,7 @@ LOWEST = 7  # the least side, in positions, of the last level
 MULT = (1, 2, 2, 2, 4, 4)  # widths of the levels, the last for all further ones
 ATTENDED = (16, 8)  # sides, in positions, near which levels have self-attention
 LARGEST = 22  # the largest such side
+EPS = 1e-5  # added to the variance in group normalisation
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,12 @@ class UNet(nn.Module):
     zero. Raises UsageError where sizes do not fit.
 
     channels: width of each level.
-    layers, head_dim, dropout, groups: as in `UNetOptions`.
+    layers, head_dim, dropout, groups, patch: as in `UNetOptions`.
     attention: whether each level has self-attention after its blocks.
-    patch: side of the patches of pixels that the network takes as one position of p² times the channels; H
-      and W are multiples of it.
-    eps: added to the variance in group normalisation.
     classes: number of classes K; above 0, the embedding of K labels and a null label is added to that of
       the time.
     scale_shift: whether the time embedding scales and shifts the second norm, in place of being added before
       it.
-    flip, freq_shift, down_padding: conventions of other checkpoints (those of Ho 2020: False, 1, 0).
     """
 
     any_size = True  # one trained on images of one size draws others too: no weight belongs to a place
@@ -86,15 +83,14 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         groups: int = 8,
         patch: int = 1,
-        eps: float = 1e-5,
         classes: int = 0,
         scale_shift: bool = False,
-        flip: bool = True,
-        freq_shift: float = 0.0,
-        down_padding: int = 1,
     ):
         super().__init__()
-        self.config: dict[str, Any] = {
+        for c in channels:
+            if c % (head_dim or c):
+                raise UsageError(f"a level of {c} channels does not divide into {head_dim} channels a head")
+        self.config: dict[str, Any] = {  # in diffusers' names
             "in_channels": in_channels,
             "out_channels": out_channels,
             "block_out_channels": channels,
@@ -106,67 +102,48 @@ class UNet(nn.Module):
             "num_class_embeds": classes + 1 if classes else None,  # the null label is the last
             "norm_num_groups": groups,
             "attn_norm_num_groups": groups,
-            "norm_eps": eps,
-            "flip_sin_to_cos": flip,
-            "freq_shift": freq_shift,
-            "downsample_padding": down_padding,
             "resnet_time_scale_shift": "scale_shift" if scale_shift else "default",
         }
-        for c in channels:
-            if c % (head_dim or c):
-                raise UsageError(f"a level of {c} channels does not divide into {head_dim} channels a head")
-        dim = 4 * channels[0]
-        self.dim, self.flip, self.freq_shift, self.patch = channels[0], flip, freq_shift, patch
+        self.dim, self.patch, dim = channels[0], patch, 4 * channels[0]
         self.time = nn.Sequential(nn.Linear(channels[0], dim), nn.SiLU(), nn.Linear(dim, dim))
         self.label = ClassEmbedding(classes, dim) if classes else None
 
-        def parts(
-            widths: list[tuple[int, int]], attend: list[bool]
-        ) -> tuple[list[ResBlock], list[Attention | None]]:
-            blocks = [ResBlock(i, o, dim, groups, eps, dropout, scale_shift) for i, o in widths]
-            attentions = [
-                Attention(o, head_dim or o, groups, eps) if a else None
-                for (_, o), a in zip(widths, attend, strict=True)
-            ]
-            return blocks, attentions
+        def parts(widths: list[tuple[int, int]], *attend: bool) -> tuple[list[Any], list[Any]]:
+            blocks = [ResBlock(i, o, dim, groups, EPS, dropout, scale_shift) for i, o in widths]
+            outputs = zip((o for _, o in widths), attend, strict=True)
+            return blocks, [Attention(o, head_dim or o, groups, EPS) if a else None for o, a in outputs]
 
-        c, skips, last = channels[0], [channels[0]], len(channels) - 1
+        c, skips = channels[0], [channels[0]]
         self.conv_in = stacked(nn.Conv2d(in_channels * patch**2, c, 3, padding=1), 0)
         self.down: Modules[Stage] = Modules()
         self.up: Modules[UpStage] = Modules()
         for i, o in enumerate(channels):
+            half = Down(o) if i < len(channels) - 1 else None
             widths = [(c if j == 0 else o, o) for j in range(layers)]
-            half = Down(o, down_padding) if i < last else None
-            self.down.append(Stage(*parts(widths, [attention[i]] * layers), half))
-            skips += [o] * (layers + (i < last))
+            self.down.append(Stage(*parts(widths, *[attention[i]] * layers), half))
+            skips += [o] * (layers + (half is not None))
             c = o
-        self.mid = Stage(*parts([(c, c), (c, c)], [True, False]))
+        self.mid = Stage(*parts([(c, c), (c, c)], True, False))
         for i, o in reversed(list(enumerate(channels))):
             widths = [((c if j == 0 else o) + skips.pop(), o) for j in range(layers + 1)]
             double = Up(o) if i else None
-            self.up.append(UpStage(*parts(widths, [attention[i]] * (layers + 1)), double))
+            self.up.append(UpStage(*parts(widths, *[attention[i]] * (layers + 1)), double))
             c = o
-        self.norm_out = GroupNorm(groups, c, eps)
+        self.norm_out = GroupNorm(groups, c, EPS)
         self.conv_out = stacked(zero_init(nn.Conv2d(c, out_channels * patch**2, 3, padding=1)), 0)
 
     @classmethod
     def of(
-        cls,
-        data: DataInfo,
-        options: UNetOptions,
-        *,
-        classes: int = 0,
-        guides: int = 0,
-        **conventions: Any,
+        cls, data: DataInfo, options: UNetOptions, *, classes: int = 0, guides: int = 0, **more: Any
     ) -> Self:
-        """The network of images like `data`, with `guides` more channels of input. Raises UsageError for
-        sides that do not fit."""
-        mult = widths_of(data.shape, options)
-        sizes = {key: value for key, value in asdict(options).items() if key != "mult"}
-        sizes["channels"] = tuple(options.channels * m for m in mult)
-        sizes["attention"] = attended(data.shape, len(mult), options)
-        c = data.shape[0]
-        return cls(c + guides, c, classes=classes, **sizes, **conventions)
+        """The network of images like `data`, with `guides` more channels of input."""
+        c, mult = data.shape[0], widths_of(data.shape, options)
+        sizes = asdict(options) | {
+            "channels": tuple(options.channels * m for m in mult),
+            "attention": attended(data.shape, len(mult), options),
+        }
+        del sizes["mult"]
+        return cls(c + guides, c, classes=classes, **sizes, **more)
 
     def to_diffusers(self, size: tuple[int, ...]) -> nn.Module:
         """A `UNet2DModel` of the same weights, for images of that size. Raises UsageError where it cannot be
@@ -183,12 +160,12 @@ class UNet(nn.Module):
             )
         net: Any = UNet2DModel(sample_size=size, **self.config)
         state = self.state_dict()
-        net.load_state_dict({key: state[renamed(key, UNET)] for key in net.state_dict()})
+        net.load_state_dict({key: state[renamed(key, DIFFUSERS_NAMES)] for key in net.state_dict()})
         return net.to(next(self.parameters()).device).eval()
 
     def embedding(self, t: Tensor, y: Tensor | None, drop: Tensor | None) -> Tensor:
         """The embedding of time and label that every block is conditioned on: [B, 4 C]."""
-        emb = self.time(time_embedding(t, self.dim, flip=self.flip, freq_shift=self.freq_shift))
+        emb = self.time(time_embedding(t, self.dim))
         return emb if self.label is None else emb + self.label(y, t.shape[0], drop)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
@@ -202,6 +179,29 @@ class UNet(nn.Module):
             h = stage(h, emb, skips)
         out = self.conv_out(F.silu(self.norm_out(h)))
         return out if self.patch == 1 else F.pixel_shuffle(out, self.patch)
+
+
+DIFFUSERS_NAMES = (  # of the weights of `UNet2DModel`, as patterns, and of those here
+    (r"^time_embedding\.linear_1", "time.0"),
+    (r"^time_embedding\.linear_2", "time.2"),
+    (r"^class_embedding", "label.table"),
+    (r"^conv_norm_out", "norm_out"),
+    (r"^(down|up|mid)_blocks?\b", r"\1"),
+    (r"\.resnets\.", ".blocks."),
+    (r"\.time_emb_proj", ".emb"),
+    (r"\.conv_shortcut", ".skip"),
+    (r"\.group_norm", ".norm"),
+    (r"\.to_([qkv])", r".\1"),
+    (r"\.to_out\.0", ".out"),
+    (r"\.(down|up)samplers\.0", ".resample"),
+)
+
+
+def renamed(key: str, names: Sequence[tuple[str, str]]) -> str:
+    """The name in this package of the weight that diffusers calls `key`."""
+    for pattern, name in names:
+        key = re.sub(pattern, name, key)
+    return key
 
 
 def positions(shape: tuple[int, ...], patch: int) -> int:
@@ -220,8 +220,7 @@ def positions(shape: tuple[int, ...], patch: int) -> int:
 
 
 def widths_of(shape: tuple[int, ...], options: UNetOptions) -> tuple[int, ...]:
-    """The width of each level, in units of `channels`, for images of a shape [C, H, W]. Raises UsageError
-    as `positions`."""
+    """The width of each level, in units of `channels`, for images of a shape [C, H, W]."""
     side = positions(shape, options.patch)
     if options.mult is not None:
         return options.mult
@@ -244,8 +243,7 @@ def attended(shape: tuple[int, ...], levels: int, options: UNetOptions) -> tuple
 
 
 def patched(x: Tensor, patch: int) -> Tensor:
-    """[B, C, H, W] → [B, C p², H / p, W / p], the pixels of each patch side by side. Raises UsageError as
-    `positions`."""
+    """[B, C, H, W] → [B, C p², H / p, W / p], the pixels of each patch side by side."""
     if patch == 1:
         return x
     positions(tuple(x.shape[1:]), patch)
@@ -253,8 +251,7 @@ def patched(x: Tensor, patch: int) -> Tensor:
 
 
 class Stage(nn.Module):
-    """The residual blocks of one resolution, the attention after each, and the change of resolution that
-    follows."""
+    """The residual blocks of one resolution, the attention after each, and what leads to the next one."""
 
     def __init__(
         self, blocks: list[ResBlock], attentions: list[Attention | None], resample: nn.Module | None = None
@@ -284,8 +281,7 @@ class UpStage(Stage):
 
 
 class ResBlock(nn.Module):
-    """x [B, in, H, W], emb [B, dim] → [B, out, H, W]: two pre-activated 3×3 convolutions around the
-    embedding, if dim > 0."""
+    """Two pre-activated 3×3 convolutions of x [B, in, H, W] around the embedding [B, dim], if dim > 0."""
 
     def __init__(
         self, c_in: int, c_out: int, dim: int, groups: int, eps: float, dropout: float, scale_shift: bool
@@ -315,16 +311,14 @@ class ResBlock(nn.Module):
 
 
 class Down(nn.Module):
-    """Halves the resolution by a strided convolution; padding 0 pads right and below only, as TensorFlow's
-    `SAME`."""
+    """Halves the resolution by a strided convolution."""
 
-    def __init__(self, c: int, padding: int):
+    def __init__(self, c: int):
         super().__init__()
-        self.padding = padding
-        self.conv = nn.Conv2d(c, c, 3, stride=2, padding=padding)
+        self.conv = nn.Conv2d(c, c, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x if self.padding else F.pad(x, (0, 1, 0, 1)))
+        return self.conv(x)
 
 
 class Up(nn.Module):
@@ -338,10 +332,9 @@ class Up(nn.Module):
         return self.conv(F.interpolate(x, size=tuple(size), mode="nearest"))
 
 
-def time_embedding(t: Tensor, dim: int, *, flip: bool = True, freq_shift: float = 0.0) -> Tensor:
-    """[B] → [B, dim] sinusoids of wavelengths 2π … 20,000π (Vaswani 2017), cosines first if `flip`; dim is
-    even."""
+def time_embedding(t: Tensor, dim: int, *, freq_shift: float = 0.0) -> Tensor:
+    """[B] → [B, dim] cosines, then sines, of wavelengths 2π … 20,000π (Vaswani 2017)."""
     half = dim // 2
     freq = torch.exp(torch.arange(half, device=t.device) * (-math.log(10_000) / (half - freq_shift)))
     angle = t.float()[:, None] * freq
-    return torch.cat([angle.cos(), angle.sin()] if flip else [angle.sin(), angle.cos()], 1)
+    return torch.cat([angle.cos(), angle.sin()], 1)

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gzcli.core import ranks
-from gzcli.models.nn.common import to_fp32
+from gzcli.models.nn import to_fp32
 
 
 class AllMean(torch.autograd.Function):
-    """`ranks.mean` with a gradient: the mean of all ranks' gradients, since the loss of each rank depends on
-    the inputs of all. It has any number of derivatives."""
+    """`ranks.mean` with a gradient of any order: each rank's loss depends on the inputs of all."""
 
     @staticmethod
     def forward(ctx: Any, t: Tensor, module: nn.Module) -> Tensor:
@@ -63,16 +62,9 @@ class SharedBatchNorm(_BatchNorm):
         """Does nothing, where torch's layers check the number of dimensions: any will do."""
 
 
-SHARED: dict[type[nn.Module], type[nn.Module]] = {
-    nn.BatchNorm1d: SharedBatchNorm,
-    nn.BatchNorm2d: SharedBatchNorm,
-    nn.BatchNorm3d: SharedBatchNorm,
-}
-
-
 def share(model: nn.Module) -> None:
     """Has torch's batch norm in a model look at the images of all ranks, while it trains. The layers stay the
     same objects, with their parameters and buffers."""
     for module in model.modules():
-        if type(module) in SHARED:
-            module.__class__ = SHARED[type(module)]
+        if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+            module.__class__ = SharedBatchNorm

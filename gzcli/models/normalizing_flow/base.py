@@ -21,19 +21,22 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.core.units import as_size
 from gzcli.models.base import Model
-from gzcli.models.nn.common import ClassEmbedding, Modules, full_fp32, spread_labels, to_fp32, zero_init
-from gzcli.models.nn.latent import as_interpolations, interpolated, pairs_of
+from gzcli.models.nn import (
+    ClassEmbedding,
+    Labels,
+    Modules,
+    as_interpolations,
+    bits,
+    full_fp32,
+    interpolated,
+    needs_labels,
+    pairs_of,
+    spread_labels,
+    to_fp32,
+    zero_init,
+)
 from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.layers import ActNormConv, Bijection, ConvNet, initialising
-
-
-def grey_levels(data: DataInfo) -> int:
-    """The number of grey levels of images. Raises UsageError for latents, which have none."""
-    if data.levels is None:
-        raise UsageError(
-            "`model.dequant` is for grey levels, and latents have none", hint="set `model.dequant=uniform`"
-        )
-    return data.levels
 
 
 class VariationalDequantiser(nn.Module):
@@ -57,23 +60,21 @@ class VariationalDequantiser(nn.Module):
         tiny = torch.finfo(x.dtype).eps
         base = noise.rand(*x.shape).to(x.dtype).clamp(tiny, 1 - tiny)
         y = layers.squeeze(base.logit())
-        log_q = log_logistic(y)
+        log_q = layers.log_logistic(y)
         context = F.relu(self.context(layers.squeeze(x)))
         for step in self.steps:
             y, log_det = step(y, context)
             log_q = log_q - log_det
         # du/dy of the sigmoid is the logistic density
         v, _ = layers.dequantise(x, self.levels, layers.unsqueeze(y).sigmoid())
-        return v, log_q - log_logistic(y)
+        return v, log_q - layers.log_logistic(y)
 
 
-def log_logistic(y: Tensor) -> Tensor:
-    """The log-density of the standard logistic distribution, summed over all but the first dimension, [B]."""
-    return -(F.softplus(y) + F.softplus(-y)).flatten(1).sum(1)
-
-
-# Share of null labels in training on multi-label sets: a sum over all 2^K labels would cost too much.
-LABEL_DROP = 0.1
+def grey_levels(data: DataInfo) -> int:
+    if data.levels is None:
+        message = "`model.dequant` is for grey levels, and latents have none"
+        raise UsageError(message, hint="set `model.dequant=uniform`")
+    return data.levels
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,14 @@ class ImageFlowOptions:
     conditional: bool = False
 
 
+LABEL_DROP = 0.1  # share of null labels in training on multi-label sets, as a sum over 2^K labels is too dear
+
+
 class ImageFlow(Model):
     """A flow with the exact likelihood of the dequantised image, which gives a bound on that of the discrete
     image by one draw of the noise. The prior of its top latent may depend on the class.
 
-    dequantiser: builds the module of variational dequantisation, forward(x, noise) -> (v [B, C, H, W] in [0,
-      1), log q(u | x) [B]).
+    `dequantiser` builds the module of variational dequantisation, as `VariationalDequantiser`.
     """
 
     likelihood: ClassVar[str] = "bound"
@@ -109,11 +112,9 @@ class ImageFlow(Model):
         dequantiser: Callable[[DataInfo], nn.Module] = VariationalDequantiser,
     ):
         super().__init__(data)
-        if options.conditional and not data.classes:
-            raise UsageError("`model.conditional` needs a data set with labels", hint="gz list data")
+        self.conditional = needs_labels(options.conditional, data)
         if not 0 <= options.logit < 1:
             raise UsageError(f"`model.logit` must be in [0, 1), not {options.logit}")
-        self.conditional = options.conditional
         self.logit = layers.Logit(options.logit) if options.logit else None
         self.dequantiser = dequantiser(data) if options.dequant == "variational" else None
 
@@ -124,28 +125,24 @@ class ImageFlow(Model):
         classes, size = len(self.data.classes), self.top.numel()
         self.classes = zero_init(ClassEmbedding(classes, size)) if self.conditional else None
 
-    # ------------------------------------------------------------------------ the bijection
+    # ---- the bijection
 
     def preprocess(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """v in [0, 1) as the input of the flow, and the log-det [B]."""
         return self.logit(v) if self.logit else (v - 0.5, v.new_zeros(len(v)))
 
     def postprocess(self, h: Tensor) -> Tensor:
-        """The inverse of `preprocess`."""
         return self.logit.inverse(h) if self.logit else h + 0.5
 
     def encode(self, v: Tensor) -> tuple[list[Tensor], Tensor]:
-        """v [B, C, H, W] in [0, 1) → latents of `self.shapes`, all N(0, 1) but the top one, and log |det
-        dz/dv| [B]."""
+        """v [B, C, H, W] in [0, 1) → latents of `self.shapes`, and log |det dz/dv| [B]."""
         raise NotImplementedError
 
     def decode(self, z: list[Tensor], progress: Progress = no_progress) -> Tensor:
-        """The inverse of `encode`."""
         raise NotImplementedError
 
     def to_unit(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor | float]:
-        """x in [-1, 1], dequantised where it has grey levels, and the term −D log L − log q(u | x) of log
-        p(x)."""
+        """x in [0, 1), dequantised where it has grey levels, and −D log L − log q(u | x) of log p(x)."""
         if self.data.levels is None:
             return x, 0.0
         if self.dequantiser is None:
@@ -153,13 +150,15 @@ class ImageFlow(Model):
         v, log_q = self.dequantiser(x, noise)
         return v, -x[0].numel() * math.log(self.data.levels) - log_q
 
-    def to_image(self, v: Tensor) -> Tensor:
-        """The inverse of `to_unit`."""
+    def latents(self, x: Tensor, noise: Noise) -> list[Tensor]:
+        return self.encode(self.to_unit(x, noise)[0])[0]
+
+    def images(self, z: list[Tensor], progress: Progress) -> Tensor:
+        v = self.decode(z, progress)
         return v if self.data.levels is None else layers.quantise(v, self.data.levels)
 
-    def top_prior(self, labels: Tensor | None, n: int) -> tuple[Tensor, Tensor]:
-        """Mean and log std of the top latent, each [n, C, H, W], or [1, C, H, W] for an unconditional
-        flow."""
+    def top_prior(self, labels: Labels, n: int) -> tuple[Tensor, Tensor]:
+        """Mean and log std of the top latent, [n, C, H, W] each, or [1, C, H, W] without labels."""
         if self.classes is None:
             return self.top[:1], self.top[1:]
         with torch.autocast(self.top.device.type, enabled=False):
@@ -185,11 +184,10 @@ class ImageFlow(Model):
             quadratic = t.square() @ precision.mT - 2 * t @ (d * precision).mT + constant
             return -0.5 * (quadratic + t.shape[1] * math.log(2 * math.pi)) - (log_std.sum() + extra.sum(1))
 
-    # ------------------------------------------------------------------------ likelihood
+    # ---- likelihood
 
-    def log_joint(self, x: Tensor, labels: Tensor | None, noise: Noise, *, each_class: bool) -> Tensor:
-        """log p(x | labels) [B] by one draw of the noise, or with `each_class` log p(x | y) [B, K] of every
-        class y."""
+    def log_joint(self, x: Tensor, labels: Labels, noise: Noise, *, each_class: bool) -> Tensor:
+        """log p(x | labels) [B] by one draw of the noise, or log p(x | y) [B, K] of every class y."""
         v, constant = self.to_unit(x, noise)
         (*eps, top), log_det = self.encode(v)
         log_p = constant + log_det + sum(layers.gaussian_log_prob(e) for e in eps)
@@ -197,7 +195,7 @@ class ImageFlow(Model):
             return log_p[:, None] + self.class_log_probs(top)
         return log_p + top_log_prob(top, *self.top_prior(labels, len(x)))
 
-    def log_prob(self, x: Tensor, labels: Tensor | None = None, *, noise: Noise, samples: int = 1) -> Tensor:
+    def log_prob(self, x: Tensor, labels: Labels = None, *, noise: Noise, samples: int = 1) -> Tensor:
         """A bound of log p(x), or of log p(x | labels), [B] nats.
 
         A conditional model without labels gives the marginal over equally likely classes (multi-label: the
@@ -223,7 +221,7 @@ class ImageFlow(Model):
         single = self.classes is not None and not self.data.multilabel
         surprise = x.new_zeros(len(x), 1, *x.shape[2:])
         for _ in range(draws):
-            (*eps, top), _ = self.encode(self.to_unit(x, noise)[0])
+            *eps, top = self.latents(x, noise)
             mean, log_std = self.top_prior(self.class_log_probs(top).argmax(1) if single else None, len(x))
             for z in (*eps, (top - mean) * (-log_std).exp()):
                 nats = 0.5 * (to_fp32(z).square() - 1).sum(1, keepdim=True)
@@ -235,41 +233,28 @@ class ImageFlow(Model):
         """−log p(x | y) in nats, with −log p(y | x) by Bayes' rule where labels are single."""
         y = batch.y
         if self.classes is None or self.data.multilabel or y is None:
-            nll = -self.log_joint(batch.x, self.drop(batch), batch.noise, each_class=False).mean()
-            return {"loss": nll, "bpd": self.bpd(nll)}
+            if self.classes is None or y is None:
+                y = None
+            else:  # multi-hot labels, with zero rows for the hidden ones
+                y = y * (batch.noise.rand(len(batch)) >= LABEL_DROP)[:, None]
+            nll = -self.log_joint(batch.x, y, batch.noise, each_class=False).mean()
+            return {"loss": nll, "bpd": bits(nll, self.data)}
         log_p = self.log_joint(batch.x, None, batch.noise, each_class=True)  # [B, K]
         nll, cross_entropy = F.nll_loss(log_p, y), F.cross_entropy(log_p, y)
         accuracy = log_p.argmax(1).eq(y).float().mean()
-        return {"loss": nll + cross_entropy, "bpd": self.bpd(nll), "accuracy": accuracy}
-
-    def drop(self, batch: Batch) -> Tensor | None:
-        """Multi-hot labels with zero rows for the hidden ones; None for an unconditional model."""
-        if self.classes is None or batch.y is None:
-            return None
-        keep = batch.noise.rand(len(batch)) >= LABEL_DROP
-        return batch.y * keep[:, None]
-
-    def bpd(self, nll: Tensor) -> Tensor:
-        """Nats of an image as bits per dimension, without a gradient."""
-        return nll.detach() / (math.prod(self.data.shape) * math.log(2))
+        return {"loss": nll + cross_entropy, "bpd": bits(nll, self.data), "accuracy": accuracy}
 
     def on_start(self, batch: Batch) -> None:
         """Initialises the layers by the first batch, one after another in one pass."""
         with initialising(self) as fresh, torch.no_grad():
             if fresh:
-                self.encode(self.to_unit(batch.x, batch.noise)[0])
+                self.latents(batch.x, batch.noise)
 
-    # ------------------------------------------------------------------------ sampling and applications
+    # ---- sampling and applications
 
     @torch.no_grad()
     def sample(
-        self,
-        n: int,
-        *,
-        labels: Tensor | None = None,
-        noise: Noise,
-        progress: Progress,
-        temperature: float = 1.0,
+        self, n: int, *, labels: Labels = None, noise: Noise, progress: Progress, temperature: float = 1.0
     ) -> Tensor:
         """n images.
 
@@ -279,13 +264,12 @@ class ImageFlow(Model):
             labels = spread_labels(labels, n, self.data, self.top.device)
         *eps, top = (noise.randn(n, *shape) * temperature for shape in self.shapes)
         mean, log_std = self.top_prior(labels, n)
-        return self.to_image(self.decode([*eps, mean + top * log_std.exp()], progress))
+        return self.images([*eps, mean + top * log_std.exp()], progress)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, noise: Noise, progress: Progress = no_progress) -> Applied:
         """x encoded and decoded, which gives x up to rounding where the flow is well conditioned."""
-        back = self.to_image(self.decode(self.encode(self.to_unit(x, noise)[0])[0], progress))
-        return Applied(back, rows=("reconstruction",))
+        return Applied(self.images(self.latents(x, noise), progress), rows=("reconstruction",))
 
     @torch.no_grad()
     def interpolate(
@@ -293,21 +277,19 @@ class ImageFlow(Model):
     ) -> Applied:
         """Interpolations from image 0 to 1, 2 to 3, … along straight lines of latents (Glow, fig. 5).
 
-        Raises UsageError for fewer than two images or frames.
-
         frames: images of an interpolation, both ends included.
         """
         x = pairs_of(x)
-        z, _ = self.encode(self.to_unit(x, noise.first(len(x)))[0])
+        z = self.latents(x, noise.first(len(x)))
         between = [interpolated(e.flatten(1), frames).unflatten(1, e.shape[1:]) for e in z]
-        return as_interpolations(self.to_image(self.decode(between, progress)), frames)
+        return as_interpolations(self.images(between, progress), frames)
 
     @torch.no_grad()
     def edit(
         self,
         x: Tensor,
         *,
-        labels: Tensor | None = None,
+        labels: Labels = None,
         noise: Noise,
         progress: Progress = no_progress,
         strength: float = 1.0,
@@ -321,19 +303,15 @@ class ImageFlow(Model):
         strength: how far the latent is moved, 1: to the prior of the labels; below 0: away from it.
         """
         if self.classes is None:
-            raise UsageError(
-                "only a class-conditional flow can edit", hint="train it with `--set model.conditional=true`"
-            )
+            hint = "train it with `--set model.conditional=true`"
+            raise UsageError("only a class-conditional flow can edit", hint=hint)
         labels = spread_labels(labels, len(x), self.data, x.device)
-        (*eps, top), _ = self.encode(self.to_unit(x, noise)[0])
-        if self.data.multilabel:
-            old = torch.zeros_like(labels)
-        else:
-            old = self.class_log_probs(top).argmax(1)
+        *eps, top = self.latents(x, noise)
+        old = torch.zeros_like(labels) if self.data.multilabel else self.class_log_probs(top).argmax(1)
         (mean, log_std), (to_mean, to_log_std) = self.top_prior(old, len(x)), self.top_prior(labels, len(x))
         standard = (top - mean) * (-log_std).exp()
         top = torch.lerp(mean, to_mean, strength) + standard * torch.lerp(log_std, to_log_std, strength).exp()
-        return Applied(self.to_image(self.decode([*eps, top], progress)), rows=("edited",), labels=labels)
+        return Applied(self.images([*eps, top], progress), rows=("edited",), labels=labels)
 
 
 def top_log_prob(top: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
@@ -343,21 +321,24 @@ def top_log_prob(top: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
 
 
 class MultiscaleFlow(ImageFlow):
-    """[squeeze → steps → split] × scales (Dinh 2017, §3.6); the last scale keeps its channels as the top
-    latent."""
+    """[squeeze → steps → split] × scales (Dinh 2017, §3.6); the last scale is the top latent."""
 
-    def build(self, scales: int, steps: Callable[[int, int], Iterable[Bijection]]) -> None:
-        """Builds the scales of steps(i, channels), each on squeezed images of that many channels. Raises
-        UsageError where the image cannot be halved so often."""
-        check_size(self.data.shape, scales)
+    def build(self, scales: int | None, steps: Callable[[int, bool], Iterable[Bijection]]) -> None:
+        """Builds the scales of steps(channels, last), each on squeezed images of that many channels.
+
+        Without a number of scales the image is halved while both sides are even and the smaller one is above
+        4, at least once. Raises UsageError where the image cannot be halved so often.
+        """
+        C, H, W = self.data.shape
+        scales = scales_of(H, W) if scales is None else scales
+        check_size(H, W, scales)
         self.flow: Modules[Modules[Bijection]] = Modules()
         self.splits: Modules[layers.SplitPrior] = Modules()
         shapes = []
-        C, H, W = self.data.shape
-        for i in range(scales):
+        for last in [False] * (scales - 1) + [True]:
             C, H, W = 4 * C, H // 2, W // 2
-            self.flow.append(Modules(steps(i, C)))
-            if i < scales - 1:
+            self.flow.append(Modules(steps(C, last)))
+            if not last:
                 self.splits.append(layers.SplitPrior(C))
                 shapes.append((C - C // 2, H, W))
                 C //= 2
@@ -390,19 +371,15 @@ class MultiscaleFlow(ImageFlow):
         return self.postprocess(h)
 
 
-def scales_of(shape: tuple[int, ...]) -> int:
-    """How often images (C, H, W) are halved where no number is given: while both sides are even and the
-    smaller one is above 4, at least once."""
-    _, height, width = shape
+def scales_of(height: int, width: int) -> int:
     scales = 1
     while math.gcd(height, width) % 2 ** (scales + 1) == 0 and min(height, width) > 4 * 2**scales:
         scales += 1
     return scales
 
 
-def check_size(shape: tuple[int, ...], scales: int) -> None:
-    """Raises UsageError unless height and width of `shape` can be halved `scales` ≥ 1 times."""
-    _, height, width = shape
+def check_size(height: int, width: int, scales: int) -> None:
+    """Raises UsageError unless height and width can be halved `scales` ≥ 1 times."""
     if scales < 1:
         raise UsageError(f"`model.scales` must be at least 1, not {scales}")
     unit = 2**scales

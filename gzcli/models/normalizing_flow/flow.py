@@ -16,18 +16,12 @@ from torch.nn import functional as F
 
 from gzcli.core.types import DataInfo
 from gzcli.models.normalizing_flow import layers
-from gzcli.models.normalizing_flow.base import ImageFlowOptions, MultiscaleFlow, scales_of
-from gzcli.models.normalizing_flow.layers import (
-    ActNorm,
-    ActNormConv,
-    Bijection,
-    ZeroConv,
-)
+from gzcli.models.normalizing_flow.base import ImageFlowOptions, MultiscaleFlow
+from gzcli.models.normalizing_flow.layers import ActNorm, ActNormConv, Bijection, ZeroConv
 
 
 class GatedNet(nn.Module):
-    """A residual network of `depth` gated convolutions h + a · σ(b), where (a, b) is a 3×3 convolution of
-    relu(h)."""
+    """`depth` gated convolutions h + a · σ(b), where (a, b) is a 3×3 convolution of relu(h)."""
 
     def __init__(self, channels: int, out: int, hidden: int, depth: int):
         super().__init__()
@@ -66,9 +60,8 @@ class Flow(MultiscaleFlow):
         options: ImageFlowOptions = ImageFlowOptions(),
     ):
         super().__init__(data, options)
-        scales = scales_of(data.shape) if scales is None else scales
 
-        def steps(i: int, channels: int) -> Iterator[Bijection]:
+        def steps(channels: int, last: bool) -> Iterator[Bijection]:
             yield layers.Permute(layers.checkerboard(channels))
             for k in range(depth):
                 net = GatedNet(channels // 2, channels, hidden, blocks)

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from gzcli.core.errors import UsageError
 from gzcli.core.types import DataInfo, Noise, Progress, no_progress
 from gzcli.core.units import as_size
-from gzcli.models.nn.attention import softmax_attention
-from gzcli.models.nn.common import Layer, Modules, to_fp32
+from gzcli.models.nn import Layer, Modules, to_fp32
+from gzcli.models.nn.layers import softmax_attention
 from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.base import ImageFlow, ImageFlowOptions, grey_levels
 from gzcli.models.normalizing_flow.layers import ActNorm
@@ -51,8 +51,7 @@ class CouplingOptions:
 
 
 class GatedConv(nn.Module):
-    """norm(h + a · σ(b)), (a, b) from two convolutions, 3×3 and `second`, of concat-ELU features (§3.3.1;
-    PixelCNN++)."""
+    """norm(h + a · σ(b)), (a, b) from convolutions of concat-ELU features (§3.3.1; PixelCNN++)."""
 
     def __init__(self, hidden: int, second: int, context: int, dropout: float):
         super().__init__()
@@ -112,7 +111,6 @@ class CouplingNet(nn.Module):
 
 
 def channels_last(conv: nn.Conv2d, h: Tensor) -> Tensor:
-    """`conv` on [B, H, W, C]."""
     return conv(h.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
@@ -121,12 +119,11 @@ def concat_elu(h: Tensor) -> Tensor:
     return F.elu(torch.cat([h, -h], -1))
 
 
+@torch.no_grad()
 def shrink(module: Layer) -> Layer:
-    """The module with a tenth of its initial parameters, so that its branch starts near the identity
-    (`init_scale` of the paper's code)."""
-    with torch.no_grad():
-        for p in module.parameters():
-            p.mul_(0.1)
+    """The module with a tenth of its initial parameters (`init_scale` of the paper's code)."""
+    for p in module.parameters():
+        p.mul_(0.1)
     return module
 
 
@@ -148,8 +145,7 @@ class LogisticCDF:
         return cls(logits.log_softmax(1), mean, log_scale.clamp_min(MIN_LOG_SCALE))
 
     def logit_cdf(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """y = logit F(x) and log dy/dx = log f − log F − log (1 − F), f = F' the density
-        (eq. 14)."""
+        """y = logit F(x) and log dy/dx = log f − log F − log (1 − F), f = F' the density (eq. 14)."""
         z = (x[:, None] - self.mean) * (-self.log_scale).exp()
         log_sigmoid = F.logsigmoid(z)
         below = self.log_pi + log_sigmoid  # log π_k σ(z_k)
@@ -204,7 +200,6 @@ class MixLogisticCoupling(nn.Module):
         return h[:, 0].tanh(), h[:, 1], LogisticCDF.of(logits, mean + self.start, log_scale)
 
     def forward(self, x1: Tensor, x2: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """y₂ and log |det ∂y₂/∂x₂| [B]."""
         a, b, mixture = self.parameters_of(x1, context)
         y, log_slope = mixture.logit_cdf(x2)
         return y * a.exp() + b, (a + log_slope).flatten(1).sum(1)
@@ -227,7 +222,6 @@ def split(x: Tensor, way: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 def join(x1: Tensor, x2: Tensor, way: tuple[int, int]) -> Tensor:
-    """The inverse of `split`."""
     dim, run = way
     return torch.stack([x.unflatten(dim, (-1, run)) for x in (x1, x2)], dim + 1).flatten(dim, dim + 2)
 
@@ -245,18 +239,15 @@ class Step(nn.Module):
 
     def forward(self, x1: Tensor, x2: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """The new halves, and the log-det [B]."""
-        (x1, log_det1), (x2, log_det2) = (
-            conv(x, norm) for x, conv, norm in zip((x1, x2), self.convs, self.norms, strict=True)
-        )
+        x1, log_det1 = self.convs[0](x1, self.norms[0])
+        x2, log_det2 = self.convs[1](x2, self.norms[1])
         y2, log_det = self.coupling(x1, x2, context)
         return y2, x1, log_det + log_det1 + log_det2
 
     def inverse(self, y2: Tensor, x1: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
-        x2 = self.coupling.inverse(x1, y2, context)
-        return tuple(
-            norm.inverse(conv.inverse(x))
-            for x, conv, norm in zip((x1, x2), self.convs, self.norms, strict=True)
-        )
+        halves = (x1, self.coupling.inverse(x1, y2, context))
+        each = zip(halves, self.convs, self.norms, strict=True)
+        return tuple(norm.inverse(conv.inverse(x)) for x, conv, norm in each)
 
 
 class Couplings(nn.Module):
@@ -285,8 +276,7 @@ class Couplings(nn.Module):
 
 
 class Dequantiser(nn.Module):
-    """u ~ q(u | x) on [0, 1)^D: normal noise through couplings over columns that are conditioned on features
-    of x, then a sigmoid."""
+    """u ~ q(u | x) on [0, 1)^D: normal noise through couplings conditioned on x, then a sigmoid."""
 
     def __init__(self, data: DataInfo, squeezes: int, width: int, depth: int, options: CouplingOptions):
         super().__init__()
@@ -315,7 +305,7 @@ class Dequantiser(nn.Module):
         for _ in range(self.squeezes):
             y = layers.unsqueeze(y)
         # du/dy = σ(y) σ(−y)
-        log_q = layers.gaussian_log_prob(eps) - log_det + (F.softplus(y) + F.softplus(-y)).flatten(1).sum(1)
+        log_q = layers.gaussian_log_prob(eps) - log_det - layers.log_logistic(y)
         return layers.dequantise(x, self.levels, y.sigmoid())[0], log_q
 
 
@@ -365,7 +355,6 @@ class FlowPP(ImageFlow):
         self.build_top([shape])
 
     def encode(self, v: Tensor) -> tuple[list[Tensor], Tensor]:
-        """v [B, C, H, W] in [0, 1) → the one latent, of shape `self.shapes[0]`, and log |det dz/dv| [B]."""
         h, log_det = self.preprocess(v)
         for i, scale in enumerate(self.scales):
             h = layers.squeeze(h) if i else h
@@ -375,7 +364,6 @@ class FlowPP(ImageFlow):
         return [h], log_det
 
     def decode(self, z: list[Tensor], progress: Progress = no_progress) -> Tensor:
-        """The inverse of `encode`."""
         [h] = z
         for done, scale in enumerate(reversed(self.scales), 1):
             for couplings in reversed(scale):

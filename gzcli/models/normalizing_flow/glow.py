@@ -15,19 +15,12 @@ from torch.nn import functional as F
 
 from gzcli.core.types import DataInfo
 from gzcli.models.normalizing_flow import layers
-from gzcli.models.normalizing_flow.base import ImageFlowOptions, MultiscaleFlow, scales_of
-from gzcli.models.normalizing_flow.layers import (
-    ActNorm,
-    ActNormConv,
-    Bijection,
-    ConvNet,
-    ZeroConv,
-)
+from gzcli.models.normalizing_flow.base import ImageFlowOptions, MultiscaleFlow
+from gzcli.models.normalizing_flow.layers import ActNorm, ActNormConv, Bijection, ConvNet, ZeroConv
 
 
 class ResidualNet(nn.Module):
-    """Glow's network with a residual block, of a 3×3 and a 1×1 convolution, in place of the 1×1 convolution,
-    for a larger receptive field."""
+    """Glow's network with a residual block for the 1×1 convolution, which sees more pixels."""
 
     def __init__(self, channels: int, out: int, hidden: int):
         super().__init__()
@@ -42,23 +35,19 @@ class ResidualNet(nn.Module):
         return self.last(F.relu(h, inplace=True))
 
 
-Net = Callable[[int, int, int], nn.Module]  # (input, output, hidden channels) → a coupling's network
+Net = Callable[[int, int], nn.Module]  # (input, output channels) → a coupling's network
 
 
-def affine(channels: int, hidden: int, net: Net) -> Bijection:
-    """A coupling that scales and shifts."""
-    half = channels // 2
-    return layers.AffineCoupling(channels, net(half, 2 * (channels - half), hidden))
+def affine(channels: int, net: Net) -> Bijection:
+    return layers.AffineCoupling(channels, net(channels // 2, 2 * (channels - channels // 2)))
 
 
-def additive(channels: int, hidden: int, net: Net) -> Bijection:
-    """A coupling that shifts."""
-    half = channels // 2
-    return layers.AdditiveCoupling(net(half, channels - half, hidden))
+def additive(channels: int, net: Net) -> Bijection:
+    return layers.AdditiveCoupling(net(channels // 2, channels - channels // 2))
 
 
-COUPLINGS: dict[str, Callable[[int, int, Net], Bijection]] = {"affine": affine, "additive": additive}
-NETS: dict[str, Net] = {"conv": ConvNet, "residual": ResidualNet}
+COUPLINGS: dict[str, Callable[[int, Net], Bijection]] = {"affine": affine, "additive": additive}
+NETS: dict[str, type[ConvNet] | type[ResidualNet]] = {"conv": ConvNet, "residual": ResidualNet}
 
 
 class Step(Bijection):
@@ -66,7 +55,8 @@ class Step(Bijection):
 
     def __init__(self, channels: int, hidden: int, coupling: str, net: str):
         super().__init__()
-        made = COUPLINGS[coupling](channels, hidden, NETS[net])  # first, for the order of random numbers
+        # the coupling first, for the order of random numbers
+        made = COUPLINGS[coupling](channels, lambda i, o: NETS[net](i, o, hidden))
         self.norm = ActNorm(channels)
         self.conv = layers.InvertibleConv1x1(channels)
         self.coupling = made
@@ -106,5 +96,6 @@ class Glow(MultiscaleFlow):
         options: ImageFlowOptions = ImageFlowOptions(),
     ):
         super().__init__(data, options)
-        scales = scales_of(data.shape) if scales is None else scales
-        self.build(scales, lambda i, channels: (Step(channels, hidden, coupling, net) for _ in range(depth)))
+        self.build(
+            scales, lambda channels, last: (Step(channels, hidden, coupling, net) for _ in range(depth))
+        )

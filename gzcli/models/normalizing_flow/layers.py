@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gzcli.core import ranks
-from gzcli.models.nn.common import from_levels, full_fp32, to_fp32, zero_init
+from gzcli.models.nn import from_levels, full_fp32, to_fp32, zero_init
 
 # a channel of a smaller standard deviation is constant and keeps its scale; dequantised 8-bit noise has
 # 1.1e-3
@@ -37,9 +37,28 @@ class Initialised(nn.Module):
     initialising: bool = False
 
 
+@contextmanager
+def initialising(model: nn.Module) -> Iterator[bool]:
+    """A context in which the first batch initialises fresh layers; yields whether there are any."""
+    fresh = [m for m in model.modules() if isinstance(m, Initialised) and not m.initialized]
+    for m in fresh:
+        m.initialising = True
+    try:
+        yield bool(fresh)
+    finally:
+        for m in fresh:
+            m.initialising = False
+
+
+def moments(x: Tensor, module: nn.Module) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [C] of each channel of x [B, C, H, W], over the batch of all ranks."""
+    x = to_fp32(x)
+    mean = ranks.mean(x.mean((0, 2, 3)), module)
+    return mean, ranks.mean((x - per_channel(mean)).square().mean((0, 2, 3)), module).sqrt()
+
+
 class ActNorm(Bijection, Initialised):
-    """y = (x + bias) · exp(log_scale) for each channel, with zero mean and unit variance on the first batch
-    (Glow, §3.1)."""
+    """y = (x + bias) · exp(log_scale), with zero mean and unit variance on the first batch (Glow, §3.1)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -59,39 +78,19 @@ class ActNorm(Bijection, Initialised):
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
         """Fits scale and bias to the batch of all ranks, once."""
-        x = to_fp32(x)
-        mean = ranks.mean(x.mean((0, 2, 3)), self)
-        std = ranks.mean((x - per_channel(mean)).square().mean((0, 2, 3)), self).sqrt()
+        mean, std = moments(x, self)
         self.bias.copy_(-mean)
         self.log_scale.copy_(-torch.where(std > MIN_STD, std, 1.0).log())
         self.initialized.fill_(True)
 
 
-@contextmanager
-def initialising(model: nn.Module) -> Iterator[bool]:
-    """A context in which the first batch initialises the layers that are not yet; yields whether there are
-    any."""
-    fresh = [m for m in model.modules() if isinstance(m, Initialised) and not m.initialized]
-    for m in fresh:
-        m.initialising = True
-    try:
-        yield bool(fresh)
-    finally:
-        for m in fresh:
-            m.initialising = False
-
-
 def per_channel(t: Tensor) -> Tensor:
-    """[C] as [C, 1, 1]."""
     return t[:, None, None]
 
 
 def dequantise(x: Tensor, levels: int, u: Tensor) -> tuple[Tensor, float]:
     """Images [B, C, H, W] in [-1, 1] as v = (k + u) / levels in [0, 1), with u uniform on [0, 1); and −D·log
-    levels.
-
-    E_u[log p_v(v)] − D log L bounds log P(k) from below (Theis 2016, eq. 4).
-    """
+    levels, as E_u[log p_v(v)] − D log L bounds log P(k) from below (Theis 2016, eq. 4)."""
     k = (x + 1) * ((levels - 1) / 2)
     return (k + u) / levels, -math.log(levels) * x[0].numel()
 
@@ -120,6 +119,11 @@ def gaussian_log_prob(z: Tensor) -> Tensor:
     return -0.5 * (z.square() + math.log(2 * math.pi)).flatten(1).sum(1)
 
 
+def log_logistic(y: Tensor) -> Tensor:
+    """The log-density of the standard logistic distribution, summed over all but the first dimension, [B]."""
+    return -(F.softplus(y) + F.softplus(-y)).flatten(1).sum(1)
+
+
 class Logit(Bijection):
     """logit(alpha/2 + (1 − alpha) v) for v in [0, 1] (Dinh 2017, §4.1)."""
 
@@ -140,8 +144,7 @@ class Logit(Bijection):
 
 class InvertibleConv1x1(Bijection):
     """y = W x at each pixel with W = P L (U + diag(s)): log |det W| = Σ log |s| (Glow, §3.2, eq. 10–11). P is
-    drawn once. In eval mode W⁻¹ is cached until a parameter is written to, moved or loaded.
-    """
+    drawn once."""
 
     permutation: Tensor
     sign: Tensor
@@ -156,7 +159,6 @@ class InvertibleConv1x1(Bijection):
         self.lower = nn.Parameter(lower.tril(-1))
         self.upper = nn.Parameter(upper.triu(1))
         self.log_s = nn.Parameter(s.abs().log())
-        self._inverse: tuple[tuple[object, ...], Tensor] | None = None
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """L and U + diag(s), both [C, C]."""
@@ -164,23 +166,15 @@ class InvertibleConv1x1(Bijection):
         return self.lower.tril(-1) + eye, self.upper.triu(1) + torch.diag(self.sign * self.log_s.exp())
 
     def weight(self) -> Tensor:
-        """W [C, C]."""
         lower, upper = self.factors()
         return (lower @ upper)[self.permutation]
 
     def inverse_weight(self) -> Tensor:
         """W⁻¹ = (U + diag(s))⁻¹ L⁻¹ Pᵀ, by two triangular solves."""
-        params = (self.lower, self.upper, self.log_s)
-        key = tuple((p.data_ptr(), p._version, p.dtype, p.device) for p in params)
-        cached = not (self.training or torch.is_grad_enabled())
-        if cached and self._inverse is not None and self._inverse[0] == key:
-            return self._inverse[1]
         lower, upper = self.factors()
         p_t = torch.eye(len(self.sign), dtype=lower.dtype, device=lower.device)[self.permutation].T
         inverse = torch.linalg.solve_triangular(lower, p_t, upper=False, unitriangular=True)
-        inverse = torch.linalg.solve_triangular(upper, inverse, upper=True)
-        self._inverse = (key, inverse) if cached else None
-        return inverse
+        return torch.linalg.solve_triangular(upper, inverse, upper=True)
 
     def forward(self, x: Tensor, norm: ActNorm | None = None) -> tuple[Tensor, Tensor]:
         """W x, or W norm(x), with ActNorm folded into W, which saves two passes over the pixels."""
@@ -197,25 +191,13 @@ class InvertibleConv1x1(Bijection):
         with full_fp32(y.device):
             return _linear(y, self.inverse_weight())
 
-    def train(self, mode: bool = True) -> InvertibleConv1x1:
-        self._inverse = None
-        return super().train(mode)
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The matrix and the bias applied at each pixel, in one product where x is channels-last."""
+    return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
 
 
-class ZeroConv(nn.Conv2d):
-    """A 3×3 convolution that starts at zero, with outputs scaled by exp(3 · log_scale), log_scale learned
-    (Glow's `Conv2dZeros`)."""
-
-    bias: Tensor
-
-    def __init__(self, channels: int, out: int):
-        super().__init__(channels, out, 3, padding=1)
-        zero_init(self)
-        self.log_scale = nn.Parameter(torch.zeros(out))
-
-    def forward(self, h: Tensor) -> Tensor:
-        scale = (3 * self.log_scale).exp()  # applied to the weights, which costs nothing per pixel
-        return F.conv2d(h, self.weight * scale[:, None, None, None], self.bias * scale, padding=1)
+# ---- couplings and their networks
 
 
 class AffineCoupling(Bijection):
@@ -233,12 +215,10 @@ class AffineCoupling(Bijection):
         self.log_range = nn.Parameter(torch.full((changed,), math.log(2.0)))
 
     def shift_and_log_scale(self, x1: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """t(x₁) and s(x₁)."""
         shift, raw = halves(self.net(x1 if context is None else torch.cat([x1, context], 1)), x1.dtype)
         return shift, per_channel(self.log_range.exp()) * raw.tanh()
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x₁ and x₂."""
         return halves(x)[::-1] if self.flip else halves(x)
 
     def join(self, x1: Tensor, x2: Tensor) -> Tensor:
@@ -311,7 +291,7 @@ def checkerboard(channels: int) -> list[int]:
     """The order of squeezed channels with the black squares of a checkerboard in the first half, the white
     ones in the second: of a square (a b / c d) a and d are black, so that a checkerboard mask is a split in
     halves."""
-    return [i for i in range(channels) if i % 4 in (0, 3)] + [i for i in range(channels) if i % 4 in (1, 2)]
+    return sorted(range(channels), key=lambda i: i % 4 in (1, 2))
 
 
 def halves(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
@@ -321,10 +301,35 @@ def halves(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]
     return (first, second) if dtype is None else (first.to(dtype), second.to(dtype))
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """weight [C, C] and bias [C] applied at each pixel of x [B, C, H, W], in one product where x is
-    channels-last."""
-    return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
+class ZeroConv(nn.Conv2d):
+    """A 3×3 convolution that starts at zero, times exp(3 · log_scale), learned (Glow's `Conv2dZeros`)."""
+
+    bias: Tensor
+
+    def __init__(self, channels: int, out: int):
+        super().__init__(channels, out, 3, padding=1)
+        zero_init(self)
+        self.log_scale = nn.Parameter(torch.zeros(out))
+
+    def forward(self, h: Tensor) -> Tensor:
+        scale = (3 * self.log_scale).exp()  # applied to the weights, which costs nothing per pixel
+        return F.conv2d(h, self.weight * scale[:, None, None, None], self.bias * scale, padding=1)
+
+
+class ActNormConv(nn.Module):
+    """A convolution and ActNorm, folded into the weights, which costs nothing per pixel."""
+
+    def __init__(self, channels: int, out: int, size: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, out, size, padding=size // 2, bias=False)
+        self.norm = ActNorm(out)
+
+    def forward(self, h: Tensor) -> Tensor:
+        if self.norm.initialising:
+            self.norm.initialise(self.conv(h))
+        scale = self.norm.log_scale.exp()
+        weight, bias = self.conv.weight * scale[:, None, None, None], self.norm.bias * scale
+        return F.conv2d(h, weight, bias, padding=self.conv.padding)
 
 
 class ConvNet(nn.Module):
@@ -339,20 +344,3 @@ class ConvNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.first(x), inplace=True)
         return self.last(F.relu(self.second(h), inplace=True))
-
-
-class ActNormConv(nn.Module):
-    """A convolution followed by ActNorm, with its scale folded into the weights, which costs nothing per
-    pixel."""
-
-    def __init__(self, channels: int, out: int, size: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, out, size, padding=size // 2, bias=False)
-        self.norm = ActNorm(out)
-
-    def forward(self, h: Tensor) -> Tensor:
-        if self.norm.initialising:
-            self.norm.initialise(self.conv(h))
-        scale = self.norm.log_scale.exp()
-        weight, bias = self.conv.weight * scale[:, None, None, None], self.norm.bias * scale
-        return F.conv2d(h, weight, bias, padding=self.conv.padding)

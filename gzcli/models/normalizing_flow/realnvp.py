@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gzcli.core import ranks
 from gzcli.core.types import Batch, DataInfo
-from gzcli.models.nn.common import Modules, fresh_statistics, to_fp32
+from gzcli.models.nn import Modules, fresh_statistics
 from gzcli.models.nn.whole_batch import AllMean
 from gzcli.models.normalizing_flow import layers
-from gzcli.models.normalizing_flow.base import ImageFlowOptions, MultiscaleFlow, scales_of
+from gzcli.models.normalizing_flow.base import ImageFlowOptions, MultiscaleFlow
 from gzcli.models.normalizing_flow.layers import (
     MIN_STD,
     Bijection,
     Initialised,
     ZeroConv,
+    moments,
     per_channel,
 )
 
@@ -85,8 +85,7 @@ class ResNet(nn.Module):
 
 
 class WeightNormConv(Initialised):
-    """A 3×3 convolution with weights g · v / ‖v‖ for each output channel, fitted to the first batch (Salimans
-    & Kingma 2016, arXiv:1602.07868, §3)."""
+    """A 3×3 convolution with weights g · v / ‖v‖, fitted to the first batch (Salimans 2016, §3)."""
 
     def __init__(self, channels: int, out: int):
         super().__init__()
@@ -105,9 +104,7 @@ class WeightNormConv(Initialised):
     def initialise(self, h: Tensor) -> None:
         """Fits g and the bias to the batch of all ranks, once. A constant channel keeps its scale."""
         self.initialising = False
-        y = to_fp32(self(h))
-        mean = ranks.mean(y.mean((0, 2, 3)), self)
-        std = ranks.mean((y - per_channel(mean)).square().mean((0, 2, 3)), self).sqrt()
+        mean, std = moments(self(h), self)
         scale = torch.where(std > MIN_STD, 1 / std, 1.0)
         self.g.mul_(scale)
         self.bias.sub_(mean).mul_(scale)
@@ -141,7 +138,6 @@ class RealNVP(MultiscaleFlow):
         options: ImageFlowOptions = ImageFlowOptions(logit=0.05),
     ):
         super().__init__(data, options)
-        scales = scales_of(data.shape) if scales is None else scales
 
         def alternate(channels: int, count: int) -> Iterator[Bijection]:
             for k in range(count):
@@ -150,8 +146,7 @@ class RealNVP(MultiscaleFlow):
                 if batch_norm:
                     yield BatchNorm(channels)
 
-        def steps(i: int, channels: int) -> Iterator[Bijection]:
-            last = i == scales - 1
+        def steps(channels: int, last: bool) -> Iterator[Bijection]:
             board = layers.checkerboard(channels)
             yield layers.Permute(board)
             yield from alternate(channels, couplings + last)
@@ -166,4 +161,4 @@ class RealNVP(MultiscaleFlow):
         """Recomputes the statistics of batch norm, which for other weights would not normalise the images."""
         with fresh_statistics(self) as count:
             for batch in islice(batches, count):
-                self.encode(self.to_unit(batch.x, batch.noise)[0])
+                self.latents(batch.x, batch.noise)

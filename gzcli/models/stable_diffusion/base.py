@@ -88,11 +88,6 @@ def slices(x: Tensor, positions: int) -> list[slice]:
     return [slice(i, min(i + size, len(x))) for i in range(0, len(x), size)]
 
 
-def parts_of(x: Tensor, positions: int) -> list[Tensor]:
-    """The parts of x [B, C, H, W] by `slices`."""
-    return [x[part] for part in slices(x, positions)]
-
-
 def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Images in [-1, 1] resized to (height, width), [B, C, *size]."""
     return x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", antialias=True).clamp(-1, 1)
@@ -133,10 +128,8 @@ class StableDiffusion(Model):
         self.no_text: dict[str, Tensor] | None = None  # the cached embedding of no text
         self.schedule: Any = DDPMScheduler.from_config(self.pipe.scheduler.config)
         if (kind := self.schedule.config.prediction_type) not in ("epsilon", "v_prediction"):
-            raise UsageError(
-                f"`model.base`: `{tuning.base}` predicts `{kind}`",
-                hint="take one that predicts `epsilon` or `v_prediction`",
-            )
+            hint = "take one that predicts `epsilon` or `v_prediction`"
+            raise UsageError(f"`model.base`: `{tuning.base}` predicts `{kind}`", hint=hint)
         self.check_size(data.shape[1], data.shape[2], key="data.size")
         self.attach("vae", self.pipe.vae)
         for name in ("text_encoder", "text_encoder_2")[: 1 + self.xl]:
@@ -159,10 +152,8 @@ class StableDiffusion(Model):
         """Raises UsageError for sides that the latents cannot have; `key` names the option of the size."""
         step = max(8, self.pipe.vae_scale_factor)  # diffusers' pipelines want 8 at least
         if height % step or width % step:
-            near = max(1, round(height / step)) * step
-            raise UsageError(
-                f"`{key}`: sides of images must be multiples of {step}, not {height}", hint=f"take {near}"
-            )
+            near, odd = max(1, round(height / step)) * step, f"multiples of {step}, not {height}"
+            raise UsageError(f"`{key}`: sides of images must be {odd}", hint=f"take {near}")
 
     @property
     def device(self) -> torch.device:
@@ -178,11 +169,10 @@ class StableDiffusion(Model):
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation [B, c, h, w] of the VAE's posterior of images [B, C, H, W] in [-1, 1], not
-        scaled."""
+        """Mean and deviation [B, c, h, w] of the VAE's posterior of images [B, C, H, W], not scaled."""
         with torch.autocast(x.device.type, enabled=False):
-            images = parts_of(colours(x).to(self.vae.dtype), PIXELS)
-            posteriors = [self.vae.encode(part).latent_dist for part in images]
+            x = colours(x).to(self.vae.dtype)
+            posteriors = [self.vae.encode(x[part]).latent_dist for part in slices(x, PIXELS)]
         return torch.cat([d.mean for d in posteriors]), torch.cat([d.std for d in posteriors])
 
     @torch.no_grad()
@@ -190,8 +180,8 @@ class StableDiffusion(Model):
         """Images [B, C, H, W] in [-1, 1] of scaled latents [B, c, h, w]."""
         with torch.autocast(z.device.type, enabled=False):
             z = z.to(self.vae.dtype) / self.vae.config.scaling_factor
-            parts = parts_of(z, PIXELS // self.pipe.vae_scale_factor**2)
-            x = torch.cat([self.vae.decode(part).sample.clamp(-1, 1) for part in parts])
+            parts = slices(z, PIXELS // self.pipe.vae_scale_factor**2)
+            x = torch.cat([self.vae.decode(z[part]).sample.clamp(-1, 1) for part in parts])
         return x.mean(1, keepdim=True) if self.data.shape[0] == 1 else x
 
     # ---- texts
@@ -200,10 +190,7 @@ class StableDiffusion(Model):
         """`text` [B, L, D] and, for XL, `pooled` [B, P]; with a gradient where a text encoder is trained."""
         with torch.set_grad_enabled(self.text_trains and torch.is_grad_enabled()), self.in_dtype():
             text, _, *more = self.pipe.encode_prompt(
-                prompt=captions,
-                device=self.device,
-                num_images_per_prompt=1,
-                do_classifier_free_guidance=False,
+                captions, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
             )
         return {"text": text, "pooled": more[0]} if self.xl else {"text": text}
 
@@ -221,8 +208,7 @@ class StableDiffusion(Model):
         return embedding
 
     def added(self, z_t: Tensor, pooled: Tensor | None) -> dict[str, Tensor] | None:
-        """The conditions of XL's U-Net beside the text: the pooled text, and the sizes of an image that was
-        neither resized nor cropped."""
+        """XL's conditions beside the text: the pooled text, and the sizes of an uncropped image."""
         if pooled is None:
             return None
         height, width = (side * self.pipe.vae_scale_factor for side in z_t.shape[2:])
@@ -299,7 +285,6 @@ class StableDiffusion(Model):
         return {"loss": (self.weight(t, v) * error).mean()} | parts
 
     def weight(self, t: Tensor, v: bool) -> Tensor | float:
-        """w_t [B]."""
         gamma = self.tuning.min_snr
         if gamma is None:
             return 1.0
@@ -327,8 +312,7 @@ class StableDiffusion(Model):
         return batch.extra[self.condition]
 
     def examples(self, n: int, noise: Noise, prompt: str | list[str] | None) -> tuple[list[str], list[int]]:
-        """n prompts, drawn from the option `prompts` or remembered captions where None is given, and n
-        examples' indices."""
+        """n prompts, of the option `prompts` or remembered where none is given, and n examples' indices."""
         prompts = self.tuning.prompts
         pick = noise.randint(EXAMPLES * max(1, len(prompts)), n).tolist()
         if prompt is None:

@@ -25,8 +25,7 @@ WEAK, STRONG = 0.1, 0.2  # strengths of a gradient: of an edge's pixels, and of 
 
 
 def canny(x: Tensor) -> Tensor:
-    """White edges (1) of images [B, C, H, W] in [-1, 1] on black (−1), [B, 3, H, W]
-    (doi:10.1109/TPAMI.1986.4767851)."""
+    """White edges (1) of images in [-1, 1] on black (−1), [B, 3, H, W] (doi:10.1109/TPAMI.1986.4767851)."""
     grey = ((x.detach().float().mean(1) + 1) / 2).cpu().numpy()
     maps = np.stack([edges(image) for image in grey])
     return torch.from_numpy(maps).to(x).mul_(2).sub_(1)[:, None].expand(-1, 3, -1, -1)
@@ -52,8 +51,7 @@ def edges(grey: np.ndarray) -> np.ndarray:
 
 
 def ridges(down: np.ndarray, right: np.ndarray, strength: np.ndarray) -> np.ndarray:
-    """Where the gradient is not weaker than one pixel further along it, in either direction, where its
-    strength is interpolated between neighbours."""
+    """Where the gradient is not weaker than one pixel further along it, interpolated, in either direction."""
     tall, wide = np.abs(down), np.abs(right)
     steep, alike = tall > wide, (down > 0) == (right > 0)
     share = np.divide(
@@ -81,11 +79,7 @@ class ControlNet(StableDiffusion):
     condition: ClassVar[str] = "control"
 
     def __init__(
-        self,
-        data: DataInfo,
-        *,
-        tuning: TuningOptions = TuningOptions(),
-        caption_dropout: float = 0.5,
+        self, data: DataInfo, *, tuning: TuningOptions = TuningOptions(), caption_dropout: float = 0.5
     ):
         super().__init__(data, tuning, caption_dropout)
         halvings = self.pipe.vae_scale_factor.bit_length() - 1
@@ -169,8 +163,7 @@ class ControlNet(StableDiffusion):
         edges: bool,
         prompt: str | list[str] | None = None,
     ) -> tuple[list[str], Tensor]:
-        """The prompts, and the maps [n, 3, *sides] of the images; to be called after `start`, for the order
-        of draws."""
+        """The prompts, and the maps [n, 3, *sides]; to be called after `start`, for the order of draws."""
         if edges and control is not None:
             control = canny(resized(control, sides))
         prompts, maps = self.examples_with_pictures(n, noise, prompt, control)

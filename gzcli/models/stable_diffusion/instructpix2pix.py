@@ -45,7 +45,6 @@ class InstructPix2Pix(StableDiffusion):
         widen(self.unet, self.vae.config.latent_channels)
 
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
-        """As in `StableDiffusion`, and the latent of the image before."""
         prepared = super().prepare(batch)
         if prepared:
             prepared["before_latent"] = self.encode(batch.extra["before"])[0].half()

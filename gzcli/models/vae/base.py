@@ -1,23 +1,36 @@
-"""The core of the VAE family: Gaussians with diagonal covariance, distributions of pixels over grey levels,
-applications of codes, and labels that training may hide."""
+"""The core of the VAE family: encoders and decoders, Gaussians with diagonal covariance, applications of
+codes, and labels that training may hide.
+
+An encoder maps images [B, C, H, W], and label embeddings e [B, E] or None, to [B, outputs]. A decoder maps
+z [B, latent], and e, to [B, outputs, H, W]. No layer depends on the other images of the batch.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gzcli.core.errors import UsageError
-from gzcli.core.types import Applied, DataInfo, Noise, Progress, no_progress
+from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.base import Model
-from gzcli.models.nn.common import ClassEmbedding, at_least, from_levels, to_fp32, to_levels
-from gzcli.models.nn.latent import as_interpolations, interpolated, traversal
-from gzcli.models.nn.logistic import LogisticMixture, logistic_log_mass
+from gzcli.models.nn import (
+    ClassEmbedding,
+    Labels,
+    as_interpolations,
+    halvings,
+    interpolated,
+    spread_labels,
+    traversal,
+)
+from gzcli.models.nn.adversarial import pyramid
+from gzcli.models.nn.layers import group_norm
+from gzcli.models.nn.pixels import MixturePixels, Pixels
 
 LOG_2PI = math.log(2 * math.pi)
 # Bounds of a posterior's logvar. Learned posteriors are narrower than the prior, whose logvar is 0. Images
@@ -42,155 +55,155 @@ def drawn(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
     return mu + (0.5 * logvar).exp() * eps
 
 
-Kind = Literal["bernoulli", "gaussian", "logistic"]
-LOG_SCALE = (-7.0, 3.0)  # at e^-7, a quarter of a bin of 256 levels, nearly all mass is in one bin already
+# ---- encoders and decoders
+
+Shape = tuple[int, ...]  # (C, H, W) of an image
 
 
-class Pixels:
-    """p(x | z) of independent pixels, whose parameters are a decoder's output [B, size, H, W]. Raises
-    UsageError where `kind` does not fit the levels (None: latents).
+@dataclass(frozen=True)
+class NetOptions:
+    """Encoder and decoder.
 
-    Grey level k of L lies at x = 2k/(L−1) − 1; its bin is x ± 1/(L−1), and the first and the last bin extend
-    to ∓∞ (Salimans 2017, PixelCNN++, arXiv:1701.05517, section 2.1), so that the masses of the L levels sum
-    to 1 and −log p is in nats of the discrete image. A draw takes `uniforms` numbers a pixel. `start` sets
-    the bias [size] of the decoder's last layer; None: it stays as layers start.
+    net: `conv`, a convolutional network, or `mlp`.
+    hidden: widths of the MLP's layers, or channels of the convolutional scales, finest first; null: 512 and
+      512, or what `width` says, with as many scales as halve the sides until none is above 4.
+    width: channels of the finest scale where `hidden` is null, doubled at each coarser one, at most 4-fold.
+    blocks: residual blocks of each scale of the convolutional network.
+    latent: dimensions of z.
     """
 
-    def __init__(self, kind: Kind | Literal["auto"], levels: int | None, channels: int = 1):
-        if kind == "auto":
-            kind = "gaussian" if levels is None else "bernoulli" if levels == 2 else "logistic"
-        if kind == "bernoulli" and levels != 2:
-            raise UsageError(
-                f"`model.pixels: bernoulli` needs images of 2 grey levels, these have {levels or 'none'}",
-                hint="`--set data.levels=2` binarises them; `--set model.pixels=logistic` takes any number "
-                "of levels",
-            )
-        if kind == "logistic" and levels is None:
-            raise UsageError(
-                "`model.pixels: logistic` needs grey levels, latents have none", hint="use `gaussian`"
-            )
-        self.kind: Kind = kind
-        self.levels = levels
-        self.size = channels * (1 if kind == "bernoulli" else 2)
-        self.uniforms = channels
-        self.start: Callable[[Tensor], None] | None = None
+    net: Annotated[str, NETS] = "conv"
+    hidden: tuple[int, ...] | None = None
+    width: int = 32
+    blocks: int = 0
+    latent: int = 32
 
-    def log_prob(self, x: Tensor, out: Tensor) -> Tensor:
-        """log p(x | out) in nats, summed over pixels, [B], fp32.
+    def widths(self, shape: Shape) -> tuple[int, ...]:
+        if self.hidden or self.net == "mlp":
+            return tuple(self.hidden or (512, 512))
+        scales = max(len(pyramid(shape)) - 1, 1)
+        return tuple(self.width * 2 ** min(i, 2) for i in range(scales))
 
-        x: images [B, C, H, W].
-        out: [B, size, H, W].
-        """
-        out = to_fp32(out)
-        if self.kind == "bernoulli":
-            return -F.binary_cross_entropy_with_logits(out, (x + 1) / 2, reduction="none").flatten(1).sum(1)
-        mean, log_scale = self.mean_scale(out)
-        if self.levels is None:
-            eps = (x - mean) * torch.exp(-log_scale)
-            log_p = -0.5 * (eps**2 + math.log(2 * math.pi)) - log_scale
-        else:
-            log_p = LOCATION_SCALE[self.kind].log_mass(x, mean, log_scale, self.levels)
-        return log_p.flatten(1).sum(1)
+    def encoder(self, shape: Shape, outputs: int, embed: int = 0) -> nn.Module:
+        return NETS[self.net][0](shape, self.widths(shape), outputs, embed, self.blocks)
 
-    def mean_scale(self, out: Tensor) -> tuple[Tensor, Tensor]:
-        """Locations and log scales, [B, C, H, W] each."""
-        mean, log_scale = out.chunk(2, dim=1)
-        return mean, log_scale.clamp(*LOG_SCALE)
-
-    def mean(self, out: Tensor) -> Tensor:
-        """The locations of the pixels, [B, C, H, W] in [-1, 1] (latents: unbounded)."""
-        out = to_fp32(out)
-        if self.kind == "bernoulli":
-            return torch.tanh(out / 2)  # 2 sigmoid(out) − 1
-        mean, _ = self.mean_scale(out)
-        return mean if self.levels is None else mean.clamp(-1, 1)
-
-    def draw(self, out: Tensor, u: Tensor) -> Tensor:
-        """Pixels [B, C, H, W] drawn by the inverse distribution function at u, uniform [B, C, H, W]."""
-        out = to_fp32(out)
-        u = u.clamp(1e-6, 1 - 1e-6)
-        if self.kind == "bernoulli":
-            return (u < torch.sigmoid(out)).to(out.dtype) * 2 - 1
-        mean, log_scale = self.mean_scale(out)
-        x = mean + LOCATION_SCALE[self.kind].quantile(u) * torch.exp(log_scale)
-        return x if self.levels is None else from_levels(to_levels(x.clamp(-1, 1), self.levels), self.levels)
+    def decoder(self, shape: Shape, outputs: int, embed: int = 0) -> nn.Module:
+        return NETS[self.net][1](shape, self.widths(shape), self.latent, outputs, embed, self.blocks)
 
 
-def bin_edges(
-    x: Tensor, mean: Tensor, log_scale: Tensor, levels: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Standardised lower and upper edge of x's bin, and where the bin is the first or the last one."""
-    half, inv_scale = 1 / (levels - 1), torch.exp(-log_scale)
-    below, above = (x - mean - half) * inv_scale, (x - mean + half) * inv_scale
-    return below, above, x < half - 1, x > 1 - half
+@torch.no_grad()
+def start_pixels(decoder: nn.Module, size: int, start: Callable[[Tensor], None]) -> None:
+    """Sets the bias of a decoder's last layer, the same for all pixels, by `start` of one pixel's [size]."""
+    *_, bias = decoder.parameters()
+    start(one := torch.empty(size))
+    bias.copy_(one.repeat_interleave(len(bias) // size))
 
 
-def log1mexp(d: Tensor) -> Tensor:
-    """log(1 − e^−d) for d > 0."""
-    return torch.log(-torch.expm1(-d.clamp_min(1e-12)))
+def join(h: Tensor, e: Tensor | None) -> Tensor:
+    """h [B, D] with the embeddings e [B, E] appended, if there are any."""
+    return h if e is None else torch.cat([h, e], dim=1)
 
 
-def gaussian_log_mass(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:
-    """log P(level of x) under a Gaussian, integrated over the level's bin."""
-    below, above, first, last = bin_edges(x, mean, log_scale, levels)
-    log_below, log_above = torch.special.log_ndtr(below), torch.special.log_ndtr(above)
-    # an inner bin on the right of the mean is mirrored to the left, where the logarithms keep their digits
-    right = (below + above > 0) & ~first & ~last
-    hi = torch.where(right, torch.special.log_ndtr(-below), log_above)
-    lo = torch.where(right, torch.special.log_ndtr(-above), log_below)
-    inner = hi + log1mexp(hi - lo)
-    return torch.where(first, log_above, torch.where(last, torch.special.log_ndtr(-below), inner))
+def mlp(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequential:
+    widths = (inputs, *hidden)
+    layers = [m for i, o in zip(widths, hidden, strict=False) for m in (nn.Linear(i, o), nn.GELU())]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
 
 
-class LocationScale(NamedTuple):
-    """A family of distributions with a location and a scale."""
+class MLPEncoder(nn.Module):
+    """An MLP of the pixels; without residual blocks."""
 
-    log_mass: Callable[[Tensor, Tensor, Tensor, int], Tensor]  # of x's level, by mean, log scale and levels
-    quantile: Callable[[Tensor], Tensor]  # of the standard distribution
+    def __init__(self, shape: Shape, hidden: tuple[int, ...], outputs: int, embed: int = 0, blocks: int = 0):
+        super().__init__()
+        self.net = mlp(math.prod(shape) + embed, hidden, outputs)
 
-
-LOCATION_SCALE: dict[str, LocationScale] = {
-    "gaussian": LocationScale(gaussian_log_mass, torch.special.ndtri),
-    "logistic": LocationScale(logistic_log_mass, torch.logit),
-}
+    def forward(self, x: Tensor, e: Tensor | None = None) -> Tensor:
+        return self.net(join(x.flatten(1), e))
 
 
-class MixturePixels:
-    """Mixtures of discretised logistics over whole pixels. Raises UsageError for latents, which have no grey
-    levels."""
+class MLPDecoder(nn.Module):
+    """The mirror image of the encoder: the last of `hidden` comes first."""
 
-    def __init__(self, channels: int, levels: int | None, components: int):
-        if levels is None:
-            raise UsageError(
-                "`model.pixels: mixture` needs grey levels, latents have none", hint="use `gaussian`"
-            )
-        self.mixture = LogisticMixture(channels, levels, components)
-        self.size, self.uniforms = self.mixture.size, self.mixture.uniforms
-        self.start: Callable[[Tensor], None] | None = self.mixture.start
+    def __init__(
+        self,
+        shape: Shape,
+        hidden: tuple[int, ...],
+        latent: int,
+        outputs: int,
+        embed: int = 0,
+        blocks: int = 0,
+    ):
+        super().__init__()
+        self.shape = (outputs, *shape[1:])
+        self.net = mlp(latent + embed, hidden[::-1], math.prod(self.shape))
 
-    def log_prob(self, x: Tensor, out: Tensor) -> Tensor:
-        """log p(x | out) in nats, summed over pixels: x [B, C, H, W] → [B], fp32."""
-        return self.mixture.log_prob(out.movedim(1, -1), x.movedim(1, -1)).flatten(1).sum(1)
-
-    def draw(self, out: Tensor, u: Tensor, temperature: float = 1.0) -> Tensor:
-        """Pixels [B, C, H, W] drawn by inversion at u, uniform [B, C + 1, H, W]."""
-        return self.mixture.draw(out.movedim(1, -1), u.movedim(1, -1), temperature).movedim(-1, 1)
-
-    def mean(self, out: Tensor) -> Tensor:
-        """The location of each pixel's heaviest component [B, C, H, W]: a draw at temperature 0."""
-        shape = len(out), self.mixture.uniforms, *out.shape[2:]
-        return self.draw(out, out.new_full(shape, 0.5, dtype=torch.float32), temperature=1e-4)
+    def forward(self, z: Tensor, e: Tensor | None = None) -> Tensor:
+        return self.net(join(z, e)).unflatten(1, self.shape)
 
 
-def distribution(
-    kind: Kind | Literal["auto", "mixture"], channels: int, levels: int | None, components: int
-) -> Pixels | MixturePixels:
-    """The distribution of the option `pixels`: of whole pixels for `mixture`, else of each channel."""
-    at_least(1, **{"model.mixture": components})
-    return (
-        MixturePixels(channels, levels, components) if kind == "mixture" else Pixels(kind, levels, channels)
-    )
+class ResBlock(nn.Module):
+    """A pre-activation residual block."""
 
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm1, self.norm2 = group_norm(width), group_norm(width)
+        self.conv1, self.conv2 = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+
+    def forward(self, h: Tensor) -> Tensor:
+        r = self.conv1(F.gelu(self.norm1(h)))
+        return h + self.conv2(F.gelu(self.norm2(r)))
+
+
+class ConvEncoder(nn.Module):
+    """A stride-2 convolution and `blocks` residual blocks at each scale of `hidden`, finest first."""
+
+    def __init__(self, shape: Shape, hidden: tuple[int, ...], outputs: int, embed: int = 0, blocks: int = 0):
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = shape[0]
+        for w in hidden:
+            layers += [nn.Conv2d(width, w, 3, stride=2, padding=1), *(ResBlock(w) for _ in range(blocks))]
+            width = w
+        self.net = nn.Sequential(*layers, group_norm(width), nn.GELU())
+        h, w = halvings(shape, len(hidden))[-1]
+        self.head = nn.Linear(width * h * w + embed, outputs)
+
+    def forward(self, x: Tensor, e: Tensor | None = None) -> Tensor:
+        return self.head(join(self.net(x).flatten(1), e))
+
+
+class ConvDecoder(nn.Module):
+    """At each scale, residual blocks and a transposed convolution of stride 2."""
+
+    def __init__(
+        self,
+        shape: Shape,
+        hidden: tuple[int, ...],
+        latent: int,
+        outputs: int,
+        embed: int = 0,
+        blocks: int = 0,
+    ):
+        super().__init__()
+        *self.targets, start = halvings(shape, len(hidden))
+        self.start = (hidden[-1], *start)
+        self.stem = nn.Linear(latent + embed, math.prod(self.start))
+        self.scales = nn.ModuleList()
+        for w, out in zip(reversed(hidden), (*reversed(hidden[:-1]), outputs), strict=True):
+            up = nn.ConvTranspose2d(w, out, 4, stride=2, padding=1)
+            blocks_of = (ResBlock(w) for _ in range(blocks))
+            self.scales.append(nn.Sequential(*blocks_of, group_norm(w), nn.GELU(), up))
+
+    def forward(self, z: Tensor, e: Tensor | None = None) -> Tensor:
+        h = self.stem(join(z, e)).unflatten(1, self.start)
+        for scale, (height, width) in zip(self.scales, reversed(self.targets), strict=True):
+            h = scale(h)[:, :, :height, :width]  # odd sizes were rounded up
+        return h
+
+
+NETS: dict[str, tuple[Any, Any]] = {"mlp": (MLPEncoder, MLPDecoder), "conv": (ConvEncoder, ConvDecoder)}
+
+# ---- labels
 
 LABEL_SIZE = 32  # of a label's embedding
 
@@ -205,12 +218,10 @@ class ConditionOptions:
     conditional: bool = False
 
     def embedding(self, data: DataInfo) -> ClassEmbedding | None:
-        """The embedding of the labels of `data`, None for a model without labels."""
         return ClassEmbedding(len(data.classes), LABEL_SIZE) if self.conditional else None
 
     @property
     def size(self) -> int:
-        """The size of a label's embedding, 0 for a model without labels."""
         return LABEL_SIZE if self.conditional else 0
 
 
@@ -223,6 +234,9 @@ class HiddenLabelOptions(ConditionOptions):
     """
 
     label_dropout: float = 0.1
+
+
+# ---- models
 
 
 class Autoencoder(Model):
@@ -239,8 +253,6 @@ class Autoencoder(Model):
     @torch.no_grad()
     def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, frames: int = 8) -> Applied:
         """Interpolations from image 0 to 1, 2 to 3, … along straight lines of z.
-
-        Raises UsageError for fewer than two images or frames.
 
         frames: images of an interpolation, both ends included.
         """
@@ -262,10 +274,11 @@ class Autoencoder(Model):
 
 
 class LabelledVAE(Model):
-    """A model with an ELBO that may be conditioned on labels.
+    """A model with an ELBO, and with labels that training may hide; the weight of its KL rises from 0 to 1
+    over `kl_warmup` steps."""
 
-    kl_warmup: steps over which the weight of the KL rises from 0 to 1.
-    """
+    likelihood = "bound"
+    pixels: Pixels | MixturePixels
 
     def __init__(self, data: DataInfo, labels: HiddenLabelOptions, kl_warmup: int):
         super().__init__(data)
@@ -273,9 +286,8 @@ class LabelledVAE(Model):
         self.labels = labels.embedding(data)
         self.kl_warmup, self.warm = kl_warmup, 0.0 if kl_warmup else 1.0
 
-    def embed(self, labels: Tensor | None, n: int, drop: Tensor | None = None) -> Tensor | None:
-        """The embeddings [n, LABEL_SIZE] of n labels, the null label where they are None or `drop` [n] is
-        true."""
+    def embed(self, labels: Labels, n: int, drop: Tensor | None = None) -> Tensor | None:
+        """The embeddings of n labels, the null label where they are None or `drop` [n] is true."""
         if self.labels is None:
             return None
         if labels is None and not self.label_dropout:
@@ -284,6 +296,26 @@ class LabelledVAE(Model):
                 hint="train it with `--set model.label_dropout=0.1`",
             )
         return self.labels(labels, n, drop)
+
+    def embed_batch(self, batch: Batch) -> Tensor | None:
+        """The embeddings of a batch's labels, some of them hidden."""
+        n = len(batch)
+        drop = None if self.labels is None else batch.noise.rand(n) < self.label_dropout
+        return self.embed(batch.y, n, drop)
+
+    def embed_samples(self, labels: Labels, n: int) -> Tensor | None:
+        """The embeddings of the labels of n samples, by default spread over the classes."""
+        device = next(self.parameters()).device
+        return None if self.labels is None else self.labels(spread_labels(labels, n, self.data, device), n)
+
+    def shown(self, out: Tensor, mean: bool, noise: Noise, progress: Progress) -> Tensor:
+        """The images of the decoder's outputs: the mean of each pixel, or a draw."""
+        if mean:
+            x = self.pixels.mean(out)
+        else:
+            x = self.pixels.draw(out, noise.rand(len(out), self.pixels.uniforms, *out.shape[2:]))
+        progress(1, 1, x)
+        return x
 
     def map_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
         """|x − x̂| at each pixel, of the reconstruction at the posterior's mean, over channels: [B, H, W]."""

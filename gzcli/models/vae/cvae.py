@@ -10,8 +10,7 @@ is the same model, since the decoder, which is given y, can map N(0, I) to it by
 from __future__ import annotations
 
 from gzcli.core.types import DataInfo
-from gzcli.models.vae.base import HiddenLabelOptions
-from gzcli.models.vae.nets import NetOptions
+from gzcli.models.vae.base import HiddenLabelOptions, NetOptions
 from gzcli.models.vae.vae import VAE, VAEOptions
 
 

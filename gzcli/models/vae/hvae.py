@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
-from gzcli.models.nn.common import group_norm, halvings, spread_labels, to_fp32
-from gzcli.models.nn.latent import as_interpolations, interpolated
-from gzcli.models.vae.base import HiddenLabelOptions, LabelledVAE, distribution, kl_normal, log_normal
+from gzcli.models.nn import Labels, as_interpolations, bits, halvings, interpolated, to_fp32
+from gzcli.models.nn.layers import group_norm
+from gzcli.models.nn.pixels import Kind, distribution
+from gzcli.models.vae.base import HiddenLabelOptions, LabelledVAE, kl_normal, log_normal
 
 
 class SqueezeExcite(nn.Module):
@@ -41,7 +42,16 @@ class SqueezeExcite(nn.Module):
         return h * self.gate(h.mean((2, 3)))[:, :, None, None]
 
 
-class EncoderCell(nn.Module):
+class Cell(nn.Module):
+    """A residual branch `net`."""
+
+    net: nn.Sequential
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.net(h)
+
+
+class EncoderCell(Cell):
     """Two 3×3 convolutions (figure 3b)."""
 
     def __init__(self, width: int):
@@ -52,13 +62,9 @@ class EncoderCell(nn.Module):
             group_norm(width), nn.SiLU(), first, group_norm(width), nn.SiLU(), last, SqueezeExcite(width)
         )
 
-    def forward(self, h: Tensor) -> Tensor:
-        return h + self.net(h)
 
-
-class DecoderCell(nn.Module):
-    """A depthwise 5×5 convolution on `expand` times the channels, for a large receptive field with few
-    parameters (figure 3a)."""
+class DecoderCell(Cell):
+    """A depthwise 5×5 convolution on `expand` times the channels (figure 3a)."""
 
     def __init__(self, width: int, expand: int):
         super().__init__()
@@ -69,14 +75,11 @@ class DecoderCell(nn.Module):
             group_norm(width), first, nn.SiLU(), depthwise, nn.SiLU(), last, SqueezeExcite(width)
         )
 
-    def forward(self, h: Tensor) -> Tensor:
-        return h + self.net(h)
 
-
+@torch.no_grad()
 def small(conv: nn.Conv2d) -> nn.Conv2d:
     """The convolution with a tenth of its initial weights."""
-    with torch.no_grad():
-        conv.weight.mul_(0.1)
+    conv.weight.mul_(0.1)
     return conv
 
 
@@ -94,16 +97,13 @@ class SpectralNorms(nn.Module):
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
                 by_shape.setdefault(layer.weight.shape, []).append(layer)
         self.layers = list(by_shape.values())  # plain lists, as the parameters belong to the network
-        for i, layers in enumerate(self.layers):
-            self.register_buffer(
-                f"u{i}", F.normalize(torch.randn(len(layers), layers[0].weight.shape[0], 1), dim=1)
-            )
+        for i, (shape, layers) in enumerate(by_shape.items()):
+            self.register_buffer(f"u{i}", F.normalize(torch.randn(len(layers), shape[0], 1), dim=1))
 
     def forward(self) -> Tensor:
         return torch.cat(self.norms()).sum()
 
     def norms(self) -> list[Tensor]:
-        """The estimates of s_l, [layers] for each shape of weight."""
         norms = []
         for i, layers in enumerate(self.layers):
             u = self.get_buffer(f"u{i}")  # [layers, out, 1]
@@ -147,9 +147,8 @@ def check(ladder: LadderOptions, mixture: int) -> None:
             hint="give each one number a resolution, the image's own first, as in `groups: [0, 1, 2]`",
         )
     if not groups or groups[-1] < 1:
-        raise UsageError(
-            "`model.groups` has no group at the coarsest resolution", hint="its last number must be 1 or more"
-        )
+        none = "`model.groups` has no group at the coarsest resolution"
+        raise UsageError(none, hint="its last number must be 1 or more")
     if min(*groups, *cells) < 0 or min(*channels, ladder.latent, ladder.expand, mixture) < 1:
         raise UsageError(
             "`model.groups` and `model.cells` must not be negative, the other sizes of `model` be 1 or more"
@@ -157,20 +156,23 @@ def check(ladder: LadderOptions, mixture: int) -> None:
 
 
 class Code(NamedTuple):
-    """The posterior of one group's latents, t ~ N(mu, e^(2 log_sigma)), and a draw t of it; [B, latent·h·w]
-    each."""
+    """The posterior of a group, t ~ N(mu, e^(2 log_sigma)), and a draw t of it, [B, latent·h·w] each."""
 
     t: Tensor
     mu: Tensor
     log_sigma: Tensor
 
     def kl(self) -> Tensor:
-        """KL(q ‖ p), [B]."""
         return kl_normal(self.mu, 2 * self.log_sigma)
 
     def log_ratio(self) -> Tensor:
         """log p − log q of the draw, [B]. The scale of the prior, which is the unit of t, cancels."""
         return log_normal(self.t) - log_normal(self.t, self.mu, 2 * self.log_sigma)
+
+
+def kl_of(codes: list[Code]) -> Tensor:
+    """KL(q ‖ p) of each group, [B, groups]."""
+    return torch.stack([code.kl() for code in codes], dim=1)
 
 
 def soft_clamp(h: Tensor) -> Tensor:
@@ -244,9 +246,8 @@ class TopDown(nn.Module):
         # the size of each group
         self.grids = [size for size, g in zip(self.sizes, groups, strict=True) for _ in range(g)]
         self.start = nn.Parameter(torch.randn(1, channels[0], *self.sizes[0]))
-        self.ups = nn.ModuleList(
-            nn.ConvTranspose2d(i, o, 4, stride=2, padding=1) for i, o in pairwise(channels)
-        )
+        ups = (nn.ConvTranspose2d(i, o, 4, stride=2, padding=1) for i, o in pairwise(channels))
+        self.ups = nn.ModuleList(ups)
         self.labels = nn.ModuleList(nn.Linear(embed, w) for w in channels) if embed else None
         # for each resolution, its groups, each with cells of its own; for one without groups, its cells alone
         self.scales = nn.ModuleList(
@@ -267,7 +268,7 @@ class TopDown(nn.Module):
         features: of the coarsest groups, of all, some or none; the finer groups are drawn from the prior.
         """
         h = self.start.expand(len(eps[0]), -1, -1, -1).contiguous(memory_format=torch.channels_last)
-        draws, seen = iter(eps), iter(features)
+        draws, of_group = iter(eps), iter(features)
         codes: list[Code] = []
         for i, (scale, (height, width)) in enumerate(zip(self.scales, self.sizes, strict=True)):
             if i:
@@ -276,7 +277,7 @@ class TopDown(nn.Module):
                 h = h + self.labels[i](e)[:, :, None, None]
             for part in scale.children():
                 if isinstance(part, Group):
-                    h, code = part(h, next(draws), next(seen, None))
+                    h, code = part(h, next(draws), next(of_group, None))
                     codes += [] if code is None else [code]
                 else:
                     h = part(h)
@@ -298,7 +299,6 @@ class HVAE(LabelledVAE):
     """
 
     paper = "Vahdat & Kautz 2020, arXiv:2007.03898"
-    likelihood = "bound"
     share: Tensor
 
     def __init__(
@@ -306,7 +306,7 @@ class HVAE(LabelledVAE):
         data: DataInfo,
         *,
         ladder: LadderOptions = LadderOptions(),
-        pixels: Literal["auto", "bernoulli", "gaussian", "logistic", "mixture"] = "auto",
+        pixels: Kind = "auto",
         mixture: int = 10,
         kl_warmup: int = 0,
         spectral: float = 0.01,
@@ -314,20 +314,16 @@ class HVAE(LabelledVAE):
     ):
         check(ladder, mixture)
         super().__init__(data, labels, kl_warmup)
-        channels = data.shape[0]
-        if pixels == "auto" and data.levels not in (2, None):
-            pixels = "mixture"
-        self.pixels = distribution(pixels, channels, data.levels, mixture)
-        self.encoder = BottomUp(channels, ladder)
+        kind = "mixture" if pixels == "auto" and data.levels not in (2, None) else pixels
+        self.pixels = distribution(kind, data.shape[0], data.levels, mixture)
+        self.encoder = BottomUp(data.shape[0], ladder)
         self.decoder = TopDown(data.shape, ladder, self.pixels.size, labels.size)
         if self.pixels.start is not None:
             self.pixels.start(self.decoder.head.get_parameter("bias"))
         self.grids = [(ladder.latent, *grid) for grid in self.decoder.grids]
         self.sizes = [math.prod(grid) for grid in self.grids]  # latents of each group
         self.scale_of = [self.decoder.sizes.index(grid) for grid in self.decoder.grids]
-        share = [
-            size / self.scale_of.count(scale) for size, scale in zip(self.sizes, self.scale_of, strict=True)
-        ]
+        share = [size / self.scale_of.count(i) for size, i in zip(self.sizes, self.scale_of, strict=True)]
         self.register_buffer("share", torch.tensor(share), persistent=False)  # s_l of `kl_weights`
         self.spectral = spectral
         self.norms = SpectralNorms(self) if spectral else None
@@ -340,19 +336,16 @@ class HVAE(LabelledVAE):
     def checked(self, name: str, count: int) -> int:
         """The number of groups `count` of the option `name`. Raises UsageError where the model has fewer."""
         if not 0 <= count <= len(self.sizes):
-            raise UsageError(
-                f"`{name}` is {count}, the model has {len(self.sizes)} groups",
-                hint="name a number from 0 to that",
-            )
+            few = f"`{name}` is {count}, the model has {len(self.sizes)} groups"
+            raise UsageError(few, hint="name a number from 0 to that")
         return count
 
     # ---- training
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
-        x, n = batch.x, len(batch)
-        eps = self.draw(n, batch.noise)
-        drop = batch.noise.rand(n) < self.label_dropout if self.labels is not None else None
-        out, codes = self.decoder(eps, self.encoder(x), self.embed(batch.y, n, drop))
+        x = batch.x
+        eps, e = self.draw(len(batch), batch.noise), self.embed_batch(batch)
+        out, codes = self.decoder(eps, self.encoder(x), e)
         recon, kl = -self.pixels.log_prob(x, out).mean(), kl_of(codes).mean(0)
         parts = {"loss": recon + (self.kl_weights(kl.detach()) * kl).sum()}
         if self.training and self.norms is not None:
@@ -360,7 +353,7 @@ class HVAE(LabelledVAE):
             parts["loss"] = parts["loss"] + self.spectral * parts["spectral"]
         parts |= {"recon": recon, "kl": kl.sum(), "elbo": -(recon + kl.sum())}
         if self.data.levels is not None:
-            parts["bpd"] = -parts["elbo"] / (math.prod(self.data.shape) * math.log(2))
+            parts["bpd"] = bits(-parts["elbo"], self.data)
         for i in sorted(set(self.scale_of)):
             height, width = self.decoder.sizes[i]
             of_scale = [kl[j] for j, scale in enumerate(self.scale_of) if scale == i]
@@ -383,7 +376,7 @@ class HVAE(LabelledVAE):
 
     # ---- likelihood and out-of-distribution scores
 
-    def log_prob(self, x: Tensor, labels: Tensor | None = None, *, noise: Noise, samples: int = 1) -> Tensor:
+    def log_prob(self, x: Tensor, labels: Labels = None, *, noise: Noise, samples: int = 1) -> Tensor:
         """A lower bound of log p(x), [B] nats. Without labels a conditional model uses the null label.
 
         samples: draws of z; 1: the ELBO, more: the importance-weighted bound.
@@ -415,8 +408,7 @@ class HVAE(LabelledVAE):
 
         In ELBO^(>k) the k finest groups are drawn, with the same noise, from the prior given the coarser
         groups, which keep their posterior (Havtorn et al. 2021, arXiv:2102.08248). The ratio is large where
-        the coarser groups, which hold the semantics of an image, do not predict its pixels. Raises UsageError
-        for a k that is not 0 … groups.
+        the coarser groups, which hold the semantics of an image, do not predict its pixels.
 
         k: number of groups, from the finest on.
         samples: draws of z in both bounds.
@@ -429,11 +421,8 @@ class HVAE(LabelledVAE):
     @torch.no_grad()
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Figures of held-out images: the KL of each group in nats (`kl_1` is the coarsest); `active_groups`,
-        the number of groups with 0.05 nats or more; and `active_units`.
-
-        A unit is active if its posterior mean, in standard deviations of the prior, varies with x (Burda
-        2015, section 5.2).
-        """
+        the number of groups with 0.05 nats or more; and `active_units`, those whose posterior mean, in
+        standard deviations of the prior, varies with x (Burda 2015, section 5.2)."""
         n = 0
         kl = torch.zeros(len(self.sizes), dtype=torch.float64)
         mean = torch.zeros(sum(self.sizes), dtype=torch.float64)
@@ -446,11 +435,11 @@ class HVAE(LabelledVAE):
             kl += kl_of(codes).cpu().double().sum(0)
             mean, square = mean + mu.sum(0), square + mu.square().sum(0)
         kl, variance = kl / n, square / n - (mean / n) ** 2
-        figures = {f"kl_{i}": value for i, value in enumerate(kl.tolist(), 1)}
-        return figures | {
+        active = {
             "active_groups": float((kl >= ACTIVE).sum()),
             "active_units": float((variance > 0.01).sum()),
         }
+        return {f"kl_{i}": value for i, value in enumerate(kl.tolist(), 1)} | active
 
     # ---- sampling and applications
 
@@ -459,7 +448,7 @@ class HVAE(LabelledVAE):
         self,
         n: int,
         *,
-        labels: Tensor | None = None,
+        labels: Labels = None,
         noise: Noise,
         progress: Progress,
         temperature: float = 1.0,
@@ -470,22 +459,16 @@ class HVAE(LabelledVAE):
         temperature: factor of every group's standard deviation.
         mean: whether each pixel is the location of its distribution; otherwise it is a draw.
         """
-        device = self.decoder.start.device
-        e = None if self.labels is None else self.labels(spread_labels(labels, n, self.data, device), n)
+        e = self.embed_samples(labels, n)
         out, _ = self.decoder([temperature * eps for eps in self.draw(n, noise)], [], e)
-        if mean:
-            x = self.pixels.mean(out)
-        else:
-            x = self.pixels.draw(out, noise.rand(n, self.pixels.uniforms, *self.data.shape[1:]))
-        progress(1, 1, x)
-        return x
+        return self.shown(out, mean, noise, progress)
 
     @torch.no_grad()
     def reconstruct(
         self,
         x: Tensor,
         *,
-        labels: Tensor | None = None,
+        labels: Labels = None,
         noise: Noise,
         progress: Progress,
         keep: int = 0,
@@ -498,34 +481,23 @@ class HVAE(LabelledVAE):
         temperature: factor of the standard deviation of the groups that are drawn.
         """
         features, keep = self.encoder(x), self.checked("keep", keep) or len(self.sizes)
-        eps = [
-            torch.zeros_like(t) if i < keep else temperature * t
-            for i, t in enumerate(self.draw(len(x), noise))
-        ]
-        x = self.pixels.mean(self.decoder(eps, features[:keep], self.embed(labels, len(x)))[0])
-        progress(1, 1, x)
-        return Applied(x, rows=("reconstruction",), labels=labels)
+        draws = enumerate(self.draw(len(x), noise))
+        eps = [torch.zeros_like(t) if i < keep else temperature * t for i, t in draws]
+        out, _ = self.decoder(eps, features[:keep], self.embed(labels, len(x)))
+        return Applied(self.shown(out, True, noise, progress), rows=("reconstruction",), labels=labels)
 
     @torch.no_grad()
     def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, frames: int = 8) -> Applied:
         """Interpolations from image 0 to 1, 2 to 3, … along straight lines of latents.
 
         Every group moves from the posterior mean of one image to that of the other, in units of the prior's
-        standard deviation given the coarser groups. Raises UsageError for fewer than two images or frames.
+        standard deviation given the coarser groups.
 
         frames: images of an interpolation, both ends included.
         """
         still = [x.new_zeros(len(x), *grid) for grid in self.grids]
         _, codes = self.decoder(still, self.encoder(x), self.embed(None, len(x)))
-        ts = [
-            interpolated(code.mu, frames).unflatten(1, grid)
-            for code, grid in zip(codes, self.grids, strict=True)
-        ]
-        x = self.pixels.mean(self.decoder(ts, [], self.embed(None, len(ts[0])))[0])
-        progress(1, 1, x)
-        return as_interpolations(x, frames)
-
-
-def kl_of(codes: list[Code]) -> Tensor:
-    """KL(q ‖ p) of each group, [B, groups]."""
-    return torch.stack([code.kl() for code in codes], dim=1)
+        means = zip((code.mu for code in codes), self.grids, strict=True)
+        ts = [interpolated(mu, frames).unflatten(1, grid) for mu, grid in means]
+        out, _ = self.decoder(ts, [], self.embed(None, len(ts[0])))
+        return as_interpolations(self.shown(out, True, noise, progress), frames)

@@ -17,39 +17,20 @@ from torch import Tensor
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
-from gzcli.models.nn.common import double, spread_labels, to_fp32
-from gzcli.models.nn.ssim import ms_ssim
+from gzcli.models.nn import Labels, bits, double, to_fp32
+from gzcli.models.nn.perceptual import ms_ssim
+from gzcli.models.nn.pixels import Kind, distribution
 from gzcli.models.vae.base import (
     LOGVAR,
     Autoencoder,
     HiddenLabelOptions,
     LabelledVAE,
-    distribution,
+    NetOptions,
     drawn,
     kl_normal,
     log_normal,
+    start_pixels,
 )
-from gzcli.models.vae.nets import NetOptions, decoder, encoder, start_pixels
-
-
-def likelihood_regret(
-    elbo: Callable[[Tensor, Tensor], Tensor], mu: Tensor, logvar: Tensor, steps: int, lr: float
-) -> Tensor:
-    """Likelihood regret (Xiao et al. 2020, arXiv:2003.02977, eq. 5): the largest ELBO of `steps` steps of
-    Adam on mu and logvar, minus the first, [B]."""
-    # the sum over the images is maximised and Adam works elementwise: a score does not depend on the batch
-    with torch.inference_mode(False), torch.enable_grad():
-        mu, logvar = (t.detach().clone().requires_grad_() for t in (mu, logvar))
-        # gradients are in nats: an eps far above rounding keeps unused dimensions from a random walk
-        adam = torch.optim.Adam([mu, logvar], lr=lr, eps=1e-2)
-        value = elbo(mu, logvar)
-        first = best = value.detach()
-        for _ in range(steps):
-            mu.grad, logvar.grad = torch.autograd.grad(-value.sum(), [mu, logvar])
-            adam.step()
-            value = elbo(mu, logvar)
-            best = torch.maximum(best, value.detach())
-    return best - first
 
 
 @dataclass(frozen=True)
@@ -69,7 +50,7 @@ class VAEOptions:
       ELBO.
     """
 
-    pixels: Literal["auto", "bernoulli", "gaussian", "logistic", "mixture"] = "auto"
+    pixels: Kind = "auto"
     mixture: int = 1
     recon: Literal["likelihood", "ms_ssim"] = "likelihood"
     beta: float = 1.0
@@ -81,7 +62,6 @@ class VAE(Autoencoder, LabelledVAE):
     """A VAE with a Gaussian posterior."""
 
     paper = "Kingma & Welling 2013, arXiv:1312.6114"
-    likelihood = "bound"
     costly = ("regret",)
 
     def __init__(
@@ -101,8 +81,8 @@ class VAE(Autoencoder, LabelledVAE):
         self.pixels = distribution(options.pixels, data.shape[0], data.levels, options.mixture)
         self.recon, self.beta, self.iwae = options.recon, options.beta, options.iwae
         self.latent, self.dims = nets.latent, math.prod(data.shape)
-        self.encoder = encoder(data.shape, nets, 2 * nets.latent, labels.size)
-        self.decoder = decoder(data.shape, nets, self.pixels.size, labels.size)
+        self.encoder = nets.encoder(data.shape, 2 * nets.latent, labels.size)
+        self.decoder = nets.decoder(data.shape, self.pixels.size, labels.size)
         if self.pixels.start is not None:
             start_pixels(self.decoder, self.pixels.size, self.pixels.start)
 
@@ -128,10 +108,8 @@ class VAE(Autoencoder, LabelledVAE):
     # ---- training
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
-        x, n = batch.x, len(batch)
-        eps = batch.noise.randn(n, self.iwae * self.latent).unflatten(1, (self.iwae, self.latent))
-        drop = batch.noise.rand(n) < self.label_dropout if self.labels is not None else None
-        e = self.embed(batch.y, n, drop)
+        x = batch.x
+        eps, e = self.draws(len(batch), batch.noise, self.iwae), self.embed_batch(batch)
         mu, logvar = self.encode(x, e)
         beta = self.beta * self.warm if self.training else self.beta
         if self.iwae > 1:
@@ -144,10 +122,14 @@ class VAE(Autoencoder, LabelledVAE):
             loss = recon + beta * kl
         parts = {"loss": loss.mean(), "recon": recon.mean().detach(), "kl": kl.mean().detach()}
         if self.recon == "likelihood" and self.data.levels is not None:
-            parts["bpd"] = (parts["recon"] + parts["kl"]) / (self.dims * math.log(2))
+            parts["bpd"] = bits(parts["recon"] + parts["kl"], self.data)
         # Burda 2015, section 5.2: a unit is active if its posterior mean varies with x
         parts["active_units"] = (mu.detach().var(0, unbiased=False) > 0.01).float().sum()
         return parts
+
+    def draws(self, n: int, noise: Noise, k: int) -> Tensor:
+        """k standard normal draws for each of n images, [n, k, latent]."""
+        return noise.randn(n, k * self.latent).unflatten(1, (k, self.latent))
 
     def distance(self, x: Tensor, out: Tensor) -> Tensor:
         """The reconstruction loss [B] of the decoder's output [B, size, H, W]."""
@@ -158,8 +140,7 @@ class VAE(Autoencoder, LabelledVAE):
     def weights(
         self, x: Tensor, mu: Tensor, logvar: Tensor, eps: Tensor, e: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """log p(x | z) and log p(z) − log q(z | x), [B, k] each, at z = mu + sigma·eps; eps [B, k,
-        latent]."""
+        """log p(x | z) and log p(z) − log q(z | x), [B, k] each, at z = mu + sigma·eps [B, k, latent]."""
         k = eps.shape[1]
         mu, logvar = mu.unsqueeze(1), logvar.unsqueeze(1)
         z = drawn(mu, logvar, eps)
@@ -170,7 +151,7 @@ class VAE(Autoencoder, LabelledVAE):
 
     # ---- likelihood
 
-    def log_prob(self, x: Tensor, labels: Tensor | None = None, *, noise: Noise, k: int = 1) -> Tensor:
+    def log_prob(self, x: Tensor, labels: Labels = None, *, noise: Noise, k: int = 1) -> Tensor:
         """A lower bound of log p(x), [B] nats. Without labels a conditional model uses the null label.
 
         k: samples of z; 1: the ELBO, more: the importance-weighted bound.
@@ -180,47 +161,37 @@ class VAE(Autoencoder, LabelledVAE):
         recon, kl = self.elbo_parts(x, noise, labels)
         return -(recon + kl)
 
-    def elbo_parts(self, x: Tensor, noise: Noise, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def elbo_parts(self, x: Tensor, noise: Noise, labels: Labels = None) -> tuple[Tensor, Tensor]:
         """−log p(x | z) at one z ~ q, and KL, [B] each: the ELBO is minus their sum."""
         e = self.embed(labels, len(x))
         mu, logvar = self.encode(x, e)
         out = self.decoder(drawn(mu, logvar, noise.randn(len(x), self.latent)), e)
         return -self.pixels.log_prob(x, out), kl_normal(mu, logvar)
 
-    def iwae_bound(self, x: Tensor, noise: Noise, k: int, labels: Tensor | None = None) -> Tensor:
+    def iwae_bound(self, x: Tensor, noise: Noise, k: int, labels: Labels = None) -> Tensor:
         """log 1/k Σ p(x, z_i) / q(z_i | x), z_i ~ q (Burda 2015, eq. 8), in chunks of 16 samples. [B]"""
         e = self.embed(labels, len(x))
         mu, logvar = self.encode(x, e)
-        eps = noise.randn(len(x), k * self.latent).unflatten(1, (k, self.latent))
-        parts = (self.weights(x, mu, logvar, part, e) for part in eps.split(16, dim=1))
+        parts = (self.weights(x, mu, logvar, eps, e) for eps in self.draws(len(x), noise, k).split(16, dim=1))
         log_w = [log_px + log_ratio for log_px, log_ratio in parts]
         return torch.logsumexp(torch.cat(log_w, dim=1), dim=1) - math.log(k)
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Figures of held-out images, in nats an image.
-
-        `recon` and `kl` are the terms of the ELBO, which is minus their sum. `active_units` counts the units
-        whose posterior mean has a variance above 0.01 (Burda 2015, section 5.2). `iwae100` is −IWAE-100 of
-        the first 1,000 images.
-        """
-        sums: list[Tensor] = []
-        means: list[Tensor] = []
-        bounds: list[Tensor] = []
+        """Figures of held-out images, in nats an image: the terms `recon` and `kl` of the ELBO, `iwae100`,
+        −IWAE-100 of the first 1,000 images, and `active_units`, those whose posterior mean has a variance
+        above 0.01 (Burda 2015, section 5.2)."""
+        sums, means, bounds, images = [], [], [], 0
         for batch in batches:
             labels = batch.y if self.conditional else None
-            parts = self.elbo_parts(batch.x, batch.noise, labels)
-            sums.append(torch.stack(parts, 1))
+            sums.append(torch.stack(self.elbo_parts(batch.x, batch.noise, labels), 1))
             means.append(self.encode(batch.x, self.embed(labels, len(batch)))[0])
-            if sum(len(bound) for bound in bounds) < 1000:
+            if images < 1000:
                 bounds.append(-self.iwae_bound(batch.x, batch.noise, 100, labels))
+            images += len(batch)
         recon, kl = torch.cat(sums).cpu().double().mean(0).tolist()
         active = (torch.cat(means).var(0) > 0.01).sum().item()
-        return {
-            "recon": recon,
-            "kl": kl,
-            "active_units": active,
-            "iwae100": torch.cat(bounds)[:1000].cpu().double().mean().item(),
-        }
+        iwae100 = torch.cat(bounds)[:1000].cpu().double().mean().item()
+        return {"recon": recon, "kl": kl, "active_units": active, "iwae100": iwae100}
 
     # ---- out-of-distribution scores
 
@@ -255,7 +226,7 @@ class VAE(Autoencoder, LabelledVAE):
         """
         e = self.embed(None, len(x))
         e = None if e is None else e.detach()
-        eps = noise.randn(len(x), samples * self.latent).unflatten(1, (samples, self.latent))
+        eps = self.draws(len(x), noise, samples)
         with torch.inference_mode(False):  # inference tensors take no part in gradients, their copies do
             images, eps = x.detach().clone(), eps.clone()
 
@@ -272,7 +243,7 @@ class VAE(Autoencoder, LabelledVAE):
         self,
         n: int,
         *,
-        labels: Tensor | None = None,
+        labels: Labels = None,
         noise: Noise,
         progress: Progress,
         mean: bool = True,
@@ -283,20 +254,32 @@ class VAE(Autoencoder, LabelledVAE):
         mean: whether each pixel is the location of its distribution; otherwise it is a draw.
         temperature: standard deviation of z.
         """
-        device = next(self.parameters()).device
-        e = None if self.labels is None else self.labels(spread_labels(labels, n, self.data, device), n)
-        out = self.decoder(temperature * noise.randn(n, self.latent), e)
-        uniforms = n, self.pixels.uniforms, *self.data.shape[1:]
-        x = self.pixels.mean(out) if mean else self.pixels.draw(out, noise.rand(*uniforms))
-        progress(1, 1, x)
-        return x
+        e = self.embed_samples(labels, n)
+        return self.shown(self.decoder(temperature * noise.randn(n, self.latent), e), mean, noise, progress)
 
     @torch.no_grad()
-    def reconstruct(
-        self, x: Tensor, *, labels: Tensor | None = None, noise: Noise, progress: Progress
-    ) -> Applied:
+    def reconstruct(self, x: Tensor, *, labels: Labels = None, noise: Noise, progress: Progress) -> Applied:
         """Each image encoded and decoded, at the posterior's mean."""
         e = self.embed(labels, len(x))
-        x = self.pixels.mean(self.decoder(self.encode(x, e)[0], e))
-        progress(1, 1, x)
+        x = self.shown(self.decoder(self.encode(x, e)[0], e), True, noise, progress)
         return Applied(x, rows=("reconstruction",), labels=None if e is None else labels)
+
+
+def likelihood_regret(
+    elbo: Callable[[Tensor, Tensor], Tensor], mu: Tensor, logvar: Tensor, steps: int, lr: float
+) -> Tensor:
+    """Likelihood regret (Xiao et al. 2020, arXiv:2003.02977, eq. 5): the largest ELBO of `steps` steps of
+    Adam on mu and logvar, minus the first, [B]."""
+    # the sum over the images is maximised and Adam works elementwise: a score does not depend on the batch
+    with torch.inference_mode(False), torch.enable_grad():
+        mu, logvar = (t.detach().clone().requires_grad_() for t in (mu, logvar))
+        # gradients are in nats: an eps far above rounding keeps unused dimensions from a random walk
+        adam = torch.optim.Adam([mu, logvar], lr=lr, eps=1e-2)
+        value = elbo(mu, logvar)
+        first = best = value.detach()
+        for _ in range(steps):
+            mu.grad, logvar.grad = torch.autograd.grad(-value.sum(), [mu, logvar])
+            adam.step()
+            value = elbo(mu, logvar)
+            best = torch.maximum(best, value.detach())
+    return best - first

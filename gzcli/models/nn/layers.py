@@ -1,0 +1,86 @@
+"""Norms that do not double the traffic of autocast, and attention.
+
+A GPU's autocast runs norms in fp32: it makes an fp32 copy of a 16-bit input, and all that follows up to the
+next product is in fp32 and kept for the backward pass. These compute mean and variance in fp32 too, inside
+the kernel, but read and write 16 bits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gzcli.core.errors import UsageError
+from gzcli.models.nn import zero_init
+
+HALVES = (torch.bfloat16, torch.float16)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group norm whose output has the type of its input."""
+
+    def __init__(self, groups: int, channels: int, eps: float = 1e-5):
+        if channels % groups:
+            raise UsageError(f"a level of {channels} channels does not divide into {groups} norm groups")
+        super().__init__(groups, channels, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype not in HALVES:
+            return super().forward(x)
+        weight, bias = in_type(x, self.weight, self.bias)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.group_norm(x, self.num_groups, weight, bias, self.eps)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm whose output has the type of its input or, under autocast, the 16-bit type: a residual
+    stream stays in fp32, and what is computed of it is cast once."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kind = x.device.type
+        if x.dtype not in HALVES:
+            y = super().forward(x)
+            return y.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else y
+        weight, bias = in_type(x, self.weight, self.bias)
+        with torch.autocast(kind, enabled=False):
+            return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+
+def in_type(x: Tensor, *weights: Tensor | None) -> list[Tensor | None]:
+    """The weights in the type of the input, as kernels of GPUs want them."""
+    return [None if p is None else p.to(x.dtype) for p in weights]
+
+
+def group_norm(width: int) -> GroupNorm:
+    """Group norm over `width` channels, of the most groups among 8, 4, 2 and 1 that divide them."""
+    return GroupNorm(next(g for g in (8, 4, 2, 1) if width % g == 0), width)
+
+
+class Attention(nn.Module):
+    """Self-attention over the positions of x [B, C, H, W], with a residual connection."""
+
+    def __init__(self, c: int, head_dim: int, groups: int, eps: float):
+        super().__init__()
+        self.head_dim = head_dim
+        self.norm = GroupNorm(groups, c, eps)
+        self.q, self.k, self.v = nn.Linear(c, c), nn.Linear(c, c), nn.Linear(c, c)
+        self.out = zero_init(nn.Linear(c, c))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x).flatten(2).mT  # [B, HW, C]
+        q, k, v = (f(h).unflatten(2, (-1, self.head_dim)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        h = softmax_attention(q, k, v).transpose(1, 2).flatten(2)  # [B, HW, C]
+        return x + self.out(h).mT.unflatten(2, x.shape[2:])
+
+
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
+    """Softmax attention of q, k, v [B, heads, N, D]; causal: no position sees a later one."""
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and torch.is_grad_enabled():
+        # on a CPU the backward pass of the fused kernel takes three times as long (49 positions, AMX)
+        scores = q @ k.mT * q.shape[-1] ** -0.5
+        if causal:
+            later = scores.new_ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+            scores = scores.masked_fill(later, -torch.inf)
+        return scores.softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
