@@ -138,7 +138,7 @@ def _families(rows: list[tuple[str, ModelCard]], *, wide: bool) -> None:
 def _about(name: str, card: ModelCard, staged: Container[str]) -> str:
     """What a model is, in a line: as its recipe says it, else its class."""
     from gzcli.docs.page import written
-    from gzcli.models.docs import first_words
+    from gzcli.models.catalog import first_words
     from gzcli.recipe.files import recipes
     from gzcli.recipe.yaml import load
 

@@ -131,12 +131,12 @@ def labels_of(word: str | None, data: str | None) -> list[str]:
 def further(verb: str, typed: Mapping[str, Any], incomplete: str) -> list[tuple[str, str]]:
     """(word, help) of the options of the model that complete `--…`; `typed` has what precedes, by Typer's
     names."""
-    from gzcli.models.docs import options
+    from gzcli.models.catalog import option_texts
 
     card = card_for(_word(typed)) if verb in EXTENDED else None
     if card is None:
         return []
-    texts = options(card).get(typed.get("do") or verb, {})
+    texts = option_texts(card).get(typed.get("do") or verb, {})
     words = [f"--{name.replace('_', DASH)}" for name in options_of(verb, card, typed.get("do"))]
     return [(word, texts.get(word[2:].replace(DASH, "_"), "")) for word in names(incomplete, words)]
 
@@ -268,10 +268,10 @@ def panels(verb: str, word: str, recipe: Recipe) -> Iterator[tuple[str, Iterable
 
 def rows_of(verb: str, model: ModelCard, part: Part) -> Iterator[Row]:
     """A row for each option that the model adds to a verb."""
-    from gzcli.models.docs import options
+    from gzcli.models.catalog import option_texts
     from gzcli.recipe.kinds import parse, words
 
-    texts, values = options(model)[verb], part.tree()[verb]
+    texts, values = option_texts(model)[verb], part.tree()[verb]
     for name, param in options_of(verb, model).items():
         choices = " ".join(values_of(param.annotation)) or words(parse(param.annotation))
         value = values.get(name, param.default)

@@ -16,7 +16,7 @@ from typing import Any
 from gzcli.core import measured
 from gzcli.core.measured import Curve
 from gzcli.core.sections import lists
-from gzcli.models import catalog, docs
+from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
 from gzcli.models.signatures import Param
 from gzcli.recipe.files import RecipeFile, find, read_chain
@@ -165,7 +165,7 @@ def page_of(what: str) -> Page:
         recipe=recipe if chain[-1].shipped else None,
         stage=stage,
         stages=stages,
-        about="" if alone else chain[-1].own.get("about") or docs.first_words(card),
+        about="" if alone else chain[-1].own.get("about") or catalog.first_words(card),
         words=written(name),
         likelihood=_LIKELIHOOD[card.likelihood] if card.likelihood else None,
         commands=((f"gz train {recipe}", ""),) if alone else head,
@@ -239,7 +239,7 @@ def _can(card: ModelCard, serving: ModelCard, name: str, stage: str) -> tuple[tu
         found.append((f'gz sample {name} --prompt "a red door"', "samples of a text"))
     for do in serving.do:
         told_first = first if do in serving.unlabelled_lack else ""
-        found.append((f"gz sample {name} --do {do}", docs.first_words(serving, do) + told_first))
+        found.append((f"gz sample {name} --do {do}", catalog.first_words(serving, do) + told_first))
     if "ood" in serving.can:
         sets = "--out SET" if serving.needs else "--in mnist --out fashionmnist"
         found.append((f"gz ood {name} {sets}", "how well it tells foreign images"))
@@ -257,7 +257,7 @@ def _can(card: ModelCard, serving: ModelCard, name: str, stage: str) -> tuple[tu
 def _scores(card: ModelCard) -> tuple[tuple[str, str], ...]:
     """The model's own scores, and in one row those that every likelihood gives."""
     names = score_names(card)
-    own = [(name, docs.first_words(card, f"score_{name}")) for name in card.scores]
+    own = [(name, catalog.first_words(card, f"score_{name}")) for name in card.scores]
     general = ", ".join(name for name in names if name not in card.scores)
     return (*own, (general, "made of its likelihood, as of every model's")) if general else tuple(own)
 
@@ -273,7 +273,7 @@ def _groups(
     last = (list(_stages(chain)) or [""])[-1]
     own = _own(chain, stage)
     verbs = own if serving is card else _own(chain, last)
-    texts, told = docs.options(card), docs.options(serving)
+    texts, told = catalog.option_texts(card), catalog.option_texts(serving)
     key = f"stages.{stage}.model.KEY" if stage else "model.KEY"
     found = [
         Group(

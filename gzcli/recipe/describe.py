@@ -14,9 +14,9 @@ from typing import Any
 
 from gzcli.core.parts import Part
 from gzcli.core.sections import SCALES, SECTIONS, OptimSection, keys_of
-from gzcli.models import catalog, docs
+from gzcli.models import catalog
 from gzcli.models.catalog import OUTSIDE, ModelCard, cards
-from gzcli.models.sources import documented
+from gzcli.models.signatures import documented
 from gzcli.recipe.files import PARTS, presets
 from gzcli.recipe.kinds import as_json_schema, bounds, parse
 from gzcli.recipe.recipe import Recipe
@@ -67,7 +67,7 @@ def texts(recipe: Recipe) -> dict[str, str]:
 
 def _of_model(model: ModelCard, part: Part) -> dict[Key, str]:
     """The texts of the keys that the model has beyond those of the sections."""
-    options = docs.options(model)
+    options = catalog.option_texts(model)
     found: dict[Key, str] = {
         (section, key): text
         for section in ("model", "sample", "ood")
@@ -129,7 +129,7 @@ def recipe_schema() -> Tree:
 
 def sections_of(card: ModelCard) -> Tree:
     """The sections whose keys a model decides on."""
-    rules, texts = schema(card), docs.options(card)
+    rules, texts = schema(card), catalog.option_texts(card)
     told = {**texts, "optim": section_texts(SECTIONS["optim"])}
     told["ood"] = {**section_texts(SECTIONS["ood"]), **texts["ood"]}
     found = {section: _section(below(rules, section), told[section]) for section in OPEN}

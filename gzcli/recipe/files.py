@@ -13,8 +13,7 @@ from typing import Any
 from gzcli.core.errors import UsageError, canonical, did_you_mean
 from gzcli.core.sections import SCALES, SECTIONS
 from gzcli.models import catalog
-from gzcli.models.signatures import GIVEN, Param, params_of
-from gzcli.models.sources import Class, lineage_of, tree_of
+from gzcli.models.signatures import GIVEN, Class, Param, lineage_of, module_of, params_of
 from gzcli.recipe.kinds import is_storable, parse
 from gzcli.recipe.schema import schema
 from gzcli.recipe.yaml import Document, Problem, read_file, read_text
@@ -201,13 +200,12 @@ def read_header(path: Path) -> Document:
 
     Raises UsageError for a file that is no Python, or whose recipe is no YAML.
     """
-    body = tree_of(path).body
+    docstring = module_of(path).docstring
     lines: list[str] = []
-    first = body[0].value if body and isinstance(body[0], ast.Expr) else None
-    if isinstance(first, ast.Constant) and isinstance(first.value, str):
+    if docstring is not None:
         inside = False
-        lines = [""] * (body[0].lineno - 1)
-        for line in first.value.splitlines():
+        lines = [""] * (docstring.lineno - 1)
+        for line in docstring.value.splitlines():
             inside = bool(_HEADER.match(line)) or (inside and (not line.strip() or line.startswith(" ")))
             lines.append(line if inside else "")
     return read_text("\n".join(lines), str(path))
@@ -219,7 +217,7 @@ def mistakes(path: Path) -> list[str]:
     try:
         found = catalog.model_class(path)
         if found is None:
-            return [_no_model(path, tree_of(path))]
+            return [_no_model(path)]
         wrong = list(_of_methods(found, path))
         if wrong:
             return wrong
@@ -229,11 +227,10 @@ def mistakes(path: Path) -> list[str]:
     return []
 
 
-def _no_model(path: Path, tree: ast.Module) -> str:
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and any(cls.is_model for cls in lineage_of(path, node.name)):
-            lacking = 'needs a line `paper = "…"`, which names its source'
-            return f"{path}:{node.lineno}: class `{node.name}` {lacking}"
+def _no_model(path: Path) -> str:
+    for name, node in module_of(path).classes.items():
+        if any(cls.is_model for cls in lineage_of(path, name)):
+            return f'{path}:{node.lineno}: class `{name}` needs a line `paper = "…"`, which names its source'
     return f"{path}: no class here derives from `gzcli.Model`"
 
 

@@ -32,14 +32,14 @@ MAY = {
     "models": {"metrics"},
     "metrics": {"data"},
 }
-SHARED = ("models.base", "models.nn", "models.options", "models.signatures", "models.docs", "models.catalog")
+SHARED = ("models.base", "models.nn", "models.options", "models.signatures", "models.catalog")
 SHARED = (*SHARED, "models.denoising.process")
 
 # Measures: none may grow, no exception may be added; lower what has become smaller.
 ROOT_FILES, FOLDER, LINES, FILES = 4, 20, 53_000, 290
 FOLDERS = {"cli": 32, "engine": 22}
 LENGTH, PARAMETERS = 60, 8
-LONG = {"demo.page.page": 97, "judge.ood.run": 61, "models.catalog._read_card": 65}
+LONG = {"demo.page.page": 97, "judge.ood.run": 61}
 LONG |= {"models.nn.unet.__init__": 74}
 WIDE = {"data.packs.batches.__init__": 11, "data.packs.open.open_pack": 9, "engine.compiled.losses": 9}
 WIDE |= {"models.denoising.applications.inpaint": 11, "models.denoising.ode.solve_adaptive": 9}

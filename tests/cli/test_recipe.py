@@ -18,7 +18,7 @@ from gzcli.core.parts import Part, part_of
 from gzcli.core.sections import FIXED, SECTIONS, keys_of
 from gzcli.core.types import DataInfo
 from gzcli.data.sets.registry import SPECS, find
-from gzcli.models import catalog, docs
+from gzcli.models import catalog
 from gzcli.models.options import defaults
 from gzcli.recipe import schema
 from gzcli.recipe.describe import annotated, section_texts, texts
@@ -587,7 +587,7 @@ def test_every_key_of_a_section_and_every_option_of_a_model_has_a_text():
     for section in (Part, *SECTIONS.values()):
         assert list(section_texts(section)) == [field.name for field in keys_of(section)]
     for card in catalog.cards().values():
-        told = docs.options(card)
+        told = catalog.option_texts(card)
         has = {"model": card.params, "sample": card.sample, "ood": schema.score_options(card), **card.do}
         assert {of: set(has[of]) for of in has} == {of: set(told[of]) for of in has}, card.name
 
