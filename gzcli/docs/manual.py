@@ -14,21 +14,8 @@ from gzcli.store.paths import recipe_names
 
 TUTORIALS = ("first-model", "own-pictures", "ood-alarm", "compare")
 GUIDES = (
-    "use",
-    "data",
-    "scale",
-    "gpus",
-    "ood",
-    "bench",
-    "recipes",
-    "what_we_tried",
-    "latents",
-    "stable-diffusion",
-    "share",
-    "demo",
-    "adding",
-    "python",
-    "questions",
+    *("use", "data", "scale", "gpus", "ood", "bench", "recipes", "what_we_tried"),
+    *("latents", "stable-diffusion", "share", "demo", "adding", "python", "questions"),
 )
 ORDER = (*TUTORIALS, *GUIDES)
 

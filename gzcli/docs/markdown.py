@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from gzcli.core.units import about, count, duration, figure
-from gzcli.docs.page import Group, Page, Reference
+from gzcli.docs.page import Page
 from gzcli.recipe.yaml import flow
 from gzcli.store.pretrained import Pretrained
 
 COLUMNS = 72  # of a command, before it is broken
 POINTS = 6  # of a curve
+_ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 
 
 def as_markdown(page: Page, site: bool = False) -> str:
@@ -57,30 +58,24 @@ def _lines(page: Page, site: bool) -> Iterator[str]:
         yield from ("## Out-of-distribution scores", "")
         yield from bullets((f"`{name}`", what) for name, what in page.scores)
     for group in page.groups:
-        yield from _options(group)
+        yield from (f"### {group.title}", "", f"`{group.how}`", "")
+        yield from bullets((f"`{o.name}={flow(o.default)}` ({o.kind})", o.text) for o in group.options)
     yield from _measured(page, site)
     if page.remarks:
         yield from ("## Notes of the recipe", "", " ".join(page.remarks), "")
     if page.words:
-        yield from (
-            "## Limits",
-            "",
-            *(f"- {limit}" for limit in page.words.limits),
-            "",
-            "## Code by others",
-            "",
-        )
         link = "[{0}](https://github.com/{0})" if site else "https://github.com/{0}"
+        yield from ("## Limits", "", *bullets((limit, "") for limit in page.words.limits))
+        yield "## Code by others"
+        yield ""
         yield from bullets((link.format(name), what) for name, what in page.words.code)
 
 
 def _head(page: Page, site: bool) -> Iterator[str]:
     words = page.words
     title = words.title if words else page.about or page.name
-    yield from (
-        f"**{title}** · {page.family.replace('_', ' ')} · {linked(page.paper) if site else page.paper}",
-        "",
-    )
+    paper = re.sub(_ARXIV, r"[arXiv:\1](https://arxiv.org/abs/\1)", page.paper) if site else page.paper
+    yield from (f"**{title}** · {page.family.replace('_', ' ')} · {paper}", "")
     if words:
         equation = [mathml(words.tex)] if site else ["```text", words.equation, "```"]
         yield from (words.text, "", *equation, "", words.source, "")
@@ -92,11 +87,6 @@ def _pictures(page: Page) -> Iterator[str]:
         yield from (f"![{text}]({picture_name(page.recipe or page.name, data, scale)})", "", f"*{text}.*", "")
     for one in page.ready:
         yield from (f"![Samples of gz sample pretrained:{one.name}](../{ready_picture(one)})", "")
-
-
-def _options(group: Group) -> Iterator[str]:
-    yield from (f"### {group.title}", "", f"`{group.how}`", "")
-    yield from bullets((f"`{o.name}={flow(o.default)}` ({o.kind})", o.text) for o in group.options)
 
 
 def _measured(page: Page, site: bool) -> Iterator[str]:
@@ -116,7 +106,10 @@ def _measured(page: Page, site: bool) -> Iterator[str]:
         stage = f", stage {reference.stage}" if reference.stage else ""
         yield from (f"## Reference curve, {reference.data} at scale {reference.scale}{stage}", "")
         yield from (f"{reference.curve.metric} on validation images", "")
-        yield from table(("step", "time", reference.curve.metric), _curve_rows(reference))
+        points = reference.curve.points
+        chosen = sorted({round(i * (len(points) - 1) / (POINTS - 1)) for i in range(POINTS)})
+        rows = [(f"{points[i][0]:,}", duration(points[i][1]), figure(points[i][2])) for i in chosen]
+        yield from table(("step", "time", reference.curve.metric), rows)
 
 
 def _cost_cells(row: Mapping[str, str]) -> tuple[str, ...]:
@@ -130,13 +123,6 @@ def _place_in_words(row: Mapping[str, str]) -> str:
     trained = duration(float(row["train_seconds"])) if row["train_seconds"] else "-"
     speed = f", {float(row['sample_seconds']):.2g} s an image" if row["sample_seconds"] else ""
     return f"{relative} after {trained} of training{speed}"
-
-
-def _curve_rows(reference: Reference) -> list[tuple[str, ...]]:
-    """A few points of a curve: step, seconds of training, value."""
-    points = reference.curve.points
-    chosen = sorted({round(i * (len(points) - 1) / (POINTS - 1)) for i in range(POINTS)})
-    return [(f"{points[i][0]:,}", duration(points[i][1]), figure(points[i][2])) for i in chosen]
 
 
 def picture_name(recipe: str, data: str, scale: str) -> str:
@@ -155,11 +141,6 @@ def mathml(tex: str) -> str:
 
     plain = re.sub(r"\\[bB]igg?(?![a-zA-Z])", "", " ".join(tex.split()))  # brackets of MathML stretch anyway
     return f'<div class="equation">{convert(plain, display="block")}</div>'
-
-
-def linked(text: str) -> str:
-    """The text with a link where it names a paper of arXiv."""
-    return re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
 
 
 def bullets(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
