@@ -46,12 +46,15 @@ class Kind:
     fp16: bool = True  # whether it computes in fp16
     channels_last: bool = False  # whether convolutions gain from channels last
     compiled: bool = False  # whether steps gain from `torch.compile`
+    streams: bool = False  # whether copies run beside the computation
     backend: str = "gloo"  # of torch.distributed
 
 
 KINDS: Mapping[str, Kind] = {
     "cpu": Kind(40e9, batch=0.5, queued=False, shared=True, fused=True, fp16=False),
-    "cuda": Kind(40e12, batch=2.0, fused=True, channels_last=True, compiled=True, backend="nccl"),
+    "cuda": Kind(
+        40e12, batch=2.0, fused=True, channels_last=True, compiled=True, streams=True, backend="nccl"
+    ),
     "mps": Kind(1e12, shared=True, float64=False),
     "xpu": Kind(10e12, float64=False),
 }
