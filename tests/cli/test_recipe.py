@@ -472,12 +472,12 @@ glow-celeba-20260131-142501-ab12 1.5e3x 685_230.15 [x {x""")
 WORDS += ["", " ", "a: b", "a #b", "- a", "x, y", "\n", "\t", "? x", "a ", " a"]
 WORDS += ["\x07", "\x85", "\u2028", "\ufeff"]
 EDGES = [0, -1, 10, 8, 2**63, -(10**20), 0.0, -0.0, 1e-5, 1e16, 1e22, 5e-324, 1.7e308, math.inf, -math.inf]
-KEYS = st.sampled_from([word for word in WORDS if word])
+NAMES = st.sampled_from([word for word in WORDS if word])
 SIGNS = st.characters(codec="utf-8", exclude_categories=("Cs",))
 LEAVES = st.none() | st.booleans() | st.sampled_from(EDGES + WORDS) | st.text(SIGNS, max_size=8)
 VALUES = st.recursive(
     LEAVES | st.floats(allow_nan=False) | st.integers(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
     max_leaves=9,
 )
 
