@@ -19,7 +19,7 @@ is built on earlier stages takes them as parameters of type `Model`, by their na
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -49,7 +49,7 @@ from gzcli.recipe.layers import (
     misspelt,
     without_meeting,
 )
-from gzcli.recipe.recipe import SHARED, Recipe, check_data, check_strategy, recipe_of
+from gzcli.recipe.recipe import OF_STAGE, SHARED, Recipe, check_data, check_strategy, recipe_of
 from gzcli.recipe.yaml import Key, Problem, in_order, refusal
 from gzcli.store import runs
 from gzcli.store.paths import is_name, recipe_names
@@ -159,25 +159,25 @@ def _resolve(
     dataset = _located(name, own, {at[-1] for file in chain for at in file.sections}, problems)
     choice = forced or choice_of(chain, own, dataset, name, gpus, problems)
     layers = [layer for file in chain for layer in layers_of(file, choice)] + typed
-    cards = _stage_cards(layers, problems)
-    if cards is None:
+    stages = _stage_cards(layers, problems)
+    reused: dict[str, tuple[str, str]] = {}
+    if stages is None:
         card = _card(chain, problems)
         rules = schema.schema(card)
     else:
-        card = _called_after(cards)
-        rules = schema.staged(cards)
-        reused = _reused_runs(layers)
-        layers = _fitting(layers, rules, cards)
+        card = _called_after(stages)
+        rules = schema.staged(stages)
+        for layer in (layer for layer in layers if layer.applies):
+            runs_typed = {s: part for s, part in layer.section("stages").items() if isinstance(part, str)}
+            reused |= {stage: (run, layer.origin(("stages", stage))) for stage, run in runs_typed.items()}
+        layers = _fitting(layers, rules, stages)
     checked = [_checked(layer, rules, problems) for layer in layers]
     applied = [layer for layer in checked if layer.applies]
     if card is None:
         return None, problems
-
-    def composed(layers: Iterable[Layer]) -> Composed:
-        return compose_stages(layers, rules, cards, reused) if cards else compose(layers, rules, card)
-
-    tree, origin = composed(applied)
-    if not cards:
+    cards = stages or {"": card}
+    tree, origin = _composed(applied, rules, cards, reused)
+    if not stages:
         other, tree["model"]["name"] = tree["model"]["name"], card.name
         if canonical(other) != canonical(card.name):
             where = f"`{origin['model.name']}`"
@@ -195,7 +195,10 @@ def _resolve(
         problems += [Problem(label, f"`{key}` must be given") for key in schema.missing(tree, rules)]
     recipe = recipe_of(tree)
     problems += _needs(recipe, dataset)
-    whole = Whole() if problems else _whole(applied, lambda layers: recipe_of(composed(layers)[0]))
+    whole = Whole()
+    if not problems:
+        written = [layer for layer in applied if layer.source != "typed"]
+        whole = _whole(recipe_of(_composed(written, rules, cards, reused)[0]), applied)
     about: dict[str, Any] = {"origin": origin, "ours": ours, "card": card, "source": chain[-1].path}
     return Resolved(**vars(recipe), **about, found=dataset, whole=whole, choice=choice), problems
 
@@ -338,17 +341,6 @@ def _called_after(cards: Mapping[str, ModelCard]) -> ModelCard | None:
     return own[-1] if own else next(iter(cards.values()), None)
 
 
-def _reused_runs(layers: Iterable[Layer]) -> dict[str, tuple[str, str]]:
-    """The runs that are used in the place of stages, each with the origin of its name."""
-    return {
-        stage: (part, layer.origin(("stages", stage)))
-        for layer in layers
-        if layer.applies
-        for stage, part in layer.section("stages").items()
-        if isinstance(part, str)
-    }
-
-
 # ---------------------------------------------------------------------------- values
 
 
@@ -395,54 +387,51 @@ def _checked(layer: Layer, rules: schema.Rules, problems: list[Problem]) -> Laye
     return replace(layer, tree=tree)
 
 
-def compose(layers: Iterable[Layer], rules: schema.Rules, card: ModelCard) -> Composed:
-    """The tree of defaults and layers, and the origin of each value."""
-    tree = schema.defaults(rules)
-    tree["model"] = {"name": card.name, **tree["model"]}
-    origin = dict.fromkeys(dotted(tree), "default")
-    for layer in layers:
-        lay(tree, layer.tree, origin, layer.origin)
-    return tree, origin
-
-
-def compose_stages(
+def _composed(
     layers: Iterable[Layer],
     rules: schema.Rules,
     cards: Mapping[str, ModelCard],
     reused: Mapping[str, tuple[str, str]],
 ) -> Composed:
-    """The tree of a recipe in stages, and the origin of each value."""
+    """The tree of defaults and layers, and the origin of each value by dotted key.
+
+    cards: the model of each stage, "" of a recipe without stages.
+    reused: the runs in the place of stages, each with the origin of its name.
+    """
     layers = list(layers)
-    top = {key: rules[key] for key in SHARED}
-    tree: dict[str, Any] = schema.defaults(top)
+    tree: dict[str, Any] = schema.defaults({key: rules[key] for key in SHARED})
     origin = dict.fromkeys(dotted(tree), "default")
     for layer in layers:
-        lay(tree, {key: value for key, value in layer.tree.items() if key in top}, origin, layer.origin)
+        lay(tree, {key: layer.tree[key] for key in SHARED if key in layer.tree}, origin, layer.origin)
     tree.pop("params", None)
-    tree["stages"] = {}
+    parts: dict[str, Any] = {}
     for stage, card in cards.items():
         if stage in reused:
-            tree["stages"][stage], origin[f"stages.{stage}"] = reused[stage]
+            parts[stage], origin[f"stages.{stage}"] = reused[stage]
             continue
-        tree["stages"][stage], of_stage = _compose_stage(layers, stage, card)
-        origin |= {f"stages.{stage}.{key}": place for key, place in of_stage.items()}
-    return tree, origin
+        parts[stage], places = _composed_part(layers, stage, card)
+        prefix = f"stages.{stage}." if stage else ""
+        origin |= {f"{prefix}{key}": place for key, place in places.items()}
+    return {**tree, **(parts.get("") or {"stages": parts})}, origin
 
 
-def _compose_stage(layers: Iterable[Layer], stage: str, card: ModelCard) -> Composed:
+def _composed_part(layers: Iterable[Layer], stage: str, card: ModelCard) -> Composed:
     def place(layer: Layer, path: Key) -> str:
-        return layer.origin(("stages", stage, *path))
+        return layer.origin(("stages", stage, *path) if stage else path)
 
     rules = schema.schema(card)
-    tree = schema.defaults({key: rules[key] for key in ("model", *INHERITED, "sample", "ood", "params")})
-    tree = {"model": {"name": card.name, **tree.pop("model")}, "data": {}, **tree}
+    tree = schema.defaults({key: rules[key] for key in OF_STAGE if key != "data"})
+    tree["model"] = {"name": card.name, **tree["model"]}
+    if stage:
+        tree["data"] = {}
     origin = dict.fromkeys(dotted(tree), "default")
     for layer in layers:
         if changes_model(layer.tree):  # another size of the images
             tree["params"] = None
         lay(tree, {key: layer.tree[key] for key in INHERITED if key in layer.tree}, origin, layer.origin)
-        lay(tree, layer.section("stages").get(stage) or {}, origin, partial(place, layer))
-    tree["model"]["name"] = card.name
+        own = layer.section("stages").get(stage) if stage else layer.tree
+        own = {key: value for key, value in (own or {}).items() if stage or key not in SHARED}
+        lay(tree, own, origin, partial(place, layer))
     return tree, origin
 
 
@@ -470,16 +459,13 @@ def _lower_batches(tree: dict[str, Any], origin: dict[str, str], n: int, ours: C
 # ---------------------------------------------------------------------------- a complete run
 
 
-def _whole(layers: Iterable[Layer], compose: Callable[[list[Layer]], Recipe]) -> Whole:
-    """The complete run that the files among the layers plan. A size that the user's own file gives does not
-    count: a run of the set's own size is preferred to it."""
-    layers = list(layers)
-    written = [layer for layer in layers if layer.source != "typed"]
-    steps = {p.stage: None if p.train.minutes else p.train.steps for p in compose(written).parts}
-    sizes = [layer.section("data").get("size") for layer in written if layer.source == "shipped"]
-    size = next(filter(None, reversed(sizes)), None)
+def _whole(written: Recipe, layers: Collection[Layer]) -> Whole:
+    """The complete run that the files among the layers plan, `written` being the recipe of these alone. A
+    size that the user's own file gives does not count: a run of the set's own size is preferred to it."""
+    steps = {p.stage: None if p.train.minutes else p.train.steps for p in written.parts}
+    sizes = [layer.section("data").get("size") for layer in layers if layer.source == "shipped"]
     loss = {layer.source for layer in layers if layer.source != "shipped" and _changes_loss(layer)}
-    return Whole(steps, size, frozenset(loss))
+    return Whole(steps, next(filter(None, reversed(sizes)), None), frozenset(loss))
 
 
 def _changes_loss(layer: Layer) -> bool:
