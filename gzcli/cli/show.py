@@ -26,8 +26,7 @@ def show(
     """Explain a model: the idea, the equation, options, commands, figures, limits."""
     from dataclasses import asdict
 
-    from gzcli.docs.markdown import as_markdown, as_text
-    from gzcli.docs.page import page_of
+    from gzcli.docs.page import as_markdown, as_text, page_of
 
     page = page_of(model)
     columns = max(NARROWEST, min(WIDEST, shutil.get_terminal_size().columns))

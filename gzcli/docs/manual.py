@@ -8,8 +8,7 @@ from typing import Any
 
 import typer
 
-from gzcli.docs.markdown import as_markdown
-from gzcli.docs.page import ROOT, page_of
+from gzcli.docs.page import ROOT, as_markdown, page_of
 from gzcli.store.paths import recipe_names
 
 TUTORIALS = ("first-model", "own-pictures", "ood-alarm", "compare")

@@ -16,8 +16,7 @@ from gzcli.core import measured
 from gzcli.core.errors import canonical
 from gzcli.core.units import duration
 from gzcli.docs.manual import GUIDES, TUTORIALS, texts
-from gzcli.docs.markdown import as_markdown, picture_name, ready_picture, table
-from gzcli.docs.page import ROOT, Page, page_of
+from gzcli.docs.page import ROOT, Page, as_markdown, page_of, picture_name, ready_picture, table
 from gzcli.models import catalog
 from gzcli.store.paths import recipe_names
 from gzcli.store.pretrained import every

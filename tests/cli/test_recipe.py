@@ -445,8 +445,9 @@ def test_values_of_the_command_line():
     (told,) = problems(schema.check_scores, ["nll"], catalog.card("wgan"))
     assert told.startswith("`wgan` has no score `nll`")
     one, two = ({"k": catalog.Param("k", "int", default, False)} for default in (1, 2))
-    assert schema.defaults(schema._shared([one, one])) == {"k": 1}
-    assert schema.defaults(schema._shared([one, two])) == {}, "of two scores each keeps its own"
+    for scores, shared in (({"a": one, "b": one}, {"k": 1}), ({"a": one, "b": two}, {})):
+        rules = schema.score_options(replace(catalog.card("vae"), scores=scores))
+        assert schema.defaults(rules) == shared, "of two scores each keeps its own"
 
 
 def test_a_conditional_model_needs_labels(write, monkeypatch):
