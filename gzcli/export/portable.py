@@ -109,8 +109,8 @@ def check(trained: Trained, spec: Mapping[str, Any], folder: Path, to: str) -> i
 
             if name not in nets:
                 nets[name] = onnxruntime.InferenceSession(folder / f"{name}.onnx")
-            wanted = {node.name for node in nets[name].get_inputs()}
-            return nets[name].run(None, {key: value for key, value in feeds.items() if key in wanted})
+            names = {node.name for node in nets[name].get_inputs()}
+            return nets[name].run(None, {key: value for key, value in feeds.items() if key in names})
         if name not in nets:
             nets[name] = torch.export.load(folder / f"{name}.pt2").module()
         tensors: dict[str, Any] = {key: torch.from_numpy(np.asarray(value)) for key, value in feeds.items()}
@@ -190,8 +190,8 @@ class UnitVectors(Noise):
         if method not in KINDS:
             raise Unportable("it draws integers")
         # the first draw is the image's noise; later ones are made like x, which is a unit vector here
-        own = self.program[0]["shape"] if self.program else list(shape[1:])
-        self.program.append({"do": "draw", "kind": KINDS[method], "shape": own})
+        size = self.program[0]["shape"] if self.program else list(shape[1:])
+        self.program.append({"do": "draw", "kind": KINDS[method], "shape": size})
         return self.unit()
 
     def call(self, x: Tensor, **scalars: float) -> None:
@@ -312,8 +312,8 @@ def in_place(model: Any, units: UnitVectors, how: dict[str, Any]) -> Iterator[No
     """Inside, unit vectors stand for the outputs of the model's network, and nothing is clipped to the range
     of images."""
 
-    def denoiser(y: Tensor | None = None, **asked: Any) -> Any:
-        how.update(asked, kind="denoise")
+    def denoiser(y: Tensor | None = None, **options: Any) -> Any:
+        how.update(options, kind="denoise")
 
         def denoise(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
             level = model.level(t)
