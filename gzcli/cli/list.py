@@ -86,8 +86,7 @@ _ShownModel = Annotated[str, argument("MODEL", "A model, as `gz list` names it."
 
 def show(model: _ShownModel, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
     """Explain a model: the idea, the equation, options, commands, figures, limits."""
-    from gzcli.docs.markdown import as_markdown, as_text
-    from gzcli.docs.page import page_of
+    from gzcli.docs.page import as_markdown, as_text, page_of
 
     page = page_of(model)
     columns = max(NARROWEST, min(WIDEST, shutil.get_terminal_size().columns))
@@ -152,7 +151,7 @@ def list_models(family: str = "", can: str = "", *, short: bool = False, wide: b
 def _about(name: str, card: ModelCard, *, staged: bool) -> str:
     """What a model is, in a line: as its recipe says it, else its class."""
     from gzcli.docs.page import written
-    from gzcli.models.docs import first_words
+    from gzcli.models.catalog import first_words
     from gzcli.recipe.files import recipes
     from gzcli.recipe.yaml import load
 

@@ -128,13 +128,13 @@ def labels_of(word: str | None, data: str | None) -> list[str]:
 
 def complete_option(verb: str, typed: Mapping[str, Any], incomplete: str) -> list[tuple[str, str]]:
     """(word, help) of the options of the model that complete `--…`."""
-    from gzcli.models.docs import options
+    from gzcli.models.catalog import option_texts
 
     card = card_for(_word(typed)) if verb in EXTENDED else None
     if card is None:
         return []
     do = typed.get("do")
-    texts = options(card).get(do or verb, {})
+    texts = option_texts(card).get(do or verb, {})
     helps = {flag(name): texts.get(name, "") for name in options_of(verb, card, do)}
     return [(word, helps.get(word.replace("_", "-"), "")) for word in names(incomplete, helps)]
 
@@ -263,10 +263,10 @@ def panels(verb: str, word: str, recipe: Recipe) -> Iterator[tuple[str, Iterable
 
 def rows_of(verb: str, model: ModelCard, part: Part) -> Iterator[Row]:
     """A row for each option that the model adds to a verb."""
-    from gzcli.models.docs import options
+    from gzcli.models.catalog import option_texts
     from gzcli.recipe.kinds import parse, words
 
-    texts, values = options(model)[verb], part.tree()[verb]
+    texts, values = option_texts(model)[verb], part.tree()[verb]
     for name, param in options_of(verb, model).items():
         choices = " ".join(values_of(param.annotation)) or words(parse(param.annotation))
         value = values.get(name, param.default)

@@ -6,27 +6,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from gzcli.docs.markdown import as_markdown
-from gzcli.docs.page import ROOT, page_of
+from gzcli.docs.page import ROOT, as_markdown, page_of
 from gzcli.store.paths import recipe_names
 
 TUTORIALS = ("first-model", "own-pictures", "ood-alarm", "compare")
 GUIDES = (
-    "use",
-    "data",
-    "scale",
-    "gpus",
-    "ood",
-    "bench",
-    "recipes",
-    "what_we_tried",
-    "latents",
-    "stable-diffusion",
-    "share",
-    "demo",
-    "adding",
-    "python",
-    "questions",
+    *("use", "data", "scale", "gpus", "ood", "bench", "recipes", "what_we_tried"),
+    *("latents", "stable-diffusion", "share", "demo", "adding", "python", "questions"),
 )
 ORDER = (*TUTORIALS, *GUIDES)
 

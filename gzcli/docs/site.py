@@ -16,8 +16,7 @@ from gzcli.core import measured
 from gzcli.core.errors import canonical
 from gzcli.core.units import duration
 from gzcli.docs.manual import GUIDES, TUTORIALS, texts
-from gzcli.docs.markdown import as_markdown, picture_name, ready_picture, table
-from gzcli.docs.page import ROOT, Page, page_of
+from gzcli.docs.page import ROOT, Page, as_markdown, page_of, picture_name, ready_picture, table
 from gzcli.models import catalog
 from gzcli.store.paths import recipe_names
 from gzcli.store.pretrained import every
@@ -43,9 +42,8 @@ def write(folder: Path, commands: str) -> list[Any]:
     shutil.copytree(ROOT / "static", folder)
     guides_text = texts()
     for name, text in guides_text.items():
-        (folder / f"{name}.md").write_text(
-            text.replace("](../static/", "](")
-        )  # it lies beside the pages here
+        beside = text.replace("](../static/", "](")  # here the folder lies beside the pages
+        (folder / f"{name}.md").write_text(beside)
     pages = {name: page_of(name) for name in model_names()}
     (folder / "models").mkdir()
     (folder / "models" / "index.md").write_text(models_index(pages))
@@ -79,17 +77,24 @@ def write(folder: Path, commands: str) -> list[Any]:
 def model_names() -> list[str]:
     """The models that have a page: those of recipes, and those that are only ever a stage."""
     staged = [path.stem for path in (ROOT / "models").glob("*.md")]
-    known = dict.fromkeys([*recipe_names(), *sorted(staged)])
-    by_family = sorted(known, key=lambda name: (page_of(name).family, canonical(name)))
-    return by_family
+    every_name = dict.fromkeys([*recipe_names(), *sorted(staged)])
+    return sorted(every_name, key=lambda name: (page_of(name).family, canonical(name)))
 
 
 def settings(sources: Path, into: Path, nav: list[Any]) -> dict[str, Any]:
     """The configuration of MkDocs: nothing is fetched, by the build or by a reader's browser."""
-    switch = [
-        {"scheme": "default", "media": "(prefers-color-scheme: light)"},
-        {"scheme": "slate", "media": "(prefers-color-scheme: dark)"},
-    ]
+    schemes = {"default": "light", "slate": "dark"}
+    navigation = [f"navigation.{part}" for part in ("tabs", "sections", "indexes", "top")]
+    theme = {
+        "name": "material",
+        "font": False,
+        "palette": [
+            {"scheme": scheme, "media": f"(prefers-color-scheme: {colours})"}
+            for scheme, colours in schemes.items()
+        ],
+        "features": [*navigation, "content.code.copy", "toc.follow"],
+        "icon": {"logo": "material/image-auto-adjust"},
+    }
     return {
         "site_name": "gz",
         "site_description": "Train, sample, score and compare image generative models",
@@ -98,20 +103,7 @@ def settings(sources: Path, into: Path, nav: list[Any]) -> dict[str, Any]:
         "nav": nav,
         "use_directory_urls": False,
         "strict": True,
-        "theme": {
-            "name": "material",
-            "font": False,
-            "palette": switch,
-            "features": [
-                "navigation.tabs",
-                "navigation.sections",
-                "navigation.indexes",
-                "navigation.top",
-                "content.code.copy",
-                "toc.follow",
-            ],
-            "icon": {"logo": "material/image-auto-adjust"},
-        },
+        "theme": theme,
         "plugins": ["search", "offline"],
         "markdown_extensions": ["tables", "fenced_code", "toc", "md_in_html"],
         "extra": {"generator": False, "polyfills": ["assets/iframe-worker.js"]},
@@ -135,30 +127,24 @@ def models_index(pages: dict[str, Page]) -> str:
     count = catalog.counted(trained, len(pages) - trained)
     lines = ["# Models", "", f"{count}. `gz show MODEL` prints the same pages in a terminal.", ""]
     for family in dict.fromkeys(page.family for page in pages.values()):
-        lines += [
-            f"## {family_name(family)}",
-            "",
-            "| model | what it is | likelihood | scores |",
-        ]
-        lines.append("| --- | --- | --- | --- |")
+        rows = []
         for name, page in pages.items():
             if page.family == family:
                 what = page.about or (page.words.title if page.words else "")
                 scores = ", ".join(score for score, _ in page.scores if "," not in score)
-                lines.append(f"| [{name}]({name}.md) | {what} | {page.likelihood or '–'} | {scores or '–'} |")
-        lines.append("")
+                rows.append((f"[{name}]({name}.md)", what, page.likelihood or "–", scores or "–"))
+        head = ("model", "what it is", "likelihood", "scores")
+        lines += [f"## {family_name(family)}", "", *table(head, rows)]
     return "\n".join(lines)
 
 
 def ready_page() -> str:
     """The trained models that come with gz, with a picture of each."""
-    known = every()
     head = ("model and set", "figure", "parameters", "CPU time", "size")
-    cells = [(f"[{one.name}](models/{one.model}.md)", *one.cells) for one in known]
     lines = ["# Pretrained models", ""]
     lines += ["They lie in the package, and every verb takes them: `gz ood pretrained:fm-digits`.", ""]
-    lines += table(head, cells)
-    for one in known:
+    lines += table(head, [(f"[{one.name}](models/{one.model}.md)", *one.cells) for one in every()])
+    for one in every():
         lines += [f"## {one.name}", "", f"![Samples of {one.name}]({ready_picture(one)})", ""]
         lines += ["```", one.card["command"], f"gz sample pretrained:{one.name}", "```", ""]
     return "\n".join(lines)
@@ -179,18 +165,13 @@ def _league(data: str, scale: str) -> Iterator[str]:
     floor = f"{about['floor'][metric]:.3g}"
     yield f"`× floor`: how many times the {metric} of as many real images, {floor}; 1 is perfect."
     yield from ("[Comparing models](bench.md) explains the figures.", "")
-    yield f"| | model | {metric} | × floor | parameters | s/image |"
-    yield "| --- | --- | --- | --- | --- | --- |"
+    head = ("", "model", metric, "× floor", "parameters", "s/image")
+    rows = []
     for row in measured.standings(data, scale):
-        cells = [
-            row["place"],
-            f"[{row['model']}](models/{row['model']}.md)",
-            row.get(metric, ""),
-            row["times_floor"],
-        ]
-        cells += [row["params"], row["sample_seconds"]]
-        yield "| " + " | ".join(short(cell) for cell in cells) + " |"
-    yield ""
+        link = f"[{row['model']}](models/{row['model']}.md)"
+        figures = (row.get(metric, ""), row["times_floor"], row["params"], row["sample_seconds"])
+        rows.append([short(cell) for cell in (row["place"], link, *figures)])
+    yield from table(head, rows)
 
 
 def short(cell: str) -> str:

@@ -72,9 +72,8 @@ def to_diffusers(trained: Trained, out: str, log: Log) -> dict[str, Any]:
     Raises UsageError for a model without the method.
     """
     if not hasattr(trained.model, "to_diffusers"):
-        raise UsageError(
-            f"`{trained.name}` has no counterpart in diffusers", hint="gz list models --can export"
-        )
+        message = f"`{trained.name}` has no counterpart in diffusers"
+        raise UsageError(message, hint="gz list models --can export")
     pipeline = trained.model.to_diffusers()
     pipeline.save_pretrained(out)
     loaded_by = getattr(pipeline, "loaded_by", f"{type(pipeline).__name__}.from_pretrained")
@@ -82,19 +81,12 @@ def to_diffusers(trained: Trained, out: str, log: Log) -> dict[str, Any]:
     log.info(f"diffusers loads it by `{loaded_by}({out!r})`")
     if usage:
         log.info(f"then {usage}")
-    files.write_atomic(Path(out) / "README.md", readme(trained, loaded_by, usage))
+    readme = (
+        f"# {trained.name}, {trained.run.owner.id}\n\nWeights after {trained.step} steps, for diffusers:\n"
+    )
+    readme += f"\n    pipeline = {loaded_by}(FOLDER)\n" + (f"\nthen {usage}.\n" if usage else "")
+    files.write_atomic(Path(out) / "README.md", readme)
     return {"pipeline": type(pipeline).__name__, "usage": usage}
-
-
-def readme(trained: Trained, loaded_by: str, usage: str | None) -> str:
-    """The text of the exported folder's README.md."""
-    title = [
-        f"# {trained.name}, {trained.run.owner.id}",
-        "",
-        f"Weights after {trained.step} steps, for diffusers:",
-    ]
-    lines = [*title, "", f"    pipeline = {loaded_by}(FOLDER)", ""]
-    return "\n".join([*lines, *([f"then {usage}.", ""] if usage else [])])
 
 
 # ---------------------------------------------------------------------------- one file
@@ -114,7 +106,9 @@ def write(trained: Trained, job: ExportJob) -> dict[str, Any]:
         short = _rounded(model, saved.weights, dtype)
         tensors |= {f"{name}:{key}" if several else key: value for key, value in short.items()}
         texts[name] = metadata_of(replace(saved, part=_shared(saved.part, owner.data, LATENT in parts)))
-    _round_model(trained.model, dtype)  # the preview is drawn with the weights of the file
+    with torch.no_grad():  # the preview is drawn with the weights of the file
+        for p in (p for p in trained.model.parameters() if p.dtype == torch.float32):
+            p.copy_(p.to(dtype).float())
     serving = next(name for name, run in parts.items() if run.path == trained.run.path)
     card = card_of(trained, job)
     metadata = texts[serving] | {"format": FORMAT, "card": json.dumps(card)}
@@ -158,17 +152,14 @@ def _parts(trained: Trained, checkpoint: str) -> dict[str, Run]:
 def _check_id(key: str, name: str) -> None:
     """Raises UsageError for a model from outside that is a folder and not an id of the hub."""
     if not is_id(name) or Path(name).expanduser().is_dir():
-        raise UsageError(
-            f"`{key}` is the folder `{name}`, which a file cannot carry",
-            hint=f"train with an id of the hub: `--set {key}=owner/name`",
-        )
+        hint = f"train with an id of the hub: `--set {key}=owner/name`"
+        raise UsageError(f"`{key}` is the folder `{name}`, which a file cannot carry", hint=hint)
 
 
 def _shared(part: Part, data: str, with_latent: bool) -> Part:
     """A recipe without what belongs to this machine."""
-    section = replace(
-        part.data, name=data, latent=LATENT if with_latent and part.data.latent else part.data.latent
-    )
+    latent = LATENT if with_latent and part.data.latent else part.data.latent
+    section = replace(part.data, name=data, latent=latent)
     train, ood = replace(part.train, init=None), replace(part.ood, background=None)
     return replace(part, data=section, train=train, ood=ood, launch=LaunchSection())
 
@@ -191,20 +182,12 @@ def _rounded(model: nn.Module, weights: Mapping[str, Tensor], dtype: torch.dtype
     return {k: v.to(dtype) if k in names and v.dtype == torch.float32 else v for k, v in weights.items()}
 
 
-@torch.no_grad()
-def _round_model(model: nn.Module, dtype: torch.dtype) -> None:
-    """Gives the parameters the values that they have in the file."""
-    for p in model.parameters():
-        if p.dtype == torch.float32:
-            p.copy_(p.to(dtype).float())
-
-
 def card_of(trained: Trained, job: ExportJob) -> dict[str, Any]:
     """What a person wants to know of a run before using it."""
     owner, name = trained.run.owner, trained.part.model
     env = files.read_json(owner.environment_file) or {}
     model = catalog.card_of(trained.run, name)
-    facts = {
+    return {
         "run": owner.id,
         "model": trained.name,
         "about": trained.part.about or owner.tree().get("about", ""),
@@ -221,18 +204,22 @@ def card_of(trained: Trained, job: ExportJob) -> dict[str, Any]:
         "figures": figures(trained),
         "versions": {"gzcli": __version__, **(env.get("packages") or {})},
     }
-    return facts
 
 
 def data_card(key: str, trained: Trained, noted: Mapping[str, Any]) -> dict[str, Any]:
     """What the run was trained on: a known set with licence and source, or the user's own pictures."""
-    shape, classes = list(trained.images.shape), list(trained.images.classes)
-    card = {"name": key, "shape": shape, "levels": trained.images.levels, "classes": classes}
+    images = trained.images
+    card = {
+        "name": key,
+        "shape": list(images.shape),
+        "levels": images.levels,
+        "classes": list(images.classes),
+    }
     card |= {"counts": noted.get("counts"), "digest": noted.get("digest")}
     if spec := SPECS.get(key):
         return card | {"title": spec.title, "licence": spec.licence, "citation": spec.citation}
-    whose = "pictures of whoever trained it"
-    return card | {"title": whose, "licence": "not stated", "citation": "not published"}
+    title = "pictures of whoever trained it"
+    return card | {"title": title, "licence": "not stated", "citation": "not published"}
 
 
 def figures(trained: Trained) -> list[dict[str, Any]]:
@@ -267,8 +254,8 @@ def _command(words: list[str]) -> str:
 def contact_sheet(images: np.ndarray) -> np.ndarray:
     """Images uint8 [16, C, H, W] as 4 rows of 4, [H', W', C], enlarged by a whole number to SIDE at most."""
     images = np.pad(images, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=BETWEEN)
-    n, c, h, w = images.shape
-    rows = images.reshape(4, n // 4, c, h, w).transpose(0, 3, 1, 4, 2).reshape(4 * h, n // 4 * w, c)
+    _, c, h, w = images.shape
+    rows = images.reshape(4, 4, c, h, w).transpose(0, 3, 1, 4, 2).reshape(4 * h, 4 * w, c)
     scale = max(1, SIDE // max(rows.shape[:2]))
     return rows.repeat(scale, 0).repeat(scale, 1)
 
@@ -288,6 +275,6 @@ def preview(trained: Trained) -> bytes | None:
     else:
         sheet = contact_sheet(sampler.draw(trained, SHOWN))
         image = Image.fromarray(sheet.squeeze(2) if sheet.shape[2] == 1 else sheet)
-    held = io.BytesIO()
-    image.save(held, "png", optimize=True)
-    return held.getvalue()
+    png = io.BytesIO()
+    image.save(png, "png", optimize=True)
+    return png.getvalue()

@@ -65,9 +65,8 @@ def write(trained: Trained, to: str, folder: Path) -> dict[str, Any]:
         files = [graph(folder, name, net, inputs, to) for name, (net, inputs) in graphs.items()]
     except Exception as e:  # the exporters of torch raise errors of many kinds
         why = str(e).strip().partition("\n")[0][:200]
-        raise UsageError(
-            f"torch cannot write the network of `{trained.name}` as a graph: {why}", hint=ELSE
-        ) from e
+        message = f"torch cannot write the network of `{trained.name}` as a graph: {why}"
+        raise UsageError(message, hint=ELSE) from e
     text = json.dumps(spec, indent=1)
     (folder / "model.json").write_text(text + "\n")
     if to == "onnx":
@@ -84,31 +83,19 @@ def graph(folder: Path, name: str, net: nn.Module, inputs: Mapping[str, Any], to
         key: [{0: n}] * len(value) if isinstance(value, list) else {} if key in fixed else {0: n}
         for key, value in inputs.items()
     }
-    net = net.eval()
-    with torch.no_grad(), quiet():
-        program = torch.export.export(net, (), dict(inputs), dynamic_shapes=shapes)
-    if to == "torch":
-        torch.export.save(program, folder / f"{name}.pt2")
-        return f"{name}.pt2"
-    names = [
-        label
-        for key, value in inputs.items()
-        for label in ([f"{key}_{i}" for i in range(len(value))] if isinstance(value, list) else [key])
-    ]
-    file = folder / f"{name}.onnx"
-    with quiet():
-        torch.onnx.export(
-            program, (), file, input_names=names, dynamo=True, external_data=False, verbose=False
-        )
+    names: list[str] = []
+    for key, value in inputs.items():
+        names += [f"{key}_{i}" for i in range(len(value))] if isinstance(value, list) else [key]
+    file = folder / f"{name}.{'pt2' if to == 'torch' else 'onnx'}"
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of the exporters' own code
+        program = torch.export.export(net.eval(), (), dict(inputs), dynamic_shapes=shapes)
+        if to == "torch":
+            torch.export.save(program, file)
+        else:
+            form: dict[str, Any] = {"dynamo": True, "external_data": False, "verbose": False}
+            torch.onnx.export(program, (), file, input_names=names, **form)
     return file.name
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps warnings that the exporters raise of their own code from the user."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def check(trained: Trained, spec: Mapping[str, Any], folder: Path, to: str) -> int:
@@ -122,8 +109,8 @@ def check(trained: Trained, spec: Mapping[str, Any], folder: Path, to: str) -> i
 
             if name not in nets:
                 nets[name] = onnxruntime.InferenceSession(folder / f"{name}.onnx")
-            wanted = {node.name for node in nets[name].get_inputs()}
-            return nets[name].run(None, {key: value for key, value in feeds.items() if key in wanted})
+            names = {node.name for node in nets[name].get_inputs()}
+            return nets[name].run(None, {key: value for key, value in feeds.items() if key in names})
         if name not in nets:
             nets[name] = torch.export.load(folder / f"{name}.pt2").module()
         tensors: dict[str, Any] = {key: torch.from_numpy(np.asarray(value)) for key, value in feeds.items()}
@@ -166,17 +153,17 @@ class DrawnNoise(Noise):
 
 
 class RecordedNoise(ImageNoise):
-    """Noise that writes down what is drawn: [(kind, shape of an image)]."""
+    """Noise that writes down what is drawn for an image."""
 
     def __init__(self, n: int):
         super().__init__(0, range(n))
-        self.drawn: list[tuple[str, list[int]]] = []
+        self.program: list[dict[str, Any]] = []
         self.values: list[Tensor] = []
 
     def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:
         if method not in KINDS:
             raise Unportable("it draws integers")
-        self.drawn.append((KINDS[method], list(shape[1:])))
+        self.program.append({"do": "draw", "kind": KINDS[method], "shape": list(shape[1:])})
         self.values.append(super()._draw(method, shape, high))
         return self.values[-1]
 
@@ -203,8 +190,8 @@ class UnitVectors(Noise):
         if method not in KINDS:
             raise Unportable("it draws integers")
         # the first draw is the image's noise; later ones are made like x, which is a unit vector here
-        own = self.program[0]["shape"] if self.program else list(shape[1:])
-        self.program.append({"do": "draw", "kind": KINDS[method], "shape": own})
+        size = self.program[0]["shape"] if self.program else list(shape[1:])
+        self.program.append({"do": "draw", "kind": KINDS[method], "shape": size})
         return self.unit()
 
     def call(self, x: Tensor, **scalars: float) -> None:
@@ -287,27 +274,19 @@ def step_of(trained: Trained, options: Mapping[str, Any]) -> tuple[dict[str, Any
     if getattr(model, "clusters", None) is not None:
         y = torch.zeros(BATCH, dtype=torch.long)
     labels = {} if y is None else {"y": y}
-    example: dict[str, Any]
     if not (hasattr(model, "denoiser") or hasattr(model, "velocity")):
         recorded = RecordedNoise(BATCH)
         with torch.no_grad():
             model.sample(BATCH, labels=y, noise=recorded, progress=no_progress, **options)
-        program: list[dict[str, Any]] = [
-            {"do": "draw", "kind": kind, "shape": shape} for kind, shape in recorded.drawn
-        ]
-        program.append({"do": "make"})
-        return (
-            {"program": program, "result": [[0, 1.0]]},
-            Sampler(model, options),
-            {"noise": recorded.values} | labels,
-        )
+        spec = {"program": [*recorded.program, {"do": "make"}], "result": [[0, 1.0]]}
+        return spec, Sampler(model, options), {"noise": recorded.values} | labels
     program, result, how = walk(model, options)
-    x, t = torch.zeros(BATCH, *trained.info.shape), torch.full((BATCH,), 0.5)
-    example = {"x": x, "t": t}
+    spec = {"program": program, "result": result}
+    example = {"x": torch.zeros(BATCH, *trained.info.shape), "t": torch.full((BATCH,), 0.5)}
     if how["kind"] == "velocity":
-        return {"program": program, "result": result}, Velocity(model, how), example | labels
+        return spec, Velocity(model, how), example | labels
     example |= {"alpha": torch.full((1,), 0.8), "sigma": torch.full((1,), 0.6)}
-    return {"program": program, "result": result}, Denoise(model, how), example | labels
+    return spec, Denoise(model, how), example | labels
 
 
 def walk(
@@ -333,8 +312,8 @@ def in_place(model: Any, units: UnitVectors, how: dict[str, Any]) -> Iterator[No
     """Inside, unit vectors stand for the outputs of the model's network, and nothing is clipped to the range
     of images."""
 
-    def denoiser(y: Tensor | None = None, **asked: Any) -> Any:
-        how.update(asked, kind="denoise")
+    def denoiser(y: Tensor | None = None, **options: Any) -> Any:
+        how.update(options, kind="denoise")
 
         def denoise(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
             level = model.level(t)
@@ -356,12 +335,8 @@ def in_place(model: Any, units: UnitVectors, how: dict[str, Any]) -> Iterator[No
         if model.clusters is not None:
             units.program.append({"do": "cluster", "shares": model.clusters.shares.tolist()})
 
-    fakes = {
-        "denoiser": denoiser,
-        "velocity": velocity,
-        "sampled_labels": sampled_labels,
-        "into_range": lambda x, *_: x,
-    }
+    fakes = {"denoiser": denoiser, "velocity": velocity, "sampled_labels": sampled_labels}
+    fakes["into_range"] = lambda x, *_: x
     fakes = {name: fake for name, fake in fakes.items() if hasattr(model, name)}
     vars(model).update(fakes)
     try:

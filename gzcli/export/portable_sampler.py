@@ -53,9 +53,9 @@ def spread(n: int, seed: int, call: int) -> np.ndarray:
     return (start + turned.astype(np.float32) * np.float32(2.0**-24)) % np.float32(1)
 
 
-def combined(terms: list[list[float]], known: list[np.ndarray]) -> np.ndarray:
-    """Σ factor · known[number] of the terms [number, factor], float32."""
-    total = sum(np.float64(factor) * known[int(number)] for number, factor in terms)
+def combined(terms: list[list[float]], arrays: list[np.ndarray]) -> np.ndarray:
+    """Σ factor · arrays[number] of the terms [number, factor], float32."""
+    total = sum(np.float64(factor) * arrays[int(number)] for number, factor in terms)
     return np.asarray(total, np.float32)
 
 
@@ -65,31 +65,31 @@ def draw(spec: Mapping[str, Any], call: Call, n: int, seed: int = 0, labels: Any
     spec: the content of `model.json`.
     labels: classes that the images take in turn; None: each class in turn.
     """
-    given: dict[str, np.ndarray] = {}
+    condition: dict[str, np.ndarray] = {}
     if spec["classes"]:
         taken = np.asarray(labels if labels else range(len(spec["classes"])), np.int64)
-        given["y"] = taken[np.arange(n) % len(taken)]
+        condition["y"] = taken[np.arange(n) % len(taken)]
         if spec["multilabel"]:
-            given["y"] = np.eye(len(spec["classes"]), dtype=np.float32)[given["y"]]
-    known: list[np.ndarray] = []  # noise and outputs of the network, in order
+            condition["y"] = np.eye(len(spec["classes"]), dtype=np.float32)[condition["y"]]
+    arrays: list[np.ndarray] = []  # noise and outputs of the network, in order
     draws = 0
     for step in spec["program"]:
         if step["do"] == "draw":
-            known.append(noise(step["kind"], step["shape"], n, seed, draws))
+            arrays.append(noise(step["kind"], step["shape"], n, seed, draws))
             draws += 1
         elif step["do"] == "cluster":  # in place of a class, as often as among the training images
             ends = np.cumsum(step["shares"], dtype=np.float32)
             u = spread(n, seed, draws) * ends[-1]
-            given["y"] = np.searchsorted(ends, u, "right").clip(max=len(ends) - 1)
+            condition["y"] = np.searchsorted(ends, u, "right").clip(max=len(ends) - 1)
             draws += 1
         elif step["do"] == "call":  # of a network that makes an image step by step
-            x = combined(step["x"], known)
+            x = combined(step["x"], arrays)
             scalars = {key: np.array([step[key]], np.float32) for key in ("alpha", "sigma") if key in step}
-            feeds = {"x": x, "t": np.full(n, step["t"], np.float32), **scalars, **given}
-            known += call("step", feeds)
+            feeds = {"x": x, "t": np.full(n, step["t"], np.float32), **scalars, **condition}
+            arrays += call("step", feeds)
         else:  # of one that makes an image of its noise
-            known = call("step", {f"noise_{i}": value for i, value in enumerate(known)} | given)
-    x = combined(spec["result"], known)
+            arrays = call("step", {f"noise_{i}": value for i, value in enumerate(arrays)} | condition)
+    x = combined(spec["result"], arrays)
     x = call("decode", {"x": x})[0] if spec["decode"] else x
     x = np.clip(x, -1, 1)
     return np.rint((x + 1) * np.float32(127.5)).astype(np.uint8).transpose(0, 2, 3, 1)
@@ -104,21 +104,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--label", type=int, action="append", help="number of a class; may be repeated")
     parser.add_argument("--out", type=Path, default=Path("images"), help="a folder")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     here = Path(__file__).resolve().parent
     sessions: dict[str, Any] = {}
 
     def call(name: str, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         if name not in sessions:
             sessions[name] = onnxruntime.InferenceSession(here / f"{name}.onnx")
-        wanted = {node.name for node in sessions[name].get_inputs()}
-        return sessions[name].run(None, {key: value for key, value in feeds.items() if key in wanted})
+        names = {node.name for node in sessions[name].get_inputs()}
+        return sessions[name].run(None, {key: value for key, value in feeds.items() if key in names})
 
     spec = json.loads((here / "model.json").read_text())
-    asked.out.mkdir(parents=True, exist_ok=True)
-    for i, image in enumerate(draw(spec, call, asked.n, asked.seed, asked.label)):
-        Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(asked.out / f"{i:06d}.png")
-    print(asked.out)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(draw(spec, call, options.n, options.seed, options.label)):
+        Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(options.out / f"{i:06d}.png")
+    print(options.out)
 
 
 if __name__ == "__main__":

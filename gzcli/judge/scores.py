@@ -45,7 +45,8 @@ from gzcli.metrics.features import lenet
 from gzcli.metrics.likelihood_scores import SCORES, read
 from gzcli.models.base import Model
 from gzcli.models.catalog import likelihood_scores
-from gzcli.models.nn.perceptual import LPIPS, double, full_fp32
+from gzcli.models.nn import double, full_fp32
+from gzcli.models.nn.perceptual import LPIPS
 from gzcli.models.options import defaults, grouped
 from gzcli.store.runs import Run, find
 

@@ -123,10 +123,8 @@ class Labelled(Model):
     def __init__(self, data: DataInfo, labels: ClusterOptions):
         super().__init__(data)
         if labels.conditional and not data.classes:
-            raise UsageError(
-                "a conditional model of data without labels",
-                hint="set `model.conditional` to `false`; gz list data",
-            )
+            hint = "set `model.conditional` to `false`; gz list data"
+            raise UsageError("a conditional model of data without labels", hint=hint)
         self.conditional, self.label_dropout = labels.conditional, labels.label_dropout
         self.labelled = labels.count(data) > 0  # whether it is told a label or a cluster
         clustered = self.labelled and not labels.conditional
@@ -182,9 +180,8 @@ class Labelled(Model):
     def check_guidance(self, guidance: float, y: Tensor | None) -> None:
         """Raises UsageError for guidance of a model that cannot be guided, or without labels."""
         if guidance != 1 and not (self.labelled and self.label_dropout):
-            raise UsageError(
-                f"`guidance` {guidance:g} needs a conditional model trained with label dropout",
-                hint="set `model.conditional` to `true` and train, or `guidance` to 1",
-            )
+            hint = "set `model.conditional` to `true` and train, or `guidance` to 1"
+            message = f"`guidance` {guidance:g} needs a conditional model trained with label dropout"
+            raise UsageError(message, hint=hint)
         if guidance != 1 and y is None:
             raise UsageError("guidance needs labels to go towards", hint="name them with `--label`")

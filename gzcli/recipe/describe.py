@@ -14,9 +14,9 @@ from typing import Any
 
 from gzcli.core.parts import Part
 from gzcli.core.sections import SCALES, SECTIONS, OptimSection, keys_of
-from gzcli.models import catalog, docs
+from gzcli.models import catalog
 from gzcli.models.catalog import OUTSIDE, ModelCard, cards
-from gzcli.models.sources import documented
+from gzcli.models.signatures import documented
 from gzcli.recipe.files import PARTS, presets
 from gzcli.recipe.kinds import as_json_schema, bounds, parse
 from gzcli.recipe.recipe import Recipe
@@ -53,29 +53,20 @@ def section_texts(section: type) -> dict[str, str]:
 
 def texts(recipe: Recipe) -> dict[str, str]:
     """The text of each key of a recipe, by dotted key, as far as there is one."""
-    of_part = section_texts(Part)
-    found: dict[Key, str] = {(key,): of_part[key] for key in ("about", "scale", "seed", "params")}
+    of_part, optim = section_texts(Part), section_texts(OptimSection)
+    shared = {key: of_part[key] for key in ("about", "scale", "seed", "params")}
     for name, section in SECTIONS.items():
-        found |= {(name, key): text for key, text in section_texts(section).items()}
-    shared = dict(found)
+        shared |= {f"{name}.{key}": text for key, text in section_texts(section).items()}
+    every = dict(shared)
     for part in recipe.parts:
-        below: Key = ("stages", part.stage) if part.stage else ()
-        own = {**shared, **_of_model(catalog.card(part.model), part), ("model", "name"): of_part["model"]}
-        found |= {(*below, *key): text for key, text in own.items()}
-    return {".".join(key): text for key, text in found.items()}
-
-
-def _of_model(model: ModelCard, part: Part) -> dict[Key, str]:
-    """The texts of the keys that the model has beyond those of the sections."""
-    options = docs.options(model)
-    found: dict[Key, str] = {
-        (section, key): text
-        for section in ("model", "sample", "ood")
-        for key, text in options[section].items()
-    }
-    optim = section_texts(OptimSection)
-    found |= {("optim", phase, key): optim[key] for phase, keys in part.optim.phases.items() for key in keys}
-    return found
+        own, options = {**shared}, catalog.option_texts(catalog.card(part.model))
+        for section in ("model", "sample", "ood"):
+            own |= {f"{section}.{key}": text for key, text in options[section].items()}
+        for phase, keys in part.optim.phases.items():
+            own |= {f"optim.{phase}.{key}": optim[key] for key in keys}
+        own["model.name"] = of_part["model"]
+        every |= {f"{part.in_recipe}{key}": text for key, text in own.items()}
+    return every
 
 
 def annotated(tree: Mapping[str, Any], texts: Mapping[str, str], width: int = WIDTH) -> str:
@@ -129,12 +120,14 @@ def recipe_schema() -> Tree:
 
 def sections_of(card: ModelCard) -> Tree:
     """The sections whose keys a model decides on."""
-    rules, texts = schema(card), docs.options(card)
-    told = {**texts, "optim": section_texts(SECTIONS["optim"])}
-    told["ood"] = {**section_texts(SECTIONS["ood"]), **texts["ood"]}
-    found = {section: _section(below(rules, section), told[section]) for section in OPEN}
-    found["model"]["properties"]["name"] = _name()
-    return found
+    rules, texts = schema(card), catalog.option_texts(card)
+    texts["optim"] = section_texts(SECTIONS["optim"])
+    texts["ood"] = {**section_texts(SECTIONS["ood"]), **texts["ood"]}
+    sections = {section: _section(below(rules, section), texts[section]) for section in OPEN}
+    names = [spelling(name) for name, model in cards().items() if model.family != OUTSIDE]
+    either = [{"enum": names}, {"type": "string"}]
+    sections["model"]["properties"]["name"] = {"description": "name of the model.", "anyOf": either}
+    return sections
 
 
 def _fragment(union: Tree, own: Mapping[str, Tree], *, top: bool) -> Tree:
@@ -166,17 +159,12 @@ def _fragment(union: Tree, own: Mapping[str, Tree], *, top: bool) -> Tree:
             {"type": "object", "description": "what changes with the set or the scale."}, "stage"
         )
     strangers = _named([*own, *map(spelling, own)], unknown=True)
-    choices = [
-        {"if": _named([name, spelling(name)]), "then": {"$ref": f"#/definitions/model {name}"}}
-        for name in own
-    ]
-    anything = {"if": {"anyOf": [strangers]}, "else": {"$ref": "#/definitions/any model"}}
-    return {
-        "type": "object",
-        "properties": properties,
-        "additionalProperties": False,
-        "allOf": [anything, *choices],
-    }
+    choices: list[Tree] = [{"if": {"anyOf": [strangers]}, "else": {"$ref": "#/definitions/any model"}}]
+    for name in own:
+        then = {"$ref": f"#/definitions/model {name}"}
+        choices.append({"if": _named([name, spelling(name)]), "then": then})
+    closed = {"properties": properties, "additionalProperties": False}
+    return {"type": "object", **closed, "allOf": choices}
 
 
 def _named(names: Iterable[str], *, unknown: bool = False) -> Tree:
@@ -217,25 +205,16 @@ def _section(rules: Rules, texts: Mapping[str, str]) -> Tree:
 
 
 def _rule(rule: Any, text: str) -> Tree:
-    found = as_json_schema(parse(rule.annotation), _limits(rule.range))
+    limits = LIMITS.get(rule.range)
+    if limits is None:
+        low, high = bounds(rule.range)
+        limits = {"minimum": low, "maximum": high}
+    tree = as_json_schema(parse(rule.annotation), limits)
     if text:
-        found["description"] = text
+        tree["description"] = text
     if rule.default is not ABSENT and rule.default is not None:
-        found["default"] = list(rule.default) if isinstance(rule.default, tuple) else rule.default
-    return found
-
-
-def _limits(range: str | None) -> Tree:
-    """What a range allows, as a schema says it."""
-    if range is None or range in LIMITS:
-        return LIMITS[range]
-    low, high = bounds(range)
-    return {"minimum": low, "maximum": high}
-
-
-def _name() -> Tree:
-    names = [spelling(name) for name, card in cards().items() if card.family != OUTSIDE]
-    return {"description": "name of the model.", "anyOf": [{"enum": names}, {"type": "string"}]}
+        tree["default"] = list(rule.default) if isinstance(rule.default, tuple) else rule.default
+    return tree
 
 
 def _united(sections: Iterable[Tree]) -> Tree:
@@ -246,5 +225,5 @@ def _united(sections: Iterable[Tree]) -> Tree:
             bare = {k: v for k, v in value.items() if k not in ("description", "default")}
             if bare not in values.setdefault(key, []):
                 values[key].append(bare)
-    properties = {key: found[0] if len(found) == 1 else {"anyOf": found} for key, found in values.items()}
+    properties = {key: some[0] if len(some) == 1 else {"anyOf": some} for key, some in values.items()}
     return {"type": ["object", "null"], "properties": properties, "additionalProperties": False}

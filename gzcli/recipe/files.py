@@ -13,8 +13,7 @@ from typing import Any
 from gzcli.core.errors import UsageError, canonical, did_you_mean
 from gzcli.core.sections import SCALES, SECTIONS
 from gzcli.models import catalog
-from gzcli.models.signatures import GIVEN, Param, params_of
-from gzcli.models.sources import Class, lineage_of, tree_of
+from gzcli.models.signatures import GIVEN, lineage_of, module_of, params_of
 from gzcli.recipe.kinds import is_storable, parse
 from gzcli.recipe.schema import schema
 from gzcli.recipe.yaml import Document, Problem, read_file, read_text
@@ -22,31 +21,24 @@ from gzcli.store import model_files
 from gzcli.store.paths import recipes_dir, trained_in
 
 PARTS = ("model", "sample", "stages", *SECTIONS)  # below a scale these hold for all its sets
+STORABLE = "int, float, bool, str, None, Literal[…], tuple[…], list[…]"
 RESERVED = {"name"}  # the key of a recipe's `model` that names the model
 _HEADER = re.compile(rf" +({'|'.join([*schema(None), 'stages', 'for', 'extends'])}):")
-Keys = tuple[
-    str, ...
-]  # the keys below `for` that lead to a section: ("small",), ("mnist",), ("small", "grey")
+Keys = tuple[str, ...]  # below `for`, of a section: ("small",), ("mnist",), ("small", "grey")
 
 
 @dataclass
 class RecipeFile:
-    """A recipe file.
-
-    label: its name in messages; of a shipped one `recipes/glow.yaml`, wherever gz is installed.
-    document: its content with the place of each key.
-    shipped: whether it is gz's own.
-    own: its values without `for` and `extends`.
-    sections: its values for scales, shape classes and data sets, by the keys below `for`.
-    written: the keys of a section as they are written: `128px, 256px` stands for two sections.
-    """
+    """A recipe file."""
 
     path: Path
-    label: str
+    label: str  # its name in messages; of a shipped one `recipes/glow.yaml`, wherever gz is installed
     document: Document
-    shipped: bool = False
-    own: dict[str, Any] = field(default_factory=dict)
+    shipped: bool = False  # whether it is gz's own
+    own: dict[str, Any] = field(default_factory=dict)  # its values without `for` and `extends`
+    # its values for scales, shape classes and data sets, by the keys below `for`
     sections: dict[Keys, Any] = field(default_factory=dict)
+    # the keys of a section as they are written: `128px, 256px` stands for two sections
     written: dict[Keys, Keys] = field(default_factory=dict)
 
 
@@ -81,9 +73,9 @@ def find(what: str) -> Path:
     if what.endswith((".yaml", ".yml")) or "/" in what:
         path = Path(what).expanduser()
         if not path.is_file():
-            near = did_you_mean(path.name, [beside.name for beside in path.parent.glob("*.y*ml")])
-            hint = near or "`gz recipe copy NAME` makes one of a shipped one"
-            raise UsageError(f"there is no recipe `{what}`", hint=hint)
+            near = did_you_mean(path.name, [other.name for other in path.parent.glob("*.y*ml")])
+            copy = "`gz recipe copy NAME` makes one of a shipped one"
+            raise UsageError(f"there is no recipe `{what}`", hint=near or copy)
         return path
     shipped = {canonical(name): path for name, path in recipes().items()}
     if canonical(what) in shipped:
@@ -108,9 +100,8 @@ def _added(file: str) -> str:
     """Makes the model of a file known to this process. Returns its name."""
     name = model_files.add(file)
     if canonical(name) in map(canonical, recipes()) or trained_in(name):
-        raise UsageError(
-            f"`{name}` is a model of gz already", hint=f"call the file otherwise, as `my_{name}.py`"
-        )
+        hint = f"call the file otherwise, as `my_{name}.py`"
+        raise UsageError(f"`{name}` is a model of gz already", hint=hint)
     if wrong := mistakes(Path(file).expanduser().absolute()):
         raise UsageError("\n".join(wrong), hint=f"`gz model check {file}` tells more")
     return name
@@ -201,13 +192,12 @@ def read_header(path: Path) -> Document:
 
     Raises UsageError for a file that is no Python, or whose recipe is no YAML.
     """
-    body = tree_of(path).body
+    docstring = module_of(path).docstring
     lines: list[str] = []
-    first = body[0].value if body and isinstance(body[0], ast.Expr) else None
-    if isinstance(first, ast.Constant) and isinstance(first.value, str):
+    if docstring is not None:
         inside = False
-        lines = [""] * (body[0].lineno - 1)
-        for line in first.value.splitlines():
+        lines = [""] * (docstring.lineno - 1)
+        for line in docstring.value.splitlines():
             inside = bool(_HEADER.match(line)) or (inside and (not line.strip() or line.startswith(" ")))
             lines.append(line if inside else "")
     return read_text("\n".join(lines), str(path))
@@ -217,65 +207,51 @@ def mistakes(path: Path) -> list[str]:
     """The mistakes in the source of a model's file, as `maf.py:12: …`; [] where it describes a model. Nothing
     is imported."""
     try:
-        found = catalog.model_class(path)
-        if found is None:
-            return [_no_model(path, tree_of(path))]
-        wrong = list(_of_methods(found, path))
-        if wrong:
-            return wrong
-        catalog.card_at(path)
+        lineage = catalog.model_class(path)
+        if lineage is None:
+            return [_no_model(path)]
+        methods = [item for cls in lineage if cls.path == path for item in cls.methods.items()]
+        public = ("__init__", "sample", *catalog.APPLICATIONS)
+        wrong: list[str] = []
+        for name, method in methods:
+            if name in public or name.startswith(("score_", "fit_")):
+                wrong += _of_signature(name, method, path)
+        if not wrong:
+            catalog.card_at(path)
+        return wrong
     except UsageError as e:
         return [e.message]
-    return []
 
 
-def _no_model(path: Path, tree: ast.Module) -> str:
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and any(cls.is_model for cls in lineage_of(path, node.name)):
-            lacking = 'needs a line `paper = "…"`, which names its source'
-            return f"{path}:{node.lineno}: class `{node.name}` {lacking}"
+def _no_model(path: Path) -> str:
+    for name, node in module_of(path).classes.items():
+        if any(cls.is_model for cls in lineage_of(path, name)):
+            return f'{path}:{node.lineno}: class `{name}` needs a line `paper = "…"`, which names its source'
     return f"{path}: no class here derives from `gzcli.Model`"
 
 
-def _of_methods(lineage: list[Class], path: Path) -> Iterator[str]:
-    """The mistakes in signatures that this very file writes."""
-    for cls in (cls for cls in lineage if cls.path == path):
-        for name, method in cls.methods.items():
-            public = ("__init__", "sample", *catalog.APPLICATIONS)
-            if name in public or name.startswith(("score_", "fit_")):
-                yield from _of_signature(name, method, path)
-
-
 def _of_signature(name: str, method: ast.FunctionDef, path: Path) -> Iterator[str]:
-    at = f"{path}:{method.lineno}"
-    for star, arg in (("*", method.args.vararg), ("**", method.args.kwarg)):
+    """The mistakes in a signature that this very file writes."""
+    at, a = f"{path}:{method.lineno}", method.args
+    for star, arg in (("*", a.vararg), ("**", a.kwarg)):
         if arg:
-            yield (
-                f"{at}: `{name}` takes `{star}{arg.arg}`; name each option: the signature is the "
-                "recipe's schema"
-            )
-    arguments = [*method.args.posonlyargs, *method.args.args, *method.args.kwonlyargs]
-    for arg in arguments:
-        if arg.arg not in GIVEN and arg.annotation is None:
-            yield (
-                f"{path}:{arg.lineno}: option `{arg.arg}` of `{name}` has no type; write `{arg.arg}: int = 8`"
-            )
-        elif name == "__init__" and arg.arg in RESERVED:
-            yield f"{path}:{arg.lineno}: `{arg.arg}` cannot be an option: in a recipe it names the model"
-    typed = {arg.arg for arg in arguments if arg.annotation is not None}
+            schema_of = "name each option: the signature is the recipe's schema"
+            yield f"{at}: `{name}` takes `{star}{arg.arg}`; {schema_of}"
+    untyped = set()
+    for arg in (*a.posonlyargs, *a.args, *a.kwonlyargs):
+        where, option = f"{path}:{arg.lineno}", arg.arg
+        if option not in GIVEN and arg.annotation is None:
+            untyped.add(option)
+            yield f"{where}: option `{option}` of `{name}` has no type; write `{option}: int = 8`"
+        elif name == "__init__" and option in RESERVED:
+            yield f"{where}: `{option}` cannot be an option: in a recipe it names the model"
     try:
-        options = [p for p in params_of(method, path) if p.name not in GIVEN and p.name in typed]
+        options = [p for p in params_of(method, path) if p.name not in GIVEN | untyped]
     except UsageError as e:
         yield e.message
         return
     for param in options:
-        yield from _of_type(name, param, at)
-
-
-def _of_type(name: str, param: Param, at: str) -> Iterator[str]:
-    made_by_gz = {"Tensor", "Module", "Model"} & set(param.annotation.replace("|", " ").split())
-    if not made_by_gz and not is_storable(parse(param.annotation)):
-        yield (
-            f"{at}: option `{param.name}` of `{name}` is a `{param.annotation}`, which no recipe can hold; "
-            "known are int, float, bool, str, None, Literal[…], tuple[…], list[…] and unions of these by `|`"
-        )
+        made_by_gz = {"Tensor", "Module", "Model"} & set(param.annotation.replace("|", " ").split())
+        if not made_by_gz and not is_storable(parse(param.annotation)):
+            what = f"option `{param.name}` of `{name}` is a `{param.annotation}`, which no recipe can hold"
+            yield f"{at}: {what}; known are {STORABLE} and unions of these by `|`"

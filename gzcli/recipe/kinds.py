@@ -1,6 +1,7 @@
 """Types and ranges by their text: what an annotation of a signature, or of a `Rule`, asks of a value.
 
-Known types are int, float, bool, str, None, Any, Literal[…], tuple[…], list[…] and unions of them by `|`.
+Known types are int, float, bool, str, None, Any, Size, Literal[…], tuple[…], list[…] and unions of them by
+`|`.
 """
 
 from __future__ import annotations
@@ -9,11 +10,47 @@ import ast
 import math
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from gzcli.core.errors import UsageError, did_you_mean
 from gzcli.core.units import WORDS, canonical_size, nearest
 from gzcli.recipe.yaml import scalar
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+class Scalar(NamedTuple):
+    """A type without brackets.
+
+    accepts: whether a value is of the type.
+    words: the type in words.
+    many: a list of the type in words.
+    json: its name in a JSON schema.
+    """
+
+    accepts: Callable[[Any], bool]
+    words: str
+    many: str = ""
+    json: str | None = None
+
+
+SCALARS = {
+    "Any": Scalar(lambda value: True, "Any"),
+    "None": Scalar(lambda value: value is None, "null", json="null"),
+    "bool": Scalar(lambda value: isinstance(value, bool), "true or false", "true or false", "boolean"),
+    "str": Scalar(lambda value: isinstance(value, str), "a text", "texts", "string"),
+    "int": Scalar(
+        lambda value: _number(value) and isinstance(value, int), "an integer", "integers", "integer"
+    ),
+    "float": Scalar(lambda value: _number(value) and math.isfinite(value), "a number", "numbers", "number"),
+    "Size": Scalar(lambda value: isinstance(value, int | str) and not isinstance(value, bool), WORDS),
+}
+_TRUE_1_1, _FALSE_1_1 = {"yes", "on", "y"}, {"no", "off", "n"}  # in YAML 1.1; texts in YAML 1.2
+
+
+# --- the parts of a type ---
 
 
 @cache
@@ -44,6 +81,44 @@ def _head(node: ast.expr) -> str:
     return str(node.value) if isinstance(node, ast.Constant) else ast.unparse(node)
 
 
+def _item_kinds(node: ast.expr, n: int) -> list[ast.expr]:
+    """The type of each of n items: n times X for list[X] and tuple[X, ...]; X, Y for tuple[X, Y]."""
+    kinds = _arguments(node) or [parse(""), ast.Constant(...)]
+    if _head(node) == "list" or (isinstance(kinds[-1], ast.Constant) and kinds[-1].value is ...):
+        return kinds[:1] * n
+    return kinds
+
+
+def _choices(node: ast.expr) -> list[Any]:
+    """The values of every Literal in a type."""
+    literals = (n for n in ast.walk(node) if isinstance(n, ast.Subscript) and _head(n) == "Literal")
+    return [ast.literal_eval(choice) for literal in literals for choice in _arguments(literal)]
+
+
+def literals(annotation: str) -> list[Any]:
+    """The values that a type lists by `Literal`; [] of any other type."""
+    return _choices(parse(annotation))
+
+
+def listed(annotation: str) -> list[Any]:
+    """The values that a type lists: those of each Literal, true and false of bool; [] where it lists none."""
+    node = parse(annotation)
+    is_bool = any(isinstance(part, ast.Name) and part.id == "bool" for part in ast.walk(node))
+    return [*_choices(node), *((True, False) if is_bool else ())]
+
+
+def is_storable(node: ast.expr) -> bool:
+    """Whether a recipe can hold values of the type."""
+    if len(options := _alternatives(node)) > 1:
+        return all(map(is_storable, options))
+    if _head(node) in ("tuple", "list"):
+        return all(map(is_storable, _item_kinds(node, 1)))
+    return _head(node) in (*SCALARS, "Literal")
+
+
+# --- values ---
+
+
 def convert(node: ast.expr, value: Any) -> tuple[bool, Any]:
     """Whether the value is of the type, and the value in it: a list for a tuple, a float for a whole
     number."""
@@ -56,102 +131,37 @@ def convert(node: ast.expr, value: Any) -> tuple[bool, Any]:
 
 def _convert_one(node: ast.expr, value: Any) -> tuple[bool, Any]:
     kind = _head(node)
-    if kind == "Any":
-        return True, value
-    if kind == "None":
-        return value is None, None
-    if kind == "bool":
-        return isinstance(value, bool), value
-    if kind == "str":
-        return isinstance(value, str), value
-    if kind == "int":
-        return isinstance(value, int) and not isinstance(value, bool), value
-    if kind == "Size":
-        return _convert_size(value)
-    if kind == "float":
-        ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        return ok, float(value) if ok else value
     if kind == "Literal":
-        options = [ast.literal_eval(option) for option in _arguments(node)]
-        return any(value == option and type(value) is type(option) for option in options), value
+        return any(value == choice and type(value) is type(choice) for choice in _choices(node)), value
     if kind in ("tuple", "list"):
-        return _convert_items(node, value)
-    return False, value
-
-
-def _convert_size(value: Any) -> tuple[bool, Any]:
-    """Sizes as `sizes.as_size` writes them; numbers of any value, which a range holds."""
-    try:
-        ok = isinstance(value, int | str) and not isinstance(value, bool)
-        return ok, canonical_size(value) if ok else value
+        if not isinstance(value, list | tuple) or len(kinds := _item_kinds(node, len(value))) != len(value):
+            return False, value
+        items = [convert(kind, item) for kind, item in zip(kinds, value, strict=True)]
+        return all(ok for ok, _ in items), [item for _, item in items]
+    if kind not in SCALARS or not SCALARS[kind].accepts(value):
+        return False, value
+    try:  # a size may have any value, which a range holds
+        return True, float(value) if kind == "float" else canonical_size(value) if kind == "Size" else value
     except UsageError:
         return False, value
 
 
-def _convert_items(node: ast.expr, value: Any) -> tuple[bool, Any]:
-    if not isinstance(value, list | tuple):
-        return False, value
-    kinds = _item_kinds(node, len(value))
-    if len(kinds) != len(value):
-        return False, value
-    items = [convert(kind, item) for kind, item in zip(kinds, value, strict=True)]
-    return all(ok for ok, _ in items), [item for _, item in items]
-
-
-def _item_kinds(node: ast.expr, n: int) -> list[ast.expr]:
-    """The type of each of n items: n times X for list[X] and tuple[X, ...]; X, Y for tuple[X, Y]."""
-    if not isinstance(node, ast.Subscript):
-        return [parse("")] * n
-    kinds = _arguments(node)
-    if _head(node) == "list" or (isinstance(kinds[-1], ast.Constant) and kinds[-1].value is ...):
-        return kinds[:1] * n
-    return kinds
-
-
-def literals(annotation: str) -> list[Any]:
-    """The values that a type lists by `Literal`; [] of any other type."""
-    return _choices(parse(annotation))
-
-
-def _choices(node: ast.expr) -> list[Any]:
-    """The values of every Literal in a type."""
-    return [ast.literal_eval(c) for n in ast.walk(node) if _is_literal(n) for c in _arguments(n)]
-
-
-def listed(annotation: str) -> list[Any]:
-    """The values that a type lists: those of each Literal, true and false of bool; [] where it lists none."""
-    node = parse(annotation)
-    is_bool = any(isinstance(part, ast.Name) and part.id == "bool" for part in ast.walk(node))
-    return [*_choices(node), *((True, False) if is_bool else ())]
-
-
-def _is_literal(node: ast.AST) -> bool:
-    return isinstance(node, ast.Subscript) and _head(node) == "Literal"
-
-
-_ONE = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "a text", "None": "null"}
-_ONE["Size"] = WORDS
-_MANY = {"int": "integers", "float": "numbers", "bool": "true or false", "str": "texts"}
-_MANY |= {"tuple": "lists", "list": "lists"}
-_TRUE_1_1, _FALSE_1_1 = {"yes", "on", "y"}, {"no", "off", "n"}  # in YAML 1.1; texts in YAML 1.2
-
-
 def words(node: ast.expr) -> str:
     """The type in words."""
-    found = []
+    options: list[str] = []
     for option in _alternatives(node):
         kind = _head(option)
         if kind == "Literal":
-            found += [f"`{choice}`" for choice in _choices(option)]
+            options += [f"`{choice}`" for choice in _choices(option)]
         elif kind in ("tuple", "list") and isinstance(option, ast.Subscript):
             items = _item_kinds(option, 1)
             count = f"{len(items)} " if kind == "tuple" and len(items) > 1 else ""
-            choices = ", ".join(f"`{choice}`" for choice in _choices(items[0]))
-            of_items = f"out of {choices}" if choices else f"of {count}{_MANY[_head(items[0])]}"
-            found.append(f"a list {of_items}")
+            choices, of = ", ".join(f"`{choice}`" for choice in _choices(items[0])), _head(items[0])
+            many = SCALARS[of].many if of in SCALARS else "lists"
+            options.append(f"a list out of {choices}" if choices else f"a list of {count}{many}")
         else:
-            found.append(_ONE.get(kind, kind))
-    return " or ".join([", ".join(found[:-1]), found[-1]] if found[:-1] else found)
+            options.append(SCALARS[kind].words if kind in SCALARS else kind)
+    return " or ".join([", ".join(options[:-1]), options[-1]] if options[:-1] else options)
 
 
 def shown(value: Any) -> str:
@@ -167,63 +177,48 @@ def shown(value: Any) -> str:
 
 def advice(node: ast.expr, value: Any) -> str | None:
     """A hint at what to write instead; None where it cannot be guessed."""
-    if isinstance(value, float) and value.is_integer() and convert(node, int(value))[0]:
+
+    def suits(other: Any) -> bool:
+        return convert(node, other)[0]
+
+    if isinstance(value, float) and value.is_integer() and suits(int(value)):
         return f"write {int(value)}"
-    if isinstance(value, str) and any(_head(option) == "Size" for option in _alternatives(node)):
-        return f"write {nearest(value)}"
     if isinstance(value, str):
-        if value.lower() in _TRUE_1_1 | _FALSE_1_1 and convert(node, True)[0]:
+        if any(_head(option) == "Size" for option in _alternatives(node)):
+            return f"write {nearest(value)}"
+        if value.lower() in _TRUE_1_1 | _FALSE_1_1 and suits(True):
             return f"write {'true' if value.lower() in _TRUE_1_1 else 'false'}"
-        if not isinstance(scalar(value), str) and convert(node, scalar(value))[0]:
+        if not isinstance(scalar(value), str) and suits(scalar(value)):
             return "leave out the quotes"
-        items = [scalar(item.strip()) for item in value.split(",")]
-        if convert(node, items)[0]:
-            return f"write [{', '.join(item.strip() for item in value.split(','))}]"
-    if convert(node, [value])[0]:
+        items = [item.strip() for item in value.split(",")]
+        if suits([*map(scalar, items)]):
+            return f"write [{', '.join(items)}]"
+    if suits([value]):
         return f"write [{value}]"
-    choices = [option for option in _choices(node) if isinstance(option, str)]
-    odd = next((v for v in (value if isinstance(value, list) else [value]) if v not in choices), None)
+    choices = [choice for choice in _choices(node) if isinstance(choice, str)]
+    odd = next(
+        (item for item in (value if isinstance(value, list) else [value]) if item not in choices), None
+    )
     return did_you_mean(odd, choices) if isinstance(odd, str) else None
-
-
-def is_storable(node: ast.expr) -> bool:
-    """Whether a recipe can hold values of the type."""
-    for option in _alternatives(node):
-        kind = _head(option)
-        if kind in ("tuple", "list") and isinstance(option, ast.Subscript):
-            if not all(is_storable(item) for item in _item_kinds(option, 1)):
-                return False
-        elif kind not in ("Any", "None", "bool", "str", "int", "float", "Size", "Literal", "tuple", "list"):
-            return False
-    return True
-
-
-_JSON = {"int": "integer", "float": "number", "bool": "boolean", "str": "string", "None": "null"}
 
 
 def as_json_schema(node: ast.expr, limits: Mapping[str, Any]) -> dict[str, Any]:
     """The type as a JSON schema says it; `limits` are keywords for its numbers, in lists too."""
-    found = [_as_one(option, limits) for option in _alternatives(node)]
-    return found[0] if len(found) == 1 else {"anyOf": found}
-
-
-def _as_one(node: ast.expr, limits: Mapping[str, Any]) -> dict[str, Any]:
+    if len(options := _alternatives(node)) > 1:
+        return {"anyOf": [as_json_schema(option, limits) for option in options]}
     kind = _head(node)
-    if kind in ("int", "float"):
-        return {"type": _JSON[kind], **limits}
-    if kind in _JSON:
-        return {"type": _JSON[kind]}
     if kind == "Size":
         return {"type": ["integer", "string"], "pattern": r"^\d+(x\d+)?$", **limits}
     if kind == "Literal":
-        return {"enum": [ast.literal_eval(option) for option in _arguments(node)]}
+        return {"enum": _choices(node)}
     if kind in ("tuple", "list"):
-        kinds = _item_kinds(node, 1)
-        if len(kinds) > 1:
-            items = [as_json_schema(item, limits) for item in kinds]
+        items = [as_json_schema(item, limits) for item in _item_kinds(node, 1)]
+        if len(items) > 1:
             return {"type": "array", "items": items, "minItems": len(items), "maxItems": len(items)}
-        return {"type": "array", "items": as_json_schema(kinds[0], limits)}
-    return {}
+        return {"type": "array", "items": items[0]}
+    if kind not in SCALARS or SCALARS[kind].json is None:
+        return {}
+    return {"type": SCALARS[kind].json, **(limits if kind in ("int", "float") else {})}
 
 
 # --- ranges ---
@@ -253,6 +248,5 @@ def within(range: str) -> Callable[[float], bool]:
 
 def in_range(value: Any, range: str | None) -> bool:
     """Whether all numbers of a value lie in a range; None: any."""
-    values = value if isinstance(value, list) else [value]
-    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    numbers = filter(_number, value if isinstance(value, list) else [value])
     return range is None or all(map(within(range), numbers))

@@ -66,17 +66,18 @@ class Layer:
     applies: bool = True
     source: str = "typed"
 
-
-# --- layers of files and of the command line ---
+    def section(self, name: str) -> Mapping[str, Any]:
+        """The values of a section; {} where the layer has none, or something else in its place."""
+        values = self.tree.get(name) if isinstance(self.tree, Mapping) else None
+        return values if isinstance(values, Mapping) else {}
 
 
 def layers_of(file: RecipeFile, choice: Choice) -> list[Layer]:
     """A file's own values, then its sections of `for`: those that apply in their order, then the others."""
     ranks = {at: choice.rank(at) for at in file.sections}
     applying = sorted((rank, at) for at, rank in ranks.items() if rank is not None)
-    chosen = [layer_of(file, at) for _, at in applying]
     others = [layer_of(file, at, applies=False) for at, rank in ranks.items() if rank is None]
-    return [layer_of(file), *chosen, *others]
+    return [layer_of(file), *(layer_of(file, at) for _, at in applying), *others]
 
 
 def layer_of(file: RecipeFile, section: Key = (), *, applies: bool = True) -> Layer:
@@ -97,11 +98,17 @@ def layer_of(file: RecipeFile, section: Key = (), *, applies: bool = True) -> La
 
 def layers_typed(flags: Mapping[str, Any], sets: Iterable[str], problems: list[Problem]) -> list[Layer]:
     """What was typed: flags by dotted key, None for one that was not given, then texts `a.b=v` of `--set`."""
+
+    def typed(keys: list[str], value: Any, where: str, origin: str) -> Layer:
+        for key in reversed(keys):
+            value = {key: value}
+        return Layer(value, lambda path, value: where, lambda path: origin)
+
     layers = []
     for key, value in flags.items():
         flag = _FLAGS.get(key) or f"--{key.rpartition('.')[2].replace('_', '-')}"
         if value is not None:
-            layers.append(_typed(key.split("."), value, f"`{flag}`", flag))
+            layers.append(typed(key.split("."), value, f"`{flag}`", flag))
     for text in sets:
         name, equals, value = text.partition("=")
         keys, where = [part.strip() for part in name.split(".")], f"`--set {text}`"
@@ -111,18 +118,11 @@ def layers_typed(flags: Mapping[str, Any], sets: Iterable[str], problems: list[P
         try:
             document = read_text(value, where)
         except UsageError:
-            hint = "quote it, such as `--set 'a.b=\"…\"'`"
-            problems.append(Problem(where, f"`{value}` is not YAML", hint))
+            problems.append(Problem(where, f"`{value}` is not YAML", "quote it, such as `--set 'a.b=\"…\"'`"))
             continue
         problems += [Problem(where, problem.message, problem.hint) for problem in document.problems]
-        layers.append(_typed(keys, document.tree, where, "--set"))
+        layers.append(typed(keys, document.tree, where, "--set"))
     return layers
-
-
-def _typed(keys: list[str], value: Any, where: str, origin: str) -> Layer:
-    for key in reversed(keys):
-        value = {key: value}
-    return Layer(value, lambda path, value: where, lambda path: origin)
 
 
 def without_meeting(layer: Layer, problems: list[Problem]) -> Mapping[str, Any]:
@@ -133,9 +133,9 @@ def without_meeting(layer: Layer, problems: list[Problem]) -> Mapping[str, Any]:
     versions, could name one. Nor must it decide which machine is trusted: processes that meet at an address
     accept whatever is sent from there.
     """
-    launch = layer.tree.get("launch")
+    launch = layer.section("launch")
     banned = ("extra",) if layer.source == "typed" else ("extra", *MEETING)
-    if not isinstance(launch, Mapping) or not set(banned) & set(launch):
+    if not set(banned) & set(launch):
         return layer.tree
     for key in banned:
         if launch.get(key):
@@ -166,7 +166,7 @@ class Choice:
 def choice_of(
     chain: Iterable[RecipeFile],
     layers: Collection[Layer],
-    found: DataSet | None,
+    dataset: DataSet | None,
     name: str,
     gpus: int,
     problems: list[Problem],
@@ -174,52 +174,41 @@ def choice_of(
     """The scale and the sections that apply. Adds to `problems` that the recipe lacks the scale.
 
     layers: the files' own values, and what was typed.
-    found: the data set `name`; None: it is not there yet.
+    dataset: the data set `name`; None: it is not there yet.
     """
     written = [(tuple(map(canonical, at)), tree) for file in chain for at, tree in file.sections.items()]
-    sections = dict(written)
-    asked = [layer for layer in layers if layer.tree.get("scale") in SCALES]
-    scale = asked[-1].tree["scale"] if asked else None
-    why = asked[-1].origin(("scale",)) if asked else ""
+    sections, of_set = dict(written), canonical(name)
     scaled = any(at[0] in SCALES for at in sections)
-    problem: UsageError | None = None
-    if scaled and not asked:
-        scale, why = _usual_scale(layers, sections, name, gpus)
-    elif asked and not scaled and why.startswith("--"):
-        problem = UsageError(
-            f"{why} {scale}: this recipe has no scales",
-            hint="a run is repeated at the scale that it has; a model's recipe has scales",
-        )
+    layer = next((layer for layer in reversed([*layers]) if layer.tree.get("scale") in SCALES), None)
+    if layer:
+        scale, why = layer.tree["scale"], layer.origin(("scale",))
+    else:
+        scale, why = _usual_scale(layers, sections, of_set, name, gpus) if scaled else (None, "")
     facts = None
-    if found:
-        of_set = [tree for at, tree in written if at in ((canonical(name),), (scale, canonical(name)))]
-        data = _values((layer.tree for layer in layers), "data")
-        size = data.get("size") or _values(of_set, "data").get("size")
-        form = {"size": size, "channels": data.get("channels"), "n": data.get("n")}
+    if dataset:
+        data = _merged(layer.section("data") for layer in layers)
+        of_name = [tree for at, tree in written if at in ((of_set,), (scale, of_set))]
+        sized = _merged(tree.get("data") for tree in of_name if isinstance(tree, Mapping))
+        form = {"size": data.get("size") or sized.get("size")}
+        form |= {"channels": data.get("channels"), "n": data.get("n")}
         try:
-            facts = facts_of(found, **form, patch=patch_of(data.get("augment") or ()))
+            facts = facts_of(dataset, **form, patch=patch_of(data.get("augment") or ()))
         except (UsageError, TypeError, ValueError):  # a wrong size is told with its place
-            return Choice(scale, "", ((canonical(name),),))
-    order = tuple(_order(scale if scaled else None, sections, name, facts))
-    if scaled and asked and not _has_setting(sections, order, str(scale)):
-        words = facts.words if facts else f"`{name}`"
-        orders = {each: tuple(_order(each, sections, name, facts)) for each in ("small", "full", "paper")}
-        able = [each for each in orders if _has_setting(sections, orders[each], each)]
-        of = ", ".join(at[1] for at in sections if at[0] == scale and at[1:])
-        hint = f"`--scale {able[0]}`" + (f"; `{scale}` has: {of}" if of else "") if able else None
-        problem = UsageError(f"no setting of scale `{scale}` is known for {words}", hint=hint)
-    if problem:
-        problems.append(Problem(asked[-1].where(("scale",), True), problem.message, problem.hint))
-    return Choice(scale, why, order, facts)
+            return Choice(scale, "", ((of_set,),))
+    choice = Choice(scale, why, tuple(_order(scale if scaled else None, sections, of_set, facts)), facts)
+    if layer and (problem := _lack(choice, sections, of_set, facts.words if facts else f"`{name}`")):
+        problems.append(Problem(layer.where(("scale",), True), *problem))
+    return choice
 
 
 def _usual_scale(
-    layers: Collection[Layer], sections: Collection[Keys], name: str, gpus: int
+    layers: Iterable[Layer], sections: Collection[Keys], of_set: str, name: str, gpus: int
 ) -> tuple[str, str]:
     """The scale where none is asked for, and why."""
-    trees = [layer.tree for layer in layers]
-    launch, minutes = _values(trees, "launch"), _values(trees, "train").get("minutes")
-    if ("tiny", canonical(name)) in sections:
+    layers = list(layers)
+    launch = _merged(layer.section("launch") for layer in layers)
+    minutes = _merged(layer.section("train") for layer in layers).get("minutes")
+    if ("tiny", of_set) in sections:
         return "tiny", f"the recipe names {name}"
     if not launch.get("cpu") and launch.get("gpus") != 0 and (launch.get("gpus") or gpus):
         return "full", "on GPUs"
@@ -228,34 +217,52 @@ def _usual_scale(
     return "small", "no GPU is used"
 
 
-def _order(scale: str | None, sections: Collection[Keys], name: str, facts: Facts | None) -> Iterator[Keys]:
+def _order(scale: str | None, sections: Collection[Keys], of_set: str, facts: Facts | None) -> Iterator[Keys]:
     """The sections in the order in which they apply."""
-    of_set = canonical(name)
     if scale == "tiny" and ("tiny", of_set) in sections:
         yield from ((of_set,), ("tiny", of_set))
         return
     few = [FEW_IMAGES] if facts and facts.few else []
     names = [*([facts.shape_class, *few] if facts else []), of_set]
-    scales = ["small", "tiny"] if scale == "tiny" else [scale] if scale else []
-    yield from ((first,) for first in scales[:1])
-    for each in names:
-        yield (each,)
-        yield from ((first, each) for first in scales[:1])
-    for then in scales[1:]:
-        yield (then,)
-        yield from ((then, each) for each in names)
+    first = "small" if scale == "tiny" else scale
+    if first:
+        yield (first,)
+    for name in names:
+        yield (name,)
+        if first:
+            yield (first, name)
+    if scale == "tiny":
+        yield (scale,)
+        yield from ((scale, name) for name in names)
 
 
-def _has_setting(sections: Collection[Keys], order: Iterable[Keys], scale: str) -> bool:
-    """Whether a scale has values for a set: for its shape class, for itself, or, but for `paper`, for all."""
-    if any(at in sections for at in order if at[-1] not in (FEW_IMAGES, *SCALES)):
-        return True
-    return scale != "paper" and ("small" if scale == "tiny" else scale,) in sections
+def _lack(
+    choice: Choice, sections: Collection[Keys], of_set: str, words: str
+) -> tuple[str, str | None] | None:
+    """The mistake, with its hint, that a recipe lacks the scale that was asked for; `words` name the set."""
+    scale = str(choice.scale)
+    if not any(at[0] in SCALES for at in sections):
+        hint = "a run is repeated at the scale that it has; a model's recipe has scales"
+        typed = choice.why.startswith("--")
+        return (f"{choice.why} {scale}: this recipe has no scales", hint) if typed else None
+
+    def serves(scale: str) -> bool:
+        """Whether it has values for the shape class, for the set or, but for `paper`, for all sets."""
+        order = _order(scale, sections, of_set, choice.facts)
+        if any(at in sections for at in order if at[-1] not in (FEW_IMAGES, *SCALES)):
+            return True
+        return scale != "paper" and ("small" if scale == "tiny" else scale,) in sections
+
+    if serves(scale):
+        return None
+    able = next((other for other in ("small", "full", "paper") if serves(other)), None)
+    named = ", ".join(at[1] for at in sections if at[0] == scale and at[1:])
+    hint = f"`--scale {able}`" + (f"; `{scale}` has: {named}" if named else "")
+    return f"no setting of scale `{scale}` is known for {words}", hint if able else None
 
 
-def _values(trees: Iterable[Any], section: str) -> dict[str, Any]:
-    """The values of a section, those of later trees over earlier ones."""
-    parts = [tree.get(section) for tree in trees if isinstance(tree, Mapping)]
+def _merged(parts: Iterable[Any]) -> dict[str, Any]:
+    """The values of all maps among the parts, those of later ones over earlier ones."""
     return {key: value for part in parts if isinstance(part, Mapping) for key, value in part.items()}
 
 
@@ -273,10 +280,7 @@ def misspelt(path: Keys, sets: Iterable[str]) -> tuple[str, str] | None:
 
 
 def lay(
-    tree: dict[str, Any],
-    part: Mapping[str, Any],
-    origin: dict[str, str],
-    of: Callable[[Key], str],
+    tree: dict[str, Any], part: Mapping[str, Any], origin: dict[str, str], of: Callable[[Key], str]
 ) -> None:
     """Replaces values of the tree by those of a layer, and notes the origin of each. A layer that may change
     the number of parameters sets `params` to null."""

@@ -61,11 +61,9 @@ class Recipe:
     def lengthened(self, steps: int, stages: Collection[str]) -> Self:
         """The recipe with another number of steps for these stages, "" of a recipe without stages."""
 
-        def longer(part: Part) -> Part:
-            return replace(part, train=replace(part.train, steps=steps, minutes=None))
-
-        parts = (longer(part) if part.stage in stages else part for part in self.parts)
-        return replace(self, parts=tuple(parts))
+        longer = [replace(part, train=replace(part.train, steps=steps, minutes=None)) for part in self.parts]
+        pairs = zip(self.parts, longer, strict=True)
+        return replace(self, parts=tuple(b if a.stage in stages else a for a, b in pairs))
 
     def value(self, key: str) -> Any:
         """The value of a dotted key, such as `stages.prior.train.steps`; {} of one that is not there."""
@@ -82,15 +80,9 @@ class Recipe:
         for part in self.parts:
             tree = part.tree() | {"data": lists(self.own_data.get(part.stage, {}))}
             stages[part.stage] = {key: tree[key] for key in OF_STAGE}
-        return {
-            "about": self.about,
-            "scale": self.scale,
-            "seed": self.seed,
-            "data": plain(self.data),
-            "stages": {name: stages[name] for name in self.stages},
-            "bench": plain(self.bench),
-            "launch": plain(self.launch),
-        }
+        first = {"about": self.about, "scale": self.scale, "seed": self.seed, "data": plain(self.data)}
+        last = {"bench": plain(self.bench), "launch": plain(self.launch)}
+        return {**first, "stages": {name: stages[name] for name in self.stages}, **last}
 
 
 def recipe_of(tree: Mapping[str, Any]) -> Recipe:
@@ -131,7 +123,7 @@ def anchored(recipe: R, found: DataSet | None) -> R:
         for stage, own in recipe.own_data.items()
     }
     reused = {stage: _absolute(run) for stage, run in recipe.reused.items()}
-    parts = tuple(_anchored(part) for part in recipe.parts)
+    parts = tuple(map(_anchored, recipe.parts))
     return replace(recipe, parts=parts, own_data=own_data, reused=reused).on(data)
 
 
@@ -171,24 +163,20 @@ def check_strategy(part: Part, card: ModelCard) -> None:
     """Raises UsageError where the model's weights cannot be shared out as `launch.strategy` asks."""
     if part.launch.strategy != "fsdp":
         return
-    able = ", ".join(f"`{other.name}`" for other in catalog.cards().values() if other.shares)
     if not card.shares:
-        raise UsageError(
-            f"`launch.strategy: fsdp` cannot share out the weights of `{card.name}`",
-            hint=f"it works with {able}; `ddp` works with every model",
-        )
-    refused = {  # key → the value that does not work, why, and what does
-        "optim.name=muon": ("needs whole matrices", "`--set optim.name=adamw`"),
-        "optim.name=adamw8bit": ("keeps blocks of whole tensors", "`--set optim.name=adamw`"),
-        "train.precision=fp16": ("needs a scale that all agree on", "`--set train.precision=bf16`"),
-        "train.compile=True": ("compiles whole weights", "`--set train.compile=auto`"),
-    }
-    tree = part.tree()
-    for setting, (why, instead) in refused.items():
-        (section, key), value = setting.partition("=")[0].split("."), setting.partition("=")[2]
-        if str(tree[section][key]) == value:
-            what = f"`{section}.{key}: {value.lower()}` {why}"
-            raise UsageError(f"{what}, which `launch.strategy: fsdp` has not", hint=instead)
+        able = ", ".join(f"`{other.name}`" for other in catalog.cards().values() if other.shares)
+        message = f"`launch.strategy: fsdp` cannot share out the weights of `{card.name}`"
+        raise UsageError(message, hint=f"it works with {able}; `ddp` works with every model")
+    for key, value, refused, why, instead in (
+        ("optim.name", part.optim.name, "muon", "needs whole matrices", "adamw"),
+        ("optim.name", part.optim.name, "adamw8bit", "keeps blocks of whole tensors", "adamw"),
+        ("train.precision", part.train.precision, "fp16", "needs a scale that all agree on", "bf16"),
+        ("train.compile", part.train.compile, True, "compiles whole weights", "auto"),
+    ):
+        if value == refused:
+            what = f"`{key}: {str(value).lower()}` {why}"
+            hint = f"`--set {key}={instead}`"
+            raise UsageError(f"{what}, which `launch.strategy: fsdp` has not", hint=hint)
 
 
 def check_data(
@@ -210,24 +198,21 @@ def check_data(
             f"`{card.name}` needs square images, and those of `{name}` are {shape[-1]}×{shape[-2]}",
             hint=f"`--set data.size={min(shape[1:])}` crops them, with `--set data.fit=pad` it pads them",
         )
-    wanted = [extra for extra in EXTRAS if extra in card.needs]
-    if lacking := [extra for extra in wanted if extra not in extras]:
-        able = ", ".join(spec.name for spec in SPECS.values() if set(wanted) <= set(spec.extras))
+    needed = [extra for extra in EXTRAS if extra in card.needs]
+    if lacking := [extra for extra in needed if extra not in extras]:
+        able = ", ".join(spec.name for spec in SPECS.values() if set(needed) <= set(spec.extras))
         hint = f"sets that have: {able or 'none is shipped'}; or a folder with a `metadata.jsonl`"
         raise UsageError(f"`{card.name}` needs {extras_in_words(lacking)}, and `{name}` has none", hint=hint)
     count = classes if isinstance(classes, int) else len(classes)
     if "second_domain" in card.needs and count != 2:
         paired = [spec.name for spec in SPECS.values() if spec.n_classes == 2]
         hint = f"sets of two classes: {', '.join(paired)}; or a folder with `trainA` and `trainB`"
-        raise UsageError(
-            f"`{card.name}` needs images of two domains, and `{name}` has {count or 'no'} classes", hint=hint
-        )
+        message = f"`{card.name}` needs images of two domains, and `{name}` has {count or 'no'} classes"
+        raise UsageError(message, hint=hint)
     if part.data.latent and not card.latents:
         able = ", ".join(f"`{other.name}`" for other in catalog.cards().values() if other.latents)
-        raise UsageError(
-            f"`{card.name}` models grey levels, so it cannot live on latents",
-            hint=f"`data.latent` works with {able}",
-        )
+        message = f"`{card.name}` models grey levels, so it cannot live on latents"
+        raise UsageError(message, hint=f"`data.latent` works with {able}")
     conditional = part.options.get("conditional") is True
     if classes or not (conditional or "labels" in card.needs):
         return

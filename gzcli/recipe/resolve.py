@@ -2,31 +2,44 @@
 
 The layers, of which a later one wins: defaults of the signatures and sections < a preset < the recipe < its
 sections of `for` that apply < the user's own recipe that `extends` it < its own sections < flags < `--set`.
-In a recipe with stages each layer gives a stage first the values that all stages share, then those of the
-stage itself.
+
+A recipe in stages trains models one after the other, as a tokenizer and the prior of its codes:
+
+    data: {name: digits}
+    train: {ema: 0.999}                                  # of every stage, unless it says otherwise
+    stages:
+      tokenizer: {model: {name: vqgan}, train: {steps: 2000}}
+      prior: {model: {name: transformer}, sample: {temperature: 0.9}}
+      prior: vqgan-mnist-20260131-142501-ab12            # or: the stage of an earlier run
+
+Each layer gives a stage first the values that all stages share, then those of the stage itself. A model that
+is built on earlier stages takes them as parameters of type `Model`, by their names.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gzcli.core.errors import MissingError, UsageError, canonical
+from gzcli.core.errors import GzError, MissingError, UsageError, canonical
+from gzcli.core.parts import part_of
 from gzcli.core.sections import SCALES, DataSection
 from gzcli.core.units import Size
 from gzcli.data.sets.names import DataSet, data_key, locate, names
 from gzcli.data.sets.registry import DataSpec
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
-from gzcli.recipe import schema, stages
+from gzcli.recipe import schema
 from gzcli.recipe.files import RecipeFile, read_chain
 from gzcli.recipe.layers import (
     GENERAL,
     Choice,
     Layer,
+    changes_model,
     choice_of,
     dotted,
     lay,
@@ -36,10 +49,15 @@ from gzcli.recipe.layers import (
     misspelt,
     without_meeting,
 )
-from gzcli.recipe.recipe import Recipe, check_data, check_strategy, recipe_of
-from gzcli.recipe.yaml import Problem, in_order, refusal
+from gzcli.recipe.recipe import OF_STAGE, SHARED, Recipe, check_data, check_strategy, recipe_of
+from gzcli.recipe.yaml import Key, Problem, in_order, refusal
+from gzcli.store import runs
+from gzcli.store.paths import is_name, recipe_names
 
 USUAL = "GZ_DATA"  # the environment variable that names the set to train on where none is named
+INHERITED = ("train", "optim")  # sections at the top of a recipe that every stage begins with
+OF_MODEL = ("model", "sample", "ood")  # sections whose keys the model decides
+Composed = tuple[dict[str, Any], dict[str, str]]  # a tree, and the origin of each value by dotted key
 
 
 @dataclass(frozen=True)
@@ -65,7 +83,6 @@ class Resolved(Recipe):
       "for.mnist recipes/glow.yaml:14" | "my.yaml:3" | "--steps" | "--set".
     ours: the dotted keys whose values gz itself chose.
     card: the model that the run is called after.
-    cards: the models of the stages, by the stages' names.
     source: the file.
     found: the data set; None where it is not there yet.
     """
@@ -73,7 +90,6 @@ class Resolved(Recipe):
     origin: Mapping[str, str]
     ours: Collection[str]
     card: ModelCard
-    cards: Mapping[str, ModelCard]
     source: Path
     found: DataSet | None
     whole: Whole
@@ -115,19 +131,15 @@ def check(path: str | Path) -> list[str]:
         chain, problems = read_chain(str(path))
     except UsageError as e:
         return [e.message]
-    paths = dict.fromkeys(path for file in chain for path in file.sections)
     problems += _resolve(str(path), None, (), {})[1]
-    for at in paths:
-        scale, is_set = at[0] if at[0] in SCALES else None, at[-1] not in GENERAL
-        forced = Choice(scale, "", (tuple(map(canonical, at)),))
-        problems += _resolve(str(path), at[-1] if is_set else None, (), {}, forced=forced)[1]
+    for at in dict.fromkeys(at for file in chain for at in file.sections):
+        forced = Choice(at[0] if at[0] in SCALES else None, "", (tuple(map(canonical, at)),))
+        data = at[-1] if at[-1] not in GENERAL else None
+        problems += _resolve(str(path), data, (), {}, forced=forced)[1]
         if problem := misspelt(at, names()):
             file = next(file for file in chain if at in file.sections)
             problems.append(Problem(file.document.where(("for", *file.written[at])), *problem))
     return [str(problem) for problem in in_order(problems)]
-
-
-# ---------------------------------------------------------------------------- layers
 
 
 def _resolve(
@@ -141,80 +153,106 @@ def _resolve(
 ) -> tuple[Resolved | None, list[Problem]]:
     chain, problems = read_chain(what)
     typed = layers_typed({"data.name": data, **flags}, sets, problems)
-    own = [*(layer_of(file) for file in chain), *typed]
+    own = [*map(layer_of, chain), *typed]
     usual = _usual_set(chain, own)
-    name = usual or _data_name([layer.tree for layer in own])
-    found = _located(name, own, {at[-1] for file in chain for at in file.sections}, problems)
-    choice = forced or choice_of(chain, own, found, name, gpus, problems)
+    name = usual or _data_name(own)
+    dataset = _located(name, own, {at[-1] for file in chain for at in file.sections}, problems)
+    choice = forced or choice_of(chain, own, dataset, name, gpus, problems)
     layers = [layer for file in chain for layer in layers_of(file, choice)] + typed
-    staged = stages.cards_of(layers, problems)
-    cards, reused = staged or {}, stages.reused_runs(layers)
-    card = _card(chain, problems) if staged is None else stages.called_after(cards)
-    rules = schema.schema(card) if staged is None else schema.staged(cards)
-    if staged is not None:
-        layers = stages.fitting(layers, rules, cards)
-    clean = [_checked(layer, rules, problems) for layer in layers]
-    applied = [layer for layer in clean if layer.applies]
+    stages = _stage_cards(layers, problems)
+    reused: dict[str, tuple[str, str]] = {}
+    if stages is None:
+        card = _card(chain, problems)
+        rules = schema.schema(card)
+    else:
+        card = _called_after(stages)
+        rules = schema.staged(stages)
+        for layer in (layer for layer in layers if layer.applies):
+            runs_typed = {s: part for s, part in layer.section("stages").items() if isinstance(part, str)}
+            reused |= {stage: (run, layer.origin(("stages", stage))) for stage, run in runs_typed.items()}
+        layers = _fitting(layers, rules, stages)
+    checked = [_checked(layer, rules, problems) for layer in layers]
+    applied = [layer for layer in checked if layer.applies]
     if card is None:
         return None, problems
-
-    def composed(layers: list[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
-        return stages.compose(layers, rules, cards, reused) if cards else compose(layers, rules, card)
-
-    tree, origin = composed(applied)
-    if not cards:
-        _check_name(tree, origin, card, problems)
-    tree["data"]["name"] = found.name if isinstance(found, DataSpec) else name
+    cards = stages or {"": card}
+    tree, origin = _composed(applied, rules, cards, reused)
+    if not stages:
+        other, tree["model"]["name"] = tree["model"]["name"], card.name
+        if canonical(other) != canonical(card.name):
+            where = f"`{origin['model.name']}`"
+            problems.append(Problem(where, f"this is a recipe of `{card.name}`", f"gz train {other}"))
+    tree["data"]["name"] = dataset.name if isinstance(dataset, DataSpec) else name
     if usual:
         origin["data.name"] = USUAL
-    ours = chosen_by_gz(origin, chain)
+    ours = _chosen_by_gz(origin, chain)
     if choice.scale:
         tree["scale"], origin["scale"] = choice.scale, choice.why
     if choice.facts:
-        lower_batches(tree, origin, choice.facts.n, ours)
+        _lower_batches(tree, origin, choice.facts.n, ours)
     if not problems:
         label = chain[-1].label
         problems += [Problem(label, f"`{key}` must be given") for key in schema.missing(tree, rules)]
     recipe = recipe_of(tree)
-    problems += _needs(recipe, found)
-    plan = Whole() if problems else whole(applied, lambda layers: recipe_of(composed(layers)[0]))
-    about: dict[str, Any] = {"origin": origin, "ours": ours, "card": card, "cards": cards}
-    about |= {"source": chain[-1].path, "found": found, "whole": plan, "choice": choice}
-    return Resolved(**vars(recipe), **about), problems
+    problems += _needs(recipe, dataset)
+    whole = Whole()
+    if not problems:
+        written = [layer for layer in applied if layer.source != "typed"]
+        whole = _whole(recipe_of(_composed(written, rules, cards, reused)[0]), applied)
+    about: dict[str, Any] = {"origin": origin, "ours": ours, "card": card, "source": chain[-1].path}
+    return Resolved(**vars(recipe), **about, found=dataset, whole=whole, choice=choice), problems
 
 
-def _check_name(
-    tree: dict[str, Any], origin: Mapping[str, str], card: ModelCard, problems: list[Problem]
-) -> None:
-    """Adds to `problems` that `--set` names another model; spells the model's name as it is."""
-    other = tree["model"]["name"]
-    if canonical(other) != canonical(card.name):
-        message = f"this is a recipe of `{card.name}`"
-        problems.append(Problem(f"`{origin['model.name']}`", message, f"gz train {other}"))
-    tree["model"]["name"] = card.name
+# ---------------------------------------------------------------------------- data sets
 
 
-def _needs(recipe: Recipe, found: DataSet | None) -> Iterator[Problem]:
+def _data_name(layers: Iterable[Layer]) -> str:
+    """The name of the data set, which decides which sections of `for` apply: the last one given."""
+    given = [layer.section("data").get("name") for layer in layers]
+    return next((name for name in reversed(given) if isinstance(name, str)), DataSection().name)
+
+
+def _usual_set(chain: Iterable[RecipeFile], own: Iterable[Layer]) -> str | None:
+    """The set that `GZ_DATA` puts in the place of a shipped recipe's own; None where it does not: where the
+    recipe lacks settings for one of the two, or the user names a set."""
+    usual, shipped = os.environ.get(USUAL), [layer for layer in own if layer.source == "shipped"]
+    if not usual or any("name" in layer.section("data") for layer in own if layer.source != "shipped"):
+        return None
+    tiny = {canonical(at[-1]) for file in chain if file.shipped for at in file.sections if at[0] == "tiny"}
+    return usual if {canonical(usual), canonical(_data_name(shipped))} <= tiny else None
+
+
+def _located(
+    name: str, layers: Iterable[Layer], sections: Collection[str], problems: list[Problem]
+) -> DataSet | None:
+    """The data set of that name or path. Adds to `problems` that there is none, with the place of the name.
+
+    A path, and a name that a recipe has settings `for`, may be there by the time it is needed: then None.
+    """
+    try:
+        return locate(name)
+    except UsageError as e:
+        if canonical(name) not in map(canonical, sections):
+            naming = [layer for layer in layers if _data_name([layer]) == name]
+            where = naming[-1].where(("data", "name"), True) if naming else ""
+            problems.append(Problem(where, e.message, e.hint))
+    except MissingError:
+        pass
+    return None
+
+
+def _needs(recipe: Recipe, dataset: DataSet | None) -> Iterator[Problem]:
     """What the set or the processes lack that the models need."""
     for part in recipe.parts:
         try:
             check_strategy(part, model := catalog.card(part.model))
-            if isinstance(found, DataSpec):
-                check_data(part, model, found.classes, found.name, found.extras)
+            if isinstance(dataset, DataSpec):
+                check_data(part, model, dataset.classes, dataset.name, dataset.extras)
         except UsageError as e:
             yield Problem("", e.message, e.hint)
 
 
-def compose(
-    layers: Iterable[Layer], rules: schema.Rules, card: ModelCard
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """The tree of defaults and layers, and the origin of each value."""
-    tree = schema.defaults(rules)
-    tree["model"] = {"name": card.name, **tree["model"]}
-    origin = dict.fromkeys(dotted(tree), "default")
-    for layer in layers:
-        lay(tree, layer.tree, origin, layer.origin)
-    return tree, origin
+# ---------------------------------------------------------------------------- models
 
 
 def _card(chain: list[RecipeFile], problems: list[Problem]) -> ModelCard | None:
@@ -240,62 +278,106 @@ def _card(chain: list[RecipeFile], problems: list[Problem]) -> ModelCard | None:
     return card
 
 
-def _data_name(trees: Iterable[Mapping[str, Any]]) -> str:
-    """The name of the data set, which decides which sections of `for` apply: the last one given."""
-    name = DataSection().name
-    for tree in trees:
-        section = tree.get("data")
-        if isinstance(section, dict) and isinstance(section.get("name"), str):
-            name = section["name"]
-    return name
-
-
-def _usual_set(chain: Iterable[RecipeFile], own: Collection[Layer]) -> str | None:
-    """The set that `GZ_DATA` puts in the place of a shipped recipe's own; None where it does not: where the
-    recipe lacks settings for one of the two, or the user names a set."""
-    usual, shipped = os.environ.get(USUAL), [layer.tree for layer in own if layer.source == "shipped"]
-    sections = {
-        canonical(at[-1]) for file in chain if file.shipped for at in file.sections if at[0] == "tiny"
-    }
-    given = [layer.tree.get("data") for layer in own if layer.source != "shipped"]
-    if not usual or any(isinstance(data, Mapping) and "name" in data for data in given):
+def _stage_cards(layers: Iterable[Layer], problems: list[Problem]) -> dict[str, ModelCard] | None:
+    """The model of each stage, in order; None of a recipe without stages."""
+    named: dict[str, tuple[str, str]] = {}  # stage → its model's name, and where it stands
+    staged = False
+    for layer in layers:
+        stages = layer.tree.get("stages") if isinstance(layer.tree, Mapping) else None
+        staged |= stages is not None
+        if stages is not None and not isinstance(stages, Mapping):
+            message = "`stages` must hold stages, as `stages: {prior: {model: …}}`"
+            problems.append(Problem(layer.where(("stages",), True), message))
+        for stage, part in layer.section("stages").items():
+            where = layer.where(("stages", stage), False)
+            if not is_name(stage):  # it is a folder of the run
+                message, hint = (
+                    f"`{stage}` cannot be a stage's name",
+                    "use lower-case letters, digits, `-` and `_`",
+                )
+                problems.append(Problem(where, message, hint))
+                continue
+            named.setdefault(stage, ("", where))
+            if layer.applies and (name := _named(part, stage, layer, problems)):
+                named[stage] = name, layer.where(("stages", stage), True)
+    if not staged:
         return None
-    return usual if {canonical(usual), canonical(_data_name(shipped))} <= sections else None
-
-
-def chosen_by_gz(origin: Mapping[str, str], chain: Collection[RecipeFile]) -> frozenset[str]:
-    """The dotted keys whose values nobody but gz chose: defaults, and values of its own recipes."""
-    of_user = {file.label for file in chain if not file.shipped}
-    shipped = {file.label for file in chain} - of_user
-
-    def is_ours(place: str) -> bool:
-        return place == "default" or place.split()[-1].rpartition(":")[0] in shipped
-
-    return frozenset(key for key, place in origin.items() if is_ours(place))
-
-
-def lower_batches(tree: dict[str, Any], origin: dict[str, str], n: int, ours: Collection[str]) -> None:
-    """Lowers each batch that gz itself chose, and that is larger than the n images of the set, to the largest
-    power of two that the set holds, of parts no larger than before. One that the user chose stays, and is
-    refused later."""
-    stages = {f"stages.{name}.": part for name, part in tree.get("stages", {}).items()} or {"": tree}
-    for prefix, part in stages.items():
-        key = f"{prefix}train.batch_size"
-        if not isinstance(part, Mapping) or part["train"]["batch_size"] <= n:
+    cards: dict[str, ModelCard] = {}
+    for stage, (name, where) in named.items():
+        try:
+            card = catalog.card(name) if name else None
+        except GzError as e:
+            problems.append(Problem(where, e.message, e.hint))
             continue
-        if key in ours:
-            train, fits = part["train"], 1 << (n.bit_length() - 1)
-            train["accumulate"] = max(1, train["accumulate"] * fits // train["batch_size"])
-            train["batch_size"] = fits
-            origin[key] = f"{n} images"
+        if card is None:
+            problems.append(Problem(where, f"`stages.{stage}.model.name` is missing"))
+            continue
+        lacking = [needed for needed in card.stages if needed not in cards]
+        problems += [
+            Problem(where, f"`{card.name}` needs a stage `{needed}` before it") for needed in lacking
+        ]
+        cards[stage] = card
+    return cards
+
+
+def _named(part: Any, stage: str, layer: Layer, problems: list[Problem]) -> str | None:
+    """The name of the model that a layer gives a stage, in words or as the model of a run."""
+    if isinstance(part, str):
+        try:
+            return part_of(runs.find_stage(part, stage).tree()).model
+        except GzError as e:
+            problems.append(Problem(layer.where(("stages", stage), True), e.message, e.hint))
+            return None
+    model = part.get("model") if isinstance(part, Mapping) else None
+    name = model.get("name") if isinstance(model, Mapping) else None
+    return name if isinstance(name, str) else None
+
+
+def _called_after(cards: Mapping[str, ModelCard]) -> ModelCard | None:
+    """The model after which a run in stages is called: the last one that has a recipe of its own, else the
+    first."""
+    shipped = {canonical(name) for name in recipe_names()}
+    own = [card for card in cards.values() if card.name in shipped]
+    return own[-1] if own else next(iter(cards.values()), None)
+
+
+# ---------------------------------------------------------------------------- values
+
+
+def _fitting(layers: Iterable[Layer], rules: schema.Rules, cards: Mapping[str, ModelCard]) -> list[Layer]:
+    """The layers as far as the rules of the models apply that the stages have in the end: without runs in the
+    place of stages, and without keys of an earlier model that the later one does not have."""
+    now: dict[str, str] = {}
+    fitted = []
+    for layer in layers:
+        stages = layer.section("stages")
+        parts = {stage: part for stage, part in stages.items() if not isinstance(part, str)}
+        for stage, part in parts.items():
+            if not isinstance(part, Mapping) or stage not in cards:
+                continue
+            name = (part.get("model") or {}).get("name") or now.get(stage, cards[stage].name)
+            if layer.applies:
+                now[stage] = name
+            if canonical(str(name)) != canonical(cards[stage].name):
+                own = schema.below(schema.below(rules, "stages"), stage)
+                parts[stage] = {key: _with_rules(key, value, own) for key, value in part.items()}
+        staged = isinstance(layer.tree, Mapping) and "stages" in layer.tree
+        fitted.append(replace(layer, tree={**layer.tree, "stages": parts}) if staged else layer)
+    return fitted
+
+
+def _with_rules(section: str, value: Any, rules: schema.Rules) -> Any:
+    """A section of a stage without the keys that its model does not have."""
+    if section not in OF_MODEL or not isinstance(value, Mapping):
+        return value
+    return {key: v for key, v in value.items() if key in schema.below(rules, section)}
 
 
 def _checked(layer: Layer, rules: schema.Rules, problems: list[Problem]) -> Layer:
     """The layer with its values converted. What is wrong is left out, and added to `problems`."""
     if not isinstance(layer.tree, Mapping):
-        problems.append(
-            Problem(layer.where((), True), "a section of `for` must hold what changes, as `{train: {…}}`")
-        )
+        message = "a section of `for` must hold what changes, as `{train: {…}}`"
+        problems.append(Problem(layer.where((), True), message))
         return replace(layer, tree={})
     tree, wrong = schema.check(without_meeting(layer, problems), rules, layer.where)
     problems += wrong
@@ -305,49 +387,90 @@ def _checked(layer: Layer, rules: schema.Rules, problems: list[Problem]) -> Laye
     return replace(layer, tree=tree)
 
 
-# ---------------------------------------------------------------------------- data sets
+def _composed(
+    layers: Iterable[Layer],
+    rules: schema.Rules,
+    cards: Mapping[str, ModelCard],
+    reused: Mapping[str, tuple[str, str]],
+) -> Composed:
+    """The tree of defaults and layers, and the origin of each value by dotted key.
 
-
-def _located(
-    name: str, layers: Iterable[Layer], sections: Collection[str], problems: list[Problem]
-) -> DataSet | None:
-    """The data set of that name or path. Adds to `problems` that there is none, with the place of the name.
-
-    A path, and a name that a recipe has settings `for`, may be there by the time it is needed: then None.
+    cards: the model of each stage, "" of a recipe without stages.
+    reused: the runs in the place of stages, each with the origin of its name.
     """
-    try:
-        return locate(name)
-    except UsageError as e:
-        if canonical(name) not in map(canonical, sections):
-            given = [layer for layer in layers if not layer.inside and _data_name([layer.tree]) == name]
-            where = given[-1].where(("data", "name"), True) if given else ""
-            problems.append(Problem(where, e.message, e.hint))
-    except MissingError:
-        pass
-    return None
+    layers = list(layers)
+    tree: dict[str, Any] = schema.defaults({key: rules[key] for key in SHARED})
+    origin = dict.fromkeys(dotted(tree), "default")
+    for layer in layers:
+        lay(tree, {key: layer.tree[key] for key in SHARED if key in layer.tree}, origin, layer.origin)
+    tree.pop("params", None)
+    parts: dict[str, Any] = {}
+    for stage, card in cards.items():
+        if stage in reused:
+            parts[stage], origin[f"stages.{stage}"] = reused[stage]
+            continue
+        parts[stage], places = _composed_part(layers, stage, card)
+        prefix = f"stages.{stage}." if stage else ""
+        origin |= {f"{prefix}{key}": place for key, place in places.items()}
+    return {**tree, **(parts.get("") or {"stages": parts})}, origin
+
+
+def _composed_part(layers: Iterable[Layer], stage: str, card: ModelCard) -> Composed:
+    def place(layer: Layer, path: Key) -> str:
+        return layer.origin(("stages", stage, *path) if stage else path)
+
+    rules = schema.schema(card)
+    tree = schema.defaults({key: rules[key] for key in OF_STAGE if key != "data"})
+    tree["model"] = {"name": card.name, **tree["model"]}
+    if stage:
+        tree["data"] = {}
+    origin = dict.fromkeys(dotted(tree), "default")
+    for layer in layers:
+        if changes_model(layer.tree):  # another size of the images
+            tree["params"] = None
+        lay(tree, {key: layer.tree[key] for key in INHERITED if key in layer.tree}, origin, layer.origin)
+        own = layer.section("stages").get(stage) if stage else layer.tree
+        own = {key: value for key, value in (own or {}).items() if stage or key not in SHARED}
+        lay(tree, own, origin, partial(place, layer))
+    return tree, origin
+
+
+def _chosen_by_gz(origin: Mapping[str, str], chain: Iterable[RecipeFile]) -> frozenset[str]:
+    """The dotted keys whose values nobody but gz chose: defaults, and values of its own recipes."""
+    shipped = {file.label for file in chain if file.shipped}
+    places = ((key, place.split()[-1].rpartition(":")[0]) for key, place in origin.items() if place)
+    return frozenset(key for key, file in places if file in shipped or origin[key] == "default")
+
+
+def _lower_batches(tree: dict[str, Any], origin: dict[str, str], n: int, ours: Collection[str]) -> None:
+    """Lowers each batch that gz itself chose, and that is larger than the n images of the set, to the largest
+    power of two that the set holds, of parts no larger than before. One that the user chose stays, and is
+    refused later."""
+    stages = {f"stages.{name}.": part for name, part in tree.get("stages", {}).items()} or {"": tree}
+    for prefix, part in stages.items():
+        key = f"{prefix}train.batch_size"
+        if key in ours and isinstance(part, Mapping) and part["train"]["batch_size"] > n:
+            train, fits = part["train"], 1 << (n.bit_length() - 1)
+            train["accumulate"] = max(1, train["accumulate"] * fits // train["batch_size"])
+            train["batch_size"] = fits
+            origin[key] = f"{n} images"
 
 
 # ---------------------------------------------------------------------------- a complete run
 
 
-def whole(layers: Iterable[Layer], compose: Callable[[list[Layer]], Recipe]) -> Whole:
-    """The complete run that the files among the layers plan. A size that the user's own file gives does not
-    count: a run of the set's own size is preferred to it."""
-    layers = list(layers)
-    written = [layer for layer in layers if layer.source != "typed"]
-    steps = {p.stage: None if p.train.minutes else p.train.steps for p in compose(written).parts}
-    shipped = [layer.tree.get("data", {}) for layer in written if layer.source == "shipped"]
-    sizes = [data["size"] for data in shipped if data.get("size")]
-    loss = {layer.source for layer in layers if layer.source != "shipped" and any(_of_loss(layer.tree))}
-    return Whole(steps, sizes[-1] if sizes else None, frozenset(loss))
+def _whole(written: Recipe, layers: Collection[Layer]) -> Whole:
+    """The complete run that the files among the layers plan, `written` being the recipe of these alone. A
+    size that the user's own file gives does not count: a run of the set's own size is preferred to it."""
+    steps = {p.stage: None if p.train.minutes else p.train.steps for p in written.parts}
+    sizes = [layer.section("data").get("size") for layer in layers if layer.source == "shipped"]
+    loss = {layer.source for layer in layers if layer.source != "shipped" and _changes_loss(layer)}
+    return Whole(steps, next(filter(None, reversed(sizes)), None), frozenset(loss))
 
 
-def _of_loss(tree: Mapping[str, Any]) -> Iterator[str]:
-    """The keys of a layer on which the loss depends: those of models and images, but for the name of the set,
-    and a run in the place of a stage. How long, how fast and in which batches is trained changes no loss.
-    """
-    yield from tree.get("model", {}).keys() - {"name"}
-    yield from tree.get("data", {}).keys() - {"name"}
-    for name, part in tree.get("stages", {}).items():
-        if isinstance(part, str) or part.get("model") or part.get("data"):
-            yield name
+def _changes_loss(layer: Layer) -> bool:
+    """Whether a layer has keys on which the loss depends: those of models and images, but for the name of the
+    set, and a run in the place of a stage. How long, how fast and in which batches it trains changes none."""
+    stages = layer.section("stages").values()
+    keys = {*layer.section("model"), *layer.section("data")} - {"name"}
+    return bool(keys) or any(isinstance(p, str) or p.get("model") or p.get("data") for p in stages)

@@ -84,13 +84,14 @@ def _of_model(card: ModelCard | None) -> Rules:
     """The sections whose keys depend on the model."""
     anything: Rules = {ANY: Rule("")}
     phase: Rules = {key: replace(rule, default=ABSENT) for key, rule in OPTIM.items()}
-    names = phases(card) if card else None
-    scores = replace(OOD["scores"], annotation=f"tuple[{_scores(card)}, ...] | None")
+    names, scores = (phases(card), score_names(card)) if card else (None, [])
+    listed = f"Literal[{', '.join(map(repr, scores))}]" if scores else "str"
+    of_scores = replace(OOD["scores"], annotation=f"tuple[{listed}, ...] | None")
     return {
         "model": {"name": Rule("str"), **(_rules(card.params) if card else anything)},
         "optim": {**OPTIM, **({ANY: phase} if names is None else dict.fromkeys(names, phase))},
         "sample": _rules(card.sample) if card else anything,
-        "ood": {**OOD, "scores": scores, **(score_options(card) if card else anything)},
+        "ood": {**OOD, "scores": of_scores, **(score_options(card) if card else anything)},
     }
 
 
@@ -104,30 +105,19 @@ def _without_defaults(rules: Rules) -> Rules:
 
 def _rules(params: Mapping[str, Param]) -> dict[str, Rule]:
     # a required parameter has no default: `missing` finds where it is not given
-    return {
-        name: Rule(p.annotation, ABSENT if p.required else p.default, p.range) for name, p in params.items()
-    }
+    return {n: Rule(p.annotation, ABSENT if p.required else p.default, p.range) for n, p in params.items()}
 
 
 def score_options(card: ModelCard) -> dict[str, Rule]:
-    """The options of a model's scores: keys of the recipe's `ood` section, and of `gz ood`."""
-    return _shared(card.scores.values())
-
-
-def _shared(signatures: Iterable[Mapping[str, Param]]) -> dict[str, Rule]:
-    """The keywords of all scores. A keyword is passed to every score that has it. Where their defaults differ
-    it has none here, and each score keeps its own."""
+    """The options of a model's scores: keys of the recipe's `ood` section, and of `gz ood`. An option is
+    passed to every score that has it. Where defaults differ it has none here, and each score keeps its own.
+    """
     rules: dict[str, Rule] = {}
-    for options in signatures:
+    for options in card.scores.values():
         for name, rule in _rules(options).items():
-            same = name not in rules or rules[name] == rule
-            rules[name] = rule if same else replace(rule, default=ABSENT)
+            differs = rules.get(name, rule) != rule
+            rules[name] = replace(rule, default=ABSENT) if differs else rule
     return rules
-
-
-def _scores(card: ModelCard | None) -> str:
-    names = score_names(card) if card else []
-    return f"Literal[{', '.join(map(repr, names))}]" if names else "str"
 
 
 def score_names(card: ModelCard) -> list[str]:
@@ -184,7 +174,8 @@ class _Checker:
                 hint = f"did you mean `{key}.name`?" if named else f"its keys: {_list(below(rules, key))}"
                 self.add(here, True, f"`{'.'.join(here)}` must hold keys, not {shown(value)}", hint)
             else:
-                self.add(here, False, _unknown(here), _suggest(here, rules, self.root))
+                inside = f" in `{'.'.join(path)}`" if path else ""
+                self.add(here, False, f"unknown key `{key}`{inside}", _suggest(here, rules, self.root))
         return clean
 
     def accepts(self, value: Any, rule: Rule, here: Key) -> bool:
@@ -220,34 +211,26 @@ def check_value(value: Any, param: Param | Rule, name: str) -> Any:
 
 def check_scores(names: Iterable[str], card: ModelCard) -> list[str]:
     """The scores by their proper names, `-` and `_` alike. Raises UsageError with the nearest one."""
-    known = {canonical(score): score for score in score_names(card)}
+    scores = {canonical(score): score for score in score_names(card)}
     for name in names:
-        if canonical(name) not in known:
-            hint = "`gz list models --can ood` shows models that have"
-            if known:
-                hint = did_you_mean(name, known.values()) or f"it has: {', '.join(known.values())}"
+        if canonical(name) not in scores:
+            able = f"it has: {', '.join(scores.values())}" if scores else ""
+            hint = (
+                did_you_mean(name, scores.values())
+                or able
+                or "`gz list models --can ood` shows models that have"
+            )
             raise UsageError(f"`{card.name}` has no score `{name}`", hint=hint)
-    return [known[canonical(name)] for name in names]
+    return [scores[canonical(name)] for name in names]
 
 
 def missing(tree: Mapping[str, Any], rules: Rules) -> list[str]:
     """The models' hyperparameters without a default that the recipe does not give."""
     if "stages" in rules:
-        return [
-            f"stages.{name}.{key}"
-            for name, part in tree["stages"].items()
-            if isinstance(part, Mapping)
-            for key in missing(part, below(below(rules, "stages"), name))
-        ]
+        parts = {name: part for name, part in tree["stages"].items() if isinstance(part, Mapping)}
+        of_stage = below(rules, "stages")
+        return [f"stages.{n}.{key}" for n, part in parts.items() for key in missing(part, below(of_stage, n))]
     return [f"model.{key}" for key in below(rules, "model") if key != ANY and key not in tree["model"]]
-
-
-# ---------------------------------------------------------------------------- hints
-
-
-def _unknown(path: Key) -> str:
-    inside = f" in `{'.'.join(path[:-1])}`" if path[:-1] else ""
-    return f"unknown key `{path[-1]}`{inside}"
 
 
 def _suggest(path: Key, rules: Rules, root: Rules) -> str:
@@ -259,10 +242,10 @@ def _suggest(path: Key, rules: Rules, root: Rules) -> str:
     sections = {name: below(root, name) for name in root}
     sections |= {f"stages.{name}": below(stages, name) for name in stages}
     elsewhere = [f"{name}.{k}" for name, part in sections.items() for k in part if k == key]
-    known = [k for k in rules if k != ANY]
-    if elsewhere and key not in map(canonical, known):
+    here = [k for k in rules if k != ANY]
+    if elsewhere and key not in map(canonical, here):
         return f"did you mean `{elsewhere[0]}`?"
-    return did_you_mean(path[-1], known) or (f"its keys: {_list(rules)}" if known else "it has no keys")
+    return did_you_mean(path[-1], here) or (f"its keys: {_list(rules)}" if here else "it has no keys")
 
 
 def _list(rules: Rules) -> str:

@@ -8,6 +8,7 @@ keys are a mistake. Aliases, merge keys and tags are refused: a recipe is read f
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -94,11 +95,14 @@ def read_text(text: str, name: str) -> Document:
         line, column = before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
         raise UsageError(f"{name}:{line}:{column}: {e.reason}") from None
     except yaml.MarkedYAMLError as e:
-        at = e.problem_mark or e.context_mark or yaml.Mark(name, 0, 0, 0, None, 0)
-        here = text.splitlines()[at.line : at.line + 1]
-        is_tab = here and here[0][at.column : at.column + 1] == "\t"
-        message = f"{name}:{at.line + 1}:{at.column + 1}: {TAB if is_tab else _in_words(e.problem)}"
-        raise UsageError(message, hint=_syntax_hint(e.problem)) from None
+        at, problem = e.problem_mark or e.context_mark or yaml.Mark(name, 0, 0, 0, None, 0), e.problem or ""
+        words = next((words for form, words in _WORDS.items() if re.fullmatch(form, problem)), problem)
+        line = (text.splitlines() or [""])[at.line : at.line + 1]
+        if line and line[0][at.column : at.column + 1] == "\t":
+            words = TAB
+        hint = next((hint for part, hint in _HINTS.items() if part in problem), None)
+        message = f"{name}:{at.line + 1}:{at.column + 1}: {words or 'this is no YAML'}"
+        raise UsageError(message, hint=hint) from None
     if node is not None:
         document.tree = _Reader(document).read(node, ())
     return document
@@ -109,9 +113,8 @@ def read_file(path: Path, name: str | None = None) -> Document:
     name = name or str(path)
     try:
         if (size := path.stat().st_size) > LARGEST:
-            raise UsageError(
-                f"{name}: it has {size / 1e6:,.1f} MB, and a recipe {LARGEST / 1e6:g} MB at most"
-            )
+            most = f"a recipe {LARGEST / 1e6:g} MB at most"
+            raise UsageError(f"{name}: it has {size / 1e6:,.1f} MB, and {most}")
         return read_text(path.read_text(encoding="utf-8-sig"), name)
     except UnicodeDecodeError as e:
         raise UsageError(f"{name}: not a text in UTF-8: {e.reason} at byte {e.start}") from None
@@ -199,7 +202,7 @@ class _Reader:
         return node.value if node.tag == f"{_TAG}str" else self._scalar(node.value, mark)
 
     def _map(self, node: yaml.MappingNode, path: Key) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for key_node, value_node in node.value:
             mark = _mark(key_node)
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else ""
@@ -208,14 +211,14 @@ class _Reader:
                 self._problem(mark, "a key must be a word", f'write `"{key}"`' if key else None)
             elif key == "<<" and plain:
                 self._problem(mark, "merge keys are not supported", "write the values out")
-            elif key in found:
+            elif key in values:
                 first = self.document.keys[here].line
                 message = f"the key `{key}` stands in line {first} already"
                 self._problem(mark, message, "leave one of them out")
             else:
                 self.document.keys[here] = mark
-                found[key] = self.read(value_node, here)
-        return found
+                values[key] = self.read(value_node, here)
+        return values
 
     def _scalar(self, text: str, mark: Mark) -> Any:
         plain = text.replace("_", "")
@@ -257,19 +260,12 @@ _WORDS = {
 }
 
 
-def _in_words(problem: str | None) -> str:
-    """What is wrong with a text, without the parser's own terms."""
-    found = (words for pattern, words in _WORDS.items() if re.fullmatch(pattern, problem or ""))
-    return next(found, problem or "this is no YAML")
-
-
-def _syntax_hint(problem: str | None) -> str | None:
-    problem = problem or ""
-    if "tab" in problem or "token" in problem:
-        return "indent with spaces, and quote a value that begins with a sign such as `@`"
-    if "mapping values are not allowed" in problem:
-        return "quote a value that holds a colon, or check the indentation"
-    return "a recipe is one document: leave out `---`" if "document" in problem else None
+_HINTS = {
+    "tab": "indent with spaces, and quote a value that begins with a sign such as `@`",
+    "token": "indent with spaces, and quote a value that begins with a sign such as `@`",
+    "mapping values are not allowed": "quote a value that holds a colon, or check the indentation",
+    "document": "a recipe is one document: leave out `---`",
+}
 
 
 # --- writing ---
@@ -303,12 +299,8 @@ def flow(value: Any) -> str:
         return "{" + ", ".join(f"{_text(k)}: {flow(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(flow, value)) + "]"
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int):
-        return str(value)
+    if value is None or isinstance(value, int):  # True and False are integers of Python
+        return json.dumps(value)
     if isinstance(value, float):
         return _float(value)
     if isinstance(value, str):

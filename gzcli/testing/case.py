@@ -75,7 +75,6 @@ class Case:
         return catalog.load(self.model).of(info, **self.settings, **stages)
 
     def pack(self) -> Pack:
-        """The data set."""
         return open_pack(self.data)
 
     def fresh(self) -> Model:
@@ -85,14 +84,8 @@ class Case:
     def batches(self) -> TrainBatches:
         """Training batches of its data set on the CPU."""
         pack = self.pack()
-        return TrainBatches(
-            pack,
-            seed=SEED,
-            batch_size=self.batch,
-            levels=pack.info(levels=self.levels).levels,
-            device=CPU,
-            needs=catalog.card(self.model).needs,
-        )
+        levels, needs = pack.info(levels=self.levels).levels, catalog.card(self.model).needs
+        return TrainBatches(pack, seed=SEED, batch_size=self.batch, levels=levels, device=CPU, needs=needs)
 
     def __str__(self) -> str:
         return self.model + "".join(f"-{k}={v}" for k, v in self.options.items() if isinstance(v, bool | str))

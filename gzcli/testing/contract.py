@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import tempfile
 from collections.abc import Callable
@@ -53,11 +52,9 @@ def each_phase_learns_alone(case: Case) -> None:
         optimizer, losses = torch.optim.Adam(params, lr=case.lr), []
         for _ in range(STEPS + 1):
             loss = loss_of(model, fixed_noise(batch, phase.name), phase.name)
-            require(
-                loss.ndim == 0,
-                f"`loss` of phase `{phase.name}` is of shape {tuple(loss.shape)}, not a scalar",
-            )
-            require(loss.requires_grad, f"`loss` of phase `{phase.name}` has no gradient")
+            of = f"`loss` of phase `{phase.name}`"
+            require(loss.ndim == 0, f"{of} is of shape {tuple(loss.shape)}, not a scalar")
+            require(loss.requires_grad, f"{of} has no gradient")
             losses.append(float(loss.detach()))
             loss.backward()
             _check_gradients(model, phase.name, solved=losses[-1] == 0, params=params)
@@ -75,13 +72,10 @@ def _check_gradients(model: Model, phase: str, *, solved: bool, params: list[tor
     """Requires finite gradients, of the phase's own parameters alone, and of one of these at least."""
     for name, p in model.named_parameters():
         if p.grad is not None:
-            require(
-                p.requires_grad,
-                f"phase `{phase}` gives a gradient to `{name}`, which is not among its parameters",
-            )
-            require(
-                torch.isfinite(p.grad).all(), f"phase `{phase}` gives `{name}` a gradient that is not finite"
-            )
+            foreign = f"phase `{phase}` gives a gradient to `{name}`, which is not among its parameters"
+            require(p.requires_grad, foreign)
+            infinite = f"phase `{phase}` gives `{name}` a gradient that is not finite"
+            require(torch.isfinite(p.grad).all(), infinite)
     moved = solved or any(p.grad is not None and p.grad.any() for p in params)
     require(moved, f"phase `{phase}` gives none of its parameters a gradient")
 
@@ -98,9 +92,7 @@ def the_loss_is_a_mean(case: Case) -> None:
     }
     for phase in model.phases():
         only(model, phase)
-        once, twice = (
-            sum(_value(model, b, phase.name, step) for step in range(4)) / 4 for b in (batch, again)
-        )
+        once, twice = (sum(_value(model, b, phase.name, i) for i in range(4)) / 4 for b in (batch, again))
         require(
             abs(twice - once) <= abs(twice - 2 * once) or abs(once) < 1e-3,
             f"the loss of phase `{phase.name}` is a sum over the batch and not a mean: {len(batch)} images "
@@ -124,9 +116,8 @@ def the_loss_depends_on_the_batch_alone(case: Case) -> None:
         )
         other = _value(model, batch, phase.name, step=1)
         quiet = case.quiet or (model.likelihood == "exact" and model.data.levels is not None)
-        require(
-            other != values[0] or quiet, f"`batch.noise` has no effect on the loss of phase `{phase.name}`"
-        )
+        idle = f"`batch.noise` has no effect on the loss of phase `{phase.name}`"
+        require(other != values[0] or quiet, idle)
 
 
 def _value(model: Model, batch: Batch, phase: str, step: int = 0) -> float:
@@ -143,19 +134,13 @@ def samples_are_images(case: Case) -> None:
     x, shape = draw(model, case), (4, *case.pack().info().shape)
     require(tuple(x.shape) == shape, f"`sample(4)` returns {tuple(x.shape)}, not {shape}")
     require(torch.isfinite(x).all(), "`sample` returns values that are not finite")
-    require(
-        x.min() >= -1 and x.max() <= 1,
-        f"`sample` leaves [-1, 1]: {float(x.min()):.3g} … {float(x.max()):.3g}",
-    )
-    require(
-        torch.equal(x, draw(model, case)),
-        "`sample` draws other images with the same noise; use `noise` alone",
-    )
-    require(not torch.equal(x, draw(model, case, seed=1)), "`sample` draws the same images with other noise")
-    few = draw(model, case, n=2)
-    require(
-        torch.allclose(x[:2], few, atol=2 / 255), "image i depends on how many images are drawn beside it"
-    )
+    low, high = float(x.min()), float(x.max())
+    require(low >= -1 and high <= 1, f"`sample` leaves [-1, 1]: {low:.3g} … {high:.3g}")
+    again, other, few = draw(model, case), draw(model, case, seed=1), draw(model, case, n=2)
+    require(torch.equal(x, again), "`sample` draws other images with the same noise; use `noise` alone")
+    require(not torch.equal(x, other), "`sample` draws the same images with other noise")
+    alike = torch.allclose(x[:2], few, atol=2 / 255)
+    require(alike, "image i depends on how many images are drawn beside it")
     if model.conditional:
         for table in (m.table for m in model.modules() if isinstance(m, ClassEmbedding)):
             torch.nn.init.normal_(table.weight, generator=torch.Generator().manual_seed(2))
@@ -175,10 +160,8 @@ def weights_come_back(case: Case) -> None:
     lost = [key for key in missing if not key.endswith("_extra_state")]
     require(not unexpected and not lost, f"a saved model does not load: {', '.join([*unexpected, *lost])}")
     same = torch.equal(draw(model.eval(), case), draw(other.eval(), case))
-    require(
-        same,
-        "a loaded model draws other images: something that `sample` uses is neither parameter nor buffer",
-    )
+    lost_state = "something that `sample` uses is neither parameter nor buffer"
+    require(same, f"a loaded model draws other images: {lost_state}")
 
 
 def capabilities_tell_the_truth(case: Case) -> None:
@@ -191,10 +174,8 @@ def capabilities_tell_the_truth(case: Case) -> None:
     alike = hasattr(model, "log_prob") == (model.likelihood is not None)
     require(alike, '`log_prob` and the class attribute `likelihood` ("exact", "bound" or "ode") go together')
     require(("log_prob" in card.can) == hasattr(model, "log_prob"), "the catalogue does not see `log_prob`")
-    require(
-        model.conditional == case.conditional,
-        "`self.conditional` is not what the option says; set it in `__init__`",
-    )
+    conditional = "`self.conditional` is not what the option says; set it in `__init__`"
+    require(model.conditional == case.conditional, conditional)
 
 
 def training_helps(case: Case) -> None:
@@ -265,16 +246,14 @@ def evaluation_waits_for_no_other_process(case: Case) -> None:
     model = started(case)[0].eval()
     met: list[str] = []
     batch = with_prepared(model, next(held_out(case.pack(), model, "val", 3)))
-    several = {
+    distributed = {
         "is_initialized": lambda: True,
         "get_world_size": lambda: 2,
         "get_rank": lambda: 0,
-        "all_reduce": lambda *given: met.append("all_reduce"),
-        "all_gather": lambda *given: met.append("all_gather"),
+        "all_reduce": lambda *_: met.append("all_reduce"),
+        "all_gather": lambda *_: met.append("all_gather"),
     }
-    with contextlib.ExitStack() as patches, torch.no_grad():
-        for name, stand_in in several.items():
-            patches.enter_context(mock.patch(f"torch.distributed.{name}", stand_in))
+    with mock.patch.multiple("torch.distributed", **distributed), torch.no_grad():
         if hasattr(model, "log_prob"):
             log_likelihood(model, batch.x, noise=batch.noise)
         if model.best != "fd":  # such a model is validated by its samples alone
@@ -287,10 +266,10 @@ def every_kind_of_set(case: Case) -> None:
     """The model takes RGB images, several labels at once, and none."""
     for kind in KINDS:
         if kind != "label-free" or not case.conditional:  # a conditional model is refused such a set
-            kind_of_set(case, kind)
+            _takes(case, kind)
 
 
-def kind_of_set(case: Case, kind: str) -> None:
+def _takes(case: Case, kind: str) -> None:
     """The model is built for random images of this kind, and trains, samples and scores."""
     on = f"on a set that is {kind}"
     classes = () if kind == "label-free" else ("a", "b", "c")
@@ -313,10 +292,8 @@ def kind_of_set(case: Case, kind: str) -> None:
         loss = loss_of(model, fixed_noise(batch, phase.name), phase.name)
         loss.backward()
         finite = all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
-        require(
-            torch.isfinite(loss) and finite,
-            f"{on} the loss of phase `{phase.name}`, or a gradient, is not finite",
-        )
+        infinite = f"{on} the loss of phase `{phase.name}`, or a gradient, is not finite"
+        require(torch.isfinite(loss) and finite, infinite)
     model.eval()
     drawn = tuple(draw(model, case, n=3).shape)
     require(drawn == (3, *shape), f"{on} `sample(3)` returns {drawn}, not {(3, *shape)}")
@@ -327,9 +304,8 @@ def kind_of_set(case: Case, kind: str) -> None:
         with torch.no_grad():
             labels = y if case.conditional else None
             value = log_likelihood(model, batch.x, labels, noise=ImageNoise(SEED, range(N)))
-        require(
-            value.shape == (N,) and torch.isfinite(value).all(), f"{on} `log_prob` is not {N} finite numbers"
-        )
+        finite = value.shape == (N,) and bool(torch.isfinite(value).all())
+        require(finite, f"{on} `log_prob` is not {N} finite numbers")
 
 
 CHECKS: dict[str, Callable[[Case], None]] = {

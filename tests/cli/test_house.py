@@ -34,14 +34,14 @@ MAY = {
     "models": {"metrics"},
     "metrics": {"data"},
 }
-SHARED = ("models.base", "models.nn", "models.options", "models.signatures", "models.docs", "models.catalog")
+SHARED = ("models.base", "models.nn", "models.options", "models.signatures", "models.catalog")
 SHARED = (*SHARED, "models.denoising.process")
 
 # Measures: none may grow, no exception may be added; lower what has become smaller.
 ROOT_FILES, FOLDER, LINES, FILES = 4, 20, 53_000, 290
 FOLDERS = {"cli": 32, "engine": 22}
 LENGTH, PARAMETERS = 60, 8
-LONG = {"models.catalog._read_card": 65}
+LONG: dict[str, int] = {}
 WIDE = {"data.packs.batches.__init__": 11, "data.packs.open.open_pack": 9, "engine.compiled.losses": 9}
 WIDE |= {"models.nn.unet.__init__": 11}
 

@@ -15,7 +15,7 @@ import pytest
 from gzcli import testing
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.launch import plan
-from gzcli.models import catalog, docs
+from gzcli.models import catalog
 from gzcli.recipe.files import mistakes, read_header
 from gzcli.recipe.resolve import resolve
 from gzcli.store import model_files
@@ -108,7 +108,7 @@ def test_an_option_that_no_recipe_can_hold_is_refused_with_its_line(write):
 def test_options_have_a_text_and_arithmetic_in_a_default_is_understood(write):
     model_files.add(write("maf", (SIGNATURE, "hidden: int = 4 * 8, layers: int = 7 - 2 * 2")))
     assert {name: p.default for name, p in catalog.card("maf").params.items()} == {"hidden": 32, "layers": 3}
-    told = docs.options(catalog.card("maf"))
+    told = catalog.option_texts(catalog.card("maf"))
     assert told["model"]["hidden"] == "channels of its inner layers."
     assert told["sample"]["steps"] == "evaluations of the network."
 

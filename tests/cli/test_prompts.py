@@ -300,18 +300,18 @@ def test_large_images_come_in_smaller_batches(trained, device, shape, size, imag
 
 
 def test_the_card_tells_of_prompts_and_pictures(tmp_path, monkeypatch):
-    from gzcli.models import sources
+    from gzcli.models import signatures
 
     root = tmp_path / "gzcli" / "models"
     (root / "sd").mkdir(parents=True)
-    (root / "base.py").write_text("class Model:\n    def sample(self, n): ...\n")
+    (root / "base.py").write_text((signatures.ROOT / "base.py").read_text())
     (root / "sd" / "lora.py").write_text(
         "from gzcli.models.base import Model\n"
         "class Lora(Model):\n    paper = 'x'\n    needs = ('caption', 'before')\n"
         "    def sample(self, n, *, labels: Tensor | None = None, noise: Noise, progress: Progress,\n"
         "               prompt: str | None = None, before: Tensor | None = None, scale: float = 1.0): ...\n"
     )
-    for module in (sources, catalog):
+    for module in (signatures, catalog):
         monkeypatch.setattr(module, "ROOT", root)
     card = catalog.card("lora")
     assert card.inputs == ("before",) and list(card.sample) == ["prompt", "scale"] and "prompt" in card.can

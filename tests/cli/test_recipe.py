@@ -18,7 +18,7 @@ from gzcli.core.parts import Part, part_of
 from gzcli.core.sections import FIXED, SECTIONS, keys_of
 from gzcli.core.types import DataInfo
 from gzcli.data.sets.registry import SPECS, find
-from gzcli.models import catalog, docs
+from gzcli.models import catalog
 from gzcli.models.options import defaults
 from gzcli.recipe import schema
 from gzcli.recipe.describe import annotated, section_texts, texts
@@ -445,8 +445,9 @@ def test_values_of_the_command_line():
     (told,) = problems(schema.check_scores, ["nll"], catalog.card("wgan"))
     assert told.startswith("`wgan` has no score `nll`")
     one, two = ({"k": catalog.Param("k", "int", default, False)} for default in (1, 2))
-    assert schema.defaults(schema._shared([one, one])) == {"k": 1}
-    assert schema.defaults(schema._shared([one, two])) == {}, "of two scores each keeps its own"
+    for scores, shared in (({"a": one, "b": one}, {"k": 1}), ({"a": one, "b": two}, {})):
+        rules = schema.score_options(replace(catalog.card("vae"), scores=scores))
+        assert schema.defaults(rules) == shared, "of two scores each keeps its own"
 
 
 def test_a_conditional_model_needs_labels(write, monkeypatch):
@@ -472,12 +473,12 @@ glow-celeba-20260131-142501-ab12 1.5e3x 685_230.15 [x {x""")
 WORDS += ["", " ", "a: b", "a #b", "- a", "x, y", "\n", "\t", "? x", "a ", " a"]
 WORDS += ["\x07", "\x85", "\u2028", "\ufeff"]
 EDGES = [0, -1, 10, 8, 2**63, -(10**20), 0.0, -0.0, 1e-5, 1e16, 1e22, 5e-324, 1.7e308, math.inf, -math.inf]
-KEY_WORDS = st.sampled_from([word for word in WORDS if word])
+NAMES = st.sampled_from([word for word in WORDS if word])
 SIGNS = st.characters(codec="utf-8", exclude_categories=("Cs",))
 LEAVES = st.none() | st.booleans() | st.sampled_from(EDGES + WORDS) | st.text(SIGNS, max_size=8)
 VALUES = st.recursive(
     LEAVES | st.floats(allow_nan=False) | st.integers(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEY_WORDS, inner, max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
     max_leaves=9,
 )
 
@@ -587,7 +588,7 @@ def test_every_key_of_a_section_and_every_option_of_a_model_has_a_text():
     for section in (Part, *SECTIONS.values()):
         assert list(section_texts(section)) == [field.name for field in keys_of(section)]
     for card in catalog.cards().values():
-        told = docs.options(card)
+        told = catalog.option_texts(card)
         has = {"model": card.params, "sample": card.sample, "ood": schema.score_options(card), **card.do}
         assert {of: set(has[of]) for of in has} == {of: set(told[of]) for of in has}, card.name
 

@@ -21,7 +21,7 @@ from gzcli import models
 from gzcli.core.errors import UsageError, canonical
 from gzcli.core.types import DataInfo
 from gzcli.core.units import Size
-from gzcli.models import catalog, sources
+from gzcli.models import catalog, signatures
 from gzcli.store.paths import recipes_dir
 
 NAMES = sorted(catalog.cards())
@@ -37,8 +37,8 @@ def zoo(tmp_path, monkeypatch):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(textwrap.dedent(text))
 
-    write("base.py", "class Model:\n    needs: tuple = ()\n    best = 'auto'\n    def sample(self, n): ...\n")
-    for module in (sources, catalog):
+    write("base.py", (signatures.ROOT / "base.py").read_text())
+    for module in (signatures, catalog):
         monkeypatch.setattr(module, "ROOT", root)
     return write
 
@@ -171,9 +171,9 @@ def heads(tree: ast.AST) -> list[str]:
 
 def test_an_outline_keeps_classes_and_signatures():
     """What the quick reader leaves out is bodies alone."""
-    for path in sources.ROOT.rglob("*.py"):
+    for path in signatures.ROOT.rglob("*.py"):
         text = path.read_text()
-        assert heads(ast.parse(sources._outline(text))) == heads(ast.parse(text)), path
+        assert heads(ast.parse(signatures.outline(text))) == heads(ast.parse(text)), path
 
 
 def test_bases_in_other_files_are_followed(zoo):
@@ -298,7 +298,11 @@ def test_reading_the_zoo_is_quick_and_imports_nothing_heavy():
         "print([m for m in ('torch', 'numpy', 'PIL', 'accelerate', 'rich', 'pydantic') if m in sys.modules])"
     )
     out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=sources.ROOT.parents[1]
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=signatures.ROOT.parents[1],
     )
     assert out.stdout.strip() == "[]"
 
@@ -312,7 +316,7 @@ def test_the_zoo_is_read_in_little_more_than_parsing_it_takes():
         for text in texts:
             ast.parse(text)
         parsing, since = min(parsing, time.process_time() - since), time.process_time()
-        for cached in (catalog._read_card, sources._module, sources.text_of, sources._lines):
+        for cached in (catalog.read_card, catalog.model_class, signatures.module_of):
             cached.cache.clear()
         catalog.cards()
         reading = min(reading, time.process_time() - since)

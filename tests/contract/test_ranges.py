@@ -14,7 +14,7 @@ from gzcli.core.types import DataInfo
 from gzcli.data.packs.open import open_pack
 from gzcli.models import catalog
 from gzcli.models.catalog import OUTSIDE
-from gzcli.models.signatures import MAY_BE_0, OF_FLOATS, SIGNED, Param, range_of
+from gzcli.models.signatures import MAY_BE_0, OF_FLOATS, SIGNED, Param
 from gzcli.recipe.kinds import in_range, within
 
 ZOO = [card for card in catalog.cards().values() if card.family != OUTSIDE]
@@ -39,7 +39,7 @@ def test_defaults_and_tables_lie_in_their_ranges():
         return list(param.default) if isinstance(param.default, tuple) else param.default
 
     assert [place for place, param in options() if not in_range(values(param), param.range)] == []
-    numeric = [param for _, param in options() if range_of(param.name, param.annotation, ours=False)]
+    numeric = [param for _, param in options() if replace(param, ours=False).range]
     assert len(numeric) > 300
     for _, param in options():
         if param.range:
@@ -48,11 +48,14 @@ def test_defaults_and_tables_lie_in_their_ranges():
             assert param.name in SIGNED, param
     names = {param.name for _, param in options()}
     assert sorted({*MAY_BE_0, *OF_FLOATS, *SIGNED} - names) == []
-    assert range_of("pair_solver", "Literal['euler', 'midpoint']", ours=True) is None
-    assert range_of("dropout", "float", ours=False) is None
-    assert range_of("width", "int", ours=False) == "-1,000,000 … 1,000,000"
-    assert range_of("mult", "tuple[int, ...] | None", ours=True) == "1 … 1,000,000"
-    assert range_of("groups", "tuple[int, ...]", ours=True) == "0 … 1,000,000"
+    for name, kind, ours, range in (
+        ("pair_solver", "Literal['euler', 'midpoint']", True, None),
+        ("dropout", "float", False, None),
+        ("width", "int", False, "-1,000,000 … 1,000,000"),
+        ("mult", "tuple[int, ...] | None", True, "1 … 1,000,000"),
+        ("groups", "tuple[int, ...]", True, "0 … 1,000,000"),
+    ):
+        assert Param(name, kind, None, True, ours).range == range
 
 
 @pytest.mark.parametrize("case", BUILDERS, ids=lambda case: case.model)

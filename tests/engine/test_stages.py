@@ -76,7 +76,7 @@ def test_a_stage_lays_its_own_over_what_is_shared_layer_by_layer(path):
         assert [part.optim.lr for part in recipe.parts] == [3e-3, 1e-3]
         assert prior.train.steps == steps and tokenizer.train.ema == ema
         assert all(part.data.name == data and part.seed == 0 for part in recipe.parts)
-    assert recipe.card.name == "vqvae" and recipe.cards["prior"].name == "transformer"
+    assert recipe.card.name == "vqvae" and recipe.parts[1].model == "transformer"
     assert recipe.origin["stages.prior.train.steps"].startswith("for.mnist ")
     assert recipe.origin["stages.tokenizer.optim.lr"].endswith("two.yaml:9")
     assert recipe.origin["stages.prior.model.width"].endswith("two.yaml:11")
