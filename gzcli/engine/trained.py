@@ -28,6 +28,7 @@ from gzcli.models.base import Model
 from gzcli.models.catalog import ModelCard
 from gzcli.store import runs
 from gzcli.store.files import checksum
+from gzcli.store.hub import repository
 from gzcli.store.paths import recipe_names
 from gzcli.store.runs import Run
 
@@ -206,8 +207,6 @@ class DiffusersVAE(nn.Module):
     def load(cls, name: str, device: torch.device | str) -> tuple[DiffusersVAE, str]:
         """The autoencoder of a folder or a repository of the hub, and the sha256 of its weights."""
         from diffusers import AutoencoderKL
-
-        from gzcli.store.hub import repository
 
         patterns = ["*.json", "vae/*.json", "*model.safetensors", "vae/*model.safetensors"]
         folder = repository(name, key="data.latent", files=patterns)

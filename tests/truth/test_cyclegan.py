@@ -123,7 +123,7 @@ def test_the_pool_is_that_of_the_paper():
 
 
 def test_the_pool_is_no_weight_but_goes_on_after_a_resume():
-    from gzcli.engine.checkpoint import extra_of, resume, weights_of
+    from gzcli.engine.checkpoint import extra_of, weights_of
 
     one, two = model(pool=4), model(pool=4)
     one.loss(batch(images(3), images(3, seed=1)), "discriminator")
@@ -137,7 +137,7 @@ def test_the_pool_is_no_weight_but_goes_on_after_a_resume():
     first = trainer(recipe(case, steps=2))
     first.fit()
     second = trainer(recipe(case, steps=3, sets=(f"train.init={first.run.path / 'model.safetensors'}",)))
-    resume(second)
+    second.resume()
     assert first.model.pool_a.count == 8 and second.model.pool_a.count == 0
     assert torch.equal(first.model.disc_a.head.weight, second.model.disc_a.head.weight)
 
