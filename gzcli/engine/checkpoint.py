@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -29,9 +29,6 @@ from gzcli.engine.log import Log
 from gzcli.store import files, runs
 from gzcli.store.run_folder import CheckpointFolder, Run, steps_of
 from gzcli.version import __version__
-
-if TYPE_CHECKING:
-    from gzcli.engine.trainer import Trainer
 
 KEPT, KEPT_AT_THE_END = 2, 1  # newest checkpoints of a run that trains and of a finished one, if none is said
 SAMPLED = CheckpointFolder.averaged.name  # what is left of the best checkpoint of a finished run
@@ -234,85 +231,6 @@ def strip(path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------- the state of a training
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """What must be the same at a resume, so that it goes on bit for bit."""
-    threads, version = torch.get_num_threads(), torch.__version__
-    return {"world": ranks.world(), "threads": threads, "torch": version, "device": device.type}
-
-
-def save(t: Trainer, step: int) -> None:
-    """Saves a checkpoint of `step` steps, unless there is one. A call of every rank; rank 0 writes."""
-    if step == t.saved:
-        return
-    t.saved, folder, scaler = step, t.run.checkpoints_folder, t.accelerator.scaler
-    statistics = t.ema.statistics()
-    values = ranks.gathered(t.model.state_dict())
-    averages = ranks.gathered(t.ema.state_dict())
-    optimizers = ranks.gathered({name: o.state_dict() for name, o in t.optimizers.items()})
-    of_ranks = ranks.everyone((extra_of(values), t.history.pending()))
-    weights = weights_of(values) if ranks.rank() == 0 else {}
-    named = [name for name, _ in t.model.named_parameters() if name in weights]
-    broken = [name for name in named if not torch.isfinite(weights[name]).all()]
-    if broken := ranks.agree(broken):
-        raise t.history.diverged(f"the weights `{broken[0]}` are not finite", step)
-    if ranks.rank() == 0:
-        train = {
-            "optimizers": optimizers,
-            "scaler": scaler.state_dict() if scaler is not None else None,
-            "ema_updates": t.ema.updates,
-            "extra": [extra for extra, _ in of_ranks],
-            "pending": [pending for _, pending in of_ranks],
-        }
-        averaged = weights | weights_of(averages | statistics)
-        space = t.space.record() if t.space else None
-        saved = Saved(averaged, t.part, t.info, step, t.built_on, space)
-        write(folder, step, Checkpoint(weights, saved, train, machine(t.device)))
-        prune(folder, t.train.keep or KEPT)
-        t.run.update(step=step)
-        t.log.event("checkpoint", step=step)
-    ranks.wait()
-
-
-def save_best(t: Trainer, step: int, metric: str, value: float) -> None:
-    """Saves a checkpoint of `step` steps as the best, where `value` is less than at all earlier ones. A call
-    of every rank; the value of rank 0 counts."""
-    best = t.run.best
-    if ranks.agree(best is None or value < best.value):
-        save(t, step)
-        if ranks.rank() == 0:
-            files.write_json(t.run.best_file, {"step": step, "metric": metric, "value": value})
-            prune(t.run.checkpoints_folder, t.train.keep or KEPT)
-
-
-def resume(t: Trainer) -> int:
-    """Restores the newest whole checkpoint and returns its step. Without one the training begins, from
-    `train.init` if the recipe has it, and 0 is returned."""
-    path = newest(t.run.checkpoints_folder, t.log.warn)
-    if path is None:
-        t.history.resume(0, None)
-        if t.train.init:
-            init_from(t.model, t.train.init, t.run, t.log)
-        return 0
-    saved = read(path)
-    train, meta, rank = saved.train, saved.meta, ranks.rank()
-    # a rank that did not exist when the checkpoint was saved takes the extra state of rank 0
-    load(t.model, saved.weights | train["extra"][rank if rank < len(train["extra"]) else 0])
-    averages = {name: value.to(t.device) for name, value in saved.averaged.weights.items()}
-    t.ema.load_state_dict(averages, train["ema_updates"])
-    for name, values in train["optimizers"].items():
-        optimizer = t.optimizers[name]
-        restore(optimizer, values | {"state": parts_of(values["state"], optimizer)})
-    if train["scaler"] and t.accelerator.scaler is not None:
-        t.accelerator.scaler.load_state_dict(train["scaler"])
-    pending = train.get("pending") or [None]  # older checkpoints have none
-    t.history.resume(meta["step"], pending[rank if len(pending) == ranks.world() else 0])
-    t.saved = meta["step"]
-    if changed := [f"{k} {meta[k]} → {v}" for k, v in machine(t.device).items() if meta[k] != v]:
-        t.log.warn(f"not bit for bit the run that was broken off: {', '.join(changed)}")
-    t.log.info(f"resumed at step {meta['step']}")
-    return meta["step"]
 
 
 def load(model: nn.Module, values: Mapping[str, Any]) -> None:

@@ -12,22 +12,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from gzcli.core import devices
+from gzcli.core import devices, ranks
 from gzcli.core.errors import GzError, UsageError, first_line
 from gzcli.core.jobs import TrialJob
 from gzcli.core.parts import Part, part_of
 from gzcli.core.types import Batch, BatchNoise, DataInfo
 from gzcli.data.packs.open import open_pack, pack_options
 from gzcli.engine import optim
-from gzcli.engine.compiled import RecordedNoise, shapes_only
+from gzcli.engine.compiled import RecordedNoise, shapes_only, without_values
 from gzcli.engine.ema import EMA
-from gzcli.engine.log import Log
+from gzcli.engine.log import Log, Speed
 from gzcli.engine.prepared import on_latents, with_prepared
 from gzcli.engine.step import precision, prepare_torch
 from gzcli.engine.trained import build_model
@@ -35,7 +35,13 @@ from gzcli.models import catalog
 from gzcli.models.base import Model, named_losses
 from gzcli.store.runs import Run
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 PREPARING = ("pair_steps",)  # options of `prepare` that a step does not depend on, so that it is short here
+# Steps of a run whose operations are not worth being counted, which takes a second: demonstrations of a
+# minute, on the embedded sets, have so few.
+SHORT = 1_500
 FEW = 4  # images of a step whose operations are not known
 ENOUGH = 1.0  # seconds after which no further step is timed
 TIMED, MOST = 2, 12  # steps that are timed: at least, and where they are short
@@ -267,3 +273,21 @@ def result(trial: Trial, times: float, device: torch.device) -> dict[str, Any]:
     loss, update = (min(values) for values in zip(*steps, strict=True))
     size = None if peak is None else round(before + state + max(0, peak - before - state) * times)
     return {"seconds": loss * times * trial.part.train.accumulate + update, "bytes": size}
+
+
+def speed_of(model: Model, batch: Batch, part: Part, accelerator: Accelerator, log: Log) -> Speed:
+    """What a step of a run does: its images and, where they can be counted, its floating-point operations."""
+    images = part.train.batch_size
+    if part.train.steps < SHORT or not log.main:
+        return Speed(images)
+    try:
+        blank, whole, mode = without_values(model, batch)
+        with ranks.alone(), shapes_only(mode):
+            flops = operations(blank.train(), whole.rows(slice(micro_batch(part)), whole.noise), part)
+    except Exception as e:  # a figure that cannot be found must not end a training
+        log.record(f"the operations of a step are not known: {type(e).__name__}: {e}")
+        return Speed(images)
+    plain = "fp32" if part.train.deterministic else "tf32"
+    kind = {"no": plain}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+    each = devices.peak(accelerator.device, kind)
+    return Speed(images, flops, each and each * ranks.world())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,29 +44,28 @@ def build(phase: Phase, conf: OptimSection, model: nn.Module | None = None) -> O
         groups.append({"lr": conf.lr * scale, "weight_decay": conf.weight_decay, **group, "lr_scale": scale})
     betas, eps = (float(conf.betas[0]), float(conf.betas[1])), conf.eps
     fused = kind_of(phase.parameters()[0].device).fused
-    match conf.name:
-        case "adam":
-            return Adam(groups, betas=betas, eps=eps, fused=fused)
-        case "adamw":
-            return AdamW(groups, betas=betas, eps=eps, fused=fused)
-        case "adamw8bit":  # moments of 8 bits (Dettmers 2022, arXiv:2110.02861): a quarter of the memory
-            try:
-                from bitsandbytes.optim import AdamW8bit
-            except ImportError as e:
-                hint = "`pip install bitsandbytes`, or `--set optim.name=adamw`"
-                message = "`optim.name: adamw8bit` needs the package `bitsandbytes`"
-                raise MissingError(message, hint=hint) from e
-            return AdamW8bit(groups, betas=betas, eps=eps)
-        case "muon":
-            return Muon(groups, betas, eps, model)
-        case "adamax":
-            return Adamax(groups, betas=betas, eps=eps, foreach=True)
-        case "sgd":
-            return SGD(groups, lr=conf.lr, momentum=betas[0], fused=fused)
-        case "rmsprop":
-            return RMSprop(groups, alpha=betas[1], eps=eps, foreach=True)
-    names = "adam · adamw · adamw8bit · muon · adamax · sgd · rmsprop"
-    raise UsageError(f"no optimizer is called `{conf.name}`", hint=names)
+    optimizers: dict[str, Callable[..., Optimizer]] = {
+        "adam": partial(Adam, betas=betas, eps=eps, fused=fused),
+        "adamw": partial(AdamW, betas=betas, eps=eps, fused=fused),
+        "adamw8bit": partial(adamw8bit, betas=betas, eps=eps),
+        "muon": partial(Muon, betas=betas, eps=eps, model=model),
+        "adamax": partial(Adamax, betas=betas, eps=eps, foreach=True),
+        "sgd": partial(SGD, momentum=betas[0], fused=fused),
+        "rmsprop": partial(RMSprop, alpha=betas[1], eps=eps, foreach=True),
+    }
+    if conf.name not in optimizers:
+        raise UsageError(f"no optimizer is called `{conf.name}`", hint=" · ".join(optimizers))
+    return optimizers[conf.name](groups)
+
+
+def adamw8bit(groups: list[dict[str, Any]], **options: Any) -> Optimizer:
+    """AdamW with moments of 8 bits (Dettmers 2022, arXiv:2110.02861): a quarter of the memory."""
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as e:
+        hint = "`pip install bitsandbytes`, or `--set optim.name=adamw`"
+        raise MissingError("`optim.name: adamw8bit` needs the package `bitsandbytes`", hint=hint) from e
+    return AdamW8bit(groups, **options)
 
 
 def factor(conf: OptimSection, step: int, steps: int) -> float:
@@ -77,14 +77,12 @@ def factor(conf: OptimSection, step: int, steps: int) -> float:
         return (step + 1) / conf.warmup
     peak = warmup / conf.warmup if warmup else 1.0
     done = (step - warmup) / max(steps - warmup, 1)
-    match conf.schedule:
-        case "cosine":
-            return peak * 0.5 * (1 + math.cos(math.pi * done))
-        case "linear":
-            return peak * (1 - done)
-        case "late_linear":  # constant over the first half
-            return peak * min(1.0, 2 * (1 - done))
-    return peak
+    schedules = {
+        "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+        "linear": 1 - done,
+        "late_linear": min(1.0, 2 * (1 - done)),  # constant over the first half
+    }
+    return peak * schedules.get(conf.schedule, 1.0)
 
 
 def set_lr(optimizer: Optimizer, conf: OptimSection, step: int, steps: int) -> None:

@@ -32,6 +32,7 @@ from gzcli.core.types import Batch, DataInfo, mix
 from gzcli.core.units import as_size, by_sides
 from gzcli.data.packs.batches import TrainBatches, scan
 from gzcli.data.packs.pack import Pack, is_array
+from gzcli.engine.compiled import shapes_only
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Autoencoder, DiffusersVAE, LatentSpace, build_model, find_autoencoder
 from gzcli.models import catalog
@@ -39,6 +40,7 @@ from gzcli.models.base import Model
 from gzcli.models.nn import full_fp32
 from gzcli.store import files, runs
 from gzcli.store.files import fsync, need_space, part_path, remove_tree, sweep
+from gzcli.store.hub import hub_home, is_id
 from gzcli.store.paths import cache_dir
 from gzcli.store.runs import Run
 
@@ -220,8 +222,6 @@ def on_latents(part: Part, info: DataInfo) -> DataInfo:
 
 
 def _shape_by_run(run: runs.Run, info: DataInfo) -> tuple[int, ...]:
-    from gzcli.engine.compiled import shapes_only
-
     for stage in run.stages or [run]:
         part = part_of(stage.tree())
         card = catalog.card_of(stage, part.model)
@@ -234,8 +234,6 @@ def _shape_by_run(run: runs.Run, info: DataInfo) -> tuple[int, ...]:
 
 def _config(name: str) -> dict[str, Any]:
     """The configuration of an `AutoencoderKL`, from its folder or the hub's cache."""
-    from gzcli.store.hub import hub_home, is_id
-
     cached = hub_home() / "hub" / f"models--{name.replace('/', '--')}"
     folders = [Path(name).expanduser(), *cached.glob("snapshots/*")]
     for path in (folder / sub / "config.json" for folder in folders for sub in ("vae", "")):

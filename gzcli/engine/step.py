@@ -15,18 +15,14 @@ from torch import Tensor, nn
 from gzcli.core import devices, ranks
 from gzcli.core.parts import Part
 from gzcli.core.types import Batch
+from gzcli.engine.compiled import Compiled, reaches_all
+from gzcli.engine.log import Log
 from gzcli.models.base import Model, named_losses
 from gzcli.models.nn import whole_batch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from gzcli.engine.compiled import Compiled
-    from gzcli.engine.log import Log, Speed
-
-# Steps of a run whose operations are not worth being counted, which takes a second: demonstrations of a
-# minute, on the embedded sets, have so few.
-FEW = 1_500
 LONG = 2_000  # steps of a run that gains from `torch.compile`: a U-Net takes about a minute to compile
 LONG_MINUTES = 10.0  # the same of a run whose length is given in minutes
 SMALL = 200e6  # parameters up to which a step may be bound by the launches of its kernels
@@ -103,8 +99,6 @@ def wrapped(
     if ranks.world() > 1:
         whole_batch.share(model)
     if compiles(part, model, device):
-        from gzcli.engine.compiled import Compiled
-
         loud, mode = part.train.compile is True, mode_of(part, model, device)
         graphs = Compiled(model, part.train.steps, log, loud=loud, mode=mode)
     step = Step(model, graphs)
@@ -135,8 +129,6 @@ def is_shared_out(part: Part) -> bool:
 
 def trains_all(model: Model, first: Batch) -> bool:
     """Whether one phase trains all that can be trained, and each step gives all of it a gradient."""
-    from gzcli.engine.compiled import reaches_all
-
     phases = model.phases()
     trainable = {id(p) for p in model.parameters() if p.requires_grad}
     one = len(phases) == 1 and trainable == {id(p) for p in phases[0].parameters()}
@@ -158,26 +150,3 @@ def twin(model: Model) -> Model:
     attached = vars(model).get("attached", {}).values()
     shared = {id(m): m for m in attached if trained.isdisjoint(map(id, m.modules()))}
     return copy.deepcopy(model, shared).requires_grad_(False)
-
-
-def speed_of(model: Model, batch: Batch, part: Part, accelerator: Accelerator, log: Log) -> Speed:
-    """What a step of a run does: its images and, where they can be counted, its floating-point operations."""
-    from gzcli.engine.log import Speed
-
-    images = part.train.batch_size
-    if part.train.steps < FEW or not log.main:
-        return Speed(images)
-    from gzcli.engine import compiled
-    from gzcli.engine.forecast import micro_batch, operations
-
-    try:
-        blank, whole, mode = compiled.without_values(model, batch)
-        with ranks.alone(), compiled.shapes_only(mode):
-            flops = operations(blank.train(), whole.rows(slice(micro_batch(part)), whole.noise), part)
-    except Exception as e:  # a figure that cannot be found must not end a training
-        log.record(f"the operations of a step are not known: {type(e).__name__}: {e}")
-        return Speed(images)
-    plain = "fp32" if part.train.deterministic else "tf32"
-    kind = {"no": plain}.get(accelerator.mixed_precision, accelerator.mixed_precision)
-    each = devices.peak(accelerator.device, kind)
-    return Speed(images, flops, each and each * ranks.world())

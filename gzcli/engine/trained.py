@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from gzcli.core import devices
 from gzcli.core.errors import DamagedError, GzError, MissingError, UsageError, canonical, first_line
@@ -27,6 +28,7 @@ from gzcli.models.base import Model
 from gzcli.models.catalog import ModelCard
 from gzcli.store import runs
 from gzcli.store.files import checksum
+from gzcli.store.hub import repository
 from gzcli.store.paths import recipe_names
 from gzcli.store.runs import Run
 
@@ -104,21 +106,12 @@ def _check_sizes(saved: Saved) -> None:
     """Raises DamagedError for a number that no model with these weights has: it would take all memory."""
     shapes = [tensor.shape for tensor in saved.weights.values()]
     most = max(USUAL, len(shapes), *(side for shape in shapes for side in shape))
-    numbers = [*_numbers(saved.part.options), *saved.info.shape, len(saved.info.classes)]
-    if beyond := [number for number in numbers if abs(number) > most]:
+    numbers = [*tree_leaves(saved.part.options), *saved.info.shape, len(saved.info.classes)]
+    if beyond := [n for n in numbers if isinstance(n, int | float) and abs(n) > most]:
         raise DamagedError(
             f"the recipe in the weights' file has the number {beyond[0]:g}, and its largest tensor "
             f"the side {most:,}: it is no recipe of these weights"
         )
-
-
-def _numbers(value: object) -> Iterator[float]:
-    """The numbers in a value, in lists and maps too."""
-    if isinstance(value, int | float):
-        yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for below in value.values() if isinstance(value, Mapping) else value:
-            yield from _numbers(below)
 
 
 def placed(model: Model, device: torch.device | str) -> Model:
@@ -214,8 +207,6 @@ class DiffusersVAE(nn.Module):
     def load(cls, name: str, device: torch.device | str) -> tuple[DiffusersVAE, str]:
         """The autoencoder of a folder or a repository of the hub, and the sha256 of its weights."""
         from diffusers import AutoencoderKL
-
-        from gzcli.store.hub import repository
 
         patterns = ["*.json", "vae/*.json", "*model.safetensors", "vae/*model.safetensors"]
         folder = repository(name, key="data.latent", files=patterns)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,23 +22,26 @@ from gzcli.data.packs.pack import Pack
 from gzcli.engine import checkpoint, optim, sampler
 from gzcli.engine.cadence import KINDS, Cadence, Stop, listening
 from gzcli.engine.ema import EMA, SharedOutEMA
+from gzcli.engine.forecast import speed_of
 from gzcli.engine.history import History, Trackers, tracker_names
 from gzcli.engine.log import Log, TrainBar
 from gzcli.engine.pictures import loss_curve
 from gzcli.engine.prepared import prepare, train_images, with_prepared
-from gzcli.engine.step import is_shared_out, speed_of, twin, wrapped
+from gzcli.engine.step import is_shared_out, twin, wrapped
 from gzcli.engine.trained import Trained, build_model, built_on, placed, stages_for
 from gzcli.launch.plan import write_train
+from gzcli.metrics import collapse
+from gzcli.metrics.features import LeNetFeatures, lenet
+from gzcli.metrics.quality.fd import frechet_distance
 from gzcli.models.base import Model, Phase, named_losses
 from gzcli.models.catalog import OUTSIDE, card_of
 from gzcli.models.nn import double, full_fp32
+from gzcli.store import files
 from gzcli.store.png import save_png
 from gzcli.store.runs import Run
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-    from gzcli.metrics.features import LeNetFeatures
 
 GRID, LAST_GRID = 36, 64  # samples of a picture during training, and at its end
 VALIDATION = 2000  # validation images that figures are computed of, at most
@@ -83,7 +86,7 @@ class Trainer:
 
     def fit(self) -> None:
         """Trains from the newest checkpoint, or from the start, to the end; saves when it is stopped."""
-        self.start = self.done = checkpoint.resume(self)
+        self.start = self.done = self.resume()
         if (names := tracker_names(self.part.launch)) and self.rank == 0:
             space = asdict(self.space.record()) if self.space else None
             config = self.part.tree() | {"built_on": self.built_on, "space": space}
@@ -109,7 +112,7 @@ class Trainer:
             for step in range(self.start, self.steps):
                 self.record(self.step(step), step + 1, bar)
                 if signum := stop.asked(step + 1):
-                    checkpoint.save(self, step + 1)
+                    self.save(step + 1)
                     raise Interrupted(
                         f"stopped at step {step + 1} of {self.steps}, checkpoint saved",
                         signum=signum,
@@ -220,7 +223,7 @@ class Trainer:
         """Validates, saves and draws, as far as it is due after `done` steps. Each is timed."""
         last, before = done == self.steps, self.cadence.found()
         if self.cadence.slow(due & {"eval", "sample"}) and not self.history.not_finite():
-            checkpoint.save(self, done)  # no step is lost if it is killed while it validates or draws
+            self.save(done)  # no step is lost if it is killed while it validates or draws
         if "eval" in due and self.metric:
             with self.cadence.timed():
                 self.get_net()
@@ -228,7 +231,7 @@ class Trainer:
                 self.evaluate(done, self.metric)
         if "checkpoint" in due and not self.history.not_finite():
             with self.cadence.timed("checkpoint"):
-                checkpoint.save(self, done)
+                self.save(done)
         if "sample" in due:
             with self.cadence.timed("sample"):
                 self.picture(done, LAST_GRID if last else GRID)
@@ -252,6 +255,76 @@ class Trainer:
         if "sample" in due and not drawn:
             self.picture(start, GRID)
 
+    def save(self, step: int) -> None:
+        """Saves a checkpoint of `step` steps, unless there is one. A call of every rank; rank 0 writes."""
+        if step == self.saved:
+            return
+        self.saved, folder, scaler = step, self.run.checkpoints_folder, self.accelerator.scaler
+        statistics = self.ema.statistics()
+        values = ranks.gathered(self.model.state_dict())
+        averages = ranks.gathered(self.ema.state_dict())
+        optimizers = ranks.gathered({name: o.state_dict() for name, o in self.optimizers.items()})
+        of_ranks = ranks.everyone((checkpoint.extra_of(values), self.history.pending()))
+        weights = checkpoint.weights_of(values) if ranks.rank() == 0 else {}
+        named = [name for name, _ in self.model.named_parameters() if name in weights]
+        broken = [name for name in named if not torch.isfinite(weights[name]).all()]
+        if broken := ranks.agree(broken):
+            raise self.history.diverged(f"the weights `{broken[0]}` are not finite", step)
+        if ranks.rank() == 0:
+            train = {
+                "optimizers": optimizers,
+                "scaler": scaler.state_dict() if scaler is not None else None,
+                "ema_updates": self.ema.updates,
+                "extra": [extra for extra, _ in of_ranks],
+                "pending": [pending for _, pending in of_ranks],
+            }
+            averaged = weights | checkpoint.weights_of(averages | statistics)
+            space = self.space.record() if self.space else None
+            saved = checkpoint.Saved(averaged, self.part, self.info, step, self.built_on, space)
+            checkpoint.write(folder, step, checkpoint.Checkpoint(weights, saved, train, machine(self.device)))
+            checkpoint.prune(folder, self.train.keep or checkpoint.KEPT)
+            self.run.update(step=step)
+            self.log.event("checkpoint", step=step)
+        ranks.wait()
+
+    def save_best(self, step: int, metric: str, value: float) -> None:
+        """Saves a checkpoint of `step` steps as the best, where `value` is less than at all earlier ones. A
+        call of every rank; the value of rank 0 counts."""
+        best = self.run.best
+        if ranks.agree(best is None or value < best.value):
+            self.save(step)
+            if ranks.rank() == 0:
+                files.write_json(self.run.best_file, {"step": step, "metric": metric, "value": value})
+                checkpoint.prune(self.run.checkpoints_folder, self.train.keep or checkpoint.KEPT)
+
+    def resume(self) -> int:
+        """Restores the newest whole checkpoint and returns its step. Without one the training begins, from
+        `train.init` if the recipe has it, and 0 is returned."""
+        path = checkpoint.newest(self.run.checkpoints_folder, self.log.warn)
+        if path is None:
+            self.history.resume(0, None)
+            if self.train.init:
+                checkpoint.init_from(self.model, self.train.init, self.run, self.log)
+            return 0
+        saved = checkpoint.read(path)
+        train, meta, rank = saved.train, saved.meta, ranks.rank()
+        # a rank that did not exist when the checkpoint was saved takes the extra state of rank 0
+        checkpoint.load(self.model, saved.weights | train["extra"][rank if rank < len(train["extra"]) else 0])
+        averages = {name: value.to(self.device) for name, value in saved.averaged.weights.items()}
+        self.ema.load_state_dict(averages, train["ema_updates"])
+        for name, values in train["optimizers"].items():
+            optimizer = self.optimizers[name]
+            checkpoint.restore(optimizer, values | {"state": checkpoint.parts_of(values["state"], optimizer)})
+        if train["scaler"] and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(train["scaler"])
+        pending = train.get("pending") or [None]  # older checkpoints have none
+        self.history.resume(meta["step"], pending[rank if len(pending) == ranks.world() else 0])
+        self.saved = meta["step"]
+        if changed := [f"{k} {meta[k]} → {v}" for k, v in machine(self.device).items() if meta[k] != v]:
+            self.log.warn(f"not bit for bit the run that was broken off: {', '.join(changed)}")
+        self.log.info(f"resumed at step {meta['step']}")
+        return meta["step"]
+
     def evaluate(self, done: int, metric: str) -> None:
         """Validates, saves a checkpoint if it is the best so far, and records the figures last: a run that
         goes on validates again where they are missing."""
@@ -259,7 +332,7 @@ class Trainer:
             values = validate(self.trained, metric, pack=self.pack, data=self.images.pack, net=self.net)
         if 4 * done >= self.steps and (text := collapsed(values)):  # earlier, samples have not spread out yet
             self.log.warn(text)
-        checkpoint.save_best(self, done, metric, values[metric])
+        self.save_best(done, metric, values[metric])
         self.history.record("eval", done, {f"val_{name}": value for name, value in values.items()})
         self.log.validated = "validation " + "  ".join(f"{k} {v:.4g}" for k, v in values.items())
         between = done < self.steps
@@ -271,8 +344,6 @@ class Trainer:
     def get_net(self) -> None:
         """Gets the net of `fd`, which is trained once for each data set, in more time than a validation."""
         if self.metric == "fd" and self.net is None and self.rank == 0:
-            from gzcli.metrics.features import lenet
-
             self.net = lenet(self.pack, device=self.device, say=self.log.info)
 
     def picture(self, done: int, n: int) -> None:
@@ -290,6 +361,12 @@ class Trainer:
         n = SOME if 0 < self.done < self.steps else MANY
         index = np.random.default_rng(0).permutation(self.batches.positions())[:n]
         yield from self.images.scan(index, purpose="calibrate", batch_size=128)
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What must be the same at a resume, so that it goes on bit for bit."""
+    threads, version = torch.get_num_threads(), torch.__version__
+    return {"world": ranks.world(), "threads": threads, "torch": version, "device": device.type}
 
 
 # ---------------------------------------------------------------------------- figures of validation
@@ -345,9 +422,6 @@ def distances(trained: Trained, pack: Pack, net: LeNetFeatures | None) -> dict[s
     images = sampler.draw(trained, len(real))
     if net is None:
         return {"fd": 0.0}
-    from gzcli.metrics import collapse
-    from gzcli.metrics.quality.fd import frechet_distance
-
     several = trained.info.multilabel
     made, true = net.features(images), net.features(real)
     predicted, classes = (np.zeros(len(x), int) if several else net.predict(x) for x in (images, real))
@@ -364,6 +438,4 @@ def collapsed(values: Mapping[str, float]) -> str | None:
     """A warning where `distances` show that a generator has collapsed; None where they do not."""
     if "distance" not in values:
         return None
-    from gzcli.metrics import collapse
-
     return collapse.warning(values["distance"], values.get("classes"))

@@ -27,6 +27,7 @@ from gzcli.models import catalog
 from gzcli.recipe.recipe import Recipe, check_batch_of, check_data
 from gzcli.recipe.resolve import Resolved
 from gzcli.store import runs
+from gzcli.store.hub import at_hand, is_id
 
 UNKNOWN = 10  # classes that are planned for where a conditional model's set is not packed yet
 
@@ -160,8 +161,6 @@ def ways_to_save(part: Part, plan: Plan) -> list[str]:
 
 def absent_weights(recipe: Recipe) -> list[str]:
     """The commands that download the models of the hub that a recipe begins with and that are not here."""
-    from gzcli.store.hub import at_hand, is_id
-
     bases = (name for part in recipe.parts for name in (part.options.get("base"), part.data.latent))
     ids = {name for name in bases if isinstance(name, str) and is_id(name)}
     return [f"`hf download {name}`" for name in sorted(ids) if not at_hand(name) and not runs.by_name(name)]
@@ -169,8 +168,6 @@ def absent_weights(recipe: Recipe) -> list[str]:
 
 def absent_runs(recipe: Recipe) -> list[str]:
     """Messages about the runs and files that a recipe is built on and that are not there, with their keys."""
-    from gzcli.store.hub import is_id
-
     absent = []
     for part in recipe.parts:
         latent = None if part.data.latent and is_id(part.data.latent) else part.data.latent

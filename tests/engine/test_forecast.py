@@ -16,7 +16,7 @@ from gzcli.core.errors import DeviceError
 from gzcli.core.jobs import TrialJob
 from gzcli.core.parts import Part, part_of
 from gzcli.core.sections import TrainSection
-from gzcli.engine import forecast, step
+from gzcli.engine import forecast
 from gzcli.engine.forecast import PartOnData
 from gzcli.engine.trainer import Trainer
 from gzcli.launch import launcher, plan
@@ -69,9 +69,9 @@ def test_operations_are_those_of_a_real_step(model, sets, home, monkeypatch):
             t.step(number)
     flops = forecast.flops_of(part_of(tree), t.info)
     assert flops == pytest.approx(real.get_total_flops() / steps, rel=1e-6)
-    monkeypatch.setattr(step, "FEW", 1)
+    monkeypatch.setattr(forecast, "SHORT", 1)
     before = {name: value.clone() for name, value in t.model.state_dict().items() if torch.is_tensor(value)}
-    speed = step.speed_of(t.trained.model, t.batches.at(0), t.part, t.accelerator, t.log)
+    speed = forecast.speed_of(t.trained.model, t.batches.at(0), t.part, t.accelerator, t.log)
     assert speed.flops == pytest.approx(flops, rel=1e-6)
     assert all(torch.equal(value, t.model.state_dict()[name]) for name, value in before.items())
     assert all(p.grad is None for p in t.model.parameters())

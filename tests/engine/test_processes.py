@@ -168,7 +168,7 @@ def farthest(names: Iterable[str], *, fp32: bool = False) -> dict[str, float]:
 @pytest.mark.parametrize("model", ["dit", pytest.param("instructpix2pix", marks=pytest.mark.slow)])
 def test_weights_that_are_shared_out_are_those_of_ddp(model):
     """FSDP2 beside DDP, with a global norm that is clipped; it resumes, and saves whole weights. With them,
-    as processes are dear, Muon, whose matrices the ranks share."""
+    as processes are dear, Muon."""
     case = next(case for case in CASES if case.model == model)
     sets = "train.ema=0.9 train.clip=0.3 train.eval_every=3 train.checkpoint_every=3 optim.warmup=0"
     sets += " train.best=loss train.keep=3 data.size=16"

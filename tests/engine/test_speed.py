@@ -20,9 +20,9 @@ from gzcli.core.devices import peak, peak_of
 from gzcli.core.errors import UsageError
 from gzcli.data.packs.batches import Ahead, TrainBatches, reader
 from gzcli.data.packs.open import open_pack
+from gzcli.engine import forecast
 from gzcli.engine import step as steps
 from gzcli.engine.cadence import TIMED, WARM_UP, count_steps
-from gzcli.engine.forecast import flops_of
 from gzcli.engine.log import Log, Speed, TrainBar, in_words, with_room
 from gzcli.engine.pictures import training_speed
 from gzcli.launch import launcher
@@ -110,10 +110,10 @@ def test_a_run_without_a_terminal_tells_its_progress_in_a_few_lines(tmp_path, ca
 
 
 def test_a_run_records_its_speed(monkeypatch):
-    monkeypatch.setattr(steps, "FEW", 1)
+    monkeypatch.setattr(forecast, "SHORT", 1)
     t = trainer(recipe(VAE, steps=3))
     t.fit()
-    flops = flops_of(t.part, t.info)
+    flops = forecast.flops_of(t.part, t.info)
     for line in lines(t.run.path / "metrics.jsonl"):
         if "it_s" in line:
             assert line["images_s"] == pytest.approx(8 * line["it_s"], rel=1e-2)
