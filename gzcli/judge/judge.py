@@ -110,10 +110,11 @@ class Judge:
         """The figures of images, of a model with so many grey levels; None: of images from elsewhere. Those
         of a binary model are compared with no real images."""
         if levels == 2:
-            return self._of_images(images, "draws", "test", "train")
-        self.levels.add(levels)
-        figures = self.compared(images, self.real.reference(levels))
-        return self._marked(figures, levels) | self._of_images(images, "test", "train")
+            figures = self._of_images(images, "draws")
+        else:
+            self.levels.add(levels)
+            figures = self._marked(self.compared(images, self.real.reference(levels)), levels)
+        return figures | self._of_images(images, "test", "train")
 
     def compared(self, images: ImageSet, real: ImageSet, *, intervals: bool = True) -> Figures:
         figures: Figures = {}
