@@ -238,7 +238,7 @@ def test_scores_that_there_are_not(trained, monkeypatch):
 
 def test_all_scores_are_those_that_the_model_can_compute_as_called(trained, tmp_path):
     """A likelihood by an ODE has no gradient, and `ratio` needs a background."""
-    fm = FM.of(trained.info, channels=8, mult=(1,), attention=(), steps=2)
+    fm = FM.of(trained.info, channels=8, mult=(1,), attention=())
     part = replace(trained.part, ood=OodSection())
     names = choose(replace(trained, model=fm.eval(), part=part), None, every=True)
     assert {"nll", "typicality", "complexity", "ensemble"} < set(names) and not {"gradnorm", "ratio"} & set(
