@@ -234,15 +234,14 @@ class Judge:
         return []
 
     def provenance(self) -> dict[str, Any]:
-        net = self.lenet
+        net, stats = self.lenet, self.stats
         return {
             "features": net and net.hash,
             "features_accuracy": net and net.accuracy,
             "features_rotations": net and net.rotations,
             **dict.fromkeys(("lite", "inception")),
             **{name: space.hash for name, space in self.large.items()},
-            "stats": self.stats
-            and {"file": self.stats.file, "n": self.stats.n, "features": self.stats.features},
+            "stats": stats and {"file": stats.file, "n": stats.n, "features": stats.features},
             "floor_draws": self.floor_draws[max(self.floor_draws)] if self.floor_draws else {},
         }
 
