@@ -175,17 +175,10 @@ def alarms_of(scored: Scored, fpr: float) -> Alarms:
         unit = usual.std() or 1
         beyond += [(ends[0] - values) / unit, (values - ends[1]) / unit]
     of_each = np.stack(p)
-    together = conformal.bonferroni(of_each)
-    return Alarms(
-        scores,
-        scored.spread("pictures"),
-        together,
-        conformal.flagged(together, fpr),
-        np.take_along_axis(np.stack(low), of_each.argmin(0)[None], 0)[0],
-        thresholds,
-        np.max(beyond, 0),
-        len(next(iter(held_out.values()))),
-    )
+    together, n = conformal.bonferroni(of_each), len(next(iter(held_out.values())))
+    decides = np.take_along_axis(np.stack(low), of_each.argmin(0)[None], 0)[0]
+    flagged, spread = conformal.flagged(together, fpr), scored.spread("pictures")
+    return Alarms(scores, spread, together, flagged, decides, thresholds, np.max(beyond, 0), n)
 
 
 def notes(job: AlarmJob, alarms: Alarms) -> list[str]:

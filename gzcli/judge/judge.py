@@ -110,10 +110,11 @@ class Judge:
         """The figures of images, of a model with so many grey levels; None: of images from elsewhere. Those
         of a binary model are compared with no real images."""
         if levels == 2:
-            return self._of_images(images, "draws", "test", "train")
-        self.levels.add(levels)
-        figures = self.compared(images, self.real.reference(levels))
-        return self._marked(figures, levels) | self._of_images(images, "test", "train")
+            figures = self._of_images(images, "draws")
+        else:
+            self.levels.add(levels)
+            figures = self._marked(self.compared(images, self.real.reference(levels)), levels)
+        return figures | self._of_images(images, "test", "train")
 
     def compared(self, images: ImageSet, real: ImageSet, *, intervals: bool = True) -> Figures:
         figures: Figures = {}
@@ -233,15 +234,14 @@ class Judge:
         return []
 
     def provenance(self) -> dict[str, Any]:
-        net = self.lenet
+        net, stats = self.lenet, self.stats
         return {
             "features": net and net.hash,
             "features_accuracy": net and net.accuracy,
             "features_rotations": net and net.rotations,
             **dict.fromkeys(("lite", "inception")),
             **{name: space.hash for name, space in self.large.items()},
-            "stats": self.stats
-            and {"file": self.stats.file, "n": self.stats.n, "features": self.stats.features},
+            "stats": stats and {"file": stats.file, "n": stats.n, "features": stats.features},
             "floor_draws": self.floor_draws[max(self.floor_draws)] if self.floor_draws else {},
         }
 

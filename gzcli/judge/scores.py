@@ -42,7 +42,7 @@ from gzcli.judge.likelihood import SolverGap, solver_gap
 from gzcli.metrics import conformal
 from gzcli.metrics.baselines import code_length
 from gzcli.metrics.features import lenet
-from gzcli.metrics.likelihood_scores import SCORES, read
+from gzcli.metrics.likelihood_scores import SCORES, Fact, read
 from gzcli.models.base import Model
 from gzcli.models.catalog import likelihood_scores
 from gzcli.models.nn import double, full_fp32
@@ -67,44 +67,46 @@ def cheap_scores(model: Model) -> list[str]:
     return [score for score in model_scores(model) if score not in model.costly]
 
 
-def choose(
-    trained: Trained, names: Sequence[str] | None, *, every: bool = False, background: bool = False
-) -> list[str]:
-    """The scores to compute: those named, else the recipe's, else the cheap ones; `every` one that the model
-    can compute, `ratio` where there is a background model."""
-    model, pixels = trained.model, trained.space is None
-    of_model = model_scores(model)
-    made = likelihood_scores(log_prob=hasattr(model, "log_prob") and pixels, own=of_model)
-    options = list(dict.fromkeys((*of_model, *made)))
-    if every:
-        lacking = [] if background else ["background_nll"]
-        lacking += [] if has_gradient(model) else ["gradient_norm"]
-        return [score for score in options if not any(read([score], fact) for fact in lacking)]
+def available(trained: Trained) -> list[str]:
+    """Every score that the model has."""
+    of_model = model_scores(trained.model)
+    has_density = hasattr(trained.model, "log_prob") and trained.space is None
+    return list(dict.fromkeys((*of_model, *likelihood_scores(log_prob=has_density, own=of_model))))
+
+
+def computable(trained: Trained, *, background: bool) -> list[str]:
+    """Every score that can be computed, with a background model or without."""
+    lacking: list[Fact] = ["gradient_norm"] if trained.model.likelihood == "ode" else []
+    lacking += [] if background else ["background_nll"]
+    return [score for score in available(trained) if not any(read([score], fact) for fact in lacking)]
+
+
+def choose(trained: Trained, names: Sequence[str] | None) -> list[str]:
+    """The scores to compute: those named, else the recipe's, else the cheap ones. Raises UsageError for one
+    that the model does not have."""
+    model, options = trained.model, available(trained)
     chosen = list(names or trained.part.ood.scores or ())
     if not chosen:
-        cheap = pixels and model.likelihood in ("exact", "bound")
+        cheap = trained.space is None and model.likelihood in ("exact", "bound")
         of_likelihood = [name for name, score in SCORES.items() if score.default and cheap]
-        chosen = [*of_likelihood, *cheap_scores(model)] or of_model[:1]
+        chosen = [*of_likelihood, *cheap_scores(model)] or model_scores(model)[:1]
     if not chosen:
         message = f"`{trained.name}` has no score for out-of-distribution images"
         raise UsageError(message, hint="gz list models --can ood")
     for score in chosen:
         if score not in options and score in SCORES:
             message = f"`{trained.name}` has no likelihood, which the score `{score}` needs"
-            raise UsageError(message, hint=f"it has: {', '.join(of_model)}")
+            raise UsageError(message, hint=f"it has: {', '.join(model_scores(model))}")
         if score not in options:
             hint = did_you_mean(score, options) or f"it has: {', '.join(options)}"
             raise UsageError(f"`{trained.name}` has no score `{score}`", hint=hint)
-        if read([score], "gradient_norm") and not has_gradient(model):
+        if score == "gradnorm" and model.likelihood == "ode":
             raise no_gradient(trained)
     return list(dict.fromkeys(chosen))
 
 
-def has_gradient(model: Model) -> bool:
-    return model.likelihood != "ode"
-
-
 def no_gradient(trained: Trained) -> UsageError:
+    """The error for a likelihood that is computed without a gradient, as that by an ODE is."""
     return UsageError(f"`{trained.name}` has a likelihood without gradient, `gradnorm` needs one")
 
 
@@ -372,7 +374,7 @@ def scores_of(trained: Trained, job: OodJob | AlarmJob) -> list[str]:
     asked = job.scores or ()
     if asked == ("all",):
         background = job.background or trained.part.ood.background
-        names = choose(trained, None, every=True, background=background is not None)
+        names = computable(trained, background=background is not None)
         return [*names, WAIC] if job.others and "nll" in names else names
     names = choose(trained, [name for name in asked if name != WAIC] or None)
     if WAIC not in asked:

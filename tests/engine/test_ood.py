@@ -19,7 +19,7 @@ from gzcli.cli import ood as ood_verb
 from gzcli.cli import out
 from gzcli.core.errors import DivergedError, MissingError, UsageError
 from gzcli.core.jobs import OodJob
-from gzcli.core.sections import DataSection, OodSection
+from gzcli.core.sections import DataSection
 from gzcli.data.packs.batches import scan, to_uint8
 from gzcli.data.packs.open import open_pack
 from gzcli.data.sets.registry import Benchmark, find_benchmark
@@ -28,7 +28,7 @@ from gzcli.engine.pictures import score_bins
 from gzcli.judge import ood, scores
 from gzcli.judge.images import affordable, short_paths
 from gzcli.judge.ood import BASELINES
-from gzcli.judge.scores import Scorer, choose
+from gzcli.judge.scores import Scorer, choose, computable
 from gzcli.metrics.baselines import code_length, pixel_mean, png_size
 from gzcli.metrics.detection import detection
 from gzcli.metrics.interval import subset
@@ -238,13 +238,10 @@ def test_scores_that_there_are_not(trained, monkeypatch):
 
 def test_all_scores_are_those_that_the_model_can_compute_as_called(trained, tmp_path):
     """A likelihood by an ODE has no gradient, and `ratio` needs a background."""
-    fm = FM.of(trained.info, channels=8, mult=(1,), attention=(), steps=2)
-    part = replace(trained.part, ood=OodSection())
-    names = choose(replace(trained, model=fm.eval(), part=part), None, every=True)
-    assert {"nll", "typicality", "complexity", "ensemble"} < set(names) and not {"gradnorm", "ratio"} & set(
-        names
-    )
-    assert {"gradnorm", "ratio"} < set(choose(trained, None, every=True, background=True))
+    fm = FM.of(trained.info, channels=8, mult=(1,), attention=())
+    names = set(computable(replace(trained, model=fm.eval()), background=False))
+    assert {"nll", "typicality", "complexity", "ensemble"} < names and not {"gradnorm", "ratio"} & names
+    assert {"gradnorm", "ratio"} < set(computable(trained, background=True))
 
 
 def test_a_benchmark_has_groups_with_means_and_names_what_is_missing(trained, tmp_path, monkeypatch):

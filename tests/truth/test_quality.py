@@ -117,33 +117,35 @@ def test_a_damaged_judge_is_made_again_with_a_line(digits, tmp_path, monkeypatch
         assert path.read_bytes() == whole
 
 
-def test_damaged_features_of_real_images_are_computed_again(digits, net, tmp_path, monkeypatch):
-    monkeypatch.setattr("gzcli.judge.contestants.cache_dir", lambda *parts: tmp_path.joinpath(*parts))
+def test_features_of_real_images_are_kept_by_content_and_computed_again_where_damaged(
+    digits, net, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("GZ_HOME", str(tmp_path))
     said: list[str] = []
     few = replace(RealImages(digits, say=said.append).reference(None), images=digits.images("test")[:8])
     first = replace(few, _features={}).features(net)
-    (path,) = tmp_path.rglob("*.npy")
+    (path,) = cache_dir("features", "real").iterdir()
+    assert digits.meta.digest in path.name and net.hash[:16] in path.name
     whole = path.read_bytes()
     for damaged in (b"", b"text\n" * 99, bytes(4096), whole[:-9]):
         path.write_bytes(damaged)
         again = replace(few, _features={}).features(net)
         assert np.allclose(again, first) and path.read_bytes() == whole
         assert "is damaged" in said.pop() and not said
+    monkeypatch.setattr(LeNetFeatures, "features", lambda *known: pytest.fail("computed again"))
+    assert np.array_equal(replace(few, _features={}).features(net), first)
 
 
 def test_a_file_that_holds_no_statistics_is_told(net, tmp_path):
     path = tmp_path / "own.npz"
-    for content in (b"", b"text\n" * 99, b"PK\x03\x04" + bytes(99)):
-        path.write_bytes(content)
-        with pytest.raises(UsageError, match="no npz of statistics"):
-            read_statistics(path, metrics()["fd"], net)
-    for wrong in (
-        {"mu": np.zeros(64)},
-        {"mu": np.full(64, np.nan), "sigma": np.eye(64)},
-        {"mu": np.zeros(64), "sigma": np.eye(64), "n": np.zeros(3)},
-        {"mu": np.array(["x"] * 64), "sigma": np.eye(64)},
-    ):
-        np.savez(path, **wrong)
+    arrays = ({"mu": np.zeros(64)}, {"mu": np.full(64, np.nan), "sigma": np.eye(64)})
+    arrays += ({"mu": np.zeros(64), "sigma": np.eye(64), "n": np.zeros(3)},)
+    arrays += ({"mu": np.array(["x"] * 64), "sigma": np.eye(64)},)
+    for wrong in (b"", b"text\n" * 99, b"PK\x03\x04" + bytes(99), *arrays):
+        if isinstance(wrong, bytes):
+            path.write_bytes(wrong)
+        else:
+            np.savez(path, **wrong)
         with pytest.raises(UsageError, match="no npz of statistics"):
             read_statistics(path, metrics()["fd"], net)
 
@@ -227,15 +229,6 @@ def test_figures_behave(digits, net):
     assert floor["precision_lenet"] > 0.7 and floor["recall_lenet"] > 0.7
     assert half["precision_lenet"] > 0.7 and half["recall_lenet"] < floor["recall_lenet"] - 0.2
     assert noise["precision_lenet"] < 0.5 * floor["precision_lenet"]
-
-
-def test_features_of_real_images_are_kept_by_the_content_of_their_set(digits, net, monkeypatch, tmp_path):
-    monkeypatch.setenv("GZ_HOME", str(tmp_path))
-    first = RealImages(digits).reference(None).features(net)
-    (path,) = cache_dir("features", "real").iterdir()
-    assert digits.meta.digest in path.name and net.hash[:16] in path.name
-    monkeypatch.setattr(LeNetFeatures, "features", lambda *known: pytest.fail("computed again"))
-    assert np.array_equal(RealImages(digits).reference(None).features(net), first)
 
 
 def test_missing_inception_weights_name_the_file_and_its_place(tmp_path, monkeypatch):
