@@ -200,7 +200,7 @@ WITH_CODES = [case for case in TRIED if catalog.card(case.model).family in ("vae
 )
 def test_interpolations_start_and_end_at_the_reconstructions(case):
     model = case.fresh().eval()
-    x = torch.from_numpy(open_pack(case.data).images("test")[:5, None].copy()) / 127.5 - 1
+    x = torch.from_numpy(open_pack(case.data).images("test")[:5].copy()) / 127.5 - 1
 
     def images(do: str, x: torch.Tensor, **few) -> torch.Tensor:
         noise, method = ImageNoise(0, range(len(x))), getattr(model, do)
