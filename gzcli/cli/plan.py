@@ -73,8 +73,7 @@ def before_start(start: Start, recipe: Recipe, *, yes: bool) -> None:
 
 
 def start_or_not(seconds: float | None, *, most: float, span: str, ways: str, yes: bool) -> None:
-    """Asks on a terminal whether to start what takes more than `most` seconds here, `span` in words; in a
-    script it says so. Raises UsageError where the answer is no."""
+    """Asks on a terminal whether to start what takes more than `most` seconds; a script is only told."""
     if seconds is None or seconds <= most or yes:
         return
     long, ways = f"about {about(seconds)} on this machine", f"`--yes` starts it; {ways}"
@@ -88,8 +87,7 @@ def start_or_not(seconds: float | None, *, most: float, span: str, ways: str, ye
 
 
 def show_plan(start: Start, *, keys: bool) -> None:
-    """Prints the plan, what is missing, the run's folder and the launch line, and with `keys` every key of
-    the recipe. Raises UsageError for what could not be trained, as far as that is known."""
+    """Prints the plan, what is missing, the run's folder and the launch line, and with `keys` every key."""
     recipe, plan, run = start.request.recipe, start.plan, start.run
     rounded: list[str] = []
     if run:
@@ -231,8 +229,7 @@ def in_short(outlook: Outlook) -> list[str]:
 
 
 def in_lines(outlook: Outlook, there: int | None) -> Iterator[tuple[str, str]]:
-    """Scale, set, model, memory and time with their labels; of stages the memory of the largest, and the time
-    of all. `there`: bytes that a process may take."""
+    """Scale, set, model, memory and time with their labels; `there`: bytes that a process may take."""
     choice, models, facts = outlook.recipe.choice, outlook.models, outlook.facts
     yield "scale", f"{choice.scale} ({choice.why})" if choice.scale else "the recipe has no scales"
     download = f", {facts.download / 1e6:,.0f} MB to fetch" if facts.download else ""

@@ -255,8 +255,7 @@ def _find(ref: str) -> Run:
 
 
 def _remove(runs: list[Run], yes: bool, *, skip: bool = False) -> None:
-    """Lists the runs, asks unless `yes`, removes them; with `skip` one that a process has taken meanwhile
-    stays."""
+    """Lists the runs, asks unless `yes`, removes them; with `skip` one that was taken meanwhile stays."""
     rows = summaries(runs)
     total = sum(row["bytes"] for row in rows)
     if runs:
@@ -333,8 +332,7 @@ def _differ(values: Sequence[Any]) -> bool:
 
 
 def side_by_side(names: Sequence[str], lines: Sequence[Row], *, wide: bool) -> None:
-    """Prints a column for each run; where they do not fit beside each other, tables of fewer runs below each
-    other: of as many as fit, two at least, shared out evenly."""
+    """Prints a column for each run, in as many tables as the terminal needs, two runs in each at least."""
     runs, tables, room = len(names), 1, None if wide else out.room(sys.stdout)
     if room is not None:
         first = max(len(line[0]) for line in lines)
