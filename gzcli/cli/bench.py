@@ -195,10 +195,10 @@ def images_at(word: str) -> str:
             return source.reference
         if (source.path / "grid.png").is_file() and Run(source.path).job_file.is_file():
             parts = [source.path / name for name in ("samples.npz", "images")]
-            if not (there := [part for part in parts if part.exists()]):
+            if not any(part.exists() for part in parts):
                 hint = "draw them again with `gz sample … --npz`"
                 raise UsageError(f"`{word}` holds the sheet of a sample and not its images", hint=hint)
-            source = OwnSet(there[0])
+            source = OwnSet(next(part for part in parts if part.exists()))
         open_path(source.path, Form(foreign=True))
     except MissingError as e:
         message = f"`{word}` is no run, no model, and no folder, zip, tar or npz of images: {e.message}"

@@ -121,7 +121,7 @@ def ood(
     name = openood.inside if openood else in_
     inside = locate(name) if name else None
     model = opt.spelled(model, pretrained)
-    run, card, own_data, settings = of_runs(model, ctx.args, inside, split(score))
+    run, card, data, settings = of_runs(model, ctx.args, inside, split(score))
     settings |= {"checkpoint": checkpoint, "n": n, "full": full, "seed": seed, "precision": precision}
     settings |= {"background": str(find_run(background).path) if background else None}
     settings |= {"launch": LaunchSection(opt.parse_gpus(gpus), cpu, processes)}
@@ -135,7 +135,7 @@ def ood(
     else:
         lists = local(imglists) if imglists else None
         if openood:
-            foreign = with_lists(openood, lists) if lists else at_hand(openood, own_data)
+            foreign = with_lists(openood, lists) if lists else at_hand(openood, data)
         else:
             foreign = [locate(name) for name in split_sets(out_ or "")]
         outs = tuple(one.reference for one in foreign)
@@ -272,17 +272,17 @@ def at_hand(benchmark: Benchmark, data: DataSection) -> list[DataSet]:
     """The foreign sets of a benchmark that are here or small enough to be fetched; prints those left out."""
     from gzcli.data.packs.open import open_pack, pack_options
 
-    here, names = [], (*benchmark.near, *benchmark.far)
+    sets, names = [], (*benchmark.near, *benchmark.far)
     for foreign in map(locate, names):
         try:
             open_pack(foreign, **pack_options(data), say=out.info)
-            here.append(foreign)
+            sets.append(foreign)
         except MissingError as e:
             out.info(f"left out: {e.message} ({e.hint})")
-    if not here:
+    if not sets:
         message = f"none of the foreign sets of `{benchmark.name}` is at hand"
         raise MissingError(message, hint=f"gz data download {' '.join(names)}")
-    return here
+    return sets
 
 
 def rate(text: str | None) -> float:

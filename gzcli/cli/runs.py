@@ -52,8 +52,7 @@ Row = Sequence[Any]
 NARROW = 18  # columns that a run has at least in a table of several
 # Keys that do not say what is trained: a description, a count, where it ran, and how often it was looked at,
 # which each run finds out for itself.
-UNTOLD = ("about", "params", "launch.")
-LOOKS = "_every"
+NOT_TRAINED = ("about", "params", "launch.")
 
 
 @app.command("list")
@@ -322,8 +321,8 @@ def facts(runs: Sequence[Run], rows: Sequence[Mapping[str, Any]]) -> list[Row]:
 def differences(trees: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """The keys whose values differ, with the value of each run; None where a run has no such key."""
     keys = dict.fromkeys(key for tree in trees for key in tree)
-    told = [key for key in keys if not key.startswith(UNTOLD) and not key.endswith(LOOKS)]
-    values = {key: [tree.get(key) for tree in trees] for key in told}
+    of_training = [key for key in keys if not key.startswith(NOT_TRAINED) and not key.endswith("_every")]
+    values = {key: [tree.get(key) for tree in trees] for key in of_training}
     return {key: row for key, row in values.items() if _differ(row)}
 
 

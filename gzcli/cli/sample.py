@@ -325,9 +325,9 @@ def job_like(
             owner = facts["run"].partition("/")[0]
             hint = f"gz sample {owner} --checkpoint {facts['step']} -n {facts['n']}"
         raise UsageError(f"`{picture}` was not drawn by `gz sample`", hint=hint)
-    also = [flag for key, flag in DECIDED.items() if getattr(typed, key)] + (["options"] if words else [])
-    if also:
-        raise UsageError(f"`--like` decides what is drawn, `{also[0]}` does too", hint=facts.get("command"))
+    flags = [flag for key, flag in DECIDED.items() if getattr(typed, key)] + (["options"] if words else [])
+    if flags:
+        raise UsageError(f"`--like` decides what is drawn, `{flags[0]}` does too", hint=facts.get("command"))
     for key in ("input", "mask"):
         then, now = facts.get(key), getattr(typed, key)
         if not then and now:
@@ -368,8 +368,10 @@ def compare(picture: Path, result: Mapping[str, Any]) -> dict[str, Any]:
     if most == 0:
         out.info(f"the same to the last bit: {file}")
     else:
-        there, here = facts.get("device"), origin_of(Path(file)).get("device")
-        why = f"drawn on {there}, now on {here}" if there != here else "other versions or threads"
+        devices = [facts.get("device"), origin_of(Path(file)).get("device")]
+        why = "other versions or threads"
+        if devices[0] != devices[1]:
+            why = f"drawn on {devices[0]}, now on {devices[1]}"
         how = "of another size" if most is None else f"pixels differ by up to {most} of 255"
         out.info(f"note: {how} ({why}): {file}")
     return {"file": file, "same": most == 0, "most": most}
@@ -377,10 +379,10 @@ def compare(picture: Path, result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _candidates(facts: Mapping[str, Any]) -> Iterator[Run]:
     """Runs that may be the picture's: by its id, of a file that was used before, by its weights."""
-    here = all_runs()
-    yield from (run for run in here if run.id == facts["run"])
+    stored = all_runs()
+    yield from (run for run in stored if run.id == facts["run"])
     yield from (Run(path) for path in cache_dir("files").glob("*") if path.name == facts["run"])
-    yield from (run for run in here if run.model == facts["model"] and _checkpoint_with(facts, run))
+    yield from (run for run in stored if run.model == facts["model"] and _checkpoint_with(facts, run))
 
 
 def _checkpoint_with(facts: Mapping[str, Any], run: Run) -> str | None:
