@@ -98,7 +98,11 @@ def show_plan(start: Start, *, keys: bool) -> None:
     outlook = Outlook.of(recipe, plan, facts, None if run else start.request.at_paper, timed=True)
     if refused := next((one.refused for one in outlook.models if one.refused), None):
         raise refused
-    needs += lacking(outlook)
+    if facts.info():
+        needs += dict.fromkeys(one.lacking for one in outlook.models if one.lacking)
+    needs += [*requirements.absent_weights(recipe), *requirements.absent_runs(recipe)]
+    if plan.gpus and plan.gpus > (gpus := usable_gpus()).usable:
+        needs.append(f"{counted(plan.gpus, 'GPU')} ({gpus.lack or f'here: {gpus.there}'})")
     memory = requirements.memory_of(plan)
     tree, origin = resolved_tree(outlook)
     path = run.path if run else user_dir("runs") / f"{recipe.card.name}-{facts.key}-<time>-<id>"
@@ -106,9 +110,9 @@ def show_plan(start: Start, *, keys: bool) -> None:
     needed = ", ".join(needs) or "nothing that is not here"
     for label, text in (*in_lines(outlook, memory), ("needs", needed)):
         out.text("\n".join(out.fitted(text, f"{label:<8}")))
-    gpus = counted(plan.gpus, "GPU") if plan.gpus else "no GPUs"
+    on = counted(plan.gpus, "GPU") if plan.gpus else "no GPUs"
     out.text(f"run     {'resumes ' if run else ''}{path}")
-    out.text(f"launch  {plan.processes} × {plan.threads} threads, {gpus}: {launch}")
+    out.text(f"launch  {plan.processes} × {plan.threads} threads, {on}: {launch}")
     if keys:
         rows = [
             (key, "null" if value is None else str(value), origin.get(key, ""))
@@ -126,16 +130,6 @@ def show_plan(start: Start, *, keys: bool) -> None:
     facts_of_start |= {"gpus": plan.gpus, "launch": launch}
     recipe_and_set = {"recipe": tree, "origin": origin, "data": asdict(facts), "needs": needs}
     out.data({**figures(outlook), **recipe_and_set, **facts_of_start})
-
-
-def lacking(outlook: Outlook) -> Iterator[str]:
-    """What is not here beside the data: weights, runs and GPUs, and why something is not known."""
-    if outlook.facts.info():
-        yield from dict.fromkeys(one.lacking for one in outlook.models if one.lacking)
-    yield from requirements.absent_weights(outlook.recipe)
-    yield from requirements.absent_runs(outlook.recipe)
-    if (planned := outlook.plan.gpus) and planned > (gpus := usable_gpus()).usable:
-        yield f"{counted(planned, 'GPU')} ({gpus.lack or f'here: {gpus.there}'})"
 
 
 def resolved_tree(outlook: Outlook) -> tuple[dict[str, Any], dict[str, str]]:

@@ -49,6 +49,7 @@ _Keep = Annotated[int | None, option("--keep K", _KEEP_HELP, min=0)]
 _Unfinished = Annotated[bool, option("--unfinished", "Remove the runs that did not finish.")]
 
 Row = Sequence[Any]
+FACTS = ("name", "state", "step", "best", "at step", "curve", "time", "params", "memory", "size", "made")
 NARROW = 18  # columns that a run has at least in a table of several
 # Keys that do not say what is trained: a description, a count, where it ran, and how often it was looked at,
 # which each run finds out for itself.
@@ -298,24 +299,16 @@ def facts(runs: Sequence[Run], rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     """What is said of every run, a line each."""
     columns: list[dict[str, Any]] = []
     for run, row in zip(runs, rows, strict=True):
-        step, steps, shown = row["step"], row["steps"], in_words(row)
+        step, steps = row["step"], row["steps"]
         memory = max((part.status().get("peak_memory") or 0 for part in run.stages or [run]), default=0)
-        columns.append(
-            {
-                "name": row["alias"],
-                "state": row["state"],
-                "step": f"{step:,} of {steps:,}" if step is not None and steps else step,
-                "best": shown["best"],
-                "at step": f"{row['best']['step']:,}" if row["best"] else None,
-                "curve": shown["curve"],
-                "time": shown["time"],
-                "params": shown["params"],
-                "memory": size(memory) if memory else None,
-                "size": shown["size"],
-                "made": shown["made"],
-            }
-        )
-    return [(key, *(column[key] for column in columns)) for key in columns[0]]
+        more = {
+            "name": row["alias"],
+            "step": f"{step:,} of {steps:,}" if step is not None and steps else step,
+            "at step": f"{row['best']['step']:,}" if row["best"] else None,
+            "memory": size(memory) if memory else None,
+        }
+        columns.append({**row, **in_words(row), **more})
+    return [(key, *(column[key] for column in columns)) for key in FACTS]
 
 
 def differences(trees: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
