@@ -46,8 +46,7 @@ VERBS = {
 
 
 def build(words: list[str] | None = None) -> Any:
-    """The command of Typer for a command line: with the verb that it begins with, else with the line of help
-    of every verb, which needs no module of theirs. Without a command line it holds every verb in full."""
+    """The command that a line begins with, or every verb's line of help; without a line all verbs in full."""
     app = typer.Typer(
         name="gz",
         help="Train, sample, score and compare image generative models.",

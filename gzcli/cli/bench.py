@@ -149,12 +149,7 @@ def ended(result: Mapping[str, Any], folder: Path, time: str) -> None:
 
 
 def find_contestants(words: list[str], data: str | None) -> tuple[DataSet, list[tuple[Run, str]], list[str]]:
-    """The set of real images, the runs with the words that mean them, and the references of the images.
-
-    A model's run is the newest on the set. Without a word every model takes part that has a finished run on
-    it. Raises UsageError for a word that means neither a run nor images, and for images without a set of real
-    ones; MissingError where no run is there.
-    """
+    """The set of real images, the runs with the words that mean them, and the references of the images."""
     from gzcli.launch.from_file import find_run
 
     data_set = locate(data) if data else None
@@ -179,8 +174,7 @@ def find_contestants(words: list[str], data: str | None) -> tuple[DataSet, list[
 
 
 def is_run(word: str) -> bool:
-    """Whether a word means a run, a model or a file of weights. A name that nothing has counts as one,
-    because the search for runs suggests what may have been meant."""
+    """Whether a word means a run, a model or weights; an unknown name does, for their search has a hint."""
     from gzcli.launch.from_file import is_shared
 
     if by_name(word) is not None or is_shared(word) or matching(word, recipe_names()):
@@ -191,8 +185,7 @@ def is_run(word: str) -> bool:
 
 
 def images_at(word: str) -> str:
-    """The reference of the images that a word means. Of a folder of `gz sample` they are its `samples.npz`,
-    else its `images`, without the sheet beside them."""
+    """The images that a word means; those of a folder of `gz sample` are `samples.npz`, else `images`."""
     from gzcli.data.readers.folder import open_path
     from gzcli.data.sets.registry import Form
 
@@ -221,9 +214,7 @@ def data_of(run: Run) -> str:
 
 
 def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
-    """Prints a line for each contestant, and one for real images in place of samples, with the direction in
-    which each figure is better. Behind the first figure, or if `wide` behind each, stands half its 95 %
-    interval. The figures that can be spared leave first; of those that can be spared alike the last."""
+    """Prints a line for each contestant and for real images; the figures that can be spared leave first."""
     floors, directions = result["floors"], result["directions"]
     several = len(floors) > 1 or any(floor["images"] < floor["n"] for floor in floors)
     lines = list(result["rows"])

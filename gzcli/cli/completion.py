@@ -23,8 +23,7 @@ FILES = {"bash": "gz.bash", "zsh": "_gz", "fish": "gz.fish"}
 
 
 def answer(shell: str, build: Callable[[list[str]], Any]) -> int:
-    """Prints the completions of the command line as the script of bash, zsh or fish expects them; returns the
-    exit code. `build` makes the command for the words."""
+    """Prints the completions of the command line as a shell's script expects them; returns the exit code."""
     out.configure(lenient=True)
     try:
         words, incomplete, before = _typed(shell)
@@ -51,8 +50,7 @@ def answer(shell: str, build: Callable[[list[str]], Any]) -> int:
 
 
 def candidates(command: Any, words: list[str], incomplete: str) -> list[tuple[str, str]]:
-    """(word, help) of everything that completes `incomplete` after these words of a command or group of
-    Typer."""
+    """(word, help) of everything that completes `incomplete` after these words of a command of Typer."""
     context = typer.Context(command, resilient_parsing=True)
     options = {name: p for p in command.params if p.param_type_name == "option" for name in p.opts}
     arguments = [param for param in command.params if param.param_type_name == "argument"]
@@ -114,8 +112,7 @@ def _typed(shell: str) -> tuple[list[str], str, str]:
 
 
 def _joined(words: list[str]) -> list[str]:
-    """The words of bash, which splits at `=`, as they were typed, except that an option and its value stay
-    two."""
+    """The words of bash, which splits at `=`, as they were typed; an option and its value stay two."""
     whole: list[str] = []
     for i, word in enumerate(words):
         if word == "=":

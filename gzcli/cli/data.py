@@ -34,7 +34,7 @@ app = typer.Typer(
 
 
 @contextmanager
-def _own_flags() -> Iterator[None]:
+def _flags_in_hints() -> Iterator[None]:
     """Turns keys of a recipe in hints into the flags of this verb, `--size 32`."""
     try:
         yield
@@ -45,7 +45,7 @@ def _own_flags() -> Iterator[None]:
 
 def _packable(text: str | None) -> Size | None:
     """The value of `--size`. Raises UsageError for a size that cannot be packed."""
-    with _own_flags():
+    with _flags_in_hints():
         return packable(text) if text else None
 
 
@@ -84,7 +84,7 @@ def _opened(data_set: DataSet, size: Size | None, channels: int | None) -> Pack:
     """The pack of a data set, with a progress bar while it is made."""
     from gzcli.data.packs.open import open_pack
 
-    with _own_flags(), out.progress(data_set.reference, unit="images") as report:
+    with _flags_in_hints(), out.progress(data_set.reference, unit="images") as report:
         return open_pack(data_set, size=size, channels=channels, say=out.info, progress=report)
 
 

@@ -66,8 +66,8 @@ def software() -> Iterator[Check]:
     yield Check("gz", "ok", __version__)
     yield Check("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for package in ("torch", "torchvision", "accelerate"):
-        if found := _version(package):
-            yield Check(package, "ok", found)
+        if number := _version(package):
+            yield Check(package, "ok", number)
         else:
             yield Check(package, "bad", "missing", f"pip install {package}")
 
@@ -97,12 +97,12 @@ def devices() -> Iterator[Check]:
 def folders() -> Iterator[Check]:
     """Whether the folders of gz are writable and have free space, and whether the recipes are there."""
     for name, folder in (("cache", cache_dir()), ("runs", user_dir("runs"))):
-        there = folder
-        while not (there.exists() or there.is_symlink()):
-            there = there.parent
-        free = shutil.disk_usage(there).free / 1e9
+        parent = folder  # the nearest that is there
+        while not (parent.exists() or parent.is_symlink()):
+            parent = parent.parent
+        free = shutil.disk_usage(parent).free / 1e9
         fix = "set `GZ_HOME` to a folder "
-        if not there.is_dir() or not os.access(there, os.W_OK):
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
             yield Check(name, "bad", f"{folder} cannot be written", f"{fix}that you may write")
         elif free < 1:
             yield Check(name, "note", f"{folder}, only {free:.1f} GB free", f"{fix}on a larger disk")
@@ -158,11 +158,11 @@ def unreachable(mirror: str) -> str | None:
 def optional() -> Iterator[Check]:
     """Packages and weights that some models or metrics need."""
     for package, purpose in _OPTIONAL.items():
-        found = _version(package)
-        yield Check(package, "ok" if found else "note", found or f"missing: {purpose} need it")
+        number = _version(package)
+        yield Check(package, "ok" if number else "note", number or f"missing: {purpose} need it")
     for package in TRACKERS:
-        if found := _version(package):
-            yield Check(package, "ok", f"{found}, `gz train … --track {package}`")
+        if number := _version(package):
+            yield Check(package, "ok", f"{number}, `gz train … --track {package}`")
     file = cache_dir("weights", INCEPTION)
     missing = f"missing: FID, KID and IS need `{file}`"
     yield Check("inception", "ok", str(file)) if file.exists() else Check("inception", "note", missing)

@@ -36,8 +36,7 @@ FIRST = "fm"  # the model that a new data set is tried with: the best pictures o
 
 
 def do_job(folder: Path, job: Job, *, quiet: bool = False) -> dict[str, Any]:
-    """Runs the engine on a job in a new or empty folder, and returns the engine's `result.json`. After an
-    error of the engine a new folder without any output is removed."""
+    """The `result.json` of the engine on a job; a new folder goes where an error left it without output."""
     from gzcli.core.jobs import write
     from gzcli.launch import launcher
 
@@ -77,8 +76,7 @@ def new_folder(parent: Path, name: str = "") -> Path:
 
 
 def announce(run: Run, ref: str, *, data: str | None = None) -> None:
-    """Prints `run: …` on stderr, and a note where the user may have expected another run: where it is
-    unfinished, or where `ref` is a model's name and its run was cut short or is not the newest."""
+    """Prints which run is taken, and why, where the user may have expected another one."""
     from gzcli.launch.from_file import is_shared
 
     out.info(f"run: {run.id}")
@@ -129,8 +127,7 @@ def as_options(words: list[str], section: str) -> list[str]:
 def method_options(
     words: list[str], params: Mapping[str, Param | Rule], what: str, section: str
 ) -> dict[str, Any]:
-    """The typed keywords of a method, which messages call `what`, from words as `--rows 14 --no-clip`; its
-    defaults are in this section of a recipe."""
+    """The typed keywords of a method, which messages call `what`, from words as `--rows 14 --no-clip`."""
     from gzcli.recipe.schema import check_value
     from gzcli.recipe.yaml import scalar
 
@@ -273,8 +270,7 @@ def quoted(text: object) -> str:
 
 
 def new_set(images: int | None, words: str, began: float, *, show: bool) -> None:
-    """The end of a verb that makes a set ready, of so many images, None before they are packed. `words`: what
-    `--data` takes; `show`: whether it can be drawn."""
+    """The end of a verb that makes a set ready, which `--data` takes by these words."""
     drawn = [(f"gz data show {words}", "its classes, and a sheet of its pictures")] if show else []
     trained = (f"gz train {FIRST} --data {words}", "a model of it")
     end([counted(images, "image") if images else None, took(began)], [*drawn, trained])

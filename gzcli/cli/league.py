@@ -133,8 +133,7 @@ def hold(terms: Terms, *, budget: str, yes: bool, page: Path | None = None) -> N
 def before_start(
     entries: Sequence[Entry], left_out: dict[str, str], terms: Terms, budget: str, *, yes: bool
 ) -> None:
-    """Prints the plan. Asks on a terminal whether to start what takes more than a day; in a script it says
-    so. Raises UsageError where the answer is no."""
+    """Prints the plan, and asks on a terminal whether to start what takes more than a day."""
     from gzcli.cli.plan import start_or_not
 
     done = [run for entry in entries if (run := entry.run()) and run.state == "finished"]
@@ -246,8 +245,7 @@ def judge(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[d
 def write(
     folder: Path, rows: Sequence[dict[str, Any]], metric: str | None, facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """Writes the tables into `results/` and returns the JSON so far: rows of the models' own samplers as
-    those of `gz bench`, "equal_calls", "curve" rows, and the "summary" over seeds."""
+    """Writes the tables into `results/` and returns the JSON so far."""
     main = [row for row in rows if row["setting"] == "default"]
     equal = [row for row in rows if row["setting"].endswith("calls")]
     curves = {kind: [row for row in rows if row["setting"] == kind] for kind in ("steps", "time")}

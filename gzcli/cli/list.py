@@ -301,8 +301,7 @@ def names_of(chosen: Sequence[Run], *, wide: bool = False, to_stderr: bool = Fal
 
 
 def summary(run: Run) -> dict[str, Any]:
-    """A run as `--json` shows it; of stages `step` and `steps` are those of the first unfinished one. All but
-    what a running process changes, or the zone of the reader, is kept in the index."""
+    """A run as `--json` shows it; of stages `step` and `steps` are those of the first unfinished one."""
     if (facts := index.recall(run.path, "summary")) is None:
         marks, total = run.survey()
         facts = _facts(run) | {"bytes": total}

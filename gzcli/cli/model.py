@@ -46,7 +46,8 @@ def new(name: _Name, force: opt.Force = False, json: opt.Json = False, quiet: op
     title = "".join(part.capitalize() for part in stem.split("_"))
     # it is not imported, for it loads torch
     template = (files("gzcli") / "testing" / "template.py").read_text(encoding="utf-8")
-    if title in _taken(template):
+    imports = [node for node in ast.walk(ast.parse(template)) if isinstance(node, ast.alias)]
+    if title in {*keyword.kwlist, *(node.asname or node.name for node in imports)}:
         hint = f"the file needs the class `{title}` for something else; another name, as `my_{stem}`"
         raise UsageError(f"`{name}` cannot be a model's name", hint=hint)
     target = Path(f"{stem}.py")
@@ -58,12 +59,6 @@ def new(name: _Name, force: opt.Force = False, json: opt.Json = False, quiet: op
     train = (f"gz train ./{target}", "trains it on the digits")
     end([f"{len(template.splitlines())} lines"], [check, train])
     out.data({"path": target})
-
-
-def _taken(text: str) -> set[str]:
-    """The names that no class in this file may have: Python's keywords, and what the file imports."""
-    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.alias)]
-    return {*keyword.kwlist, *(node.asname or node.name for node in nodes)}
 
 
 @app.command()

@@ -33,8 +33,7 @@ STYLES = ("cyan", "yellow", "")  # of the columns, as Typer's own
 
 
 def recipe_for(word: str, data: str | None = None) -> Recipe | None:
-    """The recipe of a run, of a file, or of a model on the data set of `--data`; None where the word means
-    none."""
+    """The recipe of a run, of a file, or of a model on a data set; None where the word means none."""
     from gzcli.core.devices import count_gpus  # at a TAB nobody waits until torch has tried them
     from gzcli.recipe.recipe import recipe_of
     from gzcli.recipe.resolve import resolve
@@ -108,8 +107,7 @@ def flag(name: str) -> str:
 
 
 def labels_of(word: str | None, data: str | None) -> list[str]:
-    """The classes of `--data`, else of a run's set, else of that of the model's newest run, else of the
-    digits; [] where they are only known once the set is packed."""
+    """The classes of `--data`, else of a run's set, else of the digits; [] where no pack says them yet."""
     from gzcli.data.sets.names import locate
     from gzcli.store.runs import all_runs, by_name
 
@@ -157,8 +155,7 @@ def _word(typed: Mapping[str, Any]) -> str:
 
 
 def complete_key(word: str, data: str | None, incomplete: str, section: str = "") -> list[str]:
-    """Completions of `--set a.b=v`: keys, of one section or all, with their present values, and after `=` the
-    values that the key may have."""
+    """Completions of `--set a.b=v`: keys with their values, and after `=` the values that they may have."""
     recipe = recipe_for(word, data)
     if recipe is None:
         return []

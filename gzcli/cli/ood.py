@@ -121,7 +121,7 @@ def ood(
     name = openood.inside if openood else in_
     inside = locate(name) if name else None
     model = opt.spelled(model, pretrained)
-    run, card, own_data, settings = of_runs(model, ctx.args, inside, split(score))
+    run, card, data, settings = of_runs(model, ctx.args, inside, split(score))
     settings |= {"checkpoint": checkpoint, "n": n, "full": full, "seed": seed, "precision": precision}
     settings |= {"background": str(find_run(background).path) if background else None}
     settings |= {"launch": LaunchSection(opt.parse_gpus(gpus), cpu, processes)}
@@ -135,7 +135,7 @@ def ood(
     else:
         lists = local(imglists) if imglists else None
         if openood:
-            foreign = with_lists(openood, lists) if lists else at_hand(openood, own_data)
+            foreign = with_lists(openood, lists) if lists else at_hand(openood, data)
         else:
             foreign = [locate(name) for name in split_sets(out_ or "")]
         outs = tuple(one.reference for one in foreign)
@@ -162,8 +162,7 @@ def ood(
 def check_options(
     model: str, input_: str | None, of_pictures: Mapping[str, Any], of_sets: Mapping[str, Any]
 ) -> None:
-    """Raises UsageError for options that do not go together, MissingError where the pictures are not there.
-    The options for single pictures and for sets are values by their names."""
+    """Raises UsageError for options that do not go together, MissingError where there are no pictures."""
     wrong = of_pictures if input_ is None else of_sets
     strange = next((name for name, value in wrong.items() if value), None)
     if input_ is None:
@@ -188,8 +187,7 @@ def check_options(
 def of_runs(
     model: str, words: list[str], inside: DataSet | None, scores: list[str]
 ) -> tuple[Run, ModelCard, DataSection, dict[str, Any]]:
-    """What the runs decide: the first run, its model and its data, and settings of a job. `words` are further
-    runs, which make an ensemble with it, and then options of the scores."""
+    """The first of the runs, its model, its data, and the settings of a job that the runs decide."""
     from gzcli.core.parts import part_of
     from gzcli.launch.from_file import find_run
     from gzcli.models.catalog import card_of
@@ -217,11 +215,7 @@ def of_runs(
 def choose_scores(
     names: list[str], cards: Sequence[ModelCard], of_recipe: Sequence[str] | None
 ) -> tuple[str, ...] | None:
-    """The scores by their proper names; None: the engine takes those of the recipe.
-
-    Without names, several runs take those scores of the first one's recipe that all have, and `waic` where
-    all have a likelihood. Raises UsageError for a score that a run does not have.
-    """
+    """The scores by their proper names, of several runs those that all have; None: the recipe's."""
     from gzcli.recipe.schema import check_scores, score_names
 
     if [canonical(name) for name in names] == ["all"]:
@@ -241,10 +235,7 @@ def choose_scores(
 
 
 def split_sets(text: str) -> list[str]:
-    """The names of a comma-separated list.
-
-    A name may hold commas: from each start on, the longest text that is a set or an existing path is taken.
-    """
+    """The names of a list with commas; a name that holds some is the longest text that is a set or path."""
     parts, names = text.split(","), []
     while parts:
         length = next((n for n in range(len(parts), 1, -1) if is_set(",".join(parts[:n]).strip())), 1)
@@ -281,17 +272,17 @@ def at_hand(benchmark: Benchmark, data: DataSection) -> list[DataSet]:
     """The foreign sets of a benchmark that are here or small enough to be fetched; prints those left out."""
     from gzcli.data.packs.open import open_pack, pack_options
 
-    here, names = [], (*benchmark.near, *benchmark.far)
+    sets, names = [], (*benchmark.near, *benchmark.far)
     for foreign in map(locate, names):
         try:
             open_pack(foreign, **pack_options(data), say=out.info)
-            here.append(foreign)
+            sets.append(foreign)
         except MissingError as e:
             out.info(f"left out: {e.message} ({e.hint})")
-    if not here:
+    if not sets:
         message = f"none of the foreign sets of `{benchmark.name}` is at hand"
         raise MissingError(message, hint=f"gz data download {' '.join(names)}")
-    return here
+    return sets
 
 
 def rate(text: str | None) -> float:

@@ -99,8 +99,7 @@ def complete_data_list(incomplete: str) -> list[str]:
 
 
 def choose(what: str, name: str, options: Iterable[str]) -> str:
-    """The option that `name` means; `-` and `_` are the same. Raises UsageError that hints at the nearest
-    option, or at all; `what` names their kind."""
+    """The option that `name` means, `-` and `_` being the same; `what` is their kind, for the message."""
     options = list(options)
     if match := matching(name, options):
         return match
@@ -132,8 +131,7 @@ def split(text: str | None) -> list[str]:
 
 
 def _after_dashes(ctx: typer.Context, value: list[str] | None) -> list[str]:
-    """The words after `--`, which go to `accelerate launch`. Raises UsageError for a stray word before `--`,
-    and for an option that gz sets itself."""
+    """The words after `--`, which go to `accelerate launch`; a stray word before them is refused."""
     words, extra = ctx.obj or [], list(value or ())
     after = words[words.index("--") + 1 :] if "--" in words else []
     if extra and extra != after[-len(extra) :] and not ctx.resilient_parsing:
@@ -157,8 +155,7 @@ def _quiet(value: bool) -> bool:
 
 
 def may_remove(what: str, yes: bool) -> bool:
-    """Whether `what` may be removed: `--yes`, or the user's answer. Raises UsageError where nobody can be
-    asked."""
+    """Whether `what` may be removed: `--yes`, or the answer of a user who can be asked."""
     if not yes and not sys.stdin.isatty():
         raise UsageError(f"removing {what} needs `--yes` where nobody can be asked")
     return yes or out.confirmed(f"Remove {what}?")

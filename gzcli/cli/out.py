@@ -76,14 +76,11 @@ def table(
     elsewhere: str = ELSEWHERE,
     called: Mapping[str, str] | None = None,
 ) -> None:
-    """Human mode: prints a table with a bold head, as far as it fits the terminal. JSON mode: nothing.
+    """Human mode: prints the lines of a table that fit the terminal, under a bold head. JSON mode: nothing.
 
-    columns: the headings.
-    rows: the cells of each line; None and "" are shown as `-`.
-    spare, wrap, narrow: as of `table_lines`.
     to_stderr: whether it is printed as `info` would.
     elsewhere: where to see the columns that did not fit.
-    called: heading → the name by which a column is told of that did not fit, where that is another one.
+    called: heading → the name that such a column has in the note on it, where that is another one.
     """
     if is_quiet() if to_stderr else is_json():
         return
@@ -97,8 +94,7 @@ def table(
 
 
 def room(stream: TextIO) -> int | None:
-    """The columns of a stream: `COLUMNS` if it is set, else those of its terminal; None for any other stream,
-    which holds lines of any length."""
+    """The columns of a terminal, or `COLUMNS`; None for any other stream, whose lines are of any length."""
     columns = os.environ.get("COLUMNS", "")
     if columns.isdecimal() and int(columns):
         return int(columns)
@@ -162,8 +158,7 @@ def confirmed(question: str) -> bool:
 
 @contextmanager
 def progress(title: str, unit: str = "bytes") -> Iterator[Callable[[int, int], None]]:
-    """Yields report(done, total), which draws a progress bar on a terminal; bytes are shown with their
-    rate."""
+    """Yields report(done, total), which draws a bar on a terminal; bytes are shown with their rate."""
     if is_quiet() or is_json() or not colourful(sys.stderr):
         yield lambda done, total: None
         return
@@ -243,8 +238,7 @@ def table_lines(
 def _narrowed(
     widths: Sequence[int], words: Mapping[int, int], shown: Sequence[int], room: int, least: int
 ) -> dict[int, int] | None:
-    """The widths of the wrapped columns, of at least `least`, with which those shown fit; None where they
-    cannot."""
+    """The widths, of at least `least`, to which wrapped columns shrink so that all fit; None: they cannot."""
     narrowed = {i: widths[i] for i in shown if i in words}
     floors = {i: max(words[i], min(width, least)) for i, width in narrowed.items()}
     for _ in range(_total(widths, shown) - room):  # the widest gives first
@@ -256,8 +250,7 @@ def _narrowed(
 
 
 def wrapped(text: str, head: str = "", width: int = 80) -> list[str]:
-    """The text in lines of `width` columns, broken at spaces; those after the first are indented as `head` is
-    wide."""
+    """The text in lines of `width` columns, broken at spaces and indented as `head` is wide."""
     indent = " " * len(head)
     wrapper = textwrap.TextWrapper(width, head, indent, break_on_hyphens=False, break_long_words=False)
     return wrapper.wrap(text) or [head.rstrip()]

@@ -73,8 +73,7 @@ def before_start(start: Start, recipe: Recipe, *, yes: bool) -> None:
 
 
 def start_or_not(seconds: float | None, *, most: float, span: str, ways: str, yes: bool) -> None:
-    """Asks on a terminal whether to start what takes more than `most` seconds here, `span` in words; in a
-    script it says so. Raises UsageError where the answer is no."""
+    """Asks on a terminal whether to start what takes more than `most` seconds; a script is only told."""
     if seconds is None or seconds <= most or yes:
         return
     long, ways = f"about {about(seconds)} on this machine", f"`--yes` starts it; {ways}"
@@ -88,8 +87,7 @@ def start_or_not(seconds: float | None, *, most: float, span: str, ways: str, ye
 
 
 def show_plan(start: Start, *, keys: bool) -> None:
-    """Prints the plan, what is missing, the run's folder and the launch line, and with `keys` every key of
-    the recipe. Raises UsageError for what could not be trained, as far as that is known."""
+    """Prints the plan, what is missing, the run's folder and the launch line, and with `keys` every key."""
     recipe, plan, run = start.request.recipe, start.plan, start.run
     rounded: list[str] = []
     if run:
@@ -100,7 +98,11 @@ def show_plan(start: Start, *, keys: bool) -> None:
     outlook = Outlook.of(recipe, plan, facts, None if run else start.request.at_paper, timed=True)
     if refused := next((one.refused for one in outlook.models if one.refused), None):
         raise refused
-    needs += lacking(outlook)
+    if facts.info():
+        needs += dict.fromkeys(one.lacking for one in outlook.models if one.lacking)
+    needs += [*requirements.absent_weights(recipe), *requirements.absent_runs(recipe)]
+    if plan.gpus and plan.gpus > (gpus := usable_gpus()).usable:
+        needs.append(f"{counted(plan.gpus, 'GPU')} ({gpus.lack or f'here: {gpus.there}'})")
     memory = requirements.memory_of(plan)
     tree, origin = resolved_tree(outlook)
     path = run.path if run else user_dir("runs") / f"{recipe.card.name}-{facts.key}-<time>-<id>"
@@ -108,9 +110,9 @@ def show_plan(start: Start, *, keys: bool) -> None:
     needed = ", ".join(needs) or "nothing that is not here"
     for label, text in (*in_lines(outlook, memory), ("needs", needed)):
         out.text("\n".join(out.fitted(text, f"{label:<8}")))
-    gpus = counted(plan.gpus, "GPU") if plan.gpus else "no GPUs"
+    on = counted(plan.gpus, "GPU") if plan.gpus else "no GPUs"
     out.text(f"run     {'resumes ' if run else ''}{path}")
-    out.text(f"launch  {plan.processes} × {plan.threads} threads, {gpus}: {launch}")
+    out.text(f"launch  {plan.processes} × {plan.threads} threads, {on}: {launch}")
     if keys:
         rows = [
             (key, "null" if value is None else str(value), origin.get(key, ""))
@@ -128,16 +130,6 @@ def show_plan(start: Start, *, keys: bool) -> None:
     facts_of_start |= {"gpus": plan.gpus, "launch": launch}
     recipe_and_set = {"recipe": tree, "origin": origin, "data": asdict(facts), "needs": needs}
     out.data({**figures(outlook), **recipe_and_set, **facts_of_start})
-
-
-def lacking(outlook: Outlook) -> Iterator[str]:
-    """What is not here beside the data: weights, runs and GPUs, and why something is not known."""
-    if outlook.facts.info():
-        yield from dict.fromkeys(one.lacking for one in outlook.models if one.lacking)
-    yield from requirements.absent_weights(outlook.recipe)
-    yield from requirements.absent_runs(outlook.recipe)
-    if (planned := outlook.plan.gpus) and planned > (gpus := usable_gpus()).usable:
-        yield f"{counted(planned, 'GPU')} ({gpus.lack or f'here: {gpus.there}'})"
 
 
 def resolved_tree(outlook: Outlook) -> tuple[dict[str, Any], dict[str, str]]:
@@ -231,8 +223,7 @@ def in_short(outlook: Outlook) -> list[str]:
 
 
 def in_lines(outlook: Outlook, there: int | None) -> Iterator[tuple[str, str]]:
-    """Scale, set, model, memory and time with their labels; of stages the memory of the largest, and the time
-    of all. `there`: bytes that a process may take."""
+    """Scale, set, model, memory and time with their labels; `there`: bytes that a process may take."""
     choice, models, facts = outlook.recipe.choice, outlook.models, outlook.facts
     yield "scale", f"{choice.scale} ({choice.why})" if choice.scale else "the recipe has no scales"
     download = f", {facts.download / 1e6:,.0f} MB to fetch" if facts.download else ""

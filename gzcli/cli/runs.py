@@ -49,11 +49,11 @@ _Keep = Annotated[int | None, option("--keep K", _KEEP_HELP, min=0)]
 _Unfinished = Annotated[bool, option("--unfinished", "Remove the runs that did not finish.")]
 
 Row = Sequence[Any]
+FACTS = ("name", "state", "step", "best", "at step", "curve", "time", "params", "memory", "size", "made")
 NARROW = 18  # columns that a run has at least in a table of several
 # Keys that do not say what is trained: a description, a count, where it ran, and how often it was looked at,
 # which each run finds out for itself.
-UNTOLD = ("about", "params", "launch.")
-LOOKS = "_every"
+NOT_TRAINED = ("about", "params", "launch.")
 
 
 @app.command("list")
@@ -253,8 +253,7 @@ def _find(ref: str) -> Run:
 
 
 def _remove(runs: list[Run], yes: bool, *, skip: bool = False) -> None:
-    """Lists the runs, asks unless `yes`, removes them; with `skip` one that a process has taken meanwhile
-    stays."""
+    """Lists the runs, asks unless `yes`, removes them; with `skip` one that was taken meanwhile stays."""
     rows = summaries(runs)
     total = sum(row["bytes"] for row in rows)
     if runs:
@@ -298,31 +297,23 @@ def facts(runs: Sequence[Run], rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     """What is said of every run, a line each."""
     columns: list[dict[str, Any]] = []
     for run, row in zip(runs, rows, strict=True):
-        step, steps, shown = row["step"], row["steps"], in_words(row)
+        step, steps = row["step"], row["steps"]
         memory = max((part.status().get("peak_memory") or 0 for part in run.stages or [run]), default=0)
-        columns.append(
-            {
-                "name": row["alias"],
-                "state": row["state"],
-                "step": f"{step:,} of {steps:,}" if step is not None and steps else step,
-                "best": shown["best"],
-                "at step": f"{row['best']['step']:,}" if row["best"] else None,
-                "curve": shown["curve"],
-                "time": shown["time"],
-                "params": shown["params"],
-                "memory": size(memory) if memory else None,
-                "size": shown["size"],
-                "made": shown["made"],
-            }
-        )
-    return [(key, *(column[key] for column in columns)) for key in columns[0]]
+        more = {
+            "name": row["alias"],
+            "step": f"{step:,} of {steps:,}" if step is not None and steps else step,
+            "at step": f"{row['best']['step']:,}" if row["best"] else None,
+            "memory": size(memory) if memory else None,
+        }
+        columns.append({**row, **in_words(row), **more})
+    return [(key, *(column[key] for column in columns)) for key in FACTS]
 
 
 def differences(trees: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """The keys whose values differ, with the value of each run; None where a run has no such key."""
     keys = dict.fromkeys(key for tree in trees for key in tree)
-    told = [key for key in keys if not key.startswith(UNTOLD) and not key.endswith(LOOKS)]
-    values = {key: [tree.get(key) for tree in trees] for key in told}
+    of_training = [key for key in keys if not key.startswith(NOT_TRAINED) and not key.endswith("_every")]
+    values = {key: [tree.get(key) for tree in trees] for key in of_training}
     return {key: row for key, row in values.items() if _differ(row)}
 
 
@@ -331,8 +322,7 @@ def _differ(values: Sequence[Any]) -> bool:
 
 
 def side_by_side(names: Sequence[str], lines: Sequence[Row], *, wide: bool) -> None:
-    """Prints a column for each run; where they do not fit beside each other, tables of fewer runs below each
-    other: of as many as fit, two at least, shared out evenly."""
+    """Prints a column for each run, in as many tables as the terminal needs, two runs in each at least."""
     runs, tables, room = len(names), 1, None if wide else out.room(sys.stdout)
     if room is not None:
         first = max(len(line[0]) for line in lines)

@@ -146,8 +146,7 @@ def sample(
 def job_of(
     model: str, data: str | None, typed: SampleJob, words: list[str]
 ) -> tuple[Run, SampleJob, list[str]]:
-    """The run that a model's name means, the typed job with what follows from the run, and the applications
-    that the run is able to do. `words` are the model's own options."""
+    """The run of a model's name, the typed job with what follows from it, and the run's applications."""
     from gzcli.core.parts import part_of
     from gzcli.launch.from_file import find_run
     from gzcli.models.catalog import card_of
@@ -180,8 +179,7 @@ def job_of(
 
 
 def turn_of(part: Part, label: str | None) -> int:
-    """The number of classes that samples of a model take in turn; 0 where they take none, or where the
-    classes are not known before the engine runs, which then says what is wrong with a label."""
+    """The number of classes that samples take in turn; 0 where they take none, or none are known yet."""
     if part.options.get("conditional"):
         with suppress(GzError):
             classes = labels_of(None, part.data.name)
@@ -227,8 +225,7 @@ def check_pictures(model: ModelCard, do: str | None, job: SampleJob) -> None:
 
 
 def check_labels(model: ModelCard, do: str | None, run: Run, label: str | None, *, conditional: bool) -> None:
-    """Raises UsageError where the application `do` needs a run that was trained with labels, or where
-    `--label` has no effect on it, or on samples of this run."""
+    """Raises UsageError where the run was not trained with the labels that `do` or `--label` needs."""
     train = f"gz train {run.model} --data {run.data} --set {run.serving.in_owner}model.conditional=true"
     if do in model.with_labels and not conditional:
         message = f"`--do {do}` is for runs that were trained with labels, unlike `{run.id}`"
@@ -317,8 +314,7 @@ def digest(path: Path) -> str:
 def job_like(
     picture: Path, model: str, typed: SampleJob, words: list[str]
 ) -> tuple[Run, SampleJob, list[str]]:
-    """The run of a picture, the one that the user names or that has its weights, and the job that draws it
-    again."""
+    """The run of a picture, by its name or its weights, and the job that draws it again."""
     from gzcli.launch.from_file import find_run
     from gzcli.store.png import origin_of
 
@@ -329,9 +325,9 @@ def job_like(
             owner = facts["run"].partition("/")[0]
             hint = f"gz sample {owner} --checkpoint {facts['step']} -n {facts['n']}"
         raise UsageError(f"`{picture}` was not drawn by `gz sample`", hint=hint)
-    also = [flag for key, flag in DECIDED.items() if getattr(typed, key)] + (["options"] if words else [])
-    if also:
-        raise UsageError(f"`--like` decides what is drawn, `{also[0]}` does too", hint=facts.get("command"))
+    flags = [flag for key, flag in DECIDED.items() if getattr(typed, key)] + (["options"] if words else [])
+    if flags:
+        raise UsageError(f"`--like` decides what is drawn, `{flags[0]}` does too", hint=facts.get("command"))
     for key in ("input", "mask"):
         then, now = facts.get(key), getattr(typed, key)
         if not then and now:
@@ -358,8 +354,7 @@ def job_like(
 
 
 def compare(picture: Path, result: Mapping[str, Any]) -> dict[str, Any]:
-    """Compares a picture with its repetition: {file, same, most}, `most` being the largest difference of a
-    pixel in grey levels, of 255; None where the sizes differ."""
+    """How a picture differs from its repetition: {file, same, most}, `most` in grey levels of 255."""
     import numpy as np
     from PIL import Image
 
@@ -373,8 +368,10 @@ def compare(picture: Path, result: Mapping[str, Any]) -> dict[str, Any]:
     if most == 0:
         out.info(f"the same to the last bit: {file}")
     else:
-        there, here = facts.get("device"), origin_of(Path(file)).get("device")
-        why = f"drawn on {there}, now on {here}" if there != here else "other versions or threads"
+        devices = [facts.get("device"), origin_of(Path(file)).get("device")]
+        why = "other versions or threads"
+        if devices[0] != devices[1]:
+            why = f"drawn on {devices[0]}, now on {devices[1]}"
         how = "of another size" if most is None else f"pixels differ by up to {most} of 255"
         out.info(f"note: {how} ({why}): {file}")
     return {"file": file, "same": most == 0, "most": most}
@@ -382,10 +379,10 @@ def compare(picture: Path, result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _candidates(facts: Mapping[str, Any]) -> Iterator[Run]:
     """Runs that may be the picture's: by its id, of a file that was used before, by its weights."""
-    here = all_runs()
-    yield from (run for run in here if run.id == facts["run"])
+    stored = all_runs()
+    yield from (run for run in stored if run.id == facts["run"])
     yield from (Run(path) for path in cache_dir("files").glob("*") if path.name == facts["run"])
-    yield from (run for run in here if run.model == facts["model"] and _checkpoint_with(facts, run))
+    yield from (run for run in stored if run.model == facts["model"] and _checkpoint_with(facts, run))
 
 
 def _checkpoint_with(facts: Mapping[str, Any], run: Run) -> str | None:

@@ -151,8 +151,7 @@ def announce(run: Run) -> None:
 
 
 def check_trackers(texts: Sequence[str] | None, *, wandb: bool) -> list[str] | None:
-    """The trackers of `--track`, each of which may be a list as `wandb,mlflow`; None where there are none.
-    Raises MissingError for one whose package is not installed."""
+    """The trackers of `--track`, which may be lists as `wandb,mlflow`; None where there are none."""
     trackers = [choose("tracker", word, TRACKERS) for text in texts or () for word in split(text)]
     for name in dict.fromkeys([*trackers, *(["wandb"] if wandb else [])]):
         if find_spec(name) is None:

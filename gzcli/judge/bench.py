@@ -67,9 +67,9 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
         one.facts["seconds"] = time.monotonic() - since + (one.seconds or 0.0)
     contestants += [read(what, pack, common_form(models, pack), job.n, log) for what in job.images]
     tell_apart(contestants)
-    processes = ranks.world()
+    rank, processes = ranks.rank(), ranks.world()
     judge.prepare(contestants)
-    if ranks.rank():
+    if rank:
         return {}
     with ranks.alone():
         return compared(job, folder, judge, contestants, processes)

@@ -44,6 +44,12 @@ PARAMS, FLOPS, BYTES = 35_700_000, 6e12, 900_000_000
 
 
 @pytest.fixture
+def photos(tmp_path) -> str:
+    """The path of a folder of 40 pictures."""
+    return str(write(tmp_path / "photos", {f"{i}.png": png(RED) for i in range(40)}))
+
+
+@pytest.fixture
 def planned(monkeypatch):
     """What the engine would find of a recipe's parts: planned(seconds of a step, error, refused=hint)."""
 
@@ -195,28 +201,28 @@ def test_parts_and_small_sets_are_rounded_too(home):
     assert (train.batch_size % 12, train.accumulate) == (0, 4)
 
 
-def test_a_start_tells_in_two_lines(gz, planned, monkeypatch, tmp_path):
+def test_a_start_tells_in_two_lines(gz, planned, monkeypatch, photos):
     jobs = planned()
     monkeypatch.setattr(launcher, "run", lambda *args, **options: {})
     code, stdout, stderr = gz("train", "vae", "--cpu")
     assert (code, stdout, jobs) == (0, "", [])  # the embedded digits take a minute: nothing is tried
     assert "tiny (the recipe names digits): digits: 1," in stderr
-    folder = write(tmp_path / "photos", {f"{i}.png": png(RED) for i in range(40)})
+    words = ("train", "vae", "--data", photos, "--cpu", *FEW)
     for length in (("--steps", "5"), ("--set", "train.steps=5")):
-        assert gz("train", "vae", "--data", str(folder), "--cpu", *FEW, *length)[0] == 0 and not jobs
-    code, _, stderr = gz("train", "vae", "--data", str(folder), "--cpu", *FEW)
+        assert gz(*words, *length)[0] == 0 and not jobs
+    code, _, stderr = gz(*words)
     assert code == 0 and len(jobs) == 1
     assert "35.7M parameters, " in stderr and " steps: about " in stderr and "run: " in stderr
     told = [line for line in stderr.splitlines() if "parameters" in line or "--scale" in line]
     assert max(map(len, told)) <= 80
-    assert "parameters" not in gz("train", "vae", "--data", str(folder), "--cpu", *FEW, "-q")[2]
+    assert "parameters" not in gz(*words, "-q")[2]
 
 
 @pytest.mark.parametrize(
     ("error", "code", "count"), [(Interrupted("interrupted", signum=2), 130, 0), (GzError("no trial"), 0, 1)]
 )
 def test_a_trial_that_fails_is_no_reason_not_to_start_but_ctrl_c_is(
-    gz, monkeypatch, tmp_path, error, code, count
+    gz, monkeypatch, photos, error, code, count
 ):
     def engine(folder, *args, **options):
         if (folder / "job.json").exists():
@@ -225,8 +231,7 @@ def test_a_trial_that_fails_is_no_reason_not_to_start_but_ctrl_c_is(
 
     monkeypatch.setenv("GZ_TRIAL", "1")
     monkeypatch.setattr(launcher, "run", engine)
-    folder = str(write(tmp_path / "photos", {f"{i}.png": png(RED) for i in range(40)}))
-    assert gz("train", "vae", "--data", folder, "--cpu", *FEW)[0] == code
+    assert gz("train", "vae", "--data", photos, "--cpu", *FEW)[0] == code
     assert len(runs.all_runs()) == count
 
 
@@ -240,17 +245,17 @@ def test_a_dry_run_of_what_cannot_be_built_is_refused(gz, planned):
 
 
 @pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 2), ("", 2)])
-def test_more_than_a_week_is_asked_for_on_a_terminal(answer, code, gz, planned, monkeypatch, tmp_path):
+def test_more_than_a_week_is_asked_for_on_a_terminal(answer, code, gz, planned, monkeypatch, photos):
     planned(seconds=3600.0)
     monkeypatch.setattr(launcher, "run", lambda *args, **options: {})
-    folder = str(write(tmp_path / "photos", {f"{i}.png": png(RED) for i in range(40)}))
-    found, _, stderr = gz("train", "vae", "--data", folder, "--cpu", *FEW)
+    words = ("train", "vae", "--data", photos, "--cpu", *FEW)
+    found, _, stderr = gz(*words)
     assert found == 0 and "more than a week; `--yes` starts it" in stderr  # a script is told, and goes on
-    assert "than a week" not in gz("train", "vae", "--data", folder, "--cpu", *FEW, "--yes")[2]
+    assert "than a week" not in gz(*words, "--yes")[2]
     before = len(runs.all_runs())
     monkeypatch.setattr(out, "on_terminal", lambda: True)
     monkeypatch.setattr("sys.stdin", io.StringIO(answer))
-    found, _, stderr = gz("train", "vae", "--data", folder, "--cpu", *FEW)
+    found, _, stderr = gz(*words)
     assert found == code and "start? [y/N]" in stderr and ("not started" in stderr) == bool(code)
     assert len(runs.all_runs()) == before + (code == 0)
 
