@@ -144,7 +144,7 @@ def ood(
         job = OodJob(outs=outs, seeds=seeds or 1, **settings)
     if submit or slurm:
         return jobs.submit("ood", f"ood-{slug(model)}", seed, job.launch, slurm)
-    jobs.announce(run, model, data=inside and inside.key)
+    jobs.announce(run, model, data=inside.key if inside else None)
     folder = jobs.new_folder(run.path / "ood", label)
     result = jobs.do_job(folder, job)
     (table if input_ is None else table_of_pictures)(result)
@@ -194,7 +194,7 @@ def of_runs(
     from gzcli.recipe.schema import score_options
 
     at = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
-    run = find_run(model, data=inside and inside.key)
+    run = find_run(model, data=inside.key if inside else None)
     home = inside or locate(part_of(run.serving.tree()).data.name)
     runs = [run, *(find_run(word, data=home.key) for word in words[:at])]
     parts = [part_of(each.serving.tree()) for each in runs]

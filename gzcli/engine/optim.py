@@ -149,10 +149,9 @@ class Muon(Optimizer):
     def adamw(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         names = ("exp_avg", "exp_avg_sq", "step")
         means, squares, steps = ([self.state_of(p, name) for p in params] for name in names)
-        values = {key: group[key] for key in ("fused", "lr", "weight_decay", "eps")}
-        beta1, beta2 = group["betas"]
-        fixed = {"amsgrad": False, "maximize": False}
-        adamw(params, grads, means, squares, [], steps, beta1=beta1, beta2=beta2, **fixed, **values)
+        values: dict[str, Any] = {key: group[key] for key in ("fused", "lr", "weight_decay", "eps")}
+        values |= dict(zip(("beta1", "beta2"), group["betas"], strict=True))
+        adamw(params, grads, means, squares, [], steps, amsgrad=False, maximize=False, **values)
 
     def state_of(self, p: Tensor, name: str) -> Tensor:
         """A moving average of p's gradients, or the number of its steps; zero at first."""

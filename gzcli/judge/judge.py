@@ -207,8 +207,9 @@ class Judge:
         if self.large and not all(space is None or images.knows(space) for space in spaces):
             self.say(what)
         since = time.monotonic()
-        for space in filter(None, spaces):
-            images.features(space)
+        for space in spaces:
+            if space is not None:
+                images.features(space)
         if (seconds := time.monotonic() - since) >= 1:
             by = f" on {ranks.world()} processes" if ranks.world() > 1 else ""
             self.say(f"{what}: {seconds:.1f} s{by}")

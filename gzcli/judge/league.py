@@ -154,8 +154,8 @@ def jobs_of(run: Run, terms: Terms) -> dict[str, tuple[BenchJob, list[dict[str, 
             variant = {"calls": terms.calls, "quick": True}
             rows["main"].append({"setting": f"{terms.calls} calls", "variant": variant})
         if "steps" in terms.curves:
-            variants = {n: {"sample": {"steps": n}, "quick": True} for n in STEPS}
-            rows["steps"] = [{"setting": "steps", "steps": n, "variant": v} for n, v in variants.items()]
+            taken = {n: {"sample": {"steps": n}, "quick": True} for n in STEPS}
+            rows["steps"] = [{"setting": "steps", "steps": n, "variant": v} for n, v in taken.items()]
     if "time" in terms.curves:
         kept = ((seconds, {"checkpoint": str(step), "quick": True}) for step, seconds in kept_steps(run))
         rows["time"] = [{"setting": "time", "seconds": seconds, "variant": v} for seconds, v in kept]

@@ -286,5 +286,6 @@ def seen_mask(mask: Tensor, trained: Trained) -> Tensor:
     """A mask of images [1, 1, H, W], 1 where they are kept, as the model sees it, on the device: a latent is
     kept where all its pixels are."""
     if trained.space is not None:
-        mask = (F.adaptive_avg_pool2d(mask, trained.info.shape[1:]) > 0.999).float()
+        _, h, w = trained.info.shape
+        mask = (F.adaptive_avg_pool2d(mask, (h, w)) > 0.999).float()
     return mask.to(trained.device)

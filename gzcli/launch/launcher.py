@@ -85,8 +85,10 @@ OURS = {  # option of accelerate → the option of gz for the same
 }
 # Options that cut the model into pieces, as `launch.strategy: fsdp` does. The trainer builds its optimizers
 # from the parameters of the whole model, before accelerate would wrap it.
-SHARDED = ("--use_fsdp", "--fsdp_", "--use_deepspeed", "--deepspeed_", "--zero", "--use_megatron_lm")
-SHARDED += ("--megatron_lm_", "--use_parallelism_config", "--parallelism_config_")
+SHARDED = (
+    *("--use_fsdp", "--fsdp_", "--use_deepspeed", "--deepspeed_", "--zero", "--use_megatron_lm"),
+    *("--megatron_lm_", "--use_parallelism_config", "--parallelism_config_"),
+)
 
 
 @dataclass(frozen=True)

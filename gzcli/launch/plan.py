@@ -422,7 +422,9 @@ def git_state() -> dict[str, Any] | None:
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
-    return commit and {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    if not commit:
+        return None
+    return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
 
 
 def previous_words(run: Run) -> list[str]:

@@ -150,7 +150,7 @@ class ImageFlow(Model):
         v, log_q = self.dequantiser(x, noise)
         return v, -x[0].numel() * math.log(self.data.levels) - log_q
 
-    def latents(self, x: Tensor, noise: Noise) -> list[Tensor]:
+    def codes(self, x: Tensor, noise: Noise) -> list[Tensor]:
         return self.encode(self.to_unit(x, noise)[0])[0]
 
     def images(self, z: list[Tensor], progress: Progress) -> Tensor:
@@ -221,7 +221,7 @@ class ImageFlow(Model):
         single = self.classes is not None and not self.data.multilabel
         surprise = x.new_zeros(len(x), 1, *x.shape[2:])
         for _ in range(draws):
-            *eps, top = self.latents(x, noise)
+            *eps, top = self.codes(x, noise)
             mean, log_std = self.top_prior(self.class_log_probs(top).argmax(1) if single else None, len(x))
             for z in (*eps, (top - mean) * (-log_std).exp()):
                 nats = 0.5 * (to_fp32(z).square() - 1).sum(1, keepdim=True)
@@ -248,7 +248,7 @@ class ImageFlow(Model):
         """Initialises the layers by the first batch, one after another in one pass."""
         with initialising(self) as fresh, torch.no_grad():
             if fresh:
-                self.latents(batch.x, batch.noise)
+                self.codes(batch.x, batch.noise)
 
     # ---- sampling and applications
 
@@ -269,7 +269,7 @@ class ImageFlow(Model):
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, noise: Noise, progress: Progress = no_progress) -> Applied:
         """x encoded and decoded, which gives x up to rounding where the flow is well conditioned."""
-        return Applied(self.images(self.latents(x, noise), progress), rows=("reconstruction",))
+        return Applied(self.images(self.codes(x, noise), progress), rows=("reconstruction",))
 
     @torch.no_grad()
     def interpolate(
@@ -280,7 +280,7 @@ class ImageFlow(Model):
         frames: images of an interpolation, both ends included.
         """
         x = pairs_of(x)
-        z = self.latents(x, noise.first(len(x)))
+        z = self.codes(x, noise.first(len(x)))
         between = [interpolated(e.flatten(1), frames).unflatten(1, e.shape[1:]) for e in z]
         return as_interpolations(self.images(between, progress), frames)
 
@@ -306,7 +306,7 @@ class ImageFlow(Model):
             hint = "train it with `--set model.conditional=true`"
             raise UsageError("only a class-conditional flow can edit", hint=hint)
         labels = spread_labels(labels, len(x), self.data, x.device)
-        *eps, top = self.latents(x, noise)
+        *eps, top = self.codes(x, noise)
         old = torch.zeros_like(labels) if self.data.multilabel else self.class_log_probs(top).argmax(1)
         (mean, log_std), (to_mean, to_log_std) = self.top_prior(old, len(x)), self.top_prior(labels, len(x))
         standard = (top - mean) * (-log_std).exp()

@@ -161,4 +161,4 @@ class RealNVP(MultiscaleFlow):
         """Recomputes the statistics of batch norm, which for other weights would not normalise the images."""
         with fresh_statistics(self) as count:
             for batch in islice(batches, count):
-                self.latents(batch.x, batch.noise)
+                self.codes(batch.x, batch.noise)

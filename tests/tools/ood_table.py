@@ -1,0 +1,143 @@
+"""Every score of runs on one set, in one table: AUROC and FPR95 beside what papers report.
+
+python tests/tools/ood_table.py RUN… --in mnist
+    --out fashionmnist[,…] [-n N] [--score all|recipe] [--into FOLDER]
+
+A run is a model's name, a run's id or alias. Each is judged by `gz ood --json`, whose answer is kept in
+FOLDER: the same command goes on where it was stopped, and a run that fails is left out with its error.
+FOLDER then holds `table.csv` and `table.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gzcli.core.units import duration
+from gzcli.metrics.standings import as_csv
+
+FIGURES = ("auroc", "fpr95", "fpr95_id", "aupr_in", "aupr_out", "n_in", "n_out")
+
+
+class Paper(NamedTuple):
+    """What a paper reports, AUROC with the foreign images as the positive class.
+
+    auroc: as text, as some report a range.
+    source: the paper.
+    """
+
+    auroc: str
+    source: str
+
+
+# by (in, out, model, score); nets and training of the papers are larger than the small scale's
+PAPERS = {
+    ("fashionmnist", "mnist", "pixelcnnpp", "nll"): Paper(".089", "Ren 2019, arXiv:1906.02845"),
+    ("fashionmnist", "mnist", "pixelcnnpp", "ratio"): Paper(".994", "Ren 2019, arXiv:1906.02845"),
+    ("fashionmnist", "mnist", "pixelcnnpp", "complexity"): Paper(".967", "Serrà 2020, arXiv:1909.11480"),
+    ("fashionmnist", "mnist", "glow", "complexity"): Paper(".998", "Serrà 2020, arXiv:1909.11480"),
+    ("fashionmnist", "mnist", "hvae", "llr"): Paper(".984", "Havtorn 2021, arXiv:2102.08248"),
+    **{
+        ("mnist", "fashionmnist", model, "nll"): Paper(".99–1.00", "Nalisnick 2019, arXiv:1810.09136")
+        for model in ("glow", "realnvp", "pixelcnn", "pixelcnnpp")
+    },
+}
+
+
+def judged(run: str, words: list[str], kept: Path) -> dict[str, Any] | None:
+    """The JSON of `gz ood` of a run, which is kept in a file; None where it failed, with the error shown."""
+    if not kept.exists():
+        print(f"{run} …", file=sys.stderr, flush=True)
+        command = [sys.executable, "-m", "gzcli", "ood", run, *words, "--json"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            print(
+                f"left out: {run}, whose `gz ood` ended with {done.returncode}: {done.stdout}",
+                file=sys.stderr,
+            )
+            return None
+        kept.write_text(done.stdout)
+    return json.loads(kept.read_text())
+
+
+def rows_of(made: dict[str, Any], model: str) -> list[dict[str, Any]]:
+    """A row for each score and foreign set."""
+    rows = []
+    for one in made["results"]:
+        paper = PAPERS.get((made["in"], one["out"], model, one["score"]))
+        low, high = (one.get("ci") or {}).get("auroc") or (None, None)
+        rows.append(
+            {
+                "model": "baseline" if one["baseline"] else model,
+                "run": made["run"],
+                "in": made["in"],
+                "out": one["out"],
+                "score": one["score"],
+                **{key: one[key] for key in FIGURES},
+                "auroc_low": low,
+                "auroc_high": high,
+                "paper_auroc": paper and paper.auroc,
+                "paper": paper and paper.source,
+                "seconds": made["seconds"],
+            }
+        )
+    return rows
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """A table for each foreign set, the best score of a model first; the baselines, which know no model, are
+    of the first run."""
+    lines = []
+    for out in dict.fromkeys(row["out"] for row in rows):
+        own = [row for row in rows if row["out"] == out]
+        first = own[0]["run"]
+        own = [row for row in own if row["model"] != "baseline" or row["run"] == first]
+        lines += [f"## {own[0]['in']} against {out}, {own[0]['n_in']:,} and {own[0]['n_out']:,} images", ""]
+        lines += ["| model | score | AUROC | 95 % | FPR95 | papers |", "|---|---|---|---|---|---|"]
+        for model, run in dict.fromkeys((row["model"], row["run"]) for row in own):
+            several = len({row["run"] for row in own if row["model"] == model}) > 1
+            name = run if several else model
+            mine = (row for row in own if (row["model"], row["run"]) == (model, run))
+            for row in sorted(mine, key=lambda row: -row["auroc"]):
+                ends = "" if row["auroc_low"] is None else f"{row['auroc_low']:.3f}–{row['auroc_high']:.3f}"
+                paper = f"{row['paper_auroc']} ({row['paper']})" if row["paper"] else ""
+                figures = f"{row['auroc']:.3f} | {ends} | {row['fpr95']:.3f}"
+                lines.append(f"| {name} | {row['score']} | {figures} | {paper} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    from gzcli.launch.from_file import find_run
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    parser.add_argument("--in", dest="inside", required=True, metavar="NAME")
+    parser.add_argument("--out", dest="outs", required=True, metavar="NAME[,NAME…]")
+    parser.add_argument("-n", type=int, help="images of each set; without it as many as `ood.budget` allows")
+    parser.add_argument("--score", default="all", help="as in `gz ood`; recipe: those of each model's recipe")
+    parser.add_argument("--into", type=Path, default=Path("ood_table"), metavar="FOLDER")
+    given = parser.parse_args()
+    given.into.mkdir(parents=True, exist_ok=True)
+    words = ["--in", given.inside, "--out", given.outs]
+    words += [] if given.score == "recipe" else ["--score", given.score]
+    words += ["-n", str(given.n)] if given.n else []
+    rows: list[dict[str, Any]] = []
+    for word in given.runs:
+        run = find_run(word, data=given.inside)
+        asked = "-".join(part.strip("-").replace(",", "+").replace("/", "_") for part in words)
+        if made := judged(run.id, words, given.into / f"{run.id}-{asked}.json"):
+            print(f"{run.model}: {duration(made['seconds'])}", file=sys.stderr, flush=True)
+            rows += rows_of(made, run.model)
+        if rows:
+            (given.into / "table.csv").write_text(as_csv(rows))
+            (given.into / "table.md").write_text(markdown(rows))
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
