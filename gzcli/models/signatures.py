@@ -57,12 +57,14 @@ def by_file(function: Callable[[Path], T]) -> Callable[[Path], T]:
 class Module:
     """What a file defines at its top.
 
-    docstring: the statement that it begins with, if that is a text.
+    docstring: the text that it begins with; "" without one.
+    line: of that text.
     values: what names are assigned, as types written with brackets or `|`, and tables.
     imports: name here → (module of gzcli, name there).
     """
 
-    docstring: ast.Constant | None
+    docstring: str
+    line: int
     classes: dict[str, ast.ClassDef]
     values: dict[str, ast.expr]
     imports: dict[str, tuple[str, str]]
@@ -76,9 +78,10 @@ def text_of(path: Path) -> str:
 def module_of(path: Path) -> Module:
     text = text_of(path)
     try:
-        body = ast.parse(outline(text)).body
+        tree = ast.parse(outline(text))
     except SyntaxError:
-        body = ast.parse(text, str(path)).body
+        tree = ast.parse(text, str(path))
+    body = tree.body
     package = ["gzcli", *path.parent.relative_to(ROOT.parent).parts] if ROOT.parent in path.parents else []
     imports: dict[str, tuple[str, str]] = {}
     for node in (line for top in body for line in (top.body if isinstance(top, ast.If) else [top])):
@@ -89,10 +92,9 @@ def module_of(path: Path) -> Module:
                 imports |= {alias.asname or alias.name: (source, alias.name) for alias in node.names}
         elif isinstance(node, ast.Import):  # `import gzcli`, then `gzcli.Model`
             imports |= {a.asname or "gzcli": ("gzcli", "") for a in node.names if a.name == "gzcli"}
-    first = body[0].value if body and isinstance(body[0], ast.Expr) else None
-    docstring = first if isinstance(first, ast.Constant) and isinstance(first.value, str) else None
+    docstring = ast.get_docstring(tree, clean=False) or ""
     classes = {node.name: node for node in body if isinstance(node, ast.ClassDef)}
-    return Module(docstring, classes, _assigned(body), imports)
+    return Module(docstring, body[0].lineno if body else 1, classes, _assigned(body), imports)
 
 
 def _assigned(lines: list[ast.stmt]) -> dict[str, ast.expr]:

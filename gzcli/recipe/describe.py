@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gzcli.core.parts import Part
@@ -71,30 +71,23 @@ def texts(recipe: Recipe) -> dict[str, str]:
 
 def annotated(tree: Mapping[str, Any], texts: Mapping[str, str], width: int = WIDTH) -> str:
     """The tree as YAML with the text of each key as a comment, in `width` columns where values allow."""
-    written = list(lines(tree))
+    written = [(at[:-1], texts.get(".".join(map(str, at)), ""), line) for at, line in lines(tree)]
+    columns: dict[Key, int] = {}  # where the texts of a section begin
+    for section, _, line in written:
+        if not line.endswith(":"):
+            columns[section] = max(columns.get(section, 0), min(COLUMN, len(line) + 2))
     out = []
-    for (at, line), column in zip(written, _columns(written), strict=True):
-        text = texts.get(".".join(map(str, at)))
+    for section, text, line in written:
         if not text or line.endswith(":"):
             out.append(line)
             continue
-        first, *further = textwrap.wrap(text, max(LEAST, width - column - 2), break_on_hyphens=False)
-        if len(line) + 2 <= column:
-            out.append(f"{line:<{column}}# {first}")
-        else:
-            out += [line, f"{'':<{column}}# {first}"]
-        out += [f"{'':<{column}}# {more}" for more in further]
+        column = columns[section]
+        first, *more = textwrap.wrap(text, max(LEAST, width - column - 2), break_on_hyphens=False)
+        if len(line) + 2 > column:
+            out.append(line)
+            line = ""
+        out += [f"{line:<{column}}# {first}", *(f"{'':<{column}}# {words}" for words in more)]
     return "\n".join(out)
-
-
-def _columns(written: list[tuple[Key, str]]) -> Iterator[int]:
-    """The column of the text beside each line: the same for all keys of a section."""
-    longest: dict[Key, int] = {}
-    for at, line in written:
-        if not line.endswith(":"):
-            longest[at[:-1]] = max(longest.get(at[:-1], 0), min(COLUMN, len(line) + 2))
-    for at, _ in written:
-        yield longest.get(at[:-1], COLUMN)
 
 
 # --- for editors ---

@@ -192,14 +192,12 @@ def read_header(path: Path) -> Document:
 
     Raises UsageError for a file that is no Python, or whose recipe is no YAML.
     """
-    docstring = module_of(path).docstring
-    lines: list[str] = []
-    if docstring is not None:
-        inside = False
-        lines = [""] * (docstring.lineno - 1)
-        for line in docstring.value.splitlines():
-            inside = bool(_HEADER.match(line)) or (inside and (not line.strip() or line.startswith(" ")))
-            lines.append(line if inside else "")
+    module = module_of(path)
+    inside = False
+    lines = [""] * (module.line - 1)
+    for line in module.docstring.splitlines():
+        inside = bool(_HEADER.match(line)) or (inside and (not line.strip() or line.startswith(" ")))
+        lines.append(line if inside else "")
     return read_text("\n".join(lines), str(path))
 
 

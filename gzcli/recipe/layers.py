@@ -68,8 +68,12 @@ class Layer:
 
     def section(self, name: str) -> Mapping[str, Any]:
         """The values of a section; {} where the layer has none, or something else in its place."""
-        values = self.tree.get(name) if isinstance(self.tree, Mapping) else None
+        values = self.tree.get(name)
         return values if isinstance(values, Mapping) else {}
+
+    def problem(self, key: Key, message: str, hint: str | None = None, *, value: bool = False) -> Problem:
+        """A mistake at a key of the layer, or at its value."""
+        return Problem(self.where(key, value), message, hint)
 
 
 def layers_of(file: RecipeFile, choice: Choice) -> list[Layer]:
@@ -140,7 +144,7 @@ def without_meeting(layer: Layer, problems: list[Problem]) -> Mapping[str, Any]:
     for key in banned:
         if launch.get(key):
             message = f"`launch.{key}` is for the command line alone, where it is yours"
-            problems.append(Problem(layer.where(("launch", key), False), message, f"type {_TYPED[key]}"))
+            problems.append(layer.problem(("launch", key), message, f"type {_TYPED[key]}"))
     return {**layer.tree, "launch": {key: value for key, value in launch.items() if key not in banned}}
 
 
@@ -197,7 +201,7 @@ def choice_of(
             return Choice(scale, "", ((of_set,),))
     choice = Choice(scale, why, tuple(_order(scale if scaled else None, sections, of_set, facts)), facts)
     if layer and (problem := _lack(choice, sections, of_set, facts.words if facts else f"`{name}`")):
-        problems.append(Problem(layer.where(("scale",), True), *problem))
+        problems.append(layer.problem(("scale",), *problem, value=True))
     return choice
 
 

@@ -158,18 +158,14 @@ def _resolve(
     name = usual or _data_name(own)
     dataset = _located(name, own, {at[-1] for file in chain for at in file.sections}, problems)
     choice = forced or choice_of(chain, own, dataset, name, gpus, problems)
-    layers = [layer for file in chain for layer in layers_of(file, choice)] + typed
-    stages = _stage_cards(layers, problems)
-    reused: dict[str, tuple[str, str]] = {}
+    layers = [*_layers(chain, choice, problems), *typed]
+    stages, reused = _stage_cards(layers, problems), _reused_runs(layers)
     if stages is None:
         card = _card(chain, problems)
         rules = schema.schema(card)
     else:
         card = _called_after(stages)
         rules = schema.staged(stages)
-        for layer in (layer for layer in layers if layer.applies):
-            runs_typed = {s: part for s, part in layer.section("stages").items() if isinstance(part, str)}
-            reused |= {stage: (run, layer.origin(("stages", stage))) for stage, run in runs_typed.items()}
         layers = _fitting(layers, rules, stages)
     checked = [_checked(layer, rules, problems) for layer in layers]
     applied = [layer for layer in checked if layer.applies]
@@ -201,6 +197,16 @@ def _resolve(
         whole = _whole(recipe_of(_composed(written, rules, cards, reused)[0]), applied)
     about: dict[str, Any] = {"origin": origin, "ours": ours, "card": card, "source": chain[-1].path}
     return Resolved(**vars(recipe), **about, found=dataset, whole=whole, choice=choice), problems
+
+
+def _layers(chain: Iterable[RecipeFile], choice: Choice, problems: list[Problem]) -> Iterator[Layer]:
+    """The layers of all files in order. One that holds no map is emptied, and added to `problems`."""
+    for layer in (layer for file in chain for layer in layers_of(file, choice)):
+        if not isinstance(layer.tree, Mapping):
+            message = "a section of `for` must hold what changes, as `{train: {…}}`"
+            problems.append(layer.problem((), message, value=True))
+            layer.tree = {}
+        yield layer
 
 
 # ---------------------------------------------------------------------------- data sets
@@ -283,21 +289,17 @@ def _stage_cards(layers: Iterable[Layer], problems: list[Problem]) -> dict[str, 
     named: dict[str, tuple[str, str]] = {}  # stage → its model's name, and where it stands
     staged = False
     for layer in layers:
-        stages = layer.tree.get("stages") if isinstance(layer.tree, Mapping) else None
+        stages = layer.tree.get("stages")
         staged |= stages is not None
         if stages is not None and not isinstance(stages, Mapping):
             message = "`stages` must hold stages, as `stages: {prior: {model: …}}`"
-            problems.append(Problem(layer.where(("stages",), True), message))
+            problems.append(layer.problem(("stages",), message, value=True))
         for stage, part in layer.section("stages").items():
-            where = layer.where(("stages", stage), False)
             if not is_name(stage):  # it is a folder of the run
-                message, hint = (
-                    f"`{stage}` cannot be a stage's name",
-                    "use lower-case letters, digits, `-` and `_`",
-                )
-                problems.append(Problem(where, message, hint))
+                hint = "use lower-case letters, digits, `-` and `_`"
+                problems.append(layer.problem(("stages", stage), f"`{stage}` cannot be a stage's name", hint))
                 continue
-            named.setdefault(stage, ("", where))
+            named.setdefault(stage, ("", layer.where(("stages", stage), False)))
             if layer.applies and (name := _named(part, stage, layer, problems)):
                 named[stage] = name, layer.where(("stages", stage), True)
     if not staged:
@@ -312,10 +314,9 @@ def _stage_cards(layers: Iterable[Layer], problems: list[Problem]) -> dict[str, 
         if card is None:
             problems.append(Problem(where, f"`stages.{stage}.model.name` is missing"))
             continue
-        lacking = [needed for needed in card.stages if needed not in cards]
-        problems += [
-            Problem(where, f"`{card.name}` needs a stage `{needed}` before it") for needed in lacking
-        ]
+        for needed in card.stages:
+            if needed not in cards:
+                problems.append(Problem(where, f"`{card.name}` needs a stage `{needed}` before it"))
         cards[stage] = card
     return cards
 
@@ -326,7 +327,7 @@ def _named(part: Any, stage: str, layer: Layer, problems: list[Problem]) -> str 
         try:
             return part_of(runs.find_stage(part, stage).tree()).model
         except GzError as e:
-            problems.append(Problem(layer.where(("stages", stage), True), e.message, e.hint))
+            problems.append(layer.problem(("stages", stage), e.message, e.hint, value=True))
             return None
     model = part.get("model") if isinstance(part, Mapping) else None
     name = model.get("name") if isinstance(model, Mapping) else None
@@ -339,6 +340,12 @@ def _called_after(cards: Mapping[str, ModelCard]) -> ModelCard | None:
     shipped = {canonical(name) for name in recipe_names()}
     own = [card for card in cards.values() if card.name in shipped]
     return own[-1] if own else next(iter(cards.values()), None)
+
+
+def _reused_runs(layers: Iterable[Layer]) -> dict[str, tuple[str, str]]:
+    """The runs that are used in the place of stages, each with the origin of its name."""
+    applied = ((layer, item) for layer in layers if layer.applies for item in layer.section("stages").items())
+    return {s: (run, layer.origin(("stages", s))) for layer, (s, run) in applied if isinstance(run, str)}
 
 
 # ---------------------------------------------------------------------------- values
@@ -361,8 +368,9 @@ def _fitting(layers: Iterable[Layer], rules: schema.Rules, cards: Mapping[str, M
             if canonical(str(name)) != canonical(cards[stage].name):
                 own = schema.below(schema.below(rules, "stages"), stage)
                 parts[stage] = {key: _with_rules(key, value, own) for key, value in part.items()}
-        staged = isinstance(layer.tree, Mapping) and "stages" in layer.tree
-        fitted.append(replace(layer, tree={**layer.tree, "stages": parts}) if staged else layer)
+        fitted.append(
+            replace(layer, tree={**layer.tree, "stages": parts}) if "stages" in layer.tree else layer
+        )
     return fitted
 
 
@@ -375,15 +383,11 @@ def _with_rules(section: str, value: Any, rules: schema.Rules) -> Any:
 
 def _checked(layer: Layer, rules: schema.Rules, problems: list[Problem]) -> Layer:
     """The layer with its values converted. What is wrong is left out, and added to `problems`."""
-    if not isinstance(layer.tree, Mapping):
-        message = "a section of `for` must hold what changes, as `{train: {…}}`"
-        problems.append(Problem(layer.where((), True), message))
-        return replace(layer, tree={})
     tree, wrong = schema.check(without_meeting(layer, problems), rules, layer.where)
     problems += wrong
     if layer.inside and tree.get("data", {}).pop("name", None) is not None:
         message = "`data.name` has no place here: a section of `for` is named by its data set"
-        problems.append(Problem(layer.where(("data", "name"), False), message))
+        problems.append(layer.problem(("data", "name"), message))
     return replace(layer, tree=tree)
 
 

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -246,7 +247,7 @@ def evaluation_waits_for_no_other_process(case: Case) -> None:
     model = started(case)[0].eval()
     met: list[str] = []
     batch = with_prepared(model, next(held_out(case.pack(), model, "val", 3)))
-    distributed = {
+    distributed: dict[str, Any] = {
         "is_initialized": lambda: True,
         "get_world_size": lambda: 2,
         "get_rank": lambda: 0,
