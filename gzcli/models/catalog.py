@@ -273,7 +273,8 @@ def read_card(path: Path) -> ModelCard | None:
     def named(prefix: str) -> tuple[str, ...]:
         return tuple(name.removeprefix(prefix) for name in methods if name.startswith(prefix))
 
-    values = {name: value_of(*attributes[name]) for name in _ATTRIBUTES}
+    values: dict[str, Any] = {name: value_of(*attributes[name]) for name in _ATTRIBUTES}
+    values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     init = {name: p for name, p in params("__init__").items() if name not in ("self", "data")}
     stages = tuple(name for name, p in init.items() if p.annotation == "Model")
     do = {name: options(name) for name in APPLICATIONS if name in methods}
@@ -298,7 +299,7 @@ def read_card(path: Path) -> ModelCard | None:
         cls=lineage[0].node.name,
         lineage=tuple(lineage),
         paper=value_of(*attributes["paper"]),
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()},
+        **values,
         params={name: p for name, p in init.items() if name not in stages},
         stages=stages,
         sample=sample,

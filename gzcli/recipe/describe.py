@@ -60,8 +60,8 @@ def texts(recipe: Recipe) -> dict[str, str]:
     every = dict(shared)
     for part in recipe.parts:
         own, options = {**shared}, catalog.option_texts(catalog.card(part.model))
-        for section in ("model", "sample", "ood"):
-            own |= {f"{section}.{key}": text for key, text in options[section].items()}
+        for verb in ("model", "sample", "ood"):
+            own |= {f"{verb}.{key}": text for key, text in options[verb].items()}
         for phase, keys in part.optim.phases.items():
             own |= {f"optim.{phase}.{key}": optim[key] for key in keys}
         own["model.name"] = of_part["model"]

@@ -97,8 +97,8 @@ def read_text(text: str, name: str) -> Document:
     except yaml.MarkedYAMLError as e:
         at, problem = e.problem_mark or e.context_mark or yaml.Mark(name, 0, 0, 0, None, 0), e.problem or ""
         words = next((words for form, words in _WORDS.items() if re.fullmatch(form, problem)), problem)
-        line = (text.splitlines() or [""])[at.line : at.line + 1]
-        if line and line[0][at.column : at.column + 1] == "\t":
+        lines = text.splitlines()
+        if at.line < len(lines) and lines[at.line][at.column : at.column + 1] == "\t":
             words = TAB
         hint = next((hint for part, hint in _HINTS.items() if part in problem), None)
         message = f"{name}:{at.line + 1}:{at.column + 1}: {words or 'this is no YAML'}"

@@ -85,7 +85,7 @@ class LatentPrior(CodeApplications):
         self.diffusion = Diffusion(replace(data, shape=(latent, 1, 1), levels=None), net, process, clusters)
 
     @property
-    def coder(self) -> DiffAE:  # type: ignore[override]
+    def coder(self) -> DiffAE:
         return self.autoencoder
 
     @torch.no_grad()

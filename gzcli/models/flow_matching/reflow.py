@@ -92,7 +92,7 @@ class Reflow(FlowMatching):
             noises.append(batch.noise.randn(*batch.x.shape).half())
             images.append(solve(f, noises[-1].to(batch.x), times, self.pair_solver).half())
         pairs = {"noise": torch.stack(noises, 1).squeeze(1), "image": torch.stack(images, 1).squeeze(1)}
-        return pairs | ({} if self.clusters is None else {"cluster": y})
+        return pairs if y is None or self.clusters is None else pairs | {"cluster": y}
 
     def condition(self, batch: Batch) -> Tensor | None:
         """The labels of training images, or the clusters of their pairs."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -81,7 +81,7 @@ class RefineNet(nn.Module):
         if torch.is_grad_enabled() and h.dtype is torch.bfloat16 and h.shape[1] % 16:
             h = h.contiguous()
         for stage in self.stages:
-            for block in stage:
+            for block in cast(nn.ModuleList, stage):
                 h = block(h, y, drop)
             skips.append(h)
         h = self.refine[0]([skips.pop()])
