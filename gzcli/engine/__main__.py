@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gzcli.core import devices, jobs, ranks, streams
-from gzcli.core.devices import INSTALL, choose_kernels, pick_device
+from gzcli.core.devices import INSTALL, fast_kernels, pick_device
 from gzcli.core.errors import (
     DeviceError,
     DivergedError,
@@ -268,7 +268,7 @@ def work(run: Run, job: jobs.Job, log: Log) -> None:
     device = state.device if state else pick_device(job.launch)
     if job.launch.threads:
         torch.set_num_threads(job.launch.threads)
-    choose_kernels(deterministic=False)
+    fast_kernels()
     streams.change_spinner("loading the model")
     png.made_by(**jobs.facts(job))
     verb = importlib.import_module(f"gzcli.{VERBS[job.verb]}")
