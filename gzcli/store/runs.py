@@ -24,7 +24,6 @@ from gzcli.store.claims import check_removable, claimed, remove_folder
 from gzcli.store.paths import is_name, recipe_names, spelling, trained_in, user_dir
 from gzcli.store.run_folder import RUN_ID, STAGES, Run
 
-_SHORT = re.compile(r".+-[0-9a-f]{4}")
 _STAMP = "%Y%m%d-%H%M%S"
 
 
@@ -155,9 +154,9 @@ def by_name(ref: str) -> Run | None:
     match: Run | None = Run(user_dir("runs") / ref)
     if not (is_name(ref) and _status(match)):  # for an id no other run is read
         runs = all_runs()
-        short = [run for run in runs if short_name(run.id) == ref and _SHORT.fullmatch(ref)]
         match = next((run for run in runs if ref in (run.path.name, run.alias)), None)
-        match = match or (short[0] if len(short) == 1 else None)
+        short = [] if match else [run for run in runs if short_name(run.id) == ref]
+        match = short[0] if len(short) == 1 else match
     if match and below:
         return match.stage(stage) if is_name(stage) and match.stage(stage).status() else None
     return match
