@@ -278,17 +278,20 @@ def fast_bf16() -> bool:
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def choose_kernels(deterministic: bool) -> None:
-    """Allows only kernels that give the same bits every time; or TF32 in products, and the convolutions that
-    cuDNN finds fastest."""
+def fast_kernels() -> None:
+    """Allows TF32 in products, and has cuDNN choose the fastest convolutions."""
     import torch
 
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    else:
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+
+
+def deterministic_kernels() -> None:
+    """Allows only kernels that give the same bits every time."""
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
 
 
 # ---------------------------------------------------------------------------- work, memory and speed

@@ -26,8 +26,7 @@ class RunJob(Job):
 
     checkpoint: str = "finished"  # "last", "best", "finished" or a step
     seed: int = 0  # seed of the noise
-    # of samples and scores; None: samples as the run was trained, scores in fp32
-    precision: str | None = None
+    precision: str | None = None  # None: samples as the run was trained, scores in fp32
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,10 @@ class SampleJob(RunJob):
     """Samples of a run, or one of its applications."""
 
     run: str  # folder of the run
-    # number of images; None: as many as there are prompts or input pictures, whichever are more
-    n: int | None = None
+    n: int | None = None  # images; None: as many as there are prompts or input pictures
     labels: str | None = None  # class names or numbers, separated by commas; the images take turns
     prompts: tuple[str, ...] = ()  # texts; the images take turns
-    # keywords of the model's `sample`, or of the application
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the model's `sample`, or the application
     do: str | None = None  # name of the application; None: samples are drawn
     input: str | None = None  # path of a picture or of a folder of pictures
     input_as: str | None = None  # the keyword of `sample` that gets the input pictures
@@ -48,8 +45,7 @@ class SampleJob(RunJob):
     npz: bool = False  # whether all images are written into one file
     png: bool = False  # whether each image is written as a file, even if there are many
     animate: bool = False  # whether the sampler's intermediate states are written as an animation
-    # what the pictures say of their making, beside what the engine knows
-    origin: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    origin: Mapping[str, Any] = field(default_factory=dict, compare=False)  # that the pictures tell besides
     verb: str = field(default="sample", kw_only=True)
 
 
@@ -60,17 +56,13 @@ class ScoreJob(RunJob):
     run: str  # folder of the run
     ins: str  # name or path of the in-distribution set
     _: KW_ONLY
-    # names of the scores; None: those of the recipe, for an alarm the first of them
-    scores: tuple[str, ...] | None = None
-    # number of images scored of each set; None: as many as the time budget of the recipe allows
-    n: int | None = None
+    scores: tuple[str, ...] | None = None  # None: those of the recipe, for an alarm the first of them
+    n: int | None = None  # images scored of each set; None: as many as the recipe's time budget allows
     full: bool = False  # whether every image is scored
     options: Mapping[str, Any] = field(default_factory=dict)  # keywords of the scores
-    # folder of the run that the score `ratio` divides by; None: that of the recipe
-    background: str | None = None
+    background: str | None = None  # folder of the run that `ratio` divides by; None: that of the recipe
     others: tuple[str, ...] = ()  # folders of further runs, which make an ensemble with `run`
-    # number of seeds, from `seed` on; scores are their means. None: an alarm takes a few where scores depend
-    # on noise
+    # number of seeds, from `seed` on, whose scores are averaged; None: an alarm takes a few if noise matters
     seeds: int | None = None
 
 
@@ -80,8 +72,7 @@ class OodJob(ScoreJob):
 
     outs: tuple[str, ...]  # names or paths of the foreign sets
     benchmark: str | None = None  # name of the benchmark whose conventions the results follow
-    # folder of OpenOOD's image lists, which then say the images of the benchmark; None: whole splits
-    imglists: str | None = None
+    imglists: str | None = None  # folder of OpenOOD's lists of the benchmark's images; None: whole splits
     seeds: int = field(default=1, kw_only=True)
     verb: str = field(default="ood", kw_only=True)
 
@@ -104,14 +95,12 @@ class BenchJob(RunJob):
 
     runs: tuple[str, ...]  # folders of the runs
     data: str  # name or path of the data set
-    # names of the metrics; None: those that need no weights of Inception
-    metrics: tuple[str, ...] | None = None
+    metrics: tuple[str, ...] | None = None  # None: those that need no weights of Inception
     n: int = 2000  # number of samples drawn of each run, and of images that are taken at most
     weights: str | None = None  # path of Inception's weights; None: the file in the cache
     images: tuple[str, ...] = ()  # paths or names of images that are compared as samples are
     split: str = "test"  # the real images: "test", "train" or "all"
-    # path of the mean and covariance of other real images, for the Fréchet distance among the metrics
-    stats: str | None = None
+    stats: str | None = None  # path of the mean and covariance of other real images, for Fréchet distances
     export_stats: str | None = None  # path to which those of the real images are written
     # how each of the runs is taken, {"checkpoint", "sample", "calls", "quick"}, all of them optional: weights
     # of a step, options of its sampler, at most how many network calls an image, and whether figures that do

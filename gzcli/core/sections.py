@@ -113,8 +113,8 @@ class TrainSection:
     eval_every: steps between two validations; 0: none; null: chosen by the time that one takes.
     checkpoint_every: steps between two checkpoints; 0: only the last; null: chosen by the time that one
       takes.
-    keep: number of newest checkpoints that are kept, beside the best one, of which a finished run keeps what
-      is sampled alone; null: two, and one when the run has finished.
+    keep: number of newest checkpoints that are kept, beside the best one, which loses the optimizer's state
+      when the run has finished; null: two, and one when the run has finished.
     best: figure on validation images that the best checkpoint has lowest; auto: as the model says.
     init: stage, run or safetensors file whose weights the training starts from.
     """
@@ -207,7 +207,7 @@ class LaunchSection:
     machine_rank: index of this machine, from 0.
     main_ip: address of machine 0.
     main_port: port of machine 0; null: it follows from the job.
-    restarts: how often several processes start again, from the newest checkpoint, after one has died; null: 0
+    restarts: how often several processes start again from the newest checkpoint after one has died; null: 0
       on one machine, 2 on several.
     timeout: minutes that processes wait for one that does not answer, before the run ends.
     strategy: how several GPUs share a model: each has all of it (ddp), or a part (fsdp).

@@ -6,7 +6,7 @@ set: Host, Origin and Sec-Fetch-Site."""
 from __future__ import annotations
 
 import hmac
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -97,12 +97,16 @@ class Guard:
 
     def _in_address(self, scope: Scope) -> bool:
         words = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [])
-        return self.token is None or any(_equal(word, self.token) for word in words)
+        return self._is_token(words)
 
     def _in_cookie(self, scope: Scope) -> bool:
         cookies = ";".join(_values(scope, b"cookie")).split(";")
         pairs = (cookie.strip().partition("=") for cookie in cookies)
-        return self.token is None or any(_equal(v, self.token) for name, _, v in pairs if name == COOKIE)
+        return self._is_token(value for name, _, value in pairs if name == COOKIE)
+
+    def _is_token(self, words: Iterable[str]) -> bool:
+        token = self.token
+        return token is None or any(hmac.compare_digest(word.encode(), token.encode()) for word in words)
 
     def _cookie(self, scope: Scope) -> list[tuple[bytes, bytes]]:
         """The header that keeps the token of the address, so that what the page asks for needs none."""
@@ -140,7 +144,3 @@ def _name(host: str) -> str | None:
         return urlsplit(f"//{host}").hostname
     except ValueError:  # brackets that do not close
         return None
-
-
-def _equal(a: str, b: str) -> bool:
-    return hmac.compare_digest(a.encode(), b.encode())

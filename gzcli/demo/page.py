@@ -28,6 +28,7 @@ from gzcli.demo.studio import NUMBERS, Choice, Code, Controls, Request, Shown, S
 
 TITLE = "# gz demo\n\nImages that a model draws from noise. Choose a model, and press **Draw**."
 EACH = "each in turn"  # the label that asks for none
+SOURCES: Any = ["upload", "clipboard"]  # of a person's pictures
 # least, most and step of the slider of each of NUMBERS
 RANGES = {"steps": (1, 250, 1), "guidance": (0.0, 8.0, 0.1), "temperature": (0.0, 1.5, 0.05)}
 SERVER: dict[str, Any] = {"server_name": "127.0.0.1", "max_file_size": LARGEST_FILE, "show_error": True}
@@ -200,18 +201,15 @@ class Page:
         gr.Markdown("Paint over what the model is to fill in: on a sample, or on a picture of your own.")
         with gr.Row():
             with gr.Column(min_width=280):
-                editor = gr.ImageEditor(
-                    label="Picture",
-                    type="numpy",
-                    brush=gr.Brush(default_size=48, colors=["#e8590c"], color_mode="fixed"),
-                    sources=["upload", "clipboard"],
-                    transforms=(),
-                    layers=False,
-                    format="png",
-                    canvas_size=(520, 520),
-                    elem_id="editor",
-                    elem_classes="pixels",
-                )
+                brush = gr.Brush(default_size=48, colors=["#e8590c"], color_mode="fixed")
+                tools: dict[str, Any] = {
+                    "brush": brush,
+                    "sources": SOURCES,
+                    "transforms": (),
+                    "layers": False,
+                }
+                look: dict[str, Any] = {"canvas_size": (520, 520), "elem_classes": "pixels", "format": "png"}
+                editor = gr.ImageEditor(label="Picture", elem_id="editor", type="numpy", **tools, **look)
                 with gr.Row():
                     seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100)
                     label = self._label(min_width=100)
@@ -244,8 +242,7 @@ class Page:
         gr.Markdown("Drop a picture: is it one of those that the model was trained on, and if not, where?")
         with gr.Row():
             with gr.Column(min_width=280):
-                ways = ["upload", "clipboard"]
-                dropped = gr.Image(label="Picture", type="numpy", sources=ways, elem_id="dropped")
+                dropped = gr.Image(label="Picture", type="numpy", sources=SOURCES, elem_id="dropped")
                 n = gr.Slider(200, 1000, 200, step=100, label="Held-out images to compare it with")
                 go = gr.Button("Judge", variant="primary", elem_id="judge")
             with gr.Column(min_width=280):
@@ -284,15 +281,8 @@ class Page:
 
 
 def _picture(name: str, label: str = "Images") -> gr.Image:
-    return gr.Image(
-        label=label,
-        interactive=False,
-        format="png",
-        buttons=["download", "fullscreen"],
-        elem_id=name,
-        elem_classes="pixels",
-        height=440,
-    )
+    look: dict[str, Any] = {"format": "png", "height": 440, "elem_classes": "pixels", "interactive": False}
+    return gr.Image(label=label, elem_id=name, buttons=["download", "fullscreen"], **look)
 
 
 def _code() -> list[gr.Code]:
@@ -311,10 +301,8 @@ def _facts(run: Any) -> str:
     channels, height, width = run.info.shape
     kind = "grey" if channels == 1 else "colour"
     size = sum(p.numel() for p in run.model.parameters())
-    return (
-        f"`{run.id}` · {kind} images of {width}×{height} · {size:,} parameters "
-        f"· on {run.trained.device.type.upper().replace('CUDA', 'GPU')}"
-    )
+    device = run.trained.device.type.upper().replace("CUDA", "GPU")
+    return f"`{run.id}` · {kind} images of {width}×{height} · {size:,} parameters · on {device}"
 
 
 def _verdict(result: dict[str, Any]) -> str:

@@ -258,7 +258,7 @@ def work(run: Run, job: jobs.Job, log: Log) -> None:
     device = state.device if state else devices.pick_device(job.launch)
     if job.launch.threads:
         torch.set_num_threads(job.launch.threads)
-    devices.choose_kernels(deterministic=False)
+    devices.fast_kernels()
     streams.change_spinner("loading the model")
     png.made_by(**jobs.facts(job))
     result = importlib.import_module(f"gzcli.{VERBS[job.verb]}").run(job, run.path, device, log)

@@ -32,7 +32,10 @@ def prepare_torch(part: Part) -> None:
     """Sets threads as the recipe records them, so that a resume repeats it; deterministic kernels or TF32."""
     if part.launch.threads:
         torch.set_num_threads(part.launch.threads)
-    devices.choose_kernels(part.train.deterministic)
+    if part.train.deterministic:
+        devices.deterministic_kernels()
+    else:
+        devices.fast_kernels()
 
 
 def precision(part: Part) -> str:

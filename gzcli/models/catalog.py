@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from glob import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gzcli.core.errors import UsageError, canonical, did_you_mean
 from gzcli.metrics.likelihood_scores import SCORES

@@ -132,7 +132,7 @@ class Figures:
         """A row for each contestant, and the floor below."""
         columns = [Column("model", numeric=False)]
         columns += [Column(name, self.direction(name)) for name in self.names]
-        body, foot = [], []
+        body, foot = list[list[Cell]](), list[list[Cell]]()
         for name, row in self.titled:
             run = str(row.get("run") or "")
             detail = f"failed: {row['error']}" if row.get("error") else run if run != name else ""

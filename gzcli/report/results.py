@@ -155,7 +155,7 @@ class Results:
 
     def behind(self) -> Section:
         """Recipes, versions and everything else that the figures depend on."""
-        provenance, texts = dict(self.result.get("provenance") or {}), {}
+        provenance, texts = dict(self.result.get("provenance") or {}), dict[str, str]()
         for name, run in self.runs.items():
             texts[f"Recipe of {name}"] = printable(redacted(run.recipe_file.read_text(errors="replace")))
         texts["Versions that made the figures"] = aligned(provenance.pop("versions", None) or {})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -17,19 +16,13 @@ from pathlib import Path
 from gzcli.core.errors import DamagedError, MissingError, UsageError
 from gzcli.store import files
 from gzcli.store.paths import user_dir
-from gzcli.store.run_folder import Run
+from gzcli.store.run_folder import RUN_ID, Run
 
 PATIENCE = 1.0  # seconds in which a process with a new claim writes down its number
 CLAIM = Run.claim_file.name
 # Files that a job writes about itself. A folder that holds no others is left over from a failed attempt.
-RECORDS = {
-    place.name
-    for place in (
-        *(Run.mark_file, Run.claim_file, Run.lock_file, Run.status_file, Run.stop_file),
-        *(Run.job_file, Run.log_file, Run.launch_file),
-    )
-}
-_RUN_ID = re.compile(r".+-\d{8}-\d{6}-[0-9a-f]{4}")
+_OF_ANY = Run.mark_file, Run.claim_file, Run.lock_file, Run.status_file, Run.stop_file
+JOB_RECORDS = {place.name for place in (*_OF_ANY, Run.job_file, Run.log_file, Run.launch_file)}
 
 
 @contextlib.contextmanager
@@ -88,7 +81,7 @@ def is_removable(folder: Path) -> bool:
         status = files.read_object(Run(folder).status_file)
     except DamagedError:
         return False
-    return _RUN_ID.fullmatch(folder.name) is not None and {"model", "data", "created"} <= set(status)
+    return RUN_ID.fullmatch(folder.name) is not None and {"model", "data", "created"} <= set(status)
 
 
 def check_removable(run: Run) -> None:
@@ -112,10 +105,8 @@ def remove_folder(folder: Path) -> None:
 
 def _check_in_store(folder: Path) -> None:
     if not is_removable(folder):
-        raise UsageError(
-            f"`{folder}` is no run in gz's store, and stays",
-            hint=f"gz removes what it made in `{user_dir('runs')}` only",
-        )
+        hint = f"gz removes what it made in `{user_dir('runs')}` only"
+        raise UsageError(f"`{folder}` is no run in gz's store, and stays", hint=hint)
 
 
 def check_empty(folder: Path) -> None:
@@ -163,4 +154,4 @@ def _is_left_over(folder: Path) -> bool:
     except DamagedError:
         return False
     failed = state in ("failed", "interrupted", "diverged")
-    return failed and {file.name for file in folder.iterdir()} <= RECORDS
+    return failed and {file.name for file in folder.iterdir()} <= JOB_RECORDS

@@ -44,10 +44,8 @@ def weights(name: str, *, path: str | Path | None = None, use: str, source: str,
     place = cache_dir("weights", name)
     file = Path(path).expanduser() if path else place
     if not file.is_file():
-        raise MissingError(
-            f"{use} need the weights `{name}`, and `{file}` is not there",
-            hint=f"put that file of {source} at `{place}`{otherwise}",
-        )
+        message = f"{use} need the weights `{name}`, and `{file}` is not there"
+        raise MissingError(message, hint=f"put that file of {source} at `{place}`{otherwise}")
     return file
 
 
@@ -60,14 +58,16 @@ def repository(name: str, *, key: str, files: Sequence[str]) -> Path:
         hint = "a folder, or an id of the hub, as `owner/name`"
         raise MissingError(f"`{key}`: there is no folder `{name}`", hint=hint)
     from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
 
-    gated = "(a gated one needs `HF_TOKEN`)"
-    hint = f"`hf download {name}` where there is a network {gated}, or `--set {key}=FOLDER`"
     try:
-        return _snapshot(name, f"`{key}`: the weights of `{name}` are", hint, files, "model")
+        validate_repo_id(name)
     except HFValidationError as e:
         message = f"`{key}`: `{name}` is no folder and no id of the hub"
         raise MissingError(message, hint="an id is like `owner/name`") from e
+    gated = "(a gated one needs `HF_TOKEN`)"
+    hint = f"`hf download {name}` where there is a network {gated}, or `--set {key}=FOLDER`"
+    return _snapshot(name, f"`{key}`: the weights of `{name}` are", hint, files, "model")
 
 
 def data_repository(name: str) -> Path:
@@ -79,13 +79,14 @@ def data_repository(name: str) -> Path:
 
 def _snapshot(name: str, what: str, hint: str, files: Sequence[str], kind: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    patterns = list(files)
     try:
         return Path(
-            snapshot_download(name, repo_type=kind, allow_patterns=list(files), local_files_only=offline())
+            snapshot_download(name, repo_type=kind, allow_patterns=patterns, local_files_only=offline())
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
+    except (HfHubHTTPError, HFValidationError, OSError) as e:
         why = "`GZ_OFFLINE` is set" if offline() else f"the hub does not give it ({type(e).__name__})"
         raise MissingError(f"{what} not at hand, and {why}", hint=hint) from e
 
@@ -98,9 +99,8 @@ def is_id(name: str) -> bool:
 def at_hand(name: str) -> bool:
     """Whether a model repository is a folder or in the hub's cache, without the hub's library."""
     cache = Path(os.environ.get("HF_HUB_CACHE") or hub_home() / "hub").expanduser()
-    return Path(name).expanduser().is_dir() or any(
-        cache.glob(f"models--{name.replace('/', '--')}/snapshots/*")
-    )
+    snapshots = cache.glob(f"models--{name.replace('/', '--')}/snapshots/*")
+    return Path(name).expanduser().is_dir() or any(snapshots)
 
 
 def hub_home() -> Path:
@@ -128,11 +128,9 @@ def fetched(ref: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     parsed = _parsed(ref)
-    name, revision = parsed["name"], parsed["revision"]
-    with explained(name):
-        return Path(
-            hf_hub_download(name, FILE, revision=revision, endpoint=endpoint(), local_files_only=offline())
-        )
+    where: dict[str, Any] = {"endpoint": endpoint(), "local_files_only": offline()}
+    with explained(parsed["name"]):
+        return Path(hf_hub_download(parsed["name"], FILE, revision=parsed["revision"], **where))
 
 
 def push(folder: Path, name: str, *, private: bool) -> str:
@@ -143,9 +141,8 @@ def push(folder: Path, name: str, *, private: bool) -> str:
     from huggingface_hub import HfApi, get_token
 
     if not (token := get_token()):
-        raise MissingError(
-            "there is no token of the hub", hint="`hf auth login`, or set `HF_TOKEN` to one that may write"
-        )
+        hint = "`hf auth login`, or set `HF_TOKEN` to one that may write"
+        raise MissingError("there is no token of the hub", hint=hint)
     api = HfApi(endpoint=endpoint(), token=token)
     with explained(name):
         api.create_repo(name, private=private, exist_ok=True)
@@ -164,17 +161,15 @@ def explained(name: str) -> Iterator[None]:
     from huggingface_hub import errors
 
     why = "`GZ_OFFLINE` is set" if offline() else "the hub cannot be reached"
+    fetch, ask = (
+        f"`hf download {name} {FILE}` where there is a network",
+        "ask on its page, then set `HF_TOKEN`",
+    )
     missing = f"the hub has no `{name}`, or it is private", "look at the spelling, or set `HF_TOKEN`"
     # of an error's classes the first that is listed; a gated repository is one that is not found
     texts: dict[type[Exception], tuple[str, str | None]] = {
-        errors.LocalEntryNotFoundError: (
-            f"`{name}` is not here, and {why}",
-            f"`hf download {name} {FILE}` where there is a network",
-        ),
-        errors.GatedRepoError: (
-            f"`{name}` is given to those alone who ask for it",
-            "ask on its page, then set `HF_TOKEN`",
-        ),
+        errors.LocalEntryNotFoundError: (f"`{name}` is not here, and {why}", fetch),
+        errors.GatedRepoError: (f"`{name}` is given to those alone who ask for it", ask),
         errors.EntryNotFoundError: (
             f"`{name}` holds no `{FILE}`",
             "gz reads what `gz runs push` has put there",
@@ -187,7 +182,7 @@ def explained(name: str) -> Iterator[None]:
         yield
     except errors.HFValidationError as e:
         raise UsageError(f"`{name}` is no name of a repository", hint="it is like `owner/name`") from e
-    except (errors.HfHubHTTPError, OSError) as e:
+    except (errors.HfHubHTTPError, errors.EntryNotFoundError, OSError) as e:
         if text := next((text for kind, text in texts.items() if isinstance(e, kind)), None):
             raise MissingError(text[0], hint=text[1]) from e
         if not isinstance(e, errors.HfHubHTTPError):

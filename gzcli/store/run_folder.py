@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from gzcli.core.errors import DamagedError, UsageError, first_line
 from gzcli.store import files, index
 from gzcli.store.paths import inside, is_name
 
+RUN_ID = re.compile(r"(.+)-(\d{8}-\d{6})-([0-9a-f]{4})")  # model and data, time, random digits
 STAGES = "stages"  # the key of a recipe, and the folder of a run
 # types of values of `status.json`; any may be null
 KINDS: dict[str, type | tuple[type, ...]] = {

@@ -22,10 +22,8 @@ from gzcli.core.units import Size
 from gzcli.store import files, index, pretrained
 from gzcli.store.claims import check_removable, claimed, remove_folder
 from gzcli.store.paths import is_name, recipe_names, spelling, trained_in, user_dir
-from gzcli.store.run_folder import STAGES, Run
+from gzcli.store.run_folder import RUN_ID, STAGES, Run
 
-_ID = re.compile(r"(.+)-(\d{8}-\d{6})-([0-9a-f]{4})")
-_SHORT = re.compile(r".+-[0-9a-f]{4}")
 _STAMP = "%Y%m%d-%H%M%S"
 
 
@@ -73,7 +71,7 @@ def time_of_id(root: Path) -> str:
 
 
 def _time_of(id: str) -> datetime | None:
-    if parts := _ID.fullmatch(id):
+    if parts := RUN_ID.fullmatch(id):
         with contextlib.suppress(ValueError):
             return datetime.strptime(parts[2], _STAMP)
     return None
@@ -81,7 +79,7 @@ def _time_of(id: str) -> datetime | None:
 
 def short_name(id: str) -> str:
     """A run's id without its time, `glow-celeba-ab12`, which means the run where no other has the same."""
-    parts = _ID.fullmatch(id)
+    parts = RUN_ID.fullmatch(id)
     return f"{parts[1]}-{parts[3]}" if parts else id
 
 
@@ -156,9 +154,9 @@ def by_name(ref: str) -> Run | None:
     match: Run | None = Run(user_dir("runs") / ref)
     if not (is_name(ref) and _status(match)):  # for an id no other run is read
         runs = all_runs()
-        short = [run for run in runs if short_name(run.id) == ref and _SHORT.fullmatch(ref)]
         match = next((run for run in runs if ref in (run.path.name, run.alias)), None)
-        match = match or (short[0] if len(short) == 1 else None)
+        short = [] if match else [run for run in runs if short_name(run.id) == ref]
+        match = short[0] if len(short) == 1 else match
     if match and below:
         return match.stage(stage) if is_name(stage) and match.stage(stage).status() else None
     return match

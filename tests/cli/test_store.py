@@ -85,12 +85,14 @@ def test_a_stage_goes_with_its_run_only(call):
 
 
 def test_a_stage_s_name_is_no_path_and_no_link(home, tmp_path):
-    run, recipe = runs.create("vqgan", "digits"), tmp_path / "evil.yaml"
+    run = runs.create("vqgan", "digits")
     run.stages_folder.mkdir()
     refusals = ("cannot be a stage's name", "a key must be a word")
-    for name in ("../../x", "a/b", "..", ".", "", "a.b", "Prior", "a b", "a\n", "/tmp/x", "a\\b"):
+    names = ("../../x", "a/b", "..", ".", "", "a.b", "Prior", "a b", "a\n", "/tmp/x", "a\\b")
+    for i, name in enumerate(names):
         with pytest.raises(UsageError, match="cannot be a stage's name"):
             run.stage(name)
+        recipe = tmp_path / f"evil{i}.yaml"
         recipe.write_text(f"stages:\n  {json.dumps(name)}: {{model: {{name: vae}}}}\n")
         assert any(text in problem for problem in check(str(recipe)) for text in refusals), name
         run.recipe_file.write_text(recipe.read_text())  # one from elsewhere
