@@ -41,7 +41,7 @@ FOLDERS = {"cli": 32, "engine": 22}
 LENGTH, PARAMETERS = 60, 8
 LONG = {"demo.page.page": 97, "judge.ood.run": 61, "models.catalog._read_card": 65}
 LONG |= {"models.nn.unet.__init__": 74}
-WIDE = {"data.packs.batches.__init__": 11, "data.packs.open.open_pack": 9, "engine.compiled.losses": 9}
+WIDE = {"data.packs.batches.__init__": 11, "engine.compiled.losses": 9}
 WIDE |= {"models.denoising.applications.inpaint": 11, "models.denoising.ode.solve_adaptive": 9}
 WIDE |= {"models.denoising.samplers.repaint": 9, "models.nn.unet.__init__": 15}
 
