@@ -42,7 +42,7 @@ ROOT_FILES, FOLDER, LINES, FILES = 4, 20, 53_000, 290
 FOLDERS = {"cli": 32, "engine": 22}
 LENGTH, PARAMETERS = 60, 8
 LONG: dict[str, int] = {}
-WIDE = {"data.packs.batches.__init__": 11, "data.packs.open.open_pack": 9, "models.nn.unet.__init__": 11}
+WIDE = {"data.packs.batches.__init__": 11, "models.nn.unet.__init__": 11}
 
 
 @cache

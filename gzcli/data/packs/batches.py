@@ -132,15 +132,12 @@ class Order:
         return noise.randint(1 << 31, self.part.stop - self.part.start, 2)
 
 
-def positions(orders: Sequence[Order], step: int) -> np.ndarray:
-    """The positions of each order [B], one order after the other."""
-    return torch.cat([order.at(step) for order in orders]).numpy()
-
-
-def places(orders: Sequence[Order], step: int) -> np.ndarray:
-    """The positions with where the patches of the images lie, [B, 3], as `stream.Pictures` takes them."""
-    spots = torch.cat([order.spots(step) for order in orders]).numpy()
-    return np.concatenate([positions(orders, step)[:, None], spots], 1)
+def rows_of(orders: Sequence[Order], patches: bool, step: int) -> np.ndarray:
+    """The rows of all orders as `stream.Pictures` takes them: positions [B], with patches [B, 3]."""
+    positions = torch.cat([order.at(step) for order in orders])
+    if not patches:
+        return positions.numpy()
+    return torch.cat([positions[:, None], torch.cat([order.spots(step) for order in orders])], 1).numpy()
 
 
 def quantise(u8: Tensor, levels: int | None, noise: Noise | None = None) -> Tensor:
@@ -215,8 +212,7 @@ class TrainBatches:
         self.ahead = None
         if self.rows.streamed is not None:
             # The function does not refer to `self`, so that the workers end as soon as it is dropped.
-            patches = patch_of(augment or ()) is not None
-            read = partial(places if patches else positions, orders)
+            read = partial(rows_of, orders, patch_of(augment or ()) is not None)
             self.ahead = Prefetch(self.rows.streamed, read, worker_count())
         streamed = self.ahead is not None
         self.reader = reader(self.device, on_device=self.rows.whole, streamed=streamed)

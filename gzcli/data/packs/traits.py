@@ -1,8 +1,5 @@
-"""What of a set decides the settings of a model: its shape class, and whether it has few images. No heavy
-import at the top.
-
-Of a known set its description says it; the user's own images are measured, once, when they are packed.
-"""
+"""What decides a model's settings for a set: its shape class, and whether it has few images. Known sets are
+described; the user's own images are measured, once, when they are packed. No heavy import at the top."""
 
 from __future__ import annotations
 

@@ -183,7 +183,8 @@ def _splits(path: Path) -> dict[str, Rows]:
         raise MissingError(f"`{path}` is not a dataset folder that can be read: {first_line(e)}") from e
     splits = {split[0]: paths for name, paths in files.items() if paths and (split := split_of(name))}
     if "train" not in splits:
-        raise UsageError(f"`{path}` has no split `train`", hint=f"it has: {', '.join(files)}")
+        names = ", ".join(name for name, paths in files.items() if paths)
+        raise UsageError(f"`{path}` has no split `train`", hint=f"it has: {names or 'none with rows'}")
     return {split: Rows(paths) for split, paths in splits.items()}
 
 

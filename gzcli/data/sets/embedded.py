@@ -117,7 +117,7 @@ SIZES = ("small", "medium", "large")
 PLACES = ("left", "right", "top", "bottom", "centre")
 SMALLEST, LARGEST = 5.0, 11.0  # pixels from the middle of a form to its farthest point
 ROUND = ("circle", "ring")  # these look the same at all angles
-REACH = 0.8  # of half the large drawing: the outline stays off its edge
+REACH = 0.8  # of half the large drawing, to a form's farthest point: the outline stays off its edge
 
 Inside = Callable[[np.ndarray, np.ndarray], np.ndarray]  # x and y of points → whether a form covers them
 
@@ -159,8 +159,19 @@ def factors(n: int) -> Factors:
 def shapes(spec: DataSpec) -> RawImages:
     """Forms of 8 kinds and colours; the class is the kind, the caption states the factors in words."""
     facts = factors(spec.n_train + spec.n_test)
-    images = _halved(spec, _draw_shapes(facts, spec.size), facts.kind)
-    return replace(images, captions=_captions(facts, spec))
+    colours = list(COLOURS)
+    words = [
+        f"a {SIZES[size]} {colours[colour]} {KINDS[kind]} {_where(there)}"
+        for size, colour, kind, there in zip(facts.size, facts.colour, facts.kind, facts.places, strict=True)
+    ]
+    captions = {"train": words[: spec.n_train], "test": words[spec.n_train :]}
+    return replace(_halved(spec, _draw_shapes(facts, spec.size), facts.kind), captions=captions)
+
+
+def _where(there: np.ndarray) -> str:
+    """Which of PLACES hold, in words: `at the top left`."""
+    height_first = [PLACES[i] for i in (2, 3, 0, 1) if there[i]]
+    return f"at the {' '.join(height_first)}" if height_first else "in the centre"
 
 
 def shapes_factors(spec: DataSpec) -> RawImages:
@@ -174,24 +185,6 @@ def shapes_factors(spec: DataSpec) -> RawImages:
     return _halved(spec, _draw_shapes(facts, spec.size), every)
 
 
-def _captions(facts: Factors, spec: DataSpec) -> dict[str, list[str]]:
-    """By split, texts such as `a small red star at the top left`."""
-    colours = list(COLOURS)
-    words = [
-        f"a {SIZES[size]} {colours[colour]} {KINDS[kind]} {_where(there)}"
-        for size, colour, kind, there in zip(facts.size, facts.colour, facts.kind, facts.places, strict=True)
-    ]
-    return {"train": words[: spec.n_train], "test": words[spec.n_train :]}
-
-
-def _where(there: np.ndarray) -> str:
-    left, right, top, bottom, centre = there
-    if centre:
-        return "in the centre"
-    high, wide = "top" if top else "bottom" if bottom else "", "left" if left else "right" if right else ""
-    return f"at the {f'{high} {wide}'.strip()}"
-
-
 def _draw_shapes(facts: Factors, side: int) -> np.ndarray:
     """Images uint8 [N, 3, side, side]: a form of one colour before a gradient of pale colours."""
     n = len(facts.kind)
@@ -201,21 +194,16 @@ def _draw_shapes(facts: Factors, side: int) -> np.ndarray:
     across = np.linspace(-1, 1, side, dtype=np.float32) / np.sqrt(8, dtype=np.float32)
     ink = np.array(list(COLOURS.values()), np.float32)[facts.colour][:, :, None, None]
     maps = matrices(np.deg2rad(facts.angle), np.zeros(n), np.repeat(facts.radius[:, None] / REACH, 2, 1))
+    grid = (2 * np.arange(SIDE) + 1) / SIDE - 1
+    x, y = (axis / REACH for axis in np.meshgrid(grid, -grid))  # of the large drawing, y upwards
     images = np.empty((n, 3, side, side), np.uint8)
     for i, name in enumerate(KINDS):
         rows = facts.kind == i
-        covered = pictures(_shape(name), maps[rows], facts.center[rows], 0.0, side)[:, None]
+        covered = pictures(distance(INSIDE[name](x, y)), maps[rows], facts.center[rows], 0.0, side)[:, None]
         share = 0.5 + (np.cos(way[rows]) * across + np.sin(way[rows]) * across[:, None])[:, None]
         background = first[rows] + (last[rows] - first[rows]) * share
         images[rows] = np.rint(background + (ink[rows] - background) * covered)
     return images
-
-
-def _shape(kind: str) -> np.ndarray:
-    """The signed distance to the outline of a form whose farthest point is `REACH` from the middle."""
-    across = (2 * np.arange(SIDE) + 1) / SIDE - 1
-    x, y = (axis / REACH for axis in np.meshgrid(across, -across))  # y upwards
-    return distance(INSIDE[kind](x, y))
 
 
 def _disc(x: np.ndarray, y: np.ndarray, radius: float = 1.0) -> np.ndarray:
@@ -336,20 +324,18 @@ MAKERS: dict[str, Callable[[DataSpec], RawImages]] = {
 
 
 def _digits() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Images uint8 [N, 1, 16, 16] and labels int64 [N], by split."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     # Level k of 17 is stored as the byte nearest to 255 k / 16, which (byte · 17) >> 8 takes back to k.
     pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8).repeat(2, axis=1).repeat(2, axis=2)[:, None]
-    rank = np.empty(len(bunch.target), np.int64)  # position of an image within its class
-    size = np.bincount(bunch.target)[bunch.target]
+    labels = bunch.target.astype(np.int64)
+    test = np.zeros(len(labels), bool)
     for label in range(10):
-        rank[bunch.target == label] = np.arange((bunch.target == label).sum())
-    test = rank >= size - size // 5
-    rows = {"train": ~test, "test": test}
-    return {s: pixels[r] for s, r in rows.items()}, {
-        s: bunch.target[r].astype(np.int64) for s, r in rows.items()
-    }
+        rows = np.flatnonzero(labels == label)
+        test[rows[len(rows) - len(rows) // 5 :]] = True
+    return {"train": pixels[~test], "test": pixels[test]}, {"train": labels[~test], "test": labels[test]}
 
 
 def _raw(spec: DataSpec, images: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> RawImages:

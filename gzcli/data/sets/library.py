@@ -49,51 +49,30 @@ def listing() -> list[dict[str, Any]]:
     ]
 
 
-# What is the same of every imported set that is not packed.
-_UNKNOWN = dict.fromkeys(("n_train", "n_val", "n_test", "licence", "citation", "page"))
-_OWN = {
-    "larger": [],
-    "cached": False,
-    **_UNKNOWN,
-    "download": 0,
-    "multilabel": False,
-    "extras": [],
-    "embedded": False,
-}
+KEYS = "name title classes channels size larger cached n_train n_val n_test licence citation download"
+KEYS += " multilabel extras embedded page path lost"
+_ROW: dict[str, Any] = dict.fromkeys(KEYS.split()) | {"larger": [], "cached": False, "download": 0}
+_ROW |= {"multilabel": False, "extras": [], "embedded": False, "lost": False}
 
 
 def _known_row(spec: DataSpec) -> dict[str, Any]:
-    copied = ("name", "title", "channels", "size", "n_train", "n_val", "n_test", "licence", "citation")
-    return {
-        **{key: getattr(spec, key) for key in (*copied, "multilabel", "embedded")},
-        "classes": spec.n_classes,
-        "larger": [size for size, _ in spec.larger],
-        "cached": spec.embedded or bool(packs_of(spec)) or any(map(is_fetched, spec.versions)),
-        "download": spec.download_size,
-        "extras": list(spec.extras),
-        "page": spec.page or None,
-        "path": None,
-        "lost": False,
-    }
+    row = {key: getattr(spec, key, value) for key, value in _ROW.items()}
+    cached = spec.embedded or bool(packs_of(spec)) or any(map(is_fetched, spec.versions))
+    row |= {"classes": spec.n_classes, "larger": [size for size, _ in spec.larger], "cached": cached}
+    return row | {"download": spec.download_size, "extras": list(spec.extras), "page": spec.page or None}
 
 
 def _own_row(name: str, line: dict[str, Any]) -> dict[str, Any]:
     """The row of an imported set: what its newest pack holds, whatever has become of its files since."""
     packs = packs_of(own_set(name, line))
     newest = max(packs, key=lambda pack: pack.meta_file.stat().st_mtime, default=None)
-    row = {**_OWN, "name": name, "title": line["path"], "path": line["path"]}
-    row |= {key: line[key] for key in ("classes", "channels", "size")}
-    row |= {"lost": not Path(line["path"]).exists()}
+    row = {key: line.get(key, value) for key, value in _ROW.items()}
+    row |= {"name": name, "title": line["path"], "lost": not Path(line["path"]).exists()}
     if newest and (meta := newest.meta()):
         (channels, *sides), counts = meta["shape"], meta["counts"]
-        row |= {
-            "classes": len(meta["classes"]),
-            "channels": channels,
-            "size": as_size(*sides),
-            "cached": True,
-        }
+        row |= {"classes": len(meta["classes"]), "channels": channels, "size": as_size(*sides)}
         row |= {"n_train": counts["train"] + counts["val"], "n_val": 0, "n_test": counts["test"]}
-        row |= {"multilabel": meta["multilabel"], "extras": meta.get("extras", [])}
+        row |= {"multilabel": meta["multilabel"], "extras": meta.get("extras", []), "cached": True}
     return row
 
 
