@@ -127,7 +127,7 @@ def explain(e: BaseException) -> GzError:
         hint = "lower `train.batch_size`, or raise `train.accumulate`: the result is the same"
         return DeviceError("out of memory", hint=hint)
     if "no kernel image" in str(e):
-        return DeviceError(f"torch cannot use this GPU: {first_line(e)}", hint=INSTALL)
+        return DeviceError(f"torch cannot use this GPU: {first_line(e)}", hint=devices.INSTALL)
     if error := system_error(e):
         return error
     if "timed out" in str(e).lower() and (silent := ranks.unresponsive()):
