@@ -65,7 +65,7 @@ def test_gradients_are_those_of_the_recurrence(monkeypatch, tokens, cached):
     half = torch.autograd.grad(selective_scan(*single).square().sum(), single)
     for a, b, c in zip(got, want, half, strict=True):
         torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
-        assert (c.double() - b).norm() < 1e-4 * b.norm()
+        assert (c.double() - b).norm() <= 1e-4 * b.norm()
 
 
 def test_the_scan_is_finite_and_in_full_precision():

@@ -8,7 +8,7 @@ which the diffusion given z_sem generates x, found by DDIM run backwards.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -195,7 +195,8 @@ class CodeApplications(Model):
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
         """The `mse` of the first images rebuilt from both codes in 50 steps, for images in [0, 1];
         `mse_semantic`, from z_sem alone; and the `accuracy` of the classifier."""
-        sums, n = Counter(), 0
+        sums: dict[str, float] = defaultdict(float)
+        n = 0
         for batch in batches:
             for name, stochastic in (("mse", True), ("mse_semantic", False)):
                 back = self.reconstruct(batch.x, noise=batch.noise, stochastic=stochastic).images
