@@ -66,7 +66,6 @@ def test_clusters_are_those_of_scikit_learn():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_images_share_the_clusters_as_evenly_as_their_shares_allow(seed):
-    """Independent draws of 1,000 images miss a share of .3 by 14 images (standard deviation)."""
     clusters, _ = fitted((60, 30, 10), 3)
     drawn = clusters.draw(1_000, ImageNoise(seed, range(1_000)))
     for n in (1, 10, 64, 1_000):

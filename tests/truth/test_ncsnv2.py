@@ -166,11 +166,11 @@ def test_a_ladder_that_is_too_short_is_told():
     x = torch.ones(4, *INFO.shape)
     x[::2] = -1
     batch = Batch(x, None, torch.arange(4), BatchNoise(0, total=4))
-    for sigma_max, said in ((10.0, ()), (5.0, ("images are up to 8 apart",))):
+    for sigma_max, warned in ((10.0, False), (5.0, True)):
         model = NCSNv2.of(INFO, **SMALL | {"sigma_max": sigma_max})
         model.on_start(batch)
-        assert len(model.warnings) == len(said)
-        assert all(a in b for a, b in zip(said, model.warnings, strict=True))
+        assert len(model.warnings) == warned
+        assert all("images are up to 8 apart" in warning for warning in model.warnings)
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ def test_the_likelihood_is_true_by_default(name, options):
     """Within .02 nats a dimension, of broad and of narrow Gaussians; VE's narrowest is its own least
     noise."""
     for std, n in ((0.5, 32), (0.05, 32), (0.02, 32)):
-        model = exact(std, sde=name, **({"sigma_min": 0.002} if name == "ve" else {}))
+        model = exact(std, sde=name, sigma_min=0.002)
         mean = model.net.mean.detach()
         x = mean + std * torch.randn(n, *INFO.shape, generator=torch.Generator().manual_seed(3)).double()
         with torch.no_grad():
@@ -255,15 +255,13 @@ def test_cosine_times_are_uniform_in_the_angle():
 
 
 def test_ways_between_and_halfway():
-    model, seen = exact(), []
+    model, seen, x = exact(), [], images(8, INFO.shape).double()
     model.net.register_forward_pre_hook(lambda module, inputs: seen.append(float(inputs[1][0]) / SCALE))
-    x = images(8, INFO.shape).double()
     model.reconstruct(x, noise=noise(8), progress=no_progress, strength=0.5, steps=6)
     assert seen[0] == pytest.approx(0.5) and seen[-1] == pytest.approx(1e-3, rel=1e-2) and len(seen) == 6
     assert seen == sorted(seen, reverse=True)
-    model, x = exact(), images(2, INFO.shape).double()
-    way = model.interpolate(x, noise=noise(2), frames=5, steps=30).images
-    torch.testing.assert_close(way[[0, -1]], x, atol=2e-2, rtol=0)
+    way = exact().interpolate(x[:2], noise=noise(2), frames=5, steps=30).images
+    torch.testing.assert_close(way[[0, -1]], x[:2], atol=2e-2, rtol=0)
     assert way.shape == (5, 1, 4, 4)
 
 

@@ -178,21 +178,17 @@ class Applications(Denoiser):
         at_least(1, iterations=options.iterations)
         mask = middle_hidden(x) if mask is None else mask.to(x)
         y = self.asked_labels(labels, len(x)) if labels is not None else self.known_labels(None)
+        randn = partial(noise.randn, *x.shape)
+        z = self.process.prior_std * randn()
         if method == "moments":
-            hidden = Measurement(*[lambda image: mask * image] * 3)
+            shown = Measurement(*[lambda image: mask * image] * 3)
             denoise = self.denoiser(y, WalkOptions(options.guidance, clip=False))
-            images = self.draw_given(denoise, mask * x, hidden, noise, progress, steps, options.iterations)
+            denoise = self.conditioned(denoise, mask * x, shown, options.iterations)
+            images = dpmpp(denoise, z, self.path(steps, spacing="logsnr"), progress=progress)
         else:
-            path, randn = self.path(steps), partial(noise.randn, *x.shape)
-            images = repaint(
-                self.denoiser(y, WalkOptions(options.guidance)),
-                self.process.prior_std * randn(),
-                resampled(path, options.resample, options.jump),
-                known=x,
-                mask=mask,
-                randn=randn,
-                progress=progress,
-            )
+            denoise = self.denoiser(y, WalkOptions(options.guidance))
+            path = resampled(self.path(steps), options.resample, options.jump)
+            images = repaint(denoise, z, path, known=x, mask=mask, randn=randn, progress=progress)
         done = torch.lerp(self.into_range(images), x, mask)
         return Applied(done, rows=("inpainted",), known=mask, how="masked", labels=y)
 
@@ -218,21 +214,14 @@ class Applications(Denoiser):
         at_least(1, factor=factor, steps=steps, iterations=iterations)
         small, by = reduced(x, factor, self.data.shape[1:])
         denoise = self.denoiser(self.known_labels(None), UNCLIPPED)
-        images = self.draw_given(denoise, small, means(by), noise, progress, steps, iterations)
+        denoise = self.conditioned(denoise, small, means(by), iterations)
+        z = self.process.prior_std * noise.randn(len(x), *self.data.shape)
+        images = dpmpp(denoise, z, self.path(steps, spacing="logsnr"), progress=progress)
         return Applied(self.into_range(images), rows=("upscaled",), given=small, how=f"small, 1/{by}")
 
-    def draw_given(
-        self,
-        denoise: Denoise,
-        y: Tensor,
-        measurement: Measurement,
-        noise: Noise,
-        progress: Progress,
-        steps: int,
-        iterations: int,
-    ) -> Tensor:
-        """Images x_0 of which y = A x_0 is known, by E[x_0 | x_t, y] of the first two moments of x_0 given
-        x_t (Rozet 2024, arXiv:2405.13712, section 4) and a denoiser that does not clip, whose gradient is
+    def conditioned(self, denoise: Denoise, y: Tensor, measurement: Measurement, iterations: int) -> Denoise:
+        """The denoiser of images x_0 of which y = A x_0 is known: E[x_0 | x_t, y] by the first two moments of
+        x_0 given x_t (Rozet 2024, arXiv:2405.13712, section 4), of one that does not clip, whose gradient is
         taken.
 
             Cov[x_0 | x_t] = (σ²/α) ∂x̂_0/∂x_t
@@ -257,8 +246,7 @@ class Applications(Denoiser):
             x, x0 = x.detach(), mean + measurement.fill(y - measurement.of(mean))
             return Estimate(x0, (x - alpha * x0) / sigma)
 
-        z = self.process.prior_std * noise.randn(len(y), *self.data.shape)
-        return dpmpp(estimates, z, self.path(steps, spacing="logsnr"), progress=progress)
+        return estimates
 
     # ---- what labels are for
 

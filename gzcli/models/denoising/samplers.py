@@ -41,19 +41,13 @@ Sampler = Callable[..., Tensor]
 
 
 def sampler(steps: Callable[..., Steps]) -> Sampler:
-    """The sampler that takes these steps; its keywords beyond `randn` and `progress` are theirs."""
+    """The sampler that takes these steps; its keywords beyond `progress` are theirs."""
 
     @wraps(steps)
     def run(
-        denoise: Denoise,
-        x: Tensor,
-        path: Path,
-        *,
-        randn: Randn | None = None,
-        progress: Progress = no_progress,
-        **options: Any,
+        denoise: Denoise, x: Tensor, path: Path, *, progress: Progress = no_progress, **options: Any
     ) -> Tensor:
-        for i, image in enumerate(steps(denoise, x, path, randn, **options)):
+        for i, image in enumerate(steps(denoise, x, path, **{"randn": None} | options)):
             progress(i + 1, len(path) - 1, image)
         return image
 
