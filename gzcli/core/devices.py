@@ -201,8 +201,9 @@ def training_kind(launch: LaunchSection) -> str:
     """The kind of device that accelerate trains on."""
     import torch
 
-    kinds = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    return next((kind for kind, is_there in kinds.items() if not launch.cpu and is_there()), "cpu")
+    if launch.cpu:
+        return "cpu"
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def check_planned() -> None:

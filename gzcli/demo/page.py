@@ -105,7 +105,7 @@ class Page:
                     ("Judge", "judge", self._judge_tab, "scores"),
                 ):
                     with gr.Tab(title, id=name) as tab:
-                        self._follow(tab, lambda run, can, key=control: gr.update(visible=getattr(can, key)))
+                        self._follow(tab, functools.partial(_shown_by, control))
                         fill()
 
             def opened(name: str) -> Iterator[Any]:
@@ -295,6 +295,11 @@ def _code() -> list[gr.Code]:
 
 def _class(text: str | None) -> str | None:
     return None if text == EACH else text
+
+
+def _shown_by(control: str, run: Any, can: Controls) -> Any:
+    """Shows a tab where the run has what it controls."""
+    return gr.update(visible=getattr(can, control))
 
 
 def _facts(run: Any) -> str:

@@ -189,8 +189,8 @@ def grids(results: Results, figures: Figures) -> list[Picture]:
             image = Image.fromarray(sheet.squeeze(2) if sheet.shape[2] == 1 else sheet)
             image.save(png, "png", optimize=True)
             drawings.append(Picture(f"samples-{title}", title, png.getvalue()))
-    if sheet := results.pictures().get("bench"):
-        drawings.append(Picture("bench", "Samples of every contestant and real images", sheet, wide=True))
+    if drawing := results.pictures().get("bench"):
+        drawings.append(Picture("bench", "Samples of every contestant and real images", drawing, wide=True))
     return drawings
 
 

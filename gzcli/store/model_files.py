@@ -139,10 +139,10 @@ def _installed() -> dict[str, Path]:
     models: dict[str, Path] = {}
     for point in entry_points(group=GROUP):
         module = point.value.partition(":")[0]
-        places = [point.dist.locate_file(module.replace(".", "/") + ".py")] if point.dist else []
-        if not places or not Path(str(places[0])).is_file():  # an editable installation
+        place = str(point.dist.locate_file(module.replace(".", "/") + ".py")) if point.dist else ""
+        if not Path(place).is_file():  # an editable installation
             with contextlib.suppress(ImportError):
-                spec = find_spec(module)
-                places = [spec.origin] if spec and spec.origin else []
-        models |= {path.stem: path for path in (Path(str(p)) for p in places) if path.is_file()}
+                place = ((spec := find_spec(module)) and spec.origin) or ""
+        if (path := Path(place)).is_file():
+            models[path.stem] = path
     return models

@@ -151,8 +151,9 @@ def by_name(ref: str) -> Run | None:
     if _status(Run(path)):
         return Run(path.resolve())
     ref, below, stage = ref.partition(f"/{STAGES}/")
-    match: Run | None = Run(user_dir("runs") / ref)
-    if not (is_name(ref) and _status(match)):  # for an id no other run is read
+    of_id = Run(user_dir("runs") / ref)
+    match: Run | None = of_id
+    if not (is_name(ref) and _status(of_id)):  # for an id no other run is read
         runs = all_runs()
         match = next((run for run in runs if ref in (run.path.name, run.alias)), None)
         short = [] if match else [run for run in runs if short_name(run.id) == ref]

@@ -43,8 +43,10 @@ _NAMING = (
 LOCAL_HEADER = 30  # bytes before a zip member's name
 # What zipfile and tarfile raise for damaged files. ValueError and those after it come of headers of numbers
 # that are none, or that lie one upon the other.
-_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError)
-_DAMAGED += (ValueError, LookupError, OverflowError, RuntimeError, struct.error)
+_DAMAGED = (
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError),
+    *(ValueError, LookupError, OverflowError, RuntimeError, struct.error),
+)
 
 # First bytes of an archive → its kind, and the command that unpacks it.
 _FOREIGN = {

@@ -82,7 +82,7 @@ def cifar(spec: DataSpec, folder: Path) -> RawImages:
     labels: dict[str, np.ndarray] = {}
     with tarfile.open(path) as tar:
         if hundred:
-            classes = tuple(name.decode() for name in _cifar_batch(tar, f"{root}/meta")[b"fine_label_names"])
+            classes = tuple(text.decode() for text in _cifar_batch(tar, f"{root}/meta")[b"fine_label_names"])
         for split, names in batches.items():
             rows = [np.asarray(_cifar_batch(tar, f"{root}/{name}")[key], np.int64) for name in names]
             labels[split] = np.concatenate(rows)
