@@ -387,9 +387,8 @@ def _without_meaningless(inside: dict[str, Folders]) -> dict[str, Folders]:
     (`training_set/training_set`)."""
     while True:
         heads = {head: {f[0] if f else None for f in rows.values()} for head, rows in inside.items()}
-        lone = {
-            head: first for head, firsts in heads.items() if len(firsts) == 1 for first in firsts if first
-        }
+        single = {head: next(iter(firsts)) for head, firsts in heads.items() if len(firsts) == 1}
+        lone = {head: first for head, first in single.items() if first}
         same = len(lone) == len(heads) and len(set(lone.values())) == 1
         strip = {head for head, first in lone.items() if same or split_of(first) == split_of(head)}
         if not strip:

@@ -10,7 +10,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -102,7 +102,7 @@ def cifar(spec: DataSpec, folder: Path) -> RawImages:
 
 def _cifar_batch(tar: tarfile.TarFile, name: str) -> dict[bytes, Any]:
     if (file := tar.extractfile(name)) is None:
-        raise MissingError(f"`{tar.name}` has no `{name}`")
+        raise MissingError(f"`{cast(str, tar.name)}` has no `{name}`")
     return _Arrays(io.BytesIO(file.read()), encoding="bytes").load()
 
 
