@@ -67,8 +67,7 @@ $(VENV)/.documented: pyproject.toml | $(BIN)/python
 	@touch $@ $(VENV)/.installed
 
 docs: $(VENV)/.documented  ## The site of the documentation, in site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -c 'from pathlib import Path; from gzcli.cli.app import build; from gzcli.docs import manual, site; \
-	print(site.build(Path("site"), manual.commands(build())))'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python .ci/site.py site
 
 measured: $(VENV)/.tested  ## Figures of the pages: make measured LEAGUE=FOLDER, of `gz bench --train-missing`
 	$(BIN)/python tests/tools/measure.py league $(LEAGUE)

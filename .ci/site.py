@@ -1,0 +1,13 @@
+"""Builds the site of the documentation in a folder, for `make docs`: `python .ci/site.py FOLDER`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from gzcli.cli.app import build
+from gzcli.docs import manual, site
+
+if len(sys.argv) != 2:
+    raise SystemExit(__doc__)
+print(site.build(Path(sys.argv[1]), manual.commands(build())))
