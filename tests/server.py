@@ -18,10 +18,11 @@ def serve(folder: Path, *faults: str):
     `.stalling` (an event), and settings: `.pace` (seconds a block of 4 KB), `.most` (more requests at once
     get a 503), `.faults`, a queue of which each GET takes one:
 
-    ok · 503 · 404 · stall (half, then silence) · cut (half, then closed) · redirect · whole (ignores ranges)
-    astray (a redirect to no address) · html (a page instead of the file) · long (more bytes than announced
-    by the publisher) · wrong (other bytes) · other (another range than asked for) · open (all from where the
-    range begins) · unsized (all, without its length)
+    ok · 503 · 404 · stall (half, then silence) · hold (half, and the rest when `.released` is set)
+    cut (half, then closed) · redirect · whole (ignores ranges) · astray (a redirect to no address)
+    html (a page instead of the file) · long (more bytes than announced by the publisher)
+    wrong (other bytes) · other (another range than asked for) · open (all from where the range begins)
+    unsized (all, without its length)
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -69,6 +70,11 @@ def serve(folder: Path, *faults: str):
                     server.stalling.set()
                     server.released.wait(5)
                 self.close_connection = True
+                return None
+            if fault == "hold":
+                self.answer(status, body[: len(body) // 2], headers, length=len(body))
+                server.released.wait()
+                self.wfile.write(body[len(body) // 2 :])
                 return None
             return self.answer(status, body, headers, length="" if fault == "unsized" else None)
 
