@@ -244,11 +244,8 @@ X = np.random.default_rng(0).integers(0, 256, (12, 8, 9, 3), np.uint8)
 
 
 def test_keras_names(tmp_path):
-    for names in (
-        "x_train y_train x_test y_test",
-        "X_train Y_train X_test Y_test",
-        "train_x train_y test_x test_y",
-    ):
+    lower = "x_train y_train x_test y_test"
+    for names in (lower, "X_train Y_train X_test Y_test", "train_x train_y test_x test_y"):
         x, y, x1, y1 = names.split()
         given = {x: X, y: np.arange(12) % 3, x1: X[:6], y1: np.arange(6) % 3}
         source = open_path(arrays(tmp_path, **given))
