@@ -29,8 +29,11 @@ from gzcli.data.sets.registry import SPECS, Form, find
 pytestmark = pytest.mark.usefixtures("home")
 
 
-def test_embedded():
-    for spec in (spec for spec in SPECS.values() if spec.embedded and not spec.multilabel):
+def test_embedded(monkeypatch):
+    for spec in [spec for spec in SPECS.values() if spec.embedded and not spec.multilabel]:
+        if spec.n_train > 7_200:  # it is made in any number
+            spec = replace(spec, n_train=7_200, n_test=720)
+            monkeypatch.setitem(SPECS, spec.name, spec)
         opened = open_pack(spec.name)
         meta, info = opened.meta, opened.info(steps=7)
         assert (meta.shape, meta.classes, meta.levels) == (spec.shape, spec.classes, spec.levels), spec.name

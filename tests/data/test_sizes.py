@@ -233,6 +233,7 @@ def test_what_a_set_was_taken_for_is_told(tmp_path):
     assert not settings_lines(SPECS["digits"], facts_of(SPECS["digits"]))
 
 
+@pytest.mark.slow
 def test_whether_a_set_is_grey_is_measured(shared_data):
     for spec in (spec for spec in SPECS.values() if spec.embedded):
         spec = replace(spec, n_train=720, n_test=72)  # of those that are made in any number
