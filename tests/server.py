@@ -14,14 +14,14 @@ from urllib.parse import urlsplit
 
 @contextmanager
 def serve(folder: Path, *faults: str):
-    """Yields a server with `.url`, `.requests` (path, Range header), `.busiest` (most requests at once),
-    `.stalling` (an event), and settings: `.pace` (seconds a block of 4 KB), `.most` (more requests at once
-    get a 503), `.faults`, a queue of which each GET takes one:
+    """Yields a server with `.url`, `.requests` (path, Range header), `.busy` (requests at once), `.stalling`
+    (an event), and settings: `.pace` (seconds a block of 4 KB) and `.faults`, of which each GET takes one:
 
-    ok · 503 · 404 · stall (half, then silence) · cut (half, then closed) · redirect · whole (ignores ranges)
-    astray (a redirect to no address) · html (a page instead of the file) · long (more bytes than announced
-    by the publisher) · wrong (other bytes) · other (another range than asked for) · open (all from where the
-    range begins) · unsized (all, without its length)
+    ok · 503 · 404 · stall (half, then silence) · hold (half, and the rest when `.released` is set)
+    cut (half, then closed) · redirect · whole (ignores ranges) · astray (a redirect to no address)
+    html (a page instead of the file) · long (more bytes than announced by the publisher)
+    wrong (other bytes) · other (another range than asked for) · open (all from where the range begins)
+    unsized (all, without its length)
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -30,9 +30,6 @@ def serve(folder: Path, *faults: str):
                 server.requests.append((self.path, self.headers.get("Range")))
                 fault = server.faults.popleft() if server.faults else "ok"
                 server.busy += 1
-                server.busiest = max(server.busiest, server.busy)
-                if server.busy > server.most:
-                    fault = "503"
             try:
                 self.serve(fault)
             finally:
@@ -70,6 +67,11 @@ def serve(folder: Path, *faults: str):
                     server.released.wait(5)
                 self.close_connection = True
                 return None
+            if fault == "hold":
+                self.answer(status, body[: len(body) // 2], headers, length=len(body))
+                server.released.wait()
+                self.wfile.write(body[len(body) // 2 :])
+                return None
             return self.answer(status, body, headers, length="" if fault == "unsized" else None)
 
         def answer(self, status, body, headers=None, length=None):
@@ -96,7 +98,7 @@ def serve(folder: Path, *faults: str):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.faults, server.requests, server.pace = deque(faults), [], 0.0
-    server.count, server.busy, server.busiest, server.most = threading.Lock(), 0, 0, 100
+    server.count, server.busy = threading.Lock(), 0
     server.released, server.stalling = threading.Event(), threading.Event()
     server.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)

@@ -21,8 +21,6 @@ from gzcli.data.sets.library import import_set, listing
 from gzcli.data.sets.registry import Form
 
 N = 20
-
-
 pytestmark = pytest.mark.usefixtures("home")
 
 
@@ -58,17 +56,16 @@ def check(opened, **plus: int) -> None:
 def test_text_map_and_picture_before_have_several_names(tmp_path):
     files = {f"images/{i:02}.png": png((i, 0, 9)) for i in range(N)}
     files |= {f"maps/{i:02}.png": png((100 + i, 0, 9)) for i in range(N)}
-    for form, text, control in (
+    for name, text, control in (
         ("maps", "text", "control"),
         ("maps.zip", "caption", "conditioning_image"),
         ("maps.tar", "text", "conditioning"),
     ):
-        names = [f"{i:02}.png" for i in range(N)]
         rows = [
-            {"file_name": f"images/{name}", text: f"picture {i}", control: f"maps/{name}"}
-            for i, name in enumerate(names)
+            {"file_name": f"images/{i:02}.png", text: f"picture {i}", control: f"maps/{i:02}.png"}
+            for i in range(N)
         ]
-        check(open_pack(captioned(tmp_path / form, files, rows)), control=100)
+        check(open_pack(captioned(tmp_path / name, files, rows)), control=100)
     for before, after, text in (
         ("before", "file_name", "text"),
         ("input_image", "edited_image", "edit_prompt"),
@@ -84,10 +81,10 @@ def test_names_are_relative_to_the_lines_in_each_split(tmp_path):
     files = {f"maps/{i}.png": png((100 + i, 0, 9)) for i in range(N)}
     for split, part in (("train", range(15)), ("test", range(15, N))):
         files |= {f"{split}/{i}.png": png((i, 0, 9)) for i in part}
-        names = {i: {"file_name": f"{i}.png", "control": f"../maps/{i}.png"} for i in part}
-        files[f"{split}/metadata.jsonl"] = lines(
-            *({**row, "text": f"picture {i}"} for i, row in names.items())
-        )
+        rows = [
+            {"file_name": f"{i}.png", "control": f"../maps/{i}.png", "text": f"picture {i}"} for i in part
+        ]
+        files[f"{split}/metadata.jsonl"] = lines(*rows)
     opened = open_pack(write(tmp_path / "set", files))
     check(opened, control=100)
     assert opened.meta.counts["test"] == 5
@@ -123,8 +120,7 @@ def test_a_word_that_names_no_picture_is_not_taken_for_one(tmp_path):
 
 
 A = {"file_name": "0_out.png", "text": "a", "before": "0_in.png"}
-
-
+SMALL = png(RED, (12, 8))
 BAD = [
     ([A], {}, UsageError, "has 19 images without `before`, as `10_out.png`"),
     ([A | {"before": "none.png"}], {}, MissingError, "line 1 of `metadata.jsonl` names `none.png`"),
@@ -132,12 +128,7 @@ BAD = [
     ([A | {"after": "1_out.png"}], {}, UsageError, "line 1 .* two images, `0_out.png` and `1_out.png`"),
     ([{"before": "0_in.png", "text": "a"}], {}, UsageError, "no `file_name`"),
     (ROWS, {"3_in.png": b"no picture"}, MissingError, "`3_in.png` does not decode"),
-    (
-        ROWS,
-        {"3_in.png": png(RED, (12, 8))},
-        UsageError,
-        "`3_in.png` is 12×8, and its image 8×8: another shape",
-    ),
+    (ROWS, {"3_in.png": SMALL}, UsageError, "`3_in.png` is 12×8, and its image 8×8: another shape"),
 ]
 
 
@@ -305,27 +296,25 @@ def test_extras_are_told_by_json_alone(tmp_path):
 def test_too_large_to_pack_is_refused_and_not_streamed(tmp_path, monkeypatch):
     folder = captioned(tmp_path / "set", TRIPLES, ROWS)
     monkeypatch.setenv("GZ_PACK_LIMIT", str(2 * N * 3 * 64 - 1))  # the images alone would fit
-    with pytest.raises(
-        UsageError, match="larger than `GZ_PACK_LIMIT` allows to pack, and `before` pictures are not streamed"
-    ) as e:
+    named = "larger than `GZ_PACK_LIMIT` allows to pack, and `before` pictures are not streamed"
+    with pytest.raises(UsageError, match=named) as e:
         open_pack(folder)
     assert "GZ_PACK_LIMIT" in e.value.hint and nothing_half_written()
     monkeypatch.setenv("GZ_PACK_LIMIT", str(2 * N * 3 * 64))
     assert open_pack(folder).meta.extras == ("caption", "before")
 
 
-@pytest.fixture
-def followed(tmp_path):
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory):
     """Noise as images; the map is the image inverted, the image before it the image itself."""
     rng = np.random.default_rng(0)
     files, rows = {}, []
     for i in range(40):
         image = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
-        files |= {f"{i}.png": encoded(image), f"c{i}.png": encoded(255 - image), f"b/{i}.png": encoded(image)}
-        rows.append(
-            {"file_name": f"{i}.png", "text": f"picture {i}", "control": f"c{i}.png", "before": f"b/{i}.png"}
-        )
-    return open_pack(captioned(tmp_path / "set", files, rows))
+        names = {"file_name": f"{i}.png", "control": f"c{i}.png", "before": f"b{i}.png"}
+        files |= dict(zip(names.values(), map(encoded, (image, 255 - image, image)), strict=True))
+        rows.append(names | {"text": f"picture {i}"})
+    return open_pack(captioned(tmp_path_factory.mktemp("followed"), files, rows))
 
 
 def batches(pack, **options) -> TrainBatches:
@@ -336,9 +325,8 @@ def test_a_batch_has_them(followed):
     codes = np.arange(followed.meta.counts["train"], dtype=np.float32)[:, None]
     batch = batches(followed, prepared={"latent": codes}).at(3)
     extra, rows = batch.extra, batch.index.numpy()
-    assert (
-        set(extra) == {"caption", "control", "before", "latent"} and extra["control"].dtype == batch.x.dtype
-    )
+    assert set(extra) == {"caption", "control", "before", "latent"}
+    assert extra["control"].dtype == batch.x.dtype
     assert torch.equal(extra["latent"][:, 0], batch.index.float())
     assert (to_uint8(extra["control"]).numpy() == followed.further("train")["control"][rows]).all()
     assert torch.equal(extra["before"], batch.x)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pictures import BLUE, GREEN, RED, as_tar, as_zip, nothing_half_written, png, write
+from PIL import EpsImagePlugin, features
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.data.packs.open import open_pack
@@ -27,29 +28,24 @@ def images(*folders: str, n: int = 4) -> dict[str, bytes]:
     return {f"{folder}/{i}.png": png(RED) for folder in folders for i in range(n)}
 
 
-def read(
-    tmp_path: Path, files: dict[str, bytes], form: str | None = None
-) -> tuple[tuple[str, ...], dict[str, Counter], list[str]]:
+def read(root: Path, files: dict[str, bytes], form: str | None = None):
     """(classes, split → how many of each class, notes)"""
-    source = open_path(write(tmp_path / "set", files), Form(layout=form))
-    named = {
-        s: [source.classes[y] for y in source.labels[s]] if source.labels else [None] * n
-        for s, n in source.counts.items()
-    }
-    return source.classes, {s: Counter(rows) for s, rows in named.items()}, source.notes
+    source = open_path(write(root / "set", files), Form(layout=form))
+    counts = {split: Counter({None: n}) for split, n in source.counts.items()}
+    if source.labels:
+        counts = {split: Counter(source.classes[y] for y in source.labels[split]) for split in counts}
+    return source.classes, counts, source.notes
 
 
 CATS = Counter(cat=4, dog=4)
 
 
 def test_splits_by_their_usual_names(tmp_path):
-    for i, names in enumerate(
-        ("training testing", "Train Test", "train_images test-images", "training_set test_set")
-    ):
-        train, test = names.split()
+    names = ("training testing", "Train Test", "train_images test-images", "training_set test_set")
+    for train, test in map(str.split, names):
         files = images(f"{train}/cat", f"{train}/dog", f"{test}/cat", f"{test}/dog")
-        classes, counts, _ = read(tmp_path / f"{i}", files)
-        assert classes == ("cat", "dog") and counts == {"train": CATS, "test": CATS}, names
+        classes, counts, _ = read(tmp_path / train, files)
+        assert classes == ("cat", "dog") and counts == {"train": CATS, "test": CATS}, train
     below = images("cat/train", "cat/test", "dog/train", "dog/test", "dog/valid")
     classes, counts, _ = read(tmp_path / "below", below)
     assert classes == ("cat", "dog") and counts == {"train": CATS, "test": CATS, "val": Counter(dog=4)}
@@ -63,18 +59,16 @@ def test_splits_by_their_usual_names(tmp_path):
 def test_tiny_imagenet_by_path(tmp_path):
     files = images("train/n01/images", "train/n02/images", "val/images", "test/images")
     lines = "".join(f"{i}.png\t{'n01' if i else 'n02'}\t0\t0\t62\t62\n" for i in range(4))
-    classes, found, notes = read(
-        tmp_path, files | {"val/val_annotations.txt": lines.encode(), "wnids.txt": b"n01\nn02\n"}
-    )
+    files |= {"val/val_annotations.txt": lines.encode(), "wnids.txt": b"n01\nn02\n"}
+    classes, found, notes = read(tmp_path, files)
     assert classes == ("n01", "n02")
     assert found == {"train": Counter(n01=4, n02=4), "val": Counter(n02=1, n01=3)}
     assert notes == ["4 pictures of `test` skipped: they have no labels"]
 
 
 def test_mvtec(tmp_path):
-    files = images(
-        "train/good", "test/good", "test/cut", "test/hole", "ground_truth/cut", "ground_truth/hole"
-    )
+    marks = ("ground_truth/cut", "ground_truth/hole")
+    files = images("train/good", "test/good", "test/cut", "test/hole", *marks)
     classes, found, notes = read(tmp_path, files | {"license.txt": b"x", "readme.md": b"x"})
     assert classes == () and found == {"train": Counter({None: 4}), "test": Counter({None: 4})}
     assert notes == [
@@ -135,12 +129,10 @@ def test_skipped_files_are_told_when_a_set_is_opened_first(tmp_path):
 
 
 def test_pictures_of_further_kinds(tmp_path):
-    from PIL import features
-
     files = {f"{i}.png": png(RED) for i in range(4)}
-    kinds = {"jfif": "JPEG", "jp2": "JPEG2000", "tga": "TGA"} | (
-        {"avif": "AVIF"} if features.check("avif") else {}
-    )
+    kinds = {"jfif": "JPEG", "jp2": "JPEG2000", "tga": "TGA"}
+    if features.check("avif"):
+        kinds["avif"] = "AVIF"
     files |= {f"a.{ending}": png(RED, format=kind) for ending, kind in kinds.items()}
     assert sum(open_pack(write(tmp_path / "set", files)).meta.counts.values()) == len(files)
 
@@ -149,21 +141,15 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n0 0 8 8 
 
 
 def test_no_reader_starts_another_program(tmp_path, monkeypatch):
-    from PIL import EpsImagePlugin
-
-    monkeypatch.setattr(
-        EpsImagePlugin, "Ghostscript", lambda *args, **kwargs: pytest.fail("Ghostscript is started")
-    )
-    monkeypatch.setattr(EpsImagePlugin.EpsImageFile, "load", lambda *args: pytest.fail("an EPS is opened"))
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript is started"))
+    monkeypatch.setattr(EpsImagePlugin.EpsImageFile, "load", lambda *_: pytest.fail("an EPS is opened"))
     assert "EPS" not in FORMATS
     for name in ("a.png", "a.eps"):
         with pytest.raises(MissingError, match="does not decode: not a picture"):
             decode(EPS, name, Decoding(8, 3))
-    folder = write(
-        tmp_path / "set", {f"{i}.png": png(RED) for i in range(9)} | {"zz.png": EPS, "zz.eps": EPS}
-    )
+    files = {f"{i}.png": png(RED) for i in range(9)} | {"zz.png": EPS, "zz.eps": EPS}
     with pytest.raises(MissingError, match=r"`zz\.png` does not decode"):
-        open_pack(folder)
+        open_pack(write(tmp_path / "set", files))
 
 
 def test_pipes_devices_and_dead_links_are_left_out_and_told(tmp_path):
@@ -183,12 +169,10 @@ def test_pipes_devices_and_dead_links_are_left_out_and_told(tmp_path):
     assert sum(open_pack(folder).meta.counts.values()) == 9
     assert len(read_pictures(folder, size=8, channels=3, limit=None)) == 9
     for path in (folder / "pipe.png", Path("/dev/zero"), folder / "zero.png"):
-        for reading in (
-            lambda p=path: open_path(p),
-            lambda p=path: read_pictures(p, size=8, channels=3, limit=1),
-        ):
-            with pytest.raises((UsageError, MissingError), match="is no regular file"):
-                reading()
+        with pytest.raises((UsageError, MissingError), match="is no regular file"):
+            open_path(path)
+        with pytest.raises((UsageError, MissingError), match="is no regular file"):
+            read_pictures(path, size=8, channels=3, limit=1)
 
 
 def test_links_to_folders_are_followed_and_their_circles_end(tmp_path):
@@ -260,11 +244,8 @@ X = np.random.default_rng(0).integers(0, 256, (12, 8, 9, 3), np.uint8)
 
 
 def test_keras_names(tmp_path):
-    for names in (
-        "x_train y_train x_test y_test",
-        "X_train Y_train X_test Y_test",
-        "train_x train_y test_x test_y",
-    ):
+    lower = "x_train y_train x_test y_test"
+    for names in (lower, "X_train Y_train X_test Y_test", "train_x train_y test_x test_y"):
         x, y, x1, y1 = names.split()
         given = {x: X, y: np.arange(12) % 3, x1: X[:6], y1: np.arange(6) % 3}
         source = open_path(arrays(tmp_path, **given))
@@ -317,15 +298,14 @@ def test_labels_that_are_plain_numbers_or_texts(tmp_path, home, capfd):
 
 
 def test_layouts_of_parquet(tmp_path):
-    for i, name in enumerate(
-        [
-            "default/{}/0000.parquet",  # as the hub converts
-            "default/partial-{}/0000.parquet",
-            "mnist/{}-00000-of-00001.parquet",
-            "data/{}-00000-of-00001-a1b2c3.parquet",
-            "{}.parquet",
-        ]
-    ):
+    names = (
+        "default/{}/0000.parquet",  # as the hub converts
+        "default/partial-{}/0000.parquet",
+        "mnist/{}-00000-of-00001.parquet",
+        "data/{}-00000-of-00001-a1b2c3.parquet",
+        "{}.parquet",
+    )
+    for i, name in enumerate(names):
         parquet(tmp_path / f"{i}" / name.format("train"), 20)
         parquet(tmp_path / f"{i}" / name.format("test"), 6)
         assert open_path(tmp_path / f"{i}").counts == {"train": 20, "test": 6}, name

@@ -8,11 +8,11 @@ import subprocess
 import sys
 import tracemalloc
 from dataclasses import replace
-from pathlib import Path
 from shutil import rmtree as remove_tree
 
 import numpy as np
 import pytest
+from helpers import ROOT
 from pictures import BLUE, LAYOUTS, RED, SPLITS, as_zip, nothing_half_written, png, write
 
 from gzcli.cli.app import run
@@ -29,17 +29,20 @@ from gzcli.data.sets.registry import SPECS, Form, find
 pytestmark = pytest.mark.usefixtures("home")
 
 
-@pytest.mark.parametrize("name", [n for n, spec in SPECS.items() if spec.embedded and not spec.multilabel])
-def test_embedded(name):
-    spec, opened = SPECS[name], open_pack(name)
-    meta = opened.meta
-    assert (meta.shape, meta.classes, meta.levels) == (spec.shape, spec.classes, spec.levels)
-    assert (meta.counts["train"] + meta.counts["val"], meta.counts["test"]) == (spec.n_train, spec.n_test)
-    for split, n in meta.counts.items():
-        assert opened.images(split).shape == (n, *spec.shape) and opened.images(split).dtype == np.uint8
-        assert set(opened.labels(split)) == set(range(len(spec.classes)))
-    info = opened.info(steps=7)
-    assert (info.shape, info.levels, info.n, info.steps) == (spec.shape, spec.levels, meta.counts["train"], 7)
+def test_embedded(monkeypatch):
+    for spec in [spec for spec in SPECS.values() if spec.embedded and not spec.multilabel]:
+        if spec.n_train > 7_200:  # it is made in any number
+            spec = replace(spec, n_train=7_200, n_test=720)
+            monkeypatch.setitem(SPECS, spec.name, spec)
+        opened = open_pack(spec.name)
+        meta, info = opened.meta, opened.info(steps=7)
+        assert (meta.shape, meta.classes, meta.levels) == (spec.shape, spec.classes, spec.levels), spec.name
+        assert (meta.counts["train"] + meta.counts["val"], meta.counts["test"]) == (spec.n_train, spec.n_test)
+        for split, n in meta.counts.items():
+            assert opened.images(split).shape == (n, *spec.shape) and opened.images(split).dtype == np.uint8
+            assert set(opened.labels(split)) == set(range(len(spec.classes))), spec.name
+        assert (info.shape, info.levels, info.steps) == (spec.shape, spec.levels, 7)
+        assert info.n == meta.counts["train"]
 
 
 def test_digits_are_scikit_learns():
@@ -53,10 +56,8 @@ def test_digits_are_scikit_learns():
         for image, label in zip(levels, opened.labels(split), strict=True):
             found.setdefault((image.tobytes(), label), []).append(split)
     assert sum(map(len, found.values())) == 1797
-    assert all(
-        (image.astype(int).tobytes(), label) in found
-        for image, label in zip(truth.images, truth.target, strict=True)
-    )
+    for image, label in zip(truth.images, truth.target, strict=True):
+        assert (image.astype(int).tobytes(), label) in found
 
 
 def test_captions_domains_and_patches():
@@ -159,8 +160,6 @@ def test_names_that_are_not_there():
         find("mnits")
     with pytest.raises(MissingError, match="there is no"):
         open_pack("./nowhere/photos.zip")
-    with pytest.raises(UsageError, match="between 4 and 1024"):
-        open_pack("digits", size=2)
     with pytest.raises(UsageError, match=r"1 \(grey\) or 3"):
         open_pack("digits", channels=2)
 
@@ -227,10 +226,9 @@ def test_sets_that_died_are_shown_and_harm_none(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert run(["data", "list", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["data"]}
-    seen = {
-        name: [rows[name][of] for of in ("lost", "cached", "size")] for name in ("kept", "lost", "digits")
-    }
-    assert seen == {"kept": [True, True, 8], "lost": [True, False, None], "digits": [False, True, 16]}
+    facts_of = {"kept": (True, True, 8), "lost": (True, False, None), "digits": (False, True, 16)}
+    for name, facts in facts_of.items():
+        assert tuple(rows[name][of] for of in ("lost", "cached", "size")) == facts, name
     assert run(["data", "list"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert lines["lost"].split()[-2] == "gone" and "yes" in lines["kept"].split()
@@ -241,9 +239,9 @@ def test_sets_that_died_are_shown_and_harm_none(tmp_path, monkeypatch, capsys):
 def test_two_processes_pack_once(tmp_path):
     path = as_zip(tmp_path / "a.zip", LAYOUTS["classes"][0])
     code = f"from gzcli.data.packs.open import open_pack; open_pack({str(path)!r}, say=print)"
-    words, root = [sys.executable, "-c", code], Path(__file__).parents[2]
-    two = [subprocess.Popen(words, cwd=root, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = "".join(process.communicate(timeout=30)[0] for process in two)
+    words = [sys.executable, "-c", code]
+    two = [subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = "".join(process.communicate(timeout=240)[0] for process in two)
     assert [process.returncode for process in two] == [0, 0]
     assert said.count("packing") - said.count("waiting") in (0, 1)
     assert said.count("images") == 1
@@ -258,8 +256,7 @@ from gzcli.data.sets.library import listing
 from gzcli.data.sets.names import data_key
 listing(), peek("digits").levels
 print([m for m in ("torch", "numpy", "PIL", "sklearn", "urllib.request") if m in sys.modules])"""
-    words, root = [sys.executable, "-c", code], Path(__file__).parents[2]
-    out = subprocess.run(words, cwd=root, capture_output=True, text=True)
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert out.stdout.strip() == "[]", out.stdout + out.stderr
 
 

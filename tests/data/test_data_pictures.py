@@ -61,8 +61,6 @@ def tiff_of_12_bits(values) -> bytes:
 
 
 RAMP = np.linspace(0, 4095, 64).astype(int).reshape(8, 8)  # 12 bits
-
-
 TWELVE, SIXTEEN = "of 12 bits, read as 0 … 4,095", "of 16 bits, read as 0 … 65,535"
 DARK = f"{SIXTEEN}: nearly black, as none has a value"
 DEPTHS = {
@@ -94,17 +92,11 @@ def inked(colour) -> bytes:
 
 
 def test_ink_on_transparency_is_seen():
-    over_white, over_black = (
-        "with transparency, laid over white",
-        "of white ink on transparency, laid over black",
-    )
-    for colour, told in (
-        ((0, 0, 0), over_white),
-        (RED, over_white),
-        ((255, 255, 255), over_black),
-        ((250, 250, 245), over_black),
-    ):
-        notes = []
+    over_white = "with transparency, laid over white"
+    over_black = "of white ink on transparency, laid over black"
+    dark, light = ((0, 0, 0), RED), ((255, 255, 255), (250, 250, 245))
+    for colour in (*dark, *light):
+        notes, told = [], over_white if colour in dark else over_black
         pixels, _ = decode(inked(colour), "a", Decoding(None, 1), notes.append)
         assert notes == [told] and (pixels[0, 0, 0] == 0) == (told == over_black)
         assert int(pixels.max()) - int(pixels.min()) > 100, "the stroke"
@@ -131,9 +123,8 @@ def test_how_pictures_were_read_is_said_in_one_line(tmp_path, monkeypatch):
     read_pictures(folder, size=8, channels=1, limit=None, say=lines.append)
     assert lines == [f"`{folder}`: {told}"]
     lines.clear()
-    read_pictures(
-        write(tmp_path / "q", {"a.png": png(RED)}), size=8, channels=1, limit=None, say=lines.append
-    )
+    plain = write(tmp_path / "q", {"a.png": png(RED)})
+    read_pictures(plain, size=8, channels=1, limit=None, say=lines.append)
     assert lines == []
     monkeypatch.setenv("GZ_PACK_LIMIT", "100")
     seen = open_pack(write(tmp_path / "s", {f"{i}.png": deep(RAMP) for i in range(4)}), channels=1).meta

@@ -23,11 +23,6 @@ def gz(home, capsys):
     return call
 
 
-def colours_in_row(sheet: np.ndarray, centre: int) -> set[tuple[int, ...]]:
-    row = {tuple(pixel) for pixel in sheet[centre]}
-    return row & set(COLOURS.values())
-
-
 def test_classes_are_counted_and_drawn_under_their_names(gz, tmp_path):
     folder = write(tmp_path / "p", LAYOUTS["splits"][0] | {"a.heic": b"x"})
     code, stdout, stderr = gz("show", str(folder))
@@ -37,16 +32,15 @@ def test_classes_are_counted_and_drawn_under_their_names(gz, tmp_path):
     assert "8×8 pixels, RGB, 256 levels" in stderr
     sheet = np.asarray(Image.open(path))
     bottom = len(sheet)
-    seen = [colours_in_row(sheet, bottom - 67 * (2 - i) - 40) for i in range(3)]
+    rows = [set(map(tuple, sheet[bottom - 67 * (2 - i) - 40])) for i in range(3)]
+    seen = [row & set(COLOURS.values()) for row in rows]
     # a row for each class, in the table's order, with its name
     assert seen == [{COLOURS[name]} for name in ("blue", "green", "red")]
     assert all((sheet[bottom - 67 * (3 - i) : bottom - 67 * (2 - i), :40] < 128).any() for i in range(3))
-    code, stdout, _ = gz("show", str(folder), "--json")
-    told = json.loads(stdout)
+    told = json.loads(gz("show", str(folder), "--json")[1])
     assert told["counts"] == {"train": 17, "val": 1, "test": 18} and told["sheet"] == path
-    assert [(c["name"], c["train"] + c["val"], c["test"]) for c in told["classes"]] == [
-        (c, 6, 6) for c in ("blue", "green", "red")
-    ]
+    counted = [(c["name"], c["train"] + c["val"], c["test"]) for c in told["classes"]]
+    assert counted == [("blue", 6, 6), ("green", 6, 6), ("red", 6, 6)]
     assert told["notes"] == ["1 file of unknown kind skipped (.heic)"]
 
 
@@ -67,15 +61,11 @@ def test_a_set_that_is_not_here_is_described_and_not_fetched(name, gz, home, mon
 
 def test_sets_without_classes_with_many_attributes_or_further_pictures(gz, tmp_path):
     rng = np.random.default_rng(0)
-    many = {
-        "images": rng.integers(0, 256, (40, 8, 8), np.uint8),
-        "labels": rng.integers(0, 2, (40, 3)),
-        "class_names": list("xyz"),
-    }
-    np.savez(tmp_path / "many.npz", **many)
+    images, labels = rng.integers(0, 256, (40, 8, 8), np.uint8), rng.integers(0, 2, (40, 3))
+    np.savez(tmp_path / "many.npz", images=images, labels=labels, class_names=list("xyz"))
     told = json.loads(gz("show", str(tmp_path / "many.npz"), "--json")[1])
     assert told["multilabel"] and [c["name"] for c in told["classes"]] == list("xyz")
-    assert sum(c["train"] + c["val"] + c["test"] for c in told["classes"]) == int(many["labels"].sum())
+    assert sum(c["train"] + c["val"] + c["test"] for c in told["classes"]) == labels.sum()
     flat = write(tmp_path / "flat", {f"{i}.png": png(RED) for i in range(9)})
     code, stdout, _ = gz("show", str(flat))
     assert code == 0 and len(stdout.splitlines()) == 3
@@ -95,12 +85,11 @@ def test_hints_can_be_followed(gz, tmp_path):
     flag = re.search(r"`--size (\d+)`", stderr)[1]
     assert gz("import", str(wide), "--name", "wide", "--size", flag)[0] == 0
     assert run(["train", "vae", "--data", "wide", "--set", "data.size=64", "--dry-run"]) == 0
-    mixed = write(
-        tmp_path / "vehicles", {f"{c}/{i}.png": png(RED) for c in ("bus", "train") for i in range(4)}
-    )
-    code, _, stderr = gz("import", str(mixed), "--name", "vehicles")
+    files = {f"{c}/{i}.png": png(RED) for c in ("bus", "train") for i in range(4)}
+    words = ("import", str(write(tmp_path / "vehicles", files)), "--name", "vehicles")
+    code, _, stderr = gz(*words)
     assert code == 2 and "--layout flat|classes|splits|class-splits" in stderr
-    assert gz("import", str(mixed), "--name", "vehicles", "--layout", "classes")[0] == 0
-    code, _, stderr = gz("import", str(mixed), "--name", "vehicles", "--layout", "class")
+    assert gz(*words, "--layout", "classes")[0] == 0
+    code, _, stderr = gz(*words, "--layout", "class")
     assert code == 2 and "did you mean `classes`?" in stderr
-    assert gz("import", str(mixed), "--name", "vehicles", "--layout", "flat", "--channels", "2")[0] == 2
+    assert gz(*words, "--layout", "flat", "--channels", "2")[0] == 2

@@ -10,13 +10,16 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from pictures import write
 from server import serve
 
 from gzcli.core.errors import MissingError
 from gzcli.data.download import http
 from gzcli.data.download.fetch import WEIGHTS, fetch_weights
 from gzcli.data.sets.registry import DataFile
+from gzcli.launch import launcher
 from gzcli.metrics.metric import metrics, weights_of
+from gzcli.store import files, runs
 from gzcli.store.hub import INCEPTION
 from gzcli.store.paths import cache_dir
 
@@ -29,22 +32,17 @@ def _quick(home, monkeypatch):
     monkeypatch.delenv("GZ_OFFLINE", raising=False)
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(http, "BACKOFF", 0.01)
-    monkeypatch.setattr(http, "TIMEOUT", 0.3)
 
 
 @pytest.fixture
 def site(tmp_path):
     """A folder that is served: it has the file of Inception as a mirror and as its publisher."""
-    for place in (tmp_path / "site" / "weights", tmp_path / "site" / "there"):
-        place.mkdir(parents=True)
-        (place / INCEPTION).write_bytes(BYTES)
-    return tmp_path / "site"
+    return write(tmp_path / "site", {f"weights/{INCEPTION}": BYTES, f"there/{INCEPTION}": BYTES})
 
 
 def published(monkeypatch, url: str) -> None:
-    file = DataFile(
-        INCEPTION, (f"{url}/there/{INCEPTION}",), len(BYTES), sha256=hashlib.sha256(BYTES).hexdigest()
-    )
+    checksum = hashlib.sha256(BYTES).hexdigest()
+    file = DataFile(INCEPTION, (f"{url}/there/{INCEPTION}",), len(BYTES), sha256=checksum)
     monkeypatch.setitem(WEIGHTS, "inception", replace(WEIGHTS["inception"], file=file))
 
 
@@ -94,7 +92,7 @@ def test_a_mirror_comes_first_and_alone_when_offline(site, monkeypatch, tmp_path
         assert fetch_weights("inception").read_bytes() == BYTES and len(server.requests) == 1
 
 
-def test_the_metrics_that_fetch_are_those_that_need_it(call, site, monkeypatch):
+def test_the_metrics_that_fetch_are_those_that_need_it():
     assert weights_of(("fd", "kid")) == ["inception"] and weights_of(("fd", "kid_lenet")) == []
     assert set(weights_of(metrics())) <= set(WEIGHTS)
     for known in WEIGHTS.values():
@@ -104,15 +102,15 @@ def test_the_metrics_that_fetch_are_those_that_need_it(call, site, monkeypatch):
 
 
 def test_bench_fetches_what_its_metric_needs_before_it_starts(call, site, monkeypatch):
-    from gzcli.launch import launcher
-    from gzcli.store import files, runs
-
     run = runs.create("vae", "digits", alias="mine")
     run.update(state="finished", step=60)
     (run.path / "run.yaml").write_text("model: {name: vae}\n")
     (run.path / "model.safetensors").touch()
     result = {"rows": [], "floor": {}, "notes": []}
-    work = lambda folder, plan, **options: files.write_json(folder / "result.json", result)  # noqa: E731
+
+    def work(folder, plan, **options):
+        files.write_json(folder / "result.json", result)
+
     monkeypatch.setattr(launcher, "run", work)
     monkeypatch.setattr("gzcli.cli.bench.table", lambda *_, **__: None)
     with serve(site) as server:

@@ -22,6 +22,8 @@ from gzcli.data.packs.open import open_pack, pack_options, peek, size_of
 from gzcli.data.packs.traits import Facts, facts_of, measure, settings_lines
 from gzcli.data.readers.folder import open_path, read_pictures
 from gzcli.data.readers.pictures import Decoding, decode
+from gzcli.data.readers.publishers import PARSERS
+from gzcli.data.sets.embedded import MAKERS
 from gzcli.data.sets.library import import_set, listing
 from gzcli.data.sets.names import locate
 from gzcli.data.sets.registry import SPECS
@@ -222,10 +224,8 @@ def test_what_a_set_was_taken_for_is_told(tmp_path):
     said: list[str] = []
     pack = open_pack(tmp_path / "grey.npz", say=said.append)
     assert pack.meta.shape == (3, 24, 24)  # as it is
-    assert said[-2].endswith(
-        "32 grey (stored as colour) pictures of 24×24, few; models take their settings for `grey few`"
-    )
-    assert "data.channels=1" in said[-1]
+    told = "32 grey (stored as colour) pictures of 24×24, few; models take their settings for `grey few`"
+    assert said[-2].endswith(told) and "data.channels=1" in said[-1]
     found = locate(tmp_path / "grey.npz")
     assert facts_of(found) == Facts(24, 24, 3, 32, grey=True)  # from the pack
     assert facts_of(found, size="90x100").shape_class == "128px"
@@ -233,10 +233,8 @@ def test_what_a_set_was_taken_for_is_told(tmp_path):
     assert not settings_lines(SPECS["digits"], facts_of(SPECS["digits"]))
 
 
+@pytest.mark.slow
 def test_whether_a_set_is_grey_is_measured(shared_data):
-    from gzcli.data.readers.publishers import PARSERS
-    from gzcli.data.sets.embedded import MAKERS
-
     for spec in (spec for spec in SPECS.values() if spec.embedded):
         spec = replace(spec, n_train=720, n_test=72)  # of those that are made in any number
         assert measure(MAKERS[spec.name](spec)).grey is False, spec.name
