@@ -246,20 +246,20 @@ def test_a_trial_that_fails_is_no_reason_not_to_start_but_ctrl_c_is(
     assert len(runs.all_runs()) == count
 
 
-@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 2), ("", 2)])
-def test_more_than_a_week_is_asked_for_on_a_terminal(answer, code, gz, planned, monkeypatch, photos):
+def test_more_than_a_week_is_asked_for_on_a_terminal(gz, planned, monkeypatch, photos):
     planned(seconds=3600.0)
     monkeypatch.setattr(launcher, "run", lambda *args, **options: {})
     words = ("train", "vae", "--data", photos, "--cpu", *FEW)
-    found, _, stderr = gz(*words)
-    assert found == 0 and "more than a week; `--yes` starts it" in stderr  # a script is told, and goes on
+    code, _, stderr = gz(*words)
+    assert code == 0 and "more than a week; `--yes` starts it" in stderr  # a script is told, and goes on
     assert "than a week" not in gz(*words, "--yes")[2]
-    before = len(runs.all_runs())
     monkeypatch.setattr(out, "on_terminal", lambda: True)
-    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
-    found, _, stderr = gz(*words)
-    assert found == code and "start? [y/N]" in stderr and ("not started" in stderr) == bool(code)
-    assert len(runs.all_runs()) == before + (code == 0)
+    for answer, expected in (("y\n", 0), ("n\n", 2), ("", 2)):
+        before = len(runs.all_runs())
+        monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+        code, _, stderr = gz(*words)
+        assert code == expected and "start? [y/N]" in stderr and ("not started" in stderr) == bool(code)
+        assert len(runs.all_runs()) == before + (code == 0)
 
 
 def test_a_common_time_is_split_over_stages_by_their_operations():
