@@ -114,16 +114,16 @@ def test_prompts_are_cycled_and_are_as_many_as_the_images(gz, trained):
     assert trained.model.seen[-1][:2] == (5, ["a", "bb", "a", "bb", "a"])
 
 
-def test_without_prompts_it_is_as_ever(gz, trained):
+def test_without_prompts_it_is_as_ever_or_as_the_recipe_says(gz, trained):
     assert gz()[1]["n"] == 64 and trained.model.seen[-1][1] is None and gz()[1]["prompts"] == []
-    trained.part.sample["prompt"] = "of the recipe"
-    gz("-n", "2")
-    assert trained.model.seen[-1][1] == ["of the recipe"] * 2
-    trained.part.sample["prompt"] = ["x", "y"]
-    gz("-n", "3")
-    assert trained.model.seen[-1][1] == ["x", "y", "x"]
-    gz("--prompt", "mine", "-n", "2")
-    assert trained.model.seen[-1][1] == ["mine", "mine"]
+    for own, words, drawn in (
+        ("of the recipe", "-n 2", ["of the recipe"] * 2),
+        (["x", "y"], "-n 3", ["x", "y", "x"]),
+        (["x", "y"], "--prompt mine -n 2", ["mine", "mine"]),
+    ):
+        trained.part.sample["prompt"] = own
+        gz(*words.split())
+        assert trained.model.seen[-1][1] == drawn
 
 
 def test_prompts_of_a_file_come_after_those_of_the_line(gz, trained, tmp_path):
@@ -153,16 +153,17 @@ def test_wrong_words(gz, tmp_path, monkeypatch):
 
 
 def test_a_model_that_does_not_read_or_takes_no_pictures(gz, monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        catalog, "card", lambda name: replace(READS, sample={}, inputs=(), do={}, can=("sample",))
-    )
-    code, error = gz("--prompt", "x")
-    assert (code, error["message"]) == (2, "`vae` takes no prompts") and "--can prompt" in error["hint"]
-    monkeypatch.setattr(catalog, "card", lambda name: replace(READS, sample={}, inputs=(), do={"edit": {}}))
-    code, error = gz("--prompt", "x", "--do", "edit")
-    assert (code, error["message"]) == (2, "`--do edit` takes no prompts") and "--label" in error["hint"]
-    code, error = gz("--input", str(files(tmp_path / "maps", a=3)))
-    assert (code, error["message"]) == (2, "`--input` goes with `--do`") and "can: edit" in error["hint"]
+    silent = replace(READS, sample={}, inputs=(), do={"edit": {}})
+    plain = replace(silent, do={}, can=("sample",))
+    maps = str(files(tmp_path / "maps", a=3))
+    for card, words, message, hint in (
+        (plain, ("--prompt", "x"), "`vae` takes no prompts", "--can prompt"),
+        (silent, ("--prompt", "x", "--do", "edit"), "`--do edit` takes no prompts", "--label"),
+        (silent, ("--input", maps), "`--input` goes with `--do`", "can: edit"),
+    ):
+        monkeypatch.setattr(catalog, "card", lambda name, card=card: card)
+        code, error = gz(*words)
+        assert (code, error["message"]) == (2, message) and hint in error["hint"]
 
 
 def test_an_application_gets_them_too(gz, trained, tmp_path):
