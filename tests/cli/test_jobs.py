@@ -236,14 +236,16 @@ def test_a_folder_that_holds_anything_is_never_written_into(call, run, engine, t
         words = ("runs", "export", "mine", "--to", "diffusers", "--out", str(folder))
         assert call(*words)[0] == 2 and len(list(folder.iterdir())) == 1
     status = run.status()
-    assert call("sample", "mine", "--out", str(run.path))[0] == 2 and run.status() == status
-    assert call("sample", "mine", "--out", str(run.path / "run.yaml"))[0] == 2
-    assert call("sample", "mine", "--out", str(tmp_path / "new" / "one"))[0] == 0
-    assert call("sample", "mine", "--out", str(tmp_path / "new" / "one"))[0] == 2, (
-        "files of two jobs would mix"
-    )
     (tmp_path / "empty").mkdir()
-    assert call("sample", "mine", "--out", str(tmp_path / "empty"))[0] == 0
+    for place, code in (
+        (run.path, 2),
+        (run.path / "run.yaml", 2),
+        (tmp_path / "new" / "one", 0),
+        (tmp_path / "new" / "one", 2),  # files of two jobs would mix
+        (tmp_path / "empty", 0),
+    ):
+        assert call("sample", "mine", "--out", str(place))[0] == code, place
+    assert run.status() == status
     assert call("runs", "remove", str(tmp_path / "empty"), "--yes")[0] == 2
     assert (tmp_path / "empty" / "grid.png").exists()
 

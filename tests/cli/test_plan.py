@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from pictures import RED, png, write
 
-from gzcli.cli import app, out
+from gzcli.cli import out
 from gzcli.core.errors import GzError, Interrupted, UsageError
 from gzcli.core.jobs import TrialJob
 from gzcli.core.parts import Part
@@ -29,17 +29,6 @@ from gzcli.store.paths import recipe_names
 
 
 @pytest.fixture
-def gz(home, capsys):
-    """gz("train", "vae") → (exit code, stdout, stderr)"""
-
-    def call(*words: str) -> tuple[int, str, str]:
-        code = app.run(list(words))
-        return (code, *capsys.readouterr())
-
-    return call
-
-
-@pytest.fixture
 def dry_run(gz):
     """dry_run("vae", "--cpu") → the plan of that training, for scripts"""
 
@@ -50,6 +39,8 @@ def dry_run(gz):
 
     return plan_of
 
+
+pytestmark = pytest.mark.usefixtures("home")
 
 FEW = ("--set", "train.batch_size=8")
 PARAMS, FLOPS, BYTES = 35_700_000, 6e12, 900_000_000
@@ -189,7 +180,7 @@ def test_a_batch_that_gz_chose_is_rounded_to_the_gpus(gz, planned, monkeypatch):
     assert code == 2 and "`stages.prior.train.batch_size` is the global batch: 64 does not divide" in stderr
     assert "--set stages.prior.train.batch_size=66" in stderr
     run = runs.create("vae", "digits", alias="mine")
-    (run.path / "run.yaml").write_text("model: {name: vae}\ntrain: {batch_size: 8}\n")
+    run.recipe_file.write_text("model: {name: vae}\ntrain: {batch_size: 8}\n")
     run.update(state="interrupted")
     code, _, stderr = gz("train", "mine", "--resume", "--gpus", "3", "--dry-run")
     assert code == 2 and "keeps its batch when it goes on: this one can on 2 of them" in stderr
@@ -229,21 +220,18 @@ def test_a_start_tells_in_two_lines(gz, planned, monkeypatch, photos):
     assert "parameters" not in gz(*words, "-q")[2]
 
 
-@pytest.mark.parametrize(
-    ("error", "code", "count"), [(Interrupted("interrupted", signum=2), 130, 0), (GzError("no trial"), 0, 1)]
-)
-def test_a_trial_that_fails_is_no_reason_not_to_start_but_ctrl_c_is(
-    gz, monkeypatch, photos, error, code, count
-):
-    def engine(folder, *args, **options):
-        if (folder / "job.json").exists():
-            raise error
-        return {}
-
+def test_a_trial_that_fails_is_no_reason_not_to_start_but_ctrl_c_is(gz, monkeypatch, photos):
     monkeypatch.setenv("GZ_TRIAL", "1")
-    monkeypatch.setattr(launcher, "run", engine)
-    assert gz("train", "vae", "--data", photos, "--cpu", *FEW)[0] == code
-    assert len(runs.all_runs()) == count
+    for error, code, count in ((Interrupted("interrupted", signum=2), 130, 0), (GzError("no trial"), 0, 1)):
+
+        def engine(folder, *args, error=error, **options):
+            if (folder / "job.json").exists():
+                raise error
+            return {}
+
+        monkeypatch.setattr(launcher, "run", engine)
+        assert gz("train", "vae", "--data", photos, "--cpu", *FEW)[0] == code
+        assert len(runs.all_runs()) == count
 
 
 def test_more_than_a_week_is_asked_for_on_a_terminal(gz, planned, monkeypatch, photos):
