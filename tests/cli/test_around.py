@@ -12,9 +12,8 @@ import pytest
 import torch
 
 import gzcli
-from gzcli.cli import app, doctor, out
+from gzcli.cli import doctor, out
 from gzcli.core import devices, units
-from gzcli.core import devices as gpus
 from gzcli.core.errors import DeviceError, MissingError, UsageError
 from gzcli.core.sections import LaunchSection
 from gzcli.engine.__main__ import explain
@@ -25,20 +24,19 @@ from gzcli.launch.plan import write_run
 from gzcli.store import runs
 
 
-@pytest.mark.parametrize(
-    ("text", "found"), [("3", 3), ("2,1", 2), (" 4 ", 4), ("", None), ("0", None), ("x", None), ("²", None)]
-)
-def test_threads_are_the_first_number_of_a_list(monkeypatch, text, found):
-    monkeypatch.setenv("OMP_NUM_THREADS", text)
-    assert units.threads_wanted() == found
-    assert launcher.plan(LaunchSection(cpu=True, threads=None), every_gpu=True).threads >= 1
+def test_threads_are_the_first_number_of_a_list(monkeypatch):
+    found = {"3": 3, "2,1": 2, " 4 ": 4, "": None, "0": None, "x": None, "²": None}
+    for text, threads in found.items():
+        monkeypatch.setenv("OMP_NUM_THREADS", text)
+        assert units.threads_wanted() == threads, text
+        assert launcher.plan(LaunchSection(cpu=True, threads=None), every_gpu=True).threads >= 1
 
 
-@pytest.mark.parametrize("variable", ["SLURM_NNODES", "SLURM_STEP_NUM_NODES", "GZ_MAX_ARCHIVE"])
-def test_a_variable_that_is_no_number_is_told(monkeypatch, variable):
-    monkeypatch.setenv(variable, "many")
-    with pytest.raises(UsageError, match=f"`{variable}` is a number of .*, not `many`"):
-        units.number_in(variable, "nodes")
+def test_a_variable_that_is_no_number_is_told(monkeypatch):
+    for variable in ("SLURM_NNODES", "SLURM_STEP_NUM_NODES", "GZ_MAX_ARCHIVE"):
+        monkeypatch.setenv(variable, "many")
+        with pytest.raises(UsageError, match=f"`{variable}` is a number of .*, not `many`"):
+            units.number_in(variable, "nodes")
 
 
 def test_ranks_of_an_outer_launcher_are_not_the_engines(monkeypatch):
@@ -128,7 +126,7 @@ def test_control_characters_of_names_do_not_reach_pictures(tmp_path, capsys, rec
     assert not recwarn.list and capsys.readouterr() == ("", "")
 
 
-def test_places_where_no_folder_can_be_made(home, tmp_path, monkeypatch, capsys):
+def test_places_where_no_folder_can_be_made(gz, home, tmp_path, monkeypatch):
     """A message of its own, and no bug in gz; a dry run needs none."""
     file = tmp_path / "FILE"
     file.write_text("mine")
@@ -144,15 +142,15 @@ def test_places_where_no_folder_can_be_made(home, tmp_path, monkeypatch, capsys)
         cases.append((Path("/proc/none"), "train vae --steps 1", "no such file or directory"))
     for place, words, told in cases:
         monkeypatch.setenv("GZ_HOME", str(place))
-        assert app.run(words.split()) == 3, words
-        error = capsys.readouterr().err.partition("error: ")[2]
-        assert told in error and "hint: " in error and "bug" not in error, words
+        code, _, stderr = gz(*words.split())
+        error = stderr.partition("error: ")[2]
+        assert code == 3 and told in error and "hint: " in error and "bug" not in error, words
         if place != home:
             bad = {check.name for check in doctor.folders() if check.state == "bad"}
             assert bad >= {"cache", "runs"} or "proc" in place.parts  # root may write there, the system says
             monkeypatch.setenv("GZ_TRIAL", "1")
-            assert app.run(["train", "vae", "--dry-run"]) == 0
-            assert "/costs` cannot be written (" in " ".join(capsys.readouterr().out.split())
+            code, stdout, _ = gz("train", "vae", "--dry-run")
+            assert code == 0 and "/costs` cannot be written (" in " ".join(stdout.split())
     assert file.read_text() == "mine"
     assert explain(NotADirectoryError(20, "Not a directory", "/a/b")).code == 3
 
@@ -173,7 +171,7 @@ def foreign_gpu(home, tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
-def test_a_gpu_that_torch_cannot_use_is_refused_by_all(foreign_gpu, capsys, monkeypatch):
+def test_a_gpu_that_torch_cannot_use_is_refused_by_all(foreign_gpu, gz, monkeypatch):
     """Exit code 4 with the reason where GPUs were asked for; by `gz doctor` with the same words."""
     told = "torch cannot use the GPU that is here: "
     for words in (
@@ -184,8 +182,7 @@ def test_a_gpu_that_torch_cannot_use_is_refused_by_all(foreign_gpu, capsys, monk
         "bench pretrained:vae --gpus all",
         "bench --train-missing --budget 9s --models vae --data digits --gpus 1",
     ):
-        code = app.run(words.split())
-        stderr = capsys.readouterr().err
+        code, _, stderr = gz(*words.split())
         assert code == 4 and told in stderr and "hint: install the torch that fits it" in stderr, words
     assert not runs.all_runs()
     with pytest.raises(DeviceError, match=told):
@@ -200,17 +197,17 @@ def test_a_gpu_that_torch_cannot_use_is_refused_by_all(foreign_gpu, capsys, monk
     assert explain(RuntimeError("CUDA error: no kernel image is available\nCompile with")).code == 4
 
 
-def test_nobody_asked_for_the_gpu_that_torch_cannot_use(foreign_gpu, capsys, monkeypatch):
+def test_nobody_asked_for_the_gpu_that_torch_cannot_use(foreign_gpu, gz, monkeypatch):
     """The CPU is used, which is told."""
-    monkeypatch.setattr(launcher, "_tried_apart", lambda there: gpus.tried())
-    assert app.run(["train", "vae", "--dry-run", "--json"]) == 0
-    said, told = capsys.readouterr()
-    assert json.loads(said)["scale"] == "tiny" and json.loads(said)["gpus"] == 0
+    monkeypatch.setattr(launcher, "_tried_apart", lambda there: devices.tried())
+    words = ("train", "vae", "--dry-run", "--json")
+    code, said, told = gz(*words)
+    assert code == 0 and json.loads(said)["scale"] == "tiny" and json.loads(said)["gpus"] == 0
     assert "warning: torch cannot use the GPU that is here: " in told and "; the CPU is used" in told
-    assert app.run(["train", "vae", "--dry-run", "--json", "--cpu"]) == 0
-    assert "GPU" not in capsys.readouterr().err
-    assert app.run(["train", "vae", "--dry-run", "--json", "--gpus", "1"]) == 0
-    assert "1 GPU (torch cannot use" in json.loads(capsys.readouterr().out)["needs"][0]
+    code, _, told = gz(*words, "--cpu")
+    assert code == 0 and "GPU" not in told
+    code, said, _ = gz(*words, "--gpus", "1")
+    assert code == 0 and "1 GPU (torch cannot use" in json.loads(said)["needs"][0]
     with pytest.warns(UserWarning, match="the CPU is used"):
         assert devices.pick_device(LaunchSection()).type == "cpu"
 
@@ -226,18 +223,16 @@ def test_a_card_that_is_too_new_is_named(monkeypatch):
             raise RuntimeError("CUDA error: no kernel image is available for execution\nCompile with …")
         return ones(*shape)
 
-    monkeypatch.setattr(gpus, "count_gpus", lambda: 3)
+    monkeypatch.setattr(devices, "count_gpus", lambda: 3)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "init", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"card {i}")
     monkeypatch.setattr(torch, "ones", on_a_gpu)
-    found = gpus.tried()
+    found = devices.tried()
     assert (found.there, found.usable) == (3, 2)
-    assert found.lack == (
-        "torch can use 2 of the 3 GPUs that are here: card 2: CUDA error: no kernel image is available for "
-        "execution"
-    )
+    told = "CUDA error: no kernel image is available for execution"
+    assert found.lack == f"torch can use 2 of the 3 GPUs that are here: card 2: {told}"
     monkeypatch.setattr(launcher, "usable_gpus", lambda: found)
     assert launcher.plan(LaunchSection(), every_gpu=True).note.endswith("; 2 are used")
     assert launcher.plan(LaunchSection(), every_gpu=False).note is None
@@ -246,16 +241,14 @@ def test_a_card_that_is_too_new_is_named(monkeypatch):
         launcher.plan(LaunchSection(gpus=3), every_gpu=True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,5,6")
-    assert gpus.tried().why == "it sees 1 (`CUDA_VISIBLE_DEVICES=0,5,6`)"
+    assert devices.tried().why == "it sees 1 (`CUDA_VISIBLE_DEVICES=0,5,6`)"
 
 
 def test_that_gpus_can_be_used_is_remembered(home, tmp_path, monkeypatch):
     """For the driver and the torch that are here; what cannot be used is tried each time."""
-    asked, answers = [], [gpus.Gpus(2, 0, "no driver"), gpus.Gpus(2, 2)]
+    asked, answers = [], [devices.Gpus(2, 0, "no driver"), devices.Gpus(2, 2)]
     monkeypatch.setattr(launcher, "count_gpus", lambda: 2)
-    monkeypatch.setattr(
-        launcher, "_tried_apart", lambda there: asked.append(there) or answers[len(asked) - 1]
-    )
+    monkeypatch.setattr(launcher, "_tried_apart", lambda there: asked.append(there) or answers.pop(0))
     monkeypatch.setattr(launcher, "DRIVER", tmp_path / "version")
     (tmp_path / "version").write_text("580")
     for usable, times in ((0, 1), (2, 2), (2, 2)):

@@ -80,15 +80,13 @@ ERRORS = [
 ]
 SIZES = "`data.size` is between 4 and 1024 pixels a side, not 2"
 ERRORS += [("data download mnist --size 2", 2, SIZES, "`--size 64`")]
-ERRORS += [
-    (line, 2, "unexpected argument `stray`", "arguments for `accelerate launch` stand after `--`")
-    for line in ("train vae stray", "train vae stray -- --x")
-]
+STRAY = ("unexpected argument `stray`", "arguments for `accelerate launch` stand after `--`")
+ERRORS += [(line, 2, *STRAY) for line in ("train vae stray", "train vae stray -- --x")]
 
 
-@pytest.mark.parametrize(("line", "code", "message", "hint"), ERRORS, ids=[line for line, *_ in ERRORS])
-def test_error_texts(gz, home, line, code, message, hint):
-    assert gz(*line.split()) == (code, "", f"error: {message}\n\nhint: {hint}\n")
+def test_error_texts(gz, home):
+    for line, code, message, hint in ERRORS:
+        assert gz(*line.split()) == (code, "", f"error: {message}\n\nhint: {hint}\n"), line
 
 
 def _raise(problem):
@@ -110,16 +108,21 @@ PROBLEMS = [
 ]
 
 
-@pytest.mark.parametrize(("problem", "code", "first"), PROBLEMS, ids=lambda value: type(value).__name__)
-def test_every_exception_has_a_code_and_one_line(gz, monkeypatch, problem, code, first):
-    monkeypatch.setattr("gzcli.cli.list.list_models", _raise(problem))
-    got, stdout, stderr = gz("list")
-    assert (got, stdout) == (code, "")
-    assert stderr.splitlines()[0] == first and "Traceback" not in stderr
-    if code == 1:
-        assert stderr.endswith("hint: this is a bug in gz: set `GZ_DEBUG=1` to see where, and report it\n")
-    monkeypatch.setenv("GZ_DEBUG", "1")
-    assert "Traceback" in gz("list")[2]
+def test_every_exception_has_a_code_and_one_line(gz, monkeypatch):
+    for problem, code, first in PROBLEMS:
+        monkeypatch.setattr("gzcli.cli.list.list_models", _raise(problem))
+        monkeypatch.delenv("GZ_DEBUG", raising=False)
+        got, stdout, stderr = gz("list")
+        assert (got, stdout, stderr.splitlines()[0]) == (code, "", first)
+        assert "Traceback" not in stderr, first
+        if code == 1:
+            told = "hint: this is a bug in gz: set `GZ_DEBUG=1` to see where, and report it\n"
+            assert stderr.endswith(told)
+        monkeypatch.setenv("GZ_DEBUG", "1")
+        assert "Traceback" in gz("list")[2], first
+    for ending, code in ((typer.Exit(7), 7), (SystemExit(141), 141)):
+        monkeypatch.setattr("gzcli.cli.list.list_models", _raise(ending))
+        assert gz("list")[0] == code, "exit codes of verbs pass through"
 
 
 def test_ctrl_c_is_never_a_traceback(gz, monkeypatch):
@@ -142,12 +145,6 @@ def test_an_event_error_is_a_line_with_its_event(capsys):
     out.configure(json=False)
     error = {"code": 2, "kind": "usage", "message": "no", "hint": "yes"}
     assert json.loads(capsys.readouterr().out) == {"schema": 1, "event": "error", "error": error}
-
-
-@pytest.mark.parametrize(("ending", "code"), [(typer.Exit(7), 7), (SystemExit(141), 141)])
-def test_exit_codes_of_verbs_pass_through(gz, monkeypatch, ending, code):
-    monkeypatch.setattr("gzcli.cli.list.list_models", _raise(ending))
-    assert gz("list")[0] == code
 
 
 def test_a_closed_pipe_is_quiet():
@@ -184,17 +181,13 @@ def _commands(command, path=()):
         yield " ".join(path), command
 
 
-COMMANDS = dict(_commands(app.build()))
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_json_quiet_and_a_line_of_help(name):
-    command = COMMANDS[name]
-    options = {option for param in command.params for option in param.opts}
-    assert {"--json", "--quiet", "-q"} <= options
-    first = command.help.splitlines()[0]
-    assert 10 < len(first) <= 100 and first[0].isupper() and first.endswith(".")
-    assert all(param.help.endswith((".", "…")) for param in command.params if param.help)
+def test_every_command_has_json_quiet_and_a_line_of_help():
+    for name, command in _commands(app.build()):
+        options = {option for param in command.params for option in param.opts}
+        assert {"--json", "--quiet", "-q"} <= options, name
+        first = command.help.splitlines()[0]
+        assert 10 < len(first) <= 100 and first[0].isupper() and first.endswith("."), name
+        assert all(param.help.endswith((".", "…")) for param in command.params if param.help), name
 
 
 def test_one_verb_alone_is_built_for_its_line():
@@ -212,17 +205,17 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize("variable", ["NO_COLOR=1", "CI=true", "TERM=dumb", "TERM=xterm"])
-def test_colour_only_on_a_terminal_that_wants_it(monkeypatch, variable):
-    for name in ("NO_COLOR", "CI", "TERM"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(*variable.split("="))
-    stream = Terminal()
-    monkeypatch.setattr(sys, "stderr", stream)
-    out.error(GzError("no", hint="yes"))
-    out.error(UsageError("no", hint="yes"))
-    coloured = "\033[31merror:\033[0m no\n\n\033[36mhint:\033[0m yes\n"
-    assert stream.getvalue().endswith(coloured if variable == "TERM=xterm" else "error: no\n\nhint: yes\n")
+def test_colour_only_on_a_terminal_that_wants_it(monkeypatch):
+    plain, coloured = "error: no\n\nhint: yes\n", "\033[31merror:\033[0m no\n\n\033[36mhint:\033[0m yes\n"
+    wanted = {"NO_COLOR=1": plain, "CI=true": plain, "TERM=dumb": plain, "TERM=xterm": coloured}
+    for variable, shown in wanted.items():
+        for name in ("NO_COLOR", "CI", "TERM"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(*variable.split("="))
+        monkeypatch.setattr(sys, "stderr", stream := Terminal())
+        out.error(GzError("no", hint="yes"))
+        out.error(UsageError("no", hint="yes"))
+        assert stream.getvalue().endswith(shown) and ("\033" in stream.getvalue()) == (shown == coloured)
 
 
 def test_table_aligns_text_left_and_numbers_right(capsys):
@@ -294,14 +287,10 @@ def test_list_models(gz, gz_json):
     assert all(row["about"] and f"{row['about']}  " in shown for row in value["models"])
     staged = {row["name"]: row["about"] for row in value["models"] if row["recipe"] is None}
     assert staged["transformer"] == "A stage of vqgan: Transformer over codes"
-
-
-def test_the_number_of_models_is_one(gz):
-    """A model is what `gz train` takes by its name."""
-    said = f"{len(recipe_names())} models, and 3 that only ever are a stage of one\n"
-    for words in (("list",), ("list", "models")):
-        assert said in gz(*words)[2]
-    assert set(gz("list")[1].split()) >= set(recipe_names()) and "maskgit" not in gz("list")[1]
+    for words in (("list",), ("list", "models")):  # a model is what `gz train` takes by its name
+        _, shown, said = gz(*words)
+        assert f"{len(recipe_names())} models, and 3 that only ever are a stage of one\n" in said
+    assert set(shown.split()) >= set(recipe_names()) and "maskgit" not in gz("list")[1]
     assert "1 model\n" in gz("list", "models", "--can", "translate", "--family", "gan")[2]
 
 
@@ -313,14 +302,13 @@ def test_what_takes_labels_is_marked(gz):
     assert "°" not in "".join(gz("list", "models", "--can", "traverse")[1:])
 
 
-@pytest.mark.parametrize(
-    ("verb", "same"),
-    [("runs", "runs list"), ("data", "data list"), ("model", "list models"), ("recipe", "list recipes")],
-)
-def test_a_group_alone_lists_what_there_is(gz, gz_json, home, verb, same):
-    (code, stdout, stderr), (_, listed, told) = gz(verb), gz(*same.split())
-    assert (code, stdout) == (0, listed) and stderr == told + f"hint: `gz {verb} --help` shows its commands\n"
-    assert gz_json(verb) == gz_json(*same.split()) and gz(verb, "-q")[2] == ""
+def test_a_group_alone_lists_what_there_is(gz, gz_json, home):
+    groups = {"runs": "runs list", "data": "data list", "model": "list models", "recipe": "list recipes"}
+    for verb, line in groups.items():
+        (code, stdout, stderr), (_, listed, told) = gz(verb), gz(*line.split())
+        assert (code, stdout) == (0, listed), verb
+        assert stderr == told + f"hint: `gz {verb} --help` shows its commands\n"
+        assert gz_json(verb) == gz_json(*line.split()) and gz(verb, "-q")[2] == "", verb
 
 
 def test_list_data_is_data_list(gz, gz_json, home):

@@ -19,9 +19,9 @@ pytestmark = pytest.mark.usefixtures("home")  # no runs of other tests among the
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("shell", completion.FILES)
-def test_the_files_are_the_generated_ones(shell):
-    assert (ROOT / "completions" / completion.FILES[shell]).read_text() == completion.script(shell)
+def test_the_files_are_the_generated_ones():
+    for shell, name in completion.FILES.items():
+        assert (ROOT / "completions" / name).read_text() == completion.script(shell)
 
 
 @pytest.fixture
@@ -45,48 +45,48 @@ def complete(monkeypatch, capsys):
     return call
 
 
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("gz train v", "vae vqgan vqvae"),
-        ("gzcli train va", "vae"),
-        ("gz l", "list"),
-        ("gz data down", "download"),
-        ("gz train vae --data fash", "fashionmnist"),
-        ("gz train vae --data = fash", "fashionmnist"),
-        ("gz train --seed 3 va", "vae"),
-        ("gz train vae --st", "--steps"),
-        ("gz ood vae --in mnist --out digits,fash", "digits,fashionmnist"),
-        ("gz ood vae --score nll,comp", "nll,complexity"),
-        ("gz sample vae --do recon", "reconstruct"),
-        ("gz sample vae --checkpoint b", "best"),
-        ("gz list --family v", "vae"),
-        ("gz list models --can log-p", "log-prob"),
-        ("gz runs comp", "compare"),
-        ("gz sample fm --sampler mid", "midpoint"),
-        ("gz sample fm --sampler=mid", "--sampler=midpoint"),
-        ("gz sample fm --sampler = mid", "midpoint"),
-        ("gz sample fm --set sample.steps", "sample.steps=10"),
-        ("gz sample vae --do interpolate --fra", "--frames"),
-        ("gz sample cvae --label 1,", "1,0 1,2 1,3 1,4 1,5 1,6 1,7 1,8 1,9"),
-        ("gz sample vqvae --top", "--top-k --top-p"),
-        ("gz train vae --set model.lat", "model.latent=8"),
-        ("gz train vae --set model.net = ", "mlp conv"),
-        ("gz train vae --set model.conditional = t", "true"),
-        ("gz train vae --set model.latent = 4 --step", "--steps"),
-        ("gz ood vae --score nll,wa", "nll,waic"),
-        ("gz ood vae --score al", "all"),
-        ("gz ood fm --star", "--starts"),
-        ("gz bench --metrics fd,mem", "fd,memory"),
-        ("gz bench --models al", "all"),
-        ("gz bench --models fm,va", "fm,vae"),
-        ("gz nonsense v", ""),
-        ("gz train vae -- --mixed", ""),
-        ("gz train 'v", ""),
-    ],
-)
-def test_bash(complete, line, words):
-    assert complete(line).split() == words.split()
+WORDS = [
+    ("gz train v", "vae vqgan vqvae"),
+    ("gzcli train va", "vae"),
+    ("gz l", "list"),
+    ("gz data down", "download"),
+    ("gz train vae --data fash", "fashionmnist"),
+    ("gz train vae --data = fash", "fashionmnist"),
+    ("gz train --seed 3 va", "vae"),
+    ("gz train vae --st", "--steps"),
+    ("gz ood vae --in mnist --out digits,fash", "digits,fashionmnist"),
+    ("gz ood vae --score nll,comp", "nll,complexity"),
+    ("gz sample vae --do recon", "reconstruct"),
+    ("gz sample vae --checkpoint b", "best"),
+    ("gz list --family v", "vae"),
+    ("gz list models --can log-p", "log-prob"),
+    ("gz runs comp", "compare"),
+    ("gz sample fm --sampler mid", "midpoint"),
+    ("gz sample fm --sampler=mid", "--sampler=midpoint"),
+    ("gz sample fm --sampler = mid", "midpoint"),
+    ("gz sample fm --set sample.steps", "sample.steps=10"),
+    ("gz sample vae --do interpolate --fra", "--frames"),
+    ("gz sample cvae --label 1,", "1,0 1,2 1,3 1,4 1,5 1,6 1,7 1,8 1,9"),
+    ("gz sample vqvae --top", "--top-k --top-p"),
+    ("gz train vae --set model.lat", "model.latent=8"),
+    ("gz train vae --set model.net = ", "mlp conv"),
+    ("gz train vae --set model.conditional = t", "true"),
+    ("gz train vae --set model.latent = 4 --step", "--steps"),
+    ("gz ood vae --score nll,wa", "nll,waic"),
+    ("gz ood vae --score al", "all"),
+    ("gz ood fm --star", "--starts"),
+    ("gz bench --metrics fd,mem", "fd,memory"),
+    ("gz bench --models al", "all"),
+    ("gz bench --models fm,va", "fm,vae"),
+    ("gz nonsense v", ""),
+    ("gz train vae -- --mixed", ""),
+    ("gz train 'v", ""),
+]
+
+
+def test_bash(complete):
+    for line, words in WORDS:
+        assert complete(line).split() == words.split(), line
 
 
 def test_run_names(complete, home):
@@ -117,14 +117,15 @@ def test_zsh_and_fish(complete):
 
 
 def test_the_protocol_by_hand():
-    env = {**os.environ, "_GZ_COMPLETE": "complete_bash", "COMP_WORDS": "gz train va", "COMP_CWORD": "2"}
-    done = subprocess.run([sys.executable, "-m", "gzcli"], capture_output=True, text=True, env=env, cwd=ROOT)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "vae\n", "")
-    source = env | {"_GZ_COMPLETE": "source_bash"}
-    done = subprocess.run(
-        [sys.executable, "-m", "gzcli"], capture_output=True, text=True, env=source, cwd=ROOT
-    )
-    assert done.stdout.strip() and done.stdout.strip() in completion.script("bash")
+    def answer(**env: str) -> str:
+        words = [sys.executable, "-m", "gzcli"]
+        done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, **env}, cwd=ROOT)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    assert answer(_GZ_COMPLETE="complete_bash", COMP_WORDS="gz train va", COMP_CWORD="2") == "vae\n"
+    source = answer(_GZ_COMPLETE="source_bash").strip()
+    assert source and source in completion.script("bash")
 
 
 BASH = """source completions/gz.bash
@@ -169,15 +170,14 @@ def in_shell(shell: str, script: str, env: dict[str, str]) -> str:
     """What a script prints in a shell; skips the test where there is no such shell."""
     if not shutil.which(shell):
         pytest.skip(f"needs {shell}")
-    done = subprocess.run(
-        [shell, "-c", script], capture_output=True, text=True, env=env, cwd=ROOT, timeout=60
-    )
+    words = [shell, "-c", script]
+    done = subprocess.run(words, capture_output=True, text=True, env=env, cwd=ROOT, timeout=60)
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(("shell", "script"), [("bash", BASH), ("fish", FISH), ("zsh", ZSH)])
-def test_in_the_shell_itself(shell, script, shell_env):
-    printed = in_shell(shell, script, shell_env)
+@pytest.mark.parametrize("shell", ["bash", "fish", "zsh"])
+def test_in_the_shell_itself(shell, shell_env):
+    printed = in_shell(shell, {"bash": BASH, "fish": FISH, "zsh": ZSH}[shell], shell_env)
     # A terminal may show the completed part alone: fash|ionmnist, doc|tor.
     assert "ionmnist" in printed and "tor" in printed, printed
 
@@ -236,15 +236,12 @@ def test_a_stranger_s_names_are_words_and_no_commands(shell, shell_env, tmp_path
     assert not list(tmp_path.rglob("PWNED")) and not (ROOT / "PWNED").exists()
 
 
-@pytest.mark.parametrize("shell", completion.FILES)
-def test_what_was_typed_and_helps_are_answered_as_words(shell, complete, monkeypatch):
+def test_what_was_typed_and_helps_are_answered_as_words(complete, monkeypatch):
     def candidates(command, words, incomplete):
         return [(f"{incomplete}!", "one\n$(two)\x1b[8m")]
 
     monkeypatch.setattr(completion, "candidates", candidates)
-    answer = complete("gz train vae --set \\$\\(touch\\)", shell)
-    want = {"bash": "\\$\\(touch\\)\\!\n", "fish": "$(touch)!\tone $(two) [8m\n"}
-    if shell == "zsh":
-        assert of_zsh(answer) == ["$(touch)!:one $(two) [8m"]
-    else:
-        assert answer == want[shell]
+    line = "gz train vae --set \\$\\(touch\\)"
+    bash, zsh, fish = (complete(line, shell) for shell in ("bash", "zsh", "fish"))
+    assert bash == "\\$\\(touch\\)\\!\n" and fish == "$(touch)!\tone $(two) [8m\n"
+    assert of_zsh(zsh) == ["$(touch)!:one $(two) [8m"]

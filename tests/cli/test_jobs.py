@@ -39,14 +39,11 @@ def finished(model: str, alias: str, data: str = "digits", options: str = "") ->
     return run
 
 
-@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.verb)
-def test_a_job_is_read_as_it_was_written(tmp_path, job):
-    jobs.write(tmp_path, job)
-    assert jobs.read(tmp_path) == job
-
-
-def test_a_run_is_no_job(tmp_path):
-    assert jobs.read(tmp_path) is None
+def test_a_job_is_read_as_it_was_written(tmp_path):
+    assert jobs.read(tmp_path) is None, "a run is no job"
+    for job in JOBS:
+        jobs.write(tmp_path, job)
+        assert jobs.read(tmp_path) == job, job.verb
 
 
 @pytest.fixture
@@ -82,21 +79,20 @@ def test_sample(asked, tmp_path):
     assert job.launch == LaunchSection(gpus="all")
 
 
-@pytest.mark.parametrize(
-    ("error", "left"),
-    [(UsageError("no"), False), (Interrupted("stopped", signum=2), False), (GzError("bug"), True)],
-)
-def test_a_job_that_failed_without_output_leaves_no_folder(home, tmp_path, monkeypatch, error, left):
-    def fails(folder, plan, **more):
-        Run(folder).update(state="failed", error={"kind": error.kind})
-        raise error
+def test_a_job_that_failed_without_output_leaves_no_folder(home, tmp_path, monkeypatch):
+    empty, bug = tmp_path / "empty", GzError("bug")
+    empty.mkdir()
+    for error in (UsageError("no"), Interrupted("stopped", signum=2), bug):
 
-    monkeypatch.setattr(launcher, "run", fails)
-    (tmp_path / "empty").mkdir()
-    for folder in (new_folder(home / "runs" / "r" / "sampled", "n4"), tmp_path / "new", tmp_path / "empty"):
-        with pytest.raises(GzError):
-            do_job(folder, SampleJob("/run"))
-        assert folder.exists() is (left or folder.name == "empty")
+        def fails(folder, plan, error=error, **more):
+            Run(folder).update(state="failed", error={"kind": error.kind})
+            raise error
+
+        monkeypatch.setattr(launcher, "run", fails)
+        for folder in (new_folder(home / "runs" / "r" / "sampled", "n4"), tmp_path / "new", empty):
+            with pytest.raises(GzError):
+                do_job(folder, SampleJob("/run"))
+            assert folder.exists() is (error is bug or folder == empty), error
 
 
 def test_samples_of_classes_fill_whole_rows(call, monkeypatch):
@@ -147,17 +143,16 @@ def test_alarms(asked, tmp_path):
         assert asked("ood", "mine", "--input", "mine", *words)[0].fpr == fpr
 
 
-@pytest.mark.parametrize("count", [0, 2])
-def test_a_flagged_picture_is_an_exit_code_on_demand(asked, call, monkeypatch, count):
-    files = [
-        {"file": f"{i}", "p": 0.001, "side": "high", "flagged": i < count, "scores": {"elbo": 1.0}}
-        for i in range(3)
-    ]
-    result = {"in": "digits", "input": "here", "fpr": 0.01, "thresholds": {"elbo": 0.5}, "files": files}
-    result |= {"flagged": count, "seeds": 1, "unreadable": [], "compared": {"n": 200}}
-    monkeypatch.setattr("gzcli.cli.jobs.do_job", lambda folder, job: result)
-    plain, failing = (call("ood", "mine", "--input", ".", "--json", *more) for more in ((), ("--fail",)))
-    assert (plain[0], failing[0]) == (0, 6 if count else 0) and plain[1] == failing[1]
+def test_a_flagged_picture_is_an_exit_code_on_demand(asked, call, monkeypatch):
+    one = {"file": "a.png", "p": 0.001, "side": "high", "scores": {"elbo": 1.0}}
+    result = {"in": "digits", "input": "here", "fpr": 0.01, "thresholds": {"elbo": 0.5}}
+    result |= {"seeds": 1, "unreadable": [], "compared": {"n": 200}}
+    for count, code in ((0, 0), (2, 6)):
+        rows = [one | {"flagged": i < count} for i in range(3)]
+        found = result | {"files": rows, "flagged": count}
+        monkeypatch.setattr("gzcli.cli.jobs.do_job", lambda folder, job, found=found: found)
+        plain, failing = (call("ood", "mine", "--input", ".", "--json", *more) for more in ((), ("--fail",)))
+        assert (plain[0], failing[0]) == (0, code) and plain[1] == failing[1]
 
 
 def test_further_runs_of_one_set_make_an_ensemble(asked, call):
@@ -187,10 +182,10 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("words", "code", "message"), MISTAKES)
-def test_mistakes_of_ood_are_told(asked, call, words, code, message):
-    found, _, err = call("ood", "mine", *words.split())
-    assert found == code and message in err
+def test_mistakes_of_ood_are_told(asked, call):
+    for words, code, message in MISTAKES:
+        found, _, err = call("ood", "mine", *words.split())
+        assert found == code and message in err, words
 
 
 def test_a_model_without_maps_names_those_that_make_some(asked, call, monkeypatch):
@@ -241,14 +236,16 @@ def test_a_folder_that_holds_anything_is_never_written_into(call, run, engine, t
         words = ("runs", "export", "mine", "--to", "diffusers", "--out", str(folder))
         assert call(*words)[0] == 2 and len(list(folder.iterdir())) == 1
     status = run.status()
-    assert call("sample", "mine", "--out", str(run.path))[0] == 2 and run.status() == status
-    assert call("sample", "mine", "--out", str(run.path / "run.yaml"))[0] == 2
-    assert call("sample", "mine", "--out", str(tmp_path / "new" / "one"))[0] == 0
-    assert call("sample", "mine", "--out", str(tmp_path / "new" / "one"))[0] == 2, (
-        "files of two jobs would mix"
-    )
     (tmp_path / "empty").mkdir()
-    assert call("sample", "mine", "--out", str(tmp_path / "empty"))[0] == 0
+    for place, code in (
+        (run.path, 2),
+        (run.path / "run.yaml", 2),
+        (tmp_path / "new" / "one", 0),
+        (tmp_path / "new" / "one", 2),  # files of two jobs would mix
+        (tmp_path / "empty", 0),
+    ):
+        assert call("sample", "mine", "--out", str(place))[0] == code, place
+    assert run.status() == status
     assert call("runs", "remove", str(tmp_path / "empty"), "--yes")[0] == 2
     assert (tmp_path / "empty" / "grid.png").exists()
 

@@ -143,27 +143,26 @@ def test_it_goes_on_where_it_was_stopped(call, home, trained, judged):
     assert call(*words)[0] == 0 and len(trained) == 4  # what was resumed is known, too
 
 
-@pytest.mark.parametrize("ends", ["whole", "by an error of its own"])
 def test_a_signal_that_comes_in_a_judgement_ends_the_league_whatever_became_of_it(
-    call, home, trained, judged, monkeypatch, ends
+    call, home, trained, judged, monkeypatch
 ):
     """Of a judgement that was done by then its row is written; one that the signal broke is no failure."""
     do_job = cli_jobs.do_job
-
-    def interrupted(folder, job, **how):
-        os.kill(os.getpid(), signal.SIGTERM)
-        if ends != "whole":
-            raise GzError("RuntimeError: a worker is killed by signal: Terminated")
-        return do_job(folder, job, **how)
-
-    monkeypatch.setattr(cli_jobs, "do_job", interrupted)
     words = (*WORDS, "--models", "vae,fm", "--calls", "0")
-    code, _, said = call(*words)
-    assert code == 143 and "stopped by SIGTERM" in said and "the same command goes on" in said
-    assert trained == [("vae", 0, False)] and "failed" not in said
-    assert not list((home / "bench").glob("*/league.json"))
-    if ends == "whole":
-        assert [row["model"] for row in table(home, "league")] == ["vae"]
+    for broken in (True, False):
+
+        def interrupted(folder, job, broken=broken, **how):
+            os.kill(os.getpid(), signal.SIGTERM)
+            if broken:
+                raise GzError("RuntimeError: a worker is killed by signal: Terminated")
+            return do_job(folder, job, **how)
+
+        monkeypatch.setattr(cli_jobs, "do_job", interrupted)
+        code, _, said = call(*words)
+        assert code == 143 and "stopped by SIGTERM" in said and "the same command goes on" in said
+        assert trained == [("vae", 0, False)] and "failed" not in said
+        assert not list((home / "bench").glob("*/league.json"))
+    assert [row["model"] for row in table(home, "league")] == ["vae"]
     monkeypatch.setattr(cli_jobs, "do_job", do_job)
     assert call(*words)[0] == 0 and len(trained) == 2
 

@@ -6,22 +6,21 @@ import json
 import os
 import stat
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers import gz
 
-from gzcli.cli import app
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.sections import LaunchSection
 from gzcli.launch import launcher, slurm
 from gzcli.launch import plan as planning
 from gzcli.launch.plan import PATIENCE, made_by_machine_0
 from gzcli.store import runs
+
+pytestmark = pytest.mark.usefixtures("home")
 
 TWO = LaunchSection(machines=2, machine_rank=0, main_ip="10.0.0.1", cpu=True)
 
@@ -118,29 +117,30 @@ def fake(tmp_path, monkeypatch):
     return write
 
 
-def test_a_job_is_written_and_submitted(fake, tmp_path):
+def test_a_job_is_written_and_submitted(fake, gz, tmp_path):
     fake("sbatch", f'cp "$2" {tmp_path}/got; echo "42;cluster"')
-    words = ("train", "vae", "--num-machines", "2", "--gpus", "4", "--seed", "7", "--name", "it's")
-    gz(*words, "--submit", "slurm", code=2)  # no run may be called so
-    words = (*words[:-1], "mine")
-    before = {run.id for run in runs.all_runs()}
-    options = "--submit slurm --slurm partition=gpu --slurm array=0-1 --json -- --debug"
-    done = gz(*words, *options.split())
-    said = json.loads(done.stdout)
-    script = (tmp_path / "got").read_text()
+    words = "train vae --num-machines 2 --gpus 4 --seed 7 --submit slurm --name"
+    assert gz(*words.split(), "it's")[0] == 2, "no run may be called so"
+    options = "mine --slurm partition=gpu --slurm array=0-1 --json -- --debug"
+    code, stdout, stderr = gz(*f"{words} {options}".split())
+    assert code == 0, stderr
+    said, script = json.loads(stdout), (tmp_path / "got").read_text()
     assert said["job"] == "42" and said["script"] == script == Path(said["path"]).read_text()
     for line in ("nodes=2", "ntasks-per-node=1", "gres=gpu:4", "partition=gpu", "array=0-1", "requeue"):
         assert f"#SBATCH --{line}\n" in script
     assert "%A_%a.out" in script and "--seed $((7 + SLURM_ARRAY_TASK_ID)) -- --debug &" in script
     assert "--submit" not in script and "--slurm" not in script and "--json" not in script
-    assert {run.id for run in runs.all_runs()} == before
+    assert not runs.all_runs()
 
 
-def test_what_a_job_cannot_be(fake):
-    assert "there is no `sbatch`" in gz("train", "vae", "--submit", "slurm", code=3).stderr
+def test_what_a_job_cannot_be(fake, gz):
+    words = ("train", "vae", "--submit", "slurm")
+    code, _, stderr = gz(*words)
+    assert code == 3 and "there is no `sbatch`" in stderr
     fake("sbatch", "echo 'invalid partition' >&2; exit 1")
-    assert "invalid partition" in gz("train", "vae", "--submit", "slurm", code=3).stderr
-    assert "wants a number" in gz("train", "vae", "--submit", "slurm", "--gpus", "all", code=2).stderr
+    for more, expected, told in (((), 3, "invalid partition"), (("--gpus", "all"), 2, "wants a number")):
+        code, _, stderr = gz(*words, *more)
+        assert code == expected and told in stderr
     for wrong in ("Partition", "a b=c", 'comment=a"b', "time=1\n#SBATCH --uid=0"):
         with pytest.raises(UsageError, match="no option of `sbatch`"):
             slurm.options([wrong])
@@ -179,7 +179,7 @@ def test_a_job_out_of_time_is_stopped_and_queued_again(fake, tmp_path):
     assert len(log.read_text().splitlines()) == 1
 
 
-def test_other_verbs_are_submitted_alike(fake, home, tmp_path, monkeypatch, capsys):
+def test_other_verbs_are_submitted_alike(fake, gz, home, tmp_path):
     """Only a league goes on where it was out of time; nothing is made before the job runs."""
     fake("sbatch", f'cp "$2" {tmp_path}/got; echo 42')
     league = "bench --train-missing --budget 9s --models vae --data digits"
@@ -191,8 +191,7 @@ def test_other_verbs_are_submitted_alike(fake, home, tmp_path, monkeypatch, caps
         (f"{league} --slurm array=0-1", "$((7 + SLURM_ARRAY_TASK_ID))", True),
     ):
         own = ["--submit", "slurm", "--seed", "7", "--slurm", "time=1:00:00"]
-        monkeypatch.setattr(sys, "argv", ["gz", *words.split(), *own])
-        assert app.run(sys.argv[1:]) == 0 and capsys.readouterr().out == "job 42\n"
+        assert gz(*words.split(), *own)[:2] == (0, "job 42\n")
         script = (tmp_path / "got").read_text()
         line = f"gzcli {words.partition(' --slurm')[0]} --seed {seed} &\n"
         assert line in script and 'srun --kill-on-bad-exit=0 --cpus-per-task="${SLURM_CPUS' in script
@@ -201,35 +200,32 @@ def test_other_verbs_are_submitted_alike(fake, home, tmp_path, monkeypatch, caps
         assert f"#SBATCH --job-name={words.split()[0]}-" in script
     assert not Path("drawn").exists() and not (home / "bench").exists()
     for words, code in (("ood pretrained:vae --out nosuch", 2), ("sample glow", 3), ("bench --budget 9s", 2)):
-        monkeypatch.setattr(sys, "argv", ["gz", *words.split(), "--submit", "slurm"])
-        assert app.run(sys.argv[1:]) == code, "what is wrong is told before it is submitted"
+        assert gz(*words.split(), "--submit", "slurm")[0] == code, "what is wrong is told before"
 
 
-def test_no_script_holds_what_cannot_be_printed(fake, home, tmp_path, monkeypatch, capsys):
+def test_no_script_holds_what_cannot_be_printed(fake, gz, tmp_path, monkeypatch):
     """The name of a folder could bring lines of its own into a job script, or into that of a league."""
     fake("sbatch", f"touch {tmp_path}/got; echo 42")
     plain = ["train", "vae", "--submit", "slurm"]
-    cases = [
-        (folder, "", plain, "characters that cannot be printed" if "\n" in folder else "cannot be told")
-        for folder in ("a\n#SBATCH --uid=0\ntouch PWNED", 'a"b')
-    ]
     league = ["bench", "--train-missing", "--budget", "9s", "--models", "vae", "--data", "digits", "--cpu"]
-    cases.append(("a\nb", "", league, "cannot be printed"))
-    cases.append(("ok", "home\nb", plain, "cannot be printed"))
-    cases.append(("ok", "", [*plain, "--set", "about=a\nb"], "the word 'about=a\\nb' holds"))
-    cases.append(("a\udcff", "", plain, "cannot be printed"))
-    for folder, store, words, told in cases:
+    for folder, store, words, told in (
+        ("a\n#SBATCH --uid=0\ntouch PWNED", "home", plain, "characters that cannot be printed"),
+        ('a"b', "home", plain, "cannot be told"),
+        ("a\nb", "home", league, "cannot be printed"),
+        ("ok", "home\nb", plain, "cannot be printed"),
+        ("ok", "home", [*plain, "--set", "about=a\nb"], "the word 'about=a\\nb' holds"),
+        ("a\udcff", "home", plain, "cannot be printed"),
+    ):
         (tmp_path / folder).mkdir(exist_ok=True)
         monkeypatch.chdir(tmp_path / folder)
-        monkeypatch.setenv("GZ_HOME", str(tmp_path / (store or "home")))
-        monkeypatch.setattr(sys, "argv", ["gz", *words])
-        assert app.run(words) == 2 and told in capsys.readouterr().err, words
+        monkeypatch.setenv("GZ_HOME", str(tmp_path / store))
+        code, _, stderr = gz(*words)
+        assert code == 2 and told in stderr, words
         assert not list(tmp_path.glob("**/*.sh"))
     assert not (tmp_path / "got").exists()
     monkeypatch.chdir(tmp_path)
-    text = slurm.script(
-        slurm.Job(["train"], "a", 0, 0, 2), {}, program=["gz"], folder=tmp_path / "it's 100%j"
-    )
+    job, folder = slurm.Job(["train"], "a", 0, 0, 2), tmp_path / "it's 100%j"
+    text = slurm.script(job, {}, program=["gz"], folder=folder)
     assert f'#SBATCH --output="{tmp_path}/it\'s 100%%j/%x-%j.out"\n' in text
 
 

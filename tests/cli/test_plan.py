@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from pictures import RED, png, write
 
-from gzcli.cli import app, out
+from gzcli.cli import out
 from gzcli.core.errors import GzError, Interrupted, UsageError
 from gzcli.core.jobs import TrialJob
 from gzcli.core.parts import Part
@@ -29,15 +29,18 @@ from gzcli.store.paths import recipe_names
 
 
 @pytest.fixture
-def gz(home, capsys):
-    """gz("train", "vae") → (exit code, stdout, stderr)"""
+def dry_run(gz):
+    """dry_run("vae", "--cpu") → the plan of that training, for scripts"""
 
-    def call(*words: str) -> tuple[int, str, str]:
-        code = app.run(list(words))
-        return (code, *capsys.readouterr())
+    def plan_of(*words: str) -> dict:
+        code, stdout, stderr = gz("train", *words, "--dry-run", "--json")
+        assert code == 0, stdout + stderr
+        return json.loads(stdout)
 
-    return call
+    return plan_of
 
+
+pytestmark = pytest.mark.usefixtures("home")
 
 FEW = ("--set", "train.batch_size=8")
 PARAMS, FLOPS, BYTES = 35_700_000, 6e12, 900_000_000
@@ -76,9 +79,10 @@ def planned(monkeypatch):
 # --- what is told before a start ---
 
 
-def test_the_first_lines_of_a_dry_run(gz, planned):
+def test_the_first_lines_of_a_dry_run_and_its_plan_for_scripts(gz, dry_run, planned):
     jobs = planned()
-    code, stdout, _ = gz("train", "ddpm", "--data", "cifar10", "--cpu", "--dry-run")
+    words = ("ddpm", "--data", "cifar10", "--cpu")
+    code, stdout, _ = gz("train", *words, "--dry-run")
     lines = stdout.splitlines()
     assert code == 0 and max(map(len, lines[:6])) <= 80
     assert lines[0] == "scale   small (no GPU is used)"
@@ -87,10 +91,15 @@ def test_the_first_lines_of_a_dry_run(gz, planned):
     assert lines[3].startswith("memory  900 MB a process, as a step took here; this machine has ")
     assert lines[4].startswith("time    about 65 minutes here, ")
     assert "on an H100 at 20% of peak; --minutes 60: 6,480 steps" in " ".join(map(str.strip, lines[4:6]))
-    assert "\npaper   --scale paper: " in "\n".join(lines)
+    assert "\npaper   --scale paper: " in stdout
     assert len(jobs) == 1 and not runs.all_runs()
-    gz("train", "ddpm", "--data", "cifar10", "--cpu", "--dry-run")
-    assert len(jobs) == 1  # the second time it is known
+    found = dry_run(*words)
+    assert len(jobs) == 1, "the second time it is known"
+    recipe = found["recipe"]
+    assert (found["params"], found["gflop_per_step"], found["scale"]) == (PARAMS, 6000, "small")
+    assert found["seconds"] == pytest.approx(recipe["train"]["steps"] * 0.5 / 0.9)
+    assert found["seconds_on_h100"] > 0 and found["bytes"] == found["memory"][0]["bytes"] == BYTES
+    assert (recipe["params"], recipe["data"]["size"], recipe["data"]["levels"]) == (PARAMS, 32, 256)
 
 
 @pytest.mark.parametrize("words", [("vqvae",), ("reflow",), ("ddpm", "--data", "cifar10", "--gpus", "4")])
@@ -104,65 +113,57 @@ def test_a_plan_is_short_and_the_keys_are_asked_for(gz, planned, monkeypatch, wo
     assert code == 2 and "`--keys` goes with `--dry-run`" in stderr and not runs.all_runs()
 
 
-def test_words_of_other_programs_are_understood(gz):
-    words = ("train", "vae", "--data", "glyphs", "--dry-run", "--json")
-    code, stdout, stderr = gz(*words, "--epochs", "3", "--batch-size", "100", "--lr", "1e-3")
-    found = json.loads(stdout)["recipe"]
-    assert (code, found["train"]["batch_size"], found["optim"]["lr"]) == (0, 100, 1e-3)
-    assert found["train"]["steps"] == 588 == 3 * 19_600 / 100
-    assert "3 epochs of 19,600 images in batches of 100: --steps 588" in stderr
-    stages = json.loads(gz("train", "vqvae", "--epochs", "0.5", "--dry-run", "--json")[1])["recipe"]["stages"]
+def test_words_of_other_programs_are_understood(gz, dry_run):
+    words = ("vae", "--data", "glyphs", "--epochs", "3", "--batch-size", "100", "--lr", "1e-3")
+    recipe = dry_run(*words)["recipe"]
+    assert (recipe["train"]["batch_size"], recipe["optim"]["lr"]) == (100, 1e-3)
+    assert recipe["train"]["steps"] == 588 == 3 * 19_600 / 100
+    said = gz("train", *words, "--dry-run")[2]
+    assert "3 epochs of 19,600 images in batches of 100: --steps 588" in said
+    stages = dry_run("vqvae", "--epochs", "0.5")["recipe"]["stages"]
     assert [stage["train"]["steps"] for stage in stages.values()] == [11, 11]
-    code, _, stderr = gz("train", "vae", "--epochs", "3", "--steps", "4")
-    assert code == 2 and "`--steps` and `--epochs` exclude each other" in stderr
-    code, _, stderr = gz("train", "vae", "--lr", "0")
-    assert code == 2 and "`--lr`: `optim.lr` must be greater than 0" in stderr
-    code, _, stderr = gz("train", "vae", "--data", "./nowhere", "--epochs", "3", "--dry-run")
-    assert code == 2 and "not known yet" in stderr and "`--steps N`" in stderr
+    for line, *told in (
+        ("--epochs 3 --steps 4", "`--steps` and `--epochs` exclude each other"),
+        ("--lr 0", "`--lr`: `optim.lr` must be greater than 0"),
+        ("--data ./nowhere --epochs 3 --dry-run", "not known yet", "`--steps N`"),
+    ):
+        code, _, stderr = gz("train", "vae", *line.split())
+        assert code == 2 and all(text in stderr for text in told), line
 
 
-def test_the_plan_for_scripts_is_whole(gz, planned):
-    planned()
-    found = json.loads(gz("train", "ddpm", "--data", "cifar10", "--cpu", "--dry-run", "--json")[1])
-    assert (found["params"], found["gflop_per_step"], found["scale"]) == (35_700_000, 6000, "small")
-    steps = found["recipe"]["train"]["steps"]
-    assert found["seconds"] == pytest.approx(steps * 0.5 / 0.9) and found["seconds_on_h100"] > 0
-    assert found["bytes"] == found["memory"][0]["bytes"] == BYTES
-    assert found["recipe"]["params"] == 35_700_000
-    assert found["recipe"]["data"]["size"] == 32 and found["recipe"]["data"]["levels"] == 256
-
-
-def test_each_stage_has_its_lines(gz, planned):
+def test_each_stage_has_its_lines(gz, dry_run, planned):
     planned()
     code, stdout, _ = gz("train", "vqvae", "--cpu", "--dry-run")
     assert code == 0 and "tokenizer: vqvae, 35.7M parameters" in stdout and "prior: transformer" in stdout
     assert "in all  about" in stdout
-    found = json.loads(gz("train", "vqvae", "--cpu", "--dry-run", "--json")[1])
-    assert found["params"] == 2 * 35_700_000 and len(found["memory"]) == 2
-    assert all(stage["params"] == 35_700_000 for stage in found["recipe"]["stages"].values())
+    found = dry_run("vqvae", "--cpu")
+    assert found["params"] == 2 * PARAMS and len(found["memory"]) == 2
+    assert all(stage["params"] == PARAMS for stage in found["recipe"]["stages"].values())
 
 
-def test_what_cannot_be_found_is_said(gz, planned):
+def test_what_cannot_be_found_is_said_and_what_cannot_be_built_refused(gz, dry_run, planned):
+    assert dry_run("vae", "--data", "./nowhere")["needs"] == ["there is no `./nowhere`"]
     planned(error="the weights of `a/b` are not at hand")
-    code, stdout, _ = gz("train", "vae", "--dry-run", "--json")
-    found = json.loads(stdout)
-    assert code == 0 and found["params"] is None and found["seconds"] is None and found["memory"] == []
+    found = dry_run("vae")
+    assert found["params"] is None and found["seconds"] is None and found["memory"] == []
     assert found["needs"] == ["the weights of `a/b` are not at hand"]
+    planned(error="`model.width` is 64, which 7 heads cannot share", refused="set `model.heads`")
+    code, stdout, _ = gz("train", "vqvae", "--cpu", "--dry-run", "--json")
+    error = json.loads(stdout)["error"]
+    assert code == error["code"] == 2 and error["hint"] == "set `model.heads`"
+    planned(error="no step was tried")
+    assert gz("train", "vqvae", "--cpu", "--dry-run")[0] == 0
 
 
-def test_gpus_that_are_not_here_are_planned_for(gz, planned, monkeypatch):
+def test_gpus_that_are_not_here_are_planned_for(gz, dry_run, planned, monkeypatch):
     jobs = planned()
     monkeypatch.setattr(requirements, "gpu_memory", lambda: None)
-    code, stdout, _ = gz("train", "ddpm", "--data", "cifar10", "--gpus", "4", "--dry-run")
-    assert code == 0 and "here: not known, " in stdout
+    words = ("ddpm", "--data", "cifar10", "--gpus")
+    for gpus, here, elsewhere in (("4", "on 4 H100s", "on an H100"), ("1", "on an H100", "on 4 H100s")):
+        code, stdout, _ = gz("train", *words, gpus, "--dry-run")
+        assert code == 0 and here in stdout and elsewhere not in stdout and "here: not known, " in stdout
     assert not any(row["timed"] for row in jobs[0].parts)
-    times = []
-    for gpus in ("1", "4"):
-        words = ("train", "ddpm", "--data", "cifar10", "--gpus", gpus, "--dry-run")
-        told = gz(*words)[1]
-        assert ("on 4 H100s" in told, "on an H100" in told) == (gpus == "4", gpus == "1")
-        times.append(json.loads(gz(*words, "--json")[1]))
-    one, four = times
+    one, four = (dry_run(*words, gpus) for gpus in ("1", "4"))
     assert one["seconds_on_gpus"] == one["seconds_on_h100"] == four["seconds_on_h100"]
     assert four["seconds_on_gpus"] == pytest.approx(one["seconds_on_h100"] / 4)
 
@@ -179,7 +180,7 @@ def test_a_batch_that_gz_chose_is_rounded_to_the_gpus(gz, planned, monkeypatch):
     assert code == 2 and "`stages.prior.train.batch_size` is the global batch: 64 does not divide" in stderr
     assert "--set stages.prior.train.batch_size=66" in stderr
     run = runs.create("vae", "digits", alias="mine")
-    (run.path / "run.yaml").write_text("model: {name: vae}\ntrain: {batch_size: 8}\n")
+    run.recipe_file.write_text("model: {name: vae}\ntrain: {batch_size: 8}\n")
     run.update(state="interrupted")
     code, _, stderr = gz("train", "mine", "--resume", "--gpus", "3", "--dry-run")
     assert code == 2 and "keeps its batch when it goes on: this one can on 2 of them" in stderr
@@ -187,18 +188,19 @@ def test_a_batch_that_gz_chose_is_rounded_to_the_gpus(gz, planned, monkeypatch):
 
 def test_parts_and_small_sets_are_rounded_too(home):
     """Parts that gz chose are fewer where the processes are many; a batch is no larger than the set."""
-    shared = planning.shared_out(planning.ask("vae", None, ["data.n=32"], {}).recipe, 3)[0]
-    assert shared.parts[0].train.batch_size == 30
-    parts = replace(shared.parts[0], train=replace(shared.parts[0].train, batch_size=4, accumulate=4))
-    train = planning.shared_out(replace(shared, parts=(parts,)), 3)[0].parts[0].train
-    assert (train.batch_size, train.accumulate) == (3, 1)
-    typed = planning.ask("vae", None, ["train.batch_size=12"], {}).recipe
-    parts = replace(typed.parts[0], train=replace(typed.parts[0].train, accumulate=4))
-    train = planning.shared_out(replace(typed, parts=(parts,)), 6)[0].parts[0].train
-    assert (train.batch_size, train.accumulate) == (12, 2)
-    typed = planning.ask("vae", None, ["train.accumulate=4"], {}).recipe
-    train = planning.shared_out(typed, 3)[0].parts[0].train
-    assert (train.batch_size % 12, train.accumulate) == (0, 4)
+
+    def shared(typed: str, processes: int, **parts: int) -> tuple[int, int]:
+        recipe = planning.ask("vae", None, [typed], {}).recipe
+        (part,) = recipe.parts
+        recipe = replace(recipe, parts=(replace(part, train=replace(part.train, **parts)),))
+        train = planning.shared_out(recipe, processes)[0].parts[0].train
+        return train.batch_size, train.accumulate
+
+    assert shared("data.n=32", 3)[0] == 30
+    assert shared("data.n=32", 3, batch_size=4, accumulate=4) == (3, 1)
+    assert shared("train.batch_size=12", 6, accumulate=4) == (12, 2)
+    batch, accumulate = shared("train.accumulate=4", 3)
+    assert (batch % 12, accumulate) == (0, 4)
 
 
 def test_a_start_tells_in_two_lines(gz, planned, monkeypatch, photos):
@@ -218,46 +220,34 @@ def test_a_start_tells_in_two_lines(gz, planned, monkeypatch, photos):
     assert "parameters" not in gz(*words, "-q")[2]
 
 
-@pytest.mark.parametrize(
-    ("error", "code", "count"), [(Interrupted("interrupted", signum=2), 130, 0), (GzError("no trial"), 0, 1)]
-)
-def test_a_trial_that_fails_is_no_reason_not_to_start_but_ctrl_c_is(
-    gz, monkeypatch, photos, error, code, count
-):
-    def engine(folder, *args, **options):
-        if (folder / "job.json").exists():
-            raise error
-        return {}
-
+def test_a_trial_that_fails_is_no_reason_not_to_start_but_ctrl_c_is(gz, monkeypatch, photos):
     monkeypatch.setenv("GZ_TRIAL", "1")
-    monkeypatch.setattr(launcher, "run", engine)
-    assert gz("train", "vae", "--data", photos, "--cpu", *FEW)[0] == code
-    assert len(runs.all_runs()) == count
+    for error, code, count in ((Interrupted("interrupted", signum=2), 130, 0), (GzError("no trial"), 0, 1)):
+
+        def engine(folder, *args, error=error, **options):
+            if (folder / "job.json").exists():
+                raise error
+            return {}
+
+        monkeypatch.setattr(launcher, "run", engine)
+        assert gz("train", "vae", "--data", photos, "--cpu", *FEW)[0] == code
+        assert len(runs.all_runs()) == count
 
 
-def test_a_dry_run_of_what_cannot_be_built_is_refused(gz, planned):
-    planned(error="`model.width` is 64, which 7 heads cannot share", refused="set `model.heads`")
-    code, stdout, _ = gz("train", "vqvae", "--cpu", "--dry-run", "--json")
-    error = json.loads(stdout)["error"]
-    assert code == error["code"] == 2 and error["hint"] == "set `model.heads`"
-    planned(error="no step was tried")
-    assert gz("train", "vqvae", "--cpu", "--dry-run")[0] == 0
-
-
-@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 2), ("", 2)])
-def test_more_than_a_week_is_asked_for_on_a_terminal(answer, code, gz, planned, monkeypatch, photos):
+def test_more_than_a_week_is_asked_for_on_a_terminal(gz, planned, monkeypatch, photos):
     planned(seconds=3600.0)
     monkeypatch.setattr(launcher, "run", lambda *args, **options: {})
     words = ("train", "vae", "--data", photos, "--cpu", *FEW)
-    found, _, stderr = gz(*words)
-    assert found == 0 and "more than a week; `--yes` starts it" in stderr  # a script is told, and goes on
+    code, _, stderr = gz(*words)
+    assert code == 0 and "more than a week; `--yes` starts it" in stderr  # a script is told, and goes on
     assert "than a week" not in gz(*words, "--yes")[2]
-    before = len(runs.all_runs())
     monkeypatch.setattr(out, "on_terminal", lambda: True)
-    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
-    found, _, stderr = gz(*words)
-    assert found == code and "start? [y/N]" in stderr and ("not started" in stderr) == bool(code)
-    assert len(runs.all_runs()) == before + (code == 0)
+    for answer, expected in (("y\n", 0), ("n\n", 2), ("", 2)):
+        before = len(runs.all_runs())
+        monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+        code, _, stderr = gz(*words)
+        assert code == expected and "start? [y/N]" in stderr and ("not started" in stderr) == bool(code)
+        assert len(runs.all_runs()) == before + (code == 0)
 
 
 def test_a_common_time_is_split_over_stages_by_their_operations():
@@ -299,21 +289,21 @@ def test_ways_to_save_are_those_that_the_model_has():
     assert requirements.ways_to_save(part, launcher.Plan(gpus=1)) == []
 
 
-def test_stable_diffusion_plans_for_weights_that_are_absent(gz, tmp_path, monkeypatch):
+def test_stable_diffusion_plans_for_weights_that_are_absent(dry_run, tmp_path, monkeypatch):
     if "sd-lora" not in recipe_names():
         pytest.skip("needs the models of Stable Diffusion")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    for base in ("stable-diffusion-v1-5/stable-diffusion-v1-5", "nobody/has-such-a-model"):
-        words = f"train sd-lora --data digits-captioned --set model.base={base} --dry-run --json".split()
-        code, stdout, stderr = gz(*words)
-        assert code == 0, stdout + stderr
-        found = json.loads(stdout)
+
+    def fetched(base: str) -> list[str]:
+        found = dry_run("sd-lora", "--data", "digits-captioned", "--set", f"model.base={base}")
         assert found["recipe"]["model"]["base"] == base and not runs.all_runs()
-        assert f"`hf download {base}`" in found["needs"]
+        return [need for need in found["needs"] if "hf download" in need]
+
+    unknown = "nobody/has-such-a-model"
+    for base in ("stable-diffusion-v1-5/stable-diffusion-v1-5", unknown):
+        assert fetched(base) == [f"`hf download {base}`"]
     (tmp_path / "models--nobody--has-such-a-model" / "snapshots" / "0a1b").mkdir(parents=True)
-    assert not [need for need in json.loads(gz(*words)[1])["needs"] if "hf download" in need]
-    for folder in (str(tmp_path), "./no/folder"):
-        assert "hf download" not in gz(*words[:-3], "--set", f"model.base={folder}", "--dry-run")[1]
+    assert not any(fetched(base) for base in (unknown, str(tmp_path), "./no/folder"))
 
 
 SMI = """#!/bin/sh
@@ -323,19 +313,15 @@ echo "0, GPU-aaa, 81559
 """
 
 
-@pytest.mark.parametrize(
-    ("visible", "mebibytes"),
-    [(None, 24576), ("0", 81559), ("0,1", 24576), ("GPU-aaa", 81559), ("2", None), ("7", None)],
-)
-def test_the_memory_of_gpus_is_that_of_the_smallest_visible(tmp_path, monkeypatch, visible, mebibytes):
+def test_the_memory_of_gpus_is_that_of_the_smallest_visible(tmp_path, monkeypatch):
     (tmp_path / "nvidia-smi").write_text(SMI)
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    if visible is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    else:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert requirements.gpu_memory() == 24576 << 20
+    for visible, mebibytes in (("0", 81559), ("0,1", 24576), ("GPU-aaa", 81559), ("2", None), ("7", None)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert requirements.gpu_memory() == (mebibytes and mebibytes << 20)
+        assert requirements.gpu_memory() == (mebibytes and mebibytes << 20), visible
     monkeypatch.setenv("PATH", str(tmp_path / "none"))
     assert requirements.gpu_memory() is None and requirements.host_memory() > 1 << 28
 
@@ -343,33 +329,23 @@ def test_the_memory_of_gpus_is_that_of_the_smallest_visible(tmp_path, monkeypatc
 # --- what a model needs of its data ---
 
 
-def needing(*needs: str):
-    return replace(catalog.card("vae"), name="reader", needs=needs)
+def test_what_a_set_lacks_is_told_with_the_sets_that_have_it():
+    def check(needs: str, extras: tuple[str, ...]) -> None:
+        reader = replace(catalog.card("vae"), name="reader", needs=tuple(needs.split()))
+        check_data(Part("reader"), reader, (), "photos", extras)
 
-
-PART = Part("reader")
-
-
-def test_a_set_that_has_it():
-    check_data(PART, needing("caption"), (), "photos", ("caption",))
-    check_data(PART, needing("caption", "before"), 10, "digits-edited", ("caption", "before"))
-    check_data(PART, needing(), (), "photos")
-
-
-@pytest.mark.parametrize(
-    ("needs", "extras", "lacking", "sets"),
-    [
+    for needs, extras in (("caption", ("caption",)), ("caption before", ("caption", "before")), ("", ())):
+        check(needs, extras)
+    for needs, extras, lacking, sets in (
         ("caption", (), "captions", "shapes, digits-captioned, digits-edited;"),
         ("caption before", (), "captions and `before` pictures", ": digits-edited;"),
         ("caption before", ("caption",), "`before` pictures", ": digits-edited;"),
         ("control", ("caption", "before"), "`control` pictures", "none is shipped"),
-    ],
-)
-def test_a_set_that_lacks_it(needs, extras, lacking, sets):
-    with pytest.raises(UsageError) as e:
-        check_data(PART, needing(*needs.split()), (), "photos", extras)
-    assert e.value.message == f"`reader` needs {lacking}, and `photos` has none"
-    assert sets in e.value.hint and "metadata.jsonl" in e.value.hint
+    ):
+        with pytest.raises(UsageError) as e:
+            check(needs, extras)
+        assert e.value.message == f"`reader` needs {lacking}, and `photos` has none"
+        assert sets in e.value.hint and "metadata.jsonl" in e.value.hint
 
 
 @pytest.fixture
@@ -413,8 +389,3 @@ def test_an_import_says_what_was_found(gz, tmp_path):
     assert rows["edits"] == ["caption", "before", "control"]
     assert rows["digits-edited"] == ["caption", "before"]
     assert "with each  captions and `before` pictures\n" in gz("data", "list", "--long")[1]
-
-
-def test_a_dry_run_of_a_set_that_is_not_there(gz):
-    code, stdout, _ = gz("train", "vae", "--data", "./nowhere", "--dry-run", "--json")
-    assert code == 0 and json.loads(stdout)["needs"] == ["there is no `./nowhere`"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +35,8 @@ OPTIONS = {
     "size": Param("size", "int | None", None, False),
     "edges": Param("edges", "bool", False, False),
 }
-READS = replace(
-    catalog.card("vae"), sample=OPTIONS, inputs=("control",), do={"edit": {"prompt": OPTIONS["prompt"]}}
-)
+EDIT = {"edit": {"prompt": OPTIONS["prompt"]}}
+READS = replace(catalog.card("vae"), sample=OPTIONS, inputs=("control",), do=EDIT)
 
 
 class Reader(Model):
@@ -45,19 +45,9 @@ class Reader(Model):
     paper = "none"
 
     def sample(
-        self,
-        n,
-        *,
-        noise,
-        progress,
-        labels=None,
-        control=None,
-        prompt=None,
-        negative="",
-        guidance=1.0,
-        size=None,
-        edges=False,
-    ):
+        self, n, *, noise, progress, labels=None, control=None, prompt=None, negative="", guidance=1.0,
+        size=None, edges=False
+    ):  # fmt: skip
         assert prompt is None or (len(prompt) == n and all(isinstance(text, str) for text in prompt))
         self.seen = [*getattr(self, "seen", []), (n, prompt, control, negative, edges)]
         side = size or self.data.shape[1]
@@ -76,9 +66,7 @@ def trained(home, monkeypatch):
     """A run of a model that takes prompts, as the engine loads it; the command line takes it for a `vae`."""
     run = runs.create("vae", "digits", alias="reader")
     run.update(state="finished")
-    (run.path / "run.yaml").write_text(
-        "model: {name: vae}\nsample: {}\ndata: {name: digits, size: 16, channels: 1}\n"
-    )
+    run.recipe_file.write_text("model: {name: vae}\ndata: {name: digits, size: 16, channels: 1}\n")
     (run.path / "model.safetensors").write_bytes(b"x")
     info = DataInfo((1, 16, 16))
     part = Part("vae", sample={"prompt": None, "size": None}, data=DataSection(size=16, channels=1))
@@ -118,25 +106,24 @@ def files(path: Path, **brightness: int) -> Path:
 
 
 def test_prompts_are_cycled_and_are_as_many_as_the_images(gz, trained):
-    code, result = gz(
-        "--prompt", "a red door", "--prompt", "three", "--negative", "3", "--guidance", "7", "--seed", "1"
-    )
+    words = ("--prompt", "a red door", "--prompt", "three")
+    code, result = gz(*words, "--negative", "3", "--guidance", "7", "--seed", "1")
     assert (code, result["n"], result["prompts"]) == (0, 2, ["a red door", "three"])
     code, result = gz("--prompt", "a", "--prompt", "bb", "-n", "5")
     assert (code, result["n"], result["prompts"]) == (0, 5, ["a", "bb"]) and len(result["files"]) == 5
     assert trained.model.seen[-1][:2] == (5, ["a", "bb", "a", "bb", "a"])
 
 
-def test_without_prompts_it_is_as_ever(gz, trained):
+def test_without_prompts_it_is_as_ever_or_as_the_recipe_says(gz, trained):
     assert gz()[1]["n"] == 64 and trained.model.seen[-1][1] is None and gz()[1]["prompts"] == []
-    trained.part.sample["prompt"] = "of the recipe"
-    gz("-n", "2")
-    assert trained.model.seen[-1][1] == ["of the recipe"] * 2
-    trained.part.sample["prompt"] = ["x", "y"]
-    gz("-n", "3")
-    assert trained.model.seen[-1][1] == ["x", "y", "x"]
-    gz("--prompt", "mine", "-n", "2")
-    assert trained.model.seen[-1][1] == ["mine", "mine"]
+    for own, words, drawn in (
+        ("of the recipe", "-n 2", ["of the recipe"] * 2),
+        (["x", "y"], "-n 3", ["x", "y", "x"]),
+        (["x", "y"], "--prompt mine -n 2", ["mine", "mine"]),
+    ):
+        trained.part.sample["prompt"] = own
+        gz(*words.split())
+        assert trained.model.seen[-1][1] == drawn
 
 
 def test_prompts_of_a_file_come_after_those_of_the_line(gz, trained, tmp_path):
@@ -147,44 +134,41 @@ def test_prompts_of_a_file_come_after_those_of_the_line(gz, trained, tmp_path):
     assert trained.model.seen[-1][1] == result["prompts"]
 
 
-@pytest.mark.parametrize(
-    ("words", "message", "hint"),
-    [
-        (["--prompts", "none.txt"], "none.txt", None),
-        (["--prompts", "empty.txt"], "holds no prompts", "one a line"),
-        (["--prompts", "latin.txt"], "not UTF-8 text", "one a line"),
-        (["--promt", "x"], "no such option `--promt`", "did you mean `--prompt`?"),
-        (["--guidance", "much"], "`--guidance` must be a number", None),
-        (["--mask", "empty.txt"], "`--mask` goes with `--do`", "can: edit"),
-        (["--input", "maps", "-n", "2", "--sise", "8"], "no such option `--sise`", "did you mean `--size`?"),
-    ],
-)
-def test_wrong_words(gz, tmp_path, monkeypatch, words, message, hint):
+def test_wrong_words(gz, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").write_text("# nothing\n\n")
     (tmp_path / "latin.txt").write_bytes(b"gr\xfcn\n")
     files(tmp_path / "maps", a=3)
-    code, error = gz(*words)
-    assert code == 2 and message in error["message"] and (hint is None or hint in error["hint"])
+    for words, message, hint in (
+        ("--prompts none.txt", "none.txt", ""),
+        ("--prompts empty.txt", "holds no prompts", "one a line"),
+        ("--prompts latin.txt", "not UTF-8 text", "one a line"),
+        ("--promt x", "no such option `--promt`", "did you mean `--prompt`?"),
+        ("--guidance much", "`--guidance` must be a number", ""),
+        ("--mask empty.txt", "`--mask` goes with `--do`", "can: edit"),
+        ("--input maps -n 2 --sise 8", "no such option `--sise`", "did you mean `--size`?"),
+    ):
+        code, error = gz(*words.split())
+        assert code == 2 and message in error["message"] and hint in (error["hint"] or ""), words
 
 
 def test_a_model_that_does_not_read_or_takes_no_pictures(gz, monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        catalog, "card", lambda name: replace(READS, sample={}, inputs=(), do={}, can=("sample",))
-    )
-    code, error = gz("--prompt", "x")
-    assert (code, error["message"]) == (2, "`vae` takes no prompts") and "--can prompt" in error["hint"]
-    monkeypatch.setattr(catalog, "card", lambda name: replace(READS, sample={}, inputs=(), do={"edit": {}}))
-    code, error = gz("--prompt", "x", "--do", "edit")
-    assert (code, error["message"]) == (2, "`--do edit` takes no prompts") and "--label" in error["hint"]
-    code, error = gz("--input", str(files(tmp_path / "maps", a=3)))
-    assert (code, error["message"]) == (2, "`--input` goes with `--do`") and "can: edit" in error["hint"]
+    silent = replace(READS, sample={}, inputs=(), do={"edit": {}})
+    plain = replace(silent, do={}, can=("sample",))
+    maps = str(files(tmp_path / "maps", a=3))
+    for card, words, message, hint in (
+        (plain, ("--prompt", "x"), "`vae` takes no prompts", "--can prompt"),
+        (silent, ("--prompt", "x", "--do", "edit"), "`--do edit` takes no prompts", "--label"),
+        (silent, ("--input", maps), "`--input` goes with `--do`", "can: edit"),
+    ):
+        monkeypatch.setattr(catalog, "card", lambda name, card=card: card)
+        code, error = gz(*words)
+        assert (code, error["message"]) == (2, message) and hint in error["hint"]
 
 
 def test_an_application_gets_them_too(gz, trained, tmp_path):
-    code, _ = gz(
-        "--do", "edit", "--input", str(files(tmp_path / "p", a=3, b=4, c=5)), "--prompt", "x", "--prompt", "y"
-    )
+    folder = str(files(tmp_path / "p", a=3, b=4, c=5))
+    code, _ = gz("--do", "edit", "--input", folder, "--prompt", "x", "--prompt", "y")
     assert code == 0 and trained.model.seen == [["x", "y", "x"]]
 
 
@@ -210,15 +194,14 @@ def test_pictures_are_given_to_sample(gz, trained, tmp_path):
     assert gz("--input", str(folder), "-n", "1")[1]["n"] == 1
 
 
-@pytest.mark.parametrize("by", ["--size", "recipe"])
-def test_pictures_and_images_of_another_size(gz, trained, tmp_path, by):
-    folder = files(tmp_path / "maps", a=0, b=255, c=9)
-    trained.part.sample["size"] = 24 if by == "recipe" else None
-    code, result = gz("--input", str(folder), "--npz", *(("--size", "24") if by == "--size" else ()))
-    assert code == 0 and trained.model.seen[-1][2].shape == (3, 1, 24, 24)
-    assert np.load(result["npz"])["samples"].shape == (3, 24, 24, 1) and Image.open(
-        result["files"][0]
-    ).size == (24, 24)
+def test_pictures_and_images_of_another_size(gz, trained, tmp_path):
+    words = ("--input", str(files(tmp_path / "maps", a=0, b=255, c=9)), "--npz")
+    for of_the_recipe, more in ((None, ("--size", "24")), (24, ())):
+        trained.part.sample["size"] = of_the_recipe
+        code, result = gz(*words, *more)
+        assert code == 0 and trained.model.seen[-1][2].shape == (3, 1, 24, 24)
+        assert np.load(result["npz"])["samples"].shape == (3, 24, 24, 1)
+        assert Image.open(result["files"][0]).size == (24, 24)
 
 
 # --- shares ---
@@ -240,27 +223,23 @@ def ranks(monkeypatch):
     return all_of
 
 
-@pytest.mark.parametrize("world", [2, 3, 7])
-@pytest.mark.parametrize("size", [None, 24])
-def test_ranks_and_batches_share_prompts_and_pictures(trained, ranks, monkeypatch, world, size):
-    prompts = [f"{'x' * (3 * i)}" for i in range(1, 6)]
-    given = {
-        "prompt": prompts,
-        "control": torch.linspace(-1, 1, 4)[:, None, None, None].expand(-1, 1, 16, 16),
-    }
+def test_ranks_and_batches_share_prompts_and_pictures(trained, ranks, monkeypatch):
+    prompts = ["x" * (3 * i) for i in range(1, 6)]
+    control = torch.linspace(-1, 1, 4)[:, None, None, None].expand(-1, 1, 16, 16)
+    given, usual = {"prompt": prompts, "control": control}, sampler.BATCH_SIZE
+    for size, world in product((None, 24), (2, 3, 7)):
 
-    def draw() -> np.ndarray:
-        return sampler.draw(trained, 6, seed=3, given=given, options={"size": size})
+        def draw(size=size) -> np.ndarray:
+            return sampler.draw(trained, 6, seed=3, given=given, options={"size": size})
 
-    whole = ranks(1, draw)
-    assert whole.shape == (6, 1, size or 16, size or 16) and trained.model.seen[-1][0] == 6
-    assert (
-        ranks(world, draw) == whole
-    ).all()  # with seven ranks the last has nothing, and does not know the size
-    monkeypatch.setattr(sampler, "BATCH_SIZE", 8)
-    assert (ranks(world, draw) == whole).all() and trained.model.seen[-1][1] == [
-        prompts[i % 5] for i in rows_of_last(world)
-    ]
+        monkeypatch.setattr(sampler, "BATCH_SIZE", usual)
+        whole = ranks(1, draw)
+        assert whole.shape == (6, 1, size or 16, size or 16) and trained.model.seen[-1][0] == 6
+        # with seven ranks the last has nothing, and does not know the size
+        assert (ranks(world, draw) == whole).all(), (size, world)
+        monkeypatch.setattr(sampler, "BATCH_SIZE", 8)
+        assert (ranks(world, draw) == whole).all(), (size, world)
+        assert trained.model.seen[-1][1] == [prompts[i % 5] for i in rows_of_last(world)]
 
 
 def rows_of_last(world: int) -> range:
@@ -280,20 +259,17 @@ def test_gathering_skips_who_had_nothing(monkeypatch):
     assert joined([np.zeros((0, 3, 4, 4), np.uint8)]).shape == (0, 3, 4, 4)
 
 
-@pytest.mark.parametrize(
-    ("device", "shape", "size", "images"),
-    [
+def test_large_images_come_in_smaller_batches(trained):
+    for device, shape, size, images in (
         ("cuda", (1, 28, 28), None, 512),
         ("cuda", (3, 64, 64), None, 512),
         ("cuda", (3, 512, 512), None, 8),
         ("cpu", (3, 64, 64), 512, 2),
         ("cpu", (3, 512, 512), 64, 128),
         ("cpu", (3, 1024, 1024), None, 1),
-    ],
-)
-def test_large_images_come_in_smaller_batches(trained, device, shape, size, images):
-    asked = replace(trained, info=DataInfo(shape), device=torch.device(device))
-    assert sampler.batch_size(asked, {"size": size}) == images
+    ):
+        asked = replace(trained, info=DataInfo(shape), device=torch.device(device))
+        assert sampler.batch_size(asked, {"size": size}) == images, (device, shape, size)
 
 
 # --- the card ---

@@ -4,10 +4,12 @@ write."""
 from __future__ import annotations
 
 import json
+import sys
 import time
 
 import pytest
 
+from gzcli import __version__
 from gzcli.cli import jobs
 from gzcli.core.errors import MissingError
 from gzcli.launch import launcher
@@ -74,28 +76,25 @@ def test_it_is_said_which_run_was_taken_and_why(home, capsys):
     assert capsys.readouterr().err == f"run: {toy.id}\n{told}\n"
 
 
-@pytest.mark.parametrize("words", ["steps 10", "minutes 1", "set train.steps=10", "set data.size=8"])
-def test_a_start_notes_what_the_recipe_calls_done(call, monkeypatch, words):
-    monkeypatch.setattr(
-        launcher, "run", lambda folder, *args, **options: Run(folder).update(state="finished", step=10)
-    )
-    assert call("train", "vae", *f"--{words}".split())[0] == 0
-    (run,) = runs.all_runs()
-    noted = {"steps": 700, "size": 16, "shipped_loss": "data.size" not in words}
-    assert run.status()["recipe"] == noted and "10 of 700 steps" in run.shortfalls
-    assert call("train", run.id)[0] == 0  # a repeat of a cut run is cut too
-    assert runs.all_runs()[0] != run and runs.all_runs()[0].status()["recipe"] == noted
+def test_a_start_notes_what_the_recipe_calls_done(call, monkeypatch, tmp_path):
+    """A recipe of the user's says itself what is done."""
 
+    def train(*words: str, step: int = 10) -> Run:
+        done = {"state": "finished", "step": step}
+        monkeypatch.setattr(launcher, "run", lambda folder, *args, **options: Run(folder).update(**done))
+        before = len(runs.all_runs())
+        assert call("train", *words)[0] == 0 and len(runs.all_runs()) == before + 1
+        return runs.all_runs()[0]
 
-def test_a_recipe_of_the_user_s_says_itself_what_is_done(call, monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        launcher, "run", lambda folder, *args, **options: Run(folder).update(state="finished", step=30)
-    )
-    for i, (text, noted) in enumerate((("steps: 30", 30), ("minutes: 2", None))):
+    for words in ("steps 10", "minutes 1", "set train.steps=10", "set data.size=8"):
+        run = train("vae", *f"--{words}".split())
+        noted = {"steps": 700, "size": 16, "shipped_loss": "data.size" not in words}
+        assert run.status()["recipe"] == noted and "10 of 700 steps" in run.shortfalls
+        assert train(run.id).status()["recipe"] == noted, "a repeat of a cut run is cut too"
+    for i, (text, steps) in enumerate((("steps: 30", 30), ("minutes: 2", None))):
         (tmp_path / f"{i}.yaml").write_text(f"extends: vae\ntrain: {{{text}}}\n")
-        assert call("train", str(tmp_path / f"{i}.yaml"))[0] == 0
-        run = runs.all_runs()[0]
-        assert run.status()["recipe"] == {"steps": noted, "size": 16, "shipped_loss": True}
+        run = train(str(tmp_path / f"{i}.yaml"), step=30)
+        assert run.status()["recipe"] == {"steps": steps, "size": 16, "shipped_loss": True}
         assert run.shortfalls == []
 
 
@@ -154,16 +153,16 @@ def test_what_is_built_on_a_run_takes_no_weights_that_change(home, monkeypatch):
         assert e.value.message == str(taken)
 
 
-@pytest.mark.parametrize("name", ["maskgit", "transformer", "latent_prior", "latent-prior"])
-def test_a_model_that_is_only_a_stage_is_told_as_one(call, name):
-    recipe = "diffae" if name.startswith("latent") else "vqgan"
-    code, _, stderr = call("train", name)
-    told = f"`{name}` is no model of its own: it is trained as the stage `prior` of `{recipe}`"
-    assert code == 2 and told in stderr
-    hint = stderr.partition("hint: ")[2].split()
-    assert call(*hint[1:], "--dry-run")[0] == 0
-    code, _, stderr = call("sample", name)
-    assert code == 2 and f"`{name}` is no model of its own" in stderr and f"gz sample {recipe}" in stderr
+def test_a_model_that_is_only_a_stage_is_told_as_one(call):
+    recipes = {"maskgit": "vqgan", "transformer": "vqgan", "latent_prior": "diffae", "latent-prior": "diffae"}
+    for name, recipe in recipes.items():
+        code, _, stderr = call("train", name)
+        told = f"`{name}` is no model of its own: it is trained as the stage `prior` of `{recipe}`"
+        assert code == 2 and told in stderr
+        hint = stderr.partition("hint: ")[2].split()
+        assert call(*hint[1:], "--dry-run")[0] == 0
+        code, _, stderr = call("sample", name)
+        assert code == 2 and f"`{name}` is no model of its own" in stderr and f"gz sample {recipe}" in stderr
 
 
 # --- what is told of them ---
@@ -228,12 +227,9 @@ def test_figures_of_other_images_are_not_compared(home):
 
 
 def test_data_sets_are_not_removed_unasked_either(call, tmp_path, monkeypatch):
-    import sys
-
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
-    files.write_json(
-        runs.user_dir("data.json"), {"mine": {"path": str(tmp_path), "size": None, "channels": None}}
-    )
+    mine = {"path": str(tmp_path), "size": None, "channels": None}
+    files.write_json(runs.user_dir("data.json"), {"mine": mine})
     code, _, stderr = call("data", "remove", "mine")
     assert code == 2 and "needs `--yes` where nobody can be asked" in stderr
     assert call("data", "remove", "mine", "nope", "--yes")[0] == 2
@@ -241,8 +237,6 @@ def test_data_sets_are_not_removed_unasked_either(call, tmp_path, monkeypatch):
 
 
 def test_the_version_for_scripts(call):
-    from gzcli import __version__
-
     for words in (("--version", "--json"), ("--json", "-V")):
         assert json.loads(call(*words)[1]) == {"schema": 1, "version": __version__}
     assert json.loads(call("--json", "runs", "list")[1]) == {"schema": 1, "runs": []}
@@ -252,23 +246,22 @@ def test_the_version_for_scripts(call):
 
 
 def test_a_start_that_failed_leaves_no_run_and_no_name_taken(call, monkeypatch):
-    def fail(error):
+    def failed(error: BaseException) -> tuple[int, str]:
         def run(folder, *args, **options):
             raise error
 
-        return run
+        monkeypatch.setattr(launcher, "run", run)
+        code, _, stderr = call("train", "vae", "--name", "mine")
+        return code, stderr
 
-    monkeypatch.setattr(launcher, "run", fail(MissingError("no such weights")))
-    code, _, stderr = call("train", "vae", "--name", "mine")
+    code, stderr = failed(MissingError("no such weights"))
     assert code == 3 and "nothing was trained: `vae-digits-" in stderr and not runs.all_runs()
-    monkeypatch.setattr(launcher, "run", fail(RuntimeError("boom")))  # a fault of ours: its log is wanted
-    assert call("train", "vae", "--name", "mine")[0] == 1
+    assert failed(RuntimeError("boom"))[0] == 1  # a fault of ours: its log is wanted
     (kept,) = runs.all_runs()
     assert (kept.state, kept.alias) == ("failed", None)
     assert call("train", "vae", "--resume")[0] == 3  # and nothing takes it
     assert call("sample", "vae")[0] == 3
-    monkeypatch.setattr(launcher, "run", fail(KeyboardInterrupt()))
-    assert call("train", "vae", "--name", "mine")[0] == 130 and runs.all_runs() == [kept]
+    assert failed(KeyboardInterrupt())[0] == 130 and runs.all_runs() == [kept]
 
 
 def test_a_run_that_was_trained_a_while_stays(call, monkeypatch):

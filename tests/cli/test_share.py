@@ -14,11 +14,10 @@ from helpers import recipe, trainer
 from hub import TOKEN, hub
 from PIL import Image
 from pretrained import ALL, MOST
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from zoo import Case
 
 import gzcli
-from gzcli.cli import app
 from gzcli.core import jobs
 from gzcli.engine.__main__ import VERBS, main
 from gzcli.engine.log import Log
@@ -63,17 +62,6 @@ def here(folder: Path, job: jobs.Job, *, quiet: bool = False) -> dict:
 
 
 @pytest.fixture
-def call(capsys):
-    """call("runs", "list") → (exit code, stdout, stderr) of `gz` in this process."""
-
-    def call(*words: str) -> tuple[int, str, str]:
-        code = app.run(list(words))
-        return (code, *capsys.readouterr())
-
-    return call
-
-
-@pytest.fixture
 def elsewhere(tmp_path, monkeypatch) -> Path:
     """Another machine: a GZ_HOME without runs and data."""
     monkeypatch.setenv("GZ_HOME", str(tmp_path / "elsewhere"))
@@ -114,16 +102,16 @@ def staged(_home, tmp_path_factory) -> runs.Run:
 
 @pytest.mark.usefixtures("run", "on_latents", "staged")  # which are made on the first machine
 @pytest.mark.parametrize("name", ["run", "on_latents", "staged"])
-def test_a_file_draws_as_its_run_on_another_machine(name, request, call, tmp_path, elsewhere, monkeypatch):
+def test_a_file_draws_as_its_run_on_another_machine(name, request, gz, tmp_path, elsewhere, monkeypatch):
     own = request.getfixturevalue(name)
     expected = gzcli.load(own.path, device="cpu").sample(3, seed=5)
     file = tmp_path / "shared.safetensors"
+    again = tmp_path / "again.safetensors"
     with monkeypatch.context() as there:
         there.setenv("GZ_HOME", str(own.path.parents[1]))
-        code, out, err = call("runs", "export", str(own.path), "--out", str(file))
-        assert (code, out.strip()) == (0, str(file)), err
-        again = tmp_path / "again.safetensors"
-        call("runs", "export", str(own.path), "--out", str(again))
+        for place in (file, again):
+            code, out, err = gz("runs", "export", str(own.path), "--out", str(place))
+            assert (code, out.strip()) == (0, str(place)), err
     assert again.read_bytes() == file.read_bytes()
     loaded = gzcli.load(file, device="cpu")
     assert np.array_equal(loaded.sample(3, seed=5), expected)
@@ -131,56 +119,53 @@ def test_a_file_draws_as_its_run_on_another_machine(name, request, call, tmp_pat
     card = json.loads(metadata(file)["card"])
     assert card["model"] == own.model and card["data"]["licence"] and card["data"]["name"] == "digits"
     assert Image.open(loaded.path / "preview.png").size[0] >= 64
-    assert call("sample", str(file), "-n", "2", "--out", str(tmp_path / "o"))[0] == 0
+    assert gz("sample", str(file), "-n", "2", "--out", str(tmp_path / "o"))[0] == 0
 
 
-def test_half_the_size_is_nearly_the_same_picture(run, call, tmp_path):
+def test_half_the_size_is_nearly_the_same_picture(run, gz, tmp_path):
     places = {dtype: tmp_path / f"{dtype}.safetensors" for dtype in ("fp32", "bf16")}
     for dtype, place in places.items():
-        assert call("runs", "export", "mine", "--dtype", dtype, "--out", str(place))[0] == 0
+        assert gz("runs", "export", "mine", "--dtype", dtype, "--out", str(place))[0] == 0
     assert {value.dtype for value in load_file(places["bf16"]).values()} == {torch.bfloat16}
     a, b = (gzcli.load(place, device="cpu").sample(4) for place in places.values())
     assert 0 < np.abs(a.astype(int) - b).max() < 30
 
 
-def test_what_cannot_be_a_file_is_refused(run, call, tmp_path):
+def test_what_cannot_be_a_file_is_refused(run, gz, tmp_path):
     (tmp_path / "it.safetensors").write_bytes(b"")
     for words, told in (
         (("--out", str(tmp_path / "it.safetensors")), "already"),
         (("--out", str(tmp_path / "it.bin")), "must end in `.safetensors`"),
         (("--to", "diffusers", "--dtype", "bf16"), "`--dtype` goes with `--to file`"),
     ):
-        code, _, err = call("runs", "export", "mine", *words)
+        code, _, err = gz("runs", "export", "mine", *words)
         assert code == 2 and told in err
 
 
 @pytest.fixture
-def forged(run, call, tmp_path):
+def forged(run, tmp_path):
     """forged(key=value) → a file whose metadata say something else."""
 
-    def forge(**texts) -> Path:
-        from safetensors.torch import save_file
-
+    def forge(**texts) -> str:
         target = tmp_path / "forged.safetensors"
         told = {"recipe": json.dumps(run.tree()), "data": json.dumps({"shape": [1, 16, 16]}), "step": "2"}
         save_file({"x": torch.zeros(1)}, target, metadata=told | texts)
-        return target
+        return str(target)
 
     return forge
 
 
-def test_a_strangers_file_makes_gz_fetch_nothing_and_write_nowhere_else(run, forged, call, tmp_path):
+def test_a_strangers_file_makes_gz_fetch_nothing_and_write_nowhere_else(run, forged, gz, tmp_path):
     tree = run.tree()
-    latent = json.dumps(tree | {"data": tree["data"] | {"latent": "evil/autoencoder"}})
-    code, _, err = call("sample", str(forged(recipe=latent)))
+    latent = tree | {"data": tree["data"] | {"latent": "evil/autoencoder"}}
+    code, _, err = gz("sample", forged(recipe=json.dumps(latent)))
     assert code == 3 and "gz does not fetch for a file" in err and "hf download evil/autoencoder" in err
     part = {"recipe": json.dumps(tree), "step": "2"}
     outside = [json.dumps({name: part}) for name in ("../../evil", "stages/../evil")]
     for parts in (*outside, "[]", "{", '{"model": 3}'):
-        code, _, err = call("sample", str(forged(parts=parts)))
+        code, _, err = gz("sample", forged(parts=parts))
         assert code == 3 and "is damaged, or of a later version" in err, err
-    program = json.dumps({"model": {"name": "os"}, "data": {"name": "x"}})
-    code, _, err = call("sample", str(forged(recipe=program)))
+    code, _, err = gz("sample", forged(recipe='{"model": {"name": "os"}, "data": {"name": "x"}}'))
     assert code == 3 and "a model from outside, `os`" in err
     assert not list(tmp_path.rglob("evil*"))
 
@@ -198,21 +183,22 @@ SPANS = {
 }
 
 
-@pytest.mark.parametrize("spans", SPANS)
-def test_tensors_that_do_not_fill_the_file_once_are_refused(run, call, tmp_path, elsewhere, spans):
+def test_tensors_that_do_not_fill_the_file_once_are_refused(run, gz, tmp_path, elsewhere):
     part = {"recipe": json.dumps(run.tree()), "step": "2"}
     texts = part | {"data": json.dumps({"shape": [1, 16, 16]}), "parts": json.dumps({"model": part})}
-    told = [{"dtype": "U8", "shape": [64], "data_offsets": span} for span in SPANS[spans]]
-    head = {"__metadata__": texts} | {f"model:{i}": spec for i, spec in enumerate(told)}
-    text = json.dumps(head).encode()
     file = tmp_path / "forged.safetensors"
-    file.write_bytes(len(text).to_bytes(8, "little") + text + bytes(64))
-    left = elsewhere / "files" / f"forged-{files.checksum(file)[:12]}"  # by a version that took such a file
-    left.mkdir(parents=True)
-    (left / "model.safetensors").write_bytes(bytes(9))
-    code, _, err = call("runs", "show", str(file))
-    assert code == 3 and "damaged" in err and "Error" not in err, err
-    assert not [path for path in elsewhere.rglob("*") if path.is_file()]
+    for what, spans in SPANS.items():
+        told = [{"dtype": "U8", "shape": [64], "data_offsets": span} for span in spans]
+        head = {"__metadata__": texts} | {f"model:{i}": spec for i, spec in enumerate(told)}
+        text = json.dumps(head).encode()
+        file.write_bytes(len(text).to_bytes(8, "little") + text + bytes(64))
+        # left by a version that took such a file
+        left = elsewhere / "files" / f"forged-{files.checksum(file)[:12]}"
+        left.mkdir(parents=True)
+        (left / "model.safetensors").write_bytes(bytes(9))
+        code, _, err = gz("runs", "show", str(file))
+        assert code == 3 and "damaged" in err and "Error" not in err, (what, err)
+        assert not [path for path in elsewhere.rglob("*") if path.is_file()], what
 
 
 # --- the hub ---
@@ -232,10 +218,10 @@ def server(monkeypatch, tmp_path):
         yield found
 
 
-def test_a_pushed_run_is_drawn_from_and_pulled_elsewhere(run, server, call, tmp_path, elsewhere, monkeypatch):
+def test_a_pushed_run_is_drawn_from_and_pulled_elsewhere(run, server, gz, tmp_path, elsewhere, monkeypatch):
     with monkeypatch.context() as there:
         there.setenv("GZ_HOME", str(run.path.parents[1]))
-        code, out, err = call("runs", "push", "mine", "me/vae-digits")
+        code, out, err = gz("runs", "push", "mine", "me/vae-digits")
         expected = gzcli.load(run.path, device="cpu").sample(3)
     assert (code, out.strip()) == (0, f"{server.url}/me/vae-digits"), err
     sent = server.repos["me/vae-digits"]
@@ -246,15 +232,15 @@ def test_a_pushed_run_is_drawn_from_and_pulled_elsewhere(run, server, call, tmp_
     assert all(header.values()) and header["datasets"] == ["digits"]
     assert "None" not in body and "gz sample hf://me/vae-digits" in body and "More Information" not in body
     assert np.array_equal(gzcli.load("hf://me/vae-digits", device="cpu").sample(3), expected)
-    code, out, _ = call("runs", "pull", "me/vae-digits", "--name", "theirs", "--json")
+    code, out, _ = gz("runs", "pull", "me/vae-digits", "--name", "theirs", "--json")
     pulled = runs.by_name("theirs")
     assert (code, json.loads(out)["run"]) == (0, pulled.id)
     assert pulled.status()["from"] == "hf://me/vae-digits"
     assert np.array_equal(gzcli.load("theirs", device="cpu").sample(3), expected)
-    assert call("runs", "remove", "theirs", "--yes")[0] == 0
+    assert gz("runs", "remove", "theirs", "--yes")[0] == 0
 
 
-def test_what_the_hub_does_not_give_is_told(run, server, call, monkeypatch):
+def test_what_the_hub_does_not_give_is_told(run, server, gz, monkeypatch):
     server.repos["me/empty"] = {}
     for words, code, told in (
         (("sample", "hf://me/nothing"), 3, "the hub has no `me/nothing`, or it is private"),
@@ -263,18 +249,18 @@ def test_what_the_hub_does_not_give_is_told(run, server, call, monkeypatch):
         (("runs", "pull", "me/../../x"), 2, "is no address of a model on the hub"),
         (("runs", "push", "mine", "a b/c"), 2, "is no address of a model on the hub"),
     ):
-        found, _, err = call(*words)
+        found, _, err = gz(*words)
         assert found == code and told in err, err
     monkeypatch.setenv("HF_TOKEN", "wrong")
-    code, _, err = call("runs", "push", "mine", "me/it")
+    code, _, err = gz("runs", "push", "mine", "me/it")
     assert code == 3 and "the hub refuses `me/it`" in err and "the token may not write there" in err
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    code, _, err = call("runs", "push", "mine", "me/it")
+    code, _, err = gz("runs", "push", "mine", "me/it")
     assert code == 3 and "there is no token" in err and "hf auth login" in err
     monkeypatch.setenv("GZ_OFFLINE", "1")
     count = len(server.requests)
     for words in (("runs", "push", "mine", "me/it"), ("sample", "hf://me/it"), ("runs", "pull", "me/it")):
-        code, _, err = call(*words)
+        code, _, err = gz(*words)
         assert code == 3 and "GZ_OFFLINE" in err
     assert len(server.requests) == count
 
@@ -294,7 +280,7 @@ def test_a_pretrained_model_loads_and_draws(one, elsewhere):
     assert [(row["name"], row["n"]) for row in one.figures] == [("fd", 500)]
 
 
-def test_pretrained_models_are_small_together_and_have_one_spelling(call, elsewhere):
+def test_pretrained_models_are_small_together_and_have_one_spelling(gz, elsewhere):
     names = pretrained.names()
     assert 0 < sum(file.stat().st_size for file in names.values()) <= ALL
     name = next(iter(names))
@@ -302,22 +288,22 @@ def test_pretrained_models_are_small_together_and_have_one_spelling(call, elsewh
     run = find_run(f"pretrained:{model}", data=data)
     assert run == find_run(f"pretrained:{name}") and run.status()["from"].startswith("pretrained:")
     assert gzcli.load(model, data=data, pretrained=True, device="cpu").path == run.path
-    code, out, _ = call("list", "pretrained", "--json")
+    code, out, _ = gz("list", "pretrained", "--json")
     listed = [row["name"] for row in json.loads(out)["pretrained"]]
     assert code == 0 and listed == [f"pretrained:{n}" for n in names]
-    code, _, err = call("sample", "nothing", "--pretrained")
+    code, _, err = gz("sample", "nothing", "--pretrained")
     assert code == 2 and "`gz list pretrained` names them" in err
-    code, _, err = call("sample", model, "--pretrained", "--data", "mnist")
+    code, _, err = gz("sample", model, "--pretrained", "--data", "mnist")
     assert code == 3 and f"gz train {model} --data mnist" in err
 
 
 @pytest.mark.slow
-def test_the_recorded_figures_of_pretrained_models_stand(call, home):
+def test_the_recorded_figures_of_pretrained_models_stand(gz, home):
     """In one home, so that a set's features are trained once."""
     for one in pretrained.every():
         (told,) = one.figures
         words = ("--data", one.data, "-n", str(told["n"]), "--metrics", "fd", "--json")
-        code, out, err = call("bench", f"pretrained:{one.name}", *words)
+        code, out, err = gz("bench", f"pretrained:{one.name}", *words)
         assert code == 0, err
         (row,) = json.loads(out)["rows"]
         assert row["metrics"]["fd"] == pytest.approx(told["value"], rel=0.25), one.name
@@ -327,15 +313,14 @@ def test_the_recorded_figures_of_pretrained_models_stand(call, home):
 
 
 @pytest.fixture
-def drawn(run, call, tmp_path) -> Path:
+def drawn(run, gz, tmp_path) -> Path:
     out = tmp_path / "drawn"
     words = ("sample", "mine", "-n", "5", "--seed", "3", "--temperature", "0.5")
-    code, _, err = call(*words, "--out", str(out))
-    assert code == 0, err
+    assert gz(*words, "--out", str(out))[0] == 0
     return out
 
 
-def test_a_picture_says_what_made_it_and_is_drawn_again(run, drawn, call, tmp_path):
+def test_a_picture_says_what_made_it_and_is_drawn_again(run, drawn, gz, tmp_path):
     told = png.origin_of(drawn / "images" / "000002.png")
     assert (told["run"], told["seed"], told["n"], told["index"]) == (run.id, 3, 5, 2)
     assert told["weights"] == files.checksum(run.path / "model.safetensors") and told["versions"]["torch"]
@@ -343,13 +328,13 @@ def test_a_picture_says_what_made_it_and_is_drawn_again(run, drawn, call, tmp_pa
     assert str(tmp_path) not in json.dumps(told)
     for name in ("grid.png", "images/000002.png"):
         out = tmp_path / name.replace("/", "-")
-        code, text, err = call("sample", "--like", str(drawn / name), "--out", str(out), "--json")
+        code, text, err = gz("sample", "--like", str(drawn / name), "--out", str(out), "--json")
         assert code == 0, err
         assert json.loads(text)["like"] == {"file": str(out / name), "same": True, "most": 0}
         assert (out / name).read_bytes() == (drawn / name).read_bytes()
 
 
-def test_a_picture_that_cannot_be_drawn_again_says_why(run, drawn, call, tmp_path, monkeypatch):
+def test_a_picture_that_cannot_be_drawn_again_says_why(run, drawn, gz, tmp_path, monkeypatch):
     picture = drawn / "grid.png"
     plain, cut, text = tmp_path / "plain.png", tmp_path / "cut.png", tmp_path / "text.png"
     Image.open(picture).save(plain)
@@ -367,23 +352,23 @@ def test_a_picture_that_cannot_be_drawn_again_says_why(run, drawn, call, tmp_pat
         ((str(picture), other.id), 3, "does not have the weights that drew the picture"),
     ]
     for words, code, told in cases:
-        found, _, err = call("sample", "--like", *words)
+        found, _, err = gz("sample", "--like", *words)
         assert found == code and told in err, err
-    assert call("sample")[0] == 2
+    assert gz("sample")[0] == 2
     monkeypatch.setenv("GZ_HOME", str(tmp_path / "empty"))
-    code, _, err = call("sample", "--like", str(picture))
+    code, _, err = gz("sample", "--like", str(picture))
     assert code == 3 and f"`{run.id}`, which is not here" in err
 
 
-def test_a_picture_of_ones_own_pictures_asks_for_them(run, drawn, call, tmp_path):
+def test_a_picture_of_ones_own_pictures_asks_for_them(run, drawn, gz, tmp_path):
     source = drawn / "images"
     words = ("sample", "mine", "--do", "reconstruct", "-n", "2")
-    assert call(*words, "--input", str(source), "--out", str(tmp_path / "a"))[0] == 0
+    assert gz(*words, "--input", str(source), "--out", str(tmp_path / "a"))[0] == 0
     again = ("sample", "--like", str(tmp_path / "a" / "grid.png"), "--out", str(tmp_path / "b"))
-    code, _, err = call(*again)
+    code, _, err = gz(*again)
     assert code == 2 and "made from `images`" in err and "--input PATH" in err
-    code, out, err = call(*again, "--input", str(source), "--json")
+    code, out, err = gz(*again, "--input", str(source), "--json")
     assert code == 0 and json.loads(out)["like"]["same"], err
     (source / "000000.png").unlink()
-    code, _, err = call(*again, "--input", str(source))
+    code, _, err = gz(*again, "--input", str(source))
     assert code == 2 and "is not the `images`" in err

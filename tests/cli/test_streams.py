@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -118,16 +119,15 @@ def test_a_zero_byte_in_a_name_is_told(run, capsys):
     assert runs.by_name("a\0b") is runs.by_name("~\0") is None
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_says_nothing_where_it_cannot_answer(shell, said, monkeypatch):
-    program = Path(sys.argv[0]).name
-    monkeypatch.setenv("_GZ_COMPLETE" if program != "gzcli" else "_GZCLI_COMPLETE", f"complete_{shell}")
+def test_completion_says_nothing_where_it_cannot_answer(said, monkeypatch):
+    variable = "_GZCLI_COMPLETE" if Path(sys.argv[0]).name == "gzcli" else "_GZ_COMPLETE"
     monkeypatch.setenv("COMP_WORDS", "gz runs show ")
     monkeypatch.setenv("_TYPER_COMPLETE_ARGS", "gz runs show ")
-    for cursor in ("3", "-1", "x", "99"):
+    for shell, cursor in product(("bash", "zsh", "fish"), ("3", "-1", "x", "99")):
+        monkeypatch.setenv(variable, f"complete_{shell}")
         monkeypatch.setenv("COMP_CWORD", cursor)
         for stdout, stderr, _ in WAYS.values():
-            assert said("", stdout(), stderr())[0] == 0
+            assert said("", stdout(), stderr())[0] == 0, (shell, cursor)
         assert "error" not in said("", io.StringIO(), io.StringIO())[1]
 
 
@@ -138,12 +138,11 @@ REDIRECTED = {
 }
 
 
-@pytest.mark.parametrize("line", REDIRECTED)
-def test_as_a_shell_redirects(line, tmp_path):
+def test_as_a_shell_redirects(tmp_path):
     """What Python itself does with its streams at its end, too."""
-    code, message = REDIRECTED[line]
-    command = f'"$0" -m gzcli {line}; exit ${{PIPESTATUS[0]}}'
-    words, env = ["bash", "-c", command, sys.executable], {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=env, cwd=tmp_path)
-    text = done.stdout + done.stderr
-    assert done.returncode == code and message in text and len(text.splitlines()) <= 3, text
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for line, (code, message) in REDIRECTED.items():
+        words = ["bash", "-c", f'"$0" -m gzcli {line}; exit ${{PIPESTATUS[0]}}', sys.executable]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=env, cwd=tmp_path)
+        text = done.stdout + done.stderr
+        assert done.returncode == code and message in text and len(text.splitlines()) <= 3, (line, text)

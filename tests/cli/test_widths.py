@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from functools import partial
+from itertools import product
 
-import pytest
 from test_runs import made
 
 from gzcli.cli import bench, jobs, out, train
@@ -51,18 +51,14 @@ def test_what_fits_is_asked_of_the_stream(monkeypatch, capsys):
     assert capsys.readouterr().err.splitlines() == [*wrapped(WORDS, width=40), f"files: {path}"]
 
 
-LISTS = ["list", "list models", "list data", "list recipes", "runs list", "data list --long"]
-LISTS += ["train vae --dry-run --keys"]
-
-
-@pytest.mark.parametrize("columns", [60, 80])
-@pytest.mark.parametrize("line", LISTS)
-def test_every_list_fits(call, monkeypatch, columns, line):
-    monkeypatch.setenv("COLUMNS", str(columns))
+def test_every_list_fits(call, monkeypatch):
     made(best=1.0)
-    code, stdout, _ = call(*line.split())
-    long = [text for text in stdout.splitlines() if len(text) > columns]
-    assert code == 0 and all("/" in text for text in long)  # a path or an address is never broken
+    lists = ("list", "list models", "list data", "list recipes", "runs list", "data list --long")
+    for columns, line in product((60, 80), (*lists, "train vae --dry-run --keys")):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        code, stdout, _ = call(*line.split())
+        long = [text for text in stdout.splitlines() if len(text) > columns]
+        assert code == 0 and all("/" in text for text in long), "a path or an address is never broken"
 
 
 def test_runs_have_curves_and_short_names(home):
@@ -79,10 +75,8 @@ def test_runs_have_curves_and_short_names(home):
     twin = runs.user_dir("runs") / run.id.replace("-2", "-1", 1)  # the same four digits at another time
     run.path.rename(twin)
     files.write_json(run.path / "status.json", {"model": "vae"})
-    assert runs.by_name(short) is None and set(runs.short_names(runs.all_runs()).values()) == {
-        run.id,
-        twin.name,
-    }
+    assert runs.by_name(short) is None
+    assert set(runs.short_names(runs.all_runs()).values()) == {run.id, twin.name}
 
 
 def test_compare_shows_what_differs(call, monkeypatch):
@@ -121,9 +115,7 @@ def test_the_end_of_a_verb(home, capsys, monkeypatch):
 
 
 def test_the_end_of_bench_names_the_best(home, capsys, tmp_path):
-    rows = [
-        {"name": name, "run": None, "metrics": {"fd": fd, "own": 1.0}}
-        for name, fd in (("a", 3.0), ("b", 2.0))
-    ]
+    figures = {"a": {"fd": 3.0, "own": 1.0}, "b": {"fd": 2.0, "own": 1.0}}
+    rows = [{"name": name, "run": None, "metrics": metrics} for name, metrics in figures.items()]
     bench.ended({"rows": rows, "floor": {}, "directions": {"fd": "down"}}, tmp_path, "5s")
     assert f"done: best by fd: b, 2, 5s\nnext: gz report {tmp_path}" in capsys.readouterr().err
