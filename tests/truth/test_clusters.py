@@ -146,7 +146,7 @@ def test_samples_are_guided_towards_clusters_by_default_and_not_towards_labels(n
         model = catalog.load(name).of(INFO, **options, **patch)
         found, guided = [], model.guided
         model.guided = lambda x, t, y, scale: found.append(scale) or guided(x, t, y, scale)
-        flat(model.sample)(2, noise=ImageNoise(0, range(2)), progress=no_progress, **how)
+        flat(model.sample)(2, noise=ImageNoise(0, range(2)), progress=no_progress, steps=2, **how)
         return set(found)
 
     assert scales({"clusters": 3}) == {GUIDANCE}
