@@ -77,6 +77,16 @@ def undrawn():
 
 
 @pytest.fixture
+def fp64():
+    """Tensors and modules are made in double precision."""
+    import torch
+
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
 def home(tmp_path, monkeypatch):
     """A fresh GZ_HOME for a test that counts runs or packs."""
     monkeypatch.setenv("GZ_HOME", str(tmp_path / "home"))

@@ -23,7 +23,7 @@ from gzcli.core import philox
 from gzcli.core.jobs import SampleJob
 from gzcli.core.parts import Part, part_of
 from gzcli.core.sections import LaunchSection, OptimSection
-from gzcli.core.types import ImageNoise, no_progress
+from gzcli.core.types import Batch, ImageNoise, no_progress
 from gzcli.data.packs.batches import TrainBatches
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack
@@ -258,18 +258,19 @@ class Paths:
         scorer.fit([self.batch], [self.batch])
         scorer(self.batch.rows(slice(0, 1), self.batch.noise) if name == "gradnorm" else self.batch)
 
-    def map(self, name: str) -> None:
-        seen, method = self.trained.seen(self.batch), getattr(self.model, name)
+    def cheaply(self, method: Callable[..., torch.Tensor], batch: Batch) -> torch.Tensor:
         cheap = {key: value for key, value in CHEAP.items() if key in defaults(method)}
-        with self.trained.scoring(), torch.no_grad():
-            found = method(seen.x, noise=seen.noise, **grouped(method, cheap))
+        with torch.no_grad():
+            return method(batch.x, noise=batch.noise, **grouped(method, cheap))
+
+    def map(self, name: str) -> None:
+        seen = self.trained.seen(self.batch)
+        with self.trained.scoring():
+            found = self.cheaply(getattr(self.model, name), seen)
         assert found.shape == (len(seen), *seen.x.shape[2:])
 
     def log_prob(self) -> None:
-        method = self.model.log_prob
-        cheap = {key: value for key, value in CHEAP.items() if key in defaults(method)}
-        with torch.no_grad():
-            method(self.batch.x, noise=self.batch.noise, **grouped(method, cheap))
+        self.cheaply(self.model.log_prob, self.batch)
 
     def apply(self, do: str) -> None:
         options = {key: value for key, value in CHEAP.items() if key in self.card.do[do]}
@@ -287,9 +288,8 @@ class Paths:
 
     def latents(self) -> None:
         info = self.t.info
-        space = trained.LatentSpace(
-            self.model, info, "", *prepared._measure(self.model, self.t.pack, info.levels, DEVICE)
-        )
+        measured = prepared._measure(self.model, self.t.pack, info.levels, DEVICE)
+        space = trained.LatentSpace(self.model, info, "", *measured)
         space.decode(space.encode(self.batch.x))
 
 
@@ -376,12 +376,9 @@ def test_the_device_tells_what_a_gpu_would(device):
 def test_noise_autocast_and_double_on_the_device(device):
     noise = ImageNoise(2**40, torch.arange(3), DEVICE)
     device.syncs.clear()
-    for drawn, dtype in (
-        (noise.randn(3, 2, 5), torch.float32),
-        (noise.rand(3, 7), torch.float32),
-        (noise.randint(9, 3), torch.int64),
-    ):
-        assert drawn.device == DEVICE and drawn.dtype == dtype
+    drawn = noise.randn(3, 2, 5), noise.rand(3, 7), noise.randint(9, 3)
+    assert [t.dtype for t in drawn] == [torch.float32, torch.float32, torch.int64]
+    assert {t.device for t in drawn} == {DEVICE}
     assert not device.syncs
     net, x = torch.nn.Linear(3, 4).to(DEVICE), torch.randn(2, 3).to(DEVICE)
     with torch.autocast(NAME, dtype=torch.bfloat16):

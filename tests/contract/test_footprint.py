@@ -62,9 +62,8 @@ def test_the_nearest_codes_are_found_part_by_part_in_full_precision(monkeypatch)
 def test_classes_and_coupled_noise_are_products_of_matrices():
     """Against each class's density, also far out and for sharp classes: to the rounding of fp32."""
     torch.manual_seed(0)
-    model = Glow.of(
-        DataInfo((1, 16, 16), 256, tuple(map(str, range(50)))), depth=1, hidden=4, conditional=True
-    )
+    info = DataInfo((1, 16, 16), 256, tuple(map(str, range(50))))
+    model = Glow.of(info, depth=1, hidden=4, conditional=True)
     with torch.no_grad():
         model.top.normal_(std=0.5)
         model.classes.table.weight.normal_(std=0.5)

@@ -122,11 +122,8 @@ def test_what_cannot_be_built_is_refused_with_what_to_do(model, info, options, m
 
 def test_an_option_of_the_command_line_has_its_range():
     card = catalog.card("ddpm")
-    for words, must in (
-        ("--dynamic -1", "in [0, 1]"),
-        ("--eta -0.5", "0 or more"),
-        ("--steps=-3", "1 … 1,000,000"),
-    ):
+    refused = {"--dynamic -1": "in [0, 1]", "--eta -0.5": "0 or more", "--steps=-3": "1 … 1,000,000"}
+    for words, must in refused.items():
         with pytest.raises(UsageError, match=r"`--\w+` must be ") as e:
             method_options(words.split(), card.sample, "`ddpm`", "sample")
         assert must in e.value.message

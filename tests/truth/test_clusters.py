@@ -146,7 +146,7 @@ def test_samples_are_guided_towards_clusters_by_default_and_not_towards_labels(n
         model = catalog.load(name).of(INFO, **options, **patch)
         found, guided = [], model.guided
         model.guided = lambda x, t, y, scale: found.append(scale) or guided(x, t, y, scale)
-        flat(model.sample)(2, noise=ImageNoise(0, range(2)), progress=no_progress, **how)
+        flat(model.sample)(2, noise=ImageNoise(0, range(2)), progress=no_progress, steps=2, **how)
         return set(found)
 
     assert scales({"clusters": 3}) == {GUIDANCE}
@@ -179,24 +179,17 @@ def clustered(cls=Transformer, shape=(1, 12, 8), **options):
 
 
 @pytest.mark.parametrize("cls", [Transformer, MaskGIT])
-def test_a_prior_is_told_the_cluster_of_the_image_and_draws_one_by_its_share(cls, monkeypatch):
+def test_a_prior_is_told_the_cluster_of_the_image_and_draws_one_by_its_share(cls):
     model, x, told = clustered(cls), coded_images(20), []
-    monkeypatch.setattr(ClassEmbedding, "forward", hearing(told))
+    hear = lambda module, given, *_: told.append(given[0])  # noqa: E731
+    for module in model.modules():
+        if isinstance(module, ClassEmbedding):
+            module.register_forward_pre_hook(hear)
     model.train().loss(prepared(model, x))
     assert torch.equal(told[-1], model.clusters(x))
     model.eval().sample(30, noise=ImageNoise(3, range(30)), progress=no_progress)
     assert torch.equal(told[-1], model.clusters.draw(30, ImageNoise(3, range(30))).repeat(2)), "guided"
     assert model.strength(None) == GUIDANCE
-
-
-def hearing(told: list):
-    forward = ClassEmbedding.forward
-
-    def heard(self, y, n, drop=None):
-        told.append(y)
-        return forward(self, y, n, drop)
-
-    return heard
 
 
 def test_codes_and_clusters_have_probabilities_that_sum_to_one():

@@ -72,6 +72,9 @@ def test_exact_values():
     assert constant["ci"] == {"auroc": [0.5, 0.5], "fpr95": [1.0, 1.0]}
     with pytest.raises(UsageError):
         detection(np.empty(0), np.ones(3))
+    for bad in (np.nan, np.inf, -np.inf):
+        with pytest.raises(DivergedError, match="1 of 20 scores are not finite"):
+            detection(np.arange(10.0), np.array([*range(9), bad]))
 
 
 def test_bootstrap_interval_covers_as_often_as_it_says():
@@ -79,21 +82,13 @@ def test_bootstrap_interval_covers_as_often_as_it_says():
     it."""
     rng, covered, widths = np.random.default_rng(2), 0, []
     for seed in range(100):
-        low, high = detection(rng.normal(0, 1, 200), rng.normal(1, 1, 200), bootstrap=200, seed=seed)["ci"][
-            "auroc"
-        ]
+        found = detection(rng.normal(0, 1, 200), rng.normal(1, 1, 200), bootstrap=200, seed=seed)
+        low, high = found["ci"]["auroc"]
         covered += low <= 0.7602 <= high
         widths.append(high - low)
     assert 86 <= covered <= 100
-    assert np.mean(widths) == pytest.approx(
-        2 * 1.96 * 0.0236, rel=0.12
-    )  # Hanley–McNeil standard error at n = 200
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_scores_that_are_not_finite_are_an_error(bad):
-    with pytest.raises(DivergedError, match="1 of 20 scores are not finite"):
-        detection(np.arange(10.0), np.array([*range(9), bad]))
+    error = 0.0236  # Hanley–McNeil's at n = 200
+    assert np.mean(widths) == pytest.approx(2 * 1.96 * error, rel=0.12)
 
 
 def test_code_length_is_lossless_and_grows_with_detail():
@@ -106,9 +101,8 @@ def test_code_length_is_lossless_and_grows_with_detail():
     assert lengths[2] >= 32 * 32 * 8  # noise has no code shorter than its entropy
     assert (baselines.code_length(noise) <= 8 * baselines.png_size(noise)).all()
     noise = np.random.default_rng(4).integers(0, 2, (1, 1, 28, 28), dtype=np.uint8) * 255
-    assert (
-        28 * 4 <= baselines.png_size(noise)[0] <= 28 * (1 + 4) + 80
-    )  # a filter byte and 28 bits a row, and the headers
+    # a filter byte and 28 bits a row, and the headers
+    assert 28 * 4 <= baselines.png_size(noise)[0] <= 28 * (1 + 4) + 80
 
 
 def test_coders_give_the_image_back():
@@ -129,10 +123,8 @@ def test_coders_give_the_image_back():
 
 def test_knn_equals_neighbours_in_pixels_when_no_component_is_dropped():
     rng = np.random.default_rng(6)
-    train, seen, far = (
-        rng.integers(lo, hi, (n, 1, 6, 6), dtype=np.uint8)
-        for lo, hi, n in ((0, 100, 80), (0, 100, 20), (150, 250, 20))
-    )
+    sets = (0, 100, 80), (0, 100, 20), (150, 250, 20)
+    train, seen, far = (rng.integers(lo, hi, (n, 1, 6, 6), dtype=np.uint8) for lo, hi, n in sets)
     near, away = baselines.knn_pca(train, [seen, far], k=3, dims=64)
     direct = NearestNeighbors(n_neighbors=3).fit(train.reshape(80, -1) / 255.0)
     assert np.allclose(near, direct.kneighbors(seen.reshape(20, -1) / 255.0)[0][:, -1], atol=1e-5)
@@ -185,20 +177,16 @@ def test_p_values_are_valid_where_scores_tie():
             assert len(set(conformal.p_values(held_out, copies, tails=tails))) == 1
 
 
-@pytest.mark.parametrize("fpr", [0.01, 0.05, 0.1, 0.3])
-@pytest.mark.parametrize("n", [9, 99, 100, 730])
-@pytest.mark.parametrize("tails", [1, 2])
-def test_the_thresholds_flag_what_the_p_values_flag(n, fpr, tails):
-    rng = np.random.default_rng(n)
-    held_out = rng.normal(size=n).round(1)
-    scores = np.unique(np.concatenate([held_out, held_out + 0.05, [-9.0, 9.0]]))
-    flagged = conformal.flagged(conformal.p_values(held_out, scores, tails=tails), fpr)
-    low, high = conformal.thresholds(held_out, fpr, tails=tails)
-    assert (flagged == ((scores < low) | (scores > high))).all()
-    assert flagged.any() == (n >= conformal.fewest(fpr)), "too few images flag nothing"
-    assert flagged[0] == (tails == 2 and n >= conformal.fewest(fpr, scores=2)), (
-        "the lower tail needs two places"
-    )
+def test_the_thresholds_flag_what_the_p_values_flag():
+    """Too few images flag nothing, and the lower tail needs two places."""
+    for n, fpr, tails in itertools.product((9, 99, 100, 730), (0.01, 0.05, 0.1, 0.3), (1, 2)):
+        held_out = np.random.default_rng(n).normal(size=n).round(1)
+        scores = np.unique(np.concatenate([held_out, held_out + 0.05, [-9.0, 9.0]]))
+        flagged = conformal.flagged(conformal.p_values(held_out, scores, tails=tails), fpr)
+        low, high = conformal.thresholds(held_out, fpr, tails=tails)
+        assert (flagged == ((scores < low) | (scores > high))).all(), (n, fpr, tails)
+        assert flagged.any() == (n >= conformal.fewest(fpr)), (n, fpr, tails)
+        assert flagged[0] == (tails == 2 and n >= conformal.fewest(fpr, scores=2)), (n, fpr, tails)
 
 
 @pytest.mark.parametrize("fpr", [0.01, 0.05])

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from flows import DIGITS, batch, images, log_det_by_autograd, noise, roughen
+from flows import DIGITS, Given, batch, images, log_det_by_autograd, noise, roughen
 
 from gzcli.core.errors import UsageError
-from gzcli.core.types import BatchNoise, DataInfo, Noise, no_progress
+from gzcli.core.types import BatchNoise, DataInfo, no_progress
 from gzcli.models.nn import zero_init
 from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.base import VariationalDequantiser
@@ -19,16 +19,6 @@ def flow(shape=(1, 8, 8), levels=256, classes=DIGITS, multilabel=False, size=0.1
     torch.manual_seed(0)
     options = {"depth": 3, "hidden": 8, "blocks": 1, **options}
     return roughen(Flow.of(DataInfo(shape, levels, classes, multilabel), **options), size)
-
-
-class Given(Noise):
-    """The noise that it is given, once."""
-
-    def __init__(self, u: torch.Tensor):
-        self.u = u
-
-    def rand(self, *shape):
-        return self.u.view(shape)
 
 
 def test_a_coupling_changes_the_squares_of_one_colour_given_those_of_the_other():
@@ -111,12 +101,10 @@ def test_log_q_integrates_to_one_and_depends_on_the_image():
 
 
 def test_variational_noise_starts_uniform():
-    model, x = flow(size=0.0, dequant="variational"), images(4)
-    plain = flow(size=0.0)
+    nets = flow(size=0.0, dequant="variational"), flow(size=0.0)
     with torch.no_grad():
-        torch.testing.assert_close(
-            model.log_prob(x, noise=noise(4)), plain.log_prob(x, noise=noise(4)), rtol=1e-5, atol=1e-3
-        )
+        found, plain = (net.log_prob(images(4), noise=noise(4)) for net in nets)
+    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("dequant", ["uniform", "variational"])
@@ -162,16 +150,14 @@ def test_gradients_of_log_prob_reach_image_and_parameters_in_fp32_under_bf16():
 def test_edit_moves_the_top_latent_between_the_priors_of_the_classes():
     model, x = flow(conditional=True, levels=17), images(6, levels=17)
     model.classes.table.weight.data.mul_(3)
-    own = torch.tensor(
-        [model.log_prob(x, torch.full((6,), k), noise=noise(6)).tolist() for k in range(10)]
-    ).argmax(0)
+    each = [model.log_prob(x, torch.full((6,), k), noise=noise(6)) for k in range(10)]
+    own = torch.stack(each).argmax(0)
     to = (own + 1) % 10
     edit = lambda **k: model.edit(x, noise=noise(6), **k).images  # noqa: E731
     kept = model.reconstruct(x, noise=noise(6)).images
     assert torch.equal(edit(labels=own), kept) and torch.equal(edit(labels=to, strength=0.0), kept)
     assert not torch.equal(edit(labels=to), kept)
-    # standardised latents are kept: the edited dequantised image is as probable, given its class, as the
-    # first
+    # standardised latents are kept: what is edited is as probable, given its class, as it was
     (*eps, top), _ = model.encode(model.to_unit(x, noise(6))[0])
     (mean, log_std), (to_mean, to_log_std) = model.top_prior(own, 6), model.top_prior(to, 6)
     moved = to_mean + (top - mean) * (to_log_std - log_std).exp()

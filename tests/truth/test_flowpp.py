@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 from draws import fitted
-from flows import DIGITS, batch, images, log_det_by_autograd, noise, roughen
+from flows import DIGITS, Given, batch, images, log_det_by_autograd, noise, roughen
 
-from gzcli.core.types import BatchNoise, DataInfo, Noise
+from gzcli.core.types import BatchNoise, DataInfo
 from gzcli.models.nn import from_levels
 from gzcli.models.normalizing_flow import flowpp
 from gzcli.models.normalizing_flow.flowpp import (
@@ -36,9 +36,7 @@ def model_of(shape=(1, 4, 8), levels=256, classes=DIGITS, size=0.1, **options) -
 def mixture(n: int, K: int = 5, spread: float = 3.0, dtype=torch.float64, seed: int = 0) -> LogisticCDF:
     """A mixture for each of n values, with scales from a hundredth to a hundred."""
     g = torch.Generator().manual_seed(seed)
-    logits, mean, log_scale = (
-        torch.randn(n, K, 1, generator=g, dtype=torch.float64).to(dtype) for _ in range(3)
-    )
+    logits, mean, log_scale = torch.randn(3, n, K, 1, generator=g, dtype=torch.float64).to(dtype)
     return LogisticCDF.of(2 * logits, spread * mean, 1.5 * log_scale)
 
 
@@ -48,10 +46,8 @@ def test_the_cdf_is_the_integral_of_the_mixtures_density():
     for i in range(4):
         pi, mean, scale = m.log_pi[i, :, 0].exp(), m.mean[i, :, 0], m.log_scale[i, :, 0].exp()
         # the density of a logistic in its other form, sech² / 4s
-        density = sum(
-            p / (4 * s * torch.cosh((grid - mu) / (2 * s)).square())
-            for p, mu, s in zip(pi, mean, scale, strict=True)
-        )
+        parts = zip(pi, mean, scale, strict=True)
+        density = sum(p / (4 * s * torch.cosh((grid - mu) / (2 * s)).square()) for p, mu, s in parts)
         cdf = torch.cumulative_trapezoid(density, grid)
         at = torch.tensor([495_000, 499_750, 500_000, 500_350, 502_000])  # x from -10 to 4
         one = LogisticCDF(*(t[i : i + 1].expand(5, -1, 1) for t in (m.log_pi, m.mean, m.log_scale)))
@@ -80,9 +76,8 @@ def test_tails_are_finite_and_go_on_as_the_widest_component(dtype):
 @pytest.mark.parametrize(("K", "spread"), [(1, 1.0), (4, 1.0), (32, 3.0)])
 def test_the_inverse_is_exact(K, spread, dtype, atol):
     m = mixture(2000, K, spread, dtype)
-    x = spread * torch.randn(2000, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(
-        dtype
-    )
+    g = torch.Generator().manual_seed(1)
+    x = spread * torch.randn(2000, 1, generator=g, dtype=torch.float64).to(dtype)
     y, log_slope = m.logit_cdf(x)
     back = m.inverse_logit_cdf(y)
     # x is known as well as y is: in the gap between two components the CDF is flat
@@ -103,9 +98,7 @@ def test_halves_are_alternate_columns_or_alternate_rows_of_the_squares(way):
     image = torch.arange(2 * 3 * 4 * 8.0).view(2, 3, 4, 8)
     x = image if way == COLUMNS else torch.nn.functional.pixel_unshuffle(image, 2)
     x1, x2 = flowpp.split(x, way)
-    rows = (
-        image[:, :, 0::2].unflatten(3, (-1, 2)).movedim(4, 2).flatten(1, 2)
-    )  # [B, (C, 2 columns), H/2, W/2]
+    rows = image[:, :, 0::2].unflatten(3, (-1, 2)).movedim(4, 2).flatten(1, 2)  # [B, C · 2, H/2, W/2]
     torch.testing.assert_close(x1, image[..., 0::2] if way == COLUMNS else rows)
     assert x1.shape == x2.shape and x1.is_contiguous()
     torch.testing.assert_close(flowpp.join(x1, x2, way), x)
@@ -124,20 +117,8 @@ def test_couplings_have_the_log_det_of_their_jacobian_and_invert(way, attention)
         torch.testing.assert_close(found, expected)
     torch.testing.assert_close(flow.inverse(y, context), x)
     assert (y != x).all(), "each value is changed"
-    single = flow.float()
-    torch.testing.assert_close(
-        single.inverse(single(x.float(), context.float())[0], context.float()), x.float(), atol=1e-4, rtol=0
-    )
-
-
-class Given(Noise):
-    """Normal draws that are what a test says."""
-
-    def __init__(self, eps: torch.Tensor):
-        self.eps = eps
-
-    def randn(self, *shape):
-        return self.eps.view(shape)
+    single, x, context = flow.float(), x.float(), context.float()
+    torch.testing.assert_close(single.inverse(single(x, context)[0], context), x, atol=1e-4, rtol=0)
 
 
 def dequantiser(levels=4) -> Dequantiser:
@@ -182,10 +163,9 @@ def test_log_prob_is_the_density_minus_the_noises():
     v, log_q = model.dequantiser(x, Given(eps))
     mean, log_std = model.top
     standard = lambda t: (model.encode(t)[0][0] - mean) * (-log_std).exp()  # noqa: E731
-    log_p = torch.distributions.Normal(0.0, 1.0).log_prob(standard(v)).sum() + log_det_by_autograd(
-        standard, v
-    )
-    torch.testing.assert_close(model.log_prob(x, noise=Given(eps)), log_p - log_q - 32 * math.log(17))
+    log_p = torch.distributions.Normal(0.0, 1.0).log_prob(standard(v)).sum()
+    want = log_p + log_det_by_autograd(standard, v) - log_q - 32 * math.log(17)
+    torch.testing.assert_close(model.log_prob(x, noise=Given(eps)), want)
 
 
 def test_learned_noise_beats_uniform_and_more_samples_tighten_the_bound():

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from itertools import permutations
+from itertools import permutations, product
 
 import draws
 import pytest
 import torch
 from draws import noise
 from flat import flat
-from gaussian import GaussianField, check_moments
+from gaussian import GaussianField, check_likelihood, check_moments
 from helpers import recipe, trainer
 from torch import nn
 from zoo import Case
@@ -54,16 +54,9 @@ class Exact(nn.Module):
         return self.mean + (t * self.std**2 - (1 - t)) / variance * (x - t * self.mean)
 
 
-@pytest.fixture
-def fp64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-def exact(std: float = 0.3) -> FM:
-    model = FM.of(INFO, **SMALL).double().eval()
-    model.net = Exact(0.2 * torch.randn(INFO.shape, generator=torch.Generator().manual_seed(2)).double(), std)
+def exact(std: float = 0.3, info: DataInfo = INFO) -> FM:
+    model = FM.of(info, **SMALL).double().eval()
+    model.net = Exact(0.2 * torch.randn(info.shape, generator=torch.Generator().manual_seed(2)).double(), std)
     return model
 
 
@@ -90,23 +83,13 @@ def test_the_likelihood_of_a_gaussian_is_exact(solver):
     torch.testing.assert_close(value, log_p, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("std", [0.5, 0.05, 0.02])
 @pytest.mark.parametrize("options", [{}, {"solver": "adaptive"}])
-def test_the_likelihood_is_true_by_default(std, options):
-    """Within .02 nats a dimension, of broad and of narrow Gaussians, image by image, whatever the shape."""
-    for info in (INFO, DataInfo((1, 2, 2), 256)):
-        model = FM.of(info, **SMALL).double().eval()
-        mean = 0.2 * torch.randn(info.shape, generator=torch.Generator().manual_seed(2)).double()
-        model.net, n = Exact(mean, std), 64
-        x = mean + std * torch.randn(n, *info.shape, generator=torch.Generator().manual_seed(3)).double()
-        with torch.no_grad():
-            value = model.log_prob(x, noise=noise(n), ode=LikelihoodOptions(**options))
-        y = x + 2 / 255 * (noise(n).rand(n, *info.shape).double() - 0.5)
-        log_p = torch.distributions.Normal(mean, std).log_prob(y).flatten(1).mean(1) + math.log(2 / 255)
-        gap = value / mean.numel() - log_p
-        assert abs(float(gap.mean())) < 0.01 and gap.abs().max() < 0.05
-        if not options:
-            assert len(model.net.times) == 96
+def test_the_likelihood_is_true_by_default(options):
+    """Of broad and of narrow Gaussians, whatever the shape."""
+    for std, info in product((0.5, 0.05, 0.02), (INFO, DataInfo((1, 2, 2), 256))):
+        model = exact(std, info)
+        check_likelihood(model, model.net.mean.detach(), std, n=64, **options)
+        assert options or len(model.net.times) == 96
 
 
 def test_the_loss_is_that_of_torchcfm():
@@ -183,9 +166,9 @@ def test_ways_between_and_halfway():
     assert way.shape == (5, 1, 4, 4)
 
 
-def test_inpainting_draws_from_what_images_may_be():
-    """Mean and covariance of the hidden half of a correlated Gaussian given the other, at the default
-    steps."""
+def test_inpainting_and_enlarging_draw_from_what_images_may_be():
+    """Mean and covariance of what is hidden of a correlated Gaussian: one half, given the other, at the
+    default steps; and three pixels of each block, given the means of blocks, which are kept."""
     field, n = GaussianField(), 3000
     model = FM.of(DataInfo((1, 4, 4), None), **SMALL).double().eval()  # latents: nothing is clipped
     model.net = field.velocity_net()
@@ -194,14 +177,6 @@ def test_inpainting_draws_from_what_images_may_be():
         out = model.inpaint(x.expand(n, 1, 4, 4), mask=mask.expand(n, 1, 4, 4), noise=noise(n)).images
     check_moments(out[:, :, 2:].flatten(1), mean, covariance)
     assert model.net.calls == 25
-
-
-def test_enlarging_draws_from_what_images_may_be():
-    """Mean and covariance of three pixels of each block of a correlated Gaussian, given the means of blocks,
-    which are kept."""
-    field, n = GaussianField(), 3000
-    model = FM.of(DataInfo((1, 4, 4), None), **SMALL).double().eval()
-    model.net = field.velocity_net()
     small = nn.functional.avg_pool2d(field.one, 2)
     out = model.upscale(small.expand(n, 1, 2, 2), noise=noise(n)).images
     torch.testing.assert_close(nn.functional.avg_pool2d(out, 2), small.expand(n, 1, 2, 2))
@@ -209,26 +184,20 @@ def test_enlarging_draws_from_what_images_may_be():
     cross = field.covariance @ rows.T
     gain = cross @ torch.linalg.inv(rows @ cross)
     mean = field.mean + gain @ (small.flatten() - rows @ field.mean)
-    covariance = field.covariance - gain @ cross.T
     kept = [i for i in range(16) if i % 2 or i // 4 % 2]  # all but the first pixel of each block
-    check_moments(out.flatten(1)[:, kept], mean[kept], covariance[kept][:, kept])
+    check_moments(out.flatten(1)[:, kept], mean[kept], (field.covariance - gain @ cross.T)[kept][:, kept])
 
 
 def test_a_class_is_found_and_changed_by_the_ode():
     """Of a flow whose classes are the signs of all pixels, by its exact velocity."""
     model = CFM.of(DataInfo((1, 4, 4), 256, ("dark", "bright")), **SMALL).double().eval()
 
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.device = nn.Parameter(torch.zeros((), dtype=torch.float64))
+    def velocity(x, t, y=None, drop=None):  # of N(±.5, .1²) at x_t = (1 − t) x_0 + t x_1
+        t = t[:, None, None, None] / 1000
+        m, var = y.double()[:, None, None, None] - 0.5, (1 - t) ** 2 + (0.1 * t) ** 2
+        return m + (0.01 * t - (1 - t)) / var * (x - t * m)
 
-        def forward(self, x, t, y=None, drop=None):  # of N(±.5, .1²) at x_t = (1 − t) x_0 + t x_1
-            t = t[:, None, None, None] / 1000
-            m, var = y.double()[:, None, None, None] - 0.5, (1 - t) ** 2 + (0.1 * t) ** 2
-            return m + (0.01 * t - (1 - t)) / var * (x - t * m)
-
-    model.net = Net()
+    model.net.forward = velocity
     y = torch.tensor([0, 1, 1, 0])
     x = y.double()[:, None, None, None] - 0.5 + 0.1 * noise(4).randn(4, 1, 4, 4).double()
     found = model.classify(x, y=y, noise=noise(4))
@@ -240,51 +209,40 @@ def test_a_class_is_found_and_changed_by_the_ode():
         torch.testing.assert_close(other.images, want.clamp(-1, 1), atol=0.01, rtol=0)
 
 
-def test_guidance_is_the_extrapolation_and_costs_no_more_at_scale_one():
-    torch.manual_seed(0)
-    model, sizes = CFM.of(INFO, **SMALL).eval(), []
-    nn.init.normal_(model.net.conv_out.weight, std=0.3)
-    nn.init.normal_(model.net.label.table.weight)
-    model.net.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
-    x, y = batch().x, torch.arange(8) % 3
-    with torch.no_grad():
-        with_label, without, twice = (model.guided(x, torch.full((8,), 0.5), y, w) for w in (1.0, 0.0, 2.5))
-    assert sizes == [8, 8, 16]
-    torch.testing.assert_close(twice, without + 2.5 * (with_label - without), atol=1e-5, rtol=1e-4)
-    with pytest.raises(UsageError, match="needs a conditional model"):
-        FM.of(INFO, **SMALL).velocity(None, 2.0)
-
-
 @pytest.mark.parametrize("family", [CFM, SGM])
-def test_only_guided_times_take_two_passes(family):
+def test_guidance_is_the_extrapolation_and_only_guided_times_take_two_passes(family):
     torch.manual_seed(0)
     model = family.of(INFO, **SMALL, conditional=True).eval()
     nn.init.normal_(model.net.conv_out.weight, std=0.3)
     nn.init.normal_(model.net.label.table.weight)
     rows, x, y = [], batch().x, torch.arange(8) % 3
     model.net.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
-    f, always, never = model.velocity(y, 2.5, (0.4, 0.6)), model.velocity(y, 2.5), model.velocity(y)
     early, inside = torch.full((8,), 0.9), torch.full((8,), 0.5)
+    if family is CFM:
+        with torch.no_grad():
+            one, without, twice = (model.guided(x, inside, y, w) for w in (1.0, 0.0, 2.5))
+        assert rows == [8, 8, 16]
+        torch.testing.assert_close(twice, without + 2.5 * (one - without), atol=1e-5, rtol=1e-4)
+        rows.clear()
+    f, always, never = model.velocity(y, 2.5, (0.4, 0.6)), model.velocity(y, 2.5), model.velocity(y)
     with torch.no_grad():
         outer, inner = f(x, early), f(x, inside)
         assert rows == [8, 16]
         mixed = f(x, torch.tensor([0.9, 0.5] * 4))  # as in the adaptive solver
         assert sum(rows[2:]) == 4 + 8
-        torch.testing.assert_close(mixed[::2], outer[::2], atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(mixed[1::2], inner[1::2], atol=1e-5, rtol=1e-4)
+        for found, want in ((mixed[::2], outer[::2]), (mixed[1::2], inner[1::2])):
+            torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(outer, never(x, early))
         torch.testing.assert_close(inner, always(x, inside))
+    with pytest.raises(UsageError, match="needs a conditional model"):
+        FM.of(INFO, **SMALL).velocity(None, 2.0)
 
 
 def test_a_classifier_of_velocities_knows_constant_classes():
     """Class k is the constant image of k: the velocity given the right class has no error."""
     model, values = CFM.of(INFO, **SMALL).eval(), torch.tensor([-0.8, 0.0, 0.8]).view(-1, 1, 1, 1)
 
-    class Net(nn.Module):
-        def forward(self, x, t, y=None, drop=None):
-            return (values[y] - x) / (1 - t[:, None, None, None] / SCALE)
-
-    model.net = Net()
+    model.net.forward = lambda x, t, y, drop=None: (values[y] - x) / (1 - t[:, None, None, None] / SCALE)
     y = torch.arange(9) % 3
     x = values[y].expand(-1, *INFO.shape)
     assert torch.equal(model.class_errors(x, noise(9)).argmin(1), y)

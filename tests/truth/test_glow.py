@@ -84,10 +84,8 @@ def test_log_prob_tightens_and_reaches_the_image():
         many = model.log_prob(x, noise=BatchNoise(1, total=64), samples=16)
     assert many.mean() > one.mean()
     model, x = glow(logit=0.01).double(), images(1).double()
-    f = lambda t: model.log_prob(t, noise=noise(1)).sum()  # noqa: E731
-    assert torch.autograd.gradcheck(
-        f, x.clamp(-0.9, 0.9).requires_grad_(), eps=1e-6, atol=1e-3, fast_mode=True
-    )
+    f, x = lambda t: model.log_prob(t, noise=noise(1)).sum(), x.clamp(-0.9, 0.9).requires_grad_()
+    assert torch.autograd.gradcheck(f, x, eps=1e-6, atol=1e-3, fast_mode=True)
 
 
 def test_actnorm_starts_with_zero_mean_and_unit_variance_also_with_constant_pixels():

@@ -151,10 +151,8 @@ def test_warm_up_and_spectral_norms_are_of_training_alone():
 
 def test_spectral_norms_against_the_singular_values():
     torch.manual_seed(0)
-    net = nn.Sequential(
-        EncoderCell(8), DecoderCell(8, 2), nn.ConvTranspose2d(8, 4, 4), nn.Conv2d(3, 5, 3, bias=False)
-    )
-    norms = SpectralNorms(net)
+    convs = nn.ConvTranspose2d(8, 4, 4), nn.Conv2d(3, 5, 3, bias=False)
+    norms = SpectralNorms(nn.Sequential(EncoderCell(8), DecoderCell(8, 2), *convs))
     for _ in range(300):
         norms()
     layers = [layer for group in norms.layers for layer in group]
@@ -163,17 +161,16 @@ def test_spectral_norms_against_the_singular_values():
     torch.testing.assert_close(torch.cat(norms.norms()), exact, rtol=2e-3, atol=0)
     norms().backward()  # d s / dW = u vᵀ
     u, _, vh = torch.linalg.svd(layers[-1].weight.detach().flatten(1), full_matrices=False)
-    torch.testing.assert_close(
-        layers[-1].weight.grad.flatten(1), torch.outer(u[:, 0], vh[0]), atol=1e-2, rtol=0
-    )
+    gradient = layers[-1].weight.grad.flatten(1)
+    torch.testing.assert_close(gradient, torch.outer(u[:, 0], vh[0]), atol=1e-2, rtol=0)
     before = {name: value.clone() for name, value in norms.state_dict().items()}
     with torch.no_grad():
         for layer in layers:
             layer.weight.mul_(torch.rand_like(layer.weight))
-    norms.eval()()
-    assert before and all(torch.equal(before[name], value) for name, value in norms.state_dict().items())
-    norms.train()()
-    assert any(not torch.equal(before[name], value) for name, value in norms.state_dict().items())
+    for training in (False, True):
+        norms.train(training)()
+        kept = [torch.equal(before[name], value) for name, value in norms.state_dict().items()]
+        assert kept and all(kept) != training
 
 
 def test_mixture_shows_the_heaviest_component():
@@ -210,11 +207,8 @@ def test_reconstruction_keeps_as_many_groups_as_asked(trained):
     assert torch.equal(whole, show(3)) and torch.equal(whole, show(0, seed=1))
     assert not torch.equal(one, show(1, seed=1))
     # on average over draws: with two groups kept, one draw may be nearer by chance than the mean of all
-    errors = [
-        torch.stack([(x - show(keep, seed)).square().mean() for seed in range(8)]).mean()
-        for keep in (0, 2, 1)
-    ]
-    assert errors[0] < errors[1] < errors[2]
+    every, two, first = (sum((x - show(k, s)).square().mean() for s in range(8)) for k in (0, 2, 1))
+    assert every < two < first
     with pytest.raises(UsageError, match="`keep` is 4"):
         show(4)
 

@@ -32,9 +32,8 @@ def test_prdc_equals_counting_by_its_definitions(rows, monkeypatch):
 
     real_radii, fake_radii = radii(real), radii(fake)
     inside = [[distance(f, r) < radius for r, radius in zip(real, real_radii, strict=True)] for f in fake]
-    recalled = [
-        any(distance(f, r) < radius for f, radius in zip(fake, fake_radii, strict=True)) for r in real
-    ]
+    balls = list(zip(fake, fake_radii, strict=True))
+    recalled = [any(distance(f, r) < radius for f, radius in balls) for r in real]
     expected = {
         "precision": np.mean([any(row) for row in inside]),
         "recall": np.mean(recalled),

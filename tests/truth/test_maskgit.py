@@ -58,9 +58,8 @@ def test_the_loss_is_of_masked_codes_alone_and_smoothed():
     parts = model.loss(batch)
     expected = torch.stack([ce[i][masked[i]].mean() for i in range(5)]).mean()
     torch.testing.assert_close(parts["loss"], expected)
-    torch.testing.assert_close(
-        parts["nats"], torch.stack([plain[i][masked[i]].mean() for i in range(5)]).mean().detach()
-    )
+    nats = torch.stack([plain[i][masked[i]].mean() for i in range(5)]).mean()
+    torch.testing.assert_close(parts["nats"], nats.detach())
     assert 0 < masked.sum() < masked.numel()
     model, n = build(), 6000
     count = torch.arange(n) % 6 + 1
@@ -107,10 +106,8 @@ def test_sampling_unmasks_on_the_cosine_schedule_and_keeps_what_it_has(steps, mo
     model = build((1, 16, 16), codes=7)
     net = Uniform(torch.linspace(0, 1, 7).double())
     monkeypatch.setattr(MaskGIT, "_logits", lambda self, codes, masked, labels, guidance: net(codes, masked))
-    codes = torch.zeros(3, 16, dtype=torch.long)
-    done = model._fill(
-        codes, torch.ones(3, 16, dtype=torch.bool), None, noise(3), no_progress, FillOptions(steps=steps)
-    )
+    codes, every = torch.zeros(3, 16, dtype=torch.long), torch.ones(3, 16, dtype=torch.bool)
+    done = model._fill(codes, every, None, noise(3), no_progress, FillOptions(steps=steps))
     left = [math.floor(16 * math.cos(0.5 * math.pi * i / steps)) for i in range(steps)]
     assert [masked.sum(1).tolist() for _, masked in net.seen] == [[n] * 3 for n in left]
     for (before, masked), (after, later) in itertools.pairwise(net.seen):
@@ -122,8 +119,7 @@ def test_sampling_unmasks_on_the_cosine_schedule_and_keeps_what_it_has(steps, mo
 def test_without_choice_noise_the_most_confident_stay(monkeypatch):
     model = build((1, 16, 16), codes=2)
     certainty = torch.linspace(1, 30, 16).double()
-    logits = torch.stack([certainty, torch.zeros(16).double()], -1)
-    net = Uniform(logits)
+    net = Uniform(torch.stack([certainty, torch.zeros(16).double()], -1))
     monkeypatch.setattr(MaskGIT, "_logits", lambda self, codes, masked, labels, guidance: net(codes, masked))
     start = torch.zeros(1, 16, dtype=torch.long)
     how = FillOptions(steps=3, temperature=1e-3, choice=0.0)
@@ -146,14 +142,10 @@ def test_guidance_goes_from_the_null_label_through_the_class():
     codes, masked, y = torch.zeros(2, 6).long(), torch.ones(2, 6, dtype=torch.bool), torch.tensor([0, 2])
     with torch.no_grad():
         with_label, without = model(codes, masked, y), model(codes, masked, None)
-        torch.testing.assert_close(
-            model._logits(codes, masked, y, 2.5), without + 2.5 * (with_label - without)
-        )
-    assert torch.equal(model.sample(2, labels=y, noise=noise(2)), model.sample(2, labels=y, noise=noise(2)))
-    assert not torch.equal(
-        model.sample(2, labels=y, noise=noise(2)),
-        model.sample(2, labels=y, noise=noise(2), how=FillOptions(guidance=4.0)),
-    )
+        guided = model._logits(codes, masked, y, 2.5)
+        torch.testing.assert_close(guided, without + 2.5 * (with_label - without))
+    draw = lambda **how: model.sample(2, labels=y, noise=noise(2), how=FillOptions(**how))  # noqa: E731
+    assert torch.equal(draw(), draw()) and not torch.equal(draw(), draw(guidance=4.0))
     with pytest.raises(UsageError, match="guidance"):
         build().sample(2, noise=noise(2), how=FillOptions(guidance=2.0))
     for bad in ({"temperature": 0.0}, {"steps": 0}):
@@ -165,18 +157,14 @@ def test_inpainting_keeps_the_known_pixels_and_knows_nothing_of_the_hidden():
     model, x = build((1, 16, 16), codes=16, classes=CLASSES), images(3, (1, 16, 16))
     mask = torch.ones(3, 1, 16, 16)
     mask[:, :, 5:9, 2:] = 0
-    done = model.inpaint(x, mask=mask, noise=noise(3)).images
-    known = mask.expand_as(x) > 0
+    fill = lambda x, mask=mask, seed=0: model.inpaint(x, mask=mask, noise=noise(3, seed)).images  # noqa: E731
+    done, known = fill(x), mask.expand_as(x) > 0
     assert torch.equal(done[known], x[known]) and not torch.equal(done, x)
-    other = torch.where(known, x, -x)
-    assert torch.equal(model.inpaint(other, mask=mask, noise=noise(3)).images, done)
-    assert not torch.equal(model.inpaint(x, mask=mask, noise=noise(3, seed=1)).images, done)
-    middle = model.inpaint(
-        x, noise=noise(3), labels=torch.tensor([0, 1, 2]), how=FillOptions(guidance=2.0)
-    ).images
+    assert torch.equal(fill(torch.where(known, x, -x)), done)
+    assert not torch.equal(fill(x, seed=1), done) and torch.equal(fill(x, torch.ones_like(mask)), x)
+    told = {"labels": torch.tensor([0, 1, 2]), "how": FillOptions(guidance=2.0)}
+    middle = model.inpaint(x, noise=noise(3), **told).images
     assert (middle != x).any(0).any(0).nonzero().aminmax()[0] >= 4
     assert torch.equal(middle[:, :, :4], x[:, :, :4])
     with pytest.raises(UsageError, match="needs labels"):
         build((1, 16, 16), codes=16, classes=CLASSES, label_dropout=0.0).inpaint(x, noise=noise(3))
-    nothing = torch.ones(3, 1, 16, 16)
-    assert torch.equal(model.inpaint(x, mask=nothing, noise=noise(3)).images, x)

@@ -18,25 +18,21 @@ from gzcli.models.nn.unet import UNet
 CONF = OptimSection(name="muon", lr=3e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1)
 
 
-def descend(
-    net: nn.Module, optimizers: list[torch.optim.Optimizer], steps: int, seed: int = 0
-) -> list[torch.Tensor]:
+def descend(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed: int = 0) -> list:
     """The weights after some steps towards random targets."""
     noise = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         x, y = (torch.randn(256, 40, generator=noise) for _ in range(2))
         (net(x) - y).square().mean().backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
     return [p.detach().clone() for p in net.parameters()]
 
 
 def net() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(40, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 8), nn.Linear(8, 40)
-    )
+    layers = [nn.Linear(40, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 8), nn.Linear(8, 40)]
+    return nn.Sequential(*layers)
 
 
 def test_singular_values_become_one_and_their_vectors_stay():
@@ -60,16 +56,12 @@ def test_the_steps_are_those_of_torchs_muon_and_adamw():
         torch.optim.Muon(wide, lr=3e-3, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.99), weight_decay=0.1),
     ]
-    for optimizers, model in (
-        ([optim.build(Phase("main", ours.parameters()), CONF)], ours),
-        (others, theirs),
-    ):
+    mine = [optim.build(Phase("main", ours.parameters()), CONF)]
+    for optimizers, model in ((mine, ours), (others, theirs)):
         torch.manual_seed(1)
         for _ in range(5):
-            for p in model.parameters():
-                p.grad = torch.randn_like(
-                    p
-                )  # of full rank: directions that have no gradient get bf16's rounding
+            for p in model.parameters():  # of full rank: directions without a gradient get bf16's rounding
+                p.grad = torch.randn_like(p)
             for optimizer in optimizers:
                 optimizer.step()
     for a, b, start in zip(ours.parameters(), theirs.parameters(), net().parameters(), strict=True):
@@ -91,18 +83,16 @@ def test_it_goes_on_from_its_state_and_groups_keep_their_rates():
     whole, parts = net(), net()
     build = lambda m: optim.build(Phase("main", m.parameters()), CONF)  # noqa: E731
     optimizer = build(whole)
-    descend(whole, [optimizer], 3)
+    descend(whole, optimizer, 3)
     first = build(parts)
-    descend(parts, [first], 3)
+    descend(parts, first, 3)
     second = build(parts)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
-    for a, b in zip(descend(whole, [optimizer], 3, seed=1), descend(parts, [second], 3, seed=1), strict=True):
+    for a, b in zip(descend(whole, optimizer, 3, seed=1), descend(parts, second, 3, seed=1), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
     a, b = nn.Linear(40, 40), nn.Linear(40, 40)
-    groups = [
-        {"params": list(a.parameters()), "lr_scale": 0.5},
-        {"params": list(b.parameters()), "weight_decay": 0.3},
-    ]
+    groups = [{"params": list(a.parameters()), "lr_scale": 0.5}]
+    groups += [{"params": list(b.parameters()), "weight_decay": 0.3}]
     optimizer = optim.build(Phase("main", groups), CONF)
     optim.set_lr(optimizer, CONF, 0, 10)
     found = [(len(g["params"]), g["wide"], g["lr"], g["weight_decay"]) for g in optimizer.param_groups]
@@ -148,14 +138,10 @@ def left_to_adamw(model: nn.Module) -> set[str]:
 def test_first_and_last_layers_and_tables_are_left_to_adamw():
     dit = DiTNet((4, 16, 16), DiTOptions(width=64, layers=1, heads=2, patch=4), classes=40)
     assert left_to_adamw(dit) == {"embed.weight", "out.weight", "label.table.weight"}
-    net = copy.deepcopy(
-        UNet(4, 4, channels=(32, 64), attention=(False, True), classes=40)
-    )  # as reflow copies its teacher's
+    # as reflow copies its teacher's
+    net = copy.deepcopy(UNet(4, 4, channels=(32, 64), attention=(False, True), classes=40))
     assert left_to_adamw(net) == {"conv_in.weight", "conv_out.weight", "label.table.weight"}
-    parts = {
-        name: len(p) // 64
-        for name, p in dit.named_parameters()
-        if "qkv.weight" in name or "modulation.weight" in name
-    }
     by_id = matrices_of(dit)
-    assert {name: by_id[id(dict(dit.named_parameters())[name])] for name in parts} == parts
+    for name, p in dit.named_parameters():
+        if "qkv.weight" in name or "modulation.weight" in name:
+            assert by_id[id(p)] == len(p) // 64, name

@@ -22,9 +22,7 @@ def test_each_value_sees_exactly_the_values_before_it(channels):
     model = build(PixelCNN, (channels, height, width), 4, dilations=(1, 1, 1, 1, 1, 1), hidden=12, head=12)
     x = images(1, (channels, height, width), 4).requires_grad_()
     logits = model(x)
-    order = (
-        torch.arange(height * width * channels).view(height, width, channels).permute(2, 0, 1)
-    )  # [C, H, W]
+    order = torch.arange(height * width * channels).view(height, width, channels).movedim(2, 0)  # [C, H, W]
     for c, i, j in itertools.product(range(channels), range(height), range(width)):
         (grad,) = torch.autograd.grad(logits[0, c, i, j].square().sum(), x, retain_graph=True)
         assert torch.equal(grad[0] != 0, order < order[c, i, j]), (c, i, j)
@@ -52,12 +50,9 @@ def test_the_softmax_starts_at_the_marginal_of_each_channel(levels):
     p = torch.stack([1 - bias.sigmoid()[:, 0], bias.sigmoid()[:, 0]], 1) if levels == 2 else bias.softmax(1)
     for c in range(3):
         grey = from_levels(torch.arange(levels), levels)
-        assert torch.allclose(
-            p[c], (x[:, c].flatten()[:, None] - grey).abs().lt(1e-4).float().mean(0), atol=2e-3
-        )
-    model.on_start(
-        Batch(-x, None, torch.arange(64), BatchNoise(0, total=64))
-    )  # after a resume: nothing changes
+        shares = (x[:, c].flatten()[:, None] - grey).abs().lt(1e-4).float().mean(0)
+        assert torch.allclose(p[c], shares, atol=2e-3)
+    model.on_start(Batch(-x, None, torch.arange(64), BatchNoise(0, total=64)))  # a resume changes nothing
     assert torch.equal(model.logits.bias.view(3, -1), bias)
 
 

@@ -90,10 +90,8 @@ def test_the_entropy_rises_by_its_own_gradient():
     noise = BatchNoise(0, total=n)
     model.eval()
     batch = Batch(torch.zeros(n, 1, 8, 8), None, torch.arange(n), noise)
-    found = torch.autograd.grad(
-        model.generator_loss(batch, noise.randn(n, 3), None)["loss"], [model.generator.w, model.log_sigma]
-    )
     w, log_sigma = model.generator.w, model.log_sigma
+    found = torch.autograd.grad(model.generator_loss(batch, noise.randn(n, 3), None)["loss"], [w, log_sigma])
     covariance = w @ w.T + (2 * log_sigma.flatten()).exp().diag()
     exact = torch.autograd.grad(-0.5 * torch.logdet(2 * math.pi * math.e * covariance), [w, log_sigma])
     for one, other in zip(found, exact, strict=True):

@@ -99,9 +99,8 @@ def clip_by_hand(state, x):
     x = norm("pre_layrnorm", x)
     for b in (f"encoder.layers.{i}" for i in range(DEPTH)):
         y = norm(f"{b}.layer_norm1", x)
-        x = x + linear(
-            f"{b}.self_attn.out_proj", attention(y, [linear(f"{b}.self_attn.{p}_proj", y) for p in "qkv"])
-        )
+        qkv = [linear(f"{b}.self_attn.{p}_proj", y) for p in "qkv"]
+        x = x + linear(f"{b}.self_attn.out_proj", attention(y, qkv))
         y = linear(f"{b}.mlp.fc1", norm(f"{b}.layer_norm2", x))
         x = x + linear(f"{b}.mlp.fc2", y * torch.sigmoid(1.702 * y))
     return norm("post_layernorm", x[:, 0]) @ state["visual_projection.weight"].T
@@ -222,10 +221,8 @@ def test_the_weights_are_read_by_their_names(state):
 def test_images_are_resized_with_antialiasing():
     """A checkerboard of one pixel's squares is grey where it is shrunk; nearest rows would keep it."""
     board = (torch.arange(4 * LITE_SIDE)[:, None] + torch.arange(4 * LITE_SIDE)) % 2
-    made = prepared(board[None, None].float())
-    assert (
-        made.shape == (1, 3, LITE_SIDE, LITE_SIDE) and made.abs().max() < 0.01
-    )  # the middle of the scale is 0
+    made = prepared(board[None, None].float())  # the middle of the scale is 0
+    assert made.shape == (1, 3, LITE_SIDE, LITE_SIDE) and made.abs().max() < 0.01
 
 
 def test_weights_that_are_absent_or_damaged(monkeypatch, tmp_path):

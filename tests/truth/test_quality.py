@@ -178,9 +178,8 @@ class Striped:
 
     @property
     def meta(self):
-        return SimpleNamespace(
-            shape=self.shape, classes=(), digest=f"striped{self.shape}", name="striped", multilabel=False
-        )
+        facts = {"classes": (), "digest": f"striped{self.shape}", "name": "striped", "multilabel": False}
+        return SimpleNamespace(shape=self.shape, **facts)
 
     def images(self, split):
         c, h, w = self.shape

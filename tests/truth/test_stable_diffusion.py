@@ -3,6 +3,7 @@ losses and files."""
 
 from __future__ import annotations
 
+import copy
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -49,8 +50,6 @@ INFO = DataInfo((3, 16, 16), 256, n=64)
 CPU = torch.device("cpu")
 TEXTS = ["a handwritten seven", "a handwritten two", "mirror it", "make it bold"]
 MODELS = [SDLoRA, ControlNet, InstructPix2Pix]
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-HUB = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
 def built(cls, kind: str = "sd", prediction: str = "epsilon", seed: int = 0, **options):
@@ -94,20 +93,15 @@ TUNED = ("sd_lora", "controlnet", "instructpix2pix")
 
 @pytest.fixture(scope="module", params=[pytest.param(m, marks=pytest.mark.xdist_group(m)) for m in TUNED])
 def trained(request):
-    """A run of 60 steps on four images, and the base's weights before it."""
+    """A run of 40 steps on four images, and the base's weights before it."""
     case = next(c for c in CASES if c.model == request.param)
-    case = replace(case, batch=4, lr=4e-3)
+    case = replace(case, batch=4, lr=6e-3)
     if case.model == "sd_lora":  # attention alone can do little for random weights
-        case = replace(
-            case, options={"rank": 8, "targets": (*ATTENTION, "conv1", "conv2", "conv_out"), "min_snr": None}
-        )
+        targets = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "conv_out")
+        case = replace(case, options={"rank": 8, "targets": targets, "min_snr": None})
     sets = "data.n=4 data.size=16 data.channels=3 train.ema=0.5 optim.warmup=0 optim.schedule=constant"
-    t = trainer(recipe(case, steps=60, sets=tuple(sets.split())))
-    frozen = {
-        f"{name}.{key}": value.clone()
-        for name, part in t.model.attached.items()
-        for key, value in part.state_dict().items()
-    }
+    t = trainer(recipe(case, steps=40, sets=tuple(sets.split())))
+    frozen = {name: copy.deepcopy(part.state_dict()) for name, part in t.model.attached.items()}
     t.fit()
     return t, frozen
 
@@ -115,13 +109,13 @@ def trained(request):
 def test_it_learns_four_images_and_leaves_alone_what_is_frozen(trained):
     t, frozen = trained
     losses = [line["loss"] for line in lines(t.run.path / "metrics.jsonl")]
-    assert np.mean(losses[-15:]) < 0.85 * np.mean(losses[:5]), losses
+    assert np.mean(losses[-10:]) < 0.85 * np.mean(losses[:5]), losses
     own = {id(p) for p in t.model.parameters()}
     for name, part in t.model.attached.items():
         tuned = {key for key, p in part.named_parameters() if id(p) in own}
         assert bool(tuned) == (name == "unet" and t.part.model == "sd_lora")
         for key, value in part.state_dict().items():
-            assert torch.equal(value, frozen[f"{name}.{key}"]) == (key not in tuned), key
+            assert torch.equal(value, frozen[name][key]) == (key not in tuned), key
     keys = load_file(t.run.path / "model.safetensors").keys() - {"captions", "pictures"}
     prefix = {"sd_lora": "adapter.", "controlnet": "controlnet.", "instructpix2pix": "unet."}[t.part.model]
     assert all(key.startswith(prefix) for key in keys) and len(keys) == len(list(t.model.parameters()))
@@ -135,9 +129,8 @@ def test_what_it_shows_of_itself_needs_no_prompt_and_its_export_is_the_same_pict
     prompts = ["a handwritten three", "turn it upside down"]
     picture = canny(batch(2).x) if name == "controlnet" else batch(2).x
     given = {"sd_lora": {}, "controlnet": {"control": picture}, "instructpix2pix": {"before": picture}}[name]
-    job = SampleJob(
-        run, checkpoint="last", n=2, seed=3, prompts=tuple(prompts), options={"steps": 3}, npz=True
-    )
+    how = {"n": 2, "seed": 3, "options": {"steps": 3}, "npz": True}
+    job = SampleJob(run, checkpoint="last", prompts=tuple(prompts), **how)
     (tmp_path / "shown").mkdir()
     assert sample_verb.run(replace(job, prompts=()), tmp_path / "shown", CPU, log)["n"] == 2
     out = export.run(ExportJob(run, "diffusers", str(tmp_path / "out"), "last"), tmp_path, CPU, log)
@@ -213,13 +206,11 @@ def test_what_an_edit_does_without_and_new_channels():
         assert float(share.float().mean()) == pytest.approx(0.05, abs=0.012)
 
 
-@pytest.mark.parametrize("min_snr", [None, 5.0])
 @pytest.mark.parametrize(
     ("kind", "prediction"), [("sd", "epsilon"), ("sd", "v_prediction"), ("sdxl", "epsilon")]
 )
-def test_the_loss_is_that_of_diffusers_examples(kind, prediction, min_snr):
-    model, b = stirred(built(SDLoRA, kind, prediction, min_snr=min_snr, noise_offset=0.1)), batch()
-    noise = batch().noise
+def test_the_loss_is_that_of_diffusers_examples(kind, prediction):
+    model, b, noise = stirred(built(SDLoRA, kind, prediction, noise_offset=0.1)), batch(), batch().noise
     pipe = load_base(tiny_sd.base(kind, prediction))
     with torch.no_grad():
         dist = pipe.vae.encode(b.x).latent_dist
@@ -231,8 +222,10 @@ def test_the_loss_is_that_of_diffusers_examples(kind, prediction, min_snr):
         target = eps if prediction == "epsilon" else schedule.get_velocity(z, eps, t)
         error = (out - target).square().mean((1, 2, 3))
         snr = compute_snr(schedule, t)
-        weight = 1.0 if min_snr is None else snr.clamp(max=5) / (snr if prediction == "epsilon" else snr + 1)
-        torch.testing.assert_close(model.loss(b)["loss"], (weight * error).mean())
+        weight = snr.clamp(max=5) / (snr if prediction == "epsilon" else snr + 1)
+        for min_snr, weighed in ((None, error), (5.0, weight * error)):
+            model.tuning, b.noise = replace(model.tuning, min_snr=min_snr), batch().noise
+            torch.testing.assert_close(model.loss(b)["loss"], weighed.mean())
 
 
 def test_min_snr_weights_are_finite_at_zero_snr():
@@ -282,15 +275,11 @@ def test_text_encoders_are_tuned_too_if_asked():
     model = built(SDLoRA, "sdxl", text_lora=True)
     assert "text" not in model.prepare(batch())
     stirred(model).loss(batch())["loss"].backward()
-    parts = {
-        name.split(".")[1].split("/")[0]
-        for name, p in model.named_parameters()
-        if p.grad is not None and p.grad.any()
-    }
+    taught = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    parts = {name.split(".")[1].split("/")[0] for name in taught}
     assert parts == {"unet", "text_encoder", "text_encoder_2"}
-    assert all(
-        p.grad is None for part in model.attached.values() for p in part.parameters() if not p.requires_grad
-    )
+    attached = (p for part in model.attached.values() for p in part.parameters())
+    assert all(p.grad is None for p in attached if not p.requires_grad)
 
 
 @pytest.mark.parametrize("cls", MODELS)
@@ -299,9 +288,8 @@ def test_checkpointing_changes_no_gradient(cls):
     for checkpointing in (False, True):
         model = stirred(built(cls, checkpointing=checkpointing)).train()
         saved = []
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda x, saved=saved: saved.append(x.numel()) or x, lambda x: x
-        ):
+        keep = lambda x, saved=saved: saved.append(x.numel()) or x  # noqa: E731
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
             loss = model.loss(batch())["loss"]
         loss.backward()
         found.append((sum(saved), [p.grad for p in model.parameters()]))
@@ -382,11 +370,10 @@ def test_prompts_sizes_and_conditions_that_are_not_given():
     assert torch.equal(net.pictures[:4] == 255, canny(batch().x) == 1)
     assert drawn(stirred(net), control=canny(batch(2).x)).shape == (2, 3, 16, 16)
     # what is shown beside the images is what they were made from
-    same = net.sources(2, noise=ImageNoise(3, range(2)))
+    noise = ImageNoise(3, range(2))
+    same = net.sources(2, noise=noise)
     assert torch.equal(drawn(stirred(net), prompt=TEXTS[:2]), drawn(net, prompt=TEXTS[:2], control=same))
-    assert torch.equal(
-        net.sources(2, noise=ImageNoise(3, range(2)), control=batch(2).x, edges=True), canny(batch(2).x)
-    )
+    assert torch.equal(net.sources(2, noise=noise, control=batch(2).x, edges=True), canny(batch(2).x))
     before = net.pictures.clone()
     net.on_start(batch(2, step=7))
     assert torch.equal(net.pictures, before), "a resume remembers what the first start did"
@@ -395,12 +382,9 @@ def test_prompts_sizes_and_conditions_that_are_not_given():
 def test_progress_ends_at_the_number_of_images(monkeypatch):
     monkeypatch.setattr("gzcli.models.stable_diffusion.base.LATENTS", 2 * 64)
     seen = []
-    model, how = built(SDLoRA), PromptOptions(prompt="two", steps=2)
-    x = model.sample(3, noise=ImageNoise(3, range(3)), progress=lambda i, n: seen.append((i, n)), how=how)
+    how = {"noise": ImageNoise(3, range(3)), "how": PromptOptions(prompt="two", steps=2)}
+    built(SDLoRA).sample(3, progress=lambda i, n: seen.append((i, n)), **how)
     assert seen[-1] == (3, 3) and [i for i, _ in seen] == sorted(i for i, _ in seen) and len(seen) == 4
-    torch.testing.assert_close(
-        x[2:], model.sample(3, noise=ImageNoise(3, range(3)), progress=no_progress, how=how)[2:]
-    )
 
 
 def test_captions_are_kept_as_bytes():
@@ -420,18 +404,14 @@ def test_edges_are_those_of_scikit_image():
         assert np.array_equal(edges(grey), reference(grey))
 
 
-def built_from(folder: str):
-    return SDLoRA.of(INFO, base=folder)
-
-
 def test_bases_that_are_not_whole(tmp_path):
     """Absent ones, pickled weights, which are not read, and pointers of Git LFS in place of weights."""
     with pytest.raises(MissingError, match=r"nobody/nothing` are not at hand") as e:
-        built_from("nobody/nothing")
+        SDLoRA.of(INFO, base="nobody/nothing")
     assert "hf download nobody/nothing" in e.value.hint and "--set model.base=" in e.value.hint
     for folder, message in ((tmp_path / "none", ""), (tmp_path, "model_index")):
         with pytest.raises(MissingError, match=message):
-            built_from(str(folder))
+            SDLoRA.of(INFO, base=str(folder))
     pickled = tmp_path / "pickled"
     pipe = tiny_sd.pipeline("sd", "epsilon")
     pipe.save_pretrained(pickled, safe_serialization=False)
@@ -444,29 +424,30 @@ def test_bases_that_are_not_whole(tmp_path):
             file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 3438167536\n")
     for folder in ("pickled", "unet", "text_encoder"):
         with pytest.raises(MissingError, match="is not whole"):
-            built_from(str(tmp_path / folder))
+            SDLoRA.of(INFO, base=str(tmp_path / folder))
 
 
 def test_bases_of_another_kind(tmp_path):
-    with pytest.raises(UsageError, match="not XL"):
-        built(InstructPix2Pix, "sdxl")
-    with pytest.raises(UsageError, match="predicts `sample`"):
-        built(SDLoRA, "sd", "sample")
-    with pytest.raises(UsageError, match="multiples of 8"):
-        SDLoRA.of(DataInfo((3, 28, 28)), base=tiny_sd.base())
     pipe = tiny_sd.pipeline("sd", "epsilon")
-    widen(pipe.unet, 5)
+    widen(pipe.unet, 5)  # of inpainting
     pipe.save_pretrained(tmp_path)
-    with pytest.raises(UsageError, match="takes 9 channels"):  # of inpainting
-        built_from(str(tmp_path))
+    for message, refused in {
+        "not XL": lambda: built(InstructPix2Pix, "sdxl"),
+        "predicts `sample`": lambda: built(SDLoRA, "sd", "sample"),
+        "multiples of 8": lambda: SDLoRA.of(DataInfo((3, 28, 28)), base=tiny_sd.base()),
+        "takes 9 channels": lambda: SDLoRA.of(INFO, base=str(tmp_path)),
+    }.items():
+        with pytest.raises(UsageError, match=message):
+            refused()
 
 
 def test_what_a_base_and_its_optimizer_need(monkeypatch):
     """SD 1.5 is known by its id: nothing is read."""
     options = {key: p.default for key, p in catalog.card("controlnet").params.items()}
-    part = Part("controlnet", {**options, "base": HUB}, train=TrainSection(batch_size=1, precision="fp32"))
+    options["base"] = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    part = Part("controlnet", options, train=TrainSection(batch_size=1, precision="fp32"))
     assert params_of(part, DataInfo((3, 64, 64)), {}) == 361_279_120
-    other = replace(part, options={**part.options, "base": "somebody/something"})
+    other = replace(part, options={**options, "base": "somebody/something"})
     with pytest.raises(MissingError, match="the shape of `somebody/something` is not known"):
         params_of(other, DataInfo((3, 64, 64)), {})
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)

@@ -38,9 +38,8 @@ def test_each_code_sees_exactly_the_codes_before_it():
             other[0, i] = (other[0, i] + 1) % model.codes
             moved = (model(other) - logits).abs().amax((0, 2)) > 1e-9
             assert torch.equal(moved, torch.arange(model.length) > i)
-        assert torch.allclose(model(codes[:, :3]), logits[:, :3], atol=1e-12), (
-            "a beginning is judged as in the whole"
-        )
+        beginning = model(codes[:, :3])
+        assert torch.allclose(beginning, logits[:, :3], atol=1e-12), "it is judged as in the whole"
 
 
 @pytest.mark.parametrize("classes", [(), CLASSES])
@@ -60,9 +59,8 @@ def test_scores_and_figures():
         each = torch.stack([(-model.nll(codes, torch.full((3,), y))).exp() for y in range(3)])
         torch.testing.assert_close(model.score_nll(x, noise=noise(3)), -each.mean(0).log())
         plain = build()
-        torch.testing.assert_close(
-            plain.score_nll(x, noise=noise(3)), plain.nll(plain.tokenizer.encode(x).flatten(1), None)
-        )
+        nll = plain.nll(plain.tokenizer.encode(x).flatten(1), None)
+        torch.testing.assert_close(plain.score_nll(x, noise=noise(3)), nll)
     model, x = build(), images(6)
     batches = [Batch(part, None, torch.arange(3), noise(3)) for part in x.split(3)]
     with torch.no_grad():
@@ -115,14 +113,14 @@ def test_sampled_frequencies_are_the_probabilities():
 
 def test_what_top_k_and_top_p_leave():
     logits = torch.tensor([[0.4, 0.1, 0.3, 0.2]]).log()
-    assert torch.allclose(weights(logits, DrawOptions(top_k=2)), torch.tensor([[0.4, 0.0, 0.3, 0.0]]))
-    assert torch.allclose(weights(logits, DrawOptions(top_p=0.65)), torch.tensor([[0.4, 0.0, 0.3, 0.0]]))
-    assert torch.allclose(weights(logits, DrawOptions(top_p=0.71)), torch.tensor([[0.4, 0.0, 0.3, 0.2]]))
-    assert torch.allclose(
-        weights(logits, DrawOptions(top_p=1e-9, top_k=9)), torch.tensor([[0.4, 0.0, 0.0, 0.0]])
-    )
-    cold = weights(logits, DrawOptions(temperature=0.5))
-    assert torch.allclose(cold, torch.tensor([[0.16, 0.01, 0.09, 0.04]]) / 0.3)
+    for options, left in (
+        ({"top_k": 2}, [0.4, 0.0, 0.3, 0.0]),
+        ({"top_p": 0.65}, [0.4, 0.0, 0.3, 0.0]),
+        ({"top_p": 0.71}, [0.4, 0.0, 0.3, 0.2]),
+        ({"top_p": 1e-9, "top_k": 9}, [0.4, 0.0, 0.0, 0.0]),
+        ({"temperature": 0.5}, [0.16 / 0.3, 0.01 / 0.3, 0.09 / 0.3, 0.04 / 0.3]),
+    ):
+        assert torch.allclose(weights(logits, DrawOptions(**options)), torch.tensor([left])), options
     for bad in ({"temperature": 0.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}):
         with pytest.raises(UsageError):
             weights(logits, DrawOptions(**bad))
@@ -153,21 +151,17 @@ def test_the_loss_is_the_mean_nll_of_a_code():
 def test_completion_keeps_the_rows_and_knows_nothing_of_the_others(classes):
     model, x = build(classes=classes), images(4)
     y = torch.tensor([0, 1, 2, 0]) if classes else None
-    done = model.complete(x, rows=4, labels=y, noise=noise(4)).images
+    complete = lambda x, rows, y=y: model.complete(x, rows=rows, labels=y, noise=noise(4)).images  # noqa: E731
+    done = complete(x, 4)
     assert torch.equal(done[:, :, :4], x[:, :, :4]) and not torch.equal(done, x)
     hidden = torch.cat([x[:, :, :4], -x[:, :, 4:]], 2)
     for labels in (y, None):
-        first, second = (model.complete(t, rows=4, labels=labels, noise=noise(4)).images for t in (x, hidden))
-        assert torch.equal(first, second)
-    assert not torch.equal(
-        done[:, :, 4:], model.complete(-x, rows=4, labels=y, noise=noise(4)).images[:, :, 4:]
-    )
-    assert torch.equal(model.complete(x, rows=12, labels=y, noise=noise(4)).images, x)
-    assert torch.equal(
-        model.complete(x, rows=0, labels=y, noise=noise(4)).images, model.sample(4, labels=y, noise=noise(4))
-    )
+        assert torch.equal(complete(x, 4, labels), complete(hidden, 4, labels))
+    assert not torch.equal(done[:, :, 4:], complete(-x, 4)[:, :, 4:])
+    assert torch.equal(complete(x, 12), x)
+    assert torch.equal(complete(x, 0), model.sample(4, labels=y, noise=noise(4)))
     with pytest.raises(UsageError, match="multiple of 4"):
-        model.complete(x, rows=5, noise=noise(4))
+        complete(x, 5)
 
 
 def test_completion_infers_the_class_from_the_kept_codes():
@@ -184,14 +178,15 @@ def test_the_tokenizer_is_frozen_and_decay_is_for_matrices():
     model = build().train()
     assert not model.tokenizer.training and not any(p.requires_grad for p in model.tokenizer.parameters())
     assert not any("tokenizer" in key for key in model.state_dict())
-    with pytest.raises(UsageError, match="guidance"):
-        model.sample(2, noise=noise(2), guidance=2.0)
-    with pytest.raises(UsageError, match="labels"):
-        Transformer.of(DataInfo((1, 12, 8)), tokenizer=model.tokenizer, conditional=True)
-    with pytest.raises(UsageError, match="heads"):
-        Transformer.of(DataInfo((1, 12, 8)), tokenizer=model.tokenizer, width=10, heads=4)
-    with pytest.raises(UsageError, match="makes no codes"):
-        Transformer(DataInfo((1, 12, 8)), tokenizer=model)
+    over = partial(Transformer.of, DataInfo((1, 12, 8)))
+    for message, refused in {
+        "guidance": lambda: model.sample(2, noise=noise(2), guidance=2.0),
+        "labels": lambda: over(tokenizer=model.tokenizer, conditional=True),
+        "heads": lambda: over(tokenizer=model.tokenizer, width=10, heads=4),
+        "makes no codes": lambda: over(tokenizer=model),
+    }.items():
+        with pytest.raises(UsageError, match=message):
+            refused()
     decayed, free = build().phases()[0].groups()
     assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim < 2 for p in free["params"])
     assert free["weight_decay"] == 0.0

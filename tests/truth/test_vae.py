@@ -68,9 +68,8 @@ def test_bernoulli_is_the_default_of_two_levels():
 def test_drawn_pixels_follow_the_masses(kind, levels):
     pixels, n = Pixels(kind, levels), 20_000
     row = torch.tensor([0.3, -1.0][: pixels.size]).view(1, -1, 1, 1)
-    drawn = pixels.draw(
-        row.expand(n, -1, -1, -1), torch.rand(n, 1, 1, 1, generator=torch.Generator().manual_seed(0))
-    )
+    u = torch.rand(n, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+    drawn = pixels.draw(row.expand(n, -1, -1, -1), u)
     x = from_levels(torch.arange(levels), levels)
     found = torch.stack([(drawn - value).abs().lt(1e-3).float().mean() for value in x])
     expected = pixels.log_prob(x.view(-1, 1, 1, 1), row.expand(levels, -1, -1, -1)).exp()

@@ -34,9 +34,7 @@ def test_the_adaptive_weight_makes_the_gradients_of_the_last_layer_equal():
     last, h = torch.nn.Linear(5, 3), torch.randn(5)
     rec, gan = 10 * last(h).square().sum(), 0.01 * last(h).sin().sum()
     weight = adaptive_weight(rec, gan, last)
-    g_rec, g_gan = (
-        torch.autograd.grad(loss, last.weight, retain_graph=True)[0].norm() for loss in (rec, gan)
-    )
+    g_rec, g_gan = (torch.autograd.grad(s, last.weight, retain_graph=True)[0].norm() for s in (rec, gan))
     assert weight.item() == pytest.approx(float(g_rec / (g_gan + 1e-4)), rel=1e-6)
     assert not weight.requires_grad
     assert adaptive_weight(rec, 0 * gan, last) == 1e4  # clamped
@@ -76,16 +74,13 @@ def test_the_discriminator_has_the_hinge_loss_and_leaves_the_rest_alone():
     parts = model.loss(batch(x), "discriminator")
     with torch.no_grad():
         fake = model.decoder(model.codebook.nearest(model.encoder(x))[2])
-        hinge = 0.5 * (
-            F.relu(1 - model.discriminator(x)).mean() + F.relu(1 + model.discriminator(fake)).mean()
-        )
-    torch.testing.assert_close(parts["loss"], hinge)
+        hinge = F.relu(1 - model.discriminator(x)).mean() + F.relu(1 + model.discriminator(fake)).mean()
+    torch.testing.assert_close(parts["loss"], 0.5 * hinge)
     parts["loss"].backward()
     assert all(p.grad is None for p in model.phases()[0].parameters())
     assert all(p.grad is not None for p in model.discriminator.parameters())
-    assert all(torch.equal(t, before[key]) for key, t in model.codebook.state_dict().items()), (
-        "codes move once a step"
-    )
+    after = model.codebook.state_dict().items()
+    assert all(torch.equal(t, before[key]) for key, t in after), "codes move once a step"
 
 
 def test_sizes_of_the_papers_and_their_patches():
@@ -116,9 +111,8 @@ def random_weights() -> tuple[dict, dict]:
     net = LPIPS().layers
     for p in net.parameters():
         p.data.mul_(1.7)
-    vgg = {f"features.{key}": value for key, value in net.state_dict().items()} | {
-        "classifier.0.weight": torch.zeros(1)
-    }
+    vgg = {f"features.{key}": value for key, value in net.state_dict().items()}
+    vgg["classifier.0.weight"] = torch.zeros(1)
     return vgg, {f"lin{i}.model.1.weight": torch.rand(1, width, 1, 1) for i, width in enumerate(WIDTHS)}
 
 
@@ -132,23 +126,17 @@ def test_lpips_is_the_authors_on_the_same_weights():
     package = pytest.importorskip("lpips")
     vgg, linear = random_weights()
     theirs = package.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False).eval()
-    convs = {
-        key.removeprefix("features."): value for key, value in vgg.items() if key.startswith("features.")
-    }
-    slices = [getattr(theirs.net, f"slice{i + 1}") for i in range(5)]
-    for part in slices:
-        part.load_state_dict({key: convs[key] for key in part.state_dict()})
     for i in range(5):
+        part = getattr(theirs.net, f"slice{i + 1}")
+        part.load_state_dict({key: vgg[f"features.{key}"] for key in part.state_dict()})
         getattr(theirs, f"lin{i}").load_state_dict({"model.1.weight": linear[f"lin{i}.model.1.weight"]})
     x, y = images(2, (3, 32, 32)), images(2, (3, 32, 32), seed=1)
     with torch.no_grad():
-        found = ours(vgg, linear)(x, y)
+        mine, grey = ours(vgg, linear), x[:, :1]
+        found = mine(x, y)
         torch.testing.assert_close(found, theirs(x, y).flatten())
         assert found.min() > 1e-3
-        grey = x[:, :1]
-        torch.testing.assert_close(
-            ours(vgg, linear)(grey, y), ours(vgg, linear)(grey.expand(-1, 3, -1, -1), y)
-        )
+        torch.testing.assert_close(mine(grey, y), mine(grey.expand(-1, 3, -1, -1), y))
 
 
 def test_lpips_comes_from_the_cache_and_is_missed_aloud(home, monkeypatch):
@@ -171,9 +159,8 @@ def test_lpips_comes_from_the_cache_and_is_missed_aloud(home, monkeypatch):
     z, _, e = model.codebook.nearest(model.encoder(x))
     distance = model.lpips(model.decoder(e), x).mean()
     torch.testing.assert_close(parts["lpips"], distance)
-    torch.testing.assert_close(
-        parts["loss"], F.l1_loss(model.decoder(e), x) + 2 * distance + 0.25 * F.mse_loss(z, e)
-    )
+    want = F.l1_loss(model.decoder(e), x) + 2 * distance + 0.25 * F.mse_loss(z, e)
+    torch.testing.assert_close(parts["loss"], want)
 
     torch.save({"something": torch.zeros(1)}, folder / VGG)
     with pytest.raises(UsageError, match="LPIPS"):

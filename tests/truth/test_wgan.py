@@ -48,19 +48,16 @@ def test_penalty_against_finite_differences():
     with torch.no_grad():
         slopes = torch.stack([(critic(x_hat + s) - critic(x_hat - s)) / (2 * h) for s in steps], 1)
     expected = (slopes.norm(dim=1) - 1) ** 2
-    torch.testing.assert_close(
-        gradient_penalty(critic, real, fake, alpha.double()), expected, rtol=1e-5, atol=1e-6
-    )
+    found = gradient_penalty(critic, real, fake, alpha.double())
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_phases_leave_the_other_net_alone():
     net, x = model(), images(4)
     assert [phase.name for phase in net.phases()] == ["critic", "generator"]
     assert [step for step in range(12) if net.phases()[1].due(step)] == [4, 9]
-    for name, moved, still in (
-        ("critic", net.critic, net.generator),
-        ("generator", net.generator, net.critic),
-    ):
+    both = (("critic", net.critic, net.generator), ("generator", net.generator, net.critic))
+    for name, moved, still in both:
         only(net, name)
         net.loss(batch(x), name)["loss"].backward()
         assert all(p.grad.any() for p in moved.parameters() if p.ndim > 1)

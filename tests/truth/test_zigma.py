@@ -119,8 +119,7 @@ def test_the_kernel_of_mamba_ssm_is_used_where_it_is(monkeypatch):
     scans.fused.cache_clear()
 
     net = awake(ZigzagNet((1, 8, 8), ZigzagOptions(**SMALL)), 0.1)
-    x = torch.randn(2, 1, 8, 8)
-    t = torch.tensor([3.0, 400.0])
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 400.0])
     want = net(x, t)
     gradients = torch.autograd.grad(want.sum(), list(net.parameters()))
     assert not calls
@@ -150,8 +149,7 @@ def test_it_starts_and_is_as_large_as_the_paper_says():
     torch.manual_seed(0)
     mamba = Mamba(256, 2, 16)
     delta = F.softplus(mamba.dt_proj.bias.detach()).log10()  # log-uniform
-    assert -3 <= delta.min() < -2.95
-    assert -1.05 < delta.max() <= -1
+    assert -3 <= delta.min() < -2.95 and -1.05 < delta.max() <= -1
     assert float(delta.mean()) == pytest.approx(-2, abs=0.1)
     torch.testing.assert_close(-mamba.A_log.exp(), -torch.arange(1.0, 17).expand(512, 16))
     assert torch.equal(mamba.D, torch.ones(512))
