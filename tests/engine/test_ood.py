@@ -206,6 +206,7 @@ def test_fits_see_the_same_images_whatever_n_is(trained, tmp_path, monkeypatch):
     assert result["results"][0]["score"] == "knn"
 
 
+@pytest.mark.xdist_group("quality")  # the worker that has the LeNet of the digits
 def test_rebuilt_images_are_also_compared_by_the_features_of_the_set(trained, tmp_path, monkeypatch):
     """Without LPIPS's weights by those of a LeNet, which then moves the score; `pixels` leaves it out."""
     monkeypatch.setattr("gzcli.judge.images.FIT", 12)
