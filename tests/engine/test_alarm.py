@@ -6,7 +6,6 @@ import csv
 import json
 import math
 import warnings
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -85,7 +84,9 @@ def told_of(capsys, result):
     return told.out.splitlines(), told.err
 
 
-def test_every_picture_has_a_p_value_by_images_that_no_score_saw(trained, tmp_path, pictures):
+def test_every_picture_has_a_p_value_by_images_that_no_score_saw(trained, tmp_path, pictures, monkeypatch):
+    shown, draw = [], alarm.sheet
+    monkeypatch.setattr(alarm, "sheet", lambda blocks: shown.append(blocks) or draw(blocks))
     found = judged(tmp_path, pictures, scores=("nll",))
     assert json.loads((tmp_path / "alarm.json").read_text()) == json.loads(json.dumps(found))
     pack = open_pack("digits")
@@ -109,6 +110,10 @@ def test_every_picture_has_a_p_value_by_images_that_no_score_saw(trained, tmp_pa
     assert [float(row["nll"]) for row in rows] == [row["scores"]["nll"] for row in found["files"]]
     assert found["seeds"] == 1 and all("spread" not in row for row in found["files"]), "it has no noise"
     assert min(Image.open(tmp_path / "alarm.png").size) > 100
+    (flagged, others), n = shown[0], found["flagged"]
+    assert flagged[0].name == f"flagged: {n}" and others[0].name == f"not flagged: 16 of {30 - n}"
+    words = [tuple(words) for block in (flagged, others) for row in block for words in row.under]
+    assert words == [(row["file"], f"p {row['p']:.2g}") for row in found["files"][: n + 16]]
 
 
 def test_several_scores_are_one_p_value(trained, tmp_path, pictures):
@@ -121,13 +126,10 @@ def test_several_scores_are_one_p_value(trained, tmp_path, pictures):
     assert any("Bonferroni" in note and "5 %" in note for note in found["notes"])
     first = judged(tmp_path, pictures)
     assert list(first["thresholds"]) == ["nll"], "without a name the first of the recipe's"
-
-
-@pytest.mark.parametrize(("fpr", "n"), [(0.001, None), (0.01, 50)])
-def test_too_few_held_out_images_for_a_rate_are_refused(trained, tmp_path, pictures, fpr, n):
-    with pytest.raises(UsageError, match="are too few for a false-alarm rate") as error:
-        judged(tmp_path, pictures, scores=("nll",), fpr=fpr, n=n)
-    assert "--fpr" in error.value.hint and ("-n" in error.value.hint) == (n is not None)
+    for fpr, n in ((0.001, None), (0.01, 50)):
+        with pytest.raises(UsageError, match="are too few for a false-alarm rate") as error:
+            judged(tmp_path, pictures, scores=("nll",), fpr=fpr, n=n)
+        assert "--fpr" in error.value.hint and ("-n" in error.value.hint) == (n is not None)
 
 
 def noisy(rows):
@@ -138,7 +140,7 @@ def noisy(rows):
 def test_a_copy_is_judged_alike_wherever_it_stands(trained, tmp_path, monkeypatch, levels):
     """By a score that is mostly noise: in one folder, alone, and in batches of other sizes. A binary model's
     draw of a picture is that of its copies, too."""
-    fake_run(tmp_path, monkeypatch, alarm, model=fitted(levels=levels), name="model")
+    fake_run(tmp_path, monkeypatch, alarm, model=fitted(levels=levels))
     images = np.asarray(open_pack("digits").images("test"))
     np.savez(tmp_path / "copies.npz", images=np.concatenate([images[:3], images[[3] * 40], images[4:9]]))
     found = judged(tmp_path, tmp_path / "copies.npz", scores=("noisy",))
@@ -183,9 +185,7 @@ def test_blank_pictures_are_flagged_by_the_lower_tail(trained, tmp_path):
 
 
 @pytest.mark.parametrize("others", [(), ("flat",)])
-def test_a_picture_on_which_the_model_overflows_is_flagged(
-    trained, flat, tmp_path, monkeypatch, capsys, others
-):
+def test_a_model_that_overflows_flags_the_picture(trained, flat, tmp_path, monkeypatch, capsys, others):
     """By one draw of infinity, of minus infinity or of NaN, alone and in an ensemble. A held-out image must
     have finite scores."""
     bad = torch.tensor([math.inf, math.nan, -math.inf])  # of a black, a grey and a white picture
@@ -217,17 +217,6 @@ def test_a_picture_on_which_the_model_overflows_is_flagged(
     monkeypatch.setattr(Pixelwise, "score_noisy", lambda self, x, *, noise: x.mean((1, 2, 3)) / 0)
     with pytest.raises(DivergedError, match="`noisy` is not finite"):
         alarm.run(asked, tmp_path, CPU, Log())
-
-
-def test_the_sheet_has_blocks_of_flagged_and_of_other_pictures(trained, tmp_path, pictures, monkeypatch):
-    shown, draw = [], alarm.sheet
-    monkeypatch.setattr(alarm, "sheet", lambda blocks: shown.append(blocks) or draw(blocks))
-    found = judged(tmp_path, pictures, scores=("nll",))
-    (flagged, others), rows = shown[0], found["files"]
-    n = found["flagged"]
-    assert flagged[0].name == f"flagged: {n}" and others[0].name == f"not flagged: 16 of {30 - n}"
-    words = [tuple(words) for block in (flagged, others) for row in block for words in row.under]
-    assert words == [(row["file"], f"p {row['p']:.2g}") for row in rows[: n + 16]]
 
 
 def test_pictures_and_their_table(trained, tmp_path, pictures, capsys):
@@ -318,9 +307,8 @@ def test_maps_of_gans_and_their_colours():
     made = CycleGAN.of(DataInfo((1, 16, 16), 256), width=4, blocks=1).eval()
     x = torch.rand(3, 1, 16, 16) * 2 - 1
     with torch.no_grad():
-        torch.testing.assert_close(
-            made.map_cycle(x, noise=None).mean((1, 2)), made.score_cycle(x, noise=None), atol=1e-5, rtol=1e-4
-        )
+        found, score = made.map_cycle(x, noise=None).mean((1, 2)), made.score_cycle(x, noise=None)
+    torch.testing.assert_close(found, score, atol=1e-5, rtol=1e-4)
     maps = np.zeros((2, 8, 8), np.float32)
     maps[0, 2, 3], maps[1] = 9, 0.1
     seen = heat(maps, usual=5.0).astype(int).sum(1)
@@ -333,7 +321,7 @@ def test_maps_of_gans_and_their_colours():
 @pytest.mark.parametrize("conditional", [False, True])
 def test_maps_of_flows_are_high_where_their_latents_are_strange(conditional, monkeypatch):
     """Of two scales, whose places are 2 × 2 and 4 × 4 pixels."""
-    info = replace(open_pack("digits").info(levels=17), shape=(1, 16, 16))
+    info = open_pack("digits").info(levels=17)
     made = Glow.of(info, scales=2, depth=1, hidden=4, conditional=conditional).eval()
     z = [torch.zeros(2, *shape) for shape in made.shapes]
     assert [s[1:] for s in made.shapes] == [(8, 8), (4, 4)]
@@ -355,9 +343,7 @@ def flat(trained, tmp_path, monkeypatch):
     return runs[1]
 
 
-def test_runs_together_are_the_waic_and_the_mean_of_deviations(
-    trained, flat, tmp_path, pictures, monkeypatch
-):
+def test_runs_together_are_waic_and_mean_of_deviations(trained, flat, tmp_path, pictures, monkeypatch):
     found = compared(tmp_path, scores=("waic", "nll"), n=40, others=("flat",))
     assert found["runs"] == ["model", "flat"]
     rows, pack = csv_rows(tmp_path / "scores.csv", "in"), open_pack("digits")
@@ -421,27 +407,25 @@ def openood(tmp_path, monkeypatch):
 def test_the_images_of_openoods_lists_are_scored_in_their_order(trained, tmp_path, openood, capsys):
     outs = [found.key for found in ood_verb.with_lists(find_benchmark("toy"), openood)]
     assert outs == ["digits-ab", "dtd"] and "left out: `svhn`" in capsys.readouterr().err
-    asked = {"scores": ("nll",), "benchmark": "toy", "imglists": str(openood), "full": True}
-    found = compared(tmp_path, *outs, **asked)
+    asked = {"benchmark": "toy", "imglists": str(openood), "scores": ("nll", "noisy"), "seeds": 2}
+    found = compared(tmp_path, *outs, full=True, **asked)
+    near = [row for row in found["results"] if row["group"] == "near" and row["score"] == "noisy"]
+    assert [row["out"] for row in near] == ["digits-ab", "mean of near"]
+    assert near[0]["auroc"] == near[1]["auroc"] and near[0]["spread"] == near[1]["spread"]
     rows = [(row["out"], row["n_in"], row["n_out"]) for row in found["results"] if row["score"] == "nll"]
     assert rows == [(name, 20, 20) for name in ("digits-ab", "mean of near", "dtd", "mean of far")]
     rows = csv_rows(tmp_path / "scores.csv", "in")
     expected = nll_of(trained, open_pack("digits").images("test")[:20])
-    np.testing.assert_allclose([float(row["nll"]) for row in rows], expected, rtol=1e-5)
+    np.testing.assert_allclose([float(row["nll@0"]) for row in rows], expected, rtol=1e-5)
     assert any("those of OpenOOD's lists" in note for note in found["notes"])
     next((openood / "images_classic" / "texture").iterdir()).unlink()
     with pytest.raises(MissingError, match="1 of the 20 pictures"):
-        compared(tmp_path, *outs, **asked)
+        compared(tmp_path, *outs, full=True, **asked)
     with pytest.raises(MissingError, match="has no `benchmark_imglist`"):
         ood_verb.with_lists(find_benchmark("toy"), tmp_path)
 
 
-def test_near_and_far_have_means_over_seeds(trained, tmp_path, openood, monkeypatch):
-    asked = {"scores": ("noisy",), "benchmark": "toy", "imglists": str(openood), "full": True, "seeds": 2}
-    found = compared(tmp_path, "digits-ab", "dtd", **asked)
-    near = [row for row in found["results"] if row["group"] == "near" and row["score"] == "noisy"]
-    assert [row["out"] for row in near] == ["digits-ab", "mean of near"]
-    assert near[0]["auroc"] == near[1]["auroc"] and near[0]["spread"] == near[1]["spread"]
+def test_all_scores_are_those_of_the_model(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(Pixelwise, "score_regret", Pixelwise.score_noisy)
     found = compared(tmp_path, scores=("all",), n=20)
     scores = {row["score"] for row in found["results"] if not row["baseline"]}

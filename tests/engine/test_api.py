@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT, gz
+from helpers import ROOT
 
 import gzcli
 from gzcli import testing
@@ -75,13 +75,13 @@ def test_a_run_is_what_was_asked_for(run):
             call()
 
 
-def test_images_are_those_of_the_command_line(run, tmp_path):
+def test_images_are_those_of_the_command_line(run, forks, tmp_path):
     images = run.sample(6, seed=5, temperature=0.5)
     assert images.shape == (6, 1, 16, 16) and images.dtype == np.uint8
     assert np.array_equal(images[:2], run.sample(2, seed=5, temperature=0.5))
     assert not np.array_equal(images, run.sample(6, seed=6, temperature=0.5))
-    words = ("sample", "mine", "-n", "6", "--seed", "5", "--temperature", "0.5", "--npz", "--cpu", "--json")
-    made = json.loads(gz(*words, "--out", str(tmp_path / "out")).stdout)
+    words = f"sample mine -n 6 --seed 5 --temperature 0.5 --npz --cpu --json --out {tmp_path / 'out'}"
+    made = json.loads(forks.gz(*words.split()).stdout)
     assert np.array_equal(np.load(made["npz"])["samples"], images.transpose(0, 2, 3, 1))
 
 
@@ -129,21 +129,20 @@ def test_a_snippet_runs_as_a_file(text, run, home, tmp_path, monkeypatch):
     assert found["images"].shape == (16, 1, 16, 16) and sys.modules["__main__"] is main
 
 
-def test_a_weights_file_samples_by_itself(run, tmp_path):
+def test_a_weights_file_samples_by_itself(run, forks, tmp_path):
     file = tmp_path / "w.safetensors"
     shutil.copy(run.path / "model.safetensors", file)
     assert np.array_equal(gzcli.load(file).sample(4), run.sample(4))
     assert gzcli.load(run.path / "model.safetensors").id == run.id, "in its folder it is that run's"
-    made = json.loads(
-        gz("sample", str(file), "-n", "4", "--npz", "--cpu", "--json", "--out", str(tmp_path / "o")).stdout
-    )
+    words = f"sample {file} -n 4 --npz --cpu --json --out {tmp_path / 'out'}"
+    made = json.loads(forks.gz(*words.split()).stdout)
     assert np.array_equal(np.load(made["npz"])["samples"].transpose(0, 3, 1, 2), run.sample(4))
     (tmp_path / "other.safetensors").write_bytes(b"12345678{}")
     with pytest.raises(MissingError, match=r"no safetensors file|does not say which model"):
         gzcli.load(tmp_path / "other.safetensors")
 
 
-def test_a_model_from_outside_is_a_model_like_any_other(tmp_path, monkeypatch):
+def test_a_model_from_outside_is_a_model_like_any_other(forks, tmp_path, monkeypatch):
     file = tmp_path / "house.py"
     file.write_text(TEMPLATE.read_text().replace("hidden: int = 32", "hidden: int = 4"))
     (tmp_path / "house.yaml").write_text("train: {steps: 15, batch_size: 16, best: none}\n")
@@ -162,13 +161,13 @@ def test_a_model_from_outside_is_a_model_like_any_other(tmp_path, monkeypatch):
     for call in (lambda: gzcli.load(elsewhere), lambda: gzcli.train(str(elsewhere), cpu=True)):
         with pytest.raises(UsageError, match="brings a program of its own"):
             call()
-    assert gz("sample", "house", "-n", "2", "--cpu", "-q").stdout.strip().endswith("grid.png")
+    assert forks.gz("sample", "house", "-n", "2", "--cpu", "-q").stdout.strip().endswith("grid.png")
     shutil.copy(run.path / "model.safetensors", tmp_path / "alone.safetensors")
     with pytest.raises(MissingError, match="`house`"):
         gzcli.load(tmp_path / "alone.safetensors")
     monkeypatch.setenv("GZ_MODELS", str(kept.parent))
     assert np.array_equal(gzcli.load(tmp_path / "alone.safetensors").sample(2), images)
-    assert "house" in gz("list", "models").stdout
+    assert "house" in forks.gz("list", "models").stdout
 
 
 def test_importing_gzcli_loads_next_to_nothing():

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pixelwise import fake_run, fitted
+from pixelwise import fake_run, fitted, nll_of
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from gzcli.core.errors import DivergedError, MissingError, UsageError
@@ -33,6 +33,8 @@ from gzcli.metrics.metric import metrics
 from gzcli.metrics.quality import lpips
 from gzcli.metrics.quality.fd import frechet_distance
 from gzcli.models.nn.perceptual import LPIPS
+
+pytestmark = pytest.mark.xdist_group("quality")  # the worker that has the LeNet of the digits
 
 
 @pytest.fixture
@@ -95,9 +97,7 @@ def test_figures_follow_from_the_kept_samples(load, tmp_path):
 def test_bpd_is_the_mean_code_length_of_the_test_split(load, tmp_path):
     trained = load("plain")
     row = run(tmp_path, "plain", metrics=("bpd",))["rows"][0]
-    k = (np.asarray(open_pack("digits").images("test")).astype(int) * 17) >> 8
-    logp = np.log(trained.model.table.numpy())
-    nll = -np.take_along_axis(logp[None], k.reshape(355, -1)[..., None], 2).sum((1, 2))
+    nll = nll_of(trained, open_pack("digits").images("test"))
     assert row["metrics"] == {"bpd": pytest.approx(nll.mean() / (256 * math.log(2)), rel=1e-5)}
     made = row["likelihood"]
     assert (made["kind"], made["n"], made["given_labels"]) == ("exact", 355, False)
@@ -131,15 +131,12 @@ def test_a_conditional_model_has_two_columns(load, tmp_path, monkeypatch):
     assert set(dear["metrics"]) == {"bpd|y"}
 
 
-def test_other_grey_levels_stand_in_columns_of_their_own(load, tmp_path):
+def test_other_grey_levels_stand_in_columns_of_their_own_and_binary_models_have_nats(load, tmp_path):
     load("plain"), load("coarse", levels=5)
     result = run(tmp_path, "plain", "coarse", metrics=("fd", "bpd"))
     plain, coarse = (row["metrics"] for row in result["rows"])
     assert set(plain) == {"fd", "bpd"} and set(coarse) == {"fd@5", "bpd@5"}
     assert set(result["floor"]) == {"fd", "fd@5"} and result["floor"]["fd@5"] != result["floor"]["fd"]
-
-
-def test_binary_models_have_nats_and_no_fd(load, tmp_path):
     trained = load("binary", levels=2)
     result = run(tmp_path, "binary")
     metrics = result["rows"][0]["metrics"]
@@ -220,9 +217,9 @@ def test_lpips_of_pairs(load, tmp_path, monkeypatch):
 
 
 def test_records_of_metrics_are_light_and_name_each_column_once():
-    code = "from gzcli.metrics.metric import *; import sys; help_text(), column_of('fd'), meanings()"
-    heavy = "sys.exit(bool({'numpy', 'torch'} & set(sys.modules)))"
-    subprocess.run([sys.executable, "-c", f"{code}; {heavy}"], check=True)
+    code = "from gzcli.metrics.metric import *; import sys; help_text(), column_of('fd'), meanings(); "
+    code += "sys.exit(bool({'numpy', 'torch'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], check=True)
     names = [column.name for metric in metrics().values() for column in metric.columns]
     assert len(names) == len(set(names))
     assert len({metric.order for metric in metrics().values()}) == len(metrics())

@@ -15,7 +15,6 @@ from PIL import Image
 from pixelwise import fake_run, fitted
 
 from gzcli.cli import bench as bench_verb
-from gzcli.cli import out
 from gzcli.cli.bench import find_contestants, images_at
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.jobs import BenchJob
@@ -25,6 +24,7 @@ from gzcli.judge import bench
 from gzcli.judge.contestants import Contestant, ImageSet, RealImages, tell_apart
 from gzcli.judge.judge import json_figures
 from gzcli.metrics.features import lenet
+from gzcli.metrics.interval import Interval
 from gzcli.metrics.metric import column_of
 from gzcli.metrics.quality import worth
 from gzcli.metrics.quality.fd import frechet_distance
@@ -71,10 +71,8 @@ def test_a_set_against_itself_is_at_nought_and_the_floor_is_of_as_many_images(pa
         assert floor["metrics"]["fd"] == pytest.approx(np.mean(floor["draws"]["fd"]))
     assert result["provenance"]["floor_draws"] == result["floors"][0]["draws"]
     assert (same["name"], same["model"], same["run"]) == ("same.npz", None, None)
-    assert any(
-        "260 grey pictures of 16×16, resized from 32×32; fewer than" in note for note in result["notes"]
-    )
-    assert any("floor of its own number" in note for note in result["notes"])
+    for said in ("260 grey pictures of 16×16, resized from 32×32; fewer than", "floor of its own number"):
+        assert any(said in note for note in result["notes"]), said
     # copies of training images are told from images that were not trained on
     assert train["metrics"]["authenticity"] < 0.2 < result["floor"]["authenticity"]
     assert train["metrics"]["duplicates"] > 0.5
@@ -130,20 +128,13 @@ def test_worth_is_of_labelled_samples(paths, tmp_path, monkeypatch):
 
 
 def test_contestants_and_their_features(digits):
-    one = [
-        Contestant(Path(p).name, ImageSet(np.zeros(0)), p) for p in ("/a/x/im.zip", "/a/y/im.zip", "/b.npz")
-    ]
-    one += [Contestant("b.npz", ImageSet(np.zeros(0)), "/b.npz")]
-    tell_apart(one)
-    assert [c.name for c in one] == ["x/im.zip", "y/im.zip", "b.npz", "b.npz (2)"]
-    from gzcli.metrics.interval import Interval
-
+    paths = ("/a/x/im.zip", "/a/y/im.zip", "/b.npz", "/b.npz")
+    some = [Contestant(Path(path).name, ImageSet(np.zeros(0)), path) for path in paths]
+    tell_apart(some)
+    assert [c.name for c in some] == ["x/im.zip", "y/im.zip", "b.npz", "b.npz (2)"]
     found = json_figures("floor", {"fd": Interval(2.0, 1.0, 3.0), "own": Interval(4.0)})
-    assert json.loads(json.dumps(found)) == {
-        "floor": {"fd": 2.0, "own": 4.0},
-        "floor_intervals": {"fd": [1.0, 3.0]},
-    }
-    assert not out.is_json()
+    wanted = {"floor": {"fd": 2.0, "own": 4.0}, "floor_intervals": {"fd": [1.0, 3.0]}}
+    assert json.loads(json.dumps(found)) == wanted
     net, rows = lenet(digits), np.array([3, 40, 41])
     whole = ImageSet(digits.images("test"))
     before = whole.take(rows).features(net)

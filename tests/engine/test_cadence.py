@@ -99,9 +99,8 @@ def test_ranks_go_by_the_clock_of_rank_0():
 
     first = Cadence(OPEN, 1000, agree=tell, clock=iter(range(0, 10**6, 20)).__next__)
     heard = iter(range(10**6))
-    other = Cadence(
-        OPEN, 1000, agree=lambda values: said[next(heard)], clock=iter(range(0, 10**6, 99)).__next__
-    )
+    slow = iter(range(0, 10**6, 99)).__next__
+    other = Cadence(OPEN, 1000, agree=lambda values: said[next(heard)], clock=slow)
     for step in range(1, 50):
         due = [cadence.due(step) for cadence in (first, other)]
         assert due[0] == due[1]
@@ -116,19 +115,15 @@ def case(model: str):
     return next(c for c in CASES if c.model == model)
 
 
-@pytest.mark.parametrize("model", ["vae", "vqvae"])
-def test_validation_and_pictures_change_nothing(model):
+@pytest.mark.parametrize(("model", "best"), [("vae", "auto"), ("vqvae", "loss")])
+def test_validation_and_pictures_change_nothing(model, best):
     """Validation and pictures draw from a noise of their own."""
-    best = "loss" if model == "vqvae" else "auto"
-    pauses = ("train.eval_every=2", "train.sample_every=2", f"train.best={best}")
-    blind, seeing = (
-        trainer(recipe(case(model), steps=4, sets=("train.ema=0.9", *sets))) for sets in ((), pauses)
-    )
-    for t in (blind, seeing):
+    found = []
+    for pauses in ((), ("train.eval_every=2", "train.sample_every=2", f"train.best={best}")):
+        t = trainer(recipe(case(model), steps=4, sets=("train.ema=0.9", *pauses)))
         t.fit()
-    a, b = (load_file(t.run.path / "model.safetensors") for t in (blind, seeing))
-    assert same(a, b)
-    assert len(list((seeing.run.path / "samples").glob("*.png"))) == 2
+        found.append(load_file(t.run.path / "model.safetensors"))
+    assert same(*found) and len(list((t.run.path / "samples").glob("*.png"))) == 2
 
 
 def test_what_was_found_is_in_the_recipe():

@@ -35,16 +35,17 @@ SLEEP = [sys.executable, "-c", "import time; time.sleep(99)"]
 
 
 class Broken(io.StringIO):
+    def __init__(self, error: OSError):
+        super().__init__()
+        self.error = error
+
     def write(self, text: str) -> int:
         raise self.error
 
 
-@pytest.mark.parametrize(
-    "error", [BrokenPipeError(32, "pipe"), OSError(5, "terminal"), OSError(28, "disk")], ids=str
-)
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "pipe"), OSError(5, "terminal"), OSError(28, "disk")])
 def test_a_stream_that_nobody_reads(error, monkeypatch):
-    broken, other = Broken(), Broken()
-    broken.error = other.error = error
+    broken, other = Broken(error), Broken(error)
     stream = streams.Tolerant(broken)
     stream.write("a")
     stream.flush()
@@ -205,10 +206,10 @@ def test_no_process_is_left(run, monkeypatch):
 
 
 def test_a_killed_engine(run):
+    killed = "the process was killed (SIGKILL), most likely for want of memory; there is no checkpoint yet"
     with pytest.raises(DeviceError) as e:
         launch.outcome(run, 137, [])
-    killed = "the process was killed (SIGKILL), most likely for want of memory"
-    assert e.value.message == f"{killed}; there is no checkpoint yet"
+    assert e.value.message == killed
     assert e.value.hint.startswith("a smaller `train.batch_size`") and e.value.code == 4
     for step in (20, 100):
         files.write_json(run.path / "checkpoints" / f"{step:08d}" / "meta.json", {})
@@ -242,19 +243,17 @@ def test_a_killed_partner_or_job(run, tmp_path):
     assert "checkpoint" not in e.value.message and e.value.hint == "a smaller `-n` takes less"
 
 
-@pytest.mark.parametrize(
-    ("returncode", "got", "kind", "code", "message"),
-    [
+def test_other_silent_ends(run):
+    for returncode, got, kind, code, message in (
         (139, [], DeviceError, 4, "the process was ended by SIGSEGV"),
         (1, [], GzError, 1, "the process ended with code 1 and no word"),
         (-15, [], Interrupted, 143, "stopped by SIGTERM"),
         (137, [2], Interrupted, 130, "stopped by SIGINT"),
-    ],
-)
-def test_other_silent_ends(run, returncode, got, kind, code, message):
-    with pytest.raises(kind) as e:
-        launch.outcome(run, returncode, got)
-    assert e.value.message == f"{message}; there is no checkpoint yet" and e.value.code == code
+    ):
+        run.update(state="running", error=None, code=None)
+        with pytest.raises(kind) as e:
+            launch.outcome(run, returncode, got)
+        assert e.value.message == f"{message}; there is no checkpoint yet" and e.value.code == code
 
 
 def test_without_the_names_that_windows_lacks(monkeypatch):

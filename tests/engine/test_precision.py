@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,51 +43,35 @@ def trained(case: Any, precision: str, asked: str | None = None) -> Trained:
     return Trained(None, model.eval(), model.data, part_of(tree), CPU, 1, asked=asked)  # type: ignore[arg-type]
 
 
-class Seen(nn.Module):
-    """Notes whether autocast is on."""
-
-    likelihood: str | None = None
-    conditional = False
-
-    def __init__(self):
-        super().__init__()
-        self.types: list[torch.dtype | None] = []
-
-    def note(self) -> None:
-        on = torch.is_autocast_enabled("cpu")
-        self.types.append(torch.get_autocast_dtype("cpu") if on else None)
+def autocast_in(context: Any) -> torch.dtype | None:
+    with context:
+        return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
 
 
 BF16 = torch.bfloat16
-
-
-@pytest.mark.parametrize(
-    ("recipes", "asked", "fast", "sampled", "scored"),
-    [
-        ("fp32", None, True, None, None),
-        ("bf16", None, False, BF16, None),  # scores stay in fp32 unless asked otherwise
-        ("auto", None, True, BF16, None),
-        ("auto", None, False, None, None),
-        ("fp16", None, False, None, None),  # trained on a GPU, used on a CPU
-        ("bf16", "fp32", True, None, None),
-        ("fp32", "bf16", False, BF16, BF16),
-        ("fp32", "auto", True, BF16, BF16),
-    ],
+USED = (  # in the recipe, asked for, whether the CPU has it; what samples and what scores are computed in
+    ("fp32", None, True, None, None),
+    ("bf16", None, False, BF16, None),  # scores stay in fp32 unless asked otherwise
+    ("auto", None, True, BF16, None),
+    ("auto", None, False, None, None),
+    ("fp16", None, False, None, None),  # trained on a GPU, used on a CPU
+    ("bf16", "fp32", True, None, None),
+    ("fp32", "bf16", False, BF16, BF16),
+    ("fp32", "auto", True, BF16, BF16),
 )
-def test_which_precision_is_used(recipes, asked, fast, sampled, scored, monkeypatch):
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: fast)
+
+
+def test_which_precision_is_used(monkeypatch):
     tree = recipe(FM, steps=1)
-    tree["train"]["precision"] = recipes
-    model = Seen()
-    of = Trained(None, model, None, part_of(tree), CPU, 1, asked=asked)  # type: ignore[arg-type]
-    for context in (of.sampling(), of.applying(), of.scoring()):
-        with context:
-            model.note()
-    assert model.types == [sampled, sampled, scored]
-    model.likelihood = "exact"
-    with of.applying():
-        model.note()
-    assert model.types[-1] is None, "a flow goes to its latents and back"
+    for precision, asked, fast, sampled, scored in USED:
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda fast=fast: fast)
+        tree["train"]["precision"] = precision
+        model = SimpleNamespace(likelihood=None, conditional=False)
+        of = Trained(None, model, None, part_of(tree), CPU, 1, asked=asked)  # type: ignore[arg-type]
+        found = [autocast_in(context) for context in (of.sampling(), of.applying(), of.scoring())]
+        assert found == [sampled, sampled, scored], (precision, asked, fast)
+        model.likelihood = "exact"
+        assert autocast_in(of.applying()) is None, "a flow goes to its latents and back"
 
 
 def test_fp16_is_for_gpus_without_bf16(monkeypatch):
@@ -176,9 +161,8 @@ def test_channels_last_changes_no_result(monkeypatch):
         loss_of(each, batch.rows(slice(None), noise), each.phases()[0].name).backward()
         if states:
             for p in each.parameters():
-                assert all(
-                    v.stride() == p.stride() for v in optimizer.state[p].values() if v.shape == p.shape
-                )
+                held = [v for v in optimizer.state[p].values() if v.shape == p.shape]
+                assert all(v.stride() == p.stride() for v in held)
         else:
             states = [{"state": {}, **{k: v for k, v in optimizer.state_dict().items() if k != "state"}}]
             for i, p in enumerate(each.parameters()):

@@ -12,12 +12,14 @@ import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
 import two_ranks
-from helpers import ROOT, figures, gz, lines, recipe, run_at, same, spawn, trainer, traps
+from helpers import ROOT, figures, gz, in_process, lines, recipe, run_at, same, spawn, trainer, traps
 from safetensors.torch import load_file
 from zoo import CASES, Case
 
@@ -45,69 +47,75 @@ WHOLE_BATCH = {
 }
 
 
-def first_of_each() -> list[Case]:
-    """The first zoo line of each model that needs no other, with what looks at a whole batch."""
-    first = {case.model: case for case in reversed(CASES) if not case.stages}
-    return [
-        replace(case, options={**case.options, **WHOLE_BATCH.get(name, {})}) for name, case in first.items()
-    ]
+FIRST = {case.model: case for case in reversed(CASES) if not case.stages}  # a zoo line of each model
 
 
-def with_dropout() -> list[Case]:
-    """Cases of which each rank drops out what it likes."""
-    dropped = {"ddpm": 0.1, "flowpp": 0.2}
-    return [
-        replace(case, options={**case.options, "dropout": dropped[case.model]})
-        for case in first_of_each()
-        if case.model in dropped
-    ]
-
-
-def uses_diffusers(case: Case) -> bool:
-    return catalog.card(case.model).family == "stable_diffusion"
+def changed(model: str, **options: Any) -> Case:
+    """A model's zoo line with other options."""
+    return replace(FIRST[model], options={**FIRST[model].options, **options})
 
 
 def steps_of(case: Case) -> int:
-    return DIFFUSERS_STEPS if uses_diffusers(case) else STEPS
+    return DIFFUSERS_STEPS if catalog.card(case.model).family == "stable_diffusion" else STEPS
 
 
-def planned(case: Case) -> Run:
-    """A run of a zoo line, with validation but for the GANs, whose figures need a classifier."""
-    auto = catalog.load(case.model).best != "fd"
-    steps = steps_of(case)
-    sets = ("train.best=auto", f"train.eval_every={steps // 2}") if auto else ()
-    sets += ("train.checkpoint_every=3", "train.keep=3") if "dropout" in case.options else ()
-    tree = recipe(case, steps=steps, sets=(*sets, "data.size=16") if uses_diffusers(case) else sets)
+def written(case: Case, steps: int, *sets: str) -> Run:
+    """A run of a zoo line, to be trained."""
     run = runs.create(case.model, case.data)
+    tree = recipe(case, steps=steps, sets=(*sets, "data.size=16"))
     files.write_atomic(run.path / "run.yaml", dump(tree))
     return run
 
 
+def planned(case: Case) -> Run:
+    """With validation but for the GANs, whose figures need a classifier."""
+    steps = steps_of(case)
+    sets = ("train.checkpoint_every=3", "train.keep=3") if "dropout" in case.options else ()
+    if catalog.load(case.model).best != "fd":
+        sets += ("train.best=auto", f"train.eval_every={steps // 2}")
+    return written(case, steps, *sets)
+
+
+SHARED = "train.ema=0.9 train.clip=0.3 train.eval_every=3 train.checkpoint_every=3 optim.warmup=0"
+SHARED += " train.best=loss train.keep=3"
+SHARING = {  # with FSDP2, as processes are dear, Muon
+    "ddp": ("launch.strategy=ddp",),
+    "fsdp": ("launch.strategy=fsdp", "train.accumulate=2"),
+    "muon": ("optim.name=muon",),
+}
+
+
 @pytest.fixture(scope="module")
 def ranks(request):
-    """ranks(case, world): of a case its losses, figures of validation, the largest difference between the
-    ranks' states, and where its run is. The first that asks has all cases trained that are to be tested: a
-    start costs more than many a training. Those with dropout lose their last checkpoint and go on."""
+    """ranks(key, world): of a run its losses, figures of validation, the largest difference between the
+    ranks' states, and where it is. The key is the `repr` of a case, or a model and how its weights are shared
+    out. The first that asks has all trained that are to be tested: a start costs more than many a training.
+    Those with dropout or FSDP lose their last checkpoint and go on."""
+    mine = [x for x in request.session.items if x.module is request.module and "ranks" in x.fixturenames]
+    cases = [x.callspec.params["case"] for x in mine if "case" in x.callspec.params]
+    models = [x.callspec.params["model"] for x in mine if "model" in x.callspec.params]
     found: dict[int, dict[str, dict]] = {}
 
-    def trained(case: Case, world: int) -> dict:
+    def trained(key: str, world: int) -> dict:
         if world not in found:
-            mine = [x for x in request.session.items if x.module is request.module]
-            asked = [x.callspec.params["case"] for x in mine if "ranks" in x.fixturenames]
-            started = {repr(case): planned(case) for case in asked}
-            again = [started[repr(case)] for case in asked if "dropout" in case.options]
+            started = {repr(case): planned(case) for case in cases}
+            again = [started[repr(case)] for case in cases if "dropout" in case.options]
+            for model in models if world == 2 else ():
+                for name, sets in SHARING.items():
+                    started[f"{model} {name}"] = written(FIRST[model], 6, *SHARED.split(), *sets)
+                again.append(started[f"{model} fsdp"])
             two_ranks.launched([*started.values(), *again], world)
             found[world] = {name: two_ranks.out_of(run) | {"run": run} for name, run in started.items()}
-        return found[world][repr(case)]
+        return found[world][key]
 
     return trained
 
 
 @pytest.mark.launch
 @pytest.mark.xdist_group("ranks")
-@pytest.mark.parametrize("case", first_of_each(), ids=str)
+@pytest.mark.parametrize("case", [changed(name, **WHOLE_BATCH.get(name, {})) for name in FIRST], ids=str)
 def test_two_processes_are_one(case, ranks):
-    one, two = (ranks(case, world) for world in (1, 2))
+    one, two = (ranks(repr(case), world) for world in (1, 2))
     assert two["gap"] == 0
     assert len(one["losses"]) == len(two["losses"]) == steps_of(case)
     for a, b in zip(one["losses"], two["losses"], strict=True):
@@ -118,15 +126,39 @@ def test_two_processes_are_one(case, ranks):
 
 @pytest.mark.launch
 @pytest.mark.xdist_group("ranks")
-@pytest.mark.parametrize("case", with_dropout(), ids=str)
+@pytest.mark.parametrize("case", [changed("ddpm", dropout=0.1), changed("flowpp", dropout=0.2)], ids=str)
 def test_with_dropout_two_processes_have_the_same_weights_and_resume(case, ranks):
     """Each drops out what it likes, so they are not one; what they drew is drawn again by a resume."""
-    one, two = (ranks(case, world) for world in (1, 2))
+    one, two = (ranks(repr(case), world) for world in (1, 2))
     assert one["losses"][-1] != pytest.approx(two["losses"][-1], rel=1e-7)
     for found in (one, two):
         assert found["gap"] == 0 and len(found["losses"]) == steps_of(case)
         first, resumed = (load_file(found["run"].path / f"{name}.safetensors") for name in ("first", "model"))
         assert same(first, resumed)
+
+
+@pytest.mark.launch
+@pytest.mark.xdist_group("ranks")
+@pytest.mark.parametrize("model", ["dit", pytest.param("instructpix2pix", marks=pytest.mark.slow)])
+def test_weights_that_are_shared_out_are_those_of_ddp(model, ranks):
+    """FSDP2 beside DDP, with a global norm that is clipped; it resumes, and saves whole weights."""
+    ddp, fsdp, muon = (ranks(f"{model} {name}", 2) for name in SHARING)
+    assert ddp["gap"] == fsdp["gap"] == muon["gap"] == 0
+    assert len(ddp["losses"]) == 6
+    for a, b in zip(ddp["losses"], fsdp["losses"], strict=True):
+        assert a == pytest.approx(b, rel=1e-9, abs=1e-9)
+    assert fsdp["held_out"] == pytest.approx(ddp["held_out"], rel=1e-9, abs=1e-9)
+    assert muon["losses"][-1] != pytest.approx(ddp["losses"][-1], rel=1e-4)
+    saved = ((ddp, "model"), (fsdp, "first"), (fsdp, "model"))
+    whole, first, resumed = (load_file(found["run"].path / f"{name}.safetensors") for found, name in saved)
+    assert whole.keys() == first.keys() == resumed.keys()
+    for key in whole:
+        assert whole[key].shape == first[key].shape
+        assert torch.allclose(whole[key], first[key], rtol=1e-7, atol=1e-9), key
+        assert torch.equal(first[key], resumed[key]), key
+    kept = [torch.load(found["run"].path / "checkpoints/00000006/train.pt") for found in (ddp, fsdp)]
+    a, b = (train["optimizers"]["main"]["state"] for train in kept)
+    assert all(a[i]["exp_avg"].shape == b[i]["exp_avg"].shape for i in a), "whole moments, for any strategy"
 
 
 SAME = 1e-6  # the largest difference of a weight in double precision, of every recipe
@@ -162,43 +194,6 @@ def farthest(names: Iterable[str], *, fp32: bool = False) -> dict[str, float]:
         assert all(row["gap"] == 0 for row in rows), name
         found[name] = max(row["weights"] for row in rows)
     return found
-
-
-@pytest.mark.launch
-@pytest.mark.parametrize("model", ["dit", pytest.param("instructpix2pix", marks=pytest.mark.slow)])
-def test_weights_that_are_shared_out_are_those_of_ddp(model):
-    """FSDP2 beside DDP, with a global norm that is clipped; it resumes, and saves whole weights. With them,
-    as processes are dear, Muon."""
-    case = next(case for case in CASES if case.model == model)
-    sets = "train.ema=0.9 train.clip=0.3 train.eval_every=3 train.checkpoint_every=3 optim.warmup=0"
-    sets += " train.best=loss train.keep=3 data.size=16"
-    found = {}
-    for name, more in {
-        "ddp": ("launch.strategy=ddp",),
-        "fsdp": ("launch.strategy=fsdp", "train.accumulate=2"),
-        "muon": ("optim.name=muon",),
-    }.items():
-        tree = recipe(case, steps=6, sets=(*sets.split(), *more))
-        found[name] = runs.create(case.model, case.data)
-        files.write_atomic(found[name].path / "run.yaml", dump(tree))
-    two_ranks.launched([*found.values(), found["fsdp"]], 2)
-    ddp, fsdp, muon = map(two_ranks.out_of, found.values())
-    assert ddp["gap"] == fsdp["gap"] == muon["gap"] == 0
-    assert len(ddp["losses"]) == 6
-    for a, b in zip(ddp["losses"], fsdp["losses"], strict=True):
-        assert a == pytest.approx(b, rel=1e-9, abs=1e-9)
-    assert fsdp["held_out"] == pytest.approx(ddp["held_out"], rel=1e-9, abs=1e-9)
-    assert muon["losses"][-1] != pytest.approx(ddp["losses"][-1], rel=1e-4)
-    paths = (("ddp", "model"), ("fsdp", "first"), ("fsdp", "model"))
-    whole, first, resumed = (load_file(found[run].path / f"{name}.safetensors") for run, name in paths)
-    assert whole.keys() == first.keys() == resumed.keys()
-    for key in whole:
-        assert whole[key].shape == first[key].shape
-        assert torch.allclose(whole[key], first[key], rtol=1e-7, atol=1e-9), key
-        assert torch.equal(first[key], resumed[key]), key
-    kept = [torch.load(found[name].path / "checkpoints/00000006/train.pt") for name in ("ddp", "fsdp")]
-    a, b = (train["optimizers"]["main"]["state"] for train in kept)
-    assert all(a[i]["exp_avg"].shape == b[i]["exp_avg"].shape for i in a), "whole moments, for any strategy"
 
 
 def alive(pid: int) -> bool:
@@ -259,9 +254,9 @@ def test_a_rank_that_does_not_answer_is_named(home):
 
 @pytest.mark.launch
 @pytest.mark.parametrize("model", ["vae", pytest.param("wgan", marks=pytest.mark.slow)])
-def test_kill_9_and_resume_is_the_unbroken_run(model, home):
+def test_kill_9_and_resume_is_the_unbroken_run(model, home, forks):
     every = ("--set", "train.log_every=7", "--set", "train.checkpoint_every=20")
-    words = ["train", model, "--steps", "160", *LONG, *every]
+    words = ["train", model, "--steps", "160", *LONG, *every, "--set", "launch.threads=1"]
     child = spawn(*words)
     run = run_at(45 // 7)
     os.kill(run.status()["pid"], signal.SIGKILL)
@@ -270,7 +265,7 @@ def test_kill_9_and_resume_is_the_unbroken_run(model, home):
     assert child.returncode == 4 and killed in err
     assert f"gz train {run.id} --resume" in err and "Traceback" not in err
     assert run.state == "failed"
-    gz(*words, "--resume")
+    forks.gz(*words, "--resume")
     assert run.state == "finished"
     # the unbroken one, whose reader has seen enough after a line
     line = f"{shlex.join([sys.executable, '-m', 'gzcli', *words, '--name', 'whole'])} 2>&1 | head -n 1"
@@ -283,32 +278,31 @@ def test_kill_9_and_resume_is_the_unbroken_run(model, home):
 
 
 @pytest.mark.launch
-def test_the_launcher_starts_two_processes(home):
+@pytest.mark.xdist_group("quality")  # the worker that has the LeNet of the digits
+def test_the_launcher_starts_two_processes():
     """With everything that a run does beside its steps: grids, `fd`, the best checkpoint."""
     words = "train wgan --steps 20 --cpu --processes 2 --set train.log_every=5 --json"
     done = gz(*words.split())
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert events[0]["event"] == "start" and events[-1]["event"] == "done"
     assert any("val_fd" in event for event in events)
-    assert json.loads((Path(events[-1]["path"]) / "env.json").read_text())["processes"] == 2
-    meta = json.loads(next(Path(events[-1]["path"]).glob("checkpoints/*/meta.json")).read_text())
-    assert meta["world"] == 2
+    run = Run(Path(events[-1]["path"]))
+    assert files.read_json(run.path / "env.json")["processes"] == 2
+    assert files.read_json(run.checkpoints[-1] / "meta.json")["world"] == 2
 
 
 @pytest.mark.launch
 def test_two_processes_draw_what_one_draws(home):
     """Each rank draws its share; image i is the same whoever draws it."""
-    import numpy as np
-
-    t = trainer(recipe(next(case for case in CASES if case.model == "vae"), steps=20))
+    t = trainer(recipe(FIRST["vae"], steps=20))
     t.fit()
     drawn = []
-    for n in (1, 2):
+    for n, run in ((1, in_process), (2, launcher.run)):
         folder = home / f"draw{n}"
         folder.mkdir()
         launch = LaunchSection(cpu=True)
         jobs.write(folder, SampleJob(str(t.run.path), n=7, npz=True, png=False, launch=launch))
-        launcher.run(folder, launcher.Plan(processes=n), launcher=False, mode="quiet")
+        run(folder, launcher.Plan(processes=n), launcher=False, mode="quiet")
         drawn.append(np.load(folder / "samples.npz")["samples"].astype(int))
     assert drawn[0].shape == drawn[1].shape == (7, 16, 16, 1)
     assert np.abs(drawn[0] - drawn[1]).max() <= 1

@@ -17,15 +17,17 @@ import torch
 from pixelwise import Pixelwise, fake_run, fitted
 
 import gzcli.core.ranks as of_one
-from gzcli.core.errors import DivergedError, GzError
+from gzcli.core.errors import DivergedError, GzError, MissingError
 from gzcli.core.jobs import AlarmJob, BenchJob, OodJob
 from gzcli.data.packs.open import open_pack
+from gzcli.engine.__main__ import recorded
 from gzcli.engine.log import Log
 from gzcli.judge import alarm, bench, judge, ood
 from gzcli.metrics.features import lenet
 from gzcli.models.nn import whole_batch
 from gzcli.store import files
 from gzcli.store.paths import cache_dir
+from gzcli.store.runs import Run
 
 
 class Ranks:
@@ -91,6 +93,7 @@ def folders(tmp_path):
     return made
 
 
+CPU = torch.device("cpu")
 OOD = OodJob(run="model", ins="digits", outs=("digits-ab",), n=200, checkpoint="last")
 OOD = replace(OOD, scores=("nll", "typicality", "far", "noisy"))
 BENCH = BenchJob(runs=("model",), data="digits", n=60, checkpoint="last")
@@ -102,9 +105,9 @@ def test_two_ranks_score_what_one_scores(ranks, tmp_path, folders, monkeypatch):
     scored, real = [], Pixelwise.score_noisy
     counted = lambda self, x, *, noise: scored.append(len(x)) or real(self, x, noise=noise)  # noqa: E731
     monkeypatch.setattr(Pixelwise, "score_noisy", counted)
-    one = ood.run(OOD, folders[0], torch.device("cpu"), Log())
+    one = ood.run(OOD, folders[0], CPU, Log())
     alone, scored[:] = sum(scored), []
-    first, second = ranks(lambda rank: ood.run(OOD, folders[1 + rank], torch.device("cpu"), Log(rank=rank)))
+    first, second = ranks(lambda rank: ood.run(OOD, folders[1 + rank], CPU, Log(rank=rank)))
     assert second == {} and not list(folders[2].iterdir())
     assert first["processes"] == 2 and first["results"] == one["results"]
     assert (folders[1] / "scores.csv").read_bytes() == (folders[0] / "scores.csv").read_bytes()
@@ -118,10 +121,8 @@ def test_two_ranks_raise_the_alarms_of_one(ranks, tmp_path, folders, monkeypatch
     np.savez(tmp_path / "mine.npz", images=np.asarray(open_pack("digits-ab").images("test")[:70]))
     scores = {"scores": ("nll", "far", "noisy"), "others": ("other",), "seeds": 2, "full": True}
     asked = AlarmJob("model", "digits", str(tmp_path / "mine.npz"), fpr=0.1, checkpoint="last", **scores)
-    one = alarm.run(asked, folders[0], torch.device("cpu"), Log())
-    first, second = ranks(
-        lambda rank: alarm.run(asked, folders[1 + rank], torch.device("cpu"), Log(rank=rank))
-    )
+    one = alarm.run(asked, folders[0], CPU, Log())
+    first, second = ranks(lambda rank: alarm.run(asked, folders[1 + rank], CPU, Log(rank=rank)))
     assert second == {} and not list(folders[2].iterdir())
     assert first["processes"] == 2 and first["files"] == one["files"]
     assert (folders[1] / "alarm.csv").read_bytes() == (folders[0] / "alarm.csv").read_bytes()
@@ -132,7 +133,7 @@ def test_an_error_on_one_rank_is_told_on_all(ranks, tmp_path, monkeypatch):
     fake_run(tmp_path, monkeypatch, ood)
     monkeypatch.setattr(Pixelwise, "score_noisy", lambda self, x, *, noise: x.mean((1, 2, 3)) / (len(x) != 8))
     job = replace(OOD, scores=("noisy",))
-    found = ranks(lambda rank: ood.run(job, tmp_path, torch.device("cpu"), Log(rank=rank)))
+    found = ranks(lambda rank: ood.run(job, tmp_path, CPU, Log(rank=rank)))
     assert all(isinstance(e, DivergedError) for e in found), found
     assert all("`noisy` is not finite for 8 of 8 images" in e.message for e in found)
 
@@ -140,17 +141,17 @@ def test_an_error_on_one_rank_is_told_on_all(ranks, tmp_path, monkeypatch):
 def test_more_ranks_than_batches_share_smaller_ones(tmp_path, monkeypatch):
     fake_run(tmp_path, monkeypatch, ood)
     monkeypatch.setattr(ood, "histograms", lambda *known: None)
-    one = ood.run(replace(OOD, n=11), tmp_path, torch.device("cpu"), Log())
+    job = replace(OOD, n=11)
+    one = ood.run(job, tmp_path, CPU, Log())
     many = Ranks(monkeypatch, 4)
-    first, *others = many(
-        lambda rank: ood.run(replace(OOD, n=11), tmp_path, torch.device("cpu"), Log(rank=rank))
-    )
+    first, *others = many(lambda rank: ood.run(job, tmp_path, CPU, Log(rank=rank)))
     assert others == [{}] * 3
     for a, b in zip(one["results"], first["results"], strict=True):
         assert (a["score"], a["n_out"]) == (b["score"], b["n_out"])
         assert a["auroc"] == pytest.approx(b["auroc"], abs=1e-9)
 
 
+@pytest.mark.xdist_group("quality")  # the worker that has the LeNet of the digits
 def test_two_ranks_compare_as_one_does(ranks, tmp_path, folders, monkeypatch):
     """Each computes the features of a share of the images: of the samples, of the real ones, of the floor."""
     fake_run(tmp_path, monkeypatch, bench, model=fitted(conditional=True))
@@ -164,12 +165,10 @@ def test_two_ranks_compare_as_one_does(ranks, tmp_path, folders, monkeypatch):
     monkeypatch.setattr(judge, "lenet", lambda *a, **k: counting(**vars(replace(net, batch=20))))
     kept = cache_dir("features", "real")
     shutil.rmtree(kept, ignore_errors=True)
-    one = bench.run(BENCH, folders[0], torch.device("cpu"), Log())
+    one = bench.run(BENCH, folders[0], CPU, Log())
     alone, seen[:] = sum(n for _, n in seen), []
     shutil.rmtree(kept)
-    first, second = ranks(
-        lambda rank: bench.run(BENCH, folders[1 + rank], torch.device("cpu"), Log(rank=rank))
-    )
+    first, second = ranks(lambda rank: bench.run(BENCH, folders[1 + rank], CPU, Log(rank=rank)))
     assert second == {} and not list(folders[2].iterdir())
     assert first["provenance"]["processes"] == 2
     shares = [sum(n for rank, n in seen if rank == own) for own in (0, 1)]
@@ -178,27 +177,18 @@ def test_two_ranks_compare_as_one_does(ranks, tmp_path, folders, monkeypatch):
     assert a.keys() == b.keys() and {"bpd", "bpd|y", "fd"} <= a.keys()
     for key in a.keys() - {"samples_per_s"}:
         assert a[key] == pytest.approx(b[key], rel=1e-9), key
-    (samples,) = (folders[1] / "samples").glob("*.npz")
-    assert np.array_equal(
-        np.load(samples)["samples"], np.load(next((folders[0] / "samples").glob("*.npz")))["samples"]
-    )
+    drawn = [np.load(next((folder / "samples").glob("*.npz")))["samples"] for folder in folders[:2]]
+    assert np.array_equal(*drawn)
 
 
 def test_what_a_rank_records(tmp_path):
     """A rank whose partner has gone must not write its broken connection over the partner's error."""
-    from gzcli.core.errors import MissingError
-    from gzcli.engine.__main__ import recorded
-    from gzcli.store.runs import Run
-
     run = Run(tmp_path)
     for rank, error in ((0, MissingError("no weights")), (1, RuntimeError("Connection closed by peer"))):
         with pytest.raises(type(error)), recorded(run, Log(tmp_path, rank=rank)):
             raise error
     assert run.status()["error"]["message"] == "no weights" and run.status()["code"] == 3
-    from gzcli.engine.__main__ import recorded
-    from gzcli.store.runs import Run
-
-    run, hour = Run(tmp_path), time.time() - 3600
+    hour = time.time() - 3600
     for ended, earlier in ((None, 5.0), (hour + 60, 65.0)):
         run.update(state="running", started=hour, ended=ended, seconds=5.0, work=3.0)
         with files.lock(run.lock), recorded(run, Log(tmp_path)):

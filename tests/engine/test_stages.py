@@ -14,6 +14,8 @@ from helpers import gz, lines
 from safetensors.torch import load_file
 
 from gzcli.core.errors import MissingError, UsageError
+from gzcli.data.packs.batches import scan
+from gzcli.data.packs.open import open_pack
 from gzcli.engine.__main__ import main, recorded, train_one
 from gzcli.engine.log import Log
 from gzcli.engine.trained import load_trained
@@ -83,9 +85,8 @@ def test_a_stage_lays_its_own_over_what_is_shared_layer_by_layer(path):
 
 
 def test_the_command_line_and_other_data_are_over_every_stage(path, tmp_path):
-    recipe = resolve(
-        path, data="mnist", sets=["optim.lr=5e-4", "stages.prior.train.ema=0.9"], flags={"train.steps": 50}
-    )
+    sets = ["optim.lr=5e-4", "stages.prior.train.ema=0.9"]
+    recipe = resolve(path, data="mnist", sets=sets, flags={"train.steps": 50})
     assert [part.train.steps for part in recipe.parts] == [50, 50]
     assert [part.optim.lr for part in recipe.parts] == [5e-4, 5e-4]
     assert [part.train.ema for part in recipe.parts] == [0.5, 0.9]
@@ -134,9 +135,8 @@ def test_each_stage_is_a_whole_run(trained, path):
         steps = stage.tree()["train"]["steps"]
         assert (stage.path / "model.safetensors").exists()
         assert (stage.path / f"samples/{steps:08d}.png").exists()
-        assert [row["step"] for row in lines(stage.path / "metrics.jsonl") if "loss" in row] == list(
-            range(1, steps + 1)
-        )
+        logged = [row["step"] for row in lines(stage.path / "metrics.jsonl") if "loss" in row]
+        assert logged == list(range(1, steps + 1))
     assert trained.serving.id == f"{trained.id}/stages/prior" and trained.serving.owner == trained
     assert runs.find(trained.id) == trained and runs.by_name(trained.serving.id) == trained.serving
     recipe = resolve(str(trained.path / "run.yaml"), flags={"train.steps": 8})
@@ -145,9 +145,6 @@ def test_each_stage_is_a_whole_run(trained, path):
 
 
 def test_codes_are_made_once_and_are_the_tokenizer_s(trained):
-    from gzcli.data.packs.batches import scan
-    from gzcli.data.packs.open import open_pack
-
     codes = np.load(trained.stage("prior").path / "prepared" / "codes.npy")
     pack, tokenizer = open_pack("digits"), load_trained(trained.stage("tokenizer"), "cpu").model
     index = [0, 7, 1000, len(codes) - 1]
@@ -161,11 +158,9 @@ def test_verbs_talk_to_the_last_stage(forks, trained, path):
     assert model.part.model == "transformer" and model.name == "vqvae"
     with pytest.raises(UsageError, match="no model or run is called `nope`"):
         resolve(path, sets=["stages.tokenizer=nope"])
-    shown = forks.gz("sample", trained.id, "-n", "4", "-q", "--temperature", "0.5").stdout.strip()
-    assert Path(shown).exists() and shown.startswith(str(trained.path / "sampled"))
-    assert Path(
-        forks.gz("sample", trained.id, "--do", "reconstruct", "-n", "4", "-q").stdout.strip()
-    ).exists()
+    for more in ("--temperature 0.5", "--do reconstruct"):
+        shown = forks.gz("sample", trained.id, "-n", "4", "-q", *more.split()).stdout.strip()
+        assert Path(shown).exists() and shown.startswith(str(trained.path / "sampled"))
 
 
 def test_broken_off_in_any_stage_it_goes_on_as_if_it_were_not(trained, path):
@@ -183,29 +178,23 @@ def test_broken_off_in_any_stage_it_goes_on_as_if_it_were_not(trained, path):
         assert all(torch.equal(a[key], b[key]) for key in b)
 
 
-def test_a_finished_stage_serves_another_prior(trained, path):
+def test_a_finished_stage_serves_another_prior_and_no_prior_takes_another(trained, path, tmp_path):
     run = make(path, f"stages.tokenizer={trained.id}", "stages.prior.model.name=maskgit")
     before = (run.stage("tokenizer").path / "model.safetensors").read_bytes()
     assert main(run.path) == 0 and load_trained(run, "cpu").part.model == "maskgit"
     assert (run.stage("tokenizer").path / "model.safetensors").read_bytes() == before
     assert resolve(str(run.path / "run.yaml")).reused == {"tokenizer": trained.id}
-
-
-def test_another_tokenizer_below_a_prior_is_refused(trained, path, tmp_path):
     copy = Run(Path(shutil.copytree(trained.path, tmp_path / "copy")))
-    (copy.stage("tokenizer").path / "model.safetensors").write_bytes(
-        (copy.stage("prior").path / "model.safetensors").read_bytes()
-    )
+    other = (copy.stage("prior").path / "model.safetensors").read_bytes()
+    (copy.stage("tokenizer").path / "model.safetensors").write_bytes(other)
     with pytest.raises(MissingError, match="was trained with another stage `tokenizer`"):
         load_trained(copy, "cpu")
 
 
 def test_what_is_prepared_is_augmented_by_one_draw(trained, path):
-    found = []
-    for augment in ("[mutate=0]", "[mutate=0.3]", "[mutate=0.3]"):
-        run = make(
-            path, f"stages.tokenizer={trained.id}", f"stages.prior.data.augment={augment}", "train.steps=1"
-        )
+    found, reused = [], f"stages.tokenizer={trained.id}"
+    for rate in (0, 0.3, 0.3):
+        run = make(path, reused, f"stages.prior.data.augment=[mutate={rate}]", "train.steps=1")
         assert main(run.path) == 0
         found.append(np.load(run.stage("prior").path / "prepared" / "codes.npy"))
     assert np.array_equal(found[0], np.load(trained.stage("prior").path / "prepared" / "codes.npy"))

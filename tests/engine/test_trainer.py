@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -14,13 +15,12 @@ from safetensors.torch import load_file
 from zoo import CASES, Case
 
 from gzcli.core import devices
-from gzcli.core.errors import DivergedError, Interrupted, UsageError
+from gzcli.core.errors import DivergedError, UsageError
 from gzcli.core.sections import OptimSection
 from gzcli.data.packs.batches import scan
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine import optim
 from gzcli.engine.__main__ import train_one
-from gzcli.engine.cadence import Stop
 from gzcli.engine.ema import EMA
 from gzcli.engine.log import Log
 from gzcli.engine.trained import load_trained
@@ -40,12 +40,6 @@ def case(model: str):
     return next(c for c in CASES if c.model == model)
 
 
-@pytest.fixture
-def break_at(monkeypatch):
-    """Stops the next run after so many steps, as a signal would."""
-    return lambda step: monkeypatch.setattr(Stop, "asked", lambda self, done: 15 if done == step else 0)
-
-
 FIRST = {id(c) for c in {c.model: c for c in reversed(CASES)}.values()}
 ALONE = [c for c in CASES if not c.stages]
 
@@ -55,24 +49,20 @@ def slow_but_first(c: Case):
 
 
 @pytest.mark.parametrize("which", map(slow_but_first, ALONE))
-def test_resume_is_the_unbroken_run_bit_for_bit(which, break_at, monkeypatch):
-    sets = ("train.ema=0.9", "train.log_every=3", "data.size=16")  # it is stopped between two lines
+def test_resume_is_the_unbroken_run_bit_for_bit(which):
+    """From a checkpoint between two lines. Those that signals leave are tested in test_cadence.py."""
+    sets = ("train.ema=0.9", "train.log_every=3", "data.size=16", "train.checkpoint_every=4", "train.keep=2")
     tree = recipe(which, steps=6, sets=sets)
-    break_at(-1)
     whole = trainer(tree)
     whole.fit()
-    broken = trainer(tree)
-    break_at(4)
-    with pytest.raises(Interrupted):
-        broken.fit()
-    break_at(-1)
-    resumed = trainer(tree, broken.run)
+    last, unbroken = whole.run.path / "checkpoints" / "00000006", figures(whole.run)
+    wanted = [load_file(last / f"{name}.safetensors") for name in ("model", "ema")]
+    shutil.rmtree(last)
+    resumed = trainer(tree, whole.run)
     resumed.fit()
-    assert resumed.start == 4
-    for name in ("model", "ema"):
-        file = f"checkpoints/00000006/{name}.safetensors"
-        assert same(*(load_file(r.run.path / file) for r in (whole, resumed))), name
-    assert figures(whole.run) == figures(resumed.run)
+    assert resumed.start == 4 and figures(whole.run) == unbroken
+    for name, weights in zip(("model", "ema"), wanted, strict=True):
+        assert same(weights, load_file(last / f"{name}.safetensors")), name
 
 
 def test_accumulation_changes_nothing_nor_does_a_kill_after_the_last_checkpoint():
@@ -144,10 +134,9 @@ def test_the_averaged_weights_have_their_own_statistics_and_the_trained_ones_kee
     scanned = {"batch_size": 128, "levels": t.info.levels, "device": "cpu", "index": range(1280)}
     batches = list(scan(t.images.pack, "train", **scanned))
     norms, seen = [m for m in model.modules() if isinstance(m, (torch.nn.BatchNorm2d, FlowNorm))], {}
+    note = lambda m, x: seen.setdefault(m, []).append(x[0].transpose(0, 1).flatten(1))  # noqa: E731
     for m in norms:
-        m.register_forward_pre_hook(
-            lambda m, x: seen.setdefault(m, []).append(x[0].transpose(0, 1).flatten(1))
-        )
+        m.register_forward_pre_hook(note)
     with torch.no_grad():
         for batch in batches if norms else ():
             if which.model == "dcgan":
@@ -175,10 +164,8 @@ def test_the_averaged_weights_have_their_own_statistics_and_the_trained_ones_kee
 
 def test_rates_and_settings_of_phases():
     conf = OptimSection(warmup=10, schedule="cosine")
-    assert optim.factor(conf, 0, 110) == 0.1
-    assert optim.factor(conf, 9, 110) == 1
-    assert optim.factor(conf, 60, 110) == pytest.approx(0.5)
-    assert optim.factor(conf, 110, 110) == pytest.approx(0)
+    factors = [optim.factor(conf, step, 110) for step in (0, 9, 60, 110)]
+    assert factors == pytest.approx([0.1, 1, 0.5, 0])
     assert optim.factor(OptimSection(schedule="linear"), 75, 100) == 0.25
     assert optim.factor(OptimSection(schedule="constant"), 75, 100) == 1
     phases = [Phase("critic", []), Phase("generator", [])]
@@ -271,10 +258,8 @@ def test_a_finished_run_keeps_what_it_goes_on_from_and_what_is_sampled(monkeypat
     again.fit()  # has nothing to do but to finish once more
     assert list(t.run.path.glob("*.part")) + list(t.run.path.glob(".*.part")) == []
     (folder / "00000010" / "train.pt").unlink()
-    said = []
-    assert checkpoints.newest(folder, said.append) is None and len(said) == 1, (
-        "of the best one nothing is said"
-    )
+    said = []  # of the best one nothing
+    assert checkpoints.newest(folder, said.append) is None and len(said) == 1
 
 
 def poisoned(monkeypatch, factor: float, steps: range, *sets: str):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers import gz, in_process
 from PIL import Image
 
@@ -14,6 +15,11 @@ from gzcli.cli import app
 from gzcli.cli.jobs import as_options
 from gzcli.core import jobs
 from gzcli.engine.__main__ import main
+from gzcli.engine.checkpoint import read_weights
+from gzcli.engine.log import Log
+from gzcli.engine.trained import build_model
+from gzcli.judge import ood
+from gzcli.judge.sample import Frames
 from gzcli.launch import launcher
 from gzcli.launch.plan import with_data, write_run
 from gzcli.recipe.resolve import resolve
@@ -63,11 +69,8 @@ def test_a_run_directory_is_complete():
     assert {"packages", "python", "git", "threads", "command"} <= env.keys()
 
 
-def test_weights_sample_without_the_recipe(tmp_path):
+def test_weights_sample_without_the_recipe():
     """The safetensors file alone is enough."""
-    from gzcli.engine.checkpoint import read_weights
-    from gzcli.engine.trained import build_model
-
     saved = read_weights(runs.by_name("first").path / "model.safetensors")
     build_model(saved.part, saved.info).load_state_dict(saved.weights)
     assert saved.step == 60 and saved.info.shape == (1, 16, 16)
@@ -89,10 +92,6 @@ def test_sample_writes_what_it_says(forks, tmp_path):
 
 
 def test_animation_shows_the_way(tmp_path):
-    import torch
-
-    from gzcli.judge.sample import Frames
-
     frames = Frames(lambda x: x)
     show = frames.watch(lambda i, n, x=None: None)
     for i in range(5):
@@ -129,11 +128,6 @@ def test_ood_and_its_files(forks):
 
 def test_ood_in_two_processes_is_ood_in_one(forks, tmp_path):
     """Two real processes against the same job in this process; without `--in`, on the run's own set."""
-    import torch
-
-    from gzcli.engine.log import Log
-    from gzcli.judge import ood
-
     words = "ood first --out digits-ab -n 140 --score elbo,typicality --cpu --processes 2 --json"
     result = json.loads(forks.gz(*words.split()).stdout)
     assert result["processes"] == 2 and result["in"] == "digits"
@@ -188,13 +182,12 @@ WRONG = {  # a command: its exit code, and what message and hint say
 }
 
 
-@pytest.mark.parametrize("command", WRONG)
-def test_wrong_words(capsys, monkeypatch, command):
+def test_wrong_words(capsys, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    code, message, hint = WRONG[command]
-    got, out, err = call(capsys, *command.split())
-    assert (got, out) == (code, ""), err
-    assert message in err and hint in err.partition("hint:")[2] and "Traceback" not in err
+    for command, (code, message, hint) in WRONG.items():
+        got, out, err = call(capsys, *command.split())
+        assert (got, out) == (code, ""), (command, err)
+        assert message in err and hint in err.partition("hint:")[2] and "Traceback" not in err, command
 
 
 def test_mistakes_of_recipes_and_scripts(capsys, tmp_path):
@@ -230,11 +223,10 @@ def test_a_larger_steps_extends_a_finished_run_and_a_run_can_be_repeated(forks):
     assert a.tree()["train"]["steps"] == b.tree()["train"]["steps"] == 70
 
 
-def test_weights_and_biases_offline(forks, monkeypatch):
+def test_weights_and_biases_offline(forks):
     pytest.importorskip("wandb")
-    forks.gz(
-        "train", "vae", "--steps", "20", "--name", "logged", "--wandb", *SHORT, env={"WANDB_MODE": "offline"}
-    )
+    words = "train vae --steps 2 --name logged --wandb"
+    forks.gz(*words.split(), *SHORT, env={"WANDB_MODE": "offline"})
     assert list(runs.by_name("logged").path.glob("wandb/offline-run-*"))
 
 

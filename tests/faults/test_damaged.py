@@ -39,7 +39,6 @@ from gzcli.store.runs import Run
 
 VAE = next(c for c in CASES if c.model == "vae")
 RECORDS = ("status.json", "run.yaml", "env.json", "metrics.jsonl", ".gz", "checkpoints/best.json")
-WEIGHTS = ("model.safetensors", "train.pt", "ema.safetensors", "meta.json")
 DAMAGES = {
     "gone": None,
     "empty": b"",
@@ -122,31 +121,30 @@ def test_a_damaged_record_is_named(run, name, capsys):
                 assert code == 0 and run.id in text, (name, how, words, text)
 
 
-@pytest.mark.parametrize("name", ["status.json", "run.yaml"])
-def test_what_is_wrong_is_said_and_the_run_can_be_removed(run, name, capsys, tmp_path):
-    kept = tmp_path / "kept"
-    with damaged(run.path / name, b"{"):
-        code, text = told(run, ("sample", "RUN"), capsys)
-        assert code == 3 and f"{name}` is damaged" in text and "gz runs remove" in text
-        shutil.copytree(run.path, kept)
-        assert told(run, ("runs", "remove", "RUN", "--yes"), capsys)[0] == 0 and not run.path.exists()
-        shutil.copytree(kept, run.path)
+def test_what_is_wrong_is_said_and_the_run_can_be_removed(run, capsys, tmp_path):
+    for name in ("status.json", "run.yaml"):
+        with damaged(run.path / name, b"{"):
+            code, text = told(run, ("sample", "RUN"), capsys)
+            assert code == 3 and f"{name}` is damaged" in text and "gz runs remove" in text
+            kept = shutil.copytree(run.path, tmp_path / name)
+            assert told(run, ("runs", "remove", "RUN", "--yes"), capsys)[0] == 0 and not run.path.exists()
+            shutil.copytree(kept, run.path)
 
 
-@pytest.mark.parametrize("name", WEIGHTS)
-def test_a_damaged_checkpoint_is_passed_over(run, name):
+def test_a_damaged_checkpoint_is_passed_over(run):
     """The one before it is taken; a file that is whole by its checksum but no work of gz is named."""
-    folder = run.path / "checkpoints"
-    file, warned = folder / "00000004" / name, []
-    half = halves(file)
-    for content in (*DAMAGES.values(), half):
-        with damaged(file, content):
-            assert checkpoints.newest(folder, warned.append) == folder / "00000002"
-            if content not in (None, half) and name in ("train.pt", "ema.safetensors"):
-                with pytest.raises(MissingError, match=name) as e:
-                    checkpoints.read(folder / "00000004")
-                assert "weights_only" not in e.value.message
-        assert name in warned.pop() and not warned
+    folder, warned = run.path / "checkpoints", []
+    for name in ("model.safetensors", "train.pt", "ema.safetensors", "meta.json"):
+        file = folder / "00000004" / name
+        half = halves(file)
+        for content in (*DAMAGES.values(), half):
+            with damaged(file, content):
+                assert checkpoints.newest(folder, warned.append) == folder / "00000002"
+                if content not in (None, half) and name in ("train.pt", "ema.safetensors"):
+                    with pytest.raises(MissingError, match=name) as e:
+                        checkpoints.read(folder / "00000004")
+                    assert "weights_only" not in e.value.message
+            assert name in warned.pop() and not warned
     assert checkpoints.newest(folder, warned.append) == folder / "00000004"
 
 
@@ -255,24 +253,23 @@ def test_train_init_of_a_file_of_something_else_is_told(run, tmp_path):
 ARRAYS = {"empty": b"", "text": b"text\n" * 99, "zeros": bytes(4096), "zip": b"PK\x03\x04" + bytes(99)}
 
 
-@pytest.mark.parametrize("how", ARRAYS)
-def test_what_is_kept_of_a_run_is_made_again(run, how, tmp_path, capsys):
+def test_what_is_kept_of_a_run_is_made_again(run, tmp_path, capsys):
     """Samples that `gz bench` drew before, and maps of what a model prepares."""
     trained, job = gzcli.load(run.path, device="cpu").trained, BenchJob([], "digits", n=2)
-    log = Log(tmp_path, mode="human")
+    log, folder = Log(tmp_path, mode="human"), tmp_path / "prepared"
     images, _, file = contestants.sample(trained, None, job, tmp_path, log)
-    file.write_bytes(ARRAYS[how])
-    again, _, _ = contestants.sample(trained, None, job, tmp_path, log)
-    assert np.array_equal(again, images) and f"`{file}` is damaged" in capsys.readouterr().err
-    assert np.array_equal(contestants.sample(trained, None, job, tmp_path, log)[0], images)
-    assert capsys.readouterr().err == ""
-    folder = tmp_path / "prepared"
-    folder.mkdir()
-    np.save(folder / "codes.npy", np.zeros((4, 3)))
-    assert prepared.is_whole(folder, log)
-    (folder / "codes.npy").write_bytes(ARRAYS[how])
-    assert not prepared.is_whole(folder, log) and not folder.exists()
-    assert f"`{folder}` is damaged" in capsys.readouterr().err
+    for how, content in ARRAYS.items():
+        file.write_bytes(content)
+        again, _, _ = contestants.sample(trained, None, job, tmp_path, log)
+        assert np.array_equal(again, images) and f"`{file}` is damaged" in capsys.readouterr().err, how
+        assert np.array_equal(contestants.sample(trained, None, job, tmp_path, log)[0], images)
+        assert capsys.readouterr().err == ""
+        folder.mkdir()
+        np.save(folder / "codes.npy", np.zeros((4, 3)))
+        assert prepared.is_whole(folder, log)
+        (folder / "codes.npy").write_bytes(content)
+        assert not prepared.is_whole(folder, log) and not folder.exists()
+        assert f"`{folder}` is damaged" in capsys.readouterr().err, how
 
 
 def test_a_damaged_cost_is_found_again(tmp_path, monkeypatch):
