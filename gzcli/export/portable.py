@@ -14,6 +14,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ from gzcli.engine import sampler
 from gzcli.engine.trained import Trained
 from gzcli.export import portable_sampler
 from gzcli.models.base import Model
+from gzcli.models.denoising.denoiser import AS_TRAINED, WalkOptions
+from gzcli.models.denoising.process import SDE, Level
+from gzcli.models.denoising.samplers import Estimate
 from gzcli.models.nn import spread_labels
 from gzcli.models.options import grouped
 
@@ -223,19 +227,16 @@ class Denoise(nn.Module):
     def __init__(self, model: Any, how: Mapping[str, Any]):
         super().__init__()
         self.model, self.scale = model, how.get("guidance", 1.0)
-        self.clip = how.get("clip", True) and model.data.levels is not None
-        self.dynamic = [how["dynamic"]] if how.get("dynamic") else []
+        self.clip, self.dynamic = how["clip"] and model.data.levels is not None, how["dynamic"]
 
     def forward(
         self, x: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        model = self.model
-        if hasattr(model, "sde"):  # whose levels are functions of t
-            x0, eps = model.split(x, t, y, self.scale)
-        else:
-            x0, eps = model.split(model.guided(model.beside(x), t, y, self.scale), x, alpha, sigma)
+        model, process = self.model, self.model.process
+        at = process.levels_at(t) if isinstance(process, SDE) else Level(t, alpha, sigma)
+        x0, eps = model.split(model.output(x, at, y, self.scale), x, at)
         if self.clip:
-            x0 = model.into_range(x0, *self.dynamic)
+            x0 = model.into_range(x0, self.dynamic)
             eps = (x - alpha * x0) / sigma
         return x0, eps
 
@@ -312,13 +313,14 @@ def in_place(model: Any, units: UnitVectors, how: dict[str, Any]) -> Iterator[No
     """Inside, unit vectors stand for the outputs of the model's network, and nothing is clipped to the range
     of images."""
 
-    def denoiser(y: Tensor | None = None, **options: Any) -> Any:
-        how.update(options, kind="denoise")
+    def denoiser(y: Tensor | None = None, options: WalkOptions = AS_TRAINED, guide: Any = None) -> Any:
+        guidance = model.strength(options.guidance)
+        how.update(asdict(options) | {"guidance": guidance, "kind": "denoise"})
 
-        def denoise(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
-            level = model.level(t)
+        def denoise(x: Tensor, t: float) -> Estimate:
+            level = model.process.level(t)
             units.call(x, t=float(t), alpha=float(level.alpha), sigma=float(level.sigma))
-            return units.unit(), units.unit()
+            return Estimate(units.unit(), units.unit())
 
         return denoise
 

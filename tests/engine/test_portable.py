@@ -62,6 +62,25 @@ def test_noise_and_a_solver_are_written_down():
     assert np.abs(theirs.astype(int) - ours.astype(int)).max() <= 1
 
 
+@pytest.mark.parametrize("name", ["ddpm", "sgm"])
+def test_a_denoiser_s_program_draws_what_gz_draws(name):
+    small = {"channels": 4, "groups": 4, "mult": (1,), "attention": ()}
+    trained = made(Case(name, small, lr=1e-3, batch=8))
+    options = {**trained.part.sample, "steps": 3}
+    spec, step, _ = portable.step_of(trained, grouped(trained.model.sample, options))
+    spec = json.loads(json.dumps(spec)) | {"classes": [], "multilabel": False, "decode": False}
+
+    def call(_, feeds):
+        with torch.no_grad():
+            made = step(**{key: torch.from_numpy(np.asarray(value)) for key, value in feeds.items()})
+        return [value.numpy() for value in made]
+
+    theirs = portable_sampler.draw(spec, call, 2, seed=4).transpose(0, 3, 1, 2)
+    trained.asked = "fp32"
+    ours = sampler.draw(trained, 2, seed=4, options=options)
+    assert np.abs(theirs.astype(int) - ours.astype(int)).max() <= 1
+
+
 @pytest.mark.slow
 def test_a_graph_of_torch_draws_what_gz_draws(dcgan, tmp_path):
     result = portable.write(dcgan, "torch", tmp_path)
