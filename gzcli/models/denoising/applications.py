@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, Noise, Progress, no_progress
+from gzcli.models.denoising import samplers
 from gzcli.models.denoising.denoiser import UNCLIPPED, Denoiser, WalkOptions
 from gzcli.models.denoising.process import Level
-from gzcli.models.denoising.samplers import Denoise, Estimate, Sampler, dpmpp, repaint, resampled, solve
+from gzcli.models.denoising.samplers import Denoise, Estimate, Path, Randn, Sampler, solve
 from gzcli.models.nn import as_interpolations, at_least, interpolated, pairs_of, slerp, spread_labels
 
 TIMES = 4  # noise levels by which translation finds the class of an image that has no label
@@ -58,8 +59,11 @@ class Applications(Denoiser):
     # ---- there and back
 
     def path(self, steps: int, **how: Any) -> list[Level]:
-        """A path of at most `steps` steps."""
-        return self.process.path(steps, **how)
+        """A path of at most `steps` steps; start: the share of the way to pure noise that it begins at."""
+        strength = how.get("start", 1.0)
+        if not 0 < strength <= 1:
+            raise UsageError(f"`strength` is a share of the way to pure noise, 0 … 1, not {strength:g}")
+        return self.process.path(min(steps, self.process.most_steps(strength)), **how)
 
     def to_noise(self, x: Tensor, y: Tensor | None, steps: int, progress: Progress) -> Tensor:
         times = self.process.ode_times(steps)[::-1]
@@ -68,6 +72,13 @@ class Applications(Denoiser):
     def to_data(self, z: Tensor, y: Tensor | None, steps: int, guidance: float, progress: Progress) -> Tensor:
         times = self.process.ode_times(steps)
         return solve(self.velocity(y, guidance), z, times, self.ode_solver[0], progress=progress)
+
+    def back(
+        self, x: Tensor, path: Path, y: Tensor | None, guidance: float, randn: Randn, progress: Progress
+    ) -> Tensor:
+        """Images noised to path[0], denoised along the path given labels y."""
+        denoise = self.denoiser(y, WalkOptions(guidance))
+        return self.into_range(self.walk_back(denoise, x, path, randn=randn, progress=progress))
 
     def round_trip(
         self,
@@ -82,11 +93,9 @@ class Applications(Denoiser):
     ) -> tuple[Tensor, Tensor]:
         """x noised at the share `strength` of the way to pure noise, and that denoised in at most `steps`
         steps given labels y, as SDEdit does (Meng 2022, arXiv:2108.01073)."""
-        check_strength(strength)
         path, randn = self.path(steps, start=strength), partial(noise.randn, *x.shape)
         x_t = path[0].alpha * x + path[0].sigma * randn()
-        denoise = self.denoiser(self.known_labels(y), WalkOptions(guidance))
-        return x_t, self.into_range(self.walk_back(denoise, x_t, path, randn=randn, progress=progress))
+        return x_t, self.back(x_t, path, self.known_labels(y), guidance, randn, progress)
 
     @torch.no_grad()
     def reconstruct(
@@ -184,11 +193,11 @@ class Applications(Denoiser):
             shown = Measurement(*[lambda image: mask * image] * 3)
             denoise = self.denoiser(y, WalkOptions(options.guidance, clip=False))
             denoise = self.conditioned(denoise, mask * x, shown, options.iterations)
-            images = dpmpp(denoise, z, self.path(steps, spacing="logsnr"), progress=progress)
+            images = samplers.dpmpp(denoise, z, self.path(steps, spacing="logsnr"), progress=progress)
         else:
             denoise = self.denoiser(y, WalkOptions(options.guidance))
-            path = resampled(self.path(steps), options.resample, options.jump)
-            images = repaint(denoise, z, path, known=x, mask=mask, randn=randn, progress=progress)
+            path = samplers.resampled(self.path(steps), options.resample, options.jump)
+            images = samplers.repaint(denoise, z, path, known=x, mask=mask, randn=randn, progress=progress)
         done = torch.lerp(self.into_range(images), x, mask)
         return Applied(done, rows=("inpainted",), known=mask, how="masked", labels=y)
 
@@ -216,23 +225,25 @@ class Applications(Denoiser):
         denoise = self.denoiser(self.known_labels(None), UNCLIPPED)
         denoise = self.conditioned(denoise, small, means(by), iterations)
         z = self.process.prior_std * noise.randn(len(x), *self.data.shape)
-        images = dpmpp(denoise, z, self.path(steps, spacing="logsnr"), progress=progress)
+        images = samplers.dpmpp(denoise, z, self.path(steps, spacing="logsnr"), progress=progress)
         return Applied(self.into_range(images), rows=("upscaled",), given=small, how=f"small, 1/{by}")
 
-    def conditioned(self, denoise: Denoise, y: Tensor, measurement: Measurement, iterations: int) -> Denoise:
-        """The denoiser of images x_0 of which y = A x_0 is known: E[x_0 | x_t, y] by the first two moments of
-        x_0 given x_t (Rozet 2024, arXiv:2405.13712, section 4), of one that does not clip, whose gradient is
-        taken.
+    def conditioned(
+        self, denoise: Denoise, y: Tensor, measurement: Measurement, iterations: int = 0
+    ) -> Denoise:
+        """The denoiser of images x_0 of which y = A x_0 is known. Without iterations x̂_0 is moved to the
+        nearest image with A x_0 = y (DDNM, Wang 2022, arXiv:2212.00490, eq. 13); with them E[x_0 | x_t, y] is
+        first estimated by the first two moments of x_0 given x_t (Rozet 2024, arXiv:2405.13712, section 4),
+        from the gradient of a `denoise` that does not clip.
 
             Cov[x_0 | x_t] = (σ²/α) ∂x̂_0/∂x_t
             x̂_0 + Cov Aᵀ (A Cov Aᵀ + σ_y² I)⁻¹ (y − A x̂_0)
         """
 
-        def estimates(x: Tensor, t: float) -> Estimate:
-            _, alpha, sigma = self.process.level(t)
+        def by_moments(x: Tensor, t: float, alpha: float, sigma: float) -> Tensor:
             with torch.inference_mode(False), torch.enable_grad():
                 x = x.detach().clone().requires_grad_()
-                x0 = denoise(x, t)[0]
+                x0 = denoise(x, t).x0
 
                 def covariance(v: Tensor) -> Tensor:
                     return sigma**2 / alpha * torch.autograd.grad(x0, x, v, retain_graph=True)[0]
@@ -242,8 +253,12 @@ class Applications(Denoiser):
 
                 mean = x0.detach()
                 scaled = conjugate_gradients(matrix, y - measurement.of(mean), iterations)
-                mean = self.into_range(mean + covariance(measurement.back(scaled)))
-            x, x0 = x.detach(), mean + measurement.fill(y - measurement.of(mean))
+                return self.into_range(mean + covariance(measurement.back(scaled)))
+
+        def estimates(x: Tensor, t: float) -> Estimate:
+            _, alpha, sigma = self.process.level(t)
+            x0 = by_moments(x, t, alpha, sigma) if iterations else denoise(x, t).x0
+            x, x0 = x.detach(), x0 + measurement.fill(y - measurement.of(x0))
             return Estimate(x0, (x - alpha * x0) / sigma)
 
         return estimates
@@ -398,11 +413,6 @@ class NoiseApplications(Applications):
         times: noise levels that the error is averaged over, even over the way from data to noise.
         """
         return self.errors(x, self.known_labels(None), noise, times)
-
-
-def check_strength(strength: float) -> None:
-    if not 0 < strength <= 1:
-        raise UsageError(f"`strength` is a share of the way to pure noise, 0 … 1, not {strength:g}")
 
 
 def middle_hidden(x: Tensor) -> Tensor:

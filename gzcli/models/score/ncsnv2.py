@@ -277,20 +277,16 @@ class NCSNv2(ScoreModel):
 
 
 def overlapping(size: int, overlap: float = 0.5) -> float:
-    """The ratio γ of neighbouring σ (technique 2), by bisection: a share `overlap` of one level's images lies
-    within three deviations of the other level's mean radius.
+    """The ratio γ of neighbouring σ (technique 2): a share `overlap` of one level's images lies within three
+    deviations of the other level's mean radius.
 
     size: D, the elements of an image, whose radius is distributed as N(√D σ, σ²/2).
     """
-    root, low, high = math.sqrt(2 * size), 1.0, 1e3
+    from scipy.optimize import brentq
 
-    def shared(gamma: float) -> float:
-        return float(ndtr(root * (gamma - 1) + 3 * gamma) - ndtr(root * (gamma - 1) - 3 * gamma))
-
-    for _ in range(60):
-        gamma = 0.5 * (low + high)
-        low, high = (gamma, high) if shared(gamma) > overlap else (low, gamma)
-    return low
+    root = math.sqrt(2 * size)
+    shared = lambda gamma: ndtr(root * (gamma - 1) + 3 * gamma) - ndtr(root * (gamma - 1) - 3 * gamma)  # noqa: E731
+    return float(brentq(lambda gamma: shared(gamma) - overlap, 1.0, 1e3))
 
 
 def steady_step(gamma: float, repeats: int) -> float:
