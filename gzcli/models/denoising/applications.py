@@ -17,7 +17,7 @@ from gzcli.models.denoising import samplers
 from gzcli.models.denoising.denoiser import UNCLIPPED, Denoiser, WalkOptions
 from gzcli.models.denoising.process import Level
 from gzcli.models.denoising.samplers import Denoise, Estimate, Path, Randn, Sampler, solve
-from gzcli.models.nn import as_interpolations, at_least, interpolated, pairs_of, slerp, spread_labels
+from gzcli.models.nn import Mix, as_interpolations, at_least, every_label, interpolated, pairs_of, slerp
 
 TIMES = 4  # noise levels by which translation finds the class of an image that has no label
 SIGMA_Y = 0.05  # the error of the network's estimates, in place of noise of what is known of an image
@@ -159,7 +159,7 @@ class Applications(Denoiser):
         at_least(1, steps=steps)
         y, steps = self.known_labels(None), steps or self.ode_solver[1]
         at_least(2, frames=frames)
-        z = on_great_circles(self.to_noise(pairs_of(x), y, steps, progress), frames)
+        z = between(self.to_noise(pairs_of(x), y, steps, progress), frames, slerp)
         return as_interpolations(self.into_range(self.to_data(z, y, steps, 1.0, progress)), frames)
 
     # ---- what is known of an image
@@ -266,8 +266,7 @@ class Applications(Denoiser):
     # ---- what labels are for
 
     def error(self, x: Tensor, eps: Tensor, level: Level, y: Tensor | None) -> Tensor:
-        """[B]: the mean squared error of the velocity, or else of ε, for x noised by eps at a level, given
-        y."""
+        """[B]: the mean squared error of the velocity, or else of ε, for x noised by eps at a level."""
         x_t = level.alpha * x + level.sigma * eps
         at = self.process.level_of(x, level.t)
         out = self.output(x_t, at, y)
@@ -287,12 +286,11 @@ class Applications(Denoiser):
     ) -> Tensor:
         """[B, K]: the error given each class, with the same noise for every class (Li 2023, "Your Diffusion
         Model is Secretly a Zero-Shot Classifier", arXiv:2303.16203)."""
-        classes = spread_labels(None, len(self.data.classes), self.data, x.device)
+        classes = every_label(self.data, len(x), x.device)
         total = x.new_zeros(len(x), len(classes))
         for i in range(times):
             eps, level = noise.randn(*x.shape), self.process.level_at((i + 0.5) / times)
-            errors = [self.error(x, eps, level, y.expand(len(x), *y.shape)) for y in classes]
-            total = total + torch.stack(errors, 1) / times
+            total = total + torch.stack([self.error(x, eps, level, y) for y in classes], 1) / times
             progress(i + 1, times, x)
         return total
 
@@ -436,9 +434,9 @@ def reduced(x: Tensor, factor: int, size: tuple[int, ...]) -> tuple[Tensor, int]
     return x, by
 
 
-def on_great_circles(z: Tensor, frames: int) -> Tensor:
-    """Noises between 0 and 1, 2 and 3, … of z, of the norm of noise."""
-    return interpolated(z.flatten(1), frames, slerp).unflatten(1, z.shape[1:])
+def between(z: Tensor, frames: int, mix: Mix = torch.lerp) -> Tensor:
+    """Images, or by `slerp` noises of the norm of noise, between 0 and 1, 2 and 3, … of z, ends included."""
+    return interpolated(z.flatten(1), frames, mix).unflatten(1, z.shape[1:])
 
 
 class Measurement(NamedTuple):

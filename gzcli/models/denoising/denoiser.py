@@ -212,8 +212,7 @@ class Denoiser(Labelled):
         return f
 
     def into_range(self, x0: Tensor, dynamic: float | None = None) -> Tensor:
-        """Images clamped to [-1, 1], or thresholded at the quantile `dynamic` of |x_0| (Saharia 2022);
-        latents unchanged."""
+        """Images clamped to [-1, 1], or thresholded at a quantile (Saharia 2022); latents unchanged."""
         if self.data.levels is None:
             return x0
         if dynamic is None:
@@ -231,8 +230,7 @@ class Denoiser(Labelled):
     def draw(
         self, n: int, labels: Tensor | None, noise: Noise, progress: Progress, options: Any, sampler: Sampler
     ) -> Tensor:
-        """n images [n, C, H, W] in [-1, 1] by a sampler; options: `WalkOptions` with `steps` and
-        `spacing`."""
+        """n images [n, C, H, W] by a sampler; options: `WalkOptions` with `steps` and `spacing`."""
         x, y = self.start(n, labels, noise, options.size)
         denoise, randn = self.denoiser(y, options), partial(noise.randn, *x.shape)
         path = self.process.path(options.steps, options.spacing)

@@ -125,8 +125,7 @@ def by_image(t: Tensor) -> Tensor:
 
 
 def spread(high: float, low: float, steps: int, spacing: str) -> np.ndarray:
-    """Values of log σ/α from `high` to `low`: even (logsnr), or in the 7th root of σ/α (karras; Karras 2022,
-    eq. 5)."""
+    """log σ/α from `high` to `low`: even (logsnr), or in the 7th root of σ/α (karras; Karras 2022, eq. 5)."""
     ramp = np.linspace(0, 1, steps)
     if spacing == "karras":
         a, b = np.exp(high / 7), np.exp(low / 7)
@@ -138,8 +137,7 @@ def spread(high: float, low: float, steps: int, spacing: str) -> np.ndarray:
 
 
 class DiscreteVP(Process):
-    """The tables alpha and sigma, float64 [T]; shift: the factor of σ/α. Raises UsageError for fewer than two
-    timesteps."""
+    """The tables alpha and sigma, float64 [T]; shift: the factor of σ/α."""
 
     scale = 1
     alphas: Tensor  # α, σ and α²/σ² in float32

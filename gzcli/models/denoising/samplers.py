@@ -56,8 +56,7 @@ def sampler(steps: Callable[..., Steps]) -> Sampler:
 
 @sampler
 def ancestral(denoise: Denoise, x: Tensor, path: Path, randn: Randn, variance: str = "small") -> Steps:
-    """Ho 2020, algorithm 2, for steps of any length; variance "small" is β̃_t, "large" is β_t (section
-    3.2)."""
+    """Ho 2020, algorithm 2, for steps of any length; variance "small" is β̃_t, "large" β_t (section 3.2)."""
     for s, u in pairwise(path):
         x, var = posterior(denoise(x, s.t)[0], x, s, u)
         if u.sigma > 0:
@@ -204,8 +203,7 @@ def repaint(denoise: Denoise, x: Tensor, path: Path, randn: Randn, known: Tensor
 
 
 def resampled(path: Path, resample: int, jump: int) -> list[Level]:
-    """The path that goes over each stretch of `jump` steps `resample` times, so that known and generated
-    pixels agree."""
+    """The path that goes over each stretch of `jump` steps `resample` times, so that all pixels agree."""
     walk = [path[0]]
     for start in range(0, len(path) - 1, jump):
         stretch = path[start + 1 : start + jump + 1]

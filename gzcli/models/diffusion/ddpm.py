@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, moved, no_progress
 from gzcli.models.denoising import samplers
-from gzcli.models.denoising.applications import NoiseApplications, means, reduced
+from gzcli.models.denoising.applications import NoiseApplications, between, means, reduced
 from gzcli.models.denoising.denoiser import UNCLIPPED, WalkOptions
 from gzcli.models.denoising.process import DiscreteVP, Level, ScheduleName, Shift, TimeSampling, shift_of
 from gzcli.models.denoising.samplers import Sampler
@@ -164,8 +164,7 @@ class Diffusion(NoiseApplications):
         return samplers.ddim(denoise, z, self.path(steps), progress=progress)
 
     def to_scheduler(self) -> Any:
-        """diffusers' DPM-Solver++(2M), which draws as `sample` with `sampler` dpmpp and `spacing`
-        trailing."""
+        """diffusers' DPM-Solver++(2M), which draws as the sampler dpmpp on trailing steps."""
         from diffusers import DPMSolverMultistepScheduler
 
         alpha_bar = np.append(1.0, self.process.alpha**2)
@@ -242,15 +241,10 @@ class Diffusion(NoiseApplications):
         strength: noise level at which images are mixed, as a share of the way to pure noise, 0 … 1.
         steps: denoising steps, at most.
         """
-        at_least(2, frames=frames)
         at_least(1, steps=steps)
         x = pairs_of(x)
         path, eps = self.path(steps, start=strength), noise.first(len(x)).randn(*x.shape)
-        w = torch.linspace(0, 1, frames, device=x.device)[:, None, None, None]
-        angle = w * (torch.pi / 2)
-        mixed = torch.lerp(x[0::2, None], x[1::2, None], w)  # [pairs, frames, C, H, W]
-        eps = angle.cos() * eps[0::2, None] + angle.sin() * eps[1::2, None]
-        x_t = (path[0].alpha * mixed + path[0].sigma * eps).flatten(0, 1)
+        x_t = path[0].alpha * between(x, frames) + path[0].sigma * between(eps, frames, quarter_turn)
         images = self.back(x_t, path, self.known_labels(None), 1.0, partial(noise.randn, *x.shape), progress)
         return as_interpolations(images, frames)
 
@@ -287,6 +281,12 @@ class Diffusion(NoiseApplications):
         return Applied(self.into_range(images), rows=("upscaled",), given=x, how=f"small, 1/{by}")
 
 
+def quarter_turn(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+    """A mixture of independent noises of their variance: a at t = 0, b at t = 1."""
+    angle = t * (torch.pi / 2)
+    return angle.cos() * a + angle.sin() * b
+
+
 def strata(timesteps: int, terms: int) -> list[int]:
     """Edges, from 1 to T, of at most `terms` strata of the times 1 … T − 1, with widths that grow with t."""
     terms = min(terms, timesteps - 1)
@@ -294,8 +294,7 @@ def strata(timesteps: int, terms: int) -> list[int]:
 
 
 def discretised_gaussian(x: Tensor, mean: Tensor, sigma: float, levels: int) -> Tensor:
-    """log mass of N(mean, σ²) in the bin of each grey level x in [-1, 1]; the end bins extend to ±∞ (Ho 2020,
-    eq. 13)."""
+    """log mass of N(mean, σ²) in the bin of each grey level x, the end bins up to ±∞ (Ho 2020, eq. 13)."""
     half = 1 / (levels - 1)
     low = torch.where(x < -1 + half, -math.inf, (x - half - mean) / sigma)
     high = torch.where(x > 1 - half, math.inf, (x + half - mean) / sigma)

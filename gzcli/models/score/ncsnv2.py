@@ -137,8 +137,7 @@ class ResBlock(nn.Module):
 
 
 class RefineBlock(nn.Module):
-    """Residual units on each input, their sum at the resolution of the first, chained pooling of the sum, and
-    residual units."""
+    """Residual units of each input, their sum at the size of the first, chained pooling, residual units."""
 
     def __init__(self, inputs: list[int], c: int, end: int):
         super().__init__()
@@ -164,8 +163,7 @@ class RefineBlock(nn.Module):
 
 
 def pooled(x: Tensor) -> Tensor:
-    """The largest of 5×5 neighbours of x [B, C, H, W]: on a CPU with channels last, where PyTorch pools in a
-    quarter of the time."""
+    """The largest of 5×5 neighbours: on a CPU with channels last, which takes a quarter of the time."""
     if x.device.type != "cpu":
         return F.max_pool2d(x, 5, stride=1, padding=2)
     last = x.contiguous(memory_format=torch.channels_last)
@@ -284,9 +282,11 @@ def overlapping(size: int, overlap: float = 0.5) -> float:
     """
     from scipy.optimize import brentq
 
-    root = math.sqrt(2 * size)
-    shared = lambda gamma: ndtr(root * (gamma - 1) + 3 * gamma) - ndtr(root * (gamma - 1) - 3 * gamma)  # noqa: E731
-    return float(brentq(lambda gamma: shared(gamma) - overlap, 1.0, 1e3))
+    def excess(gamma: float) -> float:
+        apart = math.sqrt(2 * size) * (gamma - 1)
+        return ndtr(apart + 3 * gamma) - ndtr(apart - 3 * gamma) - overlap
+
+    return float(brentq(excess, 1.0, 1e3))
 
 
 def steady_step(gamma: float, repeats: int) -> float:
