@@ -29,6 +29,7 @@ FIXED: Mapping[str, Mapping[str, float]] = {
     **{name: {"class_weight": 1.0} for name in ("flow", "flowpp", "glow", "realnvp")},
     "controlnet": {"edge_sigma": 1.0},
     "sgm": {"beta_max": 20.0},
+    **{name: {"zero_snr": False} for name in ("ddpm", "cddpm", "dit", "diffae", "latent_prior")},
 }
 
 

@@ -47,7 +47,6 @@ from gzcli.store import runs
 # Where the host waits for the device: in a step nowhere, before the first one, and with a trained model.
 STEP = {
     "models/flow_matching/fm.py::coupled": "the assignment is solved on the host, by scipy",
-    "models/flow_matching/fm.py::rows_by_label": "the rows of each class, for the same assignment",
     "models/stable_diffusion/base.py::StableDiffusion.embed": "without `cache`: captions become tokens",
     "models/stable_diffusion/base.py::StableDiffusion.loss": "at the first step: diffusers' table moves",
     "models/stable_diffusion/controlnet.py::canny": "without `cache`: edges are found on the host",
@@ -79,7 +78,6 @@ TRAINED = {
     "engine/trained.py::LatentSpace.encode": "a number a channel",
     "engine/trained.py::LatentSpace.decode": "a number a channel",
     "models/flow_matching/fm.py::coupled": "the assignment is solved on the host, by scipy",
-    "models/flow_matching/fm.py::rows_by_label": "the rows of each class, for the same assignment",
     "models/autoregressive/layers.py::PixelCache.__init__": "the order of its weights, once a batch",
     "models/flow_matching/fm.py::FlowMatching.fit_path": "a covariance, in float64",
     "models/flow_matching/fm.py::FlowMatching.score_path": "a distance, in float64",

@@ -87,13 +87,13 @@ def test_the_density_of_a_linear_flow_is_exact_on_average(solver):
     f = lambda x, t: (x.flatten(1) @ a.T).view_as(x)  # noqa: E731
     x = torch.randn(4000, 1, 2, 2).double()
     v = torch.randint(2, (4000, 4)).double() * 2 - 1
-    state, g = torch.cat([x.flatten(1), v, torch.zeros(4000, 1)], 1), with_divergence(f, (1, 2, 2))
+    state, g = torch.cat([x.flatten(1), torch.zeros(4000, 1)], 1), with_divergence(f, (1, 2, 2), v)
     times = torch.linspace(0, 1, 21).tolist()
     out = solve(g, state, times, solver, tolerance=1e-5)
     torch.testing.assert_close(out[:, :4], x.flatten(1) @ torch.matrix_exp(a).T, rtol=1e-3, atol=1e-4)
-    assert torch.equal(out[:, 4:8], v)
-    error = out[:, 8].std() / 4000**0.5
-    assert out[:, 8].mean() == pytest.approx(-a.trace().item(), abs=4 * error.item())
+    gained = 4 * out[:, 4]
+    error = gained.std() / 4000**0.5
+    assert gained.mean() == pytest.approx(-a.trace().item(), abs=4 * error.item())
 
 
 def test_the_first_step_stays_in_the_interval():
@@ -115,14 +115,14 @@ def test_the_first_step_stays_in_the_interval():
 def test_the_error_of_the_density_counts_apart():
     """x is as smooth as can be, and the density turns fast: of 1 element in 201, an error that a mean over
     all would hide."""
-    size, speed = 100, 40.0
+    size, speed = 200, 40.0
 
     def g(state, t):  # dℓ/dt = 40 cos 40 t
         out = torch.zeros_like(state)
         out[:, -1] = speed * (speed * t).cos()
         return out
 
-    state = torch.zeros(3, 2 * size + 1, dtype=torch.float64)
+    state = torch.zeros(3, size + 1, dtype=torch.float64)
     errors = []
     for norm in (samplers.root_mean_square, density_norm):
         out = adaptive(g, state, 0.0, 1.0, tolerance=1e-3, norm=norm)

@@ -213,8 +213,8 @@ def test_the_divergence_of_the_likelihood_is_that_of_finite_differences():
     awake(model.net, 0.1).time.register_forward_pre_hook(lambda module, given: (given[0].double(),))
     f, t = model.velocity(None), torch.tensor([0.3], dtype=torch.float64)
     x, v = torch.randn(1, 16, dtype=torch.float64), torch.randint(2, (1, 16)).double() * 2 - 1
-    state = torch.cat([x, v, torch.zeros(1, 1).double()], 1)
-    gained = with_divergence(f, (1, 4, 4))(state, t)[0, -1]
+    state = torch.cat([x, torch.zeros(1, 1).double()], 1)
+    gained = 16 * with_divergence(f, (1, 4, 4), v)(state, t)[0, -1]
     with torch.no_grad():
         ahead, behind = (f((x + s * v).view(1, 1, 4, 4), t).flatten(1) for s in (1e-5, -1e-5))
     want = -((ahead - behind) / 2e-5 * v).sum()

@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, Noise, Progress, no_progress
+from gzcli.models.denoising import samplers
 from gzcli.models.denoising.denoiser import UNCLIPPED, Denoiser, WalkOptions
 from gzcli.models.denoising.process import Level
-from gzcli.models.denoising.samplers import Denoise, Estimate, Sampler, dpmpp, repaint, resampled, solve
-from gzcli.models.nn import as_interpolations, at_least, interpolated, pairs_of, slerp, spread_labels
+from gzcli.models.denoising.samplers import Denoise, Estimate, Path, Randn, Sampler, solve
+from gzcli.models.nn import Mix, as_interpolations, at_least, every_label, interpolated, pairs_of, slerp
 
 TIMES = 4  # noise levels by which translation finds the class of an image that has no label
 SIGMA_Y = 0.05  # the error of the network's estimates, in place of noise of what is known of an image
@@ -58,8 +59,11 @@ class Applications(Denoiser):
     # ---- there and back
 
     def path(self, steps: int, **how: Any) -> list[Level]:
-        """A path of at most `steps` steps."""
-        return self.process.path(steps, **how)
+        """A path of at most `steps` steps; start: the share of the way to pure noise that it begins at."""
+        strength = how.get("start", 1.0)
+        if not 0 < strength <= 1:
+            raise UsageError(f"`strength` is a share of the way to pure noise, 0 … 1, not {strength:g}")
+        return self.process.path(min(steps, self.process.most_steps(strength)), **how)
 
     def to_noise(self, x: Tensor, y: Tensor | None, steps: int, progress: Progress) -> Tensor:
         times = self.process.ode_times(steps)[::-1]
@@ -68,6 +72,13 @@ class Applications(Denoiser):
     def to_data(self, z: Tensor, y: Tensor | None, steps: int, guidance: float, progress: Progress) -> Tensor:
         times = self.process.ode_times(steps)
         return solve(self.velocity(y, guidance), z, times, self.ode_solver[0], progress=progress)
+
+    def back(
+        self, x: Tensor, path: Path, y: Tensor | None, guidance: float, randn: Randn, progress: Progress
+    ) -> Tensor:
+        """Images noised to path[0], denoised along the path given labels y."""
+        denoise = self.denoiser(y, WalkOptions(guidance))
+        return self.into_range(self.walk_back(denoise, x, path, randn=randn, progress=progress))
 
     def round_trip(
         self,
@@ -82,11 +93,9 @@ class Applications(Denoiser):
     ) -> tuple[Tensor, Tensor]:
         """x noised at the share `strength` of the way to pure noise, and that denoised in at most `steps`
         steps given labels y, as SDEdit does (Meng 2022, arXiv:2108.01073)."""
-        check_strength(strength)
         path, randn = self.path(steps, start=strength), partial(noise.randn, *x.shape)
         x_t = path[0].alpha * x + path[0].sigma * randn()
-        denoise = self.denoiser(self.known_labels(y), WalkOptions(guidance))
-        return x_t, self.into_range(self.walk_back(denoise, x_t, path, randn=randn, progress=progress))
+        return x_t, self.back(x_t, path, self.known_labels(y), guidance, randn, progress)
 
     @torch.no_grad()
     def reconstruct(
@@ -150,7 +159,7 @@ class Applications(Denoiser):
         at_least(1, steps=steps)
         y, steps = self.known_labels(None), steps or self.ode_solver[1]
         at_least(2, frames=frames)
-        z = on_great_circles(self.to_noise(pairs_of(x), y, steps, progress), frames)
+        z = between(self.to_noise(pairs_of(x), y, steps, progress), frames, slerp)
         return as_interpolations(self.into_range(self.to_data(z, y, steps, 1.0, progress)), frames)
 
     # ---- what is known of an image
@@ -184,11 +193,11 @@ class Applications(Denoiser):
             shown = Measurement(*[lambda image: mask * image] * 3)
             denoise = self.denoiser(y, WalkOptions(options.guidance, clip=False))
             denoise = self.conditioned(denoise, mask * x, shown, options.iterations)
-            images = dpmpp(denoise, z, self.path(steps, spacing="logsnr"), progress=progress)
+            images = samplers.dpmpp(denoise, z, self.path(steps, spacing="logsnr"), progress=progress)
         else:
             denoise = self.denoiser(y, WalkOptions(options.guidance))
-            path = resampled(self.path(steps), options.resample, options.jump)
-            images = repaint(denoise, z, path, known=x, mask=mask, randn=randn, progress=progress)
+            path = samplers.resampled(self.path(steps), options.resample, options.jump)
+            images = samplers.repaint(denoise, z, path, known=x, mask=mask, randn=randn, progress=progress)
         done = torch.lerp(self.into_range(images), x, mask)
         return Applied(done, rows=("inpainted",), known=mask, how="masked", labels=y)
 
@@ -216,23 +225,25 @@ class Applications(Denoiser):
         denoise = self.denoiser(self.known_labels(None), UNCLIPPED)
         denoise = self.conditioned(denoise, small, means(by), iterations)
         z = self.process.prior_std * noise.randn(len(x), *self.data.shape)
-        images = dpmpp(denoise, z, self.path(steps, spacing="logsnr"), progress=progress)
+        images = samplers.dpmpp(denoise, z, self.path(steps, spacing="logsnr"), progress=progress)
         return Applied(self.into_range(images), rows=("upscaled",), given=small, how=f"small, 1/{by}")
 
-    def conditioned(self, denoise: Denoise, y: Tensor, measurement: Measurement, iterations: int) -> Denoise:
-        """The denoiser of images x_0 of which y = A x_0 is known: E[x_0 | x_t, y] by the first two moments of
-        x_0 given x_t (Rozet 2024, arXiv:2405.13712, section 4), of one that does not clip, whose gradient is
-        taken.
+    def conditioned(
+        self, denoise: Denoise, y: Tensor, measurement: Measurement, iterations: int = 0
+    ) -> Denoise:
+        """The denoiser of images x_0 of which y = A x_0 is known. Without iterations x̂_0 is moved to the
+        nearest image with A x_0 = y (DDNM, Wang 2022, arXiv:2212.00490, eq. 13); with them E[x_0 | x_t, y] is
+        first estimated by the first two moments of x_0 given x_t (Rozet 2024, arXiv:2405.13712, section 4),
+        from the gradient of a `denoise` that does not clip.
 
             Cov[x_0 | x_t] = (σ²/α) ∂x̂_0/∂x_t
             x̂_0 + Cov Aᵀ (A Cov Aᵀ + σ_y² I)⁻¹ (y − A x̂_0)
         """
 
-        def estimates(x: Tensor, t: float) -> Estimate:
-            _, alpha, sigma = self.process.level(t)
+        def by_moments(x: Tensor, t: float, alpha: float, sigma: float) -> Tensor:
             with torch.inference_mode(False), torch.enable_grad():
                 x = x.detach().clone().requires_grad_()
-                x0 = denoise(x, t)[0]
+                x0 = denoise(x, t).x0
 
                 def covariance(v: Tensor) -> Tensor:
                     return sigma**2 / alpha * torch.autograd.grad(x0, x, v, retain_graph=True)[0]
@@ -242,8 +253,12 @@ class Applications(Denoiser):
 
                 mean = x0.detach()
                 scaled = conjugate_gradients(matrix, y - measurement.of(mean), iterations)
-                mean = self.into_range(mean + covariance(measurement.back(scaled)))
-            x, x0 = x.detach(), mean + measurement.fill(y - measurement.of(mean))
+                return self.into_range(mean + covariance(measurement.back(scaled)))
+
+        def estimates(x: Tensor, t: float) -> Estimate:
+            _, alpha, sigma = self.process.level(t)
+            x0 = by_moments(x, t, alpha, sigma) if iterations else denoise(x, t).x0
+            x, x0 = x.detach(), x0 + measurement.fill(y - measurement.of(x0))
             return Estimate(x0, (x - alpha * x0) / sigma)
 
         return estimates
@@ -251,8 +266,7 @@ class Applications(Denoiser):
     # ---- what labels are for
 
     def error(self, x: Tensor, eps: Tensor, level: Level, y: Tensor | None) -> Tensor:
-        """[B]: the mean squared error of the velocity, or else of ε, for x noised by eps at a level, given
-        y."""
+        """[B]: the mean squared error of the velocity, or else of ε, for x noised by eps at a level."""
         x_t = level.alpha * x + level.sigma * eps
         at = self.process.level_of(x, level.t)
         out = self.output(x_t, at, y)
@@ -272,12 +286,11 @@ class Applications(Denoiser):
     ) -> Tensor:
         """[B, K]: the error given each class, with the same noise for every class (Li 2023, "Your Diffusion
         Model is Secretly a Zero-Shot Classifier", arXiv:2303.16203)."""
-        classes = spread_labels(None, len(self.data.classes), self.data, x.device)
+        classes = every_label(self.data, len(x), x.device)
         total = x.new_zeros(len(x), len(classes))
         for i in range(times):
             eps, level = noise.randn(*x.shape), self.process.level_at((i + 0.5) / times)
-            errors = [self.error(x, eps, level, y.expand(len(x), *y.shape)) for y in classes]
-            total = total + torch.stack(errors, 1) / times
+            total = total + torch.stack([self.error(x, eps, level, y) for y in classes], 1) / times
             progress(i + 1, times, x)
         return total
 
@@ -400,11 +413,6 @@ class NoiseApplications(Applications):
         return self.errors(x, self.known_labels(None), noise, times)
 
 
-def check_strength(strength: float) -> None:
-    if not 0 < strength <= 1:
-        raise UsageError(f"`strength` is a share of the way to pure noise, 0 … 1, not {strength:g}")
-
-
 def middle_hidden(x: Tensor) -> Tensor:
     """The mask [B, 1, H, W] that hides the middle quarter of x: 0 in the middle, 1 elsewhere."""
     n, _, h, w = x.shape
@@ -426,9 +434,9 @@ def reduced(x: Tensor, factor: int, size: tuple[int, ...]) -> tuple[Tensor, int]
     return x, by
 
 
-def on_great_circles(z: Tensor, frames: int) -> Tensor:
-    """Noises between 0 and 1, 2 and 3, … of z, of the norm of noise."""
-    return interpolated(z.flatten(1), frames, slerp).unflatten(1, z.shape[1:])
+def between(z: Tensor, frames: int, mix: Mix = torch.lerp) -> Tensor:
+    """Images, or by `slerp` noises of the norm of noise, between 0 and 1, 2 and 3, … of z, ends included."""
+    return interpolated(z.flatten(1), frames, mix).unflatten(1, z.shape[1:])
 
 
 class Measurement(NamedTuple):

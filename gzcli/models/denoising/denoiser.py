@@ -212,8 +212,7 @@ class Denoiser(Labelled):
         return f
 
     def into_range(self, x0: Tensor, dynamic: float | None = None) -> Tensor:
-        """Images clamped to [-1, 1], or thresholded at the quantile `dynamic` of |x_0| (Saharia 2022);
-        latents unchanged."""
+        """Images clamped to [-1, 1], or thresholded at a quantile (Saharia 2022); latents unchanged."""
         if self.data.levels is None:
             return x0
         if dynamic is None:
@@ -231,8 +230,7 @@ class Denoiser(Labelled):
     def draw(
         self, n: int, labels: Tensor | None, noise: Noise, progress: Progress, options: Any, sampler: Sampler
     ) -> Tensor:
-        """n images [n, C, H, W] in [-1, 1] by a sampler; options: `WalkOptions` with `steps` and
-        `spacing`."""
+        """n images [n, C, H, W] by a sampler; options: `WalkOptions` with `steps` and `spacing`."""
         x, y = self.start(n, labels, noise, options.size)
         denoise, randn = self.denoiser(y, options), partial(noise.randn, *x.shape)
         path = self.process.path(options.steps, options.spacing)
@@ -301,21 +299,15 @@ class LikelihoodByODE(Denoiser):
         """
         n, size, width = len(x), x[0].numel(), 2 / (self.grey_levels - 1)  # of a grey level
         path = self.process.rising(1 / (self.grey_levels - 1) / math.sqrt(3), ode.steps)
-        whole = samplers.with_divergence(self.velocity(self.known_labels(labels)), x.shape[1:])
-        times, alpha, std = [level.t for level in path], path[0].alpha, self.process.prior_std
-
-        def g(state: Tensor, t: Tensor) -> Tensor:
-            """ℓ in nats a dimension, of the size of x, so that one tolerance fits both."""
-            out = whole(state, t)
-            return torch.cat([out[:, :-1], out[:, -1:] / size], 1)
-
+        f, times = self.velocity(self.known_labels(labels)), [level.t for level in path]
+        alpha, std = path[0].alpha, self.process.prior_std
         x = alpha * (x + width * (noise.rand(*x.shape) - 0.5))
         total = x.new_zeros(())
         for _ in range(ode.probes):
-            v = 2 * noise.randint(2, n, size).to(x.dtype) - 1
-            state = torch.cat([x.flatten(1), v, x.new_zeros(n, 1)], 1)
+            g = samplers.with_divergence(f, x.shape[1:], 2 * noise.randint(2, n, size).to(x.dtype) - 1)
+            state = torch.cat([x.flatten(1), x.new_zeros(n, 1)], 1)
             state = solve(g, state, times, ode.solver, tolerance=ode.tolerance, norm=samplers.density_norm)
-            z, gained = double(state[:, :size]) / std, size * double(state[:, -1])
+            z, gained = double(state[:, :-1]) / std, size * double(state[:, -1])
             # from data to noise log p changes by `gained`, to the log density of the noise
             total = total - 0.5 * z.square().sum(1) - size * math.log(std * math.sqrt(2 * math.pi)) - gained
         return (total / ode.probes + size * math.log(alpha * width)).to(x)

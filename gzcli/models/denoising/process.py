@@ -57,8 +57,7 @@ class Process(nn.Module):
     longest: float = 1.0
 
     if TYPE_CHECKING:
-        level: Callable[[float], Level]  # at one time, in float64
-        levels_at: Callable[[Tensor], Level]  # at times t [B]
+        marginal: Callable[[Tensor], tuple[Tensor, Tensor]]  # α and σ at times of any shape
         derivatives: Callable[[Any], tuple[Any, Any]]  # α′ and σ′ at times
         times: Callable[[Tensor], Tensor]  # times [B] of training, of uniform draws [B] in [0, 1)
         # path(steps, spacing, start): a sampler's path to the clean image, from a share of the way to noise
@@ -66,6 +65,18 @@ class Process(nn.Module):
         ode_times: Callable[..., list[float]]  # of so many steps of a solver from noise to data
         # rising(ratio, steps): levels from about the ratio σ/α of data to noise
         rising: Callable[[float, int], list[Level]]
+
+    def level(self, t: float) -> Level:
+        """The level at one time, in float64."""
+        return Level(t, *map(float, self.marginal(torch.tensor(t, dtype=torch.float64, device="cpu"))))
+
+    def levels_at(self, t: Tensor) -> Level:
+        """The levels at times t [B]."""
+        return Level(t, *self.marginal(by_image(t)))
+
+    def most_steps(self, start: float = 1.0) -> Any:
+        """The most steps of a path from a share of the way to noise."""
+        return math.inf
 
     def level_of(self, x: Tensor, t: float) -> Level:
         """The level at a time that the estimates of all images x are computed from."""
@@ -114,8 +125,7 @@ def by_image(t: Tensor) -> Tensor:
 
 
 def spread(high: float, low: float, steps: int, spacing: str) -> np.ndarray:
-    """Values of log σ/α from `high` to `low`: even (logsnr), or in the 7th root of σ/α (karras; Karras 2022,
-    eq. 5)."""
+    """log σ/α from `high` to `low`: even (logsnr), or in the 7th root of σ/α (karras; Karras 2022, eq. 5)."""
     ramp = np.linspace(0, 1, steps)
     if spacing == "karras":
         a, b = np.exp(high / 7), np.exp(low / 7)
@@ -127,27 +137,24 @@ def spread(high: float, low: float, steps: int, spacing: str) -> np.ndarray:
 
 
 class DiscreteVP(Process):
-    """The tables alpha and sigma, float64 [T]; shift: the factor of σ/α. Raises UsageError for fewer than two
-    timesteps."""
+    """The tables alpha and sigma, float64 [T]; shift: the factor of σ/α."""
 
     scale = 1
     alphas: Tensor  # α, σ and α²/σ² in float32
     sigmas: Tensor
     snrs: Tensor
 
-    def __init__(self, name: ScheduleName, timesteps: int, *, zero_snr: bool = False, shift: float = 1.0):
+    def __init__(self, name: ScheduleName, timesteps: int, *, shift: float = 1.0):
         super().__init__()
         if timesteps < 2:
             raise UsageError(f"a diffusion of {timesteps} timesteps: at least 2 are needed")
         self.alpha = np.sqrt(np.cumprod(1 - BETAS[name](timesteps)))
-        if zero_snr:  # the last exactly 0, and the first as it is (Lin 2023, algorithm 1)
-            first, last = self.alpha[0], self.alpha[-1]
-            self.alpha = (self.alpha - last) * (first / (first - last))
         self.sigma = np.sqrt(1 - self.alpha**2)
         if shift != 1:
             norm = np.hypot(self.alpha, shift * self.sigma)
             self.alpha, self.sigma = self.alpha / norm, shift * self.sigma / norm
         self.timesteps = self.longest = timesteps
+        self.log_ratio = np.log(self.sigma) - np.log(self.alpha)
         snr = self.alpha**2 / self.sigma**2
         for key, table in (("alphas", self.alpha), ("sigmas", self.sigma), ("snrs", snr)):
             self.register_buffer(key, torch.as_tensor(table, dtype=torch.float32), persistent=False)
@@ -186,19 +193,11 @@ class DiscreteVP(Process):
     def level_at(self, share: float) -> Level:
         return self.level(int(share * self.timesteps))
 
-    def log_ratios(self) -> tuple[np.ndarray, np.ndarray]:
-        """log σ/α at the times where it is finite, and these times."""
-        with np.errstate(divide="ignore"):  # +inf at zero SNR
-            log_ratio = np.log(self.sigma) - np.log(self.alpha)
-        finite = np.isfinite(log_ratio)
-        return log_ratio[finite], np.arange(self.timesteps)[finite]
-
     def at_ratio(self, ratio: float) -> Level:
-        """The level whose noise-to-signal ratio σ/α is `ratio`, or the nearest finite one."""
-        return self.level(float(np.interp(math.log(ratio), *self.log_ratios())))
+        """The level whose noise-to-signal ratio σ/α is `ratio`, or the nearest one."""
+        return self.level(float(np.interp(math.log(ratio), self.log_ratio, np.arange(self.timesteps))))
 
     def most_steps(self, start: float = 1.0) -> int:
-        """The most steps of a path from the share `start` of the timesteps."""
         return max(1, round(start * self.timesteps))
 
     def path_over(self, times: Sequence[float]) -> list[Level]:
@@ -206,22 +205,18 @@ class DiscreteVP(Process):
         return [*(self.level(t) for t in times), Level(-1.0, 1.0, 0.0)]
 
     def path(self, steps: int, spacing: str = "trailing", start: float = 1.0) -> list[Level]:
-        """A path of 1 … T steps; trailing: every T/steps-th time from the noisiest on; leading: from the
-        cleanest on; linspace: between both (Lin 2023, table 2); others as in `spread`."""
+        """A path of 1 … T steps; trailing: every T/steps-th time from the noisiest on (Lin 2023, table 2);
+        others as in `spread`."""
         top = self.most_steps(start)  # times 0 … top − 1
         if not 1 <= steps <= top:
             raise UsageError(f"{steps} sampling steps over {top} timesteps", hint=f"set `steps` to 1 … {top}")
         if spacing == "trailing":
             times = np.round(top - np.arange(steps) * (top / steps)) - 1
-        elif spacing == "leading":
-            times = (np.arange(steps) * (top // steps))[::-1]
-        elif spacing == "linspace":
-            times = np.round(np.linspace(top - 1, 0, steps)) if steps > 1 else np.array([top - 1])
         else:
-            log_ratio, at = self.log_ratios()
-            last = int(np.searchsorted(log_ratio, np.log(SIGMA_MAX), side="right")) - 1
-            target = spread(log_ratio[max(0, min(last, top - 1))], log_ratio[0], steps, spacing)
-            times = np.interp(target, log_ratio, at).clip(max=top - 1)
+            last = int(np.searchsorted(self.log_ratio, np.log(SIGMA_MAX), side="right")) - 1
+            noisiest = self.log_ratio[max(0, min(last, top - 1))]
+            target = spread(noisiest, self.log_ratio[0], steps, spacing)
+            times = np.interp(target, self.log_ratio, np.arange(self.timesteps)).clip(max=top - 1)
         return self.path_over(times.tolist())
 
 
@@ -246,9 +241,8 @@ class SDE(Process):
     """dx = f(t) x dt + g(t) dw; start: the least time of training, as at t = 0 the score has no limit. Raises
     UsageError for one outside 0 … 1."""
 
-    if TYPE_CHECKING:  # at times of any shape
-        marginal: Callable[[Tensor], tuple[Tensor, Tensor]]  # α and σ
-        rates: Callable[[Tensor], tuple[Tensor, Tensor]]  # f and g²
+    if TYPE_CHECKING:
+        rates: Callable[[Tensor], tuple[Tensor, Tensor]]  # f and g² at times of any shape
 
     def __init__(self, start: float):
         super().__init__()
@@ -260,13 +254,6 @@ class SDE(Process):
     @property
     def prior_std(self) -> float:  # type: ignore[override]
         return self.level(1.0).sigma
-
-    def level(self, t: float) -> Level:
-        alpha, sigma = self.marginal(torch.tensor(t, dtype=torch.float64, device="cpu"))
-        return Level(t, float(alpha), float(sigma))
-
-    def levels_at(self, t: Tensor) -> Level:
-        return Level(t, *self.marginal(by_image(t)))
 
     def level_of(self, x: Tensor, t: float) -> Level:
         return self.levels_at(x.new_full((len(x),), t))
@@ -385,12 +372,8 @@ class CondOT(Process):
         super().__init__()
         self.sigma_min, self.shift = sigma_min, shift
 
-    def level(self, t: float) -> Level:
-        return Level(t, t, 1 - (1 - self.sigma_min) * t)
-
-    def levels_at(self, t: Tensor) -> Level:
-        alpha = by_image(t)
-        return Level(t, alpha, 1 - (1 - self.sigma_min) * alpha)
+    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return t, 1 - (1 - self.sigma_min) * t
 
     def derivatives(self, t: Tensor | float) -> tuple[float, float]:
         return 1.0, -(1 - self.sigma_min)
@@ -398,8 +381,11 @@ class CondOT(Process):
     def times(self, u: Tensor) -> Tensor:
         return shifted(u, self.shift)
 
-    def path(self, steps: int, spacing: str = "logsnr") -> list[Level]:
-        """Level even in log σ/α from nearly pure noise, then the clean image."""
+    def path(self, steps: int, spacing: str = "logsnr", start: float | None = None) -> list[Level]:
+        """Levels even in log σ/α from nearly pure noise, then the clean image; or those of `ode_times` from a
+        share `start` of the way to noise."""
+        if start is not None:
+            return [*map(self.level, self.ode_times(steps, 1 - start))]
         ratios = np.geomspace(FIRST, max(LEAST, self.sigma_min), steps)
         return [*map(self.level, self.times_at(ratios)), Level(1.0, 1.0, 0.0)]
 

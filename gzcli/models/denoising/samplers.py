@@ -56,8 +56,7 @@ def sampler(steps: Callable[..., Steps]) -> Sampler:
 
 @sampler
 def ancestral(denoise: Denoise, x: Tensor, path: Path, randn: Randn, variance: str = "small") -> Steps:
-    """Ho 2020, algorithm 2, for steps of any length; variance "small" is β̃_t, "large" is β_t (section
-    3.2)."""
+    """Ho 2020, algorithm 2, for steps of any length; variance "small" is β̃_t, "large" β_t (section 3.2)."""
     for s, u in pairwise(path):
         x, var = posterior(denoise(x, s.t)[0], x, s, u)
         if u.sigma > 0:
@@ -97,7 +96,7 @@ def dpmpp(denoise: Denoise, x: Tensor, path: Path, randn: Randn, noisy: bool = F
     before, h_before = None, 0.0
     for s, u in pairwise(path):
         x0, _ = denoise(x, s.t)
-        shrink = falls_by(s, u)
+        shrink = s.alpha * u.sigma / (s.sigma * u.alpha)  # of σ/α, e^−h
         h = -math.log(shrink) if shrink > 0 else math.inf
         d = x0
         if before is not None and u.sigma > 0:  # the last step is of first order: to x_0 itself
@@ -109,56 +108,6 @@ def dpmpp(denoise: Denoise, x: Tensor, path: Path, randn: Randn, noisy: bool = F
             x = (u.sigma / s.sigma) * x + u.alpha * (1 - shrink) * d
         before, h_before = x0, h
         yield x
-
-
-@sampler
-def unipc(denoise: Denoise, x: Tensor, path: Path, randn: Randn) -> Steps:
-    """UniPC of second order, with B(h) = e^h − 1 (Zhao 2023, arXiv:2302.04867, algorithms 5 and 6, of x_0):
-    DPM-Solver++(2M), with each step corrected by the network call of the next one."""
-    calls: list[tuple[Level, Tensor]] = []  # the last two levels of a network call, with its x_0
-    start = x
-    for s, u in pairwise(path):
-        x0, _ = denoise(x, s.t)
-        if calls:
-            x = _corrected(start, calls, s, x0)
-        calls = [*calls[-1:], (s, x0)]
-        start, x = x, _euler(x, s, u, x0)
-        if len(calls) == 2 and u.sigma > 0:
-            (r, before), h = calls[0], _lambda(u) - _lambda(s)
-            slope = (x0 - before) * h / (_lambda(s) - _lambda(r))
-            x = x + u.alpha * (1 - falls_by(s, u)) * 0.5 * slope
-        yield x
-
-
-def _euler(x: Tensor, s: Level, u: Level, x0: Tensor) -> Tensor:
-    """DDIM's step, written in λ."""
-    return (u.sigma / s.sigma) * x + u.alpha * (1 - falls_by(s, u)) * x0
-
-
-def _corrected(x: Tensor, calls: list[tuple[Level, Tensor]], u: Level, x0: Tensor) -> Tensor:
-    """The step from x at calls[-1] to u, corrected by the network's estimate x0 at u (UniC)."""
-    s, m = calls[-1]
-    hh = _lambda(s) - _lambda(u)  # −h
-    phi_1 = math.expm1(hh)
-    base, ahead = _euler(x, s, u, m), x0 - m
-    if len(calls) == 1:
-        return base - u.alpha * phi_1 * 0.5 * ahead
-    r = (_lambda(calls[0][0]) - _lambda(s)) / -hh
-    phi_2 = phi_1 / hh - 1
-    phi_3 = phi_2 / hh - 0.5
-    # Σ ρ = φ_2 / B and Σ ρ r = 2 φ_3 / B, over the points r < 0 and 1
-    one, two = phi_2 / phi_1, 2 * phi_3 / phi_1
-    rho = (one - two) / (1 - r)
-    return base - u.alpha * phi_1 * (rho * (calls[0][1] - m) / r + (one - rho) * ahead)
-
-
-def _lambda(level: Level) -> float:
-    return math.log(level.alpha) - math.log(level.sigma) if level.alpha > 0 else -math.inf
-
-
-def falls_by(s: Level, u: Level) -> float:
-    """The ratio of σ/α at u to that at s, e^−h; 0 if u is clean, or s is of zero SNR."""
-    return s.alpha * u.sigma / (s.sigma * u.alpha)
 
 
 @sampler
@@ -254,8 +203,7 @@ def repaint(denoise: Denoise, x: Tensor, path: Path, randn: Randn, known: Tensor
 
 
 def resampled(path: Path, resample: int, jump: int) -> list[Level]:
-    """The path that goes over each stretch of `jump` steps `resample` times, so that known and generated
-    pixels agree."""
+    """The path that goes over each stretch of `jump` steps `resample` times, so that all pixels agree."""
     walk = [path[0]]
     for start in range(0, len(path) - 1, jump):
         stretch = path[start + 1 : start + jump + 1]
@@ -397,28 +345,24 @@ def _as(t: Tensor, x: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------- density
 
 
-def with_divergence(f: Velocity, shape: Sequence[int]) -> Velocity:
-    """The equation of states [x, v, ℓ], [B, 2 D + 1], of images x [B, *shape] with D elements.
+def with_divergence(f: Velocity, shape: Sequence[int], probe: Tensor) -> Velocity:
+    """The equation of states [x, ℓ], [B, D + 1], of images x [B, *shape] with D elements.
 
-    The probe v is constant, and dℓ/dt = −vᵀ (∂f/∂x) v estimates d log p / dt without bias (Grathwohl 2019,
-    FFJORD, arXiv:1810.01367, eq. 7).
+    With v the probe, −vᵀ (∂f/∂x) v estimates d log p / dt without bias (Grathwohl 2019, FFJORD,
+    arXiv:1810.01367, eq. 7). ℓ is log p over D, of the size of x, so that one tolerance fits both.
     """
 
     def g(state: Tensor, t: Tensor) -> Tensor:
-        size = state.shape[1] // 2
         with torch.inference_mode(False), torch.enable_grad():
-            x, v = (part.detach().clone() for part in state[:, :-1].split(size, 1))
-            out = f(x.requires_grad_().view(-1, *shape), t).flatten(1)
+            x, v = state[:, :-1].detach().clone().requires_grad_(), probe.clone()
+            out = f(x.view(-1, *shape), t).flatten(1)
             (row,) = torch.autograd.grad(out, x, v)
-        return torch.cat([out.detach(), torch.zeros_like(v), -(row * v).sum(1, keepdim=True)], 1)
+        return torch.cat([out.detach(), -(row * v).sum(1, keepdim=True) / x.shape[1]], 1)
 
     return g
 
 
 def density_norm(error: Tensor) -> Tensor:
-    """The norm [B] of errors of states [x, v, ℓ]: the larger one of the errors of x and of ℓ.
-
-    In one mean over all elements ℓ would count as one pixel of many, and the probes, which are exact, as half
-    of the pixels.
-    """
-    return torch.maximum(root_mean_square(error[:, : error.shape[1] // 2]), error[:, -1].abs())
+    """The norm [B] of errors of states [x, ℓ]: the larger one of both. In one mean over all elements ℓ would
+    count as one pixel of many."""
+    return torch.maximum(root_mean_square(error[:, :-1]), error[:, -1].abs())

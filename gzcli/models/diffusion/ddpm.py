@@ -18,17 +18,17 @@ from torch.nn import functional as F
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, moved, no_progress
 from gzcli.models.denoising import samplers
-from gzcli.models.denoising.applications import NoiseApplications, check_strength, means, reduced
+from gzcli.models.denoising.applications import NoiseApplications, between, means, reduced
 from gzcli.models.denoising.denoiser import UNCLIPPED, WalkOptions
 from gzcli.models.denoising.process import DiscreteVP, Level, ScheduleName, Shift, TimeSampling, shift_of
-from gzcli.models.denoising.samplers import Estimate, Sampler
+from gzcli.models.denoising.samplers import Sampler
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import as_interpolations, at_least, pairs_of
 from gzcli.models.nn.unet import UNet, UNetOptions
 
 LossType = Literal["l2", "l1", "huber"]
-SamplerName = Literal["ancestral", "ddim", "dpmpp", "dpmpp_sde", "unipc", "heun"]
-Spacing = Literal["trailing", "leading", "linspace", "karras", "logsnr"]
+SamplerName = Literal["ancestral", "ddim", "dpmpp", "dpmpp_sde", "heun"]
+Spacing = Literal["trailing", "karras", "logsnr"]
 Variance = Literal["small", "large"]
 
 HIDDEN = 0.1  # share of the small images that training with a `factor` hides
@@ -43,7 +43,6 @@ class DiffusionOptions:
     schedule: how noise grows with t: linear β (Ho 2020), or cosine ᾱ (Nichol 2021).
     shift: factor of the noise-to-signal ratio σ/α at every level; auto: side / 64, at least 1 (Hoogeboom
       2023, arXiv:2301.11093).
-    zero_snr: whether the last level is pure noise (Lin 2023); not with prediction eps.
     prediction: what the network predicts: the noise eps, the image x0, or v = α ε − σ x_0 (Salimans 2022).
     loss_type: error of the prediction: squared (l2), absolute (l1) or Huber's.
     min_snr: γ of min-SNR-γ weights (Hang 2023); null: the plain error of the prediction (Ho 2020, eq. 14).
@@ -54,7 +53,6 @@ class DiffusionOptions:
     timesteps: int = 1000
     schedule: ScheduleName = "cosine"
     shift: Shift = 1.0
-    zero_snr: bool = False
     prediction: Literal["eps", "x0", "v"] = "v"
     loss_type: LossType = "l2"
     min_snr: float | None = None
@@ -65,10 +63,10 @@ class DiffusionOptions:
 class PathOptions:
     """The sampler and its steps.
 
-    sampler: a solver of the ODE (ddim, dpmpp, unipc, heun), or of the SDE (ancestral, dpmpp_sde).
+    sampler: a solver of the ODE (ddim, dpmpp, heun), or of the SDE (ancestral, dpmpp_sde).
     steps: network calls, 1 … T; heun takes 2 steps − 1.
-    spacing: where the steps lie: trailing, leading, linspace: evenly in t (Lin 2023, table 2); karras: in the
-      7th root of σ/α (Karras 2022, eq. 5); logsnr: in log σ/α.
+    spacing: where the steps lie: trailing: evenly in t (Lin 2023, table 2); karras: in the 7th root of σ/α
+      (Karras 2022, eq. 5); logsnr: in log σ/α.
     """
 
     sampler: SamplerName = "dpmpp"
@@ -95,7 +93,6 @@ SAMPLERS: dict[SamplerName, Callable[[SamplingOptions, DiscreteVP], Sampler]] = 
     "ddim": lambda options, _: partial(samplers.ddim, eta=options.eta),
     "dpmpp": lambda *_: samplers.dpmpp,
     "dpmpp_sde": lambda *_: partial(samplers.dpmpp, noisy=True),
-    "unipc": lambda *_: samplers.unipc,
     "heun": lambda options, process: partial(samplers.heun, churn=options.churn, level=process.at_ratio),
 }
 
@@ -111,15 +108,8 @@ class Diffusion(NoiseApplications):
     factor: int | None = None
 
     def __init__(self, data: DataInfo, net: nn.Module, process: DiffusionOptions, labels: ClusterOptions):
-        if process.zero_snr and process.prediction == "eps":
-            raise UsageError(
-                "`zero_snr` with `prediction: eps`: the last level is pure noise, which says nothing about "
-                "the image",
-                hint="set `model.prediction` to `v` or `x0`",
-            )
         shift = shift_of(process.shift, data.shape)
-        schedule = DiscreteVP(process.schedule, process.timesteps, zero_snr=process.zero_snr, shift=shift)
-        super().__init__(data, net, schedule, labels)
+        super().__init__(data, net, DiscreteVP(process.schedule, process.timesteps, shift=shift), labels)
         self.prediction, self.time_sampling = process.prediction, process.time_sampling
         self.loss_type, self.min_snr = process.loss_type, process.min_snr
 
@@ -166,9 +156,6 @@ class Diffusion(NoiseApplications):
         sampler = SAMPLERS[options.sampler](options, self.process)
         return self.draw(n, labels, noise, progress, options, sampler)
 
-    def path(self, steps: int, *, start: float = 1.0, **how: Any) -> list[Level]:
-        return self.process.path(min(steps, self.process.most_steps(start)), start=start, **how)
-
     def to_noise(self, x: Tensor, y: Tensor | None, steps: int, progress: Progress) -> Tensor:
         return samplers.ddim_inverse(self.denoiser(y, UNCLIPPED), x, self.path(steps), progress=progress)
 
@@ -177,13 +164,11 @@ class Diffusion(NoiseApplications):
         return samplers.ddim(denoise, z, self.path(steps), progress=progress)
 
     def to_scheduler(self) -> Any:
-        """diffusers' DPM-Solver++(2M), which draws as `sample` with `sampler` dpmpp and `spacing`
-        trailing."""
+        """diffusers' DPM-Solver++(2M), which draws as the sampler dpmpp on trailing steps."""
         from diffusers import DPMSolverMultistepScheduler
 
         alpha_bar = np.append(1.0, self.process.alpha**2)
-        # at zero SNR, as in diffusers, whose solver takes its logarithm
-        alpha_bar[-1] = max(alpha_bar[-1], 2.0**-24)
+        alpha_bar[-1] = max(alpha_bar[-1], 2.0**-24)  # as in diffusers, whose solver takes its logarithm
         return DPMSolverMultistepScheduler(
             num_train_timesteps=self.process.timesteps,
             trained_betas=1 - alpha_bar[1:] / alpha_bar[:-1],
@@ -256,18 +241,12 @@ class Diffusion(NoiseApplications):
         strength: noise level at which images are mixed, as a share of the way to pure noise, 0 … 1.
         steps: denoising steps, at most.
         """
-        at_least(2, frames=frames)
         at_least(1, steps=steps)
         x = pairs_of(x)
-        check_strength(strength)
         path, eps = self.path(steps, start=strength), noise.first(len(x)).randn(*x.shape)
-        w = torch.linspace(0, 1, frames, device=x.device)[:, None, None, None]
-        angle = w * (torch.pi / 2)
-        mixed = torch.lerp(x[0::2, None], x[1::2, None], w)  # [pairs, frames, C, H, W]
-        eps = angle.cos() * eps[0::2, None] + angle.sin() * eps[1::2, None]
-        x_t = (path[0].alpha * mixed + path[0].sigma * eps).flatten(0, 1)
-        images = samplers.ddim(self.denoiser(self.known_labels(None)), x_t, path, progress=progress)
-        return as_interpolations(self.into_range(images), frames)
+        x_t = path[0].alpha * between(x, frames) + path[0].sigma * between(eps, frames, quarter_turn)
+        images = self.back(x_t, path, self.known_labels(None), 1.0, partial(noise.randn, *x.shape), progress)
+        return as_interpolations(images, frames)
 
     @torch.no_grad()
     def upscale(  # type: ignore[override]
@@ -291,24 +270,21 @@ class Diffusion(NoiseApplications):
         """
         at_least(1, factor=factor, steps=steps)
         x, by = reduced(x, factor or self.factor or 2, self.data.shape[1:])
-        measurement = means(by)
         if self.factor and by != self.factor:
             raise UsageError(f"the model was trained to enlarge {self.factor} times, not {by}")
         eta = (0.0 if self.factor else 0.85) if eta is None else eta
-        inner = self.denoiser(self.known_labels(None), guide=x if self.factor else None)
-
-        def denoise(x_t: Tensor, t: float) -> Estimate:
-            x0, _ = inner(x_t, t)
-            x0 = x0 + measurement.fill(x - measurement.of(x0))  # A⁺ y + (1 − A⁺ A) x_0 (eq. 13)
-            _, alpha, sigma = self.process.level(t)
-            return Estimate(x0, (x_t - alpha * x0) / sigma)
-
-        path, randn = (
-            self.path(steps or (4 if self.factor else 50)),
-            partial(noise.randn, len(x), *self.data.shape),
-        )
+        denoise = self.denoiser(self.known_labels(None), guide=x if self.factor else None)
+        path = self.path(steps or (4 if self.factor else 50))
+        randn = partial(noise.randn, len(x), *self.data.shape)
+        denoise = self.conditioned(denoise, x, means(by))
         images = samplers.ddim(denoise, randn(), path, eta=eta, randn=randn, progress=progress)
         return Applied(self.into_range(images), rows=("upscaled",), given=x, how=f"small, 1/{by}")
+
+
+def quarter_turn(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+    """A mixture of independent noises of their variance: a at t = 0, b at t = 1."""
+    angle = t * (torch.pi / 2)
+    return angle.cos() * a + angle.sin() * b
 
 
 def strata(timesteps: int, terms: int) -> list[int]:
@@ -318,8 +294,7 @@ def strata(timesteps: int, terms: int) -> list[int]:
 
 
 def discretised_gaussian(x: Tensor, mean: Tensor, sigma: float, levels: int) -> Tensor:
-    """log mass of N(mean, σ²) in the bin of each grey level x in [-1, 1]; the end bins extend to ±∞ (Ho 2020,
-    eq. 13)."""
+    """log mass of N(mean, σ²) in the bin of each grey level x, the end bins up to ±∞ (Ho 2020, eq. 13)."""
     half = 1 / (levels - 1)
     low = torch.where(x < -1 + half, -math.inf, (x - half - mean) / sigma)
     high = torch.where(x > 1 - half, math.inf, (x + half - mean) / sigma)

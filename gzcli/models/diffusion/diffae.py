@@ -21,7 +21,7 @@ from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.base import Model, Phase
-from gzcli.models.denoising.applications import on_great_circles
+from gzcli.models.denoising.applications import between
 from gzcli.models.diffusion.ddpm import Diffusion, DiffusionOptions, PathOptions, SamplingOptions
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import (
@@ -30,6 +30,7 @@ from gzcli.models.nn import (
     full_fp32,
     interpolated,
     pairs_of,
+    slerp,
     spread_labels,
     stacked,
     to_fp32,
@@ -146,7 +147,7 @@ class CodeApplications(Model):
         at_least(1, steps=steps)
         x, coder = pairs_of(x), self.coder
         z = coder.encode(x)
-        x_T = on_great_circles(coder.invert(x, z, steps, half(progress, 0)), frames)
+        x_T = between(coder.invert(x, z, steps, half(progress, 0)), frames, slerp)
         images = coder.decode(interpolated(z, frames), x_T, steps, half(progress, 1))
         return as_interpolations(images, frames)
 

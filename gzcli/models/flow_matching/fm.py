@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress, no_progress
-from gzcli.models.denoising.applications import Applications, check_strength
+from gzcli.models.denoising.applications import Applications
 from gzcli.models.denoising.denoiser import DrawOptions, LikelihoodByODE
 from gzcli.models.denoising.process import CondOT, Shift, TimeSampling, shift_of
-from gzcli.models.denoising.samplers import Solver, solve
+from gzcli.models.denoising.samplers import Path, Randn, Solver, solve
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import full_fp32, to_fp32
 from gzcli.models.nn.unet import UNet, UNetOptions
@@ -114,24 +114,12 @@ class FlowMatching(LikelihoodByODE, Applications):
         times, tolerance = self.process.ode_times(options.steps), options.tolerance
         return self.into_range(solve(f, x, times, options.sampler, tolerance=tolerance, progress=progress))
 
-    def round_trip(
-        self,
-        x: Tensor,
-        noise: Noise,
-        strength: float,
-        steps: int,
-        *,
-        y: Tensor | None = None,
-        guidance: float = 1.0,
-        progress: Progress = no_progress,
-    ) -> tuple[Tensor, Tensor]:
-        """x noised at t = 1 − strength before the shift, and the solution of the ODE at t = 1."""
-        check_strength(strength)
-        times = self.process.ode_times(steps, 1 - strength)
-        at = self.process.level(times[0])
-        x_t = at.sigma * noise.randn(*x.shape) + at.alpha * x
-        f = self.velocity(self.known_labels(y), guidance)
-        return x_t, self.into_range(solve(f, x_t, times, "midpoint", progress=progress))
+    def back(
+        self, x: Tensor, path: Path, y: Tensor | None, guidance: float, randn: Randn, progress: Progress
+    ) -> Tensor:
+        """The solution of the ODE at t = 1."""
+        times = [level.t for level in path]
+        return self.into_range(solve(self.velocity(y, guidance), x, times, "midpoint", progress=progress))
 
     # ---- an out-of-distribution score
 
@@ -181,21 +169,16 @@ def coupled(x0: Tensor, x1: Tensor, y: Tensor | None, module: nn.Module) -> Tens
     from scipy.optimize import linear_sum_assignment
 
     noise, data = ranks.rows(x0, module), ranks.rows(x1, module)
+    labels = np.zeros(len(noise)) if y is None else ranks.rows(y, module).cpu().numpy()
+    which = np.unique(labels, axis=0, return_inverse=True)[1].reshape(len(noise))
     with full_fp32(x0.device):  # ‖x1‖² and ‖x0‖² are the same in every order
         product = to_fp32(data).flatten(1) @ to_fp32(noise).flatten(1).mT
     cost, order = -product.cpu().numpy(), np.arange(len(noise))
-    for rows in rows_by_label(None if y is None else ranks.rows(y, module), len(noise)):
+    for k in range(which.max() + 1):
+        rows = np.flatnonzero(which == k)
         order[rows] = rows[linear_sum_assignment(cost[np.ix_(rows, rows)])[1]]
     mine = ranks.own_rows(torch.from_numpy(order), module)
     return noise[mine.to(x0.device)]
-
-
-def rows_by_label(labels: Tensor | None, n: int) -> list[np.ndarray]:
-    """The positions of the rows of each label, or set of labels; without labels, of all n rows."""
-    if labels is None:
-        return [np.arange(n)]
-    which = np.unique(labels.cpu().numpy(), axis=0, return_inverse=True)[1].reshape(n)
-    return [np.flatnonzero(which == k) for k in range(which.max() + 1)]
 
 
 class FM(FlowMatching):

@@ -121,8 +121,7 @@ class Mamba(nn.Module):
         return self.out_proj(y * F.silu(z))
 
     def convolved(self, x: Tensor) -> Tensor:
-        """The causal convolution of each channel of x [B, T, D], as a sum: PyTorch's depthwise convolution is
-        slow in bf16 on a CPU."""
+        """The causal convolution of each channel, as a sum: PyTorch's own is slow in bf16 on a CPU."""
         before = F.pad(x, (0, 0, KERNEL - 1, 0))
         weight, bias = self.conv1d.weight, self.conv1d.bias
         out = x.new_zeros(()) if bias is None else bias
@@ -185,8 +184,7 @@ def fused(device: torch.device) -> Callable[..., Tensor] | None:
 
 
 class Scan(Function):
-    """The recurrence over tensors of [T, batch, N, D]: in this order both a token and a channel's row are
-    contiguous."""
+    """The recurrence over tensors [T, batch, N, D], so that a token and a channel's row are contiguous."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
@@ -246,8 +244,7 @@ def run(delta: Tensor, A: Tensor, B: Tensor, u: Tensor, h: Tensor) -> tuple[Tens
 
 
 class ZigMa(FlowMatching):
-    """State-space blocks over patches that predict the velocity, at a cost linear in the number of
-    patches."""
+    """State-space blocks over patches that predict the velocity, at a cost linear in their number."""
 
     paper = "Hu et al. 2024, arXiv:2403.13802"
 

@@ -137,8 +137,7 @@ class ResBlock(nn.Module):
 
 
 class RefineBlock(nn.Module):
-    """Residual units on each input, their sum at the resolution of the first, chained pooling of the sum, and
-    residual units."""
+    """Residual units of each input, their sum at the size of the first, chained pooling, residual units."""
 
     def __init__(self, inputs: list[int], c: int, end: int):
         super().__init__()
@@ -164,8 +163,7 @@ class RefineBlock(nn.Module):
 
 
 def pooled(x: Tensor) -> Tensor:
-    """The largest of 5×5 neighbours of x [B, C, H, W]: on a CPU with channels last, where PyTorch pools in a
-    quarter of the time."""
+    """The largest of 5×5 neighbours: on a CPU with channels last, which takes a quarter of the time."""
     if x.device.type != "cpu":
         return F.max_pool2d(x, 5, stride=1, padding=2)
     last = x.contiguous(memory_format=torch.channels_last)
@@ -277,20 +275,18 @@ class NCSNv2(ScoreModel):
 
 
 def overlapping(size: int, overlap: float = 0.5) -> float:
-    """The ratio γ of neighbouring σ (technique 2), by bisection: a share `overlap` of one level's images lies
-    within three deviations of the other level's mean radius.
+    """The ratio γ of neighbouring σ (technique 2): a share `overlap` of one level's images lies within three
+    deviations of the other level's mean radius.
 
     size: D, the elements of an image, whose radius is distributed as N(√D σ, σ²/2).
     """
-    root, low, high = math.sqrt(2 * size), 1.0, 1e3
+    from scipy.optimize import brentq
 
-    def shared(gamma: float) -> float:
-        return float(ndtr(root * (gamma - 1) + 3 * gamma) - ndtr(root * (gamma - 1) - 3 * gamma))
+    def excess(gamma: float) -> float:
+        apart = math.sqrt(2 * size) * (gamma - 1)
+        return ndtr(apart + 3 * gamma) - ndtr(apart - 3 * gamma) - overlap
 
-    for _ in range(60):
-        gamma = 0.5 * (low + high)
-        low, high = (gamma, high) if shared(gamma) > overlap else (low, gamma)
-    return low
+    return float(brentq(excess, 1.0, 1e3))
 
 
 def steady_step(gamma: float, repeats: int) -> float:

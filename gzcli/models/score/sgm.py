@@ -114,8 +114,7 @@ SAMPLERS: dict[str, Callable[[SamplingOptions, SDE], Sampler]] = {
 
 
 class ScoreModel(NoiseApplications):
-    """A network on an SDE that predicts the noise ε in x_t (eps) or v, which for VP is that of Salimans
-    2022."""
+    """A network on an SDE that predicts ε or v, which for VP is that of Salimans 2022."""
 
     walk_back = staticmethod(samplers.dpmpp)
     ode_solver = ("rk4", 10)
