@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, StableDiffusionXLPipeline
 from torch import Tensor, nn
 
 from gzcli.core import ranks
@@ -26,7 +26,7 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress, moved
 from gzcli.models.base import Model
 from gzcli.models.nn import from_levels, to_fp32, to_levels
-from gzcli.models.stable_diffusion.pretrained import is_xl, load_base
+from gzcli.models.stable_diffusion.pretrained import load_base
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 PIXELS = 2 * 512**2  # most pixels that pass the VAE at once, unless a single image has more
@@ -123,7 +123,7 @@ class StableDiffusion(Model):
         super().__init__(data)
         self.tuning, self.caption_dropout = tuning, caption_dropout
         self.pipe = load_base(tuning.base)
-        self.xl, self.dtype = is_xl(self.pipe), tuning.dtype
+        self.xl, self.dtype = isinstance(self.pipe, StableDiffusionXLPipeline), tuning.dtype
         self.text_trains = False  # whether a text encoder has weights that are trained
         self.no_text: dict[str, Tensor] | None = None  # the cached embedding of no text
         self.schedule: Any = DDPMScheduler.from_config(self.pipe.scheduler.config)
