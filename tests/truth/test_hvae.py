@@ -15,7 +15,7 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import BatchNoise, DataInfo, no_progress
 from gzcli.models.nn import from_levels
 from gzcli.models.nn.pixels import MixturePixels
-from gzcli.models.vae.hvae import HVAE, DecoderCell, EncoderCell, Group, SpectralNorms, kl_of
+from gzcli.models.vae.hvae import HVAE, Group, SpectralNorms, decoder_cell, encoder_cell, kl_of
 
 pytestmark = pytest.mark.xdist_group("hvae")  # one worker trains what these tests share, once
 
@@ -152,7 +152,7 @@ def test_warm_up_and_spectral_norms_are_of_training_alone():
 def test_spectral_norms_against_the_singular_values():
     torch.manual_seed(0)
     convs = nn.ConvTranspose2d(8, 4, 4), nn.Conv2d(3, 5, 3, bias=False)
-    norms = SpectralNorms(nn.Sequential(EncoderCell(8), DecoderCell(8, 2), *convs))
+    norms = SpectralNorms(nn.Sequential(encoder_cell(8), decoder_cell(8, 2), *convs))
     for _ in range(300):
         norms()
     layers = [layer for group in norms.layers for layer in group]

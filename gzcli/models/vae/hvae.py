@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
+from gzcli.models.labelled import LabelOptions
 from gzcli.models.nn import Labels, as_interpolations, bits, halvings, interpolated, to_fp32
 from gzcli.models.nn.layers import group_norm
 from gzcli.models.nn.pixels import Kind, distribution
-from gzcli.models.vae.base import HiddenLabelOptions, LabelledVAE, kl_normal, log_normal
+from gzcli.models.vae.base import LabelledVAE, kl_normal, log_normal
 
 
 class SqueezeExcite(nn.Module):
@@ -43,37 +44,29 @@ class SqueezeExcite(nn.Module):
 
 
 class Cell(nn.Module):
-    """A residual branch `net`."""
+    """A residual branch."""
 
-    net: nn.Sequential
+    def __init__(self, *layers: nn.Module):
+        super().__init__()
+        self.net = nn.Sequential(*layers)
 
     def forward(self, h: Tensor) -> Tensor:
         return h + self.net(h)
 
 
-class EncoderCell(Cell):
+def encoder_cell(width: int) -> Cell:
     """Two 3×3 convolutions (figure 3b)."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        last = small(nn.Conv2d(width, width, 3, padding=1))
-        first = nn.Conv2d(width, width, 3, padding=1)
-        self.net = nn.Sequential(
-            group_norm(width), nn.SiLU(), first, group_norm(width), nn.SiLU(), last, SqueezeExcite(width)
-        )
+    last, first = small(nn.Conv2d(width, width, 3, padding=1)), nn.Conv2d(width, width, 3, padding=1)
+    layers = group_norm(width), nn.SiLU(), first, group_norm(width), nn.SiLU(), last
+    return Cell(*layers, SqueezeExcite(width))
 
 
-class DecoderCell(Cell):
+def decoder_cell(width: int, expand: int) -> Cell:
     """A depthwise 5×5 convolution on `expand` times the channels (figure 3a)."""
-
-    def __init__(self, width: int, expand: int):
-        super().__init__()
-        wide = expand * width
-        depthwise = nn.Conv2d(wide, wide, 5, padding=2, groups=wide)
-        first, last = nn.Conv2d(width, wide, 1), small(nn.Conv2d(wide, width, 1))
-        self.net = nn.Sequential(
-            group_norm(width), first, nn.SiLU(), depthwise, nn.SiLU(), last, SqueezeExcite(width)
-        )
+    wide = expand * width
+    depthwise = nn.Conv2d(wide, wide, 5, padding=2, groups=wide)
+    first, last = nn.Conv2d(width, wide, 1), small(nn.Conv2d(wide, width, 1))
+    return Cell(group_norm(width), first, nn.SiLU(), depthwise, nn.SiLU(), last, SqueezeExcite(width))
 
 
 @torch.no_grad()
@@ -190,7 +183,7 @@ class BottomUp(nn.Module):
         self.downs = nn.ModuleList(nn.Conv2d(i, o, 3, stride=2, padding=1) for i, o in pairwise(channels))
         # for each resolution, the cells before each of its groups; for one without groups, its cells alone
         self.scales = nn.ModuleList(
-            nn.ModuleList(nn.Sequential(*(EncoderCell(w) for _ in range(c))) for _ in range(max(g, 1)))
+            nn.ModuleList(nn.Sequential(*(encoder_cell(w) for _ in range(c))) for _ in range(max(g, 1)))
             for w, g, c in zip(channels, self.groups, ladder.cells, strict=True)
         )
 
@@ -215,7 +208,7 @@ class Group(nn.Module):
 
     def __init__(self, width: int, latent: int, cells: int, expand: int):
         super().__init__()
-        self.cells = nn.Sequential(*(DecoderCell(width, expand) for _ in range(cells)))
+        self.cells = nn.Sequential(*(decoder_cell(width, expand) for _ in range(cells)))
         self.prior = nn.Conv2d(width, 2 * latent, 1)
         self.combine = nn.Conv2d(width, width, 1)
         self.residual = nn.Conv2d(width, 2 * latent, 3, padding=1)
@@ -253,7 +246,7 @@ class TopDown(nn.Module):
         self.scales = nn.ModuleList(
             nn.ModuleList(
                 [Group(w, ladder.latent, c, ladder.expand) for _ in range(g)]
-                or [DecoderCell(w, ladder.expand) for _ in range(c)]
+                or [decoder_cell(w, ladder.expand) for _ in range(c)]
             )
             for w, g, c in zip(channels, groups, cells, strict=True)
         )
@@ -310,14 +303,14 @@ class HVAE(LabelledVAE):
         mixture: int = 10,
         kl_warmup: int = 0,
         spectral: float = 0.01,
-        labels: HiddenLabelOptions = HiddenLabelOptions(),
+        labels: LabelOptions = LabelOptions(),
     ):
         check(ladder, mixture)
         super().__init__(data, labels, kl_warmup)
         kind = "mixture" if pixels == "auto" and data.levels not in (2, None) else pixels
         self.pixels = distribution(kind, data.shape[0], data.levels, mixture)
         self.encoder = BottomUp(data.shape[0], ladder)
-        self.decoder = TopDown(data.shape, ladder, self.pixels.size, labels.size)
+        self.decoder = TopDown(data.shape, ladder, self.pixels.size, self.embedded)
         if self.pixels.start is not None:
             self.pixels.start(self.decoder.head.get_parameter("bias"))
         self.grids = [(ladder.latent, *grid) for grid in self.decoder.grids]
