@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,26 +12,6 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.base import Model
 from gzcli.models.nn import Labels, bits, double, every_label, needs_labels, spread_labels
-
-
-class Incremental(Protocol):
-    """A net that computes the image's distribution position by position, for n images.
-
-    The order of calls: `row(above)`; then for each pixel j and each part of it `outputs(j, part)` and
-    `put(j, part, value)`, or for a whole row that is known `keep(row)`.
-    """
-
-    def row(self, above: Tensor) -> None:
-        """Begins the next row, given the image's row above it [n, C, W], zeros for the first."""
-
-    def keep(self, row: Tensor) -> None:
-        """Sets the whole row that was begun to known values [n, C, W]."""
-
-    def outputs(self, j: int, part: int) -> Tensor:
-        """The net's outputs for a part of pixel j, [n, outputs]."""
-
-    def put(self, j: int, part: int, value: Tensor) -> None:
-        """Sets a part of pixel j to `value` [n, C / parts]."""
 
 
 class PixelModel(Model):
@@ -60,7 +40,10 @@ class PixelModel(Model):
         """Values [n, C / parts] of a part, by inversion at u [n, uniforms] in [0, 1)."""
         raise NotImplementedError
 
-    def incremental(self, n: int, labels: Labels) -> Incremental:
+    def incremental(self, n: int, labels: Labels) -> Any:
+        """The net for n images position by position. Its methods are called in this order: `row(above)` for
+        the image's row above [n, C, W], zeros for the first; then for a known row `keep(row)`, or for each
+        pixel j and part `outputs(j, part)` [n, outputs] and `put(j, part, value)`, value [n, C / parts]."""
         raise NotImplementedError
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
@@ -189,7 +172,7 @@ def first_rows(x: Tensor, rows: int) -> Tensor:
 
 
 class WholeNet:
-    """`Incremental` without caches: every output is a pass of the whole network over x, as far as drawn."""
+    """`incremental` without caches: every output is a pass of the whole network over x, as far as drawn."""
 
     def __init__(self, net: PixelModel, x: Tensor, labels: Labels):
         self.net, self.x, self.labels, self.i = net, x, labels, -1

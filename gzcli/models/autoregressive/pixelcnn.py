@@ -143,7 +143,7 @@ class PixelCNN(PixelModel):
 
 
 class IncrementalPixelCNN:
-    """`Incremental`: the vertical stack row by row, the horizontal one by pixel and channel."""
+    """The vertical stack row by row, the horizontal one by pixel and channel."""
 
     def __init__(self, net: PixelCNN, n: int, labels: Labels):
         width = net.data.shape[2]

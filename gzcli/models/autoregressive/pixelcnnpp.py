@@ -366,7 +366,7 @@ class PixelCNNpp(PixelModel):
 
 
 class IncrementalPixelCNNpp:
-    """`Incremental`: the vertical stream row by row, the corner one pixel by pixel."""
+    """The vertical stream row by row, the corner one pixel by pixel."""
 
     def __init__(self, net: PixelCNNpp, n: int, labels: Labels):
         width = net.data.shape[2]
