@@ -14,8 +14,14 @@ from torch import Tensor, nn
 from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo
-from gzcli.models.autoregressive.base import PixelModel
-from gzcli.models.autoregressive.layers import HorizontalConv, PixelCache, RowCache, VerticalConv, gate
+from gzcli.models.autoregressive.base import (
+    HorizontalConv,
+    PixelCache,
+    PixelModel,
+    RowCache,
+    VerticalConv,
+    gate,
+)
 from gzcli.models.nn import ClassEmbedding, Labels, Modules, from_levels, to_fp32, to_levels
 
 

@@ -22,8 +22,14 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import DataInfo
-from gzcli.models.autoregressive.base import PixelModel, grey_levels
-from gzcli.models.autoregressive.layers import HorizontalConv, PixelCache, RowCache, VerticalConv
+from gzcli.models.autoregressive.base import (
+    HorizontalConv,
+    PixelCache,
+    PixelModel,
+    RowCache,
+    VerticalConv,
+    grey_levels,
+)
 from gzcli.models.nn import ClassEmbedding, Labels, Modules, to_fp32
 from gzcli.models.nn.pixels import LogisticMixture
 

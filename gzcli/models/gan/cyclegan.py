@@ -29,13 +29,9 @@ from gzcli.models.nn.adversarial import LEAST_SQUARES, PatchGAN, judged
 
 
 class ImagePool(nn.Module):
-    """Up to `size` earlier fakes, which are shown to the discriminator again (Shrivastava et al. 2016,
-    arXiv:1612.07828, section 2.3).
-
-    Until the pool is full, every image is stored and shown. From then on an image is either shown, or it
-    replaces a stored image, which is shown. All ranks have the same pool. It is no buffer, as its size is
-    that of its images.
-    """
+    """Up to `size` earlier fakes of all ranks, which are shown to the discriminator again (Shrivastava et al.
+    2016, arXiv:1612.07828, section 2.3): once it is full, an image is shown, or replaces a stored one, which
+    is."""
 
     def __init__(self, size: int):
         super().__init__()

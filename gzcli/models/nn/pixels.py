@@ -115,9 +115,9 @@ class Pixels:
 
 
 class LogisticMixture:
-    """A mixture over whole pixels of C channels. Its components are discretised logistics of R, of G given R,
-    and of B given R and G (eq. 3): the mean of channel c is μ_c + Σ_{d<c} coef_cd x_d. Two levels need
-    neither mixture nor scale: then P(x_c = 1) = σ(μ_c + Σ_{d<c} coef_cd x_d).
+    """A mixture over whole pixels of C channels, of discretised logistics of R, of G given R, and of B given
+    R and G (eq. 3): the mean of channel c is μ_c + Σ_{d<c} coef_cd x_d. Of two levels P(x_c = 1) = σ of that
+    mean.
 
     `size` parameters describe a pixel: M mixture logits, then [2 C + C (C − 1) / 2, M] means, log scales and
     raw coefficients; for two levels, means and coefficients alone. A draw takes `uniforms` numbers a pixel.

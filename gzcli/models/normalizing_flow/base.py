@@ -165,11 +165,7 @@ class ImageFlow(Model):
 
     def map_nll(self, x: Tensor, *, noise: Noise, draws: int = 8) -> Tensor:
         """½ z² − ½ of the latents over each pixel, the mean over 3 × 3 pixels, [B, H, W]: by how many nats
-        the part of −log p(x) that belongs to places exceeds what is expected of them. The top latent of a
-        conditional model is seen as of its likeliest class.
-
-        The log-determinants belong to the network as a whole, and the gradient of log p(x) by the image shows
-        the background, where a flow is narrowest, and not what is strange.
+        the part of −log p(x) that belongs to places exceeds what is expected; by the likeliest class.
 
         draws: of the noise over which it is averaged, as the latents of an even background are noise alone.
         """

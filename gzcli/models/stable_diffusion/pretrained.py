@@ -37,10 +37,10 @@ def configs(base: str) -> Config | None:
     if not (folder / "model_index.json").is_file():
         published = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text())
         return published.get(published["names"].get(base))
-    parts = dict.fromkeys(("unet", "vae", "text_encoder", "text_encoder_2"), "config.json")
     files = {
-        part: folder / part / name for part, name in (parts | {"scheduler": "scheduler_config.json"}).items()
+        part: folder / part / "config.json" for part in ("unet", "vae", "text_encoder", "text_encoder_2")
     }
+    files["scheduler"] = folder / "scheduler" / "scheduler_config.json"
     return {part: json.loads(path.read_text()) for part, path in files.items() if path.is_file()}
 
 

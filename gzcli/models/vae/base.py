@@ -14,7 +14,6 @@ from itertools import pairwise
 from typing import Annotated, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gzcli.core.errors import UsageError
@@ -31,7 +30,7 @@ from gzcli.models.nn import (
     traversal,
 )
 from gzcli.models.nn.adversarial import pyramid
-from gzcli.models.nn.layers import group_norm
+from gzcli.models.nn.layers import ResBlock, group_norm
 from gzcli.models.nn.pixels import MixturePixels, Pixels
 
 LOG_2PI = math.log(2 * math.pi)
@@ -134,19 +133,6 @@ class MLPDecoder(nn.Module):
         return self.net(join(z, e)).unflatten(1, self.shape)
 
 
-class ResBlock(nn.Module):
-    """A pre-activation residual block."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.norm1, self.norm2 = group_norm(width), group_norm(width)
-        self.conv1, self.conv2 = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
-
-    def forward(self, h: Tensor) -> Tensor:
-        r = self.conv1(F.gelu(self.norm1(h)))
-        return h + self.conv2(F.gelu(self.norm2(r)))
-
-
 class ConvEncoder(nn.Module):
     """A stride-2 convolution and `blocks` residual blocks at each scale of `hidden`, finest first."""
 
@@ -154,7 +140,10 @@ class ConvEncoder(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for i, o in pairwise((shape[0], *hidden)):
-            layers += [nn.Conv2d(i, o, 3, stride=2, padding=1), *(ResBlock(o) for _ in range(blocks))]
+            layers += [
+                nn.Conv2d(i, o, 3, stride=2, padding=1),
+                *(ResBlock(o, o) for _ in range(blocks)),
+            ]
         self.net = nn.Sequential(*layers, group_norm(hidden[-1]), nn.GELU())
         self.head = nn.Linear(hidden[-1] * math.prod(halvings(shape, len(hidden))[-1]) + embed, outputs)
 
@@ -172,10 +161,8 @@ class ConvDecoder(nn.Module):
         self.stem = nn.Linear(z + embed, math.prod(self.start))
         self.scales = nn.ModuleList()
         for w, out in zip(reversed(widths), (*reversed(widths[:-1]), outputs), strict=True):
-            up = nn.ConvTranspose2d(w, out, 4, stride=2, padding=1)
-            self.scales.append(
-                nn.Sequential(*(ResBlock(w) for _ in range(blocks)), group_norm(w), nn.GELU(), up)
-            )
+            up = group_norm(w), nn.GELU(), nn.ConvTranspose2d(w, out, 4, stride=2, padding=1)
+            self.scales.append(nn.Sequential(*(ResBlock(w, w) for _ in range(blocks)), *up))
 
     def forward(self, z: Tensor, e: Tensor | None = None) -> Tensor:
         h = self.stem(join(z, e)).unflatten(1, self.start)

@@ -12,7 +12,7 @@ is group norm in place of batch norm, and no normalizing flow in the posterior.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -79,9 +79,8 @@ def small(conv: nn.Conv2d) -> nn.Conv2d:
 class SpectralNorms(nn.Module):
     """Σ s_l, where s_l is the largest singular value of the weight of convolution l as a matrix [out, other].
 
-    A call in training mode makes one step of the power method. Weights of equal shape are multiplied in one
-    batch. The left singular vectors u are buffers, so that a resumed run continues with them.
-    """
+    A call in training mode makes one step of the power method, from left singular vectors that are
+    buffers."""
 
     def __init__(self, net: nn.Module):
         super().__init__()
@@ -355,13 +354,9 @@ class HVAE(LabelledVAE):
         return {name: value if name == "loss" else value.detach() for name, value in parts.items()}
 
     def kl_weights(self, kl: Tensor) -> Tensor | float:
-        """The weight in the loss of each group's KL [groups]: 1, or during warm-up a balanced smaller one.
-
-        γ_l ∝ E[KL_l] / s_l with mean 1, where s_l is the number of latents of the group, divided by the
-        number of groups of its resolution. A group with more KL than its share gets a larger weight, and an
-        unused group almost none, so that it becomes used. E is over the batch, or over a micro-batch where
-        `train.accumulate` is above 1.
-        """
+        """The weight in the loss of each group's KL [groups]: 1, or during warm-up γ_l ∝ E[KL_l] / s_l with
+        mean 1, where s_l is the group's latents per groups of its resolution: an unused group, with almost no
+        weight, becomes used."""
         if not self.training or self.warm == 1:
             return 1.0
         gamma = (ranks.mean(kl, self).abs() + 0.01) / self.share.to(kl)
@@ -397,11 +392,8 @@ class HVAE(LabelledVAE):
         return -self.log_prob(x, noise=noise, samples=samples)
 
     def score_llr(self, x: Tensor, *, noise: Noise, k: int = 1, samples: int = 1) -> Tensor:
-        """LLR^(>k) = ELBO − ELBO^(>k): what the k finest groups add to the bound of log p(x).
-
-        In ELBO^(>k) the k finest groups are drawn, with the same noise, from the prior given the coarser
-        groups, which keep their posterior (Havtorn et al. 2021, arXiv:2102.08248). The ratio is large where
-        the coarser groups, which hold the semantics of an image, do not predict its pixels.
+        """LLR^(>k) = ELBO − ELBO^(>k): what the k finest groups add to the bound of log p(x), where ELBO^(>k)
+        draws them from the prior given the coarser ones (Havtorn et al. 2021, arXiv:2102.08248).
 
         k: number of groups, from the finest on.
         samples: draws of z in both bounds.
@@ -410,29 +402,6 @@ class HVAE(LabelledVAE):
         e, features = self.embed(None, len(x)), self.encoder(x)
         draws = [self.draw(len(x), noise) for _ in range(samples)]
         return self.bound(x, features, e, draws) - self.bound(x, features[:keep], e, draws)
-
-    @torch.no_grad()
-    def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Figures of held-out images: the KL of each group in nats (`kl_1` is the coarsest); `active_groups`,
-        the number of groups with 0.05 nats or more; and `active_units`, those whose posterior mean, in
-        standard deviations of the prior, varies with x (Burda 2015, section 5.2)."""
-        n = 0
-        kl = torch.zeros(len(self.sizes), dtype=torch.float64)
-        mean = torch.zeros(sum(self.sizes), dtype=torch.float64)
-        square = mean.clone()
-        for batch in batches:
-            e = self.embed(batch.y if self.conditional else None, len(batch))
-            _, codes = self.decoder(self.draw(len(batch), batch.noise), self.encoder(batch.x), e)
-            mu = torch.cat([code.mu for code in codes], dim=1).cpu().double()
-            n += len(batch)
-            kl += kl_of(codes).cpu().double().sum(0)
-            mean, square = mean + mu.sum(0), square + mu.square().sum(0)
-        kl, variance = kl / n, square / n - (mean / n) ** 2
-        active = {
-            "active_groups": float((kl >= ACTIVE).sum()),
-            "active_units": float((variance > 0.01).sum()),
-        }
-        return {f"kl_{i}": value for i, value in enumerate(kl.tolist(), 1)} | active
 
     # ---- sampling and applications
 
