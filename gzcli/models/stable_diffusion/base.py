@@ -311,23 +311,21 @@ class StableDiffusion(Model):
         """The condition of each image, [B, C, H, W] in [-1, 1]."""
         return batch.extra[self.condition]
 
-    def examples(self, n: int, noise: Noise, prompt: str | list[str] | None) -> tuple[list[str], list[int]]:
-        """n prompts, of the option `prompts` or remembered where none is given, and n examples' indices."""
+    def examples(
+        self, n: int, noise: Noise, prompt: str | list[str] | None, pictures: Tensor | None = None
+    ) -> tuple[list[str], Any]:
+        """n prompts, of the option `prompts` or remembered where none is given; and pictures [n, 3, H, W],
+        those given or else remembered, None for a model without a condition."""
         prompts = self.tuning.prompts
         pick = noise.randint(EXAMPLES * max(1, len(prompts)), n).tolist()
         if prompt is None:
             captions = prompts or [to_text(row) for row in self.captions.cpu()]
             prompt = [captions[i % len(captions)] for i in pick]
         texts = [prompt] * n if isinstance(prompt, str) else [prompt[i % len(prompt)] for i in range(n)]
-        return texts, [i % EXAMPLES for i in pick]
-
-    def examples_with_pictures(
-        self, n: int, noise: Noise, prompt: str | list[str] | None, pictures: Tensor | None
-    ) -> tuple[list[str], Tensor]:
-        """n prompts, see `examples`, and n pictures [n, 3, H, W], the given ones or else remembered ones."""
-        prompts, pick = self.examples(n, noise, prompt)
-        pictures = from_levels(self.pictures[pick], 256) if pictures is None else pictures
-        return prompts, colours(pictures).to(self.device)
+        if self.condition:
+            remembered = from_levels(self.pictures[[i % EXAMPLES for i in pick]], 256)
+            pictures = colours(remembered if pictures is None else pictures).to(self.device)
+        return texts, pictures
 
     # ---- sampling
 

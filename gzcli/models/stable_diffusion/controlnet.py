@@ -166,7 +166,7 @@ class ControlNet(StableDiffusion):
         """The prompts, and the maps [n, 3, *sides]; to be called after `start`, for the order of draws."""
         if edges and control is not None:
             control = canny(resized(control, sides))
-        prompts, maps = self.examples_with_pictures(n, noise, prompt, control)
+        prompts, maps = self.examples(n, noise, prompt, control)
         return prompts, resized(maps, sides)
 
     @torch.no_grad()

@@ -82,7 +82,7 @@ class InstructPix2Pix(StableDiffusion):
         image_guidance: s_y of eq. 3, scale of the guidance towards the image before; 1: none.
         """
         z, sides = self.start(n, noise, how.size)
-        prompts, images = self.examples_with_pictures(n, noise, how.prompt, before)
+        prompts, images = self.examples(n, noise, how.prompt, before)
         pipe = self.pipeline(StableDiffusionInstructPix2PixPipeline)
         latents = {"image": self.encode(resized(images, sides))[0]}
         return self.draw(pipe, z, noise, progress, prompts, how, latents, image_guidance_scale=image_guidance)
@@ -93,7 +93,7 @@ class InstructPix2Pix(StableDiffusion):
     ) -> Tensor:
         """The images that `sample` edits, given the same noise: [n, 3, H, W]."""
         _, sides = self.start(n, noise, size)
-        return resized(self.examples_with_pictures(n, noise, None, before)[1], sides)
+        return resized(self.examples(n, noise, None, before)[1], sides)
 
     def to_diffusers(self) -> Any:
         """The whole pipeline of diffusers."""

@@ -8,7 +8,7 @@ in nats per discrete image: the first term is a sum over pixels, never a mean.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -217,7 +217,20 @@ class VAE(Autoencoder, LabelledVAE):
             log_px, _ = self.weights(images, mu, logvar, eps, e)
             return double(log_px).mean(1) - kl_normal(mu, logvar)
 
-        return likelihood_regret(elbo, *self.encode(images, e), steps, lr).to(x.dtype)
+        start = self.encode(images, e)
+        # the sum over images is maximised and Adam works elementwise: a score does not depend on its batch
+        with torch.inference_mode(False), torch.enable_grad():
+            mu, logvar = (t.detach().clone().requires_grad_() for t in start)
+            # gradients are in nats: an eps far above rounding keeps unused dimensions from a random walk
+            adam = torch.optim.Adam([mu, logvar], lr=lr, eps=1e-2)
+            value = elbo(mu, logvar)
+            first = best = value.detach()
+            for _ in range(steps):
+                mu.grad, logvar.grad = torch.autograd.grad(-value.sum(), [mu, logvar])
+                adam.step()
+                value = elbo(mu, logvar)
+                best = torch.maximum(best, value.detach())
+        return (best - first).to(x.dtype)
 
     # ---- sampling and applications
 
@@ -246,23 +259,3 @@ class VAE(Autoencoder, LabelledVAE):
         e = self.embed(labels, len(x))
         x = self.shown(self.decoder(self.encode(x, e)[0], e), True, noise, progress)
         return Applied(x, rows=("reconstruction",), labels=None if e is None else labels)
-
-
-def likelihood_regret(
-    elbo: Callable[[Tensor, Tensor], Tensor], mu: Tensor, logvar: Tensor, steps: int, lr: float
-) -> Tensor:
-    """Likelihood regret (Xiao et al. 2020, arXiv:2003.02977, eq. 5): the largest ELBO of `steps` steps of
-    Adam on mu and logvar, minus the first, [B]."""
-    # the sum over the images is maximised and Adam works elementwise: a score does not depend on the batch
-    with torch.inference_mode(False), torch.enable_grad():
-        mu, logvar = (t.detach().clone().requires_grad_() for t in (mu, logvar))
-        # gradients are in nats: an eps far above rounding keeps unused dimensions from a random walk
-        adam = torch.optim.Adam([mu, logvar], lr=lr, eps=1e-2)
-        value = elbo(mu, logvar)
-        first = best = value.detach()
-        for _ in range(steps):
-            mu.grad, logvar.grad = torch.autograd.grad(-value.sum(), [mu, logvar])
-            adam.step()
-            value = elbo(mu, logvar)
-            best = torch.maximum(best, value.detach())
-    return best - first
