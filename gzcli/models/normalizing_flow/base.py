@@ -281,7 +281,10 @@ class MultiscaleFlow(ImageFlow):
         4, at least once. Raises UsageError where the image cannot be halved so often.
         """
         C, H, W = self.data.shape
-        scales = scales_of(H, W) if scales is None else scales
+        if scales is None:
+            scales = 1
+            while math.gcd(H, W) % 2 ** (scales + 1) == 0 and min(H, W) > 4 * 2**scales:
+                scales += 1
         check_size(H, W, scales)
         self.flow: Modules[Modules[Bijection]] = Modules()
         self.splits: Modules[layers.SplitPrior] = Modules()
@@ -320,13 +323,6 @@ class MultiscaleFlow(ImageFlow):
             h = layers.unsqueeze(h)
             progress(done, len(scales))
         return self.postprocess(h)
-
-
-def scales_of(height: int, width: int) -> int:
-    scales = 1
-    while math.gcd(height, width) % 2 ** (scales + 1) == 0 and min(height, width) > 4 * 2**scales:
-        scales += 1
-    return scales
 
 
 def check_size(height: int, width: int, scales: int) -> None:

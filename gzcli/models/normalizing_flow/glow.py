@@ -7,7 +7,7 @@ their prior is learned and may depend on the class.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,15 +15,7 @@ from torch.nn import functional as F
 from gzcli.core.types import DataInfo
 from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.base import ImageFlowOptions, MultiscaleFlow
-from gzcli.models.normalizing_flow.layers import (
-    ActNorm,
-    ActNormConv,
-    AdditiveCoupling,
-    AffineCoupling,
-    Bijection,
-    ConvNet,
-    ZeroConv,
-)
+from gzcli.models.normalizing_flow.layers import ActNorm, ActNormConv, Bijection, ConvNet, ZeroConv
 
 
 class ResidualNet(nn.Module):
@@ -42,10 +34,7 @@ class ResidualNet(nn.Module):
         return self.last(F.relu(h, inplace=True))
 
 
-COUPLINGS: dict[str, type[AffineCoupling] | type[AdditiveCoupling]] = {
-    "affine": AffineCoupling,
-    "additive": AdditiveCoupling,
-}
+COUPLINGS: dict[str, Any] = {"affine": layers.AffineCoupling, "additive": layers.AdditiveCoupling}
 NETS: dict[str, type[ConvNet] | type[ResidualNet]] = {"conv": ConvNet, "residual": ResidualNet}
 
 

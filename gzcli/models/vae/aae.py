@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 from gzcli.models.base import Phase
@@ -87,9 +87,10 @@ class AAE(Autoencoder):
     # ---- training
 
     def phases(self) -> list[Phase]:
+        autoencoder, judges = (self.encoder, self.decoder, self.labels), (self.discriminator, self.critic)
         return [
-            Phase("autoencoder", parameters_of(self.encoder, self.decoder, self.labels)),
-            Phase("discriminator", parameters_of(self.discriminator, self.critic)),
+            Phase("autoencoder", [p for m in autoencoder if m is not None for p in m.parameters()]),
+            Phase("discriminator", [p for m in judges if m is not None for p in m.parameters()]),
         ]
 
     def loss(self, batch: Batch, phase: str = "autoencoder") -> dict[str, Tensor]:
@@ -170,7 +171,3 @@ class AAE(Autoencoder):
     def score_disc(self, x: Tensor, *, noise: Noise) -> Tensor:
         """Minus the logit that the image's code is a draw of the prior."""
         return -self.prior_logits(self.encode(x))
-
-
-def parameters_of(*modules: nn.Module | None) -> list[nn.Parameter]:
-    return [p for module in modules if module is not None for p in module.parameters()]

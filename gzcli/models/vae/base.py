@@ -8,7 +8,6 @@ z [B, latent], and e, to [B, outputs, H, W]. No layer depends on the other image
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any
@@ -89,14 +88,6 @@ class NetOptions:
 
     def decoder(self, shape: Sizes, outputs: int, embed: int = 0) -> nn.Module:
         return NETS[self.net][1](shape, self.widths(shape), self.latent, outputs, embed, self.blocks)
-
-
-@torch.no_grad()
-def start_pixels(decoder: nn.Module, size: int, start: Callable[[Tensor], None]) -> None:
-    """Sets the bias of a decoder's last layer, the same for all pixels, by `start` of one pixel's [size]."""
-    *_, bias = decoder.parameters()
-    start(one := torch.empty(size))
-    bias.copy_(one.repeat_interleave(len(bias) // size))
 
 
 def join(h: Tensor, e: Tensor | None) -> Tensor:

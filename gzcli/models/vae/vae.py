@@ -18,16 +18,7 @@ from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 from gzcli.models.labelled import LabelOptions
 from gzcli.models.nn import Labels, bits, double, to_fp32
 from gzcli.models.nn.pixels import Kind, distribution
-from gzcli.models.vae.base import (
-    LOGVAR,
-    Autoencoder,
-    LabelledVAE,
-    NetOptions,
-    drawn,
-    kl_normal,
-    log_normal,
-    start_pixels,
-)
+from gzcli.models.vae.base import LOGVAR, Autoencoder, LabelledVAE, NetOptions, drawn, kl_normal, log_normal
 
 
 @dataclass(frozen=True)
@@ -69,8 +60,10 @@ class VAE(Autoencoder, LabelledVAE):
         self.latent, self.beta, self.iwae = nets.latent, options.beta, options.iwae
         self.encoder = nets.encoder(data.shape, 2 * nets.latent, self.embedded)
         self.decoder = nets.decoder(data.shape, self.pixels.size, self.embedded)
-        if self.pixels.start is not None:
-            start_pixels(self.decoder, self.pixels.size, self.pixels.start)
+        if self.pixels.start is not None:  # the bias of the last layer is the same for all pixels
+            *_, bias = self.decoder.parameters()
+            self.pixels.start(one := torch.empty(self.pixels.size))
+            bias.data.copy_(one.repeat_interleave(len(bias) // len(one)))
 
     def encode(self, x: Tensor, e: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """q(z | x): mu and logvar [B, latent], fp32, logvar within bounds."""
