@@ -126,22 +126,14 @@ class RowCache:
         self.rows = deque([zero] * conv.above, maxlen=conv.above + 1)
         self.i = -1
 
-    def __call__(self, row: Tensor) -> Tensor:
-        """Output row i [n, n_out, W] from input row i; of a strict convolution from row i − 1, or zeros."""
-        self.push(row)
-        return self.output()
-
-    def push(self, row: Tensor) -> None:
-        self.rows.append(F.pad(row, (self.conv.side, self.conv.side)))
-        self.i += 1
-
-    @property
-    def has_output(self) -> bool:
-        """Whether there is an output for the row that was entered last: a strided one skips rows."""
-        return self.i % self.conv.stride[0] == 0
-
-    def output(self) -> Tensor:
+    def __call__(self, row: Tensor) -> Any:
+        """Output row i [n, n_out, W] from input row i; of a strict convolution from row i − 1, or zeros. None
+        for a row that the stride skips."""
         conv = self.conv
+        self.rows.append(F.pad(row, (conv.side, conv.side)))
+        self.i += 1
+        if self.i % conv.stride[0]:
+            return None
         taps = torch.stack(list(self.rows)[:: conv.dilation[0]], 2)  # [n, C, kh, W + 2 side]
         stride, dilation = (1, conv.stride[1]), (1, conv.dilation[1])
         return F.conv2d(taps, self.weight, conv.bias, stride, dilation=dilation)[:, :, 0]
