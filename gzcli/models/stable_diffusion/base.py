@@ -207,13 +207,16 @@ class StableDiffusion(Model):
             self.no_text = embedding
         return embedding
 
-    def added(self, z_t: Tensor, pooled: Tensor | None) -> dict[str, Tensor] | None:
-        """XL's conditions beside the text: the pooled text, and the sizes of an uncropped image."""
-        if pooled is None:
-            return None
-        height, width = (side * self.pipe.vae_scale_factor for side in z_t.shape[2:])
-        ids = moved(torch.tensor([height, width, 0, 0, height, width]), z_t.device).expand(len(z_t), -1)
-        return {"text_embeds": pooled, "time_ids": ids.to(pooled)}
+    def inputs(self, z_t: Tensor, conditions: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The text, and for XL the pooled text and the sizes of an uncropped image, as nets of diffusers take
+        them."""
+        inputs: dict[str, Any] = {"encoder_hidden_states": conditions["text"]}
+        if self.xl:
+            height, width = (side * self.pipe.vae_scale_factor for side in z_t.shape[2:])
+            sizes = moved(torch.tensor([height, width, 0, 0, height, width]), z_t.device).expand(len(z_t), -1)
+            pooled = conditions["pooled"]
+            inputs["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": sizes.to(pooled)}
+        return inputs
 
     # ---- pipelines
 
@@ -253,8 +256,8 @@ class StableDiffusion(Model):
         }
 
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
-        """The base's prediction, ε or v, for latents [B, c, h, w] at times t [B]."""
-        raise NotImplementedError
+        """The prediction, ε or v, for latents [B, c, h, w] at times t [B]."""
+        return self.unet(z_t, t, **self.inputs(z_t, conditions)).sample
 
     def draw_latents(self, batch: Batch) -> Tensor:
         """A draw of the scaled latents of the batch, [B, c, h, w]."""

@@ -60,8 +60,7 @@ class InstructPix2Pix(StableDiffusion):
         return self.texts(batch, u < 2 * p) | {"before": torch.where(rows(blind, before), 0.0, before)}
 
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
-        inputs = torch.cat([z_t, conditions["before"].to(z_t)], 1)
-        return self.unet(inputs, t, encoder_hidden_states=conditions["text"]).sample
+        return super().denoise(torch.cat([z_t, conditions["before"].to(z_t)], 1), t, conditions)
 
     @torch.no_grad()
     def sample(

@@ -9,7 +9,6 @@ checkpoint holds A and B alone; `gz runs export` writes the file that `load_lora
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -68,10 +67,6 @@ class SDLoRA(StableDiffusion):
                         key = f"{part}.{name}.{kind}".replace(".", "/")
                         self.adapter[key] = getattr(layer, kind)["default"]
         self.adapter.to(torch.get_default_dtype()).requires_grad_(True)
-
-    def denoise(self, z_t: Tensor, t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
-        added = self.added(z_t, conditions.get("pooled"))
-        return self.unet(z_t, t, encoder_hidden_states=conditions["text"], added_cond_kwargs=added).sample
 
     @torch.no_grad()
     def sample(
