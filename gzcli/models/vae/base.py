@@ -131,10 +131,7 @@ class ConvEncoder(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for i, o in pairwise((shape[0], *hidden)):
-            layers += [
-                nn.Conv2d(i, o, 3, stride=2, padding=1),
-                *(ResBlock(o, o) for _ in range(blocks)),
-            ]
+            layers += [nn.Conv2d(i, o, 3, stride=2, padding=1), *(ResBlock(o, o) for _ in range(blocks))]
         self.net = nn.Sequential(*layers, group_norm(hidden[-1]), nn.GELU())
         self.head = nn.Linear(hidden[-1] * math.prod(halvings(shape, len(hidden))[-1]) + embed, outputs)
 
