@@ -123,7 +123,7 @@ def test_couplings_have_the_log_det_of_their_jacobian_and_invert(way, attention)
 
 def dequantiser(levels=4) -> Dequantiser:
     torch.manual_seed(0)
-    q = Dequantiser((1, 1, 2), levels, 0, 3, replace(STEP, hidden=12))
+    q = Dequantiser(DataInfo((1, 1, 2), levels), 0, 3, 3, STEP)
     return roughen(q, 0.2).double()
 
 

@@ -277,10 +277,11 @@ class Couplings(nn.Module):
 class Dequantiser(nn.Module):
     """u ~ q(u | x) on [0, 1)^D: normal noise through couplings conditioned on x, then a sigmoid."""
 
-    def __init__(self, shape: Shape, levels: int, squeezes: int, depth: int, options: CouplingOptions):
+    def __init__(self, data: DataInfo, squeezes: int, width: int, depth: int, options: CouplingOptions):
         super().__init__()
-        self.levels, self.squeezes = levels, squeezes
-        (C, H, W), width = shape, options.hidden // 3
+        assert data.levels is not None
+        self.levels, self.squeezes = data.levels, squeezes
+        C, H, W = data.shape
         C, H, W = C * 4**squeezes, H >> squeezes, W >> squeezes
         self.first = nn.Conv2d(2 * C, width, 3, padding=1)
         self.features = nn.ModuleList(GatedConv(width, 3, 0, 0.0) for _ in range(3))
@@ -339,7 +340,8 @@ class FlowPP(ImageFlow):
         if data.levels is not None:
             squeezes = next(i for i, counts in enumerate(depths) if any(counts))
             nets = replace(couplings, blocks=dequant_blocks)
-            self.dequantiser = Dequantiser(data.shape, data.levels, squeezes, dequant_couplings, nets)
+            width = couplings.hidden // 3
+            self.dequantiser = Dequantiser(data, squeezes, width, dequant_couplings, nets)
         C, H, W = data.shape
         self.scales: Modules[Modules[Couplings]] = Modules()
         for i, counts in enumerate(depths):
