@@ -78,7 +78,7 @@ TRAINED = {
     "engine/trained.py::LatentSpace.encode": "a number a channel",
     "engine/trained.py::LatentSpace.decode": "a number a channel",
     "models/flow_matching/fm.py::coupled": "the assignment is solved on the host, by scipy",
-    "models/autoregressive/layers.py::PixelCache.__init__": "the order of its weights, once a batch",
+    "models/autoregressive/base.py::PixelCache.__init__": "the order of its weights, once a batch",
     "models/flow_matching/fm.py::FlowMatching.fit_path": "a covariance, in float64",
     "models/flow_matching/fm.py::FlowMatching.score_path": "a distance, in float64",
     "models/denoising/samplers.py::solve_adaptive": "whether all images have arrived",
@@ -295,8 +295,6 @@ MEASURE = {
     "models/autoregressive/prior.py": "sums over the set, in float64 on the host",
     "models/autoregressive/tokenizer.py": "sums over the set, in float64 on the host",
     "models/gan/cyclegan.py": "sums over the set, in float64 on the host",
-    "models/nn/perceptual.py": "the window of cyclegan's figure",
-    "models/vae/hvae.py": "sums over the set, in float64 on the host",
     "models/vae/vae.py": "sums over the set, in float64 on the host",
 }
 

@@ -36,7 +36,7 @@ LAYERS = {
     "conv1x1": lambda: layers.InvertibleConv1x1(4),
     "affine": lambda: layers.AffineCoupling(4, AffineNet(2, 4)),
     "affine-odd": lambda: layers.AffineCoupling(5, AffineNet(2, 6)),
-    "additive": lambda: layers.AdditiveCoupling(AffineNet(2, 2)),
+    "additive": lambda: layers.AdditiveCoupling(4, AffineNet(2, 2)),
     "logit": lambda: layers.Logit(0.05),
 }
 

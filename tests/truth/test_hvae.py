@@ -15,7 +15,7 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import BatchNoise, DataInfo, no_progress
 from gzcli.models.nn import from_levels
 from gzcli.models.nn.pixels import MixturePixels
-from gzcli.models.vae.hvae import HVAE, DecoderCell, EncoderCell, Group, SpectralNorms, kl_of
+from gzcli.models.vae.hvae import HVAE, Group, SpectralNorms, decoder_cell, encoder_cell, kl_of
 
 pytestmark = pytest.mark.xdist_group("hvae")  # one worker trains what these tests share, once
 
@@ -107,21 +107,17 @@ def test_likelihood_ratio(trained):
             trained.score_llr(x, noise=noise(32), k=k)
 
 
-def test_figures_of_each_group(trained):
+def test_the_logged_kl_is_that_of_the_groups(trained):
     x = squares(64, INFO)
-    found = trained.measure([batch(x[:32]), batch(x[32:])])
-    assert set(found) == {"kl_1", "kl_2", "kl_3", "active_groups", "active_units"}
     parts = trained.loss(batch(x))
-    total = found["kl_1"] + found["kl_2"] + found["kl_3"]
-    assert total == pytest.approx(float(parts["kl"]), rel=0.05)  # other draws
     torch.testing.assert_close(parts["kl_2x2"] + parts["kl_4x4"], parts["kl"])
-    assert found["active_groups"] == sum(found[f"kl_{i}"] >= 0.05 for i in (1, 2, 3)) >= 2
-    assert 2 <= found["active_units"] <= sum(trained.sizes)
+    assert 2 <= parts["active_groups"] <= 3
     dead = HVAE.of(INFO, **SMALL).eval()
     for module in dead.modules():
         if isinstance(module, Group):
             nn.init.zeros_(module.residual.weight), nn.init.zeros_(module.residual.bias)
-    assert set(dead.measure([batch(x)]).values()) == {0.0}
+    parts = dead.loss(batch(x))
+    assert parts["kl"] == parts["active_groups"] == 0
 
 
 def test_warm_up_and_spectral_norms_are_of_training_alone():
@@ -152,7 +148,7 @@ def test_warm_up_and_spectral_norms_are_of_training_alone():
 def test_spectral_norms_against_the_singular_values():
     torch.manual_seed(0)
     convs = nn.ConvTranspose2d(8, 4, 4), nn.Conv2d(3, 5, 3, bias=False)
-    norms = SpectralNorms(nn.Sequential(EncoderCell(8), DecoderCell(8, 2), *convs))
+    norms = SpectralNorms(nn.Sequential(encoder_cell(8), decoder_cell(8, 2), *convs))
     for _ in range(300):
         norms()
     layers = [layer for group in norms.layers for layer in group]

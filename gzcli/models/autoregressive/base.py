@@ -1,37 +1,181 @@
-"""What autoregressive models of pixels have in common: likelihood, generation in order, completion."""
+"""What autoregressive models of pixels have in common: causal convolutions with caches that compute them
+row by row or pixel by pixel; likelihood, generation in order, completion.
+
+Order of generation: rows from the top, pixels from the left, channels R → G → B. A vertical feature at row i
+sees rows < i of the image; a horizontal feature of channel group c at (i, j) also sees pixels < j of its row
+and channels < c of its pixel (masks A in the first layer and B above it: van den Oord 2016,
+arXiv:1601.06759). Kernels hold the unmasked taps alone, and padding shifts their input, so that nothing is
+multiplied by zero; only the channel groups of the current pixel need a mask.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Protocol
+from collections import deque
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.base import Model
 from gzcli.models.nn import Labels, bits, double, every_label, needs_labels, spread_labels
 
+# ---- convolutions and their caches
 
-class Incremental(Protocol):
-    """A net that computes the image's distribution position by position, for n images.
 
-    The order of calls: `row(above)`; then for each pixel j and each part of it `outputs(j, part)` and
-    `put(j, part, value)`, or for a whole row that is known `keep(row)`.
+def gate(y: Tensor, dim: int = 1) -> Tensor:
+    """The gated unit tanh(a / 2) · σ(b) for y = [a, b] along `dim` (arXiv:1606.05328, eq. 2)."""
+    # tanh(a / 2) = 2 σ(a) − 1: one sigmoid over contiguous memory serves both; tanh is slow in bf16 on a CPU
+    a, b = torch.sigmoid(y).chunk(2, dim)
+    return torch.addcmul(-b, a, b, value=2)
+
+
+def group_mask(n_out: int, n_in: int, groups: int, *, parts: int = 1, strict: bool = False) -> Tensor | None:
+    """0/1 [n_out, n_in]: 1 where output o sees input i of the same pixel: groups ≤ its own (mask B), or < its
+    own if `strict` (mask A); None where all outputs see all inputs."""
+    if groups == 1 and not strict:
+        return None
+    out = output_groups(n_out, groups, parts)[:, None]
+    into = torch.arange(n_in)[None] * groups // n_in
+    return (out > into if strict else out >= into).float()
+
+
+def output_groups(n_out: int, groups: int, parts: int = 1) -> Tensor:
+    part = n_out // parts
+    return torch.arange(n_out) % part * groups // part
+
+
+class VerticalConv(nn.Conv2d):
+    """A convolution over the rows up to the current one, or if `strict`, as in the first layer, above it."""
+
+    bias: Tensor
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        kernel: tuple[int, int],
+        *,
+        dilation: int = 1,
+        stride: int = 1,
+        strict: bool = False,
+    ):
+        super().__init__(n_in, n_out, kernel, dilation=dilation, stride=stride)
+        self.strict = strict
+        self.above = (kernel[0] - 1) * dilation  # rows that are needed beside the current one
+        self.side = (kernel[1] - 1) * dilation // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (self.side, self.side, self.above + self.strict, -1 if self.strict else 0))
+        return F.conv2d(x, self.weight, self.bias, self.stride, dilation=self.dilation)
+
+
+class HorizontalConv(nn.Module):
+    """A 1 × (left + 1) convolution over the pixels up to the current one, masked by channel group at the
+    current one.
+
+    strict: whether group c sees only groups < c of the current pixel (mask A, of the first layer); with one
+      group the current pixel then has no tap.
+    parts: 2 where `gate` follows.
     """
 
-    def row(self, above: Tensor) -> None:
-        """Begins the next row, given the image's row above it [n, C, W], zeros for the first."""
+    weight: Tensor
+    bias: Tensor
+    mask: Tensor | None
 
-    def keep(self, row: Tensor) -> None:
-        """Sets the whole row that was begun to known values [n, C, W]."""
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        left: int,
+        *,
+        dilation: int = 1,
+        groups: int = 1,
+        parts: int = 1,
+        strict: bool = False,
+    ):
+        super().__init__()
+        self.n_in, self.n_out, self.left, self.dilation = n_in, n_out, left, dilation
+        self.groups, self.parts, self.strict = groups, parts, strict
+        self.current = not (strict and groups == 1)  # whether the current pixel has a tap
+        for name, p in nn.Conv2d(n_in, n_out, (1, left + self.current)).named_parameters():
+            self.register_parameter(name, p)  # with the initial values of a convolution
+        mask = group_mask(n_out, n_in, groups, parts=parts, strict=strict) if self.current else None
+        if mask is not None:
+            taps = torch.ones(n_out, n_in, left, device=mask.device)
+            mask = torch.cat([taps, mask[..., None]], -1)[:, :, None]
+        self.register_buffer("mask", mask, persistent=False)
 
-    def outputs(self, j: int, part: int) -> Tensor:
-        """The net's outputs for a part of pixel j, [n, outputs]."""
+    def forward(self, x: Tensor) -> Tensor:
+        if pad := self.left * self.dilation:
+            x = F.pad(x, (pad, 0) if self.current else (pad, -1))
+        weight = self.weight if self.mask is None else self.weight * self.mask
+        return F.conv2d(x, weight, self.bias, dilation=(1, self.dilation))
 
-    def put(self, j: int, part: int, value: Tensor) -> None:
-        """Sets a part of pixel j to `value` [n, C / parts]."""
+
+class RowCache:
+    """Computes a `VerticalConv` row by row, from rows [n, C, W] of its input."""
+
+    def __init__(self, conv: VerticalConv, n: int, width: int):
+        # the weight is read once: `weight_norm` computes it at every reading
+        self.conv, self.weight = conv, conv.weight.detach()
+        zero = self.weight.new_zeros(n, conv.in_channels, width + 2 * conv.side)
+        self.rows = deque([zero] * conv.above, maxlen=conv.above + 1)
+        self.i = -1
+
+    def __call__(self, row: Tensor) -> Any:
+        """Output row i [n, n_out, W] from input row i; of a strict convolution from row i − 1, or zeros. None
+        for a row that the stride skips."""
+        conv = self.conv
+        self.rows.append(F.pad(row, (conv.side, conv.side)))
+        self.i += 1
+        if self.i % conv.stride[0]:
+            return None
+        taps = torch.stack(list(self.rows)[:: conv.dilation[0]], 2)  # [n, C, kh, W + 2 side]
+        stride, dilation = (1, conv.stride[1]), (1, conv.dilation[1])
+        return F.conv2d(taps, self.weight, conv.bias, stride, dilation=dilation)[:, :, 0]
+
+
+class PixelCache:
+    """Computes a `HorizontalConv` pixel by pixel within a row, with the weights by tap and group: group c is
+    columns c·w … (c + 1)·w of the outputs, w = n_out / groups, each [parts, w / parts].
+    """
+
+    def __init__(self, conv: HorizontalConv, n: int, width: int):
+        self.conv = conv
+        order = output_groups(conv.n_out, conv.groups, conv.parts).argsort(stable=True)
+        self.order = order = order.to(conv.weight.device)
+        weight = conv.weight.detach()[order, :, 0]  # [n_out, n_in, taps]
+        self.bias = conv.bias.detach()[order]
+        self.past = [weight[..., t].T.contiguous() for t in range(conv.left)]
+        self.pad = conv.left * conv.dilation
+        self.input = weight.new_zeros(self.pad + width, n, conv.n_in)
+        size, self.step = conv.n_out // conv.groups, conv.n_in // conv.groups
+        # how many channels of the current pixel each group sees
+        self.visible = [(c + (not conv.strict)) * self.step for c in range(conv.groups)]
+        self.out = [slice(c * size, (c + 1) * size) for c in range(conv.groups)]
+        self.now = [weight[s, :k, -1].T.contiguous() for s, k in zip(self.out, self.visible, strict=True)]
+
+    def left(self, j: int, base: Tensor) -> Tensor:
+        """`base` [n, n_out] or [n_out], plus the contribution of the pixels left of j."""
+        for t, weight in enumerate(self.past):
+            base = torch.addmm(base, self.input[j + t * self.conv.dilation], weight)
+        return base
+
+    def add(self, j: int, c: int, left: Tensor) -> Tensor:
+        """Group c's output [n, n_out / groups] at pixel j, given the sum that `left` returned."""
+        left, visible = left[..., self.out[c]], self.visible[c]
+        return torch.addmm(left, self.input[self.pad + j, :, :visible], self.now[c]) if visible else left
+
+    def put(self, j: int, c: int, value: Tensor) -> None:
+        """Sets group c of the input at pixel j to `value` [n, n_in / groups]."""
+        self.input[self.pad + j, :, c * self.step : (c + 1) * self.step] = value
+
+
+# ---- models
 
 
 class PixelModel(Model):
@@ -60,7 +204,10 @@ class PixelModel(Model):
         """Values [n, C / parts] of a part, by inversion at u [n, uniforms] in [0, 1)."""
         raise NotImplementedError
 
-    def incremental(self, n: int, labels: Labels) -> Incremental:
+    def incremental(self, n: int, labels: Labels) -> Any:
+        """The net for n images position by position. Its methods are called in this order: `row(above)` for
+        the image's row above [n, C, W], zeros for the first; then for a known row `keep(row)`, or for each
+        pixel j and part `outputs(j, part)` [n, outputs] and `put(j, part, value)`, value [n, C / parts]."""
         raise NotImplementedError
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
@@ -189,7 +336,7 @@ def first_rows(x: Tensor, rows: int) -> Tensor:
 
 
 class WholeNet:
-    """`Incremental` without caches: every output is a pass of the whole network over x, as far as drawn."""
+    """`incremental` without caches: every output is a pass of the whole network over x, as far as drawn."""
 
     def __init__(self, net: PixelModel, x: Tensor, labels: Labels):
         self.net, self.x, self.labels, self.i = net, x, labels, -1

@@ -14,8 +14,14 @@ from torch import Tensor, nn
 from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo
-from gzcli.models.autoregressive.base import PixelModel
-from gzcli.models.autoregressive.layers import HorizontalConv, PixelCache, RowCache, VerticalConv, gate
+from gzcli.models.autoregressive.base import (
+    HorizontalConv,
+    PixelCache,
+    PixelModel,
+    RowCache,
+    VerticalConv,
+    gate,
+)
 from gzcli.models.nn import ClassEmbedding, Labels, Modules, from_levels, to_fp32, to_levels
 
 
@@ -143,7 +149,7 @@ class PixelCNN(PixelModel):
 
 
 class IncrementalPixelCNN:
-    """`Incremental`: the vertical stack row by row, the horizontal one by pixel and channel."""
+    """The vertical stack row by row, the horizontal one by pixel and channel."""
 
     def __init__(self, net: PixelCNN, n: int, labels: Labels):
         width = net.data.shape[2]

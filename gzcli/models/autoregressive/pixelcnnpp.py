@@ -22,8 +22,14 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import DataInfo
-from gzcli.models.autoregressive.base import PixelModel, grey_levels
-from gzcli.models.autoregressive.layers import HorizontalConv, PixelCache, RowCache, VerticalConv
+from gzcli.models.autoregressive.base import (
+    HorizontalConv,
+    PixelCache,
+    PixelModel,
+    RowCache,
+    VerticalConv,
+    grey_levels,
+)
 from gzcli.models.nn import ClassEmbedding, Labels, Modules, to_fp32
 from gzcli.models.nn.pixels import LogisticMixture
 
@@ -189,22 +195,13 @@ class CornerCache:
             taps = self.input.unfold(1, 2 * self.n_in, self.stride * self.n_in)  # [n, W, 2 · n_in]
             self.base = taps @ self.above + (self.bias + more)
 
-    def pixel(self, value: Tensor) -> Tensor:
-        """The output [n, n_out] at the next pixel, whose input is `value` [n, n_in]."""
-        self.put(value)
-        return self.output()
-
-    def put(self, value: Tensor) -> None:
-        """Enters the next input pixel [n, n_in]."""
+    def pixel(self, value: Tensor) -> Any:
+        """The output [n, n_out] at the next pixel, whose input is `value` [n, n_in]; None where the stride
+        skips it."""
         self.j += 1
         self.input[:, (self.j + 1) * self.n_in : (self.j + 2) * self.n_in] = value
-
-    @property
-    def has_output(self) -> bool:
-        """Whether the last pixel has an output: a strided convolution skips rows and columns."""
-        return self.i % self.stride == 0 and self.j % self.stride == 0
-
-    def output(self) -> Tensor:
+        if self.i % self.stride or self.j % self.stride:
+            return None
         taps = self.input[:, self.j * self.n_in : (self.j + 2) * self.n_in]
         return torch.addmm(self.base[:, self.j // self.stride], taps, self.left)
 
@@ -248,12 +245,12 @@ class IncrementalShrink:
 
     def row(self, x: Feature) -> Feature | None:
         self.corner.row()
-        self.vertical.push(x[0])
-        return feature(self.vertical.output()) if self.vertical.has_output else None
+        v = self.vertical(x[0])
+        return None if v is None else feature(v)
 
     def pixel(self, x: Feature) -> Feature | None:
-        self.corner.put(x[0])
-        return feature(self.corner.output()) if self.corner.has_output else None
+        h = self.corner.pixel(x[0])
+        return None if h is None else feature(h)
 
 
 class IncrementalGrow:
@@ -366,7 +363,7 @@ class PixelCNNpp(PixelModel):
 
 
 class IncrementalPixelCNNpp:
-    """`Incremental`: the vertical stream row by row, the corner one pixel by pixel."""
+    """The vertical stream row by row, the corner one pixel by pixel."""
 
     def __init__(self, net: PixelCNNpp, n: int, labels: Labels):
         width = net.data.shape[2]

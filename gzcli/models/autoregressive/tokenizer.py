@@ -48,19 +48,12 @@ class CodebookOptions:
 
 class Codebook(nn.Module):
     """Replaces each vector of z [B, dim, h, w] by the nearest vector of the codebook (van den Oord et al.
-    2017, arXiv:1711.00937, section 3).
+    2017, arXiv:1711.00937, section 3), with the loss ‖sg[z_e] − e_k‖² + β ‖z_e − sg[e_k]‖² (eq. 3).
 
-        z_q = e_k,  k = argmin_j ‖z_e − e_j‖                                                (eq. 1 and 2)
-        L = ‖sg[z_e] − e_k‖² + β ‖z_e − sg[e_k]‖²                            (eq. 3, its last two terms)
-
-    A `gradient` codebook learns by the first term. An `ema` codebook needs the second term alone: its codes
-    follow the mean of the encoder's vectors that they replace (appendix A.1). Statistics are shares of the
-    global batch, so that they depend neither on the number of vectors nor on that of processes.
-
-    embedding: the codes' vectors [codes, dim], a buffer of `ema` codebooks, a parameter of `gradient` ones.
-    total: running average of the sum of each code's vectors, divided by the number of vectors [codes, dim].
-    usage: running average of the share of vectors that take each code [codes].
-    """
+    A `gradient` codebook learns by the first term. The codes of an `ema` codebook, which needs the second
+    term alone, follow the mean of the encoder's vectors that they replace (appendix A.1). Its buffers are
+    running averages, of the sum of each code's vectors (`total`) and of their number (`usage`), as shares of
+    the global batch, so that they depend neither on the number of vectors nor on that of processes."""
 
     embedding: Tensor
     total: Tensor

@@ -25,7 +25,7 @@ from gzcli.models.autoregressive.tokenizer import Codebook, CodebookOptions, Tok
 from gzcli.models.base import Phase
 from gzcli.models.nn import halvings, to_fp32
 from gzcli.models.nn.adversarial import OBJECTIVES, PatchGAN, judged
-from gzcli.models.nn.layers import Attention, GroupNorm
+from gzcli.models.nn.layers import Attention, GroupNorm, ResBlock
 from gzcli.models.nn.perceptual import LPIPS
 from gzcli.models.nn.unet import Down, Up
 
@@ -58,31 +58,20 @@ class ConvOptions:
         mult = MULT.get(times, (1,) * (times - 4) + MULT[4]) if self.mult is None else self.mult
         return tuple(self.channels * m for m in mult)
 
+    def block(self, i: int, o: int) -> ResBlock:
+        return ResBlock(i, o, lambda c: GroupNorm(self.groups, c, EPS), F.silu)
+
     def level(self, i: int, o: int, blocks: int, attend: bool) -> nn.Sequential:
         """The residual blocks of one resolution, each followed by attention if `attend`."""
         layers: list[nn.Module] = []
         for k in range(blocks):
-            layers += [ResBlock(o if k else i, o, self.groups)]
+            layers += [self.block(o if k else i, o)]
             layers += [Attention(o, o, self.groups, EPS)] if attend else []
         return nn.Sequential(*layers)
 
     def middle(self, c: int) -> nn.Sequential:
         attention = [Attention(c, c, self.groups, EPS)] if self.attention else []
-        return nn.Sequential(ResBlock(c, c, self.groups), *attention, ResBlock(c, c, self.groups))
-
-
-class ResBlock(nn.Module):
-    """Two pre-activated 3×3 convolutions beside an identity, or a 1×1 convolution where the width changes."""
-
-    def __init__(self, i: int, o: int, groups: int):
-        super().__init__()
-        self.norm1, self.norm2 = GroupNorm(groups, i, EPS), GroupNorm(groups, o, EPS)
-        self.conv1, self.conv2 = nn.Conv2d(i, o, 3, padding=1), nn.Conv2d(o, o, 3, padding=1)
-        self.skip = nn.Conv2d(i, o, 1) if i != o else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        return self.skip(x) + self.conv2(F.silu(self.norm2(h)))
+        return nn.Sequential(self.block(c, c), *attention, self.block(c, c))
 
 
 class Encoder(nn.Module):

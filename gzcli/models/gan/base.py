@@ -305,16 +305,13 @@ class GAN(Model):
         progress: Progress = no_progress,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """z [B, latent] near each image, its labels, and its distance [B], by Adam from the best of some
-        starts (after AnoGAN, Schlegl et al. 2017, arXiv:1703.05921, section 2.2).
+        starts (AnoGAN, Schlegl et al. 2017, arXiv:1703.05921, section 2.2): (1 − feature)·‖x − G(z)‖² +
+        feature·‖φ(x) − φ(G(z))‖², where φ is the critic's coarsest feature map.
 
-        distance = (1 − feature)·‖x − G(z)‖² + feature·‖φ(x) − φ(G(z))‖², where φ is the critic's coarsest
-        feature map. Without labels a conditional model starts from every class (multi-label: from no class
-        and from each class alone), and at half the steps takes the labels of the least distance.
-
-        The sum over the images is minimised and Adam works elementwise, so that an image's z does not depend
-        on its batch. The nets compute in double where the device does: at a kink of a ReLU a rounding error,
-        which depends on the batch, would lead to another z.
-        """
+        Without labels a conditional model starts from every class (multi-label: from none and from each
+        alone), and at half the steps takes the labels of the least distance. The sum over the images is
+        minimised and Adam works elementwise, in double where the device does: an image's z does not depend on
+        its batch."""
         n, tries, feature = len(x), self.first_labels(x, labels, search.starts), search.feature
         with torch.inference_mode(False), torch.enable_grad():
             exact, z = double(x.detach()).clone(), double(noise.randn(n, len(tries) * self.latent)).clone()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
@@ -27,17 +26,12 @@ from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 from gzcli.models.base import Model, Phase
 from gzcli.models.nn import Labels, from_levels, to_fp32, to_levels
 from gzcli.models.nn.adversarial import LEAST_SQUARES, PatchGAN, judged
-from gzcli.models.nn.perceptual import gaussian_window, ssim_parts
 
 
 class ImagePool(nn.Module):
-    """Up to `size` earlier fakes, which are shown to the discriminator again (Shrivastava et al. 2016,
-    arXiv:1612.07828, section 2.3).
-
-    Until the pool is full, every image is stored and shown. From then on an image is either shown, or it
-    replaces a stored image, which is shown. All ranks have the same pool. It is no buffer, as its size is
-    that of its images.
-    """
+    """Up to `size` earlier fakes of all ranks, which are shown to the discriminator again (Shrivastava et al.
+    2016, arXiv:1612.07828, section 2.3): once it is full, an image is shown, or replaces a stored one, which
+    is."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -73,33 +67,19 @@ class ImagePool(nn.Module):
         self.count, self.images = state["count"], state["images"]
 
 
-@dataclass(frozen=True)
-class TranslatorOptions:
-    """The networks that translate images from one domain to the other.
-
-    width: channels at the image's own size, doubled at each halving.
-    halvings: how often the sides of the image are halved.
-    blocks: residual blocks at the smallest size.
-    """
-
-    width: int = 32
-    halvings: int = 2
-    blocks: int = 4
-
-
 class Translator(nn.Module):
     """Images [B, C, H, W] of any sides of one domain → of the other, in [-1, 1], fp32 (section 4)."""
 
-    def __init__(self, channels: int, options: TranslatorOptions):
+    def __init__(self, channels: int, width: int = 32, halvings: int = 2, blocks: int = 4):
         super().__init__()
-        widths = [options.width * 2**i for i in range(options.halvings + 1)]
+        widths = [width * 2**i for i in range(halvings + 1)]
         strides: dict[str, Any] = {"stride": 2, "padding": 1, "bias": False}
-        self.stem = normed(reflecting(channels, options.width, 7))
+        self.stem = normed(reflecting(channels, width, 7))
         self.downs = nn.ModuleList(normed(nn.Conv2d(i, o, 3, **strides)) for i, o in pairwise(widths))
-        self.blocks = nn.Sequential(*(ResBlock(widths[-1]) for _ in range(options.blocks)))
+        self.blocks = nn.Sequential(*(ResBlock(widths[-1]) for _ in range(blocks)))
         ups = (nn.ConvTranspose2d(i, o, 3, **strides) for i, o in pairwise(reversed(widths)))
         self.ups = nn.ModuleList(ups)
-        self.head = reflecting(options.width, channels, 7, bias=True)
+        self.head = reflecting(width, channels, 7, bias=True)
         for m in self.modules():
             if isinstance(m, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.normal_(m.weight, std=0.02)
@@ -141,24 +121,17 @@ SampleDirection = Literal["both", "AtoB", "BtoA"]
 Direction = Literal["auto", "AtoB", "BtoA"]
 
 
-@dataclass(frozen=True)
-class DiscriminatorOptions:
-    """The PatchGANs.
-
-    disc_width: channels of a discriminator's first layer, doubled by each further one.
-    disc_layers: convolutions of stride 2 in a discriminator.
-    """
-
-    disc_width: int = 32
-    disc_layers: int = 2
-
-
 class CycleGAN(Model):
     """Two translators and two discriminators, for a set of two classes: A is the first, B the second.
 
     A step takes a batch of each domain. The generators that were just updated generate the discriminators'
     fakes. Raises UsageError for images that are too small.
 
+    width: channels of a translator at the image's own size, doubled at each halving.
+    halvings: how often a translator halves the sides of the image.
+    blocks: residual blocks of a translator at the smallest size.
+    disc_width: channels of a discriminator's first layer, doubled by each further one.
+    disc_layers: convolutions of stride 2 in a discriminator.
     cycle: weight λ of the L1 error of the cycle.
     identity: weight ι, as a share of λ, of the L1 change of images that are of the target domain already; it
       keeps colours.
@@ -173,22 +146,25 @@ class CycleGAN(Model):
         self,
         data: DataInfo,
         *,
-        translator: TranslatorOptions = TranslatorOptions(),
-        discriminator: DiscriminatorOptions = DiscriminatorOptions(),
+        width: int = 32,
+        halvings: int = 2,
+        blocks: int = 4,
+        disc_width: int = 32,
+        disc_layers: int = 2,
         cycle: float = 10.0,
         identity: float = 0.5,
         pool: int = 50,
     ):
         super().__init__(data)
         c, *sides = data.shape
-        halvings = translator.halvings
         # reflection takes 3 pixels of the image itself, and 1 at the smallest size
         if min(sides) < 4 or math.ceil(min(sides) / 2**halvings) < 2:
             small = f"images of {sides[0]}×{sides[1]} are too small for translators of {halvings} halvings"
             raise UsageError(small, hint="lower `model.halvings`")
-        self.a_to_b, self.b_to_a = (Translator(c, translator) for _ in "AB")
-        width, layers = discriminator.disc_width, discriminator.disc_layers
-        self.disc_a, self.disc_b = (PatchGAN(data.shape, width, layers, norm="instance") for _ in "AB")
+        self.a_to_b, self.b_to_a = (Translator(c, width, halvings, blocks) for _ in "AB")
+        self.disc_a, self.disc_b = (
+            PatchGAN(data.shape, disc_width, disc_layers, norm="instance") for _ in "AB"
+        )
         self.pool_a, self.pool_b = ImagePool(pool), ImagePool(pool)
         self.cycle, self.identity, self.step = cycle, identity, 0
         self.register_buffer("memory", torch.zeros(2, MEMORY, *data.shape, dtype=torch.uint8))
@@ -348,18 +324,15 @@ class CycleGAN(Model):
         return Applied(x, rows=(name,), of=tuple((i,) for i in rows.tolist()), labels=labels)
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """L1 errors of cycle and identity as shares of the pixels' range, and SSIM of images and their
-        translations. The domain of an image is its label."""
-        sums, n = torch.zeros(3, dtype=torch.float64), 0
-        window = gaussian_window(min(11, *self.data.shape[1:]), 1.5)
+        """L1 errors of cycle and identity as shares of the pixels' range, with domains by the labels."""
+        sums, n = torch.zeros(2, dtype=torch.float64), 0
         for batch in batches:
             x, from_a = batch.x, self.of_a(batch.x, batch.y)
-            identity = (self.translated(x, ~from_a) - x).abs()
-            ssim = ssim_parts((x + 1) / 2, (self.translated(x, from_a) + 1) / 2, window)[0]
-            figures = (self.cycle_error(x, from_a) / 2, identity.flatten(1).mean(1) / 2, ssim.mean(1))
-            sums += torch.stack([value.cpu().double().sum() for value in figures])
+            identity = (self.translated(x, ~from_a) - x).abs().flatten(1).mean(1)
+            for i, error in enumerate((self.cycle_error(x, from_a), identity)):
+                sums[i] += (error / 2).cpu().double().sum()
             n += len(batch)
-        return dict(zip(("cycle_l1", "identity_l1", "ssim"), (sums / n).tolist(), strict=True))
+        return dict(zip(("cycle_l1", "identity_l1"), (sums / n).tolist(), strict=True))
 
     # ---- out-of-distribution scores
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -65,44 +64,20 @@ def hmc_step(
     return torch.where((u < accept)[:, None], proposal, z), accept
 
 
-@dataclass(frozen=True)
-class PixelNoiseOptions:
-    """The noise of the pixels.
-
-    sigma: initial standard deviation of every pixel's noise, for images in [-1, 1].
-    sigma_min: least standard deviation of a pixel's noise.
-    sigma_max: largest standard deviation of a pixel's noise.
-    """
-
-    sigma: float = 0.1
-    sigma_min: float = 0.01
-    sigma_max: float = 0.3
-
-
-@dataclass(frozen=True)
-class EntropyOptions:
-    """The entropy of p(x), and the chains over z that estimate its gradient.
-
-    entropy: weight λ of the entropy, in nats.
-    burn_in: moves of a chain before the first draw.
-    draws: moves of a chain that are averaged.
-    leapfrog: leapfrog steps of a move.
-    accept: target rate of acceptance, in [0, 1], of the adaptive size of leapfrog steps.
-    """
-
-    entropy: float = 1e-4
-    burn_in: int = 2
-    draws: int = 2
-    leapfrog: int = 5
-    accept: float = 0.67
-
-
 class PresGAN(GAN):
     """A DCGAN whose pixels have learned noise, trained with the entropy of its images.
 
     The other keys are those of `dcgan`. The generator should not have batch norm, with which the likelihood
     of an image would depend on its batch.
 
+    sigma: initial standard deviation of every pixel's noise, for images in [-1, 1].
+    sigma_min: least standard deviation of a pixel's noise.
+    sigma_max: largest standard deviation of a pixel's noise.
+    entropy: weight λ of the entropy, in nats.
+    burn_in: moves of a chain over z, which estimates the entropy's gradient, before the first draw.
+    draws: moves of a chain that are averaged.
+    leapfrog: leapfrog steps of a move.
+    accept: target rate of acceptance, in [0, 1], of the adaptive size of leapfrog steps.
     conditional: whether labels enter the generator beside z, and the discriminator as a channel of its input.
     """
 
@@ -116,16 +91,23 @@ class PresGAN(GAN):
         generator: GeneratorOptions = GeneratorOptions(),
         critic: CriticOptions = CriticOptions(kernel=4, spectral=True),
         options: GANOptions = GANOptions(objective="nonsaturating"),
-        pixels: PixelNoiseOptions = PixelNoiseOptions(),
-        entropy: EntropyOptions = EntropyOptions(),
+        sigma: float = 0.1,
+        sigma_min: float = 0.01,
+        sigma_max: float = 0.3,
+        entropy: float = 1e-4,
+        burn_in: int = 2,
+        draws: int = 2,
+        leapfrog: int = 5,
+        accept: float = 0.67,
         conditional: bool = False,
     ):
         super().__init__(data, generator, critic, options, conditional)
-        if not 0 < pixels.sigma_min <= pixels.sigma <= pixels.sigma_max:
+        if not 0 < sigma_min <= sigma <= sigma_max:
             raise UsageError("`sigma_min`, `sigma` and `sigma_max` must be greater than 0 and in this order")
-        self.bounds = math.log(pixels.sigma_min), math.log(pixels.sigma_max)
-        self.log_sigma = nn.Parameter(torch.full(data.shape, math.log(pixels.sigma)))
-        self.entropy = entropy
+        self.bounds = math.log(sigma_min), math.log(sigma_max)
+        self.log_sigma = nn.Parameter(torch.full(data.shape, math.log(sigma)))
+        self.entropy, self.burn_in, self.draws = entropy, burn_in, draws
+        self.leapfrog, self.accept = leapfrog, accept
         self.register_buffer("step_size", torch.tensor(0.02))
 
     def phases(self) -> list[Phase]:
@@ -152,13 +134,13 @@ class PresGAN(GAN):
         mean, sigma = self.generator(z, y), self.sigma()
         x = mean + sigma * batch.noise.randn(*mean.shape)
         adversarial = self.adversarial_loss(x, y, batch.noise)
-        if not self.entropy.entropy:
+        if not self.entropy:
             return {"loss": adversarial, "sigma": sigma.detach().mean()}
         score, accept = self.density_gradient(x.detach(), z, y, batch.noise)
         # its gradient is that of the entropy, its value is not
         surrogate = -(score * x).flatten(1).sum(1).mean()
         return {
-            "loss": adversarial - self.entropy.entropy * surrogate,
+            "loss": adversarial - self.entropy * surrogate,
             "adversarial": adversarial.detach(),
             "sigma": sigma.detach().mean(),
             "accept": accept,
@@ -167,18 +149,18 @@ class PresGAN(GAN):
 
     def density_gradient(self, x: Tensor, z: Tensor, y: Labels, noise: Noise) -> tuple[Tensor, Tensor]:
         """∇ₓ log p(x) by chains from z, and their mean acceptance, which adapts their step size."""
-        options, sigma, potential = self.entropy, self.sigma().detach(), self.potential(x, y)
+        sigma, potential = self.sigma().detach(), self.potential(x, y)
         accepted, score = [], torch.zeros_like(x)
         with torch.autocast(x.device.type, enabled=False):
-            for i in range(options.burn_in + options.draws):
-                z, accept = hmc_step(potential, z, self.step_size, options.leapfrog, noise)
+            for i in range(self.burn_in + self.draws):
+                z, accept = hmc_step(potential, z, self.step_size, self.leapfrog, noise)
                 accepted.append(accept.mean())
-                if i >= options.burn_in:
+                if i >= self.burn_in:
                     with torch.no_grad():
-                        score = score + (self.generator(z, y) - x) / sigma**2 / options.draws
+                        score = score + (self.generator(z, y) - x) / sigma**2 / self.draws
             rate = ranks.mean(torch.stack(accepted).mean(), self)
         if self.training:
-            factor = torch.where(rate > options.accept, 1.02, 0.98)
+            factor = torch.where(rate > self.accept, 1.02, 0.98)
             self.step_size = (self.step_size * factor).clamp(1e-4, 1.0)
         return score, rate
 

@@ -146,10 +146,8 @@ DIFFUSERS_NAMES = (  # of the weights of `DiTTransformer2DModel`, as patterns, a
     (r"^pos_embed\.proj", "embed"),
     (r"^proj_out_1", "modulation"),
     (r"^proj_out_2", "out"),
-    (
-        r"^transformer_blocks\.\d+\.norm1\.emb\.timestep_embedder\.linear_1",
-        "time.0",
-    ),  # the same in each block
+    # the embedding of the time is the same in each block
+    (r"^transformer_blocks\.\d+\.norm1\.emb\.timestep_embedder\.linear_1", "time.0"),
     (r"^transformer_blocks\.\d+\.norm1\.emb\.timestep_embedder\.linear_2", "time.2"),
     (r"^transformer_blocks\.\d+\.norm1\.emb\.class_embedder\.embedding_table", "label.table"),
     (r"^transformer_blocks", "blocks"),

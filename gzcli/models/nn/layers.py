@@ -7,6 +7,8 @@ the kernel, but read and write 16 bits.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -55,6 +57,26 @@ def in_type(x: Tensor, *weights: Tensor | None) -> list[Tensor | None]:
 def group_norm(width: int) -> GroupNorm:
     """Group norm over `width` channels, of the most groups among 8, 4, 2 and 1 that divide them."""
     return GroupNorm(next(g for g in (8, 4, 2, 1) if width % g == 0), width)
+
+
+class ResBlock(nn.Module):
+    """Two pre-activated 3×3 convolutions beside an identity, or a 1×1 convolution where the width changes."""
+
+    def __init__(
+        self,
+        i: int,
+        o: int,
+        norm: Callable[[int], nn.Module] = group_norm,
+        activation: Callable[[Tensor], Tensor] = F.gelu,
+    ):
+        super().__init__()
+        self.activation, self.norm1, self.norm2 = activation, norm(i), norm(o)
+        self.conv1, self.conv2 = nn.Conv2d(i, o, 3, padding=1), nn.Conv2d(o, o, 3, padding=1)
+        self.skip = nn.Conv2d(i, o, 1) if i != o else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(self.activation(self.norm1(x)))
+        return self.skip(x) + self.conv2(self.activation(self.norm2(h)))
 
 
 class Attention(nn.Module):

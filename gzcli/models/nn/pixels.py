@@ -72,8 +72,6 @@ class Pixels:
                 hint="`--set data.levels=2` binarises them; `--set model.pixels=logistic` takes any number "
                 "of levels",
             )
-        if kind == "logistic" and levels is None:
-            raise no_levels(kind)
         self.kind, self.levels = kind, levels
         self.size, self.uniforms = channels * (1 if kind == "bernoulli" else 2), channels
 
@@ -115,9 +113,9 @@ class Pixels:
 
 
 class LogisticMixture:
-    """A mixture over whole pixels of C channels. Its components are discretised logistics of R, of G given R,
-    and of B given R and G (eq. 3): the mean of channel c is μ_c + Σ_{d<c} coef_cd x_d. Two levels need
-    neither mixture nor scale: then P(x_c = 1) = σ(μ_c + Σ_{d<c} coef_cd x_d).
+    """A mixture over whole pixels of C channels, of discretised logistics of R, of G given R, and of B given
+    R and G (eq. 3): the mean of channel c is μ_c + Σ_{d<c} coef_cd x_d. Of two levels P(x_c = 1) = σ of that
+    mean.
 
     `size` parameters describe a pixel: M mixture logits, then [2 C + C (C − 1) / 2, M] means, log scales and
     raw coefficients; for two levels, means and coefficients alone. A draw takes `uniforms` numbers a pixel.
@@ -176,11 +174,9 @@ class LogisticMixture:
 
 
 class MixturePixels:
-    """`Pixels` of a `LogisticMixture`. Raises UsageError for latents, which have no grey levels."""
+    """`Pixels` of a `LogisticMixture`."""
 
-    def __init__(self, channels: int, levels: int | None, components: int):
-        if levels is None:
-            raise no_levels("mixture")
+    def __init__(self, channels: int, levels: int, components: int):
         self.mixture = LogisticMixture(channels, levels, components)
         self.size, self.uniforms, self.start = self.mixture.size, self.mixture.uniforms, self.mixture.start
 
@@ -196,14 +192,13 @@ class MixturePixels:
         return self.draw(out, out.new_full(shape, 0.5, dtype=torch.float32), temperature=1e-4)
 
 
-def no_levels(kind: str) -> UsageError:
-    message = f"`model.pixels: {kind}` needs grey levels, latents have none"
-    return UsageError(message, hint="use `gaussian`")
-
-
 def distribution(kind: str, channels: int, levels: int | None, components: int) -> Pixels | MixturePixels:
-    """The distribution of the option `pixels`: of whole pixels for `mixture`, else of each channel."""
+    """The distribution of the option `pixels`: of whole pixels for `mixture`, else of each channel. Raises
+    UsageError for one of grey levels where there are none, as of latents."""
     at_least(1, **{"model.mixture": components})
-    return (
-        MixturePixels(channels, levels, components) if kind == "mixture" else Pixels(kind, levels, channels)
-    )
+    if levels is None and kind in ("mixture", "logistic"):
+        message = f"`model.pixels: {kind}` needs grey levels, latents have none"
+        raise UsageError(message, hint="use `gaussian`")
+    if levels is not None and kind == "mixture":
+        return MixturePixels(channels, levels, components)
+    return Pixels(kind, levels, channels)

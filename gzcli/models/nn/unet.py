@@ -58,16 +58,9 @@ class UNet(nn.Module):
     """x [B, in_channels, H, W], t [B] → [B, out_channels, H, W]; any H and W, odd ones included.
 
     The last convolution of each residual branch and the output start at zero, so that a new network returns
-    zero. Raises UsageError where sizes do not fit.
-
-    channels: width of each level.
-    layers, head_dim, dropout, groups, patch: as in `UNetOptions`.
-    attention: whether each level has self-attention after its blocks.
-    classes: number of classes K; above 0, the embedding of K labels and a null label is added to that of
-      the time.
-    scale_shift: whether the time embedding scales and shifts the second norm, in place of being added before
-      it.
-    """
+    zero. `channels` and `attention` have an entry for each level; with `classes` the embedding of a label, or
+    a null label, is added to that of the time; with `scale_shift` the embedding scales and shifts the second
+    norm, in place of being added before it. Raises UsageError where sizes do not fit."""
 
     any_size = True  # one trained on images of one size draws others too: no weight belongs to a place
 

@@ -7,8 +7,7 @@ their prior is learned and may depend on the class.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,18 +34,7 @@ class ResidualNet(nn.Module):
         return self.last(F.relu(h, inplace=True))
 
 
-Net = Callable[[int, int], nn.Module]  # (input, output channels) → a coupling's network
-
-
-def affine(channels: int, net: Net) -> Bijection:
-    return layers.AffineCoupling(channels, net(channels // 2, 2 * (channels - channels // 2)))
-
-
-def additive(channels: int, net: Net) -> Bijection:
-    return layers.AdditiveCoupling(net(channels // 2, channels - channels // 2))
-
-
-COUPLINGS: dict[str, Callable[[int, Net], Bijection]] = {"affine": affine, "additive": additive}
+COUPLINGS: dict[str, Any] = {"affine": layers.AffineCoupling, "additive": layers.AdditiveCoupling}
 NETS: dict[str, type[ConvNet] | type[ResidualNet]] = {"conv": ConvNet, "residual": ResidualNet}
 
 
@@ -56,7 +44,8 @@ class Step(Bijection):
     def __init__(self, channels: int, hidden: int, coupling: str, net: str):
         super().__init__()
         # the coupling first, for the order of random numbers
-        made = COUPLINGS[coupling](channels, lambda i, o: NETS[net](i, o, hidden))
+        kind, half = COUPLINGS[coupling], channels // 2
+        made = kind(channels, NETS[net](half, kind.outputs * (channels - half), hidden))
         self.norm = ActNorm(channels)
         self.conv = layers.InvertibleConv1x1(channels)
         self.coupling = made

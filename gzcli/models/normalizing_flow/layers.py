@@ -208,14 +208,16 @@ class AffineCoupling(Bijection):
     grow to the scales of 1e3 that dequantised constant pixels need.
     """
 
+    outputs = 2  # of the network, for each channel that is changed
+
     def __init__(self, channels: int, net: nn.Module, *, flip: bool = False):
         super().__init__()
         self.net, self.flip = net, flip
         changed = channels // 2 if flip else channels - channels // 2
         self.log_range = nn.Parameter(torch.full((changed,), math.log(2.0)))
 
-    def shift_and_log_scale(self, x1: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        shift, raw = halves(self.net(x1 if context is None else torch.cat([x1, context], 1)), x1.dtype)
+    def shift_and_log_scale(self, x1: Tensor) -> tuple[Tensor, Tensor]:
+        shift, raw = halves(self.net(x1), x1.dtype)
         return shift, per_channel(self.log_range.exp()) * raw.tanh()
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,21 +226,23 @@ class AffineCoupling(Bijection):
     def join(self, x1: Tensor, x2: Tensor) -> Tensor:
         return torch.cat([x2, x1] if self.flip else [x1, x2], 1)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x1, x2 = self.split(x)
-        shift, log_scale = self.shift_and_log_scale(x1, context)
+        shift, log_scale = self.shift_and_log_scale(x1)
         return self.join(x1, (x2 + shift) * log_scale.exp()), log_scale.flatten(1).sum(1)
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor) -> Tensor:
         y1, y2 = self.split(y)
-        shift, log_scale = self.shift_and_log_scale(y1, context)
+        shift, log_scale = self.shift_and_log_scale(y1)
         return self.join(y1, y2 * (-log_scale).exp() - shift)
 
 
 class AdditiveCoupling(Bijection):
     """y₁ = x₁, y₂ = x₂ + t(x₁) (NICE, Dinh 2014): volume-preserving."""
 
-    def __init__(self, net: nn.Module):
+    outputs = 1
+
+    def __init__(self, channels: int, net: nn.Module):
         super().__init__()
         self.net = net
 

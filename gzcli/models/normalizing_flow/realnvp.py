@@ -20,14 +20,7 @@ from gzcli.models.nn import Modules, fresh_statistics
 from gzcli.models.nn.whole_batch import AllMean
 from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.base import ImageFlowOptions, MultiscaleFlow
-from gzcli.models.normalizing_flow.layers import (
-    MIN_STD,
-    Bijection,
-    Initialised,
-    ZeroConv,
-    moments,
-    per_channel,
-)
+from gzcli.models.normalizing_flow.layers import Bijection, Initialised, per_channel
 
 
 class BatchNorm(Bijection, Initialised):
@@ -75,7 +68,7 @@ class ResNet(nn.Module):
         self.blocks: Modules[Modules[WeightNormConv]] = Modules(
             Modules([WeightNormConv(hidden, hidden), WeightNormConv(hidden, hidden)]) for _ in range(depth)
         )
-        self.last = ZeroConv(hidden, out)
+        self.last = layers.ZeroConv(hidden, out)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.first(x)
@@ -104,8 +97,8 @@ class WeightNormConv(Initialised):
     def initialise(self, h: Tensor) -> None:
         """Fits g and the bias to the batch of all ranks, once. A constant channel keeps its scale."""
         self.initialising = False
-        mean, std = moments(self(h), self)
-        scale = torch.where(std > MIN_STD, 1 / std, 1.0)
+        mean, std = layers.moments(self(h), self)
+        scale = torch.where(std > layers.MIN_STD, 1 / std, 1.0)
         self.g.mul_(scale)
         self.bias.sub_(mean).mul_(scale)
         self.initialized.fill_(True)

@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, StableDiffusionXLPipeline
 from torch import Tensor, nn
 
 from gzcli.core import ranks
@@ -26,7 +26,7 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress, moved
 from gzcli.models.base import Model
 from gzcli.models.nn import from_levels, to_fp32, to_levels
-from gzcli.models.stable_diffusion.pretrained import is_xl, load_base
+from gzcli.models.stable_diffusion.pretrained import load_base
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 PIXELS = 2 * 512**2  # most pixels that pass the VAE at once, unless a single image has more
@@ -123,7 +123,7 @@ class StableDiffusion(Model):
         super().__init__(data)
         self.tuning, self.caption_dropout = tuning, caption_dropout
         self.pipe = load_base(tuning.base)
-        self.xl, self.dtype = is_xl(self.pipe), tuning.dtype
+        self.xl, self.dtype = isinstance(self.pipe, StableDiffusionXLPipeline), tuning.dtype
         self.text_trains = False  # whether a text encoder has weights that are trained
         self.no_text: dict[str, Tensor] | None = None  # the cached embedding of no text
         self.schedule: Any = DDPMScheduler.from_config(self.pipe.scheduler.config)
@@ -207,13 +207,16 @@ class StableDiffusion(Model):
             self.no_text = embedding
         return embedding
 
-    def added(self, z_t: Tensor, pooled: Tensor | None) -> dict[str, Tensor] | None:
-        """XL's conditions beside the text: the pooled text, and the sizes of an uncropped image."""
-        if pooled is None:
-            return None
-        height, width = (side * self.pipe.vae_scale_factor for side in z_t.shape[2:])
-        ids = moved(torch.tensor([height, width, 0, 0, height, width]), z_t.device).expand(len(z_t), -1)
-        return {"text_embeds": pooled, "time_ids": ids.to(pooled)}
+    def inputs(self, z_t: Tensor, conditions: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The text, and for XL the pooled text and the sizes of an uncropped image, as nets of diffusers take
+        them."""
+        inputs: dict[str, Any] = {"encoder_hidden_states": conditions["text"]}
+        if self.xl:
+            height, width = (side * self.pipe.vae_scale_factor for side in z_t.shape[2:])
+            sizes = moved(torch.tensor([height, width, 0, 0, height, width]), z_t.device).expand(len(z_t), -1)
+            pooled = conditions["pooled"]
+            inputs["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": sizes.to(pooled)}
+        return inputs
 
     # ---- pipelines
 
@@ -253,8 +256,8 @@ class StableDiffusion(Model):
         }
 
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
-        """The base's prediction, ε or v, for latents [B, c, h, w] at times t [B]."""
-        raise NotImplementedError
+        """The prediction, ε or v, for latents [B, c, h, w] at times t [B]."""
+        return self.unet(z_t, t, **self.inputs(z_t, conditions)).sample
 
     def draw_latents(self, batch: Batch) -> Tensor:
         """A draw of the scaled latents of the batch, [B, c, h, w]."""
@@ -311,23 +314,21 @@ class StableDiffusion(Model):
         """The condition of each image, [B, C, H, W] in [-1, 1]."""
         return batch.extra[self.condition]
 
-    def examples(self, n: int, noise: Noise, prompt: str | list[str] | None) -> tuple[list[str], list[int]]:
-        """n prompts, of the option `prompts` or remembered where none is given, and n examples' indices."""
+    def examples(
+        self, n: int, noise: Noise, prompt: str | list[str] | None, pictures: Tensor | None = None
+    ) -> tuple[list[str], Any]:
+        """n prompts, of the option `prompts` or remembered where none is given; and pictures [n, 3, H, W],
+        those given or else remembered, None for a model without a condition."""
         prompts = self.tuning.prompts
         pick = noise.randint(EXAMPLES * max(1, len(prompts)), n).tolist()
         if prompt is None:
             captions = prompts or [to_text(row) for row in self.captions.cpu()]
             prompt = [captions[i % len(captions)] for i in pick]
         texts = [prompt] * n if isinstance(prompt, str) else [prompt[i % len(prompt)] for i in range(n)]
-        return texts, [i % EXAMPLES for i in pick]
-
-    def examples_with_pictures(
-        self, n: int, noise: Noise, prompt: str | list[str] | None, pictures: Tensor | None
-    ) -> tuple[list[str], Tensor]:
-        """n prompts, see `examples`, and n pictures [n, 3, H, W], the given ones or else remembered ones."""
-        prompts, pick = self.examples(n, noise, prompt)
-        pictures = from_levels(self.pictures[pick], 256) if pictures is None else pictures
-        return prompts, colours(pictures).to(self.device)
+        if self.condition:
+            remembered = from_levels(self.pictures[[i % EXAMPLES for i in pick]], 256)
+            pictures = colours(remembered if pictures is None else pictures).to(self.device)
+        return texts, pictures
 
     # ---- sampling
 

@@ -110,23 +110,10 @@ class ControlNet(StableDiffusion):
         return super().conditions(batch) | {"control": (colours(self.picture(batch)) + 1) / 2}
 
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
-        text, added = conditions["text"], self.added(z_t, conditions.get("pooled"))
-        skips, middle = self.controlnet(
-            z_t,
-            t,
-            encoder_hidden_states=text,
-            controlnet_cond=conditions["control"],
-            added_cond_kwargs=added,
-            return_dict=False,
-        )
-        return self.unet(
-            z_t,
-            t,
-            encoder_hidden_states=text,
-            added_cond_kwargs=added,
-            down_block_additional_residuals=skips,
-            mid_block_additional_residual=middle,
-        ).sample
+        inputs, maps = self.inputs(z_t, conditions), conditions["control"]
+        skips, middle = self.controlnet(z_t, t, controlnet_cond=maps, return_dict=False, **inputs)
+        added = {"down_block_additional_residuals": skips, "mid_block_additional_residual": middle}
+        return self.unet(z_t, t, **inputs, **added).sample
 
     @torch.no_grad()
     def sample(
@@ -166,7 +153,7 @@ class ControlNet(StableDiffusion):
         """The prompts, and the maps [n, 3, *sides]; to be called after `start`, for the order of draws."""
         if edges and control is not None:
             control = canny(resized(control, sides))
-        prompts, maps = self.examples_with_pictures(n, noise, prompt, control)
+        prompts, maps = self.examples(n, noise, prompt, control)
         return prompts, resized(maps, sides)
 
     @torch.no_grad()

@@ -60,8 +60,7 @@ class InstructPix2Pix(StableDiffusion):
         return self.texts(batch, u < 2 * p) | {"before": torch.where(rows(blind, before), 0.0, before)}
 
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
-        inputs = torch.cat([z_t, conditions["before"].to(z_t)], 1)
-        return self.unet(inputs, t, encoder_hidden_states=conditions["text"]).sample
+        return super().denoise(torch.cat([z_t, conditions["before"].to(z_t)], 1), t, conditions)
 
     @torch.no_grad()
     def sample(
@@ -82,7 +81,7 @@ class InstructPix2Pix(StableDiffusion):
         image_guidance: s_y of eq. 3, scale of the guidance towards the image before; 1: none.
         """
         z, sides = self.start(n, noise, how.size)
-        prompts, images = self.examples_with_pictures(n, noise, how.prompt, before)
+        prompts, images = self.examples(n, noise, how.prompt, before)
         pipe = self.pipeline(StableDiffusionInstructPix2PixPipeline)
         latents = {"image": self.encode(resized(images, sides))[0]}
         return self.draw(pipe, z, noise, progress, prompts, how, latents, image_guidance_scale=image_guidance)
@@ -93,7 +92,7 @@ class InstructPix2Pix(StableDiffusion):
     ) -> Tensor:
         """The images that `sample` edits, given the same noise: [n, 3, H, W]."""
         _, sides = self.start(n, noise, size)
-        return resized(self.examples_with_pictures(n, noise, None, before)[1], sides)
+        return resized(self.examples(n, noise, None, before)[1], sides)
 
     def to_diffusers(self) -> Any:
         """The whole pipeline of diffusers."""

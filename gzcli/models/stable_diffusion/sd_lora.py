@@ -9,8 +9,6 @@ checkpoint holds A and B alone; `gz runs export` writes the file that `load_lora
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -22,28 +20,17 @@ from torch import Tensor, nn
 from gzcli.core.types import DataInfo, Noise, Progress
 from gzcli.models.stable_diffusion.base import PromptOptions, StableDiffusion, TuningOptions
 
+TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
-@dataclass(frozen=True)
-class LoRAOptions:
-    """The adapted layers of a LoRA, and the size of the adapter.
+
+class SDLoRA(StableDiffusion):
+    """A LoRA of Stable Diffusion 1.x, 2.x or XL.
 
     rank: rank r of the product B A that is added to a layer's weights.
     alpha: α; the product is scaled by α / r; null: r.
     targets: the adapted layers of the U-Net, by the ends of their names.
     text_lora: whether the attention of the text encoders is adapted too.
     """
-
-    rank: int = 16
-    alpha: float | None = None
-    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    text_lora: bool = False
-
-
-TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
-
-
-class SDLoRA(StableDiffusion):
-    """A LoRA of Stable Diffusion 1.x, 2.x or XL."""
 
     paper = "Hu et al. 2021, arXiv:2106.09685"
     needs: ClassVar[tuple[str, ...]] = ("caption",)
@@ -52,21 +39,24 @@ class SDLoRA(StableDiffusion):
         self,
         data: DataInfo,
         *,
-        lora: LoRAOptions = LoRAOptions(),
+        rank: int = 16,
+        alpha: float | None = None,
+        targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0"),
+        text_lora: bool = False,
         tuning: TuningOptions = TuningOptions(),
         caption_dropout: float = 0.0,
     ):
         super().__init__(data, tuning, caption_dropout)
-        self.text_trains = lora.text_lora
-        self.adapted = {"unet": lora.targets}
-        if lora.text_lora:
+        self.text_trains = text_lora
+        self.adapted = {"unet": targets}
+        if text_lora:
             self.adapted |= dict.fromkeys(("text_encoder", "text_encoder_2")[: 1 + self.xl], TEXT_TARGETS)
         self.adapter = nn.ModuleDict()  # the trained layers of the attached parts, in full precision
         for part, names in self.adapted.items():
             module = getattr(self, part)
             config = LoraConfig(
-                r=lora.rank,
-                lora_alpha=lora.alpha or lora.rank,  # type: ignore[arg-type]  # any number will do
+                r=rank,
+                lora_alpha=alpha or rank,  # type: ignore[arg-type]  # any number will do
                 init_lora_weights="gaussian",
                 target_modules=list(names),
             )
@@ -77,10 +67,6 @@ class SDLoRA(StableDiffusion):
                         key = f"{part}.{name}.{kind}".replace(".", "/")
                         self.adapter[key] = getattr(layer, kind)["default"]
         self.adapter.to(torch.get_default_dtype()).requires_grad_(True)
-
-    def denoise(self, z_t: Tensor, t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
-        added = self.added(z_t, conditions.get("pooled"))
-        return self.unet(z_t, t, encoder_hidden_states=conditions["text"], added_cond_kwargs=added).sample
 
     @torch.no_grad()
     def sample(

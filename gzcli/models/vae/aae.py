@@ -9,24 +9,24 @@ on draws of the prior.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 from gzcli.models.base import Phase
-from gzcli.models.nn import Labels, best_labels, spread_labels, to_fp32
+from gzcli.models.nn import ClassEmbedding, Labels, best_labels, spread_labels, to_fp32
 from gzcli.models.nn.adversarial import OBJECTIVES, Critic, CriticOptions, judged
-from gzcli.models.vae.base import LOGVAR, Autoencoder, ConditionOptions, NetOptions, drawn, mlp
+from gzcli.models.vae.base import LABEL_SIZE, LOGVAR, Autoencoder, NetOptions, drawn, mlp
 
 LOSS = OBJECTIVES["nonsaturating"]
 
 
-@dataclass(frozen=True)
-class AAEOptions:
-    """The codes and the discriminators.
+class AAE(Autoencoder):
+    """An autoencoder whose codes get the distribution N(0, I) by a discriminator.
+
+    A conditional decoder is given the label (section 4), so that the code need not encode it.
 
     posterior: whether a code is a function of the image (`deterministic`) or a draw of a Gaussian
       (`gaussian`).
@@ -35,19 +35,7 @@ class AAEOptions:
     image_weight: weight of the decoder's adversarial loss by a discriminator of images; 0, as in the paper:
       no such discriminator.
     image_width: channels of the finest scale of the discriminator of images.
-    """
-
-    posterior: Literal["deterministic", "gaussian"] = "deterministic"
-    disc_hidden: tuple[int, ...] = (256, 256)
-    code_weight: float = 10.0
-    image_weight: float = 0.0
-    image_width: int = 32
-
-
-class AAE(Autoencoder):
-    """An autoencoder whose codes get the distribution N(0, I) by a discriminator.
-
-    A conditional decoder is given the label (section 4), so that the code need not encode it.
+    conditional: whether the model is conditioned on labels.
     """
 
     paper = "Makhzani 2015, arXiv:1511.05644"
@@ -58,22 +46,27 @@ class AAE(Autoencoder):
         data: DataInfo,
         *,
         nets: NetOptions = NetOptions(latent=16),
-        options: AAEOptions = AAEOptions(),
-        labels: ConditionOptions = ConditionOptions(),
+        posterior: Literal["deterministic", "gaussian"] = "deterministic",
+        disc_hidden: tuple[int, ...] = (256, 256),
+        code_weight: float = 10.0,
+        image_weight: float = 0.0,
+        image_width: int = 32,
+        conditional: bool = False,
     ):
         super().__init__(data)
-        self.latent, self.options, self.conditional = nets.latent, options, labels.conditional
-        self.labels = labels.embedding(data)
-        self.encoder = nets.encoder(data.shape, nets.latent * (2 if options.posterior == "gaussian" else 1))
-        self.decoder = nets.decoder(data.shape, data.shape[0], labels.size)
-        self.discriminator = mlp(nets.latent, options.disc_hidden, 1)
+        self.latent, self.posterior, self.conditional = nets.latent, posterior, conditional
+        self.code_weight, self.image_weight = code_weight, image_weight
+        self.labels = ClassEmbedding(len(data.classes), LABEL_SIZE) if conditional else None
+        self.encoder = nets.encoder(data.shape, nets.latent * (2 if posterior == "gaussian" else 1))
+        self.decoder = nets.decoder(data.shape, data.shape[0], LABEL_SIZE if conditional else 0)
+        self.discriminator = mlp(nets.latent, disc_hidden, 1)
         self.critic: Critic | None = None
-        if options.image_weight:
-            self.critic = Critic(data.shape, options.image_width, options=CriticOptions(spectral=True))
+        if image_weight:
+            self.critic = Critic(data.shape, image_width, options=CriticOptions(spectral=True))
 
     def encode(self, x: Tensor, eps: Tensor | None = None) -> Tensor:
         """Codes [B, latent]; of a Gaussian posterior a draw by eps [B, latent], or its mean."""
-        if self.options.posterior == "deterministic":
+        if self.posterior == "deterministic":
             return to_fp32(self.encoder(x))
         mu, logvar = to_fp32(self.encoder(x)).chunk(2, dim=1)
         return mu if eps is None else drawn(mu, logvar.clamp(*LOGVAR), eps)
@@ -94,9 +87,10 @@ class AAE(Autoencoder):
     # ---- training
 
     def phases(self) -> list[Phase]:
+        autoencoder, judges = (self.encoder, self.decoder, self.labels), (self.discriminator, self.critic)
         return [
-            Phase("autoencoder", parameters_of(self.encoder, self.decoder, self.labels)),
-            Phase("discriminator", parameters_of(self.discriminator, self.critic)),
+            Phase("autoencoder", [p for m in autoencoder if m is not None for p in m.parameters()]),
+            Phase("discriminator", [p for m in judges if m is not None for p in m.parameters()]),
         ]
 
     def loss(self, batch: Batch, phase: str = "autoencoder") -> dict[str, Tensor]:
@@ -106,11 +100,11 @@ class AAE(Autoencoder):
             return self.discriminator_loss(x, y, eps, prior)
         z = self.encode(x, eps)
         recon, code = self.distance(x, self.decode(z, y)).mean(), LOSS.generator(self.prior_logits(z))
-        loss = recon + self.options.code_weight * code
+        loss = recon + self.code_weight * code
         parts = {"recon": recon.detach(), "code": code.detach()}
         if self.critic is not None:
             image = LOSS.generator(self.critic(self.decode(prior, y)))
-            loss, parts["image"] = loss + self.options.image_weight * image, image.detach()
+            loss, parts["image"] = loss + self.image_weight * image, image.detach()
         return {"loss": loss, **parts}
 
     def discriminator_loss(self, x: Tensor, y: Labels, eps: Tensor, prior: Tensor) -> dict[str, Tensor]:
@@ -177,7 +171,3 @@ class AAE(Autoencoder):
     def score_disc(self, x: Tensor, *, noise: Noise) -> Tensor:
         """Minus the logit that the image's code is a draw of the prior."""
         return -self.prior_logits(self.encode(x))
-
-
-def parameters_of(*modules: nn.Module | None) -> list[nn.Parameter]:
-    return [p for module in modules if module is not None for p in module.parameters()]

@@ -8,17 +8,17 @@ z [B, latent], and e, to [B, outputs, H, W]. No layer depends on the other image
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.base import Model
+from gzcli.models.labelled import LabelOptions
 from gzcli.models.nn import (
     ClassEmbedding,
     Labels,
@@ -29,7 +29,7 @@ from gzcli.models.nn import (
     traversal,
 )
 from gzcli.models.nn.adversarial import pyramid
-from gzcli.models.nn.layers import group_norm
+from gzcli.models.nn.layers import ResBlock, group_norm
 from gzcli.models.nn.pixels import MixturePixels, Pixels
 
 LOG_2PI = math.log(2 * math.pi)
@@ -57,7 +57,7 @@ def drawn(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
 
 # ---- encoders and decoders
 
-Shape = tuple[int, ...]  # (C, H, W) of an image
+Sizes = tuple[int, ...]  # (C, H, W) of an image, or the widths of layers
 
 
 @dataclass(frozen=True)
@@ -78,25 +78,16 @@ class NetOptions:
     blocks: int = 0
     latent: int = 32
 
-    def widths(self, shape: Shape) -> tuple[int, ...]:
+    def widths(self, shape: Sizes) -> Sizes:
         if self.hidden or self.net == "mlp":
             return tuple(self.hidden or (512, 512))
-        scales = max(len(pyramid(shape)) - 1, 1)
-        return tuple(self.width * 2 ** min(i, 2) for i in range(scales))
+        return tuple(self.width * 2 ** min(i, 2) for i in range(max(len(pyramid(shape)) - 1, 1)))
 
-    def encoder(self, shape: Shape, outputs: int, embed: int = 0) -> nn.Module:
+    def encoder(self, shape: Sizes, outputs: int, embed: int = 0) -> nn.Module:
         return NETS[self.net][0](shape, self.widths(shape), outputs, embed, self.blocks)
 
-    def decoder(self, shape: Shape, outputs: int, embed: int = 0) -> nn.Module:
+    def decoder(self, shape: Sizes, outputs: int, embed: int = 0) -> nn.Module:
         return NETS[self.net][1](shape, self.widths(shape), self.latent, outputs, embed, self.blocks)
-
-
-@torch.no_grad()
-def start_pixels(decoder: nn.Module, size: int, start: Callable[[Tensor], None]) -> None:
-    """Sets the bias of a decoder's last layer, the same for all pixels, by `start` of one pixel's [size]."""
-    *_, bias = decoder.parameters()
-    start(one := torch.empty(size))
-    bias.copy_(one.repeat_interleave(len(bias) // size))
 
 
 def join(h: Tensor, e: Tensor | None) -> Tensor:
@@ -113,7 +104,7 @@ def mlp(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequential:
 class MLPEncoder(nn.Module):
     """An MLP of the pixels; without residual blocks."""
 
-    def __init__(self, shape: Shape, hidden: tuple[int, ...], outputs: int, embed: int = 0, blocks: int = 0):
+    def __init__(self, shape: Sizes, hidden: Sizes, outputs: int, embed: int = 0, blocks: int = 0):
         super().__init__()
         self.net = mlp(math.prod(shape) + embed, hidden, outputs)
 
@@ -122,51 +113,27 @@ class MLPEncoder(nn.Module):
 
 
 class MLPDecoder(nn.Module):
-    """The mirror image of the encoder: the last of `hidden` comes first."""
+    """The mirror image of the encoder: the last of `widths` comes first."""
 
-    def __init__(
-        self,
-        shape: Shape,
-        hidden: tuple[int, ...],
-        latent: int,
-        outputs: int,
-        embed: int = 0,
-        blocks: int = 0,
-    ):
+    def __init__(self, shape: Sizes, widths: Sizes, z: int, outputs: int, embed: int = 0, blocks: int = 0):
         super().__init__()
         self.shape = (outputs, *shape[1:])
-        self.net = mlp(latent + embed, hidden[::-1], math.prod(self.shape))
+        self.net = mlp(z + embed, widths[::-1], math.prod(self.shape))
 
     def forward(self, z: Tensor, e: Tensor | None = None) -> Tensor:
         return self.net(join(z, e)).unflatten(1, self.shape)
 
 
-class ResBlock(nn.Module):
-    """A pre-activation residual block."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.norm1, self.norm2 = group_norm(width), group_norm(width)
-        self.conv1, self.conv2 = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
-
-    def forward(self, h: Tensor) -> Tensor:
-        r = self.conv1(F.gelu(self.norm1(h)))
-        return h + self.conv2(F.gelu(self.norm2(r)))
-
-
 class ConvEncoder(nn.Module):
     """A stride-2 convolution and `blocks` residual blocks at each scale of `hidden`, finest first."""
 
-    def __init__(self, shape: Shape, hidden: tuple[int, ...], outputs: int, embed: int = 0, blocks: int = 0):
+    def __init__(self, shape: Sizes, hidden: Sizes, outputs: int, embed: int = 0, blocks: int = 0):
         super().__init__()
         layers: list[nn.Module] = []
-        width = shape[0]
-        for w in hidden:
-            layers += [nn.Conv2d(width, w, 3, stride=2, padding=1), *(ResBlock(w) for _ in range(blocks))]
-            width = w
-        self.net = nn.Sequential(*layers, group_norm(width), nn.GELU())
-        h, w = halvings(shape, len(hidden))[-1]
-        self.head = nn.Linear(width * h * w + embed, outputs)
+        for i, o in pairwise((shape[0], *hidden)):
+            layers += [nn.Conv2d(i, o, 3, stride=2, padding=1), *(ResBlock(o, o) for _ in range(blocks))]
+        self.net = nn.Sequential(*layers, group_norm(hidden[-1]), nn.GELU())
+        self.head = nn.Linear(hidden[-1] * math.prod(halvings(shape, len(hidden))[-1]) + embed, outputs)
 
     def forward(self, x: Tensor, e: Tensor | None = None) -> Tensor:
         return self.head(join(self.net(x).flatten(1), e))
@@ -175,24 +142,15 @@ class ConvEncoder(nn.Module):
 class ConvDecoder(nn.Module):
     """At each scale, residual blocks and a transposed convolution of stride 2."""
 
-    def __init__(
-        self,
-        shape: Shape,
-        hidden: tuple[int, ...],
-        latent: int,
-        outputs: int,
-        embed: int = 0,
-        blocks: int = 0,
-    ):
+    def __init__(self, shape: Sizes, widths: Sizes, z: int, outputs: int, embed: int = 0, blocks: int = 0):
         super().__init__()
-        *self.targets, start = halvings(shape, len(hidden))
-        self.start = (hidden[-1], *start)
-        self.stem = nn.Linear(latent + embed, math.prod(self.start))
+        *self.targets, start = halvings(shape, len(widths))
+        self.start = (widths[-1], *start)
+        self.stem = nn.Linear(z + embed, math.prod(self.start))
         self.scales = nn.ModuleList()
-        for w, out in zip(reversed(hidden), (*reversed(hidden[:-1]), outputs), strict=True):
-            up = nn.ConvTranspose2d(w, out, 4, stride=2, padding=1)
-            blocks_of = (ResBlock(w) for _ in range(blocks))
-            self.scales.append(nn.Sequential(*blocks_of, group_norm(w), nn.GELU(), up))
+        for w, out in zip(reversed(widths), (*reversed(widths[:-1]), outputs), strict=True):
+            up = group_norm(w), nn.GELU(), nn.ConvTranspose2d(w, out, 4, stride=2, padding=1)
+            self.scales.append(nn.Sequential(*(ResBlock(w, w) for _ in range(blocks)), *up))
 
     def forward(self, z: Tensor, e: Tensor | None = None) -> Tensor:
         h = self.stem(join(z, e)).unflatten(1, self.start)
@@ -203,38 +161,7 @@ class ConvDecoder(nn.Module):
 
 NETS: dict[str, tuple[Any, Any]] = {"mlp": (MLPEncoder, MLPDecoder), "conv": (ConvEncoder, ConvDecoder)}
 
-# ---- labels
-
 LABEL_SIZE = 32  # of a label's embedding
-
-
-@dataclass(frozen=True)
-class ConditionOptions:
-    """How a model is conditioned on labels.
-
-    conditional: whether the model is conditioned on labels.
-    """
-
-    conditional: bool = False
-
-    def embedding(self, data: DataInfo) -> ClassEmbedding | None:
-        return ClassEmbedding(len(data.classes), LABEL_SIZE) if self.conditional else None
-
-    @property
-    def size(self) -> int:
-        return LABEL_SIZE if self.conditional else 0
-
-
-@dataclass(frozen=True)
-class HiddenLabelOptions(ConditionOptions):
-    """The same with labels that training hides at random, so that images without labels have a likelihood.
-
-    label_dropout: share of the labels that training replaces by the null label, 0 … 1; likelihoods and scores
-      without labels use the null label.
-    """
-
-    label_dropout: float = 0.1
-
 
 # ---- models
 
@@ -274,16 +201,17 @@ class Autoencoder(Model):
 
 
 class LabelledVAE(Model):
-    """A model with an ELBO, and with labels that training may hide; the weight of its KL rises from 0 to 1
-    over `kl_warmup` steps."""
+    """A model with an ELBO, and with labels that training hides at random, so that images without labels have
+    a likelihood, by the null label; the weight of its KL rises from 0 to 1 over `kl_warmup` steps."""
 
     likelihood = "bound"
     pixels: Pixels | MixturePixels
 
-    def __init__(self, data: DataInfo, labels: HiddenLabelOptions, kl_warmup: int):
+    def __init__(self, data: DataInfo, labels: LabelOptions, kl_warmup: int):
         super().__init__(data)
         self.conditional, self.label_dropout = labels.conditional, labels.label_dropout
-        self.labels = labels.embedding(data)
+        self.embedded = LABEL_SIZE if labels.conditional else 0
+        self.labels = ClassEmbedding(len(data.classes), LABEL_SIZE) if labels.conditional else None
         self.kl_warmup, self.warm = kl_warmup, 0.0 if kl_warmup else 1.0
 
     def embed(self, labels: Labels, n: int, drop: Tensor | None = None) -> Tensor | None:

@@ -10,7 +10,8 @@ is the same model, since the decoder, which is given y, can map N(0, I) to it by
 from __future__ import annotations
 
 from gzcli.core.types import DataInfo
-from gzcli.models.vae.base import HiddenLabelOptions, NetOptions
+from gzcli.models.labelled import LabelOptions
+from gzcli.models.vae.base import NetOptions
 from gzcli.models.vae.vae import VAE, VAEOptions
 
 
@@ -25,6 +26,6 @@ class CVAE(VAE):
         *,
         nets: NetOptions = NetOptions(),
         options: VAEOptions = VAEOptions(),
-        labels: HiddenLabelOptions = HiddenLabelOptions(conditional=True),
+        labels: LabelOptions = LabelOptions(conditional=True),
     ):
         super().__init__(data, nets, options, labels)

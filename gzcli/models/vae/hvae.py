@@ -12,7 +12,7 @@ is group norm in place of batch norm, and no normalizing flow in the posterior.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
+from gzcli.models.labelled import LabelOptions
 from gzcli.models.nn import Labels, as_interpolations, bits, halvings, interpolated, to_fp32
 from gzcli.models.nn.layers import group_norm
 from gzcli.models.nn.pixels import Kind, distribution
-from gzcli.models.vae.base import HiddenLabelOptions, LabelledVAE, kl_normal, log_normal
+from gzcli.models.vae.base import LabelledVAE, kl_normal, log_normal
 
 
 class SqueezeExcite(nn.Module):
@@ -43,37 +44,29 @@ class SqueezeExcite(nn.Module):
 
 
 class Cell(nn.Module):
-    """A residual branch `net`."""
+    """A residual branch."""
 
-    net: nn.Sequential
+    def __init__(self, *layers: nn.Module):
+        super().__init__()
+        self.net = nn.Sequential(*layers)
 
     def forward(self, h: Tensor) -> Tensor:
         return h + self.net(h)
 
 
-class EncoderCell(Cell):
+def encoder_cell(width: int) -> Cell:
     """Two 3×3 convolutions (figure 3b)."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        last = small(nn.Conv2d(width, width, 3, padding=1))
-        first = nn.Conv2d(width, width, 3, padding=1)
-        self.net = nn.Sequential(
-            group_norm(width), nn.SiLU(), first, group_norm(width), nn.SiLU(), last, SqueezeExcite(width)
-        )
+    last, first = small(nn.Conv2d(width, width, 3, padding=1)), nn.Conv2d(width, width, 3, padding=1)
+    layers = group_norm(width), nn.SiLU(), first, group_norm(width), nn.SiLU(), last
+    return Cell(*layers, SqueezeExcite(width))
 
 
-class DecoderCell(Cell):
+def decoder_cell(width: int, expand: int) -> Cell:
     """A depthwise 5×5 convolution on `expand` times the channels (figure 3a)."""
-
-    def __init__(self, width: int, expand: int):
-        super().__init__()
-        wide = expand * width
-        depthwise = nn.Conv2d(wide, wide, 5, padding=2, groups=wide)
-        first, last = nn.Conv2d(width, wide, 1), small(nn.Conv2d(wide, width, 1))
-        self.net = nn.Sequential(
-            group_norm(width), first, nn.SiLU(), depthwise, nn.SiLU(), last, SqueezeExcite(width)
-        )
+    wide = expand * width
+    depthwise = nn.Conv2d(wide, wide, 5, padding=2, groups=wide)
+    first, last = nn.Conv2d(width, wide, 1), small(nn.Conv2d(wide, width, 1))
+    return Cell(group_norm(width), first, nn.SiLU(), depthwise, nn.SiLU(), last, SqueezeExcite(width))
 
 
 @torch.no_grad()
@@ -86,9 +79,8 @@ def small(conv: nn.Conv2d) -> nn.Conv2d:
 class SpectralNorms(nn.Module):
     """Σ s_l, where s_l is the largest singular value of the weight of convolution l as a matrix [out, other].
 
-    A call in training mode makes one step of the power method. Weights of equal shape are multiplied in one
-    batch. The left singular vectors u are buffers, so that a resumed run continues with them.
-    """
+    A call in training mode makes one step of the power method, from left singular vectors that are
+    buffers."""
 
     def __init__(self, net: nn.Module):
         super().__init__()
@@ -190,7 +182,7 @@ class BottomUp(nn.Module):
         self.downs = nn.ModuleList(nn.Conv2d(i, o, 3, stride=2, padding=1) for i, o in pairwise(channels))
         # for each resolution, the cells before each of its groups; for one without groups, its cells alone
         self.scales = nn.ModuleList(
-            nn.ModuleList(nn.Sequential(*(EncoderCell(w) for _ in range(c))) for _ in range(max(g, 1)))
+            nn.ModuleList(nn.Sequential(*(encoder_cell(w) for _ in range(c))) for _ in range(max(g, 1)))
             for w, g, c in zip(channels, self.groups, ladder.cells, strict=True)
         )
 
@@ -215,7 +207,7 @@ class Group(nn.Module):
 
     def __init__(self, width: int, latent: int, cells: int, expand: int):
         super().__init__()
-        self.cells = nn.Sequential(*(DecoderCell(width, expand) for _ in range(cells)))
+        self.cells = nn.Sequential(*(decoder_cell(width, expand) for _ in range(cells)))
         self.prior = nn.Conv2d(width, 2 * latent, 1)
         self.combine = nn.Conv2d(width, width, 1)
         self.residual = nn.Conv2d(width, 2 * latent, 3, padding=1)
@@ -253,7 +245,7 @@ class TopDown(nn.Module):
         self.scales = nn.ModuleList(
             nn.ModuleList(
                 [Group(w, ladder.latent, c, ladder.expand) for _ in range(g)]
-                or [DecoderCell(w, ladder.expand) for _ in range(c)]
+                or [decoder_cell(w, ladder.expand) for _ in range(c)]
             )
             for w, g, c in zip(channels, groups, cells, strict=True)
         )
@@ -310,14 +302,14 @@ class HVAE(LabelledVAE):
         mixture: int = 10,
         kl_warmup: int = 0,
         spectral: float = 0.01,
-        labels: HiddenLabelOptions = HiddenLabelOptions(),
+        labels: LabelOptions = LabelOptions(),
     ):
         check(ladder, mixture)
         super().__init__(data, labels, kl_warmup)
         kind = "mixture" if pixels == "auto" and data.levels not in (2, None) else pixels
         self.pixels = distribution(kind, data.shape[0], data.levels, mixture)
         self.encoder = BottomUp(data.shape[0], ladder)
-        self.decoder = TopDown(data.shape, ladder, self.pixels.size, labels.size)
+        self.decoder = TopDown(data.shape, ladder, self.pixels.size, self.embedded)
         if self.pixels.start is not None:
             self.pixels.start(self.decoder.head.get_parameter("bias"))
         self.grids = [(ladder.latent, *grid) for grid in self.decoder.grids]
@@ -362,13 +354,9 @@ class HVAE(LabelledVAE):
         return {name: value if name == "loss" else value.detach() for name, value in parts.items()}
 
     def kl_weights(self, kl: Tensor) -> Tensor | float:
-        """The weight in the loss of each group's KL [groups]: 1, or during warm-up a balanced smaller one.
-
-        γ_l ∝ E[KL_l] / s_l with mean 1, where s_l is the number of latents of the group, divided by the
-        number of groups of its resolution. A group with more KL than its share gets a larger weight, and an
-        unused group almost none, so that it becomes used. E is over the batch, or over a micro-batch where
-        `train.accumulate` is above 1.
-        """
+        """The weight in the loss of each group's KL [groups]: 1, or during warm-up γ_l ∝ E[KL_l] / s_l with
+        mean 1, where s_l is the group's latents per groups of its resolution: an unused group, with almost no
+        weight, becomes used."""
         if not self.training or self.warm == 1:
             return 1.0
         gamma = (ranks.mean(kl, self).abs() + 0.01) / self.share.to(kl)
@@ -404,11 +392,8 @@ class HVAE(LabelledVAE):
         return -self.log_prob(x, noise=noise, samples=samples)
 
     def score_llr(self, x: Tensor, *, noise: Noise, k: int = 1, samples: int = 1) -> Tensor:
-        """LLR^(>k) = ELBO − ELBO^(>k): what the k finest groups add to the bound of log p(x).
-
-        In ELBO^(>k) the k finest groups are drawn, with the same noise, from the prior given the coarser
-        groups, which keep their posterior (Havtorn et al. 2021, arXiv:2102.08248). The ratio is large where
-        the coarser groups, which hold the semantics of an image, do not predict its pixels.
+        """LLR^(>k) = ELBO − ELBO^(>k): what the k finest groups add to the bound of log p(x), where ELBO^(>k)
+        draws them from the prior given the coarser ones (Havtorn et al. 2021, arXiv:2102.08248).
 
         k: number of groups, from the finest on.
         samples: draws of z in both bounds.
@@ -417,29 +402,6 @@ class HVAE(LabelledVAE):
         e, features = self.embed(None, len(x)), self.encoder(x)
         draws = [self.draw(len(x), noise) for _ in range(samples)]
         return self.bound(x, features, e, draws) - self.bound(x, features[:keep], e, draws)
-
-    @torch.no_grad()
-    def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Figures of held-out images: the KL of each group in nats (`kl_1` is the coarsest); `active_groups`,
-        the number of groups with 0.05 nats or more; and `active_units`, those whose posterior mean, in
-        standard deviations of the prior, varies with x (Burda 2015, section 5.2)."""
-        n = 0
-        kl = torch.zeros(len(self.sizes), dtype=torch.float64)
-        mean = torch.zeros(sum(self.sizes), dtype=torch.float64)
-        square = mean.clone()
-        for batch in batches:
-            e = self.embed(batch.y if self.conditional else None, len(batch))
-            _, codes = self.decoder(self.draw(len(batch), batch.noise), self.encoder(batch.x), e)
-            mu = torch.cat([code.mu for code in codes], dim=1).cpu().double()
-            n += len(batch)
-            kl += kl_of(codes).cpu().double().sum(0)
-            mean, square = mean + mu.sum(0), square + mu.square().sum(0)
-        kl, variance = kl / n, square / n - (mean / n) ** 2
-        active = {
-            "active_groups": float((kl >= ACTIVE).sum()),
-            "active_units": float((variance > 0.01).sum()),
-        }
-        return {f"kl_{i}": value for i, value in enumerate(kl.tolist(), 1)} | active
 
     # ---- sampling and applications
 

@@ -8,29 +8,17 @@ in nats per discrete image: the first term is a sum over pixels, never a mean.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
+from gzcli.models.labelled import LabelOptions
 from gzcli.models.nn import Labels, bits, double, to_fp32
-from gzcli.models.nn.perceptual import ms_ssim
 from gzcli.models.nn.pixels import Kind, distribution
-from gzcli.models.vae.base import (
-    LOGVAR,
-    Autoencoder,
-    HiddenLabelOptions,
-    LabelledVAE,
-    NetOptions,
-    drawn,
-    kl_normal,
-    log_normal,
-    start_pixels,
-)
+from gzcli.models.vae.base import LOGVAR, Autoencoder, LabelledVAE, NetOptions, drawn, kl_normal, log_normal
 
 
 @dataclass(frozen=True)
@@ -41,9 +29,6 @@ class VAEOptions:
     pixels: the decoder's distribution over grey levels, or over whole pixels for `mixture`; auto: bernoulli
       for 2 levels, gaussian for latents, otherwise logistic.
     mixture: discretised logistics of a pixel's mixture.
-    recon: `likelihood` trains −log p(x | z); `ms_ssim` trains D·(1 − MS-SSIM) of the decoder's mean, where D
-      is the number of pixels. The scales of gaussian and logistic pixels are then not trained, and log_prob
-      is a loose bound.
     beta: weight of the KL in the loss (Higgins 2017).
     kl_warmup: steps over which the weight of the KL rises from 0.
     iwae: samples of the importance-weighted bound in the loss (Burda 2015, arXiv:1509.00519, eq. 8); 1 is the
@@ -52,7 +37,6 @@ class VAEOptions:
 
     pixels: Kind = "auto"
     mixture: int = 1
-    recon: Literal["likelihood", "ms_ssim"] = "likelihood"
     beta: float = 1.0
     kl_warmup: int = 0
     iwae: int = 1
@@ -69,22 +53,17 @@ class VAE(Autoencoder, LabelledVAE):
         data: DataInfo,
         nets: NetOptions = NetOptions(),
         options: VAEOptions = VAEOptions(),
-        labels: HiddenLabelOptions = HiddenLabelOptions(),
+        labels: LabelOptions = LabelOptions(),
     ):
         super().__init__(data, labels, options.kl_warmup)
-        if options.recon == "ms_ssim" and options.iwae > 1:
-            both = "`model.iwae` above 1 needs `model.recon: likelihood`"
-            raise UsageError(both, hint="set one of the two back")
-        if options.recon == "ms_ssim" and options.pixels == "mixture":
-            means = "`model.recon: ms_ssim` trains the pixels' means, and those of a mixture have no gradient"
-            raise UsageError(means, hint="set `model.pixels=logistic`")
         self.pixels = distribution(options.pixels, data.shape[0], data.levels, options.mixture)
-        self.recon, self.beta, self.iwae = options.recon, options.beta, options.iwae
-        self.latent, self.dims = nets.latent, math.prod(data.shape)
-        self.encoder = nets.encoder(data.shape, 2 * nets.latent, labels.size)
-        self.decoder = nets.decoder(data.shape, self.pixels.size, labels.size)
-        if self.pixels.start is not None:
-            start_pixels(self.decoder, self.pixels.size, self.pixels.start)
+        self.latent, self.beta, self.iwae = nets.latent, options.beta, options.iwae
+        self.encoder = nets.encoder(data.shape, 2 * nets.latent, self.embedded)
+        self.decoder = nets.decoder(data.shape, self.pixels.size, self.embedded)
+        if self.pixels.start is not None:  # the bias of the last layer is the same for all pixels
+            *_, bias = self.decoder.parameters()
+            self.pixels.start(one := torch.empty(self.pixels.size))
+            bias.data.copy_(one.repeat_interleave(len(bias) // len(one)))
 
     def encode(self, x: Tensor, e: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """q(z | x): mu and logvar [B, latent], fp32, logvar within bounds."""
@@ -117,11 +96,10 @@ class VAE(Autoencoder, LabelledVAE):
             loss = math.log(self.iwae) - torch.logsumexp(log_px + beta * log_ratio, dim=1)
             recon, kl = -log_px.mean(1), -log_ratio.mean(1)
         else:
-            out = self.decoder(drawn(mu, logvar, eps[:, 0]), e)
-            recon, kl = self.distance(x, out), kl_normal(mu, logvar)
+            recon, kl = self.terms(x, mu, logvar, eps[:, 0], e)
             loss = recon + beta * kl
         parts = {"loss": loss.mean(), "recon": recon.mean().detach(), "kl": kl.mean().detach()}
-        if self.recon == "likelihood" and self.data.levels is not None:
+        if self.data.levels is not None:
             parts["bpd"] = bits(parts["recon"] + parts["kl"], self.data)
         # Burda 2015, section 5.2: a unit is active if its posterior mean varies with x
         parts["active_units"] = (mu.detach().var(0, unbiased=False) > 0.01).float().sum()
@@ -131,11 +109,11 @@ class VAE(Autoencoder, LabelledVAE):
         """k standard normal draws for each of n images, [n, k, latent]."""
         return noise.randn(n, k * self.latent).unflatten(1, (k, self.latent))
 
-    def distance(self, x: Tensor, out: Tensor) -> Tensor:
-        """The reconstruction loss [B] of the decoder's output [B, size, H, W]."""
-        if self.recon == "ms_ssim":
-            return self.dims * (1 - ms_ssim(x, self.pixels.mean(out)))
-        return -self.pixels.log_prob(x, out)
+    def terms(
+        self, x: Tensor, mu: Tensor, logvar: Tensor, eps: Tensor, e: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """−log p(x | z) at z = mu + sigma·eps [B, latent], and KL, [B] each: the ELBO is minus their sum."""
+        return -self.pixels.log_prob(x, self.decoder(drawn(mu, logvar, eps), e)), kl_normal(mu, logvar)
 
     def weights(
         self, x: Tensor, mu: Tensor, logvar: Tensor, eps: Tensor, e: Tensor | None
@@ -162,11 +140,9 @@ class VAE(Autoencoder, LabelledVAE):
         return -(recon + kl)
 
     def elbo_parts(self, x: Tensor, noise: Noise, labels: Labels = None) -> tuple[Tensor, Tensor]:
-        """−log p(x | z) at one z ~ q, and KL, [B] each: the ELBO is minus their sum."""
+        """`terms` at one z ~ q."""
         e = self.embed(labels, len(x))
-        mu, logvar = self.encode(x, e)
-        out = self.decoder(drawn(mu, logvar, noise.randn(len(x), self.latent)), e)
-        return -self.pixels.log_prob(x, out), kl_normal(mu, logvar)
+        return self.terms(x, *self.encode(x, e), noise.randn(len(x), self.latent), e)
 
     def iwae_bound(self, x: Tensor, noise: Noise, k: int, labels: Labels = None) -> Tensor:
         """log 1/k Σ p(x, z_i) / q(z_i | x), z_i ~ q (Burda 2015, eq. 8), in chunks of 16 samples. [B]"""
@@ -200,9 +176,9 @@ class VAE(Autoencoder, LabelledVAE):
         return -self.log_prob(x, noise=noise)
 
     def score_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """The reconstruction loss at the posterior's mean."""
+        """−log p(x | z) at the posterior's mean."""
         e = self.embed(None, len(x))
-        return self.distance(x, self.decoder(self.encode(x, e)[0], e))
+        return -self.pixels.log_prob(x, self.decoder(self.encode(x, e)[0], e))
 
     def score_kl(self, x: Tensor, *, noise: Noise) -> Tensor:
         """KL(q(z | x) ‖ p(z))."""
@@ -234,7 +210,20 @@ class VAE(Autoencoder, LabelledVAE):
             log_px, _ = self.weights(images, mu, logvar, eps, e)
             return double(log_px).mean(1) - kl_normal(mu, logvar)
 
-        return likelihood_regret(elbo, *self.encode(images, e), steps, lr).to(x.dtype)
+        start = self.encode(images, e)
+        # the sum over images is maximised and Adam works elementwise: a score does not depend on its batch
+        with torch.inference_mode(False), torch.enable_grad():
+            mu, logvar = (t.detach().clone().requires_grad_() for t in start)
+            # gradients are in nats: an eps far above rounding keeps unused dimensions from a random walk
+            adam = torch.optim.Adam([mu, logvar], lr=lr, eps=1e-2)
+            value = elbo(mu, logvar)
+            first = best = value.detach()
+            for _ in range(steps):
+                mu.grad, logvar.grad = torch.autograd.grad(-value.sum(), [mu, logvar])
+                adam.step()
+                value = elbo(mu, logvar)
+                best = torch.maximum(best, value.detach())
+        return (best - first).to(x.dtype)
 
     # ---- sampling and applications
 
@@ -263,23 +252,3 @@ class VAE(Autoencoder, LabelledVAE):
         e = self.embed(labels, len(x))
         x = self.shown(self.decoder(self.encode(x, e)[0], e), True, noise, progress)
         return Applied(x, rows=("reconstruction",), labels=None if e is None else labels)
-
-
-def likelihood_regret(
-    elbo: Callable[[Tensor, Tensor], Tensor], mu: Tensor, logvar: Tensor, steps: int, lr: float
-) -> Tensor:
-    """Likelihood regret (Xiao et al. 2020, arXiv:2003.02977, eq. 5): the largest ELBO of `steps` steps of
-    Adam on mu and logvar, minus the first, [B]."""
-    # the sum over the images is maximised and Adam works elementwise: a score does not depend on the batch
-    with torch.inference_mode(False), torch.enable_grad():
-        mu, logvar = (t.detach().clone().requires_grad_() for t in (mu, logvar))
-        # gradients are in nats: an eps far above rounding keeps unused dimensions from a random walk
-        adam = torch.optim.Adam([mu, logvar], lr=lr, eps=1e-2)
-        value = elbo(mu, logvar)
-        first = best = value.detach()
-        for _ in range(steps):
-            mu.grad, logvar.grad = torch.autograd.grad(-value.sum(), [mu, logvar])
-            adam.step()
-            value = elbo(mu, logvar)
-            best = torch.maximum(best, value.detach())
-    return best - first
