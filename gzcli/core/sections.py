@@ -24,14 +24,11 @@ MEETING = ("machines", "machine_rank", "main_ip", "main_port")  # where processe
 RENAMED: Mapping[str, Mapping[str, str]] = {"sample": {"solver": "sampler"}, "do": {"steps": "frames"}}
 
 # Options that became constants, by model: older recipes and runs that hold the constant's value are read.
-FIXED: Mapping[str, Mapping[str, Any]] = {
-    **{name: {"label_dim": 32} for name in ("aae", "hvae")},
-    **{name: {"label_dim": 32, "recon": "likelihood"} for name in ("cvae", "vae")},
-    **{name: {"class_weight": 1.0, "dequant": "uniform"} for name in ("flow", "glow", "realnvp")},
-    "flowpp": {"class_weight": 1.0, "dequant": "variational"},
+FIXED: Mapping[str, Mapping[str, float]] = {
+    **{name: {"label_dim": 32} for name in ("aae", "cvae", "hvae", "vae")},
+    **{name: {"class_weight": 1.0} for name in ("flow", "flowpp", "glow", "realnvp")},
     "controlnet": {"edge_sigma": 1.0},
     "sgm": {"beta_max": 20.0},
-    **{name: {"zero_snr": False} for name in ("ddpm", "cddpm", "dit", "diffae", "latent_prior")},
 }
 
 
@@ -41,7 +38,7 @@ def without_fixed(model: Mapping[str, Any]) -> dict[str, Any]:
     fixed = FIXED.get(canonical(str(model.get("name"))), {})
     for key in fixed.keys() & model.keys():
         if model[key] != fixed[key]:
-            message = f"`model.{key}` is {fixed[key]} in this version of gz, not {model[key]}"
+            message = f"`model.{key}` is {fixed[key]:g} in this version of gz, not {model[key]}"
             raise UsageError(message, hint="train it again, or use an older version of gz")
     return {key: value for key, value in model.items() if key not in fixed}
 

@@ -80,6 +80,7 @@ GREY, LATENTS = DataInfo((1, 28, 28)), DataInfo((4, 8, 8), None)
 LABELLED, PIXELS = DataInfo((1, 28, 28), 256, tuple("abc")), ("pixelcnn", "pixelcnnpp")
 REFUSED = [
     ("flow", DataInfo((1, 7, 7)), {}, "7×7 is not divisible by 2", ""),
+    ("flow", LATENTS, {"dequant": "variational"}, "latents have none", "dequant=uniform"),
     ("flow", GREY, {"conditional": True}, "needs a data set with labels", "gz list data"),
     ("flow", GREY, {"logit": 1.0}, r"`model.logit` must be in \[0, 1\)", ""),
     ("glow", GREY, {"scales": 3}, "28×28 is not divisible by 8", "set `model.scales=2`, or `data.size=32`"),
@@ -91,7 +92,9 @@ REFUSED = [
     ("flowpp", GREY, {"channel": (1, 1), "checkerboard": (1, 1)}, r"model\.channel", ""),
     ("flowpp", GREY, {"heads": 5}, r"model\.heads=5", ""),
     ("vae", GREY, {"pixels": "bernoulli"}, "2 grey levels", "data.levels=2"),
+    ("vae", GREY, {"pixels": "mixture", "recon": "ms_ssim"}, "have no gradient", "model.pixels=logistic"),
     ("vae", GREY, {"pixels": "mixture", "mixture": 0}, r"model\.mixture.* must be 1 or more", ""),
+    ("vae", GREY, {"recon": "ms_ssim", "iwae": 5}, "iwae", ""),
     ("hvae", LATENTS, {"pixels": "mixture"}, "grey levels", "gaussian"),
     ("hvae", GREY, {"channels": (8, 8), "groups": (0, 1, 1), "cells": (0, 1)}, "differ in length", ""),
     ("hvae", GREY, {"channels": (8, 8), "groups": (1, 0), "cells": (1, 1)}, "coarsest", ""),

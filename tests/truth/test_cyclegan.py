@@ -21,6 +21,7 @@ from gzcli.data.packs.batches import TrainBatches, to_uint8
 from gzcli.data.packs.open import open_pack
 from gzcli.engine.checkpoint import extra_of, weights_of
 from gzcli.models.gan.cyclegan import MEMORY, CycleGAN, ImagePool, Translator
+from gzcli.models.nn.perceptual import gaussian_window, ssim_parts
 from gzcli.recipe.resolve import resolve
 
 INFO = DataInfo((1, 16, 16), 17, ("A", "B"))
@@ -71,7 +72,9 @@ def test_validation_and_figures_of_its_own():
         cycle = net.loss(Batch(x, y, torch.arange(6), noise(6)))["loss"] / net.cycle
         a, b = x[y == 0], x[y == 1]
         same = torch.cat([net.b_to_a(a) - a, net.a_to_b(b) - b]).abs().mean()
-    want = {"cycle_l1": float(cycle) / 2, "identity_l1": float(same) / 2}
+        pairs = torch.cat([a, b]), torch.cat([net.a_to_b(a), net.b_to_a(b)])
+        like = ssim_parts(*((t + 1) / 2 for t in pairs), gaussian_window(11, 1.5))[0].mean()
+    want = {"cycle_l1": float(cycle) / 2, "identity_l1": float(same) / 2, "ssim": float(like)}
     assert found == pytest.approx(want, rel=1e-4)
 
 

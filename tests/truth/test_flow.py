@@ -1,15 +1,17 @@
-"""The flow family's base and its checkerboards, on `flow`: autograd, normflows."""
+"""The flow family's base, its checkerboards and its dequantisation, on `flow`: autograd, quadrature,
+normflows."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from flows import DIGITS, batch, images, noise, roughen
+from flows import DIGITS, Given, batch, images, log_det_by_autograd, noise, roughen
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import BatchNoise, DataInfo, no_progress
 from gzcli.models.nn import zero_init
 from gzcli.models.normalizing_flow import layers
+from gzcli.models.normalizing_flow.base import VariationalDequantiser
 from gzcli.models.normalizing_flow.flow import Flow, GatedNet
 
 
@@ -63,8 +65,51 @@ def test_a_checkerboard_coupling_agrees_with_normflows(flip):
     torch.testing.assert_close(log_det, expected)
 
 
-def test_the_bound_tightens_with_more_dequantisations():
-    model, x = flow(levels=17, size=0.15), images(128, levels=17)
+def dequantiser(levels=17, size=0.2) -> VariationalDequantiser:
+    torch.manual_seed(0)
+    return roughen(VariationalDequantiser(DataInfo((1, 2, 2), levels), hidden=8), size).double()
+
+
+def test_log_q_is_the_density_of_the_dequantisation_noise():
+    """The noise starts uniform, so log q(u | x) = −log |det du / d noise|."""
+    made, x = dequantiser(), images(1, (1, 2, 2), 17).double()
+    start = 0.1 + 0.8 * torch.rand(1, 1, 2, 2, dtype=torch.float64)
+    v, log_q = made(x, Given(start))
+    log_det = log_det_by_autograd(lambda r: made(x, Given(r))[0] * 17, start)
+    torch.testing.assert_close(log_q, -log_det)
+    u = v * 17 - (x + 1) * 8
+    assert (u > 0).all() and (u < 1).all() and not torch.allclose(u, start, atol=0.01)
+
+
+def test_log_q_integrates_to_one_and_depends_on_the_image():
+    """q(u | x) on a grid of 12⁴ points u, by the layers' inverses."""
+    made, x = dequantiser(size=0.1), images(2, (1, 2, 2), 17).double()
+    cells = (torch.arange(12, dtype=torch.float64) + 0.5) / 12
+    u = torch.cartesian_prod(*[cells] * 4).view(-1, 1, 2, 2)
+    found = []
+    with torch.no_grad():
+        for one in x:
+            one = one.expand(len(u), -1, -1, -1)
+            y, context = layers.squeeze(u.logit()), made.context(layers.squeeze(one)).relu()
+            for step in reversed(made.steps):
+                y = step.inverse(y, context)
+            v, log_q = made(one, Given(layers.unsqueeze(y).sigmoid()))
+            torch.testing.assert_close(v * 17 - (one + 1) * 8, u)
+            found.append(log_q.exp())
+            assert found[-1].mean().item() == pytest.approx(1, abs=0.03) and found[-1].std() > 0.1
+    assert (found[0] - found[1]).abs().max() > 0.01
+
+
+def test_variational_noise_starts_uniform():
+    nets = flow(size=0.0, dequant="variational"), flow(size=0.0)
+    with torch.no_grad():
+        found, plain = (net.log_prob(images(4), noise=noise(4)) for net in nets)
+    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("dequant", ["uniform", "variational"])
+def test_the_bound_tightens_with_more_dequantisations(dequant):
+    model, x = flow(levels=17, dequant=dequant, size=0.15), images(128, levels=17)
     with torch.no_grad():
         one, four, many = (
             model.log_prob(x, noise=BatchNoise(k, total=128), samples=k).mean().item() for k in (1, 4, 16)
@@ -72,8 +117,24 @@ def test_the_bound_tightens_with_more_dequantisations():
     assert one < four < many
 
 
+def test_variational_dequantisation_learns_what_uniform_noise_cannot():
+    """A flow that cannot change (one coupling, frozen) fits noise of another shape only by the
+    dequantiser."""
+    model, x = flow((1, 4, 4), levels=4, dequant="variational", size=0.3), images(64, (1, 4, 4), 4)
+    model.flow.requires_grad_(False)
+    optimizer = torch.optim.Adam(model.dequantiser.parameters(), lr=1e-2)
+    bounds = []
+    for step in range(40):
+        loss = model.loss(batch(x, seed=step))["loss"]
+        bounds.append(-loss.item())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert sum(bounds[-5:]) / 5 > sum(bounds[:5]) / 5 + 1
+
+
 def test_gradients_of_log_prob_reach_image_and_parameters_in_fp32_under_bf16():
-    model = flow((1, 16, 16), scales=2, hidden=16, logit=1e-6, size=0.02)
+    model = flow((1, 16, 16), dequant="variational", scales=2, hidden=16, logit=1e-6, size=0.02)
     x = images(4, (1, 16, 16))
     model.on_start(batch(x))
     x.requires_grad_()

@@ -177,8 +177,7 @@ def test_learned_noise_beats_uniform_and_more_samples_tighten_the_bound():
     bounds = {}
     options = {"channel": (0,), "checkerboard": (2,), "logit": 0.01, "dequant_couplings": 2}
     for dequant in ("uniform", "variational"):
-        model = model_of((1, 4, 4), levels=2, classes=(), size=0.0, **options)
-        model.dequantiser = None if dequant == "uniform" else model.dequantiser
+        model = model_of((1, 4, 4), levels=2, classes=(), size=0.0, dequant=dequant, **options)
         model.on_start(batch(x))
         rows = lambda: torch.randint(512, (32,), generator=g)  # noqa: E731
         fitted(model, lambda step, rows=rows: batch(x[rows()], seed=step), 100, 1e-2)

@@ -18,14 +18,6 @@ from gzcli.core.types import Batch
 from gzcli.models.nn import from_levels
 
 GREY, WIDE, RGB = (1, 8, 8), (1, 4, 8), (3, 4, 4)
-
-
-def uniform_flowpp(*args, **options):
-    model = flowpp(*args, **options)
-    model.dequantiser = None
-    return model
-
-
 BIJECTIONS = [
     *((flow, GREY, how) for how in ({}, {"scales": 2}, {"scales": 3, "depth": 2}, {"logit": 1e-3})),
     (flow, RGB, {"scales": 2}),
@@ -41,11 +33,11 @@ DENSITIES = [
     *((flow, GREY, levels, {"logit": 0.01, "scales": 2}) for levels in (2, 17, 256)),
     *((glow, GREY, levels, {"logit": logit}) for levels in (2, 17, 256) for logit in (0.0, 0.01)),
     (realnvp, GREY, 17, {}),
-    (uniform_flowpp, WIDE, 17, {}),
+    (flowpp, WIDE, 17, {"dequant": "uniform"}),
 ]
 LABELLED = {"classes": ("a", "b"), "conditional": True, "scales": 1}
 PROBABILITIES = [
-    (flow, {"logit": 0.1, "size": 0.05}),
+    *((flow, {"dequant": how, "logit": 0.1, "size": 0.05}) for how in ("uniform", "variational")),
     *((glow, LABELLED | {"depth": 2, "logit": logit}) for logit in (0.0, 0.1)),
     (realnvp, LABELLED | {"logit": 0.1}),
 ]
@@ -81,7 +73,7 @@ def test_every_image_is_reconstructed(build, size):
         assert (back != x).float().mean() < 0.02, shape  # a value at the edge of its bin may round across
 
 
-@pytest.mark.parametrize(("build", "options"), [(flow, {}), (glow, {})])
+@pytest.mark.parametrize(("build", "options"), [(flow, {"dequant": "variational"}), (glow, {})])
 def test_without_labels_the_conditional_model_gives_the_marginal(build, options):
     model, x = build(conditional=True, **options), images(3)
     with torch.no_grad():

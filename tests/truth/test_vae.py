@@ -13,6 +13,7 @@ from torch.distributions import Normal, kl_divergence
 
 from gzcli.core.types import BatchNoise, DataInfo, no_progress
 from gzcli.models.nn import from_levels
+from gzcli.models.nn.perceptual import gaussian_window, ms_ssim, ssim_parts
 from gzcli.models.nn.pixels import Pixels
 from gzcli.models.vae.aae import AAE
 from gzcli.models.vae.base import NetOptions, kl_normal, log_normal
@@ -182,6 +183,49 @@ def test_warm_up_and_importance_weights_of_the_loss():
     losses = torch.stack([model.loss(batch(x, step))["loss"] for step in range(30)]).mean()
     bound = torch.stack([model.iwae_bound(x, noise(64, seed), 5).mean() for seed in range(30)]).mean()
     torch.testing.assert_close(losses, -bound, rtol=5e-3, atol=0)
+
+
+def test_ssim_against_its_definition_at_every_pixel():
+    g = torch.Generator().manual_seed(0)
+    (x, y), window = torch.rand(2, 1, 1, 9, 9, generator=g), gaussian_window(7, 1.5)
+    w = torch.outer(window, window)
+    assert w.sum().item() == pytest.approx(1) and w.argmax().item() == 24  # heaviest in the middle
+    values = []
+    for i, j in itertools.product(range(3), range(3)):
+        p, q = x[0, 0, i : i + 7, j : j + 7], y[0, 0, i : i + 7, j : j + 7]
+        mp, mq = (w * p).sum(), (w * q).sum()
+        vp, vq = (w * (p - mp) ** 2).sum(), (w * (q - mq) ** 2).sum()
+        cov = (w * (p - mp) * (q - mq)).sum()
+        values.append((2 * mp * mq + 1e-4) * (2 * cov + 9e-4) / ((mp**2 + mq**2 + 1e-4) * (vp + vq + 9e-4)))
+    found = ssim_parts(x, y, window)[0][0, 0]
+    torch.testing.assert_close(found, torch.stack(values).mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_ms_ssim_of_any_size():
+    g = torch.Generator().manual_seed(0)
+    for size in (4, 16, 28, 32, 64, 128):
+        x = torch.rand(2, 3, size, size, generator=g) * 2 - 1
+        torch.testing.assert_close(ms_ssim(x, x), torch.ones(2))
+        near, far = ms_ssim(x, (x + 0.1 * torch.randn(x.shape, generator=g)).clamp(-1, 1)), ms_ssim(x, -x)
+        assert (far < near).all() and (near < 1).all(), size
+        y = (-x).requires_grad_()  # negative contrast to a fractional power would be NaN
+        ms_ssim(x, y).sum().backward()
+        assert torch.isfinite(y.grad).all(), size
+
+
+def test_ms_ssim_trains_reconstructions():
+    torch.manual_seed(0)
+    model = VAE.of(DIGITS, net="mlp", hidden=(64,), latent=8, recon="ms_ssim", beta=0.1)
+    x = squares(64, DIGITS)
+    optimizer, first = torch.optim.Adam(model.parameters(), lr=3e-3), None
+    for _ in range(40):
+        parts = model.loss(batch(x))
+        first = parts["recon"] if first is None else first
+        optimizer.zero_grad()
+        parts["loss"].backward()
+        optimizer.step()
+    assert parts["recon"] < 0.7 * first
+    assert first <= 256  # D·(1 − MS-SSIM)
 
 
 def test_images_unlike_any_have_an_elbo_of_their_size_and_learned_ones_keep_theirs():

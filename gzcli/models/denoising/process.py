@@ -144,17 +144,19 @@ class DiscreteVP(Process):
     sigmas: Tensor
     snrs: Tensor
 
-    def __init__(self, name: ScheduleName, timesteps: int, *, shift: float = 1.0):
+    def __init__(self, name: ScheduleName, timesteps: int, *, zero_snr: bool = False, shift: float = 1.0):
         super().__init__()
         if timesteps < 2:
             raise UsageError(f"a diffusion of {timesteps} timesteps: at least 2 are needed")
         self.alpha = np.sqrt(np.cumprod(1 - BETAS[name](timesteps)))
+        if zero_snr:  # the last exactly 0, and the first as it is (Lin 2023, algorithm 1)
+            first, last = self.alpha[0], self.alpha[-1]
+            self.alpha = (self.alpha - last) * (first / (first - last))
         self.sigma = np.sqrt(1 - self.alpha**2)
         if shift != 1:
             norm = np.hypot(self.alpha, shift * self.sigma)
             self.alpha, self.sigma = self.alpha / norm, shift * self.sigma / norm
         self.timesteps = self.longest = timesteps
-        self.log_ratio = np.log(self.sigma) - np.log(self.alpha)
         snr = self.alpha**2 / self.sigma**2
         for key, table in (("alphas", self.alpha), ("sigmas", self.sigma), ("snrs", snr)):
             self.register_buffer(key, torch.as_tensor(table, dtype=torch.float32), persistent=False)
@@ -193,9 +195,16 @@ class DiscreteVP(Process):
     def level_at(self, share: float) -> Level:
         return self.level(int(share * self.timesteps))
 
+    def log_ratios(self) -> tuple[np.ndarray, np.ndarray]:
+        """log σ/α at the times where it is finite, and these times."""
+        with np.errstate(divide="ignore"):  # +inf at zero SNR
+            log_ratio = np.log(self.sigma) - np.log(self.alpha)
+        finite = np.isfinite(log_ratio)
+        return log_ratio[finite], np.arange(self.timesteps)[finite]
+
     def at_ratio(self, ratio: float) -> Level:
-        """The level whose noise-to-signal ratio σ/α is `ratio`, or the nearest one."""
-        return self.level(float(np.interp(math.log(ratio), self.log_ratio, np.arange(self.timesteps))))
+        """The level whose noise-to-signal ratio σ/α is `ratio`, or the nearest finite one."""
+        return self.level(float(np.interp(math.log(ratio), *self.log_ratios())))
 
     def most_steps(self, start: float = 1.0) -> int:
         return max(1, round(start * self.timesteps))
@@ -205,18 +214,22 @@ class DiscreteVP(Process):
         return [*(self.level(t) for t in times), Level(-1.0, 1.0, 0.0)]
 
     def path(self, steps: int, spacing: str = "trailing", start: float = 1.0) -> list[Level]:
-        """A path of 1 … T steps; trailing: every T/steps-th time from the noisiest on (Lin 2023, table 2);
-        others as in `spread`."""
+        """A path of 1 … T steps; trailing: every T/steps-th time from the noisiest on; leading: from the
+        cleanest on; linspace: between both (Lin 2023, table 2); others as in `spread`."""
         top = self.most_steps(start)  # times 0 … top − 1
         if not 1 <= steps <= top:
             raise UsageError(f"{steps} sampling steps over {top} timesteps", hint=f"set `steps` to 1 … {top}")
         if spacing == "trailing":
             times = np.round(top - np.arange(steps) * (top / steps)) - 1
+        elif spacing == "leading":
+            times = (np.arange(steps) * (top // steps))[::-1]
+        elif spacing == "linspace":
+            times = np.round(np.linspace(top - 1, 0, steps)) if steps > 1 else np.array([top - 1])
         else:
-            last = int(np.searchsorted(self.log_ratio, np.log(SIGMA_MAX), side="right")) - 1
-            noisiest = self.log_ratio[max(0, min(last, top - 1))]
-            target = spread(noisiest, self.log_ratio[0], steps, spacing)
-            times = np.interp(target, self.log_ratio, np.arange(self.timesteps)).clip(max=top - 1)
+            log_ratio, at = self.log_ratios()
+            last = int(np.searchsorted(log_ratio, np.log(SIGMA_MAX), side="right")) - 1
+            target = spread(log_ratio[max(0, min(last, top - 1))], log_ratio[0], steps, spacing)
+            times = np.interp(target, log_ratio, at).clip(max=top - 1)
         return self.path_over(times.tolist())
 
 

@@ -96,7 +96,7 @@ def dpmpp(denoise: Denoise, x: Tensor, path: Path, randn: Randn, noisy: bool = F
     before, h_before = None, 0.0
     for s, u in pairwise(path):
         x0, _ = denoise(x, s.t)
-        shrink = s.alpha * u.sigma / (s.sigma * u.alpha)  # of σ/α, e^−h
+        shrink = falls_by(s, u)
         h = -math.log(shrink) if shrink > 0 else math.inf
         d = x0
         if before is not None and u.sigma > 0:  # the last step is of first order: to x_0 itself
@@ -108,6 +108,56 @@ def dpmpp(denoise: Denoise, x: Tensor, path: Path, randn: Randn, noisy: bool = F
             x = (u.sigma / s.sigma) * x + u.alpha * (1 - shrink) * d
         before, h_before = x0, h
         yield x
+
+
+@sampler
+def unipc(denoise: Denoise, x: Tensor, path: Path, randn: Randn) -> Steps:
+    """UniPC of second order, with B(h) = e^h − 1 (Zhao 2023, arXiv:2302.04867, algorithms 5 and 6, of x_0):
+    DPM-Solver++(2M), with each step corrected by the network call of the next one."""
+    calls: list[tuple[Level, Tensor]] = []  # the last two levels of a network call, with its x_0
+    start = x
+    for s, u in pairwise(path):
+        x0, _ = denoise(x, s.t)
+        if calls:
+            x = _corrected(start, calls, s, x0)
+        calls = [*calls[-1:], (s, x0)]
+        start, x = x, _euler(x, s, u, x0)
+        if len(calls) == 2 and u.sigma > 0:
+            (r, before), h = calls[0], _lambda(u) - _lambda(s)
+            slope = (x0 - before) * h / (_lambda(s) - _lambda(r))
+            x = x + u.alpha * (1 - falls_by(s, u)) * 0.5 * slope
+        yield x
+
+
+def _euler(x: Tensor, s: Level, u: Level, x0: Tensor) -> Tensor:
+    """DDIM's step, written in λ."""
+    return (u.sigma / s.sigma) * x + u.alpha * (1 - falls_by(s, u)) * x0
+
+
+def _corrected(x: Tensor, calls: list[tuple[Level, Tensor]], u: Level, x0: Tensor) -> Tensor:
+    """The step from x at calls[-1] to u, corrected by the network's estimate x0 at u (UniC)."""
+    s, m = calls[-1]
+    hh = _lambda(s) - _lambda(u)  # −h
+    phi_1 = math.expm1(hh)
+    base, ahead = _euler(x, s, u, m), x0 - m
+    if len(calls) == 1:
+        return base - u.alpha * phi_1 * 0.5 * ahead
+    r = (_lambda(calls[0][0]) - _lambda(s)) / -hh
+    phi_2 = phi_1 / hh - 1
+    phi_3 = phi_2 / hh - 0.5
+    # Σ ρ = φ_2 / B and Σ ρ r = 2 φ_3 / B, over the points r < 0 and 1
+    one, two = phi_2 / phi_1, 2 * phi_3 / phi_1
+    rho = (one - two) / (1 - r)
+    return base - u.alpha * phi_1 * (rho * (calls[0][1] - m) / r + (one - rho) * ahead)
+
+
+def _lambda(level: Level) -> float:
+    return math.log(level.alpha) - math.log(level.sigma) if level.alpha > 0 else -math.inf
+
+
+def falls_by(s: Level, u: Level) -> float:
+    """The ratio of σ/α at u to that at s, e^−h; 0 if u is clean, or s is of zero SNR."""
+    return s.alpha * u.sigma / (s.sigma * u.alpha)
 
 
 @sampler

@@ -27,8 +27,8 @@ from gzcli.models.nn import as_interpolations, at_least, pairs_of
 from gzcli.models.nn.unet import UNet, UNetOptions
 
 LossType = Literal["l2", "l1", "huber"]
-SamplerName = Literal["ancestral", "ddim", "dpmpp", "dpmpp_sde", "heun"]
-Spacing = Literal["trailing", "karras", "logsnr"]
+SamplerName = Literal["ancestral", "ddim", "dpmpp", "dpmpp_sde", "unipc", "heun"]
+Spacing = Literal["trailing", "leading", "linspace", "karras", "logsnr"]
 Variance = Literal["small", "large"]
 
 HIDDEN = 0.1  # share of the small images that training with a `factor` hides
@@ -43,6 +43,7 @@ class DiffusionOptions:
     schedule: how noise grows with t: linear β (Ho 2020), or cosine ᾱ (Nichol 2021).
     shift: factor of the noise-to-signal ratio σ/α at every level; auto: side / 64, at least 1 (Hoogeboom
       2023, arXiv:2301.11093).
+    zero_snr: whether the last level is pure noise (Lin 2023); not with prediction eps.
     prediction: what the network predicts: the noise eps, the image x0, or v = α ε − σ x_0 (Salimans 2022).
     loss_type: error of the prediction: squared (l2), absolute (l1) or Huber's.
     min_snr: γ of min-SNR-γ weights (Hang 2023); null: the plain error of the prediction (Ho 2020, eq. 14).
@@ -53,6 +54,7 @@ class DiffusionOptions:
     timesteps: int = 1000
     schedule: ScheduleName = "cosine"
     shift: Shift = 1.0
+    zero_snr: bool = False
     prediction: Literal["eps", "x0", "v"] = "v"
     loss_type: LossType = "l2"
     min_snr: float | None = None
@@ -63,10 +65,10 @@ class DiffusionOptions:
 class PathOptions:
     """The sampler and its steps.
 
-    sampler: a solver of the ODE (ddim, dpmpp, heun), or of the SDE (ancestral, dpmpp_sde).
+    sampler: a solver of the ODE (ddim, dpmpp, unipc, heun), or of the SDE (ancestral, dpmpp_sde).
     steps: network calls, 1 … T; heun takes 2 steps − 1.
-    spacing: where the steps lie: trailing: evenly in t (Lin 2023, table 2); karras: in the 7th root of σ/α
-      (Karras 2022, eq. 5); logsnr: in log σ/α.
+    spacing: where the steps lie: trailing, leading, linspace: evenly in t (Lin 2023, table 2); karras: in the
+      7th root of σ/α (Karras 2022, eq. 5); logsnr: in log σ/α.
     """
 
     sampler: SamplerName = "dpmpp"
@@ -93,6 +95,7 @@ SAMPLERS: dict[SamplerName, Callable[[SamplingOptions, DiscreteVP], Sampler]] = 
     "ddim": lambda options, _: partial(samplers.ddim, eta=options.eta),
     "dpmpp": lambda *_: samplers.dpmpp,
     "dpmpp_sde": lambda *_: partial(samplers.dpmpp, noisy=True),
+    "unipc": lambda *_: samplers.unipc,
     "heun": lambda options, process: partial(samplers.heun, churn=options.churn, level=process.at_ratio),
 }
 
@@ -108,8 +111,15 @@ class Diffusion(NoiseApplications):
     factor: int | None = None
 
     def __init__(self, data: DataInfo, net: nn.Module, process: DiffusionOptions, labels: ClusterOptions):
+        if process.zero_snr and process.prediction == "eps":
+            raise UsageError(
+                "`zero_snr` with `prediction: eps`: the last level is pure noise, which says nothing about "
+                "the image",
+                hint="set `model.prediction` to `v` or `x0`",
+            )
         shift = shift_of(process.shift, data.shape)
-        super().__init__(data, net, DiscreteVP(process.schedule, process.timesteps, shift=shift), labels)
+        schedule = DiscreteVP(process.schedule, process.timesteps, zero_snr=process.zero_snr, shift=shift)
+        super().__init__(data, net, schedule, labels)
         self.prediction, self.time_sampling = process.prediction, process.time_sampling
         self.loss_type, self.min_snr = process.loss_type, process.min_snr
 
@@ -164,11 +174,13 @@ class Diffusion(NoiseApplications):
         return samplers.ddim(denoise, z, self.path(steps), progress=progress)
 
     def to_scheduler(self) -> Any:
-        """diffusers' DPM-Solver++(2M), which draws as the sampler dpmpp on trailing steps."""
+        """diffusers' DPM-Solver++(2M), which draws as `sample` by dpmpp on trailing steps."""
         from diffusers import DPMSolverMultistepScheduler
 
         alpha_bar = np.append(1.0, self.process.alpha**2)
-        alpha_bar[-1] = max(alpha_bar[-1], 2.0**-24)  # as in diffusers, whose solver takes its logarithm
+        alpha_bar[-1] = max(
+            alpha_bar[-1], 2.0**-24
+        )  # at zero SNR as in diffusers, whose solver takes its logarithm
         return DPMSolverMultistepScheduler(
             num_train_timesteps=self.process.timesteps,
             trained_betas=1 - alpha_bar[1:] / alpha_bar[:-1],

@@ -26,6 +26,7 @@ from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 from gzcli.models.base import Model, Phase
 from gzcli.models.nn import Labels, from_levels, to_fp32, to_levels
 from gzcli.models.nn.adversarial import LEAST_SQUARES, PatchGAN, judged
+from gzcli.models.nn.perceptual import gaussian_window, ssim_parts
 
 
 class ImagePool(nn.Module):
@@ -324,15 +325,18 @@ class CycleGAN(Model):
         return Applied(x, rows=(name,), of=tuple((i,) for i in rows.tolist()), labels=labels)
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """L1 errors of cycle and identity as shares of the pixels' range, with domains by the labels."""
-        sums, n = torch.zeros(2, dtype=torch.float64), 0
+        """L1 errors of cycle and identity as shares of the pixels' range, and SSIM of images and their
+        translations, with domains by the labels."""
+        sums, n = torch.zeros(3, dtype=torch.float64), 0
+        window = gaussian_window(min(11, *self.data.shape[1:]), 1.5)
         for batch in batches:
             x, from_a = batch.x, self.of_a(batch.x, batch.y)
             identity = (self.translated(x, ~from_a) - x).abs().flatten(1).mean(1)
-            for i, error in enumerate((self.cycle_error(x, from_a), identity)):
-                sums[i] += (error / 2).cpu().double().sum()
+            ssim = ssim_parts((x + 1) / 2, (self.translated(x, from_a) + 1) / 2, window)[0].mean(1)
+            for i, value in enumerate((self.cycle_error(x, from_a) / 2, identity / 2, ssim)):
+                sums[i] += value.cpu().double().sum()
             n += len(batch)
-        return dict(zip(("cycle_l1", "identity_l1"), (sums / n).tolist(), strict=True))
+        return dict(zip(("cycle_l1", "identity_l1", "ssim"), (sums / n).tolist(), strict=True))
 
     # ---- out-of-distribution scores
 

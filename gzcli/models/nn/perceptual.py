@@ -1,8 +1,11 @@
-"""LPIPS, a distance of images that agrees with the eye — Zhang et al. 2018, "The Unreasonable Effectiveness
-of Deep Features", arXiv:1801.03924, version 0.1 on VGG16.
+"""Distances of images that agree with the eye: LPIPS and MS-SSIM.
 
-The network is torchvision's and the linear layers are those that the package `lpips` brings. The package's
-own class builds all of VGG16 at random first, and computes in half precision under autocast.
+LPIPS — Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features", arXiv:1801.03924, version 0.1 on
+VGG16. The network is torchvision's and the linear layers are those that the package `lpips` brings. The
+package's own class builds all of VGG16 at random first, and computes in half precision under autocast.
+
+SSIM at one scale and at several: Wang et al. 2003, "Multi-scale structural similarity for image quality
+assessment".
 """
 
 from __future__ import annotations
@@ -11,9 +14,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.types import moved
 from gzcli.models.nn import to_fp32, valueless
 from gzcli.store.hub import VGG
 from gzcli.store.paths import cache_dir
@@ -92,3 +97,58 @@ def linear_file() -> Path:
     if package is None or not package.submodule_search_locations:
         raise MissingError("perceptual distances (LPIPS) need the package `lpips`", hint="pip install lpips")
     return Path(package.submodule_search_locations[0], "weights", "v0.1", "vgg.pth")
+
+
+# ---- structural similarity
+
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # exponents of the scales, finest first
+C1, C2 = 0.01**2, 0.03**2  # the constants that keep the quotients finite, for images in [0, 1]
+
+
+def gaussian_window(size: int, sigma: float) -> Tensor:
+    """The weights of a Gaussian filter, [size], which sum to 1."""
+    t = torch.arange(size) - (size - 1) / 2
+    w = torch.exp(-(t**2) / (2 * sigma**2))
+    return w / w.sum()
+
+
+def blur(x: Tensor, window: Tensor) -> Tensor:
+    """Each channel of x [B, C, H, W] filtered along both sides, without padding."""
+    c, k = x.shape[1], window.numel()
+    w = window.to(x).expand(c, 1, k)
+    return F.conv2d(F.conv2d(x, w.unsqueeze(2), groups=c), w.unsqueeze(3), groups=c)
+
+
+def ssim_parts(x: Tensor, y: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
+    """Means over pixels [B, C] of SSIM and of its contrast·structure, for images in [0, 1]."""
+    mu_x, mu_y = blur(x, window), blur(y, window)
+    var_x, var_y = blur(x * x, window) - mu_x**2, blur(y * y, window) - mu_y**2
+    cov = blur(x * y, window) - mu_x * mu_y
+    cs = (2 * cov + C2) / (var_x + var_y + C2)
+    luminance = (2 * mu_x * mu_y + C1) / (mu_x**2 + mu_y**2 + C1)
+    return (luminance * cs).mean((2, 3)), cs.mean((2, 3))
+
+
+def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
+    """MS-SSIM [B] of images x and y [B, C, H, W] in [-1, 1], computed in fp32; at most 1.
+
+    The window is a Gaussian of 11 pixels and deviation 1.5. Images below 64 pixels get one of at most 7, and
+    only the scales that are as large as the window count, their exponents divided by their sum. A negative
+    contrast term, which has no fractional power, is raised to 1e-4.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        x, y = (to_fp32(x) + 1) / 2, (to_fp32(y) + 1) / 2
+        side = min(x.shape[2:])
+        size = min(11 if side >= 64 else 7, side)
+        window = moved(gaussian_window(size, 1.5 * size / 11), x.device)
+        scales = 1
+        while scales < len(SCALE_WEIGHTS) and side // 2**scales >= size:
+            scales += 1
+        weights = moved(torch.tensor(SCALE_WEIGHTS[:scales]), x.device)
+        weights = weights / weights.sum()
+        value = x.new_ones(x.shape[0], x.shape[1])
+        for i in range(scales):
+            whole, cs = ssim_parts(x, y, window)
+            value = value * (whole if i == scales - 1 else cs).clamp_min(1e-4) ** weights[i]
+            x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
+        return value.mean(1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,17 +36,57 @@ from gzcli.models.nn import (
     zero_init,
 )
 from gzcli.models.normalizing_flow import layers
-from gzcli.models.normalizing_flow.layers import Bijection, initialising
+from gzcli.models.normalizing_flow.layers import ActNormConv, Bijection, ConvNet, initialising
+
+
+class VariationalDequantiser(nn.Module):
+    """u ~ q(u | x) on [0, 1)^D: logistic noise through couplings conditioned on x, then a sigmoid, so that
+    log P(x) ≥ E_q[log p((k + u) / L) − log q(u | x)] − D log L (Flow++, arXiv:1902.00275, eq. 12).
+    """
+
+    def __init__(self, data: DataInfo, *, depth: int = 4, hidden: int = 32):
+        super().__init__()
+        self.levels = grey_levels(data)
+        channels = 4 * data.shape[0]  # squeezed
+        half = channels // 2
+        self.context = ActNormConv(channels, hidden, 3)
+        self.steps = nn.ModuleList(
+            layers.AffineCoupling(channels, ConvNet(half + hidden, channels, hidden), flip=i % 2 == 1)
+            for i in range(depth)
+        )
+
+    def forward(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        """x [B, C, H, W] in [-1, 1] → v = (k + u) / L, and log q(u | x) [B]."""
+        tiny = torch.finfo(x.dtype).eps
+        base = noise.rand(*x.shape).to(x.dtype).clamp(tiny, 1 - tiny)
+        y = layers.squeeze(base.logit())
+        log_q = layers.log_logistic(y)
+        context = F.relu(self.context(layers.squeeze(x)))
+        for step in self.steps:
+            y, log_det = step(y, context)
+            log_q = log_q - log_det
+        # du/dy of the sigmoid is the logistic density
+        v, _ = layers.dequantise(x, self.levels, layers.unsqueeze(y).sigmoid())
+        return v, log_q - layers.log_logistic(y)
+
+
+def grey_levels(data: DataInfo) -> int:
+    if data.levels is None:
+        message = "`model.dequant` is for grey levels, and latents have none"
+        raise UsageError(message, hint="set `model.dequant=uniform`")
+    return data.levels
 
 
 @dataclass(frozen=True)
 class ImageFlowOptions:
-    """Logit and labels.
+    """Dequantisation, logit and labels.
 
+    dequant: noise that is added to the grey levels: `uniform`, or by a flow that is learned (`variational`).
     logit: alpha of the map logit(alpha/2 + (1 − alpha) v) before the flow, in [0, 1); 0 is v − 1/2.
     conditional: whether the prior of the top latent depends on the class.
     """
 
+    dequant: Literal["uniform", "variational"] = "uniform"
     logit: float = 0.0
     conditional: bool = False
 
@@ -58,20 +98,25 @@ class ImageFlow(Model):
     """A flow with the exact likelihood of the dequantised image, which gives a bound on that of the discrete
     image by one draw of the noise. The prior of its top latent may depend on the class.
 
-    The noise within a grey level is uniform, or of a `dequantiser`: (x, noise) → v in [0, 1), log q(u | x).
+    `dequantiser` builds the module of variational dequantisation, as `VariationalDequantiser`.
     """
 
     likelihood: ClassVar[str] = "bound"
     with_labels = ("edit",)
     shapes: list[tuple[int, int, int]]  # of the latents, the top one last
 
-    def __init__(self, data: DataInfo, options: ImageFlowOptions):
+    def __init__(
+        self,
+        data: DataInfo,
+        options: ImageFlowOptions,
+        dequantiser: Callable[[DataInfo], nn.Module] = VariationalDequantiser,
+    ):
         super().__init__(data)
         self.conditional = needs_labels(options.conditional, data)
         if not 0 <= options.logit < 1:
             raise UsageError(f"`model.logit` must be in [0, 1), not {options.logit}")
         self.logit = layers.Logit(options.logit) if options.logit else None
-        self.dequantiser: nn.Module | None = None
+        self.dequantiser = dequantiser(data) if options.dequant == "variational" else None
 
     def build_top(self, shapes: list[tuple[int, int, int]]) -> None:
         """Builds the prior of the top latent, the last of `shapes`; that of the other latents is N(0, 1)."""

@@ -13,6 +13,7 @@ Everything is computed from log F and log (1 − F), each a logsumexp, so that n
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -25,7 +26,7 @@ from gzcli.core.units import as_size
 from gzcli.models.nn import Layer, Modules, to_fp32
 from gzcli.models.nn.layers import softmax_attention
 from gzcli.models.normalizing_flow import layers
-from gzcli.models.normalizing_flow.base import ImageFlow, ImageFlowOptions
+from gzcli.models.normalizing_flow.base import ImageFlow, ImageFlowOptions, grey_levels
 from gzcli.models.normalizing_flow.layers import ActNorm
 
 
@@ -279,8 +280,7 @@ class Dequantiser(nn.Module):
 
     def __init__(self, data: DataInfo, squeezes: int, width: int, depth: int, options: CouplingOptions):
         super().__init__()
-        assert data.levels is not None
-        self.levels, self.squeezes = data.levels, squeezes
+        self.levels, self.squeezes = grey_levels(data), squeezes
         C, H, W = data.shape
         C, H, W = C * 4**squeezes, H >> squeezes, W >> squeezes
         self.first = nn.Conv2d(2 * C, width, 3, padding=1)
@@ -332,16 +332,20 @@ class FlowPP(ImageFlow):
         couplings: CouplingOptions = CouplingOptions(),
         dequant_couplings: int = 4,
         dequant_blocks: int = 2,
-        options: ImageFlowOptions = ImageFlowOptions(logit=0.1),
+        options: ImageFlowOptions = ImageFlowOptions(dequant="variational", logit=0.1),
     ):
         check(data.shape, channel, checkerboard, couplings)
         depths = list(zip(channel, checkerboard, strict=True))
-        super().__init__(data, options)
-        if data.levels is not None:
-            squeezes = next(i for i, counts in enumerate(depths) if any(counts))
-            nets = replace(couplings, blocks=dequant_blocks)
-            width = couplings.hidden // 3
-            self.dequantiser = Dequantiser(data, squeezes, width, dequant_couplings, nets)
+        dequantiser = partial(
+            Dequantiser,
+            squeezes=next(i for i, counts in enumerate(depths) if any(counts)),
+            width=couplings.hidden // 3,
+            depth=dequant_couplings,
+            options=replace(couplings, blocks=dequant_blocks),
+        )
+        if data.levels is None:
+            options = replace(options, dequant="uniform")
+        super().__init__(data, options, dequantiser)
         C, H, W = data.shape
         self.scales: Modules[Modules[Couplings]] = Modules()
         for i, counts in enumerate(depths):

@@ -216,8 +216,8 @@ class AffineCoupling(Bijection):
         changed = channels // 2 if flip else channels - channels // 2
         self.log_range = nn.Parameter(torch.full((changed,), math.log(2.0)))
 
-    def shift_and_log_scale(self, x1: Tensor) -> tuple[Tensor, Tensor]:
-        shift, raw = halves(self.net(x1), x1.dtype)
+    def shift_and_log_scale(self, x1: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        shift, raw = halves(self.net(x1 if context is None else torch.cat([x1, context], 1)), x1.dtype)
         return shift, per_channel(self.log_range.exp()) * raw.tanh()
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -226,14 +226,14 @@ class AffineCoupling(Bijection):
     def join(self, x1: Tensor, x2: Tensor) -> Tensor:
         return torch.cat([x2, x1] if self.flip else [x1, x2], 1)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x1, x2 = self.split(x)
-        shift, log_scale = self.shift_and_log_scale(x1)
+        shift, log_scale = self.shift_and_log_scale(x1, context)
         return self.join(x1, (x2 + shift) * log_scale.exp()), log_scale.flatten(1).sum(1)
 
-    def inverse(self, y: Tensor) -> Tensor:
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
         y1, y2 = self.split(y)
-        shift, log_scale = self.shift_and_log_scale(y1)
+        shift, log_scale = self.shift_and_log_scale(y1, context)
         return self.join(y1, y2 * (-log_scale).exp() - shift)
 
 

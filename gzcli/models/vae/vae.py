@@ -10,13 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 from gzcli.models.labelled import LabelOptions
 from gzcli.models.nn import Labels, bits, double, to_fp32
+from gzcli.models.nn.perceptual import ms_ssim
 from gzcli.models.nn.pixels import Kind, distribution
 from gzcli.models.vae.base import LOGVAR, Autoencoder, LabelledVAE, NetOptions, drawn, kl_normal, log_normal
 
@@ -29,6 +32,9 @@ class VAEOptions:
     pixels: the decoder's distribution over grey levels, or over whole pixels for `mixture`; auto: bernoulli
       for 2 levels, gaussian for latents, otherwise logistic.
     mixture: discretised logistics of a pixel's mixture.
+    recon: `likelihood` trains −log p(x | z); `ms_ssim` trains D·(1 − MS-SSIM) of the decoder's mean, where D
+      is the number of pixels. The scales of gaussian and logistic pixels are then not trained, and log_prob
+      is a loose bound.
     beta: weight of the KL in the loss (Higgins 2017).
     kl_warmup: steps over which the weight of the KL rises from 0.
     iwae: samples of the importance-weighted bound in the loss (Burda 2015, arXiv:1509.00519, eq. 8); 1 is the
@@ -37,6 +43,7 @@ class VAEOptions:
 
     pixels: Kind = "auto"
     mixture: int = 1
+    recon: Literal["likelihood", "ms_ssim"] = "likelihood"
     beta: float = 1.0
     kl_warmup: int = 0
     iwae: int = 1
@@ -56,8 +63,15 @@ class VAE(Autoencoder, LabelledVAE):
         labels: LabelOptions = LabelOptions(),
     ):
         super().__init__(data, labels, options.kl_warmup)
+        if options.recon == "ms_ssim" and options.iwae > 1:
+            both = "`model.iwae` above 1 needs `model.recon: likelihood`"
+            raise UsageError(both, hint="set one of the two back")
+        if options.recon == "ms_ssim" and options.pixels == "mixture":
+            means = "`model.recon: ms_ssim` trains the pixels' means, and those of a mixture have no gradient"
+            raise UsageError(means, hint="set `model.pixels=logistic`")
         self.pixels = distribution(options.pixels, data.shape[0], data.levels, options.mixture)
-        self.latent, self.beta, self.iwae = nets.latent, options.beta, options.iwae
+        self.recon, self.beta, self.iwae = options.recon, options.beta, options.iwae
+        self.latent, self.dims = nets.latent, math.prod(data.shape)
         self.encoder = nets.encoder(data.shape, 2 * nets.latent, self.embedded)
         self.decoder = nets.decoder(data.shape, self.pixels.size, self.embedded)
         if self.pixels.start is not None:  # the bias of the last layer is the same for all pixels
@@ -96,10 +110,11 @@ class VAE(Autoencoder, LabelledVAE):
             loss = math.log(self.iwae) - torch.logsumexp(log_px + beta * log_ratio, dim=1)
             recon, kl = -log_px.mean(1), -log_ratio.mean(1)
         else:
-            recon, kl = self.terms(x, mu, logvar, eps[:, 0], e)
+            out = self.decoder(drawn(mu, logvar, eps[:, 0]), e)
+            recon, kl = self.distance(x, out), kl_normal(mu, logvar)
             loss = recon + beta * kl
         parts = {"loss": loss.mean(), "recon": recon.mean().detach(), "kl": kl.mean().detach()}
-        if self.data.levels is not None:
+        if self.recon == "likelihood" and self.data.levels is not None:
             parts["bpd"] = bits(parts["recon"] + parts["kl"], self.data)
         # Burda 2015, section 5.2: a unit is active if its posterior mean varies with x
         parts["active_units"] = (mu.detach().var(0, unbiased=False) > 0.01).float().sum()
@@ -109,11 +124,11 @@ class VAE(Autoencoder, LabelledVAE):
         """k standard normal draws for each of n images, [n, k, latent]."""
         return noise.randn(n, k * self.latent).unflatten(1, (k, self.latent))
 
-    def terms(
-        self, x: Tensor, mu: Tensor, logvar: Tensor, eps: Tensor, e: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """−log p(x | z) at z = mu + sigma·eps [B, latent], and KL, [B] each: the ELBO is minus their sum."""
-        return -self.pixels.log_prob(x, self.decoder(drawn(mu, logvar, eps), e)), kl_normal(mu, logvar)
+    def distance(self, x: Tensor, out: Tensor) -> Tensor:
+        """The reconstruction loss [B] of the decoder's output [B, size, H, W]."""
+        if self.recon == "ms_ssim":
+            return self.dims * (1 - ms_ssim(x, self.pixels.mean(out)))
+        return -self.pixels.log_prob(x, out)
 
     def weights(
         self, x: Tensor, mu: Tensor, logvar: Tensor, eps: Tensor, e: Tensor | None
@@ -140,9 +155,11 @@ class VAE(Autoencoder, LabelledVAE):
         return -(recon + kl)
 
     def elbo_parts(self, x: Tensor, noise: Noise, labels: Labels = None) -> tuple[Tensor, Tensor]:
-        """`terms` at one z ~ q."""
+        """−log p(x | z) at one z ~ q, and KL, [B] each: the ELBO is minus their sum."""
         e = self.embed(labels, len(x))
-        return self.terms(x, *self.encode(x, e), noise.randn(len(x), self.latent), e)
+        mu, logvar = self.encode(x, e)
+        out = self.decoder(drawn(mu, logvar, noise.randn(len(x), self.latent)), e)
+        return -self.pixels.log_prob(x, out), kl_normal(mu, logvar)
 
     def iwae_bound(self, x: Tensor, noise: Noise, k: int, labels: Labels = None) -> Tensor:
         """log 1/k Σ p(x, z_i) / q(z_i | x), z_i ~ q (Burda 2015, eq. 8), in chunks of 16 samples. [B]"""
@@ -176,9 +193,9 @@ class VAE(Autoencoder, LabelledVAE):
         return -self.log_prob(x, noise=noise)
 
     def score_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """−log p(x | z) at the posterior's mean."""
+        """The reconstruction loss at the posterior's mean."""
         e = self.embed(None, len(x))
-        return -self.pixels.log_prob(x, self.decoder(self.encode(x, e)[0], e))
+        return self.distance(x, self.decoder(self.encode(x, e)[0], e))
 
     def score_kl(self, x: Tensor, *, noise: Noise) -> Tensor:
         """KL(q(z | x) ‖ p(z))."""
