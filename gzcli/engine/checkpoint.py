@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from gzcli.core import ranks
 from gzcli.core.errors import DamagedError, MissingError, UsageError
-from gzcli.core.parts import Part, part_of
+from gzcli.core.sections import Part, part_of
 from gzcli.core.types import DataInfo
 from gzcli.engine.log import Log
 from gzcli.store import files, runs

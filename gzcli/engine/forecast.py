@@ -21,7 +21,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from gzcli.core import devices, ranks
 from gzcli.core.errors import GzError, UsageError, first_line
 from gzcli.core.jobs import TrialJob
-from gzcli.core.parts import Part, part_of
+from gzcli.core.sections import Part, part_of
 from gzcli.core.types import Batch, BatchNoise, DataInfo
 from gzcli.data.packs.open import open_pack, pack_options
 from gzcli.engine import optim

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from gzcli.core import ranks
 from gzcli.core.errors import DivergedError, MissingError, first_line
 from gzcli.core.measured import reference_at
-from gzcli.core.parts import Part
-from gzcli.core.sections import LaunchSection
+from gzcli.core.sections import LaunchSection, Part
 from gzcli.engine.log import Log, TrainBar
 from gzcli.store import files
 from gzcli.store.metrics import every_line, metric_lines

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from gzcli.core import ranks
 from gzcli.core.errors import MissingError, UsageError
-from gzcli.core.parts import Part, part_of
+from gzcli.core.sections import Part, part_of
 from gzcli.core.types import Batch, DataInfo, mix
 from gzcli.core.units import as_size, by_sides
 from gzcli.data.packs.batches import TrainBatches, scan

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gzcli.core import devices, ranks
-from gzcli.core.parts import Part
+from gzcli.core.sections import Part
 from gzcli.core.types import Batch
 from gzcli.engine.compiled import Compiled, reaches_all
 from gzcli.engine.log import Log

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from gzcli.core import devices
 from gzcli.core.errors import DamagedError, GzError, MissingError, UsageError, canonical, first_line
-from gzcli.core.parts import Part, part_of
+from gzcli.core.sections import Part, part_of
 from gzcli.core.types import Batch, DataInfo, Noise
 from gzcli.core.units import as_size
 from gzcli.data.packs.augment import patch_of

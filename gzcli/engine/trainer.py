@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gzcli.core import devices, ranks, streams
 from gzcli.core.errors import Interrupted
-from gzcli.core.parts import Part
+from gzcli.core.sections import Part
 from gzcli.core.types import Batch, BatchNoise, mix
 from gzcli.data.packs.batches import scan
 from gzcli.data.packs.pack import Pack

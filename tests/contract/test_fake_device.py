@@ -21,8 +21,7 @@ from zoo import CASES, Case
 
 from gzcli.core import philox
 from gzcli.core.jobs import SampleJob
-from gzcli.core.parts import Part, part_of
-from gzcli.core.sections import LaunchSection, OptimSection
+from gzcli.core.sections import LaunchSection, OptimSection, Part, part_of
 from gzcli.core.types import Batch, ImageNoise, no_progress
 from gzcli.data.packs.batches import TrainBatches
 from gzcli.data.packs.open import open_pack

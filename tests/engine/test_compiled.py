@@ -12,8 +12,7 @@ from helpers import lines, recipe, trainer
 from safetensors.torch import load_file
 from zoo import CASES, DDPM, DIT, Case
 
-from gzcli.core.parts import Part
-from gzcli.core.sections import TrainSection
+from gzcli.core.sections import Part, TrainSection
 from gzcli.core.types import Batch, BatchNoise
 from gzcli.engine import compiled
 from gzcli.engine.compiled import Compiled, GivenNoise
