@@ -331,8 +331,8 @@ class Part:
 
 
 def part_of(tree: Mapping[str, Any], stage: str = "") -> Part:
-    """The part that the tree of a run or of a stage describes; a missing key has its default. Raises UsageError
-    for a value of an option that is a constant now."""
+    """The part that the tree of a run or of a stage describes; a key that is missing has its default. Raises
+    UsageError for a value of an option that is a constant now."""
     model, sample = without_fixed(tree["model"]), tree.get("sample") or {}
     # an old name stays where the new one is there too: then the model has both
     names = {old: new for old, new in RENAMED["sample"].items() if new not in sample}

@@ -25,11 +25,10 @@ from gzcli.core.sections import Part, part_of
 from gzcli.core.types import Batch, BatchNoise, DataInfo
 from gzcli.data.packs.open import open_pack, pack_options
 from gzcli.engine import optim
-from gzcli.engine.compiled import RecordedNoise, shapes_only, without_values
 from gzcli.engine.ema import EMA
 from gzcli.engine.log import Log, Speed
 from gzcli.engine.prepared import on_latents, with_prepared
-from gzcli.engine.step import precision, prepare_torch
+from gzcli.engine.step import RecordedNoise, precision, prepare_torch, shapes_only, without_values
 from gzcli.engine.trained import build_model
 from gzcli.models import catalog
 from gzcli.models.base import Model, named_losses

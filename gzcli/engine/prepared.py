@@ -32,8 +32,8 @@ from gzcli.core.types import Batch, DataInfo, mix
 from gzcli.core.units import as_size, by_sides
 from gzcli.data.packs.batches import TrainBatches, scan
 from gzcli.data.packs.pack import Pack, is_array
-from gzcli.engine.compiled import shapes_only
 from gzcli.engine.log import Log
+from gzcli.engine.step import shapes_only
 from gzcli.engine.trained import Autoencoder, DiffusersVAE, LatentSpace, build_model, find_autoencoder
 from gzcli.models import catalog
 from gzcli.models.base import Model
