@@ -32,9 +32,10 @@ from gzcli.core.types import Batch, DataInfo, mix
 from gzcli.core.units import as_size, by_sides
 from gzcli.data.packs.batches import TrainBatches, scan
 from gzcli.data.packs.pack import Pack, is_array
+from gzcli.engine.checkpoint import SpaceRecord
 from gzcli.engine.log import Log
 from gzcli.engine.step import shapes_only
-from gzcli.engine.trained import Autoencoder, DiffusersVAE, LatentSpace, build_model, find_autoencoder
+from gzcli.engine.trained import DiffusersVAE, LatentSpace, build_model, find_autoencoder
 from gzcli.models import catalog
 from gzcli.models.base import Model
 from gzcli.models.nn import full_fp32
@@ -158,7 +159,7 @@ def latents_of(images: TrainImages, space: LatentSpace, draw: bool, run: Run, lo
         )
     meta = images.pack.meta
     seed = mix(images.seed, "prepare") if images.augment or draw else 0
-    made_of = (asdict(space.record()), meta.digest, images.augment, seed, *(["drawn"] if draw else []))
+    made_of = (asdict(space.record), meta.digest, images.augment, seed, *(["drawn"] if draw else []))
     digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
     folder = cache_dir("latents", f"{meta.name}-{digest}")
     if not is_whole(folder, log):
@@ -185,27 +186,33 @@ def new_space(name: str, device: torch.device | str, pack: Pack, levels: int | N
             hint=f"`--set data.size={as_size(*sides)} --set data.channels={channels} "
             f"--set data.levels={trained_on.levels}`",
         )
-    if not isinstance(autoencoder, DiffusersVAE):
+    if trained_on:
         scaling = _measure(autoencoder, pack, images.levels, device)
-        return LatentSpace(autoencoder, images, digest, *scaling)
-    if images.shape[0] != (channels := autoencoder.channels):
-        raise UsageError(
-            f"`data.latent`: `{name}` takes {channels} channels, the images have {images.shape[0]}",
-            hint=f"`--set data.channels={channels}`",
+    else:
+        config = autoencoder.vae.config
+        if images.shape[0] != (channels := config.in_channels):
+            raise UsageError(
+                f"`data.latent`: `{name}` takes {channels} channels, the images have {images.shape[0]}",
+                hint=f"`--set data.channels={channels}`",
+            )
+        scaling = (
+            torch.full((config.latent_channels,), v)
+            for v in (config.shift_factor or 0.0, config.scaling_factor)
         )
-    return LatentSpace(autoencoder, images, digest, *autoencoder.scaling())
+    shift, scale = (values.float().tolist() for values in scaling)
+    return LatentSpace(autoencoder, SpaceRecord(digest, list(images.shape), images.levels, shift, scale))
 
 
 def _measure(
-    autoencoder: Autoencoder, pack: Pack, levels: int | None, device: torch.device | str
-) -> tuple[list[float], list[float]]:
+    autoencoder: Any, pack: Pack, levels: int | None, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
     """The mean and the inverse deviation of each channel over latents of training images."""
     index = np.random.default_rng(0).permutation(pack.meta.counts["train"])[:MEASURED]
     batches = scan(pack, "train", batch_size=MEASURE_BATCH, levels=levels, device=device, index=index)
     with torch.inference_mode():
         parts = [autoencoder.to_latent(batch.x).cpu().double() for batch in batches]
     z = torch.cat(parts).transpose(0, 1).flatten(1)  # [c, N · h · w]
-    return z.mean(1).tolist(), (1 / z.std(1).clamp(min=1e-3)).tolist()
+    return z.mean(1), 1 / z.std(1).clamp(min=1e-3)
 
 
 def on_latents(part: Part, info: DataInfo) -> DataInfo:

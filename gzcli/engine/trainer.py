@@ -88,7 +88,7 @@ class Trainer:
         """Trains from the newest checkpoint, or from the start, to the end; saves when it is stopped."""
         self.start = self.done = self.resume()
         if (names := tracker_names(self.part.launch)) and self.rank == 0:
-            space = asdict(self.space.record()) if self.space else None
+            space = asdict(self.space.record) if self.space else None
             config = self.part.tree() | {"built_on": self.built_on, "space": space}
             self.history.trackers = Trackers(names, self.run, config, self.log, start=self.start)
         train = self.train if self.metric else replace(self.train, eval_every=0)
@@ -279,7 +279,7 @@ class Trainer:
                 "pending": [pending for _, pending in of_ranks],
             }
             averaged = weights | checkpoint.weights_of(averages | statistics)
-            space = self.space.record() if self.space else None
+            space = self.space.record if self.space else None
             saved = checkpoint.Saved(averaged, self.part, self.info, step, self.built_on, space)
             checkpoint.write(folder, step, checkpoint.Checkpoint(weights, saved, train, machine(self.device)))
             checkpoint.prune(folder, self.train.keep or checkpoint.KEPT)

@@ -27,6 +27,7 @@ from gzcli.data.packs.batches import TrainBatches
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack
 from gzcli.engine import optim, prepared, sampler, trained, trainer
+from gzcli.engine.checkpoint import SpaceRecord
 from gzcli.engine.log import Log
 from gzcli.engine.step import precision
 from gzcli.judge import scores
@@ -288,7 +289,9 @@ class Paths:
     def latents(self) -> None:
         info = self.t.info
         measured = prepared._measure(self.model, self.t.pack, info.levels, DEVICE)
-        space = trained.LatentSpace(self.model, info, "", *measured)
+        shift, scale = (values.tolist() for values in measured)
+        record = SpaceRecord("", list(info.shape), info.levels, shift, scale)
+        space = trained.LatentSpace(self.model, record)
         space.decode(space.encode(self.batch.x))
 
 
