@@ -198,7 +198,7 @@ class DiffusersVAE(nn.Module):
 
 
 def find_autoencoder(name: str, device: torch.device | str) -> tuple[Any, DataInfo | None, str]:
-    """The model of a run, or the `DiffusersVAE` of a folder or of a repository of the hub; the data that it was
+    """The model of a run, or the `DiffusersVAE` of a folder or a repository of the hub; the data that it was
     trained on (None: any images); and the sha256 of its weights."""
     if run := autoencoder_run(name):
         model, saved = load_model(run, device)
