@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gzcli.core import ranks
 from gzcli.core.errors import DivergedError, MissingError, first_line
 from gzcli.core.measured import reference_at
-from gzcli.core.sections import LaunchSection, Part
+from gzcli.core.sections import Part
 from gzcli.engine.log import Log, TrainBar
 from gzcli.store import files
 from gzcli.store.metrics import every_line, metric_lines
@@ -128,11 +128,6 @@ class History:
 
 
 # ---------------------------------------------------------------------------- trackers
-
-
-def tracker_names(section: LaunchSection) -> tuple[str, ...]:
-    """The trackers that a recipe asks for, each once."""
-    return tuple(dict.fromkeys((*section.track, *(("wandb",) if section.wandb else ()))))
 
 
 class Trackers:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,7 +50,11 @@ def draw(
         rows = range(at, min(at + size, end))
         chunk = None if labels is None else labels[rows.start : rows.stop].to(trained.device)
         inputs = {key: cycled(values, rows, trained.device) for key, values in given.items()}
-        report = partial(_report, progress, at - start, len(rows), end - start)
+        done, batch = at - start, len(rows)
+
+        def report(i: float, n: float, x: Tensor | None = None, done: int = done, batch: int = batch) -> None:
+            progress(done + batch * i / n, end - start, x)
+
         keywords = grouped(trained.model.sample, {**options, **inputs})
         try:
             with torch.inference_mode(), trained.sampling():
@@ -67,13 +70,6 @@ def draw(
         parts.append(to_uint8(x).cpu().numpy())
         at += len(rows)
     return ranks.gather(ranks.joined(parts))
-
-
-def _report(
-    progress: Progress, done: int, batch: int, total: int, i: float, n: float, x: Tensor | None = None
-) -> None:
-    """Reports step i of n of a batch, where so many images of the total are done."""
-    progress(done + batch * i / n, total, x)
 
 
 def batch_size(trained: Trained, options: Mapping[str, Any]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Set
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from gzcli.engine import checkpoint, optim, sampler
 from gzcli.engine.cadence import KINDS, Cadence, Stop, listening
 from gzcli.engine.ema import EMA, SharedOutEMA
 from gzcli.engine.forecast import speed_of
-from gzcli.engine.history import History, Trackers, tracker_names
+from gzcli.engine.history import History, Trackers
 from gzcli.engine.log import Log, TrainBar
 from gzcli.engine.pictures import loss_curve
 from gzcli.engine.prepared import prepare, train_images, with_prepared
@@ -87,7 +87,9 @@ class Trainer:
     def fit(self) -> None:
         """Trains from the newest checkpoint, or from the start, to the end; saves when it is stopped."""
         self.start = self.done = self.resume()
-        if (names := tracker_names(self.part.launch)) and self.rank == 0:
+        launch = self.part.launch
+        names = tuple(dict.fromkeys((*launch.track, *(("wandb",) if launch.wandb else ()))))
+        if names and self.rank == 0:
             space = asdict(self.space.record) if self.space else None
             config = self.part.tree() | {"built_on": self.built_on, "space": space}
             self.history.trackers = Trackers(names, self.run, config, self.log, start=self.start)
@@ -246,14 +248,9 @@ class Trainer:
         """Does what was due at the step at which the run was stopped, and was left out then."""
         every, start = self.cadence.every, self.start
         due = {kind for kind, steps in every.items() if start and steps and start % steps == 0}
-        validated, drawn = ranks.agree(
-            (self.history.validated(start), self.run.samples_picture(start).exists())
-        )
-        if "eval" in due and self.metric and not validated:
-            self.get_net()
-            self.evaluate(start, self.metric)
-        if "sample" in due and not drawn:
-            self.picture(start, GRID)
+        there = self.history.validated(start), self.run.samples_picture(start).exists()
+        validated, drawn = ranks.agree(there)
+        self.pause(start, due - ({"eval"} if validated else set()) - ({"sample"} if drawn else set()))
 
     def save(self, step: int) -> None:
         """Saves a checkpoint of `step` steps, unless there is one. A call of every rank; rank 0 writes."""
@@ -330,7 +327,8 @@ class Trainer:
         goes on validates again where they are missing."""
         with self.ema.evaluating():
             values = validate(self.trained, metric, pack=self.pack, data=self.images.pack, net=self.net)
-        if 4 * done >= self.steps and (text := collapsed(values)):  # earlier, samples have not spread out yet
+        spread_out = "distance" in values and 4 * done >= self.steps  # not yet at the first steps
+        if spread_out and (text := collapse.warning(values["distance"], values.get("classes"))):
             self.log.warn(text)
         self.save_best(done, metric, values[metric])
         self.history.record("eval", done, {f"val_{name}": value for name, value in values.items()})
@@ -432,10 +430,3 @@ def distances(trained: Trained, pack: Pack, net: LeNetFeatures | None) -> dict[s
     if not net.rotations and not several:
         figures["classes"] = collapse.coverage(predicted, classes)
     return figures
-
-
-def collapsed(values: Mapping[str, float]) -> str | None:
-    """A warning where `distances` show that a generator has collapsed; None where they do not."""
-    if "distance" not in values:
-        return None
-    return collapse.warning(values["distance"], values.get("classes"))
