@@ -221,34 +221,25 @@ def on_latents(part: Part, info: DataInfo) -> DataInfo:
     if not (name := part.data.latent):
         return info
     if run := runs.by_name(name):
-        return replace(info, shape=_shape_by_run(run, info), levels=None)
-    config = _config(name)
+        for stage in run.stages or [run]:
+            tokenizer = part_of(stage.tree())
+            card = catalog.card_of(stage, tokenizer.model)
+            if "latent" in card.can and not card.stages:
+                with shapes_only():
+                    model: Any = build_model(tokenizer, info, {}, card).eval()
+                    shape = tuple(model.to_latent(torch.zeros(1, *info.shape)).shape[1:])
+                return replace(info, shape=shape, levels=None)
+        raise MissingError(f"`data.latent`: what `{run.id}` makes of an image is not known before it is used")
+    cached = hub_home() / "hub" / f"models--{name.replace('/', '--')}"
+    folders = [Path(name).expanduser(), *cached.glob("snapshots/*")]
+    configs = (files.read_json(folder / sub / "config.json") for folder in folders for sub in ("vae", ""))
+    config = next(filter(None, configs), STABLE_DIFFUSION if is_id(name) and "vae" in name else None)
+    if config is None:
+        message = f"`data.latent`: the shape of the latents of `{name}` is not known before it is here"
+        raise MissingError(message)
     times = 2 ** (len(config["block_out_channels"]) - 1)
     shape = (config.get("latent_channels", 4), *(side // times for side in info.shape[1:]))
     return replace(info, shape=shape, levels=None)
-
-
-def _shape_by_run(run: runs.Run, info: DataInfo) -> tuple[int, ...]:
-    for stage in run.stages or [run]:
-        part = part_of(stage.tree())
-        card = catalog.card_of(stage, part.model)
-        if "latent" in card.can and not card.stages:
-            with shapes_only():
-                model: Any = build_model(part, info, {}, card).eval()
-                return tuple(model.to_latent(torch.zeros(1, *info.shape)).shape[1:])
-    raise MissingError(f"`data.latent`: what `{run.id}` makes of an image is not known before it is used")
-
-
-def _config(name: str) -> dict[str, Any]:
-    """The configuration of an `AutoencoderKL`, from its folder or the hub's cache."""
-    cached = hub_home() / "hub" / f"models--{name.replace('/', '--')}"
-    folders = [Path(name).expanduser(), *cached.glob("snapshots/*")]
-    for path in (folder / sub / "config.json" for folder in folders for sub in ("vae", "")):
-        if config := files.read_json(path):
-            return config
-    if is_id(name) and "vae" in name:
-        return STABLE_DIFFUSION
-    raise MissingError(f"`data.latent`: the shape of the latents of `{name}` is not known before it is here")
 
 
 # ---------------------------------------------------------------------------- arrays of a row an image

@@ -310,8 +310,7 @@ class Trainer:
         averages = {name: value.to(self.device) for name, value in saved.averaged.weights.items()}
         self.ema.load_state_dict(averages, train["ema_updates"])
         for name, values in train["optimizers"].items():
-            optimizer = self.optimizers[name]
-            checkpoint.restore(optimizer, values | {"state": checkpoint.parts_of(values["state"], optimizer)})
+            checkpoint.restore(self.optimizers[name], values)
         if train["scaler"] and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(train["scaler"])
         pending = train.get("pending") or [None]  # older checkpoints have none
