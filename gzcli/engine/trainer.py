@@ -21,7 +21,7 @@ from gzcli.data.packs.batches import scan
 from gzcli.data.packs.pack import Pack
 from gzcli.engine import checkpoint, optim, sampler
 from gzcli.engine.cadence import KINDS, Cadence, Stop, listening
-from gzcli.engine.ema import EMA, SharedOutEMA
+from gzcli.engine.ema import EMA
 from gzcli.engine.forecast import speed_of
 from gzcli.engine.history import History, Trackers
 from gzcli.engine.log import Log, TrainBar
@@ -72,10 +72,7 @@ class Trainer:
         self.trainable = list({id(p): p for params in self.params.values() for p in params}.values())
         self.settings = optim.settings(part.optim, self.phases)
         self.optimizers = {p.name: optim.build(p, self.settings[p.name], self.model) for p in self.phases}
-        if whole is None:
-            self.ema = EMA(self.model, self.train.ema, self.some_images)
-        else:
-            self.ema = SharedOutEMA(self.model, self.train.ema, whole)
+        self.ema = EMA(self.model, self.train.ema, self.some_images, whole)
         self.history = History(run, log, self.device)
         self.trained = Trained(run, whole or self.model, self.info, part, self.device, 0, self.space)
         self.built_on = built_on(run, part.model)  # sha256 of the weights of each stage below this one
