@@ -30,7 +30,7 @@ from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.sections import Part, part_of
 from gzcli.core.types import Batch, DataInfo, mix
 from gzcli.core.units import as_size, by_sides
-from gzcli.data.packs.batches import TrainBatches, scan
+from gzcli.data.packs.batches import scan
 from gzcli.data.packs.pack import Pack, is_array
 from gzcli.engine.checkpoint import SpaceRecord
 from gzcli.engine.log import Log
@@ -63,20 +63,6 @@ class TrainImages:
     device: torch.device  # of the batches
     seed: int  # of the run
     augment: tuple[str, ...]  # names of the augmentations
-
-    def shuffled(
-        self, batch_size: int, n: int | None, prepared: Mapping[str, np.ndarray], needs: Sequence[str]
-    ) -> TrainBatches:
-        """This rank's batches of every step, for ever; the arguments are those of `TrainBatches`."""
-        return TrainBatches(
-            **vars(self),
-            batch_size=batch_size,
-            rank=ranks.rank(),
-            world=ranks.world(),
-            n=n,
-            prepared=prepared,
-            needs=needs,
-        )
 
     def scan(
         self, index: Sequence[int] | np.ndarray, *, purpose: str, batch_size: int, split: str = "train"

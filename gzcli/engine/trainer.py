@@ -17,7 +17,7 @@ from gzcli.core import devices, ranks, streams
 from gzcli.core.errors import Interrupted
 from gzcli.core.sections import Part
 from gzcli.core.types import Batch, BatchNoise, mix
-from gzcli.data.packs.batches import scan
+from gzcli.data.packs.batches import TrainBatches, scan
 from gzcli.data.packs.pack import Pack
 from gzcli.engine import checkpoint, optim, sampler
 from gzcli.engine.cadence import KINDS, Cadence, Stop, listening
@@ -62,7 +62,10 @@ class Trainer:
         stages, card = stages_for(run, part.model, self.device), card_of(run, part.model)
         self.model = placed(build_model(part, self.info, stages, card), self.device).train()
         made = prepare(self.model, self.images, run, log)
-        self.batches = self.images.shuffled(self.train.batch_size, part.data.n, made, self.model.needs)
+        size = self.train.batch_size
+        inputs: dict[str, Any] = {"n": part.data.n, "prepared": made, "needs": self.model.needs}
+        inputs |= vars(self.images)
+        self.batches = TrainBatches(**inputs, batch_size=size, rank=self.rank, world=self.world)
         whole = twin(self.model) if is_shared_out(part) else None
         # a model from outside may leave parameters out at steps that its first batch does not show
         first = self.batches.at(0) if card.family != OUTSIDE and self.world > 1 else None
