@@ -13,9 +13,8 @@ What the model of a stage makes of each training image (`Model.prepare`: codes, 
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from gzcli.core import ranks
@@ -40,7 +40,7 @@ from gzcli.models import catalog
 from gzcli.models.base import Model
 from gzcli.models.nn import full_fp32
 from gzcli.store import files, runs
-from gzcli.store.files import fsync, need_space, part_path, remove_tree, sweep
+from gzcli.store.files import need_space, new_dir, remove_tree, sweep
 from gzcli.store.hub import hub_home, is_id
 from gzcli.store.paths import cache_dir
 from gzcli.store.runs import Run
@@ -103,13 +103,10 @@ def prepare(model: Model, images: TrainImages, run: Run, log: Log) -> dict[str, 
     if not hasattr(model, "prepare"):
         return {}
     if not is_whole(folder, log):
-
-        def make(split: str, batch: Batch) -> Mapping[str, Tensor]:
-            return model.prepare(batch)
-
         model.eval()
         with full_fp32(images.device):  # so nearly tied codes are chosen as the verbs choose them
-            write_maps(folder, images, ("train",), make, batch_size=PREPARE_BATCH, log=log, title="prepare")
+            how: dict[str, Any] = {"batch_size": PREPARE_BATCH, "log": log, "title": "prepare"}
+            write_maps(folder, images, ("train",), lambda _, batch: model.prepare(batch), **how)
         model.train()
     return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
 
@@ -252,56 +249,34 @@ def write_maps(
     title: str,
 ) -> None:
     """Writes `folder/<key>.npy` [N, …] of what `make` makes of the images; a call of every rank. Each rank
-    fills its rows of shared files, which are renamed to `folder` when all are done."""
-    part = ranks.agree(part_path(folder))  # another run may write the same folder at the same time
-    if ranks.rank() == 0:
+    fills its rows of shared files, and the folder is there when all are done."""
+    main = ranks.rank() == 0
+    maps: dict[str, np.memmap] = {}
+    if main:
         sweep(folder.parent)
-        part.mkdir(parents=True)
-    with torch.inference_mode():
+    with torch.inference_mode(), new_dir(folder) if main else nullcontext(folder) as part:
+        part = ranks.agree(part)
         for split in splits:
             n = images.pack.meta.counts[split]
             read = partial(images.scan, purpose="prepare", batch_size=batch_size, split=split)
-            if ranks.rank() == 0 and n:
+            if main and n:
                 for key, value in make(split, next(read(range(1)))).items():
                     row = value.cpu().numpy()  # [1, …]
                     need_space(part.parent, n * row.nbytes)
-                    np.lib.format.open_memmap(
-                        part / f"{key}.npy", "w+", row.dtype, (n, *row.shape[1:])
-                    ).flush()
+                    open_memmap(part / f"{key}.npy", "w+", row.dtype, (n, *row.shape[1:])).flush()
             ranks.wait()
             share = range(*(n * r // ranks.world() for r in (ranks.rank(), ranks.rank() + 1)))
-            if share and any(part.glob("*.npy")):  # else nothing was made of the first image
-                _fill(part, share, read(share), partial(make, split), log, title)
+            if not share or not any(part.glob("*.npy")):  # nothing was made of the first image
+                continue
+            with log.bar(title) as progress:
+                for batch in read(share):
+                    where = batch.index.cpu().numpy()
+                    for key, value in make(split, batch).items():
+                        if key not in maps:
+                            maps[key] = open_memmap(part / f"{key}.npy", "r+")
+                        maps[key][where] = value.cpu().numpy()
+                    progress(int(where[-1]) + 1 - share.start, len(share))
+        for array in maps.values():
+            array.flush()
+        ranks.wait()
     ranks.wait()
-    if ranks.rank() == 0:
-        for path in part.iterdir():
-            fsync(path)
-        try:
-            os.replace(part, folder)
-        except OSError:
-            if not folder.exists():
-                raise
-            shutil.rmtree(part)  # another run has made the same meanwhile
-    ranks.wait()
-
-
-def _fill(
-    part: Path,
-    share: range,
-    batches: Iterator[Batch],
-    make: Callable[[Batch], Mapping[str, Tensor]],
-    log: Log,
-    title: str,
-) -> None:
-    """Writes this rank's share of the rows of the maps of a split."""
-    maps: dict[str, np.memmap] = {}
-    with log.bar(title) as progress:
-        for batch in batches:
-            where = batch.index.cpu().numpy()
-            for key, value in make(batch).items():
-                if key not in maps:
-                    maps[key] = np.lib.format.open_memmap(part / f"{key}.npy", "r+")
-                maps[key][where] = value.cpu().numpy()
-            progress(int(where[-1]) + 1 - share.start, len(share))
-    for array in maps.values():
-        array.flush()
