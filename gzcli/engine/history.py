@@ -40,8 +40,10 @@ HINTS = {
 class History:
     """The losses of a run, summed on the device until they are logged, and its other figures."""
 
-    def __init__(self, run: Run, log: Log, device: torch.device, trackers: Trackers | None = None):
-        self.run, self.log, self.trackers = run, log, trackers
+    trackers: Trackers | None = None
+
+    def __init__(self, run: Run, log: Log, device: torch.device):
+        self.run, self.log = run, log
         self.sums: dict[str, Tensor] = {}  # of each loss since it was logged last
         self.counts: dict[str, int] = {}  # how many are in the sum
         self.first: dict[str, Tensor] = {}  # size of each loss at the first step, at least 1
