@@ -16,8 +16,7 @@ from gzcli.core.errors import DeviceError
 from gzcli.core.types import DataInfo, ImageNoise, Progress, no_progress
 from gzcli.core.units import sides
 from gzcli.data.packs.batches import to_uint8
-from gzcli.data.sets.names import class_numbers, in_turns
-from gzcli.engine import sheets
+from gzcli.data.sets.names import class_numbers
 from gzcli.engine.trained import Trained
 from gzcli.models.nn import spread_labels
 from gzcli.models.options import grouped
@@ -93,14 +92,3 @@ def parse_labels(text: str, n: int, info: DataInfo) -> Tensor:
     numbers = class_numbers(text, info.classes)
     y = torch.tensor([numbers[i % len(numbers)] for i in range(n)])
     return torch.nn.functional.one_hot(y, len(info.classes)).float() if info.multilabel else y
-
-
-def of_training(trained: Trained, about: int, asked: int | None, step: int) -> tuple[np.ndarray, int]:
-    """A sheet [H, W, C] of a model that is being trained, and its number of samples: as many of each class,
-    always with the same noise. A call of every rank."""
-    classes = trained.info.classes if trained.model.conditional else ()
-    n = asked or in_turns(about, len(classes))
-    labels = spread_labels(None, n, trained.info, torch.device("cpu")) if classes else None
-    images = draw(trained, n, labels=labels)
-    caption = sheets.caption_of(trained, None, 0, {}, step)
-    return sheets.of_samples(images, labels, classes, caption), n

@@ -19,7 +19,8 @@ from gzcli.core.sections import Part
 from gzcli.core.types import Batch, BatchNoise, mix
 from gzcli.data.packs.batches import TrainBatches, scan
 from gzcli.data.packs.pack import Pack
-from gzcli.engine import checkpoint, optim, sampler
+from gzcli.data.sets.names import in_turns
+from gzcli.engine import checkpoint, optim, sampler, sheets
 from gzcli.engine.cadence import KINDS, Cadence, Stop, listening
 from gzcli.engine.ema import EMA
 from gzcli.engine.forecast import speed_of
@@ -35,7 +36,7 @@ from gzcli.metrics.features import LeNetFeatures, lenet
 from gzcli.metrics.quality.fd import frechet_distance
 from gzcli.models.base import Model, Phase, named_losses
 from gzcli.models.catalog import OUTSIDE, card_of
-from gzcli.models.nn import double, full_fp32
+from gzcli.models.nn import double, full_fp32, spread_labels
 from gzcli.store import files
 from gzcli.store.png import save_png
 from gzcli.store.runs import Run
@@ -344,11 +345,20 @@ class Trainer:
             self.net = lenet(self.pack, device=self.device, say=self.log.info)
 
     def picture(self, done: int, n: int) -> None:
-        """Writes samples/<done>.png of `train.samples` or about n samples; every rank draws its share."""
+        """Writes samples/<done>.png of `train.samples` or about n samples, as many of each class and always
+        with the same noise; every rank draws its share."""
+        trained = self.trained
+        classes = trained.info.classes if trained.model.conditional else ()
+        n = self.train.samples or in_turns(n, len(classes))
+        labels = spread_labels(None, n, trained.info, torch.device("cpu")) if classes else None
         with self.ema.evaluating():
-            picture, n = sampler.of_training(self.trained, n, self.train.samples, done)
+            images = sampler.draw(trained, n, labels=labels)
         if self.rank == 0:
-            path = self.run.samples_picture(done)
+            caption = sheets.caption_of(trained, None, 0, {}, done)
+            picture, path = (
+                sheets.of_samples(images, labels, classes, caption),
+                self.run.samples_picture(done),
+            )
             save_png(path, picture, {"step": done, "n": n, "seed": 0})
             if self.history.trackers:
                 self.history.trackers.picture(done, path)
