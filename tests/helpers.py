@@ -54,7 +54,7 @@ def recipe(case: Any, *, steps: int, data: str | None = None, sets: tuple[str, .
 
 def trainer(tree: dict[str, Any], run: Run | None = None) -> Trainer:
     """A trainer in this process."""
-    from gzcli.core.parts import part_of
+    from gzcli.core.sections import part_of
     from gzcli.data.packs.open import open_pack, pack_options
     from gzcli.engine.step import accelerate
     from gzcli.recipe.yaml import dump

@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from gzcli.core.parts import Part
-from gzcli.core.sections import OodSection
+from gzcli.core.sections import OodSection, Part
 from gzcli.data.packs.open import open_pack
 from gzcli.engine.trained import Trained
 from gzcli.models.base import Model

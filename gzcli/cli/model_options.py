@@ -17,7 +17,7 @@ from gzcli.core.streams import printable
 from gzcli.store.paths import cache_dir, recipe_names
 
 if TYPE_CHECKING:
-    from gzcli.core.parts import Part
+    from gzcli.core.sections import Part
     from gzcli.models.catalog import ModelCard
     from gzcli.models.signatures import Param
     from gzcli.recipe.recipe import Recipe

@@ -24,7 +24,7 @@ from gzcli.data.sets.names import data_key, is_set, local, locate, slug
 
 if TYPE_CHECKING:
     from gzcli.core.jobs import AlarmJob, OodJob
-    from gzcli.core.sections import DataSection
+    from gzcli.core.sections import DataSection, part_of
     from gzcli.data.sets.names import DataSet
     from gzcli.data.sets.registry import Benchmark
     from gzcli.models.catalog import ModelCard
@@ -188,7 +188,6 @@ def of_runs(
     model: str, words: list[str], inside: DataSet | None, scores: list[str]
 ) -> tuple[Run, ModelCard, DataSection, dict[str, Any]]:
     """The first of the runs, its model, its data, and the settings of a job that the runs decide."""
-    from gzcli.core.parts import part_of
     from gzcli.launch.from_file import find_run
     from gzcli.models.catalog import card_of
     from gzcli.recipe.schema import score_options

@@ -30,7 +30,7 @@ from gzcli.store.runs import all_runs
 
 if TYPE_CHECKING:
     from gzcli.core.jobs import SampleJob
-    from gzcli.core.parts import Part
+    from gzcli.core.sections import Part
     from gzcli.models.catalog import ModelCard
 
 MANY = 64  # images, if no other number is asked for
@@ -147,7 +147,7 @@ def job_of(
     model: str, data: str | None, typed: SampleJob, words: list[str]
 ) -> tuple[Run, SampleJob, list[str]]:
     """The run of a model's name, the typed job with what follows from it, and the run's applications."""
-    from gzcli.core.parts import part_of
+    from gzcli.core.sections import part_of
     from gzcli.launch.from_file import find_run
     from gzcli.models.catalog import card_of
 

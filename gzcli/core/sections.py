@@ -1,5 +1,5 @@
-"""The sections of a recipe as typed values. Their fields are the keys, with types, defaults and ranges, that
-`schema.py` checks; they are declared here and nowhere else.
+"""A recipe as typed values: a `Part` for the model, or for each stage, and its sections. Their fields are the
+keys, with types, defaults and ranges, that `schema.py` checks; they are declared here and nowhere else.
 """
 
 from __future__ import annotations
@@ -246,8 +246,23 @@ SECTIONS: Mapping[str, type] = {
 
 
 def plain(section: Any) -> dict[str, Any]:
-    """The section as YAML and JSON have it."""
-    return lists(asdict(section))
+    """The section as YAML and JSON have it, with the keys that the model decides on among the others."""
+    values = lists(asdict(section))
+    for f in fields(section):
+        if f.metadata.get("further"):
+            values |= values.pop(f.name)
+    return values
+
+
+def section_of(kind: type, tree: Mapping[str, Any]) -> Any:
+    """The section that `plain` made the tree of; keys that it does not declare are those of the model."""
+    declared = {f.name for f in keys_of(kind)}
+    further = {
+        f.name: {k: v for k, v in tree.items() if k not in declared}
+        for f in fields(kind)
+        if f.metadata.get("further")
+    }
+    return kind(**tuples({key: tree[key] for key in tree if key in declared}), **further)
 
 
 def tuples(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -258,3 +273,77 @@ def tuples(values: Mapping[str, Any]) -> dict[str, Any]:
 def lists(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values as YAML and JSON have them: tuples as lists."""
     return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one model is trained by, and then sampled and scored by.
+
+    model: name of the model.
+    options: hyperparameters of the model, flat, as `Model.of` takes them.
+    stage: name of the stage; "" of a recipe without stages.
+    about: the recipe in one line.
+    scale: the size that the recipe was chosen in, one of `SCALES`; null: the recipe has no scales.
+    seed: seed of the first weights, of the order of the images and of all noise.
+    data: which images.
+    train: how long, and in which batches.
+    optim: the optimizer.
+    sample: options of the model's `sample`.
+    ood: how images are scored.
+    bench: what is measured.
+    launch: which processes.
+    params: number of parameters of the model, as `44M`; null: not stated.
+    """
+
+    model: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    stage: str = ""
+    about: str = ""
+    scale: Literal["tiny", "small", "full", "paper"] | None = None
+    seed: int = ranged(0, "0 … 9,007,199,254,740,991")
+    data: DataSection = field(default_factory=DataSection)
+    train: TrainSection = field(default_factory=TrainSection)
+    optim: OptimSection = field(default_factory=OptimSection)
+    sample: Mapping[str, Any] = field(default_factory=dict)
+    ood: OodSection = field(default_factory=OodSection)
+    bench: BenchSection = field(default_factory=BenchSection)
+    launch: LaunchSection = field(default_factory=LaunchSection)
+    params: int | str | None = ranged(None, "1 or more")
+
+    @property
+    def in_recipe(self) -> str:
+        """What its keys begin with in a recipe: `stages.prior.`, or nothing."""
+        return f"stages.{self.stage}." if self.stage else ""
+
+    def tree(self) -> dict[str, Any]:
+        """The part as YAML and JSON have it; `part_of` reads it back."""
+        sections = {name: plain(getattr(self, name)) for name in SECTIONS}
+        return {
+            "about": self.about,
+            "scale": self.scale,
+            "seed": self.seed,
+            "model": {"name": self.model, **self.options},
+            **{name: sections[name] for name in ("data", "train", "optim")},
+            "sample": dict(self.sample),
+            **{name: sections[name] for name in ("ood", "bench", "launch")},
+            "params": self.params,
+        }
+
+
+def part_of(tree: Mapping[str, Any], stage: str = "") -> Part:
+    """The part that the tree of a run or of a stage describes; a key that is missing has its default. Raises
+    UsageError for a value of an option that is a constant now."""
+    model, sample = without_fixed(tree["model"]), tree.get("sample") or {}
+    # an old name stays where the new one is there too: then the model has both
+    names = {old: new for old, new in RENAMED["sample"].items() if new not in sample}
+    return Part(
+        model=model.pop("name"),
+        options=model,
+        stage=stage,
+        about=tree.get("about", ""),
+        scale=tree.get("scale"),
+        seed=tree.get("seed", 0),
+        sample={names.get(key, key): value for key, value in sample.items()},
+        params=tree.get("params"),
+        **{name: section_of(kind, tree.get(name) or {}) for name, kind in SECTIONS.items()},
+    )

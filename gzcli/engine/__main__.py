@@ -31,7 +31,7 @@ from gzcli.core.errors import (
     first_line,
     system_error,
 )
-from gzcli.core.parts import part_of
+from gzcli.core.sections import part_of
 from gzcli.core.units import duration
 from gzcli.data.packs.open import check_unchanged, open_pack, pack_options, record_data
 from gzcli.engine.cadence import KEPT, LEAST, count_steps

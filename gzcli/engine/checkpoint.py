@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from gzcli.core import ranks
 from gzcli.core.errors import DamagedError, MissingError, UsageError
-from gzcli.core.parts import Part, part_of
+from gzcli.core.sections import Part, part_of
 from gzcli.core.types import DataInfo
 from gzcli.engine.log import Log
 from gzcli.store import files, runs
@@ -240,16 +240,6 @@ def load(model: nn.Module, values: Mapping[str, Any]) -> None:
     model.load_state_dict({name: ranks.part_like(v, present.get(name)) for name, v in values.items()})
 
 
-def parts_of(values: Mapping[int, Mapping[str, Any]], optimizer: Optimizer) -> dict[int, dict[str, Any]]:
-    """What an optimizer keeps of each parameter, by its number, shared out as the parameter is."""
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-
-    def part(value: Any, p: Any) -> Any:
-        return ranks.part_like(value, p) if isinstance(value, Tensor) and value.shape == p.shape else value
-
-    return {i: {key: part(value, params[i]) for key, value in state.items()} for i, state in values.items()}
-
-
 def init_from(model: nn.Module, source: str, run: Run, log: Log) -> None:
     """Gives a model the weights of an earlier stage of `run`, of another run, or of a safetensors file."""
     file = Path(source).expanduser()
@@ -288,10 +278,19 @@ def finish(run: Run, keep: int | None) -> None:
 
 
 def restore(optimizer: Optimizer, values: dict[str, Any]) -> None:
-    """Gives an optimizer its state. What has the shape of a parameter gets its order in memory too, which
-    fused kernels want: a checkpoint may come from a device where convolutions lie otherwise."""
-    optimizer.load_state_dict(values)
-    for p, own in optimizer.state.items():
-        for key, value in own.items():
-            if isinstance(value, torch.Tensor) and value.shape == p.shape and value.stride() != p.stride():
-                own[key] = torch.empty_like(p, dtype=value.dtype).copy_(value)
+    """Gives an optimizer its state. What has the shape of a parameter is shared out as the parameter is, and
+    gets its order in memory, which fused kernels want: a checkpoint may come from a device where convolutions
+    lie otherwise."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def part(value: Any, p: Tensor) -> Any:
+        return ranks.part_like(value, p) if isinstance(value, Tensor) and value.shape == p.shape else value
+
+    state = {
+        i: {key: part(value, params[i]) for key, value in of.items()} for i, of in values["state"].items()
+    }
+    optimizer.load_state_dict(values | {"state": state})
+    for p, of in optimizer.state.items():
+        for key, value in of.items():
+            if isinstance(value, Tensor) and value.shape == p.shape and value.stride() != p.stride():
+                of[key] = torch.empty_like(p, dtype=value.dtype).copy_(value)

@@ -17,9 +17,18 @@ from gzcli.core.types import Batch
 
 class EMA:
     """Averages the parameters of `model`; with decay 0 the average is the model. A model that has `calibrate`
-    finds the buffers that describe training images, as those of batch norm, anew for its averaged weights."""
+    finds the buffers that describe training images, as those of batch norm, anew for its averaged weights.
+    Where the parameters are shared out among ranks, each of which averages its part, `whole` is another model
+    with whole weights, which samples and scores."""
 
-    def __init__(self, model: nn.Module, decay: float, images: Callable[[], Iterable[Batch]] = tuple):
+    def __init__(
+        self,
+        model: nn.Module,
+        decay: float,
+        images: Callable[[], Iterable[Batch]] = tuple,
+        whole: nn.Module | None = None,
+    ):
+        self.whole = whole
         self.model, self.decay, self.updates = model, decay, 0
         named = dict(model.named_parameters()) if decay else {}
         self.names, self.of = list(named), list(named.values())
@@ -45,7 +54,17 @@ class EMA:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Inside, the model has the averaged weights, and buffers that fit them. A call of every rank."""
+        """Inside, the model that samples has the averaged weights, and buffers that fit them. A call of every
+        rank."""
+        if self.whole is not None:
+            values = dict(self.model.named_parameters()) | self.state_dict()
+            with torch.no_grad():
+                for name, p in self.whole.named_parameters():
+                    p.copy_(ranks.whole(values[name]))
+                for name, b in self.model.named_buffers():
+                    self.whole.get_buffer(name).copy_(b)
+            yield
+            return
         self._swap()
         buffers = {name: b.clone() for name, b in self.model.named_buffers()} if self.calibrate else {}
         try:
@@ -67,7 +86,7 @@ class EMA:
     def evaluating(self) -> Iterator[None]:
         """Inside, the model is as verbs have it: averaged weights, in eval mode, without gradients."""
         with self.swapped():
-            self.model.eval()
+            (self.model if self.whole is None else self.whole).eval()
             try:
                 with torch.inference_mode():
                     yield
@@ -102,30 +121,3 @@ class EMA:
         self.updates, self.fitting = updates, None
         for name, shadow, p in zip(self.names, self.shadow, self.of, strict=True):
             shadow.copy_(ranks.part_of(ranks.part_like(state[name], p)))
-
-
-class SharedOutEMA(EMA):
-    """Averages of a model whose parameters are shared out among the ranks, each of which averages its part.
-    `whole`, another model with whole weights, is what samples or scores it."""
-
-    def __init__(self, model: nn.Module, decay: float, whole: nn.Module):
-        super().__init__(model, decay)
-        self.whole = whole
-
-    @contextmanager
-    def swapped(self) -> Iterator[None]:
-        """Inside, the whole model has the averaged weights, and the buffers of the trained one. A call of
-        every rank."""
-        values = dict(self.model.named_parameters()) | self.state_dict()
-        with torch.no_grad():
-            for name, p in self.whole.named_parameters():
-                p.copy_(ranks.whole(values[name]))
-            for name, b in self.model.named_buffers():
-                self.whole.get_buffer(name).copy_(b)
-        yield
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        with self.swapped(), torch.inference_mode():
-            self.whole.eval()
-            yield

@@ -21,15 +21,14 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from gzcli.core import devices, ranks
 from gzcli.core.errors import GzError, UsageError, first_line
 from gzcli.core.jobs import TrialJob
-from gzcli.core.parts import Part, part_of
+from gzcli.core.sections import Part, part_of
 from gzcli.core.types import Batch, BatchNoise, DataInfo
 from gzcli.data.packs.open import open_pack, pack_options
 from gzcli.engine import optim
-from gzcli.engine.compiled import RecordedNoise, shapes_only, without_values
 from gzcli.engine.ema import EMA
 from gzcli.engine.log import Log, Speed
 from gzcli.engine.prepared import on_latents, with_prepared
-from gzcli.engine.step import precision, prepare_torch
+from gzcli.engine.step import RecordedNoise, precision, prepare_torch, shapes_only, without_values
 from gzcli.engine.trained import build_model
 from gzcli.models import catalog
 from gzcli.models.base import Model, named_losses
@@ -64,27 +63,25 @@ def run(job: TrialJob, folder: Path, device: torch.device, log: Log) -> dict[str
     """{"parts": […]}: for each part `params`, `flops` of a step, and where a step is tried its `seconds` and
     `bytes`, or the `error` that keeps them from being known. `refused` is the hint of a mistake in the
     recipe."""
-    return {"parts": [result_of(row, job.info, device) for row in job.parts]}
-
-
-def result_of(row: Mapping[str, Any], tree: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """What is found of one part."""
-    result: dict[str, Any] = dict.fromkeys(("params", "flops", "seconds", "bytes", "error"))
-    result["timed"] = row["timed"]
-    try:
-        stages = {name: on_data(part_of(stage, name), tree) for name, stage in row["stages"].items()}
-        part, info = on_data(part_of(row["tree"], row["stage"]), tree)
-        result["params"] = params_of(part, info, stages)
-        result["flops"] = flops_of(part, info, stages)
-        if row["timed"] and not (device.type == "cpu" and result["params"] > LARGE):
-            result |= tried(part, info, stages, result["flops"], device)
-    except GzError as e:
-        result["error"] = e.message
-        if isinstance(e, UsageError):
-            result["refused"] = e.hint or ""
-    except Exception as e:  # a model of others may do anything, and a net may not fit the memory
-        result["error"] = f"{type(e).__name__}: {first_line(e)}"
-    return result
+    results = []
+    for row in job.parts:
+        result: dict[str, Any] = dict.fromkeys(("params", "flops", "seconds", "bytes", "error"))
+        result["timed"] = row["timed"]
+        try:
+            stages = {name: on_data(part_of(tree, name), job.info) for name, tree in row["stages"].items()}
+            part, info = on_data(part_of(row["tree"], row["stage"]), job.info)
+            result["params"] = params_of(part, info, stages)
+            result["flops"] = flops_of(part, info, stages)
+            if row["timed"] and not (device.type == "cpu" and result["params"] > LARGE):
+                result |= tried(part, info, stages, result["flops"], device)
+        except GzError as e:
+            result["error"] = e.message
+            if isinstance(e, UsageError):
+                result["refused"] = e.hint or ""
+        except Exception as e:  # a model of others may do anything, and a net may not fit the memory
+            result["error"] = f"{type(e).__name__}: {first_line(e)}"
+        results.append(result)
+    return {"parts": results}
 
 
 def on_data(part: Part, tree: Mapping[str, Any]) -> PartOnData:
@@ -209,7 +206,12 @@ class Trial:
             for p in params:
                 p.requires_grad_(id(p) in trained)
             start = read()
-            self.backward(phase.name)
+            batch = self.batch.rows(slice(None), self.batch.noise)
+            if hasattr(self.model, "on_batch"):
+                batch.extra |= self.model.on_batch(batch)
+            with torch.autocast(batch.x.device.type, self.half, enabled=self.half is not None):
+                losses = named_losses(self.model, batch, phase.name)
+            losses["loss"].backward()
             middle = read()
             if optimizer := self.optimizers.get(phase.name):
                 optim.clip(phase.parameters(), self.part.train.clip)
@@ -222,14 +224,6 @@ class Trial:
         self.ema.update()
         return loss, update + read() - start
 
-    def backward(self, phase: str) -> None:
-        batch = self.batch.rows(slice(None), self.batch.noise)
-        if hasattr(self.model, "on_batch"):
-            batch.extra |= self.model.on_batch(batch)
-        with torch.autocast(batch.x.device.type, self.half, enabled=self.half is not None):
-            losses = named_losses(self.model, batch, phase)
-        losses["loss"].backward()
-
 
 def tried(
     part: Part, info: DataInfo, stages: Stages, flops: float | None, device: torch.device
@@ -238,10 +232,9 @@ def tried(
     runs out of a GPU's memory is tried with half the images."""
     prepare_torch(part)
     share = micro_batch(part)
-    images = FEW
-    if flops:
-        images = math.ceil(devices.kind_of(device).flops * share * pieces_of(part) / flops)
-    images = max(1, min(share, images))
+    batch = share * pieces_of(part)
+    enough = math.ceil(devices.kind_of(device).flops * batch / flops) if flops else FEW
+    images = max(1, min(share, enough))
     while True:
         try:
             model = build(part, info, stages).to(device)
@@ -249,14 +242,14 @@ def tried(
             trial = Trial(model, part, batch_of(model, images, noise))
             with torch.no_grad():
                 model.on_start(trial.batch)
-            return result(trial, share / images, device)
+            return measured(trial, share / images, device)
         except torch.OutOfMemoryError:
             if images <= 1:
                 raise
             images //= 2
 
 
-def result(trial: Trial, times: float, device: torch.device) -> dict[str, Any]:
+def measured(trial: Trial, times: float, device: torch.device) -> dict[str, Any]:
     """`seconds` and `bytes` of a step whose micro-batch has so many times the images of the trial. The
     fastest of some steps counts: what else delays one is not the model's."""
     # of one thread on a CPU its work is timed, so that other programs on the machine do not count

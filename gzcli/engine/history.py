@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from gzcli.core import ranks
 from gzcli.core.errors import DivergedError, MissingError, first_line
 from gzcli.core.measured import reference_at
-from gzcli.core.parts import Part
-from gzcli.core.sections import LaunchSection
+from gzcli.core.sections import Part
 from gzcli.engine.log import Log, TrainBar
 from gzcli.store import files
 from gzcli.store.metrics import every_line, metric_lines
@@ -41,8 +40,10 @@ HINTS = {
 class History:
     """The losses of a run, summed on the device until they are logged, and its other figures."""
 
-    def __init__(self, run: Run, log: Log, device: torch.device, trackers: Trackers | None = None):
-        self.run, self.log, self.trackers = run, log, trackers
+    trackers: Trackers | None = None
+
+    def __init__(self, run: Run, log: Log, device: torch.device):
+        self.run, self.log = run, log
         self.sums: dict[str, Tensor] = {}  # of each loss since it was logged last
         self.counts: dict[str, int] = {}  # how many are in the sum
         self.first: dict[str, Tensor] = {}  # size of each loss at the first step, at least 1
@@ -129,11 +130,6 @@ class History:
 
 
 # ---------------------------------------------------------------------------- trackers
-
-
-def tracker_names(section: LaunchSection) -> tuple[str, ...]:
-    """The trackers that a recipe asks for, each once."""
-    return tuple(dict.fromkeys((*section.track, *(("wandb",) if section.wandb else ()))))
 
 
 class Trackers:

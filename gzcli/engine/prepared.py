@@ -13,9 +13,8 @@ What the model of a stage makes of each training image (`Model.prepare`: codes, 
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,23 +22,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from gzcli.core import ranks
 from gzcli.core.errors import MissingError, UsageError
-from gzcli.core.parts import Part, part_of
+from gzcli.core.sections import Part, part_of
 from gzcli.core.types import Batch, DataInfo, mix
 from gzcli.core.units import as_size, by_sides
-from gzcli.data.packs.batches import TrainBatches, scan
+from gzcli.data.packs.batches import scan
 from gzcli.data.packs.pack import Pack, is_array
-from gzcli.engine.compiled import shapes_only
+from gzcli.engine.checkpoint import SpaceRecord
 from gzcli.engine.log import Log
-from gzcli.engine.trained import Autoencoder, DiffusersVAE, LatentSpace, build_model, find_autoencoder
+from gzcli.engine.step import shapes_only
+from gzcli.engine.trained import DiffusersVAE, LatentSpace, build_model, find_autoencoder
 from gzcli.models import catalog
 from gzcli.models.base import Model
 from gzcli.models.nn import full_fp32
 from gzcli.store import files, runs
-from gzcli.store.files import fsync, need_space, part_path, remove_tree, sweep
+from gzcli.store.files import need_space, new_dir, remove_tree, sweep
 from gzcli.store.hub import hub_home, is_id
 from gzcli.store.paths import cache_dir
 from gzcli.store.runs import Run
@@ -62,20 +63,6 @@ class TrainImages:
     device: torch.device  # of the batches
     seed: int  # of the run
     augment: tuple[str, ...]  # names of the augmentations
-
-    def shuffled(
-        self, batch_size: int, n: int | None, prepared: Mapping[str, np.ndarray], needs: Sequence[str]
-    ) -> TrainBatches:
-        """This rank's batches of every step, for ever; the arguments are those of `TrainBatches`."""
-        return TrainBatches(
-            **vars(self),
-            batch_size=batch_size,
-            rank=ranks.rank(),
-            world=ranks.world(),
-            n=n,
-            prepared=prepared,
-            needs=needs,
-        )
 
     def scan(
         self, index: Sequence[int] | np.ndarray, *, purpose: str, batch_size: int, split: str = "train"
@@ -116,13 +103,10 @@ def prepare(model: Model, images: TrainImages, run: Run, log: Log) -> dict[str, 
     if not hasattr(model, "prepare"):
         return {}
     if not is_whole(folder, log):
-
-        def make(split: str, batch: Batch) -> Mapping[str, Tensor]:
-            return model.prepare(batch)
-
         model.eval()
         with full_fp32(images.device):  # so nearly tied codes are chosen as the verbs choose them
-            write_maps(folder, images, ("train",), make, batch_size=PREPARE_BATCH, log=log, title="prepare")
+            how: dict[str, Any] = {"batch_size": PREPARE_BATCH, "log": log, "title": "prepare"}
+            write_maps(folder, images, ("train",), lambda _, batch: model.prepare(batch), **how)
         model.train()
     return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
 
@@ -158,7 +142,7 @@ def latents_of(images: TrainImages, space: LatentSpace, draw: bool, run: Run, lo
         )
     meta = images.pack.meta
     seed = mix(images.seed, "prepare") if images.augment or draw else 0
-    made_of = (asdict(space.record()), meta.digest, images.augment, seed, *(["drawn"] if draw else []))
+    made_of = (asdict(space.record), meta.digest, images.augment, seed, *(["drawn"] if draw else []))
     digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
     folder = cache_dir("latents", f"{meta.name}-{digest}")
     if not is_whole(folder, log):
@@ -185,27 +169,33 @@ def new_space(name: str, device: torch.device | str, pack: Pack, levels: int | N
             hint=f"`--set data.size={as_size(*sides)} --set data.channels={channels} "
             f"--set data.levels={trained_on.levels}`",
         )
-    if not isinstance(autoencoder, DiffusersVAE):
+    if trained_on:
         scaling = _measure(autoencoder, pack, images.levels, device)
-        return LatentSpace(autoencoder, images, digest, *scaling)
-    if images.shape[0] != (channels := autoencoder.channels):
-        raise UsageError(
-            f"`data.latent`: `{name}` takes {channels} channels, the images have {images.shape[0]}",
-            hint=f"`--set data.channels={channels}`",
+    else:
+        config = autoencoder.vae.config
+        if images.shape[0] != (channels := config.in_channels):
+            raise UsageError(
+                f"`data.latent`: `{name}` takes {channels} channels, the images have {images.shape[0]}",
+                hint=f"`--set data.channels={channels}`",
+            )
+        scaling = (
+            torch.full((config.latent_channels,), v)
+            for v in (config.shift_factor or 0.0, config.scaling_factor)
         )
-    return LatentSpace(autoencoder, images, digest, *autoencoder.scaling())
+    shift, scale = (values.float().tolist() for values in scaling)
+    return LatentSpace(autoencoder, SpaceRecord(digest, list(images.shape), images.levels, shift, scale))
 
 
 def _measure(
-    autoencoder: Autoencoder, pack: Pack, levels: int | None, device: torch.device | str
-) -> tuple[list[float], list[float]]:
+    autoencoder: Any, pack: Pack, levels: int | None, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
     """The mean and the inverse deviation of each channel over latents of training images."""
     index = np.random.default_rng(0).permutation(pack.meta.counts["train"])[:MEASURED]
     batches = scan(pack, "train", batch_size=MEASURE_BATCH, levels=levels, device=device, index=index)
     with torch.inference_mode():
         parts = [autoencoder.to_latent(batch.x).cpu().double() for batch in batches]
     z = torch.cat(parts).transpose(0, 1).flatten(1)  # [c, N · h · w]
-    return z.mean(1).tolist(), (1 / z.std(1).clamp(min=1e-3)).tolist()
+    return z.mean(1), 1 / z.std(1).clamp(min=1e-3)
 
 
 def on_latents(part: Part, info: DataInfo) -> DataInfo:
@@ -214,34 +204,25 @@ def on_latents(part: Part, info: DataInfo) -> DataInfo:
     if not (name := part.data.latent):
         return info
     if run := runs.by_name(name):
-        return replace(info, shape=_shape_by_run(run, info), levels=None)
-    config = _config(name)
+        for stage in run.stages or [run]:
+            tokenizer = part_of(stage.tree())
+            card = catalog.card_of(stage, tokenizer.model)
+            if "latent" in card.can and not card.stages:
+                with shapes_only():
+                    model: Any = build_model(tokenizer, info, {}, card).eval()
+                    shape = tuple(model.to_latent(torch.zeros(1, *info.shape)).shape[1:])
+                return replace(info, shape=shape, levels=None)
+        raise MissingError(f"`data.latent`: what `{run.id}` makes of an image is not known before it is used")
+    cached = hub_home() / "hub" / f"models--{name.replace('/', '--')}"
+    folders = [Path(name).expanduser(), *cached.glob("snapshots/*")]
+    configs = (files.read_json(folder / sub / "config.json") for folder in folders for sub in ("vae", ""))
+    config = next(filter(None, configs), STABLE_DIFFUSION if is_id(name) and "vae" in name else None)
+    if config is None:
+        message = f"`data.latent`: the shape of the latents of `{name}` is not known before it is here"
+        raise MissingError(message)
     times = 2 ** (len(config["block_out_channels"]) - 1)
     shape = (config.get("latent_channels", 4), *(side // times for side in info.shape[1:]))
     return replace(info, shape=shape, levels=None)
-
-
-def _shape_by_run(run: runs.Run, info: DataInfo) -> tuple[int, ...]:
-    for stage in run.stages or [run]:
-        part = part_of(stage.tree())
-        card = catalog.card_of(stage, part.model)
-        if "latent" in card.can and not card.stages:
-            with shapes_only():
-                model: Any = build_model(part, info, {}, card).eval()
-                return tuple(model.to_latent(torch.zeros(1, *info.shape)).shape[1:])
-    raise MissingError(f"`data.latent`: what `{run.id}` makes of an image is not known before it is used")
-
-
-def _config(name: str) -> dict[str, Any]:
-    """The configuration of an `AutoencoderKL`, from its folder or the hub's cache."""
-    cached = hub_home() / "hub" / f"models--{name.replace('/', '--')}"
-    folders = [Path(name).expanduser(), *cached.glob("snapshots/*")]
-    for path in (folder / sub / "config.json" for folder in folders for sub in ("vae", "")):
-        if config := files.read_json(path):
-            return config
-    if is_id(name) and "vae" in name:
-        return STABLE_DIFFUSION
-    raise MissingError(f"`data.latent`: the shape of the latents of `{name}` is not known before it is here")
 
 
 # ---------------------------------------------------------------------------- arrays of a row an image
@@ -268,56 +249,34 @@ def write_maps(
     title: str,
 ) -> None:
     """Writes `folder/<key>.npy` [N, …] of what `make` makes of the images; a call of every rank. Each rank
-    fills its rows of shared files, which are renamed to `folder` when all are done."""
-    part = ranks.agree(part_path(folder))  # another run may write the same folder at the same time
-    if ranks.rank() == 0:
+    fills its rows of shared files, and the folder is there when all are done."""
+    main = ranks.rank() == 0
+    maps: dict[str, np.memmap] = {}
+    if main:
         sweep(folder.parent)
-        part.mkdir(parents=True)
-    with torch.inference_mode():
+    with torch.inference_mode(), new_dir(folder) if main else nullcontext(folder) as part:
+        part = ranks.agree(part)
         for split in splits:
             n = images.pack.meta.counts[split]
             read = partial(images.scan, purpose="prepare", batch_size=batch_size, split=split)
-            if ranks.rank() == 0 and n:
+            if main and n:
                 for key, value in make(split, next(read(range(1)))).items():
                     row = value.cpu().numpy()  # [1, …]
                     need_space(part.parent, n * row.nbytes)
-                    np.lib.format.open_memmap(
-                        part / f"{key}.npy", "w+", row.dtype, (n, *row.shape[1:])
-                    ).flush()
+                    open_memmap(part / f"{key}.npy", "w+", row.dtype, (n, *row.shape[1:])).flush()
             ranks.wait()
             share = range(*(n * r // ranks.world() for r in (ranks.rank(), ranks.rank() + 1)))
-            if share and any(part.glob("*.npy")):  # else nothing was made of the first image
-                _fill(part, share, read(share), partial(make, split), log, title)
+            if not share or not any(part.glob("*.npy")):  # nothing was made of the first image
+                continue
+            with log.bar(title) as progress:
+                for batch in read(share):
+                    where = batch.index.cpu().numpy()
+                    for key, value in make(split, batch).items():
+                        if key not in maps:
+                            maps[key] = open_memmap(part / f"{key}.npy", "r+")
+                        maps[key][where] = value.cpu().numpy()
+                    progress(int(where[-1]) + 1 - share.start, len(share))
+        for array in maps.values():
+            array.flush()
+        ranks.wait()
     ranks.wait()
-    if ranks.rank() == 0:
-        for path in part.iterdir():
-            fsync(path)
-        try:
-            os.replace(part, folder)
-        except OSError:
-            if not folder.exists():
-                raise
-            shutil.rmtree(part)  # another run has made the same meanwhile
-    ranks.wait()
-
-
-def _fill(
-    part: Path,
-    share: range,
-    batches: Iterator[Batch],
-    make: Callable[[Batch], Mapping[str, Tensor]],
-    log: Log,
-    title: str,
-) -> None:
-    """Writes this rank's share of the rows of the maps of a split."""
-    maps: dict[str, np.memmap] = {}
-    with log.bar(title) as progress:
-        for batch in batches:
-            where = batch.index.cpu().numpy()
-            for key, value in make(batch).items():
-                if key not in maps:
-                    maps[key] = np.lib.format.open_memmap(part / f"{key}.npy", "r+")
-                maps[key][where] = value.cpu().numpy()
-            progress(int(where[-1]) + 1 - share.start, len(share))
-    for array in maps.values():
-        array.flush()

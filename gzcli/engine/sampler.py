@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,7 @@ from gzcli.core.errors import DeviceError
 from gzcli.core.types import DataInfo, ImageNoise, Progress, no_progress
 from gzcli.core.units import sides
 from gzcli.data.packs.batches import to_uint8
-from gzcli.data.sets.names import class_numbers, in_turns
-from gzcli.engine import sheets
+from gzcli.data.sets.names import class_numbers
 from gzcli.engine.trained import Trained
 from gzcli.models.nn import spread_labels
 from gzcli.models.options import grouped
@@ -51,7 +49,11 @@ def draw(
         rows = range(at, min(at + size, end))
         chunk = None if labels is None else labels[rows.start : rows.stop].to(trained.device)
         inputs = {key: cycled(values, rows, trained.device) for key, values in given.items()}
-        report = partial(_report, progress, at - start, len(rows), end - start)
+        done, batch = at - start, len(rows)
+
+        def report(i: float, n: float, x: Tensor | None = None, done: int = done, batch: int = batch) -> None:
+            progress(done + batch * i / n, end - start, x)
+
         keywords = grouped(trained.model.sample, {**options, **inputs})
         try:
             with torch.inference_mode(), trained.sampling():
@@ -67,13 +69,6 @@ def draw(
         parts.append(to_uint8(x).cpu().numpy())
         at += len(rows)
     return ranks.gather(ranks.joined(parts))
-
-
-def _report(
-    progress: Progress, done: int, batch: int, total: int, i: float, n: float, x: Tensor | None = None
-) -> None:
-    """Reports step i of n of a batch, where so many images of the total are done."""
-    progress(done + batch * i / n, total, x)
 
 
 def batch_size(trained: Trained, options: Mapping[str, Any]) -> int:
@@ -97,14 +92,3 @@ def parse_labels(text: str, n: int, info: DataInfo) -> Tensor:
     numbers = class_numbers(text, info.classes)
     y = torch.tensor([numbers[i % len(numbers)] for i in range(n)])
     return torch.nn.functional.one_hot(y, len(info.classes)).float() if info.multilabel else y
-
-
-def of_training(trained: Trained, about: int, asked: int | None, step: int) -> tuple[np.ndarray, int]:
-    """A sheet [H, W, C] of a model that is being trained, and its number of samples: as many of each class,
-    always with the same noise. A call of every rank."""
-    classes = trained.info.classes if trained.model.conditional else ()
-    n = asked or in_turns(about, len(classes))
-    labels = spread_labels(None, n, trained.info, torch.device("cpu")) if classes else None
-    images = draw(trained, n, labels=labels)
-    caption = sheets.caption_of(trained, None, 0, {}, step)
-    return sheets.of_samples(images, labels, classes, caption), n

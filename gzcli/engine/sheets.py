@@ -97,8 +97,7 @@ def enlarged(image: np.ndarray, scale: int, *, exact: bool = False) -> Any:
 def grid(images: np.ndarray, columns: int | None = None, caption: str = "") -> np.ndarray:
     """Images uint8 [N, C, H, W] as one picture [H', W', C], as square as possible."""
     n, _, high, wide = images.shape
-    columns = columns or columns_of(n, high / wide)
-    return sheet([[Row("", images[i : i + columns]) for i in range(0, n, columns)]], caption)
+    return blocks([Row("", images)], columns or columns_of(n, high / wide), caption=caption)
 
 
 def of_samples(images: np.ndarray, labels: Tensor | None, classes: Sequence[str], caption: str) -> np.ndarray:

@@ -4,11 +4,11 @@ latent space in which it was trained.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from gzcli.core import devices
 from gzcli.core.errors import DamagedError, GzError, MissingError, UsageError, canonical, first_line
-from gzcli.core.parts import Part, part_of
+from gzcli.core.sections import Part, part_of
 from gzcli.core.types import Batch, DataInfo, Noise
 from gzcli.core.units import as_size
 from gzcli.data.packs.augment import patch_of
@@ -153,30 +153,18 @@ def weights_file(run: Run, checkpoint: str) -> Path:
 # ---------------------------------------------------------------------------- latent spaces
 
 
-class Autoencoder(Protocol):
-    """Turns images [B, C, H, W] into latents [B, c, h, w] and back."""
-
-    def to_latent(self, x: Tensor) -> Tensor: ...
-
-    def from_latent(self, z: Tensor) -> Tensor: ...
-
-    def parameters(self) -> Iterator[nn.Parameter]: ...
-
-
 class LatentSpace:
     """The latents (to_latent(x) − shift) · scale of images x, of about unit deviation in each channel."""
 
-    def __init__(
-        self, autoencoder: Autoencoder, images: DataInfo, digest: str, shift: list[float], scale: list[float]
-    ):
-        self.autoencoder, self.images, self.digest = autoencoder, images, digest
-        self.shift, self.scale = (torch.tensor(v)[:, None, None] for v in (shift, scale))  # [c, 1, 1]
+    def __init__(self, autoencoder: Any, record: SpaceRecord):
+        """`autoencoder`: has `to_latent` [B, C, H, W] → [B, c, h, w] and `from_latent`, its inverse."""
+        self.autoencoder, self.record = autoencoder, record
+        self.shift, self.scale = (torch.tensor(v)[:, None, None] for v in (record.shift, record.scale))
 
     @torch.no_grad()
     def encode(self, x: Tensor, noise: Noise | None = None) -> Tensor:
-        """Latents [B, c, h, w] of images x [B, C, H, W]."""
-        autoencoder: Any = self.autoencoder  # `noise` is for a `DiffusersVAE` alone
-        z = autoencoder.to_latent(x) if noise is None else autoencoder.drawn(x, noise)
+        """Latents [B, c, h, w] of images x [B, C, H, W]; with `noise` draws, of a `DiffusersVAE` alone."""
+        z = self.autoencoder.to_latent(x, *([] if noise is None else [noise]))
         return (z - self.shift.to(z)) * self.scale.to(z)
 
     @torch.no_grad()
@@ -187,13 +175,8 @@ class LatentSpace:
     def info(self, data: DataInfo) -> DataInfo:
         """The description of such data for a model on latents: their shape in place of the images'."""
         device = next(self.autoencoder.parameters()).device
-        shape = tuple(self.encode(torch.zeros(1, *self.images.shape, device=device)).shape[1:])
+        shape = tuple(self.encode(torch.zeros(1, *self.record.shape, device=device)).shape[1:])
         return replace(data, shape=shape, levels=None)
-
-    def record(self) -> SpaceRecord:
-        """The description of the space that is saved with the weights of a run."""
-        shift, scale = self.shift.flatten().tolist(), self.scale.flatten().tolist()
-        return SpaceRecord(self.digest, list(self.images.shape), self.images.levels, shift, scale)
 
 
 class DiffusersVAE(nn.Module):
@@ -203,38 +186,10 @@ class DiffusersVAE(nn.Module):
         super().__init__()
         self.vae: Any = vae
 
-    @classmethod
-    def load(cls, name: str, device: torch.device | str) -> tuple[DiffusersVAE, str]:
-        """The autoencoder of a folder or a repository of the hub, and the sha256 of its weights."""
-        from diffusers import AutoencoderKL
-
-        patterns = ["*.json", "vae/*.json", "*model.safetensors", "vae/*model.safetensors"]
-        folder = repository(name, key="data.latent", files=patterns)
-        folder = folder / "vae" if (folder / "vae").is_dir() else folder
-        try:
-            vae = AutoencoderKL.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-        except (OSError, ValueError) as e:
-            message = f"`data.latent`: `{folder}` holds no `AutoencoderKL` in safetensors: {e}"
-            raise MissingError(message) from e
-        (weights,) = folder.glob("*model.safetensors")
-        return cls(vae.to(device).eval().requires_grad_(False)), checksum(weights)
-
-    @property
-    def channels(self) -> int:
-        """The number of channels of its images."""
-        return self.vae.config.in_channels
-
-    def scaling(self) -> tuple[list[float], list[float]]:
-        """Shift and scale of each channel, as its configuration gives them."""
-        config, c = self.vae.config, self.vae.config.latent_channels
-        return [config.shift_factor or 0.0] * c, [config.scaling_factor] * c
-
-    def to_latent(self, x: Tensor) -> Tensor:
-        return self.vae.encode(x.to(self.vae.dtype)).latent_dist.mode().float()
-
-    def drawn(self, x: Tensor, noise: Noise) -> Tensor:
-        """One draw of the posterior of each image, [B, c, h, w]."""
+    def to_latent(self, x: Tensor, noise: Noise | None = None) -> Tensor:
         posterior = self.vae.encode(x.to(self.vae.dtype)).latent_dist
+        if noise is None:
+            return posterior.mode().float()
         mean, std = posterior.mean.float(), posterior.std.float()
         return mean + std * noise.randn(*mean.shape)
 
@@ -242,15 +197,24 @@ class DiffusersVAE(nn.Module):
         return self.vae.decode(z.to(self.vae.dtype)).sample.float()
 
 
-def find_autoencoder(name: str, device: torch.device | str) -> tuple[Autoencoder, DataInfo | None, str]:
-    """The autoencoder, what it was trained on (None: any images), and the sha256 of its weights."""
+def find_autoencoder(name: str, device: torch.device | str) -> tuple[Any, DataInfo | None, str]:
+    """The model of a run, or the `DiffusersVAE` of a folder or a repository of the hub; the data that it was
+    trained on (None: any images); and the sha256 of its weights."""
     if run := autoencoder_run(name):
         model, saved = load_model(run, device)
-        if not hasattr(model, "to_latent"):
-            raise TypeError(f"{type(model).__name__} has no `to_latent`")
         return model, saved.info, checksum(run.model_file)
-    vae, digest = DiffusersVAE.load(name, device)
-    return vae, None, digest
+    from diffusers import AutoencoderKL
+
+    patterns = ["*.json", "vae/*.json", "*model.safetensors", "vae/*model.safetensors"]
+    folder = repository(name, key="data.latent", files=patterns)
+    folder = folder / "vae" if (folder / "vae").is_dir() else folder
+    try:
+        vae = AutoencoderKL.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    except (OSError, ValueError) as e:
+        message = f"`data.latent`: `{folder}` holds no `AutoencoderKL` in safetensors: {e}"
+        raise MissingError(message) from e
+    (weights,) = folder.glob("*model.safetensors")
+    return DiffusersVAE(vae.to(device).eval().requires_grad_(False)), None, checksum(weights)
 
 
 def autoencoder_run(name: str) -> Run | None:
@@ -315,7 +279,7 @@ class Trained:
         """The description of the images, in a latent space too."""
         if self.space is None:
             return self.info
-        return replace(self.info, shape=self.space.images.shape, levels=self.space.images.levels)
+        return replace(self.info, shape=tuple(self.space.record.shape), levels=self.space.record.levels)
 
     @property
     def wanted(self) -> PackOptions:
@@ -354,7 +318,6 @@ def load_trained(
         if digest != saved.space.digest:
             message = f"`data.latent`: `{name}` is not the autoencoder that this run was trained with"
             raise MissingError(message)
-        images = DataInfo(tuple(saved.space.shape), saved.space.levels)
-        space = LatentSpace(autoencoder, images, digest, saved.space.shift, saved.space.scale)
+        space = LatentSpace(autoencoder, saved.space)
     device = torch.device(device)
     return Trained(run.serving, model, saved.info, saved.part, device, saved.step, space, precision)

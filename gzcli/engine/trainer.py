@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Set
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,15 +15,16 @@ from torch import Tensor
 
 from gzcli.core import devices, ranks, streams
 from gzcli.core.errors import Interrupted
-from gzcli.core.parts import Part
+from gzcli.core.sections import Part
 from gzcli.core.types import Batch, BatchNoise, mix
-from gzcli.data.packs.batches import scan
+from gzcli.data.packs.batches import TrainBatches, scan
 from gzcli.data.packs.pack import Pack
-from gzcli.engine import checkpoint, optim, sampler
+from gzcli.data.sets.names import in_turns
+from gzcli.engine import checkpoint, optim, sampler, sheets
 from gzcli.engine.cadence import KINDS, Cadence, Stop, listening
-from gzcli.engine.ema import EMA, SharedOutEMA
+from gzcli.engine.ema import EMA
 from gzcli.engine.forecast import speed_of
-from gzcli.engine.history import History, Trackers, tracker_names
+from gzcli.engine.history import History, Trackers
 from gzcli.engine.log import Log, TrainBar
 from gzcli.engine.pictures import loss_curve
 from gzcli.engine.prepared import prepare, train_images, with_prepared
@@ -35,7 +36,7 @@ from gzcli.metrics.features import LeNetFeatures, lenet
 from gzcli.metrics.quality.fd import frechet_distance
 from gzcli.models.base import Model, Phase, named_losses
 from gzcli.models.catalog import OUTSIDE, card_of
-from gzcli.models.nn import double, full_fp32
+from gzcli.models.nn import double, full_fp32, spread_labels
 from gzcli.store import files
 from gzcli.store.png import save_png
 from gzcli.store.runs import Run
@@ -62,7 +63,10 @@ class Trainer:
         stages, card = stages_for(run, part.model, self.device), card_of(run, part.model)
         self.model = placed(build_model(part, self.info, stages, card), self.device).train()
         made = prepare(self.model, self.images, run, log)
-        self.batches = self.images.shuffled(self.train.batch_size, part.data.n, made, self.model.needs)
+        size = self.train.batch_size
+        inputs: dict[str, Any] = {"n": part.data.n, "prepared": made, "needs": self.model.needs}
+        inputs |= vars(self.images)
+        self.batches = TrainBatches(**inputs, batch_size=size, rank=self.rank, world=self.world)
         whole = twin(self.model) if is_shared_out(part) else None
         # a model from outside may leave parameters out at steps that its first batch does not show
         first = self.batches.at(0) if card.family != OUTSIDE and self.world > 1 else None
@@ -72,10 +76,7 @@ class Trainer:
         self.trainable = list({id(p): p for params in self.params.values() for p in params}.values())
         self.settings = optim.settings(part.optim, self.phases)
         self.optimizers = {p.name: optim.build(p, self.settings[p.name], self.model) for p in self.phases}
-        if whole is None:
-            self.ema = EMA(self.model, self.train.ema, self.some_images)
-        else:
-            self.ema = SharedOutEMA(self.model, self.train.ema, whole)
+        self.ema = EMA(self.model, self.train.ema, self.some_images, whole)
         self.history = History(run, log, self.device)
         self.trained = Trained(run, whole or self.model, self.info, part, self.device, 0, self.space)
         self.built_on = built_on(run, part.model)  # sha256 of the weights of each stage below this one
@@ -87,8 +88,10 @@ class Trainer:
     def fit(self) -> None:
         """Trains from the newest checkpoint, or from the start, to the end; saves when it is stopped."""
         self.start = self.done = self.resume()
-        if (names := tracker_names(self.part.launch)) and self.rank == 0:
-            space = asdict(self.space.record()) if self.space else None
+        launch = self.part.launch
+        names = tuple(dict.fromkeys((*launch.track, *(("wandb",) if launch.wandb else ()))))
+        if names and self.rank == 0:
+            space = asdict(self.space.record) if self.space else None
             config = self.part.tree() | {"built_on": self.built_on, "space": space}
             self.history.trackers = Trackers(names, self.run, config, self.log, start=self.start)
         train = self.train if self.metric else replace(self.train, eval_every=0)
@@ -246,14 +249,9 @@ class Trainer:
         """Does what was due at the step at which the run was stopped, and was left out then."""
         every, start = self.cadence.every, self.start
         due = {kind for kind, steps in every.items() if start and steps and start % steps == 0}
-        validated, drawn = ranks.agree(
-            (self.history.validated(start), self.run.samples_picture(start).exists())
-        )
-        if "eval" in due and self.metric and not validated:
-            self.get_net()
-            self.evaluate(start, self.metric)
-        if "sample" in due and not drawn:
-            self.picture(start, GRID)
+        there = self.history.validated(start), self.run.samples_picture(start).exists()
+        validated, drawn = ranks.agree(there)
+        self.pause(start, due - ({"eval"} if validated else set()) - ({"sample"} if drawn else set()))
 
     def save(self, step: int) -> None:
         """Saves a checkpoint of `step` steps, unless there is one. A call of every rank; rank 0 writes."""
@@ -279,7 +277,7 @@ class Trainer:
                 "pending": [pending for _, pending in of_ranks],
             }
             averaged = weights | checkpoint.weights_of(averages | statistics)
-            space = self.space.record() if self.space else None
+            space = self.space.record if self.space else None
             saved = checkpoint.Saved(averaged, self.part, self.info, step, self.built_on, space)
             checkpoint.write(folder, step, checkpoint.Checkpoint(weights, saved, train, machine(self.device)))
             checkpoint.prune(folder, self.train.keep or checkpoint.KEPT)
@@ -313,8 +311,7 @@ class Trainer:
         averages = {name: value.to(self.device) for name, value in saved.averaged.weights.items()}
         self.ema.load_state_dict(averages, train["ema_updates"])
         for name, values in train["optimizers"].items():
-            optimizer = self.optimizers[name]
-            checkpoint.restore(optimizer, values | {"state": checkpoint.parts_of(values["state"], optimizer)})
+            checkpoint.restore(self.optimizers[name], values)
         if train["scaler"] and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(train["scaler"])
         pending = train.get("pending") or [None]  # older checkpoints have none
@@ -330,7 +327,8 @@ class Trainer:
         goes on validates again where they are missing."""
         with self.ema.evaluating():
             values = validate(self.trained, metric, pack=self.pack, data=self.images.pack, net=self.net)
-        if 4 * done >= self.steps and (text := collapsed(values)):  # earlier, samples have not spread out yet
+        spread_out = "distance" in values and 4 * done >= self.steps  # not yet at the first steps
+        if spread_out and (text := collapse.warning(values["distance"], values.get("classes"))):
             self.log.warn(text)
         self.save_best(done, metric, values[metric])
         self.history.record("eval", done, {f"val_{name}": value for name, value in values.items()})
@@ -347,11 +345,20 @@ class Trainer:
             self.net = lenet(self.pack, device=self.device, say=self.log.info)
 
     def picture(self, done: int, n: int) -> None:
-        """Writes samples/<done>.png of `train.samples` or about n samples; every rank draws its share."""
+        """Writes samples/<done>.png of `train.samples` or about n samples, as many of each class and always
+        with the same noise; every rank draws its share."""
+        trained = self.trained
+        classes = trained.info.classes if trained.model.conditional else ()
+        n = self.train.samples or in_turns(n, len(classes))
+        labels = spread_labels(None, n, trained.info, torch.device("cpu")) if classes else None
         with self.ema.evaluating():
-            picture, n = sampler.of_training(self.trained, n, self.train.samples, done)
+            images = sampler.draw(trained, n, labels=labels)
         if self.rank == 0:
-            path = self.run.samples_picture(done)
+            caption = sheets.caption_of(trained, None, 0, {}, done)
+            picture, path = (
+                sheets.of_samples(images, labels, classes, caption),
+                self.run.samples_picture(done),
+            )
             save_png(path, picture, {"step": done, "n": n, "seed": 0})
             if self.history.trackers:
                 self.history.trackers.picture(done, path)
@@ -432,10 +439,3 @@ def distances(trained: Trained, pack: Pack, net: LeNetFeatures | None) -> dict[s
     if not net.rotations and not several:
         figures["classes"] = collapse.coverage(predicted, classes)
     return figures
-
-
-def collapsed(values: Mapping[str, float]) -> str | None:
-    """A warning where `distances` show that a generator has collapsed; None where they do not."""
-    if "distance" not in values:
-        return None
-    return collapse.warning(values["distance"], values.get("classes"))

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from gzcli.core.errors import UsageError
 from gzcli.core.jobs import ExportJob
-from gzcli.core.parts import Part
-from gzcli.core.sections import LaunchSection
+from gzcli.core.sections import LaunchSection, Part
 from gzcli.data.sets.registry import SPECS
 from gzcli.engine import sampler
 from gzcli.engine.checkpoint import metadata_of, read_weights

@@ -18,8 +18,7 @@ from gzcli.core import jobs, signals
 from gzcli.core.devices import PEAKS, cpu_name, gpu_name
 from gzcli.core.errors import DamagedError, GzError, Interrupted, UsageError
 from gzcli.core.jobs import TrialJob
-from gzcli.core.parts import Part, part_of
-from gzcli.core.sections import LaunchSection
+from gzcli.core.sections import LaunchSection, Part, part_of
 from gzcli.core.types import Say
 from gzcli.launch import launcher
 from gzcli.launch.launcher import Plan, usable_gpus

@@ -13,7 +13,7 @@ from typing import Any
 
 from gzcli.core.devices import gpu_memory, host_memory
 from gzcli.core.errors import GzError, UsageError
-from gzcli.core.parts import Part
+from gzcli.core.sections import Part
 from gzcli.core.types import Say, silent
 from gzcli.core.units import Size, as_size, sides, size
 from gzcli.data.packs.open import pack_options, peek, size_of

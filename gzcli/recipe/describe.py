@@ -12,8 +12,7 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gzcli.core.parts import Part
-from gzcli.core.sections import SCALES, SECTIONS, OptimSection, keys_of
+from gzcli.core.sections import SCALES, SECTIONS, OptimSection, Part, keys_of
 from gzcli.models import catalog
 from gzcli.models.catalog import OUTSIDE, ModelCard, cards
 from gzcli.models.signatures import documented

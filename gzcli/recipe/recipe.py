@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gzcli.core.errors import UsageError
-from gzcli.core.parts import Part, part_of
-from gzcli.core.sections import BenchSection, DataSection, LaunchSection, lists, plain, tuples
+from gzcli.core.sections import BenchSection, DataSection, LaunchSection, Part, lists, part_of, plain, tuples
 from gzcli.data.sets.names import DataSet
 from gzcli.data.sets.registry import EXTRAS, SPECS, extras_in_words
 from gzcli.models import catalog

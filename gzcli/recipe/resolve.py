@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import GzError, MissingError, UsageError, canonical
-from gzcli.core.parts import part_of
-from gzcli.core.sections import SCALES, DataSection
+from gzcli.core.sections import SCALES, DataSection, part_of
 from gzcli.core.units import Size
 from gzcli.data.sets.names import DataSet, data_key, locate, names
 from gzcli.data.sets.registry import DataSpec

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gzcli.core.errors import UsageError, canonical, did_you_mean
-from gzcli.core.parts import Part
-from gzcli.core.sections import FIXED, SECTIONS, keys_of, renamed
+from gzcli.core.sections import FIXED, SECTIONS, Part, keys_of, renamed
 from gzcli.models.catalog import ModelCard, likelihood_scores, phases
 from gzcli.models.signatures import Param
 from gzcli.recipe.kinds import advice, convert, in_range, parse, shown, words

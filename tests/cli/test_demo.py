@@ -20,8 +20,7 @@ from zoo import CASES
 from gzcli.api import LoadedRun
 from gzcli.cli import app, demo
 from gzcli.core.errors import MissingError, UsageError
-from gzcli.core.parts import Part
-from gzcli.core.sections import DataSection
+from gzcli.core.sections import DataSection, Part
 from gzcli.data.packs.open import open_pack
 from gzcli.demo.guard import COOKIE, LARGEST_BODY, POLICY, Guard
 from gzcli.demo.studio import MOST, Request, Studio, choices, drawing, enlarged, opening, sheet, watched

@@ -21,7 +21,7 @@ from zoo import CASES, DDPM, FM
 from gzcli.cli import jobs as cli_jobs
 from gzcli.core import devices
 from gzcli.core.errors import DivergedError, GzError, Interrupted
-from gzcli.core.parts import Part
+from gzcli.core.sections import Part
 from gzcli.data.packs.open import open_pack
 from gzcli.engine.trained import Trained
 from gzcli.judge import contestants, league

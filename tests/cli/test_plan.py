@@ -17,8 +17,7 @@ from pictures import RED, png, write
 from gzcli.cli import out
 from gzcli.core.errors import GzError, Interrupted, UsageError
 from gzcli.core.jobs import TrialJob
-from gzcli.core.parts import Part
-from gzcli.core.sections import OptimSection, TrainSection
+from gzcli.core.sections import OptimSection, Part, TrainSection
 from gzcli.launch import forecast, launcher, requirements
 from gzcli.launch import plan as planning
 from gzcli.models import catalog

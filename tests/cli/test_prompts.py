@@ -15,9 +15,8 @@ from PIL import Image
 from gzcli.cli import app
 from gzcli.core import jobs
 from gzcli.core.jobs import SampleJob
-from gzcli.core.parts import Part
 from gzcli.core.ranks import gather, joined
-from gzcli.core.sections import DataSection
+from gzcli.core.sections import DataSection, Part
 from gzcli.core.types import Applied, DataInfo
 from gzcli.engine import sampler
 from gzcli.engine.log import Log

@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gzcli.core.errors import UsageError, canonical
-from gzcli.core.parts import Part, part_of
-from gzcli.core.sections import FIXED, SECTIONS, keys_of
+from gzcli.core.sections import FIXED, SECTIONS, Part, keys_of, part_of
 from gzcli.core.types import DataInfo
 from gzcli.data.sets.registry import SPECS, find
 from gzcli.models import catalog

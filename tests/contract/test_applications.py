@@ -18,8 +18,7 @@ from gzcli.cli import app
 from gzcli.core import jobs
 from gzcli.core.errors import UsageError
 from gzcli.core.jobs import SampleJob
-from gzcli.core.parts import Part
-from gzcli.core.sections import DataSection
+from gzcli.core.sections import DataSection, Part
 from gzcli.core.types import Applied, ImageNoise, no_progress
 from gzcli.data.packs.open import open_pack
 from gzcli.data.sets.names import in_turns

@@ -21,13 +21,13 @@ from zoo import CASES, Case
 
 from gzcli.core import philox
 from gzcli.core.jobs import SampleJob
-from gzcli.core.parts import Part, part_of
-from gzcli.core.sections import LaunchSection, OptimSection
+from gzcli.core.sections import LaunchSection, OptimSection, Part, part_of
 from gzcli.core.types import Batch, ImageNoise, no_progress
 from gzcli.data.packs.batches import TrainBatches
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack
 from gzcli.engine import optim, prepared, sampler, trained, trainer
+from gzcli.engine.checkpoint import SpaceRecord
 from gzcli.engine.log import Log
 from gzcli.engine.step import precision
 from gzcli.judge import scores
@@ -287,7 +287,9 @@ class Paths:
     def latents(self) -> None:
         info = self.t.info
         measured = prepared._measure(self.model, self.t.pack, info.levels, DEVICE)
-        space = trained.LatentSpace(self.model, info, "", *measured)
+        shift, scale = (values.tolist() for values in measured)
+        record = SpaceRecord("", list(info.shape), info.levels, shift, scale)
+        space = trained.LatentSpace(self.model, record)
         space.decode(space.encode(self.batch.x))
 
 

@@ -13,8 +13,7 @@ from PIL import Image
 
 from gzcli.cli.app import run
 from gzcli.core.errors import UsageError
-from gzcli.core.parts import Part
-from gzcli.core.sections import DataSection, TrainSection
+from gzcli.core.sections import DataSection, Part, TrainSection
 from gzcli.core.units import canonical_size, sides
 from gzcli.data.packs import build
 from gzcli.data.packs.batches import TrainBatches, scan

@@ -12,13 +12,11 @@ from helpers import lines, recipe, trainer
 from safetensors.torch import load_file
 from zoo import CASES, DDPM, DIT, Case
 
-from gzcli.core.parts import Part
-from gzcli.core.sections import TrainSection
+from gzcli.core.sections import Part, TrainSection
 from gzcli.core.types import Batch, BatchNoise
-from gzcli.engine import compiled
-from gzcli.engine.compiled import Compiled, GivenNoise
+from gzcli.engine import step as steps
 from gzcli.engine.log import Log
-from gzcli.engine.step import compiles, mode_of
+from gzcli.engine.step import Compiled, GivenNoise, compiles, mode_of
 from gzcli.models.base import Model, named_losses
 from gzcli.models.denoising.process import stratified
 from gzcli.testing.case import started
@@ -103,7 +101,7 @@ def test_a_step_by_inductor_is_the_eager_step():
 @pytest.fixture
 def quick(monkeypatch):
     """Compiled graphs run as they are: no compiler is started."""
-    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
+    monkeypatch.setattr(steps, "BACKEND", "aot_eager")
 
 
 def test_a_compiled_run_resumes_bit_for_bit(quick):
@@ -164,7 +162,7 @@ def test_finding_the_draws_changes_nothing():
     case = next(c for c in CASES if c.model == "vqvae")  # its codebook moves at every loss
     model, batch = started(case)
     state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    draws = compiled.draws_of(model, replace(micro_batch(batch, 0, n=8), extra={}), "main")
+    draws = steps.draws_of(model, replace(micro_batch(batch, 0, n=8), extra={}), "main")
     assert isinstance(draws, list)
     assert torch.equal(torch.get_rng_state(), random)
     for key, value in model.state_dict().items():

@@ -14,8 +14,7 @@ from zoo import CASES, Case
 from gzcli.core import devices
 from gzcli.core.errors import DeviceError
 from gzcli.core.jobs import TrialJob
-from gzcli.core.parts import Part, part_of
-from gzcli.core.sections import TrainSection
+from gzcli.core.sections import Part, TrainSection, part_of
 from gzcli.engine import forecast
 from gzcli.engine.forecast import PartOnData
 from gzcli.engine.trainer import Trainer

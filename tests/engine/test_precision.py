@@ -14,8 +14,7 @@ from zoo import CASES
 
 from gzcli.core import devices
 from gzcli.core.errors import UsageError
-from gzcli.core.parts import part_of
-from gzcli.core.sections import OptimSection
+from gzcli.core.sections import OptimSection, part_of
 from gzcli.core.types import ImageNoise
 from gzcli.engine import optim, sampler
 from gzcli.engine.checkpoint import restore

@@ -41,7 +41,7 @@ def trainer() -> None:
     from helpers import trainer as make
     from zoo import Case
 
-    from gzcli.core.parts import part_of
+    from gzcli.core.sections import part_of
     from gzcli.core.types import BatchNoise
     from gzcli.engine.trained import build_model
 

@@ -16,7 +16,7 @@ from torch import nn
 from zoo import Case
 
 from gzcli.core.errors import UsageError
-from gzcli.core.parts import part_of
+from gzcli.core.sections import part_of
 from gzcli.core.types import Batch, BatchNoise, DataInfo, no_progress
 from gzcli.models import catalog
 from gzcli.models.denoising.denoiser import LikelihoodOptions

@@ -29,8 +29,7 @@ from zoo import CASES
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.jobs import ExportJob, SampleJob
-from gzcli.core.parts import Part
-from gzcli.core.sections import OptimSection, TrainSection
+from gzcli.core.sections import OptimSection, Part, TrainSection
 from gzcli.core.types import Batch, DataInfo, ImageNoise, no_progress
 from gzcli.engine import optim
 from gzcli.engine.forecast import params_of
