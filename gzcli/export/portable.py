@@ -80,7 +80,7 @@ def write(trained: Trained, to: str, folder: Path) -> dict[str, Any]:
 def graph(folder: Path, name: str, net: nn.Module, inputs: Mapping[str, Any], to: str) -> str:
     """Writes one network for batches of every size. Returns the file's name."""
     n = torch.export.Dim("n", min=1, max=4096)
-    shapes: dict[str, Any] = dict.fromkeys(inputs, {0: n})
+    shapes: dict[str, Any] = {key: {0: n} for key in inputs}
     shapes |= {key: {} for key in ("alpha", "sigma") if key in inputs}  # one number for the whole batch
     names = list(inputs)
     if noise := inputs.get("noise"):

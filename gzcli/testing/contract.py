@@ -1,5 +1,6 @@
-"""The contract that every model keeps: a case, which is a model small enough to be checked in seconds; the steps
-that the checks share; and the checks, each of which raises Broken with a sentence that says what is wrong."""
+"""The contract that every model keeps: a case, which is a model small enough to be checked in seconds; the
+steps that the checks share; and the checks, each of which raises Broken with a sentence that says what is
+wrong."""
 
 from __future__ import annotations
 
