@@ -160,22 +160,17 @@ def explained(name: str) -> Iterator[None]:
     """Turns the errors of the hub's library for a repository into MissingError."""
     from huggingface_hub import errors
 
-    why = "`GZ_OFFLINE` is set" if offline() else "the hub cannot be reached"
-    fetch, ask = (
-        f"`hf download {name} {FILE}` where there is a network",
-        "ask on its page, then set `HF_TOKEN`",
-    )
-    missing = f"the hub has no `{name}`, or it is private", "look at the spelling, or set `HF_TOKEN`"
+    absent = "`GZ_OFFLINE` is set" if offline() else "the hub cannot be reached"
+    get = f"`hf download {name} {FILE}` where there is a network"
+    gated = f"`{name}` is given to those alone who ask for it", "ask on its page, then set `HF_TOKEN`"
+    none_such = f"the hub has no `{name}`, or it is private", "look at the spelling, or set `HF_TOKEN`"
     # of an error's classes the first that is listed; a gated repository is one that is not found
     texts: dict[type[Exception], tuple[str, str | None]] = {
-        errors.LocalEntryNotFoundError: (f"`{name}` is not here, and {why}", fetch),
-        errors.GatedRepoError: (f"`{name}` is given to those alone who ask for it", ask),
-        errors.EntryNotFoundError: (
-            f"`{name}` holds no `{FILE}`",
-            "gz reads what `gz runs push` has put there",
-        ),
-        errors.RepositoryNotFoundError: missing,
-        errors.RevisionNotFoundError: missing,
+        errors.LocalEntryNotFoundError: (f"`{name}` is not here, and {absent}", get),
+        errors.GatedRepoError: gated,
+        errors.EntryNotFoundError: (f"`{name}` holds no `{FILE}`", "gz reads what `gz runs push` puts there"),
+        errors.RepositoryNotFoundError: none_such,
+        errors.RevisionNotFoundError: none_such,
         errors.OfflineModeIsEnabled: (f"`{name}` is not here, and `HF_HUB_OFFLINE` is set", None),
     }
     try:
@@ -183,15 +178,15 @@ def explained(name: str) -> Iterator[None]:
     except errors.HFValidationError as e:
         raise UsageError(f"`{name}` is no name of a repository", hint="it is like `owner/name`") from e
     except (errors.HfHubHTTPError, errors.EntryNotFoundError, OSError) as e:
-        if text := next((text for kind, text in texts.items() if isinstance(e, kind)), None):
-            raise MissingError(text[0], hint=text[1]) from e
-        if not isinstance(e, errors.HfHubHTTPError):
-            raise MissingError(f"the hub cannot be reached ({type(e).__name__})", hint="try again") from e
-        status = e.response.status_code if e.response is not None else None
-        said = str(e.server_message or "") or type(e).__name__
-        rights = "the token may not write there: https://huggingface.co/settings/tokens"
-        hint = rights if status in (401, 403) else "try again"
-        raise MissingError(f"the hub refuses `{name}`: {said} ({status})", hint=hint) from e
+        text = next((text for kind, text in texts.items() if isinstance(e, kind)), None)
+        if text is None and isinstance(e, errors.HfHubHTTPError):
+            status = e.response.status_code if e.response is not None else None
+            said = str(e.server_message or "") or type(e).__name__
+            rights = "the token may not write there: https://huggingface.co/settings/tokens"
+            refused = f"the hub refuses `{name}`: {said} ({status})"
+            text = refused, rights if status in (401, 403) else "try again"
+        message, hint = text or (f"the hub cannot be reached ({type(e).__name__})", "try again")
+        raise MissingError(message, hint=hint) from e
 
 
 def _parsed(ref: str) -> dict[str, str]:
