@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -102,31 +103,29 @@ class Figures:
 
     def table(self, title: str) -> Table:
         """A row for each contestant, and the floor below."""
-        columns = [Column("model", numeric=False)]
-        columns += [Column(name, self.direction(name)) for name in self.names]
-        body = []
+        names, small = [name for name, _ in self.titled], []
         for name, row in self.titled:
             run = str(row.get("run") or "")
-            body.append(
-                [Cell(name, None, f"failed: {row['error']}" if row.get("error") else run * (run != name))]
-            )
+            small.append(f"failed: {row['error']}" if row.get("error") else run * (run != name))
+        columns = [doc.texts("model", names, small)]
         for name in self.names:
             best = {id(row): value for group, value in self.groups(name) for row in group}
-            for cells, row in zip(body, self.rows, strict=True):
+            cells = []
+            for row in self.rows:
                 value = row["metrics"][name] if id(row) in best else None
-                ends = doc.brackets((row.get("intervals") or {}).get(name)) if id(row) in best else ""
-                cells.append(
-                    Cell(doc.number(value), value, ends, value is not None and value == best[id(row)])
-                )
-        foot = []
-        for name, values, ends in self.foot:
-            figures = [(doc.number(values.get(key)), doc.brackets(ends.get(key))) for key in self.names]
-            foot.append([Cell(name), *(Cell(text, None, small) for text, small in figures)])
+                ends = "" if value is None else doc.brackets((row.get("intervals") or {}).get(name))
+                is_best = value is not None and value == best[id(row)]
+                cells.append(Cell(doc.number(value), ends, value, is_best))
+            columns.append(Column(name, cells, self.direction(name)))
+        foot = [
+            [Cell(title), *(Cell(doc.number(of.get(n)), doc.brackets(ends.get(n))) for n in self.names)]
+            for title, of, ends in self.foot
+        ]
         caption = "Below stands the floor: real images in place of samples. "
         if self.directions:
             of_one = ", of those of one number of images," if len(self.by_number) > 1 else ""
             caption += f"Brackets hold 95 % intervals; the best of a column{of_one} is bold."
-        return Table(title, columns, body, foot, caption)
+        return Table(title, columns, foot, caption)
 
     def dots(self) -> list[Dots]:
         """Drawings of the figures that have a floor, one for each number of images."""
@@ -184,13 +183,13 @@ def costs(figures: Figures) -> list[Table]:
         metrics = {key: value for key, value in (row.get("metrics") or {}).items() if column_of(key).cost}
         facts = {key: value for key, value in row.items() if key not in OTHERS} | metrics
         values.append({key: value for key, value in facts.items() if doc.is_number(value)})
-    keys = list(dict.fromkeys(key for row in values for key in row))
-    columns = [Column("model", numeric=False), *(Column(words(key).lower()) for key in keys)]
-    cells = [
-        [Cell(name), *(Cell(doc.cost(key, row.get(key)), row.get(key)) for key in keys)]
-        for (name, _), row in zip(figures.titled, values, strict=True)
-    ]
-    return [Table("Costs", columns, cells)] if keys else []
+    columns = [doc.texts("model", [name for name, _ in figures.titled])]
+    columns += [cost_column(key, values) for key in dict.fromkeys(key for row in values for key in row)]
+    return [Table("Costs", columns)] if len(columns) > 1 else []
+
+
+def cost_column(key: str, rows: Sequence[Row]) -> Column:
+    return doc.numbers(words(key).lower(), [row.get(key) for row in rows], text=partial(doc.cost, key))
 
 
 # ---------------------------------------------------------------------------- leagues
@@ -227,28 +226,18 @@ def league_winner(result: Row) -> str:
 
 def standings(summary: Sequence[Row], of_rows: Figures) -> Table:
     """A row for each model, the best first, with the standard deviation over its seeds beside each mean."""
-    names = list(dict.fromkeys(name for row in summary for name in row.get("metrics") or {}))
-    ways = {name: of_rows.direction(name) if name in of_rows.names else None for name in names}
-    facts = [key for key in FIRST if any(doc.is_number(row.get(key)) for row in summary)]
     numbers = dict.fromkeys(key for row in summary for key, value in row.items() if doc.is_number(value))
-    costs = [key for key in numbers if key not in FIRST]
-    body = []
-    for row in summary:
-        body.append([Cell(str(row.get("model", "?")))])
-        body[-1] += [Cell(doc.number(row.get(key)), row.get(key)) for key in facts]
-    for name in names:
-        values = [(row.get("metrics") or {}).get(name) for row in summary]
-        best = doc.best_of([value for value in values if doc.is_number(value)], ways[name])
-        for cells, row, value in zip(body, summary, values, strict=True):
-            spread = (row.get("deviations") or {}).get(name)
-            small = f"± {doc.number(spread)}" if doc.is_number(spread) else ""
-            cells.append(Cell(doc.number(value), value, small, value is not None and value == best))
-    for cells, row in zip(body, summary, strict=True):
-        cells += [Cell(doc.cost(key, row.get(key)), row.get(key)) for key in costs]
-    columns = [Column("model", numeric=False), *(Column(words(key).lower()) for key in facts)]
-    columns += [Column(name, ways[name]) for name in names]
-    columns += [Column(words(key).lower()) for key in costs]
-    return Table("League", columns, body, caption="Means over seeds, ± one standard deviation.")
+    columns = [doc.texts("model", [str(row.get("model", "?")) for row in summary])]
+    columns += [cost_column(key, summary) for key in FIRST if key in numbers]
+    for name in dict.fromkeys(name for row in summary for name in row.get("metrics") or {}):
+        values, spreads = (
+            [(row.get(key) or {}).get(name) for row in summary] for key in ("metrics", "deviations")
+        )
+        small = [f"± {doc.number(spread)}" if doc.is_number(spread) else "" for spread in spreads]
+        way = of_rows.direction(name) if name in of_rows.names else None
+        columns.append(doc.numbers(name, values, way, small))
+    columns += [cost_column(key, summary) for key in numbers if key not in FIRST]
+    return Table("League", columns, caption="Means over seeds, ± one standard deviation.")
 
 
 def curves(result: Row) -> list[Chart]:

@@ -11,7 +11,7 @@ import numpy as np
 from gzcli.engine.pictures import score_bins
 from gzcli.metrics.detection import FIGURES
 from gzcli.report import document as doc
-from gzcli.report.document import Cell, Chart, Column, Section, Series, Table
+from gzcli.report.document import Chart, Section, Series, Table
 from gzcli.report.results import Results, Row, facts_of, rows_of, thinned
 
 LISTED = 500  # files of single pictures that are listed
@@ -52,23 +52,24 @@ def winner(rows: Sequence[Row], names: Mapping[str, str]) -> str:
 
 def detection(rows: Sequence[Row], names: Mapping[str, str]) -> list[Table]:
     """A table for each foreign set, with a row for each score."""
-    columns = [Column("score", numeric=False), *(Column(head, way) for head, way in FIGURES.values())]
     tables = []
     for out in dict.fromkeys(str(row.get("out")) for row in rows):
         of_set = [row for row in rows if str(row.get("out")) == out]
         of_set.sort(key=lambda row: bool(row.get("baseline")))
-        body = [[Cell(str(row.get("score")), None, "baseline" * bool(row.get("baseline")))] for row in of_set]
-        for key, (_, way) in FIGURES.items():
-            best = doc.best_of([row[key] for row in of_set if isinstance(row.get(key), int | float)], way)
-            for cells, row in zip(body, of_set, strict=True):
-                value, ends = row.get(key), doc.brackets((row.get("ci") or {}).get(key))
-                text = "–" if value is None else f"{value:.4f}"
-                cells.append(Cell(text, value, ends, value is not None and value == best))
+        baselines = ["baseline" * bool(row.get("baseline")) for row in of_set]
+        columns = [doc.texts("score", [str(row.get("score")) for row in of_set], baselines)]
+        for key, (head, way) in FIGURES.items():
+            ends = [doc.brackets((row.get("ci") or {}).get(key)) for row in of_set]
+            columns.append(doc.numbers(head, [row.get(key) for row in of_set], way, ends, four_digits))
         n_in, n_out = (next((row[key] for row in of_set if row.get(key)), None) for key in ("n_in", "n_out"))
-        caption = f"{doc.number(n_in)} images inside, {doc.number(n_out)} outside. " if n_in and n_out else ""
-        caption += "A baseline uses no model. Brackets hold 95 % intervals; the best of a column is bold."
-        tables.append(Table(names.get(out, out), columns, body, caption=caption))
+        counts = f"{doc.number(n_in)} images inside, {doc.number(n_out)} outside. " if n_in and n_out else ""
+        caption = "A baseline uses no model. Brackets hold 95 % intervals; the best of a column is bold."
+        tables.append(Table(names.get(out, out), columns, caption=counts + caption))
     return tables
+
+
+def four_digits(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
 
 
 def rocs(results: Results, rows: Sequence[Row], names: Mapping[str, str]) -> list[Chart]:
@@ -124,16 +125,14 @@ def flags(result: Row, pictures: Sequence[Row]) -> str:
 def all_pictures(pictures: Sequence[Row]) -> list[Table]:
     """The pictures, flagged ones and the least p-values first."""
     order = sorted(pictures, key=lambda picture: (not picture.get("flagged"), picture.get("p") or 0))[:LISTED]
-    scores = list(dict.fromkeys(chain.from_iterable(picture.get("scores") or {} for picture in order)))
-    columns = [Column("file", numeric=False), Column("flagged", numeric=False), Column("p")]
-    body = []
-    for picture in order:
-        path = Path(str(picture.get("file")))
-        cells = [Cell(path.name, None, str(path.parent) if path.parent != Path(".") else "")]
-        cells += [Cell("yes" if picture.get("flagged") else "no")]
-        values = [picture.get("p"), *((picture.get("scores") or {}).get(score) for score in scores)]
-        body.append([*cells, *(Cell(doc.number(value), value) for value in values)])
-    left = len(pictures) - len(body)
+    paths = [Path(str(picture.get("file"))) for picture in order]
+    folders = [str(path.parent) if path.parent != Path(".") else "" for path in paths]
+    flagged = ["yes" if picture.get("flagged") else "no" for picture in order]
+    columns = [doc.texts("file", [path.name for path in paths], folders), doc.texts("flagged", flagged)]
+    columns.append(doc.numbers("p", [picture.get("p") for picture in order]))
+    for score in dict.fromkeys(chain.from_iterable(picture.get("scores") or {} for picture in order)):
+        values = [(picture.get("scores") or {}).get(score) for picture in order]
+        columns.append(doc.numbers(score, values))
+    left = len(pictures) - len(order)
     caption = f"{left:,} more, of larger p-values, are in the JSON." if left else ""
-    columns += [Column(score) for score in scores]
-    return [Table("All pictures", columns, body, caption=caption)] if body else []
+    return [Table("All pictures", columns, caption=caption)] if order else []
