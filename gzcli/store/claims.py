@@ -21,8 +21,8 @@ from gzcli.store.run_folder import RUN_ID, Run
 PATIENCE = 1.0  # seconds in which a process with a new claim writes down its number
 CLAIM = Run.claim_file.name
 # Files that a job writes about itself. A folder that holds no others is left over from a failed attempt.
-_OF_ANY = Run.mark_file, Run.claim_file, Run.lock_file, Run.status_file, Run.stop_file
-JOB_RECORDS = {place.name for place in (*_OF_ANY, Run.job_file, Run.log_file, Run.launch_file)}
+_MARKS = Run.mark_file, Run.claim_file, Run.lock_file, Run.status_file
+_RECORDS = {place.name for place in (*_MARKS, Run.stop_file, Run.job_file, Run.log_file, Run.launch_file)}
 
 
 @contextlib.contextmanager
@@ -154,4 +154,4 @@ def _is_left_over(folder: Path) -> bool:
     except DamagedError:
         return False
     failed = state in ("failed", "interrupted", "diverged")
-    return failed and {file.name for file in folder.iterdir()} <= JOB_RECORDS
+    return failed and {file.name for file in folder.iterdir()} <= _RECORDS

@@ -186,8 +186,7 @@ def read_array(path: Path, hint: str | None = AGAIN) -> np.ndarray:
     import numpy as np
 
     with reading(path, hint):
-        array = np.load(path, allow_pickle=False)
-        if not isinstance(array, np.ndarray):
+        if not isinstance(array := np.load(path, allow_pickle=False), np.ndarray):
             raise ValueError("it is no array")
         return array
 
@@ -197,8 +196,7 @@ def read_arrays(path: Path, *names: str, hint: str | None = AGAIN) -> dict[str, 
     import numpy as np
 
     with reading(path, hint):
-        archive = np.load(path, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
+        if isinstance(archive := np.load(path, allow_pickle=False), np.ndarray):
             raise ValueError("it is one array")
         with archive:
             arrays = {name: archive[name] for name in archive.files}
