@@ -12,11 +12,12 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -151,15 +152,20 @@ class RecordedNoise(ImageNoise):
         self.values: list[Tensor] = []
 
     def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:
-        if method not in KINDS:
-            raise Unportable("it draws integers")
-        self.program.append({"do": "draw", "kind": KINDS[method], "shape": list(shape[1:])})
+        self.program.append(draw_of(method, shape[1:]))
         self.values.append(super()._draw(method, shape, high))
         return self.values[-1]
 
 
 class Unportable(Exception):
     """A model whose sampler cannot be exported; the text says why."""
+
+
+def draw_of(method: str, shape: Sequence[int]) -> dict[str, Any]:
+    """A draw as a step of a program."""
+    if method not in KINDS:
+        raise Unportable("it draws integers")
+    return {"do": "draw", "kind": KINDS[method], "shape": list(shape)}
 
 
 class UnitVectors(Noise):
@@ -177,11 +183,8 @@ class UnitVectors(Noise):
         return vector
 
     def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:
-        if method not in KINDS:
-            raise Unportable("it draws integers")
         # the first draw is the image's noise; later ones are made like x, which is a unit vector here
-        size = self.program[0]["shape"] if self.program else list(shape[1:])
-        self.program.append({"do": "draw", "kind": KINDS[method], "shape": size})
+        self.program.append(draw_of(method, self.program[0]["shape"] if self.program else shape[1:]))
         return self.unit()
 
     def call(self, x: Tensor, **scalars: float) -> None:
@@ -327,10 +330,5 @@ def in_place(model: Any, units: UnitVectors, how: dict[str, Any]) -> Iterator[No
 
     fakes = {"denoiser": denoiser, "velocity": velocity, "sampled_labels": sampled_labels}
     fakes["into_range"] = lambda x, *_: x
-    fakes = {name: fake for name, fake in fakes.items() if hasattr(model, name)}
-    vars(model).update(fakes)
-    try:
+    with mock.patch.multiple(model, **{name: fake for name, fake in fakes.items() if hasattr(model, name)}):
         yield
-    finally:
-        for name in fakes:
-            vars(model).pop(name)
