@@ -1,5 +1,5 @@
-"""The page of a model: facts of its file and recipe, the text written by hand, measured figures; and the
-page as Markdown, for the site and for terminals.
+"""The manual as Markdown, for the site and for terminals: the page of a model, by its file and recipe, the
+text written by hand and measured figures; the other pages in order; and the help of every command.
 
 The text is `models/NAME.md`: a title, a paragraph, the key equation in TeX and as a terminal shows it, a line
 that names the equation, and two lists, limits and code by others.
@@ -8,7 +8,7 @@ that names the equation, and two lists, limits and code by others.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import takewhile
@@ -31,6 +31,12 @@ from gzcli.store.paths import recipe_names, spelling, trained_in
 from gzcli.store.pretrained import Pretrained, every
 
 ROOT = Path(__file__).parent
+TUTORIALS = ("first-model", "own-pictures", "ood-alarm", "compare")
+GUIDES = (
+    *("use", "data", "scale", "gpus", "ood", "bench", "recipes", "what_we_tried"),
+    *("latents", "stable-diffusion", "share", "demo", "adding", "python", "questions"),
+)
+ORDER = (*TUTORIALS, *GUIDES)
 COLUMNS = 72  # of a command, before it is broken
 POINTS = 6  # of a curve
 
@@ -372,3 +378,35 @@ def folded(command: str) -> str:
         else:
             lines[-1] += f" {part}"
     return " \\\n".join(lines)
+
+
+# ---------------------------------------------------------------------------- the manual
+
+
+def texts() -> dict[str, str]:
+    """The Markdown of each page by its name, in order."""
+    return {name: (ROOT / "pages" / f"{name}.md").read_text(encoding="utf-8") for name in ORDER}
+
+
+def commands(root: Any) -> str:
+    """Every command of the command line with its arguments and options."""
+    return rendered("commands", leaves=list(leaves(root, ("gz",))))
+
+
+def leaves(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    """Each command with what is typed for it."""
+    children = getattr(command, "commands", {})
+    if not children:
+        yield " ".join(path), command
+    for name, child in children.items():
+        yield from leaves(child, (*path, name))
+
+
+def manual(root: Any) -> str:
+    """Pages, commands and models in one Markdown text.
+
+    root: the command line with all of its verbs.
+    """
+    pages = (re.sub(r"(?m)^ *!\[.*\]\(.*\)\n+", "", text).strip() for text in texts().values())  # no pictures
+    models = (as_markdown(page_of(name)).strip() for name in recipe_names())
+    return "\n\n".join([*pages, commands(root).strip(), *models])

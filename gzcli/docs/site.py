@@ -14,8 +14,8 @@ from mkdocs.config import load_config
 
 from gzcli.core import measured
 from gzcli.core.errors import canonical
-from gzcli.docs.manual import GUIDES, TUTORIALS, texts
-from gzcli.docs.page import ROOT, Page, as_markdown, page_of, picture_name, ready_picture, rendered
+from gzcli.docs import page as manual
+from gzcli.docs.page import Page, as_markdown, page_of, picture_name, ready_picture, rendered
 from gzcli.models import catalog
 from gzcli.store.paths import recipe_names
 from gzcli.store.pretrained import every
@@ -38,13 +38,13 @@ def build(into: Path, commands: str) -> Path:
 
 def write(folder: Path, commands: str) -> list[Any]:
     """Writes the Markdown of every page into a folder. Returns the site's navigation."""
-    shutil.copytree(ROOT / "static", folder)
+    shutil.copytree(manual.ROOT / "static", folder)
     for name in ("models", "models/samples", "pretrained"):
         (folder / name).mkdir()
     pages = {name: page_of(name) for name in model_names()}
     ready, leagues = every(), list(measured.places())
     # the folder `static` lies beside the pages here
-    files = {name: text.replace("](../static/", "](") for name, text in texts().items()}
+    files = {name: text.replace("](../static/", "](") for name, text in manual.texts().items()}
     titles = {
         name: text.partition("\n")[0].split(": ")[-1].removeprefix("# ") for name, text in files.items()
     }
@@ -67,18 +67,23 @@ def write(folder: Path, commands: str) -> list[Any]:
         return [{titles[name]: f"{under}{name}.md"} for name in names]
 
     further = {"league": "Leagues", "pretrained": "Pretrained models", "commands": "Commands"}
-    guides = [*named(GUIDES), *named((name for name in further if name in files), further)]
+    guides = [*named(manual.GUIDES), *named((name for name in further if name in files), further)]
     families = [
         {family: named((page.name for page in some), {page.name: page.name for page in some}, "models/")}
         for family, some in by_family(pages).items()
     ]
     models = ["models/index.md", *families]
-    return [{"gz": "index.md"}, {"Tutorials": named(TUTORIALS)}, {"Guides": guides}, {"Models": models}]
+    return [
+        {"gz": "index.md"},
+        {"Tutorials": named(manual.TUTORIALS)},
+        {"Guides": guides},
+        {"Models": models},
+    ]
 
 
 def model_names() -> list[str]:
     """The models that have a page: those of recipes, and those that are only ever a stage."""
-    names = {*recipe_names(), *(path.stem for path in (ROOT / "models").glob("*.md"))}
+    names = {*recipe_names(), *(path.stem for path in (manual.ROOT / "models").glob("*.md"))}
     return sorted(names, key=lambda name: (page_of(name).family, canonical(name)))
 
 
