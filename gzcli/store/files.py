@@ -11,7 +11,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -126,6 +126,13 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict | None):
         raise DamagedError(f"`{path}` is damaged: it is no JSON object")
     return value or {}
+
+
+def whole_object(path: Path) -> dict[str, Any]:
+    """The JSON object of a file; empty where it is missing or damaged."""
+    with suppress(DamagedError):
+        return read_object(path)
+    return {}
 
 
 @contextmanager
