@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from gzcli.cli.app import build
-from gzcli.docs import manual, site
+from gzcli.docs import page, site
 
 if len(sys.argv) != 2:
     raise SystemExit(__doc__)
-print(site.build(Path(sys.argv[1]), manual.commands(build())))
+print(site.build(Path(sys.argv[1]), page.commands(build())))

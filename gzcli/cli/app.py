@@ -88,7 +88,7 @@ def _version(ctx: typer.Context, value: bool) -> None:
 
 def _llm(ctx: typer.Context, value: bool) -> None:
     if value:
-        from gzcli.docs.manual import manual
+        from gzcli.docs.page import manual
 
         text = manual(build())
         _print(ctx, text, manual=text)

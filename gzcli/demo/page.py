@@ -223,7 +223,7 @@ class Page:
         self._follow(editor, lambda run, can: None)
 
         def canvas(name: str, seed: int, label: str) -> Iterator[Any]:
-            image = self.studio.file(self.studio.canvas(name, int(seed), _class(label)))
+            image = self.studio.file(self.studio.canvas(Request(name, 1, int(seed), _class(label))))
             yield {"background": image, "layers": [], "composite": image}
 
         def fill(name: str, drawing: dict[str, Any] | None, seed: int, label: str) -> Iterator[Any]:
@@ -231,8 +231,8 @@ class Page:
                 raise gr.Error("there is no picture yet: draw one, or drop your own", print_exception=False)
             layers = [layer[..., 3] > 0 for layer in drawing["layers"]] or [np.zeros((1, 1), bool)]
             background = drawing["background"][..., :3]
-            pictures = self.studio.inpaint(name, background, np.any(layers, 0), int(seed), _class(label))
-            for shown in self._shown(pictures):
+            request = Request(name, 1, int(seed), _class(label))
+            for shown in self._shown(self.studio.inpaint(request, background, np.any(layers, 0))):
                 yield *shown, [str(self.studio.folder / file) for file in ("picture.png", "mask.png")]
 
         start.click(_in_words(canvas), [self.run, seed, label], editor)
@@ -263,11 +263,9 @@ class Page:
     ) -> Request:
         """What the page asks for; parts that are hidden for this run have no say."""
         can = self.studio.open(name)[1]
-        options: dict[str, Any] = {
-            key: value for key, value in zip(NUMBERS, numbers, strict=True) if key in can.numbers
-        }
-        if "steps" in options:
-            options["steps"] = int(options["steps"])
+        values: dict[str, Any] = dict(zip(NUMBERS, numbers, strict=True))
+        options = {key: value for key, value in values.items() if key in can.numbers}
+        options |= {"steps": int(options["steps"])} if "steps" in options else {}
         options |= {key: text for key, text in (("sampler", sampler), ("prompt", prompt)) if text}
         return Request(name, int(n), int(seed or 0), _class(label) if can.classes else None, options)
 

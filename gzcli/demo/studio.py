@@ -157,58 +157,56 @@ class Studio:
                 self._open = name, run, Controls.of(run)
             return self._open[1:]
 
+    def words(self, request: Request) -> dict[str, Any]:
+        """The keywords of `Run.sample`, without options that have the recipe's values."""
+        run, can = self.open(request.run)
+        values = {**can.numbers, "sampler": can.sampler, "prompt": None}
+        label = request.label
+        labels = {} if label is None else {"labels": [class_numbers(label, run.info.classes)[0]]}
+        options = {key: value for key, value in request.options.items() if value != values.get(key)}
+        return {"seed": request.seed, **labels, **options}
+
     def draw(self, request: Request) -> Iterator[Shown]:
         """Samples, and before them the states of the sampler."""
-        run, _ = self.open(request.run)
-        labels, options = _labels(run, request.label), self._changed(request)
+        run, words = self.open(request.run)[0], self.words(request)
 
         def work(progress: Progress) -> np.ndarray:
-            return run.sample(request.n, seed=request.seed, labels=labels, progress=progress, **options)
+            return run.sample(request.n, progress=progress, **words)
 
-        yield from self._pictures(run, work, drawing(request, labels, options), request.n)
+        yield from self._pictures(run, work, drawing(request, words), request.n)
 
     def between(self, first: Request, last: Request, frames: int) -> Iterator[Shown]:
         """The way from an image of one seed to that of another."""
-        run, can = self.open(first.run)
-        if not can.way:
-            raise UsageError(f"`{run.trained.name}` does not go from image to image")
-        options = self._changed(first)
-        ends = [(end, _labels(run, end.label)) for end in (first, last)]
+        run, words = self.open(first.run)[0], [self.words(end) for end in (first, last)]
 
         def work(progress: Progress) -> np.ndarray:
-            images = [run.sample(1, seed=end.seed, labels=labels, **options) for end, labels in ends]
-            return run.do("interpolate", np.concatenate(images), progress=progress, frames=frames)
+            images = np.concatenate([run.sample(1, **of_end) for of_end in words])
+            return run.do("interpolate", images, progress=progress, frames=frames)
 
-        yield from self._pictures(run, work, interpolating(ends, frames, options), frames, frames)
+        yield from self._pictures(run, work, interpolating((first, last), words, frames), frames, frames)
 
-    def canvas(self, name: str, seed: int, label: str | None) -> np.ndarray:
+    def canvas(self, request: Request) -> np.ndarray:
         """A sample large enough to paint on, [H, W, 3]."""
-        run, _ = self.open(name)
+        run, words = self.open(request.run)[0], self.words(request)
         with self._lock:
-            image = run.sample(1, seed=seed, labels=_labels(run, label))
+            image = run.sample(1, **words)
         large = enlarged(image[0].transpose(1, 2, 0), 480)
         return large.repeat(3, 2) if large.shape[2] == 1 else large
 
-    def inpaint(
-        self, name: str, picture: np.ndarray, painted: np.ndarray, seed: int, label: str | None
-    ) -> Iterator[Shown]:
+    def inpaint(self, request: Request, picture: np.ndarray, painted: np.ndarray) -> Iterator[Shown]:
         """A picture, uint8 [H, W, C] of any size, with what was painted over, bool [H, W], filled in."""
-        run, can = self.open(name)
-        if not can.inpaints:
-            raise UsageError(f"`{run.trained.name}` does not inpaint")
         if not painted.any():
             raise UsageError("nothing is painted over", hint="mark with the brush what is to be filled in")
-        labels = _labels(run, label)
+        run, words = self.open(request.run)[0], self.words(request)
         image = self._sized(run, picture, run.info.shape[0])
         mask = self._sized(run, np.where(painted, 0, 255).astype(np.uint8), 1) > 127
         save_png(self.folder / "picture.png", image[0].transpose(1, 2, 0))
         save_png(self.folder / "mask.png", (mask[0] * np.uint8(255)).transpose(1, 2, 0))
 
         def work(progress: Progress) -> np.ndarray:
-            conditions = {} if labels is None else {"labels": labels}
-            return run.do("inpaint", image, mask=mask[0, 0], seed=seed, progress=progress, **conditions)
+            return run.do("inpaint", image, mask=mask[0, 0], progress=progress, **words)
 
-        yield from self._pictures(run, work, inpainting(name, seed, label, labels), 1)
+        yield from self._pictures(run, work, inpainting(request, words), 1)
 
     def judge(self, name: str, picture: np.ndarray, n: int) -> tuple[dict[str, Any], np.ndarray, Code]:
         """Whether a picture, uint8 [H, W, C], belongs to the run's set, compared with n held-out images.
@@ -217,8 +215,6 @@ class Studio:
         if it has one, [H, W, 3]; and the code.
         """
         run, can = self.open(name)
-        if not can.scores:
-            raise UsageError(f"`{run.trained.name}` does not score pictures")
         with self._lock:
             place = Path(tempfile.mkdtemp(prefix="judged-", dir=self.folder))
             save_png(place / "picture.png", picture)
@@ -252,12 +248,6 @@ class Studio:
                 yield sheet(last, columns), None
         assert last is not None
         yield sheet(last, columns), code
-
-    def _changed(self, request: Request) -> dict[str, Any]:
-        """The options that differ from the values of the recipe."""
-        _, can = self.open(request.run)
-        values = {**can.numbers, "sampler": can.sampler, "prompt": None}
-        return {key: value for key, value in request.options.items() if value != values.get(key)}
 
     def _sized(self, run: LoadedRun, picture: np.ndarray, channels: int) -> np.ndarray:
         """A picture as the run's images are, uint8 [1, channels, H, W]; an enlarged image at its own size."""
@@ -299,10 +289,6 @@ def watched(work: Work, shown: Callable[[Tensor], np.ndarray]) -> Iterator[np.nd
     yield result[0]
 
 
-def _labels(run: LoadedRun, label: str | None) -> list[int] | None:
-    return None if label is None else [class_numbers(label, run.info.classes)[0]]
-
-
 def sheet(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     """Images uint8 [N, C, H, W] as one picture [H', W', C] that fills the page, in about a square unless the
     number of columns is given; one image by itself."""
@@ -317,36 +303,33 @@ def enlarged(picture: np.ndarray, least: int) -> np.ndarray:
 
 # ---------------------------------------------------------------------------- code
 
-
-def drawing(request: Request, labels: list[int] | None, options: Mapping[str, Any]) -> Code:
-    """The code of samples, with the options that differ from the recipe's."""
-    shell = _line("gz sample", request.run, {"-n": request.n} | _flags(request, options))
-    return Code(shell, _python(request.run, f"images = {_call(request.n, request.seed, labels, options)}"))
+Words = Mapping[str, Any]  # of `Run.sample`: the seed, labels, and options that differ from the recipe's
 
 
-def interpolating(
-    ends: Sequence[tuple[Request, list[int] | None]], frames: int, options: Mapping[str, Any]
-) -> Code:
-    """The code of the way between two images, each with the numbers of its labels."""
-    name, shell = ends[0][0].run, ["mkdir ends"]
-    for place, (end, _) in zip("ab", ends, strict=True):
-        shell.append(_line("gz sample", name, {"-n": 1, "--out": place} | _flags(end, options)))
+def drawing(request: Request, words: Words) -> Code:
+    shell = _line("gz sample", request.run, {"-n": request.n} | _flags(request, words))
+    return Code(shell, _python(request.run, f"images = {_call(request.n, words)}"))
+
+
+def interpolating(ends: Sequence[Request], words: Sequence[Words], frames: int) -> Code:
+    name, shell = ends[0].run, ["mkdir ends"]
+    for place, end, of_end in zip("ab", ends, words, strict=True):
+        shell.append(_line("gz sample", name, {"-n": 1, "--out": place} | _flags(end, of_end)))
         shell.append(f"cp {place}/images/000000.png ends/{place}.png")
     shell.append(_line("gz sample", name, {"--do": "interpolate", "--input": "ends", "--frames": frames}))
-    calls = ", ".join(_call(1, end.seed, labels, options) for end, labels in ends)
+    calls = ", ".join(_call(1, of_end) for of_end in words)
     lines = f'ends = np.concatenate([{calls}])\nimages = run.do("interpolate", ends, frames={frames})'
     return Code("\n".join(shell), _python(name, lines, "import numpy as np\n\n"))
 
 
-def inpainting(name: str, seed: int, label: str | None, labels: list[int] | None) -> Code:
+def inpainting(request: Request, words: Words) -> Code:
     """The code that fills in `picture.png` where `mask.png` is black."""
-    flags = {"--do": "inpaint", "--input": "picture.png", "--mask": "mask.png"}
-    more = "" if labels is None else f", labels={labels}"
+    flags = {"--do": "inpaint", "--input": "picture.png", "--mask": "mask.png"} | _flags(request, words)
     lines = f"""picture = np.atleast_3d(Image.open("picture.png")).transpose(2, 0, 1)[None]
 mask = np.asarray(Image.open("mask.png")) > 127
-images = run.do("inpaint", picture, mask=mask, seed={seed}{more})"""
-    shell = _line("gz sample", name, flags | _flags(Request(name, 1, seed, label), {}))
-    return Code(shell, _python(name, lines, "import numpy as np\nfrom PIL import Image\n\n"))
+images = run.do("inpaint", picture, mask=mask, {_keywords(words)})"""
+    imports = "import numpy as np\nfrom PIL import Image\n\n"
+    return Code(_line("gz sample", request.run, flags), _python(request.run, lines, imports))
 
 
 def judging(name: str, n: int, maps: bool) -> Code:
@@ -361,17 +344,19 @@ def _line(verb: str, name: str, flags: Mapping[str, Any]) -> str:
     return " ".join([verb, shlex.quote(name), *words])
 
 
-def _flags(request: Request, options: Mapping[str, Any]) -> dict[str, Any]:
+def _flags(request: Request, words: Words) -> dict[str, Any]:
     """The flags of a drawing; a class with a comma in its name is quoted, as `--label` takes a list."""
     label = f'"{request.label}"' if request.label and "," in request.label else request.label
-    flags = {f"--{key.replace('_', '-')}": value for key, value in options.items()}
-    return {"--seed": request.seed, "--label": label, "--prompt": None, **flags}
+    options = {f"--{key.replace('_', '-')}": value for key, value in words.items() if key != "labels"}
+    return {"--seed": request.seed, "--label": label, "--prompt": None, **options}
 
 
-def _call(n: int, seed: int, labels: list[int] | None, options: Mapping[str, Any]) -> str:
-    """The call of `Run.sample`."""
-    words = {"seed": seed} | ({} if labels is None else {"labels": labels}) | dict(options)
-    return f"run.sample({', '.join([str(n), *(f'{key}={value!r}' for key, value in words.items())])})"
+def _call(n: int, words: Words) -> str:
+    return f"run.sample({n}, {_keywords(words)})"
+
+
+def _keywords(words: Words) -> str:
+    return ", ".join(f"{key}={value!r}" for key, value in words.items())
 
 
 def _python(name: str, lines: str, imports: str = "") -> str:

@@ -1,5 +1,5 @@
-"""The page of a model: facts of its file and recipe, the text written by hand, measured figures; and the
-page as Markdown, for the site and for terminals.
+"""The manual as Markdown, for the site and for terminals: the page of a model, by its file and recipe, the
+text written by hand and measured figures; the other pages in order; and the help of every command.
 
 The text is `models/NAME.md`: a title, a paragraph, the key equation in TeX and as a terminal shows it, a line
 that names the equation, and two lists, limits and code by others.
@@ -8,8 +8,9 @@ that names the equation, and two lists, limits and code by others.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -30,17 +31,22 @@ from gzcli.store.paths import recipe_names, spelling, trained_in
 from gzcli.store.pretrained import Pretrained, every
 
 ROOT = Path(__file__).parent
+TUTORIALS = ("first-model", "own-pictures", "ood-alarm", "compare")
+GUIDES = (
+    *("use", "data", "scale", "gpus", "ood", "bench", "recipes", "what_we_tried"),
+    *("latents", "stable-diffusion", "share", "demo", "adding", "python", "questions"),
+)
+ORDER = (*TUTORIALS, *GUIDES)
 COLUMNS = 72  # of a command, before it is broken
 POINTS = 6  # of a curve
-_ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 
 _FORM = re.compile(  # the fields of `Written` in their order
     r"# (.+?)\n\n(.+?)\n\n\$\$(.+?)\$\$\n\n```\n(.+?)\n```\n\n(.+?)\n\n## Limits\n\n(.+?)\n\n## Code\n\n(.+)",
     re.DOTALL,
 )
 _REMARK = re.compile(r"\s{2,}\((.+)\)$")  # what stands in brackets behind a command in the head of a recipe
-_ODE = "by solving an ODE, with an estimated divergence"
-_LIKELIHOOD = {"exact": "exact", "bound": "a lower bound", "ode": _ODE}
+_LIKELIHOOD = {"exact": "exact", "bound": "a lower bound"}
+_LIKELIHOOD |= {"ode": "by solving an ODE, with an estimated divergence"}
 
 
 @dataclass(frozen=True)
@@ -58,12 +64,12 @@ class Written:
 
 @dataclass(frozen=True)
 class Option:
-    """An option with its default, which the recipe may have changed, its type in words, and what it means."""
+    """An option of a model."""
 
     name: str
-    default: Any
-    kind: str
-    text: str
+    default: Any  # that of the recipe, where it has one
+    kind: str  # its type in words
+    text: str  # what it means
 
 
 @dataclass(frozen=True)
@@ -179,7 +185,7 @@ def _own(chain: Sequence[RecipeFile], stage: str) -> dict[str, Any]:
 
 def _head(path: Path) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
     """The commands in the comment that a recipe begins with, each with its remark, and the comment's other
-    lines but the first, joined."""
+    lines but the first."""
     head = list(takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines()))
     commands, rest = [], []
     for line in head[1:]:
@@ -193,29 +199,28 @@ def _head(path: Path) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
 
 
 def _can(card: ModelCard, serving: ModelCard, name: str, stage: str) -> tuple[tuple[str, str], ...]:
-    """What the recipe `name` can do, each with its command.
-
-    card: the model, which may be a first stage.
-    serving: the model of the recipe's last stage, which draws and scores.
-    stage: name of that stage.
-    """
+    """What the recipe `name` can do, each with its command. `card` is the model, which may be a first stage;
+    `serving` that of the last stage, called `stage`, which draws and scores."""
     can, key = serving.can, f"stages.{stage}.model.conditional" if stage else "model.conditional"
     always = "conditional" in can and serving.params["conditional"].default is True
     first = "" if always or "conditional" not in can else f", after `--set {key}=true` in training"
     sets = "--out SET" if serving.needs else "--in mnist --out fashionmnist"
+    does = {do: catalog.first_words(serving, do) for do in serving.do}
     rows = [
         (True, f"gz sample {name}", "samples"),
         ("conditional" in can, f"gz sample {name} --label 3", f"samples of a class{first}"),
         ("prompt" in can, f'gz sample {name} --prompt "a red door"', "samples of a text"),
-    ]
-    for do in serving.do:
-        does = catalog.first_words(serving, do) + (first if do in serving.unlabelled_lack else "")
-        rows.append((True, f"gz sample {name} --do {do}", does))
-    figures, benched = "its figures beside the floor of real images", not {"prompt", "translate"} & {*can}
-    rows += [
+        *(
+            (True, f"gz sample {name} --do {do}", what + (first if do in serving.unlabelled_lack else ""))
+            for do, what in does.items()
+        ),
         ("ood" in can, f"gz ood {name} {sets}", "how well it tells foreign images"),
         ("map" in can, f"gz ood {name} --in mnist --input DIR --map", "where pictures are strange"),
-        (benched, f"gz bench {name} --data mnist", figures),
+        (
+            not {"prompt", "translate"} & {*can},
+            f"gz bench {name} --data mnist",
+            "its figures beside the floor of real images",
+        ),
         ("latent" in card.can, f"gz train fm --set data.latent={name}", "a model of its latents"),
         ("export" in can, f"gz runs export {name} --to diffusers", "a folder that diffusers loads"),
     ]
@@ -224,48 +229,42 @@ def _can(card: ModelCard, serving: ModelCard, name: str, stage: str) -> tuple[tu
 
 def _scores(card: ModelCard) -> tuple[tuple[str, str], ...]:
     """The model's own scores, and in one row those that every likelihood gives."""
-    names = score_names(card)
     own = [(name, catalog.first_words(card, f"score_{name}")) for name in card.scores]
-    general = ", ".join(name for name in names if name not in card.scores)
+    general = ", ".join(name for name in score_names(card) if name not in card.scores)
     return (*own, (general, "made of its likelihood, as of every model's")) if general else tuple(own)
 
 
 def _groups(
     card: ModelCard, serving: ModelCard, chain: Sequence[RecipeFile], name: str, stage: str
 ) -> tuple[Group, ...]:
-    """The options of a model, and those of the verbs that a recipe's last stage, `serving`, answers.
-
-    name: of the recipe.
-    stage: the model's own.
-    """
-    own = _own(chain, stage)
-    verbs = own if serving is card else _own(chain, (list(_stages(chain)) or [""])[-1])
+    """The options of a model, which is `stage` of the recipe `name`, and those of the verbs that the recipe's
+    last stage, `serving`, answers."""
+    model_values = _own(chain, stage)
+    values = model_values if serving is card else _own(chain, (list(_stages(chain)) or [""])[-1])
     texts = catalog.option_texts(serving)
     key = f"stages.{stage}.model.KEY" if stage else "model.KEY"
-
-    def group(
-        title: str, how: str, params: Mapping[str, Param], texts: Mapping[str, str], values: Any = None
-    ) -> Group:
-        defaults = lists({name: param.default for name, param in params.items()}) | dict(values or {})
-        options = (
-            Option(name, defaults[name], words(parse(param.annotation)), texts.get(name, ""))
-            for name, param in params.items()
-        )
-        return Group(title, how, tuple(options))
-
-    model = catalog.option_texts(card)["model"]
-    groups = [
-        group("Model", f"gz train {name} --set {key}=VALUE", card.params, model, own.get("model")),
-        group(
-            "Sampling", f"gz sample {name} --KEY VALUE", serving.sample, texts["sample"], verbs.get("sample")
+    scored = {key: param for options in serving.scores.values() for key, param in options.items()}
+    # title, words that set an option, options, their texts, the recipe's values
+    rows: list[tuple[str, str, Mapping[str, Param], Mapping[str, str], Any]] = [
+        (
+            *("Model", f"gz train {name} --set {key}=VALUE", card.params),
+            *(catalog.option_texts(card)["model"], model_values.get("model")),
         ),
+        ("Sampling", f"gz sample {name} --KEY VALUE", serving.sample, texts["sample"], values.get("sample")),
     ]
     for do, params in serving.do.items():
         new = {key: param for key, param in params.items() if serving.sample.get(key) != param}
-        groups.append(group(f"`{do}`", f"gz sample {name} --do {do} --KEY VALUE", new, texts[do]))
-    scored = {key: param for options in serving.scores.values() for key, param in options.items()}
-    groups.append(group("Scores", f"gz ood {name} --KEY VALUE", scored, texts["ood"], verbs.get("ood")))
-    return tuple(group for group in groups if group.options)
+        rows.append((f"`{do}`", f"gz sample {name} --do {do} --KEY VALUE", new, texts[do], None))
+    rows.append(("Scores", f"gz ood {name} --KEY VALUE", scored, texts["ood"], values.get("ood")))
+    groups = []
+    for title, how, params, meanings, of_recipe in rows:
+        defaults = lists({key: param.default for key, param in params.items()}) | dict(of_recipe or {})
+        options = [
+            Option(key, defaults[key], words(parse(param.annotation)), meanings.get(key, ""))
+            for key, param in params.items()
+        ]
+        groups += [Group(title, how, tuple(options))] if options else []
+    return tuple(groups)
 
 
 def written(name: str) -> Written | None:
@@ -298,7 +297,30 @@ def as_markdown(page: Page, site: bool = False) -> str:
 
     site: with MathML, pictures, and links to the pages beside it; else with the equation in Unicode.
     """
-    return "\n".join(_lines(page, site)).rstrip() + "\n"
+    return rendered("model", page=page, site=site)
+
+
+def rendered(name: str, **words: Any) -> str:
+    """The Markdown of a template."""
+    text = environment().get_template(f"{name}.md.j2").render(**words)
+    return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
+
+
+@cache
+def environment() -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader, blocks = PackageLoader("gzcli.docs"), {"trim_blocks": True, "lstrip_blocks": True}
+    env = Environment(loader=loader, undefined=StrictUndefined, **blocks)
+    env.filters |= {"about": about, "count": count, "duration": duration, "figure": figure, "flow": flow}
+    env.filters |= {"folded": folded, "mathml": mathml, "short": short, "thinned": thinned}
+    env.filters |= {
+        "arxiv": lambda text: re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[\g<0>](https://arxiv.org/abs/\1)", text),
+        "cell": lambda text: text.replace("|", "\\|"),
+        "own_scores": lambda scores: ", ".join(name for name, _ in scores if "," not in name) or "–",
+    }
+    env.globals |= {"picture_name": picture_name, "ready_picture": ready_picture}
+    return env
 
 
 def as_text(markdown: str, width: int) -> str:
@@ -307,100 +329,11 @@ def as_text(markdown: str, width: int) -> str:
     from rich.markdown import Markdown
 
     headings = re.sub(r"^##+ (.+)$", lambda match: match[1].upper(), markdown, flags=re.MULTILINE)
-    plain = headings.removeprefix("# ")
     console = Console(width=width, no_color=True, force_terminal=False)
     with console.capture() as capture:
-        console.print(Markdown(plain, hyperlinks=False))
+        console.print(Markdown(headings.removeprefix("# "), hyperlinks=False))
     text = "\n".join(line.rstrip() for line in capture.get().splitlines())
     return re.sub(r"\n{3,}", "\n\n", text).strip()
-
-
-def _lines(page: Page, site: bool) -> Iterator[str]:
-    yield from (f"# {page.name}", "", *_title(page, site))
-    yield from (*_pictures(page), "") if site else ()
-    yield from (f"Likelihood: {page.likelihood}.", "") if page.likelihood else ()
-    for one in page.ready:
-        best, params, seconds, _ = one.cells
-        yield f"`gz sample pretrained:{one.name}` comes with gz: {params} parameters, {best}, trained for"
-        yield from (f"{seconds} of a CPU core.", "")
-    for stage, model in page.stages.items():
-        if model != page.name:
-            link = f"[{model}]({model}.md)" if site else f"`{model}`"
-            yield from (f"Its stage `{stage}` is a {link}.", "")
-    yield from ("## Try", "", "```")
-    for command, remark in page.commands:
-        yield from folded(command)
-        yield from (f"    ({remark})",) if remark else ()
-    yield from ("```", "", "## Applications", "", *bullets((f"`{do}`", what) for do, what in page.can))
-    if page.scores:
-        yield from ("## Out-of-distribution scores", "")
-        yield from bullets((f"`{name}`", what) for name, what in page.scores)
-    for group in page.groups:
-        yield from (f"### {group.title}", "", f"`{group.how}`", "")
-        yield from bullets((f"`{o.name}={flow(o.default)}` ({o.kind})", o.text) for o in group.options)
-    yield from _measured(page, site)
-    if page.remarks:
-        yield from ("## Notes of the recipe", "", " ".join(page.remarks), "")
-    if page.words:
-        link = "[{0}](https://github.com/{0})" if site else "https://github.com/{0}"
-        yield from ("## Limits", "", *bullets((limit, "") for limit in page.words.limits))
-        yield "## Code by others"
-        yield ""
-        yield from bullets((link.format(name), what) for name, what in page.words.code)
-
-
-def _title(page: Page, site: bool) -> Iterator[str]:
-    words = page.words
-    title = words.title if words else page.about or page.name
-    paper = re.sub(_ARXIV, r"[arXiv:\1](https://arxiv.org/abs/\1)", page.paper) if site else page.paper
-    yield from (f"**{title}** · {page.family.replace('_', ' ')} · {paper}", "")
-    if words:
-        equation = [mathml(words.tex)] if site else ["```text", words.equation, "```"]
-        yield from (words.text, "", *equation, "", words.source, "")
-
-
-def _pictures(page: Page) -> Iterator[str]:
-    for data, scale in page.drawn:
-        text = f"Samples of a run of a league, {data} at scale {scale}"
-        yield from (f"![{text}]({picture_name(page.recipe or page.name, data, scale)})", "", f"*{text}.*", "")
-    for one in page.ready:
-        yield from (f"![Samples of gz sample pretrained:{one.name}](../{ready_picture(one)})", "")
-
-
-def _measured(page: Page, site: bool) -> Iterator[str]:
-    """Costs, places in leagues, curves of reference runs."""
-    if page.costs:
-        yield from ("## What a training costs", "")
-        head = ("data", "scale", "parameters", "steps", "on a CPU", "on an H100")
-        yield from table(head, [_cost_cells(row) for row in page.costs])
-        machine = page.costs[0]["machine"]
-        yield (f"CPU: {machine}. " if machine else "") + f"On yours: `gz train {page.name} --dry-run`."
-        yield ""
-    for data, scale, row in page.places:
-        place = f"place {row['place']}, " if row["place"] else ""
-        league = "[league](../league.md)" if site else "league"
-        yield from (f"In the {league} of {data} at scale {scale}: {place}{_place_in_words(row)}.", "")
-    for reference in page.references:
-        stage = f", stage {reference.stage}" if reference.stage else ""
-        yield from (f"## Reference curve, {reference.data} at scale {reference.scale}{stage}", "")
-        yield from (f"{reference.curve.metric} on validation images", "")
-        points = reference.curve.points
-        chosen = sorted({round(i * (len(points) - 1) / (POINTS - 1)) for i in range(POINTS)})
-        rows = [(f"{points[i][0]:,}", duration(points[i][1]), figure(points[i][2])) for i in chosen]
-        yield from table(("step", "time", reference.curve.metric), rows)
-
-
-def _cost_cells(row: Mapping[str, str]) -> tuple[str, ...]:
-    seconds = [about(float(row[key])) if row[key] else "-" for key in ("seconds", "seconds_on_h100")]
-    return (row["data"], row["scale"], count(float(row["params"])), f"{int(row['steps']):,}", *seconds)
-
-
-def _place_in_words(row: Mapping[str, str]) -> str:
-    """A row of a league's summary: multiple of the floor, time of training, seconds an image."""
-    relative = f"{float(row['times_floor']):.3g} × the floor" if row["times_floor"] else "no figure"
-    trained = duration(float(row["train_seconds"])) if row["train_seconds"] else "-"
-    speed = f", {float(row['sample_seconds']):.2g} s an image" if row["sample_seconds"] else ""
-    return f"{relative} after {trained} of training{speed}"
 
 
 def picture_name(recipe: str, data: str, scale: str) -> str:
@@ -421,27 +354,59 @@ def mathml(tex: str) -> str:
     return f'<div class="equation">{convert(plain, display="block")}</div>'
 
 
-def bullets(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """A list of terms with their meaning, and a blank line."""
-    for term, meaning in pairs:
-        yield f"- {term}: {meaning}" if meaning else f"- {term}"
-    yield ""
+def thinned(points: Sequence[Any]) -> list[Any]:
+    """POINTS points of a curve at even distances, both ends among them."""
+    return [points[i] for i in sorted({round(i * (len(points) - 1) / (POINTS - 1)) for i in range(POINTS)})]
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """A table, and a blank line."""
-    for row in (head, ["---"] * len(head), *rows):
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
-    yield ""
+def short(cell: str) -> str:
+    """A number of a table in three digits; other text as it is."""
+    try:
+        value = float(cell)
+    except ValueError:
+        return cell or "–"
+    return f"{value:,.0f}" if abs(value) >= 1000 or value.is_integer() else f"{value:.3g}"
 
 
-def folded(command: str) -> Iterator[str]:
+def folded(command: str) -> str:
     """A command in lines that a shell joins again, broken before options."""
-    line = ""
-    for part in re.split(r" (?=--?\w)", command):
-        if line and len(line) + len(part) > COLUMNS - 3:
-            yield f"{line} \\"
-            line = f"    {part}"
+    first, *rest = re.split(r" (?=--?\w)", command)
+    lines = [first]
+    for part in rest:
+        if len(lines[-1]) + len(part) > COLUMNS - 3:
+            lines.append(f"    {part}")
         else:
-            line = f"{line} {part}" if line else part
-    yield line
+            lines[-1] += f" {part}"
+    return " \\\n".join(lines)
+
+
+# ---------------------------------------------------------------------------- the manual
+
+
+def texts() -> dict[str, str]:
+    """The Markdown of each page by its name, in order."""
+    return {name: (ROOT / "pages" / f"{name}.md").read_text(encoding="utf-8") for name in ORDER}
+
+
+def commands(root: Any) -> str:
+    """Every command of the command line with its arguments and options."""
+    return rendered("commands", leaves=list(leaves(root, ("gz",))))
+
+
+def leaves(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    """Each command with what is typed for it."""
+    children = getattr(command, "commands", {})
+    if not children:
+        yield " ".join(path), command
+    for name, child in children.items():
+        yield from leaves(child, (*path, name))
+
+
+def manual(root: Any) -> str:
+    """Pages, commands and models in one Markdown text.
+
+    root: the command line with all of its verbs.
+    """
+    pages = (re.sub(r"(?m)^ *!\[.*\]\(.*\)\n+", "", text).strip() for text in texts().values())  # no pictures
+    models = (as_markdown(page_of(name)).strip() for name in recipe_names())
+    return "\n\n".join([*pages, commands(root).strip(), *models])

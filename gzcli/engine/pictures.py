@@ -13,7 +13,7 @@ import numpy as np
 
 from gzcli.core.streams import printable
 from gzcli.store.files import part_path
-from gzcli.store.metrics import metric_lines
+from gzcli.store.metrics import curves, metric_lines
 from gzcli.store.png import texts
 from gzcli.store.run_folder import Run
 
@@ -122,14 +122,9 @@ def training_speed(folder: Path) -> dict[str, float]:
 
 def loss_curve(folder: Path) -> None:
     """Draws loss.png from metrics.jsonl: losses by the left axis, validation as dots by the right one."""
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for line in metric_lines(folder):
-        for key, value in line.items():
-            if key.rsplit(".", 1)[-1] == "loss" or key.startswith("val_"):
-                curves.setdefault(key, []).append((line["step"], value))
     figure, left = pyplot().subplots(figsize=(7, 4), constrained_layout=True)
     right = None
-    for i, (name, points) in enumerate(curves.items()):
+    for i, (name, points) in enumerate(curves(metric_lines(folder)).items()):
         if name.startswith("val_"):
             right = right or left.twinx()
             right.plot(*zip(*points, strict=True), "o-", color=f"C{i}", label=name, markersize=3)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,17 +75,16 @@ def to_diffusers(trained: Trained, out: str, log: Log) -> dict[str, Any]:
         raise UsageError(message, hint="gz list models --can export")
     pipeline = trained.model.to_diffusers()
     pipeline.save_pretrained(out)
-    loaded_by = getattr(pipeline, "loaded_by", f"{type(pipeline).__name__}.from_pretrained")
-    usage = getattr(pipeline, "usage", None)
+    name, usage = type(pipeline).__name__, getattr(pipeline, "usage", None)
+    loaded_by = getattr(pipeline, "loaded_by", f"{name}.from_pretrained")
+    readme = [f"# {trained.name}, {trained.run.owner.id}"]
+    readme += [f"Weights after {trained.step} steps, for diffusers:", f"    pipeline = {loaded_by}(FOLDER)"]
     log.info(f"diffusers loads it by `{loaded_by}({out!r})`")
     if usage:
         log.info(f"then {usage}")
-    readme = (
-        f"# {trained.name}, {trained.run.owner.id}\n\nWeights after {trained.step} steps, for diffusers:\n"
-    )
-    readme += f"\n    pipeline = {loaded_by}(FOLDER)\n" + (f"\nthen {usage}.\n" if usage else "")
-    files.write_atomic(Path(out) / "README.md", readme)
-    return {"pipeline": type(pipeline).__name__, "usage": usage}
+        readme.append(f"then {usage}.")
+    files.write_atomic(Path(out) / "README.md", "\n\n".join(readme) + "\n")
+    return {"pipeline": name, "usage": usage}
 
 
 # ---------------------------------------------------------------------------- one file
@@ -94,7 +93,7 @@ def to_diffusers(trained: Trained, out: str, log: Log) -> dict[str, Any]:
 def write(trained: Trained, job: ExportJob) -> dict[str, Any]:
     """Writes the file `job.out`. Returns the card."""
     dtype = HALVES[job.dtype]
-    owner, parts = trained.run.owner, _parts(trained, job.checkpoint)
+    owner, parts = trained.run.owner, _parts(trained)
     several = len(parts) > 1
     tensors: dict[str, Tensor] = {}
     texts: dict[str, dict[str, str]] = {}
@@ -131,28 +130,23 @@ def bytes_of(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + text + data[begin:]
 
 
-def _parts(trained: Trained, checkpoint: str) -> dict[str, Run]:
+def _parts(trained: Trained) -> dict[str, Run]:
     """The runs that the file holds, by the names of its parts, in the order of training."""
-    run, owner, part = trained.run, trained.run.owner, trained.part
+    owner, part = trained.run.owner, trained.part
     parts: dict[str, Run] = {}
+    outside = {"model.base": part.options.get("base")}
     if trained.space is not None and (name := part.data.latent):
-        beside = owner.path / LATENT
-        if autoencoder := Run(beside) if beside.is_dir() else autoencoder_run(name):
+        beside = Run(owner.path / LATENT)
+        if autoencoder := beside if beside.path.is_dir() else autoencoder_run(name):
             parts[LATENT] = autoencoder
         else:
-            _check_id("data.latent", name)
-    if base := part.options.get("base"):
-        _check_id("model.base", str(base))
-    for stage in owner.stages:
-        parts[f"{STAGES}/{stage.path.name}"] = stage
-    return parts if owner.stages else parts | {"": run} if not parts else parts | {MAIN: run}
-
-
-def _check_id(key: str, name: str) -> None:
-    """Raises UsageError for a model from outside that is a folder and not an id of the hub."""
-    if not is_id(name) or Path(name).expanduser().is_dir():
-        hint = f"train with an id of the hub: `--set {key}=owner/name`"
-        raise UsageError(f"`{key}` is the folder `{name}`, which a file cannot carry", hint=hint)
+            outside["data.latent"] = name
+    for key, name in outside.items():
+        if name and (not is_id(str(name)) or Path(str(name)).expanduser().is_dir()):
+            hint = f"train with an id of the hub: `--set {key}=owner/name`"
+            raise UsageError(f"`{key}` is the folder `{name}`, which a file cannot carry", hint=hint)
+    stages = {f"{STAGES}/{stage.path.name}": stage for stage in owner.stages}
+    return parts | (stages or {MAIN if parts else "": trained.run})
 
 
 def _shared(part: Part, data: str, with_latent: bool) -> Part:
@@ -182,10 +176,14 @@ def _rounded(model: nn.Module, weights: Mapping[str, Tensor], dtype: torch.dtype
 
 
 def card_of(trained: Trained, job: ExportJob) -> dict[str, Any]:
-    """What a person wants to know of a run before using it."""
-    owner, name = trained.run.owner, trained.part.model
+    """What a person wants to know of a run before using it; of its data set too, which is a known one with
+    licence and source, or the user's own pictures."""
+    owner, name, images = trained.run.owner, trained.part.model, trained.images
     env = files.read_json(owner.environment_file) or {}
-    model = catalog.card_of(trained.run, name)
+    model, noted, parts = catalog.card_of(trained.run, name), env.get("data") or {}, owner.stages or [owner]
+    about = {"title": "pictures of whoever trained it", "licence": "not stated", "citation": "not published"}
+    if spec := SPECS.get(owner.data):
+        about = {key: getattr(spec, key) for key in about}
     return {
         "run": owner.id,
         "model": trained.name,
@@ -196,58 +194,51 @@ def card_of(trained: Trained, job: ExportJob) -> dict[str, Any]:
         "params": sum(p.numel() for p in trained.model.parameters()),
         "dtype": job.dtype,
         "step": trained.step,
-        "seconds": round(sum(part.seconds for part in owner.stages or [owner]), 1),
-        "work": round(sum(part.work for part in owner.stages or [owner]), 1),  # CPU-seconds
+        "seconds": round(sum(part.seconds for part in parts), 1),
+        "work": round(sum(part.work for part in parts), 1),  # CPU-seconds
         "command": _command(env.get("command") or []),
-        "data": data_card(owner.data, trained, env.get("data") or {}),
+        "data": {
+            "name": owner.data,
+            "shape": list(images.shape),
+            "levels": images.levels,
+            "classes": list(images.classes),
+            "counts": noted.get("counts"),
+            "digest": noted.get("digest"),
+            **about,
+        },
         "figures": figures(trained),
         "versions": {"gzcli": __version__, **(env.get("packages") or {})},
     }
-
-
-def data_card(key: str, trained: Trained, noted: Mapping[str, Any]) -> dict[str, Any]:
-    """What the run was trained on: a known set with licence and source, or the user's own pictures."""
-    images = trained.images
-    card = {
-        "name": key,
-        "shape": list(images.shape),
-        "levels": images.levels,
-        "classes": list(images.classes),
-    }
-    card |= {"counts": noted.get("counts"), "digest": noted.get("digest")}
-    if spec := SPECS.get(key):
-        return card | {"title": spec.title, "licence": spec.licence, "citation": spec.citation}
-    title = "pictures of whoever trained it"
-    return card | {"title": title, "licence": "not stated", "citation": "not published"}
-
-
-def figures(trained: Trained) -> list[dict[str, Any]]:
-    """What was measured of the run: by the newest `gz bench` of it, and on validation images at the end of
-    its training, [{name, value, on, n, from}]."""
-    rows: list[dict[str, Any]] = []
-    owner = trained.run.owner
-    for file in sorted(user_dir("bench").glob("*/result.json"), key=lambda f: f.stat().st_mtime):
-        result = files.read_json(file)
-        for row in result.get("rows") or ():
-            if row.get("run") == owner.id and row.get("step") == trained.step:
-                where = {"on": f"{result['data']} (test)", "n": row["n"], "from": "gz bench"}
-                rows = [{"name": k, "value": v, **where} for k, v in _numbers(row["metrics"])]
-    last: dict[str, Any] = {}
-    for line in metric_lines(trained.run.path):
-        if line.get("step") == trained.step:
-            last |= {k.removeprefix("val_"): v for k, v in line.items() if k.startswith("val_")}
-    where = {"on": f"{owner.data} (validation)", "n": None, "from": "gz train"}
-    return [*rows, *({"name": k, "value": v, **where} for k, v in _numbers(last))]
-
-
-def _numbers(values: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
-    return [(k, float(v)) for k, v in values.items() if isinstance(v, int | float) and np.isfinite(v)]
 
 
 def _command(words: list[str]) -> str:
     """A command line with the last part of each path alone, and without what only its output needs."""
     words = [word for word in words if word not in ("--json", "--quiet", "-q")]
     return " ".join(Path(word).name if "/" in word or "\\" in word else word for word in words)
+
+
+def figures(trained: Trained) -> list[dict[str, Any]]:
+    """What was measured of the run: by the newest `gz bench` of it, and on validation images at the end of
+    its training, [{name, value, on, n, from}]."""
+    owner, step = trained.run.owner, trained.step
+    benched: tuple[dict[str, Any], dict[str, Any]] = {}, {}
+    for file in sorted(user_dir("bench").glob("*/result.json"), key=lambda f: f.stat().st_mtime):
+        result = files.read_json(file)
+        for row in result.get("rows") or ():
+            if row.get("run") == owner.id and row.get("step") == step:
+                where = {"on": f"{result['data']} (test)", "n": row["n"], "from": "gz bench"}
+                benched = row["metrics"], where
+    last: dict[str, Any] = {}
+    for line in metric_lines(trained.run.path):
+        if line.get("step") == step:
+            last |= {k.removeprefix("val_"): v for k, v in line.items() if k.startswith("val_")}
+    trained_on = {"on": f"{owner.data} (validation)", "n": None, "from": "gz train"}
+    return [
+        {"name": name, "value": float(value), **where}
+        for values, where in (benched, (last, trained_on))
+        for name, value in values.items()
+        if isinstance(value, int | float) and np.isfinite(value)
+    ]
 
 
 def contact_sheet(images: np.ndarray) -> np.ndarray:

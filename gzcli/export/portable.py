@@ -12,11 +12,13 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -46,8 +48,9 @@ NONE_YET = {"autoregressive": BY_VALUES, "stable_diffusion": "with networks of d
 def write(trained: Trained, to: str, folder: Path) -> dict[str, Any]:
     """Writes the graphs, `model.json` and, for onnx, `sample.py` into a folder. Returns {files, differs}, the
     latter being the largest difference of a pixel from gz's own, in grey levels."""
-    if to == "onnx":
-        needs_onnx()
+    packages = ("onnx", "onnxruntime", "onnxscript") if to == "onnx" else ()
+    if missing := [name for name in packages if find_spec(name) is None]:
+        raise MissingError(f"`--to onnx` needs {', '.join(missing)}", hint='pip install "gzcli[onnx]"')
     folder.mkdir(parents=True, exist_ok=True)
     options = grouped(trained.model.sample, trained.part.sample)
     trained.asked = "fp32"
@@ -73,23 +76,21 @@ def write(trained: Trained, to: str, folder: Path) -> dict[str, Any]:
         raise UsageError(message, hint=ELSE) from e
     text = json.dumps(spec, indent=1)
     (folder / "model.json").write_text(text + "\n")
+    files.append("model.json")
     if to == "onnx":
-        shutil.copyfile(portable_sampler.__file__, folder / "sample.py")
-    differs = check(trained, json.loads(text), folder, to)
-    return {"files": [*files, "model.json", *(["sample.py"] if to == "onnx" else [])], "differs": differs}
+        files.append(shutil.copyfile(portable_sampler.__file__, folder / "sample.py").name)
+    return {"files": files, "differs": check(trained, json.loads(text), folder, to)}
 
 
 def graph(folder: Path, name: str, net: nn.Module, inputs: Mapping[str, Any], to: str) -> str:
     """Writes one network for batches of every size. Returns the file's name."""
     n = torch.export.Dim("n", min=1, max=4096)
-    fixed = ("alpha", "sigma")  # one number for the whole batch
-    shapes = {
-        key: [{0: n}] * len(value) if isinstance(value, list) else {} if key in fixed else {0: n}
-        for key, value in inputs.items()
-    }
-    names: list[str] = []
-    for key, value in inputs.items():
-        names += [f"{key}_{i}" for i in range(len(value))] if isinstance(value, list) else [key]
+    shapes: dict[str, Any] = {key: {0: n} for key in inputs}
+    shapes |= {key: {} for key in ("alpha", "sigma") if key in inputs}  # one number for the whole batch
+    names = list(inputs)
+    if noise := inputs.get("noise"):
+        shapes["noise"] = [{0: n}] * len(noise)
+        names = [*(f"noise_{i}" for i in range(len(noise))), *(key for key in inputs if key != "noise")]
     file = folder / f"{name}.{'pt2' if to == 'torch' else 'onnx'}"
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporters' own code
@@ -102,19 +103,11 @@ def graph(folder: Path, name: str, net: nn.Module, inputs: Mapping[str, Any], to
     return file.name
 
 
-def check(trained: Trained, spec: Mapping[str, Any], folder: Path, to: str) -> int:
-    """How far what was written draws from what gz draws, in grey levels of 255. Raises UsageError where that
-    is more than `TOLERANCE`."""
+def networks(folder: Path) -> portable_sampler.Call:
+    """Calls the networks that `torch.export` has written into a folder."""
     nets: dict[str, Any] = {}
 
     def call(name: str, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        if to == "onnx":
-            import onnxruntime
-
-            if name not in nets:
-                nets[name] = onnxruntime.InferenceSession(folder / f"{name}.onnx")
-            names = {node.name for node in nets[name].get_inputs()}
-            return nets[name].run(None, {key: value for key, value in feeds.items() if key in names})
         if name not in nets:
             nets[name] = torch.export.load(folder / f"{name}.pt2").module()
         tensors: dict[str, Any] = {key: torch.from_numpy(np.asarray(value)) for key, value in feeds.items()}
@@ -124,23 +117,21 @@ def check(trained: Trained, spec: Mapping[str, Any], folder: Path, to: str) -> i
             made = nets[name](**tensors)
         return [value.numpy() for value in (made if isinstance(made, tuple) else (made,))]
 
+    return call
+
+
+def check(trained: Trained, spec: Mapping[str, Any], folder: Path, to: str) -> int:
+    """How far what was written draws from what gz draws, in grey levels of 255. Raises UsageError where that
+    is more than `TOLERANCE`."""
+    call = (portable_sampler.networks if to == "onnx" else networks)(folder)
     theirs = portable_sampler.draw(spec, call, CHECKED).transpose(0, 3, 1, 2)
-    ours = sampler.draw(trained, CHECKED)
-    differs = int(np.abs(theirs.astype(int) - ours.astype(int)).max())
+    differs = int(np.abs(theirs.astype(int) - sampler.draw(trained, CHECKED).astype(int)).max())
     if differs > TOLERANCE:
         raise UsageError(
             f"what was exported draws other images than `{trained.name}`, by up to {differs} of 255",
             hint="a sampler of fixed steps, without correctors: `gz list models`, `gz sample MODEL --help`",
         )
     return differs
-
-
-def needs_onnx() -> None:
-    """Raises MissingError where a package is missing that ONNX files are written with."""
-    from importlib.util import find_spec
-
-    if missing := [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]:
-        raise MissingError(f"`--to onnx` needs {', '.join(missing)}", hint='pip install "gzcli[onnx]"')
 
 
 # ---------------------------------------------------------------------------- the network and its program
@@ -165,15 +156,20 @@ class RecordedNoise(ImageNoise):
         self.values: list[Tensor] = []
 
     def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:
-        if method not in KINDS:
-            raise Unportable("it draws integers")
-        self.program.append({"do": "draw", "kind": KINDS[method], "shape": list(shape[1:])})
+        self.program.append(draw_of(method, shape[1:]))
         self.values.append(super()._draw(method, shape, high))
         return self.values[-1]
 
 
 class Unportable(Exception):
     """A model whose sampler cannot be exported; the text says why."""
+
+
+def draw_of(method: str, shape: Sequence[int]) -> dict[str, Any]:
+    """A draw as a step of a program."""
+    if method not in KINDS:
+        raise Unportable("it draws integers")
+    return {"do": "draw", "kind": KINDS[method], "shape": list(shape)}
 
 
 class UnitVectors(Noise):
@@ -191,11 +187,8 @@ class UnitVectors(Noise):
         return vector
 
     def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:
-        if method not in KINDS:
-            raise Unportable("it draws integers")
         # the first draw is the image's noise; later ones are made like x, which is a unit vector here
-        size = self.program[0]["shape"] if self.program else list(shape[1:])
-        self.program.append({"do": "draw", "kind": KINDS[method], "shape": size})
+        self.program.append(draw_of(method, self.program[0]["shape"] if self.program else shape[1:]))
         return self.unit()
 
     def call(self, x: Tensor, **scalars: float) -> None:
@@ -339,10 +332,5 @@ def in_place(model: Any, units: UnitVectors, how: dict[str, Any]) -> Iterator[No
 
     fakes = {"denoiser": denoiser, "velocity": velocity, "sampled_labels": sampled_labels}
     fakes["into_range"] = lambda x, *_: x
-    fakes = {name: fake for name, fake in fakes.items() if hasattr(model, name)}
-    vars(model).update(fakes)
-    try:
+    with mock.patch.multiple(model, **{name: fake for name, fake in fakes.items() if hasattr(model, name)}):
         yield
-    finally:
-        for name in fakes:
-            vars(model).pop(name)

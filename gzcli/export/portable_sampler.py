@@ -95,8 +95,22 @@ def draw(spec: Mapping[str, Any], call: Call, n: int, seed: int = 0, labels: Any
     return np.rint((x + 1) * np.float32(127.5)).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
-def main() -> None:
+def networks(folder: Path) -> Call:
+    """Calls the networks of a folder."""
     import onnxruntime
+
+    sessions: dict[str, Any] = {}
+
+    def call(name: str, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        if name not in sessions:
+            sessions[name] = onnxruntime.InferenceSession(folder / f"{name}.onnx")
+        names = {node.name for node in sessions[name].get_inputs()}
+        return sessions[name].run(None, {key: value for key, value in feeds.items() if key in names})
+
+    return call
+
+
+def main() -> None:
     from PIL import Image
 
     parser = argparse.ArgumentParser(description="Draw images from an exported model.")
@@ -106,17 +120,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("images"), help="a folder")
     options = parser.parse_args()
     here = Path(__file__).resolve().parent
-    sessions: dict[str, Any] = {}
-
-    def call(name: str, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        if name not in sessions:
-            sessions[name] = onnxruntime.InferenceSession(here / f"{name}.onnx")
-        names = {node.name for node in sessions[name].get_inputs()}
-        return sessions[name].run(None, {key: value for key, value in feeds.items() if key in names})
-
     spec = json.loads((here / "model.json").read_text())
     options.out.mkdir(parents=True, exist_ok=True)
-    for i, image in enumerate(draw(spec, call, options.n, options.seed, options.label)):
+    for i, image in enumerate(draw(spec, networks(here), options.n, options.seed, options.label)):
         Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(options.out / f"{i:06d}.png")
     print(options.out)
 

@@ -4,7 +4,8 @@ curves."""
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -12,25 +13,8 @@ from PIL import Image
 from gzcli.engine.sheets import grid
 from gzcli.metrics.metric import column_of
 from gzcli.metrics.standings import comparable
-from gzcli.report.document import (
-    Cell,
-    Chart,
-    Column,
-    Direction,
-    Document,
-    Dots,
-    Estimate,
-    Picture,
-    Section,
-    Series,
-    Table,
-    best_of,
-    brackets,
-    cost,
-    interval,
-    is_number,
-    number,
-)
+from gzcli.report import document as doc
+from gzcli.report.document import Cell, Chart, Column, Dots, Estimate, Picture, Section, Series, Table
 from gzcli.report.results import Results, Row, facts_of, rows_of, words
 
 GRID, COLUMNS = 32, 8  # samples of a model that are shown, in a row
@@ -43,25 +27,30 @@ AXES = {"steps": ("steps", "steps of the sampler"), "time": ("at_seconds", "seco
 FIRST = ("place", "seeds", "failed", "times_floor", "rank")
 
 
-def document(results: Results) -> Document:
+def document(results: Results) -> doc.Document:
     """The report; keys that the results lack are left out."""
     result, figures = results.result, Figures(results.result, rows_of(results.result))
-    data = str(result.get("data", "?"))
+    data, summary, equal = (
+        str(result.get("data", "?")),
+        *(rows_of(result, k) for k in ("summary", "equal_calls")),
+    )
     facts = [("data", data), ("contestants", str(len(figures.rows)))]
     titles = {"n_fake": "samples of each", "n_real": "real images", "seed": "seed"}
     failed = ", ".join(title for title, row in figures.titled if row.get("error"))
+    title = f"At {equal[0].get('setting', 'equal calls')}" if equal else ""
     sections = [
-        *league_sections(result, {name: way for name in figures.names if (way := figures.direction(name))}),
-        Section("Figures", [figures.table()], f"Failed: {failed}." if failed else ""),
-        *equal_calls(result),
+        Section("League", [standings(summary, figures)] if summary else [], agreement(result)),
+        Section("Curves", curves(result)),
+        Section("Figures", [figures.table("Figures")], f"Failed: {failed}." if failed else ""),
+        Section(title, [Figures(result, equal).table(title)] if equal else []),
         Section("Against the floor", figures.dots()),
         Section("Samples", grids(results, figures)),
         Section("Pictures", results.other_pictures("bench")),
         Section("Costs", costs(figures)),
     ]
-    title = f"{'League' if result.get('summary') else 'Benchmark'} on {data}"
     facts += facts_of(result.get("provenance") or {}, titles)
-    return results.document(title, league_winner(result) or figures.winner(), facts, sections)
+    lead = league_winner(result) or figures.winner()
+    return results.document(f"{'League' if summary else 'Benchmark'} on {data}", lead, facts, sections)
 
 
 def labels(rows: Sequence[Row]) -> list[str]:
@@ -95,56 +84,48 @@ class Figures:
         with_floor = [name for name in self.floor if name in names]  # these compare images, the rest models
         self.names = [name for name in dict.fromkeys([*with_floor, *names]) if not column_of(name).cost]
 
-    def value(self, row: Row, name: str) -> float | None:
-        """A figure of a row; None where it has none that is finite."""
-        value = (row.get("metrics") or {}).get(name)
-        return value if is_number(value) else None
-
-    def direction(self, name: str) -> Direction | None:
+    def direction(self, name: str) -> doc.Direction | None:
         """Where better values of a figure lie; `fd@32` lies as `fd`."""
         way = self.directions.get(name, self.directions.get(name.partition("@")[0]))
         return way if way in ("down", "up") else None
 
     def groups(self, name: str) -> list[tuple[list[Row], float | None]]:
         """The rows that may be compared by a figure, and the best value among them."""
-        groups = comparable([row for row in self.rows if self.value(row, name) is not None], name, self.floor)
-        return [
-            (group, best_of([row["metrics"][name] for row in group], self.direction(name)))
-            for group in groups
-        ]
-
-    def is_best(self, row: Row, name: str) -> bool:
-        """Whether a row has the best value of a figure among those that it may be compared with."""
-        return any(row in group and self.value(row, name) == best for group, best in self.groups(name))
+        rows = [row for row in self.rows if doc.is_number((row.get("metrics") or {}).get(name))]
+        way = self.direction(name)
+        groups = comparable(rows, name, self.floor)
+        return [(group, doc.best_of([row["metrics"][name] for row in group], way)) for group in groups]
 
     def floor_of(self, row: Row, name: str) -> float | None:
         """The figure of as many real images as a row has; None where it is not known."""
         value = self.by_number.get(row.get("n"), self.floor).get(name)
-        return value if is_number(value) else None
+        return value if doc.is_number(value) else None
 
-    def cell(self, row: Row, name: str) -> Cell:
-        if (value := self.value(row, name)) is None:
-            return Cell("–")
-        ends = brackets((row.get("intervals") or {}).get(name))
-        return Cell(number(value), value, ends, self.is_best(row, name))
-
-    def table(self, title: str = "Figures") -> Table:
+    def table(self, title: str) -> Table:
         """A row for each contestant, and the floor below."""
-        columns = [Column("model", numeric=False)]
-        columns += [Column(name, self.direction(name)) for name in self.names]
-        body, foot = list[list[Cell]](), list[list[Cell]]()
+        names, small = [name for name, _ in self.titled], []
         for name, row in self.titled:
             run = str(row.get("run") or "")
-            detail = f"failed: {row['error']}" if row.get("error") else run if run != name else ""
-            body.append([Cell(name, None, detail), *(self.cell(row, figure) for figure in self.names)])
-        for name, values, ends in self.foot:
-            cells = [Cell(number(values.get(key)), None, brackets(ends.get(key))) for key in self.names]
-            foot.append([Cell(name), *cells])
+            small.append(f"failed: {row['error']}" if row.get("error") else run * (run != name))
+        columns = [doc.texts("model", names, small)]
+        for name in self.names:
+            best = {id(row): value for group, value in self.groups(name) for row in group}
+            cells = []
+            for row in self.rows:
+                value = row["metrics"][name] if id(row) in best else None
+                ends = "" if value is None else doc.brackets((row.get("intervals") or {}).get(name))
+                is_best = value is not None and value == best[id(row)]
+                cells.append(Cell(doc.number(value), ends, value, is_best))
+            columns.append(Column(name, cells, self.direction(name)))
+        foot = [
+            [Cell(title), *(Cell(doc.number(of.get(n)), doc.brackets(ends.get(n))) for n in self.names)]
+            for title, of, ends in self.foot
+        ]
         caption = "Below stands the floor: real images in place of samples. "
         if self.directions:
             of_one = ", of those of one number of images," if len(self.by_number) > 1 else ""
             caption += f"Brackets hold 95 % intervals; the best of a column{of_one} is bold."
-        return Table(title, columns, body, foot, caption)
+        return Table(title, columns, foot, caption)
 
     def dots(self) -> list[Dots]:
         """Drawings of the figures that have a floor, one for each number of images."""
@@ -157,9 +138,9 @@ class Figures:
                     continue
                 rows = []
                 for row in group:
-                    low, high = interval((row.get("intervals") or {}).get(name)) or (None, None)
+                    ends = doc.interval((row.get("intervals") or {}).get(name)) or (None, None)
                     value = row["metrics"][name]
-                    rows.append(Estimate(titles[id(row)], value, low, high, value == best))
+                    rows.append(Estimate(titles[id(row)], value, *ends, value == best))
                 several = len(groups) > 1 and n is not None
                 file, title = (f"{name}-{n}", f"{name}, {n:,} images") if several else (name, name)
                 drawn.append(Dots(file, title, rows, floor, self.direction(name)))
@@ -170,11 +151,13 @@ class Figures:
         for name in self.names:
             group, best = next(iter(self.groups(name)), ([], None))
             if best is not None:
-                row = next(row for row in group if self.value(row, name) == best)
+                row = next(row for row in group if row["metrics"][name] == best)
                 title = next(title for title, candidate in self.titled if candidate is row)
                 floor = self.floor_of(row, name) if name.startswith("f") else None
-                times = f", {best / floor:.2f} × the floor of {number(floor)}" if floor and floor > 0 else ""
-                return f"Best `{name}`: {title}, {number(best)}{times}."
+                times = (
+                    f", {best / floor:.2f} × the floor of {doc.number(floor)}" if floor and floor > 0 else ""
+                )
+                return f"Best `{name}`: {title}, {doc.number(best)}{times}."
         return f"{len(self.rows)} contestants side by side."
 
 
@@ -199,39 +182,26 @@ def costs(figures: Figures) -> list[Table]:
     for row in figures.rows:
         metrics = {key: value for key, value in (row.get("metrics") or {}).items() if column_of(key).cost}
         facts = {key: value for key, value in row.items() if key not in OTHERS} | metrics
-        values.append({key: value for key, value in facts.items() if is_number(value)})
-    keys = list(dict.fromkeys(key for row in values for key in row))
-    columns = [Column("model", numeric=False), *(Column(words(key).lower()) for key in keys)]
-    cells = [
-        [Cell(name), *(Cell(cost(key, row.get(key)), row.get(key)) for key in keys)]
-        for (name, _), row in zip(figures.titled, values, strict=True)
-    ]
-    return [Table("Costs", columns, cells)] if keys else []
+        values.append({key: value for key, value in facts.items() if doc.is_number(value)})
+    columns = [doc.texts("model", [name for name, _ in figures.titled])]
+    columns += [cost_column(key, values) for key in dict.fromkeys(key for row in values for key in row)]
+    return [Table("Costs", columns)] if len(columns) > 1 else []
+
+
+def cost_column(key: str, rows: Sequence[Row]) -> Column:
+    return doc.numbers(words(key).lower(), [row.get(key) for row in rows], text=partial(doc.cost, key))
 
 
 # ---------------------------------------------------------------------------- leagues
 
 
-def league_sections(result: Row, directions: Mapping[str, Direction]) -> list[Section]:
-    """The standings and the curves of a league."""
-    summary, agreement, lead = rows_of(result, "summary"), result.get("spearman") or {}, ""
-    if is_number(agreement.get("mean")):
-        lead = f"The orders of two seeds agree by a Spearman correlation of {number(agreement['mean'])}"
-        lead += f" on average, {number(agreement['min'])} at least."
-    metric, curves = result.get("metric"), result.get("curves")
-    charts = [
-        curve(f"{kind}: {metric}", rows, str(metric), *AXES[kind])
-        for kind, rows in (curves.items() if isinstance(curves, dict) else ())
-        if rows and metric and kind in AXES
-    ]
-    sections = [Section("League", [standings(summary, directions)], lead)] if summary else []
-    return [*sections, Section("Curves", charts)]
-
-
-def equal_calls(result: Row) -> list[Section]:
-    rows = rows_of(result, "equal_calls")
-    title = f"At {rows[0].get('setting', 'equal calls')}" if rows else ""
-    return [Section(title, [Figures(result, rows).table(title)])] if rows else []
+def agreement(result: Row) -> str:
+    """How well the orders of two seeds agree, in a sentence; empty where that is not known."""
+    by = result.get("spearman") or {}
+    if not doc.is_number(by.get("mean")):
+        return ""
+    lead = f"The orders of two seeds agree by a Spearman correlation of {doc.number(by['mean'])}"
+    return f"{lead} on average, {doc.number(by['min'])} at least."
 
 
 def standing(result: Row, rows: Sequence[Row]) -> list[tuple[str, Row]]:
@@ -248,46 +218,42 @@ def standing(result: Row, rows: Sequence[Row]) -> list[tuple[str, Row]]:
 def league_winner(result: Row) -> str:
     """The first of a league, in a sentence; empty where there is none."""
     for row in rows_of(result, "summary"):
-        if row.get("place") == 1 and is_number(row.get("times_floor")):
-            times, metric = number(row["times_floor"]), result.get("metric")
+        if row.get("place") == 1 and doc.is_number(row.get("times_floor")):
+            times, metric = doc.number(row["times_floor"]), result.get("metric")
             return f"First: {row.get('model')}, {times} × the floor of `{metric}`."
     return ""
 
 
-def standings(summary: Sequence[Row], directions: Mapping[str, Direction]) -> Table:
+def standings(summary: Sequence[Row], of_rows: Figures) -> Table:
     """A row for each model, the best first, with the standard deviation over its seeds beside each mean."""
-    figures = list(dict.fromkeys(name for row in summary for name in row.get("metrics") or {}))
-    facts = [key for key in FIRST if any(is_number(row.get(key)) for row in summary)]
-    numbers = dict.fromkeys(key for row in summary for key, value in row.items() if is_number(value))
-    costs = [key for key in numbers if key not in FIRST]
-    columns = [Column("model", numeric=False), *(Column(words(key).lower()) for key in facts)]
-    columns += [Column(name, directions.get(name)) for name in figures]
-    columns += [Column(words(key).lower()) for key in costs]
-    best = {}
-    for name in figures:
-        values = [(row.get("metrics") or {}).get(name) for row in summary]
-        best[name] = best_of([value for value in values if is_number(value)], directions.get(name))
-    body = []
-    for row in summary:
-        cells = [Cell(str(row.get("model", "?")))]
-        cells += [Cell(number(row.get(key)), row.get(key)) for key in facts]
-        for name in figures:
-            value, spread = ((row.get(key) or {}).get(name) for key in ("metrics", "deviations"))
-            small = f"± {number(spread)}" if is_number(spread) else ""
-            cells.append(Cell(number(value), value, small, value is not None and value == best[name]))
-        cells += [Cell(cost(key, row.get(key)), row.get(key)) for key in costs]
-        body.append(cells)
-    return Table("League", columns, body, caption="Means over seeds, ± one standard deviation.")
+    numbers = dict.fromkeys(key for row in summary for key, value in row.items() if doc.is_number(value))
+    columns = [doc.texts("model", [str(row.get("model", "?")) for row in summary])]
+    columns += [cost_column(key, summary) for key in FIRST if key in numbers]
+    for name in dict.fromkeys(name for row in summary for name in row.get("metrics") or {}):
+        values, spreads = (
+            [(row.get(key) or {}).get(name) for row in summary] for key in ("metrics", "deviations")
+        )
+        small = [f"± {doc.number(spread)}" if doc.is_number(spread) else "" for spread in spreads]
+        way = of_rows.direction(name) if name in of_rows.names else None
+        columns.append(doc.numbers(name, values, way, small))
+    columns += [cost_column(key, summary) for key in numbers if key not in FIRST]
+    return Table("League", columns, caption="Means over seeds, ± one standard deviation.")
 
 
-def curve(title: str, rows: Sequence[Row], metric: str, key: str, axis: str) -> Chart:
-    """A line for each model and seed: its figure over steps or seconds."""
-    lines: dict[str, list[tuple[float, float]]] = {}
-    several = len({row.get("seed") for row in rows}) > 1
-    for row in rows:
-        x, y = row.get(key), (row.get("metrics") or {}).get(metric)
-        if is_number(x) and is_number(y) and x > 0:
-            name = f"{row.get('model')}, seed {row.get('seed')}" if several else str(row.get("model"))
-            lines.setdefault(name, []).append((float(x), float(y)))
-    series = [Series(name, sorted(points)) for name, points in lines.items()]
-    return Chart(f"curve-{title}", f"{metric} over {axis}", axis, metric, series)
+def curves(result: Row) -> list[Chart]:
+    """A chart of the metric over steps and one over seconds, with a line for each model and seed."""
+    metric, of_kind, charts = result.get("metric"), result.get("curves"), []
+    for kind, rows in of_kind.items() if metric and isinstance(of_kind, dict) else ():
+        if not rows or kind not in AXES:
+            continue
+        key, axis = AXES[kind]
+        lines: dict[str, list[tuple[float, float]]] = {}
+        several = len({row.get("seed") for row in rows}) > 1
+        for row in rows:
+            x, y = row.get(key), (row.get("metrics") or {}).get(metric)
+            if doc.is_number(x) and doc.is_number(y) and x > 0:
+                name = f"{row.get('model')}, seed {row.get('seed')}" if several else str(row.get("model"))
+                lines.setdefault(name, []).append((float(x), float(y)))
+        series = [Series(name, sorted(points)) for name, points in lines.items()]
+        charts.append(Chart(f"curve-{kind}: {metric}", f"{metric} over {axis}", axis, str(metric), series))
+    return charts

@@ -4,7 +4,7 @@ numbers as text."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeGuard
 
@@ -16,14 +16,15 @@ Direction = Literal["down", "up"]  # where better values of a figure lie
 @dataclass(frozen=True)
 class Cell:
     text: str
-    value: float | None = None  # the number by which its column is sorted; None: the text is
     small: str = ""  # what stands beside the text in small letters, as an interval
+    value: float | None = None  # the number by which its column is sorted; None: the text is
     best: bool = False  # whether it is the best of its column
 
 
 @dataclass(frozen=True)
 class Column:
     name: str
+    cells: Sequence[Cell]
     direction: Direction | None = None
     numeric: bool = True  # whether it holds numbers, which are aligned to the right
 
@@ -34,14 +35,13 @@ class Table:
 
     title: str
     columns: Sequence[Column]
-    rows: Sequence[Sequence[Cell]]
     foot: Sequence[Sequence[Cell]] = ()  # rows that stay below, as the floor
     caption: str = ""  # what the figures mean
     kind: str = "table"
 
     @property
-    def lines(self) -> list[Sequence[Cell]]:
-        return [*self.rows, *self.foot]
+    def rows(self) -> list[tuple[Cell, ...]]:
+        return list(zip(*(column.cells for column in self.columns), strict=True))
 
 
 @dataclass(frozen=True)
@@ -170,3 +170,25 @@ def best_of(values: Sequence[float], direction: Direction | None) -> float | Non
     if direction is None or len(values) < 2:
         return None
     return min(values) if direction == "down" else max(values)
+
+
+def texts(name: str, values: Sequence[str], small: Sequence[str] = ()) -> Column:
+    """A column of texts, with what stands beside them in small letters."""
+    cells = [Cell(*pair) for pair in zip(values, small or [""] * len(values), strict=True)]
+    return Column(name, cells, numeric=False)
+
+
+def numbers(
+    name: str,
+    values: Sequence[Any],
+    direction: Direction | None = None,
+    small: Sequence[str] = (),
+    text: Callable[[Any], str] = number,
+) -> Column:
+    """A column of numbers, of which the best is marked."""
+    best = best_of([value for value in values if is_number(value)], direction)
+    cells = [
+        Cell(text(value), beside, value, value is not None and value == best)
+        for value, beside in zip(values, small or [""] * len(values), strict=True)
+    ]
+    return Column(name, cells, direction)

@@ -10,24 +10,14 @@ import numpy as np
 
 from gzcli.engine.pictures import score_bins
 from gzcli.metrics.detection import FIGURES
-from gzcli.report.document import (
-    Cell,
-    Chart,
-    Column,
-    Document,
-    Section,
-    Series,
-    Table,
-    best_of,
-    brackets,
-    number,
-)
+from gzcli.report import document as doc
+from gzcli.report.document import Chart, Section, Series, Table
 from gzcli.report.results import Results, Row, facts_of, rows_of, thinned
 
 LISTED = 500  # files of single pictures that are listed
 
 
-def document(results: Results) -> Document:
+def document(results: Results) -> doc.Document:
     """The report; keys that the results lack are left out."""
     result = results.result
     rows, pictures = rows_of(result, "results"), rows_of(result, "files")
@@ -48,41 +38,38 @@ def document(results: Results) -> Document:
     return results.document(title, lead, facts + facts_of(result, titles), sections)
 
 
-def of_sets(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows of each foreign set."""
-    sets: dict[str, list[Row]] = {}
-    for row in rows:
-        sets.setdefault(str(row.get("out")), []).append(row)
-    return sets
-
-
 def winner(rows: Sequence[Row], names: Mapping[str, str]) -> str:
     """The model's best score of each foreign set, in a sentence."""
     sentences = []
-    for out, scores in of_sets([row for row in rows if not row.get("baseline")]).items():
-        best = max(scores, key=lambda row: row.get("auroc") or 0)
-        sentences.append(f"{names.get(out, out)}: AUROC {number(best.get('auroc'))} by `{best.get('score')}`")
+    own = [row for row in rows if not row.get("baseline")]
+    for out in dict.fromkeys(str(row.get("out")) for row in own):
+        best = max((row for row in own if str(row.get("out")) == out), key=lambda row: row.get("auroc") or 0)
+        sentences.append(
+            f"{names.get(out, out)}: AUROC {doc.number(best.get('auroc'))} by `{best.get('score')}`"
+        )
     return "; ".join(sentences) + "." if sentences else ""
 
 
 def detection(rows: Sequence[Row], names: Mapping[str, str]) -> list[Table]:
     """A table for each foreign set, with a row for each score."""
-    columns = [Column("score", numeric=False), *(Column(head, way) for head, way in FIGURES.values())]
     tables = []
-    for out, of_set in of_sets(rows).items():
+    for out in dict.fromkeys(str(row.get("out")) for row in rows):
+        of_set = [row for row in rows if str(row.get("out")) == out]
         of_set.sort(key=lambda row: bool(row.get("baseline")))
-        body = [[Cell(str(row.get("score")), None, "baseline" * bool(row.get("baseline")))] for row in of_set]
-        for key, (_, way) in FIGURES.items():
-            best = best_of([row[key] for row in of_set if isinstance(row.get(key), int | float)], way)
-            for cells, row in zip(body, of_set, strict=True):
-                value, ends = row.get(key), brackets((row.get("ci") or {}).get(key))
-                text = "–" if value is None else f"{value:.4f}"
-                cells.append(Cell(text, value, ends, value is not None and value == best))
+        baselines = ["baseline" * bool(row.get("baseline")) for row in of_set]
+        columns = [doc.texts("score", [str(row.get("score")) for row in of_set], baselines)]
+        for key, (head, way) in FIGURES.items():
+            ends = [doc.brackets((row.get("ci") or {}).get(key)) for row in of_set]
+            columns.append(doc.numbers(head, [row.get(key) for row in of_set], way, ends, four_digits))
         n_in, n_out = (next((row[key] for row in of_set if row.get(key)), None) for key in ("n_in", "n_out"))
-        caption = f"{number(n_in)} images inside, {number(n_out)} outside. " if n_in and n_out else ""
-        caption += "A baseline uses no model. Brackets hold 95 % intervals; the best of a column is bold."
-        tables.append(Table(names.get(out, out), columns, body, caption=caption))
+        counts = f"{doc.number(n_in)} images inside, {doc.number(n_out)} outside. " if n_in and n_out else ""
+        caption = "A baseline uses no model. Brackets hold 95 % intervals; the best of a column is bold."
+        tables.append(Table(names.get(out, out), columns, caption=counts + caption))
     return tables
+
+
+def four_digits(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
 
 
 def rocs(results: Results, rows: Sequence[Row], names: Mapping[str, str]) -> list[Chart]:
@@ -123,7 +110,7 @@ def histograms(results: Results, rows: Sequence[Row], names: Mapping[str, str]) 
             title = f"{names.get(name, name)}{' (in)' if name == str(results.result.get('in')) else ''}"
             lines.append(Series(title, [(float(a), float(b)) for a, b in steps]))
         marks = edges[[0, len(edges) // 2, -1]]
-        ticks = [(float(at), number(float(mark))) for at, mark in zip(place(marks), marks, strict=True)]
+        ticks = [(float(at), doc.number(float(mark))) for at, mark in zip(place(marks), marks, strict=True)]
         charts.append(Chart(f"scores-{score}", score, score, "share", lines, ticks if scale else (), True))
     return charts
 
@@ -131,23 +118,21 @@ def histograms(results: Results, rows: Sequence[Row], names: Mapping[str, str]) 
 def flags(result: Row, pictures: Sequence[Row]) -> str:
     """How many pictures were flagged, in a sentence."""
     count = sum(bool(picture.get("flagged")) for picture in pictures)
-    at = f" at a false-positive rate of {number(result['fpr'])}" if result.get("fpr") is not None else ""
+    at = f" at a false-positive rate of {doc.number(result['fpr'])}" if result.get("fpr") is not None else ""
     return f"{count:,} of {len(pictures):,} pictures are flagged{at}."
 
 
 def all_pictures(pictures: Sequence[Row]) -> list[Table]:
     """The pictures, flagged ones and the least p-values first."""
     order = sorted(pictures, key=lambda picture: (not picture.get("flagged"), picture.get("p") or 0))[:LISTED]
-    scores = list(dict.fromkeys(chain.from_iterable(picture.get("scores") or {} for picture in order)))
-    columns = [Column("file", numeric=False), Column("flagged", numeric=False), Column("p")]
-    body = []
-    for picture in order:
-        path = Path(str(picture.get("file")))
-        cells = [Cell(path.name, None, str(path.parent) if path.parent != Path(".") else "")]
-        cells += [Cell("yes" if picture.get("flagged") else "no")]
-        values = [picture.get("p"), *((picture.get("scores") or {}).get(score) for score in scores)]
-        body.append([*cells, *(Cell(number(value), value) for value in values)])
-    left = len(pictures) - len(body)
+    paths = [Path(str(picture.get("file"))) for picture in order]
+    folders = [str(path.parent) if path.parent != Path(".") else "" for path in paths]
+    flagged = ["yes" if picture.get("flagged") else "no" for picture in order]
+    columns = [doc.texts("file", [path.name for path in paths], folders), doc.texts("flagged", flagged)]
+    columns.append(doc.numbers("p", [picture.get("p") for picture in order]))
+    for score in dict.fromkeys(chain.from_iterable(picture.get("scores") or {} for picture in order)):
+        values = [(picture.get("scores") or {}).get(score) for picture in order]
+        columns.append(doc.numbers(score, values))
+    left = len(pictures) - len(order)
     caption = f"{left:,} more, of larger p-values, are in the JSON." if left else ""
-    columns += [Column(score) for score in scores]
-    return [Table("All pictures", columns, body, caption=caption)] if body else []
+    return [Table("All pictures", columns, caption=caption)] if order else []

@@ -69,17 +69,12 @@ class Results:
         return runs
 
     def samples(self, row: Row) -> np.ndarray | None:
-        """The samples of a row, uint8 [N, C, H, W], which for a league lie in its runs; None without any."""
+        """The samples of a row, uint8 [N, C, H, W]; None without any."""
         run, file = str(row.get("run") or row.get("name") or ""), row.get("samples")
         samples = Run(self.folder).samples_folder
         places = [Path(file), samples / Path(file).name] if file else []
         kept = sorted(samples.glob("*.npz"))
         places += [path for path in kept if path.name.startswith(f"{run}-") or path.stem == run]
-        if "summary" in self.result and run in self.runs:  # a league of before its rows named their files
-            drawn = self.runs[run].path.glob(
-                f"bench/*/{Run.samples_folder}/*.npz"
-            )  # the last judgement's first
-            places += sorted(drawn, key=lambda path: (-path.parent.stat().st_mtime, path.stat().st_mtime))
         path = next(filter(Path.is_file, places), None)
         return files.read_arrays(path, "samples")["samples"].transpose(0, 3, 1, 2) if path else None
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from gzcli.core.errors import DamagedError, MissingError, UsageError
+from gzcli.core.errors import MissingError, UsageError
 from gzcli.store import files
 from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import RUN_ID, Run
@@ -21,8 +21,8 @@ from gzcli.store.run_folder import RUN_ID, Run
 PATIENCE = 1.0  # seconds in which a process with a new claim writes down its number
 CLAIM = Run.claim_file.name
 # Files that a job writes about itself. A folder that holds no others is left over from a failed attempt.
-_OF_ANY = Run.mark_file, Run.claim_file, Run.lock_file, Run.status_file, Run.stop_file
-JOB_RECORDS = {place.name for place in (*_OF_ANY, Run.job_file, Run.log_file, Run.launch_file)}
+_MARKS = Run.mark_file, Run.claim_file, Run.lock_file, Run.status_file
+_RECORDS = {place.name for place in (*_MARKS, Run.stop_file, Run.job_file, Run.log_file, Run.launch_file)}
 
 
 @contextlib.contextmanager
@@ -75,13 +75,8 @@ def is_removable(folder: Path) -> bool:
     the mark are recognised by their id and the keys of `status.json`."""
     if folder.is_symlink() or folder.resolve().parent != user_dir("runs").resolve():
         return False
-    if Run(folder).is_marked("run"):
-        return True
-    try:
-        status = files.read_object(Run(folder).status_file)
-    except DamagedError:
-        return False
-    return RUN_ID.fullmatch(folder.name) is not None and {"model", "data", "created"} <= set(status)
+    old = {"model", "data", "created"} <= set(files.whole_object(Run(folder).status_file))
+    return Run(folder).is_marked("run") or (old and RUN_ID.fullmatch(folder.name) is not None)
 
 
 def check_removable(run: Run) -> None:
@@ -149,9 +144,5 @@ def _is_left_over(folder: Path) -> bool:
     job = Run(folder)
     if not folder.is_dir() or not job.is_marked("job"):
         return False
-    try:
-        state = files.read_object(job.status_file).get("state")
-    except DamagedError:
-        return False
-    failed = state in ("failed", "interrupted", "diverged")
-    return failed and {file.name for file in folder.iterdir()} <= JOB_RECORDS
+    failed = files.whole_object(job.status_file).get("state") in ("failed", "interrupted", "diverged")
+    return failed and {file.name for file in folder.iterdir()} <= _RECORDS

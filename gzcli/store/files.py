@@ -11,7 +11,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -128,6 +128,13 @@ def read_object(path: Path) -> dict[str, Any]:
     return value or {}
 
 
+def whole_object(path: Path) -> dict[str, Any]:
+    """The JSON object of a file; empty where it is missing or damaged."""
+    with suppress(DamagedError):
+        return read_object(path)
+    return {}
+
+
 @contextmanager
 def reading(path: Path, hint: str | None = AGAIN) -> Iterator[None]:
     """Raises DamagedError for whatever goes wrong in the block, which reads a file and tests its content."""
@@ -186,8 +193,7 @@ def read_array(path: Path, hint: str | None = AGAIN) -> np.ndarray:
     import numpy as np
 
     with reading(path, hint):
-        array = np.load(path, allow_pickle=False)
-        if not isinstance(array, np.ndarray):
+        if not isinstance(array := np.load(path, allow_pickle=False), np.ndarray):
             raise ValueError("it is no array")
         return array
 
@@ -197,8 +203,7 @@ def read_arrays(path: Path, *names: str, hint: str | None = AGAIN) -> dict[str, 
     import numpy as np
 
     with reading(path, hint):
-        archive = np.load(path, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
+        if isinstance(archive := np.load(path, allow_pickle=False), np.ndarray):
             raise ValueError("it is one array")
         with archive:
             arrays = {name: archive[name] for name in archive.files}

@@ -35,7 +35,6 @@ HUB_SETS = {
 }
 TASK = "unconditional-image-generation"  # as the hub names it
 _ADDRESS = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
-_ARXIV = re.compile(r"\d{4}\.\d{4,5}")
 
 
 def weights(name: str, *, path: str | Path | None = None, use: str, source: str, otherwise: str = "") -> Path:
@@ -54,17 +53,9 @@ def repository(name: str, *, key: str, files: Sequence[str]) -> Path:
     unless they are there. Raises MissingError that names the recipe's `key` and says what to fetch."""
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
-    if not is_id(name):
+    if not (is_id(name) and _ADDRESS.fullmatch(name)):
         hint = "a folder, or an id of the hub, as `owner/name`"
         raise MissingError(f"`{key}`: there is no folder `{name}`", hint=hint)
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError as e:
-        message = f"`{key}`: `{name}` is no folder and no id of the hub"
-        raise MissingError(message, hint="an id is like `owner/name`") from e
     gated = "(a gated one needs `HF_TOKEN`)"
     hint = f"`hf download {name}` where there is a network {gated}, or `--set {key}=FOLDER`"
     return _snapshot(name, f"`{key}`: the weights of `{name}` are", hint, files, "model")
@@ -81,11 +72,9 @@ def _snapshot(name: str, what: str, hint: str, files: Sequence[str], kind: str) 
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    patterns = list(files)
+    wanted: dict[str, Any] = {"allow_patterns": list(files), "local_files_only": offline()}
     try:
-        return Path(
-            snapshot_download(name, repo_type=kind, allow_patterns=patterns, local_files_only=offline())
-        )
+        return Path(snapshot_download(name, repo_type=kind, **wanted))
     except (HfHubHTTPError, HFValidationError, OSError) as e:
         why = "`GZ_OFFLINE` is set" if offline() else f"the hub does not give it ({type(e).__name__})"
         raise MissingError(f"{what} not at hand, and {why}", hint=hint) from e
@@ -160,22 +149,17 @@ def explained(name: str) -> Iterator[None]:
     """Turns the errors of the hub's library for a repository into MissingError."""
     from huggingface_hub import errors
 
-    why = "`GZ_OFFLINE` is set" if offline() else "the hub cannot be reached"
-    fetch, ask = (
-        f"`hf download {name} {FILE}` where there is a network",
-        "ask on its page, then set `HF_TOKEN`",
-    )
-    missing = f"the hub has no `{name}`, or it is private", "look at the spelling, or set `HF_TOKEN`"
+    absent = "`GZ_OFFLINE` is set" if offline() else "the hub cannot be reached"
+    get = f"`hf download {name} {FILE}` where there is a network"
+    gated = f"`{name}` is given to those alone who ask for it", "ask on its page, then set `HF_TOKEN`"
+    none_such = f"the hub has no `{name}`, or it is private", "look at the spelling, or set `HF_TOKEN`"
     # of an error's classes the first that is listed; a gated repository is one that is not found
     texts: dict[type[Exception], tuple[str, str | None]] = {
-        errors.LocalEntryNotFoundError: (f"`{name}` is not here, and {why}", fetch),
-        errors.GatedRepoError: (f"`{name}` is given to those alone who ask for it", ask),
-        errors.EntryNotFoundError: (
-            f"`{name}` holds no `{FILE}`",
-            "gz reads what `gz runs push` has put there",
-        ),
-        errors.RepositoryNotFoundError: missing,
-        errors.RevisionNotFoundError: missing,
+        errors.LocalEntryNotFoundError: (f"`{name}` is not here, and {absent}", get),
+        errors.GatedRepoError: gated,
+        errors.EntryNotFoundError: (f"`{name}` holds no `{FILE}`", "gz reads what `gz runs push` puts there"),
+        errors.RepositoryNotFoundError: none_such,
+        errors.RevisionNotFoundError: none_such,
         errors.OfflineModeIsEnabled: (f"`{name}` is not here, and `HF_HUB_OFFLINE` is set", None),
     }
     try:
@@ -183,15 +167,15 @@ def explained(name: str) -> Iterator[None]:
     except errors.HFValidationError as e:
         raise UsageError(f"`{name}` is no name of a repository", hint="it is like `owner/name`") from e
     except (errors.HfHubHTTPError, errors.EntryNotFoundError, OSError) as e:
-        if text := next((text for kind, text in texts.items() if isinstance(e, kind)), None):
-            raise MissingError(text[0], hint=text[1]) from e
-        if not isinstance(e, errors.HfHubHTTPError):
-            raise MissingError(f"the hub cannot be reached ({type(e).__name__})", hint="try again") from e
-        status = e.response.status_code if e.response is not None else None
-        said = str(e.server_message or "") or type(e).__name__
-        rights = "the token may not write there: https://huggingface.co/settings/tokens"
-        hint = rights if status in (401, 403) else "try again"
-        raise MissingError(f"the hub refuses `{name}`: {said} ({status})", hint=hint) from e
+        text = next((text for kind, text in texts.items() if isinstance(e, kind)), None)
+        if text is None and isinstance(e, errors.HfHubHTTPError):
+            status = e.response.status_code if e.response is not None else None
+            said = str(e.server_message or "") or type(e).__name__
+            rights = "the token may not write there: https://huggingface.co/settings/tokens"
+            refused = f"the hub refuses `{name}`: {said} ({status})"
+            text = refused, rights if status in (401, 403) else "try again"
+        message, hint = text or (f"the hub cannot be reached ({type(e).__name__})", "try again")
+        raise MissingError(message, hint=hint) from e
 
 
 def _parsed(ref: str) -> dict[str, str]:
@@ -203,31 +187,32 @@ def _parsed(ref: str) -> dict[str, str]:
 
 
 def readme(card: Mapping[str, Any], name: str, licence: str, meanings: Mapping[str, str]) -> str:
-    """The text of a repository's README.md, by the card of `export.bundle.card_of`."""
+    """The text of a repository's README.md, by the card of `export.card_of`."""
     import yaml
     from jinja2 import Environment, StrictUndefined
 
     data, env = card["data"], Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     env.globals |= {"commas": "{:,}".format, "digits": "{:.4g}".format}
     text = Path(__file__).with_name("hub.md.j2").read_text(encoding="utf-8")
-    arxiv = [f"arxiv:{number}" for number in _ARXIV.findall(card["paper"])]
+    arxiv = [f"arxiv:{number}" for number in re.findall(r"\d{4}\.\d{4,5}", card["paper"])]
+    data_set, names = HUB_SETS.get(data["name"]) or data["name"], [row["name"] for row in card["figures"]]
     header: dict[str, Any] = {
         "license": licence,
         "library_name": "gzcli",
         "pipeline_tag": TASK,
         "tags": ["gz", "image-generation", card["model"], data["name"], *arxiv],
-        "datasets": [HUB_SETS.get(data["name"]) or data["name"]],
-        "metrics": list(dict.fromkeys(row["name"] for row in card["figures"])) or ["none-measured"],
+        "datasets": [data_set],
+        "metrics": list(dict.fromkeys(names)) or ["none-measured"],
     }
-    results = [
-        {
-            "task": {"type": TASK, "name": "image generation"},
-            "dataset": {"type": header["datasets"][0], "name": row["on"]},
-            "metrics": [{"type": row["name"], "name": row["name"], "value": row["value"]}],
-        }
-        for row in card["figures"]
-    ]
-    if results:
+    if names:
+        results = [
+            {
+                "task": {"type": TASK, "name": "image generation"},
+                "dataset": {"type": data_set, "name": row["on"]},
+                "metrics": [{"type": row["name"], "name": row["name"], "value": row["value"]}],
+            }
+            for row in card["figures"]
+        ]
         header["model-index"] = [{"name": name.partition("/")[2], "results": results}]
     words = {"card": card, "data": data, "name": name, "licence": licence, "meanings": meanings}
     head = yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=1000)

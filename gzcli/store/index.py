@@ -88,21 +88,14 @@ def survey(folder: Path, records: Container[str]) -> tuple[Marks, int]:
     """The marks of all folders below this one and of the files of these names, and the total size of the
     files in bytes, where a file with two names counts once."""
     marks: Marks = {}
-    linked: set[int] = set()
-    total, left = 0, [""]
-    while left:
-        place = left.pop()
-        marks[place] = mark(f"{folder}/{place}")
-        with contextlib.suppress(OSError), os.scandir(f"{folder}/{place}") as entries:
-            for entry in entries:
-                below = f"{place}/{entry.name}" if place else entry.name
-                if entry.is_dir(follow_symlinks=False):
-                    left.append(below)
-                    continue
-                with contextlib.suppress(OSError):  # removed meanwhile
-                    of_file = entry.stat(follow_symlinks=False)
-                    total += 0 if of_file.st_ino in linked else of_file.st_size
-                    linked |= {of_file.st_ino} if of_file.st_nlink > 1 else set()
-                if entry.name in records:
-                    marks[below] = mark(f"{folder}/{below}")
-    return marks, total
+    sizes: dict[int, int] = {}  # by inode
+    for at, _, names in os.walk(folder):
+        place = os.path.relpath(at, folder)
+        marks[place] = mark(at)
+        for name in names:
+            with contextlib.suppress(OSError):  # removed meanwhile
+                of_file = os.lstat(f"{at}/{name}")
+                sizes[of_file.st_ino] = of_file.st_size
+            if name in records:
+                marks[f"{place}/{name}"] = mark(f"{at}/{name}")
+    return marks, sum(sizes.values())

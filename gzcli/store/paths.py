@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import UsageError, canonical, matching
-from gzcli.core.sections import SCALES
 
 _NAME = re.compile(r"[a-z0-9_-]+")
 
@@ -51,12 +50,8 @@ def trained_in(model: str) -> tuple[str, str] | None:
     import yaml
 
     def stages(part: Any) -> Iterator[tuple[str, Any]]:
-        if isinstance(part, dict):
-            yield from (part.get("stages") or {}).items()
-            for name, section in (part.get("for") or {}).items():
-                yield from stages(section)
-                for inner in (section or {}).values() if name in SCALES else ():
-                    yield from stages(inner)
+        for key, below in part.items() if isinstance(part, dict) else ():
+            yield from below.items() if key == "stages" and isinstance(below, dict) else stages(below)
 
     for name in recipe_names():
         text = (recipes_dir() / f"{name}.yaml").read_text(encoding="utf-8")

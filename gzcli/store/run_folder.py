@@ -177,8 +177,8 @@ class Run:
     @property
     def checkpoints(self) -> list[Path]:
         """The folders of the checkpoints, oldest first; of a run in stages those of all stages."""
-        folders = self.checkpoints_folder.glob("[0-9]*")
-        whole = sorted(folder for folder in folders if CheckpointFolder(folder).averaged.exists())
+        folders = sorted(self.checkpoints_folder.glob("[0-9]*"))
+        whole = [folder for folder in folders if CheckpointFolder(folder).averaged.exists()]
         return [path for stage in self.stages for path in stage.checkpoints] or whole
 
     @property
@@ -243,8 +243,8 @@ class Run:
     def best(self) -> Best | None:
         """The best validation result; None where nothing was validated."""
         # the next validation writes a damaged record anew
-        with contextlib.suppress(DamagedError, KeyError, TypeError, ValueError):
-            record = files.read_object(self.best_file)
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            record = files.whole_object(self.best_file)
             return Best(str(record["metric"]), float(record["value"]), int(record["step"]))
         return None
 
@@ -280,10 +280,7 @@ class Run:
 
     def is_marked(self, kind: str) -> bool:
         """Whether gz made the folder as a "run", "job" or "report"."""
-        try:
-            return files.read_object(self.mark_file).get("kind") == kind
-        except DamagedError:  # `.gz` is a folder or another program's file
-            return False
+        return files.whole_object(self.mark_file).get("kind") == kind  # `.gz` may be another program's
 
     def update(self, **changes: Any) -> None:
         status = self.status()

@@ -64,17 +64,12 @@ def _store_lock() -> contextlib.AbstractContextManager[bool]:
 def time_of_id(root: Path) -> str:
     """The time in the id of a new run: later than in all others, even where the clock was set back. A time
     more than a day ahead was made under a wrong clock, and does not count."""
-    now = datetime.fromtimestamp(int(time.time()))
-    times = (_time_of(path.name) for path in root.iterdir())
-    earlier = [at for at in times if at and at - now < timedelta(days=1)]
-    return f"{max([now, *(last + timedelta(seconds=1) for last in earlier)]):{_STAMP}}"
-
-
-def _time_of(id: str) -> datetime | None:
-    if parts := RUN_ID.fullmatch(id):
+    now = latest = datetime.fromtimestamp(int(time.time()))
+    for parts in filter(None, (RUN_ID.fullmatch(path.name) for path in root.iterdir())):
         with contextlib.suppress(ValueError):
-            return datetime.strptime(parts[2], _STAMP)
-    return None
+            at = datetime.strptime(parts[2], _STAMP)
+            latest = max(latest, at + timedelta(seconds=1)) if at - now < timedelta(days=1) else latest
+    return f"{latest:{_STAMP}}"
 
 
 def short_name(id: str) -> str:
@@ -123,12 +118,9 @@ def all_runs(*, model: str | None = None, data: str | None = None) -> list[Run]:
     names = [name for name in os.listdir(folder) if not name.startswith(".")]
     statuses = {run: status for name in names if (status := _status(run := Run(folder / name)))}
     index.save(folder, "status", (run.path.name for run in statuses))
-    for key, wanted in (("model", model), ("data", data)):
-        if wanted is not None:
-            statuses = {
-                run: s for run, s in statuses.items() if canonical(s.get(key, "?")) == canonical(wanted)
-            }
-    return sorted(statuses, key=lambda run: _age(statuses[run]), reverse=True)
+    newest_first = sorted(statuses.items(), key=lambda item: _age(item[1]), reverse=True)
+    wanted = [(key, canonical(name)) for key, name in (("model", model), ("data", data)) if name is not None]
+    return [run for run, s in newest_first if all(canonical(s.get(key, "?")) == name for key, name in wanted)]
 
 
 def _status(run: Run) -> dict[str, Any]:
@@ -181,13 +173,13 @@ def find(ref: str, *, data: str | None = None) -> Run:
     Raises MissingError with the `gz train` line for a model without such a run, UsageError for an unknown
     name."""
     if run := by_name(ref):
-        if run.state == "damaged":
+        if (state := run.state) == "damaged":
             error = run.status()["error"]
             raise DamagedError(error["message"], hint=error["hint"])
-        if run.state != "finished" and run.weights is None:
-            begun = run.state == "running"
+        if state != "finished" and run.weights is None:
+            begun = state == "running"
             hint = "its first checkpoint is still to come" if begun else f"gz train {ref} --resume"
-            raise MissingError(f"`{run.id}` is {run.state} and has no weights yet", hint=hint)
+            raise MissingError(f"`{run.id}` is {state} and has no weights yet", hint=hint)
         return run
     model = spelling(ref)
     if model not in recipe_names() and not all_runs(model=model):
@@ -197,25 +189,24 @@ def find(ref: str, *, data: str | None = None) -> Run:
         options = [*recipe_names(), *(name for run in all_runs() for name in (run.id, run.alias) if name)]
         hint = did_you_mean(ref, options) or "gz list models · gz runs list"
         raise UsageError(f"no model or run is called `{ref}`", hint=hint)
+    return _of_model(model, data)
+
+
+def _of_model(model: str, data: str | None) -> Run:
+    """The run that `choose` takes. Raises MissingError with the way to one."""
     of_model = all_runs(model=model, data=data)
-    run = choose([run for run in of_model if run.state == "finished"])
-    if run is None:
-        message, on = (f" on `{data}`", f" --data {data}") if data else ("", "")
-        message = f"no finished run of `{model}`{message}"
-        if newest := next((run for run in of_model if run.state == "running" or run.weights), None):
-            raise _unfinished(newest, message)
-        raise MissingError(message, hint=f"gz train {model}{on}")
-    return run
-
-
-def _unfinished(run: Run, message: str) -> MissingError:
-    """The error where a model has only unfinished runs; `newest` is the newest with weights."""
-    name = run.alias or short_names([run])[run.id]
-    state = "being trained" if run.state == "running" else run.state
-    ways = [f"name it, `{name}`, for its newest checkpoint" if run.weights else "it has no checkpoint yet"]
-    if run.model in {pretrained.parts_of(stem)[0] for stem in pretrained.names()}:
+    if run := choose([run for run in of_model if run.state == "finished"]):
+        return run
+    message = f"no finished run of `{model}`" + (f" on `{data}`" if data else "")
+    newest = next((run for run in of_model if run.state == "running" or run.weights), None)
+    if newest is None:
+        raise MissingError(message, hint=f"gz train {model}" + (f" --data {data}" if data else ""))
+    name = newest.alias or short_names([newest])[newest.id]
+    state = "being trained" if newest.state == "running" else newest.state
+    ways = [f"name it, `{name}`, for its newest checkpoint" if newest.weights else "it has no checkpoint yet"]
+    if model in {pretrained.parts_of(stem)[0] for stem in pretrained.names()}:
         ways.append("`--pretrained` takes the model that comes with gz")
-    return MissingError(f"{message}; `{name}` is {state}", hint="; ".join(ways))
+    raise MissingError(f"{message}; `{name}` is {state}", hint="; ".join(ways))
 
 
 def note_recipe(
@@ -229,8 +220,7 @@ def note_recipe(
     without stages; None for a given time), the size of the set's images, and `size` and `levels` of the
     run's."""
     for name, count in steps.items():
-        part = run.stage(name) if name else run
-        part.update(recipe={"steps": count})
+        (run.stage(name) if name else run).update(recipe={"steps": count})
     plan = {"size": own_size, "shipped_loss": shipped_loss}
     run.update(recipe=(run.status().get("recipe") or {}) | plan, **facts)
 
@@ -281,7 +271,8 @@ def give_up(run: Run, *, keep: bool) -> bool:
 
 def outdated(keep: int) -> list[Run]:
     """The finished runs that are neither among the `keep` newest of their model and data set, where complete
-    runs come first, nor their best; with 0 the best is not kept either."""
+    runs come first, nor their best: that of the least validation result for each metric, image size and
+    number of grey levels, of equal ones the newest. With 0 the best is not kept either."""
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in all_runs():
         if run.state == "finished":
@@ -289,19 +280,12 @@ def outdated(keep: int) -> list[Run]:
     old = []
     for group in groups.values():
         ranked = sorted(group, key=lambda run: bool(run.shortfalls))  # stable: the newest stay first
-        stay = [*ranked[:keep], *(_best_of(group) if keep else ())]
+        best: dict[tuple[str, Size | None, int | None], tuple[float, Run]] = {}
+        for run in reversed(group) if keep else ():  # oldest first
+            if result := run.serving.best:
+                key = (result.metric, run.status().get("size"), run.status().get("levels"))
+                if key not in best or result.value <= best[key][0]:
+                    best[key] = result.value, run
+        stay = {*ranked[:keep], *(run for _, run in best.values())}
         old += [run for run in ranked if run not in stay]
     return old
-
-
-def _best_of(group: list[Run]) -> list[Run]:
-    """The run of the least validation result for each metric, image size and number of grey levels; of equal
-    ones the newest."""
-    best: dict[tuple[str, Size | None, int | None], tuple[float, Run]] = {}
-    for run in reversed(group):  # oldest first
-        if result := run.serving.best:
-            status = run.status()
-            key = (result.metric, status.get("size"), status.get("levels"))
-            if key not in best or result.value <= best[key][0]:
-                best[key] = result.value, run
-    return [run for _, run in best.values()]

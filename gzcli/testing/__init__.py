@@ -8,7 +8,6 @@ def test_contract(check):
 """
 
 from gzcli.recipe.files import mistakes
-from gzcli.testing.case import Broken, Case, fault_of
-from gzcli.testing.contract import CHECKS
+from gzcli.testing.contract import CHECKS, Broken, Case, fault_of
 
 __all__ = ["CHECKS", "Broken", "Case", "fault_of", "mistakes"]

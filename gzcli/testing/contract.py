@@ -1,10 +1,14 @@
-"""The checks of the contract. Each takes a case and raises Broken with a sentence that says what is wrong."""
+"""The contract that every model keeps: a case, which is a model small enough to be checked in seconds; the
+steps that the checks share; and the checks, each of which raises Broken with a sentence that says what is
+wrong."""
 
 from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,35 +16,174 @@ from unittest import mock
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
-from gzcli.data.packs.batches import quantise
+from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, Noise, no_progress
+from gzcli.data.packs.batches import TrainBatches, quantise, scan
+from gzcli.data.packs.open import open_pack
+from gzcli.data.packs.pack import Pack
 from gzcli.engine.checkpoint import weights_of
 from gzcli.engine.prepared import with_prepared
 from gzcli.models import catalog
-from gzcli.models.base import Model
+from gzcli.models.base import Model, Phase, named_losses
 from gzcli.models.nn import ClassEmbedding
-from gzcli.testing.case import (
-    SEED,
-    Broken,
-    Case,
-    draw,
-    fixed_noise,
-    held_out,
-    log_likelihood,
-    loss_of,
-    only,
-    quick,
-    require,
-    started,
-)
+from gzcli.models.options import defaults, grouped
 
+SEED = 0
+CPU = torch.device("cpu")
+# Of a likelihood that is integrated, and of scores: a check asks what they depend on, not what they are.
+ODE_STEPS = 4
+FEW = {"steps": 3, "times": 3, "starts": 2}
 FALL = 0.10  # share by which a phase's loss on one batch must fall
 STEPS = 30  # steps in which it must fall so far
 TRIALS = (8, 25, 75, 200)  # steps after which a trained copy is compared with an untrained one
 KINDS = ("rgb", "multi-label", "label-free")  # of data sets that every model takes
 N = 6  # images of such a set
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model with hyperparameters that train in a second or two.
+
+    model: name of the model.
+    options: hyperparameters, flat, as `Model.of` takes them.
+    lr: learning rate of Adam, by which every check trains.
+    batch: images of one step.
+    levels: grey levels; None: those of the data set.
+    sample: options of `sample`, to draw few or quick steps.
+    quiet: whether the loss of a new model may be the same for any `batch.noise`.
+    data: name of the data set.
+    stages: the models that it is built on, by the names of its parameters.
+    """
+
+    model: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    lr: float = 1e-3
+    batch: int = 32
+    levels: int | None = None
+    sample: Mapping[str, Any] = field(default_factory=dict)
+    quiet: bool = False
+    data: str = "digits"
+    stages: Mapping[str, Case] = field(default_factory=dict)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether it takes labels, by its options or by its default."""
+        default = catalog.card(self.model).params.get("conditional")
+        return bool(self.options.get("conditional", default.default if default else False))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options that the model is built with; a test may add a folder, as the base of a fine-tuning."""
+        return dict(self.options)
+
+    def build(self, info: DataInfo, seed: int = SEED) -> Model:
+        """The model with the weights that a seed gives, built on stages of the same seed."""
+        stages = {name: stage.build(info, seed) for name, stage in self.stages.items()}
+        torch.manual_seed(seed)
+        for p in (p for stage in stages.values() for p in stage.parameters()):
+            p.data += 0.1 * torch.randn_like(p)  # a layer that starts at zero would hide what the stage does
+        torch.manual_seed(seed)
+        return catalog.load(self.model).of(info, **self.settings, **stages)
+
+    def pack(self) -> Pack:
+        return open_pack(self.data)
+
+    def fresh(self) -> Model:
+        """The model for its data set, in training mode."""
+        return self.build(self.pack().info(levels=self.levels, steps=1000)).train()
+
+    def batches(self) -> TrainBatches:
+        """Training batches of its data set on the CPU."""
+        pack = self.pack()
+        levels, needs = pack.info(levels=self.levels).levels, catalog.card(self.model).needs
+        return TrainBatches(pack, seed=SEED, batch_size=self.batch, levels=levels, device=CPU, needs=needs)
+
+    def __str__(self) -> str:
+        return self.model + "".join(f"-{k}={v}" for k, v in self.options.items() if isinstance(v, bool | str))
+
+
+# ---------------------------------------------------------------------------- the steps of a check
+
+
+class Broken(AssertionError):
+    """A model does not keep the contract; the message is a sentence for whoever wrote it."""
+
+
+def require(condition: object, sentence: str) -> None:
+    if not condition:
+        raise Broken(sentence)
+
+
+def fault_of(check: Callable[[Case], None], case: Case) -> str | None:
+    """The fault that a check finds, in a sentence; None where the model passes."""
+    try:
+        check(case)
+    except Broken as e:
+        return str(e)
+    except Exception as e:
+        file = str(catalog.card(case.model).path)
+        lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == file]
+        return f"{file}:{lines[-1]}: {type(e).__name__}: {e}" if lines else f"{type(e).__name__}: {e}"
+    return None
+
+
+def started(case: Case) -> tuple[Model, Batch]:
+    """The model after its data-dependent start, and the first batch."""
+    model = case.fresh()
+    batch = with_prepared(model, case.batches().at(0))
+    with torch.no_grad():
+        model.fit([batch])
+        model.on_start(batch)
+    return model, batch
+
+
+def fixed_noise(batch: Batch, phase: str, step: int = 0) -> Batch:
+    """The batch with the noise of a phase at a step, from its first draw on."""
+    return batch.rows(slice(None), BatchNoise(SEED, step, phase, total=len(batch)))
+
+
+def loss_of(model: Model, batch: Batch, phase: str) -> Tensor:
+    return named_losses(model, batch, phase)["loss"]
+
+
+def only(model: Model, phase: Phase) -> list[nn.Parameter]:
+    """Makes the parameters of a phase alone require grad, and returns them."""
+    model.requires_grad_(False)
+    params = phase.parameters()
+    for p in params:
+        p.requires_grad_(True)
+    return params
+
+
+def draw(model: Model, case: Case, seed: int = 0, n: int = 4, labels: Tensor | None = None) -> Tensor:
+    """n samples [n, C, H, W], with the case's options of `sample`."""
+    with torch.inference_mode():
+        options = grouped(model.sample, case.sample)
+        return model.sample(
+            n, labels=labels, noise=ImageNoise(seed, range(n)), progress=no_progress, **options
+        )
+
+
+def log_likelihood(model: Model, x: Tensor, labels: Tensor | None = None, *, noise: Noise) -> Tensor:
+    """The model's `log_prob` of images, [B] nats; over few steps where it integrates an equation."""
+    few = {"steps": ODE_STEPS} if model.likelihood == "ode" and "steps" in defaults(model.log_prob) else {}
+    return model.log_prob(x, labels, noise=noise, **grouped(model.log_prob, few))
+
+
+def quick(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method with few steps, in place of as many as it takes by itself."""
+    few = {key: value for key, value in FEW.items() if key in defaults(method)}
+    return partial(method, **grouped(method, few))
+
+
+def held_out(pack: Pack, model: Model, split: str, n: int, count: int | None = None) -> Iterator[Batch]:
+    """Batches of n images of a split, or of its first `count` images, with the model's grey levels."""
+    index = None if count is None else range(count)
+    return scan(pack, split, batch_size=n, levels=model.data.levels, device=CPU, index=index)
+
+
+# ---------------------------------------------------------------------------- the checks
 
 
 def each_phase_learns_alone(case: Case) -> None:
@@ -247,13 +390,8 @@ def evaluation_waits_for_no_other_process(case: Case) -> None:
     model = started(case)[0].eval()
     met: list[str] = []
     batch = with_prepared(model, next(held_out(case.pack(), model, "val", 3)))
-    distributed: dict[str, Any] = {
-        "is_initialized": lambda: True,
-        "get_world_size": lambda: 2,
-        "get_rank": lambda: 0,
-        "all_reduce": lambda *_: met.append("all_reduce"),
-        "all_gather": lambda *_: met.append("all_gather"),
-    }
+    distributed = {name: lambda *_, name=name: met.append(name) for name in ("all_reduce", "all_gather")}
+    distributed |= {"is_initialized": lambda: True, "get_world_size": lambda: 2, "get_rank": lambda: 0}
     with mock.patch.multiple("torch.distributed", **distributed), torch.no_grad():
         if hasattr(model, "log_prob"):
             log_likelihood(model, batch.x, noise=batch.noise)
@@ -271,7 +409,7 @@ def every_kind_of_set(case: Case) -> None:
 
 
 def _takes(case: Case, kind: str) -> None:
-    """The model is built for random images of this kind, and trains, samples and scores."""
+    """Requires that the model is built for random images of this kind, and trains, samples and scores."""
     on = f"on a set that is {kind}"
     classes = () if kind == "label-free" else ("a", "b", "c")
     shape = (3 if kind == "rgb" else 1, 16, 16)
@@ -309,18 +447,10 @@ def _takes(case: Case, kind: str) -> None:
         require(finite, f"{on} `log_prob` is not {N} finite numbers")
 
 
-CHECKS: dict[str, Callable[[Case], None]] = {
-    check.__name__: check
-    for check in (
-        capabilities_tell_the_truth,
-        each_phase_learns_alone,
-        the_loss_is_a_mean,
-        the_loss_depends_on_the_batch_alone,
-        samples_are_images,
-        weights_come_back,
-        scores_know_nothing_of_their_batch,
-        evaluation_waits_for_no_other_process,
-        every_kind_of_set,
-        training_helps,
-    )
-}
+_CHECKS = (
+    *(capabilities_tell_the_truth, each_phase_learns_alone, the_loss_is_a_mean),
+    *(the_loss_depends_on_the_batch_alone, samples_are_images, weights_come_back),
+    *(scores_know_nothing_of_their_batch, evaluation_waits_for_no_other_process, every_kind_of_set),
+    training_helps,
+)
+CHECKS: dict[str, Callable[[Case], None]] = {check.__name__: check for check in _CHECKS}

@@ -82,20 +82,17 @@ def test_the_way_between_two_seeds(studio):
     *_, (last, made) = show.between(*ends, 3)
     assert (sheet(made_by(made.python)["images"], 3) == last).all()
     assert made.shell.splitlines()[-1] == f"gz sample {name} --do interpolate --input ends --frames 3"
-    show, name = studio("pixelcnn")
-    with pytest.raises(UsageError, match="does not go from image to image"):
-        list(show.between(Request(name), Request(name), 3))
 
 
 def test_what_is_painted_over_is_filled_in(studio, monkeypatch):
     show, name = studio("fm")
-    canvas = show.canvas(name, 3, None)
+    canvas = show.canvas(Request(name, 1, 3))
     assert canvas.shape == (480, 480, 3)
     painted = np.zeros((480, 480), bool)
     with pytest.raises(UsageError, match="nothing is painted over"):
-        list(show.inpaint(name, canvas, painted, 0, None))
+        list(show.inpaint(Request(name), canvas, painted))
     painted[:240] = True
-    *_, (last, made) = show.inpaint(name, canvas, painted, 2, None)
+    *_, (last, made) = show.inpaint(Request(name, 1, 2), canvas, painted)
     monkeypatch.chdir(show.folder)
     remade = made_by(made.python)
     assert (sheet(remade["images"]) == last).all()
@@ -169,9 +166,10 @@ def test_a_signal_ends_the_demo_as_ctrl_c_does(monkeypatch):
 
 
 def test_names_are_quoted_in_the_code():
-    made = drawing(Request("./my run", 2, 0, "x, y"), [3], {"prompt": "a red door", "no_clip": 1})
-    words = """gz sample './my run' -n 2 --seed 0 --label '"x, y"' --prompt 'a red door' --no-clip 1"""
-    assert made.shell == words and "labels=[3], prompt='a red door'" in made.python
+    words = {"seed": 0, "labels": [3], "prompt": "a red door", "no_clip": 1}
+    made = drawing(Request("./my run", 2, 0, "x, y"), words)
+    line = """gz sample './my run' -n 2 --seed 0 --label '"x, y"' --prompt 'a red door' --no-clip 1"""
+    assert made.shell == line and "labels=[3], prompt='a red door'" in made.python
 
 
 def test_without_gradio_or_with_a_model_that_comes_with_gz(call, home, monkeypatch):

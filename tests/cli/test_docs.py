@@ -23,9 +23,8 @@ from test_startup import HEAVY, modules, within
 from gzcli.cli import app
 from gzcli.core import measured
 from gzcli.core.errors import canonical
-from gzcli.docs.manual import ORDER, TUTORIALS, texts
+from gzcli.docs.page import ORDER, TUTORIALS, as_markdown, as_text, page_of, texts, written
 from gzcli.docs.page import ROOT as DOCS
-from gzcli.docs.page import as_markdown, as_text, page_of, written
 from gzcli.launch import plan
 from gzcli.models.catalog import OUTSIDE, cards
 from gzcli.recipe.yaml import dump

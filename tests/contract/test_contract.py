@@ -6,7 +6,7 @@ import pytest
 from zoo import CASES
 
 from gzcli.testing import CHECKS
-from gzcli.testing import case as tools
+from gzcli.testing import contract as tools
 
 FIRST = {case.model: case for case in reversed(CASES)}.values()
 DEAR = ("training_helps", "each_phase_learns_alone", "every_kind_of_set")  # which train, or build three times

@@ -24,7 +24,7 @@ from gzcli import testing
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.data.packs import stream
 from gzcli.data.sets.registry import SPECS, DataFile
-from gzcli.docs.manual import texts
+from gzcli.docs.page import texts
 from gzcli.models.vae.vae import VAE
 from gzcli.store import model_files, runs
 from gzcli.store.paths import cache_dir

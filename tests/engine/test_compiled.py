@@ -19,7 +19,7 @@ from gzcli.engine.log import Log
 from gzcli.engine.step import Compiled, GivenNoise, compiles, mode_of
 from gzcli.models.base import Model, named_losses
 from gzcli.models.denoising.process import stratified
-from gzcli.testing.case import started
+from gzcli.testing.contract import started
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

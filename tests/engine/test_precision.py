@@ -22,7 +22,7 @@ from gzcli.engine.trained import Trained, load_trained, placed
 from gzcli.models.nn.layers import GroupNorm, LayerNorm
 from gzcli.models.nn.unet import ResBlock
 from gzcli.store.runs import Run
-from gzcli.testing.case import loss_of, started
+from gzcli.testing.contract import loss_of, started
 
 CPU = torch.device("cpu")
 FM = next(case for case in CASES if case.model == "fm")

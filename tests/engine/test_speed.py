@@ -32,7 +32,7 @@ from gzcli.models.base import Phase
 from gzcli.recipe.recipe import check_strategy
 from gzcli.recipe.resolve import resolve
 from gzcli.store.runs import Run
-from gzcli.testing.case import started
+from gzcli.testing.contract import started
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
