@@ -254,7 +254,7 @@ def write_maps(
     maps: dict[str, np.memmap] = {}
     if main:
         sweep(folder.parent)
-    with torch.inference_mode(), new_dir(folder) if main else nullcontext(folder) as part:
+    with torch.inference_mode(), new_dir(folder, keep=True) if main else nullcontext(folder) as part:
         part = ranks.agree(part)
         for split in splits:
             n = images.pack.meta.counts[split]

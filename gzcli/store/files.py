@@ -234,9 +234,9 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def new_dir(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder that is renamed to `path` at the end of the block, and removed if it
-    raises."""
+def new_dir(path: Path, *, keep: bool = False) -> Iterator[Path]:
+    """Yields a temporary folder that is renamed to `path` at the end of the block, and removed if it raises.
+    With `keep` a folder that another process has put there meanwhile stays."""
     part = part_path(path)
     part.mkdir(parents=True)
     try:
@@ -244,9 +244,13 @@ def new_dir(path: Path) -> Iterator[Path]:
         for file in part.rglob("*"):
             if file.is_file():
                 fsync(file)
-        if path.exists():
+        if path.exists() and not keep:
             remove_tree(path)
-        os.replace(part, path)
+        try:
+            os.replace(part, path)
+        except OSError:
+            if not (keep and path.exists()):
+                raise
         fsync(path.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
