@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -19,15 +17,15 @@ from gzcli.core.errors import UsageError
 from gzcli.core.jobs import AlarmJob
 from gzcli.core.types import Batch
 from gzcli.core.units import counted
-from gzcli.data.packs.open import check_unchanged, open_pack
+from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack
 from gzcli.data.sets.names import OwnSet
 from gzcli.data.sets.registry import Form
 from gzcli.engine.log import Log
 from gzcli.engine.sheets import Row, sheet
-from gzcli.engine.trained import Trained, load_trained
+from gzcli.engine.trained import Trained
 from gzcli.judge.images import FIT, Pick, treatment
-from gzcli.judge.scores import Scored, batches_of, choose, fresh_noise, score_all, scores_of
+from gzcli.judge.scores import Scoring, batches_of, fresh_noise, write_csv
 from gzcli.metrics import conformal
 from gzcli.metrics.likelihood_scores import SCORES, tails_of
 from gzcli.models.base import Model
@@ -51,17 +49,9 @@ def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str
     flagged where its p-value is at most `job.fpr`, or its score is not finite.
     """
     began = time.monotonic()
-
-    def load(path: str) -> Trained:
-        return load_trained(Run(Path(path)), device, job.checkpoint, job.precision)
-
-    trained = load(job.run)
-    if job.scores is None:
-        job = replace(job, scores=tuple(choose(trained, None)[:1]))
-    names = scores_of(trained, job)
+    scoring = Scoring(job, device, log)
+    trained, home, names = scoring.trained, scoring.home, scoring.names
     shows = map_of(trained.model, names, trained.name) if job.maps else None
-    home = open_pack(job.ins, **trained.wanted, say=log.info)
-    check_unchanged(trained.run.owner.path, home.meta)
     held_out, fitted = split_held_out(home)
     needed = conformal.fewest(job.fpr, len(names))
     check_enough(len(held_out.index), job, needed, names)
@@ -73,17 +63,23 @@ def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str
         index = np.sort(held_out.index[: None if n is None else max(n, needed)])
         return {"compared": replace(held_out, index=index), "pictures": every}
 
-    scored = score_all(trained, job, home, picks, log, load=load, held_out=fitted)
-    alarms = alarms_of(scored, job.fpr)
+    scoring.score(picks, fitted)
+    alarms = alarms_of(scoring, job.fpr)
     order = np.lexsort((-alarms.strangeness, alarms.p))  # by p, equal ones the strangest first
     usual = replace(held_out, index=held_out.index[:USUAL])
     maps = heat_maps(trained, shows, job, replace(every, index=order), usual) if shows else {}
     if ranks.rank():
         return {}
     labels = pictures.names("test") or [str(i) for i in range(len(order))]
-    outputs = write_files(folder, pictures, labels, order, alarms, maps)
+    table, picture = folder / "alarm.csv", folder / "alarm.png"
+    write_csv(table, *alarms.table(labels, order))
+    save_png(picture, overview(pictures, labels, order, alarms, maps))
+    outputs: dict[str, Any] = {"scores": str(table), "picture": str(picture)}
+    if maps:
+        paths = save_images(folder / "maps", np.stack(list(maps.values())))
+        outputs["maps"] = {labels[i]: path for i, path in zip(maps, paths, strict=True)}
     result = {
-        **scored.facts(trained, job),
+        **scoring.facts(),
         "input": job.input,
         "fpr": job.fpr,
         **alarms.limits(),
@@ -156,15 +152,24 @@ class Alarms:
         only = next(iter(high.values())) if len(high) == 1 else None
         return {"threshold": only, "thresholds": high, "thresholds_low": low}
 
+    def table(self, labels: Sequence[str], order: np.ndarray) -> tuple[list[str], list[list[Any]]]:
+        """The header and the lines of `alarm.csv`."""
+        columns = [*self.scores.values(), *self.spread.values()]
+        header = ["file", "p", "flagged", *self.scores, *(f"{name} ±" for name in self.spread)]
+        lines = [[labels[i], float(self.p[i]), int(self.flagged[i])] for i in order]
+        return header, [
+            [*line, *(float(c[i]) for c in columns)] for line, i in zip(lines, order, strict=True)
+        ]
+
 
 def finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def alarms_of(scored: Scored, fpr: float) -> Alarms:
+def alarms_of(scoring: Scoring, fpr: float) -> Alarms:
     """The p-values of the pictures, and which are flagged at a false-alarm rate. A score that is not finite
     counts as higher than any: no held-out image has one."""
-    held_out, means = scored.mean("compared"), scored.mean("pictures")
+    held_out, means = scoring.mean("compared"), scoring.mean("pictures")
     scores = {name: np.where(np.isnan(values), np.inf, values) for name, values in means.items()}
     p, low, thresholds, beyond = [], [], {}, []
     for name, values in scores.items():
@@ -177,7 +182,7 @@ def alarms_of(scored: Scored, fpr: float) -> Alarms:
     of_each = np.stack(p)
     together, n = conformal.bonferroni(of_each), len(next(iter(held_out.values())))
     decides = np.take_along_axis(np.stack(low), of_each.argmin(0)[None], 0)[0]
-    flagged, spread = conformal.flagged(together, fpr), scored.spread("pictures")
+    flagged, spread = conformal.flagged(together, fpr), scoring.spread("pictures")
     return Alarms(scores, spread, together, flagged, decides, thresholds, np.max(beyond, 0), n)
 
 
@@ -256,30 +261,6 @@ def heat(maps: np.ndarray, usual: float) -> np.ndarray:
     top = np.maximum(quantiles(maps), usual)
     share = np.where(finite, maps / np.maximum(top, 1e-12)[:, None, None], 1).clip(0, 1)
     return (colormaps["inferno"](share)[..., :3] * 255).round().astype(np.uint8).transpose(0, 3, 1, 2)
-
-
-def write_files(
-    folder: Path,
-    pictures: Pack,
-    labels: Sequence[str],
-    order: np.ndarray,
-    alarms: Alarms,
-    maps: Mapping[int, np.ndarray],
-) -> dict[str, Any]:
-    table, picture, text = folder / "alarm.csv", folder / "alarm.png", io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    columns = [*alarms.scores.values(), *alarms.spread.values()]
-    writer.writerow(["file", "p", "flagged", *alarms.scores, *(f"{name} ±" for name in alarms.spread)])
-    for i in order:
-        values = (repr(float(column[i])) for column in columns)
-        writer.writerow([labels[i], repr(float(alarms.p[i])), int(alarms.flagged[i]), *values])
-    files.write_atomic(table, text.getvalue())
-    save_png(picture, overview(pictures, labels, order, alarms, maps))
-    outputs: dict[str, Any] = {"scores": str(table), "picture": str(picture)}
-    if maps:
-        paths = save_images(folder / "maps", np.stack(list(maps.values())))
-        outputs["maps"] = {labels[i]: path for i, path in zip(maps, paths, strict=True)}
-    return outputs
 
 
 def overview(

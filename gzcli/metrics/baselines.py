@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gzcli.metrics.manifold import nearest
+from gzcli.metrics.quality.neighbours import nearest
 
 
 def png_size(images: np.ndarray) -> np.ndarray:

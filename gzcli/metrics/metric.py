@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    import numpy as np
+    from numpy import ndarray as Array
+else:
+    Array = Any
 
 FETCHED = ("inception", "dinov2", "clip")  # feature spaces whose weights are fetched, by the weights' name
 
@@ -64,7 +66,7 @@ class Metric:
     floor: Literal["draws", "test", "train"] = "draws"  # real images that stand in place of samples
     of_sampler: bool = False  # whether `of_model` depends on the sampler
     shared: bool = False  # whether every rank computes a share of `of_model`, not the first one all
-    compare: Callable[[np.ndarray, np.ndarray, bool], Figures] | None = None
+    compare: Callable[[Array, Array, bool], Figures] | None = None
     of_images: Callable[[Any, Any], Figures] | None = None
     of_model: Callable[[Any, Any], Figures] | None = None
 

@@ -24,8 +24,8 @@ from gzcli.data.packs.batches import scan
 from gzcli.data.packs.open import open_pack
 from gzcli.engine.log import Log
 from gzcli.judge import bench, likelihood
+from gzcli.judge.bench import Judge
 from gzcli.judge.contestants import ImageSet
-from gzcli.judge.judge import Judge
 from gzcli.metrics import pretrained
 from gzcli.metrics.features import lenet
 from gzcli.metrics.interval import subset

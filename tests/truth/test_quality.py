@@ -18,8 +18,8 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.data.packs.open import open_pack
+from gzcli.judge.bench import read_statistics
 from gzcli.judge.contestants import RealImages
-from gzcli.judge.judge import read_statistics
 from gzcli.metrics import features
 from gzcli.metrics.features import LeNet, LeNetFeatures, lenet
 from gzcli.metrics.metric import metrics

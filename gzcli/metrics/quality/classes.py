@@ -4,12 +4,9 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gzcli.metrics.metric import Column, Figures, Interval, Metric
-
-if TYPE_CHECKING:
-    import numpy as np
+from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
 
 SPLITS = 10  # parts of the samples over which the inception score is averaged, as torch-fidelity does
 T = 2.262  # Student's t of nine degrees of freedom
@@ -33,7 +30,7 @@ def of_images(judge: Any, images: Any) -> Figures:
     return figures
 
 
-def total_variation(seen: np.ndarray, labels: np.ndarray, classes: int) -> float:
+def total_variation(seen: Array, labels: Array, classes: int) -> float:
     """½ Σ |p − q| of the class frequencies of `seen` [N] and of `labels` [M]."""
     import numpy as np
 
@@ -41,7 +38,7 @@ def total_variation(seen: np.ndarray, labels: np.ndarray, classes: int) -> float
     return float(0.5 * np.abs(p - q).sum())
 
 
-def inception_score(fake: np.ndarray, real: np.ndarray, intervals: bool) -> Figures:
+def inception_score(fake: Array, real: Array, intervals: bool) -> Figures:
     """exp E KL(p(y | x) ‖ p(y)) of the logits behind Inception's features, with the interval of a mean of
     ten."""
     import torch

@@ -4,13 +4,10 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from gzcli.core.errors import UsageError
-from gzcli.metrics.metric import Column, Figures, Metric
-
-if TYPE_CHECKING:
-    import numpy as np
+from gzcli.metrics.metric import Array, Column, Figures, Metric
 
 WIDE = 256  # features from which an interval has fewer draws: each takes about a second
 DRAWS, FEW_DRAWS = 50, 12  # halves of the images for the interval
@@ -18,19 +15,19 @@ INFINITY_DRAWS = 20
 
 
 class Moments(NamedTuple):
-    mean: np.ndarray
-    covariance: np.ndarray
+    mean: Array
+    covariance: Array
     n: int
 
 
-def moments(features: np.ndarray) -> Moments:
+def moments(features: Array) -> Moments:
     import numpy as np
 
     features = rows_of(features)
     return Moments(features.mean(0), np.atleast_2d(np.cov(features, rowvar=False)), len(features))
 
 
-def rows_of(features: np.ndarray) -> np.ndarray:
+def rows_of(features: Array) -> Array:
     """Features [N, D] in float64, of two rows or more, all finite. Raises UsageError for others."""
     import numpy as np
 
@@ -62,7 +59,7 @@ def frechet_of_moments(a: Moments, b: Moments) -> float:
     return float(difference @ difference + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross)
 
 
-def frechet_distance(f1: np.ndarray, f2: np.ndarray) -> float:
+def frechet_distance(f1: Array, f2: Array) -> float:
     """‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½) of features [N1, D] and [N2, D], in float64."""
     import numpy as np
 
@@ -77,7 +74,7 @@ def frechet_distance(f1: np.ndarray, f2: np.ndarray) -> float:
     return float(difference @ difference + np.square(a1).sum() + np.square(a2).sum() - 2 * cross)
 
 
-def pca_frechet(fake: np.ndarray, real: np.ndarray, *, dims: int = 64) -> float:
+def pca_frechet(fake: Array, real: Array, *, dims: int = 64) -> float:
     """The Fréchet distance in the first principal components of the real features.
 
     The noise of a covariance grows with its width. That of 1,280 features hides what differs where there are
@@ -93,7 +90,7 @@ def pca_frechet(fake: np.ndarray, real: np.ndarray, *, dims: int = 64) -> float:
     return frechet_distance(fake @ axes, np.asarray(real, np.float64) @ axes)
 
 
-def frechet_infinity(fake: np.ndarray, real: np.ndarray, *, points: int = 15, seed: int = 0) -> float:
+def frechet_infinity(fake: Array, real: Array, *, points: int = 15, seed: int = 0) -> float:
     """The Fréchet distance of infinitely many images: the intercept of the line that is fitted to the
     distances of n rows over 1/n (Chong & Forsyth 2020, arXiv:1911.07023, §3).
 
@@ -117,7 +114,7 @@ def frechet_infinity(fake: np.ndarray, real: np.ndarray, *, points: int = 15, se
 
 
 def compare(
-    name: str, distance: Any, width: int, draws: int, fake: np.ndarray, real: np.ndarray, intervals: bool
+    name: str, distance: Any, width: int, draws: int, fake: Array, real: Array, intervals: bool
 ) -> Figures:
     from gzcli.metrics.interval import halves, not_negative
 
@@ -125,7 +122,7 @@ def compare(
     return {name: figure if name == "fd_inf" else not_negative(figure)}
 
 
-def to_moments(metric: Metric, fake: np.ndarray, real: Moments) -> Figures:
+def to_moments(metric: Metric, fake: Array, real: Moments) -> Figures:
     """The distance of features [N, D] to a mean and a covariance, of the real images of which no more is
     known. Its interval is that of the samples alone."""
     from gzcli.metrics.interval import half_samples, not_negative

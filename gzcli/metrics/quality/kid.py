@@ -4,22 +4,17 @@ n."""
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gzcli.core.errors import UsageError
-from gzcli.metrics.metric import Column, Figures, Interval, Metric
-
-if TYPE_CHECKING:
-    import numpy as np
+from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
 
 ROWS = 1000  # rows of the kernel matrix that are held in memory at once
 WIDTH = 2048  # features at most: behind Inception's stand its logits
 SEED = 2020  # torch-fidelity's, so that its subsets are ours
 
 
-def kid(
-    fake: np.ndarray, real: np.ndarray, *, subsets: int = 100, size: int = 1000, seed: int = 0
-) -> Interval:
+def kid(fake: Array, real: Array, *, subsets: int = 100, size: int = 1000, seed: int = 0) -> Interval:
     """The mean over random subsets of the squared maximum mean discrepancy, by its unbiased estimate with
     the kernel (x·y / D + 1)³, and its interval for all N rows of the smaller side.
 
@@ -48,7 +43,7 @@ def kid(
     return Interval(float(value), float(low), float(high))
 
 
-def _mmd2(fake: np.ndarray, real: np.ndarray, drawn: list[list[np.ndarray]]) -> np.ndarray:
+def _mmd2(fake: Array, real: Array, drawn: list[list[Array]]) -> Array:
     """The unbiased estimate of MMD² (Gretton et al. 2012, JMLR 13, eq. 3) of each of S subsets, [S]."""
     import numpy as np
 
@@ -66,7 +61,7 @@ def _mmd2(fake: np.ndarray, real: np.ndarray, drawn: list[list[np.ndarray]]) -> 
     return within / (m * (m - 1)) - 2 * _sums(*sides) / m**2
 
 
-def _sums(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def _sums(a: tuple[Array, Array], b: tuple[Array, Array]) -> Array:
     """The sum of the kernel over all pairs of each subset, [S]."""
     import numpy as np
 
@@ -78,12 +73,12 @@ def _sums(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) ->
     return sums
 
 
-def _kernel(products: np.ndarray, width: int) -> np.ndarray:
+def _kernel(products: Array, width: int) -> Array:
     base = products / width + 1
     return base * base * base  # a power takes ten times as long
 
 
-def compare(name: str, subsets: int, fake: np.ndarray, real: np.ndarray, intervals: bool) -> Figures:
+def compare(name: str, subsets: int, fake: Array, real: Array, intervals: bool) -> Figures:
     return {name: kid(fake[:, :WIDTH], real[:, :WIDTH], subsets=subsets, seed=SEED)}
 
 

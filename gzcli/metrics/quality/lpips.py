@@ -4,13 +4,10 @@ arXiv:1801.03924)."""
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gzcli.core.types import Batch, ImageNoise, no_progress
-from gzcli.metrics.metric import Column, Figures, Interval, Metric
-
-if TYPE_CHECKING:
-    import numpy as np
+from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
 
 REBUILT = 200  # test images that are reconstructed: of a GAN each takes a search
 PAIRS = 500  # of samples
@@ -32,7 +29,7 @@ def reconstruction(judge: Any, contestant: Any) -> Figures:
     labelled = "labels" in inspect.signature(method).parameters and trained.model.conditional
     with judge.log.bar(f"reconstruct by {trained.name}") as progress:
 
-        def work(batch: Batch) -> dict[str, np.ndarray]:
+        def work(batch: Batch) -> dict[str, Array]:
             nonlocal done
             labels = {"labels": batch.y} if labelled else {}
             with trained.applying():
@@ -62,11 +59,11 @@ def diversity(judge: Any, images: Any) -> Figures:
     return figures | ({"lpips_diversity|y": mean(distances(judge, images, chosen))} if len(chosen) else {})
 
 
-def pairs(rows: np.ndarray) -> np.ndarray:
+def pairs(rows: Array) -> Array:
     return rows[: len(rows) // 2 * 2].reshape(-1, 2)
 
 
-def distances(judge: Any, images: Any, chosen: np.ndarray) -> np.ndarray:
+def distances(judge: Any, images: Any, chosen: Array) -> Array:
     import numpy as np
     import torch
 
@@ -79,7 +76,7 @@ def distances(judge: Any, images: Any, chosen: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def mean(values: np.ndarray) -> Interval:
+def mean(values: Array) -> Interval:
     value, half = float(values.mean()), 1.96 * float(values.std()) / len(values) ** 0.5
     return Interval(value, max(0.0, value - half), value + half)
 

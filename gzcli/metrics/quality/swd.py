@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
 
-from gzcli.metrics.metric import Column, Figures, Interval, Metric
-
-if TYPE_CHECKING:
-    import numpy as np
+from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
 
 DRAWS, PROJECTIONS = 20, 64  # halves of the images for the interval, and directions for each
 
 
-def compare(fake: np.ndarray, real: np.ndarray, intervals: bool) -> Figures:
+def compare(fake: Array, real: Array, intervals: bool) -> Figures:
     """In units of a pixel's whole range: images that are all lighter by the share s are s apart."""
     from gzcli.metrics.interval import half_samples, not_negative
 
@@ -26,7 +22,7 @@ def compare(fake: np.ndarray, real: np.ndarray, intervals: bool) -> Figures:
     return {"swd": not_negative(Interval(value, low, high))}
 
 
-def sliced_wasserstein(fake: np.ndarray, real: np.ndarray, *, projections: int = 512, seed: int = 0) -> float:
+def sliced_wasserstein(fake: Array, real: Array, *, projections: int = 512, seed: int = 0) -> float:
     """The root of the mean, over random directions, of W₂² of the rows' projections, in the rows' own unit.
 
     The rows are [N, D] and [M, D], or images, which are flattened. Raises UsageError for a side without rows
@@ -34,7 +30,7 @@ def sliced_wasserstein(fake: np.ndarray, real: np.ndarray, *, projections: int =
     """
     import numpy as np
 
-    from gzcli.metrics.manifold import paired
+    from gzcli.metrics.quality.neighbours import paired
 
     rows = paired(fake, real)
     directions = np.random.default_rng(seed).normal(size=(rows[0].shape[1], projections))

@@ -4,17 +4,13 @@ that is trained with them (Ravuri & Vinyals 2019, arXiv:1905.10887)."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Say, silent
-from gzcli.metrics.metric import Column, Figures, Interval, Metric
+from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    Labelled = tuple[np.ndarray, np.ndarray]  # images uint8 [N, C, H, W] and their classes [N]
-
+Labelled = tuple[Array, Array]  # images uint8 [N, C, H, W] and their classes [N]
 STEPS = 500  # the same for all training sets, so that more images are not more training
 
 
@@ -80,7 +76,7 @@ def worth(
     return figures
 
 
-def filling(real: np.ndarray, made: np.ndarray, classes: int) -> np.ndarray:
+def filling(real: Array, made: Array, classes: int) -> Array:
     """The numbers of the samples that fill up the rarest class of `real` to the size of the largest, as far
     as there are samples of it."""
     import numpy as np
@@ -89,11 +85,11 @@ def filling(real: np.ndarray, made: np.ndarray, classes: int) -> np.ndarray:
     return np.flatnonzero(made == counts.argmin())[: counts.max() - counts.min()]
 
 
-def _mean(rows: np.ndarray) -> float:
+def _mean(rows: Array) -> float:
     return float(rows[:, 0].mean())
 
 
-def _balanced(rows: np.ndarray) -> float:
+def _balanced(rows: Array) -> float:
     """The mean over classes, the second column of rows [N, 2], of the mean of the first in each."""
     import numpy as np
 
@@ -102,9 +98,7 @@ def _balanced(rows: np.ndarray) -> float:
     return float((np.bincount(classes, rows[:, 0])[counts > 0] / counts[counts > 0]).mean())
 
 
-def _interval(
-    average: Callable[[np.ndarray], float], values: np.ndarray, classes: np.ndarray, least: float
-) -> Interval:
+def _interval(average: Callable[[Array], float], values: Array, classes: Array, least: float) -> Interval:
     """The average, of `least` … 1, of the values of each classifier and test image, [S, N]. Its interval is
     for both draws, of the test images by the bootstrap and of the classifiers by Student's t, whose halves
     are added in squares."""
