@@ -169,7 +169,7 @@ def finite(value: float) -> float | None:
 def alarms_of(scoring: Scoring, fpr: float) -> Alarms:
     """The p-values of the pictures, and which are flagged at a false-alarm rate. A score that is not finite
     counts as higher than any: no held-out image has one."""
-    held_out, means = scoring.mean("compared"), scoring.mean("pictures")
+    (held_out, _), (means, spread) = map(scoring.over_seeds, ("compared", "pictures"))
     scores = {name: np.where(np.isnan(values), np.inf, values) for name, values in means.items()}
     p, low, thresholds, beyond = [], [], {}, []
     for name, values in scores.items():
@@ -182,7 +182,7 @@ def alarms_of(scoring: Scoring, fpr: float) -> Alarms:
     of_each = np.stack(p)
     together, n = conformal.bonferroni(of_each), len(next(iter(held_out.values())))
     decides = np.take_along_axis(np.stack(low), of_each.argmin(0)[None], 0)[0]
-    flagged, spread = conformal.flagged(together, fpr), scoring.spread("pictures")
+    flagged = conformal.flagged(together, fpr)
     return Alarms(scores, spread, together, flagged, decides, thresholds, np.max(beyond, 0), n)
 
 

@@ -91,11 +91,11 @@ class ImageSet:
             with files.reading(path):
                 if features.ndim != 2 or len(features) != len(self) or not np.isfinite(features).all():
                     raise ValueError("these are not the features of the set")
-            return features
+            return features.astype(np.float64)
 
         features = files.read_cached(path, read, self.say) if ranks.rank() == 0 else None
         if ranks.agree(features is not None):
-            return (read(path) if features is None else features).astype(np.float64)
+            return read(path) if features is None else features
         features, file = self._computed(space), io.BytesIO()
         if ranks.rank() == 0:
             np.save(file, features.astype(np.float32))
@@ -267,25 +267,19 @@ def read(what: str, pack: Pack, form: PackOptions, n: int, log: Log) -> Contesta
 def common_form(models: list[Trained], pack: Pack | None = None) -> PackOptions:
     """The form of the images of all runs; without runs that of the data set."""
     if not models:
-        if pack is None:
-            return PackOptions(size=None, channels=None, fit="crop", patch=None)
-        channels, *sides = pack.meta.shape
-        return PackOptions(size=as_size(*sides), channels=channels, fit="crop", patch=None)
-    first = models[0]
-    for other in models:
-        if other.images.shape != first.images.shape:
-            theirs, ours = (by_sides(run.images.shape) for run in (other, first))
-            why, what = f"`{other.run.id}` has images of {theirs}, `{first.run.id}` of {ours}", "size"
-        elif other.wanted != first.wanted:
+        channels, *sides = pack.meta.shape if pack else (None,)
+        return PackOptions(size=as_size(*sides) if sides else None, channels=channels, fit="crop", patch=None)
+    first, *others = models
+    for other in others:
+        theirs, ours = (by_sides(run.images.shape) for run in (other, first))
+        why, what = f"`{other.run.id}` has images of {theirs}, `{first.run.id}` of {ours}", "size"
+        if other.images.shape == first.images.shape:
             theirs, ours = (run.part.data.fit for run in (other, first))
-            why = (
-                f"pictures came to `{other.run.id}` by `data.fit: {theirs}`, to `{first.run.id}` by `{ours}`"
-            )
-            what = "fit"
-        else:
-            continue
-        hint = f"run `gz bench` once for each {what}"
-        raise UsageError(f"{why}: their figures are not comparable", hint=hint)
+            came = f"pictures came to `{other.run.id}` by `data.fit: {theirs}`"
+            why, what = f"{came}, to `{first.run.id}` by `{ours}`", "fit"
+        if other.wanted != first.wanted:
+            hint = f"run `gz bench` once for each {what}"
+            raise UsageError(f"{why}: their figures are not comparable", hint=hint)
     return first.wanted
 
 

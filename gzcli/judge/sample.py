@@ -4,8 +4,8 @@ PATH`)."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +167,13 @@ def samples(trained: Trained, job: SampleJob, progress: Progress, say: Say = sil
     how: dict[str, Any] = {"seed": job.seed, "options": job.options, "progress": progress}
     images = sampler.draw(trained, n, labels=labels, given=given, **how)
     if hasattr(trained.model, "sources"):
-        inputs = sources(trained, n, job, given)
+        method, device = trained.model.sources, trained.device
+        options = {**trained.part.sample, **job.options}
+        options |= {key: sampler.cycled(values, range(n), device) for key, values in given.items()}
+        taken = {key: value for key, value in options.items() if key in defaults(method)}
+        with torch.inference_mode(), trained.sampling():
+            sources = method(n, noise=ImageNoise(job.seed, range(n), device), **grouped(method, taken))
+        inputs = to_bytes(sources)
         inputs = inputs.mean(1, keepdims=True).astype(np.uint8) if images.shape[1] == 1 else inputs
     elif inputs is not None:
         inputs = inputs[np.arange(n) % len(inputs)]
@@ -178,16 +184,6 @@ def samples(trained: Trained, job: SampleJob, progress: Progress, say: Say = sil
     else:
         picture = sheets.of_samples(images, labels, trained.info.classes, caption)
     return Output(images, None if labels is None else labels.numpy(), picture)
-
-
-def sources(trained: Trained, n: int, job: SampleJob, given: Mapping[str, Any]) -> np.ndarray:
-    """The images uint8 [n, C, H, W] that the model's samples were made from: those `given`, or its own."""
-    method, device = trained.model.sources, trained.device
-    options = {**trained.part.sample, **job.options}
-    options |= {key: sampler.cycled(values, range(n), device) for key, values in given.items()}
-    taken = {key: value for key, value in options.items() if key in defaults(method)}
-    with torch.inference_mode(), trained.sampling():
-        return to_bytes(method(n, noise=ImageNoise(job.seed, range(n), device), **grouped(method, taken)))
 
 
 # ---------------------------------------------------------------------------- applications
@@ -215,17 +211,14 @@ def apply(trained: Trained, do: str, job: SampleJob, progress: Progress, say: Sa
     with trained.applying():
         applied: Applied = method(seen, noise=noise, progress=progress, **grouped(method, options))
         images = to_bytes(trained.shown(applied.images))
+    applied = replace(applied, of=applied.of or tuple((i,) for i in range(len(images))))
     if images.shape[1:] != inputs.shape[1:]:
         raise UsageError(f"`--do {do}` returned images of another shape")
     labels = None if applied.labels is None else applied.labels.cpu().numpy()
     if labels is None and input_labels is not None and applied.columns is None:
-        labels = input_labels[[i for i, *_ in inputs_of(applied)]]  # an output has its input's class
+        labels = input_labels[[i for i, *_ in applied.of]]  # an output has its input's class
     caption = sheets.caption_of(trained, do, job.seed, job.options)
     return Output(images, labels, sheet_of(trained, applied, images, x, caption), applied)
-
-
-def inputs_of(applied: Applied) -> Sequence[tuple[int, ...]]:
-    return applied.of or [(i,) for i in range(len(applied.images))]
 
 
 def sheet_of(trained: Trained, applied: Applied, images: np.ndarray, x: Tensor, caption: str) -> np.ndarray:
@@ -234,7 +227,7 @@ def sheet_of(trained: Trained, applied: Applied, images: np.ndarray, x: Tensor, 
     Outputs of single inputs lie in blocks of rows, below the inputs and what the model saw of them; a column
     of one class is headed by its name. Outputs in rows lie between the first and the last input of the row.
     """
-    of, inputs = inputs_of(applied), to_bytes(x)
+    of, inputs = applied.of, to_bytes(x)
     if applied.columns is not None:
         rows = []
         headings = ["source", *applied.marks, *["source"] * (len(of[0]) - 1)]

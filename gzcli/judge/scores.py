@@ -292,7 +292,7 @@ class Scoring:
         held_out: positions of the images that scores are fitted on, and runs are made comparable by.
         """
         job, home, first, log = self.job, self.home, self.trained, self.log
-        models = [first, *(check_same_images(first, self._load(path)) for path in job.others)]
+        models = [first, *map(self._other, job.others)]
         fitted_on = fitting_index(home) if held_out is None else held_out
         scorer = self._scorer(first, job.seed)
         self.background = scorer.background.run.owner.id if scorer.background else None
@@ -323,6 +323,16 @@ class Scoring:
     def _load(self, path: str) -> Trained:
         return load_trained(Run(Path(path)), self.device, self.job.checkpoint, self.job.precision)
 
+    def _other(self, path: str) -> Trained:
+        """A further run. Raises UsageError where it is of other images."""
+        first, other = self.trained, self._load(path)
+        one, two = ((run.images.shape, run.images.levels) for run in (first, other))
+        if one != two:
+            theirs = f"`{other.run.owner.id}` has images of {two[0]} and {two[1]} levels"
+            message = f"{theirs}, `{first.run.owner.id}` of {one[0]} and {one[1]}"
+            raise UsageError(message, hint="an ensemble is of runs of the same images")
+        return other
+
     def _scorer(self, trained: Trained, seed: int) -> Scorer:
         job, section, background = self.job, trained.part.ood, None
         names = list(dict.fromkeys("nll" if name == WAIC else name for name in self.names))
@@ -350,15 +360,12 @@ class Scoring:
             self.log.info(f"fitting the scores on {most:,} images of `{self.home.meta.name}`")
         scorer.fit(*both)
 
-    def mean(self, pick: str) -> Table:
-        return {name: self._stacked(pick, name).mean(0) for name in self.tables[0][pick]}
-
-    def spread(self, pick: str) -> Table:
-        names = self.tables[0][pick] if len(self.tables) > 1 else {}
-        return {name: self._stacked(pick, name).std(0, ddof=1) for name in names}
-
-    def _stacked(self, pick: str, name: str) -> np.ndarray:
-        return np.stack([tables[pick][name] for tables in self.tables])
+    def over_seeds(self, pick: str) -> tuple[Table, Table]:
+        """The means of a pick's scores over the seeds, and their deviations, {} of a single seed."""
+        tables = [tables[pick] for tables in self.tables]
+        stacked = {name: np.stack([table[name] for table in tables]) for name in tables[0]}
+        spread = {name: each.std(0, ddof=1) for name, each in stacked.items() if len(tables) > 1}
+        return {name: each.mean(0) for name, each in stacked.items()}, spread
 
     def facts(self) -> dict[str, Any]:
         job = self.job
@@ -392,15 +399,6 @@ def scores_of(trained: Trained, job: ScoreJob) -> list[str]:
         raise UsageError(f"`{WAIC}` is a score of several runs", hint="gz ood RUN RUN2 RUN3 --score waic")
     choose(trained, ["nll"])
     return list(asked)
-
-
-def check_same_images(first: Trained, other: Trained) -> Trained:
-    one, two = ((run.images.shape, run.images.levels) for run in (first, other))
-    if one != two:
-        theirs = f"`{other.run.owner.id}` has images of {two[0]} and {two[1]} levels"
-        message = f"{theirs}, `{first.run.owner.id}` of {one[0]} and {one[1]}"
-        raise UsageError(message, hint="an ensemble is of runs of the same images")
-    return other
 
 
 def perceive(trained: Trained, home: Pack, log: Log) -> str | None:

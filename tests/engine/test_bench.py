@@ -222,4 +222,3 @@ def test_records_of_metrics_are_light_and_name_each_column_once():
     subprocess.run([sys.executable, "-c", code], check=True)
     names = [column.name for metric in metrics().values() for column in metric.columns]
     assert len(names) == len(set(names))
-    assert len({metric.order for metric in metrics().values()}) == len(metrics())

@@ -120,9 +120,7 @@ def test_two_ranks_raise_the_alarms_of_one(ranks, tmp_path, folders, monkeypatch
         fake_run(tmp_path, monkeypatch, scores, name=name)
     np.savez(tmp_path / "mine.npz", images=np.asarray(open_pack("digits-ab").images("test")[:70]))
     how = {"scores": ("nll", "far", "noisy"), "others": ("other",), "seeds": 2, "full": True}
-    asked = AlarmJob(
-        "model", "digits", str(tmp_path / "mine.npz"), fpr=0.1, checkpoint="last", **how
-    )
+    asked = AlarmJob("model", "digits", str(tmp_path / "mine.npz"), fpr=0.1, checkpoint="last", **how)
     one = alarm.run(asked, folders[0], CPU, Log())
     first, second = ranks(lambda rank: alarm.run(asked, folders[1 + rank], CPU, Log(rank=rank)))
     assert second == {} and not list(folders[2].iterdir())
