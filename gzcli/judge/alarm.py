@@ -43,10 +43,8 @@ def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str
     """Writes `alarm.csv`, `alarm.png`, `alarm.json` and maps into `folder`. Returns the JSON of
     `gz ood --input` on rank 0, and {} on others.
 
-    Each picture has a conformal p-value, by its score among those of held-out images, on which no score was
+    A picture's conformal p-value is by its score among those of held-out images, on which no score was
     fitted. All are scored by one rule: the mean over the same draws of noise, which go by an image's pixels.
-    With several scores it is the least of their p-values times their number (Bonferroni). A picture is
-    flagged where its p-value is at most `job.fpr`, or its score is not finite.
     """
     began = time.monotonic()
     scoring = Scoring(job, device, log)
@@ -64,30 +62,35 @@ def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str
         return {"compared": replace(held_out, index=index), "pictures": every}
 
     scoring.score(picks, fitted)
-    alarms = alarms_of(scoring, job.fpr)
-    order = np.lexsort((-alarms.strangeness, alarms.p))  # by p, equal ones the strangest first
+    labels = pictures.names("test") or [str(i) for i in every.index]
+    verdicts, thresholds = verdicts_of(scoring, job.fpr, labels)
     usual = replace(held_out, index=held_out.index[:USUAL])
+    order = np.array([verdict.i for verdict in verdicts])
     maps = heat_maps(trained, shows, job, replace(every, index=order), usual) if shows else {}
     if ranks.rank():
         return {}
-    labels = pictures.names("test") or [str(i) for i in range(len(order))]
-    table, picture = folder / "alarm.csv", folder / "alarm.png"
-    write_csv(table, *alarms.table(labels, order))
-    save_png(picture, overview(pictures, labels, order, alarms, maps))
+    table, picture, n = folder / "alarm.csv", folder / "alarm.png", len(scoring.picks["compared"].index)
+    header = ["file", "p", "flagged", *thresholds, *(f"{name} ±" for name in verdicts[0].spread)]
+    lines = ([v.file, v.p, int(v.flagged), *v.scores.values(), *v.spread.values()] for v in verdicts)
+    write_csv(table, header, lines)
+    save_png(picture, overview(pictures, verdicts, maps))
     outputs: dict[str, Any] = {"scores": str(table), "picture": str(picture)}
     if maps:
         paths = save_images(folder / "maps", np.stack(list(maps.values())))
         outputs["maps"] = {labels[i]: path for i, path in zip(maps, paths, strict=True)}
+    low, high = (finite({name: ends[i] for name, ends in thresholds.items()}) for i in (0, 1))
     result = {
         **scoring.facts(),
         "input": job.input,
         "fpr": job.fpr,
-        **alarms.limits(),
-        "flagged": int(alarms.flagged.sum()),
+        "threshold": next(iter(high.values())) if len(high) == 1 else None,
+        "thresholds": high,
+        "thresholds_low": low,
+        "flagged": sum(verdict.flagged for verdict in verdicts),
         "unreadable": list(pictures.meta.skipped),
-        "compared": {"split": held_out.split, "n": alarms.n, "needed": needed},
-        "notes": [*notes(job, alarms), *treatment({"input": pictures}, trained.images.levels)],
-        "files": [{"file": labels[i], **alarms.row(i)} for i in order],
+        "compared": {"split": held_out.split, "n": n, "needed": needed},
+        "notes": notes(job, verdicts, thresholds, n) + treatment({"input": pictures}, trained.images.levels),
+        "files": [verdict.row() for verdict in verdicts],
         "map": shows,
         "seconds": round(time.monotonic() - began, 1),
         "outputs": outputs,
@@ -124,51 +127,33 @@ def check_enough(total: int, job: AlarmJob, needed: int, names: Sequence[str]) -
 
 
 @dataclass(frozen=True)
-class Alarms:
-    """The p-values of pictures by their scores among those of held-out images, and which are flagged."""
+class Verdict:
+    """What is found of a picture by its scores among those of held-out images."""
 
-    scores: Mapping[str, np.ndarray]  # float64 [N] of each score; infinite where the model overflows
-    spread: Mapping[str, np.ndarray]  # their deviations between draws of the noise; {} of one draw
-    p: np.ndarray  # p-values [N], of all scores together
-    flagged: np.ndarray  # [N]
-    low: np.ndarray  # whether the score that decides is lower than usual, not higher, [N]
-    thresholds: Mapping[str, tuple[float, float]]  # of each score, below and above which it flags by itself
-    strangeness: np.ndarray  # the largest distance of a score to its threshold, in deviations
-    n: int  # number of images that the pictures were compared with
+    i: int  # its number
+    file: str
+    scores: dict[str, float]  # infinite where the model overflows
+    spread: dict[str, float]  # their deviations between draws of the noise; {} of one draw
+    p: float  # p-value, of all scores together
+    low: bool  # whether the score that decides is lower than usual, not higher
+    flagged: bool
 
-    def row(self, i: int) -> dict[str, Any]:
-        """What is found of picture i, for JSON; None in the place of what is not finite."""
-        row = {
-            "scores": {name: finite(values[i]) for name, values in self.scores.items()},
-            "p": float(self.p[i]),
-            "side": "low" if self.low[i] else "high",
-            "flagged": bool(self.flagged[i]),
-        }
-        spread = {name: finite(values[i]) for name, values in self.spread.items()}
-        return row | ({"spread": spread} if spread else {})
-
-    def limits(self) -> dict[str, Any]:
-        low, high = ({name: finite(ends[i]) for name, ends in self.thresholds.items()} for i in (0, 1))
-        only = next(iter(high.values())) if len(high) == 1 else None
-        return {"threshold": only, "thresholds": high, "thresholds_low": low}
-
-    def table(self, labels: Sequence[str], order: np.ndarray) -> tuple[list[str], list[list[Any]]]:
-        """The header and the lines of `alarm.csv`."""
-        columns = [*self.scores.values(), *self.spread.values()]
-        header = ["file", "p", "flagged", *self.scores, *(f"{name} ±" for name in self.spread)]
-        lines = [[labels[i], float(self.p[i]), int(self.flagged[i])] for i in order]
-        return header, [
-            [*line, *(float(c[i]) for c in columns)] for line, i in zip(lines, order, strict=True)
-        ]
+    def row(self) -> dict[str, Any]:
+        row = {"file": self.file, "scores": finite(self.scores), "p": self.p, "flagged": self.flagged}
+        row["side"] = "low" if self.low else "high"
+        return row | ({"spread": finite(self.spread)} if self.spread else {})
 
 
-def finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+def finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
-def alarms_of(scoring: Scoring, fpr: float) -> Alarms:
-    """The p-values of the pictures, and which are flagged at a false-alarm rate. A score that is not finite
-    counts as higher than any: no held-out image has one."""
+def verdicts_of(
+    scoring: Scoring, fpr: float, labels: Sequence[str]
+) -> tuple[list[Verdict], dict[str, tuple[float, float]]]:
+    """The pictures, the strangest first, at a false-alarm rate; and the thresholds of each score, below and
+    above which it flags by itself. A score that is not finite counts as higher than any: no held-out image
+    has one."""
     (held_out, _), (means, spread) = map(scoring.over_seeds, ("compared", "pictures"))
     scores = {name: np.where(np.isnan(values), np.inf, values) for name, values in means.items()}
     p, low, thresholds, beyond = [], [], {}, []
@@ -180,26 +165,34 @@ def alarms_of(scoring: Scoring, fpr: float) -> Alarms:
         unit = usual.std() or 1
         beyond += [(ends[0] - values) / unit, (values - ends[1]) / unit]
     of_each = np.stack(p)
-    together, n = conformal.bonferroni(of_each), len(next(iter(held_out.values())))
+    together = conformal.bonferroni(of_each)
     decides = np.take_along_axis(np.stack(low), of_each.argmin(0)[None], 0)[0]
     flagged = conformal.flagged(together, fpr)
-    return Alarms(scores, spread, together, flagged, decides, thresholds, np.max(beyond, 0), n)
+
+    def verdict(i: int) -> Verdict:
+        of_i = ({name: float(values[i]) for name, values in table.items()} for table in (scores, spread))
+        return Verdict(i, labels[i], *of_i, float(together[i]), bool(decides[i]), bool(flagged[i]))
+
+    # by p, equal ones by the largest distance of a score to its threshold, in deviations
+    return [verdict(i) for i in np.lexsort((-np.max(beyond, 0), together)).tolist()], thresholds
 
 
-def notes(job: AlarmJob, alarms: Alarms) -> list[str]:
-    lines, count = [], len(alarms.scores)
+def notes(
+    job: AlarmJob, verdicts: Sequence[Verdict], thresholds: Mapping[str, tuple[float, float]], n: int
+) -> list[str]:
+    lines, count = [], len(thresholds)
     if count > 1:
         lines.append(
             f"p-values of {count} scores together: the least times {count} (Bonferroni), so each "
             f"score flags at {100 * job.fpr / count:.3g} %"
         )
-    if any(tails_of(name) == 2 and not math.isfinite(low) for name, (low, _) in alarms.thresholds.items()):
-        least = np.ceil(1000 * 2 * count / (alarms.n + 1)) / 10
+    if any(tails_of(name) == 2 and not math.isfinite(low) for name, (low, _) in thresholds.items()):
+        least = np.ceil(1000 * 2 * count / (n + 1)) / 10
         lines.append(
-            f"{alarms.n:,} held-out images are too few to flag at {100 * job.fpr:.3g} % what is unusual by "
+            f"{n:,} held-out images are too few to flag at {100 * job.fpr:.3g} % what is unusual by "
             f"being simple, as a blank picture is: `--fpr {least:g}%` does"
         )
-    if overflown := int(np.any([~np.isfinite(values) for values in alarms.scores.values()], 0).sum()):
+    if overflown := sum(not all(map(math.isfinite, verdict.scores.values())) for verdict in verdicts):
         lines.append(
             f"{counted(overflown, 'picture')} with a score that is not finite: the model overflows, "
             "so it counts as higher than that of any held-out image"
@@ -263,23 +256,22 @@ def heat(maps: np.ndarray, usual: float) -> np.ndarray:
     return (colormaps["inferno"](share)[..., :3] * 255).round().astype(np.uint8).transpose(0, 3, 1, 2)
 
 
-def overview(
-    pictures: Pack, labels: Sequence[str], order: np.ndarray, alarms: Alarms, maps: Mapping[int, np.ndarray]
-) -> np.ndarray:
+def overview(pictures: Pack, verdicts: Sequence[Verdict], maps: Mapping[int, np.ndarray]) -> np.ndarray:
     """A sheet of the flagged pictures and of the others, the strangest of each first, with their names and
     p-values, and with their maps below them."""
-    blocks, flagged = [], alarms.flagged[order]
-    for kind, every in (("flagged", order[flagged]), ("not flagged", order[~flagged])):
-        rows, index = [], every[:SHOWN]
-        count = f"{len(index)} of {len(every):,}" if len(every) > SHOWN else f"{len(every)}"
-        for start in range(0, len(index), COLUMNS):
-            some = index[start : start + COLUMNS]
-            images = pictures.images("test")[some]
+    blocks = []
+    for kind in ("flagged", "not flagged"):
+        every = [verdict for verdict in verdicts if verdict.flagged == (kind == "flagged")]
+        rows, shown = [], every[:SHOWN]
+        count = f"{len(shown)} of {len(every):,}" if len(every) > SHOWN else f"{len(every)}"
+        for start in range(0, len(shown), COLUMNS):
+            some = shown[start : start + COLUMNS]
+            images = pictures.images("test")[np.array([verdict.i for verdict in some])]
             if maps and images.shape[1] == 1:  # maps are in colour
                 images = images.repeat(3, 1)
-            words = [(labels[i], f"p {alarms.p[i]:.2g}") for i in some]
+            words = [(verdict.file, f"p {verdict.p:.2g}") for verdict in some]
             rows.append(Row("" if start else f"{kind}: {count}", list(images), under=words))
-            if mapped := [maps[i] for i in some.tolist() if i in maps]:
+            if mapped := [maps[verdict.i] for verdict in some if verdict.i in maps]:
                 rows.append(Row("map", mapped, exact=True))
         blocks.append(rows)
     return sheet([rows for rows in blocks if rows])
