@@ -190,49 +190,25 @@ class Contestant:
 
 
 def sampled(trained: Trained, pack: Pack, job: BenchJob, folder: Path, log: Log) -> Contestant:
-    """`job.n` samples of a model; a conditional one draws them by the labels of as many training images."""
-    labels = pack.labels("train") if trained.model.conditional else None
-    chosen = None
+    """`job.n` samples of a model, also in a file; a conditional one draws them by the labels of as many
+    training images."""
+    labels, chosen = pack.labels("train") if trained.model.conditional else None, None
     if labels is not None:
         rows = np.random.default_rng(0).permutation(len(labels))
         chosen = torch.from_numpy(np.asarray(labels[np.resize(rows, job.n)]))
         chosen = chosen.float() if pack.meta.multilabel else chosen
-    drawn, seconds, file = sample(trained, chosen, job, folder, log)
-    images = ImageSet(drawn, None if chosen is None else chosen.numpy())
-    return Contestant(trained.name, images, str(trained.run.owner.path), trained, seconds, str(file))
-
-
-def sample(
-    trained: Trained, labels: torch.Tensor | None, job: BenchJob, folder: Path, log: Log
-) -> tuple[np.ndarray, float, Path]:
-    """n samples uint8 [n, C, H, W], the seconds that they took, and their file in `folder`, whose name is a
-    hash of all that they depend on."""
-    weights, owner, device = trained.run.model_file, trained.run.owner.id, trained.device.type
-    stamp, options = weights.stat().st_mtime_ns if weights.exists() else 0, dict(trained.part.sample)
-    facts = [owner, trained.step, stamp, job.n, job.seed, options, device, trained.precision]
-    key = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:8]
-    path = Run(folder).samples_folder / f"{owner}-{key}.npz"
-
-    def read(path: Path) -> tuple[np.ndarray, float, Path]:
-        arrays = files.read_arrays(path)
-        with files.reading(path):
-            images = arrays["samples"].transpose(0, 3, 1, 2)
-            if len(images) != job.n or images.dtype != np.uint8:
-                raise ValueError(f"these are not {job.n} samples")
-            return images, float(arrays["seconds"]), path
-
-    earlier = files.read_cached(path, read, log.warn) if ranks.rank() == 0 else None
-    if ranks.agree(earlier is not None):
-        return earlier or read(path)
-    since = time.perf_counter()
+    since, owner = time.perf_counter(), trained.run.owner
     with log.bar(f"sample {trained.name}") as progress:
-        images = draw(trained, job.n, seed=job.seed, labels=labels, progress=progress)
+        images = draw(trained, job.n, seed=job.seed, labels=chosen, progress=progress)
     synchronise(trained.device)
     seconds = time.perf_counter() - since
+    facts = json.dumps([trained.step, dict(trained.part.sample)], default=str)  # which variants differ in
+    path = Run(folder).samples_folder / f"{owner.id}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}.npz"
     if not ranks.rank():
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(path, samples=images.transpose(0, 2, 3, 1), seconds=seconds)
-    return images, seconds, path
+    drawn = ImageSet(images, None if chosen is None else chosen.numpy())
+    return Contestant(trained.name, drawn, str(owner.path), trained, seconds, str(path))
 
 
 def read(what: str, pack: Pack, form: PackOptions, n: int, log: Log) -> Contestant:
