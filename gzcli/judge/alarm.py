@@ -40,12 +40,9 @@ SHOWN, COLUMNS = 16, 8  # pictures of each kind on the sheet, and in a row of it
 
 
 def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
-    """Writes `alarm.csv`, `alarm.png`, `alarm.json` and maps into `folder`. Returns the JSON of
-    `gz ood --input` on rank 0, and {} on others.
-
-    A picture's conformal p-value is by its score among those of held-out images, on which no score was
-    fitted. All are scored by one rule: the mean over the same draws of noise, which go by an image's pixels.
-    """
+    """Writes `alarm.csv`, `alarm.png`, `alarm.json` and maps into `folder`. Returns the JSON of `gz ood
+    --input` on rank 0, {} on others. Pictures and held-out images, on which no score was fitted, are
+    scored by one rule: the mean over the same draws of noise, which go by an image's pixels."""
     began = time.monotonic()
     scoring = Scoring(job, device, log)
     trained, home, names = scoring.trained, scoring.home, scoring.names

@@ -62,14 +62,9 @@ VERSIONS = ("gzcli", "torch", "torch-fidelity", "numpy", "scikit-learn")
 
 
 def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
-    """Writes samples, `bench.json` and `bench.png` into `folder`, and `neighbours.png` if `memory` is among
-    the metrics. Rank 0 alone compares: it returns the JSON of `gz bench`, the others {}.
-
-    `job.n` samples of each model, and of each set of images from elsewhere as many if there are, are compared
-    with the real images of the split. As a floor, as many other real images are compared with them too. All
-    runs must have images of one size and fit, to which the other images are brought. A run with other grey
-    levels than the data set has columns of its own (`bpd@32`); one of binary images has `nats` and no `fd`.
-    """
+    """Writes samples, `bench.json` and `bench.png` into `folder`, and `neighbours.png` if `memory` is
+    among the metrics. Rank 0 alone compares: it returns the JSON of `gz bench`, the others {}. All runs
+    must have images of one size and fit, to which the other images are brought."""
     choose(job.metrics)
     variants = job.variants or ({},) * len(job.runs)
     models = []

@@ -298,13 +298,9 @@ def steps_for(trained: Trained, calls: int) -> int | None:
 
 
 def count_calls(trained: Trained, options: Mapping[str, Any] | None = None) -> int:
-    """The network calls of one image, found by drawing it.
-
-    Each layer that runs counts with its parameters, and half of these parameters run as often or more. So
-    the large network of several counts, and a layer that is skipped at some steps does not. Guidance doubles
-    the batch, which counts as two calls. The pixel models compute every value once and keep it, past their
-    layers' `forward`: they count as many calls as they take without that (`naive`), one for each value drawn.
-    """
+    """The network calls of one image, found by drawing it: as many as the layers run that have half of the
+    parameters, so that the large network of several counts. Guidance doubles the batch, which counts as
+    two. Pixel models, which keep every value past their layers' `forward`, count one for each value drawn."""
     model = trained.model
     keywords = grouped(model.sample, {**trained.part.sample, **(options or {})})
     if "naive" in defaults(model.sample):

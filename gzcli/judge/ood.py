@@ -39,11 +39,7 @@ FPR = {
 
 def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
     """Writes `scores.csv`, `histograms.png` and `ood.json` into `folder`. Returns the JSON of `gz ood` on
-    rank 0, and {} on others.
-
-    The in-distribution images are the test split of `job.ins`. The foreign ones are the test splits of known
-    sets, and the test split or all images of the user's own sets.
-    """
+    rank 0, and {} on others."""
     began = time.monotonic()
     scoring = Scoring(job, device, log)
     trained, home = scoring.trained, scoring.home

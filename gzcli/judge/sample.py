@@ -48,11 +48,8 @@ class Output:
 
 
 def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
-    """Does the job and writes its files into `folder`. Returns the JSON of `gz sample`.
-
-    `grid.png` is always written. The job may ask for single PNGs, for `animation.gif`, and for `samples.npz`
-    with `samples` uint8 [N, H, W, C] and, where there are any, `labels` [N] or [N, K].
-    """
+    """Does the job and writes its files into `folder`: `grid.png`, and what else the job asks for. Returns
+    the JSON of `gz sample`."""
     trained = load_trained(Run(Path(job.run)), device, job.checkpoint, job.precision)
     since, frames = time.monotonic(), Frames(trained.shown) if job.animate else None
     with log.bar(job.do or "sample") as bar:
@@ -222,11 +219,8 @@ def apply(trained: Trained, do: str, job: SampleJob, progress: Progress, say: Sa
 
 
 def sheet_of(trained: Trained, applied: Applied, images: np.ndarray, x: Tensor, caption: str) -> np.ndarray:
-    """The sheet [H, W, C] of outputs and of their inputs x.
-
-    Outputs of single inputs lie in blocks of rows, below the inputs and what the model saw of them; a column
-    of one class is headed by its name. Outputs in rows lie between the first and the last input of the row.
-    """
+    """The sheet [H, W, C] of outputs and of their inputs x. Outputs of single inputs lie below these and
+    what the model saw of them, outputs in rows between the first and the last input of the row."""
     of, inputs = applied.of, to_bytes(x)
     if applied.columns is not None:
         rows = []

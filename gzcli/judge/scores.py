@@ -286,11 +286,8 @@ class Scoring:
     def score(
         self, picks: Callable[[int | None], dict[str, Pick]], held_out: np.ndarray | None = None
     ) -> None:
-        """Scores picked images by every run, with every seed.
-
-        picks: the images, at most so many of each set.
-        held_out: positions of the images that scores are fitted on, and runs are made comparable by.
-        """
+        """Scores picked images by every run, with every seed: at most so many of each set as `picks` is
+        asked for. Scores are fitted, and runs made comparable, by the images at the positions `held_out`."""
         job, home, first, log = self.job, self.home, self.trained, self.log
         models = [first, *map(self._other, job.others)]
         fitted_on = fitting_index(home) if held_out is None else held_out

@@ -1,9 +1,5 @@
-"""Out-of-distribution scores without a model: the size of a PNG, the mean pixel, the distance to neighbours
-in principal components of pixels or in features.
-
-The score of a model must beat these baselines to be evidence for the model. Images are uint8 [N, C, H, W];
-scores are float64 [N].
-"""
+"""Out-of-distribution scores without a model, float64 [N] of images uint8 [N, C, H, W]. The score of a
+model must beat these baselines to be evidence for the model."""
 
 from __future__ import annotations
 

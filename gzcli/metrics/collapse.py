@@ -23,11 +23,8 @@ def spread(features: np.ndarray, classes: np.ndarray) -> float:
 
 
 def diversity(features: np.ndarray, classes: np.ndarray, real: np.ndarray, real_classes: np.ndarray) -> float:
-    """The distance between generated images as a share of that between real images.
-
-    Distances are between images of one class, because a conditional generator may have collapsed to one
-    picture for each class.
-    """
+    """The distance between generated images of one class as a share of that between real ones: a
+    conditional generator may have collapsed to one picture for each class."""
     return spread(features, classes) / max(spread(real, real_classes), 1e-12)
 
 

@@ -1,10 +1,8 @@
-"""How well a score separates out-of-distribution (OOD) images, the positive class, from in-distribution ones.
-
-The conventions are those of OpenOOD v1.5 (arXiv:2306.09301): a higher score is more OOD; `fpr95` is the share
-of in-distribution images that are flagged when 95 % of the OOD images are. `fpr95_id` is the older convention
-(ODIN, arXiv:1706.02690): the share of OOD images that are accepted when 95 % of the in-distribution images
-are. The two differ where the variances of the scores do.
-"""
+"""How well a score separates out-of-distribution (OOD) images, the positive class, from in-distribution
+ones: a higher score is more OOD. `fpr95`, as in OpenOOD v1.5 (arXiv:2306.09301), is the share of
+in-distribution images that are flagged when 95 % of the OOD images are; `fpr95_id`, the older convention
+(ODIN, arXiv:1706.02690), the share of OOD images that are accepted when 95 % of the in-distribution images
+are."""
 
 from __future__ import annotations
 

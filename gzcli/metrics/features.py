@@ -96,10 +96,8 @@ class LeNetFeatures:
 
 
 def lenet(pack: Pack, *, device: torch.device | str = "cpu", say: Say = silent) -> LeNetFeatures:
-    """The feature network of a data set, from the cache, or trained in about a minute and kept there.
-
-    Training is always on one CPU thread, so that equal machines get equal weights, and so equal hashes.
-    """
+    """The feature network of a data set, from the cache, or trained in about a minute on one CPU thread,
+    so that equal machines get equal weights, and so equal hashes."""
     channels, *shape = pack.meta.shape
     text = f"{RECIPE}:{pack.meta.digest}:{as_size(*shape)}:{channels}"
     path = cache_dir("features") / f"lenet-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"

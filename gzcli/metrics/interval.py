@@ -15,14 +15,9 @@ Function = Callable[..., float]
 
 
 def bootstrap(function: Function, *samples: np.ndarray, draws: int = 100, seed: int = 0) -> Interval:
-    """A figure of samples with its percentile interval over resamples of the rows of each sample, drawn with
-    replacement.
-
-    It is for means and other figures that repeated rows do not change. Repetition raises a Fréchet distance
-    and shrinks the distances to neighbours: `half_samples` is for these.
-
-    Efron & Tibshirani 1993, §13.3. Raises UsageError for a sample without rows.
-    """
+    """A figure of samples with its percentile interval over resamples of their rows (Efron & Tibshirani
+    1993, §13.3): for means and others that repeated rows do not change. Repetition raises a Fréchet
+    distance and shrinks the distances to neighbours: `half_samples` is for these."""
     check_rows(samples, 1)
     rng = np.random.default_rng(seed)
     drawn = ((rows[rng.integers(0, len(rows), len(rows))] for rows in samples) for _ in range(draws))
@@ -31,13 +26,9 @@ def bootstrap(function: Function, *samples: np.ndarray, draws: int = 100, seed: 
 
 
 def half_samples(function: Function, *samples: np.ndarray, draws: int = 100, seed: int = 0) -> Interval:
-    """A figure of samples with an interval from random halves of the rows of each sample.
-
-    Halves drawn without replacement spread about their mean as the figure of all rows does about its
-    expectation at this number of rows, and repeat no row: the delete-d jackknife with d = N/2 (Shao & Wu
-    1989, Ann. Statist. 17:1176). The interval is theirs, moved to the figure, because a half is more biased
-    than the whole.
-    """
+    """A figure of samples with an interval from random halves of their rows, which repeat no row: the
+    delete-d jackknife with d = N/2 (Shao & Wu 1989, Ann. Statist. 17:1176). It is moved to the figure,
+    because a half is more biased than the whole."""
     check_rows(samples, 4)
     rng = np.random.default_rng(seed)
 

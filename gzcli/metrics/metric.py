@@ -44,12 +44,9 @@ class Column:
 
 @dataclass(frozen=True)
 class Metric:
-    """What one name of `--metrics` computes, by one or more of the three functions at the end.
-
-    `compare` takes features of samples [N, D] and of real images [M, D], and whether intervals that take time
-    are wanted. `of_images` takes the judge and a set of images, `of_model` the judge and a contestant with a
-    model.
-    """
+    """What one name of `--metrics` computes: `compare` of features of samples [N, D] and of real images
+    [M, D], and whether intervals that take time are wanted; `of_images` of the judge and a set of images;
+    `of_model` of the judge and a contestant with a model."""
 
     name: str
     columns: tuple[Column, ...]

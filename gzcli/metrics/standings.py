@@ -77,11 +77,8 @@ def ranks(rows: Sequence[Row], metric: str) -> dict[tuple[str, int], float]:
 
 
 def summary(rows: Sequence[Row], metric: str | None) -> list[dict[str, Any]]:
-    """A row for each model, the best first: means and standard deviations over its seeds, and its place.
-
-    Keys: NUMBERS, as means; "metrics", "deviations" (of the sample; None for one seed), "times_floor" and
-    "rank", its mean rank; "place"; "seeds" that are whole, and "failed" ones.
-    """
+    """A row for each model, the best first: NUMBERS, metrics and rank as means over its seeds, standard
+    deviations (None for one seed), its place, and how many seeds are whole and how many failed."""
     by_rank = ranks(rows, metric) if metric else {}
     summaries = []
     for model in dict.fromkeys(row["model"] for row in rows):
@@ -152,12 +149,8 @@ def of_one_size(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def agreement(rows: Sequence[Row], metric: str) -> dict[str, float] | None:
-    """How well the orders of any two seeds agree: Spearman's rank correlation, {"mean", "min"} over the
-    pairs, each over the models that both have. None where no two seeds have three models in common.
-
-    Spearman, The proof and measurement of association between two things (1904): Pearson's correlation of the
-    ranks, equal values sharing the mean of theirs.
-    """
+    """How well the orders of any two seeds agree: Spearman's rank correlation (1904), {"mean", "min"} over
+    the pairs, each over the models that both have. None where no two seeds have three models in common."""
     correlations = []
     for pair in combinations(dict.fromkeys(row["seed"] for row in rows), 2):
         first, second = (of_seed(rows, seed, metric) for seed in pair)

@@ -70,11 +70,9 @@ def frechet_distance(f1: np.ndarray, f2: np.ndarray) -> float:
 
 
 def pca_frechet(fake: np.ndarray, real: np.ndarray, *, dims: int = 64) -> float:
-    """The Fréchet distance in the first principal components of the real features.
-
-    The noise of a covariance grows with its width. That of 1,280 features hides what differs where there are
-    fewer images than features; 64 components keep most of the variance and little of the noise.
-    """
+    """The Fréchet distance in the first principal components of the real features. The noise of a
+    covariance grows with its width: that of 1,280 features hides what differs where there are fewer
+    images."""
     from scipy.linalg import eigh  # which a training, whose validation reads this file, does not wait for
 
     fake, covariance = rows_of(fake), moments(real).covariance
@@ -86,12 +84,8 @@ def pca_frechet(fake: np.ndarray, real: np.ndarray, *, dims: int = 64) -> float:
 
 def frechet_infinity(fake: np.ndarray, real: np.ndarray, *, points: int = 15, seed: int = 0) -> float:
     """The Fréchet distance of infinitely many images: the intercept of the line that is fitted to the
-    distances of n rows over 1/n (Chong & Forsyth 2020, arXiv:1911.07023, §3).
-
-    The subsets take the same share of both sides, because the bias of both falls as 1/n; the paper keeps
-    the real side whole. The distance may come out below 0 where the sets are alike, and is still far too
-    large where there are fewer rows than features.
-    """
+    distances of n rows over 1/n (Chong & Forsyth 2020, arXiv:1911.07023, §3). The subsets take the same
+    share of both sides, because the bias of both falls as 1/n; the paper keeps the real side whole."""
     n = min(len(fake), len(real))
     if n < 10:
         raise UsageError("an extrapolated Fréchet distance needs at least ten images on each side")

@@ -17,13 +17,10 @@ SEED = 2020  # torch-fidelity's, so that its subsets are ours
 def kid(
     fake: np.ndarray, real: np.ndarray, *, subsets: int = 100, size: int = 1000, seed: int = 0
 ) -> Interval:
-    """The mean over random subsets of the squared maximum mean discrepancy, by its unbiased estimate with
-    the kernel (x·y / D + 1)³, and its interval for all N rows of the smaller side.
-
-    The subsets are those of torch-fidelity for this seed. Subsets of m rows spread √((N − m) / m) times as
-    far as the estimate of all N rows (Shao & Wu 1989, Ann. Statist. 17:1176). Where the sides are alike and
-    m is much smaller than N they spread less, and the interval is too wide.
-    """
+    """The mean over random subsets, torch-fidelity's for this seed, of the squared maximum mean
+    discrepancy with the kernel (x·y / D + 1)³; and its interval for all N rows of the smaller side:
+    subsets of m rows spread √((N − m) / m) times as far (Shao & Wu 1989, Ann. Statist. 17:1176), where the
+    sides differ."""
     fake, real = (np.asarray(f, np.float64) for f in (fake, real))
     if fake.ndim != 2 or real.ndim != 2 or fake.shape[1] != real.shape[1]:
         raise UsageError(f"features of shapes {fake.shape} and {real.shape} cannot be compared")

@@ -15,9 +15,8 @@ IMAGES = 10_000  # test images that a model measures itself on, at most
 
 
 def bpd(judge: Any, contestant: Any) -> Figures:
-    """The likelihood, where the model has one: of an ODE, which takes long, only where metrics are named.
-    Latents have no likelihood of pixels. Of binary images it is in nats; that of log p(x | y) ends in `|y`,
-    that of log p(x) is named by the unit."""
+    """The likelihood, in nats of binary images; that of log p(x | y) ends in `|y`. Latents have none of
+    pixels; an ODE, which takes long, gives it only where metrics are named."""
     trained = contestant.trained
     kind = None if trained.space else trained.model.likelihood
     if kind not in ("exact", "bound") and not (kind == "ode" and judge.named):

@@ -25,11 +25,8 @@ def compare(fake: np.ndarray, real: np.ndarray, intervals: bool) -> Figures:
 
 
 def sliced_wasserstein(fake: np.ndarray, real: np.ndarray, *, projections: int = 512, seed: int = 0) -> float:
-    """The root of the mean, over random directions, of W₂² of the rows' projections, in the rows' own unit.
-
-    The rows are [N, D] and [M, D], or images, which are flattened. Raises UsageError for a side without rows
-    or different widths.
-    """
+    """The root of the mean, over random directions, of W₂² of the projections of rows [N, D] and [M, D] or
+    of images, which are flattened, in the rows' own unit."""
     rows = paired(fake, real)
     directions = np.random.default_rng(seed).normal(size=(rows[0].shape[1], projections))
     directions /= np.linalg.norm(directions, axis=0)

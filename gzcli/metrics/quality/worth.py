@@ -40,13 +40,10 @@ def worth(
     steps: int = STEPS,
     say: Say = silent,
 ) -> Figures:
-    """The accuracy of a LeNet on the test images, 0 … 1, by what it was trained on: `real` images, `samples`,
-    `both`, or real images whose rarest class is `filled` up with samples to the size of the largest.
-
-    `NAME_balanced` is the accuracy averaged over classes. `NAME_gain` and `NAME_balanced_gain` are the
-    differences to `real` at equal seeds on the same test images, of which the intervals are narrower.
-    `filled` is missing where no sample is of the rarest class, or all classes are equally frequent.
-    """
+    """The accuracy of a LeNet on the test images, 0 … 1, by what it was trained on: `real` images,
+    `samples`, `both`, or real images whose rarest class is `filled` up with samples to the size of the
+    largest, if there are any. `NAME_balanced` is averaged over classes; `…_gain` is the difference to
+    `real` at equal seeds."""
     for images, labels in (real, samples, test):
         if not len(images) or np.shape(labels) != (len(images),):
             raise UsageError("the worth of samples needs images with one class each on all sides")
