@@ -198,8 +198,7 @@ def notes(
 
 
 def map_of(model: Model, scores: Sequence[str], name: str) -> str:
-    """The name of the map that explains scores best: that of the first score which has one, `nll` where it is
-    made of the likelihood, else the first map that the model has."""
+    """The map of the first score that has one, `nll` for those made of the likelihood, else the first map."""
     maps = sorted(each.removeprefix("map_") for each in dir(type(model)) if each.startswith("map_"))
     if not maps:
         hint = "gz list models --can map"
@@ -254,8 +253,7 @@ def heat(maps: np.ndarray, usual: float) -> np.ndarray:
 
 
 def overview(pictures: Pack, verdicts: Sequence[Verdict], maps: Mapping[int, np.ndarray]) -> np.ndarray:
-    """A sheet of the flagged pictures and of the others, the strangest of each first, with their names and
-    p-values, and with their maps below them."""
+    """A sheet of the flagged pictures and of the others, the strangest first, with their maps below."""
     blocks = []
     for kind in ("flagged", "not flagged"):
         every = [verdict for verdict in verdicts if verdict.flagged == (kind == "flagged")]

@@ -93,8 +93,8 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
 
 
 def choose(names: Sequence[str] | None, pack: Pack | None = None) -> list[str]:
-    """The metrics to compute; `nats` means `bpd`. None: those that need no fetched weights and take little
-    time, by the data set. Raises UsageError for an unknown one."""
+    """The metrics that are named, `nats` being `bpd`, else those that need no fetched weights and little
+    time."""
     known = metrics()
     if names is None:
         colour = pack is not None and pack.meta.shape[0] == 3 and pretrained.is_installed()
@@ -183,8 +183,7 @@ class Judge:
     # ------------------------------------------------------------------------ figures
 
     def __call__(self, images: ImageSet, levels: int | None) -> Figures:
-        """The figures of images, of a model with so many grey levels; None: of images from elsewhere. Those
-        of a binary model are compared with no real images."""
+        """The figures of images; of a binary model, with no real images to compare with."""
         if levels == 2:
             figures = self._of_images(images, "draws")
         else:
@@ -243,8 +242,7 @@ class Judge:
         return figures
 
     def _pairs(self, n: int, levels: int | None) -> list[tuple[ImageSet, ImageSet]]:
-        """The draws of real images in place of n samples, and what each is compared with: one, where features
-        take long."""
+        """The draws of real images in place of n samples: one, where features take long."""
         pairs = self.real.pairs(self.floor_size(n), levels)
         return pairs[:1] if self.large else pairs
 
@@ -358,8 +356,8 @@ class Judge:
         }
 
     def copies(self, contestants: Sequence[Contestant]) -> np.ndarray:
-        """A sheet [H, W, C]: of each contestant, and of the test images, those nearest to a training image,
-        above this and above the one that is nearest by pixels."""
+        """A sheet of the samples, and test images, nearest to a training image, above this, by features
+        and pixels."""
         train, space, blocks = self.train_images, self.memory_space, []
         sets = {one.name: one.images for one in contestants} | {"test images": self.real.of("test")}
         for name, images in sets.items():
@@ -375,8 +373,7 @@ class Judge:
         return sheet(blocks)
 
     def biased(self, n: int) -> list[str]:
-        """The raw Fréchet distances of n samples that are as much of their number as of their quality: of
-        fewer than two a feature."""
+        """The raw Fréchet distances of n samples that have fewer than two a feature."""
         least = min(n, len(self.real.reference(None)))
         return [
             self._named(metric.name) for metric in self.metrics if metric.width and least < 2 * metric.width
@@ -447,8 +444,7 @@ class Judge:
     # ------------------------------------------------------------------------ statistics of real images
 
     def stats_metric(self) -> Metric:
-        """The Fréchet distance among the metrics whose statistics are meant. Raises UsageError where there is
-        not exactly one."""
+        """The Fréchet distance whose statistics are meant: there must be exactly one."""
         distances = [metric for metric in self.metrics if metric.width]
         if len(distances) != 1:
             hint = "`--metrics fid` for files of pytorch-fid and clean-fid, `fd` for the features of the set"
@@ -456,8 +452,7 @@ class Judge:
         return distances[0]
 
     def write_stats(self, path: Path) -> None:
-        """Writes `mu` [D] and `sigma` [D, D] of the real images as pytorch-fid and clean-fid read them, with
-        the number of images and the features' hash."""
+        """Writes `mu` and `sigma` of the real images as pytorch-fid and clean-fid read them."""
         metric = self.stats_metric()
         space = self.space_of(metric)
         real = moments(self.real.reference(None).features(space)[:, : metric.width])

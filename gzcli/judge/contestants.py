@@ -82,8 +82,7 @@ class ImageSet:
         return ImageSet(self.images[rows], labels, _features=features)
 
     def _cached(self, space: Space) -> np.ndarray:
-        """The features, from the cache or computed; networks compute in single precision, so that no digit is
-        lost in a file of it."""
+        """The features by way of a file, in single precision, in which networks compute."""
         path = cache_dir("features", "real") / f"{self.key}-{space.hash[:16]}-{space.device.type}.npy"
 
         def read(path: Path) -> np.ndarray:
@@ -212,8 +211,7 @@ def sampled(trained: Trained, pack: Pack, job: BenchJob, folder: Path, log: Log)
 
 
 def read(what: str, pack: Pack, form: PackOptions, n: int, log: Log) -> Contestant:
-    """The images of a folder, an archive, an npz or a set, in the form of the others: n of them, or all where
-    they are fewer."""
+    """n images of a folder, an archive, an npz or a set, or all where they are fewer, in the others' form."""
     source = locate(what)
     theirs = open_pack(source, **form, foreign=True, say=log.info)
     total = theirs.meta.counts["test"]
@@ -260,8 +258,8 @@ def common_form(models: list[Trained], pack: Pack | None = None) -> PackOptions:
 
 
 def tell_apart(contestants: list[Contestant]) -> None:
-    """Gives contestants of one name longer ones: of runs their alias or id, of images as much of their path
-    as is needed; what is still equal gets a number."""
+    """Gives contestants of one name their alias, id or more of their path, and a number where that is not
+    enough."""
     names = Counter(one.name for one in contestants)
     for one in contestants:
         if names[one.name] > 1 and one.trained:

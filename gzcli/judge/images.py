@@ -78,8 +78,7 @@ def fitting_images(
 
 
 def treatment(packs: Mapping[str, Pack], levels: int | None, *, but: str = "") -> list[str]:
-    """Notes on how the images of a figure differ from those of the set: resized, made grey or RGB,
-    binarised."""
+    """Notes on how a figure's images differ from those of the set."""
     lines = []
     for name, pack in packs.items():
         channels, height, width = pack.meta.shape

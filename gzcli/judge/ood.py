@@ -83,8 +83,7 @@ def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
 
 
 def open_sets(scoring: Scoring, job: OodJob) -> dict[str, Pack]:
-    """All sets whose test images are scored by name, the in-distribution one first: with OpenOOD's lists of a
-    benchmark the images in these."""
+    """The sets whose test images are scored by name, the in-distribution one first."""
     home = scoring.home
     foreign = partial(open_pack, **scoring.trained.wanted, foreign=True, say=scoring.log.info)
     if job.imglists and job.benchmark:
@@ -164,8 +163,8 @@ def with_group_means(results: list[dict[str, Any]], benchmark: Benchmark) -> lis
 
 
 def over_seeds(seeds: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The rows of every seed as one table of means; `spread` is the deviation of each figure over the seeds,
-    and `beats_baselines` says whether most of them do."""
+    """The rows of every seed as one table of means; `spread` is the deviation of each figure over the
+    seeds."""
     if len(seeds) == 1:
         return seeds[0]
     means_of_rows = []

@@ -262,16 +262,15 @@ def read_inputs(
 def shown_pictures(
     trained: Trained, path: Path, channels: int, n: int | None, size: Size | None = None, say: Say = silent
 ) -> np.ndarray:
-    """At most n pictures at a path, uint8 [≤ n, channels, H, W], brought to their size as the run's images
-    were."""
+    """At most n pictures at a path, uint8, brought to their size as the run's images were."""
     form = trained.wanted
     patch, size = None if size else form["patch"], size or form["size"]
     return read_pictures(path, size=size, channels=channels, limit=n, fit=form["fit"], patch=patch, say=say)
 
 
 def seen_mask(mask: Tensor, trained: Trained) -> Tensor:
-    """A mask of images [1, 1, H, W], 1 where they are kept, as the model sees it, on the device: a latent is
-    kept where all its pixels are."""
+    """A mask [1, 1, H, W], 1 where images are kept, as the model sees it: a latent is kept where all its
+    pixels are."""
     if trained.space is not None:
         _, h, w = trained.info.shape
         mask = (F.adaptive_avg_pool2d(mask, (h, w)) > 0.999).float()

@@ -85,8 +85,8 @@ def computable(trained: Trained, *, background: bool) -> list[str]:
 
 
 def choose(trained: Trained, names: Sequence[str] | None) -> list[str]:
-    """The scores to compute: those named, else the recipe's, else the cheap ones. Raises UsageError for one
-    that the model does not have."""
+    """The scores to compute: those named, all of which the model must have, else the recipe's, else the
+    cheap ones."""
     model, options = trained.model, available(trained)
     chosen = list(names or trained.part.ood.scores or ())
     if not chosen:
@@ -161,8 +161,7 @@ class Scorer:
         return values
 
     def __call__(self, batch: Batch) -> Table:
-        """float64 [B] of each score. Raises DivergedError that names a score with values that are not
-        finite."""
+        """float64 [B] of each score. Raises DivergedError for a value that is not finite."""
         values = self.values(batch)
         for name, value in values.items():
             if bad := int((~np.isfinite(value)).sum()):
@@ -347,7 +346,7 @@ class Scoring:
         return scorer
 
     def _fit(self, scorer: Scorer, held_out: np.ndarray) -> None:
-        """Fits the scores on fixed numbers of held-out images and, where a score says so, of training
+        """Fits the scores on fixed numbers of held-out images or, where a score says so, of training
         images."""
         size = devices.batch_of(BATCH_SIZE, self.device)
         both = fitting_images(scorer.trained, self.home, size=size, seed=scorer.seed, held_out=held_out)
@@ -399,8 +398,8 @@ def scores_of(trained: Trained, job: ScoreJob) -> list[str]:
 
 
 def perceive(trained: Trained, home: Pack, log: Log) -> str | None:
-    """Gives a model whose scores compare images a perceptual distance, and returns its name: LPIPS where its
-    weights are at hand, else the distance between features of the set's LeNet."""
+    """Gives a model whose scores compare images LPIPS, or the LeNet's distance without its weights; its
+    name."""
     if not trained.model.perceptual_scores or trained.space is not None:
         return None
     try:

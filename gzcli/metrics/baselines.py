@@ -42,8 +42,7 @@ def pixel_mean(images: np.ndarray) -> np.ndarray:
 
 
 def knn_pca(train: np.ndarray, images: list[np.ndarray], *, k: int = 5, dims: int = 64) -> list[np.ndarray]:
-    """For each array of `images`, the distances to the k-th neighbour in `train`, in the first principal
-    components of `train`."""
+    """Distances to the k-th neighbour in `train`, in its first principal components."""
     from sklearn.decomposition import PCA
 
     flat, *queries = (np.asarray(a).reshape(len(a), -1).astype(np.float32) / 255 for a in (train, *images))

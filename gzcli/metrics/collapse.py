@@ -15,8 +15,7 @@ def entropy(classes: np.ndarray) -> float:
 
 
 def spread(features: np.ndarray, classes: np.ndarray) -> float:
-    """The root mean square distance of two rows of one class: √(2 tr Cov), with the covariance of each class
-    averaged over rows."""
+    """The root mean square distance of two rows of one class, √(2 tr Cov)."""
     groups = [features[classes == k] for k in np.unique(classes)]
     variances = (len(g) * np.asarray(g, np.float64).var(0).sum() for g in groups)
     return float(np.sqrt(2 * sum(variances) / len(features)))

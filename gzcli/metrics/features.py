@@ -118,8 +118,8 @@ def lenet(pack: Pack, *, device: torch.device | str = "cpu", say: Say = silent) 
 def trained(
     images: np.ndarray | Pictures, labels: np.ndarray | None, outputs: int, *, steps: int, seed: int = 0
 ) -> LeNet:
-    """A LeNet that was trained on images, on one CPU thread and without a draw from the global generator, so
-    that its weights are a function of what is given."""
+    """A LeNet whose weights are a function of what is given: trained on one CPU thread, by draws of its
+    own."""
     rng, order = np.random.default_rng(seed), np.empty(0, np.int64)
     with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(seed)
@@ -203,8 +203,7 @@ def _rotated(x: Tensor, step: int) -> tuple[Tensor, Tensor]:
 
 
 def _accuracy(net: LeNetFeatures, pack: Pack) -> float:
-    """The share of right classes in the test split; of right attributes of a multi-label set, of right
-    rotations of a set without labels."""
+    """The share of right classes, attributes or rotations in the test split."""
     images, labels = pack.images("test"), pack.labels("test")
     if net.rotations or labels is None:
         quarters, upright = enumerate(turns(images.shape[2:])), np.asarray(images)

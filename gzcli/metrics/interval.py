@@ -59,8 +59,8 @@ def share(value: float, n: int) -> Interval:
 
 
 def subset(total: int, n: int) -> np.ndarray:
-    """Sorted positions of min(n, total) images of a split, drawn with seed 0: a larger subset holds every
-    smaller one."""
+    """Sorted positions of min(n, total) images, drawn with seed 0: a larger subset holds every smaller
+    one."""
     return np.sort(np.random.default_rng(0).permutation(total)[:n])
 
 

@@ -19,8 +19,7 @@ FACTS = ("model", "seed", "setting", "run", *NUMBERS)  # `sample_seconds` are of
 
 
 def ranking_metric(rows: Sequence[Row], asked: Sequence[str] | None) -> str | None:
-    """The metric that models are ranked by: the first that was asked for of those that rank, else the first
-    that a row has; None where no row has any."""
+    """The metric that models are ranked by: one that was asked for, else the first that a row has."""
     there, ranked = {base(name) for row in rows for name in row["metrics"]}, ranking()
     return next((name for name in (*(asked or ()), *ranked) if name in ranked and name in there), None)
 
@@ -117,8 +116,7 @@ def deviation(values: Sequence[float]) -> float | None:
 
 
 def curve(rows: Sequence[Row], metric: str, key: str) -> dict[str, list[tuple[float, float, float | None]]]:
-    """The points of each model's curve in order: x, mean and standard deviation over seeds of the metric as a
-    multiple of its floor."""
+    """The points of each model's curve: x, mean and deviation over seeds of the multiple of the floor."""
     curves = {}
     for model in dict.fromkeys(row["model"] for row in rows):
         lines: dict[int, list[tuple[float, float]]] = {}
@@ -133,8 +131,7 @@ def curve(rows: Sequence[Row], metric: str, key: str) -> dict[str, list[tuple[fl
 
 
 def of_one_size(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows, those whose images have another size than most with that size in their metrics' names
-    (`fd/64×64`): figures of two sizes are not compared."""
+    """The rows; those of another image size than most have it in their metrics' names (`fd/64×64`)."""
     shapes = [tuple(row["shape"]) for row in rows if row.get("shape")]
     usual = mode(shapes) if shapes else None
 

@@ -38,8 +38,7 @@ def total_variation(seen: np.ndarray, labels: np.ndarray, classes: int) -> float
 
 
 def inception_score(fake: np.ndarray, real: np.ndarray, intervals: bool) -> Figures:
-    """exp E KL(p(y | x) ‖ p(y)) of the logits behind Inception's features, with the interval of a mean of
-    ten."""
+    """exp E KL(p(y | x) ‖ p(y)) of the logits, with the interval of a mean of ten."""
     from torch_fidelity.metric_isc import isc_features_to_metric
 
     score = isc_features_to_metric(torch.from_numpy(fake[:, POOLED:]).float(), splits=SPLITS)

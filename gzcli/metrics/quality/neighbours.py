@@ -66,8 +66,7 @@ def prdc(fake: np.ndarray, real: np.ndarray, *, k: int = 5) -> dict[str, float]:
 
 
 def nearest(queries: np.ndarray, bank: np.ndarray, *, k: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Euclidean distances, float64 [N, k], from the nearest on, and the numbers of these rows, int64 [N,
-    k]."""
+    """Euclidean distances [N, k], from the nearest on, and the numbers of these rows, int64 [N, k]."""
     queries, bank = paired(queries, bank)
     if len(bank) < k:
         raise UsageError(f"{k} neighbours need as many images, and there are {len(bank)}")

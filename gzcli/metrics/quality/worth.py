@@ -75,8 +75,8 @@ def worth(
 
 
 def filling(real: np.ndarray, made: np.ndarray, classes: int) -> np.ndarray:
-    """The numbers of the samples that fill up the rarest class of `real` to the size of the largest, as far
-    as there are samples of it."""
+    """The samples that fill up the rarest class of `real` to the size of the largest, as far as there are
+    any."""
     counts = np.bincount(real, minlength=classes)
     return np.flatnonzero(made == counts.argmin())[: counts.max() - counts.min()]
 
