@@ -6,7 +6,6 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -55,7 +54,6 @@ COPIES = 10  # samples of a contestant in the picture of those nearest to a trai
 SMALL = 10_000  # number of images below which FID is biased upwards
 BANK = 50_000  # training images among which copies are looked for, at most
 LPIPS_SIDE = 16  # pixels of a side at least, which VGG16 halves four times
-UNKNOWN = 2**62  # images of statistics that do not say how many there were
 GIVEN_LABELS = "columns `|y` are of log p(x | y), the label given: not to be compared with those of log p(x)"
 MARGINAL = "log p(x) of a conditional model is log Σ p(y) p(x | y), classes as frequent as in training"
 VERSIONS = ("gzcli", "torch", "torch-fidelity", "numpy", "scikit-learn")
@@ -127,13 +125,13 @@ class Judge:
         needed = {metric.features for metric in self.metrics}
         if self.remembers:
             needed.add("lite" if pack.meta.shape[0] == 3 and pretrained.is_installed() else "lenet")
-        spaces: dict[str, Callable[[], Space]] = {
+        opened: dict[str, Callable[[], Space]] = {
             "inception": partial(pretrained.inception, job.weights, device),
             "lite": partial(pretrained.lite, device),
             "dinov2": partial(pretrained.dinov2, device),
             "clip": partial(pretrained.clip, device),
         }
-        self.large = {name: opened() for name, opened in spaces.items() if name in needed}
+        self.large = {name: space() for name, space in opened.items() if name in needed}
         self.lenet = None
         if "lenet" in needed:
             streams.change_spinner("preparing the feature network")
@@ -141,10 +139,12 @@ class Judge:
         self.memory_space: Space | None = self.large.get("lite", self.lenet)
         self.levels: set[int | None] = set()  # grey levels of the models so far
         self.floor_draws: dict[int, dict[str, list[float]]] = {}  # by how many images are stood in for
-        self.stats = None
+        self.stats: tuple[Metric, Moments] | None = None  # of other real images, for a Fréchet distance
+        self.stats_facts: dict[str, Any] | None = None
         if job.stats:
             metric = self.stats_metric()
-            self.stats = read_statistics(Path(job.stats), metric, self.space_of(metric))
+            known, self.stats_facts = read_statistics(Path(job.stats), metric, self.space_of(metric))
+            self.stats = metric, known
         if "lpips" in names:
             self.lpips  # noqa: B018 -- absent weights are told before the work
 
@@ -197,8 +197,8 @@ class Judge:
             if metric.compare is None:
                 continue
             fake = images.features(space := self.space_of(metric))
-            if self.stats and metric is self.stats.metric:
-                figures |= to_moments(metric, fake, self.stats.moments)
+            if self.stats and metric is self.stats[0]:
+                figures |= to_moments(*self.stats, fake)
             else:
                 figures |= metric.compare(fake, real.features(space), intervals)
         return {self._named(name): value for name, value in figures.items()} | self._of_images(
@@ -268,7 +268,7 @@ class Judge:
         for one in {one.name: one for one in contestants}.values():
             self._compute(f"`{one.name}`", one.images, [*(spaces if one.levels != 2 else ()), *memory])
         # of the real images behind statistics no more is known
-        of_real = [self.space_of(m) for m in compared if not self.stats or m is not self.stats.metric]
+        of_real = [self.space_of(m) for m in compared if not self.stats or m is not self.stats[0]]
         for levels in sorted({one.levels for one in contestants if one.levels != 2}, key=str):
             self._compute("the data set", self.real.reference(levels), of_real)
             for n in sorted({len(one) for one in contestants}):
@@ -403,10 +403,9 @@ class Judge:
             lines.append(
                 f"the contestants have {counts} images: compare each with the floor of its own number"
             )
-        if stats := self.stats:
-            lines.append(
-                f"`{stats.metric.name}` is the distance to the mean and covariance in `{stats.file}`"
-            )
+        if self.stats and self.stats_facts:
+            name, file = self.stats[0].name, self.stats_facts["file"]
+            lines.append(f"`{name}` is the distance to the mean and covariance in `{file}`")
         for n in sizes:
             if (real := self.floor_size(n)) < n:
                 lines.append(f"the floor of {n:,} samples is of {real:,} real images, as there are no more")
@@ -419,7 +418,7 @@ class Judge:
         return list(dict.fromkeys(lines))
 
     def provenance(self, processes: int) -> dict[str, Any]:
-        meta, job, net, stats = self.pack.meta, self.job, self.lenet, self.stats
+        meta, job, net = self.pack.meta, self.job, self.lenet
         return {
             "n_real": len(self.real.reference(None)),
             "n_fake": job.n,
@@ -436,7 +435,7 @@ class Judge:
             "features_rotations": net and net.rotations,
             **dict.fromkeys(("lite", "inception")),
             **{name: space.hash for name, space in self.large.items()},
-            "stats": stats and {"file": stats.file, "n": stats.n, "features": stats.features},
+            "stats": self.stats_facts,
             "floor_draws": self.floor_draws[max(self.floor_draws)] if self.floor_draws else {},
             "versions": {name: version(name) for name in VERSIONS},
         }
@@ -455,23 +454,15 @@ class Judge:
         """Writes `mu` and `sigma` of the real images as pytorch-fid and clean-fid read them."""
         metric = self.stats_metric()
         space = self.space_of(metric)
-        real = moments(self.real.reference(None).features(space)[:, : metric.width])
-        file, name = io.BytesIO(), np.array(space.hash if space else "")
-        np.savez(file, mu=real.mean, sigma=real.covariance, n=np.array(real.n), features=name)
+        features = self.real.reference(None).features(space)[:, : metric.width]
+        real, file, name = moments(features), io.BytesIO(), np.array(space.hash if space else "")
+        np.savez(file, mu=real.mean, sigma=real.covariance, n=np.array(len(features)), features=name)
         files.write_atomic(path, file.getvalue())
 
 
-@dataclass(frozen=True)
-class Statistics:
-    metric: Metric
-    moments: Moments
-    file: str
-    n: int | None  # of images, where the file says it
-    features: str | None  # hash of the features, where the file says it
-
-
-def read_statistics(path: Path, metric: Metric, space: Space | None) -> Statistics:
-    """`mu` and `sigma` of an npz. Raises UsageError for a file that is none, or of other features."""
+def read_statistics(path: Path, metric: Metric, space: Space | None) -> tuple[Moments, dict[str, Any]]:
+    """`mu` and `sigma` of an npz, and what it says of its images and features. Raises UsageError for a file
+    that is none, or of other features."""
     width = metric.width
     try:
         arrays = files.read_arrays(path, "mu", "sigma")
@@ -491,7 +482,7 @@ def read_statistics(path: Path, metric: Metric, space: Space | None) -> Statisti
         other = f"({theirs[:8]}, not {space.hash[:8]})"
         hint = "a LeNet is of one data set: compare on the same `--data`, or by `fid`"
         raise UsageError(f"`{path}` is of other features than `{metric.name}` has here {other}", hint=hint)
-    return Statistics(metric, Moments(mu, sigma, UNKNOWN if n is None else n), str(path), n, theirs)
+    return Moments(mu, sigma), {"file": str(path), "n": n, "features": theirs}
 
 
 def json_figures(name: str, figures: Mapping[str, Any]) -> dict[str, Any]:

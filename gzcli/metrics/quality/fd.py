@@ -20,12 +20,11 @@ INFINITY_DRAWS = 20
 class Moments(NamedTuple):
     mean: np.ndarray
     covariance: np.ndarray
-    n: int
 
 
 def moments(features: np.ndarray) -> Moments:
     features = rows_of(features)
-    return Moments(features.mean(0), np.atleast_2d(np.cov(features, rowvar=False)), len(features))
+    return Moments(features.mean(0), np.atleast_2d(np.cov(features, rowvar=False)))
 
 
 def rows_of(features: np.ndarray) -> np.ndarray:
@@ -110,7 +109,7 @@ def compare(name: str, fake: np.ndarray, real: np.ndarray, intervals: bool) -> F
     return {name: figure if name == "fd_inf" else not_negative(figure)}
 
 
-def to_moments(metric: Metric, fake: np.ndarray, real: Moments) -> Figures:
+def to_moments(metric: Metric, real: Moments, fake: np.ndarray) -> Figures:
     """The distance of features [N, D] to a mean and a covariance, of the real images of which no more is
     known. Its interval is that of the samples alone."""
     fake = fake[:, : metric.width]
