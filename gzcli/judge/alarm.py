@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -19,15 +17,15 @@ from gzcli.core.errors import UsageError
 from gzcli.core.jobs import AlarmJob
 from gzcli.core.types import Batch
 from gzcli.core.units import counted
-from gzcli.data.packs.open import check_unchanged, open_pack
+from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack
 from gzcli.data.sets.names import OwnSet
 from gzcli.data.sets.registry import Form
 from gzcli.engine.log import Log
 from gzcli.engine.sheets import Row, sheet
-from gzcli.engine.trained import Trained, load_trained
+from gzcli.engine.trained import Trained
 from gzcli.judge.images import FIT, Pick, treatment
-from gzcli.judge.scores import Scored, batches_of, choose, fresh_noise, score_all, scores_of
+from gzcli.judge.scores import Scoring, batches_of, fresh_noise, write_csv
 from gzcli.metrics import conformal
 from gzcli.metrics.likelihood_scores import SCORES, tails_of
 from gzcli.models.base import Model
@@ -42,26 +40,13 @@ SHOWN, COLUMNS = 16, 8  # pictures of each kind on the sheet, and in a row of it
 
 
 def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
-    """Writes `alarm.csv`, `alarm.png`, `alarm.json` and maps into `folder`. Returns the JSON of
-    `gz ood --input` on rank 0, and {} on others.
-
-    Each picture has a conformal p-value, by its score among those of held-out images, on which no score was
-    fitted. All are scored by one rule: the mean over the same draws of noise, which go by an image's pixels.
-    With several scores it is the least of their p-values times their number (Bonferroni). A picture is
-    flagged where its p-value is at most `job.fpr`, or its score is not finite.
-    """
+    """Writes `alarm.csv`, `alarm.png`, `alarm.json` and maps into `folder`. Returns the JSON of `gz ood
+    --input` on rank 0, {} on others. Pictures and held-out images, on which no score was fitted, are
+    scored by one rule: the mean over the same draws of noise, which go by an image's pixels."""
     began = time.monotonic()
-
-    def load(path: str) -> Trained:
-        return load_trained(Run(Path(path)), device, job.checkpoint, job.precision)
-
-    trained = load(job.run)
-    if job.scores is None:
-        job = replace(job, scores=tuple(choose(trained, None)[:1]))
-    names = scores_of(trained, job)
+    scoring = Scoring(job, device, log)
+    trained, home, names = scoring.trained, scoring.home, scoring.names
     shows = map_of(trained.model, names, trained.name) if job.maps else None
-    home = open_pack(job.ins, **trained.wanted, say=log.info)
-    check_unchanged(trained.run.owner.path, home.meta)
     held_out, fitted = split_held_out(home)
     needed = conformal.fewest(job.fpr, len(names))
     check_enough(len(held_out.index), job, needed, names)
@@ -73,25 +58,36 @@ def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str
         index = np.sort(held_out.index[: None if n is None else max(n, needed)])
         return {"compared": replace(held_out, index=index), "pictures": every}
 
-    scored = score_all(trained, job, home, picks, log, load=load, held_out=fitted)
-    alarms = alarms_of(scored, job.fpr)
-    order = np.lexsort((-alarms.strangeness, alarms.p))  # by p, equal ones the strangest first
+    scoring.score(picks, fitted)
+    labels = pictures.names("test") or [str(i) for i in every.index]
+    verdicts, thresholds = verdicts_of(scoring, job.fpr, labels)
     usual = replace(held_out, index=held_out.index[:USUAL])
+    order = np.array([verdict.i for verdict in verdicts])
     maps = heat_maps(trained, shows, job, replace(every, index=order), usual) if shows else {}
     if ranks.rank():
         return {}
-    labels = pictures.names("test") or [str(i) for i in range(len(order))]
-    outputs = write_files(folder, pictures, labels, order, alarms, maps)
+    table, picture, n = folder / "alarm.csv", folder / "alarm.png", len(scoring.picks["compared"].index)
+    header = ["file", "p", "flagged", *thresholds, *(f"{name} ±" for name in verdicts[0].spread)]
+    lines = ([v.file, v.p, int(v.flagged), *v.scores.values(), *v.spread.values()] for v in verdicts)
+    write_csv(table, header, lines)
+    save_png(picture, overview(pictures, verdicts, maps))
+    outputs: dict[str, Any] = {"scores": str(table), "picture": str(picture)}
+    if maps:
+        paths = save_images(folder / "maps", np.stack(list(maps.values())))
+        outputs["maps"] = {labels[i]: path for i, path in zip(maps, paths, strict=True)}
+    low, high = (finite({name: ends[i] for name, ends in thresholds.items()}) for i in (0, 1))
     result = {
-        **scored.facts(trained, job),
+        **scoring.facts(),
         "input": job.input,
         "fpr": job.fpr,
-        **alarms.limits(),
-        "flagged": int(alarms.flagged.sum()),
+        "threshold": next(iter(high.values())) if len(high) == 1 else None,
+        "thresholds": high,
+        "thresholds_low": low,
+        "flagged": sum(verdict.flagged for verdict in verdicts),
         "unreadable": list(pictures.meta.skipped),
-        "compared": {"split": held_out.split, "n": alarms.n, "needed": needed},
-        "notes": [*notes(job, alarms), *treatment({"input": pictures}, trained.images.levels)],
-        "files": [{"file": labels[i], **alarms.row(i)} for i in order],
+        "compared": {"split": held_out.split, "n": n, "needed": needed},
+        "notes": notes(job, verdicts, thresholds, n) + treatment({"input": pictures}, trained.images.levels),
+        "files": [verdict.row() for verdict in verdicts],
         "map": shows,
         "seconds": round(time.monotonic() - began, 1),
         "outputs": outputs,
@@ -128,43 +124,34 @@ def check_enough(total: int, job: AlarmJob, needed: int, names: Sequence[str]) -
 
 
 @dataclass(frozen=True)
-class Alarms:
-    """The p-values of pictures by their scores among those of held-out images, and which are flagged."""
+class Verdict:
+    """What is found of a picture by its scores among those of held-out images."""
 
-    scores: Mapping[str, np.ndarray]  # float64 [N] of each score; infinite where the model overflows
-    spread: Mapping[str, np.ndarray]  # their deviations between draws of the noise; {} of one draw
-    p: np.ndarray  # p-values [N], of all scores together
-    flagged: np.ndarray  # [N]
-    low: np.ndarray  # whether the score that decides is lower than usual, not higher, [N]
-    thresholds: Mapping[str, tuple[float, float]]  # of each score, below and above which it flags by itself
-    strangeness: np.ndarray  # the largest distance of a score to its threshold, in deviations
-    n: int  # number of images that the pictures were compared with
+    i: int  # its number
+    file: str
+    scores: dict[str, float]  # infinite where the model overflows
+    spread: dict[str, float]  # their deviations between draws of the noise; {} of one draw
+    p: float  # p-value, of all scores together
+    low: bool  # whether the score that decides is lower than usual, not higher
+    flagged: bool
 
-    def row(self, i: int) -> dict[str, Any]:
-        """What is found of picture i, for JSON; None in the place of what is not finite."""
-        row = {
-            "scores": {name: finite(values[i]) for name, values in self.scores.items()},
-            "p": float(self.p[i]),
-            "side": "low" if self.low[i] else "high",
-            "flagged": bool(self.flagged[i]),
-        }
-        spread = {name: finite(values[i]) for name, values in self.spread.items()}
-        return row | ({"spread": spread} if spread else {})
-
-    def limits(self) -> dict[str, Any]:
-        low, high = ({name: finite(ends[i]) for name, ends in self.thresholds.items()} for i in (0, 1))
-        only = next(iter(high.values())) if len(high) == 1 else None
-        return {"threshold": only, "thresholds": high, "thresholds_low": low}
+    def row(self) -> dict[str, Any]:
+        row = {"file": self.file, "scores": finite(self.scores), "p": self.p, "flagged": self.flagged}
+        row["side"] = "low" if self.low else "high"
+        return row | ({"spread": finite(self.spread)} if self.spread else {})
 
 
-def finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+def finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
-def alarms_of(scored: Scored, fpr: float) -> Alarms:
-    """The p-values of the pictures, and which are flagged at a false-alarm rate. A score that is not finite
-    counts as higher than any: no held-out image has one."""
-    held_out, means = scored.mean("compared"), scored.mean("pictures")
+def verdicts_of(
+    scoring: Scoring, fpr: float, labels: Sequence[str]
+) -> tuple[list[Verdict], dict[str, tuple[float, float]]]:
+    """The pictures, the strangest first, at a false-alarm rate; and the thresholds of each score, below and
+    above which it flags by itself. A score that is not finite counts as higher than any: no held-out image
+    has one."""
+    (held_out, _), (means, spread) = map(scoring.over_seeds, ("compared", "pictures"))
     scores = {name: np.where(np.isnan(values), np.inf, values) for name, values in means.items()}
     p, low, thresholds, beyond = [], [], {}, []
     for name, values in scores.items():
@@ -175,26 +162,34 @@ def alarms_of(scored: Scored, fpr: float) -> Alarms:
         unit = usual.std() or 1
         beyond += [(ends[0] - values) / unit, (values - ends[1]) / unit]
     of_each = np.stack(p)
-    together, n = conformal.bonferroni(of_each), len(next(iter(held_out.values())))
+    together = conformal.bonferroni(of_each)
     decides = np.take_along_axis(np.stack(low), of_each.argmin(0)[None], 0)[0]
-    flagged, spread = conformal.flagged(together, fpr), scored.spread("pictures")
-    return Alarms(scores, spread, together, flagged, decides, thresholds, np.max(beyond, 0), n)
+    flagged = conformal.flagged(together, fpr)
+
+    def verdict(i: int) -> Verdict:
+        of_i = ({name: float(values[i]) for name, values in table.items()} for table in (scores, spread))
+        return Verdict(i, labels[i], *of_i, float(together[i]), bool(decides[i]), bool(flagged[i]))
+
+    # by p, equal ones by the largest distance of a score to its threshold, in deviations
+    return [verdict(i) for i in np.lexsort((-np.max(beyond, 0), together)).tolist()], thresholds
 
 
-def notes(job: AlarmJob, alarms: Alarms) -> list[str]:
-    lines, count = [], len(alarms.scores)
+def notes(
+    job: AlarmJob, verdicts: Sequence[Verdict], thresholds: Mapping[str, tuple[float, float]], n: int
+) -> list[str]:
+    lines, count = [], len(thresholds)
     if count > 1:
         lines.append(
             f"p-values of {count} scores together: the least times {count} (Bonferroni), so each "
             f"score flags at {100 * job.fpr / count:.3g} %"
         )
-    if any(tails_of(name) == 2 and not math.isfinite(low) for name, (low, _) in alarms.thresholds.items()):
-        least = np.ceil(1000 * 2 * count / (alarms.n + 1)) / 10
+    if any(tails_of(name) == 2 and not math.isfinite(low) for name, (low, _) in thresholds.items()):
+        least = np.ceil(1000 * 2 * count / (n + 1)) / 10
         lines.append(
-            f"{alarms.n:,} held-out images are too few to flag at {100 * job.fpr:.3g} % what is unusual by "
+            f"{n:,} held-out images are too few to flag at {100 * job.fpr:.3g} % what is unusual by "
             f"being simple, as a blank picture is: `--fpr {least:g}%` does"
         )
-    if overflown := int(np.any([~np.isfinite(values) for values in alarms.scores.values()], 0).sum()):
+    if overflown := sum(not all(map(math.isfinite, verdict.scores.values())) for verdict in verdicts):
         lines.append(
             f"{counted(overflown, 'picture')} with a score that is not finite: the model overflows, "
             "so it counts as higher than that of any held-out image"
@@ -203,8 +198,7 @@ def notes(job: AlarmJob, alarms: Alarms) -> list[str]:
 
 
 def map_of(model: Model, scores: Sequence[str], name: str) -> str:
-    """The name of the map that explains scores best: that of the first score which has one, `nll` where it is
-    made of the likelihood, else the first map that the model has."""
+    """The map of the first score that has one, `nll` for those made of the likelihood, else the first map."""
     maps = sorted(each.removeprefix("map_") for each in dir(type(model)) if each.startswith("map_"))
     if not maps:
         hint = "gz list models --can map"
@@ -258,47 +252,21 @@ def heat(maps: np.ndarray, usual: float) -> np.ndarray:
     return (colormaps["inferno"](share)[..., :3] * 255).round().astype(np.uint8).transpose(0, 3, 1, 2)
 
 
-def write_files(
-    folder: Path,
-    pictures: Pack,
-    labels: Sequence[str],
-    order: np.ndarray,
-    alarms: Alarms,
-    maps: Mapping[int, np.ndarray],
-) -> dict[str, Any]:
-    table, picture, text = folder / "alarm.csv", folder / "alarm.png", io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    columns = [*alarms.scores.values(), *alarms.spread.values()]
-    writer.writerow(["file", "p", "flagged", *alarms.scores, *(f"{name} ±" for name in alarms.spread)])
-    for i in order:
-        values = (repr(float(column[i])) for column in columns)
-        writer.writerow([labels[i], repr(float(alarms.p[i])), int(alarms.flagged[i]), *values])
-    files.write_atomic(table, text.getvalue())
-    save_png(picture, overview(pictures, labels, order, alarms, maps))
-    outputs: dict[str, Any] = {"scores": str(table), "picture": str(picture)}
-    if maps:
-        paths = save_images(folder / "maps", np.stack(list(maps.values())))
-        outputs["maps"] = {labels[i]: path for i, path in zip(maps, paths, strict=True)}
-    return outputs
-
-
-def overview(
-    pictures: Pack, labels: Sequence[str], order: np.ndarray, alarms: Alarms, maps: Mapping[int, np.ndarray]
-) -> np.ndarray:
-    """A sheet of the flagged pictures and of the others, the strangest of each first, with their names and
-    p-values, and with their maps below them."""
-    blocks, flagged = [], alarms.flagged[order]
-    for kind, every in (("flagged", order[flagged]), ("not flagged", order[~flagged])):
-        rows, index = [], every[:SHOWN]
-        count = f"{len(index)} of {len(every):,}" if len(every) > SHOWN else f"{len(every)}"
-        for start in range(0, len(index), COLUMNS):
-            some = index[start : start + COLUMNS]
-            images = pictures.images("test")[some]
+def overview(pictures: Pack, verdicts: Sequence[Verdict], maps: Mapping[int, np.ndarray]) -> np.ndarray:
+    """A sheet of the flagged pictures and of the others, the strangest first, with their maps below."""
+    blocks = []
+    for kind in ("flagged", "not flagged"):
+        every = [verdict for verdict in verdicts if verdict.flagged == (kind == "flagged")]
+        rows, shown = [], every[:SHOWN]
+        count = f"{len(shown)} of {len(every):,}" if len(every) > SHOWN else f"{len(every)}"
+        for start in range(0, len(shown), COLUMNS):
+            some = shown[start : start + COLUMNS]
+            images = pictures.images("test")[np.array([verdict.i for verdict in some])]
             if maps and images.shape[1] == 1:  # maps are in colour
                 images = images.repeat(3, 1)
-            words = [(labels[i], f"p {alarms.p[i]:.2g}") for i in some]
+            words = [(verdict.file, f"p {verdict.p:.2g}") for verdict in some]
             rows.append(Row("" if start else f"{kind}: {count}", list(images), under=words))
-            if mapped := [maps[i] for i in some.tolist() if i in maps]:
+            if mapped := [maps[verdict.i] for verdict in some if verdict.i in maps]:
                 rows.append(Row("map", mapped, exact=True))
         blocks.append(rows)
     return sheet([rows for rows in blocks if rows])

@@ -3,8 +3,10 @@ likelihood, class balance and speed."""
 
 from __future__ import annotations
 
+import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,42 +14,55 @@ from typing import Any
 import numpy as np
 import torch
 
-from gzcli.core import ranks
-from gzcli.core.errors import UsageError, did_you_mean
+from gzcli.core import devices, ranks, streams
+from gzcli.core.errors import MissingError, UsageError, did_you_mean
 from gzcli.core.jobs import BenchJob
 from gzcli.data.packs.open import check_unchanged, open_pack
 from gzcli.data.packs.pack import Pack
 from gzcli.engine.log import Log
-from gzcli.engine.pictures import sample_rows
+from gzcli.engine.pictures import sample_rows, training_speed
 from gzcli.engine.sheets import Row, sheet
-from gzcli.engine.trained import load_trained
-from gzcli.judge.contestants import Contestant, common_form, count_calls, read, sampled, tell_apart, varied
-from gzcli.judge.images import treatment
-from gzcli.judge.judge import Judge, json_figures
+from gzcli.engine.trained import Trained, load_trained
+from gzcli.judge.contestants import (
+    Contestant,
+    ImageSet,
+    RealImages,
+    Space,
+    common_form,
+    count_calls,
+    read,
+    sampled,
+    some,
+    tell_apart,
+    varied,
+)
+from gzcli.judge.images import Pick, treatment
+from gzcli.judge.likelihood import BATCH_SIZE, likelihood
 from gzcli.metrics import pretrained
-from gzcli.metrics.interval import subset
-from gzcli.metrics.manifold import nearest
-from gzcli.metrics.metric import column_of, metrics
+from gzcli.metrics.features import lenet
+from gzcli.metrics.interval import mean_of_draws, subset
+from gzcli.metrics.metric import Figures, Metric, column_of, metrics
+from gzcli.metrics.quality.fd import Moments, moments, to_moments
+from gzcli.metrics.quality.neighbours import nearest
+from gzcli.models.nn.perceptual import LPIPS
 from gzcli.store import files
 from gzcli.store.png import save_png
 from gzcli.store.runs import Run
 
 SHOWN = 16  # images of a contestant in the picture of all
 COPIES = 10  # samples of a contestant in the picture of those nearest to a training image
+SMALL = 10_000  # number of images below which FID is biased upwards
+BANK = 50_000  # training images among which copies are looked for, at most
+LPIPS_SIDE = 16  # pixels of a side at least, which VGG16 halves four times
 GIVEN_LABELS = "columns `|y` are of log p(x | y), the label given: not to be compared with those of log p(x)"
 MARGINAL = "log p(x) of a conditional model is log Σ p(y) p(x | y), classes as frequent as in training"
 VERSIONS = ("gzcli", "torch", "torch-fidelity", "numpy", "scikit-learn")
 
 
 def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
-    """Writes samples, `bench.json` and `bench.png` into `folder`, and `neighbours.png` if `memory` is among
-    the metrics. Rank 0 alone compares: it returns the JSON of `gz bench`, the others {}.
-
-    `job.n` samples of each model, and of each set of images from elsewhere as many if there are, are compared
-    with the real images of the split. As a floor, as many other real images are compared with them too. All
-    runs must have images of one size and fit, to which the other images are brought. A run with other grey
-    levels than the data set has columns of its own (`bpd@32`); one of binary images has `nats` and no `fd`.
-    """
+    """Writes samples, `bench.json` and `bench.png` into `folder`, and `neighbours.png` if `memory` is
+    among the metrics. Rank 0 alone compares: it returns the JSON of `gz bench`, the others {}. All runs
+    must have images of one size and fit, to which the other images are brought."""
     choose(job.metrics)
     variants = job.variants or ({},) * len(job.runs)
     models = []
@@ -72,58 +87,12 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
     if rank:
         return {}
     with ranks.alone():
-        return compared(job, folder, judge, contestants, processes)
-
-
-def compared(
-    job: BenchJob, folder: Path, judge: Judge, contestants: Sequence[Contestant], processes: int
-) -> dict[str, Any]:
-    """The JSON of `gz bench`, whose files are written."""
-    rows, lines = [], []
-    for one in contestants:
-        rows.append(row_of(one, judge))
-        figures, images = brief(rows[-1]["metrics"]), one.images.images
-        judge.say(f"{one.name}: {figures}")
-        # images of a folder often lie in the order of their classes
-        order = np.arange(len(images)) if one.trained else np.random.default_rng(0).permutation(len(images))
-        lines.append((f"{one.name}   {figures}", images[order[:SHOWN]]))
-    floors = {n: judge.floor(n) for n in dict.fromkeys(map(len, contestants))}
-    floors = dict(sorted(floors.items(), reverse=True))
-    floor = floors[max(floors)]
-    if job.export_stats:
-        judge.write_stats(Path(job.export_stats))
-    picture, neighbours = folder / "bench.png", folder / "neighbours.png"
-    real = judge.real.reference(None).images
-    of_real = brief({f"{name} (floor)": value.value for name, value in floor.items()})
-    title = f"real images of {judge.pack.meta.name}   {of_real}"
-    sample_rows(picture, [*lines, (title, real[subset(len(real), SHOWN)])])
-    if judge.remembers:
-        save_png(neighbours, copies(contestants, judge))
-    every = [*(row["metrics"] for row in rows), *floors.values()]
-    result = {
-        "data": judge.pack.meta.name,
-        "rows": rows,
-        **json_figures("floor", floor),
-        "floors": [
-            {"n": n, "images": judge.floor_size(n), "draws": judge.floor_draws[n]}
-            | json_figures("metrics", values)
-            for n, values in floors.items()
-        ],
-        "directions": {name: column_of(name).better for part in every for name in part},
-        "biased": {str(n): judge.biased(n) for n in floors},
-        "provenance": provenance(judge, job, processes),
-        "notes": notes(contestants, rows, judge, list(floors)),
-        "picture": str(picture),
-        "neighbours": str(neighbours) if judge.remembers else None,
-        "stats": job.export_stats,
-    }
-    files.write_json(Run(folder).bench_file, result)
-    return result
+        return judge.compare_all(contestants, folder, processes)
 
 
 def choose(names: Sequence[str] | None, pack: Pack | None = None) -> list[str]:
-    """The metrics to compute; `nats` means `bpd`. None: those that need no fetched weights and take little
-    time, by the data set. Raises UsageError for an unknown one."""
+    """The metrics that are named, `nats` being `bpd`, else those that need no fetched weights and little
+    time."""
     known = metrics()
     if names is None:
         colour = pack is not None and pack.meta.shape[0] == 3 and pretrained.is_installed()
@@ -137,88 +106,387 @@ def choose(names: Sequence[str] | None, pack: Pack | None = None) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def row_of(one: Contestant, judge: Judge) -> dict[str, Any]:
-    since, trained = time.monotonic(), one.trained
-    figures = judge(one.images, one.levels) | one.figures
-    row: dict[str, Any] = {"name": one.name, "model": None, "run": None, "step": None, "params": None}
-    if trained:
-        row |= {"model": trained.name, "run": trained.run.owner.id, "step": trained.step}
-        row["params"] = sum(p.numel() for p in trained.model.parameters())
-    return {
-        **row,
-        "path": one.path,
-        "samples": one.file,
-        "n": len(one),
-        **json_figures("metrics", figures),
-        "sample": dict(trained.part.sample) if trained else {},
-        "precision": trained.precision if trained else None,
-        "conditional": one.images.labels is not None,
-        "levels": one.levels,
-        **one.facts,
-        "seconds": round(one.facts.get("seconds", 0.0) + time.monotonic() - since, 1),
-    }
-
-
 def brief(values: Mapping[str, float]) -> str:
     return "   ".join(f"{k} {v:.4g}" for k, v in values.items() if k.startswith(("fd", "bpd", "nats")))
 
 
-def copies(contestants: Sequence[Contestant], judge: Judge) -> np.ndarray:
-    """A sheet [H, W, C]: of each contestant, and of the test images, those nearest to a training image, above
-    this and above the one that is nearest by pixels."""
-    train, space, blocks = judge.train_images, judge.memory_space, []
-    sets = {one.name: one.images for one in contestants} | {"test images": judge.real.of("test")}
-    for name, images in sets.items():
-        distances, places = nearest(images.features(space), train.features(space))
-        rows = np.argsort(distances[:, 0], kind="stable")[:COPIES]
-        shown = np.asarray(images.images[np.sort(rows)])[np.argsort(np.argsort(rows))]
-        by_pixels = nearest(shown, np.asarray(train.images[:]))[1][:, 0]
-        neighbours = {"nearest by features": places[rows, 0], "nearest by pixels": by_pixels}
-        of_train = [Row(kind, [train.images[int(i)] for i in index]) for kind, index in neighbours.items()]
-        blocks.append([Row(name, list(shown)), *of_train])
-    return sheet(blocks)
+class Judge:
+    """The judge of a bench: the figures of images, and of the models that drew them, by the chosen metrics
+    against a data set's real images; and its floor, the same figures of real images in place of samples.
+    Metrics read its attributes."""
+
+    def __init__(self, pack: Pack, names: Sequence[str], job: BenchJob, device: torch.device, log: Log):
+        self.metrics = [metrics()[name] for name in names]
+        self.pack, self.job, self.device, self.log, self.say = pack, job, device, log, log.info
+        self.seed, self.named = job.seed, job.metrics is not None
+        self.real = RealImages(pack, job.split, self.say)
+        self.values = int(np.prod(pack.meta.shape))  # of an image
+        self.remembers = "memory" in names
+        needed = {metric.features for metric in self.metrics}
+        if self.remembers:
+            needed.add("lite" if pack.meta.shape[0] == 3 and pretrained.is_installed() else "lenet")
+        opened: dict[str, Callable[[], Space]] = {
+            "inception": partial(pretrained.inception, job.weights, device),
+            "lite": partial(pretrained.lite, device),
+            "dinov2": partial(pretrained.dinov2, device),
+            "clip": partial(pretrained.clip, device),
+        }
+        self.large = {name: space() for name, space in opened.items() if name in needed}
+        self.lenet = None
+        if "lenet" in needed:
+            streams.change_spinner("preparing the feature network")
+            self.lenet = lenet(pack, device=device, say=self.say)
+        self.memory_space: Space | None = self.large.get("lite", self.lenet)
+        self.levels: set[int | None] = set()  # grey levels of the models so far
+        self.floor_draws: dict[int, dict[str, list[float]]] = {}  # by how many images are stood in for
+        self.stats: tuple[Metric, Moments] | None = None  # of other real images, for a Fréchet distance
+        self.stats_facts: dict[str, Any] | None = None
+        if job.stats:
+            metric = self.stats_metric()
+            known, self.stats_facts = read_statistics(Path(job.stats), metric, self.space_of(metric))
+            self.stats = metric, known
+        if "lpips" in names:
+            self.lpips  # noqa: B018 -- absent weights are told before the work
+
+    # ------------------------------------------------------------------------ what metrics read
+
+    def space_of(self, metric: Metric) -> Space | None:
+        return self.lenet if metric.features == "lenet" else self.large.get(metric.features)
+
+    @cached_property
+    def train_images(self) -> ImageSet:
+        return some(self.real.of("train"), BANK)
+
+    @cached_property
+    def lpips(self) -> LPIPS:
+        _, height, width = self.pack.meta.shape
+        if min(height, width) < LPIPS_SIDE:
+            least, name = f"{LPIPS_SIDE}×{LPIPS_SIDE}", self.pack.meta.name
+            raise UsageError(f"LPIPS needs images of {least}, and those of `{name}` are {width}×{height}")
+        return LPIPS.from_files().eval().requires_grad_(False).to(self.device)
+
+    def test_images(self, trained: Trained, n: int, size: int | None = None) -> Pick:
+        index = subset(self.pack.meta.counts["test"], n)
+        size = size or devices.batch_of(BATCH_SIZE, trained.device)
+        return Pick(self.pack, "test", index).batches(trained, size=size, seed=self.seed)
+
+    def likelihood(self, trained: Trained) -> dict[str, Any]:
+        return likelihood(trained, self.test_images, self.pack, self.seed, self.log)
+
+    def training_speed(self, trained: Trained) -> dict[str, float]:
+        return training_speed(trained.run.path)
+
+    def mark(self, levels: int | None) -> str:
+        """The ending of figures at other grey levels than the data set has, as `@32`."""
+        return "" if levels in (None, self.pack.meta.levels) else f"@{levels}"
+
+    # ------------------------------------------------------------------------ figures
+
+    def __call__(self, images: ImageSet, levels: int | None) -> Figures:
+        """The figures of images; of a binary model, with no real images to compare with."""
+        if levels == 2:
+            figures = self._of_images(images, "draws")
+        else:
+            self.levels.add(levels)
+            figures = self._marked(self.compared(images, self.real.reference(levels)), levels)
+        return figures | self._of_images(images, "test", "train")
+
+    def compared(self, images: ImageSet, real: ImageSet, *, intervals: bool = True) -> Figures:
+        figures: Figures = {}
+        for metric in self.metrics:
+            if metric.compare is None:
+                continue
+            fake = images.features(space := self.space_of(metric))
+            if self.stats and metric is self.stats[0]:
+                figures |= to_moments(*self.stats, fake)
+            else:
+                figures |= metric.compare(fake, real.features(space), intervals)
+        return {self._named(name): value for name, value in figures.items()} | self._of_images(
+            images, "draws"
+        )
+
+    def of_model(self, one: Contestant, *, sampler_only: bool) -> Figures:
+        """The figures of a contestant's model itself, on the first rank. A call of every rank."""
+        figures: Figures = {}
+        for metric in self.metrics:
+            wanted = (metric.shared or not ranks.rank()) and (metric.of_sampler or not sampler_only)
+            if metric.of_model and wanted:
+                figures |= metric.of_model(self, one)
+        return figures
+
+    def floor(self, n: int) -> Figures:
+        """The figures of n real images in place of samples, at all grey levels of the models so far. One draw
+        of 2,000 digits may have twice the Fréchet distance of another, so that each figure is a mean over
+        draws."""
+        figures: Figures = {}
+        values = self.floor_draws.setdefault(n, {})
+        for levels in sorted(self.levels, key=str):
+            pairs = self._pairs(n, levels)
+            if draws := [self.compared(fake, real, intervals=len(pairs) == 1) for fake, real in pairs]:
+                figures |= self._marked(mean_of_draws(draws), levels)
+                of_draws = {name: [draw[name].value for draw in draws] for name in draws[0]}
+                values |= {name + self.mark(levels): each for name, each in of_draws.items()}
+        for split in ("test", "train"):
+            if any(metric.of_images and metric.floor == split for metric in self.metrics):
+                figures |= self._of_images(some(self.real.of(split), n), split)
+        return figures
+
+    def floor_size(self, n: int) -> int:
+        return min(n, self.real.at_most)
+
+    def _of_images(self, images: ImageSet, *floors: str) -> Figures:
+        figures: Figures = {}
+        for metric in self.metrics:
+            if metric.of_images and metric.floor in floors:
+                figures |= metric.of_images(self, images)
+        return figures
+
+    def _pairs(self, n: int, levels: int | None) -> list[tuple[ImageSet, ImageSet]]:
+        """The draws of real images in place of n samples: one, where features take long."""
+        pairs = self.real.pairs(self.floor_size(n), levels)
+        return pairs[:1] if self.large else pairs
+
+    def _marked(self, figures: Figures, levels: int | None) -> Figures:
+        return {name + self.mark(levels): value for name, value in figures.items()}
+
+    def _named(self, name: str) -> str:
+        """A figure's name, of a LeNet that tells rotations apart with the ending `_rot`."""
+        of_lenet = name in ("fd", "fd_inf") or name.endswith("_lenet")
+        rotated = of_lenet and self.lenet and self.lenet.rotations
+        return f"{name.removesuffix('_lenet')}_rot" if rotated else name
+
+    # ------------------------------------------------------------------------ features
+
+    def prepare(self, contestants: Sequence[Contestant]) -> None:
+        """Computes the features of the contestants' images, and of the real images that they and the floor
+        are compared with: each process those of a share. A call of every rank."""
+        memory = [self.memory_space] if self.remembers else []
+        for images in (self.train_images, self.real.of("test")) if memory else ():
+            self._compute("the data set", images, memory)
+        compared = [metric for metric in self.metrics if metric.compare]
+        spaces = [self.space_of(metric) for metric in compared]
+        for one in {one.name: one for one in contestants}.values():
+            self._compute(f"`{one.name}`", one.images, [*(spaces if one.levels != 2 else ()), *memory])
+        # of the real images behind statistics no more is known
+        of_real = [self.space_of(m) for m in compared if not self.stats or m is not self.stats[0]]
+        for levels in sorted({one.levels for one in contestants if one.levels != 2}, key=str):
+            self._compute("the data set", self.real.reference(levels), of_real)
+            for n in sorted({len(one) for one in contestants}):
+                for fake, real in self._pairs(n, levels):
+                    self._compute("the floor", fake, spaces)
+                    self._compute("the data set", real, of_real)
+
+    def _compute(self, name: str, images: ImageSet, spaces: Sequence[Space | None]) -> None:
+        what = f"features of {len(images):,} images of {name}"
+        if self.large and not all(space is None or images.knows(space) for space in spaces):
+            self.say(what)
+        since = time.monotonic()
+        for space in spaces:
+            if space is not None:
+                images.features(space)
+        if (seconds := time.monotonic() - since) >= 1:
+            by = f" on {ranks.world()} processes" if ranks.world() > 1 else ""
+            self.say(f"{what}: {seconds:.1f} s{by}")
+
+    # ------------------------------------------------------------------------ the result
+
+    def compare_all(self, contestants: Sequence[Contestant], folder: Path, processes: int) -> dict[str, Any]:
+        """The JSON of `gz bench`, whose files are written."""
+        rows, lines, meta = [], [], self.pack.meta
+        for one in contestants:
+            rows.append(self.row_of(one))
+            figures, images = brief(rows[-1]["metrics"]), one.images.images
+            self.say(f"{one.name}: {figures}")
+            # images of a folder often lie in the order of their classes
+            n, rng = len(images), np.random.default_rng(0)
+            order = np.arange(n) if one.trained else rng.permutation(n)
+            lines.append((f"{one.name}   {figures}", images[order[:SHOWN]]))
+        sizes = sorted({len(one) for one in contestants}, reverse=True)
+        floors = {n: self.floor(n) for n in sizes}
+        floor = floors[sizes[0]]
+        if self.job.export_stats:
+            self.write_stats(Path(self.job.export_stats))
+        picture, neighbours = folder / "bench.png", folder / "neighbours.png"
+        real = self.real.reference(None).images
+        of_real = brief({f"{name} (floor)": value.value for name, value in floor.items()})
+        title = f"real images of {meta.name}   {of_real}"
+        sample_rows(picture, [*lines, (title, real[subset(len(real), SHOWN)])])
+        if self.remembers:
+            save_png(neighbours, self.copies(contestants))
+        every = [*(row["metrics"] for row in rows), *floors.values()]
+        result = {
+            "data": meta.name,
+            "rows": rows,
+            **json_figures("floor", floor),
+            "floors": [
+                {"n": n, "images": self.floor_size(n), "draws": self.floor_draws[n]}
+                | json_figures("metrics", values)
+                for n, values in floors.items()
+            ],
+            "directions": {name: column_of(name).better for part in every for name in part},
+            "biased": {str(n): self.biased(n) for n in sizes},
+            "provenance": self.provenance(processes),
+            "notes": self.notes(contestants, rows, sizes),
+            "picture": str(picture),
+            "neighbours": str(neighbours) if self.remembers else None,
+            "stats": self.job.export_stats,
+        }
+        files.write_json(Run(folder).bench_file, result)
+        return result
+
+    def row_of(self, one: Contestant) -> dict[str, Any]:
+        since, trained = time.monotonic(), one.trained
+        figures = self(one.images, one.levels) | one.figures
+        row: dict[str, Any] = {"name": one.name, "model": None, "run": None, "step": None, "params": None}
+        if trained:
+            row |= {"model": trained.name, "run": trained.run.owner.id, "step": trained.step}
+            row["params"] = sum(p.numel() for p in trained.model.parameters())
+        return {
+            **row,
+            "path": one.path,
+            "samples": one.file,
+            "n": len(one),
+            **json_figures("metrics", figures),
+            "sample": dict(trained.part.sample) if trained else {},
+            "precision": trained.precision if trained else None,
+            "conditional": one.images.labels is not None,
+            "levels": one.levels,
+            **one.facts,
+            "seconds": round(one.facts.get("seconds", 0.0) + time.monotonic() - since, 1),
+        }
+
+    def copies(self, contestants: Sequence[Contestant]) -> np.ndarray:
+        """A sheet of the samples, and test images, nearest to a training image, above this, by features
+        and pixels."""
+        train, space, blocks = self.train_images, self.memory_space, []
+        sets = {one.name: one.images for one in contestants} | {"test images": self.real.of("test")}
+        for name, images in sets.items():
+            distances, places = nearest(images.features(space), train.features(space))
+            rows = np.argsort(distances[:, 0], kind="stable")[:COPIES]
+            shown = np.asarray(images.images[np.sort(rows)])[np.argsort(np.argsort(rows))]
+            by_pixels = nearest(shown, np.asarray(train.images[:]))[1][:, 0]
+            neighbours = {"nearest by features": places[rows, 0], "nearest by pixels": by_pixels}
+            of_train = [
+                Row(kind, [train.images[int(i)] for i in index]) for kind, index in neighbours.items()
+            ]
+            blocks.append([Row(name, list(shown)), *of_train])
+        return sheet(blocks)
+
+    def biased(self, n: int) -> list[str]:
+        """The raw Fréchet distances of n samples that have fewer than two a feature."""
+        least = min(n, len(self.real.reference(None)))
+        return [
+            self._named(metric.name) for metric in self.metrics if metric.width and least < 2 * metric.width
+        ]
+
+    def notes(
+        self, contestants: Sequence[Contestant], rows: Sequence[Mapping[str, Any]], sizes: Sequence[int]
+    ) -> list[str]:
+        """Notes without which the figures of contestants of these numbers of images could be misread."""
+        lines, names = [], {metric.name for metric in self.metrics}
+        for n in sizes:
+            if biased := self.biased(n):
+                few = (
+                    "fewer images than twice the features, a raw Fréchet distance then sees their number more"
+                )
+                hold = "than their quality; `kid…` and `…_pca` hold at this n"
+                lines.append(f"`{'~`, `'.join(biased)}~`: {few} {hold}")
+            elif n < SMALL and "fid" in names:
+                lines.append(
+                    f"FID of {n} images is biased upwards: compare it at the same n only, or use `kid`"
+                )
+        binary = any(one.levels == 2 for one in contestants)
+        lines += treatment({self.pack.meta.name: self.pack}, 2 if binary else None)
+        lines += [note for one in contestants for note in one.notes]
+        if len(sizes) > 1:
+            counts = ", ".join(f"{n:,}" for n in sizes)
+            lines.append(
+                f"the contestants have {counts} images: compare each with the floor of its own number"
+            )
+        if self.stats and self.stats_facts:
+            name, file = self.stats[0].name, self.stats_facts["file"]
+            lines.append(f"`{name}` is the distance to the mean and covariance in `{file}`")
+        for n in sizes:
+            if (real := self.floor_size(n)) < n:
+                lines.append(f"the floor of {n:,} samples is of {real:,} real images, as there are no more")
+        unlabelled = [one.name for one in contestants if one.images.labels is None]
+        if unlabelled and "worth" in names:
+            lines.append(f"`worth` needs labels, which there are none of with `{'`, `'.join(unlabelled)}`")
+        likelihoods = [row["likelihood"] for row in rows if "likelihood" in row]
+        for key, line in (("given_labels", GIVEN_LABELS), ("marginal", MARGINAL)):
+            lines += [line] if any(likelihood[key] for likelihood in likelihoods) else []
+        return list(dict.fromkeys(lines))
+
+    def provenance(self, processes: int) -> dict[str, Any]:
+        meta, job, net = self.pack.meta, self.job, self.lenet
+        return {
+            "n_real": len(self.real.reference(None)),
+            "n_fake": job.n,
+            "split": job.split,
+            "shape": list(meta.shape),
+            "levels": meta.levels,
+            "resized": meta.resized,
+            "digest": meta.digest,
+            "seed": job.seed,
+            "checkpoint": job.checkpoint,
+            "processes": processes,
+            "features": net and net.hash,
+            "features_accuracy": net and net.accuracy,
+            "features_rotations": net and net.rotations,
+            **dict.fromkeys(("lite", "inception")),
+            **{name: space.hash for name, space in self.large.items()},
+            "stats": self.stats_facts,
+            "floor_draws": self.floor_draws[max(self.floor_draws)] if self.floor_draws else {},
+            "versions": {name: version(name) for name in VERSIONS},
+        }
+
+    # ------------------------------------------------------------------------ statistics of real images
+
+    def stats_metric(self) -> Metric:
+        """The Fréchet distance whose statistics are meant: there must be exactly one."""
+        distances = [metric for metric in self.metrics if metric.width]
+        if len(distances) != 1:
+            hint = "`--metrics fid` for files of pytorch-fid and clean-fid, `fd` for the features of the set"
+            raise UsageError(f"statistics are of one Fréchet distance, not of {len(distances)}", hint=hint)
+        return distances[0]
+
+    def write_stats(self, path: Path) -> None:
+        """Writes `mu` and `sigma` of the real images as pytorch-fid and clean-fid read them."""
+        metric = self.stats_metric()
+        space = self.space_of(metric)
+        features = self.real.reference(None).features(space)[:, : metric.width]
+        real, file, name = moments(features), io.BytesIO(), np.array(space.hash if space else "")
+        np.savez(file, mu=real.mean, sigma=real.covariance, n=np.array(len(features)), features=name)
+        files.write_atomic(path, file.getvalue())
 
 
-def notes(
-    contestants: Sequence[Contestant], rows: Sequence[Mapping[str, Any]], judge: Judge, sizes: Sequence[int]
-) -> list[str]:
-    """Notes without which the figures of contestants of these numbers of images could be misread."""
-    binary = any(one.levels == 2 for one in contestants)
-    lines = [line for n in sizes for line in judge.warnings(n)]
-    lines += treatment({judge.pack.meta.name: judge.pack}, 2 if binary else None)
-    lines += [note for one in contestants for note in one.notes]
-    if len(sizes) > 1:
-        counts = ", ".join(f"{n:,}" for n in sizes)
-        lines.append(f"the contestants have {counts} images: compare each with the floor of its own number")
-    if stats := judge.stats:
-        lines.append(f"`{stats.metric.name}` is the distance to the mean and covariance in `{stats.file}`")
-    for n in sizes:
-        if (real := judge.floor_size(n)) < n:
-            lines.append(f"the floor of {n:,} samples is of {real:,} real images, as there are no more")
-    unlabelled = [one.name for one in contestants if one.images.labels is None]
-    if unlabelled and any(metric.name == "worth" for metric in judge.metrics):
-        lines.append(f"`worth` needs labels, which there are none of with `{'`, `'.join(unlabelled)}`")
-    likelihoods = [row["likelihood"] for row in rows if "likelihood" in row]
-    if any(likelihood["given_labels"] for likelihood in likelihoods):
-        lines.append(GIVEN_LABELS)
-    if any(likelihood["marginal"] for likelihood in likelihoods):
-        lines.append(MARGINAL)
-    return list(dict.fromkeys(lines))
+def read_statistics(path: Path, metric: Metric, space: Space | None) -> tuple[Moments, dict[str, Any]]:
+    """`mu` and `sigma` of an npz, and what it says of its images and features. Raises UsageError for a file
+    that is none, or of other features."""
+    width = metric.width
+    try:
+        arrays = files.read_arrays(path, "mu", "sigma")
+        with files.reading(path):
+            mu, sigma = (np.asarray(arrays[name], np.float64) for name in ("mu", "sigma"))
+            n = int(arrays["n"]) if "n" in arrays else None
+            if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+                raise ValueError("it holds numbers that are not finite")
+    except MissingError as e:
+        hint = "statistics are arrays `mu` and `sigma`"
+        raise UsageError(f"no npz of statistics: {e.message}", hint=hint) from e
+    if mu.shape != (width,) or sigma.shape != (width, width):
+        shapes = f"`mu` of shape {mu.shape} and `sigma` of {sigma.shape}"
+        raise UsageError(f"`{path}` has {shapes}: `{metric.name}` has {width} features")
+    theirs = str(arrays["features"]) if "features" in arrays else None
+    if theirs and space and theirs != space.hash:
+        other = f"({theirs[:8]}, not {space.hash[:8]})"
+        hint = "a LeNet is of one data set: compare on the same `--data`, or by `fid`"
+        raise UsageError(f"`{path}` is of other features than `{metric.name}` has here {other}", hint=hint)
+    return Moments(mu, sigma), {"file": str(path), "n": n, "features": theirs}
 
 
-def provenance(judge: Judge, job: BenchJob, processes: int) -> dict[str, Any]:
-    meta = judge.pack.meta
-    return {
-        "n_real": len(judge.real.reference(None)),
-        "n_fake": job.n,
-        "split": job.split,
-        "shape": list(meta.shape),
-        "levels": meta.levels,
-        "resized": meta.resized,
-        "digest": meta.digest,
-        "seed": job.seed,
-        "checkpoint": job.checkpoint,
-        "processes": processes,
-        **judge.provenance(),
-        "versions": {name: version(name) for name in VERSIONS},
-    }
+def json_figures(name: str, figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures under a name, and their intervals under `intervals` or `NAME_intervals`, for JSON."""
+    ends = {key: [value.low, value.high] for key, value in figures.items() if value.low is not None}
+    intervals = "intervals" if name == "metrics" else f"{name}_intervals"
+    return {name: {key: value.value for key, value in figures.items()}, intervals: ends}

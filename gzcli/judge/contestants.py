@@ -82,8 +82,7 @@ class ImageSet:
         return ImageSet(self.images[rows], labels, _features=features)
 
     def _cached(self, space: Space) -> np.ndarray:
-        """The features, from the cache or computed; networks compute in single precision, so that no digit is
-        lost in a file of it."""
+        """The features by way of a file, in single precision, in which networks compute."""
         path = cache_dir("features", "real") / f"{self.key}-{space.hash[:16]}-{space.device.type}.npy"
 
         def read(path: Path) -> np.ndarray:
@@ -91,11 +90,11 @@ class ImageSet:
             with files.reading(path):
                 if features.ndim != 2 or len(features) != len(self) or not np.isfinite(features).all():
                     raise ValueError("these are not the features of the set")
-            return features
+            return features.astype(np.float64)
 
         features = files.read_cached(path, read, self.say) if ranks.rank() == 0 else None
         if ranks.agree(features is not None):
-            return (read(path) if features is None else features).astype(np.float64)
+            return read(path) if features is None else features
         features, file = self._computed(space), io.BytesIO()
         if ranks.rank() == 0:
             np.save(file, features.astype(np.float32))
@@ -190,54 +189,29 @@ class Contestant:
 
 
 def sampled(trained: Trained, pack: Pack, job: BenchJob, folder: Path, log: Log) -> Contestant:
-    """`job.n` samples of a model; a conditional one draws them by the labels of as many training images."""
-    labels = pack.labels("train") if trained.model.conditional else None
-    chosen = None
+    """`job.n` samples of a model, also in a file; a conditional one draws them by the labels of as many
+    training images."""
+    labels, chosen = pack.labels("train") if trained.model.conditional else None, None
     if labels is not None:
         rows = np.random.default_rng(0).permutation(len(labels))
         chosen = torch.from_numpy(np.asarray(labels[np.resize(rows, job.n)]))
         chosen = chosen.float() if pack.meta.multilabel else chosen
-    drawn, seconds, file = sample(trained, chosen, job, folder, log)
-    images = ImageSet(drawn, None if chosen is None else chosen.numpy())
-    return Contestant(trained.name, images, str(trained.run.owner.path), trained, seconds, str(file))
-
-
-def sample(
-    trained: Trained, labels: torch.Tensor | None, job: BenchJob, folder: Path, log: Log
-) -> tuple[np.ndarray, float, Path]:
-    """n samples uint8 [n, C, H, W], the seconds that they took, and their file in `folder`, whose name is a
-    hash of all that they depend on."""
-    weights, owner, device = trained.run.model_file, trained.run.owner.id, trained.device.type
-    stamp, options = weights.stat().st_mtime_ns if weights.exists() else 0, dict(trained.part.sample)
-    facts = [owner, trained.step, stamp, job.n, job.seed, options, device, trained.precision]
-    key = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:8]
-    path = Run(folder).samples_folder / f"{owner}-{key}.npz"
-
-    def read(path: Path) -> tuple[np.ndarray, float, Path]:
-        arrays = files.read_arrays(path)
-        with files.reading(path):
-            images = arrays["samples"].transpose(0, 3, 1, 2)
-            if len(images) != job.n or images.dtype != np.uint8:
-                raise ValueError(f"these are not {job.n} samples")
-            return images, float(arrays["seconds"]), path
-
-    earlier = files.read_cached(path, read, log.warn) if ranks.rank() == 0 else None
-    if ranks.agree(earlier is not None):
-        return earlier or read(path)
-    since = time.perf_counter()
+    since, owner = time.perf_counter(), trained.run.owner
     with log.bar(f"sample {trained.name}") as progress:
-        images = draw(trained, job.n, seed=job.seed, labels=labels, progress=progress)
+        images = draw(trained, job.n, seed=job.seed, labels=chosen, progress=progress)
     synchronise(trained.device)
     seconds = time.perf_counter() - since
+    facts = json.dumps([trained.step, dict(trained.part.sample)], default=str)  # which variants differ in
+    path = Run(folder).samples_folder / f"{owner.id}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}.npz"
     if not ranks.rank():
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(path, samples=images.transpose(0, 2, 3, 1), seconds=seconds)
-    return images, seconds, path
+    drawn = ImageSet(images, None if chosen is None else chosen.numpy())
+    return Contestant(trained.name, drawn, str(owner.path), trained, seconds, str(path))
 
 
 def read(what: str, pack: Pack, form: PackOptions, n: int, log: Log) -> Contestant:
-    """The images of a folder, an archive, an npz or a set, in the form of the others: n of them, or all where
-    they are fewer."""
+    """n images of a folder, an archive, an npz or a set, or all where they are fewer, in the others' form."""
     source = locate(what)
     theirs = open_pack(source, **form, foreign=True, say=log.info)
     total = theirs.meta.counts["test"]
@@ -267,31 +241,25 @@ def read(what: str, pack: Pack, form: PackOptions, n: int, log: Log) -> Contesta
 def common_form(models: list[Trained], pack: Pack | None = None) -> PackOptions:
     """The form of the images of all runs; without runs that of the data set."""
     if not models:
-        if pack is None:
-            return PackOptions(size=None, channels=None, fit="crop", patch=None)
-        channels, *sides = pack.meta.shape
-        return PackOptions(size=as_size(*sides), channels=channels, fit="crop", patch=None)
-    first = models[0]
-    for other in models:
-        if other.images.shape != first.images.shape:
-            theirs, ours = (by_sides(run.images.shape) for run in (other, first))
-            why, what = f"`{other.run.id}` has images of {theirs}, `{first.run.id}` of {ours}", "size"
-        elif other.wanted != first.wanted:
+        channels, *sides = pack.meta.shape if pack else (None,)
+        return PackOptions(size=as_size(*sides) if sides else None, channels=channels, fit="crop", patch=None)
+    first, *others = models
+    for other in others:
+        theirs, ours = (by_sides(run.images.shape) for run in (other, first))
+        why, what = f"`{other.run.id}` has images of {theirs}, `{first.run.id}` of {ours}", "size"
+        if other.images.shape == first.images.shape:
             theirs, ours = (run.part.data.fit for run in (other, first))
-            why = (
-                f"pictures came to `{other.run.id}` by `data.fit: {theirs}`, to `{first.run.id}` by `{ours}`"
-            )
-            what = "fit"
-        else:
-            continue
-        hint = f"run `gz bench` once for each {what}"
-        raise UsageError(f"{why}: their figures are not comparable", hint=hint)
+            came = f"pictures came to `{other.run.id}` by `data.fit: {theirs}`"
+            why, what = f"{came}, to `{first.run.id}` by `{ours}`", "fit"
+        if other.wanted != first.wanted:
+            hint = f"run `gz bench` once for each {what}"
+            raise UsageError(f"{why}: their figures are not comparable", hint=hint)
     return first.wanted
 
 
 def tell_apart(contestants: list[Contestant]) -> None:
-    """Gives contestants of one name longer ones: of runs their alias or id, of images as much of their path
-    as is needed; what is still equal gets a number."""
+    """Gives contestants of one name their alias, id or more of their path, and a number where that is not
+    enough."""
     names = Counter(one.name for one in contestants)
     for one in contestants:
         if names[one.name] > 1 and one.trained:
@@ -328,13 +296,9 @@ def steps_for(trained: Trained, calls: int) -> int | None:
 
 
 def count_calls(trained: Trained, options: Mapping[str, Any] | None = None) -> int:
-    """The network calls of one image, found by drawing it.
-
-    Each layer that runs counts with its parameters, and half of these parameters run as often or more. So
-    the large network of several counts, and a layer that is skipped at some steps does not. Guidance doubles
-    the batch, which counts as two calls. The pixel models compute every value once and keep it, past their
-    layers' `forward`: they count as many calls as they take without that (`naive`), one for each value drawn.
-    """
+    """The network calls of one image, found by drawing it: as many as the layers run that have half of the
+    parameters, so that the large network of several counts. Guidance doubles the batch, which counts as
+    two. Pixel models, which keep every value past their layers' `forward`, count one for each value drawn."""
     model = trained.model
     keywords = grouped(model.sample, {**trained.part.sample, **(options or {})})
     if "naive" in defaults(model.sample):

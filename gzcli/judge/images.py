@@ -27,47 +27,35 @@ BANK = 10_000  # training images that scores are fitted on, or among which neigh
 
 @dataclass(frozen=True)
 class Pick:
-    """Some images of a split."""
+    """Some images of a split, which can be read several times: in batches, at a run's grey levels and on its
+    device, after `batches`. A slice `pick[i:j]` holds the batches i … j − 1."""
 
     pack: Pack
     split: str  # "train", "val" or "test"
     index: np.ndarray  # positions in the split, [N]
     by_content: bool = False  # whether an image's noise goes by its pixels, not by its position
     unbounded: bool = False  # whether their scores may be infinite
+    size: int = 1  # number of images of a batch
+    levels: int | None = None  # number of grey levels; None: latents
+    device: torch.device | str = "cpu"
+    seed: int = 0
 
-    def batches(self, run: Trained, *, size: int, seed: int) -> Images:
+    def batches(self, run: Trained, *, size: int, seed: int) -> Pick:
         """Batches of `size` images, or of fewer where each process else had no share."""
         size = min(size, max(1, math.ceil(len(self.index) / ranks.world())))
-        return Images(self, size, run.images.levels, run.device, seed)
-
-
-@dataclass(frozen=True)
-class Images:
-    """Images in batches, at a run's grey levels and on its device. They can be read several times. A slice
-    `images[i:j]` holds the batches i … j − 1."""
-
-    pick: Pick
-    size: int  # number of images of a batch
-    levels: int | None  # number of grey levels; None: latents
-    device: torch.device
-    seed: int
-
-    @property
-    def index(self) -> np.ndarray:
-        return self.pick.index
+        return replace(self, size=size, levels=run.images.levels, device=run.device, seed=seed)
 
     def __len__(self) -> int:
         return math.ceil(len(self.index) / self.size)
 
-    def __getitem__(self, which: slice) -> Images:
+    def __getitem__(self, which: slice) -> Pick:
         start, stop, _ = which.indices(len(self))
-        index = self.index[start * self.size : stop * self.size]
-        return replace(self, pick=replace(self.pick, index=index))
+        return replace(self, index=self.index[start * self.size : stop * self.size])
 
     def __iter__(self) -> Iterator[Batch]:
         how: dict[str, Any] = {"levels": self.levels, "device": self.device, "seed": self.seed}
-        read = scan_by_content if self.pick.by_content else scan
-        return read(self.pick.pack, self.pick.split, batch_size=self.size, index=self.index, **how)
+        read = scan_by_content if self.by_content else scan
+        return read(self.pack, self.split, batch_size=self.size, index=self.index, **how)
 
 
 def held_out_split(pack: Pack) -> str:
@@ -80,7 +68,7 @@ def fitting_index(pack: Pack) -> np.ndarray:
 
 def fitting_images(
     run: Trained, pack: Pack, *, size: int, seed: int, held_out: np.ndarray | None = None
-) -> tuple[Images, Images]:
+) -> tuple[Pick, Pick]:
     """Held-out and training images of a run's set, in fixed numbers, that scores are fitted on."""
     index = fitting_index(pack) if held_out is None else held_out
     train = subset(pack.meta.counts["train"], BANK)
@@ -90,8 +78,7 @@ def fitting_images(
 
 
 def treatment(packs: Mapping[str, Pack], levels: int | None, *, but: str = "") -> list[str]:
-    """Notes on how the images of a figure differ from those of the set: resized, made grey or RGB,
-    binarised."""
+    """Notes on how a figure's images differ from those of the set."""
     lines = []
     for name, pack in packs.items():
         channels, height, width = pack.meta.shape

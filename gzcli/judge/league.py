@@ -234,8 +234,7 @@ def draw(folder: Path, result: dict[str, Any]) -> None:
 
 
 def draw_curves(path: Path, curves: Mapping[str, Sequence[Point]], *, x: str, y: str, title: str) -> None:
-    """Writes a figure of a line for each model on logarithmic axes, with a bar of a deviation to each side;
-    real images are at 1."""
+    """Writes a figure of a line for each model on logarithmic axes; real images are at 1."""
     from matplotlib.ticker import LogLocator
 
     from gzcli.engine.pictures import pyplot, save_figure

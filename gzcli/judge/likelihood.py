@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,8 +18,7 @@ from gzcli.core.units import about
 from gzcli.data.packs.pack import Pack
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained
-from gzcli.judge.images import Images, Pick, affordable, timed
-from gzcli.metrics.interval import subset
+from gzcli.judge.images import Pick, affordable, timed
 from gzcli.models.base import Model
 from gzcli.models.nn import full_fp32
 from gzcli.models.options import defaults, grouped
@@ -30,7 +30,9 @@ CHECKED = 8  # images of a batch on which the solver is checked, at most
 NOTABLE = 0.01  # bits a dimension: the last digit in which tables give bpd
 
 
-def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, Any]:
+def likelihood(
+    trained: Trained, test_images: Callable[[Trained, int], Pick], pack: Pack, seed: int, log: Log
+) -> dict[str, Any]:
     """The mean negative log-likelihood of test images: {kind, nats, bpd, n, se (of nats), given_labels,
     marginal, solver_gap}.
 
@@ -38,16 +40,11 @@ def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, A
     given the label. Where the budget allows every class in turn, `marginal` is {nats, bpd, se} of
     p(x) = Σ_y p(y) p(x | y), p(y) being the classes' frequencies in training; else it is None.
     """
-    device, model, total = trained.device, trained.model, pack.meta.counts["test"]
+    device, model = trained.device, trained.model
     budget, by_ode = trained.part.ood.budget, model.likelihood == "ode"
-    size = devices.batch_of(BATCH_SIZE, device)
-
-    def test_images(n: int) -> Images:
-        return Pick(pack, "test", subset(total, n)).batches(trained, size=size, seed=seed)
-
-    trial = next(iter(test_images(size)))
+    trial = next(iter(test_images(trained, devices.batch_of(BATCH_SIZE, device))))
     each = timed(lambda: given_label(model, trial), device) / len(trial) / ranks.world()
-    n = min(affordable(each, budget, 1), MOST_BY_ODE if by_ode else MOST, total)
+    n = min(affordable(each, budget, 1), MOST_BY_ODE if by_ode else MOST, pack.meta.counts["test"])
     labels, frequencies, passes = pack.labels("train"), None, 1
     if labels is not None and model.conditional and not pack.meta.multilabel:
         counts = np.bincount(labels, minlength=len(pack.meta.classes))
@@ -66,7 +63,7 @@ def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, A
             progress(done, n / ranks.world())
             return {name: nats.numpy() for name, nats in values.items()}
 
-        values = ranks.over(test_images(n), work)
+        values = ranks.over(test_images(trained, n), work)
     if not all(np.isfinite(nats).all() for nats in values.values()):
         raise DivergedError(f"the likelihood of `{trained.run.id}` is not finite for some test images")
     unit, figures = int(np.prod(trained.info.shape)) * np.log(2), {}

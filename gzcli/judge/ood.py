@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,15 +15,14 @@ import torch
 from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.jobs import OodJob
-from gzcli.data.packs.open import check_unchanged, open_pack
+from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack
 from gzcli.data.sets.library import listed_images
 from gzcli.data.sets.registry import SPECS, Benchmark, find_benchmark
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import histograms
-from gzcli.engine.trained import Trained, load_trained
 from gzcli.judge.images import BANK, Pick, short_paths, treatment
-from gzcli.judge.scores import Table, score_all
+from gzcli.judge.scores import Scoring, Table, write_csv
 from gzcli.metrics import baselines, pretrained
 from gzcli.metrics.detection import FIGURES, detection
 from gzcli.metrics.interval import subset
@@ -42,39 +39,32 @@ FPR = {
 
 def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
     """Writes `scores.csv`, `histograms.png` and `ood.json` into `folder`. Returns the JSON of `gz ood` on
-    rank 0, and {} on others.
-
-    The in-distribution images are the test split of `job.ins`. The foreign ones are the test splits of known
-    sets, and the test split or all images of the user's own sets.
-    """
+    rank 0, and {} on others."""
     began = time.monotonic()
-
-    def load(path: str) -> Trained:
-        return load_trained(Run(Path(path)), device, job.checkpoint, job.precision)
-
-    trained = load(job.run)
-    home, sets = open_sets(trained, job, log)
+    scoring = Scoring(job, device, log)
+    trained, home = scoring.trained, scoring.home
+    sets = open_sets(scoring, job)
 
     def picks(n: int | None) -> dict[str, Pick]:
         totals = {name: pack.meta.counts["test"] for name, pack in sets.items()}
         return {name: Pick(sets[name], "test", subset(total, n or total)) for name, total in totals.items()}
 
-    scored = score_all(trained, job, home, picks, log, load=load)
+    scoring.score(picks)
     if ranks.rank():
         return {}
-    without_model = baseline_scores(scored.picks, home, device)
-    seeds = [{name: tables[name] | without_model[name] for name in sets} for tables in scored.seeds]
+    without_model = baseline_scores(scoring.picks, home, device)
+    seeds = [{name: tables[name] | without_model[name] for name in sets} for tables in scoring.tables]
     benchmark = find_benchmark(job.benchmark) if job.benchmark else None
-    compared = partial(compare, packs=sets, names=scored.names, benchmark=benchmark)
+    compared = partial(compare, packs=sets, names=scoring.names, benchmark=benchmark)
     results = over_seeds([compared(tables, bootstrap=len(seeds) == 1) for tables in seeds])
     short = short_paths(list(sets))
     shown = [row | {"out": short.get(row["out"], row["out"])} for row in results]
     place, picture = Run(folder), folder / "histograms.png"
-    write_scores(place.scores_file, seeds, scored.picks, job)
+    write_scores(place.scores_file, seeds, scoring.picks, job)
     histograms(picture, {short[name]: table for name, table in seeds[0].items()}, short[job.ins], shown)
     packs = {short[name]: pack for name, pack in sets.items()}
     result = {
-        **scored.facts(trained, job),
+        **scoring.facts(),
         "results": results,
         "notes": notes(shown, packs, trained.images.levels, benchmark, job),
         "names": short,
@@ -83,7 +73,7 @@ def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
         "levels": trained.images.levels,
         "shape": list(trained.images.shape),
         "likelihood": trained.model.likelihood,
-        "solver_gap": scored.gap and asdict(scored.gap),
+        "solver_gap": scoring.gap and asdict(scoring.gap),
         "coders": sorted(baselines.coders()),
         "seconds": round(time.monotonic() - began, 1),
         "files": {"scores": str(place.scores_file), "histograms": str(picture)},
@@ -92,12 +82,10 @@ def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
     return result
 
 
-def open_sets(trained: Trained, job: OodJob, log: Log) -> tuple[Pack, dict[str, Pack]]:
-    """The in-distribution set; and all sets whose test images are scored by name, that one first: with
-    OpenOOD's lists of a benchmark the images in these."""
-    home = open_pack(job.ins, **trained.wanted, say=log.info)
-    check_unchanged(trained.run.owner.path, home.meta)
-    foreign = partial(open_pack, **trained.wanted, foreign=True, say=log.info)
+def open_sets(scoring: Scoring, job: OodJob) -> dict[str, Pack]:
+    """The sets whose test images are scored by name, the in-distribution one first."""
+    home = scoring.home
+    foreign = partial(open_pack, **scoring.trained.wanted, foreign=True, say=scoring.log.info)
     if job.imglists and job.benchmark:
         listed = partial(listed_images, Path(job.imglists), find_benchmark(job.benchmark))
         sets = {name: foreign(listed(name)) for name in (job.ins, *job.outs)}
@@ -110,7 +98,7 @@ def open_sets(trained: Trained, job: OodJob, log: Log) -> tuple[Pack, dict[str, 
                 raise UsageError(message, hint="`--out` takes other sets")
     if not home.meta.counts["test"]:
         raise UsageError(f"`{home.meta.name}` has no test images")
-    return home, sets
+    return sets
 
 
 def baseline_scores(picks: Mapping[str, Pick], home: Pack, device: torch.device) -> dict[str, Table]:
@@ -175,8 +163,8 @@ def with_group_means(results: list[dict[str, Any]], benchmark: Benchmark) -> lis
 
 
 def over_seeds(seeds: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The rows of every seed as one table of means; `spread` is the deviation of each figure over the seeds,
-    and `beats_baselines` says whether most of them do."""
+    """The rows of every seed as one table of means; `spread` is the deviation of each figure over the
+    seeds."""
     if len(seeds) == 1:
         return seeds[0]
     means_of_rows = []
@@ -252,12 +240,10 @@ def write_scores(
         of_model = score not in BASELINES
         for i in range(len(seeds) if of_model else 1):
             columns[f"{score}@{job.seed + i}" if len(seeds) > 1 and of_model else score] = (i, score)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["set", "role", "index", "file", *columns])
+    lines = []
     for name, pick in picks.items():
         role, names = "in" if name == job.ins else "out", pick.pack.names("test")
         rows = zip(*(seeds[i][name][score] for i, score in columns.values()), strict=True)
         for at, row in zip(map(int, pick.index), rows, strict=True):
-            writer.writerow([name, role, at, names[at] if names else "", *map(repr, map(float, row))])
-    files.write_atomic(path, text.getvalue())
+            lines.append([name, role, at, names[at] if names else "", *map(float, row)])
+    write_csv(path, ["set", "role", "index", "file", *columns], lines)

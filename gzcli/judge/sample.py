@@ -4,8 +4,8 @@ PATH`)."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,8 @@ class Output:
 
 
 def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
-    """Does the job and writes its files into `folder`. Returns the JSON of `gz sample`.
-
-    `grid.png` is always written. The job may ask for single PNGs, for `animation.gif`, and for `samples.npz`
-    with `samples` uint8 [N, H, W, C] and, where there are any, `labels` [N] or [N, K].
-    """
+    """Does the job and writes its files into `folder`: `grid.png`, and what else the job asks for. Returns
+    the JSON of `gz sample`."""
     trained = load_trained(Run(Path(job.run)), device, job.checkpoint, job.precision)
     since, frames = time.monotonic(), Frames(trained.shown) if job.animate else None
     with log.bar(job.do or "sample") as bar:
@@ -167,7 +164,13 @@ def samples(trained: Trained, job: SampleJob, progress: Progress, say: Say = sil
     how: dict[str, Any] = {"seed": job.seed, "options": job.options, "progress": progress}
     images = sampler.draw(trained, n, labels=labels, given=given, **how)
     if hasattr(trained.model, "sources"):
-        inputs = sources(trained, n, job, given)
+        method, device = trained.model.sources, trained.device
+        options = {**trained.part.sample, **job.options}
+        options |= {key: sampler.cycled(values, range(n), device) for key, values in given.items()}
+        taken = {key: value for key, value in options.items() if key in defaults(method)}
+        with torch.inference_mode(), trained.sampling():
+            sources = method(n, noise=ImageNoise(job.seed, range(n), device), **grouped(method, taken))
+        inputs = to_bytes(sources)
         inputs = inputs.mean(1, keepdims=True).astype(np.uint8) if images.shape[1] == 1 else inputs
     elif inputs is not None:
         inputs = inputs[np.arange(n) % len(inputs)]
@@ -178,16 +181,6 @@ def samples(trained: Trained, job: SampleJob, progress: Progress, say: Say = sil
     else:
         picture = sheets.of_samples(images, labels, trained.info.classes, caption)
     return Output(images, None if labels is None else labels.numpy(), picture)
-
-
-def sources(trained: Trained, n: int, job: SampleJob, given: Mapping[str, Any]) -> np.ndarray:
-    """The images uint8 [n, C, H, W] that the model's samples were made from: those `given`, or its own."""
-    method, device = trained.model.sources, trained.device
-    options = {**trained.part.sample, **job.options}
-    options |= {key: sampler.cycled(values, range(n), device) for key, values in given.items()}
-    taken = {key: value for key, value in options.items() if key in defaults(method)}
-    with torch.inference_mode(), trained.sampling():
-        return to_bytes(method(n, noise=ImageNoise(job.seed, range(n), device), **grouped(method, taken)))
 
 
 # ---------------------------------------------------------------------------- applications
@@ -215,26 +208,20 @@ def apply(trained: Trained, do: str, job: SampleJob, progress: Progress, say: Sa
     with trained.applying():
         applied: Applied = method(seen, noise=noise, progress=progress, **grouped(method, options))
         images = to_bytes(trained.shown(applied.images))
+    applied = replace(applied, of=applied.of or tuple((i,) for i in range(len(images))))
     if images.shape[1:] != inputs.shape[1:]:
         raise UsageError(f"`--do {do}` returned images of another shape")
     labels = None if applied.labels is None else applied.labels.cpu().numpy()
     if labels is None and input_labels is not None and applied.columns is None:
-        labels = input_labels[[i for i, *_ in inputs_of(applied)]]  # an output has its input's class
+        labels = input_labels[[i for i, *_ in applied.of]]  # an output has its input's class
     caption = sheets.caption_of(trained, do, job.seed, job.options)
     return Output(images, labels, sheet_of(trained, applied, images, x, caption), applied)
 
 
-def inputs_of(applied: Applied) -> Sequence[tuple[int, ...]]:
-    return applied.of or [(i,) for i in range(len(applied.images))]
-
-
 def sheet_of(trained: Trained, applied: Applied, images: np.ndarray, x: Tensor, caption: str) -> np.ndarray:
-    """The sheet [H, W, C] of outputs and of their inputs x.
-
-    Outputs of single inputs lie in blocks of rows, below the inputs and what the model saw of them; a column
-    of one class is headed by its name. Outputs in rows lie between the first and the last input of the row.
-    """
-    of, inputs = inputs_of(applied), to_bytes(x)
+    """The sheet [H, W, C] of outputs and of their inputs x. Outputs of single inputs lie below these and
+    what the model saw of them, outputs in rows between the first and the last input of the row."""
+    of, inputs = applied.of, to_bytes(x)
     if applied.columns is not None:
         rows = []
         headings = ["source", *applied.marks, *["source"] * (len(of[0]) - 1)]
@@ -275,16 +262,15 @@ def read_inputs(
 def shown_pictures(
     trained: Trained, path: Path, channels: int, n: int | None, size: Size | None = None, say: Say = silent
 ) -> np.ndarray:
-    """At most n pictures at a path, uint8 [≤ n, channels, H, W], brought to their size as the run's images
-    were."""
+    """At most n pictures at a path, uint8, brought to their size as the run's images were."""
     form = trained.wanted
     patch, size = None if size else form["patch"], size or form["size"]
     return read_pictures(path, size=size, channels=channels, limit=n, fit=form["fit"], patch=patch, say=say)
 
 
 def seen_mask(mask: Tensor, trained: Trained) -> Tensor:
-    """A mask of images [1, 1, H, W], 1 where they are kept, as the model sees it, on the device: a latent is
-    kept where all its pixels are."""
+    """A mask [1, 1, H, W], 1 where images are kept, as the model sees it: a latent is kept where all its
+    pixels are."""
     if trained.space is not None:
         _, h, w = trained.info.shape
         mask = (F.adaptive_avg_pool2d(mask, (h, w)) > 0.999).float()

@@ -16,12 +16,13 @@ images that are stranger than every held-out one.
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,14 @@ from torch import Tensor
 
 from gzcli.core import devices, ranks
 from gzcli.core.errors import DivergedError, MissingError, UsageError, did_you_mean
-from gzcli.core.jobs import AlarmJob, OodJob
+from gzcli.core.jobs import ScoreJob
 from gzcli.core.types import Batch, ImageNoise
 from gzcli.data.packs.batches import to_uint8
+from gzcli.data.packs.open import check_unchanged, open_pack
 from gzcli.data.packs.pack import Pack
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained, load_trained
-from gzcli.judge.images import Images, Pick, affordable, fitting_images, fitting_index, held_out_split, timed
+from gzcli.judge.images import Pick, affordable, fitting_images, fitting_index, held_out_split, timed
 from gzcli.judge.likelihood import SolverGap, solver_gap
 from gzcli.metrics import conformal
 from gzcli.metrics.baselines import code_length
@@ -48,6 +50,7 @@ from gzcli.models.catalog import likelihood_scores
 from gzcli.models.nn import double, full_fp32
 from gzcli.models.nn.perceptual import LPIPS
 from gzcli.models.options import defaults, grouped
+from gzcli.store import files
 from gzcli.store.runs import Run, find
 
 BATCH_SIZE = 128  # images that are scored together, of the usual device
@@ -82,8 +85,8 @@ def computable(trained: Trained, *, background: bool) -> list[str]:
 
 
 def choose(trained: Trained, names: Sequence[str] | None) -> list[str]:
-    """The scores to compute: those named, else the recipe's, else the cheap ones. Raises UsageError for one
-    that the model does not have."""
+    """The scores to compute: those named, all of which the model must have, else the recipe's, else the
+    cheap ones."""
     model, options = trained.model, available(trained)
     chosen = list(names or trained.part.ood.scores or ())
     if not chosen:
@@ -128,15 +131,15 @@ class Scorer:
         if read(self.names, "background_nll"):
             check_background(trained, background)
         # the model's own scores that are computed: those named, and the cheap ones as statistics
-        statistics = cheap_scores(self.model) if read(self.names, "statistics") else []
-        every = dict.fromkeys((*self.names, *statistics))
+        self.statistics = cheap_scores(self.model) if read(self.names, "statistics") else []
+        every = dict.fromkeys((*self.names, *self.statistics))
         self.of_model = [name for name in every if hasattr(self.model, f"score_{name}")]
         self.fits = [name for name in self.of_model if hasattr(self.model, f"fit_{name}")]
         keys = [self._parameters(f"{kind}_{name}") for name in names for kind in ("score", "fit")]
         self.unused = sorted(set(self.options).difference(*keys))
 
     def is_fitted(self) -> bool:
-        return bool(self.fits or [name for name in self.names if name in SCORES and SCORES[name].gather])
+        return bool(self.fits or [name for name in self.names if name in SCORES and SCORES[name].fit])
 
     def fit(self, held_out: ranks.Sliceable[Batch], train: Iterable[Batch]) -> None:
         for name in self.fits:
@@ -144,22 +147,21 @@ class Scorer:
             with self.trained.scoring():
                 getattr(self.model, f"fit_{name}")(batches, **self._keywords(f"fit_{name}"))
         for name in self.names:
-            if (score := SCORES.get(name)) and (gather := score.gather):
-                facts = ranks.over(held_out, lambda b: gather(BatchFacts(self, self.trained.seen(b))))
+            if (score := SCORES.get(name)) and score.fit:
+                facts = ranks.over(held_out, lambda b, name=name: self.facts(self.trained.seen(b), [name]))
                 self.fitted[name] = score.fit(facts)
 
     def values(self, batch: Batch) -> Table:
         """float64 [B] of each score, finite or not."""
         batch, values = self.trained.seen(batch), {}
-        facts = BatchFacts(self, batch)
+        facts = self.facts(batch, self.names)
         for name in self.names:
             score, fit = SCORES.get(name), self.fitted.get(name)
             values[name] = score.compute(facts, fit) if score else self.model_score(name, batch)
         return values
 
     def __call__(self, batch: Batch) -> Table:
-        """float64 [B] of each score. Raises DivergedError that names a score with values that are not
-        finite."""
+        """float64 [B] of each score. Raises DivergedError for a value that is not finite."""
         values = self.values(batch)
         for name, value in values.items():
             if bad := int((~np.isfinite(value)).sum()):
@@ -167,11 +169,50 @@ class Scorer:
                 raise DivergedError(message, hint="the model may have diverged: look at its `loss.png`")
         return values
 
+    def facts(self, batch: Batch, names: Sequence[str]) -> Table:
+        """What likelihood scores of these names read of a batch; `statistics` are the NLL, the code length
+        and the cheap scores of the model."""
+        facts, statistics = {}, read(names, "statistics")
+        if read(names, "nll"):
+            facts["nll"] = self._nll(self.model, batch)
+        if self.background and read(names, "background_nll"):
+            facts["background_nll"] = self._nll(self.background.model, batch)
+        if statistics or read(names, "code_length"):
+            facts["code_length"] = code_length(to_uint8(batch.x).cpu().numpy())
+        if statistics:
+            facts |= {name: self.model_score(name, batch) for name in self.statistics if name != "nll"}
+        if read(names, "gradient_norm"):
+            facts["gradient_norm"] = self._gradient_norms(batch)
+        return facts
+
     def model_score(self, name: str, batch: Batch) -> np.ndarray:
         method, noise = f"score_{name}", fresh_noise(self.seed, batch)
         with self.trained.scoring():
             score = getattr(self.model, method)(batch.x, noise=noise, **self._keywords(method))
         return score.detach().cpu().double().numpy()
+
+    def _nll(self, model: Model, batch: Batch) -> np.ndarray:
+        with torch.no_grad():
+            return -log_prob(model, batch, self.seed).cpu().double().numpy()
+
+    def _gradient_norms(self, batch: Batch) -> np.ndarray:
+        required = [p.requires_grad for p in self.model.parameters()]
+        self.model.requires_grad_(True)
+        try:
+            ones = (batch.rows(slice(i, i + 1), batch.noise) for i in range(len(batch)))
+            return torch.stack([self._log_norm(one) for one in ones]).cpu().double().numpy()
+        finally:
+            for p, requires in zip(self.model.parameters(), required, strict=True):
+                p.requires_grad_(requires)
+
+    def _log_norm(self, one: Batch) -> Tensor:
+        with torch.enable_grad():
+            value = log_prob(self.model, one, self.seed).sum()
+            if not value.requires_grad:
+                raise no_gradient(self.trained)
+            gradients = torch.autograd.grad(value, list(self.model.parameters()), allow_unused=True)
+        squares = (double(g).square().sum() for g in gradients if g is not None)
+        return sum(squares, start=value.new_zeros(())).sqrt().log()
 
     def _parameters(self, method: str) -> set[str]:
         function = getattr(self.model, method, None)
@@ -181,57 +222,6 @@ class Scorer:
         """The options that a method of the model takes, as its keywords."""
         taken = {key: self.options[key] for key in self._parameters(method) & set(self.options)}
         return grouped(getattr(self.model, method), taken)
-
-
-class BatchFacts:
-    """What likelihood scores read of a batch (`likelihood_scores.Facts`); each fact is computed once."""
-
-    def __init__(self, scorer: Scorer, batch: Batch):
-        self.scorer, self.batch = scorer, batch
-
-    @cached_property
-    def nll(self) -> np.ndarray:
-        return self._nll(self.scorer.model)
-
-    @cached_property
-    def background_nll(self) -> np.ndarray:
-        return self._nll(check_background(self.scorer.trained, self.scorer.background).model)
-
-    @cached_property
-    def code_length(self) -> np.ndarray:
-        return code_length(to_uint8(self.batch.x).cpu().numpy())
-
-    @cached_property
-    def statistics(self) -> Table:
-        cheap = [name for name in cheap_scores(self.scorer.model) if name != "nll"]
-        of_model = {name: self.scorer.model_score(name, self.batch) for name in cheap}
-        return {"nll": self.nll, "code": self.code_length, **of_model}
-
-    @cached_property
-    def gradient_norm(self) -> np.ndarray:
-        model = self.scorer.model
-        required = [p.requires_grad for p in model.parameters()]
-        model.requires_grad_(True)
-        try:
-            norms = [self._log_norm(i) for i in range(len(self.batch))]
-        finally:
-            for p, requires in zip(model.parameters(), required, strict=True):
-                p.requires_grad_(requires)
-        return torch.stack(norms).cpu().double().numpy()
-
-    def _nll(self, model: Model) -> np.ndarray:
-        with torch.no_grad():
-            return -log_prob(model, self.batch, self.scorer.seed).cpu().double().numpy()
-
-    def _log_norm(self, i: int) -> Tensor:
-        scorer, one = self.scorer, self.batch.rows(slice(i, i + 1), self.batch.noise)
-        with torch.enable_grad():
-            value = log_prob(scorer.model, one, scorer.seed).sum()
-            if not value.requires_grad:
-                raise no_gradient(scorer.trained)
-            gradients = torch.autograd.grad(value, list(scorer.model.parameters()), allow_unused=True)
-        squares = (double(g).square().sum() for g in gradients if g is not None)
-        return sum(squares, start=value.new_zeros(())).sqrt().log()
 
 
 @dataclass(frozen=True)
@@ -259,8 +249,8 @@ def fresh_noise(seed: int, batch: Batch) -> ImageNoise:
     return ImageNoise(seed, batch.index, batch.x.device)
 
 
-def check_background(trained: Trained, background: Trained | None) -> Trained:
-    """The background model. Raises MissingError without one, UsageError where it is for other images."""
+def check_background(trained: Trained, background: Trained | None) -> None:
+    """Raises MissingError without a background model, UsageError where it is for other images."""
     if background is None:
         run, data = trained.run, trained.part.data.name
         stages = (f"stages.{stage.path.name}={run.owner.id}" for stage in run.owner.stages[:-1])
@@ -272,105 +262,127 @@ def check_background(trained: Trained, background: Trained | None) -> Trained:
     if one != other:
         theirs, ours = f"{other[0]} and {other[1]} levels", f"{one[0]} and {one[1]}"
         raise UsageError(f"the background run has images of {theirs}, this one of {ours}")
-    return background
 
 
 # ---------------------------------------------------------------------------- several runs and seeds
 
 
-@dataclass
-class Scored:
-    names: list[str]
-    picks: Mapping[str, Pick] = field(default_factory=dict)
-    seeds: list[dict[str, Table]] = field(default_factory=list)  # of each seed and pick
-    perceptual: str | None = None  # the distance by which scores compare images
-    background: str | None = None  # id of the run that `ratio` divides by
-    gap: SolverGap | None = None
+class Scoring:
+    """A job's runs and in-distribution set, and the scores of images by them. Each process scores a share."""
 
-    def mean(self, pick: str) -> Table:
-        return {name: self._stacked(pick, name).mean(0) for name in self.seeds[0][pick]}
+    def __init__(self, job: ScoreJob, device: torch.device, log: Log):
+        self.job, self.device, self.log = job, device, log
+        self.trained = self._load(job.run)
+        self.home = open_pack(job.ins, **self.trained.wanted, say=log.info)
+        check_unchanged(self.trained.run.owner.path, self.home.meta)
+        self.names = scores_of(self.trained, job)
+        self.picks: dict[str, Pick] = {}
+        self.tables: list[dict[str, Table]] = []  # of each seed, by the names of the picks
+        self.perceptual: str | None = None  # the distance by which scores compare images
+        self.background: str | None = None  # id of the run that `ratio` divides by
+        self.gap: SolverGap | None = None
 
-    def spread(self, pick: str) -> Table:
-        names = self.seeds[0][pick] if len(self.seeds) > 1 else {}
-        return {name: self._stacked(pick, name).std(0, ddof=1) for name in names}
+    def score(
+        self, picks: Callable[[int | None], dict[str, Pick]], held_out: np.ndarray | None = None
+    ) -> None:
+        """Scores picked images by every run, with every seed: at most so many of each set as `picks` is
+        asked for. Scores are fitted, and runs made comparable, by the images at the positions `held_out`."""
+        job, home, first, log = self.job, self.home, self.trained, self.log
+        models = [first, *map(self._other, job.others)]
+        fitted_on = fitting_index(home) if held_out is None else held_out
+        scorer = self._scorer(first, job.seed)
+        self.background = scorer.background.run.owner.id if scorer.background else None
+        since = time.perf_counter()
+        self._fit(scorer, fitted_on)
+        left = first.part.ood.budget - (time.perf_counter() - since)
+        some = Pick(home, held_out_split(home), fitting_index(home)[:TRIAL])
+        trial = next(iter(some.batches(first, size=TRIAL, seed=job.seed)))
+        seeds, n = job.seeds or draws(scorer, trial), job.n
+        if n is None and not job.full:
+            n = ranks.agree(afford(scorer, trial, left, len(picks(1)) * len(models) * seeds, log))
+        self.gap = solver_gap(first, trial) if read(scorer.names, "nll") else None
+        if self.gap:
+            log.info(str(self.gap))
+        self.picks = picks(n)
+        chosen = dict(self.picks)
+        if len(models) > 1:
+            chosen = {REFERENCE: Pick(home, held_out_split(home), fitted_on), **chosen}
+        members: list[list[dict[str, Table]]] = [[] for _ in range(seeds)]
+        for k, trained in enumerate(models):
+            for i in range(seeds):
+                if k or i:
+                    scorer = self._scorer(trained, job.seed + i)
+                    self._fit(scorer, fitted_on)
+                members[i].append({name: score_pick(scorer, pick, log) for name, pick in chosen.items()})
+        self.tables = [combined(of_runs, self.names, REFERENCE) for of_runs in members]
 
-    def _stacked(self, pick: str, name: str) -> np.ndarray:
-        return np.stack([tables[pick][name] for tables in self.seeds])
+    def _load(self, path: str) -> Trained:
+        return load_trained(Run(Path(path)), self.device, self.job.checkpoint, self.job.precision)
 
-    def facts(self, trained: Trained, job: OodJob | AlarmJob) -> dict[str, Any]:
+    def _other(self, path: str) -> Trained:
+        """A further run. Raises UsageError where it is of other images."""
+        first, other = self.trained, self._load(path)
+        one, two = ((run.images.shape, run.images.levels) for run in (first, other))
+        if one != two:
+            theirs = f"`{other.run.owner.id}` has images of {two[0]} and {two[1]} levels"
+            message = f"{theirs}, `{first.run.owner.id}` of {one[0]} and {one[1]}"
+            raise UsageError(message, hint="an ensemble is of runs of the same images")
+        return other
+
+    def _scorer(self, trained: Trained, seed: int) -> Scorer:
+        job, section, background = self.job, trained.part.ood, None
+        names = list(dict.fromkeys("nll" if name == WAIC else name for name in self.names))
+        reference = job.background or section.background
+        if reference and read(names, "background_nll"):
+            background = load_trained(find(reference), trained.device)
+        options = {**section.options, **job.options}
+        scorer = Scorer(trained, choose(trained, names), background=background, options=options, seed=seed)
+        if wrong := sorted(set(job.options) & set(scorer.unused)):
+            raise UsageError(f"none of the scores {', '.join(names)} takes `{wrong[0]}`")
+        compares = set(trained.model.perceptual_scores) & set(scorer.of_model)
+        if compares and seed == job.seed and not options.get("pixels"):
+            distance = perceive(trained, self.home, self.log)
+            self.perceptual = self.perceptual or distance
+        return scorer
+
+    def _fit(self, scorer: Scorer, held_out: np.ndarray) -> None:
+        """Fits the scores on fixed numbers of held-out images or, where a score says so, of training
+        images."""
+        size = devices.batch_of(BATCH_SIZE, self.device)
+        both = fitting_images(scorer.trained, self.home, size=size, seed=scorer.seed, held_out=held_out)
+        if scorer.is_fitted():
+            on_train = [name in scorer.model.fitted_on_train for name in scorer.fits] or [False]
+            most = max(len(both[i].index) for i in on_train)
+            self.log.info(f"fitting the scores on {most:,} images of `{self.home.meta.name}`")
+        scorer.fit(*both)
+
+    def over_seeds(self, pick: str) -> tuple[Table, Table]:
+        """The means of a pick's scores over the seeds, and their deviations, {} of a single seed."""
+        tables = [tables[pick] for tables in self.tables]
+        stacked = {name: np.stack([table[name] for table in tables]) for name in tables[0]}
+        spread = {name: each.std(0, ddof=1) for name, each in stacked.items() if len(tables) > 1}
+        return {name: each.mean(0) for name, each in stacked.items()}, spread
+
+    def facts(self) -> dict[str, Any]:
+        job = self.job
         return {
-            "run": trained.run.owner.id,
+            "run": self.trained.run.owner.id,
             "runs": [Run(Path(path)).id for path in (job.run, *job.others)],
             "in": job.ins,
             "seed": job.seed,
-            "seeds": len(self.seeds),
+            "seeds": len(self.tables),
             "checkpoint": job.checkpoint,
             "precision": job.precision or "fp32",
-            "step": trained.step,
+            "step": self.trained.step,
             "perceptual": self.perceptual,
             "background": self.background,
             "processes": ranks.world(),
         }
 
 
-def score_all(
-    first: Trained,
-    job: OodJob | AlarmJob,
-    home: Pack,
-    picks: Callable[[int | None], dict[str, Pick]],
-    log: Log,
-    *,
-    load: Callable[[str], Trained],
-    held_out: np.ndarray | None = None,
-) -> Scored:
-    """The scores of picked images by every run of a job, with every seed; each process scores its share.
-
-    picks: the images, at most so many of each set.
-    held_out: positions of the images that scores are fitted on, and runs are made comparable by.
-    """
-    models = [first, *(check_same_images(first, load(path)) for path in job.others)]
-    names, fitted_on = scores_of(first, job), fitting_index(home) if held_out is None else held_out
-    of_run = list(dict.fromkeys("nll" if name == WAIC else name for name in names))  # what each run computes
-    scored, n = Scored(names), job.n
-
-    def scorer_of(trained: Trained, seed: int) -> Scorer:
-        scorer = make_scorer(trained, of_run, job, seed)
-        compares = set(trained.model.perceptual_scores) & set(scorer.of_model)
-        if compares and seed == job.seed and not scorer.options.get("pixels"):
-            distance = perceive(trained, home, log)
-            scored.perceptual = scored.perceptual or distance
-        return scorer
-
-    scorer = scorer_of(first, job.seed)
-    scored.background = scorer.background.run.owner.id if scorer.background else None
-    since = time.perf_counter()
-    fit(scorer, home, log, fitted_on)
-    left = first.part.ood.budget - (time.perf_counter() - since)
-    some = Pick(home, held_out_split(home), fitting_index(home)[:TRIAL])
-    trial = next(iter(some.batches(first, size=TRIAL, seed=job.seed)))
-    seeds = job.seeds or draws(scorer, trial)
-    if n is None and not job.full:
-        n = ranks.agree(afford(scorer, trial, left, len(picks(1)) * len(models) * seeds, log))
-    scored.gap = solver_gap(first, trial) if read(scorer.names, "nll") else None
-    if scored.gap:
-        log.info(str(scored.gap))
-    scored.picks = picks(n)
-    chosen = dict(scored.picks)
-    if len(models) > 1:
-        chosen = {REFERENCE: Pick(home, held_out_split(home), fitted_on), **chosen}
-    tables: list[list[dict[str, Table]]] = [[] for _ in range(seeds)]
-    for k, trained in enumerate(models):
-        for i in range(seeds):
-            if k or i:
-                scorer = scorer_of(trained, job.seed + i)
-                fit(scorer, home, log, fitted_on)
-            tables[i].append({name: score_pick(scorer, pick, log) for name, pick in chosen.items()})
-    scored.seeds = [combined(members, names, REFERENCE) for members in tables]
-    return scored
-
-
-def scores_of(trained: Trained, job: OodJob | AlarmJob) -> list[str]:
-    """The names of the scores of a job: those asked for, `all` that the model has, else the recipe's."""
+def scores_of(trained: Trained, job: ScoreJob) -> list[str]:
+    """The names of the scores of a job: those asked for, `all` that the model has, else the recipe's, of
+    which an alarm takes the first."""
     asked = job.scores or ()
     if asked == ("all",):
         background = job.background or trained.part.ood.background
@@ -378,37 +390,16 @@ def scores_of(trained: Trained, job: OodJob | AlarmJob) -> list[str]:
         return [*names, WAIC] if job.others and "nll" in names else names
     names = choose(trained, [name for name in asked if name != WAIC] or None)
     if WAIC not in asked:
-        return names
+        return names[:1] if job.verb == "alarm" and not asked else names
     if not job.others:
         raise UsageError(f"`{WAIC}` is a score of several runs", hint="gz ood RUN RUN2 RUN3 --score waic")
     choose(trained, ["nll"])
     return list(asked)
 
 
-def check_same_images(first: Trained, other: Trained) -> Trained:
-    one, two = ((run.images.shape, run.images.levels) for run in (first, other))
-    if one != two:
-        theirs = f"`{other.run.owner.id}` has images of {two[0]} and {two[1]} levels"
-        message = f"{theirs}, `{first.run.owner.id}` of {one[0]} and {one[1]}"
-        raise UsageError(message, hint="an ensemble is of runs of the same images")
-    return other
-
-
-def make_scorer(trained: Trained, names: Sequence[str], job: OodJob | AlarmJob, seed: int) -> Scorer:
-    section, background = trained.part.ood, None
-    reference = job.background or section.background
-    if reference and read(names, "background_nll"):
-        background = load_trained(find(reference), trained.device)
-    options = {**section.options, **job.options}
-    scorer = Scorer(trained, choose(trained, names), background=background, options=options, seed=seed)
-    if wrong := sorted(set(job.options) & set(scorer.unused)):
-        raise UsageError(f"none of the scores {', '.join(names)} takes `{wrong[0]}`")
-    return scorer
-
-
 def perceive(trained: Trained, home: Pack, log: Log) -> str | None:
-    """Gives a model whose scores compare images a perceptual distance, and returns its name: LPIPS where its
-    weights are at hand, else the distance between features of the set's LeNet."""
+    """Gives a model whose scores compare images LPIPS, or the LeNet's distance without its weights; its
+    name."""
     if not trained.model.perceptual_scores or trained.space is not None:
         return None
     try:
@@ -418,17 +409,6 @@ def perceive(trained: Trained, home: Pack, log: Log) -> str | None:
         net = lenet(home, device=trained.device, say=log.info)
         trained.model.perceptual = net.distance
         return f"lenet {net.hash}"
-
-
-def fit(scorer: Scorer, home: Pack, log: Log, held_out: np.ndarray) -> None:
-    """Fits the scores on fixed numbers of held-out images and, where a score says so, of training images."""
-    size = devices.batch_of(BATCH_SIZE, scorer.trained.device)
-    both = fitting_images(scorer.trained, home, size=size, seed=scorer.seed, held_out=held_out)
-    if scorer.is_fitted():
-        on_train = [name in scorer.model.fitted_on_train for name in scorer.fits] or [False]
-        most = max(len(both[i].index) for i in on_train)
-        log.info(f"fitting the scores on {most:,} images of `{home.meta.name}`")
-    scorer.fit(*both)
 
 
 def draws(scorer: Scorer, trial: Batch) -> int:
@@ -450,7 +430,7 @@ def afford(scorer: Scorer, trial: Batch, budget: float, sets: int, log: Log) -> 
     return n
 
 
-def batches_of(pick: Pick, trained: Trained, seed: int) -> Images:
+def batches_of(pick: Pick, trained: Trained, seed: int) -> Pick:
     return pick.batches(trained, size=devices.batch_of(BATCH_SIZE, trained.device), seed=seed)
 
 
@@ -491,3 +471,12 @@ def combined(
         return np.mean([(scores - usual.mean()) / (usual.std() or np.inf) for scores, usual in pairs], 0)
 
     return {pick: {name: together(pick, name) for name in names} for pick in picks}
+
+
+def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
+    """Writes a table; its floats as `repr` has them."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(lines)
+    files.write_atomic(path, text.getvalue())

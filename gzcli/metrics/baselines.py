@@ -1,9 +1,5 @@
-"""Out-of-distribution scores without a model: the size of a PNG, the mean pixel, the distance to neighbours
-in principal components of pixels or in features.
-
-The score of a model must beat these baselines to be evidence for the model. Images are uint8 [N, C, H, W];
-scores are float64 [N].
-"""
+"""Out-of-distribution scores without a model, float64 [N] of images uint8 [N, C, H, W]. The score of a
+model must beat these baselines to be evidence for the model."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gzcli.metrics.manifold import nearest
+from gzcli.metrics.quality.neighbours import nearest
 
 
 def png_size(images: np.ndarray) -> np.ndarray:
@@ -46,8 +42,7 @@ def pixel_mean(images: np.ndarray) -> np.ndarray:
 
 
 def knn_pca(train: np.ndarray, images: list[np.ndarray], *, k: int = 5, dims: int = 64) -> list[np.ndarray]:
-    """For each array of `images`, the distances to the k-th neighbour in `train`, in the first principal
-    components of `train`."""
+    """Distances to the k-th neighbour in `train`, in its first principal components."""
     from sklearn.decomposition import PCA
 
     flat, *queries = (np.asarray(a).reshape(len(a), -1).astype(np.float32) / 255 for a in (train, *images))

@@ -15,19 +15,15 @@ def entropy(classes: np.ndarray) -> float:
 
 
 def spread(features: np.ndarray, classes: np.ndarray) -> float:
-    """The root mean square distance of two rows of one class: √(2 tr Cov), with the covariance of each class
-    averaged over rows."""
+    """The root mean square distance of two rows of one class, √(2 tr Cov)."""
     groups = [features[classes == k] for k in np.unique(classes)]
     variances = (len(g) * np.asarray(g, np.float64).var(0).sum() for g in groups)
     return float(np.sqrt(2 * sum(variances) / len(features)))
 
 
 def diversity(features: np.ndarray, classes: np.ndarray, real: np.ndarray, real_classes: np.ndarray) -> float:
-    """The distance between generated images as a share of that between real images.
-
-    Distances are between images of one class, because a conditional generator may have collapsed to one
-    picture for each class.
-    """
+    """The distance between generated images of one class as a share of that between real ones: a
+    conditional generator may have collapsed to one picture for each class."""
     return spread(features, classes) / max(spread(real, real_classes), 1e-12)
 
 

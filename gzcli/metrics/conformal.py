@@ -40,8 +40,7 @@ def p_values(calibration: np.ndarray, scores: np.ndarray, *, tails: int = 1) -> 
 
 
 def bonferroni(p: np.ndarray) -> np.ndarray:
-    """One p-value of K for each image, min(1, K · the least): it is valid however the K scores depend on each
-    other. float64 [N]."""
+    """One p-value of K for each image, however they depend on each other: min(1, K · the least)."""
     return np.minimum(1, len(p) * p.min(0))
 
 
@@ -55,8 +54,7 @@ def thresholds(calibration: np.ndarray, fpr: float, *, tails: int = 1) -> tuple[
 
 
 def fewest(fpr: float, scores: int = 1) -> int:
-    """How many held-out images there must be for a p-value of `fpr` to exist: scores / fpr − 1, rounded
-    up."""
+    """How many held-out images a p-value of `fpr` needs: scores / fpr − 1, rounded up."""
     return math.ceil(scores / fpr - 1 - ROUNDING)
 
 

@@ -1,10 +1,8 @@
-"""How well a score separates out-of-distribution (OOD) images, the positive class, from in-distribution ones.
-
-The conventions are those of OpenOOD v1.5 (arXiv:2306.09301): a higher score is more OOD; `fpr95` is the share
-of in-distribution images that are flagged when 95 % of the OOD images are. `fpr95_id` is the older convention
-(ODIN, arXiv:1706.02690): the share of OOD images that are accepted when 95 % of the in-distribution images
-are. The two differ where the variances of the scores do.
-"""
+"""How well a score separates out-of-distribution (OOD) images, the positive class, from in-distribution
+ones: a higher score is more OOD. `fpr95`, as in OpenOOD v1.5 (arXiv:2306.09301), is the share of
+in-distribution images that are flagged when 95 % of the OOD images are; `fpr95_id`, the older convention
+(ODIN, arXiv:1706.02690), the share of OOD images that are accepted when 95 % of the in-distribution images
+are."""
 
 from __future__ import annotations
 
@@ -27,8 +25,7 @@ FIGURES: dict[str, tuple[str, Literal["down", "up"]]] = {
 def detection(
     s_in: np.ndarray, s_out: np.ndarray, *, trapezoid: bool = False, bootstrap: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
-    """AUROC, AUPR with either class as positive, FPR95 by either convention, and `ci`: 95 % percentile
-    intervals of `auroc` and `fpr95`."""
+    """The figures of FIGURES and `ci`, 95 % percentile intervals of `auroc` and `fpr95`."""
     from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
     s_in, s_out = (np.asarray(s, np.float64).ravel() for s in (s_in, s_out))
@@ -66,8 +63,7 @@ def detection(
 def _intervals(
     rank_in: np.ndarray, rank_out: np.ndarray, resamples: int, seed: int
 ) -> dict[str, list[float]]:
-    """Percentile bootstrap over ranks [N_in] and [N_out]. A resample is a count of each rank, which needs no
-    sorting."""
+    """Percentile bootstrap over ranks: a resample is a count of each, which needs no sorting."""
     rng, bins = np.random.default_rng(seed), int(max(rank_in.max(), rank_out.max())) + 1
     n_in, n_out = len(rank_in), len(rank_out)
     values = np.empty((resamples, 2))

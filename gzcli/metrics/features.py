@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,32 +97,37 @@ class LeNetFeatures:
 
 
 def lenet(pack: Pack, *, device: torch.device | str = "cpu", say: Say = silent) -> LeNetFeatures:
-    """The feature network of a data set, from the cache, or trained in about a minute and kept there.
+    """The feature network of a data set, from the cache, or trained in about a minute on one CPU thread,
+    so that equal machines get equal weights, and so equal hashes."""
+    from safetensors.torch import save
 
-    Training is always on one CPU thread, so that equal machines get equal weights, and so equal hashes.
-    """
     channels, *shape = pack.meta.shape
     text = f"{RECIPE}:{pack.meta.digest}:{as_size(*shape)}:{channels}"
     path = cache_dir("features") / f"lenet-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
 
-    def read(path: Path) -> LeNetFeatures:
-        return _load(path, pack, torch.device(device))
-
+    read = partial(_load, pack=pack, device=torch.device(device))
     waiting = "waiting for another process that trains the LeNet"
     with files.lock(path.with_suffix(".lock"), on_wait=lambda: say(waiting)):
         if cached := files.read_cached(path, read, say):
             return cached
         files.sweep(path.parent)
         say(f"training the feature network of `{pack.meta.name}` once (a LeNet, about a minute)")
-        _train(pack, path)
+        meta, images = _task(pack), pack.images("train")
+        labels = None if meta["rotations"] else pack.labels("train")
+        steps = max(1, min(STEPS, EPOCHS * len(images) // BATCH))
+        net = trained(images, labels, meta["outputs"], steps=steps)
+        with _one_thread():
+            judge = LeNetFeatures(net, "", 0.0, meta["rotations"], torch.device("cpu"))
+            meta |= {"accuracy": _accuracy(judge, pack)}
+        files.write_atomic(path, save(net.state_dict(), metadata={"lenet": json.dumps(meta)}))
         return read(path)
 
 
 def trained(
     images: np.ndarray | Pictures, labels: np.ndarray | None, outputs: int, *, steps: int, seed: int = 0
 ) -> LeNet:
-    """A LeNet that was trained on images, on one CPU thread and without a draw from the global generator, so
-    that its weights are a function of what is given."""
+    """A LeNet whose weights are a function of what is given: trained on one CPU thread, by draws of its
+    own."""
     rng, order = np.random.default_rng(seed), np.empty(0, np.int64)
     with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(seed)
@@ -146,19 +152,6 @@ def trained(
     return net.eval()
 
 
-def _train(pack: Pack, path: Path) -> None:
-    from safetensors.torch import save
-
-    meta, images = _task(pack), pack.images("train")
-    labels = None if meta["rotations"] else pack.labels("train")
-    steps = max(1, min(STEPS, EPOCHS * len(images) // BATCH))
-    net = trained(images, labels, meta["outputs"], steps=steps)
-    with _one_thread():
-        judge = LeNetFeatures(net, "", 0.0, meta["rotations"], torch.device("cpu"))
-        meta |= {"accuracy": _accuracy(judge, pack)}
-    files.write_atomic(path, save(net.state_dict(), metadata={"lenet": json.dumps(meta)}))
-
-
 def _task(pack: Pack) -> dict[str, Any]:
     classes, (channels, *shape) = pack.meta.classes, pack.meta.shape
     rotations = len(classes) < 2 or pack.labels("train") is None
@@ -167,7 +160,7 @@ def _task(pack: Pack) -> dict[str, Any]:
 
 
 def _load(path: Path, pack: Pack, device: torch.device) -> LeNetFeatures:
-    """The network in a file. Raises DamagedError for another content than `_train` writes for this set."""
+    """The network in a file. Raises DamagedError for another content than `lenet` writes for this set."""
     state, texts = files.read_tensors(path)
     with files.reading(path):
         meta, task = json.loads(texts["lenet"]), _task(pack)
@@ -205,8 +198,7 @@ def _rotated(x: Tensor, step: int) -> tuple[Tensor, Tensor]:
 
 
 def _accuracy(net: LeNetFeatures, pack: Pack) -> float:
-    """The share of right classes in the test split; of right attributes of a multi-label set, of right
-    rotations of a set without labels."""
+    """The share of right classes, attributes or rotations in the test split."""
     images, labels = pack.images("test"), pack.labels("test")
     if net.rotations or labels is None:
         quarters, upright = enumerate(turns(images.shape[2:])), np.asarray(images)

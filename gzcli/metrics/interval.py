@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -16,14 +15,9 @@ Function = Callable[..., float]
 
 
 def bootstrap(function: Function, *samples: np.ndarray, draws: int = 100, seed: int = 0) -> Interval:
-    """A figure of samples with its percentile interval over resamples of the rows of each sample, drawn with
-    replacement.
-
-    It is for means and other figures that repeated rows do not change. Repetition raises a Fréchet distance
-    and shrinks the distances to neighbours: `half_samples` is for these.
-
-    Efron & Tibshirani 1993, §13.3. Raises UsageError for a sample without rows.
-    """
+    """A figure of samples with its percentile interval over resamples of their rows (Efron & Tibshirani
+    1993, §13.3): for means and others that repeated rows do not change. Repetition raises a Fréchet
+    distance and shrinks the distances to neighbours: `half_samples` is for these."""
     check_rows(samples, 1)
     rng = np.random.default_rng(seed)
     drawn = ((rows[rng.integers(0, len(rows), len(rows))] for rows in samples) for _ in range(draws))
@@ -32,13 +26,9 @@ def bootstrap(function: Function, *samples: np.ndarray, draws: int = 100, seed: 
 
 
 def half_samples(function: Function, *samples: np.ndarray, draws: int = 100, seed: int = 0) -> Interval:
-    """A figure of samples with an interval from random halves of the rows of each sample.
-
-    Halves drawn without replacement spread about their mean as the figure of all rows does about its
-    expectation at this number of rows, and repeat no row: the delete-d jackknife with d = N/2 (Shao & Wu
-    1989, Ann. Statist. 17:1176). The interval is theirs, moved to the figure, because a half is more biased
-    than the whole.
-    """
+    """A figure of samples with an interval from random halves of their rows, which repeat no row: the
+    delete-d jackknife with d = N/2 (Shao & Wu 1989, Ann. Statist. 17:1176). It is moved to the figure,
+    because a half is more biased than the whole."""
     check_rows(samples, 4)
     rng = np.random.default_rng(seed)
 
@@ -56,10 +46,6 @@ def check_rows(samples: Sequence[np.ndarray], least: int) -> None:
         raise UsageError(f"an interval needs at least {least} rows of each sample")
 
 
-def halves(function: Function, *samples: np.ndarray, intervals: bool, **how: Any) -> Interval:
-    return half_samples(function, *samples, **how) if intervals else Interval(function(*samples))
-
-
 def not_negative(figure: Interval) -> Interval:
     return figure if figure.low is None else replace(figure, low=max(0.0, figure.low))
 
@@ -73,8 +59,8 @@ def share(value: float, n: int) -> Interval:
 
 
 def subset(total: int, n: int) -> np.ndarray:
-    """Sorted positions of min(n, total) images of a split, drawn with seed 0: a larger subset holds every
-    smaller one."""
+    """Sorted positions of min(n, total) images, drawn with seed 0: a larger subset holds every smaller
+    one."""
     return np.sort(np.random.default_rng(0).permutation(total)[:n])
 
 

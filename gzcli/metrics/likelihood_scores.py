@@ -33,13 +33,12 @@ Fact = Literal["nll", "background_nll", "code_length", "gradient_norm", "statist
 
 @dataclass(frozen=True)
 class LikelihoodScore:
-    """A score as a function of facts about B images: an object with the attributes of `Fact`, float64 [B]
-    each; `statistics` are several by name."""
+    """A score as a function of facts about B images, float64 [B] each by the names of `Fact`; `statistics`
+    are the NLL, the code length and more facts, each by its own name."""
 
-    compute: Callable[[Any, Any], np.ndarray]  # of the facts, and of what was fitted
+    compute: Callable[[Arrays, Any], np.ndarray]  # of the facts, and of what was fitted
     reads: tuple[Fact, ...]  # which decide for which models the score exists
-    gather: Callable[[Any], Arrays] | None = None  # the facts of held-out images that it is fitted on
-    fit: Callable[[Arrays], Any] = dict
+    fit: Callable[[Arrays], Any] | None = None  # of the same facts of held-out images
     default: bool = False  # whether the score is computed if no score is named
     tails: int = 2  # 2 where a low value is unusual, too; 1 where low values are the most usual ones
 
@@ -51,29 +50,31 @@ def densities(held_out: Arrays) -> dict[str, Any]:
     return {name: gaussian_kde(values) for name, values in held_out.items() if values.std() > 0}
 
 
-def surprise(facts: Any, estimates: Mapping[str, Any]) -> np.ndarray:
-    statistics = facts.statistics
-    return -sum(estimate.logpdf(statistics[name]) for name, estimate in estimates.items())
+def surprise(facts: Arrays, estimates: Mapping[str, Any]) -> np.ndarray:
+    return -sum(estimate.logpdf(facts[name]) for name, estimate in estimates.items())
+
+
+def typicality(facts: Arrays, mean: float) -> np.ndarray:
+    return abs(facts["nll"] - mean)
+
+
+def complexity(facts: Arrays, _: None) -> np.ndarray:
+    return facts["nll"] / math.log(2) - facts["code_length"]
+
+
+def ratio(facts: Arrays, _: None) -> np.ndarray:
+    return facts["nll"] - facts["background_nll"]
 
 
 SCORES: dict[str, LikelihoodScore] = {
-    "nll": LikelihoodScore(lambda facts, _: facts.nll, ("nll",), default=True),
+    "nll": LikelihoodScore(lambda facts, _: facts["nll"], ("nll",), default=True),
     "typicality": LikelihoodScore(
-        lambda facts, mean: abs(facts.nll - mean),
-        ("nll",),
-        gather=lambda facts: {"nll": facts.nll},
-        fit=lambda held_out: float(held_out["nll"].mean()),
-        default=True,
-        tails=1,
+        typicality, ("nll",), fit=lambda facts: float(facts["nll"].mean()), default=True, tails=1
     ),
-    "complexity": LikelihoodScore(
-        lambda facts, _: facts.nll / math.log(2) - facts.code_length, ("nll", "code_length"), default=True
-    ),
-    "ratio": LikelihoodScore(lambda facts, _: facts.nll - facts.background_nll, ("nll", "background_nll")),
-    "gradnorm": LikelihoodScore(lambda facts, _: facts.gradient_norm, ("gradient_norm",)),
-    "ensemble": LikelihoodScore(
-        surprise, ("nll", "statistics"), gather=lambda facts: facts.statistics, fit=densities, tails=1
-    ),
+    "complexity": LikelihoodScore(complexity, ("nll", "code_length"), default=True),
+    "ratio": LikelihoodScore(ratio, ("nll", "background_nll")),
+    "gradnorm": LikelihoodScore(lambda facts, _: facts["gradient_norm"], ("gradient_norm",)),
+    "ensemble": LikelihoodScore(surprise, ("nll", "statistics"), fit=densities, tails=1),
 }
 
 

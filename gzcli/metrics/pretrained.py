@@ -120,8 +120,7 @@ def lite_weights() -> tuple[Path, str]:
 
 
 class Lite0(nn.Module):
-    """The network with the published weights, read strictly by their names; its batch normalisation is folded
-    into the convolutions."""
+    """The network with the published weights, batch normalisation folded into the convolutions."""
 
     def __init__(self, state: State):
         super().__init__()

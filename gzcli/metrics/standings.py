@@ -19,8 +19,7 @@ FACTS = ("model", "seed", "setting", "run", *NUMBERS)  # `sample_seconds` are of
 
 
 def ranking_metric(rows: Sequence[Row], asked: Sequence[str] | None) -> str | None:
-    """The metric that models are ranked by: the first that was asked for of those that rank, else the first
-    that a row has; None where no row has any."""
+    """The metric that models are ranked by: one that was asked for, else the first that a row has."""
     there, ranked = {base(name) for row in rows for name in row["metrics"]}, ranking()
     return next((name for name in (*(asked or ()), *ranked) if name in ranked and name in there), None)
 
@@ -77,11 +76,8 @@ def ranks(rows: Sequence[Row], metric: str) -> dict[tuple[str, int], float]:
 
 
 def summary(rows: Sequence[Row], metric: str | None) -> list[dict[str, Any]]:
-    """A row for each model, the best first: means and standard deviations over its seeds, and its place.
-
-    Keys: NUMBERS, as means; "metrics", "deviations" (of the sample; None for one seed), "times_floor" and
-    "rank", its mean rank; "place"; "seeds" that are whole, and "failed" ones.
-    """
+    """A row for each model, the best first: NUMBERS, metrics and rank as means over its seeds, standard
+    deviations (None for one seed), its place, and how many seeds are whole and how many failed."""
     by_rank = ranks(rows, metric) if metric else {}
     summaries = []
     for model in dict.fromkeys(row["model"] for row in rows):
@@ -120,8 +116,7 @@ def deviation(values: Sequence[float]) -> float | None:
 
 
 def curve(rows: Sequence[Row], metric: str, key: str) -> dict[str, list[tuple[float, float, float | None]]]:
-    """The points of each model's curve in order: x, mean and standard deviation over seeds of the metric as a
-    multiple of its floor."""
+    """The points of each model's curve: x, mean and deviation over seeds of the multiple of the floor."""
     curves = {}
     for model in dict.fromkeys(row["model"] for row in rows):
         lines: dict[int, list[tuple[float, float]]] = {}
@@ -136,8 +131,7 @@ def curve(rows: Sequence[Row], metric: str, key: str) -> dict[str, list[tuple[fl
 
 
 def of_one_size(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows, those whose images have another size than most with that size in their metrics' names
-    (`fd/64×64`): figures of two sizes are not compared."""
+    """The rows; those of another image size than most have it in their metrics' names (`fd/64×64`)."""
     shapes = [tuple(row["shape"]) for row in rows if row.get("shape")]
     usual = mode(shapes) if shapes else None
 
@@ -152,12 +146,8 @@ def of_one_size(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def agreement(rows: Sequence[Row], metric: str) -> dict[str, float] | None:
-    """How well the orders of any two seeds agree: Spearman's rank correlation, {"mean", "min"} over the
-    pairs, each over the models that both have. None where no two seeds have three models in common.
-
-    Spearman, The proof and measurement of association between two things (1904): Pearson's correlation of the
-    ranks, equal values sharing the mean of theirs.
-    """
+    """How well the orders of any two seeds agree: Spearman's rank correlation (1904), {"mean", "min"} over
+    the pairs, each over the models that both have. None where no two seeds have three models in common."""
     correlations = []
     for pair in combinations(dict.fromkeys(row["seed"] for row in rows), 2):
         first, second = (of_seed(rows, seed, metric) for seed in pair)

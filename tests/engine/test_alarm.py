@@ -41,8 +41,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
     monkeypatch.setattr(ood, "histograms", lambda *known: None)
-    fake_run(tmp_path, monkeypatch, ood)
-    return fake_run(tmp_path, monkeypatch, alarm)
+    return fake_run(tmp_path, monkeypatch, scores)
 
 
 @pytest.fixture
@@ -140,7 +139,7 @@ def noisy(rows):
 def test_a_copy_is_judged_alike_wherever_it_stands(trained, tmp_path, monkeypatch, levels):
     """By a score that is mostly noise: in one folder, alone, and in batches of other sizes. A binary model's
     draw of a picture is that of its copies, too."""
-    fake_run(tmp_path, monkeypatch, alarm, model=fitted(levels=levels))
+    fake_run(tmp_path, monkeypatch, scores, model=fitted(levels=levels))
     images = np.asarray(open_pack("digits").images("test"))
     np.savez(tmp_path / "copies.npz", images=np.concatenate([images[:3], images[[3] * 40], images[4:9]]))
     found = judged(tmp_path, tmp_path / "copies.npz", scores=("noisy",))
@@ -339,8 +338,7 @@ def test_maps_of_flows_are_high_where_their_latents_are_strange(conditional, mon
 def flat(trained, tmp_path, monkeypatch):
     """A second run, whose distributions are half as sharp."""
     model = Pixelwise(trained.info, table=(trained.model.table + 1 / 17) / 2)
-    runs = [fake_run(tmp_path, monkeypatch, module, model=model, name="flat") for module in (ood, alarm)]
-    return runs[1]
+    return fake_run(tmp_path, monkeypatch, scores, model=model, name="flat")
 
 
 def test_runs_together_are_waic_and_mean_of_deviations(trained, flat, tmp_path, pictures, monkeypatch):
@@ -359,7 +357,7 @@ def test_runs_together_are_waic_and_mean_of_deviations(trained, flat, tmp_path, 
         compared(tmp_path, scores=("waic",), n=9)
     found = judged(tmp_path, pictures, scores=("waic",), others=("flat",))
     assert all(row["flagged"] for row in found["files"] if "odd" in row["file"])
-    fake_run(tmp_path, monkeypatch, alarm, model=fitted(levels=2), name="binary")
+    fake_run(tmp_path, monkeypatch, scores, model=fitted(levels=2), name="binary")
     with pytest.raises(UsageError, match="and 2 levels"):
         judged(tmp_path, pictures, scores=("nll",), others=("binary",))
 

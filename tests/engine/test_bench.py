@@ -24,8 +24,8 @@ from gzcli.data.packs.batches import scan
 from gzcli.data.packs.open import open_pack
 from gzcli.engine.log import Log
 from gzcli.judge import bench, likelihood
+from gzcli.judge.bench import Judge
 from gzcli.judge.contestants import ImageSet
-from gzcli.judge.judge import Judge
 from gzcli.metrics import pretrained
 from gzcli.metrics.features import lenet
 from gzcli.metrics.interval import subset
@@ -222,4 +222,3 @@ def test_records_of_metrics_are_light_and_name_each_column_once():
     subprocess.run([sys.executable, "-c", code], check=True)
     names = [column.name for metric in metrics().values() for column in metric.columns]
     assert len(names) == len(set(names))
-    assert len({metric.order for metric in metrics().values()}) == len(metrics())

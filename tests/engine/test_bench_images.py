@@ -21,8 +21,8 @@ from gzcli.core.jobs import BenchJob
 from gzcli.data.packs.open import open_pack
 from gzcli.engine.log import Log
 from gzcli.judge import bench
+from gzcli.judge.bench import json_figures
 from gzcli.judge.contestants import Contestant, ImageSet, RealImages, tell_apart
-from gzcli.judge.judge import json_figures
 from gzcli.metrics.features import lenet
 from gzcli.metrics.interval import Interval
 from gzcli.metrics.metric import column_of

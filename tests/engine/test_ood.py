@@ -41,7 +41,7 @@ from gzcli.models.options import defaults
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
-    return fake_run(tmp_path, monkeypatch, ood)
+    return fake_run(tmp_path, monkeypatch, scores)
 
 
 def job(**changes):
@@ -149,7 +149,7 @@ def test_the_ensemble_is_the_sum_of_log_densities_among_validation_images(traine
 
 def test_ratio_is_the_difference_to_the_background(trained, tmp_path, monkeypatch):
     flat = Pixelwise(trained.info, table=torch.full_like(trained.model.table, 1 / 17))
-    other = fake_run(tmp_path, monkeypatch, ood, model=flat, name="flat")
+    other = fake_run(tmp_path, monkeypatch, scores, model=flat, name="flat")
     batch = first_of(n=6)
     scorer = Scorer(trained, ["nll", "ratio"], background=other)
     found = scorer(batch)
@@ -199,7 +199,7 @@ def test_fits_see_the_same_images_whatever_n_is(trained, tmp_path, monkeypatch):
             assert torch.allclose(seen, ((images.long() * 17) >> 8) / 8 - 1), (score, n)
     # a bank of the trial's 16 images has no twenty neighbours
     model = WGAN.of(trained.info, width=8, latent=4)
-    fake_run(tmp_path, monkeypatch, ood, model=model, name="wgan")
+    fake_run(tmp_path, monkeypatch, scores, model=model, name="wgan")
     monkeypatch.setattr(scores, "affordable", lambda *known: 20)
     result = run(tmp_path, run="wgan", scores=("knn",), n=None, options={"k": 20})
     assert len(model.bank) == len(open_pack("digits").images("train"))
@@ -211,7 +211,7 @@ def test_rebuilt_images_are_also_compared_by_the_features_of_the_set(trained, tm
     """Without LPIPS's weights by those of a LeNet, which then moves the score; `pixels` leaves it out."""
     monkeypatch.setattr("gzcli.judge.images.FIT", 12)
     model = DDPM.of(trained.info, channels=8, mult=(1,), attention=(), timesteps=20)
-    fake_run(tmp_path, monkeypatch, ood, model=model, name="ddpm")
+    fake_run(tmp_path, monkeypatch, scores, model=model, name="ddpm")
     asked = [job(run="ddpm", scores=("recon",), n=12, options={"pixels": pixels}) for pixels in (False, True)]
     with_features, alone = (ood.run(each, tmp_path, torch.device("cpu"), Log()) for each in asked)
     assert with_features["perceptual"].startswith("lenet ")
@@ -282,7 +282,7 @@ def test_the_fpr_of_a_benchmark_is_that_of_its_version():
 
 
 def test_baselines_of_a_binary_run_are_of_the_sets_own_bytes(trained, tmp_path, monkeypatch):
-    fake_run(tmp_path, monkeypatch, ood, model=fitted(levels=2), name="binary")
+    fake_run(tmp_path, monkeypatch, scores, model=fitted(levels=2), name="binary")
     result = run(tmp_path, run="binary", scores=("nll",), n=40)
     assert any("binarised" in note and "own bytes" in note for note in result["notes"])
     rows = rows_of(tmp_path)

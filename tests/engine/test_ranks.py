@@ -22,7 +22,7 @@ from gzcli.core.jobs import AlarmJob, BenchJob, OodJob
 from gzcli.data.packs.open import open_pack
 from gzcli.engine.__main__ import recorded
 from gzcli.engine.log import Log
-from gzcli.judge import alarm, bench, judge, ood
+from gzcli.judge import alarm, bench, ood, scores
 from gzcli.metrics.features import lenet
 from gzcli.models.nn import whole_batch
 from gzcli.store import files
@@ -101,7 +101,7 @@ BENCH = BenchJob(runs=("model",), data="digits", n=60, checkpoint="last")
 
 def test_two_ranks_score_what_one_scores(ranks, tmp_path, folders, monkeypatch):
     """Half the images each, rank 0 alone writes, and `scores.csv` is the same to the bit."""
-    fake_run(tmp_path, monkeypatch, ood)
+    fake_run(tmp_path, monkeypatch, scores)
     scored, real = [], Pixelwise.score_noisy
     counted = lambda self, x, *, noise: scored.append(len(x)) or real(self, x, noise=noise)  # noqa: E731
     monkeypatch.setattr(Pixelwise, "score_noisy", counted)
@@ -117,10 +117,10 @@ def test_two_ranks_score_what_one_scores(ranks, tmp_path, folders, monkeypatch):
 def test_two_ranks_raise_the_alarms_of_one(ranks, tmp_path, folders, monkeypatch):
     """By two runs with two seeds, whose pictures are an array of foreign images."""
     for name in ("model", "other"):
-        fake_run(tmp_path, monkeypatch, alarm, name=name)
+        fake_run(tmp_path, monkeypatch, scores, name=name)
     np.savez(tmp_path / "mine.npz", images=np.asarray(open_pack("digits-ab").images("test")[:70]))
-    scores = {"scores": ("nll", "far", "noisy"), "others": ("other",), "seeds": 2, "full": True}
-    asked = AlarmJob("model", "digits", str(tmp_path / "mine.npz"), fpr=0.1, checkpoint="last", **scores)
+    how = {"scores": ("nll", "far", "noisy"), "others": ("other",), "seeds": 2, "full": True}
+    asked = AlarmJob("model", "digits", str(tmp_path / "mine.npz"), fpr=0.1, checkpoint="last", **how)
     one = alarm.run(asked, folders[0], CPU, Log())
     first, second = ranks(lambda rank: alarm.run(asked, folders[1 + rank], CPU, Log(rank=rank)))
     assert second == {} and not list(folders[2].iterdir())
@@ -130,7 +130,7 @@ def test_two_ranks_raise_the_alarms_of_one(ranks, tmp_path, folders, monkeypatch
 
 def test_an_error_on_one_rank_is_told_on_all(ranks, tmp_path, monkeypatch):
     """The last batch of the 200 images, which rank 1 alone has, is of 8."""
-    fake_run(tmp_path, monkeypatch, ood)
+    fake_run(tmp_path, monkeypatch, scores)
     monkeypatch.setattr(Pixelwise, "score_noisy", lambda self, x, *, noise: x.mean((1, 2, 3)) / (len(x) != 8))
     job = replace(OOD, scores=("noisy",))
     found = ranks(lambda rank: ood.run(job, tmp_path, CPU, Log(rank=rank)))
@@ -139,7 +139,7 @@ def test_an_error_on_one_rank_is_told_on_all(ranks, tmp_path, monkeypatch):
 
 
 def test_more_ranks_than_batches_share_smaller_ones(tmp_path, monkeypatch):
-    fake_run(tmp_path, monkeypatch, ood)
+    fake_run(tmp_path, monkeypatch, scores)
     monkeypatch.setattr(ood, "histograms", lambda *known: None)
     job = replace(OOD, n=11)
     one = ood.run(job, tmp_path, CPU, Log())
@@ -162,7 +162,7 @@ def test_two_ranks_compare_as_one_does(ranks, tmp_path, folders, monkeypatch):
         return net.features(images)
 
     counting = type("Counting", (type(net),), {"features": features})
-    monkeypatch.setattr(judge, "lenet", lambda *a, **k: counting(**vars(replace(net, batch=20))))
+    monkeypatch.setattr(bench, "lenet", lambda *a, **k: counting(**vars(replace(net, batch=20))))
     kept = cache_dir("features", "real")
     shutil.rmtree(kept, ignore_errors=True)
     one = bench.run(BENCH, folders[0], CPU, Log())

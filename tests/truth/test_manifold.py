@@ -8,8 +8,9 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
 
 from gzcli.core.errors import UsageError
-from gzcli.metrics import baselines, manifold
-from gzcli.metrics.manifold import authenticity, duplicates, nearest, prdc
+from gzcli.metrics import baselines
+from gzcli.metrics.quality import neighbours as manifold
+from gzcli.metrics.quality.neighbours import authenticity, duplicates, nearest, prdc
 
 
 def distance(a, b) -> float:

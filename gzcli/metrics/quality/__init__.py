@@ -1,1 +1,1 @@
-"""The metrics of `gz bench`, a file each, whose records are `METRICS`."""
+"""What the metrics of `gz bench` compute. Their records are in `metric.py`."""

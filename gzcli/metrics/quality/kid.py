@@ -3,14 +3,11 @@ n."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Any
+import numpy as np
 
 from gzcli.core.errors import UsageError
-from gzcli.metrics.metric import Column, Figures, Interval, Metric
-
-if TYPE_CHECKING:
-    import numpy as np
+from gzcli.metrics.interval import LEVELS
+from gzcli.metrics.metric import Figures, Interval
 
 ROWS = 1000  # rows of the kernel matrix that are held in memory at once
 WIDTH = 2048  # features at most: behind Inception's stand its logits
@@ -20,17 +17,10 @@ SEED = 2020  # torch-fidelity's, so that its subsets are ours
 def kid(
     fake: np.ndarray, real: np.ndarray, *, subsets: int = 100, size: int = 1000, seed: int = 0
 ) -> Interval:
-    """The mean over random subsets of the squared maximum mean discrepancy, by its unbiased estimate with
-    the kernel (x·y / D + 1)³, and its interval for all N rows of the smaller side.
-
-    The subsets are those of torch-fidelity for this seed. Subsets of m rows spread √((N − m) / m) times as
-    far as the estimate of all N rows (Shao & Wu 1989, Ann. Statist. 17:1176). Where the sides are alike and
-    m is much smaller than N they spread less, and the interval is too wide.
-    """
-    import numpy as np
-
-    from gzcli.metrics.interval import LEVELS
-
+    """The mean over random subsets, torch-fidelity's for this seed, of the squared maximum mean
+    discrepancy with the kernel (x·y / D + 1)³; and its interval for all N rows of the smaller side:
+    subsets of m rows spread √((N − m) / m) times as far (Shao & Wu 1989, Ann. Statist. 17:1176), where the
+    sides differ."""
     fake, real = (np.asarray(f, np.float64) for f in (fake, real))
     if fake.ndim != 2 or real.ndim != 2 or fake.shape[1] != real.shape[1]:
         raise UsageError(f"features of shapes {fake.shape} and {real.shape} cannot be compared")
@@ -50,8 +40,6 @@ def kid(
 
 def _mmd2(fake: np.ndarray, real: np.ndarray, drawn: list[list[np.ndarray]]) -> np.ndarray:
     """The unbiased estimate of MMD² (Gretton et al. 2012, JMLR 13, eq. 3) of each of S subsets, [S]."""
-    import numpy as np
-
     m = len(drawn[0][0])
     sides = []
     for i, features in enumerate((fake, real)):
@@ -68,8 +56,6 @@ def _mmd2(fake: np.ndarray, real: np.ndarray, drawn: list[list[np.ndarray]]) -> 
 
 def _sums(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """The sum of the kernel over all pairs of each subset, [S]."""
-    import numpy as np
-
     (x, in_x), (y, in_y) = a, b
     sums = np.zeros(len(in_x))
     for i in range(0, len(x), ROWS):
@@ -83,20 +69,6 @@ def _kernel(products: np.ndarray, width: int) -> np.ndarray:
     return base * base * base  # a power takes ten times as long
 
 
-def compare(name: str, subsets: int, fake: np.ndarray, real: np.ndarray, intervals: bool) -> Figures:
+def compare(name: str, fake: np.ndarray, real: np.ndarray, intervals: bool) -> Figures:
+    subsets = 100 if name == "kid" else 40
     return {name: kid(fake[:, :WIDTH], real[:, :WIDTH], subsets=subsets, seed=SEED)}
-
-
-def metric(name: str, order: int, features: str, rank: int, *, subsets: int = 40, **more: Any) -> Metric:
-    meaning = "kernel Inception distance" if name == "kid" else ""
-    column = Column(name, "down", keep=17, rank=rank, signed=True, meaning=meaning)
-    return Metric(name, order, (column,), features, compare=partial(compare, name, subsets), **more)
-
-
-METRICS = (
-    metric("kid_lenet", 30, "lenet", 6, default="always"),
-    metric("kid_lite", 230, "lite", 7, default="colour"),
-    metric("kid", 310, "inception", 8, subsets=100),
-    metric("kid_dinov2", 410, "dinov2", 9),
-    metric("kid_clip", 510, "clip", 10),
-)

@@ -4,13 +4,14 @@ arXiv:1801.03924)."""
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import torch
+
+from gzcli.core import ranks
 from gzcli.core.types import Batch, ImageNoise, no_progress
-from gzcli.metrics.metric import Column, Figures, Interval, Metric
-
-if TYPE_CHECKING:
-    import numpy as np
+from gzcli.metrics.metric import Figures, Interval
 
 REBUILT = 200  # test images that are reconstructed: of a GAN each takes a search
 PAIRS = 500  # of samples
@@ -20,10 +21,6 @@ BATCH = 50  # pairs in a forward pass
 def reconstruction(judge: Any, contestant: Any) -> Figures:
     """`lpips_recon`, the mean over test images of the distance to what the model rebuilds of them, as
     `gz sample --do reconstruct` does; {} of a model that reconstructs nothing."""
-    import torch
-
-    from gzcli.core import ranks
-
     trained = contestant.trained
     method = getattr(trained.model, "reconstruct", None)
     if method is None:
@@ -50,8 +47,6 @@ def reconstruction(judge: Any, contestant: Any) -> Figures:
 def diversity(judge: Any, images: Any) -> Figures:
     """`lpips_diversity`, the mean distance of random pairs of images, and `lpips_diversity|y`, that of pairs
     of one class where there are labels. Images that do not differ are 0 apart."""
-    import numpy as np
-
     rng = np.random.default_rng(0)
     figures = {"lpips_diversity": mean(distances(judge, images, pairs(rng.permutation(len(images)))))}
     if images.labels is None or images.labels.ndim > 1:
@@ -67,9 +62,6 @@ def pairs(rows: np.ndarray) -> np.ndarray:
 
 
 def distances(judge: Any, images: Any, chosen: np.ndarray) -> np.ndarray:
-    import numpy as np
-    import torch
-
     chosen, parts = chosen[:PAIRS], []
     with torch.no_grad():
         for rows in np.array_split(chosen, max(1, len(chosen) // BATCH)):
@@ -82,8 +74,3 @@ def distances(judge: Any, images: Any, chosen: np.ndarray) -> np.ndarray:
 def mean(values: np.ndarray) -> Interval:
     value, half = float(values.mean()), 1.96 * float(values.std()) / len(values) ** 0.5
     return Interval(value, max(0.0, value - half), value + half)
-
-
-RECON = (Column("lpips_recon", "down"),)
-HOW: dict[str, Any] = {"of_images": diversity, "of_model": reconstruction}
-METRICS = (Metric("lpips", 330, RECON, weights="vgg16", floor="train", shared=True, **HOW),)

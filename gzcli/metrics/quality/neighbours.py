@@ -3,25 +3,25 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
-from gzcli.metrics.metric import Column, Figures, Interval, Metric
+import numpy as np
 
-if TYPE_CHECKING:
-    import numpy as np
+from gzcli.core.errors import UsageError
+from gzcli.metrics.interval import half_samples, not_negative, share, subset
+from gzcli.metrics.metric import Figures, Interval
 
 NEAR, FAR = 3, 5  # whose distance is the radius: of precision and recall, of density and coverage
 DRAWS = 12  # halves of the images for the interval of the density
-KEEP = {"precision": 16, "recall": 15, "coverage": 6, "density": 3}
+CLOSE = 0.01  # the share of held-out images that count as duplicates of training images
+INSIDE = 1 - 1e-9  # rows on a ball's surface are outside, however their distances were rounded
+CELLS = 2**24  # distances that are held in memory at once
 
 
 def compare(features: str, fake: np.ndarray, real: np.ndarray, intervals: bool) -> Figures:
     """Both sides are taken in equal numbers, on which these figures depend. Three are shares of the images,
     whose intervals take the neighbours as given; that of the density is by halves of the images."""
-    from gzcli.metrics.interval import half_samples, not_negative, share, subset
-    from gzcli.metrics.manifold import prdc
-
     n = min(len(fake), len(real))
     fake, real = (rows[subset(len(rows), n)] for rows in (fake, real))
     near, far = prdc(fake, real, k=NEAR), prdc(fake, real, k=FAR)
@@ -36,25 +36,83 @@ def compare(features: str, fake: np.ndarray, real: np.ndarray, intervals: bool) 
 def memory(judge: Any, images: Any) -> Figures:
     """`authenticity`, the share of samples that are farther from a training image than it is from the next,
     and `duplicates`, the share as close to one as 1 % of the test images are, which are the floor."""
-    from gzcli.metrics.interval import share
-    from gzcli.metrics.manifold import authenticity, duplicates
-
     sets = (images, judge.train_images, judge.real.of("test"))
     made, train, held_out = (each.features(judge.memory_space) for each in sets)
     values = {"authenticity": authenticity(made, train), "duplicates": duplicates(made, train, held_out)}
     return {name: share(value, len(made)) for name, value in values.items()}
 
 
-def metric(order: int, features: str, **more: Any) -> Metric:
-    columns = tuple(Column(f"{figure}_{features}", "up", keep=keep) for figure, keep in KEEP.items())
-    return Metric(f"prc_{features}", order, columns, features, compare=partial(compare, features), **more)
+def prdc(fake: np.ndarray, real: np.ndarray, *, k: int = 5) -> dict[str, float]:
+    """Precision and recall (Kynkäänniemi et al. 2019, arXiv:1904.06991, eq. 1–3), density and coverage (Naeem
+    et al. 2020, arXiv:2002.09797, eq. 3 and 5), each a share but density, which may exceed 1."""
+    fake, real = paired(fake, real)
+    if min(len(fake), len(real)) <= k:
+        raise UsageError(f"precision and recall need more than {k} images on each side")
+    # the first of k + 1 neighbours of a row is the row itself
+    real_radii, fake_radii = (nearest(rows, rows, k=k + 1)[0][:, -1] * INSIDE for rows in (real, fake))
+    inside = np.empty(len(fake), np.int64)  # of how many real rows' balls
+    recalled, covered = np.zeros(len(real), bool), np.zeros(len(real), bool)
+    for rows, distances in _blocks(fake, real):
+        in_real = distances < real_radii
+        inside[rows] = in_real.sum(1)
+        covered |= in_real.any(0)
+        recalled |= (distances < fake_radii[rows, None]).any(0)
+    return {
+        "precision": float((inside > 0).mean()),
+        "recall": float(recalled.mean()),
+        "density": float(inside.mean() / k),
+        "coverage": float(covered.mean()),
+    }
 
 
-MEMORY = (Column("authenticity", "up"), Column("duplicates", "down"))
-METRICS = (
-    metric(40, "lenet", default="always"),
-    Metric("memory", 110, MEMORY, floor="test", of_images=memory),
-    metric(240, "lite"),
-    metric(420, "dinov2"),
-    metric(520, "clip"),
-)
+def nearest(queries: np.ndarray, bank: np.ndarray, *, k: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Euclidean distances [N, k], from the nearest on, and the numbers of these rows, int64 [N, k]."""
+    queries, bank = paired(queries, bank)
+    if len(bank) < k:
+        raise UsageError(f"{k} neighbours need as many images, and there are {len(bank)}")
+    distances_to, places = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
+    for rows, distances in _blocks(queries, bank):
+        places[rows] = np.argpartition(distances, k - 1, axis=1)[:, :k]
+        # The fast form of the distance, ‖a‖² + ‖b‖² − 2 a·b, is inexact where rows are close to each other.
+        for j in range(k):
+            distances_to[rows, j] = np.linalg.norm(queries[rows] - bank[places[rows, j]], axis=1)
+    order = np.argsort(distances_to, axis=1, kind="stable")
+    return np.take_along_axis(distances_to, order, 1), np.take_along_axis(places, order, 1)
+
+
+def authenticity(fake: np.ndarray, train: np.ndarray) -> float:
+    """The share of samples that are farther from their nearest training image than this one is from its own
+    nearest other training image (Alaa et al. 2022, arXiv:2102.08921, §4.3). Copies give 0."""
+    distances, places = nearest(fake, train)
+    closest, inverse = np.unique(places[:, 0], return_inverse=True)
+    train = paired(train, train)[0]
+    # Its nearest other row is at 0 where it stands twice, or the second of the two nearest, itself the first.
+    apart = nearest(train[closest], train, k=2)[0][:, 1]
+    return float((distances[:, 0] > apart[inverse]).mean())
+
+
+def duplicates(fake: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> float:
+    """The share of samples that are as close to a training image as the closest 1 % of held-out real images
+    are. Held-out images give 0.01."""
+    threshold = np.quantile(nearest(held_out, train)[0], CLOSE)
+    return float((nearest(fake, train)[0] <= threshold).mean())
+
+
+def paired(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both sides as rows of floats, of single precision for bytes: images [N, C, H, W] are flattened."""
+    if not len(a) or not len(b):
+        raise UsageError("there must be images on both sides")
+    a, b = (np.asarray(f).reshape(len(f), -1) for f in (a, b))
+    if a.shape[1] != b.shape[1]:
+        raise UsageError(f"rows of widths {a.shape[1]} and {b.shape[1]} cannot be compared")
+    kind = np.result_type(a, b, np.float32)
+    return a.astype(kind, copy=False), b.astype(kind, copy=False)
+
+
+def _blocks(queries: np.ndarray, bank: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """The distances of some queries at a time to all of the bank: which queries, and [B, M]."""
+    squares, size = np.square(bank).sum(1), max(1, CELLS // len(bank))
+    for i in range(0, len(queries), size):
+        some = queries[i : i + size]
+        squared = np.square(some).sum(1)[:, None] + squares - 2 * some @ bank.T
+        yield slice(i, i + size), np.sqrt(squared.clip(0))

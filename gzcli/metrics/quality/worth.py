@@ -4,24 +4,24 @@ that is trained with them (Ravuri & Vinyals 2019, arXiv:1905.10887)."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import t
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Say, silent
-from gzcli.metrics.metric import Column, Figures, Interval, Metric
+from gzcli.metrics import features
+from gzcli.metrics.interval import LEVELS, bootstrap
+from gzcli.metrics.metric import Figures, Interval
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    Labelled = tuple[np.ndarray, np.ndarray]  # images uint8 [N, C, H, W] and their classes [N]
-
+Labelled = tuple[np.ndarray, np.ndarray]  # images uint8 [N, C, H, W] and their classes [N]
 STEPS = 500  # the same for all training sets, so that more images are not more training
 
 
 def of_images(judge: Any, images: Any) -> Figures:
     """The figures of `worth` after `worth_`; {} for images without labels, or of sets without classes."""
-    import numpy as np
-
     sets, meta = (judge.real.of("train"), images, judge.real.of("test")), judge.pack.meta
     if meta.multilabel or any(side.labels is None for side in sets):
         return {}
@@ -40,18 +40,10 @@ def worth(
     steps: int = STEPS,
     say: Say = silent,
 ) -> Figures:
-    """The accuracy of a LeNet on the test images, 0 … 1, by what it was trained on: `real` images, `samples`,
-    `both`, or real images whose rarest class is `filled` up with samples to the size of the largest.
-
-    `NAME_balanced` is the accuracy averaged over classes. `NAME_gain` and `NAME_balanced_gain` are the
-    differences to `real` at equal seeds on the same test images, of which the intervals are narrower.
-    `filled` is missing where no sample is of the rarest class, or all classes are equally frequent.
-    """
-    import numpy as np
-    import torch
-
-    from gzcli.metrics.features import LeNetFeatures, trained
-
+    """The accuracy of a LeNet on the test images, 0 … 1, by what it was trained on: `real` images,
+    `samples`, `both`, or real images whose rarest class is `filled` up with samples to the size of the
+    largest, if there are any. `NAME_balanced` is averaged over classes; `…_gain` is the difference to
+    `real` at equal seeds."""
     for images, labels in (real, samples, test):
         if not len(images) or np.shape(labels) != (len(images),):
             raise UsageError("the worth of samples needs images with one class each on all sides")
@@ -69,8 +61,10 @@ def worth(
     right = {}  # of each classifier and test image, float64 [seeds, K]
     for name, (x, y) in sets.items():
         say(f"training {seeds} classifiers on {len(x)} images ({name})")
-        nets = (trained(x, y, classes, steps=steps, seed=seed) for seed in range(seeds))
-        guesses = [LeNetFeatures(n, "", 0.0, False, torch.device("cpu")).predict(test_x) for n in nets]
+        nets = (features.trained(x, y, classes, steps=steps, seed=seed) for seed in range(seeds))
+        guesses = [
+            features.LeNetFeatures(n, "", 0.0, False, torch.device("cpu")).predict(test_x) for n in nets
+        ]
         right[name] = np.array([guess == test_y for guess in guesses], np.float64)
     gains = {name: hits - right["real"] for name, hits in right.items() if name != "real"}
     figures: Figures = {}
@@ -81,10 +75,8 @@ def worth(
 
 
 def filling(real: np.ndarray, made: np.ndarray, classes: int) -> np.ndarray:
-    """The numbers of the samples that fill up the rarest class of `real` to the size of the largest, as far
-    as there are samples of it."""
-    import numpy as np
-
+    """The samples that fill up the rarest class of `real` to the size of the largest, as far as there are
+    any."""
     counts = np.bincount(real, minlength=classes)
     return np.flatnonzero(made == counts.argmin())[: counts.max() - counts.min()]
 
@@ -95,8 +87,6 @@ def _mean(rows: np.ndarray) -> float:
 
 def _balanced(rows: np.ndarray) -> float:
     """The mean over classes, the second column of rows [N, 2], of the mean of the first in each."""
-    import numpy as np
-
     classes = rows[:, 1].astype(np.int64)
     counts = np.bincount(classes)
     return float((np.bincount(classes, rows[:, 0])[counts > 0] / counts[counts > 0]).mean())
@@ -108,11 +98,6 @@ def _interval(
     """The average, of `least` … 1, of the values of each classifier and test image, [S, N]. Its interval is
     for both draws, of the test images by the bootstrap and of the classifiers by Student's t, whose halves
     are added in squares."""
-    import numpy as np
-    from scipy.stats import t
-
-    from gzcli.metrics.interval import LEVELS, bootstrap
-
     images = bootstrap(average, np.stack([values.mean(0), classes], 1))
     each, spread = [average(np.stack([row, classes], 1)) for row in values], 0.0
     if len(each) > 1:
@@ -121,6 +106,3 @@ def _interval(
     return Interval(
         images.value, float(max(images.value - below, least)), float(min(images.value + above, 1))
     )
-
-
-METRICS = (Metric("worth", 120, (Column("worth_*", "up"),), floor="train", of_images=of_images),)
