@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -44,6 +45,10 @@ def half_samples(function: Function, *samples: np.ndarray, draws: int = 100, see
 def check_rows(samples: Sequence[np.ndarray], least: int) -> None:
     if min(map(len, samples)) < least:
         raise UsageError(f"an interval needs at least {least} rows of each sample")
+
+
+def halves(function: Function, *samples: np.ndarray, intervals: bool, **how: Any) -> Interval:
+    return half_samples(function, *samples, **how) if intervals else Interval(function(*samples))
 
 
 def not_negative(figure: Interval) -> Interval:

@@ -1,1 +1,1 @@
-"""What the metrics of `gz bench` compute. Their records are in `metric.py`."""
+"""The metrics of `gz bench`, a file each, whose records are `METRICS`."""

@@ -6,12 +6,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import numpy as np
-import torch
-
-from gzcli.metrics.interval import half_samples, not_negative, share
-from gzcli.metrics.metric import Figures, Interval
-from gzcli.metrics.pretrained import POOLED
+from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
 
 SPLITS = 10  # parts of the samples over which the inception score is averaged, as torch-fidelity does
 T = 2.262  # Student's t of nine degrees of freedom
@@ -20,6 +15,10 @@ T = 2.262  # Student's t of nine degrees of freedom
 def of_images(judge: Any, images: Any) -> Figures:
     """`tv`, by how much the classes differ from those of training images, and the share of images that the
     LeNet takes for their label's class; {} of a set without classes."""
+    import numpy as np
+
+    from gzcli.metrics.interval import half_samples, not_negative, share
+
     labels, net, meta = judge.pack.labels("train"), judge.lenet, judge.pack.meta
     if labels is None or net is None or net.rotations or meta.multilabel:
         return {}
@@ -31,17 +30,29 @@ def of_images(judge: Any, images: Any) -> Figures:
     return figures
 
 
-def total_variation(seen: np.ndarray, labels: np.ndarray, classes: int) -> float:
+def total_variation(seen: Array, labels: Array, classes: int) -> float:
     """½ Σ |p − q| of the class frequencies of `seen` [N] and of `labels` [M]."""
+    import numpy as np
+
     p, q = (np.bincount(np.asarray(y), minlength=classes)[:classes] / len(y) for y in (seen, labels))
     return float(0.5 * np.abs(p - q).sum())
 
 
-def inception_score(fake: np.ndarray, real: np.ndarray, intervals: bool) -> Figures:
+def inception_score(fake: Array, real: Array, intervals: bool) -> Figures:
     """exp E KL(p(y | x) ‖ p(y)) of the logits, with the interval of a mean of ten."""
+    import torch
     from torch_fidelity.metric_isc import isc_features_to_metric
+
+    from gzcli.metrics.pretrained import POOLED
 
     score = isc_features_to_metric(torch.from_numpy(fake[:, POOLED:]).float(), splits=SPLITS)
     value, spread = score["inception_score_mean"], score["inception_score_std"]
     half = T * spread / (SPLITS - 1) ** 0.5
     return {"is": Interval(value, value - half, value + half)}
+
+
+COLUMNS = (Column("tv", "down", keep=12), Column("label_accuracy", "up", keep=11))
+METRICS = (
+    Metric("classes", 70, COLUMNS, "lenet", default="always", of_images=of_images),
+    Metric("is", 320, (Column("is", "up"),), "inception", compare=inception_score),
+)

@@ -3,24 +3,26 @@ n."""
 
 from __future__ import annotations
 
-import numpy as np
+from functools import partial
+from typing import Any
 
 from gzcli.core.errors import UsageError
-from gzcli.metrics.interval import LEVELS
-from gzcli.metrics.metric import Figures, Interval
+from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
 
 ROWS = 1000  # rows of the kernel matrix that are held in memory at once
 WIDTH = 2048  # features at most: behind Inception's stand its logits
 SEED = 2020  # torch-fidelity's, so that its subsets are ours
 
 
-def kid(
-    fake: np.ndarray, real: np.ndarray, *, subsets: int = 100, size: int = 1000, seed: int = 0
-) -> Interval:
+def kid(fake: Array, real: Array, *, subsets: int = 100, size: int = 1000, seed: int = 0) -> Interval:
     """The mean over random subsets, torch-fidelity's for this seed, of the squared maximum mean
     discrepancy with the kernel (x·y / D + 1)³; and its interval for all N rows of the smaller side:
     subsets of m rows spread √((N − m) / m) times as far (Shao & Wu 1989, Ann. Statist. 17:1176), where the
     sides differ."""
+    import numpy as np
+
+    from gzcli.metrics.interval import LEVELS
+
     fake, real = (np.asarray(f, np.float64) for f in (fake, real))
     if fake.ndim != 2 or real.ndim != 2 or fake.shape[1] != real.shape[1]:
         raise UsageError(f"features of shapes {fake.shape} and {real.shape} cannot be compared")
@@ -38,8 +40,10 @@ def kid(
     return Interval(float(value), float(low), float(high))
 
 
-def _mmd2(fake: np.ndarray, real: np.ndarray, drawn: list[list[np.ndarray]]) -> np.ndarray:
+def _mmd2(fake: Array, real: Array, drawn: list[list[Array]]) -> Array:
     """The unbiased estimate of MMD² (Gretton et al. 2012, JMLR 13, eq. 3) of each of S subsets, [S]."""
+    import numpy as np
+
     m = len(drawn[0][0])
     sides = []
     for i, features in enumerate((fake, real)):
@@ -54,8 +58,10 @@ def _mmd2(fake: np.ndarray, real: np.ndarray, drawn: list[list[np.ndarray]]) -> 
     return within / (m * (m - 1)) - 2 * _sums(*sides) / m**2
 
 
-def _sums(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def _sums(a: tuple[Array, Array], b: tuple[Array, Array]) -> Array:
     """The sum of the kernel over all pairs of each subset, [S]."""
+    import numpy as np
+
     (x, in_x), (y, in_y) = a, b
     sums = np.zeros(len(in_x))
     for i in range(0, len(x), ROWS):
@@ -64,11 +70,25 @@ def _sums(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) ->
     return sums
 
 
-def _kernel(products: np.ndarray, width: int) -> np.ndarray:
+def _kernel(products: Array, width: int) -> Array:
     base = products / width + 1
     return base * base * base  # a power takes ten times as long
 
 
-def compare(name: str, fake: np.ndarray, real: np.ndarray, intervals: bool) -> Figures:
-    subsets = 100 if name == "kid" else 40
+def compare(name: str, subsets: int, fake: Array, real: Array, intervals: bool) -> Figures:
     return {name: kid(fake[:, :WIDTH], real[:, :WIDTH], subsets=subsets, seed=SEED)}
+
+
+def metric(name: str, order: int, features: str, rank: int, *, subsets: int = 40, **more: Any) -> Metric:
+    meaning = "kernel Inception distance" if name == "kid" else ""
+    column = Column(name, "down", keep=17, rank=rank, signed=True, meaning=meaning)
+    return Metric(name, order, (column,), features, compare=partial(compare, name, subsets), **more)
+
+
+METRICS = (
+    metric("kid_lenet", 30, "lenet", 6, default="always"),
+    metric("kid_lite", 230, "lite", 7, default="colour"),
+    metric("kid", 310, "inception", 8, subsets=100),
+    metric("kid_dinov2", 410, "dinov2", 9),
+    metric("kid_clip", 510, "clip", 10),
+)

@@ -6,12 +6,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import numpy as np
-import torch
-
-from gzcli.core import ranks
 from gzcli.core.types import Batch, ImageNoise, no_progress
-from gzcli.metrics.metric import Figures, Interval
+from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
 
 REBUILT = 200  # test images that are reconstructed: of a GAN each takes a search
 PAIRS = 500  # of samples
@@ -21,6 +17,10 @@ BATCH = 50  # pairs in a forward pass
 def reconstruction(judge: Any, contestant: Any) -> Figures:
     """`lpips_recon`, the mean over test images of the distance to what the model rebuilds of them, as
     `gz sample --do reconstruct` does; {} of a model that reconstructs nothing."""
+    import torch
+
+    from gzcli.core import ranks
+
     trained = contestant.trained
     method = getattr(trained.model, "reconstruct", None)
     if method is None:
@@ -29,7 +29,7 @@ def reconstruction(judge: Any, contestant: Any) -> Figures:
     labelled = "labels" in inspect.signature(method).parameters and trained.model.conditional
     with judge.log.bar(f"reconstruct by {trained.name}") as progress:
 
-        def work(batch: Batch) -> dict[str, np.ndarray]:
+        def work(batch: Batch) -> dict[str, Array]:
             nonlocal done
             labels = {"labels": batch.y} if labelled else {}
             with trained.applying():
@@ -47,6 +47,8 @@ def reconstruction(judge: Any, contestant: Any) -> Figures:
 def diversity(judge: Any, images: Any) -> Figures:
     """`lpips_diversity`, the mean distance of random pairs of images, and `lpips_diversity|y`, that of pairs
     of one class where there are labels. Images that do not differ are 0 apart."""
+    import numpy as np
+
     rng = np.random.default_rng(0)
     figures = {"lpips_diversity": mean(distances(judge, images, pairs(rng.permutation(len(images)))))}
     if images.labels is None or images.labels.ndim > 1:
@@ -57,11 +59,14 @@ def diversity(judge: Any, images: Any) -> Figures:
     return figures | ({"lpips_diversity|y": mean(distances(judge, images, chosen))} if len(chosen) else {})
 
 
-def pairs(rows: np.ndarray) -> np.ndarray:
+def pairs(rows: Array) -> Array:
     return rows[: len(rows) // 2 * 2].reshape(-1, 2)
 
 
-def distances(judge: Any, images: Any, chosen: np.ndarray) -> np.ndarray:
+def distances(judge: Any, images: Any, chosen: Array) -> Array:
+    import numpy as np
+    import torch
+
     chosen, parts = chosen[:PAIRS], []
     with torch.no_grad():
         for rows in np.array_split(chosen, max(1, len(chosen) // BATCH)):
@@ -71,6 +76,11 @@ def distances(judge: Any, images: Any, chosen: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def mean(values: np.ndarray) -> Interval:
+def mean(values: Array) -> Interval:
     value, half = float(values.mean()), 1.96 * float(values.std()) / len(values) ** 0.5
     return Interval(value, max(0.0, value - half), value + half)
+
+
+RECON = (Column("lpips_recon", "down"),)
+HOW: dict[str, Any] = {"of_images": diversity, "of_model": reconstruction}
+METRICS = (Metric("lpips", 330, RECON, weights="vgg16", floor="train", shared=True, **HOW),)

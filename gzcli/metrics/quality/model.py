@@ -6,10 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import torch
-
-from gzcli.metrics.metric import Figures, Interval
+from gzcli.metrics.metric import Column, Figures, Interval, Metric
 
 IMAGES = 10_000  # test images that a model measures itself on, at most
 
@@ -22,11 +19,19 @@ def bpd(judge: Any, contestant: Any) -> Figures:
     if kind not in ("exact", "bound") and not (kind == "ode" and judge.named):
         return {}
     likelihood = contestant.facts["likelihood"] = judge.likelihood(trained)
-    binary = contestant.levels == 2
-    unit, mark = ("nats", "") if binary else ("bpd", judge.mark(contestant.levels))
+    mark, binary = judge.mark(contestant.levels), contestant.levels == 2
+    return likelihood_figures(likelihood, mark, judge.values, binary=binary)
+
+
+def likelihood_figures(likelihood: Mapping[str, Any], mark: str, values: int, *, binary: bool) -> Figures:
+    """The figures of a likelihood of images of so many values, of binary ones in nats: that of log p(x | y)
+    ends in `|y`, that of log p(x) is named by the unit."""
+    import numpy as np
+
+    unit, mark = ("nats", "") if binary else ("bpd", mark)
 
     def of(part: Mapping[str, float]) -> Interval:
-        half = 1.96 * part["se"] / (1 if binary else judge.values * np.log(2))
+        half = 1.96 * part["se"] / (1 if binary else values * np.log(2))
         return Interval(part[unit], part[unit] - half, part[unit] + half)
 
     if not likelihood["given_labels"]:
@@ -37,6 +42,8 @@ def bpd(judge: Any, contestant: Any) -> Figures:
 
 def own(judge: Any, contestant: Any) -> Figures:
     """The figures of the model's `measure`; {} of a model without one."""
+    import torch
+
     trained = contestant.trained
     if not hasattr(trained.model, "measure"):
         return {}
@@ -52,3 +59,17 @@ def speed(judge: Any, contestant: Any) -> Figures:
     rates = contestant.facts["train"] = judge.training_speed(contestant.trained)
     figures = {"samples_per_s": Interval(round(len(contestant) / contestant.seconds, 3))}
     return figures | {f"train_{name}": Interval(rates[name]) for name in rates if name in ("tflops", "mfu")}
+
+
+BPD = (
+    Column("bpd", "down", keep=14, meaning="bits per dimension of unseen images"),
+    Column("bpd|y", "down", keep=9),
+    Column("nats", "down", keep=13),
+    Column("nats|y", "down", keep=8),
+)
+SPEED = (Column("samples_per_s", "up", keep=7, cost=True), Column("train_*", "up", keep=1, cost=True))
+METRICS = (
+    Metric("bpd", 80, BPD, default="always", shared=True, of_model=bpd),
+    Metric("own", 90, (), default="always", of_model=own),
+    Metric("speed", 100, SPEED, default="always", of_sampler=True, of_model=speed),
+)

@@ -4,24 +4,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
-import numpy as np
-
 from gzcli.core.errors import UsageError
-from gzcli.metrics.interval import half_samples, not_negative, share, subset
-from gzcli.metrics.metric import Figures, Interval
+from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
 
 NEAR, FAR = 3, 5  # whose distance is the radius: of precision and recall, of density and coverage
 DRAWS = 12  # halves of the images for the interval of the density
+KEEP = {"precision": 16, "recall": 15, "coverage": 6, "density": 3}
 CLOSE = 0.01  # the share of held-out images that count as duplicates of training images
 INSIDE = 1 - 1e-9  # rows on a ball's surface are outside, however their distances were rounded
 CELLS = 2**24  # distances that are held in memory at once
 
 
-def compare(features: str, fake: np.ndarray, real: np.ndarray, intervals: bool) -> Figures:
+def compare(features: str, fake: Array, real: Array, intervals: bool) -> Figures:
     """Both sides are taken in equal numbers, on which these figures depend. Three are shares of the images,
     whose intervals take the neighbours as given; that of the density is by halves of the images."""
+    from gzcli.metrics.interval import half_samples, not_negative, share, subset
+
     n = min(len(fake), len(real))
     fake, real = (rows[subset(len(rows), n)] for rows in (fake, real))
     near, far = prdc(fake, real, k=NEAR), prdc(fake, real, k=FAR)
@@ -36,15 +37,19 @@ def compare(features: str, fake: np.ndarray, real: np.ndarray, intervals: bool) 
 def memory(judge: Any, images: Any) -> Figures:
     """`authenticity`, the share of samples that are farther from a training image than it is from the next,
     and `duplicates`, the share as close to one as 1 % of the test images are, which are the floor."""
+    from gzcli.metrics.interval import share
+
     sets = (images, judge.train_images, judge.real.of("test"))
     made, train, held_out = (each.features(judge.memory_space) for each in sets)
     values = {"authenticity": authenticity(made, train), "duplicates": duplicates(made, train, held_out)}
     return {name: share(value, len(made)) for name, value in values.items()}
 
 
-def prdc(fake: np.ndarray, real: np.ndarray, *, k: int = 5) -> dict[str, float]:
+def prdc(fake: Array, real: Array, *, k: int = 5) -> dict[str, float]:
     """Precision and recall (Kynkäänniemi et al. 2019, arXiv:1904.06991, eq. 1–3), density and coverage (Naeem
     et al. 2020, arXiv:2002.09797, eq. 3 and 5), each a share but density, which may exceed 1."""
+    import numpy as np
+
     fake, real = paired(fake, real)
     if min(len(fake), len(real)) <= k:
         raise UsageError(f"precision and recall need more than {k} images on each side")
@@ -65,8 +70,10 @@ def prdc(fake: np.ndarray, real: np.ndarray, *, k: int = 5) -> dict[str, float]:
     }
 
 
-def nearest(queries: np.ndarray, bank: np.ndarray, *, k: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def nearest(queries: Array, bank: Array, *, k: int = 1) -> tuple[Array, Array]:
     """Euclidean distances [N, k], from the nearest on, and the numbers of these rows, int64 [N, k]."""
+    import numpy as np
+
     queries, bank = paired(queries, bank)
     if len(bank) < k:
         raise UsageError(f"{k} neighbours need as many images, and there are {len(bank)}")
@@ -80,9 +87,11 @@ def nearest(queries: np.ndarray, bank: np.ndarray, *, k: int = 1) -> tuple[np.nd
     return np.take_along_axis(distances_to, order, 1), np.take_along_axis(places, order, 1)
 
 
-def authenticity(fake: np.ndarray, train: np.ndarray) -> float:
+def authenticity(fake: Array, train: Array) -> float:
     """The share of samples that are farther from their nearest training image than this one is from its own
     nearest other training image (Alaa et al. 2022, arXiv:2102.08921, §4.3). Copies give 0."""
+    import numpy as np
+
     distances, places = nearest(fake, train)
     closest, inverse = np.unique(places[:, 0], return_inverse=True)
     train = paired(train, train)[0]
@@ -91,15 +100,19 @@ def authenticity(fake: np.ndarray, train: np.ndarray) -> float:
     return float((distances[:, 0] > apart[inverse]).mean())
 
 
-def duplicates(fake: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> float:
+def duplicates(fake: Array, train: Array, held_out: Array) -> float:
     """The share of samples that are as close to a training image as the closest 1 % of held-out real images
     are. Held-out images give 0.01."""
+    import numpy as np
+
     threshold = np.quantile(nearest(held_out, train)[0], CLOSE)
     return float((nearest(fake, train)[0] <= threshold).mean())
 
 
-def paired(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def paired(a: Array, b: Array) -> tuple[Array, Array]:
     """Both sides as rows of floats, of single precision for bytes: images [N, C, H, W] are flattened."""
+    import numpy as np
+
     if not len(a) or not len(b):
         raise UsageError("there must be images on both sides")
     a, b = (np.asarray(f).reshape(len(f), -1) for f in (a, b))
@@ -109,10 +122,27 @@ def paired(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return a.astype(kind, copy=False), b.astype(kind, copy=False)
 
 
-def _blocks(queries: np.ndarray, bank: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+def _blocks(queries: Array, bank: Array) -> Iterator[tuple[slice, Array]]:
     """The distances of some queries at a time to all of the bank: which queries, and [B, M]."""
+    import numpy as np
+
     squares, size = np.square(bank).sum(1), max(1, CELLS // len(bank))
     for i in range(0, len(queries), size):
         some = queries[i : i + size]
         squared = np.square(some).sum(1)[:, None] + squares - 2 * some @ bank.T
         yield slice(i, i + size), np.sqrt(squared.clip(0))
+
+
+def metric(order: int, features: str, **more: Any) -> Metric:
+    columns = tuple(Column(f"{figure}_{features}", "up", keep=keep) for figure, keep in KEEP.items())
+    return Metric(f"prc_{features}", order, columns, features, compare=partial(compare, features), **more)
+
+
+MEMORY = (Column("authenticity", "up"), Column("duplicates", "down"))
+METRICS = (
+    metric(40, "lenet", default="always"),
+    Metric("memory", 110, MEMORY, floor="test", of_images=memory),
+    metric(240, "lite"),
+    metric(420, "dinov2"),
+    metric(520, "clip"),
+)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 
-import numpy as np
-
-from gzcli.metrics.interval import half_samples, not_negative
-from gzcli.metrics.metric import Figures, Interval
-from gzcli.metrics.quality.neighbours import paired
+from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
 
 DRAWS, PROJECTIONS = 20, 64  # halves of the images for the interval, and directions for each
 
 
-def compare(fake: np.ndarray, real: np.ndarray, intervals: bool) -> Figures:
+def compare(fake: Array, real: Array, intervals: bool) -> Figures:
     """In units of a pixel's whole range: images that are all lighter by the share s are s apart."""
+    from gzcli.metrics.interval import half_samples, not_negative
+
     value = sliced_wasserstein(fake, real) / 255
     if not intervals:
         return {"swd": Interval(value)}
@@ -24,9 +22,13 @@ def compare(fake: np.ndarray, real: np.ndarray, intervals: bool) -> Figures:
     return {"swd": not_negative(Interval(value, low, high))}
 
 
-def sliced_wasserstein(fake: np.ndarray, real: np.ndarray, *, projections: int = 512, seed: int = 0) -> float:
+def sliced_wasserstein(fake: Array, real: Array, *, projections: int = 512, seed: int = 0) -> float:
     """The root of the mean, over random directions, of W₂² of the projections of rows [N, D] and [M, D] or
     of images, which are flattened, in the rows' own unit."""
+    import numpy as np
+
+    from gzcli.metrics.quality.neighbours import paired
+
     rows = paired(fake, real)
     directions = np.random.default_rng(seed).normal(size=(rows[0].shape[1], projections))
     directions /= np.linalg.norm(directions, axis=0)
@@ -36,3 +38,7 @@ def sliced_wasserstein(fake: np.ndarray, real: np.ndarray, *, projections: int =
     edges = np.union1d(np.arange(n + 1) * m, np.arange(m + 1) * n)
     start, width = edges[:-1], np.diff(edges) / (n * m)
     return float(np.sqrt((width @ np.square(a[start // m] - b[start // n])).mean()))
+
+
+SWD = (Column("swd", "down", keep=4, rank=12),)
+METRICS = (Metric("swd", 50, SWD, "pixels", default="always", compare=compare),)

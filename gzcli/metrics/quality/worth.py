@@ -6,22 +6,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import torch
-from scipy.stats import t
-
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Say, silent
-from gzcli.metrics import features
-from gzcli.metrics.interval import LEVELS, bootstrap
-from gzcli.metrics.metric import Figures, Interval
+from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
 
-Labelled = tuple[np.ndarray, np.ndarray]  # images uint8 [N, C, H, W] and their classes [N]
+Labelled = tuple[Array, Array]  # images uint8 [N, C, H, W] and their classes [N]
 STEPS = 500  # the same for all training sets, so that more images are not more training
 
 
 def of_images(judge: Any, images: Any) -> Figures:
     """The figures of `worth` after `worth_`; {} for images without labels, or of sets without classes."""
+    import numpy as np
+
     sets, meta = (judge.real.of("train"), images, judge.real.of("test")), judge.pack.meta
     if meta.multilabel or any(side.labels is None for side in sets):
         return {}
@@ -44,6 +40,11 @@ def worth(
     `samples`, `both`, or real images whose rarest class is `filled` up with samples to the size of the
     largest, if there are any. `NAME_balanced` is averaged over classes; `…_gain` is the difference to
     `real` at equal seeds."""
+    import numpy as np
+    import torch
+
+    from gzcli.metrics.features import LeNetFeatures, trained
+
     for images, labels in (real, samples, test):
         if not len(images) or np.shape(labels) != (len(images),):
             raise UsageError("the worth of samples needs images with one class each on all sides")
@@ -61,10 +62,8 @@ def worth(
     right = {}  # of each classifier and test image, float64 [seeds, K]
     for name, (x, y) in sets.items():
         say(f"training {seeds} classifiers on {len(x)} images ({name})")
-        nets = (features.trained(x, y, classes, steps=steps, seed=seed) for seed in range(seeds))
-        guesses = [
-            features.LeNetFeatures(n, "", 0.0, False, torch.device("cpu")).predict(test_x) for n in nets
-        ]
+        nets = (trained(x, y, classes, steps=steps, seed=seed) for seed in range(seeds))
+        guesses = [LeNetFeatures(n, "", 0.0, False, torch.device("cpu")).predict(test_x) for n in nets]
         right[name] = np.array([guess == test_y for guess in guesses], np.float64)
     gains = {name: hits - right["real"] for name, hits in right.items() if name != "real"}
     figures: Figures = {}
@@ -74,30 +73,37 @@ def worth(
     return figures
 
 
-def filling(real: np.ndarray, made: np.ndarray, classes: int) -> np.ndarray:
+def filling(real: Array, made: Array, classes: int) -> Array:
     """The samples that fill up the rarest class of `real` to the size of the largest, as far as there are
     any."""
+    import numpy as np
+
     counts = np.bincount(real, minlength=classes)
     return np.flatnonzero(made == counts.argmin())[: counts.max() - counts.min()]
 
 
-def _mean(rows: np.ndarray) -> float:
+def _mean(rows: Array) -> float:
     return float(rows[:, 0].mean())
 
 
-def _balanced(rows: np.ndarray) -> float:
+def _balanced(rows: Array) -> float:
     """The mean over classes, the second column of rows [N, 2], of the mean of the first in each."""
+    import numpy as np
+
     classes = rows[:, 1].astype(np.int64)
     counts = np.bincount(classes)
     return float((np.bincount(classes, rows[:, 0])[counts > 0] / counts[counts > 0]).mean())
 
 
-def _interval(
-    average: Callable[[np.ndarray], float], values: np.ndarray, classes: np.ndarray, least: float
-) -> Interval:
+def _interval(average: Callable[[Array], float], values: Array, classes: Array, least: float) -> Interval:
     """The average, of `least` … 1, of the values of each classifier and test image, [S, N]. Its interval is
     for both draws, of the test images by the bootstrap and of the classifiers by Student's t, whose halves
     are added in squares."""
+    import numpy as np
+    from scipy.stats import t
+
+    from gzcli.metrics.interval import LEVELS, bootstrap
+
     images = bootstrap(average, np.stack([values.mean(0), classes], 1))
     each, spread = [average(np.stack([row, classes], 1)) for row in values], 0.0
     if len(each) > 1:
@@ -106,3 +112,6 @@ def _interval(
     return Interval(
         images.value, float(max(images.value - below, least)), float(min(images.value + above, 1))
     )
+
+
+METRICS = (Metric("worth", 120, (Column("worth_*", "up"),), floor="train", of_images=of_images),)

@@ -178,9 +178,7 @@ class Diffusion(NoiseApplications):
         from diffusers import DPMSolverMultistepScheduler
 
         alpha_bar = np.append(1.0, self.process.alpha**2)
-        alpha_bar[-1] = max(
-            alpha_bar[-1], 2.0**-24
-        )  # at zero SNR as in diffusers, which takes its log
+        alpha_bar[-1] = max(alpha_bar[-1], 2.0**-24)  # at zero SNR as in diffusers, which takes its log
         return DPMSolverMultistepScheduler(
             num_train_timesteps=self.process.timesteps,
             trained_betas=1 - alpha_bar[1:] / alpha_bar[:-1],
