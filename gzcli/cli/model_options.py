@@ -18,8 +18,7 @@ from gzcli.store.paths import cache_dir, recipe_names
 
 if TYPE_CHECKING:
     from gzcli.core.parts import Part
-    from gzcli.models.catalog import ModelCard
-    from gzcli.models.signatures import Param
+    from gzcli.models.catalog import ModelCard, Param
     from gzcli.recipe.recipe import Recipe
     from gzcli.recipe.schema import Rule
 

@@ -15,8 +15,7 @@ from typing import Any
 from gzcli.core.parts import Part
 from gzcli.core.sections import SCALES, SECTIONS, OptimSection, keys_of
 from gzcli.models import catalog
-from gzcli.models.catalog import OUTSIDE, ModelCard, cards
-from gzcli.models.signatures import documented
+from gzcli.models.catalog import OUTSIDE, ModelCard, cards, documented
 from gzcli.recipe.files import PARTS, presets
 from gzcli.recipe.kinds import as_json_schema, bounds, parse
 from gzcli.recipe.recipe import Recipe

@@ -13,7 +13,7 @@ from typing import Any
 from gzcli.core.errors import UsageError, canonical, did_you_mean
 from gzcli.core.sections import SCALES, SECTIONS
 from gzcli.models import catalog
-from gzcli.models.signatures import GIVEN, lineage_of, module_of, params_of
+from gzcli.models.catalog import GIVEN, lineage_of, module_of, params_of
 from gzcli.recipe.kinds import is_storable, parse
 from gzcli.recipe.schema import schema
 from gzcli.recipe.yaml import Document, Problem, read_file, read_text

@@ -13,8 +13,7 @@ from typing import Any
 from gzcli.core.errors import UsageError, canonical, did_you_mean
 from gzcli.core.parts import Part
 from gzcli.core.sections import FIXED, SECTIONS, keys_of, renamed
-from gzcli.models.catalog import ModelCard, likelihood_scores, phases
-from gzcli.models.signatures import Param
+from gzcli.models.catalog import ModelCard, Param, likelihood_scores, phases
 from gzcli.recipe.kinds import advice, convert, in_range, parse, shown, words
 from gzcli.recipe.yaml import WRONG, Key, Problem, scalar
 

@@ -19,8 +19,7 @@ from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack
 from gzcli.engine.prepared import with_prepared
 from gzcli.models import catalog
-from gzcli.models.base import Model, Phase, named_losses
-from gzcli.models.options import defaults, grouped
+from gzcli.models.base import Model, Phase, defaults, grouped, named_losses
 
 SEED = 0
 CPU = torch.device("cpu")

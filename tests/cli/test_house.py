@@ -34,7 +34,7 @@ MAY = {
     "models": {"metrics"},
     "metrics": {"data"},
 }
-SHARED = ("models.base", "models.nn", "models.options", "models.signatures", "models.catalog")
+SHARED = ("models.base", "models.nn", "models.catalog")
 SHARED = (*SHARED, "models.denoising.process")
 
 # Measures: none may grow, no exception may be added; lower what has become smaller.

@@ -19,7 +19,7 @@ from gzcli.core.sections import FIXED, SECTIONS, keys_of
 from gzcli.core.types import DataInfo
 from gzcli.data.sets.registry import SPECS, find
 from gzcli.models import catalog
-from gzcli.models.options import defaults
+from gzcli.models.base import defaults
 from gzcli.recipe import schema
 from gzcli.recipe.describe import annotated, section_texts, texts
 from gzcli.recipe.files import presets, read_chain, recipes, show

@@ -13,8 +13,7 @@ from gzcli.core.errors import GzError, UsageError
 from gzcli.core.types import DataInfo
 from gzcli.data.packs.open import open_pack
 from gzcli.models import catalog
-from gzcli.models.catalog import OUTSIDE
-from gzcli.models.signatures import MAY_BE_0, OF_FLOATS, SIGNED, Param
+from gzcli.models.catalog import MAY_BE_0, OF_FLOATS, OUTSIDE, SIGNED, Param
 from gzcli.recipe.kinds import in_range, within
 
 ZOO = [card for card in catalog.cards().values() if card.family != OUTSIDE]
