@@ -289,7 +289,7 @@ class Param:
 
     @property
     def range(self) -> str | None:
-        """The range of its numbers, as `gzcli.recipe.kinds` reads it; None: any, or it has none."""
+        """The range of its numbers, as `gzcli.recipe.schema` reads it; None: any, or it has none."""
         if "int" in self.words:
             # HVAE has `groups` for each resolution, some of which are 0
             zero = self.name in MAY_BE_0 or (self.name == "groups" and "tuple" in self.words)

@@ -17,9 +17,8 @@ from gzcli.core.sections import SCALES, SECTIONS, OptimSection, keys_of
 from gzcli.models import catalog
 from gzcli.models.catalog import OUTSIDE, ModelCard, cards, documented
 from gzcli.recipe.files import PARTS, presets
-from gzcli.recipe.kinds import as_json_schema, bounds, parse
 from gzcli.recipe.recipe import Recipe
-from gzcli.recipe.schema import ABSENT, ANY, Rule, Rules, below, schema
+from gzcli.recipe.schema import ABSENT, ANY, Rule, Rules, as_json_schema, below, limits, parse, schema
 from gzcli.recipe.yaml import Key, lines
 from gzcli.store.paths import recipe_names, spelling
 
@@ -31,14 +30,6 @@ Tree = dict[str, Any]
 
 DIALECT = "http://json-schema.org/draft-07/schema#"  # the newest one that editors know
 OPEN = ("model", "optim", "sample", "ood")  # sections whose keys depend on the model
-LIMITS: Mapping[str | None, Tree] = {
-    None: {},
-    "greater than 0": {"exclusiveMinimum": 0},
-    "0 or more": {"minimum": 0},
-    "1 or more": {"minimum": 1},
-    "in [0, 1]": {"minimum": 0, "maximum": 1},
-    "in [0, 1)": {"minimum": 0, "exclusiveMaximum": 1},
-}
 
 
 # --- for people ---
@@ -197,11 +188,7 @@ def _section(rules: Rules, texts: Mapping[str, str]) -> Tree:
 
 
 def _rule(rule: Any, text: str) -> Tree:
-    limits = LIMITS.get(rule.range)
-    if limits is None:
-        low, high = bounds(rule.range)
-        limits = {"minimum": low, "maximum": high}
-    tree = as_json_schema(parse(rule.annotation), limits)
+    tree = as_json_schema(parse(rule.annotation), limits(rule.range))
     if text:
         tree["description"] = text
     if rule.default is not ABSENT and rule.default is not None:

@@ -23,9 +23,8 @@ from gzcli.models.base import defaults
 from gzcli.recipe import schema
 from gzcli.recipe.describe import annotated, section_texts, texts
 from gzcli.recipe.files import presets, read_chain, recipes, show
-from gzcli.recipe.layers import GENERAL, dotted
 from gzcli.recipe.recipe import check_data, recipe_of
-from gzcli.recipe.resolve import check, resolve
+from gzcli.recipe.resolve import GENERAL, check, dotted, resolve
 from gzcli.recipe.yaml import Mark, dump, load, read_text, refusal
 
 
