@@ -374,14 +374,10 @@ def _usual_set(chain: Iterable[RecipeFile], own: Iterable[Layer]) -> str | None:
     usual = os.environ.get(USUAL)
     if not usual or any("name" in layer.section("data") for layer in own if layer.source != "shipped"):
         return None
-    tiny = {
-        canonical(at[-1])
-        for file in chain
-        if file.base.source == "shipped"
-        for at in file.sections
-        if at[0] == "tiny"
-    }
-    return usual if {canonical(usual), canonical(_data_name(shipped))} <= tiny else None
+    shipped = [file for file in chain if file.base.source == "shipped"]
+    tiny = {canonical(at[-1]) for file in shipped for at in file.sections if at[0] == "tiny"}
+    name = _data_name([file.base for file in shipped])
+    return usual if {canonical(usual), canonical(name)} <= tiny else None
 
 
 def _located(
