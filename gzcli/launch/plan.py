@@ -27,8 +27,8 @@ from gzcli.data.packs.open import check_unchanged, open_pack, pack_options, size
 from gzcli.data.packs.pack import Use
 from gzcli.data.sets.names import DataSet, locate
 from gzcli.launch import launcher
+from gzcli.launch.forecast import check_set, in_steps
 from gzcli.launch.launcher import Plan
-from gzcli.launch.requirements import check_set, in_steps
 from gzcli.models import catalog
 from gzcli.recipe.recipe import Recipe, anchored, recipe_of
 from gzcli.recipe.resolve import Resolved, resolve

@@ -14,7 +14,7 @@ from gzcli.core.types import DataInfo
 from gzcli.core.units import sides
 from gzcli.data.packs.traits import SHAPES, Facts
 from gzcli.data.sets.registry import SPECS
-from gzcli.launch import forecast, requirements
+from gzcli.launch import forecast
 from gzcli.launch.launcher import Plan
 from gzcli.launch.plan import shared_out
 from gzcli.models import catalog
@@ -183,7 +183,7 @@ def at_full(name, row, monkeypatch, n=50_000):
         data = "horse2zebra" if "second_domain" in NEEDS[name] else STAND_INS[row][0]
     recipe = resolve(name, data=data, flags={"scale": "full"})
     if row not in SHAPES:
-        return recipe, requirements.of_data(recipe)[0].info()
+        return recipe, forecast.of_data(recipe)[0].info()
     height, width = sides(recipe.data.size or found.height)
     shape = [recipe.data.channels or found.channels, height, width]
     known = {"levels": recipe.data.levels or 256, "multilabel": False, "n": n}
