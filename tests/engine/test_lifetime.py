@@ -276,9 +276,9 @@ def test_without_the_names_that_windows_lacks(monkeypatch):
 def test_a_model_in_pieces_is_refused(capsys, home):
     fsdp = ("--use_fsdp", "--use-fsdp", "--fsdp_offload_params=true")
     for option in (*fsdp, "--use_deepspeed", "--use_megatron_lm", "--zero_stage"):
-        message = f"`{option}`: how a model is shared out over GPUs stands in its recipe"
-        with pytest.raises(UsageError, match=message):
+        with pytest.raises(UsageError, match=f"`{option}` is not passed on") as error:
             launch.check_extra(["--gpu_ids", "0", option])
+        assert "--set launch.strategy=fsdp" in error.value.hint
     assert app.run(["train", "vae", "--json", "--", option]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["kind"] == "usage" and not runs.all_runs()
 
