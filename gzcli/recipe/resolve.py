@@ -34,15 +34,14 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import GzError, MissingError, UsageError, canonical
 from gzcli.core.parts import part_of
 from gzcli.core.sections import MEETING, SCALES, DataSection
-from gzcli.core.units import Size
 from gzcli.data.packs.augment import patch_of
 from gzcli.data.packs.traits import FEW_IMAGES, SHAPES, Facts, facts_of
 from gzcli.data.sets.names import DataSet, data_key, locate, names
@@ -87,21 +86,6 @@ class Choice:
         return self.order.index(path) if path in self.order else None
 
 
-@dataclass(frozen=True)
-class Whole:
-    """A complete run as the recipe's files plan it, whatever was typed: a run that was cut short is told from
-    it, and one whose loss the reference does not have.
-
-    steps: of each stage, "" of a recipe without stages; None where the recipe gives a time.
-    size: of the images in the recipe that gz ships; None where it leaves it to the set.
-    loss: who changed what the loss depends on, beside the recipe that gz ships: "file", "typed".
-    """
-
-    steps: Mapping[str, int | None] = field(default_factory=dict)
-    size: Size | None = None
-    loss: frozenset[str] = frozenset()
-
-
 @dataclass(frozen=True, kw_only=True)
 class Resolved(Recipe):
     """A recipe as it was asked for, with where its values come from.
@@ -112,6 +96,8 @@ class Resolved(Recipe):
     card: the model that the run is called after.
     source: the file.
     found: the data set; None where it is not there yet.
+    layers: what was written and typed, as far as it applies.
+    written: the recipe of the files alone, whatever was typed.
     """
 
     origin: Mapping[str, str]
@@ -119,7 +105,8 @@ class Resolved(Recipe):
     card: ModelCard
     source: Path
     found: DataSet | None
-    whole: Whole
+    layers: Sequence[Layer]
+    written: Recipe
     choice: Choice
 
     @property
@@ -218,12 +205,13 @@ def _resolve(
         problems += [Problem(label, f"`{key}` must be given") for key in schema.missing(tree, rules)]
     recipe = recipe_of(tree)
     problems += _needs(recipe, dataset)
-    whole = Whole()
+    written = recipe
     if not problems:
-        written = [layer for layer in applied if layer.source != "typed"]
-        whole = _whole(recipe_of(_composed(written, rules, cards, reused)[0]), applied)
+        of_files = [layer for layer in applied if layer.source != "typed"]
+        written = recipe_of(_composed(of_files, rules, cards, reused)[0])
     about: dict[str, Any] = {"origin": origin, "ours": ours, "card": card, "source": chain[-1].path}
-    return Resolved(**vars(recipe), **about, found=dataset, whole=whole, choice=choice), problems
+    about |= {"found": dataset, "layers": applied, "written": written, "choice": choice}
+    return Resolved(**vars(recipe), **about), problems
 
 
 def _layers(chain: Iterable[RecipeFile], choice: Choice, problems: list[Problem]) -> Iterator[Layer]:
@@ -660,19 +648,7 @@ def _lower_batches(tree: dict[str, Any], origin: dict[str, str], n: int, ours: C
             origin[key] = f"{n} images"
 
 
-# ---------------------------------------------------------------------------- a complete run
-
-
-def _whole(written: Recipe, layers: Collection[Layer]) -> Whole:
-    """The complete run that the files among the layers plan, `written` being the recipe of these alone. A
-    size that the user's own file gives does not count: a run of the set's own size is preferred to it."""
-    steps = {p.stage: None if p.train.minutes else p.train.steps for p in written.parts}
-    sizes = [layer.section("data").get("size") for layer in layers if layer.source == "shipped"]
-    loss = {layer.source for layer in layers if layer.source != "shipped" and _changes_loss(layer)}
-    return Whole(steps, next(filter(None, reversed(sizes)), None), frozenset(loss))
-
-
-def _changes_loss(layer: Layer) -> bool:
+def changes_loss(layer: Layer) -> bool:
     """Whether a layer has keys on which the loss depends: those of models and images, but for the name of the
     set, and a run in the place of a stage. How long, how fast and in which batches it trains changes none."""
     stages = layer.section("stages").values()
