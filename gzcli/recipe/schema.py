@@ -20,6 +20,7 @@ from gzcli.core.parts import Part
 from gzcli.core.sections import FIXED, SECTIONS, keys_of, renamed
 from gzcli.core.units import WORDS, canonical_size, nearest
 from gzcli.models.catalog import ModelCard, Param, likelihood_scores, phases
+from gzcli.recipe.recipe import OF_STAGE
 from gzcli.recipe.yaml import WRONG, Key, Problem, scalar
 
 ABSENT = object()  # the default of a key that is left out of the resolved recipe unless it is given
@@ -65,40 +66,36 @@ PART = rules_of(Part)
 def schema(card: ModelCard | None) -> Rules:
     """The rules of a recipe without stages, sections in order; without a model, any key is allowed in the
     sections whose keys it decides."""
-    parts = {"model": {}, "data": DATA, "train": TRAIN, **_of_model(card)}
-    return {**_top(), **parts, "bench": BENCH, "launch": LAUNCH, "params": PART["params"]}
-
-
-def staged(cards: Mapping[str, ModelCard | None]) -> Rules:
-    """The rules of a recipe in stages: the sections at the top hold for all stages, those below `stages` for
-    one, which cannot have another data set."""
-    own_data = {key: rule for key, rule in DATA.items() if key != "name"}
-    every = {"model": {}, "data": own_data, "train": TRAIN}
-    stages: Rules = {
-        name: _without_defaults({**every, **_of_model(card), "params": PART["params"]})
-        for name, card in cards.items()
-    }
-    shared = _without_defaults({"train": TRAIN, "optim": OPTIM})
-    return {**_top(), "data": DATA, **shared, "stages": stages, "bench": BENCH, "launch": LAUNCH}
-
-
-def _top() -> dict[str, Rule]:
-    return {key: PART[key] for key in ("about", "scale", "seed")}
-
-
-def _of_model(card: ModelCard | None) -> Rules:
-    """The sections whose keys depend on the model."""
     anything: Rules = {ANY: Rule("")}
     phase: Rules = {key: replace(rule, default=ABSENT) for key, rule in OPTIM.items()}
     names, scores = (phases(card), score_names(card)) if card else (None, [])
     listed = f"Literal[{', '.join(map(repr, scores))}]" if scores else "str"
     of_scores = replace(OOD["scores"], annotation=f"tuple[{listed}, ...] | None")
     return {
+        **{key: PART[key] for key in ("about", "scale", "seed")},
         "model": {"name": Rule("str"), **(_rules(card.params) if card else anything)},
+        "data": DATA,
+        "train": TRAIN,
         "optim": {**OPTIM, **({ANY: phase} if names is None else dict.fromkeys(names, phase))},
         "sample": _rules(card.sample) if card else anything,
         "ood": {**OOD, "scores": of_scores, **(score_options(card) if card else anything)},
+        "bench": BENCH,
+        "launch": LAUNCH,
+        "params": PART["params"],
     }
+
+
+def staged(cards: Mapping[str, ModelCard | None]) -> Rules:
+    """The rules of a recipe in stages: the sections at the top hold for all stages, those below `stages` for
+    one, which cannot have another data set."""
+    own_data = {key: rule for key, rule in DATA.items() if key != "name"}
+    stages: dict[str, Rules] = {}
+    for name, card in cards.items():
+        rules = {**schema(card), "data": own_data}
+        stages[name] = _without_defaults({key: rules[key] for key in OF_STAGE})
+    shared = _without_defaults({"train": TRAIN, "optim": OPTIM})
+    top = {key: PART[key] for key in ("about", "scale", "seed")}
+    return {**top, "data": DATA, **shared, "stages": stages, "bench": BENCH, "launch": LAUNCH}
 
 
 def _without_defaults(rules: Rules) -> Rules:
@@ -168,7 +165,8 @@ class _Checker:
             here, rule = (*path, key), rules.get(key, rules.get(ANY))
             if value is WRONG or (isinstance(value, list) and WRONG in value):
                 continue
-            if rule is None and path[-1:] == ("model",) and _is_fixed(key, value):
+            fixed = (options.get(key, WRONG) for options in FIXED.values())
+            if rule is None and path[-1:] == ("model",) and value in fixed:  # it became a constant
                 continue
             if isinstance(rule, Rule):
                 if key not in rules or self.accepts(value, rule, here):
@@ -197,11 +195,6 @@ class _Checker:
         self.problems.append(Problem(self.where(here, is_value), message, hint))
 
 
-def _is_fixed(key: str, value: Any) -> bool:
-    """Whether an option became a constant, and has its value."""
-    return any(key in options and value == options[key] for options in FIXED.values())
-
-
 def check_value(value: Any, param: Param | Rule, name: str) -> Any:
     """A value of the command line as a parameter takes it; `1,2` may be a list. Raises UsageError."""
     node = parse(param.annotation)
@@ -220,12 +213,9 @@ def check_scores(names: Iterable[str], card: ModelCard) -> list[str]:
     scores = {canonical(score): score for score in score_names(card)}
     for name in names:
         if canonical(name) not in scores:
-            able = f"it has: {', '.join(scores.values())}" if scores else ""
-            hint = (
-                did_you_mean(name, scores.values())
-                or able
-                or "`gz list models --can ood` shows models that have"
-            )
+            able = ", ".join(scores.values())
+            ways = f"it has: {able}" if able else "`gz list models --can ood` shows models that have"
+            hint = did_you_mean(name, scores.values()) or ways
             raise UsageError(f"`{card.name}` has no score `{name}`", hint=hint)
     return [scores[canonical(name)] for name in names]
 
