@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, wraps
 from glob import escape
-from operator import add, floordiv, mul, sub, truediv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -380,33 +379,18 @@ def _keys(node: ast.expr | None, path: Path) -> list[str]:
     return []
 
 
-_ARITHMETIC = {ast.Add: add, ast.Sub: sub, ast.Mult: mul, ast.Div: truediv, ast.FloorDiv: floordiv}
-
-
 def value_of(node: ast.expr, path: Path) -> Any:
-    """The value of a literal, or of arithmetic on numbers. Raises UsageError, with its place, for any other
-    expression."""
+    """The value of a literal. Raises UsageError, with its place, for any other expression."""
     where = f"{path}:{node.lineno}:{node.col_offset + 1}"
     try:
-        return node.value if isinstance(node, ast.Constant) else _computed(node)
+        return node.value if isinstance(node, ast.Constant) else ast.literal_eval(node)
     except RecursionError:
         raise UsageError(f"{where}: this is nested too deeply") from None
-    except (ValueError, ArithmeticError):
+    except ValueError:
         raise UsageError(
             f"{where}: `{ast.unparse(node)}` must be a literal: recipes are made from it without an import",
             hint="write the value itself: a number, a text, true or false, None, or a tuple of these",
         ) from None
-
-
-def _computed(node: ast.expr) -> Any:
-    """`value_of` an expression. Raises ValueError for one that is neither literal nor arithmetic."""
-    if isinstance(node, ast.Tuple):
-        return tuple(map(_computed, node.elts))
-    if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
-        left, right = _computed(node.left), _computed(node.right)
-        if all(isinstance(side, int | float) for side in (left, right)):
-            return _ARITHMETIC[type(node.op)](left, right)
-    return ast.literal_eval(node)
 
 
 _ITEM = re.compile(r"([A-Za-z_]\w*): +(\S.*)")
