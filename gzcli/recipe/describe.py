@@ -141,22 +141,20 @@ def _fragment(union: Tree, own: Mapping[str, Tree], *, top: bool) -> Tree:
         properties["for"] = _cases(
             {"type": "object", "description": "what changes with the set or the scale."}, "stage"
         )
-    strangers = _named([*own, *map(spelling, own)], unknown=True)
-    choices: list[Tree] = [{"if": {"anyOf": [strangers]}, "else": {"$ref": "#/definitions/any model"}}]
+    strangers = _named({"not": {"enum": list(dict.fromkeys([*own, *map(spelling, own)]))}})
+    choices: list[Tree] = [{"if": strangers, "else": {"$ref": "#/definitions/any model"}}]
     for name in own:
-        then = {"$ref": f"#/definitions/model {name}"}
-        choices.append({"if": _named([name, spelling(name)]), "then": then})
+        named = _named({"enum": list(dict.fromkeys([name, spelling(name)]))})
+        choices.append({"if": named, "then": {"$ref": f"#/definitions/model {name}"}})
     closed = {"properties": properties, "additionalProperties": False}
     return {"type": "object", **closed, "allOf": choices}
 
 
-def _named(names: Iterable[str], *, unknown: bool = False) -> Tree:
-    """Holds where a recipe names one of the models, or one that is none of them."""
-    one: Tree = {"enum": list(dict.fromkeys(names))}
-    model = {"required": ["name"], "properties": {"name": {"not": one} if unknown else one}}
-    by_name: Tree = {"required": ["model"], "properties": {"model": {"type": "object", **model}}}
-    by_base: Tree = {"required": ["extends"], "properties": {"extends": {"not": one} if unknown else one}}
-    return {"anyOf": [by_name, by_base]}
+def _named(one: Tree) -> Tree:
+    """Holds where a recipe names, or extends the recipe of, one of some models."""
+    model = {"type": "object", "required": ["name"], "properties": {"name": one}}
+    by_name = {"required": ["model"], "properties": {"model": model}}
+    return {"anyOf": [by_name, {"required": ["extends"], "properties": {"extends": one}}]}
 
 
 def _closed(sections: Tree, name: str) -> Tree:

@@ -66,10 +66,13 @@ class Recipe:
 
     def lengthened(self, steps: int, stages: Collection[str]) -> Self:
         """The recipe with another number of steps for these stages, "" of a recipe without stages."""
-
-        longer = [replace(part, train=replace(part.train, steps=steps, minutes=None)) for part in self.parts]
-        pairs = zip(self.parts, longer, strict=True)
-        return replace(self, parts=tuple(b if a.stage in stages else a for a, b in pairs))
+        parts = [
+            replace(part, train=replace(part.train, steps=steps, minutes=None))
+            if part.stage in stages
+            else part
+            for part in self.parts
+        ]
+        return replace(self, parts=tuple(parts))
 
     def value(self, key: str) -> Any:
         """The value of a dotted key, such as `stages.prior.train.steps`; {} of one that is not there."""
