@@ -66,12 +66,10 @@ class Recipe:
 
     def lengthened(self, steps: int, stages: Collection[str]) -> Self:
         """The recipe with another number of steps for these stages, "" of a recipe without stages."""
-        parts = [
-            replace(part, train=replace(part.train, steps=steps, minutes=None))
-            if part.stage in stages
-            else part
-            for part in self.parts
-        ]
+        parts = list(self.parts)
+        for i, part in enumerate(parts):
+            if part.stage in stages:
+                parts[i] = replace(part, train=replace(part.train, steps=steps, minutes=None))
         return replace(self, parts=tuple(parts))
 
     def value(self, key: str) -> Any:
