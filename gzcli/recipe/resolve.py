@@ -67,7 +67,6 @@ _TYPED = {
     "main_ip": "`--main-process-ip HOST`",
     "main_port": "`--main-process-port P`",
 }
-Composed = tuple[dict[str, Any], dict[str, str]]  # a tree, and the origin of each value by dotted key
 
 
 @dataclass(frozen=True)
@@ -551,55 +550,55 @@ def _without_meeting(layer: Layer, problems: list[Problem]) -> Mapping[str, Any]
 
 
 def _composed(
-    layers: Iterable[Layer],
+    layers: Collection[Layer],
     rules: schema.Rules,
     cards: Mapping[str, ModelCard],
     reused: Mapping[str, tuple[str, str]],
-) -> Composed:
+) -> tuple[dict[str, Any], dict[str, str]]:
     """The tree of defaults and layers, and the origin of each value by dotted key.
 
     cards: the model of each stage, "" of a recipe without stages.
     reused: the runs in the place of stages, each with the origin of its name.
     """
-    layers = list(layers)
     tree: dict[str, Any] = schema.defaults({key: rules[key] for key in SHARED})
     origin = dict.fromkeys(dotted(tree), "default")
     for layer in layers:
-        _lay(tree, {key: layer.tree[key] for key in SHARED if key in layer.tree}, origin, layer)
+        _lay(tree, {key: layer.tree[key] for key in SHARED if key in layer.tree}, layer, origin)
     tree.pop("params", None)
     parts: dict[str, Any] = {}
     for stage, card in cards.items():
         if stage in reused:
             parts[stage], origin[f"stages.{stage}"] = reused[stage]
             continue
-        parts[stage], places = _composed_part(layers, stage, card)
-        prefix = f"stages.{stage}." if stage else ""
-        origin |= {f"{prefix}{key}": place for key, place in places.items()}
+        rules, at = schema.schema(card), ("stages", stage) if stage else ()
+        part = schema.defaults({key: rules[key] for key in OF_STAGE if key != "data"})
+        part["model"] = {"name": card.name, **part["model"]}
+        if stage:
+            part["data"] = {}
+        origin |= dict.fromkeys(dotted(part, "".join(f"{key}." for key in at)), "default")
+        for layer in layers:
+            if changes_model(layer.tree):  # another size of the images
+                part["params"] = None
+            shared = {key: layer.tree[key] for key in INHERITED if key in layer.tree}
+            _lay(part, shared, layer, origin, to=at)
+            own = layer.section("stages").get(stage) if stage else layer.tree
+            own = {key: value for key, value in (own or {}).items() if stage or key not in SHARED}
+            _lay(part, own, layer, origin, to=at, at=at)
+        parts[stage] = part
     return {**tree, **(parts.get("") or {"stages": parts})}, origin
 
 
-def _composed_part(layers: Iterable[Layer], stage: str, card: ModelCard) -> Composed:
-    rules = schema.schema(card)
-    tree = schema.defaults({key: rules[key] for key in OF_STAGE if key != "data"})
-    tree["model"] = {"name": card.name, **tree["model"]}
-    if stage:
-        tree["data"] = {}
-    origin = dict.fromkeys(dotted(tree), "default")
-    for layer in layers:
-        if changes_model(layer.tree):  # another size of the images
-            tree["params"] = None
-        _lay(tree, {key: layer.tree[key] for key in INHERITED if key in layer.tree}, origin, layer)
-        own = layer.section("stages").get(stage) if stage else layer.tree
-        own = {key: value for key, value in (own or {}).items() if stage or key not in SHARED}
-        _lay(tree, own, origin, layer, ("stages", stage) if stage else ())
-    return tree, origin
-
-
 def _lay(
-    tree: dict[str, Any], part: Mapping[str, Any], origin: dict[str, str], layer: Layer, at: Key = ()
+    tree: dict[str, Any],
+    part: Mapping[str, Any],
+    layer: Layer,
+    origin: dict[str, str],
+    *,
+    to: Key = (),
+    at: Key = (),
 ) -> None:
-    """Replaces values of the tree by a part of a layer, which stands there at a key, and notes the origin of
-    each. A layer that may change the number of parameters sets `params` to null."""
+    """Replaces values of the tree, `to` of the recipe, by those of a part, `at` a key of the layer, and notes
+    the origin of each. A part that may change the number of parameters sets `params` to null."""
     if changes_model(part):
         tree["params"] = None
 
@@ -609,7 +608,7 @@ def _lay(
                 put(tree.setdefault(key, {}), value, (*path, key))
             else:
                 tree[key] = value
-                origin[".".join((*path, key))] = layer.origin((*at, *path, key))
+                origin[".".join((*to, *path, key))] = layer.origin((*at, *path, key))
 
     put(tree, part, ())
 

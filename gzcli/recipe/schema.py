@@ -20,7 +20,6 @@ from gzcli.core.parts import Part
 from gzcli.core.sections import FIXED, SECTIONS, keys_of, renamed
 from gzcli.core.units import WORDS, canonical_size, nearest
 from gzcli.models.catalog import ModelCard, Param, likelihood_scores, phases
-from gzcli.recipe.recipe import OF_STAGE
 from gzcli.recipe.yaml import WRONG, Key, Problem, scalar
 
 ABSENT = object()  # the default of a key that is left out of the resolved recipe unless it is given
@@ -89,13 +88,13 @@ def staged(cards: Mapping[str, ModelCard | None]) -> Rules:
     """The rules of a recipe in stages: the sections at the top hold for all stages, those below `stages` for
     one, which cannot have another data set."""
     own_data = {key: rule for key, rule in DATA.items() if key != "name"}
+    first, last = {key: PART[key] for key in ("about", "scale", "seed")}, {"bench": BENCH, "launch": LAUNCH}
     stages: dict[str, Rules] = {}
     for name, card in cards.items():
         rules = {**schema(card), "data": own_data}
-        stages[name] = _without_defaults({key: rules[key] for key in OF_STAGE})
+        stages[name] = _without_defaults({k: r for k, r in rules.items() if k not in {**first, **last}})
     shared = _without_defaults({"train": TRAIN, "optim": OPTIM})
-    top = {key: PART[key] for key in ("about", "scale", "seed")}
-    return {**top, "data": DATA, **shared, "stages": stages, "bench": BENCH, "launch": LAUNCH}
+    return {**first, "data": DATA, **shared, "stages": stages, **last}
 
 
 def _without_defaults(rules: Rules) -> Rules:
