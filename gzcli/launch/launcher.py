@@ -454,8 +454,12 @@ def outcome(target: Run, returncode: int, received: list[int]) -> dict[str, Any]
     # where one rank was killed, the others record the lost connection as an error of their own
     killed = returncode in (KILLED, 128 - KILLED) or status.get("lost")
     consequence = killed and (status.get("error") or {}).get("kind") == GzError.kind
-    if status.get("error") and not consequence:
-        raise recorded_error(status, received)
+    if (recorded := status.get("error")) and not consequence:
+        message, hint = recorded["message"], recorded["hint"]
+        if recorded["kind"] == Interrupted.kind:  # by the signal that this process received
+            signum = received[0] if received else status["code"] - 128
+            raise Interrupted(message, signum=signum, hint=hint)
+        raise ERRORS.get(recorded["kind"], GzError)(message, hint=hint)
     error = deduced_error(target, returncode, received)
     target.update(
         state="interrupted" if received else "failed",
@@ -463,15 +467,6 @@ def outcome(target: Run, returncode: int, received: list[int]) -> dict[str, Any]
         error={"kind": error.kind, "message": error.message, "hint": error.hint},
     )
     raise error
-
-
-def recorded_error(status: dict[str, Any], received: list[int]) -> GzError:
-    """The error in a status; an interruption carries the signal that this process received."""
-    error: dict[str, Any] = status["error"]
-    if error["kind"] == Interrupted.kind:
-        signum = received[0] if received else status["code"] - 128
-        return Interrupted(error["message"], signum=signum, hint=error["hint"])
-    return ERRORS.get(error["kind"], GzError)(error["message"], hint=error["hint"])
 
 
 def deduced_error(target: Run, returncode: int, received: list[int]) -> GzError:

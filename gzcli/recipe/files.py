@@ -278,7 +278,11 @@ def mistakes(path: Path) -> list[str]:
     try:
         lineage = catalog.model_class(path)
         if lineage is None:
-            return [_no_model(path)]
+            for name, node in module_of(path).classes.items():
+                if any(cls.is_model for cls in lineage_of(path, name)):
+                    needed = 'a line `paper = "…"`, which names its source'
+                    return [f"{path}:{node.lineno}: class `{name}` needs {needed}"]
+            return [f"{path}: no class here derives from `gzcli.Model`"]
         methods = [item for cls in lineage if cls.path == path for item in cls.methods.items()]
         public = ("__init__", "sample", *catalog.APPLICATIONS)
         wrong: list[str] = []
@@ -290,13 +294,6 @@ def mistakes(path: Path) -> list[str]:
         return wrong
     except UsageError as e:
         return [e.message]
-
-
-def _no_model(path: Path) -> str:
-    for name, node in module_of(path).classes.items():
-        if any(cls.is_model for cls in lineage_of(path, name)):
-            return f'{path}:{node.lineno}: class `{name}` needs a line `paper = "…"`, which names its source'
-    return f"{path}: no class here derives from `gzcli.Model`"
 
 
 def _of_signature(name: str, method: ast.FunctionDef, path: Path) -> Iterator[str]:

@@ -506,18 +506,15 @@ def _fitting(layers: Iterable[Layer], rules: schema.Rules, cards: Mapping[str, M
                 now[stage] = name
             if canonical(str(name)) != canonical(cards[stage].name):
                 own = schema.below(schema.below(rules, "stages"), stage)
-                parts[stage] = {key: _with_rules(key, value, own) for key, value in part.items()}
+                parts[stage] = kept = dict(part)
+                for section in OF_MODEL:
+                    if isinstance(values := part.get(section), Mapping):
+                        rules_here = schema.below(own, section)
+                        kept[section] = {key: v for key, v in values.items() if key in rules_here}
         fitted.append(
             replace(layer, tree={**layer.tree, "stages": parts}) if "stages" in layer.tree else layer
         )
     return fitted
-
-
-def _with_rules(section: str, value: Any, rules: schema.Rules) -> Any:
-    """A section of a stage without the keys that its model does not have."""
-    if section not in OF_MODEL or not isinstance(value, Mapping):
-        return value
-    return {key: v for key, v in value.items() if key in schema.below(rules, section)}
 
 
 def _checked(layer: Layer, rules: schema.Rules, problems: list[Problem]) -> Layer:
