@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from operator import ge, gt, le, lt
 from typing import Any, NamedTuple
@@ -147,51 +147,41 @@ def check(
 ) -> tuple[dict[str, Any], list[Problem]]:
     """A part of a recipe with its values converted, as an int to a float, and all that is wrong with it.
     `where` tells the place of a key or, if its second argument is true, of its value."""
-    checker = _Checker(rules, where)
-    return checker.keys(fragment, rules, ()), checker.problems
+    problems: list[Problem] = []
 
+    def wrong(here: Key, message: str, hint: str | None, *, value: bool = True) -> None:
+        problems.append(Problem(where(here, value), message, hint))
 
-@dataclass
-class _Checker:
-    root: Rules
-    where: Callable[[Key, bool], str]
-    problems: list[Problem] = field(default_factory=list)
-
-    def keys(self, part: Mapping[str, Any], rules: Rules, path: Key) -> dict[str, Any]:
+    def checked(part: Mapping[str, Any], rules_here: Rules, path: Key) -> dict[str, Any]:
         clean: dict[str, Any] = {}
         for key, value in part.items():
-            key = renamed(key, rules, *path[-1:])
-            here, rule = (*path, key), rules.get(key, rules.get(ANY))
+            key = renamed(key, rules_here, *path[-1:])
+            here, rule = (*path, key), rules_here.get(key, rules_here.get(ANY))
+            name = ".".join(here)
             if value is WRONG or (isinstance(value, list) and WRONG in value):
                 continue
-            fixed = (options.get(key, WRONG) for options in FIXED.values())
-            if rule is None and path[-1:] == ("model",) and value in fixed:  # it became a constant
-                continue
             if isinstance(rule, Rule):
-                if key not in rules or self.accepts(value, rule, here):
-                    clean[key] = convert(parse(rule.annotation), value)[1]
+                ok, converted = convert(parse(rule.annotation), value)
+                if key in rules_here and not (ok and in_range(converted, rule.range)):
+                    node = parse(rule.annotation)
+                    must, hint = (rule.range, None) if ok else (words(node), advice(node, value))
+                    wrong(here, f"`{name}` must be {must}, not {shown(value)}", hint)
+                else:
+                    clean[key] = converted
             elif rule is not None and (value is None or isinstance(value, Mapping)):
-                clean[key] = self.keys(value or {}, rule, here)
-            elif key in rules:
-                named = "name" in below(rules, key) and len(here) == 1
-                hint = f"did you mean `{key}.name`?" if named else f"its keys: {_list(below(rules, key))}"
-                self.add(here, True, f"`{'.'.join(here)}` must hold keys, not {shown(value)}", hint)
-            else:
+                clean[key] = checked(value or {}, rule, here)
+            elif key in rules_here:
+                keys = below(rules_here, key)
+                named = "name" in keys and len(here) == 1
+                hint = f"did you mean `{key}.name`?" if named else f"its keys: {_list(keys)}"
+                wrong(here, f"`{name}` must hold keys, not {shown(value)}", hint)
+            elif path[-1:] != ("model",) or all(value != of.get(key, WRONG) for of in FIXED.values()):
                 inside = f" in `{'.'.join(path)}`" if path else ""
-                self.add(here, False, f"unknown key `{key}`{inside}", _suggest(here, rules, self.root))
+                hint = _suggest(here, rules_here, rules)
+                wrong(here, f"unknown key `{key}`{inside}", hint, value=False)
         return clean
 
-    def accepts(self, value: Any, rule: Rule, here: Key) -> bool:
-        node = parse(rule.annotation)
-        ok, converted = convert(node, value)
-        if ok and in_range(converted, rule.range):
-            return True
-        must, hint = (rule.range, None) if ok else (words(node), advice(node, value))
-        self.add(here, True, f"`{'.'.join(here)}` must be {must}, not {shown(value)}", hint)
-        return False
-
-    def add(self, here: Key, is_value: bool, message: str, hint: str | None) -> None:
-        self.problems.append(Problem(self.where(here, is_value), message, hint))
+    return checked(fragment, rules, ()), problems
 
 
 def check_value(value: Any, param: Param | Rule, name: str) -> Any:
