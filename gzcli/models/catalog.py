@@ -301,20 +301,18 @@ class Param:
 @cache  # models share most of their methods
 def params_of(function: ast.FunctionDef, path: Path) -> tuple[Param, ...]:
     """The parameters of a signature; a dataclass of options is replaced by its fields."""
-    return tuple(_params(function, path))
-
-
-def _params(function: ast.FunctionDef, path: Path) -> Iterator[Param]:
+    params: list[Param] = []
     a, ours = function.args, ROOT in path.parents
     defaults = [None] * (len(a.posonlyargs) + len(a.args) - len(a.defaults)) + a.defaults + a.kw_defaults
     for arg, default in zip((*a.posonlyargs, *a.args, *a.kwonlyargs), defaults, strict=True):
         if isinstance(default, ast.Call) and isinstance(arg.annotation, ast.Name):
             group = lineage_of(path, arg.annotation.id)
             if group and group[0].is_dataclass:
-                yield from _fields(group, default, path)
+                params += _fields(group, default, path)
                 continue
         value = None if default is None or arg.arg in GIVEN else value_of(default, path)
-        yield Param(arg.arg, type_of(arg.annotation, path), value, default is None, ours)
+        params.append(Param(arg.arg, type_of(arg.annotation, path), value, default is None, ours))
+    return tuple(params)
 
 
 def _fields(group: list[Class], default: ast.Call, path: Path) -> Iterator[Param]:
