@@ -381,14 +381,16 @@ def value_of(node: ast.expr, path: Path) -> Any:
     """The value of a literal. Raises UsageError, with its place, for any other expression."""
     where = f"{path}:{node.lineno}:{node.col_offset + 1}"
     try:
-        return node.value if isinstance(node, ast.Constant) else ast.literal_eval(node)
+        try:
+            return node.value if isinstance(node, ast.Constant) else ast.literal_eval(node)
+        except ValueError:
+            text = ast.unparse(node)
     except RecursionError:
         raise UsageError(f"{where}: this is nested too deeply") from None
-    except ValueError:
-        raise UsageError(
-            f"{where}: `{ast.unparse(node)}` must be a literal: recipes are made from it without an import",
-            hint="write the value itself: a number, a text, true or false, None, or a tuple of these",
-        ) from None
+    raise UsageError(
+        f"{where}: `{text}` must be a literal: recipes are made from it without an import",
+        hint="write the value itself: a number, a text, true or false, None, or a tuple of these",
+    )
 
 
 _ITEM = re.compile(r"([A-Za-z_]\w*): +(\S.*)")

@@ -82,6 +82,10 @@ class RecipeFile:
     def own(self) -> dict[str, Any]:
         return self.base.tree
 
+    @property
+    def shipped(self) -> bool:
+        return self.base.source == "shipped"
+
 
 def recipes() -> dict[str, Path]:
     """The shipped recipes: name → file."""

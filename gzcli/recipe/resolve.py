@@ -361,7 +361,7 @@ def _usual_set(chain: Iterable[RecipeFile], own: Iterable[Layer]) -> str | None:
     usual = os.environ.get(USUAL)
     if not usual or any("name" in layer.section("data") for layer in own if layer.source != "shipped"):
         return None
-    shipped = [file for file in chain if file.base.source == "shipped"]
+    shipped = [file for file in chain if file.shipped]
     tiny = {canonical(at[-1]) for file in shipped for at in file.sections if at[0] == "tiny"}
     name = _data_name([file.base for file in shipped])
     return usual if {canonical(usual), canonical(name)} <= tiny else None
@@ -625,7 +625,7 @@ def changes_model(part: Mapping[str, Any]) -> bool:
 
 def _chosen_by_gz(origin: Mapping[str, str], chain: Iterable[RecipeFile]) -> frozenset[str]:
     """The dotted keys whose values nobody but gz chose: defaults, and values of its own recipes."""
-    shipped = {file.base.label for file in chain if file.base.source == "shipped"}
+    shipped = {file.base.label for file in chain if file.shipped}
     places = ((key, place.split()[-1].rpartition(":")[0]) for key, place in origin.items() if place)
     return frozenset(key for key, file in places if file in shipped or origin[key] == "default")
 
