@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gzcli.models.options import grouped
+from gzcli.models.base import grouped
 
 
 def flat(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -36,9 +36,8 @@ from gzcli.judge.sample import seen_mask
 from gzcli.judge.scores import Scorer, choose
 from gzcli.launch.from_file import find_run
 from gzcli.launch.plan import ask, prepare
-from gzcli.models.base import Model
+from gzcli.models.base import Model, defaults, grouped
 from gzcli.models.nn import full_fp32
-from gzcli.models.options import defaults, grouped
 from gzcli.store.pretrained import PREFIX
 
 BATCH = 100  # images that are scored together

@@ -24,7 +24,7 @@ from gzcli.store.run_folder import Run
 
 if TYPE_CHECKING:
     from gzcli.core.jobs import Job
-    from gzcli.models.signatures import Param
+    from gzcli.models.catalog import Param
     from gzcli.recipe.schema import Rule
 
 # settings of a verb that passes options on to the model's methods

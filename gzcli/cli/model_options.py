@@ -18,8 +18,7 @@ from gzcli.store.paths import cache_dir, recipe_names
 
 if TYPE_CHECKING:
     from gzcli.core.sections import Part
-    from gzcli.models.catalog import ModelCard
-    from gzcli.models.signatures import Param
+    from gzcli.models.catalog import ModelCard, Param
     from gzcli.recipe.recipe import Recipe
     from gzcli.recipe.schema import Rule
 
@@ -68,7 +67,7 @@ def options_of(verb: str, card: ModelCard, do: str | None = None) -> Options:
 
 def values_of(annotation: str) -> list[str]:
     """The values of a Literal type, as they are typed; [] for any other type."""
-    from gzcli.recipe.kinds import listed
+    from gzcli.recipe.schema import listed
 
     return [written(value) for value in listed(annotation)]
 
@@ -261,7 +260,7 @@ def panels(verb: str, word: str, recipe: Recipe) -> Iterator[tuple[str, Iterable
 def rows_of(verb: str, model: ModelCard, part: Part) -> Iterator[Row]:
     """A row for each option that the model adds to a verb."""
     from gzcli.models.catalog import option_texts
-    from gzcli.recipe.kinds import parse, words
+    from gzcli.recipe.schema import parse, words
 
     texts, values = option_texts(model)[verb], part.tree()[verb]
     for name, param in options_of(verb, model).items():

@@ -14,11 +14,10 @@ from typing import Any
 from gzcli.cli import out
 from gzcli.core.errors import UsageError
 from gzcli.core.units import about, count, counted, sides, size
-from gzcli.launch import forecast, requirements
-from gzcli.launch.forecast import Forecast, together
+from gzcli.launch import forecast
+from gzcli.launch.forecast import DataFacts, Forecast, together
 from gzcli.launch.launcher import Plan, show, usable_gpus
 from gzcli.launch.plan import Start, check_batches, previous_words, shared_out
-from gzcli.launch.requirements import DataFacts
 from gzcli.recipe.recipe import Recipe, recipe_of
 from gzcli.recipe.resolve import Resolved
 from gzcli.store.paths import user_dir
@@ -60,13 +59,13 @@ def before_start(start: Start, recipe: Recipe, *, yes: bool) -> None:
     if start.plan.machine_rank:
         return
     request, plan = start.request, start.plan
-    facts, _ = requirements.of_data(request.recipe)
+    facts, _ = forecast.of_data(request.recipe)
     timed = not (getattr(request.recipe.found, "embedded", False) or request.length_is_typed)
     whole = replace(request.recipe, parts=recipe.parts, data=recipe.data)
     outlook = Outlook.of(whole, plan, facts, request.at_paper if timed else None, timed=timed)
     for line in in_short(outlook):
         out.info(line)
-    if hint := requirements.memory_hint(outlook.models, plan, requirements.memory_of(plan)):
+    if hint := forecast.memory_hint(outlook.models, plan, forecast.memory_of(plan)):
         out.hint(hint)
     less = "`--scale small`, `--minutes 60` or a GPU take less"
     start_or_not(seconds_of(outlook.models), most=forecast.WEEK, span="a week", ways=less, yes=yes)
@@ -94,16 +93,16 @@ def show_plan(start: Start, *, keys: bool) -> None:
         check_batches(recipe_of(run.tree()), plan.processes, goes_on=True)
     else:
         recipe, rounded = shared_out(recipe, plan.processes)
-    facts, needs = requirements.of_data(recipe)
+    facts, needs = forecast.of_data(recipe)
     outlook = Outlook.of(recipe, plan, facts, None if run else start.request.at_paper, timed=True)
     if refused := next((one.refused for one in outlook.models if one.refused), None):
         raise refused
     if facts.info():
         needs += dict.fromkeys(one.lacking for one in outlook.models if one.lacking)
-    needs += [*requirements.absent_weights(recipe), *requirements.absent_runs(recipe)]
+    needs += [*forecast.absent_weights(recipe), *forecast.absent_runs(recipe)]
     if plan.gpus and plan.gpus > (gpus := usable_gpus()).usable:
         needs.append(f"{counted(plan.gpus, 'GPU')} ({gpus.lack or f'here: {gpus.there}'})")
-    memory = requirements.memory_of(plan)
+    memory = forecast.memory_of(plan)
     tree, origin = resolved_tree(outlook)
     path = run.path if run else user_dir("runs") / f"{recipe.card.name}-{facts.key}-<time>-<id>"
     launch = show(path, plan)
@@ -124,7 +123,7 @@ def show_plan(start: Start, *, keys: bool) -> None:
         out.table(("key", *wrap), rows, spare=("from",), wrap=wrap, narrow=12, elsewhere=elsewhere)
     for text in rounded:
         out.info(text)
-    if hint := requirements.memory_hint(outlook.models, plan, memory):
+    if hint := forecast.memory_hint(outlook.models, plan, memory):
         out.hint(hint)
     facts_of_start = {"run": path, "resume": run is not None, "processes": plan.processes}
     facts_of_start |= {"gpus": plan.gpus, "launch": launch}

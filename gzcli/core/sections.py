@@ -51,7 +51,7 @@ def renamed(key: str, known: Container[str], *sections: str) -> str:
 
 
 def ranged(default: Any, range: str) -> Any:
-    """A field whose numbers lie within a range, as `schema.within` reads it."""
+    """A field whose numbers lie within a range, as `schema.limits` reads it."""
     return field(default=default, metadata={"range": range})
 
 

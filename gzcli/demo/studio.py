@@ -27,7 +27,7 @@ from gzcli.engine.sheets import grid
 from gzcli.judge.sample import shown_pictures
 from gzcli.models.catalog import card_of
 from gzcli.models.labelled import Labelled
-from gzcli.recipe.kinds import literals
+from gzcli.recipe.schema import listed
 from gzcli.store import pretrained, runs
 from gzcli.store.png import save_png
 from gzcli.store.run_folder import Run
@@ -113,7 +113,7 @@ class Controls:
         return cls(
             classes=run.info.classes if model.conditional else (),
             numbers={name: values[name] for name in numbers if name != "guidance" or guided},
-            samplers=tuple(literals(card.sample["sampler"].annotation)) if "sampler" in card.sample else (),
+            samplers=tuple(listed(card.sample["sampler"].annotation)) if "sampler" in card.sample else (),
             sampler=values.get("sampler"),
             prompts="prompt" in card.can,
             way="frames" in card.do.get("interpolate", ()),

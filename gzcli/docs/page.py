@@ -20,11 +20,9 @@ from gzcli.core.measured import Curve
 from gzcli.core.sections import lists
 from gzcli.core.units import about, count, duration, figure
 from gzcli.models import catalog
-from gzcli.models.catalog import ModelCard
-from gzcli.models.signatures import Param
+from gzcli.models.catalog import ModelCard, Param
 from gzcli.recipe.files import RecipeFile, find, read_chain
-from gzcli.recipe.kinds import parse, words
-from gzcli.recipe.schema import score_names
+from gzcli.recipe.schema import parse, score_names, words
 from gzcli.recipe.yaml import flow
 from gzcli.store import model_files
 from gzcli.store.paths import recipe_names, spelling, trained_in

@@ -18,8 +18,8 @@ from gzcli.core.units import sides
 from gzcli.data.packs.batches import to_uint8
 from gzcli.data.sets.names import class_numbers
 from gzcli.engine.trained import Trained
+from gzcli.models.base import grouped
 from gzcli.models.nn import spread_labels
-from gzcli.models.options import grouped
 
 BATCH_SIZE = 256  # images of VALUES values that are drawn together, of the usual device
 VALUES = 3 * 64 * 64  # values of an image up to which a batch is full; it holds fewer of larger images

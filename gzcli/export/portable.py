@@ -29,12 +29,11 @@ from gzcli.core.types import ImageNoise, Noise, no_progress
 from gzcli.engine import sampler
 from gzcli.engine.trained import Trained
 from gzcli.export import portable_sampler
-from gzcli.models.base import Model
+from gzcli.models.base import Model, grouped
 from gzcli.models.denoising.denoiser import AS_TRAINED, WalkOptions
 from gzcli.models.denoising.process import SDE, Level
 from gzcli.models.denoising.samplers import Estimate
 from gzcli.models.nn import spread_labels
-from gzcli.models.options import grouped
 
 CHECKED = 4  # images that the export is tried on
 TOLERANCE = 1  # grey levels of 255 by which the exported sampler may differ

@@ -28,8 +28,7 @@ from gzcli.judge.images import FIT, Pick, treatment
 from gzcli.judge.scores import Scoring, batches_of, fresh_noise, write_csv
 from gzcli.metrics import conformal
 from gzcli.metrics.likelihood_scores import SCORES, tails_of
-from gzcli.models.base import Model
-from gzcli.models.options import defaults, grouped
+from gzcli.models.base import Model, defaults, grouped
 from gzcli.store import files
 from gzcli.store.png import save_images, save_png
 from gzcli.store.runs import Run

@@ -38,8 +38,8 @@ from gzcli.metrics.features import LeNetFeatures
 from gzcli.metrics.interval import subset
 from gzcli.metrics.metric import Figures
 from gzcli.metrics.pretrained import Features
+from gzcli.models.base import defaults, grouped
 from gzcli.models.nn import spread_labels
-from gzcli.models.options import defaults, grouped
 from gzcli.store import files
 from gzcli.store.paths import cache_dir
 from gzcli.store.runs import Run

@@ -18,7 +18,7 @@ from typing import Any
 from gzcli.core.errors import DivergedError, UsageError
 from gzcli.core.jobs import BenchJob
 from gzcli.core.types import Report, Say, silent, unreported
-from gzcli.launch import forecast, launcher, requirements
+from gzcli.launch import forecast, launcher
 from gzcli.launch import plan as planning
 from gzcli.launch.launcher import Plan
 from gzcli.launch.plan import Request, Start, fingerprint
@@ -138,7 +138,7 @@ def entry_of(name: str, label: str, seed: int, terms: Terms, *, say: Say, progre
 
 
 def shares_of(asked: Request, plan: Plan, say: Say) -> list[float]:
-    info, measure = requirements.of_data(asked.recipe)[0].info(), partial(forecast.measured, say=say)
+    info, measure = forecast.of_data(asked.recipe)[0].info(), partial(forecast.measured, say=say)
     return forecast.shares(forecast.expect(asked.recipe, plan, info, measure=measure, timed=False)[0])
 
 

@@ -19,9 +19,8 @@ from gzcli.data.packs.pack import Pack
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained
 from gzcli.judge.images import Pick, affordable, timed
-from gzcli.models.base import Model
+from gzcli.models.base import Model, defaults, grouped
 from gzcli.models.nn import full_fp32
-from gzcli.models.options import defaults, grouped
 
 BATCH_SIZE = 100  # test images that are read together, of the usual device
 MOST = 10_000  # test images that a likelihood is computed of

@@ -28,8 +28,8 @@ from gzcli.engine import sampler, sheets
 from gzcli.engine.log import Log
 from gzcli.engine.sheets import Row, sheet
 from gzcli.engine.trained import Trained, load_trained, weights_file
+from gzcli.models.base import defaults, grouped
 from gzcli.models.nn import spread_labels
-from gzcli.models.options import defaults, grouped
 from gzcli.store.files import checksum
 from gzcli.store.png import save_images, save_png
 from gzcli.store.runs import Run

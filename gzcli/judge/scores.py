@@ -45,11 +45,10 @@ from gzcli.metrics import conformal
 from gzcli.metrics.baselines import code_length
 from gzcli.metrics.features import lenet
 from gzcli.metrics.likelihood_scores import SCORES, Fact, read
-from gzcli.models.base import Model
+from gzcli.models.base import Model, defaults, grouped
 from gzcli.models.catalog import likelihood_scores
 from gzcli.models.nn import double, full_fp32
 from gzcli.models.nn.perceptual import LPIPS
-from gzcli.models.options import defaults, grouped
 from gzcli.store import files
 from gzcli.store.runs import Run, find
 

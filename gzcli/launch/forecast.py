@@ -1,11 +1,13 @@
-"""What is expected of a training before it starts: the size of its models, and the memory and time of a step
-as they were measured on this machine. What is not in the cache is found by the engine's `forecast`, in a
-process of its own: torch is not loaded here.
+"""What a training needs before it starts, and what is expected of it: its data, earlier runs and weights, the
+size of its models, and the memory and time of a step as they were measured on this machine. No data set is
+opened and no torch is loaded: what is not in the cache is found by the engine's `forecast`, in a process of
+its own.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -15,20 +17,29 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.core import jobs, signals
-from gzcli.core.devices import PEAKS, cpu_name, gpu_name
+from gzcli.core.devices import PEAKS, cpu_name, gpu_memory, gpu_name, host_memory
 from gzcli.core.errors import DamagedError, GzError, Interrupted, UsageError
 from gzcli.core.jobs import TrialJob
 from gzcli.core.sections import LaunchSection, Part, part_of
-from gzcli.core.types import Say
+from gzcli.core.types import Say, silent
+from gzcli.core.units import Size, as_size, sides, size
+from gzcli.data.packs.open import pack_options, peek, size_of
+from gzcli.data.packs.pack import PackMeta
+from gzcli.data.sets.library import listing
+from gzcli.data.sets.names import locate
+from gzcli.data.sets.registry import DataSpec
 from gzcli.launch import launcher
 from gzcli.launch.launcher import Plan, usable_gpus
 from gzcli.models import catalog
-from gzcli.recipe.recipe import Recipe
+from gzcli.recipe.recipe import Recipe, check_batch_of, check_data
+from gzcli.recipe.resolve import Resolved
 from gzcli.store import files, runs
+from gzcli.store.hub import at_hand, is_id
 from gzcli.store.paths import cache_dir
 from gzcli.store.run_folder import Run
 from gzcli.version import __version__
 
+UNKNOWN = 10  # classes that are planned for where a conditional model's set is not packed yet
 WEEK = 7 * 86_400  # seconds after which a plan asks before it starts
 PAUSES = 0.1  # share of the time that pictures, validation and checkpoints take; `--minutes` counts so too
 # The share of an H100's peak that a net of this zoo is taken to reach.
@@ -37,7 +48,111 @@ SHARE, H100 = 0.2, 1e12 * PEAKS["H100"]["bf16"]
 APART = ("seed", "about", "scale", "sample", "ood", "bench", "params")
 PAUSING = ("log_every", "sample_every", "samples", "eval_every", "checkpoint_every", "keep", "best", "init")
 
+NUMBERS = ("params", "flops", "seconds", "bytes")  # of a part's result
+
 Measure = Callable[[TrialJob], Sequence[Mapping[str, Any]]]  # does a job and returns its rows
+
+
+# ---------------------------------------------------------------------------- the data set
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """A data set as far as it is known without opening it; None where something is not."""
+
+    name: str  # in the recipe
+    key: str  # in ids of runs
+    title: str
+    cached: bool = False  # whether its files are on this machine
+    packed: bool = False  # whether its pack is
+    download: int = 0  # bytes
+    size: Size | None = None  # of the images that a model sees
+    channels: int | None = None
+    levels: int | None = None
+    classes: tuple[str, ...] = ()  # made up where they are not known; () without labels
+    multilabel: bool = False
+    n: int = 0  # training images; 0: not known
+
+    def info(self) -> dict[str, Any] | None:
+        """The description for which models are planned; None where size or channels are not known."""
+        if self.size is None or self.channels is None:
+            return None
+        return {
+            "shape": [self.channels, *sides(self.size)],
+            "classes": list(self.classes),
+            "levels": self.levels or 256,
+            "multilabel": self.multilabel,
+            "n": self.n,
+        }
+
+
+def check_set(recipe: Recipe, meta: PackMeta, *, batch: bool = True) -> None:
+    """Raises UsageError where a set lacks what a model needs or, with `batch`, has fewer images than a
+    batch."""
+    for part in recipe.parts:
+        check_data(part, catalog.card(part.model), meta.classes, meta.name, meta.extras, meta.shape)
+        if batch:
+            check_batch_of(part, meta.counts["train"], meta.name)
+
+
+def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
+    """What is known of the recipe's data set, and what has to be done before it can be used."""
+    data, measured = recipe.data, recipe.choice.facts
+    facts = DataFacts(
+        data.name, recipe.key, data.name, size=size_of(data), channels=data.channels, levels=data.levels
+    )
+    try:
+        dataset = recipe.found or locate(data.name)
+        meta = peek(dataset, **pack_options(data))
+    except GzError as error:
+        return facts, [error.message]
+    known: dict[str, Any] = {}
+    if meta:
+        check_set(recipe, meta)
+        channels, height, width = meta.shape
+        known = {"packed": True, "size": as_size(height, width), "channels": channels, "levels": meta.levels}
+        known |= {"classes": meta.classes, "multilabel": meta.multilabel, "n": meta.counts["train"]}
+    elif isinstance(dataset, DataSpec):
+        known = {"size": facts.size or dataset.sized(data.size).size, "levels": dataset.levels}
+        known |= {"channels": data.channels or dataset.channels, "classes": class_names(dataset.classes)}
+        known |= {"multilabel": dataset.multilabel, "n": dataset.trained_on}
+    elif measured:
+        classes = UNKNOWN if any(part.options.get("conditional") for part in recipe.parts) else 0
+        known = {"size": data.size or as_size(measured.height, measured.width), "levels": 256}
+        known |= {"channels": data.channels or measured.channels, "classes": class_names(classes)}
+        known |= {"n": measured.n}
+    facts = replace(facts, **known | ({"levels": data.levels} if data.levels else {}))
+    row = next((row for row in listing() if row["name"] == dataset.name), None)
+    if row is None:
+        return replace(facts, title=dataset.title, cached=True), []
+    here = row["cached"] or (row["path"] is not None and Path(row["path"]).exists())
+    download = dataset.sized(data.size).download_size if isinstance(dataset, DataSpec) else 0
+    facts = replace(facts, title=f"{row['name']}: {row['title']}", cached=here, download=download)
+    return facts, [] if here else [f"`gz data download {row['name']}`"]
+
+
+def class_names(classes: tuple[str, ...] | int) -> tuple[str, ...]:
+    """The names of classes; of a number of them made up."""
+    return classes if isinstance(classes, tuple) else tuple(map(str, range(classes)))
+
+
+def in_steps(recipe: Resolved, epochs: float, say: Say = silent) -> dict[str, int]:
+    """The steps of so many passes over the training images, by the dotted key of each part of a recipe."""
+    facts, flags = of_data(recipe)[0], {}
+    for part in recipe.parts:
+        images, batch = min(facts.n, part.data.n or facts.n), part.train.batch_size
+        if not images:
+            raise UsageError(
+                f"`--epochs`: how many images `{recipe.data.name}` has is not known yet",
+                hint=f"`--steps N` says how long: a step takes {batch} images",
+            )
+        flags[f"{part.in_recipe}train.steps"] = steps = max(1, math.ceil(epochs * images / batch))
+        of = f"`{part.stage}`: " if part.stage else ""
+        say(f"{of}{epochs:g} epochs of {images:,} images in batches of {batch}: --steps {steps}")
+    return flags
+
+
+# ---------------------------------------------------------------------------- size, memory and time of a step
 
 
 @dataclass(frozen=True)
@@ -51,6 +166,15 @@ class Forecast:
     bytes: int | None = None  # the most that a process took in a step here, scaled to the recipe's batch
     lacking: str | None = None  # why something is not known
     refused: UsageError | None = None  # the mistake in the recipe by which the model cannot be built
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Forecast:
+        """What is known of a part, a row of a `TrialJob` with its result."""
+        result, part = row["result"], part_of(row["tree"], row["stage"])
+        params, flops, step, took = map(result.get, NUMBERS)
+        lacking = result.get("error")
+        refused = UsageError(lacking, hint=result["refused"] or None) if "refused" in result else None
+        return cls(part, params, flops, step, took, lacking, refused)
 
     @property
     def seconds(self) -> float | None:
@@ -116,14 +240,12 @@ def expect(
             if result["params"] is not None:
                 cache_dir("costs").mkdir(parents=True, exist_ok=True)
                 files.write_json(cached(row["key"]), row["result"])
-    forecasts = [forecast_of(row) for row in rows]
+    forecasts = [Forecast.of(row) for row in rows]
     ours, others = forecasts[: len(recipe.parts)], forecasts[len(recipe.parts) :]
-    speed = ours[-1].step / ours[-1].flops if ours[-1].step and ours[-1].flops else None
-    estimated = [
-        replace(one, step=speed * one.flops) if speed and one.flops and one.step is None else one
-        for one in others
-    ]
-    return ours, estimated
+    if ours[-1].step and ours[-1].flops:
+        speed = ours[-1].step / ours[-1].flops
+        others = [replace(x, step=speed * x.flops) if x.flops and x.step is None else x for x in others]
+    return ours, others
 
 
 def row_of(
@@ -137,28 +259,14 @@ def row_of(
     card = catalog.card(part.model)
     stages = {name: parts[name].tree() for name in card.stages if name in parts}
     launch = replace(part.launch, processes=plan.processes, gpus=plan.gpus, threads=plan.threads)
-    part = replace(part, launch=replace(launch, cpu=not plan.gpus, machines=None).alone())
-    tree = {key: value for key, value in part.tree().items() if key not in APART}
-    tree["train"] = {key: value for key, value in tree["train"].items() if key not in PAUSING}
+    tree = replace(part, launch=replace(launch, cpu=not plan.gpus, machines=None).alone()).tree()
+    counting = {key: value for key, value in tree.items() if key not in APART}
+    counting["train"] = {key: value for key, value in tree["train"].items() if key not in PAUSING}
     program = hashlib.sha256(card.path.read_bytes()).hexdigest()
-    facts = (tree, *stages.values(), shape, machine_of(plan), program, __version__, version("torch"))
+    facts = (counting, *stages.values(), shape, machine_of(plan), program, __version__, version("torch"))
     key = hashlib.sha256(repr(facts).encode()).hexdigest()[:20]
-    row = {"stage": part.stage, "tree": part.tree(), "stages": stages, "timed": timed}
+    row = {"stage": part.stage, "tree": tree, "stages": stages, "timed": timed}
     return row | {"key": key, "result": recall(key)}
-
-
-def forecast_of(row: Mapping[str, Any]) -> Forecast:
-    """What is known of a part."""
-    result = row["result"]
-    return Forecast(
-        part_of(row["tree"], row["stage"]),
-        params=result.get("params"),
-        flops=result.get("flops"),
-        step=result.get("seconds"),
-        bytes=result.get("bytes"),
-        lacking=result.get("error"),
-        refused=UsageError(result["error"], hint=result["refused"] or None) if "refused" in result else None,
-    )
 
 
 def measured(job: TrialJob, say: Say) -> Sequence[Mapping[str, Any]]:
@@ -203,11 +311,66 @@ def recall(key: str) -> dict[str, Any]:
         row = files.read_object(cached(key))
     except DamagedError:
         return {}
-    numbers = (row.get(name) for name in ("params", "flops", "seconds", "bytes"))
-    whole = "timed" in row and all(value is None or isinstance(value, int | float) for value in numbers)
-    return row if whole else {}
+    numbers = all(isinstance(row.get(name), int | float | None) for name in NUMBERS)
+    return row if numbers and "timed" in row else {}
 
 
 def machine_of(plan: Plan) -> str:
     """This machine, as far as the time of a step depends on it: its GPU, or its CPU and the threads."""
     return gpu_name() if plan.gpus else f"{cpu_name()}, {plan.threads} threads"
+
+
+# ---------------------------------------------------------------------------- what may be lacking
+
+
+def memory_of(plan: Plan) -> int | None:
+    """Bytes that a process may take: of the smallest GPU, or its share of this machine; None: not known."""
+    return gpu_memory() if plan.gpus else host_memory() // (plan.processes // plan.machines)
+
+
+def memory_hint(forecasts: Sequence[Forecast], plan: Plan, there: int | None) -> str | None:
+    """What to do where a model needs more memory than there is for a process; on a GPU its batch is split as
+    it is trained."""
+    for forecast in forecasts:
+        if there and not plan.gpus and forecast.bytes and forecast.bytes > there:
+            ways = ", ".join(ways_to_save(forecast.part, plan)) or "a smaller `train.batch_size`"
+            return (
+                f"`{forecast.part.model}` may not fit: this machine has {size(there)} for each process; what "
+                f"saves memory: {ways}"
+            )
+    return None
+
+
+def ways_to_save(part: Part, plan: Plan) -> list[str]:
+    """The options that make a training step of this recipe take less memory, the cheapest first."""
+    cheaper = {"cache": (False, "true"), "checkpointing": (False, "true"), "dtype": ("fp32", "bf16")}
+    ways = [f"`--set model.{key}={to}`" for key, (now, to) in cheaper.items() if part.options.get(key) == now]
+    if plan.gpus and part.optim.name in ("adam", "adamw"):
+        ways.append("`--set optim.name=adamw8bit`")
+    each = part.train.batch_size // plan.processes
+    if pieces := next((k for k in range(part.train.accumulate + 1, each + 1) if each % k == 0), None):
+        ways.append(f"`--set train.accumulate={pieces}`")
+    return ways
+
+
+def absent_weights(recipe: Recipe) -> list[str]:
+    """The commands that download the models of the hub that a recipe begins with and that are not here."""
+    bases = (name for part in recipe.parts for name in (part.options.get("base"), part.data.latent))
+    ids = {name for name in bases if isinstance(name, str) and is_id(name)}
+    return [f"`hf download {name}`" for name in sorted(ids) if not at_hand(name) and not runs.by_name(name)]
+
+
+def absent_runs(recipe: Recipe) -> list[str]:
+    """Messages about the runs and files that a recipe is built on and that are not there, with their keys."""
+    absent = []
+    for part in recipe.parts:
+        latent = None if part.data.latent and is_id(part.data.latent) else part.data.latent
+        keys = {"data.latent": latent, "train.init": part.train.init, "ood.background": part.ood.background}
+        for key, name in keys.items():
+            if not name or name in recipe.stages or Path(name).exists():
+                continue
+            try:
+                runs.find(name)
+            except GzError as error:
+                absent.append(f"`{key}`: {error.message}" + (f" ({error.hint})" if error.hint else ""))
+    return list(dict.fromkeys(absent))

@@ -69,7 +69,8 @@ ALLOWED = {
     "--same_network": False,
     "--tee": True,
 }
-OURS = {  # option of accelerate → the option of gz for the same
+STRATEGY = "--set launch.strategy=fsdp"
+OURS = {  # option of accelerate, or how several begin → the option of gz for the same
     "--cpu": "--cpu",
     "--num_processes": "--gpus N`, `--cpu --processes N",
     "--multi_gpu": "--gpus all",
@@ -82,13 +83,11 @@ OURS = {  # option of accelerate → the option of gz for the same
     "--dynamo_backend": "--set train.compile=true",
     "--gradient_accumulation_steps": "--set train.accumulate=N",
     "--gradient_clipping": "--set train.clip=1.0",
+    # what cuts the model into pieces: the trainer builds its optimizers before accelerate would wrap it
+    **dict.fromkeys(("--use_fsdp", "--fsdp_", "--use_deepspeed", "--deepspeed_"), STRATEGY),
+    **dict.fromkeys(("--zero", "--use_megatron_lm", "--megatron_lm_"), STRATEGY),
+    **dict.fromkeys(("--use_parallelism_config", "--parallelism_config_"), STRATEGY),
 }
-# Options that cut the model into pieces, as `launch.strategy: fsdp` does. The trainer builds its optimizers
-# from the parameters of the whole model, before accelerate would wrap it.
-SHARDED = (
-    *("--use_fsdp", "--fsdp_", "--use_deepspeed", "--deepspeed_", "--zero", "--use_megatron_lm"),
-    *("--megatron_lm_", "--use_parallelism_config", "--parallelism_config_"),
-)
 
 
 @dataclass(frozen=True)
@@ -455,8 +454,12 @@ def outcome(target: Run, returncode: int, received: list[int]) -> dict[str, Any]
     # where one rank was killed, the others record the lost connection as an error of their own
     killed = returncode in (KILLED, 128 - KILLED) or status.get("lost")
     consequence = killed and (status.get("error") or {}).get("kind") == GzError.kind
-    if status.get("error") and not consequence:
-        raise recorded_error(status, received)
+    if (recorded := status.get("error")) and not consequence:
+        message, hint = recorded["message"], recorded["hint"]
+        if recorded["kind"] == Interrupted.kind:  # by the signal that this process received
+            signum = received[0] if received else status["code"] - 128
+            raise Interrupted(message, signum=signum, hint=hint)
+        raise ERRORS.get(recorded["kind"], GzError)(message, hint=hint)
     error = deduced_error(target, returncode, received)
     target.update(
         state="interrupted" if received else "failed",
@@ -464,15 +467,6 @@ def outcome(target: Run, returncode: int, received: list[int]) -> dict[str, Any]
         error={"kind": error.kind, "message": error.message, "hint": error.hint},
     )
     raise error
-
-
-def recorded_error(status: dict[str, Any], received: list[int]) -> GzError:
-    """The error in a status; an interruption carries the signal that this process received."""
-    error: dict[str, Any] = status["error"]
-    if error["kind"] == Interrupted.kind:
-        signum = received[0] if received else status["code"] - 128
-        return Interrupted(error["message"], signum=signum, hint=error["hint"])
-    return ERRORS.get(error["kind"], GzError)(error["message"], hint=error["hint"])
 
 
 def deduced_error(target: Run, returncode: int, received: list[int]) -> GzError:
@@ -521,7 +515,12 @@ def check_extra(words: list[str]) -> list[str]:
         name, equals, value = word.partition("=")
         name = name.replace("-", "_").replace("__", "--", 1) if name.startswith("--") else name
         if name not in ALLOWED:
-            raise _refusal(word, name)
+            if not word.startswith("-"):
+                hint = "only options and their values stand after `--`"
+                raise UsageError(f"`{word}` is no option of `accelerate launch`", hint=hint)
+            ours = next((ours for option, ours in OURS.items() if name.startswith(option)), None)
+            hint = f"gz has its own: `{ours}`" if ours else f"these are: {' '.join(ALLOWED)}"
+            raise UsageError(f"`{word}` is not passed on to `accelerate launch`", hint=hint)
         if not ALLOWED[name]:
             if equals:
                 raise UsageError(f"`{name}` takes no value", hint=name)
@@ -532,17 +531,3 @@ def check_extra(words: list[str]) -> list[str]:
             raise UsageError(f"`{name}` needs a value", hint="`accelerate launch --help` tells which")
         checked += [name, value]
     return checked
-
-
-def _refusal(word: str, name: str) -> UsageError:
-    if name.startswith(SHARDED):
-        return UsageError(
-            f"`{word}`: how a model is shared out over GPUs stands in its recipe",
-            hint="`--set launch.strategy=fsdp` shares out its weights; what also saves memory: "
-            "`--set train.accumulate=2`, `--set optim.name=adamw8bit`",
-        )
-    if not word.startswith("-"):
-        message = f"`{word}` is no option of `accelerate launch`"
-        return UsageError(message, hint="only options and their values stand after `--`")
-    hint = f"gz has its own: `{OURS[name]}`" if name in OURS else f"these are: {' '.join(ALLOWED)}"
-    return UsageError(f"`{word}` is not passed on to `accelerate launch`", hint=hint)

@@ -27,11 +27,11 @@ from gzcli.data.packs.open import check_unchanged, open_pack, pack_options, size
 from gzcli.data.packs.pack import Use
 from gzcli.data.sets.names import DataSet, locate
 from gzcli.launch import launcher
+from gzcli.launch.forecast import check_set, in_steps
 from gzcli.launch.launcher import Plan
-from gzcli.launch.requirements import check_set, in_steps
 from gzcli.models import catalog
 from gzcli.recipe.recipe import Recipe, anchored, recipe_of
-from gzcli.recipe.resolve import Resolved, resolve
+from gzcli.recipe.resolve import Resolved, changes_loss, resolve
 from gzcli.recipe.yaml import dump
 from gzcli.store import claims, files, model_files, runs
 from gzcli.store.paths import user_dir
@@ -482,19 +482,23 @@ def trained_by(tree: Mapping[str, Any]) -> str:
 
 
 def note_whole(run: Run, request: Request, recipe: Recipe) -> None:
-    """Notes in the status of a new run how many steps and which image size its recipe plans, and whether its
-    loss is that of the recipe that gz ships. A repeated run takes over the notes of the earlier one."""
-    whole, earlier = request.recipe.whole, request.earlier
-    steps: dict[str, int | None] = dict(whole.steps)
-    size, shipped = whole.size, not whole.loss
+    """Notes in the status of a new run how many steps and which image size its recipe plans, whatever was
+    typed, and whether its loss is that of the shipped recipe. A repeated run takes over the earlier one's."""
+    asked, earlier = request.recipe, request.earlier
+    steps = {part.stage: None if part.train.minutes else part.train.steps for part in asked.written.parts}
+    # the size of the user's own file does not count: a run of the set's own size is preferred to it
+    sizes = [layer.section("data").get("size") for layer in asked.layers if layer.source == "shipped"]
+    size = next(filter(None, reversed(sizes)), None)
+    changing = {layer.source for layer in asked.layers if layer.source != "shipped" and changes_loss(layer)}
+    shipped = not changing
     if earlier:
-        shipped = "typed" not in whole.loss and runs.has_shipped_loss(earlier)
+        shipped = "typed" not in changing and runs.has_shipped_loss(earlier)
         notes = {n: (earlier.stage(n) if n else earlier).status().get("recipe") or {} for n in steps}
         steps = {name: note.get("steps", steps[name]) for name, note in notes.items()}
         if earlier.data == run.data:
             size = (earlier.status().get("recipe") or {}).get("size")
-    if size is None and request.recipe.found:
-        size = request.recipe.found.size
+    if size is None and asked.found:
+        size = asked.found.size
     if patch_of(recipe.data.augment):
         size = size_of(recipe.data)  # patches of whatever size are no smaller version of the set
     runs.note_recipe(run, steps, size, shipped, size=size_of(recipe.data), levels=recipe.data.levels)

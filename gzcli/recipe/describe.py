@@ -14,12 +14,10 @@ from typing import Any
 
 from gzcli.core.sections import SCALES, SECTIONS, OptimSection, Part, keys_of
 from gzcli.models import catalog
-from gzcli.models.catalog import OUTSIDE, ModelCard, cards
-from gzcli.models.signatures import documented
+from gzcli.models.catalog import OUTSIDE, ModelCard, cards, documented
 from gzcli.recipe.files import PARTS, presets
-from gzcli.recipe.kinds import as_json_schema, bounds, parse
 from gzcli.recipe.recipe import Recipe
-from gzcli.recipe.schema import ABSENT, ANY, Rule, Rules, below, schema
+from gzcli.recipe.schema import ABSENT, ANY, Rule, Rules, as_json_schema, below, limits, parse, schema
 from gzcli.recipe.yaml import Key, lines
 from gzcli.store.paths import recipe_names, spelling
 
@@ -31,14 +29,6 @@ Tree = dict[str, Any]
 
 DIALECT = "http://json-schema.org/draft-07/schema#"  # the newest one that editors know
 OPEN = ("model", "optim", "sample", "ood")  # sections whose keys depend on the model
-LIMITS: Mapping[str | None, Tree] = {
-    None: {},
-    "greater than 0": {"exclusiveMinimum": 0},
-    "0 or more": {"minimum": 0},
-    "1 or more": {"minimum": 1},
-    "in [0, 1]": {"minimum": 0, "maximum": 1},
-    "in [0, 1)": {"minimum": 0, "exclusiveMaximum": 1},
-}
 
 
 # --- for people ---
@@ -150,22 +140,20 @@ def _fragment(union: Tree, own: Mapping[str, Tree], *, top: bool) -> Tree:
         properties["for"] = _cases(
             {"type": "object", "description": "what changes with the set or the scale."}, "stage"
         )
-    strangers = _named([*own, *map(spelling, own)], unknown=True)
-    choices: list[Tree] = [{"if": {"anyOf": [strangers]}, "else": {"$ref": "#/definitions/any model"}}]
+    strangers = _named({"not": {"enum": list(dict.fromkeys([*own, *map(spelling, own)]))}})
+    choices: list[Tree] = [{"if": strangers, "else": {"$ref": "#/definitions/any model"}}]
     for name in own:
-        then = {"$ref": f"#/definitions/model {name}"}
-        choices.append({"if": _named([name, spelling(name)]), "then": then})
+        named = _named({"enum": list(dict.fromkeys([name, spelling(name)]))})
+        choices.append({"if": named, "then": {"$ref": f"#/definitions/model {name}"}})
     closed = {"properties": properties, "additionalProperties": False}
     return {"type": "object", **closed, "allOf": choices}
 
 
-def _named(names: Iterable[str], *, unknown: bool = False) -> Tree:
-    """Holds where a recipe names one of the models, or one that is none of them."""
-    one: Tree = {"enum": list(dict.fromkeys(names))}
-    model = {"required": ["name"], "properties": {"name": {"not": one} if unknown else one}}
-    by_name: Tree = {"required": ["model"], "properties": {"model": {"type": "object", **model}}}
-    by_base: Tree = {"required": ["extends"], "properties": {"extends": {"not": one} if unknown else one}}
-    return {"anyOf": [by_name, by_base]}
+def _named(one: Tree) -> Tree:
+    """Holds where a recipe names, or extends the recipe of, one of some models."""
+    model = {"type": "object", "required": ["name"], "properties": {"name": one}}
+    by_name = {"required": ["model"], "properties": {"model": model}}
+    return {"anyOf": [by_name, {"required": ["extends"], "properties": {"extends": one}}]}
 
 
 def _closed(sections: Tree, name: str) -> Tree:
@@ -197,11 +185,7 @@ def _section(rules: Rules, texts: Mapping[str, str]) -> Tree:
 
 
 def _rule(rule: Any, text: str) -> Tree:
-    limits = LIMITS.get(rule.range)
-    if limits is None:
-        low, high = bounds(rule.range)
-        limits = {"minimum": low, "maximum": high}
-    tree = as_json_schema(parse(rule.annotation), limits)
+    tree = as_json_schema(parse(rule.annotation), limits(rule.range))
     if text:
         tree["description"] = text
     if rule.default is not ABSENT and rule.default is not None:

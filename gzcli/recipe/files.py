@@ -1,22 +1,22 @@
-"""Recipe files: the shipped ones by name, the user's by path, the header of a model's file, and what each
-extends."""
+"""Recipe files, with what each extends, as layers: a file's own values, those of each section of its `for`,
+and what was typed. A file is a shipped recipe by name, the user's by path, or the header of a model's file.
+"""
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import UsageError, canonical, did_you_mean
 from gzcli.core.sections import SCALES, SECTIONS
 from gzcli.models import catalog
-from gzcli.models.signatures import GIVEN, lineage_of, module_of, params_of
-from gzcli.recipe.kinds import is_storable, parse
-from gzcli.recipe.schema import schema
-from gzcli.recipe.yaml import Document, Problem, read_file, read_text
+from gzcli.models.catalog import GIVEN, lineage_of, module_of, params_of
+from gzcli.recipe.schema import is_storable, parse, schema
+from gzcli.recipe.yaml import Document, Key, Problem, read_file, read_text
 from gzcli.store import model_files
 from gzcli.store.paths import recipes_dir, trained_in
 
@@ -24,22 +24,67 @@ PARTS = ("model", "sample", "stages", *SECTIONS)  # below a scale these hold for
 STORABLE = "int, float, bool, str, None, Literal[…], tuple[…], list[…]"
 RESERVED = {"name"}  # the key of a recipe's `model` that names the model
 _HEADER = re.compile(rf" +({'|'.join([*schema(None), 'stages', 'for', 'extends'])}):")
+# Flags with another name than the last part of their key.
+_FLAGS = {
+    "data.name": "--data",
+    "launch.machines": "--num-machines",
+    "launch.main_ip": "--main-process-ip",
+    "launch.main_port": "--main-process-port",
+}
 Keys = tuple[str, ...]  # below `for`, of a section: ("small",), ("mnist",), ("small", "grey")
 
 
-@dataclass
+@dataclass(frozen=True)
+class Layer:
+    """Values of a recipe from one place: a file, a section of its `for`, or the command line."""
+
+    tree: dict[str, Any]
+    label: str  # the file, of a shipped one `recipes/glow.yaml` wherever gz is installed; or the flag
+    source: str = "typed"  # "shipped", "file" (of the user) or "typed"
+    typed: str = ""  # as it was typed
+    document: Document | None = None  # of the file
+    at: Key = ()  # the keys in the document that lead to the tree
+    case: Keys = ()  # the section of `for`: of `128px, 256px`, which is one in the document, one of the two
+    applies: bool = True  # whether it is for this data set; else it is only checked
+
+    def where(self, path: Key, value: bool = False) -> str:
+        """The place of a key, or of its value, for messages."""
+        return self.document.where((*self.at, *path), value=value) if self.document else f"`{self.typed}`"
+
+    def origin(self, path: Key) -> str:
+        """The place of a key as it is shown beside its value."""
+        if self.document is None:
+            return self.label
+        case = f"for.{'.'.join(self.case)} " if self.case else ""
+        return f"{case}{self.label}:{self.document.mark((*self.at, *path)).line}"
+
+    def section(self, name: str) -> Mapping[str, Any]:
+        """The values of a section; {} where the layer has none, or something else in its place."""
+        values = self.tree.get(name)
+        return values if isinstance(values, Mapping) else {}
+
+    def problem(self, key: Key, message: str, hint: str | None = None, *, value: bool = False) -> Problem:
+        """A mistake at a key of the layer, or at its value."""
+        return Problem(self.where(key, value), message, hint)
+
+
+@dataclass(frozen=True)
 class RecipeFile:
-    """A recipe file."""
+    """A recipe file: its values without `for` and `extends`, what it extends, and the sections of `for`."""
 
     path: Path
-    label: str  # its name in messages; of a shipped one `recipes/glow.yaml`, wherever gz is installed
     document: Document
-    shipped: bool = False  # whether it is gz's own
-    own: dict[str, Any] = field(default_factory=dict)  # its values without `for` and `extends`
-    # its values for scales, shape classes and data sets, by the keys below `for`
-    sections: dict[Keys, Any] = field(default_factory=dict)
-    # the keys of a section as they are written: `128px, 256px` stands for two sections
-    written: dict[Keys, Keys] = field(default_factory=dict)
+    base: Layer
+    extends: Any
+    sections: Mapping[Keys, Layer]
+
+    @property
+    def own(self) -> dict[str, Any]:
+        return self.base.tree
+
+    @property
+    def shipped(self) -> bool:
+        return self.base.source == "shipped"
 
 
 def recipes() -> dict[str, Path]:
@@ -119,23 +164,11 @@ def read_chain(what: str) -> tuple[list[RecipeFile], list[Problem]]:
     problems: list[Problem] = []
     path = find(what)
     while True:
-        file = _read(path)
+        file = _read(path, problems)
         chain.insert(0, file)
-        document = file.document
-        problems += document.problems
-        tree = document.tree or {}
-        if not isinstance(tree, dict):
-            message = "a recipe is a map of sections, as `model: {name: vae}`"
-            return chain, [*problems, Problem(document.where(()), message)]
-        file.own = {key: value for key, value in tree.items() if key not in ("for", "extends")}
-        model = path.absolute().with_suffix(".py")
-        if not file.shipped and model.is_file() and model_files.find(path.stem) == model:
-            file.own["model"] = {"name": path.stem, **(file.own.get("model") or {})}
-        _add_sections(file, tree.get("for") or {}, problems)
-        base = tree.get("extends")
+        base, where = file.extends, file.document.where(("extends",), value=True)
         if base is None:
             return chain, problems
-        where = document.where(("extends",), value=True)
         if not isinstance(base, str):
             return chain, [*problems, Problem(where, "`extends` must be a recipe's name or path")]
         is_name = "/" not in base and not base.endswith((".yaml", ".yml"))
@@ -148,27 +181,39 @@ def read_chain(what: str) -> tuple[list[RecipeFile], list[Problem]]:
             return chain, [*problems, Problem(where, f"`{base}` extends this recipe in its turn")]
 
 
-def _read(path: Path) -> RecipeFile:
+def _read(path: Path, problems: list[Problem]) -> RecipeFile:
     home = recipes_dir().resolve()
     shipped = home in path.resolve().parents
     label = f"recipes/{path.resolve().relative_to(home).as_posix()}" if shipped else str(path)
     document = read_header(path) if path.suffix == ".py" else read_file(path, label)
-    return RecipeFile(path, label, document, shipped)
+    problems += document.problems
+    tree = document.tree or {}
+    if not isinstance(tree, dict):
+        message = "a recipe is a map of sections, as `model: {name: vae}`"
+        problems.append(Problem(document.where(()), message))
+        tree = {}
+    own = {key: value for key, value in tree.items() if key not in ("for", "extends")}
+    model = path.absolute().with_suffix(".py")
+    if not shipped and model.is_file() and model_files.find(path.stem) == model:
+        own["model"] = {"name": path.stem, **(own.get("model") or {})}
+    base = Layer(own, label, "shipped" if shipped else "file", document=document)
+    sections = _sections(base, tree.get("for") or {}, problems)
+    return RecipeFile(path, document, base, tree.get("extends"), sections)
 
 
-def _add_sections(file: RecipeFile, tree: Any, problems: list[Problem]) -> None:
-    """Notes the sections of `for` in the file."""
+def _sections(file: Layer, tree: Any, problems: list[Problem]) -> dict[Keys, Layer]:
+    """The sections of a file's `for`."""
+    sections: dict[Keys, Layer] = {}
 
     def add(written: Keys, values: Any) -> None:
         *scale, names = written
         for name in names.split(", "):
-            at = (*scale, name)
-            file.sections[at], file.written[at] = values, written
+            case = (*scale, name)
+            sections[case] = replace(file, tree=values or {}, at=("for", *written), case=case)
 
     if not isinstance(tree, dict):
-        message = "`for` must hold data sets, as `for: {mnist: {…}}`"
-        problems.append(Problem(file.document.where(("for",)), message))
-        return
+        problems.append(file.problem(("for",), "`for` must hold data sets, as `for: {mnist: {…}}`"))
+        return sections
     for name, section in tree.items():
         if name not in SCALES:
             add((name,), section)
@@ -180,7 +225,37 @@ def _add_sections(file: RecipeFile, tree: Any, problems: list[Problem]) -> None:
                     add((name, key), values)
         else:
             message = f"`for.{name}` is a scale: it must hold sections, as `{name}: {{colour: {{…}}}}`"
-            problems.append(Problem(file.document.where(("for", name)), message))
+            problems.append(file.problem(("for", name), message))
+    return sections
+
+
+def layers_typed(flags: Mapping[str, Any], sets: Iterable[str], problems: list[Problem]) -> list[Layer]:
+    """What was typed: flags by dotted key, None for one that was not given, then texts `a.b=v` of `--set`."""
+    layers = []
+
+    def add(keys: list[str], value: Any, label: str, typed: str) -> None:
+        for key in reversed(keys):
+            value = {key: value}
+        layers.append(Layer(value, label, typed=typed))
+
+    for key, value in flags.items():
+        flag = _FLAGS.get(key) or f"--{key.rpartition('.')[2].replace('_', '-')}"
+        if value is not None:
+            add(key.split("."), value, flag, flag)
+    for text in sets:
+        name, equals, value = text.partition("=")
+        keys, where = [part.strip() for part in name.split(".")], f"`--set {text}`"
+        if not equals or not all(keys):
+            problems.append(Problem(where, "not of the form `a.b=v`", "such as `--set train.steps=1000`"))
+            continue
+        try:
+            document = read_text(value, where)
+        except UsageError:
+            problems.append(Problem(where, f"`{value}` is not YAML", "quote it, such as `--set 'a.b=\"…\"'`"))
+            continue
+        problems += [Problem(where, problem.message, problem.hint) for problem in document.problems]
+        add(keys, document.tree, "--set", f"--set {text}")
+    return layers
 
 
 # --- a model's file ---
@@ -207,7 +282,11 @@ def mistakes(path: Path) -> list[str]:
     try:
         lineage = catalog.model_class(path)
         if lineage is None:
-            return [_no_model(path)]
+            for name, node in module_of(path).classes.items():
+                if any(cls.is_model for cls in lineage_of(path, name)):
+                    needed = 'a line `paper = "…"`, which names its source'
+                    return [f"{path}:{node.lineno}: class `{name}` needs {needed}"]
+            return [f"{path}: no class here derives from `gzcli.Model`"]
         methods = [item for cls in lineage if cls.path == path for item in cls.methods.items()]
         public = ("__init__", "sample", *catalog.APPLICATIONS)
         wrong: list[str] = []
@@ -219,13 +298,6 @@ def mistakes(path: Path) -> list[str]:
         return wrong
     except UsageError as e:
         return [e.message]
-
-
-def _no_model(path: Path) -> str:
-    for name, node in module_of(path).classes.items():
-        if any(cls.is_model for cls in lineage_of(path, name)):
-            return f'{path}:{node.lineno}: class `{name}` needs a line `paper = "…"`, which names its source'
-    return f"{path}: no class here derives from `gzcli.Model`"
 
 
 def _of_signature(name: str, method: ast.FunctionDef, path: Path) -> Iterator[str]:

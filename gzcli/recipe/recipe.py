@@ -21,6 +21,12 @@ R = TypeVar("R", bound="Recipe")
 
 # Files that tell a folder of a run, or of a model of diffusers, from one that only has the same name.
 MARKS = ("status.json", "config.json", "model_index.json")
+REFERENCES = (
+    ("model", "base"),
+    ("data", "latent"),
+    ("train", "init"),
+    ("ood", "background"),
+)  # files or runs
 SHARED = ("about", "scale", "seed", "data", "bench", "launch")  # keys that all parts share
 OF_STAGE = ("model", "data", "train", "optim", "sample", "ood", "params")  # keys of a stage
 
@@ -59,10 +65,11 @@ class Recipe:
 
     def lengthened(self, steps: int, stages: Collection[str]) -> Self:
         """The recipe with another number of steps for these stages, "" of a recipe without stages."""
-
-        longer = [replace(part, train=replace(part.train, steps=steps, minutes=None)) for part in self.parts]
-        pairs = zip(self.parts, longer, strict=True)
-        return replace(self, parts=tuple(b if a.stage in stages else a for a, b in pairs))
+        parts = list(self.parts)
+        for i, part in enumerate(parts):
+            if part.stage in stages:
+                parts[i] = replace(part, train=replace(part.train, steps=steps, minutes=None))
+        return replace(self, parts=tuple(parts))
 
     def value(self, key: str) -> Any:
         """The value of a dotted key, such as `stages.prior.train.steps`; {} of one that is not there."""
@@ -114,27 +121,17 @@ def _shared(part: Part) -> dict[str, Any]:
 
 def anchored(recipe: R, found: DataSet | None) -> R:
     """The recipe with absolute paths, as `run.yaml` is read from other folders too; names stay."""
-    name = found.reference if found else recipe.data.name
-    latent = recipe.data.latent and _absolute(recipe.data.latent)
-    data = replace(recipe.data, name=name, latent=latent)
-    own_data = {
-        stage: {key: _absolute(v) if key == "latent" and v else v for key, v in own.items()}
-        for stage, own in recipe.own_data.items()
-    }
-    reused = {stage: _absolute(run) for stage, run in recipe.reused.items()}
-    parts = tuple(map(_anchored, recipe.parts))
-    return replace(recipe, parts=parts, own_data=own_data, reused=reused).on(data)
-
-
-def _anchored(part: Part) -> Part:
-    base = part.options.get("base")
-    if isinstance(base, str):
-        part = replace(part, options={**part.options, "base": _absolute(base)})
-    if part.train.init:
-        part = replace(part, train=replace(part.train, init=_absolute(part.train.init)))
-    if part.ood.background:
-        part = replace(part, ood=replace(part.ood, background=_absolute(part.ood.background)))
-    return part
+    tree = recipe.tree()
+    stages = tree.get("stages", {})
+    stages |= {stage: _absolute(run) for stage, run in recipe.reused.items()}
+    for part in (tree, *(part for part in stages.values() if isinstance(part, dict))):
+        for section, key in REFERENCES:
+            name = part.get(section, {}).get(key)
+            if name and isinstance(name, str):
+                part[section][key] = _absolute(name)
+    if found:
+        tree["data"]["name"] = found.reference
+    return replace(recipe, **vars(recipe_of(tree)))
 
 
 def _absolute(name: str) -> str:

@@ -14,40 +14,41 @@ A recipe in stages trains models one after the other, as a tokenizer and the pri
 
 Each layer gives a stage first the values that all stages share, then those of the stage itself. A model that
 is built on earlier stages takes them as parameters of type `Model`, by their names.
+
+Sections of `for` hold for some sets, at some scales:
+
+    for:
+      mnist: {…}             # a set, at every scale
+      small:
+        train: {…}           # of the whole scale
+        colour: {…}          # a shape class
+        few: {…}             # sets of few images
+        cifar10: {…}         # a set
+
+Within a scale its own values come first, then those of the shape class, of `few`, and of the set; of one
+name, a section of all scales before that of the scale. `tiny` changes `small`, whose sections come before its
+own; a set that `tiny` names takes that section alone.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import GzError, MissingError, UsageError, canonical
-from gzcli.core.sections import SCALES, DataSection, part_of
-from gzcli.core.units import Size
+from gzcli.core.sections import MEETING, SCALES, DataSection, part_of
+from gzcli.data.packs.augment import patch_of
+from gzcli.data.packs.traits import FEW_IMAGES, SHAPES, Facts, facts_of
 from gzcli.data.sets.names import DataSet, data_key, locate, names
 from gzcli.data.sets.registry import DataSpec
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
 from gzcli.recipe import schema
-from gzcli.recipe.files import RecipeFile, read_chain
-from gzcli.recipe.layers import (
-    GENERAL,
-    Choice,
-    Layer,
-    changes_model,
-    choice_of,
-    dotted,
-    lay,
-    layer_of,
-    layers_of,
-    layers_typed,
-    misspelt,
-    without_meeting,
-)
+from gzcli.recipe.files import Keys, Layer, RecipeFile, layers_typed, read_chain
 from gzcli.recipe.recipe import OF_STAGE, SHARED, Recipe, check_data, check_strategy, recipe_of
 from gzcli.recipe.yaml import Key, Problem, in_order, refusal
 from gzcli.store import runs
@@ -56,22 +57,31 @@ from gzcli.store.paths import is_name, recipe_names
 USUAL = "GZ_DATA"  # the environment variable that names the set to train on where none is named
 INHERITED = ("train", "optim")  # sections at the top of a recipe that every stage begins with
 OF_MODEL = ("model", "sample", "ood")  # sections whose keys the model decides
-Composed = tuple[dict[str, Any], dict[str, str]]  # a tree, and the origin of each value by dotted key
+MINUTES = 15.0  # up to which a training on a CPU is of the scale `tiny`
+GENERAL = (*SHAPES, FEW_IMAGES, *SCALES)  # sections of `for` of no single set
+_TYPED = {
+    "extra": "options of `accelerate launch` after `--`",
+    "machines": "`--num-machines N`",
+    "machine_rank": "`--machine-rank R`",
+    "main_ip": "`--main-process-ip HOST`",
+    "main_port": "`--main-process-port P`",
+}
 
 
 @dataclass(frozen=True)
-class Whole:
-    """A complete run as the recipe's files plan it, whatever was typed: a run that was cut short is told from
-    it, and one whose loss the reference does not have.
+class Choice:
+    """The scale with its reason in words, None of a recipe without scales; the sections that apply, in order,
+    which a recipe need not have; and the facts of the set, None where it is not known."""
 
-    steps: of each stage, "" of a recipe without stages; None where the recipe gives a time.
-    size: of the images in the recipe that gz ships; None where it leaves it to the set.
-    loss: who changed what the loss depends on, beside the recipe that gz ships: "file", "typed".
-    """
+    scale: str | None
+    why: str
+    order: tuple[Keys, ...]
+    facts: Facts | None = None
 
-    steps: Mapping[str, int | None] = field(default_factory=dict)
-    size: Size | None = None
-    loss: frozenset[str] = frozenset()
+    def rank(self, path: Keys) -> int | None:
+        """The place of a section in `order`; None: it does not apply."""
+        path = tuple(map(canonical, path))
+        return self.order.index(path) if path in self.order else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +94,8 @@ class Resolved(Recipe):
     card: the model that the run is called after.
     source: the file.
     found: the data set; None where it is not there yet.
+    layers: what was written and typed, as far as it applies.
+    written: the recipe of the files alone, whatever was typed.
     """
 
     origin: Mapping[str, str]
@@ -91,7 +103,8 @@ class Resolved(Recipe):
     card: ModelCard
     source: Path
     found: DataSet | None
-    whole: Whole
+    layers: Sequence[Layer]
+    written: Recipe
     choice: Choice
 
     @property
@@ -136,8 +149,8 @@ def check(path: str | Path) -> list[str]:
         data = at[-1] if at[-1] not in GENERAL else None
         problems += _resolve(str(path), data, (), {}, forced=forced)[1]
         if problem := misspelt(at, names()):
-            file = next(file for file in chain if at in file.sections)
-            problems.append(Problem(file.document.where(("for", *file.written[at])), *problem))
+            layer = next(file.sections[at] for file in chain if at in file.sections)
+            problems.append(layer.problem((), *problem))
     return [str(problem) for problem in in_order(problems)]
 
 
@@ -152,7 +165,7 @@ def _resolve(
 ) -> tuple[Resolved | None, list[Problem]]:
     chain, problems = read_chain(what)
     typed = layers_typed({"data.name": data, **flags}, sets, problems)
-    own = [*map(layer_of, chain), *typed]
+    own = [*(file.base for file in chain), *typed]
     usual = _usual_set(chain, own)
     name = usual or _data_name(own)
     dataset = _located(name, own, {at[-1] for file in chain for at in file.sections}, problems)
@@ -186,26 +199,150 @@ def _resolve(
     if choice.facts:
         _lower_batches(tree, origin, choice.facts.n, ours)
     if not problems:
-        label = chain[-1].label
+        label = chain[-1].base.label
         problems += [Problem(label, f"`{key}` must be given") for key in schema.missing(tree, rules)]
     recipe = recipe_of(tree)
     problems += _needs(recipe, dataset)
-    whole = Whole()
+    written = recipe
     if not problems:
-        written = [layer for layer in applied if layer.source != "typed"]
-        whole = _whole(recipe_of(_composed(written, rules, cards, reused)[0]), applied)
+        of_files = [layer for layer in applied if layer.source != "typed"]
+        written = recipe_of(_composed(of_files, rules, cards, reused)[0])
     about: dict[str, Any] = {"origin": origin, "ours": ours, "card": card, "source": chain[-1].path}
-    return Resolved(**vars(recipe), **about, found=dataset, whole=whole, choice=choice), problems
+    about |= {"found": dataset, "layers": applied, "written": written, "choice": choice}
+    return Resolved(**vars(recipe), **about), problems
 
 
 def _layers(chain: Iterable[RecipeFile], choice: Choice, problems: list[Problem]) -> Iterator[Layer]:
-    """The layers of all files in order. One that holds no map is emptied, and added to `problems`."""
-    for layer in (layer for file in chain for layer in layers_of(file, choice)):
-        if not isinstance(layer.tree, Mapping):
-            message = "a section of `for` must hold what changes, as `{train: {…}}`"
-            problems.append(layer.problem((), message, value=True))
-            layer.tree = {}
-        yield layer
+    """The layers of each file: its own values, the sections of `for` that apply, in their order, then the
+    others. One that holds no map is emptied, and added to `problems`."""
+    for file in chain:
+        yield file.base
+        last = len(choice.order)  # the rank of sections that do not apply
+        ranks = {at: last if (rank := choice.rank(at)) is None else rank for at in file.sections}
+        applying = sorted((at for at in ranks if ranks[at] < last), key=lambda at: (ranks[at], at))
+        for at in (*applying, *(at for at in ranks if ranks[at] == last)):
+            layer = replace(file.sections[at], applies=ranks[at] < last)
+            if not isinstance(layer.tree, Mapping):
+                message = "a section of `for` must hold what changes, as `{train: {…}}`"
+                problems.append(layer.problem((), message, value=True))
+                layer = replace(layer, tree={})
+            yield layer
+
+
+# ---------------------------------------------------------------------------- which sections of `for` apply
+
+
+def choice_of(
+    chain: Iterable[RecipeFile],
+    layers: Collection[Layer],
+    dataset: DataSet | None,
+    name: str,
+    gpus: int,
+    problems: list[Problem],
+) -> Choice:
+    """The scale and the sections that apply. Adds to `problems` that the recipe lacks the scale.
+
+    layers: the files' own values, and what was typed.
+    dataset: the data set `name`; None: it is not there yet.
+    """
+    written = [(tuple(map(canonical, at)), x.tree) for file in chain for at, x in file.sections.items()]
+    sections, of_set = dict(written), canonical(name)
+    scaled = any(at[0] in SCALES for at in sections)
+    layer = next((layer for layer in reversed([*layers]) if layer.tree.get("scale") in SCALES), None)
+    if layer:
+        scale, why = layer.tree["scale"], layer.origin(("scale",))
+    else:
+        scale, why = _usual_scale(layers, sections, of_set, name, gpus) if scaled else (None, "")
+    facts = None
+    if dataset:
+        data = _merged(layer.section("data") for layer in layers)
+        of_name = [tree for at, tree in written if at in ((of_set,), (scale, of_set))]
+        sized = _merged(tree.get("data") for tree in of_name if isinstance(tree, Mapping))
+        form = {"size": data.get("size") or sized.get("size")}
+        form |= {"channels": data.get("channels"), "n": data.get("n")}
+        try:
+            facts = facts_of(dataset, **form, patch=patch_of(data.get("augment") or ()))
+        except (UsageError, TypeError, ValueError):  # a wrong size is told with its place
+            return Choice(scale, "", ((of_set,),))
+    choice = Choice(scale, why, tuple(_order(scale if scaled else None, sections, of_set, facts)), facts)
+    if layer and (problem := _lack(choice, sections, of_set, facts.words if facts else f"`{name}`")):
+        problems.append(layer.problem(("scale",), *problem, value=True))
+    return choice
+
+
+def _usual_scale(
+    layers: Iterable[Layer], sections: Collection[Keys], of_set: str, name: str, gpus: int
+) -> tuple[str, str]:
+    """The scale where none is asked for, and why."""
+    layers = list(layers)
+    launch = _merged(layer.section("launch") for layer in layers)
+    minutes = _merged(layer.section("train") for layer in layers).get("minutes")
+    if ("tiny", of_set) in sections:
+        return "tiny", f"the recipe names {name}"
+    if not launch.get("cpu") and launch.get("gpus") != 0 and (launch.get("gpus") or gpus):
+        return "full", "on GPUs"
+    if isinstance(minutes, int | float) and minutes <= MINUTES:
+        return "tiny", f"up to {MINUTES:g} minutes"
+    return "small", "no GPU is used"
+
+
+def _order(scale: str | None, sections: Collection[Keys], of_set: str, facts: Facts | None) -> Iterator[Keys]:
+    """The sections in the order in which they apply."""
+    if scale == "tiny" and ("tiny", of_set) in sections:
+        yield from ((of_set,), ("tiny", of_set))
+        return
+    few = [FEW_IMAGES] if facts and facts.few else []
+    names = [*([facts.shape_class, *few] if facts else []), of_set]
+    first = "small" if scale == "tiny" else scale
+    if first:
+        yield (first,)
+    for name in names:
+        yield (name,)
+        if first:
+            yield (first, name)
+    if scale == "tiny":
+        yield (scale,)
+        yield from ((scale, name) for name in names)
+
+
+def _lack(
+    choice: Choice, sections: Collection[Keys], of_set: str, words: str
+) -> tuple[str, str | None] | None:
+    """The mistake, with its hint, that a recipe lacks the scale that was asked for; `words` name the set."""
+    scale = str(choice.scale)
+    if not any(at[0] in SCALES for at in sections):
+        hint = "a run is repeated at the scale that it has; a model's recipe has scales"
+        typed = choice.why.startswith("--")
+        return (f"{choice.why} {scale}: this recipe has no scales", hint) if typed else None
+
+    def serves(scale: str) -> bool:
+        """Whether it has values for the shape class, for the set or, but for `paper`, for all sets."""
+        order = _order(scale, sections, of_set, choice.facts)
+        if any(at in sections for at in order if at[-1] not in (FEW_IMAGES, *SCALES)):
+            return True
+        return scale != "paper" and ("small" if scale == "tiny" else scale,) in sections
+
+    if serves(scale):
+        return None
+    able = next((other for other in ("small", "full", "paper") if serves(other)), None)
+    named = ", ".join(at[1] for at in sections if at[0] == scale and at[1:])
+    hint = f"`--scale {able}`" + (f"; `{scale}` has: {named}" if named else "")
+    return f"no setting of scale `{scale}` is known for {words}", hint if able else None
+
+
+def _merged(parts: Iterable[Any]) -> dict[str, Any]:
+    """The values of all maps among the parts, those of later ones over earlier ones."""
+    return {key: value for part in parts if isinstance(part, Mapping) for key, value in part.items()}
+
+
+def misspelt(path: Keys, sets: Iterable[str]) -> tuple[str, str] | None:
+    """The mistake, with its hint, of a section whose name nearly is that of a set, a shape class or a scale:
+    it would never apply. Other unknown names may be of sets that are imported later."""
+    names = [*map(canonical, (*sets, *GENERAL))]
+    if canonical(path[-1]) in names:
+        return None
+    near = difflib.get_close_matches(canonical(path[-1]), names, n=1, cutoff=0.75)
+    return (f"there is no data set `{path[-1]}`", f"did you mean `{near[0]}`?") if near else None
 
 
 # ---------------------------------------------------------------------------- data sets
@@ -213,18 +350,20 @@ def _layers(chain: Iterable[RecipeFile], choice: Choice, problems: list[Problem]
 
 def _data_name(layers: Iterable[Layer]) -> str:
     """The name of the data set, which decides which sections of `for` apply: the last one given."""
-    given = [layer.section("data").get("name") for layer in layers]
-    return next((name for name in reversed(given) if isinstance(name, str)), DataSection().name)
+    named = [layer.section("data").get("name") for layer in layers]
+    return next((name for name in reversed(named) if isinstance(name, str)), DataSection().name)
 
 
 def _usual_set(chain: Iterable[RecipeFile], own: Iterable[Layer]) -> str | None:
     """The set that `GZ_DATA` puts in the place of a shipped recipe's own; None where it does not: where the
     recipe lacks settings for one of the two, or the user names a set."""
-    usual, shipped = os.environ.get(USUAL), [layer for layer in own if layer.source == "shipped"]
+    usual = os.environ.get(USUAL)
     if not usual or any("name" in layer.section("data") for layer in own if layer.source != "shipped"):
         return None
-    tiny = {canonical(at[-1]) for file in chain if file.shipped for at in file.sections if at[0] == "tiny"}
-    return usual if {canonical(usual), canonical(_data_name(shipped))} <= tiny else None
+    shipped = [file for file in chain if file.shipped]
+    tiny = {canonical(at[-1]) for file in shipped for at in file.sections if at[0] == "tiny"}
+    name = _data_name([file.base for file in shipped])
+    return usual if {canonical(usual), canonical(name)} <= tiny else None
 
 
 def _located(
@@ -239,7 +378,7 @@ def _located(
     except UsageError as e:
         if canonical(name) not in map(canonical, sections):
             naming = [layer for layer in layers if _data_name([layer]) == name]
-            where = naming[-1].where(("data", "name"), True) if naming else ""
+            where = naming[-1].where(("data", "name"), value=True) if naming else ""
             problems.append(Problem(where, e.message, e.hint))
     except MissingError:
         pass
@@ -298,9 +437,9 @@ def _stage_cards(layers: Iterable[Layer], problems: list[Problem]) -> dict[str, 
                 hint = "use lower-case letters, digits, `-` and `_`"
                 problems.append(layer.problem(("stages", stage), f"`{stage}` cannot be a stage's name", hint))
                 continue
-            named.setdefault(stage, ("", layer.where(("stages", stage), False)))
+            named.setdefault(stage, ("", layer.where(("stages", stage))))
             if layer.applies and (name := _named(part, stage, layer, problems)):
-                named[stage] = name, layer.where(("stages", stage), True)
+                named[stage] = name, layer.where(("stages", stage), value=True)
     if not staged:
         return None
     cards: dict[str, ModelCard] = {}
@@ -366,81 +505,126 @@ def _fitting(layers: Iterable[Layer], rules: schema.Rules, cards: Mapping[str, M
                 now[stage] = name
             if canonical(str(name)) != canonical(cards[stage].name):
                 own = schema.below(schema.below(rules, "stages"), stage)
-                parts[stage] = {key: _with_rules(key, value, own) for key, value in part.items()}
+                parts[stage] = kept = dict(part)
+                for section in OF_MODEL:
+                    if isinstance(values := part.get(section), Mapping):
+                        rules_here = schema.below(own, section)
+                        kept[section] = {key: v for key, v in values.items() if key in rules_here}
         fitted.append(
             replace(layer, tree={**layer.tree, "stages": parts}) if "stages" in layer.tree else layer
         )
     return fitted
 
 
-def _with_rules(section: str, value: Any, rules: schema.Rules) -> Any:
-    """A section of a stage without the keys that its model does not have."""
-    if section not in OF_MODEL or not isinstance(value, Mapping):
-        return value
-    return {key: v for key, v in value.items() if key in schema.below(rules, section)}
-
-
 def _checked(layer: Layer, rules: schema.Rules, problems: list[Problem]) -> Layer:
     """The layer with its values converted. What is wrong is left out, and added to `problems`."""
-    tree, wrong = schema.check(without_meeting(layer, problems), rules, layer.where)
+    tree, wrong = schema.check(_without_meeting(layer, problems), rules, layer.where)
     problems += wrong
-    if layer.inside and tree.get("data", {}).pop("name", None) is not None:
+    if layer.case and tree.get("data", {}).pop("name", None) is not None:
         message = "`data.name` has no place here: a section of `for` is named by its data set"
         problems.append(layer.problem(("data", "name"), message))
     return replace(layer, tree=tree)
 
 
+def _without_meeting(layer: Layer, problems: list[Problem]) -> Mapping[str, Any]:
+    """The layer's tree without the keys of `launch` that only the command line may give; adds a mistake for
+    each that is given.
+
+    A recipe or run of a stranger must not decide which program is started: `launch.extra`, a key of earlier
+    versions, could name one. Nor must it decide which machine is trusted: processes that meet at an address
+    accept whatever is sent from there.
+    """
+    launch = layer.section("launch")
+    banned = ("extra",) if layer.source == "typed" else ("extra", *MEETING)
+    if not set(banned) & set(launch):
+        return layer.tree
+    for key in banned:
+        if launch.get(key):
+            message = f"`launch.{key}` is for the command line alone, where it is yours"
+            problems.append(layer.problem(("launch", key), message, f"type {_TYPED[key]}"))
+    return {**layer.tree, "launch": {key: value for key, value in launch.items() if key not in banned}}
+
+
 def _composed(
-    layers: Iterable[Layer],
+    layers: Collection[Layer],
     rules: schema.Rules,
     cards: Mapping[str, ModelCard],
     reused: Mapping[str, tuple[str, str]],
-) -> Composed:
+) -> tuple[dict[str, Any], dict[str, str]]:
     """The tree of defaults and layers, and the origin of each value by dotted key.
 
     cards: the model of each stage, "" of a recipe without stages.
     reused: the runs in the place of stages, each with the origin of its name.
     """
-    layers = list(layers)
     tree: dict[str, Any] = schema.defaults({key: rules[key] for key in SHARED})
     origin = dict.fromkeys(dotted(tree), "default")
     for layer in layers:
-        lay(tree, {key: layer.tree[key] for key in SHARED if key in layer.tree}, origin, layer.origin)
+        _lay(tree, {key: layer.tree[key] for key in SHARED if key in layer.tree}, layer, origin)
     tree.pop("params", None)
     parts: dict[str, Any] = {}
     for stage, card in cards.items():
         if stage in reused:
             parts[stage], origin[f"stages.{stage}"] = reused[stage]
             continue
-        parts[stage], places = _composed_part(layers, stage, card)
-        prefix = f"stages.{stage}." if stage else ""
-        origin |= {f"{prefix}{key}": place for key, place in places.items()}
+        rules, at = schema.schema(card), ("stages", stage) if stage else ()
+        part = schema.defaults({key: rules[key] for key in OF_STAGE if key != "data"})
+        part["model"] = {"name": card.name, **part["model"]}
+        if stage:
+            part["data"] = {}
+        origin |= dict.fromkeys(dotted(part, "".join(f"{key}." for key in at)), "default")
+        for layer in layers:
+            if changes_model(layer.tree):  # another size of the images
+                part["params"] = None
+            shared = {key: layer.tree[key] for key in INHERITED if key in layer.tree}
+            _lay(part, shared, layer, origin, to=at)
+            own = layer.section("stages").get(stage) if stage else layer.tree
+            own = {key: value for key, value in (own or {}).items() if stage or key not in SHARED}
+            _lay(part, own, layer, origin, to=at, at=at)
+        parts[stage] = part
     return {**tree, **(parts.get("") or {"stages": parts})}, origin
 
 
-def _composed_part(layers: Iterable[Layer], stage: str, card: ModelCard) -> Composed:
-    def place(layer: Layer, path: Key) -> str:
-        return layer.origin(("stages", stage, *path) if stage else path)
+def _lay(
+    tree: dict[str, Any],
+    part: Mapping[str, Any],
+    layer: Layer,
+    origin: dict[str, str],
+    *,
+    to: Key = (),
+    at: Key = (),
+) -> None:
+    """Replaces values of the tree, `to` of the recipe, by those of a part, `at` a key of the layer, and notes
+    the origin of each. A part that may change the number of parameters sets `params` to null."""
+    if changes_model(part):
+        tree["params"] = None
 
-    rules = schema.schema(card)
-    tree = schema.defaults({key: rules[key] for key in OF_STAGE if key != "data"})
-    tree["model"] = {"name": card.name, **tree["model"]}
-    if stage:
-        tree["data"] = {}
-    origin = dict.fromkeys(dotted(tree), "default")
-    for layer in layers:
-        if changes_model(layer.tree):  # another size of the images
-            tree["params"] = None
-        lay(tree, {key: layer.tree[key] for key in INHERITED if key in layer.tree}, origin, layer.origin)
-        own = layer.section("stages").get(stage) if stage else layer.tree
-        own = {key: value for key, value in (own or {}).items() if stage or key not in SHARED}
-        lay(tree, own, origin, partial(place, layer))
-    return tree, origin
+    def put(tree: dict[str, Any], part: Mapping[str, Any], path: Key) -> None:
+        for key, value in part.items():
+            if isinstance(value, Mapping):
+                put(tree.setdefault(key, {}), value, (*path, key))
+            else:
+                tree[key] = value
+                origin[".".join((*to, *path, key))] = layer.origin((*at, *path, key))
+
+    put(tree, part, ())
+
+
+def dotted(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The dotted keys of all values that are not maps."""
+    keys = []
+    for key, value in tree.items():
+        keys += dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [prefix + key]
+    return keys
+
+
+def changes_model(part: Mapping[str, Any]) -> bool:
+    """Whether a layer may change how many parameters the model has."""
+    return bool(set(part.get("model", {})) - {"name"} or {"size", "channels"} & set(part.get("data", {})))
 
 
 def _chosen_by_gz(origin: Mapping[str, str], chain: Iterable[RecipeFile]) -> frozenset[str]:
     """The dotted keys whose values nobody but gz chose: defaults, and values of its own recipes."""
-    shipped = {file.label for file in chain if file.shipped}
+    shipped = {file.base.label for file in chain if file.shipped}
     places = ((key, place.split()[-1].rpartition(":")[0]) for key, place in origin.items() if place)
     return frozenset(key for key, file in places if file in shipped or origin[key] == "default")
 
@@ -459,19 +643,7 @@ def _lower_batches(tree: dict[str, Any], origin: dict[str, str], n: int, ours: C
             origin[key] = f"{n} images"
 
 
-# ---------------------------------------------------------------------------- a complete run
-
-
-def _whole(written: Recipe, layers: Collection[Layer]) -> Whole:
-    """The complete run that the files among the layers plan, `written` being the recipe of these alone. A
-    size that the user's own file gives does not count: a run of the set's own size is preferred to it."""
-    steps = {p.stage: None if p.train.minutes else p.train.steps for p in written.parts}
-    sizes = [layer.section("data").get("size") for layer in layers if layer.source == "shipped"]
-    loss = {layer.source for layer in layers if layer.source != "shipped" and _changes_loss(layer)}
-    return Whole(steps, next(filter(None, reversed(sizes)), None), frozenset(loss))
-
-
-def _changes_loss(layer: Layer) -> bool:
+def changes_loss(layer: Layer) -> bool:
     """Whether a layer has keys on which the loss depends: those of models and images, but for the name of the
     set, and a run in the place of a stage. How long, how fast and in which batches it trains changes none."""
     stages = layer.section("stages").values()

@@ -1,41 +1,47 @@
 """What a recipe may hold: closed sections of closed keys; those of a model are read from its signatures.
 
-A schema is a tree of `Rule`s in the shape of a recipe. Annotations are written as in a signature, so that
-`train.steps` and a model's own hyperparameter are checked by the same few lines.
+A schema is a tree of `Rule`s in the shape of a recipe. A rule's type is written as in a signature, so that
+`train.steps` and a model's own hyperparameter are checked by the same few lines: int, float, bool, str, None,
+Any, Size, Literal[…], tuple[…], list[…] and unions of them by `|`.
 """
 
 from __future__ import annotations
 
+import ast
+import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cache
+from operator import ge, gt, le, lt
+from typing import Any, NamedTuple
 
 from gzcli.core.errors import UsageError, canonical, did_you_mean
 from gzcli.core.sections import FIXED, SECTIONS, Part, keys_of, renamed
-from gzcli.models.catalog import ModelCard, likelihood_scores, phases
-from gzcli.models.signatures import Param
-from gzcli.recipe.kinds import advice, convert, in_range, parse, shown, words
+from gzcli.core.units import WORDS, canonical_size, nearest
+from gzcli.models.catalog import ModelCard, Param, likelihood_scores, phases
 from gzcli.recipe.yaml import WRONG, Key, Problem, scalar
 
 ABSENT = object()  # the default of a key that is left out of the resolved recipe unless it is given
 ANY = "*"  # stands for every other key of a section whose keys cannot be known
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What a key may hold: its type as in a signature, its default, and the range of its numbers, as
-    `kinds.within` reads it."""
-
-    annotation: str
-    default: Any = None
-    range: str | None = None
-
-
 # what other programs call otherwise, or do not have
 ELSEWHERE = {
     "epochs": "`train.steps` says how long; `gz train MODEL --epochs N` says how many steps they are",
     "learning_rate": "did you mean `optim.lr`?",
 }
+
+
+# ---------------------------------------------------------------------------- rules
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a key may hold: its type as in a signature, its default, and the range of its numbers, as `limits`
+    reads it."""
+
+    annotation: str
+    default: Any = None
+    range: str | None = None
+
 
 Rules = Mapping[str, "Rule | Rules"]  # key → its rule, or those of the keys below it
 
@@ -58,40 +64,36 @@ PART = rules_of(Part)
 def schema(card: ModelCard | None) -> Rules:
     """The rules of a recipe without stages, sections in order; without a model, any key is allowed in the
     sections whose keys it decides."""
-    parts = {"model": {}, "data": DATA, "train": TRAIN, **_of_model(card)}
-    return {**_top(), **parts, "bench": BENCH, "launch": LAUNCH, "params": PART["params"]}
-
-
-def staged(cards: Mapping[str, ModelCard | None]) -> Rules:
-    """The rules of a recipe in stages: the sections at the top hold for all stages, those below `stages` for
-    one, which cannot have another data set."""
-    own_data = {key: rule for key, rule in DATA.items() if key != "name"}
-    every = {"model": {}, "data": own_data, "train": TRAIN}
-    stages: Rules = {
-        name: _without_defaults({**every, **_of_model(card), "params": PART["params"]})
-        for name, card in cards.items()
-    }
-    shared = _without_defaults({"train": TRAIN, "optim": OPTIM})
-    return {**_top(), "data": DATA, **shared, "stages": stages, "bench": BENCH, "launch": LAUNCH}
-
-
-def _top() -> dict[str, Rule]:
-    return {key: PART[key] for key in ("about", "scale", "seed")}
-
-
-def _of_model(card: ModelCard | None) -> Rules:
-    """The sections whose keys depend on the model."""
     anything: Rules = {ANY: Rule("")}
     phase: Rules = {key: replace(rule, default=ABSENT) for key, rule in OPTIM.items()}
     names, scores = (phases(card), score_names(card)) if card else (None, [])
     listed = f"Literal[{', '.join(map(repr, scores))}]" if scores else "str"
     of_scores = replace(OOD["scores"], annotation=f"tuple[{listed}, ...] | None")
     return {
+        **{key: PART[key] for key in ("about", "scale", "seed")},
         "model": {"name": Rule("str"), **(_rules(card.params) if card else anything)},
+        "data": DATA,
+        "train": TRAIN,
         "optim": {**OPTIM, **({ANY: phase} if names is None else dict.fromkeys(names, phase))},
         "sample": _rules(card.sample) if card else anything,
         "ood": {**OOD, "scores": of_scores, **(score_options(card) if card else anything)},
+        "bench": BENCH,
+        "launch": LAUNCH,
+        "params": PART["params"],
     }
+
+
+def staged(cards: Mapping[str, ModelCard | None]) -> Rules:
+    """The rules of a recipe in stages: the sections at the top hold for all stages, those below `stages` for
+    one, which cannot have another data set."""
+    own_data = {key: rule for key, rule in DATA.items() if key != "name"}
+    first, last = {key: PART[key] for key in ("about", "scale", "seed")}, {"bench": BENCH, "launch": LAUNCH}
+    stages: dict[str, Rules] = {}
+    for name, card in cards.items():
+        rules = {**schema(card), "data": own_data}
+        stages[name] = _without_defaults({k: r for k, r in rules.items() if k not in {**first, **last}})
+    shared = _without_defaults({"train": TRAIN, "optim": OPTIM})
+    return {**first, "data": DATA, **shared, "stages": stages, **last}
 
 
 def _without_defaults(rules: Rules) -> Rules:
@@ -144,55 +146,41 @@ def check(
 ) -> tuple[dict[str, Any], list[Problem]]:
     """A part of a recipe with its values converted, as an int to a float, and all that is wrong with it.
     `where` tells the place of a key or, if its second argument is true, of its value."""
-    checker = _Checker(rules, where)
-    return checker.keys(fragment, rules, ()), checker.problems
+    problems: list[Problem] = []
 
+    def wrong(here: Key, message: str, hint: str | None, *, value: bool = True) -> None:
+        problems.append(Problem(where(here, value), message, hint))
 
-@dataclass
-class _Checker:
-    root: Rules
-    where: Callable[[Key, bool], str]
-    problems: list[Problem] = field(default_factory=list)
-
-    def keys(self, part: Mapping[str, Any], rules: Rules, path: Key) -> dict[str, Any]:
+    def checked(part: Mapping[str, Any], rules_here: Rules, path: Key) -> dict[str, Any]:
         clean: dict[str, Any] = {}
         for key, value in part.items():
-            key = renamed(key, rules, *path[-1:])
-            here, rule = (*path, key), rules.get(key, rules.get(ANY))
+            key = renamed(key, rules_here, *path[-1:])
+            here, rule = (*path, key), rules_here.get(key, rules_here.get(ANY))
+            name = ".".join(here)
             if value is WRONG or (isinstance(value, list) and WRONG in value):
                 continue
-            if rule is None and path[-1:] == ("model",) and _is_fixed(key, value):
-                continue
             if isinstance(rule, Rule):
-                if key not in rules or self.accepts(value, rule, here):
-                    clean[key] = convert(parse(rule.annotation), value)[1]
+                ok, converted = convert(parse(rule.annotation), value)
+                if key in rules_here and not (ok and in_range(converted, rule.range)):
+                    node = parse(rule.annotation)
+                    must, hint = (rule.range, None) if ok else (words(node), advice(node, value))
+                    wrong(here, f"`{name}` must be {must}, not {shown(value)}", hint)
+                else:
+                    clean[key] = converted
             elif rule is not None and (value is None or isinstance(value, Mapping)):
-                clean[key] = self.keys(value or {}, rule, here)
-            elif key in rules:
-                named = "name" in below(rules, key) and len(here) == 1
-                hint = f"did you mean `{key}.name`?" if named else f"its keys: {_list(below(rules, key))}"
-                self.add(here, True, f"`{'.'.join(here)}` must hold keys, not {shown(value)}", hint)
-            else:
+                clean[key] = checked(value or {}, rule, here)
+            elif key in rules_here:
+                keys = below(rules_here, key)
+                named = "name" in keys and len(here) == 1
+                hint = f"did you mean `{key}.name`?" if named else f"its keys: {_list(keys)}"
+                wrong(here, f"`{name}` must hold keys, not {shown(value)}", hint)
+            elif path[-1:] != ("model",) or all(value != of.get(key, WRONG) for of in FIXED.values()):
                 inside = f" in `{'.'.join(path)}`" if path else ""
-                self.add(here, False, f"unknown key `{key}`{inside}", _suggest(here, rules, self.root))
+                hint = _suggest(here, rules_here, rules)
+                wrong(here, f"unknown key `{key}`{inside}", hint, value=False)
         return clean
 
-    def accepts(self, value: Any, rule: Rule, here: Key) -> bool:
-        node = parse(rule.annotation)
-        ok, converted = convert(node, value)
-        if ok and in_range(converted, rule.range):
-            return True
-        must, hint = (rule.range, None) if ok else (words(node), advice(node, value))
-        self.add(here, True, f"`{'.'.join(here)}` must be {must}, not {shown(value)}", hint)
-        return False
-
-    def add(self, here: Key, is_value: bool, message: str, hint: str | None) -> None:
-        self.problems.append(Problem(self.where(here, is_value), message, hint))
-
-
-def _is_fixed(key: str, value: Any) -> bool:
-    """Whether an option became a constant, and has its value."""
-    return any(key in options and value == options[key] for options in FIXED.values())
+    return checked(fragment, rules, ()), problems
 
 
 def check_value(value: Any, param: Param | Rule, name: str) -> Any:
@@ -213,12 +201,9 @@ def check_scores(names: Iterable[str], card: ModelCard) -> list[str]:
     scores = {canonical(score): score for score in score_names(card)}
     for name in names:
         if canonical(name) not in scores:
-            able = f"it has: {', '.join(scores.values())}" if scores else ""
-            hint = (
-                did_you_mean(name, scores.values())
-                or able
-                or "`gz list models --can ood` shows models that have"
-            )
+            able = ", ".join(scores.values())
+            ways = f"it has: {able}" if able else "`gz list models --can ood` shows models that have"
+            hint = did_you_mean(name, scores.values()) or ways
             raise UsageError(f"`{card.name}` has no score `{name}`", hint=hint)
     return [scores[canonical(name)] for name in names]
 
@@ -249,3 +234,225 @@ def _suggest(path: Key, rules: Rules, root: Rules) -> str:
 
 def _list(rules: Rules) -> str:
     return ", ".join(key for key in rules if key != ANY)
+
+
+# ---------------------------------------------------------------------------- types and ranges
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+class Scalar(NamedTuple):
+    """A type without brackets.
+
+    accepts: whether a value is of the type.
+    words: the type in words.
+    many: a list of the type in words.
+    json: its name in a JSON schema.
+    """
+
+    accepts: Callable[[Any], bool]
+    words: str
+    many: str = ""
+    json: str | None = None
+
+
+SCALARS = {
+    "Any": Scalar(lambda value: True, "Any"),
+    "None": Scalar(lambda value: value is None, "null", json="null"),
+    "bool": Scalar(lambda value: isinstance(value, bool), "true or false", "true or false", "boolean"),
+    "str": Scalar(lambda value: isinstance(value, str), "a text", "texts", "string"),
+    "int": Scalar(
+        lambda value: _number(value) and isinstance(value, int), "an integer", "integers", "integer"
+    ),
+    "float": Scalar(lambda value: _number(value) and math.isfinite(value), "a number", "numbers", "number"),
+    "Size": Scalar(lambda value: isinstance(value, int | str) and not isinstance(value, bool), WORDS),
+}
+_TRUE_1_1, _FALSE_1_1 = {"yes", "on", "y"}, {"no", "off", "n"}  # in YAML 1.1; texts in YAML 1.2
+
+
+@cache
+def parse(annotation: str) -> ast.expr:
+    """The syntax tree of a type; of an empty text that of Any."""
+    return ast.parse(annotation or "Any", mode="eval").body
+
+
+def _alternatives(node: ast.expr) -> list[ast.expr]:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return [*_alternatives(node.left), *_alternatives(node.right)]
+    return [node]
+
+
+def _arguments(node: ast.AST) -> list[ast.expr]:
+    """The types or values in the brackets of a type."""
+    if not isinstance(node, ast.Subscript):
+        return []
+    return node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+
+
+def _head(node: ast.expr) -> str:
+    """The name of a type without its brackets: int, None, Literal, tuple, …"""
+    if isinstance(node, ast.Subscript):
+        return _head(node.value)
+    if isinstance(node, ast.Name):
+        return node.id
+    return str(node.value) if isinstance(node, ast.Constant) else ast.unparse(node)
+
+
+def _item_kinds(node: ast.expr, n: int) -> list[ast.expr]:
+    """The type of each of n items: n times X for list[X] and tuple[X, ...]; X, Y for tuple[X, Y]."""
+    kinds = _arguments(node) or [parse(""), ast.Constant(...)]
+    if _head(node) == "list" or (isinstance(kinds[-1], ast.Constant) and kinds[-1].value is ...):
+        return kinds[:1] * n
+    return kinds
+
+
+def _choices(node: ast.expr) -> list[Any]:
+    """The values of every Literal in a type."""
+    literals = (n for n in ast.walk(node) if isinstance(n, ast.Subscript) and _head(n) == "Literal")
+    return [ast.literal_eval(choice) for literal in literals for choice in _arguments(literal)]
+
+
+def listed(annotation: str) -> list[Any]:
+    """The values that a type lists: those of each Literal, true and false of bool; [] where it lists none."""
+    node = parse(annotation)
+    is_bool = any(isinstance(part, ast.Name) and part.id == "bool" for part in ast.walk(node))
+    return [*_choices(node), *((True, False) if is_bool else ())]
+
+
+def is_storable(node: ast.expr) -> bool:
+    """Whether a recipe can hold values of the type."""
+    if len(options := _alternatives(node)) > 1:
+        return all(map(is_storable, options))
+    if _head(node) in ("tuple", "list"):
+        return all(map(is_storable, _item_kinds(node, 1)))
+    return _head(node) in (*SCALARS, "Literal")
+
+
+def convert(node: ast.expr, value: Any) -> tuple[bool, Any]:
+    """Whether the value is of the type, and the value in it: a list for a tuple, a float for a whole
+    number."""
+    for option in _alternatives(node):
+        ok, converted = _convert_one(option, value)
+        if ok:
+            return True, converted
+    return False, value
+
+
+def _convert_one(node: ast.expr, value: Any) -> tuple[bool, Any]:
+    kind = _head(node)
+    if kind == "Literal":
+        return any(value == choice and type(value) is type(choice) for choice in _choices(node)), value
+    if kind in ("tuple", "list"):
+        if not isinstance(value, list | tuple) or len(kinds := _item_kinds(node, len(value))) != len(value):
+            return False, value
+        items = [convert(kind, item) for kind, item in zip(kinds, value, strict=True)]
+        return all(ok for ok, _ in items), [item for _, item in items]
+    if kind not in SCALARS or not SCALARS[kind].accepts(value):
+        return False, value
+    try:  # a size may have any value, which a range holds
+        return True, float(value) if kind == "float" else canonical_size(value) if kind == "Size" else value
+    except UsageError:
+        return False, value
+
+
+def words(node: ast.expr) -> str:
+    """The type in words."""
+    options: list[str] = []
+    for option in _alternatives(node):
+        kind = _head(option)
+        if kind == "Literal":
+            options += [f"`{choice}`" for choice in _choices(option)]
+        elif kind in ("tuple", "list") and isinstance(option, ast.Subscript):
+            items = _item_kinds(option, 1)
+            count = f"{len(items)} " if kind == "tuple" and len(items) > 1 else ""
+            choices, of = ", ".join(f"`{choice}`" for choice in _choices(items[0])), _head(items[0])
+            many = SCALARS[of].many if of in SCALARS else "lists"
+            options.append(f"a list out of {choices}" if choices else f"a list of {count}{many}")
+        else:
+            options.append(SCALARS[kind].words if kind in SCALARS else kind)
+    return " or ".join([", ".join(options[:-1]), options[-1]] if options[:-1] else options)
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f"the text `{value}`"
+    return "a map" if isinstance(value, Mapping) else f"`{value}`"
+
+
+def advice(node: ast.expr, value: Any) -> str | None:
+    """A hint at what to write instead; None where it cannot be guessed."""
+
+    def suits(other: Any) -> bool:
+        return convert(node, other)[0]
+
+    if isinstance(value, float) and value.is_integer() and suits(int(value)):
+        return f"write {int(value)}"
+    if isinstance(value, str):
+        if any(_head(option) == "Size" for option in _alternatives(node)):
+            return f"write {nearest(value)}"
+        if value.lower() in _TRUE_1_1 | _FALSE_1_1 and suits(True):
+            return f"write {'true' if value.lower() in _TRUE_1_1 else 'false'}"
+        if not isinstance(scalar(value), str) and suits(scalar(value)):
+            return "leave out the quotes"
+        items = [item.strip() for item in value.split(",")]
+        if suits([*map(scalar, items)]):
+            return f"write [{', '.join(items)}]"
+    if suits([value]):
+        return f"write [{value}]"
+    choices = [choice for choice in _choices(node) if isinstance(choice, str)]
+    odd = next(
+        (item for item in (value if isinstance(value, list) else [value]) if item not in choices), None
+    )
+    return did_you_mean(odd, choices) if isinstance(odd, str) else None
+
+
+def as_json_schema(node: ast.expr, limits: Mapping[str, float]) -> dict[str, Any]:
+    """The type as a JSON schema says it, with `limits` of its numbers, in lists too."""
+    if len(options := _alternatives(node)) > 1:
+        return {"anyOf": [as_json_schema(option, limits) for option in options]}
+    kind = _head(node)
+    if kind == "Size":
+        return {"type": ["integer", "string"], "pattern": r"^\d+(x\d+)?$", **limits}
+    if kind == "Literal":
+        return {"enum": _choices(node)}
+    if kind in ("tuple", "list"):
+        items = [as_json_schema(item, limits) for item in _item_kinds(node, 1)]
+        if len(items) > 1:
+            return {"type": "array", "items": items, "minItems": len(items), "maxItems": len(items)}
+        return {"type": "array", "items": items[0]}
+    if kind not in SCALARS or SCALARS[kind].json is None:
+        return {}
+    return {"type": SCALARS[kind].json, **(limits if kind in ("int", "float") else {})}
+
+
+# The ranges in words, and what a JSON schema calls their limits.
+LIMITS: Mapping[str | None, Mapping[str, float]] = {
+    None: {},
+    "greater than 0": {"exclusiveMinimum": 0},
+    "0 or more": {"minimum": 0},
+    "1 or more": {"minimum": 1},
+    "in [0, 1]": {"minimum": 0, "maximum": 1},
+    "in [0, 1)": {"minimum": 0, "exclusiveMaximum": 1},
+}
+_KEEPS = {"minimum": ge, "maximum": le, "exclusiveMinimum": gt, "exclusiveMaximum": lt}
+
+
+def limits(range: str | None) -> Mapping[str, float]:
+    """The limits of a range: one of LIMITS, or such as `2 … 256`."""
+    if range in LIMITS:
+        return LIMITS[range]
+    low, high = (int(text.replace(",", "")) for text in str(range).split(" … "))
+    return {"minimum": low, "maximum": high}
+
+
+def in_range(value: Any, range: str | None) -> bool:
+    """Whether all numbers of a value lie in a range; None: any."""
+    numbers = [*filter(_number, value if isinstance(value, list) else [value])]
+    return all(_KEEPS[name](number, limit) for name, limit in limits(range).items() for number in numbers)

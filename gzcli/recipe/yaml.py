@@ -9,6 +9,7 @@ keys are a mistake. Aliases, merge keys and tags are refused: a recipe is read f
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -302,19 +303,14 @@ def flow(value: Any) -> str:
     if value is None or isinstance(value, int):  # True and False are integers of Python
         return json.dumps(value)
     if isinstance(value, float):
-        return _float(value)
+        # YAML 1.1 wants a dot, and a sign in the exponent: 1e-05 is written 1.0e-05
+        mantissa, e, exponent = repr(value).partition("e")
+        if not math.isfinite(value):
+            return mantissa.replace("inf", ".inf").replace("nan", ".nan")
+        return (mantissa if "." in mantissa else f"{mantissa}.0") + e + exponent
     if isinstance(value, str):
         return _text(value)
     raise TypeError(f"{type(value).__name__} has no place in a recipe: {value!r}")
-
-
-def _float(value: float) -> str:
-    """YAML 1.1 wants a dot, and a sign in the exponent: 1e-05 is written 1.0e-05."""
-    text = repr(value)
-    if text in ("inf", "-inf", "nan"):
-        return text.replace("inf", ".inf").replace("nan", ".nan")
-    mantissa, e, exponent = text.partition("e")
-    return (mantissa if "." in mantissa else f"{mantissa}.0") + e + exponent
 
 
 def _text(text: str) -> str:

@@ -25,9 +25,8 @@ from gzcli.data.packs.pack import Pack
 from gzcli.engine.checkpoint import weights_of
 from gzcli.engine.prepared import with_prepared
 from gzcli.models import catalog
-from gzcli.models.base import Model, Phase, named_losses
+from gzcli.models.base import Model, Phase, defaults, grouped, named_losses
 from gzcli.models.nn import ClassEmbedding
-from gzcli.models.options import defaults, grouped
 
 SEED = 0
 CPU = torch.device("cpu")

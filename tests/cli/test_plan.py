@@ -18,7 +18,7 @@ from gzcli.cli import out
 from gzcli.core.errors import GzError, Interrupted, UsageError
 from gzcli.core.jobs import TrialJob
 from gzcli.core.sections import OptimSection, Part, TrainSection
-from gzcli.launch import forecast, launcher, requirements
+from gzcli.launch import forecast, launcher
 from gzcli.launch import plan as planning
 from gzcli.models import catalog
 from gzcli.recipe.recipe import check_data
@@ -156,7 +156,7 @@ def test_what_cannot_be_found_is_said_and_what_cannot_be_built_refused(gz, dry_r
 
 def test_gpus_that_are_not_here_are_planned_for(gz, dry_run, planned, monkeypatch):
     jobs = planned()
-    monkeypatch.setattr(requirements, "gpu_memory", lambda: None)
+    monkeypatch.setattr(forecast, "gpu_memory", lambda: None)
     words = ("ddpm", "--data", "cifar10", "--gpus")
     for gpus, here, elsewhere in (("4", "on 4 H100s", "on an H100"), ("1", "on an H100", "on 4 H100s")):
         code, stdout, _ = gz("train", *words, gpus, "--dry-run")
@@ -170,7 +170,7 @@ def test_gpus_that_are_not_here_are_planned_for(gz, dry_run, planned, monkeypatc
 def test_a_batch_that_gz_chose_is_rounded_to_the_gpus(gz, planned, monkeypatch):
     """The plan says so; one of the user's own is refused, by the plan too, and so is that of a run."""
     planned()
-    monkeypatch.setattr(requirements, "gpu_memory", lambda: None)
+    monkeypatch.setattr(forecast, "gpu_memory", lambda: None)
     words = ("train", "vqgan", "--data", "cifar10", "--gpus", "3", "--dry-run", "--keys")
     code, stdout, stderr = gz(*words)
     assert code == 0 and len(re.findall(r"a batch of \d+ of stage `\w+` does not divide into 3", stderr)) == 2
@@ -266,11 +266,11 @@ def test_a_common_time_is_split_over_stages_by_their_operations():
 def test_a_hint_where_it_does_not_fit(gz, planned, monkeypatch):
     planned()
     words = ("train", "vae", "--dry-run", "--cpu", "--set", "train.batch_size=64")
-    monkeypatch.setattr(requirements, "host_memory", lambda: 800_000_000)
+    monkeypatch.setattr(forecast, "host_memory", lambda: 800_000_000)
     code, _, stderr = gz(*words)
     assert code == 0 and "`vae` may not fit: this machine has 800 MB for each process" in stderr
     assert "`--set train.accumulate=2`" in stderr
-    monkeypatch.setattr(requirements, "host_memory", lambda: 1_000_000_000)
+    monkeypatch.setattr(forecast, "host_memory", lambda: 1_000_000_000)
     assert "fit" not in gz(*words)[2]
     assert "500 MB for each process" in gz(*words, "--processes", "2")[2]  # they share the machine
 
@@ -280,12 +280,12 @@ def test_ways_to_save_are_those_that_the_model_has():
     part = Part("sd_lora", options, train=TrainSection(batch_size=9), optim=OptimSection(name="adamw"))
     own = ["`--set model.checkpointing=true`", "`--set model.dtype=bf16`"]
     accumulate = "`--set train.accumulate=3`"
-    assert requirements.ways_to_save(part, launcher.Plan()) == [*own, accumulate]
+    assert forecast.ways_to_save(part, launcher.Plan()) == [*own, accumulate]
     adam = "`--set optim.name=adamw8bit`"
-    assert requirements.ways_to_save(part, launcher.Plan(gpus=3, processes=3)) == [*own, adam, accumulate]
+    assert forecast.ways_to_save(part, launcher.Plan(gpus=3, processes=3)) == [*own, adam, accumulate]
     train = TrainSection(batch_size=8, accumulate=8)
     part = Part("vae", train=train, optim=OptimSection(name="sgd"))
-    assert requirements.ways_to_save(part, launcher.Plan(gpus=1)) == []
+    assert forecast.ways_to_save(part, launcher.Plan(gpus=1)) == []
 
 
 def test_stable_diffusion_plans_for_weights_that_are_absent(dry_run, tmp_path, monkeypatch):
@@ -317,12 +317,12 @@ def test_the_memory_of_gpus_is_that_of_the_smallest_visible(tmp_path, monkeypatc
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert requirements.gpu_memory() == 24576 << 20
+    assert forecast.gpu_memory() == 24576 << 20
     for visible, mebibytes in (("0", 81559), ("0,1", 24576), ("GPU-aaa", 81559), ("2", None), ("7", None)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        assert requirements.gpu_memory() == (mebibytes and mebibytes << 20), visible
+        assert forecast.gpu_memory() == (mebibytes and mebibytes << 20), visible
     monkeypatch.setenv("PATH", str(tmp_path / "none"))
-    assert requirements.gpu_memory() is None and requirements.host_memory() > 1 << 28
+    assert forecast.gpu_memory() is None and forecast.host_memory() > 1 << 28
 
 
 # --- what a model needs of its data ---

@@ -24,7 +24,7 @@ from gzcli.engine.trained import Trained
 from gzcli.judge import sample
 from gzcli.models import catalog
 from gzcli.models.base import Model
-from gzcli.models.signatures import Param
+from gzcli.models.catalog import Param
 from gzcli.store import runs
 
 OPTIONS = {
@@ -275,19 +275,16 @@ def test_large_images_come_in_smaller_batches(trained):
 
 
 def test_the_card_tells_of_prompts_and_pictures(tmp_path, monkeypatch):
-    from gzcli.models import signatures
-
     root = tmp_path / "gzcli" / "models"
     (root / "sd").mkdir(parents=True)
-    (root / "base.py").write_text((signatures.ROOT / "base.py").read_text())
+    (root / "base.py").write_text((catalog.ROOT / "base.py").read_text())
     (root / "sd" / "lora.py").write_text(
         "from gzcli.models.base import Model\n"
         "class Lora(Model):\n    paper = 'x'\n    needs = ('caption', 'before')\n"
         "    def sample(self, n, *, labels: Tensor | None = None, noise: Noise, progress: Progress,\n"
         "               prompt: str | None = None, before: Tensor | None = None, scale: float = 1.0): ...\n"
     )
-    for module in (signatures, catalog):
-        monkeypatch.setattr(module, "ROOT", root)
+    monkeypatch.setattr(catalog, "ROOT", root)
     card = catalog.card("lora")
     assert card.inputs == ("before",) and list(card.sample) == ["prompt", "scale"] and "prompt" in card.can
     assert card.needs == ("caption", "before")

@@ -14,13 +14,12 @@ from gzcli.core.types import DataInfo
 from gzcli.core.units import sides
 from gzcli.data.packs.traits import SHAPES, Facts
 from gzcli.data.sets.registry import SPECS
-from gzcli.launch import forecast, requirements
+from gzcli.launch import forecast
 from gzcli.launch.launcher import Plan
 from gzcli.launch.plan import shared_out
 from gzcli.models import catalog
 from gzcli.recipe.files import read_chain, recipes
-from gzcli.recipe.layers import GENERAL
-from gzcli.recipe.resolve import resolve
+from gzcli.recipe.resolve import GENERAL, resolve
 
 RECIPES = {name: [at for file in read_chain(name)[0] for at in file.sections] for name in recipes()}
 NEEDS = {name: frozenset(resolve(name).card.needs) for name in RECIPES}
@@ -180,11 +179,11 @@ def at_full(name, row, monkeypatch, n=50_000):
     data = row
     if row in SHAPES:
         found = Facts(SIDES[row], SIDES[row], 1 if row == "grey" else 3, n)
-        monkeypatch.setattr("gzcli.recipe.layers.facts_of", lambda *_, **__: found)
+        monkeypatch.setattr("gzcli.recipe.resolve.facts_of", lambda *_, **__: found)
         data = "horse2zebra" if "second_domain" in NEEDS[name] else STAND_INS[row][0]
     recipe = resolve(name, data=data, flags={"scale": "full"})
     if row not in SHAPES:
-        return recipe, requirements.of_data(recipe)[0].info()
+        return recipe, forecast.of_data(recipe)[0].info()
     height, width = sides(recipe.data.size or found.height)
     shape = [recipe.data.channels or found.channels, height, width]
     known = {"levels": recipe.data.levels or 256, "multilabel": False, "n": n}

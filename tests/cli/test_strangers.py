@@ -57,8 +57,8 @@ REFUSED = [
     ("--no_python", "`--no_python` is not passed on", "these are: --debug"),
     ("--no_py", "`--no_py` is not passed on", "--gpu_ids"),  # argparse would complete it
     ("--config_file x.yaml", "`--config_file` is not passed on", "--gpu_ids"),
-    ("--use_fsdp", "stands in its recipe", "`--set launch.strategy=fsdp` shares out"),
-    ("--use-deepspeed", "stands in its recipe", "train.accumulate"),
+    ("--use_fsdp", "`--use_fsdp` is not passed on", "`--set launch.strategy=fsdp`"),
+    ("--use-deepspeed", "`--use-deepspeed` is not passed on", "`--set launch.strategy=fsdp`"),
     ("-m x", "`-m` is not passed on", "--gpu_ids"),
     ("--debug evil.py", "`evil.py` is no option", "only options and their values"),
     ("--gpu_ids", "`--gpu_ids` needs a value", "accelerate launch --help"),

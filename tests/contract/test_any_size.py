@@ -10,7 +10,7 @@ from zoo import CASES, Case
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 from gzcli.models import catalog
-from gzcli.models.options import grouped
+from gzcli.models.base import grouped
 from gzcli.testing.contract import draw
 
 INFO = DataInfo((1, 16, 16), 17, tuple("0123456789"), n=100, steps=100)

@@ -40,7 +40,7 @@ from gzcli.engine.trained import Trained
 from gzcli.judge import sample
 from gzcli.judge.sample import HIDDEN
 from gzcli.models import catalog
-from gzcli.models.options import defaults
+from gzcli.models.base import defaults
 from gzcli.store import runs
 
 CPU = torch.device("cpu")

@@ -21,7 +21,7 @@ from gzcli import models
 from gzcli.core.errors import UsageError, canonical
 from gzcli.core.types import DataInfo
 from gzcli.core.units import Size
-from gzcli.models import catalog, signatures
+from gzcli.models import catalog
 from gzcli.store.paths import recipes_dir
 
 NAMES = sorted(catalog.cards())
@@ -37,9 +37,8 @@ def zoo(tmp_path, monkeypatch):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(textwrap.dedent(text))
 
-    write("base.py", (signatures.ROOT / "base.py").read_text())
-    for module in (signatures, catalog):
-        monkeypatch.setattr(module, "ROOT", root)
+    write("base.py", (catalog.ROOT / "base.py").read_text())
+    monkeypatch.setattr(catalog, "ROOT", root)
     return write
 
 
@@ -170,9 +169,9 @@ def heads(tree: ast.AST) -> list[str]:
 
 def test_an_outline_keeps_classes_and_signatures():
     """What the quick reader leaves out is bodies alone."""
-    for path in signatures.ROOT.rglob("*.py"):
+    for path in catalog.ROOT.rglob("*.py"):
         text = path.read_text()
-        assert heads(ast.parse(signatures.outline(text))) == heads(ast.parse(text)), path
+        assert heads(ast.parse(catalog.outline(text))) == heads(ast.parse(text)), path
 
 
 def test_bases_in_other_files_are_followed(zoo):
@@ -295,7 +294,7 @@ def test_reading_the_zoo_is_quick_and_imports_nothing_heavy():
         "[resolve(name) for name in recipes()];"
         "print([m for m in ('torch', 'numpy', 'PIL', 'accelerate', 'rich', 'pydantic') if m in sys.modules])"
     )
-    out = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=signatures.ROOT.parents[1])
+    out = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=catalog.ROOT.parents[1])
     assert out.strip() == "[]"
 
 
@@ -308,7 +307,7 @@ def test_the_zoo_is_read_in_little_more_than_parsing_it_takes():
         for text in texts:
             ast.parse(text)
         parsing, since = min(parsing, time.process_time() - since), time.process_time()
-        for cached in (catalog.read_card, catalog.model_class, signatures.module_of):
+        for cached in (catalog.read_card, catalog.model_class, catalog.module_of):
             cached.cache.clear()
         catalog.cards()
         reading = min(reading, time.process_time() - since)

@@ -38,10 +38,9 @@ from gzcli.metrics.features import LeNet, LeNetFeatures
 from gzcli.metrics.interval import subset
 from gzcli.metrics.quality import model as model_figures
 from gzcli.models import catalog
-from gzcli.models.base import Phase
+from gzcli.models.base import Phase, defaults, grouped
 from gzcli.models.denoising.applications import Applications
 from gzcli.models.nn import double
-from gzcli.models.options import defaults, grouped
 from gzcli.store import runs
 
 # Where the host waits for the device: in a step nowhere, before the first one, and with a trained model.

@@ -13,9 +13,8 @@ from gzcli.core.errors import GzError, UsageError
 from gzcli.core.types import DataInfo
 from gzcli.data.packs.open import open_pack
 from gzcli.models import catalog
-from gzcli.models.catalog import OUTSIDE
-from gzcli.models.signatures import MAY_BE_0, OF_FLOATS, SIGNED, Param
-from gzcli.recipe.kinds import in_range, within
+from gzcli.models.catalog import MAY_BE_0, OF_FLOATS, OUTSIDE, SIGNED, Param
+from gzcli.recipe.schema import in_range
 
 ZOO = [card for card in catalog.cards().values() if card.family != OUTSIDE]
 FIRST = {case.model: case for case in reversed(CASES)}
@@ -43,7 +42,7 @@ def test_defaults_and_tables_lie_in_their_ranges():
     assert len(numeric) > 300
     for _, param in options():
         if param.range:
-            assert not within(param.range)(-1), param
+            assert not in_range(-1, param.range), param
         elif "float" in param.annotation.replace(",", " ").replace("[", " ").split():
             assert param.name in SIGNED, param
     names = {param.name for _, param in options()}
@@ -63,7 +62,7 @@ def test_the_least_number_of_a_range_is_built_or_refused_in_words(case: Case):
     pack = open_pack(case.data)
     info = pack.info(levels=case.levels or pack.meta.levels, steps=100)
     for name, param in catalog.card(case.model).params.items():
-        least = next((v for v in LEAST if param.range and within(param.range)(v)), None)
+        least = next((v for v in LEAST if param.range and in_range(v, param.range)), None)
         if least is None:
             continue
         value = (least,) if param.annotation.startswith("tuple") else least

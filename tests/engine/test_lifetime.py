@@ -25,8 +25,8 @@ from gzcli.cli import app, out
 from gzcli.core import ranks, signals, start, streams
 from gzcli.core.errors import DeviceError, GzError, Interrupted, UsageError
 from gzcli.engine import cadence
+from gzcli.launch import forecast
 from gzcli.launch import launcher as launch
-from gzcli.launch import requirements
 from gzcli.store import files, runs
 from gzcli.store.runs import Run
 
@@ -263,7 +263,7 @@ def test_without_the_names_that_windows_lacks(monkeypatch):
     try:
         assert [signals.name_of(s) for s in importlib.reload(signals).ENDING] == ["SIGTERM", "SIGINT"]
         assert signals.name_of(99) == "signal 99"
-        assert requirements.host_memory() > 1 << 28
+        assert forecast.host_memory() > 1 << 28
         child = subprocess.Popen(SLEEP)
         monkeypatch.delattr(os, "killpg")
         launch.end_all(child)
@@ -276,9 +276,9 @@ def test_without_the_names_that_windows_lacks(monkeypatch):
 def test_a_model_in_pieces_is_refused(capsys, home):
     fsdp = ("--use_fsdp", "--use-fsdp", "--fsdp_offload_params=true")
     for option in (*fsdp, "--use_deepspeed", "--use_megatron_lm", "--zero_stage"):
-        message = f"`{option}`: how a model is shared out over GPUs stands in its recipe"
-        with pytest.raises(UsageError, match=message):
+        with pytest.raises(UsageError, match=f"`{option}` is not passed on") as error:
             launch.check_extra(["--gpu_ids", "0", option])
+        assert "--set launch.strategy=fsdp" in error.value.hint
     assert app.run(["train", "vae", "--json", "--", option]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["kind"] == "usage" and not runs.all_runs()
 

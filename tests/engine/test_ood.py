@@ -33,10 +33,10 @@ from gzcli.metrics.baselines import code_length, pixel_mean, png_size
 from gzcli.metrics.detection import detection
 from gzcli.metrics.interval import subset
 from gzcli.models import catalog
+from gzcli.models.base import defaults
 from gzcli.models.diffusion.ddpm import DDPM
 from gzcli.models.flow_matching.fm import FM
 from gzcli.models.gan.wgan import WGAN
-from gzcli.models.options import defaults
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from gzcli.core.types import ImageNoise
 from gzcli.engine import sampler
 from gzcli.engine.trained import Trained, load_trained
 from gzcli.export import portable, portable_sampler
-from gzcli.models.options import grouped
+from gzcli.models.base import grouped
 
 DCGAN = Case("dcgan", {"width": 8, "latent": 4, "conditional": True}, lr=1e-3, batch=8)
 # Models that are refused, and why.

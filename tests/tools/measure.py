@@ -25,7 +25,7 @@ from gzcli import __version__
 from gzcli.core import devices, measured
 from gzcli.core.errors import GzError
 from gzcli.core.sections import LaunchSection
-from gzcli.launch import forecast, launcher, requirements
+from gzcli.launch import forecast, launcher
 from gzcli.launch.plan import ask
 from gzcli.metrics.standings import as_csv
 from gzcli.recipe.resolve import Resolved
@@ -162,7 +162,7 @@ def price(timed: bool) -> list[dict[str, Any]]:
             for name in recipe_names():
                 try:
                     recipe = ask(name, data, (), {"scale": scale}).recipe
-                    groups.setdefault(json.dumps(requirements.of_data(recipe)[0].info()), []).append(recipe)
+                    groups.setdefault(json.dumps(forecast.of_data(recipe)[0].info()), []).append(recipe)
                 except GzError as error:
                     print(f"{name} {data} {scale}: {error.message}", file=sys.stderr)
             for shape, recipes in groups.items():

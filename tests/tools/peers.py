@@ -219,7 +219,7 @@ def diffusion() -> None:
 
     from gzcli.core.types import DataInfo, ImageNoise
     from gzcli.models import catalog
-    from gzcli.models.options import grouped
+    from gzcli.models.base import grouped
 
     model, batch, mine = ours_of_diffusion()
     x, n = batch.x, len(batch)

@@ -155,7 +155,7 @@ def samplers() -> None:
 
     from gzcli.core.types import DataInfo, ImageNoise, no_progress
     from gzcli.models import catalog
-    from gzcli.models.options import grouped
+    from gzcli.models.base import grouped
 
     model = catalog.load("ddpm")(DataInfo((1, SIDE, SIDE))).eval()
     steps = times(50)

@@ -38,7 +38,7 @@ from gzcli.engine.trained import load_trained
 from gzcli.export import export
 from gzcli.judge import sample as sample_verb
 from gzcli.models import catalog
-from gzcli.models.options import grouped
+from gzcli.models.base import grouped
 from gzcli.models.stable_diffusion.base import PromptOptions, to_bytes, to_text
 from gzcli.models.stable_diffusion.controlnet import ControlNet, canny, edges
 from gzcli.models.stable_diffusion.instructpix2pix import InstructPix2Pix, widen

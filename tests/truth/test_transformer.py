@@ -16,7 +16,7 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, BatchNoise, DataInfo, no_progress
 from gzcli.models.autoregressive.tokenizer import draw
 from gzcli.models.autoregressive.transformer import DrawOptions, Transformer, weights
-from gzcli.models.options import grouped
+from gzcli.models.base import grouped
 
 CLASSES = ("a", "b", "c")
 
