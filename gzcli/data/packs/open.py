@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 FETCHED_UNASKED = 200_000_000  # bytes: larger sets are downloaded only by `gz data download`
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 NAMED = 5  # classes that a message names at most
+RECORDED = ("name", "digest", "shape", "classes", "counts", "extras")  # of a run's data
 
 
 class PackOptions(TypedDict):
@@ -67,10 +68,9 @@ def peek(
     patch: int | None = None,
 ) -> PackMeta | None:
     """What the pack of a set holds, from its JSON alone; None where there is none of the present files."""
-    size = size and canonical_size(size)
-    data = locate(what).sized(size)
+    data = locate(what).sized(size := size and canonical_size(size))
     pack = find_pack(data, data.form.with_options(size, channels, fit, patch))
-    return pack.cut(patch).meta if pack else None
+    return Pack(pack.folder, pack.meta, patch).meta if pack else None
 
 
 def open_pack(
@@ -112,7 +112,7 @@ def open_pack(
                 facts = None if foreign else facts_of(data, size=size, channels=channels, patch=patch)
                 for line in (pack.meta.words, *settings_lines(data, facts)):
                     say(f"`{data.shown}`: {line}")
-        pack = pack.cut(patch)
+        pack = Pack(pack.folder, pack.meta, patch)
         pack.use = use
         return pack
 
@@ -143,14 +143,18 @@ def _make(data: DataSet, folder: Path, form: Form, say: Say, progress: Report) -
     """Packs a set into `folder`, which appears there whole or not at all."""
     from gzcli.data.packs.build import build
 
+    if isinstance(data, DataSpec) and not data.embedded:
+        _fetch_files(data, say)
+    made_of, facts = fingerprint(data), None
     if isinstance(data, DataSpec):
-        if not data.embedded:
-            _fetch_files(data, say)
-        made_of = fingerprint(data)
-        images, facts, name = _read_known(data), None, data.name
+        images, name = _read_known(data), data.name
     else:
-        made_of = fingerprint(data)
-        images = _read_own(data, form)
+        from gzcli.data.readers.folder import open_path
+
+        if not data.path.exists():
+            hint = f"`gz data remove {data.key}`, then `gz data import PATH --name {data.key}`"
+            raise MissingError(f"`{data.path}`, imported as `{data.key}`, is gone", hint=hint)
+        images = open_path(data.path, form)
         facts, name = None if form.foreign else measure(images), images.title
     say(f"packing `{name}`: {counted(sum(images.counts.values()), 'image')}")
     with new_dir(folder) as part:
@@ -185,15 +189,6 @@ def ways_to_fetch(spec: DataSpec) -> str:
     return f"`gz data download {spec.name}{size}` ({spec.download_size / 1e6:,.0f} MB)"
 
 
-def _read_own(data: OwnSet, form: Form) -> RawImages:
-    from gzcli.data.readers.folder import open_path
-
-    if not data.path.exists():
-        hint = f"`gz data remove {data.key}`, then `gz data import PATH --name {data.key}`"
-        raise MissingError(f"`{data.path}`, imported as `{data.key}`, is gone", hint=hint)
-    return open_path(data.path, form)
-
-
 def _read_known(spec: DataSpec) -> RawImages:
     """The images of a known set. Raises MissingError where its files cannot be read."""
     if spec.embedded:
@@ -219,23 +214,18 @@ def record_data(folder: Path, meta: PackMeta) -> None:
     file = Run(folder).environment_file
     env = read_object(file)
     if not env.get("data"):
-        write_json(file, env | {"data": _record(meta)})
+        write_json(file, env | {"data": {key: getattr(meta, key) for key in RECORDED}})
 
 
 def check_unchanged(folder: Path, meta: PackMeta) -> None:
     """Raises MissingError that says what has changed in a set since the run in `folder` recorded it."""
-    before, now = read_object(Run(folder).environment_file).get("data"), _record(meta)
-    if before is None or before["name"] != now["name"] or before["digest"] == now["digest"]:
+    before = read_object(Run(folder).environment_file).get("data")
+    if before is None or before["name"] != meta.name or before["digest"] == meta.digest:
         return
+    now = {key: list(value) if isinstance(value := getattr(meta, key), tuple) else value for key in RECORDED}
     changes = ", ".join(_changes(before, now))
     hint = "put the images back as they were, or train anew on what is there now, without `--resume`"
     raise MissingError(f"`{meta.title}` is not what `{folder.name}` was trained on: {changes}", hint=hint)
-
-
-def _record(meta: PackMeta) -> dict[str, Any]:
-    """A hash of the content, and facts for a message where it has changed."""
-    facts = {"shape": list(meta.shape), "classes": list(meta.classes), "counts": dict(meta.counts)}
-    return {"name": meta.name, "digest": meta.digest, **facts, "extras": list(meta.extras)}
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -250,11 +240,10 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     for split in SPLITS:
         if before["counts"][split] != now["counts"][split]:
             changes.append(f"{now['counts'][split]:,} {split} images instead of {before['counts'][split]:,}")
-    sizes, extras = ([row[key] for row in (before, now)] for key in ("shape", "extras"))
-    if sizes[0] != sizes[1]:
-        old, new = (by_sides(shape[::-1]) for shape in sizes)
+    if before["shape"] != now["shape"]:
+        old, new = (by_sides(row["shape"][::-1]) for row in (before, now))
         changes.append(f"images of {new} instead of {old}")
-    if extras[0] != extras[1]:
-        old, new = (", ".join(names) or "nothing" for names in extras)
+    if before["extras"] != now["extras"]:
+        old, new = (", ".join(row["extras"]) or "nothing" for row in (before, now))
         changes.append(f"with {new} to each instead of {old}")
     return changes or ["other pixels, labels or texts"]

@@ -6,14 +6,14 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from gzcli.core.errors import GzError, MissingError
 from gzcli.core.units import Size, sides
-from gzcli.data.packs.pack import fingerprint, packs_of
-from gzcli.data.sets.names import DataSet, OwnSet
+from gzcli.data.packs.pack import PackMeta, fingerprint, packs_of
+from gzcli.data.sets.names import DataSet
 from gzcli.data.sets.registry import DataSpec
 
 if TYPE_CHECKING:
@@ -87,30 +87,23 @@ def facts_of(
         spec = data.sized(size)
         facts = Facts(spec.size, spec.size, spec.channels, spec.n_train)
     else:
-        measured = _measured(data)
-        if measured is None:
+        from gzcli.data.readers.folder import open_path
+
+        metas = [meta for pack in packs_of(data) if (meta := PackMeta.read(pack, data)) and meta.facts]
+        now = fingerprint(data) if metas else None
+        measured = next((meta.facts for meta in metas if now in (meta.fingerprint, None)), None)
+        try:
+            facts = measured and Facts(**{key: measured[key] for key in Facts.__dataclass_fields__})
+            facts = facts or measure(open_path(data.path, data.form))
+        except GzError:  # packing says what is wrong with them
             return None
-        facts, size, channels = measured, size or data.size, channels or data.channels
+        if facts is None:
+            return None
+        size, channels = size or data.size, channels or data.channels
     size = patch or size
     height, width = (facts.height, facts.width) if size is None else sides(size)
     many = facts.n if n is None else min(n, facts.n)
     return replace(facts, height=height, width=width, channels=channels or facts.channels, n=many)
-
-
-def _measured(data: OwnSet) -> Facts | None:
-    """What was measured when a pack of the set was made of the present files, else what is measured now."""
-    from gzcli.data.readers.folder import open_path
-
-    metas = [meta for pack in packs_of(data) if (meta := pack.meta())]
-    now = fingerprint(data) if metas else None
-    for meta in metas:
-        if meta.get("facts") and now in (meta["fingerprint"], None):
-            # packs of earlier versions have more facts
-            return Facts(**{field.name: meta["facts"][field.name] for field in fields(Facts)})
-    try:
-        return measure(open_path(data.path, data.form))
-    except GzError:  # packing says what is wrong with them
-        return None
 
 
 def measure(images: RawImages) -> Facts | None:

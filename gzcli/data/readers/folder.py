@@ -153,14 +153,9 @@ def pictures(title: str, members: Members, form: Form) -> RawImages:
     places = {name: (split, number.get(label)) for name, (split, label) in layout.items()}
     images = Encoded(title, [(members, places)])
     texts = {split: [captions.get(name, "") for name in of_split] for split, of_split in images.names.items()}
-    return RawImages(
-        title,
-        classes,
-        images.counts,
-        images.labels() if classes else {},
-        images.blocks(),
+    return replace(
+        images.images(classes),
         probe=images.probe,
-        spans=images.spans,
         captions=texts if captions else {},
         names=images.names,
         further={kind: images.blocks(pairs) for kind, pairs in further.items()},

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gzcli.data.readers.images import Block, RawImages, from_arrays
+from gzcli.data.readers.images import RawImages, from_arrays
 from gzcli.data.sets.registry import DataSpec
 
 SIDE = 128  # pixels a side of the large drawing, which spans −1 … 1
@@ -340,7 +340,7 @@ def _digits() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
 
 def _raw(spec: DataSpec, images: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> RawImages:
     """The images of a set by their splits, uint8 [N, C, H, W]."""
-    return from_arrays(spec, labels, lambda: (Block(split, 0, x, split) for split, x in images.items()))
+    return from_arrays(spec, labels, lambda: ((split, x, split) for split, x in images.items()))
 
 
 def _halved(spec: DataSpec, images: np.ndarray, labels: np.ndarray) -> RawImages:

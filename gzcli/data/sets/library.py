@@ -10,7 +10,7 @@ from typing import Any
 from gzcli.core.errors import MissingError, UsageError, matching
 from gzcli.core.types import Say, silent
 from gzcli.core.units import as_size, canonical_size
-from gzcli.data.packs.pack import alone, find_pack, packs_of
+from gzcli.data.packs.pack import PackMeta, alone, find_pack, packs_of
 from gzcli.data.sets.names import REGISTER, DataSet, OwnSet, imports, local, locate, own_set
 from gzcli.data.sets.registry import SPECS, Benchmark, DataSpec, Form, check_files, is_fetched, raw_dir
 from gzcli.store.files import (
@@ -64,15 +64,15 @@ def _known_row(spec: DataSpec) -> dict[str, Any]:
 
 def _own_row(name: str, line: dict[str, Any]) -> dict[str, Any]:
     """The row of an imported set: what its newest pack holds, whatever has become of its files since."""
-    packs = packs_of(own_set(name, line))
-    newest = max(packs, key=lambda pack: pack.meta_file.stat().st_mtime, default=None)
+    own = own_set(name, line)
+    newest = max(packs_of(own), key=lambda pack: pack.meta_file.stat().st_mtime, default=None)
     row = {key: line.get(key, value) for key, value in _ROW.items()}
-    row |= {"name": name, "title": line["path"], "lost": not Path(line["path"]).exists()}
-    if newest and (meta := newest.meta()):
-        (channels, *sides), counts = meta["shape"], meta["counts"]
-        row |= {"classes": len(meta["classes"]), "channels": channels, "size": as_size(*sides)}
-        row |= {"n_train": counts["train"] + counts["val"], "n_val": 0, "n_test": counts["test"]}
-        row |= {"multilabel": meta["multilabel"], "extras": meta.get("extras", []), "cached": True}
+    row |= {"name": name, "title": line["path"], "lost": not own.path.exists()}
+    if newest and (meta := PackMeta.read(newest, own)):
+        row |= {"classes": len(meta.classes), "channels": meta.shape[0], "size": as_size(*meta.shape[1:])}
+        row |= {"n_train": meta.counts["train"] + meta.counts["val"], "n_val": 0}
+        row |= {"n_test": meta.counts["test"], "cached": True}
+        row |= {"multilabel": meta.multilabel, "extras": list(meta.extras)}
     return row
 
 
@@ -131,7 +131,13 @@ def remove(what: DataSet | str | Path) -> list[Path]:
         if isinstance(data, DataSpec):
             folders += [raw_dir(data)]
             sweep(cache_dir("raw"))
-        gone = [folder for folder in folders if _remove_tree(folder)]
+        gone = [folder for folder in folders if folder.exists()]
+        for folder in gone:
+            try:
+                remove_tree(folder)
+            except OSError as e:
+                message = f"`{folder}` cannot be removed: {e.strerror}"
+                raise MissingError(message, hint="is the disk read-only?") from e
         if isinstance(data, OwnSet) and data.name:
             with lock(user_dir(LOCK)):
                 write_json(user_dir(REGISTER), {k: v for k, v in imports().items() if k != data.name})
@@ -168,17 +174,6 @@ def _explain_nothing(data: DataSet) -> None:
     own = isinstance(data, OwnSet)
     hint = f"`gz train vae --data {name}` packs it" if own else f"`gz data download {name}`"
     raise MissingError(f"nothing of `{name}` is in the cache", hint=hint)
-
-
-def _remove_tree(path: Path) -> bool:
-    """Removes a folder. Returns whether there was one."""
-    if not path.exists():
-        return False
-    try:
-        remove_tree(path)
-    except OSError as e:
-        raise MissingError(f"`{path}` cannot be removed: {e.strerror}", hint="is the disk read-only?") from e
-    return True
 
 
 # --- OpenOOD's image lists (Zhang et al. 2023, arXiv:2306.09301) ---
