@@ -24,7 +24,7 @@ from typing import Any
 from gzcli.core.errors import UsageError, canonical
 from gzcli.core.sections import MEETING, SCALES
 from gzcli.data.packs.augment import patch_of
-from gzcli.data.packs.traits import FEW_IMAGES, SHAPES, Facts, facts_of
+from gzcli.data.packs.open import FEW_IMAGES, SHAPES, Facts, facts_of
 from gzcli.data.sets.names import DataSet
 from gzcli.recipe.files import Keys, RecipeFile
 from gzcli.recipe.yaml import Key, Problem, read_text

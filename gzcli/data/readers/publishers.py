@@ -299,27 +299,20 @@ def _from_folders(folder: Path) -> list[PlacedMembers]:
 
 def _from_archives(spec: DataSpec, folder: Path) -> list[PlacedMembers]:
     """A tar of one tar per class to train on, and a flat one whose classes are in the development kit."""
+    from scipy.io import loadmat
+
     kit, val, train = (folder / file.name for file in spec.files)
-    nested = Nested(train)
-    flat = Tar(val, lambda name: name.endswith(".JPEG"))
-    classes = _ground_truth(kit)
+    nested, flat = Nested(train), Tar(val, lambda name: name.endswith(".JPEG"))
+    names = ("meta.mat", "ILSVRC2012_validation_ground_truth.txt")
+    files = {PurePosixPath(name).name: data for name, data in Tar(kit, lambda n: n.endswith(names)).read()}
+    synsets = loadmat(io.BytesIO(files[names[0]]), squeeze_me=True)["synsets"]
+    wnid_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
+    classes = [wnid_of[int(line)] for line in files[names[1]].split()]  # by the kit's own numbers
     if len(classes) != len(flat.names):
         counts = f"{len(flat.names):,} pictures, the development kit labels {len(classes):,}"
         raise MissingError(f"`{val}` holds {counts}")
     truth = {name: ("test", wnid) for name, wnid in zip(sorted(flat.names), classes, strict=True)}
     return [(nested, {name: ("train", name.split("/")[0]) for name in nested.names}), (flat, truth)]
-
-
-def _ground_truth(kit: Path) -> list[str]:
-    """The WordNet number of each validation picture, by the kit's own numbers and its `meta.mat`."""
-    from scipy.io import loadmat
-
-    names = ("meta.mat", "ILSVRC2012_validation_ground_truth.txt")
-    members = Tar(kit, lambda name: name.endswith(names))
-    files = {PurePosixPath(name).name: data for name, data in members.read()}
-    synsets = loadmat(io.BytesIO(files[names[0]]), squeeze_me=True)["synsets"]
-    wnid_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
-    return [wnid_of[int(line)] for line in files[names[1]].split()]
 
 
 class Nested:

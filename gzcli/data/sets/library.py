@@ -158,22 +158,15 @@ def verify(what: DataSet | str | Path, *, say: Say = silent) -> dict[str, Any]:
             if not file.exists() or checksum(file) != digest:
                 again = f"`gz data remove {name}` drops it; the next use packs it again"
                 raise MissingError(f"the pack `{file}` is damaged", hint=again)
+    is_own = isinstance(data, OwnSet)
     if not files and not packs:
-        _explain_nothing(data)
+        if is_own and not data.path.exists():
+            hint = f"`gz data remove {name}`, or bring it back"
+            raise MissingError(f"`{data.path}`, imported as `{name}`, is gone", hint=hint)
+        if is_own or not (data.embedded or is_fetched(data)):
+            hint = f"`gz train vae --data {name}` packs it" if is_own else f"`gz data download {name}`"
+            raise MissingError(f"nothing of `{name}` is in the cache", hint=hint)
     return {"name": name, "files": files, "packs": [str(pack.path) for pack in packs]}
-
-
-def _explain_nothing(data: DataSet) -> None:
-    """Raises MissingError for a set without files and packs, unless it needs none in the cache."""
-    name = data.reference
-    if isinstance(data, OwnSet) and not data.path.exists():
-        hint = f"`gz data remove {name}`, or bring it back"
-        raise MissingError(f"`{data.path}`, imported as `{name}`, is gone", hint=hint)
-    if isinstance(data, DataSpec) and (data.embedded or is_fetched(data)):
-        return
-    own = isinstance(data, OwnSet)
-    hint = f"`gz train vae --data {name}` packs it" if own else f"`gz data download {name}`"
-    raise MissingError(f"nothing of `{name}` is in the cache", hint=hint)
 
 
 # --- OpenOOD's image lists (Zhang et al. 2023, arXiv:2306.09301) ---
