@@ -26,6 +26,10 @@ from gzcli.store.files import (
 from gzcli.store.paths import cache_dir, user_dir
 
 LOCK = ".data.lock"  # in the user's folder: held while the register is written
+KEYS = "name title classes channels size larger cached n_train n_val n_test licence citation download"
+KEYS += " multilabel extras embedded page path lost"
+_ROW: dict[str, Any] = dict.fromkeys(KEYS.split()) | {"larger": [], "cached": False, "download": 0}
+_ROW |= {"multilabel": False, "extras": [], "embedded": False, "lost": False}
 
 
 def listing() -> list[dict[str, Any]]:
@@ -44,22 +48,14 @@ def listing() -> list[dict[str, Any]]:
 
     None of the files of an imported set is looked at: there may be millions.
     """
-    return [_known_row(spec) for spec in SPECS.values()] + [
-        _own_row(name, line) for name, line in imports().items()
-    ]
-
-
-KEYS = "name title classes channels size larger cached n_train n_val n_test licence citation download"
-KEYS += " multilabel extras embedded page path lost"
-_ROW: dict[str, Any] = dict.fromkeys(KEYS.split()) | {"larger": [], "cached": False, "download": 0}
-_ROW |= {"multilabel": False, "extras": [], "embedded": False, "lost": False}
-
-
-def _known_row(spec: DataSpec) -> dict[str, Any]:
-    row = {key: getattr(spec, key, value) for key, value in _ROW.items()}
-    cached = spec.embedded or bool(packs_of(spec)) or any(map(is_fetched, spec.versions))
-    row |= {"classes": spec.n_classes, "larger": [size for size, _ in spec.larger], "cached": cached}
-    return row | {"download": spec.download_size, "extras": list(spec.extras), "page": spec.page or None}
+    rows = []
+    for spec in SPECS.values():
+        row = {key: getattr(spec, key, value) for key, value in _ROW.items()}
+        cached = spec.embedded or bool(packs_of(spec)) or any(map(is_fetched, spec.versions))
+        row |= {"classes": spec.n_classes, "larger": [size for size, _ in spec.larger], "cached": cached}
+        row |= {"download": spec.download_size, "extras": list(spec.extras), "page": spec.page or None}
+        rows.append(row)
+    return rows + [_own_row(name, line) for name, line in imports().items()]
 
 
 def _own_row(name: str, line: dict[str, Any]) -> dict[str, Any]:
