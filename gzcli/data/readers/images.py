@@ -261,11 +261,6 @@ Place = tuple[str, Any]  # official split; label: a class's number, 0/1 for each
 PlacedMembers = tuple[Members, Mapping[str, Place]]  # an archive, and the place of each member that is used
 
 
-def encoded(title: str, classes: Sequence[str], parts: Sequence[PlacedMembers]) -> RawImages:
-    """The pictures of `parts` that have a place. Their size and channels must be asked for."""
-    return Encoded(title, parts).images(classes)
-
-
 class Encoded:
     """The pictures of `parts` that have a place, numbered in each split in the order of part and name."""
 

@@ -21,12 +21,12 @@ from gzcli.data.readers.folder import pictures
 from gzcli.data.readers.hub import dataset_folder
 from gzcli.data.readers.images import (
     Arrays,
+    Encoded,
     Members,
     Place,
     PlacedMembers,
     RawImages,
     Span,
-    encoded,
     from_arrays,
 )
 from gzcli.data.readers.npz import npz
@@ -145,7 +145,7 @@ def dtd(spec: DataSpec, folder: Path) -> RawImages:
     places: dict[str, Place] = {}
     for split, lines in lists.items():
         places |= {f"dtd/images/{line}": (split, classes.index(line.split("/")[0])) for line in lines}
-    return encoded(spec.title, classes, [(members, places)])
+    return Encoded(spec.title, [(members, places)]).images(classes)
 
 
 def places365(spec: DataSpec, folder: Path) -> RawImages:
@@ -162,7 +162,7 @@ def places365(spec: DataSpec, folder: Path) -> RawImages:
         pairs = (line.rsplit(maxsplit=1) for line in lines)
         places: dict[str, Place] = {f"{root}/{name.lstrip('/')}": (split, int(y)) for name, y in pairs}
         parts.append((Tar(path, lambda name: name.endswith(".jpg")), places))
-    return encoded(spec.title, classes, parts)
+    return Encoded(spec.title, parts).images(classes)
 
 
 def notmnist(spec: DataSpec, folder: Path) -> RawImages:
@@ -178,7 +178,7 @@ def notmnist(spec: DataSpec, folder: Path) -> RawImages:
     for number, letter in enumerate(spec.class_names):
         names = sorted(of_letter.get(letter, ()))
         places |= {name: ("test" if i % 5 == 4 else "train", number) for i, name in enumerate(names)}
-    return encoded(spec.title, spec.class_names, [(members, places)])
+    return Encoded(spec.title, [(members, places)]).images(spec.class_names)
 
 
 def celeba(spec: DataSpec, folder: Path) -> RawImages:
@@ -190,7 +190,9 @@ def celeba(spec: DataSpec, folder: Path) -> RawImages:
     places: dict[str, Place] = {}
     for name, code in map(str.split, partition.read_text().splitlines()):
         places[f"img_align_celeba/{name}"] = ("train", "val", "test")[int(code)], attribute[name]
-    return encoded(spec.title, header.split(), [(Zip(archive, lambda name: name.endswith(".jpg")), places)])
+    return Encoded(spec.title, [(Zip(archive, lambda name: name.endswith(".jpg")), places)]).images(
+        header.split()
+    )
 
 
 def imagenette(spec: DataSpec, folder: Path) -> RawImages:
@@ -201,7 +203,7 @@ def imagenette(spec: DataSpec, folder: Path) -> RawImages:
     for name in members.names:
         split, wnid = PurePosixPath(name).parts[-3:-1]
         places[name] = ("test" if split == "val" else "train", wnids.index(wnid))
-    return encoded(spec.title, spec.class_names, [(members, places)])
+    return Encoded(spec.title, [(members, places)]).images(spec.class_names)
 
 
 def tinyimagenet(spec: DataSpec, folder: Path) -> RawImages:
@@ -221,7 +223,7 @@ def tinyimagenet(spec: DataSpec, folder: Path) -> RawImages:
     for name in members.names:
         if name.startswith(f"{root}/train/") and name.endswith(".JPEG"):
             places[name] = "train", number[PurePosixPath(name).parts[2]]
-    return encoded(spec.title, [name_of[wnid] for wnid in wnids], [(members, places)])
+    return Encoded(spec.title, [(members, places)]).images([name_of[wnid] for wnid in wnids])
 
 
 def paired(spec: DataSpec, folder: Path) -> RawImages:
@@ -257,7 +259,7 @@ def imagenet(spec: DataSpec, folder: Path) -> RawImages:
         (members, {name: (split, number[wnid]) for name, (split, wnid) in places.items()})
         for members, places in parts
     ]
-    return replace(encoded(spec.title, _class_names(wnids), numbered), rule="adm")
+    return replace(Encoded(spec.title, numbered).images(_class_names(wnids)), rule="adm")
 
 
 def _class_names(wnids: list[str]) -> list[str]:
