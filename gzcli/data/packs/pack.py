@@ -86,7 +86,7 @@ class PackMeta:
     extras: tuple[str, ...] = ()  # what comes with each image, of EXTRAS
     notes: tuple[str, ...] = ()  # what else was left out of the set, and why
     mixed: bool = False  # whether the images have several sizes
-    facts: dict[str, Any] | None = None  # what decides the settings of the user's own set (`traits.Facts`)
+    facts: dict[str, Any] | None = None  # what decides the settings of the user's own set (`open.Facts`)
 
     @classmethod
     def read(cls, pack: PackFolder, data: DataSet) -> PackMeta | None:
