@@ -25,7 +25,7 @@ from gzcli.core.types import Batch, DataInfo, ImageNoise, Progress, no_progress
 from gzcli.core.units import Size, by_sides
 from gzcli.data.packs.batches import quantise, to_uint8
 from gzcli.data.packs.open import open_pack
-from gzcli.data.packs.pack import Data
+from gzcli.data.packs.pack import Pack as Data
 from gzcli.data.sets.library import listing
 from gzcli.engine import sampler
 from gzcli.engine.log import Log
@@ -150,7 +150,7 @@ def open_data(
 
     Raises UsageError for an unknown name, MissingError where its files are not there.
     """
-    return Data(open_pack(name, size=size, channels=channels, fit=fit))
+    return open_pack(name, size=size, channels=channels, fit=fit)
 
 
 class LoadedRun:
@@ -185,7 +185,7 @@ class LoadedRun:
     @cached_property
     def data(self) -> Data:
         """The data set that it was trained on, at the size of its training."""
-        return Data(open_pack(self.trained.part.data.name, **self.trained.wanted))
+        return open_pack(self.trained.part.data.name, **self.trained.wanted)
 
     def sample(
         self,

@@ -181,8 +181,7 @@ def show(
 
     Of a known set that is not here it shows the description, and fetches nothing.
     """
-    from gzcli.data.packs.open import peek
-    from gzcli.data.packs.traits import facts_of, settings_lines
+    from gzcli.data.packs.open import facts_of, peek, settings_lines
 
     data_set, began = locate(name), monotonic()
     if isinstance(data_set, DataSpec):
@@ -217,8 +216,7 @@ def show(
 
 def _show_described(spec: DataSpec, size: Size | None, channels: int | None) -> None:
     """Shows what is known of a set without its files."""
-    from gzcli.data.packs.open import ways_to_fetch
-    from gzcli.data.packs.traits import facts_of, settings_lines
+    from gzcli.data.packs.open import facts_of, settings_lines, ways_to_fetch
 
     facts = facts_of(spec, size=size, channels=channels)
     width, height = (facts.width, facts.height) if facts else (spec.size, spec.size)

@@ -122,7 +122,7 @@ class LatentPack(Pack):
     """A pack whose images are latents, float16 [N, c, h, w]; labels and captions are those of `pixels`."""
 
     def __init__(self, pixels: Pack, folder: Path):
-        super().__init__(folder, pixels.meta)
+        super().__init__(folder, replace(pixels.meta, streamed=None))  # latents are arrays
         self.pixels = pixels
 
     def labels(self, split: str) -> np.ndarray | None:

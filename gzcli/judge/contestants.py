@@ -26,9 +26,8 @@ from gzcli.core.jobs import BenchJob
 from gzcli.core.types import ImageNoise, Say, no_progress, silent
 from gzcli.core.units import as_size, by_sides
 from gzcli.data.packs.batches import quantise, to_uint8
-from gzcli.data.packs.open import PackOptions, open_pack
+from gzcli.data.packs.open import PackOptions, facts_of, open_pack
 from gzcli.data.packs.pack import Pack
-from gzcli.data.packs.traits import facts_of
 from gzcli.data.sets.names import locate
 from gzcli.engine.log import Log
 from gzcli.engine.sampler import draw

@@ -12,7 +12,7 @@ from pictures import png, write
 from gzcli.core.errors import UsageError
 from gzcli.core.types import DataInfo
 from gzcli.core.units import sides
-from gzcli.data.packs.traits import SHAPES, Facts
+from gzcli.data.packs.open import SHAPES, Facts
 from gzcli.data.sets.registry import SPECS
 from gzcli.launch import forecast
 from gzcli.launch.launcher import Plan

@@ -351,7 +351,7 @@ def test_images_of_one_colour_are_no_bomb(tmp_path, monkeypatch):
         if streamed:
             monkeypatch.setenv("GZ_PACK_LIMIT", "1000000")
         pack = open_pack(as_deflated(tmp_path / name, pictures))
-        assert pack.meta.streamed == streamed and pack.images("train")[0][:, 9, 9].tolist() == list(RED)
+        assert bool(pack.meta.streamed) == streamed and pack.images("train")[0][:, 9, 9].tolist() == list(RED)
 
 
 def test_limit_on_unpacked_bytes(tmp_path, monkeypatch):

@@ -17,8 +17,16 @@ from gzcli.core.sections import DataSection, Part, TrainSection
 from gzcli.core.units import canonical_size, sides
 from gzcli.data.packs import build
 from gzcli.data.packs.batches import TrainBatches, scan
-from gzcli.data.packs.open import open_pack, pack_options, peek, size_of
-from gzcli.data.packs.traits import Facts, facts_of, measure, settings_lines
+from gzcli.data.packs.open import (
+    Facts,
+    facts_of,
+    measure,
+    open_pack,
+    pack_options,
+    peek,
+    settings_lines,
+    size_of,
+)
 from gzcli.data.readers.folder import open_path, read_pictures
 from gzcli.data.readers.pictures import Decoding, decode
 from gzcli.data.readers.publishers import PARSERS

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import urllib.request
@@ -160,18 +161,16 @@ def _addresses(folder: str, file: DataFile) -> list[str]:
 
 
 def _addresses_of(spec: DataSpec, file: DataFile, source: str | None) -> list[str]:
-    """The paths or http(s) URLs where a file of a set is looked for, in order."""
-    if source is not None:
-        return _from_source(spec, file, local_path(source))
-    addresses = _addresses(spec.name, file)
-    if not addresses and (file.urls or os.environ.get("GZ_MIRROR")):
-        hint = f"unset `GZ_OFFLINE`, then `gz data download {spec.name}`; or `--from DIR` with `{file.name}`"
-        raise MissingError(f"`{spec.name}` is not in the cache and `GZ_OFFLINE` is set", hint=hint)
-    return addresses
-
-
-def _from_source(spec: DataSpec, file: DataFile, source: str) -> list[str]:
-    """Where a file is in the place that the user named: a folder with FILE or NAME/FILE, or the file."""
+    """The paths or URLs where a file of a set is looked for, in order. The place that the user named is a
+    folder with FILE or NAME/FILE, or the file."""
+    if source is None:
+        addresses = _addresses(spec.name, file)
+        if not addresses and (file.urls or os.environ.get("GZ_MIRROR")):
+            again = f"`gz data download {spec.name}`; or `--from DIR` with `{file.name}`"
+            message = f"`{spec.name}` is not in the cache and `GZ_OFFLINE` is set"
+            raise MissingError(message, hint=f"unset `GZ_OFFLINE`, then {again}")
+        return addresses
+    source = local_path(source)
     if is_url(source):
         if offline():
             hint = "unset `GZ_OFFLINE`"
@@ -337,55 +336,14 @@ class Weights:
     otherwise: str = ""  # what else a user may do, for the hint
 
 
-_GITHUB = "https://github.com"
-_CLIP = "https://huggingface.co/openai/clip-vit-base-patch32/resolve/3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268"
-WEIGHTS = {
-    "inception": Weights(
-        DataFile(
-            INCEPTION,
-            (
-                f"{_GITHUB}/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION}",
-                # the same bytes under another name
-                f"{_GITHUB}/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
-            ),
-            95_628_359,
-            sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
-        ),
-        "InceptionV3 of FID, KID and IS, torch-fidelity's port of the TensorFlow network of 2015-12-05",
-        "Apache-2.0",
-        "or name it with `--weights FILE`",
-    ),
-    "vgg16": Weights(
-        DataFile(
-            VGG,
-            (f"https://download.pytorch.org/models/{VGG}",),
-            553_433_881,
-            sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
-        ),
-        "VGG16 of LPIPS, torchvision's",
-        "BSD-3-Clause, trained on ImageNet",
-    ),
-    "dinov2": Weights(
-        DataFile(
-            DINOV2,
-            (f"https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/{DINOV2}",),
-            1_217_586_395,
-            sha256="d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
-        ),
-        "DINOv2, the ViT-L/14 of its authors",
-        "Apache-2.0",
-    ),
-    "clip": Weights(
-        DataFile(
-            CLIP,
-            (f"{_CLIP}/pytorch_model.bin",),
-            605_247_071,
-            sha256="a63082132ba4f97a80bea76823f544493bffa8082296d62d71581a4feff1576f",
-        ),
-        "CLIP, the ViT-B/32 of OpenAI",
-        "MIT",
-    ),
-}
+def _weights(name: str, *, urls: list[str], size: int, sha256: str, **more: str) -> Weights:
+    """The file of this name that an entry of `weights.json` describes."""
+    return Weights(DataFile(name, tuple(urls), size, sha256=sha256), **more)
+
+
+_ROWS = json.loads(Path(__file__).with_name("weights.json").read_bytes())
+_NAMES = {"inception": INCEPTION, "vgg16": VGG, "dinov2": DINOV2, "clip": CLIP}
+WEIGHTS = {key: _weights(name, **_ROWS[key]) for key, name in _NAMES.items()}
 
 
 def fetch_weights(name: str, *, progress: Report = unreported, say: Say = silent) -> Path | None:
@@ -399,10 +357,8 @@ def fetch_weights(name: str, *, progress: Report = unreported, say: Say = silent
     with _alone(file.name, path.with_name(f".{file.name}.lock"), say):
         if path.is_file():
             return path
-        say(
-            f"fetching {weights.title} ({size_in_words(file.size)}, licence: {weights.licence}) "
-            f"from {addresses[0]}"
-        )
+        what = f"{weights.title} ({size_in_words(file.size)}, licence: {weights.licence})"
+        say(f"fetching {what} from {addresses[0]}")
         need_space(path.parent, file.size - http.held(_part(path)))
         try:
             _fetch_file(file, path, addresses, progress, say)

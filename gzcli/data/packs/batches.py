@@ -297,14 +297,10 @@ def scan_by_content(
     device = torch.device(device)
     parts = torch.as_tensor(np.asarray(index), dtype=torch.int64).split(batch_size)
     for pictures, y, extra in _taken(pack, split, parts, device, uncut=False):
-        ids = content_keys(pictures["x"])
+        images = pictures["x"].cpu().numpy()
+        hashes = (hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images)
+        ids = [int.from_bytes(digest, "little") >> 1 for digest in hashes]  # 63 bits
         yield _noised(pictures, y, extra, ids, levels=levels, seed=seed, device=device)
-
-
-def content_keys(images: Tensor) -> list[int]:
-    """A number of 63 bits for the pixels of each image, uint8 [B, C, H, W]: a hash."""
-    digests = (hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images.cpu().numpy())
-    return [int.from_bytes(digest, "little") >> 1 for digest in digests]
 
 
 def _noised(

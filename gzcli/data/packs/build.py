@@ -38,9 +38,9 @@ Sides = dict[
     str, np.ndarray
 ]  # by official split: int32 [N, 2], width and height of each image before packing
 Bad = dict[tuple[str, int], MissingError]  # pictures that did not decode, by (official split, number in it)
-# For each official split, of each of its images: the number of its packed split in SPLITS (int8 [N], −1: left
-# out), and the row there (int64 [N]).
-Plan = dict[str, tuple[np.ndarray, np.ndarray]]
+# For each official split, of each of its images: the number of its packed split in SPLITS, int8 [N]; −1: left
+# out. Images keep their order in the packed split.
+Plan = dict[str, np.ndarray]
 
 
 def build(
@@ -121,14 +121,11 @@ def _write_values(images: RawImages, sizes: Sides, plan: Plan, files: PackFolder
 
 
 def _in_plan(values: Mapping[str, np.ndarray], plan: Plan) -> dict[str, np.ndarray]:
-    """Values of images by official split, moved to the rows of the packed splits."""
-    packed = {}
-    for code, (split, n) in enumerate(rows_of(plan).items() if values else ()):
-        first = next(iter(values.values()))
-        packed[split] = np.zeros((n, *first.shape[1:]), first.dtype)
-        for official, (target, row) in plan.items():
-            packed[split][row[target == code]] = values[official][target == code]
-    return packed
+    """Values of images by official split, brought to the packed splits."""
+    return {
+        split: np.concatenate([values[official][target == code] for official, target in plan.items()])
+        for code, split in enumerate(SPLITS if values else ())
+    }
 
 
 # --- splits ---
@@ -148,32 +145,27 @@ def split_plan(title: str, counts: Mapping[str, int]) -> Plan:
     if not (target == 0).any():
         raise MissingError(f"`{title}` holds too few images: {n} to train on", hint="give at least 3 images")
     official = {s: np.full(counts[s], i, np.int8) for i, s in enumerate(SPLITS) if i and counts.get(s)}
-    return _in_rows({"train": target, **official})
+    return {"train": target, **official}
 
 
 def foreign_plan(counts: Mapping[str, int]) -> Plan:
     """The plan of a set that is only scored: its official test images, or all, become the split `test`."""
     official = ("test",) if counts.get("test") else [split for split in SPLITS if counts.get(split)]
-    return _in_rows({split: np.full(counts[split], SPLITS.index("test"), np.int8) for split in official})
-
-
-def _in_rows(targets: dict[str, np.ndarray]) -> Plan:
-    """The plan in which the images of a packed split keep their order."""
-    plan, start = {}, [0, 0, 0]
-    for split, target in targets.items():
-        row = np.zeros(len(target), np.int64)
-        for code in range(3):
-            inside = target == code
-            row[inside] = start[code] + np.arange(inside.sum())
-            start[code] += int(inside.sum())
-        plan[split] = target, row
-    return plan
+    return {split: np.full(counts[split], SPLITS.index("test"), np.int8) for split in official}
 
 
 def rows_of(plan: Plan) -> dict[str, int]:
     """Images in each packed split."""
-    targets = [target for target, _ in plan.values()]
-    return {split: sum(int((t == code).sum()) for t in targets) for code, split in enumerate(SPLITS)}
+    return {split: sum(int((t == code).sum()) for t in plan.values()) for code, split in enumerate(SPLITS)}
+
+
+def _places(plan: Plan) -> dict[str, np.ndarray]:
+    """For each official split, the row of each of its images in the packed split, int64 [N]."""
+    every = np.concatenate(list(plan.values()))
+    rows = np.zeros(len(every), np.int64)
+    for code in range(len(SPLITS)):
+        rows[every == code] = np.arange((every == code).sum())
+    return dict(zip(plan, np.split(rows, np.cumsum([len(t) for t in plan.values()])[:-1]), strict=True))
 
 
 # --- shape ---
@@ -310,7 +302,7 @@ def _write_images(
     sizes: Sides = {split: np.zeros((n, 2), np.int32) for split, n in images.counts.items()}
     bad: Bad = {}
     notes: Counter[str] = Counter()
-    any_resized = False
+    any_resized, places = False, _places(plan)
     for i, (kind, blocks) in enumerate({"": images.blocks, **images.further}.items()):
         row_files = {s: RowFile(files.array(s, kind), n, fit.shape) for s, n in rows_of(plan).items()}
         done = i * each
@@ -318,7 +310,7 @@ def _write_images(
             for one in mapped(fit, blocks(), work):
                 notes.update(one.notes)
                 any_resized |= one.resized and not kind
-                target, row = plan[one.split]
+                target, row = plan[one.split], places[one.split]
                 if isinstance(one.images, MissingError):
                     bad.setdefault((one.split, one.start), one.images)
                     row_files[SPLITS[target[one.start]]].seen[row[one.start]] = True
@@ -362,7 +354,7 @@ def _leave_out(images: RawImages, plan: Plan, bad: Bad, skip_bad: bool, files: P
         count = f"{len(messages):,} pictures of `{title}` do not decode: " if len(messages) > 1 else ""
         hint = "replace them or take them out; `gz data import PATH --name NAME --skip-bad` leaves them out"
         raise MissingError(count + shown, hint=hint)
-    targets = {split: target.copy() for split, (target, _) in plan.items()}
+    targets = {split: target.copy() for split, target in plan.items()}
     for split, i in bad:
         targets[split][i] = -1
     if rows_of(plan)["train"] and not (targets["train"] == 0).any():
@@ -371,7 +363,7 @@ def _leave_out(images: RawImages, plan: Plan, bad: Bad, skip_bad: bool, files: P
     if not any((target >= 0).any() for target in targets.values()):
         raise MissingError(f"`{title}` holds no picture that decodes")
     for code, split in enumerate(SPLITS):
-        stays = np.concatenate([targets[s][target == code] == code for s, (target, _) in plan.items()])
+        stays = np.concatenate([targets[s][target == code] == code for s, target in plan.items()])
         for kind in () if stays.all() else ("", *images.further):
             path = files.array(split, kind)
             old, part = np.load(path, mmap_mode="r"), path.with_suffix(".part")
@@ -380,7 +372,7 @@ def _leave_out(images: RawImages, plan: Plan, bad: Bad, skip_bad: bool, files: P
                 file.put(to, old[row])
             file.file.close()
             os.replace(part, path)
-    plan.update(_in_rows(targets))
+    plan.update(targets)
 
 
 def _write_index(images: RawImages, plan: Plan, folder: Path, mixed: bool) -> None:
@@ -398,5 +390,5 @@ def _write_index(images: RawImages, plan: Plan, folder: Path, mixed: bool) -> No
         raise UsageError(f"{why} cannot be streamed", hint=f"{more}, or {ways}")
     spans = images.spans()
     for code, split in enumerate(SPLITS):
-        pairs = (pair for s, (target, _) in plan.items() for pair in zip(spans[s], target, strict=True))
+        pairs = (pair for s, target in plan.items() for pair in zip(spans[s], target, strict=True))
         write_index(folder, split, [span for span, target in pairs if target == code])

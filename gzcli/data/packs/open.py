@@ -1,17 +1,21 @@
-"""From a data set to its pack: found in the cache, or fetched and packed now. No heavy import at the top."""
+"""From a data set to its pack: found in the cache, or fetched and packed now; and what a set is taken to be,
+by which models take their settings. No heavy import at the top."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import tarfile
-from dataclasses import asdict, replace
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from gzcli.core.errors import GzError, MissingError, UsageError
 from gzcli.core.sections import DataSection, Fit
 from gzcli.core.types import Report, Say, silent, unreported
-from gzcli.core.units import Size, by_sides, canonical_size, counted, packable
+from gzcli.core.units import Size, by_sides, canonical_size, counted, packable, sides
 from gzcli.data.packs.augment import patch_of
 from gzcli.data.packs.pack import (
     RULE,
@@ -23,8 +27,8 @@ from gzcli.data.packs.pack import (
     fingerprint,
     pack_dir,
     pack_limit,
+    packs_of,
 )
-from gzcli.data.packs.traits import facts_of, measure, settings_lines
 from gzcli.data.sets.names import DataSet, OwnSet, locate
 from gzcli.data.sets.registry import SPECS, DataSpec, Form, check_files, is_fetched, raw_dir
 from gzcli.store.files import lock, new_dir, read_object, sweep, write_json
@@ -32,11 +36,21 @@ from gzcli.store.hub import HUB_SCHEME, offline
 from gzcli.store.run_folder import Run
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from gzcli.data.readers.images import RawImages
 
 FETCHED_UNASKED = 200_000_000  # bytes: larger sets are downloaded only by `gz data download`
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 NAMED = 5  # classes that a message names at most
+RECORDED = ("name", "digest", "shape", "classes", "counts", "extras")  # of a run's data
+
+# Shape classes above 32 pixels, with the side up to which one reaches: the geometric mean of it and the next.
+CLASSES = {"64px": 90, "128px": 181, "256px": math.inf}
+SMALLEST = 45  # the side up to which images are in the class `grey` or `colour`
+SHAPES = ("grey", "colour", *CLASSES)
+FEW_IMAGES, FEW = "few", 5_000  # the section of small sets, and the training images up to which a set is one
+LOOKED_AT = 64  # images that are measured
 
 
 class PackOptions(TypedDict):
@@ -67,10 +81,9 @@ def peek(
     patch: int | None = None,
 ) -> PackMeta | None:
     """What the pack of a set holds, from its JSON alone; None where there is none of the present files."""
-    size = size and canonical_size(size)
-    data = locate(what).sized(size)
+    data = locate(what).sized(size := size and canonical_size(size))
     pack = find_pack(data, data.form.with_options(size, channels, fit, patch))
-    return pack.cut(patch).meta if pack else None
+    return Pack(pack.folder, pack.meta, patch).meta if pack else None
 
 
 def open_pack(
@@ -112,7 +125,7 @@ def open_pack(
                 facts = None if foreign else facts_of(data, size=size, channels=channels, patch=patch)
                 for line in (pack.meta.words, *settings_lines(data, facts)):
                     say(f"`{data.shown}`: {line}")
-        pack = pack.cut(patch)
+        pack = Pack(pack.folder, pack.meta, patch)
         pack.use = use
         return pack
 
@@ -143,14 +156,18 @@ def _make(data: DataSet, folder: Path, form: Form, say: Say, progress: Report) -
     """Packs a set into `folder`, which appears there whole or not at all."""
     from gzcli.data.packs.build import build
 
+    if isinstance(data, DataSpec) and not data.embedded:
+        _fetch_files(data, say)
+    made_of, facts = fingerprint(data), None
     if isinstance(data, DataSpec):
-        if not data.embedded:
-            _fetch_files(data, say)
-        made_of = fingerprint(data)
-        images, facts, name = _read_known(data), None, data.name
+        images, name = _read_known(data), data.name
     else:
-        made_of = fingerprint(data)
-        images = _read_own(data, form)
+        from gzcli.data.readers.folder import open_path
+
+        if not data.path.exists():
+            hint = f"`gz data remove {data.key}`, then `gz data import PATH --name {data.key}`"
+            raise MissingError(f"`{data.path}`, imported as `{data.key}`, is gone", hint=hint)
+        images = open_path(data.path, form)
         facts, name = None if form.foreign else measure(images), images.title
     say(f"packing `{name}`: {counted(sum(images.counts.values()), 'image')}")
     with new_dir(folder) as part:
@@ -185,21 +202,14 @@ def ways_to_fetch(spec: DataSpec) -> str:
     return f"`gz data download {spec.name}{size}` ({spec.download_size / 1e6:,.0f} MB)"
 
 
-def _read_own(data: OwnSet, form: Form) -> RawImages:
-    from gzcli.data.readers.folder import open_path
-
-    if not data.path.exists():
-        hint = f"`gz data remove {data.key}`, then `gz data import PATH --name {data.key}`"
-        raise MissingError(f"`{data.path}`, imported as `{data.key}`, is gone", hint=hint)
-    return open_path(data.path, form)
-
-
 def _read_known(spec: DataSpec) -> RawImages:
     """The images of a known set. Raises MissingError where its files cannot be read."""
     if spec.embedded:
         from gzcli.data.sets.embedded import MAKERS
 
         return MAKERS[spec.name](spec)
+    import tarfile
+
     from gzcli.data.readers.publishers import PARSERS
 
     try:
@@ -211,6 +221,118 @@ def _read_known(spec: DataSpec) -> RawImages:
         raise MissingError(f"the files of `{spec.name}` cannot be read: {e}", hint=hint) from e
 
 
+# --- what decides a model's settings for a set: its shape class, and whether it has few images ---
+# Known sets are described; the user's own images are measured, once, when they are packed.
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What decides the settings of a set."""
+
+    height: int  # of an image, in pixels
+    width: int  # of an image, in pixels
+    channels: int  # 1 or 3
+    n: int  # number of training images
+    grey: bool = False  # whether the images are grey and stored as colour
+
+    @property
+    def shape_class(self) -> str:
+        """The name of the set's shape class, of SHAPES."""
+        side = math.sqrt(self.height * self.width)
+        if side <= SMALLEST:
+            return "colour" if self.channels == 3 and not self.grey else "grey"
+        return next(name for name, most in CLASSES.items() if side <= most)
+
+    @property
+    def few(self) -> bool:
+        return self.n <= FEW
+
+    @property
+    def traits(self) -> tuple[str, ...]:
+        """The sections beside that of the shape class that hold for the set."""
+        return (FEW_IMAGES,) if self.few else ()
+
+    @property
+    def words(self) -> str:
+        """For people: `1,600 colour pictures of 64×64, few`."""
+        kind = "grey" if self.channels == 1 else "grey (stored as colour)" if self.grey else "colour"
+        return ", ".join([f"{self.n:,} {kind} pictures of {self.width}×{self.height}", *self.traits])
+
+
+def settings_lines(data: DataSet, facts: Facts | None) -> list[str]:
+    """What a set was taken to be, by which its settings are chosen, in lines; [] where that is not known."""
+    if facts is None or (isinstance(data, DataSpec) and data.embedded):
+        return []
+    settings = " ".join((facts.shape_class, *facts.traits))
+    lines = [f"{facts.words}; models take their settings for `{settings}`"]
+    if facts.grey:
+        lines.append("they are trained as they are; `--set data.channels=1` takes a third of the values")
+    return lines
+
+
+def facts_of(
+    data: DataSet,
+    *,
+    size: Size | None = None,
+    channels: int | None = None,
+    n: int | None = None,
+    patch: int | None = None,
+) -> Facts | None:
+    """The facts of a set, which need not be packed; None where its files are gone or not readable."""
+    if isinstance(data, DataSpec):
+        spec = data.sized(size)
+        facts = Facts(spec.size, spec.size, spec.channels, spec.n_train)
+    else:
+        from gzcli.data.readers.folder import open_path
+
+        metas = [meta for pack in packs_of(data) if (meta := PackMeta.read(pack, data)) and meta.facts]
+        now = fingerprint(data) if metas else None
+        measured = next((meta.facts for meta in metas if now in (meta.fingerprint, None)), None)
+        try:
+            facts = measured and Facts(**{key: measured[key] for key in Facts.__dataclass_fields__})
+            facts = facts or measure(open_path(data.path, data.form))
+        except GzError:  # packing says what is wrong with them
+            return None
+        if facts is None:
+            return None
+        size, channels = size or data.size, channels or data.channels
+    size = patch or size
+    height, width = (facts.height, facts.width) if size is None else sides(size)
+    many = facts.n if n is None else min(n, facts.n)
+    return replace(facts, height=height, width=width, channels=channels or facts.channels, n=many)
+
+
+def measure(images: RawImages) -> Facts | None:
+    """The facts of images before they are packed, by a few of them; None where none can be read."""
+    import numpy as np
+
+    from gzcli.data.packs.build import rows_of, split_plan
+
+    looked_at = list(_few_of(images))
+    if not looked_at:
+        return None
+    pixels = np.concatenate([image.reshape(image.shape[0], -1) for image in looked_at], 1)  # [C, pixels]
+    _, height, width = looked_at[0].shape
+    grey = bool((pixels == pixels[:1]).all())
+    # encoded pictures without colour are packed as grey, arrays as they are
+    channels = images.shape[0] if images.shape else 1 if grey else 3
+    n = rows_of(split_plan(images.title, images.counts))["train"]
+    return Facts(height, width, channels, n, grey=channels == 3 and grey)
+
+
+def _few_of(images: RawImages) -> Iterator[np.ndarray]:
+    """The first `LOOKED_AT` images of arrays, or a few encoded pictures: uint8 [C, H, W]."""
+    if images.probe is None:
+        blocks = (block.data for block in images.blocks() if not isinstance(block.data, bytes))
+        yield from islice(chain.from_iterable(blocks), LOOKED_AT)
+        return
+    from gzcli.data.readers.pictures import Decoding, decode
+
+    for name, data in images.probe():
+        with contextlib.suppress(MissingError):  # packing names those that do not decode
+            yield decode(data, name, Decoding(None, 3))[0]
+
+
 # --- the record of a run's data: the user's files may change after a training ---
 
 
@@ -219,23 +341,18 @@ def record_data(folder: Path, meta: PackMeta) -> None:
     file = Run(folder).environment_file
     env = read_object(file)
     if not env.get("data"):
-        write_json(file, env | {"data": _record(meta)})
+        write_json(file, env | {"data": {key: getattr(meta, key) for key in RECORDED}})
 
 
 def check_unchanged(folder: Path, meta: PackMeta) -> None:
     """Raises MissingError that says what has changed in a set since the run in `folder` recorded it."""
-    before, now = read_object(Run(folder).environment_file).get("data"), _record(meta)
-    if before is None or before["name"] != now["name"] or before["digest"] == now["digest"]:
+    before = read_object(Run(folder).environment_file).get("data")
+    if before is None or before["name"] != meta.name or before["digest"] == meta.digest:
         return
+    now = {key: list(value) if isinstance(value := getattr(meta, key), tuple) else value for key in RECORDED}
     changes = ", ".join(_changes(before, now))
     hint = "put the images back as they were, or train anew on what is there now, without `--resume`"
     raise MissingError(f"`{meta.title}` is not what `{folder.name}` was trained on: {changes}", hint=hint)
-
-
-def _record(meta: PackMeta) -> dict[str, Any]:
-    """A hash of the content, and facts for a message where it has changed."""
-    facts = {"shape": list(meta.shape), "classes": list(meta.classes), "counts": dict(meta.counts)}
-    return {"name": meta.name, "digest": meta.digest, **facts, "extras": list(meta.extras)}
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -250,11 +367,10 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     for split in SPLITS:
         if before["counts"][split] != now["counts"][split]:
             changes.append(f"{now['counts'][split]:,} {split} images instead of {before['counts'][split]:,}")
-    sizes, extras = ([row[key] for row in (before, now)] for key in ("shape", "extras"))
-    if sizes[0] != sizes[1]:
-        old, new = (by_sides(shape[::-1]) for shape in sizes)
+    if before["shape"] != now["shape"]:
+        old, new = (by_sides(row["shape"][::-1]) for row in (before, now))
         changes.append(f"images of {new} instead of {old}")
-    if extras[0] != extras[1]:
-        old, new = (", ".join(names) or "nothing" for names in extras)
+    if before["extras"] != now["extras"]:
+        old, new = (", ".join(row["extras"]) or "nothing" for row in (before, now))
         changes.append(f"with {new} to each instead of {old}")
     return changes or ["other pixels, labels or texts"]

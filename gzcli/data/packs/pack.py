@@ -63,54 +63,47 @@ class PackFolder:
         """A list with a text for each image: `captions`, or `names` of the user's files."""
         return self.path / f"{split}_{kind}.json"
 
-    def meta(self) -> dict[str, Any] | None:
-        """What `meta.json` says; None where there is none, or it is damaged."""
-        try:
-            meta = read_object(self.meta_file)
-            return meta if all(isinstance(meta[key], kind) for key, kind in META_TYPES.items()) else None
-        except (DamagedError, KeyError):
-            return None
-
 
 @dataclass(frozen=True)
 class PackMeta:
-    """What a pack holds."""
+    """What a pack holds, as its `meta.json` says."""
 
     name: str  # the set's key
     title: str  # what it shows, or the path of the user's own
+    fingerprint: str  # of what it was made of, as `fingerprint` has it
     shape: tuple[int, int, int]  # (C, H, W) of an image; of images of several sizes the least H and W
     classes: tuple[str, ...]  # their names; () without labels
     multilabel: bool  # whether an image may have any number of the classes
     counts: dict[str, int]  # images of "train", "val" and "test"
     levels: int  # grey levels of the source, 2 … 256
     resized: bool  # whether any image was resized
+    sha256: dict[str, str]  # checksums of its files
     digest: str  # hash of the content
-    streamed: bool = False  # whether the pack holds no pixels, only where the pictures lie
+    source_channels: int  # before packing
+    fit: Fit = "crop"  # how images were resized
+    streamed: dict[str, Any] | None = None  # the `Decoding` of a pack that only says where the pictures lie
     skipped: tuple[str, ...] = ()  # messages of pictures that do not decode
-    source_channels: int = 1  # before packing
     extras: tuple[str, ...] = ()  # what comes with each image, of EXTRAS
     notes: tuple[str, ...] = ()  # what else was left out of the set, and why
     mixed: bool = False  # whether the images have several sizes
+    facts: dict[str, Any] | None = None  # what decides the settings of the user's own set (`open.Facts`)
 
     @classmethod
-    def of(cls, data: DataSet, meta: dict[str, Any]) -> PackMeta:
-        """What `meta.json` says of a set; older packs lack some of its keys."""
+    def read(cls, pack: PackFolder, data: DataSet) -> PackMeta | None:
+        """What a pack of the set holds; None where it is damaged. Older packs lack some of the keys."""
+        try:
+            meta = read_object(pack.meta_file)
+            if not all(isinstance(meta[key], kind) for key, kind in META_TYPES.items()):
+                return None
+        except (DamagedError, KeyError):
+            return None
         content = sorted(item for item in meta["sha256"].items() if not item[0].endswith("_names.json"))
-        captioned = ("caption",) if "train_captions.json" in meta["sha256"] else ()
-        channels = meta.get("source_channels", meta["shape"][0])
-        return cls(
-            data.key,
-            shape=tuple(meta["shape"]),
-            classes=tuple(meta["classes"]),
-            **{key: meta[key] for key in ("title", "multilabel", "counts", "levels", "resized")},
-            digest=hashlib.sha256(repr(content).encode()).hexdigest()[:16],
-            streamed=bool(meta.get("streamed")),
-            skipped=tuple(meta.get("skipped", ())),
-            source_channels=data.channels if isinstance(data, DataSpec) else channels,
-            extras=tuple(meta.get("extras", captioned)),
-            notes=tuple(meta.get("notes", ())),
-            mixed=meta.get("mixed", False),
-        )
+        channels = data.channels if isinstance(data, DataSpec) else meta.get("source_channels")
+        captioned = ["caption"] if "train_captions.json" in meta["sha256"] else []
+        row = {"extras": captioned} | {key: meta[key] for key in cls.__dataclass_fields__ if key in meta}
+        row |= {"digest": hashlib.sha256(repr(content).encode()).hexdigest()[:16], "name": data.key}
+        row |= {"source_channels": channels or meta["shape"][0]}
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()})
 
     @property
     def words(self) -> str:
@@ -125,39 +118,58 @@ class PackMeta:
 
 
 class Pack:
-    """A packed set: the arrays of its splits are memory-maps, which all processes share. With `patch` the
-    images are patches of that side: random ones in training, elsewhere the middle ones."""
+    """A packed data set, as `gzcli.open_data` returns it.
+
+    The arrays of its splits are memory-maps, which all processes share. With `patch` the images are patches
+    of that side: random ones in training, elsewhere the middle ones.
+
+    meta: what it holds.
+    """
 
     use: object = None  # what keeps the set from being removed for as long as the pack is there
 
-    def __init__(
-        self, folder: Path, meta: PackMeta, decoding: dict[str, Any] | None = None, patch: int | None = None
-    ):
-        self.folder, self.meta, self.decoding, self.patch = folder, meta, decoding, patch
+    def __init__(self, folder: Path, meta: PackMeta, patch: int | None = None):
+        self.folder, self.meta, self.patch = folder, meta, patch
         self._files = PackFolder(folder)
         self._open: dict[Path, np.ndarray] = {}
         if patch:
             self._refuse_smaller(patch)
             self.meta = replace(meta, shape=(meta.shape[0], patch, patch))
 
-    def cut(self, patch: int | None) -> Pack:
-        """The pack with patches of this side."""
-        return Pack(self.folder, self.meta, self.decoding, patch) if patch else self
+    @property
+    def name(self) -> str:
+        """Its name in ids of runs."""
+        return self.meta.name
 
-    def images(self, split: str, *, uncut: bool = False) -> np.ndarray | Pictures:
-        """uint8 [N, C, H, W]; changes are not written back. Those of a streamed set are decoded when read.
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        return self.meta.shape
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of its classes; () where it has no labels."""
+        return self.meta.classes
+
+    def __repr__(self) -> str:
+        return f"<gzcli.Data {self.name}: {self.meta.words}>"
+
+    def images(self, split: str = "train", *, uncut: bool = False) -> np.ndarray | Pictures:
+        """The images of "train", "val" or "test", uint8 [N, C, H, W].
+
+        Changes are not written back. Those of a streamed set are decoded as rows of them are read.
 
         uncut: whether images are whole of which patches are used; those of a streamed set never are.
         """
-        if self.decoding is None:
+        if self.meta.streamed is None:
             return self._load(split) if uncut else self._cut(self._load(split))
         from gzcli.data.packs.stream import Pictures
         from gzcli.data.readers.pictures import Decoding
 
-        return Pictures(self.folder, split, self.meta.shape, Decoding(**self.decoding), self.patch)
+        return Pictures(self.folder, split, self.meta.shape, Decoding(**self.meta.streamed), self.patch)
 
-    def labels(self, split: str) -> np.ndarray | None:
-        """int64 [N], uint8 [N, K] (multi-label), or None."""
+    def labels(self, split: str = "train") -> np.ndarray | None:
+        """int64 [N], uint8 [N, K] where several classes hold at once, or None."""
         return self._load(split, "labels") if self.meta.classes else None
 
     def captions(self, split: str) -> list[str] | None:
@@ -214,45 +226,6 @@ class Pack:
         return self._open[file]
 
 
-class Data:
-    """A packed data set, as `gzcli.open_data` returns it.
-
-    pack: its arrays and metadata.
-    """
-
-    def __init__(self, pack: Pack):
-        self.pack = pack
-
-    @property
-    def name(self) -> str:
-        """Its name in ids of runs."""
-        return self.pack.meta.name
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W)"""
-        return self.pack.meta.shape
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of its classes; () where it has no labels."""
-        return self.pack.meta.classes
-
-    def images(self, split: str = "train") -> np.ndarray | Pictures:
-        """The images of "train", "val" or "test", uint8 [N, C, H, W].
-
-        They are a memory-map. Those of a streamed set are decoded as rows of them are read.
-        """
-        return self.pack.images(split)
-
-    def labels(self, split: str = "train") -> np.ndarray | None:
-        """int64 [N], uint8 [N, K] where several classes hold at once, or None."""
-        return self.pack.labels(split)
-
-    def __repr__(self) -> str:
-        return f"<gzcli.Data {self.name}: {self.pack.meta.words}>"
-
-
 def middle(side: int, patch: int) -> slice:
     """The middle `patch` pixels of a side."""
     start = (side - patch) // 2
@@ -298,28 +271,25 @@ def find_pack(data: DataSet, form: Form | None = None) -> Pack | None:
         for fit in fits
         for mixed in (form.mixed, False)
     )
-    folders = dict.fromkeys(pack_dir(data, each) for each in forms)
-    metas = [(folder, meta) for folder in folders if (meta := PackFolder(folder).meta())]
+    packs = [PackFolder(folder) for folder in dict.fromkeys(pack_dir(data, each) for each in forms)]
+    metas = [(pack.path, meta) for pack in packs if (meta := PackMeta.read(pack, data))]
     now = fingerprint(data) if metas else None
     for folder, meta in metas:
         # `gz data verify` reads every byte of the arrays
-        whole = all(is_array(folder / name) for name in meta["sha256"] if name.endswith(".npy"))
-        if now in (meta["fingerprint"], None) and _serves(meta, form) and whole:
-            return Pack(folder, PackMeta.of(data, meta), meta.get("streamed"))
+        whole = all(is_array(folder / name) for name in meta.sha256 if name.endswith(".npy"))
+        if now in (meta.fingerprint, None) and _serves(meta, form) and whole:
+            return Pack(folder, meta)
     return None
 
 
-def _serves(meta: dict[str, Any], form: Form) -> bool:
+def _serves(meta: PackMeta, form: Form) -> bool:
     """Whether a pack has the images that a form asks for."""
-    c, h, w = meta["shape"]
-    if meta.get("streamed") and not meta.get("mixed", False):
-        if sum(meta["counts"].values()) * c * h * w <= pack_limit():
-            return False  # the limit was raised
-        if form.mixed:
-            return False  # its pictures need one size
-    if meta.get("skipped") and not form.skip_bad:
-        return False
-    if meta["resized"] and meta.get("fit", "crop") != form.fit:
+    c, h, w = meta.shape
+    if meta.streamed and not meta.mixed:
+        fits = sum(meta.counts.values()) * c * h * w <= pack_limit()  # the limit was raised
+        if fits or form.mixed:
+            return False
+    if (meta.skipped and not form.skip_bad) or (meta.resized and meta.fit != form.fit):
         return False
     return form.size in (None, as_size(h, w)) and form.channels in (None, c)
 

@@ -78,11 +78,13 @@ def _rows(pack: Pack) -> Iterator[Row]:
     if y is not None:
         for i, row in enumerate(class_counts(pack)):
             having = np.flatnonzero(y[:, i] if y.ndim == 2 else y == i)
-            yield _short(row["name"]), f"{row['train']:,} train", _some(pack, "train", having)
+            name = in_a_line(row["name"])
+            name = name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"
+            yield name, f"{row['train']:,} train", pack.images("train")[_spread(having)]
     else:
         for split, n in pack.meta.counts.items():
             if n:
-                yield split, f"{n:,} images", _some(pack, split, np.arange(n))
+                yield split, f"{n:,} images", pack.images(split)[_spread(np.arange(n))]
     for kind, pictures in pack.further("train").items():
         chosen = _spread(np.arange(len(pictures)))
         yield "image", "of train", pack.images("train")[chosen]
@@ -94,15 +96,6 @@ def _spread(rows: np.ndarray) -> np.ndarray:
     if not len(rows):
         return rows
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(COLUMNS, len(rows))).astype(int))]
-
-
-def _some(pack: Pack, split: str, rows: np.ndarray) -> np.ndarray:
-    return pack.images(split)[_spread(rows)]
-
-
-def _short(name: str) -> str:
-    name = in_a_line(name)
-    return name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"
 
 
 @cache

@@ -12,8 +12,10 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.units import counted, number_in
@@ -55,12 +57,8 @@ _FOREIGN = {
     b"Rar!": ("rar", "unrar x"),
     b"\x04\x22\x4d\x18": ("lz4", "lz4 -d"),
 }
-# What `walk` finds beside files → its name in notes, and the words that follow the name.
-_BESIDE = {
-    "broken": ("broken link", ""),
-    "special": ("pipe or device file", ""),
-    "repeated": ("link", " to folders that are read"),
-}
+# What `walk` finds beside files, as notes call it.
+_BESIDE = {"broken": "broken link", "special": "pipe or device file", "repeated": "link"}
 
 
 def open_members(path: Path, wanted: Callable[[str], bool]) -> Members:
@@ -81,12 +79,6 @@ def open_members(path: Path, wanted: Callable[[str], bool]) -> Members:
 # --- what is refused ---
 
 
-def max_archive() -> int:
-    """The limit on an archive's unpacked bytes."""
-    limit = number_in("GZ_MAX_ARCHIVE", "bytes")
-    return MAX_ARCHIVE if limit is None else limit
-
-
 def refuse_foreign(path: Path) -> None:
     """Raises UsageError for an archive of a kind that is not read here, told by its first bytes."""
     with path.open("rb") as file:
@@ -105,10 +97,11 @@ def refuse_escape(path: Path, name: str) -> None:
 
 def refuse_bomb(path: Path, unpacked: int, packed: int) -> None:
     """Raises MissingError for an archive that would unpack to too many bytes, or to too many for its size."""
-    if unpacked > max_archive():
+    limit = number_in("GZ_MAX_ARCHIVE", "bytes")
+    most = MAX_ARCHIVE if limit is None else limit
+    if unpacked > most:
         hint = f"`GZ_MAX_ARCHIVE={unpacked}` allows it"
-        message = f"`{path}` is refused: it unpacks to more than {max_archive() / 1e6:,.0f} MB"
-        raise MissingError(message, hint=hint)
+        raise MissingError(f"`{path}` is refused: it unpacks to more than {most / 1e6:,.0f} MB", hint=hint)
     if unpacked > DENSE and unpacked > RATIO * max(packed, 1):
         raise refused(path, f"it unpacks to {unpacked / 1e6:,.0f} MB, more than {RATIO} times its size")
 
@@ -120,6 +113,16 @@ def refused(path: Path, why: str) -> MissingError:
 
 def damaged(path: str | Path, why: str) -> MissingError:
     return MissingError(f"`{path}` is damaged{why}", hint="fetch or make the archive again")
+
+
+@contextmanager
+def _reading(path: Path, archive: Callable[[], Any]) -> Iterator[Any]:
+    """An archive that is opened and read; its faults become MissingError."""
+    try:
+        with archive() as opened:
+            yield opened
+    except _DAMAGED as e:
+        raise damaged(path, f": {e}") from e
 
 
 # --- folders, zips and tars ---
@@ -148,8 +151,8 @@ def open_folder(path: Path, wanted: Callable[[str], bool]) -> Files:
     names, others = walk(path)
     notes = []
     for kind, odd in others.items():
-        what, more = _BESIDE[kind]
-        notes.append(f"{counted(len(odd), what)}{more} skipped (`{odd[0]}`)")
+        more = " to folders that are read" if kind == "repeated" else ""
+        notes.append(f"{counted(len(odd), _BESIDE[kind])}{more} skipped (`{odd[0]}`)")
     return Files(path, [name for name in names if wanted(name)], notes)
 
 
@@ -197,13 +200,8 @@ class Zip:
                 spans[name] = Span(path, offset, info.compress_size, deflated)
         return spans
 
-    @contextmanager
-    def opened(self) -> Iterator[zipfile.ZipFile]:
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                yield archive
-        except _DAMAGED as e:
-            raise damaged(self.path, f": {e}") from e
+    def opened(self) -> AbstractContextManager[zipfile.ZipFile]:
+        return _reading(self.path, partial(zipfile.ZipFile, self.path))
 
 
 class Tar:
@@ -265,13 +263,8 @@ class Tar:
                     spans.setdefault(name, Span(path, member.offset_data, member.size, False))
         return spans
 
-    @contextmanager
-    def opened(self) -> Iterator[tarfile.TarFile]:
-        try:
-            with tarfile.open(self.path, "r:*", tarinfo=_Member) as archive:
-                yield archive
-        except _DAMAGED as e:
-            raise damaged(self.path, f": {e}") from e
+    def opened(self) -> AbstractContextManager[tarfile.TarFile]:
+        return _reading(self.path, partial(tarfile.open, self.path, "r:*", tarinfo=_Member))
 
 
 class _Member(tarfile.TarInfo):

@@ -52,21 +52,14 @@ Places = dict[str, tuple[str, str | None]]  # by the name of a picture, its spli
 
 
 def open_path(path: Path, form: Form | None = None) -> RawImages:
-    """The images at a path: folder, zip, tar, npz or dataset folder; others are refused."""
+    """The images at a path: folder, zip, tar, npz, dataset folder, or a single picture that is scored."""
     form = form or Form()
-    if path.suffix.lower() == ".npz" and is_regular(path):
-        images = npz(path)
-    elif is_dataset_folder(path):
-        images = dataset_folder(path)
-    else:
-        return _open_members(path, form)
-    if form.layout and not form.foreign:
-        raise UsageError(f"`{path}` has no folders of pictures", hint="leave `--layout` out")
-    return images
-
-
-def _open_members(path: Path, form: Form) -> RawImages:
-    """Encoded pictures in a folder or an archive, or a single one that is scored."""
+    is_npz = path.suffix.lower() == ".npz" and is_regular(path)
+    if is_npz or is_dataset_folder(path):
+        images = npz(path) if is_npz else dataset_folder(path)
+        if form.layout and not form.foreign:
+            raise UsageError(f"`{path}` has no folders of pictures", hint="leave `--layout` out")
+        return images
     chosen = PictureFilter()
     single = form.foreign and is_picture(path.name) and path.is_file()
     members: Members = Files(path.parent, [path.name]) if single else open_members(path, chosen)
@@ -153,14 +146,9 @@ def pictures(title: str, members: Members, form: Form) -> RawImages:
     places = {name: (split, number.get(label)) for name, (split, label) in layout.items()}
     images = Encoded(title, [(members, places)])
     texts = {split: [captions.get(name, "") for name in of_split] for split, of_split in images.names.items()}
-    return RawImages(
-        title,
-        classes,
-        images.counts,
-        images.labels() if classes else {},
-        images.blocks(),
+    return replace(
+        images.images(classes),
         probe=images.probe,
-        spans=images.spans,
         captions=texts if captions else {},
         names=images.names,
         further={kind: images.blocks(pairs) for kind, pairs in further.items()},

@@ -236,8 +236,20 @@ class RawImages:
         return any(labels.ndim == 2 for labels in self.labels.values())
 
 
-def from_arrays(spec: DataSpec, labels: dict[str, np.ndarray], blocks: Blocks) -> RawImages:
-    """The images of a set whose blocks are arrays of the set's own shape."""
+Arrays = Iterator[tuple[str, "np.ndarray", str]]  # split, images uint8 [n, C, H, W], file that held them
+BLOCK_IMAGES = 256  # images that are packed at a time
+
+
+def from_arrays(spec: DataSpec, labels: dict[str, np.ndarray], arrays: Callable[[], Arrays]) -> RawImages:
+    """The images of a set of its own shape, of each split in order."""
+
+    def blocks() -> Iterator[Block]:
+        first = dict.fromkeys(labels, 0)
+        for split, images, name in arrays():
+            for i in range(0, len(images), BLOCK_IMAGES):
+                yield Block(split, first[split] + i, images[i : i + BLOCK_IMAGES], name)
+            first[split] += len(images)
+
     counts = {split: len(y) for split, y in labels.items()}
     more: dict[str, Any] = {"shape": spec.shape, "levels": spec.levels}
     return RawImages(spec.title, spec.class_names, counts, labels, blocks, **more)
@@ -247,13 +259,6 @@ PROBES = 16  # pictures by which size and channels of a set are found
 
 Place = tuple[str, Any]  # official split; label: a class's number, 0/1 for each class (multi-label), or None
 PlacedMembers = tuple[Members, Mapping[str, Place]]  # an archive, and the place of each member that is used
-
-
-def encoded(title: str, classes: Sequence[str], parts: Sequence[PlacedMembers]) -> RawImages:
-    """The pictures of `parts` that have a place. Their size and channels must be asked for."""
-    images = Encoded(title, parts)
-    labels = images.labels() if classes else {}
-    return RawImages(title, tuple(classes), images.counts, labels, images.blocks(), spans=images.spans)
 
 
 class Encoded:
@@ -274,16 +279,17 @@ class Encoded:
                 names.append(name)
                 self._labels.setdefault(split, []).append(label)
             self._parts.append((members, rows))
-        self.counts = {split: len(names) for split, names in self.names.items()}
+        self.title, self.counts = title, {split: len(names) for split, names in self.names.items()}
 
-    def labels(self) -> dict[str, np.ndarray]:
-        """By split: int64 [N], or uint8 [N, K] (multi-label)."""
+    def images(self, classes: Sequence[str]) -> RawImages:
+        """The pictures, with labels int64 [N] or uint8 [N, K] (multi-label) where there are classes."""
         import numpy as np
 
-        return {
+        labels = {
             split: np.asarray(rows, np.uint8 if isinstance(rows[0], np.ndarray) else np.int64)
-            for split, rows in self._labels.items()
+            for split, rows in (self._labels.items() if classes else ())
         }
+        return RawImages(self.title, tuple(classes), self.counts, labels, self.blocks(), spans=self.spans)
 
     def blocks(self, other: Mapping[str, str] | None = None) -> Blocks:
         """The pictures as blocks, or in their places the other pictures whose names `other` gives."""

@@ -126,27 +126,23 @@ class _Npz:
         return Header(n, (c, h, w), first, fortran, dtype)
 
     def images(self, name: str, header: Header) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, uint8 [n, C, H, W]) in order."""
+        """(first row, uint8 [n, C, H, W]) in order. An array in Fortran's order comes as one block."""
         c, h, w = header.shape
         shape = (-1, c, h, w) if header.first else (-1, h, w, c)
-        for start, rows in self._blocks(name, header):
-            images = rows.reshape(shape) if header.first else rows.reshape(shape).transpose(0, 3, 1, 2)
-            wide = header.dtype != np.uint8
-            yield start, ((images.astype(np.uint32) + 128) // 257).astype(np.uint8) if wide else images
-
-    def _blocks(self, name: str, header: Header) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, numbers of some rows from there on). An array in Fortran order comes as one block."""
-        if header.fortran:
-            yield 0, np.ascontiguousarray(self._whole(name))
-            return
+        row = c * h * w * header.dtype.itemsize
+        block = header.n if header.fortran else max(1, BLOCK_BYTES // row)
         with self._opened(name) as (f, *_):
-            row = int(np.prod(header.shape)) * header.dtype.itemsize
-            block = max(1, BLOCK_BYTES // row)
             for start in range(0, header.n, block):
-                want = min(block, header.n - start) * row
-                if len(data := f.read(want)) != want:
+                size = min(block, header.n - start) * row
+                if header.fortran:
+                    images = np.ascontiguousarray(self._whole(name)).reshape(shape)
+                elif len(data := f.read(size)) == size:
+                    images = np.frombuffer(data, header.dtype).reshape(shape)
+                else:
                     raise MissingError(f"`{self.path}` is cut off in `{name}`", hint=AGAIN)
-                yield start, np.frombuffer(data, header.dtype)
+                images = images if header.first else images.transpose(0, 3, 1, 2)
+                wide = header.dtype != np.uint8
+                yield start, ((images.astype(np.uint32) + 128) // 257).astype(np.uint8) if wide else images
 
     def labels(self, name: str, n: int) -> np.ndarray:
         """int64 [N], or uint8 [N, K] where several classes can hold at once."""

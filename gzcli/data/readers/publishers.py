@@ -7,7 +7,8 @@ import io
 import pickle
 import struct
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
@@ -19,91 +20,76 @@ from gzcli.data.readers.archive import Tar, Zip, open_folder, read_span
 from gzcli.data.readers.folder import pictures
 from gzcli.data.readers.hub import dataset_folder
 from gzcli.data.readers.images import (
-    Block,
+    Arrays,
+    Encoded,
     Members,
     Place,
     PlacedMembers,
     RawImages,
     Span,
-    encoded,
     from_arrays,
 )
 from gzcli.data.readers.npz import npz
 from gzcli.data.readers.pictures import look
 from gzcli.data.sets.registry import HUB, MEDMNIST, DataSpec, Form
 
-BLOCK_IMAGES = 256  # images that are read at a time
-
-
 # --- arrays ---
 
 
 def idx(spec: DataSpec, folder: Path) -> RawImages:
     """MNIST's layout, gzipped: a header (0, 0, type 8 = uint8, dimensions, sizes), big-endian, then bytes."""
+
+    def read(name: str) -> np.ndarray:
+        with gzip.open(folder / name) as f:
+            zeros, kind, dims = struct.unpack(">HBB", f.read(4))
+            if zeros != 0 or kind != 8:
+                raise MissingError(f"`{folder / name}` is not an IDX file of bytes")
+            shape = struct.unpack(f">{dims}I", f.read(4 * dims))
+            return np.frombuffer(f.read(), np.uint8).reshape(shape)
+
     stems = {"train": "train", "test": "t10k"}
-    labels = {}
-    for split, stem in stems.items():
-        path = folder / f"{stem}-labels-idx1-ubyte.gz"
-        with gzip.open(path) as f:
-            (n,) = _idx_shape(f, path)
-            labels[split] = np.frombuffer(f.read(), np.uint8).reshape(n).astype(np.int64)
+    labels = {s: read(f"{stem}-labels-idx1-ubyte.gz").astype(np.int64) for s, stem in stems.items()}
 
-    def blocks() -> Iterator[Block]:
+    def arrays() -> Arrays:
         for split, stem in stems.items():
-            path = folder / f"{stem}-images-idx3-ubyte.gz"
-            with gzip.open(path) as f:
-                n, h, w = _idx_shape(f, path)
-                if (n, h, w) != (len(labels[split]), *spec.shape[1:]):
-                    hint = f"`gz data verify {spec.name}`"
-                    raise MissingError(f"`{path}` holds {n} images of {h}×{w}", hint=hint)
-                for start in range(0, n, BLOCK_IMAGES):
-                    rows = f.read(min(BLOCK_IMAGES, n - start) * h * w)
-                    yield Block(split, start, np.frombuffer(rows, np.uint8).reshape(-1, 1, h, w), path.name)
+            images = read(name := f"{stem}-images-idx3-ubyte.gz")
+            n, h, w = images.shape
+            if (n, h, w) != (len(labels[split]), *spec.shape[1:]):
+                hint = f"`gz data verify {spec.name}`"
+                raise MissingError(f"`{folder / name}` holds {n} images of {h}×{w}", hint=hint)
+            yield split, images[:, None], name
 
-    return from_arrays(spec, labels, blocks)
-
-
-def _idx_shape(f: gzip.GzipFile, path: Path) -> tuple[int, ...]:
-    zeros, kind, dims = struct.unpack(">HBB", f.read(4))
-    if zeros != 0 or kind != 8:
-        raise MissingError(f"`{path}` is not an IDX file of bytes")
-    return struct.unpack(f">{dims}I", f.read(4 * dims))
+    return from_arrays(spec, labels, arrays)
 
 
 def cifar(spec: DataSpec, folder: Path) -> RawImages:
     """CIFAR's Python layout: a tar of pickled batches {data: uint8 [n, 3072] channel by channel, labels:
     list}; of CIFAR-100 one batch a split, `fine_labels`, and `meta` with the names of the classes."""
-    path, classes = folder / spec.files[0].name, spec.classes
-    hundred = spec.name == "cifar100"
-    key, root = (b"fine_labels", "cifar-100-python") if hundred else (b"labels", "cifar-10-batches-py")
-    batches = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
-    if hundred:
-        batches = {"train": ["train"], "test": ["test"]}
-    labels: dict[str, np.ndarray] = {}
-    with tarfile.open(path) as tar:
-        if hundred:
-            classes = tuple(text.decode() for text in _cifar_batch(tar, f"{root}/meta")[b"fine_label_names"])
-        for split, names in batches.items():
-            rows = [np.asarray(_cifar_batch(tar, f"{root}/{name}")[key], np.int64) for name in names]
-            labels[split] = np.concatenate(rows)
+    key, root = b"labels", "cifar-10-batches-py"
+    batches = [("train", f"data_batch_{i}") for i in range(1, 6)] + [("test", "test_batch")]
+    if spec.name == "cifar100":
+        key, root = b"fine_labels", "cifar-100-python"
+        batches = [("train", "train"), ("test", "test")]
 
-    def blocks() -> Iterator[Block]:
-        with tarfile.open(path) as tar:
-            for split, names in batches.items():
-                start = 0
-                for name in names:
-                    batch = _cifar_batch(tar, f"{root}/{name}")
-                    data = np.asarray(batch[b"data"], np.uint8).reshape(-1, *spec.shape)
-                    yield from _in_blocks(split, data, name, start)
-                    start += len(data)
+    def read(tar: tarfile.TarFile, name: str) -> dict[bytes, Any]:
+        if (file := tar.extractfile(f"{root}/{name}")) is None:
+            raise MissingError(f"`{cast(str, tar.name)}` has no `{root}/{name}`")
+        return _Arrays(io.BytesIO(file.read()), encoding="bytes").load()
 
-    return from_arrays(replace(spec, classes=classes), labels, blocks)
+    rows: dict[str, list[int]] = {"train": [], "test": []}
+    with tarfile.open(folder / spec.files[0].name) as tar:
+        for split, name in batches:
+            rows[split] += read(tar, name)[key]
+        if spec.name == "cifar100":
+            names = read(tar, "meta")[b"fine_label_names"]
+            spec = replace(spec, classes=tuple(text.decode() for text in names))
 
+    def arrays() -> Arrays:
+        with tarfile.open(folder / spec.files[0].name) as tar:
+            for split, name in batches:
+                yield split, np.asarray(read(tar, name)[b"data"], np.uint8).reshape(-1, *spec.shape), name
 
-def _cifar_batch(tar: tarfile.TarFile, name: str) -> dict[bytes, Any]:
-    if (file := tar.extractfile(name)) is None:
-        raise MissingError(f"`{cast(str, tar.name)}` has no `{name}`")
-    return _Arrays(io.BytesIO(file.read()), encoding="bytes").load()
+    return from_arrays(spec, {split: np.asarray(y, np.int64) for split, y in rows.items()}, arrays)
 
 
 class _Arrays(pickle.Unpickler):
@@ -135,18 +121,11 @@ def svhn(spec: DataSpec, folder: Path) -> RawImages:
     paths = {split: folder / f"{split}_32x32.mat" for split in ("train", "test")}
     labels = {s: loadmat(p, variable_names=["y"])["y"][:, 0].astype(np.int64) % 10 for s, p in paths.items()}
 
-    def blocks() -> Iterator[Block]:
+    def arrays() -> Arrays:
         for split, path in paths.items():
-            images = loadmat(path, variable_names=["X"])["X"].transpose(3, 2, 0, 1)
-            yield from _in_blocks(split, images, path.name)
+            yield split, loadmat(path, variable_names=["X"])["X"].transpose(3, 2, 0, 1), path.name
 
-    return from_arrays(spec, labels, blocks)
-
-
-def _in_blocks(split: str, images: np.ndarray, name: str, start: int = 0) -> Iterator[Block]:
-    """Images uint8 [n, C, H, W] of a file as blocks, numbered from `start` on."""
-    for i in range(0, len(images), BLOCK_IMAGES):
-        yield Block(split, start + i, images[i : i + BLOCK_IMAGES], name)
+    return from_arrays(spec, labels, arrays)
 
 
 def medmnist(spec: DataSpec, folder: Path) -> RawImages:
@@ -159,53 +138,47 @@ def medmnist(spec: DataSpec, folder: Path) -> RawImages:
 
 def dtd(spec: DataSpec, folder: Path) -> RawImages:
     """`dtd/images/CLASS/CLASS_0001.jpg`, and the first of ten splits in `dtd/labels/train1.txt` …."""
-    members = Tar(
-        folder / spec.files[0].name, lambda n: n.startswith("dtd/") and n.endswith((".jpg", ".txt"))
-    )
-    splits = ("train", "val", "test")
+    archive, splits = folder / spec.files[0].name, ("train", "val", "test")
+    members = Tar(archive, lambda name: name.startswith("dtd/") and name.endswith((".jpg", ".txt")))
     lists = dict(zip(splits, _lines(members, *(f"dtd/labels/{split}1.txt" for split in splits)), strict=True))
     classes = sorted({line.split("/")[0] for lines in lists.values() for line in lines})
     places: dict[str, Place] = {}
     for split, lines in lists.items():
         places |= {f"dtd/images/{line}": (split, classes.index(line.split("/")[0])) for line in lines}
-    return encoded(spec.title, classes, [(members, places)])
+    return Encoded(spec.title, [(members, places)]).images(classes)
 
 
 def places365(spec: DataSpec, folder: Path) -> RawImages:
     """`data_256/a/abbey/00000001.jpg` in one tar, `val_256/Places365_val_00000001.jpg` in another; a third
     lists them with their classes, `/a/abbey/00000001.jpg 2`."""
-    lists, *tars = (folder / file.name for file in spec.files)
+    lists, train, test = (folder / file.name for file in spec.files)
     names = ("categories_places365.txt", "places365_train_standard.txt", "places365_val.txt")
     categories, *rows = _lines(Tar(lists, lambda name: name in names), *names)
     classes = [line.split()[0].split("/", 2)[2] for line in categories]
     parts = []
-    for path, (root, split), lines in zip(
-        tars, (("data_256", "train"), ("val_256", "test")), rows, strict=True
+    for path, root, split, lines in zip(
+        (train, test), ("data_256", "val_256"), ("train", "test"), rows, strict=True
     ):
         pairs = (line.rsplit(maxsplit=1) for line in lines)
         places: dict[str, Place] = {f"{root}/{name.lstrip('/')}": (split, int(y)) for name, y in pairs}
         parts.append((Tar(path, lambda name: name.endswith(".jpg")), places))
-    return encoded(spec.title, classes, parts)
+    return Encoded(spec.title, parts).images(classes)
 
 
 def notmnist(spec: DataSpec, folder: Path) -> RawImages:
     """`notMNIST_small/A/….png`, a folder a letter. Two of the files are no pictures and are left out. There
     are no official splits: of each letter's pictures in the order of their names every fifth is for tests."""
     members = Tar(folder / spec.files[0].name, lambda name: name.endswith(".png"))
-    readable = sorted(name for name, data in members.read() if _is_readable(data, name))
+    of_letter: dict[str, list[str]] = {}
+    for name, data in members.read():
+        with suppress(MissingError):
+            look(data, name)
+            of_letter.setdefault(PurePosixPath(name).parts[-2], []).append(name)
     places: dict[str, Place] = {}
     for number, letter in enumerate(spec.class_names):
-        names = [name for name in readable if PurePosixPath(name).parts[-2] == letter]
+        names = sorted(of_letter.get(letter, ()))
         places |= {name: ("test" if i % 5 == 4 else "train", number) for i, name in enumerate(names)}
-    return encoded(spec.title, spec.class_names, [(members, places)])
-
-
-def _is_readable(data: bytes, name: str) -> bool:
-    try:
-        look(data, name)
-    except MissingError:
-        return False
-    return True
+    return Encoded(spec.title, [(members, places)]).images(spec.class_names)
 
 
 def celeba(spec: DataSpec, folder: Path) -> RawImages:
@@ -217,7 +190,9 @@ def celeba(spec: DataSpec, folder: Path) -> RawImages:
     places: dict[str, Place] = {}
     for name, code in map(str.split, partition.read_text().splitlines()):
         places[f"img_align_celeba/{name}"] = ("train", "val", "test")[int(code)], attribute[name]
-    return encoded(spec.title, header.split(), [(Zip(archive, lambda name: name.endswith(".jpg")), places)])
+    return Encoded(spec.title, [(Zip(archive, lambda name: name.endswith(".jpg")), places)]).images(
+        header.split()
+    )
 
 
 def imagenette(spec: DataSpec, folder: Path) -> RawImages:
@@ -228,7 +203,7 @@ def imagenette(spec: DataSpec, folder: Path) -> RawImages:
     for name in members.names:
         split, wnid = PurePosixPath(name).parts[-3:-1]
         places[name] = ("test" if split == "val" else "train", wnids.index(wnid))
-    return encoded(spec.title, spec.class_names, [(members, places)])
+    return Encoded(spec.title, [(members, places)]).images(spec.class_names)
 
 
 def tinyimagenet(spec: DataSpec, folder: Path) -> RawImages:
@@ -248,7 +223,7 @@ def tinyimagenet(spec: DataSpec, folder: Path) -> RawImages:
     for name in members.names:
         if name.startswith(f"{root}/train/") and name.endswith(".JPEG"):
             places[name] = "train", number[PurePosixPath(name).parts[2]]
-    return encoded(spec.title, [name_of[wnid] for wnid in wnids], [(members, places)])
+    return Encoded(spec.title, [(members, places)]).images([name_of[wnid] for wnid in wnids])
 
 
 def paired(spec: DataSpec, folder: Path) -> RawImages:
@@ -284,7 +259,7 @@ def imagenet(spec: DataSpec, folder: Path) -> RawImages:
         (members, {name: (split, number[wnid]) for name, (split, wnid) in places.items()})
         for members, places in parts
     ]
-    return replace(encoded(spec.title, _class_names(wnids), numbered), rule="adm")
+    return replace(Encoded(spec.title, numbered).images(_class_names(wnids)), rule="adm")
 
 
 def _class_names(wnids: list[str]) -> list[str]:
@@ -311,50 +286,35 @@ def _from_hub(folder: Path) -> RawImages:
     )
 
 
-def _from_folders(folder: Path) -> tuple[PlacedMembers, PlacedMembers]:
+def _from_folders(folder: Path) -> list[PlacedMembers]:
     """`train/n01440764/….JPEG` and `val/n01440764/….JPEG`; labels are WordNet numbers."""
-
-    def part(top: str, split: str) -> PlacedMembers:
+    parts: list[PlacedMembers] = []
+    for top, split in (("train", "train"), ("val", "test")):
         members = open_folder(folder / top, lambda name: name.lower().endswith((".jpeg", ".jpg", ".png")))
         if loose := [name for name in members.names if "/" not in name]:
             hint = "sort the validation pictures into class folders, or give the three official archives"
             message = f"`{folder / top}` has pictures outside of class folders, as `{loose[0]}`"
             raise MissingError(message, hint=hint)
-        return members, _by_folder(members.names, split)
-
-    return part("train", "train"), part("val", "test")
-
-
-def _by_folder(names: Iterable[str], split: str) -> dict[str, Place]:
-    """Pictures with the name of their first folder for a label."""
-    return {name: (split, name.split("/")[0]) for name in names}
+        parts.append((members, {name: (split, name.split("/")[0]) for name in members.names}))
+    return parts
 
 
-def _from_archives(spec: DataSpec, folder: Path) -> tuple[PlacedMembers, PlacedMembers]:
+def _from_archives(spec: DataSpec, folder: Path) -> list[PlacedMembers]:
     """A tar of one tar per class to train on, and a flat one whose classes are in the development kit."""
+    from scipy.io import loadmat
+
     kit, val, train = (folder / file.name for file in spec.files)
-    nested = Nested(train)
-    flat = Tar(val, lambda name: name.endswith(".JPEG"))
-    classes = _ground_truth(kit)
+    nested, flat = Nested(train), Tar(val, lambda name: name.endswith(".JPEG"))
+    names = ("meta.mat", "ILSVRC2012_validation_ground_truth.txt")
+    files = {PurePosixPath(name).name: data for name, data in Tar(kit, lambda n: n.endswith(names)).read()}
+    synsets = loadmat(io.BytesIO(files[names[0]]), squeeze_me=True)["synsets"]
+    wnid_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
+    classes = [wnid_of[int(line)] for line in files[names[1]].split()]  # by the kit's own numbers
     if len(classes) != len(flat.names):
         counts = f"{len(flat.names):,} pictures, the development kit labels {len(classes):,}"
         raise MissingError(f"`{val}` holds {counts}")
-    truth: dict[str, Place] = {
-        name: ("test", wnid) for name, wnid in zip(sorted(flat.names), classes, strict=True)
-    }
-    return (nested, _by_folder(nested.names, "train")), (flat, truth)
-
-
-def _ground_truth(kit: Path) -> list[str]:
-    """The WordNet number of each validation picture, by the kit's own numbers and its `meta.mat`."""
-    from scipy.io import loadmat
-
-    names = ("meta.mat", "ILSVRC2012_validation_ground_truth.txt")
-    members = Tar(kit, lambda name: name.endswith(names))
-    files = {PurePosixPath(name).name: data for name, data in members.read()}
-    synsets = loadmat(io.BytesIO(files[names[0]]), squeeze_me=True)["synsets"]
-    wnid_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
-    return [wnid_of[int(line)] for line in files[names[1]].split()]
+    truth = {name: ("test", wnid) for name, wnid in zip(sorted(flat.names), classes, strict=True)}
+    return [(nested, {name: ("train", name.split("/")[0]) for name in nested.names}), (flat, truth)]
 
 
 class Nested:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gzcli.data.readers.images import Block, RawImages, from_arrays
+from gzcli.data.readers.images import RawImages, from_arrays
 from gzcli.data.sets.registry import DataSpec
 
 SIDE = 128  # pixels a side of the large drawing, which spans −1 … 1
@@ -160,18 +160,13 @@ def shapes(spec: DataSpec) -> RawImages:
     """Forms of 8 kinds and colours; the class is the kind, the caption states the factors in words."""
     facts = factors(spec.n_train + spec.n_test)
     colours = list(COLOURS)
-    words = [
-        f"a {SIZES[size]} {colours[colour]} {KINDS[kind]} {_where(there)}"
-        for size, colour, kind, there in zip(facts.size, facts.colour, facts.kind, facts.places, strict=True)
-    ]
+    words = []
+    for size, colour, kind, there in zip(facts.size, facts.colour, facts.kind, facts.places, strict=True):
+        height_first = " ".join(PLACES[i] for i in (2, 3, 0, 1) if there[i])
+        where = f"at the {height_first}" if height_first else "in the centre"
+        words.append(f"a {SIZES[size]} {colours[colour]} {KINDS[kind]} {where}")
     captions = {"train": words[: spec.n_train], "test": words[spec.n_train :]}
     return replace(_halved(spec, _draw_shapes(facts, spec.size), facts.kind), captions=captions)
-
-
-def _where(there: np.ndarray) -> str:
-    """Which of PLACES hold, in words: `at the top left`."""
-    height_first = [PLACES[i] for i in (2, 3, 0, 1) if there[i]]
-    return f"at the {' '.join(height_first)}" if height_first else "in the centre"
 
 
 def shapes_factors(spec: DataSpec) -> RawImages:
@@ -340,7 +335,7 @@ def _digits() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
 
 def _raw(spec: DataSpec, images: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> RawImages:
     """The images of a set by their splits, uint8 [N, C, H, W]."""
-    return from_arrays(spec, labels, lambda: (Block(split, 0, x, split) for split, x in images.items()))
+    return from_arrays(spec, labels, lambda: ((split, x, split) for split, x in images.items()))
 
 
 def _halved(spec: DataSpec, images: np.ndarray, labels: np.ndarray) -> RawImages:

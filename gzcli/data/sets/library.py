@@ -10,7 +10,7 @@ from typing import Any
 from gzcli.core.errors import MissingError, UsageError, matching
 from gzcli.core.types import Say, silent
 from gzcli.core.units import as_size, canonical_size
-from gzcli.data.packs.pack import alone, find_pack, packs_of
+from gzcli.data.packs.pack import PackMeta, alone, find_pack, packs_of
 from gzcli.data.sets.names import REGISTER, DataSet, OwnSet, imports, local, locate, own_set
 from gzcli.data.sets.registry import SPECS, Benchmark, DataSpec, Form, check_files, is_fetched, raw_dir
 from gzcli.store.files import (
@@ -26,6 +26,10 @@ from gzcli.store.files import (
 from gzcli.store.paths import cache_dir, user_dir
 
 LOCK = ".data.lock"  # in the user's folder: held while the register is written
+KEYS = "name title classes channels size larger cached n_train n_val n_test licence citation download"
+KEYS += " multilabel extras embedded page path lost"
+_ROW: dict[str, Any] = dict.fromkeys(KEYS.split()) | {"larger": [], "cached": False, "download": 0}
+_ROW |= {"multilabel": False, "extras": [], "embedded": False, "lost": False}
 
 
 def listing() -> list[dict[str, Any]]:
@@ -44,35 +48,27 @@ def listing() -> list[dict[str, Any]]:
 
     None of the files of an imported set is looked at: there may be millions.
     """
-    return [_known_row(spec) for spec in SPECS.values()] + [
-        _own_row(name, line) for name, line in imports().items()
-    ]
-
-
-KEYS = "name title classes channels size larger cached n_train n_val n_test licence citation download"
-KEYS += " multilabel extras embedded page path lost"
-_ROW: dict[str, Any] = dict.fromkeys(KEYS.split()) | {"larger": [], "cached": False, "download": 0}
-_ROW |= {"multilabel": False, "extras": [], "embedded": False, "lost": False}
-
-
-def _known_row(spec: DataSpec) -> dict[str, Any]:
-    row = {key: getattr(spec, key, value) for key, value in _ROW.items()}
-    cached = spec.embedded or bool(packs_of(spec)) or any(map(is_fetched, spec.versions))
-    row |= {"classes": spec.n_classes, "larger": [size for size, _ in spec.larger], "cached": cached}
-    return row | {"download": spec.download_size, "extras": list(spec.extras), "page": spec.page or None}
+    rows = []
+    for spec in SPECS.values():
+        row = {key: getattr(spec, key, value) for key, value in _ROW.items()}
+        cached = spec.embedded or bool(packs_of(spec)) or any(map(is_fetched, spec.versions))
+        row |= {"classes": spec.n_classes, "larger": [size for size, _ in spec.larger], "cached": cached}
+        row |= {"download": spec.download_size, "extras": list(spec.extras), "page": spec.page or None}
+        rows.append(row)
+    return rows + [_own_row(name, line) for name, line in imports().items()]
 
 
 def _own_row(name: str, line: dict[str, Any]) -> dict[str, Any]:
     """The row of an imported set: what its newest pack holds, whatever has become of its files since."""
-    packs = packs_of(own_set(name, line))
-    newest = max(packs, key=lambda pack: pack.meta_file.stat().st_mtime, default=None)
+    own = own_set(name, line)
+    newest = max(packs_of(own), key=lambda pack: pack.meta_file.stat().st_mtime, default=None)
     row = {key: line.get(key, value) for key, value in _ROW.items()}
-    row |= {"name": name, "title": line["path"], "lost": not Path(line["path"]).exists()}
-    if newest and (meta := newest.meta()):
-        (channels, *sides), counts = meta["shape"], meta["counts"]
-        row |= {"classes": len(meta["classes"]), "channels": channels, "size": as_size(*sides)}
-        row |= {"n_train": counts["train"] + counts["val"], "n_val": 0, "n_test": counts["test"]}
-        row |= {"multilabel": meta["multilabel"], "extras": meta.get("extras", []), "cached": True}
+    row |= {"name": name, "title": line["path"], "lost": not own.path.exists()}
+    if newest and (meta := PackMeta.read(newest, own)):
+        row |= {"classes": len(meta.classes), "channels": meta.shape[0], "size": as_size(*meta.shape[1:])}
+        row |= {"n_train": meta.counts["train"] + meta.counts["val"], "n_val": 0}
+        row |= {"n_test": meta.counts["test"], "cached": True}
+        row |= {"multilabel": meta.multilabel, "extras": list(meta.extras)}
     return row
 
 
@@ -131,7 +127,13 @@ def remove(what: DataSet | str | Path) -> list[Path]:
         if isinstance(data, DataSpec):
             folders += [raw_dir(data)]
             sweep(cache_dir("raw"))
-        gone = [folder for folder in folders if _remove_tree(folder)]
+        gone = [folder for folder in folders if folder.exists()]
+        for folder in gone:
+            try:
+                remove_tree(folder)
+            except OSError as e:
+                message = f"`{folder}` cannot be removed: {e.strerror}"
+                raise MissingError(message, hint="is the disk read-only?") from e
         if isinstance(data, OwnSet) and data.name:
             with lock(user_dir(LOCK)):
                 write_json(user_dir(REGISTER), {k: v for k, v in imports().items() if k != data.name})
@@ -152,33 +154,15 @@ def verify(what: DataSet | str | Path, *, say: Say = silent) -> dict[str, Any]:
             if not file.exists() or checksum(file) != digest:
                 again = f"`gz data remove {name}` drops it; the next use packs it again"
                 raise MissingError(f"the pack `{file}` is damaged", hint=again)
+    is_own = isinstance(data, OwnSet)
     if not files and not packs:
-        _explain_nothing(data)
+        if is_own and not data.path.exists():
+            hint = f"`gz data remove {name}`, or bring it back"
+            raise MissingError(f"`{data.path}`, imported as `{name}`, is gone", hint=hint)
+        if is_own or not (data.embedded or is_fetched(data)):
+            hint = f"`gz train vae --data {name}` packs it" if is_own else f"`gz data download {name}`"
+            raise MissingError(f"nothing of `{name}` is in the cache", hint=hint)
     return {"name": name, "files": files, "packs": [str(pack.path) for pack in packs]}
-
-
-def _explain_nothing(data: DataSet) -> None:
-    """Raises MissingError for a set without files and packs, unless it needs none in the cache."""
-    name = data.reference
-    if isinstance(data, OwnSet) and not data.path.exists():
-        hint = f"`gz data remove {name}`, or bring it back"
-        raise MissingError(f"`{data.path}`, imported as `{name}`, is gone", hint=hint)
-    if isinstance(data, DataSpec) and (data.embedded or is_fetched(data)):
-        return
-    own = isinstance(data, OwnSet)
-    hint = f"`gz train vae --data {name}` packs it" if own else f"`gz data download {name}`"
-    raise MissingError(f"nothing of `{name}` is in the cache", hint=hint)
-
-
-def _remove_tree(path: Path) -> bool:
-    """Removes a folder. Returns whether there was one."""
-    if not path.exists():
-        return False
-    try:
-        remove_tree(path)
-    except OSError as e:
-        raise MissingError(f"`{path}` cannot be removed: {e.strerror}", hint="is the disk read-only?") from e
-    return True
 
 
 # --- OpenOOD's image lists (Zhang et al. 2023, arXiv:2306.09301) ---
