@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from gzcli.cli import completion, model_options, out
-from gzcli.cli.options import Json, option
+from gzcli.cli.options import Json, option, switch
 from gzcli.core import streams
 from gzcli.core.errors import GzError, Interrupted, UsageError, system_error
 from gzcli.version import __version__
@@ -70,7 +70,21 @@ def build(words: list[str] | None = None) -> Any:
             function = getattr(module, f"{verb}_", None) or getattr(module, verb)
             settings = getattr(module, "SETTINGS", None)
             app.command(verb, rich_help_panel=panel, context_settings=settings)(function)
-    return typer.main.get_command(app)
+    command = typer.main.get_command(app)
+    switches = typer.Typer(add_completion=False)
+    switches.command()(switch)
+    for part in getattr(command, "commands", {}).values():
+        _add(typer.main.get_command(switches).params, part)
+    return command
+
+
+def _add(switches: list[Any], command: Any) -> None:
+    """Gives a command, and those of a group, the options that set a switch of `out` and reach no verb."""
+    for param in switches:
+        param.expose_value = False
+    command.params += switches
+    for part in getattr(command, "commands", {}).values():
+        _add(switches, part)
 
 
 def _print(ctx: typer.Context, text: str, **data: str) -> None:

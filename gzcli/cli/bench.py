@@ -6,20 +6,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from gzcli.cli import jobs, league, out
 from gzcli.cli import options as opt
 from gzcli.cli.jobs import end, name_of, quoted, took
-from gzcli.cli.model_options import complete_metrics
-from gzcli.cli.options import argument, complete_data, complete_model_or_run, option
+from gzcli.cli.options import a_model_or_run, a_set, argument, option
 from gzcli.cli.report import check_report, with_report
 from gzcli.core.errors import MissingError, UsageError, canonical, matching
 from gzcli.core.sections import LaunchSection
 from gzcli.core.units import figure
 from gzcli.data.sets.names import ENDINGS, OwnSet, is_set, locate, slug
-from gzcli.metrics.metric import column_of, help_text, weights_of
+from gzcli.metrics.metric import column_of, help_text, metrics, weights_of
 from gzcli.store.paths import recipe_names, user_dir
 from gzcli.store.run_folder import Run
 from gzcli.store.runs import all_runs, by_name
@@ -32,14 +30,12 @@ KEEP = {"seconds": 2, "params": 5}  # as `Column.keep`, of what is no figure of 
 BY_NEIGHBOURS = ("precision", "recall", "density", "coverage")
 
 _CONTESTANTS_HELP = "Models, runs' ids, aliases or folders; or images: a folder, zip, tar or npz."
-_Contestants = Annotated[
-    list[str] | None, argument("MODEL|RUN|IMAGES", _CONTESTANTS_HELP, complete_model_or_run)
-]
+_Contestants = Annotated[list[str] | None, argument("MODEL|RUN|IMAGES", _CONTESTANTS_HELP, a_model_or_run)]
 _DATA_HELP = "The real images, a data set or a path; without it the set of the first run."
-_Data = Annotated[str | None, option("--data NAME|PATH", _DATA_HELP, complete=complete_data)]
+_Data = Annotated[str | None, option("--data NAME|PATH", _DATA_HELP, complete=a_set)]
 _SPLIT_HELP = "Which of the real images; papers on CIFAR-10 take `train`."
 _Split = Annotated[Literal["test", "train", "all"], option("--split", _SPLIT_HELP)]
-_Metrics = Annotated[str | None, option("--metrics M[,M…]", help_text(), complete=complete_metrics)]
+_Metrics = Annotated[str | None, option("--metrics M[,M…]", help_text(), complete=metrics())]
 _N = Annotated[int, option("-n N", "Samples drawn of each model; images taken at most.", min=50)]
 _WEIGHTS_HELP = "File of Inception's weights."
 _Weights = Annotated[Path | None, option("--weights FILE", _WEIGHTS_HELP, exists=True, resolve_path=True)]
@@ -75,14 +71,11 @@ def bench(
     slurm: opt.Slurm = None,
     wide: opt.Wide = False,
     report: opt.Report = None,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
 ) -> None:
     """Compare models, and images from anywhere, with real ones.
 
     Without a name, every model that has a finished run on the data set is compared.
     """
-    began = monotonic()
     from gzcli.core.jobs import BenchJob
 
     check_report(report)
@@ -122,7 +115,7 @@ def bench(
     table(result, wide=wide)
     for text in (*(f"note: {note}" for note in result["notes"]), f"files: {folder}"):
         out.info(text)
-    ended(result, folder, took(began))
+    ended(result, folder, took())
     out.data(with_report(result, folder, report))
 
 

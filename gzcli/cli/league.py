@@ -13,9 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
 from gzcli.cli import jobs, out
 from gzcli.cli.jobs import end, quoted
-from gzcli.cli.options import choose, complete_models, option, split
+from gzcli.cli.options import choose, option, split
 from gzcli.cli.report import with_report
 from gzcli.core import signals
 from gzcli.core.errors import GzError, Interrupted, UsageError
@@ -24,7 +26,7 @@ from gzcli.data.sets.names import locate
 from gzcli.launch.slurm import check_printable
 from gzcli.metrics import standings
 from gzcli.store import files
-from gzcli.store.paths import user_dir
+from gzcli.store.paths import recipe_names, user_dir
 from gzcli.store.run_folder import Run
 
 if TYPE_CHECKING:
@@ -39,7 +41,13 @@ _option = partial(option, panel="Training what is compared")
 TrainMissing = Annotated[bool, _option("--train-missing", "Train each model for an equal time first.")]
 _BUDGET_HELP = "Time of each training: of work of the cores, on GPUs of the clock."
 Budget = Annotated[str | None, _option("--budget 8m|1h", _BUDGET_HELP)]
-_MODELS = _option("--models all|M[,M…]", "Which; without it all that fit.", complete=complete_models)
+
+
+def _some_models(ctx: typer.Context, incomplete: str) -> list[str]:
+    return [*recipe_names(), *([] if "," in incomplete else ["all"])]
+
+
+_MODELS = _option("--models all|M[,M…]", "Which; without it all that fit.", complete=_some_models)
 LeagueModels = Annotated[str | None, _MODELS]
 Seeds = Annotated[int, _option("--seeds K", "Trainings of each, from `--seed` on.", min=1)]
 _CALLS_HELP = "Compare samplers at N network calls an image, too; 0: not."

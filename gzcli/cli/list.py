@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +13,7 @@ import typer
 
 from gzcli.cli import options as opt
 from gzcli.cli import out
-from gzcli.cli.options import argument, choose, complete_model, names, option
+from gzcli.cli.options import a_model, argument, choose, option
 from gzcli.core.errors import UsageError, canonical
 from gzcli.core.units import count, duration, figure, moment, sides, size
 from gzcli.store import index
@@ -30,35 +30,24 @@ SPARE = ("params", "name", "made", "size", "curve", "state")  # the first to lea
 NARROWEST, WIDEST = 40, 100  # columns of a page
 
 
-def _complete_what(incomplete: str) -> list[str]:
-    return names(incomplete, _WHAT)
-
-
-def _complete_family(incomplete: str) -> list[str]:
+def _a_family(ctx: typer.Context, incomplete: str) -> Iterable[str]:
     from gzcli.models.catalog import cards
 
-    return names(incomplete, dict.fromkeys(card.family for card in cards().values()))
+    return dict.fromkeys(card.family for card in cards().values())
 
 
-def _complete_can(incomplete: str) -> list[str]:
+def _a_capability(ctx: typer.Context, incomplete: str) -> Iterable[str]:
     from gzcli.models.catalog import cards
 
-    return names(incomplete, dict.fromkeys(can for card in cards().values() for can in card.can))
+    return dict.fromkeys(can for card in cards().values() for can in card.can)
 
 
-_What = Annotated[str, argument(f"[{'|'.join(_WHAT)}]", complete=_complete_what)]
-_Family = Annotated[str, option("--family F", "Models of one family only.", complete=_complete_family)]
-_Can = Annotated[str, option("--can CAP", "Models with a capability only.", complete=_complete_can)]
+_What = Annotated[str, argument(f"[{'|'.join(_WHAT)}]", complete=_WHAT)]
+_Family = Annotated[str, option("--family F", "Models of one family only.", complete=_a_family)]
+_Can = Annotated[str, option("--can CAP", "Models with a capability only.", complete=_a_capability)]
 
 
-def list_(
-    what: _What = "",
-    family: _Family = "",
-    can: _Can = "",
-    wide: opt.Wide = False,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
-) -> None:
+def list_(what: _What = "", family: _Family = "", can: _Can = "", wide: opt.Wide = False) -> None:
     """List models, data sets, recipes or runs."""
     kind = choose("list", what, _WHAT) if what else "models"
     if kind == "models":
@@ -73,7 +62,7 @@ def list_(
 def alone(verb: str, show: Callable[[], None]) -> Callable[..., None]:
     """What `gz VERB` does without a word more: it lists what there is."""
 
-    def callback(ctx: typer.Context, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
+    def callback(ctx: typer.Context) -> None:
         if ctx.invoked_subcommand is None:
             show()
             out.hint(f"`gz {verb} --help` shows its commands")
@@ -81,10 +70,10 @@ def alone(verb: str, show: Callable[[], None]) -> Callable[..., None]:
     return callback
 
 
-_ShownModel = Annotated[str, argument("MODEL", "A model, as `gz list` names it.", complete_model)]
+_ShownModel = Annotated[str, argument("MODEL", "A model, as `gz list` names it.", a_model)]
 
 
-def show(model: _ShownModel, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
+def show(model: _ShownModel) -> None:
     """Explain a model: the idea, the equation, options, commands, figures, limits."""
     from gzcli.docs.page import as_markdown, as_text, page_of
 

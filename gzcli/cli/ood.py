@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,8 +13,8 @@ import typer
 from gzcli.cli import jobs, out
 from gzcli.cli import options as opt
 from gzcli.cli.jobs import end, quoted, took
-from gzcli.cli.model_options import complete_scores
-from gzcli.cli.options import complete_data, complete_data_list, option, split
+from gzcli.cli.model_options import a_score
+from gzcli.cli.options import a_set, option, split
 from gzcli.cli.report import check_report, with_report
 from gzcli.core.errors import FLAGGED, MissingError, UsageError, canonical
 from gzcli.core.sections import LaunchSection
@@ -34,16 +33,16 @@ SETTINGS = jobs.OWN_OPTIONS
 LINES, NAME = 20, 40  # flagged pictures in the table, and letters of a name there, at most
 
 _IN_HELP = "The in-distribution set, scored on its test split; without it the run's own set."
-_In = Annotated[str | None, option("--in NAME|PATH", _IN_HELP, complete=complete_data)]
+_In = Annotated[str | None, option("--in NAME|PATH", _IN_HELP, complete=a_set)]
 _OUT_HELP = (
     "The foreign sets: test splits of known sets; of your own images the `test` folder or, without one, "
     "every picture. A path that holds a comma is not split there."
 )
-_Outs = Annotated[str | None, option("--out NAME|PATH[,…]", _OUT_HELP, complete=complete_data_list)]
+_Outs = Annotated[str | None, option("--out NAME|PATH[,…]", _OUT_HELP, complete=a_set)]
 _BENCHMARK_HELP = "The sets of openood-mnist, openood-cifar10 or openood-cifar100."
 _Benchmark = Annotated[str | None, option("--benchmark B", _BENCHMARK_HELP)]
 _SCORE_HELP = "Scores, or `all`; without it those of the recipe, of `--input` its first."
-_Score = Annotated[str | None, option("--score S[,S…]", _SCORE_HELP, complete=complete_scores)]
+_Score = Annotated[str | None, option("--score S[,S…]", _SCORE_HELP, complete=a_score)]
 _N_HELP = (
     "Images scored of each set, or compared with pictures; without it as many as the time budget allows."
 )
@@ -98,8 +97,6 @@ def ood(
     report: opt.Report = None,
     submit: opt.Submit = None,
     slurm: opt.Slurm = None,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
 ) -> None:
     """Score images of other data sets, or single pictures, by how foreign they are to a model.
 
@@ -108,7 +105,6 @@ def ood(
 
     The scores' own options (`--starts 8`, `--steps 20`) are those of the recipe's `ood` section.
     """
-    began = monotonic()
     from gzcli.core.jobs import AlarmJob, OodJob
     from gzcli.launch.from_file import find_run
 
@@ -150,7 +146,7 @@ def ood(
     (table if input_ is None else table_of_pictures)(result)
     for text in (*(f"note: {note}" for note in result.get("notes", [])), f"files: {folder}"):
         out.info(text)
-    ending(result, folder, quoted(model) + (f" --in {quoted(in_)}" if in_ else ""), card, took(began))
+    ending(result, folder, quoted(model) + (f" --in {quoted(in_)}" if in_ else ""), card, took())
     out.data(with_report(result, folder, report))
     if fail and result["flagged"]:
         raise SystemExit(FLAGGED)

@@ -7,7 +7,6 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from time import monotonic
 from typing import Annotated, Any, Literal
 
 import typer
@@ -16,7 +15,7 @@ from gzcli.cli import jobs, out
 from gzcli.cli import options as opt
 from gzcli.cli.jobs import bytes_of, end, quoted, took
 from gzcli.cli.list import alone, in_words, list_runs, names_of, summaries, summary, table_of_runs
-from gzcli.cli.options import argument, complete_data, complete_model, complete_model_or_run, option
+from gzcli.cli.options import a_model, a_model_or_run, a_set, argument, option
 from gzcli.core.errors import MissingError, UsageError, did_you_mean
 from gzcli.core.sections import LaunchSection
 from gzcli.core.units import counted, figure, size
@@ -30,14 +29,14 @@ app = typer.Typer(
     invoke_without_command=True,
 )
 
-_Ref = Annotated[str, argument("RUN", "Id, alias, folder or model.", complete_model_or_run)]
-_Refs = Annotated[list[str], argument("RUN…", "Ids, aliases or folders.", opt.complete_run)]
-_Any = Annotated[list[str], argument("RUN RUN…", "Ids, aliases, folders or models.", complete_model_or_run)]
+_Ref = Annotated[str, argument("RUN", "Id, alias, folder or model.", a_model_or_run)]
+_Refs = Annotated[list[str], argument("RUN…", "Ids, aliases or folders.", opt.a_run)]
+_Any = Annotated[list[str], argument("RUN RUN…", "Ids, aliases, folders or models.", a_model_or_run)]
 _Repository = Annotated[str, argument("OWNER/NAME", "A model repository of the Hugging Face hub.")]
 _DTYPE_HELP = "Of the weights in a file; bf16 halves it, and changes samples a little."
 _Dtype = Annotated[Literal["fp32", "bf16"], option("--dtype", _DTYPE_HELP)]
-_OfModel = Annotated[str, option("--model M", "Of one model only.", complete=complete_model)]
-_OfData = Annotated[str, option("--data NAME", "Of one data set only.", complete=complete_data)]
+_OfModel = Annotated[str, option("--model M", "Of one model only.", complete=a_model)]
+_OfData = Annotated[str, option("--data NAME", "Of one data set only.", complete=a_set)]
 _TO_HELP = "One file that `gz` reads anywhere, or another library's format."
 _To = Annotated[Literal["file", "onnx", "torch", "diffusers"], option("--to", _TO_HELP)]
 _Out = Annotated[Path | None, option("--out PATH", "Where to write; into the run's folder without it.")]
@@ -57,19 +56,13 @@ NOT_TRAINED = ("about", "params", "launch.")
 
 
 @app.command("list")
-def list_(
-    model: _OfModel = "",
-    data: _OfData = "",
-    wide: opt.Wide = False,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
-) -> None:
+def list_(model: _OfModel = "", data: _OfData = "", wide: opt.Wide = False) -> None:
     """List runs, newest first."""
     list_runs(model or None, data or None, wide=wide)
 
 
 @app.command()
-def show(run: _Ref, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
+def show(run: _Ref) -> None:
     """Show a run's state and its whole recipe."""
     place = _find(run)
     tree, facts = place.tree(), summary(place)
@@ -85,7 +78,7 @@ def show(run: _Ref, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
 
 
 @app.command()
-def compare(runs: _Any, wide: opt.Wide = False, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
+def compare(runs: _Any, wide: opt.Wide = False) -> None:
     """Show runs side by side: figures, time, size, and the keys in which their recipes differ."""
     from gzcli.cli.plan import leaves
     from gzcli.store.metrics import last_figures
@@ -111,7 +104,7 @@ def compare(runs: _Any, wide: opt.Wide = False, json: opt.Json = False, quiet: o
 
 
 @app.command()
-def path(run: _Ref, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
+def path(run: _Ref) -> None:
     """Print the folder of a run."""
     place = _find(run)
     out.text(str(place.path))
@@ -125,8 +118,6 @@ def export(
     out_: _Out = None,
     dtype: _Dtype = "fp32",
     checkpoint: opt.Checkpoint = "last",
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
 ) -> None:
     """Write a run as one file to share, or its weights in the format of another library."""
     source = _find(run)
@@ -139,15 +130,14 @@ def export(
         raise UsageError("`--dtype` goes with `--to file`")
     if to != "file" and out_:
         claims.check_empty(place)
-    began = monotonic()
     result = exported(source, run, place, to=to, dtype=dtype, checkpoint=checkpoint)
     out.text(str(place))
     if to == "file":
         then = [(f"gz sample {quoted(place)}", "pictures from it, on any machine")]
-        end([f"one file of {bytes_of(place)}", took(began)], then)
+        end([f"one file of {bytes_of(place)}", took()], then)
     else:
         look = (f"ls {quoted(place)}", "what it holds, and how it is loaded")
-        end([f"{bytes_of(place)} for {to}", took(began)], [look, (f"gz sample {quoted(run)}", "")])
+        end([f"{bytes_of(place)} for {to}", took()], [look, (f"gz sample {quoted(run)}", "")])
     out.data(result)
 
 
@@ -159,8 +149,6 @@ def push(
     private: _Private = False,
     dtype: _Dtype = "fp32",
     checkpoint: opt.Checkpoint = "last",
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
 ) -> None:
     """Put a run on the Hugging Face hub, with a card that says what it is."""
     from gzcli.launch.from_file import metadata
@@ -186,9 +174,7 @@ def push(
 
 
 @app.command()
-def pull(
-    repository: _Repository, name: _Name = None, json: opt.Json = False, quiet: opt.Quiet = False
-) -> None:
+def pull(repository: _Repository, name: _Name = None) -> None:
     """Get a run from the Hugging Face hub into the store; `gz sample hf://OWNER/NAME` draws without that."""
     from gzcli.launch import from_file
     from gzcli.store import hub
@@ -209,13 +195,7 @@ def pull(
 
 
 @app.command()
-def prune(
-    keep: _Keep = None,
-    unfinished: _Unfinished = False,
-    yes: opt.Yes = False,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
-) -> None:
+def prune(keep: _Keep = None, unfinished: _Unfinished = False, yes: opt.Yes = False) -> None:
     """Remove old or unfinished runs; the best ones, those with a name and those being trained stay.
 
     Runs that were cut short (`--steps 10`, another image size) count as older than any complete one.
@@ -232,7 +212,7 @@ def prune(
 
 
 @app.command()
-def remove(runs: _Refs, yes: opt.Yes = False, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
+def remove(runs: _Refs, yes: opt.Yes = False) -> None:
     """Remove runs for good."""
     chosen: dict[Path, Run] = {}
     for ref in runs:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,7 +16,7 @@ import typer
 from gzcli.cli import jobs, out
 from gzcli.cli import options as opt
 from gzcli.cli.jobs import end, quoted, took
-from gzcli.cli.model_options import complete_do, complete_labels, labels_of
+from gzcli.cli.model_options import a_label, an_application, labels_of
 from gzcli.cli.options import choose, option
 from gzcli.core.errors import GzError, MissingError, UsageError, canonical, did_you_mean
 from gzcli.core.sections import LaunchSection
@@ -45,7 +44,7 @@ _Label = Annotated[
     option(
         "--label L[,L…]",
         "Class names or numbers, for conditional models; as '\"x,y\"' with a comma.",
-        complete=complete_labels,
+        complete=a_label,
     ),
 ]
 _PROMPT_HELP = "What to show, for models that take text; may be repeated, images take turns."
@@ -55,7 +54,7 @@ _Prompts = Annotated[
     option("--prompts FILE", "Prompts, one a line; `#` begins a comment.", exists=True, dir_okay=False),
 ]
 _DO_HELP = "An application: inpaint, interpolate, …"
-_Do = Annotated[str | None, option("--do METHOD", _DO_HELP, complete=complete_do)]
+_Do = Annotated[str | None, option("--do METHOD", _DO_HELP, complete=an_application)]
 _INPUT_HELP = "Pictures for `--do` (test images without it), or that images are made from."
 _Input = Annotated[Path | None, option("--input PATH", _INPUT_HELP, exists=True, resolve_path=True)]
 _MASK_HELP = "White is kept, black filled in."
@@ -97,15 +96,12 @@ def sample(
     animate: _Animate = False,
     submit: opt.Submit = None,
     slurm: opt.Slurm = None,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
 ) -> None:
     """Draw images from a trained model, or apply it to pictures (`--do`).
 
     The model's own options (`--steps 50`, `--temperature 0.7`) are those of its recipe's `sample` section, or
     of the method.
     """
-    began = monotonic()
     from gzcli.core.jobs import SampleJob
 
     if not model and not like:
@@ -140,7 +136,7 @@ def sample(
     if like:
         return out.data(result | {"like": compare(like, result)})
     out.data(result)
-    ending(quoted(model) + (f" --data {quoted(data)}" if data else ""), able, job.do, result, took(began))
+    ending(quoted(model) + (f" --data {quoted(data)}" if data else ""), able, job.do, result, took())
 
 
 def job_of(
