@@ -481,10 +481,10 @@ def write(
     tables = {
         "league": standings.table_of(main),
         "summary": standings.summary_table(best_first),
-        "equal_calls": equal and standings.table_of(equal),
-        "summary_equal_calls": equal and standings.summary_table(standings.summary(equal, metric)),
-        "curve_steps": curves["steps"] and standings.table_of(curves["steps"]),
-        "curve_time": curves["time"] and standings.table_of(curves["time"], "at_seconds"),
+        "equal_calls": standings.table_of(equal) if equal else "",
+        "summary_equal_calls": standings.summary_table(standings.summary(equal, metric)) if equal else "",
+        "curve_steps": standings.table_of(curves["steps"]) if curves["steps"] else "",
+        "curve_time": standings.table_of(curves["time"], "at_seconds") if curves["time"] else "",
     }
     files_of = {folder / "results" / f"{name}.csv": text for name, text in tables.items() if text}
     for path, text in files_of.items():

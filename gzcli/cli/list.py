@@ -90,51 +90,43 @@ def list_models(family: str = "", can: str = "", *, short: bool = False, wide: b
     """Prints the models of a family that have a capability; `short`: their names by family alone."""
     from gzcli.models.catalog import OUTSIDE, cards, counted
 
-    every = cards().values()
+    every = sorted(cards().values(), key=lambda card: (card.family, card.name))
     if family:
         family = choose("family", family, sorted({card.family for card in every}))
     if can:
         can = choose("capability", can, sorted({able for card in every for able in card.can}))
-    shown = [card for card in every if family in ("", card.family) and (not can or can in card.can)]
-    shown.sort(key=lambda card: (card.family, card.name))
     recipes = {canonical(name): name for name in recipe_names()}
-    rows = [(recipes.get(canonical(card.name)) or card.name, card) for card in shown]
-    staged = {name for name, card in rows if name not in recipes.values() and card.family != OUTSIDE}
-    abouts = {}
-    if not short or out.is_json():
-        abouts = {name: _about(name, card, staged=name in staged) for name, card in rows}
+    rows, staged = [], set()
+    families: dict[str, list[str]] = {}
+    for card in every:
+        if (family and card.family != family) or (can and can not in card.can):
+            continue
+        recipe = recipes.get(canonical(card.name))
+        name = recipe or card.name
+        if recipe or card.family == OUTSIDE:
+            families.setdefault(card.family, []).append(name)
+        else:
+            staged.add(name)
+        about = _about(name, card, staged=name in staged) if not short or out.is_json() else None
+        row = {"name": name, "family": card.family, "about": about, "can": list(card.can)}
+        rows.append((card, row | {"paper": card.paper, "recipe": recipe}))
     if short:
-        families: dict[str, list[str]] = {}
-        for name, card in rows:
-            if name not in staged:
-                families.setdefault(card.family, []).append(name)
         lines = [(name, " ".join(models)) for name, models in families.items()]
         out.table(("family", "models"), lines, wrap=("models",), wide=wide)
         out.info("")
     else:
         columns, wrap = ("model", "what it is", "can", "family", "paper"), ("what it is", "can", "paper")
         cells = []
-        for name, card in rows:
-            marked = (f"{can}{LABELLED}" if can in card.unlabelled_lack else can for can in card.can)
-            cells.append((name, abouts[name], " ".join(marked), card.family, card.paper))
+        for card, row in rows:
+            marked = " ".join(f"{can}{LABELLED}" if can in card.unlabelled_lack else can for can in card.can)
+            cells.append((row["name"], row["about"], marked, card.family, card.paper))
         out.table(columns, cells, spare=("paper", "family"), wrap=wrap, wide=wide)
-        if any(card.unlabelled_lack for _, card in rows):
+        if any(card.unlabelled_lack for card, _ in rows):
             out.hint(f"what is marked {LABELLED} is for runs trained with `--set model.conditional=true`")
     out.info(counted(len(rows) - len(staged), len(staged)))
     if short:
         out.hint("`gz list models` says what they do; also data, recipes, runs, pretrained")
-    models = [
-        {
-            "name": name,
-            "family": card.family,
-            "about": abouts.get(name),
-            "can": list(card.can),
-            "paper": card.paper,
-            "recipe": recipes.get(canonical(card.name)),
-        }
-        for name, card in rows
-    ]
-    out.data({"models": models})
+    out.data({"models": [row for _, row in rows]})
 
 
 def _about(name: str, card: ModelCard, *, staged: bool) -> str:
@@ -216,20 +208,18 @@ def _data_block(row: dict[str, Any], room: int | None) -> list[str]:
     """A data set's row as text: a heading and each fact, in lines of `room` columns."""
     from gzcli.data.sets.registry import extras_in_words
 
-    splits = [(row["n_train"], "train"), (row["n_val"], "val"), (row["n_test"], "test")]
-    images = ", ".join(f"{n:,} {split}" for n, split in splits if n)
+    images = ", ".join(f"{n:,} {split}" for split in ("train", "val", "test") if (n := row[f"n_{split}"]))
     sizes = f"also {', '.join(map(str, row['larger']))} pixels a side" if row["larger"] else None
-    download = f"{row['download'] / 1e6:,.0f} MB to download" if row["download"] else None
-    lost = "nothing is at its path any more" if row["lost"] else None
     kind = "findings or attributes, any number at once" if row["multilabel"] else "classes"
+    state = ["cached" if row["cached"] else "not cached"]
+    state += ["nothing is at its path any more"] if row["lost"] else []
+    state += [f"{row['download'] / 1e6:,.0f} MB to download"] if row["download"] else []
     texts = {
         f"{row['name']}: ": row["title"],
         "  images     ": ", ".join(filter(None, (_images(row), images, sizes))),
         "  labels     ": f"{row['classes'] or 'no'} {kind}",
         "  with each  ": extras_in_words(row["extras"]),
-        "  state      ": ", ".join(
-            filter(None, ("cached" if row["cached"] else "not cached", lost, download))
-        ),
+        "  state      ": ", ".join(state),
         "  licence    ": row["licence"],
         "  cite       ": row["citation"],
         "  get it at  ": row["page"],
