@@ -123,8 +123,12 @@ def ood(
     settings |= {"launch": LaunchSection(opt.parse_gpus(gpus), cpu, processes)}
     job: AlarmJob | OodJob
     if input_ is not None:
-        if map_:
-            check_maps(card)
+        if map_ and not card.maps:
+            from gzcli.models.catalog import cards
+
+            able = ", ".join(other.name for other in cards().values() if other.maps)
+            message = f"`{card.name}` does not say where a picture is anomalous"
+            raise UsageError(message, hint=f"these do: {able}")
         path = local(input_)
         label = f"input-{slug(path.stem)}"
         job = AlarmJob(input=str(path), fpr=rate(fpr), maps=map_, png=png, seeds=seeds, **settings)
@@ -146,7 +150,7 @@ def ood(
     (table if input_ is None else table_of_pictures)(result)
     for text in (*(f"note: {note}" for note in result.get("notes", [])), f"files: {folder}"):
         out.info(text)
-    ending(result, folder, quoted(model) + (f" --in {quoted(in_)}" if in_ else ""), card, took())
+    ending(result, folder, quoted(model) + (f" --in {quoted(in_)}" if in_ else ""), card)
     out.data(with_report(result, folder, report))
     if fail and result["flagged"]:
         raise SystemExit(FLAGGED)
@@ -161,23 +165,22 @@ def check_options(
     """Raises UsageError for options that do not go together, MissingError where there are no pictures."""
     wrong = of_pictures if input_ is None else of_sets
     strange = next((name for name, value in wrong.items() if value), None)
-    if input_ is None:
+    if input_ is not None:
         if strange:
-            raise UsageError(f"`{strange}` goes with `--input`", hint="gz ood RUN --input ./pictures")
-        if of_sets["--imglists"] and not of_sets["--benchmark"]:
-            raise UsageError("`--imglists` goes with `--benchmark`", hint="--benchmark openood-cifar10")
-        if not of_sets["--benchmark"] and not of_sets["--out"]:
-            hint = f"gz ood {model} --in mnist --out fashionmnist"
-            raise UsageError("`gz ood` needs `--out`, `--benchmark` or `--input`", hint=hint)
-        return
-    if strange:
-        message = f"`--input` judges single pictures, `{strange}` compares sets"
-        raise UsageError(message, hint="leave one of them out")
-    if of_pictures["--png"] and not of_pictures["--map"]:
-        raise UsageError("`--png` writes maps", hint="add `--map`")
-    if not local(input_).exists():
-        hint = "give a picture, or a folder, zip, tar or npz of pictures"
-        raise MissingError(f"there is no `{input_}`", hint=hint)
+            message = f"`--input` judges single pictures, `{strange}` compares sets"
+            raise UsageError(message, hint="leave one of them out")
+        if of_pictures["--png"] and not of_pictures["--map"]:
+            raise UsageError("`--png` writes maps", hint="add `--map`")
+        if not local(input_).exists():
+            hint = "give a picture, or a folder, zip, tar or npz of pictures"
+            raise MissingError(f"there is no `{input_}`", hint=hint)
+    elif strange:
+        raise UsageError(f"`{strange}` goes with `--input`", hint="gz ood RUN --input ./pictures")
+    elif of_sets["--imglists"] and not of_sets["--benchmark"]:
+        raise UsageError("`--imglists` goes with `--benchmark`", hint="--benchmark openood-cifar10")
+    elif not of_sets["--benchmark"] and not of_sets["--out"]:
+        hint = f"gz ood {model} --in mnist --out fashionmnist"
+        raise UsageError("`gz ood` needs `--out`, `--benchmark` or `--input`", hint=hint)
 
 
 def of_runs(
@@ -293,31 +296,21 @@ def rate(text: str | None) -> float:
     return share
 
 
-def check_maps(model: ModelCard) -> None:
-    """Raises UsageError that names the models that can, where this one makes no maps."""
-    from gzcli.models.catalog import cards
-
-    if not model.maps:
-        able = ", ".join(card.name for card in cards().values() if card.maps)
-        message = f"`{model.name}` does not say where a picture is anomalous"
-        raise UsageError(message, hint=f"these do: {able}")
-
-
 # ---------------------------------------------------------------------------- what is printed
 
 
-def ending(result: Mapping[str, Any], folder: Path, name: str, model: ModelCard, time: str) -> None:
+def ending(result: Mapping[str, Any], folder: Path, name: str, model: ModelCard) -> None:
     """The end of `gz ood`: which score was best, or what was flagged, and what to do with it."""
-    page = (f"gz report {quoted(folder)}", "")
     if "thresholds" in result:
         flagged = sum(row["flagged"] for row in result["files"])
         again = f"gz ood {name} --input {quoted(result['input'])}"
         more = (f"{again} --map", "where they are strange") if model.maps else (f"{again} --fpr 5%", "")
-        return end([f"{flagged:,} of {counted(len(result['files']), 'picture')} flagged", time], [more])
+        return end([f"{flagged:,} of {counted(len(result['files']), 'picture')} flagged", took()], [more])
     scores = [row for row in result["results"] if not row["baseline"]]
     best = max(scores, key=lambda row: row["auroc"], default=None)
     best_score = f"best score `{best['score']}`, AUROC {best['auroc']:.3f}" if best else None
-    end([best_score, time], [page, (f"gz ood {name} --input ./pictures", "your own pictures, one by one")])
+    page = (f"gz report {quoted(folder)}", "")
+    end([best_score, took()], [page, (f"gz ood {name} --input ./pictures", "your own pictures, one by one")])
 
 
 def table(result: Mapping[str, Any]) -> None:
@@ -348,9 +341,8 @@ def table_of_pictures(result: Mapping[str, Any]) -> None:
     flagged = [row for row in result["files"] if row["flagged"]]
     names, draws = list(result["thresholds"]), result["seeds"]
     shown = names[: 1 if draws > 1 else 2]  # as many as 80 columns hold, with their spread
-    heads, lines = ["file", "p"], []
-    for name in shown:
-        heads += [name, "±"] if draws > 1 else [name]
+    heads = ["file", "p", *(head for name in shown for head in ([name, "±"] if draws > 1 else [name]))]
+    lines = []
     for row in flagged[:LINES]:
         file = row["file"] if len(row["file"]) <= NAME else f"…{row['file'][1 - NAME :]}"
         line = [file, f"{row['p']:.4f}"]

@@ -235,21 +235,20 @@ def _find(ref: str) -> Run:
 def _remove(runs: list[Run], yes: bool, *, skip: bool = False) -> None:
     """Lists the runs, asks unless `yes`, removes them; with `skip` one that was taken meanwhile stays."""
     rows = summaries(runs)
-    total = sum(row["bytes"] for row in rows)
     if runs:
         table_of_runs(runs, rows, to_stderr=True)
-        if not opt.may_remove(f"{counted(len(runs), 'run')} ({size(total)})", yes):
-            runs, total = [], 0
-    gone = []
-    for run in runs:
+        every = size(sum(row["bytes"] for row in rows))
+        runs = runs if opt.may_remove(f"{counted(len(runs), 'run')} ({every})", yes) else []
+    gone, total = [], 0
+    for run, row in zip(runs, rows, strict=False):
         try:
             store.remove(run)
             gone.append(run.id)
+            total += row["bytes"]
         except UsageError as error:
             if not skip:
                 raise
             out.info(f"left: {error.message}")
-            total -= rows[runs.index(run)]["bytes"]
     if gone:
         left = [("gz runs list", "what is left")] if store.all_runs() else []
         end([f"removed {counted(len(gone), 'run')} ({size(total)})"], left)
@@ -279,12 +278,9 @@ def facts(runs: Sequence[Run], rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     for run, row in zip(runs, rows, strict=True):
         step, steps = row["step"], row["steps"]
         memory = max((part.status().get("peak_memory") or 0 for part in run.stages or [run]), default=0)
-        more = {
-            "name": row["alias"],
-            "step": f"{step:,} of {steps:,}" if step is not None and steps else step,
-            "at step": f"{row['best']['step']:,}" if row["best"] else None,
-            "memory": size(memory) if memory else None,
-        }
+        more = {"name": row["alias"], "memory": size(memory) if memory else None}
+        more["step"] = f"{step:,} of {steps:,}" if step is not None and steps else step
+        more["at step"] = f"{row['best']['step']:,}" if row["best"] else None
         columns.append({**row, **in_words(row), **more})
     return [(key, *(column[key] for column in columns)) for key in FACTS]
 

@@ -261,13 +261,11 @@ def origin_of_job(job: SampleJob, run: Run) -> dict[str, Any]:
 def command(job: SampleJob, run: Run) -> str:
     """The command line of a job, in one form however it was typed."""
     words = ["gz", "sample", run.id, *(["-n", str(job.n)] if job.n else []), "--seed", str(job.seed)]
-    flags = {"label": job.labels, "do": job.do, "input": job.input, "mask": job.mask}
-    if job.checkpoint not in ("last", "finished"):
-        flags["checkpoint"] = job.checkpoint
-    flags["precision"] = job.precision
-    for name, value in flags.items():
-        if value:
-            words += [f"--{name}", Path(value).name if name in ("input", "mask") else value]
+    pictures = {key: Path(path).name for key, path in (("input", job.input), ("mask", job.mask)) if path}
+    checkpoint = None if job.checkpoint in ("last", "finished") else job.checkpoint
+    flags = {"label": job.labels, "do": job.do, **pictures}
+    flags |= {"checkpoint": checkpoint, "precision": job.precision}
+    words += [word for name, value in flags.items() if value for word in (f"--{name}", value)]
     for prompt in job.prompts:
         words += ["--prompt", prompt]
     for key, value in job.options.items():
