@@ -65,7 +65,7 @@ def build(words: list[str] | None = None) -> Any:
             continue
         module = import_module(f"gzcli.cli.{'list' if verb == 'show' else verb}")
         if hasattr(module, "app"):
-            app.add_typer(module.app, name=verb, rich_help_panel=panel)
+            app.add_typer(module.app, name=verb, help=line, rich_help_panel=panel)
         else:
             function = getattr(module, f"{verb}_", None) or getattr(module, verb)
             settings = getattr(module, "SETTINGS", None)

@@ -8,12 +8,10 @@ from contextlib import contextmanager
 from math import prod
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from gzcli.cli import options as opt
 from gzcli.cli import out
 from gzcli.cli.jobs import new_set, quoted
-from gzcli.cli.list import alone, list_data
+from gzcli.cli.list import group, list_data
 from gzcli.cli.options import a_set, argument, choose, option
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.units import Size, packable, sides
@@ -26,11 +24,7 @@ if TYPE_CHECKING:
     from gzcli.data.packs.traits import Facts
     from gzcli.data.sets.names import DataSet
 
-app = typer.Typer(
-    help="Download, import and check data sets.",
-    callback=alone("data", list_data),
-    invoke_without_command=True,
-)
+app = group("data", list_data)
 
 
 @contextmanager

@@ -59,15 +59,15 @@ def list_(what: _What = "", family: _Family = "", can: _Can = "", wide: opt.Wide
     lists[kind](wide=wide)
 
 
-def alone(verb: str, show: Callable[[], None]) -> Callable[..., None]:
-    """What `gz VERB` does without a word more: it lists what there is."""
+def group(verb: str, show: Callable[[], None]) -> typer.Typer:
+    """The commands of a verb, which lists what there is without a word more."""
 
     def callback(ctx: typer.Context) -> None:
         if ctx.invoked_subcommand is None:
             show()
             out.hint(f"`gz {verb} --help` shows its commands")
 
-    return callback
+    return typer.Typer(callback=callback, invoke_without_command=True)
 
 
 _ShownModel = Annotated[str, argument("MODEL", "A model, as `gz list` names it.", a_model)]

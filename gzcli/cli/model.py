@@ -8,12 +8,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from gzcli.cli import options as opt
 from gzcli.cli import out
 from gzcli.cli.jobs import end, quoted, took
-from gzcli.cli.list import alone, list_models
+from gzcli.cli.list import group, list_models
 from gzcli.cli.options import argument, option
 from gzcli.core import streams
 from gzcli.core.errors import UsageError, canonical
@@ -21,11 +19,7 @@ from gzcli.core.units import counted
 from gzcli.store import model_files
 from gzcli.store.files import write_atomic
 
-app = typer.Typer(
-    help="Write a model of your own, and check it.",
-    callback=alone("model", list_models),
-    invoke_without_command=True,
-)
+app = group("model", list_models)
 
 _Name = Annotated[str, argument("NAME", "What the model will be called, as `maf`.")]
 _File = Annotated[Path, argument("FILE", "The model's file, as `./maf.py`.")]

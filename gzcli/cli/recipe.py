@@ -6,12 +6,10 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from gzcli.cli import options as opt
 from gzcli.cli import out
 from gzcli.cli.jobs import end, quoted, took
-from gzcli.cli.list import alone, list_recipes
+from gzcli.cli.list import group, list_recipes
 from gzcli.cli.model_options import Sets
 from gzcli.cli.options import a_model, a_set, argument, option
 from gzcli.core.errors import UsageError
@@ -19,11 +17,7 @@ from gzcli.core.units import counted
 from gzcli.store.files import write_atomic
 from gzcli.store.paths import recipe_names
 
-app = typer.Typer(
-    help="Show, copy and check recipes; a schema of them for editors.",
-    callback=alone("recipe", list_recipes),
-    invoke_without_command=True,
-)
+app = group("recipe", list_recipes)
 
 _What = Annotated[str, argument("NAME|FILE", "A shipped recipe, or a file.", a_model)]
 _SOME_HELP = "Recipes or files; every shipped recipe without any."

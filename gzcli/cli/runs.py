@@ -9,12 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import typer
-
 from gzcli.cli import jobs, out
 from gzcli.cli import options as opt
 from gzcli.cli.jobs import bytes_of, end, quoted, took
-from gzcli.cli.list import alone, in_words, list_runs, names_of, summaries, summary, table_of_runs
+from gzcli.cli.list import group, in_words, list_runs, names_of, summaries, summary, table_of_runs
 from gzcli.cli.options import a_model, a_model_or_run, a_set, argument, option
 from gzcli.core.errors import MissingError, UsageError, did_you_mean
 from gzcli.core.sections import LaunchSection
@@ -23,11 +21,7 @@ from gzcli.store import claims, files
 from gzcli.store import runs as store
 from gzcli.store.run_folder import Run
 
-app = typer.Typer(
-    help="List, show, compare, share, export and remove runs.",
-    callback=alone("runs", list_runs),
-    invoke_without_command=True,
-)
+app = group("runs", list_runs)
 
 _Ref = Annotated[str, argument("RUN", "Id, alias, folder or model.", a_model_or_run)]
 _Refs = Annotated[list[str], argument("RUN…", "Ids, aliases or folders.", opt.a_run)]
