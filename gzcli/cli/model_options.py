@@ -235,36 +235,26 @@ def panels(verb: str, word: str, recipe: Recipe) -> Iterator[tuple[str, Iterable
 
     part = recipe.parts[-1]
     model = card(part.model)
+    rows = list(options(verb, model, part)) if verb in EXTENDED else []
     if verb == "train":
         yield "Keys of {}: --set KEY=VALUE", keys(recipe)
-        yield (
-            "Examples",
-            [
-                (f"gz train {word} --data mnist --minutes 20",),
-                (f"gz train {word} --data ./pictures --set data.size=32 --set 'data.augment=[hflip]'",),
-            ],
-        )
-        return
-    rows = list(options(verb, model, part))
-    if verb == "ood":
+        of_pictures = "--set data.size=32 --set 'data.augment=[hflip]'"
+        lines = ["train {} --data mnist --minutes 20", f"train {{}} --data ./pictures {of_pictures}"]
+    elif verb == "ood":
         yield "Scores of {}: --score", scores(model, part)
-        if rows:
-            yield "Options of the scores of {}", rows
-        yield (
-            "Examples",
-            [(f"gz ood {word} --out patches --score all",), (f"gz ood {word} --input ./pictures",)],
-        )
-        return
+        lines = ["ood {} --out patches --score all", "ood {} --input ./pictures"]
+    else:
+        lines = ["sample {} -n 16 --seed 1"]
+        if "sampler" in model.sample and (choices := values_of(model.sample["sampler"].annotation)):
+            lines.append(f"sample {{}} --sampler {choices[0]} --steps 20")
+        lines += [f"sample {{}} --do {name}" for name in list(model.do)[:2]]
     if rows:
-        yield "Options of {}", rows
-    yield "Labels of {}: --label", [labels(word, model, part)]
-    if model.do:
-        yield "Applications of {}: --do", [applied(model, name) for name in model.do]
-    lines = [f"gz sample {word} -n 16 --seed 1"]
-    if "sampler" in model.sample and (choices := values_of(model.sample["sampler"].annotation)):
-        lines.append(f"gz sample {word} --sampler {choices[0]} --steps 20")
-    lines += [f"gz sample {word} --do {name}" for name in list(model.do)[:2]]
-    yield "Examples", [(line,) for line in lines]
+        yield "Options of the scores of {}" if verb == "ood" else "Options of {}", rows
+    if verb == "sample":
+        yield "Labels of {}: --label", [labels(word, model, part)]
+        if model.do:
+            yield "Applications of {}: --do", [applied(model, name) for name in model.do]
+    yield "Examples", [(f"gz {line}".replace("{}", word),) for line in lines]
 
 
 def options(verb: str, model: ModelCard, part: Part) -> Iterator[Row]:

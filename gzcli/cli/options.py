@@ -139,13 +139,8 @@ def _after_dashes(ctx: typer.Context, value: list[str] | None) -> list[str]:
     return check_extra(extra)
 
 
-def _json(value: bool) -> bool:
-    out.configure(json=value or None)  # `gz --json list` has set it already
-    return value
-
-
-def _quiet(value: bool) -> bool:
-    out.configure(quiet=value or None)  # `gz data -q list` has set it already
+def _switch(param: typer.CallbackParam, value: bool) -> bool:
+    out.configure(**{str(param.name): value or None})  # `gz --json list` has set it already
     return value
 
 
@@ -167,8 +162,8 @@ def spelled(model: str, pretrained: bool) -> str:
 
 OUTPUT, _DEVICE, _CLUSTER = "Output", "Devices", "A cluster"
 
-Json = Annotated[bool, option("--json", "Print JSON for scripts.", callback=_json, panel=OUTPUT)]
-Quiet = Annotated[bool, option("--quiet -q", "Print data and errors only.", callback=_quiet, panel=OUTPUT)]
+Json = Annotated[bool, option("--json", "Print JSON for scripts.", callback=_switch, panel=OUTPUT)]
+Quiet = Annotated[bool, option("--quiet -q", "Print data and errors only.", callback=_switch, panel=OUTPUT)]
 
 
 def switch(json: Json = False, quiet: Quiet = False) -> None:
