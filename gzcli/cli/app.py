@@ -87,29 +87,24 @@ def _add(switches: list[Any], command: Any) -> None:
         _add(switches, part)
 
 
-def _print(ctx: typer.Context, text: str, **data: str) -> None:
+def _print(ctx: typer.Context, param: typer.CallbackParam, value: bool) -> None:
     """Prints what an option that ends the program asks for."""
+    if not value:
+        return
     out.configure(json="--json" in (ctx.obj or ()) or None)  # it may follow the option
-    out.text(text)
-    out.data(data)
+    if param.name == "version":
+        out.text(f"gz {__version__}")
+        out.data({"version": __version__})
+    else:
+        from gzcli.docs.manual import manual
+
+        out.text(text := manual(build()))
+        out.data({"manual": text})
     raise typer.Exit()
 
 
-def _version(ctx: typer.Context, value: bool) -> None:
-    if value:
-        _print(ctx, f"gz {__version__}", version=__version__)
-
-
-def _llm(ctx: typer.Context, value: bool) -> None:
-    if value:
-        from gzcli.docs.manual import manual
-
-        text = manual(build())
-        _print(ctx, text, manual=text)
-
-
-Version = Annotated[bool, option("--version -V", "Print the version.", callback=_version, is_eager=True)]
-Llm = Annotated[bool, option("--llm", "Print the whole manual as one text.", callback=_llm, is_eager=True)]
+Version = Annotated[bool, option("--version -V", "Print the version.", callback=_print, is_eager=True)]
+Llm = Annotated[bool, option("--llm", "Print the whole manual as one text.", callback=_print, is_eager=True)]
 
 
 def root(ctx: typer.Context, version: Version = False, llm: Llm = False, json: Json = False) -> None:
