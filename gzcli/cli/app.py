@@ -71,19 +71,19 @@ def build(words: list[str] | None = None) -> Any:
             settings = getattr(module, "SETTINGS", None)
             app.command(verb, rich_help_panel=panel, context_settings=settings)(function)
     command = typer.main.get_command(app)
-    switches = typer.Typer(add_completion=False)
-    switches.command()(switch)
-    for part in getattr(command, "commands", {}).values():
-        _add(typer.main.get_command(switches).params, part)
+    carrier = typer.Typer(add_completion=False)
+    carrier.command()(switch)
+    switches = typer.main.get_command(carrier).params
+    for param in switches:
+        param.expose_value = False
+    _add(switches, command)
     return command
 
 
 def _add(switches: list[Any], command: Any) -> None:
-    """Gives a command, and those of a group, the options that set a switch of `out` and reach no verb."""
-    for param in switches:
-        param.expose_value = False
-    command.params += switches
+    """Gives the commands of a group the options that set a switch of `out` and reach no verb."""
     for part in getattr(command, "commands", {}).values():
+        part.params += switches
         _add(switches, part)
 
 
