@@ -59,7 +59,8 @@ _NewName = Annotated[str, option("--name NAME", "What to call it.")]
 _FROM_HELP = "Where to take the files from, in place of the publisher."
 _From = Annotated[str | None, option("--from DIR|URL", _FROM_HELP)]
 _SIZE_HELP = (
-    "Size of the images: a side, or width and height as 48x32; MedMNIST comes in 28, 64, 128 and 224."
+    "Size that images are resized to: a side, or width and height as 48x32; MedMNIST comes in 28, 64, 128 "
+    "and 224."
 )
 # the functions below get the result of `_packable`
 _Size = Annotated[str | None, option("--size S|WxH", _SIZE_HELP, callback=_packable)]
