@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from gzcli.cli import completion, model_options, out
-from gzcli.cli.options import Json, option
+from gzcli.cli.options import Json, option, switch
 from gzcli.core import streams
 from gzcli.core.errors import GzError, Interrupted, UsageError, system_error
 from gzcli.version import __version__
@@ -65,37 +65,46 @@ def build(words: list[str] | None = None) -> Any:
             continue
         module = import_module(f"gzcli.cli.{'list' if verb == 'show' else verb}")
         if hasattr(module, "app"):
-            app.add_typer(module.app, name=verb, rich_help_panel=panel)
+            app.add_typer(module.app, name=verb, help=line, rich_help_panel=panel)
         else:
             function = getattr(module, f"{verb}_", None) or getattr(module, verb)
             settings = getattr(module, "SETTINGS", None)
             app.command(verb, rich_help_panel=panel, context_settings=settings)(function)
-    return typer.main.get_command(app)
+    command = typer.main.get_command(app)
+    carrier = typer.Typer(add_completion=False)
+    carrier.command()(switch)
+    switches = typer.main.get_command(carrier).params
+    for param in switches:
+        param.expose_value = False
+    _add(switches, command)
+    return command
 
 
-def _print(ctx: typer.Context, text: str, **data: str) -> None:
+def _add(switches: list[Any], command: Any) -> None:
+    """Gives the commands of a group the options that set a switch of `out` and reach no verb."""
+    for part in getattr(command, "commands", {}).values():
+        part.params += switches
+        _add(switches, part)
+
+
+def _print(ctx: typer.Context, param: typer.CallbackParam, value: bool) -> None:
     """Prints what an option that ends the program asks for."""
+    if not value:
+        return
     out.configure(json="--json" in (ctx.obj or ()) or None)  # it may follow the option
-    out.text(text)
-    out.data(data)
+    if param.name == "version":
+        out.text(f"gz {__version__}")
+        out.data({"version": __version__})
+    else:
+        from gzcli.docs.page import manual
+
+        out.text(text := manual(build()))
+        out.data({"manual": text})
     raise typer.Exit()
 
 
-def _version(ctx: typer.Context, value: bool) -> None:
-    if value:
-        _print(ctx, f"gz {__version__}", version=__version__)
-
-
-def _llm(ctx: typer.Context, value: bool) -> None:
-    if value:
-        from gzcli.docs.page import manual
-
-        text = manual(build())
-        _print(ctx, text, manual=text)
-
-
-Version = Annotated[bool, option("--version -V", "Print the version.", callback=_version, is_eager=True)]
-Llm = Annotated[bool, option("--llm", "Print the whole manual as one text.", callback=_llm, is_eager=True)]
+Version = Annotated[bool, option("--version -V", "Print the version.", callback=_print, is_eager=True)]
+Llm = Annotated[bool, option("--llm", "Print the whole manual as one text.", callback=_print, is_eager=True)]
 
 
 def root(ctx: typer.Context, version: Version = False, llm: Llm = False, json: Json = False) -> None:

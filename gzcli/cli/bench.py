@@ -1,45 +1,61 @@
 """`gz bench`: compares trained models, and images from anywhere, by quality, likelihood, class balance and
-speed."""
+speed. With `--train-missing` it is a league, which first trains the models for one budget each."""
 
 from __future__ import annotations
 
+import re
+import shlex
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from gzcli.cli import jobs, league, out
+import typer
+
+from gzcli.cli import jobs, out
 from gzcli.cli import options as opt
 from gzcli.cli.jobs import end, name_of, quoted, took
-from gzcli.cli.model_options import complete_metrics
-from gzcli.cli.options import argument, complete_data, complete_model_or_run, option
+from gzcli.cli.options import a_model_or_run, a_set, argument, choose, option
 from gzcli.cli.report import check_report, with_report
-from gzcli.core.errors import MissingError, UsageError, canonical, matching
+from gzcli.core import signals
+from gzcli.core.errors import GzError, Interrupted, MissingError, UsageError, canonical, matching
 from gzcli.core.sections import LaunchSection
-from gzcli.core.units import figure
+from gzcli.core.units import about, count, counted, duration, figure
 from gzcli.data.sets.names import ENDINGS, OwnSet, is_set, locate, slug
-from gzcli.metrics.metric import column_of, help_text, weights_of
+from gzcli.launch.slurm import check_printable
+from gzcli.metrics import standings
+from gzcli.metrics.metric import column_of, help_text, metrics, weights_of
+from gzcli.store import files
 from gzcli.store.paths import recipe_names, user_dir
 from gzcli.store.run_folder import Run
 from gzcli.store.runs import all_runs, by_name
 
 if TYPE_CHECKING:
+    from gzcli.core.jobs import BenchJob
     from gzcli.data.sets.names import DataSet
+    from gzcli.judge.league import Entry, Terms
 
 ARROWS = {"down": "↓", "up": "↑"}
+LATE = 1.25  # times the budget from which it is told that a training took longer
+DAY = 86_400  # seconds of training after which it is asked whether to start
 KEEP = {"seconds": 2, "params": 5}  # as `Column.keep`, of what is no figure of a metric
 BY_NEIGHBOURS = ("precision", "recall", "density", "coverage")
 
+
+def _models_or_all(ctx: typer.Context, incomplete: str) -> list[str]:
+    return [*recipe_names(), *([] if "," in incomplete else ["all"])]
+
+
 _CONTESTANTS_HELP = "Models, runs' ids, aliases or folders; or images: a folder, zip, tar or npz."
-_Contestants = Annotated[
-    list[str] | None, argument("MODEL|RUN|IMAGES", _CONTESTANTS_HELP, complete_model_or_run)
-]
+_Contestants = Annotated[list[str] | None, argument("MODEL|RUN|IMAGES", _CONTESTANTS_HELP, a_model_or_run)]
 _DATA_HELP = "The real images, a data set or a path; without it the set of the first run."
-_Data = Annotated[str | None, option("--data NAME|PATH", _DATA_HELP, complete=complete_data)]
+_Data = Annotated[str | None, option("--data NAME|PATH", _DATA_HELP, complete=a_set)]
 _SPLIT_HELP = "Which of the real images; papers on CIFAR-10 take `train`."
 _Split = Annotated[Literal["test", "train", "all"], option("--split", _SPLIT_HELP)]
-_Metrics = Annotated[str | None, option("--metrics M[,M…]", help_text(), complete=complete_metrics)]
+_Metrics = Annotated[str | None, option("--metrics M[,M…]", help_text(), complete=metrics())]
 _N = Annotated[int, option("-n N", "Samples drawn of each model; images taken at most.", min=50)]
 _WEIGHTS_HELP = "File of Inception's weights."
 _Weights = Annotated[Path | None, option("--weights FILE", _WEIGHTS_HELP, exists=True, resolve_path=True)]
@@ -47,6 +63,18 @@ _STATS_HELP = "`mu` and `sigma` of real images for the Fréchet distance, as pyt
 _Stats = Annotated[Path | None, option("--real-stats FILE", _STATS_HELP, exists=True, resolve_path=True)]
 _EXPORT_HELP = "Write those of the real images."
 _Export = Annotated[Path | None, option("--export-stats FILE", _EXPORT_HELP, resolve_path=True)]
+
+_of_league = partial(option, panel="Training what is compared")
+_TrainMissing = Annotated[bool, _of_league("--train-missing", "Train each model for an equal time first.")]
+_BUDGET_HELP = "Time of each training: of work of the cores, on GPUs of the clock."
+_Budget = Annotated[str | None, _of_league("--budget 8m|1h", _BUDGET_HELP)]
+_MODELS = _of_league("--models all|M[,M…]", "Which; without it all that fit.", complete=_models_or_all)
+_Models = Annotated[str | None, _MODELS]
+_Seeds = Annotated[int, _of_league("--seeds K", "Trainings of each, from `--seed` on.", min=1)]
+_CALLS_HELP = "Compare samplers at N network calls an image, too; 0: not."
+_Calls = Annotated[int, _of_league("--calls N", _CALLS_HELP, min=0)]
+_CURVE_HELP = "Draw quality against a sampler's steps, or the training's time."
+_Curve = Annotated[str | None, _of_league("--curve steps|time", _CURVE_HELP)]
 
 
 def bench(
@@ -64,25 +92,22 @@ def bench(
     processes: opt.Processes = None,
     precision: opt.Precision = None,
     seed: opt.SeedOrZero = 0,
-    train_missing: league.TrainMissing = False,
-    budget: league.Budget = None,
-    models: league.LeagueModels = None,
-    seeds: league.Seeds = 1,
-    calls: league.Calls = 20,
-    curve: league.Curve = None,
+    train_missing: _TrainMissing = False,
+    budget: _Budget = None,
+    models: _Models = None,
+    seeds: _Seeds = 1,
+    calls: _Calls = 20,
+    curve: _Curve = None,
     yes: opt.Yes = False,
     submit: opt.Submit = None,
     slurm: opt.Slurm = None,
     wide: opt.Wide = False,
     report: opt.Report = None,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
 ) -> None:
     """Compare models, and images from anywhere, with real ones.
 
     Without a name, every model that has a finished run on the data set is compared.
     """
-    began = monotonic()
     from gzcli.core.jobs import BenchJob
 
     check_report(report)
@@ -103,13 +128,12 @@ def bench(
     networks = [] if weights else weights_of(job.metrics or ())
     if train_missing or budget or models or curve:
         names = opt.split(models) if models else contestants
-        terms = league.terms_of(job, names, seeds, calls, curve, budget, train_missing=train_missing)
+        terms = terms_of(job, names, seeds, calls, curve, budget, train_missing=train_missing)
         if submit or slurm:
-            return jobs.submit(
-                "bench", f"bench-{slug(f'league-{terms.data}')}", seed, job.launch, slurm, "same"
-            )
+            name = f"bench-{slug(f'league-{terms.data}')}"
+            return jobs.submit("bench", name, seed, job.launch, slurm, "same")
         jobs.fetch(networks)
-        return league.hold(terms, budget=str(budget), yes=yes, page=report)
+        return hold(terms, budget=str(budget), yes=yes, page=report)
     data_set, runs, images = find_contestants(contestants or [], data)
     if submit or slurm:
         return jobs.submit("bench", f"bench-{slug(data_set.key)}", seed, job.launch, slurm)
@@ -122,24 +146,22 @@ def bench(
     table(result, wide=wide)
     for text in (*(f"note: {note}" for note in result["notes"]), f"files: {folder}"):
         out.info(text)
-    ended(result, folder, took(began))
+    ended(result, folder, took())
     out.data(with_report(result, folder, report))
 
 
 def ended(result: Mapping[str, Any], folder: Path, time: str) -> None:
     """The end of `gz bench`: who is best by the first figure, and a page of it."""
-    from gzcli.metrics.standings import comparable
-
     ranked = [name for row in result["rows"] for name in row["metrics"] if result["directions"].get(name)]
     then = [(f"gz report {quoted(folder)}", "a page of it")]
-    facts, rows = [time], []
-    if ranked:
-        having = [row for row in result["rows"] if row["metrics"].get(ranked[0]) is not None]
-        rows = comparable(having, ranked[0], result["floor"])[0]
+    facts, rows, first = [time], [], next(iter(ranked), "")
+    if first:
+        having = [row for row in result["rows"] if row["metrics"].get(first) is not None]
+        rows = standings.comparable(having, first, result["floor"])[0]
     if len(rows) > 1:
-        sign = -1 if result["directions"][ranked[0]] == "up" else 1
-        best = min(rows, key=lambda row: sign * row["metrics"][ranked[0]])
-        facts = [f"best by {ranked[0]}: {best['name']}, {figure(best['metrics'][ranked[0]])}", time]
+        sign = -1 if result["directions"][first] == "up" else 1
+        best = min(rows, key=lambda row: sign * row["metrics"][first])
+        facts = [f"best by {first}: {best['name']}, {figure(best['metrics'][first])}", time]
         if run := by_name(best.get("run") or ""):
             then.append((f"gz sample {name_of(run)}", "more of its pictures"))
     end(facts, then)
@@ -222,11 +244,10 @@ def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
         count = f", {floor['images']:,}" if several else ""
         lines.append({**floor, "name": f"(real images{count})"})
     names = list(dict.fromkeys(name for line in lines for name in line["metrics"]))
-    columns = [
-        name
-        for name in ("params", *names, "seconds")
-        if name in names or any(line.get(name) is not None for line in lines)
-    ]
+    params, seconds = (
+        [key] * any(line.get(key) is not None for line in lines) for key in ("params", "seconds")
+    )
+    columns = [*params, *names, *seconds]
     biased = {name for of_size in result["biased"].values() for name in of_size}
     first = next((name for name in columns if name in directions), None)
     heads, cells = ["name"], [[line["name"]] for line in lines]
@@ -234,7 +255,7 @@ def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
     called: dict[str, str] = {}  # heading → the figure's name
     for name in columns:
         mark = "~" if name in biased else ""
-        heads.append(short(name, columns) + mark + ARROWS.get(directions.get(name) or "", ""))
+        heads.append(heading(name, columns) + mark + ARROWS.get(directions.get(name) or "", ""))
         spare[heads[-1]], called[heads[-1]] = KEEP.get(name) or column_of(name).keep, name
         halves = [half(line, name) for line in lines]
         for row, line in zip(cells, lines, strict=True):
@@ -249,7 +270,7 @@ def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
     out.table(heads, cells, spare=leaving, wide=wide, called=called)
 
 
-def short(name: str, columns: Sequence[str]) -> str:
+def heading(name: str, columns: Sequence[str]) -> str:
     """The heading of a figure by neighbours, without the name of its features where it is the only one."""
     word, _, features = name.partition("_")
     several = sum(other.startswith(f"{word}_") for other in columns) > 1
@@ -263,3 +284,272 @@ def half(line: Mapping[str, Any], name: str) -> str | None:
         return None
     value = (ends[1] - ends[0]) / 2
     return f"{value:.2g}" if value < 100 else f"{value:,.0f}"
+
+
+# ---------------------------------------------------------------------------- a league
+
+
+def terms_of(
+    job: BenchJob,
+    models: Sequence[str] | None,
+    seeds: int,
+    calls: int,
+    curve: str | None,
+    budget: str | None,
+    *,
+    train_missing: bool,
+) -> Terms:
+    """What the options ask for; a budget is a time such as `8m`, `1.5h` or `90s`."""
+    from gzcli.judge.league import SHORTEST, Terms
+
+    hint = f"gz bench --train-missing --budget {budget if train_missing and budget else '8m'} --data mnist"
+    if not train_missing:
+        raise UsageError("`--budget`, `--models` and `--curve` say what is trained", hint=hint)
+    if not job.data:
+        raise UsageError("`--train-missing` needs `--data`, the set to train on", hint=hint)
+    hint = "a number with its unit, at least 3s: `--budget 8m`, `--budget 1.5h`"
+    if budget is None:
+        raise UsageError("`--train-missing` needs `--budget`, the time of each training", hint=hint)
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)([smhd])", budget.strip())
+    if not match:
+        raise UsageError(f"`--budget {budget}` is no time", hint=hint)
+    seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]]
+    if seconds < SHORTEST:
+        raise UsageError(f"`--budget {budget}` is too short to train anything", hint=hint)
+    job = replace(job, data=locate(job.data).reference)
+    curves = tuple(choose("curve", name, ("steps", "time")) for name in opt.split(curve))
+    names = tuple(dict.fromkeys(models or ()))
+    all_seeds = tuple(range(job.seed, job.seed + seeds))
+    return Terms(job.data, seconds, None if names in ((), ("all",)) else names, all_seeds, job, calls, curves)
+
+
+def hold(terms: Terms, *, budget: str, yes: bool, page: Path | None = None) -> None:
+    """Holds a league and prints its table. A model that fails is a row with its error."""
+    from gzcli.judge.league import draw, entries_of
+
+    out.configure(lenient=True)  # a lost reader does not end what takes hours
+    for word in sys.argv[1:]:
+        check_printable(word=word)
+    check_printable(folder=str(Path.cwd()))
+    with out.progress("packing", unit="images") as report:
+        entries, left_out = entries_of(terms, say=out.info, progress=report)
+    if not entries:
+        hint = next(iter(left_out.values()), None)
+        raise UsageError(f"no model can be trained on `{terms.data}`", hint=hint)
+    if entries[0].plan.note:
+        out.warn(entries[0].plan.note)
+    folder = user_dir("bench") / f"league-{locate(terms.data).key}-{budget.strip()}-{terms.key}"
+    with files.lock(folder / ".lock", wait=False) as locked:
+        if not locked:
+            raise UsageError("another `gz` holds this league", hint=f"it writes into `{folder}`")
+        before_start(entries, left_out, terms, budget, yes=yes)
+        words = f"cd {shlex.quote(str(Path.cwd()))}\n{shlex.join(['gz', *sys.argv[1:]])}\n"
+        files.write_atomic(folder / "command.sh", words)
+        with signals.noted() as heard:
+            result = play(entries, terms, folder, heard)
+        took = [row.get("train_seconds", 0) for row in result["rows"]]
+        if longer := [seconds for seconds in took if seconds > LATE * terms.budget]:
+            result["notes"].append(
+                f"{len(longer)} of {len(took)} trainings took up to {duration(max(longer))} and not "
+                f"{duration(terms.budget)}: the machine was busier than at first, or validation and pictures "
+                "took more than their share"
+            )
+        draw(folder, result)
+        result |= {"left_out": left_out, "budget": terms.budget}
+        files.write_json(Run(folder).league_file, result)
+    show_league(result)
+    out.data(with_report(result, folder, page))
+
+
+def before_start(
+    entries: Sequence[Entry], left_out: dict[str, str], terms: Terms, budget: str, *, yes: bool
+) -> None:
+    """Prints the plan, and asks on a terminal whether to start what takes more than a day."""
+    from gzcli.cli.plan import start_or_not
+
+    done = sum((run := entry.run()) is not None and run.state == "finished" for entry in entries)
+    models, seeds = list(dict.fromkeys(entry.model for entry in entries)), len(terms.seeds)
+    seconds = (len(entries) - done) * terms.budget
+    of_seeds = f", {seeds} seeds" if seeds > 1 else ""
+    takes = f"about {about(seconds)} of training, and the time to sample and judge"
+    lines = out.fitted(" ".join(models), f"{len(models)} models: ")
+    lines.append(f"{budget} each{of_seeds}: {len(entries) - done} to train, {done} there")
+    lines.append(takes if seconds else "nothing is trained, all that is left is to judge")
+    for name, why in left_out.items():
+        lines += out.fitted(f"left out: {name} ({why})")
+    for line in lines:
+        out.info(line)
+    less = "fewer models or seeds, or a smaller `--budget`, take less"
+    start_or_not(seconds, most=DAY, span="a day", ways=less, yes=yes)
+
+
+# ---------------------------------------------------------------------------- training and judging
+
+
+def play(entries: Sequence[Entry], terms: Terms, folder: Path, heard: Sequence[int]) -> dict[str, Any]:
+    """Trains and judges one entry after the other, and writes what is known after each. Returns the JSON."""
+    rows: list[dict[str, Any]] = []
+    facts: dict[str, Any] = {"data": terms.data, "notes": [], "floor": {}, "directions": {}}
+    result: dict[str, Any] = {}
+    for i, entry in enumerate(entries, 1):
+        head = f"{i}/{len(entries)} {entry.model}" + (f" seed {entry.seed}" if len(terms.seeds) > 1 else "")
+        since, run = time.monotonic(), entry.run()
+        if not run or run.state != "finished":
+            until = time.strftime("%H:%M", time.localtime(time.time() + terms.budget))
+            out.info(f"{head}: " + ("goes on" if run else f"is trained, until {until} at the earliest"))
+        try:
+            judged = judge(entry.train(say=out.info), entry, terms, facts)
+        except Interrupted as error:
+            error.hint = "the same command goes on"
+            raise
+        except GzError as error:
+            if heard:  # by which what the entry ran was ended
+                raise stopped(heard[0]) from error
+            failed = {"setting": "default", "metrics": {}, "floor": {}, "error": error.message}
+            judged = [facts_of(entry, entry.run()) | failed]
+        rows += judged
+        metric = standings.ranking_metric(rows, terms.job.metrics)
+        out.info(f"{head}: {in_short(judged[0], metric)}, {duration(time.monotonic() - since)}")
+        result = write(folder, standings.of_one_size(rows), metric, facts)
+        if heard:
+            raise stopped(heard[0])
+    return result
+
+
+def stopped(number: int) -> Interrupted:
+    """The end of a league by a signal that the entry at hand did not end by."""
+    hint = "the same command goes on"
+    return Interrupted(f"stopped by {signals.name_of(number)}", signum=number, hint=hint)
+
+
+def facts_of(entry: Entry, run: Run | None) -> dict[str, Any]:
+    """The model of a row, its seed, and what its run is and took."""
+    from gzcli.judge.league import facts_of as facts_of_run
+
+    return {"model": entry.model, "seed": entry.seed, **(facts_of_run(run) if run else {})}
+
+
+def judge(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a run, of its own sampler first. A curve that cannot be drawn is a note."""
+    from gzcli.judge.league import jobs_of, judgement, kept_steps
+
+    rows: list[dict[str, Any]] = []
+    if "time" in terms.curves and len(kept_steps(run)) < 2:
+        facts["notes"].append(
+            f"`{run.id}` was trained for less than a curve and kept no checkpoints for one: "
+            f"`gz runs remove {run.id}` lets it be trained again with more (`train.keep`)"
+        )
+    for kind, (job, descriptions) in jobs_of(run, terms).items():
+        key, done = judgement(run, job)
+        try:
+            if done:  # by the same job before
+                result = files.read_json(Run(done).result_file)
+            else:
+                result = jobs.do_job(jobs.new_folder(run.path / "bench", key), job, quiet=True)
+        except GzError as error:
+            if kind == "main" or isinstance(error, Interrupted):
+                raise
+            facts["notes"].append(f"{entry.model}, seed {entry.seed}: no curve of {kind}: {error.message}")
+            continue
+        for key in ("directions", "floor", "floor_intervals"):
+            facts[key] = {**facts.get(key, {}), **result.get(key, {})}
+        facts |= {"data": result["data"], "provenance": result["provenance"]}
+        facts["notes"] += [note for note in result["notes"] if note not in facts["notes"]]
+        for row, description in zip(result["rows"], descriptions, strict=True):
+            rate = row["metrics"].get("samples_per_s")
+            of_setting = {
+                "setting": description["setting"],
+                "at_seconds": description.get("seconds"),
+                "calls": row.get("calls"),
+                "steps": row["sample"].get("steps"),
+                "sample_seconds": 1 / rate if rate else None,
+                "floor": result["floor"],
+                "shape": result["provenance"]["shape"],
+            }
+            rows.append({**row, **facts_of(entry, run), **of_setting})
+    return rows
+
+
+def write(
+    folder: Path, rows: Sequence[dict[str, Any]], metric: str | None, facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Writes the tables into `results/` and returns the JSON so far."""
+    main = [row for row in rows if row["setting"] == "default"]
+    equal = [row for row in rows if row["setting"].endswith("calls")]
+    curves = {kind: [row for row in rows if row["setting"] == kind] for kind in ("steps", "time")}
+    best_first = standings.summary(main, metric)
+    tables = {
+        "league": standings.table_of(main),
+        "summary": standings.summary_table(best_first),
+        "equal_calls": standings.table_of(equal) if equal else "",
+        "summary_equal_calls": standings.summary_table(standings.summary(equal, metric)) if equal else "",
+        "curve_steps": standings.table_of(curves["steps"]) if curves["steps"] else "",
+        "curve_time": standings.table_of(curves["time"], "at_seconds") if curves["time"] else "",
+    }
+    files_of = {folder / "results" / f"{name}.csv": text for name, text in tables.items() if text}
+    for path, text in files_of.items():
+        files.write_atomic(path, text)
+    spearman = standings.agreement(main, metric) if metric else None
+    result = facts | {"metric": metric, "rows": main, "equal_calls": equal, "curves": curves}
+    result |= {"summary": best_first, "spearman": spearman, "folder": str(folder)}
+    return result | {"results": list(map(str, files_of)), "pictures": []}
+
+
+# ---------------------------------------------------------------------------- what is printed
+
+
+def in_short(row: dict[str, Any], metric: str | None) -> str:
+    """A row's figure beside its floor, or its error."""
+    if row.get("error"):
+        return f"failed: {row['error']}"
+    value = standings.value_of(row, metric) if metric else None
+    if metric is None or value is None:
+        return "judged"
+    relative = short(standings.times_floor(row, metric))
+    return f"{metric} {value:.4g}, {relative} × floor, {counted(row['calls'], 'call')} an image"
+
+
+def show_league(result: dict[str, Any]) -> None:
+    """Prints the table, the best first, and where the files are."""
+    metric, equal = result["metric"], {}
+    if metric and result["equal_calls"]:
+        equal = {row["model"]: row for row in standings.summary(result["equal_calls"], metric)}
+    at = [f"at {result['equal_calls'][0]['setting']}"] if equal else []
+    head = ["", "model", metric or "", "× floor", *at, "params", "calls", "s/image"]
+    lines = []
+    for row in result["summary"]:
+        line = [row["place"], row["model"], with_deviation(row, metric), short(row["times_floor"])]
+        if equal:
+            line.append(short((equal.get(row["model"]) or {}).get("times_floor")))
+        params = count(row["params"]) if row["params"] else None
+        lines.append([*line, params, short(row["calls"]), short(row["sample_seconds"], 2)])
+    floor = result.get("floor", {}).get(metric)
+    lines.append([None, "(real images)", short(floor), *[None] * (len(head) - 3)])
+    out.table(head, lines, spare=("calls", "s/image", "params"), elsewhere="`--json` has them")
+    for row in result["rows"]:
+        if row.get("error"):
+            out.info(f"failed: {row['model']}, seed {row['seed']}: {row['error']}")
+    if order := result["spearman"]:
+        out.info(f"order over seeds: rank correlation {order['mean']:.3f}, {order['min']:.3f} at least")
+    notes = [line for note in result["notes"] for line in out.fitted(note, "note: ")]
+    for text in (*notes, f"files: {result['folder']}"):
+        out.info(text)
+    first = result["summary"][0] if result["summary"] else None
+    facts = [f"best: {first['model']}, {metric} {with_deviation(first, metric)}"] if first and metric else []
+    end(facts, [(f"gz report {quoted(result['folder'])}", "a page of it")])
+
+
+def with_deviation(row: dict[str, Any], metric: str | None) -> str | None:
+    """The mean of a metric, with its standard deviation over seeds where there are several."""
+    names = {standings.base(name): name for name in row["metrics"]}
+    if metric not in names:
+        return None
+    spread = row["deviations"][names[metric]]
+    return short(row["metrics"][names[metric]]) + (f" ± {short(spread, 2)}" if spread is not None else "")
+
+
+def short(value: float | None, digits: int = 3) -> str:
+    """A number in a few digits, and without a power of ten where it is large; `-` for none."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
-from time import monotonic
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING, Annotated, Any
 
 from gzcli.cli import options as opt
 from gzcli.cli import out
 from gzcli.cli.jobs import new_set, quoted
-from gzcli.cli.list import alone, list_data
-from gzcli.cli.options import argument, choose, complete_data, option
+from gzcli.cli.list import group, list_data
+from gzcli.cli.options import a_set, argument, choose, option
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.units import Size, packable, sides
 from gzcli.data.sets import library
@@ -23,14 +20,11 @@ from gzcli.data.sets.names import locate, names
 from gzcli.data.sets.registry import DataSpec, Form, find, is_fetched
 
 if TYPE_CHECKING:
-    from gzcli.data.packs.pack import Pack
+    from gzcli.data.packs.open import Facts
+    from gzcli.data.packs.pack import Pack, PackMeta
     from gzcli.data.sets.names import DataSet
 
-app = typer.Typer(
-    help="Download, import and check data sets.",
-    callback=alone("data", list_data),
-    invoke_without_command=True,
-)
+app = group("data", list_data)
 
 
 @contextmanager
@@ -56,12 +50,10 @@ def _one_or_three(channels: int | None) -> int | None:
     return channels
 
 
-_Name = Annotated[str, argument("NAME", "A data set.", complete_data)]
-_Names = Annotated[list[str], argument("NAME", "Data sets.", complete_data)]
-_Some = Annotated[
-    list[str] | None, argument("NAME", "Data sets; all cached ones without any.", complete_data)
-]
-_Shown = Annotated[str, argument("NAME|PATH", "A data set, or your own images.", complete_data)]
+_Name = Annotated[str, argument("NAME", "A data set.", a_set)]
+_Names = Annotated[list[str], argument("NAME", "Data sets.", a_set)]
+_Some = Annotated[list[str] | None, argument("NAME", "Data sets; all cached ones without any.", a_set)]
+_Shown = Annotated[str, argument("NAME|PATH", "A data set, or your own images.", a_set)]
 _Path = Annotated[str, argument("PATH", "A folder, zip, tar, npz or parquet of images.")]
 _NewName = Annotated[str, option("--name NAME", "What to call it.")]
 _FROM_HELP = "Where to take the files from, in place of the publisher."
@@ -89,14 +81,7 @@ def _opened(data_set: DataSet, size: Size | None, channels: int | None) -> Pack:
 
 
 @app.command()
-def download(
-    names: _Names,
-    source: _From = None,
-    size: _Size = None,
-    channels: _Channels = None,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
-) -> None:
+def download(names: _Names, source: _From = None, size: _Size = None, channels: _Channels = None) -> None:
     """Fetch data sets, check them and pack them.
 
     A download that was cut off is continued. `GZ_MIRROR`, a folder or base URL that holds NAME/FILE, is asked
@@ -106,7 +91,7 @@ def download(
     from gzcli.data.packs.open import peek
     from gzcli.data.packs.pack import pack_limit
 
-    lines, rows, images, began = [], [], 0, monotonic()
+    lines, rows, images = [], [], 0
     for spec in [find(name) for name in names]:  # an unknown name is refused before anything is fetched
         if not spec.embedded:
             pixels = (channels or spec.channels) * prod(sides(size or spec.size))
@@ -122,7 +107,7 @@ def download(
         facts = {"shape": meta.shape, "classes": len(meta.classes), "counts": meta.counts}
         rows.append({"name": spec.name, **facts})
     out.table(("data", "train", "val", "test"), lines)
-    new_set(images, names[0], began, show=True)
+    new_set(images, names[0], show=True)
     out.data({"data": rows})
 
 
@@ -134,13 +119,10 @@ def import_(
     channels: _Channels = None,
     layout: _Layout = None,
     skip_bad: _SkipBad = False,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
 ) -> None:
     """Give images of your own a name, and pack them; the files stay where they are."""
     from gzcli.data.readers.folder import LAYOUTS
 
-    began = monotonic()
     layout = choose("layout", layout, LAYOUTS) if layout else None
     new = name not in names()
     row = library.import_set(path, name, Form(size, channels, skip_bad, layout))
@@ -165,89 +147,80 @@ def import_(
             out.hint(str(error.hint))
     out.text(row["name"])
     images = sum(row["counts"].values()) if row["shape"] else None
-    new_set(images, row["name"] + more, began, show=bool(row["shape"]))
+    new_set(images, row["name"] + more, show=bool(row["shape"]))
     out.data(row)
 
 
 @app.command()
-def show(
-    name: _Shown,
-    size: _Size = None,
-    channels: _Channels = None,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
-) -> None:
+def show(name: _Shown, size: _Size = None, channels: _Channels = None) -> None:
     """Show what a data set holds: classes, counts, and a contact sheet with the classes' names.
 
     Of a known set that is not here it shows the description, and fetches nothing.
     """
-    from gzcli.data.packs.open import facts_of, peek, settings_lines
+    from gzcli.data.packs.open import facts_of, peek, ways_to_fetch
 
-    data_set, began = locate(name), monotonic()
-    if isinstance(data_set, DataSpec):
-        here = data_set.embedded or is_fetched(data_set.sized(size))
-        if not here and peek(data_set, size=size, channels=channels) is None:
-            return _show_described(data_set.sized(size), size, channels)
+    data_set = locate(name)
+    spec = data_set.sized(size) if isinstance(data_set, DataSpec) else None
+    if spec and not (spec.embedded or is_fetched(spec) or peek(spec, size=size, channels=channels)):
+        facts = facts_of(spec, size=size, channels=channels)
+        height, width = (facts.height, facts.width) if facts else (spec.size, spec.size)
+        counts = {"train": spec.n_train, "val": spec.n_val, "test": spec.n_test}
+        row = _described(spec, (channels or spec.channels, height, width), counts, spec, facts)
+        kind = "attributes, of which an image may have several" if spec.multilabel else "classes"
+        classes = "" if isinstance(spec.classes, int) else f": {', '.join(spec.classes)}"
+        out.info(f"{spec.n_classes:,} {kind}{classes}")
+        out.info(f"licence: {spec.licence}; {spec.citation}")
+        out.table(("data", *counts), [(spec.name, *counts.values())])
+        out.hint(f"its pictures are not here: {ways_to_fetch(spec)}")
+        row |= {"classes": [{"name": name} for name in spec.class_names], "notes": (), "skipped": ()}
+        row |= {"digest": None, "sheet": None, "licence": spec.licence, "download": spec.download_size}
+        return out.data(row)
     from gzcli.data.packs.pack import PackFolder
     from gzcli.data.packs.sheet import class_counts, draw
 
     pack = _opened(data_set, size, channels)
-    facts = facts_of(data_set, size=size, channels=channels)
-    meta, classes = pack.meta, class_counts(pack)
-    c, h, w = meta.shape
-    splits = list(meta.counts)
-    out.info(f"{meta.title}: {w}×{h} pixels, {'grey' if c == 1 else 'RGB'}, {meta.levels} levels")
-    for note in (*settings_lines(data_set, facts), *meta.notes):
+    facts, meta, classes = facts_of(data_set, size=size, channels=channels), pack.meta, class_counts(pack)
+    row = _described(meta, meta.shape, meta.counts, data_set, facts)
+    for note in meta.notes:
         out.info(note.replace("--set data.channels=", "--channels "))
-    every = {"name": "images", **meta.counts}
-    lines = [(row["name"], *(row[split] for split in splits)) for row in (*classes, every)]
-    out.table(("class", *splits), lines)
+    lines = [(each["name"], *(each[split] for split in meta.counts)) for each in classes]
+    out.table(("class", *meta.counts), [*lines, ("images", *meta.counts.values())])
     for message in meta.skipped:
         out.info(f"left out: {message}")
     sheet = draw(pack, PackFolder(pack.folder).sheet_picture)
     out.text(str(sheet))
-    row = {"name": meta.name, "title": meta.title, "shape": meta.shape, "levels": meta.levels}
-    row |= {"counts": meta.counts, "shape_class": facts and facts.shape_class}
-    row |= {"traits": facts.traits if facts else (), "classes": classes, "multilabel": meta.multilabel}
-    row |= {"extras": meta.extras, "notes": meta.notes, "skipped": meta.skipped, "digest": meta.digest}
-    new_set(sum(meta.counts.values()), quoted(name), began, show=False)
-    out.data({**row, "sheet": sheet})
+    new_set(sum(meta.counts.values()), quoted(name), show=False)
+    row |= {"classes": classes, "notes": meta.notes, "skipped": meta.skipped, "digest": meta.digest}
+    out.data(row | {"sheet": sheet})
 
 
-def _show_described(spec: DataSpec, size: Size | None, channels: int | None) -> None:
-    """Shows what is known of a set without its files."""
-    from gzcli.data.packs.open import facts_of, settings_lines, ways_to_fetch
+def _described(
+    described: PackMeta | DataSpec,
+    shape: Sequence[int],
+    counts: Mapping[str, int],
+    data_set: DataSet,
+    facts: Facts | None,
+) -> dict[str, Any]:
+    """Prints what a pack, or the description of a set without one, has in common; returns it for scripts."""
+    from gzcli.data.packs.open import settings_lines
 
-    facts = facts_of(spec, size=size, channels=channels)
-    width, height = (facts.width, facts.height) if facts else (spec.size, spec.size)
-    c = channels or spec.channels
-    counts = {"train": spec.n_train, "val": spec.n_val, "test": spec.n_test}
-    kind = "attributes, of which an image may have several" if spec.multilabel else "classes"
-    classes = "" if isinstance(spec.classes, int) else f": {', '.join(spec.classes)}"
-    out.info(f"{spec.title}: {width}×{height} pixels, {'grey' if c == 1 else 'RGB'}, {spec.levels} levels")
-    for line in settings_lines(spec, facts):
-        out.info(line)
-    out.info(f"{spec.n_classes:,} {kind}{classes}")
-    out.info(f"licence: {spec.licence}; {spec.citation}")
-    out.table(("data", *counts), [(spec.name, *counts.values())])
-    out.hint(f"its pictures are not here: {ways_to_fetch(spec)}")
-    row = {"name": spec.name, "title": spec.title, "shape": (c, height, width), "levels": spec.levels}
-    row |= {"counts": counts, "shape_class": facts and facts.shape_class}
-    row |= {"traits": facts.traits if facts else (), "multilabel": spec.multilabel, "extras": spec.extras}
-    row |= {"classes": [{"name": name} for name in spec.class_names], "notes": (), "skipped": ()}
-    out.data(row | {"digest": None, "sheet": None, "licence": spec.licence, "download": spec.download_size})
+    c, h, w = shape
+    out.info(f"{described.title}: {w}×{h} pixels, {'grey' if c == 1 else 'RGB'}, {described.levels} levels")
+    for note in settings_lines(data_set, facts):
+        out.info(note.replace("--set data.channels=", "--channels "))
+    row = {key: getattr(described, key) for key in ("name", "title", "levels", "multilabel", "extras")}
+    row |= {"shape_class": facts and facts.shape_class, "traits": facts.traits if facts else ()}
+    return row | {"shape": shape, "counts": counts}
 
 
 @app.command("list")
-def list_(
-    long: _Long = False, wide: opt.Wide = False, json: opt.Json = False, quiet: opt.Quiet = False
-) -> None:
+def list_(long: _Long = False, wide: opt.Wide = False) -> None:
     """List data sets; the same as `gz list data`."""
     list_data(long=long, wide=wide)
 
 
 @app.command()
-def verify(names: _Some = None, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
+def verify(names: _Some = None) -> None:
     """Check the files of data sets against their checksums."""
     cached = [row["name"] for row in library.listing() if row["cached"] and not row["embedded"]]
     rows = [library.verify(name, say=out.info) for name in names or cached]
@@ -257,7 +230,7 @@ def verify(names: _Some = None, json: opt.Json = False, quiet: opt.Quiet = False
 
 
 @app.command()
-def path(name: _Name, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
+def path(name: _Name) -> None:
     """Print where a data set lies."""
     folder = library.data_path(name)
     out.text(str(folder))
@@ -265,7 +238,7 @@ def path(name: _Name, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
 
 
 @app.command()
-def remove(names: _Names, yes: opt.Yes = False, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
+def remove(names: _Names, yes: opt.Yes = False) -> None:
     """Remove data sets from the cache; your own files stay."""
     sets = {name: locate(name) for name in names}  # an unknown name is refused before anything is removed
     if not opt.may_remove(" and ".join(f"`{name}`" for name in sets) + " from the cache", yes):

@@ -7,14 +7,13 @@ import signal
 import time
 from typing import Annotated
 
-from gzcli.cli import options as opt
 from gzcli.cli import out
-from gzcli.cli.options import argument, complete_model_or_run, option
+from gzcli.cli.options import a_model_or_run, argument, option
 from gzcli.core import signals
 from gzcli.core.errors import MissingError, UsageError
 
 _RUNS_HELP = "Models or runs to choose from; else all runs, and the models that come with gz."
-_Runs = Annotated[list[str] | None, argument("[RUN]…", _RUNS_HELP, complete_model_or_run)]
+_Runs = Annotated[list[str] | None, argument("[RUN]…", _RUNS_HELP, a_model_or_run)]
 _PORT_HELP = "Port of the server; else the first free one from 7860 on."
 _Port = Annotated[int | None, option("--port N", _PORT_HELP, min=1, max=65535)]
 _SHARE_HELP = "Make it reachable from elsewhere, through a tunnel of Gradio's, at an address with a token."
@@ -23,12 +22,7 @@ _NoBrowser = Annotated[bool, option("--no-browser", "Do not open the browser.")]
 
 
 def demo(
-    runs: _Runs = None,
-    port: _Port = None,
-    share: _Share = False,
-    no_browser: _NoBrowser = False,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
+    runs: _Runs = None, port: _Port = None, share: _Share = False, no_browser: _NoBrowser = False
 ) -> None:
     """Play with trained models in the browser: draw, interpolate, fill in, judge pictures.
 

@@ -8,16 +8,15 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NamedTuple
 
-from gzcli.cli import options as opt
 from gzcli.cli import out
+from gzcli.cli.jobs import bytes_of
 from gzcli.core import streams
 from gzcli.core.errors import MissingError, redacted
 from gzcli.core.sections import TRACKERS
-from gzcli.core.units import size
 from gzcli.store.hub import INCEPTION, hub_home
 from gzcli.store.paths import cache_dir, kernels_dir, recipe_names, recipes_dir, user_dir
 from gzcli.version import __version__
@@ -33,8 +32,7 @@ _OPTIONAL = {  # package → what needs it
 }
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     """One line of the report."""
 
     name: str
@@ -43,7 +41,7 @@ class Check:
     hint: str | None = None
 
 
-def doctor(json: opt.Json = False, quiet: opt.Quiet = False) -> None:
+def doctor() -> None:
     """Check this machine: devices, folders, settings, packages."""
     checks = [*software(), *devices(), *folders(), *settings(), *optional()]
     width = max(len(check.name) for check in checks)
@@ -54,7 +52,7 @@ def doctor(json: opt.Json = False, quiet: opt.Quiet = False) -> None:
         more += out.wrapped(check.hint, f"{indent}hint: ", room) if check.hint else []
         out.text("\n".join([f"{state}  {check.name:<{width}}  {first.strip()}", *more]))
     bad = [f"`{check.name}`" for check in checks if check.state == "bad"]
-    out.data({"ok": not bad, "checks": [asdict(check) for check in checks]})
+    out.data({"ok": not bad, "checks": [check._asdict() for check in checks]})
     if bad:
         if not out.is_json():
             out.error(MissingError(f"{len(bad)} of {len(checks)} checks failed: {', '.join(bad)}"))
@@ -66,10 +64,9 @@ def software() -> Iterator[Check]:
     yield Check("gz", "ok", __version__)
     yield Check("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for package in ("torch", "torchvision", "accelerate"):
-        if number := _version(package):
-            yield Check(package, "ok", number)
-        else:
-            yield Check(package, "bad", "missing", f"pip install {package}")
+        number = _version(package)
+        missing = Check(package, "bad", "missing", f"pip install {package}")
+        yield Check(package, "ok", number) if number else missing
 
 
 def devices() -> Iterator[Check]:
@@ -85,8 +82,7 @@ def devices() -> Iterator[Check]:
         return
     gpus_here = tried()
     *gpus, cpu = titles(gpus_here)
-    for name, text in gpus:
-        yield Check(name, "ok", text)
+    yield from (Check(name, "ok", text) for name, text in gpus)
     if gpus_here.lack:
         yield Check("gpu", "bad", gpus_here.lack, INSTALL.partition(";")[0])
     elif not gpus:
@@ -101,22 +97,22 @@ def folders() -> Iterator[Check]:
         while not (parent.exists() or parent.is_symlink()):
             parent = parent.parent
         free = shutil.disk_usage(parent).free / 1e9
-        fix = "set `GZ_HOME` to a folder "
         if not parent.is_dir() or not os.access(parent, os.W_OK):
-            yield Check(name, "bad", f"{folder} cannot be written", f"{fix}that you may write")
+            fix = "set `GZ_HOME` to a folder that you may write"
+            yield Check(name, "bad", f"{folder} cannot be written", fix)
         elif free < 1:
-            yield Check(name, "note", f"{folder}, only {free:.1f} GB free", f"{fix}on a larger disk")
+            fix = "set `GZ_HOME` to a folder on a larger disk"
+            yield Check(name, "note", f"{folder}, only {free:.1f} GB free", fix)
         else:
             yield Check(name, "ok", f"{folder}, {free:,.0f} GB free")
     kernels = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or kernels_dir())
-    detail = f"{kernels}, empty: nothing was compiled yet"
-    if kernels.is_dir():
-        taken = sum(file.stat().st_size for file in kernels.rglob("*") if file.is_file())
-        detail = f"{kernels}, {size(taken)} of compiled code, which may be removed"
-    yield Check("kernels", "ok", detail)
-    count = len(recipe_names())
-    detail = f"{count} in {recipes_dir()}"
-    yield Check("recipes", "ok", detail) if count else Check("recipes", "bad", detail, "install gz again")
+    code = f"{bytes_of(kernels)} of compiled code, which may be removed"
+    yield Check(
+        "kernels", "ok", f"{kernels}, {code if kernels.is_dir() else 'empty: nothing was compiled yet'}"
+    )
+    detail = f"{len(recipe_names())} in {recipes_dir()}"
+    missing = Check("recipes", "bad", detail, "install gz again")
+    yield Check("recipes", "ok", detail) if recipe_names() else missing
 
 
 def settings() -> Iterator[Check]:
@@ -124,10 +120,9 @@ def settings() -> Iterator[Check]:
     for name in sorted(name for name in os.environ if name.startswith("GZ_")):
         yield Check(name, "ok", "set" if _SECRET.search(name) else redacted(os.environ[name]))
     if mirror := os.environ.get("GZ_MIRROR"):
-        if problem := unreachable(mirror):
-            yield Check("mirror", "bad", problem, "correct or unset `GZ_MIRROR`")
-        else:
-            yield Check("mirror", "ok", "reachable")
+        problem = unreachable(mirror)
+        wrong = Check("mirror", "bad", problem or "", "correct or unset `GZ_MIRROR`")
+        yield wrong if problem else Check("mirror", "ok", "reachable")
     config = hub_home() / "accelerate" / "default_config.yaml"
     if config.exists():
         yield Check("accelerate", "ok", f"{config} is there; gz ignores it and uses its own")
@@ -164,8 +159,8 @@ def optional() -> Iterator[Check]:
         if number := _version(package):
             yield Check(package, "ok", f"{number}, `gz train … --track {package}`")
     file = cache_dir("weights", INCEPTION)
-    missing = f"missing: FID, KID and IS need `{file}`"
-    yield Check("inception", "ok", str(file)) if file.exists() else Check("inception", "note", missing)
+    missing = Check("inception", "note", f"missing: FID, KID and IS need `{file}`")
+    yield Check("inception", "ok", str(file)) if file.exists() else missing
 
 
 def _version(package: str) -> str | None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # settings of a verb that passes options on to the model's methods
 OWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
+BEGAN = time.monotonic()
 FIRST = "fm"  # the model that a new data set is tried with: the best pictures of those that train in minutes
 
 
@@ -248,9 +249,9 @@ def end(facts: Iterable[str | None], then: Iterable[tuple[str, str]] = ()) -> No
         out.line(head + out.style(command, "bold") + (gap + purpose if fits else ""))
 
 
-def took(since: float) -> str:
-    """The time since `time.monotonic()` was `since`, as people read it."""
-    return duration(time.monotonic() - since)
+def took() -> str:
+    """The time since the command began, as people read it."""
+    return duration(time.monotonic() - BEGAN)
 
 
 def bytes_of(path: Path) -> str:
@@ -269,8 +270,8 @@ def quoted(text: object) -> str:
     return shlex.quote(str(text))
 
 
-def new_set(images: int | None, words: str, began: float, *, show: bool) -> None:
+def new_set(images: int | None, words: str, *, show: bool) -> None:
     """The end of a verb that makes a set ready, which `--data` takes by these words."""
     drawn = [(f"gz data show {words}", "its classes, and a sheet of its pictures")] if show else []
     trained = (f"gz train {FIRST} --data {words}", "a model of it")
-    end([counted(images, "image") if images else None, took(began)], [*drawn, trained])
+    end([counted(images, "image") if images else None, took()], [*drawn, trained])

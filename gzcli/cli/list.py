@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +13,7 @@ import typer
 
 from gzcli.cli import options as opt
 from gzcli.cli import out
-from gzcli.cli.options import argument, choose, complete_model, names, option
+from gzcli.cli.options import a_model, argument, choose, option
 from gzcli.core.errors import UsageError, canonical
 from gzcli.core.units import count, duration, figure, moment, sides, size
 from gzcli.store import index
@@ -30,35 +30,24 @@ SPARE = ("params", "name", "made", "size", "curve", "state")  # the first to lea
 NARROWEST, WIDEST = 40, 100  # columns of a page
 
 
-def _complete_what(incomplete: str) -> list[str]:
-    return names(incomplete, _WHAT)
-
-
-def _complete_family(incomplete: str) -> list[str]:
+def _a_family(ctx: typer.Context, incomplete: str) -> Iterable[str]:
     from gzcli.models.catalog import cards
 
-    return names(incomplete, dict.fromkeys(card.family for card in cards().values()))
+    return dict.fromkeys(card.family for card in cards().values())
 
 
-def _complete_can(incomplete: str) -> list[str]:
+def _a_capability(ctx: typer.Context, incomplete: str) -> Iterable[str]:
     from gzcli.models.catalog import cards
 
-    return names(incomplete, dict.fromkeys(can for card in cards().values() for can in card.can))
+    return dict.fromkeys(can for card in cards().values() for can in card.can)
 
 
-_What = Annotated[str, argument(f"[{'|'.join(_WHAT)}]", complete=_complete_what)]
-_Family = Annotated[str, option("--family F", "Models of one family only.", complete=_complete_family)]
-_Can = Annotated[str, option("--can CAP", "Models with a capability only.", complete=_complete_can)]
+_What = Annotated[str, argument(f"[{'|'.join(_WHAT)}]", complete=_WHAT)]
+_Family = Annotated[str, option("--family F", "Models of one family only.", complete=_a_family)]
+_Can = Annotated[str, option("--can CAP", "Models with a capability only.", complete=_a_capability)]
 
 
-def list_(
-    what: _What = "",
-    family: _Family = "",
-    can: _Can = "",
-    wide: opt.Wide = False,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
-) -> None:
+def list_(what: _What = "", family: _Family = "", can: _Can = "", wide: opt.Wide = False) -> None:
     """List models, data sets, recipes or runs."""
     kind = choose("list", what, _WHAT) if what else "models"
     if kind == "models":
@@ -70,21 +59,21 @@ def list_(
     lists[kind](wide=wide)
 
 
-def alone(verb: str, show: Callable[[], None]) -> Callable[..., None]:
-    """What `gz VERB` does without a word more: it lists what there is."""
+def group(verb: str, show: Callable[[], None]) -> typer.Typer:
+    """The commands of a verb, which lists what there is without a word more."""
 
-    def callback(ctx: typer.Context, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
+    def callback(ctx: typer.Context) -> None:
         if ctx.invoked_subcommand is None:
             show()
             out.hint(f"`gz {verb} --help` shows its commands")
 
-    return callback
+    return typer.Typer(callback=callback, invoke_without_command=True)
 
 
-_ShownModel = Annotated[str, argument("MODEL", "A model, as `gz list` names it.", complete_model)]
+_ShownModel = Annotated[str, argument("MODEL", "A model, as `gz list` names it.", a_model)]
 
 
-def show(model: _ShownModel, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
+def show(model: _ShownModel) -> None:
     """Explain a model: the idea, the equation, options, commands, figures, limits."""
     from gzcli.docs.page import as_markdown, as_text, page_of
 
@@ -101,51 +90,43 @@ def list_models(family: str = "", can: str = "", *, short: bool = False, wide: b
     """Prints the models of a family that have a capability; `short`: their names by family alone."""
     from gzcli.models.catalog import OUTSIDE, cards, counted
 
-    every = cards().values()
+    every = sorted(cards().values(), key=lambda card: (card.family, card.name))
     if family:
         family = choose("family", family, sorted({card.family for card in every}))
     if can:
         can = choose("capability", can, sorted({able for card in every for able in card.can}))
-    shown = [card for card in every if family in ("", card.family) and (not can or can in card.can)]
-    shown.sort(key=lambda card: (card.family, card.name))
     recipes = {canonical(name): name for name in recipe_names()}
-    rows = [(recipes.get(canonical(card.name)) or card.name, card) for card in shown]
-    staged = {name for name, card in rows if name not in recipes.values() and card.family != OUTSIDE}
-    abouts = {}
-    if not short or out.is_json():
-        abouts = {name: _about(name, card, staged=name in staged) for name, card in rows}
+    rows, staged = [], set()
+    families: dict[str, list[str]] = {}
+    for card in every:
+        if (family and card.family != family) or (can and can not in card.can):
+            continue
+        recipe = recipes.get(canonical(card.name))
+        name = recipe or card.name
+        if recipe or card.family == OUTSIDE:
+            families.setdefault(card.family, []).append(name)
+        else:
+            staged.add(name)
+        about = _about(name, card, staged=name in staged) if not short or out.is_json() else None
+        row = {"name": name, "family": card.family, "about": about, "can": list(card.can)}
+        rows.append((card, row | {"paper": card.paper, "recipe": recipe}))
     if short:
-        families: dict[str, list[str]] = {}
-        for name, card in rows:
-            if name not in staged:
-                families.setdefault(card.family, []).append(name)
         lines = [(name, " ".join(models)) for name, models in families.items()]
         out.table(("family", "models"), lines, wrap=("models",), wide=wide)
         out.info("")
     else:
         columns, wrap = ("model", "what it is", "can", "family", "paper"), ("what it is", "can", "paper")
         cells = []
-        for name, card in rows:
-            marked = (f"{can}{LABELLED}" if can in card.unlabelled_lack else can for can in card.can)
-            cells.append((name, abouts[name], " ".join(marked), card.family, card.paper))
+        for card, row in rows:
+            marked = " ".join(f"{can}{LABELLED}" if can in card.unlabelled_lack else can for can in card.can)
+            cells.append((row["name"], row["about"], marked, card.family, card.paper))
         out.table(columns, cells, spare=("paper", "family"), wrap=wrap, wide=wide)
-        if any(card.unlabelled_lack for _, card in rows):
+        if any(card.unlabelled_lack for card, _ in rows):
             out.hint(f"what is marked {LABELLED} is for runs trained with `--set model.conditional=true`")
     out.info(counted(len(rows) - len(staged), len(staged)))
     if short:
         out.hint("`gz list models` says what they do; also data, recipes, runs, pretrained")
-    models = [
-        {
-            "name": name,
-            "family": card.family,
-            "about": abouts.get(name),
-            "can": list(card.can),
-            "paper": card.paper,
-            "recipe": recipes.get(canonical(card.name)),
-        }
-        for name, card in rows
-    ]
-    out.data({"models": models})
+    out.data({"models": [row for _, row in rows]})
 
 
 def _about(name: str, card: ModelCard, *, staged: bool) -> str:
@@ -227,20 +208,18 @@ def _data_block(row: dict[str, Any], room: int | None) -> list[str]:
     """A data set's row as text: a heading and each fact, in lines of `room` columns."""
     from gzcli.data.sets.registry import extras_in_words
 
-    splits = [(row["n_train"], "train"), (row["n_val"], "val"), (row["n_test"], "test")]
-    images = ", ".join(f"{n:,} {split}" for n, split in splits if n)
+    images = ", ".join(f"{n:,} {split}" for split in ("train", "val", "test") if (n := row[f"n_{split}"]))
     sizes = f"also {', '.join(map(str, row['larger']))} pixels a side" if row["larger"] else None
-    download = f"{row['download'] / 1e6:,.0f} MB to download" if row["download"] else None
-    lost = "nothing is at its path any more" if row["lost"] else None
     kind = "findings or attributes, any number at once" if row["multilabel"] else "classes"
+    state = ["cached" if row["cached"] else "not cached"]
+    state += ["nothing is at its path any more"] if row["lost"] else []
+    state += [f"{row['download'] / 1e6:,.0f} MB to download"] if row["download"] else []
     texts = {
         f"{row['name']}: ": row["title"],
         "  images     ": ", ".join(filter(None, (_images(row), images, sizes))),
         "  labels     ": f"{row['classes'] or 'no'} {kind}",
         "  with each  ": extras_in_words(row["extras"]),
-        "  state      ": ", ".join(
-            filter(None, ("cached" if row["cached"] else "not cached", lost, download))
-        ),
+        "  state      ": ", ".join(state),
         "  licence    ": row["licence"],
         "  cite       ": row["citation"],
         "  get it at  ": row["page"],

@@ -6,15 +6,12 @@ import ast
 import keyword
 from importlib.resources import files
 from pathlib import Path
-from time import monotonic
 from typing import Annotated
-
-import typer
 
 from gzcli.cli import options as opt
 from gzcli.cli import out
 from gzcli.cli.jobs import end, quoted, took
-from gzcli.cli.list import alone, list_models
+from gzcli.cli.list import group, list_models
 from gzcli.cli.options import argument, option
 from gzcli.core import streams
 from gzcli.core.errors import UsageError, canonical
@@ -22,11 +19,7 @@ from gzcli.core.units import counted
 from gzcli.store import model_files
 from gzcli.store.files import write_atomic
 
-app = typer.Typer(
-    help="Write a model of your own, and check it.",
-    callback=alone("model", list_models),
-    invoke_without_command=True,
-)
+app = group("model", list_models)
 
 _Name = Annotated[str, argument("NAME", "What the model will be called, as `maf`.")]
 _File = Annotated[Path, argument("FILE", "The model's file, as `./maf.py`.")]
@@ -34,7 +27,7 @@ _Data = Annotated[str, option("--data NAME|PATH", "The set that it is checked on
 
 
 @app.command()
-def new(name: _Name, force: opt.Force = False, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
+def new(name: _Name, force: opt.Force = False) -> None:
     """Write NAME.py: a whole model, of 60 lines, that trains and passes `gz model check`."""
     from gzcli.models.catalog import cards
 
@@ -62,14 +55,14 @@ def new(name: _Name, force: opt.Force = False, json: opt.Json = False, quiet: op
 
 
 @app.command()
-def check(file: _File, data: _Data = "digits", json: opt.Json = False, quiet: opt.Quiet = False) -> None:
+def check(file: _File, data: _Data = "digits") -> None:
     """Check a model's file against the contract of the zoo, a minute or less for a small model.
 
     It is trained, sampled, saved and scored on the CPU with the defaults of its signature.
     """
     from gzcli.recipe.files import mistakes
 
-    name, began = model_files.add(file), monotonic()
+    name = model_files.add(file)
     model_files.trust(file.expanduser())
     wrong = mistakes(file.expanduser().absolute())
     results = [("file", text) for text in wrong] or _contract(name, data)
@@ -82,7 +75,7 @@ def check(file: _File, data: _Data = "digits", json: opt.Json = False, quiet: op
         message = f"`{file}` does not keep the contract: {counted(faults, 'fault')}"
         raise UsageError(message, hint="`gz model new NAME` writes one that does")
     more = (f"gz train {quoted(file)} --data mnist", "the same on another set")
-    end([f"all {len(results)} checks hold", took(began)], [(f"gz train {quoted(file)}", ""), more])
+    end([f"all {len(results)} checks hold", took()], [(f"gz train {quoted(file)}", ""), more])
 
 
 def _contract(name: str, data: str) -> list[tuple[str, str | None]]:

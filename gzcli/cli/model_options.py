@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gzcli.cli.options import many, names, option
+from gzcli.cli.options import names, option
 from gzcli.core.errors import GzError, canonical
 from gzcli.core.streams import printable
 from gzcli.store.paths import cache_dir, recipe_names
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     Options = Mapping[str, Param | Rule]
 
 Row = Sequence[str]
-VERBS = ("sample", "ood", "train")  # whose help has panels on the model
 EXTENDED = ("sample", "ood")  # to whose options a model adds
 MOST = 6  # labels that are all named
+PLAIN = (bool, int, float, str, list, tuple, type(None))  # types of values that a help shows
 STYLES = ("cyan", "yellow", "")  # of the columns, as Typer's own
 
 
@@ -141,7 +141,7 @@ def complete_value(verb: str, typed: Mapping[str, Any], option: str, incomplete:
     if verb not in EXTENDED:
         return []
     if option == "--set":
-        return complete_key(_word(typed), typed.get("data"), incomplete, section=verb)
+        return names(incomplete, settings(_word(typed), typed.get("data"), incomplete, section=verb))
     card = card_for(_word(typed))
     options = options_of(verb, card, typed.get("do")) if card else {}
     param = options.get(option.lstrip("-").replace("-", "_"))
@@ -153,46 +153,37 @@ def _word(typed: Mapping[str, Any]) -> str:
     return next((str(typed[key]) for key in ("model", "what", "recipe") if typed.get(key)), "")
 
 
-def complete_key(word: str, data: str | None, incomplete: str, section: str = "") -> list[str]:
-    """Completions of `--set a.b=v`: keys with their values, and after `=` the values that they may have."""
-    recipe = recipe_for(word, data)
-    if recipe is None:
-        return []
-    keys = keys_of(recipe)
+def settings(word: str, data: str | None, incomplete: str, section: str = "") -> list[str]:
+    """Values of `--set a.b=v`: keys with their values, and after `=` the values that the key may have."""
+    keys = keys_of(recipe) if (recipe := recipe_for(word, data)) else {}
     key, equals, _ = incomplete.partition("=")
     if equals:
         value, choices = keys.get(key, (None, []))
-        return names(incomplete, [f"{key}={choice}" for choice in choices or [written(value)]])
-    shown = [f"{key}={written(value)}" for key, (value, _) in keys.items()]
-    return names(incomplete, [word for word in shown if section in ("", word.split(".")[0])])
+        return [f"{key}={choice}" for choice in choices or [written(value)]] if keys else []
+    shown = {key: f"{key}={written(value)}" for key, (value, _) in keys.items()}
+    return [text for key, text in shown.items() if section in ("", key.split(".")[0])]
 
 
-def complete_set(ctx: typer.Context, incomplete: str) -> list[str]:
-    return complete_key(_word(ctx.params), ctx.params.get("data"), incomplete)
+def a_setting(ctx: typer.Context, incomplete: str) -> list[str]:
+    return settings(_word(ctx.params), ctx.params.get("data"), incomplete)
 
 
-def complete_do(ctx: typer.Context, incomplete: str) -> list[str]:
-    return names(incomplete, sorted({do for card in _cards(ctx) for do in card.do}))
+def an_application(ctx: typer.Context, incomplete: str) -> list[str]:
+    return sorted({do for card in _cards(ctx) for do in card.do})
 
 
-def complete_scores(ctx: typer.Context, incomplete: str) -> list[str]:
+def a_score(ctx: typer.Context, incomplete: str) -> list[str]:
     """The scores of the model, with those that come from its likelihood and from several runs."""
     from gzcli.recipe.schema import score_names
 
     scores = {score for card in _cards(ctx) for score in score_names(card)}
     more = ["all"] if "," not in incomplete else []
-    return many(incomplete, [*sorted(scores), *(["waic"] if "nll" in scores else []), *more])
+    return [*sorted(scores), *(["waic"] if "nll" in scores else []), *more]
 
 
-def complete_metrics(incomplete: str) -> list[str]:
-    from gzcli.metrics.metric import metrics
-
-    return many(incomplete, metrics())
-
-
-def complete_labels(ctx: typer.Context, incomplete: str) -> list[str]:
+def a_label(ctx: typer.Context, incomplete: str) -> list[str]:
     labels = labels_of(_word(ctx.params), ctx.params.get("data"))
-    return many(incomplete, [label for label in labels if "," not in label])
+    return [label for label in labels if "," not in label]
 
 
 def _cards(ctx: typer.Context) -> list[ModelCard]:
@@ -208,7 +199,7 @@ Sets = Annotated[
     option(
         "--set a.b=v",
         "Change a key of the recipe; may be repeated. Brackets want quotes: 'data.augment=[hflip]'.",
-        complete=complete_set,
+        complete=a_setting,
     ),
 ]
 
@@ -218,15 +209,15 @@ Sets = Annotated[
 
 def show_help(argv: Sequence[str]) -> None:
     """Prints panels on the model of a command line with `--help`; nothing where it names none."""
+    verb, *words = [word for word in argv if not word.startswith("-")] or [""]
+    recipe = recipe_for(words[0]) if words and verb in ("train", *EXTENDED) else None
+    if recipe is None:
+        return
     from rich.console import Console
     from rich.panel import Panel
     from rich.table import Table
     from rich.text import Text
 
-    verb, *words = [word for word in argv if not word.startswith("-")] or [""]
-    recipe = recipe_for(words[0]) if words and verb in VERBS else None
-    if recipe is None:
-        return
     name = recipe.parts[-1].model if verb != "train" else words[0]
     for title, rows in panels(verb, words[0], recipe):
         grid = Table.grid(padding=(0, 2))
@@ -243,21 +234,29 @@ def panels(verb: str, word: str, recipe: Recipe) -> Iterator[tuple[str, Iterable
 
     part = recipe.parts[-1]
     model = card(part.model)
-    options = list(rows_of(verb, model, part)) if verb in EXTENDED else []
+    rows = list(options(verb, model, part)) if verb in EXTENDED else []
     if verb == "train":
         yield "Keys of {}: --set KEY=VALUE", keys(recipe)
-    if verb == "ood":
+        of_pictures = "--set data.size=32 --set 'data.augment=[hflip]'"
+        lines = ["train {} --data mnist --minutes 20", f"train {{}} --data ./pictures {of_pictures}"]
+    elif verb == "ood":
         yield "Scores of {}: --score", scores(model, part)
-    if options:
-        yield "Options of the scores of {}" if verb == "ood" else "Options of {}", options
+        lines = ["ood {} --out patches --score all", "ood {} --input ./pictures"]
+    else:
+        lines = ["sample {} -n 16 --seed 1"]
+        if "sampler" in model.sample and (choices := values_of(model.sample["sampler"].annotation)):
+            lines.append(f"sample {{}} --sampler {choices[0]} --steps 20")
+        lines += [f"sample {{}} --do {name}" for name in list(model.do)[:2]]
+    if rows:
+        yield "Options of the scores of {}" if verb == "ood" else "Options of {}", rows
     if verb == "sample":
         yield "Labels of {}: --label", [labels(word, model, part)]
         if model.do:
             yield "Applications of {}: --do", [applied(model, name) for name in model.do]
-    yield "Examples", [(line,) for line in examples(verb, word, model)]
+    yield "Examples", [(f"gz {line}".replace("{}", word),) for line in lines]
 
 
-def rows_of(verb: str, model: ModelCard, part: Part) -> Iterator[Row]:
+def options(verb: str, model: ModelCard, part: Part) -> Iterator[Row]:
     """A row for each option that the model adds to a verb."""
     from gzcli.models.catalog import option_texts
     from gzcli.recipe.schema import parse, words
@@ -266,7 +265,7 @@ def rows_of(verb: str, model: ModelCard, part: Part) -> Iterator[Row]:
     for name, param in options_of(verb, model).items():
         choices = " ".join(values_of(param.annotation)) or words(parse(param.annotation))
         value = values.get(name, param.default)
-        default = f" [default: {written(value)}]" if _is_value(value) else ""
+        default = f" [default: {written(value)}]" if isinstance(value, PLAIN) else ""
         yield flag(name), choices, texts.get(name, "") + default
 
 
@@ -277,7 +276,7 @@ def keys(recipe: Recipe) -> Iterator[Row]:
     for key, (value, choices) in keys_of(recipe).items():
         if "model" in key.split(".")[:-1] and not key.endswith(".name"):
             more = f" [{' '.join(choices)}]" if choices else ""
-            yield key, written(value) if _is_value(value) else "", docs.get(key, "") + more
+            yield key, written(value) if isinstance(value, PLAIN) else "", docs.get(key, "") + more
 
 
 def scores(model: ModelCard, part: Part) -> Iterator[Row]:
@@ -310,22 +309,3 @@ def applied(model: ModelCard, name: str) -> Row:
     takes += ["--label"] if name in model.labelled else []
     takes += ["(where it was trained with labels)"] if name in model.unlabelled_lack else []
     return name, "", " ".join(takes)
-
-
-def examples(verb: str, word: str, model: ModelCard) -> Iterator[str]:
-    """Commands that work as they are typed, in bash, zsh and fish."""
-    if verb == "train":
-        yield f"gz train {word} --data mnist --minutes 20"
-        yield f"gz train {word} --data ./pictures --set data.size=32 --set 'data.augment=[hflip]'"
-    elif verb == "ood":
-        yield f"gz ood {word} --out patches --score all"
-        yield f"gz ood {word} --input ./pictures"
-    else:
-        yield f"gz sample {word} -n 16 --seed 1"
-        if "sampler" in model.sample and (choices := values_of(model.sample["sampler"].annotation)):
-            yield f"gz sample {word} --sampler {choices[0]} --steps 20"
-        yield from (f"gz sample {word} --do {name}" for name in list(model.do)[:2])
-
-
-def _is_value(value: Any) -> bool:
-    return value is None or isinstance(value, bool | int | float | str | list | tuple)

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,8 +13,8 @@ import typer
 from gzcli.cli import jobs, out
 from gzcli.cli import options as opt
 from gzcli.cli.jobs import end, quoted, took
-from gzcli.cli.model_options import complete_scores
-from gzcli.cli.options import complete_data, complete_data_list, option, split
+from gzcli.cli.model_options import a_score
+from gzcli.cli.options import a_set, option, split
 from gzcli.cli.report import check_report, with_report
 from gzcli.core.errors import FLAGGED, MissingError, UsageError, canonical
 from gzcli.core.sections import LaunchSection
@@ -34,16 +33,16 @@ SETTINGS = jobs.OWN_OPTIONS
 LINES, NAME = 20, 40  # flagged pictures in the table, and letters of a name there, at most
 
 _IN_HELP = "The in-distribution set, scored on its test split; without it the run's own set."
-_In = Annotated[str | None, option("--in NAME|PATH", _IN_HELP, complete=complete_data)]
+_In = Annotated[str | None, option("--in NAME|PATH", _IN_HELP, complete=a_set)]
 _OUT_HELP = (
     "The foreign sets: test splits of known sets; of your own images the `test` folder or, without one, "
     "every picture. A path that holds a comma is not split there."
 )
-_Outs = Annotated[str | None, option("--out NAME|PATH[,…]", _OUT_HELP, complete=complete_data_list)]
+_Outs = Annotated[str | None, option("--out NAME|PATH[,…]", _OUT_HELP, complete=a_set)]
 _BENCHMARK_HELP = "The sets of openood-mnist, openood-cifar10 or openood-cifar100."
 _Benchmark = Annotated[str | None, option("--benchmark B", _BENCHMARK_HELP)]
 _SCORE_HELP = "Scores, or `all`; without it those of the recipe, of `--input` its first."
-_Score = Annotated[str | None, option("--score S[,S…]", _SCORE_HELP, complete=complete_scores)]
+_Score = Annotated[str | None, option("--score S[,S…]", _SCORE_HELP, complete=a_score)]
 _N_HELP = (
     "Images scored of each set, or compared with pictures; without it as many as the time budget allows."
 )
@@ -98,8 +97,6 @@ def ood(
     report: opt.Report = None,
     submit: opt.Submit = None,
     slurm: opt.Slurm = None,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
 ) -> None:
     """Score images of other data sets, or single pictures, by how foreign they are to a model.
 
@@ -108,7 +105,6 @@ def ood(
 
     The scores' own options (`--starts 8`, `--steps 20`) are those of the recipe's `ood` section.
     """
-    began = monotonic()
     from gzcli.core.jobs import AlarmJob, OodJob
     from gzcli.launch.from_file import find_run
 
@@ -127,8 +123,12 @@ def ood(
     settings |= {"launch": LaunchSection(opt.parse_gpus(gpus), cpu, processes)}
     job: AlarmJob | OodJob
     if input_ is not None:
-        if map_:
-            check_maps(card)
+        if map_ and not card.maps:
+            from gzcli.models.catalog import cards
+
+            able = ", ".join(other.name for other in cards().values() if other.maps)
+            message = f"`{card.name}` does not say where a picture is anomalous"
+            raise UsageError(message, hint=f"these do: {able}")
         path = local(input_)
         label = f"input-{slug(path.stem)}"
         job = AlarmJob(input=str(path), fpr=rate(fpr), maps=map_, png=png, seeds=seeds, **settings)
@@ -150,7 +150,7 @@ def ood(
     (table if input_ is None else table_of_pictures)(result)
     for text in (*(f"note: {note}" for note in result.get("notes", [])), f"files: {folder}"):
         out.info(text)
-    ending(result, folder, quoted(model) + (f" --in {quoted(in_)}" if in_ else ""), card, took(began))
+    ending(result, folder, quoted(model) + (f" --in {quoted(in_)}" if in_ else ""), card)
     out.data(with_report(result, folder, report))
     if fail and result["flagged"]:
         raise SystemExit(FLAGGED)
@@ -165,23 +165,22 @@ def check_options(
     """Raises UsageError for options that do not go together, MissingError where there are no pictures."""
     wrong = of_pictures if input_ is None else of_sets
     strange = next((name for name, value in wrong.items() if value), None)
-    if input_ is None:
+    if input_ is not None:
         if strange:
-            raise UsageError(f"`{strange}` goes with `--input`", hint="gz ood RUN --input ./pictures")
-        if of_sets["--imglists"] and not of_sets["--benchmark"]:
-            raise UsageError("`--imglists` goes with `--benchmark`", hint="--benchmark openood-cifar10")
-        if not of_sets["--benchmark"] and not of_sets["--out"]:
-            hint = f"gz ood {model} --in mnist --out fashionmnist"
-            raise UsageError("`gz ood` needs `--out`, `--benchmark` or `--input`", hint=hint)
-        return
-    if strange:
-        message = f"`--input` judges single pictures, `{strange}` compares sets"
-        raise UsageError(message, hint="leave one of them out")
-    if of_pictures["--png"] and not of_pictures["--map"]:
-        raise UsageError("`--png` writes maps", hint="add `--map`")
-    if not local(input_).exists():
-        hint = "give a picture, or a folder, zip, tar or npz of pictures"
-        raise MissingError(f"there is no `{input_}`", hint=hint)
+            message = f"`--input` judges single pictures, `{strange}` compares sets"
+            raise UsageError(message, hint="leave one of them out")
+        if of_pictures["--png"] and not of_pictures["--map"]:
+            raise UsageError("`--png` writes maps", hint="add `--map`")
+        if not local(input_).exists():
+            hint = "give a picture, or a folder, zip, tar or npz of pictures"
+            raise MissingError(f"there is no `{input_}`", hint=hint)
+    elif strange:
+        raise UsageError(f"`{strange}` goes with `--input`", hint="gz ood RUN --input ./pictures")
+    elif of_sets["--imglists"] and not of_sets["--benchmark"]:
+        raise UsageError("`--imglists` goes with `--benchmark`", hint="--benchmark openood-cifar10")
+    elif not of_sets["--benchmark"] and not of_sets["--out"]:
+        hint = f"gz ood {model} --in mnist --out fashionmnist"
+        raise UsageError("`gz ood` needs `--out`, `--benchmark` or `--input`", hint=hint)
 
 
 def of_runs(
@@ -296,31 +295,21 @@ def rate(text: str | None) -> float:
     return share
 
 
-def check_maps(model: ModelCard) -> None:
-    """Raises UsageError that names the models that can, where this one makes no maps."""
-    from gzcli.models.catalog import cards
-
-    if not model.maps:
-        able = ", ".join(card.name for card in cards().values() if card.maps)
-        message = f"`{model.name}` does not say where a picture is anomalous"
-        raise UsageError(message, hint=f"these do: {able}")
-
-
 # ---------------------------------------------------------------------------- what is printed
 
 
-def ending(result: Mapping[str, Any], folder: Path, name: str, model: ModelCard, time: str) -> None:
+def ending(result: Mapping[str, Any], folder: Path, name: str, model: ModelCard) -> None:
     """The end of `gz ood`: which score was best, or what was flagged, and what to do with it."""
-    page = (f"gz report {quoted(folder)}", "")
     if "thresholds" in result:
         flagged = sum(row["flagged"] for row in result["files"])
         again = f"gz ood {name} --input {quoted(result['input'])}"
         more = (f"{again} --map", "where they are strange") if model.maps else (f"{again} --fpr 5%", "")
-        return end([f"{flagged:,} of {counted(len(result['files']), 'picture')} flagged", time], [more])
+        return end([f"{flagged:,} of {counted(len(result['files']), 'picture')} flagged", took()], [more])
     scores = [row for row in result["results"] if not row["baseline"]]
     best = max(scores, key=lambda row: row["auroc"], default=None)
     best_score = f"best score `{best['score']}`, AUROC {best['auroc']:.3f}" if best else None
-    end([best_score, time], [page, (f"gz ood {name} --input ./pictures", "your own pictures, one by one")])
+    page = (f"gz report {quoted(folder)}", "")
+    end([best_score, took()], [page, (f"gz ood {name} --input ./pictures", "your own pictures, one by one")])
 
 
 def table(result: Mapping[str, Any]) -> None:
@@ -351,9 +340,8 @@ def table_of_pictures(result: Mapping[str, Any]) -> None:
     flagged = [row for row in result["files"] if row["flagged"]]
     names, draws = list(result["thresholds"]), result["seeds"]
     shown = names[: 1 if draws > 1 else 2]  # as many as 80 columns hold, with their spread
-    heads, lines = ["file", "p"], []
-    for name in shown:
-        heads += [name, "±"] if draws > 1 else [name]
+    heads = ["file", "p", *(head for name in shown for head in ([name, "±"] if draws > 1 else [name]))]
+    lines = []
     for row in flagged[:LINES]:
         file = row["file"] if len(row["file"]) <= NAME else f"…{row['file'][1 - NAME :]}"
         line = [file, f"{row['p']:.4f}"]

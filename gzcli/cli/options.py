@@ -17,37 +17,46 @@ from gzcli.core.errors import UsageError, canonical, did_you_mean, matching
 from gzcli.core.sections import PRECISIONS, SCALES
 from gzcli.store.paths import recipe_names
 
-Complete = Callable[..., list[str]]
+# (what is typed before it, the beginning of a word) → words, of which those are offered that begin so
+Words = Callable[[typer.Context, str], Iterable[str]]
 
 
 def option(
-    words: str, help: str = "", *, complete: Complete | None = None, panel: str = "", **more: Any
+    words: str, help: str = "", *, complete: Words | Iterable[str] | None = None, panel: str = "", **more: Any
 ) -> Any:
     """An option of Typer. `words` are its names, and the placeholder of its value: `--seed S`."""
     names = [word for word in words.split() if word.startswith("-")]
-    metavar = next((word for word in words.split() if word not in names), None)
-    more |= {"autocompletion": complete, "rich_help_panel": panel or None}
-    return typer.Option(*names, metavar=metavar, help=help, **more)
+    metavar = next((word for word in words.split() if word not in names), "")
+    more |= {"autocompletion": completer(complete, metavar), "rich_help_panel": panel or None}
+    return typer.Option(*names, metavar=metavar or None, help=help, **more)
 
 
-def argument(metavar: str, help: str = "", complete: Complete | None = None, **more: Any) -> Any:
-    return typer.Argument(metavar=metavar, help=help or None, autocompletion=complete, **more)
+def argument(metavar: str, help: str = "", complete: Words | Iterable[str] | None = None, **more: Any) -> Any:
+    more["autocompletion"] = completer(complete, metavar)
+    return typer.Argument(metavar=metavar, help=help or None, **more)
 
 
 # --- completion: the beginning of a word → the words that complete it ---
+
+
+def completer(words: Words | Iterable[str] | None, metavar: str) -> Any:
+    """What Typer calls for the completions of a value; of a list, as `M[,M…]`, it completes the last item."""
+
+    def complete(ctx: typer.Context, incomplete: str) -> list[str]:
+        options = words(ctx, incomplete) if callable(words) else words or ()
+        if "[," not in metavar:
+            return names(incomplete, options)
+        earlier, comma, last = incomplete.rpartition(",")
+        left = (option for option in options if option not in earlier.split(","))
+        return [earlier + comma + name for name in names(last, left)]
+
+    return complete if words else None
 
 
 def names(incomplete: str, options: Iterable[str]) -> list[str]:
     """The options that begin with `incomplete`, spelt as the user began; `-` and `_` are the same."""
     fits = (option for option in options if canonical(option).startswith(canonical(incomplete)))
     return [incomplete + option[len(incomplete) :] for option in fits]
-
-
-def many(incomplete: str, options: Iterable[str]) -> list[str]:
-    """The completions of the last item of a comma-separated list, without the items before it."""
-    earlier, comma, last = incomplete.rpartition(",")
-    left = (option for option in options if option not in earlier.split(","))
-    return [earlier + comma + name for name in names(last, left)]
 
 
 def run_names() -> list[str]:
@@ -57,42 +66,28 @@ def run_names() -> list[str]:
     return [name for run in all_runs() for name in (run.alias, run.id) if name]
 
 
-def data_names() -> list[str]:
+def a_model(ctx: typer.Context, incomplete: str) -> list[str]:
+    return recipe_names()
+
+
+def a_run(ctx: typer.Context, incomplete: str, *others: str) -> list[str]:
+    """Names of runs, after other words; where none fits, ids without their time, as tables show them."""
+    from gzcli.store.runs import all_runs, short_names
+
+    if names(incomplete, words := [*others, *run_names()]):
+        return words
+    every = all_runs()
+    return list(short_names(every, every).values())
+
+
+def a_model_or_run(ctx: typer.Context, incomplete: str) -> list[str]:
+    return a_run(ctx, incomplete, *recipe_names())
+
+
+def a_set(ctx: typer.Context, incomplete: str) -> list[str]:
     from gzcli.data.sets.names import names as names_of_sets
 
     return list(names_of_sets())
-
-
-def complete_model(incomplete: str) -> list[str]:
-    return names(incomplete, recipe_names())
-
-
-def complete_models(incomplete: str) -> list[str]:
-    return many(incomplete, [*recipe_names(), *([] if "," in incomplete else ["all"])])
-
-
-def complete_run(incomplete: str) -> list[str]:
-    """Names of runs; where none fits, ids without their time, as tables show them."""
-    return names(incomplete, run_names()) or _short_names(incomplete)
-
-
-def complete_model_or_run(incomplete: str) -> list[str]:
-    return names(incomplete, [*recipe_names(), *run_names()]) or _short_names(incomplete)
-
-
-def _short_names(incomplete: str) -> list[str]:
-    from gzcli.store.runs import all_runs, short_names
-
-    every = all_runs()
-    return names(incomplete, short_names(every, every).values())
-
-
-def complete_data(incomplete: str) -> list[str]:
-    return names(incomplete, data_names())
-
-
-def complete_data_list(incomplete: str) -> list[str]:
-    return many(incomplete, data_names())
 
 
 # --- checks ---
@@ -144,13 +139,8 @@ def _after_dashes(ctx: typer.Context, value: list[str] | None) -> list[str]:
     return check_extra(extra)
 
 
-def _json(value: bool) -> bool:
-    out.configure(json=value or None)  # `gz --json list` has set it already
-    return value
-
-
-def _quiet(value: bool) -> bool:
-    out.configure(quiet=value or None)  # `gz data -q list` has set it already
+def _switch(param: typer.CallbackParam, value: bool) -> bool:
+    out.configure(**{str(param.name): value or None})  # `gz --json list` has set it already
     return value
 
 
@@ -172,8 +162,14 @@ def spelled(model: str, pretrained: bool) -> str:
 
 OUTPUT, _DEVICE, _CLUSTER = "Output", "Devices", "A cluster"
 
-Json = Annotated[bool, option("--json", "Print JSON for scripts.", callback=_json, panel=OUTPUT)]
-Quiet = Annotated[bool, option("--quiet -q", "Print data and errors only.", callback=_quiet, panel=OUTPUT)]
+Json = Annotated[bool, option("--json", "Print JSON for scripts.", callback=_switch, panel=OUTPUT)]
+Quiet = Annotated[bool, option("--quiet -q", "Print data and errors only.", callback=_switch, panel=OUTPUT)]
+
+
+def switch(json: Json = False, quiet: Quiet = False) -> None:
+    """The options of every verb."""
+
+
 Wide = Annotated[bool, option("--wide", "Print every column in full, wider than the terminal.", panel=OUTPUT)]
 Report = Annotated[
     Path | None,
@@ -186,19 +182,17 @@ MODEL_HELP = (
     "A model (its newest finished run), a run's id, alias or folder, a file, `hf://OWNER/NAME`, or "
     "`pretrained:MODEL`."
 )
-Model = Annotated[str, argument("MODEL|RUN", MODEL_HELP, complete_model_or_run)]
+Model = Annotated[str, argument("MODEL|RUN", MODEL_HELP, a_model_or_run)]
 Pretrained = Annotated[
     bool, option("--pretrained", "The model that comes with gz, trained already: `pretrained:MODEL`.")
 ]
-Data = Annotated[
-    str | None, option("--data NAME|PATH", "A data set, or your own images.", complete=complete_data)
-]
+Data = Annotated[str | None, option("--data NAME|PATH", "A data set, or your own images.", complete=a_set)]
 Scale = Annotated[
     str | None,
     option(
         f"--scale {'|'.join(SCALES)}",
         "Size of network and training; else tiny for embedded sets, full on GPUs, small without.",
-        complete=lambda: list(SCALES),
+        complete=SCALES,
     ),
 ]
 _SEED = option("--seed S", "Seed of all randomness.", min=0)
@@ -210,7 +204,7 @@ Checkpoint = Annotated[
         "--checkpoint last|best|STEP",
         "Which weights of the run.",
         callback=parse_checkpoint,
-        complete=lambda: ["last", "best"],
+        complete=("last", "best"),
     ),
 ]
 Precision = Annotated[
@@ -219,7 +213,7 @@ Precision = Annotated[
         f"--precision {'|'.join(PRECISIONS)}",
         "Else the run's own for samples, and fp32 for scores. Likelihoods are always in fp32.",
         callback=parse_precision,
-        complete=lambda: list(PRECISIONS),
+        complete=PRECISIONS,
         panel=_DEVICE,
     ),
 ]

@@ -44,6 +44,15 @@ class Outlook:
         rows = forecast.expect(recipe, plan, facts.info(), measure=measure, timed=timed, other=paper)
         return cls(recipe, plan, facts, *rows)
 
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of all models here; None: not known."""
+        return together([one.seconds for one in self.models])
+
+    @property
+    def params(self) -> float | None:
+        return together([one.params for one in self.models])
+
 
 def before_start(start: Start, recipe: Recipe, *, yes: bool) -> None:
     """Prints in short what is about to be trained, and asks about more than a week.
@@ -51,14 +60,14 @@ def before_start(start: Start, recipe: Recipe, *, yes: bool) -> None:
     A step is tried to tell the time, but not for the embedded sets, demonstrations that take a minute, nor
     where the length was typed. The other machines of several print nothing.
     """
+    request, plan = start.request, start.plan
     if start.run:
         if words := previous_words(start.run):
             typed = f"it was started with `-- {' '.join(words)}`"
             out.info(f"note: {typed}, which is not taken over: type it again")
         return
-    if start.plan.machine_rank:
+    if plan.machine_rank:
         return
-    request, plan = start.request, start.plan
     facts, _ = forecast.of_data(request.recipe)
     timed = not (getattr(request.recipe.found, "embedded", False) or request.length_is_typed)
     whole = replace(request.recipe, parts=recipe.parts, data=recipe.data)
@@ -68,7 +77,7 @@ def before_start(start: Start, recipe: Recipe, *, yes: bool) -> None:
     if hint := forecast.memory_hint(outlook.models, plan, forecast.memory_of(plan)):
         out.hint(hint)
     less = "`--scale small`, `--minutes 60` or a GPU take less"
-    start_or_not(seconds_of(outlook.models), most=forecast.WEEK, span="a week", ways=less, yes=yes)
+    start_or_not(outlook.seconds, most=forecast.WEEK, span="a week", ways=less, yes=yes)
 
 
 def start_or_not(seconds: float | None, *, most: float, span: str, ways: str, yes: bool) -> None:
@@ -102,12 +111,11 @@ def show_plan(start: Start, *, keys: bool) -> None:
     needs += [*forecast.absent_weights(recipe), *forecast.absent_runs(recipe)]
     if plan.gpus and plan.gpus > (gpus := usable_gpus()).usable:
         needs.append(f"{counted(plan.gpus, 'GPU')} ({gpus.lack or f'here: {gpus.there}'})")
-    memory = forecast.memory_of(plan)
-    tree, origin = resolved_tree(outlook)
+    memory, (tree, origin) = forecast.memory_of(plan), resolved_tree(outlook)
     path = run.path if run else user_dir("runs") / f"{recipe.card.name}-{facts.key}-<time>-<id>"
     launch = show(path, plan)
-    needed = ", ".join(needs) or "nothing that is not here"
-    for label, text in (*in_lines(outlook, memory), ("needs", needed)):
+    lines = [*in_lines(outlook, memory), ("needs", ", ".join(needs) or "nothing that is not here")]
+    for label, text in lines:
         out.text("\n".join(out.fitted(text, f"{label:<8}")))
     on = counted(plan.gpus, "GPU") if plan.gpus else "no GPUs"
     out.text(f"run     {'resumes ' if run else ''}{path}")
@@ -118,17 +126,16 @@ def show_plan(start: Start, *, keys: bool) -> None:
             for key, value in leaves(tree)
             if (key.rpartition(".")[2], value) != ("params", None)
         ]
-        wrap, elsewhere = ("value", "from"), "`--json` has them"
+        wrap = ("value", "from")
         out.text("")
-        out.table(("key", *wrap), rows, spare=("from",), wrap=wrap, narrow=12, elsewhere=elsewhere)
+        out.table(("key", *wrap), rows, spare=("from",), wrap=wrap, narrow=12, elsewhere="`--json` has them")
     for text in rounded:
         out.info(text)
     if hint := forecast.memory_hint(outlook.models, plan, memory):
         out.hint(hint)
-    facts_of_start = {"run": path, "resume": run is not None, "processes": plan.processes}
-    facts_of_start |= {"gpus": plan.gpus, "launch": launch}
-    recipe_and_set = {"recipe": tree, "origin": origin, "data": asdict(facts), "needs": needs}
-    out.data({**figures(outlook), **recipe_and_set, **facts_of_start})
+    of_recipe = {"recipe": tree, "origin": origin, "data": asdict(facts), "needs": needs}
+    of_start = {"run": path, "resume": run is not None, "processes": plan.processes, "gpus": plan.gpus}
+    out.data({**figures(outlook), **of_recipe, **of_start, "launch": launch})
 
 
 def resolved_tree(outlook: Outlook) -> tuple[dict[str, Any], dict[str, str]]:
@@ -139,9 +146,8 @@ def resolved_tree(outlook: Outlook) -> tuple[dict[str, Any], dict[str, str]]:
     tree = recipe.on(replace(recipe.data, **of_set)).tree()
     origin = {**recipe.origin, **{f"data.{key}": "the set" for key in of_set}}
     for one in outlook.models:
-        part = tree["stages"][one.part.stage] if recipe.stages else tree
         if one.params is not None:
-            part["params"] = one.params
+            (tree["stages"][one.part.stage] if recipe.stages else tree)["params"] = one.params
             origin[f"{one.part.in_recipe}params"] = "the model"
     return tree, origin
 
@@ -158,10 +164,7 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 def figures(outlook: Outlook) -> dict[str, Any]:
     """What is expected, for scripts: of all models together, and of each."""
     models = outlook.models
-    flops, bytes_ = (
-        together([one.flops for one in models]),
-        [one.bytes for one in models if one.bytes is not None],
-    )
+    flops = together([one.flops for one in models])
     each = [
         {
             "model": one.part.model,
@@ -180,24 +183,14 @@ def figures(outlook: Outlook) -> dict[str, Any]:
     ]
     return {
         "scale": outlook.recipe.choice.scale,
-        "params": together([one.params for one in models]),
+        "params": outlook.params,
         "gflop_per_step": flops and flops / 1e9,
-        "bytes": max(bytes_, default=None),
-        "seconds": seconds_of(models),
-        "seconds_on_h100": on_h100s(models, 1),
-        "seconds_on_gpus": on_h100s(models, models[0].gpus),
+        "bytes": max((one.bytes for one in models if one.bytes is not None), default=None),
+        "seconds": outlook.seconds,
+        "seconds_on_h100": together([one.on_h100s(1) for one in models]),
+        "seconds_on_gpus": together([one.on_h100s(models[0].gpus) for one in models]),
         "memory": each,
     }
-
-
-def seconds_of(forecasts: Sequence[Forecast]) -> float | None:
-    """Seconds of all here; None: not known."""
-    return together([one.seconds for one in forecasts])
-
-
-def on_h100s(forecasts: Sequence[Forecast], gpus: int) -> float | None:
-    """Seconds of all on so many H100s; None: not known."""
-    return together([one.on_h100s(gpus) for one in forecasts])
 
 
 # ---------------------------------------------------------------------------- in words
@@ -205,25 +198,19 @@ def on_h100s(forecasts: Sequence[Forecast], gpus: int) -> float | None:
 
 def in_short(outlook: Outlook) -> list[str]:
     """One or two lines on what is about to be trained."""
-    choice, models, params = (
-        outlook.recipe.choice,
-        outlook.models,
-        together([one.params for one in outlook.models]),
-    )
+    choice, params, here = outlook.recipe.choice, outlook.params, outlook.seconds
     scale = f"scale {choice.scale} ({choice.why}): " if choice.scale else ""
     model = [f"{count(params)} parameters"] if params else []
     if not any(part.train.minutes for part in outlook.recipe.parts):
-        model.append(f"{sum(one.part.train.steps for one in models):,} steps")
-    here = seconds_of(models)
-    times = [f"about {about(here)} here"] if here else []
-    times += _in_paper(outlook) if here else []
+        model.append(f"{sum(one.part.train.steps for one in outlook.models):,} steps")
+    times = [f"about {about(here)} here", *_in_paper(outlook)] if here else []
     words = ": ".join(filter(None, [", ".join(model), "; ".join(times)]))
     return [scale + _set(outlook), *(line for line in out.fitted(words) if line)]
 
 
 def in_lines(outlook: Outlook, there: int | None) -> Iterator[tuple[str, str]]:
     """Scale, set, model, memory and time with their labels; `there`: bytes that a process may take."""
-    choice, models, facts = outlook.recipe.choice, outlook.models, outlook.facts
+    choice, models, facts, here = outlook.recipe.choice, outlook.models, outlook.facts, outlook.seconds
     yield "scale", f"{choice.scale} ({choice.why})" if choice.scale else "the recipe has no scales"
     download = f", {facts.download / 1e6:,.0f} MB to fetch" if facts.download else ""
     packed = " (here, to be packed)" if facts.cached else f" (not here{download})"
@@ -234,7 +221,6 @@ def in_lines(outlook: Outlook, there: int | None) -> Iterator[tuple[str, str]]:
     most = max(one.bytes or 0 for one in models)
     where = f"; {'the GPU' if outlook.plan.gpus else 'this machine'} has {size(there)}" if there else ""
     yield "memory", (f"{size(most)} a process, as a step took here" if most else "here: not known") + where
-    here = seconds_of(models)
     if len(models) == 1:
         yield "time", _time(models[0])
     elif here:
@@ -242,12 +228,11 @@ def in_lines(outlook: Outlook, there: int | None) -> Iterator[tuple[str, str]]:
         yield "in all", f"about {about(here)} here{_on_h100s(models)} ({each})"
     else:
         yield "time", "here: not known"
-    for text in _in_paper(outlook):
-        yield "paper", text
+    yield from (("paper", text) for text in _in_paper(outlook))
 
 
 def _in_paper(outlook: Outlook) -> list[str]:
-    there = seconds_of(outlook.paper)
+    there = together([one.seconds for one in outlook.paper])
     return [f"--scale paper: {about(there)} here{_on_h100s(outlook.paper)}"] if there else []
 
 
@@ -266,7 +251,7 @@ def _model(one: Forecast) -> str:
         return f"{one.part.model}: not known: {one.lacking or 'no step is tried here (GZ_TRIAL=0)'}"
     steps = f"--minutes {train.minutes:g}" if train.minutes else f"{train.steps:,} steps"
     giga = (one.flops or 0) / 1e9
-    cost = f" at {giga:,.0f} GFLOP" if giga >= 100 else f" at {giga:.3g} GFLOP" if giga else ""
+    cost = f" at {giga:{',.0f' if giga >= 100 else '.3g'}} GFLOP" if giga else ""
     return f"{one.part.model}, {count(one.params)} parameters, {steps} of {train.batch_size}{cost}"
 
 
@@ -281,6 +266,6 @@ def _time(one: Forecast) -> str:
 def _on_h100s(forecasts: Sequence[Forecast]) -> str:
     """The time of all on as many H100s as there are GPUs asked for; "" where it is not known."""
     gpus = forecasts[0].gpus
-    seconds = on_h100s(forecasts, gpus)
+    seconds = together([one.on_h100s(gpus) for one in forecasts])
     where = "an H100" if gpus == 1 else f"{gpus} H100s"
     return f", {about(seconds)} on {where} at {forecast.SHARE:.0%} of peak" if seconds else ""

@@ -4,45 +4,32 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from time import monotonic
 from typing import Annotated
-
-import typer
 
 from gzcli.cli import options as opt
 from gzcli.cli import out
 from gzcli.cli.jobs import end, quoted, took
-from gzcli.cli.list import alone, list_recipes
+from gzcli.cli.list import group, list_recipes
 from gzcli.cli.model_options import Sets
-from gzcli.cli.options import argument, complete_data, complete_model, option
+from gzcli.cli.options import a_model, a_set, argument, option
 from gzcli.core.errors import UsageError
 from gzcli.core.units import counted
 from gzcli.store.files import write_atomic
 from gzcli.store.paths import recipe_names
 
-app = typer.Typer(
-    help="Show, copy and check recipes; a schema of them for editors.",
-    callback=alone("recipe", list_recipes),
-    invoke_without_command=True,
-)
+app = group("recipe", list_recipes)
 
-_What = Annotated[str, argument("NAME|FILE", "A shipped recipe, or a file.", complete_model)]
+_What = Annotated[str, argument("NAME|FILE", "A shipped recipe, or a file.", a_model)]
 _SOME_HELP = "Recipes or files; every shipped recipe without any."
-_Some = Annotated[list[str] | None, argument("NAME|FILE", _SOME_HELP, complete_model)]
-_Data = Annotated[str | None, option("--data NAME", "Resolve it for a data set.", complete=complete_data)]
+_Some = Annotated[list[str] | None, argument("NAME|FILE", _SOME_HELP, a_model)]
+_Data = Annotated[str | None, option("--data NAME", "Resolve it for a data set.", complete=a_set)]
 _Resolved = Annotated[bool, option("--resolved", "Show every key, not the file.")]
 _To = Annotated[Path | None, argument("FILE", "The new file; NAME.yaml without it.")]
 
 
 @app.command()
 def show(
-    recipe: _What,
-    data: _Data = None,
-    scale: opt.Scale = None,
-    sets: Sets = None,
-    resolved: _Resolved = False,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
+    recipe: _What, data: _Data = None, scale: opt.Scale = None, sets: Sets = None, resolved: _Resolved = False
 ) -> None:
     """Print a recipe: its file, or every key with `--data`, `--set` or `--resolved`; and what keys mean."""
     from gzcli.launch.launcher import usable_gpus
@@ -73,13 +60,7 @@ def show(
 
 
 @app.command()
-def copy(
-    recipe: _What,
-    to: _To = None,
-    force: opt.Force = False,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
-) -> None:
+def copy(recipe: _What, to: _To = None, force: opt.Force = False) -> None:
     """Copy a recipe, to make it your own."""
     from gzcli.recipe.files import show as text_of
 
@@ -99,9 +80,8 @@ def copy(
 
 
 @app.command()
-def check(recipes: _Some = None, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
+def check(recipes: _Some = None) -> None:
     """Check recipes, for every data set that they name; all mistakes at once."""
-    began = monotonic()
     from gzcli.recipe.resolve import check as problems_of
 
     names = list(recipes or recipe_names())
@@ -114,12 +94,12 @@ def check(recipes: _Some = None, json: opt.Json = False, quiet: opt.Quiet = Fals
     if recipes:
         name = quoted(recipes[0])
         plan = (f"gz train {name} --dry-run", "what it would do, and what that takes here")
-        end([took(began)], [plan, (f"gz train {name}", "a run by it")])
+        end([took()], [plan, (f"gz train {name}", "a run by it")])
     out.data({"recipes": names, "ok": True})
 
 
 @app.command("schema")
-def schema_(json: opt.Json = False, quiet: opt.Quiet = False) -> None:
+def schema_() -> None:
     """Print the JSON schema of recipes, by which editors complete and check them."""
     from json import dumps
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from time import monotonic
 from typing import Annotated, Any
 
-from gzcli.cli import options as opt
 from gzcli.cli import out
 from gzcli.cli.jobs import bytes_of, end, quoted, took
 from gzcli.cli.options import argument, option
@@ -16,12 +14,11 @@ _Folder = Annotated[Path, argument("FOLDER", "Of a `gz bench` or `gz ood`: the o
 _Out = Annotated[Path | None, option("--out DIR", "Where to write; into FOLDER/report without it.")]
 
 
-def report(folder: _Folder, to: _Out = None, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
+def report(folder: _Folder, to: _Out = None) -> None:
     """Write the results of a `gz bench` or `gz ood` as a page of HTML, as Markdown and as LaTeX tables.
 
     The page needs no other file and no network.
     """
-    began = monotonic()
     from gzcli.report.write import write
 
     made = write(folder, to)
@@ -29,7 +26,7 @@ def report(folder: _Folder, to: _Out = None, json: opt.Json = False, quiet: opt.
     out.text(str(page))
     look = (f"python -m webbrowser {quoted(page)}", "the page in a browser")
     more = (f"ls {quoted(page.parent)}", "its Markdown, LaTeX tables, figures")
-    end([bytes_of(page), took(began)], [look, more])
+    end([bytes_of(page), took()], [look, more])
     out.data(made)
 
 

@@ -7,16 +7,13 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from time import monotonic
 from typing import Annotated, Any, Literal
-
-import typer
 
 from gzcli.cli import jobs, out
 from gzcli.cli import options as opt
 from gzcli.cli.jobs import bytes_of, end, quoted, took
-from gzcli.cli.list import alone, in_words, list_runs, names_of, summaries, summary, table_of_runs
-from gzcli.cli.options import argument, complete_data, complete_model, complete_model_or_run, option
+from gzcli.cli.list import group, in_words, list_runs, names_of, summaries, summary, table_of_runs
+from gzcli.cli.options import a_model, a_model_or_run, a_set, argument, option
 from gzcli.core.errors import MissingError, UsageError, did_you_mean
 from gzcli.core.sections import LaunchSection
 from gzcli.core.units import counted, figure, size
@@ -24,20 +21,16 @@ from gzcli.store import claims, files
 from gzcli.store import runs as store
 from gzcli.store.run_folder import Run
 
-app = typer.Typer(
-    help="List, show, compare, share, export and remove runs.",
-    callback=alone("runs", list_runs),
-    invoke_without_command=True,
-)
+app = group("runs", list_runs)
 
-_Ref = Annotated[str, argument("RUN", "Id, alias, folder or model.", complete_model_or_run)]
-_Refs = Annotated[list[str], argument("RUN…", "Ids, aliases or folders.", opt.complete_run)]
-_Any = Annotated[list[str], argument("RUN RUN…", "Ids, aliases, folders or models.", complete_model_or_run)]
+_Ref = Annotated[str, argument("RUN", "Id, alias, folder or model.", a_model_or_run)]
+_Refs = Annotated[list[str], argument("RUN…", "Ids, aliases or folders.", opt.a_run)]
+_Any = Annotated[list[str], argument("RUN RUN…", "Ids, aliases, folders or models.", a_model_or_run)]
 _Repository = Annotated[str, argument("OWNER/NAME", "A model repository of the Hugging Face hub.")]
 _DTYPE_HELP = "Of the weights in a file; bf16 halves it, and changes samples a little."
 _Dtype = Annotated[Literal["fp32", "bf16"], option("--dtype", _DTYPE_HELP)]
-_OfModel = Annotated[str, option("--model M", "Of one model only.", complete=complete_model)]
-_OfData = Annotated[str, option("--data NAME", "Of one data set only.", complete=complete_data)]
+_OfModel = Annotated[str, option("--model M", "Of one model only.", complete=a_model)]
+_OfData = Annotated[str, option("--data NAME", "Of one data set only.", complete=a_set)]
 _TO_HELP = "One file that `gz` reads anywhere, or another library's format."
 _To = Annotated[Literal["file", "onnx", "torch", "diffusers"], option("--to", _TO_HELP)]
 _Out = Annotated[Path | None, option("--out PATH", "Where to write; into the run's folder without it.")]
@@ -57,19 +50,13 @@ NOT_TRAINED = ("about", "params", "launch.")
 
 
 @app.command("list")
-def list_(
-    model: _OfModel = "",
-    data: _OfData = "",
-    wide: opt.Wide = False,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
-) -> None:
+def list_(model: _OfModel = "", data: _OfData = "", wide: opt.Wide = False) -> None:
     """List runs, newest first."""
     list_runs(model or None, data or None, wide=wide)
 
 
 @app.command()
-def show(run: _Ref, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
+def show(run: _Ref) -> None:
     """Show a run's state and its whole recipe."""
     place = _find(run)
     tree, facts = place.tree(), summary(place)
@@ -85,7 +72,7 @@ def show(run: _Ref, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
 
 
 @app.command()
-def compare(runs: _Any, wide: opt.Wide = False, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
+def compare(runs: _Any, wide: opt.Wide = False) -> None:
     """Show runs side by side: figures, time, size, and the keys in which their recipes differ."""
     from gzcli.cli.plan import leaves
     from gzcli.store.metrics import last_figures
@@ -111,7 +98,7 @@ def compare(runs: _Any, wide: opt.Wide = False, json: opt.Json = False, quiet: o
 
 
 @app.command()
-def path(run: _Ref, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
+def path(run: _Ref) -> None:
     """Print the folder of a run."""
     place = _find(run)
     out.text(str(place.path))
@@ -125,8 +112,6 @@ def export(
     out_: _Out = None,
     dtype: _Dtype = "fp32",
     checkpoint: opt.Checkpoint = "last",
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
 ) -> None:
     """Write a run as one file to share, or its weights in the format of another library."""
     source = _find(run)
@@ -139,15 +124,14 @@ def export(
         raise UsageError("`--dtype` goes with `--to file`")
     if to != "file" and out_:
         claims.check_empty(place)
-    began = monotonic()
     result = exported(source, run, place, to=to, dtype=dtype, checkpoint=checkpoint)
     out.text(str(place))
     if to == "file":
         then = [(f"gz sample {quoted(place)}", "pictures from it, on any machine")]
-        end([f"one file of {bytes_of(place)}", took(began)], then)
+        end([f"one file of {bytes_of(place)}", took()], then)
     else:
         look = (f"ls {quoted(place)}", "what it holds, and how it is loaded")
-        end([f"{bytes_of(place)} for {to}", took(began)], [look, (f"gz sample {quoted(run)}", "")])
+        end([f"{bytes_of(place)} for {to}", took()], [look, (f"gz sample {quoted(run)}", "")])
     out.data(result)
 
 
@@ -159,8 +143,6 @@ def push(
     private: _Private = False,
     dtype: _Dtype = "fp32",
     checkpoint: opt.Checkpoint = "last",
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
 ) -> None:
     """Put a run on the Hugging Face hub, with a card that says what it is."""
     from gzcli.launch.from_file import metadata
@@ -186,9 +168,7 @@ def push(
 
 
 @app.command()
-def pull(
-    repository: _Repository, name: _Name = None, json: opt.Json = False, quiet: opt.Quiet = False
-) -> None:
+def pull(repository: _Repository, name: _Name = None) -> None:
     """Get a run from the Hugging Face hub into the store; `gz sample hf://OWNER/NAME` draws without that."""
     from gzcli.launch import from_file
     from gzcli.store import hub
@@ -209,13 +189,7 @@ def pull(
 
 
 @app.command()
-def prune(
-    keep: _Keep = None,
-    unfinished: _Unfinished = False,
-    yes: opt.Yes = False,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
-) -> None:
+def prune(keep: _Keep = None, unfinished: _Unfinished = False, yes: opt.Yes = False) -> None:
     """Remove old or unfinished runs; the best ones, those with a name and those being trained stay.
 
     Runs that were cut short (`--steps 10`, another image size) count as older than any complete one.
@@ -232,7 +206,7 @@ def prune(
 
 
 @app.command()
-def remove(runs: _Refs, yes: opt.Yes = False, json: opt.Json = False, quiet: opt.Quiet = False) -> None:
+def remove(runs: _Refs, yes: opt.Yes = False) -> None:
     """Remove runs for good."""
     chosen: dict[Path, Run] = {}
     for ref in runs:
@@ -255,21 +229,20 @@ def _find(ref: str) -> Run:
 def _remove(runs: list[Run], yes: bool, *, skip: bool = False) -> None:
     """Lists the runs, asks unless `yes`, removes them; with `skip` one that was taken meanwhile stays."""
     rows = summaries(runs)
-    total = sum(row["bytes"] for row in rows)
     if runs:
         table_of_runs(runs, rows, to_stderr=True)
-        if not opt.may_remove(f"{counted(len(runs), 'run')} ({size(total)})", yes):
-            runs, total = [], 0
-    gone = []
-    for run in runs:
+        every = size(sum(row["bytes"] for row in rows))
+        runs = runs if opt.may_remove(f"{counted(len(runs), 'run')} ({every})", yes) else []
+    gone, total = [], 0
+    for run, row in zip(runs, rows, strict=False):
         try:
             store.remove(run)
             gone.append(run.id)
+            total += row["bytes"]
         except UsageError as error:
             if not skip:
                 raise
             out.info(f"left: {error.message}")
-            total -= rows[runs.index(run)]["bytes"]
     if gone:
         left = [("gz runs list", "what is left")] if store.all_runs() else []
         end([f"removed {counted(len(gone), 'run')} ({size(total)})"], left)
@@ -299,12 +272,9 @@ def facts(runs: Sequence[Run], rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     for run, row in zip(runs, rows, strict=True):
         step, steps = row["step"], row["steps"]
         memory = max((part.status().get("peak_memory") or 0 for part in run.stages or [run]), default=0)
-        more = {
-            "name": row["alias"],
-            "step": f"{step:,} of {steps:,}" if step is not None and steps else step,
-            "at step": f"{row['best']['step']:,}" if row["best"] else None,
-            "memory": size(memory) if memory else None,
-        }
+        more = {"name": row["alias"], "memory": size(memory) if memory else None}
+        more["step"] = f"{step:,} of {steps:,}" if step is not None and steps else step
+        more["at step"] = f"{row['best']['step']:,}" if row["best"] else None
         columns.append({**row, **in_words(row), **more})
     return [(key, *(column[key] for column in columns)) for key in FACTS]
 

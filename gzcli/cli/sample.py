@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,7 +16,7 @@ import typer
 from gzcli.cli import jobs, out
 from gzcli.cli import options as opt
 from gzcli.cli.jobs import end, quoted, took
-from gzcli.cli.model_options import complete_do, complete_labels, labels_of
+from gzcli.cli.model_options import a_label, an_application, labels_of
 from gzcli.cli.options import choose, option
 from gzcli.core.errors import GzError, MissingError, UsageError, canonical, did_you_mean
 from gzcli.core.sections import LaunchSection
@@ -30,7 +29,6 @@ from gzcli.store.runs import all_runs
 
 if TYPE_CHECKING:
     from gzcli.core.jobs import SampleJob
-    from gzcli.core.sections import Part
     from gzcli.models.catalog import ModelCard
 
 MANY = 64  # images, if no other number is asked for
@@ -45,7 +43,7 @@ _Label = Annotated[
     option(
         "--label L[,L…]",
         "Class names or numbers, for conditional models; as '\"x,y\"' with a comma.",
-        complete=complete_labels,
+        complete=a_label,
     ),
 ]
 _PROMPT_HELP = "What to show, for models that take text; may be repeated, images take turns."
@@ -55,7 +53,7 @@ _Prompts = Annotated[
     option("--prompts FILE", "Prompts, one a line; `#` begins a comment.", exists=True, dir_okay=False),
 ]
 _DO_HELP = "An application: inpaint, interpolate, …"
-_Do = Annotated[str | None, option("--do METHOD", _DO_HELP, complete=complete_do)]
+_Do = Annotated[str | None, option("--do METHOD", _DO_HELP, complete=an_application)]
 _INPUT_HELP = "Pictures for `--do` (test images without it), or that images are made from."
 _Input = Annotated[Path | None, option("--input PATH", _INPUT_HELP, exists=True, resolve_path=True)]
 _MASK_HELP = "White is kept, black filled in."
@@ -97,15 +95,12 @@ def sample(
     animate: _Animate = False,
     submit: opt.Submit = None,
     slurm: opt.Slurm = None,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
 ) -> None:
     """Draw images from a trained model, or apply it to pictures (`--do`).
 
     The model's own options (`--steps 50`, `--temperature 0.7`) are those of its recipe's `sample` section, or
     of the method.
     """
-    began = monotonic()
     from gzcli.core.jobs import SampleJob
 
     if not model and not like:
@@ -140,7 +135,7 @@ def sample(
     if like:
         return out.data(result | {"like": compare(like, result)})
     out.data(result)
-    ending(quoted(model) + (f" --data {quoted(data)}" if data else ""), able, job.do, result, took(began))
+    ending(quoted(model) + (f" --data {quoted(data)}" if data else ""), able, job.do, result)
 
 
 def job_of(
@@ -155,36 +150,24 @@ def job_of(
     part = part_of(run.serving.tree())
     card, conditional = card_of(run, part.model), bool(part.options.get("conditional"))
     do = choose_application(typed.do, card) if typed.do else None
-    check_pictures(card, do, typed)
-    check_labels(card, do, run, typed.labels, conditional=conditional)
+    check(card, do, run, typed, conditional=conditional)
     what, takes = (f"`--do {do}`", card.do[do]) if do else (f"`{card.name}`", card.sample)
     if typed.prompts and "prompt" not in takes:
         other = "`gz list models --can prompt` shows models that do"
         hint = "`--label` asks for a class" if "conditional" in card.can else other
         raise UsageError(f"{what} takes no prompts", hint=hint)
-    n = typed.n
-    if n is None and (
-        do or not typed.input
-    ):  # without `--do`, only the engine knows how many pictures there are
-        n = MANY if do else len(typed.prompts) or in_turns(MANY, turn_of(part, typed.labels))
-    job = replace(
-        typed,
-        run=str(run.path),
-        n=n,
-        options=jobs.method_options(words, takes, what, "sample"),
-        do=do,
-        input_as=card.inputs[0] if typed.input and not do else None,
-    )
+    n, from_input = typed.n, typed.input and not do
+    if n is None and not from_input:  # from pictures, only the engine knows how many there are
+        n = MANY if do else len(typed.prompts) or MANY
+        if conditional and not do and not typed.prompts:
+            with suppress(GzError):  # as many of each class, where the classes are known
+                classes = labels_of(None, part.data.name)
+                turns = class_numbers(typed.labels, classes) if typed.labels else classes
+                n = in_turns(MANY, len(turns))
+    options = jobs.method_options(words, takes, what, "sample")
+    job = replace(typed, run=str(run.path), n=n, options=options, do=do)
+    job = replace(job, input_as=card.inputs[0] if from_input else None)
     return run, job, [name for name in card.do if conditional or name not in card.with_labels]
-
-
-def turn_of(part: Part, label: str | None) -> int:
-    """The number of classes that samples take in turn; 0 where they take none, or none are known yet."""
-    if part.options.get("conditional"):
-        with suppress(GzError):
-            classes = labels_of(None, part.data.name)
-            return len(class_numbers(label, classes)) if label else len(classes)
-    return 0
 
 
 def show(result: Mapping[str, Any]) -> None:
@@ -199,41 +182,36 @@ def show(result: Mapping[str, Any]) -> None:
         out.hint("`--png` writes each of them, `--npz` all in one file")
 
 
-def ending(name: str, able: Iterable[str], do: str | None, result: Mapping[str, Any], time: str) -> None:
+def ending(name: str, able: Iterable[str], do: str | None, result: Mapping[str, Any]) -> None:
     """The end of `gz sample`: how many images in what time, and what else the run can do."""
     others = [other for other in able if other != do]
     then = [(f"gz sample {name} --do {others[0]}", f"it can {', '.join(others)}")] if others else []
-    if do:
-        then.append((f"gz sample {name} --do {do} --input ./pictures", "the same with your own pictures"))
-    else:
-        then.append((f"gz bench {name}", "how good they are, beside real images"))
+    again = (f"gz sample {name} --do {do} --input ./pictures", "the same with your own pictures")
+    then.append(again if do else (f"gz bench {name}", "how good they are, beside real images"))
     each = f"{result['seconds'] / result['n']:.2g} s an image" if result["n"] and result["seconds"] else None
-    end([counted(result["n"], "image"), time, each], then)
+    end([counted(result["n"], "image"), took(), each], then)
 
 
 # ---------------------------------------------------------------------------- checks
 
 
-def check_pictures(model: ModelCard, do: str | None, job: SampleJob) -> None:
-    """Raises UsageError where the application `do`, or sampling without one, takes no input or no mask."""
+def check(model: ModelCard, do: str | None, run: Run, job: SampleJob, *, conditional: bool) -> None:
+    """Raises UsageError where the application `do`, or sampling without one, does not take the pictures or
+    labels of the job, or needs a run that was trained with labels."""
     if not do and (job.mask or (job.input and not model.inputs)):
         raise UsageError(f"`{'--mask' if job.mask else '--input'}` goes with `--do`", hint=abilities(model))
     if job.mask and do not in model.masked:
         others = "`gz list models --can inpaint` shows models that take one"
         hint = f"these do: {', '.join(model.masked)}" if model.masked else others
         raise UsageError(f"`--do {do}` of `{model.name}` takes no mask", hint=hint)
-
-
-def check_labels(model: ModelCard, do: str | None, run: Run, label: str | None, *, conditional: bool) -> None:
-    """Raises UsageError where the run was not trained with the labels that `do` or `--label` needs."""
     train = f"gz train {run.model} --data {run.data} --set {run.serving.in_owner}model.conditional=true"
     if do in model.with_labels and not conditional:
         message = f"`--do {do}` is for runs that were trained with labels, unlike `{run.id}`"
         raise UsageError(message, hint=train)
-    if label and do and do not in model.labelled:
+    if job.labels and do and do not in model.labelled:
         hint = f"these do: {', '.join(model.labelled) or 'none'}"
         raise UsageError(f"`--do {do}` of `{model.name}` takes no labels", hint=hint)
-    if label and not conditional and do not in model.labels_for:
+    if job.labels and not conditional and do not in model.labels_for:
         raise UsageError(f"`{run.id}` was not trained with labels", hint=train)
 
 
@@ -283,13 +261,11 @@ def origin_of_job(job: SampleJob, run: Run) -> dict[str, Any]:
 def command(job: SampleJob, run: Run) -> str:
     """The command line of a job, in one form however it was typed."""
     words = ["gz", "sample", run.id, *(["-n", str(job.n)] if job.n else []), "--seed", str(job.seed)]
-    flags = {"label": job.labels, "do": job.do, "input": job.input, "mask": job.mask}
-    if job.checkpoint not in ("last", "finished"):
-        flags["checkpoint"] = job.checkpoint
-    flags["precision"] = job.precision
-    for name, value in flags.items():
-        if value:
-            words += [f"--{name}", Path(value).name if name in ("input", "mask") else value]
+    pictures = {key: Path(path).name for key, path in (("input", job.input), ("mask", job.mask)) if path}
+    checkpoint = None if job.checkpoint in ("last", "finished") else job.checkpoint
+    flags = {"label": job.labels, "do": job.do, **pictures}
+    flags |= {"checkpoint": checkpoint, "precision": job.precision}
+    words += [word for name, value in flags.items() if value for word in (f"--{name}", value)]
     for prompt in job.prompts:
         words += ["--prompt", prompt]
     for key, value in job.options.items():

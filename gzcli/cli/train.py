@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from gzcli.cli import options as opt
 from gzcli.cli import out
 from gzcli.cli.model_options import Sets
-from gzcli.cli.options import argument, choose, complete_model_or_run, names, option, split
+from gzcli.cli.options import a_model_or_run, argument, choose, option, split
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.sections import TRACKERS
 
@@ -18,11 +18,7 @@ if TYPE_CHECKING:
     from gzcli.store.run_folder import Run
 
 
-def complete_trackers(incomplete: str) -> list[str]:
-    return names(incomplete, TRACKERS)
-
-
-_WHAT = argument("MODEL|RECIPE|RUN", "A model, a recipe file, or a run to repeat.", complete_model_or_run)
+_WHAT = argument("MODEL|RECIPE|RUN", "A model, a recipe file, or a run to repeat.", a_model_or_run)
 _What = Annotated[str, _WHAT]
 _Steps = Annotated[int | None, option("--steps N", "Train for N steps.", min=1)]
 _Minutes = Annotated[
@@ -39,9 +35,7 @@ _Wandb = Annotated[bool, option("--wandb", "The same as `--track wandb`.")]
 _Track = Annotated[
     list[str] | None,
     option(
-        "--track T",
-        "Log to wandb, tensorboard, trackio or mlflow too; may be repeated.",
-        complete=complete_trackers,
+        "--track T", "Log to wandb, tensorboard, trackio or mlflow too; may be repeated.", complete=TRACKERS
     ),
 ]
 _Dry = Annotated[bool, option("--dry-run", "Print what would be done, and do nothing.")]
@@ -84,8 +78,6 @@ def train(
     keys: _Keys = False,
     yes: _Yes = False,
     extra: opt.Extra = None,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
 ) -> None:
     """Train a model.
 
