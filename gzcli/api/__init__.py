@@ -256,7 +256,7 @@ class LoadedRun:
         if scorer.unused:
             raise UsageError(f"the score `{score}` does not take `{scorer.unused[0]}`")
         if scorer.is_fitted():
-            scorer.fit(*fitting_images(self.trained, self.data.pack, size=BATCH, seed=seed))
+            scorer.fit(*fitting_images(self.trained, self.data, size=BATCH, seed=seed))
         return np.concatenate([np.zeros(0), *(scorer(batch)[score] for batch in self._batches(images, seed))])
 
     def do(

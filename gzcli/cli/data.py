@@ -167,8 +167,8 @@ def show(name: _Shown, size: _Size = None, channels: _Channels = None) -> None:
         counts = {"train": spec.n_train, "val": spec.n_val, "test": spec.n_test}
         row = _described(spec, (channels or spec.channels, height, width), counts, spec, facts)
         kind = "attributes, of which an image may have several" if spec.multilabel else "classes"
-        classes = "" if isinstance(spec.classes, int) else f": {', '.join(spec.classes)}"
-        out.info(f"{spec.n_classes:,} {kind}{classes}")
+        names = "" if isinstance(spec.classes, int) else f": {', '.join(spec.classes)}"
+        out.info(f"{spec.n_classes:,} {kind}{names}")
         out.info(f"licence: {spec.licence}; {spec.citation}")
         out.table(("data", *counts), [(spec.name, *counts.values())])
         out.hint(f"its pictures are not here: {ways_to_fetch(spec)}")

@@ -250,8 +250,8 @@ def _groups(
         ),
         ("Sampling", f"gz sample {name} --KEY VALUE", serving.sample, texts["sample"], values.get("sample")),
     ]
-    for do, params in serving.do.items():
-        new = {key: param for key, param in params.items() if serving.sample.get(key) != param}
+    for do, options_of in serving.do.items():
+        new = {key: param for key, param in options_of.items() if serving.sample.get(key) != param}
         rows.append((f"`{do}`", f"gz sample {name} --do {do} --KEY VALUE", new, texts[do], None))
     rows.append(("Scores", f"gz ood {name} --KEY VALUE", scored, texts["ood"], values.get("ood")))
     groups = []
@@ -308,8 +308,8 @@ def rendered(name: str, **words: Any) -> str:
 def environment() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    loader, blocks = PackageLoader("gzcli.docs"), {"trim_blocks": True, "lstrip_blocks": True}
-    env = Environment(loader=loader, undefined=StrictUndefined, **blocks)
+    loader = PackageLoader("gzcli.docs")
+    env = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     env.filters |= {"about": about, "count": count, "duration": duration, "figure": figure, "flow": flow}
     env.filters |= {"folded": folded, "mathml": mathml, "short": short, "thinned": thinned}
     env.filters |= {

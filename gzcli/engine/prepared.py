@@ -125,7 +125,7 @@ class LatentPack(Pack):
         super().__init__(folder, replace(pixels.meta, streamed=None))  # latents are arrays
         self.pixels = pixels
 
-    def labels(self, split: str) -> np.ndarray | None:
+    def labels(self, split: str = "train") -> np.ndarray | None:
         return self.pixels.labels(split)
 
     def captions(self, split: str) -> list[str] | None:
@@ -178,12 +178,10 @@ def new_space(name: str, device: torch.device | str, pack: Pack, levels: int | N
                 f"`data.latent`: `{name}` takes {channels} channels, the images have {images.shape[0]}",
                 hint=f"`--set data.channels={channels}`",
             )
-        scaling = (
-            torch.full((config.latent_channels,), v)
-            for v in (config.shift_factor or 0.0, config.scaling_factor)
-        )
-    shift, scale = (values.float().tolist() for values in scaling)
-    return LatentSpace(autoencoder, SpaceRecord(digest, list(images.shape), images.levels, shift, scale))
+        shift = torch.full((config.latent_channels,), config.shift_factor or 0.0)
+        scaling = shift, torch.full((config.latent_channels,), config.scaling_factor)
+    of_channels = [values.float().tolist() for values in scaling]
+    return LatentSpace(autoencoder, SpaceRecord(digest, list(images.shape), images.levels, *of_channels))
 
 
 def _measure(
@@ -216,7 +214,7 @@ def on_latents(part: Part, info: DataInfo) -> DataInfo:
     cached = hub_home() / "hub" / f"models--{name.replace('/', '--')}"
     folders = [Path(name).expanduser(), *cached.glob("snapshots/*")]
     configs = (files.read_json(folder / sub / "config.json") for folder in folders for sub in ("vae", ""))
-    config = next(filter(None, configs), STABLE_DIFFUSION if is_id(name) and "vae" in name else None)
+    config: Any = next(filter(None, configs), STABLE_DIFFUSION if is_id(name) and "vae" in name else None)
     if config is None:
         message = f"`data.latent`: the shape of the latents of `{name}` is not known before it is here"
         raise MissingError(message)

@@ -18,7 +18,6 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -329,7 +328,12 @@ def in_place(model: Any, units: UnitVectors, how: dict[str, Any]) -> Iterator[No
         if model.clusters is not None:
             units.program.append({"do": "cluster", "shares": model.clusters.shares.tolist()})
 
-    fakes = {"denoiser": denoiser, "velocity": velocity, "sampled_labels": sampled_labels}
+    fakes: dict[str, Any] = {"denoiser": denoiser, "velocity": velocity, "sampled_labels": sampled_labels}
     fakes["into_range"] = lambda x, *_: x
-    with mock.patch.multiple(model, **{name: fake for name, fake in fakes.items() if hasattr(model, name)}):
+    fakes = {name: fake for name, fake in fakes.items() if hasattr(model, name)}
+    vars(model).update(fakes)
+    try:
         yield
+    finally:
+        for name in fakes:
+            del vars(model)[name]

@@ -166,8 +166,10 @@ def verdicts_of(
     flagged = conformal.flagged(together, fpr)
 
     def verdict(i: int) -> Verdict:
-        of_i = ({name: float(values[i]) for name, values in table.items()} for table in (scores, spread))
-        return Verdict(i, labels[i], *of_i, float(together[i]), bool(decides[i]), bool(flagged[i]))
+        here, around = (
+            {name: float(values[i]) for name, values in table.items()} for table in (scores, spread)
+        )
+        return Verdict(i, labels[i], here, around, float(together[i]), bool(decides[i]), bool(flagged[i]))
 
     # by p, equal ones by the largest distance of a score to its threshold, in deviations
     return [verdict(i) for i in np.lexsort((-np.max(beyond, 0), together)).tolist()], thresholds

@@ -147,8 +147,11 @@ class Scorer:
                 getattr(self.model, f"fit_{name}")(batches, **self._keywords(f"fit_{name}"))
         for name in self.names:
             if (score := SCORES.get(name)) and score.fit:
-                facts = ranks.over(held_out, lambda b, name=name: self.facts(self.trained.seen(b), [name]))
-                self.fitted[name] = score.fit(facts)
+
+                def facts(batch: Batch, name: str = name) -> Table:
+                    return self.facts(self.trained.seen(batch), [name])
+
+                self.fitted[name] = score.fit(ranks.over(held_out, facts))
 
     def values(self, batch: Batch) -> Table:
         """float64 [B] of each score, finite or not."""

@@ -138,9 +138,9 @@ class Figures:
                     continue
                 rows = []
                 for row in group:
-                    ends = doc.interval((row.get("intervals") or {}).get(name)) or (None, None)
+                    low, high = doc.interval((row.get("intervals") or {}).get(name)) or (None, None)
                     value = row["metrics"][name]
-                    rows.append(Estimate(titles[id(row)], value, *ends, value == best))
+                    rows.append(Estimate(titles[id(row)], value, low, high, value == best))
                 several = len(groups) > 1 and n is not None
                 file, title = (f"{name}-{n}", f"{name}, {n:,} images") if several else (name, name)
                 drawn.append(Dots(file, title, rows, floor, self.direction(name)))

@@ -389,8 +389,13 @@ def evaluation_waits_for_no_other_process(case: Case) -> None:
     model = started(case)[0].eval()
     met: list[str] = []
     batch = with_prepared(model, next(held_out(case.pack(), model, "val", 3)))
-    distributed = {name: lambda *_, name=name: met.append(name) for name in ("all_reduce", "all_gather")}
-    distributed |= {"is_initialized": lambda: True, "get_world_size": lambda: 2, "get_rank": lambda: 0}
+    distributed: dict[str, Any] = {
+        "is_initialized": lambda: True,
+        "get_world_size": lambda: 2,
+        "get_rank": lambda: 0,
+        "all_reduce": lambda *_: met.append("all_reduce"),
+        "all_gather": lambda *_: met.append("all_gather"),
+    }
     with mock.patch.multiple("torch.distributed", **distributed), torch.no_grad():
         if hasattr(model, "log_prob"):
             log_likelihood(model, batch.x, noise=batch.noise)

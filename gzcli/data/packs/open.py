@@ -289,12 +289,13 @@ def facts_of(
         now = fingerprint(data) if metas else None
         measured = next((meta.facts for meta in metas if now in (meta.fingerprint, None)), None)
         try:
-            facts = measured and Facts(**{key: measured[key] for key in Facts.__dataclass_fields__})
-            facts = facts or measure(open_path(data.path, data.form))
+            if not measured and (few := measure(open_path(data.path, data.form))):
+                measured = vars(few)
         except GzError:  # packing says what is wrong with them
             return None
-        if facts is None:
+        if not measured:
             return None
+        facts = Facts(**{key: measured[key] for key in Facts.__dataclass_fields__})
         size, channels = size or data.size, channels or data.channels
     size = patch or size
     height, width = (facts.height, facts.width) if size is None else sides(size)

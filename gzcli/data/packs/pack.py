@@ -100,10 +100,12 @@ class PackMeta:
         content = sorted(item for item in meta["sha256"].items() if not item[0].endswith("_names.json"))
         channels = data.channels if isinstance(data, DataSpec) else meta.get("source_channels")
         captioned = ["caption"] if "train_captions.json" in meta["sha256"] else []
-        row = {"extras": captioned} | {key: meta[key] for key in cls.__dataclass_fields__ if key in meta}
+        row: dict[str, Any] = {"extras": captioned}
+        row |= {key: meta[key] for key in cls.__dataclass_fields__ if key in meta}
         row |= {"digest": hashlib.sha256(repr(content).encode()).hexdigest()[:16], "name": data.key}
         row |= {"source_channels": channels or meta["shape"][0]}
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()})
+        row = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+        return cls(**row)
 
     @property
     def words(self) -> str:

@@ -154,13 +154,14 @@ def verify(what: DataSet | str | Path, *, say: Say = silent) -> dict[str, Any]:
             if not file.exists() or checksum(file) != digest:
                 again = f"`gz data remove {name}` drops it; the next use packs it again"
                 raise MissingError(f"the pack `{file}` is damaged", hint=again)
-    is_own = isinstance(data, OwnSet)
     if not files and not packs:
-        if is_own and not data.path.exists():
-            hint = f"`gz data remove {name}`, or bring it back"
-            raise MissingError(f"`{data.path}`, imported as `{name}`, is gone", hint=hint)
-        if is_own or not (data.embedded or is_fetched(data)):
-            hint = f"`gz train vae --data {name}` packs it" if is_own else f"`gz data download {name}`"
+        hint = f"`gz data download {name}`"
+        if isinstance(data, OwnSet):
+            if not data.path.exists():
+                hint = f"`gz data remove {name}`, or bring it back"
+                raise MissingError(f"`{data.path}`, imported as `{name}`, is gone", hint=hint)
+            hint = f"`gz train vae --data {name}` packs it"
+        if isinstance(data, OwnSet) or not (data.embedded or is_fetched(data)):
             raise MissingError(f"nothing of `{name}` is in the cache", hint=hint)
     return {"name": name, "files": files, "packs": [str(pack.path) for pack in packs]}
 
