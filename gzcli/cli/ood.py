@@ -17,13 +17,13 @@ from gzcli.cli.model_options import a_score
 from gzcli.cli.options import a_set, option, split
 from gzcli.cli.report import check_report, with_report
 from gzcli.core.errors import FLAGGED, MissingError, UsageError, canonical
-from gzcli.core.sections import LaunchSection
+from gzcli.core.sections import LaunchSection, part_of
 from gzcli.core.units import counted
 from gzcli.data.sets.names import data_key, is_set, local, locate, slug
 
 if TYPE_CHECKING:
     from gzcli.core.jobs import AlarmJob, OodJob
-    from gzcli.core.sections import DataSection, part_of
+    from gzcli.core.sections import DataSection
     from gzcli.data.sets.names import DataSet
     from gzcli.data.sets.registry import Benchmark
     from gzcli.models.catalog import ModelCard

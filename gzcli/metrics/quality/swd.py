@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
+from gzcli.metrics.quality.neighbours import paired
 
 DRAWS, PROJECTIONS = 20, 64  # halves of the images for the interval, and directions for each
 
@@ -26,8 +27,6 @@ def sliced_wasserstein(fake: Array, real: Array, *, projections: int = 512, seed
     """The root of the mean, over random directions, of W₂² of the projections of rows [N, D] and [M, D] or
     of images, which are flattened, in the rows' own unit."""
     import numpy as np
-
-    from gzcli.metrics.quality.neighbours import paired
 
     rows = paired(fake, real)
     directions = np.random.default_rng(seed).normal(size=(rows[0].shape[1], projections))
