@@ -1,6 +1,6 @@
 """Peers' own MNIST examples beside ours, each for as many CPU-minutes of one core, by one judge.
 
-python tests/peers.py [--minutes 8] [-n 2000] [--calls 20] [--out FOLDER] [PEER…]
+python tests/tools/equal_time.py [--minutes 8] [-n 2000] [--calls 20] [--out FOLDER] [PEER…]
 
 Nets, optimizers, batches, losses and samplers of the peers are those of their packages' examples and
 defaults, but that denoising-diffusion-pytorch draws by `--calls` network calls: 20 are what our `ddpm` takes.
