@@ -60,8 +60,9 @@ class Trainer:
         self.rank, self.world = ranks.rank(), ranks.world()
         self.train, self.steps = part.train, part.train.steps
         self.images, self.info, self.space = train_images(part, pack, self.device, run, log)
-        stages, card = stages_for(run, part.model, self.device), card_of(run, part.model)
-        self.model = placed(build_model(part, self.info, stages, card), self.device).train()
+        card = card_of(run, part.model)
+        model = build_model(part, self.info, stages_for(run, card, self.device), card)
+        self.model = placed(model, self.device).train()
         made = prepare(self.model, self.images, run, log)
         size = self.train.batch_size
         inputs: dict[str, Any] = {"n": part.data.n, "prepared": made, "needs": self.model.needs}
@@ -79,7 +80,7 @@ class Trainer:
         self.ema = EMA(self.model, self.train.ema, self.some_images, whole)
         self.history = History(run, log, self.device)
         self.trained = Trained(run, whole or self.model, self.info, part, self.device, 0, self.space)
-        self.built_on = built_on(run, part.model)  # sha256 of the weights of each stage below this one
+        self.built_on = built_on(run, card)  # sha256 of the weights of each stage below this one
         self.metric = best_metric(self.model, self.train.best, pack)
         self.net: LeNetFeatures | None = None  # its features are compared by the metric `fd`
         self.start = self.done = 0  # steps that were done before this process, and by now

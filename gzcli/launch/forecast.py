@@ -90,9 +90,9 @@ def check_set(recipe: Recipe, meta: PackMeta, *, batch: bool = True) -> None:
     """Raises UsageError where a set lacks what a model needs or, with `batch`, has fewer images than a
     batch."""
     for part in recipe.parts:
-        check_data(part, catalog.card(part.model), meta.classes, meta.name, meta.extras, meta.shape)
+        check_data(part, catalog.card(part.model), meta)
         if batch:
-            check_batch_of(part, meta.counts["train"], meta.name)
+            check_batch_of(part, meta)
 
 
 def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:

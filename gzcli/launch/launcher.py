@@ -122,13 +122,13 @@ def plan(
     *,
     every_gpu: bool,
     check: bool = True,
-    job: Sequence[object] = (),
+    job: str = "",
     extra: Sequence[str] = (),
 ) -> Plan:
     """The processes that a recipe's `launch` section asks for. A training (`every_gpu`) uses all GPUs where
     no number is asked for, and SLURM's variables; other verbs run on one machine, on one GPU. The port
-    follows from the `job`, what was typed. `extra` never comes from a recipe or a run, which may be a
-    stranger's."""
+    follows from the `job`, a hash of what was typed. `extra` never comes from a recipe or a run, which may be
+    a stranger's."""
     gpus, note = _gpus(section, every_gpu=every_gpu, check=check)
     machines = section.machines or (slurm_nodes() if every_gpu else 1)
     here = gpus or section.processes or 1
@@ -205,7 +205,7 @@ def _tried_apart(there: int) -> Gpus:
         return Gpus(there, 0, said[-1])
 
 
-def _meeting(section: LaunchSection, machines: int, job: Sequence[object]) -> dict[str, Any]:
+def _meeting(section: LaunchSection, machines: int, job: str) -> dict[str, Any]:
     """Which machine this is of several, and where they meet: the keys of a Plan."""
     rank = section.machine_rank
     if rank is None:
@@ -225,7 +225,7 @@ def _meeting(section: LaunchSection, machines: int, job: Sequence[object]) -> di
     if number := os.environ.get("SLURM_JOB_ID"):
         words: list[object] = [f"{number}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"]
     else:
-        words = [ip, machines, *job]
+        words = [ip, machines, job]
     digest = hashlib.sha256(json.dumps([str(word) for word in words]).encode()).digest()
     # of two trainings with one first machine each needs its own port
     port = section.main_port or FIRST_PORT + int.from_bytes(digest[:4], "big") % PORTS

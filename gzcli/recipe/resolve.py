@@ -391,7 +391,7 @@ def _needs(recipe: Recipe, dataset: DataSet | None) -> Iterator[Problem]:
         try:
             check_strategy(part, model := catalog.card(part.model))
             if isinstance(dataset, DataSpec):
-                check_data(part, model, dataset.classes, dataset.name, dataset.extras)
+                check_data(part, model, dataset)
         except UsageError as e:
             yield Problem("", e.message, e.hint)
 
