@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from gzcli.cli import options as opt
 from gzcli.cli import out
-from gzcli.cli.model_options import Sets
 from gzcli.cli.options import a_model_or_run, argument, choose, option, split
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.sections import TRACKERS
@@ -61,7 +60,7 @@ def train(
     lr: _Rate = None,
     seed: opt.Seed = None,
     name: _Name = None,
-    sets: Sets = None,
+    sets: opt.Sets = None,
     resume: _Resume = False,
     requeue: _Requeue = False,
     wandb: _Wandb = False,

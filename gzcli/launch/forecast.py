@@ -114,13 +114,13 @@ def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
         known |= {"classes": meta.classes, "multilabel": meta.multilabel, "n": meta.counts["train"]}
     elif isinstance(dataset, DataSpec):
         known = {"size": facts.size or dataset.sized(data.size).size, "levels": dataset.levels}
-        known |= {"channels": data.channels or dataset.channels, "classes": class_names(dataset.classes)}
+        known |= {"channels": data.channels or dataset.channels, "classes": dataset.class_names}
         known |= {"multilabel": dataset.multilabel, "n": dataset.trained_on}
     elif measured:
         classes = UNKNOWN if any(part.options.get("conditional") for part in recipe.parts) else 0
         known = {"size": data.size or as_size(measured.height, measured.width), "levels": 256}
-        known |= {"channels": data.channels or measured.channels, "classes": class_names(classes)}
-        known |= {"n": measured.n}
+        known |= {"channels": data.channels or measured.channels, "n": measured.n}
+        known |= {"classes": tuple(map(str, range(classes)))}  # made up
     facts = replace(facts, **known | ({"levels": data.levels} if data.levels else {}))
     row = next((row for row in listing() if row["name"] == dataset.name), None)
     if row is None:
@@ -129,11 +129,6 @@ def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
     download = dataset.sized(data.size).download_size if isinstance(dataset, DataSpec) else 0
     facts = replace(facts, title=f"{row['name']}: {row['title']}", cached=here, download=download)
     return facts, [] if here else [f"`gz data download {row['name']}`"]
-
-
-def class_names(classes: tuple[str, ...] | int) -> tuple[str, ...]:
-    """The names of classes; of a number of them made up."""
-    return classes if isinstance(classes, tuple) else tuple(map(str, range(classes)))
 
 
 def in_steps(recipe: Resolved, epochs: float, say: Say = silent) -> dict[str, int]:

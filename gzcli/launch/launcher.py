@@ -118,12 +118,7 @@ class Plan:
 
 
 def plan(
-    section: LaunchSection,
-    *,
-    every_gpu: bool,
-    check: bool = True,
-    job: str = "",
-    extra: Sequence[str] = (),
+    section: LaunchSection, *, every_gpu: bool, check: bool = True, job: str = "", extra: Sequence[str] = ()
 ) -> Plan:
     """The processes that a recipe's `launch` section asks for. A training (`every_gpu`) uses all GPUs where
     no number is asked for, and SLURM's variables; other verbs run on one machine, on one GPU. The port

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from draws import train_batches
 from pictures import RED, encoded, png, write
 from PIL import Image
 
@@ -178,7 +179,7 @@ def test_random_patches_are_trained_on_and_middle_ones_validated(tmp_path, shape
 
     def batches(**options) -> TrainBatches:
         made = {"seed": 1, "batch_size": 8, "levels": 256, "device": "cpu", "augment": ("patch=16",)}
-        return TrainBatches(pack, **made | options)
+        return train_batches(pack, **made | options)
 
     one = batches()
     seen = [place for step in range(30) for place in cut_from(one.at(step).x, 16)]

@@ -98,16 +98,14 @@ def open_pack(
     progress: Report = unreported,
 ) -> Pack:
     """The pack of a set, made now if need be: fetched (up to 200 MB) and packed, under a lock. A set that
-    would be larger than `GZ_PACK_LIMIT` is streamed instead. Several processes may call it at once.
+    would be larger than `GZ_PACK_LIMIT` is streamed instead. Several processes may call it at once. Raises
+    UsageError (mixed sizes, size out of range, images smaller than the patch) and MissingError.
 
-    what: the set, or its name or path.
     size, channels: of the images, 4 … 1024 pixels a side, and 1 or 3; None: the set's own.
     fit: how pictures of another shape come to the size.
     patch: side of the patches of the images that are used: random ones are trained on, elsewhere the middle
       one stands for the image. Without a size the images may then have any. None: whole images are used.
     foreign: the user's own set is scored only: its `test` split is its own or, where it has none, all images.
-
-    Raises UsageError (mixed sizes, size out of range, images smaller than the patch) and MissingError.
     """
     if channels not in (None, 1, 3):
         raise UsageError(f"`data.channels` is 1 (grey) or 3 (RGB), not {channels}")
