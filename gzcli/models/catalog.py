@@ -500,8 +500,8 @@ def _zoo(stem: str = "*") -> list[Path]:
 
 def likelihood_scores(*, log_prob: bool, own: Iterable[str]) -> tuple[str, ...]:
     """The out-of-distribution scores that the engine computes from a model's likelihood of pixels,
-    `log_prob`. Its `own` score `nll` may be the likelihood of codes, which is not compared with the length of a lossless
-    code of the pixels."""
+    `log_prob`. Its `own` score `nll` may be the likelihood of codes, which is not compared with the length of
+    a lossless code of the pixels."""
     if log_prob:
         return tuple(SCORES)
     return tuple(name for name, s in SCORES.items() if "code_length" not in s.reads) if "nll" in own else ()
