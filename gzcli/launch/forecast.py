@@ -23,9 +23,8 @@ from gzcli.core.jobs import TrialJob
 from gzcli.core.sections import LaunchSection, Part, part_of
 from gzcli.core.types import Say, silent
 from gzcli.core.units import Size, as_size, sides, size
-from gzcli.data.packs.open import pack_options, peek, size_of
+from gzcli.data.packs.open import is_here, pack_options, peek, size_of
 from gzcli.data.packs.pack import PackMeta
-from gzcli.data.sets.library import listing
 from gzcli.data.sets.names import locate
 from gzcli.data.sets.registry import DataSpec
 from gzcli.launch import launcher
@@ -122,13 +121,10 @@ def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
         known |= {"channels": data.channels or measured.channels, "n": measured.n}
         known |= {"classes": tuple(map(str, range(classes)))}  # made up
     facts = replace(facts, **known | ({"levels": data.levels} if data.levels else {}))
-    row = next((row for row in listing() if row["name"] == dataset.name), None)
-    if row is None:
-        return replace(facts, title=dataset.title, cached=True), []
-    here = row["cached"] or (row["path"] is not None and Path(row["path"]).exists())
+    here, title = is_here(dataset), f"{dataset.name}: {dataset.title}" if dataset.name else dataset.title
     download = dataset.sized(data.size).download_size if isinstance(dataset, DataSpec) else 0
-    facts = replace(facts, title=f"{row['name']}: {row['title']}", cached=here, download=download)
-    return facts, [] if here else [f"`gz data download {row['name']}`"]
+    facts = replace(facts, title=title, cached=here, download=download)
+    return facts, [] if here else [f"`gz data download {dataset.name}`"]
 
 
 def in_steps(recipe: Resolved, epochs: float, say: Say = silent) -> dict[str, int]:

@@ -191,6 +191,17 @@ def _fetch_files(spec: DataSpec, say: Say) -> None:
     check_files(spec, silent)
 
 
+def is_here(data: DataSet) -> bool:
+    """Whether a set can be used without the network."""
+    if packs_of(data):
+        return True
+    return (
+        data.path.exists()
+        if isinstance(data, OwnSet)
+        else data.embedded or any(map(is_fetched, data.versions))
+    )
+
+
 def ways_to_fetch(spec: DataSpec) -> str:
     """How a user has the files of a known set fetched."""
     if spec.linked:
