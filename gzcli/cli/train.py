@@ -154,7 +154,7 @@ def check_trackers(texts: Sequence[str] | None, *, wandb: bool) -> list[str] | N
 def after_training(run: Run) -> None:
     """Prints the best figure, time and size, and how to draw from the run and to see how good it is."""
     from gzcli.cli.jobs import end, name_of
-    from gzcli.cli.list import in_words, summary
+    from gzcli.store.metrics import in_words, summary
     from gzcli.store.runs import all_runs
 
     row, name = summary(run), name_of(run)

@@ -29,7 +29,7 @@ from gzcli.core.errors import DeviceError, DivergedError, GzError, Interrupted, 
 from gzcli.core.sections import LaunchSection
 from gzcli.core.units import number_in, threads_wanted
 from gzcli.store import claims, files
-from gzcli.store.paths import cache_dir, kernels_dir
+from gzcli.store.paths import cache_dir
 from gzcli.store.runs import Run
 
 if TYPE_CHECKING:
@@ -322,8 +322,9 @@ def environment(p: Plan, mode: str) -> dict[str, str]:
     others = [entry for entry in entries if entry and os.path.realpath(entry) != here]
     env |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join([package, *others])}
     # what torch compiles would else lie in the system's folder for temporary files, which others write too
-    kernels = {"TORCHINDUCTOR_CACHE_DIR": kernels_dir(), "TRITON_CACHE_DIR": kernels_dir() / "triton"}
-    for key, value in {**TUNING, **kernels}.items():
+    kernels = cache_dir("kernels")
+    places = {"TORCHINDUCTOR_CACHE_DIR": kernels, "TRITON_CACHE_DIR": kernels / "triton"}
+    for key, value in {**TUNING, **places}.items():
         env.setdefault(key, str(value))
     if p.main_ip and (interface := interface_to(p.main_ip)):
         env.setdefault("GLOO_SOCKET_IFNAME", interface)  # gloo's own guess is often the loopback

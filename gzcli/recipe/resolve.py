@@ -281,8 +281,7 @@ def _order(scale: str | None, sections: Collection[Keys], of_set: str, facts: Fa
     if scale == "tiny" and ("tiny", of_set) in sections:
         yield from ((of_set,), ("tiny", of_set))
         return
-    few = [FEW_IMAGES] if facts and facts.few else []
-    names = [*([facts.shape_class, *few] if facts else []), of_set]
+    names = [*((facts.shape_class, *facts.traits) if facts else ()), of_set]
     first = "small" if scale == "tiny" else scale
     if first:
         yield (first,)

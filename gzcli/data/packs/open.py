@@ -253,13 +253,9 @@ class Facts:
         return next(name for name, most in CLASSES.items() if side <= most)
 
     @property
-    def few(self) -> bool:
-        return self.n <= FEW
-
-    @property
     def traits(self) -> tuple[str, ...]:
         """The sections beside that of the shape class that hold for the set."""
-        return (FEW_IMAGES,) if self.few else ()
+        return (FEW_IMAGES,) if self.n <= FEW else ()
 
     @property
     def words(self) -> str:
