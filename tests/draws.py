@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise
+from gzcli.data.packs.batches import TrainBatches, TrainImages
+from gzcli.data.packs.pack import Pack
 from gzcli.models.nn import from_levels
 
 
@@ -52,3 +55,9 @@ def fitted(model: torch.nn.Module, batch_at: Callable[[int], Batch], steps: int,
         optimizer.step()
         losses.append(float(loss.detach()))
     return losses
+
+
+def train_batches(pack: Pack, *, seed: int, batch_size: int, levels: int, **options: Any) -> TrainBatches:
+    """The training batches of a pack; `options` as `TrainImages` and `TrainBatches` take them."""
+    device, augment = torch.device(options.pop("device", "cpu")), options.pop("augment", ())
+    return TrainBatches(TrainImages(pack, levels, device, seed, augment), batch_size, **options)

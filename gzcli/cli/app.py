@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from gzcli.cli import completion, model_options, out
-from gzcli.cli.options import Json, option, switch
+from gzcli.cli import out
+from gzcli.cli.options import PROGRAMS, Json, option, switch
 from gzcli.core import streams
 from gzcli.core.errors import GzError, Interrupted, UsageError, system_error
 from gzcli.version import __version__
@@ -121,10 +121,13 @@ def run(argv: list[str]) -> int:
             stream.reconfigure(errors="replace")
     out.configure(json=False, quiet=False, lenient=False, lost=False)
     program = Path(sys.argv[0]).name
-    program = program if program in completion.PROGRAMS else "gz"
+    program = program if program in PROGRAMS else "gz"
     what, _, shell = os.environ.get(f"_{program.upper()}_COMPLETE", "").partition("_")
-    if what == "complete" and shell in completion.FILES:
-        return completion.answer(shell, build)
+    if what == "complete":
+        from gzcli.cli import completion
+
+        if shell in completion.FILES:
+            return completion.answer(shell, build)
     try:
         if zero := next((word for word in argv if "\0" in word), None):
             raise UsageError(f"`{zero}` holds a zero byte, which no name and no path can")
@@ -132,7 +135,9 @@ def run(argv: list[str]) -> int:
         if code == 130:  # Typer's answer to Ctrl-C
             raise KeyboardInterrupt
         if {"--help", "-h"} & set(argv) and not code:
-            model_options.show_help(argv)
+            from gzcli.cli.model_options import show_help
+
+            show_help(argv)
         return code if isinstance(code, int) else 0
     except SystemExit as stop:
         if isinstance(stop.__context__, BrokenPipeError):  # Typer and rich say 1 where `head` has read enough

@@ -217,7 +217,8 @@ def images_at(word: str) -> str:
             return source.reference
         drawn = Run(source.path)
         if drawn.sheet_picture.is_file() and drawn.job_file.is_file():
-            if not (parts := [part for part in (drawn.samples_file, drawn.images_folder) if part.exists()]):
+            parts = [part for part in (drawn.samples_in("npz"), drawn.images_folder) if part.exists()]
+            if not parts:
                 hint = "draw them again with `gz sample … --npz`"
                 raise UsageError(f"`{word}` holds the sheet of a sample and not its images", hint=hint)
             source = OwnSet(parts[0])
@@ -267,7 +268,7 @@ def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
             for row, text in zip(cells, halves, strict=True):
                 row.append(text)
     leaving = sorted(spare, key=lambda head: (spare[head], -heads.index(head)))
-    out.table(heads, cells, spare=leaving, wide=wide, called=called)
+    out.table(heads, cells, spare={head: called.get(head, head) for head in leaving}, wide=wide)
 
 
 def heading(name: str, columns: Sequence[str]) -> str:

@@ -15,8 +15,8 @@ from typing import Any
 import typer
 
 from gzcli.cli import model_options, out
+from gzcli.cli.options import PROGRAMS, names
 
-PROGRAMS = ("gz", "gzcli")
 FILES = {"bash": "gz.bash", "zsh": "_gz", "fish": "gz.fish"}
 
 # --- the answer ---
@@ -82,13 +82,14 @@ def candidates(command: Any, words: list[str], incomplete: str) -> list[tuple[st
     verb, typed = str(command.name), context.params
     if model_option:
         values = model_options.complete_value(verb, typed, model_option, incomplete)
-        return [(before + value, "") for value in values]
+        return [(before + value, "") for value in names(incomplete, values)]
     argument = arguments[0] if arguments else None
     source = waiting or (command if incomplete.startswith("-") or hasattr(command, "commands") else argument)
     items = source.shell_complete(context, incomplete) if source else []
     completions = [(before + item.value, item.help or "") for item in items if item.type == "plain"]
     if incomplete.startswith("-") and not waiting:
-        completions += model_options.complete_option(verb, typed, incomplete)
+        helps = model_options.complete_option(verb, typed)
+        completions += [(word, helps.get(word.replace("_", "-"), "")) for word in names(incomplete, helps)]
     return completions
 
 

@@ -18,7 +18,7 @@ from gzcli.core import streams
 from gzcli.core.errors import MissingError, redacted
 from gzcli.core.sections import TRACKERS
 from gzcli.store.hub import INCEPTION, hub_home
-from gzcli.store.paths import cache_dir, kernels_dir, recipe_names, recipes_dir, user_dir
+from gzcli.store.paths import cache_dir, recipe_names, recipes_dir, user_dir
 from gzcli.version import __version__
 
 _COLOURS = {"ok": "cyan", "note": "yellow", "bad": "red"}
@@ -105,7 +105,7 @@ def folders() -> Iterator[Check]:
             yield Check(name, "note", f"{folder}, only {free:.1f} GB free", fix)
         else:
             yield Check(name, "ok", f"{folder}, {free:,.0f} GB free")
-    kernels = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or kernels_dir())
+    kernels = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or cache_dir("kernels"))
     code = f"{bytes_of(kernels)} of compiled code, which may be removed"
     yield Check(
         "kernels", "ok", f"{kernels}, {code if kernels.is_dir() else 'empty: nothing was compiled yet'}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,9 +14,8 @@ from gzcli.cli import options as opt
 from gzcli.cli import out
 from gzcli.cli.options import a_model, argument, choose, option
 from gzcli.core.errors import UsageError, canonical
-from gzcli.core.units import count, duration, figure, moment, sides, size
-from gzcli.store import index
-from gzcli.store.paths import recipe_names, spelling, trained_in, user_dir
+from gzcli.core.units import sides
+from gzcli.store.paths import recipe_names, spelling, trained_in
 
 if TYPE_CHECKING:
     from gzcli.models.catalog import ModelCard
@@ -239,6 +237,7 @@ def list_runs(model: str | None = None, data: str | None = None, *, wide: bool =
     """Prints the runs of a model on a data set, newest first. Raises UsageError for unknown names."""
     from gzcli.data.sets.names import data_key
     from gzcli.recipe.files import find
+    from gzcli.store.metrics import summaries
     from gzcli.store.runs import all_runs
 
     chosen = all_runs(model=model, data=data)
@@ -260,6 +259,8 @@ def table_of_runs(
     chosen: Sequence[Run], rows: Sequence[Mapping[str, Any]], *, wide: bool = False, to_stderr: bool = False
 ) -> None:
     """Prints a line for each run, by its summary."""
+    from gzcli.store.metrics import in_words
+
     lines = []
     for name, row in zip(names_of(chosen, wide=wide, to_stderr=to_stderr), rows, strict=True):
         step, steps = row["step"], row["steps"]
@@ -277,67 +278,3 @@ def names_of(chosen: Sequence[Run], *, wide: bool = False, to_stderr: bool = Fal
     for_scripts = wide or out.room(sys.stderr if to_stderr else sys.stdout) is None
     short = {} if for_scripts else short_names(chosen)
     return [short.get(run.id, run.id) for run in chosen]
-
-
-def summary(run: Run) -> dict[str, Any]:
-    """A run as `--json` shows it; of stages `step` and `steps` are those of the first unfinished one."""
-    if (facts := index.recall(run.path, "summary")) is None:
-        marks, total = run.survey()
-        facts = _facts(run) | {"bytes": total}
-        if run.status().get("state") not in ("running", "damaged"):
-            index.keep(run.path, "summary", marks, facts)
-    created = facts["created"]
-    return {**facts, "created": moment(created) if created else None, "path": run.path}
-
-
-def summaries(chosen: Sequence[Run]) -> list[dict[str, Any]]:
-    """The summaries of many runs, which are kept for the next time."""
-    root = user_dir("runs")
-    index.begin(root, "summary")
-    rows = [summary(run) for run in chosen]
-    index.save(root, "summary", os.listdir(root) if chosen else ())
-    return rows
-
-
-def _facts(run: Run) -> dict[str, Any]:
-    """The summary of a run as its files have it; `created` is in seconds."""
-    from gzcli.store.metrics import curve_of
-
-    status = run.status()
-    parts = run.stages or [run]
-    current = next((stage for stage in run.stages if stage.state != "finished"), run.serving)
-    progress, best, curve = current.status(), run.serving.best, curve_of(run)
-    params = [part.status().get("params") for part in parts]
-    return {
-        "run": run.id,
-        "alias": run.alias,
-        "model": run.model,
-        "data": run.data,
-        "state": run.state,
-        "stage": None if current is run else current.path.name,
-        "step": progress.get("step"),
-        "steps": progress.get("steps"),
-        "short": ", ".join(run.shortfalls) or None,
-        "best": best and asdict(best),
-        "curve": curve and asdict(curve),
-        "params": None if None in params else sum(params),
-        "seconds": round(sum(part.seconds for part in parts), 1),
-        "bytes": None,
-        "created": status.get("created"),
-        "error": (status.get("error") or {}).get("message"),
-    }
-
-
-def in_words(row: Mapping[str, Any]) -> dict[str, str | None]:
-    """Figures and times of a summary, as people read them."""
-    from gzcli.store.metrics import Curve
-
-    best, curve, created = row["best"], row["curve"], row["created"]
-    return {
-        "best": f"{best['metric']} {figure(best['value'])}" if best else None,
-        "curve": Curve(**curve).spark if curve else None,
-        "time": duration(row["seconds"]) if row["seconds"] else None,
-        "size": size(row["bytes"]),
-        "params": count(row["params"]) if row["params"] else None,
-        "made": created[:16].replace("T", " ") if created else None,
-    }

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from gzcli.cli.options import names, option
 from gzcli.core.errors import GzError, canonical
 from gzcli.core.streams import printable
 from gzcli.store.paths import cache_dir, recipe_names
@@ -123,17 +122,16 @@ def labels_of(word: str | None, data: str | None) -> list[str]:
 # --- completion: what a model adds to a verb; `typed` has what precedes, by Typer's names ---
 
 
-def complete_option(verb: str, typed: Mapping[str, Any], incomplete: str) -> list[tuple[str, str]]:
-    """(word, help) of the options of the model that complete `--…`."""
+def complete_option(verb: str, typed: Mapping[str, Any]) -> dict[str, str]:
+    """The options of the model, with the help of each."""
     from gzcli.models.catalog import option_texts
 
-    card = card_for(_word(typed)) if verb in EXTENDED else None
+    card = card_for(word_of(typed)) if verb in EXTENDED else None
     if card is None:
-        return []
+        return {}
     do = typed.get("do")
     texts = option_texts(card).get(do or verb, {})
-    helps = {flag(name): texts.get(name, "") for name in options_of(verb, card, do)}
-    return [(word, helps.get(word.replace("_", "-"), "")) for word in names(incomplete, helps)]
+    return {flag(name): texts.get(name, "") for name in options_of(verb, card, do)}
 
 
 def complete_value(verb: str, typed: Mapping[str, Any], option: str, incomplete: str) -> list[str]:
@@ -141,14 +139,14 @@ def complete_value(verb: str, typed: Mapping[str, Any], option: str, incomplete:
     if verb not in EXTENDED:
         return []
     if option == "--set":
-        return names(incomplete, settings(_word(typed), typed.get("data"), incomplete, section=verb))
-    card = card_for(_word(typed))
+        return settings(word_of(typed), typed.get("data"), incomplete, section=verb)
+    card = card_for(word_of(typed))
     options = options_of(verb, card, typed.get("do")) if card else {}
     param = options.get(option.lstrip("-").replace("-", "_"))
-    return names(incomplete, values_of(param.annotation)) if param else []
+    return values_of(param.annotation) if param else []
 
 
-def _word(typed: Mapping[str, Any]) -> str:
+def word_of(typed: Mapping[str, Any]) -> str:
     """The model or run that was typed."""
     return next((str(typed[key]) for key in ("model", "what", "recipe") if typed.get(key)), "")
 
@@ -162,10 +160,6 @@ def settings(word: str, data: str | None, incomplete: str, section: str = "") ->
         return [f"{key}={choice}" for choice in choices or [written(value)]] if keys else []
     shown = {key: f"{key}={written(value)}" for key, (value, _) in keys.items()}
     return [text for key, text in shown.items() if section in ("", key.split(".")[0])]
-
-
-def a_setting(ctx: typer.Context, incomplete: str) -> list[str]:
-    return settings(_word(ctx.params), ctx.params.get("data"), incomplete)
 
 
 def an_application(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -182,7 +176,7 @@ def a_score(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def a_label(ctx: typer.Context, incomplete: str) -> list[str]:
-    labels = labels_of(_word(ctx.params), ctx.params.get("data"))
+    labels = labels_of(word_of(ctx.params), ctx.params.get("data"))
     return [label for label in labels if "," not in label]
 
 
@@ -190,18 +184,8 @@ def _cards(ctx: typer.Context) -> list[ModelCard]:
     """The model on the command line; all models where none was typed."""
     from gzcli.models.catalog import cards
 
-    card = card_for(_word(ctx.params))
+    card = card_for(word_of(ctx.params))
     return [card] if card else list(cards().values())
-
-
-Sets = Annotated[
-    list[str] | None,
-    option(
-        "--set a.b=v",
-        "Change a key of the recipe; may be repeated. Brackets want quotes: 'data.augment=[hflip]'.",
-        complete=a_setting,
-    ),
-]
 
 
 # --- `gz VERB MODEL --help`: what stands below what it says of the verb ---

@@ -17,6 +17,7 @@ from gzcli.core.errors import UsageError, canonical, did_you_mean, matching
 from gzcli.core.sections import PRECISIONS, SCALES
 from gzcli.store.paths import recipe_names
 
+PROGRAMS = ("gz", "gzcli")  # what the command is called
 # (what is typed before it, the beginning of a word) → words, of which those are offered that begin so
 Words = Callable[[typer.Context, str], Iterable[str]]
 
@@ -82,6 +83,12 @@ def a_run(ctx: typer.Context, incomplete: str, *others: str) -> list[str]:
 
 def a_model_or_run(ctx: typer.Context, incomplete: str) -> list[str]:
     return a_run(ctx, incomplete, *recipe_names())
+
+
+def a_setting(ctx: typer.Context, incomplete: str) -> list[str]:
+    from gzcli.cli.model_options import settings, word_of
+
+    return settings(word_of(ctx.params), ctx.params.get("data"), incomplete)
 
 
 def a_set(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -236,4 +243,12 @@ Slurm = Annotated[
 Extra = Annotated[
     list[str] | None,
     argument("-- ARG", "Options of `accelerate launch`, after `--`.", callback=_after_dashes),
+]
+Sets = Annotated[
+    list[str] | None,
+    option(
+        "--set a.b=v",
+        "Change a key of the recipe; may be repeated. Brackets want quotes: 'data.augment=[hflip]'.",
+        complete=a_setting,
+    ),
 ]

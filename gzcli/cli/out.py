@@ -68,28 +68,28 @@ def table(
     columns: Sequence[str],
     rows: Sequence[Sequence[Any]],
     *,
-    spare: Sequence[str] = (),
+    spare: Sequence[str] | Mapping[str, str] = (),
     wrap: Sequence[str] = (),
     narrow: int = NARROW,
     wide: bool = False,
     to_stderr: bool = False,
     elsewhere: str = ELSEWHERE,
-    called: Mapping[str, str] | None = None,
 ) -> None:
     """Human mode: prints the lines of a table that fit the terminal, under a bold head. JSON mode: nothing.
 
+    spare: headings of the columns that may leave, the first to leave first; a mapping also says what the note
+      on those that left calls them.
     to_stderr: whether it is printed as `info` would.
     elsewhere: where to see the columns that did not fit.
-    called: heading → the name that such a column has in the note on it, where that is another one.
     """
     if is_quiet() if to_stderr else is_json():
         return
     stream = sys.stderr if to_stderr else sys.stdout
     columns_of_stream = None if wide else room(stream)
-    (head, *rest), hidden = table_lines(columns, rows, spare, wrap, narrow, columns_of_stream)
+    (head, *rest), hidden = table_lines(columns, rows, list(spare), wrap, narrow, columns_of_stream)
     _write(stream, "\n".join([style(head, "bold", stream), *rest]))
     if hidden:
-        names = " ".join((called or {}).get(name, name) for name in hidden)
+        names = " ".join(spare[name] if isinstance(spare, Mapping) else name for name in hidden)
         info(f"left out for want of room: {names} ({elsewhere})")
 
 
@@ -201,8 +201,7 @@ def table_lines(
 ) -> tuple[list[str], list[str]]:
     """The lines of a table that fit `room` columns (None: any number), and the headings that were left out.
 
-    spare: headings of the columns that may leave, the first to leave first; of those of one name the last
-      leaves first. One without any value leaves at once, and is not named.
+    spare: as of `table`; of columns of one name the last leaves first. One without any value leaves at once.
     wrap: headings of the columns whose texts may take several lines.
     narrow: the least width of such a text while a spare column can leave in its place.
     """

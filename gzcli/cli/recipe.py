@@ -10,7 +10,6 @@ from gzcli.cli import options as opt
 from gzcli.cli import out
 from gzcli.cli.jobs import end, quoted, took
 from gzcli.cli.list import group, list_recipes
-from gzcli.cli.model_options import Sets
 from gzcli.cli.options import a_model, a_set, argument, option
 from gzcli.core.errors import UsageError
 from gzcli.core.units import counted
@@ -29,7 +28,11 @@ _To = Annotated[Path | None, argument("FILE", "The new file; NAME.yaml without i
 
 @app.command()
 def show(
-    recipe: _What, data: _Data = None, scale: opt.Scale = None, sets: Sets = None, resolved: _Resolved = False
+    recipe: _What,
+    data: _Data = None,
+    scale: opt.Scale = None,
+    sets: opt.Sets = None,
+    resolved: _Resolved = False,
 ) -> None:
     """Print a recipe: its file, or every key with `--data`, `--set` or `--resolved`; and what keys mean."""
     from gzcli.launch.launcher import usable_gpus

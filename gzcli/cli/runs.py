@@ -12,13 +12,14 @@ from typing import Annotated, Any, Literal
 from gzcli.cli import jobs, out
 from gzcli.cli import options as opt
 from gzcli.cli.jobs import bytes_of, end, quoted, took
-from gzcli.cli.list import group, in_words, list_runs, names_of, summaries, summary, table_of_runs
+from gzcli.cli.list import group, list_runs, names_of, table_of_runs
 from gzcli.cli.options import a_model, a_model_or_run, a_set, argument, option
 from gzcli.core.errors import MissingError, UsageError, did_you_mean
 from gzcli.core.sections import LaunchSection
 from gzcli.core.units import counted, figure, size
 from gzcli.store import claims, files
 from gzcli.store import runs as store
+from gzcli.store.metrics import in_words, last_figures, summaries, summary
 from gzcli.store.run_folder import Run
 
 app = group("runs", list_runs)
@@ -75,7 +76,6 @@ def show(run: _Ref) -> None:
 def compare(runs: _Any, wide: opt.Wide = False) -> None:
     """Show runs side by side: figures, time, size, and the keys in which their recipes differ."""
     from gzcli.cli.plan import leaves
-    from gzcli.store.metrics import last_figures
 
     chosen = list({run.path: run for run in map(_find, runs)}.values())
     if len(chosen) < 2:

@@ -24,6 +24,7 @@ from gzcli.core.units import counted
 from gzcli.data.sets.names import class_numbers, data_key, in_turns, slug
 from gzcli.store.files import checksum
 from gzcli.store.paths import cache_dir
+from gzcli.store.png import FORMATS, origin_of
 from gzcli.store.run_folder import Run
 from gzcli.store.runs import all_runs
 
@@ -59,7 +60,7 @@ _Input = Annotated[Path | None, option("--input PATH", _INPUT_HELP, exists=True,
 _MASK_HELP = "White is kept, black filled in."
 _Mask = Annotated[Path | None, option("--mask PATH", _MASK_HELP, exists=True, resolve_path=True)]
 _Out = Annotated[Path | None, option("--out DIR", "Where to write; into the run's folder without it.")]
-_Npz = Annotated[bool, option("--npz", "Write samples.npz too: uint8 [N, H, W, C], and labels.")]
+_Npz = Annotated[bool, option("--npz", FORMATS["npz"].help)]
 _Animate = Annotated[
     bool, option("--animate", "Write animation.gif: the first 16 images while they are drawn.")
 ]
@@ -67,7 +68,7 @@ _LIKE_HELP = "Draw again what this PNG of `gz sample` shows; MODEL may be left o
 _Like = Annotated[
     Path | None, option("--like PICTURE", _LIKE_HELP, exists=True, dir_okay=False, resolve_path=True)
 ]
-_Png = Annotated[bool, option("--png", "Write single PNGs of more than 256 images too.")]
+_Png = Annotated[bool, option("--png", FORMATS["png"].help)]
 
 
 def sample(
@@ -114,8 +115,7 @@ def sample(
         do=do,
         input=str(input) if input else None,
         mask=str(mask) if mask else None,
-        npz=npz,
-        png=png,
+        formats=tuple(name for name, written in {"npz": npz, "png": png}.items() if written),
         animate=animate,
         checkpoint=checkpoint,
         seed=seed,
@@ -172,12 +172,12 @@ def job_of(
 
 def show(result: Mapping[str, Any]) -> None:
     """Prints what was drawn."""
-    for path in (result["grid"], result["npz"], result["animation"]):
-        if path:
-            out.text(path)
+    whole = [result[format.key] for format in FORMATS.values() if not format.several]
+    for path in filter(None, (result["grid"], *whole, result["animation"])):
+        out.text(path)
     for name, value in result.get("figures", {}).items():
         out.info(f"{name}: {value:.3f} of {result['n']:,} images")
-    if not result["files"] and not result["npz"]:
+    if not any(result[format.key] for format in FORMATS.values()):
         out.info(f"{result['n']:,} images: all on one sheet, none by itself")
         out.hint("`--png` writes each of them, `--npz` all in one file")
 
@@ -292,7 +292,6 @@ def job_like(
 ) -> tuple[Run, SampleJob, list[str]]:
     """The run of a picture, by its name or its weights, and the job that draws it again."""
     from gzcli.launch.from_file import find_run
-    from gzcli.store.png import origin_of
 
     facts = origin_of(picture)
     if (verb := facts.get("verb")) != "sample":
@@ -322,19 +321,15 @@ def job_like(
         raise MissingError(f"`{run.id}` does not have the weights that drew the picture", hint=hint)
     drawn = {key: facts[key] for key in ("n", "seed", "labels", "options", "do", "input_as", "precision")}
     drawn |= {"prompts": tuple(facts["prompts"]), "checkpoint": checkpoint}
-    return (
-        run,
-        replace(typed, run=str(run.path), png=typed.png or facts.get("index") is not None, **drawn),
-        [],
-    )
+    if facts.get("index") is not None:  # of the image, which is drawn as a file again
+        drawn["formats"] = (*typed.formats, "png")
+    return run, replace(typed, run=str(run.path), **drawn), []
 
 
 def compare(picture: Path, result: Mapping[str, Any]) -> dict[str, Any]:
     """How a picture differs from its repetition: {file, same, most}, `most` in grey levels of 255."""
     import numpy as np
     from PIL import Image
-
-    from gzcli.store.png import origin_of
 
     facts = origin_of(picture)
     index = facts.get("index")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from gzcli.cli import options as opt
 from gzcli.cli import out
-from gzcli.cli.model_options import Sets
 from gzcli.cli.options import a_model_or_run, argument, choose, option, split
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.sections import TRACKERS
@@ -61,7 +60,7 @@ def train(
     lr: _Rate = None,
     seed: opt.Seed = None,
     name: _Name = None,
-    sets: Sets = None,
+    sets: opt.Sets = None,
     resume: _Resume = False,
     requeue: _Requeue = False,
     wandb: _Wandb = False,
@@ -155,7 +154,7 @@ def check_trackers(texts: Sequence[str] | None, *, wandb: bool) -> list[str] | N
 def after_training(run: Run) -> None:
     """Prints the best figure, time and size, and how to draw from the run and to see how good it is."""
     from gzcli.cli.jobs import end, name_of
-    from gzcli.cli.list import in_words, summary
+    from gzcli.store.metrics import in_words, summary
     from gzcli.store.runs import all_runs
 
     row, name = summary(run), name_of(run)

@@ -15,11 +15,11 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gzcli.core.errors import DeviceError, UsageError, first_line
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import torch
 
     from gzcli.core.sections import LaunchSection
+
+T = TypeVar("T")
 
 INSTALL = "install the torch that fits it, see pytorch.org; `gz doctor` checks it"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -47,10 +49,12 @@ class Kind:
     channels_last: bool = False  # whether convolutions gain from channels last
     compiled: bool = False  # whether steps gain from `torch.compile`
     streams: bool = False  # whether copies run beside the computation
+    kernels: bool = False  # whether it runs the kernels of other libraries, as `mamba-ssm`'s
     backend: str = "gloo"  # of torch.distributed
 
 
-CUDA = Kind(40e12, 2.0, fused=True, channels_last=True, compiled=True, streams=True, backend="nccl")
+_GAINS = {"fused": True, "channels_last": True, "compiled": True, "streams": True, "kernels": True}
+CUDA = Kind(40e12, 2.0, **_GAINS, backend="nccl")
 KINDS: Mapping[str, Kind] = {
     "cpu": Kind(40e9, 0.5, queued=False, shared=True, fused=True, fp16=False),
     "cuda": CUDA,
@@ -339,9 +343,33 @@ def seed(device: torch.device, number: int) -> None:
         library.manual_seed(number)
 
 
-def side_stream(device: torch.device) -> Any:
-    """A stream for copies beside the computation; None where the device has none."""
-    return _library(device).Stream(device) if kind_of(device).streams else None
+class SideStream:
+    """A stream for copies beside the one that computes; on devices without streams work is done at once."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.stream = _library(device).Stream(device) if kind_of(device).streams else None
+
+    def started(self, work: Callable[[], T]) -> tuple[T, Any]:
+        """The result of `work`, whose copies may still run, and the event of their end."""
+        if self.stream is None:
+            return work(), None
+        with _library(self.device).stream(self.stream):
+            return work(), self.stream.record_event()
+
+    def ended(self, result: T, event: Any) -> T:
+        """A result of `started` for the computing stream, which waits for its copies; the host does not."""
+        if event is None:
+            return result
+        import torch
+        from torch.utils._pytree import tree_leaves
+
+        current = _library(self.device).current_stream(self.device)
+        current.wait_event(event)
+        for t in tree_leaves(result):
+            if isinstance(t, torch.Tensor) and t.device.type == self.device.type:
+                t.record_stream(current)  # its memory is not used anew before this stream is done with it
+        return result
 
 
 def peak_memory(device: torch.device) -> int | None:
@@ -398,6 +426,10 @@ PEAKS: Mapping[str, Mapping[str, float]] = {
 }
 # words in the names of devices that are not in the table
 OTHER = ("SUPER", "Ti", "Laptop", "D", "MIG", "Ada")
+
+
+def short_title(device: torch.device) -> str:
+    return "GPU" if device.type == "cuda" else device.type.upper()
 
 
 def title(device: torch.device) -> str:

@@ -42,8 +42,7 @@ class SampleJob(RunJob):
     input: str | None = None  # path of a picture or of a folder of pictures
     input_as: str | None = None  # the keyword of `sample` that gets the input pictures
     mask: str | None = None  # path of a picture that is white where the input is kept
-    npz: bool = False  # whether all images are written into one file
-    png: bool = False  # whether each image is written as a file, even if there are many
+    formats: tuple[str, ...] = ()  # in which images are written beside the sheet; a few are always PNGs too
     animate: bool = False  # whether the sampler's intermediate states are written as an animation
     origin: Mapping[str, Any] = field(default_factory=dict, compare=False)  # that the pictures tell besides
     verb: str = field(default="sample", kw_only=True)

@@ -37,6 +37,41 @@ class Curve:
         return above if high in (step, low) else below + (above - below) * (step - low) / (high - low)
 
 
+@dataclass(frozen=True)
+class ReferenceRun:
+    """The run of a recipe, on a set at a scale, whose validations are shipped; of a stage of the recipe."""
+
+    recipe: str
+    data: str
+    scale: str
+    stage: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.recipe}.{self.stage}" if self.stage else self.recipe
+
+    @property
+    def curve(self) -> Curve | None:
+        """Its validations; None where none are shipped."""
+        return read_curve(ROOT / self.data / self.scale / "curves" / f"{self.name}.csv")
+
+    def stood_at(self, step: int, metric: str) -> str | None:
+        """The value at this step, in words; None without one, or where it was validated by another metric."""
+        if self.curve is None or self.curve.metric != metric:
+            return None
+        last, _, end = self.curve.points[-1]
+        if (value := self.curve.at(step)) is not None:
+            return f"the reference, a run of {last:,} steps, stood at {metric} {figure(value)} there"
+        return f"the reference ended at step {last:,} with {metric} {figure(end)}" if step > last else None
+
+
+@cache
+def read_curve(path: Path) -> Curve | None:
+    rows = rows_of(path)
+    points = tuple((int(row["step"]), float(row["seconds"]), float(row["value"])) for row in rows)
+    return Curve(rows[0]["metric"], points) if rows else None
+
+
 def places() -> Iterator[tuple[str, str]]:
     """(set, scale) of each league that is shipped."""
     for path in sorted(ROOT.glob("*/*/about.json")):
@@ -57,30 +92,6 @@ def standings(data: str, scale: str) -> list[dict[str, str]]:
 def costs(model: str) -> list[dict[str, str]]:
     """The cost of a recipe's trainings, by set and scale: parameters, operations and seconds."""
     return [row for row in rows_of(ROOT / "costs.csv") if row["model"] == model]
-
-
-@cache
-def curve(recipe: str, data: str, scale: str, stage: str = "") -> Curve | None:
-    """The curve of a recipe, or of a stage of it; None where none is shipped."""
-    rows = rows_of(ROOT / data / scale / "curves" / f"{curve_name(recipe, stage)}.csv")
-    points = tuple((int(row["step"]), float(row["seconds"]), float(row["value"])) for row in rows)
-    return Curve(rows[0]["metric"], points) if rows else None
-
-
-def curve_name(recipe: str, stage: str = "") -> str:
-    return f"{recipe}.{stage}" if stage else recipe
-
-
-def reference_at(recipe: str, data: str, scale: str | None, stage: str, step: int, metric: str) -> str | None:
-    """The reference's value at this step, in words; None without a reference, as for a run without scale, or
-    where it was validated by another metric."""
-    reference = curve(recipe, data, scale, stage) if scale else None
-    if reference is None or reference.metric != metric:
-        return None
-    last, _, end = reference.points[-1]
-    if (value := reference.at(step)) is not None:
-        return f"the reference, a run of {last:,} steps, stood at {metric} {figure(value)} there"
-    return f"the reference ended at step {last:,} with {metric} {figure(end)}" if step > last else None
 
 
 def picture(recipe: str, data: str, scale: str) -> Path:

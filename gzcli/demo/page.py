@@ -22,6 +22,7 @@ import gradio as gr
 import numpy as np
 from starlette.middleware import Middleware
 
+from gzcli.core.devices import short_title
 from gzcli.core.errors import GzError
 from gzcli.demo.guard import LARGEST_FILE, Guard
 from gzcli.demo.studio import NUMBERS, Choice, Code, Controls, Request, Shown, Studio, opening
@@ -304,7 +305,7 @@ def _facts(run: Any) -> str:
     channels, height, width = run.info.shape
     kind = "grey" if channels == 1 else "colour"
     size = sum(p.numel() for p in run.model.parameters())
-    device = run.trained.device.type.upper().replace("CUDA", "GPU")
+    device = short_title(run.trained.device)
     return f"`{run.id}` · {kind} images of {width}×{height} · {size:,} parameters · on {device}"
 
 

@@ -148,7 +148,7 @@ def page_of(what: str) -> Page:
             Reference(data, scale, each, curve)
             for data, scale in measured.places()
             for each in ([stage] if alone else list(stages) or [""])
-            if (curve := measured.curve(recipe, data, scale, each))
+            if (curve := measured.ReferenceRun(recipe, data, scale, each).curve)
         ),
         drawn=tuple(place for place in measured.places() if measured.picture(recipe, *place).is_file()),
         ready=tuple(one for one in every() if one.model == recipe),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gzcli.core import ranks
 from gzcli.core.errors import DivergedError, MissingError, first_line
-from gzcli.core.measured import reference_at
+from gzcli.core.measured import ReferenceRun
 from gzcli.core.sections import Part
 from gzcli.engine.log import Log, TrainBar
 from gzcli.store import files
@@ -105,9 +105,9 @@ class History:
         """Where the reference run of this recipe stood at a step, in words; None where there is none, or the
         run's loss may be another one."""
         owner = self.run.owner
-        if not has_shipped_loss(owner):
+        if part.scale is None or not has_shipped_loss(owner):
             return None
-        return reference_at(owner.model, owner.data, part.scale, part.stage, step, metric)
+        return ReferenceRun(owner.model, owner.data, part.scale, part.stage).stood_at(step, metric)
 
     def pending(self) -> dict[str, Any]:
         """The sums for the next line of losses, which a checkpoint between two lines must keep."""

@@ -13,9 +13,9 @@ What the model of a stage makes of each training image (`Model.prepare`: codes, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.sections import Part, part_of
 from gzcli.core.types import Batch, DataInfo, mix
 from gzcli.core.units import as_size, by_sides
-from gzcli.data.packs.batches import scan
+from gzcli.data.packs.batches import TrainImages, scan
 from gzcli.data.packs.pack import Pack, is_array
 from gzcli.engine.checkpoint import SpaceRecord
 from gzcli.engine.log import Log
@@ -52,34 +52,6 @@ MEASURE_BATCH = 64  # images that are encoded together for it
 # The autoencoders of Stable Diffusion: `stabilityai/sd-vae-ft-ema`, `-mse`, and those of its versions.
 STABLE_DIFFUSION = {"latent_channels": 4, "block_out_channels": [128, 256, 512, 512]}
 Make = Callable[[str, Batch], Mapping[str, Tensor]]  # (split, batch of B) → {key: rows [B, …]}
-
-
-@dataclass(frozen=True)
-class TrainImages:
-    """The training images of a run, as its model sees them."""
-
-    pack: Pack  # the images, or their latents
-    levels: int | None  # number of grey levels; None: latents
-    device: torch.device  # of the batches
-    seed: int  # of the run
-    augment: tuple[str, ...]  # names of the augmentations
-
-    def scan(
-        self, index: Sequence[int] | np.ndarray, *, purpose: str, batch_size: int, split: str = "train"
-    ) -> Iterator[Batch]:
-        """Images in batches, each once. Training images are augmented, by one draw. `purpose` and the seed of
-        the run decide the noise, which is neither that of samples nor that of other scans."""
-        augment = self.augment if split == "train" else ()
-        return scan(
-            self.pack,
-            split,
-            batch_size=batch_size,
-            levels=self.levels,
-            device=self.device,
-            index=index,
-            seed=mix(self.seed, purpose),
-            augment=augment,
-        )
 
 
 def train_images(

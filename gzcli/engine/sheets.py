@@ -11,7 +11,7 @@ import numpy as np
 
 from gzcli.core.streams import in_a_line
 from gzcli.core.units import duration
-from gzcli.data.packs.sheet import font_of
+from gzcli.store.png import font_of
 
 if TYPE_CHECKING:
     from torch import Tensor

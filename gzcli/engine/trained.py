@@ -44,16 +44,14 @@ def build_model(
     return cls.of(info, **part.options, **(stages or {}))
 
 
-def stages_for(run: Run, name: str, device: torch.device | str) -> dict[str, Model]:
-    """The trained models of earlier stages of `run` that a model called `name` is built on, by stage."""
-    return {
-        stage: load_model(run.owner.stage(stage), device)[0] for stage in catalog.card_of(run, name).stages
-    }
+def stages_for(run: Run, card: ModelCard, device: torch.device | str) -> dict[str, Model]:
+    """The trained models of earlier stages of `run` that a model is built on, by stage."""
+    return {stage: load_model(run.owner.stage(stage), device)[0] for stage in card.stages}
 
 
-def built_on(run: Run, name: str) -> dict[str, str]:
-    """The sha256 of the weights of each stage that a model called `name` is built on, by stage."""
-    return {stage: checksum(run.owner.stage(stage).model_file) for stage in catalog.card_of(run, name).stages}
+def built_on(run: Run, card: ModelCard) -> dict[str, str]:
+    """The sha256 of the weights of each stage that a model is built on, by stage."""
+    return {stage: checksum(run.owner.stage(stage).model_file) for stage in card.stages}
 
 
 def load_model(run: Run, device: torch.device | str, checkpoint: str = "finished") -> tuple[Model, Saved]:
@@ -62,14 +60,14 @@ def load_model(run: Run, device: torch.device | str, checkpoint: str = "finished
     does not change any more."""
     run = run.serving
     saved = checkpoints.read_weights(weights_file(run, checkpoint))
-    name = saved.part.model
-    for stage, digest in built_on(run, name).items():
+    card = catalog.card_of(run, saved.part.model)
+    for stage, digest in built_on(run, card).items():
         if digest != saved.built_on.get(stage):
             raise MissingError(
                 f"`{run.id}` was trained with another stage `{stage}` than `{run.owner.stage(stage).path}`",
                 hint=f"gz train {run.owner.model} --data {run.owner.data}",
             )
-    model = restored(saved, stages_for(run, name, device), catalog.card_of(run, name))
+    model = restored(saved, stages_for(run, card, device), card)
     return placed(model, device).eval().requires_grad_(False), saved
 
 

@@ -31,9 +31,8 @@ from gzcli.engine.prepared import prepare, train_images, with_prepared
 from gzcli.engine.step import is_shared_out, twin, wrapped
 from gzcli.engine.trained import Trained, build_model, built_on, placed, stages_for
 from gzcli.launch.plan import write_train
-from gzcli.metrics import collapse
+from gzcli.metrics import generated
 from gzcli.metrics.features import LeNetFeatures, lenet
-from gzcli.metrics.quality.fd import frechet_distance
 from gzcli.models.base import Model, Phase, named_losses
 from gzcli.models.catalog import OUTSIDE, card_of
 from gzcli.models.nn import double, full_fp32, spread_labels
@@ -60,13 +59,13 @@ class Trainer:
         self.rank, self.world = ranks.rank(), ranks.world()
         self.train, self.steps = part.train, part.train.steps
         self.images, self.info, self.space = train_images(part, pack, self.device, run, log)
-        stages, card = stages_for(run, part.model, self.device), card_of(run, part.model)
-        self.model = placed(build_model(part, self.info, stages, card), self.device).train()
+        card = card_of(run, part.model)
+        model = build_model(part, self.info, stages_for(run, card, self.device), card)
+        self.model = placed(model, self.device).train()
         made = prepare(self.model, self.images, run, log)
-        size = self.train.batch_size
         inputs: dict[str, Any] = {"n": part.data.n, "prepared": made, "needs": self.model.needs}
-        inputs |= vars(self.images)
-        self.batches = TrainBatches(**inputs, batch_size=size, rank=self.rank, world=self.world)
+        inputs |= {"rank": self.rank, "world": self.world}
+        self.batches = TrainBatches(self.images, self.train.batch_size, **inputs)
         whole = twin(self.model) if is_shared_out(part) else None
         # a model from outside may leave parameters out at steps that its first batch does not show
         first = self.batches.at(0) if card.family != OUTSIDE and self.world > 1 else None
@@ -79,7 +78,7 @@ class Trainer:
         self.ema = EMA(self.model, self.train.ema, self.some_images, whole)
         self.history = History(run, log, self.device)
         self.trained = Trained(run, whole or self.model, self.info, part, self.device, 0, self.space)
-        self.built_on = built_on(run, part.model)  # sha256 of the weights of each stage below this one
+        self.built_on = built_on(run, card)  # sha256 of the weights of each stage below this one
         self.metric = best_metric(self.model, self.train.best, pack)
         self.net: LeNetFeatures | None = None  # its features are compared by the metric `fd`
         self.start = self.done = 0  # steps that were done before this process, and by now
@@ -328,7 +327,7 @@ class Trainer:
         with self.ema.evaluating():
             values = validate(self.trained, metric, pack=self.pack, data=self.images.pack, net=self.net)
         spread_out = "distance" in values and 4 * done >= self.steps  # not yet at the first steps
-        if spread_out and (text := collapse.warning(values["distance"], values.get("classes"))):
+        if spread_out and (text := generated.warning(values["distance"], values.get("classes"))):
             self.log.warn(text)
         self.save_best(done, metric, values[metric])
         self.history.record("eval", done, {f"val_{name}": value for name, value in values.items()})
@@ -433,9 +432,9 @@ def distances(trained: Trained, pack: Pack, net: LeNetFeatures | None) -> dict[s
     made, true = net.features(images), net.features(real)
     predicted, classes = (np.zeros(len(x), int) if several else net.predict(x) for x in (images, real))
     figures = {
-        "fd": float(frechet_distance(true, made)),
-        "distance": collapse.diversity(made, predicted, true, classes),
+        "fd": float(generated.frechet_distance(true, made)),
+        "distance": generated.diversity(made, predicted, true, classes),
     }
     if not net.rotations and not several:
-        figures["classes"] = collapse.coverage(predicted, classes)
+        figures["classes"] = generated.coverage(predicted, classes)
     return figures

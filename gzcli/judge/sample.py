@@ -31,7 +31,7 @@ from gzcli.engine.trained import Trained, load_trained, weights_file
 from gzcli.models.base import defaults, grouped
 from gzcli.models.nn import spread_labels
 from gzcli.store.files import checksum
-from gzcli.store.png import save_images, save_png
+from gzcli.store.png import FORMATS, save_png
 from gzcli.store.runs import Run
 
 PNG_LIMIT = 256  # number of images up to which single PNGs are written without being asked for
@@ -60,7 +60,6 @@ def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[st
             output = samples(trained, job, progress, log.info)
     images, labels, applied = output.images, output.labels, output.applied
     place = Run(folder)
-    grid, npz, animation = place.sheet_picture, place.samples_file, place.animation_file
     result: dict[str, Any] = {
         "run": trained.run.owner.id,
         "step": trained.step,
@@ -69,9 +68,8 @@ def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[st
         "precision": trained.precision,
         "prompts": list(job.prompts),
         "seconds": round(time.monotonic() - since, 3),
-        "grid": str(grid),
-        "files": [],
-        "npz": None,
+        "grid": str(place.sheet_picture),
+        **{format.key: [] if format.several else None for format in FORMATS.values()},
         "animation": None,
     }
     if applied:
@@ -80,16 +78,12 @@ def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[st
     if ranks.rank():
         return result
     made = origin(trained, job, len(images))
-    save_png(grid, output.sheet, made)
-    if job.png or len(images) <= PNG_LIMIT:
-        result["files"] = save_images(place.images_folder, images, made)
+    save_png(place.sheet_picture, output.sheet, made)
+    for name in {*job.formats, *(["png"] if len(images) <= PNG_LIMIT else [])}:
+        result[FORMATS[name].key] = FORMATS[name].write(place, images, labels, made)
     if frames:
-        result["animation"] = str(animation)
-        frames.save(animation, images)
-    if job.npz:
-        result["npz"] = str(npz)
-        arrays = {"samples": images.transpose(0, 2, 3, 1)} | ({} if labels is None else {"labels": labels})
-        np.savez_compressed(npz, **arrays)
+        result["animation"] = str(place.animation_file)
+        frames.save(place.animation_file, images)
     return result
 
 

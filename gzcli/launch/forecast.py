@@ -23,9 +23,8 @@ from gzcli.core.jobs import TrialJob
 from gzcli.core.sections import LaunchSection, Part, part_of
 from gzcli.core.types import Say, silent
 from gzcli.core.units import Size, as_size, sides, size
-from gzcli.data.packs.open import pack_options, peek, size_of
+from gzcli.data.packs.open import is_here, pack_options, peek, size_of
 from gzcli.data.packs.pack import PackMeta
-from gzcli.data.sets.library import listing
 from gzcli.data.sets.names import locate
 from gzcli.data.sets.registry import DataSpec
 from gzcli.launch import launcher
@@ -90,9 +89,9 @@ def check_set(recipe: Recipe, meta: PackMeta, *, batch: bool = True) -> None:
     """Raises UsageError where a set lacks what a model needs or, with `batch`, has fewer images than a
     batch."""
     for part in recipe.parts:
-        check_data(part, catalog.card(part.model), meta.classes, meta.name, meta.extras, meta.shape)
+        check_data(part, catalog.card(part.model), meta)
         if batch:
-            check_batch_of(part, meta.counts["train"], meta.name)
+            check_batch_of(part, meta)
 
 
 def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
@@ -114,26 +113,18 @@ def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
         known |= {"classes": meta.classes, "multilabel": meta.multilabel, "n": meta.counts["train"]}
     elif isinstance(dataset, DataSpec):
         known = {"size": facts.size or dataset.sized(data.size).size, "levels": dataset.levels}
-        known |= {"channels": data.channels or dataset.channels, "classes": class_names(dataset.classes)}
+        known |= {"channels": data.channels or dataset.channels, "classes": dataset.class_names}
         known |= {"multilabel": dataset.multilabel, "n": dataset.trained_on}
     elif measured:
         classes = UNKNOWN if any(part.options.get("conditional") for part in recipe.parts) else 0
         known = {"size": data.size or as_size(measured.height, measured.width), "levels": 256}
-        known |= {"channels": data.channels or measured.channels, "classes": class_names(classes)}
-        known |= {"n": measured.n}
+        known |= {"channels": data.channels or measured.channels, "n": measured.n}
+        known |= {"classes": tuple(map(str, range(classes)))}  # made up
     facts = replace(facts, **known | ({"levels": data.levels} if data.levels else {}))
-    row = next((row for row in listing() if row["name"] == dataset.name), None)
-    if row is None:
-        return replace(facts, title=dataset.title, cached=True), []
-    here = row["cached"] or (row["path"] is not None and Path(row["path"]).exists())
+    here, title = is_here(dataset), f"{dataset.name}: {dataset.title}" if dataset.name else dataset.title
     download = dataset.sized(data.size).download_size if isinstance(dataset, DataSpec) else 0
-    facts = replace(facts, title=f"{row['name']}: {row['title']}", cached=here, download=download)
-    return facts, [] if here else [f"`gz data download {row['name']}`"]
-
-
-def class_names(classes: tuple[str, ...] | int) -> tuple[str, ...]:
-    """The names of classes; of a number of them made up."""
-    return classes if isinstance(classes, tuple) else tuple(map(str, range(classes)))
+    facts = replace(facts, title=title, cached=here, download=download)
+    return facts, [] if here else [f"`gz data download {dataset.name}`"]
 
 
 def in_steps(recipe: Resolved, epochs: float, say: Say = silent) -> dict[str, int]:

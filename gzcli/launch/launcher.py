@@ -29,7 +29,7 @@ from gzcli.core.errors import DeviceError, DivergedError, GzError, Interrupted, 
 from gzcli.core.sections import LaunchSection
 from gzcli.core.units import number_in, threads_wanted
 from gzcli.store import claims, files
-from gzcli.store.paths import cache_dir, kernels_dir
+from gzcli.store.paths import cache_dir
 from gzcli.store.runs import Run
 
 if TYPE_CHECKING:
@@ -118,17 +118,12 @@ class Plan:
 
 
 def plan(
-    section: LaunchSection,
-    *,
-    every_gpu: bool,
-    check: bool = True,
-    job: Sequence[object] = (),
-    extra: Sequence[str] = (),
+    section: LaunchSection, *, every_gpu: bool, check: bool = True, job: str = "", extra: Sequence[str] = ()
 ) -> Plan:
     """The processes that a recipe's `launch` section asks for. A training (`every_gpu`) uses all GPUs where
     no number is asked for, and SLURM's variables; other verbs run on one machine, on one GPU. The port
-    follows from the `job`, what was typed. `extra` never comes from a recipe or a run, which may be a
-    stranger's."""
+    follows from the `job`, a hash of what was typed. `extra` never comes from a recipe or a run, which may be
+    a stranger's."""
     gpus, note = _gpus(section, every_gpu=every_gpu, check=check)
     machines = section.machines or (slurm_nodes() if every_gpu else 1)
     here = gpus or section.processes or 1
@@ -205,7 +200,7 @@ def _tried_apart(there: int) -> Gpus:
         return Gpus(there, 0, said[-1])
 
 
-def _meeting(section: LaunchSection, machines: int, job: Sequence[object]) -> dict[str, Any]:
+def _meeting(section: LaunchSection, machines: int, job: str) -> dict[str, Any]:
     """Which machine this is of several, and where they meet: the keys of a Plan."""
     rank = section.machine_rank
     if rank is None:
@@ -225,7 +220,7 @@ def _meeting(section: LaunchSection, machines: int, job: Sequence[object]) -> di
     if number := os.environ.get("SLURM_JOB_ID"):
         words: list[object] = [f"{number}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"]
     else:
-        words = [ip, machines, *job]
+        words = [ip, machines, job]
     digest = hashlib.sha256(json.dumps([str(word) for word in words]).encode()).digest()
     # of two trainings with one first machine each needs its own port
     port = section.main_port or FIRST_PORT + int.from_bytes(digest[:4], "big") % PORTS
@@ -327,8 +322,9 @@ def environment(p: Plan, mode: str) -> dict[str, str]:
     others = [entry for entry in entries if entry and os.path.realpath(entry) != here]
     env |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join([package, *others])}
     # what torch compiles would else lie in the system's folder for temporary files, which others write too
-    kernels = {"TORCHINDUCTOR_CACHE_DIR": kernels_dir(), "TRITON_CACHE_DIR": kernels_dir() / "triton"}
-    for key, value in {**TUNING, **kernels}.items():
+    kernels = cache_dir("kernels")
+    places = {"TORCHINDUCTOR_CACHE_DIR": kernels, "TRITON_CACHE_DIR": kernels / "triton"}
+    for key, value in {**TUNING, **places}.items():
         env.setdefault(key, str(value))
     if p.main_ip and (interface := interface_to(p.main_ip)):
         env.setdefault("GLOO_SOCKET_IFNAME", interface)  # gloo's own guess is often the loopback

@@ -193,7 +193,8 @@ def prepare(
     """How a training starts: by which processes, and whether a run goes on, as it must with `resume` and may
     with `requeue`. Of several machines the first one decides that."""
     typed = [value for key, value in request.flags.items() if key != "launch.machine_rank"]
-    job = (request.what, request.data, *request.sets, *typed, alias)
+    words = [request.what, request.data, *request.sets, *typed, alias]
+    job = hashlib.sha256(json.dumps([*map(str, words)]).encode()).hexdigest()
     plan = launcher.plan(request.recipe.launch, every_gpu=True, check=check, job=job, extra=extra)
     if plan.machine_rank:
         return Start(request, plan)

@@ -51,10 +51,8 @@ def stamp(path: Path) -> int:
 
 
 def by_file(function: Callable[[Path], T]) -> Callable[[Path], T]:
-    """Caches a function of a file until the file changes.
-
-    Raises UsageError for a file that is no Python, MissingError for one that cannot be read.
-    """
+    """Caches a function of a file until the file changes. It raises UsageError for a file that is no Python,
+    MissingError for one that cannot be read."""
     values: dict[tuple[Path, int], T] = {}
 
     @wraps(function)
@@ -139,11 +137,8 @@ _QUOTE = re.compile(r"""\s*[rR]?(\"\"\"|'''|"|')""")
 
 def outline(text: str) -> str:
     """The text without the bodies of its functions, but with their docstrings and the whole of `phases`; line
-    numbers stay. It is parsed in a third of the time.
-
-    A string that spans lines may mislead it. Then the result does not parse, and the caller parses the whole
-    text.
-    """
+    numbers stay. It is parsed in a third of the time. A string that spans lines may mislead it: then the
+    result does not parse, and the caller parses the whole text."""
     lines: list[str] = []
     open_brackets, indent, quote = 0, 0, ""
     whole = False  # whether the body of the function whose head is being read is kept
@@ -337,10 +332,8 @@ DEEPEST = 400  # names, unions and brackets of a type
 
 def type_of(node: ast.expr | None, path: Path) -> str:
     """The text of a type, with aliases (`Spacing = Literal[…]`) replaced by the types, and a choice from a
-    table, `Annotated[str, TABLE, "more"]`, by the `Literal` of the table's keys and what comes after.
-
-    Raises UsageError for one that is nested too deeply to be taken apart.
-    """
+    table, `Annotated[str, TABLE, "more"]`, by the `Literal` of the table's keys and what comes after. Raises
+    UsageError for one that is nested too deeply to be taken apart."""
     if node is None:
         return ""
     if sum(1 for _ in ast.walk(node)) > DEEPEST:
@@ -462,11 +455,9 @@ def cards() -> dict[str, ModelCard]:
 
 
 def card(name: str) -> ModelCard:
-    """The card of one model, from its file and the files of its bases alone; `-` and `_` are alike.
-
-    A file that was named by its path comes first, then the zoo, then other files from outside the package.
-    Raises UsageError with the nearest name where there is no such model.
-    """
+    """The card of one model, from its file and the files of its bases alone; `-` and `_` are alike. A file
+    that was named by its path comes first, then the zoo, then other files from outside the package. Raises
+    UsageError with the nearest name where there is no such model."""
     for path in (model_files.typed(name), *_zoo(escape(canonical(name)))):
         if path and (card := read_card(path)):
             return card
@@ -508,22 +499,17 @@ def _zoo(stem: str = "*") -> list[Path]:
 
 
 def likelihood_scores(*, log_prob: bool, own: Iterable[str]) -> tuple[str, ...]:
-    """The out-of-distribution scores that the engine computes from a model's likelihood.
-
-    log_prob: whether the model has `log_prob`, the likelihood of pixels.
-    own: the names of the model's own scores; its `nll` may be the likelihood of codes, which is not compared
-      with the length of a lossless code of the pixels.
-    """
+    """The out-of-distribution scores that the engine computes from a model's likelihood of pixels,
+    `log_prob`. Its `own` score `nll` may be the likelihood of codes, which is not compared with the length of
+    a lossless code of the pixels."""
     if log_prob:
         return tuple(SCORES)
     return tuple(name for name, s in SCORES.items() if "code_length" not in s.reads) if "nll" in own else ()
 
 
 def phases(model: ModelCard) -> tuple[str, ...] | None:
-    """The names of the model's phases, from the `Phase("critic", …)` calls of its `phases`.
-
-    None where the calls do not name them by literals: then only the trainer knows them.
-    """
+    """The names of the model's phases, from the `Phase("critic", …)` calls of its `phases`; None where the
+    calls do not name them by literals: then only the trainer knows them."""
     method = next((cls.methods["phases"] for cls in model.lineage if "phases" in cls.methods), None)
     if method is None:
         return ("main",)

@@ -103,11 +103,9 @@ def show(what: str) -> str:
 
 
 def find(what: str) -> Path:
-    """The file of a recipe. Raises UsageError with the nearest name.
-
-    what: name of a shipped recipe or preset, path of a recipe, or name or path of a model from outside. The
-      recipe of such a model is the YAML file beside it, else the model's file itself.
-    """
+    """The file of a recipe: of a shipped recipe or preset by its name, of a recipe of the user by its path,
+    or of a model from outside. That is the YAML file beside it, else the model's file itself. Raises
+    UsageError with the nearest name."""
     if model_files.is_file(what):
         what = _added(what)
     if model := model_files.typed(what):
@@ -156,10 +154,8 @@ def _added(file: str) -> str:
 
 
 def read_chain(what: str) -> tuple[list[RecipeFile], list[Problem]]:
-    """The recipe's files, those that it extends first, and the mistakes in them.
-
-    Raises UsageError where one is not there or not YAML.
-    """
+    """The recipe's files, those that it extends first, and the mistakes in them. Raises UsageError where one
+    is not there or not YAML."""
     chain: list[RecipeFile] = []
     problems: list[Problem] = []
     path = find(what)
@@ -263,10 +259,8 @@ def layers_typed(flags: Mapping[str, Any], sets: Iterable[str], problems: list[P
 
 def read_header(path: Path) -> Document:
     """The recipe in a model's file, with the places of the file: the indented lines of its docstring that
-    begin with a section, as `  train: {steps: 600}`.
-
-    Raises UsageError for a file that is no Python, or whose recipe is no YAML.
-    """
+    begin with a section, as `  train: {steps: 600}`. Raises UsageError for a file that is no Python, or whose
+    recipe is no YAML."""
     module = module_of(path)
     inside = False
     lines = [""] * (module.line - 1)

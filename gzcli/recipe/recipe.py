@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from gzcli.core.errors import UsageError
 from gzcli.core.sections import BenchSection, DataSection, LaunchSection, Part, lists, part_of, plain, tuples
 from gzcli.data.sets.names import DataSet
-from gzcli.data.sets.registry import EXTRAS, SPECS, extras_in_words
+from gzcli.data.sets.registry import EXTRAS, SPECS, DataSpec, extras_in_words
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from gzcli.data.packs.pack import PackMeta
 
 R = TypeVar("R", bound="Recipe")
 
@@ -144,13 +146,13 @@ def _absolute(name: str) -> str:
 # --- what the parts need ---
 
 
-def check_batch_of(part: Part, n: int, name: str) -> None:
-    """Raises UsageError where a batch has more images than the n of the set `name`."""
-    n = min(n, part.data.n or n)
+def check_batch_of(part: Part, data: PackMeta) -> None:
+    """Raises UsageError where a batch has more images than the set has to train on."""
+    n = min(data.counts["train"], part.data.n or data.counts["train"])
     if part.train.batch_size > n:
         fits = 1 << (n.bit_length() - 1)
         raise UsageError(
-            f"`train.batch_size` is {part.train.batch_size}, and `{name}` has {n} images to train on",
+            f"`train.batch_size` is {part.train.batch_size}, and `{data.name}` has {n} images to train on",
             hint=f"`--set train.batch_size={fits}`",
         )
 
@@ -175,31 +177,20 @@ def check_strategy(part: Part, card: ModelCard) -> None:
             raise UsageError(f"{what}, which `launch.strategy: fsdp` has not", hint=hint)
 
 
-def check_data(
-    part: Part,
-    card: ModelCard,
-    classes: tuple[str, ...] | int,
-    name: str,
-    extras: Collection[str] = (),
-    shape: Sequence[int] = (),
-) -> None:
-    """Raises UsageError where the set `name` lacks what a part's model needs; its hint names sets that fit.
-
-    classes: names of the set's classes, or their number.
-    extras: what comes with each image, as `caption`.
-    shape: (C, H, W) of the images; (): not known.
-    """
-    if card.square and shape and shape[-1] != shape[-2]:
+def check_data(part: Part, card: ModelCard, data: DataSpec | PackMeta) -> None:
+    """Raises UsageError where a set lacks what a part's model needs; its hint names sets that fit."""
+    name, (_, height, width) = data.name, data.shape
+    if card.square and height != width:
         raise UsageError(
-            f"`{card.name}` needs square images, and those of `{name}` are {shape[-1]}×{shape[-2]}",
-            hint=f"`--set data.size={min(shape[1:])}` crops them, with `--set data.fit=pad` it pads them",
+            f"`{card.name}` needs square images, and those of `{name}` are {width}×{height}",
+            hint=f"`--set data.size={min(height, width)}` crops them, with `--set data.fit=pad` it pads them",
         )
     needed = [extra for extra in EXTRAS if extra in card.needs]
-    if lacking := [extra for extra in needed if extra not in extras]:
+    if lacking := [extra for extra in needed if extra not in data.extras]:
         able = ", ".join(spec.name for spec in SPECS.values() if set(needed) <= set(spec.extras))
         hint = f"sets that have: {able or 'none is shipped'}; or a folder with a `metadata.jsonl`"
         raise UsageError(f"`{card.name}` needs {extras_in_words(lacking)}, and `{name}` has none", hint=hint)
-    count = classes if isinstance(classes, int) else len(classes)
+    count = data.classes if isinstance(data.classes, int) else len(data.classes)
     if "second_domain" in card.needs and count != 2:
         paired = [spec.name for spec in SPECS.values() if spec.n_classes == 2]
         hint = f"sets of two classes: {', '.join(paired)}; or a folder with `trainA` and `trainB`"
@@ -210,7 +201,7 @@ def check_data(
         message = f"`{card.name}` models grey levels, so it cannot live on latents"
         raise UsageError(message, hint=f"`data.latent` works with {able}")
     conditional = part.options.get("conditional") is True
-    if classes or not (conditional or "labels" in card.needs):
+    if count or not (conditional or "labels" in card.needs):
         return
     labelled = [spec.name for spec in SPECS.values() if spec.classes]
     hint = f"sets with labels: {', '.join(labelled)}"

@@ -121,16 +121,9 @@ def resolve(
     flags: Mapping[str, Any] | None = None,
     gpus: int = 0,
 ) -> Resolved:
-    """The recipe of a model, or of a file, for a data set.
-
-    Raises UsageError that lists everything that is wrong, each with its place.
-
-    what: name of a model, or path of a .yaml file.
-    data: name of a data set, with which the sections of `for` are compared, or its path; None: the recipe's.
-    sets: texts `a.b=v`, as `--set` gets them.
-    flags: values of other options, by dotted key.
-    gpus: number of GPUs that are there, by which the scale is chosen where none is asked for.
-    """
+    """The recipe of a model, or of a file, for a data set (None: the recipe's own). Raises UsageError that
+    lists everything that is wrong, each with its place. `sets` are texts `a.b=v` of `--set`, `flags` values
+    of other options by dotted key; by the number of `gpus` the scale is chosen where none is asked for."""
     recipe, problems = _resolve(what, data, sets, flags or {}, gpus=gpus)
     if recipe is None or problems:
         raise refusal(problems)
@@ -240,11 +233,8 @@ def choice_of(
     gpus: int,
     problems: list[Problem],
 ) -> Choice:
-    """The scale and the sections that apply. Adds to `problems` that the recipe lacks the scale.
-
-    layers: the files' own values, and what was typed.
-    dataset: the data set `name`; None: it is not there yet.
-    """
+    """The scale and the sections that apply for a data set, None of one that is not there yet. Adds to
+    `problems` that the recipe lacks the scale."""
     written = [(tuple(map(canonical, at)), x.tree) for file in chain for at, x in file.sections.items()]
     sections, of_set = dict(written), canonical(name)
     scaled = any(at[0] in SCALES for at in sections)
@@ -291,8 +281,7 @@ def _order(scale: str | None, sections: Collection[Keys], of_set: str, facts: Fa
     if scale == "tiny" and ("tiny", of_set) in sections:
         yield from ((of_set,), ("tiny", of_set))
         return
-    few = [FEW_IMAGES] if facts and facts.few else []
-    names = [*([facts.shape_class, *few] if facts else []), of_set]
+    names = [*((facts.shape_class, *facts.traits) if facts else ()), of_set]
     first = "small" if scale == "tiny" else scale
     if first:
         yield (first,)
@@ -369,10 +358,8 @@ def _usual_set(chain: Iterable[RecipeFile], own: Iterable[Layer]) -> str | None:
 def _located(
     name: str, layers: Iterable[Layer], sections: Collection[str], problems: list[Problem]
 ) -> DataSet | None:
-    """The data set of that name or path. Adds to `problems` that there is none, with the place of the name.
-
-    A path, and a name that a recipe has settings `for`, may be there by the time it is needed: then None.
-    """
+    """The data set of that name or path. Adds to `problems` that there is none, with the place of the name. A
+    path, and a name that a recipe has settings `for`, may be there by the time it is needed: then None."""
     try:
         return locate(name)
     except UsageError as e:
@@ -391,7 +378,7 @@ def _needs(recipe: Recipe, dataset: DataSet | None) -> Iterator[Problem]:
         try:
             check_strategy(part, model := catalog.card(part.model))
             if isinstance(dataset, DataSpec):
-                check_data(part, model, dataset.classes, dataset.name, dataset.extras)
+                check_data(part, model, dataset)
         except UsageError as e:
             yield Problem("", e.message, e.hint)
 
@@ -528,12 +515,9 @@ def _checked(layer: Layer, rules: schema.Rules, problems: list[Problem]) -> Laye
 
 def _without_meeting(layer: Layer, problems: list[Problem]) -> Mapping[str, Any]:
     """The layer's tree without the keys of `launch` that only the command line may give; adds a mistake for
-    each that is given.
-
-    A recipe or run of a stranger must not decide which program is started: `launch.extra`, a key of earlier
-    versions, could name one. Nor must it decide which machine is trusted: processes that meet at an address
-    accept whatever is sent from there.
-    """
+    each that is given. A stranger's recipe or run must not decide which program is started, as `launch.extra`
+    of earlier versions could, nor which machine is trusted: processes that meet at an address accept whatever
+    is sent from there."""
     launch = layer.section("launch")
     banned = ("extra",) if layer.source == "typed" else ("extra", *MEETING)
     if not set(banned) & set(launch):
@@ -551,11 +535,8 @@ def _composed(
     cards: Mapping[str, ModelCard],
     reused: Mapping[str, tuple[str, str]],
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The tree of defaults and layers, and the origin of each value by dotted key.
-
-    cards: the model of each stage, "" of a recipe without stages.
-    reused: the runs in the place of stages, each with the origin of its name.
-    """
+    """The tree of defaults and layers, and the origin of each value by dotted key. `cards` has the model of
+    each stage, "" of a recipe without stages; `reused` the runs in the place of stages, with their origin."""
     tree: dict[str, Any] = schema.defaults({key: rules[key] for key in SHARED})
     origin = dict.fromkeys(dotted(tree), "default")
     for layer in layers:

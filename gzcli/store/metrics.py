@@ -1,15 +1,19 @@
-"""The figures that a run has recorded while it was trained, and their curves in a few points."""
+"""The figures that a run has recorded while it was trained, their curves in a few points, and its summary."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gzcli.core.units import count, duration, figure, moment, size
+from gzcli.store import index
+from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import Run
 
 POINTS = 12  # of a curve
@@ -30,8 +34,8 @@ class Curve:
 
     @classmethod
     def of(cls, name: str, points: Sequence[tuple[int, float]]) -> Curve:
-        count = min(POINTS, len(points))
-        parts = [points[i * len(points) // count : (i + 1) * len(points) // count] for i in range(count)]
+        n = min(POINTS, len(points))
+        parts = [points[i * len(points) // n : (i + 1) * len(points) // n] for i in range(n)]
         means = tuple(sum(value for _, value in part) / len(part) for part in parts)
         return cls(name, tuple(part[-1][0] for part in parts), means)
 
@@ -50,9 +54,9 @@ def metric_lines(folder: Path) -> list[dict[str, Any]]:
     them, since nobody waits for a million lines to see a curve."""
     path = Run(folder).metrics_file
     lines = path.read_bytes().splitlines() if path.is_file() else []
-    if (count := len(lines)) > LARGE:
+    if (n := len(lines)) > LARGE:
         checks = [i for i, line in enumerate(lines) if b'"val_' in line]
-        numbers = {i * count // SOME for i in range(SOME)} | {*range(count - LAST, count)}
+        numbers = {i * n // SOME for i in range(SOME)} | {*range(n - LAST, n)}
         lines = [lines[i] for i in sorted(numbers.union(checks if len(checks) <= MANY else ()))]
     return list(filter(None, map(_values, lines)))
 
@@ -104,3 +108,66 @@ def curve_of(run: Run) -> Curve | None:
     candidates = [Curve.of(key, points[key]) for key in keys if key in points]
     long = [curve for curve in candidates if len(curve.values) >= ENOUGH]
     return next(iter(long or candidates[::-1]), None)
+
+
+# ---------------------------------------------------------------------------- the summary of a run
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """A run as `--json` shows it; of stages `step` and `steps` are those of the first unfinished one."""
+    if (facts := index.recall(run.path, "summary")) is None:
+        marks, total = run.survey()
+        facts = _facts(run) | {"bytes": total}
+        if run.status().get("state") not in ("running", "damaged"):
+            index.keep(run.path, "summary", marks, facts)
+    created = facts["created"]
+    return {**facts, "created": moment(created) if created else None, "path": run.path}
+
+
+def summaries(chosen: Sequence[Run]) -> list[dict[str, Any]]:
+    """The summaries of many runs, which are kept for the next time."""
+    root = user_dir("runs")
+    index.begin(root, "summary")
+    rows = [summary(run) for run in chosen]
+    index.save(root, "summary", os.listdir(root) if chosen else ())
+    return rows
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    """The summary of a run as its files have it; `created` is in seconds."""
+    status = run.status()
+    parts = run.stages or [run]
+    current = next((stage for stage in run.stages if stage.state != "finished"), run.serving)
+    progress, best, curve = current.status(), run.serving.best, curve_of(run)
+    params = [part.status().get("params") for part in parts]
+    return {
+        "run": run.id,
+        "alias": run.alias,
+        "model": run.model,
+        "data": run.data,
+        "state": run.state,
+        "stage": None if current is run else current.path.name,
+        "step": progress.get("step"),
+        "steps": progress.get("steps"),
+        "short": ", ".join(run.shortfalls) or None,
+        "best": best and asdict(best),
+        "curve": curve and asdict(curve),
+        "params": None if None in params else sum(params),
+        "seconds": round(sum(part.seconds for part in parts), 1),
+        "bytes": None,
+        "created": status.get("created"),
+        "error": (status.get("error") or {}).get("message"),
+    }
+
+
+def in_words(row: Mapping[str, Any]) -> dict[str, str | None]:
+    """Figures and times of a summary, as people read them."""
+    best, curve, created = row["best"], row["curve"], row["created"]
+    return {
+        "best": f"{best['metric']} {figure(best['value'])}" if best else None,
+        "curve": Curve(**curve).spark if curve else None,
+        "time": duration(row["seconds"]) if row["seconds"] else None,
+        "size": size(row["bytes"]),
+        "params": count(row["params"]) if row["params"] else None,
+        "made": created[:16].replace("T", " ") if created else None,
+    }

@@ -15,12 +15,8 @@ _NAME = re.compile(r"[a-z0-9_-]+")
 
 
 def cache_dir(*parts: str) -> Path:
-    """A folder for files that can be made or fetched again: `raw`, `packs`, `features`, `weights`."""
+    """A folder for files that can be made or fetched again, as `raw`, `packs`, `weights`, `kernels`."""
     return _home("user_cache_path").joinpath(*parts)
-
-
-def kernels_dir() -> Path:
-    return cache_dir("kernels")
 
 
 def user_dir(*parts: str) -> Path:

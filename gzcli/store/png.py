@@ -1,21 +1,25 @@
-"""PNG files with a text chunk `gz`, which says in JSON what made them, and no time: equal commands write
-equal files."""
+"""Images as files: PNGs with a text chunk `gz`, which says in JSON what made them, and the other formats that
+`gz sample` writes. No file holds a time: equal commands write equal files."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.store.files import part_path
+from gzcli.store.run_folder import Run
 from gzcli.version import __version__
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL import ImageFont
 
 KEY = "gz"  # of the text chunk
 _maker: dict[str, Any] = {}  # the facts that `made_by` sets
@@ -55,6 +59,34 @@ def save_images(folder: Path, images: np.ndarray, origin: Mapping[str, Any] | No
     return [str(path) for path in paths]
 
 
+def write_images(job: Run, images: np.ndarray, labels: np.ndarray | None, made: Mapping[str, Any]) -> Any:
+    return save_images(job.images_folder, images, made)
+
+
+def write_npz(job: Run, images: np.ndarray, labels: np.ndarray | None, made: Mapping[str, Any]) -> Any:
+    import numpy as np
+
+    arrays = {"samples": images.transpose(0, 2, 3, 1)} | ({} if labels is None else {"labels": labels})
+    np.savez_compressed(job.samples_in("npz"), **arrays)
+    return str(job.samples_in("npz"))
+
+
+class Format(NamedTuple):
+    """A format in which `gz sample` writes its images, beside the sheet of all; its flag is `--NAME`."""
+
+    key: str  # of the result in JSON: what `write` returns
+    help: str
+    # the folder of the job, images uint8 [N, C, H, W], labels [N] or [N, K], origin → the path, or the paths
+    write: Callable[[Run, np.ndarray, np.ndarray | None, Mapping[str, Any]], Any]
+    several: bool = False  # whether there are several paths
+
+
+FORMATS = {
+    "png": Format("files", "Write single PNGs of more than 256 images too.", write_images, several=True),
+    "npz": Format("npz", "Write samples.npz too: uint8 [N, H, W, C], and labels.", write_npz),
+}
+
+
 def origin_of(file: Path) -> dict[str, Any]:
     """What made a picture; raises MissingError without a file, UsageError for one that is no PNG by gz."""
     from PIL import Image
@@ -74,3 +106,14 @@ def origin_of(file: Path) -> dict[str, Any]:
         hint = "programs that edit or send pictures often leave its text out: take the file that gz wrote"
         raise UsageError(f"`{file}` does not say what made it", hint=hint)
     return origin
+
+
+@cache
+def font_of(height: int) -> ImageFont.FreeTypeFont:
+    """The font of matplotlib's figures, which has the letters of most languages."""
+    from PIL import ImageFont
+
+    library = find_spec("matplotlib")  # finds the library's files without the time of its import
+    assert library is not None and library.origin is not None
+    fonts = Path(library.origin).parent / "mpl-data" / "fonts" / "ttf"
+    return ImageFont.truetype(fonts / "DejaVuSans.ttf", height)

@@ -103,8 +103,11 @@ class Run:
     scores_file = Place("scores.csv")  # of `gz ood`
     sheet_picture = Place("grid.png")  # of `gz sample`
     images_folder = Place("images")
-    samples_file = Place("samples.npz")
     animation_file = Place("animation.gif")
+
+    def samples_in(self, format: str) -> Path:
+        """The file that holds all images of a `gz sample` in a format."""
+        return self.path / f"samples.{format}"
 
     @property
     def id(self) -> str:

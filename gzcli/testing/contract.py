@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, Noise, no_progress
-from gzcli.data.packs.batches import TrainBatches, quantise, scan
+from gzcli.data.packs.batches import TrainBatches, TrainImages, quantise, scan
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack
 from gzcli.engine.checkpoint import weights_of
@@ -95,8 +95,8 @@ class Case:
     def batches(self) -> TrainBatches:
         """Training batches of its data set on the CPU."""
         pack = self.pack()
-        levels, needs = pack.info(levels=self.levels).levels, catalog.card(self.model).needs
-        return TrainBatches(pack, seed=SEED, batch_size=self.batch, levels=levels, device=CPU, needs=needs)
+        images = TrainImages(pack, pack.info(levels=self.levels).levels, CPU, SEED)
+        return TrainBatches(images, self.batch, needs=catalog.card(self.model).needs)
 
     def __str__(self) -> str:
         return self.model + "".join(f"-{k}={v}" for k, v in self.options.items() if isinstance(v, bool | str))

@@ -106,23 +106,22 @@ def reference(tmp_path, monkeypatch, home):
         "model,data,scale,params,steps,seconds,machine,seconds_on_h100\n"
         "vae,mnist,small,1379152,100000,5400,a CPU,81\n"
     )
-    measured.curve.cache_clear()
+    measured.read_curve.cache_clear()
     yield tmp_path / "measured" / "mnist" / "tiny"
-    measured.curve.cache_clear()
+    measured.read_curve.cache_clear()
 
 
 def test_a_league_becomes_files_that_pages_and_trainings_read(reference):
-    curve = measured.curve("vae", "mnist", "tiny")
+    curve = measured.ReferenceRun("vae", "mnist", "tiny").curve
     assert curve.metric == "bpd" and curve.points == ((100, 20.0, 1.75), (200, 40.0, 1.5), (400, 80.0, 1.0))
     assert [curve.at(step) for step in (50, 100, 150, 400, 401)] == [None, 1.75, 1.625, 1.0, None]
-    later = measured.curve("vqvae", "mnist", "tiny", "prior")
+    later = measured.ReferenceRun("vqvae", "mnist", "tiny", "prior").curve
     assert [seconds for _, seconds, _ in later.points] == [100.0, 120.0, 160.0], "after the first stage's"
-    here = ("vae", "mnist", "tiny", "")
+    run = measured.ReferenceRun("vae", "mnist", "tiny")
     stood = "the reference, a run of 400 steps, stood at bpd 1.25 there"
-    assert measured.reference_at(*here, 300, "bpd") == stood
-    assert measured.reference_at(*here, 500, "bpd") == "the reference ended at step 400 with bpd 1"
-    assert measured.reference_at(*here, 300, "fd") is measured.reference_at(*here, 50, "bpd") is None
-    assert measured.reference_at("vae", "mnist", None, "", 300, "bpd") is None
+    assert run.stood_at(300, "bpd") == stood
+    assert run.stood_at(500, "bpd") == "the reference ended at step 400 with bpd 1"
+    assert run.stood_at(300, "fd") is run.stood_at(50, "bpd") is None
     with Image.open(measured.picture("vqvae", "mnist", "tiny")) as picture:
         assert picture.size == (420, 210)
     assert "/" not in json.loads((reference / "about.json").read_text())["command"]

@@ -41,7 +41,7 @@ ROOT_FILES, FOLDER, LINES, FILES = 4, 20, 44_550, 223
 FOLDERS: dict[str, int] = {}
 LENGTH, PARAMETERS = 60, 8
 LONG: dict[str, int] = {}
-WIDE = {"data.packs.batches.__init__": 11, "models.nn.unet.__init__": 11}
+WIDE: dict[str, int] = {}
 
 
 @cache

@@ -72,7 +72,7 @@ def test_sample(asked, tmp_path):
     job, run = asked("sample", "mine", "-n", "6", "--label", "3", "--temperature", "0.5", "--npz", "--cpu")
     options = {"temperature": 0.5}
     path = str(run.path)
-    assert job == SampleJob(path, 6, "3", checkpoint="last", options=options, npz=True, launch=PLAIN)
+    assert job == SampleJob(path, 6, "3", checkpoint="last", options=options, formats=("npz",), launch=PLAIN)
     (tmp_path / "in").mkdir()
     job, _ = asked("sample", "mine", "--do", "reconstruct", "--input", str(tmp_path / "in"), "--gpus", "all")
     assert (job.do, job.input, job.input_as, job.n) == ("reconstruct", str(tmp_path / "in"), None, 64)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from pictures import RED, png, write
@@ -331,7 +332,8 @@ def test_the_memory_of_gpus_is_that_of_the_smallest_visible(tmp_path, monkeypatc
 def test_what_a_set_lacks_is_told_with_the_sets_that_have_it():
     def check(needs: str, extras: tuple[str, ...]) -> None:
         reader = replace(catalog.card("vae"), name="reader", needs=tuple(needs.split()))
-        check_data(Part("reader"), reader, (), "photos", extras)
+        photos = SimpleNamespace(name="photos", shape=(3, 8, 8), classes=(), extras=extras)
+        check_data(Part("reader"), reader, photos)
 
     for needs, extras in (("caption", ("caption",)), ("caption before", ("caption", "before")), ("", ())):
         check(needs, extras)

@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -457,9 +458,10 @@ def test_a_conditional_model_needs_labels(write, monkeypatch):
     assert " mnist," not in told.partition("labels:")[2]
     recipe = resolve(path)
     (part,) = recipe.parts
-    check_data(part, recipe.card, ("a", "b"), "photos")
+    photos = SimpleNamespace(name="photos", shape=(3, 8, 8), classes=("a", "b"), extras=())
+    check_data(part, recipe.card, photos)
     with pytest.raises(UsageError, match="`photos` has none"):
-        check_data(part, recipe.card, (), "photos")
+        check_data(part, recipe.card, SimpleNamespace(**{**vars(photos), "classes": ()}))
 
 
 # what a word may be taken for, one a line

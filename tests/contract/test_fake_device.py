@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from draws import train_batches
 from fake_device import DEVICE, NAME, PACKAGE, NoFloat64, OnDevice, on_device
 from helpers import recipe
 from zoo import CASES, Case
@@ -23,7 +24,6 @@ from gzcli.core import philox
 from gzcli.core.jobs import SampleJob
 from gzcli.core.sections import LaunchSection, OptimSection, Part, part_of
 from gzcli.core.types import Batch, ImageNoise, no_progress
-from gzcli.data.packs.batches import TrainBatches
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack
 from gzcli.engine import optim, prepared, sampler, trained, trainer
@@ -413,7 +413,7 @@ def test_a_batch_gets_to_the_device_without_a_wait(kept, levels, device, monkeyp
         monkeypatch.setattr("gzcli.data.packs.batches.ON_DEVICE", 0)
     codes = {"codes": torch.zeros(1797, 4).numpy()}
     how = {"seed": 0, "batch_size": 4, "levels": levels, "device": DEVICE, "prepared": codes}
-    source = TrainBatches(open_pack("digits"), augment=("hflip", "mutate=0.2"), **how)
+    source = train_batches(open_pack("digits"), augment=("hflip", "mutate=0.2"), **how)
     device.syncs.clear()
     batch = source.at(0)
     assert not device.syncs

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from draws import train_batches
 from torch.utils._python_dispatch import TorchDispatchMode
 from zoo import CASES
 
 from gzcli.core.types import DataInfo
-from gzcli.data.packs.batches import TrainBatches
 from gzcli.data.packs.open import open_pack
 from gzcli.models import catalog
 from gzcli.models.autoregressive import tokenizer
@@ -85,7 +85,7 @@ def test_a_start_and_a_step_wait_for_no_number_of_the_device(case):
     pack = open_pack(case.data)
     info, needs = pack.info(levels=case.levels, steps=10), catalog.card(case.model).needs
     model = case.build(info).train()
-    batch = TrainBatches(pack, seed=0, batch_size=4, levels=info.levels, device="cpu", needs=needs).at(0)
+    batch = train_batches(pack, seed=0, batch_size=4, levels=info.levels, device="cpu", needs=needs).at(0)
     with Seen() as seen:
         with torch.no_grad():
             model.on_start(batch)

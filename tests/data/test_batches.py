@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from draws import train_batches
 from pictures import augmented
 
 from gzcli.core.errors import UsageError
@@ -21,7 +22,7 @@ def pack():
 
 
 def batches(pack, **options) -> TrainBatches:
-    return TrainBatches(pack, **{"seed": 3, "batch_size": 32, "levels": 17, "device": "cpu", **options})
+    return train_batches(pack, **{"seed": 3, "batch_size": 32, "levels": 17, "device": "cpu", **options})
 
 
 def test_a_batch_is_what_the_pack_says(pack):

@@ -13,8 +13,8 @@ import pytest
 from pictures import as_deflated, as_tar, as_zip, write
 
 from gzcli.core.errors import MissingError, UsageError
-from gzcli.data.readers.archive import Tar, Zip, open_members, read_span
-from gzcli.data.readers.images import Span
+from gzcli.data.readers.archive import Tar, Zip, open_members
+from gzcli.data.readers.images import Span, read_span
 
 FILES = {f"a/{i}.bin": np.random.default_rng(i).integers(0, 9, 100 * i, np.uint8).tobytes() for i in range(9)}
 
@@ -92,7 +92,7 @@ def test_damage_is_told(tmp_path, monkeypatch):
         read_span(span._replace(length=span.length - 1))
     bomb = zlib.compress(bytes(10_000_000), wbits=-zlib.MAX_WBITS)
     path.write_bytes(bomb)
-    monkeypatch.setattr("gzcli.data.readers.archive.LARGEST_FILE", 9_000_000)
+    monkeypatch.setattr("gzcli.data.readers.images.LARGEST_FILE", 9_000_000)
     with pytest.raises(MissingError, match="no end"):  # within what a picture's file may have
         read_span(Span(str(path), 0, len(bomb), True))
     path.unlink()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from draws import train_batches
 from pictures import RED, SPLITS, as_tar, as_zip, augmented, encoded, nothing_half_written, png, write
 from PIL import Image
 
@@ -318,7 +319,7 @@ def followed(tmp_path_factory):
 
 
 def batches(pack, **options) -> TrainBatches:
-    return TrainBatches(pack, **{"seed": 3, "batch_size": 8, "levels": 256, "device": "cpu", **options})
+    return train_batches(pack, **{"seed": 3, "batch_size": 8, "levels": 256, "device": "cpu", **options})
 
 
 def test_a_batch_has_them(followed):

@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from draws import train_batches
 from helpers import ROOT
 from pictures import as_deflated, as_tar, as_zip, encoded, write
 
@@ -56,7 +57,7 @@ def both(path: Path, monkeypatch) -> tuple[Pack, Pack]:
 
 
 def batches(pack: Pack, **options) -> TrainBatches:
-    return TrainBatches(pack, **{"seed": 3, "batch_size": 8, "levels": 256, "device": "cpu", **options})
+    return train_batches(pack, **{"seed": 3, "batch_size": 8, "levels": 256, "device": "cpu", **options})
 
 
 def equal(a, b) -> bool:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from draws import train_batches
 from pictures import RED, encoded, png, write
 from PIL import Image
 
@@ -178,7 +179,7 @@ def test_random_patches_are_trained_on_and_middle_ones_validated(tmp_path, shape
 
     def batches(**options) -> TrainBatches:
         made = {"seed": 1, "batch_size": 8, "levels": 256, "device": "cpu", "augment": ("patch=16",)}
-        return TrainBatches(pack, **made | options)
+        return train_batches(pack, **made | options)
 
     one = batches()
     seen = [place for step in range(30) for place in cut_from(one.at(step).x, 16)]
@@ -255,10 +256,11 @@ def test_whether_a_set_is_grey_is_measured(shared_data):
 
 def test_a_batch_larger_than_the_set_is_refused():
     part = Part("vae", train=TrainSection(batch_size=64))
-    check_batch_of(part, 64, "x")
+    check_batch_of(part, SimpleNamespace(name="x", counts={"train": 64}))
     for n, of, fits in ((17, None, 16), (1000, 15, 8), (1, None, 1)):
         with pytest.raises(UsageError, match=rf"is 64, and `x` has {of or n} images") as e:
-            check_batch_of(replace(part, data=DataSection(n=of)), n, "x")
+            meta = SimpleNamespace(name="x", counts={"train": n})
+            check_batch_of(replace(part, data=DataSection(n=of)), meta)
         assert f"train.batch_size={fits}`" in e.value.hint
 
 
@@ -273,10 +275,11 @@ def test_one_validation_image_is_no_distribution(tmp_path):
 
 def test_a_model_that_needs_a_square_says_so():
     card = replace(catalog.card("vae"), square=True)
-    check_data(Part("vae"), card, (), "x", shape=(3, 32, 32))
-    check_data(Part("vae"), replace(card, square=False), (), "x", shape=(3, 32, 48))
+    square, wide = (SimpleNamespace(name="x", shape=(3, 32, w), classes=(), extras=()) for w in (32, 48))
+    check_data(Part("vae"), card, square)
+    check_data(Part("vae"), replace(card, square=False), wide)
     with pytest.raises(UsageError, match="needs square images, and those of `x` are 48×32") as e:
-        check_data(Part("vae"), card, (), "x", shape=(3, 32, 48))
+        check_data(Part("vae"), card, wide)
     assert "data.size=32" in e.value.hint
 
 

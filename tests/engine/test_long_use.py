@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from draws import train_batches
 from helpers import figures, recipe, same, trainer
 from PIL import Image
 from safetensors.torch import load_file
@@ -18,7 +19,6 @@ from zoo import CASES
 
 from gzcli.cli import model_options
 from gzcli.core.errors import Interrupted
-from gzcli.data.packs.batches import TrainBatches
 from gzcli.data.packs.open import open_pack
 from gzcli.engine import log as logs
 from gzcli.engine.cadence import Stop
@@ -148,7 +148,7 @@ def test_many_small_files_and_classes_are_streamed(count, classes, tmp_path, mon
     before = psutil.Process().memory_info().rss
     pack = open_pack(path)
     assert pack.meta.streamed and len(pack.meta.classes) == classes
-    batches = TrainBatches(pack, seed=0, batch_size=64, levels=256, device="cpu")
+    batches = train_batches(pack, seed=0, batch_size=64, levels=256, device="cpu")
     for step in range(5):
         batch = batches.at(step)
         assert batch.x.shape == (64, 1, 8, 8) and batch.y.max() < classes

@@ -301,7 +301,7 @@ def test_two_processes_draw_what_one_draws(home):
         folder = home / f"draw{n}"
         folder.mkdir()
         launch = LaunchSection(cpu=True)
-        jobs.write(folder, SampleJob(str(t.run.path), n=7, npz=True, png=False, launch=launch))
+        jobs.write(folder, SampleJob(str(t.run.path), n=7, formats=("npz",), launch=launch))
         run(folder, launcher.Plan(processes=n), launcher=False, mode="quiet")
         drawn.append(np.load(folder / "samples.npz")["samples"].astype(int))
     assert drawn[0].shape == drawn[1].shape == (7, 16, 16, 1)

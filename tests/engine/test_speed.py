@@ -14,6 +14,7 @@ import pytest
 import speed as parts
 import timing
 import torch
+from draws import train_batches
 from helpers import lines, recipe, trainer
 from zoo import CASES, Case
 
@@ -125,7 +126,7 @@ def test_minutes_wait_for_the_device_at_both_ends():
 
 
 def batches() -> TrainBatches:
-    return TrainBatches(open_pack("digits"), seed=0, batch_size=4, levels=17, device=CPU)
+    return train_batches(open_pack("digits"), seed=0, batch_size=4, levels=17, device=CPU)
 
 
 def test_batches_read_ahead_are_the_same():

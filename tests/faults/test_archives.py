@@ -32,8 +32,8 @@ from zoo import CASES
 from gzcli.cli import app, out
 from gzcli.core.errors import GzError, MissingError
 from gzcli.data.packs.open import open_pack
-from gzcli.data.readers.archive import open_members, read_span
-from gzcli.data.readers.images import is_picture
+from gzcli.data.readers.archive import open_members
+from gzcli.data.readers.images import is_picture, read_span
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.launch import launcher
 from gzcli.launch.from_file import run_of

@@ -94,7 +94,8 @@ def league(folder: Path, root: Path = measured.ROOT) -> list[Path]:
         for part in run.stages or [run]:
             stage = "" if part is run else part.path.name
             if rows := list(curve_of(part, before)):
-                (into / "curves" / f"{measured.curve_name(model, stage)}.csv").write_text(as_csv(rows))
+                name = f"{model}.{stage}" if stage else model
+                (into / "curves" / f"{name}.csv").write_text(as_csv(rows))
             before += spent(part)
     return sorted(path for path in into.rglob("*.*") if path.is_file())
 

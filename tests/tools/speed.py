@@ -99,7 +99,7 @@ def batches() -> None:
     import torch
     from PIL import Image
 
-    from gzcli.data.packs.batches import TrainBatches
+    from gzcli.data.packs.batches import TrainBatches, TrainImages
     from gzcli.data.packs.open import open_pack
 
     pack = open_pack("digits")
@@ -117,7 +117,7 @@ def batches() -> None:
                 return torch.from_numpy(np.array(im)).float().div(127.5).sub(1)[None]
 
     steps = len(images) // 64
-    source = TrainBatches(pack, seed=0, batch_size=64, levels=256, device=torch.device("cpu"))
+    source = TrainBatches(TrainImages(pack, 256, torch.device("cpu"), seed=0), 64)
     a, _, ratio = interleaved(
         lambda: [source.at(i) for i in range(steps)],
         lambda: list(torch.utils.data.DataLoader(Pictures(), 64, drop_last=True)),

@@ -9,7 +9,7 @@ import draws
 import numpy as np
 import pytest
 import torch
-from draws import images, noise
+from draws import images, noise, train_batches
 from helpers import recipe, trainer
 from PIL import Image
 from torch import nn
@@ -228,7 +228,7 @@ def folder(tmp_path):
 
 def batches(pack, **options) -> TrainBatches:
     how = {"seed": 3, "batch_size": 4, "levels": 256, "device": "cpu", "needs": ("second_domain",)}
-    return TrainBatches(pack, **how | options)
+    return train_batches(pack, **how | options)
 
 
 def test_each_domain_has_epochs_of_its_own(folder):

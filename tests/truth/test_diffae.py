@@ -18,7 +18,7 @@ from gzcli.models.denoising import samplers
 from gzcli.models.denoising.process import DiscreteVP
 from gzcli.models.diffusion.diffae import CodedUNet, DiffAE, Encoder
 from gzcli.models.diffusion.latent_prior import LatentPrior
-from gzcli.models.nn.unet import UNet, UNetOptions
+from gzcli.models.nn.unet import Levels, UNet, UNetOptions
 
 pytestmark = pytest.mark.xdist_group("diffae")  # one worker trains what these tests share, once
 
@@ -134,8 +134,8 @@ def test_reconstruction_of_held_out_images(trained):
 
 def test_the_unet_without_a_code_s_effect_is_the_plain_one():
     torch.manual_seed(0)
-    options = {"channels": (8, 16), "layers": 1, "attention": (False, True)}
-    plain, coded = UNet(1, 1, scale_shift=True, **options), CodedUNet(1, 1, latent=3, **options)
+    levels = Levels((8, 16), (False, True), layers=1)
+    plain, coded = UNet(1, 1, levels, scale_shift=True), CodedUNet(1, 1, levels, latent=3)
     for p in plain.parameters():
         p.data += 0.1 * torch.randn_like(p)
     state = {key.replace(".emb.", ".emb.time."): value for key, value in plain.state_dict().items()}
@@ -152,7 +152,7 @@ def test_the_unet_without_a_code_s_effect_is_the_plain_one():
 def test_a_block_is_modulated_by_time_then_by_code():
     """z_s (t_s GroupNorm(h) + t_b), Preechakul 2022, eq. 7."""
     torch.manual_seed(0)
-    block = CodedUNet(1, 1, latent=3, channels=(8,), layers=1, attention=(False,)).mid.blocks[0]
+    block = CodedUNet(1, 1, Levels((8,), (False,), layers=1), latent=3).mid.blocks[0]
     nn.init.normal_(block.conv2.weight, std=0.1)
     x, emb = torch.randn(2, 8, 4, 4), torch.randn(2, 32 + 3)
     scale, shift = block.emb.time(emb[:, :32])[..., None, None].chunk(2, 1)

@@ -13,7 +13,7 @@ from gzcli.engine.optim import Muon, matrices_of, orthogonalised
 from gzcli.models.base import Phase
 from gzcli.models.nn import stacked
 from gzcli.models.nn.dit import DiTNet, DiTOptions
-from gzcli.models.nn.unet import UNet
+from gzcli.models.nn.unet import Levels, UNet
 
 CONF = OptimSection(name="muon", lr=3e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1)
 
@@ -139,7 +139,7 @@ def test_first_and_last_layers_and_tables_are_left_to_adamw():
     dit = DiTNet((4, 16, 16), DiTOptions(width=64, layers=1, heads=2, patch=4), classes=40)
     assert left_to_adamw(dit) == {"embed.weight", "out.weight", "label.table.weight"}
     # as reflow copies its teacher's
-    net = copy.deepcopy(UNet(4, 4, channels=(32, 64), attention=(False, True), classes=40))
+    net = copy.deepcopy(UNet(4, 4, Levels(channels=(32, 64), attention=(False, True)), classes=40))
     assert left_to_adamw(net) == {"conv_in.weight", "conv_out.weight", "label.table.weight"}
     by_id = matrices_of(dit)
     for name, p in dit.named_parameters():

@@ -7,24 +7,24 @@ import torch
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import DataInfo
-from gzcli.models.nn.unet import DIFFUSERS_NAMES, UNet, UNetOptions, attended, renamed, widths_of
+from gzcli.models.nn.unet import DIFFUSERS_NAMES, Levels, UNet, UNetOptions, attended, renamed, widths_of
 
 A, D = True, False
 CASES = {
-    "plain": {"channels": (8, 16), "attention": (D, D), "layers": 1},
-    "attention": {"channels": (8, 16, 16), "attention": (D, A, A), "layers": 2},
-    "heads": {"channels": (16, 16), "attention": (A, D), "layers": 1, "head_dim": 4},
-    "classes": {"channels": (8, 16), "attention": (D, A), "layers": 1, "classes": 10},
-    "scale_shift": {"channels": (8, 16), "attention": (A, D), "layers": 1, "scale_shift": True, "classes": 3},
+    "plain": (Levels((8, 16), (D, D), layers=1), {}),
+    "attention": (Levels((8, 16, 16), (D, A, A), layers=2), {}),
+    "heads": (Levels((16, 16), (A, D), layers=1, head_dim=4), {}),
+    "classes": (Levels((8, 16), (D, A), layers=1), {"classes": 10}),
+    "scale_shift": (Levels((8, 16), (A, D), layers=1), {"scale_shift": True, "classes": 3}),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_agrees_with_diffusers(case):
-    kw = CASES[case]
+    levels, kw = CASES[case]
     pytest.importorskip("diffusers")
     torch.manual_seed(0)
-    ours = UNet(3, 2, groups=4, **kw).eval()
+    ours = UNet(3, 2, levels, groups=4, **kw).eval()
     for p in ours.parameters():
         torch.nn.init.normal_(p, std=0.2)
     other = ours.to_diffusers((12, 12))
@@ -44,14 +44,14 @@ def test_agrees_with_diffusers(case):
 
 
 def test_any_size():
-    net = UNet(1, 1, channels=(8, 8, 8, 8), layers=1, attention=(D, D, A, A))
+    net = UNet(1, 1, Levels(channels=(8, 8, 8, 8), layers=1, attention=(D, D, A, A)))
     for size in ((28, 28), (27, 28), (13, 9)):
         assert net(torch.randn(2, 1, *size), torch.zeros(2)).shape == (2, 1, *size)
 
 
 def test_starts_at_zero_and_every_parameter_gets_a_gradient():
     torch.manual_seed(0)
-    net = UNet(1, 1, channels=(8, 16), layers=1, attention=(D, A), classes=4)
+    net = UNet(1, 1, Levels(channels=(8, 16), layers=1, attention=(D, A)), classes=4)
     x, t, y = torch.randn(6, 1, 8, 8), torch.arange(6), torch.arange(6) % 4
     assert not net(x, t, y).any()
     for p in net.parameters():  # off the zero start, where branches have no gradient yet
@@ -64,7 +64,7 @@ def test_starts_at_zero_and_every_parameter_gets_a_gradient():
 
 def test_half_precision_and_memory_format():
     torch.manual_seed(0)
-    net = UNet(1, 1, channels=(8, 16), layers=1, attention=(D, A)).eval()
+    net = UNet(1, 1, Levels(channels=(8, 16), layers=1, attention=(D, A))).eval()
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.1)
     x, t = torch.randn(2, 1, 28, 28), torch.tensor([3, 400])
@@ -113,17 +113,17 @@ def test_given_levels_are_kept_and_what_does_not_fit_is_refused():
     assert attended((1, 64, 64), 2, options) == (True, False), "sides are those after the patches"
     assert attended((1, 28, 28), 3, UNetOptions(attention=())) == (False, False, False)
     with pytest.raises(UsageError, match="12 channels does not divide into 8 norm groups"):
-        UNet(1, 1, channels=(8, 12), attention=(D, D))
+        UNet(1, 1, Levels(channels=(8, 12), attention=(D, D)))
     with pytest.raises(UsageError, match="channels a head"):
-        UNet(1, 1, channels=(8, 16), attention=(D, A), head_dim=3)
+        UNet(1, 1, Levels(channels=(8, 16), attention=(D, A), head_dim=3))
 
 
 def test_patches_are_positions():
     """A network of patches is the plain one on the pixels of each patch as channels; sides that do not divide
     are refused with those that do."""
     torch.manual_seed(0)
-    net = UNet(3, 2, channels=(8, 16), layers=1, attention=(D, A), patch=2)
-    plain = UNet(12, 8, channels=(8, 16), layers=1, attention=(D, A))
+    net = UNet(3, 2, Levels(channels=(8, 16), layers=1, attention=(D, A)), patch=2)
+    plain = UNet(12, 8, Levels(channels=(8, 16), layers=1, attention=(D, A)))
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.2)
     plain.load_state_dict(net.state_dict())

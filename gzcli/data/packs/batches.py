@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
-from gzcli.core.devices import kind_of, side_stream
+from gzcli.core.devices import SideStream, kind_of
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, BatchNoise, ImageNoise, Noise, mix, moved
 from gzcli.data.packs.augment import ReplayedNoise, augmenter, patch_of
@@ -38,30 +38,6 @@ def reader(
         side = SideStream(device)
         return lambda read, step: side.ended(*side.started(lambda: read(step)))
     return Ahead(device).at
-
-
-class SideStream:
-    """A GPU stream for copies beside the one that computes; on other devices work is done at once."""
-
-    def __init__(self, device: torch.device):
-        self.stream = side_stream(device)
-
-    def started(self, work: Callable[[], T]) -> tuple[T, Any]:
-        """The result of `work`, whose copies may still run, and the event of their end."""
-        if self.stream is None:
-            return work(), None
-        with torch.cuda.stream(self.stream):
-            return work(), self.stream.record_event()
-
-    def ended(self, result: T, event: Any) -> T:
-        """A result of `started` for the computing stream, which waits for its copies; the host does not."""
-        if event is not None:
-            current = torch.cuda.current_stream(event.device)
-            current.wait_event(event)
-            for t in tree_leaves(result):
-                if isinstance(t, Tensor) and t.is_cuda:
-                    t.record_stream(current)  # its memory is not used anew before this stream is done with it
-        return result
 
 
 class Ahead:
@@ -168,6 +144,34 @@ def to_uint8(x: Tensor) -> Tensor:
     return ((x.float() + 1) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
+@dataclass(frozen=True)
+class TrainImages:
+    """The training images of a run, as its model sees them."""
+
+    pack: Pack  # the images, or their latents
+    levels: int | None  # number of grey levels; None: latents
+    device: torch.device  # of the batches
+    seed: int  # of the run
+    augment: tuple[str, ...] = ()  # names of the augmentations
+
+    def scan(
+        self, index: Sequence[int] | np.ndarray, *, purpose: str, batch_size: int, split: str = "train"
+    ) -> Iterator[Batch]:
+        """Images in batches, each once. Training images are augmented, by one draw. `purpose` and the seed of
+        the run decide the noise, which is neither that of samples nor that of other scans."""
+        augment = self.augment if split == "train" else ()
+        return scan(
+            self.pack,
+            split,
+            batch_size=batch_size,
+            levels=self.levels,
+            device=self.device,
+            index=index,
+            seed=mix(self.seed, purpose),
+            augment=augment,
+        )
+
+
 class TrainBatches:
     """The training batches of one rank. Batch `step` is a function of (seed, step): shuffled anew each epoch,
     the same global batch whatever the number of processes; this rank gets rows rank · B / world … of it. The
@@ -181,13 +185,9 @@ class TrainBatches:
 
     def __init__(
         self,
-        pack: Pack,
-        *,
-        seed: int,
+        images: TrainImages,
         batch_size: int,
-        levels: int | None,
-        device: torch.device | str,
-        augment: Sequence[str] = (),
+        *,
         rank: int = 0,
         world: int = 1,
         n: int | None = None,
@@ -197,22 +197,23 @@ class TrainBatches:
         if batch_size < world or batch_size % world:
             hint = f"`--set train.batch_size={max(1, batch_size // world) * world}`"
             raise UsageError(f"a batch of {batch_size} cannot be shared by {world} processes", hint=hint)
-        self.seed, self.total, self.levels, self.device = seed, batch_size, levels, torch.device(device)
+        self.seed, self.levels, self.device = images.seed, images.levels, images.device
+        self.total, pack = batch_size, images.pack
         size = batch_size // world
         self.start = rank * size
-        self.augment = augmenter(augment or ())
+        self.augment = augmenter(images.augment)
         self.rows = _Rows(pack, "train", self.device, uncut=True)
         self.prepared = prepared or {}
         part = slice(self.start, self.start + size)
         among = domains(pack) if "second_domain" in needs else [None]
         self.orders = orders = [
-            Order(pack.meta.counts["train"], n, seed, batch_size, part, among=rows, key=key)
+            Order(pack.meta.counts["train"], n, self.seed, batch_size, part, among=rows, key=key)
             for rows, key in zip(among, ("order", "order of b"), strict=False)
         ]
         self.ahead = None
         if self.rows.streamed is not None:
             # The function does not refer to `self`, so that the workers end as soon as it is dropped.
-            read = partial(rows_of, orders, patch_of(augment or ()) is not None)
+            read = partial(rows_of, orders, patch_of(images.augment) is not None)
             self.ahead = Prefetch(self.rows.streamed, read, worker_count())
         streamed = self.ahead is not None
         self.reader = reader(self.device, on_device=self.rows.whole, streamed=streamed)

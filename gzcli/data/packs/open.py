@@ -98,16 +98,14 @@ def open_pack(
     progress: Report = unreported,
 ) -> Pack:
     """The pack of a set, made now if need be: fetched (up to 200 MB) and packed, under a lock. A set that
-    would be larger than `GZ_PACK_LIMIT` is streamed instead. Several processes may call it at once.
+    would be larger than `GZ_PACK_LIMIT` is streamed instead. Several processes may call it at once. Raises
+    UsageError (mixed sizes, size out of range, images smaller than the patch) and MissingError.
 
-    what: the set, or its name or path.
     size, channels: of the images, 4 … 1024 pixels a side, and 1 or 3; None: the set's own.
     fit: how pictures of another shape come to the size.
     patch: side of the patches of the images that are used: random ones are trained on, elsewhere the middle
       one stands for the image. Without a size the images may then have any. None: whole images are used.
     foreign: the user's own set is scored only: its `test` split is its own or, where it has none, all images.
-
-    Raises UsageError (mixed sizes, size out of range, images smaller than the patch) and MissingError.
     """
     if channels not in (None, 1, 3):
         raise UsageError(f"`data.channels` is 1 (grey) or 3 (RGB), not {channels}")
@@ -193,6 +191,17 @@ def _fetch_files(spec: DataSpec, say: Say) -> None:
     check_files(spec, silent)
 
 
+def is_here(data: DataSet) -> bool:
+    """Whether a set can be used without the network."""
+    if packs_of(data):
+        return True
+    return (
+        data.path.exists()
+        if isinstance(data, OwnSet)
+        else data.embedded or any(map(is_fetched, data.versions))
+    )
+
+
 def ways_to_fetch(spec: DataSpec) -> str:
     """How a user has the files of a known set fetched."""
     if spec.linked:
@@ -244,13 +253,9 @@ class Facts:
         return next(name for name, most in CLASSES.items() if side <= most)
 
     @property
-    def few(self) -> bool:
-        return self.n <= FEW
-
-    @property
     def traits(self) -> tuple[str, ...]:
         """The sections beside that of the shape class that hold for the set."""
-        return (FEW_IMAGES,) if self.few else ()
+        return (FEW_IMAGES,) if self.n <= FEW else ()
 
     @property
     def words(self) -> str:

@@ -242,12 +242,12 @@ def pack_dir(data: DataSet, form: Form) -> Path:
     `packs/faces/48x32x3-pad`."""
     end = "-mixed" if form.mixed else f"-{form.fit}" if form.size and form.fit != "crop" else ""
     end += "-foreign" if form.foreign else ""
-    return cache_dir("packs", data.key, f"{form.size or 'own'}x{form.channels or 'own'}{end}")
+    return cache_dir("packs") / data.key / f"{form.size or 'own'}x{form.channels or 'own'}{end}"
 
 
 def packs_of(data: DataSet) -> list[PackFolder]:
     """Every pack of a set."""
-    folder = cache_dir("packs", data.key)
+    folder = cache_dir("packs") / data.key
     packs = map(PackFolder, sorted(folder.iterdir()) if folder.is_dir() else ())
     return [pack for pack in packs if pack.meta_file.exists()]
 

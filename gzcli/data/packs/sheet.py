@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
-from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from gzcli.core.streams import in_a_line
 from gzcli.data.packs.pack import Pack
-from gzcli.store.png import save_png
+from gzcli.store.png import font_of, save_png
 
 COLUMNS, ROWS = 10, 40  # pictures of a row, and rows at most
 SIDE = 64  # pixels a side to which smaller pictures are enlarged, by a whole factor
@@ -96,12 +94,3 @@ def _spread(rows: np.ndarray) -> np.ndarray:
     if not len(rows):
         return rows
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(COLUMNS, len(rows))).astype(int))]
-
-
-@cache
-def font_of(height: int) -> ImageFont.FreeTypeFont:
-    """The font of matplotlib's figures, which has the letters of most languages."""
-    library = find_spec("matplotlib")  # finds the library's files without the time of its import
-    assert library is not None and library.origin is not None
-    fonts = Path(library.origin).parent / "mpl-data" / "fonts" / "ttf"
-    return ImageFont.truetype(fonts / "DejaVuSans.ttf", height)

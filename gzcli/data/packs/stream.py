@@ -24,8 +24,7 @@ import numpy as np
 from gzcli.core import start
 from gzcli.core.errors import DeviceError, GzError, UsageError
 from gzcli.core.units import number_in
-from gzcli.data.readers.archive import read_span
-from gzcli.data.readers.images import Block, Span
+from gzcli.data.readers.images import Block, Span, read_span
 from gzcli.data.readers.pictures import Decoding, decode
 
 if TYPE_CHECKING:

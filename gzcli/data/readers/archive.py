@@ -19,15 +19,7 @@ from typing import Any
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.units import counted, number_in
-from gzcli.data.readers.images import (
-    LARGEST_FILE,
-    Members,
-    Span,
-    is_regular,
-    read_regular,
-    refuse_large,
-    walk,
-)
+from gzcli.data.readers.images import Members, Span, damaged, is_regular, read_regular, refuse_large, walk
 
 MAX_ARCHIVE = 200_000_000_000  # unpacked bytes, unless `GZ_MAX_ARCHIVE` says otherwise
 # An archive of more than DENSE unpacked bytes, and more than RATIO for each packed one, is taken for a bomb.
@@ -109,10 +101,6 @@ def refuse_bomb(path: Path, unpacked: int, packed: int) -> None:
 def refused(path: Path, why: str) -> MissingError:
     hint = "if you trust it, unpack it yourself and give the folder"
     return MissingError(f"`{path}` is refused: {why}", hint=hint)
-
-
-def damaged(path: str | Path, why: str) -> MissingError:
-    return MissingError(f"`{path}` is damaged{why}", hint="fetch or make the archive again")
 
 
 @contextmanager
@@ -276,31 +264,6 @@ class _Member(tarfile.TarInfo):
         if member.size < 0 or (member.type in _NAMING and member.size > LONGEST_NAME):
             raise ValueError(f"a header claims {member.size:,} bytes")
         return member
-
-
-def read_span(span: Span) -> bytes:
-    """The bytes of a member."""
-    if os.path.exists(span.path) and not is_regular(Path(span.path)):
-        hint = "fetch or make the archive again"
-        raise MissingError(f"`{span.path}` is no regular file any more", hint=hint)
-    try:
-        with open(span.path, "rb") as file:
-            file.seek(span.offset)
-            data = file.read(span.length)
-    except OSError as e:
-        raise MissingError(f"`{span.path}` cannot be read: {e.strerror}") from e
-    if len(data) < span.length:
-        raise damaged(span.path, f": it ends before byte {span.offset + span.length:,}")
-    if not span.deflated:
-        return data
-    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-    try:
-        data = inflate.decompress(data, LARGEST_FILE)
-    except zlib.error as e:
-        raise damaged(span.path, f" at byte {span.offset:,}: {e}") from e
-    if not inflate.eof:
-        raise damaged(span.path, f" at byte {span.offset:,}: a member has no end")
-    return data
 
 
 def _clean(name: str) -> str:

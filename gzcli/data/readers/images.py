@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -187,6 +188,35 @@ class Span(NamedTuple):
     offset: int  # bytes before them
     length: int  # bytes as they lie there
     deflated: bool  # whether they are a raw deflate stream
+
+
+def read_span(span: Span) -> bytes:
+    """The bytes of a member."""
+    if os.path.exists(span.path) and not is_regular(Path(span.path)):
+        hint = "fetch or make the archive again"
+        raise MissingError(f"`{span.path}` is no regular file any more", hint=hint)
+    try:
+        with open(span.path, "rb") as file:
+            file.seek(span.offset)
+            data = file.read(span.length)
+    except OSError as e:
+        raise MissingError(f"`{span.path}` cannot be read: {e.strerror}") from e
+    if len(data) < span.length:
+        raise damaged(span.path, f": it ends before byte {span.offset + span.length:,}")
+    if not span.deflated:
+        return data
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        data = inflate.decompress(data, LARGEST_FILE)
+    except zlib.error as e:
+        raise damaged(span.path, f" at byte {span.offset:,}: {e}") from e
+    if not inflate.eof:
+        raise damaged(span.path, f" at byte {span.offset:,}: a member has no end")
+    return data
+
+
+def damaged(path: str | Path, why: str) -> MissingError:
+    return MissingError(f"`{path}` is damaged{why}", hint="fetch or make the archive again")
 
 
 class Members(Protocol):

@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 
 from gzcli.core.errors import MissingError
-from gzcli.data.readers.archive import Tar, Zip, open_folder, read_span
+from gzcli.data.readers.archive import Tar, Zip, open_folder
 from gzcli.data.readers.folder import pictures
 from gzcli.data.readers.hub import dataset_folder
 from gzcli.data.readers.images import (
@@ -28,6 +28,7 @@ from gzcli.data.readers.images import (
     RawImages,
     Span,
     from_arrays,
+    read_span,
 )
 from gzcli.data.readers.npz import npz
 from gzcli.data.readers.pictures import look

@@ -10,6 +10,7 @@ from typing import Any
 from gzcli.core.errors import MissingError, UsageError, matching
 from gzcli.core.types import Say, silent
 from gzcli.core.units import as_size, canonical_size
+from gzcli.data.packs.open import is_here
 from gzcli.data.packs.pack import PackMeta, alone, find_pack, packs_of
 from gzcli.data.sets.names import REGISTER, DataSet, OwnSet, imports, local, locate, own_set
 from gzcli.data.sets.registry import SPECS, Benchmark, DataSpec, Form, check_files, is_fetched, raw_dir
@@ -51,8 +52,8 @@ def listing() -> list[dict[str, Any]]:
     rows = []
     for spec in SPECS.values():
         row = {key: getattr(spec, key, value) for key, value in _ROW.items()}
-        cached = spec.embedded or bool(packs_of(spec)) or any(map(is_fetched, spec.versions))
-        row |= {"classes": spec.n_classes, "larger": [size for size, _ in spec.larger], "cached": cached}
+        row |= {"classes": spec.n_classes, "larger": [size for size, _ in spec.larger]}
+        row |= {"cached": is_here(spec)}
         row |= {"download": spec.download_size, "extras": list(spec.extras), "page": spec.page or None}
         rows.append(row)
     return rows + [_own_row(name, line) for name, line in imports().items()]

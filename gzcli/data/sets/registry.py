@@ -163,7 +163,7 @@ HUB = "hub"  # a link to the folder of its parquet files, which may be there ins
 
 def raw_dir(spec: DataSpec) -> Path:
     """The folder of a set's files, in whatever sizes its publisher offers."""
-    return cache_dir("raw", spec.name)
+    return cache_dir("raw") / spec.name
 
 
 def is_fetched(spec: DataSpec) -> bool:

@@ -4,73 +4,22 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from gzcli.core.errors import UsageError
+from gzcli.metrics.generated import (
+    Moments,
+    check_widths,
+    frechet_distance,
+    frechet_of_moments,
+    moments,
+    rows_of,
+)
 from gzcli.metrics.metric import Array, Column, Figures, Metric
 
 WIDE = 256  # features from which an interval has fewer draws: each takes about a second
 DRAWS, FEW_DRAWS = 50, 12  # halves of the images for the interval
 INFINITY_DRAWS = 20
-
-
-class Moments(NamedTuple):
-    mean: Array
-    covariance: Array
-
-
-def moments(features: Array) -> Moments:
-    import numpy as np
-
-    features = rows_of(features)
-    return Moments(features.mean(0), np.atleast_2d(np.cov(features, rowvar=False)))
-
-
-def rows_of(features: Array) -> Array:
-    """Features [N, D] in float64, of two rows or more, all finite. Raises UsageError for others."""
-    import numpy as np
-
-    features = np.asarray(features, np.float64)
-    if features.ndim != 2:
-        raise UsageError(f"features of the shape {features.shape} are not rows")
-    if len(features) < 2:
-        raise UsageError("a Fréchet distance needs at least two images on each side")
-    if not np.isfinite(features).all():
-        raise UsageError("some features are not finite")
-    return features
-
-
-def check_widths(one: int, other: int) -> None:
-    if one != other:
-        raise UsageError(f"features of widths {one} and {other} cannot be compared")
-
-
-def frechet_of_moments(a: Moments, b: Moments) -> float:
-    import numpy as np
-
-    check_widths(len(a.mean), len(b.mean))
-    difference = a.mean - b.mean
-    # Σ₁Σ₂ has the eigenvalues of the symmetric matrix Σ₁^½ Σ₂ Σ₁^½. They are real and, but for rounding, not
-    # negative: the square root needs no complex numbers, and no ε on the diagonal of singular covariances.
-    values, vectors = np.linalg.eigh(a.covariance)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ b.covariance @ root).clip(0)).sum()
-    return float(difference @ difference + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross)
-
-
-def frechet_distance(f1: Array, f2: Array) -> float:
-    """‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½) of features [N1, D] and [N2, D], in float64."""
-    import numpy as np
-
-    f1, f2 = rows_of(f1), rows_of(f2)
-    if max(len(f1), len(f2)) >= f1.shape[1] or f1.shape[1] != f2.shape[1]:
-        return frechet_of_moments(moments(f1), moments(f2))
-    # With Σ = AᵀA, tr (Σ₁Σ₂)^½ is the sum of the singular values of A₁A₂ᵀ, [N1, N2]: the same distance, in
-    # less time where there are fewer rows than features.
-    a1, a2 = ((f - f.mean(0)) / np.sqrt(len(f) - 1) for f in (f1, f2))
-    difference = f1.mean(0) - f2.mean(0)
-    cross = np.linalg.svd(a1 @ a2.T, compute_uv=False).sum()
-    return float(difference @ difference + np.square(a1).sum() + np.square(a2).sum() - 2 * cross)
 
 
 def pca_frechet(fake: Array, real: Array, *, dims: int = 64) -> float:

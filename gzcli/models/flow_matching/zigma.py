@@ -21,6 +21,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from gzcli.core.devices import kind_of
 from gzcli.core.errors import UsageError
 from gzcli.core.types import DataInfo
 from gzcli.models.flow_matching.fm import FlowMatching, FlowOptions
@@ -174,7 +175,7 @@ def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) ->
 def fused(device: torch.device) -> Callable[..., Tensor] | None:
     """The kernel of `mamba-ssm`, of (x [batch, D, T], delta [batch, D, T], A [D, N], B [batch, N, T], C
     [batch, N, T]); None where there is none for the device."""
-    if device.type != "cuda":
+    if not kind_of(device).kernels:
         return None
     try:
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn

@@ -27,6 +27,7 @@ from gzcli.models.nn import (
     interpolated,
     needs_labels,
     pairs_of,
+    pyramid,
     slerp,
     spread_labels,
     to_fp32,
@@ -42,7 +43,6 @@ from gzcli.models.nn.adversarial import (
     Objective,
     gradient_penalty,
     judged,
-    pyramid,
     r1_penalty,
     widths,
 )

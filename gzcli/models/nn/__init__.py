@@ -123,6 +123,14 @@ def halvings(shape: tuple[int, ...], times: int) -> list[tuple[int, int]]:
     return sizes
 
 
+def pyramid(shape: tuple[int, ...], coarsest: int = 4) -> list[tuple[int, int]]:
+    """(height, width) of the feature maps of images (C, H, W), halved until no side is above `coarsest`."""
+    times = 0
+    while max(halvings(shape, times)[-1]) > coarsest:
+        times += 1
+    return halvings(shape, times)
+
+
 def at_least(least: int, **values: int | None) -> None:
     """Raises UsageError for an option below `least`. Each keyword is an option; None: it is not set."""
     for name, value in values.items():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from gzcli.core.errors import UsageError
-from gzcli.models.nn import ClassEmbedding, halvings, to_fp32
+from gzcli.models.nn import ClassEmbedding, pyramid, to_fp32
 from gzcli.models.nn.layers import group_norm
 
 Norm = Literal["none", "group", "batch"]
@@ -32,14 +32,6 @@ class CriticOptions:
     disc_norm: Norm = "none"
     kernel: int = 3
     spectral: bool = False
-
-
-def pyramid(shape: tuple[int, ...], coarsest: int = 4) -> list[tuple[int, int]]:
-    """(height, width) of the feature maps of images (C, H, W), halved until no side is above `coarsest`."""
-    times = 0
-    while max(halvings(shape, times)[-1]) > coarsest:
-        times += 1
-    return halvings(shape, times)
 
 
 def widths(width: int, scales: int) -> list[int]:

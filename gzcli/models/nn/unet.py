@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,13 +54,29 @@ class UNetOptions:
     patch: int = 1
 
 
+@dataclass(frozen=True)
+class Levels:
+    """The resolutions of a U-Net, the finest first.
+
+    channels: width of each.
+    attention: whether each has self-attention.
+    layers: residual blocks of each in the encoder; the decoder has one more.
+    head_dim: channels of an attention head; None: one head.
+    """
+
+    channels: tuple[int, ...] = (32, 64, 64)
+    attention: tuple[bool, ...] = (False, False, True)
+    layers: int = 2
+    head_dim: int | None = None
+
+
 class UNet(nn.Module):
     """x [B, in_channels, H, W], t [B] → [B, out_channels, H, W]; any H and W, odd ones included.
 
     The last convolution of each residual branch and the output start at zero, so that a new network returns
-    zero. `channels` and `attention` have an entry for each level; with `classes` the embedding of a label, or
-    a null label, is added to that of the time; with `scale_shift` the embedding scales and shifts the second
-    norm, in place of being added before it. Raises UsageError where sizes do not fit."""
+    zero. With `classes` the embedding of a label, or a null label, is added to that of the time; with
+    `scale_shift` the embedding scales and shifts the second norm, in place of being added before it. Raises
+    UsageError where sizes do not fit."""
 
     any_size = True  # one trained on images of one size draws others too: no weight belongs to a place
 
@@ -68,11 +84,8 @@ class UNet(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
+        levels: Levels,
         *,
-        channels: tuple[int, ...] = (32, 64, 64),
-        layers: int = 2,
-        attention: tuple[bool, ...] = (False, False, True),
-        head_dim: int | None = None,
         dropout: float = 0.0,
         groups: int = 8,
         patch: int = 1,
@@ -80,6 +93,7 @@ class UNet(nn.Module):
         scale_shift: bool = False,
     ):
         super().__init__()
+        channels, attention, head_dim = levels.channels, levels.attention, levels.head_dim
         for c in channels:
             if c % (head_dim or c):
                 raise UsageError(f"a level of {c} channels does not divide into {head_dim} channels a head")
@@ -89,7 +103,7 @@ class UNet(nn.Module):
             "block_out_channels": channels,
             "down_block_types": tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
             "up_block_types": tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
-            "layers_per_block": layers,
+            "layers_per_block": levels.layers,
             "attention_head_dim": head_dim,
             "dropout": dropout,
             "num_class_embeds": classes + 1 if classes else None,  # the null label is the last
@@ -112,15 +126,15 @@ class UNet(nn.Module):
         self.up: Modules[UpStage] = Modules()
         for i, o in enumerate(channels):
             half = Down(o) if i < len(channels) - 1 else None
-            widths = [(c if j == 0 else o, o) for j in range(layers)]
-            self.down.append(Stage(*parts(widths, *[attention[i]] * layers), half))
-            skips += [o] * (layers + (half is not None))
+            widths = [(c if j == 0 else o, o) for j in range(levels.layers)]
+            self.down.append(Stage(*parts(widths, *[attention[i]] * levels.layers), half))
+            skips += [o] * (levels.layers + (half is not None))
             c = o
         self.mid = Stage(*parts([(c, c), (c, c)], True, False))
         for i, o in reversed(list(enumerate(channels))):
-            widths = [((c if j == 0 else o) + skips.pop(), o) for j in range(layers + 1)]
+            widths = [((c if j == 0 else o) + skips.pop(), o) for j in range(levels.layers + 1)]
             double = Up(o) if i else None
-            self.up.append(UpStage(*parts(widths, *[attention[i]] * (layers + 1)), double))
+            self.up.append(UpStage(*parts(widths, *[attention[i]] * (levels.layers + 1)), double))
             c = o
         self.norm_out = GroupNorm(groups, c, EPS)
         self.conv_out = stacked(zero_init(nn.Conv2d(c, out_channels * patch**2, 3, padding=1)), 0)
@@ -131,12 +145,13 @@ class UNet(nn.Module):
     ) -> Self:
         """The network of images like `data`, with `guides` more channels of input."""
         c, mult = data.shape[0], widths_of(data.shape, options)
-        sizes = asdict(options) | {
-            "channels": tuple(options.channels * m for m in mult),
-            "attention": attended(data.shape, len(mult), options),
-        }
-        del sizes["mult"]
-        return cls(c + guides, c, classes=classes, **sizes, **more)
+        widths, attention = (
+            tuple(options.channels * m for m in mult),
+            attended(data.shape, len(mult), options),
+        )
+        levels = Levels(widths, attention, options.layers, options.head_dim)
+        more |= {"dropout": options.dropout, "groups": options.groups, "patch": options.patch}
+        return cls(c + guides, c, levels, classes=classes, **more)
 
     def to_diffusers(self, size: tuple[int, ...]) -> nn.Module:
         """A `UNet2DModel` of the same weights, for images of that size. Raises UsageError where it cannot be

@@ -25,10 +25,10 @@ from gzcli.models.nn import (
     as_interpolations,
     halvings,
     interpolated,
+    pyramid,
     spread_labels,
     traversal,
 )
-from gzcli.models.nn.adversarial import pyramid
 from gzcli.models.nn.layers import ResBlock, group_norm
 from gzcli.models.nn.pixels import MixturePixels, Pixels
 

@@ -1,0 +1,112 @@
+"""Generated images beside real ones, by rows of features: the Fréchet distance (Heusel et al. 2017,
+arXiv:1706.08500, eq. 6), and whether the generator has collapsed: the diversity of its images as a share of
+that of real ones. No heavy import at the top."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from gzcli.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from gzcli.metrics.metric import Array
+
+FEW_CLASSES = 0.7  # a smaller share of the entropy of classes is a collapse; five of ten classes have 0.7
+CLOSE = 0.5  # a smaller share of the distance between images is a collapse
+
+
+class Moments(NamedTuple):
+    mean: Array
+    covariance: Array
+
+
+def moments(features: Array) -> Moments:
+    import numpy as np
+
+    features = rows_of(features)
+    return Moments(features.mean(0), np.atleast_2d(np.cov(features, rowvar=False)))
+
+
+def rows_of(features: Array) -> Array:
+    """Features [N, D] in float64, of two rows or more, all finite. Raises UsageError for others."""
+    import numpy as np
+
+    features = np.asarray(features, np.float64)
+    if features.ndim != 2:
+        raise UsageError(f"features of the shape {features.shape} are not rows")
+    if len(features) < 2:
+        raise UsageError("a Fréchet distance needs at least two images on each side")
+    if not np.isfinite(features).all():
+        raise UsageError("some features are not finite")
+    return features
+
+
+def check_widths(one: int, other: int) -> None:
+    if one != other:
+        raise UsageError(f"features of widths {one} and {other} cannot be compared")
+
+
+def frechet_of_moments(a: Moments, b: Moments) -> float:
+    import numpy as np
+
+    check_widths(len(a.mean), len(b.mean))
+    difference = a.mean - b.mean
+    # Σ₁Σ₂ has the eigenvalues of the symmetric matrix Σ₁^½ Σ₂ Σ₁^½. They are real and, but for rounding, not
+    # negative: the square root needs no complex numbers, and no ε on the diagonal of singular covariances.
+    values, vectors = np.linalg.eigh(a.covariance)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    cross = np.sqrt(np.linalg.eigvalsh(root @ b.covariance @ root).clip(0)).sum()
+    return float(difference @ difference + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross)
+
+
+def frechet_distance(f1: Array, f2: Array) -> float:
+    """‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½) of features [N1, D] and [N2, D], in float64."""
+    import numpy as np
+
+    f1, f2 = rows_of(f1), rows_of(f2)
+    if max(len(f1), len(f2)) >= f1.shape[1] or f1.shape[1] != f2.shape[1]:
+        return frechet_of_moments(moments(f1), moments(f2))
+    # With Σ = AᵀA, tr (Σ₁Σ₂)^½ is the sum of the singular values of A₁A₂ᵀ, [N1, N2]: the same distance, in
+    # less time where there are fewer rows than features.
+    a1, a2 = ((f - f.mean(0)) / np.sqrt(len(f) - 1) for f in (f1, f2))
+    difference = f1.mean(0) - f2.mean(0)
+    cross = np.linalg.svd(a1 @ a2.T, compute_uv=False).sum()
+    return float(difference @ difference + np.square(a1).sum() + np.square(a2).sum() - 2 * cross)
+
+
+def entropy(classes: Array) -> float:
+    """The entropy of the frequencies of integers [N], nats."""
+    import numpy as np
+
+    p = np.bincount(classes) / len(classes)
+    return float((p[p > 0] * np.log(1 / p[p > 0])).sum())  # one class gives 0, not −0
+
+
+def spread(features: Array, classes: Array) -> float:
+    """The root mean square distance of two rows of one class, √(2 tr Cov)."""
+    import numpy as np
+
+    groups = [features[classes == k] for k in np.unique(classes)]
+    variances = (len(g) * np.asarray(g, np.float64).var(0).sum() for g in groups)
+    return float(np.sqrt(2 * sum(variances) / len(features)))
+
+
+def diversity(features: Array, classes: Array, real: Array, real_classes: Array) -> float:
+    """The distance between generated images of one class as a share of that between real ones: a
+    conditional generator may have collapsed to one picture for each class."""
+    return spread(features, classes) / max(spread(real, real_classes), 1e-12)
+
+
+def coverage(classes: Array, real: Array) -> float:
+    return entropy(classes) / max(entropy(real), 1e-12)
+
+
+def warning(distance: float, classes: float | None) -> str | None:
+    """A warning that the generator may have collapsed; None if neither share is small."""
+    if classes is not None and classes < FEW_CLASSES:
+        what = f"the entropy of its classes is {classes:.0%} of the real images'"
+    elif distance < CLOSE:
+        what = f"the distance between its images is {distance:.0%} of that of real ones"
+    else:
+        return None
+    return f"the generator may have collapsed: {what}"
