@@ -173,13 +173,13 @@ def grouped(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[st
     A parameter is a group where its default is an instance of a dataclass, as in
     `unet: UNetOptions = UNetOptions(channels=32)`. Fields without an option keep the value of that default.
     """
-    rest, keywords = dict(options), {}
+    flat, keywords = dict(options), {}
     for name, parameter in inspect.signature(function).parameters.items():
         default = parameter.default
         if _is_group(default):
-            fields = {f.name: rest.pop(f.name) for f in dataclasses.fields(default) if f.name in rest}
+            fields = {f.name: flat.pop(f.name) for f in dataclasses.fields(default) if f.name in flat}
             keywords[name] = dataclasses.replace(default, **fields)
-    return keywords | rest
+    return keywords | flat
 
 
 def _is_group(default: Any) -> bool:

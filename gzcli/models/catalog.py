@@ -146,7 +146,7 @@ def outline(text: str) -> str:
     """
     lines: list[str] = []
     open_brackets, indent, quote = 0, 0, ""
-    whole = False  # whether the body of the function whose head is being read is kept
+    keeps_body = False  # whether the body of the function whose head is being read is kept
     body = None  # the indentation of the function whose body is left out
     starts = False  # whether that body has not begun
     for line in text.split("\n"):
@@ -156,15 +156,15 @@ def outline(text: str) -> str:
             quote = "" if quote in line else quote
         elif open_brackets or (head and (body is None or len(head[1]) <= body)):
             if head and not open_brackets:
-                indent, whole = len(head[1]), head[2] == "phases"
+                indent, keeps_body = len(head[1]), head[2] == "phases"
             code = line.partition("#")[0].rstrip()
             open_brackets += sum(map(code.count, "([{")) - sum(map(code.count, ")]}"))
-            starts = not whole and not open_brackets and code.endswith(":")
+            starts = not keeps_body and not open_brackets and code.endswith(":")
             lines.append(code if starts else line)
             body = indent if starts else None
         elif starts and (docstring := _QUOTE.match(line)):
-            starts, rest = False, line[docstring.end() :]
-            quote = "" if docstring[1] in rest else docstring[1]
+            starts, tail = False, line[docstring.end() :]
+            quote = "" if docstring[1] in tail else docstring[1]
             lines.append(line)
         elif body is not None and (not line.strip() or len(line) - len(line.lstrip()) > body):
             lines[-1] += " ..." if starts else ""
@@ -187,9 +187,9 @@ def _value(name: str, path: Path) -> tuple[ast.expr | None, Path]:
     """What a name of a file stands for, and the file that says so; None where nothing is assigned to it."""
     module = module_of(path)
     if name in module.imports:
-        source, there = module.imports[name]
+        source, original = module.imports[name]
         file = _file_of(ROOT, source)
-        return _value(there, file) if file else (None, path)
+        return _value(original, file) if file else (None, path)
     return module.values.get(name), path
 
 
@@ -228,9 +228,9 @@ def lineage_of(path: Path, name: str) -> list[Class]:
     from outside gzcli."""
     module = module_of(path)
     if name not in module.classes:
-        source, there = module.imports.get(name, ("", ""))
+        source, original = module.imports.get(name, ("", ""))
         file = _file_of(ROOT, source) if source else None
-        return lineage_of(file, there) if file else []
+        return lineage_of(file, original) if file else []
     node = module.classes[name]
     line = [Class(node, path)]
     for base in node.bases:
@@ -350,8 +350,8 @@ def type_of(node: ast.expr | None, path: Path) -> str:
 
 def _type(node: ast.expr, path: Path) -> str:
     if isinstance(node, ast.Name):
-        value, there = _value(node.id, path)
-        return _type(value, there) if isinstance(value, ast.Subscript | ast.BinOp) else node.id
+        value, origin = _value(node.id, path)
+        return _type(value, origin) if isinstance(value, ast.Subscript | ast.BinOp) else node.id
     if isinstance(node, ast.BinOp):
         return f"{_type(node.left, path)} | {_type(node.right, path)}"
     if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id != "Literal":
@@ -379,16 +379,16 @@ def _keys(node: ast.expr | None, path: Path) -> list[str]:
 
 def value_of(node: ast.expr, path: Path) -> Any:
     """The value of a literal. Raises UsageError, with its place, for any other expression."""
-    where = f"{path}:{node.lineno}:{node.col_offset + 1}"
+    place = f"{path}:{node.lineno}:{node.col_offset + 1}"
     try:
         try:
             return node.value if isinstance(node, ast.Constant) else ast.literal_eval(node)
         except ValueError:
             text = ast.unparse(node)
     except RecursionError:
-        raise UsageError(f"{where}: this is nested too deeply") from None
+        raise UsageError(f"{place}: this is nested too deeply") from None
     raise UsageError(
-        f"{where}: `{text}` must be a literal: recipes are made from it without an import",
+        f"{place}: `{text}` must be a literal: recipes are made from it without an import",
         hint="write the value itself: a number, a text, true or false, None, or a tuple of these",
     )
 
@@ -552,19 +552,19 @@ def option_texts(card: ModelCard) -> dict[str, dict[str, str]]:
                 texts |= documented(ast.get_docstring(node) or "") if node else {}
         return texts
 
-    def chosen(params: Mapping[str, Param], texts: Mapping[str, str]) -> dict[str, str]:
-        chosen = {name: param.doc or texts.get(name, "") for name, param in params.items()}
-        return {name: text for name, text in chosen.items() if text}
+    def described(params: Mapping[str, Param], texts: Mapping[str, str]) -> dict[str, str]:
+        descriptions = {name: param.doc or texts.get(name, "") for name, param in params.items()}
+        return {name: text for name, text in descriptions.items() if text}
 
     model = texts_of(None, "__init__")
     sample = model | texts_of("sample")
     scores = texts_of(*(f"{kind}_{score}" for score in card.scores for kind in ("score", "fit")))
-    of_scores = {key: param for params in card.scores.values() for key, param in params.items()}
+    score_params = {key: param for params in card.scores.values() for key, param in params.items()}
     return {
-        "model": chosen(card.params, model),
-        "sample": chosen(card.sample, sample),
-        "ood": chosen(of_scores, sample | scores),
-        **{name: chosen(params, sample | texts_of(name)) for name, params in card.do.items()},
+        "model": described(card.params, model),
+        "sample": described(card.sample, sample),
+        "ood": described(score_params, sample | scores),
+        **{name: described(params, sample | texts_of(name)) for name, params in card.do.items()},
     }
 
 
@@ -629,7 +629,7 @@ def read_card(path: Path) -> ModelCard | None:
     def options(method: str) -> dict[str, Param]:
         return {name: p for name, p in params(method).items() if name not in GIVEN and not p.words & _INPUTS}
 
-    def named(prefix: str) -> tuple[str, ...]:
+    def suffixes(prefix: str) -> tuple[str, ...]:
         return tuple(name.removeprefix(prefix) for name in methods if name.startswith(prefix))
 
     values: dict[str, Any] = {name: value_of(*attributes[name]) for name in _ATTRIBUTES}
@@ -637,7 +637,7 @@ def read_card(path: Path) -> ModelCard | None:
     init = {name: p for name, p in params("__init__").items() if name not in ("self", "data")}
     stages = tuple(name for name, p in init.items() if p.annotation == "Model")
     do = {name: options(name) for name in APPLICATIONS if name in methods}
-    scores = {name: options(f"fit_{name}") | options(f"score_{name}") for name in named("score_")}
+    scores = {name: options(f"fit_{name}") | options(f"score_{name}") for name in suffixes("score_")}
     sample = options("sample")
     can = {
         "sample": True,
@@ -645,7 +645,7 @@ def read_card(path: Path) -> ModelCard | None:
         "prompt": "prompt" in sample,
         "log_prob": "log_prob" in methods,
         "ood": bool(scores) or "log_prob" in methods,
-        "map": bool(named("map_")),
+        "map": bool(suffixes("map_")),
         "latent": "to_latent" in methods,
         "export": "to_diffusers" in methods,
     }
@@ -664,12 +664,12 @@ def read_card(path: Path) -> ModelCard | None:
         sample=sample,
         inputs=tuple(n for n, p in params("sample").items() if n not in GIVEN and "Tensor" in p.words),
         scores=scores,
-        fits=named("fit_"),
-        maps=named("map_"),
+        fits=suffixes("fit_"),
+        maps=suffixes("map_"),
         do=do,
         labelled=tuple(name for name in do if "labels" in params(name)),
         masked=tuple(name for name in do if "mask" in params(name)),
-        can=(*(name for name, true in can.items() if true), *do),
+        can=(*(name for name, holds in can.items() if holds), *do),
     )
 
 

@@ -428,7 +428,7 @@ def test_repaint_finds_the_conditional():
     for resample in (1, 10):
         mask = torch.tensor([1.0, 0.0]).expand(3000, 1, 1, 2)
         path = samplers.resampled(schedule.path(50), resample, 5)
-        y = samplers.repaint(denoise, randn(), path, known=known, mask=mask, randn=randn)
+        y = samplers.repaint(denoise, randn(), path, image=known, mask=mask, randn=randn)
         assert torch.equal(y[..., 0], known[..., 0])
         slopes.append(float((y[..., 1] * known[..., 0]).mean() / known[..., 0].square().mean()))
     assert abs(slopes[1] - rho) < 0.08

@@ -127,15 +127,15 @@ class MaskGIT(Prior):
         labels: Labels = None,
         noise: Noise,
         progress: Progress = no_progress,
-        how: FillOptions = FillOptions(),
+        options: FillOptions = FillOptions(),
     ) -> Tensor:
         """n images [n, C, H, W], all codes at once, refined pass by pass."""
-        guidance, labels = self.strength(how.guidance), self.sampled_labels(labels, n, noise)
+        guidance, labels = self.strength(options.guidance), self.sampled_labels(labels, n, noise)
         self.check_guidance(guidance, labels)
-        how = replace(how, guidance=guidance)
+        options = replace(options, guidance=guidance)
         codes = torch.zeros(n, self.length, dtype=torch.long, device=self.device)
         masked = torch.ones_like(codes, dtype=torch.bool)
-        return self.images(self._fill(codes, masked, labels, noise, progress, how))
+        return self.images(self._fill(codes, masked, labels, noise, progress, options))
 
     @torch.no_grad()
     def inpaint(
@@ -146,7 +146,7 @@ class MaskGIT(Prior):
         labels: Labels = None,
         noise: Noise,
         progress: Progress = no_progress,
-        how: FillOptions = FillOptions(),
+        options: FillOptions = FillOptions(),
     ) -> Applied:
         """Images x [B, C, H, W] completed where mask [B, 1, H, W] is 0: codes with a hidden pixel are drawn
         given the remaining codes.
@@ -155,7 +155,7 @@ class MaskGIT(Prior):
         labels uses its null label.
         """
         hidden = (middle_hidden(x) if mask is None else mask.to(x)) < 0.5
-        guidance = 1.0 if how.guidance is None else how.guidance
+        guidance = 1.0 if options.guidance is None else options.guidance
         labelled = guidance != 1 or labels is not None
         labels = self.asked_labels(labels, len(x)) if labelled else self.known_labels(None)
         self.check_guidance(guidance, labels)
@@ -165,7 +165,7 @@ class MaskGIT(Prior):
         mean = (x * ~hidden).sum((1, 2, 3), keepdim=True) / visible
         codes = self.tokenizer.encode(torch.where(hidden, mean, x)).flatten(1)
         masked = F.adaptive_max_pool2d(hidden.to(x), self.grid).flatten(1) > 0
-        codes = self._fill(codes, masked, labels, noise, progress, how)
+        codes = self._fill(codes, masked, labels, noise, progress, options)
         inpainted = torch.where(hidden, self.images(codes), x)
         return Applied(inpainted, rows=("inpainted",), known=(~hidden).to(x), how="masked", labels=labels)
 
@@ -176,22 +176,22 @@ class MaskGIT(Prior):
         labels: Labels,
         noise: Noise,
         progress: Progress,
-        how: FillOptions,
+        options: FillOptions,
     ) -> Tensor:
         """codes [n, T], where the masked ones are drawn given the rest (algorithm of section 3.2)."""
-        steps = how.steps
-        if how.temperature <= 0 or steps < 1:
+        steps = options.steps
+        if options.temperature <= 0 or steps < 1:
             raise UsageError("`temperature` must be above 0, `steps` 1 or more")
         n, count = len(codes), masked.sum(1, keepdim=True)
         # without autocast: a draw follows the distribution that the weights define, at full precision
         with torch.autocast(codes.device.type, enabled=False):
             for i in range(steps):
                 u, v = (noise.rand(n, self.length) for _ in range(2))
-                p = (self._logits(codes, masked, labels, how.guidance) / how.temperature).softmax(-1)
+                p = (self._logits(codes, masked, labels, options.guidance) / options.temperature).softmax(-1)
                 codes = torch.where(masked, draw(p, u), codes)
                 gumbel = -(-v.clamp(1e-6, 1 - 1e-6).log()).log()
                 log_p = p.gather(-1, codes[..., None])[..., 0].log()
-                confidence = log_p + how.choice * (1 - (i + 1) / steps) * gumbel
+                confidence = log_p + options.choice * (1 - (i + 1) / steps) * gumbel
                 share = math.cos(0.5 * math.pi * (i + 1) / steps) if i + 1 < steps else 0.0
                 # the least confident codes stay masked, (share · count) of them
                 rank = confidence.masked_fill(~masked, math.inf).argsort(1).argsort(1)
@@ -204,8 +204,8 @@ class MaskGIT(Prior):
         if guidance is None or guidance == 1 or labels is None:
             return self(codes, masked, labels)
         hidden = torch.arange(2 * len(codes), device=codes.device) >= len(codes)
-        both = self(codes.repeat(2, 1), masked.repeat(2, 1), torch.cat([labels, labels]), hidden)
-        with_label, without = both.chunk(2)
+        logits = self(codes.repeat(2, 1), masked.repeat(2, 1), torch.cat([labels, labels]), hidden)
+        with_label, without = logits.chunk(2)
         return torch.lerp(without, with_label, guidance)
 
 

@@ -30,10 +30,12 @@ class GatedBlock(nn.Module):
 
     def __init__(self, hidden: int, kernel: int, dilation: int, groups: int):
         super().__init__()
-        half = kernel // 2
-        self.vertical = VerticalConv(hidden, 2 * hidden, (half + 1, kernel), dilation=dilation)
+        radius = kernel // 2
+        self.vertical = VerticalConv(hidden, 2 * hidden, (radius + 1, kernel), dilation=dilation)
         self.across = nn.Conv2d(hidden, 2 * hidden, 1, bias=False)
-        self.horizontal = HorizontalConv(hidden, 2 * hidden, half, dilation=dilation, groups=groups, parts=2)
+        self.horizontal = HorizontalConv(
+            hidden, 2 * hidden, radius, dilation=dilation, groups=groups, parts=2
+        )
         self.out = HorizontalConv(hidden, hidden, 0, groups=groups)
 
     def forward(self, v: Tensor, h: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -80,9 +82,9 @@ class PixelCNN(PixelModel):
         if kernel % 2 == 0 or first % 2 == 0 or first < 3:
             raise UsageError("`model.kernel` and `model.first` must be odd, `model.first` 3 or more")
         self.outputs = 1 if self.levels == 2 else self.levels  # logits a channel
-        half = first // 2
-        self.first_vertical = VerticalConv(channels, hidden, (half, first), strict=True)
-        self.first_horizontal = HorizontalConv(channels, hidden, half, groups=channels, strict=True)
+        radius = first // 2
+        self.first_vertical = VerticalConv(channels, hidden, (radius, first), strict=True)
+        self.first_horizontal = HorizontalConv(channels, hidden, radius, groups=channels, strict=True)
         self.position = nn.Parameter(torch.zeros(hidden, height, width))
         self.blocks: Modules[GatedBlock] = Modules(GatedBlock(hidden, kernel, d, channels) for d in dilations)
         self.head = HorizontalConv(hidden, head, 0, groups=channels)
@@ -112,8 +114,8 @@ class PixelCNN(PixelModel):
         v, h = self.first_vertical(x), self.first_horizontal(x)
         # channels_last is faster on a CPU; it is set here, since images of one channel lose it. In bf16 it
         # makes oneDNN's gradient of a dilated convolution wrong, but for multiples of 16 channels
-        wrong = torch.is_grad_enabled() and h.dtype is torch.bfloat16 and h.shape[1] % 16
-        layout = torch.contiguous_format if wrong else torch.channels_last
+        is_affected = torch.is_grad_enabled() and h.dtype is torch.bfloat16 and h.shape[1] % 16
+        layout = torch.contiguous_format if is_affected else torch.channels_last
         v = (v + self.position.to(v.dtype)).contiguous(memory_format=layout)
         h = h.contiguous(memory_format=layout)
         for block, b in zip(self.blocks, bias, strict=True):

@@ -188,12 +188,12 @@ class CornerCache:
         self.input = self.left.new_zeros(n, (width + 1) * self.n_in)
         self.i = self.j = -1
 
-    def row(self, more: Tensor | float = 0.0) -> None:
-        """Begins the next row; `more` [n, W, n_out] is added to its outputs."""
+    def row(self, extra: Tensor | float = 0.0) -> None:
+        """Begins the next row; `extra` [n, W, n_out] is added to its outputs."""
         self.i, self.j = self.i + 1, -1
         if self.i % self.stride == 0:
             taps = self.input.unfold(1, 2 * self.n_in, self.stride * self.n_in)  # [n, W, 2 · n_in]
-            self.base = taps @ self.above + (self.bias + more)
+            self.base = taps @ self.above + (self.bias + extra)
 
     def pixel(self, value: Tensor) -> Any:
         """The output [n, n_out] at the next pixel, whose input is `value` [n, n_in]; None where the stride
@@ -317,8 +317,8 @@ class PixelCNNpp(PixelModel):
         conditional: bool = False,
     ):
         if not blocks or min(blocks) < 0 or mixture < 1:
-            few = "`model.blocks` must name a number of blocks for one scale or more"
-            raise UsageError(f"{few}, `model.mixture` be 1 or more")
+            message = "`model.blocks` must name a number of blocks for one scale or more"
+            raise UsageError(f"{message}, `model.mixture` be 1 or more")
         channels, height, width = data.shape
         pixels = LogisticMixture(channels, grey_levels(data), mixture)
         super().__init__(data, conditional, parts=1, uniforms=pixels.uniforms)

@@ -88,8 +88,8 @@ class Trunk(nn.Module):
         super().__init__()
         self.options, width, heads = options, options.width, options.heads
         if width % heads:
-            odd = f"`model.width` is {width}, which {heads} heads cannot share"
-            raise UsageError(odd, hint="set `model.heads` to a divisor")
+            message = f"`model.width` is {width}, which {heads} heads cannot share"
+            raise UsageError(message, hint="set `model.heads` to a divisor")
         self.drop = nn.Dropout(options.dropout)
         self.blocks = nn.ModuleList(
             TransformerBlock(width, heads, options.dropout, grid) for _ in range(options.layers)
@@ -164,8 +164,8 @@ class Prior(Labelled):
     def phases(self) -> list[Phase]:
         """One phase, with weight decay for matrices alone."""
         matrices = [p for p in self.parameters() if p.ndim > 1]
-        rest = [p for p in self.parameters() if p.ndim <= 1]
-        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": rest, "weight_decay": 0.0}]
+        vectors = [p for p in self.parameters() if p.ndim <= 1]
+        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
         return [Phase("main", groups)]
 
     @torch.no_grad()

@@ -130,21 +130,21 @@ class Codebook(nn.Module):
         if self.options.restart:
             self._restart(self._dead(), z, noise)
 
-    def _restart(self, which: Tensor, z: Tensor, noise: Noise) -> None:
-        """Moves the codes where `which` [codes] is true to vectors drawn from the global batch z."""
+    def _restart(self, selected: Tensor, z: Tensor, noise: Noise) -> None:
+        """Moves the codes where `selected` [codes] is true to vectors drawn from the global batch z."""
         # drawn whether or not any code needs them, so that the host need not wait for the device
         z = z.movedim(1, -1).flatten(1, 2)  # [B, h · w, dim]
         u, z = noise.rand(*z.shape[:2]).flatten(), z.flatten(0, 1)
-        few = min(len(which), len(z))
-        first = u.topk(few).indices  # the first of the global batch are among the first of each rank
+        count = min(len(selected), len(z))
+        first = u.topk(count).indices  # the first of the global batch are among the first of each rank
         u, z = ranks.rows(u[first], self), ranks.rows(z[first], self)
-        z = z[u.topk(min(len(which), len(z))).indices].to(self.embedding)
-        z = z[(which.cumsum(0) - 1).clamp(min=0) % len(z)]  # the i-th of these codes gets the i-th vector
-        share = REBORN / len(which)
-        self.usage.masked_fill_(which, share)
-        self.embedding.data.copy_(torch.where(which[:, None], z, self.embedding))
+        z = z[u.topk(min(len(selected), len(z))).indices].to(self.embedding)
+        z = z[(selected.cumsum(0) - 1).clamp(min=0) % len(z)]  # the i-th of these codes gets the i-th vector
+        share = REBORN / len(selected)
+        self.usage.masked_fill_(selected, share)
+        self.embedding.data.copy_(torch.where(selected[:, None], z, self.embedding))
         if self.options.codebook == "ema":
-            self.total.copy_(torch.where(which[:, None], z * share, self.total))
+            self.total.copy_(torch.where(selected[:, None], z * share, self.total))
 
 
 SIDE = 16  # the most codes along a side where a recipe does not say how often it is halved

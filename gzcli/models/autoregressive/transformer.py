@@ -81,7 +81,7 @@ class Transformer(Prior):
         labels: Labels = None,
         noise: Noise,
         progress: Progress = no_progress,
-        how: DrawOptions = DrawOptions(),
+        options: DrawOptions = DrawOptions(),
         guidance: float | None = None,
     ) -> Tensor:
         """n images [n, C, H, W], code by code; keys and values of earlier codes are cached.
@@ -92,7 +92,7 @@ class Transformer(Prior):
         guidance, labels = self.strength(guidance), self.sampled_labels(labels, n, noise)
         self.check_guidance(guidance, labels)
         codes = torch.zeros(n, 0, dtype=torch.long, device=self.device)
-        return self.images(self._generate(codes, labels, noise, progress, how, guidance))
+        return self.images(self._generate(codes, labels, noise, progress, options, guidance))
 
     @torch.no_grad()
     def complete(
@@ -103,7 +103,7 @@ class Transformer(Prior):
         labels: Labels = None,
         noise: Noise,
         progress: Progress = no_progress,
-        how: DrawOptions = DrawOptions(),
+        options: DrawOptions = DrawOptions(),
     ) -> Applied:
         """x [B, C, H, W] with its first rows kept, and the rest sampled given their codes.
 
@@ -127,7 +127,7 @@ class Transformer(Prior):
                 labels = spread_labels(None, len(self.data.classes), self.data, x.device)[best]
             labels = spread_labels(labels, len(x), self.data, x.device)
         condition = labels if self.conditional else self.drawn_cluster(codes, noise)
-        completed = self.images(self._generate(codes, condition, noise, progress, how, 1.0))
+        completed = self.images(self._generate(codes, condition, noise, progress, options, 1.0))
         completed = torch.cat([x[:, :, :rows], completed[:, :, rows:]], 2)
         return Applied(completed, rows=("completed",), known=first_rows(x, rows), how="kept", labels=labels)
 
@@ -146,7 +146,7 @@ class Transformer(Prior):
         labels: Labels,
         noise: Noise,
         progress: Progress,
-        how: DrawOptions,
+        options: DrawOptions,
         guidance: float,
     ) -> Tensor:
         """Codes [n, T]: the given `codes` [n, kept], and the rest drawn in order."""
@@ -167,15 +167,15 @@ class Transformer(Prior):
                 logits = self.head(self.trunk(h, causal=h.shape[1] > 1, caches=caches)[:, -1])
                 if passes == 2:
                     logits = torch.lerp(logits[n:], logits[:n], guidance)
-                codes[:, i] = draw(weights(logits, how), u[:, i])
+                codes[:, i] = draw(weights(logits, options), u[:, i])
                 h = self.embed(codes[:, i : i + 1]).repeat(passes, 1, 1)
                 progress(i + 1, self.length)
         return codes
 
 
-def weights(logits: Tensor, how: DrawOptions) -> Tensor:
+def weights(logits: Tensor, options: DrawOptions) -> Tensor:
     """The distribution [..., K], up to a factor, that codes are drawn from, given logits [..., K]."""
-    temperature, top_k, top_p = how.temperature, how.top_k, how.top_p
+    temperature, top_k, top_p = options.temperature, options.top_k, options.top_p
     if temperature <= 0 or (top_k is not None and top_k < 1) or not 0 < top_p <= 1:
         raise UsageError("`temperature` must be above 0, `top_k` 1 or more, `top_p` above 0 and at most 1")
     p = (logits / temperature).softmax(-1)

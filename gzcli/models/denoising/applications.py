@@ -113,8 +113,8 @@ class Applications(Denoiser):
         steps: denoising steps, at most.
         """
         at_least(1, steps=steps)
-        x_t, back = self.round_trip(x, noise, strength, steps, progress=progress)
-        return Applied(back, rows=("denoised",), given=x_t, how="noised")
+        x_t, denoised = self.round_trip(x, noise, strength, steps, progress=progress)
+        return Applied(denoised, rows=("denoised",), given=x_t, how="noised")
 
     @torch.no_grad()
     def edit(
@@ -136,8 +136,8 @@ class Applications(Denoiser):
         """
         at_least(1, steps=steps)
         y = self.asked_labels(labels, len(x))
-        x_t, back = self.round_trip(x, noise, strength, steps, y=y, guidance=guidance, progress=progress)
-        return Applied(back, rows=("edited",), given=x_t, how="noised", labels=y)
+        x_t, edited = self.round_trip(x, noise, strength, steps, y=y, guidance=guidance, progress=progress)
+        return Applied(edited, rows=("edited",), given=x_t, how="noised", labels=y)
 
     @torch.no_grad()
     def interpolate(
@@ -190,16 +190,16 @@ class Applications(Denoiser):
         randn = partial(noise.randn, *x.shape)
         z = self.process.prior_std * randn()
         if method == "moments":
-            shown = Measurement(*[lambda image: mask * image] * 3)
+            measurement = Measurement(*[lambda image: mask * image] * 3)
             denoise = self.denoiser(y, WalkOptions(options.guidance, clip=False))
-            denoise = self.conditioned(denoise, mask * x, shown, options.iterations)
+            denoise = self.conditioned(denoise, mask * x, measurement, options.iterations)
             images = samplers.dpmpp(denoise, z, self.path(steps, spacing="logsnr"), progress=progress)
         else:
             denoise = self.denoiser(y, WalkOptions(options.guidance))
             path = samplers.resampled(self.path(steps), options.resample, options.jump)
-            images = samplers.repaint(denoise, z, path, known=x, mask=mask, randn=randn, progress=progress)
-        done = torch.lerp(self.into_range(images), x, mask)
-        return Applied(done, rows=("inpainted",), known=mask, how="masked", labels=y)
+            images = samplers.repaint(denoise, z, path, image=x, mask=mask, randn=randn, progress=progress)
+        inpainted = torch.lerp(self.into_range(images), x, mask)
+        return Applied(inpainted, rows=("inpainted",), known=mask, how="masked", labels=y)
 
     @torch.no_grad()
     def upscale(
@@ -221,12 +221,12 @@ class Applications(Denoiser):
         iterations: of conjugate gradients in each step.
         """
         at_least(1, factor=factor, steps=steps, iterations=iterations)
-        small, by = reduced(x, factor, self.data.shape[1:])
+        small, ratio = reduced(x, factor, self.data.shape[1:])
         denoise = self.denoiser(self.known_labels(None), UNCLIPPED)
-        denoise = self.conditioned(denoise, small, means(by), iterations)
+        denoise = self.conditioned(denoise, small, means(ratio), iterations)
         z = self.process.prior_std * noise.randn(len(x), *self.data.shape)
         images = samplers.dpmpp(denoise, z, self.path(steps, spacing="logsnr"), progress=progress)
-        return Applied(self.into_range(images), rows=("upscaled",), given=small, how=f"small, 1/{by}")
+        return Applied(self.into_range(images), rows=("upscaled",), given=small, how=f"small, 1/{ratio}")
 
     def conditioned(
         self, denoise: Denoise, y: Tensor, measurement: Measurement, iterations: int = 0
@@ -268,13 +268,13 @@ class Applications(Denoiser):
     def error(self, x: Tensor, eps: Tensor, level: Level, y: Tensor | None) -> Tensor:
         """[B]: the mean squared error of the velocity, or else of ε, for x noised by eps at a level."""
         x_t = level.alpha * x + level.sigma * eps
-        at = self.process.level_of(x, level.t)
-        out = self.output(x_t, at, y)
+        image_level = self.process.level_of(x, level.t)
+        out = self.output(x_t, image_level, y)
         if self.prediction == "velocity":
-            gap = out - self.target(x, eps, at)
+            difference = out - self.target(x, eps, image_level)
         else:
-            gap = eps - self.split(out, x_t, at).eps
-        return gap.square().flatten(1).mean(1)
+            difference = eps - self.split(out, x_t, image_level).eps
+        return difference.square().flatten(1).mean(1)
 
     def errors(self, x: Tensor, y: Tensor | None, noise: Noise, times: int) -> Tensor:
         """[B]: the error over `times` noise levels, each with noise of its own."""
@@ -342,10 +342,10 @@ class Applications(Denoiser):
         self.check_conditional("translate")
         if y is None and not self.data.multilabel:
             y = self.class_errors(x, noise).argmin(1)
-        to = self.asked_labels(labels, len(x))
+        target_labels = self.asked_labels(labels, len(x))
         z = self.to_noise(x, self.known_labels(y), steps, progress)
-        images = self.into_range(self.to_data(z, to, steps, guidance, progress))
-        return Applied(images, rows=("translated",), labels=to)
+        images = self.into_range(self.to_data(z, target_labels, steps, guidance, progress))
+        return Applied(images, rows=("translated",), labels=target_labels)
 
     def check_conditional(self, verb: str) -> None:
         if not self.conditional:
@@ -369,9 +369,9 @@ class Applications(Denoiser):
         errors = self.recon_errors(x, noise, starts, steps, pixels)
         if self.recon_mean is None or self.recon_std is None:
             return errors.mean(1)
-        fitted, each = len(self.recon_mean), errors.shape[1]
-        if fitted != each:
-            raise UsageError(f"`recon` was fitted with {fitted} errors an image, not {each}")
+        fitted, count = len(self.recon_mean), errors.shape[1]
+        if fitted != count:
+            raise UsageError(f"`recon` was fitted with {fitted} errors an image, not {count}")
         return ((errors - self.recon_mean) / self.recon_std).mean(1)
 
     @torch.no_grad()
@@ -385,15 +385,15 @@ class Applications(Denoiser):
     @torch.no_grad()
     def map_recon(self, x: Tensor, *, noise: Noise, starts: int = 4, steps: int = 10) -> Tensor:
         """|x − x̂| at each pixel, the mean over channels and noise levels: [B, H, W]."""
-        back = self.rebuilt(x, noise, starts, steps)
-        return torch.stack([(x - b).abs().mean(1) for b in back]).mean(0)
+        rebuilt = self.rebuilt(x, noise, starts, steps)
+        return torch.stack([(x - x_hat).abs().mean(1) for x_hat in rebuilt]).mean(0)
 
     def recon_errors(self, x: Tensor, noise: Noise, starts: int, steps: int, pixels: bool) -> Tensor:
         """[B, starts or 2 · starts]: mean squared errors of rebuilt images, then perceptual distances."""
-        back = self.rebuilt(x, noise, starts, steps)
-        errors = [(x - b).square().flatten(1).mean(1) for b in back]
+        rebuilt = self.rebuilt(x, noise, starts, steps)
+        errors = [(x - x_hat).square().flatten(1).mean(1) for x_hat in rebuilt]
         if self.perceptual is not None and not pixels:
-            errors += [self.perceptual(x, b) for b in back]
+            errors += [self.perceptual(x, x_hat) for x_hat in rebuilt]
         return torch.stack(errors, 1)
 
     def rebuilt(self, x: Tensor, noise: Noise, starts: int, steps: int) -> list[Tensor]:
@@ -428,10 +428,10 @@ def reduced(x: Tensor, factor: int, size: tuple[int, ...]) -> tuple[Tensor, int]
         if any(side % factor for side in size):
             raise UsageError(f"`factor` {factor} does not divide images of {size[0]}×{size[1]}")
         x = F.avg_pool2d(x, factor)
-    by = size[0] // x.shape[2]
-    if tuple(s * by for s in x.shape[2:]) != tuple(size):
+    ratio = size[0] // x.shape[2]
+    if tuple(s * ratio for s in x.shape[2:]) != tuple(size):
         raise UsageError(f"images of {tuple(x.shape[2:])} pixels are no whole part of {tuple(size)}")
-    return x, by
+    return x, ratio
 
 
 def between(z: Tensor, frames: int, mix: Mix = torch.lerp) -> Tensor:
@@ -447,10 +447,10 @@ class Measurement(NamedTuple):
     fill: Callable[[Tensor], Tensor]
 
 
-def means(by: int) -> Measurement:
+def means(side: int) -> Measurement:
     """The means of blocks of by × by pixels: images [B, C, H / by, W / by]."""
-    fill = partial(F.interpolate, scale_factor=by, mode="nearest")
-    return Measurement(partial(F.avg_pool2d, kernel_size=by), lambda y: fill(y) / by**2, fill)
+    fill = partial(F.interpolate, scale_factor=side, mode="nearest")
+    return Measurement(partial(F.avg_pool2d, kernel_size=side), lambda y: fill(y) / side**2, fill)
 
 
 def conjugate_gradients(matrix: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
@@ -464,10 +464,10 @@ def conjugate_gradients(matrix: Callable[[Tensor], Tensor], b: Tensor, iteration
     x, r, p = torch.zeros_like(b), b, b
     rr = dot(r, r)
     for _ in range(iterations):
-        ahead = matrix(p)
-        curvature = dot(p, ahead)
+        ap = matrix(p)
+        curvature = dot(p, ap)
         step = torch.where(curvature > 0, rr / curvature.clamp(min=1e-30), 0.0)
-        x, r = x + step * p, r - step * ahead
+        x, r = x + step * p, r - step * ap
         before, rr = rr, dot(r, r)
         p = r + (rr / before.clamp(min=1e-30)) * p
     return x

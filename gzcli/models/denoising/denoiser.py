@@ -85,11 +85,11 @@ class Denoiser(Labelled):
         t = self.draw_times(batch.noise, len(batch))
         eps, x = self.ends(batch)
         y, drop = self.training_labels(batch)
-        at = self.process.levels_at(t)
-        x_t = at.alpha * x + at.sigma * eps
-        inputs = self.inputs(x_t, at, self.training_guide(batch))
+        level = self.process.levels_at(t)
+        x_t = level.alpha * x + level.sigma * eps
+        inputs = self.inputs(x_t, level, self.training_guide(batch))
         out = to_fp32(self.net(inputs, self.clock(t), y, drop))
-        return self.objective(out, self.target(x, eps, at), at)
+        return self.objective(out, self.target(x, eps, level), level)
 
     def draw_times(self, noise: Noise, n: int) -> Tensor:
         """The times of a batch, [n]; logit_normal: with standard normal logits of the uniform draws (Esser
@@ -105,18 +105,18 @@ class Denoiser(Labelled):
         """The noise ε and the images x_0 [B, C, H, W] of a batch."""
         return batch.noise.randn(*batch.x.shape), batch.x
 
-    def target(self, x: Tensor, eps: Tensor, at: Level) -> Tensor:
+    def target(self, x: Tensor, eps: Tensor, level: Level) -> Tensor:
         """What the network is to predict."""
         if self.prediction == "eps":
             return eps
         if self.prediction == "x0":
             return x
         if self.prediction == "v":
-            return (at.alpha * eps - at.sigma * x) / self.process.norm(at)
-        d_alpha, d_sigma = self.process.derivatives(at.t)
+            return (level.alpha * eps - level.sigma * x) / self.process.norm(level)
+        d_alpha, d_sigma = self.process.derivatives(level.t)
         return d_alpha * x + d_sigma * eps
 
-    def objective(self, out: Tensor, target: Tensor, at: Level) -> dict[str, Tensor]:
+    def objective(self, out: Tensor, target: Tensor, level: Level) -> dict[str, Tensor]:
         """The loss of predictions at these noise levels, and what is logged beside it."""
         return {"loss": (out - target).square().mean()}
 
@@ -126,20 +126,25 @@ class Denoiser(Labelled):
 
     # ---- the network
 
-    def inputs(self, x: Tensor, at: Level, guide: Tensor | None = None) -> Tensor:
+    def inputs(self, x: Tensor, level: Level, guide: Tensor | None = None) -> Tensor:
         """The first input of the network, from x and an image that guides it."""
-        return x / self.process.norm(at) if self.rescale else x
+        return x / self.process.norm(level) if self.rescale else x
 
     def clock(self, t: Tensor) -> Tensor:
         """The network's second input at times t [B]; a network of two times gets t twice, [B, 2]."""
         return self.process.scale * t
 
     def output(
-        self, x: Tensor, at: Level, y: Tensor | None = None, scale: float = 1.0, guide: Tensor | None = None
+        self,
+        x: Tensor,
+        level: Level,
+        y: Tensor | None = None,
+        scale: float = 1.0,
+        guide: Tensor | None = None,
     ) -> Tensor:
-        """The guided output at noise levels `at`."""
-        t = at.t if isinstance(at.t, Tensor) else x.new_full((len(x),), at.t)
-        return self.guided(self.inputs(x, at, guide), self.clock(t), y, scale)
+        """The guided output at noise levels `level`."""
+        t = level.t if isinstance(level.t, Tensor) else x.new_full((len(x),), level.t)
+        return self.guided(self.inputs(x, level, guide), self.clock(t), y, scale)
 
     def guided(self, x: Tensor, t: Tensor, y: Tensor | None, scale: float) -> Tensor:
         """The output u + scale · (c − u) in fp32, of c with labels and u without (Ho & Salimans 2022,
@@ -147,26 +152,26 @@ class Denoiser(Labelled):
         if y is None or scale in (0, 1):
             return to_fp32(self.net(x, t, y if scale else None))
         n = x.shape[0]
-        hidden = torch.arange(2 * n, device=x.device) >= n
-        both = to_fp32(self.net(x.repeat(2, 1, 1, 1), torch.cat([t, t]), torch.cat([y, y]), hidden))
-        return torch.lerp(both[n:], both[:n], scale)
+        label_hidden = torch.arange(2 * n, device=x.device) >= n
+        out = to_fp32(self.net(x.repeat(2, 1, 1, 1), torch.cat([t, t]), torch.cat([y, y]), label_hidden))
+        return torch.lerp(out[n:], out[:n], scale)
 
-    def split(self, out: Tensor, x: Tensor, at: Level) -> Estimate:
+    def split(self, out: Tensor, x: Tensor, level: Level) -> Estimate:
         """The estimates of x_0 and ε that an output at x means."""
-        alpha, sigma = at.alpha, at.sigma
+        alpha, sigma = level.alpha, level.sigma
         if self.prediction == "eps":
             return Estimate((x - sigma * out) / alpha, out)
         if self.prediction == "x0":
             return Estimate(out, (x - alpha * out) / sigma)
         if self.prediction == "v":
-            r = self.process.norm(at)
+            r = self.process.norm(level)
             return Estimate((alpha * x / r - sigma * out) / r, (sigma * x / r + alpha * out) / r)
-        d_alpha, d_sigma = self.process.derivatives(at.t)
+        d_alpha, d_sigma = self.process.derivatives(level.t)
         det = alpha * d_sigma - sigma * d_alpha
         return Estimate((d_sigma * x - sigma * out) / det, (alpha * out - d_alpha * x) / det)
 
-    def estimate(self, x: Tensor, at: Level, y: Tensor | None = None) -> Estimate:
-        return self.split(self.output(x, at, y), x, at)
+    def estimate(self, x: Tensor, level: Level, y: Tensor | None = None) -> Estimate:
+        return self.split(self.output(x, level, y), x, level)
 
     def denoiser(
         self, y: Tensor | None = None, options: WalkOptions = AS_TRAINED, guide: Tensor | None = None
@@ -177,12 +182,12 @@ class Denoiser(Labelled):
 
         def denoise(x: Tensor, t: float) -> Estimate:
             scale = guidance if low <= t / self.process.longest <= high else 1.0
-            at = self.process.level_of(x, t)
-            x0, eps = self.split(self.output(x, at, y, scale, guide), x, at)
+            level = self.process.level_of(x, t)
+            x0, eps = self.split(self.output(x, level, y, scale, guide), x, level)
             if not options.clip or self.data.levels is None:
                 return Estimate(x0, eps)
-            level, x0 = self.process.level(t), self.into_range(x0, options.dynamic)
-            return Estimate(x0, (x - level.alpha * x0) / level.sigma)
+            exact, x0 = self.process.level(t), self.into_range(x0, options.dynamic)
+            return Estimate(x0, (x - exact.alpha * x0) / exact.sigma)
 
         return denoise
 
@@ -242,10 +247,10 @@ class Denoiser(Labelled):
         if size is None or sides(size) == self.data.shape[1:]:
             return self.data.shape
         if self.data.levels is None or not getattr(self.net, "any_size", False):
-            why = "latents" if self.data.levels is None else "one size of images"
+            limit = "latents" if self.data.levels is None else "one size of images"
             height, width = self.data.shape[1:]
             raise UsageError(
-                f"`size` {size}: the network of `{type(self).__name__}` is made for {why}",
+                f"`size` {size}: the network of `{type(self).__name__}` is made for {limit}",
                 hint=f"leave `size` out: it draws {width}×{height}; the U-Nets of ddpm, fm and sgm draw any",
             )
         return self.data.shape[0], *sides(size)

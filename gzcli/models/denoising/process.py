@@ -29,10 +29,11 @@ TimesT = TypeVar("TimesT", float, Tensor)
 UNSHIFTED = 64.0  # the side up to which noise is not shifted
 SIGMA_MAX = 80.0  # the noise-to-signal ratio σ/α at which EDM starts (Karras 2022, table 1)
 BETA_MAX = 20.0  # β at t = 1, of VP and SubVP (Song 2021, appendix C)
-STOP = 1e-3  # the time at which samplers of an SDE stop (appendix C); Tweedie's formula removes the rest
-FIRST, LEAST = 80.0, 0.02  # σ/α at the ends of a CondOT path: nearly pure noise, and invisible noise
-LAST = 20.0  # σ/α from which a likelihood takes one step to pure noise, where σ/α is infinite
-FINE = 200  # steps in log σ/α to which an SDE's noise level of an error is rounded
+STOP_TIME = 1e-3  # the time at which samplers of an SDE stop (appendix C); Tweedie's formula removes the rest
+# σ/α at the ends of a CondOT path: nearly pure noise, and invisible noise
+START_RATIO, END_RATIO = 80.0, 0.02
+LIKELIHOOD_RATIO = 20.0  # σ/α from which a likelihood takes one step to pure noise, where σ/α is infinite
+ERROR_STEPS = 200  # steps in log σ/α to which an SDE's noise level of an error is rounded
 
 
 class Level(NamedTuple):
@@ -82,9 +83,9 @@ class Process(nn.Module):
         """The level at a time that the estimates of all images x are computed from."""
         return self.level(t)
 
-    def norm(self, at: Level) -> Any:
+    def norm(self, level: Level) -> Any:
         """√(α² + σ²)."""
-        return (at.alpha**2 + at.sigma**2) ** 0.5
+        return (level.alpha**2 + level.sigma**2) ** 0.5
 
     def velocity(self, x: Tensor, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """dx/dt of the probability-flow ODE at x = α x_0 + σ ε and times t [B]."""
@@ -186,7 +187,7 @@ class DiscreteVP(Process):
         """α and σ at integer times."""
         return Level(t, by_image(self.alphas[t]), by_image(self.sigmas[t]))
 
-    def norm(self, at: Level) -> float:
+    def norm(self, level: Level) -> float:
         return 1.0
 
     def times(self, u: Tensor) -> Tensor:
@@ -226,10 +227,10 @@ class DiscreteVP(Process):
         elif spacing == "linspace":
             times = np.round(np.linspace(top - 1, 0, steps)) if steps > 1 else np.array([top - 1])
         else:
-            log_ratio, at = self.log_ratios()
+            log_ratio, times_of_ratio = self.log_ratios()
             last = int(np.searchsorted(log_ratio, np.log(SIGMA_MAX), side="right")) - 1
             target = spread(log_ratio[max(0, min(last, top - 1))], log_ratio[0], steps, spacing)
-            times = np.interp(target, log_ratio, at).clip(max=top - 1)
+            times = np.interp(target, log_ratio, times_of_ratio).clip(max=top - 1)
         return self.path_over(times.tolist())
 
 
@@ -262,7 +263,7 @@ class SDE(Process):
         if not 0 < start < 1:
             hint = "set `model.t_min`, such as 1e-5"
             raise UsageError(f"the least time is in 0 … 1, not {start:g}", hint=hint)
-        self.start, self.stop = start, max(start, STOP)
+        self.start, self.stop = start, max(start, STOP_TIME)
 
     @property
     def prior_std(self) -> float:  # type: ignore[override]
@@ -308,7 +309,7 @@ class SDE(Process):
         return [*map(self.level, self.times_at(np.linspace(low, high, steps + 1)).tolist())]
 
     def level_at(self, share: float) -> Level:
-        return self.path(FINE + 1, "logsnr")[FINE - round(share * FINE)]
+        return self.path(ERROR_STEPS + 1, "logsnr")[ERROR_STEPS - round(share * ERROR_STEPS)]
 
     def between(self, n: int) -> list[Level]:
         return self.path(n + 2, "logsnr")[1:-2]
@@ -399,7 +400,7 @@ class CondOT(Process):
         share `start` of the way to noise."""
         if start is not None:
             return [*map(self.level, self.ode_times(steps, 1 - start))]
-        ratios = np.geomspace(FIRST, max(LEAST, self.sigma_min), steps)
+        ratios = np.geomspace(START_RATIO, max(END_RATIO, self.sigma_min), steps)
         return [*map(self.level, self.times_at(ratios)), Level(1.0, 1.0, 0.0)]
 
     def ode_times(self, steps: int, start: float = 0.0) -> list[float]:
@@ -409,8 +410,8 @@ class CondOT(Process):
 
     def rising(self, ratio: float, steps: int) -> list[Level]:
         at_least(1, steps=steps)
-        least = max(ratio, self.sigma_min)
-        ratios = least * (LAST * self.shift / least) ** (np.arange(steps) / max(steps - 1, 1))
+        lowest = max(ratio, self.sigma_min)
+        ratios = lowest * (LIKELIHOOD_RATIO * self.shift / lowest) ** (np.arange(steps) / max(steps - 1, 1))
         return [*map(self.level, self.times_at(ratios)), self.level(0.0)]
 
     def times_at(self, ratios: np.ndarray) -> list[float]:

@@ -137,18 +137,18 @@ def _euler(x: Tensor, s: Level, u: Level, x0: Tensor) -> Tensor:
 def _corrected(x: Tensor, calls: list[tuple[Level, Tensor]], u: Level, x0: Tensor) -> Tensor:
     """The step from x at calls[-1] to u, corrected by the network's estimate x0 at u (UniC)."""
     s, m = calls[-1]
-    hh = _lambda(s) - _lambda(u)  # −h
-    phi_1 = math.expm1(hh)
+    minus_h = _lambda(s) - _lambda(u)  # −h
+    phi_1 = math.expm1(minus_h)
     base, ahead = _euler(x, s, u, m), x0 - m
     if len(calls) == 1:
         return base - u.alpha * phi_1 * 0.5 * ahead
-    r = (_lambda(calls[0][0]) - _lambda(s)) / -hh
-    phi_2 = phi_1 / hh - 1
-    phi_3 = phi_2 / hh - 0.5
+    r = (_lambda(calls[0][0]) - _lambda(s)) / -minus_h
+    phi_2 = phi_1 / minus_h - 1
+    phi_3 = phi_2 / minus_h - 0.5
     # Σ ρ = φ_2 / B and Σ ρ r = 2 φ_3 / B, over the points r < 0 and 1
-    one, two = phi_2 / phi_1, 2 * phi_3 / phi_1
-    rho = (one - two) / (1 - r)
-    return base - u.alpha * phi_1 * (rho * (calls[0][1] - m) / r + (one - rho) * ahead)
+    sum_rho, sum_rho_r = phi_2 / phi_1, 2 * phi_3 / phi_1
+    rho = (sum_rho - sum_rho_r) / (1 - r)
+    return base - u.alpha * phi_1 * (rho * (calls[0][1] - m) / r + (sum_rho - rho) * ahead)
 
 
 def _lambda(level: Level) -> float:
@@ -175,10 +175,10 @@ def heun(
     thousands. By S_churn noise first grows by the factor 1 + churn / N, at most by √2; `level` is that of a
     value of σ/α.
     """
-    more = min(churn / (len(path) - 1), math.sqrt(2) - 1)
+    growth = min(churn / (len(path) - 1), math.sqrt(2) - 1)
     for s, u in pairwise(path):
-        if level is not None and more and s.sigma <= SIGMA_MAX * s.alpha:
-            ratio, r = s.sigma / s.alpha, level((1 + more) * s.sigma / s.alpha)
+        if level is not None and growth and s.sigma <= SIGMA_MAX * s.alpha:
+            ratio, r = s.sigma / s.alpha, level((1 + growth) * s.sigma / s.alpha)
             extra = math.sqrt(max((r.sigma / r.alpha) ** 2 - ratio**2, 0.0))
             x, s = r.alpha * (x / s.alpha + extra * randn()), r
         x0, eps = denoise(x, s.t)
@@ -237,8 +237,8 @@ def annealed_langevin(
 
 
 @sampler
-def repaint(denoise: Denoise, x: Tensor, path: Path, randn: Randn, known: Tensor, mask: Tensor) -> Steps:
-    """Inpainting by RePaint (Lugmayr 2022, algorithm 1): at each level the known pixels of `known` [B, C, H,
+def repaint(denoise: Denoise, x: Tensor, path: Path, randn: Randn, image: Tensor, mask: Tensor) -> Steps:
+    """Inpainting by RePaint (Lugmayr 2022, algorithm 1): at each level the known pixels of `image` [B, C, H,
     W], where mask [B, 1, H, W] is 1, replace the generated ones, with noise of that level. Where the path
     goes back to more noise, as `resampled` makes it, the forward process takes x there."""
     for s, u in pairwise(path):
@@ -248,7 +248,7 @@ def repaint(denoise: Denoise, x: Tensor, path: Path, randn: Randn, known: Tensor
         else:
             mean, var = posterior(denoise(x, s.t)[0], x, s, u)
             unknown = mean + math.sqrt(var) * randn()
-            x = mask * (u.alpha * known + u.sigma * randn()) + (1 - mask) * unknown
+            x = mask * (u.alpha * image + u.sigma * randn()) + (1 - mask) * unknown
         yield x
 
 
@@ -357,10 +357,10 @@ def solve_adaptive(
         t = torch.where(taken, t + sign * step, t)
         factor = (0.9 * size.clamp(min=1e-10) ** -0.2).nan_to_num(0.2).clamp(0.2, 10)
         h = step * torch.where(taken, factor, factor.clamp(max=1))
-        left = (end - t).abs() / abs(end - start)
-        t = torch.where(left <= 1e-6, end, t)
-        progress(float(1 - left.mean()), 1.0, x)
-        if left.max() <= 1e-6:
+        remaining = (end - t).abs() / abs(end - start)
+        t = torch.where(remaining <= 1e-6, end, t)
+        progress(float(1 - remaining.mean()), 1.0, x)
+        if remaining.max() <= 1e-6:
             return x
     hint = "a larger `tolerance`, or a solver of fixed steps"
     raise DivergedError(f"the ODE took more than {LIMIT} steps", hint=hint)

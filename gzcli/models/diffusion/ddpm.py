@@ -125,11 +125,11 @@ class Diffusion(NoiseApplications):
 
     # ---- training
 
-    def objective(self, out: Tensor, target: Tensor, at: Level) -> dict[str, Tensor]:
+    def objective(self, out: Tensor, target: Tensor, level: Level) -> dict[str, Tensor]:
         error = LOSSES[self.loss_type](out, target, reduction="none").flatten(1).mean(1)  # [B]
         if self.min_snr is None:
             return {"loss": error.mean()}
-        snr = self.process.snrs[at.t]
+        snr = self.process.snrs[level.t]
         # the weight of the error of x_0 in the error of the prediction
         plain = {"eps": snr, "x0": torch.ones_like(snr), "v": snr + 1}[self.prediction]
         weight = snr.clamp(max=self.min_snr) / plain
@@ -139,10 +139,10 @@ class Diffusion(NoiseApplications):
         """The small images of a model with a `factor`, zero where they are hidden."""
         if not self.factor:
             return None
-        shown = batch.noise.rand(len(batch)) >= HIDDEN
-        return shown[:, None, None, None] * F.avg_pool2d(batch.x, self.factor)
+        visible = batch.noise.rand(len(batch)) >= HIDDEN
+        return visible[:, None, None, None] * F.avg_pool2d(batch.x, self.factor)
 
-    def inputs(self, x: Tensor, at: Level, guide: Tensor | None = None) -> Tensor:
+    def inputs(self, x: Tensor, level: Level, guide: Tensor | None = None) -> Tensor:
         """x, and for a model with a `factor` also the enlarged small images, or zeros without them."""
         if not self.factor:
             return x
@@ -227,9 +227,9 @@ class Diffusion(NoiseApplications):
 
     def guess(self, x: Tensor, t: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
         """The estimate of x from a draw of q(x_t | x_0 = x) at integer times t [B] (Ho 2020, eq. 4)."""
-        at = self.process.levels_at(t)
-        x_t = at.alpha * x + at.sigma * noise.randn(*x.shape)
-        return self.into_range(self.estimate(x_t, at, y).x0)
+        level = self.process.levels_at(t)
+        x_t = level.alpha * x + level.sigma * noise.randn(*x.shape)
+        return self.into_range(self.estimate(x_t, level, y).x0)
 
     # ---- applications
 
@@ -279,16 +279,16 @@ class Diffusion(NoiseApplications):
           conditioned on x.
         """
         at_least(1, factor=factor, steps=steps)
-        x, by = reduced(x, factor or self.factor or 2, self.data.shape[1:])
-        if self.factor and by != self.factor:
-            raise UsageError(f"the model was trained to enlarge {self.factor} times, not {by}")
+        x, ratio = reduced(x, factor or self.factor or 2, self.data.shape[1:])
+        if self.factor and ratio != self.factor:
+            raise UsageError(f"the model was trained to enlarge {self.factor} times, not {ratio}")
         eta = (0.0 if self.factor else 0.85) if eta is None else eta
         denoise = self.denoiser(self.known_labels(None), guide=x if self.factor else None)
         path = self.path(steps or (4 if self.factor else 50))
         randn = partial(noise.randn, len(x), *self.data.shape)
-        denoise = self.conditioned(denoise, x, means(by))
+        denoise = self.conditioned(denoise, x, means(ratio))
         images = samplers.ddim(denoise, randn(), path, eta=eta, randn=randn, progress=progress)
-        return Applied(self.into_range(images), rows=("upscaled",), given=x, how=f"small, 1/{by}")
+        return Applied(self.into_range(images), rows=("upscaled",), given=x, how=f"small, 1/{ratio}")
 
 
 def quarter_turn(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
@@ -305,9 +305,9 @@ def strata(timesteps: int, terms: int) -> list[int]:
 
 def discretised_gaussian(x: Tensor, mean: Tensor, sigma: float, levels: int) -> Tensor:
     """log mass of N(mean, σ²) in the bin of each grey level x, the end bins up to ±∞ (Ho 2020, eq. 13)."""
-    half = 1 / (levels - 1)
-    low = torch.where(x < -1 + half, -math.inf, (x - half - mean) / sigma)
-    high = torch.where(x > 1 - half, math.inf, (x + half - mean) / sigma)
+    half_bin = 1 / (levels - 1)
+    low = torch.where(x < -1 + half_bin, -math.inf, (x - half_bin - mean) / sigma)
+    high = torch.where(x > 1 - half_bin, math.inf, (x + half_bin - mean) / sigma)
     flip = low + high > 0  # the upper tail is mirrored to the lower one, where log Φ is exact
     low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
     a, b = torch.special.log_ndtr(low), torch.special.log_ndtr(high)

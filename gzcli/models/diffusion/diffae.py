@@ -40,7 +40,7 @@ from gzcli.models.nn.unet import Down, ResBlock, Stage, UNet, UNetOptions, atten
 
 EPS = 1e-5
 DECAY = 0.95  # of the running mean and covariance of z_sem
-MEASURED = 256  # images that `measure` takes
+MEASURED_IMAGES = 256  # images that `measure` takes
 
 
 class Encoder(nn.Module):
@@ -51,18 +51,18 @@ class Encoder(nn.Module):
         groups, layers, self.patch = options.groups, options.layers, options.patch
         widths = [options.channels * m for m in widths_of(data.shape, options)]
 
-        def stage(c: int, o: int, attend: Sequence[bool], half: nn.Module | None = None) -> Stage:
+        def stage(c: int, o: int, attend: Sequence[bool], down: nn.Module | None = None) -> Stage:
             inputs = [c, *[o] * (len(attend) - 1)]
             blocks = [ResBlock(i, o, 0, groups, EPS, options.dropout, scale_shift=False) for i in inputs]
             attention = [Attention(o, options.head_dim or o, groups, EPS) if a else None for a in attend]
-            return Stage(blocks, attention, half)
+            return Stage(blocks, attention, down)
 
         c = widths[0]
         self.conv_in = stacked(nn.Conv2d(data.shape[0] * self.patch**2, c, 3, padding=1), 0)
         self.down = nn.ModuleList()
         for k, (o, attend) in enumerate(zip(widths, attended(data.shape, len(widths), options), strict=True)):
-            half = Down(o) if k < len(widths) - 1 else None
-            self.down.append(stage(c, o, [attend] * layers, half))
+            down = Down(o) if k < len(widths) - 1 else None
+            self.down.append(stage(c, o, [attend] * layers, down))
             c = o
         self.mid = stage(c, c, [True, False])
         self.norm_out = GroupNorm(groups, c, EPS)
@@ -130,8 +130,8 @@ class CodeApplications(Model):
         at_least(1, steps=steps)
         coder, z = self.coder, self.coder.encode(x)
         x_T = coder.invert(x, z, steps, half(progress, 0)) if stochastic else noise.randn(*x.shape)
-        back = coder.decode(z, x_T, steps, half(progress, 1) if stochastic else progress)
-        return Applied(back, rows=("reconstruction",))
+        decoded = coder.decode(z, x_T, steps, half(progress, 1) if stochastic else progress)
+        return Applied(decoded, rows=("reconstruction",))
 
     @torch.no_grad()
     def interpolate(
@@ -175,8 +175,8 @@ class CodeApplications(Model):
         at_least(1, steps=steps)
         z, labels = coder.encode(x), spread_labels(labels, len(x), coder.data, x.device)
         x_T = coder.invert(x, z, steps, half(progress, 0))
-        done = coder.decode(coder.moved(z, labels, strength, coder.head), x_T, steps, half(progress, 1))
-        return Applied(done, rows=("edited",), labels=labels)
+        edited = coder.decode(coder.moved(z, labels, strength, coder.head), x_T, steps, half(progress, 1))
+        return Applied(edited, rows=("edited",), labels=labels)
 
     @torch.no_grad()
     def score_recon(self, x: Tensor, *, noise: Noise, steps: int = 10) -> Tensor:
@@ -184,8 +184,8 @@ class CodeApplications(Model):
 
         steps: network calls.
         """
-        back = self.reconstruct(x, noise=noise, steps=steps, stochastic=False).images
-        return (x - back).square().flatten(1).mean(1)
+        rebuilt = self.reconstruct(x, noise=noise, steps=steps, stochastic=False).images
+        return (x - rebuilt).square().flatten(1).mean(1)
 
     @torch.no_grad()
     def map_recon(self, x: Tensor, *, noise: Noise, steps: int = 10) -> Tensor:
@@ -207,12 +207,12 @@ class CodeApplications(Model):
         n = 0
         for batch in batches:
             for name, stochastic in (("mse", True), ("mse_semantic", False)):
-                back = self.reconstruct(batch.x, noise=batch.noise, stochastic=stochastic).images
-                sums[name] += float((0.5 * (batch.x - back)).square().flatten(1).mean(1).sum())
+                rebuilt = self.reconstruct(batch.x, noise=batch.noise, stochastic=stochastic).images
+                sums[name] += float((0.5 * (batch.x - rebuilt)).square().flatten(1).mean(1).sum())
             if self.coder.head is not None:
                 sums["accuracy"] += len(batch) * float(self.coder.loss(batch, "classifier")["accuracy"])
             n += len(batch)
-            if n >= MEASURED:
+            if n >= MEASURED_IMAGES:
                 break
         return {name: total / n for name, total in sums.items()}
 
@@ -282,8 +282,8 @@ class DiffAE(CodeApplications):
                 z = self.encode(batch.x)
             logits, y = to_fp32(self.head(self.normalise(z))), self.one_hot(batch.y).to(z)
             error = F.binary_cross_entropy_with_logits if self.data.multilabel else F.cross_entropy
-            right = (self.predicted(logits) == y).all(1)
-            return {"loss": error(logits, y), "accuracy": right.float().mean()}
+            correct = (self.predicted(logits) == y).all(1)
+            return {"loss": error(logits, y), "accuracy": correct.float().mean()}
         z = self.encode(batch.x)
         if self.training:
             self.keep_moments(z.detach())

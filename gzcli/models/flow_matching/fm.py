@@ -170,15 +170,15 @@ def coupled(x0: Tensor, x1: Tensor, y: Tensor | None, module: nn.Module) -> Tens
 
     noise, data = ranks.rows(x0, module), ranks.rows(x1, module)
     labels = np.zeros(len(noise)) if y is None else ranks.rows(y, module).cpu().numpy()
-    which = np.unique(labels, axis=0, return_inverse=True)[1].reshape(len(noise))
+    group = np.unique(labels, axis=0, return_inverse=True)[1].reshape(len(noise))
     with full_fp32(x0.device):  # ‖x1‖² and ‖x0‖² are the same in every order
         product = to_fp32(data).flatten(1) @ to_fp32(noise).flatten(1).mT
     cost, order = -product.cpu().numpy(), np.arange(len(noise))
-    for k in range(which.max() + 1):
-        rows = np.flatnonzero(which == k)
+    for k in range(group.max() + 1):
+        rows = np.flatnonzero(group == k)
         order[rows] = rows[linear_sum_assignment(cost[np.ix_(rows, rows)])[1]]
-    mine = ranks.own_rows(torch.from_numpy(order), module)
-    return noise[mine.to(x0.device)]
+    rank_order = ranks.own_rows(torch.from_numpy(order), module)
+    return noise[rank_order.to(x0.device)]
 
 
 class FM(FlowMatching):

@@ -102,6 +102,6 @@ class Reflow(FlowMatching):
         noise, image = batch.extra["noise"], batch.extra["image"]
         if self.pairs_each > 1:
             rows = torch.arange(len(batch), device=batch.x.device)
-            which = batch.noise.randint(self.pairs_each, len(batch))
-            noise, image = noise[rows, which], image[rows, which]
+            pair = batch.noise.randint(self.pairs_each, len(batch))
+            noise, image = noise[rows, pair], image[rows, pair]
         return noise.to(batch.x), image.to(batch.x)

@@ -31,7 +31,7 @@ from gzcli.models.nn.layers import LayerNorm
 
 KERNEL = 4  # tokens that the convolution sees, itself included
 DELTA = (1e-3, 1e-1)  # the range of Δ at the start
-CACHED = 2**18  # elements of a chunk's states on a CPU
+CACHE_ELEMENTS = 2**18  # elements of a chunk's states on a CPU
 
 
 @dataclass(frozen=True)
@@ -122,11 +122,11 @@ class Mamba(nn.Module):
 
     def convolved(self, x: Tensor) -> Tensor:
         """The causal convolution of each channel, as a sum: PyTorch's own is slow in bf16 on a CPU."""
-        before = F.pad(x, (0, 0, KERNEL - 1, 0))
+        padded = F.pad(x, (0, 0, KERNEL - 1, 0))
         weight, bias = self.conv1d.weight, self.conv1d.bias
         out = x.new_zeros(()) if bias is None else bias
         for k in range(KERNEL):
-            out = out + before[:, k : k + x.shape[1]] * weight[:, 0, k]
+            out = out + padded[:, k : k + x.shape[1]] * weight[:, 0, k]
         return out
 
 
@@ -138,8 +138,8 @@ def zigzags(rows: int, columns: int) -> list[Tensor]:
     corners = [(), (0, 1), (1,), (0,)]  # axes to flip to start there: each corner follows the opposite one
     by_columns = [False, False, True, True, True, True, False, False]
     orders = []
-    for dims, turned in zip(corners * 2, by_columns, strict=True):
-        order = (grid.flip(dims).T if turned else grid.flip(dims)).clone()
+    for dims, transposed in zip(corners * 2, by_columns, strict=True):
+        order = (grid.flip(dims).T if transposed else grid.flip(dims)).clone()
         order[1::2] = order[1::2].flip(1)  # every second row from right to left
         orders.append(order.flatten())
     return orders
@@ -165,7 +165,7 @@ def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) ->
     if x.dtype == torch.float32 and (kernel := fused(x.device)):
         return kernel(x.mT.contiguous(), delta.mT.contiguous(), A, B.mT.contiguous(), C.mT.contiguous()).mT
     on_cpu = x.device.type == "cpu" and not valueless()
-    rows = CACHED // (A.numel() * math.isqrt(x.shape[1])) if on_cpu else len(x)
+    rows = CACHE_ELEMENTS // (A.numel() * math.isqrt(x.shape[1])) if on_cpu else len(x)
     parts = (t.split(max(1, rows)) for t in (x, delta, B, C))
     return torch.cat([Scan.apply(x, delta, A, B, C) for x, delta, B, C in zip(*parts, strict=True)])
 

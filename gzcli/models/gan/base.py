@@ -251,8 +251,8 @@ class GAN(Model):
         options = self.options
         real, fake = (self.augmented(x, batch.noise) for x in (real, fake))
         if self.critic.independent:
-            both = None if y is None else torch.cat([y, y])
-            real_f, fake_f = judged(lambda x: self.critic(x, both), real, fake)
+            labels = None if y is None else torch.cat([y, y])
+            real_f, fake_f = judged(lambda x: self.critic(x, labels), real, fake)
         else:  # batch norm would mix the statistics of real images and fakes
             real_f, fake_f = self.critic(real, y), self.critic(fake, y)
         loss = OBJECTIVES[options.objective].critic(real_f, fake_f)
@@ -459,5 +459,5 @@ class GAN(Model):
                 hint="fit it first, or ask for fewer neighbours",
             )
         h = self.unit_features(x)
-        near = (h @ self.bank.T).topk(k, dim=1).indices[:, -1]
-        return (h - self.bank[near]).norm(dim=1)  # from the difference: near neighbours keep their digits
+        neighbour = (h @ self.bank.T).topk(k, dim=1).indices[:, -1]
+        return (h - self.bank[neighbour]).norm(dim=1)  # the difference keeps the digits of near ones

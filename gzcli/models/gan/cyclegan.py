@@ -46,20 +46,20 @@ class ImagePool(nn.Module):
         if not self.size:
             return images
         n = len(images)
-        old, slot = ranks.rows(noise.rand(n), self) < 0.5, ranks.rows(noise.randint(self.size, n), self)
+        from_pool, slot = ranks.rows(noise.rand(n), self) < 0.5, ranks.rows(noise.randint(self.size, n), self)
         images = ranks.rows(images, self)
         pool = images.new_zeros(self.size, *images.shape[1:]) if self.images is None else self.images
         self.images = pool = pool.to(images)
-        shown = images.clone()
+        out = images.clone()
         for i in range(len(images)):
             if self.count < self.size:
                 pool[self.count] = images[i]
                 self.count += 1
                 continue
             stored = pool.index_select(0, slot[i : i + 1])
-            shown[i] = torch.where(old[i], stored[0], images[i])
-            pool.index_copy_(0, slot[i : i + 1], torch.where(old[i], images[i : i + 1], stored))
-        return ranks.own_rows(shown, self)
+            out[i] = torch.where(from_pool[i], stored[0], images[i])
+            pool.index_copy_(0, slot[i : i + 1], torch.where(from_pool[i], images[i : i + 1], stored))
+        return ranks.own_rows(out, self)
 
     def get_extra_state(self) -> dict[str, Any]:
         return {"count": self.count, "images": None if self.images is None else self.images.cpu()}
@@ -160,8 +160,8 @@ class CycleGAN(Model):
         c, *sides = data.shape
         # reflection takes 3 pixels of the image itself, and 1 at the smallest size
         if min(sides) < 4 or math.ceil(min(sides) / 2**halvings) < 2:
-            small = f"images of {sides[0]}×{sides[1]} are too small for translators of {halvings} halvings"
-            raise UsageError(small, hint="lower `model.halvings`")
+            message = f"images of {sides[0]}×{sides[1]} are too small for translators of {halvings} halvings"
+            raise UsageError(message, hint="lower `model.halvings`")
         self.a_to_b, self.b_to_a = (Translator(c, width, halvings, blocks) for _ in "AB")
         self.disc_a, self.disc_b = (
             PatchGAN(data.shape, disc_width, disc_layers, norm="instance") for _ in "AB"
@@ -181,8 +181,8 @@ class CycleGAN(Model):
     def on_start(self, batch: Batch) -> None:
         """Fills the memory with the first batch, repeated, unless it was loaded."""
         first = self.seen(batch.x, batch.extra["second_domain"])
-        over = first[:, torch.arange(MEMORY, device=first.device) % first.shape[1]]
-        self.memory.copy_(torch.where((self.memory > 0).any(), self.memory, over))
+        repeated = first[:, torch.arange(MEMORY, device=first.device) % first.shape[1]]
+        self.memory.copy_(torch.where((self.memory > 0).any(), self.memory, repeated))
 
     def on_step(self, step: int) -> None:
         self.step = step + 1
@@ -195,8 +195,8 @@ class CycleGAN(Model):
             return
         images = self.seen(a, b)
         first = self.step * images.shape[1]
-        place = self.memory[:, first : first + images.shape[1]]
-        place.copy_(images[:, : place.shape[1]])
+        target = self.memory[:, first : first + images.shape[1]]
+        target.copy_(images[:, : target.shape[1]])
 
     def seen(self, a: Tensor, b: Tensor) -> Tensor:
         """Images of both domains from all ranks, as bytes [2, B, C, H, W]."""

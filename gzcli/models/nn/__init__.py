@@ -123,11 +123,11 @@ def halvings(shape: tuple[int, ...], times: int) -> list[tuple[int, int]]:
     return sizes
 
 
-def at_least(least: int, **values: int | None) -> None:
-    """Raises UsageError for an option below `least`. Each keyword is an option; None: it is not set."""
+def at_least(minimum: int, **values: int | None) -> None:
+    """Raises UsageError for an option below `minimum`. Each keyword is an option; None: it is not set."""
     for name, value in values.items():
-        if value is not None and value < least:
-            raise UsageError(f"`{name}` must be {least} or more, not {value}")
+        if value is not None and value < minimum:
+            raise UsageError(f"`{name}` must be {minimum} or more, not {value}")
 
 
 def to_levels(x: Tensor, levels: int) -> Tensor:

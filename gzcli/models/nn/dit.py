@@ -114,16 +114,16 @@ class DiTNet(nn.Module):
         if rows != columns or self.freq_shift != 1:
             raise UsageError("diffusers' DiT is for square images and has a time embedding of its own")
         net: Any = DiTTransformer2DModel(sample_size=rows * self.patch, **self.config)
-        ours = self.state_dict()
-        ours.setdefault("label.table.weight", torch.zeros(2, self.position.shape[1]))
-        theirs = net.state_dict()
-        for key in theirs:
+        weights = self.state_dict()
+        weights.setdefault("label.table.weight", torch.zeros(2, self.position.shape[1]))
+        state = net.state_dict()
+        for key in state:
             name = renamed(key, DIFFUSERS_NAMES)
             if part := re.search(r"\.attn1\.to_([qkv])\.", name):
-                theirs[key] = ours[name.replace(part[0], ".qkv.")].chunk(3)["qkv".index(part[1])]
-            elif name in ours:  # only tables of positions are not
-                theirs[key] = ours[name]
-        net.load_state_dict(theirs)
+                state[key] = weights[name.replace(part[0], ".qkv.")].chunk(3)["qkv".index(part[1])]
+            elif name in weights:  # only tables of positions are not
+                state[key] = weights[name]
+        net.load_state_dict(state)
         return net.to(self.position.device).eval()
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
@@ -206,5 +206,5 @@ def sincos(grid: tuple[int, int], width: int) -> Tensor:
     freq = 10_000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angles = (torch.arange(side, dtype=torch.float64)[:, None] * freq for side in grid)
     rows, columns = (torch.cat([angle.sin(), angle.cos()], 1) for angle in angles)  # [side, width / 2]
-    both = torch.cat([columns.expand(len(rows), -1, -1), rows[:, None].expand(-1, len(columns), -1)], 2)
-    return both.flatten(0, 1).float()
+    positions = torch.cat([columns.expand(len(rows), -1, -1), rows[:, None].expand(-1, len(columns), -1)], 2)
+    return positions.flatten(0, 1).float()

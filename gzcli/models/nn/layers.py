@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from gzcli.core.errors import UsageError
 from gzcli.models.nn import zero_init
 
-HALVES = (torch.bfloat16, torch.float16)
+SIXTEEN_BIT = (torch.bfloat16, torch.float16)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -28,7 +28,7 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(groups, channels, eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype not in HALVES:
+        if x.dtype not in SIXTEEN_BIT:
             return super().forward(x)
         weight, bias = in_type(x, self.weight, self.bias)
         with torch.autocast(x.device.type, enabled=False):
@@ -41,7 +41,7 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         kind = x.device.type
-        if x.dtype not in HALVES:
+        if x.dtype not in SIXTEEN_BIT:
             y = super().forward(x)
             return y.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else y
         weight, bias = in_type(x, self.weight, self.bias)

@@ -148,7 +148,7 @@ def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
         weights = weights / weights.sum()
         value = x.new_ones(x.shape[0], x.shape[1])
         for i in range(scales):
-            whole, cs = ssim_parts(x, y, window)
-            value = value * (whole if i == scales - 1 else cs).clamp_min(1e-4) ** weights[i]
+            ssim, cs = ssim_parts(x, y, window)
+            value = value * (ssim if i == scales - 1 else cs).clamp_min(1e-4) ** weights[i]
             x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
         return value.mean(1)

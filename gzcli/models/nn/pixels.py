@@ -25,10 +25,10 @@ LOG_SCALE, MIXTURE_LOG_SCALE = (-7.0, 3.0), (-7.0, 7.0)
 def logistic_log_mass(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:
     """log P(level of x) under a logistic (eq. 2), elementwise; no digits cancel in its tails."""
     # σ(a) − σ(b) = σ(a) σ(−b) (1 − e^(b − a)), and the width a − b of a bin depends on the scale alone
-    half, inv_scale = 1 / (levels - 1), torch.exp(-log_scale)
+    half_bin, inv_scale = 1 / (levels - 1), torch.exp(-log_scale)
     centre = (x - mean) * inv_scale
-    width = 2 * half * inv_scale
-    first, last = x < half - 1, x > 1 - half
+    width = 2 * half_bin * inv_scale
+    first, last = x < half_bin - 1, x > 1 - half_bin
     above = F.logsigmoid(centre + width / 2).masked_fill(last, 0.0)
     below = F.logsigmoid(width / 2 - centre).masked_fill(first, 0.0)
     return above + below + torch.log(-torch.expm1(-width)).masked_fill(first | last, 0.0)
@@ -36,9 +36,9 @@ def logistic_log_mass(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -
 
 def gaussian_log_mass(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:
     """log P(level of x) under a Gaussian, integrated over the level's bin, elementwise."""
-    half, inv_scale = 1 / (levels - 1), torch.exp(-log_scale)
-    below, above = (x - mean - half) * inv_scale, (x - mean + half) * inv_scale
-    first, last = x < half - 1, x > 1 - half
+    half_bin, inv_scale = 1 / (levels - 1), torch.exp(-log_scale)
+    below, above = (x - mean - half_bin) * inv_scale, (x - mean + half_bin) * inv_scale
+    first, last = x < half_bin - 1, x > 1 - half_bin
     log_below, log_above = torch.special.log_ndtr(below), torch.special.log_ndtr(above)
     # an inner bin on the right of the mean is mirrored to the left, where the logarithms keep their digits
     right = (below + above > 0) & ~first & ~last
@@ -162,8 +162,8 @@ class LogisticMixture:
         if self.levels == 2:
             mean, coef = params[..., None].split(self.parts[1:], -2)
             return torch.zeros_like(mean[..., 0, :]), mean, torch.zeros_like(mean), coef
-        logits, rest = params.split([self.components, self.size - self.components], -1)
-        mean, log_scale, coef = rest.unflatten(-1, (-1, self.components)).split(self.parts, -2)
+        logits, raw = params.split([self.components, self.size - self.components], -1)
+        mean, log_scale, coef = raw.unflatten(-1, (-1, self.components)).split(self.parts, -2)
         return logits, mean, log_scale.clamp(*MIXTURE_LOG_SCALE), coef.tanh()
 
     @staticmethod

@@ -38,9 +38,9 @@ class SharedBatchNorm(_BatchNorm):
         if count == 1:
             return super().forward(x)
         dims, shape = [0, *range(2, x.ndim)], (1, -1) + (1,) * (x.ndim - 2)
-        wide = to_fp32(x)
-        mean = AllMean.apply(wide.mean(dims), self)
-        centred = wide - mean.view(shape)
+        x_fp32 = to_fp32(x)
+        mean = AllMean.apply(x_fp32.mean(dims), self)
+        centred = x_fp32 - mean.view(shape)
         var = AllMean.apply(centred.square().mean(dims), self)
         self.keep(mean.detach(), var.detach(), count * x.numel() // x.shape[1])
         y = centred * (var + self.eps).rsqrt().view(shape)

@@ -48,10 +48,10 @@ class VariationalDequantiser(nn.Module):
         super().__init__()
         self.levels = grey_levels(data)
         channels = 4 * data.shape[0]  # squeezed
-        half = channels // 2
+        unchanged = channels // 2
         self.context = ActNormConv(channels, hidden, 3)
         self.steps = nn.ModuleList(
-            layers.AffineCoupling(channels, ConvNet(half + hidden, channels, hidden), flip=i % 2 == 1)
+            layers.AffineCoupling(channels, ConvNet(unchanged + hidden, channels, hidden), flip=i % 2 == 1)
             for i in range(depth)
         )
 
@@ -277,8 +277,8 @@ class ImageFlow(Model):
         """
         x = pairs_of(x)
         z = self.codes(x, noise.first(len(x)))
-        between = [interpolated(e.flatten(1), frames).unflatten(1, e.shape[1:]) for e in z]
-        return as_interpolations(self.images(between, progress), frames)
+        latents = [interpolated(e.flatten(1), frames).unflatten(1, e.shape[1:]) for e in z]
+        return as_interpolations(self.images(latents, progress), frames)
 
     @torch.no_grad()
     def edit(
@@ -303,8 +303,11 @@ class ImageFlow(Model):
             raise UsageError("only a class-conditional flow can edit", hint=hint)
         labels = spread_labels(labels, len(x), self.data, x.device)
         *eps, top = self.codes(x, noise)
-        old = torch.zeros_like(labels) if self.data.multilabel else self.class_log_probs(top).argmax(1)
-        (mean, log_std), (to_mean, to_log_std) = self.top_prior(old, len(x)), self.top_prior(labels, len(x))
+        source = torch.zeros_like(labels) if self.data.multilabel else self.class_log_probs(top).argmax(1)
+        (mean, log_std), (to_mean, to_log_std) = (
+            self.top_prior(source, len(x)),
+            self.top_prior(labels, len(x)),
+        )
         standard = (top - mean) * (-log_std).exp()
         top = torch.lerp(mean, to_mean, strength) + standard * torch.lerp(log_std, to_log_std, strength).exp()
         return Applied(self.images([*eps, top], progress), rows=("edited",), labels=labels)
@@ -360,13 +363,13 @@ class MultiscaleFlow(ImageFlow):
     def decode(self, z: list[Tensor], progress: Progress = no_progress) -> Tensor:
         *eps, h = z
         scales = list(zip(self.flow, [*self.splits, None], [*eps, None], strict=True))
-        for done, (steps, split, e) in enumerate(reversed(scales), 1):
+        for count, (steps, split, e) in enumerate(reversed(scales), 1):
             if split is not None and e is not None:
                 h = split.inverse(h, e)
             for step in reversed(steps):
                 h = step.inverse(h)
             h = layers.unsqueeze(h)
-            progress(done, len(scales))
+            progress(count, len(scales))
         return self.postprocess(h)
 
 

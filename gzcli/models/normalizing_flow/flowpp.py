@@ -161,15 +161,15 @@ class LogisticCDF:
         and the largest x_k. The number of iterations is fixed, so that the host reads nothing from the
         device.
         """
-        each = self.mean + self.log_scale.exp() * y[:, None]
-        low, high = each.amin(1), each.amax(1)
+        solutions = self.mean + self.log_scale.exp() * y[:, None]
+        low, high = solutions.amin(1), solutions.amax(1)
         x = best = (low + high) / 2
-        least, step = torch.full_like(y, torch.inf), high - low
+        least_error, step = torch.full_like(y, torch.inf), high - low
         for _ in range(ITERATIONS):
             value, log_slope = self.logit_cdf(x)
             error = value - y
-            closer = error.abs() < least
-            best, least = torch.where(closer, x, best), torch.where(closer, error.abs(), least)
+            closer = error.abs() < least_error
+            best, least_error = torch.where(closer, x, best), torch.where(closer, error.abs(), least_error)
             low, high = torch.where(error < 0, x, low), torch.where(error > 0, x, high)
             newton = x - error * (-log_slope).exp()
             # bisection also where Newton's step is more than half of the previous one
@@ -246,8 +246,8 @@ class Step(nn.Module):
 
     def inverse(self, y2: Tensor, x1: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
         halves = (x1, self.coupling.inverse(x1, y2, context))
-        each = zip(halves, self.convs, self.norms, strict=True)
-        return tuple(norm.inverse(conv.inverse(x)) for x, conv, norm in each)
+        layers_of_half = zip(halves, self.convs, self.norms, strict=True)
+        return tuple(norm.inverse(conv.inverse(x)) for x, conv, norm in layers_of_half)
 
 
 class Couplings(nn.Module):
@@ -365,11 +365,11 @@ class FlowPP(ImageFlow):
 
     def decode(self, z: list[Tensor], progress: Progress = no_progress) -> Tensor:
         [h] = z
-        for done, scale in enumerate(reversed(self.scales), 1):
+        for count, scale in enumerate(reversed(self.scales), 1):
             for couplings in reversed(scale):
                 h = couplings.inverse(h)
-            h = layers.unsqueeze(h) if done < len(self.scales) else h
-            progress(done, len(self.scales))
+            h = layers.unsqueeze(h) if count < len(self.scales) else h
+            progress(count, len(self.scales))
         return self.postprocess(h)
 
 

@@ -152,8 +152,8 @@ class RefineBlock(nn.Module):
         if self.fuse is not None:
             size = h.shape[2:]
             parts = (conv(x) for conv, x in zip(self.fuse, xs, strict=True))
-            h, *rest = [F.interpolate(p, size=size, mode="bilinear", align_corners=True) for p in parts]
-            for part in rest:
+            h, *coarser = [F.interpolate(p, size=size, mode="bilinear", align_corners=True) for p in parts]
+            for part in coarser:
                 h = h + part
         h = path = F.elu(h)
         for conv in self.chain:
@@ -268,8 +268,8 @@ class NCSNv2(ScoreModel):
         step = options.step or steady_step(ladder[0].sigma / ladder[1].sigma, options.repeats)
         ladder.append(Level(0.0, 1.0, 0.0))
 
-        def langevin(denoise: Denoise, x: Tensor, _: Path, **how: Any) -> Tensor:
-            return annealed_langevin(denoise, x, ladder, repeats=options.repeats, step=step, **how)
+        def langevin(denoise: Denoise, x: Tensor, _: Path, **keywords: Any) -> Tensor:
+            return annealed_langevin(denoise, x, ladder, repeats=options.repeats, step=step, **keywords)
 
         return self.draw(n, labels, noise, progress, options, langevin)
 
@@ -283,8 +283,8 @@ def overlapping(size: int, overlap: float = 0.5) -> float:
     from scipy.optimize import brentq
 
     def excess(gamma: float) -> float:
-        apart = math.sqrt(2 * size) * (gamma - 1)
-        return ndtr(apart + 3 * gamma) - ndtr(apart - 3 * gamma) - overlap
+        shift = math.sqrt(2 * size) * (gamma - 1)
+        return ndtr(shift + 3 * gamma) - ndtr(shift - 3 * gamma) - overlap
 
     return float(brentq(excess, 1.0, 1e3))
 
@@ -293,6 +293,6 @@ def steady_step(gamma: float, repeats: int) -> float:
     """The step ε/σ² for which `repeats` steps bring the variance of samples closest from that of the level γ
     σ to that of the level σ (eq. 7, technique 4)."""
     eta = np.geomspace(1e-4, 1, 100_000)[:-1]
-    rest = 2 * eta / (1 - (1 - eta) ** 2)  # the variance after many steps, in units of σ²
-    ratio = (1 - eta) ** (2 * repeats) * (gamma**2 - rest) + rest
+    stationary = 2 * eta / (1 - (1 - eta) ** 2)  # the variance after many steps, in units of σ²
+    ratio = (1 - eta) ** (2 * repeats) * (gamma**2 - stationary) + stationary
     return float(eta[np.abs(ratio - 1).argmin()])

@@ -130,7 +130,8 @@ class ScoreModel(NoiseApplications):
         if score.time_sampling == "uniform":
             t = sde.start + u * (1 - sde.start)
         else:
-            low, high = (math.atan2(e.sigma, e.alpha) for e in (sde.level(sde.start), sde.level(1.0)))
+            ends = sde.level(sde.start), sde.level(1.0)
+            low, high = (math.atan2(level.sigma, level.alpha) for level in ends)
             t = sde.times_at(np.log(np.tan(low + u * (high - low))))
         self.register_buffer("quantiles", torch.from_numpy(t).float(), persistent=False)
 
@@ -142,13 +143,14 @@ class ScoreModel(NoiseApplications):
         k = place.long().clamp_(max=len(self.quantiles) - 2)
         return torch.lerp(self.quantiles[k], self.quantiles[k + 1], place - k)
 
-    def objective(self, out: Tensor, target: Tensor, at: Level) -> dict[str, Tensor]:
+    def objective(self, out: Tensor, target: Tensor, level: Level) -> dict[str, Tensor]:
         error = (out - target).square().flatten(1).mean(1)  # [B]
         weight = error.new_ones(())
         if self.weighting != "even" and self.prediction == "v":
-            weight = (at.alpha / self.process.norm(at)).view(-1) ** 2  # the error of ε is α/r times that of v
+            # the error of ε is α/r times that of v
+            weight = (level.alpha / self.process.norm(level)).view(-1) ** 2
         if self.weighting == "likelihood":
-            weight = weight * self.process.rates(at.t)[1] / at.sigma.view(-1) ** 2
+            weight = weight * self.process.rates(level.t)[1] / level.sigma.view(-1) ** 2
         return {"loss": (weight * error).mean()}
 
     # ---- sampling

@@ -93,9 +93,9 @@ def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
     return x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", antialias=True).clamp(-1, 1)
 
 
-def rows(mask: Tensor, like: Tensor) -> Tensor:
-    """mask [B] in the shape [B, 1, …], with as many dimensions as `like`."""
-    return mask.view(-1, *[1] * (like.ndim - 1))
+def rows(mask: Tensor, value: Tensor) -> Tensor:
+    """mask [B] in the shape [B, 1, …], with as many dimensions as `value`."""
+    return mask.view(-1, *[1] * (value.ndim - 1))
 
 
 class StableDiffusion(Model):
@@ -152,8 +152,8 @@ class StableDiffusion(Model):
         """Raises UsageError for sides that the latents cannot have; `key` names the option of the size."""
         step = max(8, self.pipe.vae_scale_factor)  # diffusers' pipelines want 8 at least
         if height % step or width % step:
-            near, odd = max(1, round(height / step)) * step, f"multiples of {step}, not {height}"
-            raise UsageError(f"`{key}`: sides of images must be {odd}", hint=f"take {near}")
+            nearest, wanted = max(1, round(height / step)) * step, f"multiples of {step}, not {height}"
+            raise UsageError(f"`{key}`: sides of images must be {wanted}", hint=f"take {nearest}")
 
     @property
     def device(self) -> torch.device:
@@ -189,10 +189,10 @@ class StableDiffusion(Model):
     def embed(self, captions: list[str]) -> dict[str, Tensor]:
         """`text` [B, L, D] and, for XL, `pooled` [B, P]; with a gradient where a text encoder is trained."""
         with torch.set_grad_enabled(self.text_trains and torch.is_grad_enabled()), self.in_dtype():
-            text, _, *more = self.pipe.encode_prompt(
+            text, _, *pooled = self.pipe.encode_prompt(
                 captions, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
             )
-        return {"text": text, "pooled": more[0]} if self.xl else {"text": text}
+        return {"text": text, "pooled": pooled[0]} if self.xl else {"text": text}
 
     def embed_nothing(self) -> dict[str, Tensor]:
         """The embedding of no text, one row: of the empty text, or zeros where XL's pipeline wants them."""
@@ -348,14 +348,14 @@ class StableDiffusion(Model):
         noise: Noise,
         progress: Progress,
         prompts: list[str],
-        how: PromptOptions,
+        prompting: PromptOptions,
         pictures: Mapping[str, Tensor],
         **options: Any,
     ) -> Tensor:
         """Images [n, C, H, W] by a pipeline of diffusers from the noise z [n, c, h, w], a few at a time;
         `pictures` have a row for each."""
-        if how.steps < 1:
-            raise UsageError(f"{how.steps} sampling steps", hint="set `steps` to 1 or more")
+        if prompting.steps < 1:
+            raise UsageError(f"{prompting.steps} sampling steps", hint="set `steps` to 1 or more")
         pipe.set_progress_bar_config(disable=True)
         n, seeds = len(z), noise.randint(2**31, len(z)).tolist()  # for schedulers that draw
         images = []
@@ -369,11 +369,11 @@ class StableDiffusion(Model):
             with self.in_dtype():
                 output = pipe(
                     prompt=prompts[part],
-                    negative_prompt=[how.negative] * count if how.negative else None,
+                    negative_prompt=[prompting.negative] * count if prompting.negative else None,
                     latents=z[part],
                     generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
-                    guidance_scale=how.guidance,
-                    num_inference_steps=how.steps,
+                    guidance_scale=prompting.guidance,
+                    num_inference_steps=prompting.steps,
                     output_type="latent",
                     callback_on_step_end=report,
                     **{key: value[part] for key, value in pictures.items()},

@@ -53,16 +53,16 @@ def edges(grey: np.ndarray) -> np.ndarray:
 def ridges(down: np.ndarray, right: np.ndarray, strength: np.ndarray) -> np.ndarray:
     """Where the gradient is not weaker than one pixel further along it, interpolated, in either direction."""
     tall, wide = np.abs(down), np.abs(right)
-    steep, alike = tall > wide, (down > 0) == (right > 0)
+    steep, same_sign = tall > wide, (down > 0) == (right > 0)
     share = np.divide(
         np.minimum(tall, wide), np.maximum(tall, wide), where=strength > 0, out=np.zeros_like(tall)
     )
     rows, columns = np.indices(strength.shape) + 1
-    turn = np.where(alike, 1, -1)  # rows down for a column to the right
+    turn = np.where(same_sign, 1, -1)  # rows down for a column to the right
     padded, ridge = np.pad(strength, 1), np.ones(strength.shape, bool)
-    for way in (1, -1):
-        diagonal = padded[rows + way * turn, columns + way]
-        straight = padded[rows + way * turn * steep, columns + way * ~steep]
+    for direction in (1, -1):
+        diagonal = padded[rows + direction * turn, columns + direction]
+        straight = padded[rows + direction * turn * steep, columns + direction * ~steep]
         ridge &= diagonal * share + straight * (1 - share.astype(np.float64)) <= strength
     return ridge
 
@@ -124,7 +124,7 @@ class ControlNet(StableDiffusion):
         noise: Noise,
         progress: Progress,
         control: Tensor | None = None,
-        how: PromptOptions = PromptOptions(),
+        prompting: PromptOptions = PromptOptions(),
         control_scale: float = 1.0,
         edges: bool = False,
     ) -> Tensor:
@@ -134,12 +134,12 @@ class ControlNet(StableDiffusion):
         control_scale: factor of the ControlNet's outputs; 0: the base alone.
         edges: whether `control` are photographs; the maps are then their edges.
         """
-        z, sides = self.start(n, noise, how.size)
-        prompts, maps = self.maps(n, noise, sides, control, edges, how.prompt)
+        z, sides = self.start(n, noise, prompting.size)
+        prompts, maps = self.maps(n, noise, sides, control, edges, prompting.prompt)
         cls = StableDiffusionXLControlNetPipeline if self.xl else StableDiffusionControlNetPipeline
         pipe, pictures = self.pipeline(cls, controlnet=self.controlnet), {"image": (maps + 1) / 2}
         options = {"height": sides[0], "width": sides[1], "controlnet_conditioning_scale": control_scale}
-        return self.draw(pipe, z, noise, progress, prompts, how, pictures, **options)
+        return self.draw(pipe, z, noise, progress, prompts, prompting, pictures, **options)
 
     def maps(
         self,

@@ -71,7 +71,7 @@ class InstructPix2Pix(StableDiffusion):
         noise: Noise,
         progress: Progress,
         before: Tensor | None = None,
-        how: PromptOptions = PromptOptions(),
+        prompting: PromptOptions = PromptOptions(),
         image_guidance: float = 1.5,
     ) -> Tensor:
         """The images `before` [n, C, H, W] in [-1, 1], by default remembered ones, edited by the prompts.
@@ -80,11 +80,13 @@ class InstructPix2Pix(StableDiffusion):
 
         image_guidance: s_y of eq. 3, scale of the guidance towards the image before; 1: none.
         """
-        z, sides = self.start(n, noise, how.size)
-        prompts, images = self.examples(n, noise, how.prompt, before)
+        z, sides = self.start(n, noise, prompting.size)
+        prompts, images = self.examples(n, noise, prompting.prompt, before)
         pipe = self.pipeline(StableDiffusionInstructPix2PixPipeline)
         latents = {"image": self.encode(resized(images, sides))[0]}
-        return self.draw(pipe, z, noise, progress, prompts, how, latents, image_guidance_scale=image_guidance)
+        return self.draw(
+            pipe, z, noise, progress, prompts, prompting, latents, image_guidance_scale=image_guidance
+        )
 
     @torch.no_grad()
     def sources(

@@ -139,8 +139,8 @@ def check(ladder: LadderOptions, mixture: int) -> None:
             hint="give each one number a resolution, the image's own first, as in `groups: [0, 1, 2]`",
         )
     if not groups or groups[-1] < 1:
-        none = "`model.groups` has no group at the coarsest resolution"
-        raise UsageError(none, hint="its last number must be 1 or more")
+        message = "`model.groups` has no group at the coarsest resolution"
+        raise UsageError(message, hint="its last number must be 1 or more")
     if min(*groups, *cells) < 0 or min(*channels, ladder.latent, ladder.expand, mixture) < 1:
         raise UsageError(
             "`model.groups` and `model.cells` must not be negative, the other sizes of `model` be 1 or more"
@@ -328,8 +328,8 @@ class HVAE(LabelledVAE):
     def checked(self, name: str, count: int) -> int:
         """The number of groups `count` of the option `name`. Raises UsageError where the model has fewer."""
         if not 0 <= count <= len(self.sizes):
-            few = f"`{name}` is {count}, the model has {len(self.sizes)} groups"
-            raise UsageError(few, hint="name a number from 0 to that")
+            message = f"`{name}` is {count}, the model has {len(self.sizes)} groups"
+            raise UsageError(message, hint="name a number from 0 to that")
         return count
 
     # ---- training
@@ -457,8 +457,8 @@ class HVAE(LabelledVAE):
 
         frames: images of an interpolation, both ends included.
         """
-        still = [x.new_zeros(len(x), *grid) for grid in self.grids]
-        _, codes = self.decoder(still, self.encoder(x), self.embed(None, len(x)))
+        zeros = [x.new_zeros(len(x), *grid) for grid in self.grids]
+        _, codes = self.decoder(zeros, self.encoder(x), self.embed(None, len(x)))
         means = zip((code.mu for code in codes), self.grids, strict=True)
         ts = [interpolated(mu, frames).unflatten(1, grid) for mu, grid in means]
         out, _ = self.decoder(ts, [], self.embed(None, len(ts[0])))

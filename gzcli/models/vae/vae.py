@@ -64,11 +64,13 @@ class VAE(Autoencoder, LabelledVAE):
     ):
         super().__init__(data, labels, options.kl_warmup)
         if options.recon == "ms_ssim" and options.iwae > 1:
-            both = "`model.iwae` above 1 needs `model.recon: likelihood`"
-            raise UsageError(both, hint="set one of the two back")
+            message = "`model.iwae` above 1 needs `model.recon: likelihood`"
+            raise UsageError(message, hint="set one of the two back")
         if options.recon == "ms_ssim" and options.pixels == "mixture":
-            means = "`model.recon: ms_ssim` trains the pixels' means, and those of a mixture have no gradient"
-            raise UsageError(means, hint="set `model.pixels=logistic`")
+            raise UsageError(
+                "`model.recon: ms_ssim` trains the pixels' means, and those of a mixture have no gradient",
+                hint="set `model.pixels=logistic`",
+            )
         self.pixels = distribution(options.pixels, data.shape[0], data.levels, options.mixture)
         self.recon, self.beta, self.iwae = options.recon, options.beta, options.iwae
         self.latent, self.dims = nets.latent, math.prod(data.shape)
@@ -76,8 +78,8 @@ class VAE(Autoencoder, LabelledVAE):
         self.decoder = nets.decoder(data.shape, self.pixels.size, self.embedded)
         if self.pixels.start is not None:  # the bias of the last layer is the same for all pixels
             *_, bias = self.decoder.parameters()
-            self.pixels.start(one := torch.empty(self.pixels.size))
-            bias.data.copy_(one.repeat_interleave(len(bias) // len(one)))
+            self.pixels.start(pixel_bias := torch.empty(self.pixels.size))
+            bias.data.copy_(pixel_bias.repeat_interleave(len(bias) // len(pixel_bias)))
 
     def encode(self, x: Tensor, e: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """q(z | x): mu and logvar [B, latent], fp32, logvar within bounds."""
