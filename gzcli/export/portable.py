@@ -28,7 +28,7 @@ from gzcli.core.types import ImageNoise, Noise, no_progress
 from gzcli.engine import sampler
 from gzcli.engine.trained import Trained
 from gzcli.export import portable_sampler
-from gzcli.models.base import Model, grouped
+from gzcli.models.base import Model, group_options
 from gzcli.models.denoising.denoiser import AS_TRAINED, WalkOptions
 from gzcli.models.denoising.process import SDE, Level
 from gzcli.models.denoising.samplers import Estimate
@@ -50,7 +50,7 @@ def write(trained: Trained, to: str, folder: Path) -> dict[str, Any]:
     if missing := [name for name in packages if find_spec(name) is None]:
         raise MissingError(f"`--to onnx` needs {', '.join(missing)}", hint='pip install "gzcli[onnx]"')
     folder.mkdir(parents=True, exist_ok=True)
-    options = grouped(trained.model.sample, trained.part.sample)
+    options = group_options(trained.model.sample, trained.part.sample)
     trained.asked = "fp32"
     try:
         spec, step, example = step_of(trained, options)

@@ -118,7 +118,7 @@ class Model(nn.Module):
     def of(cls, data: DataInfo, **options: Any) -> Self:
         """The model that has these options, given as in a recipe: flat, with lists for tuples."""
         values = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}
-        return cls(data, **grouped(cls, values))
+        return cls(data, **group_options(cls, values))
 
     def phases(self) -> list[Phase]:
         """The updates of a step; by default one, of all trainable parameters."""
@@ -167,7 +167,7 @@ def named_losses(model: Model, batch: Batch, phase: str = "main") -> dict[str, T
 # --- options: flat in a recipe, in dataclasses in a signature ---
 
 
-def grouped(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def group_options(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Flat options as keywords of `function`: those that are fields of a dataclass are grouped in it.
 
     A parameter is a group where its default is an instance of a dataclass, as in
@@ -187,7 +187,7 @@ def _is_group(default: Any) -> bool:
     return dataclasses.is_dataclass(default) and not isinstance(default, type)
 
 
-def defaults(function: Callable[..., Any]) -> dict[str, Any]:
+def flat_defaults(function: Callable[..., Any]) -> dict[str, Any]:
     """The parameters of `function` with their defaults, flat: a dataclass of options is replaced by its
     fields. The default of a required parameter is `inspect.Parameter.empty`."""
     values: dict[str, Any] = {}

@@ -45,12 +45,12 @@ _SHAPE = re.compile(r"^\[B\]: | \[[A-Z1, ]+\]")  # as in `images [B, C, H, W]`
 # ---------------------------------------------------------------------------- files
 
 
-def stamp(path: Path) -> int:
+def modification_time(path: Path) -> int:
     """When a file from outside the package, which may be edited while gz runs, was changed; 0 inside."""
     return 0 if str(path).startswith(f"{ROOT}/") else path.stat().st_mtime_ns
 
 
-def by_file(function: Callable[[Path], T]) -> Callable[[Path], T]:
+def cached_by_file(function: Callable[[Path], T]) -> Callable[[Path], T]:
     """Caches a function of a file until the file changes.
 
     Raises UsageError for a file that is no Python, MissingError for one that cannot be read.
@@ -60,7 +60,7 @@ def by_file(function: Callable[[Path], T]) -> Callable[[Path], T]:
     @wraps(function)
     def cached(path: Path) -> T:
         try:
-            key = path, stamp(path)
+            key = path, modification_time(path)
             if key not in values:
                 values[key] = function(path)
             return values[key]
@@ -98,7 +98,7 @@ def text_of(path: Path) -> str:
     return model_files.program(path).decode("utf-8-sig")
 
 
-@by_file
+@cached_by_file
 def module_of(path: Path) -> Module:
     text = text_of(path)
     try:
@@ -247,15 +247,15 @@ def lineage_of(path: Path, name: str) -> list[Class]:
 # ---------------------------------------------------------------------------- options of methods
 
 # Arguments that the engine hands to a method; every other parameter is an option that a user can set.
-GIVEN = {"self", "cls", "n", "x", "labels", "noise", "progress", "data", "batch", "batches", "index"}
+ENGINE_ARGS = {"self", "cls", "n", "x", "labels", "noise", "progress", "data", "batch", "batches", "index"}
 
 # In the zoo a name has one meaning, and so one range, in all models. A width of 10⁹ would take all memory.
 ANY_INT, COUNT, SIZE = "-1,000,000 … 1,000,000", "0 … 1,000,000", "1 … 1,000,000"
-MAY_BE_0 = {
+ZERO_ALLOWED = {
     *("attention", "blocks", "burn_in", "cells", "channel", "checkerboard", "clusters", "corrector"),
     *("dequant_blocks", "disc_start", "down", "halvings", "keep", "kl_warmup", "pool", "rows"),
 }
-OF_FLOATS = {
+FLOAT_RANGES = {
     **dict.fromkeys(("accept", "caption_dropout", "decay", "dynamic", "label_dropout"), "in [0, 1]"),
     **dict.fromkeys(("dropout", "logit", "smoothing", "t_min"), "in [0, 1)"),
     **dict.fromkeys(("min_snr", "sigma", "sigma_max", "step", "tolerance"), "greater than 0"),
@@ -291,10 +291,10 @@ class Param:
         """The range of its numbers, as `gzcli.recipe.schema` reads it; None: any, or it has none."""
         if "int" in self.words:
             # HVAE has `groups` for each resolution, some of which are 0
-            zero = self.name in MAY_BE_0 or (self.name == "groups" and "tuple" in self.words)
+            zero = self.name in ZERO_ALLOWED or (self.name == "groups" and "tuple" in self.words)
             return (COUNT if zero else SIZE) if self.ours else ANY_INT
         if "float" in self.words and self.ours and self.name not in SIGNED:
-            return OF_FLOATS.get(self.name, "0 or more")
+            return FLOAT_RANGES.get(self.name, "0 or more")
         return None
 
 
@@ -310,7 +310,7 @@ def params_of(function: ast.FunctionDef, path: Path) -> tuple[Param, ...]:
             if group and group[0].is_dataclass:
                 params += _fields(group, default, path)
                 continue
-        value = None if default is None or arg.arg in GIVEN else value_of(default, path)
+        value = None if default is None or arg.arg in ENGINE_ARGS else value_of(default, path)
         params.append(Param(arg.arg, type_of(arg.annotation, path), value, default is None, ours))
     return tuple(params)
 
@@ -321,7 +321,7 @@ def _fields(group: list[Class], default: ast.Call, path: Path) -> Iterator[Param
     fields: dict[str, Param] = {}
     texts: dict[str, str] = {}
     for cls in reversed(group):
-        texts |= documented(ast.get_docstring(cls.node) or "")
+        texts |= parameter_texts(ast.get_docstring(cls.node) or "")
         for line in cls.node.body:
             if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
                 name, kind = line.target.id, type_of(line.annotation, cls.path)
@@ -332,7 +332,7 @@ def _fields(group: list[Class], default: ast.Call, path: Path) -> Iterator[Param
         yield replace(param, default=changed[name], required=False) if name in changed else param
 
 
-DEEPEST = 400  # names, unions and brackets of a type
+MOST_PARTS = 400  # names, unions and brackets of a type
 
 
 def type_of(node: ast.expr | None, path: Path) -> str:
@@ -343,8 +343,8 @@ def type_of(node: ast.expr | None, path: Path) -> str:
     """
     if node is None:
         return ""
-    if sum(1 for _ in ast.walk(node)) > DEEPEST:
-        raise UsageError(f"{path}:{node.lineno}: a type of more than {DEEPEST} parts")
+    if sum(1 for _ in ast.walk(node)) > MOST_PARTS:
+        raise UsageError(f"{path}:{node.lineno}: a type of more than {MOST_PARTS} parts")
     return _type(node, path)
 
 
@@ -396,7 +396,7 @@ def value_of(node: ast.expr, path: Path) -> Any:
 _ITEM = re.compile(r"([A-Za-z_]\w*): +(\S.*)")
 
 
-def documented(docstring: str) -> dict[str, str]:
+def parameter_texts(docstring: str) -> dict[str, str]:
     """The parameters that a cleaned docstring documents by a line `name: text` each, with the text in one
     line; continuation lines are indented."""
     texts: dict[str, str] = {}
@@ -492,7 +492,7 @@ def card_at(path: Path) -> ModelCard:
     raise UsageError(f"`{path}` holds no model", hint=hint)
 
 
-def counted(trained: int, staged: int) -> str:
+def model_count(trained: int, staged: int) -> str:
     """The number of models in words: those that are trained by name, then those that are a stage alone."""
     stages = f", and {staged} that only ever {'is' if staged == 1 else 'are'} a stage of one"
     return f"{trained} model{'' if trained == 1 else 's'}{stages if staged else ''}"
@@ -549,7 +549,7 @@ def option_texts(card: ModelCard) -> dict[str, dict[str, str]]:
         for method in reversed(methods):
             for cls in reversed(card.lineage):
                 node = cls.methods.get(method) if method else cls.node
-                texts |= documented(ast.get_docstring(node) or "") if node else {}
+                texts |= parameter_texts(ast.get_docstring(node) or "") if node else {}
         return texts
 
     def described(params: Mapping[str, Param], texts: Mapping[str, str]) -> dict[str, str]:
@@ -613,7 +613,7 @@ def load_class(card: ModelCard) -> type[Model]:
 # ---------------------------------------------------------------------------- a card from a file
 
 
-@by_file
+@cached_by_file
 def read_card(path: Path) -> ModelCard | None:
     """The card of the model in a file; None where it holds none."""
     lineage = model_class(path)
@@ -627,7 +627,9 @@ def read_card(path: Path) -> ModelCard | None:
         return {p.name: p for p in params_of(*methods[method])} if method in methods else {}
 
     def options(method: str) -> dict[str, Param]:
-        return {name: p for name, p in params(method).items() if name not in GIVEN and not p.words & _INPUTS}
+        return {
+            name: p for name, p in params(method).items() if name not in ENGINE_ARGS and not p.words & _INPUTS
+        }
 
     def suffixes(prefix: str) -> tuple[str, ...]:
         return tuple(name.removeprefix(prefix) for name in methods if name.startswith(prefix))
@@ -662,7 +664,7 @@ def read_card(path: Path) -> ModelCard | None:
         params={name: p for name, p in init.items() if name not in stages},
         stages=stages,
         sample=sample,
-        inputs=tuple(n for n, p in params("sample").items() if n not in GIVEN and "Tensor" in p.words),
+        inputs=tuple(n for n, p in params("sample").items() if n not in ENGINE_ARGS and "Tensor" in p.words),
         scores=scores,
         fits=suffixes("fit_"),
         maps=suffixes("map_"),
@@ -678,11 +680,11 @@ def _place(path: Path) -> tuple[str, str]:
     states, because two runs may hold two versions of it."""
     if ROOT in path.parents:
         return path.parent.name, f"{__package__}.{path.parent.name}.{path.stem}"
-    digest = hashlib.sha256(f"{path}:{stamp(path)}".encode()).hexdigest()[:12]
+    digest = hashlib.sha256(f"{path}:{modification_time(path)}".encode()).hexdigest()[:12]
     return OUTSIDE, f"gzcli_outside_{digest}_{path.stem}"
 
 
-@by_file
+@cached_by_file
 def model_class(path: Path) -> list[Class] | None:
     """The lineage of the file's model class: of several, the one named like the file, else the last."""
     if not model_files.names_paper(text_of(path)):

@@ -38,7 +38,7 @@ from gzcli.metrics.features import LeNet, LeNetFeatures
 from gzcli.metrics.interval import subset
 from gzcli.metrics.quality import model as model_figures
 from gzcli.models import catalog
-from gzcli.models.base import Phase, defaults, grouped
+from gzcli.models.base import Phase, flat_defaults, group_options
 from gzcli.models.denoising.applications import Applications
 from gzcli.models.nn import double
 from gzcli.store import runs
@@ -256,9 +256,9 @@ class Paths:
         scorer(self.batch.rows(slice(0, 1), self.batch.noise) if name == "gradnorm" else self.batch)
 
     def cheaply(self, method: Callable[..., torch.Tensor], batch: Batch) -> torch.Tensor:
-        cheap = {key: value for key, value in CHEAP.items() if key in defaults(method)}
+        cheap = {key: value for key, value in CHEAP.items() if key in flat_defaults(method)}
         with torch.no_grad():
-            return method(batch.x, noise=batch.noise, **grouped(method, cheap))
+            return method(batch.x, noise=batch.noise, **group_options(method, cheap))
 
     def map(self, name: str) -> None:
         seen = self.trained.seen(self.batch)

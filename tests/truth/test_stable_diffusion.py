@@ -38,7 +38,7 @@ from gzcli.engine.trained import load_trained
 from gzcli.export import export
 from gzcli.judge import sample as sample_verb
 from gzcli.models import catalog
-from gzcli.models.base import grouped
+from gzcli.models.base import group_options
 from gzcli.models.stable_diffusion.base import PromptOptions, to_bytes, to_text
 from gzcli.models.stable_diffusion.controlnet import ControlNet, canny, edges
 from gzcli.models.stable_diffusion.instructpix2pix import InstructPix2Pix, widen
@@ -71,7 +71,7 @@ def stirred(model, scale: float = 0.05):
 
 
 def drawn(model, n: int = 2, **options) -> torch.Tensor:
-    options = grouped(model.sample, {"steps": 3, **options})
+    options = group_options(model.sample, {"steps": 3, **options})
     return model.sample(n, noise=ImageNoise(3, range(n)), progress=no_progress, **options)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.base import Model
-from gzcli.models.nn import Labels, bits, double, every_label, needs_labels, spread_labels
+from gzcli.models.nn import Labels, bits_per_dim, double, every_label, needs_labels, spread_labels
 
 # ---- convolutions and their caches
 
@@ -212,7 +212,7 @@ class PixelModel(Model):
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
         nats = -self._pixels_log_prob(batch.x, batch.y if self.conditional else None).flatten(1).sum(1).mean()
-        return {"loss": nats, "bpd": bits(nats, self.data)}
+        return {"loss": nats, "bpd": bits_per_dim(nats, self.data)}
 
     def log_prob(self, x: Tensor, labels: Labels = None, *, noise: Noise | None = None) -> Tensor:
         """[B] nats, exact. A conditional model without labels: of the mixture over its classes, log mean_y
@@ -309,7 +309,7 @@ class PixelModel(Model):
         split = x.unflatten(1, (self.parts, -1))  # a view [n, parts, C / parts, H, W]
         # without autocast: a draw follows the distribution that the weights define, at full precision
         with torch.autocast(x.device.type, enabled=False):
-            net = WholeNet(self, x, labels) if naive else self.incremental(n, labels)
+            net = UncachedNet(self, x, labels) if naive else self.incremental(n, labels)
             for i in range(height):
                 net.row(x[:, :, i - 1] if i else torch.zeros_like(x[:, :, 0]))
                 if i < rows:
@@ -335,7 +335,7 @@ def first_rows(x: Tensor, rows: int) -> Tensor:
     return (torch.arange(x.shape[2], device=x.device) < rows).to(x)[:, None].expand(len(x), 1, -1, x.shape[3])
 
 
-class WholeNet:
+class UncachedNet:
     """`incremental` without caches: every output is a pass of the whole network over x, as far as drawn."""
 
     def __init__(self, net: PixelModel, x: Tensor, labels: Labels):

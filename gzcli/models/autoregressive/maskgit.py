@@ -19,7 +19,7 @@ from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progr
 from gzcli.models.autoregressive.prior import Prior, TransformerOptions
 from gzcli.models.autoregressive.tokenizer import draw
 from gzcli.models.base import Model
-from gzcli.models.denoising.applications import middle_hidden
+from gzcli.models.denoising.applications import centre_mask
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import Labels, to_fp32
 
@@ -86,7 +86,7 @@ class MaskGIT(Prior):
         log_p = self(codes, masked, labels, drop).log_softmax(-1)
         nats = -log_p.gather(-1, codes[..., None])[..., 0]
         smooth = (1 - self.smoothing) * nats - self.smoothing * log_p.mean(-1)
-        return {"loss": mean_over(masked, smooth), "nats": mean_over(masked, nats.detach())}
+        return {"loss": masked_mean(masked, smooth), "nats": masked_mean(masked, nats.detach())}
 
     def mask(self, count: Tensor, noise: Noise) -> Tensor:
         """[B, T], true at `count` [B] random places."""
@@ -154,7 +154,7 @@ class MaskGIT(Prior):
         Without a mask the middle is hidden, half as high and wide as the image. A conditional model without
         labels uses its null label.
         """
-        hidden = (middle_hidden(x) if mask is None else mask.to(x)) < 0.5
+        hidden = (centre_mask(x) if mask is None else mask.to(x)) < 0.5
         guidance = 1.0 if options.guidance is None else options.guidance
         labelled = guidance != 1 or labels is not None
         labels = self.asked_labels(labels, len(x)) if labelled else self.known_labels(None)
@@ -209,6 +209,6 @@ class MaskGIT(Prior):
         return torch.lerp(without, with_label, guidance)
 
 
-def mean_over(masked: Tensor, t: Tensor) -> Tensor:
+def masked_mean(masked: Tensor, t: Tensor) -> Tensor:
     """The mean of t [B, T] over the masked positions of each row, then over the rows."""
     return ((t * masked).sum(1) / masked.sum(1)).mean()

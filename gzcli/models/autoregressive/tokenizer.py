@@ -150,7 +150,7 @@ class Codebook(nn.Module):
 SIDE = 16  # the most codes along a side where a recipe does not say how often it is halved
 
 
-def halved(shape: tuple[int, ...]) -> int:
+def default_halvings(shape: tuple[int, ...]) -> int:
     """How often sides of images (C, H, W) are halved: twice, or until neither has more than SIDE codes."""
     return max(2, math.ceil(math.log2(max(shape[1:]) / SIDE)))
 

@@ -167,13 +167,13 @@ class Transformer(Prior):
                 logits = self.head(self.trunk(h, causal=h.shape[1] > 1, caches=caches)[:, -1])
                 if passes == 2:
                     logits = torch.lerp(logits[n:], logits[:n], guidance)
-                codes[:, i] = draw(weights(logits, options), u[:, i])
+                codes[:, i] = draw(truncated_probs(logits, options), u[:, i])
                 h = self.embed(codes[:, i : i + 1]).repeat(passes, 1, 1)
                 progress(i + 1, self.length)
         return codes
 
 
-def weights(logits: Tensor, options: DrawOptions) -> Tensor:
+def truncated_probs(logits: Tensor, options: DrawOptions) -> Tensor:
     """The distribution [..., K], up to a factor, that codes are drawn from, given logits [..., K]."""
     temperature, top_k, top_p = options.temperature, options.top_k, options.top_p
     if temperature <= 0 or (top_k is not None and top_k < 1) or not 0 < top_p <= 1:

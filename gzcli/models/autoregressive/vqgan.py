@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from gzcli.core import ranks
 from gzcli.core.errors import MissingError
 from gzcli.core.types import Batch, DataInfo, Noise
-from gzcli.models.autoregressive.tokenizer import Codebook, CodebookOptions, Tokenizer, halved
+from gzcli.models.autoregressive.tokenizer import Codebook, CodebookOptions, Tokenizer, default_halvings
 from gzcli.models.base import Phase
-from gzcli.models.nn import halvings, to_fp32
-from gzcli.models.nn.adversarial import OBJECTIVES, PatchGAN, judged
+from gzcli.models.nn import halved_sizes, to_fp32
+from gzcli.models.nn.adversarial import OBJECTIVES, PatchGAN, critic_outputs
 from gzcli.models.nn.layers import Attention, GroupNorm, ResBlock
 from gzcli.models.nn.perceptual import LPIPS
 from gzcli.models.nn.unet import Down, Up
@@ -53,7 +53,7 @@ class ConvOptions:
     groups: int = 8
 
     def widths(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        times = halved(shape)
+        times = default_halvings(shape)
         # those of the authors' models of 4, 8 and 16 pixels a code; coarser ones begin with more levels of 1
         mult = MULT.get(times, (1,) * (times - 4) + MULT[4]) if self.mult is None else self.mult
         return tuple(self.channels * m for m in mult)
@@ -167,7 +167,7 @@ class VQGAN(Tokenizer):
         disc_layers: int = 2,
     ):
         widths, colours, dim = net.widths(data.shape), data.shape[0], quantise.dim
-        sizes = halvings(data.shape, len(widths) - 1)
+        sizes = halved_sizes(data.shape, len(widths) - 1)
         encoder, codebook = Encoder(colours, dim, widths, net), Codebook(quantise)
         super().__init__(data, sizes[-1], encoder, codebook, Decoder(colours, dim, widths, net, sizes))
         self.discriminator = PatchGAN(data.shape, disc_width, disc_layers)
@@ -221,7 +221,7 @@ class VQGAN(Tokenizer):
     def discriminator_loss(self, x: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
             fake = to_fp32(self.decoder(self.codebook.nearest(self.encoder(x))[2]))
-        on_real, on_fake = judged(self.discriminator, x, fake)
+        on_real, on_fake = critic_outputs(self.discriminator, x, fake)
         loss = 0.5 * HINGE.critic(on_real, on_fake)
         return {"loss": loss, "real": on_real.detach().mean(), "fake": on_fake.detach().mean()}
 

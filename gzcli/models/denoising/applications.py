@@ -17,7 +17,15 @@ from gzcli.models.denoising import samplers
 from gzcli.models.denoising.denoiser import UNCLIPPED, Denoiser, WalkOptions
 from gzcli.models.denoising.process import Level
 from gzcli.models.denoising.samplers import Denoise, Estimate, Path, Randn, Sampler, solve
-from gzcli.models.nn import Mix, as_interpolations, at_least, every_label, interpolated, pairs_of, slerp
+from gzcli.models.nn import (
+    Mix,
+    as_interpolations,
+    at_least,
+    complete_pairs,
+    every_label,
+    interpolate_codes,
+    slerp,
+)
 
 TIMES = 4  # noise levels by which translation finds the class of an image that has no label
 SIGMA_Y = 0.05  # the error of the network's estimates, in place of noise of what is known of an image
@@ -159,7 +167,7 @@ class Applications(Denoiser):
         at_least(1, steps=steps)
         y, steps = self.known_labels(None), steps or self.ode_solver[1]
         at_least(2, frames=frames)
-        z = between(self.to_noise(pairs_of(x), y, steps, progress), frames, slerp)
+        z = interpolate_images(self.to_noise(complete_pairs(x), y, steps, progress), frames, slerp)
         return as_interpolations(self.into_range(self.to_data(z, y, steps, 1.0, progress)), frames)
 
     # ---- what is known of an image
@@ -185,7 +193,7 @@ class Applications(Denoiser):
         method, steps = options.method or self.completion[0], options.steps or self.completion[1]
         at_least(1, steps=options.steps, resample=options.resample, jump=options.jump)
         at_least(1, iterations=options.iterations)
-        mask = middle_hidden(x) if mask is None else mask.to(x)
+        mask = centre_mask(x) if mask is None else mask.to(x)
         y = self.asked_labels(labels, len(x)) if labels is not None else self.known_labels(None)
         randn = partial(noise.randn, *x.shape)
         z = self.process.prior_std * randn()
@@ -196,7 +204,7 @@ class Applications(Denoiser):
             images = samplers.dpmpp(denoise, z, self.path(steps, spacing="logsnr"), progress=progress)
         else:
             denoise = self.denoiser(y, WalkOptions(options.guidance))
-            path = samplers.resampled(self.path(steps), options.resample, options.jump)
+            path = samplers.repeat_stretches(self.path(steps), options.resample, options.jump)
             images = samplers.repaint(denoise, z, path, image=x, mask=mask, randn=randn, progress=progress)
         inpainted = torch.lerp(self.into_range(images), x, mask)
         return Applied(inpainted, rows=("inpainted",), known=mask, how="masked", labels=y)
@@ -221,9 +229,9 @@ class Applications(Denoiser):
         iterations: of conjugate gradients in each step.
         """
         at_least(1, factor=factor, steps=steps, iterations=iterations)
-        small, ratio = reduced(x, factor, self.data.shape[1:])
+        small, ratio = downscale(x, factor, self.data.shape[1:])
         denoise = self.denoiser(self.known_labels(None), UNCLIPPED)
-        denoise = self.conditioned(denoise, small, means(ratio), iterations)
+        denoise = self.conditioned(denoise, small, block_means(ratio), iterations)
         z = self.process.prior_std * noise.randn(len(x), *self.data.shape)
         images = samplers.dpmpp(denoise, z, self.path(steps, spacing="logsnr"), progress=progress)
         return Applied(self.into_range(images), rows=("upscaled",), given=small, how=f"small, 1/{ratio}")
@@ -413,7 +421,7 @@ class NoiseApplications(Applications):
         return self.errors(x, self.known_labels(None), noise, times)
 
 
-def middle_hidden(x: Tensor) -> Tensor:
+def centre_mask(x: Tensor) -> Tensor:
     """The mask [B, 1, H, W] that hides the middle quarter of x: 0 in the middle, 1 elsewhere."""
     n, _, h, w = x.shape
     mask = x.new_ones(n, 1, h, w)
@@ -421,7 +429,7 @@ def middle_hidden(x: Tensor) -> Tensor:
     return mask
 
 
-def reduced(x: Tensor, factor: int, size: tuple[int, ...]) -> tuple[Tensor, int]:
+def downscale(x: Tensor, factor: int, size: tuple[int, ...]) -> tuple[Tensor, int]:
     """Small images, and how many times smaller than `size` (H, W) they are: x, or of full size x reduced by
     `factor`. Raises UsageError for sizes that do not fit."""
     if x.shape[2:] == size:
@@ -434,9 +442,9 @@ def reduced(x: Tensor, factor: int, size: tuple[int, ...]) -> tuple[Tensor, int]
     return x, ratio
 
 
-def between(z: Tensor, frames: int, mix: Mix = torch.lerp) -> Tensor:
+def interpolate_images(z: Tensor, frames: int, mix: Mix = torch.lerp) -> Tensor:
     """Images, or by `slerp` noises of the norm of noise, between 0 and 1, 2 and 3, … of z, ends included."""
-    return interpolated(z.flatten(1), frames, mix).unflatten(1, z.shape[1:])
+    return interpolate_codes(z.flatten(1), frames, mix).unflatten(1, z.shape[1:])
 
 
 class Measurement(NamedTuple):
@@ -447,7 +455,7 @@ class Measurement(NamedTuple):
     fill: Callable[[Tensor], Tensor]
 
 
-def means(side: int) -> Measurement:
+def block_means(side: int) -> Measurement:
     """The means of blocks of by × by pixels: images [B, C, H / by, W / by]."""
     fill = partial(F.interpolate, scale_factor=side, mode="nearest")
     return Measurement(partial(F.avg_pool2d, kernel_size=side), lambda y: fill(y) / side**2, fill)

@@ -73,7 +73,7 @@ class Process(nn.Module):
 
     def levels_at(self, t: Tensor) -> Level:
         """The levels at times t [B]."""
-        return Level(t, *self.marginal(by_image(t)))
+        return Level(t, *self.marginal(per_image(t)))
 
     def most_steps(self, start: float = 1.0) -> Any:
         """The most steps of a path from a share of the way to noise."""
@@ -120,12 +120,12 @@ def shift_of(shift: Shift, shape: Sequence[int]) -> float:
     return float(shift)
 
 
-def by_image(t: Tensor) -> Tensor:
+def per_image(t: Tensor) -> Tensor:
     """[B] as [B, 1, 1, 1]."""
     return t[:, None, None, None]
 
 
-def spread(high: float, low: float, steps: int, spacing: str) -> np.ndarray:
+def spaced_log_ratios(high: float, low: float, steps: int, spacing: str) -> np.ndarray:
     """log σ/α from `high` to `low`: even (logsnr), or in the 7th root of σ/α (karras; Karras 2022, eq. 5)."""
     ramp = np.linspace(0, 1, steps)
     if spacing == "karras":
@@ -185,7 +185,7 @@ class DiscreteVP(Process):
 
     def levels_at(self, t: Tensor) -> Level:
         """α and σ at integer times."""
-        return Level(t, by_image(self.alphas[t]), by_image(self.sigmas[t]))
+        return Level(t, per_image(self.alphas[t]), per_image(self.sigmas[t]))
 
     def norm(self, level: Level) -> float:
         return 1.0
@@ -216,7 +216,7 @@ class DiscreteVP(Process):
 
     def path(self, steps: int, spacing: str = "trailing", start: float = 1.0) -> list[Level]:
         """A path of 1 … T steps; trailing: every T/steps-th time from the noisiest on; leading: from the
-        cleanest on; linspace: between both (Lin 2023, table 2); others as in `spread`."""
+        cleanest on; linspace: between both (Lin 2023, table 2); others as in `spaced_log_ratios`."""
         top = self.most_steps(start)  # times 0 … top − 1
         if not 1 <= steps <= top:
             raise UsageError(f"{steps} sampling steps over {top} timesteps", hint=f"set `steps` to 1 … {top}")
@@ -229,7 +229,7 @@ class DiscreteVP(Process):
         else:
             log_ratio, times_of_ratio = self.log_ratios()
             last = int(np.searchsorted(log_ratio, np.log(SIGMA_MAX), side="right")) - 1
-            target = spread(log_ratio[max(0, min(last, top - 1))], log_ratio[0], steps, spacing)
+            target = spaced_log_ratios(log_ratio[max(0, min(last, top - 1))], log_ratio[0], steps, spacing)
             times = np.interp(target, log_ratio, times_of_ratio).clip(max=top - 1)
         return self.path_over(times.tolist())
 
@@ -274,7 +274,7 @@ class SDE(Process):
 
     def velocity(self, x: Tensor, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """f x − ½ g² score (eq. 13)."""
-        drift, g2 = self.rates(by_image(t))
+        drift, g2 = self.rates(per_image(t))
         return drift * x + 0.5 * g2 / self.levels_at(t).sigma * eps
 
     def log_ratio_at(self, t: float) -> float:
@@ -289,14 +289,14 @@ class SDE(Process):
 
     def path(self, steps: int, spacing: str = "karras", start: float = 1.0) -> list[Level]:
         """`steps` levels from the time `start` to that at which samplers stop, then the clean image; uniform:
-        even in t; others as in `spread`."""
+        even in t; others as in `spaced_log_ratios`."""
         at_least(1, steps=steps)
         top = max(start, self.stop)
         if spacing == "uniform":
             times = top + np.linspace(0, 1, steps) * (self.stop - top)
         else:
             high, low = self.log_ratio_at(top), self.log_ratio_at(self.stop)
-            times = self.times_at(spread(high, low, steps, spacing))
+            times = self.times_at(spaced_log_ratios(high, low, steps, spacing))
             times[0] = top
         return [*map(self.level, times.tolist()), Level(0.0, 1.0, 0.0)]
 
@@ -393,7 +393,7 @@ class CondOT(Process):
         return 1.0, -(1 - self.sigma_min)
 
     def times(self, u: Tensor) -> Tensor:
-        return shifted(u, self.shift)
+        return shift_times(u, self.shift)
 
     def path(self, steps: int, spacing: str = "logsnr", start: float | None = None) -> list[Level]:
         """Levels even in log σ/α from nearly pure noise, then the clean image; or those of `ode_times` from a
@@ -406,7 +406,7 @@ class CondOT(Process):
     def ode_times(self, steps: int, start: float = 0.0) -> list[float]:
         """Times of `steps` steps to 1, equal before the shift; `start` is that before the shift too."""
         at_least(1, steps=steps)
-        return [shifted(start + (1 - start) * i / steps, self.shift) for i in range(steps + 1)]
+        return [shift_times(start + (1 - start) * i / steps, self.shift) for i in range(steps + 1)]
 
     def rising(self, ratio: float, steps: int) -> list[Level]:
         at_least(1, steps=steps)
@@ -418,6 +418,6 @@ class CondOT(Process):
         return (1 / (ratios + 1 - self.sigma_min)).tolist()
 
 
-def shifted(t: TimesT, shift: float) -> TimesT:
+def shift_times(t: TimesT, shift: float) -> TimesT:
     """The times at which the ratio (1 − t) / t is `shift` times that at t, in [0, 1] (Esser 2024, eq. 23)."""
     return t if shift == 1 else t / (t + shift * (1 - t))

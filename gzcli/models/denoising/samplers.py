@@ -96,7 +96,7 @@ def dpmpp(denoise: Denoise, x: Tensor, path: Path, randn: Randn, noisy: bool = F
     before, h_before = None, 0.0
     for s, u in pairwise(path):
         x0, _ = denoise(x, s.t)
-        shrink = falls_by(s, u)
+        shrink = ratio_decay(s, u)
         h = -math.log(shrink) if shrink > 0 else math.inf
         d = x0
         if before is not None and u.sigma > 0:  # the last step is of first order: to x_0 itself
@@ -119,27 +119,27 @@ def unipc(denoise: Denoise, x: Tensor, path: Path, randn: Randn) -> Steps:
     for s, u in pairwise(path):
         x0, _ = denoise(x, s.t)
         if calls:
-            x = _corrected(start, calls, s, x0)
+            x = _unic_step(start, calls, s, x0)
         calls = [*calls[-1:], (s, x0)]
-        start, x = x, _euler(x, s, u, x0)
+        start, x = x, _ddim_step(x, s, u, x0)
         if len(calls) == 2 and u.sigma > 0:
             (r, before), h = calls[0], _lambda(u) - _lambda(s)
             slope = (x0 - before) * h / (_lambda(s) - _lambda(r))
-            x = x + u.alpha * (1 - falls_by(s, u)) * 0.5 * slope
+            x = x + u.alpha * (1 - ratio_decay(s, u)) * 0.5 * slope
         yield x
 
 
-def _euler(x: Tensor, s: Level, u: Level, x0: Tensor) -> Tensor:
+def _ddim_step(x: Tensor, s: Level, u: Level, x0: Tensor) -> Tensor:
     """DDIM's step, written in λ."""
-    return (u.sigma / s.sigma) * x + u.alpha * (1 - falls_by(s, u)) * x0
+    return (u.sigma / s.sigma) * x + u.alpha * (1 - ratio_decay(s, u)) * x0
 
 
-def _corrected(x: Tensor, calls: list[tuple[Level, Tensor]], u: Level, x0: Tensor) -> Tensor:
+def _unic_step(x: Tensor, calls: list[tuple[Level, Tensor]], u: Level, x0: Tensor) -> Tensor:
     """The step from x at calls[-1] to u, corrected by the network's estimate x0 at u (UniC)."""
     s, m = calls[-1]
     minus_h = _lambda(s) - _lambda(u)  # −h
     phi_1 = math.expm1(minus_h)
-    base, ahead = _euler(x, s, u, m), x0 - m
+    base, ahead = _ddim_step(x, s, u, m), x0 - m
     if len(calls) == 1:
         return base - u.alpha * phi_1 * 0.5 * ahead
     r = (_lambda(calls[0][0]) - _lambda(s)) / -minus_h
@@ -155,7 +155,7 @@ def _lambda(level: Level) -> float:
     return math.log(level.alpha) - math.log(level.sigma) if level.alpha > 0 else -math.inf
 
 
-def falls_by(s: Level, u: Level) -> float:
+def ratio_decay(s: Level, u: Level) -> float:
     """The ratio of σ/α at u to that at s, e^−h; 0 if u is clean, or s is of zero SNR."""
     return s.alpha * u.sigma / (s.sigma * u.alpha)
 
@@ -240,7 +240,7 @@ def annealed_langevin(
 def repaint(denoise: Denoise, x: Tensor, path: Path, randn: Randn, image: Tensor, mask: Tensor) -> Steps:
     """Inpainting by RePaint (Lugmayr 2022, algorithm 1): at each level the known pixels of `image` [B, C, H,
     W], where mask [B, 1, H, W] is 1, replace the generated ones, with noise of that level. Where the path
-    goes back to more noise, as `resampled` makes it, the forward process takes x there."""
+    goes back to more noise, as `repeat_stretches` makes it, the forward process takes x there."""
     for s, u in pairwise(path):
         if u.sigma > s.sigma:
             scale, var = transition(u, s)
@@ -252,7 +252,7 @@ def repaint(denoise: Denoise, x: Tensor, path: Path, randn: Randn, image: Tensor
         yield x
 
 
-def resampled(path: Path, resample: int, jump: int) -> list[Level]:
+def repeat_stretches(path: Path, resample: int, jump: int) -> list[Level]:
     """The path that goes over each stretch of `jump` steps `resample` times, so that all pixels agree."""
     walk = [path[0]]
     for start in range(0, len(path) - 1, jump):
@@ -329,8 +329,8 @@ def solve(
         stages: list[Tensor] = []
         for node, row in zip(c, a, strict=True):
             t = x.new_full((len(x),), start + node * h)
-            stages.append(f(_moved(x, h, row, stages), t))
-        x = _moved(x, h, b, stages)
+            stages.append(f(_advance(x, h, row, stages), t))
+        x = _advance(x, h, b, stages)
         progress(i + 1, len(times) - 1, x)
     return x
 
@@ -346,14 +346,14 @@ def solve_adaptive(
     h = _first_step(f, x, t, slope, end - start, tolerance, norm)
     for _ in range(LIMIT):
         step = torch.minimum(h, (end - t).abs())  # 0 for images that have arrived
-        signed, stages = _as(sign * step, x), [slope]
+        signed, stages = _per_row(sign * step, x), [slope]
         for node, row in zip(DOPRI_C[1:], DOPRI_A[1:], strict=True):
-            new = _moved(x, signed, row, stages)
+            new = _advance(x, signed, row, stages)
             stages.append(f(new, t + sign * node * step))
-        error = _moved(torch.zeros_like(x), signed, DOPRI_E, stages)
+        error = _advance(torch.zeros_like(x), signed, DOPRI_E, stages)
         size = norm(error / (tolerance + tolerance * torch.maximum(x.abs(), new.abs())))
         taken = size <= 1  # a NaN is refused, and its step shortened
-        x, slope = torch.where(_as(taken, x), new, x), torch.where(_as(taken, x), stages[-1], slope)
+        x, slope = torch.where(_per_row(taken, x), new, x), torch.where(_per_row(taken, x), stages[-1], slope)
         t = torch.where(taken, t + sign * step, t)
         factor = (0.9 * size.clamp(min=1e-10) ** -0.2).nan_to_num(0.2).clamp(0.2, 10)
         h = step * torch.where(taken, factor, factor.clamp(max=1))
@@ -374,20 +374,20 @@ def _first_step(
     scale, sign = tolerance + tolerance * x.abs(), math.copysign(1.0, span)
     d0, d1 = norm(x / scale), norm(first / scale)
     h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1).clamp(max=abs(span))
-    ahead = f(x + _as(sign * h0, x) * first, t + sign * h0)
+    ahead = f(x + _per_row(sign * h0, x) * first, t + sign * h0)
     d2 = norm((ahead - first) / scale) / h0
     top = torch.maximum(d1, d2)
     h1 = torch.where(top <= 1e-15, torch.maximum(h0 * 1e-3, torch.full_like(h0, 1e-6)), (0.01 / top) ** 0.2)
     return torch.minimum(100 * h0, h1)
 
 
-def _moved(x: Tensor, h: float | Tensor, weights: Sequence[float], stages: Sequence[Tensor]) -> Tensor:
+def _advance(x: Tensor, h: float | Tensor, weights: Sequence[float], stages: Sequence[Tensor]) -> Tensor:
     """x + h Σ w k."""
     terms = [w * k for w, k in zip(weights, stages, strict=False) if w]
     return x + h * sum(terms) if terms else x
 
 
-def _as(t: Tensor, x: Tensor) -> Tensor:
+def _per_row(t: Tensor, x: Tensor) -> Tensor:
     """[B] shaped to multiply x [B, …]."""
     return t.view(-1, *[1] * (x.ndim - 1))
 

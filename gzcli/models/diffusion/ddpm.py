@@ -18,12 +18,12 @@ from torch.nn import functional as F
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, moved, no_progress
 from gzcli.models.denoising import samplers
-from gzcli.models.denoising.applications import NoiseApplications, between, means, reduced
+from gzcli.models.denoising.applications import NoiseApplications, block_means, downscale, interpolate_images
 from gzcli.models.denoising.denoiser import UNCLIPPED, WalkOptions
 from gzcli.models.denoising.process import DiscreteVP, Level, ScheduleName, Shift, TimeSampling, shift_of
 from gzcli.models.denoising.samplers import Sampler
 from gzcli.models.labelled import ClusterOptions
-from gzcli.models.nn import as_interpolations, at_least, pairs_of
+from gzcli.models.nn import as_interpolations, at_least, complete_pairs
 from gzcli.models.nn.unet import UNet, UNetOptions
 
 LossType = Literal["l2", "l1", "huber"]
@@ -252,9 +252,10 @@ class Diffusion(NoiseApplications):
         steps: denoising steps, at most.
         """
         at_least(1, steps=steps)
-        x = pairs_of(x)
+        x = complete_pairs(x)
         path, eps = self.path(steps, start=strength), noise.first(len(x)).randn(*x.shape)
-        x_t = path[0].alpha * between(x, frames) + path[0].sigma * between(eps, frames, quarter_turn)
+        x_0, eps = interpolate_images(x, frames), interpolate_images(eps, frames, mix_noises)
+        x_t = path[0].alpha * x_0 + path[0].sigma * eps
         images = self.back(x_t, path, self.known_labels(None), 1.0, partial(noise.randn, *x.shape), progress)
         return as_interpolations(images, frames)
 
@@ -279,19 +280,19 @@ class Diffusion(NoiseApplications):
           conditioned on x.
         """
         at_least(1, factor=factor, steps=steps)
-        x, ratio = reduced(x, factor or self.factor or 2, self.data.shape[1:])
+        x, ratio = downscale(x, factor or self.factor or 2, self.data.shape[1:])
         if self.factor and ratio != self.factor:
             raise UsageError(f"the model was trained to enlarge {self.factor} times, not {ratio}")
         eta = (0.0 if self.factor else 0.85) if eta is None else eta
         denoise = self.denoiser(self.known_labels(None), guide=x if self.factor else None)
         path = self.path(steps or (4 if self.factor else 50))
         randn = partial(noise.randn, len(x), *self.data.shape)
-        denoise = self.conditioned(denoise, x, means(ratio))
+        denoise = self.conditioned(denoise, x, block_means(ratio))
         images = samplers.ddim(denoise, randn(), path, eta=eta, randn=randn, progress=progress)
         return Applied(self.into_range(images), rows=("upscaled",), given=x, how=f"small, 1/{ratio}")
 
 
-def quarter_turn(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+def mix_noises(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     """A mixture of independent noises of their variance: a at t = 0, b at t = 1."""
     angle = t * (torch.pi / 2)
     return angle.cos() * a + angle.sin() * b

@@ -21,15 +21,15 @@ from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.base import Model, Phase
-from gzcli.models.denoising.applications import between
+from gzcli.models.denoising.applications import interpolate_images
 from gzcli.models.diffusion.ddpm import Diffusion, DiffusionOptions, PathOptions, SamplingOptions
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import (
     as_interpolations,
     at_least,
+    complete_pairs,
     full_fp32,
-    interpolated,
-    pairs_of,
+    interpolate_codes,
     slerp,
     spread_labels,
     stacked,
@@ -129,8 +129,8 @@ class CodeApplications(Model):
         """
         at_least(1, steps=steps)
         coder, z = self.coder, self.coder.encode(x)
-        x_T = coder.invert(x, z, steps, half(progress, 0)) if stochastic else noise.randn(*x.shape)
-        decoded = coder.decode(z, x_T, steps, half(progress, 1) if stochastic else progress)
+        x_T = coder.invert(x, z, steps, half_progress(progress, 0)) if stochastic else noise.randn(*x.shape)
+        decoded = coder.decode(z, x_T, steps, half_progress(progress, 1) if stochastic else progress)
         return Applied(decoded, rows=("reconstruction",))
 
     @torch.no_grad()
@@ -145,10 +145,10 @@ class CodeApplications(Model):
         """
         at_least(2, frames=frames)
         at_least(1, steps=steps)
-        x, coder = pairs_of(x), self.coder
+        x, coder = complete_pairs(x), self.coder
         z = coder.encode(x)
-        x_T = between(coder.invert(x, z, steps, half(progress, 0)), frames, slerp)
-        images = coder.decode(interpolated(z, frames), x_T, steps, half(progress, 1))
+        x_T = interpolate_images(coder.invert(x, z, steps, half_progress(progress, 0)), frames, slerp)
+        images = coder.decode(interpolate_codes(z, frames), x_T, steps, half_progress(progress, 1))
         return as_interpolations(images, frames)
 
     @torch.no_grad()
@@ -174,8 +174,9 @@ class CodeApplications(Model):
             raise UsageError("`edit` needs a model of data with labels", hint="gz list data")
         at_least(1, steps=steps)
         z, labels = coder.encode(x), spread_labels(labels, len(x), coder.data, x.device)
-        x_T = coder.invert(x, z, steps, half(progress, 0))
-        edited = coder.decode(coder.moved(z, labels, strength, coder.head), x_T, steps, half(progress, 1))
+        x_T = coder.invert(x, z, steps, half_progress(progress, 0))
+        z = coder.moved(z, labels, strength, coder.head)
+        edited = coder.decode(z, x_T, steps, half_progress(progress, 1))
         return Applied(edited, rows=("edited",), labels=labels)
 
     @torch.no_grad()
@@ -217,7 +218,7 @@ class CodeApplications(Model):
         return {name: total / n for name, total in sums.items()}
 
 
-def half(progress: Progress, which: int) -> Progress:
+def half_progress(progress: Progress, which: int) -> Progress:
     """The progress of the half from image to noise (0) or from noise to image (1), as that of the whole."""
     return lambda i, n, x=None: progress(which * n + i, 2 * n, x)
 

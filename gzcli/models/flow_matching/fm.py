@@ -93,7 +93,7 @@ class FlowMatching(LikelihoodByODE, Applications):
             return batch.extra["x0"], batch.x
         eps, x = super().ends(batch)
         if self.coupling == "ot":
-            eps = coupled(eps, x, batch.y if self.conditional else None, self)
+            eps = couple_noise(eps, x, batch.y if self.conditional else None, self)
         return eps, x
 
     # ---- sampling
@@ -157,7 +157,7 @@ class FlowMatching(LikelihoodByODE, Applications):
 
 
 @torch.no_grad()
-def coupled(x0: Tensor, x1: Tensor, y: Tensor | None, module: nn.Module) -> Tensor:
+def couple_noise(x0: Tensor, x1: Tensor, y: Tensor | None, module: nn.Module) -> Tensor:
     """The noises x0 [B, …] in the order that pairs them with the data x1 [B, …] at the least total squared
     distance: paths between near pairs cross less, and are straighter (Tong 2023, arXiv:2302.00482).
 

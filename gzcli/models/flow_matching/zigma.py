@@ -25,8 +25,8 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import DataInfo
 from gzcli.models.flow_matching.fm import FlowMatching, FlowOptions
 from gzcli.models.labelled import ClusterOptions
-from gzcli.models.nn import stacked, to_fp32, valueless, zero_init
-from gzcli.models.nn.dit import DiTNet, DiTOptions, modulated
+from gzcli.models.nn import is_shape_only, stacked, to_fp32, zero_init
+from gzcli.models.nn.dit import DiTNet, DiTOptions, modulate
 from gzcli.models.nn.layers import LayerNorm
 
 KERNEL = 4  # tokens that the convolution sees, itself included
@@ -88,7 +88,7 @@ class Block(nn.Module):
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
         shift, scale, gate = self.modulation(c)[:, None].chunk(3, -1)
-        out = self.mamba(modulated(self.norm(h), shift, scale).index_select(1, self.order))
+        out = self.mamba(modulate(self.norm(h), shift, scale).index_select(1, self.order))
         return h + gate * out.index_select(1, self.back)
 
 
@@ -162,16 +162,16 @@ def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) ->
     where it is installed.
     """
     x, delta, A, B, C = map(to_fp32, (x, delta, A, B, C))
-    if x.dtype == torch.float32 and (kernel := fused(x.device)):
+    if x.dtype == torch.float32 and (kernel := fused_scan(x.device)):
         return kernel(x.mT.contiguous(), delta.mT.contiguous(), A, B.mT.contiguous(), C.mT.contiguous()).mT
-    on_cpu = x.device.type == "cpu" and not valueless()
+    on_cpu = x.device.type == "cpu" and not is_shape_only()
     rows = CACHE_ELEMENTS // (A.numel() * math.isqrt(x.shape[1])) if on_cpu else len(x)
     parts = (t.split(max(1, rows)) for t in (x, delta, B, C))
     return torch.cat([Scan.apply(x, delta, A, B, C) for x, delta, B, C in zip(*parts, strict=True)])
 
 
 @cache
-def fused(device: torch.device) -> Callable[..., Tensor] | None:
+def fused_scan(device: torch.device) -> Callable[..., Tensor] | None:
     """The kernel of `mamba-ssm`, of (x [batch, D, T], delta [batch, D, T], A [D, N], B [batch, N, T], C
     [batch, N, T]); None where there is none for the device."""
     if device.type != "cuda":
@@ -193,7 +193,7 @@ class Scan(Function):
         y, h, carried = torch.empty_like(u), u.new_zeros(u.shape[1], *A.shape), []
         for chunk in chunks(u):
             carried.append(h)
-            states = run(delta[chunk], A, B[chunk], u[chunk], h)[1]
+            states = run_chunk(delta[chunk], A, B[chunk], u[chunk], h)[1]
             torch.matmul(C[chunk, :, None], states, out=y[chunk, :, None])  # `out=` keeps it out of autocast
             h = states[-1].clone()
         ctx.save_for_backward(x, delta, A, B, C, u, *carried)
@@ -208,7 +208,7 @@ class Scan(Function):
         dA.zero_()
         g = torch.zeros_like(carried[0])  # of the state after the chunk
         for chunk, h in zip(reversed(list(chunks(u))), reversed(carried), strict=True):
-            decay, states = run(delta[chunk], A, B[chunk], u[chunk], h)
+            decay, states = run_chunk(delta[chunk], A, B[chunk], u[chunk], h)
             torch.matmul(dy[chunk, :, None], states.mT, out=dC[chunk, :, None])
             dh = C[chunk, ..., None] * dy[chunk, :, None]  # [L, batch, N, D]
             dh[-1] += g
@@ -233,7 +233,7 @@ def chunks(u: Tensor) -> Iterator[slice]:
     return (slice(i, min(i + size, len(u))) for i in range(0, len(u), size))
 
 
-def run(delta: Tensor, A: Tensor, B: Tensor, u: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+def run_chunk(delta: Tensor, A: Tensor, B: Tensor, u: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
     """The decays exp(Δ A) and the states after each of L tokens that follow the state h [batch, N, D], both
     [L, batch, N, D]."""
     decay = (delta[:, :, None] * A).exp_()

@@ -21,12 +21,12 @@ from gzcli.models.nn import (
     as_interpolations,
     at_least,
     best_labels,
+    complete_pairs,
     double,
     every_label,
     fresh_statistics,
-    interpolated,
+    interpolate_codes,
     needs_labels,
-    pairs_of,
     slerp,
     spread_labels,
     to_fp32,
@@ -40,8 +40,8 @@ from gzcli.models.nn.adversarial import (
     LabelAs,
     Norm,
     Objective,
+    critic_outputs,
     gradient_penalty,
-    judged,
     pyramid,
     r1_penalty,
     widths,
@@ -252,7 +252,7 @@ class GAN(Model):
         real, fake = (self.augmented(x, batch.noise) for x in (real, fake))
         if self.critic.independent:
             labels = None if y is None else torch.cat([y, y])
-            real_f, fake_f = judged(lambda x: self.critic(x, labels), real, fake)
+            real_f, fake_f = critic_outputs(lambda x: self.critic(x, labels), real, fake)
         else:  # batch norm would mix the statistics of real images and fakes
             real_f, fake_f = self.critic(real, y), self.critic(fake, y)
         loss = OBJECTIVES[options.objective].critic(real_f, fake_f)
@@ -385,13 +385,13 @@ class GAN(Model):
         """
         at_least(2, frames=frames)
         at_least(1, search=search)
-        x = pairs_of(x)
+        x = complete_pairs(x)
         z, y, _ = self.invert(x, noise.first(len(x)), Search(search), progress=progress)
         if y is not None:  # an image has the label of the nearer end
             pairs, frame = (torch.arange(count, device=x.device) for count in (len(x) // 2, frames))
             y = y[(2 * pairs[:, None] + (frame * 2 >= frames)).flatten()]
         with torch.no_grad():
-            images = self.generator(interpolated(z, frames, slerp), y)
+            images = self.generator(interpolate_codes(z, frames, slerp), y)
         return replace(as_interpolations(images, frames), labels=y)
 
     def traverse(

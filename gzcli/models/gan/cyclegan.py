@@ -25,7 +25,7 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 from gzcli.models.base import Model, Phase
 from gzcli.models.nn import Labels, from_levels, to_fp32, to_levels
-from gzcli.models.nn.adversarial import LEAST_SQUARES, PatchGAN, judged
+from gzcli.models.nn.adversarial import LEAST_SQUARES, PatchGAN, critic_outputs
 from gzcli.models.nn.perceptual import gaussian_window, ssim_parts
 
 
@@ -75,12 +75,12 @@ class Translator(nn.Module):
         super().__init__()
         widths = [width * 2**i for i in range(halvings + 1)]
         strides: dict[str, Any] = {"stride": 2, "padding": 1, "bias": False}
-        self.stem = normed(reflecting(channels, width, 7))
-        self.downs = nn.ModuleList(normed(nn.Conv2d(i, o, 3, **strides)) for i, o in pairwise(widths))
+        self.stem = norm_relu(reflect_conv(channels, width, 7))
+        self.downs = nn.ModuleList(norm_relu(nn.Conv2d(i, o, 3, **strides)) for i, o in pairwise(widths))
         self.blocks = nn.Sequential(*(ResBlock(widths[-1]) for _ in range(blocks)))
         ups = (nn.ConvTranspose2d(i, o, 3, **strides) for i, o in pairwise(reversed(widths)))
         self.ups = nn.ModuleList(ups)
-        self.head = reflecting(width, channels, 7, bias=True)
+        self.head = reflect_conv(width, channels, 7, bias=True)
         for m in self.modules():
             if isinstance(m, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.normal_(m.weight, std=0.02)
@@ -101,18 +101,18 @@ class ResBlock(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        first, second = (reflecting(width, width, 3) for _ in range(2))
-        self.net = nn.Sequential(*normed(first), second, nn.InstanceNorm2d(width))
+        first, second = (reflect_conv(width, width, 3) for _ in range(2))
+        self.net = nn.Sequential(*norm_relu(first), second, nn.InstanceNorm2d(width))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.net(x)
 
 
-def normed(conv: nn.Conv2d) -> nn.Sequential:
+def norm_relu(conv: nn.Conv2d) -> nn.Sequential:
     return nn.Sequential(conv, nn.InstanceNorm2d(conv.out_channels), nn.ReLU())
 
 
-def reflecting(inputs: int, outputs: int, kernel: int, bias: bool = False) -> nn.Conv2d:
+def reflect_conv(inputs: int, outputs: int, kernel: int, bias: bool = False) -> nn.Conv2d:
     """A convolution that keeps the size, with reflection at the borders."""
     return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, padding_mode="reflect", bias=bias)
 
@@ -224,8 +224,8 @@ class CycleGAN(Model):
     def discriminator_loss(self, a: Tensor, b: Tensor, noise: Noise) -> dict[str, Tensor]:
         with torch.no_grad():
             fake_a, fake_b = self.pool_a(self.b_to_a(b), noise), self.pool_b(self.a_to_b(a), noise)
-        loss_a = 0.5 * LEAST_SQUARES.critic(*judged(self.disc_a, a, fake_a))
-        loss_b = 0.5 * LEAST_SQUARES.critic(*judged(self.disc_b, b, fake_b))
+        loss_a = 0.5 * LEAST_SQUARES.critic(*critic_outputs(self.disc_a, a, fake_a))
+        loss_b = 0.5 * LEAST_SQUARES.critic(*critic_outputs(self.disc_b, b, fake_b))
         return {"loss": loss_a + loss_b, "a": loss_a.detach(), "b": loss_b.detach()}
 
     # ---- translation

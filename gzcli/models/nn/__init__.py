@@ -114,7 +114,7 @@ def best_labels(distance: Callable[[Tensor], Tensor], y: Tensor, data: DataInfo)
 # ---- sizes and grey levels
 
 
-def halvings(shape: tuple[int, ...], times: int) -> list[tuple[int, int]]:
+def halved_sizes(shape: tuple[int, ...], times: int) -> list[tuple[int, int]]:
     """(height, width) of images (C, H, W), then halved `times` times, rounded up."""
     sizes = [(shape[1], shape[2])]
     for _ in range(times):
@@ -140,7 +140,7 @@ def from_levels(k: Tensor, levels: int) -> Tensor:
     return k.to(torch.get_default_dtype()) * (2 / (levels - 1)) - 1
 
 
-def bits(nats: Tensor, data: DataInfo) -> Tensor:
+def bits_per_dim(nats: Tensor, data: DataInfo) -> Tensor:
     """Nats of an image as bits per dimension, without a gradient."""
     return nats.detach() / (math.prod(data.shape) * math.log(2))
 
@@ -161,7 +161,7 @@ def double(t: Tensor) -> Tensor:
     return t.double() if kind_of(t.device).float64 else to_fp32(t)
 
 
-def valueless() -> bool:
+def is_shape_only() -> bool:
     """Whether new tensors have a shape and no values now: on the meta device, or under FakeTensorMode."""
     fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
     return fake is not None or torch.get_default_device().type == "meta"
@@ -217,7 +217,7 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     return (torch.sin((1 - t) * omega) * a + torch.sin(t * omega) * b) / torch.sin(omega)
 
 
-def pairs_of(x: Tensor) -> Tensor:
+def complete_pairs(x: Tensor) -> Tensor:
     """x [n, …] without an odd last image. Raises UsageError for fewer than two."""
     if len(x) < 2:
         hint = "give a folder of two or more images"
@@ -228,10 +228,10 @@ def pairs_of(x: Tensor) -> Tensor:
 Mix = Callable[[Tensor, Tensor, Tensor], Tensor]  # (a, b, t) → a for t = 0, b for t = 1
 
 
-def interpolated(z: Tensor, frames: int, mix: Mix = torch.lerp) -> Tensor:
+def interpolate_codes(z: Tensor, frames: int, mix: Mix = torch.lerp) -> Tensor:
     """Codes [n // 2 · frames, D] from code 0 to 1, 2 to 3, … of z [n, D], ends included, pair by pair."""
     at_least(2, frames=frames)
-    a, b = pairs_of(z).unflatten(0, (-1, 2)).unsqueeze(2).unbind(1)  # [pairs, 1, D] each
+    a, b = complete_pairs(z).unflatten(0, (-1, 2)).unsqueeze(2).unbind(1)  # [pairs, 1, D] each
     return mix(a, b, torch.linspace(0, 1, frames, device=z.device)[:, None]).flatten(0, 1)
 
 

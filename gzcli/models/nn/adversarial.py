@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from gzcli.core.errors import UsageError
-from gzcli.models.nn import ClassEmbedding, halvings, to_fp32
+from gzcli.models.nn import ClassEmbedding, halved_sizes, to_fp32
 from gzcli.models.nn.layers import group_norm
 
 Norm = Literal["none", "group", "batch"]
@@ -37,9 +37,9 @@ class CriticOptions:
 def pyramid(shape: tuple[int, ...], coarsest: int = 4) -> list[tuple[int, int]]:
     """(height, width) of the feature maps of images (C, H, W), halved until no side is above `coarsest`."""
     times = 0
-    while max(halvings(shape, times)[-1]) > coarsest:
+    while max(halved_sizes(shape, times)[-1]) > coarsest:
         times += 1
-    return halvings(shape, times)
+    return halved_sizes(shape, times)
 
 
 def widths(width: int, scales: int) -> list[int]:
@@ -142,7 +142,7 @@ class PatchGAN(nn.Module):
         return to_fp32(self.head(x))
 
 
-def judged(disc: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> tuple[Tensor, ...]:
+def critic_outputs(disc: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> tuple[Tensor, ...]:
     """A discriminator's outputs for real and for generated inputs, in one pass."""
     return disc(torch.cat([real, fake])).chunk(2)
 

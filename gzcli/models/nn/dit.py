@@ -55,7 +55,7 @@ class DiTNet(nn.Module):
         width, layers, heads = options.width, options.layers, options.heads
         super().__init__()
         c, h, w = shape
-        patch = patch_for(h, w, options.tokens) if options.patch is None else options.patch
+        patch = default_patch(h, w, options.tokens) if options.patch is None else options.patch
         at_least(1, patch=patch)
         if h % patch or w % patch:
             fit = ", ".join(str(p) for p in range(1, min(h, w) // 2 + 1) if not (h % p or w % p))
@@ -136,7 +136,7 @@ class DiTNet(nn.Module):
         for block in self.blocks:
             h = block(h, c)
         shift, scale = self.modulation(c)[:, None].chunk(2, -1)
-        h = self.out(modulated(self.norm(h), shift, scale))
+        h = self.out(modulate(self.norm(h), shift, scale))
         # [B, rows, columns, p, q, C]
         h = h.unflatten(2, (self.patch, self.patch, -1)).unflatten(1, self.grid)
         return h.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
@@ -158,7 +158,7 @@ DIFFUSERS_NAMES = (  # of the weights of `DiTTransformer2DModel`, as patterns, a
 )
 
 
-def patch_for(h: int, w: int, tokens: int) -> int:
+def default_patch(h: int, w: int, tokens: int) -> int:
     """The side of PATCHES that divides h and w and makes nearly `tokens` patches, by their ratio.
 
     Raises UsageError where it makes more than TOKENS: few sides divide both, or the image is too large.
@@ -189,13 +189,13 @@ class Block(nn.Module):
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)[:, None].chunk(6, -1)
-        qkv = self.qkv(modulated(self.norm1(h), shift1, scale1))
+        qkv = self.qkv(modulate(self.norm1(h), shift1, scale1))
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, heads, T, D]
         h = h + gate1 * self.out(softmax_attention(q, k, v).transpose(1, 2).flatten(2))
-        return h + gate2 * self.mlp(modulated(self.norm2(h), shift2, scale2))
+        return h + gate2 * self.mlp(modulate(self.norm2(h), shift2, scale2))
 
 
-def modulated(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """h scaled, by `scale` more than 1, and shifted."""
     return h * (1 + scale) + shift
 

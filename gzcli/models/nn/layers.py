@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from gzcli.core.errors import UsageError
 from gzcli.models.nn import zero_init
 
-SIXTEEN_BIT = (torch.bfloat16, torch.float16)
+HALF_PRECISION = (torch.bfloat16, torch.float16)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -28,9 +28,9 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(groups, channels, eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype not in SIXTEEN_BIT:
+        if x.dtype not in HALF_PRECISION:
             return super().forward(x)
-        weight, bias = in_type(x, self.weight, self.bias)
+        weight, bias = cast_weights(x, self.weight, self.bias)
         with torch.autocast(x.device.type, enabled=False):
             return F.group_norm(x, self.num_groups, weight, bias, self.eps)
 
@@ -41,15 +41,15 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         kind = x.device.type
-        if x.dtype not in SIXTEEN_BIT:
+        if x.dtype not in HALF_PRECISION:
             y = super().forward(x)
             return y.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else y
-        weight, bias = in_type(x, self.weight, self.bias)
+        weight, bias = cast_weights(x, self.weight, self.bias)
         with torch.autocast(kind, enabled=False):
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
-def in_type(x: Tensor, *weights: Tensor | None) -> list[Tensor | None]:
+def cast_weights(x: Tensor, *weights: Tensor | None) -> list[Tensor | None]:
     """The weights in the type of the input, as kernels of GPUs want them."""
     return [None if p is None else p.to(x.dtype) for p in weights]
 

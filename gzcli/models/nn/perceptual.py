@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.types import moved
-from gzcli.models.nn import to_fp32, valueless
+from gzcli.models.nn import is_shape_only, to_fp32
 from gzcli.store.hub import VGG
 from gzcli.store.paths import cache_dir
 
@@ -45,7 +45,7 @@ class LPIPS(nn.Module):
     def from_files(cls) -> LPIPS:
         """With VGG16's weights of the user's cache; without values where new tensors have none. Raises
         MissingError that names what is absent, UsageError for files with other weights."""
-        if valueless():
+        if is_shape_only():
             return cls()
         files = vgg_file(), linear_file()
         states = [torch.load(file, map_location="cpu", weights_only=True) for file in files]

@@ -50,7 +50,7 @@ def gaussian_log_mass(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -
 
 LOG_MASS = {"gaussian": gaussian_log_mass, "logistic": logistic_log_mass}
 QUANTILE = {"gaussian": torch.special.ndtri, "logistic": torch.logit}
-Kind = Literal["auto", "bernoulli", "gaussian", "logistic", "mixture"]
+PixelKind = Literal["auto", "bernoulli", "gaussian", "logistic", "mixture"]
 
 
 class Pixels:

@@ -26,11 +26,11 @@ from gzcli.models.nn import (
     Labels,
     Modules,
     as_interpolations,
-    bits,
+    bits_per_dim,
+    complete_pairs,
     full_fp32,
-    interpolated,
+    interpolate_codes,
     needs_labels,
-    pairs_of,
     spread_labels,
     to_fp32,
     zero_init,
@@ -234,11 +234,11 @@ class ImageFlow(Model):
             else:  # multi-hot labels, with zero rows for the hidden ones
                 y = y * (batch.noise.rand(len(batch)) >= LABEL_DROP)[:, None]
             nll = -self.log_joint(batch.x, y, batch.noise, each_class=False).mean()
-            return {"loss": nll, "bpd": bits(nll, self.data)}
+            return {"loss": nll, "bpd": bits_per_dim(nll, self.data)}
         log_p = self.log_joint(batch.x, None, batch.noise, each_class=True)  # [B, K]
         nll, cross_entropy = F.nll_loss(log_p, y), F.cross_entropy(log_p, y)
         accuracy = log_p.argmax(1).eq(y).float().mean()
-        return {"loss": nll + cross_entropy, "bpd": bits(nll, self.data), "accuracy": accuracy}
+        return {"loss": nll + cross_entropy, "bpd": bits_per_dim(nll, self.data), "accuracy": accuracy}
 
     def on_start(self, batch: Batch) -> None:
         """Initialises the layers by the first batch, one after another in one pass."""
@@ -275,9 +275,9 @@ class ImageFlow(Model):
 
         frames: images of an interpolation, both ends included.
         """
-        x = pairs_of(x)
+        x = complete_pairs(x)
         z = self.codes(x, noise.first(len(x)))
-        latents = [interpolated(e.flatten(1), frames).unflatten(1, e.shape[1:]) for e in z]
+        latents = [interpolate_codes(e.flatten(1), frames).unflatten(1, e.shape[1:]) for e in z]
         return as_interpolations(self.images(latents, progress), frames)
 
     @torch.no_grad()

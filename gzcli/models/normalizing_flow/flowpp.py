@@ -58,7 +58,7 @@ class GatedConv(nn.Module):
         self.conv = nn.Conv2d(2 * hidden, hidden, 3, padding=1)
         self.context = nn.Linear(2 * context, hidden) if context else None
         self.dropout = nn.Dropout(dropout)
-        self.out = shrink(nn.Conv2d(2 * hidden, 2 * hidden, second, padding=second // 2))
+        self.out = shrink_init(nn.Conv2d(2 * hidden, 2 * hidden, second, padding=second // 2))
         self.norm = nn.LayerNorm(hidden)
 
     def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
@@ -76,7 +76,7 @@ class GatedAttention(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(hidden, 3 * hidden)
         self.dropout = nn.Dropout(dropout)
-        self.out = shrink(nn.Linear(hidden, 2 * hidden))
+        self.out = shrink_init(nn.Linear(hidden, 2 * hidden))
         self.norm = nn.LayerNorm(hidden)
 
     def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
@@ -101,7 +101,7 @@ class CouplingNet(nn.Module):
         for _ in range(options.blocks):
             self.blocks.append(GatedConv(hidden, 1, context, dropout))
             self.blocks.extend([GatedAttention(hidden, options.heads, dropout)] if attend else [])
-        self.last = shrink(nn.Conv2d(hidden, out, 3, padding=1))
+        self.last = shrink_init(nn.Conv2d(hidden, out, 3, padding=1))
 
     def forward(self, x1: Tensor, context: Tensor | None) -> Tensor:
         h = self.first(x1).permute(0, 2, 3, 1) + self.position
@@ -120,7 +120,7 @@ def concat_elu(h: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def shrink(module: Layer) -> Layer:
+def shrink_init(module: Layer) -> Layer:
     """The module with a tenth of its initial parameters (`init_scale` of the paper's code)."""
     for p in module.parameters():
         p.mul_(0.1)
@@ -334,7 +334,7 @@ class FlowPP(ImageFlow):
         dequant_blocks: int = 2,
         options: ImageFlowOptions = ImageFlowOptions(dequant="variational", logit=0.1),
     ):
-        check(data.shape, channel, checkerboard, couplings)
+        check_scales(data.shape, channel, checkerboard, couplings)
         depths = list(zip(channel, checkerboard, strict=True))
         dequantiser = partial(
             Dequantiser,
@@ -373,7 +373,7 @@ class FlowPP(ImageFlow):
         return self.postprocess(h)
 
 
-def check(
+def check_scales(
     shape: tuple[int, ...],
     channel: tuple[int, ...],
     checkerboard: tuple[int, ...],

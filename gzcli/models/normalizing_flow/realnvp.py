@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from gzcli.core.types import Batch, DataInfo
 from gzcli.models.nn import Modules, fresh_statistics
-from gzcli.models.nn.whole_batch import AllMean
+from gzcli.models.nn.shared_batch_norm import AllMean
 from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.base import ImageFlowOptions, MultiscaleFlow
 from gzcli.models.normalizing_flow.layers import Bijection, Initialised, per_channel

@@ -77,7 +77,7 @@ class PromptOptions:
     size: int | None = None
 
 
-def colours(x: Tensor) -> Tensor:
+def to_rgb(x: Tensor) -> Tensor:
     """Grey images as three equal channels, [B, 3, H, W]."""
     return x.expand(-1, 3, -1, -1)
 
@@ -88,12 +88,12 @@ def slices(x: Tensor, positions: int) -> list[slice]:
     return [slice(i, min(i + size, len(x))) for i in range(0, len(x), size)]
 
 
-def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Images in [-1, 1] resized to (height, width), [B, C, *size]."""
     return x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", antialias=True).clamp(-1, 1)
 
 
-def rows(mask: Tensor, value: Tensor) -> Tensor:
+def per_row(mask: Tensor, value: Tensor) -> Tensor:
     """mask [B] in the shape [B, 1, …], with as many dimensions as `value`."""
     return mask.view(-1, *[1] * (value.ndim - 1))
 
@@ -171,7 +171,7 @@ class StableDiffusion(Model):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation [B, c, h, w] of the VAE's posterior of images [B, C, H, W], not scaled."""
         with torch.autocast(x.device.type, enabled=False):
-            x = colours(x).to(self.vae.dtype)
+            x = to_rgb(x).to(self.vae.dtype)
             posteriors = [self.vae.encode(x[part]).latent_dist for part in slices(x, PIXELS)]
         return torch.cat([d.mean for d in posteriors]), torch.cat([d.std for d in posteriors])
 
@@ -251,7 +251,7 @@ class StableDiffusion(Model):
         embedded = cached or self.embed(batch.extra["caption"])
         none = self.embed_nothing()
         return {
-            key: torch.where(rows(hidden, value), none[key].to(value), value)
+            key: torch.where(per_row(hidden, value), none[key].to(value), value)
             for key, value in embedded.items()
         }
 
@@ -307,7 +307,7 @@ class StableDiffusion(Model):
         gathered = ranks.rows(captions, self)
         self.captions.copy_(gathered[order % len(gathered)])
         if self.condition:
-            gathered = ranks.rows(to_levels(colours(self.picture(batch)), 256).byte(), self)
+            gathered = ranks.rows(to_levels(to_rgb(self.picture(batch)), 256).byte(), self)
             self.pictures.copy_(gathered[order % len(gathered)])
 
     def picture(self, batch: Batch) -> Tensor:
@@ -327,7 +327,7 @@ class StableDiffusion(Model):
         texts = [prompt] * n if isinstance(prompt, str) else [prompt[i % len(prompt)] for i in range(n)]
         if self.condition:
             remembered = from_levels(self.pictures[[i % EXAMPLES for i in pick]], 256)
-            pictures = colours(remembered if pictures is None else pictures).to(self.device)
+            pictures = to_rgb(remembered if pictures is None else pictures).to(self.device)
         return texts, pictures
 
     # ---- sampling

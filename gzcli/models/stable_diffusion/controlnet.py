@@ -18,7 +18,7 @@ from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, Stable
 from torch import Tensor, nn
 
 from gzcli.core.types import Batch, DataInfo, Noise, Progress
-from gzcli.models.stable_diffusion.base import PromptOptions, StableDiffusion, TuningOptions, colours, resized
+from gzcli.models.stable_diffusion.base import PromptOptions, StableDiffusion, TuningOptions, resize, to_rgb
 
 SIGMA = 1.0  # of the Gaussian that smooths the grey image first, in pixels
 WEAK, STRONG = 0.1, 0.2  # strengths of a gradient: of an edge's pixels, and of the strongest of them at least
@@ -102,12 +102,12 @@ class ControlNet(StableDiffusion):
         if "control" in batch.extra:
             return batch.extra["control"]
         if "edges" in batch.extra:
-            return colours(batch.extra["edges"].to(batch.x) * 2 - 1)
+            return to_rgb(batch.extra["edges"].to(batch.x) * 2 - 1)
         return canny(batch.x)
 
     def conditions(self, batch: Batch) -> dict[str, Tensor]:
         """The texts, and the maps `control` in [0, 1], as in diffusers."""
-        return super().conditions(batch) | {"control": (colours(self.picture(batch)) + 1) / 2}
+        return super().conditions(batch) | {"control": (to_rgb(self.picture(batch)) + 1) / 2}
 
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         inputs, maps = self.inputs(z_t, conditions), conditions["control"]
@@ -152,9 +152,9 @@ class ControlNet(StableDiffusion):
     ) -> tuple[list[str], Tensor]:
         """The prompts, and the maps [n, 3, *sides]; to be called after `start`, for the order of draws."""
         if edges and control is not None:
-            control = canny(resized(control, sides))
+            control = canny(resize(control, sides))
         prompts, maps = self.examples(n, noise, prompt, control)
-        return prompts, resized(maps, sides)
+        return prompts, resize(maps, sides)
 
     @torch.no_grad()
     def sources(

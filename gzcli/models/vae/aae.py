@@ -17,8 +17,8 @@ from torch import Tensor
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 from gzcli.models.base import Phase
 from gzcli.models.nn import ClassEmbedding, Labels, best_labels, spread_labels, to_fp32
-from gzcli.models.nn.adversarial import OBJECTIVES, Critic, CriticOptions, judged
-from gzcli.models.vae.base import LABEL_SIZE, LOGVAR, Autoencoder, NetOptions, drawn, mlp
+from gzcli.models.nn.adversarial import OBJECTIVES, Critic, CriticOptions, critic_outputs
+from gzcli.models.vae.base import LABEL_SIZE, LOGVAR, Autoencoder, NetOptions, mlp, reparameterise
 
 LOSS = OBJECTIVES["nonsaturating"]
 
@@ -69,7 +69,7 @@ class AAE(Autoencoder):
         if self.posterior == "deterministic":
             return to_fp32(self.encoder(x))
         mu, logvar = to_fp32(self.encoder(x)).chunk(2, dim=1)
-        return mu if eps is None else drawn(mu, logvar.clamp(*LOGVAR), eps)
+        return mu if eps is None else reparameterise(mu, logvar.clamp(*LOGVAR), eps)
 
     def decode(self, z: Tensor, y: Labels = None) -> Tensor:
         """Images in [-1, 1] of codes [B, latent]; without labels y, by the mean of the embeddings."""
@@ -110,12 +110,12 @@ class AAE(Autoencoder):
     def discriminator_loss(self, x: Tensor, y: Labels, eps: Tensor, prior: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
             z = self.encode(x, eps)
-        code = loss = LOSS.critic(*judged(self.prior_logits, prior, z))
+        code = loss = LOSS.critic(*critic_outputs(self.prior_logits, prior, z))
         parts = {"code": code.detach()}
         if self.critic is not None:
             with torch.no_grad():
                 fake = self.decode(prior, y)
-            image = LOSS.critic(*judged(self.critic, x, fake))
+            image = LOSS.critic(*critic_outputs(self.critic, x, fake))
             loss, parts["image"] = code + image, image.detach()
         return {"loss": loss, **parts}
 

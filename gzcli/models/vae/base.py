@@ -23,8 +23,8 @@ from gzcli.models.nn import (
     ClassEmbedding,
     Labels,
     as_interpolations,
-    halvings,
-    interpolated,
+    halved_sizes,
+    interpolate_codes,
     spread_labels,
     traversal,
 )
@@ -50,7 +50,7 @@ def log_normal(z: Tensor, mu: Tensor | float = 0.0, logvar: Tensor | float = 0.0
     return -0.5 * ((z - mu) ** 2 * torch.exp(-logvar) + logvar + LOG_2PI).sum(-1)
 
 
-def drawn(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
+def reparameterise(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
     """Draws of N(mu, e^logvar) from standard normal eps."""
     return mu + (0.5 * logvar).exp() * eps
 
@@ -133,7 +133,7 @@ class ConvEncoder(nn.Module):
         for i, o in pairwise((shape[0], *hidden)):
             layers += [nn.Conv2d(i, o, 3, stride=2, padding=1), *(ResBlock(o, o) for _ in range(blocks))]
         self.net = nn.Sequential(*layers, group_norm(hidden[-1]), nn.GELU())
-        self.head = nn.Linear(hidden[-1] * math.prod(halvings(shape, len(hidden))[-1]) + embed, outputs)
+        self.head = nn.Linear(hidden[-1] * math.prod(halved_sizes(shape, len(hidden))[-1]) + embed, outputs)
 
     def forward(self, x: Tensor, e: Tensor | None = None) -> Tensor:
         return self.head(join(self.net(x).flatten(1), e))
@@ -144,7 +144,7 @@ class ConvDecoder(nn.Module):
 
     def __init__(self, shape: Sizes, widths: Sizes, z: int, outputs: int, embed: int = 0, blocks: int = 0):
         super().__init__()
-        *self.targets, start = halvings(shape, len(widths))
+        *self.targets, start = halved_sizes(shape, len(widths))
         self.start = (widths[-1], *start)
         self.stem = nn.Linear(z + embed, math.prod(self.start))
         self.scales = nn.ModuleList()
@@ -183,7 +183,7 @@ class Autoencoder(Model):
 
         frames: images of an interpolation, both ends included.
         """
-        x = self.image(interpolated(self.code(x), frames))
+        x = self.image(interpolate_codes(self.code(x), frames))
         progress(1, 1, x)
         return as_interpolations(x, frames)
 

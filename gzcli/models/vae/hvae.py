@@ -25,9 +25,9 @@ from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 from gzcli.models.labelled import LabelOptions
-from gzcli.models.nn import Labels, as_interpolations, bits, halvings, interpolated, to_fp32
+from gzcli.models.nn import Labels, as_interpolations, bits_per_dim, halved_sizes, interpolate_codes, to_fp32
 from gzcli.models.nn.layers import group_norm
-from gzcli.models.nn.pixels import Kind, distribution
+from gzcli.models.nn.pixels import PixelKind, distribution
 from gzcli.models.vae.base import LabelledVAE, kl_normal, log_normal
 
 
@@ -56,7 +56,7 @@ class Cell(nn.Module):
 
 def encoder_cell(width: int) -> Cell:
     """Two 3×3 convolutions (figure 3b)."""
-    last, first = small(nn.Conv2d(width, width, 3, padding=1)), nn.Conv2d(width, width, 3, padding=1)
+    last, first = shrink_init(nn.Conv2d(width, width, 3, padding=1)), nn.Conv2d(width, width, 3, padding=1)
     layers = group_norm(width), nn.SiLU(), first, group_norm(width), nn.SiLU(), last
     return Cell(*layers, SqueezeExcite(width))
 
@@ -65,12 +65,12 @@ def decoder_cell(width: int, expand: int) -> Cell:
     """A depthwise 5×5 convolution on `expand` times the channels (figure 3a)."""
     wide = expand * width
     depthwise = nn.Conv2d(wide, wide, 5, padding=2, groups=wide)
-    first, last = nn.Conv2d(width, wide, 1), small(nn.Conv2d(wide, width, 1))
+    first, last = nn.Conv2d(width, wide, 1), shrink_init(nn.Conv2d(wide, width, 1))
     return Cell(group_norm(width), first, nn.SiLU(), depthwise, nn.SiLU(), last, SqueezeExcite(width))
 
 
 @torch.no_grad()
-def small(conv: nn.Conv2d) -> nn.Conv2d:
+def shrink_init(conv: nn.Conv2d) -> nn.Conv2d:
     """The convolution with a tenth of its initial weights."""
     conv.weight.mul_(0.1)
     return conv
@@ -130,7 +130,7 @@ class LadderOptions:
     expand: int = 3
 
 
-def check(ladder: LadderOptions, mixture: int) -> None:
+def check_ladder(ladder: LadderOptions, mixture: int) -> None:
     """Raises UsageError unless the options, and the components of a mixture, are those of two towers."""
     channels, groups, cells = ladder.channels, ladder.groups, ladder.cells
     if not len(channels) == len(groups) == len(cells):
@@ -234,7 +234,7 @@ class TopDown(nn.Module):
     def __init__(self, shape: tuple[int, ...], ladder: LadderOptions, outputs: int, embed: int):
         super().__init__()
         channels, groups, cells = ladder.channels[::-1], ladder.groups[::-1], ladder.cells[::-1]
-        self.sizes = halvings(shape, len(channels) - 1)[::-1]
+        self.sizes = halved_sizes(shape, len(channels) - 1)[::-1]
         # the size of each group
         self.grids = [size for size, g in zip(self.sizes, groups, strict=True) for _ in range(g)]
         self.start = nn.Parameter(torch.randn(1, channels[0], *self.sizes[0]))
@@ -298,13 +298,13 @@ class HVAE(LabelledVAE):
         data: DataInfo,
         *,
         ladder: LadderOptions = LadderOptions(),
-        pixels: Kind = "auto",
+        pixels: PixelKind = "auto",
         mixture: int = 10,
         kl_warmup: int = 0,
         spectral: float = 0.01,
         labels: LabelOptions = LabelOptions(),
     ):
-        check(ladder, mixture)
+        check_ladder(ladder, mixture)
         super().__init__(data, labels, kl_warmup)
         kind = "mixture" if pixels == "auto" and data.levels not in (2, None) else pixels
         self.pixels = distribution(kind, data.shape[0], data.levels, mixture)
@@ -345,7 +345,7 @@ class HVAE(LabelledVAE):
             parts["loss"] = parts["loss"] + self.spectral * parts["spectral"]
         parts |= {"recon": recon, "kl": kl.sum(), "elbo": -(recon + kl.sum())}
         if self.data.levels is not None:
-            parts["bpd"] = bits(-parts["elbo"], self.data)
+            parts["bpd"] = bits_per_dim(-parts["elbo"], self.data)
         for i in sorted(set(self.scale_of)):
             height, width = self.decoder.sizes[i]
             of_scale = [kl[j] for j, scale in enumerate(self.scale_of) if scale == i]
@@ -460,6 +460,6 @@ class HVAE(LabelledVAE):
         zeros = [x.new_zeros(len(x), *grid) for grid in self.grids]
         _, codes = self.decoder(zeros, self.encoder(x), self.embed(None, len(x)))
         means = zip((code.mu for code in codes), self.grids, strict=True)
-        ts = [interpolated(mu, frames).unflatten(1, grid) for mu, grid in means]
+        ts = [interpolate_codes(mu, frames).unflatten(1, grid) for mu, grid in means]
         out, _ = self.decoder(ts, [], self.embed(None, len(ts[0])))
         return as_interpolations(self.shown(out, True, noise, progress), frames)

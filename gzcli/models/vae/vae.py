@@ -18,10 +18,18 @@ from torch import Tensor
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 from gzcli.models.labelled import LabelOptions
-from gzcli.models.nn import Labels, bits, double, to_fp32
+from gzcli.models.nn import Labels, bits_per_dim, double, to_fp32
 from gzcli.models.nn.perceptual import ms_ssim
-from gzcli.models.nn.pixels import Kind, distribution
-from gzcli.models.vae.base import LOGVAR, Autoencoder, LabelledVAE, NetOptions, drawn, kl_normal, log_normal
+from gzcli.models.nn.pixels import PixelKind, distribution
+from gzcli.models.vae.base import (
+    LOGVAR,
+    Autoencoder,
+    LabelledVAE,
+    NetOptions,
+    kl_normal,
+    log_normal,
+    reparameterise,
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class VAEOptions:
       ELBO.
     """
 
-    pixels: Kind = "auto"
+    pixels: PixelKind = "auto"
     mixture: int = 1
     recon: Literal["likelihood", "ms_ssim"] = "likelihood"
     beta: float = 1.0
@@ -112,12 +120,12 @@ class VAE(Autoencoder, LabelledVAE):
             loss = math.log(self.iwae) - torch.logsumexp(log_px + beta * log_ratio, dim=1)
             recon, kl = -log_px.mean(1), -log_ratio.mean(1)
         else:
-            out = self.decoder(drawn(mu, logvar, eps[:, 0]), e)
+            out = self.decoder(reparameterise(mu, logvar, eps[:, 0]), e)
             recon, kl = self.distance(x, out), kl_normal(mu, logvar)
             loss = recon + beta * kl
         parts = {"loss": loss.mean(), "recon": recon.mean().detach(), "kl": kl.mean().detach()}
         if self.recon == "likelihood" and self.data.levels is not None:
-            parts["bpd"] = bits(parts["recon"] + parts["kl"], self.data)
+            parts["bpd"] = bits_per_dim(parts["recon"] + parts["kl"], self.data)
         # Burda 2015, section 5.2: a unit is active if its posterior mean varies with x
         parts["active_units"] = (mu.detach().var(0, unbiased=False) > 0.01).float().sum()
         return parts
@@ -138,7 +146,7 @@ class VAE(Autoencoder, LabelledVAE):
         """log p(x | z) and log p(z) − log q(z | x), [B, k] each, at z = mu + sigma·eps [B, k, latent]."""
         k = eps.shape[1]
         mu, logvar = mu.unsqueeze(1), logvar.unsqueeze(1)
-        z = drawn(mu, logvar, eps)
+        z = reparameterise(mu, logvar, eps)
         e = None if e is None else e.repeat_interleave(k, 0)
         out = self.decoder(z.flatten(0, 1), e)
         log_px = self.pixels.log_prob(x.repeat_interleave(k, 0), out).unflatten(0, (-1, k))
@@ -160,7 +168,7 @@ class VAE(Autoencoder, LabelledVAE):
         """−log p(x | z) at one z ~ q, and KL, [B] each: the ELBO is minus their sum."""
         e = self.embed(labels, len(x))
         mu, logvar = self.encode(x, e)
-        out = self.decoder(drawn(mu, logvar, noise.randn(len(x), self.latent)), e)
+        out = self.decoder(reparameterise(mu, logvar, noise.randn(len(x), self.latent)), e)
         return -self.pixels.log_prob(x, out), kl_normal(mu, logvar)
 
     def iwae_bound(self, x: Tensor, noise: Noise, k: int, labels: Labels = None) -> Tensor:

@@ -1,8 +1,8 @@
-"""Layers that look at a whole batch, over the batch of all ranks: two processes compute what one does.
+"""Batch norm over the batch of all ranks, so that two processes compute the same as one.
 
-torch's own layers know their rank's images alone (its `SyncBatchNorm` works on GPUs only, and has no second
-derivative). Models are written with torch's layers; `share` exchanges them where there are several ranks.
-Dropout is left as it is: each rank draws its own.
+torch's own batch norm uses the images of its rank alone. Its `SyncBatchNorm` works on GPUs only, and has no
+second derivative. Models are written with torch's layers; `share_batch_norm` replaces these in a run of
+several ranks. Each rank draws its own dropout.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class SharedBatchNorm(_BatchNorm):
         """Does nothing, where torch's layers check the number of dimensions: any will do."""
 
 
-def share(model: nn.Module) -> None:
-    """Has torch's batch norm in a model look at the images of all ranks, while it trains. The layers stay the
-    same objects, with their parameters and buffers."""
+def share_batch_norm(model: nn.Module) -> None:
+    """Makes torch's batch norms in a model use the images of all ranks in training. The layers stay the same
+    objects, with their parameters and buffers."""
     for module in model.modules():
         if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             module.__class__ = SharedBatchNorm
