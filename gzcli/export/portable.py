@@ -305,7 +305,7 @@ def in_place(model: Any, units: UnitVectors, how: dict[str, Any]) -> Iterator[No
     of images."""
 
     def denoiser(y: Tensor | None = None, options: WalkOptions = AS_TRAINED, guide: Any = None) -> Any:
-        guidance = model.strength(options.guidance)
+        guidance = model.guidance_scale(options.guidance)
         how.update(asdict(options) | {"guidance": guidance, "kind": "denoise"})
 
         def denoise(x: Tensor, t: float) -> Estimate:
@@ -324,11 +324,11 @@ def in_place(model: Any, units: UnitVectors, how: dict[str, Any]) -> Iterator[No
 
         return f
 
-    def sampled_labels(*_: Any) -> None:
+    def draw_labels(*_: Any) -> None:
         if model.clusters is not None:
             units.program.append({"do": "cluster", "shares": model.clusters.shares.tolist()})
 
-    fakes: dict[str, Any] = {"denoiser": denoiser, "velocity": velocity, "sampled_labels": sampled_labels}
+    fakes: dict[str, Any] = {"denoiser": denoiser, "velocity": velocity, "draw_labels": draw_labels}
     fakes["into_range"] = lambda x, *_: x
     fakes = {name: fake for name, fake in fakes.items() if hasattr(model, name)}
     vars(model).update(fakes)

@@ -270,7 +270,7 @@ class Param:
 
     annotation: its type, with the names of other types and of tables replaced by what they stand for.
     default: None where a value is `required`.
-    ours: whether it is of a class that comes with gz.
+    from_gz: whether it is of a class that comes with gz.
     doc: text of the field in the docstring of its dataclass.
     """
 
@@ -278,7 +278,7 @@ class Param:
     annotation: str
     default: Any
     required: bool
-    ours: bool = field(default=False, compare=False)
+    from_gz: bool = field(default=False, compare=False)
     doc: str = field(default="", compare=False)
 
     @property
@@ -292,8 +292,8 @@ class Param:
         if "int" in self.words:
             # HVAE has `groups` for each resolution, some of which are 0
             zero = self.name in ZERO_ALLOWED or (self.name == "groups" and "tuple" in self.words)
-            return (COUNT if zero else SIZE) if self.ours else ANY_INT
-        if "float" in self.words and self.ours and self.name not in SIGNED:
+            return (COUNT if zero else SIZE) if self.from_gz else ANY_INT
+        if "float" in self.words and self.from_gz and self.name not in SIGNED:
             return FLOAT_RANGES.get(self.name, "0 or more")
         return None
 
@@ -302,7 +302,7 @@ class Param:
 def params_of(function: ast.FunctionDef, path: Path) -> tuple[Param, ...]:
     """The parameters of a signature; a dataclass of options is replaced by its fields."""
     params: list[Param] = []
-    a, ours = function.args, ROOT in path.parents
+    a, from_gz = function.args, ROOT in path.parents
     defaults = [None] * (len(a.posonlyargs) + len(a.args) - len(a.defaults)) + a.defaults + a.kw_defaults
     for arg, default in zip((*a.posonlyargs, *a.args, *a.kwonlyargs), defaults, strict=True):
         if isinstance(default, ast.Call) and isinstance(arg.annotation, ast.Name):
@@ -311,7 +311,7 @@ def params_of(function: ast.FunctionDef, path: Path) -> tuple[Param, ...]:
                 params += _fields(group, default, path)
                 continue
         value = None if default is None or arg.arg in ENGINE_ARGS else value_of(default, path)
-        params.append(Param(arg.arg, type_of(arg.annotation, path), value, default is None, ours))
+        params.append(Param(arg.arg, type_of(arg.annotation, path), value, default is None, from_gz))
     return tuple(params)
 
 

@@ -150,18 +150,18 @@ class Labelled(Model):
             return self.clusters(batch.x)
         return batch.y if self.conditional else None
 
-    def sampled_labels(self, labels: Tensor | None, n: int, noise: Noise) -> Tensor | None:
+    def draw_labels(self, labels: Tensor | None, n: int, noise: Noise) -> Tensor | None:
         """The labels of n images that are drawn from nothing: those asked for, or clusters, which are drawn
         where none are given."""
         if self.clusters is None:
-            return self.asked_labels(labels, n)
+            return self.requested_labels(labels, n)
         return self.clusters.draw(n, noise) if labels is None else labels.to(self.device)
 
-    def asked_labels(self, labels: Tensor | None, n: int) -> Tensor | None:
+    def requested_labels(self, labels: Tensor | None, n: int) -> Tensor | None:
         """The labels of n samples, by default spread over the classes; None for an unconditional model."""
         return spread_labels(labels, n, self.data, self.device) if self.conditional else None
 
-    def known_labels(self, labels: Tensor | None) -> Tensor | None:
+    def image_labels(self, labels: Tensor | None) -> Tensor | None:
         """The labels of given images; None where they are unknown.
 
         Raises UsageError for unknown labels if training never hid any.
@@ -171,7 +171,7 @@ class Labelled(Model):
             raise UsageError("a model trained without label dropout needs labels", hint=hint)
         return labels if self.conditional else None
 
-    def strength(self, guidance: float | None) -> float:
+    def guidance_scale(self, guidance: float | None) -> float:
         """The guidance of samples: what is asked for, or by default 1, and `GUIDANCE` towards clusters."""
         if guidance is not None:
             return guidance

@@ -38,7 +38,7 @@ def test_defaults_and_tables_lie_in_their_ranges():
         return list(param.default) if isinstance(param.default, tuple) else param.default
 
     assert [place for place, param in options() if not in_range(values(param), param.range)] == []
-    numeric = [param for _, param in options() if replace(param, ours=False).range]
+    numeric = [param for _, param in options() if replace(param, from_gz=False).range]
     assert len(numeric) > 300
     for _, param in options():
         if param.range:

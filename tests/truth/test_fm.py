@@ -220,7 +220,7 @@ def test_guidance_is_the_extrapolation_and_only_guided_times_take_two_passes(fam
     early, inside = torch.full((8,), 0.9), torch.full((8,), 0.5)
     if family is CFM:
         with torch.no_grad():
-            one, without, twice = (model.guided(x, inside, y, w) for w in (1.0, 0.0, 2.5))
+            one, without, twice = (model.guided_output(x, inside, y, w) for w in (1.0, 0.0, 2.5))
         assert rows == [8, 8, 16]
         torch.testing.assert_close(twice, without + 2.5 * (one - without), atol=1e-5, rtol=1e-4)
         rows.clear()

@@ -54,7 +54,7 @@ def test_a_thousand_tokens_are_the_recurrence_in_each_order(order):
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 16, 37, 1024])
-@pytest.mark.parametrize("cached", [1, 200, scans.CACHED])
+@pytest.mark.parametrize("cached", [1, 200, scans.CACHE_ELEMENTS])
 def test_gradients_are_those_of_the_recurrence(monkeypatch, tokens, cached):
     """Of whole chunks and of rests, with few images at a time and with all; and in single precision."""
     monkeypatch.setattr(scans, "CACHE_ELEMENTS", cached)

@@ -159,16 +159,16 @@ class PixelCache:
         self.out = [slice(c * size, (c + 1) * size) for c in range(conv.groups)]
         self.now = [weight[s, :k, -1].T.contiguous() for s, k in zip(self.out, self.visible, strict=True)]
 
-    def left(self, j: int, base: Tensor) -> Tensor:
+    def past_sum(self, j: int, base: Tensor) -> Tensor:
         """`base` [n, n_out] or [n_out], plus the contribution of the pixels left of j."""
         for t, weight in enumerate(self.past):
             base = torch.addmm(base, self.input[j + t * self.conv.dilation], weight)
         return base
 
-    def add(self, j: int, c: int, left: Tensor) -> Tensor:
-        """Group c's output [n, n_out / groups] at pixel j, given the sum that `left` returned."""
-        left, visible = left[..., self.out[c]], self.visible[c]
-        return torch.addmm(left, self.input[self.pad + j, :, :visible], self.now[c]) if visible else left
+    def output(self, j: int, c: int, past: Tensor) -> Tensor:
+        """Group c's output [n, n_out / groups] at pixel j, given the sum that `past_sum` returned."""
+        past, visible = past[..., self.out[c]], self.visible[c]
+        return torch.addmm(past, self.input[self.pad + j, :, :visible], self.now[c]) if visible else past
 
     def put(self, j: int, c: int, value: Tensor) -> None:
         """Sets group c of the input at pixel j to `value` [n, n_in / groups]."""

@@ -130,7 +130,7 @@ class MaskGIT(Prior):
         options: FillOptions = FillOptions(),
     ) -> Tensor:
         """n images [n, C, H, W], all codes at once, refined pass by pass."""
-        guidance, labels = self.strength(options.guidance), self.sampled_labels(labels, n, noise)
+        guidance, labels = self.guidance_scale(options.guidance), self.draw_labels(labels, n, noise)
         self.check_guidance(guidance, labels)
         options = replace(options, guidance=guidance)
         codes = torch.zeros(n, self.length, dtype=torch.long, device=self.device)
@@ -157,7 +157,7 @@ class MaskGIT(Prior):
         hidden = (centre_mask(x) if mask is None else mask.to(x)) < 0.5
         guidance = 1.0 if options.guidance is None else options.guidance
         labelled = guidance != 1 or labels is not None
-        labels = self.asked_labels(labels, len(x)) if labelled else self.known_labels(None)
+        labels = self.requested_labels(labels, len(x)) if labelled else self.image_labels(None)
         self.check_guidance(guidance, labels)
         # the encoder must not see hidden pixels, which would reach the codes around them: it gets the mean of
         # the known ones in their place

@@ -184,18 +184,18 @@ class IncrementalPixelCNN:
     def outputs(self, j: int, c: int) -> Tensor:
         """The logits of channel c at pixel j of the row, [n, outputs]."""
         if c == 0:  # the share of the pixels on the left is the same for all channels
-            self.left = [self.first.left(j, self.first.bias)]
-            self.left += [
-                cache.left(j, base[j]) for (cache, _), base in zip(self.blocks, self.base, strict=True)
+            self.past = [self.first.past_sum(j, self.first.bias)]
+            self.past += [
+                cache.past_sum(j, base[j]) for (cache, _), base in zip(self.blocks, self.base, strict=True)
             ]
-        h = self.first.add(j, c, self.left[0])
-        for (horizontal, out), left in zip(self.blocks, self.left[1:], strict=True):
+        h = self.first.output(j, c, self.past[0])
+        for (horizontal, out), past in zip(self.blocks, self.past[1:], strict=True):
             horizontal.put(j, c, h)
-            out.put(0, c, gate(horizontal.add(j, c, left)))
-            h = h + out.add(0, c, out.bias)
+            out.put(0, c, gate(horizontal.output(j, c, past)))
+            h = h + out.output(0, c, out.bias)
         self.head.put(0, c, F.relu(h))
-        self.out.put(0, c, F.relu(self.head.add(0, c, self.head.bias)))
-        return self.out.add(0, c, self.out.bias)
+        self.out.put(0, c, F.relu(self.head.output(0, c, self.head.bias)))
+        return self.out.output(0, c, self.out.bias)
 
     def put(self, j: int, c: int, value: Tensor) -> None:
         self.first.put(j, c, value)

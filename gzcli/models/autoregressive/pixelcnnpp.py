@@ -333,7 +333,7 @@ class PixelCNNpp(PixelModel):
             for i, n in enumerate(blocks)
         )
         self.head = nn.Conv2d(hidden, pixels.size, 1)
-        pixels.start(self.head.get_parameter("bias"))
+        pixels.init_bias(self.head.get_parameter("bias"))
         # weights are g · v / ‖v‖, with a norm for each output channel (Salimans & Kingma 2016)
         for layer in list(self.modules()):
             if isinstance(layer, (nn.Conv2d, HorizontalConv)):
@@ -387,7 +387,7 @@ class IncrementalPixelCNNpp:
 
     def outputs(self, j: int, part: int) -> Tensor:
         """The parameters of pixel j's distribution, [n, size]."""
-        h = feature(self.left.left(j, self.base[j]))
+        h = feature(self.left.past_sum(j, self.base[j]))
         h, _ = u_net(h, self.scales, call=lambda layer, *x: layer.pixel(*x))
         return F.linear(F.elu(h), self.head, self.net.head.bias)
 

@@ -236,4 +236,4 @@ class Prior(Labelled):
                 nll = self.joint_nll(codes, batch.x, batch.noise)
             nats += float(nll.cpu().double().sum())
             n += codes.numel()
-        return figures.named() | {"entropy": figures.entropy, "nats": nats / n}
+        return figures.as_dict() | {"entropy": figures.entropy, "nats": nats / n}

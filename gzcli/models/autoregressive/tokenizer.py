@@ -102,7 +102,7 @@ class Codebook(nn.Module):
         return self._normal(F.embedding(codes, self.embedding)).movedim(-1, 1)
 
     @torch.no_grad()
-    def start(self, z: Tensor, noise: Noise) -> None:
+    def init_codes(self, z: Tensor, noise: Noise) -> None:
         """Moves all codes to vectors of the first batch, once, so that a resume changes nothing."""
         self._restart(~self.started.expand_as(self.usage), self._normal(to_fp32(z), dim=1), noise)
         self.started.fill_(True)
@@ -180,7 +180,7 @@ class Tokenizer(Model):
 
     @torch.no_grad()
     def on_start(self, batch: Batch) -> None:
-        self.codebook.start(self.encoder(batch.x), batch.noise)
+        self.codebook.init_codes(self.encoder(batch.x), batch.noise)
 
     def encode(self, x: Tensor) -> Tensor:
         """The codes of images x [B, C, H, W]: int64 [B, h, w]."""
@@ -231,7 +231,7 @@ class Tokenizer(Model):
         figures = Figures(self)
         for batch in batches:
             figures.add(batch.x)
-        return figures.named()
+        return figures.as_dict()
 
 
 class Figures:
@@ -256,7 +256,7 @@ class Figures:
         p = self.usage / self.usage.sum()
         return -float(torch.special.xlogy(p, p).sum())
 
-    def named(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, float]:
         return {"mse": self.error / self.pixels, "perplexity": math.exp(self.entropy)}
 
 

@@ -89,7 +89,7 @@ class Transformer(Prior):
         guidance: scale of the logits with the label against those without (Ho 2022, arXiv:2207.12598); 1: as
           trained, more: sharper, at twice the cost; null: 1, and 1.3 towards clusters.
         """
-        guidance, labels = self.strength(guidance), self.sampled_labels(labels, n, noise)
+        guidance, labels = self.guidance_scale(guidance), self.draw_labels(labels, n, noise)
         self.check_guidance(guidance, labels)
         codes = torch.zeros(n, 0, dtype=torch.long, device=self.device)
         return self.images(self._generate(codes, labels, noise, progress, options, guidance))
@@ -126,12 +126,12 @@ class Transformer(Prior):
                 best = self.class_log_prob(codes, noise).argmax(1)
                 labels = spread_labels(None, len(self.data.classes), self.data, x.device)[best]
             labels = spread_labels(labels, len(x), self.data, x.device)
-        condition = labels if self.conditional else self.drawn_cluster(codes, noise)
+        condition = labels if self.conditional else self.draw_cluster(codes, noise)
         completed = self.images(self._generate(codes, condition, noise, progress, options, 1.0))
         completed = torch.cat([x[:, :, :rows], completed[:, :, rows:]], 2)
         return Applied(completed, rows=("completed",), known=first_rows(x, rows), how="kept", labels=labels)
 
-    def drawn_cluster(self, codes: Tensor, noise: Noise) -> Tensor | None:
+    def draw_cluster(self, codes: Tensor, noise: Noise) -> Tensor | None:
         """A cluster [B] drawn from p(c | codes) given the first codes of images; None without clusters."""
         if self.clusters is None:
             return None

@@ -58,7 +58,7 @@ class Applications(Denoiser):
 
     with_labels = ("translate", "classify")
     perceptual_scores = ("recon",)
-    walk_back: ClassVar[Sampler]  # takes noised images back to the clean ones
+    reverse_sampler: ClassVar[Sampler]  # takes noised images back to the clean ones
     ode_solver: ClassVar[tuple[Any, int]] = ("midpoint", 20)  # to noise and back, and its steps by default
     completion: ClassVar[tuple[str, int]] = ("repaint", 50)  # method and steps of inpainting by default
     recon_mean: Tensor | None = None  # of each error of an image, set by `fit_recon`
@@ -81,12 +81,12 @@ class Applications(Denoiser):
         times = self.process.ode_times(steps)
         return solve(self.velocity(y, guidance), z, times, self.ode_solver[0], progress=progress)
 
-    def back(
+    def denoise_path(
         self, x: Tensor, path: Path, y: Tensor | None, guidance: float, randn: Randn, progress: Progress
     ) -> Tensor:
         """Images noised to path[0], denoised along the path given labels y."""
         denoise = self.denoiser(y, WalkOptions(guidance))
-        return self.into_range(self.walk_back(denoise, x, path, randn=randn, progress=progress))
+        return self.into_range(self.reverse_sampler(denoise, x, path, randn=randn, progress=progress))
 
     def round_trip(
         self,
@@ -103,7 +103,7 @@ class Applications(Denoiser):
         steps given labels y, as SDEdit does (Meng 2022, arXiv:2108.01073)."""
         path, randn = self.path(steps, start=strength), partial(noise.randn, *x.shape)
         x_t = path[0].alpha * x + path[0].sigma * randn()
-        return x_t, self.back(x_t, path, self.known_labels(y), guidance, randn, progress)
+        return x_t, self.denoise_path(x_t, path, self.image_labels(y), guidance, randn, progress)
 
     @torch.no_grad()
     def reconstruct(
@@ -143,7 +143,7 @@ class Applications(Denoiser):
         guidance: strength of the labels; 1: as trained, 0: without them, more: sharper.
         """
         at_least(1, steps=steps)
-        y = self.asked_labels(labels, len(x))
+        y = self.requested_labels(labels, len(x))
         x_t, edited = self.round_trip(x, noise, strength, steps, y=y, guidance=guidance, progress=progress)
         return Applied(edited, rows=("edited",), given=x_t, how="noised", labels=y)
 
@@ -165,7 +165,7 @@ class Applications(Denoiser):
           network calls each, or of score models 10 Runge–Kutta steps of four.
         """
         at_least(1, steps=steps)
-        y, steps = self.known_labels(None), steps or self.ode_solver[1]
+        y, steps = self.image_labels(None), steps or self.ode_solver[1]
         at_least(2, frames=frames)
         z = interpolate_images(self.to_noise(complete_pairs(x), y, steps, progress), frames, slerp)
         return as_interpolations(self.into_range(self.to_data(z, y, steps, 1.0, progress)), frames)
@@ -194,13 +194,13 @@ class Applications(Denoiser):
         at_least(1, steps=options.steps, resample=options.resample, jump=options.jump)
         at_least(1, iterations=options.iterations)
         mask = centre_mask(x) if mask is None else mask.to(x)
-        y = self.asked_labels(labels, len(x)) if labels is not None else self.known_labels(None)
+        y = self.requested_labels(labels, len(x)) if labels is not None else self.image_labels(None)
         randn = partial(noise.randn, *x.shape)
         z = self.process.prior_std * randn()
         if method == "moments":
             measurement = Measurement(*[lambda image: mask * image] * 3)
             denoise = self.denoiser(y, WalkOptions(options.guidance, clip=False))
-            denoise = self.conditioned(denoise, mask * x, measurement, options.iterations)
+            denoise = self.condition_on(denoise, mask * x, measurement, options.iterations)
             images = samplers.dpmpp(denoise, z, self.path(steps, spacing="logsnr"), progress=progress)
         else:
             denoise = self.denoiser(y, WalkOptions(options.guidance))
@@ -230,13 +230,13 @@ class Applications(Denoiser):
         """
         at_least(1, factor=factor, steps=steps, iterations=iterations)
         small, ratio = downscale(x, factor, self.data.shape[1:])
-        denoise = self.denoiser(self.known_labels(None), UNCLIPPED)
-        denoise = self.conditioned(denoise, small, block_means(ratio), iterations)
+        denoise = self.denoiser(self.image_labels(None), UNCLIPPED)
+        denoise = self.condition_on(denoise, small, block_means(ratio), iterations)
         z = self.process.prior_std * noise.randn(len(x), *self.data.shape)
         images = samplers.dpmpp(denoise, z, self.path(steps, spacing="logsnr"), progress=progress)
         return Applied(self.into_range(images), rows=("upscaled",), given=small, how=f"small, 1/{ratio}")
 
-    def conditioned(
+    def condition_on(
         self, denoise: Denoise, y: Tensor, measurement: Measurement, iterations: int = 0
     ) -> Denoise:
         """The denoiser of images x_0 of which y = A x_0 is known. Without iterations x̂_0 is moved to the
@@ -257,16 +257,16 @@ class Applications(Denoiser):
                     return sigma**2 / alpha * torch.autograd.grad(x0, x, v, retain_graph=True)[0]
 
                 def matrix(v: Tensor) -> Tensor:
-                    return measurement.of(covariance(measurement.back(v))) + SIGMA_Y**2 * v
+                    return measurement.apply(covariance(measurement.adjoint(v))) + SIGMA_Y**2 * v
 
                 mean = x0.detach()
-                scaled = conjugate_gradients(matrix, y - measurement.of(mean), iterations)
-                return self.into_range(mean + covariance(measurement.back(scaled)))
+                scaled = conjugate_gradients(matrix, y - measurement.apply(mean), iterations)
+                return self.into_range(mean + covariance(measurement.adjoint(scaled)))
 
         def estimates(x: Tensor, t: float) -> Estimate:
             _, alpha, sigma = self.process.level(t)
             x0 = by_moments(x, t, alpha, sigma) if iterations else denoise(x, t).x0
-            x, x0 = x.detach(), x0 + measurement.fill(y - measurement.of(x0))
+            x, x0 = x.detach(), x0 + measurement.pseudo_inverse(y - measurement.apply(x0))
             return Estimate(x0, (x - alpha * x0) / sigma)
 
         return estimates
@@ -276,17 +276,17 @@ class Applications(Denoiser):
     def error(self, x: Tensor, eps: Tensor, level: Level, y: Tensor | None) -> Tensor:
         """[B]: the mean squared error of the velocity, or else of ε, for x noised by eps at a level."""
         x_t = level.alpha * x + level.sigma * eps
-        image_level = self.process.level_of(x, level.t)
+        image_level = self.process.batch_level(x, level.t)
         out = self.output(x_t, image_level, y)
         if self.prediction == "velocity":
             difference = out - self.target(x, eps, image_level)
         else:
-            difference = eps - self.split(out, x_t, image_level).eps
+            difference = eps - self.to_estimate(out, x_t, image_level).eps
         return difference.square().flatten(1).mean(1)
 
     def errors(self, x: Tensor, y: Tensor | None, noise: Noise, times: int) -> Tensor:
         """[B]: the error over `times` noise levels, each with noise of its own."""
-        levels = self.process.between(times)
+        levels = self.process.error_levels(times)
         return torch.stack([self.error(x, noise.randn(*x.shape), level, y) for level in levels]).mean(0)
 
     def class_errors(
@@ -350,8 +350,8 @@ class Applications(Denoiser):
         self.check_conditional("translate")
         if y is None and not self.data.multilabel:
             y = self.class_errors(x, noise).argmin(1)
-        target_labels = self.asked_labels(labels, len(x))
-        z = self.to_noise(x, self.known_labels(y), steps, progress)
+        target_labels = self.requested_labels(labels, len(x))
+        z = self.to_noise(x, self.image_labels(y), steps, progress)
         images = self.into_range(self.to_data(z, target_labels, steps, guidance, progress))
         return Applied(images, rows=("translated",), labels=target_labels)
 
@@ -393,18 +393,18 @@ class Applications(Denoiser):
     @torch.no_grad()
     def map_recon(self, x: Tensor, *, noise: Noise, starts: int = 4, steps: int = 10) -> Tensor:
         """|x − x̂| at each pixel, the mean over channels and noise levels: [B, H, W]."""
-        rebuilt = self.rebuilt(x, noise, starts, steps)
+        rebuilt = self.reconstructions(x, noise, starts, steps)
         return torch.stack([(x - x_hat).abs().mean(1) for x_hat in rebuilt]).mean(0)
 
     def recon_errors(self, x: Tensor, noise: Noise, starts: int, steps: int, pixels: bool) -> Tensor:
         """[B, starts or 2 · starts]: mean squared errors of rebuilt images, then perceptual distances."""
-        rebuilt = self.rebuilt(x, noise, starts, steps)
+        rebuilt = self.reconstructions(x, noise, starts, steps)
         errors = [(x - x_hat).square().flatten(1).mean(1) for x_hat in rebuilt]
         if self.perceptual is not None and not pixels:
             errors += [self.perceptual(x, x_hat) for x_hat in rebuilt]
         return torch.stack(errors, 1)
 
-    def rebuilt(self, x: Tensor, noise: Noise, starts: int, steps: int) -> list[Tensor]:
+    def reconstructions(self, x: Tensor, noise: Noise, starts: int, steps: int) -> list[Tensor]:
         """x after round trips of strength k / (starts + 1)."""
         return [self.round_trip(x, noise, (k + 1) / (starts + 1), steps)[1] for k in range(starts)]
 
@@ -418,7 +418,7 @@ class NoiseApplications(Applications):
 
         times: noise levels that the error is averaged over, even over the way from data to noise.
         """
-        return self.errors(x, self.known_labels(None), noise, times)
+        return self.errors(x, self.image_labels(None), noise, times)
 
 
 def centre_mask(x: Tensor) -> Tensor:
@@ -450,9 +450,9 @@ def interpolate_images(z: Tensor, frames: int, mix: Mix = torch.lerp) -> Tensor:
 class Measurement(NamedTuple):
     """A linear map A of images: A x, Aᵀ y, and A⁺ y, the least image with A A⁺ y = y."""
 
-    of: Callable[[Tensor], Tensor]
-    back: Callable[[Tensor], Tensor]
-    fill: Callable[[Tensor], Tensor]
+    apply: Callable[[Tensor], Tensor]
+    adjoint: Callable[[Tensor], Tensor]
+    pseudo_inverse: Callable[[Tensor], Tensor]
 
 
 def block_means(side: int) -> Measurement:

@@ -83,12 +83,12 @@ class Denoiser(Labelled):
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
         """The error of the network's prediction at one random time an image."""
         t = self.draw_times(batch.noise, len(batch))
-        eps, x = self.ends(batch)
+        eps, x = self.noise_and_images(batch)
         y, drop = self.training_labels(batch)
         level = self.process.levels_at(t)
         x_t = level.alpha * x + level.sigma * eps
         inputs = self.inputs(x_t, level, self.training_guide(batch))
-        out = to_fp32(self.net(inputs, self.clock(t), y, drop))
+        out = to_fp32(self.net(inputs, self.time_input(t), y, drop))
         return self.objective(out, self.target(x, eps, level), level)
 
     def draw_times(self, noise: Noise, n: int) -> Tensor:
@@ -101,7 +101,7 @@ class Denoiser(Labelled):
             u = torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)).sigmoid()
         return self.process.times(u)
 
-    def ends(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def noise_and_images(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The noise ε and the images x_0 [B, C, H, W] of a batch."""
         return batch.noise.randn(*batch.x.shape), batch.x
 
@@ -130,7 +130,7 @@ class Denoiser(Labelled):
         """The first input of the network, from x and an image that guides it."""
         return x / self.process.norm(level) if self.rescale else x
 
-    def clock(self, t: Tensor) -> Tensor:
+    def time_input(self, t: Tensor) -> Tensor:
         """The network's second input at times t [B]; a network of two times gets t twice, [B, 2]."""
         return self.process.scale * t
 
@@ -144,9 +144,9 @@ class Denoiser(Labelled):
     ) -> Tensor:
         """The guided output at noise levels `level`."""
         t = level.t if isinstance(level.t, Tensor) else x.new_full((len(x),), level.t)
-        return self.guided(self.inputs(x, level, guide), self.clock(t), y, scale)
+        return self.guided_output(self.inputs(x, level, guide), self.time_input(t), y, scale)
 
-    def guided(self, x: Tensor, t: Tensor, y: Tensor | None, scale: float) -> Tensor:
+    def guided_output(self, x: Tensor, t: Tensor, y: Tensor | None, scale: float) -> Tensor:
         """The output u + scale · (c − u) in fp32, of c with labels and u without (Ho & Salimans 2022,
         arXiv:2207.12598, eq. 6): one pass of a doubled batch, at scales 1 and 0 of the batch alone."""
         if y is None or scale in (0, 1):
@@ -156,7 +156,7 @@ class Denoiser(Labelled):
         out = to_fp32(self.net(x.repeat(2, 1, 1, 1), torch.cat([t, t]), torch.cat([y, y]), label_hidden))
         return torch.lerp(out[n:], out[:n], scale)
 
-    def split(self, out: Tensor, x: Tensor, level: Level) -> Estimate:
+    def to_estimate(self, out: Tensor, x: Tensor, level: Level) -> Estimate:
         """The estimates of x_0 and ε that an output at x means."""
         alpha, sigma = level.alpha, level.sigma
         if self.prediction == "eps":
@@ -171,19 +171,19 @@ class Denoiser(Labelled):
         return Estimate((d_sigma * x - sigma * out) / det, (alpha * out - d_alpha * x) / det)
 
     def estimate(self, x: Tensor, level: Level, y: Tensor | None = None) -> Estimate:
-        return self.split(self.output(x, level, y), x, level)
+        return self.to_estimate(self.output(x, level, y), x, level)
 
     def denoiser(
         self, y: Tensor | None = None, options: WalkOptions = AS_TRAINED, guide: Tensor | None = None
     ) -> Denoise:
         """The function `denoise(x, t)` of samplers, given labels y and an image `guide`."""
-        guidance, (low, high) = self.strength(options.guidance), options.interval
+        guidance, (low, high) = self.guidance_scale(options.guidance), options.interval
         self.check_guidance(guidance, y)
 
         def denoise(x: Tensor, t: float) -> Estimate:
             scale = guidance if low <= t / self.process.longest <= high else 1.0
-            level = self.process.level_of(x, t)
-            x0, eps = self.split(self.output(x, level, y, scale, guide), x, level)
+            level = self.process.batch_level(x, t)
+            x0, eps = self.to_estimate(self.output(x, level, y, scale, guide), x, level)
             if not options.clip or self.data.levels is None:
                 return Estimate(x0, eps)
             exact, x0 = self.process.level(t), self.into_range(x0, options.dynamic)
@@ -212,7 +212,7 @@ class Denoiser(Labelled):
             out = output(x, t)
             if self.prediction == "velocity":
                 return out
-            return self.process.velocity(x, *self.split(out, x, self.process.levels_at(t)), t)
+            return self.process.velocity(x, *self.to_estimate(out, x, self.process.levels_at(t)), t)
 
         return f
 
@@ -227,16 +227,18 @@ class Denoiser(Labelled):
 
     # ---- sampling
 
-    def start(self, n: int, labels: Tensor | None, noise: Noise, size: Size | None) -> tuple[Tensor, Any]:
+    def initial_noise(
+        self, n: int, labels: Tensor | None, noise: Noise, size: Size | None
+    ) -> tuple[Tensor, Any]:
         """The noise that n images of a size are drawn from, and their labels."""
         x = self.process.prior_std * noise.randn(n, *self.shape_of(size))
-        return x, self.sampled_labels(labels, n, noise)
+        return x, self.draw_labels(labels, n, noise)
 
     def draw(
         self, n: int, labels: Tensor | None, noise: Noise, progress: Progress, options: Any, sampler: Sampler
     ) -> Tensor:
         """n images [n, C, H, W] by a sampler; options: `WalkOptions` with `steps` and `spacing`."""
-        x, y = self.start(n, labels, noise, options.size)
+        x, y = self.initial_noise(n, labels, noise, options.size)
         denoise, randn = self.denoiser(y, options), partial(noise.randn, *x.shape)
         path = self.process.path(options.steps, options.spacing)
         return self.into_range(sampler(denoise, x, path, randn=randn, progress=progress))
@@ -303,8 +305,8 @@ class LikelihoodByODE(Denoiser):
         how flat a flat part is. The divergence is Hutchinson's estimate, which is unbiased.
         """
         n, size, width = len(x), x[0].numel(), 2 / (self.grey_levels - 1)  # of a grey level
-        path = self.process.rising(1 / (self.grey_levels - 1) / math.sqrt(3), ode.steps)
-        f, times = self.velocity(self.known_labels(labels)), [level.t for level in path]
+        path = self.process.likelihood_path(1 / (self.grey_levels - 1) / math.sqrt(3), ode.steps)
+        f, times = self.velocity(self.image_labels(labels)), [level.t for level in path]
         alpha, std = path[0].alpha, self.process.prior_std
         x = alpha * (x + width * (noise.rand(*x.shape) - 0.5))
         total = x.new_zeros(())

@@ -79,7 +79,7 @@ class Process(nn.Module):
         """The most steps of a path from a share of the way to noise."""
         return math.inf
 
-    def level_of(self, x: Tensor, t: float) -> Level:
+    def batch_level(self, x: Tensor, t: float) -> Level:
         """The level at a time that the estimates of all images x are computed from."""
         return self.level(t)
 
@@ -96,7 +96,7 @@ class Process(nn.Module):
         """The level at a share of the way between data and noise at which errors are compared."""
         return self.level(share)
 
-    def between(self, n: int) -> list[Level]:
+    def error_levels(self, n: int) -> list[Level]:
         """n levels, evenly over the way between data and noise."""
         return [self.level_at((i + 0.5) / n) for i in range(n)]
 
@@ -203,7 +203,7 @@ class DiscreteVP(Process):
         finite = np.isfinite(log_ratio)
         return log_ratio[finite], np.arange(self.timesteps)[finite]
 
-    def at_ratio(self, ratio: float) -> Level:
+    def level_at_ratio(self, ratio: float) -> Level:
         """The level whose noise-to-signal ratio σ/α is `ratio`, or the nearest finite one."""
         return self.level(float(np.interp(math.log(ratio), *self.log_ratios())))
 
@@ -269,7 +269,7 @@ class SDE(Process):
     def prior_std(self) -> float:  # type: ignore[override]
         return self.level(1.0).sigma
 
-    def level_of(self, x: Tensor, t: float) -> Level:
+    def batch_level(self, x: Tensor, t: float) -> Level:
         return self.levels_at(x.new_full((len(x),), t))
 
     def velocity(self, x: Tensor, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
@@ -303,7 +303,7 @@ class SDE(Process):
     def ode_times(self, steps: int) -> list[float]:
         return [level.t for level in self.path(steps + 1)[:-1]]
 
-    def rising(self, ratio: float, steps: int) -> list[Level]:
+    def likelihood_path(self, ratio: float, steps: int) -> list[Level]:
         at_least(1, steps=steps)
         low, high = max(math.log(ratio), self.log_ratio_at(self.start)), self.log_ratio_at(1.0)
         return [*map(self.level, self.times_at(np.linspace(low, high, steps + 1)).tolist())]
@@ -311,7 +311,7 @@ class SDE(Process):
     def level_at(self, share: float) -> Level:
         return self.path(ERROR_STEPS + 1, "logsnr")[ERROR_STEPS - round(share * ERROR_STEPS)]
 
-    def between(self, n: int) -> list[Level]:
+    def error_levels(self, n: int) -> list[Level]:
         return self.path(n + 2, "logsnr")[1:-2]
 
 
@@ -408,7 +408,7 @@ class CondOT(Process):
         at_least(1, steps=steps)
         return [shift_times(start + (1 - start) * i / steps, self.shift) for i in range(steps + 1)]
 
-    def rising(self, ratio: float, steps: int) -> list[Level]:
+    def likelihood_path(self, ratio: float, steps: int) -> list[Level]:
         at_least(1, steps=steps)
         lowest = max(ratio, self.sigma_min)
         ratios = lowest * (LIKELIHOOD_RATIO * self.shift / lowest) ** (np.arange(steps) / max(steps - 1, 1))

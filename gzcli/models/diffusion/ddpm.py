@@ -96,7 +96,9 @@ SAMPLERS: dict[SamplerName, Callable[[SamplingOptions, DiscreteVP], Sampler]] = 
     "dpmpp": lambda *_: samplers.dpmpp,
     "dpmpp_sde": lambda *_: partial(samplers.dpmpp, noisy=True),
     "unipc": lambda *_: samplers.unipc,
-    "heun": lambda options, process: partial(samplers.heun, churn=options.churn, level=process.at_ratio),
+    "heun": lambda options, process: partial(
+        samplers.heun, churn=options.churn, level=process.level_at_ratio
+    ),
 }
 
 
@@ -106,7 +108,7 @@ class Diffusion(NoiseApplications):
     small images, so that the network can do without."""
 
     likelihood = "bound"
-    walk_back = staticmethod(samplers.ddim)
+    reverse_sampler = staticmethod(samplers.ddim)
     process: DiscreteVP
     factor: int | None = None
 
@@ -207,11 +209,11 @@ class Diffusion(NoiseApplications):
         variance: of p(x_{t−1} | x_t): β̃ (small), the tighter bound for digits, whose flat parts are known
           even from much noise; or β (large), for data that are smooth at the scale of one grey level.
         """
-        levels, n, y, process = self.grey_levels, len(x), self.known_labels(labels), self.process
+        levels, n, y, process = self.grey_levels, len(x), self.image_labels(labels), self.process
         alpha_T, sigma_T = process.alpha[-1], process.sigma[-1]
         # KL(q(x_T | x_0) ‖ N(0, 1))
         prior = 0.5 * (sigma_T**2 + (alpha_T * x) ** 2 - 1 - 2 * math.log(sigma_T))
-        x0 = self.guess(x, torch.zeros(n, dtype=torch.long, device=x.device), y, noise)
+        x0 = self.predict_x0(x, torch.zeros(n, dtype=torch.long, device=x.device), y, noise)
         total = discretised_gaussian(x, x0, float(process.sigma[0]), levels).flatten(1).sum(1)
         total = total - prior.flatten(1).sum(1)
         edges = strata(process.timesteps, terms)
@@ -220,12 +222,12 @@ class Diffusion(NoiseApplications):
         scale, offset = (moved(table, x.device) for table in tables)
         for k, (low, high) in enumerate(pairwise(edges)):
             t = low + (u[:, k] * (high - low)).long().clamp_(max=high - low - 1)
-            x0 = self.guess(x, t, y, noise)
+            x0 = self.predict_x0(x, t, y, noise)
             kl = scale[t][:, None] * (x - x0).square().flatten(1) + offset[t][:, None]
             total = total - (high - low) * kl.sum(1)
         return total
 
-    def guess(self, x: Tensor, t: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
+    def predict_x0(self, x: Tensor, t: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
         """The estimate of x from a draw of q(x_t | x_0 = x) at integer times t [B] (Ho 2020, eq. 4)."""
         level = self.process.levels_at(t)
         x_t = level.alpha * x + level.sigma * noise.randn(*x.shape)
@@ -256,7 +258,8 @@ class Diffusion(NoiseApplications):
         path, eps = self.path(steps, start=strength), noise.first(len(x)).randn(*x.shape)
         x_0, eps = interpolate_images(x, frames), interpolate_images(eps, frames, mix_noises)
         x_t = path[0].alpha * x_0 + path[0].sigma * eps
-        images = self.back(x_t, path, self.known_labels(None), 1.0, partial(noise.randn, *x.shape), progress)
+        randn = partial(noise.randn, *x.shape)
+        images = self.denoise_path(x_t, path, self.image_labels(None), 1.0, randn, progress)
         return as_interpolations(images, frames)
 
     @torch.no_grad()
@@ -284,10 +287,10 @@ class Diffusion(NoiseApplications):
         if self.factor and ratio != self.factor:
             raise UsageError(f"the model was trained to enlarge {self.factor} times, not {ratio}")
         eta = (0.0 if self.factor else 0.85) if eta is None else eta
-        denoise = self.denoiser(self.known_labels(None), guide=x if self.factor else None)
+        denoise = self.denoiser(self.image_labels(None), guide=x if self.factor else None)
         path = self.path(steps or (4 if self.factor else 50))
         randn = partial(noise.randn, len(x), *self.data.shape)
-        denoise = self.conditioned(denoise, x, block_means(ratio))
+        denoise = self.condition_on(denoise, x, block_means(ratio))
         images = samplers.ddim(denoise, randn(), path, eta=eta, randn=randn, progress=progress)
         return Applied(self.into_range(images), rows=("upscaled",), given=x, how=f"small, 1/{ratio}")
 

@@ -175,7 +175,7 @@ class CodeApplications(Model):
         at_least(1, steps=steps)
         z, labels = coder.encode(x), spread_labels(labels, len(x), coder.data, x.device)
         x_T = coder.invert(x, z, steps, half_progress(progress, 0))
-        z = coder.moved(z, labels, strength, coder.head)
+        z = coder.move_codes(z, labels, strength, coder.head)
         edited = coder.decode(z, x_T, steps, half_progress(progress, 1))
         return Applied(edited, rows=("edited",), labels=labels)
 
@@ -283,7 +283,7 @@ class DiffAE(CodeApplications):
                 z = self.encode(batch.x)
             logits, y = to_fp32(self.head(self.normalise(z))), self.one_hot(batch.y).to(z)
             error = F.binary_cross_entropy_with_logits if self.data.multilabel else F.cross_entropy
-            correct = (self.predicted(logits) == y).all(1)
+            correct = (self.predicted_labels(logits) == y).all(1)
             return {"loss": error(logits, y), "accuracy": correct.float().mean()}
         z = self.encode(batch.x)
         if self.training:
@@ -335,17 +335,17 @@ class DiffAE(CodeApplications):
     def std(self) -> Tensor:
         return self.cov.diagonal().clamp(min=1e-8).sqrt()
 
-    def moved(self, z: Tensor, y: Tensor, strength: float, head: nn.Linear) -> Tensor:
+    def move_codes(self, z: Tensor, y: Tensor, strength: float, head: nn.Linear) -> Tensor:
         """Codes z [B, latent] moved towards labels y along Σ w, where w are the weights of `head` for y minus
         those for the predicted labels, and Σ is the covariance of the training codes. The paper's direction w
         leads away from all codes where their coordinates are correlated (Haufe 2014,
         doi:10.1016/j.neuroimage.2013.10.067)."""
-        change = self.one_hot(y).to(z) - self.predicted(head(self.normalise(z))).to(z)  # [B, K]
+        change = self.one_hot(y).to(z) - self.predicted_labels(head(self.normalise(z))).to(z)  # [B, K]
         w = change @ head.weight / self.std  # weights of z_sem that is not normalised
         along = w @ self.cov
         return z + strength * along / (w * along).sum(1, keepdim=True).clamp(min=1e-12).sqrt()
 
-    def predicted(self, logits: Tensor) -> Tensor:
+    def predicted_labels(self, logits: Tensor) -> Tensor:
         """The labels [B, K] 0/1 that the classifier predicts."""
         return (logits > 0).long() if self.data.multilabel else self.one_hot(logits.argmax(1))
 

@@ -86,12 +86,12 @@ class FlowMatching(LikelihoodByODE, Applications):
 
     def on_batch(self, batch: Batch) -> dict[str, Tensor]:
         """With `coupling` ot, the noises of a step, paired before its batch is cut into micro-batches."""
-        return {"x0": self.ends(batch)[0]} if self.coupling == "ot" else {}
+        return {"x0": self.noise_and_images(batch)[0]} if self.coupling == "ot" else {}
 
-    def ends(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def noise_and_images(self, batch: Batch) -> tuple[Tensor, Tensor]:
         if "x0" in batch.extra:
             return batch.extra["x0"], batch.x
-        eps, x = super().ends(batch)
+        eps, x = super().noise_and_images(batch)
         if self.coupling == "ot":
             eps = couple_noise(eps, x, batch.y if self.conditional else None, self)
         return eps, x
@@ -109,12 +109,12 @@ class FlowMatching(LikelihoodByODE, Applications):
         options: SamplingOptions = SamplingOptions(),
     ) -> Tensor:
         """n images [n, C, H, W] in [-1, 1], by solving the ODE from noise at t = 0 to data at t = 1."""
-        x, y = self.start(n, labels, noise, options.size)
-        f = self.velocity(y, self.strength(options.guidance), options.interval)
+        x, y = self.initial_noise(n, labels, noise, options.size)
+        f = self.velocity(y, self.guidance_scale(options.guidance), options.interval)
         times, tolerance = self.process.ode_times(options.steps), options.tolerance
         return self.into_range(solve(f, x, times, options.sampler, tolerance=tolerance, progress=progress))
 
-    def back(
+    def denoise_path(
         self, x: Tensor, path: Path, y: Tensor | None, guidance: float, randn: Randn, progress: Progress
     ) -> Tensor:
         """The solution of the ODE at t = 1."""
@@ -126,7 +126,7 @@ class FlowMatching(LikelihoodByODE, Applications):
     def path_statistics(self, x: Tensor, steps: int) -> Tensor:
         """Statistics [B, 3] of an image's path to noise: the logarithms of the mean squares of its velocity,
         of the change of its velocity, and of its end."""
-        f, before = self.velocity(self.known_labels(None)), None
+        f, before = self.velocity(self.image_labels(None)), None
         speed, turns = x.new_zeros(len(x)), x.new_zeros(len(x))
         for i in range(steps):
             v = f(x, x.new_full((len(x),), 1 - i / steps))

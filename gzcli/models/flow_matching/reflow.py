@@ -68,12 +68,12 @@ class Reflow(FlowMatching):
             self.clusters.load_state_dict(teacher.get_submodule("clusters").state_dict())
         self.attach("teacher", teacher)
         self.pairs_each, self.pair_solver, self.pair_steps = pairs, pair_solver, pair_steps
-        self.pair_guidance = teacher.strength(pair_guidance)
+        self.pair_guidance = teacher.guidance_scale(pair_guidance)
 
     def fit(self, batches: Iterable[Batch]) -> None:
         """Nothing: the clusters are the teacher's."""
 
-    def strength(self, guidance: float | None) -> float:
+    def guidance_scale(self, guidance: float | None) -> float:
         """By default 1: the pairs are guided already."""
         return 1.0 if guidance is None else guidance
 
@@ -98,7 +98,7 @@ class Reflow(FlowMatching):
         """The labels of training images, or the clusters of their pairs."""
         return super().condition(batch) if self.clusters is None else batch.extra["cluster"].long()
 
-    def ends(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def noise_and_images(self, batch: Batch) -> tuple[Tensor, Tensor]:
         noise, image = batch.extra["noise"], batch.extra["image"]
         if self.pairs_each > 1:
             rows = torch.arange(len(batch), device=batch.x.device)

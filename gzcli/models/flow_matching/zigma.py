@@ -114,13 +114,13 @@ class Mamba(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         x, z = self.in_proj(h).chunk(2, -1)
-        x = F.silu(self.convolved(x))  # [B, T, D]
+        x = F.silu(self.causal_conv(x))  # [B, T, D]
         dt, B, C = self.x_proj(x).split([self.rank, self.state, self.state], -1)
         delta = F.softplus(to_fp32(self.dt_proj(dt)))
         y = selective_scan(x, delta, -to_fp32(self.A_log).exp(), B, C) + self.D * x
         return self.out_proj(y * F.silu(z))
 
-    def convolved(self, x: Tensor) -> Tensor:
+    def causal_conv(self, x: Tensor) -> Tensor:
         """The causal convolution of each channel, as a sum: PyTorch's own is slow in bf16 on a CPU."""
         padded = F.pad(x, (0, 0, KERNEL - 1, 0))
         weight, bias = self.conv1d.weight, self.conv1d.bias

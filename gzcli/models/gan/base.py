@@ -237,19 +237,19 @@ class GAN(Model):
             fake = self.generator(z, y)
         return self.critic_loss(batch, batch.x, fake, y)
 
-    def augmented(self, x: Tensor, noise: Noise) -> Tensor:
+    def augment_images(self, x: Tensor, noise: Noise) -> Tensor:
         """Images [B, C, H, W] as the critic sees them."""
         return diff_augment(x, self.options.augment, noise)
 
     def adversarial_loss(self, fake: Tensor, y: Labels, noise: Noise) -> Tensor:
-        return OBJECTIVES[self.options.objective].generator(self.critic(self.augmented(fake, noise), y))
+        return OBJECTIVES[self.options.objective].generator(self.critic(self.augment_images(fake, noise), y))
 
     def generator_loss(self, batch: Batch, z: Tensor, y: Labels) -> dict[str, Tensor]:
         return {"loss": self.adversarial_loss(self.generator(z, y), y, batch.noise)}
 
     def critic_loss(self, batch: Batch, real: Tensor, fake: Tensor, y: Labels) -> dict[str, Tensor]:
         options = self.options
-        real, fake = (self.augmented(x, batch.noise) for x in (real, fake))
+        real, fake = (self.augment_images(x, batch.noise) for x in (real, fake))
         if self.critic.independent:
             labels = None if y is None else torch.cat([y, y])
             real_f, fake_f = critic_outputs(lambda x: self.critic(x, labels), real, fake)
@@ -275,7 +275,7 @@ class GAN(Model):
                 fake = self.generator(batch.noise.randn(len(batch), self.latent), y)
                 if not self.critic.independent:
                     for x in (batch.x, fake):
-                        self.critic(self.augmented(x, batch.noise), y)
+                        self.critic(self.augment_images(x, batch.noise), y)
 
     # ---- sampling
 

@@ -180,7 +180,7 @@ class CycleGAN(Model):
 
     def on_start(self, batch: Batch) -> None:
         """Fills the memory with the first batch, repeated, unless it was loaded."""
-        first = self.seen(batch.x, batch.extra["second_domain"])
+        first = self.domain_bytes(batch.x, batch.extra["second_domain"])
         repeated = first[:, torch.arange(MEMORY, device=first.device) % first.shape[1]]
         self.memory.copy_(torch.where((self.memory > 0).any(), self.memory, repeated))
 
@@ -193,12 +193,12 @@ class CycleGAN(Model):
         """Replaces the memory by the training images of the first steps, of all ranks."""
         if self.step >= MEMORY:  # every step adds one image at least, so it is full
             return
-        images = self.seen(a, b)
+        images = self.domain_bytes(a, b)
         first = self.step * images.shape[1]
         target = self.memory[:, first : first + images.shape[1]]
         target.copy_(images[:, : target.shape[1]])
 
-    def seen(self, a: Tensor, b: Tensor) -> Tensor:
+    def domain_bytes(self, a: Tensor, b: Tensor) -> Tensor:
         """Images of both domains from all ranks, as bytes [2, B, C, H, W]."""
         return to_levels(torch.stack([ranks.rows(a, self), ranks.rows(b, self)]), 256).byte()
 
@@ -206,7 +206,7 @@ class CycleGAN(Model):
         """The loss of a phase. For held-out images, which come as one batch of both domains with labels, it
         is the generators' cycle loss."""
         if "second_domain" not in batch.extra:
-            return {"loss": self.cycle * self.cycle_error(batch.x, self.of_a(batch.x, batch.y)).mean()}
+            return {"loss": self.cycle * self.cycle_error(batch.x, self.is_from_a(batch.x, batch.y)).mean()}
         a, b = batch.x, batch.extra["second_domain"]
         if phase == "discriminator":
             return self.discriminator_loss(a, b, batch.noise)
@@ -230,7 +230,7 @@ class CycleGAN(Model):
 
     # ---- translation
 
-    def translated(self, x: Tensor, from_a: Tensor | bool) -> Tensor:
+    def to_other_domain(self, x: Tensor, from_a: Tensor | bool) -> Tensor:
         """Each image translated to the other domain, [B, C, H, W]; from_a: whether all, or each [B], are of
         A."""
         # for each, both networks translate every image: a choice of rows would make the host wait for the
@@ -239,16 +239,16 @@ class CycleGAN(Model):
             return self.a_to_b(x) if from_a else self.b_to_a(x)
         return torch.where(from_a[:, None, None, None], self.a_to_b(x), self.b_to_a(x))
 
-    def returned(self, x: Tensor, from_a: Tensor | bool) -> Tensor:
+    def round_trip(self, x: Tensor, from_a: Tensor | bool) -> Tensor:
         """Each image translated to the other domain and back, [B, C, H, W]."""
         back = not from_a if isinstance(from_a, bool) else ~from_a
-        return self.translated(self.translated(x, from_a), back)
+        return self.to_other_domain(self.to_other_domain(x, from_a), back)
 
     def cycle_error(self, x: Tensor, from_a: Tensor | bool) -> Tensor:
         """Mean absolute difference of each image and its translation there and back, [B]."""
-        return (self.returned(x, from_a) - x).abs().flatten(1).mean(1)
+        return (self.round_trip(x, from_a) - x).abs().flatten(1).mean(1)
 
-    def of_a(self, x: Tensor, y: Labels) -> Tensor:
+    def is_from_a(self, x: Tensor, y: Labels) -> Tensor:
         """Whether each image is of A, [B], by its label y. Without labels, an image is of A if the translator
         to A changes it less than the translator to B."""
         if y is not None:
@@ -270,16 +270,16 @@ class CycleGAN(Model):
 
         direction: `AtoB` and `BtoA` translate images of one domain, `both` of either.
         """
-        x, from_a = self.remembered(n, noise, direction)
-        x = self.translated(x, from_a)
+        x, from_a = self.draw_memory(n, noise, direction)
+        x = self.to_other_domain(x, from_a)
         progress(1, 1, x)
         return x
 
     def sources(self, n: int, *, noise: Noise, direction: SampleDirection = "both") -> Tensor:
         """The images [n, C, H, W] that `sample` translates, given the same noise."""
-        return self.remembered(n, noise, direction)[0]
+        return self.draw_memory(n, noise, direction)[0]
 
-    def remembered(self, n: int, noise: Noise, direction: SampleDirection) -> tuple[Tensor, Tensor | bool]:
+    def draw_memory(self, n: int, noise: Noise, direction: SampleDirection) -> tuple[Tensor, Tensor | bool]:
         """n of the kept images, drawn from those of a direction, and whether they are of A."""
         domains = {"both": slice(0, 2), "AtoB": slice(0, 1), "BtoA": slice(1, 2)}[direction]
         images = self.memory[domains].flatten(0, 1)
@@ -296,7 +296,7 @@ class CycleGAN(Model):
           without labels; `auto` translates every image from its domain, which without labels is that of the
           translator that changes it less.
         """
-        return self.applied(x, y, direction, progress, back=False)
+        return self.translation(x, y, direction, progress, back=False)
 
     @torch.no_grad()
     def reconstruct(
@@ -306,19 +306,21 @@ class CycleGAN(Model):
 
         direction: which images and from which domain, as in `translate`.
         """
-        return self.applied(x, y, direction, progress, back=True)
+        return self.translation(x, y, direction, progress, back=True)
 
-    def applied(self, x: Tensor, y: Labels, direction: Direction, progress: Progress, back: bool) -> Applied:
+    def translation(
+        self, x: Tensor, y: Labels, direction: Direction, progress: Progress, back: bool
+    ) -> Applied:
         """The images that can be translated in a direction, translated, and with `back` translated back."""
         rows = torch.arange(len(x), device=x.device)
         from_a: Tensor | bool = direction == "AtoB"
         if direction == "auto":
-            from_a = self.of_a(x, y)
+            from_a = self.is_from_a(x, y)
         elif y is not None:
             rows = rows[(y == 0) == from_a]
         if not len(rows):
             raise UsageError(f"none of these images can go {direction}", hint="`--direction auto` takes all")
-        x = (self.returned if back else self.translated)(x[rows], from_a)
+        x = (self.round_trip if back else self.to_other_domain)(x[rows], from_a)
         progress(1, 1, x)
         to_b = torch.zeros_like(rows) + from_a  # class 1, which is B, for an image of A
         name, labels = ("there and back", 1 - to_b) if back else ("translation", to_b)
@@ -330,9 +332,9 @@ class CycleGAN(Model):
         sums, n = torch.zeros(3, dtype=torch.float64), 0
         window = gaussian_window(min(11, *self.data.shape[1:]), 1.5)
         for batch in batches:
-            x, from_a = batch.x, self.of_a(batch.x, batch.y)
-            identity = (self.translated(x, ~from_a) - x).abs().flatten(1).mean(1)
-            ssim = ssim_parts((x + 1) / 2, (self.translated(x, from_a) + 1) / 2, window)[0].mean(1)
+            x, from_a = batch.x, self.is_from_a(batch.x, batch.y)
+            identity = (self.to_other_domain(x, ~from_a) - x).abs().flatten(1).mean(1)
+            ssim = ssim_parts((x + 1) / 2, (self.to_other_domain(x, from_a) + 1) / 2, window)[0].mean(1)
             for i, value in enumerate((self.cycle_error(x, from_a) / 2, identity / 2, ssim)):
                 sums[i] += value.cpu().double().sum()
             n += len(batch)
@@ -350,5 +352,5 @@ class CycleGAN(Model):
 
     def map_cycle(self, x: Tensor, *, noise: Noise) -> Tensor:
         """The error of the cycle at each pixel [B, H, W], the mean over channels, in the same direction."""
-        a, b = ((self.returned(x, from_a) - x).abs().mean(1) for from_a in (True, False))
+        a, b = ((self.round_trip(x, from_a) - x).abs().mean(1) for from_a in (True, False))
         return torch.where((a.mean((1, 2)) < b.mean((1, 2)))[:, None, None], a, b)

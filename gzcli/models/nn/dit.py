@@ -87,9 +87,9 @@ class DiTNet(nn.Module):
         self.norm = LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = stacked(nn.Linear(width, 2 * width), 2)
         self.out = stacked(nn.Linear(width, patch * patch * c), 0)
-        self.start()
+        self.init_weights()
 
-    def start(self) -> None:
+    def init_weights(self) -> None:
         """The paper's initial weights: every block the identity, and the output zero."""
         for layer in self.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d):

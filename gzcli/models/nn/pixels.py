@@ -57,11 +57,11 @@ class Pixels:
     """p(x | z) of independent pixels, whose parameters are a decoder's output [B, size, H, W]. Raises
     UsageError where `kind` does not fit the levels (None: latents).
 
-    A draw takes `uniforms` numbers a pixel. `start` sets the bias [size] of the decoder's last layer, where
-    it is not to stay as layers start.
+    A draw takes `uniforms` numbers a pixel. `init_bias` sets the bias [size] of the decoder's last layer,
+    where a layer's own start will not do.
     """
 
-    start: Callable[[Tensor], None] | None = None
+    init_bias: Callable[[Tensor], None] | None = None
 
     def __init__(self, kind: str, levels: int | None, channels: int = 1):
         if kind == "auto":
@@ -128,7 +128,7 @@ class LogisticMixture:
         self.uniforms = channels + 1
 
     @torch.no_grad()
-    def start(self, bias: Tensor) -> None:
+    def init_bias(self, bias: Tensor) -> None:
         """Sets `bias` [size] so that the components start spread evenly over the range of grey."""
         nn.init.zeros_(bias)
         if self.levels > 2:
@@ -178,7 +178,11 @@ class MixturePixels:
 
     def __init__(self, channels: int, levels: int, components: int):
         self.mixture = LogisticMixture(channels, levels, components)
-        self.size, self.uniforms, self.start = self.mixture.size, self.mixture.uniforms, self.mixture.start
+        self.size, self.uniforms, self.init_bias = (
+            self.mixture.size,
+            self.mixture.uniforms,
+            self.mixture.init_bias,
+        )
 
     def log_prob(self, x: Tensor, out: Tensor) -> Tensor:
         return self.mixture.log_prob(out.movedim(1, -1), x.movedim(1, -1)).flatten(1).sum(1)

@@ -42,14 +42,14 @@ class SharedBatchNorm(_BatchNorm):
         mean = AllMean.apply(x_fp32.mean(dims), self)
         centred = x_fp32 - mean.view(shape)
         var = AllMean.apply(centred.square().mean(dims), self)
-        self.keep(mean.detach(), var.detach(), count * x.numel() // x.shape[1])
+        self.update_running(mean.detach(), var.detach(), count * x.numel() // x.shape[1])
         y = centred * (var + self.eps).rsqrt().view(shape)
         if self.weight is not None:
             y = y * to_fp32(self.weight).view(shape) + to_fp32(self.bias).view(shape)
         return y.to(x.dtype)
 
     @torch.no_grad()
-    def keep(self, mean: Tensor, var: Tensor, n: int) -> None:
+    def update_running(self, mean: Tensor, var: Tensor, n: int) -> None:
         """Moves the running statistics by those of a batch of n values a channel, as torch's layers do."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return

@@ -141,7 +141,7 @@ class LogisticCDF:
     log_scale: Tensor
 
     @classmethod
-    def of(cls, logits: Tensor, mean: Tensor, log_scale: Tensor) -> LogisticCDF:
+    def from_logits(cls, logits: Tensor, mean: Tensor, log_scale: Tensor) -> LogisticCDF:
         return cls(logits.log_softmax(1), mean, log_scale.clamp_min(MIN_LOG_SCALE))
 
     def logit_cdf(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,7 +197,7 @@ class MixLogisticCoupling(nn.Module):
         K = len(self.start)
         h = to_fp32(self.net(x1, context)).unflatten(1, (2 + 3 * K, -1))
         logits, mean, log_scale = h[:, 2:].split(K, 1)
-        return h[:, 0].tanh(), h[:, 1], LogisticCDF.of(logits, mean + self.start, log_scale)
+        return h[:, 0].tanh(), h[:, 1], LogisticCDF.from_logits(logits, mean + self.start, log_scale)
 
     def forward(self, x1: Tensor, x2: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         a, b, mixture = self.parameters_of(x1, context)

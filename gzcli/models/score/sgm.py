@@ -116,7 +116,7 @@ SAMPLERS: dict[str, Callable[[SamplingOptions, SDE], Sampler]] = {
 class ScoreModel(NoiseApplications):
     """A network on an SDE that predicts ε or v, which for VP is that of Salimans 2022."""
 
-    walk_back = staticmethod(samplers.dpmpp)
+    reverse_sampler = staticmethod(samplers.dpmpp)
     ode_solver = ("rk4", 10)
     rescale = True
     process: SDE
@@ -167,8 +167,8 @@ class ScoreModel(NoiseApplications):
     ) -> Tensor:
         """n images [n, C, H, W] in [-1, 1] from noise."""
         if options.sampler == "ode":
-            x, y = self.start(n, labels, noise, options.size)
-            f = self.velocity(y, self.strength(options.guidance), options.interval)
+            x, y = self.initial_noise(n, labels, noise, options.size)
+            f = self.velocity(y, self.guidance_scale(options.guidance), options.interval)
             times = [level.t for level in self.process.path(options.steps, options.spacing)[:-1]]
             x = solve(f, x, times, options.solver, tolerance=options.tolerance, progress=progress)
             return self.into_range(x)

@@ -133,18 +133,18 @@ class StableDiffusion(Model):
         self.check_size(data.shape[1], data.shape[2], key="data.size")
         self.attach("vae", self.pipe.vae)
         for name in ("text_encoder", "text_encoder_2")[: 1 + self.xl]:
-            self.attach(name, self.lowered(getattr(self.pipe, name)))
+            self.attach(name, self.frozen(getattr(self.pipe, name)))
         if self.trains_unet:
             self.unet = self.pipe.unet.train()
         else:
-            self.attach("unet", self.lowered(self.pipe.unet))
+            self.attach("unet", self.frozen(self.pipe.unet))
         if tuning.checkpointing:
             self.unet.enable_gradient_checkpointing()
         self.register_buffer("captions", torch.zeros(EXAMPLES, CAPTION, dtype=torch.uint8))
         if self.condition:
             self.register_buffer("pictures", torch.zeros(EXAMPLES, 3, *data.shape[1:], dtype=torch.uint8))
 
-    def lowered(self, part: nn.Module) -> nn.Module:
+    def frozen(self, part: nn.Module) -> nn.Module:
         """A frozen part in its dtype; diffusers' own `to` would warn without need."""
         return nn.Module.to(part, DTYPES[self.dtype])
 
@@ -243,9 +243,9 @@ class StableDiffusion(Model):
 
     def conditions(self, batch: Batch) -> dict[str, Tensor]:
         """The conditions of each image for `denoise`: `text` and, for XL, `pooled`."""
-        return self.texts(batch, batch.noise.rand(len(batch)) < self.caption_dropout)
+        return self.embed_captions(batch, batch.noise.rand(len(batch)) < self.caption_dropout)
 
-    def texts(self, batch: Batch, hidden: Tensor) -> dict[str, Tensor]:
+    def embed_captions(self, batch: Batch, hidden: Tensor) -> dict[str, Tensor]:
         """The embeddings of the captions; in the rows `hidden` [B], those of no text."""
         cached = {key: batch.extra[key].to(batch.x) for key in ("text", "pooled") if key in batch.extra}
         embedded = cached or self.embed(batch.extra["caption"])
@@ -332,7 +332,7 @@ class StableDiffusion(Model):
 
     # ---- sampling
 
-    def start(self, n: int, noise: Noise, size: int | None) -> tuple[Tensor, tuple[int, int]]:
+    def initial_latents(self, n: int, noise: Noise, size: int | None) -> tuple[Tensor, tuple[int, int]]:
         """Latents of pure noise [n, c, h, w], and the size (H, W) of their images. This must be the first
         draw, so that a seed has the same latents under all options."""
         height, width = (size, size) if size else self.data.shape[1:]

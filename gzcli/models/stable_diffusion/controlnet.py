@@ -134,7 +134,7 @@ class ControlNet(StableDiffusion):
         control_scale: factor of the ControlNet's outputs; 0: the base alone.
         edges: whether `control` are photographs; the maps are then their edges.
         """
-        z, sides = self.start(n, noise, prompting.size)
+        z, sides = self.initial_latents(n, noise, prompting.size)
         prompts, maps = self.maps(n, noise, sides, control, edges, prompting.prompt)
         cls = StableDiffusionXLControlNetPipeline if self.xl else StableDiffusionControlNetPipeline
         pipe, pictures = self.pipeline(cls, controlnet=self.controlnet), {"image": (maps + 1) / 2}
@@ -150,7 +150,7 @@ class ControlNet(StableDiffusion):
         edges: bool,
         prompt: str | list[str] | None = None,
     ) -> tuple[list[str], Tensor]:
-        """The prompts, and the maps [n, 3, *sides]; to be called after `start`, for the order of draws."""
+        """The prompts, and the maps [n, 3, *sides]; `initial_latents` must have drawn before."""
         if edges and control is not None:
             control = canny(resize(control, sides))
         prompts, maps = self.examples(n, noise, prompt, control)
@@ -167,7 +167,7 @@ class ControlNet(StableDiffusion):
         edges: bool = False,
     ) -> Tensor:
         """The maps that `sample` follows, given the same noise: [n, 3, H, W]."""
-        _, sides = self.start(n, noise, size)
+        _, sides = self.initial_latents(n, noise, size)
         return self.maps(n, noise, sides, control, edges)[1]
 
     def to_diffusers(self) -> Any:

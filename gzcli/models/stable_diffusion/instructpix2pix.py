@@ -57,7 +57,8 @@ class InstructPix2Pix(StableDiffusion):
         before = self.encode(batch.extra["before"])[0] if latent is None else latent.to(batch.x)
         u, p = batch.noise.rand(len(batch)), self.dropout
         blind = (u >= p) & (u < 3 * p)
-        return self.texts(batch, u < 2 * p) | {"before": torch.where(per_row(blind, before), 0.0, before)}
+        before = torch.where(per_row(blind, before), 0.0, before)
+        return self.embed_captions(batch, u < 2 * p) | {"before": before}
 
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         return super().denoise(torch.cat([z_t, conditions["before"].to(z_t)], 1), t, conditions)
@@ -80,7 +81,7 @@ class InstructPix2Pix(StableDiffusion):
 
         image_guidance: s_y of eq. 3, scale of the guidance towards the image before; 1: none.
         """
-        z, sides = self.start(n, noise, prompting.size)
+        z, sides = self.initial_latents(n, noise, prompting.size)
         prompts, images = self.examples(n, noise, prompting.prompt, before)
         pipe = self.pipeline(StableDiffusionInstructPix2PixPipeline)
         latents = {"image": self.encode(resize(images, sides))[0]}
@@ -93,7 +94,7 @@ class InstructPix2Pix(StableDiffusion):
         self, n: int, *, noise: Noise, before: Tensor | None = None, size: int | None = None
     ) -> Tensor:
         """The images that `sample` edits, given the same noise: [n, 3, H, W]."""
-        _, sides = self.start(n, noise, size)
+        _, sides = self.initial_latents(n, noise, size)
         return resize(self.examples(n, noise, None, before)[1], sides)
 
     def to_diffusers(self) -> Any:

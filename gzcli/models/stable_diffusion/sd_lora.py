@@ -83,7 +83,7 @@ class SDLoRA(StableDiffusion):
 
         lora_scale: factor of the adapter's output; 0: the base alone.
         """
-        z, (height, width) = self.start(n, noise, prompting.size)
+        z, (height, width) = self.initial_latents(n, noise, prompting.size)
         prompts, _ = self.examples(n, noise, prompting.prompt)
         options = {"height": height, "width": width, "cross_attention_kwargs": {"scale": lora_scale}}
         return self.draw(self.pipe, z, noise, progress, prompts, prompting, pictures={}, **options)

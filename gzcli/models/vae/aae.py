@@ -154,13 +154,13 @@ class AAE(Autoencoder):
 
     def score_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
         """‖x − x̂‖², for a conditional model with the labels that minimise it."""
-        return self.distance(x, self.rebuilt(x))
+        return self.distance(x, self.best_reconstruction(x))
 
     def map_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
         """|x − x̂| at each pixel, over channels, with the same labels: [B, H, W]."""
-        return (x - self.rebuilt(x)).abs().mean(1)
+        return (x - self.best_reconstruction(x)).abs().mean(1)
 
-    def rebuilt(self, x: Tensor) -> Tensor:
+    def best_reconstruction(self, x: Tensor) -> Tensor:
         """x̂ [B, C, H, W]; of a conditional model with the labels that minimise ‖x − x̂‖²."""
         z, K = self.encode(x), len(self.data.classes)
         if not self.conditional:

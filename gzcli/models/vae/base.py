@@ -210,9 +210,9 @@ class LabelledVAE(Model):
     def __init__(self, data: DataInfo, labels: LabelOptions, kl_warmup: int):
         super().__init__(data)
         self.conditional, self.label_dropout = labels.conditional, labels.label_dropout
-        self.embedded = LABEL_SIZE if labels.conditional else 0
+        self.embed_dim = LABEL_SIZE if labels.conditional else 0
         self.labels = ClassEmbedding(len(data.classes), LABEL_SIZE) if labels.conditional else None
-        self.kl_warmup, self.warm = kl_warmup, 0.0 if kl_warmup else 1.0
+        self.kl_warmup, self.kl_factor = kl_warmup, 0.0 if kl_warmup else 1.0
 
     def embed(self, labels: Labels, n: int, drop: Tensor | None = None) -> Tensor | None:
         """The embeddings of n labels, the null label where they are None or `drop` [n] is true."""
@@ -236,7 +236,7 @@ class LabelledVAE(Model):
         device = next(self.parameters()).device
         return None if self.labels is None else self.labels(spread_labels(labels, n, self.data, device), n)
 
-    def shown(self, out: Tensor, mean: bool, noise: Noise, progress: Progress) -> Tensor:
+    def to_images(self, out: Tensor, mean: bool, noise: Noise, progress: Progress) -> Tensor:
         """The images of the decoder's outputs: the mean of each pixel, or a draw."""
         if mean:
             x = self.pixels.mean(out)
@@ -251,4 +251,4 @@ class LabelledVAE(Model):
 
     def on_step(self, step: int) -> None:
         if self.kl_warmup:
-            self.warm = min(1.0, (step + 1) / self.kl_warmup)
+            self.kl_factor = min(1.0, (step + 1) / self.kl_warmup)

@@ -309,9 +309,9 @@ class HVAE(LabelledVAE):
         kind = "mixture" if pixels == "auto" and data.levels not in (2, None) else pixels
         self.pixels = distribution(kind, data.shape[0], data.levels, mixture)
         self.encoder = BottomUp(data.shape[0], ladder)
-        self.decoder = TopDown(data.shape, ladder, self.pixels.size, self.embedded)
-        if self.pixels.start is not None:
-            self.pixels.start(self.decoder.head.get_parameter("bias"))
+        self.decoder = TopDown(data.shape, ladder, self.pixels.size, self.embed_dim)
+        if self.pixels.init_bias is not None:
+            self.pixels.init_bias(self.decoder.head.get_parameter("bias"))
         self.grids = [(ladder.latent, *grid) for grid in self.decoder.grids]
         self.sizes = [math.prod(grid) for grid in self.grids]  # latents of each group
         self.scale_of = [self.decoder.sizes.index(grid) for grid in self.decoder.grids]
@@ -325,7 +325,7 @@ class HVAE(LabelledVAE):
         eps = noise.randn(n, sum(self.sizes)).split(self.sizes, dim=1)
         return [part.unflatten(1, grid) for part, grid in zip(eps, self.grids, strict=True)]
 
-    def checked(self, name: str, count: int) -> int:
+    def check_groups(self, name: str, count: int) -> int:
         """The number of groups `count` of the option `name`. Raises UsageError where the model has fewer."""
         if not 0 <= count <= len(self.sizes):
             message = f"`{name}` is {count}, the model has {len(self.sizes)} groups"
@@ -357,10 +357,10 @@ class HVAE(LabelledVAE):
         """The weight in the loss of each group's KL [groups]: 1, or during warm-up γ_l ∝ E[KL_l] / s_l with
         mean 1, where s_l is the group's latents per groups of its resolution: an unused group, with almost no
         weight, becomes used."""
-        if not self.training or self.warm == 1:
+        if not self.training or self.kl_factor == 1:
             return 1.0
         gamma = (ranks.mean(kl, self).abs() + 0.01) / self.share.to(kl)
-        return self.warm * gamma / gamma.mean()
+        return self.kl_factor * gamma / gamma.mean()
 
     # ---- likelihood and out-of-distribution scores
 
@@ -398,7 +398,7 @@ class HVAE(LabelledVAE):
         k: number of groups, from the finest on.
         samples: draws of z in both bounds.
         """
-        keep = len(self.sizes) - self.checked("k", k)
+        keep = len(self.sizes) - self.check_groups("k", k)
         e, features = self.embed(None, len(x)), self.encoder(x)
         draws = [self.draw(len(x), noise) for _ in range(samples)]
         return self.bound(x, features, e, draws) - self.bound(x, features[:keep], e, draws)
@@ -423,7 +423,7 @@ class HVAE(LabelledVAE):
         """
         e = self.embed_samples(labels, n)
         out, _ = self.decoder([temperature * eps for eps in self.draw(n, noise)], [], e)
-        return self.shown(out, mean, noise, progress)
+        return self.to_images(out, mean, noise, progress)
 
     @torch.no_grad()
     def reconstruct(
@@ -442,11 +442,11 @@ class HVAE(LabelledVAE):
           the prior given these, which shows what these hold; 0: all groups.
         temperature: factor of the standard deviation of the groups that are drawn.
         """
-        features, keep = self.encoder(x), self.checked("keep", keep) or len(self.sizes)
+        features, keep = self.encoder(x), self.check_groups("keep", keep) or len(self.sizes)
         draws = enumerate(self.draw(len(x), noise))
         eps = [torch.zeros_like(t) if i < keep else temperature * t for i, t in draws]
         out, _ = self.decoder(eps, features[:keep], self.embed(labels, len(x)))
-        return Applied(self.shown(out, True, noise, progress), rows=("reconstruction",), labels=labels)
+        return Applied(self.to_images(out, True, noise, progress), rows=("reconstruction",), labels=labels)
 
     @torch.no_grad()
     def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, frames: int = 8) -> Applied:
@@ -462,4 +462,4 @@ class HVAE(LabelledVAE):
         means = zip((code.mu for code in codes), self.grids, strict=True)
         ts = [interpolate_codes(mu, frames).unflatten(1, grid) for mu, grid in means]
         out, _ = self.decoder(ts, [], self.embed(None, len(ts[0])))
-        return as_interpolations(self.shown(out, True, noise, progress), frames)
+        return as_interpolations(self.to_images(out, True, noise, progress), frames)

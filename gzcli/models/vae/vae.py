@@ -82,11 +82,11 @@ class VAE(Autoencoder, LabelledVAE):
         self.pixels = distribution(options.pixels, data.shape[0], data.levels, options.mixture)
         self.recon, self.beta, self.iwae = options.recon, options.beta, options.iwae
         self.latent, self.dims = nets.latent, math.prod(data.shape)
-        self.encoder = nets.encoder(data.shape, 2 * nets.latent, self.embedded)
-        self.decoder = nets.decoder(data.shape, self.pixels.size, self.embedded)
-        if self.pixels.start is not None:  # the bias of the last layer is the same for all pixels
+        self.encoder = nets.encoder(data.shape, 2 * nets.latent, self.embed_dim)
+        self.decoder = nets.decoder(data.shape, self.pixels.size, self.embed_dim)
+        if self.pixels.init_bias is not None:  # the bias of the last layer is the same for all pixels
             *_, bias = self.decoder.parameters()
-            self.pixels.start(pixel_bias := torch.empty(self.pixels.size))
+            self.pixels.init_bias(pixel_bias := torch.empty(self.pixels.size))
             bias.data.copy_(pixel_bias.repeat_interleave(len(bias) // len(pixel_bias)))
 
     def encode(self, x: Tensor, e: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -114,7 +114,7 @@ class VAE(Autoencoder, LabelledVAE):
         x = batch.x
         eps, e = self.draws(len(batch), batch.noise, self.iwae), self.embed_batch(batch)
         mu, logvar = self.encode(x, e)
-        beta = self.beta * self.warm if self.training else self.beta
+        beta = self.beta * self.kl_factor if self.training else self.beta
         if self.iwae > 1:
             log_px, log_ratio = self.weights(x, mu, logvar, eps, e)  # [B, k] each
             loss = math.log(self.iwae) - torch.logsumexp(log_px + beta * log_ratio, dim=1)
@@ -271,11 +271,13 @@ class VAE(Autoencoder, LabelledVAE):
         temperature: standard deviation of z.
         """
         e = self.embed_samples(labels, n)
-        return self.shown(self.decoder(temperature * noise.randn(n, self.latent), e), mean, noise, progress)
+        return self.to_images(
+            self.decoder(temperature * noise.randn(n, self.latent), e), mean, noise, progress
+        )
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, labels: Labels = None, noise: Noise, progress: Progress) -> Applied:
         """Each image encoded and decoded, at the posterior's mean."""
         e = self.embed(labels, len(x))
-        x = self.shown(self.decoder(self.encode(x, e)[0], e), True, noise, progress)
+        x = self.to_images(self.decoder(self.encode(x, e)[0], e), True, noise, progress)
         return Applied(x, rows=("reconstruction",), labels=None if e is None else labels)
