@@ -1,8 +1,7 @@
-"""What each model is and can do, read from its file with `ast`, so that neither listing nor resolving imports
-torch.
+"""Model cards, read from model files with `ast`, so that neither listing nor resolving imports torch.
 
-A model file is `models/<family>/<name>.py`. It holds a class that derives from `Model`, directly or not, and
-names its `paper`; files of nets, layers or samplers hold none. The folder is the registry.
+A model file is `models/<family>/<name>.py`. It defines a subclass of `Model` with a `paper`; files of nets,
+layers or samplers define none. The folder is the registry.
 """
 
 from __future__ import annotations
@@ -46,14 +45,14 @@ _SHAPE = re.compile(r"^\[B\]: | \[[A-Z1, ]+\]")  # as in `images [B, C, H, W]`
 
 
 def modification_time(path: Path) -> int:
-    """When a file from outside the package, which may be edited while gz runs, was changed; 0 inside."""
+    """The time in ns when a file outside the package was changed; 0 for a file of the package."""
     return 0 if str(path).startswith(f"{ROOT}/") else path.stat().st_mtime_ns
 
 
 def cached_by_file(function: Callable[[Path], T]) -> Callable[[Path], T]:
     """Caches a function of a file until the file changes.
 
-    Raises UsageError for a file that is no Python, MissingError for one that cannot be read.
+    Raises UsageError for a file that is not Python, MissingError for an unreadable one.
     """
     values: dict[tuple[Path, int], T] = {}
 
@@ -66,7 +65,7 @@ def cached_by_file(function: Callable[[Path], T]) -> Callable[[Path], T]:
             return values[key]
         except SyntaxError as e:
             raise UsageError(f"{path}:{e.lineno or 1}: {e.msg}") from e
-        except (RecursionError, MemoryError) as e:  # what Python's parser says of 5,000 signs in a row
+        except (RecursionError, MemoryError) as e:  # of Python's parser, for 5,000 signs in a row
             raise UsageError(f"`{path}` is nested too deeply for Python") from e
         except ValueError as e:  # bytes that are no UTF-8
             raise UsageError(f"`{path}` is no Python file: {e}") from e
@@ -79,12 +78,12 @@ def cached_by_file(function: Callable[[Path], T]) -> Callable[[Path], T]:
 
 @dataclass(frozen=True)
 class Module:
-    """What a file defines at its top.
+    """The top level of a file.
 
-    docstring: the text that it begins with; "" without one.
-    line: of that text.
-    values: what names are assigned, as types written with brackets or `|`, and tables.
-    imports: name here → (module of gzcli, name there).
+    docstring: "" without one.
+    line: the line of the docstring.
+    values: assigned names, such as type aliases and tables, with their expressions.
+    imports: local name → (module of gzcli, name in that module).
     """
 
     docstring: str
@@ -141,8 +140,7 @@ def outline(text: str) -> str:
     """The text without the bodies of its functions, but with their docstrings and the whole of `phases`; line
     numbers stay. It is parsed in a third of the time.
 
-    A string that spans lines may mislead it. Then the result does not parse, and the caller parses the whole
-    text.
+    A multi-line string may mislead it. The result then does not parse, and the caller parses all the text.
     """
     lines: list[str] = []
     open_brackets, indent, quote = 0, 0, ""
@@ -184,7 +182,7 @@ def _file_of(root: Path, module: str) -> Path | None:
 
 
 def _value(name: str, path: Path) -> tuple[ast.expr | None, Path]:
-    """What a name of a file stands for, and the file that says so; None where nothing is assigned to it."""
+    """The expression that is assigned to a name, or None, and the file of the assignment."""
     module = module_of(path)
     if name in module.imports:
         source, original = module.imports[name]
@@ -249,7 +247,7 @@ def lineage_of(path: Path, name: str) -> list[Class]:
 # Arguments that the engine hands to a method; every other parameter is an option that a user can set.
 ENGINE_ARGS = {"self", "cls", "n", "x", "labels", "noise", "progress", "data", "batch", "batches", "index"}
 
-# In the zoo a name has one meaning, and so one range, in all models. A width of 10⁹ would take all memory.
+# A name has one meaning, and so one range, in all models. A width of 10⁹ would take all memory.
 ANY_INT, COUNT, SIZE = "-1,000,000 … 1,000,000", "0 … 1,000,000", "1 … 1,000,000"
 ZERO_ALLOWED = {
     *("attention", "blocks", "burn_in", "cells", "channel", "checkerboard", "clusters", "corrector"),
@@ -260,7 +258,7 @@ FLOAT_RANGES = {
     **dict.fromkeys(("dropout", "logit", "smoothing", "t_min"), "in [0, 1)"),
     **dict.fromkeys(("min_snr", "sigma", "sigma_max", "step", "tolerance"), "greater than 0"),
 }
-# Scales that may turn around what they scale.
+# Scales that may be negative.
 SIGNED = {"control_scale", "guidance", "image_guidance", "lora_scale", "pair_guidance"}
 
 
@@ -268,9 +266,9 @@ SIGNED = {"control_scale", "guidance", "image_guidance", "lora_scale", "pair_gui
 class Param:
     """A parameter of a signature, or a field of a dataclass of options in it.
 
-    annotation: its type, with the names of other types and of tables replaced by what they stand for.
+    annotation: its type, with aliases and tables resolved.
     default: None where a value is `required`.
-    from_gz: whether it is of a class that comes with gz.
+    from_gz: whether its class is part of gz.
     doc: text of the field in the docstring of its dataclass.
     """
 
@@ -288,7 +286,7 @@ class Param:
 
     @property
     def range(self) -> str | None:
-        """The range of its numbers, as `gzcli.recipe.schema` reads it; None: any, or it has none."""
+        """The range of its numbers, as `gzcli.recipe.schema` reads it; None: unbounded or no number."""
         if "int" in self.words:
             # HVAE has `groups` for each resolution, some of which are 0
             zero = self.name in ZERO_ALLOWED or (self.name == "groups" and "tuple" in self.words)
@@ -337,9 +335,9 @@ MOST_PARTS = 400  # names, unions and brackets of a type
 
 def type_of(node: ast.expr | None, path: Path) -> str:
     """The text of a type, with aliases (`Spacing = Literal[…]`) replaced by the types, and a choice from a
-    table, `Annotated[str, TABLE, "more"]`, by the `Literal` of the table's keys and what comes after.
+    table, `Annotated[str, TABLE, "more"]`, by the `Literal` of the table's keys and the texts after it.
 
-    Raises UsageError for one that is nested too deeply to be taken apart.
+    Raises UsageError for a type with too many parts.
     """
     if node is None:
         return ""
@@ -397,8 +395,7 @@ _ITEM = re.compile(r"([A-Za-z_]\w*): +(\S.*)")
 
 
 def parameter_texts(docstring: str) -> dict[str, str]:
-    """The parameters that a cleaned docstring documents by a line `name: text` each, with the text in one
-    line; continuation lines are indented."""
+    """The texts of the lines `name: text` of a cleaned docstring, with their indented continuations."""
     texts: dict[str, str] = {}
     name = None
     for line in docstring.splitlines():
@@ -428,7 +425,7 @@ class ModelCard:
     needs: tuple[str, ...]
     likelihood: str | None  # what log_prob is: "exact" | "bound" | "ode"
     best: str
-    latents: bool  # whether it can live on latents
+    latents: bool  # whether it can be trained on latents
     square: bool  # whether it needs square images
     shares: bool  # whether GPUs can share its weights out
     params: dict[str, Param]  # hyperparameters: the keys of the recipe's `model`
@@ -447,7 +444,7 @@ class ModelCard:
 
     @property
     def unlabelled_lack(self) -> tuple[str, ...]:
-        """The applications that a run lacks unless it is asked to be conditional."""
+        """The applications of conditional runs alone, for a model that is unconditional by default."""
         default = self.params.get("conditional")
         return self.with_labels if default is not None and default.default is False else ()
 
@@ -464,7 +461,7 @@ def cards() -> dict[str, ModelCard]:
 def card(name: str) -> ModelCard:
     """The card of one model, from its file and the files of its bases alone; `-` and `_` are alike.
 
-    A file that was named by its path comes first, then the zoo, then other files from outside the package.
+    A file given by its path comes first, then the zoo, then other files outside the package.
     Raises UsageError with the nearest name where there is no such model.
     """
     for path in (model_files.typed(name), *_zoo(escape(canonical(name)))):
@@ -504,15 +501,15 @@ def _zoo(stem: str = "*") -> list[Path]:
     return sorted(path for path in files if path.parent.name != "nn" and path.stem != "__init__")
 
 
-# ---------------------------------------------------------------------------- what a card tells
+# ---------------------------------------------------------------------------- facts of a card
 
 
 def likelihood_scores(*, log_prob: bool, own: Iterable[str]) -> tuple[str, ...]:
     """The out-of-distribution scores that the engine computes from a model's likelihood.
 
     log_prob: whether the model has `log_prob`, the likelihood of pixels.
-    own: the names of the model's own scores; its `nll` may be the likelihood of codes, which is not compared
-      with the length of a lossless code of the pixels.
+    own: the names of the model's scores. Without `log_prob` its `nll` is the likelihood of codes, which is not
+      compared with the length of a lossless code of the pixels.
     """
     if log_prob:
         return tuple(SCORES)
@@ -538,13 +535,12 @@ def phases(model: ModelCard) -> tuple[str, ...] | None:
 def option_texts(card: ModelCard) -> dict[str, dict[str, str]]:
     """The text of each option, by the section of a recipe: `model`, `sample`, `ood` and each application.
 
-    The docstring of a class documents the parameters of `__init__`, that of a dataclass of options its
-    fields, that of a method its keywords. For an option that a method does not document, it is the text in
-    `sample`, else in the class.
+    Docstrings of classes document `__init__`, those of dataclasses their fields, those of methods their
+    keywords. An option without a text in its method takes that in `sample`, else that in the class.
     """
 
     def texts_of(*methods: str | None) -> dict[str, str]:
-        """What methods, None for the class, say of their parameters: the first one, of the nearest class."""
+        """The texts of methods (None: the class); the first method and the nearest class take precedence."""
         texts: dict[str, str] = {}
         for method in reversed(methods):
             for cls in reversed(card.lineage):
@@ -676,8 +672,8 @@ def read_card(path: Path) -> ModelCard | None:
 
 
 def _place(path: Path) -> tuple[str, str]:
-    """The family of a file, and the name of its module. A file from outside has a name for each of its
-    states, because two runs may hold two versions of it."""
+    """The family of a file, and the name of its module. Each version of an outside file has its own name,
+    because two runs may hold two versions."""
     if ROOT in path.parents:
         return path.parent.name, f"{__package__}.{path.parent.name}.{path.stem}"
     digest = hashlib.sha256(f"{path}:{modification_time(path)}".encode()).hexdigest()[:12]
@@ -686,9 +682,9 @@ def _place(path: Path) -> tuple[str, str]:
 
 @cached_by_file
 def model_class(path: Path) -> list[Class] | None:
-    """The lineage of the file's model class: of several, the one named like the file, else the last."""
+    """The lineage of the file's model class; of several, that named like the file, else the last."""
     if not model_files.names_paper(text_of(path)):
-        return None  # a file of helpers, recognised without the cost of parsing it
+        return None  # a file of helpers need not be parsed
     lineages = [lineage_of(path, name) for name in module_of(path).classes]
     models = [
         lineage

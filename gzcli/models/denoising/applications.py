@@ -1,4 +1,4 @@
-"""What every trained denoiser can do with images, and its score of how well it rebuilds them."""
+"""Applications of a trained denoiser, and its score by the error of rebuilt images."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from gzcli.models.nn import (
     slerp,
 )
 
-TIMES = 4  # noise levels by which translation finds the class of an image that has no label
-SIGMA_Y = 0.05  # the error of the network's estimates, in place of noise of what is known of an image
+TIMES = 4  # noise levels by which translation classifies an unlabelled image
+SIGMA_Y = 0.05  # standard deviation of measurements, which stands for the error of the network's estimates
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,11 @@ class Applications(Denoiser):
     recon_mean: Tensor | None = None  # of each error of an image, set by `fit_recon`
     recon_std: Tensor | None = None
 
-    # ---- there and back
+    # ---- to noise and back
 
     def path(self, steps: int, **how: Any) -> list[Level]:
-        """A path of at most `steps` steps; start: the share of the way to pure noise that it begins at."""
+        """A path of at most `steps` steps; start: its first noise level as a share of the way to pure
+        noise."""
         strength = how.get("start", 1.0)
         if not 0 < strength <= 1:
             raise UsageError(f"`strength` is a share of the way to pure noise, 0 … 1, not {strength:g}")
@@ -99,8 +100,8 @@ class Applications(Denoiser):
         guidance: float = 1.0,
         progress: Progress = no_progress,
     ) -> tuple[Tensor, Tensor]:
-        """x noised at the share `strength` of the way to pure noise, and that denoised in at most `steps`
-        steps given labels y, as SDEdit does (Meng 2022, arXiv:2108.01073)."""
+        """x noised at the share `strength` of the way to pure noise, and the noised images denoised in at
+        most `steps` steps given labels y (SDEdit, Meng 2022, arXiv:2108.01073)."""
         path, randn = self.path(steps, start=strength), partial(noise.randn, *x.shape)
         x_t = path[0].alpha * x + path[0].sigma * randn()
         return x_t, self.denoise_path(x_t, path, self.image_labels(y), guidance, randn, progress)
@@ -170,7 +171,7 @@ class Applications(Denoiser):
         z = interpolate_images(self.to_noise(complete_pairs(x), y, steps, progress), frames, slerp)
         return as_interpolations(self.into_range(self.to_data(z, y, steps, 1.0, progress)), frames)
 
-    # ---- what is known of an image
+    # ---- images from measurements
 
     @torch.no_grad()
     def inpaint(
@@ -220,11 +221,11 @@ class Applications(Denoiser):
         steps: int = 25,
         iterations: int = 4,
     ) -> Applied:
-        """Images [B, C, H, W] with the block means x: the ODE given them, by the first two moments of images
-        given x_t. Raises UsageError for sizes that do not fit.
+        """Images [B, C, H, W] with the block means x, by the ODE conditioned on them through the first two
+        moments of images given x_t. Raises UsageError for sizes that do not fit.
 
         x: small images [B, C, h, w], where h divides H; or images of full size, which are first reduced.
-        factor: by how much images of full size are first reduced.
+        factor: factor by which images of full size are first reduced.
         steps: even in log σ/α, each of a network call and iterations + 1 of its gradient.
         iterations: of conjugate gradients in each step.
         """
@@ -271,10 +272,10 @@ class Applications(Denoiser):
 
         return estimates
 
-    # ---- what labels are for
+    # ---- applications of labels
 
     def error(self, x: Tensor, eps: Tensor, level: Level, y: Tensor | None) -> Tensor:
-        """[B]: the mean squared error of the velocity, or else of ε, for x noised by eps at a level."""
+        """[B]: the mean squared error of the predicted velocity, or else of ε, for x noised by eps."""
         x_t = level.alpha * x + level.sigma * eps
         image_level = self.process.batch_level(x, level.t)
         out = self.output(x_t, image_level, y)
@@ -285,7 +286,7 @@ class Applications(Denoiser):
         return difference.square().flatten(1).mean(1)
 
     def errors(self, x: Tensor, y: Tensor | None, noise: Noise, times: int) -> Tensor:
-        """[B]: the error over `times` noise levels, each with noise of its own."""
+        """[B]: the mean error over `times` noise levels, each with its own noise."""
         levels = self.process.error_levels(times)
         return torch.stack([self.error(x, noise.randn(*x.shape), level, y) for level in levels]).mean(0)
 
@@ -312,9 +313,9 @@ class Applications(Denoiser):
         progress: Progress = no_progress,
         times: int = 20,
     ) -> Applied:
-        """The images with the class under which the model predicts their noise best, a classification that it
-        was not trained for (Li 2023, arXiv:2303.16203); and its accuracy, where the classes y are known.
-        Raises UsageError for an unconditional model, and where several classes hold at once.
+        """The images with the class under which the model predicts their noise best (Li 2023,
+        arXiv:2303.16203); and the accuracy, where the classes y are known. Raises UsageError for an
+        unconditional model, and for multi-label data.
 
         times: noise levels at which the classes are compared; each takes a network call for every class.
         """
@@ -338,10 +339,10 @@ class Applications(Denoiser):
         steps: int = 25,
         guidance: float = 1.0,
     ) -> Applied:
-        """Images [B, C, H, W] of one class as those of another, `labels`: their noise by the ODE given their
-        own class, and the images of that noise given the other one (Su 2022, "Dual Diffusion Implicit
-        Bridges", arXiv:2203.08382). Without labels, image i gets class i % K. Images whose class y is not
-        known are classified first. Raises UsageError for an unconditional model.
+        """Images [B, C, H, W] translated to the classes `labels`: the ODE given their own class maps them to
+        noise, and the ODE given `labels` maps it to images (Su 2022, "Dual Diffusion Implicit Bridges",
+        arXiv:2203.08382). Without labels, image i gets class i % K. Images without a class y are classified
+        first. Raises UsageError for an unconditional model.
 
         steps: of the ODE, to noise and back.
         guidance: strength of the labels on the way back; 1: as trained, more: sharper.
@@ -367,8 +368,8 @@ class Applications(Denoiser):
         self, x: Tensor, *, noise: Noise, starts: int = 4, steps: int = 10, pixels: bool = False
     ) -> Tensor:
         """[B]: the mean error of images rebuilt from several noise levels (Graham 2023, arXiv:2211.07740);
-        after `fit_recon` the mean of the errors' z-scores. Raises UsageError where the fit had another number
-        of errors.
+        after `fit_recon` the mean of the errors' z-scores. Raises UsageError where the fit had a different
+        number of errors.
 
         starts: noise levels from which images are rebuilt.
         steps: denoising steps from each noise level, at most.
@@ -416,7 +417,7 @@ class NoiseApplications(Applications):
     def score_denoise(self, x: Tensor, *, noise: Noise, times: int = 10) -> Tensor:
         """[B]: mean squared error of the network's estimate of ε.
 
-        times: noise levels that the error is averaged over, even over the way from data to noise.
+        times: noise levels that the error is averaged over, evenly from data to noise.
         """
         return self.errors(x, self.image_labels(None), noise, times)
 
@@ -430,7 +431,7 @@ def centre_mask(x: Tensor) -> Tensor:
 
 
 def downscale(x: Tensor, factor: int, size: tuple[int, ...]) -> tuple[Tensor, int]:
-    """Small images, and how many times smaller than `size` (H, W) they are: x, or of full size x reduced by
+    """Small images, and the ratio of `size` (H, W) to theirs: x itself, or x of full size reduced by
     `factor`. Raises UsageError for sizes that do not fit."""
     if x.shape[2:] == size:
         if any(side % factor for side in size):
@@ -443,12 +444,12 @@ def downscale(x: Tensor, factor: int, size: tuple[int, ...]) -> tuple[Tensor, in
 
 
 def interpolate_images(z: Tensor, frames: int, mix: Mix = torch.lerp) -> Tensor:
-    """Images, or by `slerp` noises of the norm of noise, between 0 and 1, 2 and 3, … of z, ends included."""
+    """Interpolations from image 0 to 1, 2 to 3, … of z, ends included; noises keep their norm by `slerp`."""
     return interpolate_codes(z.flatten(1), frames, mix).unflatten(1, z.shape[1:])
 
 
 class Measurement(NamedTuple):
-    """A linear map A of images: A x, Aᵀ y, and A⁺ y, the least image with A A⁺ y = y."""
+    """A linear map A of images: A x, Aᵀ y, and A⁺ y, the image of least norm with A A⁺ y = y."""
 
     apply: Callable[[Tensor], Tensor]
     adjoint: Callable[[Tensor], Tensor]
@@ -456,15 +457,14 @@ class Measurement(NamedTuple):
 
 
 def block_means(side: int) -> Measurement:
-    """The means of blocks of by × by pixels: images [B, C, H / by, W / by]."""
+    """The means of blocks of side × side pixels."""
     fill = partial(F.interpolate, scale_factor=side, mode="nearest")
     return Measurement(partial(F.avg_pool2d, kernel_size=side), lambda y: fill(y) / side**2, fill)
 
 
 def conjugate_gradients(matrix: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
     """The solution x of matrix(x) = b for each row of the batch, from 0 (Hestenes & Stiefel 1952). A
-    network's matrix need not be positive definite; a row takes no step in a direction of negative
-    curvature."""
+    network's matrix need not be positive definite, so a row takes no step along negative curvature."""
 
     def dot(u: Tensor, v: Tensor) -> Tensor:  # of each row, [B, 1, 1, 1]
         return (u * v).sum((1, 2, 3), keepdim=True)

@@ -1,4 +1,4 @@
-"""A network that denoises: what it estimates, how it is trained, how labels guide it, and its likelihood.
+"""A denoising network: its prediction, training, guidance by labels, and likelihood.
 
 The inputs of the network net(x, t, y, drop) are the noised image x [B, C, H, W]; its time t [B], or [B, 2]
 for a network of two times; labels y [B] or [B, K], None where they are unknown; and drop [B], the rows whose
@@ -35,13 +35,12 @@ Prediction = Literal["eps", "x0", "v", "velocity"]
 
 @dataclass(frozen=True)
 class DrawOptions:
-    """What images are drawn, by any sampler.
+    """Options of samples, for any sampler.
 
     guidance: strength of the labels (Ho & Salimans 2022); 1: as trained, 0: without them, more: sharper;
       null: 1, and 1.3 towards clusters.
     interval: times between which guidance acts, as shares of the last time (Kynkäänniemi 2024).
-    size: of the images in pixels, for a network that draws others than it was trained on; null: as in
-      training.
+    size: size of the images in pixels, for a network that can draw other sizes; null: as in training.
     """
 
     guidance: float | None = None
@@ -51,7 +50,7 @@ class DrawOptions:
 
 @dataclass(frozen=True)
 class WalkOptions(DrawOptions):
-    """The same, by a sampler along noise levels.
+    """`DrawOptions` of a sampler along noise levels.
 
     clip: whether estimates of x_0 are clamped to [-1, 1].
     dynamic: a quantile of |x_0|, such as .995, at which estimates are thresholded in place of clamping
@@ -106,7 +105,7 @@ class Denoiser(Labelled):
         return batch.noise.randn(*batch.x.shape), batch.x
 
     def target(self, x: Tensor, eps: Tensor, level: Level) -> Tensor:
-        """What the network is to predict."""
+        """The target of the network's prediction."""
         if self.prediction == "eps":
             return eps
         if self.prediction == "x0":
@@ -117,11 +116,11 @@ class Denoiser(Labelled):
         return d_alpha * x + d_sigma * eps
 
     def objective(self, out: Tensor, target: Tensor, level: Level) -> dict[str, Tensor]:
-        """The loss of predictions at these noise levels, and what is logged beside it."""
+        """The loss of predictions at these noise levels, and values to log."""
         return {"loss": (out - target).square().mean()}
 
     def training_guide(self, batch: Batch) -> Tensor | None:
-        """An image that guides the network in training."""
+        """The image that guides the network in training, if any."""
         return None
 
     # ---- the network
@@ -157,7 +156,7 @@ class Denoiser(Labelled):
         return torch.lerp(out[n:], out[:n], scale)
 
     def to_estimate(self, out: Tensor, x: Tensor, level: Level) -> Estimate:
-        """The estimates of x_0 and ε that an output at x means."""
+        """The estimates of x_0 and ε by an output at x."""
         alpha, sigma = level.alpha, level.sigma
         if self.prediction == "eps":
             return Estimate((x - sigma * out) / alpha, out)
@@ -230,7 +229,7 @@ class Denoiser(Labelled):
     def initial_noise(
         self, n: int, labels: Tensor | None, noise: Noise, size: Size | None
     ) -> tuple[Tensor, Any]:
-        """The noise that n images of a size are drawn from, and their labels."""
+        """The initial noise of n images of a size, and their labels."""
         x = self.process.prior_std * noise.randn(n, *self.shape_of(size))
         return x, self.draw_labels(labels, n, noise)
 
@@ -244,8 +243,8 @@ class Denoiser(Labelled):
         return self.into_range(sampler(denoise, x, path, randn=randn, progress=progress))
 
     def shape_of(self, size: Size | None) -> tuple[int, ...]:
-        """The shape of images of a size; None: that of training. Raises UsageError for another one where the
-        network is made for one, or where latents are drawn."""
+        """The shape of images of a size; None: that of training. Raises UsageError for a size that the
+        network or latents do not support."""
         if size is None or sides(size) == self.data.shape[1:]:
             return self.data.shape
         if self.data.levels is None or not getattr(self.net, "any_size", False):
@@ -267,12 +266,11 @@ class Denoiser(Labelled):
 
 @dataclass(frozen=True)
 class LikelihoodOptions:
-    """The solution of the ODE from data to noise that gives a likelihood.
+    """The solution of the ODE from data to noise for a likelihood.
 
     solver: of the ODE: with steps of one network call and gradient (euler), two (midpoint, heun) or four
       (rk4), or with steps of six that fit the image (adaptive).
-    steps: of the solvers with fixed steps, even in log σ/α, as the details of data are spread over its noise
-      levels.
+    steps: number of steps of the other solvers, even in log σ/α.
     tolerance: largest error of an adaptive step, of x and of the nats a dimension.
     probes: Rademacher vectors that estimate the divergence.
     """
@@ -299,10 +297,10 @@ class LikelihoodByODE(Denoiser):
         """[B] nats of the discrete image by the change of density along the ODE to noise (Song 2021,
         arXiv:2011.13456, eq. 39). Raises UsageError for latents.
 
-        Grey levels are dequantised uniformly, which makes the value a bound. The dequantised images replace α
-        x + σ ε at the first time, where σ/α is the deviation of that noise, or as near as the model comes:
-        with less noise a model with spikes at the grey levels underestimates the likelihood; more noise hides
-        how flat a flat part is. The divergence is Hutchinson's estimate, which is unbiased.
+        Grey levels are dequantised uniformly, so the value is a bound. The dequantised images replace α x + σ
+        ε at the time where σ/α is the deviation of the uniform noise, or at the nearest time of the model.
+        With less noise, a model with spikes at the grey levels underestimates the likelihood; more noise
+        hides details of flat parts. The divergence is Hutchinson's unbiased estimate.
         """
         n, size, width = len(x), x[0].numel(), 2 / (self.grey_levels - 1)  # of a grey level
         path = self.process.likelihood_path(1 / (self.grey_levels - 1) / math.sqrt(3), ode.steps)

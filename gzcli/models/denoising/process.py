@@ -33,7 +33,7 @@ STOP_TIME = 1e-3  # the time at which samplers of an SDE stop (appendix C); Twee
 # σ/α at the ends of a CondOT path: nearly pure noise, and invisible noise
 START_RATIO, END_RATIO = 80.0, 0.02
 LIKELIHOOD_RATIO = 20.0  # σ/α from which a likelihood takes one step to pure noise, where σ/α is infinite
-ERROR_STEPS = 200  # steps in log σ/α to which an SDE's noise level of an error is rounded
+ERROR_STEPS = 200  # steps in log σ/α to which noise levels for errors of an SDE are rounded
 
 
 class Level(NamedTuple):
@@ -46,7 +46,7 @@ class Level(NamedTuple):
 
 
 class Process(nn.Module):
-    """α(t), σ(t), and what depends on them alone. A process has those of these methods that its models use.
+    """α(t), σ(t), and functions of them. A process defines the methods that its models use.
 
     scale: the factor of times t as the network's input; most networks are designed for 0 … 1000.
     prior_std: the standard deviation of noise at the start of a path.
@@ -80,7 +80,7 @@ class Process(nn.Module):
         return math.inf
 
     def batch_level(self, x: Tensor, t: float) -> Level:
-        """The level at a time that the estimates of all images x are computed from."""
+        """The level at one time for the batch x, from which estimates are computed."""
         return self.level(t)
 
     def norm(self, level: Level) -> Any:
@@ -93,11 +93,11 @@ class Process(nn.Module):
         return d_alpha * x0 + d_sigma * eps
 
     def level_at(self, share: float) -> Level:
-        """The level at a share of the way between data and noise at which errors are compared."""
+        """The level for comparing errors at a share of the way from data to noise."""
         return self.level(share)
 
     def error_levels(self, n: int) -> list[Level]:
-        """n levels, evenly over the way between data and noise."""
+        """n levels for comparing errors, spaced evenly from data to noise."""
         return [self.level_at((i + 0.5) / n) for i in range(n)]
 
 
@@ -216,7 +216,7 @@ class DiscreteVP(Process):
 
     def path(self, steps: int, spacing: str = "trailing", start: float = 1.0) -> list[Level]:
         """A path of 1 … T steps; trailing: every T/steps-th time from the noisiest on; leading: from the
-        cleanest on; linspace: between both (Lin 2023, table 2); others as in `spaced_log_ratios`."""
+        cleanest on; linspace: both ends included (Lin 2023, table 2); others as in `spaced_log_ratios`."""
         top = self.most_steps(start)  # times 0 … top − 1
         if not 1 <= steps <= top:
             raise UsageError(f"{steps} sampling steps over {top} timesteps", hint=f"set `steps` to 1 … {top}")
@@ -252,8 +252,8 @@ BETAS = {"linear": linear_betas, "cosine": cosine_betas}
 
 
 class SDE(Process):
-    """dx = f(t) x dt + g(t) dw; start: the least time of training, as at t = 0 the score has no limit. Raises
-    UsageError for one outside 0 … 1."""
+    """dx = f(t) x dt + g(t) dw; start: the first time of training, since at t = 0 the score diverges. Raises
+    UsageError for a time outside 0 … 1."""
 
     if TYPE_CHECKING:
         rates: Callable[[Tensor], tuple[Tensor, Tensor]]  # f and g² at times of any shape
@@ -334,7 +334,7 @@ class VE(SDE):
 
 class VP(SDE):
     """Variance preserving: β grows linearly, α² + σ² = 1 (eq. 32, 33); DDPM's chain in continuous time. A
-    shift s, the factor of √(1 − α²)/α, is that of another β: s² β / (α² + s² (1 − α²))."""
+    shift s, the factor of √(1 − α²)/α, replaces β by s² β / (α² + s² (1 − α²))."""
 
     def __init__(self, start: float, beta_min: float, shift: float = 1.0):
         super().__init__(start)
@@ -404,7 +404,7 @@ class CondOT(Process):
         return [*map(self.level, self.times_at(ratios)), Level(1.0, 1.0, 0.0)]
 
     def ode_times(self, steps: int, start: float = 0.0) -> list[float]:
-        """Times of `steps` steps to 1, equal before the shift; `start` is that before the shift too."""
+        """Times of `steps` steps from `start` to 1, both before the shift, where steps are equal."""
         at_least(1, steps=steps)
         return [shift_times(start + (1 - start) * i / steps, self.shift) for i in range(steps + 1)]
 

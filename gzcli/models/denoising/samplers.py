@@ -27,7 +27,7 @@ from gzcli.models.denoising.process import SDE, SIGMA_MAX, Level
 
 
 class Estimate(NamedTuple):
-    """What a network says of a noised image."""
+    """A network's estimates from a noised image."""
 
     x0: Tensor
     eps: Tensor
@@ -41,7 +41,7 @@ Sampler = Callable[..., Tensor]
 
 
 def sampler(steps: Callable[..., Steps]) -> Sampler:
-    """The sampler that takes these steps; its keywords beyond `progress` are theirs."""
+    """The sampler that takes these steps; it passes other keywords than `progress` on to them."""
 
     @wraps(steps)
     def run(
@@ -91,8 +91,8 @@ def ddim_inverse(denoise: Denoise, x: Tensor, path: Path, randn: Randn) -> Steps
 
 @sampler
 def dpmpp(denoise: Denoise, x: Tensor, path: Path, randn: Randn, noisy: bool = False) -> Steps:
-    """DPM-Solver++(2M) (Lu 2022b, algorithm 2): of second order in λ = log α/σ, by the x_0 of the step
-    before; noisy: of the reverse SDE, SDE-DPM-Solver++(2M) (eq. 19)."""
+    """DPM-Solver++(2M) (Lu 2022b, algorithm 2): of second order in λ = log α/σ, by the previous x_0; noisy:
+    of the reverse SDE, SDE-DPM-Solver++(2M) (eq. 19)."""
     before, h_before = None, 0.0
     for s, u in pairwise(path):
         x0, _ = denoise(x, s.t)
@@ -208,8 +208,8 @@ def predictor_corrector(
     denoise: Denoise, x: Tensor, path: Path, randn: Randn, corrector: int, snr: float
 ) -> Steps:
     """Song 2021, algorithm 1: the reverse diffusion predictor (eq. 46), then `corrector` Langevin steps at
-    the new level, of the length of algorithms 4 and 5 with ‖z‖/‖score‖ = σ, the value for pure noise: by the
-    norms of actual draws an image would depend on its batch."""
+    the new level. Their length is that of algorithms 4 and 5 with ‖z‖/‖score‖ = σ, as for pure noise; with
+    the norms of actual draws an image would depend on its batch."""
     for s, u in pairwise(path):
         x0, eps = denoise(x, s.t)
         if u.sigma > 0:
@@ -240,7 +240,7 @@ def annealed_langevin(
 def repaint(denoise: Denoise, x: Tensor, path: Path, randn: Randn, image: Tensor, mask: Tensor) -> Steps:
     """Inpainting by RePaint (Lugmayr 2022, algorithm 1): at each level the known pixels of `image` [B, C, H,
     W], where mask [B, 1, H, W] is 1, replace the generated ones, with noise of that level. Where the path
-    goes back to more noise, as `repeat_stretches` makes it, the forward process takes x there."""
+    returns to more noise (`repeat_stretches`), the forward process takes x there."""
     for s, u in pairwise(path):
         if u.sigma > s.sigma:
             scale, var = transition(u, s)
@@ -413,6 +413,6 @@ def with_divergence(f: Velocity, shape: Sequence[int], probe: Tensor) -> Velocit
 
 
 def density_norm(error: Tensor) -> Tensor:
-    """The norm [B] of errors of states [x, ℓ]: the larger one of both. In one mean over all elements ℓ would
-    count as one pixel of many."""
+    """The norm [B] of errors of states [x, ℓ]: the larger of the two norms. In a mean over all elements ℓ
+    would count as one pixel."""
     return torch.maximum(root_mean_square(error[:, :-1]), error[:, -1].abs())

@@ -1,4 +1,4 @@
-"""What models of every family share: labels, sizes, grey levels, precision, and interpolation of codes."""
+"""Functions for models of every family: labels, sizes, grey levels, precision, interpolation of codes."""
 
 from __future__ import annotations
 
@@ -38,9 +38,8 @@ def zero_init(module: Layer) -> Layer:
 def stacked(layer: Layer, matrices: int) -> Layer:
     """The layer, marked for an optimizer of whole matrices (Muon).
 
-    matrices: how many matrices of equal height its weight stacks, as 3 for queries, keys and values; 0
-      excludes the layer from such an optimizer, as suits first and last layers, whose rows or columns are
-      pixels, codes or classes, with units of their own.
+    matrices: number of matrices of equal height in its weight, such as 3 for queries, keys and values; 0
+      excludes first and last layers, whose rows or columns are pixels, codes or classes.
     """
     layer.matrices = matrices  # type: ignore[assignment]  # torch declares tensors and modules alone
     return layer
@@ -79,7 +78,7 @@ def needs_labels(conditional: bool, data: DataInfo) -> bool:
 
 
 def spread_labels(labels: Tensor | None, n: int, data: DataInfo, device: torch.device) -> Tensor:
-    """The labels of n samples, [n] int64 or [n, K]: those given, else sample i has class i % K."""
+    """The labels of n samples, [n] int64 or [n, K]; None: sample i has class i % K."""
     if labels is not None:
         return labels.to(device)
     y = torch.arange(n, device=device) % len(data.classes)
@@ -87,16 +86,15 @@ def spread_labels(labels: Tensor | None, n: int, data: DataInfo, device: torch.d
 
 
 def every_label(data: DataInfo, n: int, device: torch.device) -> list[Tensor]:
-    """For each class in turn its label, for all of n images."""
+    """The label of each class, repeated for n images."""
     classes = spread_labels(None, len(data.classes), data, device)
     return [y.expand(n, *y.shape) for y in classes]
 
 
 @torch.no_grad()
 def best_labels(distance: Callable[[Tensor], Tensor], y: Tensor, data: DataInfo) -> tuple[Tensor, Tensor]:
-    """Labels of a smaller distance [B] than y, and that distance, by coordinate descent over the classes:
-    each in turn replaces a row's label, or is added to or removed from its set, and stays where that is
-    nearer."""
+    """Labels that lower the distance [B] from that of y, and this distance, by coordinate descent: each class
+    in turn replaces a row's label, or is toggled in its set, where that lowers the distance."""
     y, best = y.clone(), distance(y)
     for k in range(len(data.classes)):
         changed = y.clone()
@@ -162,7 +160,7 @@ def double(t: Tensor) -> Tensor:
 
 
 def is_shape_only() -> bool:
-    """Whether new tensors have a shape and no values now: on the meta device, or under FakeTensorMode."""
+    """Whether new tensors have no values: on the meta device, or under FakeTensorMode."""
     fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
     return fake is not None or torch.get_default_device().type == "meta"
 

@@ -19,8 +19,8 @@ from gzcli.models.nn.layers import LayerNorm, softmax_attention
 from gzcli.models.nn.unet import renamed, time_embedding
 
 FREQUENCIES = 256  # sinusoids of the time
-PATCHES = range(1, 9)  # sides of a patch that is not given
-TOKENS = 1024  # the most tokens where the patch is not given; attention costs their square
+PATCHES = range(1, 9)  # sides of a default patch
+TOKENS = 1024  # the most tokens by a default patch; attention costs their square
 
 
 @dataclass(frozen=True)
@@ -142,11 +142,11 @@ class DiTNet(nn.Module):
         return h.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
-DIFFUSERS_NAMES = (  # of the weights of `DiTTransformer2DModel`, as patterns, and of those here
+DIFFUSERS_NAMES = (  # patterns of the weights of `DiTTransformer2DModel`, and the names in `DiTNet`
     (r"^pos_embed\.proj", "embed"),
     (r"^proj_out_1", "modulation"),
     (r"^proj_out_2", "out"),
-    # the embedding of the time is the same in each block
+    # every block has the same embedding of the time
     (r"^transformer_blocks\.\d+\.norm1\.emb\.timestep_embedder\.linear_1", "time.0"),
     (r"^transformer_blocks\.\d+\.norm1\.emb\.timestep_embedder\.linear_2", "time.2"),
     (r"^transformer_blocks\.\d+\.norm1\.emb\.class_embedder\.embedding_table", "label.table"),
@@ -196,7 +196,7 @@ class Block(nn.Module):
 
 
 def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """h scaled, by `scale` more than 1, and shifted."""
+    """h scaled by 1 + `scale` and shifted."""
     return h * (1 + scale) + shift
 
 

@@ -1,8 +1,8 @@
 """Norms that do not double the traffic of autocast, and attention.
 
-A GPU's autocast runs norms in fp32: it makes an fp32 copy of a 16-bit input, and all that follows up to the
-next product is in fp32 and kept for the backward pass. These compute mean and variance in fp32 too, inside
-the kernel, but read and write 16 bits.
+A GPU's autocast runs norms on an fp32 copy of a 16-bit input, and everything up to the next product is in
+fp32 and kept for the backward pass. These norms compute mean and variance in fp32 inside the kernel, but read
+and write 16 bits.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class GroupNorm(nn.GroupNorm):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm whose output has the type of its input or, under autocast, the 16-bit type: a residual
-    stream stays in fp32, and what is computed of it is cast once."""
+    """Layer norm whose output has the type of its input or, under autocast, the 16-bit type, so that a
+    residual stream in fp32 is cast once."""
 
     def forward(self, x: Tensor) -> Tensor:
         kind = x.device.type
@@ -50,7 +50,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 def cast_weights(x: Tensor, *weights: Tensor | None) -> list[Tensor | None]:
-    """The weights in the type of the input, as kernels of GPUs want them."""
+    """The weights in the type of the input, which kernels of GPUs require."""
     return [None if p is None else p.to(x.dtype) for p in weights]
 
 

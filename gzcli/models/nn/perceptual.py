@@ -1,4 +1,4 @@
-"""Distances of images that agree with the eye: LPIPS and MS-SSIM.
+"""Perceptual distances of images: LPIPS and MS-SSIM.
 
 LPIPS — Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features", arXiv:1801.03924, version 0.1 on
 VGG16. The network is torchvision's and the linear layers are those that the package `lpips` brings. The
@@ -43,8 +43,8 @@ class LPIPS(nn.Module):
 
     @classmethod
     def from_files(cls) -> LPIPS:
-        """With VGG16's weights of the user's cache; without values where new tensors have none. Raises
-        MissingError that names what is absent, UsageError for files with other weights."""
+        """The network with VGG16's weights from the user's cache, or without values under `is_shape_only`.
+        Raises MissingError for absent files, UsageError for files with other weights."""
         if is_shape_only():
             return cls()
         files = vgg_file(), linear_file()
@@ -55,7 +55,7 @@ class LPIPS(nn.Module):
 
     @torch.no_grad()
     def load(self, vgg: dict[str, Tensor], linear: dict[str, Tensor]) -> None:
-        """Weights by the names that torchvision and the authors gave them."""
+        """Loads weights under the names of torchvision and of the authors."""
         prefix = "features."
         try:
             self.layers.load_state_dict({k.removeprefix(prefix): v for k, v in vgg.items() if prefix in k})

@@ -191,7 +191,7 @@ class MixturePixels:
         return self.mixture.draw(out.movedim(1, -1), u.movedim(1, -1), temperature).movedim(-1, 1)
 
     def mean(self, out: Tensor) -> Tensor:
-        """The location of each pixel's heaviest component [B, C, H, W]: a draw at temperature 0."""
+        """The location of each pixel's most probable component [B, C, H, W]: a draw at temperature 0."""
         shape = len(out), self.mixture.uniforms, *out.shape[2:]
         return self.draw(out, out.new_full(shape, 0.5, dtype=torch.float32), temperature=1e-4)
 
