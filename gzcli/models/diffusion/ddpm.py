@@ -104,8 +104,8 @@ SAMPLERS: dict[SamplerName, Callable[[SamplingOptions, DiscreteVP], Sampler]] = 
 
 class Diffusion(NoiseApplications):
     """A network on the discrete process. With a `factor` it is also conditioned on a small image, which it
-    enlarges so many times (as SR3, Saharia 2021, arXiv:2104.07636); training hides a share HIDDEN of the
-    small images, so that the network can do without."""
+    enlarges by the factor (SR3, Saharia 2021, arXiv:2104.07636). Training hides a share HIDDEN of the small
+    images, so that the network also works without."""
 
     likelihood = "bound"
     reverse_sampler = staticmethod(samplers.ddim)
@@ -138,14 +138,14 @@ class Diffusion(NoiseApplications):
         return {"loss": (weight * error).mean(), "unweighted": error.detach().mean()}
 
     def training_guide(self, batch: Batch) -> Tensor | None:
-        """The small images of a model with a `factor`, zero where they are hidden."""
+        """The small images of a model with a `factor`; hidden ones are zero."""
         if not self.factor:
             return None
         visible = batch.noise.rand(len(batch)) >= HIDDEN
         return visible[:, None, None, None] * F.avg_pool2d(batch.x, self.factor)
 
     def inputs(self, x: Tensor, level: Level, guide: Tensor | None = None) -> Tensor:
-        """x, and for a model with a `factor` also the enlarged small images, or zeros without them."""
+        """x; for a model with a `factor` followed by the enlarged small images, or zeros."""
         if not self.factor:
             return x
         if guide is None:
@@ -176,7 +176,7 @@ class Diffusion(NoiseApplications):
         return samplers.ddim(denoise, z, self.path(steps), progress=progress)
 
     def to_scheduler(self) -> Any:
-        """diffusers' DPM-Solver++(2M), which draws as `sample` by dpmpp on trailing steps."""
+        """diffusers' DPM-Solver++(2M), equivalent to `sample` by dpmpp on trailing steps."""
         from diffusers import DPMSolverMultistepScheduler
 
         alpha_bar = np.append(1.0, self.process.alpha**2)
@@ -205,9 +205,9 @@ class Diffusion(NoiseApplications):
         exact; of the T − 1 other terms one is drawn from each of `terms` strata and weighted by the stratum's
         width. Raises UsageError for latents.
 
-        terms: number of strata; T − 1 or more: the whole sum.
-        variance: of p(x_{t−1} | x_t): β̃ (small), the tighter bound for digits, whose flat parts are known
-          even from much noise; or β (large), for data that are smooth at the scale of one grey level.
+        terms: number of strata; T − 1 or more: the whole sum. variance: of p(x_{t−1} | x_t): β̃ (small), the
+        tighter bound for images with flat parts, such as digits;
+          or β (large), for data that are smooth at the scale of one grey level.
         """
         levels, n, y, process = self.grey_levels, len(x), self.image_labels(labels), self.process
         alpha_T, sigma_T = process.alpha[-1], process.sigma[-1]
@@ -277,7 +277,7 @@ class Diffusion(NoiseApplications):
         training. A model trained with a `factor` is also conditioned on x. Raises UsageError for sizes that
         do not fit.
 
-        factor: by how much images of full size are first reduced; null: the model's own, else 2.
+        factor: factor by which images of full size are first reduced; null: the model's own, else 2.
         steps: of DDIM; null: 50, or 4 if the model is conditioned on x, since few steps stay near the mean.
         eta: noise of DDIM as a share of that of the ancestral sampler, 0 … 1; null: .85, or 0 if the model is
           conditioned on x.
@@ -296,7 +296,7 @@ class Diffusion(NoiseApplications):
 
 
 def mix_noises(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    """A mixture of independent noises of their variance: a at t = 0, b at t = 1."""
+    """A mixture of independent noises that keeps their variance: a at t = 0, b at t = 1."""
     angle = t * (torch.pi / 2)
     return angle.cos() * a + angle.sin() * b
 
@@ -321,8 +321,8 @@ def discretised_gaussian(x: Tensor, mean: Tensor, sigma: float, levels: int) -> 
 class DDPM(Diffusion):
     """The U-Net of Ho 2020, appendix B, as a `Diffusion`.
 
-    factor: how many times `--do upscale` enlarges small images, on which the network is then conditioned;
-      null: on none. `train.init` may be a run without it.
+    factor: factor by which `--do upscale` enlarges small images, on which the network is then conditioned;
+      null: no such condition. `train.init` may be a run without it.
     """
 
     paper = "Ho et al. 2020, arXiv:2006.11239"
@@ -349,8 +349,8 @@ class DDPM(Diffusion):
         self.factor = factor
 
     def to_diffusers(self) -> Any:
-        """A `DDPMPipeline` of the same weights and schedule, which draws the images of `sample` by dpmpp on
-        trailing steps. Of a model of labels or clusters only its parts can be used."""
+        """A `DDPMPipeline` with the same weights and schedule, equivalent to `sample` by dpmpp on trailing
+        steps. With labels or clusters only its parts can be used."""
         from diffusers import DDPMPipeline
 
         if self.factor:

@@ -76,7 +76,7 @@ class Encoder(nn.Module):
 
 
 class CodedUNet(UNet):
-    """A U-Net with blocks conditioned on time and a code [B, latent], given in place of the label."""
+    """A U-Net with blocks conditioned on time and on a code [B, latent], in the place of the label."""
 
     def __init__(self, *args: Any, latent: int, **options: Any):
         super().__init__(*args, scale_shift=True, **options)
@@ -106,7 +106,7 @@ class Modulation(nn.Module):
 
 
 class CodeApplications(Model):
-    """What the autoencoder and the prior of its codes do with images, through codes."""
+    """Applications of the autoencoder, and of the prior of its codes, through codes."""
 
     labels_for = ("edit",)
     coder: Any  # the autoencoder, a `DiffAE`
@@ -124,8 +124,8 @@ class CodeApplications(Model):
         """Images [B, C, H, W] encoded and decoded.
 
         steps: network calls from image to noise, and from noise to image.
-        stochastic: whether x_T is the image's own code; otherwise it is drawn from `noise`, which shows what
-          z_sem alone encodes.
+        stochastic: whether x_T is the code of the image; otherwise it is drawn from `noise`, which shows the
+          content of z_sem alone.
         """
         at_least(1, steps=steps)
         coder, z = self.coder, self.coder.encode(x)
@@ -162,9 +162,9 @@ class CodeApplications(Model):
         strength: float = 3.0,
         steps: int = 50,
     ) -> Applied:
-        """Images [B, C, H, W] changed towards `labels` by a step of z_sem, with x_T kept (section 5.3). An
-        image that the classifier gives these labels already is unchanged. Raises UsageError for a model of
-        data without labels.
+        """Images [B, C, H, W] changed towards `labels` by a step of z_sem, with the same x_T (section 5.3).
+        An image that is classified as `labels` already is unchanged. Raises UsageError for data without
+        labels.
 
         strength: length of the step in standard deviations of the codes along it.
         steps: network calls from image to noise, and from noise to image.
@@ -219,14 +219,14 @@ class CodeApplications(Model):
 
 
 def half_progress(progress: Progress, which: int) -> Progress:
-    """The progress of the half from image to noise (0) or from noise to image (1), as that of the whole."""
+    """Maps the progress from image to noise (which = 0) or from noise to image (1) to that of both."""
     return lambda i, n, x=None: progress(which * n + i, 2 * n, x)
 
 
 class DiffAE(CodeApplications):
     """An encoder of z_sem [B, latent] and a U-Net that denoises given z_sem; a first stage of `latent_prior`.
 
-    By itself it samples z_sem from a Gaussian with the running mean and covariance of the training codes.
+    Without a prior it samples z_sem from a Gaussian with the running moments of the training codes.
     Where the data have labels, a linear classifier of the normalised z_sem is trained in a phase of its own,
     without a gradient to the encoder. Raises UsageError for sizes that do not fit.
 
@@ -303,8 +303,8 @@ class DiffAE(CodeApplications):
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Batch]) -> None:
-        """Recomputes the moments of z_sem: the running ones, of the encoder in training and with dropout, are
-        far from those of averaged weights."""
+        """Recomputes the moments of z_sem, since the running ones are those of the encoder in training, not
+        of averaged weights."""
         z = torch.cat([self.encode(batch.x) for batch in batches])
         self.mean.copy_(z.mean(0))
         with full_fp32(z.device):
@@ -336,12 +336,12 @@ class DiffAE(CodeApplications):
         return self.cov.diagonal().clamp(min=1e-8).sqrt()
 
     def move_codes(self, z: Tensor, y: Tensor, strength: float, head: nn.Linear) -> Tensor:
-        """Codes z [B, latent] moved towards labels y along Σ w, where w are the weights of `head` for y minus
+        """Codes z [B, latent] moved towards labels y along Σ w. Here w are the weights of `head` for y minus
         those for the predicted labels, and Σ is the covariance of the training codes. The paper's direction w
-        leads away from all codes where their coordinates are correlated (Haufe 2014,
+        leaves the distribution of codes with correlated coordinates (Haufe 2014,
         doi:10.1016/j.neuroimage.2013.10.067)."""
         change = self.one_hot(y).to(z) - self.predicted_labels(head(self.normalise(z))).to(z)  # [B, K]
-        w = change @ head.weight / self.std  # weights of z_sem that is not normalised
+        w = change @ head.weight / self.std  # weights for z_sem before normalisation
         along = w @ self.cov
         return z + strength * along / (w * along).sum(1, keepdim=True).clamp(min=1e-12).sqrt()
 
@@ -377,6 +377,6 @@ class DiffAE(CodeApplications):
     def score_code(self, x: Tensor, *, noise: Noise) -> Tensor:
         """[B]: squared Mahalanobis distance of z_sem to the Gaussian of the training codes."""
         d = self.encode(x) - self.mean
-        floor = 1e-4 * self.cov.diagonal().mean()  # else rounding in directions without variance would decide
+        floor = 1e-4 * self.cov.diagonal().mean()  # against rounding in directions without variance
         cov = self.cov + floor * torch.eye(self.latent, dtype=d.dtype, device=d.device)
         return (d * torch.linalg.solve(cov, d.mT).mT).sum(1)

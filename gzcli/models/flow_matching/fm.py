@@ -85,7 +85,7 @@ class FlowMatching(LikelihoodByODE, Applications):
     # ---- training
 
     def on_batch(self, batch: Batch) -> dict[str, Tensor]:
-        """With `coupling` ot, the noises of a step, paired before its batch is cut into micro-batches."""
+        """With `coupling` ot, the noise paired over the whole batch, before it is cut into micro-batches."""
         return {"x0": self.noise_and_images(batch)[0]} if self.coupling == "ot" else {}
 
     def noise_and_images(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -158,13 +158,13 @@ class FlowMatching(LikelihoodByODE, Applications):
 
 @torch.no_grad()
 def couple_noise(x0: Tensor, x1: Tensor, y: Tensor | None, module: nn.Module) -> Tensor:
-    """The noises x0 [B, …] in the order that pairs them with the data x1 [B, …] at the least total squared
-    distance: paths between near pairs cross less, and are straighter (Tong 2023, arXiv:2302.00482).
+    """The noise x0 [B, …], reordered to the least total squared distance to the data x1 [B, …]: paths between
+    near pairs cross less, and are straighter (Tong 2023, arXiv:2302.00482).
 
-    Noises are paired within the images of each label y, [B] or [B, K]: else the noise of a class would be
-    that near the class, and not N(0, I), from which its samples start (Cheng & Schwing 2025,
-    arXiv:2503.10636). While `module` trains, the rows of all ranks are paired. The assignment is exact and
-    runs on the CPU: 10 ms for 256 images of MNIST and 50 ms for 512.
+    Noise is paired within the images of each label y, [B] or [B, K]. Otherwise the noise of a class would not
+    be N(0, I), from which its samples start (Cheng & Schwing 2025, arXiv:2503.10636). While `module` trains,
+    the rows of all ranks are paired. The assignment is exact and runs on the CPU: 10 ms for 256 images of
+    MNIST and 50 ms for 512.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -184,7 +184,7 @@ def couple_noise(x0: Tensor, x1: Tensor, y: Tensor | None, module: nn.Module) ->
 class FM(FlowMatching):
     """A U-Net that predicts the velocity.
 
-    sigma_min: standard deviation of the noise that is left at t = 1, for images in [-1, 1].
+    sigma_min: standard deviation of the remaining noise at t = 1, for images in [-1, 1].
     """
 
     paper = "Lipman et al. 2022, arXiv:2210.02747"

@@ -3,8 +3,8 @@ with Mamba blocks in place of attention.
 
     h ← h + gate · Mamba(LN(h) (1 + scale) + shift)[in the block's order]
 
-Shift, scale and gate are functions of time and label. A state-space model reads tokens one after another: the
-blocks take turns with the eight continuous orders of the image, which together cover every direction.
+Shift, scale and gate are functions of time and label. A state-space model reads tokens one after another. The
+blocks alternate between eight continuous orders of the image, which together cover every direction.
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ class Mamba(nn.Module):
 
 def zigzags(rows: int, columns: int) -> list[Tensor]:
     """The eight orders [rows · columns] in which each token follows a neighbour: from each corner, by rows
-    and by columns. Of any four consecutive orders no two start at the same corner, so that four blocks cover
-    every direction too."""
+    and by columns. Any four consecutive orders start at four corners, so that four blocks cover every
+    direction too."""
     grid = torch.arange(rows * columns).view(rows, columns)
     corners = [(), (0, 1), (1,), (0,)]  # axes to flip to start there: each corner follows the opposite one
     by_columns = [False, False, True, True, True, True, False, False]
@@ -156,10 +156,9 @@ def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) ->
         h_t = exp(Δ_t A) h_{t−1} + Δ_t B_t x_t,   y_t = C_t h_t
 
     The recurrence runs token by token, with one fused multiply-add each: a quotient of cumulative products
-    would overflow beyond short sequences. What does not depend on the state is computed for a chunk of about
-    √T tokens at once; on a CPU, for so few images that they fit in the cache. The forward pass keeps the
-    states between chunks, and the backward pass recomputes those inside. The kernel of `mamba-ssm` is used
-    where it is installed.
+    would overflow for long sequences. Terms without the state are computed for a chunk of about √T tokens at
+    once; on a CPU, for so few images that they fit in the cache. The forward pass keeps the states between
+    chunks, and the backward pass recomputes those inside. If installed, `mamba-ssm` provides the kernel.
     """
     x, delta, A, B, C = map(to_fp32, (x, delta, A, B, C))
     if x.dtype == torch.float32 and (kernel := fused_scan(x.device)):
@@ -184,7 +183,7 @@ def fused_scan(device: torch.device) -> Callable[..., Tensor] | None:
 
 
 class Scan(Function):
-    """The recurrence over tensors [T, batch, N, D], so that a token and a channel's row are contiguous."""
+    """The recurrence over tensors [T, batch, N, D]: a token, and the row of a channel, are contiguous."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:

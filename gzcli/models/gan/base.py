@@ -1,4 +1,4 @@
-"""The base of all GANs: two networks, their training and sampling, and scores by the critic."""
+"""The core of GANs: two networks, their training and sampling, and scores by the critic."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Generator(nn.Module):
         channels, latent = widths(options.width, len(self.targets)), options.latent
         self.embed = ClassEmbedding(classes, latent) if classes else None
         if self.embed is not None:
-            # smaller than z: otherwise the label would determine the image, one for each class
+            # smaller than z: otherwise the label alone would determine the image
             nn.init.normal_(self.embed.table.weight, std=0.25)
         self.start = (channels[-1], *start)
         self.stem = nn.Linear(latent * (2 if classes else 1), channels[-1] * start[0] * start[1])
@@ -94,7 +94,7 @@ class Generator(nn.Module):
 
 def diff_augment(x: Tensor, policy: tuple[str, ...], noise: Noise) -> Tensor:
     """Images [B, C, H, W] under differentiable augmentations (Zhao et al. 2020, arXiv:2006.10738)."""
-    # real and generated images alike, so that the generator does not learn the augmentation itself
+    # applied to real and generated images, so that the generator does not learn the augmentation
     for name, augmented in POLICIES.items():
         if name in policy:
             x = augmented(x, noise.rand(len(x), 3))
@@ -155,12 +155,12 @@ class AdversarialOptions:
 
 @dataclass(frozen=True)
 class GANOptions(AdversarialOptions):
-    """The same, with the losses.
+    """`AdversarialOptions`, with the losses.
 
     objective: the losses of both networks: `nonsaturating` (Goodfellow 2014), `hinge` (Lim & Ye 2017) or
       `wasserstein` (Arjovsky 2017).
     r1: weight γ of the gradient penalty on real images (Mescheder 2018, arXiv:1801.04406, eq. 9).
-    r1_every: steps from one such penalty to the next; its weight is multiplied by as many (Karras 2020,
+    r1_every: steps from one such penalty to the next, and the factor of its weight (Karras 2020,
       arXiv:1912.04958, appendix B).
     """
 
@@ -186,7 +186,7 @@ class Search:
 
 
 class GAN(Model):
-    """A generator of z ~ N(0, I) and a critic, with the search for the z of an image and what needs it.
+    """A generator of z ~ N(0, I) and a critic, with the search for the z of an image and its applications.
 
     A step is a critic update; every `n_critic`-th step also has a generator update. Raises UsageError for an
     unknown augmentation, and for a conditional model of data without labels.
@@ -304,14 +304,13 @@ class GAN(Model):
         labels: Labels = None,
         progress: Progress = no_progress,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """z [B, latent] near each image, its labels, and its distance [B], by Adam from the best of some
-        starts (AnoGAN, Schlegl et al. 2017, arXiv:1703.05921, section 2.2): (1 − feature)·‖x − G(z)‖² +
-        feature·‖φ(x) − φ(G(z))‖², where φ is the critic's coarsest feature map.
+        """The nearest z [B, latent] of each image, its labels, and the distance [B], by Adam from the best of
+        several starts (AnoGAN, Schlegl et al. 2017, arXiv:1703.05921, section 2.2): (1 − feature)·‖x − G(z)‖²
+        + feature·‖φ(x) − φ(G(z))‖², where φ is the critic's coarsest feature map.
 
-        Without labels a conditional model starts from every class (multi-label: from none and from each
-        alone), and at half the steps takes the labels of the least distance. The sum over the images is
-        minimised and Adam works elementwise, in double where the device does: an image's z does not depend on
-        its batch."""
+        Without labels a conditional model starts from every class (multi-label: also from no class), and at
+        half the steps takes the labels of the least distance. Adam works elementwise on the sum over images,
+        in double where the device can, so that z does not depend on the batch."""
         n, tries, feature = len(x), self.first_labels(x, labels, search.starts), search.feature
         with torch.inference_mode(False), torch.enable_grad():
             exact, z = double(x.detach()).clone(), double(noise.randn(n, len(tries) * self.latent)).clone()
@@ -363,7 +362,7 @@ class GAN(Model):
     def reconstruct(
         self, x: Tensor, *, labels: Labels = None, noise: Noise, progress: Progress, steps: int = 100
     ) -> Applied:
-        """The generator's nearest image to each x, given `labels`, or without them the best-fitting labels.
+        """The generator's nearest image to each x, given `labels` or else the best-fitting ones.
 
         steps: gradient steps of the search for z.
         """

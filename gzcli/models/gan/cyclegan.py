@@ -30,19 +30,20 @@ from gzcli.models.nn.perceptual import gaussian_window, ssim_parts
 
 
 class ImagePool(nn.Module):
-    """Up to `size` earlier fakes of all ranks, which are shown to the discriminator again (Shrivastava et al.
-    2016, arXiv:1612.07828, section 2.3): once it is full, an image is shown, or replaces a stored one, which
-    is."""
+    """Up to `size` previous fakes of all ranks, for the discriminator (Shrivastava et al. 2016,
+    arXiv:1612.07828, section 2.3). Once the pool is full, it returns a new image, or else swaps it for a
+    stored one and returns that."""
 
     def __init__(self, size: int):
         super().__init__()
         self.size, self.count = size, 0
         self.images: Tensor | None = None  # [size, C, H, W]
 
-    @torch.compiler.disable  # which would compile anew for every count
+    @torch.compiler.disable  # it would recompile for every count
     @torch.no_grad()
     def forward(self, images: Tensor, noise: Noise) -> Tensor:
-        """The images that are shown in place of images [B, C, H, W]. The host never waits for the device."""
+        """The images for the discriminator in place of images [B, C, H, W]; the host never waits for the
+        device."""
         if not self.size:
             return images
         n = len(images)
@@ -69,7 +70,7 @@ class ImagePool(nn.Module):
 
 
 class Translator(nn.Module):
-    """Images [B, C, H, W] of any sides of one domain → of the other, in [-1, 1], fp32 (section 4)."""
+    """Images [B, C, H, W] of one domain, of any size → the other domain, in [-1, 1], fp32 (section 4)."""
 
     def __init__(self, channels: int, width: int = 32, halvings: int = 2, blocks: int = 4):
         super().__init__()
@@ -117,7 +118,7 @@ def reflect_conv(inputs: int, outputs: int, kernel: int, bias: bool = False) -> 
     return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, padding_mode="reflect", bias=bias)
 
 
-MEMORY = 32  # training images of each domain that the model keeps, for `sample` to translate
+MEMORY = 32  # training images of each domain in the memory, which `sample` translates
 SampleDirection = Literal["both", "AtoB", "BtoA"]
 Direction = Literal["auto", "AtoB", "BtoA"]
 
@@ -187,7 +188,7 @@ class CycleGAN(Model):
     def on_step(self, step: int) -> None:
         self.step = step + 1
 
-    @torch.compiler.disable  # which would compile anew for every step
+    @torch.compiler.disable  # it would recompile for every step
     @torch.no_grad()
     def remember(self, a: Tensor, b: Tensor) -> None:
         """Replaces the memory by the training images of the first steps, of all ranks."""
@@ -203,8 +204,7 @@ class CycleGAN(Model):
         return to_levels(torch.stack([ranks.rows(a, self), ranks.rows(b, self)]), 256).byte()
 
     def loss(self, batch: Batch, phase: str = "generator") -> dict[str, Tensor]:
-        """The loss of a phase. For held-out images, which come as one batch of both domains with labels, it
-        is the generators' cycle loss."""
+        """The loss of a phase; for a held-out batch, which mixes both domains, the generators' cycle loss."""
         if "second_domain" not in batch.extra:
             return {"loss": self.cycle * self.cycle_error(batch.x, self.is_from_a(batch.x, batch.y)).mean()}
         a, b = batch.x, batch.extra["second_domain"]
@@ -233,8 +233,7 @@ class CycleGAN(Model):
     def to_other_domain(self, x: Tensor, from_a: Tensor | bool) -> Tensor:
         """Each image translated to the other domain, [B, C, H, W]; from_a: whether all, or each [B], are of
         A."""
-        # for each, both networks translate every image: a choice of rows would make the host wait for the
-        # device
+        # with [B] both networks translate every image: selecting rows would make the host wait
         if isinstance(from_a, bool):
             return self.a_to_b(x) if from_a else self.b_to_a(x)
         return torch.where(from_a[:, None, None, None], self.a_to_b(x), self.b_to_a(x))
@@ -280,7 +279,7 @@ class CycleGAN(Model):
         return self.draw_memory(n, noise, direction)[0]
 
     def draw_memory(self, n: int, noise: Noise, direction: SampleDirection) -> tuple[Tensor, Tensor | bool]:
-        """n of the kept images, drawn from those of a direction, and whether they are of A."""
+        """n images drawn from the memory for a direction, and whether they are of A."""
         domains = {"both": slice(0, 2), "AtoB": slice(0, 1), "BtoA": slice(1, 2)}[direction]
         images = self.memory[domains].flatten(0, 1)
         pick = noise.randint(len(images), n)
@@ -292,9 +291,9 @@ class CycleGAN(Model):
     ) -> Applied:
         """Images translated to the other domain.
 
-        direction: `AtoB` and `BtoA` translate the images of one domain, by their labels, or all images
-          without labels; `auto` translates every image from its domain, which without labels is that of the
-          translator that changes it less.
+        direction: `AtoB` and `BtoA` translate the images that their labels place in one domain, or all images
+          without labels; `auto` translates every image from its domain, without labels that of the translator
+          that changes it less.
         """
         return self.translation(x, y, direction, progress, back=False)
 

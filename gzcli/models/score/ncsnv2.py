@@ -4,7 +4,7 @@ arXiv:2006.09011.
     score(x, σ) = −net(x) / σ,   E ½ ‖net(x + σ ε) − ε‖² over a ladder σ_1 > … > σ_L   (eq. 1 with λ = σ²)
 
 The network is not conditioned on the noise level, which the image shows (technique 3). The ladder is that of
-the VE SDE at t = 0, 1/(L − 1), …, 1, so that any sampler of score models draws too. The network may predict v
+the VE SDE at t = 0, 1/(L − 1), …, 1, so that every sampler of score models works. The network may predict v
 in place of ε, from x / √(1 + σ²): its error of x_0 then stays bounded as σ grows (Karras 2022, eq. 7).
 """
 
@@ -76,8 +76,8 @@ class RefineNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
         h, skips = self.conv_in(x), []
-        # in bf16 with channels last, as colours come, oneDNN's gradient of a dilated convolution is wrong but
-        # for multiples of 16 channels; on a CPU the layout of these maps is that of all
+        # in bf16 with channels last, as for colour images, oneDNN's gradient of a dilated convolution is
+        # wrong except for multiples of 16 channels; on a CPU all maps get the layout of this one
         if torch.is_grad_enabled() and h.dtype is torch.bfloat16 and h.shape[1] % 16:
             h = h.contiguous()
         for stage in self.stages:
@@ -163,7 +163,7 @@ class RefineBlock(nn.Module):
 
 
 def max_pool(x: Tensor) -> Tensor:
-    """The largest of 5×5 neighbours: on a CPU with channels last, which takes a quarter of the time."""
+    """5×5 max pooling; on a CPU with channels last, in a quarter of the time."""
     if x.device.type != "cpu":
         return F.max_pool2d(x, 5, stride=1, padding=2)
     last = x.contiguous(memory_format=torch.channels_last)
@@ -186,10 +186,10 @@ class ResidualUnit(nn.Module):
 
 @dataclass(frozen=True)
 class NCSNSampling(SamplingOptions):
-    """The same, with the paper's Langevin dynamics.
+    """`SamplingOptions`, with the paper's Langevin dynamics.
 
-    A network without the noise level denoises by the noise that it sees. Where that differs from the level's,
-    solvers of the ODE never correct it; em renews the noise, and needs few steps.
+    A network without the noise level infers it from the image. Solvers of the ODE never correct noise that
+    differs from the level's; em renews the noise, and needs few steps.
 
     sampler: langevin, the paper's, with repeats · levels + 1 network calls; em or pc, solvers of the SDE;
       dpmpp, heun or ode, solvers of the ODE.

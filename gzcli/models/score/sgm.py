@@ -42,8 +42,8 @@ class SDEOptions:
       (Hoogeboom 2023, arXiv:2301.11093).
     sigma_min: σ at t = 0, of ve, for images in [-1, 1]; above 0.
     sigma_max: σ at t = 1.
-    t_min: the least time of training and of likelihoods, 0 … 1. The noise at that time limits the likelihood
-      of a constant pixel: with 256 levels σ = .01 costs 1.2 nats, .002 costs .2.
+    t_min: the first time of training and of likelihoods, 0 … 1. Its noise limits the likelihood of a constant
+      pixel: with 256 levels σ = .01 costs 1.2 nats, .002 costs .2.
     """
 
     sde: Literal["vp", "subvp", "ve"] = "vp"
@@ -82,7 +82,7 @@ class SamplingOptions(WalkOptions):
     """The sampler, its steps and guidance.
 
     sampler: a solver of the ODE: dpmpp, `steps` network calls (Lu 2022b), heun, 2 steps − 1 (Karras 2022), or
-      ode, by a general `solver`, which never clamps; or of the SDE, which wants hundreds of uniform steps: em
+      ode, by a general `solver`, which never clamps; or of the SDE, which needs hundreds of uniform steps: em
       (Euler–Maruyama), `steps` calls, and pc (predictor–corrector), steps + corrector · (steps − 1) calls.
     steps: number of noise levels, 1 or more.
     spacing: where the noise levels lie: uniform: evenly in t; karras: in the 7th root of σ/α (Karras 2022,

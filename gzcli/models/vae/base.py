@@ -1,5 +1,5 @@
-"""The core of the VAE family: encoders and decoders, Gaussians with diagonal covariance, applications of
-codes, and labels that training may hide.
+"""The core of the VAE family: encoders and decoders, diagonal Gaussians, applications of codes, and label
+dropout.
 
 An encoder maps images [B, C, H, W], and label embeddings e [B, E] or None, to [B, outputs]. A decoder maps
 z [B, latent], and e, to [B, outputs, H, W]. No layer depends on the other images of the batch.
@@ -66,7 +66,7 @@ class NetOptions:
 
     net: `conv`, a convolutional network, or `mlp`.
     hidden: widths of the MLP's layers, or channels of the convolutional scales, finest first; null: 512 and
-      512, or what `width` says, with as many scales as halve the sides until none is above 4.
+      512, or the channels by `width`, with scales until no side is above 4.
     width: channels of the finest scale where `hidden` is null, doubled at each coarser one, at most 4-fold.
     blocks: residual blocks of each scale of the convolutional network.
     latent: dimensions of z.
@@ -167,7 +167,7 @@ LABEL_SIZE = 32  # of a label's embedding
 
 
 class Autoencoder(Model):
-    """A model with a code z [B, latent] of each image, which is distributed as N(0, I)."""
+    """A model with a code z [B, latent] of each image, distributed as N(0, I)."""
 
     def code(self, x: Tensor) -> Tensor:
         """The code of each image, without noise."""
@@ -201,8 +201,8 @@ class Autoencoder(Model):
 
 
 class LabelledVAE(Model):
-    """A model with an ELBO, and with labels that training hides at random, so that images without labels have
-    a likelihood, by the null label; the weight of its KL rises from 0 to 1 over `kl_warmup` steps."""
+    """A model with an ELBO whose KL weight rises from 0 to 1 over `kl_warmup` steps. Training hides labels at
+    random, so that images without labels have a likelihood, by the null label."""
 
     likelihood = "bound"
     pixels: Pixels | MixturePixels

@@ -4,9 +4,9 @@ arXiv:2007.03898.
     log p(x) ≥ ELBO = E_q [log p(x | z)] − Σ_l E_q(z_<l | x) KL(q(z_l | z_<l, x) ‖ p(z_l | z_<l))    (eq. 1)
 
 over groups of latents z_1 … z_L on grids from coarse to fine. The posterior is relative to the prior
-(`Group`, eq. 2). Two towers (figure 2) make features from the image up, and latents from the coarsest group
-down; tuples hold one entry a resolution, finest first, and group 0 is the coarsest. Unlike the paper, there
-is group norm in place of batch norm, and no normalizing flow in the posterior.
+(`Group`, eq. 2). Two towers (figure 2) compute features bottom-up from the image, and latents top-down from
+the coarsest group. Tuples hold one entry a resolution, finest first, and group 0 is the coarsest. Unlike the
+paper, norms are group norms, and the posterior has no normalizing flow.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ class SpectralNorms(nn.Module):
 
 @dataclass(frozen=True)
 class LadderOptions:
-    """The towers. `channels`, `groups` and `cells` have an entry for each resolution, from the image's own
-    on, halved each time.
+    """The towers. `channels`, `groups` and `cells` have an entry for each resolution, the image's first; each
+    is half of the one before.
 
     channels: channels of the feature maps at each resolution, the image's own first.
     groups: groups of latents at each resolution; the coarsest has one or more.
@@ -131,7 +131,7 @@ class LadderOptions:
 
 
 def check_ladder(ladder: LadderOptions, mixture: int) -> None:
-    """Raises UsageError unless the options, and the components of a mixture, are those of two towers."""
+    """Raises UsageError unless the options and the number of mixture components are valid."""
     channels, groups, cells = ladder.channels, ladder.groups, ladder.cells
     if not len(channels) == len(groups) == len(cells):
         raise UsageError(
@@ -228,8 +228,7 @@ class Group(nn.Module):
 
 class TopDown(nn.Module):
     """The parameters of the pixels [B, outputs, H, W], from a learned state that the groups change, the
-    coarsest first; a label is added at the beginning of each resolution, so that all priors and posteriors
-    depend on it."""
+    coarsest first. A label is added at each resolution, so that all priors and posteriors depend on it."""
 
     def __init__(self, shape: tuple[int, ...], ladder: LadderOptions, outputs: int, embed: int):
         super().__init__()
@@ -326,7 +325,7 @@ class HVAE(LabelledVAE):
         return [part.unflatten(1, grid) for part, grid in zip(eps, self.grids, strict=True)]
 
     def check_groups(self, name: str, count: int) -> int:
-        """The number of groups `count` of the option `name`. Raises UsageError where the model has fewer."""
+        """The value `count` of the option `name`. Raises UsageError where the model has fewer groups."""
         if not 0 <= count <= len(self.sizes):
             message = f"`{name}` is {count}, the model has {len(self.sizes)} groups"
             raise UsageError(message, hint="name a number from 0 to that")
@@ -355,8 +354,8 @@ class HVAE(LabelledVAE):
 
     def kl_weights(self, kl: Tensor) -> Tensor | float:
         """The weight in the loss of each group's KL [groups]: 1, or during warm-up γ_l ∝ E[KL_l] / s_l with
-        mean 1, where s_l is the group's latents per groups of its resolution: an unused group, with almost no
-        weight, becomes used."""
+        mean 1, where s_l is the group's latents per groups of its resolution. A group with almost no weight
+        then becomes used."""
         if not self.training or self.kl_factor == 1:
             return 1.0
         gamma = (ranks.mean(kl, self).abs() + 0.01) / self.share.to(kl)
@@ -438,8 +437,8 @@ class HVAE(LabelledVAE):
     ) -> Applied:
         """Each image encoded and decoded, at the posterior's mean.
 
-        keep: number of groups, from the coarsest on, that are the image's own; finer groups are drawn from
-          the prior given these, which shows what these hold; 0: all groups.
+        keep: number of coarsest groups that are encoded from the image; finer groups are drawn from the prior
+          given these; 0: all groups.
         temperature: factor of the standard deviation of the groups that are drawn.
         """
         features, keep = self.encoder(x), self.check_groups("keep", keep) or len(self.sizes)

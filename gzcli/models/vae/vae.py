@@ -34,8 +34,7 @@ from gzcli.models.vae.base import (
 
 @dataclass(frozen=True)
 class VAEOptions:
-    """The distribution of the pixels, and the bound that is trained. Likelihoods and scores always use the
-    bound with a KL of weight 1.
+    """The distribution of the pixels, and the training bound. Likelihoods and scores use a KL of weight 1.
 
     pixels: the decoder's distribution over grey levels, or over whole pixels for `mixture`; auto: bernoulli
       for 2 levels, gaussian for latents, otherwise logistic.
@@ -230,7 +229,7 @@ class VAE(Autoencoder, LabelledVAE):
         e = self.embed(None, len(x))
         e = None if e is None else e.detach()
         eps = self.draws(len(x), noise, samples)
-        with torch.inference_mode(False):  # inference tensors take no part in gradients, their copies do
+        with torch.inference_mode(False):  # inference tensors have no gradients, their copies do
             images, eps = x.detach().clone(), eps.clone()
 
         def elbo(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -238,7 +237,7 @@ class VAE(Autoencoder, LabelledVAE):
             return double(log_px).mean(1) - kl_normal(mu, logvar)
 
         start = self.encode(images, e)
-        # the sum over images is maximised and Adam works elementwise: a score does not depend on its batch
+        # Adam works elementwise on the sum over images, so a score does not depend on its batch
         with torch.inference_mode(False), torch.enable_grad():
             mu, logvar = (t.detach().clone().requires_grad_() for t in start)
             # gradients are in nats: an eps far above rounding keeps unused dimensions from a random walk
