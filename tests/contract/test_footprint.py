@@ -92,5 +92,5 @@ def test_a_start_and_a_step_wait_for_no_number_of_the_device(case):
         for phase in model.phases():
             model.loss(batch, phase.name)
         if case.model == "cyclegan":
-            model.translated(batch.x, batch.y == 0)
+            model.to_other_domain(batch.x, batch.y == 0)
     assert not seen.names & WAITS

@@ -162,7 +162,7 @@ def test_inpainting_keeps_the_known_pixels_and_knows_nothing_of_the_hidden():
     assert torch.equal(done[known], x[known]) and not torch.equal(done, x)
     assert torch.equal(fill(torch.where(known, x, -x)), done)
     assert not torch.equal(fill(x, seed=1), done) and torch.equal(fill(x, torch.ones_like(mask)), x)
-    told = {"labels": torch.tensor([0, 1, 2]), "how": FillOptions(guidance=2.0)}
+    told = {"labels": torch.tensor([0, 1, 2]), "options": FillOptions(guidance=2.0)}
     middle = model.inpaint(x, noise=noise(3), **told).images
     assert (middle != x).any(0).any(0).nonzero().aminmax()[0] >= 4
     assert torch.equal(middle[:, :, :4], x[:, :, :4])

@@ -270,7 +270,7 @@ def test_inpainting_by_moments_draws_from_what_images_may_be(name):
         x0 = field.denoised(x, alpha, sigma)
         return Estimate(x0, (x - alpha * x0) / sigma)
 
-    model.net.forward, model.split = lambda x, *_: x, split
+    model.net.forward, model.to_estimate = lambda x, *_: x, split
     x, mask, mean, covariance = field.halved()
     keys = {"mask": mask.expand(n, 1, 4, 4), "noise": noise(n), "method": "moments", "steps": 25}
     out = flat(model.inpaint)(x.expand(n, 1, 4, 4), **keys).images

@@ -381,7 +381,7 @@ def test_prompts_sizes_and_conditions_that_are_not_given():
 def test_progress_ends_at_the_number_of_images(monkeypatch):
     monkeypatch.setattr("gzcli.models.stable_diffusion.base.LATENTS", 2 * 64)
     seen = []
-    how = {"noise": ImageNoise(3, range(3)), "how": PromptOptions(prompt="two", steps=2)}
+    how = {"noise": ImageNoise(3, range(3)), "prompting": PromptOptions(prompt="two", steps=2)}
     built(SDLoRA).sample(3, progress=lambda i, n: seen.append((i, n)), **how)
     assert seen[-1] == (3, 3) and [i for i, _ in seen] == sorted(i for i, _ in seen) and len(seen) == 4
 
