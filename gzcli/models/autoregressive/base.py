@@ -1,12 +1,11 @@
-"""What autoregressive models of pixels have in common: causal convolutions with caches that compute them
-row by row or pixel by pixel; likelihood, generation in order, completion.
+"""The core of autoregressive models of pixels: causal convolutions, with caches that compute them row by row
+or pixel by pixel; likelihood, generation in order, completion.
 
 Order of generation: rows from the top, pixels from the left, channels R → G → B. A vertical feature at row i
 sees rows < i of the image; a horizontal feature of channel group c at (i, j) also sees pixels < j of its row
 and channels < c of its pixel (masks A in the first layer and B above it: van den Oord 2016,
-arXiv:1601.06759). Kernels hold the unmasked taps alone, and padding shifts their input, so that nothing is
-multiplied by zero; only the channel groups of the current pixel need a mask.
-"""
+arXiv:1601.06759). Kernels hold the unmasked taps alone, and padding shifts their input; only the channel
+groups of the current pixel need a mask."""
 
 from __future__ import annotations
 
@@ -65,7 +64,7 @@ class VerticalConv(nn.Conv2d):
     ):
         super().__init__(n_in, n_out, kernel, dilation=dilation, stride=stride)
         self.strict = strict
-        self.above = (kernel[0] - 1) * dilation  # rows that are needed beside the current one
+        self.above = (kernel[0] - 1) * dilation  # rows above the current one in the kernel
         self.side = (kernel[1] - 1) * dilation // 2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -215,15 +214,14 @@ class PixelModel(Model):
         return {"loss": nats, "bpd": bits_per_dim(nats, self.data)}
 
     def log_prob(self, x: Tensor, labels: Labels = None, *, noise: Noise | None = None) -> Tensor:
-        """[B] nats, exact. A conditional model without labels: of the mixture over its classes, log mean_y
-        p(x | y)."""
+        """[B] nats, exact; for a conditional model without labels log mean_y p(x | y), over its classes."""
         if not self.conditional or labels is not None:
             return self._pixels_log_prob(x, labels).flatten(1).sum(1)
         return self._class_log_prob(x, rows=x.shape[2]).logsumexp(1) - math.log(len(self.data.classes))
 
     def map_nll(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """−log p(pixel | pixels before it) in nats, [B, H, W]; it sums to −log p(x). A conditional model: of
-        the mixture over its classes, whose weights change as pixels become known."""
+        """−log p(pixel | pixels before it) in nats, [B, H, W]; it sums to −log p(x). For a conditional model
+        p is the mixture over its classes, with the posterior weights given the pixels before."""
         if not self.conditional:
             return -self._pixels_log_prob(x, None).sum(1)
         every = every_label(self.data, len(x), x.device)
@@ -253,8 +251,7 @@ class PixelModel(Model):
         """n images [n, C, H, W] in [-1, 1], pixel by pixel.
 
         temperature: of every factor, above 0; 1: as trained, less: nearer to the mode.
-        naive: whether every value takes a pass of the whole network, in place of the incremental one; slow, a
-          reference for tests.
+        naive: whether every value takes a full pass of the network; slow, a reference for tests.
         """
         x = next(self.parameters()).new_zeros(n, *self.data.shape)
         if self.conditional:
@@ -336,7 +333,7 @@ def first_rows(x: Tensor, rows: int) -> Tensor:
 
 
 class UncachedNet:
-    """`incremental` without caches: every output is a pass of the whole network over x, as far as drawn."""
+    """`incremental` without caches: every output takes a full pass of the network over the partial x."""
 
     def __init__(self, net: PixelModel, x: Tensor, labels: Labels):
         self.net, self.x, self.labels, self.i = net, x, labels, -1

@@ -30,8 +30,8 @@ class FillOptions:
 
     steps: passes of the network.
     temperature: divides the logits of the codes; above 0; 1: as trained.
-    choice: scale of the Gumbel noise in the choice of the codes that a pass keeps, which falls to 0 at the
-      last step; 0: always the most confident codes.
+    choice: scale of the Gumbel noise in the choice of the codes that a pass keeps; it falls to 0 at the last
+      step; 0: always the most confident codes.
     guidance: scale of the logits with the label against those without; 1: as trained, more: sharper, at twice
       the cost; null: 1, and 1.3 of samples towards clusters.
     """
@@ -48,8 +48,7 @@ class MaskGIT(Prior):
     Raises UsageError for sizes that do not fit.
 
     near: whether each block begins with a depthwise 3×3 convolution over the grid (Chu 2021,
-      arXiv:2102.10882), which the paper does not have; with it a small network learns to use codes beyond the
-      masked ones several times faster.
+      arXiv:2102.10882), an addition to the paper. With it a small network learns several times faster.
     smoothing: label smoothing of the training targets, a share of the probability.
     """
 
@@ -113,7 +112,7 @@ class MaskGIT(Prior):
 
     def class_log_prob(self, codes: Tensor, noise: Noise) -> Tensor:
         """A lower bound of log p(codes | class) for every class, [B, K]."""
-        # with different masks the mixture would favour the class with the luckiest ones, and be no bound
+        # all classes share the masks: otherwise the mixture would favour the class with the best ones
         masks = self.masks(codes, noise)
         return -torch.stack([self.bound(codes, y, masks) for y in self.each_class(codes)], 1)
 
@@ -159,8 +158,7 @@ class MaskGIT(Prior):
         labelled = guidance != 1 or labels is not None
         labels = self.requested_labels(labels, len(x)) if labelled else self.image_labels(None)
         self.check_guidance(guidance, labels)
-        # the encoder must not see hidden pixels, which would reach the codes around them: it gets the mean of
-        # the known ones in their place
+        # hidden pixels would leak into neighbouring codes: the encoder gets the mean of known ones instead
         visible = (~hidden).expand_as(x).sum((1, 2, 3), keepdim=True).clamp(min=1)
         mean = (x * ~hidden).sum((1, 2, 3), keepdim=True) / visible
         codes = self.tokenizer.encode(torch.where(hidden, mean, x)).flatten(1)

@@ -112,8 +112,8 @@ class PixelCNN(PixelModel):
         of level 1 where there are two levels."""
         bias = self._bias(labels, x.shape[0])
         v, h = self.first_vertical(x), self.first_horizontal(x)
-        # channels_last is faster on a CPU; it is set here, since images of one channel lose it. In bf16 it
-        # makes oneDNN's gradient of a dilated convolution wrong, but for multiples of 16 channels
+        # channels_last is faster on a CPU; it is set here, since images of one channel lose it. In bf16
+        # oneDNN's gradient of a dilated convolution is wrong with it, except for multiples of 16 channels
         is_affected = torch.is_grad_enabled() and h.dtype is torch.bfloat16 and h.shape[1] % 16
         layout = torch.contiguous_format if is_affected else torch.channels_last
         v = (v + self.position.to(v.dtype)).contiguous(memory_format=layout)
@@ -179,11 +179,12 @@ class IncrementalPixelCNN:
         self.i += 1
 
     def keep(self, row: Tensor) -> None:
-        """Does nothing: the horizontal stack sees its own row alone, the vertical one gets it by `row`."""
+        """Does nothing: the horizontal stack sees the current row alone, and `row` passes it to the vertical
+        one."""
 
     def outputs(self, j: int, c: int) -> Tensor:
         """The logits of channel c at pixel j of the row, [n, outputs]."""
-        if c == 0:  # the share of the pixels on the left is the same for all channels
+        if c == 0:  # all channels share the contribution of the pixels on the left
             self.past = [self.first.past_sum(j, self.first.bias)]
             self.past += [
                 cache.past_sum(j, base[j]) for (cache, _), base in zip(self.blocks, self.base, strict=True)

@@ -144,8 +144,8 @@ class Grow(nn.Module):
 
 
 class Scale(nn.Module):
-    """The blocks of one resolution, towards coarser ones (`up`, as the paper calls it) and back (`down`), and
-    the layers between this resolution and the next coarser one."""
+    """The blocks of one resolution, towards coarser ones (`up` in the paper) and back (`down`), and the
+    layers between this resolution and the next coarser one."""
 
     def __init__(self, hidden: int, blocks: int, *, coarsest: bool, classes: int, dropout: float):
         super().__init__()
@@ -160,7 +160,7 @@ def u_net(
     x: Any, scales: Iterable[Any], *labels: Any, call: Callable[..., Any] = lambda layer, *x: layer(*x)
 ) -> Any:
     """x through the scales, finest first, and back, with shortcuts between the blocks of one scale. `call`
-    calls a layer: as a whole, or for a row or a pixel, where a coarser scale may have no new position."""
+    applies a layer to the image, a row or a pixel; a coarser scale may then have no new position."""
     scale, *coarser = scales
     skips = [x]
     for block in scale.up:

@@ -17,8 +17,8 @@ from gzcli.models.base import Model
 from gzcli.models.nn import full_fp32, to_fp32
 
 EPS = 1e-8  # Laplace smoothing of the shares of codes
-DEAD = 0.03  # a code is dead where its share is less than this part of an equal share, 1 / codes
-REBORN = 0.1  # a restarted code begins with this part of an equal share, which lasts one averaging time
+DEAD = 0.03  # a code is dead below this part of an equal share, 1 / codes
+REBORN = 0.1  # a restarted code gets this part of an equal share, which lasts one averaging time
 DISTANCES = 1 << 24  # distances that are held in memory at once
 
 
@@ -30,7 +30,7 @@ class CodebookOptions:
     dim: numbers in a code's vector.
     codebook: how codes are learned: `ema`, as the mean of the encoder's vectors that they replace, or
       `gradient`.
-    beta: weight β of the commitment loss, which draws the encoder to its codes.
+    beta: weight β of the commitment loss, which pulls the encoder towards its codes.
     decay: decay of a step, of the running averages for `ema` and `restart`.
     restart: whether dead codes are moved to vectors drawn from the batch.
     cosine: whether vectors and codes lie on the unit sphere, which keeps more codes in use (Yu 2021,
@@ -132,7 +132,7 @@ class Codebook(nn.Module):
 
     def _restart(self, selected: Tensor, z: Tensor, noise: Noise) -> None:
         """Moves the codes where `selected` [codes] is true to vectors drawn from the global batch z."""
-        # drawn whether or not any code needs them, so that the host need not wait for the device
+        # always drawn, so that the host need not wait for the device
         z = z.movedim(1, -1).flatten(1, 2)  # [B, h · w, dim]
         u, z = noise.rand(*z.shape[:2]).flatten(), z.flatten(0, 1)
         count = min(len(selected), len(z))
@@ -147,7 +147,7 @@ class Codebook(nn.Module):
             self.total.copy_(torch.where(selected[:, None], z * share, self.total))
 
 
-SIDE = 16  # the most codes along a side where a recipe does not say how often it is halved
+SIDE = 16  # the most codes along a side by default
 
 
 def default_halvings(shape: tuple[int, ...]) -> int:
@@ -158,10 +158,9 @@ def default_halvings(shape: tuple[int, ...]) -> int:
 class Tokenizer(Model):
     """`encoder` [B, C, H, W] → [B, dim, h, w], `codebook`, `decoder` → [B, C, H, W]; the grid is h × w.
 
-    A tokenizer is the first stage of a prior (`transformer`, `maskgit`). By itself it draws every code
-    independently by its frequency in training, so that samples have colours and strokes but no composition.
-    An `ema` codebook is an average already: averaged weights (`train.ema`) with a longer memory than its
-    `decay` do not fit it.
+    A tokenizer is the first stage of a prior (`transformer`, `maskgit`). Its own samples draw every code
+    independently by its frequency in training, so they have colours and strokes but no composition. An `ema`
+    codebook is an average already: averaged weights (`train.ema`) with a longer memory do not fit it.
     """
 
     best = "loss"

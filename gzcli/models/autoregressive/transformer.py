@@ -107,8 +107,8 @@ class Transformer(Prior):
     ) -> Applied:
         """x [B, C, H, W] with its first rows kept, and the rest sampled given their codes.
 
-        A conditional model without labels takes the class that makes the kept codes most probable; one of
-        clusters draws the cluster given them.
+        A conditional model without labels takes the class that makes the kept codes most probable. With
+        clusters, one is drawn given these codes.
 
         rows: how many rows of pixels are kept, a multiple of the rows that a code covers; null: about half.
         """
@@ -117,7 +117,7 @@ class Transformer(Prior):
         if not 0 <= rows <= height or (rows % step and rows < height):
             raise UsageError(f"`rows` is {rows}, it must be a multiple of {step} up to {height}")
         first = -(-rows // step) * self.grid[1]
-        # the encoder sees beyond a code's own pixels, so the hidden rows are overwritten by the last kept one
+        # codes depend on pixels around theirs, so the hidden rows are overwritten by the last kept one
         last = x[:, :, max(rows - 1, 0) : max(rows, 1)].expand(-1, -1, height - rows, -1)
         visible = torch.cat([x[:, :, :rows], last], 2)
         codes = self.tokenizer.encode(visible).flatten(1)[:, :first]
@@ -149,7 +149,7 @@ class Transformer(Prior):
         options: DrawOptions,
         guidance: float,
     ) -> Tensor:
-        """Codes [n, T]: the given `codes` [n, kept], and the rest drawn in order."""
+        """Codes [n, T]: `codes` [n, kept], followed by codes drawn in order."""
         n, start = codes.shape
         u = noise.rand(n, self.length)
         codes = torch.cat([codes, codes.new_zeros(n, self.length - start)], 1)

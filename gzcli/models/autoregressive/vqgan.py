@@ -30,7 +30,7 @@ from gzcli.models.nn.perceptual import LPIPS
 from gzcli.models.nn.unet import Down, Up
 
 EPS = 1e-6  # of the group norms
-MULT = {2: (1, 2, 4), 3: (1, 2, 2, 4), 4: (1, 1, 2, 2, 4)}  # channels of each level, by how often is halved
+MULT = {2: (1, 2, 4), 3: (1, 2, 2, 4), 4: (1, 1, 2, 2, 4)}  # channels of each level, by number of halvings
 HINGE = OBJECTIVES["hinge"]
 
 
@@ -40,7 +40,7 @@ class ConvOptions:
 
     channels: channels of the finest level; a multiple of `groups`.
     mult: channels of each level in units of `channels`, the finest first; the resolution is halved between
-      two levels; null: as many as leave at most 16 codes a side, 1, 2, 4 or the authors' of more levels.
+      two levels; null: the fewest levels with at most 16 codes a side, with the authors' channels.
     blocks: residual blocks of each level of the encoder; the decoder has one more.
     attention: whether the coarsest level has self-attention.
     groups: groups of each group norm.
@@ -54,7 +54,7 @@ class ConvOptions:
 
     def widths(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         times = default_halvings(shape)
-        # those of the authors' models of 4, 8 and 16 pixels a code; coarser ones begin with more levels of 1
+        # as in the authors' models of 4, 8 and 16 pixels a code; coarser ones begin with more levels of 1
         mult = MULT.get(times, (1,) * (times - 4) + MULT[4]) if self.mult is None else self.mult
         return tuple(self.channels * m for m in mult)
 

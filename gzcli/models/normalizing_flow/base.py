@@ -1,4 +1,4 @@
-"""The base of all image flows: x → dequantise → v → bijection → z, so that log p(x) = log p(z) + log |det
+"""The core of image flows: x → dequantise → v → bijection → z, so that log p(x) = log p(z) + log |det
 dz/dv| minus the log density of the noise.
 
 There are two kinds of flows. A `MultiscaleFlow` defines the steps of each scale in its `__init__`.
@@ -91,12 +91,12 @@ class ImageFlowOptions:
     conditional: bool = False
 
 
-LABEL_DROP = 0.1  # share of null labels in training on multi-label sets, as a sum over 2^K labels is too dear
+LABEL_DROP = 0.1  # share of null labels in training on multi-label sets; a sum over 2^K labels costs too much
 
 
 class ImageFlow(Model):
-    """A flow with the exact likelihood of the dequantised image, which gives a bound on that of the discrete
-    image by one draw of the noise. The prior of its top latent may depend on the class.
+    """A flow with the exact likelihood of the dequantised image, and so a bound for the discrete image by one
+    draw of the noise. The prior of its top latent may depend on the class.
 
     `dequantiser` builds the module of variational dequantisation, as `VariationalDequantiser`.
     """
@@ -209,10 +209,10 @@ class ImageFlow(Model):
         return log_p.logsumexp(1) - math.log(log_p.shape[1]) if marginal else log_p
 
     def map_nll(self, x: Tensor, *, noise: Noise, draws: int = 8) -> Tensor:
-        """½ z² − ½ of the latents over each pixel, the mean over 3 × 3 pixels, [B, H, W]: by how many nats
-        the part of −log p(x) that belongs to places exceeds what is expected; by the likeliest class.
+        """½ z² − ½ of the latents over each pixel, the mean over 3 × 3 pixels, [B, H, W]: the excess in nats
+        of the local part of −log p(x) over its expectation, for the most probable class.
 
-        draws: of the noise over which it is averaged, as the latents of an even background are noise alone.
+        draws: draws of the noise in the average, since the latents of an even background are noise alone.
         """
         single = self.classes is not None and not self.data.multilabel
         surprise = x.new_zeros(len(x), 1, *x.shape[2:])
@@ -264,7 +264,7 @@ class ImageFlow(Model):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, noise: Noise, progress: Progress = no_progress) -> Applied:
-        """x encoded and decoded, which gives x up to rounding where the flow is well conditioned."""
+        """x encoded and decoded: x up to rounding where the flow is well conditioned."""
         return Applied(self.images(self.codes(x, noise), progress), rows=("reconstruction",))
 
     @torch.no_grad()
@@ -290,11 +290,9 @@ class ImageFlow(Model):
         progress: Progress = no_progress,
         strength: float = 1.0,
     ) -> Applied:
-        """x with its top latent moved from the prior of its own class to that of `labels`, and the other
-        latents kept (after Glow, fig. 6). Without labels, image i gets class i % K.
-
-        The own class is the most probable one (multi-label: no class, so that attributes are added). Raises
-        UsageError for an unconditional model.
+        """x with its top latent moved from the prior of its most probable class (multi-label: no class) to
+        that of `labels`, and the same other latents (after Glow, fig. 6). Without labels, image i gets class
+        i % K. Raises UsageError for an unconditional model.
 
         strength: how far the latent is moved, 1: to the prior of the labels; below 0: away from it.
         """

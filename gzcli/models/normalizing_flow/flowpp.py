@@ -158,8 +158,7 @@ class LogisticCDF:
         """x with logit F(x) = y, by Newton's method inside a bracket, with bisection where a step leaves it.
 
         The solution for component k alone is x_k = μ_k + s_k y; that of the mixture lies between the least
-        and the largest x_k. The number of iterations is fixed, so that the host reads nothing from the
-        device.
+        and the largest x_k. The number of iterations is fixed, so that the host need not wait.
         """
         solutions = self.mean + self.log_scale.exp() * y[:, None]
         low, high = solutions.amin(1), solutions.amax(1)
@@ -251,7 +250,7 @@ class Step(nn.Module):
 
 
 class Couplings(nn.Module):
-    """An image split one way, `depth` steps over its halves, and the halves joined."""
+    """`depth` steps over the halves of an image that is split one way."""
 
     def __init__(
         self, shape: Shape, way: tuple[int, int], depth: int, options: CouplingOptions, context: int = 0

@@ -204,8 +204,8 @@ class AffineCoupling(Bijection):
     """y₁ = x₁, y₂ = (x₂ + t(x₁)) · exp(s(x₁)) on halves of the channels (Glow, table 1), the first changed if
     `flip`.
 
-    s = a · tanh(raw) has a learned range a for each channel. The bound makes training stable; the range can
-    grow to the scales of 1e3 that dequantised constant pixels need.
+    s = a · tanh(raw) has a learned range a for each channel. The bound stabilises training; a can grow to the
+    scales of 1e3 for dequantised constant pixels.
     """
 
     outputs = 2  # of the network, for each channel that is changed
@@ -293,15 +293,14 @@ class Permute(Bijection):
 
 
 def checkerboard(channels: int) -> list[int]:
-    """The order of squeezed channels with the black squares of a checkerboard in the first half, the white
-    ones in the second: of a square (a b / c d) a and d are black, so that a checkerboard mask is a split in
-    halves."""
+    """The order of squeezed channels that puts the black squares of a checkerboard in the first half. Of a
+    square (a b / c d) a and d are black, so a split in halves is a checkerboard mask."""
     return sorted(range(channels), key=lambda i: i % 4 in (1, 2))
 
 
 def split_channels(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     """The first C // 2 channels and the rest, cast to `dtype`."""
-    # a cast half is dense, on which elementwise kernels are faster
+    # a cast makes the half dense, which speeds up elementwise kernels
     first, second = x.split([x.shape[1] // 2, x.shape[1] - x.shape[1] // 2], 1)
     return (first, second) if dtype is None else (first.to(dtype), second.to(dtype))
 

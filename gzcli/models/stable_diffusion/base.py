@@ -31,8 +31,8 @@ from gzcli.models.stable_diffusion.pretrained import load_base
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 PIXELS = 2 * 512**2  # most pixels that pass the VAE at once, unless a single image has more
 LATENTS = 8 * 64**2  # positions of the latents that pass the U-Net at once where no gradient is needed
-EXAMPLES = 8  # training images whose captions and conditions are remembered
-CAPTION = 300  # bytes of a remembered caption
+EXAMPLES = 8  # training images whose captions and conditions are stored
+CAPTION = 300  # bytes of a stored caption
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class TuningOptions:
       are 1.
     noise_offset: scale of noise that is equal at all pixels; 0.05 … 0.1 makes very dark and very bright
       images possible.
-    prompts: texts of the pictures that training shows; empty: captions of the first batch.
+    prompts: texts of the sample pictures in training; empty: captions of the first batch.
     """
 
     base: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -63,7 +63,7 @@ class TuningOptions:
 class PromptOptions:
     """The text of images, and the sampling steps.
 
-    prompt: texts of the images, used in turn; null: captions remembered from training.
+    prompt: texts of the images, used in turn; null: captions stored in training.
     negative: text that the images should not show.
     guidance: scale of classifier-free guidance towards the text; 1: none.
     steps: steps of the base's own scheduler.
@@ -99,8 +99,7 @@ def per_row(mask: Tensor, value: Tensor) -> Tensor:
 
 
 class StableDiffusion(Model):
-    """The loss, examples remembered from training, and sampling by a pipeline of diffusers, whose frozen
-    parts are attached.
+    """The loss, examples stored in training, and sampling by a pipeline of diffusers with frozen parts.
 
     Raises UsageError for a base that predicts neither the noise nor v, or for a size of images that it does
     not support.
@@ -145,12 +144,12 @@ class StableDiffusion(Model):
             self.register_buffer("pictures", torch.zeros(EXAMPLES, 3, *data.shape[1:], dtype=torch.uint8))
 
     def frozen(self, part: nn.Module) -> nn.Module:
-        """A frozen part in its dtype; diffusers' own `to` would warn without need."""
+        """A frozen part in its dtype; the `to` of diffusers would warn needlessly."""
         return nn.Module.to(part, DTYPES[self.dtype])
 
     def check_size(self, height: int, width: int, key: str) -> None:
         """Raises UsageError for sides that the latents cannot have; `key` names the option of the size."""
-        step = max(8, self.pipe.vae_scale_factor)  # diffusers' pipelines want 8 at least
+        step = max(8, self.pipe.vae_scale_factor)  # diffusers' pipelines require 8 at least
         if height % step or width % step:
             nearest, wanted = max(1, round(height / step)) * step, f"multiples of {step}, not {height}"
             raise UsageError(f"`{key}`: sides of images must be {wanted}", hint=f"take {nearest}")
@@ -195,7 +194,8 @@ class StableDiffusion(Model):
         return {"text": text, "pooled": pooled[0]} if self.xl else {"text": text}
 
     def embed_nothing(self) -> dict[str, Tensor]:
-        """The embedding of no text, one row: of the empty text, or zeros where XL's pipeline wants them."""
+        """The embedding of no text, one row: that of the empty text, or zeros if XL's pipeline requires
+        them."""
         if self.no_text is not None:
             return self.no_text
         # tensors made in inference mode could not be kept for training
@@ -208,8 +208,8 @@ class StableDiffusion(Model):
         return embedding
 
     def inputs(self, z_t: Tensor, conditions: Mapping[str, Tensor]) -> dict[str, Any]:
-        """The text, and for XL the pooled text and the sizes of an uncropped image, as nets of diffusers take
-        them."""
+        """The text, and for XL the pooled text and the sizes of an uncropped image, as keywords for
+        diffusers."""
         inputs: dict[str, Any] = {"encoder_hidden_states": conditions["text"]}
         if self.xl:
             height, width = (side * self.pipe.vae_scale_factor for side in z_t.shape[2:])
@@ -231,8 +231,8 @@ class StableDiffusion(Model):
     # ---- training
 
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
-        """The outputs of the frozen parts for each image, computed once: the distribution of its latent, of
-        which each step takes a new draw, and the embedding of its caption."""
+        """The outputs of the frozen parts for each image, computed once: the distribution of its latent, from
+        which each step draws, and the embedding of its caption."""
         # half precision moves a latent by less than a hundredth of its deviation
         if not self.tuning.cache:
             return {}
@@ -317,8 +317,8 @@ class StableDiffusion(Model):
     def examples(
         self, n: int, noise: Noise, prompt: str | list[str] | None, pictures: Tensor | None = None
     ) -> tuple[list[str], Any]:
-        """n prompts, of the option `prompts` or remembered where none is given; and pictures [n, 3, H, W],
-        those given or else remembered, None for a model without a condition."""
+        """n prompts, by default those of the option `prompts` or stored ones; and pictures [n, 3, H, W], by
+        default stored ones, None for a model without a condition."""
         prompts = self.tuning.prompts
         pick = noise.randint(EXAMPLES * max(1, len(prompts)), n).tolist()
         if prompt is None:
@@ -390,5 +390,5 @@ def to_bytes(caption: str) -> Tensor:
 
 
 def to_text(row: Tensor) -> str:
-    """The caption of a row of `to_bytes`, without a last letter that was cut."""
+    """The caption of a row of `to_bytes`, without an incomplete last character."""
     return bytes(row.tolist()).rstrip(b"\0").decode(errors="ignore").removesuffix("\n")

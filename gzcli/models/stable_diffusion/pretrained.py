@@ -32,7 +32,8 @@ Config = dict[str, dict[str, Any]]  # part → its config.json
 
 
 def configs(base: str) -> Config | None:
-    """The configs of a base's parts: from its folder, or by a published base's id; None for another."""
+    """The configs of a base's parts, from its folder or by the id of a published base; None if it is
+    neither."""
     folder = Path(base).expanduser()
     if not (folder / "model_index.json").is_file():
         published = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text())
@@ -73,7 +74,7 @@ def load_base(name: str) -> Any:
 
 
 class BlankTokenizer:
-    """A tokenizer that knows no words: every text is of the largest length, of token 0."""
+    """A tokenizer without a vocabulary: every text becomes token 0 at the largest length."""
 
     def __init__(self, encoder: Mapping[str, Any]):
         self.model_max_length = encoder.get("max_position_embeddings", 77)
@@ -89,7 +90,7 @@ class BlankTokenizer:
 
 
 def _load_folder(folder: Path, name: str) -> Any:
-    """The pipeline in a folder, from safetensors alone: other formats may run code when they are loaded."""
+    """The pipeline in a folder, from safetensors alone, since other formats may run code on loading."""
     config = configs(str(folder))
     if config is None:
         message = f"`model.base`: `{folder}` holds no `model_index.json`"
@@ -116,7 +117,7 @@ def _load_folder(folder: Path, name: str) -> Any:
 
 
 def _build_empty(name: str) -> Any:
-    """The pipeline built from its configs, without weights, whose tokenizers make zeros of any text."""
+    """The pipeline built from its configs, without weights and vocabularies."""
     config = configs(name)
     if config is None:
         hint = f"`hf download {name}`, then `--set model.base=FOLDER`"
