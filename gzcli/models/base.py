@@ -37,11 +37,9 @@ class Phase:
         return step >= self.start and (step + 1) % self.every == 0
 
     def parameters(self) -> list[nn.Parameter]:
-        """The parameters of all groups."""
         return [p for group in self.groups() for p in group["params"]]
 
     def groups(self) -> list[dict[str, Any]]:
-        """The parameters as optimizer groups."""
         params: list[Any] = list(self.params)  # an iterator can be read once
         has_groups = bool(params) and isinstance(params[0], dict)
         self.params = params = [{**g, "params": list(g["params"])} for g in params] if has_groups else params

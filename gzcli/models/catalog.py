@@ -196,8 +196,6 @@ def _value(name: str, path: Path) -> tuple[ast.expr | None, Path]:
 
 @dataclass(frozen=True)
 class Class:
-    """A class in a file."""
-
     node: ast.ClassDef
     path: Path
 

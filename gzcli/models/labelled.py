@@ -131,7 +131,6 @@ class Labelled(Model):
         self.clusters = Clusters(data.shape, labels.clusters) if clustered else None
 
     def fit(self, batches: Iterable[Batch]) -> None:
-        """Finds the clusters."""
         if self.clusters is not None:
             self.clusters.fit(batches)
 

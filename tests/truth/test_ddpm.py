@@ -243,7 +243,7 @@ def test_samplers_recover_a_mixture(name, zero_snr):
     if options:
         options = options | {"randn": lambda: torch.randn(x.shape, generator=g)}
     if "churn" in options:
-        options["level"] = schedule.level_at_ratio
+        options["level"] = schedule.ratio_level
     y = sampler(target, x, schedule.path(steps), **options)
     distance = (y[:, None] - means).flatten(2).norm(dim=2)  # [B, K]
     mode = distance.argmin(1)

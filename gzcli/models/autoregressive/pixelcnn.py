@@ -30,12 +30,10 @@ class GatedBlock(nn.Module):
 
     def __init__(self, hidden: int, kernel: int, dilation: int, groups: int):
         super().__init__()
-        radius = kernel // 2
-        self.vertical = VerticalConv(hidden, 2 * hidden, (radius + 1, kernel), dilation=dilation)
+        reach = kernel // 2
+        self.vertical = VerticalConv(hidden, 2 * hidden, (reach + 1, kernel), dilation=dilation)
         self.across = nn.Conv2d(hidden, 2 * hidden, 1, bias=False)
-        self.horizontal = HorizontalConv(
-            hidden, 2 * hidden, radius, dilation=dilation, groups=groups, parts=2
-        )
+        self.horizontal = HorizontalConv(hidden, 2 * hidden, reach, dilation=dilation, groups=groups, parts=2)
         self.out = HorizontalConv(hidden, hidden, 0, groups=groups)
 
     def forward(self, v: Tensor, h: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -82,9 +80,9 @@ class PixelCNN(PixelModel):
         if kernel % 2 == 0 or first % 2 == 0 or first < 3:
             raise UsageError("`model.kernel` and `model.first` must be odd, `model.first` 3 or more")
         self.outputs = 1 if self.levels == 2 else self.levels  # logits a channel
-        radius = first // 2
-        self.first_vertical = VerticalConv(channels, hidden, (radius, first), strict=True)
-        self.first_horizontal = HorizontalConv(channels, hidden, radius, groups=channels, strict=True)
+        reach = first // 2
+        self.first_vertical = VerticalConv(channels, hidden, (reach, first), strict=True)
+        self.first_horizontal = HorizontalConv(channels, hidden, reach, groups=channels, strict=True)
         self.position = nn.Parameter(torch.zeros(hidden, height, width))
         self.blocks: Modules[GatedBlock] = Modules(GatedBlock(hidden, kernel, d, channels) for d in dilations)
         self.head = HorizontalConv(hidden, head, 0, groups=channels)
@@ -179,8 +177,7 @@ class IncrementalPixelCNN:
         self.i += 1
 
     def keep(self, row: Tensor) -> None:
-        """Does nothing: the horizontal stack sees the current row alone, and `row` passes it to the vertical
-        one."""
+        """Does nothing: the horizontal stack sees the current row alone; `row` feeds the vertical one."""
 
     def outputs(self, j: int, c: int) -> Tensor:
         """The logits of channel c at pixel j of the row, [n, outputs]."""

@@ -17,15 +17,7 @@ from gzcli.models.denoising import samplers
 from gzcli.models.denoising.denoiser import UNCLIPPED, Denoiser, WalkOptions
 from gzcli.models.denoising.process import Level
 from gzcli.models.denoising.samplers import Denoise, Estimate, Path, Randn, Sampler, solve
-from gzcli.models.nn import (
-    Mix,
-    as_interpolations,
-    at_least,
-    complete_pairs,
-    every_label,
-    interpolate_codes,
-    slerp,
-)
+from gzcli.models.nn import Mix, as_interpolations, at_least, complete_pairs, every_label, mix_codes, slerp
 
 TIMES = 4  # noise levels by which translation classifies an unlabelled image
 SIGMA_Y = 0.05  # standard deviation of measurements, which stands for the error of the network's estimates
@@ -445,7 +437,7 @@ def downscale(x: Tensor, factor: int, size: tuple[int, ...]) -> tuple[Tensor, in
 
 def interpolate_images(z: Tensor, frames: int, mix: Mix = torch.lerp) -> Tensor:
     """Interpolations from image 0 to 1, 2 to 3, … of z, ends included; noises keep their norm by `slerp`."""
-    return interpolate_codes(z.flatten(1), frames, mix).unflatten(1, z.shape[1:])
+    return mix_codes(z.flatten(1), frames, mix).unflatten(1, z.shape[1:])
 
 
 class Measurement(NamedTuple):

@@ -203,7 +203,7 @@ class DiscreteVP(Process):
         finite = np.isfinite(log_ratio)
         return log_ratio[finite], np.arange(self.timesteps)[finite]
 
-    def level_at_ratio(self, ratio: float) -> Level:
+    def ratio_level(self, ratio: float) -> Level:
         """The level whose noise-to-signal ratio σ/α is `ratio`, or the nearest finite one."""
         return self.level(float(np.interp(math.log(ratio), *self.log_ratios())))
 

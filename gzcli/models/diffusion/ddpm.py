@@ -96,9 +96,7 @@ SAMPLERS: dict[SamplerName, Callable[[SamplingOptions, DiscreteVP], Sampler]] = 
     "dpmpp": lambda *_: samplers.dpmpp,
     "dpmpp_sde": lambda *_: partial(samplers.dpmpp, noisy=True),
     "unipc": lambda *_: samplers.unipc,
-    "heun": lambda options, process: partial(
-        samplers.heun, churn=options.churn, level=process.level_at_ratio
-    ),
+    "heun": lambda options, process: partial(samplers.heun, churn=options.churn, level=process.ratio_level),
 }
 
 
@@ -205,9 +203,9 @@ class Diffusion(NoiseApplications):
         exact; of the T − 1 other terms one is drawn from each of `terms` strata and weighted by the stratum's
         width. Raises UsageError for latents.
 
-        terms: number of strata; T − 1 or more: the whole sum. variance: of p(x_{t−1} | x_t): β̃ (small), the
-        tighter bound for images with flat parts, such as digits;
-          or β (large), for data that are smooth at the scale of one grey level.
+        terms: number of strata; T − 1 or more: the whole sum.
+        variance: of p(x_{t−1} | x_t): β̃ (small), the tighter bound for images with flat parts, such as
+          digits; or β (large), for data that are smooth at the scale of one grey level.
         """
         levels, n, y, process = self.grey_levels, len(x), self.image_labels(labels), self.process
         alpha_T, sigma_T = process.alpha[-1], process.sigma[-1]

@@ -29,7 +29,7 @@ from gzcli.models.nn import (
     at_least,
     complete_pairs,
     full_fp32,
-    interpolate_codes,
+    mix_codes,
     slerp,
     spread_labels,
     stacked,
@@ -148,7 +148,7 @@ class CodeApplications(Model):
         x, coder = complete_pairs(x), self.coder
         z = coder.encode(x)
         x_T = interpolate_images(coder.invert(x, z, steps, half_progress(progress, 0)), frames, slerp)
-        images = coder.decode(interpolate_codes(z, frames), x_T, steps, half_progress(progress, 1))
+        images = coder.decode(mix_codes(z, frames), x_T, steps, half_progress(progress, 1))
         return as_interpolations(images, frames)
 
     @torch.no_grad()

@@ -25,7 +25,7 @@ from gzcli.models.nn import (
     double,
     every_label,
     fresh_statistics,
-    interpolate_codes,
+    mix_codes,
     needs_labels,
     slerp,
     spread_labels,
@@ -390,7 +390,7 @@ class GAN(Model):
             pairs, frame = (torch.arange(count, device=x.device) for count in (len(x) // 2, frames))
             y = y[(2 * pairs[:, None] + (frame * 2 >= frames)).flatten()]
         with torch.no_grad():
-            images = self.generator(interpolate_codes(z, frames, slerp), y)
+            images = self.generator(mix_codes(z, frames, slerp), y)
         return replace(as_interpolations(images, frames), labels=y)
 
     def traverse(

@@ -226,7 +226,7 @@ def complete_pairs(x: Tensor) -> Tensor:
 Mix = Callable[[Tensor, Tensor, Tensor], Tensor]  # (a, b, t) → a for t = 0, b for t = 1
 
 
-def interpolate_codes(z: Tensor, frames: int, mix: Mix = torch.lerp) -> Tensor:
+def mix_codes(z: Tensor, frames: int, mix: Mix = torch.lerp) -> Tensor:
     """Codes [n // 2 · frames, D] from code 0 to 1, 2 to 3, … of z [n, D], ends included, pair by pair."""
     at_least(2, frames=frames)
     a, b = complete_pairs(z).unflatten(0, (-1, 2)).unsqueeze(2).unbind(1)  # [pairs, 1, D] each

@@ -177,12 +177,8 @@ class MixturePixels:
     """`Pixels` of a `LogisticMixture`."""
 
     def __init__(self, channels: int, levels: int, components: int):
-        self.mixture = LogisticMixture(channels, levels, components)
-        self.size, self.uniforms, self.init_bias = (
-            self.mixture.size,
-            self.mixture.uniforms,
-            self.mixture.init_bias,
-        )
+        self.mixture = mixture = LogisticMixture(channels, levels, components)
+        self.size, self.uniforms, self.init_bias = mixture.size, mixture.uniforms, mixture.init_bias
 
     def log_prob(self, x: Tensor, out: Tensor) -> Tensor:
         return self.mixture.log_prob(out.movedim(1, -1), x.movedim(1, -1)).flatten(1).sum(1)

@@ -29,7 +29,7 @@ from gzcli.models.nn import (
     bits_per_dim,
     complete_pairs,
     full_fp32,
-    interpolate_codes,
+    mix_codes,
     needs_labels,
     spread_labels,
     to_fp32,
@@ -277,7 +277,7 @@ class ImageFlow(Model):
         """
         x = complete_pairs(x)
         z = self.codes(x, noise.first(len(x)))
-        latents = [interpolate_codes(e.flatten(1), frames).unflatten(1, e.shape[1:]) for e in z]
+        latents = [mix_codes(e.flatten(1), frames).unflatten(1, e.shape[1:]) for e in z]
         return as_interpolations(self.images(latents, progress), frames)
 
     @torch.no_grad()

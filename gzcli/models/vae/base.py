@@ -24,7 +24,7 @@ from gzcli.models.nn import (
     Labels,
     as_interpolations,
     halved_sizes,
-    interpolate_codes,
+    mix_codes,
     spread_labels,
     traversal,
 )
@@ -183,7 +183,7 @@ class Autoencoder(Model):
 
         frames: images of an interpolation, both ends included.
         """
-        x = self.image(interpolate_codes(self.code(x), frames))
+        x = self.image(mix_codes(self.code(x), frames))
         progress(1, 1, x)
         return as_interpolations(x, frames)
 

@@ -25,7 +25,7 @@ from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 from gzcli.models.labelled import LabelOptions
-from gzcli.models.nn import Labels, as_interpolations, bits_per_dim, halved_sizes, interpolate_codes, to_fp32
+from gzcli.models.nn import Labels, as_interpolations, bits_per_dim, halved_sizes, mix_codes, to_fp32
 from gzcli.models.nn.layers import group_norm
 from gzcli.models.nn.pixels import PixelKind, distribution
 from gzcli.models.vae.base import LabelledVAE, kl_normal, log_normal
@@ -459,6 +459,6 @@ class HVAE(LabelledVAE):
         zeros = [x.new_zeros(len(x), *grid) for grid in self.grids]
         _, codes = self.decoder(zeros, self.encoder(x), self.embed(None, len(x)))
         means = zip((code.mu for code in codes), self.grids, strict=True)
-        ts = [interpolate_codes(mu, frames).unflatten(1, grid) for mu, grid in means]
+        ts = [mix_codes(mu, frames).unflatten(1, grid) for mu, grid in means]
         out, _ = self.decoder(ts, [], self.embed(None, len(ts[0])))
         return as_interpolations(self.to_images(out, True, noise, progress), frames)

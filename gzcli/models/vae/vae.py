@@ -74,10 +74,8 @@ class VAE(Autoencoder, LabelledVAE):
             message = "`model.iwae` above 1 needs `model.recon: likelihood`"
             raise UsageError(message, hint="set one of the two back")
         if options.recon == "ms_ssim" and options.pixels == "mixture":
-            raise UsageError(
-                "`model.recon: ms_ssim` trains the pixels' means, and those of a mixture have no gradient",
-                hint="set `model.pixels=logistic`",
-            )
+            text = "`model.recon: ms_ssim` trains the pixels' means, and those of a mixture have no gradient"
+            raise UsageError(text, hint="set `model.pixels=logistic`")
         self.pixels = distribution(options.pixels, data.shape[0], data.levels, options.mixture)
         self.recon, self.beta, self.iwae = options.recon, options.beta, options.iwae
         self.latent, self.dims = nets.latent, math.prod(data.shape)
@@ -270,9 +268,8 @@ class VAE(Autoencoder, LabelledVAE):
         temperature: standard deviation of z.
         """
         e = self.embed_samples(labels, n)
-        return self.to_images(
-            self.decoder(temperature * noise.randn(n, self.latent), e), mean, noise, progress
-        )
+        out = self.decoder(temperature * noise.randn(n, self.latent), e)
+        return self.to_images(out, mean, noise, progress)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, labels: Labels = None, noise: Noise, progress: Progress) -> Applied:
