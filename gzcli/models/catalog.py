@@ -505,9 +505,9 @@ def _zoo(stem: str = "*") -> list[Path]:
 def likelihood_scores(*, log_prob: bool, own: Iterable[str]) -> tuple[str, ...]:
     """The out-of-distribution scores that the engine computes from a model's likelihood.
 
-    log_prob: whether the model has `log_prob`, the likelihood of pixels. own: the names of the model's
-    scores. Without `log_prob` its `nll` is the likelihood of codes, which is not
-      compared with the length of a lossless code of the pixels.
+    log_prob: whether the model has `log_prob`, the likelihood of pixels.
+    own: the names of the model's scores. Without `log_prob` its `nll` is the likelihood of codes, which is
+      not compared with the length of a lossless code of the pixels.
     """
     if log_prob:
         return tuple(SCORES)
