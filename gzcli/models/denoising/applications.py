@@ -58,13 +58,13 @@ class Applications(Denoiser):
 
     # ---- to noise and back
 
-    def path(self, steps: int, **how: Any) -> list[Level]:
+    def path(self, steps: int, **options: Any) -> list[Level]:
         """A path of at most `steps` steps; start: its first noise level as a share of the way to pure
         noise."""
-        strength = how.get("start", 1.0)
+        strength = options.get("start", 1.0)
         if not 0 < strength <= 1:
             raise UsageError(f"`strength` is a share of the way to pure noise, 0 … 1, not {strength:g}")
-        return self.process.path(min(steps, self.process.most_steps(strength)), **how)
+        return self.process.path(min(steps, self.process.most_steps(strength)), **options)
 
     def to_noise(self, x: Tensor, y: Tensor | None, steps: int, progress: Progress) -> Tensor:
         times = self.process.ode_times(steps)[::-1]

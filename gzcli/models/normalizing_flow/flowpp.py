@@ -245,8 +245,8 @@ class Step(nn.Module):
 
     def inverse(self, y2: Tensor, x1: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
         halves = (x1, self.coupling.inverse(x1, y2, context))
-        layers_of_half = zip(halves, self.convs, self.norms, strict=True)
-        return tuple(norm.inverse(conv.inverse(x)) for x, conv, norm in layers_of_half)
+        triples = zip(halves, self.convs, self.norms, strict=True)
+        return tuple(norm.inverse(conv.inverse(x)) for x, conv, norm in triples)
 
 
 class Couplings(nn.Module):

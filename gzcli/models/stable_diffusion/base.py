@@ -151,8 +151,8 @@ class StableDiffusion(Model):
         """Raises UsageError for sides that the latents cannot have; `key` names the option of the size."""
         step = max(8, self.pipe.vae_scale_factor)  # diffusers' pipelines require 8 at least
         if height % step or width % step:
-            nearest, wanted = max(1, round(height / step)) * step, f"multiples of {step}, not {height}"
-            raise UsageError(f"`{key}`: sides of images must be {wanted}", hint=f"take {nearest}")
+            nearest, rule = max(1, round(height / step)) * step, f"multiples of {step}, not {height}"
+            raise UsageError(f"`{key}`: sides of images must be {rule}", hint=f"take {nearest}")
 
     @property
     def device(self) -> torch.device:
