@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gzcli.models.base import grouped
+from gzcli.models.base import group_options
 
 
 def flat(method: Callable[..., Any]) -> Callable[..., Any]:
     """The method, whose dataclasses of options are given by their fields."""
-    return lambda *args, **options: method(*args, **grouped(method, options))
+    return lambda *args, **options: method(*args, **group_options(method, options))

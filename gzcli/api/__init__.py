@@ -36,7 +36,7 @@ from gzcli.judge.sample import seen_mask
 from gzcli.judge.scores import Scorer, choose
 from gzcli.launch.from_file import find_run
 from gzcli.launch.plan import ask, prepare
-from gzcli.models.base import Model, defaults, grouped
+from gzcli.models.base import Model, flat_defaults, group_options
 from gzcli.models.nn import full_fp32
 from gzcli.store.pretrained import PREFIX
 
@@ -231,7 +231,7 @@ class LoadedRun:
         if self.trained.space is not None or not hasattr(self.model, "log_prob"):
             message = f"`{self.trained.name}` has no likelihood of images"
             raise UsageError(message, hint="gz list models --can log_prob")
-        keywords = grouped(self.model.log_prob, self._options("log_prob", options))
+        keywords = group_options(self.model.log_prob, self._options("log_prob", options))
         y = None if labels is None else self._labels(labels, len(images))
         values = [np.zeros(0)]
         for batch in self._batches(images, seed):
@@ -295,7 +295,7 @@ class LoadedRun:
             keywords["mask"] = seen.expand(len(images), -1, -1, -1)
         noise = ImageNoise(seed, range(len(images)), self.trained.device)
         with self.trained.applying():
-            made = method(x, noise=noise, progress=progress, **grouped(method, keywords))
+            made = method(x, noise=noise, progress=progress, **group_options(method, keywords))
             made.images = self.trained.shown(made.images)
         return to_uint8(made.images).cpu().numpy()
 
@@ -340,7 +340,7 @@ class LoadedRun:
     def _options(self, method: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """The options, by the names that they have now. Raises UsageError for one that the method does not
         have."""
-        params = defaults(getattr(self.model, method))
+        params = flat_defaults(getattr(self.model, method))
         values = {renamed(name, params, "sample", "do"): value for name, value in options.items()}
         if strange := [name for name in values if name not in params]:
             raise UsageError(f"`{method}` of `{self.trained.name}` takes no `{strange[0]}`")

@@ -86,7 +86,7 @@ def show(model: _ShownModel) -> None:
 
 def list_models(family: str = "", can: str = "", *, short: bool = False, wide: bool = False) -> None:
     """Prints the models of a family that have a capability; `short`: their names by family alone."""
-    from gzcli.models.catalog import OUTSIDE, cards, counted
+    from gzcli.models.catalog import OUTSIDE, cards, model_count
 
     every = sorted(cards().values(), key=lambda card: (card.family, card.name))
     if family:
@@ -121,7 +121,7 @@ def list_models(family: str = "", can: str = "", *, short: bool = False, wide: b
         out.table(columns, cells, spare=("paper", "family"), wrap=wrap, wide=wide)
         if any(card.unlabelled_lack for card, _ in rows):
             out.hint(f"what is marked {LABELLED} is for runs trained with `--set model.conditional=true`")
-    out.info(counted(len(rows) - len(staged), len(staged)))
+    out.info(model_count(len(rows) - len(staged), len(staged)))
     if short:
         out.hint("`gz list models` says what they do; also data, recipes, runs, pretrained")
     out.data({"models": [row for _, row in rows]})

@@ -99,7 +99,7 @@ def by_family(pages: Mapping[str, Page]) -> dict[str, list[Page]]:
 def models_index(pages: Mapping[str, Page]) -> str:
     """The page that lists the models, by family."""
     trained = sum(page.recipe == name for name, page in pages.items())
-    counted = catalog.counted(trained, len(pages) - trained)
+    counted = catalog.model_count(trained, len(pages) - trained)
     return rendered("models", families=by_family(pages), counted=counted)
 
 

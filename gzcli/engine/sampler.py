@@ -18,7 +18,7 @@ from gzcli.core.units import sides
 from gzcli.data.packs.batches import to_uint8
 from gzcli.data.sets.names import class_numbers
 from gzcli.engine.trained import Trained
-from gzcli.models.base import grouped
+from gzcli.models.base import group_options
 from gzcli.models.nn import spread_labels
 
 BATCH_SIZE = 256  # images of VALUES values that are drawn together, of the usual device
@@ -54,7 +54,7 @@ def draw(
         def report(i: float, n: float, x: Tensor | None = None, done: int = done, batch: int = batch) -> None:
             progress(done + batch * i / n, end - start, x)
 
-        keywords = grouped(trained.model.sample, {**options, **inputs})
+        keywords = group_options(trained.model.sample, {**options, **inputs})
         try:
             with torch.inference_mode(), trained.sampling():
                 noise = ImageNoise(seed, rows, trained.device)

@@ -29,7 +29,7 @@ from gzcli.core.sections import Part
 from gzcli.core.types import Batch, Noise
 from gzcli.engine.log import Log
 from gzcli.models.base import Model, named_losses
-from gzcli.models.nn import whole_batch
+from gzcli.models.nn import shared_batch_norm
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -92,7 +92,7 @@ def wrapped(
     on."""
     graphs, device = None, accelerator.device
     if ranks.world() > 1:
-        whole_batch.share(model)
+        shared_batch_norm.share_batch_norm(model)
     if compiles(part, model, device):
         loud, mode = part.train.compile is True, mode_of(part, model, device)
         graphs = Compiled(model, part.train.steps, log, loud=loud, mode=mode)

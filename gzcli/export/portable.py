@@ -28,7 +28,7 @@ from gzcli.core.types import ImageNoise, Noise, no_progress
 from gzcli.engine import sampler
 from gzcli.engine.trained import Trained
 from gzcli.export import portable_sampler
-from gzcli.models.base import Model, grouped
+from gzcli.models.base import Model, group_options
 from gzcli.models.denoising.denoiser import AS_TRAINED, WalkOptions
 from gzcli.models.denoising.process import SDE, Level
 from gzcli.models.denoising.samplers import Estimate
@@ -50,7 +50,7 @@ def write(trained: Trained, to: str, folder: Path) -> dict[str, Any]:
     if missing := [name for name in packages if find_spec(name) is None]:
         raise MissingError(f"`--to onnx` needs {', '.join(missing)}", hint='pip install "gzcli[onnx]"')
     folder.mkdir(parents=True, exist_ok=True)
-    options = grouped(trained.model.sample, trained.part.sample)
+    options = group_options(trained.model.sample, trained.part.sample)
     trained.asked = "fp32"
     try:
         spec, step, example = step_of(trained, options)
@@ -305,7 +305,7 @@ def in_place(model: Any, units: UnitVectors, how: dict[str, Any]) -> Iterator[No
     of images."""
 
     def denoiser(y: Tensor | None = None, options: WalkOptions = AS_TRAINED, guide: Any = None) -> Any:
-        guidance = model.strength(options.guidance)
+        guidance = model.guidance_scale(options.guidance)
         how.update(asdict(options) | {"guidance": guidance, "kind": "denoise"})
 
         def denoise(x: Tensor, t: float) -> Estimate:
@@ -324,11 +324,11 @@ def in_place(model: Any, units: UnitVectors, how: dict[str, Any]) -> Iterator[No
 
         return f
 
-    def sampled_labels(*_: Any) -> None:
+    def draw_labels(*_: Any) -> None:
         if model.clusters is not None:
             units.program.append({"do": "cluster", "shares": model.clusters.shares.tolist()})
 
-    fakes: dict[str, Any] = {"denoiser": denoiser, "velocity": velocity, "sampled_labels": sampled_labels}
+    fakes: dict[str, Any] = {"denoiser": denoiser, "velocity": velocity, "draw_labels": draw_labels}
     fakes["into_range"] = lambda x, *_: x
     fakes = {name: fake for name, fake in fakes.items() if hasattr(model, name)}
     vars(model).update(fakes)

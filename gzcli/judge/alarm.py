@@ -28,7 +28,7 @@ from gzcli.judge.images import FIT, Pick, treatment
 from gzcli.judge.scores import Scoring, batches_of, fresh_noise, write_csv
 from gzcli.metrics import conformal
 from gzcli.metrics.likelihood_scores import SCORES, tails_of
-from gzcli.models.base import Model, defaults, grouped
+from gzcli.models.base import Model, flat_defaults, group_options
 from gzcli.store import files
 from gzcli.store.png import save_images, save_png
 from gzcli.store.runs import Run
@@ -215,8 +215,8 @@ def heat_maps(
     [3, H, W] each in the pictures' own size, beside which those of `usual` images stay dark. Each process
     makes its share."""
     method = getattr(trained.model, f"map_{name}")
-    options, parameters = {**trained.part.ood.options, **job.options}, defaults(method)
-    keywords = grouped(method, {key: value for key, value in options.items() if key in parameters})
+    options, parameters = {**trained.part.ood.options, **job.options}, flat_defaults(method)
+    keywords = group_options(method, {key: value for key, value in options.items() if key in parameters})
 
     def work(batch: Batch) -> dict[str, np.ndarray]:
         seen = trained.seen(batch)

@@ -37,7 +37,7 @@ from gzcli.metrics.features import LeNetFeatures
 from gzcli.metrics.interval import subset
 from gzcli.metrics.metric import Figures
 from gzcli.metrics.pretrained import Features
-from gzcli.models.base import defaults, grouped
+from gzcli.models.base import flat_defaults, group_options
 from gzcli.models.nn import spread_labels
 from gzcli.store import files
 from gzcli.store.paths import cache_dir
@@ -287,7 +287,7 @@ def steps_for(trained: Trained, calls: int) -> int | None:
     """The most `steps` of the model's sampler whose calls are `calls` at most, but 1 at least; None where it
     has no steps. The calls of a solver are a line in its steps (Euler s, midpoint 2 s, Heun 2 s − 1): two
     counts give it."""
-    if "steps" not in defaults(trained.model.sample):
+    if "steps" not in flat_defaults(trained.model.sample):
         return None
     few, more = count_calls(trained, {"steps": 2}), count_calls(trained, {"steps": 4})
     slope = (more - few) / 2
@@ -299,8 +299,8 @@ def count_calls(trained: Trained, options: Mapping[str, Any] | None = None) -> i
     parameters, so that the large network of several counts. Guidance doubles the batch, which counts as
     two. Pixel models, which keep every value past their layers' `forward`, count one for each value drawn."""
     model = trained.model
-    keywords = grouped(model.sample, {**trained.part.sample, **(options or {})})
-    if "naive" in defaults(model.sample):
+    keywords = group_options(model.sample, {**trained.part.sample, **(options or {})})
+    if "naive" in flat_defaults(model.sample):
         return int(getattr(model, "parts")) * math.prod(trained.info.shape[1:])  # noqa: B009
     noise = ImageNoise(0, range(1), trained.device)
     labels = spread_labels(None, 1, trained.info, trained.device) if model.conditional else None

@@ -19,7 +19,7 @@ from gzcli.data.packs.pack import Pack
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained
 from gzcli.judge.images import Pick, affordable, timed
-from gzcli.models.base import Model, defaults, grouped
+from gzcli.models.base import Model, flat_defaults, group_options
 from gzcli.models.nn import full_fp32
 
 BATCH_SIZE = 100  # test images that are read together, of the usual device
@@ -83,7 +83,7 @@ def likelihood(
 
 def log_prob(model: Model, x: Tensor, y: Tensor | None, noise: Noise, **options: Any) -> Tensor:
     with torch.no_grad(), full_fp32(x.device):
-        return model.log_prob(x, y, noise=noise, **grouped(model.log_prob, options)).cpu().double()
+        return model.log_prob(x, y, noise=noise, **group_options(model.log_prob, options)).cpu().double()
 
 
 def given_label(model: Model, batch: Batch) -> Tensor:
@@ -125,7 +125,7 @@ def solver_gap(
     model, n = trained.model, min(CHECKED, len(batch))
     if model.likelihood != "ode" or trained.space is not None:
         return None
-    options = defaults(model.log_prob)
+    options = flat_defaults(model.log_prob)
     if options["solver"] == "adaptive":
         return None
     steps, x, y = options["steps"], batch.x[:n], None if labels is None else labels[:n]

@@ -28,7 +28,7 @@ from gzcli.engine import sampler, sheets
 from gzcli.engine.log import Log
 from gzcli.engine.sheets import Row, sheet
 from gzcli.engine.trained import Trained, load_trained, weights_file
-from gzcli.models.base import defaults, grouped
+from gzcli.models.base import flat_defaults, group_options
 from gzcli.models.nn import spread_labels
 from gzcli.store.files import checksum
 from gzcli.store.png import FORMATS, save_png
@@ -161,9 +161,9 @@ def samples(trained: Trained, job: SampleJob, progress: Progress, say: Say = sil
         method, device = trained.model.sources, trained.device
         options = {**trained.part.sample, **job.options}
         options |= {key: sampler.cycled(values, range(n), device) for key, values in given.items()}
-        taken = {key: value for key, value in options.items() if key in defaults(method)}
+        taken = {key: value for key, value in options.items() if key in flat_defaults(method)}
         with torch.inference_mode(), trained.sampling():
-            sources = method(n, noise=ImageNoise(job.seed, range(n), device), **grouped(method, taken))
+            sources = method(n, noise=ImageNoise(job.seed, range(n), device), **group_options(method, taken))
         inputs = to_bytes(sources)
         inputs = inputs.mean(1, keepdims=True).astype(np.uint8) if images.shape[1] == 1 else inputs
     elif inputs is not None:
@@ -184,7 +184,7 @@ def apply(trained: Trained, do: str, job: SampleJob, progress: Progress, say: Sa
     """Applies a model to the job's input or, without one, to the first test images of the run's data set."""
     method = getattr(trained.model, do)
     inputs, input_labels = read_inputs(trained, job.input, job.n, say=say)
-    n, device, parameters = len(inputs), trained.device, defaults(method)
+    n, device, parameters = len(inputs), trained.device, flat_defaults(method)
     # inputs of a binary model are binarised by one draw, as in training
     x = quantise(torch.from_numpy(inputs), trained.images.levels, ImageNoise(job.seed, range(n))).to(device)
     options = {renamed(name, parameters, "do"): value for name, value in job.options.items()}
@@ -200,7 +200,7 @@ def apply(trained: Trained, do: str, job: SampleJob, progress: Progress, say: Sa
     noise = ImageNoise(job.seed, range(n), device)
     seen = x if trained.space is None else trained.space.encode(x)
     with trained.applying():
-        applied: Applied = method(seen, noise=noise, progress=progress, **grouped(method, options))
+        applied: Applied = method(seen, noise=noise, progress=progress, **group_options(method, options))
         images = to_bytes(trained.shown(applied.images))
     applied = replace(applied, of=applied.of or tuple((i,) for i in range(len(images))))
     if images.shape[1:] != inputs.shape[1:]:

@@ -45,7 +45,7 @@ from gzcli.metrics import conformal
 from gzcli.metrics.baselines import code_length
 from gzcli.metrics.features import lenet
 from gzcli.metrics.likelihood_scores import SCORES, Fact, read
-from gzcli.models.base import Model, defaults, grouped
+from gzcli.models.base import Model, flat_defaults, group_options
 from gzcli.models.catalog import likelihood_scores
 from gzcli.models.nn import double, full_fp32
 from gzcli.models.nn.perceptual import LPIPS
@@ -218,12 +218,12 @@ class Scorer:
 
     def _parameters(self, method: str) -> set[str]:
         function = getattr(self.model, method, None)
-        return set(defaults(function)) - {"x", "noise", "batches"} if function else set()
+        return set(flat_defaults(function)) - {"x", "noise", "batches"} if function else set()
 
     def _keywords(self, method: str) -> dict[str, Any]:
         """The options that a method of the model takes, as its keywords."""
         taken = {key: self.options[key] for key in self._parameters(method) & set(self.options)}
-        return grouped(getattr(self.model, method), taken)
+        return group_options(getattr(self.model, method), taken)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class Phase:
     """One optimizer's update. Phases run in the listed order, at steps from `start` on with
     (step + 1) % every == 0.
 
-    name: of the phase, as `loss` is given it.
+    name: the `phase` that is passed to `loss`.
     params: parameters, or optimizer groups, which may have `weight_decay` and `lr_scale`.
     every: steps from one update to the next.
     start: the first step at which the phase runs.
@@ -37,12 +37,10 @@ class Phase:
         return step >= self.start and (step + 1) % self.every == 0
 
     def parameters(self) -> list[nn.Parameter]:
-        """The parameters of all groups."""
         return [p for group in self.groups() for p in group["params"]]
 
     def groups(self) -> list[dict[str, Any]]:
-        """The parameters as optimizer groups."""
-        params: list[Any] = list(self.params)  # it may be an iterator, which can be read once
+        params: list[Any] = list(self.params)  # an iterator can be read once
         has_groups = bool(params) and isinstance(params[0], dict)
         self.params = params = [{**g, "params": list(g["params"])} for g in params] if has_groups else params
         return params if has_groups else [{"params": params}]
@@ -55,18 +53,15 @@ class Model(nn.Module):
 
       log_prob(x, labels=None, *, noise)   [B] nats of the discrete image; see the attribute `likelihood`
       score_<name>(x, *, noise, …)         [B], higher = more out-of-distribution
-      map_<name>(x, *, noise, …)           [B, H, W], how much each pixel adds to that score, or differs from
-                                           what the model makes of it
+      map_<name>(x, *, noise, …)           [B, H, W], the share of each pixel in that score, or its error
       fit_<name>(batches)                  computes in-distribution statistics for a score
       measure(batches)                     {name: figure} of held-out images, shown by `gz bench`
-      prepare(batch)                       {key: rows}, computed once for every training image; from then on
-                                           in `batch.extra`
+      prepare(batch)                       {key: rows}, computed once for every image, for `batch.extra`
       reconstruct · interpolate · traverse · translate · inpaint · upscale · complete · edit · classify
                                            applications, run by `--do`: (x, *, noise, progress, …) →
                                            `Applied`; some take `labels`, a `mask`, or y, the labels of x
                                            where the set has them
-      sources(n, *, noise, …)              [n, C, H, W], the images that `sample` transforms, given the same
-                                           noise
+      sources(n, *, noise, …)              [n, C, H, W], the images that `sample` transforms for this noise
       to_latent(x) · from_latent(z)        latents [B, c, h, w] of images and back, for `data.latent`
       to_diffusers()                       a pipeline of diffusers with the same weights, for `gz runs export`
       on_batch(batch)                      {key: rows} of a step's whole batch, in `batch.extra` of its
@@ -76,7 +71,7 @@ class Model(nn.Module):
     """
 
     paper: ClassVar[str]
-    needs: ClassVar[tuple[str, ...]] = ()  # what must come with each image, as a caption or a second domain
+    needs: ClassVar[tuple[str, ...]] = ()  # inputs beside the image, such as a caption
     conditional: bool = False  # whether this instance was built to take labels
     # applications that take labels though the model is not conditional
     labels_for: ClassVar[tuple[str, ...]] = ()
@@ -92,9 +87,8 @@ class Model(nn.Module):
     fitted_on_train: ClassVar[tuple[str, ...]] = ()  # scores whose fit takes training images
     # scores that compare images by `perceptual` too, unless their option `pixels` is true
     perceptual_scores: ClassVar[tuple[str, ...]] = ()
-    perceptual: Callable[[Tensor, Tensor], Tensor] | None = (
-        None  # distance [B] of two batches, set by `gz ood`
-    )
+    # distance [B] of two batches, set by `gz ood`
+    perceptual: Callable[[Tensor, Tensor], Tensor] | None = None
     warnings: tuple[str, ...] = ()  # warnings of `on_start` for the log
 
     if TYPE_CHECKING:  # the optional methods that the engine calls; `hasattr` finds whether a model has one
@@ -116,9 +110,9 @@ class Model(nn.Module):
 
     @classmethod
     def of(cls, data: DataInfo, **options: Any) -> Self:
-        """The model that has these options, given as in a recipe: flat, with lists for tuples."""
+        """The model with options as a recipe has them: flat, with lists for tuples."""
         values = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}
-        return cls(data, **grouped(cls, values))
+        return cls(data, **group_options(cls, values))
 
     def phases(self) -> list[Phase]:
         """The updates of a step; by default one, of all trainable parameters."""
@@ -159,7 +153,7 @@ class Model(nn.Module):
 
 
 def named_losses(model: Model, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
-    """The losses of a phase by name, scalars: "loss", and what else `Model.loss` returns for the log."""
+    """The losses of a phase by name, scalars: "loss", and the other values for the log."""
     out = model.loss(batch, phase)
     return out if isinstance(out, dict) else {"loss": out}
 
@@ -167,27 +161,27 @@ def named_losses(model: Model, batch: Batch, phase: str = "main") -> dict[str, T
 # --- options: flat in a recipe, in dataclasses in a signature ---
 
 
-def grouped(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def group_options(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Flat options as keywords of `function`: those that are fields of a dataclass are grouped in it.
 
     A parameter is a group where its default is an instance of a dataclass, as in
     `unet: UNetOptions = UNetOptions(channels=32)`. Fields without an option keep the value of that default.
     """
-    rest, keywords = dict(options), {}
+    flat, keywords = dict(options), {}
     for name, parameter in inspect.signature(function).parameters.items():
         default = parameter.default
         if _is_group(default):
-            fields = {f.name: rest.pop(f.name) for f in dataclasses.fields(default) if f.name in rest}
+            fields = {f.name: flat.pop(f.name) for f in dataclasses.fields(default) if f.name in flat}
             keywords[name] = dataclasses.replace(default, **fields)
-    return keywords | rest
+    return keywords | flat
 
 
 def _is_group(default: Any) -> bool:
-    """Whether a parameter with this default is a group of options."""
+    """Whether a parameter is a group of options, by its default."""
     return dataclasses.is_dataclass(default) and not isinstance(default, type)
 
 
-def defaults(function: Callable[..., Any]) -> dict[str, Any]:
+def flat_defaults(function: Callable[..., Any]) -> dict[str, Any]:
     """The parameters of `function` with their defaults, flat: a dataclass of options is replaced by its
     fields. The default of a required parameter is `inspect.Parameter.empty`."""
     values: dict[str, Any] = {}

@@ -1,8 +1,7 @@
-"""What each model is and can do, read from its file with `ast`, so that neither listing nor resolving imports
-torch.
+"""Model cards, read from model files with `ast`, so that neither listing nor resolving imports torch.
 
-A model file is `models/<family>/<name>.py`. It holds a class that derives from `Model`, directly or not, and
-names its `paper`; files of nets, layers or samplers hold none. The folder is the registry.
+A model file is `models/<family>/<name>.py`. It defines a subclass of `Model` with a `paper`; files of nets,
+layers or samplers define none. The folder is the registry.
 """
 
 from __future__ import annotations
@@ -45,26 +44,28 @@ _SHAPE = re.compile(r"^\[B\]: | \[[A-Z1, ]+\]")  # as in `images [B, C, H, W]`
 # ---------------------------------------------------------------------------- files
 
 
-def stamp(path: Path) -> int:
-    """When a file from outside the package, which may be edited while gz runs, was changed; 0 inside."""
+def modification_time(path: Path) -> int:
+    """The time in ns when a file outside the package was changed; 0 for a file of the package."""
     return 0 if str(path).startswith(f"{ROOT}/") else path.stat().st_mtime_ns
 
 
-def by_file(function: Callable[[Path], T]) -> Callable[[Path], T]:
-    """Caches a function of a file until the file changes. It raises UsageError for a file that is no Python,
-    MissingError for one that cannot be read."""
+def cached_by_file(function: Callable[[Path], T]) -> Callable[[Path], T]:
+    """Caches a function of a file until the file changes.
+
+    Raises UsageError for a file that is not Python, MissingError for an unreadable one.
+    """
     values: dict[tuple[Path, int], T] = {}
 
     @wraps(function)
     def cached(path: Path) -> T:
         try:
-            key = path, stamp(path)
+            key = path, modification_time(path)
             if key not in values:
                 values[key] = function(path)
             return values[key]
         except SyntaxError as e:
             raise UsageError(f"{path}:{e.lineno or 1}: {e.msg}") from e
-        except (RecursionError, MemoryError) as e:  # what Python's parser says of 5,000 signs in a row
+        except (RecursionError, MemoryError) as e:  # of Python's parser, for 5,000 signs in a row
             raise UsageError(f"`{path}` is nested too deeply for Python") from e
         except ValueError as e:  # bytes that are no UTF-8
             raise UsageError(f"`{path}` is no Python file: {e}") from e
@@ -77,12 +78,12 @@ def by_file(function: Callable[[Path], T]) -> Callable[[Path], T]:
 
 @dataclass(frozen=True)
 class Module:
-    """What a file defines at its top.
+    """The top level of a file.
 
-    docstring: the text that it begins with; "" without one.
-    line: of that text.
-    values: what names are assigned, as types written with brackets or `|`, and tables.
-    imports: name here → (module of gzcli, name there).
+    docstring: "" without one.
+    line: the line of the docstring.
+    values: assigned names, such as type aliases and tables, with their expressions.
+    imports: local name → (module of gzcli, name in that module).
     """
 
     docstring: str
@@ -96,7 +97,7 @@ def text_of(path: Path) -> str:
     return model_files.program(path).decode("utf-8-sig")
 
 
-@by_file
+@cached_by_file
 def module_of(path: Path) -> Module:
     text = text_of(path)
     try:
@@ -137,11 +138,13 @@ _QUOTE = re.compile(r"""\s*[rR]?(\"\"\"|'''|"|')""")
 
 def outline(text: str) -> str:
     """The text without the bodies of its functions, but with their docstrings and the whole of `phases`; line
-    numbers stay. It is parsed in a third of the time. A string that spans lines may mislead it: then the
-    result does not parse, and the caller parses the whole text."""
+    numbers stay. It is parsed in a third of the time.
+
+    A multi-line string may mislead it. The result then does not parse, and the caller parses all the text.
+    """
     lines: list[str] = []
     open_brackets, indent, quote = 0, 0, ""
-    whole = False  # whether the body of the function whose head is being read is kept
+    keeps_body = False  # whether the body of the function whose head is being read is kept
     body = None  # the indentation of the function whose body is left out
     starts = False  # whether that body has not begun
     for line in text.split("\n"):
@@ -151,15 +154,15 @@ def outline(text: str) -> str:
             quote = "" if quote in line else quote
         elif open_brackets or (head and (body is None or len(head[1]) <= body)):
             if head and not open_brackets:
-                indent, whole = len(head[1]), head[2] == "phases"
+                indent, keeps_body = len(head[1]), head[2] == "phases"
             code = line.partition("#")[0].rstrip()
             open_brackets += sum(map(code.count, "([{")) - sum(map(code.count, ")]}"))
-            starts = not whole and not open_brackets and code.endswith(":")
+            starts = not keeps_body and not open_brackets and code.endswith(":")
             lines.append(code if starts else line)
             body = indent if starts else None
         elif starts and (docstring := _QUOTE.match(line)):
-            starts, rest = False, line[docstring.end() :]
-            quote = "" if docstring[1] in rest else docstring[1]
+            starts, tail = False, line[docstring.end() :]
+            quote = "" if docstring[1] in tail else docstring[1]
             lines.append(line)
         elif body is not None and (not line.strip() or len(line) - len(line.lstrip()) > body):
             lines[-1] += " ..." if starts else ""
@@ -179,12 +182,12 @@ def _file_of(root: Path, module: str) -> Path | None:
 
 
 def _value(name: str, path: Path) -> tuple[ast.expr | None, Path]:
-    """What a name of a file stands for, and the file that says so; None where nothing is assigned to it."""
+    """The expression that is assigned to a name, or None, and the file of the assignment."""
     module = module_of(path)
     if name in module.imports:
-        source, there = module.imports[name]
+        source, original = module.imports[name]
         file = _file_of(ROOT, source)
-        return _value(there, file) if file else (None, path)
+        return _value(original, file) if file else (None, path)
     return module.values.get(name), path
 
 
@@ -193,8 +196,6 @@ def _value(name: str, path: Path) -> tuple[ast.expr | None, Path]:
 
 @dataclass(frozen=True)
 class Class:
-    """A class in a file."""
-
     node: ast.ClassDef
     path: Path
 
@@ -223,9 +224,9 @@ def lineage_of(path: Path, name: str) -> list[Class]:
     from outside gzcli."""
     module = module_of(path)
     if name not in module.classes:
-        source, there = module.imports.get(name, ("", ""))
+        source, original = module.imports.get(name, ("", ""))
         file = _file_of(ROOT, source) if source else None
-        return lineage_of(file, there) if file else []
+        return lineage_of(file, original) if file else []
     node = module.classes[name]
     line = [Class(node, path)]
     for base in node.bases:
@@ -242,20 +243,20 @@ def lineage_of(path: Path, name: str) -> list[Class]:
 # ---------------------------------------------------------------------------- options of methods
 
 # Arguments that the engine hands to a method; every other parameter is an option that a user can set.
-GIVEN = {"self", "cls", "n", "x", "labels", "noise", "progress", "data", "batch", "batches", "index"}
+ENGINE_ARGS = {"self", "cls", "n", "x", "labels", "noise", "progress", "data", "batch", "batches", "index"}
 
-# In the zoo a name has one meaning, and so one range, in all models. A width of 10⁹ would take all memory.
+# A name has one meaning, and so one range, in all models. A width of 10⁹ would take all memory.
 ANY_INT, COUNT, SIZE = "-1,000,000 … 1,000,000", "0 … 1,000,000", "1 … 1,000,000"
-MAY_BE_0 = {
+ZERO_ALLOWED = {
     *("attention", "blocks", "burn_in", "cells", "channel", "checkerboard", "clusters", "corrector"),
     *("dequant_blocks", "disc_start", "down", "halvings", "keep", "kl_warmup", "pool", "rows"),
 }
-OF_FLOATS = {
+FLOAT_RANGES = {
     **dict.fromkeys(("accept", "caption_dropout", "decay", "dynamic", "label_dropout"), "in [0, 1]"),
     **dict.fromkeys(("dropout", "logit", "smoothing", "t_min"), "in [0, 1)"),
     **dict.fromkeys(("min_snr", "sigma", "sigma_max", "step", "tolerance"), "greater than 0"),
 }
-# Scales that may turn around what they scale.
+# Scales that may be negative.
 SIGNED = {"control_scale", "guidance", "image_guidance", "lora_scale", "pair_guidance"}
 
 
@@ -263,9 +264,9 @@ SIGNED = {"control_scale", "guidance", "image_guidance", "lora_scale", "pair_gui
 class Param:
     """A parameter of a signature, or a field of a dataclass of options in it.
 
-    annotation: its type, with the names of other types and of tables replaced by what they stand for.
+    annotation: its type, with aliases and tables resolved.
     default: None where a value is `required`.
-    ours: whether it is of a class that comes with gz.
+    from_gz: whether its class is part of gz.
     doc: text of the field in the docstring of its dataclass.
     """
 
@@ -273,7 +274,7 @@ class Param:
     annotation: str
     default: Any
     required: bool
-    ours: bool = field(default=False, compare=False)
+    from_gz: bool = field(default=False, compare=False)
     doc: str = field(default="", compare=False)
 
     @property
@@ -283,13 +284,13 @@ class Param:
 
     @property
     def range(self) -> str | None:
-        """The range of its numbers, as `gzcli.recipe.schema` reads it; None: any, or it has none."""
+        """The range of its numbers, as `gzcli.recipe.schema` reads it; None: unbounded or no number."""
         if "int" in self.words:
             # HVAE has `groups` for each resolution, some of which are 0
-            zero = self.name in MAY_BE_0 or (self.name == "groups" and "tuple" in self.words)
-            return (COUNT if zero else SIZE) if self.ours else ANY_INT
-        if "float" in self.words and self.ours and self.name not in SIGNED:
-            return OF_FLOATS.get(self.name, "0 or more")
+            zero = self.name in ZERO_ALLOWED or (self.name == "groups" and "tuple" in self.words)
+            return (COUNT if zero else SIZE) if self.from_gz else ANY_INT
+        if "float" in self.words and self.from_gz and self.name not in SIGNED:
+            return FLOAT_RANGES.get(self.name, "0 or more")
         return None
 
 
@@ -297,7 +298,7 @@ class Param:
 def params_of(function: ast.FunctionDef, path: Path) -> tuple[Param, ...]:
     """The parameters of a signature; a dataclass of options is replaced by its fields."""
     params: list[Param] = []
-    a, ours = function.args, ROOT in path.parents
+    a, from_gz = function.args, ROOT in path.parents
     defaults = [None] * (len(a.posonlyargs) + len(a.args) - len(a.defaults)) + a.defaults + a.kw_defaults
     for arg, default in zip((*a.posonlyargs, *a.args, *a.kwonlyargs), defaults, strict=True):
         if isinstance(default, ast.Call) and isinstance(arg.annotation, ast.Name):
@@ -305,8 +306,8 @@ def params_of(function: ast.FunctionDef, path: Path) -> tuple[Param, ...]:
             if group and group[0].is_dataclass:
                 params += _fields(group, default, path)
                 continue
-        value = None if default is None or arg.arg in GIVEN else value_of(default, path)
-        params.append(Param(arg.arg, type_of(arg.annotation, path), value, default is None, ours))
+        value = None if default is None or arg.arg in ENGINE_ARGS else value_of(default, path)
+        params.append(Param(arg.arg, type_of(arg.annotation, path), value, default is None, from_gz))
     return tuple(params)
 
 
@@ -316,7 +317,7 @@ def _fields(group: list[Class], default: ast.Call, path: Path) -> Iterator[Param
     fields: dict[str, Param] = {}
     texts: dict[str, str] = {}
     for cls in reversed(group):
-        texts |= documented(ast.get_docstring(cls.node) or "")
+        texts |= parameter_texts(ast.get_docstring(cls.node) or "")
         for line in cls.node.body:
             if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
                 name, kind = line.target.id, type_of(line.annotation, cls.path)
@@ -327,24 +328,26 @@ def _fields(group: list[Class], default: ast.Call, path: Path) -> Iterator[Param
         yield replace(param, default=changed[name], required=False) if name in changed else param
 
 
-DEEPEST = 400  # names, unions and brackets of a type
+MOST_PARTS = 400  # names, unions and brackets of a type
 
 
 def type_of(node: ast.expr | None, path: Path) -> str:
     """The text of a type, with aliases (`Spacing = Literal[…]`) replaced by the types, and a choice from a
-    table, `Annotated[str, TABLE, "more"]`, by the `Literal` of the table's keys and what comes after. Raises
-    UsageError for one that is nested too deeply to be taken apart."""
+    table, `Annotated[str, TABLE, "more"]`, by the `Literal` of the table's keys and the texts after it.
+
+    Raises UsageError for a type with too many parts.
+    """
     if node is None:
         return ""
-    if sum(1 for _ in ast.walk(node)) > DEEPEST:
-        raise UsageError(f"{path}:{node.lineno}: a type of more than {DEEPEST} parts")
+    if sum(1 for _ in ast.walk(node)) > MOST_PARTS:
+        raise UsageError(f"{path}:{node.lineno}: a type of more than {MOST_PARTS} parts")
     return _type(node, path)
 
 
 def _type(node: ast.expr, path: Path) -> str:
     if isinstance(node, ast.Name):
-        value, there = _value(node.id, path)
-        return _type(value, there) if isinstance(value, ast.Subscript | ast.BinOp) else node.id
+        value, origin = _value(node.id, path)
+        return _type(value, origin) if isinstance(value, ast.Subscript | ast.BinOp) else node.id
     if isinstance(node, ast.BinOp):
         return f"{_type(node.left, path)} | {_type(node.right, path)}"
     if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id != "Literal":
@@ -372,16 +375,16 @@ def _keys(node: ast.expr | None, path: Path) -> list[str]:
 
 def value_of(node: ast.expr, path: Path) -> Any:
     """The value of a literal. Raises UsageError, with its place, for any other expression."""
-    where = f"{path}:{node.lineno}:{node.col_offset + 1}"
+    place = f"{path}:{node.lineno}:{node.col_offset + 1}"
     try:
         try:
             return node.value if isinstance(node, ast.Constant) else ast.literal_eval(node)
         except ValueError:
             text = ast.unparse(node)
     except RecursionError:
-        raise UsageError(f"{where}: this is nested too deeply") from None
+        raise UsageError(f"{place}: this is nested too deeply") from None
     raise UsageError(
-        f"{where}: `{text}` must be a literal: recipes are made from it without an import",
+        f"{place}: `{text}` must be a literal: recipes are made from it without an import",
         hint="write the value itself: a number, a text, true or false, None, or a tuple of these",
     )
 
@@ -389,9 +392,8 @@ def value_of(node: ast.expr, path: Path) -> Any:
 _ITEM = re.compile(r"([A-Za-z_]\w*): +(\S.*)")
 
 
-def documented(docstring: str) -> dict[str, str]:
-    """The parameters that a cleaned docstring documents by a line `name: text` each, with the text in one
-    line; continuation lines are indented."""
+def parameter_texts(docstring: str) -> dict[str, str]:
+    """The texts of the lines `name: text` of a cleaned docstring, with their indented continuations."""
     texts: dict[str, str] = {}
     name = None
     for line in docstring.splitlines():
@@ -421,7 +423,7 @@ class ModelCard:
     needs: tuple[str, ...]
     likelihood: str | None  # what log_prob is: "exact" | "bound" | "ode"
     best: str
-    latents: bool  # whether it can live on latents
+    latents: bool  # whether it can be trained on latents
     square: bool  # whether it needs square images
     shares: bool  # whether GPUs can share its weights out
     params: dict[str, Param]  # hyperparameters: the keys of the recipe's `model`
@@ -440,7 +442,7 @@ class ModelCard:
 
     @property
     def unlabelled_lack(self) -> tuple[str, ...]:
-        """The applications that a run lacks unless it is asked to be conditional."""
+        """The applications of conditional runs alone, for a model that is unconditional by default."""
         default = self.params.get("conditional")
         return self.with_labels if default is not None and default.default is False else ()
 
@@ -455,9 +457,11 @@ def cards() -> dict[str, ModelCard]:
 
 
 def card(name: str) -> ModelCard:
-    """The card of one model, from its file and the files of its bases alone; `-` and `_` are alike. A file
-    that was named by its path comes first, then the zoo, then other files from outside the package. Raises
-    UsageError with the nearest name where there is no such model."""
+    """The card of one model, from its file and the files of its bases alone; `-` and `_` are alike.
+
+    A file given by its path comes first, then the zoo, then other files outside the package.
+    Raises UsageError with the nearest name where there is no such model.
+    """
     for path in (model_files.typed(name), *_zoo(escape(canonical(name)))):
         if path and (card := read_card(path)):
             return card
@@ -483,7 +487,7 @@ def card_at(path: Path) -> ModelCard:
     raise UsageError(f"`{path}` holds no model", hint=hint)
 
 
-def counted(trained: int, staged: int) -> str:
+def model_count(trained: int, staged: int) -> str:
     """The number of models in words: those that are trained by name, then those that are a stage alone."""
     stages = f", and {staged} that only ever {'is' if staged == 1 else 'are'} a stage of one"
     return f"{trained} model{'' if trained == 1 else 's'}{stages if staged else ''}"
@@ -495,13 +499,16 @@ def _zoo(stem: str = "*") -> list[Path]:
     return sorted(path for path in files if path.parent.name != "nn" and path.stem != "__init__")
 
 
-# ---------------------------------------------------------------------------- what a card tells
+# ---------------------------------------------------------------------------- facts of a card
 
 
 def likelihood_scores(*, log_prob: bool, own: Iterable[str]) -> tuple[str, ...]:
-    """The out-of-distribution scores that the engine computes from a model's likelihood of pixels,
-    `log_prob`. Its `own` score `nll` may be the likelihood of codes, which is not compared with the length of
-    a lossless code of the pixels."""
+    """The out-of-distribution scores that the engine computes from a model's likelihood.
+
+    log_prob: whether the model has `log_prob`, the likelihood of pixels.
+    own: the names of the model's scores. Without `log_prob` its `nll` is the likelihood of codes, which is
+      not compared with the length of a lossless code of the pixels.
+    """
     if log_prob:
         return tuple(SCORES)
     return tuple(name for name, s in SCORES.items() if "code_length" not in s.reads) if "nll" in own else ()
@@ -524,33 +531,32 @@ def phases(model: ModelCard) -> tuple[str, ...] | None:
 def option_texts(card: ModelCard) -> dict[str, dict[str, str]]:
     """The text of each option, by the section of a recipe: `model`, `sample`, `ood` and each application.
 
-    The docstring of a class documents the parameters of `__init__`, that of a dataclass of options its
-    fields, that of a method its keywords. For an option that a method does not document, it is the text in
-    `sample`, else in the class.
+    Docstrings of classes document `__init__`, those of dataclasses their fields, those of methods their
+    keywords. An option without a text in its method takes that in `sample`, else that in the class.
     """
 
     def texts_of(*methods: str | None) -> dict[str, str]:
-        """What methods, None for the class, say of their parameters: the first one, of the nearest class."""
+        """The texts of methods (None: the class); the first method and the nearest class take precedence."""
         texts: dict[str, str] = {}
         for method in reversed(methods):
             for cls in reversed(card.lineage):
                 node = cls.methods.get(method) if method else cls.node
-                texts |= documented(ast.get_docstring(node) or "") if node else {}
+                texts |= parameter_texts(ast.get_docstring(node) or "") if node else {}
         return texts
 
-    def chosen(params: Mapping[str, Param], texts: Mapping[str, str]) -> dict[str, str]:
-        chosen = {name: param.doc or texts.get(name, "") for name, param in params.items()}
-        return {name: text for name, text in chosen.items() if text}
+    def described(params: Mapping[str, Param], texts: Mapping[str, str]) -> dict[str, str]:
+        descriptions = {name: param.doc or texts.get(name, "") for name, param in params.items()}
+        return {name: text for name, text in descriptions.items() if text}
 
     model = texts_of(None, "__init__")
     sample = model | texts_of("sample")
     scores = texts_of(*(f"{kind}_{score}" for score in card.scores for kind in ("score", "fit")))
-    of_scores = {key: param for params in card.scores.values() for key, param in params.items()}
+    score_params = {key: param for params in card.scores.values() for key, param in params.items()}
     return {
-        "model": chosen(card.params, model),
-        "sample": chosen(card.sample, sample),
-        "ood": chosen(of_scores, sample | scores),
-        **{name: chosen(params, sample | texts_of(name)) for name, params in card.do.items()},
+        "model": described(card.params, model),
+        "sample": described(card.sample, sample),
+        "ood": described(score_params, sample | scores),
+        **{name: described(params, sample | texts_of(name)) for name, params in card.do.items()},
     }
 
 
@@ -599,7 +605,7 @@ def load_class(card: ModelCard) -> type[Model]:
 # ---------------------------------------------------------------------------- a card from a file
 
 
-@by_file
+@cached_by_file
 def read_card(path: Path) -> ModelCard | None:
     """The card of the model in a file; None where it holds none."""
     lineage = model_class(path)
@@ -613,9 +619,11 @@ def read_card(path: Path) -> ModelCard | None:
         return {p.name: p for p in params_of(*methods[method])} if method in methods else {}
 
     def options(method: str) -> dict[str, Param]:
-        return {name: p for name, p in params(method).items() if name not in GIVEN and not p.words & _INPUTS}
+        return {
+            name: p for name, p in params(method).items() if name not in ENGINE_ARGS and not p.words & _INPUTS
+        }
 
-    def named(prefix: str) -> tuple[str, ...]:
+    def suffixes(prefix: str) -> tuple[str, ...]:
         return tuple(name.removeprefix(prefix) for name in methods if name.startswith(prefix))
 
     values: dict[str, Any] = {name: value_of(*attributes[name]) for name in _ATTRIBUTES}
@@ -623,7 +631,7 @@ def read_card(path: Path) -> ModelCard | None:
     init = {name: p for name, p in params("__init__").items() if name not in ("self", "data")}
     stages = tuple(name for name, p in init.items() if p.annotation == "Model")
     do = {name: options(name) for name in APPLICATIONS if name in methods}
-    scores = {name: options(f"fit_{name}") | options(f"score_{name}") for name in named("score_")}
+    scores = {name: options(f"fit_{name}") | options(f"score_{name}") for name in suffixes("score_")}
     sample = options("sample")
     can = {
         "sample": True,
@@ -631,7 +639,7 @@ def read_card(path: Path) -> ModelCard | None:
         "prompt": "prompt" in sample,
         "log_prob": "log_prob" in methods,
         "ood": bool(scores) or "log_prob" in methods,
-        "map": bool(named("map_")),
+        "map": bool(suffixes("map_")),
         "latent": "to_latent" in methods,
         "export": "to_diffusers" in methods,
     }
@@ -648,31 +656,31 @@ def read_card(path: Path) -> ModelCard | None:
         params={name: p for name, p in init.items() if name not in stages},
         stages=stages,
         sample=sample,
-        inputs=tuple(n for n, p in params("sample").items() if n not in GIVEN and "Tensor" in p.words),
+        inputs=tuple(n for n, p in params("sample").items() if n not in ENGINE_ARGS and "Tensor" in p.words),
         scores=scores,
-        fits=named("fit_"),
-        maps=named("map_"),
+        fits=suffixes("fit_"),
+        maps=suffixes("map_"),
         do=do,
         labelled=tuple(name for name in do if "labels" in params(name)),
         masked=tuple(name for name in do if "mask" in params(name)),
-        can=(*(name for name, true in can.items() if true), *do),
+        can=(*(name for name, holds in can.items() if holds), *do),
     )
 
 
 def _place(path: Path) -> tuple[str, str]:
-    """The family of a file, and the name of its module. A file from outside has a name for each of its
-    states, because two runs may hold two versions of it."""
+    """The family of a file, and the name of its module. Each version of an outside file has its own name,
+    because two runs may hold two versions."""
     if ROOT in path.parents:
         return path.parent.name, f"{__package__}.{path.parent.name}.{path.stem}"
-    digest = hashlib.sha256(f"{path}:{stamp(path)}".encode()).hexdigest()[:12]
+    digest = hashlib.sha256(f"{path}:{modification_time(path)}".encode()).hexdigest()[:12]
     return OUTSIDE, f"gzcli_outside_{digest}_{path.stem}"
 
 
-@by_file
+@cached_by_file
 def model_class(path: Path) -> list[Class] | None:
-    """The lineage of the file's model class: of several, the one named like the file, else the last."""
+    """The lineage of the file's model class; of several, that named like the file, else the last."""
     if not model_files.names_paper(text_of(path)):
-        return None  # a file of helpers, recognised without the cost of parsing it
+        return None  # a file of helpers need not be parsed
     lineages = [lineage_of(path, name) for name in module_of(path).classes]
     models = [
         lineage

@@ -1,11 +1,11 @@
-"""Models that are told the label of an image, or its cluster in place of one — Bao 2022, "Why Are Conditional
+"""Models conditioned on the label of an image, or on its cluster — Bao 2022, "Why Are Conditional
 Generative Models Better Than Unconditional Ones?", arXiv:2212.00362.
 
     p(x) = Σ_c p(c) p(x | c)
 
-The clusters c are computed by k-means before the training: of pixels, where Bao takes features of a
-self-supervised network. The network learns p(x | c) and, where the cluster is hidden, p(x). Samples draw c by
-its share of the training images.
+The clusters c are found by k-means of the pixels before training; Bao clusters features of a self-supervised
+network. The network learns p(x | c) and, where the cluster is hidden, p(x). Samples draw c by its share of
+the training images.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from gzcli.models.nn import at_least, full_fp32, spread_labels, to_fp32
 
 SIDE = 32  # images of a larger side are averaged to it before they are compared
 ROUNDS = 20  # of k-means, at most
-EACH = 20  # images of a cluster on average, at least: the network would learn smaller ones by heart
-# of samples towards their cluster. On MNIST, fd of validation images: fm after 8 CPU-minutes 18.6 without,
-# 10.4 by 1.3, 13.7 by 1.6; rf 23.4, 11.4, 16.1; fm after 40 minutes 12.6, 10.2 by 1.15, 11.4 by 1.3
+MIN_CLUSTER = 20  # least images a cluster on average: the network would memorise smaller ones
+# guidance of samples towards their cluster. On MNIST, fd of validation images: fm after 8 CPU-minutes 18.6
+# without, 10.4 by 1.3, 13.7 by 1.6; rf 23.4, 11.4, 16.1; fm after 40 minutes 12.6, 10.2 by 1.15, 11.4 by 1.3
 GUIDANCE = 1.3
 
 
@@ -48,17 +48,17 @@ class LabelOptions:
 
 @dataclass(frozen=True)
 class ClusterOptions(LabelOptions):
-    """The same, and what stands for labels without them.
+    """`LabelOptions`, and clusters in place of missing labels.
 
-    clusters: number of clusters of images, by k-means of their pixels, one of which a model that is not
-      conditional is told in place of a label (Bao 2022, arXiv:2212.00362). Denoisers know none for
-      likelihoods and scores, which are trained by the share `label_dropout`. 0: none.
+    clusters: number of clusters of images, by k-means of their pixels; 0: none. An unconditional model is
+      conditioned on the cluster in place of a label (Bao 2022, arXiv:2212.00362). Likelihoods and scores of
+      denoisers hide it, as training does for the share `label_dropout`.
     """
 
     clusters: int = 0
 
     def count(self, data: DataInfo) -> int:
-        """How many labels the model tells apart: classes, or clusters. Raises UsageError below 0."""
+        """The number of classes or clusters on which the model is conditioned. Raises UsageError below 0."""
         at_least(0, clusters=self.clusters)
         return len(data.classes) if self.conditional else self.clusters
 
@@ -90,18 +90,18 @@ class Clusters(nn.Module):
             return (self.centres.square().sum(1) - 2 * self.points(x) @ self.centres.mT).argmin(1)
 
     def points(self, x: Tensor) -> Tensor:
-        """What is compared of images: their pixels, [B, dim]."""
+        """The vectors that k-means compares: pixels, [B, dim]."""
         return F.adaptive_avg_pool2d(to_fp32(x), self.grid).flatten(1)
 
     def fit(self, batches: Iterable[Batch]) -> None:
-        """Finds the clusters of images by k-means, fewer of them where a cluster would have less than `EACH`
-        images; the others are never drawn."""
+        """Fits the clusters to images by k-means: at most one for every `MIN_CLUSTER` images. Clusters beyond
+        that number are never drawn."""
         from sklearn.cluster import KMeans
 
         points = torch.cat([self.points(batch.x) for batch in batches]).cpu().numpy()
-        count = min(len(self), max(1, len(points) // EACH))
+        count = min(len(self), max(1, len(points) // MIN_CLUSTER))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of images that are equal, which are one cluster
+            warnings.simplefilter("ignore")  # equal images are one cluster
             kmeans = KMeans(count, n_init=1, max_iter=ROUNDS, random_state=0).fit(points)
         centres, shares = np.zeros(self.centres.shape, np.float32), np.zeros(len(self), np.float32)
         centres[:count], centres[count:] = kmeans.cluster_centers_, kmeans.cluster_centers_[0]
@@ -111,7 +111,7 @@ class Clusters(nn.Module):
         self.shares.copy_(torch.from_numpy(shares))
 
     def draw(self, n: int, noise: Noise) -> Tensor:
-        """n clusters [n] int64, as often as their shares say, as evenly as images take labels in turn."""
+        """n clusters [n] int64 in proportion to their shares, by stratified draws."""
         ends = self.shares.cumsum(0)
         return torch.searchsorted(ends, noise.spread(n) * ends[-1], right=True).clamp(max=len(self) - 1)
 
@@ -126,12 +126,11 @@ class Labelled(Model):
             hint = "set `model.conditional` to `false`; gz list data"
             raise UsageError("a conditional model of data without labels", hint=hint)
         self.conditional, self.label_dropout = labels.conditional, labels.label_dropout
-        self.labelled = labels.count(data) > 0  # whether it is told a label or a cluster
+        self.labelled = labels.count(data) > 0  # whether it is conditioned on labels or clusters
         clustered = self.labelled and not labels.conditional
         self.clusters = Clusters(data.shape, labels.clusters) if clustered else None
 
     def fit(self, batches: Iterable[Batch]) -> None:
-        """Finds the clusters."""
         if self.clusters is not None:
             self.clusters.fit(batches)
 
@@ -140,28 +139,27 @@ class Labelled(Model):
         return next(self.parameters()).device
 
     def training_labels(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        """The labels of a batch, or its clusters, and the rows [B] where they are hidden."""
+        """The labels or clusters of a batch, and the rows [B] where they are hidden."""
         y = self.condition(batch)
         return y, None if y is None else batch.noise.rand(len(batch)) < self.label_dropout
 
     def condition(self, batch: Batch) -> Tensor | None:
-        """The labels of training images, or their clusters; None where the model is told nothing."""
+        """The labels or clusters of training images; None for a model without a condition."""
         if self.clusters is not None:
             return self.clusters(batch.x)
         return batch.y if self.conditional else None
 
-    def sampled_labels(self, labels: Tensor | None, n: int, noise: Noise) -> Tensor | None:
-        """The labels of n images that are drawn from nothing: those asked for, or clusters, which are drawn
-        where none are given."""
+    def draw_labels(self, labels: Tensor | None, n: int, noise: Noise) -> Tensor | None:
+        """The labels of n samples: `requested_labels`, or clusters, drawn where `labels` is None."""
         if self.clusters is None:
-            return self.asked_labels(labels, n)
+            return self.requested_labels(labels, n)
         return self.clusters.draw(n, noise) if labels is None else labels.to(self.device)
 
-    def asked_labels(self, labels: Tensor | None, n: int) -> Tensor | None:
+    def requested_labels(self, labels: Tensor | None, n: int) -> Tensor | None:
         """The labels of n samples, by default spread over the classes; None for an unconditional model."""
         return spread_labels(labels, n, self.data, self.device) if self.conditional else None
 
-    def known_labels(self, labels: Tensor | None) -> Tensor | None:
+    def image_labels(self, labels: Tensor | None) -> Tensor | None:
         """The labels of given images; None where they are unknown.
 
         Raises UsageError for unknown labels if training never hid any.
@@ -171,8 +169,8 @@ class Labelled(Model):
             raise UsageError("a model trained without label dropout needs labels", hint=hint)
         return labels if self.conditional else None
 
-    def strength(self, guidance: float | None) -> float:
-        """The guidance of samples: what is asked for, or by default 1, and `GUIDANCE` towards clusters."""
+    def guidance_scale(self, guidance: float | None) -> float:
+        """The guidance of samples, by default 1, or `GUIDANCE` towards clusters."""
         if guidance is not None:
             return guidance
         return GUIDANCE if self.clusters is not None and self.label_dropout else 1.0

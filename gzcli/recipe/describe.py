@@ -14,7 +14,7 @@ from typing import Any
 
 from gzcli.core.sections import SCALES, SECTIONS, OptimSection, Part, keys_of
 from gzcli.models import catalog
-from gzcli.models.catalog import OUTSIDE, ModelCard, cards, documented
+from gzcli.models.catalog import OUTSIDE, ModelCard, cards, parameter_texts
 from gzcli.recipe.files import PARTS, presets
 from gzcli.recipe.recipe import Recipe
 from gzcli.recipe.schema import ABSENT, ANY, Rule, Rules, as_json_schema, below, limits, parse, schema
@@ -36,7 +36,7 @@ OPEN = ("model", "optim", "sample", "ood")  # sections whose keys depend on the 
 
 def section_texts(section: type) -> dict[str, str]:
     """The text of each key that a section declares, from its docstring."""
-    texts = documented(inspect.getdoc(section) or "")
+    texts = parameter_texts(inspect.getdoc(section) or "")
     return {f.name: texts[f.name] for f in keys_of(section) if f.name in texts}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from gzcli.core.errors import UsageError, canonical, did_you_mean
 from gzcli.core.sections import SCALES, SECTIONS
 from gzcli.models import catalog
-from gzcli.models.catalog import GIVEN, lineage_of, module_of, params_of
+from gzcli.models.catalog import ENGINE_ARGS, lineage_of, module_of, params_of
 from gzcli.recipe.schema import is_storable, parse, schema
 from gzcli.recipe.yaml import Document, Key, Problem, read_file, read_text
 from gzcli.store import model_files
@@ -304,13 +304,13 @@ def _of_signature(name: str, method: ast.FunctionDef, path: Path) -> Iterator[st
     untyped = set()
     for arg in (*a.posonlyargs, *a.args, *a.kwonlyargs):
         where, option = f"{path}:{arg.lineno}", arg.arg
-        if option not in GIVEN and arg.annotation is None:
+        if option not in ENGINE_ARGS and arg.annotation is None:
             untyped.add(option)
             yield f"{where}: option `{option}` of `{name}` has no type; write `{option}: int = 8`"
         elif name == "__init__" and option in RESERVED:
             yield f"{where}: `{option}` cannot be an option: in a recipe it names the model"
     try:
-        options = [p for p in params_of(method, path) if p.name not in GIVEN | untyped]
+        options = [p for p in params_of(method, path) if p.name not in ENGINE_ARGS | untyped]
     except UsageError as e:
         yield e.message
         return

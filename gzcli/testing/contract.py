@@ -25,7 +25,7 @@ from gzcli.data.packs.pack import Pack
 from gzcli.engine.checkpoint import weights_of
 from gzcli.engine.prepared import with_prepared
 from gzcli.models import catalog
-from gzcli.models.base import Model, Phase, defaults, grouped, named_losses
+from gzcli.models.base import Model, Phase, flat_defaults, group_options, named_losses
 from gzcli.models.nn import ClassEmbedding
 
 SEED = 0
@@ -158,7 +158,7 @@ def only(model: Model, phase: Phase) -> list[nn.Parameter]:
 def draw(model: Model, case: Case, seed: int = 0, n: int = 4, labels: Tensor | None = None) -> Tensor:
     """n samples [n, C, H, W], with the case's options of `sample`."""
     with torch.inference_mode():
-        options = grouped(model.sample, case.sample)
+        options = group_options(model.sample, case.sample)
         return model.sample(
             n, labels=labels, noise=ImageNoise(seed, range(n)), progress=no_progress, **options
         )
@@ -166,14 +166,16 @@ def draw(model: Model, case: Case, seed: int = 0, n: int = 4, labels: Tensor | N
 
 def log_likelihood(model: Model, x: Tensor, labels: Tensor | None = None, *, noise: Noise) -> Tensor:
     """The model's `log_prob` of images, [B] nats; over few steps where it integrates an equation."""
-    few = {"steps": ODE_STEPS} if model.likelihood == "ode" and "steps" in defaults(model.log_prob) else {}
-    return model.log_prob(x, labels, noise=noise, **grouped(model.log_prob, few))
+    few = (
+        {"steps": ODE_STEPS} if model.likelihood == "ode" and "steps" in flat_defaults(model.log_prob) else {}
+    )
+    return model.log_prob(x, labels, noise=noise, **group_options(model.log_prob, few))
 
 
 def quick(method: Callable[..., Any]) -> Callable[..., Any]:
     """The method with few steps, in place of as many as it takes by itself."""
-    few = {key: value for key, value in FEW.items() if key in defaults(method)}
-    return partial(method, **grouped(method, few))
+    few = {key: value for key, value in FEW.items() if key in flat_defaults(method)}
+    return partial(method, **group_options(method, few))
 
 
 def held_out(pack: Pack, model: Model, split: str, n: int, count: int | None = None) -> Iterator[Batch]:

@@ -19,7 +19,7 @@ from gzcli.core.sections import FIXED, SECTIONS, Part, keys_of, part_of
 from gzcli.core.types import DataInfo
 from gzcli.data.sets.registry import SPECS, find
 from gzcli.models import catalog
-from gzcli.models.base import defaults
+from gzcli.models.base import flat_defaults
 from gzcli.recipe import schema
 from gzcli.recipe.describe import annotated, section_texts, texts
 from gzcli.recipe.files import presets, read_chain, recipes, show
@@ -422,7 +422,7 @@ def test_an_option_that_became_a_constant_is_read_where_it_has_its_value(write):
     for name, options in FIXED.items():
         ((key, value),) = options.items()
         model = f"data: {{name: digits}}\nmodel: {{name: {name}, {key}: "
-        assert key not in defaults(catalog.load_class(catalog.card(name)).__init__)
+        assert key not in flat_defaults(catalog.load_class(catalog.card(name)).__init__)
         same, changed = (check(write("old.yaml", f"{model}{number}}}")) for number in (value, value + 1))
         assert key not in "\n".join(same) and f"unknown key `{key}`" in "\n".join(changed)
         assert part_of({"model": {"name": name, key: value, "x": 1}}).options == {"x": 1}

@@ -10,7 +10,7 @@ from zoo import CASES, Case
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 from gzcli.models import catalog
-from gzcli.models.base import grouped
+from gzcli.models.base import group_options
 from gzcli.testing.contract import draw
 
 INFO = DataInfo((1, 16, 16), 17, tuple("0123456789"), n=100, steps=100)
@@ -50,7 +50,7 @@ def drawn(model: str, info: DataInfo = INFO, **options) -> torch.Tensor:
     for p in built.parameters():  # a new network returns zero, whatever its input
         p.data += 0.02 * torch.randn_like(p)
     labels = torch.zeros(2, dtype=torch.long) if case.conditional else None
-    keywords = grouped(built.sample, {**case.sample, **options})
+    keywords = group_options(built.sample, {**case.sample, **options})
     return built.sample(2, labels=labels, noise=ImageNoise(0, range(2)), progress=no_progress, **keywords)
 
 

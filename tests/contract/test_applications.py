@@ -40,7 +40,7 @@ from gzcli.engine.trained import Trained
 from gzcli.judge import sample
 from gzcli.judge.sample import HIDDEN
 from gzcli.models import catalog
-from gzcli.models.base import defaults
+from gzcli.models.base import flat_defaults
 from gzcli.store import runs
 
 CPU = torch.device("cpu")
@@ -203,7 +203,7 @@ def test_interpolations_start_and_end_at_the_reconstructions(case):
 
     def images(do: str, x: torch.Tensor, **few) -> torch.Tensor:
         noise, method = ImageNoise(0, range(len(x))), getattr(model, do)
-        few = {key: value for key, value in few.items() if key in defaults(method)}
+        few = {key: value for key, value in few.items() if key in flat_defaults(method)}
         return method(x, noise=noise, progress=no_progress, **few).images
 
     way = images("interpolate", x, frames=4, search=5).unflatten(0, (2, 4))

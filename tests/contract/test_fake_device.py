@@ -38,20 +38,20 @@ from gzcli.metrics.features import LeNet, LeNetFeatures
 from gzcli.metrics.interval import subset
 from gzcli.metrics.quality import model as model_figures
 from gzcli.models import catalog
-from gzcli.models.base import Phase, defaults, grouped
+from gzcli.models.base import Phase, flat_defaults, group_options
 from gzcli.models.denoising.applications import Applications
 from gzcli.models.nn import double
 from gzcli.store import runs
 
 # Where the host waits for the device: in a step nowhere, before the first one, and with a trained model.
 STEP = {
-    "models/flow_matching/fm.py::coupled": "the assignment is solved on the host, by scipy",
+    "models/flow_matching/fm.py::couple_noise": "the assignment is solved on the host, by scipy",
     "models/stable_diffusion/base.py::StableDiffusion.embed": "without `cache`: captions become tokens",
     "models/stable_diffusion/base.py::StableDiffusion.loss": "at the first step: diffusers' table moves",
     "models/stable_diffusion/controlnet.py::canny": "without `cache`: edges are found on the host",
 }
 START = {
-    "models/autoregressive/tokenizer.py::Codebook.start": "once a run: whether a resume has started it",
+    "models/autoregressive/tokenizer.py::Codebook.init_codes": "once a run: whether a resume has started it",
     "models/autoregressive/pixelcnn.py::PixelCNN.on_start": "once a run: the same, and a histogram",
     "models/score/ncsnv2.py::NCSNv2.on_start": "once a run: the largest distance of two images",
     "models/gan/cyclegan.py::CycleGAN.on_start": "once a run: whether images are remembered, and which",
@@ -76,7 +76,7 @@ TRAINED = {
     "engine/prepared.py::_measure": "moments of latents, in float64 on the host",
     "engine/trained.py::LatentSpace.encode": "a number a channel",
     "engine/trained.py::LatentSpace.decode": "a number a channel",
-    "models/flow_matching/fm.py::coupled": "the assignment is solved on the host, by scipy",
+    "models/flow_matching/fm.py::couple_noise": "the assignment is solved on the host, by scipy",
     "models/autoregressive/base.py::PixelCache.__init__": "the order of its weights, once a batch",
     "models/flow_matching/fm.py::FlowMatching.fit_path": "a covariance, in float64",
     "models/flow_matching/fm.py::FlowMatching.score_path": "a distance, in float64",
@@ -256,9 +256,9 @@ class Paths:
         scorer(self.batch.rows(slice(0, 1), self.batch.noise) if name == "gradnorm" else self.batch)
 
     def cheaply(self, method: Callable[..., torch.Tensor], batch: Batch) -> torch.Tensor:
-        cheap = {key: value for key, value in CHEAP.items() if key in defaults(method)}
+        cheap = {key: value for key, value in CHEAP.items() if key in flat_defaults(method)}
         with torch.no_grad():
-            return method(batch.x, noise=batch.noise, **grouped(method, cheap))
+            return method(batch.x, noise=batch.noise, **group_options(method, cheap))
 
     def map(self, name: str) -> None:
         seen = self.trained.seen(self.batch)

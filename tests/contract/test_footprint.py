@@ -12,7 +12,7 @@ from gzcli.core.types import DataInfo
 from gzcli.data.packs.open import open_pack
 from gzcli.models import catalog
 from gzcli.models.autoregressive import tokenizer
-from gzcli.models.flow_matching.fm import coupled
+from gzcli.models.flow_matching.fm import couple_noise
 from gzcli.models.normalizing_flow.base import top_log_prob
 from gzcli.models.normalizing_flow.glow import Glow
 
@@ -76,7 +76,7 @@ def test_classes_and_coupled_noise_are_products_of_matrices():
         expected = torch.stack([top_log_prob(top, *prior) for prior in priors], 1)
     torch.testing.assert_close(found.double(), expected, rtol=3e-6, atol=3e-3)
     with Seen() as seen:
-        coupled(torch.randn(8, 3), torch.randn(8, 3), None, torch.nn.Identity())
+        couple_noise(torch.randn(8, 3), torch.randn(8, 3), None, torch.nn.Identity())
     assert seen.precisions == {"highest"}
 
 
@@ -92,5 +92,5 @@ def test_a_start_and_a_step_wait_for_no_number_of_the_device(case):
         for phase in model.phases():
             model.loss(batch, phase.name)
         if case.model == "cyclegan":
-            model.translated(batch.x, batch.y == 0)
+            model.to_other_domain(batch.x, batch.y == 0)
     assert not seen.names & WAITS

@@ -13,7 +13,7 @@ from gzcli.core.errors import GzError, UsageError
 from gzcli.core.types import DataInfo
 from gzcli.data.packs.open import open_pack
 from gzcli.models import catalog
-from gzcli.models.catalog import MAY_BE_0, OF_FLOATS, OUTSIDE, SIGNED, Param
+from gzcli.models.catalog import FLOAT_RANGES, OUTSIDE, SIGNED, ZERO_ALLOWED, Param
 from gzcli.recipe.schema import in_range
 
 ZOO = [card for card in catalog.cards().values() if card.family != OUTSIDE]
@@ -38,7 +38,7 @@ def test_defaults_and_tables_lie_in_their_ranges():
         return list(param.default) if isinstance(param.default, tuple) else param.default
 
     assert [place for place, param in options() if not in_range(values(param), param.range)] == []
-    numeric = [param for _, param in options() if replace(param, ours=False).range]
+    numeric = [param for _, param in options() if replace(param, from_gz=False).range]
     assert len(numeric) > 300
     for _, param in options():
         if param.range:
@@ -46,7 +46,7 @@ def test_defaults_and_tables_lie_in_their_ranges():
         elif "float" in param.annotation.replace(",", " ").replace("[", " ").split():
             assert param.name in SIGNED, param
     names = {param.name for _, param in options()}
-    assert sorted({*MAY_BE_0, *OF_FLOATS, *SIGNED} - names) == []
+    assert sorted({*ZERO_ALLOWED, *FLOAT_RANGES, *SIGNED} - names) == []
     for name, kind, ours, range in (
         ("pair_solver", "Literal['euler', 'midpoint']", True, None),
         ("dropout", "float", False, None),

@@ -33,7 +33,7 @@ from gzcli.metrics.baselines import code_length, pixel_mean, png_size
 from gzcli.metrics.detection import detection
 from gzcli.metrics.interval import subset
 from gzcli.models import catalog
-from gzcli.models.base import defaults
+from gzcli.models.base import flat_defaults
 from gzcli.models.diffusion.ddpm import DDPM
 from gzcli.models.flow_matching.fm import FM
 from gzcli.models.gan.wgan import WGAN
@@ -182,7 +182,7 @@ def test_options_reach_the_scores_that_take_them_also_in_a_dataclass(trained, tm
         scorer = Scorer(trained, ["far"], options=options)
         assert scorer(batch)["far"].tolist() == [value] * 9 and scorer.unused == []
     assert Scorer(trained, ["far"], options={"far": 1}).unused == ["far"]
-    assert defaults(trained.model.score_far)["scale"] == 5.0
+    assert flat_defaults(trained.model.score_far)["scale"] == 5.0
 
 
 def test_fits_see_the_same_images_whatever_n_is(trained, tmp_path, monkeypatch):

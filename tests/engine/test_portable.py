@@ -19,7 +19,7 @@ from gzcli.core.types import ImageNoise
 from gzcli.engine import sampler
 from gzcli.engine.trained import Trained, load_trained
 from gzcli.export import portable, portable_sampler
-from gzcli.models.base import grouped
+from gzcli.models.base import group_options
 
 DCGAN = Case("dcgan", {"width": 8, "latent": 4, "conditional": True}, lr=1e-3, batch=8)
 # Models that are refused, and why.
@@ -48,7 +48,7 @@ def test_noise_and_a_solver_are_written_down():
         np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-6)
     trained = made(Case("fm", {"channels": 4, "groups": 4, "mult": (1,), "attention": ()}, lr=1e-3, batch=8))
     options = {"sampler": "heun", "steps": 3, "tolerance": 1e-4, "guidance": 1.0, "interval": (0.0, 1.0)}
-    spec, step, _ = portable.step_of(trained, grouped(trained.model.sample, options))
+    spec, step, _ = portable.step_of(trained, group_options(trained.model.sample, options))
     spec = json.loads(json.dumps(spec)) | {"classes": [], "multilabel": False, "decode": False}
     assert [part["do"] for part in spec["program"]] == ["draw", *["call"] * 6]
 
@@ -67,7 +67,7 @@ def test_a_denoiser_s_program_draws_what_gz_draws(name):
     small = {"channels": 4, "groups": 4, "mult": (1,), "attention": ()}
     trained = made(Case(name, small, lr=1e-3, batch=8))
     options = {**trained.part.sample, "steps": 3}
-    spec, step, _ = portable.step_of(trained, grouped(trained.model.sample, options))
+    spec, step, _ = portable.step_of(trained, group_options(trained.model.sample, options))
     spec = json.loads(json.dumps(spec)) | {"classes": [], "multilabel": False, "decode": False}
 
     def call(_, feeds):

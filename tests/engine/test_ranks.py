@@ -24,7 +24,7 @@ from gzcli.engine.__main__ import recorded
 from gzcli.engine.log import Log
 from gzcli.judge import alarm, bench, ood, scores
 from gzcli.metrics.features import lenet
-from gzcli.models.nn import whole_batch
+from gzcli.models.nn import shared_batch_norm
 from gzcli.store import files
 from gzcli.store.paths import cache_dir
 from gzcli.store.runs import Run
@@ -205,8 +205,8 @@ def test_batch_norm_of_two_ranks_is_that_of_one(ranks, momentum):
         norm.bias.data.fill_(0.3)
     x = torch.randn(6, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 0.7
     for norm in plain[1:]:
-        whole_batch.share(norm)
-        assert type(norm) is whole_batch.SharedBatchNorm
+        shared_batch_norm.share_batch_norm(norm)
+        assert type(norm) is shared_batch_norm.SharedBatchNorm
 
     def all_of(norm, x):
         x = x.clone().requires_grad_()

@@ -27,7 +27,7 @@ from gzcli.engine.trained import load_trained
 from gzcli.engine.trainer import Trainer
 from gzcli.launch.plan import with_data
 from gzcli.models.base import Phase
-from gzcli.models.nn import whole_batch
+from gzcli.models.nn import shared_batch_norm
 from gzcli.models.normalizing_flow.realnvp import BatchNorm as FlowNorm
 from gzcli.recipe.resolve import resolve
 from gzcli.recipe.yaml import dump
@@ -107,8 +107,8 @@ def test_ema_follows_the_weights_and_ranks_draw_by_themselves():
     assert torch.equal(model.weight, weight)
     t = trainer(recipe(case("vae"), steps=1))
     layers = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(3))
-    whole_batch.share(layers)
-    assert type(layers[0]) is torch.nn.Dropout and type(layers[1]) is whole_batch.SharedBatchNorm
+    shared_batch_norm.share_batch_norm(layers)
+    assert type(layers[0]) is torch.nn.Dropout and type(layers[1]) is shared_batch_norm.SharedBatchNorm
 
     def drawn(rank: int, step: int) -> tuple[float, ...]:
         t.rank = rank

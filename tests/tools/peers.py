@@ -219,7 +219,7 @@ def diffusion() -> None:
 
     from gzcli.core.types import DataInfo, ImageNoise
     from gzcli.models import catalog
-    from gzcli.models.base import grouped
+    from gzcli.models.base import group_options
 
     model, batch, mine = ours_of_diffusion()
     x, n = batch.x, len(batch)
@@ -257,7 +257,7 @@ def diffusion() -> None:
     model.eval(), pipeline.unet.eval(), other.eval()
 
     def draw() -> torch.Tensor:
-        options = grouped(model.sample, {"sampler": "ddim", "steps": steps, "spacing": "trailing"})
+        options = group_options(model.sample, {"sampler": "ddim", "steps": steps, "spacing": "trailing"})
         return model.sample(n, noise=ImageNoise(0, range(n)), **options)
 
     for name, theirs in (

@@ -155,14 +155,14 @@ def samplers() -> None:
 
     from gzcli.core.types import DataInfo, ImageNoise, no_progress
     from gzcli.models import catalog
-    from gzcli.models.base import grouped
+    from gzcli.models.base import group_options
 
     model = catalog.load("ddpm")(DataInfo((1, SIDE, SIDE))).eval()
     steps = times(50)
     with torch.inference_mode():
 
         def draw(sampler: str, steps: int):
-            options = grouped(model.sample, {"sampler": sampler, "steps": steps})
+            options = group_options(model.sample, {"sampler": sampler, "steps": steps})
             return model.sample(8, noise=ImageNoise(0, range(8)), progress=no_progress, **options)
 
         full = 1000 / steps * timed(lambda: draw("ancestral", steps))

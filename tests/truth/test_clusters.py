@@ -139,13 +139,13 @@ def test_guidance_goes_towards_clusters_where_there_are_some():
 
 @pytest.mark.parametrize("name", ["fm", "rf", "sgm", "ddpm", "ncsnv2", "zigma"])
 def test_samples_are_guided_towards_clusters_by_default_and_not_towards_labels(name):
-    """The guided output is that of `guided`, whose equation test_fm and test_ddpm check."""
+    """The guided output is that of `guided_output`, whose equation test_fm and test_ddpm check."""
     patch = {"patch": 1} if name in ("rf", "zigma") else {}
 
     def scales(options: dict, **how) -> set[float]:
         model = catalog.load(name).of(INFO, **options, **patch)
-        found, guided = [], model.guided
-        model.guided = lambda x, t, y, scale: found.append(scale) or guided(x, t, y, scale)
+        found, guided = [], model.guided_output
+        model.guided_output = lambda x, t, y, scale: found.append(scale) or guided(x, t, y, scale)
         flat(model.sample)(2, noise=ImageNoise(0, range(2)), progress=no_progress, steps=2, **how)
         return set(found)
 
@@ -166,7 +166,7 @@ def test_reflow_is_told_the_clusters_of_its_teacher():
     batch = Batch(x[:8], None, torch.arange(8), ImageNoise(5, range(8)))
     batch.extra |= model.prepare(batch)
     assert torch.equal(heard.told[-1], teacher.clusters(x[:8]).repeat(2)), "as the teacher draws: guided"
-    assert (model.pair_guidance, model.strength(None)) == (GUIDANCE, 1.0)
+    assert (model.pair_guidance, model.guidance_scale(None)) == (GUIDANCE, 1.0)
     model.loss(batch)
     assert torch.equal(model.net.told[-1], teacher.clusters(x[:8]))
 
@@ -189,7 +189,7 @@ def test_a_prior_is_told_the_cluster_of_the_image_and_draws_one_by_its_share(cls
     assert torch.equal(told[-1], model.clusters(x))
     model.eval().sample(30, noise=ImageNoise(3, range(30)), progress=no_progress)
     assert torch.equal(told[-1], model.clusters.draw(30, ImageNoise(3, range(30))).repeat(2)), "guided"
-    assert model.strength(None) == GUIDANCE
+    assert model.guidance_scale(None) == GUIDANCE
 
 
 def test_codes_and_clusters_have_probabilities_that_sum_to_one():
@@ -212,8 +212,8 @@ def test_completions_draw_the_cluster_given_the_kept_codes():
     with torch.no_grad():
         joint = torch.stack([(-model.nll(kept, torch.tensor([k]))).exp() for k in range(3)], 1)
         expected = (joint * model.clusters.shares)[0]
-        drawn = model.drawn_cluster(kept.expand(n, 2), ImageNoise(0, range(n)))
-        first = model.drawn_cluster(kept.expand(n, 2)[:, :0], ImageNoise(0, range(n)))
+        drawn = model.draw_cluster(kept.expand(n, 2), ImageNoise(0, range(n)))
+        first = model.draw_cluster(kept.expand(n, 2)[:, :0], ImageNoise(0, range(n)))
     for found, shares in ((drawn, expected / expected.sum()), (first, model.clusters.shares)):
         counts = torch.bincount(found, minlength=3) / n
         assert counts.numpy() == pytest.approx(shares.numpy(), abs=4 * 0.5 / n**0.5)

@@ -243,7 +243,7 @@ def test_samplers_recover_a_mixture(name, zero_snr):
     if options:
         options = options | {"randn": lambda: torch.randn(x.shape, generator=g)}
     if "churn" in options:
-        options["level"] = schedule.at_ratio
+        options["level"] = schedule.ratio_level
     y = sampler(target, x, schedule.path(steps), **options)
     distance = (y[:, None] - means).flatten(2).norm(dim=2)  # [B, K]
     mode = distance.argmin(1)
@@ -427,13 +427,13 @@ def test_repaint_finds_the_conditional():
     slopes = []
     for resample in (1, 10):
         mask = torch.tensor([1.0, 0.0]).expand(3000, 1, 1, 2)
-        path = samplers.resampled(schedule.path(50), resample, 5)
-        y = samplers.repaint(denoise, randn(), path, known=known, mask=mask, randn=randn)
+        path = samplers.repeat_stretches(schedule.path(50), resample, 5)
+        y = samplers.repaint(denoise, randn(), path, image=known, mask=mask, randn=randn)
         assert torch.equal(y[..., 0], known[..., 0])
         slopes.append(float((y[..., 1] * known[..., 0]).mean() / known[..., 0].square().mean()))
     assert abs(slopes[1] - rho) < 0.08
     assert abs(slopes[0] - rho) > abs(slopes[1] - rho)
-    assert samplers.resampled(range(5), 2, 2) == [0, 1, 2, 0, 1, 2, 3, 4, 2, 3, 4]
+    assert samplers.repeat_stretches(range(5), 2, 2) == [0, 1, 2, 0, 1, 2, 3, 4, 2, 3, 4]
 
 
 def test_upscale_agrees_with_the_small_image():

@@ -240,7 +240,7 @@ def test_a_step_is_the_likeliest_that_moves_the_logits_so():
     z, y = correlated(model), torch.arange(50) % 2
     seen = model.head(model.normalise(z)).argmax(1)
     assert 0 < seen.float().mean() < 1
-    new, other = model.moved(z, y, 1.5, model.head), seen != y
+    new, other = model.move_codes(z, y, 1.5, model.head), seen != y
     assert torch.equal(new[~other], z[~other])
     step = new[other] - z[other]
     length = (step * torch.linalg.solve(model.cov, step.mT).mT).sum(1).sqrt()
@@ -265,9 +265,9 @@ def test_several_labels_at_once_move_where_they_differ():
     seen = (logits > 0).long()
     asked = seen.clone()
     asked[:, 1] = 1 - asked[:, 1]
-    change = model.head(model.normalise(model.moved(z, asked, 1.0, model.head)))[:, 1] - logits[:, 1]
+    change = model.head(model.normalise(model.move_codes(z, asked, 1.0, model.head)))[:, 1] - logits[:, 1]
     assert (change.sign() == (2 * asked[:, 1] - 1)).all()
-    assert torch.equal(model.moved(z, seen, 1.0, model.head), z)
+    assert torch.equal(model.move_codes(z, seen, 1.0, model.head), z)
 
 
 def test_editing_changes_the_class_at_a_fixed_stochastic_code(trained):

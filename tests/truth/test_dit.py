@@ -13,7 +13,7 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import DataInfo, ImageNoise
 from gzcli.core.units import sides
 from gzcli.models.diffusion.dit import DiT
-from gzcli.models.nn.dit import DIFFUSERS_NAMES, DiTNet, DiTOptions, patch_for
+from gzcli.models.nn.dit import DIFFUSERS_NAMES, DiTNet, DiTOptions, default_patch
 from gzcli.models.nn.unet import renamed
 
 SMALL = {"width": 32, "layers": 2, "heads": 4, "patch": 2}
@@ -115,7 +115,7 @@ PATCHES += [(32, 48, 256, 2), (32, 48, 64, 4), (30, 45, 256, 3), (29, 31, 256, 1
 
 @pytest.mark.parametrize(("h", "w", "tokens", "patch"), PATCHES)
 def test_the_patch_follows_from_the_sides(h, w, tokens, patch):
-    assert patch_for(h, w, tokens) == patch
+    assert default_patch(h, w, tokens) == patch
     net = DiTNet((1, h, w), DiTOptions(width=8, layers=0, heads=1, tokens=tokens))
     assert net.patch == patch and net.grid == (h // patch, w // patch)
     assert net(torch.zeros(2, 1, h, w), torch.zeros(2)).shape == (2, 1, h, w)
@@ -124,9 +124,9 @@ def test_the_patch_follows_from_the_sides(h, w, tokens, patch):
 @pytest.mark.parametrize(("h", "w", "near"), [(127, 127, "120"), (61, 90, "88x56"), (1024, 512, "176x360")])
 def test_sides_that_make_too_many_patches_are_refused_with_what_fits(h, w, near):
     with pytest.raises(UsageError, match=f"images of {w}×{h} make") as error:
-        patch_for(h, w, 256)
+        default_patch(h, w, 256)
     assert f"data.size={near}`," in error.value.hint
-    assert patch_for(*sides(near), 256)
+    assert default_patch(*sides(near), 256)
 
 
 def test_half_precision():

@@ -37,7 +37,7 @@ def mixture(n: int, K: int = 5, spread: float = 3.0, dtype=torch.float64, seed: 
     """A mixture for each of n values, with scales from a hundredth to a hundred."""
     g = torch.Generator().manual_seed(seed)
     logits, mean, log_scale = torch.randn(3, n, K, 1, generator=g, dtype=torch.float64).to(dtype)
-    return LogisticCDF.of(2 * logits, spread * mean, 1.5 * log_scale)
+    return LogisticCDF.from_logits(2 * logits, spread * mean, 1.5 * log_scale)
 
 
 def test_the_cdf_is_the_integral_of_the_mixtures_density():

@@ -20,10 +20,10 @@ from gzcli.core.sections import part_of
 from gzcli.core.types import Batch, BatchNoise, DataInfo, no_progress
 from gzcli.models import catalog
 from gzcli.models.denoising.denoiser import LikelihoodOptions
-from gzcli.models.denoising.process import CondOT, shifted
+from gzcli.models.denoising.process import CondOT, shift_times
 from gzcli.models.denoising.samplers import TABLEAUX
 from gzcli.models.flow_matching.cfm import CFM
-from gzcli.models.flow_matching.fm import FM, coupled
+from gzcli.models.flow_matching.fm import FM, couple_noise
 from gzcli.models.score.sgm import SGM
 from gzcli.recipe import schema
 
@@ -112,15 +112,15 @@ def test_the_coupling_is_the_cheapest_of_all_within_each_class():
     x0, x1 = torch.randn(5, 3), torch.randn(5, 3)
     cost = lambda order: sum(float((x0[i] - x1[j]).square().sum()) for j, i in enumerate(order))  # noqa: E731
     best = min(permutations(range(5)), key=cost)
-    assert torch.equal(coupled(x0, x1, None, nn.Identity()), x0[list(best)])
+    assert torch.equal(couple_noise(x0, x1, None, nn.Identity()), x0[list(best)])
     x0, y = torch.randn(60, 2, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3
     x1 = x0.flip(0) + 4.0 * y[:, None]
     for labels in (y, torch.tensor([[0, 0], [1, 0], [1, 1]])[y]):
-        pairs = coupled(x0, x1, labels, nn.Identity())
+        pairs = couple_noise(x0, x1, labels, nn.Identity())
         for k in range(3):
-            assert torch.equal(pairs[y == k], coupled(x0[y == k], x1[y == k], None, nn.Identity()))
+            assert torch.equal(pairs[y == k], couple_noise(x0[y == k], x1[y == k], None, nn.Identity()))
             assert torch.equal(pairs[y == k].sort(0).values, x0[y == k].sort(0).values)
-    skewed = coupled(x0, x1, None, nn.Identity())
+    skewed = couple_noise(x0, x1, None, nn.Identity())
     assert float((skewed[y == 2].mean() - skewed[y == 0].mean()).abs()) > 1
 
 
@@ -151,8 +151,8 @@ def test_a_shift_moves_times_as_the_paper_says():
     torch.testing.assert_close(theirs[1], s * theirs[0] / (1 + (s - 1) * theirs[0]), atol=1e-6, rtol=1e-5)
     snr = [2 * torch.log(t / (1 - t)) for t in draws]
     torch.testing.assert_close(snr[1], snr[0] - 2 * math.log(s), atol=1e-3, rtol=0)
-    assert shifted(0.0, s) == 0 and shifted(1.0, s) == 1
-    assert shifted(shifted(0.3, s), 1 / s) == pytest.approx(0.3)
+    assert shift_times(0.0, s) == 0 and shift_times(1.0, s) == 1
+    assert shift_times(shift_times(0.3, s), 1 / s) == pytest.approx(0.3)
 
 
 def test_ways_between_and_halfway():
@@ -220,7 +220,7 @@ def test_guidance_is_the_extrapolation_and_only_guided_times_take_two_passes(fam
     early, inside = torch.full((8,), 0.9), torch.full((8,), 0.5)
     if family is CFM:
         with torch.no_grad():
-            one, without, twice = (model.guided(x, inside, y, w) for w in (1.0, 0.0, 2.5))
+            one, without, twice = (model.guided_output(x, inside, y, w) for w in (1.0, 0.0, 2.5))
         assert rows == [8, 8, 16]
         torch.testing.assert_close(twice, without + 2.5 * (one - without), atol=1e-5, rtol=1e-4)
         rows.clear()

@@ -16,7 +16,7 @@ from gzcli.metrics import generated
 from gzcli.models.gan.base import Generator, GeneratorOptions, Search, diff_augment
 from gzcli.models.gan.cgan import CGAN
 from gzcli.models.gan.dcgan import DCGAN
-from gzcli.models.nn import best_labels, interpolated, traversal
+from gzcli.models.nn import best_labels, mix_codes, traversal
 from gzcli.models.nn.adversarial import OBJECTIVES, Critic, CriticOptions, r1_penalty
 
 INFO = DataInfo((1, 16, 16), 17, tuple("0123456789"))
@@ -120,11 +120,11 @@ def test_augmentation_moves_hides_and_recolours():
 
 def test_ways_traversals_and_best_labels():
     z = torch.randn(5, 3)
-    way = interpolated(z, 4)
+    way = mix_codes(z, 4)
     assert way.shape == (8, 3)
     torch.testing.assert_close(way[[0, 3, 4, 7]], z[:4])
     with pytest.raises(UsageError, match="pairs"):
-        interpolated(z[:1], 4)
+        mix_codes(z[:1], 4)
     scale = torch.tensor([0.1, 3.0, 1.0])
     found = traversal(lambda z: (z * scale)[:, :, None, None], z[:1], 2, 5, 2.0)
     assert found.rows == ("z 1", "z 2") and found.marks == ("-2.0", "-1.0", "+0.0", "+1.0", "+2.0")

@@ -144,13 +144,13 @@ def test_guidance_goes_from_the_null_label_through_the_class():
         with_label, without = model(codes, masked, y), model(codes, masked, None)
         guided = model._logits(codes, masked, y, 2.5)
         torch.testing.assert_close(guided, without + 2.5 * (with_label - without))
-    draw = lambda **how: model.sample(2, labels=y, noise=noise(2), how=FillOptions(**how))  # noqa: E731
+    draw = lambda **how: model.sample(2, labels=y, noise=noise(2), options=FillOptions(**how))  # noqa: E731
     assert torch.equal(draw(), draw()) and not torch.equal(draw(), draw(guidance=4.0))
     with pytest.raises(UsageError, match="guidance"):
-        build().sample(2, noise=noise(2), how=FillOptions(guidance=2.0))
+        build().sample(2, noise=noise(2), options=FillOptions(guidance=2.0))
     for bad in ({"temperature": 0.0}, {"steps": 0}):
         with pytest.raises(UsageError):
-            model.sample(2, noise=noise(2), how=FillOptions(**bad))
+            model.sample(2, noise=noise(2), options=FillOptions(**bad))
 
 
 def test_inpainting_keeps_the_known_pixels_and_knows_nothing_of_the_hidden():
@@ -162,7 +162,7 @@ def test_inpainting_keeps_the_known_pixels_and_knows_nothing_of_the_hidden():
     assert torch.equal(done[known], x[known]) and not torch.equal(done, x)
     assert torch.equal(fill(torch.where(known, x, -x)), done)
     assert not torch.equal(fill(x, seed=1), done) and torch.equal(fill(x, torch.ones_like(mask)), x)
-    told = {"labels": torch.tensor([0, 1, 2]), "how": FillOptions(guidance=2.0)}
+    told = {"labels": torch.tensor([0, 1, 2]), "options": FillOptions(guidance=2.0)}
     middle = model.inpaint(x, noise=noise(3), **told).images
     assert (middle != x).any(0).any(0).nonzero().aminmax()[0] >= 4
     assert torch.equal(middle[:, :, :4], x[:, :, :4])

@@ -13,7 +13,7 @@ from torch import nn
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, BatchNoise, DataInfo, no_progress
 from gzcli.models.denoising.samplers import Estimate
-from gzcli.models.score.ncsnv2 import InstanceNormPlus, NCSNv2, overlapping, steady_step
+from gzcli.models.score.ncsnv2 import InstanceNormPlus, NCSNv2, overlap_ratio, steady_step
 
 INFO = DataInfo((1, 4, 4), 256, ("a", "b", "c"), n=64, steps=100)
 SMALL = {"width": 4, "mult": (1, 2), "dilation": (1, 2), "sigma_max": 10.0}
@@ -53,7 +53,7 @@ def exact(std: float = 0.2, **options) -> NCSNv2:
 def test_techniques_2_and_4_give_the_ladders_and_steps_of_the_paper(side, sigma, levels, step):
     """Table 5 of its appendix B: CIFAR-10 and CelebA with five steps a level; its numbers of levels are
     rounded up."""
-    found = 1 + math.log(sigma / 0.01) / math.log(overlapping(3 * side**2))
+    found = 1 + math.log(sigma / 0.01) / math.log(overlap_ratio(3 * side**2))
     assert found == pytest.approx(levels, rel=0.06)
     assert 0.01**2 * steady_step((sigma / 0.01) ** (1 / (levels - 1)), 5) == pytest.approx(step, rel=0.02)
 

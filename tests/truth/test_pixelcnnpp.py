@@ -105,11 +105,11 @@ def test_extreme_parameters_keep_log_prob_and_gradients_finite_and_fp32_near_fp6
 def test_components_start_side_by_side(channels):
     mixture = LogisticMixture(channels, 256, 4)
     bias = params(mixture)
-    mixture.start(bias)
+    mixture.init_bias(bias)
     logits, mean, log_scale, coef = mixture._unpack(bias)
     assert not logits.any() and not coef.any() and (log_scale.exp() - 0.25).abs().max() < 1e-6
     assert torch.equal(mean.float(), torch.tensor([-0.75, -0.25, 0.25, 0.75]).expand(channels, 4))
-    LogisticMixture(channels, 2, 4).start(torch.zeros(channels * (channels + 1) // 2))
+    LogisticMixture(channels, 2, 4).init_bias(torch.zeros(channels * (channels + 1) // 2))
 
 
 @pytest.mark.parametrize(("channels", "levels"), [(1, 2), (1, 17), (3, 2), (3, 3)])

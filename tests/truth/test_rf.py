@@ -111,7 +111,7 @@ def test_several_pairs_an_image():
     seen = set()
     for step in range(6):
         again = Batch(b.x, None, b.index, BatchNoise(0, step, total=len(b)), made)
-        x0, x1 = model.ends(again)
+        x0, x1 = model.noise_and_images(again)
         for i in range(len(b)):
             (k,) = [k for k in range(3) if torch.equal(made["noise"][i, k].float(), x0[i])]
             torch.testing.assert_close(x1[i], made["image"][i, k].float())

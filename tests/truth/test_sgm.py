@@ -170,7 +170,7 @@ def test_the_likelihood_of_a_gaussian_is_exact(name, solver, shift):
     """A diagonal Jacobian, for which Rademacher probes are exact; data stands where σ/α is that of
     dequantisation, or at the least time."""
     model, x = exact(0.5, sde=name, shift=shift), images(16, INFO.shape).double()
-    first, last = model.process.rising(1 / 255 / 3**0.5, 1)
+    first, last = model.process.likelihood_path(1 / 255 / 3**0.5, 1)
     least = max(1 / 255 / 3**0.5, 0.01 if name == "ve" else 0)
     assert first.sigma / first.alpha == pytest.approx(least, rel=1e-3)
     value = model.log_prob(x, noise=noise(16), ode=LikelihoodOptions(solver, 60, 1e-7))
@@ -270,7 +270,7 @@ def test_inpainting_by_moments_draws_from_what_images_may_be(name):
         x0 = field.denoised(x, alpha, sigma)
         return Estimate(x0, (x - alpha * x0) / sigma)
 
-    model.net.forward, model.split = lambda x, *_: x, split
+    model.net.forward, model.to_estimate = lambda x, *_: x, split
     x, mask, mean, covariance = field.halved()
     keys = {"mask": mask.expand(n, 1, 4, 4), "noise": noise(n), "method": "moments", "steps": 25}
     out = flat(model.inpaint)(x.expand(n, 1, 4, 4), **keys).images

@@ -38,7 +38,7 @@ from gzcli.engine.trained import load_trained
 from gzcli.export import export
 from gzcli.judge import sample as sample_verb
 from gzcli.models import catalog
-from gzcli.models.base import grouped
+from gzcli.models.base import group_options
 from gzcli.models.stable_diffusion.base import PromptOptions, to_bytes, to_text
 from gzcli.models.stable_diffusion.controlnet import ControlNet, canny, edges
 from gzcli.models.stable_diffusion.instructpix2pix import InstructPix2Pix, widen
@@ -71,7 +71,7 @@ def stirred(model, scale: float = 0.05):
 
 
 def drawn(model, n: int = 2, **options) -> torch.Tensor:
-    options = grouped(model.sample, {"steps": 3, **options})
+    options = group_options(model.sample, {"steps": 3, **options})
     return model.sample(n, noise=ImageNoise(3, range(n)), progress=no_progress, **options)
 
 
@@ -381,7 +381,7 @@ def test_prompts_sizes_and_conditions_that_are_not_given():
 def test_progress_ends_at_the_number_of_images(monkeypatch):
     monkeypatch.setattr("gzcli.models.stable_diffusion.base.LATENTS", 2 * 64)
     seen = []
-    how = {"noise": ImageNoise(3, range(3)), "how": PromptOptions(prompt="two", steps=2)}
+    how = {"noise": ImageNoise(3, range(3)), "prompting": PromptOptions(prompt="two", steps=2)}
     built(SDLoRA).sample(3, progress=lambda i, n: seen.append((i, n)), **how)
     assert seen[-1] == (3, 3) and [i for i, _ in seen] == sorted(i for i, _ in seen) and len(seen) == 4
 

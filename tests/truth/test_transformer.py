@@ -15,8 +15,8 @@ from coded import images, noise, prepared, prior
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, BatchNoise, DataInfo, no_progress
 from gzcli.models.autoregressive.tokenizer import draw
-from gzcli.models.autoregressive.transformer import DrawOptions, Transformer, weights
-from gzcli.models.base import grouped
+from gzcli.models.autoregressive.transformer import DrawOptions, Transformer, truncated_probs
+from gzcli.models.base import group_options
 
 CLASSES = ("a", "b", "c")
 
@@ -83,7 +83,7 @@ def recompute(model: Transformer, n: int, labels, noise, guidance: float = 1.0, 
         if guidance != 1:
             without = model(codes[:, : i + 1], labels, torch.ones(n, dtype=torch.bool))[:, i]
             logits = without + guidance * (logits - without)
-        codes[:, i] = draw(weights(logits, DrawOptions(**options)), u[:, i])
+        codes[:, i] = draw(truncated_probs(logits, DrawOptions(**options)), u[:, i])
     return codes
 
 
@@ -92,10 +92,10 @@ def test_cached_samples_are_those_of_whole_passes(options):
     model, labels = build(classes=CLASSES, label_dropout=0.2), torch.tensor([0, 1, 2, 0, 1])
     with torch.no_grad():
         codes = recompute(model, 5, labels, noise(5), **options)
-        x = model.sample(5, labels=labels, noise=noise(5), **grouped(model.sample, options))
+        x = model.sample(5, labels=labels, noise=noise(5), **group_options(model.sample, options))
         assert torch.equal(x, model.images(codes)) and codes.unique().numel() > 1
         single = model.float()
-        x = single.sample(5, labels=labels, noise=noise(5), **grouped(model.sample, options))
+        x = single.sample(5, labels=labels, noise=noise(5), **group_options(model.sample, options))
         assert torch.equal(x, single.images(recompute(single, 5, labels, noise(5), **options)))
 
 
@@ -120,10 +120,10 @@ def test_what_top_k_and_top_p_leave():
         ({"top_p": 1e-9, "top_k": 9}, [0.4, 0.0, 0.0, 0.0]),
         ({"temperature": 0.5}, [0.16 / 0.3, 0.01 / 0.3, 0.09 / 0.3, 0.04 / 0.3]),
     ):
-        assert torch.allclose(weights(logits, DrawOptions(**options)), torch.tensor([left])), options
+        assert torch.allclose(truncated_probs(logits, DrawOptions(**options)), torch.tensor([left])), options
     for bad in ({"temperature": 0.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}):
         with pytest.raises(UsageError):
-            weights(logits, DrawOptions(**bad))
+            truncated_probs(logits, DrawOptions(**bad))
 
 
 def test_the_loss_is_the_mean_nll_of_a_code():

@@ -18,17 +18,17 @@ MEAN, STD = 0.4, 0.3
 class SolutionMap(FlowMatching):
     """f(x, t, s) = x + (s − t) F(x, t, s), from noise at 0 to data at 1."""
 
-    def clock(self, t: Tensor, s: Tensor | None = None) -> Tensor:
+    def time_input(self, t: Tensor, s: Tensor | None = None) -> Tensor:
         return self.process.scale * torch.stack([t, t if s is None else s], 1)
 
     def mapped(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return x + (s - t)[:, None, None, None] * self.net(x, self.clock(t, s), None)
+        return x + (s - t)[:, None, None, None] * self.net(x, self.time_input(t, s), None)
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
         t = self.draw_times(batch.noise, len(batch))
         s = t + (1 - t) * batch.noise.rand(len(batch))
         later = t + (s - t) * 0.1
-        eps, x = self.ends(batch)
+        eps, x = self.noise_and_images(batch)
         at, v = self.process.levels_at(t), x - eps
         x_t = at.alpha * x + at.sigma * eps
         with torch.no_grad():

@@ -113,12 +113,12 @@ def test_dead_codes_move_into_the_batch_and_living_ones_stay():
 
 def test_the_start_is_once_and_evaluation_changes_nothing():
     ours, z = book(), vectors()
-    ours.start(z, noise())
+    ours.init_codes(z, noise())
     started = ours.embedding.clone()
     everything = z.movedim(1, -1).flatten(0, 2)
     assert all((everything == vector).all(1).any() for vector in started)
     assert len(started.unique(dim=0)) == K
-    ours.start(vectors(1), noise())
+    ours.init_codes(vectors(1), noise())
     assert torch.equal(ours.embedding, started)
     ours = book().eval()
     before = {name: t.clone() for name, t in ours.state_dict().items()}

@@ -54,10 +54,10 @@ def test_a_thousand_tokens_are_the_recurrence_in_each_order(order):
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 16, 37, 1024])
-@pytest.mark.parametrize("cached", [1, 200, scans.CACHED])
+@pytest.mark.parametrize("cached", [1, 200, scans.CACHE_ELEMENTS])
 def test_gradients_are_those_of_the_recurrence(monkeypatch, tokens, cached):
     """Of whole chunks and of rests, with few images at a time and with all; and in single precision."""
-    monkeypatch.setattr(scans, "CACHED", cached)
+    monkeypatch.setattr(scans, "CACHE_ELEMENTS", cached)
     values = inputs(1 if tokens == 1024 else 5, tokens, 3, 4)
     want = torch.autograd.grad(recurrence(*values).square().sum(), values)
     got = torch.autograd.grad(selective_scan(*values).square().sum(), values)
@@ -108,22 +108,22 @@ def test_the_kernel_of_mamba_ssm_is_used_where_it_is(monkeypatch):
 
     package = ModuleType("mamba_ssm.ops.selective_scan_interface")
     package.selective_scan_fn = selective_scan_fn
-    scans.fused.cache_clear()
-    assert scans.fused(torch.device("cuda")) is None, "it is not installed here"
-    scans.fused.cache_clear()
+    scans.fused_scan.cache_clear()
+    assert scans.fused_scan(torch.device("cuda")) is None, "it is not installed here"
+    scans.fused_scan.cache_clear()
     for name in ("mamba_ssm", "mamba_ssm.ops"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, package.__name__, package)
-    assert scans.fused(torch.device("cuda")) is selective_scan_fn
-    assert scans.fused(torch.device("cpu")) is None
-    scans.fused.cache_clear()
+    assert scans.fused_scan(torch.device("cuda")) is selective_scan_fn
+    assert scans.fused_scan(torch.device("cpu")) is None
+    scans.fused_scan.cache_clear()
 
     net = awake(ZigzagNet((1, 8, 8), ZigzagOptions(**SMALL)), 0.1)
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 400.0])
     want = net(x, t)
     gradients = torch.autograd.grad(want.sum(), list(net.parameters()))
     assert not calls
-    monkeypatch.setattr(scans, "fused", lambda device: selective_scan_fn)
+    monkeypatch.setattr(scans, "fused_scan", lambda device: selective_scan_fn)
     got = net(x, t)
     assert calls == [torch.float32] * 8
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
@@ -204,7 +204,7 @@ def test_every_parameter_gets_a_gradient_and_few_images_change_nothing(monkeypat
     x, t = torch.randn(5, 1, 8, 8), torch.rand(5) * 1000
     with torch.no_grad():
         want = net(x, t)
-        monkeypatch.setattr(scans, "CACHED", 2 * 4 * 32 * 4)  # two images
+        monkeypatch.setattr(scans, "CACHE_ELEMENTS", 2 * 4 * 32 * 4)  # two images
         torch.testing.assert_close(net(x, t), want, atol=1e-5, rtol=1e-5)
 
 

@@ -1,12 +1,11 @@
-"""What autoregressive models of pixels have in common: causal convolutions with caches that compute them
-row by row or pixel by pixel; likelihood, generation in order, completion.
+"""The core of autoregressive models of pixels: causal convolutions, with caches that compute them row by row
+or pixel by pixel; likelihood, generation in order, completion.
 
 Order of generation: rows from the top, pixels from the left, channels R → G → B. A vertical feature at row i
 sees rows < i of the image; a horizontal feature of channel group c at (i, j) also sees pixels < j of its row
 and channels < c of its pixel (masks A in the first layer and B above it: van den Oord 2016,
-arXiv:1601.06759). Kernels hold the unmasked taps alone, and padding shifts their input, so that nothing is
-multiplied by zero; only the channel groups of the current pixel need a mask.
-"""
+arXiv:1601.06759). Kernels hold the unmasked taps alone, and padding shifts their input; only the channel
+groups of the current pixel need a mask."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.base import Model
-from gzcli.models.nn import Labels, bits, double, every_label, needs_labels, spread_labels
+from gzcli.models.nn import Labels, bits_per_dim, double, every_label, needs_labels, spread_labels
 
 # ---- convolutions and their caches
 
@@ -65,7 +64,7 @@ class VerticalConv(nn.Conv2d):
     ):
         super().__init__(n_in, n_out, kernel, dilation=dilation, stride=stride)
         self.strict = strict
-        self.above = (kernel[0] - 1) * dilation  # rows that are needed beside the current one
+        self.above = (kernel[0] - 1) * dilation  # rows above the current one in the kernel
         self.side = (kernel[1] - 1) * dilation // 2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -159,16 +158,16 @@ class PixelCache:
         self.out = [slice(c * size, (c + 1) * size) for c in range(conv.groups)]
         self.now = [weight[s, :k, -1].T.contiguous() for s, k in zip(self.out, self.visible, strict=True)]
 
-    def left(self, j: int, base: Tensor) -> Tensor:
+    def past_sum(self, j: int, base: Tensor) -> Tensor:
         """`base` [n, n_out] or [n_out], plus the contribution of the pixels left of j."""
         for t, weight in enumerate(self.past):
             base = torch.addmm(base, self.input[j + t * self.conv.dilation], weight)
         return base
 
-    def add(self, j: int, c: int, left: Tensor) -> Tensor:
-        """Group c's output [n, n_out / groups] at pixel j, given the sum that `left` returned."""
-        left, visible = left[..., self.out[c]], self.visible[c]
-        return torch.addmm(left, self.input[self.pad + j, :, :visible], self.now[c]) if visible else left
+    def output(self, j: int, c: int, past: Tensor) -> Tensor:
+        """Group c's output [n, n_out / groups] at pixel j, given the sum that `past_sum` returned."""
+        past, visible = past[..., self.out[c]], self.visible[c]
+        return torch.addmm(past, self.input[self.pad + j, :, :visible], self.now[c]) if visible else past
 
     def put(self, j: int, c: int, value: Tensor) -> None:
         """Sets group c of the input at pixel j to `value` [n, n_in / groups]."""
@@ -212,18 +211,17 @@ class PixelModel(Model):
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
         nats = -self._pixels_log_prob(batch.x, batch.y if self.conditional else None).flatten(1).sum(1).mean()
-        return {"loss": nats, "bpd": bits(nats, self.data)}
+        return {"loss": nats, "bpd": bits_per_dim(nats, self.data)}
 
     def log_prob(self, x: Tensor, labels: Labels = None, *, noise: Noise | None = None) -> Tensor:
-        """[B] nats, exact. A conditional model without labels: of the mixture over its classes, log mean_y
-        p(x | y)."""
+        """[B] nats, exact; for a conditional model without labels log mean_y p(x | y), over its classes."""
         if not self.conditional or labels is not None:
             return self._pixels_log_prob(x, labels).flatten(1).sum(1)
         return self._class_log_prob(x, rows=x.shape[2]).logsumexp(1) - math.log(len(self.data.classes))
 
     def map_nll(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """−log p(pixel | pixels before it) in nats, [B, H, W]; it sums to −log p(x). A conditional model: of
-        the mixture over its classes, whose weights change as pixels become known."""
+        """−log p(pixel | pixels before it) in nats, [B, H, W]; it sums to −log p(x). For a conditional model
+        p is the mixture over its classes, with the posterior weights given the pixels before."""
         if not self.conditional:
             return -self._pixels_log_prob(x, None).sum(1)
         every = every_label(self.data, len(x), x.device)
@@ -253,8 +251,7 @@ class PixelModel(Model):
         """n images [n, C, H, W] in [-1, 1], pixel by pixel.
 
         temperature: of every factor, above 0; 1: as trained, less: nearer to the mode.
-        naive: whether every value takes a pass of the whole network, in place of the incremental one; slow, a
-          reference for tests.
+        naive: whether every value takes a full pass of the network; slow, a reference for tests.
         """
         x = next(self.parameters()).new_zeros(n, *self.data.shape)
         if self.conditional:
@@ -309,7 +306,7 @@ class PixelModel(Model):
         split = x.unflatten(1, (self.parts, -1))  # a view [n, parts, C / parts, H, W]
         # without autocast: a draw follows the distribution that the weights define, at full precision
         with torch.autocast(x.device.type, enabled=False):
-            net = WholeNet(self, x, labels) if naive else self.incremental(n, labels)
+            net = UncachedNet(self, x, labels) if naive else self.incremental(n, labels)
             for i in range(height):
                 net.row(x[:, :, i - 1] if i else torch.zeros_like(x[:, :, 0]))
                 if i < rows:
@@ -335,8 +332,8 @@ def first_rows(x: Tensor, rows: int) -> Tensor:
     return (torch.arange(x.shape[2], device=x.device) < rows).to(x)[:, None].expand(len(x), 1, -1, x.shape[3])
 
 
-class WholeNet:
-    """`incremental` without caches: every output is a pass of the whole network over x, as far as drawn."""
+class UncachedNet:
+    """`incremental` without caches: every output takes a full pass of the network over the partial x."""
 
     def __init__(self, net: PixelModel, x: Tensor, labels: Labels):
         self.net, self.x, self.labels, self.i = net, x, labels, -1

@@ -19,7 +19,7 @@ from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progr
 from gzcli.models.autoregressive.prior import Prior, TransformerOptions
 from gzcli.models.autoregressive.tokenizer import draw
 from gzcli.models.base import Model
-from gzcli.models.denoising.applications import middle_hidden
+from gzcli.models.denoising.applications import centre_mask
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import Labels, to_fp32
 
@@ -30,8 +30,8 @@ class FillOptions:
 
     steps: passes of the network.
     temperature: divides the logits of the codes; above 0; 1: as trained.
-    choice: scale of the Gumbel noise in the choice of the codes that a pass keeps, which falls to 0 at the
-      last step; 0: always the most confident codes.
+    choice: scale of the Gumbel noise in the choice of the codes that a pass keeps; it falls to 0 at the last
+      step; 0: always the most confident codes.
     guidance: scale of the logits with the label against those without; 1: as trained, more: sharper, at twice
       the cost; null: 1, and 1.3 of samples towards clusters.
     """
@@ -48,8 +48,7 @@ class MaskGIT(Prior):
     Raises UsageError for sizes that do not fit.
 
     near: whether each block begins with a depthwise 3×3 convolution over the grid (Chu 2021,
-      arXiv:2102.10882), which the paper does not have; with it a small network learns to use codes beyond the
-      masked ones several times faster.
+      arXiv:2102.10882), an addition to the paper. With it a small network learns several times faster.
     smoothing: label smoothing of the training targets, a share of the probability.
     """
 
@@ -86,7 +85,7 @@ class MaskGIT(Prior):
         log_p = self(codes, masked, labels, drop).log_softmax(-1)
         nats = -log_p.gather(-1, codes[..., None])[..., 0]
         smooth = (1 - self.smoothing) * nats - self.smoothing * log_p.mean(-1)
-        return {"loss": mean_over(masked, smooth), "nats": mean_over(masked, nats.detach())}
+        return {"loss": masked_mean(masked, smooth), "nats": masked_mean(masked, nats.detach())}
 
     def mask(self, count: Tensor, noise: Noise) -> Tensor:
         """[B, T], true at `count` [B] random places."""
@@ -113,7 +112,7 @@ class MaskGIT(Prior):
 
     def class_log_prob(self, codes: Tensor, noise: Noise) -> Tensor:
         """A lower bound of log p(codes | class) for every class, [B, K]."""
-        # with different masks the mixture would favour the class with the luckiest ones, and be no bound
+        # all classes share the masks: otherwise the mixture would favour the class with the best ones
         masks = self.masks(codes, noise)
         return -torch.stack([self.bound(codes, y, masks) for y in self.each_class(codes)], 1)
 
@@ -127,15 +126,15 @@ class MaskGIT(Prior):
         labels: Labels = None,
         noise: Noise,
         progress: Progress = no_progress,
-        how: FillOptions = FillOptions(),
+        options: FillOptions = FillOptions(),
     ) -> Tensor:
         """n images [n, C, H, W], all codes at once, refined pass by pass."""
-        guidance, labels = self.strength(how.guidance), self.sampled_labels(labels, n, noise)
+        guidance, labels = self.guidance_scale(options.guidance), self.draw_labels(labels, n, noise)
         self.check_guidance(guidance, labels)
-        how = replace(how, guidance=guidance)
+        options = replace(options, guidance=guidance)
         codes = torch.zeros(n, self.length, dtype=torch.long, device=self.device)
         masked = torch.ones_like(codes, dtype=torch.bool)
-        return self.images(self._fill(codes, masked, labels, noise, progress, how))
+        return self.images(self._fill(codes, masked, labels, noise, progress, options))
 
     @torch.no_grad()
     def inpaint(
@@ -146,7 +145,7 @@ class MaskGIT(Prior):
         labels: Labels = None,
         noise: Noise,
         progress: Progress = no_progress,
-        how: FillOptions = FillOptions(),
+        options: FillOptions = FillOptions(),
     ) -> Applied:
         """Images x [B, C, H, W] completed where mask [B, 1, H, W] is 0: codes with a hidden pixel are drawn
         given the remaining codes.
@@ -154,18 +153,17 @@ class MaskGIT(Prior):
         Without a mask the middle is hidden, half as high and wide as the image. A conditional model without
         labels uses its null label.
         """
-        hidden = (middle_hidden(x) if mask is None else mask.to(x)) < 0.5
-        guidance = 1.0 if how.guidance is None else how.guidance
+        hidden = (centre_mask(x) if mask is None else mask.to(x)) < 0.5
+        guidance = 1.0 if options.guidance is None else options.guidance
         labelled = guidance != 1 or labels is not None
-        labels = self.asked_labels(labels, len(x)) if labelled else self.known_labels(None)
+        labels = self.requested_labels(labels, len(x)) if labelled else self.image_labels(None)
         self.check_guidance(guidance, labels)
-        # the encoder must not see hidden pixels, which would reach the codes around them: it gets the mean of
-        # the known ones in their place
+        # hidden pixels would leak into neighbouring codes: the encoder gets the mean of known ones instead
         visible = (~hidden).expand_as(x).sum((1, 2, 3), keepdim=True).clamp(min=1)
         mean = (x * ~hidden).sum((1, 2, 3), keepdim=True) / visible
         codes = self.tokenizer.encode(torch.where(hidden, mean, x)).flatten(1)
         masked = F.adaptive_max_pool2d(hidden.to(x), self.grid).flatten(1) > 0
-        codes = self._fill(codes, masked, labels, noise, progress, how)
+        codes = self._fill(codes, masked, labels, noise, progress, options)
         inpainted = torch.where(hidden, self.images(codes), x)
         return Applied(inpainted, rows=("inpainted",), known=(~hidden).to(x), how="masked", labels=labels)
 
@@ -176,22 +174,22 @@ class MaskGIT(Prior):
         labels: Labels,
         noise: Noise,
         progress: Progress,
-        how: FillOptions,
+        options: FillOptions,
     ) -> Tensor:
         """codes [n, T], where the masked ones are drawn given the rest (algorithm of section 3.2)."""
-        steps = how.steps
-        if how.temperature <= 0 or steps < 1:
+        steps = options.steps
+        if options.temperature <= 0 or steps < 1:
             raise UsageError("`temperature` must be above 0, `steps` 1 or more")
         n, count = len(codes), masked.sum(1, keepdim=True)
         # without autocast: a draw follows the distribution that the weights define, at full precision
         with torch.autocast(codes.device.type, enabled=False):
             for i in range(steps):
                 u, v = (noise.rand(n, self.length) for _ in range(2))
-                p = (self._logits(codes, masked, labels, how.guidance) / how.temperature).softmax(-1)
+                p = (self._logits(codes, masked, labels, options.guidance) / options.temperature).softmax(-1)
                 codes = torch.where(masked, draw(p, u), codes)
                 gumbel = -(-v.clamp(1e-6, 1 - 1e-6).log()).log()
                 log_p = p.gather(-1, codes[..., None])[..., 0].log()
-                confidence = log_p + how.choice * (1 - (i + 1) / steps) * gumbel
+                confidence = log_p + options.choice * (1 - (i + 1) / steps) * gumbel
                 share = math.cos(0.5 * math.pi * (i + 1) / steps) if i + 1 < steps else 0.0
                 # the least confident codes stay masked, (share · count) of them
                 rank = confidence.masked_fill(~masked, math.inf).argsort(1).argsort(1)
@@ -204,11 +202,11 @@ class MaskGIT(Prior):
         if guidance is None or guidance == 1 or labels is None:
             return self(codes, masked, labels)
         hidden = torch.arange(2 * len(codes), device=codes.device) >= len(codes)
-        both = self(codes.repeat(2, 1), masked.repeat(2, 1), torch.cat([labels, labels]), hidden)
-        with_label, without = both.chunk(2)
+        logits = self(codes.repeat(2, 1), masked.repeat(2, 1), torch.cat([labels, labels]), hidden)
+        with_label, without = logits.chunk(2)
         return torch.lerp(without, with_label, guidance)
 
 
-def mean_over(masked: Tensor, t: Tensor) -> Tensor:
+def masked_mean(masked: Tensor, t: Tensor) -> Tensor:
     """The mean of t [B, T] over the masked positions of each row, then over the rows."""
     return ((t * masked).sum(1) / masked.sum(1)).mean()

@@ -30,10 +30,10 @@ class GatedBlock(nn.Module):
 
     def __init__(self, hidden: int, kernel: int, dilation: int, groups: int):
         super().__init__()
-        half = kernel // 2
-        self.vertical = VerticalConv(hidden, 2 * hidden, (half + 1, kernel), dilation=dilation)
+        reach = kernel // 2
+        self.vertical = VerticalConv(hidden, 2 * hidden, (reach + 1, kernel), dilation=dilation)
         self.across = nn.Conv2d(hidden, 2 * hidden, 1, bias=False)
-        self.horizontal = HorizontalConv(hidden, 2 * hidden, half, dilation=dilation, groups=groups, parts=2)
+        self.horizontal = HorizontalConv(hidden, 2 * hidden, reach, dilation=dilation, groups=groups, parts=2)
         self.out = HorizontalConv(hidden, hidden, 0, groups=groups)
 
     def forward(self, v: Tensor, h: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -80,9 +80,9 @@ class PixelCNN(PixelModel):
         if kernel % 2 == 0 or first % 2 == 0 or first < 3:
             raise UsageError("`model.kernel` and `model.first` must be odd, `model.first` 3 or more")
         self.outputs = 1 if self.levels == 2 else self.levels  # logits a channel
-        half = first // 2
-        self.first_vertical = VerticalConv(channels, hidden, (half, first), strict=True)
-        self.first_horizontal = HorizontalConv(channels, hidden, half, groups=channels, strict=True)
+        reach = first // 2
+        self.first_vertical = VerticalConv(channels, hidden, (reach, first), strict=True)
+        self.first_horizontal = HorizontalConv(channels, hidden, reach, groups=channels, strict=True)
         self.position = nn.Parameter(torch.zeros(hidden, height, width))
         self.blocks: Modules[GatedBlock] = Modules(GatedBlock(hidden, kernel, d, channels) for d in dilations)
         self.head = HorizontalConv(hidden, head, 0, groups=channels)
@@ -110,10 +110,10 @@ class PixelCNN(PixelModel):
         of level 1 where there are two levels."""
         bias = self._bias(labels, x.shape[0])
         v, h = self.first_vertical(x), self.first_horizontal(x)
-        # channels_last is faster on a CPU; it is set here, since images of one channel lose it. In bf16 it
-        # makes oneDNN's gradient of a dilated convolution wrong, but for multiples of 16 channels
-        wrong = torch.is_grad_enabled() and h.dtype is torch.bfloat16 and h.shape[1] % 16
-        layout = torch.contiguous_format if wrong else torch.channels_last
+        # channels_last is faster on a CPU; it is set here, since images of one channel lose it. In bf16
+        # oneDNN's gradient of a dilated convolution is wrong with it, except for multiples of 16 channels
+        is_affected = torch.is_grad_enabled() and h.dtype is torch.bfloat16 and h.shape[1] % 16
+        layout = torch.contiguous_format if is_affected else torch.channels_last
         v = (v + self.position.to(v.dtype)).contiguous(memory_format=layout)
         h = h.contiguous(memory_format=layout)
         for block, b in zip(self.blocks, bias, strict=True):
@@ -177,23 +177,23 @@ class IncrementalPixelCNN:
         self.i += 1
 
     def keep(self, row: Tensor) -> None:
-        """Does nothing: the horizontal stack sees its own row alone, the vertical one gets it by `row`."""
+        """Does nothing: the horizontal stack sees the current row alone; `row` feeds the vertical one."""
 
     def outputs(self, j: int, c: int) -> Tensor:
         """The logits of channel c at pixel j of the row, [n, outputs]."""
-        if c == 0:  # the share of the pixels on the left is the same for all channels
-            self.left = [self.first.left(j, self.first.bias)]
-            self.left += [
-                cache.left(j, base[j]) for (cache, _), base in zip(self.blocks, self.base, strict=True)
+        if c == 0:  # all channels share the contribution of the pixels on the left
+            self.past = [self.first.past_sum(j, self.first.bias)]
+            self.past += [
+                cache.past_sum(j, base[j]) for (cache, _), base in zip(self.blocks, self.base, strict=True)
             ]
-        h = self.first.add(j, c, self.left[0])
-        for (horizontal, out), left in zip(self.blocks, self.left[1:], strict=True):
+        h = self.first.output(j, c, self.past[0])
+        for (horizontal, out), past in zip(self.blocks, self.past[1:], strict=True):
             horizontal.put(j, c, h)
-            out.put(0, c, gate(horizontal.add(j, c, left)))
-            h = h + out.add(0, c, out.bias)
+            out.put(0, c, gate(horizontal.output(j, c, past)))
+            h = h + out.output(0, c, out.bias)
         self.head.put(0, c, F.relu(h))
-        self.out.put(0, c, F.relu(self.head.add(0, c, self.head.bias)))
-        return self.out.add(0, c, self.out.bias)
+        self.out.put(0, c, F.relu(self.head.output(0, c, self.head.bias)))
+        return self.out.output(0, c, self.out.bias)
 
     def put(self, j: int, c: int, value: Tensor) -> None:
         self.first.put(j, c, value)

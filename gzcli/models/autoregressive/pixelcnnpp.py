@@ -144,8 +144,8 @@ class Grow(nn.Module):
 
 
 class Scale(nn.Module):
-    """The blocks of one resolution, towards coarser ones (`up`, as the paper calls it) and back (`down`), and
-    the layers between this resolution and the next coarser one."""
+    """The blocks of one resolution, towards coarser ones (`up` in the paper) and back (`down`), and the
+    layers between this resolution and the next coarser one."""
 
     def __init__(self, hidden: int, blocks: int, *, coarsest: bool, classes: int, dropout: float):
         super().__init__()
@@ -160,7 +160,7 @@ def u_net(
     x: Any, scales: Iterable[Any], *labels: Any, call: Callable[..., Any] = lambda layer, *x: layer(*x)
 ) -> Any:
     """x through the scales, finest first, and back, with shortcuts between the blocks of one scale. `call`
-    calls a layer: as a whole, or for a row or a pixel, where a coarser scale may have no new position."""
+    applies a layer to the image, a row or a pixel; a coarser scale may then have no new position."""
     scale, *coarser = scales
     skips = [x]
     for block in scale.up:
@@ -188,12 +188,12 @@ class CornerCache:
         self.input = self.left.new_zeros(n, (width + 1) * self.n_in)
         self.i = self.j = -1
 
-    def row(self, more: Tensor | float = 0.0) -> None:
-        """Begins the next row; `more` [n, W, n_out] is added to its outputs."""
+    def row(self, extra: Tensor | float = 0.0) -> None:
+        """Begins the next row; `extra` [n, W, n_out] is added to its outputs."""
         self.i, self.j = self.i + 1, -1
         if self.i % self.stride == 0:
             taps = self.input.unfold(1, 2 * self.n_in, self.stride * self.n_in)  # [n, W, 2 · n_in]
-            self.base = taps @ self.above + (self.bias + more)
+            self.base = taps @ self.above + (self.bias + extra)
 
     def pixel(self, value: Tensor) -> Any:
         """The output [n, n_out] at the next pixel, whose input is `value` [n, n_in]; None where the stride
@@ -317,8 +317,8 @@ class PixelCNNpp(PixelModel):
         conditional: bool = False,
     ):
         if not blocks or min(blocks) < 0 or mixture < 1:
-            few = "`model.blocks` must name a number of blocks for one scale or more"
-            raise UsageError(f"{few}, `model.mixture` be 1 or more")
+            message = "`model.blocks` must name a number of blocks for one scale or more"
+            raise UsageError(f"{message}, `model.mixture` be 1 or more")
         channels, height, width = data.shape
         pixels = LogisticMixture(channels, grey_levels(data), mixture)
         super().__init__(data, conditional, parts=1, uniforms=pixels.uniforms)
@@ -333,7 +333,7 @@ class PixelCNNpp(PixelModel):
             for i, n in enumerate(blocks)
         )
         self.head = nn.Conv2d(hidden, pixels.size, 1)
-        pixels.start(self.head.get_parameter("bias"))
+        pixels.init_bias(self.head.get_parameter("bias"))
         # weights are g · v / ‖v‖, with a norm for each output channel (Salimans & Kingma 2016)
         for layer in list(self.modules()):
             if isinstance(layer, (nn.Conv2d, HorizontalConv)):
@@ -387,7 +387,7 @@ class IncrementalPixelCNNpp:
 
     def outputs(self, j: int, part: int) -> Tensor:
         """The parameters of pixel j's distribution, [n, size]."""
-        h = feature(self.left.left(j, self.base[j]))
+        h = feature(self.left.past_sum(j, self.base[j]))
         h, _ = u_net(h, self.scales, call=lambda layer, *x: layer.pixel(*x))
         return F.linear(F.elu(h), self.head, self.net.head.bias)
 

@@ -69,7 +69,7 @@ class TransformerBlock(nn.Module):
 
     def forward(self, h: Tensor, *, causal: bool = False, cache: KVCache | None = None) -> Tensor:
         """h [B, T, width] after the positions in the cache, if any; causal: none attends to a later one."""
-        if self.near is not None and self.grid is not None:  # the first token is the label, not a code
+        if self.near is not None and self.grid is not None:  # the first token is the label
             codes = h[:, 1:].mT.unflatten(2, self.grid)
             h = torch.cat([h[:, :1], h[:, 1:] + self.near(codes).flatten(2).mT], 1)
         qkv = self.qkv(self.norm1(h)).unflatten(-1, (3, self.heads, -1))
@@ -88,8 +88,8 @@ class Trunk(nn.Module):
         super().__init__()
         self.options, width, heads = options, options.width, options.heads
         if width % heads:
-            odd = f"`model.width` is {width}, which {heads} heads cannot share"
-            raise UsageError(odd, hint="set `model.heads` to a divisor")
+            message = f"`model.width` is {width}, which {heads} heads cannot share"
+            raise UsageError(message, hint="set `model.heads` to a divisor")
         self.drop = nn.Dropout(options.dropout)
         self.blocks = nn.ModuleList(
             TransformerBlock(width, heads, options.dropout, grid) for _ in range(options.layers)
@@ -130,9 +130,9 @@ class Position(nn.Module):
 class Prior(Labelled):
     """A distribution over the codes [B, T] that `tokenizer` gives to images, in raster order of its grid.
 
-    The codes of the training set are computed once (`prepare`). The label, or the cluster of the image, is a
-    token before the codes. With `mask` there is a token for an unknown code, the last. Raises UsageError for
-    a stage `tokenizer` that makes no codes.
+    The codes of the training set are computed once (`prepare`). The label or cluster of the image is a token
+    before the codes. With `mask` the last token stands for an unknown code. Raises UsageError for a stage
+    `tokenizer` that makes no codes.
     """
 
     best = "loss"
@@ -164,8 +164,8 @@ class Prior(Labelled):
     def phases(self) -> list[Phase]:
         """One phase, with weight decay for matrices alone."""
         matrices = [p for p in self.parameters() if p.ndim > 1]
-        rest = [p for p in self.parameters() if p.ndim <= 1]
-        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": rest, "weight_decay": 0.0}]
+        vectors = [p for p in self.parameters() if p.ndim <= 1]
+        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
         return [Phase("main", groups)]
 
     @torch.no_grad()
@@ -174,7 +174,7 @@ class Prior(Labelled):
         return {"codes": codes.to(torch.int16) if self.codes <= 2**15 else codes}
 
     def training_labels(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        """The labels of a batch, or its clusters, and which of them are hidden: in training alone."""
+        """The labels or clusters of a batch, and which of them are hidden, in training alone."""
         y, drop = super().training_labels(batch)
         return y, drop if drop is None or self.training else torch.zeros_like(drop)
 
@@ -192,8 +192,8 @@ class Prior(Labelled):
         return self.tokenizer.reconstruct(x, noise=noise, progress=progress)
 
     def score_nll(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """−log p(codes of x) [B] in nats; of a conditional model, under the mixture of its classes; of one of
-        clusters its upper bound by the cluster of x alone."""
+        """−log p(codes of x) [B] in nats; for a conditional model under the mixture of its classes, with
+        clusters an upper bound by the cluster of x."""
         codes = self.tokenizer.encode(x).flatten(1)
         if not self.conditional:
             return self.joint_nll(codes, x, noise)
@@ -225,8 +225,8 @@ class Prior(Labelled):
         return self.tokenizer.map_recon(x, noise=noise)
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """The tokenizer's figures, and in nats for each code: `entropy` of a single code, and `nats` under
-        the prior, given the labels if it is conditional, and with the clusters if it is told these."""
+        """The tokenizer's figures, and in nats a code: `entropy` of a single code, and `nats` under the
+        prior, given the labels, or jointly with the clusters."""
         figures, nats, n = Figures(self.tokenizer), 0.0, 0
         for batch in batches:
             codes = figures.add(batch.x).flatten(1)
@@ -236,4 +236,4 @@ class Prior(Labelled):
                 nll = self.joint_nll(codes, batch.x, batch.noise)
             nats += float(nll.cpu().double().sum())
             n += codes.numel()
-        return figures.named() | {"entropy": figures.entropy, "nats": nats / n}
+        return figures.as_dict() | {"entropy": figures.entropy, "nats": nats / n}

@@ -17,8 +17,8 @@ from gzcli.models.base import Model
 from gzcli.models.nn import full_fp32, to_fp32
 
 EPS = 1e-8  # Laplace smoothing of the shares of codes
-DEAD = 0.03  # a code is dead where its share is less than this part of an equal share, 1 / codes
-REBORN = 0.1  # a restarted code begins with this part of an equal share, which lasts one averaging time
+DEAD = 0.03  # a code is dead below this part of an equal share, 1 / codes
+REBORN = 0.1  # a restarted code gets this part of an equal share, which lasts one averaging time
 DISTANCES = 1 << 24  # distances that are held in memory at once
 
 
@@ -30,7 +30,7 @@ class CodebookOptions:
     dim: numbers in a code's vector.
     codebook: how codes are learned: `ema`, as the mean of the encoder's vectors that they replace, or
       `gradient`.
-    beta: weight β of the commitment loss, which draws the encoder to its codes.
+    beta: weight β of the commitment loss, which pulls the encoder towards its codes.
     decay: decay of a step, of the running averages for `ema` and `restart`.
     restart: whether dead codes are moved to vectors drawn from the batch.
     cosine: whether vectors and codes lie on the unit sphere, which keeps more codes in use (Yu 2021,
@@ -102,7 +102,7 @@ class Codebook(nn.Module):
         return self._normal(F.embedding(codes, self.embedding)).movedim(-1, 1)
 
     @torch.no_grad()
-    def start(self, z: Tensor, noise: Noise) -> None:
+    def init_codes(self, z: Tensor, noise: Noise) -> None:
         """Moves all codes to vectors of the first batch, once, so that a resume changes nothing."""
         self._restart(~self.started.expand_as(self.usage), self._normal(to_fp32(z), dim=1), noise)
         self.started.fill_(True)
@@ -130,27 +130,27 @@ class Codebook(nn.Module):
         if self.options.restart:
             self._restart(self._dead(), z, noise)
 
-    def _restart(self, which: Tensor, z: Tensor, noise: Noise) -> None:
-        """Moves the codes where `which` [codes] is true to vectors drawn from the global batch z."""
-        # drawn whether or not any code needs them, so that the host need not wait for the device
+    def _restart(self, selected: Tensor, z: Tensor, noise: Noise) -> None:
+        """Moves the codes where `selected` [codes] is true to vectors drawn from the global batch z."""
+        # always drawn, so that the host need not wait for the device
         z = z.movedim(1, -1).flatten(1, 2)  # [B, h · w, dim]
         u, z = noise.rand(*z.shape[:2]).flatten(), z.flatten(0, 1)
-        few = min(len(which), len(z))
-        first = u.topk(few).indices  # the first of the global batch are among the first of each rank
+        count = min(len(selected), len(z))
+        first = u.topk(count).indices  # the first of the global batch are among the first of each rank
         u, z = ranks.rows(u[first], self), ranks.rows(z[first], self)
-        z = z[u.topk(min(len(which), len(z))).indices].to(self.embedding)
-        z = z[(which.cumsum(0) - 1).clamp(min=0) % len(z)]  # the i-th of these codes gets the i-th vector
-        share = REBORN / len(which)
-        self.usage.masked_fill_(which, share)
-        self.embedding.data.copy_(torch.where(which[:, None], z, self.embedding))
+        z = z[u.topk(min(len(selected), len(z))).indices].to(self.embedding)
+        z = z[(selected.cumsum(0) - 1).clamp(min=0) % len(z)]  # the i-th of these codes gets the i-th vector
+        share = REBORN / len(selected)
+        self.usage.masked_fill_(selected, share)
+        self.embedding.data.copy_(torch.where(selected[:, None], z, self.embedding))
         if self.options.codebook == "ema":
-            self.total.copy_(torch.where(which[:, None], z * share, self.total))
+            self.total.copy_(torch.where(selected[:, None], z * share, self.total))
 
 
-SIDE = 16  # the most codes along a side where a recipe does not say how often it is halved
+SIDE = 16  # the most codes along a side by default
 
 
-def halved(shape: tuple[int, ...]) -> int:
+def default_halvings(shape: tuple[int, ...]) -> int:
     """How often sides of images (C, H, W) are halved: twice, or until neither has more than SIDE codes."""
     return max(2, math.ceil(math.log2(max(shape[1:]) / SIDE)))
 
@@ -158,10 +158,9 @@ def halved(shape: tuple[int, ...]) -> int:
 class Tokenizer(Model):
     """`encoder` [B, C, H, W] → [B, dim, h, w], `codebook`, `decoder` → [B, C, H, W]; the grid is h × w.
 
-    A tokenizer is the first stage of a prior (`transformer`, `maskgit`). By itself it draws every code
-    independently by its frequency in training, so that samples have colours and strokes but no composition.
-    An `ema` codebook is an average already: averaged weights (`train.ema`) with a longer memory than its
-    `decay` do not fit it.
+    A tokenizer is the first stage of a prior (`transformer`, `maskgit`). Its own samples draw every code
+    independently by its frequency in training, so they have colours and strokes but no composition. An `ema`
+    codebook is an average already: averaged weights (`train.ema`) with a longer memory do not fit it.
     """
 
     best = "loss"
@@ -180,7 +179,7 @@ class Tokenizer(Model):
 
     @torch.no_grad()
     def on_start(self, batch: Batch) -> None:
-        self.codebook.start(self.encoder(batch.x), batch.noise)
+        self.codebook.init_codes(self.encoder(batch.x), batch.noise)
 
     def encode(self, x: Tensor) -> Tensor:
         """The codes of images x [B, C, H, W]: int64 [B, h, w]."""
@@ -231,7 +230,7 @@ class Tokenizer(Model):
         figures = Figures(self)
         for batch in batches:
             figures.add(batch.x)
-        return figures.named()
+        return figures.as_dict()
 
 
 class Figures:
@@ -256,7 +255,7 @@ class Figures:
         p = self.usage / self.usage.sum()
         return -float(torch.special.xlogy(p, p).sum())
 
-    def named(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, float]:
         return {"mse": self.error / self.pixels, "perplexity": math.exp(self.entropy)}
 
 

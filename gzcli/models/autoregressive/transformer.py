@@ -81,7 +81,7 @@ class Transformer(Prior):
         labels: Labels = None,
         noise: Noise,
         progress: Progress = no_progress,
-        how: DrawOptions = DrawOptions(),
+        options: DrawOptions = DrawOptions(),
         guidance: float | None = None,
     ) -> Tensor:
         """n images [n, C, H, W], code by code; keys and values of earlier codes are cached.
@@ -89,10 +89,10 @@ class Transformer(Prior):
         guidance: scale of the logits with the label against those without (Ho 2022, arXiv:2207.12598); 1: as
           trained, more: sharper, at twice the cost; null: 1, and 1.3 towards clusters.
         """
-        guidance, labels = self.strength(guidance), self.sampled_labels(labels, n, noise)
+        guidance, labels = self.guidance_scale(guidance), self.draw_labels(labels, n, noise)
         self.check_guidance(guidance, labels)
         codes = torch.zeros(n, 0, dtype=torch.long, device=self.device)
-        return self.images(self._generate(codes, labels, noise, progress, how, guidance))
+        return self.images(self._generate(codes, labels, noise, progress, options, guidance))
 
     @torch.no_grad()
     def complete(
@@ -103,12 +103,12 @@ class Transformer(Prior):
         labels: Labels = None,
         noise: Noise,
         progress: Progress = no_progress,
-        how: DrawOptions = DrawOptions(),
+        options: DrawOptions = DrawOptions(),
     ) -> Applied:
         """x [B, C, H, W] with its first rows kept, and the rest sampled given their codes.
 
-        A conditional model without labels takes the class that makes the kept codes most probable; one of
-        clusters draws the cluster given them.
+        A conditional model without labels takes the class that makes the kept codes most probable. With
+        clusters, one is drawn given these codes.
 
         rows: how many rows of pixels are kept, a multiple of the rows that a code covers; null: about half.
         """
@@ -117,7 +117,7 @@ class Transformer(Prior):
         if not 0 <= rows <= height or (rows % step and rows < height):
             raise UsageError(f"`rows` is {rows}, it must be a multiple of {step} up to {height}")
         first = -(-rows // step) * self.grid[1]
-        # the encoder sees beyond a code's own pixels, so the hidden rows are overwritten by the last kept one
+        # codes depend on pixels around theirs, so the hidden rows are overwritten by the last kept one
         last = x[:, :, max(rows - 1, 0) : max(rows, 1)].expand(-1, -1, height - rows, -1)
         visible = torch.cat([x[:, :, :rows], last], 2)
         codes = self.tokenizer.encode(visible).flatten(1)[:, :first]
@@ -126,12 +126,12 @@ class Transformer(Prior):
                 best = self.class_log_prob(codes, noise).argmax(1)
                 labels = spread_labels(None, len(self.data.classes), self.data, x.device)[best]
             labels = spread_labels(labels, len(x), self.data, x.device)
-        condition = labels if self.conditional else self.drawn_cluster(codes, noise)
-        completed = self.images(self._generate(codes, condition, noise, progress, how, 1.0))
+        condition = labels if self.conditional else self.draw_cluster(codes, noise)
+        completed = self.images(self._generate(codes, condition, noise, progress, options, 1.0))
         completed = torch.cat([x[:, :, :rows], completed[:, :, rows:]], 2)
         return Applied(completed, rows=("completed",), known=first_rows(x, rows), how="kept", labels=labels)
 
-    def drawn_cluster(self, codes: Tensor, noise: Noise) -> Tensor | None:
+    def draw_cluster(self, codes: Tensor, noise: Noise) -> Tensor | None:
         """A cluster [B] drawn from p(c | codes) given the first codes of images; None without clusters."""
         if self.clusters is None:
             return None
@@ -146,10 +146,10 @@ class Transformer(Prior):
         labels: Labels,
         noise: Noise,
         progress: Progress,
-        how: DrawOptions,
+        options: DrawOptions,
         guidance: float,
     ) -> Tensor:
-        """Codes [n, T]: the given `codes` [n, kept], and the rest drawn in order."""
+        """Codes [n, T]: `codes` [n, kept], followed by codes drawn in order."""
         n, start = codes.shape
         u = noise.rand(n, self.length)
         codes = torch.cat([codes, codes.new_zeros(n, self.length - start)], 1)
@@ -167,15 +167,15 @@ class Transformer(Prior):
                 logits = self.head(self.trunk(h, causal=h.shape[1] > 1, caches=caches)[:, -1])
                 if passes == 2:
                     logits = torch.lerp(logits[n:], logits[:n], guidance)
-                codes[:, i] = draw(weights(logits, how), u[:, i])
+                codes[:, i] = draw(truncated_probs(logits, options), u[:, i])
                 h = self.embed(codes[:, i : i + 1]).repeat(passes, 1, 1)
                 progress(i + 1, self.length)
         return codes
 
 
-def weights(logits: Tensor, how: DrawOptions) -> Tensor:
+def truncated_probs(logits: Tensor, options: DrawOptions) -> Tensor:
     """The distribution [..., K], up to a factor, that codes are drawn from, given logits [..., K]."""
-    temperature, top_k, top_p = how.temperature, how.top_k, how.top_p
+    temperature, top_k, top_p = options.temperature, options.top_k, options.top_p
     if temperature <= 0 or (top_k is not None and top_k < 1) or not 0 < top_p <= 1:
         raise UsageError("`temperature` must be above 0, `top_k` 1 or more, `top_p` above 0 and at most 1")
     p = (logits / temperature).softmax(-1)

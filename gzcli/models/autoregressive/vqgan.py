@@ -21,16 +21,16 @@ from torch import Tensor, nn
 from gzcli.core import ranks
 from gzcli.core.errors import MissingError
 from gzcli.core.types import Batch, DataInfo, Noise
-from gzcli.models.autoregressive.tokenizer import Codebook, CodebookOptions, Tokenizer, halved
+from gzcli.models.autoregressive.tokenizer import Codebook, CodebookOptions, Tokenizer, default_halvings
 from gzcli.models.base import Phase
-from gzcli.models.nn import halvings, to_fp32
-from gzcli.models.nn.adversarial import OBJECTIVES, PatchGAN, judged
+from gzcli.models.nn import halved_sizes, to_fp32
+from gzcli.models.nn.adversarial import OBJECTIVES, PatchGAN, critic_outputs
 from gzcli.models.nn.layers import Attention, GroupNorm, ResBlock
 from gzcli.models.nn.perceptual import LPIPS
 from gzcli.models.nn.unet import Down, Up
 
 EPS = 1e-6  # of the group norms
-MULT = {2: (1, 2, 4), 3: (1, 2, 2, 4), 4: (1, 1, 2, 2, 4)}  # channels of each level, by how often is halved
+MULT = {2: (1, 2, 4), 3: (1, 2, 2, 4), 4: (1, 1, 2, 2, 4)}  # channels of each level, by number of halvings
 HINGE = OBJECTIVES["hinge"]
 
 
@@ -40,7 +40,7 @@ class ConvOptions:
 
     channels: channels of the finest level; a multiple of `groups`.
     mult: channels of each level in units of `channels`, the finest first; the resolution is halved between
-      two levels; null: as many as leave at most 16 codes a side, 1, 2, 4 or the authors' of more levels.
+      two levels; null: the fewest levels with at most 16 codes a side, with the authors' channels.
     blocks: residual blocks of each level of the encoder; the decoder has one more.
     attention: whether the coarsest level has self-attention.
     groups: groups of each group norm.
@@ -53,8 +53,8 @@ class ConvOptions:
     groups: int = 8
 
     def widths(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        times = halved(shape)
-        # those of the authors' models of 4, 8 and 16 pixels a code; coarser ones begin with more levels of 1
+        times = default_halvings(shape)
+        # as in the authors' models of 4, 8 and 16 pixels a code; coarser ones begin with more levels of 1
         mult = MULT.get(times, (1,) * (times - 4) + MULT[4]) if self.mult is None else self.mult
         return tuple(self.channels * m for m in mult)
 
@@ -167,7 +167,7 @@ class VQGAN(Tokenizer):
         disc_layers: int = 2,
     ):
         widths, colours, dim = net.widths(data.shape), data.shape[0], quantise.dim
-        sizes = halvings(data.shape, len(widths) - 1)
+        sizes = halved_sizes(data.shape, len(widths) - 1)
         encoder, codebook = Encoder(colours, dim, widths, net), Codebook(quantise)
         super().__init__(data, sizes[-1], encoder, codebook, Decoder(colours, dim, widths, net, sizes))
         self.discriminator = PatchGAN(data.shape, disc_width, disc_layers)
@@ -221,7 +221,7 @@ class VQGAN(Tokenizer):
     def discriminator_loss(self, x: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
             fake = to_fp32(self.decoder(self.codebook.nearest(self.encoder(x))[2]))
-        on_real, on_fake = judged(self.discriminator, x, fake)
+        on_real, on_fake = critic_outputs(self.discriminator, x, fake)
         loss = 0.5 * HINGE.critic(on_real, on_fake)
         return {"loss": loss, "real": on_real.detach().mean(), "fake": on_fake.detach().mean()}
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gzcli.core.types import Batch, DataInfo
-from gzcli.models.autoregressive.tokenizer import Codebook, CodebookOptions, Tokenizer, halved
-from gzcli.models.nn import halvings, to_fp32
+from gzcli.models.autoregressive.tokenizer import Codebook, CodebookOptions, Tokenizer, default_halvings
+from gzcli.models.nn import halved_sizes, to_fp32
 
 
 class Residual(nn.Module):
@@ -88,8 +88,8 @@ class VQVAE(Tokenizer):
         down: int | None = None,
         quantise: CodebookOptions = CodebookOptions(),
     ):
-        down = halved(data.shape) if down is None else down
-        sizes, channels, dim = halvings(data.shape, down), data.shape[0], quantise.dim
+        down = default_halvings(data.shape) if down is None else down
+        sizes, channels, dim = halved_sizes(data.shape, down), data.shape[0], quantise.dim
         encoder, codebook = Encoder(channels, hidden, residual, blocks, down, dim), Codebook(quantise)
         decoder = Decoder(channels, hidden, residual, blocks, sizes, dim)
         super().__init__(data, sizes[-1], encoder, codebook, decoder)

@@ -1,1 +1,1 @@
-"""What diffusion, score and flow-matching models share: guidance, samplers, schedules and applications."""
+"""The core of diffusion, score and flow-matching models: processes, guidance, samplers, applications."""

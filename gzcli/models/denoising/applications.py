@@ -1,4 +1,4 @@
-"""What every trained denoiser can do with images, and its score of how well it rebuilds them."""
+"""Applications of a trained denoiser, and its score by the error of rebuilt images."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from gzcli.models.denoising import samplers
 from gzcli.models.denoising.denoiser import UNCLIPPED, Denoiser, WalkOptions
 from gzcli.models.denoising.process import Level
 from gzcli.models.denoising.samplers import Denoise, Estimate, Path, Randn, Sampler, solve
-from gzcli.models.nn import Mix, as_interpolations, at_least, every_label, interpolated, pairs_of, slerp
+from gzcli.models.nn import Mix, as_interpolations, at_least, complete_pairs, every_label, mix_codes, slerp
 
-TIMES = 4  # noise levels by which translation finds the class of an image that has no label
-SIGMA_Y = 0.05  # the error of the network's estimates, in place of noise of what is known of an image
+TIMES = 4  # noise levels by which translation classifies an unlabelled image
+SIGMA_Y = 0.05  # standard deviation of measurements, which stands for the error of the network's estimates
 
 
 @dataclass(frozen=True)
@@ -50,20 +50,21 @@ class Applications(Denoiser):
 
     with_labels = ("translate", "classify")
     perceptual_scores = ("recon",)
-    walk_back: ClassVar[Sampler]  # takes noised images back to the clean ones
+    reverse_sampler: ClassVar[Sampler]  # takes noised images back to the clean ones
     ode_solver: ClassVar[tuple[Any, int]] = ("midpoint", 20)  # to noise and back, and its steps by default
     completion: ClassVar[tuple[str, int]] = ("repaint", 50)  # method and steps of inpainting by default
     recon_mean: Tensor | None = None  # of each error of an image, set by `fit_recon`
     recon_std: Tensor | None = None
 
-    # ---- there and back
+    # ---- to noise and back
 
-    def path(self, steps: int, **how: Any) -> list[Level]:
-        """A path of at most `steps` steps; start: the share of the way to pure noise that it begins at."""
-        strength = how.get("start", 1.0)
+    def path(self, steps: int, **options: Any) -> list[Level]:
+        """A path of at most `steps` steps; start: its first noise level as a share of the way to pure
+        noise."""
+        strength = options.get("start", 1.0)
         if not 0 < strength <= 1:
             raise UsageError(f"`strength` is a share of the way to pure noise, 0 … 1, not {strength:g}")
-        return self.process.path(min(steps, self.process.most_steps(strength)), **how)
+        return self.process.path(min(steps, self.process.most_steps(strength)), **options)
 
     def to_noise(self, x: Tensor, y: Tensor | None, steps: int, progress: Progress) -> Tensor:
         times = self.process.ode_times(steps)[::-1]
@@ -73,12 +74,12 @@ class Applications(Denoiser):
         times = self.process.ode_times(steps)
         return solve(self.velocity(y, guidance), z, times, self.ode_solver[0], progress=progress)
 
-    def back(
+    def denoise_path(
         self, x: Tensor, path: Path, y: Tensor | None, guidance: float, randn: Randn, progress: Progress
     ) -> Tensor:
         """Images noised to path[0], denoised along the path given labels y."""
         denoise = self.denoiser(y, WalkOptions(guidance))
-        return self.into_range(self.walk_back(denoise, x, path, randn=randn, progress=progress))
+        return self.into_range(self.reverse_sampler(denoise, x, path, randn=randn, progress=progress))
 
     def round_trip(
         self,
@@ -91,11 +92,11 @@ class Applications(Denoiser):
         guidance: float = 1.0,
         progress: Progress = no_progress,
     ) -> tuple[Tensor, Tensor]:
-        """x noised at the share `strength` of the way to pure noise, and that denoised in at most `steps`
-        steps given labels y, as SDEdit does (Meng 2022, arXiv:2108.01073)."""
+        """x noised at the share `strength` of the way to pure noise, and the noised images denoised in at
+        most `steps` steps given labels y (SDEdit, Meng 2022, arXiv:2108.01073)."""
         path, randn = self.path(steps, start=strength), partial(noise.randn, *x.shape)
         x_t = path[0].alpha * x + path[0].sigma * randn()
-        return x_t, self.back(x_t, path, self.known_labels(y), guidance, randn, progress)
+        return x_t, self.denoise_path(x_t, path, self.image_labels(y), guidance, randn, progress)
 
     @torch.no_grad()
     def reconstruct(
@@ -113,8 +114,8 @@ class Applications(Denoiser):
         steps: denoising steps, at most.
         """
         at_least(1, steps=steps)
-        x_t, back = self.round_trip(x, noise, strength, steps, progress=progress)
-        return Applied(back, rows=("denoised",), given=x_t, how="noised")
+        x_t, denoised = self.round_trip(x, noise, strength, steps, progress=progress)
+        return Applied(denoised, rows=("denoised",), given=x_t, how="noised")
 
     @torch.no_grad()
     def edit(
@@ -135,9 +136,9 @@ class Applications(Denoiser):
         guidance: strength of the labels; 1: as trained, 0: without them, more: sharper.
         """
         at_least(1, steps=steps)
-        y = self.asked_labels(labels, len(x))
-        x_t, back = self.round_trip(x, noise, strength, steps, y=y, guidance=guidance, progress=progress)
-        return Applied(back, rows=("edited",), given=x_t, how="noised", labels=y)
+        y = self.requested_labels(labels, len(x))
+        x_t, edited = self.round_trip(x, noise, strength, steps, y=y, guidance=guidance, progress=progress)
+        return Applied(edited, rows=("edited",), given=x_t, how="noised", labels=y)
 
     @torch.no_grad()
     def interpolate(
@@ -157,12 +158,12 @@ class Applications(Denoiser):
           network calls each, or of score models 10 Runge–Kutta steps of four.
         """
         at_least(1, steps=steps)
-        y, steps = self.known_labels(None), steps or self.ode_solver[1]
+        y, steps = self.image_labels(None), steps or self.ode_solver[1]
         at_least(2, frames=frames)
-        z = between(self.to_noise(pairs_of(x), y, steps, progress), frames, slerp)
+        z = interpolate_images(self.to_noise(complete_pairs(x), y, steps, progress), frames, slerp)
         return as_interpolations(self.into_range(self.to_data(z, y, steps, 1.0, progress)), frames)
 
-    # ---- what is known of an image
+    # ---- images from measurements
 
     @torch.no_grad()
     def inpaint(
@@ -185,21 +186,21 @@ class Applications(Denoiser):
         method, steps = options.method or self.completion[0], options.steps or self.completion[1]
         at_least(1, steps=options.steps, resample=options.resample, jump=options.jump)
         at_least(1, iterations=options.iterations)
-        mask = middle_hidden(x) if mask is None else mask.to(x)
-        y = self.asked_labels(labels, len(x)) if labels is not None else self.known_labels(None)
+        mask = centre_mask(x) if mask is None else mask.to(x)
+        y = self.requested_labels(labels, len(x)) if labels is not None else self.image_labels(None)
         randn = partial(noise.randn, *x.shape)
         z = self.process.prior_std * randn()
         if method == "moments":
-            shown = Measurement(*[lambda image: mask * image] * 3)
+            measurement = Measurement(*[lambda image: mask * image] * 3)
             denoise = self.denoiser(y, WalkOptions(options.guidance, clip=False))
-            denoise = self.conditioned(denoise, mask * x, shown, options.iterations)
+            denoise = self.condition_on(denoise, mask * x, measurement, options.iterations)
             images = samplers.dpmpp(denoise, z, self.path(steps, spacing="logsnr"), progress=progress)
         else:
             denoise = self.denoiser(y, WalkOptions(options.guidance))
-            path = samplers.resampled(self.path(steps), options.resample, options.jump)
-            images = samplers.repaint(denoise, z, path, known=x, mask=mask, randn=randn, progress=progress)
-        done = torch.lerp(self.into_range(images), x, mask)
-        return Applied(done, rows=("inpainted",), known=mask, how="masked", labels=y)
+            path = samplers.repeat_stretches(self.path(steps), options.resample, options.jump)
+            images = samplers.repaint(denoise, z, path, image=x, mask=mask, randn=randn, progress=progress)
+        inpainted = torch.lerp(self.into_range(images), x, mask)
+        return Applied(inpainted, rows=("inpainted",), known=mask, how="masked", labels=y)
 
     @torch.no_grad()
     def upscale(
@@ -212,23 +213,23 @@ class Applications(Denoiser):
         steps: int = 25,
         iterations: int = 4,
     ) -> Applied:
-        """Images [B, C, H, W] with the block means x: the ODE given them, by the first two moments of images
-        given x_t. Raises UsageError for sizes that do not fit.
+        """Images [B, C, H, W] with the block means x, by the ODE conditioned on them through the first two
+        moments of images given x_t. Raises UsageError for sizes that do not fit.
 
         x: small images [B, C, h, w], where h divides H; or images of full size, which are first reduced.
-        factor: by how much images of full size are first reduced.
+        factor: factor by which images of full size are first reduced.
         steps: even in log σ/α, each of a network call and iterations + 1 of its gradient.
         iterations: of conjugate gradients in each step.
         """
         at_least(1, factor=factor, steps=steps, iterations=iterations)
-        small, by = reduced(x, factor, self.data.shape[1:])
-        denoise = self.denoiser(self.known_labels(None), UNCLIPPED)
-        denoise = self.conditioned(denoise, small, means(by), iterations)
+        small, ratio = downscale(x, factor, self.data.shape[1:])
+        denoise = self.denoiser(self.image_labels(None), UNCLIPPED)
+        denoise = self.condition_on(denoise, small, block_means(ratio), iterations)
         z = self.process.prior_std * noise.randn(len(x), *self.data.shape)
         images = samplers.dpmpp(denoise, z, self.path(steps, spacing="logsnr"), progress=progress)
-        return Applied(self.into_range(images), rows=("upscaled",), given=small, how=f"small, 1/{by}")
+        return Applied(self.into_range(images), rows=("upscaled",), given=small, how=f"small, 1/{ratio}")
 
-    def conditioned(
+    def condition_on(
         self, denoise: Denoise, y: Tensor, measurement: Measurement, iterations: int = 0
     ) -> Denoise:
         """The denoiser of images x_0 of which y = A x_0 is known. Without iterations x̂_0 is moved to the
@@ -249,36 +250,36 @@ class Applications(Denoiser):
                     return sigma**2 / alpha * torch.autograd.grad(x0, x, v, retain_graph=True)[0]
 
                 def matrix(v: Tensor) -> Tensor:
-                    return measurement.of(covariance(measurement.back(v))) + SIGMA_Y**2 * v
+                    return measurement.apply(covariance(measurement.adjoint(v))) + SIGMA_Y**2 * v
 
                 mean = x0.detach()
-                scaled = conjugate_gradients(matrix, y - measurement.of(mean), iterations)
-                return self.into_range(mean + covariance(measurement.back(scaled)))
+                scaled = conjugate_gradients(matrix, y - measurement.apply(mean), iterations)
+                return self.into_range(mean + covariance(measurement.adjoint(scaled)))
 
         def estimates(x: Tensor, t: float) -> Estimate:
             _, alpha, sigma = self.process.level(t)
             x0 = by_moments(x, t, alpha, sigma) if iterations else denoise(x, t).x0
-            x, x0 = x.detach(), x0 + measurement.fill(y - measurement.of(x0))
+            x, x0 = x.detach(), x0 + measurement.pseudo_inverse(y - measurement.apply(x0))
             return Estimate(x0, (x - alpha * x0) / sigma)
 
         return estimates
 
-    # ---- what labels are for
+    # ---- applications of labels
 
     def error(self, x: Tensor, eps: Tensor, level: Level, y: Tensor | None) -> Tensor:
-        """[B]: the mean squared error of the velocity, or else of ε, for x noised by eps at a level."""
+        """[B]: the mean squared error of the predicted velocity, or else of ε, for x noised by eps."""
         x_t = level.alpha * x + level.sigma * eps
-        at = self.process.level_of(x, level.t)
-        out = self.output(x_t, at, y)
+        image_level = self.process.batch_level(x, level.t)
+        out = self.output(x_t, image_level, y)
         if self.prediction == "velocity":
-            gap = out - self.target(x, eps, at)
+            difference = out - self.target(x, eps, image_level)
         else:
-            gap = eps - self.split(out, x_t, at).eps
-        return gap.square().flatten(1).mean(1)
+            difference = eps - self.to_estimate(out, x_t, image_level).eps
+        return difference.square().flatten(1).mean(1)
 
     def errors(self, x: Tensor, y: Tensor | None, noise: Noise, times: int) -> Tensor:
-        """[B]: the error over `times` noise levels, each with noise of its own."""
-        levels = self.process.between(times)
+        """[B]: the mean error over `times` noise levels, each with its own noise."""
+        levels = self.process.error_levels(times)
         return torch.stack([self.error(x, noise.randn(*x.shape), level, y) for level in levels]).mean(0)
 
     def class_errors(
@@ -304,9 +305,9 @@ class Applications(Denoiser):
         progress: Progress = no_progress,
         times: int = 20,
     ) -> Applied:
-        """The images with the class under which the model predicts their noise best, a classification that it
-        was not trained for (Li 2023, arXiv:2303.16203); and its accuracy, where the classes y are known.
-        Raises UsageError for an unconditional model, and where several classes hold at once.
+        """The images with the class under which the model predicts their noise best (Li 2023,
+        arXiv:2303.16203); and the accuracy, where the classes y are known. Raises UsageError for an
+        unconditional model, and for multi-label data.
 
         times: noise levels at which the classes are compared; each takes a network call for every class.
         """
@@ -330,10 +331,10 @@ class Applications(Denoiser):
         steps: int = 25,
         guidance: float = 1.0,
     ) -> Applied:
-        """Images [B, C, H, W] of one class as those of another, `labels`: their noise by the ODE given their
-        own class, and the images of that noise given the other one (Su 2022, "Dual Diffusion Implicit
-        Bridges", arXiv:2203.08382). Without labels, image i gets class i % K. Images whose class y is not
-        known are classified first. Raises UsageError for an unconditional model.
+        """Images [B, C, H, W] translated to the classes `labels`: the ODE given their own class maps them to
+        noise, and the ODE given `labels` maps it to images (Su 2022, "Dual Diffusion Implicit Bridges",
+        arXiv:2203.08382). Without labels, image i gets class i % K. Images without a class y are classified
+        first. Raises UsageError for an unconditional model.
 
         steps: of the ODE, to noise and back.
         guidance: strength of the labels on the way back; 1: as trained, more: sharper.
@@ -342,10 +343,10 @@ class Applications(Denoiser):
         self.check_conditional("translate")
         if y is None and not self.data.multilabel:
             y = self.class_errors(x, noise).argmin(1)
-        to = self.asked_labels(labels, len(x))
-        z = self.to_noise(x, self.known_labels(y), steps, progress)
-        images = self.into_range(self.to_data(z, to, steps, guidance, progress))
-        return Applied(images, rows=("translated",), labels=to)
+        target_labels = self.requested_labels(labels, len(x))
+        z = self.to_noise(x, self.image_labels(y), steps, progress)
+        images = self.into_range(self.to_data(z, target_labels, steps, guidance, progress))
+        return Applied(images, rows=("translated",), labels=target_labels)
 
     def check_conditional(self, verb: str) -> None:
         if not self.conditional:
@@ -359,8 +360,8 @@ class Applications(Denoiser):
         self, x: Tensor, *, noise: Noise, starts: int = 4, steps: int = 10, pixels: bool = False
     ) -> Tensor:
         """[B]: the mean error of images rebuilt from several noise levels (Graham 2023, arXiv:2211.07740);
-        after `fit_recon` the mean of the errors' z-scores. Raises UsageError where the fit had another number
-        of errors.
+        after `fit_recon` the mean of the errors' z-scores. Raises UsageError where the fit had a different
+        number of errors.
 
         starts: noise levels from which images are rebuilt.
         steps: denoising steps from each noise level, at most.
@@ -369,9 +370,9 @@ class Applications(Denoiser):
         errors = self.recon_errors(x, noise, starts, steps, pixels)
         if self.recon_mean is None or self.recon_std is None:
             return errors.mean(1)
-        fitted, each = len(self.recon_mean), errors.shape[1]
-        if fitted != each:
-            raise UsageError(f"`recon` was fitted with {fitted} errors an image, not {each}")
+        fitted, count = len(self.recon_mean), errors.shape[1]
+        if fitted != count:
+            raise UsageError(f"`recon` was fitted with {fitted} errors an image, not {count}")
         return ((errors - self.recon_mean) / self.recon_std).mean(1)
 
     @torch.no_grad()
@@ -385,18 +386,18 @@ class Applications(Denoiser):
     @torch.no_grad()
     def map_recon(self, x: Tensor, *, noise: Noise, starts: int = 4, steps: int = 10) -> Tensor:
         """|x − x̂| at each pixel, the mean over channels and noise levels: [B, H, W]."""
-        back = self.rebuilt(x, noise, starts, steps)
-        return torch.stack([(x - b).abs().mean(1) for b in back]).mean(0)
+        rebuilt = self.reconstructions(x, noise, starts, steps)
+        return torch.stack([(x - x_hat).abs().mean(1) for x_hat in rebuilt]).mean(0)
 
     def recon_errors(self, x: Tensor, noise: Noise, starts: int, steps: int, pixels: bool) -> Tensor:
         """[B, starts or 2 · starts]: mean squared errors of rebuilt images, then perceptual distances."""
-        back = self.rebuilt(x, noise, starts, steps)
-        errors = [(x - b).square().flatten(1).mean(1) for b in back]
+        rebuilt = self.reconstructions(x, noise, starts, steps)
+        errors = [(x - x_hat).square().flatten(1).mean(1) for x_hat in rebuilt]
         if self.perceptual is not None and not pixels:
-            errors += [self.perceptual(x, b) for b in back]
+            errors += [self.perceptual(x, x_hat) for x_hat in rebuilt]
         return torch.stack(errors, 1)
 
-    def rebuilt(self, x: Tensor, noise: Noise, starts: int, steps: int) -> list[Tensor]:
+    def reconstructions(self, x: Tensor, noise: Noise, starts: int, steps: int) -> list[Tensor]:
         """x after round trips of strength k / (starts + 1)."""
         return [self.round_trip(x, noise, (k + 1) / (starts + 1), steps)[1] for k in range(starts)]
 
@@ -408,12 +409,12 @@ class NoiseApplications(Applications):
     def score_denoise(self, x: Tensor, *, noise: Noise, times: int = 10) -> Tensor:
         """[B]: mean squared error of the network's estimate of ε.
 
-        times: noise levels that the error is averaged over, even over the way from data to noise.
+        times: noise levels that the error is averaged over, evenly from data to noise.
         """
-        return self.errors(x, self.known_labels(None), noise, times)
+        return self.errors(x, self.image_labels(None), noise, times)
 
 
-def middle_hidden(x: Tensor) -> Tensor:
+def centre_mask(x: Tensor) -> Tensor:
     """The mask [B, 1, H, W] that hides the middle quarter of x: 0 in the middle, 1 elsewhere."""
     n, _, h, w = x.shape
     mask = x.new_ones(n, 1, h, w)
@@ -421,42 +422,41 @@ def middle_hidden(x: Tensor) -> Tensor:
     return mask
 
 
-def reduced(x: Tensor, factor: int, size: tuple[int, ...]) -> tuple[Tensor, int]:
-    """Small images, and how many times smaller than `size` (H, W) they are: x, or of full size x reduced by
+def downscale(x: Tensor, factor: int, size: tuple[int, ...]) -> tuple[Tensor, int]:
+    """Small images, and the ratio of `size` (H, W) to theirs: x itself, or x of full size reduced by
     `factor`. Raises UsageError for sizes that do not fit."""
     if x.shape[2:] == size:
         if any(side % factor for side in size):
             raise UsageError(f"`factor` {factor} does not divide images of {size[0]}×{size[1]}")
         x = F.avg_pool2d(x, factor)
-    by = size[0] // x.shape[2]
-    if tuple(s * by for s in x.shape[2:]) != tuple(size):
+    ratio = size[0] // x.shape[2]
+    if tuple(s * ratio for s in x.shape[2:]) != tuple(size):
         raise UsageError(f"images of {tuple(x.shape[2:])} pixels are no whole part of {tuple(size)}")
-    return x, by
+    return x, ratio
 
 
-def between(z: Tensor, frames: int, mix: Mix = torch.lerp) -> Tensor:
-    """Images, or by `slerp` noises of the norm of noise, between 0 and 1, 2 and 3, … of z, ends included."""
-    return interpolated(z.flatten(1), frames, mix).unflatten(1, z.shape[1:])
+def interpolate_images(z: Tensor, frames: int, mix: Mix = torch.lerp) -> Tensor:
+    """Interpolations from image 0 to 1, 2 to 3, … of z, ends included; noises keep their norm by `slerp`."""
+    return mix_codes(z.flatten(1), frames, mix).unflatten(1, z.shape[1:])
 
 
 class Measurement(NamedTuple):
-    """A linear map A of images: A x, Aᵀ y, and A⁺ y, the least image with A A⁺ y = y."""
+    """A linear map A of images: A x, Aᵀ y, and A⁺ y, the image of least norm with A A⁺ y = y."""
 
-    of: Callable[[Tensor], Tensor]
-    back: Callable[[Tensor], Tensor]
-    fill: Callable[[Tensor], Tensor]
+    apply: Callable[[Tensor], Tensor]
+    adjoint: Callable[[Tensor], Tensor]
+    pseudo_inverse: Callable[[Tensor], Tensor]
 
 
-def means(by: int) -> Measurement:
-    """The means of blocks of by × by pixels: images [B, C, H / by, W / by]."""
-    fill = partial(F.interpolate, scale_factor=by, mode="nearest")
-    return Measurement(partial(F.avg_pool2d, kernel_size=by), lambda y: fill(y) / by**2, fill)
+def block_means(side: int) -> Measurement:
+    """The means of blocks of side × side pixels."""
+    fill = partial(F.interpolate, scale_factor=side, mode="nearest")
+    return Measurement(partial(F.avg_pool2d, kernel_size=side), lambda y: fill(y) / side**2, fill)
 
 
 def conjugate_gradients(matrix: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
     """The solution x of matrix(x) = b for each row of the batch, from 0 (Hestenes & Stiefel 1952). A
-    network's matrix need not be positive definite; a row takes no step in a direction of negative
-    curvature."""
+    network's matrix need not be positive definite, so a row takes no step along negative curvature."""
 
     def dot(u: Tensor, v: Tensor) -> Tensor:  # of each row, [B, 1, 1, 1]
         return (u * v).sum((1, 2, 3), keepdim=True)
@@ -464,10 +464,10 @@ def conjugate_gradients(matrix: Callable[[Tensor], Tensor], b: Tensor, iteration
     x, r, p = torch.zeros_like(b), b, b
     rr = dot(r, r)
     for _ in range(iterations):
-        ahead = matrix(p)
-        curvature = dot(p, ahead)
+        ap = matrix(p)
+        curvature = dot(p, ap)
         step = torch.where(curvature > 0, rr / curvature.clamp(min=1e-30), 0.0)
-        x, r = x + step * p, r - step * ahead
+        x, r = x + step * p, r - step * ap
         before, rr = rr, dot(r, r)
         p = r + (rr / before.clamp(min=1e-30)) * p
     return x

@@ -1,4 +1,4 @@
-"""A network that denoises: what it estimates, how it is trained, how labels guide it, and its likelihood.
+"""A denoising network: its prediction, training, guidance by labels, and likelihood.
 
 The inputs of the network net(x, t, y, drop) are the noised image x [B, C, H, W]; its time t [B], or [B, 2]
 for a network of two times; labels y [B] or [B, K], None where they are unknown; and drop [B], the rows whose
@@ -35,13 +35,12 @@ Prediction = Literal["eps", "x0", "v", "velocity"]
 
 @dataclass(frozen=True)
 class DrawOptions:
-    """What images are drawn, by any sampler.
+    """Options of samples, for any sampler.
 
     guidance: strength of the labels (Ho & Salimans 2022); 1: as trained, 0: without them, more: sharper;
       null: 1, and 1.3 towards clusters.
     interval: times between which guidance acts, as shares of the last time (Kynkäänniemi 2024).
-    size: of the images in pixels, for a network that draws others than it was trained on; null: as in
-      training.
+    size: size of the images in pixels, for a network that can draw other sizes; null: as in training.
     """
 
     guidance: float | None = None
@@ -51,7 +50,7 @@ class DrawOptions:
 
 @dataclass(frozen=True)
 class WalkOptions(DrawOptions):
-    """The same, by a sampler along noise levels.
+    """`DrawOptions` of a sampler along noise levels.
 
     clip: whether estimates of x_0 are clamped to [-1, 1].
     dynamic: a quantile of |x_0|, such as .995, at which estimates are thresholded in place of clamping
@@ -83,13 +82,13 @@ class Denoiser(Labelled):
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
         """The error of the network's prediction at one random time an image."""
         t = self.draw_times(batch.noise, len(batch))
-        eps, x = self.ends(batch)
+        eps, x = self.noise_and_images(batch)
         y, drop = self.training_labels(batch)
-        at = self.process.levels_at(t)
-        x_t = at.alpha * x + at.sigma * eps
-        inputs = self.inputs(x_t, at, self.training_guide(batch))
-        out = to_fp32(self.net(inputs, self.clock(t), y, drop))
-        return self.objective(out, self.target(x, eps, at), at)
+        level = self.process.levels_at(t)
+        x_t = level.alpha * x + level.sigma * eps
+        inputs = self.inputs(x_t, level, self.training_guide(batch))
+        out = to_fp32(self.net(inputs, self.time_input(t), y, drop))
+        return self.objective(out, self.target(x, eps, level), level)
 
     def draw_times(self, noise: Noise, n: int) -> Tensor:
         """The times of a batch, [n]; logit_normal: with standard normal logits of the uniform draws (Esser
@@ -101,88 +100,93 @@ class Denoiser(Labelled):
             u = torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)).sigmoid()
         return self.process.times(u)
 
-    def ends(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def noise_and_images(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The noise ε and the images x_0 [B, C, H, W] of a batch."""
         return batch.noise.randn(*batch.x.shape), batch.x
 
-    def target(self, x: Tensor, eps: Tensor, at: Level) -> Tensor:
-        """What the network is to predict."""
+    def target(self, x: Tensor, eps: Tensor, level: Level) -> Tensor:
+        """The target of the network's prediction."""
         if self.prediction == "eps":
             return eps
         if self.prediction == "x0":
             return x
         if self.prediction == "v":
-            return (at.alpha * eps - at.sigma * x) / self.process.norm(at)
-        d_alpha, d_sigma = self.process.derivatives(at.t)
+            return (level.alpha * eps - level.sigma * x) / self.process.norm(level)
+        d_alpha, d_sigma = self.process.derivatives(level.t)
         return d_alpha * x + d_sigma * eps
 
-    def objective(self, out: Tensor, target: Tensor, at: Level) -> dict[str, Tensor]:
-        """The loss of predictions at these noise levels, and what is logged beside it."""
+    def objective(self, out: Tensor, target: Tensor, level: Level) -> dict[str, Tensor]:
+        """The loss of predictions at these noise levels, and values to log."""
         return {"loss": (out - target).square().mean()}
 
     def training_guide(self, batch: Batch) -> Tensor | None:
-        """An image that guides the network in training."""
+        """The image that guides the network in training, if any."""
         return None
 
     # ---- the network
 
-    def inputs(self, x: Tensor, at: Level, guide: Tensor | None = None) -> Tensor:
+    def inputs(self, x: Tensor, level: Level, guide: Tensor | None = None) -> Tensor:
         """The first input of the network, from x and an image that guides it."""
-        return x / self.process.norm(at) if self.rescale else x
+        return x / self.process.norm(level) if self.rescale else x
 
-    def clock(self, t: Tensor) -> Tensor:
+    def time_input(self, t: Tensor) -> Tensor:
         """The network's second input at times t [B]; a network of two times gets t twice, [B, 2]."""
         return self.process.scale * t
 
     def output(
-        self, x: Tensor, at: Level, y: Tensor | None = None, scale: float = 1.0, guide: Tensor | None = None
+        self,
+        x: Tensor,
+        level: Level,
+        y: Tensor | None = None,
+        scale: float = 1.0,
+        guide: Tensor | None = None,
     ) -> Tensor:
-        """The guided output at noise levels `at`."""
-        t = at.t if isinstance(at.t, Tensor) else x.new_full((len(x),), at.t)
-        return self.guided(self.inputs(x, at, guide), self.clock(t), y, scale)
+        """The guided output at noise levels `level`."""
+        t = level.t if isinstance(level.t, Tensor) else x.new_full((len(x),), level.t)
+        return self.guided_output(self.inputs(x, level, guide), self.time_input(t), y, scale)
 
-    def guided(self, x: Tensor, t: Tensor, y: Tensor | None, scale: float) -> Tensor:
+    def guided_output(self, x: Tensor, t: Tensor, y: Tensor | None, scale: float) -> Tensor:
         """The output u + scale · (c − u) in fp32, of c with labels and u without (Ho & Salimans 2022,
         arXiv:2207.12598, eq. 6): one pass of a doubled batch, at scales 1 and 0 of the batch alone."""
         if y is None or scale in (0, 1):
             return to_fp32(self.net(x, t, y if scale else None))
         n = x.shape[0]
-        hidden = torch.arange(2 * n, device=x.device) >= n
-        both = to_fp32(self.net(x.repeat(2, 1, 1, 1), torch.cat([t, t]), torch.cat([y, y]), hidden))
-        return torch.lerp(both[n:], both[:n], scale)
+        label_hidden = torch.arange(2 * n, device=x.device) >= n
+        out = to_fp32(self.net(x.repeat(2, 1, 1, 1), torch.cat([t, t]), torch.cat([y, y]), label_hidden))
+        return torch.lerp(out[n:], out[:n], scale)
 
-    def split(self, out: Tensor, x: Tensor, at: Level) -> Estimate:
-        """The estimates of x_0 and ε that an output at x means."""
-        alpha, sigma = at.alpha, at.sigma
+    def to_estimate(self, out: Tensor, x: Tensor, level: Level) -> Estimate:
+        """The estimates of x_0 and ε by an output at x."""
+        alpha, sigma = level.alpha, level.sigma
         if self.prediction == "eps":
             return Estimate((x - sigma * out) / alpha, out)
         if self.prediction == "x0":
             return Estimate(out, (x - alpha * out) / sigma)
         if self.prediction == "v":
-            r = self.process.norm(at)
+            r = self.process.norm(level)
             return Estimate((alpha * x / r - sigma * out) / r, (sigma * x / r + alpha * out) / r)
-        d_alpha, d_sigma = self.process.derivatives(at.t)
+        d_alpha, d_sigma = self.process.derivatives(level.t)
         det = alpha * d_sigma - sigma * d_alpha
         return Estimate((d_sigma * x - sigma * out) / det, (alpha * out - d_alpha * x) / det)
 
-    def estimate(self, x: Tensor, at: Level, y: Tensor | None = None) -> Estimate:
-        return self.split(self.output(x, at, y), x, at)
+    def estimate(self, x: Tensor, level: Level, y: Tensor | None = None) -> Estimate:
+        return self.to_estimate(self.output(x, level, y), x, level)
 
     def denoiser(
         self, y: Tensor | None = None, options: WalkOptions = AS_TRAINED, guide: Tensor | None = None
     ) -> Denoise:
         """The function `denoise(x, t)` of samplers, given labels y and an image `guide`."""
-        guidance, (low, high) = self.strength(options.guidance), options.interval
+        guidance, (low, high) = self.guidance_scale(options.guidance), options.interval
         self.check_guidance(guidance, y)
 
         def denoise(x: Tensor, t: float) -> Estimate:
             scale = guidance if low <= t / self.process.longest <= high else 1.0
-            at = self.process.level_of(x, t)
-            x0, eps = self.split(self.output(x, at, y, scale, guide), x, at)
+            level = self.process.batch_level(x, t)
+            x0, eps = self.to_estimate(self.output(x, level, y, scale, guide), x, level)
             if not options.clip or self.data.levels is None:
                 return Estimate(x0, eps)
-            level, x0 = self.process.level(t), self.into_range(x0, options.dynamic)
-            return Estimate(x0, (x - level.alpha * x0) / level.sigma)
+            exact, x0 = self.process.level(t), self.into_range(x0, options.dynamic)
+            return Estimate(x0, (x - exact.alpha * x0) / exact.sigma)
 
         return denoise
 
@@ -207,7 +211,7 @@ class Denoiser(Labelled):
             out = output(x, t)
             if self.prediction == "velocity":
                 return out
-            return self.process.velocity(x, *self.split(out, x, self.process.levels_at(t)), t)
+            return self.process.velocity(x, *self.to_estimate(out, x, self.process.levels_at(t)), t)
 
         return f
 
@@ -222,30 +226,32 @@ class Denoiser(Labelled):
 
     # ---- sampling
 
-    def start(self, n: int, labels: Tensor | None, noise: Noise, size: Size | None) -> tuple[Tensor, Any]:
-        """The noise that n images of a size are drawn from, and their labels."""
+    def initial_noise(
+        self, n: int, labels: Tensor | None, noise: Noise, size: Size | None
+    ) -> tuple[Tensor, Any]:
+        """The initial noise of n images of a size, and their labels."""
         x = self.process.prior_std * noise.randn(n, *self.shape_of(size))
-        return x, self.sampled_labels(labels, n, noise)
+        return x, self.draw_labels(labels, n, noise)
 
     def draw(
         self, n: int, labels: Tensor | None, noise: Noise, progress: Progress, options: Any, sampler: Sampler
     ) -> Tensor:
         """n images [n, C, H, W] by a sampler; options: `WalkOptions` with `steps` and `spacing`."""
-        x, y = self.start(n, labels, noise, options.size)
+        x, y = self.initial_noise(n, labels, noise, options.size)
         denoise, randn = self.denoiser(y, options), partial(noise.randn, *x.shape)
         path = self.process.path(options.steps, options.spacing)
         return self.into_range(sampler(denoise, x, path, randn=randn, progress=progress))
 
     def shape_of(self, size: Size | None) -> tuple[int, ...]:
-        """The shape of images of a size; None: that of training. Raises UsageError for another one where the
-        network is made for one, or where latents are drawn."""
+        """The shape of images of a size; None: that of training. Raises UsageError for a size that the
+        network or latents do not support."""
         if size is None or sides(size) == self.data.shape[1:]:
             return self.data.shape
         if self.data.levels is None or not getattr(self.net, "any_size", False):
-            why = "latents" if self.data.levels is None else "one size of images"
+            limit = "latents" if self.data.levels is None else "one size of images"
             height, width = self.data.shape[1:]
             raise UsageError(
-                f"`size` {size}: the network of `{type(self).__name__}` is made for {why}",
+                f"`size` {size}: the network of `{type(self).__name__}` is made for {limit}",
                 hint=f"leave `size` out: it draws {width}×{height}; the U-Nets of ddpm, fm and sgm draw any",
             )
         return self.data.shape[0], *sides(size)
@@ -260,12 +266,11 @@ class Denoiser(Labelled):
 
 @dataclass(frozen=True)
 class LikelihoodOptions:
-    """The solution of the ODE from data to noise that gives a likelihood.
+    """The solution of the ODE from data to noise for a likelihood.
 
     solver: of the ODE: with steps of one network call and gradient (euler), two (midpoint, heun) or four
       (rk4), or with steps of six that fit the image (adaptive).
-    steps: of the solvers with fixed steps, even in log σ/α, as the details of data are spread over its noise
-      levels.
+    steps: number of steps of a fixed-step solver, even in log σ/α.
     tolerance: largest error of an adaptive step, of x and of the nats a dimension.
     probes: Rademacher vectors that estimate the divergence.
     """
@@ -292,14 +297,14 @@ class LikelihoodByODE(Denoiser):
         """[B] nats of the discrete image by the change of density along the ODE to noise (Song 2021,
         arXiv:2011.13456, eq. 39). Raises UsageError for latents.
 
-        Grey levels are dequantised uniformly, which makes the value a bound. The dequantised images replace α
-        x + σ ε at the first time, where σ/α is the deviation of that noise, or as near as the model comes:
-        with less noise a model with spikes at the grey levels underestimates the likelihood; more noise hides
-        how flat a flat part is. The divergence is Hutchinson's estimate, which is unbiased.
+        Grey levels are dequantised uniformly, so the value is a bound. The dequantised images replace α x + σ
+        ε at the time where σ/α is the deviation of the uniform noise, or at the nearest time of the model.
+        With less noise, a model with spikes at the grey levels underestimates the likelihood; more noise
+        hides details of flat parts. The divergence is Hutchinson's unbiased estimate.
         """
         n, size, width = len(x), x[0].numel(), 2 / (self.grey_levels - 1)  # of a grey level
-        path = self.process.rising(1 / (self.grey_levels - 1) / math.sqrt(3), ode.steps)
-        f, times = self.velocity(self.known_labels(labels)), [level.t for level in path]
+        path = self.process.likelihood_path(1 / (self.grey_levels - 1) / math.sqrt(3), ode.steps)
+        f, times = self.velocity(self.image_labels(labels)), [level.t for level in path]
         alpha, std = path[0].alpha, self.process.prior_std
         x = alpha * (x + width * (noise.rand(*x.shape) - 0.5))
         total = x.new_zeros(())

@@ -29,10 +29,11 @@ TimesT = TypeVar("TimesT", float, Tensor)
 UNSHIFTED = 64.0  # the side up to which noise is not shifted
 SIGMA_MAX = 80.0  # the noise-to-signal ratio σ/α at which EDM starts (Karras 2022, table 1)
 BETA_MAX = 20.0  # β at t = 1, of VP and SubVP (Song 2021, appendix C)
-STOP = 1e-3  # the time at which samplers of an SDE stop (appendix C); Tweedie's formula removes the rest
-FIRST, LEAST = 80.0, 0.02  # σ/α at the ends of a CondOT path: nearly pure noise, and invisible noise
-LAST = 20.0  # σ/α from which a likelihood takes one step to pure noise, where σ/α is infinite
-FINE = 200  # steps in log σ/α to which an SDE's noise level of an error is rounded
+STOP_TIME = 1e-3  # the time at which samplers of an SDE stop (appendix C); Tweedie's formula removes the rest
+# σ/α at the ends of a CondOT path: nearly pure noise, and invisible noise
+START_RATIO, END_RATIO = 80.0, 0.02
+LIKELIHOOD_RATIO = 20.0  # σ/α from which a likelihood takes one step to pure noise, where σ/α is infinite
+ERROR_STEPS = 200  # steps in log σ/α to which noise levels for errors of an SDE are rounded
 
 
 class Level(NamedTuple):
@@ -45,7 +46,7 @@ class Level(NamedTuple):
 
 
 class Process(nn.Module):
-    """α(t), σ(t), and what depends on them alone. A process has those of these methods that its models use.
+    """α(t), σ(t), and functions of them. A process defines the methods that its models use.
 
     scale: the factor of times t as the network's input; most networks are designed for 0 … 1000.
     prior_std: the standard deviation of noise at the start of a path.
@@ -72,19 +73,19 @@ class Process(nn.Module):
 
     def levels_at(self, t: Tensor) -> Level:
         """The levels at times t [B]."""
-        return Level(t, *self.marginal(by_image(t)))
+        return Level(t, *self.marginal(per_image(t)))
 
     def most_steps(self, start: float = 1.0) -> Any:
         """The most steps of a path from a share of the way to noise."""
         return math.inf
 
-    def level_of(self, x: Tensor, t: float) -> Level:
-        """The level at a time that the estimates of all images x are computed from."""
+    def batch_level(self, x: Tensor, t: float) -> Level:
+        """The level at one time for the batch x, from which estimates are computed."""
         return self.level(t)
 
-    def norm(self, at: Level) -> Any:
+    def norm(self, level: Level) -> Any:
         """√(α² + σ²)."""
-        return (at.alpha**2 + at.sigma**2) ** 0.5
+        return (level.alpha**2 + level.sigma**2) ** 0.5
 
     def velocity(self, x: Tensor, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """dx/dt of the probability-flow ODE at x = α x_0 + σ ε and times t [B]."""
@@ -92,11 +93,11 @@ class Process(nn.Module):
         return d_alpha * x0 + d_sigma * eps
 
     def level_at(self, share: float) -> Level:
-        """The level at a share of the way between data and noise at which errors are compared."""
+        """The level for comparing errors at a share of the way from data to noise."""
         return self.level(share)
 
-    def between(self, n: int) -> list[Level]:
-        """n levels, evenly over the way between data and noise."""
+    def error_levels(self, n: int) -> list[Level]:
+        """n levels for comparing errors, spaced evenly from data to noise."""
         return [self.level_at((i + 0.5) / n) for i in range(n)]
 
 
@@ -119,12 +120,12 @@ def shift_of(shift: Shift, shape: Sequence[int]) -> float:
     return float(shift)
 
 
-def by_image(t: Tensor) -> Tensor:
+def per_image(t: Tensor) -> Tensor:
     """[B] as [B, 1, 1, 1]."""
     return t[:, None, None, None]
 
 
-def spread(high: float, low: float, steps: int, spacing: str) -> np.ndarray:
+def spaced_log_ratios(high: float, low: float, steps: int, spacing: str) -> np.ndarray:
     """log σ/α from `high` to `low`: even (logsnr), or in the 7th root of σ/α (karras; Karras 2022, eq. 5)."""
     ramp = np.linspace(0, 1, steps)
     if spacing == "karras":
@@ -184,9 +185,9 @@ class DiscreteVP(Process):
 
     def levels_at(self, t: Tensor) -> Level:
         """α and σ at integer times."""
-        return Level(t, by_image(self.alphas[t]), by_image(self.sigmas[t]))
+        return Level(t, per_image(self.alphas[t]), per_image(self.sigmas[t]))
 
-    def norm(self, at: Level) -> float:
+    def norm(self, level: Level) -> float:
         return 1.0
 
     def times(self, u: Tensor) -> Tensor:
@@ -202,7 +203,7 @@ class DiscreteVP(Process):
         finite = np.isfinite(log_ratio)
         return log_ratio[finite], np.arange(self.timesteps)[finite]
 
-    def at_ratio(self, ratio: float) -> Level:
+    def ratio_level(self, ratio: float) -> Level:
         """The level whose noise-to-signal ratio σ/α is `ratio`, or the nearest finite one."""
         return self.level(float(np.interp(math.log(ratio), *self.log_ratios())))
 
@@ -215,7 +216,7 @@ class DiscreteVP(Process):
 
     def path(self, steps: int, spacing: str = "trailing", start: float = 1.0) -> list[Level]:
         """A path of 1 … T steps; trailing: every T/steps-th time from the noisiest on; leading: from the
-        cleanest on; linspace: between both (Lin 2023, table 2); others as in `spread`."""
+        cleanest on; linspace: both ends included (Lin 2023, table 2); others as in `spaced_log_ratios`."""
         top = self.most_steps(start)  # times 0 … top − 1
         if not 1 <= steps <= top:
             raise UsageError(f"{steps} sampling steps over {top} timesteps", hint=f"set `steps` to 1 … {top}")
@@ -226,10 +227,10 @@ class DiscreteVP(Process):
         elif spacing == "linspace":
             times = np.round(np.linspace(top - 1, 0, steps)) if steps > 1 else np.array([top - 1])
         else:
-            log_ratio, at = self.log_ratios()
+            log_ratio, times_of_ratio = self.log_ratios()
             last = int(np.searchsorted(log_ratio, np.log(SIGMA_MAX), side="right")) - 1
-            target = spread(log_ratio[max(0, min(last, top - 1))], log_ratio[0], steps, spacing)
-            times = np.interp(target, log_ratio, at).clip(max=top - 1)
+            target = spaced_log_ratios(log_ratio[max(0, min(last, top - 1))], log_ratio[0], steps, spacing)
+            times = np.interp(target, log_ratio, times_of_ratio).clip(max=top - 1)
         return self.path_over(times.tolist())
 
 
@@ -251,8 +252,8 @@ BETAS = {"linear": linear_betas, "cosine": cosine_betas}
 
 
 class SDE(Process):
-    """dx = f(t) x dt + g(t) dw; start: the least time of training, as at t = 0 the score has no limit. Raises
-    UsageError for one outside 0 … 1."""
+    """dx = f(t) x dt + g(t) dw; start: the first time of training, since at t = 0 the score diverges. Raises
+    UsageError for a time outside 0 … 1."""
 
     if TYPE_CHECKING:
         rates: Callable[[Tensor], tuple[Tensor, Tensor]]  # f and g² at times of any shape
@@ -262,18 +263,18 @@ class SDE(Process):
         if not 0 < start < 1:
             hint = "set `model.t_min`, such as 1e-5"
             raise UsageError(f"the least time is in 0 … 1, not {start:g}", hint=hint)
-        self.start, self.stop = start, max(start, STOP)
+        self.start, self.stop = start, max(start, STOP_TIME)
 
     @property
     def prior_std(self) -> float:  # type: ignore[override]
         return self.level(1.0).sigma
 
-    def level_of(self, x: Tensor, t: float) -> Level:
+    def batch_level(self, x: Tensor, t: float) -> Level:
         return self.levels_at(x.new_full((len(x),), t))
 
     def velocity(self, x: Tensor, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """f x − ½ g² score (eq. 13)."""
-        drift, g2 = self.rates(by_image(t))
+        drift, g2 = self.rates(per_image(t))
         return drift * x + 0.5 * g2 / self.levels_at(t).sigma * eps
 
     def log_ratio_at(self, t: float) -> float:
@@ -288,29 +289,29 @@ class SDE(Process):
 
     def path(self, steps: int, spacing: str = "karras", start: float = 1.0) -> list[Level]:
         """`steps` levels from the time `start` to that at which samplers stop, then the clean image; uniform:
-        even in t; others as in `spread`."""
+        even in t; others as in `spaced_log_ratios`."""
         at_least(1, steps=steps)
         top = max(start, self.stop)
         if spacing == "uniform":
             times = top + np.linspace(0, 1, steps) * (self.stop - top)
         else:
             high, low = self.log_ratio_at(top), self.log_ratio_at(self.stop)
-            times = self.times_at(spread(high, low, steps, spacing))
+            times = self.times_at(spaced_log_ratios(high, low, steps, spacing))
             times[0] = top
         return [*map(self.level, times.tolist()), Level(0.0, 1.0, 0.0)]
 
     def ode_times(self, steps: int) -> list[float]:
         return [level.t for level in self.path(steps + 1)[:-1]]
 
-    def rising(self, ratio: float, steps: int) -> list[Level]:
+    def likelihood_path(self, ratio: float, steps: int) -> list[Level]:
         at_least(1, steps=steps)
         low, high = max(math.log(ratio), self.log_ratio_at(self.start)), self.log_ratio_at(1.0)
         return [*map(self.level, self.times_at(np.linspace(low, high, steps + 1)).tolist())]
 
     def level_at(self, share: float) -> Level:
-        return self.path(FINE + 1, "logsnr")[FINE - round(share * FINE)]
+        return self.path(ERROR_STEPS + 1, "logsnr")[ERROR_STEPS - round(share * ERROR_STEPS)]
 
-    def between(self, n: int) -> list[Level]:
+    def error_levels(self, n: int) -> list[Level]:
         return self.path(n + 2, "logsnr")[1:-2]
 
 
@@ -333,7 +334,7 @@ class VE(SDE):
 
 class VP(SDE):
     """Variance preserving: β grows linearly, α² + σ² = 1 (eq. 32, 33); DDPM's chain in continuous time. A
-    shift s, the factor of √(1 − α²)/α, is that of another β: s² β / (α² + s² (1 − α²))."""
+    shift s, the factor of √(1 − α²)/α, replaces β by s² β / (α² + s² (1 − α²))."""
 
     def __init__(self, start: float, beta_min: float, shift: float = 1.0):
         super().__init__(start)
@@ -392,31 +393,31 @@ class CondOT(Process):
         return 1.0, -(1 - self.sigma_min)
 
     def times(self, u: Tensor) -> Tensor:
-        return shifted(u, self.shift)
+        return shift_times(u, self.shift)
 
     def path(self, steps: int, spacing: str = "logsnr", start: float | None = None) -> list[Level]:
         """Levels even in log σ/α from nearly pure noise, then the clean image; or those of `ode_times` from a
         share `start` of the way to noise."""
         if start is not None:
             return [*map(self.level, self.ode_times(steps, 1 - start))]
-        ratios = np.geomspace(FIRST, max(LEAST, self.sigma_min), steps)
+        ratios = np.geomspace(START_RATIO, max(END_RATIO, self.sigma_min), steps)
         return [*map(self.level, self.times_at(ratios)), Level(1.0, 1.0, 0.0)]
 
     def ode_times(self, steps: int, start: float = 0.0) -> list[float]:
-        """Times of `steps` steps to 1, equal before the shift; `start` is that before the shift too."""
+        """Times of `steps` steps from `start` to 1, both before the shift, where steps are equal."""
         at_least(1, steps=steps)
-        return [shifted(start + (1 - start) * i / steps, self.shift) for i in range(steps + 1)]
+        return [shift_times(start + (1 - start) * i / steps, self.shift) for i in range(steps + 1)]
 
-    def rising(self, ratio: float, steps: int) -> list[Level]:
+    def likelihood_path(self, ratio: float, steps: int) -> list[Level]:
         at_least(1, steps=steps)
-        least = max(ratio, self.sigma_min)
-        ratios = least * (LAST * self.shift / least) ** (np.arange(steps) / max(steps - 1, 1))
+        lowest = max(ratio, self.sigma_min)
+        ratios = lowest * (LIKELIHOOD_RATIO * self.shift / lowest) ** (np.arange(steps) / max(steps - 1, 1))
         return [*map(self.level, self.times_at(ratios)), self.level(0.0)]
 
     def times_at(self, ratios: np.ndarray) -> list[float]:
         return (1 / (ratios + 1 - self.sigma_min)).tolist()
 
 
-def shifted(t: TimesT, shift: float) -> TimesT:
+def shift_times(t: TimesT, shift: float) -> TimesT:
     """The times at which the ratio (1 − t) / t is `shift` times that at t, in [0, 1] (Esser 2024, eq. 23)."""
     return t if shift == 1 else t / (t + shift * (1 - t))

@@ -27,7 +27,7 @@ from gzcli.models.denoising.process import SDE, SIGMA_MAX, Level
 
 
 class Estimate(NamedTuple):
-    """What a network says of a noised image."""
+    """A network's estimates from a noised image."""
 
     x0: Tensor
     eps: Tensor
@@ -41,7 +41,7 @@ Sampler = Callable[..., Tensor]
 
 
 def sampler(steps: Callable[..., Steps]) -> Sampler:
-    """The sampler that takes these steps; its keywords beyond `progress` are theirs."""
+    """The sampler that takes these steps; it passes other keywords than `progress` on to them."""
 
     @wraps(steps)
     def run(
@@ -91,12 +91,12 @@ def ddim_inverse(denoise: Denoise, x: Tensor, path: Path, randn: Randn) -> Steps
 
 @sampler
 def dpmpp(denoise: Denoise, x: Tensor, path: Path, randn: Randn, noisy: bool = False) -> Steps:
-    """DPM-Solver++(2M) (Lu 2022b, algorithm 2): of second order in λ = log α/σ, by the x_0 of the step
-    before; noisy: of the reverse SDE, SDE-DPM-Solver++(2M) (eq. 19)."""
+    """DPM-Solver++(2M) (Lu 2022b, algorithm 2): of second order in λ = log α/σ, by the previous x_0; noisy:
+    of the reverse SDE, SDE-DPM-Solver++(2M) (eq. 19)."""
     before, h_before = None, 0.0
     for s, u in pairwise(path):
         x0, _ = denoise(x, s.t)
-        shrink = falls_by(s, u)
+        shrink = ratio_decay(s, u)
         h = -math.log(shrink) if shrink > 0 else math.inf
         d = x0
         if before is not None and u.sigma > 0:  # the last step is of first order: to x_0 itself
@@ -119,43 +119,43 @@ def unipc(denoise: Denoise, x: Tensor, path: Path, randn: Randn) -> Steps:
     for s, u in pairwise(path):
         x0, _ = denoise(x, s.t)
         if calls:
-            x = _corrected(start, calls, s, x0)
+            x = _unic_step(start, calls, s, x0)
         calls = [*calls[-1:], (s, x0)]
-        start, x = x, _euler(x, s, u, x0)
+        start, x = x, _ddim_step(x, s, u, x0)
         if len(calls) == 2 and u.sigma > 0:
             (r, before), h = calls[0], _lambda(u) - _lambda(s)
             slope = (x0 - before) * h / (_lambda(s) - _lambda(r))
-            x = x + u.alpha * (1 - falls_by(s, u)) * 0.5 * slope
+            x = x + u.alpha * (1 - ratio_decay(s, u)) * 0.5 * slope
         yield x
 
 
-def _euler(x: Tensor, s: Level, u: Level, x0: Tensor) -> Tensor:
+def _ddim_step(x: Tensor, s: Level, u: Level, x0: Tensor) -> Tensor:
     """DDIM's step, written in λ."""
-    return (u.sigma / s.sigma) * x + u.alpha * (1 - falls_by(s, u)) * x0
+    return (u.sigma / s.sigma) * x + u.alpha * (1 - ratio_decay(s, u)) * x0
 
 
-def _corrected(x: Tensor, calls: list[tuple[Level, Tensor]], u: Level, x0: Tensor) -> Tensor:
+def _unic_step(x: Tensor, calls: list[tuple[Level, Tensor]], u: Level, x0: Tensor) -> Tensor:
     """The step from x at calls[-1] to u, corrected by the network's estimate x0 at u (UniC)."""
     s, m = calls[-1]
-    hh = _lambda(s) - _lambda(u)  # −h
-    phi_1 = math.expm1(hh)
-    base, ahead = _euler(x, s, u, m), x0 - m
+    minus_h = _lambda(s) - _lambda(u)  # −h
+    phi_1 = math.expm1(minus_h)
+    base, ahead = _ddim_step(x, s, u, m), x0 - m
     if len(calls) == 1:
         return base - u.alpha * phi_1 * 0.5 * ahead
-    r = (_lambda(calls[0][0]) - _lambda(s)) / -hh
-    phi_2 = phi_1 / hh - 1
-    phi_3 = phi_2 / hh - 0.5
+    r = (_lambda(calls[0][0]) - _lambda(s)) / -minus_h
+    phi_2 = phi_1 / minus_h - 1
+    phi_3 = phi_2 / minus_h - 0.5
     # Σ ρ = φ_2 / B and Σ ρ r = 2 φ_3 / B, over the points r < 0 and 1
-    one, two = phi_2 / phi_1, 2 * phi_3 / phi_1
-    rho = (one - two) / (1 - r)
-    return base - u.alpha * phi_1 * (rho * (calls[0][1] - m) / r + (one - rho) * ahead)
+    sum_rho, sum_rho_r = phi_2 / phi_1, 2 * phi_3 / phi_1
+    rho = (sum_rho - sum_rho_r) / (1 - r)
+    return base - u.alpha * phi_1 * (rho * (calls[0][1] - m) / r + (sum_rho - rho) * ahead)
 
 
 def _lambda(level: Level) -> float:
     return math.log(level.alpha) - math.log(level.sigma) if level.alpha > 0 else -math.inf
 
 
-def falls_by(s: Level, u: Level) -> float:
+def ratio_decay(s: Level, u: Level) -> float:
     """The ratio of σ/α at u to that at s, e^−h; 0 if u is clean, or s is of zero SNR."""
     return s.alpha * u.sigma / (s.sigma * u.alpha)
 
@@ -175,10 +175,10 @@ def heun(
     thousands. By S_churn noise first grows by the factor 1 + churn / N, at most by √2; `level` is that of a
     value of σ/α.
     """
-    more = min(churn / (len(path) - 1), math.sqrt(2) - 1)
+    growth = min(churn / (len(path) - 1), math.sqrt(2) - 1)
     for s, u in pairwise(path):
-        if level is not None and more and s.sigma <= SIGMA_MAX * s.alpha:
-            ratio, r = s.sigma / s.alpha, level((1 + more) * s.sigma / s.alpha)
+        if level is not None and growth and s.sigma <= SIGMA_MAX * s.alpha:
+            ratio, r = s.sigma / s.alpha, level((1 + growth) * s.sigma / s.alpha)
             extra = math.sqrt(max((r.sigma / r.alpha) ** 2 - ratio**2, 0.0))
             x, s = r.alpha * (x / s.alpha + extra * randn()), r
         x0, eps = denoise(x, s.t)
@@ -208,8 +208,8 @@ def predictor_corrector(
     denoise: Denoise, x: Tensor, path: Path, randn: Randn, corrector: int, snr: float
 ) -> Steps:
     """Song 2021, algorithm 1: the reverse diffusion predictor (eq. 46), then `corrector` Langevin steps at
-    the new level, of the length of algorithms 4 and 5 with ‖z‖/‖score‖ = σ, the value for pure noise: by the
-    norms of actual draws an image would depend on its batch."""
+    the new level. Their length is that of algorithms 4 and 5 with ‖z‖/‖score‖ = σ, as for pure noise; with
+    the norms of actual draws an image would depend on its batch."""
     for s, u in pairwise(path):
         x0, eps = denoise(x, s.t)
         if u.sigma > 0:
@@ -237,10 +237,10 @@ def annealed_langevin(
 
 
 @sampler
-def repaint(denoise: Denoise, x: Tensor, path: Path, randn: Randn, known: Tensor, mask: Tensor) -> Steps:
-    """Inpainting by RePaint (Lugmayr 2022, algorithm 1): at each level the known pixels of `known` [B, C, H,
+def repaint(denoise: Denoise, x: Tensor, path: Path, randn: Randn, image: Tensor, mask: Tensor) -> Steps:
+    """Inpainting by RePaint (Lugmayr 2022, algorithm 1): at each level the known pixels of `image` [B, C, H,
     W], where mask [B, 1, H, W] is 1, replace the generated ones, with noise of that level. Where the path
-    goes back to more noise, as `resampled` makes it, the forward process takes x there."""
+    returns to more noise (`repeat_stretches`), the forward process takes x there."""
     for s, u in pairwise(path):
         if u.sigma > s.sigma:
             scale, var = transition(u, s)
@@ -248,11 +248,11 @@ def repaint(denoise: Denoise, x: Tensor, path: Path, randn: Randn, known: Tensor
         else:
             mean, var = posterior(denoise(x, s.t)[0], x, s, u)
             unknown = mean + math.sqrt(var) * randn()
-            x = mask * (u.alpha * known + u.sigma * randn()) + (1 - mask) * unknown
+            x = mask * (u.alpha * image + u.sigma * randn()) + (1 - mask) * unknown
         yield x
 
 
-def resampled(path: Path, resample: int, jump: int) -> list[Level]:
+def repeat_stretches(path: Path, resample: int, jump: int) -> list[Level]:
     """The path that goes over each stretch of `jump` steps `resample` times, so that all pixels agree."""
     walk = [path[0]]
     for start in range(0, len(path) - 1, jump):
@@ -329,8 +329,8 @@ def solve(
         stages: list[Tensor] = []
         for node, row in zip(c, a, strict=True):
             t = x.new_full((len(x),), start + node * h)
-            stages.append(f(_moved(x, h, row, stages), t))
-        x = _moved(x, h, b, stages)
+            stages.append(f(_advance(x, h, row, stages), t))
+        x = _advance(x, h, b, stages)
         progress(i + 1, len(times) - 1, x)
     return x
 
@@ -346,21 +346,21 @@ def solve_adaptive(
     h = _first_step(f, x, t, slope, end - start, tolerance, norm)
     for _ in range(LIMIT):
         step = torch.minimum(h, (end - t).abs())  # 0 for images that have arrived
-        signed, stages = _as(sign * step, x), [slope]
+        signed, stages = _per_row(sign * step, x), [slope]
         for node, row in zip(DOPRI_C[1:], DOPRI_A[1:], strict=True):
-            new = _moved(x, signed, row, stages)
+            new = _advance(x, signed, row, stages)
             stages.append(f(new, t + sign * node * step))
-        error = _moved(torch.zeros_like(x), signed, DOPRI_E, stages)
+        error = _advance(torch.zeros_like(x), signed, DOPRI_E, stages)
         size = norm(error / (tolerance + tolerance * torch.maximum(x.abs(), new.abs())))
         taken = size <= 1  # a NaN is refused, and its step shortened
-        x, slope = torch.where(_as(taken, x), new, x), torch.where(_as(taken, x), stages[-1], slope)
+        x, slope = torch.where(_per_row(taken, x), new, x), torch.where(_per_row(taken, x), stages[-1], slope)
         t = torch.where(taken, t + sign * step, t)
         factor = (0.9 * size.clamp(min=1e-10) ** -0.2).nan_to_num(0.2).clamp(0.2, 10)
         h = step * torch.where(taken, factor, factor.clamp(max=1))
-        left = (end - t).abs() / abs(end - start)
-        t = torch.where(left <= 1e-6, end, t)
-        progress(float(1 - left.mean()), 1.0, x)
-        if left.max() <= 1e-6:
+        remaining = (end - t).abs() / abs(end - start)
+        t = torch.where(remaining <= 1e-6, end, t)
+        progress(float(1 - remaining.mean()), 1.0, x)
+        if remaining.max() <= 1e-6:
             return x
     hint = "a larger `tolerance`, or a solver of fixed steps"
     raise DivergedError(f"the ODE took more than {LIMIT} steps", hint=hint)
@@ -374,20 +374,20 @@ def _first_step(
     scale, sign = tolerance + tolerance * x.abs(), math.copysign(1.0, span)
     d0, d1 = norm(x / scale), norm(first / scale)
     h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1).clamp(max=abs(span))
-    ahead = f(x + _as(sign * h0, x) * first, t + sign * h0)
+    ahead = f(x + _per_row(sign * h0, x) * first, t + sign * h0)
     d2 = norm((ahead - first) / scale) / h0
     top = torch.maximum(d1, d2)
     h1 = torch.where(top <= 1e-15, torch.maximum(h0 * 1e-3, torch.full_like(h0, 1e-6)), (0.01 / top) ** 0.2)
     return torch.minimum(100 * h0, h1)
 
 
-def _moved(x: Tensor, h: float | Tensor, weights: Sequence[float], stages: Sequence[Tensor]) -> Tensor:
+def _advance(x: Tensor, h: float | Tensor, weights: Sequence[float], stages: Sequence[Tensor]) -> Tensor:
     """x + h Σ w k."""
     terms = [w * k for w, k in zip(weights, stages, strict=False) if w]
     return x + h * sum(terms) if terms else x
 
 
-def _as(t: Tensor, x: Tensor) -> Tensor:
+def _per_row(t: Tensor, x: Tensor) -> Tensor:
     """[B] shaped to multiply x [B, …]."""
     return t.view(-1, *[1] * (x.ndim - 1))
 
@@ -413,6 +413,6 @@ def with_divergence(f: Velocity, shape: Sequence[int], probe: Tensor) -> Velocit
 
 
 def density_norm(error: Tensor) -> Tensor:
-    """The norm [B] of errors of states [x, ℓ]: the larger one of both. In one mean over all elements ℓ would
-    count as one pixel of many."""
+    """The norm [B] of errors of states [x, ℓ]: the larger of the two norms. In a mean over all elements ℓ
+    would count as one pixel."""
     return torch.maximum(root_mean_square(error[:, :-1]), error[:, -1].abs())

@@ -18,12 +18,12 @@ from torch.nn import functional as F
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, moved, no_progress
 from gzcli.models.denoising import samplers
-from gzcli.models.denoising.applications import NoiseApplications, between, means, reduced
+from gzcli.models.denoising.applications import NoiseApplications, block_means, downscale, interpolate_images
 from gzcli.models.denoising.denoiser import UNCLIPPED, WalkOptions
 from gzcli.models.denoising.process import DiscreteVP, Level, ScheduleName, Shift, TimeSampling, shift_of
 from gzcli.models.denoising.samplers import Sampler
 from gzcli.models.labelled import ClusterOptions
-from gzcli.models.nn import as_interpolations, at_least, pairs_of
+from gzcli.models.nn import as_interpolations, at_least, complete_pairs
 from gzcli.models.nn.unet import UNet, UNetOptions
 
 LossType = Literal["l2", "l1", "huber"]
@@ -96,17 +96,17 @@ SAMPLERS: dict[SamplerName, Callable[[SamplingOptions, DiscreteVP], Sampler]] = 
     "dpmpp": lambda *_: samplers.dpmpp,
     "dpmpp_sde": lambda *_: partial(samplers.dpmpp, noisy=True),
     "unipc": lambda *_: samplers.unipc,
-    "heun": lambda options, process: partial(samplers.heun, churn=options.churn, level=process.at_ratio),
+    "heun": lambda options, process: partial(samplers.heun, churn=options.churn, level=process.ratio_level),
 }
 
 
 class Diffusion(NoiseApplications):
     """A network on the discrete process. With a `factor` it is also conditioned on a small image, which it
-    enlarges so many times (as SR3, Saharia 2021, arXiv:2104.07636); training hides a share HIDDEN of the
-    small images, so that the network can do without."""
+    enlarges by the factor (SR3, Saharia 2021, arXiv:2104.07636). Training hides a share HIDDEN of the small
+    images, so that the network also works without."""
 
     likelihood = "bound"
-    walk_back = staticmethod(samplers.ddim)
+    reverse_sampler = staticmethod(samplers.ddim)
     process: DiscreteVP
     factor: int | None = None
 
@@ -125,25 +125,25 @@ class Diffusion(NoiseApplications):
 
     # ---- training
 
-    def objective(self, out: Tensor, target: Tensor, at: Level) -> dict[str, Tensor]:
+    def objective(self, out: Tensor, target: Tensor, level: Level) -> dict[str, Tensor]:
         error = LOSSES[self.loss_type](out, target, reduction="none").flatten(1).mean(1)  # [B]
         if self.min_snr is None:
             return {"loss": error.mean()}
-        snr = self.process.snrs[at.t]
+        snr = self.process.snrs[level.t]
         # the weight of the error of x_0 in the error of the prediction
         plain = {"eps": snr, "x0": torch.ones_like(snr), "v": snr + 1}[self.prediction]
         weight = snr.clamp(max=self.min_snr) / plain
         return {"loss": (weight * error).mean(), "unweighted": error.detach().mean()}
 
     def training_guide(self, batch: Batch) -> Tensor | None:
-        """The small images of a model with a `factor`, zero where they are hidden."""
+        """The small images of a model with a `factor`; hidden ones are zero."""
         if not self.factor:
             return None
-        shown = batch.noise.rand(len(batch)) >= HIDDEN
-        return shown[:, None, None, None] * F.avg_pool2d(batch.x, self.factor)
+        visible = batch.noise.rand(len(batch)) >= HIDDEN
+        return visible[:, None, None, None] * F.avg_pool2d(batch.x, self.factor)
 
-    def inputs(self, x: Tensor, at: Level, guide: Tensor | None = None) -> Tensor:
-        """x, and for a model with a `factor` also the enlarged small images, or zeros without them."""
+    def inputs(self, x: Tensor, level: Level, guide: Tensor | None = None) -> Tensor:
+        """x; for a model with a `factor` followed by the enlarged small images, or zeros."""
         if not self.factor:
             return x
         if guide is None:
@@ -174,7 +174,7 @@ class Diffusion(NoiseApplications):
         return samplers.ddim(denoise, z, self.path(steps), progress=progress)
 
     def to_scheduler(self) -> Any:
-        """diffusers' DPM-Solver++(2M), which draws as `sample` by dpmpp on trailing steps."""
+        """diffusers' DPM-Solver++(2M), equivalent to `sample` by dpmpp on trailing steps."""
         from diffusers import DPMSolverMultistepScheduler
 
         alpha_bar = np.append(1.0, self.process.alpha**2)
@@ -204,14 +204,14 @@ class Diffusion(NoiseApplications):
         width. Raises UsageError for latents.
 
         terms: number of strata; T − 1 or more: the whole sum.
-        variance: of p(x_{t−1} | x_t): β̃ (small), the tighter bound for digits, whose flat parts are known
-          even from much noise; or β (large), for data that are smooth at the scale of one grey level.
+        variance: of p(x_{t−1} | x_t): β̃ (small), the tighter bound for images with flat parts, such as
+          digits; or β (large), for data that are smooth at the scale of one grey level.
         """
-        levels, n, y, process = self.grey_levels, len(x), self.known_labels(labels), self.process
+        levels, n, y, process = self.grey_levels, len(x), self.image_labels(labels), self.process
         alpha_T, sigma_T = process.alpha[-1], process.sigma[-1]
         # KL(q(x_T | x_0) ‖ N(0, 1))
         prior = 0.5 * (sigma_T**2 + (alpha_T * x) ** 2 - 1 - 2 * math.log(sigma_T))
-        x0 = self.guess(x, torch.zeros(n, dtype=torch.long, device=x.device), y, noise)
+        x0 = self.predict_x0(x, torch.zeros(n, dtype=torch.long, device=x.device), y, noise)
         total = discretised_gaussian(x, x0, float(process.sigma[0]), levels).flatten(1).sum(1)
         total = total - prior.flatten(1).sum(1)
         edges = strata(process.timesteps, terms)
@@ -220,16 +220,16 @@ class Diffusion(NoiseApplications):
         scale, offset = (moved(table, x.device) for table in tables)
         for k, (low, high) in enumerate(pairwise(edges)):
             t = low + (u[:, k] * (high - low)).long().clamp_(max=high - low - 1)
-            x0 = self.guess(x, t, y, noise)
+            x0 = self.predict_x0(x, t, y, noise)
             kl = scale[t][:, None] * (x - x0).square().flatten(1) + offset[t][:, None]
             total = total - (high - low) * kl.sum(1)
         return total
 
-    def guess(self, x: Tensor, t: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
+    def predict_x0(self, x: Tensor, t: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
         """The estimate of x from a draw of q(x_t | x_0 = x) at integer times t [B] (Ho 2020, eq. 4)."""
-        at = self.process.levels_at(t)
-        x_t = at.alpha * x + at.sigma * noise.randn(*x.shape)
-        return self.into_range(self.estimate(x_t, at, y).x0)
+        level = self.process.levels_at(t)
+        x_t = level.alpha * x + level.sigma * noise.randn(*x.shape)
+        return self.into_range(self.estimate(x_t, level, y).x0)
 
     # ---- applications
 
@@ -252,10 +252,12 @@ class Diffusion(NoiseApplications):
         steps: denoising steps, at most.
         """
         at_least(1, steps=steps)
-        x = pairs_of(x)
+        x = complete_pairs(x)
         path, eps = self.path(steps, start=strength), noise.first(len(x)).randn(*x.shape)
-        x_t = path[0].alpha * between(x, frames) + path[0].sigma * between(eps, frames, quarter_turn)
-        images = self.back(x_t, path, self.known_labels(None), 1.0, partial(noise.randn, *x.shape), progress)
+        x_0, eps = interpolate_images(x, frames), interpolate_images(eps, frames, mix_noises)
+        x_t = path[0].alpha * x_0 + path[0].sigma * eps
+        randn = partial(noise.randn, *x.shape)
+        images = self.denoise_path(x_t, path, self.image_labels(None), 1.0, randn, progress)
         return as_interpolations(images, frames)
 
     @torch.no_grad()
@@ -273,26 +275,26 @@ class Diffusion(NoiseApplications):
         training. A model trained with a `factor` is also conditioned on x. Raises UsageError for sizes that
         do not fit.
 
-        factor: by how much images of full size are first reduced; null: the model's own, else 2.
+        factor: factor by which images of full size are first reduced; null: the model's own, else 2.
         steps: of DDIM; null: 50, or 4 if the model is conditioned on x, since few steps stay near the mean.
         eta: noise of DDIM as a share of that of the ancestral sampler, 0 … 1; null: .85, or 0 if the model is
           conditioned on x.
         """
         at_least(1, factor=factor, steps=steps)
-        x, by = reduced(x, factor or self.factor or 2, self.data.shape[1:])
-        if self.factor and by != self.factor:
-            raise UsageError(f"the model was trained to enlarge {self.factor} times, not {by}")
+        x, ratio = downscale(x, factor or self.factor or 2, self.data.shape[1:])
+        if self.factor and ratio != self.factor:
+            raise UsageError(f"the model was trained to enlarge {self.factor} times, not {ratio}")
         eta = (0.0 if self.factor else 0.85) if eta is None else eta
-        denoise = self.denoiser(self.known_labels(None), guide=x if self.factor else None)
+        denoise = self.denoiser(self.image_labels(None), guide=x if self.factor else None)
         path = self.path(steps or (4 if self.factor else 50))
         randn = partial(noise.randn, len(x), *self.data.shape)
-        denoise = self.conditioned(denoise, x, means(by))
+        denoise = self.condition_on(denoise, x, block_means(ratio))
         images = samplers.ddim(denoise, randn(), path, eta=eta, randn=randn, progress=progress)
-        return Applied(self.into_range(images), rows=("upscaled",), given=x, how=f"small, 1/{by}")
+        return Applied(self.into_range(images), rows=("upscaled",), given=x, how=f"small, 1/{ratio}")
 
 
-def quarter_turn(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    """A mixture of independent noises of their variance: a at t = 0, b at t = 1."""
+def mix_noises(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+    """A mixture of independent noises that keeps their variance: a at t = 0, b at t = 1."""
     angle = t * (torch.pi / 2)
     return angle.cos() * a + angle.sin() * b
 
@@ -305,9 +307,9 @@ def strata(timesteps: int, terms: int) -> list[int]:
 
 def discretised_gaussian(x: Tensor, mean: Tensor, sigma: float, levels: int) -> Tensor:
     """log mass of N(mean, σ²) in the bin of each grey level x, the end bins up to ±∞ (Ho 2020, eq. 13)."""
-    half = 1 / (levels - 1)
-    low = torch.where(x < -1 + half, -math.inf, (x - half - mean) / sigma)
-    high = torch.where(x > 1 - half, math.inf, (x + half - mean) / sigma)
+    half_bin = 1 / (levels - 1)
+    low = torch.where(x < -1 + half_bin, -math.inf, (x - half_bin - mean) / sigma)
+    high = torch.where(x > 1 - half_bin, math.inf, (x + half_bin - mean) / sigma)
     flip = low + high > 0  # the upper tail is mirrored to the lower one, where log Φ is exact
     low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
     a, b = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
@@ -317,8 +319,8 @@ def discretised_gaussian(x: Tensor, mean: Tensor, sigma: float, levels: int) -> 
 class DDPM(Diffusion):
     """The U-Net of Ho 2020, appendix B, as a `Diffusion`.
 
-    factor: how many times `--do upscale` enlarges small images, on which the network is then conditioned;
-      null: on none. `train.init` may be a run without it.
+    factor: factor by which `--do upscale` enlarges small images, on which the network is then conditioned;
+      null: no such condition. `train.init` may be a run without it.
     """
 
     paper = "Ho et al. 2020, arXiv:2006.11239"
@@ -345,8 +347,8 @@ class DDPM(Diffusion):
         self.factor = factor
 
     def to_diffusers(self) -> Any:
-        """A `DDPMPipeline` of the same weights and schedule, which draws the images of `sample` by dpmpp on
-        trailing steps. Of a model of labels or clusters only its parts can be used."""
+        """A `DDPMPipeline` with the same weights and schedule, equivalent to `sample` by dpmpp on trailing
+        steps. With labels or clusters only its parts can be used."""
         from diffusers import DDPMPipeline
 
         if self.factor:

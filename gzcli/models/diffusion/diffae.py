@@ -21,15 +21,15 @@ from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.base import Model, Phase
-from gzcli.models.denoising.applications import between
+from gzcli.models.denoising.applications import interpolate_images
 from gzcli.models.diffusion.ddpm import Diffusion, DiffusionOptions, PathOptions, SamplingOptions
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import (
     as_interpolations,
     at_least,
+    complete_pairs,
     full_fp32,
-    interpolated,
-    pairs_of,
+    mix_codes,
     slerp,
     spread_labels,
     stacked,
@@ -40,7 +40,7 @@ from gzcli.models.nn.unet import Down, ResBlock, Stage, UNet, UNetOptions, atten
 
 EPS = 1e-5
 DECAY = 0.95  # of the running mean and covariance of z_sem
-MEASURED = 256  # images that `measure` takes
+MEASURED_IMAGES = 256  # images that `measure` takes
 
 
 class Encoder(nn.Module):
@@ -51,18 +51,18 @@ class Encoder(nn.Module):
         groups, layers, self.patch = options.groups, options.layers, options.patch
         widths = [options.channels * m for m in widths_of(data.shape, options)]
 
-        def stage(c: int, o: int, attend: Sequence[bool], half: nn.Module | None = None) -> Stage:
+        def stage(c: int, o: int, attend: Sequence[bool], down: nn.Module | None = None) -> Stage:
             inputs = [c, *[o] * (len(attend) - 1)]
             blocks = [ResBlock(i, o, 0, groups, EPS, options.dropout, scale_shift=False) for i in inputs]
             attention = [Attention(o, options.head_dim or o, groups, EPS) if a else None for a in attend]
-            return Stage(blocks, attention, half)
+            return Stage(blocks, attention, down)
 
         c = widths[0]
         self.conv_in = stacked(nn.Conv2d(data.shape[0] * self.patch**2, c, 3, padding=1), 0)
         self.down = nn.ModuleList()
         for k, (o, attend) in enumerate(zip(widths, attended(data.shape, len(widths), options), strict=True)):
-            half = Down(o) if k < len(widths) - 1 else None
-            self.down.append(stage(c, o, [attend] * layers, half))
+            down = Down(o) if k < len(widths) - 1 else None
+            self.down.append(stage(c, o, [attend] * layers, down))
             c = o
         self.mid = stage(c, c, [True, False])
         self.norm_out = GroupNorm(groups, c, EPS)
@@ -76,7 +76,7 @@ class Encoder(nn.Module):
 
 
 class CodedUNet(UNet):
-    """A U-Net with blocks conditioned on time and a code [B, latent], given in place of the label."""
+    """A U-Net with blocks conditioned on time and on a code [B, latent], in the place of the label."""
 
     def __init__(self, *args: Any, latent: int, **options: Any):
         super().__init__(*args, scale_shift=True, **options)
@@ -106,7 +106,7 @@ class Modulation(nn.Module):
 
 
 class CodeApplications(Model):
-    """What the autoencoder and the prior of its codes do with images, through codes."""
+    """Applications of the autoencoder, and of the prior of its codes, through codes."""
 
     labels_for = ("edit",)
     coder: Any  # the autoencoder, a `DiffAE`
@@ -124,14 +124,14 @@ class CodeApplications(Model):
         """Images [B, C, H, W] encoded and decoded.
 
         steps: network calls from image to noise, and from noise to image.
-        stochastic: whether x_T is the image's own code; otherwise it is drawn from `noise`, which shows what
-          z_sem alone encodes.
+        stochastic: whether x_T is the code of the image; otherwise it is drawn from `noise`, which shows the
+          content of z_sem alone.
         """
         at_least(1, steps=steps)
         coder, z = self.coder, self.coder.encode(x)
-        x_T = coder.invert(x, z, steps, half(progress, 0)) if stochastic else noise.randn(*x.shape)
-        back = coder.decode(z, x_T, steps, half(progress, 1) if stochastic else progress)
-        return Applied(back, rows=("reconstruction",))
+        x_T = coder.invert(x, z, steps, half_progress(progress, 0)) if stochastic else noise.randn(*x.shape)
+        decoded = coder.decode(z, x_T, steps, half_progress(progress, 1) if stochastic else progress)
+        return Applied(decoded, rows=("reconstruction",))
 
     @torch.no_grad()
     def interpolate(
@@ -145,10 +145,10 @@ class CodeApplications(Model):
         """
         at_least(2, frames=frames)
         at_least(1, steps=steps)
-        x, coder = pairs_of(x), self.coder
+        x, coder = complete_pairs(x), self.coder
         z = coder.encode(x)
-        x_T = between(coder.invert(x, z, steps, half(progress, 0)), frames, slerp)
-        images = coder.decode(interpolated(z, frames), x_T, steps, half(progress, 1))
+        x_T = interpolate_images(coder.invert(x, z, steps, half_progress(progress, 0)), frames, slerp)
+        images = coder.decode(mix_codes(z, frames), x_T, steps, half_progress(progress, 1))
         return as_interpolations(images, frames)
 
     @torch.no_grad()
@@ -162,9 +162,9 @@ class CodeApplications(Model):
         strength: float = 3.0,
         steps: int = 50,
     ) -> Applied:
-        """Images [B, C, H, W] changed towards `labels` by a step of z_sem, with x_T kept (section 5.3). An
-        image that the classifier gives these labels already is unchanged. Raises UsageError for a model of
-        data without labels.
+        """Images [B, C, H, W] changed towards `labels` by a step of z_sem, with the same x_T (section 5.3).
+        An image that is classified as `labels` already is unchanged. Raises UsageError for data without
+        labels.
 
         strength: length of the step in standard deviations of the codes along it.
         steps: network calls from image to noise, and from noise to image.
@@ -174,9 +174,10 @@ class CodeApplications(Model):
             raise UsageError("`edit` needs a model of data with labels", hint="gz list data")
         at_least(1, steps=steps)
         z, labels = coder.encode(x), spread_labels(labels, len(x), coder.data, x.device)
-        x_T = coder.invert(x, z, steps, half(progress, 0))
-        done = coder.decode(coder.moved(z, labels, strength, coder.head), x_T, steps, half(progress, 1))
-        return Applied(done, rows=("edited",), labels=labels)
+        x_T = coder.invert(x, z, steps, half_progress(progress, 0))
+        z = coder.move_codes(z, labels, strength, coder.head)
+        edited = coder.decode(z, x_T, steps, half_progress(progress, 1))
+        return Applied(edited, rows=("edited",), labels=labels)
 
     @torch.no_grad()
     def score_recon(self, x: Tensor, *, noise: Noise, steps: int = 10) -> Tensor:
@@ -184,8 +185,8 @@ class CodeApplications(Model):
 
         steps: network calls.
         """
-        back = self.reconstruct(x, noise=noise, steps=steps, stochastic=False).images
-        return (x - back).square().flatten(1).mean(1)
+        rebuilt = self.reconstruct(x, noise=noise, steps=steps, stochastic=False).images
+        return (x - rebuilt).square().flatten(1).mean(1)
 
     @torch.no_grad()
     def map_recon(self, x: Tensor, *, noise: Noise, steps: int = 10) -> Tensor:
@@ -207,25 +208,25 @@ class CodeApplications(Model):
         n = 0
         for batch in batches:
             for name, stochastic in (("mse", True), ("mse_semantic", False)):
-                back = self.reconstruct(batch.x, noise=batch.noise, stochastic=stochastic).images
-                sums[name] += float((0.5 * (batch.x - back)).square().flatten(1).mean(1).sum())
+                rebuilt = self.reconstruct(batch.x, noise=batch.noise, stochastic=stochastic).images
+                sums[name] += float((0.5 * (batch.x - rebuilt)).square().flatten(1).mean(1).sum())
             if self.coder.head is not None:
                 sums["accuracy"] += len(batch) * float(self.coder.loss(batch, "classifier")["accuracy"])
             n += len(batch)
-            if n >= MEASURED:
+            if n >= MEASURED_IMAGES:
                 break
         return {name: total / n for name, total in sums.items()}
 
 
-def half(progress: Progress, which: int) -> Progress:
-    """The progress of the half from image to noise (0) or from noise to image (1), as that of the whole."""
+def half_progress(progress: Progress, which: int) -> Progress:
+    """Maps the progress from image to noise (which = 0) or from noise to image (1) to that of both."""
     return lambda i, n, x=None: progress(which * n + i, 2 * n, x)
 
 
 class DiffAE(CodeApplications):
     """An encoder of z_sem [B, latent] and a U-Net that denoises given z_sem; a first stage of `latent_prior`.
 
-    By itself it samples z_sem from a Gaussian with the running mean and covariance of the training codes.
+    Without a prior it samples z_sem from a Gaussian with the running moments of the training codes.
     Where the data have labels, a linear classifier of the normalised z_sem is trained in a phase of its own,
     without a gradient to the encoder. Raises UsageError for sizes that do not fit.
 
@@ -282,8 +283,8 @@ class DiffAE(CodeApplications):
                 z = self.encode(batch.x)
             logits, y = to_fp32(self.head(self.normalise(z))), self.one_hot(batch.y).to(z)
             error = F.binary_cross_entropy_with_logits if self.data.multilabel else F.cross_entropy
-            right = (self.predicted(logits) == y).all(1)
-            return {"loss": error(logits, y), "accuracy": right.float().mean()}
+            correct = (self.predicted_labels(logits) == y).all(1)
+            return {"loss": error(logits, y), "accuracy": correct.float().mean()}
         z = self.encode(batch.x)
         if self.training:
             self.keep_moments(z.detach())
@@ -302,8 +303,8 @@ class DiffAE(CodeApplications):
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Batch]) -> None:
-        """Recomputes the moments of z_sem: the running ones, of the encoder in training and with dropout, are
-        far from those of averaged weights."""
+        """Recomputes the moments of z_sem, since the running ones are those of the encoder in training, not
+        of averaged weights."""
         z = torch.cat([self.encode(batch.x) for batch in batches])
         self.mean.copy_(z.mean(0))
         with full_fp32(z.device):
@@ -334,17 +335,17 @@ class DiffAE(CodeApplications):
     def std(self) -> Tensor:
         return self.cov.diagonal().clamp(min=1e-8).sqrt()
 
-    def moved(self, z: Tensor, y: Tensor, strength: float, head: nn.Linear) -> Tensor:
-        """Codes z [B, latent] moved towards labels y along Σ w, where w are the weights of `head` for y minus
+    def move_codes(self, z: Tensor, y: Tensor, strength: float, head: nn.Linear) -> Tensor:
+        """Codes z [B, latent] moved towards labels y along Σ w. Here w are the weights of `head` for y minus
         those for the predicted labels, and Σ is the covariance of the training codes. The paper's direction w
-        leads away from all codes where their coordinates are correlated (Haufe 2014,
+        leaves the distribution of codes with correlated coordinates (Haufe 2014,
         doi:10.1016/j.neuroimage.2013.10.067)."""
-        change = self.one_hot(y).to(z) - self.predicted(head(self.normalise(z))).to(z)  # [B, K]
-        w = change @ head.weight / self.std  # weights of z_sem that is not normalised
+        change = self.one_hot(y).to(z) - self.predicted_labels(head(self.normalise(z))).to(z)  # [B, K]
+        w = change @ head.weight / self.std  # weights for z_sem before normalisation
         along = w @ self.cov
         return z + strength * along / (w * along).sum(1, keepdim=True).clamp(min=1e-12).sqrt()
 
-    def predicted(self, logits: Tensor) -> Tensor:
+    def predicted_labels(self, logits: Tensor) -> Tensor:
         """The labels [B, K] 0/1 that the classifier predicts."""
         return (logits > 0).long() if self.data.multilabel else self.one_hot(logits.argmax(1))
 
@@ -376,6 +377,6 @@ class DiffAE(CodeApplications):
     def score_code(self, x: Tensor, *, noise: Noise) -> Tensor:
         """[B]: squared Mahalanobis distance of z_sem to the Gaussian of the training codes."""
         d = self.encode(x) - self.mean
-        floor = 1e-4 * self.cov.diagonal().mean()  # else rounding in directions without variance would decide
+        floor = 1e-4 * self.cov.diagonal().mean()  # against rounding in directions without variance
         cov = self.cov + floor * torch.eye(self.latent, dtype=d.dtype, device=d.device)
         return (d * torch.linalg.solve(cov, d.mT).mT).sum(1)

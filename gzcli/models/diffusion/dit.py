@@ -29,7 +29,7 @@ class DiT(Diffusion):
         super().__init__(data, net, process, labels)
 
     def to_diffusers(self) -> Any:
-        """A `DiTPipeline` of the same weights and schedule, of which only the parts can be used."""
+        """A `DiTPipeline` with the same weights and schedule; only its parts can be used."""
         from diffusers import DiTPipeline
 
         net, scheduler = self.net.to_diffusers(), self.to_scheduler()

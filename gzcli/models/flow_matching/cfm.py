@@ -12,7 +12,7 @@ from gzcli.models.flow_matching.fm import FM, FlowOptions
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn.unet import UNetOptions
 
-CLASSIFIED = 200  # images that `measure` classifies
+CLASSIFIED_IMAGES = 200  # images that `measure` classifies
 
 
 class CFM(FM):
@@ -37,9 +37,9 @@ class CFM(FM):
         and for multi-label data."""
         if not self.conditional or self.data.multilabel:
             return {}
-        right, n = 0, 0
+        correct, n = 0, 0
         for batch in batches:
-            if n < CLASSIFIED and batch.y is not None:
-                right += int((self.class_errors(batch.x, batch.noise).argmin(1) == batch.y).sum())
+            if n < CLASSIFIED_IMAGES and batch.y is not None:
+                correct += int((self.class_errors(batch.x, batch.noise).argmin(1) == batch.y).sum())
                 n += len(batch)
-        return {"accuracy": right / n}
+        return {"accuracy": correct / n}

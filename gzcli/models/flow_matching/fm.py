@@ -85,15 +85,15 @@ class FlowMatching(LikelihoodByODE, Applications):
     # ---- training
 
     def on_batch(self, batch: Batch) -> dict[str, Tensor]:
-        """With `coupling` ot, the noises of a step, paired before its batch is cut into micro-batches."""
-        return {"x0": self.ends(batch)[0]} if self.coupling == "ot" else {}
+        """With `coupling` ot, the noise paired over the whole batch, before it is cut into micro-batches."""
+        return {"x0": self.noise_and_images(batch)[0]} if self.coupling == "ot" else {}
 
-    def ends(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def noise_and_images(self, batch: Batch) -> tuple[Tensor, Tensor]:
         if "x0" in batch.extra:
             return batch.extra["x0"], batch.x
-        eps, x = super().ends(batch)
+        eps, x = super().noise_and_images(batch)
         if self.coupling == "ot":
-            eps = coupled(eps, x, batch.y if self.conditional else None, self)
+            eps = couple_noise(eps, x, batch.y if self.conditional else None, self)
         return eps, x
 
     # ---- sampling
@@ -109,12 +109,12 @@ class FlowMatching(LikelihoodByODE, Applications):
         options: SamplingOptions = SamplingOptions(),
     ) -> Tensor:
         """n images [n, C, H, W] in [-1, 1], by solving the ODE from noise at t = 0 to data at t = 1."""
-        x, y = self.start(n, labels, noise, options.size)
-        f = self.velocity(y, self.strength(options.guidance), options.interval)
+        x, y = self.initial_noise(n, labels, noise, options.size)
+        f = self.velocity(y, self.guidance_scale(options.guidance), options.interval)
         times, tolerance = self.process.ode_times(options.steps), options.tolerance
         return self.into_range(solve(f, x, times, options.sampler, tolerance=tolerance, progress=progress))
 
-    def back(
+    def denoise_path(
         self, x: Tensor, path: Path, y: Tensor | None, guidance: float, randn: Randn, progress: Progress
     ) -> Tensor:
         """The solution of the ODE at t = 1."""
@@ -126,7 +126,7 @@ class FlowMatching(LikelihoodByODE, Applications):
     def path_statistics(self, x: Tensor, steps: int) -> Tensor:
         """Statistics [B, 3] of an image's path to noise: the logarithms of the mean squares of its velocity,
         of the change of its velocity, and of its end."""
-        f, before = self.velocity(self.known_labels(None)), None
+        f, before = self.velocity(self.image_labels(None)), None
         speed, turns = x.new_zeros(len(x)), x.new_zeros(len(x))
         for i in range(steps):
             v = f(x, x.new_full((len(x),), 1 - i / steps))
@@ -157,34 +157,34 @@ class FlowMatching(LikelihoodByODE, Applications):
 
 
 @torch.no_grad()
-def coupled(x0: Tensor, x1: Tensor, y: Tensor | None, module: nn.Module) -> Tensor:
-    """The noises x0 [B, …] in the order that pairs them with the data x1 [B, …] at the least total squared
-    distance: paths between near pairs cross less, and are straighter (Tong 2023, arXiv:2302.00482).
+def couple_noise(x0: Tensor, x1: Tensor, y: Tensor | None, module: nn.Module) -> Tensor:
+    """The noise x0 [B, …], reordered to the least total squared distance to the data x1 [B, …]: paths between
+    near pairs cross less, and are straighter (Tong 2023, arXiv:2302.00482).
 
-    Noises are paired within the images of each label y, [B] or [B, K]: else the noise of a class would be
-    that near the class, and not N(0, I), from which its samples start (Cheng & Schwing 2025,
-    arXiv:2503.10636). While `module` trains, the rows of all ranks are paired. The assignment is exact and
-    runs on the CPU: 10 ms for 256 images of MNIST and 50 ms for 512.
+    Noise is paired within the images of each label y, [B] or [B, K]. Otherwise the noise of a class would not
+    be N(0, I), from which its samples start (Cheng & Schwing 2025, arXiv:2503.10636). While `module` trains,
+    the rows of all ranks are paired. The assignment is exact and runs on the CPU: 10 ms for 256 images of
+    MNIST and 50 ms for 512.
     """
     from scipy.optimize import linear_sum_assignment
 
     noise, data = ranks.rows(x0, module), ranks.rows(x1, module)
     labels = np.zeros(len(noise)) if y is None else ranks.rows(y, module).cpu().numpy()
-    which = np.unique(labels, axis=0, return_inverse=True)[1].reshape(len(noise))
+    group = np.unique(labels, axis=0, return_inverse=True)[1].reshape(len(noise))
     with full_fp32(x0.device):  # ‖x1‖² and ‖x0‖² are the same in every order
         product = to_fp32(data).flatten(1) @ to_fp32(noise).flatten(1).mT
     cost, order = -product.cpu().numpy(), np.arange(len(noise))
-    for k in range(which.max() + 1):
-        rows = np.flatnonzero(which == k)
+    for k in range(group.max() + 1):
+        rows = np.flatnonzero(group == k)
         order[rows] = rows[linear_sum_assignment(cost[np.ix_(rows, rows)])[1]]
-    mine = ranks.own_rows(torch.from_numpy(order), module)
-    return noise[mine.to(x0.device)]
+    rank_order = ranks.own_rows(torch.from_numpy(order), module)
+    return noise[rank_order.to(x0.device)]
 
 
 class FM(FlowMatching):
     """A U-Net that predicts the velocity.
 
-    sigma_min: standard deviation of the noise that is left at t = 1, for images in [-1, 1].
+    sigma_min: standard deviation of the remaining noise at t = 1, for images in [-1, 1].
     """
 
     paper = "Lipman et al. 2022, arXiv:2210.02747"

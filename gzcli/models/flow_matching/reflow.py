@@ -26,12 +26,11 @@ class Reflow(FlowMatching):
     Times are shifted as the teacher's. Raises UsageError if the teacher is no flow, or if only one of teacher
     and student is conditional.
 
-    pairs: pairs of noise and image generated for each training image, given its label, of which a step takes
-      one at random. With few images one pair each is memorised (Liu 2022 draws 4 million for CIFAR-10: 80 an
-      image).
+    pairs: pairs of noise and image generated for each training image, given its label; a step takes one of
+      them at random. With few images a single pair is memorised (Liu 2022 draws 80 an image of CIFAR-10).
     pair_solver: solver of the teacher's ODE, as in `sample`.
     pair_steps: steps of that solver.
-    pair_guidance: guidance of the pairs towards their labels; 1: as trained; null: what the teacher draws by.
+    pair_guidance: guidance of the pairs towards their labels; 1: as trained; null: the teacher's default.
     time_sampling: times of a batch: uniform, stratified or logit_normal, as in `rf`.
     """
 
@@ -68,21 +67,20 @@ class Reflow(FlowMatching):
             self.clusters.load_state_dict(teacher.get_submodule("clusters").state_dict())
         self.attach("teacher", teacher)
         self.pairs_each, self.pair_solver, self.pair_steps = pairs, pair_solver, pair_steps
-        self.pair_guidance = teacher.strength(pair_guidance)
+        self.pair_guidance = teacher.guidance_scale(pair_guidance)
 
     def fit(self, batches: Iterable[Batch]) -> None:
         """Nothing: the clusters are the teacher's."""
 
-    def strength(self, guidance: float | None) -> float:
+    def guidance_scale(self, guidance: float | None) -> float:
         """By default 1: the pairs are guided already."""
         return 1.0 if guidance is None else guidance
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
         """Noise, and the images that the teacher generates from it given the labels of the batch, both [B, C,
-        H, W], or [B, pairs, C, H, W] for several pairs; and of a teacher of clusters those of the training
-        images, [B]. Half precision, with an error of 1/2000 where grey levels are 1/128 apart, halves the
-        size on disk."""
+        H, W], or [B, pairs, C, H, W] for several pairs. With clusters also those of the training images, [B].
+        Half precision has an error of 1/2000, where grey levels are 1/128 apart."""
         y = batch.y if self.conditional else None
         if self.clusters is not None:
             y = self.clusters(batch.x)
@@ -98,10 +96,10 @@ class Reflow(FlowMatching):
         """The labels of training images, or the clusters of their pairs."""
         return super().condition(batch) if self.clusters is None else batch.extra["cluster"].long()
 
-    def ends(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def noise_and_images(self, batch: Batch) -> tuple[Tensor, Tensor]:
         noise, image = batch.extra["noise"], batch.extra["image"]
         if self.pairs_each > 1:
             rows = torch.arange(len(batch), device=batch.x.device)
-            which = batch.noise.randint(self.pairs_each, len(batch))
-            noise, image = noise[rows, which], image[rows, which]
+            pair = batch.noise.randint(self.pairs_each, len(batch))
+            noise, image = noise[rows, pair], image[rows, pair]
         return noise.to(batch.x), image.to(batch.x)

@@ -3,8 +3,8 @@ with Mamba blocks in place of attention.
 
     h ← h + gate · Mamba(LN(h) (1 + scale) + shift)[in the block's order]
 
-Shift, scale and gate are functions of time and label. A state-space model reads tokens one after another: the
-blocks take turns with the eight continuous orders of the image, which together cover every direction.
+Shift, scale and gate are functions of time and label. A state-space model reads tokens one after another. The
+blocks alternate between eight continuous orders of the image, which together cover every direction.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import DataInfo
 from gzcli.models.flow_matching.fm import FlowMatching, FlowOptions
 from gzcli.models.labelled import ClusterOptions
-from gzcli.models.nn import stacked, to_fp32, valueless, zero_init
-from gzcli.models.nn.dit import DiTNet, DiTOptions, modulated
+from gzcli.models.nn import is_shape_only, stacked, to_fp32, zero_init
+from gzcli.models.nn.dit import DiTNet, DiTOptions, modulate
 from gzcli.models.nn.layers import LayerNorm
 
 KERNEL = 4  # tokens that the convolution sees, itself included
 DELTA = (1e-3, 1e-1)  # the range of Δ at the start
-CACHED = 2**18  # elements of a chunk's states on a CPU
+CACHE_ELEMENTS = 2**18  # elements of a chunk's states on a CPU
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Block(nn.Module):
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
         shift, scale, gate = self.modulation(c)[:, None].chunk(3, -1)
-        out = self.mamba(modulated(self.norm(h), shift, scale).index_select(1, self.order))
+        out = self.mamba(modulate(self.norm(h), shift, scale).index_select(1, self.order))
         return h + gate * out.index_select(1, self.back)
 
 
@@ -115,32 +115,32 @@ class Mamba(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         x, z = self.in_proj(h).chunk(2, -1)
-        x = F.silu(self.convolved(x))  # [B, T, D]
+        x = F.silu(self.causal_conv(x))  # [B, T, D]
         dt, B, C = self.x_proj(x).split([self.rank, self.state, self.state], -1)
         delta = F.softplus(to_fp32(self.dt_proj(dt)))
         y = selective_scan(x, delta, -to_fp32(self.A_log).exp(), B, C) + self.D * x
         return self.out_proj(y * F.silu(z))
 
-    def convolved(self, x: Tensor) -> Tensor:
+    def causal_conv(self, x: Tensor) -> Tensor:
         """The causal convolution of each channel, as a sum: PyTorch's own is slow in bf16 on a CPU."""
-        before = F.pad(x, (0, 0, KERNEL - 1, 0))
+        padded = F.pad(x, (0, 0, KERNEL - 1, 0))
         weight, bias = self.conv1d.weight, self.conv1d.bias
         out = x.new_zeros(()) if bias is None else bias
         for k in range(KERNEL):
-            out = out + before[:, k : k + x.shape[1]] * weight[:, 0, k]
+            out = out + padded[:, k : k + x.shape[1]] * weight[:, 0, k]
         return out
 
 
 def zigzags(rows: int, columns: int) -> list[Tensor]:
     """The eight orders [rows · columns] in which each token follows a neighbour: from each corner, by rows
-    and by columns. Of any four consecutive orders no two start at the same corner, so that four blocks cover
-    every direction too."""
+    and by columns. Any four consecutive orders start at four corners, so that four blocks cover every
+    direction too."""
     grid = torch.arange(rows * columns).view(rows, columns)
     corners = [(), (0, 1), (1,), (0,)]  # axes to flip to start there: each corner follows the opposite one
     by_columns = [False, False, True, True, True, True, False, False]
     orders = []
-    for dims, turned in zip(corners * 2, by_columns, strict=True):
-        order = (grid.flip(dims).T if turned else grid.flip(dims)).clone()
+    for dims, transposed in zip(corners * 2, by_columns, strict=True):
+        order = (grid.flip(dims).T if transposed else grid.flip(dims)).clone()
         order[1::2] = order[1::2].flip(1)  # every second row from right to left
         orders.append(order.flatten())
     return orders
@@ -157,22 +157,21 @@ def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) ->
         h_t = exp(Δ_t A) h_{t−1} + Δ_t B_t x_t,   y_t = C_t h_t
 
     The recurrence runs token by token, with one fused multiply-add each: a quotient of cumulative products
-    would overflow beyond short sequences. What does not depend on the state is computed for a chunk of about
-    √T tokens at once; on a CPU, for so few images that they fit in the cache. The forward pass keeps the
-    states between chunks, and the backward pass recomputes those inside. The kernel of `mamba-ssm` is used
-    where it is installed.
+    would overflow for long sequences. Terms without the state are computed for a chunk of about √T tokens at
+    once; on a CPU, for so few images that they fit in the cache. The forward pass keeps the states between
+    chunks, and the backward pass recomputes those inside. If installed, `mamba-ssm` provides the kernel.
     """
     x, delta, A, B, C = map(to_fp32, (x, delta, A, B, C))
-    if x.dtype == torch.float32 and (kernel := fused(x.device)):
+    if x.dtype == torch.float32 and (kernel := fused_scan(x.device)):
         return kernel(x.mT.contiguous(), delta.mT.contiguous(), A, B.mT.contiguous(), C.mT.contiguous()).mT
-    on_cpu = x.device.type == "cpu" and not valueless()
-    rows = CACHED // (A.numel() * math.isqrt(x.shape[1])) if on_cpu else len(x)
+    on_cpu = x.device.type == "cpu" and not is_shape_only()
+    rows = CACHE_ELEMENTS // (A.numel() * math.isqrt(x.shape[1])) if on_cpu else len(x)
     parts = (t.split(max(1, rows)) for t in (x, delta, B, C))
     return torch.cat([Scan.apply(x, delta, A, B, C) for x, delta, B, C in zip(*parts, strict=True)])
 
 
 @cache
-def fused(device: torch.device) -> Callable[..., Tensor] | None:
+def fused_scan(device: torch.device) -> Callable[..., Tensor] | None:
     """The kernel of `mamba-ssm`, of (x [batch, D, T], delta [batch, D, T], A [D, N], B [batch, N, T], C
     [batch, N, T]); None where there is none for the device."""
     if not kind_of(device).kernels:
@@ -185,7 +184,7 @@ def fused(device: torch.device) -> Callable[..., Tensor] | None:
 
 
 class Scan(Function):
-    """The recurrence over tensors [T, batch, N, D], so that a token and a channel's row are contiguous."""
+    """The recurrence over tensors [T, batch, N, D]: a token, and the row of a channel, are contiguous."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
@@ -194,7 +193,7 @@ class Scan(Function):
         y, h, carried = torch.empty_like(u), u.new_zeros(u.shape[1], *A.shape), []
         for chunk in chunks(u):
             carried.append(h)
-            states = run(delta[chunk], A, B[chunk], u[chunk], h)[1]
+            states = run_chunk(delta[chunk], A, B[chunk], u[chunk], h)[1]
             torch.matmul(C[chunk, :, None], states, out=y[chunk, :, None])  # `out=` keeps it out of autocast
             h = states[-1].clone()
         ctx.save_for_backward(x, delta, A, B, C, u, *carried)
@@ -209,7 +208,7 @@ class Scan(Function):
         dA.zero_()
         g = torch.zeros_like(carried[0])  # of the state after the chunk
         for chunk, h in zip(reversed(list(chunks(u))), reversed(carried), strict=True):
-            decay, states = run(delta[chunk], A, B[chunk], u[chunk], h)
+            decay, states = run_chunk(delta[chunk], A, B[chunk], u[chunk], h)
             torch.matmul(dy[chunk, :, None], states.mT, out=dC[chunk, :, None])
             dh = C[chunk, ..., None] * dy[chunk, :, None]  # [L, batch, N, D]
             dh[-1] += g
@@ -234,7 +233,7 @@ def chunks(u: Tensor) -> Iterator[slice]:
     return (slice(i, min(i + size, len(u))) for i in range(0, len(u), size))
 
 
-def run(delta: Tensor, A: Tensor, B: Tensor, u: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+def run_chunk(delta: Tensor, A: Tensor, B: Tensor, u: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
     """The decays exp(Δ A) and the states after each of L tokens that follow the state h [batch, N, D], both
     [L, batch, N, D]."""
     decay = (delta[:, :, None] * A).exp_()

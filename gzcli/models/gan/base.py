@@ -1,4 +1,4 @@
-"""The base of all GANs: two networks, their training and sampling, and scores by the critic."""
+"""The core of GANs: two networks, their training and sampling, and scores by the critic."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from gzcli.models.nn import (
     as_interpolations,
     at_least,
     best_labels,
+    complete_pairs,
     double,
     every_label,
     fresh_statistics,
-    interpolated,
+    mix_codes,
     needs_labels,
-    pairs_of,
     pyramid,
     slerp,
     spread_labels,
@@ -41,8 +41,8 @@ from gzcli.models.nn.adversarial import (
     LabelAs,
     Norm,
     Objective,
+    critic_outputs,
     gradient_penalty,
-    judged,
     r1_penalty,
     widths,
 )
@@ -71,7 +71,7 @@ class Generator(nn.Module):
         channels, latent = widths(options.width, len(self.targets)), options.latent
         self.embed = ClassEmbedding(classes, latent) if classes else None
         if self.embed is not None:
-            # smaller than z: otherwise the label would determine the image, one for each class
+            # smaller than z: otherwise the label alone would determine the image
             nn.init.normal_(self.embed.table.weight, std=0.25)
         self.start = (channels[-1], *start)
         self.stem = nn.Linear(latent * (2 if classes else 1), channels[-1] * start[0] * start[1])
@@ -94,7 +94,7 @@ class Generator(nn.Module):
 
 def diff_augment(x: Tensor, policy: tuple[str, ...], noise: Noise) -> Tensor:
     """Images [B, C, H, W] under differentiable augmentations (Zhao et al. 2020, arXiv:2006.10738)."""
-    # real and generated images alike, so that the generator does not learn the augmentation itself
+    # applied to real and generated images, so that the generator does not learn the augmentation
     for name, augmented in POLICIES.items():
         if name in policy:
             x = augmented(x, noise.rand(len(x), 3))
@@ -155,12 +155,12 @@ class AdversarialOptions:
 
 @dataclass(frozen=True)
 class GANOptions(AdversarialOptions):
-    """The same, with the losses.
+    """`AdversarialOptions`, with the losses.
 
     objective: the losses of both networks: `nonsaturating` (Goodfellow 2014), `hinge` (Lim & Ye 2017) or
       `wasserstein` (Arjovsky 2017).
     r1: weight γ of the gradient penalty on real images (Mescheder 2018, arXiv:1801.04406, eq. 9).
-    r1_every: steps from one such penalty to the next; its weight is multiplied by as many (Karras 2020,
+    r1_every: steps from one such penalty to the next, and the factor of its weight (Karras 2020,
       arXiv:1912.04958, appendix B).
     """
 
@@ -186,7 +186,7 @@ class Search:
 
 
 class GAN(Model):
-    """A generator of z ~ N(0, I) and a critic, with the search for the z of an image and what needs it.
+    """A generator of z ~ N(0, I) and a critic, with the search for the z of an image and its applications.
 
     A step is a critic update; every `n_critic`-th step also has a generator update. Raises UsageError for an
     unknown augmentation, and for a conditional model of data without labels.
@@ -237,22 +237,22 @@ class GAN(Model):
             fake = self.generator(z, y)
         return self.critic_loss(batch, batch.x, fake, y)
 
-    def augmented(self, x: Tensor, noise: Noise) -> Tensor:
+    def augment_images(self, x: Tensor, noise: Noise) -> Tensor:
         """Images [B, C, H, W] as the critic sees them."""
         return diff_augment(x, self.options.augment, noise)
 
     def adversarial_loss(self, fake: Tensor, y: Labels, noise: Noise) -> Tensor:
-        return OBJECTIVES[self.options.objective].generator(self.critic(self.augmented(fake, noise), y))
+        return OBJECTIVES[self.options.objective].generator(self.critic(self.augment_images(fake, noise), y))
 
     def generator_loss(self, batch: Batch, z: Tensor, y: Labels) -> dict[str, Tensor]:
         return {"loss": self.adversarial_loss(self.generator(z, y), y, batch.noise)}
 
     def critic_loss(self, batch: Batch, real: Tensor, fake: Tensor, y: Labels) -> dict[str, Tensor]:
         options = self.options
-        real, fake = (self.augmented(x, batch.noise) for x in (real, fake))
+        real, fake = (self.augment_images(x, batch.noise) for x in (real, fake))
         if self.critic.independent:
-            both = None if y is None else torch.cat([y, y])
-            real_f, fake_f = judged(lambda x: self.critic(x, both), real, fake)
+            labels = None if y is None else torch.cat([y, y])
+            real_f, fake_f = critic_outputs(lambda x: self.critic(x, labels), real, fake)
         else:  # batch norm would mix the statistics of real images and fakes
             real_f, fake_f = self.critic(real, y), self.critic(fake, y)
         loss = OBJECTIVES[options.objective].critic(real_f, fake_f)
@@ -275,7 +275,7 @@ class GAN(Model):
                 fake = self.generator(batch.noise.randn(len(batch), self.latent), y)
                 if not self.critic.independent:
                     for x in (batch.x, fake):
-                        self.critic(self.augmented(x, batch.noise), y)
+                        self.critic(self.augment_images(x, batch.noise), y)
 
     # ---- sampling
 
@@ -304,14 +304,13 @@ class GAN(Model):
         labels: Labels = None,
         progress: Progress = no_progress,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """z [B, latent] near each image, its labels, and its distance [B], by Adam from the best of some
-        starts (AnoGAN, Schlegl et al. 2017, arXiv:1703.05921, section 2.2): (1 − feature)·‖x − G(z)‖² +
-        feature·‖φ(x) − φ(G(z))‖², where φ is the critic's coarsest feature map.
+        """The nearest z [B, latent] of each image, its labels, and the distance [B], by Adam from the best of
+        several starts (AnoGAN, Schlegl et al. 2017, arXiv:1703.05921, section 2.2): (1 − feature)·‖x − G(z)‖²
+        + feature·‖φ(x) − φ(G(z))‖², where φ is the critic's coarsest feature map.
 
-        Without labels a conditional model starts from every class (multi-label: from none and from each
-        alone), and at half the steps takes the labels of the least distance. The sum over the images is
-        minimised and Adam works elementwise, in double where the device does: an image's z does not depend on
-        its batch."""
+        Without labels a conditional model starts from every class (multi-label: also from no class), and at
+        half the steps takes the labels of the least distance. Adam works elementwise on the sum over images,
+        in double where the device can, so that z does not depend on the batch."""
         n, tries, feature = len(x), self.first_labels(x, labels, search.starts), search.feature
         with torch.inference_mode(False), torch.enable_grad():
             exact, z = double(x.detach()).clone(), double(noise.randn(n, len(tries) * self.latent)).clone()
@@ -363,7 +362,7 @@ class GAN(Model):
     def reconstruct(
         self, x: Tensor, *, labels: Labels = None, noise: Noise, progress: Progress, steps: int = 100
     ) -> Applied:
-        """The generator's nearest image to each x, given `labels`, or without them the best-fitting labels.
+        """The generator's nearest image to each x, given `labels` or else the best-fitting ones.
 
         steps: gradient steps of the search for z.
         """
@@ -385,13 +384,13 @@ class GAN(Model):
         """
         at_least(2, frames=frames)
         at_least(1, search=search)
-        x = pairs_of(x)
+        x = complete_pairs(x)
         z, y, _ = self.invert(x, noise.first(len(x)), Search(search), progress=progress)
         if y is not None:  # an image has the label of the nearer end
             pairs, frame = (torch.arange(count, device=x.device) for count in (len(x) // 2, frames))
             y = y[(2 * pairs[:, None] + (frame * 2 >= frames)).flatten()]
         with torch.no_grad():
-            images = self.generator(interpolated(z, frames, slerp), y)
+            images = self.generator(mix_codes(z, frames, slerp), y)
         return replace(as_interpolations(images, frames), labels=y)
 
     def traverse(
@@ -459,5 +458,5 @@ class GAN(Model):
                 hint="fit it first, or ask for fewer neighbours",
             )
         h = self.unit_features(x)
-        near = (h @ self.bank.T).topk(k, dim=1).indices[:, -1]
-        return (h - self.bank[near]).norm(dim=1)  # from the difference: near neighbours keep their digits
+        neighbour = (h @ self.bank.T).topk(k, dim=1).indices[:, -1]
+        return (h - self.bank[neighbour]).norm(dim=1)  # the difference keeps the digits of near ones

@@ -25,41 +25,42 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 from gzcli.models.base import Model, Phase
 from gzcli.models.nn import Labels, from_levels, to_fp32, to_levels
-from gzcli.models.nn.adversarial import LEAST_SQUARES, PatchGAN, judged
+from gzcli.models.nn.adversarial import LEAST_SQUARES, PatchGAN, critic_outputs
 from gzcli.models.nn.perceptual import gaussian_window, ssim_parts
 
 
 class ImagePool(nn.Module):
-    """Up to `size` earlier fakes of all ranks, which are shown to the discriminator again (Shrivastava et al.
-    2016, arXiv:1612.07828, section 2.3): once it is full, an image is shown, or replaces a stored one, which
-    is."""
+    """Up to `size` previous fakes of all ranks, for the discriminator (Shrivastava et al. 2016,
+    arXiv:1612.07828, section 2.3). Once the pool is full, it returns a new image, or else swaps it for a
+    stored one and returns that."""
 
     def __init__(self, size: int):
         super().__init__()
         self.size, self.count = size, 0
         self.images: Tensor | None = None  # [size, C, H, W]
 
-    @torch.compiler.disable  # which would compile anew for every count
+    @torch.compiler.disable  # it would recompile for every count
     @torch.no_grad()
     def forward(self, images: Tensor, noise: Noise) -> Tensor:
-        """The images that are shown in place of images [B, C, H, W]. The host never waits for the device."""
+        """The images for the discriminator in place of images [B, C, H, W]; the host never waits for the
+        device."""
         if not self.size:
             return images
         n = len(images)
-        old, slot = ranks.rows(noise.rand(n), self) < 0.5, ranks.rows(noise.randint(self.size, n), self)
+        from_pool, slot = ranks.rows(noise.rand(n), self) < 0.5, ranks.rows(noise.randint(self.size, n), self)
         images = ranks.rows(images, self)
         pool = images.new_zeros(self.size, *images.shape[1:]) if self.images is None else self.images
         self.images = pool = pool.to(images)
-        shown = images.clone()
+        out = images.clone()
         for i in range(len(images)):
             if self.count < self.size:
                 pool[self.count] = images[i]
                 self.count += 1
                 continue
             stored = pool.index_select(0, slot[i : i + 1])
-            shown[i] = torch.where(old[i], stored[0], images[i])
-            pool.index_copy_(0, slot[i : i + 1], torch.where(old[i], images[i : i + 1], stored))
-        return ranks.own_rows(shown, self)
+            out[i] = torch.where(from_pool[i], stored[0], images[i])
+            pool.index_copy_(0, slot[i : i + 1], torch.where(from_pool[i], images[i : i + 1], stored))
+        return ranks.own_rows(out, self)
 
     def get_extra_state(self) -> dict[str, Any]:
         return {"count": self.count, "images": None if self.images is None else self.images.cpu()}
@@ -69,18 +70,18 @@ class ImagePool(nn.Module):
 
 
 class Translator(nn.Module):
-    """Images [B, C, H, W] of any sides of one domain → of the other, in [-1, 1], fp32 (section 4)."""
+    """Images [B, C, H, W] of one domain, of any size → the other domain, in [-1, 1], fp32 (section 4)."""
 
     def __init__(self, channels: int, width: int = 32, halvings: int = 2, blocks: int = 4):
         super().__init__()
         widths = [width * 2**i for i in range(halvings + 1)]
         strides: dict[str, Any] = {"stride": 2, "padding": 1, "bias": False}
-        self.stem = normed(reflecting(channels, width, 7))
-        self.downs = nn.ModuleList(normed(nn.Conv2d(i, o, 3, **strides)) for i, o in pairwise(widths))
+        self.stem = norm_relu(reflect_conv(channels, width, 7))
+        self.downs = nn.ModuleList(norm_relu(nn.Conv2d(i, o, 3, **strides)) for i, o in pairwise(widths))
         self.blocks = nn.Sequential(*(ResBlock(widths[-1]) for _ in range(blocks)))
         ups = (nn.ConvTranspose2d(i, o, 3, **strides) for i, o in pairwise(reversed(widths)))
         self.ups = nn.ModuleList(ups)
-        self.head = reflecting(width, channels, 7, bias=True)
+        self.head = reflect_conv(width, channels, 7, bias=True)
         for m in self.modules():
             if isinstance(m, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.normal_(m.weight, std=0.02)
@@ -101,23 +102,23 @@ class ResBlock(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        first, second = (reflecting(width, width, 3) for _ in range(2))
-        self.net = nn.Sequential(*normed(first), second, nn.InstanceNorm2d(width))
+        first, second = (reflect_conv(width, width, 3) for _ in range(2))
+        self.net = nn.Sequential(*norm_relu(first), second, nn.InstanceNorm2d(width))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.net(x)
 
 
-def normed(conv: nn.Conv2d) -> nn.Sequential:
+def norm_relu(conv: nn.Conv2d) -> nn.Sequential:
     return nn.Sequential(conv, nn.InstanceNorm2d(conv.out_channels), nn.ReLU())
 
 
-def reflecting(inputs: int, outputs: int, kernel: int, bias: bool = False) -> nn.Conv2d:
+def reflect_conv(inputs: int, outputs: int, kernel: int, bias: bool = False) -> nn.Conv2d:
     """A convolution that keeps the size, with reflection at the borders."""
     return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, padding_mode="reflect", bias=bias)
 
 
-MEMORY = 32  # training images of each domain that the model keeps, for `sample` to translate
+MEMORY = 32  # training images of each domain in the memory, which `sample` translates
 SampleDirection = Literal["both", "AtoB", "BtoA"]
 Direction = Literal["auto", "AtoB", "BtoA"]
 
@@ -160,8 +161,8 @@ class CycleGAN(Model):
         c, *sides = data.shape
         # reflection takes 3 pixels of the image itself, and 1 at the smallest size
         if min(sides) < 4 or math.ceil(min(sides) / 2**halvings) < 2:
-            small = f"images of {sides[0]}×{sides[1]} are too small for translators of {halvings} halvings"
-            raise UsageError(small, hint="lower `model.halvings`")
+            message = f"images of {sides[0]}×{sides[1]} are too small for translators of {halvings} halvings"
+            raise UsageError(message, hint="lower `model.halvings`")
         self.a_to_b, self.b_to_a = (Translator(c, width, halvings, blocks) for _ in "AB")
         self.disc_a, self.disc_b = (
             PatchGAN(data.shape, disc_width, disc_layers, norm="instance") for _ in "AB"
@@ -180,33 +181,32 @@ class CycleGAN(Model):
 
     def on_start(self, batch: Batch) -> None:
         """Fills the memory with the first batch, repeated, unless it was loaded."""
-        first = self.seen(batch.x, batch.extra["second_domain"])
-        over = first[:, torch.arange(MEMORY, device=first.device) % first.shape[1]]
-        self.memory.copy_(torch.where((self.memory > 0).any(), self.memory, over))
+        first = self.domain_bytes(batch.x, batch.extra["second_domain"])
+        repeated = first[:, torch.arange(MEMORY, device=first.device) % first.shape[1]]
+        self.memory.copy_(torch.where((self.memory > 0).any(), self.memory, repeated))
 
     def on_step(self, step: int) -> None:
         self.step = step + 1
 
-    @torch.compiler.disable  # which would compile anew for every step
+    @torch.compiler.disable  # it would recompile for every step
     @torch.no_grad()
     def remember(self, a: Tensor, b: Tensor) -> None:
         """Replaces the memory by the training images of the first steps, of all ranks."""
         if self.step >= MEMORY:  # every step adds one image at least, so it is full
             return
-        images = self.seen(a, b)
+        images = self.domain_bytes(a, b)
         first = self.step * images.shape[1]
-        place = self.memory[:, first : first + images.shape[1]]
-        place.copy_(images[:, : place.shape[1]])
+        target = self.memory[:, first : first + images.shape[1]]
+        target.copy_(images[:, : target.shape[1]])
 
-    def seen(self, a: Tensor, b: Tensor) -> Tensor:
+    def domain_bytes(self, a: Tensor, b: Tensor) -> Tensor:
         """Images of both domains from all ranks, as bytes [2, B, C, H, W]."""
         return to_levels(torch.stack([ranks.rows(a, self), ranks.rows(b, self)]), 256).byte()
 
     def loss(self, batch: Batch, phase: str = "generator") -> dict[str, Tensor]:
-        """The loss of a phase. For held-out images, which come as one batch of both domains with labels, it
-        is the generators' cycle loss."""
+        """The loss of a phase; for a held-out batch, which mixes both domains, the generators' cycle loss."""
         if "second_domain" not in batch.extra:
-            return {"loss": self.cycle * self.cycle_error(batch.x, self.of_a(batch.x, batch.y)).mean()}
+            return {"loss": self.cycle * self.cycle_error(batch.x, self.is_from_a(batch.x, batch.y)).mean()}
         a, b = batch.x, batch.extra["second_domain"]
         if phase == "discriminator":
             return self.discriminator_loss(a, b, batch.noise)
@@ -224,31 +224,30 @@ class CycleGAN(Model):
     def discriminator_loss(self, a: Tensor, b: Tensor, noise: Noise) -> dict[str, Tensor]:
         with torch.no_grad():
             fake_a, fake_b = self.pool_a(self.b_to_a(b), noise), self.pool_b(self.a_to_b(a), noise)
-        loss_a = 0.5 * LEAST_SQUARES.critic(*judged(self.disc_a, a, fake_a))
-        loss_b = 0.5 * LEAST_SQUARES.critic(*judged(self.disc_b, b, fake_b))
+        loss_a = 0.5 * LEAST_SQUARES.critic(*critic_outputs(self.disc_a, a, fake_a))
+        loss_b = 0.5 * LEAST_SQUARES.critic(*critic_outputs(self.disc_b, b, fake_b))
         return {"loss": loss_a + loss_b, "a": loss_a.detach(), "b": loss_b.detach()}
 
     # ---- translation
 
-    def translated(self, x: Tensor, from_a: Tensor | bool) -> Tensor:
+    def to_other_domain(self, x: Tensor, from_a: Tensor | bool) -> Tensor:
         """Each image translated to the other domain, [B, C, H, W]; from_a: whether all, or each [B], are of
         A."""
-        # for each, both networks translate every image: a choice of rows would make the host wait for the
-        # device
+        # with [B] both networks translate every image: selecting rows would make the host wait
         if isinstance(from_a, bool):
             return self.a_to_b(x) if from_a else self.b_to_a(x)
         return torch.where(from_a[:, None, None, None], self.a_to_b(x), self.b_to_a(x))
 
-    def returned(self, x: Tensor, from_a: Tensor | bool) -> Tensor:
+    def round_trip(self, x: Tensor, from_a: Tensor | bool) -> Tensor:
         """Each image translated to the other domain and back, [B, C, H, W]."""
         back = not from_a if isinstance(from_a, bool) else ~from_a
-        return self.translated(self.translated(x, from_a), back)
+        return self.to_other_domain(self.to_other_domain(x, from_a), back)
 
     def cycle_error(self, x: Tensor, from_a: Tensor | bool) -> Tensor:
         """Mean absolute difference of each image and its translation there and back, [B]."""
-        return (self.returned(x, from_a) - x).abs().flatten(1).mean(1)
+        return (self.round_trip(x, from_a) - x).abs().flatten(1).mean(1)
 
-    def of_a(self, x: Tensor, y: Labels) -> Tensor:
+    def is_from_a(self, x: Tensor, y: Labels) -> Tensor:
         """Whether each image is of A, [B], by its label y. Without labels, an image is of A if the translator
         to A changes it less than the translator to B."""
         if y is not None:
@@ -270,17 +269,17 @@ class CycleGAN(Model):
 
         direction: `AtoB` and `BtoA` translate images of one domain, `both` of either.
         """
-        x, from_a = self.remembered(n, noise, direction)
-        x = self.translated(x, from_a)
+        x, from_a = self.draw_memory(n, noise, direction)
+        x = self.to_other_domain(x, from_a)
         progress(1, 1, x)
         return x
 
     def sources(self, n: int, *, noise: Noise, direction: SampleDirection = "both") -> Tensor:
         """The images [n, C, H, W] that `sample` translates, given the same noise."""
-        return self.remembered(n, noise, direction)[0]
+        return self.draw_memory(n, noise, direction)[0]
 
-    def remembered(self, n: int, noise: Noise, direction: SampleDirection) -> tuple[Tensor, Tensor | bool]:
-        """n of the kept images, drawn from those of a direction, and whether they are of A."""
+    def draw_memory(self, n: int, noise: Noise, direction: SampleDirection) -> tuple[Tensor, Tensor | bool]:
+        """n images drawn from the memory for a direction, and whether they are of A."""
         domains = {"both": slice(0, 2), "AtoB": slice(0, 1), "BtoA": slice(1, 2)}[direction]
         images = self.memory[domains].flatten(0, 1)
         pick = noise.randint(len(images), n)
@@ -292,11 +291,11 @@ class CycleGAN(Model):
     ) -> Applied:
         """Images translated to the other domain.
 
-        direction: `AtoB` and `BtoA` translate the images of one domain, by their labels, or all images
-          without labels; `auto` translates every image from its domain, which without labels is that of the
-          translator that changes it less.
+        direction: `AtoB` and `BtoA` translate the images that their labels place in one domain, or all images
+          without labels; `auto` translates every image from its domain, without labels that of the translator
+          that changes it less.
         """
-        return self.applied(x, y, direction, progress, back=False)
+        return self.translation(x, y, direction, progress, back=False)
 
     @torch.no_grad()
     def reconstruct(
@@ -306,19 +305,21 @@ class CycleGAN(Model):
 
         direction: which images and from which domain, as in `translate`.
         """
-        return self.applied(x, y, direction, progress, back=True)
+        return self.translation(x, y, direction, progress, back=True)
 
-    def applied(self, x: Tensor, y: Labels, direction: Direction, progress: Progress, back: bool) -> Applied:
+    def translation(
+        self, x: Tensor, y: Labels, direction: Direction, progress: Progress, back: bool
+    ) -> Applied:
         """The images that can be translated in a direction, translated, and with `back` translated back."""
         rows = torch.arange(len(x), device=x.device)
         from_a: Tensor | bool = direction == "AtoB"
         if direction == "auto":
-            from_a = self.of_a(x, y)
+            from_a = self.is_from_a(x, y)
         elif y is not None:
             rows = rows[(y == 0) == from_a]
         if not len(rows):
             raise UsageError(f"none of these images can go {direction}", hint="`--direction auto` takes all")
-        x = (self.returned if back else self.translated)(x[rows], from_a)
+        x = (self.round_trip if back else self.to_other_domain)(x[rows], from_a)
         progress(1, 1, x)
         to_b = torch.zeros_like(rows) + from_a  # class 1, which is B, for an image of A
         name, labels = ("there and back", 1 - to_b) if back else ("translation", to_b)
@@ -330,9 +331,9 @@ class CycleGAN(Model):
         sums, n = torch.zeros(3, dtype=torch.float64), 0
         window = gaussian_window(min(11, *self.data.shape[1:]), 1.5)
         for batch in batches:
-            x, from_a = batch.x, self.of_a(batch.x, batch.y)
-            identity = (self.translated(x, ~from_a) - x).abs().flatten(1).mean(1)
-            ssim = ssim_parts((x + 1) / 2, (self.translated(x, from_a) + 1) / 2, window)[0].mean(1)
+            x, from_a = batch.x, self.is_from_a(batch.x, batch.y)
+            identity = (self.to_other_domain(x, ~from_a) - x).abs().flatten(1).mean(1)
+            ssim = ssim_parts((x + 1) / 2, (self.to_other_domain(x, from_a) + 1) / 2, window)[0].mean(1)
             for i, value in enumerate((self.cycle_error(x, from_a) / 2, identity / 2, ssim)):
                 sums[i] += value.cpu().double().sum()
             n += len(batch)
@@ -350,5 +351,5 @@ class CycleGAN(Model):
 
     def map_cycle(self, x: Tensor, *, noise: Noise) -> Tensor:
         """The error of the cycle at each pixel [B, H, W], the mean over channels, in the same direction."""
-        a, b = ((self.returned(x, from_a) - x).abs().mean(1) for from_a in (True, False))
+        a, b = ((self.round_trip(x, from_a) - x).abs().mean(1) for from_a in (True, False))
         return torch.where((a.mean((1, 2)) < b.mean((1, 2)))[:, None, None], a, b)

@@ -125,7 +125,7 @@ class PresGAN(GAN):
     # ---- training
 
     def critic_loss(self, batch: Batch, real: Tensor, fake: Tensor, y: Labels) -> dict[str, Tensor]:
-        # real images get noise as fakes do, so that noise does not give fakes away
+        # real images get the same noise, so that noise does not reveal fakes
         sigma = self.sigma().detach()
         real, fake = (x + sigma * batch.noise.randn(*x.shape) for x in (real, fake))
         return super().critic_loss(batch, real, fake, y)
@@ -137,7 +137,7 @@ class PresGAN(GAN):
         if not self.entropy:
             return {"loss": adversarial, "sigma": sigma.detach().mean()}
         score, accept = self.density_gradient(x.detach(), z, y, batch.noise)
-        # its gradient is that of the entropy, its value is not
+        # only its gradient is that of the entropy
         surrogate = -(score * x).flatten(1).sum(1).mean()
         return {
             "loss": adversarial - self.entropy * surrogate,

@@ -1,4 +1,4 @@
-"""What models of every family share: labels, sizes, grey levels, precision, and interpolation of codes."""
+"""Functions for models of every family: labels, sizes, grey levels, precision, interpolation of codes."""
 
 from __future__ import annotations
 
@@ -38,9 +38,8 @@ def zero_init(module: Layer) -> Layer:
 def stacked(layer: Layer, matrices: int) -> Layer:
     """The layer, marked for an optimizer of whole matrices (Muon).
 
-    matrices: how many matrices of equal height its weight stacks, as 3 for queries, keys and values; 0
-      excludes the layer from such an optimizer, as suits first and last layers, whose rows or columns are
-      pixels, codes or classes, with units of their own.
+    matrices: number of matrices of equal height in its weight, such as 3 for queries, keys and values; 0
+      excludes first and last layers, whose rows or columns are pixels, codes or classes.
     """
     layer.matrices = matrices  # type: ignore[assignment]  # torch declares tensors and modules alone
     return layer
@@ -79,7 +78,7 @@ def needs_labels(conditional: bool, data: DataInfo) -> bool:
 
 
 def spread_labels(labels: Tensor | None, n: int, data: DataInfo, device: torch.device) -> Tensor:
-    """The labels of n samples, [n] int64 or [n, K]: those given, else sample i has class i % K."""
+    """The labels of n samples, [n] int64 or [n, K]; None: sample i has class i % K."""
     if labels is not None:
         return labels.to(device)
     y = torch.arange(n, device=device) % len(data.classes)
@@ -87,16 +86,15 @@ def spread_labels(labels: Tensor | None, n: int, data: DataInfo, device: torch.d
 
 
 def every_label(data: DataInfo, n: int, device: torch.device) -> list[Tensor]:
-    """For each class in turn its label, for all of n images."""
+    """The label of each class, repeated for n images."""
     classes = spread_labels(None, len(data.classes), data, device)
     return [y.expand(n, *y.shape) for y in classes]
 
 
 @torch.no_grad()
 def best_labels(distance: Callable[[Tensor], Tensor], y: Tensor, data: DataInfo) -> tuple[Tensor, Tensor]:
-    """Labels of a smaller distance [B] than y, and that distance, by coordinate descent over the classes:
-    each in turn replaces a row's label, or is added to or removed from its set, and stays where that is
-    nearer."""
+    """Labels that lower the distance [B] from that of y, and this distance, by coordinate descent: each class
+    in turn replaces a row's label, or is toggled in its set, where that lowers the distance."""
     y, best = y.clone(), distance(y)
     for k in range(len(data.classes)):
         changed = y.clone()
@@ -114,7 +112,7 @@ def best_labels(distance: Callable[[Tensor], Tensor], y: Tensor, data: DataInfo)
 # ---- sizes and grey levels
 
 
-def halvings(shape: tuple[int, ...], times: int) -> list[tuple[int, int]]:
+def halved_sizes(shape: tuple[int, ...], times: int) -> list[tuple[int, int]]:
     """(height, width) of images (C, H, W), then halved `times` times, rounded up."""
     sizes = [(shape[1], shape[2])]
     for _ in range(times):
@@ -126,16 +124,16 @@ def halvings(shape: tuple[int, ...], times: int) -> list[tuple[int, int]]:
 def pyramid(shape: tuple[int, ...], coarsest: int = 4) -> list[tuple[int, int]]:
     """(height, width) of the feature maps of images (C, H, W), halved until no side is above `coarsest`."""
     times = 0
-    while max(halvings(shape, times)[-1]) > coarsest:
+    while max(halved_sizes(shape, times)[-1]) > coarsest:
         times += 1
-    return halvings(shape, times)
+    return halved_sizes(shape, times)
 
 
-def at_least(least: int, **values: int | None) -> None:
-    """Raises UsageError for an option below `least`. Each keyword is an option; None: it is not set."""
+def at_least(minimum: int, **values: int | None) -> None:
+    """Raises UsageError for an option below `minimum`. Each keyword is an option; None: it is not set."""
     for name, value in values.items():
-        if value is not None and value < least:
-            raise UsageError(f"`{name}` must be {least} or more, not {value}")
+        if value is not None and value < minimum:
+            raise UsageError(f"`{name}` must be {minimum} or more, not {value}")
 
 
 def to_levels(x: Tensor, levels: int) -> Tensor:
@@ -148,7 +146,7 @@ def from_levels(k: Tensor, levels: int) -> Tensor:
     return k.to(torch.get_default_dtype()) * (2 / (levels - 1)) - 1
 
 
-def bits(nats: Tensor, data: DataInfo) -> Tensor:
+def bits_per_dim(nats: Tensor, data: DataInfo) -> Tensor:
     """Nats of an image as bits per dimension, without a gradient."""
     return nats.detach() / (math.prod(data.shape) * math.log(2))
 
@@ -169,8 +167,8 @@ def double(t: Tensor) -> Tensor:
     return t.double() if kind_of(t.device).float64 else to_fp32(t)
 
 
-def valueless() -> bool:
-    """Whether new tensors have a shape and no values now: on the meta device, or under FakeTensorMode."""
+def is_shape_only() -> bool:
+    """Whether new tensors have no values: on the meta device, or under FakeTensorMode."""
     fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
     return fake is not None or torch.get_default_device().type == "meta"
 
@@ -225,7 +223,7 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     return (torch.sin((1 - t) * omega) * a + torch.sin(t * omega) * b) / torch.sin(omega)
 
 
-def pairs_of(x: Tensor) -> Tensor:
+def complete_pairs(x: Tensor) -> Tensor:
     """x [n, …] without an odd last image. Raises UsageError for fewer than two."""
     if len(x) < 2:
         hint = "give a folder of two or more images"
@@ -236,10 +234,10 @@ def pairs_of(x: Tensor) -> Tensor:
 Mix = Callable[[Tensor, Tensor, Tensor], Tensor]  # (a, b, t) → a for t = 0, b for t = 1
 
 
-def interpolated(z: Tensor, frames: int, mix: Mix = torch.lerp) -> Tensor:
+def mix_codes(z: Tensor, frames: int, mix: Mix = torch.lerp) -> Tensor:
     """Codes [n // 2 · frames, D] from code 0 to 1, 2 to 3, … of z [n, D], ends included, pair by pair."""
     at_least(2, frames=frames)
-    a, b = pairs_of(z).unflatten(0, (-1, 2)).unsqueeze(2).unbind(1)  # [pairs, 1, D] each
+    a, b = complete_pairs(z).unflatten(0, (-1, 2)).unsqueeze(2).unbind(1)  # [pairs, 1, D] each
     return mix(a, b, torch.linspace(0, 1, frames, device=z.device)[:, None]).flatten(0, 1)
 
 

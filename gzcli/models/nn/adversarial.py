@@ -67,7 +67,7 @@ class Critic(nn.Module):
         sizes = pyramid(shape)
         channels = widths(width, len(sizes) - 1)
         self.kernel, norm = options.kernel, options.disc_norm
-        self.independent = norm != "batch"  # whether an output depends on its own image alone in training too
+        self.independent = norm != "batch"  # whether in training each output depends on its own image alone
         as_channel = classes and label_as == "channel"
         self.channel = ClassEmbedding(classes, shape[1] * shape[2]) if as_channel else None
         inputs = (shape[0] + (self.channel is not None), *channels)
@@ -134,8 +134,8 @@ class PatchGAN(nn.Module):
         return to_fp32(self.head(x))
 
 
-def judged(disc: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> tuple[Tensor, ...]:
-    """A discriminator's outputs for real and for generated inputs, in one pass."""
+def critic_outputs(disc: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> tuple[Tensor, ...]:
+    """A discriminator's outputs for real and for generated inputs, by one pass."""
     return disc(torch.cat([real, fake])).chunk(2)
 
 

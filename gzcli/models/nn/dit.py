@@ -19,8 +19,8 @@ from gzcli.models.nn.layers import LayerNorm, softmax_attention
 from gzcli.models.nn.unet import renamed, time_embedding
 
 FREQUENCIES = 256  # sinusoids of the time
-PATCHES = range(1, 9)  # sides of a patch that is not given
-TOKENS = 1024  # the most tokens where the patch is not given; attention costs their square
+PATCHES = range(1, 9)  # sides of a default patch
+TOKENS = 1024  # the most tokens by a default patch; attention costs their square
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class DiTNet(nn.Module):
         width, layers, heads = options.width, options.layers, options.heads
         super().__init__()
         c, h, w = shape
-        patch = patch_for(h, w, options.tokens) if options.patch is None else options.patch
+        patch = default_patch(h, w, options.tokens) if options.patch is None else options.patch
         at_least(1, patch=patch)
         if h % patch or w % patch:
             fit = ", ".join(str(p) for p in range(1, min(h, w) // 2 + 1) if not (h % p or w % p))
@@ -87,9 +87,9 @@ class DiTNet(nn.Module):
         self.norm = LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = stacked(nn.Linear(width, 2 * width), 2)
         self.out = stacked(nn.Linear(width, patch * patch * c), 0)
-        self.start()
+        self.init_weights()
 
-    def start(self) -> None:
+    def init_weights(self) -> None:
         """The paper's initial weights: every block the identity, and the output zero."""
         for layer in self.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d):
@@ -114,16 +114,16 @@ class DiTNet(nn.Module):
         if rows != columns or self.freq_shift != 1:
             raise UsageError("diffusers' DiT is for square images and has a time embedding of its own")
         net: Any = DiTTransformer2DModel(sample_size=rows * self.patch, **self.config)
-        ours = self.state_dict()
-        ours.setdefault("label.table.weight", torch.zeros(2, self.position.shape[1]))
-        theirs = net.state_dict()
-        for key in theirs:
+        weights = self.state_dict()
+        weights.setdefault("label.table.weight", torch.zeros(2, self.position.shape[1]))
+        state = net.state_dict()
+        for key in state:
             name = renamed(key, DIFFUSERS_NAMES)
             if part := re.search(r"\.attn1\.to_([qkv])\.", name):
-                theirs[key] = ours[name.replace(part[0], ".qkv.")].chunk(3)["qkv".index(part[1])]
-            elif name in ours:  # only tables of positions are not
-                theirs[key] = ours[name]
-        net.load_state_dict(theirs)
+                state[key] = weights[name.replace(part[0], ".qkv.")].chunk(3)["qkv".index(part[1])]
+            elif name in weights:  # only tables of positions are not
+                state[key] = weights[name]
+        net.load_state_dict(state)
         return net.to(self.position.device).eval()
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
@@ -136,17 +136,17 @@ class DiTNet(nn.Module):
         for block in self.blocks:
             h = block(h, c)
         shift, scale = self.modulation(c)[:, None].chunk(2, -1)
-        h = self.out(modulated(self.norm(h), shift, scale))
+        h = self.out(modulate(self.norm(h), shift, scale))
         # [B, rows, columns, p, q, C]
         h = h.unflatten(2, (self.patch, self.patch, -1)).unflatten(1, self.grid)
         return h.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
-DIFFUSERS_NAMES = (  # of the weights of `DiTTransformer2DModel`, as patterns, and of those here
+DIFFUSERS_NAMES = (  # patterns of the weights of `DiTTransformer2DModel`, and the names in `DiTNet`
     (r"^pos_embed\.proj", "embed"),
     (r"^proj_out_1", "modulation"),
     (r"^proj_out_2", "out"),
-    # the embedding of the time is the same in each block
+    # every block has the same embedding of the time
     (r"^transformer_blocks\.\d+\.norm1\.emb\.timestep_embedder\.linear_1", "time.0"),
     (r"^transformer_blocks\.\d+\.norm1\.emb\.timestep_embedder\.linear_2", "time.2"),
     (r"^transformer_blocks\.\d+\.norm1\.emb\.class_embedder\.embedding_table", "label.table"),
@@ -158,7 +158,7 @@ DIFFUSERS_NAMES = (  # of the weights of `DiTTransformer2DModel`, as patterns, a
 )
 
 
-def patch_for(h: int, w: int, tokens: int) -> int:
+def default_patch(h: int, w: int, tokens: int) -> int:
     """The side of PATCHES that divides h and w and makes nearly `tokens` patches, by their ratio.
 
     Raises UsageError where it makes more than TOKENS: few sides divide both, or the image is too large.
@@ -189,14 +189,14 @@ class Block(nn.Module):
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)[:, None].chunk(6, -1)
-        qkv = self.qkv(modulated(self.norm1(h), shift1, scale1))
+        qkv = self.qkv(modulate(self.norm1(h), shift1, scale1))
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, heads, T, D]
         h = h + gate1 * self.out(softmax_attention(q, k, v).transpose(1, 2).flatten(2))
-        return h + gate2 * self.mlp(modulated(self.norm2(h), shift2, scale2))
+        return h + gate2 * self.mlp(modulate(self.norm2(h), shift2, scale2))
 
 
-def modulated(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """h scaled, by `scale` more than 1, and shifted."""
+def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """h scaled by 1 + `scale` and shifted."""
     return h * (1 + scale) + shift
 
 
@@ -206,5 +206,5 @@ def sincos(grid: tuple[int, int], width: int) -> Tensor:
     freq = 10_000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angles = (torch.arange(side, dtype=torch.float64)[:, None] * freq for side in grid)
     rows, columns = (torch.cat([angle.sin(), angle.cos()], 1) for angle in angles)  # [side, width / 2]
-    both = torch.cat([columns.expand(len(rows), -1, -1), rows[:, None].expand(-1, len(columns), -1)], 2)
-    return both.flatten(0, 1).float()
+    positions = torch.cat([columns.expand(len(rows), -1, -1), rows[:, None].expand(-1, len(columns), -1)], 2)
+    return positions.flatten(0, 1).float()

@@ -1,8 +1,8 @@
 """Norms that do not double the traffic of autocast, and attention.
 
-A GPU's autocast runs norms in fp32: it makes an fp32 copy of a 16-bit input, and all that follows up to the
-next product is in fp32 and kept for the backward pass. These compute mean and variance in fp32 too, inside
-the kernel, but read and write 16 bits.
+A GPU's autocast runs norms on an fp32 copy of a 16-bit input, and everything up to the next product is in
+fp32 and kept for the backward pass. These norms compute mean and variance in fp32 inside the kernel, but read
+and write 16 bits.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from gzcli.core.errors import UsageError
 from gzcli.models.nn import zero_init
 
-HALVES = (torch.bfloat16, torch.float16)
+HALF_PRECISION = (torch.bfloat16, torch.float16)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -28,29 +28,29 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(groups, channels, eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype not in HALVES:
+        if x.dtype not in HALF_PRECISION:
             return super().forward(x)
-        weight, bias = in_type(x, self.weight, self.bias)
+        weight, bias = cast_weights(x, self.weight, self.bias)
         with torch.autocast(x.device.type, enabled=False):
             return F.group_norm(x, self.num_groups, weight, bias, self.eps)
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm whose output has the type of its input or, under autocast, the 16-bit type: a residual
-    stream stays in fp32, and what is computed of it is cast once."""
+    """Layer norm whose output has the type of its input or, under autocast, the 16-bit type, so that a
+    residual stream in fp32 is cast once."""
 
     def forward(self, x: Tensor) -> Tensor:
         kind = x.device.type
-        if x.dtype not in HALVES:
+        if x.dtype not in HALF_PRECISION:
             y = super().forward(x)
             return y.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else y
-        weight, bias = in_type(x, self.weight, self.bias)
+        weight, bias = cast_weights(x, self.weight, self.bias)
         with torch.autocast(kind, enabled=False):
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
-def in_type(x: Tensor, *weights: Tensor | None) -> list[Tensor | None]:
-    """The weights in the type of the input, as kernels of GPUs want them."""
+def cast_weights(x: Tensor, *weights: Tensor | None) -> list[Tensor | None]:
+    """The weights in the type of the input, which kernels of GPUs require."""
     return [None if p is None else p.to(x.dtype) for p in weights]
 
 

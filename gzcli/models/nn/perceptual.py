@@ -1,4 +1,4 @@
-"""Distances of images that agree with the eye: LPIPS and MS-SSIM.
+"""Perceptual distances of images: LPIPS and MS-SSIM.
 
 LPIPS — Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features", arXiv:1801.03924, version 0.1 on
 VGG16. The network is torchvision's and the linear layers are those that the package `lpips` brings. The
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.types import moved
-from gzcli.models.nn import to_fp32, valueless
+from gzcli.models.nn import is_shape_only, to_fp32
 from gzcli.store.hub import VGG
 from gzcli.store.paths import cache_dir
 
@@ -43,9 +43,9 @@ class LPIPS(nn.Module):
 
     @classmethod
     def from_files(cls) -> LPIPS:
-        """With VGG16's weights of the user's cache; without values where new tensors have none. Raises
-        MissingError that names what is absent, UsageError for files with other weights."""
-        if valueless():
+        """The network with VGG16's weights from the user's cache, or without values under `is_shape_only`.
+        Raises MissingError for absent files, UsageError for files with other weights."""
+        if is_shape_only():
             return cls()
         files = vgg_file(), linear_file()
         states = [torch.load(file, map_location="cpu", weights_only=True) for file in files]
@@ -55,7 +55,7 @@ class LPIPS(nn.Module):
 
     @torch.no_grad()
     def load(self, vgg: dict[str, Tensor], linear: dict[str, Tensor]) -> None:
-        """Weights by the names that torchvision and the authors gave them."""
+        """Loads weights under the names of torchvision and of the authors."""
         prefix = "features."
         try:
             self.layers.load_state_dict({k.removeprefix(prefix): v for k, v in vgg.items() if prefix in k})
@@ -148,7 +148,7 @@ def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
         weights = weights / weights.sum()
         value = x.new_ones(x.shape[0], x.shape[1])
         for i in range(scales):
-            whole, cs = ssim_parts(x, y, window)
-            value = value * (whole if i == scales - 1 else cs).clamp_min(1e-4) ** weights[i]
+            ssim, cs = ssim_parts(x, y, window)
+            value = value * (ssim if i == scales - 1 else cs).clamp_min(1e-4) ** weights[i]
             x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
         return value.mean(1)

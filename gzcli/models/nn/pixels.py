@@ -25,10 +25,10 @@ LOG_SCALE, MIXTURE_LOG_SCALE = (-7.0, 3.0), (-7.0, 7.0)
 def logistic_log_mass(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:
     """log P(level of x) under a logistic (eq. 2), elementwise; no digits cancel in its tails."""
     # σ(a) − σ(b) = σ(a) σ(−b) (1 − e^(b − a)), and the width a − b of a bin depends on the scale alone
-    half, inv_scale = 1 / (levels - 1), torch.exp(-log_scale)
+    half_bin, inv_scale = 1 / (levels - 1), torch.exp(-log_scale)
     centre = (x - mean) * inv_scale
-    width = 2 * half * inv_scale
-    first, last = x < half - 1, x > 1 - half
+    width = 2 * half_bin * inv_scale
+    first, last = x < half_bin - 1, x > 1 - half_bin
     above = F.logsigmoid(centre + width / 2).masked_fill(last, 0.0)
     below = F.logsigmoid(width / 2 - centre).masked_fill(first, 0.0)
     return above + below + torch.log(-torch.expm1(-width)).masked_fill(first | last, 0.0)
@@ -36,9 +36,9 @@ def logistic_log_mass(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -
 
 def gaussian_log_mass(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:
     """log P(level of x) under a Gaussian, integrated over the level's bin, elementwise."""
-    half, inv_scale = 1 / (levels - 1), torch.exp(-log_scale)
-    below, above = (x - mean - half) * inv_scale, (x - mean + half) * inv_scale
-    first, last = x < half - 1, x > 1 - half
+    half_bin, inv_scale = 1 / (levels - 1), torch.exp(-log_scale)
+    below, above = (x - mean - half_bin) * inv_scale, (x - mean + half_bin) * inv_scale
+    first, last = x < half_bin - 1, x > 1 - half_bin
     log_below, log_above = torch.special.log_ndtr(below), torch.special.log_ndtr(above)
     # an inner bin on the right of the mean is mirrored to the left, where the logarithms keep their digits
     right = (below + above > 0) & ~first & ~last
@@ -50,18 +50,18 @@ def gaussian_log_mass(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -
 
 LOG_MASS = {"gaussian": gaussian_log_mass, "logistic": logistic_log_mass}
 QUANTILE = {"gaussian": torch.special.ndtri, "logistic": torch.logit}
-Kind = Literal["auto", "bernoulli", "gaussian", "logistic", "mixture"]
+PixelKind = Literal["auto", "bernoulli", "gaussian", "logistic", "mixture"]
 
 
 class Pixels:
     """p(x | z) of independent pixels, whose parameters are a decoder's output [B, size, H, W]. Raises
     UsageError where `kind` does not fit the levels (None: latents).
 
-    A draw takes `uniforms` numbers a pixel. `start` sets the bias [size] of the decoder's last layer, where
-    it is not to stay as layers start.
+    A draw takes `uniforms` numbers a pixel. `init_bias` sets the bias [size] of the decoder's last layer,
+    where a layer's own start will not do.
     """
 
-    start: Callable[[Tensor], None] | None = None
+    init_bias: Callable[[Tensor], None] | None = None
 
     def __init__(self, kind: str, levels: int | None, channels: int = 1):
         if kind == "auto":
@@ -128,7 +128,7 @@ class LogisticMixture:
         self.uniforms = channels + 1
 
     @torch.no_grad()
-    def start(self, bias: Tensor) -> None:
+    def init_bias(self, bias: Tensor) -> None:
         """Sets `bias` [size] so that the components start spread evenly over the range of grey."""
         nn.init.zeros_(bias)
         if self.levels > 2:
@@ -162,8 +162,8 @@ class LogisticMixture:
         if self.levels == 2:
             mean, coef = params[..., None].split(self.parts[1:], -2)
             return torch.zeros_like(mean[..., 0, :]), mean, torch.zeros_like(mean), coef
-        logits, rest = params.split([self.components, self.size - self.components], -1)
-        mean, log_scale, coef = rest.unflatten(-1, (-1, self.components)).split(self.parts, -2)
+        logits, raw = params.split([self.components, self.size - self.components], -1)
+        mean, log_scale, coef = raw.unflatten(-1, (-1, self.components)).split(self.parts, -2)
         return logits, mean, log_scale.clamp(*MIXTURE_LOG_SCALE), coef.tanh()
 
     @staticmethod
@@ -177,8 +177,8 @@ class MixturePixels:
     """`Pixels` of a `LogisticMixture`."""
 
     def __init__(self, channels: int, levels: int, components: int):
-        self.mixture = LogisticMixture(channels, levels, components)
-        self.size, self.uniforms, self.start = self.mixture.size, self.mixture.uniforms, self.mixture.start
+        self.mixture = mixture = LogisticMixture(channels, levels, components)
+        self.size, self.uniforms, self.init_bias = mixture.size, mixture.uniforms, mixture.init_bias
 
     def log_prob(self, x: Tensor, out: Tensor) -> Tensor:
         return self.mixture.log_prob(out.movedim(1, -1), x.movedim(1, -1)).flatten(1).sum(1)
@@ -187,7 +187,7 @@ class MixturePixels:
         return self.mixture.draw(out.movedim(1, -1), u.movedim(1, -1), temperature).movedim(-1, 1)
 
     def mean(self, out: Tensor) -> Tensor:
-        """The location of each pixel's heaviest component [B, C, H, W]: a draw at temperature 0."""
+        """The location of each pixel's most probable component [B, C, H, W]: a draw at temperature 0."""
         shape = len(out), self.mixture.uniforms, *out.shape[2:]
         return self.draw(out, out.new_full(shape, 0.5, dtype=torch.float32), temperature=1e-4)
 

@@ -1,4 +1,4 @@
-"""The base of all image flows: x → dequantise → v → bijection → z, so that log p(x) = log p(z) + log |det
+"""The core of image flows: x → dequantise → v → bijection → z, so that log p(x) = log p(z) + log |det
 dz/dv| minus the log density of the noise.
 
 There are two kinds of flows. A `MultiscaleFlow` defines the steps of each scale in its `__init__`.
@@ -26,11 +26,11 @@ from gzcli.models.nn import (
     Labels,
     Modules,
     as_interpolations,
-    bits,
+    bits_per_dim,
+    complete_pairs,
     full_fp32,
-    interpolated,
+    mix_codes,
     needs_labels,
-    pairs_of,
     spread_labels,
     to_fp32,
     zero_init,
@@ -48,10 +48,10 @@ class VariationalDequantiser(nn.Module):
         super().__init__()
         self.levels = grey_levels(data)
         channels = 4 * data.shape[0]  # squeezed
-        half = channels // 2
+        unchanged = channels // 2
         self.context = ActNormConv(channels, hidden, 3)
         self.steps = nn.ModuleList(
-            layers.AffineCoupling(channels, ConvNet(half + hidden, channels, hidden), flip=i % 2 == 1)
+            layers.AffineCoupling(channels, ConvNet(unchanged + hidden, channels, hidden), flip=i % 2 == 1)
             for i in range(depth)
         )
 
@@ -91,12 +91,12 @@ class ImageFlowOptions:
     conditional: bool = False
 
 
-LABEL_DROP = 0.1  # share of null labels in training on multi-label sets, as a sum over 2^K labels is too dear
+LABEL_DROP = 0.1  # share of null labels in training on multi-label sets; a sum over 2^K labels costs too much
 
 
 class ImageFlow(Model):
-    """A flow with the exact likelihood of the dequantised image, which gives a bound on that of the discrete
-    image by one draw of the noise. The prior of its top latent may depend on the class.
+    """A flow with the exact likelihood of the dequantised image, and so a bound for the discrete image by one
+    draw of the noise. The prior of its top latent may depend on the class.
 
     `dequantiser` builds the module of variational dequantisation, as `VariationalDequantiser`.
     """
@@ -209,10 +209,10 @@ class ImageFlow(Model):
         return log_p.logsumexp(1) - math.log(log_p.shape[1]) if marginal else log_p
 
     def map_nll(self, x: Tensor, *, noise: Noise, draws: int = 8) -> Tensor:
-        """½ z² − ½ of the latents over each pixel, the mean over 3 × 3 pixels, [B, H, W]: by how many nats
-        the part of −log p(x) that belongs to places exceeds what is expected; by the likeliest class.
+        """½ z² − ½ of the latents over each pixel, the mean over 3 × 3 pixels, [B, H, W]: the excess in nats
+        of the local part of −log p(x) over its expectation, for the most probable class.
 
-        draws: of the noise over which it is averaged, as the latents of an even background are noise alone.
+        draws: draws of the noise in the average, since the latents of an even background are noise alone.
         """
         single = self.classes is not None and not self.data.multilabel
         surprise = x.new_zeros(len(x), 1, *x.shape[2:])
@@ -234,11 +234,11 @@ class ImageFlow(Model):
             else:  # multi-hot labels, with zero rows for the hidden ones
                 y = y * (batch.noise.rand(len(batch)) >= LABEL_DROP)[:, None]
             nll = -self.log_joint(batch.x, y, batch.noise, each_class=False).mean()
-            return {"loss": nll, "bpd": bits(nll, self.data)}
+            return {"loss": nll, "bpd": bits_per_dim(nll, self.data)}
         log_p = self.log_joint(batch.x, None, batch.noise, each_class=True)  # [B, K]
         nll, cross_entropy = F.nll_loss(log_p, y), F.cross_entropy(log_p, y)
         accuracy = log_p.argmax(1).eq(y).float().mean()
-        return {"loss": nll + cross_entropy, "bpd": bits(nll, self.data), "accuracy": accuracy}
+        return {"loss": nll + cross_entropy, "bpd": bits_per_dim(nll, self.data), "accuracy": accuracy}
 
     def on_start(self, batch: Batch) -> None:
         """Initialises the layers by the first batch, one after another in one pass."""
@@ -264,7 +264,7 @@ class ImageFlow(Model):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, noise: Noise, progress: Progress = no_progress) -> Applied:
-        """x encoded and decoded, which gives x up to rounding where the flow is well conditioned."""
+        """x encoded and decoded: x up to rounding where the flow is well conditioned."""
         return Applied(self.images(self.codes(x, noise), progress), rows=("reconstruction",))
 
     @torch.no_grad()
@@ -275,10 +275,10 @@ class ImageFlow(Model):
 
         frames: images of an interpolation, both ends included.
         """
-        x = pairs_of(x)
+        x = complete_pairs(x)
         z = self.codes(x, noise.first(len(x)))
-        between = [interpolated(e.flatten(1), frames).unflatten(1, e.shape[1:]) for e in z]
-        return as_interpolations(self.images(between, progress), frames)
+        latents = [mix_codes(e.flatten(1), frames).unflatten(1, e.shape[1:]) for e in z]
+        return as_interpolations(self.images(latents, progress), frames)
 
     @torch.no_grad()
     def edit(
@@ -290,11 +290,9 @@ class ImageFlow(Model):
         progress: Progress = no_progress,
         strength: float = 1.0,
     ) -> Applied:
-        """x with its top latent moved from the prior of its own class to that of `labels`, and the other
-        latents kept (after Glow, fig. 6). Without labels, image i gets class i % K.
-
-        The own class is the most probable one (multi-label: no class, so that attributes are added). Raises
-        UsageError for an unconditional model.
+        """x with its top latent moved from the prior of its most probable class (multi-label: no class) to
+        that of `labels`, and the same other latents (after Glow, fig. 6). Without labels, image i gets class
+        i % K. Raises UsageError for an unconditional model.
 
         strength: how far the latent is moved, 1: to the prior of the labels; below 0: away from it.
         """
@@ -303,8 +301,11 @@ class ImageFlow(Model):
             raise UsageError("only a class-conditional flow can edit", hint=hint)
         labels = spread_labels(labels, len(x), self.data, x.device)
         *eps, top = self.codes(x, noise)
-        old = torch.zeros_like(labels) if self.data.multilabel else self.class_log_probs(top).argmax(1)
-        (mean, log_std), (to_mean, to_log_std) = self.top_prior(old, len(x)), self.top_prior(labels, len(x))
+        source = torch.zeros_like(labels) if self.data.multilabel else self.class_log_probs(top).argmax(1)
+        (mean, log_std), (to_mean, to_log_std) = (
+            self.top_prior(source, len(x)),
+            self.top_prior(labels, len(x)),
+        )
         standard = (top - mean) * (-log_std).exp()
         top = torch.lerp(mean, to_mean, strength) + standard * torch.lerp(log_std, to_log_std, strength).exp()
         return Applied(self.images([*eps, top], progress), rows=("edited",), labels=labels)
@@ -360,13 +361,13 @@ class MultiscaleFlow(ImageFlow):
     def decode(self, z: list[Tensor], progress: Progress = no_progress) -> Tensor:
         *eps, h = z
         scales = list(zip(self.flow, [*self.splits, None], [*eps, None], strict=True))
-        for done, (steps, split, e) in enumerate(reversed(scales), 1):
+        for count, (steps, split, e) in enumerate(reversed(scales), 1):
             if split is not None and e is not None:
                 h = split.inverse(h, e)
             for step in reversed(steps):
                 h = step.inverse(h)
             h = layers.unsqueeze(h)
-            progress(done, len(scales))
+            progress(count, len(scales))
         return self.postprocess(h)
 
 

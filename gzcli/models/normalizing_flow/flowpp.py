@@ -58,7 +58,7 @@ class GatedConv(nn.Module):
         self.conv = nn.Conv2d(2 * hidden, hidden, 3, padding=1)
         self.context = nn.Linear(2 * context, hidden) if context else None
         self.dropout = nn.Dropout(dropout)
-        self.out = shrink(nn.Conv2d(2 * hidden, 2 * hidden, second, padding=second // 2))
+        self.out = shrink_init(nn.Conv2d(2 * hidden, 2 * hidden, second, padding=second // 2))
         self.norm = nn.LayerNorm(hidden)
 
     def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
@@ -76,7 +76,7 @@ class GatedAttention(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(hidden, 3 * hidden)
         self.dropout = nn.Dropout(dropout)
-        self.out = shrink(nn.Linear(hidden, 2 * hidden))
+        self.out = shrink_init(nn.Linear(hidden, 2 * hidden))
         self.norm = nn.LayerNorm(hidden)
 
     def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
@@ -101,7 +101,7 @@ class CouplingNet(nn.Module):
         for _ in range(options.blocks):
             self.blocks.append(GatedConv(hidden, 1, context, dropout))
             self.blocks.extend([GatedAttention(hidden, options.heads, dropout)] if attend else [])
-        self.last = shrink(nn.Conv2d(hidden, out, 3, padding=1))
+        self.last = shrink_init(nn.Conv2d(hidden, out, 3, padding=1))
 
     def forward(self, x1: Tensor, context: Tensor | None) -> Tensor:
         h = self.first(x1).permute(0, 2, 3, 1) + self.position
@@ -120,7 +120,7 @@ def concat_elu(h: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def shrink(module: Layer) -> Layer:
+def shrink_init(module: Layer) -> Layer:
     """The module with a tenth of its initial parameters (`init_scale` of the paper's code)."""
     for p in module.parameters():
         p.mul_(0.1)
@@ -141,7 +141,7 @@ class LogisticCDF:
     log_scale: Tensor
 
     @classmethod
-    def of(cls, logits: Tensor, mean: Tensor, log_scale: Tensor) -> LogisticCDF:
+    def from_logits(cls, logits: Tensor, mean: Tensor, log_scale: Tensor) -> LogisticCDF:
         return cls(logits.log_softmax(1), mean, log_scale.clamp_min(MIN_LOG_SCALE))
 
     def logit_cdf(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,18 +158,17 @@ class LogisticCDF:
         """x with logit F(x) = y, by Newton's method inside a bracket, with bisection where a step leaves it.
 
         The solution for component k alone is x_k = μ_k + s_k y; that of the mixture lies between the least
-        and the largest x_k. The number of iterations is fixed, so that the host reads nothing from the
-        device.
+        and the largest x_k. The number of iterations is fixed, so that the host need not wait.
         """
-        each = self.mean + self.log_scale.exp() * y[:, None]
-        low, high = each.amin(1), each.amax(1)
+        solutions = self.mean + self.log_scale.exp() * y[:, None]
+        low, high = solutions.amin(1), solutions.amax(1)
         x = best = (low + high) / 2
-        least, step = torch.full_like(y, torch.inf), high - low
+        least_error, step = torch.full_like(y, torch.inf), high - low
         for _ in range(ITERATIONS):
             value, log_slope = self.logit_cdf(x)
             error = value - y
-            closer = error.abs() < least
-            best, least = torch.where(closer, x, best), torch.where(closer, error.abs(), least)
+            closer = error.abs() < least_error
+            best, least_error = torch.where(closer, x, best), torch.where(closer, error.abs(), least_error)
             low, high = torch.where(error < 0, x, low), torch.where(error > 0, x, high)
             newton = x - error * (-log_slope).exp()
             # bisection also where Newton's step is more than half of the previous one
@@ -197,7 +196,7 @@ class MixLogisticCoupling(nn.Module):
         K = len(self.start)
         h = to_fp32(self.net(x1, context)).unflatten(1, (2 + 3 * K, -1))
         logits, mean, log_scale = h[:, 2:].split(K, 1)
-        return h[:, 0].tanh(), h[:, 1], LogisticCDF.of(logits, mean + self.start, log_scale)
+        return h[:, 0].tanh(), h[:, 1], LogisticCDF.from_logits(logits, mean + self.start, log_scale)
 
     def forward(self, x1: Tensor, x2: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         a, b, mixture = self.parameters_of(x1, context)
@@ -246,12 +245,12 @@ class Step(nn.Module):
 
     def inverse(self, y2: Tensor, x1: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
         halves = (x1, self.coupling.inverse(x1, y2, context))
-        each = zip(halves, self.convs, self.norms, strict=True)
-        return tuple(norm.inverse(conv.inverse(x)) for x, conv, norm in each)
+        triples = zip(halves, self.convs, self.norms, strict=True)
+        return tuple(norm.inverse(conv.inverse(x)) for x, conv, norm in triples)
 
 
 class Couplings(nn.Module):
-    """An image split one way, `depth` steps over its halves, and the halves joined."""
+    """`depth` steps over the halves of an image that is split one way."""
 
     def __init__(
         self, shape: Shape, way: tuple[int, int], depth: int, options: CouplingOptions, context: int = 0
@@ -334,7 +333,7 @@ class FlowPP(ImageFlow):
         dequant_blocks: int = 2,
         options: ImageFlowOptions = ImageFlowOptions(dequant="variational", logit=0.1),
     ):
-        check(data.shape, channel, checkerboard, couplings)
+        check_scales(data.shape, channel, checkerboard, couplings)
         depths = list(zip(channel, checkerboard, strict=True))
         dequantiser = partial(
             Dequantiser,
@@ -365,15 +364,15 @@ class FlowPP(ImageFlow):
 
     def decode(self, z: list[Tensor], progress: Progress = no_progress) -> Tensor:
         [h] = z
-        for done, scale in enumerate(reversed(self.scales), 1):
+        for count, scale in enumerate(reversed(self.scales), 1):
             for couplings in reversed(scale):
                 h = couplings.inverse(h)
-            h = layers.unsqueeze(h) if done < len(self.scales) else h
-            progress(done, len(self.scales))
+            h = layers.unsqueeze(h) if count < len(self.scales) else h
+            progress(count, len(self.scales))
         return self.postprocess(h)
 
 
-def check(
+def check_scales(
     shape: tuple[int, ...],
     channel: tuple[int, ...],
     checkerboard: tuple[int, ...],

@@ -43,12 +43,12 @@ class Step(Bijection):
 
     def __init__(self, channels: int, hidden: int, coupling: str, net: str):
         super().__init__()
-        # the coupling first, for the order of random numbers
-        kind, half = COUPLINGS[coupling], channels // 2
-        made = kind(channels, NETS[net](half, kind.outputs * (channels - half), hidden))
+        # the coupling is built first, for the order of random numbers, and registered last
+        kind, unchanged = COUPLINGS[coupling], channels // 2
+        layer = kind(channels, NETS[net](unchanged, kind.outputs * (channels - unchanged), hidden))
         self.norm = ActNorm(channels)
         self.conv = layers.InvertibleConv1x1(channels)
-        self.coupling = made
+        self.coupling = layer
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         h, log_det = self.conv(x, self.norm)

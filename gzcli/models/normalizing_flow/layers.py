@@ -204,8 +204,8 @@ class AffineCoupling(Bijection):
     """y₁ = x₁, y₂ = (x₂ + t(x₁)) · exp(s(x₁)) on halves of the channels (Glow, table 1), the first changed if
     `flip`.
 
-    s = a · tanh(raw) has a learned range a for each channel. The bound makes training stable; the range can
-    grow to the scales of 1e3 that dequantised constant pixels need.
+    s = a · tanh(raw) has a learned range a for each channel. The bound stabilises training; a can grow to the
+    scales of 1e3 for dequantised constant pixels.
     """
 
     outputs = 2  # of the network, for each channel that is changed
@@ -217,11 +217,12 @@ class AffineCoupling(Bijection):
         self.log_range = nn.Parameter(torch.full((changed,), math.log(2.0)))
 
     def shift_and_log_scale(self, x1: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        shift, raw = halves(self.net(x1 if context is None else torch.cat([x1, context], 1)), x1.dtype)
+        inputs = x1 if context is None else torch.cat([x1, context], 1)
+        shift, raw = split_channels(self.net(inputs), x1.dtype)
         return shift, per_channel(self.log_range.exp()) * raw.tanh()
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return halves(x)[::-1] if self.flip else halves(x)
+        return split_channels(x)[::-1] if self.flip else split_channels(x)
 
     def join(self, x1: Tensor, x2: Tensor) -> Tensor:
         return torch.cat([x2, x1] if self.flip else [x1, x2], 1)
@@ -247,11 +248,11 @@ class AdditiveCoupling(Bijection):
         self.net = net
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x1, x2 = halves(x)
+        x1, x2 = split_channels(x)
         return torch.cat([x1, x2 + self.net(x1).to(x.dtype)], 1), x.new_zeros(x.shape[0])
 
     def inverse(self, y: Tensor) -> Tensor:
-        y1, y2 = halves(y)
+        y1, y2 = split_channels(y)
         return torch.cat([y1, y2 - self.net(y1).to(y.dtype)], 1)
 
 
@@ -264,12 +265,12 @@ class SplitPrior(nn.Module):
         self.net = ZeroConv(channels // 2, 2 * (channels - channels // 2))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x1, x2 = halves(x)
-        mean, log_std = halves(self.net(x1), x1.dtype)
+        x1, x2 = split_channels(x)
+        mean, log_std = split_channels(self.net(x1), x1.dtype)
         return x1, (x2 - mean) * (-log_std).exp(), -log_std.flatten(1).sum(1)
 
     def inverse(self, x1: Tensor, eps: Tensor) -> Tensor:
-        mean, log_std = halves(self.net(x1), x1.dtype)
+        mean, log_std = split_channels(self.net(x1), x1.dtype)
         return torch.cat([x1, mean + eps * log_std.exp()], 1)
 
 
@@ -292,15 +293,14 @@ class Permute(Bijection):
 
 
 def checkerboard(channels: int) -> list[int]:
-    """The order of squeezed channels with the black squares of a checkerboard in the first half, the white
-    ones in the second: of a square (a b / c d) a and d are black, so that a checkerboard mask is a split in
-    halves."""
+    """The order of squeezed channels that puts the black squares of a checkerboard in the first half. Of a
+    square (a b / c d) a and d are black, so a split in halves is a checkerboard mask."""
     return sorted(range(channels), key=lambda i: i % 4 in (1, 2))
 
 
-def halves(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+def split_channels(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     """The first C // 2 channels and the rest, cast to `dtype`."""
-    # a cast half is dense, on which elementwise kernels are faster
+    # a cast makes the half dense, which speeds up elementwise kernels
     first, second = x.split([x.shape[1] // 2, x.shape[1] - x.shape[1] // 2], 1)
     return (first, second) if dtype is None else (first.to(dtype), second.to(dtype))
 

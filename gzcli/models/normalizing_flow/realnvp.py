@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from gzcli.core.types import Batch, DataInfo
 from gzcli.models.nn import Modules, fresh_statistics
-from gzcli.models.nn.whole_batch import AllMean
+from gzcli.models.nn.shared_batch_norm import AllMean
 from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.base import ImageFlowOptions, MultiscaleFlow
 from gzcli.models.normalizing_flow.layers import Bijection, Initialised, per_channel
@@ -25,8 +25,7 @@ from gzcli.models.normalizing_flow.layers import Bijection, Initialised, per_cha
 
 class BatchNorm(Bijection, Initialised):
     """y = (x − m) / √(v + ε) for each channel (RealNVP, §3.7 and appendix E): in training by the batch of all
-    ranks, with a gradient, without which training would scale activations up without effect; else by running
-    averages."""
+    ranks, with a gradient (otherwise training would scale activations up); else by running averages."""
 
     mean: Tensor
     var: Tensor
@@ -151,7 +150,7 @@ class RealNVP(MultiscaleFlow):
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Batch]) -> None:
-        """Recomputes the statistics of batch norm, which for other weights would not normalise the images."""
+        """Recomputes the statistics of batch norm for the present weights."""
         with fresh_statistics(self) as count:
             for batch in islice(batches, count):
                 self.codes(batch.x, batch.noise)

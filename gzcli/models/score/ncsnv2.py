@@ -4,7 +4,7 @@ arXiv:2006.09011.
     score(x, σ) = −net(x) / σ,   E ½ ‖net(x + σ ε) − ε‖² over a ladder σ_1 > … > σ_L   (eq. 1 with λ = σ²)
 
 The network is not conditioned on the noise level, which the image shows (technique 3). The ladder is that of
-the VE SDE at t = 0, 1/(L − 1), …, 1, so that any sampler of score models draws too. The network may predict v
+the VE SDE at t = 0, 1/(L − 1), …, 1, so that every sampler of score models works. The network may predict v
 in place of ε, from x / √(1 + σ²): its error of x_0 then stays bounded as σ grows (Karras 2022, eq. 7).
 """
 
@@ -76,8 +76,8 @@ class RefineNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
         h, skips = self.conv_in(x), []
-        # in bf16 with channels last, as colours come, oneDNN's gradient of a dilated convolution is wrong but
-        # for multiples of 16 channels; on a CPU the layout of these maps is that of all
+        # in bf16 with channels last, as for colour images, oneDNN's gradient of a dilated convolution is
+        # wrong except for multiples of 16 channels; on a CPU all maps get the layout of this one
         if torch.is_grad_enabled() and h.dtype is torch.bfloat16 and h.shape[1] % 16:
             h = h.contiguous()
         for stage in self.stages:
@@ -152,18 +152,18 @@ class RefineBlock(nn.Module):
         if self.fuse is not None:
             size = h.shape[2:]
             parts = (conv(x) for conv, x in zip(self.fuse, xs, strict=True))
-            h, *rest = [F.interpolate(p, size=size, mode="bilinear", align_corners=True) for p in parts]
-            for part in rest:
+            h, *coarser = [F.interpolate(p, size=size, mode="bilinear", align_corners=True) for p in parts]
+            for part in coarser:
                 h = h + part
         h = path = F.elu(h)
         for conv in self.chain:
-            path = conv(pooled(path))
+            path = conv(max_pool(path))
             h = h + path
         return self.out(h)
 
 
-def pooled(x: Tensor) -> Tensor:
-    """The largest of 5×5 neighbours: on a CPU with channels last, which takes a quarter of the time."""
+def max_pool(x: Tensor) -> Tensor:
+    """5×5 max pooling; on a CPU with channels last, in a quarter of the time."""
     if x.device.type != "cpu":
         return F.max_pool2d(x, 5, stride=1, padding=2)
     last = x.contiguous(memory_format=torch.channels_last)
@@ -186,10 +186,10 @@ class ResidualUnit(nn.Module):
 
 @dataclass(frozen=True)
 class NCSNSampling(SamplingOptions):
-    """The same, with the paper's Langevin dynamics.
+    """`SamplingOptions`, with the paper's Langevin dynamics.
 
-    A network without the noise level denoises by the noise that it sees. Where that differs from the level's,
-    solvers of the ODE never correct it; em renews the noise, and needs few steps.
+    A network without the noise level infers it from the image. Solvers of the ODE never correct noise that
+    differs from the level's; em renews the noise, and needs few steps.
 
     sampler: langevin, the paper's, with repeats · levels + 1 network calls; em or pc, solvers of the SDE;
       dpmpp, heun or ode, solvers of the ODE.
@@ -236,7 +236,7 @@ class NCSNv2(ScoreModel):
             raise UsageError(
                 "a ladder of fewer than two noise levels", hint="set `model.levels` to 2 or more, or to null"
             )
-        self.rungs = levels or 1 + math.ceil(ladder.log_ratio / math.log(overlapping(size)))
+        self.rungs = levels or 1 + math.ceil(ladder.log_ratio / math.log(overlap_ratio(size)))
 
     def on_start(self, batch: Batch) -> None:
         widest = float(torch.cdist(batch.x.flatten(1).float(), batch.x.flatten(1).float()).max())
@@ -268,13 +268,13 @@ class NCSNv2(ScoreModel):
         step = options.step or steady_step(ladder[0].sigma / ladder[1].sigma, options.repeats)
         ladder.append(Level(0.0, 1.0, 0.0))
 
-        def langevin(denoise: Denoise, x: Tensor, _: Path, **how: Any) -> Tensor:
-            return annealed_langevin(denoise, x, ladder, repeats=options.repeats, step=step, **how)
+        def langevin(denoise: Denoise, x: Tensor, _: Path, **keywords: Any) -> Tensor:
+            return annealed_langevin(denoise, x, ladder, repeats=options.repeats, step=step, **keywords)
 
         return self.draw(n, labels, noise, progress, options, langevin)
 
 
-def overlapping(size: int, overlap: float = 0.5) -> float:
+def overlap_ratio(size: int, overlap: float = 0.5) -> float:
     """The ratio γ of neighbouring σ (technique 2): a share `overlap` of one level's images lies within three
     deviations of the other level's mean radius.
 
@@ -283,8 +283,8 @@ def overlapping(size: int, overlap: float = 0.5) -> float:
     from scipy.optimize import brentq
 
     def excess(gamma: float) -> float:
-        apart = math.sqrt(2 * size) * (gamma - 1)
-        return ndtr(apart + 3 * gamma) - ndtr(apart - 3 * gamma) - overlap
+        shift = math.sqrt(2 * size) * (gamma - 1)
+        return ndtr(shift + 3 * gamma) - ndtr(shift - 3 * gamma) - overlap
 
     return float(brentq(excess, 1.0, 1e3))
 
@@ -293,6 +293,6 @@ def steady_step(gamma: float, repeats: int) -> float:
     """The step ε/σ² for which `repeats` steps bring the variance of samples closest from that of the level γ
     σ to that of the level σ (eq. 7, technique 4)."""
     eta = np.geomspace(1e-4, 1, 100_000)[:-1]
-    rest = 2 * eta / (1 - (1 - eta) ** 2)  # the variance after many steps, in units of σ²
-    ratio = (1 - eta) ** (2 * repeats) * (gamma**2 - rest) + rest
+    stationary = 2 * eta / (1 - (1 - eta) ** 2)  # the variance after many steps, in units of σ²
+    ratio = (1 - eta) ** (2 * repeats) * (gamma**2 - stationary) + stationary
     return float(eta[np.abs(ratio - 1).argmin()])

@@ -42,8 +42,8 @@ class SDEOptions:
       (Hoogeboom 2023, arXiv:2301.11093).
     sigma_min: σ at t = 0, of ve, for images in [-1, 1]; above 0.
     sigma_max: σ at t = 1.
-    t_min: the least time of training and of likelihoods, 0 … 1. The noise at that time limits the likelihood
-      of a constant pixel: with 256 levels σ = .01 costs 1.2 nats, .002 costs .2.
+    t_min: the first time of training and of likelihoods, 0 … 1. Its noise limits the likelihood of a constant
+      pixel: with 256 levels σ = .01 costs 1.2 nats, .002 costs .2.
     """
 
     sde: Literal["vp", "subvp", "ve"] = "vp"
@@ -82,7 +82,7 @@ class SamplingOptions(WalkOptions):
     """The sampler, its steps and guidance.
 
     sampler: a solver of the ODE: dpmpp, `steps` network calls (Lu 2022b), heun, 2 steps − 1 (Karras 2022), or
-      ode, by a general `solver`, which never clamps; or of the SDE, which wants hundreds of uniform steps: em
+      ode, by a general `solver`, which never clamps; or of the SDE, which needs hundreds of uniform steps: em
       (Euler–Maruyama), `steps` calls, and pc (predictor–corrector), steps + corrector · (steps − 1) calls.
     steps: number of noise levels, 1 or more.
     spacing: where the noise levels lie: uniform: evenly in t; karras: in the 7th root of σ/α (Karras 2022,
@@ -116,7 +116,7 @@ SAMPLERS: dict[str, Callable[[SamplingOptions, SDE], Sampler]] = {
 class ScoreModel(NoiseApplications):
     """A network on an SDE that predicts ε or v, which for VP is that of Salimans 2022."""
 
-    walk_back = staticmethod(samplers.dpmpp)
+    reverse_sampler = staticmethod(samplers.dpmpp)
     ode_solver = ("rk4", 10)
     rescale = True
     process: SDE
@@ -130,7 +130,8 @@ class ScoreModel(NoiseApplications):
         if score.time_sampling == "uniform":
             t = sde.start + u * (1 - sde.start)
         else:
-            low, high = (math.atan2(e.sigma, e.alpha) for e in (sde.level(sde.start), sde.level(1.0)))
+            ends = sde.level(sde.start), sde.level(1.0)
+            low, high = (math.atan2(level.sigma, level.alpha) for level in ends)
             t = sde.times_at(np.log(np.tan(low + u * (high - low))))
         self.register_buffer("quantiles", torch.from_numpy(t).float(), persistent=False)
 
@@ -142,13 +143,14 @@ class ScoreModel(NoiseApplications):
         k = place.long().clamp_(max=len(self.quantiles) - 2)
         return torch.lerp(self.quantiles[k], self.quantiles[k + 1], place - k)
 
-    def objective(self, out: Tensor, target: Tensor, at: Level) -> dict[str, Tensor]:
+    def objective(self, out: Tensor, target: Tensor, level: Level) -> dict[str, Tensor]:
         error = (out - target).square().flatten(1).mean(1)  # [B]
         weight = error.new_ones(())
         if self.weighting != "even" and self.prediction == "v":
-            weight = (at.alpha / self.process.norm(at)).view(-1) ** 2  # the error of ε is α/r times that of v
+            # the error of ε is α/r times that of v
+            weight = (level.alpha / self.process.norm(level)).view(-1) ** 2
         if self.weighting == "likelihood":
-            weight = weight * self.process.rates(at.t)[1] / at.sigma.view(-1) ** 2
+            weight = weight * self.process.rates(level.t)[1] / level.sigma.view(-1) ** 2
         return {"loss": (weight * error).mean()}
 
     # ---- sampling
@@ -165,8 +167,8 @@ class ScoreModel(NoiseApplications):
     ) -> Tensor:
         """n images [n, C, H, W] in [-1, 1] from noise."""
         if options.sampler == "ode":
-            x, y = self.start(n, labels, noise, options.size)
-            f = self.velocity(y, self.strength(options.guidance), options.interval)
+            x, y = self.initial_noise(n, labels, noise, options.size)
+            f = self.velocity(y, self.guidance_scale(options.guidance), options.interval)
             times = [level.t for level in self.process.path(options.steps, options.spacing)[:-1]]
             x = solve(f, x, times, options.solver, tolerance=options.tolerance, progress=progress)
             return self.into_range(x)

@@ -31,8 +31,8 @@ from gzcli.models.stable_diffusion.pretrained import load_base
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 PIXELS = 2 * 512**2  # most pixels that pass the VAE at once, unless a single image has more
 LATENTS = 8 * 64**2  # positions of the latents that pass the U-Net at once where no gradient is needed
-EXAMPLES = 8  # training images whose captions and conditions are remembered
-CAPTION = 300  # bytes of a remembered caption
+EXAMPLES = 8  # training images whose captions and conditions are stored
+CAPTION = 300  # bytes of a stored caption
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class TuningOptions:
       are 1.
     noise_offset: scale of noise that is equal at all pixels; 0.05 … 0.1 makes very dark and very bright
       images possible.
-    prompts: texts of the pictures that training shows; empty: captions of the first batch.
+    prompts: texts of the sample pictures in training; empty: captions of the first batch.
     """
 
     base: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -63,7 +63,7 @@ class TuningOptions:
 class PromptOptions:
     """The text of images, and the sampling steps.
 
-    prompt: texts of the images, used in turn; null: captions remembered from training.
+    prompt: texts of the images, used in turn; null: captions stored in training.
     negative: text that the images should not show.
     guidance: scale of classifier-free guidance towards the text; 1: none.
     steps: steps of the base's own scheduler.
@@ -77,7 +77,7 @@ class PromptOptions:
     size: int | None = None
 
 
-def colours(x: Tensor) -> Tensor:
+def to_rgb(x: Tensor) -> Tensor:
     """Grey images as three equal channels, [B, 3, H, W]."""
     return x.expand(-1, 3, -1, -1)
 
@@ -88,19 +88,18 @@ def slices(x: Tensor, positions: int) -> list[slice]:
     return [slice(i, min(i + size, len(x))) for i in range(0, len(x), size)]
 
 
-def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Images in [-1, 1] resized to (height, width), [B, C, *size]."""
     return x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", antialias=True).clamp(-1, 1)
 
 
-def rows(mask: Tensor, like: Tensor) -> Tensor:
-    """mask [B] in the shape [B, 1, …], with as many dimensions as `like`."""
-    return mask.view(-1, *[1] * (like.ndim - 1))
+def per_row(mask: Tensor, value: Tensor) -> Tensor:
+    """mask [B] in the shape [B, 1, …], with as many dimensions as `value`."""
+    return mask.view(-1, *[1] * (value.ndim - 1))
 
 
 class StableDiffusion(Model):
-    """The loss, examples remembered from training, and sampling by a pipeline of diffusers, whose frozen
-    parts are attached.
+    """The loss, examples stored in training, and sampling by a pipeline of diffusers with frozen parts.
 
     Raises UsageError for a base that predicts neither the noise nor v, or for a size of images that it does
     not support.
@@ -133,27 +132,27 @@ class StableDiffusion(Model):
         self.check_size(data.shape[1], data.shape[2], key="data.size")
         self.attach("vae", self.pipe.vae)
         for name in ("text_encoder", "text_encoder_2")[: 1 + self.xl]:
-            self.attach(name, self.lowered(getattr(self.pipe, name)))
+            self.attach(name, self.frozen(getattr(self.pipe, name)))
         if self.trains_unet:
             self.unet = self.pipe.unet.train()
         else:
-            self.attach("unet", self.lowered(self.pipe.unet))
+            self.attach("unet", self.frozen(self.pipe.unet))
         if tuning.checkpointing:
             self.unet.enable_gradient_checkpointing()
         self.register_buffer("captions", torch.zeros(EXAMPLES, CAPTION, dtype=torch.uint8))
         if self.condition:
             self.register_buffer("pictures", torch.zeros(EXAMPLES, 3, *data.shape[1:], dtype=torch.uint8))
 
-    def lowered(self, part: nn.Module) -> nn.Module:
-        """A frozen part in its dtype; diffusers' own `to` would warn without need."""
+    def frozen(self, part: nn.Module) -> nn.Module:
+        """A frozen part in its dtype; the `to` of diffusers would warn needlessly."""
         return nn.Module.to(part, DTYPES[self.dtype])
 
     def check_size(self, height: int, width: int, key: str) -> None:
         """Raises UsageError for sides that the latents cannot have; `key` names the option of the size."""
-        step = max(8, self.pipe.vae_scale_factor)  # diffusers' pipelines want 8 at least
+        step = max(8, self.pipe.vae_scale_factor)  # diffusers' pipelines require 8 at least
         if height % step or width % step:
-            near, odd = max(1, round(height / step)) * step, f"multiples of {step}, not {height}"
-            raise UsageError(f"`{key}`: sides of images must be {odd}", hint=f"take {near}")
+            nearest, rule = max(1, round(height / step)) * step, f"multiples of {step}, not {height}"
+            raise UsageError(f"`{key}`: sides of images must be {rule}", hint=f"take {nearest}")
 
     @property
     def device(self) -> torch.device:
@@ -171,7 +170,7 @@ class StableDiffusion(Model):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation [B, c, h, w] of the VAE's posterior of images [B, C, H, W], not scaled."""
         with torch.autocast(x.device.type, enabled=False):
-            x = colours(x).to(self.vae.dtype)
+            x = to_rgb(x).to(self.vae.dtype)
             posteriors = [self.vae.encode(x[part]).latent_dist for part in slices(x, PIXELS)]
         return torch.cat([d.mean for d in posteriors]), torch.cat([d.std for d in posteriors])
 
@@ -189,13 +188,14 @@ class StableDiffusion(Model):
     def embed(self, captions: list[str]) -> dict[str, Tensor]:
         """`text` [B, L, D] and, for XL, `pooled` [B, P]; with a gradient where a text encoder is trained."""
         with torch.set_grad_enabled(self.text_trains and torch.is_grad_enabled()), self.in_dtype():
-            text, _, *more = self.pipe.encode_prompt(
+            text, _, *pooled = self.pipe.encode_prompt(
                 captions, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
             )
-        return {"text": text, "pooled": more[0]} if self.xl else {"text": text}
+        return {"text": text, "pooled": pooled[0]} if self.xl else {"text": text}
 
     def embed_nothing(self) -> dict[str, Tensor]:
-        """The embedding of no text, one row: of the empty text, or zeros where XL's pipeline wants them."""
+        """The embedding of no text, one row: that of the empty text, or zeros if XL's pipeline requires
+        them."""
         if self.no_text is not None:
             return self.no_text
         # tensors made in inference mode could not be kept for training
@@ -208,8 +208,8 @@ class StableDiffusion(Model):
         return embedding
 
     def inputs(self, z_t: Tensor, conditions: Mapping[str, Tensor]) -> dict[str, Any]:
-        """The text, and for XL the pooled text and the sizes of an uncropped image, as nets of diffusers take
-        them."""
+        """The text, and for XL the pooled text and the sizes of an uncropped image, as keywords for
+        diffusers."""
         inputs: dict[str, Any] = {"encoder_hidden_states": conditions["text"]}
         if self.xl:
             height, width = (side * self.pipe.vae_scale_factor for side in z_t.shape[2:])
@@ -231,8 +231,8 @@ class StableDiffusion(Model):
     # ---- training
 
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
-        """The outputs of the frozen parts for each image, computed once: the distribution of its latent, of
-        which each step takes a new draw, and the embedding of its caption."""
+        """The outputs of the frozen parts for each image, computed once: the distribution of its latent, from
+        which each step draws, and the embedding of its caption."""
         # half precision moves a latent by less than a hundredth of its deviation
         if not self.tuning.cache:
             return {}
@@ -243,15 +243,15 @@ class StableDiffusion(Model):
 
     def conditions(self, batch: Batch) -> dict[str, Tensor]:
         """The conditions of each image for `denoise`: `text` and, for XL, `pooled`."""
-        return self.texts(batch, batch.noise.rand(len(batch)) < self.caption_dropout)
+        return self.embed_captions(batch, batch.noise.rand(len(batch)) < self.caption_dropout)
 
-    def texts(self, batch: Batch, hidden: Tensor) -> dict[str, Tensor]:
+    def embed_captions(self, batch: Batch, hidden: Tensor) -> dict[str, Tensor]:
         """The embeddings of the captions; in the rows `hidden` [B], those of no text."""
         cached = {key: batch.extra[key].to(batch.x) for key in ("text", "pooled") if key in batch.extra}
         embedded = cached or self.embed(batch.extra["caption"])
         none = self.embed_nothing()
         return {
-            key: torch.where(rows(hidden, value), none[key].to(value), value)
+            key: torch.where(per_row(hidden, value), none[key].to(value), value)
             for key, value in embedded.items()
         }
 
@@ -307,7 +307,7 @@ class StableDiffusion(Model):
         gathered = ranks.rows(captions, self)
         self.captions.copy_(gathered[order % len(gathered)])
         if self.condition:
-            gathered = ranks.rows(to_levels(colours(self.picture(batch)), 256).byte(), self)
+            gathered = ranks.rows(to_levels(to_rgb(self.picture(batch)), 256).byte(), self)
             self.pictures.copy_(gathered[order % len(gathered)])
 
     def picture(self, batch: Batch) -> Tensor:
@@ -317,8 +317,8 @@ class StableDiffusion(Model):
     def examples(
         self, n: int, noise: Noise, prompt: str | list[str] | None, pictures: Tensor | None = None
     ) -> tuple[list[str], Any]:
-        """n prompts, of the option `prompts` or remembered where none is given; and pictures [n, 3, H, W],
-        those given or else remembered, None for a model without a condition."""
+        """n prompts, by default those of the option `prompts` or stored ones; and pictures [n, 3, H, W], by
+        default stored ones, None for a model without a condition."""
         prompts = self.tuning.prompts
         pick = noise.randint(EXAMPLES * max(1, len(prompts)), n).tolist()
         if prompt is None:
@@ -327,12 +327,12 @@ class StableDiffusion(Model):
         texts = [prompt] * n if isinstance(prompt, str) else [prompt[i % len(prompt)] for i in range(n)]
         if self.condition:
             remembered = from_levels(self.pictures[[i % EXAMPLES for i in pick]], 256)
-            pictures = colours(remembered if pictures is None else pictures).to(self.device)
+            pictures = to_rgb(remembered if pictures is None else pictures).to(self.device)
         return texts, pictures
 
     # ---- sampling
 
-    def start(self, n: int, noise: Noise, size: int | None) -> tuple[Tensor, tuple[int, int]]:
+    def initial_latents(self, n: int, noise: Noise, size: int | None) -> tuple[Tensor, tuple[int, int]]:
         """Latents of pure noise [n, c, h, w], and the size (H, W) of their images. This must be the first
         draw, so that a seed has the same latents under all options."""
         height, width = (size, size) if size else self.data.shape[1:]
@@ -348,14 +348,14 @@ class StableDiffusion(Model):
         noise: Noise,
         progress: Progress,
         prompts: list[str],
-        how: PromptOptions,
+        prompting: PromptOptions,
         pictures: Mapping[str, Tensor],
         **options: Any,
     ) -> Tensor:
         """Images [n, C, H, W] by a pipeline of diffusers from the noise z [n, c, h, w], a few at a time;
         `pictures` have a row for each."""
-        if how.steps < 1:
-            raise UsageError(f"{how.steps} sampling steps", hint="set `steps` to 1 or more")
+        if prompting.steps < 1:
+            raise UsageError(f"{prompting.steps} sampling steps", hint="set `steps` to 1 or more")
         pipe.set_progress_bar_config(disable=True)
         n, seeds = len(z), noise.randint(2**31, len(z)).tolist()  # for schedulers that draw
         images = []
@@ -369,11 +369,11 @@ class StableDiffusion(Model):
             with self.in_dtype():
                 output = pipe(
                     prompt=prompts[part],
-                    negative_prompt=[how.negative] * count if how.negative else None,
+                    negative_prompt=[prompting.negative] * count if prompting.negative else None,
                     latents=z[part],
                     generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
-                    guidance_scale=how.guidance,
-                    num_inference_steps=how.steps,
+                    guidance_scale=prompting.guidance,
+                    num_inference_steps=prompting.steps,
                     output_type="latent",
                     callback_on_step_end=report,
                     **{key: value[part] for key, value in pictures.items()},
@@ -390,5 +390,5 @@ def to_bytes(caption: str) -> Tensor:
 
 
 def to_text(row: Tensor) -> str:
-    """The caption of a row of `to_bytes`, without a last letter that was cut."""
+    """The caption of a row of `to_bytes`, without an incomplete last character."""
     return bytes(row.tolist()).rstrip(b"\0").decode(errors="ignore").removesuffix("\n")

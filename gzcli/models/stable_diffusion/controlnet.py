@@ -18,7 +18,7 @@ from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, Stable
 from torch import Tensor, nn
 
 from gzcli.core.types import Batch, DataInfo, Noise, Progress
-from gzcli.models.stable_diffusion.base import PromptOptions, StableDiffusion, TuningOptions, colours, resized
+from gzcli.models.stable_diffusion.base import PromptOptions, StableDiffusion, TuningOptions, resize, to_rgb
 
 SIGMA = 1.0  # of the Gaussian that smooths the grey image first, in pixels
 WEAK, STRONG = 0.1, 0.2  # strengths of a gradient: of an edge's pixels, and of the strongest of them at least
@@ -53,16 +53,16 @@ def edges(grey: np.ndarray) -> np.ndarray:
 def ridges(down: np.ndarray, right: np.ndarray, strength: np.ndarray) -> np.ndarray:
     """Where the gradient is not weaker than one pixel further along it, interpolated, in either direction."""
     tall, wide = np.abs(down), np.abs(right)
-    steep, alike = tall > wide, (down > 0) == (right > 0)
+    steep, same_sign = tall > wide, (down > 0) == (right > 0)
     share = np.divide(
         np.minimum(tall, wide), np.maximum(tall, wide), where=strength > 0, out=np.zeros_like(tall)
     )
     rows, columns = np.indices(strength.shape) + 1
-    turn = np.where(alike, 1, -1)  # rows down for a column to the right
+    turn = np.where(same_sign, 1, -1)  # rows down for a column to the right
     padded, ridge = np.pad(strength, 1), np.ones(strength.shape, bool)
-    for way in (1, -1):
-        diagonal = padded[rows + way * turn, columns + way]
-        straight = padded[rows + way * turn * steep, columns + way * ~steep]
+    for direction in (1, -1):
+        diagonal = padded[rows + direction * turn, columns + direction]
+        straight = padded[rows + direction * turn * steep, columns + direction * ~steep]
         ridge &= diagonal * share + straight * (1 - share.astype(np.float64)) <= strength
     return ridge
 
@@ -102,12 +102,12 @@ class ControlNet(StableDiffusion):
         if "control" in batch.extra:
             return batch.extra["control"]
         if "edges" in batch.extra:
-            return colours(batch.extra["edges"].to(batch.x) * 2 - 1)
+            return to_rgb(batch.extra["edges"].to(batch.x) * 2 - 1)
         return canny(batch.x)
 
     def conditions(self, batch: Batch) -> dict[str, Tensor]:
         """The texts, and the maps `control` in [0, 1], as in diffusers."""
-        return super().conditions(batch) | {"control": (colours(self.picture(batch)) + 1) / 2}
+        return super().conditions(batch) | {"control": (to_rgb(self.picture(batch)) + 1) / 2}
 
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         inputs, maps = self.inputs(z_t, conditions), conditions["control"]
@@ -124,7 +124,7 @@ class ControlNet(StableDiffusion):
         noise: Noise,
         progress: Progress,
         control: Tensor | None = None,
-        how: PromptOptions = PromptOptions(),
+        prompting: PromptOptions = PromptOptions(),
         control_scale: float = 1.0,
         edges: bool = False,
     ) -> Tensor:
@@ -134,12 +134,12 @@ class ControlNet(StableDiffusion):
         control_scale: factor of the ControlNet's outputs; 0: the base alone.
         edges: whether `control` are photographs; the maps are then their edges.
         """
-        z, sides = self.start(n, noise, how.size)
-        prompts, maps = self.maps(n, noise, sides, control, edges, how.prompt)
+        z, sides = self.initial_latents(n, noise, prompting.size)
+        prompts, maps = self.maps(n, noise, sides, control, edges, prompting.prompt)
         cls = StableDiffusionXLControlNetPipeline if self.xl else StableDiffusionControlNetPipeline
         pipe, pictures = self.pipeline(cls, controlnet=self.controlnet), {"image": (maps + 1) / 2}
         options = {"height": sides[0], "width": sides[1], "controlnet_conditioning_scale": control_scale}
-        return self.draw(pipe, z, noise, progress, prompts, how, pictures, **options)
+        return self.draw(pipe, z, noise, progress, prompts, prompting, pictures, **options)
 
     def maps(
         self,
@@ -150,11 +150,11 @@ class ControlNet(StableDiffusion):
         edges: bool,
         prompt: str | list[str] | None = None,
     ) -> tuple[list[str], Tensor]:
-        """The prompts, and the maps [n, 3, *sides]; to be called after `start`, for the order of draws."""
+        """The prompts, and the maps [n, 3, *sides]; `initial_latents` must have drawn before."""
         if edges and control is not None:
-            control = canny(resized(control, sides))
+            control = canny(resize(control, sides))
         prompts, maps = self.examples(n, noise, prompt, control)
-        return prompts, resized(maps, sides)
+        return prompts, resize(maps, sides)
 
     @torch.no_grad()
     def sources(
@@ -167,7 +167,7 @@ class ControlNet(StableDiffusion):
         edges: bool = False,
     ) -> Tensor:
         """The maps that `sample` follows, given the same noise: [n, 3, H, W]."""
-        _, sides = self.start(n, noise, size)
+        _, sides = self.initial_latents(n, noise, size)
         return self.maps(n, noise, sides, control, edges)[1]
 
     def to_diffusers(self) -> Any:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress
-from gzcli.models.stable_diffusion.base import PromptOptions, StableDiffusion, TuningOptions, resized, rows
+from gzcli.models.stable_diffusion.base import PromptOptions, StableDiffusion, TuningOptions, per_row, resize
 
 
 class InstructPix2Pix(StableDiffusion):
@@ -57,7 +57,8 @@ class InstructPix2Pix(StableDiffusion):
         before = self.encode(batch.extra["before"])[0] if latent is None else latent.to(batch.x)
         u, p = batch.noise.rand(len(batch)), self.dropout
         blind = (u >= p) & (u < 3 * p)
-        return self.texts(batch, u < 2 * p) | {"before": torch.where(rows(blind, before), 0.0, before)}
+        before = torch.where(per_row(blind, before), 0.0, before)
+        return self.embed_captions(batch, u < 2 * p) | {"before": before}
 
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         return super().denoise(torch.cat([z_t, conditions["before"].to(z_t)], 1), t, conditions)
@@ -71,7 +72,7 @@ class InstructPix2Pix(StableDiffusion):
         noise: Noise,
         progress: Progress,
         before: Tensor | None = None,
-        how: PromptOptions = PromptOptions(),
+        prompting: PromptOptions = PromptOptions(),
         image_guidance: float = 1.5,
     ) -> Tensor:
         """The images `before` [n, C, H, W] in [-1, 1], by default remembered ones, edited by the prompts.
@@ -80,19 +81,21 @@ class InstructPix2Pix(StableDiffusion):
 
         image_guidance: s_y of eq. 3, scale of the guidance towards the image before; 1: none.
         """
-        z, sides = self.start(n, noise, how.size)
-        prompts, images = self.examples(n, noise, how.prompt, before)
+        z, sides = self.initial_latents(n, noise, prompting.size)
+        prompts, images = self.examples(n, noise, prompting.prompt, before)
         pipe = self.pipeline(StableDiffusionInstructPix2PixPipeline)
-        latents = {"image": self.encode(resized(images, sides))[0]}
-        return self.draw(pipe, z, noise, progress, prompts, how, latents, image_guidance_scale=image_guidance)
+        latents = {"image": self.encode(resize(images, sides))[0]}
+        return self.draw(
+            pipe, z, noise, progress, prompts, prompting, latents, image_guidance_scale=image_guidance
+        )
 
     @torch.no_grad()
     def sources(
         self, n: int, *, noise: Noise, before: Tensor | None = None, size: int | None = None
     ) -> Tensor:
         """The images that `sample` edits, given the same noise: [n, 3, H, W]."""
-        _, sides = self.start(n, noise, size)
-        return resized(self.examples(n, noise, None, before)[1], sides)
+        _, sides = self.initial_latents(n, noise, size)
+        return resize(self.examples(n, noise, None, before)[1], sides)
 
     def to_diffusers(self) -> Any:
         """The whole pipeline of diffusers."""

@@ -25,14 +25,15 @@ from torch import nn
 from transformers import BatchEncoding, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from gzcli.core.errors import MissingError, UsageError
-from gzcli.models.nn import valueless
+from gzcli.models.nn import is_shape_only
 from gzcli.store.hub import repository
 
 Config = dict[str, dict[str, Any]]  # part → its config.json
 
 
 def configs(base: str) -> Config | None:
-    """The configs of a base's parts: from its folder, or by a published base's id; None for another."""
+    """The configs of a base's parts, from its folder or by the id of a published base; None if it is
+    neither."""
     folder = Path(base).expanduser()
     if not (folder / "model_index.json").is_file():
         published = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text())
@@ -56,12 +57,12 @@ FILES = (
 
 def load_base(name: str) -> Any:
     """The pipeline of a base, on the CPU; without values where new tensors have none."""
-    if valueless():
-        pipe = _shapes(name)
+    if is_shape_only():
+        pipe = _build_empty(name)
     else:
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
-        pipe = _read(repository(name, key="model.base", files=FILES), name)
+        pipe = _load_folder(repository(name, key="model.base", files=FILES), name)
     unet, vae = pipe.unet.config, pipe.vae.config
     if unet.in_channels != vae.latent_channels:
         raise UsageError(
@@ -72,8 +73,8 @@ def load_base(name: str) -> Any:
     return pipe
 
 
-class Blank:
-    """A tokenizer that knows no words: every text is of the largest length, of token 0."""
+class BlankTokenizer:
+    """A tokenizer without a vocabulary: every text becomes token 0 at the largest length."""
 
     def __init__(self, encoder: Mapping[str, Any]):
         self.model_max_length = encoder.get("max_position_embeddings", 77)
@@ -88,8 +89,8 @@ class Blank:
         return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
 
-def _read(folder: Path, name: str) -> Any:
-    """The pipeline in a folder, from safetensors alone: other formats may run code when they are loaded."""
+def _load_folder(folder: Path, name: str) -> Any:
+    """The pipeline in a folder, from safetensors alone, since other formats may run code on loading."""
     config = configs(str(folder))
     if config is None:
         message = f"`model.base`: `{folder}` holds no `model_index.json`"
@@ -115,8 +116,8 @@ def _read(folder: Path, name: str) -> Any:
     return pipe
 
 
-def _shapes(name: str) -> Any:
-    """The pipeline built from its configs, without weights, whose tokenizers make zeros of any text."""
+def _build_empty(name: str) -> Any:
+    """The pipeline built from its configs, without weights and vocabularies."""
     config = configs(name)
     if config is None:
         hint = f"`hf download {name}`, then `--set model.base=FOLDER`"
@@ -125,12 +126,12 @@ def _shapes(name: str) -> Any:
         "unet": UNet2DConditionModel.from_config(config["unet"]),
         "vae": AutoencoderKL.from_config(config["vae"]),
         "text_encoder": CLIPTextModel(CLIPTextConfig(**config["text_encoder"])),
-        "tokenizer": Blank(config["text_encoder"]),
+        "tokenizer": BlankTokenizer(config["text_encoder"]),
         "scheduler": DDPMScheduler.from_config(config["scheduler"]),
     }
     if "text_encoder_2" not in config:
         absent: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
         return StableDiffusionPipeline(**parts, **absent, requires_safety_checker=False)
     second = CLIPTextModelWithProjection(CLIPTextConfig(**config["text_encoder_2"]))
-    tokenizer = Blank(config["text_encoder_2"])
+    tokenizer = BlankTokenizer(config["text_encoder_2"])
     return StableDiffusionXLPipeline(**parts, text_encoder_2=second, tokenizer_2=tokenizer)

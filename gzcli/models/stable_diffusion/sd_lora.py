@@ -76,17 +76,17 @@ class SDLoRA(StableDiffusion):
         labels: Tensor | None = None,
         noise: Noise,
         progress: Progress,
-        how: PromptOptions = PromptOptions(),
+        prompting: PromptOptions = PromptOptions(),
         lora_scale: float = 1.0,
     ) -> Tensor:
         """n images [n, C, H, W] in [-1, 1] of the prompts.
 
         lora_scale: factor of the adapter's output; 0: the base alone.
         """
-        z, (height, width) = self.start(n, noise, how.size)
-        prompts, _ = self.examples(n, noise, how.prompt)
+        z, (height, width) = self.initial_latents(n, noise, prompting.size)
+        prompts, _ = self.examples(n, noise, prompting.prompt)
         options = {"height": height, "width": width, "cross_attention_kwargs": {"scale": lora_scale}}
-        return self.draw(self.pipe, z, noise, progress, prompts, how, pictures={}, **options)
+        return self.draw(self.pipe, z, noise, progress, prompts, prompting, pictures={}, **options)
 
     def to_diffusers(self) -> Any:
         """The adapter as `pytorch_lora_weights.safetensors`."""

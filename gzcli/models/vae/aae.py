@@ -1,10 +1,9 @@
 """Adversarial autoencoder — Makhzani et al. 2015, arXiv:1511.05644.
 
-Encoder and decoder lower the reconstruction error. A discriminator learns to distinguish codes from draws of
-the prior N(0, I), and the encoder learns to make its codes indistinguishable from them, so that they get the
-prior's distribution (section 2). The encoder has one update for both losses, where the paper has two. A
-variant has a discriminator of images as well (after Larsen 2015, arXiv:1512.09300), which trains the decoder
-on draws of the prior.
+Encoder and decoder minimise the reconstruction error. A discriminator learns to distinguish codes from draws
+of the prior N(0, I), and the encoder learns to deceive it, so that codes get the prior's distribution
+(section 2). The encoder has one update for both losses; the paper has two. A variant also has a discriminator
+of images (after Larsen 2015, arXiv:1512.09300), which trains the decoder on draws of the prior.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from torch import Tensor
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 from gzcli.models.base import Phase
 from gzcli.models.nn import ClassEmbedding, Labels, best_labels, spread_labels, to_fp32
-from gzcli.models.nn.adversarial import OBJECTIVES, Critic, CriticOptions, judged
-from gzcli.models.vae.base import LABEL_SIZE, LOGVAR, Autoencoder, NetOptions, drawn, mlp
+from gzcli.models.nn.adversarial import OBJECTIVES, Critic, CriticOptions, critic_outputs
+from gzcli.models.vae.base import LABEL_SIZE, LOGVAR, Autoencoder, NetOptions, mlp, reparameterise
 
 LOSS = OBJECTIVES["nonsaturating"]
 
@@ -65,14 +64,14 @@ class AAE(Autoencoder):
             self.critic = Critic(data.shape, image_width, options=CriticOptions(spectral=True))
 
     def encode(self, x: Tensor, eps: Tensor | None = None) -> Tensor:
-        """Codes [B, latent]; of a Gaussian posterior a draw by eps [B, latent], or its mean."""
+        """Codes [B, latent]; for a Gaussian posterior its draw by eps [B, latent], or its mean."""
         if self.posterior == "deterministic":
             return to_fp32(self.encoder(x))
         mu, logvar = to_fp32(self.encoder(x)).chunk(2, dim=1)
-        return mu if eps is None else drawn(mu, logvar.clamp(*LOGVAR), eps)
+        return mu if eps is None else reparameterise(mu, logvar.clamp(*LOGVAR), eps)
 
     def decode(self, z: Tensor, y: Labels = None) -> Tensor:
-        """Images in [-1, 1] of codes [B, latent]; without labels y, by the mean of the embeddings."""
+        """Images in [-1, 1] of codes [B, latent]; without labels y with the mean embedding."""
         if self.labels is None:
             return torch.tanh(to_fp32(self.decoder(z)))
         e = self.labels.table.weight[:-1].mean(0).expand(len(z), -1) if y is None else self.labels(y, len(z))
@@ -110,12 +109,12 @@ class AAE(Autoencoder):
     def discriminator_loss(self, x: Tensor, y: Labels, eps: Tensor, prior: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
             z = self.encode(x, eps)
-        code = loss = LOSS.critic(*judged(self.prior_logits, prior, z))
+        code = loss = LOSS.critic(*critic_outputs(self.prior_logits, prior, z))
         parts = {"code": code.detach()}
         if self.critic is not None:
             with torch.no_grad():
                 fake = self.decode(prior, y)
-            image = LOSS.critic(*judged(self.critic, x, fake))
+            image = LOSS.critic(*critic_outputs(self.critic, x, fake))
             loss, parts["image"] = code + image, image.detach()
         return {"loss": loss, **parts}
 
@@ -154,14 +153,14 @@ class AAE(Autoencoder):
 
     def score_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
         """‖x − x̂‖², for a conditional model with the labels that minimise it."""
-        return self.distance(x, self.rebuilt(x))
+        return self.distance(x, self.best_reconstruction(x))
 
     def map_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
         """|x − x̂| at each pixel, over channels, with the same labels: [B, H, W]."""
-        return (x - self.rebuilt(x)).abs().mean(1)
+        return (x - self.best_reconstruction(x)).abs().mean(1)
 
-    def rebuilt(self, x: Tensor) -> Tensor:
-        """x̂ [B, C, H, W]; of a conditional model with the labels that minimise ‖x − x̂‖²."""
+    def best_reconstruction(self, x: Tensor) -> Tensor:
+        """x̂ [B, C, H, W], for a conditional model with the labels that minimise ‖x − x̂‖²."""
         z, K = self.encode(x), len(self.data.classes)
         if not self.conditional:
             return self.decode(z)

@@ -1,5 +1,5 @@
-"""The core of the VAE family: encoders and decoders, Gaussians with diagonal covariance, applications of
-codes, and labels that training may hide.
+"""The core of the VAE family: encoders and decoders, diagonal Gaussians, applications of codes, and label
+dropout.
 
 An encoder maps images [B, C, H, W], and label embeddings e [B, E] or None, to [B, outputs]. A decoder maps
 z [B, latent], and e, to [B, outputs, H, W]. No layer depends on the other images of the batch.
@@ -23,8 +23,8 @@ from gzcli.models.nn import (
     ClassEmbedding,
     Labels,
     as_interpolations,
-    halvings,
-    interpolated,
+    halved_sizes,
+    mix_codes,
     pyramid,
     spread_labels,
     traversal,
@@ -50,7 +50,7 @@ def log_normal(z: Tensor, mu: Tensor | float = 0.0, logvar: Tensor | float = 0.0
     return -0.5 * ((z - mu) ** 2 * torch.exp(-logvar) + logvar + LOG_2PI).sum(-1)
 
 
-def drawn(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
+def reparameterise(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
     """Draws of N(mu, e^logvar) from standard normal eps."""
     return mu + (0.5 * logvar).exp() * eps
 
@@ -66,7 +66,7 @@ class NetOptions:
 
     net: `conv`, a convolutional network, or `mlp`.
     hidden: widths of the MLP's layers, or channels of the convolutional scales, finest first; null: 512 and
-      512, or what `width` says, with as many scales as halve the sides until none is above 4.
+      512, or the channels by `width`, with scales until no side is above 4.
     width: channels of the finest scale where `hidden` is null, doubled at each coarser one, at most 4-fold.
     blocks: residual blocks of each scale of the convolutional network.
     latent: dimensions of z.
@@ -133,7 +133,7 @@ class ConvEncoder(nn.Module):
         for i, o in pairwise((shape[0], *hidden)):
             layers += [nn.Conv2d(i, o, 3, stride=2, padding=1), *(ResBlock(o, o) for _ in range(blocks))]
         self.net = nn.Sequential(*layers, group_norm(hidden[-1]), nn.GELU())
-        self.head = nn.Linear(hidden[-1] * math.prod(halvings(shape, len(hidden))[-1]) + embed, outputs)
+        self.head = nn.Linear(hidden[-1] * math.prod(halved_sizes(shape, len(hidden))[-1]) + embed, outputs)
 
     def forward(self, x: Tensor, e: Tensor | None = None) -> Tensor:
         return self.head(join(self.net(x).flatten(1), e))
@@ -144,7 +144,7 @@ class ConvDecoder(nn.Module):
 
     def __init__(self, shape: Sizes, widths: Sizes, z: int, outputs: int, embed: int = 0, blocks: int = 0):
         super().__init__()
-        *self.targets, start = halvings(shape, len(widths))
+        *self.targets, start = halved_sizes(shape, len(widths))
         self.start = (widths[-1], *start)
         self.stem = nn.Linear(z + embed, math.prod(self.start))
         self.scales = nn.ModuleList()
@@ -167,7 +167,7 @@ LABEL_SIZE = 32  # of a label's embedding
 
 
 class Autoencoder(Model):
-    """A model with a code z [B, latent] of each image, which is distributed as N(0, I)."""
+    """A model with a code z [B, latent] of each image, distributed as N(0, I)."""
 
     def code(self, x: Tensor) -> Tensor:
         """The code of each image, without noise."""
@@ -183,7 +183,7 @@ class Autoencoder(Model):
 
         frames: images of an interpolation, both ends included.
         """
-        x = self.image(interpolated(self.code(x), frames))
+        x = self.image(mix_codes(self.code(x), frames))
         progress(1, 1, x)
         return as_interpolations(x, frames)
 
@@ -201,8 +201,8 @@ class Autoencoder(Model):
 
 
 class LabelledVAE(Model):
-    """A model with an ELBO, and with labels that training hides at random, so that images without labels have
-    a likelihood, by the null label; the weight of its KL rises from 0 to 1 over `kl_warmup` steps."""
+    """A model with an ELBO whose KL weight rises from 0 to 1 over `kl_warmup` steps. Training hides labels at
+    random, so that images without labels have a likelihood, by the null label."""
 
     likelihood = "bound"
     pixels: Pixels | MixturePixels
@@ -210,9 +210,9 @@ class LabelledVAE(Model):
     def __init__(self, data: DataInfo, labels: LabelOptions, kl_warmup: int):
         super().__init__(data)
         self.conditional, self.label_dropout = labels.conditional, labels.label_dropout
-        self.embedded = LABEL_SIZE if labels.conditional else 0
+        self.embed_dim = LABEL_SIZE if labels.conditional else 0
         self.labels = ClassEmbedding(len(data.classes), LABEL_SIZE) if labels.conditional else None
-        self.kl_warmup, self.warm = kl_warmup, 0.0 if kl_warmup else 1.0
+        self.kl_warmup, self.kl_factor = kl_warmup, 0.0 if kl_warmup else 1.0
 
     def embed(self, labels: Labels, n: int, drop: Tensor | None = None) -> Tensor | None:
         """The embeddings of n labels, the null label where they are None or `drop` [n] is true."""
@@ -236,7 +236,7 @@ class LabelledVAE(Model):
         device = next(self.parameters()).device
         return None if self.labels is None else self.labels(spread_labels(labels, n, self.data, device), n)
 
-    def shown(self, out: Tensor, mean: bool, noise: Noise, progress: Progress) -> Tensor:
+    def to_images(self, out: Tensor, mean: bool, noise: Noise, progress: Progress) -> Tensor:
         """The images of the decoder's outputs: the mean of each pixel, or a draw."""
         if mean:
             x = self.pixels.mean(out)
@@ -251,4 +251,4 @@ class LabelledVAE(Model):
 
     def on_step(self, step: int) -> None:
         if self.kl_warmup:
-            self.warm = min(1.0, (step + 1) / self.kl_warmup)
+            self.kl_factor = min(1.0, (step + 1) / self.kl_warmup)

@@ -4,9 +4,9 @@ arXiv:2007.03898.
     log p(x) ≥ ELBO = E_q [log p(x | z)] − Σ_l E_q(z_<l | x) KL(q(z_l | z_<l, x) ‖ p(z_l | z_<l))    (eq. 1)
 
 over groups of latents z_1 … z_L on grids from coarse to fine. The posterior is relative to the prior
-(`Group`, eq. 2). Two towers (figure 2) make features from the image up, and latents from the coarsest group
-down; tuples hold one entry a resolution, finest first, and group 0 is the coarsest. Unlike the paper, there
-is group norm in place of batch norm, and no normalizing flow in the posterior.
+(`Group`, eq. 2). Two towers (figure 2) compute features bottom-up from the image, and latents top-down from
+the coarsest group. Tuples hold one entry a resolution, finest first, and group 0 is the coarsest. Unlike the
+paper, norms are group norms, and the posterior has no normalizing flow.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 from gzcli.models.labelled import LabelOptions
-from gzcli.models.nn import Labels, as_interpolations, bits, halvings, interpolated, to_fp32
+from gzcli.models.nn import Labels, as_interpolations, bits_per_dim, halved_sizes, mix_codes, to_fp32
 from gzcli.models.nn.layers import group_norm
-from gzcli.models.nn.pixels import Kind, distribution
+from gzcli.models.nn.pixels import PixelKind, distribution
 from gzcli.models.vae.base import LabelledVAE, kl_normal, log_normal
 
 
@@ -56,7 +56,7 @@ class Cell(nn.Module):
 
 def encoder_cell(width: int) -> Cell:
     """Two 3×3 convolutions (figure 3b)."""
-    last, first = small(nn.Conv2d(width, width, 3, padding=1)), nn.Conv2d(width, width, 3, padding=1)
+    last, first = shrink_init(nn.Conv2d(width, width, 3, padding=1)), nn.Conv2d(width, width, 3, padding=1)
     layers = group_norm(width), nn.SiLU(), first, group_norm(width), nn.SiLU(), last
     return Cell(*layers, SqueezeExcite(width))
 
@@ -65,12 +65,12 @@ def decoder_cell(width: int, expand: int) -> Cell:
     """A depthwise 5×5 convolution on `expand` times the channels (figure 3a)."""
     wide = expand * width
     depthwise = nn.Conv2d(wide, wide, 5, padding=2, groups=wide)
-    first, last = nn.Conv2d(width, wide, 1), small(nn.Conv2d(wide, width, 1))
+    first, last = nn.Conv2d(width, wide, 1), shrink_init(nn.Conv2d(wide, width, 1))
     return Cell(group_norm(width), first, nn.SiLU(), depthwise, nn.SiLU(), last, SqueezeExcite(width))
 
 
 @torch.no_grad()
-def small(conv: nn.Conv2d) -> nn.Conv2d:
+def shrink_init(conv: nn.Conv2d) -> nn.Conv2d:
     """The convolution with a tenth of its initial weights."""
     conv.weight.mul_(0.1)
     return conv
@@ -112,8 +112,8 @@ class SpectralNorms(nn.Module):
 
 @dataclass(frozen=True)
 class LadderOptions:
-    """The towers. `channels`, `groups` and `cells` have an entry for each resolution, from the image's own
-    on, halved each time.
+    """The towers. `channels`, `groups` and `cells` have an entry for each resolution, the image's first; each
+    is half of the one before.
 
     channels: channels of the feature maps at each resolution, the image's own first.
     groups: groups of latents at each resolution; the coarsest has one or more.
@@ -130,8 +130,8 @@ class LadderOptions:
     expand: int = 3
 
 
-def check(ladder: LadderOptions, mixture: int) -> None:
-    """Raises UsageError unless the options, and the components of a mixture, are those of two towers."""
+def check_ladder(ladder: LadderOptions, mixture: int) -> None:
+    """Raises UsageError unless the options and the number of mixture components are valid."""
     channels, groups, cells = ladder.channels, ladder.groups, ladder.cells
     if not len(channels) == len(groups) == len(cells):
         raise UsageError(
@@ -139,8 +139,8 @@ def check(ladder: LadderOptions, mixture: int) -> None:
             hint="give each one number a resolution, the image's own first, as in `groups: [0, 1, 2]`",
         )
     if not groups or groups[-1] < 1:
-        none = "`model.groups` has no group at the coarsest resolution"
-        raise UsageError(none, hint="its last number must be 1 or more")
+        message = "`model.groups` has no group at the coarsest resolution"
+        raise UsageError(message, hint="its last number must be 1 or more")
     if min(*groups, *cells) < 0 or min(*channels, ladder.latent, ladder.expand, mixture) < 1:
         raise UsageError(
             "`model.groups` and `model.cells` must not be negative, the other sizes of `model` be 1 or more"
@@ -228,13 +228,12 @@ class Group(nn.Module):
 
 class TopDown(nn.Module):
     """The parameters of the pixels [B, outputs, H, W], from a learned state that the groups change, the
-    coarsest first; a label is added at the beginning of each resolution, so that all priors and posteriors
-    depend on it."""
+    coarsest first. A label is added at each resolution, so that all priors and posteriors depend on it."""
 
     def __init__(self, shape: tuple[int, ...], ladder: LadderOptions, outputs: int, embed: int):
         super().__init__()
         channels, groups, cells = ladder.channels[::-1], ladder.groups[::-1], ladder.cells[::-1]
-        self.sizes = halvings(shape, len(channels) - 1)[::-1]
+        self.sizes = halved_sizes(shape, len(channels) - 1)[::-1]
         # the size of each group
         self.grids = [size for size, g in zip(self.sizes, groups, strict=True) for _ in range(g)]
         self.start = nn.Parameter(torch.randn(1, channels[0], *self.sizes[0]))
@@ -298,20 +297,20 @@ class HVAE(LabelledVAE):
         data: DataInfo,
         *,
         ladder: LadderOptions = LadderOptions(),
-        pixels: Kind = "auto",
+        pixels: PixelKind = "auto",
         mixture: int = 10,
         kl_warmup: int = 0,
         spectral: float = 0.01,
         labels: LabelOptions = LabelOptions(),
     ):
-        check(ladder, mixture)
+        check_ladder(ladder, mixture)
         super().__init__(data, labels, kl_warmup)
         kind = "mixture" if pixels == "auto" and data.levels not in (2, None) else pixels
         self.pixels = distribution(kind, data.shape[0], data.levels, mixture)
         self.encoder = BottomUp(data.shape[0], ladder)
-        self.decoder = TopDown(data.shape, ladder, self.pixels.size, self.embedded)
-        if self.pixels.start is not None:
-            self.pixels.start(self.decoder.head.get_parameter("bias"))
+        self.decoder = TopDown(data.shape, ladder, self.pixels.size, self.embed_dim)
+        if self.pixels.init_bias is not None:
+            self.pixels.init_bias(self.decoder.head.get_parameter("bias"))
         self.grids = [(ladder.latent, *grid) for grid in self.decoder.grids]
         self.sizes = [math.prod(grid) for grid in self.grids]  # latents of each group
         self.scale_of = [self.decoder.sizes.index(grid) for grid in self.decoder.grids]
@@ -325,11 +324,11 @@ class HVAE(LabelledVAE):
         eps = noise.randn(n, sum(self.sizes)).split(self.sizes, dim=1)
         return [part.unflatten(1, grid) for part, grid in zip(eps, self.grids, strict=True)]
 
-    def checked(self, name: str, count: int) -> int:
-        """The number of groups `count` of the option `name`. Raises UsageError where the model has fewer."""
+    def check_groups(self, name: str, count: int) -> int:
+        """The value `count` of the option `name`. Raises UsageError where the model has fewer groups."""
         if not 0 <= count <= len(self.sizes):
-            few = f"`{name}` is {count}, the model has {len(self.sizes)} groups"
-            raise UsageError(few, hint="name a number from 0 to that")
+            message = f"`{name}` is {count}, the model has {len(self.sizes)} groups"
+            raise UsageError(message, hint="name a number from 0 to that")
         return count
 
     # ---- training
@@ -345,7 +344,7 @@ class HVAE(LabelledVAE):
             parts["loss"] = parts["loss"] + self.spectral * parts["spectral"]
         parts |= {"recon": recon, "kl": kl.sum(), "elbo": -(recon + kl.sum())}
         if self.data.levels is not None:
-            parts["bpd"] = bits(-parts["elbo"], self.data)
+            parts["bpd"] = bits_per_dim(-parts["elbo"], self.data)
         for i in sorted(set(self.scale_of)):
             height, width = self.decoder.sizes[i]
             of_scale = [kl[j] for j, scale in enumerate(self.scale_of) if scale == i]
@@ -355,12 +354,12 @@ class HVAE(LabelledVAE):
 
     def kl_weights(self, kl: Tensor) -> Tensor | float:
         """The weight in the loss of each group's KL [groups]: 1, or during warm-up γ_l ∝ E[KL_l] / s_l with
-        mean 1, where s_l is the group's latents per groups of its resolution: an unused group, with almost no
-        weight, becomes used."""
-        if not self.training or self.warm == 1:
+        mean 1, where s_l is the group's latents per groups of its resolution. A group with almost no weight
+        then becomes used."""
+        if not self.training or self.kl_factor == 1:
             return 1.0
         gamma = (ranks.mean(kl, self).abs() + 0.01) / self.share.to(kl)
-        return self.warm * gamma / gamma.mean()
+        return self.kl_factor * gamma / gamma.mean()
 
     # ---- likelihood and out-of-distribution scores
 
@@ -398,7 +397,7 @@ class HVAE(LabelledVAE):
         k: number of groups, from the finest on.
         samples: draws of z in both bounds.
         """
-        keep = len(self.sizes) - self.checked("k", k)
+        keep = len(self.sizes) - self.check_groups("k", k)
         e, features = self.embed(None, len(x)), self.encoder(x)
         draws = [self.draw(len(x), noise) for _ in range(samples)]
         return self.bound(x, features, e, draws) - self.bound(x, features[:keep], e, draws)
@@ -423,7 +422,7 @@ class HVAE(LabelledVAE):
         """
         e = self.embed_samples(labels, n)
         out, _ = self.decoder([temperature * eps for eps in self.draw(n, noise)], [], e)
-        return self.shown(out, mean, noise, progress)
+        return self.to_images(out, mean, noise, progress)
 
     @torch.no_grad()
     def reconstruct(
@@ -438,15 +437,15 @@ class HVAE(LabelledVAE):
     ) -> Applied:
         """Each image encoded and decoded, at the posterior's mean.
 
-        keep: number of groups, from the coarsest on, that are the image's own; finer groups are drawn from
-          the prior given these, which shows what these hold; 0: all groups.
+        keep: number of coarsest groups that are encoded from the image; finer groups are drawn from the prior
+          given these; 0: all groups.
         temperature: factor of the standard deviation of the groups that are drawn.
         """
-        features, keep = self.encoder(x), self.checked("keep", keep) or len(self.sizes)
+        features, keep = self.encoder(x), self.check_groups("keep", keep) or len(self.sizes)
         draws = enumerate(self.draw(len(x), noise))
         eps = [torch.zeros_like(t) if i < keep else temperature * t for i, t in draws]
         out, _ = self.decoder(eps, features[:keep], self.embed(labels, len(x)))
-        return Applied(self.shown(out, True, noise, progress), rows=("reconstruction",), labels=labels)
+        return Applied(self.to_images(out, True, noise, progress), rows=("reconstruction",), labels=labels)
 
     @torch.no_grad()
     def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, frames: int = 8) -> Applied:
@@ -457,9 +456,9 @@ class HVAE(LabelledVAE):
 
         frames: images of an interpolation, both ends included.
         """
-        still = [x.new_zeros(len(x), *grid) for grid in self.grids]
-        _, codes = self.decoder(still, self.encoder(x), self.embed(None, len(x)))
+        zeros = [x.new_zeros(len(x), *grid) for grid in self.grids]
+        _, codes = self.decoder(zeros, self.encoder(x), self.embed(None, len(x)))
         means = zip((code.mu for code in codes), self.grids, strict=True)
-        ts = [interpolated(mu, frames).unflatten(1, grid) for mu, grid in means]
+        ts = [mix_codes(mu, frames).unflatten(1, grid) for mu, grid in means]
         out, _ = self.decoder(ts, [], self.embed(None, len(ts[0])))
-        return as_interpolations(self.shown(out, True, noise, progress), frames)
+        return as_interpolations(self.to_images(out, True, noise, progress), frames)

@@ -18,16 +18,23 @@ from torch import Tensor
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 from gzcli.models.labelled import LabelOptions
-from gzcli.models.nn import Labels, bits, double, to_fp32
+from gzcli.models.nn import Labels, bits_per_dim, double, to_fp32
 from gzcli.models.nn.perceptual import ms_ssim
-from gzcli.models.nn.pixels import Kind, distribution
-from gzcli.models.vae.base import LOGVAR, Autoencoder, LabelledVAE, NetOptions, drawn, kl_normal, log_normal
+from gzcli.models.nn.pixels import PixelKind, distribution
+from gzcli.models.vae.base import (
+    LOGVAR,
+    Autoencoder,
+    LabelledVAE,
+    NetOptions,
+    kl_normal,
+    log_normal,
+    reparameterise,
+)
 
 
 @dataclass(frozen=True)
 class VAEOptions:
-    """The distribution of the pixels, and the bound that is trained. Likelihoods and scores always use the
-    bound with a KL of weight 1.
+    """The distribution of the pixels, and the training bound. Likelihoods and scores use a KL of weight 1.
 
     pixels: the decoder's distribution over grey levels, or over whole pixels for `mixture`; auto: bernoulli
       for 2 levels, gaussian for latents, otherwise logistic.
@@ -41,7 +48,7 @@ class VAEOptions:
       ELBO.
     """
 
-    pixels: Kind = "auto"
+    pixels: PixelKind = "auto"
     mixture: int = 1
     recon: Literal["likelihood", "ms_ssim"] = "likelihood"
     beta: float = 1.0
@@ -64,20 +71,20 @@ class VAE(Autoencoder, LabelledVAE):
     ):
         super().__init__(data, labels, options.kl_warmup)
         if options.recon == "ms_ssim" and options.iwae > 1:
-            both = "`model.iwae` above 1 needs `model.recon: likelihood`"
-            raise UsageError(both, hint="set one of the two back")
+            message = "`model.iwae` above 1 needs `model.recon: likelihood`"
+            raise UsageError(message, hint="set one of the two back")
         if options.recon == "ms_ssim" and options.pixels == "mixture":
-            means = "`model.recon: ms_ssim` trains the pixels' means, and those of a mixture have no gradient"
-            raise UsageError(means, hint="set `model.pixels=logistic`")
+            text = "`model.recon: ms_ssim` trains the pixels' means, and those of a mixture have no gradient"
+            raise UsageError(text, hint="set `model.pixels=logistic`")
         self.pixels = distribution(options.pixels, data.shape[0], data.levels, options.mixture)
         self.recon, self.beta, self.iwae = options.recon, options.beta, options.iwae
         self.latent, self.dims = nets.latent, math.prod(data.shape)
-        self.encoder = nets.encoder(data.shape, 2 * nets.latent, self.embedded)
-        self.decoder = nets.decoder(data.shape, self.pixels.size, self.embedded)
-        if self.pixels.start is not None:  # the bias of the last layer is the same for all pixels
+        self.encoder = nets.encoder(data.shape, 2 * nets.latent, self.embed_dim)
+        self.decoder = nets.decoder(data.shape, self.pixels.size, self.embed_dim)
+        if self.pixels.init_bias is not None:  # the bias of the last layer is the same for all pixels
             *_, bias = self.decoder.parameters()
-            self.pixels.start(one := torch.empty(self.pixels.size))
-            bias.data.copy_(one.repeat_interleave(len(bias) // len(one)))
+            self.pixels.init_bias(pixel_bias := torch.empty(self.pixels.size))
+            bias.data.copy_(pixel_bias.repeat_interleave(len(bias) // len(pixel_bias)))
 
     def encode(self, x: Tensor, e: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """q(z | x): mu and logvar [B, latent], fp32, logvar within bounds."""
@@ -104,18 +111,18 @@ class VAE(Autoencoder, LabelledVAE):
         x = batch.x
         eps, e = self.draws(len(batch), batch.noise, self.iwae), self.embed_batch(batch)
         mu, logvar = self.encode(x, e)
-        beta = self.beta * self.warm if self.training else self.beta
+        beta = self.beta * self.kl_factor if self.training else self.beta
         if self.iwae > 1:
             log_px, log_ratio = self.weights(x, mu, logvar, eps, e)  # [B, k] each
             loss = math.log(self.iwae) - torch.logsumexp(log_px + beta * log_ratio, dim=1)
             recon, kl = -log_px.mean(1), -log_ratio.mean(1)
         else:
-            out = self.decoder(drawn(mu, logvar, eps[:, 0]), e)
+            out = self.decoder(reparameterise(mu, logvar, eps[:, 0]), e)
             recon, kl = self.distance(x, out), kl_normal(mu, logvar)
             loss = recon + beta * kl
         parts = {"loss": loss.mean(), "recon": recon.mean().detach(), "kl": kl.mean().detach()}
         if self.recon == "likelihood" and self.data.levels is not None:
-            parts["bpd"] = bits(parts["recon"] + parts["kl"], self.data)
+            parts["bpd"] = bits_per_dim(parts["recon"] + parts["kl"], self.data)
         # Burda 2015, section 5.2: a unit is active if its posterior mean varies with x
         parts["active_units"] = (mu.detach().var(0, unbiased=False) > 0.01).float().sum()
         return parts
@@ -136,7 +143,7 @@ class VAE(Autoencoder, LabelledVAE):
         """log p(x | z) and log p(z) − log q(z | x), [B, k] each, at z = mu + sigma·eps [B, k, latent]."""
         k = eps.shape[1]
         mu, logvar = mu.unsqueeze(1), logvar.unsqueeze(1)
-        z = drawn(mu, logvar, eps)
+        z = reparameterise(mu, logvar, eps)
         e = None if e is None else e.repeat_interleave(k, 0)
         out = self.decoder(z.flatten(0, 1), e)
         log_px = self.pixels.log_prob(x.repeat_interleave(k, 0), out).unflatten(0, (-1, k))
@@ -158,7 +165,7 @@ class VAE(Autoencoder, LabelledVAE):
         """−log p(x | z) at one z ~ q, and KL, [B] each: the ELBO is minus their sum."""
         e = self.embed(labels, len(x))
         mu, logvar = self.encode(x, e)
-        out = self.decoder(drawn(mu, logvar, noise.randn(len(x), self.latent)), e)
+        out = self.decoder(reparameterise(mu, logvar, noise.randn(len(x), self.latent)), e)
         return -self.pixels.log_prob(x, out), kl_normal(mu, logvar)
 
     def iwae_bound(self, x: Tensor, noise: Noise, k: int, labels: Labels = None) -> Tensor:
@@ -220,7 +227,7 @@ class VAE(Autoencoder, LabelledVAE):
         e = self.embed(None, len(x))
         e = None if e is None else e.detach()
         eps = self.draws(len(x), noise, samples)
-        with torch.inference_mode(False):  # inference tensors take no part in gradients, their copies do
+        with torch.inference_mode(False):  # inference tensors have no gradients, their copies do
             images, eps = x.detach().clone(), eps.clone()
 
         def elbo(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -228,7 +235,7 @@ class VAE(Autoencoder, LabelledVAE):
             return double(log_px).mean(1) - kl_normal(mu, logvar)
 
         start = self.encode(images, e)
-        # the sum over images is maximised and Adam works elementwise: a score does not depend on its batch
+        # Adam works elementwise on the sum over images, so a score does not depend on its batch
         with torch.inference_mode(False), torch.enable_grad():
             mu, logvar = (t.detach().clone().requires_grad_() for t in start)
             # gradients are in nats: an eps far above rounding keeps unused dimensions from a random walk
@@ -261,11 +268,12 @@ class VAE(Autoencoder, LabelledVAE):
         temperature: standard deviation of z.
         """
         e = self.embed_samples(labels, n)
-        return self.shown(self.decoder(temperature * noise.randn(n, self.latent), e), mean, noise, progress)
+        out = self.decoder(temperature * noise.randn(n, self.latent), e)
+        return self.to_images(out, mean, noise, progress)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, labels: Labels = None, noise: Noise, progress: Progress) -> Applied:
         """Each image encoded and decoded, at the posterior's mean."""
         e = self.embed(labels, len(x))
-        x = self.shown(self.decoder(self.encode(x, e)[0], e), True, noise, progress)
+        x = self.to_images(self.decoder(self.encode(x, e)[0], e), True, noise, progress)
         return Applied(x, rows=("reconstruction",), labels=None if e is None else labels)

@@ -1,8 +1,8 @@
-"""Layers that look at a whole batch, over the batch of all ranks: two processes compute what one does.
+"""Batch norm over the batch of all ranks, so that two processes compute the same as one.
 
-torch's own layers know their rank's images alone (its `SyncBatchNorm` works on GPUs only, and has no second
-derivative). Models are written with torch's layers; `share` exchanges them where there are several ranks.
-Dropout is left as it is: each rank draws its own.
+torch's own batch norm uses the images of its rank alone. Its `SyncBatchNorm` works on GPUs only, and has no
+second derivative. Models are written with torch's layers; `share_batch_norm` replaces these in a run of
+several ranks. Each rank draws its own dropout.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ class SharedBatchNorm(_BatchNorm):
         if count == 1:
             return super().forward(x)
         dims, shape = [0, *range(2, x.ndim)], (1, -1) + (1,) * (x.ndim - 2)
-        wide = to_fp32(x)
-        mean = AllMean.apply(wide.mean(dims), self)
-        centred = wide - mean.view(shape)
+        x_fp32 = to_fp32(x)
+        mean = AllMean.apply(x_fp32.mean(dims), self)
+        centred = x_fp32 - mean.view(shape)
         var = AllMean.apply(centred.square().mean(dims), self)
-        self.keep(mean.detach(), var.detach(), count * x.numel() // x.shape[1])
+        self.update_running(mean.detach(), var.detach(), count * x.numel() // x.shape[1])
         y = centred * (var + self.eps).rsqrt().view(shape)
         if self.weight is not None:
             y = y * to_fp32(self.weight).view(shape) + to_fp32(self.bias).view(shape)
         return y.to(x.dtype)
 
     @torch.no_grad()
-    def keep(self, mean: Tensor, var: Tensor, n: int) -> None:
+    def update_running(self, mean: Tensor, var: Tensor, n: int) -> None:
         """Moves the running statistics by those of a batch of n values a channel, as torch's layers do."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
@@ -62,9 +62,9 @@ class SharedBatchNorm(_BatchNorm):
         """Does nothing, where torch's layers check the number of dimensions: any will do."""
 
 
-def share(model: nn.Module) -> None:
-    """Has torch's batch norm in a model look at the images of all ranks, while it trains. The layers stay the
-    same objects, with their parameters and buffers."""
+def share_batch_norm(model: nn.Module) -> None:
+    """Makes torch's batch norms in a model use the images of all ranks in training. The layers stay the same
+    objects, with their parameters and buffers."""
     for module in model.modules():
         if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             module.__class__ = SharedBatchNorm
