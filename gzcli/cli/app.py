@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from gzcli.cli import out
-from gzcli.cli.options import PROGRAMS, Json, option, switch
+from gzcli.cli.options import PROGRAMS, SHELLS, Json, option, switch
 from gzcli.core import streams
 from gzcli.core.errors import GzError, Interrupted, UsageError, system_error
 from gzcli.version import __version__
@@ -123,11 +123,10 @@ def run(argv: list[str]) -> int:
     program = Path(sys.argv[0]).name
     program = program if program in PROGRAMS else "gz"
     what, _, shell = os.environ.get(f"_{program.upper()}_COMPLETE", "").partition("_")
-    if what == "complete":
-        from gzcli.cli import completion
+    if what == "complete" and shell in SHELLS:
+        from gzcli.cli.completion import answer
 
-        if shell in completion.FILES:
-            return completion.answer(shell, build)
+        return answer(shell, build)
     try:
         if zero := next((word for word in argv if "\0" in word), None):
             raise UsageError(f"`{zero}` holds a zero byte, which no name and no path can")

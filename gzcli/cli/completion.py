@@ -15,9 +15,8 @@ from typing import Any
 import typer
 
 from gzcli.cli import model_options, out
-from gzcli.cli.options import PROGRAMS, names
+from gzcli.cli.options import PROGRAMS, SHELLS, names
 
-FILES = {"bash": "gz.bash", "zsh": "_gz", "fish": "gz.fish"}
 
 # --- the answer ---
 
@@ -164,6 +163,6 @@ def script(shell: str) -> str:
 if __name__ == "__main__":
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "completions")
     folder.mkdir(parents=True, exist_ok=True)
-    for shell, name in FILES.items():
+    for shell, name in SHELLS.items():
         (folder / name).write_text(script(shell), encoding="utf-8")
         out.text(str(folder / name))

@@ -18,6 +18,7 @@ from gzcli.core.sections import PRECISIONS, SCALES
 from gzcli.store.paths import recipe_names
 
 PROGRAMS = ("gz", "gzcli")  # what the command is called
+SHELLS = {"bash": "gz.bash", "zsh": "_gz", "fish": "gz.fish"}  # with the files of their completions
 # (what is typed before it, the beginning of a word) → words, of which those are offered that begin so
 Words = Callable[[typer.Context, str], Iterable[str]]
 

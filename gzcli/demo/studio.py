@@ -108,7 +108,7 @@ class Controls:
         )
         guided = isinstance(model, Labelled) and model.labelled and model.label_dropout > 0
         if isinstance(model, Labelled):
-            values["guidance"] = model.strength(values.get("guidance"))
+            values["guidance"] = model.guidance_scale(values.get("guidance"))
         numbers = [name for name in NUMBERS if isinstance(values.get(name), int | float)]
         return cls(
             classes=run.info.classes if model.conditional else (),

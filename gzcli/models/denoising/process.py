@@ -64,8 +64,8 @@ class Process(nn.Module):
         # path(steps, spacing, start): a sampler's path to the clean image, from a share of the way to noise
         path: Callable[..., list[Level]]
         ode_times: Callable[..., list[float]]  # of so many steps of a solver from noise to data
-        # rising(ratio, steps): levels from about the ratio σ/α of data to noise
-        rising: Callable[[float, int], list[Level]]
+        # likelihood_path(ratio, steps): levels from about the ratio σ/α of data to noise
+        likelihood_path: Callable[[float, int], list[Level]]
 
     def level(self, t: float) -> Level:
         """The level at one time, in float64."""
