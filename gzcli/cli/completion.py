@@ -17,7 +17,6 @@ import typer
 from gzcli.cli import model_options, out
 from gzcli.cli.options import PROGRAMS, SHELLS, names
 
-
 # --- the answer ---
 
 

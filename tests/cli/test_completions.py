@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gzcli.cli import app, completion
+from gzcli.cli import app, completion, options
 from gzcli.store import runs
 
 pytestmark = pytest.mark.usefixtures("home")  # no runs of other tests among the words
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_files_are_the_generated_ones():
-    for shell, name in completion.FILES.items():
+    for shell, name in options.SHELLS.items():
         assert (ROOT / "completions" / name).read_text() == completion.script(shell)
 
 
