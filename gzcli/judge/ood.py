@@ -56,7 +56,7 @@ def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
     seeds = [{name: tables[name] | without_model[name] for name in sets} for tables in scoring.tables]
     benchmark = find_benchmark(job.benchmark) if job.benchmark else None
     compared = partial(compare, packs=sets, names=scoring.names, benchmark=benchmark)
-    results = over_seeds([compared(tables, bootstrap=len(seeds) == 1) for tables in seeds])
+    results = over_seeds([compared(tables) for tables in seeds])
     short = short_paths(list(sets))
     shown = [row | {"out": short.get(row["out"], row["out"])} for row in results]
     place, picture = Run(folder), folder / "histograms.png"
@@ -125,19 +125,17 @@ def compare(
     packs: Mapping[str, Pack],
     names: Sequence[str],
     benchmark: Benchmark | None = None,
-    *,
-    bootstrap: bool = True,
 ) -> list[dict[str, Any]]:
     """A row for each foreign set and score, by the conventions of a benchmark; the first table is that of the
     in-distribution set. Its `beats_baselines` says whether its AUROC is above that of every baseline, each in
     its better direction."""
     inside, *outside = tables
     plain = [score for score in BASELINES if score in tables[inside]]
-    how: dict[str, Any] = {"trapezoid": benchmark is not None, "bootstrap": 1000 if bootstrap else 0}
     rows = []
     for out in outside:
         figures = {
-            score: detection(tables[inside][score], tables[out][score], **how) for score in (*names, *plain)
+            score: detection(tables[inside][score], tables[out][score], trapezoid=benchmark is not None)
+            for score in (*names, *plain)
         }
         bar = max(max(figures[score]["auroc"], 1 - figures[score]["auroc"]) for score in plain)
         for score, row in figures.items():
@@ -174,7 +172,7 @@ def over_seeds(seeds: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
         spread = {key: float(each.std(ddof=1)) for key, each in values.items()}
         beats = [row["beats_baselines"] for row in rows]
         verdict = None if None in beats else 2 * sum(beats) > len(beats)
-        means_of_rows.append(rows[0] | means | {"beats_baselines": verdict, "spread": spread})
+        means_of_rows.append(rows[0] | means | {"beats_baselines": verdict, "ci": None, "spread": spread})
     return means_of_rows
 
 

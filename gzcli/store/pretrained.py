@@ -13,7 +13,7 @@ from typing import Any
 
 from gzcli.core.errors import MissingError, UsageError, canonical, did_you_mean, matching
 from gzcli.core.units import count, duration, size
-from gzcli.store.files import safetensors_header
+from gzcli.store.files import read_json, safetensors_header
 from gzcli.store.paths import recipe_names
 
 PREFIX = "pretrained:"
@@ -34,15 +34,18 @@ class Pretrained:
 
     @property
     def figures(self) -> list[dict[str, Any]]:
-        """Its results by `gz bench`."""
-        return [row for row in self.card["figures"] if row["from"] == "gz bench"]
+        """Its results by `gz bench`, with the floor of real images where that was measured."""
+        rows = (row for row in self.card["figures"] if row["from"] == "gz bench")
+        return [row | floors().get((self.data, row["name"], row["n"]), {}) for row in rows]
 
     @property
-    def cells(self) -> tuple[str, str, str, str]:
-        """Its cells in a table: best figure, parameters, seconds of training on a core, and size."""
-        best = next((f"{row['name']} {row['value']:.3g}" for row in self.figures), "-")
+    def cells(self) -> tuple[str, str, str, str, str]:
+        """Its cells in a table: figure and its floor, parameters, seconds of training on a core, and size."""
+        row = next(iter(self.figures), {})
+        best = f"{row['name']} {row['value']:.3g}" if row else "-"
+        floor = f"{row['floor']:.3g}" if "floor" in row else "-"
         params, seconds = count(self.card["params"]), duration(self.card["work"])
-        return best, params, seconds, size(self.file.stat().st_size)
+        return best, floor, params, seconds, size(self.file.stat().st_size)
 
 
 @cache  # pages of all models ask for them
@@ -53,6 +56,13 @@ def every() -> tuple[Pretrained, ...]:
         card, preview = json.loads(texts["card"]), base64.b64decode(texts["preview"])
         models.append(Pretrained(name, file, *parts_of(name), card, preview))
     return tuple(models)
+
+
+@cache
+def floors() -> dict[tuple[str, str, int], dict[str, Any]]:
+    """The floors of figures and their intervals, by data set, figure and number of images."""
+    rows = read_json(FOLDER / "floors.json") or ()
+    return {(row.pop("data"), row.pop("name"), row.pop("n")): row for row in rows}
 
 
 def is_name(ref: str) -> bool:

@@ -289,8 +289,9 @@ def test_pretrained_models_are_small_together_and_have_one_spelling(gz, elsewher
     assert run == find_run(f"pretrained:{name}") and run.status()["from"].startswith("pretrained:")
     assert gzcli.load(model, data=data, pretrained=True, device="cpu").path == run.path
     code, out, _ = gz("list", "pretrained", "--json")
-    listed = [row["name"] for row in json.loads(out)["pretrained"]]
-    assert code == 0 and listed == [f"pretrained:{n}" for n in names]
+    rows = json.loads(out)["pretrained"]
+    assert code == 0 and [row["name"] for row in rows] == [f"pretrained:{n}" for n in names]
+    assert all(row["floor_interval"][0] < row["floor"] for one in rows for row in one["figures"])
     code, _, err = gz("sample", "nothing", "--pretrained")
     assert code == 2 and "`gz list pretrained` names them" in err
     code, _, err = gz("sample", model, "--pretrained", "--data", "mnist")
@@ -305,8 +306,9 @@ def test_the_recorded_figures_of_pretrained_models_stand(gz, home):
         words = ("--data", one.data, "-n", str(told["n"]), "--metrics", "fd", "--json")
         code, out, err = gz("bench", f"pretrained:{one.name}", *words)
         assert code == 0, err
-        (row,) = json.loads(out)["rows"]
-        assert row["metrics"]["fd"] == pytest.approx(told["value"], rel=0.25), one.name
+        found = json.loads(out)
+        assert found["rows"][0]["metrics"]["fd"] == pytest.approx(told["value"], rel=0.25), one.name
+        assert found["floor"]["fd"] == pytest.approx(told["floor"], rel=0.25), one.name
 
 
 # --- pictures ---

@@ -441,5 +441,5 @@ def test_pictures_in_colour_have_neighbours_in_features(monkeypatch, installed):
         bank, seen = (f / np.linalg.norm(f, axis=1, keepdims=True) for f in rows)
         nearest = np.linalg.norm(seen[:, None] - bank, axis=2).min(1)
         np.testing.assert_allclose(tables["digits"]["knn_lite"], nearest, atol=1e-7)
-    rows = ood.compare(tables, {"digits": other}, [], bootstrap=False)
+    rows = ood.compare(tables, {"digits": other}, [])
     assert [row["score"] for row in rows] == names

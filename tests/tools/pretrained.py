@@ -70,6 +70,15 @@ def gz(*words: str) -> dict | None:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def record_floor(bench: dict) -> None:
+    """Writes the floor of a bench into `floors.json`, which has a row for each set."""
+    file = TARGET / "floors.json"
+    rows = {row["data"]: row for row in (json.loads(file.read_text()) if file.exists() else ())}
+    floor = {"floor": bench["floor"]["fd"], "floor_interval": bench["floor_intervals"]["fd"]}
+    rows[bench["data"]] = {"data": bench["data"], "name": "fd", "n": N} | floor
+    file.write_text("[\n" + ",\n".join("  " + json.dumps(rows[data]) for data in sorted(rows)) + "\n]\n")
+
+
 def make(name: str) -> Path:
     """Trains, measures and exports a line of the table, as far as that is not done yet."""
     file, data = TARGET / f"{name}.safetensors", name.rpartition("-")[2]
@@ -78,8 +87,8 @@ def make(name: str) -> Path:
     run = gz("runs", "show", name)
     if run is None or run["state"] != "finished":
         gz(*command_of(name), "--name", name, *(["--resume"] if run else []))
-    gz("bench", name, "--data", data, "-n", str(N), "--metrics", "fd")
     TARGET.mkdir(exist_ok=True)
+    record_floor(gz("bench", name, "--data", data, "-n", str(N), "--metrics", "fd"))
     if gz("runs", "export", name, "--to", "file", "--dtype", "bf16", "--out", str(file)) is None:
         raise SystemExit(f"`{name}` could not be exported")
     if (size := file.stat().st_size) > MOST:
