@@ -1,7 +1,5 @@
 """Images, and a small tokenizer whose codes tell them apart, for tests of priors."""
 
-from __future__ import annotations
-
 import torch
 
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise

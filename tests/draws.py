@@ -1,7 +1,5 @@
 """Noise, batches and images that the tests of models are made with."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

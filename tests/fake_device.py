@@ -9,8 +9,6 @@ operation on them is checked as a GPU would, or a Mac's, run without a kernel. T
 What is read from the device is made up: true, 1, and numbers between ¼ and ¾.
 """
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """Methods called with their options flat, as a recipe and the command line have them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

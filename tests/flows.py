@@ -1,8 +1,6 @@
 """What the tests of image flows share: models moved off their start, images, and the truth by autograd and
 quadrature."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

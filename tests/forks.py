@@ -1,7 +1,5 @@
 """Commands of gz in children of a process that has loaded it: see `zygote`."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

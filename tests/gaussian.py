@@ -1,7 +1,5 @@
 """A correlated Gaussian of images, whose completion is known."""
 
-from __future__ import annotations
-
 import math
 
 import torch

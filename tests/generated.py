@@ -1,8 +1,6 @@
 """How many cases the tests of tests/faults generate: `make fuzz` sets GZ_FUZZ, by which each number is
 multiplied; the cases are then others every time."""
 
-from __future__ import annotations
-
 import os
 
 from hypothesis import HealthCheck, settings

@@ -1,7 +1,5 @@
 """Runs of the trainer and of the command line, for tests."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """A stand-in of the Hugging Face hub: the part of its HTTP interface by which models are pushed and got."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

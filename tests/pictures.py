@@ -1,7 +1,5 @@
 """Small pictures, folders and archives for the tests of data."""
 
-from __future__ import annotations
-
 import io
 import tarfile
 import zipfile

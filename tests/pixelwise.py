@@ -1,8 +1,6 @@
 """A model that tests can check by counting: every pixel independent, with the histogram of its training
 images."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import nn

@@ -1,7 +1,5 @@
 """Stable Diffusion pipelines of a few ten thousand random weights, saved to disk as the real ones are."""
 
-from __future__ import annotations
-
 import json
 import os
 from functools import cache

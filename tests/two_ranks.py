@@ -10,8 +10,6 @@ measures instead: it trains every recipe, or those that are named, on its embedd
 process and by two, and prints how far the weights are apart, a line a stage.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import json

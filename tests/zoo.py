@@ -1,7 +1,5 @@
 """One line a model: the small build that the contract suite checks."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

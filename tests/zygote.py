@@ -8,8 +8,6 @@ several processes. A change is a call of os.fsync, replace, rename, unlink, remo
 something below `home`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import json

@@ -1,7 +1,5 @@
 """Images of any size: models train on them in half precision, or say what fits; U-Nets draw other sizes."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from draws import only, squares

@@ -1,8 +1,6 @@
 """`gz sample --do`: every application of every model by its plain call, what it writes and draws, and what it
 refuses."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path

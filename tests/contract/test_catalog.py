@@ -1,7 +1,5 @@
 """What `gz` says of a model without importing it is what its class says."""
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import importlib

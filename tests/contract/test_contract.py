@@ -1,7 +1,5 @@
 """What every model owes: the contract of `gzcli.testing` over the whole zoo, on the embedded digits."""
 
-from __future__ import annotations
-
 import pytest
 from zoo import CASES
 

@@ -1,8 +1,6 @@
 """Every path of the zoo on a device that is not the CPU: no two devices in one operation, no float64 on the
 device, and no wait of the host for the device but where a list here says why."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import typing

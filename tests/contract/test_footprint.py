@@ -1,7 +1,5 @@
 """What a computation holds at once, by which precision it multiplies, and whether it waits for the device."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -1,7 +1,5 @@
 """The numbers that options of models may have: what a range lets through is built, or refused in words."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """A choice that an option offers is an entry of the table that carries it out, and the other way round."""
 
-from __future__ import annotations
-
 import dataclasses
 import typing
 

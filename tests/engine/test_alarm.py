@@ -1,7 +1,5 @@
 """`gz ood --input`, ensembles and seeds on a model whose likelihood can be counted by hand."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math

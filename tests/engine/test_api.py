@@ -1,7 +1,5 @@
 """gz from Python, a weights file by itself, and a model from outside that is trained, sampled and kept."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import json

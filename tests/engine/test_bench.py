@@ -1,7 +1,5 @@
 """`gz bench` on models whose likelihood, classes and samples are known by counting."""
 
-from __future__ import annotations
-
 import json
 import math
 import subprocess

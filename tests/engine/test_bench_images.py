@@ -1,7 +1,5 @@
 """`gz bench` on images from anywhere: read, named, and compared as samples are."""
 
-from __future__ import annotations
-
 import json
 import zipfile
 from dataclasses import replace

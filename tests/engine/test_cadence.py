@@ -1,7 +1,5 @@
 """How often a run validates, saves and draws: in steps, found from how long that takes."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """Compiled steps: one graph, the numbers of the eager step, and what is left eager."""
 
-from __future__ import annotations
-
 import copy
 import shutil
 from dataclasses import replace

@@ -1,8 +1,6 @@
 """What a step costs, found without values, against real steps; a step that is tried; a batch that does not
 fit a GPU."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """`data.latent`: models on the latents of a run of ours, or of an AutoencoderKL of diffusers."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -3,8 +3,6 @@
 The processes here are small substitutes; those of test_processes.py are real.
 """
 
-from __future__ import annotations
-
 import importlib
 import io
 import json

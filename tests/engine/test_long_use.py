@@ -1,7 +1,5 @@
 """Long runs: what is read and written of them stays bounded, and a stop more or less changes nothing."""
 
-from __future__ import annotations
-
 import io
 import tarfile
 import threading

@@ -1,7 +1,5 @@
 """`gz ood` on a model whose likelihood can be counted by hand: independent pixels with known histograms."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """Networks as graphs of ONNX and torch.export, with a sampler that needs neither gz nor torch."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The precision of samples and scores, norms under autocast, and the layout of convolutions in memory."""
 
-from __future__ import annotations
-
 import copy
 from types import SimpleNamespace
 from typing import Any

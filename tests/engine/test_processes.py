@@ -1,7 +1,5 @@
 """Processes: two against one, signals, kills, the launcher. Every engine here is a real child process."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -3,8 +3,6 @@
 `test_verbs.py` launches them as processes.
 """
 
-from __future__ import annotations
-
 import shutil
 import threading
 import time

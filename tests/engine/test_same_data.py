@@ -1,7 +1,5 @@
 """A run finds its data from any folder, and notices that it is not what it was."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace

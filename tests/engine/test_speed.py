@@ -1,7 +1,5 @@
 """How fast a run is: peaks, what lines show, what is recorded; batches that are read ahead; DDP's search."""
 
-from __future__ import annotations
-
 import json
 import re
 import threading

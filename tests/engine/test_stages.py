@@ -1,8 +1,6 @@
 """Recipes and runs in stages: a tokenizer, then the prior of its codes, trained one after the other in one
 run."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
 from pathlib import Path

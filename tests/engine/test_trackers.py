@@ -1,7 +1,5 @@
 """Trackers by name: TensorBoard itself, the others as accelerate calls them, and one that is not there."""
 
-from __future__ import annotations
-
 import sys
 from types import ModuleType, SimpleNamespace
 

@@ -1,7 +1,5 @@
 """The trainer, in this process: resume, accumulation, EMA, schedules, checkpoints, divergence."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

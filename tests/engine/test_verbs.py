@@ -1,7 +1,5 @@
 """train, sample, ood and bench as a user calls them, on the digits; and their messages on mistakes."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """AAE and CVAE: what is theirs alone."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.distributions import Bernoulli, kl_divergence

@@ -1,8 +1,6 @@
 """PixelCNN and PixelCNN++: probabilities by enumeration, cached sampling against passes of the whole net,
 completions, the loss."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from functools import partial

@@ -1,8 +1,6 @@
 """Distances of pictures in folders against clean-fid's own pipeline: its reading, its resizing, its Fréchet
 distance. The networks are ours, on small random weights, as clean-fid fetches its own."""
 
-from __future__ import annotations
-
 import sys
 from types import SimpleNamespace
 

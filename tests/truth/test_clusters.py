@@ -1,7 +1,5 @@
 """Clusters in place of labels, against k-means of scikit-learn and counts."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

@@ -1,8 +1,6 @@
 """CycleGAN: its losses, nets and pool against plain ones, what `sample` starts from, and batches of two
 domains."""
 
-from __future__ import annotations
-
 import math
 
 import draws

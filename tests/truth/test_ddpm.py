@@ -1,8 +1,6 @@
 """Diffusion: schedules and samplers against diffusers and closed forms, the bound against Gaussians,
 guidance, uses."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

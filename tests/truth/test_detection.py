@@ -1,8 +1,6 @@
 """Detection metrics against scikit-learn, a worked example, and counting by hand; conformal p-values against
 counting, and the rate of false alarms against its exact distribution."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

@@ -1,8 +1,6 @@
 """Diffusion autoencoder: the codes and their inversion, the linear classifier, editing, the prior of the
 codes."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

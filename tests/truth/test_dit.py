@@ -1,8 +1,6 @@
 """The transformer of DiT: diffusers' `DiTTransformer2DModel` weight for weight, the paper's sizes, and where
 patches go."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,8 +1,6 @@
 """The flow family's base, its checkerboards and its dequantisation, on `flow`: autograd, quadrature,
 normflows."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from flows import DIGITS, Given, batch, images, log_det_by_autograd, noise, roughen

@@ -1,7 +1,5 @@
 """Flow++ against autograd's Jacobian, numerical integration, an entropy and itself inverted."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

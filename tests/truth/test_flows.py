@@ -1,7 +1,5 @@
 """What each image flow owes: its inverse, its log-det, and the probabilities of its samples."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

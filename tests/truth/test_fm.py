@@ -1,7 +1,5 @@
 """Flow matching against an analytic Gaussian, brute force, and torchcfm on the same draws."""
 
-from __future__ import annotations
-
 import math
 from itertools import permutations, product
 

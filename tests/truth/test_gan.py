@@ -1,7 +1,5 @@
 """What the GANs share, against finite differences, singular values and plain recomputation."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Glow against autograd's Jacobian, enumeration, normflows and itself inverted."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

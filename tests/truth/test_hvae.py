@@ -1,8 +1,6 @@
 """The hierarchical VAE: its KL against torch.distributions, its bounds, the likelihood ratio, singular
 values, warm-up."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

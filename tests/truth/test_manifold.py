@@ -1,7 +1,5 @@
 """Figures of nearest neighbours against scikit-learn, the package prdc and counting; copies are found."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors

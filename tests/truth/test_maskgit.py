@@ -1,7 +1,5 @@
 """MaskGIT: the masked loss, the schedule of sampling, and its bound against every order of generation."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from functools import partial

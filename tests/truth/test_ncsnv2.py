@@ -1,7 +1,5 @@
 """NCSNv2: the paper's own ladders and steps, Langevin dynamics on an exact score, the network's parts."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """The solvers on equations whose solutions are known."""
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 from types import SimpleNamespace

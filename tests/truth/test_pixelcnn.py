@@ -1,7 +1,5 @@
 """PixelCNN: causality by gradients, what it learns and starts as; the rest is in `test_autoregressive.py`."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

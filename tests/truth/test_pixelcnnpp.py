@@ -1,7 +1,5 @@
 """PixelCNN++: the discretised mixture against integration, causality by gradients."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

@@ -1,7 +1,5 @@
 """PresGAN: the chains on targets with known moments, and the entropy's gradient where p(x) is Gaussian."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

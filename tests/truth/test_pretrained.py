@@ -2,8 +2,6 @@
 that their publishers gave, against a vision transformer that is written out here; EfficientNet-Lite0 with its
 own weights, strictly read."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """The figures of `gz bench` against torch-fidelity called directly; the LeNet that they stand on."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """RealNVP: batch norm in the flow, weight norm in its nets, against autograd, nflows and torch."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -1,8 +1,6 @@
 """Rectified flow and its straightening: the loss by hand, pairs in closed form, and fewer steps after reflow
 than before."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,8 +1,6 @@
 """Score models against simulation of their SDEs and the exact scores of a Gaussian and of a mixture of
 two."""
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise, product
 

@@ -1,8 +1,6 @@
 """Metrics that hold at few images, against torch-fidelity, SciPy, scikit-learn and known Gaussians; how often
 their intervals cover."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,8 +1,6 @@
 """Fine-tuning of Stable Diffusion, on tiny pipelines of random weights: against diffusers' own pipelines,
 losses and files."""
 
-from __future__ import annotations
-
 import copy
 import sys
 from dataclasses import replace

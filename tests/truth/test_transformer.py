@@ -1,8 +1,6 @@
 """The GPT over codes: causality, probabilities that sum to 1, cached sampling against passes of the whole
 net."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from functools import partial

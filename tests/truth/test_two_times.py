@@ -1,8 +1,6 @@
 """A network of two times on the core of denoisers: the solution map of SoFlow (arXiv:2512.15657), whose
 network at two equal times is a flow's velocity, of Gaussian data."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn

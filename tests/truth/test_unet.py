@@ -1,7 +1,5 @@
 """The shared U-Net: diffusers' `UNet2DModel` parameter for parameter, and what that one cannot do."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

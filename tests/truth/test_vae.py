@@ -1,7 +1,5 @@
 """The VAE's mathematics against enumeration, Monte Carlo and torch.distributions."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

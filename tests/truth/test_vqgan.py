@@ -1,7 +1,5 @@
 """VQGAN's two losses by hand, the adaptive weight, LPIPS and PatchGAN against their originals' arithmetic."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

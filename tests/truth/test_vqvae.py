@@ -1,8 +1,6 @@
 """The codebook against `vector-quantize-pytorch` and the paper's equations; what a tokenizer promises to a
 prior."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

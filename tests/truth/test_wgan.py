@@ -1,7 +1,5 @@
 """WGAN-GP: the penalty against finite differences and a critic of known slope, the two phases, the scores."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from draws import batch, images, noise, only

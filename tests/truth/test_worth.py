@@ -1,7 +1,5 @@
 """The worth of samples: duplicates of real images gain nothing, fresh ones what they gain elsewhere."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

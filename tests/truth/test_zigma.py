@@ -1,8 +1,6 @@
 """ZigMa: the scan against the recurrence as it is written and its autograd, Mamba against the one of
 `transformers` weight for weight, orders that go by neighbours, and a cost linear in tokens."""
 
-from __future__ import annotations
-
 import sys
 from itertools import pairwise
 from types import ModuleType
