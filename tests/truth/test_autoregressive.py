@@ -1,5 +1,4 @@
-"""PixelCNN and PixelCNN++: probabilities by enumeration, cached sampling against passes of the whole net,
-completions, the loss."""
+"""PixelCNN and PixelCNN++: enumeration, cached sampling against the whole net, completions, the loss."""
 
 import itertools
 import math
@@ -7,10 +6,10 @@ from functools import partial
 
 import pytest
 import torch
-from draws import batch
+from draws import batch, noise
 
 from gzcli.core.errors import UsageError
-from gzcli.core.types import BatchNoise, DataInfo, ImageNoise
+from gzcli.core.types import BatchNoise, DataInfo
 from gzcli.models.autoregressive.pixelcnn import IncrementalPixelCNN, PixelCNN
 from gzcli.models.autoregressive.pixelcnnpp import IncrementalPixelCNNpp, PixelCNNpp
 
@@ -82,7 +81,7 @@ def test_probabilities_of_all_images_sum_to_one(net, shape, levels, classes):
 
 
 @pytest.mark.parametrize(("cls", "shape", "levels", "classes", "options"), CASES)
-def test_cached_outputs_are_those_of_the_whole_net(cls, shape, levels, classes, options):
+def test_cached_outputs_and_samples_are_those_of_the_whole_net(cls, shape, levels, classes, options):
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
         model = build(cls, shape, levels, classes=classes, dtype=dtype, scale=1.0, **options)
         x, labels = images(3, shape, levels, dtype), torch.tensor([2, 0, 1]) if classes else None
@@ -93,17 +92,8 @@ def test_cached_outputs_are_those_of_the_whole_net(cls, shape, levels, classes, 
                 for j, c in itertools.product(range(shape[2]), range(whole.shape[1])):
                     assert (steps.outputs(j, c) - whole[:, c, i, j]).abs().max() <= tolerance
                     steps.put(j, c, x[:, :, i, j] if cls is PixelCNNpp else x[:, c, i, j, None])
-
-
-@pytest.mark.parametrize(("cls", "shape", "levels", "classes", "options"), CASES)
-def test_cached_samples_are_those_of_whole_net_passes(cls, shape, levels, classes, options):
-    model = build(cls, shape, levels, classes=classes, scale=1.0, **options)
-    for dtype in (torch.float64, torch.float32):
-        model.to(dtype)
-        draw = lambda naive: model.sample(8, noise=ImageNoise(3, range(8)), naive=naive)  # noqa: E731
-        cached, naive = draw(False), draw(True)
-        assert torch.equal(cached, naive)
-        assert cached.unique().numel() > 1 and cached.abs().max() <= 1
+        cached, naive = (model.sample(8, noise=noise(8, 3), naive=naive) for naive in (False, True))
+        assert torch.equal(cached, naive) and cached.unique().numel() > 1 and cached.abs().max() <= 1
 
 
 @pytest.mark.parametrize(("shape", "levels"), [((1, 2, 2), 2), ((1, 1, 2), 3)])
@@ -120,8 +110,8 @@ def test_sampled_frequencies_are_the_probabilities(net, shape, levels):
 
 def test_without_temperature_the_mode_is_drawn(net):
     model = net((1, 6, 6), 17, classes=CLASSES, scale=1.0)
-    y = torch.zeros(4, dtype=torch.long)
-    draw = lambda seed, t: model.sample(4, labels=y, noise=ImageNoise(seed, range(4)), temperature=t)  # noqa: E731
+    y, n = torch.zeros(4, dtype=torch.long), 4
+    draw = lambda seed, t: model.sample(n, labels=y, noise=noise(n, seed), temperature=t)  # noqa: E731
     assert torch.equal(draw(0, 1e-9), draw(5, 1e-9)) and not torch.equal(draw(0, 1.0), draw(5, 1.0))
     with pytest.raises(UsageError):
         draw(0, 0.0)
@@ -133,14 +123,12 @@ def test_completion_keeps_the_rows_and_samples_the_rest_given_them(net, classes)
     scale = 2.0 if net.args[0] is PixelCNN else 1.0
     model, x = net(shape, 8, classes=classes, scale=scale), images(n, shape, 8)
     labels = torch.arange(n) % 3 if classes else None
-    complete = lambda x, rows: (  # noqa: E731
-        model.complete(x, rows=rows, labels=labels, noise=ImageNoise(1, range(n))).images
-    )
+    complete = lambda x, rows: model.complete(x, rows=rows, labels=labels, noise=noise(n, 1)).images  # noqa: E731
     done = complete(x, 2)
     assert torch.equal(done[:, :, :2], x[:, :, :2]) and not torch.equal(done, x)
     assert not torch.equal(done[:, :, 2:], complete(-x, 2)[:, :, 2:])
     assert torch.equal(complete(x, 5), x)
-    sampled = model.sample(n, labels=labels, noise=ImageNoise(1, range(n)))
+    sampled = model.sample(n, labels=labels, noise=noise(n, 1))
     assert torch.equal(complete(x, 0), sampled) and torch.equal(complete(sampled, 3), sampled)
     with pytest.raises(UsageError):
         complete(x, 6)
@@ -152,9 +140,8 @@ def test_completion_infers_the_class_from_the_kept_rows(net):
     if isinstance(model, PixelCNN):  # images of two classes are to hardly overlap
         model, rows = net((1, 8, 8), 8, classes=CLASSES, scale=3.0), 4
         model.label.table.weight.data.mul_(3)
-    x = model.sample(n, labels=y, noise=ImageNoise(0, range(n)))
-    given = (ImageNoise(1, range(n)), None), (ImageNoise(1, range(n)), y)
-    blind, told = (model.complete(x, rows=rows, labels=labels, noise=noise).images for noise, labels in given)
+    x = model.sample(n, labels=y, noise=noise(n))
+    blind, told = (model.complete(x, rows=rows, labels=y, noise=noise(n, 1)).images for y in (None, y))
     assert (blind == told).flatten(1).all(1).float().mean() > 0.8
 
 

@@ -1,5 +1,4 @@
-"""CycleGAN: its losses, nets and pool against plain ones, what `sample` starts from, and batches of two
-domains."""
+"""CycleGAN: losses, nets and pool against plain ones, what `sample` starts from, batches of two domains."""
 
 import math
 
@@ -76,17 +75,6 @@ def test_validation_and_figures_of_its_own():
     assert found == pytest.approx(want, rel=1e-4)
 
 
-def test_the_discriminators_are_shown_what_the_pools_give():
-    net, losses = model(pool=4), {}
-    for step in range(3):
-        a, b = images(4, seed=2 * step), images(4, seed=2 * step + 1)
-        losses[step] = net.loss(batch(a, b, step), "discriminator")["loss"]
-    assert net.pool_a.count == net.pool_b.count == 4
-    fresh = lambda *batches: model(pool=0).loss(batch(*batches), "discriminator")["loss"]  # noqa: E731
-    assert losses[2] != fresh(a, b, 2), "older fakes among them"
-    torch.testing.assert_close(losses[0], fresh(images(4), images(4, seed=1)))
-
-
 def test_the_pool_is_that_of_the_paper():
     """Against a list, image by image, with the same draws."""
     pool, stored = ImagePool(5), []
@@ -112,6 +100,14 @@ def test_the_pool_is_that_of_the_paper():
     shown = whole(x, BatchNoise(0, total=8))
     split = [parts(x[i : i + 2], BatchNoise(0, total=8, start=i)) for i in range(0, 8, 2)]
     assert torch.equal(shown, torch.cat(split)) and torch.equal(whole.images, parts.images)
+    net, losses = model(pool=4), {}  # whose discriminators are shown what the pools give
+    for step in range(3):
+        a, b = images(4, seed=2 * step), images(4, seed=2 * step + 1)
+        losses[step] = net.loss(batch(a, b, step), "discriminator")["loss"]
+    assert net.pool_a.count == net.pool_b.count == 4
+    fresh = lambda *batches: model(pool=0).loss(batch(*batches), "discriminator")["loss"]  # noqa: E731
+    assert losses[2] != fresh(a, b, 2), "older fakes among them"
+    torch.testing.assert_close(losses[0], fresh(images(4), images(4, seed=1)))
 
 
 def test_the_pool_is_no_weight_but_goes_on_after_a_resume():
@@ -158,8 +154,7 @@ def test_the_translator_against_plain_layers():
 
 
 def test_sizes_of_the_paper():
-    """Generators of 11.38 M parameters and discriminators of 2.765 M, but for the biases that instance norm
-    undoes."""
+    """11.38 M and 2.765 M parameters, but for the biases that instance norm undoes."""
     tree = resolve("cyclegan", data="horse2zebra", flags={"scale": "paper"}).tree()
     options = {k: v for k, v in tree["model"].items() if k != "name"}
     with torch.device("meta"):
@@ -229,7 +224,12 @@ def batches(pack, **options) -> TrainBatches:
     return TrainBatches(pack, **how | options)
 
 
-def test_each_domain_has_epochs_of_its_own(folder):
+def both(part: Batch) -> torch.Tensor:
+    """The images of either domain, side by side."""
+    return torch.cat([part.x, part.extra["second_domain"]], 1)
+
+
+def test_each_domain_has_epochs_of_its_own_and_partners_change(folder):
     pack = open_pack(folder)
     labels, source = pack.labels("train"), batches(pack)
     every = [{bytes(image) for image in pack.images("train")[labels == k]} for k in (0, 1)]
@@ -245,10 +245,7 @@ def test_each_domain_has_epochs_of_its_own(folder):
     few = batches(pack, n=3)
     shown = torch.cat([both(few.at(step)) for step in range(6)]).chunk(2, 1)
     assert [len(x.unique(dim=0)) for x in shown] == [3, 3], "a subset is of each domain"
-
-
-def test_domains_are_not_paired():
-    """digits-ab has equally many of each: partners change from epoch to epoch."""
+    source = batches(open_pack("digits-ab"), levels=17, batch_size=72)  # equally many of each, never paired
     source = batches(open_pack("digits-ab"), levels=17, batch_size=72)
     partners = {}
     for step in range(30):
@@ -256,11 +253,6 @@ def test_domains_are_not_paired():
         for i, b in zip(part.index.tolist(), part.extra["second_domain"], strict=True):
             partners.setdefault(i, set()).add(bytes(to_uint8(b).numpy()))
     assert np.mean([len(met) > 1 for met in partners.values()]) > 0.9
-
-
-def both(part: Batch) -> torch.Tensor:
-    """The images of either domain, side by side."""
-    return torch.cat([part.x, part.extra["second_domain"]], 1)
 
 
 @pytest.mark.parametrize(("levels", "augment"), [(256, ()), (2, ("hflip", "crop=2"))])

@@ -1,5 +1,4 @@
-"""Diffusion autoencoder: the codes and their inversion, the linear classifier, editing, the prior of the
-codes."""
+"""Diffusion autoencoder: codes and their inversion, the classifier, editing, the prior of the codes."""
 
 import math
 
@@ -67,8 +66,7 @@ def trained() -> DiffAE:
 
 
 def test_the_inverse_of_ddim_for_gaussian_data():
-    """The flow of N(m, s²) keeps (x_t − α m) / √(α² s² + σ²), so that x_T is known; the error is of first
-    order."""
+    """The flow of N(m, s²) keeps (x_t − α m) / √(α² s² + σ²), so x_T is known; errors are of first order."""
     schedule, m, s = DiscreteVP("cosine", 1000), 0.3, 0.5
 
     def denoise(x, t):
@@ -130,7 +128,8 @@ def test_reconstruction_of_held_out_images(trained):
     assert seen == [(i, 8) for i in range(1, 9)], "there and back"
 
 
-def test_the_unet_without_a_code_s_effect_is_the_plain_one():
+def test_the_unet_without_a_code_s_effect_is_the_plain_one_and_blocks_are_modulated_by_both():
+    """By time, then by code: z_s (t_s GroupNorm(h) + t_b), Preechakul 2022, eq. 7."""
     torch.manual_seed(0)
     options = {"channels": (8, 16), "layers": 1, "attention": (False, True)}
     plain, coded = UNet(1, 1, scale_shift=True, **options), CodedUNet(1, 1, latent=3, **options)
@@ -145,11 +144,6 @@ def test_the_unet_without_a_code_s_effect_is_the_plain_one():
         if ".emb.code." in name:
             nn.init.zeros_(p)
     torch.testing.assert_close(coded(x, t, z), plain(x, t))
-
-
-def test_a_block_is_modulated_by_time_then_by_code():
-    """z_s (t_s GroupNorm(h) + t_b), Preechakul 2022, eq. 7."""
-    torch.manual_seed(0)
     block = CodedUNet(1, 1, latent=3, channels=(8,), layers=1, attention=(False,)).mid.blocks[0]
     nn.init.normal_(block.conv2.weight, std=0.1)
     x, emb = torch.randn(2, 8, 4, 4), torch.randn(2, 32 + 3)
@@ -232,8 +226,7 @@ def correlated(model: DiffAE) -> torch.Tensor:
 
 
 def test_a_step_is_the_likeliest_that_moves_the_logits_so():
-    """Of all steps as long in the Gaussian's measure, none moves the asked label's logit further above the
-    seen one's."""
+    """Of all steps as long in the Gaussian's measure, none moves the asked label's logit further."""
     model = build()
     z, y = correlated(model), torch.arange(50) % 2
     seen = model.head(model.normalise(z)).argmax(1)
@@ -255,8 +248,7 @@ def test_a_step_is_the_likeliest_that_moves_the_logits_so():
         sphere = F.normalize(torch.randn(step.shape, generator=torch.Generator().manual_seed(seed)), dim=1)
         assert (margin(z[other] + 1.5 * sphere @ root.mT) - margin(z[other]) <= gain + 1e-4).all()
 
-
-def test_several_labels_at_once_move_where_they_differ():
+    # several labels at once move where they differ
     model = build(DataInfo((1, 8, 8), 17, ("a", "b", "c"), multilabel=True))
     z = correlated(model)
     logits = model.head(model.normalise(z))
