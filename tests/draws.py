@@ -33,6 +33,14 @@ def squares(n: int, info: DataInfo, seed: int = 0) -> torch.Tensor:
     return from_levels(k, info.levels)
 
 
+def awake(net: torch.nn.Module, std: float = 0.2) -> torch.nn.Module:
+    """Off the start, at which blocks are the identity and the output is zero."""
+    generator = torch.Generator().manual_seed(0)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=std, generator=generator)
+    return net
+
+
 def only(model: torch.nn.Module, name: str) -> None:
     """The parameters of one phase alone require a gradient."""
     for phase in model.phases():

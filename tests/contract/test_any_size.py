@@ -3,6 +3,7 @@
 import pytest
 import torch
 from draws import only, squares
+from refused import refused
 from zoo import CASES, Case
 
 from gzcli.core.errors import UsageError
@@ -63,8 +64,6 @@ def test_a_u_net_draws_any_size(model):
 
 def test_a_network_made_for_one_size_says_so():
     for model in ("rf", "dit", "zigma", "ncsnv2"):
-        with pytest.raises(UsageError, match="made for one size of images") as e:
-            drawn(model, size="24x20")
-        assert "16×16" in e.value.hint, model
-    with pytest.raises(UsageError, match="made for latents"):
-        drawn("fm", DataInfo((4, 8, 8), None, INFO.classes), size=24)
+        e = refused("made for one size of images", drawn, model, size="24x20")
+        assert "16×16" in e.hint, model
+    refused("made for latents", drawn, "fm", DataInfo((4, 8, 8), None, INFO.classes), size=24)

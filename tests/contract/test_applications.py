@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refused import refused
 from zoo import CASES, Case
 
 from gzcli.api import LoadedRun
 from gzcli.cli import app
 from gzcli.core import jobs
-from gzcli.core.errors import UsageError
 from gzcli.core.jobs import SampleJob
 from gzcli.core.sections import DataSection, Part
 from gzcli.core.types import Applied, ImageNoise, no_progress
@@ -208,8 +208,7 @@ def test_interpolations_start_and_end_at_the_reconstructions(case):
     ends = images("reconstruct", x[:4], steps=5)
     for end, expected in ((way[:, 0], ends[0::2]), (way[:, -1], ends[1::2])):
         assert ((end - expected).abs() > 1e-4).float().mean() < 0.02  # a level of a flow may round across
-    with pytest.raises(UsageError, match="pairs"):
-        images("interpolate", x[:1])
+    refused("pairs", images, "interpolate", x[:1])
 
 
 @pytest.mark.parametrize("do", ["interpolate", "traverse"])
@@ -316,8 +315,7 @@ def test_results_and_their_noise():
     x, two = torch.zeros(6, 1, 4, 4), {"rows": ("a", "b"), "columns": 3}
     assert Applied(x, **two, of=((0, 1), (2, 3))).columns == 3
     for wrong in ({"rows": ("a", "b")}, {"rows": ("a",), "columns": 3, "of": ((0,),)}, {"of": ((0,),)}):
-        with pytest.raises(ValueError, match="rows"):
-            Applied(x, **wrong)
+        refused("rows", Applied, x, **wrong, error=ValueError)
     whole, other = ImageNoise(3, range(5)), ImageNoise(3, range(5))
     assert torch.equal(whole.randn(5, 4), other.randn(5, 4))
     assert torch.equal(whole.randn(5, 4)[:2], other.first(2).randn(2, 4))  # they go on from where they are

@@ -15,6 +15,7 @@ import pytest
 import torch
 from fake_device import DEVICE, NAME, PACKAGE, NoFloat64, OnDevice, on_device
 from helpers import recipe
+from refused import refused
 from zoo import CASES, Case
 
 from gzcli.core import philox
@@ -336,8 +337,7 @@ def test_every_path(case, device, quick_noise, monkeypatch, record_property):
 def test_the_device_tells_what_a_gpu_would(device):
     x = torch.randn(2, 3).to(DEVICE)
     for wrong in (lambda: x + torch.zeros(2, 3), lambda: torch.cat([x, torch.zeros(2, 3)])):
-        with pytest.raises(RuntimeError, match="two devices"):
-            wrong()
+        refused("two devices", wrong, error=RuntimeError)
     for wrong in (
         x.double,
         lambda: x.to(torch.float64),
@@ -345,8 +345,7 @@ def test_the_device_tells_what_a_gpu_would(device):
         lambda: torch.zeros(2, dtype=torch.float64).to(DEVICE),
         lambda: torch.linspace(0, 1, 3).double().to(DEVICE),
     ):
-        with pytest.raises(NoFloat64):
-            wrong()
+        refused("", wrong, error=NoFloat64)
     copies = (torch.zeros(2).to, lambda device: torch.tensor(1.0, device=device))
     waits = {
         "read": [x.sum().item, x.cpu, x.tolist, lambda: bool(x.sum() > 0), lambda: x[0].to("cpu")],

@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import ROOT
+from refused import refused
 
 import gzcli
 from gzcli import testing
-from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError
 from gzcli.data.packs import stream
 from gzcli.data.sets.registry import SPECS, DataFile
 from gzcli.docs.page import texts
@@ -69,8 +70,7 @@ def test_a_run_is_what_was_asked_for(run):
         (lambda: gzcli.train("vae", steps=3, minutes=1), "exclude each other"),
         (lambda: gzcli.load("nothing"), "no model or run"),
     ):
-        with pytest.raises(UsageError, match=told):
-            call()
+        refused(told, call)
 
 
 def test_images_are_those_of_the_command_line(run, forks, tmp_path):
@@ -157,12 +157,10 @@ def test_a_model_from_outside_is_a_model_like_any_other(forks, tmp_path, monkeyp
     elsewhere = shutil.copytree(run.path, tmp_path / "elsewhere")
     (elsewhere / "models" / "house.py").write_text(kept.read_text() + "\nraise SystemExit('a stranger')\n")
     for call in (lambda: gzcli.load(elsewhere), lambda: gzcli.train(str(elsewhere), cpu=True)):
-        with pytest.raises(UsageError, match="brings a program of its own"):
-            call()
+        refused("brings a program of its own", call)
     assert forks.gz("sample", "house", "-n", "2", "--cpu", "-q").stdout.strip().endswith("grid.png")
     shutil.copy(run.path / "model.safetensors", tmp_path / "alone.safetensors")
-    with pytest.raises(MissingError, match="`house`"):
-        gzcli.load(tmp_path / "alone.safetensors")
+    refused("`house`", gzcli.load, tmp_path / "alone.safetensors", error=MissingError)
     monkeypatch.setenv("GZ_MODELS", str(kept.parent))
     assert np.array_equal(gzcli.load(tmp_path / "alone.safetensors").sample(2), images)
     assert "house" in forks.gz("list", "models").stdout

@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 from pixelwise import fake_run, fitted, nll_of
+from refused import refused
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from gzcli.core.errors import DivergedError, MissingError, UsageError
+from gzcli.core.errors import DivergedError, MissingError
 from gzcli.core.jobs import BenchJob
 from gzcli.core.types import Applied
 from gzcli.data.packs.batches import scan
@@ -143,16 +144,12 @@ def test_other_grey_levels_stand_in_columns_of_their_own_and_binary_models_have_
 def test_what_is_refused(load, tmp_path):
     trained = load("plain")
     load("large", size=20)
-    with pytest.raises(UsageError, match=r"1×20×20.*1×16×16"):
-        run(tmp_path, "plain", "large")
-    with pytest.raises(UsageError, match="no metric `fdd`") as error:
-        run(tmp_path, "plain", metrics=("fdd",))
-    assert "did you mean `fd`" in error.value.hint
-    with pytest.raises(MissingError, match="weights-inception-2015"):
-        run(tmp_path, "plain", metrics=("fid",))
+    refused(r"1×20×20.*1×16×16", run, tmp_path, "plain", "large")
+    error = refused("no metric `fdd`", run, tmp_path, "plain", metrics=("fdd",))
+    assert "did you mean `fd`" in error.hint
+    refused("weights-inception-2015", run, tmp_path, "plain", metrics=("fid",), error=MissingError)
     trained.model.logits[:] = float("nan")
-    with pytest.raises(DivergedError, match="not finite"):
-        run(tmp_path, "plain", metrics=("bpd",))
+    refused("not finite", run, tmp_path, "plain", metrics=("bpd",), error=DivergedError)
 
 
 def test_features_of_fetched_transformers(load, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers import figures, recipe, same, trainer
+from refused import refused
 from safetensors.torch import load_file
 from zoo import CASES
 
@@ -144,8 +145,7 @@ def test_a_run_that_is_stopped_between_two_lines_and_at_a_validation(monkeypatch
     whole, broken = trainer(tree), trainer(tree)
     whole.fit()
     monkeypatch.setattr(Stop, "asked", lambda self, done: 15 if done == 5 else 0)
-    with pytest.raises(Interrupted):
-        broken.fit()
+    refused("", broken.fit, error=Interrupted)
     monkeypatch.setattr(Stop, "asked", lambda self, done: 0)
     with open(broken.run.path / "metrics.jsonl", "a") as file:
         file.write('{"step": 6, "lo')  # as a kill leaves it
@@ -198,7 +198,6 @@ def test_weights_and_biases_without_a_key(monkeypatch, error):
         raise getattr(wandb.errors, error)("No API key configured. Use `wandb login` to log in.\nmore")
 
     monkeypatch.setattr(wandb, "init", init)
-    with pytest.raises(MissingError) as e:
-        trainer(tree).fit()
-    assert e.value.message == "`--track wandb`: No API key configured. Use `wandb login` to log in"
-    assert "WANDB_MODE=offline" in e.value.hint
+    e = refused("", trainer(tree).fit, error=MissingError)
+    assert e.message == "`--track wandb`: No API key configured. Use `wandb login` to log in"
+    assert "WANDB_MODE=offline" in e.hint

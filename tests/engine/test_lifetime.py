@@ -18,10 +18,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from refused import refused
 
 from gzcli.cli import app, out
 from gzcli.core import ranks, signals, start, streams
-from gzcli.core.errors import DeviceError, GzError, Interrupted, UsageError
+from gzcli.core.errors import DeviceError, GzError, Interrupted
 from gzcli.engine import cadence
 from gzcli.launch import forecast
 from gzcli.launch import launcher as launch
@@ -55,8 +56,7 @@ def test_a_stream_that_nobody_reads(error, monkeypatch):
     out.configure(lenient=True)
     out.text("a training's picture")
     out.configure(lenient=False)
-    with pytest.raises(SystemExit if isinstance(error, BrokenPipeError) else OSError):
-        out.text("data")
+    refused("", out.text, "data", error=SystemExit if isinstance(error, BrokenPipeError) else OSError)
 
 
 def test_streams_that_are_closed_or_full(tmp_path):
@@ -174,8 +174,7 @@ def test_the_launcher_hears_signals_and_ends_as_its_process_did(launcher, tmp_pa
     assert Run(tmp_path).status() == {"lost": {"rank": 1, "pid": 7}}
     codes = [1, -15, -6, -9, -11]  # from the last consequence to the first cause
     assert sorted(codes, key=start._cause, reverse=True) == codes
-    with pytest.raises(ZeroDivisionError):
-        launcher(lambda: 1 / 0)
+    refused("", launcher, lambda: 1 / 0, error=ZeroDivisionError)
 
 
 @pytest.fixture
@@ -205,18 +204,16 @@ def test_no_process_is_left(run, monkeypatch):
 
 def test_a_killed_engine(run):
     killed = "the process was killed (SIGKILL), most likely for want of memory; there is no checkpoint yet"
-    with pytest.raises(DeviceError) as e:
-        launch.outcome(run, 137, [])
-    assert e.value.message == killed
-    assert e.value.hint.startswith("a smaller `train.batch_size`") and e.value.code == 4
+    e = refused("", launch.outcome, run, 137, [], error=DeviceError)
+    assert e.message == killed
+    assert e.hint.startswith("a smaller `train.batch_size`") and e.code == 4
     for step in (20, 100):
         files.write_json(run.path / "checkpoints" / f"{step:08d}" / "meta.json", {})
     (run.path / "checkpoints" / "00000120").mkdir()  # half of one
     run.update(state="running", error=None)
-    with pytest.raises(DeviceError) as e:
-        launch.outcome(run, -9, [])
-    assert e.value.message.endswith("the last checkpoint is of step 100")
-    assert e.value.hint.startswith(f"gz train {run.id} --resume; ")
+    e = refused("", launch.outcome, run, -9, [], error=DeviceError)
+    assert e.message.endswith("the last checkpoint is of step 100")
+    assert e.hint.startswith(f"gz train {run.id} --resume; ")
     assert run.status()["error"]["kind"] == "device" and run.status()["code"] == 4 and run.state == "failed"
 
 
@@ -230,15 +227,12 @@ def test_a_killed_partner_or_job(run, tmp_path):
         (139, rank, f"{who} was ended by SIGSEGV"),
     ):
         run.update(state="failed", code=1, error=broken, lost=lost)
-        with pytest.raises(DeviceError) as e:
-            launch.outcome(run, code, [])
-        assert e.value.message.startswith(said) and run.status()["error"]["message"] == e.value.message
+        e = refused("", launch.outcome, run, code, [], error=DeviceError)
+        assert e.message.startswith(said) and run.status()["error"]["message"] == e.message
     run.update(state="failed", code=1, lost=None, error={**broken, "message": "KeyError: 'x'"})
-    with pytest.raises(GzError, match="KeyError"):
-        launch.outcome(run, 1, [])
-    with pytest.raises(DeviceError) as e:
-        launch.outcome(Run(tmp_path), -9, [])
-    assert "checkpoint" not in e.value.message and e.value.hint == "a smaller `-n` takes less"
+    refused("KeyError", launch.outcome, run, 1, [], error=GzError)
+    e = refused("", launch.outcome, Run(tmp_path), -9, [], error=DeviceError)
+    assert "checkpoint" not in e.message and e.hint == "a smaller `-n` takes less"
 
 
 def test_other_silent_ends(run):
@@ -249,9 +243,8 @@ def test_other_silent_ends(run):
         (137, [2], Interrupted, 130, "stopped by SIGINT"),
     ):
         run.update(state="running", error=None, code=None)
-        with pytest.raises(kind) as e:
-            launch.outcome(run, returncode, got)
-        assert e.value.message == f"{message}; there is no checkpoint yet" and e.value.code == code
+        e = refused("", launch.outcome, run, returncode, got, error=kind)
+        assert e.message == f"{message}; there is no checkpoint yet" and e.code == code
 
 
 def test_without_the_names_that_windows_lacks(monkeypatch):
@@ -274,9 +267,8 @@ def test_without_the_names_that_windows_lacks(monkeypatch):
 def test_a_model_in_pieces_is_refused(capsys, home):
     fsdp = ("--use_fsdp", "--use-fsdp", "--fsdp_offload_params=true")
     for option in (*fsdp, "--use_deepspeed", "--use_megatron_lm", "--zero_stage"):
-        with pytest.raises(UsageError, match=f"`{option}` is not passed on") as error:
-            launch.check_extra(["--gpu_ids", "0", option])
-        assert "--set launch.strategy=fsdp" in error.value.hint
+        error = refused(f"`{option}` is not passed on", launch.check_extra, ["--gpu_ids", "0", option])
+        assert "--set launch.strategy=fsdp" in error.hint
     assert app.run(["train", "vae", "--json", "--", option]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["kind"] == "usage" and not runs.all_runs()
 
@@ -300,9 +292,8 @@ def test_before_the_first_step_a_signal_ends_at_once(run, monkeypatch, capfd):
         run.update(stepping=stepping)
         since = time.monotonic()
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
-        with pytest.raises(Interrupted) as e:
-            launch.run(run.path, launch.Plan(), launcher=False)
-        assert e.value.code == 130 and time.monotonic() - since >= 0.3 + least
+        e = refused("", launch.run, run.path, launch.Plan(), launcher=False, error=Interrupted)
+        assert e.code == 130 and time.monotonic() - since >= 0.3 + least
         assert ("stopping: a checkpoint is saved" in capfd.readouterr().err) is stepping
 
 

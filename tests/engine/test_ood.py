@@ -12,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 from pixelwise import Pixelwise, fake_run, fitted, nll_of
+from refused import refused
 
 from gzcli.cli import ood as ood_verb
 from gzcli.cli import out
-from gzcli.core.errors import DivergedError, MissingError, UsageError
+from gzcli.core.errors import DivergedError, MissingError
 from gzcli.core.jobs import OodJob
 from gzcli.core.sections import DataSection
 from gzcli.data.packs.batches import scan, to_uint8
@@ -152,9 +153,8 @@ def test_ratio_is_the_difference_to_the_background(trained, tmp_path, monkeypatc
     scorer = Scorer(trained, ["nll", "ratio"], background=other)
     found = scorer(batch)
     assert np.allclose(found["ratio"], found["nll"] - 256 * math.log(17), rtol=1e-5)
-    with pytest.raises(MissingError) as error:
-        Scorer(trained, ["ratio"])
-    assert "gz train pixelwise --data digits --set data.augment=[mutate]" in error.value.hint
+    error = refused("", Scorer, trained, ["ratio"], error=MissingError)
+    assert "gz train pixelwise --data digits --set data.augment=[mutate]" in error.hint
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,7 @@ def test_options_reach_the_scores_that_take_them_also_in_a_dataclass(trained, tm
     plain.fit([batch], [])
     assert np.allclose(plain(batch)["far"] ** 2, squared(batch)["far"], rtol=1e-5)
     assert squared.unused == ["other"]
-    with pytest.raises(UsageError, match="takes `powr`"):
-        run(tmp_path, scores=("far",), n=20, options={"powr": 0.0})
+    refused("takes `powr`", run, tmp_path, scores=("far",), n=20, options={"powr": 0.0})
 
     def score_far(self, x, *, noise, far: FarOptions = FarOptions(scale=5.0), shift: float = 0.0):
         return torch.full((len(x),), far.scale * 2.0**far.power + shift)
@@ -219,15 +218,11 @@ def test_rebuilt_images_are_also_compared_by_the_features_of_the_set(trained, tm
 
 def test_scores_that_there_are_not(trained, monkeypatch):
     for score in ("nlll", "fara"):
-        with pytest.raises(UsageError, match=f"no score `{score}`") as error:
-            choose(trained, [score])
-        assert "did you mean" in error.value.hint
+        refused(f"no score `{score}`", choose, trained, [score], hint="did you mean")
     monkeypatch.setattr(Pixelwise, "likelihood", "ode")  # which is computed without a gradient
-    with pytest.raises(UsageError, match="without gradient, `gradnorm` needs one"):
-        choose(trained, ["gradnorm"])
+    refused("without gradient, `gradnorm` needs one", choose, trained, ["gradnorm"])
     monkeypatch.delattr(Pixelwise, "log_prob")
-    with pytest.raises(UsageError, match="has no likelihood"):
-        choose(trained, ["nll"])
+    refused("has no likelihood", choose, trained, ["nll"])
 
 
 def test_all_scores_are_those_that_the_model_can_compute_as_called(trained, tmp_path):
@@ -255,10 +250,8 @@ def test_a_benchmark_has_groups_with_means_and_names_what_is_missing(trained, tm
     assert said[0].startswith("left out of `toy`: svhn, patches;")
     benchmark = ood_verb.benchmark_of("OpenOOD_CIFAR10", None, None)
     assert benchmark.inside == "cifar10" and benchmark.near == ("cifar100", "tinyimagenet")
-    with pytest.raises(UsageError, match="has sets of its own"):
-        ood_verb.benchmark_of("openood-mnist", "cifar10", None)
-    with pytest.raises(UsageError, match="there is no benchmark `openood`"):
-        ood_verb.benchmark_of("openood", None, None)
+    refused("has sets of its own", ood_verb.benchmark_of, "openood-mnist", "cifar10", None)
+    refused("there is no benchmark `openood`", ood_verb.benchmark_of, "openood", None, None)
     with pytest.raises(MissingError, match="none of the foreign sets"):
         ood_verb.at_hand(benchmark, DataSection(size=32, channels=3))
     told = capsys.readouterr().err
@@ -337,8 +330,7 @@ def test_a_subset_is_told_and_one_set_on_both_sides_or_scores_that_are_not_finit
     notes = run(tmp_path, outs=(folder,), scores=("nll",), n=12)["notes"]
     assert any("12 of the 20 images of `own` were scored; `--full` takes all" in note for note in notes)
     for sides in ({"ins": folder, "outs": (folder,)}, {"outs": ("digits",)}):
-        with pytest.raises(UsageError, match="both"):
-            run(tmp_path, **sides)
+        refused("both", run, tmp_path, **sides)
     trained.model.broken = True
     with pytest.raises(DivergedError, match=r"`far` is not finite for \d+ of \d+ images of `digits`"):
         run(tmp_path, scores=("far",))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import recipe, trainer
 from PIL import Image
+from refused import refused
 from zoo import CASES, Case
 
 from gzcli.core.errors import UsageError
@@ -115,8 +116,7 @@ def test_every_family_is_exported_or_refused(case, to, tmp_path):
         pytest.skip("needs another stage, or networks of diffusers")
     trained = made(case)
     if told := REFUSED.get(case.model):
-        with pytest.raises(UsageError, match=told):
-            portable.write(trained, to, tmp_path)
+        refused(told, portable.write, trained, to, tmp_path)
         return
     try:
         result = portable.write(trained, to, tmp_path)

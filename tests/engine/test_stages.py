@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import gz, lines
+from refused import refused
 from safetensors.torch import load_file
 
 from gzcli.core.errors import MissingError, UsageError
@@ -121,9 +122,8 @@ def test_a_mistake_is_told_with_its_place(tmp_path, monkeypatch):
     for change, message in MISTAKES.items():
         assert change[0] in RECIPE
         Path("bad.yaml").write_text(RECIPE.replace(*change))
-        with pytest.raises(UsageError) as e:
-            resolve("./bad.yaml")
-        told = f"{e.value.message} ({e.value.hint})"
+        e = refused("", resolve, "./bad.yaml")
+        told = f"{e.message} ({e.hint})"
         assert message in told and "bad.yaml:" in told, change
 
 
@@ -154,8 +154,7 @@ def test_codes_are_made_once_and_are_the_tokenizer_s(trained):
 def test_verbs_talk_to_the_last_stage(forks, trained, path):
     model = load_trained(trained, torch.device("cpu"))
     assert model.part.model == "transformer" and model.name == "vqvae"
-    with pytest.raises(UsageError, match="no model or run is called `nope`"):
-        resolve(path, sets=["stages.tokenizer=nope"])
+    refused("no model or run is called `nope`", resolve, path, sets=["stages.tokenizer=nope"])
     for more in ("--temperature 0.5", "--do reconstruct"):
         shown = forks.gz("sample", trained.id, "-n", "4", "-q", *more.split()).stdout.strip()
         assert Path(shown).exists() and shown.startswith(str(trained.path / "sampled"))
@@ -185,8 +184,7 @@ def test_a_finished_stage_serves_another_prior_and_no_prior_takes_another(traine
     copy = Run(Path(shutil.copytree(trained.path, tmp_path / "copy")))
     other = (copy.stage("prior").path / "model.safetensors").read_bytes()
     (copy.stage("tokenizer").path / "model.safetensors").write_bytes(other)
-    with pytest.raises(MissingError, match="was trained with another stage `tokenizer`"):
-        load_trained(copy, "cpu")
+    refused("was trained with another stage `tokenizer`", load_trained, copy, "cpu", error=MissingError)
 
 
 def test_what_is_prepared_is_augmented_by_one_draw(trained, path):

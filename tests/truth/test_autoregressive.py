@@ -7,8 +7,8 @@ from functools import partial
 import pytest
 import torch
 from draws import batch, noise
+from refused import refused
 
-from gzcli.core.errors import UsageError
 from gzcli.core.types import BatchNoise, DataInfo
 from gzcli.models.autoregressive.pixelcnn import IncrementalPixelCNN, PixelCNN
 from gzcli.models.autoregressive.pixelcnnpp import IncrementalPixelCNNpp, PixelCNNpp
@@ -113,8 +113,7 @@ def test_without_temperature_the_mode_is_drawn(net):
     y, n = torch.zeros(4, dtype=torch.long), 4
     draw = lambda seed, t: model.sample(n, labels=y, noise=noise(n, seed), temperature=t)  # noqa: E731
     assert torch.equal(draw(0, 1e-9), draw(5, 1e-9)) and not torch.equal(draw(0, 1.0), draw(5, 1.0))
-    with pytest.raises(UsageError):
-        draw(0, 0.0)
+    refused("", draw, 0, 0.0)
 
 
 @pytest.mark.parametrize("classes", [(), CLASSES])
@@ -130,8 +129,26 @@ def test_completion_keeps_the_rows_and_samples_the_rest_given_them(net, classes)
     assert torch.equal(complete(x, 5), x)
     sampled = model.sample(n, labels=labels, noise=noise(n, 1))
     assert torch.equal(complete(x, 0), sampled) and torch.equal(complete(sampled, 3), sampled)
-    with pytest.raises(UsageError):
-        complete(x, 6)
+    refused("", complete, x, 6)
+
+
+@pytest.mark.parametrize(
+    ("cls", "channels", "options"),
+    [
+        *((PixelCNN, c, {"dilations": (1,) * 6, "hidden": 12, "head": 12}) for c in (1, 3)),
+        *((PixelCNNpp, c, {"blocks": b, "hidden": 8}) for c, b in ((1, (3,)), (1, (1, 1, 2)), (3, (2, 1)))),
+    ],
+)
+def test_each_output_sees_exactly_the_values_before_it(cls, channels, options):
+    """By gradients: every earlier value, no blind spot, none of the later ones, nor of PixelCNN++ its own."""
+    height, width = 5, 6
+    model = build(cls, (channels, height, width), 4, **options)
+    x = images(1, (channels, height, width), 4).requires_grad_()
+    outputs = model(x)
+    order = torch.arange(height * width * channels).view(height, width, channels).movedim(2, 0)  # [C, H, W]
+    for c, i, j in itertools.product(range(channels if cls is PixelCNN else 1), range(height), range(width)):
+        (grad,) = torch.autograd.grad(outputs[0, c, i, j].square().sum(), x, retain_graph=True)
+        assert torch.equal(grad[0] != 0, order < order[c, i, j]), (c, i, j)
 
 
 def test_completion_infers_the_class_from_the_kept_rows(net):

@@ -8,6 +8,7 @@ import torch
 from coded import images as coded_images
 from coded import noise, prepared, prior
 from flat import flat
+from refused import refused
 from sklearn.cluster import KMeans
 from torch import nn
 
@@ -131,17 +132,14 @@ def test_guidance_goes_towards_clusters_where_there_are_some():
     build = lambda **options: catalog.load("fm").of(INFO, **options, **SMALL)  # noqa: E731
     guided = lambda **options: flat(build(**options).sample)(2, noise=noise(2), guidance=2.0)  # noqa: E731
     guided(clusters=3)
-    with pytest.raises(UsageError, match="conditional"):
-        guided(clusters=0)
-    with pytest.raises(UsageError, match="label dropout"):
-        guided(conditional=True, label_dropout=0.0)
+    refused("conditional", guided, clusters=0)
+    refused("label dropout", guided, conditional=True, label_dropout=0.0)
     with pytest.raises(UsageError, match="label dropout"):
         build(clusters=3, label_dropout=0.0).log_prob(torch.zeros(2, *SHAPE), noise=noise(2))
     labelled = build(clusters=3, conditional=True)
     assert labelled.clusters is None and labelled.net.label.classes == 2
     for name in ("fm", "rf", "ncsnv2", "zigma"):
-        with pytest.raises(UsageError, match="clusters"):
-            catalog.load(name).of(INFO, clusters=-3)
+        refused("clusters", catalog.load(name).of, INFO, clusters=-3)
 
 
 def test_reflow_is_told_the_clusters_of_its_teacher():

@@ -6,11 +6,12 @@ import itertools
 import numpy as np
 import pytest
 from PIL import Image
+from refused import refused
 from scipy.stats import betabinom, chisquare
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
-from gzcli.core.errors import DivergedError, UsageError
+from gzcli.core.errors import DivergedError
 from gzcli.metrics import baselines, conformal
 from gzcli.metrics.detection import detection
 
@@ -68,8 +69,7 @@ def test_exact_values():
     constant = detection(np.ones(10), np.ones(10))
     assert constant["auroc"] == 0.5 and constant["fpr95"] == 1
     assert constant["ci"] == {"auroc": [0.5, 0.5], "fpr95": [1.0, 1.0]}
-    with pytest.raises(UsageError):
-        detection(np.empty(0), np.ones(3))
+    refused("", detection, np.empty(0), np.ones(3))
     for bad in (np.nan, np.inf, -np.inf):
         with pytest.raises(DivergedError, match="1 of 20 scores are not finite"):
             detection(np.arange(10.0), np.array([*range(9), bad]))

@@ -6,10 +6,10 @@ import pytest
 import torch
 from draws import fitted, noise
 from flat import flat
+from refused import refused
 from torch import nn
 from torch.nn import functional as F
 
-from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, BatchNoise, DataInfo
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.process import DiscreteVP
@@ -182,8 +182,7 @@ def test_each_phase_teaches_its_own():
     assert taught == {"head.weight", "head.bias"}
     unlabelled = build(DataInfo((1, 8, 8)))
     assert [p.name for p in unlabelled.phases()] == ["main"] and unlabelled.head is None
-    with pytest.raises(UsageError, match="labels"):
-        unlabelled.edit(batch.x, labels=batch.y, noise=noise(8))
+    refused("labels", unlabelled.edit, batch.x, labels=batch.y, noise=noise(8))
 
 
 def test_moments_are_those_of_the_codes():
@@ -277,8 +276,7 @@ def test_interpolation_goes_from_reconstruction_to_reconstruction(trained):
     torch.testing.assert_close(way[[0, 3, 4, 7]], ends, atol=2e-3, rtol=1e-3)
     between = way[[1, 2]] - ends[:1]
     assert between[0].norm() < between[1].norm()
-    with pytest.raises(UsageError, match="pairs"):
-        trained.interpolate(x[:1], noise=noise(1))
+    refused("pairs", trained.interpolate, x[:1], noise=noise(1))
 
 
 def test_scores_find_what_was_not_trained_on(trained):
@@ -358,5 +356,4 @@ def test_the_prior_does_what_its_autoencoder_can(trained):
     for name in ("recon", "denoise"):
         assert torch.equal(*(getattr(m, f"score_{name}")(x, noise=noise(4)) for m in (prior, trained)))
     assert not any(key.startswith("autoencoder") for key in prior.state_dict())
-    with pytest.raises(UsageError, match="without labels"):
-        LatentPrior.of(DataInfo((1, 8, 8)), autoencoder=trained, conditional=True)
+    refused("without labels", LatentPrior.of, DataInfo((1, 8, 8)), autoencoder=trained, conditional=True)

@@ -10,10 +10,10 @@ from draws import noise
 from flat import flat
 from gaussian import GaussianField, check_likelihood, check_moments
 from helpers import recipe, trainer
+from refused import refused
 from torch import nn
 from zoo import Case
 
-from gzcli.core.errors import UsageError
 from gzcli.core.sections import part_of
 from gzcli.core.types import Batch, BatchNoise, DataInfo, no_progress
 from gzcli.models import catalog
@@ -71,8 +71,7 @@ def test_solvers_recover_the_data_at_the_cost_that_they_state(solver):
 
 @pytest.mark.parametrize("solver", ["rk4", "adaptive"])
 def test_the_likelihood_of_a_gaussian_is_exact(solver):
-    """A diagonal Jacobian, for which Rademacher probes are exact; data stands where σ/α is that of
-    dequantisation."""
+    """A diagonal Jacobian, for which Rademacher probes are exact; σ/α of data is that of dequantisation."""
     model, x = exact(0.5), batch(16).x.double()
     value = model.log_prob(x, noise=noise(16), ode=LikelihoodOptions(solver, 60, 1e-7))
     y = x + 2 / 255 * (noise(16).rand(16, *INFO.shape).double() - 0.5)
@@ -155,18 +154,16 @@ def test_a_shift_moves_times_as_the_paper_says():
 
 def test_ways_between_and_halfway():
     """From t = .5 to 1: what is solved is the way that is left, not the one already gone."""
-    model = exact()
-    model.reconstruct(batch().x.double(), noise=noise(8), progress=no_progress, strength=0.5, steps=4)
+    model, x = exact(), batch().x.double()
+    model.reconstruct(x, noise=noise(8), progress=no_progress, strength=0.5, steps=4)
     assert model.net.times == pytest.approx([0.5, 0.5625, 0.625, 0.6875, 0.75, 0.8125, 0.875, 0.9375])
-    model, x = exact(), batch(2).x.double()
-    way = model.interpolate(x, noise=noise(2), frames=5, steps=60).images
-    torch.testing.assert_close(way[[0, -1]], x, atol=2e-3, rtol=0)
+    way = exact().interpolate(x[:2], noise=noise(2), frames=5, steps=60).images
+    torch.testing.assert_close(way[[0, -1]], x[:2], atol=2e-3, rtol=0)
     assert way.shape == (5, 1, 4, 4)
 
 
 def test_inpainting_and_enlarging_draw_from_what_images_may_be():
-    """Mean and covariance of what is hidden of a correlated Gaussian: one half, given the other, at the
-    default steps; and three pixels of each block, given the means of blocks, which are kept."""
+    """Of a correlated Gaussian: a half given the other, pixels given the means of blocks, which are kept."""
     field, n = GaussianField(), 3000
     model = FM.of(DataInfo((1, 4, 4), None), **SMALL).double().eval()  # latents: nothing is clipped
     model.net = field.velocity_net()
@@ -232,14 +229,12 @@ def test_guidance_is_the_extrapolation_and_only_guided_times_take_two_passes(fam
             torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(outer, never(x, early))
         torch.testing.assert_close(inner, always(x, inside))
-    with pytest.raises(UsageError, match="needs a conditional model"):
-        FM.of(INFO, **SMALL).velocity(None, 2.0)
+    refused("needs a conditional model", FM.of(INFO, **SMALL).velocity, None, 2.0)
 
 
 def test_a_classifier_of_velocities_knows_constant_classes():
     """Class k is the constant image of k: the velocity given the right class has no error."""
     model, values = CFM.of(INFO, **SMALL).eval(), torch.tensor([-0.8, 0.0, 0.8]).view(-1, 1, 1, 1)
-
     model.net.forward = lambda x, t, y, drop=None: (values[y] - x) / (1 - t[:, None, None, None] / SCALE)
     y = torch.arange(9) % 3
     x = values[y].expand(-1, *INFO.shape)

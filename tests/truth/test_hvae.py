@@ -1,15 +1,14 @@
-"""The hierarchical VAE: its KL against torch.distributions, its bounds, the likelihood ratio, singular
-values, warm-up."""
+"""The hierarchical VAE: its KL against torch.distributions, bounds, the likelihood ratio, singular values."""
 
 import math
 
 import pytest
 import torch
 from draws import batch, noise, squares
+from refused import refused
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from gzcli.core.errors import UsageError
 from gzcli.core.types import BatchNoise, DataInfo, no_progress
 from gzcli.models.nn import from_levels
 from gzcli.models.nn.pixels import MixturePixels
@@ -73,8 +72,7 @@ def test_kl_is_the_mean_of_the_log_ratio(trained):
 
 
 def test_the_bound_reaches_the_marginal_of_a_ladder_of_gaussians():
-    """With pixels that hear nothing of z, p(x) is theirs, whatever q: every ratio of densities must average
-    to 1."""
+    """With pixels that hear nothing of z, p(x) is theirs, whatever q: ratios of densities average to 1."""
     torch.manual_seed(0)
     model, x = shaken(HVAE.of(INFO, **SMALL)), squares(16, INFO)
     nn.init.zeros_(model.decoder.head.weight)
@@ -101,8 +99,7 @@ def test_likelihood_ratio(trained):
     torch.testing.assert_close(every, elbo - trained.pixels.log_prob(x, out))
     assert every.mean() > one.mean()  # z says more of x, the more of it is x's own
     for k in (-1, groups + 1):
-        with pytest.raises(UsageError, match=f"`k` is {k}"):
-            trained.score_llr(x, noise=noise(32), k=k)
+        refused(f"`k` is {k}", trained.score_llr, x, noise=noise(32), k=k)
 
 
 def test_the_logged_kl_is_that_of_the_groups(trained):
@@ -187,11 +184,10 @@ def test_labels_reach_priors_and_posteriors():
     (_, first), (_, second) = (model.decoder(still, model.encoder(x), label) for label in e)
     assert all(not torch.equal(one.mu, two.mu) for one, two in zip(first, second, strict=True))
     strict = HVAE.of(INFO, **SMALL, conditional=True, label_dropout=0.0)
-    with pytest.raises(UsageError, match="without a null label"):
-        strict.log_prob(x, noise=noise(4))
+    refused("without a null label", strict.log_prob, x, noise=noise(4))
 
 
-def test_reconstruction_keeps_as_many_groups_as_asked(trained):
+def test_reconstruction_keeps_as_many_groups_as_asked_and_a_temperature(trained):
     x = squares(16, INFO, seed=1)
 
     def show(keep, seed=0):
@@ -203,12 +199,8 @@ def test_reconstruction_keeps_as_many_groups_as_asked(trained):
     # on average over draws: with two groups kept, one draw may be nearer by chance than the mean of all
     every, two, first = (sum((x - show(k, s)).square().mean() for s in range(8)) for k in (0, 2, 1))
     assert every < two < first
-    with pytest.raises(UsageError, match="`keep` is 4"):
-        show(4)
+    refused("`keep` is 4", show, 4)
 
-
-def test_temperature(trained):
-    cold = trained.sample(3, noise=noise(3), progress=no_progress, temperature=0.0)
+    cold, warm = (trained.sample(3, noise=noise(3), progress=no_progress, temperature=t) for t in (0.0, 1.0))
     assert torch.equal(cold[0], cold[1])  # the prior's mean, for every image
-    warm = trained.sample(3, noise=noise(3), progress=no_progress)
     assert not torch.equal(warm[0], warm[1])

@@ -2,11 +2,13 @@
 
 import math
 
+import draws
 import pytest
 import torch
+from draws import noise
 from torch import nn
 
-from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
+from gzcli.core.types import Batch, BatchNoise, DataInfo, no_progress
 from gzcli.models.gan.presgan import PresGAN, hmc_step, leapfrog
 
 INFO = DataInfo((1, 16, 16), 17, tuple("0123456789"))
@@ -79,17 +81,16 @@ def test_the_gradient_of_the_log_density_is_exact_for_a_linear_generator():
 
 
 def test_the_entropy_rises_by_its_own_gradient():
-    """H of a Gaussian is ½ log det(2πe Σ): autograd's gradient by the generator's weights against the
-    chains'."""
+    """H of a Gaussian is ½ log det(2πe Σ): autograd's gradient by the weights against the chains'."""
     model, n = linear(0.06, burn_in=3, draws=5, leapfrog=5, entropy=1.0, spectral=False), 16384
     for p in model.critic.parameters():
         nn.init.zeros_(p)  # the adversarial part is constant
     model.step_size.fill_(0.1)
-    noise = BatchNoise(0, total=n)
+    batch = draws.batch(torch.zeros(n, 1, 8, 8))
     model.eval()
-    batch = Batch(torch.zeros(n, 1, 8, 8), None, torch.arange(n), noise)
     w, log_sigma = model.generator.w, model.log_sigma
-    found = torch.autograd.grad(model.generator_loss(batch, noise.randn(n, 3), None)["loss"], [w, log_sigma])
+    loss = model.generator_loss(batch, batch.noise.randn(n, 3), None)["loss"]
+    found = torch.autograd.grad(loss, [w, log_sigma])
     covariance = w @ w.T + (2 * log_sigma.flatten()).exp().diag()
     exact = torch.autograd.grad(-0.5 * torch.logdet(2 * math.pi * math.e * covariance), [w, log_sigma])
     for one, other in zip(found, exact, strict=True):
@@ -115,7 +116,7 @@ def test_sigma_stays_within_its_bounds_and_is_on_both_sides():
     nn.init.uniform_(model.log_sigma, -9, 3)
     assert float(model.sigma().min()) == pytest.approx(0.05)
     assert float(model.sigma().max()) == pytest.approx(0.2)
-    draw = lambda **o: model.sample(64, noise=ImageNoise(0, range(64)), progress=no_progress, **o).detach()  # noqa: E731
+    draw = lambda **o: model.sample(64, noise=noise(64), progress=no_progress, **o).detach()  # noqa: E731
     residual = draw(mean=False) - draw()
     torch.testing.assert_close(residual.std(0).mean(), model.sigma().mean().detach(), rtol=0.1, atol=0)
     torch.manual_seed(0)
@@ -123,7 +124,7 @@ def test_sigma_stays_within_its_bounds_and_is_on_both_sides():
     model.critic.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
     x = torch.zeros(64, *INFO.shape)
     nn.init.zeros_(model.generator.ups[-1].weight), nn.init.zeros_(model.generator.ups[-1].bias)
-    model.loss(Batch(x, None, torch.arange(64), BatchNoise(0, total=64)), "critic")
+    model.loss(draws.batch(x), "critic")
     real, fake = seen[0].chunk(2)
     assert real.std() == pytest.approx(0.2, rel=0.05) and fake.std() == pytest.approx(0.2, rel=0.05)
     assert not torch.equal(real, fake)

@@ -9,12 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from refused import refused
 from safetensors.torch import save
 from torch_fidelity import calculate_metrics
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
-from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError
 from gzcli.data.packs.open import open_pack
 from gzcli.judge.bench import read_statistics
 from gzcli.judge.contestants import RealImages
@@ -40,15 +41,12 @@ def net(digits):
     return lenet(digits)
 
 
-def direct_fid(f1, f2):
-    stats = [fid_features_to_statistics(torch.from_numpy(f)) for f in (f1, f2)]
-    return fid_statistics_to_metric(*stats, verbose=False)["frechet_inception_distance"]
-
-
 def test_frechet_against_torch_fidelity_and_known_gaussians():
     rng = np.random.default_rng(0)
     f1, f2 = rng.normal(size=(500, 64)) @ rng.normal(size=(64, 64)), rng.normal(1, 2, size=(300, 64))
-    assert frechet_distance(f1, f2) == pytest.approx(direct_fid(f1, f2), rel=1e-9)
+    stats = [fid_features_to_statistics(torch.from_numpy(f)) for f in (f1, f2)]
+    direct = fid_statistics_to_metric(*stats, verbose=False)["frechet_inception_distance"]
+    assert frechet_distance(f1, f2) == pytest.approx(direct, rel=1e-9)
     x = np.random.default_rng(1).normal(size=1000)
     x = (x - x.mean()) / x.std(ddof=1)
     assert frechet_distance((3 + 2 * x)[:, None], (1 + 5 * x)[:, None]) == pytest.approx(4 + 9, abs=1e-9)
@@ -61,8 +59,7 @@ def test_frechet_against_torch_fidelity_and_known_gaussians():
     assert frechet_distance(f, f[::-1]) == pytest.approx(0, abs=1e-5) and frechet_distance(f, rotated) > 1
     five = np.ones((5, 3))
     for wrong, right in ((five[:1], five), (five, np.ones((5, 4))), (five * np.nan, five)):
-        with pytest.raises(UsageError):
-            frechet_distance(wrong, right)
+        refused("", frechet_distance, wrong, right)
 
 
 def test_lenet_knows_the_digits_and_comes_back_from_its_cache(digits, net):
@@ -114,7 +111,7 @@ def test_a_damaged_judge_is_made_again_with_a_line(digits, tmp_path, monkeypatch
         assert path.read_bytes() == whole
 
 
-def test_features_of_real_images_are_kept_by_content_and_computed_again_where_damaged(
+def test_features_of_real_images_are_kept_by_content_and_made_again_where_damaged(
     digits, net, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("GZ_HOME", str(tmp_path))
@@ -143,13 +140,11 @@ def test_a_file_that_holds_no_statistics_is_told(net, tmp_path):
             path.write_bytes(wrong)
         else:
             np.savez(path, **wrong)
-        with pytest.raises(UsageError, match="no npz of statistics"):
-            read_statistics(path, metrics()["fd"], net)
+        refused("no npz of statistics", read_statistics, path, metrics()["fd"], net)
 
 
 def test_training_is_a_function_of_the_data_alone(digits, tmp_path, monkeypatch):
-    """Neither the global generator nor the number of threads nor the caller's random state matter, or are
-    touched."""
+    """The global generator, the number of threads and the caller's random state neither matter nor change."""
     monkeypatch.setattr(features, "STEPS", 6)
     states = []
     for threads, seed in ((1, 1), (2, 2)):
@@ -171,7 +166,6 @@ class Striped:
     """A set without labels, of any shape, whose images have a top: dark above, light below."""
 
     shape: tuple[int, int, int]
-    n: int = 600
 
     @property
     def meta(self):
@@ -180,9 +174,8 @@ class Striped:
 
     def images(self, split):
         c, h, w = self.shape
-        rng = np.random.default_rng(len(split))
-        ramp = np.linspace(0, 160, h)[None, None, :, None]
-        return (ramp + rng.integers(0, 90, (self.n, c, h, w))).astype(np.uint8)
+        ramp, rng = np.linspace(0, 160, h)[None, None, :, None], np.random.default_rng(len(split))
+        return (ramp + rng.integers(0, 90, (600, c, h, w))).astype(np.uint8)
 
     def labels(self, split):
         return None
@@ -197,8 +190,7 @@ def test_a_set_without_labels_is_told_apart_by_rotation():
         net, x = LeNet(channels, size, 5), torch.zeros(2, channels, size, size)
         assert net(x).shape == (2, 5) and net.features(x).shape == (2, 64)
         assert sum(p.numel() for p in net.parameters()) < 500_000, size
-    with pytest.raises(UsageError, match="7×7"):
-        LeNet(1, 7, 5)
+    refused("7×7", LeNet, 1, 7, 5)
 
 
 def test_figures_behave(digits, net):
@@ -229,15 +221,12 @@ def test_figures_behave(digits, net):
 
 def test_missing_inception_weights_name_the_file_and_its_place(tmp_path, monkeypatch):
     monkeypatch.setenv("GZ_HOME", str(tmp_path))
-    with pytest.raises(MissingError) as error:
-        inception()
-    assert INCEPTION in error.value.message and str(cache_dir("weights") / INCEPTION) in error.value.hint
+    error = refused("", inception, error=MissingError)
+    assert INCEPTION in error.message and str(cache_dir("weights") / INCEPTION) in error.hint
     (tmp_path / "bad.pth").write_bytes(b"not weights")
-    with pytest.raises(UsageError, match="not a file of weights"):
-        inception(tmp_path / "bad.pth")
+    refused("not a file of weights", inception, tmp_path / "bad.pth")
     torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
-    with pytest.raises(UsageError, match="does not hold"):
-        inception(tmp_path / "other.pth")
+    refused("does not hold", inception, tmp_path / "other.pth")
 
 
 @pytest.fixture

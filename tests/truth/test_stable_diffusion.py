@@ -1,31 +1,24 @@
-"""Fine-tuning of Stable Diffusion, on tiny pipelines of random weights: against diffusers' own pipelines,
-losses and files."""
+"""Fine-tuning of Stable Diffusion, of tiny pipelines, against diffusers' pipelines, losses and files."""
 
 import copy
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import diffusers
 import draws
 import numpy as np
 import pytest
 import tiny_sd
 import torch
-from diffusers import (
-    ControlNetModel,
-    DDPMScheduler,
-    DiffusionPipeline,
-    StableDiffusionControlNetPipeline,
-    StableDiffusionInstructPix2PixPipeline,
-    StableDiffusionXLControlNetPipeline,
-)
 from diffusers.training_utils import compute_snr
 from helpers import lines, recipe, trainer
+from refused import refused
 from safetensors.torch import load_file
 from sklearn.datasets import load_sample_images
 from zoo import CASES
 
-from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError
 from gzcli.core.jobs import ExportJob, SampleJob
 from gzcli.core.sections import OptimSection, Part, TrainSection
 from gzcli.core.types import Batch, DataInfo, ImageNoise, no_progress
@@ -146,18 +139,17 @@ def test_what_it_shows_of_itself_needs_no_prompt_and_its_export_is_the_same_pict
 
 def diffusers_loads(name: str, folder: Path, picture: torch.Tensor):
     """A pipeline of diffusers from what was exported, and what it is called with."""
-    base, plain = tiny_sd.base(), {"safety_checker": None}
+    base, plain, given = tiny_sd.base(), {"safety_checker": None}, {"image": (picture + 1) / 2}
     if name == "sd_lora":
-        pipe = DiffusionPipeline.from_pretrained(base, **plain)
+        pipe = diffusers.DiffusionPipeline.from_pretrained(base, **plain)
         pipe.load_lora_weights(folder)
         return pipe, HOW
     if name == "controlnet":
-        net = ControlNetModel.from_pretrained(folder)
-        pipe = StableDiffusionControlNetPipeline.from_pretrained(base, controlnet=net, **plain)
-        return pipe, {"image": (picture + 1) / 2, **HOW}
-    pipe = StableDiffusionInstructPix2PixPipeline.from_pretrained(folder, **plain)
-    plain = {"num_inference_steps": 3, "output_type": "pt"}
-    return pipe, {"image": (picture + 1) / 2, "image_guidance_scale": 1.5, **plain}
+        net = diffusers.ControlNetModel.from_pretrained(folder)
+        pipe = diffusers.StableDiffusionControlNetPipeline.from_pretrained(base, controlnet=net, **plain)
+        return pipe, {**given, **HOW}
+    pipe = diffusers.StableDiffusionInstructPix2PixPipeline.from_pretrained(folder, **plain)
+    return pipe, {**given, "image_guidance_scale": 1.5, "num_inference_steps": 3, "output_type": "pt"}
 
 
 def denoised(model, **conditions) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -214,7 +206,7 @@ def test_the_loss_is_that_of_diffusers_examples(kind, prediction):
         z = (dist.mean + dist.std * noise.randn(4, 4, 8, 8)) * pipe.vae.config.scaling_factor
         eps, t = noise.randn(4, 4, 8, 8), noise.randint(1000, 4)
         eps = eps + 0.1 * noise.randn(4, 4, 1, 1)
-        schedule = DDPMScheduler.from_config(pipe.scheduler.config)
+        schedule = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
         out = model.denoise(schedule.add_noise(z, eps, t), t, model.embed(TEXTS))
         target = eps if prediction == "epsilon" else schedule.get_velocity(z, eps, t)
         error = (out - target).square().mean((1, 2, 3))
@@ -226,8 +218,7 @@ def test_the_loss_is_that_of_diffusers_examples(kind, prediction):
 
 
 def test_min_snr_weights_are_finite_at_zero_snr():
-    """A base whose last level is pure noise: of ε, min(γ / SNR, 1) is 1 there, of v, min(γ, SNR) / (SNR + 1)
-    is 0."""
+    """At pure noise, of ε, min(γ / SNR, 1) is 1 there, of v, min(γ, SNR) / (SNR + 1) is 0."""
     model = built(SDLoRA, "sd", "epsilon", min_snr=5.0)
     model.schedule.alphas_cumprod[-1] = 0.0
     t = torch.tensor([0, 500, 999])
@@ -340,8 +331,9 @@ def test_a_text_encoders_adapter_in_plain_diffusers(tmp_path, monkeypatch):
 def test_a_controlnet_of_xl_in_plain_diffusers(tmp_path):
     model, control = stirred(built(ControlNet, "sdxl")), canny(batch(2).x)
     model.to_diffusers().save_pretrained(tmp_path)
-    net = ControlNetModel.from_pretrained(tmp_path)
-    pipe = StableDiffusionXLControlNetPipeline.from_pretrained(tiny_sd.base("sdxl"), controlnet=net)
+    net = diffusers.ControlNetModel.from_pretrained(tmp_path)
+    xl = diffusers.StableDiffusionXLControlNetPipeline
+    pipe = xl.from_pretrained(tiny_sd.base("sdxl"), controlnet=net)
     asked = {"image": (control + 1) / 2, "guidance_scale": 7.5, "controlnet_conditioning_scale": 0.7}
     theirs = pipe(TEXTS[:2], latents=latents(), **asked, **HOW).images
     same(drawn(model, prompt=TEXTS[:2], control=control, control_scale=0.7), theirs)
@@ -360,8 +352,7 @@ def test_prompts_sizes_and_conditions_that_are_not_given():
     assert torch.equal(drawn(asked), drawn(model, prompt=["zero", "zero"]))
     assert drawn(model, prompt="two", size=32).shape == (2, 3, 32, 32)
     for wrong in ({"size": 20}, {"steps": 0}):
-        with pytest.raises(UsageError):
-            drawn(model, 1, **wrong)
+        refused("", drawn, model, 1, **wrong)
     net = built(ControlNet)
     net.on_start(batch())
     assert torch.equal(net.pictures[:4] == 255, canny(batch().x) == 1)
@@ -376,15 +367,12 @@ def test_prompts_sizes_and_conditions_that_are_not_given():
     assert torch.equal(net.pictures, before), "a resume remembers what the first start did"
 
 
-def test_progress_ends_at_the_number_of_images(monkeypatch):
+def test_progress_ends_at_the_number_of_images_and_captions_are_kept_as_bytes(monkeypatch):
     monkeypatch.setattr("gzcli.models.stable_diffusion.base.LATENTS", 2 * 64)
     seen = []
     how = {"noise": ImageNoise(3, range(3)), "how": PromptOptions(prompt="two", steps=2)}
     built(SDLoRA).sample(3, progress=lambda i, n: seen.append((i, n)), **how)
     assert seen[-1] == (3, 3) and [i for i, _ in seen] == sorted(i for i, _ in seen) and len(seen) == 4
-
-
-def test_captions_are_kept_as_bytes():
     for caption in ("", "a dog\nin two lines", "雪" * 200):
         kept = to_text(to_bytes(caption))
         assert caption.startswith(kept) and len(kept.encode()) >= min(len(caption.encode()), 290)
@@ -407,8 +395,7 @@ def test_bases_that_are_not_whole(tmp_path):
         SDLoRA.of(INFO, base="nobody/nothing")
     assert "hf download nobody/nothing" in e.value.hint and "--set model.base=" in e.value.hint
     for folder, message in ((tmp_path / "none", ""), (tmp_path, "model_index")):
-        with pytest.raises(MissingError, match=message):
-            SDLoRA.of(INFO, base=str(folder))
+        refused(message, SDLoRA.of, INFO, base=str(folder), error=MissingError)
     pickled = tmp_path / "pickled"
     pipe = tiny_sd.pipeline("sd", "epsilon")
     pipe.save_pretrained(pickled, safe_serialization=False)
@@ -420,22 +407,20 @@ def test_bases_that_are_not_whole(tmp_path):
         for file in (tmp_path / part / part).glob("*.safetensors"):
             file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 3438167536\n")
     for folder in ("pickled", "unet", "text_encoder"):
-        with pytest.raises(MissingError, match="is not whole"):
-            SDLoRA.of(INFO, base=str(tmp_path / folder))
+        refused("is not whole", SDLoRA.of, INFO, base=str(tmp_path / folder), error=MissingError)
 
 
 def test_bases_of_another_kind(tmp_path):
     pipe = tiny_sd.pipeline("sd", "epsilon")
     widen(pipe.unet, 5)  # of inpainting
     pipe.save_pretrained(tmp_path)
-    for message, refused in {
+    for message, call in {
         "not XL": lambda: built(InstructPix2Pix, "sdxl"),
         "predicts `sample`": lambda: built(SDLoRA, "sd", "sample"),
         "multiples of 8": lambda: SDLoRA.of(DataInfo((3, 28, 28)), base=tiny_sd.base()),
         "takes 9 channels": lambda: SDLoRA.of(INFO, base=str(tmp_path)),
     }.items():
-        with pytest.raises(UsageError, match=message):
-            refused()
+        refused(message, call)
 
 
 def test_what_a_base_and_its_optimizer_need(monkeypatch):
@@ -449,5 +434,4 @@ def test_what_a_base_and_its_optimizer_need(monkeypatch):
         params_of(other, DataInfo((3, 64, 64)), {})
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     conf = OptimSection(name="adamw8bit", lr=1e-3, betas=(0.9, 0.99))
-    with pytest.raises(MissingError, match="bitsandbytes"):
-        optim.build(built(SDLoRA).phases()[0], conf)
+    refused("bitsandbytes", optim.build, built(SDLoRA).phases()[0], conf, error=MissingError)

@@ -1,11 +1,12 @@
-"""A network of two times on the core of denoisers: the solution map of SoFlow (arXiv:2512.15657), whose
-network at two equal times is a flow's velocity, of Gaussian data."""
+"""Two times on the core of denoisers: SoFlow's solution map (arXiv:2512.15657) of Gaussian data."""
 
+import draws
 import pytest
 import torch
+from draws import noise
 from torch import Tensor, nn
 
-from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
+from gzcli.core.types import Batch, DataInfo, no_progress
 from gzcli.models.flow_matching.fm import FlowMatching, FlowOptions, SamplingOptions
 from gzcli.models.labelled import ClusterOptions
 
@@ -55,12 +56,12 @@ def model() -> SolutionMap:
 
 
 def test_one_call_is_the_ode_and_equal_times_are_flows():
-    solved, z = model(), ImageNoise(0, range(50)).randn(50, *INFO.shape).double()
+    solved, z = model(), noise(50).randn(50, *INFO.shape).double()
     once = solved.mapped(z, torch.zeros(50), torch.ones(50))
     many = solved.to_data(z, None, 100, 1.0, no_progress)
     torch.testing.assert_close(once, many, atol=1e-3, rtol=0)
     n = 2000
-    x = model().sample(n, noise=ImageNoise(0, range(n)), options=SamplingOptions(steps=40)).detach()
+    x = model().sample(n, noise=noise(n), options=SamplingOptions(steps=40)).detach()
     assert float(x.mean()) == pytest.approx(MEAN, abs=0.01) and float(x.std()) == pytest.approx(STD, abs=0.01)
 
 
@@ -70,6 +71,5 @@ def test_the_exact_map_has_the_least_loss():
     for error in (0.0, 0.2, -0.2):
         wrong = model()
         nn.init.constant_(wrong.net.error, error)
-        batch = Batch(x, None, torch.arange(n), BatchNoise(0, total=n))
-        losses.append(float(wrong.loss(batch)["loss"].detach()))
+        losses.append(float(wrong.loss(draws.batch(x))["loss"].detach()))
     assert losses[0] < min(losses[1:])

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from draws import batch, images, only
 from helpers import recipe, trainer
+from refused import refused
 from zoo import CASES
 
-from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError
 from gzcli.core.types import DataInfo
 from gzcli.models.autoregressive.vqgan import VQGAN, adaptive_weight
 from gzcli.models.nn import perceptual as module
@@ -99,8 +100,7 @@ def test_sizes_of_the_papers_and_their_patches():
     (gradient,) = torch.autograd.grad(logits[0, 0, 5, 5], x)
     rows = (gradient[0].abs().sum((0, 2)) > 0).nonzero()
     assert rows.max() - rows.min() + 1 == 70
-    with pytest.raises(UsageError, match="too small"):
-        PatchGAN((1, 16, 16), 8, 3, "none")
+    refused("too small", PatchGAN, (1, 16, 16), 8, 3, "none")
 
 
 def random_weights() -> tuple[dict, dict]:
@@ -140,13 +140,11 @@ def test_lpips_is_the_authors_on_the_same_weights():
 def test_lpips_comes_from_the_cache_and_is_missed_aloud(home, monkeypatch):
     x = images(2, (3, 32, 32))
     missing = build((3, 32, 32), perceptual="lpips")
-    with pytest.raises(MissingError, match=VGG):
-        missing.on_start(batch(x))
+    refused(VGG, missing.on_start, batch(x), error=MissingError)
     silent = build((3, 32, 32), perceptual="auto")
     silent.on_start(batch(x))
     assert silent.lpips is None and VGG in silent.warnings[0]
     assert "lpips" not in silent.loss(batch(x))
-
     folder = cache_dir("weights")
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(random_weights()[0], folder / VGG)
@@ -159,10 +157,8 @@ def test_lpips_comes_from_the_cache_and_is_missed_aloud(home, monkeypatch):
     torch.testing.assert_close(parts["lpips"], distance)
     want = F.l1_loss(model.decoder(e), x) + 2 * distance + 0.25 * F.mse_loss(z, e)
     torch.testing.assert_close(parts["loss"], want)
-
     torch.save({"something": torch.zeros(1)}, folder / VGG)
-    with pytest.raises(UsageError, match="LPIPS"):
-        module.LPIPS.from_files()
+    refused("LPIPS", module.LPIPS.from_files)
 
 
 def test_the_run_says_that_there_is_no_perceptual_loss(home):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from refused import refused
 from sklearn.metrics import balanced_accuracy_score
 
-from gzcli.core.errors import UsageError
 from gzcli.metrics import features
 from gzcli.metrics.features import LeNetFeatures, trained
 from gzcli.metrics.quality import worth as module
@@ -62,8 +62,7 @@ def test_it_is_a_function_of_its_arguments(sides):
     assert first == again and torch.equal(before, torch.get_rng_state())
     few, _, test = sides
     for labels in (None, np.eye(CLASSES)[few[1]], few[1][:5]):
-        with pytest.raises(UsageError):
-            worth(few, (few[0], labels), test, 10)
+        refused("", worth, few, (few[0], labels), test, 10)
     real, made = np.array([0, 0, 0, 0, 1, 2, 2]), np.array([1, 0, 1, 2, 1, 1])
     assert filling(real, made, 3).tolist() == [0, 2, 4] and filling(real, made[:3], 3).tolist() == [0, 2]
     assert filling(real, made, 4).tolist() == []  # no sample is of class 3, which no real image has
