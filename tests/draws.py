@@ -1,11 +1,18 @@
-"""Noise, batches and images that the tests of models are made with."""
+"""Noise, batches and images that the tests of models are made with, and methods called with flat options."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise
+from gzcli.models.base import grouped
 from gzcli.models.nn import from_levels
+
+
+def flat(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method, whose dataclasses of options are given by their fields, as a recipe has them."""
+    return lambda *args, **options: method(*args, **grouped(method, options))
 
 
 def noise(n: int, seed: int = 0) -> ImageNoise:

@@ -1,5 +1,4 @@
-"""Every path of the zoo on a device that is not the CPU: no two devices in one operation, no float64 on the
-device, and no wait of the host for the device but where a list here says why."""
+"""Every path of the zoo on a device: none mixed, no float64, no wait of the host but where listed."""
 
 import contextlib
 import copy
@@ -16,7 +15,7 @@ import torch
 from fake_device import DEVICE, NAME, PACKAGE, NoFloat64, OnDevice, on_device
 from helpers import recipe
 from refused import refused
-from zoo import CASES, Case
+from zoo import CASES, FIRST, Case
 
 from gzcli.core import philox
 from gzcli.core.jobs import SampleJob
@@ -89,7 +88,6 @@ CHEAP = {"k": 1, "samples": 1, "iterations": 1, "jump": 1, "rows": 15}
 CHEAP |= dict.fromkeys(("steps", "starts", "times", "search", "dims", "frames", "resample"), 2)
 GRADNORM = ("vae", "glow", "pixelcnn")  # it is the engine's, over any likelihood
 # the line that is put through all paths, where a model has several
-FIRST = {case.model: case for case in reversed(CASES)}
 # whose samplers and figures are another model's
 KIN = ("cvae", "cgan", "cddpm", "cfm", "dit", "zigma", "rf", "reflow")
 
@@ -178,7 +176,8 @@ class Paths:
         self.t, self.device, self.card = t, device, catalog.card(case.model)
         self.first = FIRST[case.model] is case
         self.whole = self.first and case.model not in KIN
-        self.model, self.due = t.model, sorted({step for p in t.phases for step in first_due(p)})
+        steps = ([step for step in range(p.start, p.start + p.every) if p.due(step)] for p in t.phases)
+        self.model, self.due = t.model, sorted({due[0] for due in steps})
         self.trained = t.trained
         if hasattr(self.model, "rungs"):
             self.model.rungs = 3  # of tens, which langevin goes down one by one
@@ -297,10 +296,6 @@ MEASURE = {
     "models/gan/cyclegan.py": "sums over the set, in float64 on the host",
     "models/vae/vae.py": "sums over the set, in float64 on the host",
 }
-
-
-def first_due(phase: Phase) -> list[int]:
-    return [next(step for step in range(phase.start, phase.start + phase.every) if phase.due(step))]
 
 
 def unlisted(syncs: set[str], listed: dict[str, str]) -> list[str]:

@@ -136,8 +136,7 @@ def noisy(rows):
 
 @pytest.mark.parametrize("levels", [17, 2])
 def test_a_copy_is_judged_alike_wherever_it_stands(trained, tmp_path, monkeypatch, levels):
-    """By a score that is mostly noise: in one folder, alone, and in batches of other sizes. A binary model's
-    draw of a picture is that of its copies, too."""
+    """By a score that is mostly noise; a binary model's draw of a picture is that of its copies, too."""
     fake_run(tmp_path, monkeypatch, scores, model=fitted(levels=levels))
     images = np.asarray(open_pack("digits").images("test"))
     np.savez(tmp_path / "copies.npz", images=np.concatenate([images[:3], images[[3] * 40], images[4:9]]))
@@ -184,8 +183,7 @@ def test_blank_pictures_are_flagged_by_the_lower_tail(trained, tmp_path):
 
 @pytest.mark.parametrize("others", [(), ("flat",)])
 def test_a_model_that_overflows_flags_the_picture(trained, flat, tmp_path, monkeypatch, capsys, others):
-    """By one draw of infinity, of minus infinity or of NaN, alone and in an ensemble. A held-out image must
-    have finite scores."""
+    """By one draw that is not finite, alone and in an ensemble. A held-out image must have finite scores."""
     bad = torch.tensor([math.inf, math.nan, -math.inf])  # of a black, a grey and a white picture
 
     def score_noisy(self, x, *, noise):
@@ -337,7 +335,7 @@ def flat(trained, tmp_path, monkeypatch):
     return fake_run(tmp_path, monkeypatch, scores, model=model, name="flat")
 
 
-def test_runs_together_are_waic_and_mean_of_deviations(trained, flat, tmp_path, pictures, monkeypatch):
+def test_runs_together_and_seeds(trained, flat, tmp_path, pictures, monkeypatch):
     found = compared(tmp_path, scores=("waic", "nll"), n=40, others=("flat",))
     assert found["runs"] == ["model", "flat"]
     rows, pack = csv_rows(tmp_path / "scores.csv", "in"), open_pack("digits")
@@ -354,9 +352,6 @@ def test_runs_together_are_waic_and_mean_of_deviations(trained, flat, tmp_path, 
     assert all(row["flagged"] for row in found["files"] if "odd" in row["file"])
     fake_run(tmp_path, monkeypatch, scores, model=fitted(levels=2), name="binary")
     refused("and 2 levels", judged, tmp_path, pictures, scores=("nll",), others=("binary",))
-
-
-def test_figures_of_seeds_are_means_with_a_spread(trained, tmp_path, pictures):
     found = compared(tmp_path, scores=("noisy", "nll"), n=60, seeds=3, seed=5)
     rows = csv_rows(tmp_path / "scores.csv")
     noisy = [f"noisy@{seed}" for seed in (5, 6, 7)]

@@ -73,7 +73,7 @@ def test_a_run_is_what_was_asked_for(run):
         refused(told, call)
 
 
-def test_images_are_those_of_the_command_line(run, forks, tmp_path):
+def test_images_and_scores_are_those_of_the_command_line_and_the_model(run, forks, tmp_path):
     images = run.sample(6, seed=5, temperature=0.5)
     assert images.shape == (6, 1, 16, 16) and images.dtype == np.uint8
     assert np.array_equal(images[:2], run.sample(2, seed=5, temperature=0.5))
@@ -81,9 +81,6 @@ def test_images_are_those_of_the_command_line(run, forks, tmp_path):
     words = f"sample mine -n 6 --seed 5 --temperature 0.5 --npz --cpu --json --out {tmp_path / 'out'}"
     made = json.loads(forks.gz(*words.split()).stdout)
     assert np.array_equal(np.load(made["npz"])["samples"], images.transpose(0, 2, 3, 1))
-
-
-def test_likelihoods_and_scores_are_the_models(run):
     images = np.array(run.data.images("test")[:150])
     found = run.log_prob(images, seed=1)
     assert found.shape == (150,) and found.dtype == np.float64
@@ -112,8 +109,7 @@ def mnist_in_the_cache(monkeypatch) -> None:
     "text", [texts()["python"], (ROOT / "README.md").read_text()], ids=["page", "README"]
 )
 def test_a_snippet_runs_as_a_file(text, run, home, tmp_path, monkeypatch):
-    """As it stands, without `if __name__ == "__main__"`: the workers that pack a set do not run it again, and
-    so do not wait for the set that they themselves are to pack."""
+    """Without `if __name__ == "__main__"`: workers that pack a set do not run it again."""
     (code,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     alone = f"import os\nassert os.getpid() == {os.getpid()}, 'run again'\n"
     script = tmp_path / "script.py"

@@ -75,25 +75,19 @@ def test_two_models_side_by_side(load, tmp_path):
     assert min(Image.open(tmp_path / "bench.png").size) > 100
 
 
-def test_figures_follow_from_the_kept_samples(load, tmp_path):
-    load("plain")
-    row = run(tmp_path, "plain", metrics=("fd", "speed"))["rows"][0]
-    (path,) = (tmp_path / "samples").glob("plain-*.npz")
-    samples = np.load(path)["samples"]
-    assert samples.shape == (200, 16, 16, 1) and samples.dtype == np.uint8
-    pack = open_pack("digits")
-    net = lenet(pack)
-    fd = frechet_distance(net.features(samples.transpose(0, 3, 1, 2)), net.features(pack.images("test")))
-    assert row["metrics"]["fd"] == pytest.approx(fd, rel=1e-9)
-    assert row["metrics"]["samples_per_s"] == pytest.approx(200 / float(np.load(path)["seconds"]), rel=1e-2)
-
-
-def test_bpd_is_the_mean_code_length_of_the_test_split(load, tmp_path):
+def test_figures_follow_from_the_kept_samples_and_the_code_length_of_the_test_split(load, tmp_path):
     trained = load("plain")
-    row = run(tmp_path, "plain", metrics=("bpd",))["rows"][0]
-    nll = nll_of(trained, open_pack("digits").images("test"))
-    assert row["metrics"] == {"bpd": pytest.approx(nll.mean() / (256 * math.log(2)), rel=1e-5)}
-    made = row["likelihood"]
+    row = run(tmp_path, "plain", metrics=("fd", "speed", "bpd"))["rows"][0]
+    (path,) = (tmp_path / "samples").glob("plain-*.npz")
+    samples, pack, figures, made = np.load(path), open_pack("digits"), row["metrics"], row["likelihood"]
+    images = samples["samples"].transpose(0, 3, 1, 2)
+    assert images.shape == (200, 1, 16, 16) and images.dtype == np.uint8
+    fd = frechet_distance(*(lenet(pack).features(x) for x in (images, pack.images("test"))))
+    nll = nll_of(trained, pack.images("test"))
+    assert figures["fd"] == pytest.approx(fd, rel=1e-9)
+    assert figures["samples_per_s"] == pytest.approx(200 / float(samples["seconds"]), rel=1e-2)
+    assert figures["bpd"] == pytest.approx(nll.mean() / (256 * math.log(2)), rel=1e-5)
+    assert set(figures) == {"fd", "samples_per_s", "bpd"}
     assert (made["kind"], made["n"], made["given_labels"]) == ("exact", 355, False)
     assert made["se"] == pytest.approx(nll.std() / math.sqrt(355), rel=1e-4)
 
@@ -153,8 +147,7 @@ def test_what_is_refused(load, tmp_path):
 
 
 def test_features_of_fetched_transformers(load, tmp_path, monkeypatch):
-    """Of a small CLIP in place of the published one; the raw distance is marked at fewer images than twice
-    its features."""
+    """Of a small CLIP; the raw distance is marked at fewer images than twice its features."""
     load("plain")
     torch.manual_seed(0)
     sizes = {"intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "patch_size": 112}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import recipe, trainer
+from helpers import fit, recipe, trainer
 from refused import refused
 from zoo import Case
 
@@ -19,15 +19,13 @@ from gzcli.store import runs
 
 # one worker makes what these tests share, once
 pytestmark = [pytest.mark.xdist_group("latent"), pytest.mark.usefixtures("undrawn")]
-
 TOKENIZER = Case("vqvae", {"hidden": 16, "residual": 8, "blocks": 1, "codes": 64, "dim": 4}, lr=3e-3)
 VAE = Case("vae", {"net": "mlp", "hidden": (64,), "latent": 8}, lr=3e-3)
 FM = Case("fm", {"channels": 8, "mult": (1, 2), "attention": ()}, lr=3e-3, batch=16, sample={"steps": 3})
 
 
 def trained(case: Case, steps: int, *sets: str) -> runs.Run:
-    t = trainer(recipe(case, steps=steps, sets=sets))
-    t.fit()
+    t = fit(recipe(case, steps=steps, sets=sets))
     t.run.update(state="finished")
     return t.run
 

@@ -6,7 +6,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from helpers import recipe, trainer
 from refused import refused
-from zoo import CASES
+from zoo import FIRST
 
 from gzcli.cli import train as options
 from gzcli.core.errors import MissingError
@@ -17,9 +17,7 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 
 def fit(*names: str):
     """A run of two steps of a VAE with these trackers; returns its folder and the lines of its log."""
-    tree = recipe(
-        next(c for c in CASES if c.model == "vae"), steps=2, sets=("train.eval_every=2", "train.best=loss")
-    )
+    tree = recipe(FIRST["vae"], steps=2, sets=("train.eval_every=2", "train.best=loss"))
     tree["launch"]["track"] = list(names)
     made = trainer(tree)
     made.fit()
@@ -72,18 +70,7 @@ def test_a_service_gets_it_all(home, monkeypatch, name):
     assert {(1, "loss"), (2, "loss"), (2, "val_loss"), (2, "samples")} <= set(logged) and end == "finish"
 
 
-def test_a_tracker_that_fails_stops_no_training(monkeypatch):
-    said: list[str] = []
-    broken = SimpleNamespace(log=lambda *a, **b: 1 / 0, finish=lambda: said.append("finish"))
-    monkeypatch.setattr(history, "started", lambda *words: broken)
-    some = history.Trackers(["mlflow"], None, {}, SimpleNamespace(warn=said.append))
-    some.figures(1, {"loss": 1.0})
-    some.figures(2, {"loss": 1.0})
-    some.close()
-    assert said == ["`mlflow` does not track any more: division by zero"]
-
-
-def test_a_package_that_is_missing_is_told_before_anything_starts(monkeypatch, call):
+def test_what_is_missing_is_told_first_and_what_fails_stops_nothing(monkeypatch, call):
     assert options.check_trackers(None, wandb=False) is None
     monkeypatch.setattr(options, "find_spec", lambda name: None)
     code, _, stderr = call("train", "vae", "--track", "mlflow", "--dry-run")
@@ -94,3 +81,11 @@ def test_a_package_that_is_missing_is_told_before_anything_starts(monkeypatch, c
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(MissingError, match="needs the package `wandb`"):
         history.started("wandb", SimpleNamespace(id="run", path=None), {}, 0)
+    said: list[str] = []
+    broken = SimpleNamespace(log=lambda *a, **b: 1 / 0, finish=lambda: said.append("finish"))
+    monkeypatch.setattr(history, "started", lambda *words: broken)
+    some = history.Trackers(["mlflow"], None, {}, SimpleNamespace(warn=said.append))
+    some.figures(1, {"loss": 1.0})
+    some.figures(2, {"loss": 1.0})
+    some.close()
+    assert said == ["`mlflow` does not track any more: division by zero"]

@@ -20,7 +20,6 @@ def batch(n: int = 16, step: int = 0) -> Batch:
 
 @pytest.mark.parametrize("posterior", ["deterministic", "gaussian"])
 def test_losses_are_the_papers(posterior):
-    torch.manual_seed(0)
     model = AAE.of(INFO, net="mlp", hidden=(32,), latent=4, posterior=posterior, disc_hidden=(16,))
     b = batch()
     eps, prior = b.noise.randn(16, 4), b.noise.randn(16, 4)
@@ -36,7 +35,6 @@ def test_losses_are_the_papers(posterior):
 
 def test_the_discriminator_makes_codes_gaussian():
     """Of two clusters far from the origin, with an encoder free to move them."""
-    torch.manual_seed(0)
     model = AAE.of(INFO, net="mlp", hidden=(64,), latent=2, disc_hidden=(64, 64))
     torch.nn.init.constant_(model.encoder.net[-1].bias, 4.0)
     optimizers = {p.name: torch.optim.Adam(p.parameters(), lr=2e-3, betas=(0.5, 0.9)) for p in model.phases()}
@@ -53,7 +51,6 @@ def test_the_discriminator_makes_codes_gaussian():
 
 def test_label_in_label_out():
     """A cvae of ten different pictures, one a class, draws the class it is asked for."""
-    torch.manual_seed(0)
     model = CVAE.of(INFO, net="mlp", hidden=(64,), latent=2, label_dropout=0.0)
     means = torch.rand(10, *INFO.shape, generator=torch.Generator().manual_seed(1)).round() * 0.9 + 0.05
     y = torch.arange(60) % 10
@@ -65,7 +62,6 @@ def test_label_in_label_out():
 
 
 def test_scores_and_figures():
-    torch.manual_seed(0)
     model, b = AAE.of(INFO, net="mlp", hidden=(32,), latent=4, conditional=True).eval(), batch()
     z = model.encode(b.x)
     each = torch.stack([model.distance(b.x, model.decode(z, torch.full((16,), k))) for k in range(10)], 1)

@@ -55,7 +55,6 @@ def test_digits_in_folders(tmp_path):
 
 def test_clip_of_colour_pictures(tmp_path, monkeypatch):
     """`fd_clip` is clean-fid's `clip_vit_b_32`, its preparation of the pictures included."""
-    torch.manual_seed(0)
     sizes = {"intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "patch_size": 56}
     small = CLIPVisionModelWithProjection(CLIPVisionConfig(hidden_size=64, projection_dim=12, **sizes))
     torch.save(small.state_dict(), tmp_path / "clip.bin")

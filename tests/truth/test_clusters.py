@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from coded import images as coded_images
-from coded import noise, prepared, prior
-from flat import flat
+from coded import prepared, prior
+from draws import flat, noise
 from refused import refused
 from sklearn.cluster import KMeans
 from torch import nn
@@ -45,7 +45,7 @@ def fitted(counts: tuple[int, ...], number: int) -> tuple[Clusters, torch.Tensor
     return clusters, x
 
 
-def test_clusters_are_those_of_scikit_learn():
+def test_clusters_are_those_of_scikit_learn_and_fewer_of_few_images(recwarn):
     clusters, x = fitted((60, 30, 10), 3)
     theirs = KMeans(3, n_init=10, random_state=1).fit(x.flatten(1).numpy())
     pairs = set(zip(clusters(x).tolist(), theirs.labels_.tolist(), strict=True))
@@ -61,6 +61,13 @@ def test_clusters_are_those_of_scikit_learn():
     x = torch.rand(2, 3, 128, 64)
     means = x.view(2, 3, 32, 4, 32, 2).mean((3, 5)).flatten(1)
     assert clusters.points(x).numpy() == pytest.approx(means.numpy(), abs=1e-6)
+    for counts, number in (((2, 2), 1), ((30, 29), 2), ((40, 40), 4)):
+        clusters, x = fitted(counts, 9)
+        assert (clusters.shares > 0).sum() == number
+        assert set(clusters.draw(1_000, ImageNoise(1, range(1_000))).tolist()) <= set(clusters(x).tolist())
+    clusters = Clusters(SHAPE, 4)
+    clusters.fit(batches(torch.ones(20, *SHAPE)))
+    assert clusters.shares.max() == 1 and not len(recwarn), "equal images"
 
 
 def test_images_have_clusters_by_their_shares():
@@ -75,16 +82,6 @@ def test_images_have_clusters_by_their_shares():
     drawn = torch.cat([clusters.draw(1, ImageNoise(seed, [7])) for seed in range(2_000)])
     shares = torch.bincount(drawn, minlength=3) / 2_000
     assert shares.numpy() == pytest.approx(clusters.shares.numpy(), abs=4 * 0.5 / 2_000**0.5)
-
-
-def test_few_images_make_fewer_clusters_and_the_rest_is_never_drawn(recwarn):
-    for counts, number in (((2, 2), 1), ((30, 29), 2), ((40, 40), 4)):
-        clusters, x = fitted(counts, 9)
-        assert (clusters.shares > 0).sum() == number
-        assert set(clusters.draw(1_000, ImageNoise(1, range(1_000))).tolist()) <= set(clusters(x).tolist())
-    clusters = Clusters(SHAPE, 4)
-    clusters.fit(batches(torch.ones(20, *SHAPE)))
-    assert clusters.shares.max() == 1 and not len(recwarn), "equal images"
 
 
 class Heard(nn.Module):
@@ -179,7 +176,7 @@ def test_a_prior_is_told_the_cluster_of_the_image_and_draws_one_by_its_share(cls
     assert model.strength(None) == GUIDANCE
 
 
-def test_codes_and_clusters_have_probabilities_that_sum_to_one():
+def test_codes_and_clusters_have_probabilities_by_which_completions_draw():
     """Over all codes and clusters; `joint_nll` and the score are those of the image's own cluster."""
     model = clustered(shape=(1, 8, 8), codes=4)
     grid = torch.tensor(list(itertools.product(range(4), repeat=4)))
@@ -191,9 +188,6 @@ def test_codes_and_clusters_have_probabilities_that_sum_to_one():
         rows = (model.tokenizer.encode(x).flatten(1) * torch.tensor([64, 16, 4, 1])).sum(1)
         expected = -joint[rows, model.clusters(x)].log()
         torch.testing.assert_close(model.score_nll(x, noise=noise(9)), expected)
-
-
-def test_completions_draw_the_cluster_given_the_kept_codes():
     model = clustered()
     kept, n = torch.tensor([[1, 3]]), 20_000
     with torch.no_grad():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from draws import images, noise
-from helpers import recipe, trainer
+from helpers import fit, recipe, trainer
 from PIL import Image
 from refused import refused
 from torch import nn
@@ -38,7 +38,7 @@ def model(info: DataInfo = INFO, **options) -> CycleGAN:
     return net
 
 
-def test_losses_term_by_term():
+def test_losses_and_figures_term_by_term():
     net, a, b = model(cycle=7.0, identity=0.3), images(3), images(3, seed=1)
     found = net.loss(batch(a, b), "generator")
     g, f = net.a_to_b, net.b_to_a
@@ -56,9 +56,6 @@ def test_losses_term_by_term():
     torch.testing.assert_close(found["loss"], expected)
     found["loss"].backward()
     assert all(p.grad is None for net in (net.a_to_b, net.b_to_a) for p in net.parameters())
-
-
-def test_validation_and_figures_of_its_own():
     net, x, y = model(cycle=7.0).eval(), images(4), torch.tensor([0, 1, 1, 0])
     found = net.loss(Batch(x, y, torch.arange(4), noise(4)))["loss"]
     back = torch.where((y == 0).view(-1, 1, 1, 1), net.b_to_a(net.a_to_b(x)), net.a_to_b(net.b_to_a(x)))
@@ -120,16 +117,14 @@ def test_the_pool_is_no_weight_but_goes_on_after_a_resume():
     later = lambda: batch(images(3, seed=2), images(3, seed=3), 1)  # noqa: E731
     assert torch.equal(*(net.loss(later(), "discriminator")["loss"] for net in (one, two)))
     case = next(case for case in CASES if case.model == "cyclegan" and case.options["pool"])
-    first = trainer(recipe(case, steps=2))
-    first.fit()
+    first = fit(recipe(case, steps=2))
     second = trainer(recipe(case, steps=3, sets=(f"train.init={first.run.path / 'model.safetensors'}",)))
     second.resume()
     assert first.model.pool_a.count == 8 and second.model.pool_a.count == 0
     assert torch.equal(first.model.disc_a.head.weight, second.model.disc_a.head.weight)
 
 
-def test_the_translator_against_plain_layers():
-    torch.manual_seed(0)
+def test_the_translator_against_plain_layers_and_the_sizes_of_the_paper():
     net, x = Translator(3, 4, 2, 2), images(2, (3, 16, 16))
 
     def conv(i: int, o: int, kernel: int) -> list[nn.Module]:
@@ -151,10 +146,7 @@ def test_the_translator_against_plain_layers():
     for to, p in zip(plain.parameters(), net.parameters(), strict=True):
         to.data = p.data
     torch.testing.assert_close(net(x), plain(x))
-
-
-def test_sizes_of_the_paper():
-    """11.38 M and 2.765 M parameters, but for the biases that instance norm undoes."""
+    # 11.38 M and 2.765 M parameters, but for the biases that instance norm undoes
     tree = resolve("cyclegan", data="horse2zebra", flags={"scale": "paper"}).tree()
     options = {k: v for k, v in tree["model"].items() if k != "name"}
     with torch.device("meta"):

@@ -6,8 +6,7 @@ import draws
 import numpy as np
 import pytest
 import torch
-from draws import fitted, noise
-from flat import flat
+from draws import fitted, flat, noise
 from gaussian import GaussianField, check_moments
 from refused import refused
 from torch import Tensor, nn
@@ -226,7 +225,7 @@ def test_samplers_recover_a_mixture(name, zero_snr):
         assert (inside.std(0) - 0.1).abs().max() < 0.015
 
 
-def test_the_three_predictions_are_one():
+def test_the_three_predictions_are_one_and_times_have_their_law():
     """Of a network that always predicts the image `guess`, in the model's own parametrisation."""
     batch, guess = batch_of(), torch.zeros(8, 1, 8, 8) + 0.1
 
@@ -255,9 +254,6 @@ def test_the_three_predictions_are_one():
     for loss_type, want in wants.items():
         loss = knowing(prediction="x0", loss_type=loss_type).loss(batch)["loss"]
         torch.testing.assert_close(loss, want.mean(), msg=loss_type)
-
-
-def test_times_have_their_law():
     model = build()
     whole = model.draw_times(BatchNoise(0, total=50), 50)
     assert (whole // 20 == torch.arange(50)).all()  # 1000 / 50: one in each share
@@ -317,7 +313,7 @@ def exact_model(info, mean, std, **kw) -> DDPM:
     return model
 
 
-def test_the_bound_is_tight_on_gaussian_data():
+def test_the_bound_is_tight_on_gaussian_data_and_few_terms_are_unbiased():
     """With the exact denoiser it nears the true log-likelihood as T grows, with a shifted noise too."""
     draws = torch.randn(128, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.1
     x = ((draws + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
@@ -335,6 +331,16 @@ def test_the_bound_is_tight_on_gaussian_data():
     assert gap("small", timesteps=1000)[0] > thousand  # a bound as well, and here a looser one
     shifted, error = gap(timesteps=1000, shift=2.0)
     assert -4 * error < shifted < 0.02 + 4 * error and error < 0.03
+    info = DataInfo((1, 4, 4), levels=17)
+    model, x = exact_model(info, 0.0, 0.5, timesteps=60), torch.zeros(2000, 1, 4, 4) + 0.25
+    whole = model.log_prob(x, noise=noise(2000), terms=59)
+    few = model.log_prob(x, noise=ImageNoise(1, range(2000)), terms=5)
+    error = math.sqrt((whole.var() + few.var()) / 2000)
+    assert abs(whole.mean() - few.mean()) < 4 * error
+    for terms in (1, 5, 50, 59, 1000):
+        edges = strata(60, terms)
+        assert (edges[0], edges[-1], len(edges)) == (1, 60, min(terms, 59) + 1)
+        assert (np.diff(edges) >= 1).all()
 
 
 @pytest.mark.parametrize("variance", ["small", "large"])
@@ -366,20 +372,7 @@ def test_the_bound_is_the_sum_of_its_kls(variance):
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-3)
 
 
-def test_few_terms_are_unbiased():
-    info = DataInfo((1, 4, 4), levels=17)
-    model, x = exact_model(info, 0.0, 0.5, timesteps=60), torch.zeros(2000, 1, 4, 4) + 0.25
-    whole = model.log_prob(x, noise=noise(2000), terms=59)
-    few = model.log_prob(x, noise=ImageNoise(1, range(2000)), terms=5)
-    error = math.sqrt((whole.var() + few.var()) / 2000)
-    assert abs(whole.mean() - few.mean()) < 4 * error
-    for terms in (1, 5, 50, 59, 1000):
-        edges = strata(60, terms)
-        assert (edges[0], edges[-1], len(edges)) == (1, 60, min(terms, 59) + 1)
-        assert (np.diff(edges) >= 1).all()
-
-
-def test_repaint_finds_the_conditional():
+def test_inpainting_finds_the_conditional():
     """Two correlated Gaussian pixels, one of them given: resampling brings their regression back."""
     schedule, rho = DiscreteVP("cosine", 1000), 0.8
     cov = torch.tensor([[0.25, 0.25 * rho], [0.25 * rho, 0.25]])
@@ -403,9 +396,17 @@ def test_repaint_finds_the_conditional():
     assert abs(slopes[1] - rho) < 0.08
     assert abs(slopes[0] - rho) > abs(slopes[1] - rho)
     assert samplers.resampled(range(5), 2, 2) == [0, 1, 2, 0, 1, 2, 3, 4, 2, 3, 4]
+    field, n = GaussianField(), 2000
+    small = {"channels": 8, "mult": (1,), "attention": (), "prediction": "x0", "timesteps": 1000}
+    model = DDPM.of(DataInfo((1, 4, 4), None), **small).double().eval()
+    model.net.forward = lambda x, t, *_: field.denoised(x, *model.process.level(float(t[0]))[1:])
+    x, mask, mean, covariance = field.halved()
+    keys = {"mask": mask.expand(n, 1, 4, 4), "method": "moments", "steps": 25}
+    out = flat(model.inpaint)(x.expand(n, 1, 4, 4), noise=noise(n), **keys).images
+    check_moments(out[:, :, 2:].flatten(1).double(), mean, covariance)
 
 
-def test_upscale_agrees_with_the_small_image():
+def test_larger_and_edited_images_and_ways_between_them():
     model = exact_model(DataInfo((1, 8, 8)), 0.0, 0.2)
     small = batch_of(3, info=DataInfo((1, 4, 4))).x * 0.2
     big = model.upscale(small, noise=noise(3), steps=20).images
@@ -414,9 +415,6 @@ def test_upscale_agrees_with_the_small_image():
     full = nn.functional.interpolate(small, scale_factor=2)
     torch.testing.assert_close(model.upscale(full, noise=noise(3), steps=20).images, big)
     refused("no whole part", model.upscale, torch.zeros(1, 1, 3, 3), noise=ImageNoise(0, [0]))
-
-
-def test_edits_and_ways_between_images():
     model, x = exact_model(DataInfo((1, 8, 8)), 0.0, 0.5), batch_of(4).x * 0.5
     edit = lambda s: model.edit(x, noise=noise(4), strength=s, steps=10).images  # noqa: E731
     moved = [float((edit(s) - x).square().mean()) for s in (0.05, 0.4, 1.0)]
@@ -430,7 +428,7 @@ def test_edits_and_ways_between_images():
     torch.testing.assert_close(way[[0, 2, 3, 5]], ends[:4], atol=1e-5, rtol=0)
 
 
-def test_scores_tell_noise_from_data():
+def test_scores_tell_noise_from_data_by_mean_z_scores():
     info = DataInfo((1, 8, 8))
     model = exact_model(info, 0.0, 0.2)  # knows smooth grey; white noise of the full range is foreign to it
     g = torch.Generator().manual_seed(0)
@@ -444,10 +442,7 @@ def test_scores_tell_noise_from_data():
         assert a.shape == (40,) and b.min() > a.max(), name
     assert abs(float(model.score_recon(test, noise=noise(40)).mean())) < 1  # z-scored
     assert not any("recon" in key for key in model.state_dict())
-
-
-def test_recon_averages_the_z_scores_of_pixels_and_perceptual_distance():
-    """Of a model that gives back zero, by hand."""
+    # of a model that gives back zero, by hand
     model = exact_model(DataInfo((1, 4, 4)), 0.0, 1e-4)
     x = torch.randn(2, 12, 1, 4, 4, generator=torch.Generator().manual_seed(0)) / 4
     batch = Batch(x[0], None, torch.arange(12), noise(12))
@@ -503,17 +498,6 @@ def test_an_exported_model_makes_the_same_pictures(prediction, zero_snr, tmp_pat
         theirs = call(batch_size=4, num_inference_steps=10, output_type="np", **how).images
         theirs = torch.from_numpy(theirs).permute(0, 3, 1, 2) * 2 - 1
         torch.testing.assert_close(theirs, draw(sampler), atol=close, rtol=0)
-
-
-def test_inpainting_by_moments_draws_from_what_images_may_be():
-    field, n = GaussianField(), 2000
-    small = {"channels": 8, "mult": (1,), "attention": (), "prediction": "x0", "timesteps": 1000}
-    model = DDPM.of(DataInfo((1, 4, 4), None), **small).double().eval()
-    model.net.forward = lambda x, t, *_: field.denoised(x, *model.process.level(float(t[0]))[1:])
-    x, mask, mean, covariance = field.halved()
-    keys = {"mask": mask.expand(n, 1, 4, 4), "method": "moments", "steps": 25}
-    out = flat(model.inpaint)(x.expand(n, 1, 4, 4), noise=noise(n), **keys).images
-    check_moments(out[:, :, 2:].flatten(1).double(), mean, covariance)
 
 
 def test_a_model_with_a_factor_learns_to_enlarge(tmp_path):

@@ -16,13 +16,25 @@ from gzcli.metrics import baselines, conformal
 from gzcli.metrics.detection import detection
 
 
-def test_two_conventions_of_fpr95_on_the_worked_example():
+def test_the_worked_example_and_exact_values():
     """N(0, 1) against N(2, 3): an AUROC of .734 is an FPR95 of .9985 or .453, by which class is positive."""
     rng = np.random.default_rng(0)
     found = detection(rng.normal(0, 1, 100_000), rng.normal(2, 3, 100_000), bootstrap=0)
     assert found["auroc"] == pytest.approx(0.734, abs=0.004)
     assert found["fpr95"] == pytest.approx(0.9985, abs=0.001)
     assert found["fpr95_id"] == pytest.approx(0.453, abs=0.006) and found["ci"] is None
+    s = 1e6 + np.arange(1000) * 1e-6
+    assert detection(s[:500], s[500:], bootstrap=0)["auroc"] == 1.0
+    low, high = np.arange(50.0), np.arange(100.0, 150.0)
+    assert detection(low, high)["auroc"] == 1 and detection(low, high)["fpr95"] == 0
+    assert detection(high, low)["auroc"] == 0 and detection(high, low)["fpr95"] == 1
+    constant = detection(np.ones(10), np.ones(10))
+    assert constant["auroc"] == 0.5 and constant["fpr95"] == 1
+    assert constant["ci"] == {"auroc": [0.5, 0.5], "fpr95": [1.0, 1.0]}
+    refused("", detection, np.empty(0), np.ones(3))
+    for bad in (np.nan, np.inf, -np.inf):
+        with pytest.raises(DivergedError, match="1 of 20 scores are not finite"):
+            detection(np.arange(10.0), np.array([*range(9), bad]))
 
 
 def test_a_benchmark_s_aupr_is_openood_s_trapezoid():
@@ -58,21 +70,6 @@ def test_equals_sklearn_and_counting_with_ties_at_any_offset(offset):
     threshold = min(t for t in s_in if (s_in <= t).mean() >= 0.95)
     assert found["fpr95_id"] == pytest.approx((s_out <= threshold).mean(), abs=1e-12)
     assert (found["n_in"], found["n_out"]) == (400, 300)
-
-
-def test_exact_values():
-    s = 1e6 + np.arange(1000) * 1e-6
-    assert detection(s[:500], s[500:], bootstrap=0)["auroc"] == 1.0
-    low, high = np.arange(50.0), np.arange(100.0, 150.0)
-    assert detection(low, high)["auroc"] == 1 and detection(low, high)["fpr95"] == 0
-    assert detection(high, low)["auroc"] == 0 and detection(high, low)["fpr95"] == 1
-    constant = detection(np.ones(10), np.ones(10))
-    assert constant["auroc"] == 0.5 and constant["fpr95"] == 1
-    assert constant["ci"] == {"auroc": [0.5, 0.5], "fpr95": [1.0, 1.0]}
-    refused("", detection, np.empty(0), np.ones(3))
-    for bad in (np.nan, np.inf, -np.inf):
-        with pytest.raises(DivergedError, match="1 of 20 scores are not finite"):
-            detection(np.arange(10.0), np.array([*range(9), bad]))
 
 
 def test_bootstrap_interval_covers_as_often_as_it_says():
@@ -122,7 +119,7 @@ def test_knn_equals_neighbours_in_pixels_when_no_component_is_dropped():
     assert np.allclose(baselines.pixel_mean(seen), seen.mean((1, 2, 3)))
 
 
-def test_a_p_value_is_a_place_in_an_order():
+def test_a_p_value_is_a_place_in_an_order_and_thresholds_flag_alike():
     rng = np.random.default_rng(0)
     held_out, scores = rng.integers(0, 9, 50).astype(float), np.arange(-1.0, 11.0)  # with ties
     found = conformal.p_values(held_out, scores)
@@ -137,6 +134,15 @@ def test_a_p_value_is_a_place_in_an_order():
     assert (conformal.p_values(held_out, np.full(3, 4.5), tails=2) == 1).all()
     assert conformal.fewest(0.01) == 99 and conformal.fewest(0.05) == 19 and conformal.fewest(0.3) == 3
     assert conformal.fewest(0.01, scores=3) == 299
+    # too few images flag nothing, and the lower tail needs two places
+    for n, fpr, tails in itertools.product((9, 99, 100, 730), (0.01, 0.05, 0.1, 0.3), (1, 2)):
+        held_out = np.random.default_rng(n).normal(size=n).round(1)
+        scores = np.unique(np.concatenate([held_out, held_out + 0.05, [-9.0, 9.0]]))
+        flagged = conformal.flagged(conformal.p_values(held_out, scores, tails=tails), fpr)
+        low, high = conformal.thresholds(held_out, fpr, tails=tails)
+        assert (flagged == ((scores < low) | (scores > high))).all(), (n, fpr, tails)
+        assert flagged.any() == (n >= conformal.fewest(fpr)), (n, fpr, tails)
+        assert flagged[0] == (tails == 2 and n >= conformal.fewest(fpr, scores=2)), (n, fpr, tails)
 
 
 @pytest.mark.parametrize("tails", [1, 2])
@@ -157,18 +163,6 @@ def test_p_values_of_images_of_the_set_are_uniform_and_valid_where_scores_tie(ta
     for at in (0, 1, 99, 100):
         copies = held_out[at] * (1 + 1e-6 * np.array([-1, 0, 1]))
         assert len(set(conformal.p_values(held_out, copies, tails=tails))) == 1
-
-
-def test_the_thresholds_flag_what_the_p_values_flag():
-    """Too few images flag nothing, and the lower tail needs two places."""
-    for n, fpr, tails in itertools.product((9, 99, 100, 730), (0.01, 0.05, 0.1, 0.3), (1, 2)):
-        held_out = np.random.default_rng(n).normal(size=n).round(1)
-        scores = np.unique(np.concatenate([held_out, held_out + 0.05, [-9.0, 9.0]]))
-        flagged = conformal.flagged(conformal.p_values(held_out, scores, tails=tails), fpr)
-        low, high = conformal.thresholds(held_out, fpr, tails=tails)
-        assert (flagged == ((scores < low) | (scores > high))).all(), (n, fpr, tails)
-        assert flagged.any() == (n >= conformal.fewest(fpr)), (n, fpr, tails)
-        assert flagged[0] == (tails == 2 and n >= conformal.fewest(fpr, scores=2)), (n, fpr, tails)
 
 
 @pytest.mark.parametrize("fpr", [0.01, 0.05])

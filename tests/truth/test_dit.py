@@ -4,8 +4,7 @@ import re
 
 import pytest
 import torch
-from draws import awake, noise
-from flat import flat
+from draws import awake, flat, noise
 from refused import refused
 
 from gzcli.core.types import DataInfo

@@ -76,10 +76,7 @@ def test_log_q_is_the_density_of_the_dequantisation_noise():
     torch.testing.assert_close(log_q, -log_det)
     u = v * 17 - (x + 1) * 8
     assert (u > 0).all() and (u < 1).all() and not torch.allclose(u, start, atol=0.01)
-
-
-def test_log_q_integrates_to_one_and_depends_on_the_image():
-    """q(u | x) on a grid of 12⁴ points u, by the layers' inverses."""
+    # q(u | x) on a grid of 12⁴ points u, by the layers' inverses
     made, x = dequantiser(size=0.1), images(2, (1, 2, 2), 17).double()
     cells = (torch.arange(12, dtype=torch.float64) + 0.5) / 12
     u = torch.cartesian_prod(*[cells] * 4).view(-1, 1, 2, 2)
@@ -101,15 +98,13 @@ def test_log_q_integrates_to_one_and_depends_on_the_image():
 def test_the_bound_tightens_with_more_dequantisations(dequant):
     model, x = flow(levels=17, dequant=dequant, size=0.15), images(128, levels=17)
     bound = lambda k: model.log_prob(x, noise=BatchNoise(k, total=128), samples=k).mean().item()  # noqa: E731
-    with torch.no_grad():
-        assert bound(1) < bound(4) < bound(16)
+    assert bound(1) < bound(4) < bound(16)
 
 
 def test_variational_noise_starts_uniform_and_learns_what_that_cannot():
     """A flow that cannot change (one coupling, frozen) fits other noise only by the dequantiser."""
     nets = flow(size=0.0, dequant="variational"), flow(size=0.0)
-    with torch.no_grad():
-        found, plain = (net.log_prob(images(4), noise=noise(4)) for net in nets)
+    found, plain = (net.log_prob(images(4), noise=noise(4)) for net in nets)
     torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-3)
     model, x = flow((1, 4, 4), levels=4, dequant="variational", size=0.3), images(64, (1, 4, 4), 4)
     model.flow.requires_grad_(False)
@@ -117,7 +112,7 @@ def test_variational_noise_starts_uniform_and_learns_what_that_cannot():
     assert sum(losses[-5:]) / 5 < sum(losses[:5]) / 5 - 1
 
 
-def test_edit_moves_the_top_latent_between_the_priors_of_the_classes_each_in_turn():
+def test_edit_moves_the_top_latent_between_classes_and_by_attributes():
     model, x = flow(conditional=True, levels=17), images(6, levels=17)
     model.classes.table.weight.data.mul_(3)
     each = [model.log_prob(x, torch.full((6,), k), noise=noise(6)) for k in range(10)]
@@ -134,9 +129,6 @@ def test_edit_moves_the_top_latent_between_the_priors_of_the_classes_each_in_tur
     (mean, log_std), (to_mean, to_log_std) = model.top_prior(own, 6), model.top_prior(to, 6)
     moved = to_mean + (top - mean) * (to_log_std - log_std).exp()
     assert torch.equal(model.images([*eps, moved], no_progress), edit(labels=to))
-
-
-def test_edit_adds_attributes_and_takes_them_away():
     model, x = flow(classes=tuple("abc"), multilabel=True, conditional=True, levels=17), images(2, levels=17)
     y = torch.tensor([[1.0, 0, 0], [1.0, 0, 0]])
     (*_, top), _ = model.encode(model.to_unit(x, noise(2))[0])

@@ -93,7 +93,6 @@ def test_halves_are_alternate_columns_or_alternate_rows_of_the_squares(way):
 @pytest.mark.parametrize("way", [COLUMNS, CHANNELS])
 @pytest.mark.parametrize("attention", [0, 64])
 def test_couplings_have_the_log_det_of_their_jacobian_and_invert(way, attention):
-    torch.manual_seed(0)
     flow = roughen(Couplings((4, 2, 4), way, 3, replace(STEP, attention=attention), 3), 0.1).double()
     x, context = torch.randn(2, 4, 2, 4, dtype=torch.float64), torch.randn(2, 2, 4, 3, dtype=torch.float64)
     context = context[:, :, : 2 if way == COLUMNS else 4]
@@ -112,7 +111,7 @@ def dequantiser(levels=4) -> flowpp.Dequantiser:
     return roughen(flowpp.Dequantiser(DataInfo((1, 1, 2), levels), 0, 3, 3, STEP), 0.2).double()
 
 
-def test_the_dequantisers_density_is_that_of_its_jacobian():
+def test_densities_of_noise_and_image_are_those_of_their_jacobians():
     q, x = dequantiser(), from_levels(torch.tensor([[[[1, 3]]]]), 4).double()
     eps = torch.randn(1, 1, 1, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     v, log_q = q(x, Given(eps))
@@ -121,10 +120,7 @@ def test_the_dequantisers_density_is_that_of_its_jacobian():
     log_normal = torch.distributions.Normal(0.0, 1.0).log_prob(eps).sum()
     log_det = log_det_by_autograd(lambda e: 4 * q(x, Given(e))[0], eps)
     torch.testing.assert_close(log_q, log_normal - log_det)
-
-
-def test_the_dequantisers_density_integrates_to_one_and_depends_on_the_image():
-    """∫ q(u | x) du over the square of two pixels, on a grid of y = logit u, where `forward` states q."""
+    # ∫ q(u | x) du over the square of two pixels, on a grid of y = logit u, where `forward` states q
     q, means = dequantiser(), []
     line = torch.linspace(-20, 20, 121, dtype=torch.float64)
     y = torch.cartesian_prod(line, line).view(-1, 1, 1, 2)
@@ -132,16 +128,12 @@ def test_the_dequantisers_density_integrates_to_one_and_depends_on_the_image():
     du = (u * (1 - u) / 3).prod(-1).flatten()
     for k in (torch.tensor([0, 0]), torch.tensor([1, 3])):
         x = (k.double() * 2 / 3 - 1).expand(len(y), 1, 1, 2)
-        with torch.no_grad():
-            v, log_q = q(x, Given(q.couplings.inverse(y, q.context(x))))
+        v, log_q = q(x, Given(q.couplings.inverse(y, q.context(x))))
         torch.testing.assert_close(4 * v - k, u, atol=1e-9, rtol=0)
         mass = log_q.exp() * du
         assert mass.sum().item() == pytest.approx(1, abs=1e-3)
         means.append((mass[:, None] * u.flatten(1)).sum(0))
     assert (means[0] - means[1]).abs().max() > 0.01
-
-
-def test_log_prob_is_the_density_minus_the_noises():
     model, x = model_of(levels=17).double(), images(1, (1, 4, 8), 17).double()
     eps = torch.randn(1, 1, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     v, log_q = model.dequantiser(x, Given(eps))

@@ -51,7 +51,7 @@ def test_layer_inverts_and_has_the_log_det_of_its_jacobian(name):
     torch.testing.assert_close(single.inverse(single(x.float())[0]), x.float(), atol=1e-4, rtol=0)
 
 
-def test_squeeze_and_split():
+def test_squeeze_split_and_folded_actnorm():
     x = torch.randn(2, 3, 8, 6)
     torch.testing.assert_close(layers.squeeze(x), torch.nn.functional.pixel_unshuffle(x, 2))
     torch.testing.assert_close(layers.unsqueeze(layers.squeeze(x)), x)
@@ -61,9 +61,6 @@ def test_squeeze_and_split():
     expected = log_det_by_autograd(lambda t: torch.cat(split(t)[:2], 1), x)
     torch.testing.assert_close(log_det, expected)
     torch.testing.assert_close(split.inverse(x1, eps), x)
-
-
-def test_actnorm_folded_into_the_convolution_changes_nothing():
     norm, conv = roughen(ActNorm(4), 0.5), layers.InvertibleConv1x1(4)
     x = torch.randn(2, 4, 3, 3)
     folded, log_det = conv(x, norm)

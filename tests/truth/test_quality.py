@@ -41,7 +41,7 @@ def net(digits):
     return lenet(digits)
 
 
-def test_frechet_against_torch_fidelity_and_known_gaussians():
+def test_frechet_against_torch_fidelity_and_known_gaussians_and_total_variation():
     rng = np.random.default_rng(0)
     f1, f2 = rng.normal(size=(500, 64)) @ rng.normal(size=(64, 64)), rng.normal(1, 2, size=(300, 64))
     stats = [fid_features_to_statistics(torch.from_numpy(f)) for f in (f1, f2)]
@@ -60,9 +60,12 @@ def test_frechet_against_torch_fidelity_and_known_gaussians():
     five = np.ones((5, 3))
     for wrong, right in ((five[:1], five), (five, np.ones((5, 4))), (five * np.nan, five)):
         refused("", frechet_distance, wrong, right)
+    assert total_variation(np.array([0, 0, 1, 1]), np.array([0, 1]), 2) == 0
+    assert total_variation(np.zeros(5, int), np.ones(7, int), 2) == 1
+    assert total_variation(np.array([0, 0, 0, 1]), np.array([0, 1]), 2) == pytest.approx(0.25)
 
 
-def test_lenet_knows_the_digits_and_comes_back_from_its_cache(digits, net):
+def test_lenet_knows_digits_or_rotations_and_comes_back_from_its_cache(digits, net):
     assert net.accuracy > 0.9 and not net.rotations
     assert net.accuracy == pytest.approx((net.predict(digits.images("test")) == digits.labels("test")).mean())
     again = lenet(digits, say=lambda text: pytest.fail(f"trained again: {text}"))
@@ -74,6 +77,15 @@ def test_lenet_knows_the_digits_and_comes_back_from_its_cache(digits, net):
     images = digits.images("test")[:9]
     one_by_one = np.concatenate([net.features(images[i : i + 1]) for i in range(9)])
     assert np.allclose(net.features(images), one_by_one, atol=1e-4)
+    net = lenet(Striped((3, 12, 12)))
+    assert net.rotations and net.accuracy > 0.95
+    upright = Striped((3, 12, 12)).images("test")
+    assert (net.predict(np.rot90(upright, 3, (2, 3)).copy()) == 3).mean() > 0.95
+    for size, channels in itertools.product((8, 9, 16, 28, 32, 48, 64), (1, 3)):
+        net, x = LeNet(channels, size, 5), torch.zeros(2, channels, size, size)
+        assert net(x).shape == (2, 5) and net.features(x).shape == (2, 64)
+        assert sum(p.numel() for p in net.parameters()) < 500_000, size
+    refused("7×7", LeNet, 1, 7, 5)
 
 
 def judges(path: Path) -> dict[str, bytes]:
@@ -130,7 +142,7 @@ def test_features_of_real_images_are_kept_by_content_and_made_again_where_damage
     assert np.array_equal(replace(few, _features={}).features(net), first)
 
 
-def test_a_file_that_holds_no_statistics_is_told(net, tmp_path):
+def test_files_without_statistics_or_weights_are_told(net, tmp_path, monkeypatch):
     path = tmp_path / "own.npz"
     arrays = ({"mu": np.zeros(64)}, {"mu": np.full(64, np.nan), "sigma": np.eye(64)})
     arrays += ({"mu": np.zeros(64), "sigma": np.eye(64), "n": np.zeros(3)},)
@@ -141,6 +153,13 @@ def test_a_file_that_holds_no_statistics_is_told(net, tmp_path):
         else:
             np.savez(path, **wrong)
         refused("no npz of statistics", read_statistics, path, metrics()["fd"], net)
+    monkeypatch.setenv("GZ_HOME", str(tmp_path))
+    error = refused("", inception, error=MissingError)
+    assert INCEPTION in error.message and str(cache_dir("weights") / INCEPTION) in error.hint
+    (tmp_path / "bad.pth").write_bytes(b"not weights")
+    refused("not a file of weights", inception, tmp_path / "bad.pth")
+    torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
+    refused("does not hold", inception, tmp_path / "other.pth")
 
 
 def test_training_is_a_function_of_the_data_alone(digits, tmp_path, monkeypatch):
@@ -181,18 +200,6 @@ class Striped:
         return None
 
 
-def test_a_set_without_labels_is_told_apart_by_rotation():
-    net = lenet(Striped((3, 12, 12)))
-    assert net.rotations and net.accuracy > 0.95
-    upright = Striped((3, 12, 12)).images("test")
-    assert (net.predict(np.rot90(upright, 3, (2, 3)).copy()) == 3).mean() > 0.95
-    for size, channels in itertools.product((8, 9, 16, 28, 32, 48, 64), (1, 3)):
-        net, x = LeNet(channels, size, 5), torch.zeros(2, channels, size, size)
-        assert net(x).shape == (2, 5) and net.features(x).shape == (2, 64)
-        assert sum(p.numel() for p in net.parameters()) < 500_000, size
-    refused("7×7", LeNet, 1, 7, 5)
-
-
 def test_figures_behave(digits, net):
     """On the same images, on others of the set, on half of the classes, and on noise."""
     # writers follow one another in this set
@@ -217,16 +224,6 @@ def test_figures_behave(digits, net):
     assert floor["precision_lenet"] > 0.7 and floor["recall_lenet"] > 0.7
     assert half["precision_lenet"] > 0.7 and half["recall_lenet"] < floor["recall_lenet"] - 0.2
     assert noise["precision_lenet"] < 0.5 * floor["precision_lenet"]
-
-
-def test_missing_inception_weights_name_the_file_and_its_place(tmp_path, monkeypatch):
-    monkeypatch.setenv("GZ_HOME", str(tmp_path))
-    error = refused("", inception, error=MissingError)
-    assert INCEPTION in error.message and str(cache_dir("weights") / INCEPTION) in error.hint
-    (tmp_path / "bad.pth").write_bytes(b"not weights")
-    refused("not a file of weights", inception, tmp_path / "bad.pth")
-    torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
-    refused("does not hold", inception, tmp_path / "other.pth")
 
 
 @pytest.fixture
@@ -267,9 +264,3 @@ def test_inception_metrics_equal_torch_fidelity_on_grey_images_repeated(digits, 
     keys = {"fid": "frechet_inception_distance", "kid": "kernel_inception_distance_mean"}
     for name, key in (keys | {"is": "inception_score_mean"}).items():
         assert made[name][name].value == pytest.approx(direct[key], rel=1e-4, abs=1e-9), name
-
-
-def test_total_variation():
-    assert total_variation(np.array([0, 0, 1, 1]), np.array([0, 1]), 2) == 0
-    assert total_variation(np.zeros(5, int), np.ones(7, int), 2) == 1
-    assert total_variation(np.array([0, 0, 0, 1]), np.array([0, 1]), 2) == pytest.approx(0.25)

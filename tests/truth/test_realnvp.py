@@ -30,7 +30,7 @@ def test_both_masks_stand_at_every_scale_but_the_last():
     assert torch.equal(back(there)[0], x) and not torch.equal(there, x)
 
 
-def test_batch_norm_agrees_with_nflows_and_has_the_log_det_of_its_jacobian():
+def test_batch_norm_agrees_with_nflows_and_its_jacobian():
     norm = BatchNorm(3).double().eval()
     norm.mean.normal_()
     norm.var.uniform_(0.5, 2.0)
@@ -50,10 +50,7 @@ def test_batch_norm_agrees_with_nflows_and_has_the_log_det_of_its_jacobian():
         torch.testing.assert_close(log_det.expand(64), their_log_det, atol=0.03 if mode else 1e-5, rtol=0)
         peer.running_mean.copy_(mine.mean)
         peer.running_var.copy_(mine.var)
-
-
-def test_batch_statistics_pass_their_gradient_on():
-    """What batch norm undoes, a shift and a scale of its input, has no gradient through y and log-det."""
+    # what batch norm undoes, a shift and a scale of its input, has no gradient through y and log-det
     norm, x = BatchNorm(2).double(), torch.randn(8, 2, 3, 3, dtype=torch.float64)
     shift, log_scale = (torch.zeros(2, 1, 1, dtype=torch.float64).requires_grad_() for _ in "ab")
     y, log_det = norm(x * log_scale.exp() + shift)

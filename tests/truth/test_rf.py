@@ -3,8 +3,7 @@
 from dataclasses import replace
 
 import torch
-from draws import fitted, noise
-from flat import flat
+from draws import fitted, flat, noise
 from refused import refused
 from test_fm import Exact, batch
 
@@ -43,7 +42,6 @@ def with_pairs(model: Reflow, b: Batch) -> Batch:
 
 
 def test_the_loss_by_hand():
-    torch.manual_seed(0)
     model, b = RF.of(INFO, **SMALL), batch()
     torch.nn.init.normal_(model.net.out.weight)
     u = (b.noise.rand(8) + torch.arange(8)) / 8  # a stratum of (0, 1) for each
@@ -53,7 +51,7 @@ def test_the_loss_by_hand():
     torch.testing.assert_close(model.loss(batch())["loss"], want)
 
 
-def test_pairs_are_those_of_the_teachers_ode():
+def test_pairs_are_those_of_the_teachers_ode_and_straight_lines_have_no_loss():
     model, b = gaussian(pair_solver="rk4", pair_steps=20), batch(16, double=True)
     pairs = model.prepare(b)
     assert all(value.dtype == torch.float16 and value.shape == b.x.shape for value in pairs.values())
@@ -64,9 +62,6 @@ def test_pairs_are_those_of_the_teachers_ode():
     images = TrainImages(open_pack("digits"), 17, torch.device("cpu"), 0, ())
     drawn = next(images.scan(range(4), purpose="prepare", batch_size=4)).noise.randn(4, 8)
     assert not torch.isclose(drawn, ImageNoise(0, range(4)).randn(4, 8)).any()
-
-
-def test_straight_lines_have_no_loss_and_curved_ones_have():
     model = gaussian(pair_solver="rk4", pair_steps=20)
     b = with_pairs(model, batch(16, double=True))
     curved = model.loss(b)["loss"]
@@ -116,7 +111,6 @@ def test_several_pairs_an_image():
 
 
 def test_one_step_is_nearer_to_the_ode_after_reflow():
-    torch.manual_seed(0)
     teacher = trained(RF.of(INFO, **SMALL), 300).requires_grad_(False)
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
     student = trained(Reflow.of(INFO, teacher=teacher, pair_steps=8), 150)

@@ -26,15 +26,12 @@ def often_enough(covered: int, n: int) -> bool:
     return covered / n > 0.95 - 0.03 - 3 * np.sqrt(0.95 * 0.05 / n)
 
 
-def test_a_bootstrap_interval_of_a_mean_covers_as_often_as_it_says_and_is_as_wide_as_it_should_be():
+def test_intervals_cover_and_are_as_wide_as_they_should_be():
     rng, mean = np.random.default_rng(0), lambda x: float(x.mean())
     found = [bootstrap(mean, rng.normal(3, 2, 80), draws=150, seed=seed) for seed in range(150)]
     covered = sum(i.low <= 3 <= i.high for i in found)
     assert often_enough(covered, 150) and covered < 150
     assert np.mean([i.high - i.low for i in found]) == pytest.approx(2 * 1.96 * 2 / np.sqrt(80), rel=0.06)
-
-
-def test_intervals_resample_each_side_are_deterministic_and_refuse_few_rows():
     rng = np.random.default_rng(1)
     a, b = rng.normal(1, 1, 200), rng.normal(0, 3, 50)
     for method in (bootstrap, half_samples):
@@ -86,7 +83,7 @@ def test_kid_is_unbiased_and_its_interval_covers():
         refused("", kid, a, b)
 
 
-def test_moments_of_rows():
+def test_frechet_distances_of_moments_of_components_and_extrapolated():
     rows = gaussian(np.random.default_rng(6), 20)
     mean, covariance = moments(rows.astype(np.float32))
     assert mean.dtype == covariance.dtype == np.float64
@@ -98,9 +95,6 @@ def test_moments_of_rows():
     theirs = [fid_features_to_statistics(torch.from_numpy(f)) for f in (a, b)]
     theirs = fid_statistics_to_metric(*theirs, verbose=False)["frechet_inception_distance"]
     assert frechet_distance(a, b) == pytest.approx(theirs, rel=1e-3)  # their root is of a singular matrix
-
-
-def test_pca_and_extrapolated_frechet_distances():
     rng = np.random.default_rng(7)
     mixing = rng.normal(size=(32, 32))
     fake, real = gaussian(rng, 200, width=32, shift=0.2) @ mixing, gaussian(rng, 150, width=32) @ mixing

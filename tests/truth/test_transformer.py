@@ -7,7 +7,8 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from coded import images, noise, prepared, prior
+from coded import images, prepared, prior
+from draws import noise
 from refused import refused
 
 from gzcli.core.types import Batch, BatchNoise, DataInfo, no_progress
@@ -18,13 +19,9 @@ from gzcli.models.base import grouped
 CLASSES, build = ("a", "b", "c"), partial(prior, Transformer)
 
 
-def codes_of(model: Transformer, n: int, seed: int = 1) -> torch.Tensor:
-    return torch.randint(model.codes, (n, model.length), generator=torch.Generator().manual_seed(seed))
-
-
-def test_each_code_sees_exactly_the_codes_before_it():
+def test_each_code_sees_exactly_the_codes_before_it_and_what_top_k_and_top_p_leave():
     model = build()
-    codes = codes_of(model, 1)
+    codes = torch.randint(model.codes, (1, model.length))
     with torch.no_grad():
         logits = model(codes)
         for i in range(model.length):
@@ -34,6 +31,17 @@ def test_each_code_sees_exactly_the_codes_before_it():
             assert torch.equal(moved, torch.arange(model.length) > i)
         beginning = model(codes[:, :3])
         assert torch.allclose(beginning, logits[:, :3], atol=1e-12), "it is judged as in the whole"
+    logits = torch.tensor([[0.4, 0.1, 0.3, 0.2]]).log()
+    for options, left in (
+        ({"top_k": 2}, [0.4, 0.0, 0.3, 0.0]),
+        ({"top_p": 0.65}, [0.4, 0.0, 0.3, 0.0]),
+        ({"top_p": 0.71}, [0.4, 0.0, 0.3, 0.2]),
+        ({"top_p": 1e-9, "top_k": 9}, [0.4, 0.0, 0.0, 0.0]),
+        ({"temperature": 0.5}, [0.16 / 0.3, 0.01 / 0.3, 0.09 / 0.3, 0.04 / 0.3]),
+    ):
+        assert torch.allclose(weights(logits, DrawOptions(**options)), torch.tensor([left])), options
+    for bad in ({"temperature": 0.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}):
+        refused("", weights, logits, DrawOptions(**bad))
 
 
 @pytest.mark.parametrize("classes", [(), CLASSES])
@@ -103,20 +111,6 @@ def test_sampled_frequencies_are_the_probabilities():
         p = (-model.nll(grid, None)).exp()
     found = (codes * torch.tensor([8, 4, 2, 1])).sum(1).bincount(minlength=16) / n
     assert ((found - p).abs() < 5 * (p * (1 - p) / n).sqrt() + 1e-9).all()
-
-
-def test_what_top_k_and_top_p_leave():
-    logits = torch.tensor([[0.4, 0.1, 0.3, 0.2]]).log()
-    for options, left in (
-        ({"top_k": 2}, [0.4, 0.0, 0.3, 0.0]),
-        ({"top_p": 0.65}, [0.4, 0.0, 0.3, 0.0]),
-        ({"top_p": 0.71}, [0.4, 0.0, 0.3, 0.2]),
-        ({"top_p": 1e-9, "top_k": 9}, [0.4, 0.0, 0.0, 0.0]),
-        ({"temperature": 0.5}, [0.16 / 0.3, 0.01 / 0.3, 0.09 / 0.3, 0.04 / 0.3]),
-    ):
-        assert torch.allclose(weights(logits, DrawOptions(**options)), torch.tensor([left])), options
-    for bad in ({"temperature": 0.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}):
-        refused("", weights, logits, DrawOptions(**bad))
 
 
 def test_the_loss_is_the_mean_nll_of_a_code():

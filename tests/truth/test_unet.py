@@ -1,5 +1,4 @@
-"""The shared U-Net: diffusers' `UNet2DModel` parameter for parameter, and what that one cannot do; and
-what networks of images have in common."""
+"""The shared U-Net: diffusers' `UNet2DModel` parameter for parameter; what networks have in common."""
 
 import pytest
 import torch
@@ -43,10 +42,23 @@ def test_agrees_with_diffusers(case):
         torch.testing.assert_close(ours(x, t)[2], got[2])
 
 
-def test_any_size():
+def test_any_size_has_levels_and_attention():
     net = UNet(1, 1, channels=(8, 8, 8, 8), layers=1, attention=(D, D, A, A))
     for size in ((28, 28), (27, 28), (13, 9)):
         assert net(torch.randn(2, 1, *size), torch.zeros(2)).shape == (2, 1, *size)
+    for size, (sides, attend) in SIDES.items():
+        mult = widths_of((3, *size), UNetOptions())
+        assert mult == (1, 2, 2, 2, 4, 4)[: len(sides)]
+        assert attended((3, *size), len(mult), UNetOptions()) == tuple(side in attend for side in sides)
+        with torch.device("meta"):
+            net = UNet.of(DataInfo((3, *size)), UNetOptions(channels=8, mult=mult))
+            assert net(torch.zeros(1, 3, *size), torch.zeros(1)).shape == (1, 3, *size)
+    options = UNetOptions(mult=(1, 3), attention=(32,), patch=2)
+    assert widths_of((1, 64, 64), options) == (1, 3)
+    assert attended((1, 64, 64), 2, options) == (True, False), "sides are those after the patches"
+    assert attended((1, 28, 28), 3, UNetOptions(attention=())) == (False, False, False)
+    refused("12 channels does not divide into 8 norm groups", UNet, 1, 1, channels=(8, 12), attention=(D, D))
+    refused("channels a head", UNet, 1, 1, channels=(8, 16), attention=(D, A), head_dim=3)
 
 
 def net_of(kind: str, side: int, classes: int = 0) -> torch.nn.Module:
@@ -81,8 +93,7 @@ def test_half_precision_and_memory_format(kind):
         trained = net(x, t).float()  # with a gradient: another attention
     assert (half - want).norm() / want.norm() < 0.05 and (trained - want).norm() / want.norm() < 0.05
     torch.testing.assert_close(trained, half, atol=0.02 * float(want.abs().max()), rtol=0)
-    with torch.no_grad():
-        other = net.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last), t)
+    other = net.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last), t)
     torch.testing.assert_close(other, want, atol=1e-5, rtol=1e-5)
 
 
@@ -99,22 +110,6 @@ SIDES = {  # size → sides of the levels, and those that have self-attention
     (45, 45): ([45, 23, 12], [12]),
     (23, 23): ([23, 12], [12]),
 }
-
-
-def test_levels_and_attention_follow_from_the_size_or_are_given():
-    for size, (sides, attend) in SIDES.items():
-        mult = widths_of((3, *size), UNetOptions())
-        assert mult == (1, 2, 2, 2, 4, 4)[: len(sides)]
-        assert attended((3, *size), len(mult), UNetOptions()) == tuple(side in attend for side in sides)
-        with torch.device("meta"):
-            net = UNet.of(DataInfo((3, *size)), UNetOptions(channels=8, mult=mult))
-            assert net(torch.zeros(1, 3, *size), torch.zeros(1)).shape == (1, 3, *size)
-    options = UNetOptions(mult=(1, 3), attention=(32,), patch=2)
-    assert widths_of((1, 64, 64), options) == (1, 3)
-    assert attended((1, 64, 64), 2, options) == (True, False), "sides are those after the patches"
-    assert attended((1, 28, 28), 3, UNetOptions(attention=())) == (False, False, False)
-    refused("12 channels does not divide into 8 norm groups", UNet, 1, 1, channels=(8, 12), attention=(D, D))
-    refused("channels a head", UNet, 1, 1, channels=(8, 16), attention=(D, A), head_dim=3)
 
 
 def test_patches_are_positions():

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from draws import batch, images, only
-from helpers import recipe, trainer
+from helpers import fit, recipe
 from refused import refused
-from zoo import CASES
+from zoo import FIRST
 
 from gzcli.core.errors import MissingError
 from gzcli.core.types import DataInfo
@@ -29,7 +29,6 @@ def build(shape=(1, 16, 16), **options) -> VQGAN:
 
 
 def test_the_adaptive_weight_makes_the_gradients_of_the_last_layer_equal():
-    torch.manual_seed(0)
     last, h = torch.nn.Linear(5, 3), torch.randn(5)
     rec, gan = 10 * last(h).square().sum(), 0.01 * last(h).sin().sum()
     weight = adaptive_weight(rec, gan, last)
@@ -135,6 +134,12 @@ def test_lpips_is_the_authors_on_the_same_weights():
         torch.testing.assert_close(found, theirs(x, y).flatten())
         assert found.min() > 1e-3
         torch.testing.assert_close(mine(grey, y), mine(grey.expand(-1, 3, -1, -1), y))
+    pytest.importorskip("lpips")
+    state = torch.load(linear_file(), map_location="cpu", weights_only=True)
+    model = ours(random_weights()[0], state)
+    for i, (p, width) in enumerate(zip(model.linear, WIDTHS, strict=True)):
+        assert torch.equal(p, state[f"lin{i}.model.1.weight"].flatten()) and p.shape == (width,)
+        assert p.min() >= 0 and p.max() > 0  # the authors keep them from below zero
 
 
 def test_lpips_comes_from_the_cache_and_is_missed_aloud(home, monkeypatch):
@@ -159,23 +164,9 @@ def test_lpips_comes_from_the_cache_and_is_missed_aloud(home, monkeypatch):
     torch.testing.assert_close(parts["loss"], want)
     torch.save({"something": torch.zeros(1)}, folder / VGG)
     refused("LPIPS", module.LPIPS.from_files)
-
-
-def test_the_run_says_that_there_is_no_perceptual_loss(home):
-    case = next(case for case in CASES if case.model == "vqgan")
-    tree = recipe(case, steps=1)
+    (folder / VGG).unlink()
+    tree = recipe(FIRST["vqgan"], steps=1)
     tree["model"]["perceptual"] = "auto"
-    run = trainer(tree)
-    run.fit()
-    told = (run.run.path / "log.txt").read_text()
+    told = (fit(tree).run.path / "log.txt").read_text()
     assert f"warning: no perceptual loss: perceptual distances (LPIPS) need the weights `{VGG}`" in told
     assert f"put `{VGG}` of torchvision's models into" in told
-
-
-def test_the_linear_layers_of_the_package_are_taken():
-    pytest.importorskip("lpips")
-    state = torch.load(linear_file(), map_location="cpu", weights_only=True)
-    model = ours(random_weights()[0], state)
-    for i, (p, width) in enumerate(zip(model.linear, WIDTHS, strict=True)):
-        assert torch.equal(p, state[f"lin{i}.model.1.weight"].flatten()) and p.shape == (width,)
-        assert p.min() >= 0 and p.max() > 0  # the authors keep them from below zero

@@ -33,11 +33,6 @@ def sides():
     return noisy(rng, 3 * CLASSES), noisy(rng, 400), noisy(rng, 400)
 
 
-def accuracy(net, images, labels) -> float:
-    found = LeNetFeatures(net, "", 0, False, torch.device("cpu"))
-    return float((found.predict(images) == labels).mean())
-
-
 def test_fresh_real_images_gain_what_they_gain_and_duplicates_gain_nothing(sides):
     few, many, test = sides
     doubled, fresh = (worth(few, samples, test, CLASSES, steps=STEPS) for samples in (few, many))
@@ -45,7 +40,9 @@ def test_fresh_real_images_gain_what_they_gain_and_duplicates_gain_nothing(sides
     assert doubled["both_gain"].low <= 0 <= doubled["both_gain"].high
     assert abs(doubled["both_gain"].value) < 0.03
     both = [np.concatenate(pair) for pair in zip(few, many, strict=True)]
-    others = [accuracy(trained(*data, CLASSES, steps=STEPS, seed=11), *test) for data in (both, few)]
+    nets = [trained(*data, CLASSES, steps=STEPS, seed=11) for data in (both, few)]
+    judges = [LeNetFeatures(net, "", 0, False, torch.device("cpu")) for net in nets]
+    others = [(judge.predict(test[0]) == test[1]).mean() for judge in judges]
     assert 0 < fresh["both_gain"].low <= others[0] - others[1] <= fresh["both_gain"].high
     for found in (doubled, fresh):
         assert "filled" not in found  # the classes are equally frequent

@@ -64,7 +64,7 @@ def test_gradients_are_those_of_the_recurrence(monkeypatch, tokens, cached):
         assert (c.double() - b).norm() <= 1e-4 * b.norm()
 
 
-def test_the_scan_is_finite_and_in_full_precision():
+def test_the_scan_is_finite_in_full_precision_and_linear_in_tokens():
     """ΔA of 16 a token: products of decays, and their quotients, leave even fp64 within fifty tokens."""
     x, _, _, B, C = inputs(1, 1024, 2, 2, torch.float32)
     A = torch.tensor([[-16.0, -1e-4], [-1e-4, -16.0]], requires_grad=True)
@@ -81,8 +81,6 @@ def test_the_scan_is_finite_and_in_full_precision():
         assert got.dtype == torch.float32 and torch.equal(got, want)
         assert all(map(torch.equal, torch.autograd.grad(got.sum(), values), grads))
 
-
-def test_what_is_kept_for_the_gradient_is_linear_in_tokens():
     def kept(tokens: int) -> int:
         values, sizes = inputs(2, tokens, 64, 16, torch.float32), []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.nbytes) or t, lambda t: t):
@@ -128,7 +126,7 @@ def test_the_kernel_of_mamba_ssm_is_used_where_it_is(monkeypatch):
     assert len(calls) == 8, "it has no fp64"
 
 
-def test_mamba_is_that_of_transformers():
+def test_mamba_is_that_of_transformers_and_the_paper():
     peer = pytest.importorskip("transformers.models.mamba.modeling_mamba")
     sizes = {"hidden_size": 32, "state_size": 5, "expand": 2, "conv_kernel": 4, "time_step_rank": 2}
     other, ours = awake(peer.MambaMixer(peer.MambaConfig(**sizes), 0)).eval(), Mamba(32, 2, 5)
@@ -138,9 +136,6 @@ def test_mamba_is_that_of_transformers():
         want = other(h)
         assert want.std() > 0.01
         torch.testing.assert_close(ours(h), want, atol=1e-5, rtol=1e-4)
-
-
-def test_it_starts_and_is_as_large_as_the_paper_says():
     torch.manual_seed(0)
     mamba = Mamba(256, 2, 16)
     delta = F.softplus(mamba.dt_proj.bias.detach()).log10()  # log-uniform
@@ -200,8 +195,7 @@ def test_the_divergence_of_the_likelihood_is_that_of_finite_differences():
     x, v = torch.randn(1, 16, dtype=torch.float64), torch.randint(2, (1, 16)).double() * 2 - 1
     state = torch.cat([x, torch.zeros(1, 1).double()], 1)
     gained = 16 * with_divergence(f, (1, 4, 4), v)(state, t)[0, -1]
-    with torch.no_grad():
-        ahead, behind = (f((x + s * v).view(1, 1, 4, 4), t).flatten(1) for s in (1e-5, -1e-5))
+    ahead, behind = (f((x + s * v).view(1, 1, 4, 4), t).flatten(1) for s in (1e-5, -1e-5))
     want = -((ahead - behind) / 2e-5 * v).sum()
     assert abs(float(want)) > 1e-3
     torch.testing.assert_close(gained, want, rtol=1e-6, atol=1e-8)
