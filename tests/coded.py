@@ -1,22 +1,21 @@
 """Images, and a small tokenizer whose codes tell them apart, for tests of priors."""
 
-from __future__ import annotations
-
+import draws
 import torch
+from draws import batch
 
-from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise
+from gzcli.core.types import Batch, DataInfo
 from gzcli.models.autoregressive.vqvae import VQVAE
 
 
 def images(n: int, shape: tuple[int, ...] = (1, 12, 8), seed: int = 2) -> torch.Tensor:
-    return (torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1).double()
+    return draws.images(n, shape, seed).double()
 
 
 def tokenizer(info: DataInfo, codes: int) -> VQVAE:
     """Untrained, its codes at what it makes of random images; a code stands for 4×4 pixels."""
     model = VQVAE.of(info, hidden=4, residual=2, blocks=1, codes=codes, dim=3)
-    x = images(64, info.shape, seed=0).float()
-    model.on_start(Batch(x, None, torch.arange(64), BatchNoise(0, total=64)))
+    model.on_start(batch(draws.images(64, info.shape)))
     return model
 
 
@@ -32,12 +31,8 @@ def prior(cls, shape=(1, 12, 8), *, codes=5, scale=0.5, classes=(), dtype=torch.
     return model.eval()
 
 
-def noise(n: int, seed: int = 0) -> ImageNoise:
-    return ImageNoise(seed, range(n))
-
-
 def prepared(model, x: torch.Tensor, y: torch.Tensor | None = None) -> Batch:
     """A training batch of x with its codes."""
-    batch = Batch(x, y, torch.arange(len(x)), BatchNoise(0, total=len(x)))
-    batch.extra |= model.prepare(batch)
-    return batch
+    made = batch(x, y=y)
+    made.extra |= model.prepare(made)
+    return made

@@ -42,8 +42,7 @@ def _home(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="session")
 def _interruptible():
-    """A shell's `&` and `nohup` start what they start with Ctrl-C ignored, and every child inherits that: the
-    tests of signals, and `gz` as they start it, must hear it all the same."""
+    """A shell's `&` and `nohup` start with Ctrl-C ignored: the tests of signals must hear it."""
     before = signal.getsignal(signal.SIGINT)
     if before is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,6 +1,4 @@
-"""Noise, batches and images that the tests of models are made with."""
-
-from __future__ import annotations
+"""Noise, batches and images that the tests of models are made with, and methods called with flat options."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +8,13 @@ import torch
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise
 from gzcli.data.packs.batches import TrainBatches, TrainImages
 from gzcli.data.packs.pack import Pack
+from gzcli.models.base import group_options
 from gzcli.models.nn import from_levels
+
+
+def flat(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method, whose dataclasses of options are given by their fields, as a recipe has them."""
+    return lambda *args, **options: method(*args, **group_options(method, options))
 
 
 def noise(n: int, seed: int = 0) -> ImageNoise:
@@ -36,6 +40,14 @@ def squares(n: int, info: DataInfo, seed: int = 0) -> torch.Tensor:
         grey = torch.randint(1, info.levels, (1,), generator=g)
         k[i, :, top : top + h // 3, left : left + h // 3] = grey.float()
     return from_levels(k, info.levels)
+
+
+def awake(net: torch.nn.Module, std: float = 0.2) -> torch.nn.Module:
+    """Off the start, at which blocks are the identity and the output is zero."""
+    generator = torch.Generator().manual_seed(0)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=std, generator=generator)
+    return net
 
 
 def only(model: torch.nn.Module, name: str) -> None:

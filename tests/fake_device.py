@@ -3,13 +3,10 @@ operation on them is checked as a GPU would, or a Mac's, run without a kernel. T
 
   MixedDevices  tensors of two devices in one operation (but for CPU scalars, which a GPU takes too)
   NoFloat64     a tensor of float64 on the device, which MPS cannot hold
-  syncs         where the host waited for the device: `.item()`, a condition on a tensor, `.cpu()`, sizes that
-  depend on
+  syncs         where the host waited for the device: `.item()`, a condition on a tensor, `.cpu()`, sizes by
                 values, and copies to the device that are not from pinned memory and non-blocking
 What is read from the device is made up: true, 1, and numbers between ¼ and ¾.
 """
-
-from __future__ import annotations
 
 import contextlib
 import sys
@@ -71,11 +68,9 @@ class Generator(torch.Generator):
 # their inputs, all else that it knows in fp32.
 HALF = (
     "_convolution _convolution.deprecated conv1d conv2d conv3d conv_tbc conv_transpose1d "
-    "conv_transpose2d.input convolution "
-    "conv_transpose3d.input prelu addmm addmv addr matmul einsum mm mv linalg_vecdot linear addbmm baddbmm "
-    "bmm chain_matmul "
-    "linalg_multi_dot _thnn_fused_lstm_cell _thnn_fused_gru_cell lstm_cell gru_cell rnn_tanh_cell "
-    "rnn_relu_cell "
+    "conv_transpose2d.input convolution conv_transpose3d.input prelu addmm addmv addr matmul einsum mm "
+    "mv linalg_vecdot linear addbmm baddbmm bmm chain_matmul linalg_multi_dot _thnn_fused_lstm_cell "
+    "_thnn_fused_gru_cell lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell "
     "_scaled_dot_product_flash_attention scaled_dot_product_attention"
 )
 WIDEST = "addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler index_put tensordot scatter_add"
@@ -88,19 +83,10 @@ def _cast(name: str) -> Any:
     off = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
 
     def cast(*args, **kwargs):
-        floats = [
-            t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor) and t.is_floating_point()
-        ]
-        if half:
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        dtype = torch.float32
+        if half or (widest and all(t.dtype != torch.float32 for t in tensors)):
             dtype = torch.get_autocast_dtype(NAME)
-        elif widest:
-            dtype = (
-                torch.float32
-                if any(t.dtype == torch.float32 for t in floats)
-                else torch.get_autocast_dtype(NAME)
-            )
-        else:
-            dtype = torch.float32
         to = lambda t: t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t  # noqa: E731
         with torch._C._ExcludeDispatchKeyGuard(off):
             return operator(*tree_map_only(torch.Tensor, to, args), **tree_map_only(torch.Tensor, to, kwargs))
@@ -109,8 +95,7 @@ def _cast(name: str) -> Any:
 
 
 def _set_up() -> list[torch.library.Library]:
-    """Once in a process, before its first backward pass, which starts a thread for every device that there
-    is."""
+    """Once in a process, before its first backward pass, which starts a thread for every device there is."""
     backend_registration._setup_privateuseone_for_python_backend(NAME, module, Hook())
     others = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
     others.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
@@ -141,9 +126,8 @@ class OnDevice(TorchDispatchMode):
         tensors = list(tensors_in((*args, *kwargs.values())))
         ours = [t for t in tensors if isinstance(t, FakeTensor)]
         target = kwargs.get("device")
-        if (
-            torch.is_inference_mode_enabled() and func.namespace == "aten" and func._can_decompose()
-        ):  # autograd, which is off, would have taken it apart
+        inference = torch.is_inference_mode_enabled() and func.namespace == "aten"
+        if inference and func._can_decompose():  # autograd, which is off, would have taken it apart
             with self:
                 return func.decompose(*args, **kwargs)
         if func is aten.is_pinned.default:
@@ -177,20 +161,13 @@ class OnDevice(TorchDispatchMode):
                 raise NoFloat64(f"a copy of float64 to the device at {where()}")
             with self.fakes:  # straight, as `from_tensor` would hold on to a parameter
                 return torch.empty_strided(args[0].shape, args[0].stride(), dtype=dtype, device=DEVICE)
-        if func is aten.bincount.default:
+        if func in (aten.bincount.default, aten.nonzero.default):
             self.sync("size")
             with self.fakes:
-                return args[0].new_empty(max(kwargs.get("minlength", 0), *args[2:3], 1))
-        if func is aten.nonzero.default:
-            self.sync("size")
-            with self.fakes:
+                if func is aten.bincount.default:
+                    return args[0].new_empty(max(kwargs.get("minlength", 0), *args[2:3], 1))
                 return args[0].new_empty(args[0].numel(), args[0].ndim, dtype=torch.int64)
-        if func in (
-            aten.index.Tensor,
-            aten.index_put_.default,
-            aten.index_put.default,
-            aten._index_put_impl_.default,
-        ):
+        if func.overloadpacket in (aten.index, aten.index_put_, aten.index_put, aten._index_put_impl_):
             args = (args[0], [self.position(i) for i in args[1]], *args[2:])
         return self.run(func, args, kwargs)
 
@@ -199,10 +176,9 @@ class OnDevice(TorchDispatchMode):
         if index is None or (isinstance(index, FakeTensor) and index.dtype != torch.bool):
             return index
         self.sync("size" if isinstance(index, FakeTensor) else "copy")
+        shape = index.numel() if index.dtype == torch.bool else index.shape
         with self.fakes:
-            return torch.empty(
-                index.numel() if index.dtype == torch.bool else index.shape, dtype=torch.int64, device=DEVICE
-            )
+            return torch.empty(shape, dtype=torch.int64, device=DEVICE)
 
     def run(self, func, args, kwargs) -> Any:
         if not all(isinstance(t, FakeTensor) for t in tensors_in((*args, *kwargs.values()))):

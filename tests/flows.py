@@ -1,7 +1,4 @@
-"""What the tests of image flows share: models moved off their start, images, and the truth by autograd and
-quadrature."""
-
-from __future__ import annotations
+"""What the tests of image flows share: models, images, the truth by autograd and quadrature."""
 
 import itertools
 import math
@@ -38,9 +35,8 @@ def batch(x: torch.Tensor, y: torch.Tensor | None = None, seed: int = 0) -> Batc
 
 def log_det_by_autograd(f, x: torch.Tensor) -> torch.Tensor:
     """log |det ∂f/∂x| of each image of x, f mapping one image [1, …] to as many numbers."""
-    return torch.stack(
-        [torch.linalg.slogdet(jacobian(lambda t: f(t[None]).flatten(), one).flatten(1))[1] for one in x]
-    )
+    jacobians = (jacobian(lambda t: f(t[None]).flatten(), one).flatten(1) for one in x)
+    return torch.stack([torch.linalg.slogdet(each)[1] for each in jacobians])
 
 
 def check_bijection(model: ImageFlow, shape=(1, 8, 8)) -> None:
@@ -66,8 +62,7 @@ class Midpoints(Noise):
 
 
 def check_probabilities(model: ImageFlow) -> None:
-    """On all 81 images of 2×2 pixels and 3 levels: p(k), by quadrature over the dequantisation noise, sums to
-    1 and is the frequency of k among samples."""
+    """On all 81 images of 2×2 pixels and 3 levels: p(k) by quadrature sums to 1 and is the frequency of k."""
     every = torch.tensor(list(itertools.product(range(3), repeat=4))).view(-1, 1, 2, 2)
     x, n = from_levels(every, 3), 100_000
     with torch.no_grad():
@@ -86,8 +81,7 @@ def check_probabilities(model: ImageFlow) -> None:
 
 
 def check_log_prob(model: ImageFlow, x: torch.Tensor) -> None:
-    """log_prob of one image of an unconditional, uniformly dequantised model is the density by autograd − D
-    log levels."""
+    """log_prob of one image, uniformly dequantised, is the density by autograd − D log levels."""
     levels = model.data.levels
     v = ((x + 1) * (levels - 1) / 2 + noise(1).rand(*x.shape).to(x)) / levels
     mean, log_std = model.top

@@ -1,7 +1,5 @@
 """Commands of gz in children of a process that has loaded it: see `zygote`."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -17,10 +15,7 @@ TESTS = Path(__file__).resolve().parent
 
 
 class Zygote:
-    """The process that forks: `do` runs a command in a child of it.
-
-    folder: what is said and logged goes here.
-    """
+    """The process that forks: `do` runs a command in a child of it, which speaks into the folder."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -42,9 +37,7 @@ class Zygote:
         job |= {"home": str(home), "here": str(here), "said": str(self.folder / "said.txt")}
         return self.asked(words=words, **job)
 
-    def gz(
-        self, *words: str, code: int = 0, env: dict[str, str] | None = None
-    ) -> subprocess.CompletedProcess:
+    def gz(self, *words: str, code: int = 0, env: dict[str, str] | None = None):
         """As `helpers.gz`, seconds sooner: the command, and an engine of one process, run in the child."""
         home, err = Path(os.environ["GZ_HOME"]), self.folder / "err.txt"
         where = {"home": str(home), "here": str(traps()), "said": str(self.folder / "said.txt")}

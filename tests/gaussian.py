@@ -1,7 +1,5 @@
 """A correlated Gaussian of images, whose completion is known."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -24,8 +22,7 @@ class GaussianField:
         self.one = (self.mean + root @ torch.randn(16, generator=draw, dtype=torch.float64)).view(1, 1, 4, 4)
 
     def halved(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """An image, the mask that shows its upper half, and mean and covariance of the lower one given
-        that."""
+        """An image, the mask that shows its upper half, mean and covariance of the lower one given that."""
         mask = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
         mask[:, :, :2] = 1
         gain = self.covariance[8:, :8] @ torch.linalg.inv(self.covariance[:8, :8])
@@ -35,9 +32,8 @@ class GaussianField:
     def denoised(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
         """E[x_0 | x]."""
         pull = alpha * self.values / (alpha**2 * self.values + sigma**2)
-        return (
-            self.mean + ((x.flatten(1) - alpha * self.mean) @ self.vectors * pull) @ self.vectors.T
-        ).view_as(x)
+        off = (x.flatten(1) - alpha * self.mean) @ self.vectors * pull
+        return (self.mean + off @ self.vectors.T).view_as(x)
 
     def velocity_net(self) -> nn.Module:
         """The velocity x_1 − x_0 of a flow to it, of a whole batch at one time in thousandths."""
@@ -57,8 +53,7 @@ class GaussianField:
 
 
 def check_moments(samples: Tensor, mean: Tensor, covariance: Tensor) -> None:
-    """Of samples [N, D]: means within a tenth of a deviation, variances along all axes of the covariance
-    within a tenth."""
+    """Means within a tenth of a deviation, variances along all axes of the covariance within a tenth."""
     assert ((samples.mean(0) - mean).abs() / covariance.diag().sqrt()).max() < 0.1
     white = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), (samples - mean).T, upper=False)
     assert 0.9 < white.var(1).mean() < 1.1

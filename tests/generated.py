@@ -1,7 +1,4 @@
-"""How many cases the tests of tests/faults generate: `make fuzz` sets GZ_FUZZ, by which each number is
-multiplied; the cases are then others every time."""
-
-from __future__ import annotations
+"""How many cases tests/faults generates: `make fuzz` multiplies them by GZ_FUZZ, and draws them anew."""
 
 import os
 
@@ -11,10 +8,5 @@ TIMES = int(os.environ.get("GZ_FUZZ", "1"))
 
 
 def generated(count: int) -> settings:
-    return settings(
-        max_examples=count * TIMES,
-        deadline=None,
-        derandomize=TIMES == 1,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
+    how = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+    return settings(max_examples=count * TIMES, derandomize=TIMES == 1, **how)

@@ -1,7 +1,5 @@
 """Runs of the trainer and of the command line, for tests."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -18,8 +16,6 @@ from gzcli.store.runs import Run
 
 NO_PAUSES = ("train.sample_every=0", "train.eval_every=0", "train.best=none")
 QUICK = (*NO_PAUSES, "train.log_every=1", "train.samples=2")
-
-
 ROOT = Path(__file__).resolve().parents[1]
 # what a user's own script may be called
 TRAPS = ("random", "queue", "torch", "numpy", "yaml", "signal", "accelerate")
@@ -68,18 +64,20 @@ def trainer(tree: dict[str, Any], run: Run | None = None) -> Trainer:
     return Trainer(run, part, pack, accelerate(part), Log(run.path, rank=int(os.environ.get("RANK", "0"))))
 
 
+def fit(tree: dict[str, Any], run: Run | None = None) -> Trainer:
+    """A trainer that has trained."""
+    made = trainer(tree, run)
+    made.fit()
+    return made
+
+
 def gz(
     *words: str, code: int = 0, env: dict[str, str] | None = None, timeout: float = 240
 ) -> subprocess.CompletedProcess:
     """Runs `gz` as a user does, in a folder of traps, and checks its exit code."""
-    done = subprocess.run(
-        [sys.executable, "-m", "gzcli", *words],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
-        cwd=traps(),
-    )
+    how = {"capture_output": True, "text": True, "timeout": timeout, "cwd": traps()}
+    how["env"] = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+    done = subprocess.run([sys.executable, "-m", "gzcli", *words], **how)
     assert done.returncode == code, f"gz {' '.join(words)} → {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 

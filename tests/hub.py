@@ -1,7 +1,5 @@
 """A stand-in of the Hugging Face hub: the part of its HTTP interface by which models are pushed and got."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json
@@ -36,10 +34,8 @@ def hub():
                 files = [{"path": p, "uploadMode": mode(p), "shouldIgnore": False} for p in paths]
                 return self.answer(200, {"files": files})
             if path.endswith("/info/lfs/objects/batch"):
-                objects = [
-                    {**one, "actions": {"upload": {"href": f"{server.url}/lfs/{one['oid']}"}}}
-                    for one in json.loads(body)["objects"]
-                ]
+                upload = lambda oid: {"upload": {"href": f"{server.url}/lfs/{oid}"}}  # noqa: E731
+                objects = [{**one, "actions": upload(one["oid"])} for one in json.loads(body)["objects"]]
                 return self.answer(200, {"transfer": "basic", "objects": objects})
             if path.endswith("/commit/main"):
                 return self.commit(path.removeprefix("/api/models/").removesuffix("/commit/main"), body)

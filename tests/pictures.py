@@ -1,7 +1,5 @@
 """Small pictures, folders and archives for the tests of data."""
 
-from __future__ import annotations
-
 import io
 import tarfile
 import zipfile
@@ -61,32 +59,24 @@ def as_tar(path: Path, files: dict[str, bytes]) -> Path:
 
 def nothing_half_written() -> bool:
     packs = cache_dir("packs")
-    return not packs.exists() or not [
-        p for p in packs.rglob("*") if not p.name.endswith(".lock") and p.is_file()
-    ]
+    return not packs.exists() or all(p.name.endswith(".lock") or p.is_dir() for p in packs.rglob("*"))
 
 
-LAYOUTS = {
+CLASSES = ("blue", "green", "red")
+SIDES = (("A", RED), ("B", BLUE))
+LAYOUTS = {  # files, and the classes that are read from their folders
     "flat": ({f"{i:02}.png": png(RED) for i in range(20)}, ()),
-    "classes": (
-        {f"{c}/{i}.png": png(v) for c, v in COLOURS.items() for i in range(8)},
-        ("blue", "green", "red"),
-    ),
+    "classes": ({f"{c}/{i}.png": png(v) for c, v in COLOURS.items() for i in range(8)}, CLASSES),
     "splits": (
         {f"{s}/{c}/{i}.png": png(v) for s in ("train", "test") for c, v in COLOURS.items() for i in range(6)},
-        ("blue", "green", "red"),
+        CLASSES,
     ),
     "flat splits": (
         {f"{s}/{i}.png": png(BLUE) for s in ("train", "validation", "test") for i in range(6)},
         (),
     ),
     "pairs": (
-        {
-            f"{s}{d}/{i}.png": png(v)
-            for s in ("train", "test")
-            for d, v in (("A", RED), ("B", BLUE))
-            for i in range(5)
-        },
+        {f"{s}{d}/{i}.png": png(v) for s in ("train", "test") for d, v in SIDES for i in range(5)},
         ("A", "B"),
     ),
 }

@@ -1,7 +1,4 @@
-"""A model that tests can check by counting: every pixel independent, with the histogram of its training
-images."""
-
-from __future__ import annotations
+"""A model that tests can check by counting: independent pixels with the histogram of its training images."""
 
 import numpy as np
 import torch
@@ -63,9 +60,8 @@ def fitted(levels=17, conditional=False, size=None):
     groups = [k[y == c] for c in range(10)] if conditional else [k]
     tables = [np.stack([(group == level).sum(0) + 1.0 for level in range(levels)], -1) for group in groups]
     table = torch.from_numpy(np.stack([t / t.sum(-1, keepdims=True) for t in tables])).float()
-    return Pixelwise(
-        pack.info(levels=levels), table=table if conditional else table[0], conditional=conditional
-    )
+    table, info = table if conditional else table[0], pack.info(levels=levels)
+    return Pixelwise(info, table=table, conditional=conditional)
 
 
 def nll_of(trained, images):

@@ -1,7 +1,5 @@
 """A local HTTP server over a folder that misbehaves on request; it serves as a proxy too, for any host."""
 
-from __future__ import annotations
-
 import re
 import threading
 import time

@@ -1,16 +1,13 @@
 """Two processes against one.
 
 Started by tests as N processes, it trains runs one after another in float64, and tells of each its losses,
-its figures of validation and the rank gap. A run that comes again has lost its last checkpoint, and goes on
-from the one before.
+its figures of validation and the rank gap. A run that comes again has lost its last checkpoint, and goes on.
 
     python tests/two_ranks.py --all [--steps 30] [--batch 8] [--fp32] [MODEL[,KEY=VALUE…] …]
 
 measures instead: it trains every recipe, or those that are named, on its embedded set, all stages, by one
 process and by two, and prints how far the weights are apart, a line a stage.
 """
-
-from __future__ import annotations
 
 import argparse
 import gc
@@ -81,10 +78,7 @@ def work(folders: list[str]) -> None:
 
 
 def launched(planned: Iterable[Run], world: int, *, fp32: bool = False, said: int | None = None) -> None:
-    """Trains the runs, one after another, in `world` gloo processes.
-
-    said: where these write what they say, as `subprocess` takes it.
-    """
+    """Trains the runs, in `world` gloo processes; `said` is where they write, as `subprocess` has it."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -103,12 +97,9 @@ def launched(planned: Iterable[Run], world: int, *, fp32: bool = False, said: in
 
 
 def planned(what: str, steps: int, batch: int) -> Run:
-    """A run of a recipe as it is shipped, on its embedded set, but for the length and the batch. What tunes a
-    pipeline tunes a tiny one, as its zoo line does.
-
-    what: the recipe's name, and after commas what else is set.
-    """
-    from zoo import CASES
+    """A run of a recipe as it is shipped, on its embedded set, but for the length and the batch; what tunes a
+    pipeline tunes a tiny one. `what` is the recipe's name, and after commas what else is set."""
+    from zoo import FIRST
 
     name, *more = what.split(",")
     sets = (*QUICK, f"train.batch_size={batch}", *more)
@@ -116,7 +107,7 @@ def planned(what: str, steps: int, batch: int) -> Run:
     found = resolve(name, sets=sets, flags=flags)
     run = runs.create(name, found.data.name)
     if found.card.family == "stable_diffusion":
-        case = next(case for case in CASES if case.model == found.card.name)
+        case = FIRST[found.card.name]
         tree = recipe(case, steps=steps, sets=(*sets, "data.size=16"))
         files.write_atomic(run.path / "run.yaml", dump(tree))
     else:
@@ -146,16 +137,11 @@ def out_of(run: Run) -> dict[str, Any]:
     return json.loads((run.path / "out.json").read_text())
 
 
-def pairs(
-    names: Iterable[str], *, steps: int, batch: int, fp32: bool = False, said: int | None = None
-) -> dict[str, tuple[Run, Run]]:
-    """Trains recipes by one process and by two, and returns both runs of each.
-
-    names: of the recipes, as `planned` takes them.
-    """
+def pairs(names: Iterable[str], *, steps: int, batch: int, **how: Any) -> dict[str, tuple[Run, Run]]:
+    """Trains recipes, named as `planned` takes them, by one process and by two; returns both runs of each."""
     found = {name: (planned(name, steps, batch), planned(name, steps, batch)) for name in names}
     for world in (1, 2):
-        launched([pair[world - 1] for pair in found.values()], world, fp32=fp32, said=said)
+        launched([pair[world - 1] for pair in found.values()], world, **how)
     return found
 
 

@@ -1,7 +1,5 @@
 """One line a model: the small build that the contract suite checks."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +9,7 @@ from gzcli.models import catalog
 
 @dataclass(frozen=True)
 class Case(testing.Case):
-    """A model with hyperparameters that train in a second or two on the digits.
-
-    base: the kind of the tiny pipeline that is tuned, by a model that tunes one.
-    """
+    """A model that trains in a second or two; `base` is the kind of tiny pipeline that is tuned."""
 
     base: str = "sd"
 
@@ -38,25 +33,21 @@ FLOWPP |= {"dequant_couplings": 2}
 FM = {"channels": 4, "groups": 4, "mult": (1, 2), "attention": ()}
 DDPM = {"channels": 8, "mult": (1, 2), "attention": (), "timesteps": 20}
 REFINENET = {"width": 8, "mult": (1, 2), "dilation": (1, 2), "sigma_max": 10.0}
-
 DIT = {"width": 32, "layers": 2, "heads": 2, "patch": 4}
 ZIGMA = {"width": 32, "layers": 2, "patch": 4, "state": 4}
 RF = Case("rf", DIT, lr=3e-3, batch=8, sample={"steps": 3})
 RF_LABELS = Case("rf", DIT | {"conditional": True}, lr=3e-3, batch=8, sample={"steps": 3, "guidance": 2.0})
 
-# untrained, whose output is zero, all but the prediction of x0 inverts to what it reconstructs exactly
+# untrained, whose output is zero, all but the prediction of x0 inverts to what it reconstructs exactly; its
+# classifier draws nothing
 DIFFAE_OPTIONS = DDPM | {"latent": 8, "encoder_mult": (1, 2), "prediction": "x0"}
-DIFFAE = Case(
-    "diffae", DIFFAE_OPTIONS, lr=1e-2, batch=8, sample={"steps": 4}, quiet=True
-)  # its classifier draws nothing
+DIFFAE = Case("diffae", DIFFAE_OPTIONS, lr=1e-2, batch=8, sample={"steps": 4}, quiet=True)
 LATENT = {"width": 64, "layers": 3, "timesteps": 20}
-
 VQVAE = Case("vqvae", {"hidden": 16, "residual": 8, "blocks": 1, "codes": 32, "dim": 8}, lr=3e-3, quiet=True)
 VQGAN = {"channels": 8, "mult": (1, 1, 2), "groups": 4, "codes": 32, "dim": 8, "disc_width": 8}
 VQGAN |= {"perceptual": "none"}
 CYCLEGAN = {"width": 8, "halvings": 1, "blocks": 1, "disc_width": 8}
 PRIOR = {"width": 32, "layers": 2, "heads": 2}
-
 MLP = {"net": "mlp", "hidden": (64,), "latent": 8}
 GAN = {"width": 8, "latent": 16}
 PIXELS = {"hidden": 16, "head": 16, "dilations": (1, 2, 1)}
@@ -149,3 +140,4 @@ CASES = [
     tuner("controlnet", {"cache": False}, lr=3e-3),
     tuner("instructpix2pix", {"cache": False}, lr=3e-3, data="digits-edited"),
 ]
+FIRST = {case.model: case for case in reversed(CASES)}  # of each model

@@ -8,8 +8,6 @@ several processes. A change is a call of os.fsync, replace, rename, unlink, remo
 something below `home`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import json
@@ -66,10 +64,7 @@ def die(job: dict[str, Any]) -> None:
 
 
 def here(started: Any, folder: Path, plan: Any, *, launcher: bool, mode: str = "human") -> dict[str, Any]:
-    """`launch.run` without a process, in the environment that it gives to one.
-
-    started: the real one, for several processes.
-    """
+    """`launch.run` without a process, in the environment that it gives to one; `started` is the real one."""
     from gzcli.engine.__main__ import main
     from gzcli.launch.launcher import environment, outcome
     from gzcli.store.runs import Run

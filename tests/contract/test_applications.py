@@ -1,7 +1,4 @@
-"""`gz sample --do`: every application of every model by its plain call, what it writes and draws, and what it
-refuses."""
-
-from __future__ import annotations
+"""`gz sample --do`: every application of every model by its plain call, and what it refuses."""
 
 import json
 from dataclasses import dataclass, replace
@@ -11,31 +8,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from zoo import CASES, Case
+from refused import refused
+from zoo import CASES, FIRST, Case
 
 from gzcli.api import LoadedRun
 from gzcli.cli import app
 from gzcli.core import jobs
-from gzcli.core.errors import UsageError
 from gzcli.core.jobs import SampleJob
 from gzcli.core.sections import DataSection, Part
 from gzcli.core.types import Applied, ImageNoise, no_progress
 from gzcli.data.packs.open import open_pack
 from gzcli.data.sets.names import in_turns
+from gzcli.engine import sheets
 from gzcli.engine.log import Log
-from gzcli.engine.sheets import (
-    BETWEEN,
-    CELL,
-    GAP,
-    HEAD,
-    MARGIN,
-    PAPER,
-    Row,
-    by_class,
-    fitting,
-    of_samples,
-    sheet,
-)
+from gzcli.engine.sheets import BETWEEN, CELL, GAP, HEAD, MARGIN, PAPER, Row, sheet
 from gzcli.engine.trained import Trained
 from gzcli.judge import sample
 from gzcli.judge.sample import HIDDEN
@@ -49,9 +35,9 @@ WAYS = {"interpolate": (FEW // 2, 8, 2), "traverse": (8, 8, 1)}  # rows, columns
 GIVEN = {"inpaint": "masked", "complete": "kept", "upscale": "small, 1/2"}
 
 # the first build of each model, and conditional ones of those whose applications ask for labels
-FIRST = {case.model: case for case in reversed(CASES)}.values()
 LABELLED = [case for case in CASES if case.conditional and case.model in ("glow", "maskgit", "fm", "sgm")]
-TRIED = list({id(case): case for case in (*FIRST, *LABELLED) if catalog.card(case.model).do}.values())
+ONCE = {id(case): case for case in (*FIRST.values(), *LABELLED)}.values()
+TRIED = [case for case in ONCE if catalog.card(case.model).do]
 PAIRS = [pytest.param(case, do, id=f"{case}-{do}") for case in TRIED for do in catalog.card(case.model).do]
 
 
@@ -110,8 +96,7 @@ def shop(capsys, monkeypatch):
 
 
 def cell(grid: np.ndarray, row: int, column: int, *, columns: int, marks: bool) -> np.ndarray:
-    """The small image [16, 16] at a place of a sheet, counted from its right edge, for the names on the left
-    are of any width."""
+    """The small image [16, 16] at a place of a sheet, counted from its right edge: names on the left vary."""
     step = CELL + GAP
     top = MARGIN + (HEAD if marks else 0) + row * step
     left = grid.shape[1] - MARGIN + GAP - (columns - column) * step
@@ -120,8 +105,7 @@ def cell(grid: np.ndarray, row: int, column: int, *, columns: int, marks: bool) 
 
 @pytest.mark.parametrize(("case", "do"), PAIRS)
 def test_the_plain_call_of_every_application(shop, case, do):
-    """No options, the set's own test images: the outputs alone are written, and the sheet shows what each is
-    of."""
+    """No options, the set's test images: the outputs alone are written, the sheet shows what each is of."""
     gz, test = shop(case), open_pack(case.data).images("test")
     flows = ("glow", "flow", "realnvp", "flowpp")
     by_class = (do in ("classify", "translate") and case.model != "cyclegan") or case.model in flows
@@ -189,14 +173,18 @@ def test_what_is_refused_says_what_there_is(shop):
     assert error["message"] == "`vae` does not inpaint"
     assert "reconstruct, interpolate, traverse" in error["hint"] and "--can inpaint" in error["hint"]
     assert "takes no mask" in gz("--do", "reconstruct", "--mask", __file__, code=2)["message"]
+    for do in ("interpolate", "traverse"):  # whose frames were steps
+        found, again = (gz("--do", do, "-n", "2", option, "3") for option in ("--frames", "--steps"))
+        assert found["columns"] == again["columns"] == 3
+    few = np.zeros((2, *gz.trained.info.shape), np.uint8)
+    assert len(LoadedRun(gz.trained).do("interpolate", few, steps=5)) == 5
 
 
-WITH_CODES = [case for case in TRIED if catalog.card(case.model).family in ("vae", "gan", "normalizing_flow")]
+CODED = [case for case in TRIED if catalog.card(case.model).family in ("vae", "gan", "normalizing_flow")]
+CODED = [case for case in CODED if "interpolate" in catalog.card(case.model).do]
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in WITH_CODES if "interpolate" in catalog.card(case.model).do], ids=str
-)
+@pytest.mark.parametrize("case", CODED, ids=str)
 def test_interpolations_start_and_end_at_the_reconstructions(case):
     model = case.fresh().eval()
     x = torch.from_numpy(open_pack(case.data).images("test")[:5].copy()) / 127.5 - 1
@@ -210,17 +198,7 @@ def test_interpolations_start_and_end_at_the_reconstructions(case):
     ends = images("reconstruct", x[:4], steps=5)
     for end, expected in ((way[:, 0], ends[0::2]), (way[:, -1], ends[1::2])):
         assert ((end - expected).abs() > 1e-4).float().mean() < 0.02  # a level of a flow may round across
-    with pytest.raises(UsageError, match="pairs"):
-        images("interpolate", x[:1])
-
-
-@pytest.mark.parametrize("do", ["interpolate", "traverse"])
-def test_the_older_name_of_frames_is_understood(shop, do):
-    gz = shop(CASES[0])
-    found, again = (gz("--do", do, "-n", "2", option, "3") for option in ("--frames", "--steps"))
-    assert found["columns"] == again["columns"] == 3
-    run = LoadedRun(gz.trained)
-    assert len(run.do("interpolate", np.zeros((2, *gz.trained.info.shape), np.uint8), steps=5)) == 5
+    refused("pairs", images, "interpolate", x[:1])
 
 
 def test_many_images_are_said_to_be_on_one_sheet(shop, capsys):
@@ -235,37 +213,70 @@ def test_many_images_are_said_to_be_on_one_sheet(shop, capsys):
 
 
 def test_samples_have_their_labels_and_a_column_a_class(shop):
-    case = next(case for case in CASES if case.model == "cvae")
-    gz = shop(case, n=None)
+    gz = shop(FIRST["cvae"], n=None)
     result = gz("-n", "25", "--npz")
-    saved = np.load(result["npz"])
+    saved, grid = np.load(result["npz"]), np.asarray(Image.open(result["grid"]))
     assert saved.files == ["samples", "labels"] and saved["labels"].tolist() == [i % 10 for i in range(25)]
-    grid = np.asarray(Image.open(result["grid"]))
-    caption = HEAD  # one line
-    high, wide = 2 * MARGIN + HEAD + 3 * (CELL + GAP) - GAP + caption, 2 * MARGIN + 10 * (CELL + GAP) - GAP
-    assert grid.shape == (high, wide)
+    # with a line of caption
+    assert grid.shape == (
+        2 * MARGIN + 2 * HEAD + 3 * (CELL + GAP) - GAP,
+        2 * MARGIN + 10 * (CELL + GAP) - GAP,
+    )
     assert (cell(grid, 1, 3, columns=10, marks=True) == saved["samples"][13, ..., 0]).all()
     result = gz("-n", "9", "--label", "3,7", "--npz")
     assert np.load(result["npz"])["labels"].tolist() == [3, 7] * 4 + [3]
 
 
-def test_columns_of_one_class():
+def test_sheets_and_their_columns():
     classes = tuple("abcdefghij")
-    assert by_class(None, 64, 8, classes) == (8, ())
-    assert by_class(torch.arange(64) % 10, 64, 8, classes) == (10, list(classes))
-    assert by_class(torch.full((64,), 2), 64, 8, classes) == (8, ["c"] * 8)
-    assert by_class(torch.tensor([0, 2] * 32), 64, 8, classes) == (8, ["a", "c"] * 4)
-    assert by_class(torch.tensor([3, 1, 4, 1, 5, 9, 2, 6] * 2), 16, 4, classes)[0] == 8
-    assert by_class(torch.tensor([3, 1, 4, 1, 5, 9]), 6, 4, classes) == (4, ())  # as they come
-    assert by_class(torch.tensor([3, 1, 4, 1]), 4, 10, classes) == (4, ["d", "b", "e", "b"])
-    assert by_class(torch.arange(10), 10, 4, classes) == (10, list(classes))
-    assert by_class(torch.arange(64), 64, 8, tuple(map(str, range(64)))) == (8, ())  # each of another class
-    assert by_class(torch.tensor([[1, 0, 1], [0, 0, 0]]), 2, 10, classes[:3])[1] == ["a + c", "none"]
+    for labels, n, wide, found in (
+        (None, 64, 8, (8, ())),
+        (torch.arange(64) % 10, 64, 8, (10, list(classes))),
+        (torch.full((64,), 2), 64, 8, (8, ["c"] * 8)),
+        (torch.tensor([0, 2] * 32), 64, 8, (8, ["a", "c"] * 4)),
+        (torch.tensor([3, 1, 4, 1, 5, 9]), 6, 4, (4, ())),  # as they come
+        (torch.tensor([3, 1, 4, 1]), 4, 10, (4, ["d", "b", "e", "b"])),
+        (torch.arange(10), 10, 4, (10, list(classes))),
+    ):
+        assert sheets.by_class(labels, n, wide, classes) == found
+    assert sheets.by_class(torch.tensor([3, 1, 4, 1, 5, 9, 2, 6] * 2), 16, 4, classes)[0] == 8
+    own = tuple(map(str, range(64)))  # each of another class
+    assert sheets.by_class(torch.arange(64), 64, 8, own) == (8, ())
+    assert sheets.by_class(torch.tensor([[1, 0, 1], [0, 0, 0]]), 2, 10, classes[:3])[1] == ["a + c", "none"]
+    image = np.full((3, 16, 16), 200, np.uint8)
+    plain = sheet([[Row("", [image] * 3)]])
+    named = sheet([[Row("source", [image] * 3, ["a", "b"])], [Row("result", [image])]])
+    assert plain.shape == (CELL + 2 * MARGIN, 3 * CELL + 2 * GAP + 2 * MARGIN, 3)
+    assert (plain[MARGIN : MARGIN + CELL, MARGIN : MARGIN + CELL] == 200).all()
+    assert named.shape[0] == plain.shape[0] + CELL + GAP + BETWEEN + HEAD
+    assert (named[:, : MARGIN + 30] < 128).any() and (named[:21] < 128).any()  # letters
+    big = sheet([[Row("", [np.zeros((1, 256, 256), np.uint8)])]])
+    assert big.shape == (256 + 2 * MARGIN, 256 + 2 * MARGIN, 1)
+    assert sheets.fitting("ankle boot", 300) == "ankle boot" and sheets.fitting("ankle boot", 40).endswith(
+        "…"
+    )
+    half = np.repeat(np.array([0, 255], np.uint8), 8)[None, :, None].repeat(16, 2)
+    smooth, exact = (sheet([[Row("", [half], exact=e)]])[MARGIN:-MARGIN, MARGIN] for e in (False, True))
+    assert set(exact.ravel()) == {0, 255} and len(set(smooth.ravel())) > 4, "a mask is enlarged exactly"
+    images = np.zeros((4, 1, 16, 16), np.uint8)
+    plain, told = (
+        sheets.of_samples(images, None, (), caption) for caption in ("", "vae · digits · step 700")
+    )
+    long = sheets.of_samples(images, None, (), " · ".join(["as many words as this"] * 3))
+    assert told.shape[0] == plain.shape[0] + HEAD and long.shape[0] == plain.shape[0] + 3 * HEAD
+    assert (told[: len(plain)] == plain).all() and (told[len(plain) :] < 200).any()
+    images = np.zeros((72, 1, 16, 16), np.uint8)
+    classes = [str(i) for i in range(36)]
+    whole, short = (sheets.of_samples(images[:n], torch.arange(n) % 36, classes, "") for n in (72, 40))
+    high, wide = 3 * (HEAD + 2 * (CELL + GAP)) - GAP + 2 * BETWEEN, 12 * (CELL + GAP) - GAP
+    assert whole.shape[:2] == (high + 2 * MARGIN, wide + 2 * MARGIN)
+    assert short.shape[0] == whole.shape[0] - 2 * (CELL + GAP)
+    assert [in_turns(64, k) for k in (0, 8, 10, 36, 100)] == [64, 64, 60, 72, 64]
 
 
 def test_cyclegan_takes_each_image_to_the_other_domain(shop):
     """By the set's own labels, whatever its untrained translators would make of it."""
-    case = next(case for case in CASES if case.model == "cyclegan")
+    case = FIRST["cyclegan"]
     gz, labels = shop(case, n=6), open_pack(case.data).labels("test")
     assert 0 < labels[:6].sum() < 6, "a test of both domains"
     saved = np.load(gz("--do", "translate", "--npz")["npz"])
@@ -284,42 +295,11 @@ def test_cyclegan_takes_each_image_to_the_other_domain(shop):
     assert (cell(grid, 1, 4, columns=5, marks=False) == np.asarray(Image.open(result["files"][4]))).all()
 
 
-def test_sheets():
-    image = np.full((3, 16, 16), 200, np.uint8)
-    plain = sheet([[Row("", [image] * 3)]])
-    named = sheet([[Row("source", [image] * 3, ["a", "b"])], [Row("result", [image])]])
-    assert plain.shape == (CELL + 2 * MARGIN, 3 * CELL + 2 * GAP + 2 * MARGIN, 3)
-    assert (plain[MARGIN : MARGIN + CELL, MARGIN : MARGIN + CELL] == 200).all()
-    assert named.shape[0] == plain.shape[0] + CELL + GAP + BETWEEN + HEAD
-    assert (named[:, : MARGIN + 30] < 128).any() and (named[:21] < 128).any()  # letters at the left and above
-    big = sheet([[Row("", [np.zeros((1, 256, 256), np.uint8)])]])
-    assert big.shape == (256 + 2 * MARGIN, 256 + 2 * MARGIN, 1)
-    assert fitting("ankle boot", 300) == "ankle boot" and fitting("ankle boot", 40).endswith("…")
-    half = np.repeat(np.array([0, 255], np.uint8), 8)[None, :, None].repeat(16, 2)
-    smooth, exact = (sheet([[Row("", [half], exact=e)]])[MARGIN:-MARGIN, MARGIN] for e in (False, True))
-    assert set(exact.ravel()) == {0, 255} and len(set(smooth.ravel())) > 4, "a mask is enlarged exactly"
-    images = np.zeros((4, 1, 16, 16), np.uint8)
-    plain, told = (of_samples(images, None, (), caption) for caption in ("", "vae · digits · step 700"))
-    long = of_samples(images, None, (), " · ".join(["as many words as this"] * 3))
-    assert told.shape[0] == plain.shape[0] + HEAD and long.shape[0] == plain.shape[0] + 3 * HEAD
-    assert (told[: len(plain)] == plain).all() and (told[len(plain) :] < 200).any()
-    images = np.zeros((72, 1, 16, 16), np.uint8)
-    classes = [str(i) for i in range(36)]
-    whole, short = (of_samples(images[:n], torch.arange(n) % 36, classes, "") for n in (72, 40))
-    assert whole.shape[:2] == (
-        3 * (HEAD + 2 * (CELL + GAP)) - GAP + 2 * BETWEEN + 2 * MARGIN,
-        12 * (CELL + GAP) - GAP + 2 * MARGIN,
-    )
-    assert short.shape[0] == whole.shape[0] - 2 * (CELL + GAP)
-    assert [in_turns(64, k) for k in (0, 8, 10, 36, 100)] == [64, 64, 60, 72, 64]
-
-
 def test_results_and_their_noise():
     x, two = torch.zeros(6, 1, 4, 4), {"rows": ("a", "b"), "columns": 3}
     assert Applied(x, **two, of=((0, 1), (2, 3))).columns == 3
     for wrong in ({"rows": ("a", "b")}, {"rows": ("a",), "columns": 3, "of": ((0,),)}, {"of": ((0,),)}):
-        with pytest.raises(ValueError, match="rows"):
-            Applied(x, **wrong)
+        refused("rows", Applied, x, **wrong, error=ValueError)
     whole, other = ImageNoise(3, range(5)), ImageNoise(3, range(5))
     assert torch.equal(whole.randn(5, 4), other.randn(5, 4))
     assert torch.equal(whole.randn(5, 4)[:2], other.first(2).randn(2, 4))  # they go on from where they are

@@ -1,7 +1,4 @@
-"""Every path of the zoo on a device that is not the CPU: no two devices in one operation, no float64 on the
-device, and no wait of the host for the device but where a list here says why."""
-
-from __future__ import annotations
+"""Every path of the zoo on a device: none mixed, no float64, no wait of the host but where listed."""
 
 import contextlib
 import copy
@@ -18,7 +15,8 @@ import torch
 from draws import train_batches
 from fake_device import DEVICE, NAME, PACKAGE, NoFloat64, OnDevice, on_device
 from helpers import recipe
-from zoo import CASES, Case
+from refused import refused
+from zoo import CASES, FIRST, Case
 
 from gzcli.core import philox
 from gzcli.core.jobs import SampleJob
@@ -90,7 +88,6 @@ CHEAP = {"k": 1, "samples": 1, "iterations": 1, "jump": 1, "rows": 15}
 CHEAP |= dict.fromkeys(("steps", "starts", "times", "search", "dims", "frames", "resample"), 2)
 GRADNORM = ("vae", "glow", "pixelcnn")  # it is the engine's, over any likelihood
 # the line that is put through all paths, where a model has several
-FIRST = {case.model: case for case in reversed(CASES)}
 # whose samplers and figures are another model's
 KIN = ("cvae", "cgan", "cddpm", "cfm", "dit", "zigma", "rf", "reflow")
 
@@ -179,7 +176,8 @@ class Paths:
         self.t, self.device, self.card = t, device, catalog.card(case.model)
         self.first = FIRST[case.model] is case
         self.whole = self.first and case.model not in KIN
-        self.model, self.due = t.model, sorted({step for p in t.phases for step in first_due(p)})
+        steps = ([step for step in range(p.start, p.start + p.every) if p.due(step)] for p in t.phases)
+        self.model, self.due = t.model, sorted({due[0] for due in steps})
         self.trained = t.trained
         if hasattr(self.model, "rungs"):
             self.model.rungs = 3  # of tens, which langevin goes down one by one
@@ -300,10 +298,6 @@ MEASURE = {
 }
 
 
-def first_due(phase: Phase) -> list[int]:
-    return [next(step for step in range(phase.start, phase.start + phase.every) if phase.due(step))]
-
-
 def unlisted(syncs: set[str], listed: dict[str, str]) -> list[str]:
     """Those of the syncs, as `read file::function`, that no entry `file::function` or `file` names."""
     places = {sync: sync.split(" ", 1)[1].split(".<locals>")[0] for sync in syncs}
@@ -338,8 +332,7 @@ def test_every_path(case, device, quick_noise, monkeypatch, record_property):
 def test_the_device_tells_what_a_gpu_would(device):
     x = torch.randn(2, 3).to(DEVICE)
     for wrong in (lambda: x + torch.zeros(2, 3), lambda: torch.cat([x, torch.zeros(2, 3)])):
-        with pytest.raises(RuntimeError, match="two devices"):
-            wrong()
+        refused("two devices", wrong, error=RuntimeError)
     for wrong in (
         x.double,
         lambda: x.to(torch.float64),
@@ -347,8 +340,7 @@ def test_the_device_tells_what_a_gpu_would(device):
         lambda: torch.zeros(2, dtype=torch.float64).to(DEVICE),
         lambda: torch.linspace(0, 1, 3).double().to(DEVICE),
     ):
-        with pytest.raises(NoFloat64):
-            wrong()
+        refused("", wrong, error=NoFloat64)
     copies = (torch.zeros(2).to, lambda device: torch.tensor(1.0, device=device))
     waits = {
         "read": [x.sum().item, x.cpu, x.tolist, lambda: bool(x.sum() > 0), lambda: x[0].to("cpu")],

@@ -1,23 +1,28 @@
-"""The numbers that options of models may have: what a range lets through is built, or refused in words."""
+"""Options: what a range lets through is built or refused in words, choices are those of tables."""
 
-from __future__ import annotations
-
+import dataclasses
+import typing
 from dataclasses import replace
 
 import pytest
 import torch
-from zoo import CASES, Case
+from refused import refused
+from zoo import FIRST, Case
 
 from gzcli.cli.jobs import method_options
-from gzcli.core.errors import GzError, UsageError
+from gzcli.core.errors import GzError
 from gzcli.core.types import DataInfo
 from gzcli.data.packs.open import open_pack
 from gzcli.models import catalog
 from gzcli.models.catalog import FLOAT_RANGES, OUTSIDE, SIGNED, ZERO_ALLOWED, Param
+from gzcli.models.denoising.process import BETAS, ScheduleName
+from gzcli.models.denoising.samplers import TABLEAUX, Solver
+from gzcli.models.diffusion import ddpm
+from gzcli.models.flow_matching import fm
+from gzcli.models.score import ncsnv2, sgm
 from gzcli.recipe.schema import in_range
 
 ZOO = [card for card in catalog.cards().values() if card.family != OUTSIDE]
-FIRST = {case.model: case for case in reversed(CASES)}
 LEAST = (0, 1)  # of a range the least whole number is one of these
 BUILDERS = [case for case in FIRST.values() if catalog.card(case.model).family != "stable_diffusion"]
 
@@ -33,7 +38,7 @@ def options() -> list[tuple[str, Param]]:
     ]
 
 
-def test_defaults_and_tables_lie_in_their_ranges():
+def test_defaults_tables_and_options_lie_in_their_ranges():
     def values(param: Param) -> object:
         return list(param.default) if isinstance(param.default, tuple) else param.default
 
@@ -55,6 +60,15 @@ def test_defaults_and_tables_lie_in_their_ranges():
         ("groups", "tuple[int, ...]", True, "0 … 1,000,000"),
     ):
         assert Param(name, kind, None, True, ours).range == range
+    card = catalog.card("ddpm")
+    for words, must in {
+        "--dynamic -1": "in [0, 1]",
+        "--eta -0.5": "0 or more",
+        "--steps=-3": "1 … 1,000,000",
+    }.items():
+        e = refused(r"`--\w+` must be ", method_options, words.split(), card.sample, "`ddpm`", "sample")
+        assert must in e.message
+    assert method_options(["--guidance", "-1"], card.sample, "`ddpm`", "sample") == {"guidance": -1.0}
 
 
 @pytest.mark.parametrize("case", BUILDERS, ids=lambda case: case.model)
@@ -107,6 +121,15 @@ REFUSED = [
     ("pixelcnn", GREY, {"first": 1}, "3 or more", ""),
     ("pixelcnnpp", GREY, {"blocks": ()}, "one scale or more", ""),
     ("pixelcnnpp", GREY, {"mixture": 0}, "1 or more", ""),
+    ("ddpm", GREY, {"zero_snr": True, "prediction": "eps"}, "zero_snr", ""),
+    ("ddpm", GREY, {"timesteps": 1}, "at least 2", ""),
+    *((name, GREY, {"conditional": True}, "without labels", "") for name in ("ddpm", "zigma")),
+    ("zigma", LABELLED, {"patch": 3}, "28×28 do not divide into patches of 3", ""),
+    ("zigma", LABELLED, {"width": 30}, r"`model\.width` is 30, which must divide by 4", "to 32"),
+    ("sgm", GREY, {"sde": "ve", "sigma_min": 0.0}, "", "model."),
+    *(("sgm", GREY, option, "", "model.") for option in ({"beta_min": 30.0}, {"t_min": 0.0})),
+    *(("ncsnv2", GREY, {"mult": (1, 2), "dilation": d}, "", "model.") for d in ((1, 1, 2), (2, 1))),
+    *(("ncsnv2", GREY, option, "", "model.") for option in ({"levels": 1}, {"sigma_max": 0.01})),
     ("cgan", GREY, {}, "needs a data set with labels", "gz list data"),
     ("dcgan", GREY, {"augment": ("colour",)}, "does not know `colour`", "color, translation, cutout"),
 ]
@@ -114,16 +137,29 @@ REFUSED = [
 
 @pytest.mark.parametrize(("model", "info", "options", "message", "hint"), REFUSED)
 def test_what_cannot_be_built_is_refused_with_what_to_do(model, info, options, message, hint):
-    with pytest.raises(UsageError, match=message) as e:
-        catalog.load(model).of(info, **options)
-    assert hint in (e.value.hint or "")
+    e = refused(message, catalog.load(model).of, info, **options)
+    assert hint in (e.hint or "")
 
 
-def test_an_option_of_the_command_line_has_its_range():
-    card = catalog.card("ddpm")
-    refused = {"--dynamic -1": "in [0, 1]", "--eta -0.5": "0 or more", "--steps=-3": "1 … 1,000,000"}
-    for words, must in refused.items():
-        with pytest.raises(UsageError, match=r"`--\w+` must be ") as e:
-            method_options(words.split(), card.sample, "`ddpm`", "sample")
-        assert must in e.value.message
-    assert method_options(["--guidance", "-1"], card.sample, "`ddpm`", "sample") == {"guidance": -1.0}
+def choices(owner: typing.Any, option: str) -> tuple[str, ...]:
+    """What an option of a dataclass, or of a method, may be."""
+    return typing.get_args(typing.get_type_hints(owner)[option])
+
+
+def test_choices_are_the_entries_of_their_table():
+    solvers = {*TABLEAUX, "adaptive"}
+    for offered, table in (
+        (typing.get_args(ddpm.SamplerName), ddpm.SAMPLERS),
+        (choices(sgm.SamplingOptions, "sampler"), {*sgm.SAMPLERS, "ode"}),
+        (choices(ncsnv2.NCSNSampling, "sampler"), {*sgm.SAMPLERS, "ode", "langevin"}),
+        (choices(fm.SamplingOptions, "sampler"), solvers),
+        (typing.get_args(Solver), solvers),
+        (choices(sgm.SDEOptions, "sde"), sgm.SDES),
+        (typing.get_args(ScheduleName), BETAS),
+        (typing.get_args(ddpm.LossType), ddpm.LOSSES),
+    ):
+        assert sorted(offered) == sorted(table)
+    groups = (ddpm.SamplingOptions, ddpm.DiffusionOptions, sgm.SamplingOptions, sgm.SDEOptions)
+    for group in groups:
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(group(), dataclasses.fields(group)[0].name, None)

@@ -1,7 +1,5 @@
 """`gz ood --input`, ensembles and seeds on a model whose likelihood can be counted by hand."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math
@@ -12,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from pixelwise import Pixelwise, fake_run, fitted, nll_of
+from refused import refused
 
 from gzcli.cli import ood as ood_verb
 from gzcli.cli.ood import table_of_pictures
@@ -137,8 +136,7 @@ def noisy(rows):
 
 @pytest.mark.parametrize("levels", [17, 2])
 def test_a_copy_is_judged_alike_wherever_it_stands(trained, tmp_path, monkeypatch, levels):
-    """By a score that is mostly noise: in one folder, alone, and in batches of other sizes. A binary model's
-    draw of a picture is that of its copies, too."""
+    """By a score that is mostly noise; a binary model's draw of a picture is that of its copies, too."""
     fake_run(tmp_path, monkeypatch, scores, model=fitted(levels=levels))
     images = np.asarray(open_pack("digits").images("test"))
     np.savez(tmp_path / "copies.npz", images=np.concatenate([images[:3], images[[3] * 40], images[4:9]]))
@@ -185,8 +183,7 @@ def test_blank_pictures_are_flagged_by_the_lower_tail(trained, tmp_path):
 
 @pytest.mark.parametrize("others", [(), ("flat",)])
 def test_a_model_that_overflows_flags_the_picture(trained, flat, tmp_path, monkeypatch, capsys, others):
-    """By one draw of infinity, of minus infinity or of NaN, alone and in an ensemble. A held-out image must
-    have finite scores."""
+    """By one draw that is not finite, alone and in an ensemble. A held-out image must have finite scores."""
     bad = torch.tensor([math.inf, math.nan, -math.inf])  # of a black, a grey and a white picture
 
     def score_noisy(self, x, *, noise):
@@ -214,8 +211,7 @@ def test_a_model_that_overflows_flags_the_picture(trained, flat, tmp_path, monke
     lines, _ = told_of(capsys, found)
     assert ["not finite" in line for line in lines[1:]] == [True] * 3 + [False] * (found["flagged"] - 3)
     monkeypatch.setattr(Pixelwise, "score_noisy", lambda self, x, *, noise: x.mean((1, 2, 3)) / 0)
-    with pytest.raises(DivergedError, match="`noisy` is not finite"):
-        alarm.run(asked, tmp_path, CPU, Log())
+    refused("`noisy` is not finite", alarm.run, asked, tmp_path, CPU, Log(), error=DivergedError)
 
 
 def test_pictures_and_their_table(trained, tmp_path, pictures, capsys):
@@ -224,8 +220,7 @@ def test_pictures_and_their_table(trained, tmp_path, pictures, capsys):
     np.savez(tmp_path / "some.npz", images=np.asarray(open_pack("digits").images("test")[:3]))
     many = judged(tmp_path, tmp_path / "some.npz", scores=("nll",))
     assert sorted(row["file"] for row in many["files"]) == ["0", "1", "2"]
-    with pytest.raises(MissingError, match="decodes"):
-        judged(tmp_path, pictures / "broken.png", scores=("nll",))
+    refused("decodes", judged, tmp_path, pictures / "broken.png", scores=("nll",), error=MissingError)
     long = pictures / "test" / f"{'holiday ' * 9}.png"
     long.write_bytes((pictures / "test/odd00.png").read_bytes())
     found = judged(tmp_path, pictures, scores=("nll", "far"), fpr=0.1)
@@ -254,8 +249,7 @@ def test_maps_show_the_strangest(trained, tmp_path, pictures, monkeypatch):
         assert list(found["outputs"]["maps"]) == [row["file"] for row in found["files"]][:n]
         assert Image.open(next(iter(found["outputs"]["maps"].values()))).size == (16, 16)
     monkeypatch.delattr(Pixelwise, "map_nll")
-    with pytest.raises(UsageError, match="does not say where"):
-        judged(tmp_path, pictures, maps=True)
+    refused("does not say where", judged, tmp_path, pictures, maps=True)
 
 
 @pytest.mark.parametrize("conditional", [False, True])
@@ -341,7 +335,7 @@ def flat(trained, tmp_path, monkeypatch):
     return fake_run(tmp_path, monkeypatch, scores, model=model, name="flat")
 
 
-def test_runs_together_are_waic_and_mean_of_deviations(trained, flat, tmp_path, pictures, monkeypatch):
+def test_runs_together_and_seeds(trained, flat, tmp_path, pictures, monkeypatch):
     found = compared(tmp_path, scores=("waic", "nll"), n=40, others=("flat",))
     assert found["runs"] == ["model", "flat"]
     rows, pack = csv_rows(tmp_path / "scores.csv", "in"), open_pack("digits")
@@ -353,16 +347,11 @@ def test_runs_together_are_waic_and_mean_of_deviations(trained, flat, tmp_path, 
     np.testing.assert_allclose([float(row["nll"]) for row in rows], z.mean(0), atol=1e-3)
     tables = [{"a": {"s": np.ones(3)}, "held": {"s": np.ones(5)}}] * 2
     assert scores.combined(tables, ["s"], "held")["a"]["s"].tolist() == [0, 0, 0], "scores that do not vary"
-    with pytest.raises(UsageError, match="score of several runs"):
-        compared(tmp_path, scores=("waic",), n=9)
+    refused("score of several runs", compared, tmp_path, scores=("waic",), n=9)
     found = judged(tmp_path, pictures, scores=("waic",), others=("flat",))
     assert all(row["flagged"] for row in found["files"] if "odd" in row["file"])
     fake_run(tmp_path, monkeypatch, scores, model=fitted(levels=2), name="binary")
-    with pytest.raises(UsageError, match="and 2 levels"):
-        judged(tmp_path, pictures, scores=("nll",), others=("binary",))
-
-
-def test_figures_of_seeds_are_means_with_a_spread(trained, tmp_path, pictures):
+    refused("and 2 levels", judged, tmp_path, pictures, scores=("nll",), others=("binary",))
     found = compared(tmp_path, scores=("noisy", "nll"), n=60, seeds=3, seed=5)
     rows = csv_rows(tmp_path / "scores.csv")
     noisy = [f"noisy@{seed}" for seed in (5, 6, 7)]
@@ -417,8 +406,7 @@ def test_the_images_of_openoods_lists_are_scored_in_their_order(trained, tmp_pat
     np.testing.assert_allclose([float(row["nll@0"]) for row in rows], expected, rtol=1e-5)
     assert any("those of OpenOOD's lists" in note for note in found["notes"])
     next((openood / "images_classic" / "texture").iterdir()).unlink()
-    with pytest.raises(MissingError, match="1 of the 20 pictures"):
-        compared(tmp_path, *outs, full=True, **asked)
+    refused("1 of the 20 pictures", compared, tmp_path, *outs, full=True, **asked, error=MissingError)
     with pytest.raises(MissingError, match="has no `benchmark_imglist`"):
         ood_verb.with_lists(find_benchmark("toy"), tmp_path)
 

@@ -1,7 +1,5 @@
 """gz from Python, a weights file by itself, and a model from outside that is trained, sampled and kept."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import json
@@ -18,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import ROOT
+from refused import refused
 
 import gzcli
 from gzcli import testing
-from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError
 from gzcli.data.packs import stream
 from gzcli.data.sets.registry import SPECS, DataFile
 from gzcli.docs.page import texts
@@ -71,11 +70,10 @@ def test_a_run_is_what_was_asked_for(run):
         (lambda: gzcli.train("vae", steps=3, minutes=1), "exclude each other"),
         (lambda: gzcli.load("nothing"), "no model or run"),
     ):
-        with pytest.raises(UsageError, match=told):
-            call()
+        refused(told, call)
 
 
-def test_images_are_those_of_the_command_line(run, forks, tmp_path):
+def test_images_and_scores_are_those_of_the_command_line_and_the_model(run, forks, tmp_path):
     images = run.sample(6, seed=5, temperature=0.5)
     assert images.shape == (6, 1, 16, 16) and images.dtype == np.uint8
     assert np.array_equal(images[:2], run.sample(2, seed=5, temperature=0.5))
@@ -83,9 +81,6 @@ def test_images_are_those_of_the_command_line(run, forks, tmp_path):
     words = f"sample mine -n 6 --seed 5 --temperature 0.5 --npz --cpu --json --out {tmp_path / 'out'}"
     made = json.loads(forks.gz(*words.split()).stdout)
     assert np.array_equal(np.load(made["npz"])["samples"], images.transpose(0, 2, 3, 1))
-
-
-def test_likelihoods_and_scores_are_the_models(run):
     images = np.array(run.data.images("test")[:150])
     found = run.log_prob(images, seed=1)
     assert found.shape == (150,) and found.dtype == np.float64
@@ -114,8 +109,7 @@ def mnist_in_the_cache(monkeypatch) -> None:
     "text", [texts()["python"], (ROOT / "README.md").read_text()], ids=["page", "README"]
 )
 def test_a_snippet_runs_as_a_file(text, run, home, tmp_path, monkeypatch):
-    """As it stands, without `if __name__ == "__main__"`: the workers that pack a set do not run it again, and
-    so do not wait for the set that they themselves are to pack."""
+    """Without `if __name__ == "__main__"`: workers that pack a set do not run it again."""
     (code,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     alone = f"import os\nassert os.getpid() == {os.getpid()}, 'run again'\n"
     script = tmp_path / "script.py"
@@ -159,12 +153,10 @@ def test_a_model_from_outside_is_a_model_like_any_other(forks, tmp_path, monkeyp
     elsewhere = shutil.copytree(run.path, tmp_path / "elsewhere")
     (elsewhere / "models" / "house.py").write_text(kept.read_text() + "\nraise SystemExit('a stranger')\n")
     for call in (lambda: gzcli.load(elsewhere), lambda: gzcli.train(str(elsewhere), cpu=True)):
-        with pytest.raises(UsageError, match="brings a program of its own"):
-            call()
+        refused("brings a program of its own", call)
     assert forks.gz("sample", "house", "-n", "2", "--cpu", "-q").stdout.strip().endswith("grid.png")
     shutil.copy(run.path / "model.safetensors", tmp_path / "alone.safetensors")
-    with pytest.raises(MissingError, match="`house`"):
-        gzcli.load(tmp_path / "alone.safetensors")
+    refused("`house`", gzcli.load, tmp_path / "alone.safetensors", error=MissingError)
     monkeypatch.setenv("GZ_MODELS", str(kept.parent))
     assert np.array_equal(gzcli.load(tmp_path / "alone.safetensors").sample(2), images)
     assert "house" in forks.gz("list", "models").stdout

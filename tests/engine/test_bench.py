@@ -1,7 +1,5 @@
 """`gz bench` on models whose likelihood, classes and samples are known by counting."""
 
-from __future__ import annotations
-
 import json
 import math
 import subprocess
@@ -15,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 from pixelwise import fake_run, fitted, nll_of
+from refused import refused
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from gzcli.core.errors import DivergedError, MissingError, UsageError
+from gzcli.core.errors import DivergedError, MissingError
 from gzcli.core.jobs import BenchJob
 from gzcli.core.types import Applied
 from gzcli.data.packs.batches import scan
@@ -76,25 +75,19 @@ def test_two_models_side_by_side(load, tmp_path):
     assert min(Image.open(tmp_path / "bench.png").size) > 100
 
 
-def test_figures_follow_from_the_kept_samples(load, tmp_path):
-    load("plain")
-    row = run(tmp_path, "plain", metrics=("fd", "speed"))["rows"][0]
-    (path,) = (tmp_path / "samples").glob("plain-*.npz")
-    samples = np.load(path)["samples"]
-    assert samples.shape == (200, 16, 16, 1) and samples.dtype == np.uint8
-    pack = open_pack("digits")
-    net = lenet(pack)
-    fd = frechet_distance(net.features(samples.transpose(0, 3, 1, 2)), net.features(pack.images("test")))
-    assert row["metrics"]["fd"] == pytest.approx(fd, rel=1e-9)
-    assert row["metrics"]["samples_per_s"] == pytest.approx(200 / float(np.load(path)["seconds"]), rel=1e-2)
-
-
-def test_bpd_is_the_mean_code_length_of_the_test_split(load, tmp_path):
+def test_figures_follow_from_the_kept_samples_and_the_code_length_of_the_test_split(load, tmp_path):
     trained = load("plain")
-    row = run(tmp_path, "plain", metrics=("bpd",))["rows"][0]
-    nll = nll_of(trained, open_pack("digits").images("test"))
-    assert row["metrics"] == {"bpd": pytest.approx(nll.mean() / (256 * math.log(2)), rel=1e-5)}
-    made = row["likelihood"]
+    row = run(tmp_path, "plain", metrics=("fd", "speed", "bpd"))["rows"][0]
+    (path,) = (tmp_path / "samples").glob("plain-*.npz")
+    samples, pack, figures, made = np.load(path), open_pack("digits"), row["metrics"], row["likelihood"]
+    images = samples["samples"].transpose(0, 3, 1, 2)
+    assert images.shape == (200, 1, 16, 16) and images.dtype == np.uint8
+    fd = frechet_distance(*(lenet(pack).features(x) for x in (images, pack.images("test"))))
+    nll = nll_of(trained, pack.images("test"))
+    assert figures["fd"] == pytest.approx(fd, rel=1e-9)
+    assert figures["samples_per_s"] == pytest.approx(200 / float(samples["seconds"]), rel=1e-2)
+    assert figures["bpd"] == pytest.approx(nll.mean() / (256 * math.log(2)), rel=1e-5)
+    assert set(figures) == {"fd", "samples_per_s", "bpd"}
     assert (made["kind"], made["n"], made["given_labels"]) == ("exact", 355, False)
     assert made["se"] == pytest.approx(nll.std() / math.sqrt(355), rel=1e-4)
 
@@ -145,21 +138,16 @@ def test_other_grey_levels_stand_in_columns_of_their_own_and_binary_models_have_
 def test_what_is_refused(load, tmp_path):
     trained = load("plain")
     load("large", size=20)
-    with pytest.raises(UsageError, match=r"1×20×20.*1×16×16"):
-        run(tmp_path, "plain", "large")
-    with pytest.raises(UsageError, match="no metric `fdd`") as error:
-        run(tmp_path, "plain", metrics=("fdd",))
-    assert "did you mean `fd`" in error.value.hint
-    with pytest.raises(MissingError, match="weights-inception-2015"):
-        run(tmp_path, "plain", metrics=("fid",))
+    refused(r"1×20×20.*1×16×16", run, tmp_path, "plain", "large")
+    error = refused("no metric `fdd`", run, tmp_path, "plain", metrics=("fdd",))
+    assert "did you mean `fd`" in error.hint
+    refused("weights-inception-2015", run, tmp_path, "plain", metrics=("fid",), error=MissingError)
     trained.model.logits[:] = float("nan")
-    with pytest.raises(DivergedError, match="not finite"):
-        run(tmp_path, "plain", metrics=("bpd",))
+    refused("not finite", run, tmp_path, "plain", metrics=("bpd",), error=DivergedError)
 
 
 def test_features_of_fetched_transformers(load, tmp_path, monkeypatch):
-    """Of a small CLIP in place of the published one; the raw distance is marked at fewer images than twice
-    its features."""
+    """Of a small CLIP; the raw distance is marked at fewer images than twice its features."""
     load("plain")
     torch.manual_seed(0)
     sizes = {"intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "patch_size": 112}

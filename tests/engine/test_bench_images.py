@@ -1,7 +1,5 @@
 """`gz bench` on images from anywhere: read, named, and compared as samples are."""
 
-from __future__ import annotations
-
 import json
 import zipfile
 from dataclasses import replace
@@ -13,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 from pixelwise import fake_run, fitted
+from refused import refused
 
 from gzcli.cli import bench as bench_verb
 from gzcli.cli.bench import find_contestants, images_at
-from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError
 from gzcli.core.jobs import BenchJob
 from gzcli.data.packs.open import open_pack
 from gzcli.engine.log import Log
@@ -108,11 +107,9 @@ def test_the_real_side_is_a_split_or_all_or_statistics(paths, digits, tmp_path):
     assert len(everything.reference(None)) == sum(digits.meta.counts.values()) and len(pairs) == 5
     assert {len(fake) + len(rest) for fake, rest in pairs} == {len(everything.reference(None))}
     np.savez(tmp_path / "wide.npz", mu=np.zeros(2048), sigma=np.eye(2048))
-    with pytest.raises(UsageError, match="`fd` has 64 features"):
-        run(tmp_path, paths / "same.npz", stats=str(tmp_path / "wide.npz"))
+    refused("`fd` has 64 features", run, tmp_path, paths / "same.npz", stats=str(tmp_path / "wide.npz"))
     np.savez(tmp_path / "other.npz", mu=np.zeros(64), sigma=np.eye(64), features="another")
-    with pytest.raises(UsageError, match="other features"):
-        run(tmp_path, paths / "same.npz", stats=str(tmp_path / "other.npz"))
+    refused("other features", run, tmp_path, paths / "same.npz", stats=str(tmp_path / "other.npz"))
 
 
 def test_worth_is_of_labelled_samples(paths, tmp_path, monkeypatch):
@@ -149,8 +146,7 @@ def test_words_are_runs_models_or_images(home, paths, tmp_path, monkeypatch):
     drawn.mkdir()
     for name in ("grid.png", "job.json"):
         (drawn / name).write_bytes(b"{}")
-    with pytest.raises(UsageError, match="the sheet of a sample"):
-        images_at(str(drawn))
+    refused("the sheet of a sample", images_at, str(drawn))
     (drawn / "images").symlink_to(paths / "train")
     assert images_at(str(drawn)) == str(drawn / "images")
     monkeypatch.chdir(paths)
@@ -162,18 +158,13 @@ def test_words_are_runs_models_or_images(home, paths, tmp_path, monkeypatch):
     assert found.key == "digits" and [word for _, word in named] == ["vae", "mine"]
     assert images == [str(paths / "train"), str(paths / "same.npz"), "mnist"]
     assert find_contestants([], None)[1][0][0] == run, "every model with a run on the set of the newest"
-    with pytest.raises(UsageError, match="say which by `--data`"):
-        find_contestants(["./train"], None)
-    with pytest.raises(UsageError, match="no run, no model, and no folder"):
-        find_contestants(["mine", "./absent"], None)
-    with pytest.raises(UsageError, match="no model or run is called `vea`") as error:
-        find_contestants(["vea"], None)
-    assert "did you mean `vae`" in error.value.hint
+    refused("say which by `--data`", find_contestants, ["./train"], None)
+    refused("no run, no model, and no folder", find_contestants, ["mine", "./absent"], None)
+    error = refused("no model or run is called `vea`", find_contestants, ["vea"], None)
+    assert "did you mean `vae`" in error.hint
     (paths / "notes.txt").write_text("no images")
-    with pytest.raises(UsageError):
-        images_at("./notes.txt")
-    with pytest.raises(MissingError, match="no finished run on `mnist`"):
-        find_contestants([], "mnist")
+    refused("", images_at, "./notes.txt")
+    refused("no finished run on `mnist`", find_contestants, [], "mnist", error=MissingError)
 
 
 def test_the_table_fits_and_names_what_it_leaves_out(capsys, monkeypatch):

@@ -1,15 +1,14 @@
 """How often a run validates, saves and draws: in steps, found from how long that takes."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import figures, recipe, same, trainer
+from helpers import figures, fit, recipe, same, trainer
+from refused import refused
 from safetensors.torch import load_file
-from zoo import CASES
+from zoo import FIRST
 
 from gzcli.core.errors import Interrupted, MissingError
 from gzcli.core.sections import OptimSection, TrainSection
@@ -19,7 +18,6 @@ from gzcli.engine.cadence import KEYS, Cadence, Stop, in_proportion, in_series
 from gzcli.metrics import generated
 
 pytestmark = pytest.mark.usefixtures("undrawn")
-
 OPEN = TrainSection()  # whose numbers of steps are to be found
 
 
@@ -66,8 +64,7 @@ def test_pauses_come_every_tenth_or_as_the_recipe_says():
 
 
 def test_a_machine_that_is_a_little_slower_validates_at_the_same_steps():
-    """The best checkpoint is one of these steps. At 41 and 82, where another validates at 40 and 80, it would
-    be another one. A machine that is much slower leaves some out, and the first may come early."""
+    """The best checkpoint is one of these steps. A much slower machine leaves some out."""
     speeds = (0.9, 1.0, 1.01, 1.2)
     for steps, each, took in ((400, 0.05, 0.1), (400, 0.05, 0.4), (20_000, 0.5, 10.0), (3_000, 1.0, 5.0)):
         lives = [Life(steps, each * k, dict.fromkeys(CHEAP, took * k), eval_every=None) for k in speeds]
@@ -111,25 +108,19 @@ def test_ranks_go_by_the_clock_of_rank_0():
     assert first.found() == other.found() and len(first.found()) == 3
 
 
-def case(model: str):
-    return next(c for c in CASES if c.model == model)
-
-
 @pytest.mark.parametrize(("model", "best"), [("vae", "auto"), ("vqvae", "loss")])
 def test_validation_and_pictures_change_nothing(model, best):
     """Validation and pictures draw from a noise of their own."""
     found = []
     for pauses in ((), ("train.eval_every=2", "train.sample_every=2", f"train.best={best}")):
-        t = trainer(recipe(case(model), steps=4, sets=("train.ema=0.9", *pauses)))
-        t.fit()
+        t = fit(recipe(FIRST[model], steps=4, sets=("train.ema=0.9", *pauses)))
         found.append(load_file(t.run.path / "model.safetensors"))
     assert same(*found) and len(list((t.run.path / "samples").glob("*.png"))) == 2
 
 
 def test_what_was_found_is_in_the_recipe():
     keys = "train.eval_every=null train.checkpoint_every=null train.sample_every=null train.best=auto"
-    t = trainer(recipe(case("vae"), steps=6, sets=tuple(keys.split())))
-    t.fit()
+    t = fit(recipe(FIRST["vae"], steps=6, sets=tuple(keys.split())))
     found = t.run.tree()["train"]
     assert all(found[key] >= 1 for key in KEYS.values())
     out = made(t.run)
@@ -138,20 +129,17 @@ def test_what_was_found_is_in_the_recipe():
 
 
 def test_a_run_that_is_stopped_between_two_lines_and_at_a_validation(monkeypatch):
-    """Lines every 3 steps, validation every 5: stopped after 5, it goes on to write what an unbroken run
-    writes.
-    """
+    """Lines every 3 steps, validation every 5: stopped after 5, it goes on as an unbroken run."""
     sets = ("train.log_every=3", "train.eval_every=5", "train.sample_every=5", "train.best=auto")
-    tree = recipe(case("vae"), steps=10, sets=sets)
+    tree = recipe(FIRST["vae"], steps=10, sets=sets)
     whole, broken = trainer(tree), trainer(tree)
     whole.fit()
     monkeypatch.setattr(Stop, "asked", lambda self, done: 15 if done == 5 else 0)
-    with pytest.raises(Interrupted):
-        broken.fit()
+    refused("", broken.fit, error=Interrupted)
     monkeypatch.setattr(Stop, "asked", lambda self, done: 0)
     with open(broken.run.path / "metrics.jsonl", "a") as file:
         file.write('{"step": 6, "lo')  # as a kill leaves it
-    trainer(tree, broken.run).fit()
+    fit(tree, broken.run)
     rows = figures(whole.run)
     assert rows == figures(broken.run) and [x["step"] for x in rows] == [3, 5, 6, 9, 10, 10]
     shown = [{p.name for p in (t.run.path / "samples").iterdir()} for t in (whole, broken)]
@@ -172,7 +160,7 @@ def test_a_warm_up_that_a_short_run_cuts_is_as_steep_as_a_whole_one():
 
 
 def test_a_generator_that_has_just_begun_has_not_collapsed(monkeypatch):
-    t = trainer(recipe(case("wgan"), steps=4, sets=("train.eval_every=0", "train.best=auto")))
+    t = trainer(recipe(FIRST["wgan"], steps=4, sets=("train.eval_every=0", "train.best=auto")))
     said = []
     monkeypatch.setattr(t.log, "warn", said.append)
     monkeypatch.setattr(generated, "warning", lambda distance, classes: "collapsed")
@@ -193,14 +181,13 @@ def test_a_generator_that_has_just_begun_has_not_collapsed(monkeypatch):
 @pytest.mark.parametrize("error", ["UsageError", "CommError"])
 def test_weights_and_biases_without_a_key(monkeypatch, error):
     wandb = pytest.importorskip("wandb")
-    tree = recipe(case("vae"), steps=2)
+    tree = recipe(FIRST["vae"], steps=2)
     tree["launch"]["wandb"] = True
 
     def init(**options):
         raise getattr(wandb.errors, error)("No API key configured. Use `wandb login` to log in.\nmore")
 
     monkeypatch.setattr(wandb, "init", init)
-    with pytest.raises(MissingError) as e:
-        trainer(tree).fit()
-    assert e.value.message == "`--track wandb`: No API key configured. Use `wandb login` to log in"
-    assert "WANDB_MODE=offline" in e.value.hint
+    e = refused("", trainer(tree).fit, error=MissingError)
+    assert e.message == "`--track wandb`: No API key configured. Use `wandb login` to log in"
+    assert "WANDB_MODE=offline" in e.hint

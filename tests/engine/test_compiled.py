@@ -1,16 +1,14 @@
 """Compiled steps: one graph, the numbers of the eager step, and what is left eager."""
 
-from __future__ import annotations
-
 import copy
 import shutil
 from dataclasses import replace
 
 import pytest
 import torch
-from helpers import lines, recipe, trainer
+from helpers import fit, lines, recipe
 from safetensors.torch import load_file
-from zoo import CASES, DDPM, DIT, Case
+from zoo import DDPM, DIT, FIRST, Case
 
 from gzcli.core.sections import Part, TrainSection
 from gzcli.core.types import Batch, BatchNoise
@@ -22,8 +20,7 @@ from gzcli.models.denoising.process import stratified
 from gzcli.testing.contract import started
 
 pytestmark = pytest.mark.usefixtures("undrawn")
-
-VAE = next(c for c in CASES if c.model == "vae")
+VAE = FIRST["vae"]
 LONG = 100  # steps of the run
 
 
@@ -43,9 +40,7 @@ class Said(Log):
     def __init__(self):
         super().__init__(rank=1)
         self.lines: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.lines.append(text)
+        self.warn = self.lines.append
 
 
 def micro_batch(batch: Batch, first: int, step: int = 0, n: int = 4) -> Batch:
@@ -77,16 +72,16 @@ def test_one_graph_of_the_eager_numbers(case):
     assert graphs.count == 1 and not said.lines
 
 
-@pytest.mark.skipif(
-    not (shutil.which("g++") or shutil.which("clang++")), reason="inductor needs a C++ compiler"
-)
+COMPILER = shutil.which("g++") or shutil.which("clang++")
+
+
+@pytest.mark.skipif(not COMPILER, reason="inductor needs a C++ compiler")
 def test_a_step_by_inductor_is_the_eager_step():
     case = Case("vae", {"net": "mlp", "hidden": (16,), "latent": 4}, lr=3e-3, batch=8)
     tree = recipe(case, steps=3)
     runs = []
     for asked in (True, False):
-        t = trainer({**tree, "train": {**tree["train"], "compile": asked}})
-        t.fit()
+        t = fit({**tree, "train": {**tree["train"], "compile": asked}})
         assert (t.wrapped.compiled is not None) == asked
         assert not asked or len(t.wrapped.compiled.tried) == 1, "compiled, and not fallen back"
         runs.append((lines(t.run.path / "metrics.jsonl"), load_file(t.run.path / "model.safetensors")))
@@ -106,16 +101,14 @@ def quick(monkeypatch):
 
 def test_a_compiled_run_resumes_bit_for_bit(quick):
     """Of several phases, each of which has its graph."""
-    case = next(c for c in CASES if c.model == "aae")
+    case = FIRST["aae"]
     sets = ("train.ema=0.9", "train.compile=true", "train.checkpoint_every=2", "train.keep=2")
     tree = recipe(case, steps=4, sets=sets)
-    whole = trainer(tree)
-    whole.fit()
+    whole = fit(tree)
     last = whole.run.path / "checkpoints" / "00000004"
     wanted = [load_file(last / f"{name}.safetensors") for name in ("model", "ema")]
     shutil.rmtree(last)
-    resumed = trainer(tree, whole.run)
-    resumed.fit()
+    resumed = fit(tree, whole.run)
     assert resumed.start == 2 and len(resumed.wrapped.compiled.tried) == len(resumed.phases)
     own = {key for key in whole.model.state_dict() if not key.endswith("_extra_state")}
     for name, a in zip(("model", "ema"), wanted, strict=True):
@@ -123,8 +116,19 @@ def test_a_compiled_run_resumes_bit_for_bit(quick):
         assert a.keys() == b.keys() == own and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_what_stays_eager_has_the_same_numbers():
-    """A loss that branches on a value, and a step that the compiler fails at."""
+def test_what_stays_eager_and_when_has_the_same_numbers():
+    """It would be compiled anew at every step."""
+    model, batch = started(replace(VAE, options={**VAE.options, "kl_warmup": 3}))
+    before = copy.deepcopy(vars(model)["warm"])
+    graphs = Graphs()
+    ours, counts = Compiled(model, LONG, Said(), backend=graphs), []
+    assert vars(model)["warm"] == before, "to look at the end changes nothing"
+    for step in range(5):
+        ours(micro_batch(batch, 0, step), "main")
+        model.on_step(step)
+        counts.append(graphs.count)
+    assert counts == [0, 0, 0, 1, 1]
+    # a loss that branches on a value, and a step that the compiler fails at
 
     def broken(graph, inputs):
         raise RuntimeError("no compiler here")
@@ -143,23 +147,9 @@ def test_what_stays_eager_has_the_same_numbers():
         assert len(said.lines) == 1 and said.lines[0].startswith("phase `main` is not compiled: ")
 
 
-def test_a_model_that_anneals_is_compiled_when_it_has_ended():
-    """It would be compiled anew at every step."""
-    model, batch = started(replace(VAE, options={**VAE.options, "kl_warmup": 3}))
-    before = copy.deepcopy(vars(model)["warm"])
-    graphs = Graphs()
-    ours, counts = Compiled(model, LONG, Said(), backend=graphs), []
-    assert vars(model)["warm"] == before, "to look at the end changes nothing"
-    for step in range(5):
-        ours(micro_batch(batch, 0, step), "main")
-        model.on_step(step)
-        counts.append(graphs.count)
-    assert counts == [0, 0, 0, 1, 1]
-
-
 def test_finding_the_draws_changes_nothing():
     """Neither buffers nor generators nor what a model remembers."""
-    case = next(c for c in CASES if c.model == "vqvae")  # its codebook moves at every loss
+    case = FIRST["vqvae"]  # its codebook moves at every loss
     model, batch = started(case)
     state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     draws = steps.draws_of(model, replace(micro_batch(batch, 0, n=8), extra={}), "main")

@@ -1,15 +1,13 @@
-"""What a step costs, found without values, against real steps; a step that is tried; a batch that does not
-fit a GPU."""
-
-from __future__ import annotations
+"""What a step costs, found without values, against real steps; a step that is tried; a batch too large."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 from helpers import in_process, recipe, trainer
+from refused import refused
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-from zoo import CASES, Case
+from zoo import FIRST, Case
 
 from gzcli.core import devices
 from gzcli.core.errors import DeviceError
@@ -21,7 +19,6 @@ from gzcli.engine.trainer import Trainer
 from gzcli.launch import launcher, plan
 from gzcli.launch.plan import halve
 
-FIRST = {case.model: case for case in reversed(CASES)}  # one line of each model
 CPU = torch.device("cpu")
 INFO = {"shape": [1, 16, 16], "levels": 17, "classes": list("0123456789"), "multilabel": False, "n": 100}
 # whose operations are not known, as libraries of their nets read values
@@ -76,7 +73,7 @@ def test_operations_are_those_of_a_real_step(model, sets, home, monkeypatch):
     assert all(p.grad is None for p in t.model.parameters())
 
 
-def test_a_trial_finds_size_time_and_memory(home, tmp_path):
+def test_a_trial_finds_size_time_and_memory_by_few_images(home, tmp_path, monkeypatch):
     """Of a recipe in stages: each part by itself, the second one on the first."""
     case = FIRST["transformer"]
     tokenizer, prior = on_data(case.stages["tokenizer"]).part.tree(), on_data(case).part.tree()
@@ -98,10 +95,7 @@ def test_a_trial_finds_size_time_and_memory(home, tmp_path):
     assert row["error"] and row["params"] is None and row["seconds"] is None and "refused" not in row
     row = result("dit", width=32, heads=7)
     assert row["error"].startswith("`model.width` is 32") and row["refused"] == "set `model.width` to 28"
-
-
-def test_a_trial_of_a_large_net_has_few_images(monkeypatch):
-    """So that it ends in seconds; what depends on the images is scaled to the whole batch."""
+    # so that it ends in seconds; what depends on the images is scaled to the whole batch
     own, images = on_data(FIRST["vae"]), []
     part = replace(own.part, train=replace(own.part.train, batch_size=256))
 
@@ -144,6 +138,5 @@ def test_a_batch_whose_first_step_does_not_fit_is_split(home, monkeypatch):
     weights = [(run.path / "model.safetensors").read_bytes()[-4096:] for run in (split, whole)]
     assert weights[0] == weights[1]
     most = 0
-    with pytest.raises(DeviceError, match="out of memory"):
-        trained("train.batch_size=2")
+    refused("out of memory", trained, "train.batch_size=2", error=DeviceError)
     assert halve(split, 1) is None, "its first step has been done"

@@ -1,7 +1,5 @@
 """Several machines, and processes that die: two hosts in network namespaces train one run."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

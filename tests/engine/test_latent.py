@@ -1,11 +1,10 @@
 """`data.latent`: models on the latents of a run of ours, or of an AutoencoderKL of diffusers."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
-from helpers import recipe, trainer
+from helpers import fit, recipe, trainer
+from refused import refused
 from zoo import Case
 
 from gzcli.core.errors import MissingError, UsageError
@@ -20,15 +19,13 @@ from gzcli.store import runs
 
 # one worker makes what these tests share, once
 pytestmark = [pytest.mark.xdist_group("latent"), pytest.mark.usefixtures("undrawn")]
-
 TOKENIZER = Case("vqvae", {"hidden": 16, "residual": 8, "blocks": 1, "codes": 64, "dim": 4}, lr=3e-3)
 VAE = Case("vae", {"net": "mlp", "hidden": (64,), "latent": 8}, lr=3e-3)
 FM = Case("fm", {"channels": 8, "mult": (1, 2), "attention": ()}, lr=3e-3, batch=16, sample={"steps": 3})
 
 
 def trained(case: Case, steps: int, *sets: str) -> runs.Run:
-    t = trainer(recipe(case, steps=steps, sets=sets))
-    t.fit()
+    t = fit(recipe(case, steps=steps, sets=sets))
     t.run.update(state="finished")
     return t.run
 
@@ -87,8 +84,7 @@ def test_a_trained_run_samples_images_scores_them_and_remembers_its_autoencoder(
     few = list(scan(pack, "test", batch_size=8, levels=17, device="cpu", index=range(16)))
     scorer.fit(few, few)
     assert all(np.isfinite(v).all() and v.shape == (8,) for v in scorer(few[0]).values())
-    with pytest.raises(UsageError, match="no likelihood"):
-        choose(found, ["nll"])
+    refused("no likelihood", choose, found, ["nll"])
     weights = tokenizer.path / "model.safetensors"
     kept = weights.read_bytes()
     try:
@@ -96,8 +92,7 @@ def test_a_trained_run_samples_images_scores_them_and_remembers_its_autoencoder(
         theirs = weights_of(other.model.state_dict())
         changed = {k: v + 0.1 if v.is_floating_point() else v for k, v in theirs.items()}
         save_weights(weights, Saved(changed, other.part, other.info, 80))
-        with pytest.raises(MissingError, match="not the autoencoder"):
-            load_trained(on_latents, "cpu")
+        refused("not the autoencoder", load_trained, on_latents, "cpu", error=MissingError)
     finally:
         weights.write_bytes(kept)
 
@@ -144,19 +139,16 @@ def test_an_autoencoder_kl_is_taken_as_diffusers_means_it(kl):
 
 
 def test_what_cannot_be_is_refused(tokenizer, on_latents, tmp_path, kl):
-    with pytest.raises(UsageError, match="models grey levels"):
-        recipe(Case("pixelcnn"), steps=1, sets=(f"data.latent={tokenizer.id}",))
+    refused("models grey levels", recipe, Case("pixelcnn"), steps=1, sets=(f"data.latent={tokenizer.id}",))
     for latent, error, message in (
         (on_latents.id, UsageError, "has no latents"),
         ("./nowhere", MissingError, "no folder"),
         ("nobody/nothing", MissingError, "GZ_OFFLINE"),
         (str(tmp_path), MissingError, "holds no `AutoencoderKL`"),
     ):
-        with pytest.raises(error, match=message):
-            trainer(recipe(FM, steps=1, sets=(f"data.latent={latent}",)))
+        refused(message, trainer, recipe(FM, steps=1, sets=(f"data.latent={latent}",)), error=error)
     with pytest.raises(UsageError, match="trained on images of 1×16×16"):
         trainer(recipe(FM, steps=1, sets=(f"data.latent={tokenizer.id}", "data.size=8")))
     with pytest.raises(UsageError, match="no distribution"):
         trainer(recipe(FM, steps=1, sets=(f"data.latent={tokenizer.id}", "data.latent_draw=sample")))
-    with pytest.raises(UsageError, match="takes 1 channels"):
-        trainer(recipe(FM, steps=1, data="patches", sets=(f"data.latent={kl}",)))
+    refused("takes 1 channels", trainer, recipe(FM, steps=1, data="patches", sets=(f"data.latent={kl}",)))

@@ -1,9 +1,4 @@
-"""How a run ends: lost readers, signals to any of its processes, kills.
-
-The processes here are small substitutes; those of test_processes.py are real.
-"""
-
-from __future__ import annotations
+"""How a run ends: lost readers, signals, kills; by substitutes for the processes of test_processes.py."""
 
 import importlib
 import io
@@ -20,10 +15,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from refused import refused
 
 from gzcli.cli import app, out
 from gzcli.core import ranks, signals, start, streams
-from gzcli.core.errors import DeviceError, GzError, Interrupted, UsageError
+from gzcli.core.errors import DeviceError, GzError, Interrupted
 from gzcli.engine import cadence
 from gzcli.launch import forecast
 from gzcli.launch import launcher as launch
@@ -32,6 +28,10 @@ from gzcli.store.runs import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 SLEEP = [sys.executable, "-c", "import time; time.sleep(99)"]
+
+
+def stop(folder: Path, world: int = 1) -> cadence.Stop:
+    return cadence.Stop(folder, world=world, device=torch.device("cpu"))
 
 
 class Broken(io.StringIO):
@@ -57,8 +57,7 @@ def test_a_stream_that_nobody_reads(error, monkeypatch):
     out.configure(lenient=True)
     out.text("a training's picture")
     out.configure(lenient=False)
-    with pytest.raises(SystemExit if isinstance(error, BrokenPipeError) else OSError):
-        out.text("data")
+    refused("", out.text, "data", error=SystemExit if isinstance(error, BrokenPipeError) else OSError)
 
 
 def test_streams_that_are_closed_or_full(tmp_path):
@@ -75,10 +74,8 @@ def test_streams_that_are_closed_or_full(tmp_path):
     """
     for name, how in (("closed", ">&- 2>&- <&-"), ("full", ">/dev/full 2>/dev/full")):
         line = f'exec "$0" -c "$1" "$2" {name} {how}'
-        words = [sys.executable, textwrap.dedent(code), str(tmp_path / name)]
-        done = subprocess.run(
-            ["sh", "-c", line, *words], env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60
-        )
+        words = ["sh", "-c", line, sys.executable, textwrap.dedent(code), str(tmp_path / name)]
+        done = subprocess.run(words, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60)
         assert done.returncode == 0 and (tmp_path / name).read_text() == "True False"
 
 
@@ -111,16 +108,16 @@ def heard(monkeypatch):
 def test_a_signal_between_two_stages_stops_the_next_one(heard, tmp_path):
     own = Run(tmp_path)
     with cadence.listening(own):  # at its last step
-        cadence.Stop(tmp_path, world=1, device=torch.device("cpu"))
+        stop(tmp_path)
         for signum in (signal.SIGHUP, signal.SIGTERM):
             os.kill(os.getpid(), signum)
         assert own.status()["stepping"]
     assert not own.status()["stepping"] and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    assert cadence.Stop(tmp_path, world=1, device=torch.device("cpu")).asked(1) == signal.SIGHUP
+    assert stop(tmp_path).asked(1) == signal.SIGHUP
 
 
 def test_the_stop_file_and_the_death_of_gz(tmp_path, monkeypatch):
-    asked = cadence.Stop(tmp_path, world=1, device=torch.device("cpu"))
+    asked = stop(tmp_path)
     assert asked.asked(1) == 0
     (tmp_path / "stop").write_text("2")
     assert asked.asked(2) == 2
@@ -128,13 +125,13 @@ def test_the_stop_file_and_the_death_of_gz(tmp_path, monkeypatch):
     monkeypatch.setattr(cadence, "LOOK_EVERY", 0.0)
     child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
     monkeypatch.setenv("GZ_PARENT", str(child.pid))
-    asked = cadence.Stop(tmp_path, world=1, device=torch.device("cpu"))
+    asked = stop(tmp_path)
     assert asked.asked(3) == 0
     child.stdin.close()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays a zombie
     assert asked.asked(4) == signal.SIGTERM
     child.wait()
-    again = cadence.Stop(tmp_path, world=1, device=torch.device("cpu"))
+    again = stop(tmp_path)
     assert asked.asked(5) == again.asked(6) == signal.SIGTERM
 
 
@@ -176,8 +173,7 @@ def test_the_launcher_hears_signals_and_ends_as_its_process_did(launcher, tmp_pa
     assert Run(tmp_path).status() == {"lost": {"rank": 1, "pid": 7}}
     codes = [1, -15, -6, -9, -11]  # from the last consequence to the first cause
     assert sorted(codes, key=start._cause, reverse=True) == codes
-    with pytest.raises(ZeroDivisionError):
-        launcher(lambda: 1 / 0)
+    refused("", launcher, lambda: 1 / 0, error=ZeroDivisionError)
 
 
 @pytest.fixture
@@ -188,9 +184,7 @@ def run(home) -> Run:
 
 
 def test_no_process_is_left(run, monkeypatch):
-    """Neither a process in a session of its own, as torch's launcher starts ranks, nor one that ignores
-    SIGTERM; also where there are no process groups.
-    """
+    """Neither one in a session of its own, nor one that ignores SIGTERM; also without groups."""
     code = "import signal, time; signal.signal(15, signal.SIG_IGN); print(0, flush=True); time.sleep(99)"
     started = f"subprocess.Popen([sys.executable, '-c', {code!r}], start_new_session=True)"
     outer = f"import subprocess, sys; {started}.wait()"
@@ -205,25 +199,30 @@ def test_no_process_is_left(run, monkeypatch):
     assert child.returncode in (0, -15) and (not inner.is_running() or inner.status() == psutil.STATUS_ZOMBIE)
 
 
-def test_a_killed_engine(run):
+def test_what_is_told_of_an_engine_that_ended_silently(run, tmp_path):
+    for returncode, got, kind, code, message in (
+        (139, [], DeviceError, 4, "the process was ended by SIGSEGV"),
+        (1, [], GzError, 1, "the process ended with code 1 and no word"),
+        (-15, [], Interrupted, 143, "stopped by SIGTERM"),
+        (137, [2], Interrupted, 130, "stopped by SIGINT"),
+    ):
+        run.update(state="running", error=None, code=None)
+        e = refused("", launch.outcome, run, returncode, got, error=kind)
+        assert e.message == f"{message}; there is no checkpoint yet" and e.code == code
+    run.update(state="running", error=None, code=None)
     killed = "the process was killed (SIGKILL), most likely for want of memory; there is no checkpoint yet"
-    with pytest.raises(DeviceError) as e:
-        launch.outcome(run, 137, [])
-    assert e.value.message == killed
-    assert e.value.hint.startswith("a smaller `train.batch_size`") and e.value.code == 4
+    e = refused("", launch.outcome, run, 137, [], error=DeviceError)
+    assert e.message == killed
+    assert e.hint.startswith("a smaller `train.batch_size`") and e.code == 4
     for step in (20, 100):
         files.write_json(run.path / "checkpoints" / f"{step:08d}" / "meta.json", {})
     (run.path / "checkpoints" / "00000120").mkdir()  # half of one
     run.update(state="running", error=None)
-    with pytest.raises(DeviceError) as e:
-        launch.outcome(run, -9, [])
-    assert e.value.message.endswith("the last checkpoint is of step 100")
-    assert e.value.hint.startswith(f"gz train {run.id} --resume; ")
+    e = refused("", launch.outcome, run, -9, [], error=DeviceError)
+    assert e.message.endswith("the last checkpoint is of step 100")
+    assert e.hint.startswith(f"gz train {run.id} --resume; ")
     assert run.status()["error"]["kind"] == "device" and run.status()["code"] == 4 and run.state == "failed"
-
-
-def test_a_killed_partner_or_job(run, tmp_path):
-    """Rank 0 records a broken connection, which is a consequence of the kill; the lost rank is named."""
+    # rank 0 records a broken connection, which is a consequence of the kill; the lost rank is named
     broken = {"kind": "bug", "message": "RuntimeError: Connection reset by peer", "hint": None}
     rank, who = {"rank": 1, "pid": 4321}, "rank 1 (process 4321)"
     for code, lost, said in (
@@ -232,28 +231,12 @@ def test_a_killed_partner_or_job(run, tmp_path):
         (139, rank, f"{who} was ended by SIGSEGV"),
     ):
         run.update(state="failed", code=1, error=broken, lost=lost)
-        with pytest.raises(DeviceError) as e:
-            launch.outcome(run, code, [])
-        assert e.value.message.startswith(said) and run.status()["error"]["message"] == e.value.message
+        e = refused("", launch.outcome, run, code, [], error=DeviceError)
+        assert e.message.startswith(said) and run.status()["error"]["message"] == e.message
     run.update(state="failed", code=1, lost=None, error={**broken, "message": "KeyError: 'x'"})
-    with pytest.raises(GzError, match="KeyError"):
-        launch.outcome(run, 1, [])
-    with pytest.raises(DeviceError) as e:
-        launch.outcome(Run(tmp_path), -9, [])
-    assert "checkpoint" not in e.value.message and e.value.hint == "a smaller `-n` takes less"
-
-
-def test_other_silent_ends(run):
-    for returncode, got, kind, code, message in (
-        (139, [], DeviceError, 4, "the process was ended by SIGSEGV"),
-        (1, [], GzError, 1, "the process ended with code 1 and no word"),
-        (-15, [], Interrupted, 143, "stopped by SIGTERM"),
-        (137, [2], Interrupted, 130, "stopped by SIGINT"),
-    ):
-        run.update(state="running", error=None, code=None)
-        with pytest.raises(kind) as e:
-            launch.outcome(run, returncode, got)
-        assert e.value.message == f"{message}; there is no checkpoint yet" and e.value.code == code
+    refused("KeyError", launch.outcome, run, 1, [], error=GzError)
+    e = refused("", launch.outcome, Run(tmp_path), -9, [], error=DeviceError)
+    assert "checkpoint" not in e.message and e.hint == "a smaller `-n` takes less"
 
 
 def test_without_the_names_that_windows_lacks(monkeypatch):
@@ -276,14 +259,13 @@ def test_without_the_names_that_windows_lacks(monkeypatch):
 def test_a_model_in_pieces_is_refused(capsys, home):
     fsdp = ("--use_fsdp", "--use-fsdp", "--fsdp_offload_params=true")
     for option in (*fsdp, "--use_deepspeed", "--use_megatron_lm", "--zero_stage"):
-        with pytest.raises(UsageError, match=f"`{option}` is not passed on") as error:
-            launch.check_extra(["--gpu_ids", "0", option])
-        assert "--set launch.strategy=fsdp" in error.value.hint
+        error = refused(f"`{option}` is not passed on", launch.check_extra, ["--gpu_ids", "0", option])
+        assert "--set launch.strategy=fsdp" in error.hint
     assert app.run(["train", "vae", "--json", "--", option]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["kind"] == "usage" and not runs.all_runs()
 
 
-def test_a_second_signal_does_not_wait(run, monkeypatch):
+def test_a_second_signal_or_one_before_the_first_step_does_not_wait(run, monkeypatch, capfd):
     run.update(stepping=True)
     monkeypatch.setattr(launch, "command", lambda *words, **options: SLEEP)
     me, since = os.getpid(), time.monotonic()
@@ -292,19 +274,15 @@ def test_a_second_signal_does_not_wait(run, monkeypatch):
     with pytest.raises(Interrupted, match="stopped by SIGINT; there is no checkpoint yet"):
         launch.run(run.path, launch.Plan(), launcher=True)
     assert time.monotonic() - since < 30 and (run.path / "stop").read_text() == "2"
-
-
-def test_before_the_first_step_a_signal_ends_at_once(run, monkeypatch, capfd):
-    """There is nothing to save while the engine loads and prepares; later it gets time for a checkpoint."""
-    monkeypatch.setattr(launch, "command", lambda *words, **options: SLEEP)
+    capfd.readouterr()
+    # there is nothing to save while the engine loads and prepares; later it gets time for a checkpoint
     monkeypatch.setattr(launch, "GRACE", 0.5)
     for stepping, least in ((False, 0.0), (True, 0.5)):
         run.update(stepping=stepping)
         since = time.monotonic()
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
-        with pytest.raises(Interrupted) as e:
-            launch.run(run.path, launch.Plan(), launcher=False)
-        assert e.value.code == 130 and time.monotonic() - since >= 0.3 + least
+        e = refused("", launch.run, run.path, launch.Plan(), launcher=False, error=Interrupted)
+        assert e.code == 130 and time.monotonic() - since >= 0.3 + least
         assert ("stopping: a checkpoint is saved" in capfd.readouterr().err) is stepping
 
 
@@ -328,7 +306,7 @@ def test_ranks_with_slow_steps_agree_at_each(heard, tmp_path, monkeypatch):
     monkeypatch.setattr(cadence.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(ranks, "world", lambda: 2)
     monkeypatch.setattr(ranks, "maximum", lambda flags: (agreed.append(step), flags)[1])
-    asked = cadence.Stop(tmp_path, world=2, device=torch.device("cpu"))
+    asked = stop(tmp_path, world=2)
     for step in range(1, 41):
         now[0] += 0.01 if step < 22 else 60.0
         asked.asked(step)

@@ -1,7 +1,5 @@
 """Long runs: what is read and written of them stays bounded, and a stop more or less changes nothing."""
 
-from __future__ import annotations
-
 import io
 import tarfile
 import threading
@@ -12,10 +10,11 @@ import numpy as np
 import psutil
 import pytest
 from draws import train_batches
-from helpers import figures, recipe, same, trainer
+from helpers import figures, fit, recipe, same, trainer
 from PIL import Image
+from refused import refused
 from safetensors.torch import load_file
-from zoo import CASES
+from zoo import FIRST
 
 from gzcli.cli import model_options
 from gzcli.core.errors import Interrupted
@@ -57,9 +56,6 @@ def test_the_curve_of_a_long_run_is_that_of_all_its_lines(tmp_path, monkeypatch)
     assert all(abs(a - b) < 0.3 * b for a, b in zip(thin.values[1:], losses.values[1:], strict=True))
     assert [line["step"] for line in some] == sorted(line["step"] for line in some)
     assert list(metrics.every_line(tmp_path)) == whole
-
-
-def test_validation_at_every_line_is_thinned_too(tmp_path, monkeypatch):
     write(tmp_path, 12_000, 1)
     monkeypatch.setattr(metrics, "LARGE", 1_000)
     monkeypatch.setattr(metrics, "MANY", 500)
@@ -78,7 +74,7 @@ def test_a_log_is_rotated(tmp_path, monkeypatch):
     assert "line 99" in (tmp_path / "log.txt").read_text()
 
 
-VAE = next(c for c in CASES if c.model == "vae")
+VAE = FIRST["vae"]
 
 
 @pytest.mark.slow
@@ -106,8 +102,7 @@ def test_ten_thousand_steps_take_no_more_memory_or_files_than_a_thousand():
 def test_fifty_resumes_are_one_unbroken_run(monkeypatch):
     """A stop after every other number of steps, and always another process's objects."""
     tree = recipe(VAE, steps=160, sets=("train.ema=0.9", "train.log_every=7"))
-    whole = trainer(tree)
-    whole.fit()
+    whole = fit(tree)
     run, starts = None, []
     for k in range(51):
         until = 3 * (k + 1) + k % 2
@@ -115,8 +110,7 @@ def test_fifty_resumes_are_one_unbroken_run(monkeypatch):
         broken = trainer(tree, run)
         run = broken.run
         if k < 50:
-            with pytest.raises(Interrupted):
-                broken.fit()
+            refused("", broken.fit, error=Interrupted)
         else:
             broken.fit()
         starts.append(broken.start)

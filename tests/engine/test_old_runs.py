@@ -10,8 +10,6 @@ elsewhere grey levels may differ by one. Some runs keep their checkpoint of step
 - 5f2a185: one model of each family, and every model that denoises.
 """
 
-from __future__ import annotations
-
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path

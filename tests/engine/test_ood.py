@@ -1,7 +1,5 @@
 """`gz ood` on a model whose likelihood can be counted by hand: independent pixels with known histograms."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -14,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 from pixelwise import Pixelwise, fake_run, fitted, nll_of
+from refused import refused
 
 from gzcli.cli import ood as ood_verb
 from gzcli.cli import out
-from gzcli.core.errors import DivergedError, MissingError, UsageError
+from gzcli.core.errors import DivergedError, MissingError
 from gzcli.core.jobs import OodJob
 from gzcli.core.sections import DataSection
 from gzcli.data.packs.batches import scan, to_uint8
@@ -84,7 +83,7 @@ def test_result_files_and_figures_agree(trained, tmp_path):
     assert any("hard direction" in note for note in result["notes"])
 
 
-def test_nll_typicality_and_complexity_are_what_they_say(trained, tmp_path):
+def test_nll_typicality_complexity_and_gradnorm_are_what_they_say(trained, tmp_path):
     run(tmp_path, n=60)
     rows, pack, index = rows_of(tmp_path, "in"), open_pack("digits"), subset(355, 60)
     expected = nll_of(trained, pack.images("test")[index])
@@ -101,6 +100,12 @@ def test_nll_typicality_and_complexity_are_what_they_say(trained, tmp_path):
         # other coders can only shorten it
         length = 8 * min(buffer.tell(), len(zlib.compress(image.tobytes(), 9)))
         assert value / math.log(2) - length <= float(row["complexity"]) + 0.1
+    # for independent softmax pixels ∂ log p(x) / ∂ logits = onehot(x) − p
+    found = Scorer(trained, ["gradnorm"])(first_of(n=6))["gradnorm"]
+    k = (np.asarray(open_pack("digits").images("test")[:6]).astype(int) * 17) >> 8
+    gradient = np.eye(17)[k.reshape(6, -1)] - trained.model.table.numpy()
+    assert np.allclose(found, np.log(np.sqrt((gradient**2).sum((1, 2)))), rtol=1e-5)
+    assert not any(p.requires_grad for p in trained.model.parameters())
 
 
 def test_a_score_does_not_depend_on_its_batch_or_on_other_scores(trained):
@@ -118,16 +123,7 @@ def test_a_score_does_not_depend_on_its_batch_or_on_other_scores(trained):
     assert not np.allclose(other, together["noisy"][:10])
 
 
-def test_gradnorm_is_the_norm_of_the_gradient_of_all_parameters(trained):
-    """For independent softmax pixels ∂ log p(x) / ∂ logits = onehot(x) − p."""
-    found = Scorer(trained, ["gradnorm"])(first_of(n=6))["gradnorm"]
-    k = (np.asarray(open_pack("digits").images("test")[:6]).astype(int) * 17) >> 8
-    gradient = np.eye(17)[k.reshape(6, -1)] - trained.model.table.numpy()
-    assert np.allclose(found, np.log(np.sqrt((gradient**2).sum((1, 2)))), rtol=1e-5)
-    assert not any(p.requires_grad for p in trained.model.parameters())
-
-
-def test_the_ensemble_is_the_sum_of_log_densities_among_validation_images(trained, tmp_path):
+def test_ensemble_and_ratio_are_what_they_say(trained, tmp_path, monkeypatch):
     """Against scikit-learn's kernel densities at the same bandwidth (Scott's rule)."""
     from sklearn.neighbors import KernelDensity
 
@@ -145,18 +141,14 @@ def test_the_ensemble_is_the_sum_of_log_densities_among_validation_images(traine
     np.testing.assert_allclose(seen["ensemble"], score, rtol=1e-6)
     far = np.full_like(seen["nll"], 1e6)
     assert np.isfinite(scorer.fitted["ensemble"]["nll"].logpdf(far)).all(), "far images have a finite score"
-
-
-def test_ratio_is_the_difference_to_the_background(trained, tmp_path, monkeypatch):
     flat = Pixelwise(trained.info, table=torch.full_like(trained.model.table, 1 / 17))
     other = fake_run(tmp_path, monkeypatch, scores, model=flat, name="flat")
     batch = first_of(n=6)
     scorer = Scorer(trained, ["nll", "ratio"], background=other)
     found = scorer(batch)
     assert np.allclose(found["ratio"], found["nll"] - 256 * math.log(17), rtol=1e-5)
-    with pytest.raises(MissingError) as error:
-        Scorer(trained, ["ratio"])
-    assert "gz train pixelwise --data digits --set data.augment=[mutate]" in error.value.hint
+    error = refused("", Scorer, trained, ["ratio"], error=MissingError)
+    assert "gz train pixelwise --data digits --set data.augment=[mutate]" in error.hint
 
 
 @dataclass(frozen=True)
@@ -171,8 +163,7 @@ def test_options_reach_the_scores_that_take_them_also_in_a_dataclass(trained, tm
     plain.fit([batch], [])
     assert np.allclose(plain(batch)["far"] ** 2, squared(batch)["far"], rtol=1e-5)
     assert squared.unused == ["other"]
-    with pytest.raises(UsageError, match="takes `powr`"):
-        run(tmp_path, scores=("far",), n=20, options={"powr": 0.0})
+    refused("takes `powr`", run, tmp_path, scores=("far",), n=20, options={"powr": 0.0})
 
     def score_far(self, x, *, noise, far: FarOptions = FarOptions(scale=5.0), shift: float = 0.0):
         return torch.full((len(x),), far.scale * 2.0**far.power + shift)
@@ -219,28 +210,21 @@ def test_rebuilt_images_are_also_compared_by_the_features_of_the_set(trained, tm
     assert run(tmp_path, n=12)["perceptual"] is None
 
 
-def test_scores_that_there_are_not(trained, monkeypatch):
-    for score in ("nlll", "fara"):
-        with pytest.raises(UsageError, match=f"no score `{score}`") as error:
-            choose(trained, [score])
-        assert "did you mean" in error.value.hint
-    monkeypatch.setattr(Pixelwise, "likelihood", "ode")  # which is computed without a gradient
-    with pytest.raises(UsageError, match="without gradient, `gradnorm` needs one"):
-        choose(trained, ["gradnorm"])
-    monkeypatch.delattr(Pixelwise, "log_prob")
-    with pytest.raises(UsageError, match="has no likelihood"):
-        choose(trained, ["nll"])
-
-
-def test_all_scores_are_those_that_the_model_can_compute_as_called(trained, tmp_path):
+def test_scores_that_there_are_and_are_not(trained, monkeypatch):
     """A likelihood by an ODE has no gradient, and `ratio` needs a background."""
     fm = FM.of(trained.info, channels=8, mult=(1,), attention=())
     names = set(computable(replace(trained, model=fm.eval()), background=False))
     assert {"nll", "typicality", "complexity", "ensemble"} < names and not {"gradnorm", "ratio"} & names
     assert {"gradnorm", "ratio"} < set(computable(trained, background=True))
+    for score in ("nlll", "fara"):
+        refused(f"no score `{score}`", choose, trained, [score], hint="did you mean")
+    monkeypatch.setattr(Pixelwise, "likelihood", "ode")  # which is computed without a gradient
+    refused("without gradient, `gradnorm` needs one", choose, trained, ["gradnorm"])
+    monkeypatch.delattr(Pixelwise, "log_prob")
+    refused("has no likelihood", choose, trained, ["nll"])
 
 
-def test_a_benchmark_has_groups_with_means_and_names_what_is_missing(trained, tmp_path, monkeypatch, capsys):
+def test_a_benchmark_has_groups_a_version_and_names_what_is_missing(trained, tmp_path, monkeypatch, capsys):
     """Offline and with an empty cache every set is named with what would fetch it."""
     result = run(tmp_path, outs=("patches", "digits-ab"))
     rows = result["results"]
@@ -257,19 +241,14 @@ def test_a_benchmark_has_groups_with_means_and_names_what_is_missing(trained, tm
     assert said[0].startswith("left out of `toy`: svhn, patches;")
     benchmark = ood_verb.benchmark_of("OpenOOD_CIFAR10", None, None)
     assert benchmark.inside == "cifar10" and benchmark.near == ("cifar100", "tinyimagenet")
-    with pytest.raises(UsageError, match="has sets of its own"):
-        ood_verb.benchmark_of("openood-mnist", "cifar10", None)
-    with pytest.raises(UsageError, match="there is no benchmark `openood`"):
-        ood_verb.benchmark_of("openood", None, None)
+    refused("has sets of its own", ood_verb.benchmark_of, "openood-mnist", "cifar10", None)
+    refused("there is no benchmark `openood`", ood_verb.benchmark_of, "openood", None, None)
     with pytest.raises(MissingError, match="none of the foreign sets"):
         ood_verb.at_hand(benchmark, DataSection(size=32, channels=3))
     told = capsys.readouterr().err
     assert all(f"`{name}`" in told for name in (*benchmark.near, *benchmark.far))
     assert "gz data download" in told
-
-
-def test_the_fpr_of_a_benchmark_is_that_of_its_version():
-    """OpenOOD v1 takes in-distribution images as positive, v1.5 foreign ones; MNIST's benchmark is of v1."""
+    # OpenOOD v1 takes in-distribution images as positive, v1.5 foreign ones; MNIST's benchmark is of v1
     row = {"out": "b", "score": "far", "auroc": 0.9, "n_out": 9, "beats_baselines": True}
     for benchmark, words in (
         ("openood-mnist", ("OpenOOD v1,", "`fpr95_id`: the share of foreign images that is accepted")),
@@ -320,7 +299,7 @@ FOLDERS = {  # the pictures, and which of them are scored where it is not all
 }
 
 
-def test_a_foreign_folder_is_scored_whole_and_names_its_files(trained, tmp_path, monkeypatch, pictures):
+def test_a_foreign_folder_is_scored_whole_or_its_subset_told(trained, tmp_path, monkeypatch, pictures):
     monkeypatch.setattr(ood, "histograms", lambda *known: None)
     for which, (names, scored) in FOLDERS.items():
         folder = pictures(which, names)
@@ -330,17 +309,11 @@ def test_a_foreign_folder_is_scored_whole_and_names_its_files(trained, tmp_path,
         assert {row["set"] for row in rows} == {folder} and result["names"][folder] == which
         mean = {row["file"]: float(row["mean"]) for row in rows}
         assert mean == {name: 10 * names.index(name) for name in mean}, which
-
-
-def test_a_subset_is_told_and_one_set_on_both_sides_or_scores_that_are_not_finite_are_refused(
-    trained, tmp_path, pictures
-):
     folder = pictures("own", [f"{i}.png" for i in range(20)])
     notes = run(tmp_path, outs=(folder,), scores=("nll",), n=12)["notes"]
     assert any("12 of the 20 images of `own` were scored; `--full` takes all" in note for note in notes)
     for sides in ({"ins": folder, "outs": (folder,)}, {"outs": ("digits",)}):
-        with pytest.raises(UsageError, match="both"):
-            run(tmp_path, **sides)
+        refused("both", run, tmp_path, **sides)
     trained.model.broken = True
     with pytest.raises(DivergedError, match=r"`far` is not finite for \d+ of \d+ images of `digits`"):
         run(tmp_path, scores=("far",))
@@ -351,11 +324,14 @@ def test_a_path_with_a_comma_is_one_set(home, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a, b", "c"):
         (tmp_path / name).mkdir()
-    assert ood_verb.split_sets("a, b") == ["a, b"]
-    assert ood_verb.split_sets("mnist,a, b,c") == ["mnist", "a, b", "c"]
-    assert ood_verb.split_sets("mnist, fashionmnist,") == ["mnist", "fashionmnist"]
-    assert ood_verb.split_sets(f"{tmp_path}/a, b") == [f"{tmp_path}/a, b"]
-    assert ood_verb.split_sets("a,b") == ["a", "b"]
+    for words, names in {
+        "a, b": ["a, b"],
+        f"{tmp_path}/a, b": [f"{tmp_path}/a, b"],
+        "a,b": ["a", "b"],
+        "mnist,a, b,c": ["mnist", "a, b", "c"],
+        "mnist, fashionmnist,": ["mnist", "fashionmnist"],
+    }.items():
+        assert ood_verb.split_sets(words) == names
 
 
 def test_the_table_has_intervals_and_fits_a_terminal(capsys):
@@ -390,16 +366,13 @@ def test_bins_show_both_sides_however_far_apart():
     assert scale is None and bins[0] < 1 < bins[-1]
 
 
-def test_budget_subsets_and_short_names():
+def test_without_n_the_budget_decides_and_full_takes_all(trained, tmp_path, monkeypatch):
     assert [affordable(seconds, 300, 2) for seconds in (0.1, 10, 1e-6)] == [1500, 500, 10_000]
     small, large = subset(1000, 100), subset(1000, 300)
     assert (np.diff(small) > 0).all() and set(small) <= set(large) and len(large) == 300
     assert np.array_equal(subset(50, 500), np.arange(50))
     names = short_paths(["mnist", "/home/me/photos", "/data/a/photos", "/data/faces"])
     assert list(names.values()) == ["mnist", "me/photos", "a/photos", "faces"]
-
-
-def test_without_n_the_budget_decides_and_full_takes_all(trained, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(scores, "affordable", lambda *spent: asked.append(spent) or 40)
     result = run(tmp_path, scores=("nll",), n=None)

@@ -1,7 +1,5 @@
 """The precision of samples and scores, norms under autocast, and the layout of convolutions in memory."""
 
-from __future__ import annotations
-
 import copy
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +8,7 @@ import pytest
 import torch
 from helpers import recipe
 from torch import nn
-from zoo import CASES
+from zoo import FIRST
 
 from gzcli.core import devices
 from gzcli.core.errors import UsageError
@@ -25,8 +23,8 @@ from gzcli.store.runs import Run
 from gzcli.testing.contract import loss_of, started
 
 CPU = torch.device("cpu")
-FM = next(case for case in CASES if case.model == "fm")
-GLOW = next(case for case in CASES if case.model == "glow")
+FM = FIRST["fm"]
+GLOW = FIRST["glow"]
 
 
 def trained(case: Any, precision: str, asked: str | None = None) -> Trained:
@@ -61,6 +59,11 @@ USED = (  # in the recipe, asked for, whether the CPU has it; what samples and w
 
 
 def test_which_precision_is_used(monkeypatch):
+    with pytest.raises(UsageError, match="needs a GPU"):
+        load_trained(Run(None), "cpu", precision="fp16")  # type: ignore[arg-type]
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    assert devices.chosen_precision("auto", "cuda") == "fp16"
+    assert devices.chosen_precision("auto", "mps") == "fp32"
     tree = recipe(FM, steps=1)
     for precision, asked, fast, sampled, scored in USED:
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda fast=fast: fast)
@@ -71,14 +74,6 @@ def test_which_precision_is_used(monkeypatch):
         assert found == [sampled, sampled, scored], (precision, asked, fast)
         model.likelihood = "exact"
         assert autocast_in(of.applying()) is None, "a flow goes to its latents and back"
-
-
-def test_fp16_is_for_gpus_without_bf16(monkeypatch):
-    with pytest.raises(UsageError, match="needs a GPU"):
-        load_trained(Run(None), "cpu", precision="fp16")  # type: ignore[arg-type]
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
-    assert devices.chosen_precision("auto", "cuda") == "fp16"
-    assert devices.chosen_precision("auto", "mps") == "fp32"
 
 
 def test_samples_in_bf16_and_likelihoods_in_fp32(monkeypatch):

@@ -1,7 +1,5 @@
 """Processes: two against one, signals, kills, the launcher. Every engine here is a real child process."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -19,9 +17,10 @@ import psutil
 import pytest
 import torch
 import two_ranks
-from helpers import ROOT, figures, gz, in_process, lines, recipe, run_at, same, spawn, trainer, traps
+from helpers import ROOT, figures, fit, gz, in_process, lines, recipe, run_at, same, spawn, traps
+from refused import refused
 from safetensors.torch import load_file
-from zoo import CASES, Case
+from zoo import FIRST, Case
 
 from gzcli.core import devices, jobs
 from gzcli.core.errors import DeviceError
@@ -36,8 +35,6 @@ from gzcli.store.paths import recipe_names
 from gzcli.store.runs import Run
 
 LONG = ("--set", "train.sample_every=0", "--set", "train.eval_every=0", "--set", "train.best=none", "--cpu")
-
-
 STEPS, DIFFUSERS_STEPS = 6, 4  # of a training; one of Stable Diffusion takes .4 seconds in float64
 PATIENCE = 240  # seconds for what takes a few on a machine that does nothing else
 # what looks at a whole batch: batch norm, also under a penalty on a gradient, and a full pool
@@ -46,8 +43,7 @@ WHOLE_BATCH = {
     "cyclegan": {"pool": 8},
 }
 
-
-FIRST = {case.model: case for case in reversed(CASES) if not case.stages}  # a zoo line of each model
+ALONE = [name for name, case in FIRST.items() if not case.stages]
 
 
 def changed(model: str, **options: Any) -> Case:
@@ -113,7 +109,7 @@ def ranks(request):
 
 @pytest.mark.launch
 @pytest.mark.xdist_group("ranks")
-@pytest.mark.parametrize("case", [changed(name, **WHOLE_BATCH.get(name, {})) for name in FIRST], ids=str)
+@pytest.mark.parametrize("case", [changed(name, **WHOLE_BATCH.get(name, {})) for name in ALONE], ids=str)
 def test_two_processes_are_one(case, ranks):
     one, two = (ranks(repr(case), world) for world in (1, 2))
     assert two["gap"] == 0
@@ -294,8 +290,7 @@ def test_the_launcher_starts_two_processes():
 @pytest.mark.launch
 def test_two_processes_draw_what_one_draws(home):
     """Each rank draws its share; image i is the same whoever draws it."""
-    t = trainer(recipe(FIRST["vae"], steps=20))
-    t.fit()
+    t = fit(recipe(FIRST["vae"], steps=20))
     drawn = []
     for n, run in ((1, in_process), (2, launcher.run)):
         folder = home / f"draw{n}"
@@ -308,7 +303,7 @@ def test_two_processes_draw_what_one_draws(home):
     assert np.abs(drawn[0] - drawn[1]).max() <= 1
 
 
-def test_names_of_gpus_are_none(monkeypatch):
+def test_gpus_threads_and_machines_of_a_plan(monkeypatch):
     """`CUDA_VISIBLE_DEVICES=0` on a machine without GPUs: a training takes the CPU."""
     cases = (("0", 0, 0), ("0,1", 1, 1), ("GPU-a,GPU-b", 8, 2), ("-1", 8, 0), ("", 8, 0))
     for visible, there, count in cases:
@@ -317,19 +312,12 @@ def test_names_of_gpus_are_none(monkeypatch):
         monkeypatch.setattr(devices, "OTHER_GPUS", ())
         assert devices.count_gpus() == count
     assert launcher.plan(LaunchSection(), every_gpu=True).gpus == 0
-    with pytest.raises(DeviceError, match=r"--gpus 2.*no GPU"):
-        launcher.plan(LaunchSection(gpus=2), every_gpu=True)
-
-
-def test_threads_are_shared_out(monkeypatch):
+    refused(r"--gpus 2.*no GPU", launcher.plan, LaunchSection(gpus=2), every_gpu=True, error=DeviceError)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     assert launcher.plan(LaunchSection(), every_gpu=True).threads == 8
     assert launcher.plan(LaunchSection(cpu=True, processes=4), every_gpu=True).threads == 2
-
-
-def test_several_machines_reach_the_launcher(monkeypatch):
     monkeypatch.setattr(launcher, "usable_gpus", lambda: devices.Gpus(2, 2))
     asked = LaunchSection(machines=2, machine_rank=1, main_ip="10.0.0.1", main_port=29501)
     text = launcher.config(launcher.plan(asked, every_gpu=True)).splitlines()

@@ -1,9 +1,4 @@
-"""Verbs in several processes: each does its share, and the result is that of one. Ranks are threads here.
-
-`test_verbs.py` launches them as processes.
-"""
-
-from __future__ import annotations
+"""Verbs in several processes, which are threads here: each does its share, the result is that of one."""
 
 import shutil
 import threading

@@ -1,7 +1,5 @@
 """A run finds its data from any folder, and notices that it is not what it was."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace
@@ -82,7 +80,7 @@ def test_other_paths_of_a_recipe(tmp_path, monkeypatch):
     assert tree["train"]["init"] == "tokenizer"
 
 
-def test_a_run_whose_data_has_changed_does_not_go_on(gz, tmp_path):
+def test_a_run_whose_data_has_changed_does_not_go_on_and_names_what(gz, tmp_path, home):
     photos = classes(tmp_path / "photos", "cat", "dog", "eel")
     assert gz("train", "vae", "--data", str(photos), "--steps", "5", *SMALL)[0] == 0
     (run,) = runs.all_runs()
@@ -100,9 +98,6 @@ def test_a_run_whose_data_has_changed_does_not_go_on(gz, tmp_path):
         opening.check_unchanged(run.path, replace(open_pack(photos).meta, digest="x"))
     assert e.value.message.endswith("other pixels, labels or texts")
     opening.check_unchanged(run.path, open_pack(photos).meta)  # put back as they were
-
-
-def test_what_has_changed_is_named(home):
     then = {"classes": list("abcdefgh"), "counts": {"train": 900, "val": 100, "test": 0}}
     then |= {"shape": [3, 32, 32], "extras": []}
     now = {"classes": ["a", "x"], "counts": {"train": 90, "val": 10, "test": 0}}
@@ -126,7 +121,7 @@ def test_what_has_changed_is_named(home):
     assert files.read_json(run.path / "env.json")["data"]["digest"] == digits.digest
 
 
-def test_a_dry_run_knows_what_is_not_here(gz, tmp_path, monkeypatch):
+def test_a_dry_run_knows_the_set_and_what_is_not_here(gz, tmp_path, monkeypatch):
     for key, name, said in (
         ("data.latent", "vqvae", "no finished run of `vqvae` (gz train vqvae)"),
         ("train.init", "nowhere.safetensors", "no model or run is called `nowhere.safetensors`"),
@@ -139,9 +134,6 @@ def test_a_dry_run_knows_what_is_not_here(gz, tmp_path, monkeypatch):
     (tmp_path / "w.safetensors").write_bytes(b"")
     init = f"train.init={tmp_path / 'w.safetensors'}"
     assert json.loads(gz("train", "glow", "--set", init, "--dry-run", "--json")[1])["needs"] == []
-
-
-def test_a_dry_run_knows_the_set(gz, tmp_path):
     photos = classes(tmp_path / "photos", "a", "b")
     words = ("train", "vae", "--data", str(photos), "--dry-run", *SMALL)
     assert "(here, to be packed)" in " ".join(gz(*words)[1].split())

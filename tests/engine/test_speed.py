@@ -1,7 +1,5 @@
 """How fast a run is: peaks, what lines show, what is recorded; batches that are read ahead; DDP's search."""
 
-from __future__ import annotations
-
 import json
 import re
 import threading
@@ -15,8 +13,9 @@ import speed as parts
 import timing
 import torch
 from draws import train_batches
-from helpers import lines, recipe, trainer
-from zoo import CASES, Case
+from helpers import fit, lines, recipe
+from refused import refused
+from zoo import FIRST, Case
 
 from gzcli.core.devices import peak, peak_of
 from gzcli.core.errors import UsageError
@@ -36,11 +35,8 @@ from gzcli.store.runs import Run
 from gzcli.testing.contract import started
 
 pytestmark = pytest.mark.usefixtures("undrawn")
-
 CPU = torch.device("cpu")
 VAE = Case("vae", {"net": "mlp", "hidden": (16,), "latent": 4}, lr=3e-3, batch=8)
-
-
 PEAKS = """NVIDIA H100 80GB HBM3: bf16 989; NVIDIA H100 PCIe: bf16 756; NVIDIA H100 NVL: tf32 418
 NVIDIA H200: fp16 989; NVIDIA A100-SXM4-80GB: tf32 156; NVIDIA A10: bf16 125; NVIDIA L4: bf16 121
 NVIDIA L40S: bf16 362; NVIDIA RTX A6000: fp32 38.7; NVIDIA GeForce RTX 4090: bf16 165.2
@@ -50,15 +46,12 @@ NO_PEAKS = """NVIDIA A10G; NVIDIA RTX 6000 Ada Generation; NVIDIA GeForce RTX 40
 NVIDIA A100-SXM4-40GB MIG 1g.5gb; AMD Instinct MI300X"""
 
 
-def test_the_peak_of_a_device():
+def test_peaks_and_rates_and_what_of_them_fits_in_a_line(tmp_path, capsys):
     for line in PEAKS.replace("\n", "; ").split("; "):
         name, precision, tera = re.fullmatch(r"(.*): (\w+) ([\d.]+)", line).groups()
         assert peak_of(name, precision) == float(tera) * 1e12, line
     for name in NO_PEAKS.replace("\n", "; ").split("; "):
         assert peak_of(name, "bf16") is None, name
-
-
-def test_rates_follow_from_steps_a_second(tmp_path):
     found = Speed(128, 1e12, 500e12).at(40.0)
     assert found == {"images_s": 5120.0, "tflops": 40.0, "mfu": 0.08}
     assert in_words(found) == ["MFU 8%", "40 TFLOP/s", "5.12e+03 images/s"]
@@ -69,9 +62,6 @@ def test_rates_follow_from_steps_a_second(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert training_speed(tmp_path) == {"it_s": 2.0, "tflops": 0.5}
     assert training_speed(tmp_path / "none") == {}
-
-
-def test_a_line_shows_what_fits_in_it(capsys):
     assert with_room("a" * 60, ["b" * 30, "c" * 18], 80) == "a" * 60 + "  " + "c" * 18
     bar = TrainBar(Log(), None, 0, 200)
     bar.speed = Speed(128, 1e12, 500e12)
@@ -102,8 +92,7 @@ def test_a_run_without_a_terminal_tells_its_progress_in_a_few_lines(tmp_path, ca
 
 def test_a_run_records_its_speed(monkeypatch):
     monkeypatch.setattr(forecast, "SHORT", 1)
-    t = trainer(recipe(VAE, steps=3))
-    t.fit()
+    t = fit(recipe(VAE, steps=3))
     flops = forecast.flops_of(t.part, t.info)
     for line in lines(t.run.path / "metrics.jsonl"):
         if "it_s" in line:
@@ -160,7 +149,7 @@ def test_batches_read_ahead_are_the_same():
 def test_where_every_step_gives_every_parameter_a_gradient():
     """What is found without values is what a real step does."""
     for model in ("vae", "ddpm", "dit", "glow", "vqvae", "dcgan", "aae"):
-        found, batch = started(next(case for case in CASES if case.model == model))
+        found, batch = started(FIRST[model])
         complete = model not in ("dcgan", "aae")
         assert steps.trains_all(found, batch) == complete, model
         if complete:
@@ -174,7 +163,7 @@ def test_what_can_be_shared_out():
     part = resolve("dit", data="digits", flags={"launch.strategy": "fsdp"}).parts[0]
     for model in ("dit", "rf", "instructpix2pix", "controlnet", "sd_lora"):
         check_strategy(part, catalog.card(model))
-    found, _ = started(next(case for case in CASES if case.model == "dit"))
+    found, _ = started(FIRST["dit"])
     assert list(steps.blocks_of(found)) == list(found.net.blocks)
     found, _ = started(replace(VAE))
     found.attach("frozen", torch.nn.Linear(3, 3))
@@ -188,9 +177,8 @@ def test_what_can_be_shared_out():
         ("dit", ("train.precision=fp16",), "`train.precision: fp16` needs a scale"),
         ("dit", ("train.compile=true",), "`train.compile: true` compiles whole weights"),
     ):
-        with pytest.raises(UsageError, match=says) as e:
-            resolve(model, data="digits", sets=("launch.strategy=fsdp", *sets))
-        assert "`dit`" in e.value.hint or "--set" in e.value.hint, says
+        e = refused(says, resolve, model, data="digits", sets=("launch.strategy=fsdp", *sets))
+        assert "`dit`" in e.hint or "--set" in e.hint, says
 
 
 # packages of the extra `peers` that a part compares with

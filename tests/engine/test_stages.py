@@ -1,7 +1,4 @@
-"""Recipes and runs in stages: a tokenizer, then the prior of its codes, trained one after the other in one
-run."""
-
-from __future__ import annotations
+"""Recipes and runs in stages: a tokenizer, then the prior of its codes, trained in one run."""
 
 import shutil
 from dataclasses import replace
@@ -11,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import gz, lines
+from refused import refused
 from safetensors.torch import load_file
 
 from gzcli.core.errors import MissingError, UsageError
@@ -28,7 +26,6 @@ from gzcli.store import runs
 from gzcli.store.runs import Run
 
 pytestmark = pytest.mark.xdist_group("stages")  # one worker makes what these tests share, once
-
 RECIPE = """
 data: {name: digits}
 train: {steps: 6, batch_size: 16, sample_every: 0, eval_every: 3, log_every: 1, precision: fp32}
@@ -70,7 +67,7 @@ def trained(tmp_path_factory) -> Run:
     return run
 
 
-def test_a_stage_lays_its_own_over_what_is_shared_layer_by_layer(path):
+def test_stages_lay_their_own_over_what_is_shared_and_the_command_line_over_all(path, tmp_path):
     for data, steps, ema in (("digits", 6, 0.0), ("mnist", 9, 0.5)):
         recipe = resolve(path, data=data)
         tokenizer, prior = recipe.parts
@@ -82,9 +79,6 @@ def test_a_stage_lays_its_own_over_what_is_shared_layer_by_layer(path):
     assert recipe.origin["stages.prior.train.steps"].startswith("for.mnist ")
     assert recipe.origin["stages.tokenizer.optim.lr"].endswith("two.yaml:9")
     assert recipe.origin["stages.prior.model.width"].endswith("two.yaml:11")
-
-
-def test_the_command_line_and_other_data_are_over_every_stage(path, tmp_path):
     sets = ["optim.lr=5e-4", "stages.prior.train.ema=0.9"]
     recipe = resolve(path, data="mnist", sets=sets, flags={"train.steps": 50})
     assert [part.train.steps for part in recipe.parts] == [50, 50]
@@ -123,13 +117,12 @@ def test_a_mistake_is_told_with_its_place(tmp_path, monkeypatch):
     for change, message in MISTAKES.items():
         assert change[0] in RECIPE
         Path("bad.yaml").write_text(RECIPE.replace(*change))
-        with pytest.raises(UsageError) as e:
-            resolve("./bad.yaml")
-        told = f"{e.value.message} ({e.value.hint})"
+        e = refused("", resolve, "./bad.yaml")
+        told = f"{e.message} ({e.hint})"
         assert message in told and "bad.yaml:" in told, change
 
 
-def test_each_stage_is_a_whole_run(trained, path):
+def test_each_stage_is_a_whole_run_and_codes_are_the_tokenizer_s(trained, path):
     assert trained.state == "finished" and [stage.state for stage in trained.stages] == ["finished"] * 2
     for stage in trained.stages:
         steps = stage.tree()["train"]["steps"]
@@ -142,9 +135,6 @@ def test_each_stage_is_a_whole_run(trained, path):
     recipe = resolve(str(trained.path / "run.yaml"), flags={"train.steps": 8})
     recipe = continued(trained, with_data(recipe, recipe.found), 8)
     assert [part.train.steps for part in recipe.parts] == [40, 8]
-
-
-def test_codes_are_made_once_and_are_the_tokenizer_s(trained):
     codes = np.load(trained.stage("prior").path / "prepared" / "codes.npy")
     pack, tokenizer = open_pack("digits"), load_trained(trained.stage("tokenizer"), "cpu").model
     index = [0, 7, 1000, len(codes) - 1]
@@ -156,8 +146,7 @@ def test_codes_are_made_once_and_are_the_tokenizer_s(trained):
 def test_verbs_talk_to_the_last_stage(forks, trained, path):
     model = load_trained(trained, torch.device("cpu"))
     assert model.part.model == "transformer" and model.name == "vqvae"
-    with pytest.raises(UsageError, match="no model or run is called `nope`"):
-        resolve(path, sets=["stages.tokenizer=nope"])
+    refused("no model or run is called `nope`", resolve, path, sets=["stages.tokenizer=nope"])
     for more in ("--temperature 0.5", "--do reconstruct"):
         shown = forks.gz("sample", trained.id, "-n", "4", "-q", *more.split()).stdout.strip()
         assert Path(shown).exists() and shown.startswith(str(trained.path / "sampled"))
@@ -187,8 +176,7 @@ def test_a_finished_stage_serves_another_prior_and_no_prior_takes_another(traine
     copy = Run(Path(shutil.copytree(trained.path, tmp_path / "copy")))
     other = (copy.stage("prior").path / "model.safetensors").read_bytes()
     (copy.stage("tokenizer").path / "model.safetensors").write_bytes(other)
-    with pytest.raises(MissingError, match="was trained with another stage `tokenizer`"):
-        load_trained(copy, "cpu")
+    refused("was trained with another stage `tokenizer`", load_trained, copy, "cpu", error=MissingError)
 
 
 def test_what_is_prepared_is_augmented_by_one_draw(trained, path):

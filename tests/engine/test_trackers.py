@@ -1,16 +1,15 @@
 """Trackers by name: TensorBoard itself, the others as accelerate calls them, and one that is not there."""
 
-from __future__ import annotations
-
 import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
 from helpers import recipe, trainer
-from zoo import CASES
+from refused import refused
+from zoo import FIRST
 
 from gzcli.cli import train as options
-from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError
 from gzcli.engine import history
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -18,9 +17,7 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 
 def fit(*names: str):
     """A run of two steps of a VAE with these trackers; returns its folder and the lines of its log."""
-    tree = recipe(
-        next(c for c in CASES if c.model == "vae"), steps=2, sets=("train.eval_every=2", "train.best=loss")
-    )
+    tree = recipe(FIRST["vae"], steps=2, sets=("train.eval_every=2", "train.best=loss"))
     tree["launch"]["track"] = list(names)
     made = trainer(tree)
     made.fit()
@@ -73,7 +70,17 @@ def test_a_service_gets_it_all(home, monkeypatch, name):
     assert {(1, "loss"), (2, "loss"), (2, "val_loss"), (2, "samples")} <= set(logged) and end == "finish"
 
 
-def test_a_tracker_that_fails_stops_no_training(monkeypatch):
+def test_what_is_missing_is_told_first_and_what_fails_stops_nothing(monkeypatch, call):
+    assert options.check_trackers(None, wandb=False) is None
+    monkeypatch.setattr(options, "find_spec", lambda name: None)
+    code, _, stderr = call("train", "vae", "--track", "mlflow", "--dry-run")
+    assert code == 3 and "`--track mlflow` needs the package `mlflow`\n\nhint: pip install mlflow" in stderr
+    code, _, stderr = call("train", "vae", "--wandb")
+    assert code == 3 and "`--wandb` needs the package `wandb`" in stderr
+    refused("no tracker is called `tensorbord`", options.check_trackers, ["tensorbord"], wandb=False)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(MissingError, match="needs the package `wandb`"):
+        history.started("wandb", SimpleNamespace(id="run", path=None), {}, 0)
     said: list[str] = []
     broken = SimpleNamespace(log=lambda *a, **b: 1 / 0, finish=lambda: said.append("finish"))
     monkeypatch.setattr(history, "started", lambda *words: broken)
@@ -82,17 +89,3 @@ def test_a_tracker_that_fails_stops_no_training(monkeypatch):
     some.figures(2, {"loss": 1.0})
     some.close()
     assert said == ["`mlflow` does not track any more: division by zero"]
-
-
-def test_a_package_that_is_missing_is_told_before_anything_starts(monkeypatch, call):
-    assert options.check_trackers(None, wandb=False) is None
-    monkeypatch.setattr(options, "find_spec", lambda name: None)
-    code, _, stderr = call("train", "vae", "--track", "mlflow", "--dry-run")
-    assert code == 3 and "`--track mlflow` needs the package `mlflow`\n\nhint: pip install mlflow" in stderr
-    code, _, stderr = call("train", "vae", "--wandb")
-    assert code == 3 and "`--wandb` needs the package `wandb`" in stderr
-    with pytest.raises(UsageError, match="no tracker is called `tensorbord`"):
-        options.check_trackers(["tensorbord"], wandb=False)
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(MissingError, match="needs the package `wandb`"):
-        history.started("wandb", SimpleNamespace(id="run", path=None), {}, 0)

@@ -1,7 +1,5 @@
 """train, sample, ood and bench as a user calls them, on the digits; and their messages on mistakes."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -26,7 +24,6 @@ from gzcli.recipe.resolve import resolve
 from gzcli.store import runs
 
 pytestmark = pytest.mark.xdist_group("verbs")  # one worker makes what these tests share, once
-
 SHORT = ("--set", "train.sample_every=0", "--set", "train.eval_every=0", "--set", "train.best=none", "--cpu")
 
 
@@ -58,7 +55,7 @@ def call(capsys, *words: str) -> tuple[int, str, str]:
     return (code, *capsys.readouterr())
 
 
-def test_a_run_directory_is_complete():
+def test_a_run_directory_is_complete_and_its_weights_suffice():
     path = runs.by_name("first").path
     names = "run.yaml env.json status.json log.txt metrics.jsonl loss.png model.safetensors"
     assert set(names.split()) <= {file.name for file in path.iterdir()}
@@ -67,10 +64,7 @@ def test_a_run_directory_is_complete():
     assert (status["state"], status["step"], status["code"]) == ("finished", 60, 0)
     env = json.loads((path / "env.json").read_text())
     assert {"packages", "python", "git", "threads", "command"} <= env.keys()
-
-
-def test_weights_sample_without_the_recipe():
-    """The safetensors file alone is enough."""
+    # the safetensors file alone is enough
     saved = read_weights(runs.by_name("first").path / "model.safetensors")
     build_model(saved.part, saved.info).load_state_dict(saved.weights)
     assert saved.step == 60 and saved.info.shape == (1, 16, 16)
@@ -112,7 +106,7 @@ def test_applications_take_pictures_or_test_images(forks, tmp_path):
     assert json.loads(done.stdout)["n"] == 10  # two pairs, five steps each
 
 
-def test_ood_and_its_files(forks):
+def test_ood_and_bench_and_their_files(forks):
     words = "ood first --in digits --out digits-ab -n 60 --score elbo,complexity,iwae --k 3 --cpu --json"
     result = json.loads(forks.gz(*words.split()).stdout)
     rows = {(row["out"], row["score"]): row for row in result["results"]}
@@ -124,6 +118,12 @@ def test_ood_and_its_files(forks):
     assert (folder / "histograms.png").exists() and (folder / "ood.json").exists()
     header = (folder / "scores.csv").read_text().splitlines()[0]
     assert header.startswith("set,role,index,file,elbo,complexity,iwae")
+    words = "bench first labelled --data digits -n 100 --metrics fd,classes,bpd --cpu --json"
+    result = json.loads(forks.gz(*words.split()).stdout)
+    assert [row["run"] for row in result["rows"]] == [runs.by_name(name).id for name in ("first", "labelled")]
+    assert all({"model", "run", "params", "metrics", "seconds"} <= row.keys() for row in result["rows"])
+    assert result["floor"]["fd"] < result["rows"][0]["metrics"]["fd"]
+    assert Path(result["picture"]).exists()
 
 
 def test_ood_in_two_processes_is_ood_in_one(forks, tmp_path):
@@ -140,15 +140,6 @@ def test_ood_in_two_processes_is_ood_in_one(forks, tmp_path):
         (*known, elbo, typical), (*same, other, other_typical) = (line.split(",")[:6] for line in (a, b))
         assert known == same and float(elbo) == pytest.approx(float(other), rel=1e-5)
         assert float(typical) == pytest.approx(float(other_typical), abs=1e-5 * float(elbo))
-
-
-def test_bench_and_its_table(forks):
-    words = "bench first labelled --data digits -n 100 --metrics fd,classes,bpd --cpu --json"
-    result = json.loads(forks.gz(*words.split()).stdout)
-    assert [row["run"] for row in result["rows"]] == [runs.by_name(name).id for name in ("first", "labelled")]
-    assert all({"model", "run", "params", "metrics", "seconds"} <= row.keys() for row in result["rows"])
-    assert result["floor"]["fd"] < result["rows"][0]["metrics"]["fd"]
-    assert Path(result["picture"]).exists()
 
 
 WRONG = {  # a command: its exit code, and what message and hint say
@@ -182,15 +173,12 @@ WRONG = {  # a command: its exit code, and what message and hint say
 }
 
 
-def test_wrong_words(capsys, monkeypatch):
+def test_wrong_words_recipes_and_data_are_told(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     for command, (code, message, hint) in WRONG.items():
         got, out, err = call(capsys, *command.split())
         assert (got, out) == (code, ""), (command, err)
         assert message in err and hint in err.partition("hint:")[2] and "Traceback" not in err, command
-
-
-def test_mistakes_of_recipes_and_scripts(capsys, tmp_path):
     recipe, pictures = tmp_path / "mine.yaml", tmp_path / "pictures"
     recipe.write_text("extends: vae\nmodel: {latnet: 4}\ntrain:\n  steps: many\noptim: {lr: -1}\n")
     code, _, err = call(capsys, "train", str(recipe))

@@ -1,7 +1,4 @@
-"""Distances of pictures in folders against clean-fid's own pipeline: its reading, its resizing, its Fréchet
-distance. The networks are ours, on small random weights, as clean-fid fetches its own."""
-
-from __future__ import annotations
+"""Distances of pictures in folders against clean-fid's own, by our networks on small random weights."""
 
 import sys
 from types import SimpleNamespace
@@ -37,8 +34,7 @@ def ours(folder, data, tmp_path, metric, split="test") -> float:
 
 
 def test_digits_in_folders(tmp_path):
-    """`fd` by clean-fid with the set's LeNet in place of Inception, which resizes nothing; a set against
-    itself is 0."""
+    """`fd` by clean-fid with the set's LeNet in place of Inception; a set against itself is 0."""
     pack = open_pack("digits")
     a, b = (np.asarray(pack.images(split)[:n, 0]) for split, n in (("val", 100), ("test", 355)))
     one, two = write(tmp_path / "one", a), write(tmp_path / "two", b)
@@ -59,7 +55,6 @@ def test_digits_in_folders(tmp_path):
 
 def test_clip_of_colour_pictures(tmp_path, monkeypatch):
     """`fd_clip` is clean-fid's `clip_vit_b_32`, its preparation of the pictures included."""
-    torch.manual_seed(0)
     sizes = {"intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "patch_size": 56}
     small = CLIPVisionModelWithProjection(CLIPVisionConfig(hidden_size=64, projection_dim=12, **sizes))
     torch.save(small.state_dict(), tmp_path / "clip.bin")

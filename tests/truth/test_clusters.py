@@ -1,7 +1,5 @@
 """Clusters in place of labels, against k-means of scikit-learn and counts."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np
@@ -9,7 +7,8 @@ import pytest
 import torch
 from coded import images as coded_images
 from coded import prepared, prior
-from flat import flat
+from draws import flat, noise
+from refused import refused
 from sklearn.cluster import KMeans
 from torch import nn
 
@@ -46,7 +45,7 @@ def fitted(counts: tuple[int, ...], number: int) -> tuple[Clusters, torch.Tensor
     return clusters, x
 
 
-def test_clusters_are_those_of_scikit_learn():
+def test_clusters_are_those_of_scikit_learn_and_fewer_of_few_images(recwarn):
     clusters, x = fitted((60, 30, 10), 3)
     theirs = KMeans(3, n_init=10, random_state=1).fit(x.flatten(1).numpy())
     pairs = set(zip(clusters(x).tolist(), theirs.labels_.tolist(), strict=True))
@@ -62,27 +61,6 @@ def test_clusters_are_those_of_scikit_learn():
     x = torch.rand(2, 3, 128, 64)
     means = x.view(2, 3, 32, 4, 32, 2).mean((3, 5)).flatten(1)
     assert clusters.points(x).numpy() == pytest.approx(means.numpy(), abs=1e-6)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_images_share_the_clusters_as_evenly_as_their_shares_allow(seed):
-    clusters, _ = fitted((60, 30, 10), 3)
-    drawn = clusters.draw(1_000, ImageNoise(seed, range(1_000)))
-    for n in (1, 10, 64, 1_000):
-        counts = torch.bincount(drawn[:n], minlength=3)
-        assert counts.numpy() == pytest.approx((n * clusters.shares).numpy(), abs=2)
-    assert torch.equal(clusters.draw(50, ImageNoise(seed, range(100, 150))), drawn[100:150])
-
-
-def test_an_image_has_each_cluster_with_the_probability_of_its_share():
-    clusters, _ = fitted((60, 30, 10), 3)
-    n = 2_000
-    drawn = torch.cat([clusters.draw(1, ImageNoise(seed, [7])) for seed in range(n)])
-    shares = torch.bincount(drawn, minlength=3) / n
-    assert shares.numpy() == pytest.approx(clusters.shares.numpy(), abs=4 * 0.5 / n**0.5)
-
-
-def test_few_images_make_fewer_clusters_and_the_rest_is_never_drawn(recwarn):
     for counts, number in (((2, 2), 1), ((30, 29), 2), ((40, 40), 4)):
         clusters, x = fitted(counts, 9)
         assert (clusters.shares > 0).sum() == number
@@ -90,6 +68,20 @@ def test_few_images_make_fewer_clusters_and_the_rest_is_never_drawn(recwarn):
     clusters = Clusters(SHAPE, 4)
     clusters.fit(batches(torch.ones(20, *SHAPE)))
     assert clusters.shares.max() == 1 and not len(recwarn), "equal images"
+
+
+def test_images_have_clusters_by_their_shares():
+    """As evenly as the shares allow, and any one image with the probability of the share."""
+    clusters, _ = fitted((60, 30, 10), 3)
+    for seed in range(5):
+        drawn = clusters.draw(1_000, ImageNoise(seed, range(1_000)))
+        for n in (1, 10, 64, 1_000):
+            counts = torch.bincount(drawn[:n], minlength=3)
+            assert counts.numpy() == pytest.approx((n * clusters.shares).numpy(), abs=2)
+        assert torch.equal(clusters.draw(50, ImageNoise(seed, range(100, 150))), drawn[100:150])
+    drawn = torch.cat([clusters.draw(1, ImageNoise(seed, [7])) for seed in range(2_000)])
+    shares = torch.bincount(drawn, minlength=3) / 2_000
+    assert shares.numpy() == pytest.approx(clusters.shares.numpy(), abs=4 * 0.5 / 2_000**0.5)
 
 
 class Heard(nn.Module):
@@ -105,54 +97,46 @@ class Heard(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["fm", "rf", "sgm", "ddpm", "ncsnv2", "zigma"])
-def test_the_network_is_told_the_cluster_in_training_and_a_drawn_one_in_sampling(name):
-    options = {"patch": 1} if name in ("rf", "zigma") else {}
-    model = catalog.load(name).of(INFO, clusters=3, **options)
-    x = images((60, 30, 10))
-    model.fit(batches(x))
-    model.net = Heard()
-    batch = Batch(x[:8], torch.zeros(8, dtype=torch.long), torch.arange(8), ImageNoise(5, range(8)))
-    model.loss(batch)
-    assert torch.equal(model.net.told[-1], model.clusters(x[:8]))
-    model.sample(40, noise=ImageNoise(0, range(40)), progress=no_progress)
-    told = model.net.told[-1][:40]  # of a batch doubled by guidance
-    assert all(torch.equal(told, rows) for y in model.net.told[1:] for rows in y.split(40))
-    # its noise is the first draw, the clusters are the second
-    noise = ImageNoise(0, range(40))
-    noise.randn(40)
-    assert torch.equal(told, model.clusters.draw(40, noise))
-
-
-def test_guidance_goes_towards_clusters_where_there_are_some():
-    build = lambda **options: catalog.load("fm").of(INFO, **options, **SMALL)  # noqa: E731
-    flat(build(clusters=3).sample)(2, noise=ImageNoise(0, range(2)), guidance=2.0)
-    with pytest.raises(UsageError, match="conditional"):
-        flat(build(clusters=0).sample)(2, noise=ImageNoise(0, range(2)), guidance=2.0)
-    with pytest.raises(UsageError, match="label dropout"):
-        build(clusters=3, label_dropout=0.0).log_prob(torch.zeros(2, *SHAPE), noise=ImageNoise(0, range(2)))
-    labelled = build(clusters=3, conditional=True)
-    assert labelled.clusters is None and labelled.net.label.classes == 2
-    for name in ("fm", "rf", "ncsnv2", "zigma"):
-        with pytest.raises(UsageError, match="clusters"):
-            catalog.load(name).of(INFO, clusters=-3)
-
-
-@pytest.mark.parametrize("name", ["fm", "rf", "sgm", "ddpm", "ncsnv2", "zigma"])
-def test_samples_are_guided_towards_clusters_by_default_and_not_towards_labels(name):
+def test_the_network_is_told_the_cluster_in_training_and_guided_to_a_drawn_one_in_sampling(name):
     """The guided output is that of `guided_output`, whose equation test_fm and test_ddpm check."""
     patch = {"patch": 1} if name in ("rf", "zigma") else {}
+    model, x = catalog.load(name).of(INFO, clusters=3, **patch), images((60, 30, 10))
+    model.fit(batches(x))
+    model.net = Heard()
+    model.loss(Batch(x[:8], torch.zeros(8, dtype=torch.long), torch.arange(8), noise(8, 5)))
+    assert torch.equal(model.net.told[-1], model.clusters(x[:8]))
+    model.sample(40, noise=noise(40), progress=no_progress)
+    told = model.net.told[-1][:40]  # of a batch doubled by guidance
+    assert all(torch.equal(told, rows) for y in model.net.told[1:] for rows in y.split(40))
+    draws = noise(40)
+    draws.randn(40)  # its noise is the first draw, the clusters are the second
+    assert torch.equal(told, model.clusters.draw(40, draws))
 
     def scales(options: dict, **how) -> set[float]:
         model = catalog.load(name).of(INFO, **options, **patch)
         found, guided = [], model.guided_output
         model.guided_output = lambda x, t, y, scale: found.append(scale) or guided(x, t, y, scale)
-        flat(model.sample)(2, noise=ImageNoise(0, range(2)), progress=no_progress, steps=2, **how)
+        flat(model.sample)(2, noise=noise(2), progress=no_progress, steps=2, **how)
         return set(found)
 
     assert scales({"clusters": 3}) == {GUIDANCE}
     assert scales({"clusters": 3}, guidance=1.0) == {1.0}
     assert scales({"clusters": 3, "label_dropout": 0.0}) == scales({"clusters": 0}) == {1.0}
     assert scales({"conditional": True}) == {1.0}
+
+
+def test_guidance_goes_towards_clusters_where_there_are_some():
+    build = lambda **options: catalog.load("fm").of(INFO, **options, **SMALL)  # noqa: E731
+    guided = lambda **options: flat(build(**options).sample)(2, noise=noise(2), guidance=2.0)  # noqa: E731
+    guided(clusters=3)
+    refused("conditional", guided, clusters=0)
+    refused("label dropout", guided, conditional=True, label_dropout=0.0)
+    with pytest.raises(UsageError, match="label dropout"):
+        build(clusters=3, label_dropout=0.0).log_prob(torch.zeros(2, *SHAPE), noise=noise(2))
+    labelled = build(clusters=3, conditional=True)
+    assert labelled.clusters is None and labelled.net.label.classes == 2
+    for name in ("fm", "rf", "ncsnv2", "zigma"):
+        refused("clusters", catalog.load(name).of, INFO, clusters=-3)
 
 
 def test_reflow_is_told_the_clusters_of_its_teacher():
@@ -163,7 +147,7 @@ def test_reflow_is_told_the_clusters_of_its_teacher():
     model = catalog.load("reflow").of(INFO, teacher=teacher, pair_steps=2)
     model.fit(batches(images((5, 5, 5), seed=3)))
     assert torch.equal(model.clusters.centres, teacher.clusters.centres)
-    batch = Batch(x[:8], None, torch.arange(8), ImageNoise(5, range(8)))
+    batch = Batch(x[:8], None, torch.arange(8), noise(8, 5))
     batch.extra |= model.prepare(batch)
     assert torch.equal(heard.told[-1], teacher.clusters(x[:8]).repeat(2)), "as the teacher draws: guided"
     assert (model.pair_guidance, model.guidance_scale(None)) == (GUIDANCE, 1.0)
@@ -187,12 +171,12 @@ def test_a_prior_is_told_the_cluster_of_the_image_and_draws_one_by_its_share(cls
             module.register_forward_pre_hook(hear)
     model.train().loss(prepared(model, x))
     assert torch.equal(told[-1], model.clusters(x))
-    model.eval().sample(30, noise=ImageNoise(3, range(30)), progress=no_progress)
-    assert torch.equal(told[-1], model.clusters.draw(30, ImageNoise(3, range(30))).repeat(2)), "guided"
-    assert model.guidance_scale(None) == GUIDANCE
+    model.eval().sample(30, noise=noise(30, 3), progress=no_progress)
+    assert torch.equal(told[-1], model.clusters.draw(30, noise(30, 3)).repeat(2)), "guided"
+    assert model.strength(None) == GUIDANCE
 
 
-def test_codes_and_clusters_have_probabilities_that_sum_to_one():
+def test_codes_and_clusters_have_probabilities_by_which_completions_draw():
     """Over all codes and clusters; `joint_nll` and the score are those of the image's own cluster."""
     model = clustered(shape=(1, 8, 8), codes=4)
     grid = torch.tensor(list(itertools.product(range(4), repeat=4)))
@@ -203,19 +187,14 @@ def test_codes_and_clusters_have_probabilities_that_sum_to_one():
         x = coded_images(9, (1, 8, 8))
         rows = (model.tokenizer.encode(x).flatten(1) * torch.tensor([64, 16, 4, 1])).sum(1)
         expected = -joint[rows, model.clusters(x)].log()
-        torch.testing.assert_close(model.score_nll(x, noise=ImageNoise(0, range(9))), expected)
-
-
-def test_completions_draw_the_cluster_given_the_kept_codes():
+        torch.testing.assert_close(model.score_nll(x, noise=noise(9)), expected)
     model = clustered()
     kept, n = torch.tensor([[1, 3]]), 20_000
     with torch.no_grad():
         joint = torch.stack([(-model.nll(kept, torch.tensor([k]))).exp() for k in range(3)], 1)
         expected = (joint * model.clusters.shares)[0]
-        drawn = model.draw_cluster(kept.expand(n, 2), ImageNoise(0, range(n)))
-        first = model.draw_cluster(kept.expand(n, 2)[:, :0], ImageNoise(0, range(n)))
+        drawn, first = (model.draw_cluster(kept.expand(n, 2)[:, :k], noise(n)) for k in (2, 0))
     for found, shares in ((drawn, expected / expected.sum()), (first, model.clusters.shares)):
         counts = torch.bincount(found, minlength=3) / n
         assert counts.numpy() == pytest.approx(shares.numpy(), abs=4 * 0.5 / n**0.5)
-    done = model.complete(coded_images(4), noise=ImageNoise(0, range(4)))
-    assert done.images.shape == (4, 1, 12, 8)
+    assert model.complete(coded_images(4), noise=noise(4)).images.shape == (4, 1, 12, 8)

@@ -1,7 +1,4 @@
-"""CycleGAN: its losses, nets and pool against plain ones, what `sample` starts from, and batches of two
-domains."""
-
-from __future__ import annotations
+"""CycleGAN: losses, nets and pool against plain ones, what `sample` starts from, batches of two domains."""
 
 import math
 
@@ -10,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from draws import images, noise, train_batches
-from helpers import recipe, trainer
+from helpers import fit, recipe, trainer
 from PIL import Image
+from refused import refused
 from torch import nn
 from zoo import CASES
 
-from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, BatchNoise, DataInfo, no_progress
 from gzcli.data.packs.batches import TrainBatches, to_uint8
 from gzcli.data.packs.open import open_pack
@@ -41,7 +38,7 @@ def model(info: DataInfo = INFO, **options) -> CycleGAN:
     return net
 
 
-def test_losses_term_by_term():
+def test_losses_and_figures_term_by_term():
     net, a, b = model(cycle=7.0, identity=0.3), images(3), images(3, seed=1)
     found = net.loss(batch(a, b), "generator")
     g, f = net.a_to_b, net.b_to_a
@@ -59,9 +56,6 @@ def test_losses_term_by_term():
     torch.testing.assert_close(found["loss"], expected)
     found["loss"].backward()
     assert all(p.grad is None for net in (net.a_to_b, net.b_to_a) for p in net.parameters())
-
-
-def test_validation_and_figures_of_its_own():
     net, x, y = model(cycle=7.0).eval(), images(4), torch.tensor([0, 1, 1, 0])
     found = net.loss(Batch(x, y, torch.arange(4), noise(4)))["loss"]
     back = torch.where((y == 0).view(-1, 1, 1, 1), net.b_to_a(net.a_to_b(x)), net.a_to_b(net.b_to_a(x)))
@@ -76,17 +70,6 @@ def test_validation_and_figures_of_its_own():
         like = ssim_parts(*((t + 1) / 2 for t in pairs), gaussian_window(11, 1.5))[0].mean()
     want = {"cycle_l1": float(cycle) / 2, "identity_l1": float(same) / 2, "ssim": float(like)}
     assert found == pytest.approx(want, rel=1e-4)
-
-
-def test_the_discriminators_are_shown_what_the_pools_give():
-    net, losses = model(pool=4), {}
-    for step in range(3):
-        a, b = images(4, seed=2 * step), images(4, seed=2 * step + 1)
-        losses[step] = net.loss(batch(a, b, step), "discriminator")["loss"]
-    assert net.pool_a.count == net.pool_b.count == 4
-    fresh = lambda *batches: model(pool=0).loss(batch(*batches), "discriminator")["loss"]  # noqa: E731
-    assert losses[2] != fresh(a, b, 2), "older fakes among them"
-    torch.testing.assert_close(losses[0], fresh(images(4), images(4, seed=1)))
 
 
 def test_the_pool_is_that_of_the_paper():
@@ -114,6 +97,14 @@ def test_the_pool_is_that_of_the_paper():
     shown = whole(x, BatchNoise(0, total=8))
     split = [parts(x[i : i + 2], BatchNoise(0, total=8, start=i)) for i in range(0, 8, 2)]
     assert torch.equal(shown, torch.cat(split)) and torch.equal(whole.images, parts.images)
+    net, losses = model(pool=4), {}  # whose discriminators are shown what the pools give
+    for step in range(3):
+        a, b = images(4, seed=2 * step), images(4, seed=2 * step + 1)
+        losses[step] = net.loss(batch(a, b, step), "discriminator")["loss"]
+    assert net.pool_a.count == net.pool_b.count == 4
+    fresh = lambda *batches: model(pool=0).loss(batch(*batches), "discriminator")["loss"]  # noqa: E731
+    assert losses[2] != fresh(a, b, 2), "older fakes among them"
+    torch.testing.assert_close(losses[0], fresh(images(4), images(4, seed=1)))
 
 
 def test_the_pool_is_no_weight_but_goes_on_after_a_resume():
@@ -126,16 +117,14 @@ def test_the_pool_is_no_weight_but_goes_on_after_a_resume():
     later = lambda: batch(images(3, seed=2), images(3, seed=3), 1)  # noqa: E731
     assert torch.equal(*(net.loss(later(), "discriminator")["loss"] for net in (one, two)))
     case = next(case for case in CASES if case.model == "cyclegan" and case.options["pool"])
-    first = trainer(recipe(case, steps=2))
-    first.fit()
+    first = fit(recipe(case, steps=2))
     second = trainer(recipe(case, steps=3, sets=(f"train.init={first.run.path / 'model.safetensors'}",)))
     second.resume()
     assert first.model.pool_a.count == 8 and second.model.pool_a.count == 0
     assert torch.equal(first.model.disc_a.head.weight, second.model.disc_a.head.weight)
 
 
-def test_the_translator_against_plain_layers():
-    torch.manual_seed(0)
+def test_the_translator_against_plain_layers_and_the_sizes_of_the_paper():
     net, x = Translator(3, 4, 2, 2), images(2, (3, 16, 16))
 
     def conv(i: int, o: int, kernel: int) -> list[nn.Module]:
@@ -157,11 +146,7 @@ def test_the_translator_against_plain_layers():
     for to, p in zip(plain.parameters(), net.parameters(), strict=True):
         to.data = p.data
     torch.testing.assert_close(net(x), plain(x))
-
-
-def test_sizes_of_the_paper():
-    """Generators of 11.38 M parameters and discriminators of 2.765 M, but for the biases that instance norm
-    undoes."""
+    # 11.38 M and 2.765 M parameters, but for the biases that instance norm undoes
     tree = resolve("cyclegan", data="horse2zebra", flags={"scale": "paper"}).tree()
     options = {k: v for k, v in tree["model"].items() if k != "name"}
     with torch.device("meta"):
@@ -231,7 +216,12 @@ def batches(pack, **options) -> TrainBatches:
     return train_batches(pack, **how | options)
 
 
-def test_each_domain_has_epochs_of_its_own(folder):
+def both(part: Batch) -> torch.Tensor:
+    """The images of either domain, side by side."""
+    return torch.cat([part.x, part.extra["second_domain"]], 1)
+
+
+def test_each_domain_has_epochs_of_its_own_and_partners_change(folder):
     pack = open_pack(folder)
     labels, source = pack.labels("train"), batches(pack)
     every = [{bytes(image) for image in pack.images("train")[labels == k]} for k in (0, 1)]
@@ -247,10 +237,7 @@ def test_each_domain_has_epochs_of_its_own(folder):
     few = batches(pack, n=3)
     shown = torch.cat([both(few.at(step)) for step in range(6)]).chunk(2, 1)
     assert [len(x.unique(dim=0)) for x in shown] == [3, 3], "a subset is of each domain"
-
-
-def test_domains_are_not_paired():
-    """digits-ab has equally many of each: partners change from epoch to epoch."""
+    source = batches(open_pack("digits-ab"), levels=17, batch_size=72)  # equally many of each, never paired
     source = batches(open_pack("digits-ab"), levels=17, batch_size=72)
     partners = {}
     for step in range(30):
@@ -258,11 +245,6 @@ def test_domains_are_not_paired():
         for i, b in zip(part.index.tolist(), part.extra["second_domain"], strict=True):
             partners.setdefault(i, set()).add(bytes(to_uint8(b).numpy()))
     assert np.mean([len(met) > 1 for met in partners.values()]) > 0.9
-
-
-def both(part: Batch) -> torch.Tensor:
-    """The images of either domain, side by side."""
-    return torch.cat([part.x, part.extra["second_domain"]], 1)
 
 
 @pytest.mark.parametrize(("levels", "augment"), [(256, ()), (2, ("hflip", "crop=2"))])
@@ -296,13 +278,10 @@ def test_streamed_domains_are_the_packed_ones_and_read_in_one_go(folder, home, m
 
 def test_sets_without_two_domains(folder):
     for data, said in (("mnist", "`mnist` has 10 classes"), ("cifar100", "`cifar100` has 100 classes")):
-        with pytest.raises(UsageError, match=said) as e:
-            resolve("cyclegan", data=data)
+        e = refused(said, resolve, "cyclegan", data=data)
         known = "patches, digits-ab, pneumoniamnist, breastmnist, horse2zebra"
-        assert e.value.hint.startswith(f"sets of two classes: {known}; or a")
+        assert e.hint.startswith(f"sets of two classes: {known}; or a")
     for path in folder.glob("trainB/*"):
         path.rename(folder / "trainA" / path.name)
     (folder / "trainB").rmdir()
-    with pytest.raises(UsageError, match="two domains") as e:
-        batches(open_pack(folder))
-    assert "trainA" in e.value.hint
+    refused("two domains", batches, open_pack(folder), hint="trainA")

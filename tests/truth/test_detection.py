@@ -1,29 +1,39 @@
-"""Detection metrics against scikit-learn, a worked example, and counting by hand; conformal p-values against
-counting, and the rate of false alarms against its exact distribution."""
+"""Detection against scikit-learn and counting; conformal p-values against counting and their distribution."""
 
-from __future__ import annotations
-
+import io
 import itertools
 
 import numpy as np
 import pytest
+from PIL import Image
+from refused import refused
 from scipy.stats import betabinom, chisquare
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
-from gzcli.core.errors import DivergedError, UsageError
+from gzcli.core.errors import DivergedError
 from gzcli.metrics import baselines, conformal
 from gzcli.metrics.detection import detection
 
 
-def test_two_conventions_of_fpr95_on_the_worked_example():
-    """N(0, 1) against N(2, 3): the same AUROC of .734 is an FPR95 of .9985 or .453, by which class is
-    positive."""
+def test_the_worked_example_and_exact_values():
+    """N(0, 1) against N(2, 3): an AUROC of .734 is an FPR95 of .9985 or .453, by which class is positive."""
     rng = np.random.default_rng(0)
     found = detection(rng.normal(0, 1, 100_000), rng.normal(2, 3, 100_000))
     assert found["auroc"] == pytest.approx(0.734, abs=0.004)
     assert found["fpr95"] == pytest.approx(0.9985, abs=0.001)
     assert found["fpr95_id"] == pytest.approx(0.453, abs=0.006)
+    s = 1e6 + np.arange(1000) * 1e-6
+    assert detection(s[:500], s[500:])["auroc"] == 1.0
+    low, high = np.arange(50.0), np.arange(100.0, 150.0)
+    assert detection(low, high)["auroc"] == 1 and detection(low, high)["fpr95"] == 0
+    assert detection(high, low)["auroc"] == 0 and detection(high, low)["fpr95"] == 1
+    constant = detection(np.ones(10), np.ones(10))
+    assert constant["auroc"] == 0.5 and constant["fpr95"] == 1
+    refused("", detection, np.empty(0), np.ones(3))
+    for bad in (np.nan, np.inf, -np.inf):
+        with pytest.raises(DivergedError, match="1 of 20 scores are not finite"):
+            detection(np.arange(10.0), np.array([*range(9), bad]))
 
 
 def test_a_benchmark_s_aupr_is_openood_s_trapezoid():
@@ -61,22 +71,8 @@ def test_equals_sklearn_and_counting_with_ties_at_any_offset(offset):
     assert (found["n_in"], found["n_out"]) == (400, 300)
 
 
-def test_exact_values():
-    s = 1e6 + np.arange(1000) * 1e-6
-    assert detection(s[:500], s[500:])["auroc"] == 1.0
-    low, high = np.arange(50.0), np.arange(100.0, 150.0)
-    assert detection(low, high)["auroc"] == 1 and detection(low, high)["fpr95"] == 0
-    assert detection(high, low)["auroc"] == 0 and detection(high, low)["fpr95"] == 1
-    constant = detection(np.ones(10), np.ones(10))
-    assert constant["auroc"] == 0.5 and constant["fpr95"] == 1
-    with pytest.raises(UsageError):
-        detection(np.empty(0), np.ones(3))
-    for bad in (np.nan, np.inf, -np.inf):
-        with pytest.raises(DivergedError, match="1 of 20 scores are not finite"):
-            detection(np.arange(10.0), np.array([*range(9), bad]))
-
-
-def test_code_length_is_lossless_and_grows_with_detail():
+def test_codes_are_lossless_and_grow_with_detail():
+    """Each coder's size is that of a file which decodes to the very image."""
     rng = np.random.default_rng(3)
     flat = np.full((1, 1, 32, 32), 90, np.uint8)
     ramp = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (32, 1))[None, None]
@@ -88,14 +84,6 @@ def test_code_length_is_lossless_and_grows_with_detail():
     noise = np.random.default_rng(4).integers(0, 2, (1, 1, 28, 28), dtype=np.uint8) * 255
     # a filter byte and 28 bits a row, and the headers
     assert 28 * 4 <= baselines.png_size(noise)[0] <= 28 * (1 + 4) + 80
-
-
-def test_coders_give_the_image_back():
-    """Each coder's size is that of a file which decodes to the very image."""
-    import io
-
-    from PIL import Image
-
     image = np.random.default_rng(5).integers(0, 256, (3, 16, 16), dtype=np.uint8)
     assert {"png", "deflate"} <= set(baselines.coders())
     for kind, options in {"PNG": {"optimize": True}, "JPEG2000": {"irreversible": False}}.items():
@@ -117,10 +105,7 @@ def test_knn_equals_neighbours_in_pixels_when_no_component_is_dropped():
     assert np.allclose(baselines.pixel_mean(seen), seen.mean((1, 2, 3)))
 
 
-# conformal p-values
-
-
-def test_a_p_value_is_a_place_in_an_order():
+def test_a_p_value_is_a_place_in_an_order_and_thresholds_flag_alike():
     rng = np.random.default_rng(0)
     held_out, scores = rng.integers(0, 9, 50).astype(float), np.arange(-1.0, 11.0)  # with ties
     found = conformal.p_values(held_out, scores)
@@ -135,35 +120,7 @@ def test_a_p_value_is_a_place_in_an_order():
     assert (conformal.p_values(held_out, np.full(3, 4.5), tails=2) == 1).all()
     assert conformal.fewest(0.01) == 99 and conformal.fewest(0.05) == 19 and conformal.fewest(0.3) == 3
     assert conformal.fewest(0.01, scores=3) == 299
-
-
-@pytest.mark.parametrize("n", [9, 10, 57])
-@pytest.mark.parametrize("tails", [1, 2])
-def test_p_values_of_images_of_the_set_are_uniform(n, tails):
-    """Each of n + 1 places is as likely, be their number even or odd."""
-    rng, draws = np.random.default_rng(n), 4_000
-    drawn = rng.gamma(1.0, size=(draws, n + 1))  # skewed: the distribution does not matter
-    p = [float(conformal.p_values(row[1:], row[:1], tails=tails)[0]) for row in drawn]
-    counts = np.bincount(np.rint(np.array(p) * (n + 1)).astype(int), minlength=n + 2)
-    assert counts[0] == 0 and chisquare(counts[1:]).pvalue > 1e-3
-
-
-def test_p_values_are_valid_where_scores_tie():
-    rng, n = np.random.default_rng(3), 57
-    drawn = rng.integers(0, 6, size=(4_000, n + 1)).astype(float)
-    for tails in (1, 2):
-        p = np.array([float(conformal.p_values(row[1:], row[:1], tails=tails)[0]) for row in drawn])
-        for u in (0.02, 0.1, 0.3, 0.6):
-            assert (p <= u).mean() <= u + 4 * np.sqrt(u * (1 - u) / len(p))
-    held_out = np.linspace(100, 200, 101)
-    for tails in (1, 2):
-        for at in (0, 1, 99, 100):
-            copies = held_out[at] * (1 + 1e-6 * np.array([-1, 0, 1]))
-            assert len(set(conformal.p_values(held_out, copies, tails=tails))) == 1
-
-
-def test_the_thresholds_flag_what_the_p_values_flag():
-    """Too few images flag nothing, and the lower tail needs two places."""
+    # too few images flag nothing, and the lower tail needs two places
     for n, fpr, tails in itertools.product((9, 99, 100, 730), (0.01, 0.05, 0.1, 0.3), (1, 2)):
         held_out = np.random.default_rng(n).normal(size=n).round(1)
         scores = np.unique(np.concatenate([held_out, held_out + 0.05, [-9.0, 9.0]]))
@@ -174,10 +131,29 @@ def test_the_thresholds_flag_what_the_p_values_flag():
         assert flagged[0] == (tails == 2 and n >= conformal.fewest(fpr, scores=2)), (n, fpr, tails)
 
 
+@pytest.mark.parametrize("tails", [1, 2])
+def test_p_values_of_images_of_the_set_are_uniform_and_valid_where_scores_tie(tails):
+    """Each of n + 1 places is as likely, be their number even or odd."""
+
+    def p_values(drawn: np.ndarray) -> np.ndarray:
+        return np.array([float(conformal.p_values(row[1:], row[:1], tails=tails)[0]) for row in drawn])
+
+    for n in (9, 10, 57):
+        p = p_values(np.random.default_rng(n).gamma(1.0, size=(4_000, n + 1)))  # the law does not matter
+        counts = np.bincount(np.rint(p * (n + 1)).astype(int), minlength=n + 2)
+        assert counts[0] == 0 and chisquare(counts[1:]).pvalue > 1e-3
+    p = p_values(np.random.default_rng(3).integers(0, 6, size=(4_000, 58)).astype(float))
+    for u in (0.02, 0.1, 0.3, 0.6):
+        assert (p <= u).mean() <= u + 4 * np.sqrt(u * (1 - u) / len(p))
+    held_out = np.linspace(100, 200, 101)
+    for at in (0, 1, 99, 100):
+        copies = held_out[at] * (1 + 1e-6 * np.array([-1, 0, 1]))
+        assert len(set(conformal.p_values(held_out, copies, tails=tails))) == 1
+
+
 @pytest.mark.parametrize("fpr", [0.01, 0.05])
 def test_the_rate_of_false_alarms_over_twenty_splits(fpr):
-    """Of m images, as many are flagged as a draw of a beta-binomial: k in n + 1 by the order of all scores.
-    New images for each split make the twenty draws independent."""
+    """As many of m images are flagged as a beta-binomial draws: each split has new images, so 20 draws."""
     n, m = 799, 600
     k = round(fpr * (n + 1))
     exact = betabinom(m, k, n + 1 - k)

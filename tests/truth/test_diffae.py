@@ -1,18 +1,14 @@
-"""Diffusion autoencoder: the codes and their inversion, the linear classifier, editing, the prior of the
-codes."""
-
-from __future__ import annotations
+"""Diffusion autoencoder: codes and their inversion, the classifier, editing, the prior of the codes."""
 
 import math
 
 import pytest
 import torch
-from draws import fitted, noise
-from flat import flat
+from draws import fitted, flat, noise
+from refused import refused
 from torch import nn
 from torch.nn import functional as F
 
-from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, BatchNoise, DataInfo
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.process import DiscreteVP
@@ -21,7 +17,6 @@ from gzcli.models.diffusion.latent_prior import LatentPrior
 from gzcli.models.nn.unet import Levels, UNet, UNetOptions
 
 pytestmark = pytest.mark.xdist_group("diffae")  # one worker trains what these tests share, once
-
 INFO = DataInfo((1, 8, 8), levels=17, classes=("across", "down"), n=100)
 STEPS, LR = 160, 4e-3
 SMALL = {"latent": 4, "channels": 8, "mult": (1, 2), "encoder_mult": (1, 2), "attention": (4,)}
@@ -68,9 +63,8 @@ def trained() -> DiffAE:
     return model.eval()
 
 
-def test_the_inverse_of_ddim_for_gaussian_data():
-    """The flow of N(m, s²) keeps (x_t − α m) / √(α² s² + σ²), so that x_T is known; the error is of first
-    order."""
+def test_the_inverse_of_ddim():
+    """The flow of N(m, s²) keeps (x_t − α m) / √(α² s² + σ²), so x_T is known; errors are of first order."""
     schedule, m, s = DiscreteVP("cosine", 1000), 0.3, 0.5
 
     def denoise(x, t):
@@ -89,10 +83,7 @@ def test_the_inverse_of_ddim_for_gaussian_data():
     for error in (errors, back):
         assert error[0] < 0.1
         assert 1.7 < error[0] / error[1] < 2.3 and 1.7 < error[1] / error[2] < 2.3
-
-
-def test_each_step_of_the_inverse_undoes_one_of_ddim():
-    """Where ε does not depend on x it is the same at both ends of a step, and nothing is lost."""
+    # where ε does not depend on x it is the same at both ends of a step, and nothing is lost
     schedule, eps = DiscreteVP("linear", 1000), torch.randn(3, 1, 4, 4, dtype=torch.float64)
 
     def denoise(x, t):
@@ -108,17 +99,14 @@ def test_each_step_of_the_inverse_undoes_one_of_ddim():
     torch.testing.assert_close(back, x_T, atol=1e-9, rtol=1e-9)
 
 
-def test_both_codes_return_the_image_whatever_the_semantic_one_is(trained):
+def test_reconstruction_of_held_out_images(trained):
     x, draws = bars(6, 999).x, torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
     z = trained.mean + 0.5 * trained.std * draws
     back = lambda steps: trained.decode(z, trained.invert(x, z, steps), steps)  # noqa: E731
     with torch.no_grad():
         errors = [float((back(steps) - x).abs().mean()) for steps in (10, 40, 160)]
     assert errors[1] < 0.5 * errors[0] and errors[2] < 0.5 * errors[1], errors
-
-
-def test_reconstruction_of_held_out_images(trained):
-    """The semantic code alone keeps the class; the inversion of so small a net may end on another bar."""
+    # the semantic code alone keeps the class; the inversion of so small a net may end on another bar
     batch = bars(32, 999)
     both, alone = (trained.reconstruct(batch.x, noise=noise(32), stochastic=s).images for s in (True, False))
     of_both, of_code = ((0.5 * (batch.x - back)).square().flatten(1).mean(1) for back in (both, alone))
@@ -132,8 +120,8 @@ def test_reconstruction_of_held_out_images(trained):
     assert seen == [(i, 8) for i in range(1, 9)], "there and back"
 
 
-def test_the_unet_without_a_code_s_effect_is_the_plain_one():
-    torch.manual_seed(0)
+def test_the_unet_without_a_code_s_effect_is_the_plain_one_and_blocks_are_modulated_by_both():
+    """By time, then by code: z_s (t_s GroupNorm(h) + t_b), Preechakul 2022, eq. 7."""
     levels = Levels((8, 16), (False, True), layers=1)
     plain, coded = UNet(1, 1, levels, scale_shift=True), CodedUNet(1, 1, levels, latent=3)
     for p in plain.parameters():
@@ -147,11 +135,6 @@ def test_the_unet_without_a_code_s_effect_is_the_plain_one():
         if ".emb.code." in name:
             nn.init.zeros_(p)
     torch.testing.assert_close(coded(x, t, z), plain(x, t))
-
-
-def test_a_block_is_modulated_by_time_then_by_code():
-    """z_s (t_s GroupNorm(h) + t_b), Preechakul 2022, eq. 7."""
-    torch.manual_seed(0)
     block = CodedUNet(1, 1, Levels((8,), (False,), layers=1), latent=3).mid.blocks[0]
     nn.init.normal_(block.conv2.weight, std=0.1)
     x, emb = torch.randn(2, 8, 4, 4), torch.randn(2, 32 + 3)
@@ -190,11 +173,10 @@ def test_each_phase_teaches_its_own():
     assert taught == {"head.weight", "head.bias"}
     unlabelled = build(DataInfo((1, 8, 8)))
     assert [p.name for p in unlabelled.phases()] == ["main"] and unlabelled.head is None
-    with pytest.raises(UsageError, match="labels"):
-        unlabelled.edit(batch.x, labels=batch.y, noise=noise(8))
+    refused("labels", unlabelled.edit, batch.x, labels=batch.y, noise=noise(8))
 
 
-def test_moments_are_those_of_the_codes():
+def test_moments_are_those_of_the_codes_and_of_samples(monkeypatch):
     """From the first batch on, and in training alone."""
     model, batch, g = build(), bars(16), torch.Generator().manual_seed(0)
     model.loss(batch)
@@ -210,9 +192,6 @@ def test_moments_are_those_of_the_codes():
     torch.testing.assert_close(model.cov, root.mT @ root, atol=0.3, rtol=0.05)
     x = torch.randn(64, 4, generator=g)
     torch.testing.assert_close(model.denormalise(model.normalise(x)), x)
-
-
-def test_sampled_codes_have_the_moments(monkeypatch):
     model, n = build(), 4000
     root = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
     model.cov.copy_(root.mT @ root), model.mean.fill_(3)
@@ -234,8 +213,7 @@ def correlated(model: DiffAE) -> torch.Tensor:
 
 
 def test_a_step_is_the_likeliest_that_moves_the_logits_so():
-    """Of all steps as long in the Gaussian's measure, none moves the asked label's logit further above the
-    seen one's."""
+    """Of all steps as long in the Gaussian's measure, none moves the asked label's logit further."""
     model = build()
     z, y = correlated(model), torch.arange(50) % 2
     seen = model.head(model.normalise(z)).argmax(1)
@@ -257,8 +235,7 @@ def test_a_step_is_the_likeliest_that_moves_the_logits_so():
         sphere = F.normalize(torch.randn(step.shape, generator=torch.Generator().manual_seed(seed)), dim=1)
         assert (margin(z[other] + 1.5 * sphere @ root.mT) - margin(z[other]) <= gain + 1e-4).all()
 
-
-def test_several_labels_at_once_move_where_they_differ():
+    # several labels at once move where they differ
     model = build(DataInfo((1, 8, 8), 17, ("a", "b", "c"), multilabel=True))
     z = correlated(model)
     logits = model.head(model.normalise(z))
@@ -270,16 +247,13 @@ def test_several_labels_at_once_move_where_they_differ():
     assert torch.equal(model.move_codes(z, seen, 1.0, model.head), z)
 
 
-def test_editing_changes_the_class_at_a_fixed_stochastic_code(trained):
+def test_edits_ways_between_images_and_scores(trained):
     batch = bars(40, 999)
     assert torch.equal(is_down(batch.x), batch.y)
     assert float(trained.loss(batch, "classifier")["accuracy"]) > 0.9
     for y, least in ((1 - batch.y, 0.59), (batch.y, 0.9)):
         edited = trained.edit(batch.x, labels=y, noise=noise(40), steps=20).images
         assert (is_down(edited) == y).float().mean() > least
-
-
-def test_interpolation_goes_from_reconstruction_to_reconstruction(trained):
     x = bars(5, 999).x
     way = trained.interpolate(x, noise=noise(5), frames=4, steps=20).images
     ends = trained.reconstruct(x[:4], noise=noise(4), steps=20).images
@@ -287,11 +261,7 @@ def test_interpolation_goes_from_reconstruction_to_reconstruction(trained):
     torch.testing.assert_close(way[[0, 3, 4, 7]], ends, atol=2e-3, rtol=1e-3)
     between = way[[1, 2]] - ends[:1]
     assert between[0].norm() < between[1].norm()
-    with pytest.raises(UsageError, match="pairs"):
-        trained.interpolate(x[:1], noise=noise(1))
-
-
-def test_scores_find_what_was_not_trained_on(trained):
+    refused("pairs", trained.interpolate, x[:1], noise=noise(1))
     inside = bars(40, 999).x
     outside = torch.rand(inside.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     for name in ("recon", "denoise"):
@@ -312,7 +282,7 @@ def knowing(prior: LatentPrior, s: float) -> LatentPrior:
     return prior
 
 
-def test_the_prior_s_loss_is_that_of_a_gaussian():
+def test_the_prior_s_loss_and_samples_are_those_of_a_gaussian(monkeypatch):
     """Of N(0, 1) the best guess is off by α ε', so that the loss is E α², or E α √(2/π)."""
     n = 20_000
     code = torch.randn(n, 4, generator=torch.Generator().manual_seed(0))
@@ -323,10 +293,7 @@ def test_the_prior_s_loss_is_that_of_a_gaussian():
         draws = BatchNoise("loss", total=n)
         batch = Batch(torch.zeros(n, 1), None, torch.arange(n), draws, {"code": code})
         assert float(prior.loss(batch)["loss"]) == pytest.approx(want.mean(), rel=0.02), loss_type
-
-
-def test_the_prior_samples_its_gaussian(monkeypatch):
-    """Codes of N(0, s²), put back where the autoencoder's are."""
+    # codes of N(0, s²), put back where the autoencoder's are
     model, n = build(), 4000
     prior = knowing(prior_of(model), 0.5)
     model.mean.fill_(2), model.cov.copy_(9 * torch.eye(4))
@@ -336,7 +303,7 @@ def test_the_prior_samples_its_gaussian(monkeypatch):
     torch.testing.assert_close(z.std(0), torch.full((4,), 1.5), atol=0, rtol=0.06)
 
 
-def test_the_prior_learns_the_codes_of_each_class(trained):
+def test_the_prior_learns_the_codes_of_each_class_and_does_what_its_autoencoder_can(trained):
     """Codes sampled by label are what the classifier takes for it, and the images are bars of that class."""
     prior = prior_of(trained, width=64, layers=4, conditional=True).train()
     batch = bars(512)
@@ -357,9 +324,6 @@ def test_the_prior_learns_the_codes_of_each_class(trained):
     score = lambda x: sum(prior.score_code(x, noise=noise(40, seed)) for seed in range(4))  # noqa: E731
     a, b = score(bars(40, 999).x), score(outside)  # over four draws, as one may tell them apart by luck
     assert (a[:, None] < b).float().mean() > 0.8
-
-
-def test_the_prior_does_what_its_autoencoder_can(trained):
     prior, x = prior_of(trained), bars(4, 999).x
     cases = {"reconstruct": {"stochastic": False}, "interpolate": {"frames": 3}, "edit": {"strength": 2.0}}
     for name, options in cases.items():
@@ -368,5 +332,4 @@ def test_the_prior_does_what_its_autoencoder_can(trained):
     for name in ("recon", "denoise"):
         assert torch.equal(*(getattr(m, f"score_{name}")(x, noise=noise(4)) for m in (prior, trained)))
     assert not any(key.startswith("autoencoder") for key in prior.state_dict())
-    with pytest.raises(UsageError, match="without labels"):
-        LatentPrior.of(DataInfo((1, 8, 8)), autoencoder=trained, conditional=True)
+    refused("without labels", LatentPrior.of, DataInfo((1, 8, 8)), autoencoder=trained, conditional=True)

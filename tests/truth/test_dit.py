@@ -1,16 +1,13 @@
-"""The transformer of DiT: diffusers' `DiTTransformer2DModel` weight for weight, the paper's sizes, and where
-patches go."""
-
-from __future__ import annotations
+"""The transformer of DiT: diffusers' `DiTTransformer2DModel` weight for weight, sizes, and patches."""
 
 import re
 
 import pytest
 import torch
-from flat import flat
+from draws import awake, flat, noise
+from refused import refused
 
-from gzcli.core.errors import UsageError
-from gzcli.core.types import DataInfo, ImageNoise
+from gzcli.core.types import DataInfo
 from gzcli.core.units import sides
 from gzcli.models.diffusion.dit import DiT
 from gzcli.models.nn.dit import DIFFUSERS_NAMES, DiTNet, DiTOptions, default_patch
@@ -20,17 +17,8 @@ SMALL = {"width": 32, "layers": 2, "heads": 4, "patch": 2}
 SIZES = [(384, 12, 6, 33e6), (768, 12, 12, 130e6), (1024, 24, 16, 458e6), (1152, 28, 16, 675e6)]
 
 
-def awake(net: torch.nn.Module, std: float = 0.2) -> torch.nn.Module:
-    """Off the start, at which blocks are the identity and the output is zero."""
-    generator = torch.Generator().manual_seed(0)
-    for p in net.parameters():
-        torch.nn.init.normal_(p, std=std, generator=generator)
-    return net
-
-
 def from_diffusers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights of diffusers' `DiTTransformer2DModel`, whose blocks each hold a copy of the embeddings, by
-    the names of `DiTNet`."""
+    """Weights of diffusers, whose blocks each hold a copy of the embeddings, by the names of `DiTNet`."""
     ours = {}
     for key, value in state.items():
         if ".attn1.to_q." in key:
@@ -70,20 +58,12 @@ def test_agrees_with_diffusers(patch, heads, layers):
     torch.testing.assert_close(without[3], got[3])
 
 
-@pytest.mark.parametrize(("width", "layers", "heads", "params"), SIZES)
-def test_sizes_are_the_papers(width, layers, heads, params):
+def test_sizes_are_the_papers():
     """Table 1 and section 5, with patches of 2 of latents 4×32×32 and a thousand classes."""
-    with torch.device("meta"):
-        net = DiTNet((4, 32, 32), DiTOptions(width, layers, heads, patch=2), classes=1000)
-    assert sum(p.numel() for p in net.parameters()) == pytest.approx(params, rel=0.02)
-
-
-def test_starts_at_zero_and_every_parameter_gets_a_gradient():
-    net = DiTNet((1, 8, 8), DiTOptions(**SMALL), classes=4)
-    x, t, y = torch.randn(6, 1, 8, 8), torch.arange(6), torch.arange(6) % 4
-    assert not net(x, t, y).any()
-    awake(net)(x, t, y, torch.arange(6) == 5).square().sum().backward()
-    assert all(p.grad.isfinite().all() and p.grad.any() for p in net.parameters())
+    for width, layers, heads, params in SIZES:
+        with torch.device("meta"):
+            net = DiTNet((4, 32, 32), DiTOptions(width, layers, heads, patch=2), classes=1000)
+        assert sum(p.numel() for p in net.parameters()) == pytest.approx(params, rel=0.02)
 
 
 @pytest.mark.parametrize("conditional", [True, False])
@@ -97,8 +77,8 @@ def test_an_exported_model_makes_the_same_pictures(conditional, tmp_path):
     labels = torch.tensor([0, 2, 1, 2])
     options = {"sampler": "dpmpp", "steps": 10, "spacing": "trailing"}
     options["labels"] = labels if conditional else None
-    mine = flat(model.sample)(4, noise=ImageNoise(0, range(4)), **options)
-    x = ImageNoise(0, range(4)).randn(4, 1, 8, 8)
+    mine = flat(model.sample)(4, noise=noise(4), **options)
+    x = noise(4).randn(4, 1, 8, 8)
     pipeline.scheduler.set_timesteps(10)
     y = labels if conditional else torch.zeros(4, dtype=torch.long)
     with torch.no_grad():
@@ -113,30 +93,12 @@ PATCHES = [(28, 28, 256, 2), (28, 28, 64, 4), (32, 32, 256, 2), (64, 64, 256, 4)
 PATCHES += [(32, 48, 256, 2), (32, 48, 64, 4), (30, 45, 256, 3), (29, 31, 256, 1)]
 
 
-@pytest.mark.parametrize(("h", "w", "tokens", "patch"), PATCHES)
-def test_the_patch_follows_from_the_sides(h, w, tokens, patch):
-    assert default_patch(h, w, tokens) == patch
-    net = DiTNet((1, h, w), DiTOptions(width=8, layers=0, heads=1, tokens=tokens))
-    assert net.patch == patch and net.grid == (h // patch, w // patch)
-    assert net(torch.zeros(2, 1, h, w), torch.zeros(2)).shape == (2, 1, h, w)
-
-
-@pytest.mark.parametrize(("h", "w", "near"), [(127, 127, "120"), (61, 90, "88x56"), (1024, 512, "176x360")])
-def test_sides_that_make_too_many_patches_are_refused_with_what_fits(h, w, near):
-    with pytest.raises(UsageError, match=f"images of {w}×{h} make") as error:
-        default_patch(h, w, 256)
-    assert f"data.size={near}`," in error.value.hint
-    assert default_patch(*sides(near), 256)
-
-
-def test_half_precision():
-    net = awake(DiTNet((1, 28, 28), DiTOptions(**SMALL | {"patch": 4})), 0.1).eval()
-    x, t = torch.randn(2, 1, 28, 28), torch.tensor([3, 400])
-    with torch.no_grad():
-        want = net(x, t)
-        with torch.autocast("cpu", torch.bfloat16):
-            half = net(x, t).float()
-    with torch.autocast("cpu", torch.bfloat16):
-        trained = net(x, t).float()  # with a gradient: another attention
-    assert (half - want).norm() / want.norm() < 0.05
-    assert (trained - want).norm() / want.norm() < 0.05
+def test_the_patch_follows_from_the_sides_and_what_fits_is_told():
+    for h, w, tokens, patch in PATCHES:
+        assert default_patch(h, w, tokens) == patch
+        net = DiTNet((1, h, w), DiTOptions(width=8, layers=0, heads=1, tokens=tokens))
+        assert net.patch == patch and net.grid == (h // patch, w // patch)
+        assert net(torch.zeros(2, 1, h, w), torch.zeros(2)).shape == (2, 1, h, w)
+    for h, w, near in ((127, 127, "120"), (61, 90, "88x56"), (1024, 512, "176x360")):
+        refused(f"images of {w}×{h} make", default_patch, h, w, 256, hint=f"data.size={near}`,")
+        assert default_patch(*sides(near), 256)

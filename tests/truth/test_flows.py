@@ -1,6 +1,4 @@
-"""What each image flow owes: its inverse, its log-det, and the probabilities of its samples."""
-
-from __future__ import annotations
+"""What each image flow owes: its inverse, its log-det, the probabilities of its samples, half precision."""
 
 import itertools
 import math
@@ -63,7 +61,7 @@ def test_probabilities_of_all_images_sum_to_one_and_are_the_frequencies_of_sampl
     check_probabilities(model)
 
 
-@pytest.mark.parametrize(("build", "size"), [(glow, 0.1), (flowpp, 0.02)])
+@pytest.mark.parametrize(("build", "size"), [(glow, 0.1), (flowpp, 0.02), (realnvp, 0.02)])
 def test_every_image_is_reconstructed(build, size):
     for shape in ((1, 16, 16), (1, 28, 28), (3, 32, 32)):
         model, x = build(shape, logit=1e-6, size=size), images(3, shape)
@@ -71,6 +69,28 @@ def test_every_image_is_reconstructed(build, size):
         back = model.reconstruct(x, noise=noise(3)).images
         assert ((back - x).abs() * 127.5 < 1.01).all(), shape
         assert (back != x).float().mean() < 0.02, shape  # a value at the edge of its bin may round across
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "rtol"),
+    [
+        (flow, {"dequant": "variational", "scales": 2, "hidden": 16}, 1e-2),
+        (flowpp, {"hidden": 32, "heads": 4}, 3e-3),
+        (realnvp, {}, 1e-2),
+    ],
+)
+def test_log_prob_is_in_fp32_under_bf16_with_gradients(build, options, rtol):
+    model, x = build((1, 16, 16), logit=1e-6, size=0.02, **options), images(8, (1, 16, 16))
+    model.on_start(batch(x))
+    x.requires_grad_()
+    full = model.log_prob(x, noise=noise(8))
+    with torch.autocast("cpu", torch.bfloat16):
+        low = model.log_prob(x, noise=noise(8))
+        assert (model.reconstruct(x.detach(), noise=noise(8)).images - x).abs().mean() < 0.01
+    low.sum().backward()
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, full, rtol=rtol, atol=0)
+    assert x.grad.isfinite().all() and all(p.grad.isfinite().all() for p in model.parameters())
 
 
 @pytest.mark.parametrize(("build", "options"), [(flow, {"dequant": "variational"}), (glow, {})])

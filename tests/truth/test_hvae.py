@@ -1,24 +1,20 @@
-"""The hierarchical VAE: its KL against torch.distributions, its bounds, the likelihood ratio, singular
-values, warm-up."""
-
-from __future__ import annotations
+"""The hierarchical VAE: its KL against torch.distributions, bounds, the likelihood ratio, singular values."""
 
 import math
 
 import pytest
 import torch
 from draws import batch, noise, squares
+from refused import refused
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from gzcli.core.errors import UsageError
 from gzcli.core.types import BatchNoise, DataInfo, no_progress
 from gzcli.models.nn import from_levels
 from gzcli.models.nn.pixels import MixturePixels
 from gzcli.models.vae.hvae import HVAE, Group, SpectralNorms, decoder_cell, encoder_cell, kl_of
 
 pytestmark = pytest.mark.xdist_group("hvae")  # one worker trains what these tests share, once
-
 INFO = DataInfo((1, 8, 8), 2, ("a", "b", "c"))
 SMALL = {"channels": (8, 8, 16), "groups": (0, 2, 1), "cells": (0, 1, 1), "latent": 2}
 
@@ -46,7 +42,6 @@ def trained() -> HVAE:
 
 def test_the_residual_normal_is_that_of_the_paper():
     """z ~ N(mu + Δmu, (sigma Δsigma)²), its KL and its density, from the raw outputs of the two heads."""
-    torch.manual_seed(0)
     group = Group(width=4, latent=3, cells=0, expand=1).double()
     h, feature, eps = (torch.randn(5, c, 2, 2, dtype=torch.float64) for c in (4, 4, 3))
     states = []
@@ -64,28 +59,34 @@ def test_the_residual_normal_is_that_of_the_paper():
     torch.testing.assert_close(states[1], p.mean + p.stddev * eps)
 
 
-def test_kl_is_the_mean_of_the_log_ratio(trained):
+def test_kl_is_the_mean_of_the_log_ratio_and_logged_by_groups(trained):
     x, n = squares(1, INFO).expand(4000, -1, -1, -1), 4000
-    with torch.no_grad():
-        _, codes = trained.decoder(trained.draw(n, noise(n)), trained.encoder(x))
+    _, codes = trained.decoder(trained.draw(n, noise(n)), trained.encoder(x))
     sampled, kl = -torch.stack([code.log_ratio() for code in codes], 1), kl_of(codes)
     error = 5 * (sampled - kl).std(0) / math.sqrt(n)
     assert ((sampled - kl).mean(0).abs() < error).all()
     assert kl.mean(0).max() > 0.5  # it has learned something to say
+    x = squares(64, INFO)
+    parts = trained.loss(batch(x))
+    torch.testing.assert_close(parts["kl_2x2"] + parts["kl_4x4"], parts["kl"])
+    assert 2 <= parts["active_groups"] <= 3
+    dead = HVAE.of(INFO, **SMALL).eval()
+    for module in dead.modules():
+        if isinstance(module, Group):
+            nn.init.zeros_(module.residual.weight), nn.init.zeros_(module.residual.bias)
+    parts = dead.loss(batch(x))
+    assert parts["kl"] == parts["active_groups"] == 0
 
 
 def test_the_bound_reaches_the_marginal_of_a_ladder_of_gaussians():
-    """With pixels that hear nothing of z, p(x) is theirs, whatever q: every ratio of densities must average
-    to 1."""
-    torch.manual_seed(0)
+    """With pixels that hear nothing of z, p(x) is theirs, whatever q: ratios of densities average to 1."""
     model, x = shaken(HVAE.of(INFO, **SMALL)), squares(16, INFO)
     nn.init.zeros_(model.decoder.head.weight)
     for group in (m for m in model.modules() if isinstance(m, Group)):
         group.residual.weight.data *= 0.07  # not so far from the prior that 200 draws miss it
         group.residual.bias.data *= 0.07
     logits = model.decoder.head.bias.detach().view(1, 1, 1, 1).expand(16, 1, 8, 8)
-    with torch.no_grad():
-        elbo, bound = (model.log_prob(x, noise=noise(16), samples=k) for k in (1, 200))
+    elbo, bound = (model.log_prob(x, noise=noise(16), samples=k) for k in (1, 200))
     exact = model.pixels.log_prob(x, logits)
     assert (exact - elbo).mean() > 0.1
     torch.testing.assert_close(bound.mean(), exact.mean(), atol=0.03, rtol=0)
@@ -103,25 +104,10 @@ def test_likelihood_ratio(trained):
     torch.testing.assert_close(every, elbo - trained.pixels.log_prob(x, out))
     assert every.mean() > one.mean()  # z says more of x, the more of it is x's own
     for k in (-1, groups + 1):
-        with pytest.raises(UsageError, match=f"`k` is {k}"):
-            trained.score_llr(x, noise=noise(32), k=k)
-
-
-def test_the_logged_kl_is_that_of_the_groups(trained):
-    x = squares(64, INFO)
-    parts = trained.loss(batch(x))
-    torch.testing.assert_close(parts["kl_2x2"] + parts["kl_4x4"], parts["kl"])
-    assert 2 <= parts["active_groups"] <= 3
-    dead = HVAE.of(INFO, **SMALL).eval()
-    for module in dead.modules():
-        if isinstance(module, Group):
-            nn.init.zeros_(module.residual.weight), nn.init.zeros_(module.residual.bias)
-    parts = dead.loss(batch(x))
-    assert parts["kl"] == parts["active_groups"] == 0
+        refused(f"`k` is {k}", trained.score_llr, x, noise=noise(32), k=k)
 
 
 def test_warm_up_and_spectral_norms_are_of_training_alone():
-    torch.manual_seed(0)
     model, x = HVAE.of(INFO, **SMALL, kl_warmup=10, spectral=0.5), squares(8, INFO)
     for step, weight in ((None, 0.0), (4, 0.5), (20, 1.0)):
         if step is not None:
@@ -146,7 +132,6 @@ def test_warm_up_and_spectral_norms_are_of_training_alone():
 
 
 def test_spectral_norms_against_the_singular_values():
-    torch.manual_seed(0)
     convs = nn.ConvTranspose2d(8, 4, 4), nn.Conv2d(3, 5, 3, bias=False)
     norms = SpectralNorms(nn.Sequential(encoder_cell(8), decoder_cell(8, 2), *convs))
     for _ in range(300):
@@ -179,7 +164,6 @@ def test_mixture_shows_the_heaviest_component():
 
 
 def test_labels_reach_priors_and_posteriors():
-    torch.manual_seed(0)
     model = shaken(HVAE.of(INFO, **SMALL, conditional=True))
     x, zero = squares(4, INFO), torch.zeros(4).long()
     a, b, null = (model.log_prob(x, y, noise=noise(4)) for y in (zero, zero + 1, None))
@@ -189,11 +173,10 @@ def test_labels_reach_priors_and_posteriors():
     (_, first), (_, second) = (model.decoder(still, model.encoder(x), label) for label in e)
     assert all(not torch.equal(one.mu, two.mu) for one, two in zip(first, second, strict=True))
     strict = HVAE.of(INFO, **SMALL, conditional=True, label_dropout=0.0)
-    with pytest.raises(UsageError, match="without a null label"):
-        strict.log_prob(x, noise=noise(4))
+    refused("without a null label", strict.log_prob, x, noise=noise(4))
 
 
-def test_reconstruction_keeps_as_many_groups_as_asked(trained):
+def test_reconstruction_keeps_as_many_groups_as_asked_and_a_temperature(trained):
     x = squares(16, INFO, seed=1)
 
     def show(keep, seed=0):
@@ -205,12 +188,8 @@ def test_reconstruction_keeps_as_many_groups_as_asked(trained):
     # on average over draws: with two groups kept, one draw may be nearer by chance than the mean of all
     every, two, first = (sum((x - show(k, s)).square().mean() for s in range(8)) for k in (0, 2, 1))
     assert every < two < first
-    with pytest.raises(UsageError, match="`keep` is 4"):
-        show(4)
+    refused("`keep` is 4", show, 4)
 
-
-def test_temperature(trained):
-    cold = trained.sample(3, noise=noise(3), progress=no_progress, temperature=0.0)
+    cold, warm = (trained.sample(3, noise=noise(3), progress=no_progress, temperature=t) for t in (0.0, 1.0))
     assert torch.equal(cold[0], cold[1])  # the prior's mean, for every image
-    warm = trained.sample(3, noise=noise(3), progress=no_progress)
     assert not torch.equal(warm[0], warm[1])

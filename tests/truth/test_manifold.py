@@ -1,13 +1,11 @@
 """Figures of nearest neighbours against scikit-learn, the package prdc and counting; copies are found."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
+from refused import refused
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
 
-from gzcli.core.errors import UsageError
 from gzcli.metrics import baselines
 from gzcli.metrics.quality import neighbours as manifold
 from gzcli.metrics.quality.neighbours import authenticity, duplicates, nearest, prdc
@@ -24,7 +22,7 @@ def rows():
     return rng.normal(0.7, 0.8, size=(50, 3)), rng.normal(size=(70, 3))
 
 
-def test_prdc_equals_counting_by_its_definitions(rows, monkeypatch):
+def test_prdc_equals_counting_by_its_definitions_and_its_authors_package(rows, monkeypatch):
     monkeypatch.setattr(manifold, "CELLS", 1000)  # several blocks
     fake, real = rows
 
@@ -44,21 +42,17 @@ def test_prdc_equals_counting_by_its_definitions(rows, monkeypatch):
     assert prdc(fake, real, k=4) == pytest.approx(expected, abs=1e-12)
     assert 0.2 < expected["recall"] < expected["precision"] < 1
 
-
-def test_prdc_equals_the_package_of_its_authors(rows):
-    peer = pytest.importorskip("prdc")
+    peer = pytest.importorskip("prdc")  # the package of its authors
     for k in (1, 5):
         assert prdc(*rows, k=k) == pytest.approx(peer.compute_prdc(rows[1], rows[0], k), abs=1e-12)
 
 
 def test_prdc_of_a_set_with_itself_and_of_one_far_away():
-    """Rows on the surface of a ball do not count, however distances are rounded: a row lies in its own ball
-    and in k − 1 others on average."""
+    """Rows on the surface of a ball do not count, so a row lies in its own and in k − 1 others on average."""
     rows = 100 + np.random.default_rng(1).normal(size=(200, 64))
     assert prdc(rows, rows[::-1]) == {"precision": 1, "recall": 1, "density": 1, "coverage": 1}
     assert set(prdc(rows + 50, rows).values()) == {0}
-    with pytest.raises(UsageError):
-        prdc(rows[:5], rows)
+    refused("", prdc, rows[:5], rows)
 
 
 def test_nearest_equals_scikit_learn(rows, monkeypatch):
@@ -66,13 +60,17 @@ def test_nearest_equals_scikit_learn(rows, monkeypatch):
     distances, places = nearest(*rows, k=6)
     expected = NearestNeighbors(n_neighbors=6, algorithm="brute").fit(rows[1]).kneighbors(rows[0])
     assert np.allclose(distances, expected[0], atol=1e-12) and (places == expected[1]).all()
-    with pytest.raises(UsageError):
-        nearest(rows[0], rows[1][:5], k=6)
-    with pytest.raises(UsageError):
-        nearest(rows[0], rows[1][:, :2])
+    for real in (rows[1][:5], rows[1][:, :2]):
+        refused("", nearest, rows[0], real, k=6)
+    # ranked by features, rows have length 1
+    fake, real = rows
+    near, far = baselines.knn_features(real, [real + 1e-6, 5 * fake], k=3)
+    expected = NearestNeighbors(n_neighbors=3).fit(normalize(real)).kneighbors(normalize(fake))[0][:, -1]
+    assert np.allclose(far, expected, atol=1e-12) and near.dtype == np.float64 and len(near) == 70
+    assert np.allclose(baselines.knn_features(real, [real], k=1)[0], 0)
 
 
-def test_copies_near_and_far():
+def test_copies_are_found_and_have_no_authenticity():
     """‖a‖² + ‖b‖² − 2 a·b of bytes is of the order 10⁷, its error in single precision more than 1."""
     images = np.random.default_rng(2).integers(1, 255, (40, 3, 16, 16), dtype=np.uint8)
     near = images.copy()
@@ -89,9 +87,6 @@ def test_copies_near_and_far():
     assert duplicates(np.concatenate([copies, fresh]), train, held_out) == pytest.approx(300 / 1300, abs=0.02)
     # a held-out image that was trained on: only exact copies are as close
     assert duplicates(train, train, np.concatenate([train[:50], held_out])) == 1
-
-
-def test_authenticity_equals_counting_and_copies_have_none():
     rng = np.random.default_rng(3)
     train, fake = rng.normal(size=(60, 4)), rng.normal(size=(40, 4))
     authentic = []
@@ -105,11 +100,3 @@ def test_authenticity_equals_counting_and_copies_have_none():
     assert authenticity(train, np.repeat(train, 2, 0)) == 0  # copies of rows that stand twice
     mixed = np.concatenate([fake, train[:40]])
     assert authenticity(mixed, train) == np.mean(authentic) / 2
-
-
-def test_knn_of_features_is_that_of_rows_of_length_1(rows):
-    fake, real = rows
-    near, far = baselines.knn_features(real, [real + 1e-6, 5 * fake], k=3)
-    expected = NearestNeighbors(n_neighbors=3).fit(normalize(real)).kneighbors(normalize(fake))[0][:, -1]
-    assert np.allclose(far, expected, atol=1e-12) and near.dtype == np.float64 and len(near) == 70
-    assert np.allclose(baselines.knn_features(real, [real], k=1)[0], 0)

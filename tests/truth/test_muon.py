@@ -1,5 +1,4 @@
-"""Muon: beside torch's own, its orthogonal updates beside a singular value decomposition, and what it leaves
-to AdamW."""
+"""Muon: beside torch's own, its updates beside a singular value decomposition, what it leaves to AdamW."""
 
 import copy
 
@@ -36,7 +35,6 @@ def net() -> nn.Module:
 
 
 def test_singular_values_become_one_and_their_vectors_stay():
-    torch.manual_seed(0)
     for shape in ((3, 32, 48), (2, 80, 40)):
         g = torch.randn(shape) * torch.logspace(0, -1, shape[2])
         u, _, vh = torch.linalg.svd(g, full_matrices=False)
@@ -68,17 +66,6 @@ def test_the_steps_are_those_of_torchs_muon_and_adamw():
         assert (a - b).norm() < 0.01 * (b - start).norm()
 
 
-def test_a_kernel_is_stepped_as_its_matrix():
-    torch.manual_seed(0)
-    kernel = nn.Parameter(torch.randn(32, 16, 3, 3))
-    matrix = nn.Parameter(kernel.detach().flatten(1).clone())
-    kernel.grad = torch.randn_like(kernel)
-    matrix.grad = kernel.grad.flatten(1).clone()
-    for p in (kernel, matrix):
-        Muon([{"params": [p], "lr": 0.1, "weight_decay": 0.0}], (0.9, 0.99), 1e-8).step()
-    torch.testing.assert_close(kernel.flatten(1), matrix, rtol=0, atol=0)
-
-
 def test_it_goes_on_from_its_state_and_groups_keep_their_rates():
     whole, parts = net(), net()
     build = lambda m: optim.build(Phase("main", m.parameters()), CONF)  # noqa: E731
@@ -100,8 +87,15 @@ def test_it_goes_on_from_its_state_and_groups_keep_their_rates():
     assert found == [(1, wide, *rate) for rate in rates for wide in (True, False)]
 
 
-def test_matrices_that_share_a_parameter_are_stepped_apart():
+def test_kernels_are_matrices_and_those_that_share_a_parameter_are_stepped_apart():
     """One linear layer of q, k and v, as three layers are, and its state goes on to the bit."""
+    kernel = nn.Parameter(torch.randn(32, 16, 3, 3))
+    matrix = nn.Parameter(kernel.detach().flatten(1).clone())
+    kernel.grad = torch.randn_like(kernel)
+    matrix.grad = kernel.grad.flatten(1).clone()
+    for p in (kernel, matrix):
+        Muon([{"params": [p], "lr": 0.1, "weight_decay": 0.0}], (0.9, 0.99), 1e-8).step()
+    torch.testing.assert_close(kernel.flatten(1), matrix, rtol=0, atol=0)
     torch.manual_seed(0)
     fused, apart = stacked(nn.Linear(40, 3 * 48), 3), nn.ModuleList(nn.Linear(40, 48) for _ in range(3))
     whole = nn.ParameterList(fused.parameters())

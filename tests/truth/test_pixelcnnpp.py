@@ -1,6 +1,4 @@
-"""PixelCNN++: the discretised mixture against integration, causality by gradients."""
-
-from __future__ import annotations
+"""PixelCNN++'s discretised mixture against integration, torch.distributions and frequencies."""
 
 import itertools
 import math
@@ -8,11 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_autoregressive import build, every_image, images
+from test_autoregressive import every_image, images
 from torch import distributions as D
 
 from gzcli.core.types import BatchNoise
-from gzcli.models.autoregressive.pixelcnnpp import PixelCNNpp
 from gzcli.models.nn.pixels import LogisticMixture, logistic_log_mass
 
 
@@ -36,8 +33,7 @@ def test_masses_of_all_pixels_sum_to_one(channels, levels):
 @pytest.mark.parametrize("levels", [3, 17, 256])
 @pytest.mark.parametrize("log_scale", [-2.5, 0.0, 1.5])
 def test_the_mass_of_a_level_is_the_integral_over_its_bin(levels, log_scale):
-    """By Gauss–Legendre quadrature of the density, over the bins and, for the first and the last level, out
-    to 50 scales."""
+    """By Gauss–Legendre quadrature, for the first and the last level out to 50 scales."""
     node, weight = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(20))
     x, s = every_image((1,), levels)[:, 0], math.exp(log_scale)
     for mean in torch.tensor([-1.3, -0.2, 0.4, 0.999], dtype=torch.float64):
@@ -53,8 +49,7 @@ def test_the_mass_of_a_level_is_the_integral_over_its_bin(levels, log_scale):
 
 
 def test_log_prob_is_that_of_torch_distributions():
-    """Components by hand from logistic distribution functions: μ_g + a r, μ_b + b r + c g, of parameters in
-    known places."""
+    """Components by logistic distribution functions: μ_g + a r, μ_b + b r + c g, at known places."""
     levels, M = 8, 3
     mixture = LogisticMixture(3, levels, M)
     theta = params(mixture, 50)
@@ -74,9 +69,6 @@ def test_log_prob_is_that_of_torch_distributions():
         log_p += (above - below).log()
     expected = (D.Categorical(logits=logits).logits + log_p).logsumexp(1)
     assert torch.allclose(mixture.log_prob(theta, x), expected, atol=1e-10)
-
-
-def test_two_levels_are_bernoullis_given_the_channels_before():
     mixture = LogisticMixture(3, 2, 10)
     theta, x = params(mixture, 64), images(64, (3,), 2)
     assert mixture.size == 6
@@ -124,20 +116,6 @@ def test_draws_have_the_frequencies_of_log_prob(channels, levels):
     assert ((frequency - p).abs() < 5 * (p * (1 - p) / n).sqrt() + 1e-9).all()
     lowest = mixture.draw(theta, torch.zeros(1, channels + 1).double())
     assert torch.equal(lowest, -torch.ones(1, channels).double())
-
-
-@pytest.mark.parametrize(("channels", "blocks"), [(1, (3,)), (1, (1, 1, 2)), (3, (2, 1))])
-def test_each_pixel_sees_exactly_the_pixels_before_it(channels, blocks):
-    """By gradients: every earlier pixel, no blind spot, and none of the later ones, nor the channels of its
-    own."""
-    height, width = 5, 6
-    model = build(PixelCNNpp, (channels, height, width), 4, blocks=blocks, hidden=8)
-    x = images(1, (channels, height, width), 4).requires_grad_()
-    outputs = model(x)
-    order = torch.arange(height * width).view(height, width)
-    for i, j in itertools.product(range(height), range(width)):
-        (grad,) = torch.autograd.grad(outputs[0, 0, i, j].square().sum(), x, retain_graph=True)
-        assert torch.equal(grad[0] != 0, (order < order[i, j]).expand(channels, -1, -1)), (i, j)
 
 
 def test_channels_of_a_pixel_see_those_before_them_through_the_coefficients_alone():

@@ -1,14 +1,14 @@
 """PresGAN: the chains on targets with known moments, and the entropy's gradient where p(x) is Gaussian."""
 
-from __future__ import annotations
-
 import math
 
+import draws
 import pytest
 import torch
+from draws import noise
 from torch import nn
 
-from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
+from gzcli.core.types import Batch, BatchNoise, DataInfo, no_progress
 from gzcli.models.gan.presgan import PresGAN, hmc_step, leapfrog
 
 INFO = DataInfo((1, 16, 16), 17, tuple("0123456789"))
@@ -18,8 +18,7 @@ def gaussian(mean: torch.Tensor, std: torch.Tensor):
     return lambda z: 0.5 * ((z - mean) / std).square().sum(1)
 
 
-def test_leapfrog_errs_by_the_square_of_its_step_and_turns_back():
-    torch.manual_seed(0)
+def test_leapfrog_is_of_second_order_and_chains_have_the_moments_of_a_gaussian():
     target = gaussian(torch.tensor([1.0, -2.0]).double(), torch.tensor([0.5, 2.0]).double())
     z, p = torch.randn(64, 2).double(), torch.randn(64, 2).double()
     errors = []
@@ -31,9 +30,6 @@ def test_leapfrog_errs_by_the_square_of_its_step_and_turns_back():
         torch.testing.assert_close(turned, -p)
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)
     assert errors[1] / errors[2] == pytest.approx(4, rel=0.1)
-
-
-def test_chains_have_the_moments_of_a_gaussian():
     mean, std = torch.tensor([1.0, -2.0, 0.0]), torch.tensor([0.5, 1.0, 2.0])
     z, rates, kept = torch.zeros(500, 3), [], []
     for i in range(150):
@@ -67,7 +63,7 @@ def linear(scale: float, **options) -> PresGAN:
     return model
 
 
-def test_the_gradient_of_the_log_density_is_exact_for_a_linear_generator():
+def test_gradients_of_density_and_entropy_of_a_linear_generator():
     """p(x) = N(b, WWᵀ + σ²I), whose score is −Σ⁻¹ (x − b): the chains' mean must find it."""
     model, n = linear(0.25, burn_in=30, draws=400, leapfrog=8).eval(), 4
     model.step_size.fill_(0.1)
@@ -78,20 +74,16 @@ def test_the_gradient_of_the_log_density_is_exact_for_a_linear_generator():
     exact = -torch.linalg.solve(w @ w.T + sigma.flatten().square().diag(), (x.flatten(1) - b).T).T
     assert 0.6 < rate < 1.0
     torch.testing.assert_close(found.flatten(1), exact, atol=0.12 * exact.abs().max().item(), rtol=0)
-
-
-def test_the_entropy_rises_by_its_own_gradient():
-    """H of a Gaussian is ½ log det(2πe Σ): autograd's gradient by the generator's weights against the
-    chains'."""
+    # h of a Gaussian is ½ log det(2πe Σ): autograd's gradient by the weights against the chains'
     model, n = linear(0.06, burn_in=3, draws=5, leapfrog=5, entropy=1.0, spectral=False), 16384
     for p in model.critic.parameters():
         nn.init.zeros_(p)  # the adversarial part is constant
     model.step_size.fill_(0.1)
-    noise = BatchNoise(0, total=n)
+    batch = draws.batch(torch.zeros(n, 1, 8, 8))
     model.eval()
-    batch = Batch(torch.zeros(n, 1, 8, 8), None, torch.arange(n), noise)
     w, log_sigma = model.generator.w, model.log_sigma
-    found = torch.autograd.grad(model.generator_loss(batch, noise.randn(n, 3), None)["loss"], [w, log_sigma])
+    loss = model.generator_loss(batch, batch.noise.randn(n, 3), None)["loss"]
+    found = torch.autograd.grad(loss, [w, log_sigma])
     covariance = w @ w.T + (2 * log_sigma.flatten()).exp().diag()
     exact = torch.autograd.grad(-0.5 * torch.logdet(2 * math.pi * math.e * covariance), [w, log_sigma])
     for one, other in zip(found, exact, strict=True):
@@ -100,7 +92,6 @@ def test_the_entropy_rises_by_its_own_gradient():
 
 
 def test_the_step_size_finds_the_acceptance_asked_for():
-    torch.manual_seed(0)
     info = DataInfo((1, 8, 8), 17)
     model, rates = PresGAN.of(info, width=4, latent=4, accept=0.7, burn_in=1, draws=1, leapfrog=3).train(), []
     x = torch.rand(16, *info.shape) * 2 - 1
@@ -112,12 +103,11 @@ def test_the_step_size_finds_the_acceptance_asked_for():
 
 
 def test_sigma_stays_within_its_bounds_and_is_on_both_sides():
-    torch.manual_seed(0)
     model = PresGAN.of(INFO, width=4, latent=4, sigma_min=0.05, sigma_max=0.2).eval()
     nn.init.uniform_(model.log_sigma, -9, 3)
     assert float(model.sigma().min()) == pytest.approx(0.05)
     assert float(model.sigma().max()) == pytest.approx(0.2)
-    draw = lambda **o: model.sample(64, noise=ImageNoise(0, range(64)), progress=no_progress, **o).detach()  # noqa: E731
+    draw = lambda **o: model.sample(64, noise=noise(64), progress=no_progress, **o).detach()  # noqa: E731
     residual = draw(mean=False) - draw()
     torch.testing.assert_close(residual.std(0).mean(), model.sigma().mean().detach(), rtol=0.1, atol=0)
     torch.manual_seed(0)
@@ -125,7 +115,7 @@ def test_sigma_stays_within_its_bounds_and_is_on_both_sides():
     model.critic.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
     x = torch.zeros(64, *INFO.shape)
     nn.init.zeros_(model.generator.ups[-1].weight), nn.init.zeros_(model.generator.ups[-1].bias)
-    model.loss(Batch(x, None, torch.arange(64), BatchNoise(0, total=64)), "critic")
+    model.loss(draws.batch(x), "critic")
     real, fake = seen[0].chunk(2)
     assert real.std() == pytest.approx(0.2, rel=0.05) and fake.std() == pytest.approx(0.2, rel=0.05)
     assert not torch.equal(real, fake)

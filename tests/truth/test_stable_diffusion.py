@@ -1,33 +1,24 @@
-"""Fine-tuning of Stable Diffusion, on tiny pipelines of random weights: against diffusers' own pipelines,
-losses and files."""
-
-from __future__ import annotations
+"""Fine-tuning of Stable Diffusion, of tiny pipelines, against diffusers' pipelines, losses and files."""
 
 import copy
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import diffusers
 import draws
 import numpy as np
 import pytest
 import tiny_sd
 import torch
-from diffusers import (
-    ControlNetModel,
-    DDPMScheduler,
-    DiffusionPipeline,
-    StableDiffusionControlNetPipeline,
-    StableDiffusionInstructPix2PixPipeline,
-    StableDiffusionXLControlNetPipeline,
-)
 from diffusers.training_utils import compute_snr
 from helpers import lines, recipe, trainer
+from refused import refused
 from safetensors.torch import load_file
 from sklearn.datasets import load_sample_images
-from zoo import CASES
+from zoo import FIRST
 
-from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError
 from gzcli.core.jobs import ExportJob, SampleJob
 from gzcli.core.sections import OptimSection, Part, TrainSection
 from gzcli.core.types import Batch, DataInfo, ImageNoise, no_progress
@@ -93,7 +84,7 @@ TUNED = ("sd_lora", "controlnet", "instructpix2pix")
 @pytest.fixture(scope="module", params=[pytest.param(m, marks=pytest.mark.xdist_group(m)) for m in TUNED])
 def trained(request):
     """A run of 40 steps on four images, and the base's weights before it."""
-    case = next(c for c in CASES if c.model == request.param)
+    case = FIRST[request.param]
     case = replace(case, batch=4, lr=6e-3)
     if case.model == "sd_lora":  # attention alone can do little for random weights
         targets = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "conv_out")
@@ -148,18 +139,17 @@ def test_what_it_shows_of_itself_needs_no_prompt_and_its_export_is_the_same_pict
 
 def diffusers_loads(name: str, folder: Path, picture: torch.Tensor):
     """A pipeline of diffusers from what was exported, and what it is called with."""
-    base, plain = tiny_sd.base(), {"safety_checker": None}
+    base, plain, given = tiny_sd.base(), {"safety_checker": None}, {"image": (picture + 1) / 2}
     if name == "sd_lora":
-        pipe = DiffusionPipeline.from_pretrained(base, **plain)
+        pipe = diffusers.DiffusionPipeline.from_pretrained(base, **plain)
         pipe.load_lora_weights(folder)
         return pipe, HOW
     if name == "controlnet":
-        net = ControlNetModel.from_pretrained(folder)
-        pipe = StableDiffusionControlNetPipeline.from_pretrained(base, controlnet=net, **plain)
-        return pipe, {"image": (picture + 1) / 2, **HOW}
-    pipe = StableDiffusionInstructPix2PixPipeline.from_pretrained(folder, **plain)
-    plain = {"num_inference_steps": 3, "output_type": "pt"}
-    return pipe, {"image": (picture + 1) / 2, "image_guidance_scale": 1.5, **plain}
+        net = diffusers.ControlNetModel.from_pretrained(folder)
+        pipe = diffusers.StableDiffusionControlNetPipeline.from_pretrained(base, controlnet=net, **plain)
+        return pipe, {**given, **HOW}
+    pipe = diffusers.StableDiffusionInstructPix2PixPipeline.from_pretrained(folder, **plain)
+    return pipe, {**given, "image_guidance_scale": 1.5, "num_inference_steps": 3, "output_type": "pt"}
 
 
 def denoised(model, **conditions) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -180,8 +170,7 @@ def test_at_first_it_is_the_base(cls, kind):
     if kind == "sdxl":
         ids = model.pipe._get_add_time_ids((16, 16), (0, 0), (16, 16), torch.float32, 16)
         added = {"text_embeds": text["pooled"], "time_ids": ids.expand(4, -1)}
-    with torch.no_grad():
-        theirs = load_base(tiny_sd.base(kind)).unet(z, t, text["text"], added_cond_kwargs=added).sample
+    theirs = load_base(tiny_sd.base(kind)).unet(z, t, text["text"], added_cond_kwargs=added).sample
     assert torch.equal(ours, theirs)
     assert not torch.equal(denoised(stirred(model), **conditions)[0], theirs)
 
@@ -191,8 +180,7 @@ def test_what_an_edit_does_without_and_new_channels():
     weight = model.unet.conv_in.weight
     assert weight.shape[1] == 8 and not weight[:, 4:].any() and weight[:, :4].all()
     ours, z, t = denoised(model, before=torch.randn(4, 4, 8, 8))
-    with torch.no_grad():
-        theirs = load_base(tiny_sd.base()).unet(z, t, model.embed(TEXTS)["text"]).sample
+    theirs = load_base(tiny_sd.base()).unet(z, t, model.embed(TEXTS)["text"]).sample
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
     assert not torch.allclose(denoised(stirred(model), before=torch.randn(4, 4, 8, 8))[0], theirs, atol=1e-3)
     model, n = built(InstructPix2Pix), 4000
@@ -216,7 +204,7 @@ def test_the_loss_is_that_of_diffusers_examples(kind, prediction):
         z = (dist.mean + dist.std * noise.randn(4, 4, 8, 8)) * pipe.vae.config.scaling_factor
         eps, t = noise.randn(4, 4, 8, 8), noise.randint(1000, 4)
         eps = eps + 0.1 * noise.randn(4, 4, 1, 1)
-        schedule = DDPMScheduler.from_config(pipe.scheduler.config)
+        schedule = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
         out = model.denoise(schedule.add_noise(z, eps, t), t, model.embed(TEXTS))
         target = eps if prediction == "epsilon" else schedule.get_velocity(z, eps, t)
         error = (out - target).square().mean((1, 2, 3))
@@ -228,8 +216,7 @@ def test_the_loss_is_that_of_diffusers_examples(kind, prediction):
 
 
 def test_min_snr_weights_are_finite_at_zero_snr():
-    """A base whose last level is pure noise: of ε, min(γ / SNR, 1) is 1 there, of v, min(γ, SNR) / (SNR + 1)
-    is 0."""
+    """At pure noise, of ε, min(γ / SNR, 1) is 1 there, of v, min(γ, SNR) / (SNR + 1) is 0."""
     model = built(SDLoRA, "sd", "epsilon", min_snr=5.0)
     model.schedule.alphas_cumprod[-1] = 0.0
     t = torch.tensor([0, 500, 999])
@@ -256,7 +243,7 @@ def test_what_is_prepared_makes_the_same_loss(cls):
     assert built(cls, cache=False).prepare(batch()) == {}
 
 
-def test_a_caption_is_dropped_for_what_the_pipeline_has_without_one():
+def test_captions_are_dropped_and_text_encoders_tuned():
     for kind in ("sd", "sdxl"):
         model = built(SDLoRA, kind, caption_dropout=0.5)
         found = model.conditions(batch(64))
@@ -268,9 +255,6 @@ def test_a_caption_is_dropped_for_what_the_pipeline_has_without_one():
             torch.testing.assert_close(found["text"][i], (none if gone else text)[i % 4], msg=f"{kind} {i}")
             if more:
                 torch.testing.assert_close(found["pooled"][i], more[gone][i % 4])
-
-
-def test_text_encoders_are_tuned_too_if_asked():
     model = built(SDLoRA, "sdxl", text_lora=True)
     assert "text" not in model.prepare(batch())
     stirred(model).loss(batch())["loss"].backward()
@@ -342,8 +326,9 @@ def test_a_text_encoders_adapter_in_plain_diffusers(tmp_path, monkeypatch):
 def test_a_controlnet_of_xl_in_plain_diffusers(tmp_path):
     model, control = stirred(built(ControlNet, "sdxl")), canny(batch(2).x)
     model.to_diffusers().save_pretrained(tmp_path)
-    net = ControlNetModel.from_pretrained(tmp_path)
-    pipe = StableDiffusionXLControlNetPipeline.from_pretrained(tiny_sd.base("sdxl"), controlnet=net)
+    net = diffusers.ControlNetModel.from_pretrained(tmp_path)
+    xl = diffusers.StableDiffusionXLControlNetPipeline
+    pipe = xl.from_pretrained(tiny_sd.base("sdxl"), controlnet=net)
     asked = {"image": (control + 1) / 2, "guidance_scale": 7.5, "controlnet_conditioning_scale": 0.7}
     theirs = pipe(TEXTS[:2], latents=latents(), **asked, **HOW).images
     same(drawn(model, prompt=TEXTS[:2], control=control, control_scale=0.7), theirs)
@@ -362,8 +347,7 @@ def test_prompts_sizes_and_conditions_that_are_not_given():
     assert torch.equal(drawn(asked), drawn(model, prompt=["zero", "zero"]))
     assert drawn(model, prompt="two", size=32).shape == (2, 3, 32, 32)
     for wrong in ({"size": 20}, {"steps": 0}):
-        with pytest.raises(UsageError):
-            drawn(model, 1, **wrong)
+        refused("", drawn, model, 1, **wrong)
     net = built(ControlNet)
     net.on_start(batch())
     assert torch.equal(net.pictures[:4] == 255, canny(batch().x) == 1)
@@ -378,15 +362,12 @@ def test_prompts_sizes_and_conditions_that_are_not_given():
     assert torch.equal(net.pictures, before), "a resume remembers what the first start did"
 
 
-def test_progress_ends_at_the_number_of_images(monkeypatch):
+def test_progress_ends_at_the_number_of_images_and_captions_are_kept_as_bytes(monkeypatch):
     monkeypatch.setattr("gzcli.models.stable_diffusion.base.LATENTS", 2 * 64)
     seen = []
     how = {"noise": ImageNoise(3, range(3)), "prompting": PromptOptions(prompt="two", steps=2)}
     built(SDLoRA).sample(3, progress=lambda i, n: seen.append((i, n)), **how)
     assert seen[-1] == (3, 3) and [i for i, _ in seen] == sorted(i for i, _ in seen) and len(seen) == 4
-
-
-def test_captions_are_kept_as_bytes():
     for caption in ("", "a dog\nin two lines", "雪" * 200):
         kept = to_text(to_bytes(caption))
         assert caption.startswith(kept) and len(kept.encode()) >= min(len(caption.encode()), 290)
@@ -403,14 +384,13 @@ def test_edges_are_those_of_scikit_image():
         assert np.array_equal(edges(grey), reference(grey))
 
 
-def test_bases_that_are_not_whole(tmp_path):
+def test_bases_that_are_not_whole_or_of_another_kind(tmp_path):
     """Absent ones, pickled weights, which are not read, and pointers of Git LFS in place of weights."""
     with pytest.raises(MissingError, match=r"nobody/nothing` are not at hand") as e:
         SDLoRA.of(INFO, base="nobody/nothing")
     assert "hf download nobody/nothing" in e.value.hint and "--set model.base=" in e.value.hint
     for folder, message in ((tmp_path / "none", ""), (tmp_path, "model_index")):
-        with pytest.raises(MissingError, match=message):
-            SDLoRA.of(INFO, base=str(folder))
+        refused(message, SDLoRA.of, INFO, base=str(folder), error=MissingError)
     pickled = tmp_path / "pickled"
     pipe = tiny_sd.pipeline("sd", "epsilon")
     pipe.save_pretrained(pickled, safe_serialization=False)
@@ -422,22 +402,17 @@ def test_bases_that_are_not_whole(tmp_path):
         for file in (tmp_path / part / part).glob("*.safetensors"):
             file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 3438167536\n")
     for folder in ("pickled", "unet", "text_encoder"):
-        with pytest.raises(MissingError, match="is not whole"):
-            SDLoRA.of(INFO, base=str(tmp_path / folder))
-
-
-def test_bases_of_another_kind(tmp_path):
+        refused("is not whole", SDLoRA.of, INFO, base=str(tmp_path / folder), error=MissingError)
     pipe = tiny_sd.pipeline("sd", "epsilon")
     widen(pipe.unet, 5)  # of inpainting
     pipe.save_pretrained(tmp_path)
-    for message, refused in {
+    for message, call in {
         "not XL": lambda: built(InstructPix2Pix, "sdxl"),
         "predicts `sample`": lambda: built(SDLoRA, "sd", "sample"),
         "multiples of 8": lambda: SDLoRA.of(DataInfo((3, 28, 28)), base=tiny_sd.base()),
         "takes 9 channels": lambda: SDLoRA.of(INFO, base=str(tmp_path)),
     }.items():
-        with pytest.raises(UsageError, match=message):
-            refused()
+        refused(message, call)
 
 
 def test_what_a_base_and_its_optimizer_need(monkeypatch):
@@ -451,5 +426,4 @@ def test_what_a_base_and_its_optimizer_need(monkeypatch):
         params_of(other, DataInfo((3, 64, 64)), {})
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     conf = OptimSection(name="adamw8bit", lr=1e-3, betas=(0.9, 0.99))
-    with pytest.raises(MissingError, match="bitsandbytes"):
-        optim.build(built(SDLoRA).phases()[0], conf)
+    refused("bitsandbytes", optim.build, built(SDLoRA).phases()[0], conf, error=MissingError)

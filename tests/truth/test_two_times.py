@@ -1,13 +1,11 @@
-"""A network of two times on the core of denoisers: the solution map of SoFlow (arXiv:2512.15657), whose
-network at two equal times is a flow's velocity, of Gaussian data."""
-
-from __future__ import annotations
+"""Two times on the core of denoisers: SoFlow's solution map (arXiv:2512.15657) of Gaussian data."""
 
 import pytest
 import torch
+from draws import noise
 from torch import Tensor, nn
 
-from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
+from gzcli.core.types import Batch, BatchNoise, DataInfo, no_progress
 from gzcli.models.flow_matching.fm import FlowMatching, FlowOptions, SamplingOptions
 from gzcli.models.labelled import ClusterOptions
 
@@ -56,17 +54,14 @@ def model() -> SolutionMap:
     return SolutionMap(INFO, Exact(), FlowOptions("uniform"), ClusterOptions()).double().eval()
 
 
-def test_one_call_is_the_ode_and_equal_times_are_flows():
-    solved, z = model(), ImageNoise(0, range(50)).randn(50, *INFO.shape).double()
+def test_one_call_is_the_ode_equal_times_are_flows_and_the_exact_map_has_the_least_loss():
+    solved, z = model(), noise(50).randn(50, *INFO.shape).double()
     once = solved.mapped(z, torch.zeros(50), torch.ones(50))
     many = solved.to_data(z, None, 100, 1.0, no_progress)
     torch.testing.assert_close(once, many, atol=1e-3, rtol=0)
     n = 2000
-    x = model().sample(n, noise=ImageNoise(0, range(n)), options=SamplingOptions(steps=40)).detach()
+    x = model().sample(n, noise=noise(n), options=SamplingOptions(steps=40)).detach()
     assert float(x.mean()) == pytest.approx(MEAN, abs=0.01) and float(x.std()) == pytest.approx(STD, abs=0.01)
-
-
-def test_the_exact_map_has_the_least_loss():
     n, losses = 4000, []
     x = MEAN + STD * torch.randn(n, *INFO.shape, generator=torch.Generator().manual_seed(0)).double()
     for error in (0.0, 0.2, -0.2):

@@ -1,12 +1,14 @@
-"""The shared U-Net: diffusers' `UNet2DModel` parameter for parameter, and what that one cannot do."""
-
-from __future__ import annotations
+"""The shared U-Net: diffusers' `UNet2DModel` parameter for parameter; what networks have in common."""
 
 import pytest
 import torch
+from draws import awake
+from refused import refused
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import DataInfo
+from gzcli.models.flow_matching.zigma import ZigzagNet, ZigzagOptions
+from gzcli.models.nn.dit import DiTNet, DiTOptions
 from gzcli.models.nn.unet import DIFFUSERS_NAMES, Levels, UNet, UNetOptions, attended, renamed, widths_of
 
 A, D = True, False
@@ -23,10 +25,7 @@ CASES = {
 def test_agrees_with_diffusers(case):
     levels, kw = CASES[case]
     pytest.importorskip("diffusers")
-    torch.manual_seed(0)
-    ours = UNet(3, 2, levels, groups=4, **kw).eval()
-    for p in ours.parameters():
-        torch.nn.init.normal_(p, std=0.2)
+    ours = awake(UNet(3, 2, levels, groups=4, **kw).eval())
     other = ours.to_diffusers((12, 12))
     names = {renamed(key, DIFFUSERS_NAMES) for key in other.state_dict()}
     assert names == set(ours.state_dict()), "every parameter has its counterpart"
@@ -43,42 +42,59 @@ def test_agrees_with_diffusers(case):
         torch.testing.assert_close(ours(x, t)[2], got[2])
 
 
-def test_any_size():
-    net = UNet(1, 1, Levels(channels=(8, 8, 8, 8), layers=1, attention=(D, D, A, A)))
+def test_any_size_has_levels_and_attention():
+    net = UNet(1, 1, Levels((8, 8, 8, 8), (D, D, A, A), layers=1))
     for size in ((28, 28), (27, 28), (13, 9)):
         assert net(torch.randn(2, 1, *size), torch.zeros(2)).shape == (2, 1, *size)
+    for size, (sides, attend) in SIDES.items():
+        mult = widths_of((3, *size), UNetOptions())
+        assert mult == (1, 2, 2, 2, 4, 4)[: len(sides)]
+        assert attended((3, *size), len(mult), UNetOptions()) == tuple(side in attend for side in sides)
+        with torch.device("meta"):
+            net = UNet.of(DataInfo((3, *size)), UNetOptions(channels=8, mult=mult))
+            assert net(torch.zeros(1, 3, *size), torch.zeros(1)).shape == (1, 3, *size)
+    options = UNetOptions(mult=(1, 3), attention=(32,), patch=2)
+    assert widths_of((1, 64, 64), options) == (1, 3)
+    assert attended((1, 64, 64), 2, options) == (True, False), "sides are those after the patches"
+    assert attended((1, 28, 28), 3, UNetOptions(attention=())) == (False, False, False)
+    refused("12 channels does not divide into 8 norm groups", UNet, 1, 1, Levels((8, 12), (D, D)))
+    refused("channels a head", UNet, 1, 1, Levels((8, 16), (D, A), head_dim=3))
 
 
-def test_starts_at_zero_and_every_parameter_gets_a_gradient():
-    torch.manual_seed(0)
-    net = UNet(1, 1, Levels(channels=(8, 16), layers=1, attention=(D, A)), classes=4)
+def net_of(kind: str, side: int, classes: int = 0) -> torch.nn.Module:
+    shape = (1, side, side)
+    if kind == "unet":
+        return UNet(1, 1, Levels((8, 16), (D, A), layers=1), classes=classes)
+    if kind == "dit":
+        return DiTNet(shape, DiTOptions(32, 2, 4, min(4, side // 4)), classes=classes)
+    return ZigzagNet(shape, ZigzagOptions(16, 8, 2, state=4), classes=classes)
+
+
+@pytest.mark.parametrize("kind", ["unet", "dit", "zigma"])
+def test_starts_at_zero_and_every_parameter_gets_a_gradient(kind):
+    net = net_of(kind, 8, classes=4)
     x, t, y = torch.randn(6, 1, 8, 8), torch.arange(6), torch.arange(6) % 4
     assert not net(x, t, y).any()
-    for p in net.parameters():  # off the zero start, where branches have no gradient yet
-        torch.nn.init.normal_(p, std=0.1)
-    net(x, t, y, torch.arange(6) == 5).square().sum().backward()
-    for name, p in net.named_parameters():
-        assert p.grad.isfinite().all(), name
-        assert p.grad.any() or name.endswith(".k.bias"), name  # softmax does not see a shift of the keys
+    # off the zero start, where branches have no gradient yet
+    awake(net)(x, t, y, torch.arange(6) == 5).square().sum().backward()
+    for key, p in net.named_parameters():
+        assert p.grad.isfinite().all(), key
+        assert p.grad.any() or key.endswith(".k.bias"), key  # softmax does not see a shift of the keys
 
 
-def test_half_precision_and_memory_format():
-    torch.manual_seed(0)
-    net = UNet(1, 1, Levels(channels=(8, 16), layers=1, attention=(D, A))).eval()
-    for p in net.parameters():
-        torch.nn.init.normal_(p, std=0.1)
-    x, t = torch.randn(2, 1, 28, 28), torch.tensor([3, 400])
+@pytest.mark.parametrize("kind", ["unet", "dit"])
+def test_half_precision_and_memory_format(kind):
+    net, x, t = awake(net_of(kind, 28), 0.1).eval(), torch.randn(2, 1, 28, 28), torch.tensor([3, 400])
     with torch.no_grad():
         want = net(x, t)
         with torch.autocast("cpu", torch.bfloat16):
             half = net(x, t).float()
-        other = net.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last), t)
-    net = net.to(memory_format=torch.contiguous_format)
     with torch.autocast("cpu", torch.bfloat16):
         trained = net(x, t).float()  # with a gradient: another attention
+    assert (half - want).norm() / want.norm() < 0.05 and (trained - want).norm() / want.norm() < 0.05
     torch.testing.assert_close(trained, half, atol=0.02 * float(want.abs().max()), rtol=0)
+    other = net.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last), t)
     torch.testing.assert_close(other, want, atol=1e-5, rtol=1e-5)
-    assert (half - want).norm() / want.norm() < 0.05
 
 
 SIDES = {  # size → sides of the levels, and those that have self-attention
@@ -96,48 +112,20 @@ SIDES = {  # size → sides of the levels, and those that have self-attention
 }
 
 
-@pytest.mark.parametrize("size", SIDES)
-def test_levels_and_attention_follow_from_the_size(size):
-    sides, attend = SIDES[size]
-    mult = widths_of((3, *size), UNetOptions())
-    assert mult == (1, 2, 2, 2, 4, 4)[: len(sides)]
-    assert attended((3, *size), len(mult), UNetOptions()) == tuple(side in attend for side in sides)
-    with torch.device("meta"):
-        net = UNet.of(DataInfo((3, *size)), UNetOptions(channels=8, mult=mult))
-        assert net(torch.zeros(1, 3, *size), torch.zeros(1)).shape == (1, 3, *size)
-
-
-def test_given_levels_are_kept_and_what_does_not_fit_is_refused():
-    options = UNetOptions(mult=(1, 3), attention=(32,), patch=2)
-    assert widths_of((1, 64, 64), options) == (1, 3)
-    assert attended((1, 64, 64), 2, options) == (True, False), "sides are those after the patches"
-    assert attended((1, 28, 28), 3, UNetOptions(attention=())) == (False, False, False)
-    with pytest.raises(UsageError, match="12 channels does not divide into 8 norm groups"):
-        UNet(1, 1, Levels(channels=(8, 12), attention=(D, D)))
-    with pytest.raises(UsageError, match="channels a head"):
-        UNet(1, 1, Levels(channels=(8, 16), attention=(D, A), head_dim=3))
-
-
 def test_patches_are_positions():
-    """A network of patches is the plain one on the pixels of each patch as channels; sides that do not divide
-    are refused with those that do."""
-    torch.manual_seed(0)
-    net = UNet(3, 2, Levels(channels=(8, 16), layers=1, attention=(D, A)), patch=2)
-    plain = UNet(12, 8, Levels(channels=(8, 16), layers=1, attention=(D, A)))
-    for p in net.parameters():
-        torch.nn.init.normal_(p, std=0.2)
+    """A network of patches is the plain one on the pixels of each patch as channels."""
+    net = awake(UNet(3, 2, Levels((8, 16), (D, A), layers=1), patch=2))
+    plain = UNet(12, 8, Levels((8, 16), (D, A), layers=1))
     plain.load_state_dict(net.state_dict())
     x, t = torch.randn(2, 3, 12, 8), torch.tensor([3.0, 700.0])
     cells = x.unflatten(3, (4, 2)).unflatten(2, (6, 2)).permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
     out = plain(cells, t).unflatten(1, (2, 2, 2)).permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
     torch.testing.assert_close(net(x, t), out, atol=1e-5, rtol=1e-5)
-    with pytest.raises(UsageError, match="diffusers has no U-Net of patches"):
-        net.to_diffusers((12, 8))
+    refused("diffusers has no U-Net of patches", net.to_diffusers, (12, 8))
     for shape, patch, size in (((3, 30, 30), 4, "28"), ((3, 33, 48), 2, "48x32"), ((3, 3, 3), 4, "4")):
         with pytest.raises(UsageError, match=f"do not divide into patches of {patch}") as e:
             UNet.of(DataInfo(shape), UNetOptions(patch=patch))
         assert f"`--set data.size={size}` fits" in e.value.hint
     with pytest.raises(UsageError, match="11×12 pixels do not divide"):  # a size that is drawn, not trained
         net(torch.zeros(1, 3, 12, 11), t[:1])
-    with pytest.raises(UsageError, match="patches of 0"):
-        UNet.of(DataInfo((3, 8, 8)), UNetOptions(patch=0))
+    refused("patches of 0", UNet.of, DataInfo((3, 8, 8)), UNetOptions(patch=0))

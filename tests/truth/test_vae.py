@@ -1,7 +1,5 @@
 """The VAE's mathematics against enumeration, Monte Carlo and torch.distributions."""
 
-from __future__ import annotations
-
 import itertools
 import math
 
@@ -20,7 +18,6 @@ from gzcli.models.vae.base import NetOptions, kl_normal, log_normal
 from gzcli.models.vae.vae import VAE
 
 pytestmark = pytest.mark.xdist_group("vae")  # one worker makes what these tests share, once
-
 DIGITS = DataInfo((1, 16, 16), 17, tuple("0123456789"))
 
 
@@ -57,11 +54,23 @@ def test_masses_are_differences_of_the_distribution_function(kind):
     torch.testing.assert_close(log_p.double(), cdf.diff().log(), rtol=1e-4, atol=1e-5)
 
 
-def test_bernoulli_is_the_default_of_two_levels():
+def test_what_models_start_as():
     assert Pixels("auto", 2).kind == "bernoulli" and Pixels("auto", 256).kind == "logistic"
     x, out = torch.tensor([-1.0, 1.0]).view(1, 1, 1, 2), torch.tensor([0.3, -2.0]).view(1, 1, 1, 2)
-    expected = math.log(1 - torch.sigmoid(torch.tensor(0.3))) + math.log(torch.sigmoid(torch.tensor(-2.0)))
+    expected = math.log(1 - out[..., 0].sigmoid()) + math.log(out[..., 1].sigmoid())
     assert Pixels("auto", 2).log_prob(x, out).item() == pytest.approx(expected, rel=1e-5)
+    for net in ("mlp", "conv"):
+        model = VAE.of(DataInfo((1, 8, 8)), net=net, latent=2, pixels="mixture", mixture=4)
+        *_, last = (m for m in model.decoder.modules() if isinstance(m, nn.Linear | nn.ConvTranspose2d))
+        means = last.bias.detach().view(model.pixels.size, -1)[4:8]  # after the logits of the four components
+        torch.testing.assert_close(means[:, 0], torch.tensor([-0.75, -0.25, 0.25, 0.75]))
+        assert (means == means[:, :1]).all(), "the same for all pixels"
+    widths = lambda *shape: NetOptions(width=8).widths(shape)  # noqa: E731
+    assert widths(1, 16, 16) == (8, 16) and widths(3, 32, 48) == (8, 16, 32, 32)
+    assert widths(3, 3, 3) == (8,) and NetOptions(net="mlp").widths((1, 16, 16)) == (512, 512)
+    model = VAE.of(DataInfo((1, 28, 28), 2), net="mlp", hidden=(400,), latent=20)
+    layers = (784 * 400 + 400) + (400 * 40 + 40) + (20 * 400 + 400) + (400 * 784 + 784)
+    assert sum(p.numel() for p in model.parameters()) == layers
 
 
 @pytest.mark.parametrize(("kind", "levels"), [("bernoulli", 2), ("logistic", 5), ("gaussian", 5)])
@@ -79,7 +88,6 @@ def test_drawn_pixels_follow_the_masses(kind, levels):
 @pytest.mark.parametrize("net", ["mlp", "conv"])
 def test_a_mixture_is_a_distribution_over_whole_pixels(net):
     """The masses of all images of one pixel with three channels of three levels."""
-    torch.manual_seed(0)
     model = VAE.of(DataInfo((3, 1, 1), 3), net=net, latent=2, pixels="mixture", mixture=2).eval()
     out = model.decoder(torch.randn(1, 2)).expand(27, -1, -1, -1)
     x = from_levels(torch.cartesian_prod(*[torch.arange(3)] * 3), 3).view(27, 3, 1, 1)
@@ -87,24 +95,6 @@ def test_a_mixture_is_a_distribution_over_whole_pixels(net):
     torch.testing.assert_close(masses.sum(), torch.tensor(1.0))
     drawn = model.sample(4, noise=noise(4), progress=no_progress, mean=False)
     assert (drawn[:, None] - x).abs().amax((2, 3, 4)).amin(1).max() < 1e-6, "images of these levels"
-
-
-def test_the_components_of_a_mixture_start_spread_over_the_greys():
-    for net in ("mlp", "conv"):
-        model = VAE.of(DataInfo((1, 8, 8)), net=net, latent=2, pixels="mixture", mixture=4)
-        *_, last = (m for m in model.decoder.modules() if isinstance(m, nn.Linear | nn.ConvTranspose2d))
-        means = last.bias.detach().view(model.pixels.size, -1)[4:8]  # after the logits of the four components
-        torch.testing.assert_close(means[:, 0], torch.tensor([-0.75, -0.25, 0.25, 0.75]))
-        assert (means == means[:, :1]).all(), "the same for all pixels"
-
-
-def test_sizes_of_nets():
-    widths = lambda *shape: NetOptions(width=8).widths(shape)  # noqa: E731
-    assert widths(1, 16, 16) == (8, 16) and widths(3, 32, 48) == (8, 16, 32, 32)
-    assert widths(3, 3, 3) == (8,) and NetOptions(net="mlp").widths((1, 16, 16)) == (512, 512)
-    model = VAE.of(DataInfo((1, 28, 28), 2), net="mlp", hidden=(400,), latent=20)
-    layers = (784 * 400 + 400) + (400 * 40 + 40) + (20 * 400 + 400) + (400 * 784 + 784)
-    assert sum(p.numel() for p in model.parameters()) == layers
 
 
 def test_kl_against_torch_and_monte_carlo():
@@ -118,21 +108,20 @@ def test_kl_against_torch_and_monte_carlo():
 
 
 def test_iwae_reaches_the_exact_marginal_of_a_linear_gaussian_model():
-    """Probabilistic PCA (Tipping 1999): x = Wz + b + σε, so p(x) = N(b, WWᵀ + σ²I) and q can be the exact
-    posterior."""
+    """Probabilistic PCA (Tipping 1999): x = Wz + b + σε, so p(x) = N(b, WWᵀ + σ²I) and q may be exact."""
     info = DataInfo((1, 2, 3), None)
     torch.manual_seed(0)
     model = VAE.of(info, net="mlp", hidden=(4,), latent=2).eval()
     w, b, log_s = torch.randn(6, 2), torch.randn(6), -0.4
-    model.decoder = linear_decoder(w, b, log_s)
+    model.decoder, scale = nn.Module(), lambda z: torch.full((len(z), 1, 2, 3), log_s)
+    model.decoder.forward = lambda z, e=None: torch.cat([(z @ w.T + b).view(-1, 1, 2, 3), scale(z)], 1)
     x = torch.randn(32, 1, 2, 3)
     s2 = math.exp(2 * log_s)
     exact = torch.distributions.MultivariateNormal(b, w @ w.T + s2 * torch.eye(6)).log_prob(x.flatten(1))
     # a q that is off: the prior, with the bound far below; IWAE closes the gap
     model.encoder = torch.nn.Module()
     model.encoder.forward = lambda x, e=None: torch.zeros(len(x), 4)
-    with torch.no_grad():
-        elbo, iwae = (model.log_prob(x, noise=noise(32), k=k) for k in (1, 4096))
+    elbo, iwae = (model.log_prob(x, noise=noise(32), k=k) for k in (1, 4096))
     assert (exact - elbo).mean() > 1
     torch.testing.assert_close(iwae.mean(), exact.mean(), atol=0.1, rtol=0)
     with torch.no_grad():  # the regret of that q is its gap to the best Gaussian q of diagonal covariance
@@ -142,13 +131,6 @@ def test_iwae_reaches_the_exact_marginal_of_a_linear_gaussian_model():
     start = kl_to(torch.zeros(32, 2), torch.ones(2), posterior_mean, precision)
     best = kl_to(posterior_mean, 1 / precision.diag(), posterior_mean, precision)
     torch.testing.assert_close(regret.mean(), (start - best).mean(), rtol=0.1, atol=0)
-
-
-def linear_decoder(w: torch.Tensor, b: torch.Tensor, log_s: float) -> nn.Module:
-    decoder = nn.Module()
-    scale = lambda z: torch.full((len(z), 1, 2, 3), log_s)  # noqa: E731
-    decoder.forward = lambda z, e=None: torch.cat([(z @ w.T + b).view(-1, 1, 2, 3), scale(z)], 1)
-    return decoder
 
 
 def kl_to(mean, var, target, precision) -> torch.Tensor:
@@ -167,7 +149,6 @@ def test_regret_is_never_negative_and_larger_off_the_data(trained):
 
 
 def test_warm_up_and_importance_weights_of_the_loss():
-    torch.manual_seed(0)
     model, x = VAE.of(DIGITS, net="mlp", hidden=(16,), latent=4, kl_warmup=10, beta=2.0), squares(8, DIGITS)
     for step, weight in ((None, 0.0), (4, 1.0), (20, 2.0)):
         if step is not None:
@@ -185,7 +166,7 @@ def test_warm_up_and_importance_weights_of_the_loss():
     torch.testing.assert_close(losses, -bound, rtol=5e-3, atol=0)
 
 
-def test_ssim_against_its_definition_at_every_pixel():
+def test_ssim_against_its_definition_of_any_size_and_in_training():
     g = torch.Generator().manual_seed(0)
     (x, y), window = torch.rand(2, 1, 1, 9, 9, generator=g), gaussian_window(7, 1.5)
     w = torch.outer(window, window)
@@ -199,9 +180,6 @@ def test_ssim_against_its_definition_at_every_pixel():
         values.append((2 * mp * mq + 1e-4) * (2 * cov + 9e-4) / ((mp**2 + mq**2 + 1e-4) * (vp + vq + 9e-4)))
     found = ssim_parts(x, y, window)[0][0, 0]
     torch.testing.assert_close(found, torch.stack(values).mean(), rtol=1e-4, atol=1e-5)
-
-
-def test_ms_ssim_of_any_size():
     g = torch.Generator().manual_seed(0)
     for size in (4, 16, 28, 32, 64, 128):
         x = torch.rand(2, 3, size, size, generator=g) * 2 - 1
@@ -211,9 +189,6 @@ def test_ms_ssim_of_any_size():
         y = (-x).requires_grad_()  # negative contrast to a fractional power would be NaN
         ms_ssim(x, y).sum().backward()
         assert torch.isfinite(y.grad).all(), size
-
-
-def test_ms_ssim_trains_reconstructions():
     torch.manual_seed(0)
     model = VAE.of(DIGITS, net="mlp", hidden=(64,), latent=8, recon="ms_ssim", beta=0.1)
     x = squares(64, DIGITS)

@@ -1,17 +1,16 @@
 """VQGAN's two losses by hand, the adaptive weight, LPIPS and PatchGAN against their originals' arithmetic."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from draws import batch, images, only
-from helpers import recipe, trainer
-from zoo import CASES
+from helpers import fit, recipe
+from refused import refused
+from zoo import FIRST
 
-from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError
 from gzcli.core.types import DataInfo
 from gzcli.models.autoregressive.vqgan import VQGAN, adaptive_weight
 from gzcli.models.nn import perceptual as module
@@ -30,7 +29,6 @@ def build(shape=(1, 16, 16), **options) -> VQGAN:
 
 
 def test_the_adaptive_weight_makes_the_gradients_of_the_last_layer_equal():
-    torch.manual_seed(0)
     last, h = torch.nn.Linear(5, 3), torch.randn(5)
     rec, gan = 10 * last(h).square().sum(), 0.01 * last(h).sin().sum()
     weight = adaptive_weight(rec, gan, last)
@@ -101,8 +99,7 @@ def test_sizes_of_the_papers_and_their_patches():
     (gradient,) = torch.autograd.grad(logits[0, 0, 5, 5], x)
     rows = (gradient[0].abs().sum((0, 2)) > 0).nonzero()
     assert rows.max() - rows.min() + 1 == 70
-    with pytest.raises(UsageError, match="too small"):
-        PatchGAN((1, 16, 16), 8, 3, "none")
+    refused("too small", PatchGAN, (1, 16, 16), 8, 3, "none")
 
 
 def random_weights() -> tuple[dict, dict]:
@@ -137,18 +134,22 @@ def test_lpips_is_the_authors_on_the_same_weights():
         torch.testing.assert_close(found, theirs(x, y).flatten())
         assert found.min() > 1e-3
         torch.testing.assert_close(mine(grey, y), mine(grey.expand(-1, 3, -1, -1), y))
+    pytest.importorskip("lpips")
+    state = torch.load(linear_file(), map_location="cpu", weights_only=True)
+    model = ours(random_weights()[0], state)
+    for i, (p, width) in enumerate(zip(model.linear, WIDTHS, strict=True)):
+        assert torch.equal(p, state[f"lin{i}.model.1.weight"].flatten()) and p.shape == (width,)
+        assert p.min() >= 0 and p.max() > 0  # the authors keep them from below zero
 
 
 def test_lpips_comes_from_the_cache_and_is_missed_aloud(home, monkeypatch):
     x = images(2, (3, 32, 32))
     missing = build((3, 32, 32), perceptual="lpips")
-    with pytest.raises(MissingError, match=VGG):
-        missing.on_start(batch(x))
+    refused(VGG, missing.on_start, batch(x), error=MissingError)
     silent = build((3, 32, 32), perceptual="auto")
     silent.on_start(batch(x))
     assert silent.lpips is None and VGG in silent.warnings[0]
     assert "lpips" not in silent.loss(batch(x))
-
     folder = cache_dir("weights")
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(random_weights()[0], folder / VGG)
@@ -161,27 +162,11 @@ def test_lpips_comes_from_the_cache_and_is_missed_aloud(home, monkeypatch):
     torch.testing.assert_close(parts["lpips"], distance)
     want = F.l1_loss(model.decoder(e), x) + 2 * distance + 0.25 * F.mse_loss(z, e)
     torch.testing.assert_close(parts["loss"], want)
-
     torch.save({"something": torch.zeros(1)}, folder / VGG)
-    with pytest.raises(UsageError, match="LPIPS"):
-        module.LPIPS.from_files()
-
-
-def test_the_run_says_that_there_is_no_perceptual_loss(home):
-    case = next(case for case in CASES if case.model == "vqgan")
-    tree = recipe(case, steps=1)
+    refused("LPIPS", module.LPIPS.from_files)
+    (folder / VGG).unlink()
+    tree = recipe(FIRST["vqgan"], steps=1)
     tree["model"]["perceptual"] = "auto"
-    run = trainer(tree)
-    run.fit()
-    told = (run.run.path / "log.txt").read_text()
+    told = (fit(tree).run.path / "log.txt").read_text()
     assert f"warning: no perceptual loss: perceptual distances (LPIPS) need the weights `{VGG}`" in told
     assert f"put `{VGG}` of torchvision's models into" in told
-
-
-def test_the_linear_layers_of_the_package_are_taken():
-    pytest.importorskip("lpips")
-    state = torch.load(linear_file(), map_location="cpu", weights_only=True)
-    model = ours(random_weights()[0], state)
-    for i, (p, width) in enumerate(zip(model.linear, WIDTHS, strict=True)):
-        assert torch.equal(p, state[f"lin{i}.model.1.weight"].flatten()) and p.shape == (width,)
-        assert p.min() >= 0 and p.max() > 0  # the authors keep them from below zero

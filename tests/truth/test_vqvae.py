@@ -1,7 +1,4 @@
-"""The codebook against `vector-quantize-pytorch` and the paper's equations; what a tokenizer promises to a
-prior."""
-
-from __future__ import annotations
+"""The codebook against `vector-quantize-pytorch` and the paper; what a tokenizer promises to a prior."""
 
 import math
 
@@ -148,7 +145,7 @@ def model(shape=(1, 16, 16), **options) -> VQVAE:
     return VQVAE.of(DataInfo(shape, 256), **{**small, **options})
 
 
-def test_the_net_has_the_layers_of_the_paper():
+def test_the_net_has_the_layers_of_the_paper_and_a_grid_that_follows_from_the_sides():
     """Section 4.1: two strided convolutions, two residual blocks of 256, their mirror."""
     net = VQVAE.of(DataInfo((3, 32, 32), 256), hidden=256, residual=256, blocks=2, codes=512, dim=10)
     residual = 2 * (256 * 256 * 10 + 2 * 256)
@@ -156,6 +153,14 @@ def test_the_net_has_the_layers_of_the_paper():
     decoder = 10 * 256 * 9 + 256 + residual + (256 + 3) * 256 * 16 + 256 + 3
     assert sum(p.numel() for p in net.parameters()) == encoder + decoder
     assert net.codebook.embedding.shape == (512, 10)
+    for shape, (grid, widths) in GRIDS.items():
+        with torch.device("meta"):
+            vae = model(shape)
+            gan = VQGAN.of(DataInfo(shape, 256), channels=8, codes=4, dim=4, disc_width=4)
+            for net in (vae, gan):
+                assert net.grid == grid
+                assert net.decoder(net.encoder(torch.empty(2, *shape))).shape == (2, *shape)
+        assert tuple(level[0].conv2.out_channels for level in gan.encoder.levels) == widths
 
 
 def test_the_loss_and_samples_of_the_model():
@@ -178,24 +183,12 @@ def test_the_loss_and_samples_of_the_model():
     assert torch.equal(x, net.decode(torch.full((2, 4, 4), 3)))
 
 
-@pytest.mark.parametrize(
-    ("shape", "grid", "widths"),
-    [
-        ((1, 16, 16), (4, 4), (8, 16, 32)),
-        ((1, 28, 28), (7, 7), (8, 16, 32)),
-        ((3, 32, 48), (8, 12), (8, 16, 32)),
-        ((3, 64, 64), (16, 16), (8, 16, 32)),
-        ((3, 128, 96), (16, 12), (8, 16, 16, 32)),
-        ((3, 256, 256), (16, 16), (8, 8, 16, 16, 32)),  # the net of VQGAN's paper
-        ((3, 512, 256), (16, 8), (8, 8, 8, 16, 16, 32)),
-    ],
-)
-def test_the_grid_of_codes_follows_from_the_sides(shape, grid, widths):
-    info = DataInfo(shape, 256)
-    with torch.device("meta"):
-        vae = VQVAE.of(info, hidden=8, residual=8, blocks=1, codes=4, dim=4)
-        gan = VQGAN.of(info, channels=8, codes=4, dim=4, disc_width=4)
-        assert vae.decoder(vae.encoder(torch.empty(2, *shape))).shape == (2, *shape)
-        assert gan.decoder(gan.encoder(torch.empty(2, *shape))).shape == (2, *shape)
-    assert vae.grid == gan.grid == grid
-    assert tuple(level[0].conv2.out_channels for level in gan.encoder.levels) == widths
+GRIDS = {  # of a shape the codes, and the widths of VQGAN's levels
+    (1, 16, 16): ((4, 4), (8, 16, 32)),
+    (1, 28, 28): ((7, 7), (8, 16, 32)),
+    (3, 32, 48): ((8, 12), (8, 16, 32)),
+    (3, 64, 64): ((16, 16), (8, 16, 32)),
+    (3, 128, 96): ((16, 12), (8, 16, 16, 32)),
+    (3, 256, 256): ((16, 16), (8, 8, 16, 16, 32)),  # the net of VQGAN's paper
+    (3, 512, 256): ((16, 8), (8, 8, 8, 16, 16, 32)),
+}

@@ -1,12 +1,9 @@
 """WGAN-GP: the penalty against finite differences and a critic of known slope, the two phases, the scores."""
 
-from __future__ import annotations
-
-import pytest
 import torch
 from draws import batch, images, noise, only
+from refused import refused
 
-from gzcli.core.errors import UsageError
 from gzcli.core.types import DataInfo, no_progress
 from gzcli.models.gan.base import Search
 from gzcli.models.gan.wgan import WGAN
@@ -22,7 +19,7 @@ def model(**options) -> WGAN:
     return WGAN.of(DIGITS, **SMALL, **options)
 
 
-def test_penalty_of_a_linear_critic_and_under_autocast():
+def test_penalty_of_linear_critics_under_autocast_and_against_finite_differences():
     w = torch.zeros(256)
     w[:2] = torch.tensor([3.0, 4.0])
     w.requires_grad_()
@@ -35,9 +32,6 @@ def test_penalty_of_a_linear_critic_and_under_autocast():
     exact = gradient_penalty(critic, real, fake, alpha)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(gradient_penalty(critic, real, fake, alpha), exact)
-
-
-def test_penalty_against_finite_differences():
     torch.manual_seed(0)
     critic = Critic((1, 6, 6), 4).double()
     real, fake = images(3, (1, 6, 6)).double(), images(3, (1, 6, 6), 1).double()
@@ -45,14 +39,23 @@ def test_penalty_against_finite_differences():
     # lerp from fake to real: alpha = 0 is the fake itself
     x_hat = fake + alpha.double().view(-1, 1, 1, 1) * (real - fake)
     h, steps = 1e-6, 1e-6 * torch.eye(36, dtype=torch.float64).view(36, 1, 1, 6, 6)
-    with torch.no_grad():
-        slopes = torch.stack([(critic(x_hat + s) - critic(x_hat - s)) / (2 * h) for s in steps], 1)
+    slopes = torch.stack([(critic(x_hat + s) - critic(x_hat - s)) / (2 * h) for s in steps], 1)
     expected = (slopes.norm(dim=1) - 1) ** 2
     found = gradient_penalty(critic, real, fake, alpha.double())
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_phases_leave_the_other_net_alone():
+def test_losses_are_those_of_the_paper_and_leave_the_other_net_alone():
+    net, x = model(penalty=7.0), images(6)
+    parts = net.loss(batch(x), "critic")
+    with torch.no_grad():
+        again = batch(x).noise
+        fake = net.generator(again.randn(6, 8))
+        wasserstein = net.critic(x).mean() - net.critic(fake).mean()
+    penalty = gradient_penalty(net.critic, x, fake, again.rand(6)).mean()
+    torch.testing.assert_close(parts["gap"], wasserstein)
+    torch.testing.assert_close(parts["loss"], 7.0 * penalty - wasserstein)
+    torch.testing.assert_close(net.loss(batch(x), "generator")["loss"], -net.critic(fake).mean())
     net, x = model(), images(4)
     assert [phase.name for phase in net.phases()] == ["critic", "generator"]
     assert [step for step in range(12) if net.phases()[1].due(step)] == [4, 9]
@@ -68,23 +71,8 @@ def test_phases_leave_the_other_net_alone():
     assert all(p.grad is None for p in net.generator.parameters())
 
 
-def test_losses_are_those_of_the_paper():
-    net, x = model(penalty=7.0), images(6)
-    parts = net.loss(batch(x), "critic")
-    with torch.no_grad():
-        again = batch(x).noise
-        fake = net.generator(again.randn(6, 8))
-        wasserstein = net.critic(x).mean() - net.critic(fake).mean()
-    penalty = gradient_penalty(net.critic, x, fake, again.rand(6)).mean()
-    torch.testing.assert_close(parts["gap"], wasserstein)
-    torch.testing.assert_close(parts["loss"], 7.0 * penalty - wasserstein)
-    torch.testing.assert_close(net.loss(batch(x), "generator")["loss"], -net.critic(fake).mean())
-
-
 def test_the_critic_finds_the_wasserstein_distance_of_two_points():
-    """All real images are one, all fakes another: W1 is their distance, where the optimal critic has slope
-    1."""
-    torch.manual_seed(0)
+    """All real images are one, all fakes another: W1 is their distance, the optimal critic's slope is 1."""
     critic, real = Critic((1, 8, 8), 8), images(1, (1, 8, 8)).expand(8, -1, -1, -1)
     fake = (images(1, (1, 8, 8), seed=1) * 0.2).expand(8, -1, -1, -1)
     optimizer = torch.optim.Adam(critic.parameters(), lr=2e-3, betas=(0.0, 0.9))
@@ -116,19 +104,15 @@ def test_inversion_finds_what_the_generator_can_draw():
     assert found.max() < 0.1 * lost.min()
     again = net.reconstruct(reachable, noise=noise(4), progress=no_progress, steps=150).images
     torch.testing.assert_close(again, reachable, atol=0.3, rtol=0)
-
-
-def test_great_circles_keep_the_norm():
     a, b = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
-    way = slerp(a, b, torch.linspace(0, 1, 5)[:, None])
+    way = slerp(a, b, torch.linspace(0, 1, 5)[:, None])  # great circles keep the norm
     torch.testing.assert_close(way.norm(dim=1), torch.ones(5))
     torch.testing.assert_close(way[2], torch.full((2,), 0.5**0.5))
 
 
 def test_knn_is_the_kth_distance_in_critic_features():
     net, known, x = model().eval(), images(40, seed=3), images(4)
-    with pytest.raises(UsageError, match="training images"):
-        net.score_knn(x, noise=noise(4))
+    refused("training images", net.score_knn, x, noise=noise(4))
     net.fit_knn([batch(part) for part in known.split(16)])
     with torch.no_grad():
         found = net.score_knn(x, noise=noise(4), k=3)

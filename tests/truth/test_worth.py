@@ -1,13 +1,11 @@
 """The worth of samples: duplicates of real images gain nothing, fresh ones what they gain elsewhere."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
+from refused import refused
 from sklearn.metrics import balanced_accuracy_score
 
-from gzcli.core.errors import UsageError
 from gzcli.metrics import features
 from gzcli.metrics.features import LeNetFeatures, trained
 from gzcli.metrics.quality import worth as module
@@ -35,11 +33,6 @@ def sides():
     return noisy(rng, 3 * CLASSES), noisy(rng, 400), noisy(rng, 400)
 
 
-def accuracy(net, images, labels) -> float:
-    found = LeNetFeatures(net, "", 0, False, torch.device("cpu"))
-    return float((found.predict(images) == labels).mean())
-
-
 def test_fresh_real_images_gain_what_they_gain_and_duplicates_gain_nothing(sides):
     few, many, test = sides
     doubled, fresh = (worth(few, samples, test, CLASSES, steps=STEPS) for samples in (few, many))
@@ -47,7 +40,9 @@ def test_fresh_real_images_gain_what_they_gain_and_duplicates_gain_nothing(sides
     assert doubled["both_gain"].low <= 0 <= doubled["both_gain"].high
     assert abs(doubled["both_gain"].value) < 0.03
     both = [np.concatenate(pair) for pair in zip(few, many, strict=True)]
-    others = [accuracy(trained(*data, CLASSES, steps=STEPS, seed=11), *test) for data in (both, few)]
+    nets = [trained(*data, CLASSES, steps=STEPS, seed=11) for data in (both, few)]
+    judges = [LeNetFeatures(net, "", 0, False, torch.device("cpu")) for net in nets]
+    others = [(judge.predict(test[0]) == test[1]).mean() for judge in judges]
     assert 0 < fresh["both_gain"].low <= others[0] - others[1] <= fresh["both_gain"].high
     for found in (doubled, fresh):
         assert "filled" not in found  # the classes are equally frequent
@@ -64,8 +59,7 @@ def test_it_is_a_function_of_its_arguments(sides):
     assert first == again and torch.equal(before, torch.get_rng_state())
     few, _, test = sides
     for labels in (None, np.eye(CLASSES)[few[1]], few[1][:5]):
-        with pytest.raises(UsageError):
-            worth(few, (few[0], labels), test, 10)
+        refused("", worth, few, (few[0], labels), test, 10)
     real, made = np.array([0, 0, 0, 0, 1, 2, 2]), np.array([1, 0, 1, 2, 1, 1])
     assert filling(real, made, 3).tolist() == [0, 2, 4] and filling(real, made[:3], 3).tolist() == [0, 2]
     assert filling(real, made, 4).tolist() == []  # no sample is of class 3, which no real image has

@@ -1,7 +1,4 @@
-"""ZigMa: the scan against the recurrence as it is written and its autograd, Mamba against the one of
-`transformers` weight for weight, orders that go by neighbours, and a cost linear in tokens."""
-
-from __future__ import annotations
+"""ZigMa: the scan against the recurrence as it is written, Mamba against `transformers`, orders, and cost."""
 
 import sys
 from itertools import pairwise
@@ -9,10 +6,9 @@ from types import ModuleType
 
 import pytest
 import torch
-from test_dit import awake
+from draws import awake
 from torch.nn import functional as F
 
-from gzcli.core.errors import UsageError
 from gzcli.core.types import DataInfo
 from gzcli.models.denoising.samplers import with_divergence
 from gzcli.models.flow_matching import zigma as scans
@@ -68,9 +64,8 @@ def test_gradients_are_those_of_the_recurrence(monkeypatch, tokens, cached):
         assert (c.double() - b).norm() <= 1e-4 * b.norm()
 
 
-def test_the_scan_is_finite_and_in_full_precision():
-    """ΔA of 16 a token: products of the decays, and quotients of them, leave even fp64 within fifty
-    tokens."""
+def test_the_scan_is_finite_in_full_precision_and_linear_in_tokens():
+    """ΔA of 16 a token: products of decays, and their quotients, leave even fp64 within fifty tokens."""
     x, _, _, B, C = inputs(1, 1024, 2, 2, torch.float32)
     A = torch.tensor([[-16.0, -1e-4], [-1e-4, -16.0]], requires_grad=True)
     delta = torch.ones(1, 1024, 2, requires_grad=True)
@@ -86,8 +81,6 @@ def test_the_scan_is_finite_and_in_full_precision():
         assert got.dtype == torch.float32 and torch.equal(got, want)
         assert all(map(torch.equal, torch.autograd.grad(got.sum(), values), grads))
 
-
-def test_what_is_kept_for_the_gradient_is_linear_in_tokens():
     def kept(tokens: int) -> int:
         values, sizes = inputs(2, tokens, 64, 16, torch.float32), []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.nbytes) or t, lambda t: t):
@@ -133,7 +126,7 @@ def test_the_kernel_of_mamba_ssm_is_used_where_it_is(monkeypatch):
     assert len(calls) == 8, "it has no fp64"
 
 
-def test_mamba_is_that_of_transformers():
+def test_mamba_is_that_of_transformers_and_the_paper():
     peer = pytest.importorskip("transformers.models.mamba.modeling_mamba")
     sizes = {"hidden_size": 32, "state_size": 5, "expand": 2, "conv_kernel": 4, "time_step_rank": 2}
     other, ours = awake(peer.MambaMixer(peer.MambaConfig(**sizes), 0)).eval(), Mamba(32, 2, 5)
@@ -143,9 +136,6 @@ def test_mamba_is_that_of_transformers():
         want = other(h)
         assert want.std() > 0.01
         torch.testing.assert_close(ours(h), want, atol=1e-5, rtol=1e-4)
-
-
-def test_it_starts_and_is_as_large_as_the_paper_says():
     torch.manual_seed(0)
     mamba = Mamba(256, 2, 16)
     delta = F.softplus(mamba.dt_proj.bias.detach()).log10()  # log-uniform
@@ -175,8 +165,7 @@ def test_orders_go_by_neighbours(rows, columns):
 
 @pytest.mark.parametrize("order", range(8))
 def test_a_block_reads_in_its_order(order):
-    """A token's output depends on those that come before it in the order of the block, on itself, and on no
-    others."""
+    """A token's output depends on those before it in the order of the block, on itself, and on no others."""
     path = zigzags(3, 4)[order]
     block = awake(Block(8, 2, 4, path)).double()
     h, c = torch.randn(1, 12, 8, dtype=torch.float64), torch.randn(1, 8, dtype=torch.float64)
@@ -185,21 +174,12 @@ def test_a_block_reads_in_its_order(order):
     assert torch.equal(jacobian[path][:, path] > 1e-12, torch.ones(12, 12).tril() > 0)
 
 
-def test_blocks_take_turns_in_the_orders():
+def test_blocks_take_turns_in_the_orders_and_few_images_change_nothing(monkeypatch):
     net = ZigzagNet((1, 8, 8), ZigzagOptions(**SMALL | {"layers": 10}))
-    orders = zigzags(4, 4)
     for i, block in enumerate(net.blocks):
-        assert torch.equal(block.order, orders[i % 8])
+        assert torch.equal(block.order, zigzags(4, 4)[i % 8])
         assert torch.equal(block.order[block.back], torch.arange(16))
     assert not any("order" in key or "back" in key for key in net.state_dict())
-
-
-def test_every_parameter_gets_a_gradient_and_few_images_change_nothing(monkeypatch):
-    net = ZigzagNet((1, 8, 8), ZigzagOptions(**SMALL), classes=4)
-    x, t, y = torch.randn(6, 1, 8, 8), torch.arange(6), torch.arange(6) % 4
-    assert not net(x, t, y).any()
-    awake(net)(x, t, y, torch.arange(6) == 5).square().sum().backward()
-    assert all(p.grad.isfinite().all() and p.grad.any() for p in net.parameters())
     net = awake(ZigzagNet((1, 8, 8), ZigzagOptions(**SMALL)), 0.1).eval()
     x, t = torch.randn(5, 1, 8, 8), torch.rand(5) * 1000
     with torch.no_grad():
@@ -215,19 +195,7 @@ def test_the_divergence_of_the_likelihood_is_that_of_finite_differences():
     x, v = torch.randn(1, 16, dtype=torch.float64), torch.randint(2, (1, 16)).double() * 2 - 1
     state = torch.cat([x, torch.zeros(1, 1).double()], 1)
     gained = 16 * with_divergence(f, (1, 4, 4), v)(state, t)[0, -1]
-    with torch.no_grad():
-        ahead, behind = (f((x + s * v).view(1, 1, 4, 4), t).flatten(1) for s in (1e-5, -1e-5))
+    ahead, behind = (f((x + s * v).view(1, 1, 4, 4), t).flatten(1) for s in (1e-5, -1e-5))
     want = -((ahead - behind) / 2e-5 * v).sum()
     assert abs(float(want)) > 1e-3
     torch.testing.assert_close(gained, want, rtol=1e-6, atol=1e-8)
-
-
-def test_sizes_that_do_not_fit_are_refused():
-    info = DataInfo((1, 28, 28), 256, tuple("abc"))
-    with pytest.raises(UsageError, match="28×28 do not divide into patches of 3"):
-        ZigMa.of(info, **SMALL | {"patch": 3})
-    with pytest.raises(UsageError, match=r"`model\.width` is 30, which must divide by 4") as e:
-        ZigMa.of(info, width=30)
-    assert e.value.hint == "set `model.width` to 32"
-    with pytest.raises(UsageError, match="data without labels"):
-        ZigMa.of(DataInfo((1, 28, 28)), **SMALL, conditional=True)
