@@ -185,7 +185,7 @@ class LoadedRun:
     @cached_property
     def data(self) -> Data:
         """The data set that it was trained on, at the size of its training."""
-        return open_pack(self.trained.part.data.name, **self.trained.wanted)
+        return open_pack(self.trained.part.data.name, **self.trained.form)
 
     def sample(
         self,
@@ -296,7 +296,7 @@ class LoadedRun:
         noise = ImageNoise(seed, range(len(images)), self.trained.device)
         with self.trained.applying():
             made = method(x, noise=noise, progress=progress, **grouped(method, keywords))
-            made.images = self.trained.shown(made.images)
+            made.images = self.trained.decode(made.images)
         return to_uint8(made.images).cpu().numpy()
 
     def judge(

@@ -243,7 +243,7 @@ class Studio:
                 return work(progress)
 
         last: np.ndarray | None = None
-        for last in watched(locked, lambda x: to_uint8(run.trained.shown(x)).cpu().numpy()):
+        for last in watched(locked, lambda x: to_uint8(run.trained.decode(x)).cpu().numpy()):
             if len(last) == n:
                 yield sheet(last, columns), None
         assert last is not None

@@ -51,7 +51,7 @@ def write(trained: Trained, to: str, folder: Path) -> dict[str, Any]:
         raise MissingError(f"`--to onnx` needs {', '.join(missing)}", hint='pip install "gzcli[onnx]"')
     folder.mkdir(parents=True, exist_ok=True)
     options = grouped(trained.model.sample, trained.part.sample)
-    trained.asked = "fp32"
+    trained.requested_precision = "fp32"
     try:
         spec, step, example = step_of(trained, options)
     except Unportable as e:
@@ -249,7 +249,7 @@ class Decode(nn.Module):
     def __init__(self, trained: Trained):
         super().__init__()
         self.autoencoder: Any = trained.space and trained.space.autoencoder
-        self.shown = trained.shown
+        self.shown = trained.decode
 
     def forward(self, x: Tensor) -> Tensor:
         return self.shown(x)

@@ -32,7 +32,7 @@ from gzcli.engine.sheets import (
     PAPER,
     Row,
     by_class,
-    fitting,
+    fit_text,
     of_samples,
     sheet,
 )
@@ -294,7 +294,7 @@ def test_sheets():
     assert (named[:, : MARGIN + 30] < 128).any() and (named[:21] < 128).any()  # letters at the left and above
     big = sheet([[Row("", [np.zeros((1, 256, 256), np.uint8)])]])
     assert big.shape == (256 + 2 * MARGIN, 256 + 2 * MARGIN, 1)
-    assert fitting("ankle boot", 300) == "ankle boot" and fitting("ankle boot", 40).endswith("…")
+    assert fit_text("ankle boot", 300) == "ankle boot" and fit_text("ankle boot", 40).endswith("…")
     half = np.repeat(np.array([0, 255], np.uint8), 8)[None, :, None].repeat(16, 2)
     smooth, exact = (sheet([[Row("", [half], exact=e)]])[MARGIN:-MARGIN, MARGIN] for e in (False, True))
     assert set(exact.ravel()) == {0, 255} and len(set(smooth.ravel())) > 4, "a mask is enlarged exactly"

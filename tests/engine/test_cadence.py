@@ -14,7 +14,7 @@ from zoo import CASES
 from gzcli.core.errors import Interrupted, MissingError
 from gzcli.core.sections import OptimSection, TrainSection
 from gzcli.engine import optim, sampler
-from gzcli.engine.__main__ import made
+from gzcli.engine.__main__ import results_of
 from gzcli.engine.cadence import KEYS, Cadence, Stop, in_proportion, in_series
 from gzcli.metrics import collapse
 
@@ -35,7 +35,7 @@ class Life:
                 with cadence.timed(kind):
                     self.now += costs[kind]
                 self.seen.append((kind, step, self.now))
-        self.found, self.cadence = cadence.found(), cadence
+        self.found, self.cadence = cadence.intervals(), cadence
 
     def steps(self, kind: str) -> list[int]:
         return [step for found, step, _ in self.seen if found == kind]
@@ -108,7 +108,7 @@ def test_ranks_go_by_the_clock_of_rank_0():
             for cadence in (first, other):
                 with cadence.timed(kind):
                     pass
-    assert first.found() == other.found() and len(first.found()) == 3
+    assert first.intervals() == other.intervals() and len(first.intervals()) == 3
 
 
 def case(model: str):
@@ -132,7 +132,7 @@ def test_what_was_found_is_in_the_recipe():
     t.fit()
     found = t.run.tree()["train"]
     assert all(found[key] >= 1 for key in KEYS.values())
-    out = made(t.run)
+    out = results_of(t.run)
     assert out["picture"].endswith("00000006.png") and out["figures"].keys() == {"val_bpd"}
     assert out["best"]["metric"] == "bpd"
 

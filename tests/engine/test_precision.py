@@ -18,7 +18,7 @@ from gzcli.core.sections import OptimSection, part_of
 from gzcli.core.types import ImageNoise
 from gzcli.engine import optim, sampler
 from gzcli.engine.checkpoint import restore
-from gzcli.engine.trained import Trained, load_trained, placed
+from gzcli.engine.trained import Trained, load_trained, to_device
 from gzcli.models.nn.layers import GroupNorm, LayerNorm
 from gzcli.models.nn.unet import ResBlock
 from gzcli.store.runs import Run
@@ -147,7 +147,7 @@ def test_channels_last_changes_no_result(monkeypatch):
     model, batch = started(FM)
     other = copy.deepcopy(model)
     monkeypatch.setattr(devices, "kind_of", lambda device: devices.KINDS["cuda"])
-    placed(other, CPU)
+    to_device(other, CPU)
     weights = [m.weight for m in other.modules() if isinstance(m, nn.Conv2d)]
     assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
     states = []

@@ -95,4 +95,4 @@ def test_a_package_that_is_missing_is_told_before_anything_starts(monkeypatch, c
         options.check_trackers(["tensorbord"], wandb=False)
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(MissingError, match="needs the package `wandb`"):
-        history.started("wandb", SimpleNamespace(id="run", path=None), {}, 0)
+        history.start_tracker("wandb", SimpleNamespace(id="run", path=None), {}, 0)

@@ -34,8 +34,8 @@ def reconstruction(judge: Any, contestant: Any) -> Figures:
             labels = {"labels": batch.y} if labelled else {}
             with trained.applying():
                 noise = ImageNoise(judge.seed, batch.index, batch.x.device)  # from its first draw on
-                applied = method(trained.seen(batch).x, noise=noise, progress=no_progress, **labels)
-                rebuilt = trained.shown(applied.images)
+                applied = method(trained.encode(batch).x, noise=noise, progress=no_progress, **labels)
+                rebuilt = trained.decode(applied.images)
             done += len(batch)
             progress(done, len(images.index) / ranks.world())
             with torch.no_grad():

@@ -48,7 +48,7 @@ def own(judge: Any, contestant: Any) -> Figures:
     if not hasattr(trained.model, "measure"):
         return {}
     with torch.inference_mode():
-        figures = trained.model.measure(map(trained.seen, judge.test_images(trained, IMAGES)))
+        figures = trained.model.measure(map(trained.encode, judge.test_images(trained, IMAGES)))
     return {name: Interval(value) for name, value in figures.items()}
 
 
