@@ -145,10 +145,10 @@ def test_a_run_that_is_stopped_between_two_lines_and_at_a_validation(monkeypatch
     tree = recipe(case("vae"), steps=10, sets=sets)
     whole, broken = trainer(tree), trainer(tree)
     whole.fit()
-    monkeypatch.setattr(Stop, "asked", lambda self, done: 15 if done == 5 else 0)
+    monkeypatch.setattr(Stop, "signal", lambda self, done: 15 if done == 5 else 0)
     with pytest.raises(Interrupted):
         broken.fit()
-    monkeypatch.setattr(Stop, "asked", lambda self, done: 0)
+    monkeypatch.setattr(Stop, "signal", lambda self, done: 0)
     with open(broken.run.path / "metrics.jsonl", "a") as file:
         file.write('{"step": 6, "lo')  # as a kill leaves it
     trainer(tree, broken.run).fit()

@@ -39,7 +39,7 @@ def trained(case: Any, precision: str, asked: str | None = None) -> Trained:
     tree = recipe(case, steps=1)
     tree["train"]["precision"] = precision
     tree["sample"] = dict(case.sample)
-    return Trained(None, model.eval(), model.data, part_of(tree), CPU, 1, asked=asked)  # type: ignore[arg-type]
+    return Trained(None, model.eval(), model.data, part_of(tree), CPU, 1, requested_precision=asked)  # type: ignore[arg-type]
 
 
 def autocast_in(context: Any) -> torch.dtype | None:
@@ -66,7 +66,7 @@ def test_which_precision_is_used(monkeypatch):
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda fast=fast: fast)
         tree["train"]["precision"] = precision
         model = SimpleNamespace(likelihood=None, conditional=False)
-        of = Trained(None, model, None, part_of(tree), CPU, 1, asked=asked)  # type: ignore[arg-type]
+        of = Trained(None, model, None, part_of(tree), CPU, 1, requested_precision=asked)  # type: ignore[arg-type]
         found = [autocast_in(context) for context in (of.sampling(), of.applying(), of.scoring())]
         assert found == [sampled, sampled, scored], (precision, asked, fast)
         model.likelihood = "exact"
