@@ -129,8 +129,8 @@ def load(
     if precision not in (None, *PRECISIONS):
         raise UsageError(f"there is no precision `{precision}`", hint=f"it is one of {', '.join(PRECISIONS)}")
     run = find_run(f"{PREFIX}{what}" if pretrained else str(what), data=data)
-    where = torch.device(device) if device else pick_device(LaunchSection())
-    return LoadedRun(load_trained(run, where, str(checkpoint), precision))
+    torch_device = torch.device(device) if device else pick_device(LaunchSection())
+    return LoadedRun(load_trained(run, torch_device, str(checkpoint), precision))
 
 
 def datasets() -> list[dict[str, Any]]:
@@ -291,13 +291,15 @@ class LoadedRun:
         if labels is not None:
             keywords["labels"] = self._labels(labels, len(images)).to(self.trained.device)
         if mask is not None:
-            seen = seen_mask(torch.from_numpy(np.asarray(mask, np.float32))[None, None], self.trained)
-            keywords["mask"] = seen.expand(len(images), -1, -1, -1)
+            mask_of_model = seen_mask(
+                torch.from_numpy(np.asarray(mask, np.float32))[None, None], self.trained
+            )
+            keywords["mask"] = mask_of_model.expand(len(images), -1, -1, -1)
         noise = ImageNoise(seed, range(len(images)), self.trained.device)
         with self.trained.applying():
-            made = method(x, noise=noise, progress=progress, **grouped(method, keywords))
-            made.images = self.trained.decode(made.images)
-        return to_uint8(made.images).cpu().numpy()
+            applied = method(x, noise=noise, progress=progress, **grouped(method, keywords))
+            applied.images = self.trained.decode(applied.images)
+        return to_uint8(applied.images).cpu().numpy()
 
     def judge(
         self,
@@ -322,14 +324,14 @@ class LoadedRun:
 
         Raises UsageError for scores or maps that the model does not have, and for too few held-out images.
         """
-        where = Path(folder) if folder else self.path / "ood" / f"input-{os.urandom(4).hex()}"
-        where.mkdir(parents=True, exist_ok=True)
+        target = Path(folder) if folder else self.path / "ood" / f"input-{os.urandom(4).hex()}"
+        target.mkdir(parents=True, exist_ok=True)
         data, path = self.trained.part.data.name, str(Path(pictures).expanduser().absolute())
         names = None if scores is None else tuple(scores)
         job = AlarmJob(
             *(str(self.path), data, path, fpr), checkpoint="last", scores=names, n=n, seed=seed, maps=maps
         )
-        return alarm.run(job, where, self.trained.device, Log(mode="quiet"))
+        return alarm.run(job, target, self.trained.device, Log(mode="quiet"))
 
     def __repr__(self) -> str:
         model, step = self.trained.part.model, self.trained.step

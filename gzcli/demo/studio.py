@@ -72,9 +72,11 @@ def choices(named: Sequence[Run] = ()) -> list[Choice]:
         name = run.id if runs.by_name(run.id) else str(run.status().get("from") or run.path)
         menu.append(Choice(name, title))
     if not named:
-        shipped = sorted(pretrained.every(), key=lambda one: (*pretrained.FIRST, one.data).index(one.data))
+        shipped = sorted(
+            pretrained.every(), key=lambda model: (*pretrained.FIRST, model.data).index(model.data)
+        )
         title = "{0.model} on {0.data}, comes with gz"
-        menu += [Choice(pretrained.PREFIX + one.name, title.format(one)) for one in shipped]
+        menu += [Choice(pretrained.PREFIX + model.name, title.format(model)) for model in shipped]
     return menu
 
 
@@ -175,7 +177,7 @@ class Studio:
 
         yield from self._pictures(run, work, drawing(request, words), request.n)
 
-    def between(self, first: Request, last: Request, frames: int) -> Iterator[Shown]:
+    def interpolate(self, first: Request, last: Request, frames: int) -> Iterator[Shown]:
         """The way from an image of one seed to that of another."""
         run, words = self.open(first.run)[0], [self.words(end) for end in (first, last)]
 
@@ -219,8 +221,8 @@ class Studio:
             place = Path(tempfile.mkdtemp(prefix="judged-", dir=self.folder))
             save_png(place / "picture.png", picture)
             result = run.judge(place / "picture.png", n=n, maps=can.maps, folder=place)
-            seen = shown_pictures(run.trained, place / "picture.png", run.info.shape[0], 1)
-        pictures = [seen.repeat(3, 1) if seen.shape[1] == 1 else seen]
+            prepared = shown_pictures(run.trained, place / "picture.png", run.info.shape[0], 1)
+        pictures = [prepared.repeat(3, 1) if prepared.shape[1] == 1 else prepared]
         for path in (result["outputs"].get("maps") or {}).values():
             pictures.append(np.asarray(Image.open(path)).transpose(2, 0, 1)[None])
         return result, sheet(np.concatenate(pictures), len(pictures)), judging(name, n, can.maps)
@@ -260,18 +262,18 @@ class Studio:
         return shown_pictures(run.trained, path, channels, 1)
 
 
-def watched(work: Work, shown: Callable[[Tensor], np.ndarray]) -> Iterator[np.ndarray]:
+def watched(work: Work, to_images: Callable[[Tensor], np.ndarray]) -> Iterator[np.ndarray]:
     """The states of `work`, which runs in a thread, as images uint8 [n, C, H, W], at most MOST; then its
     result. Raises what `work` raises."""
     states: queue.Queue[np.ndarray | BaseException | None] = queue.Queue()
     result: list[np.ndarray] = []
-    seen = -1
+    last_state = -1
 
     def progress(i: float, n: float, x: Tensor | None = None) -> None:
-        nonlocal seen
-        if x is not None and int(MOST * i / n) > seen:
-            seen = int(MOST * i / n)
-            states.put(shown(x))
+        nonlocal last_state
+        if x is not None and int(MOST * i / n) > last_state:
+            last_state = int(MOST * i / n)
+            states.put(to_images(x))
 
     def run() -> None:
         try:

@@ -109,11 +109,11 @@ def networks(folder: Path) -> portable_sampler.Call:
         if name not in nets:
             nets[name] = torch.export.load(folder / f"{name}.pt2").module()
         tensors: dict[str, Any] = {key: torch.from_numpy(np.asarray(value)) for key, value in feeds.items()}
-        if several := [tensors.pop(key) for key in list(tensors) if key.startswith("noise_")]:
-            tensors = {"noise": several, **tensors}
+        if noises := [tensors.pop(key) for key in list(tensors) if key.startswith("noise_")]:
+            tensors = {"noise": noises, **tensors}
         with torch.no_grad():
-            made = nets[name](**tensors)
-        return [value.numpy() for value in (made if isinstance(made, tuple) else (made,))]
+            outputs = nets[name](**tensors)
+        return [value.numpy() for value in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
     return call
 
@@ -122,8 +122,8 @@ def check(trained: Trained, spec: Mapping[str, Any], folder: Path, to: str) -> i
     """How far what was written draws from what gz draws, in grey levels of 255. Raises UsageError where that
     is more than `TOLERANCE`."""
     call = (portable_sampler.networks if to == "onnx" else networks)(folder)
-    theirs = portable_sampler.draw(spec, call, CHECKED).transpose(0, 3, 1, 2)
-    differs = int(np.abs(theirs.astype(int) - sampler.draw(trained, CHECKED).astype(int)).max())
+    exported = portable_sampler.draw(spec, call, CHECKED).transpose(0, 3, 1, 2)
+    differs = int(np.abs(exported.astype(int) - sampler.draw(trained, CHECKED).astype(int)).max())
     if differs > TOLERANCE:
         raise UsageError(
             f"what was exported draws other images than `{trained.name}`, by up to {differs} of 255",
@@ -215,17 +215,17 @@ class Sampler(nn.Module):
 class Denoise(nn.Module):
     """One call of a denoiser: (x_0, ε) of x [B, C, H, W] at times t [B] with the levels α, σ [1]."""
 
-    def __init__(self, model: Any, how: Mapping[str, Any]):
+    def __init__(self, model: Any, settings: Mapping[str, Any]):
         super().__init__()
-        self.model, self.scale = model, how.get("guidance", 1.0)
-        self.clip, self.dynamic = how["clip"] and model.data.levels is not None, how["dynamic"]
+        self.model, self.scale = model, settings.get("guidance", 1.0)
+        self.clip, self.dynamic = settings["clip"] and model.data.levels is not None, settings["dynamic"]
 
     def forward(
         self, x: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         model, process = self.model, self.model.process
-        at = process.levels_at(t) if isinstance(process, SDE) else Level(t, alpha, sigma)
-        x0, eps = model.split(model.output(x, at, y, self.scale), x, at)
+        level = process.levels_at(t) if isinstance(process, SDE) else Level(t, alpha, sigma)
+        x0, eps = model.split(model.output(x, level, y, self.scale), x, level)
         if self.clip:
             x0 = model.into_range(x0, self.dynamic)
             eps = (x - alpha * x0) / sigma
@@ -235,9 +235,9 @@ class Denoise(nn.Module):
 class Velocity(nn.Module):
     """One call of a velocity of x [B, C, H, W] at times t [B]."""
 
-    def __init__(self, model: Any, how: Mapping[str, Any]):
+    def __init__(self, model: Any, settings: Mapping[str, Any]):
         super().__init__()
-        self.model, self.scale = model, how.get("guidance", 1.0)
+        self.model, self.scale = model, settings.get("guidance", 1.0)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         return self.model.velocity(y, self.scale)(x, t)
@@ -272,41 +272,41 @@ def step_of(trained: Trained, options: Mapping[str, Any]) -> tuple[dict[str, Any
             model.sample(BATCH, labels=y, noise=recorded, progress=no_progress, **options)
         spec = {"program": [*recorded.program, {"do": "make"}], "result": [[0, 1.0]]}
         return spec, Sampler(model, options), {"noise": recorded.values} | labels
-    program, result, how = walk(model, options)
+    program, result, settings = trace_sampler(model, options)
     spec = {"program": program, "result": result}
     example = {"x": torch.zeros(BATCH, *trained.info.shape), "t": torch.full((BATCH,), 0.5)}
-    if how["kind"] == "velocity":
-        return spec, Velocity(model, how), example | labels
+    if settings["kind"] == "velocity":
+        return spec, Velocity(model, settings), example | labels
     example |= {"alpha": torch.full((1,), 0.8), "sigma": torch.full((1,), 0.6)}
-    return spec, Denoise(model, how), example | labels
+    return spec, Denoise(model, settings), example | labels
 
 
-def walk(
+def trace_sampler(
     model: Any, options: Mapping[str, Any]
 ) -> tuple[list[dict[str, Any]], list[list[float]], dict[str, Any]]:
     """The program of a sampler, its result as a combination, and what it asks of the network."""
     size = 1
     for _ in range(2):  # the first time counts
         units = UnitVectors(size)
-        how: dict[str, Any] = {}
-        with in_place(model, units, how):
+        settings: dict[str, Any] = {}
+        with unit_outputs(model, units, settings):
             result = model.sample(1, noise=units, progress=no_progress, **options)
         size = units.count
-    if not how:
+    if not settings:
         raise Unportable("it calls its network in a way of its own")
-    if tuple(how.get("interval", (0.0, 1.0))) != (0.0, 1.0):
+    if tuple(settings.get("interval", (0.0, 1.0))) != (0.0, 1.0):
         raise Unportable("its guidance acts within an interval of times alone")
-    return units.program, terms(result), how
+    return units.program, terms(result), settings
 
 
 @contextmanager
-def in_place(model: Any, units: UnitVectors, how: dict[str, Any]) -> Iterator[None]:
+def unit_outputs(model: Any, units: UnitVectors, settings: dict[str, Any]) -> Iterator[None]:
     """Inside, unit vectors stand for the outputs of the model's network, and nothing is clipped to the range
     of images."""
 
     def denoiser(y: Tensor | None = None, options: WalkOptions = AS_TRAINED, guide: Any = None) -> Any:
         guidance = model.strength(options.guidance)
-        how.update(asdict(options) | {"guidance": guidance, "kind": "denoise"})
+        settings.update(asdict(options) | {"guidance": guidance, "kind": "denoise"})
 
         def denoise(x: Tensor, t: float) -> Estimate:
             level = model.process.level(t)
@@ -316,7 +316,7 @@ def in_place(model: Any, units: UnitVectors, how: dict[str, Any]) -> Iterator[No
         return denoise
 
     def velocity(y: Tensor | None = None, guidance: float = 1.0, interval: Any = (0.0, 1.0)) -> Any:
-        how.update(guidance=guidance, interval=interval, kind="velocity")
+        settings.update(guidance=guidance, interval=interval, kind="velocity")
 
         def f(x: Tensor, t: Tensor) -> Tensor:
             units.call(x, t=float(t.flatten()[0]))

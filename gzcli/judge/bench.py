@@ -208,7 +208,7 @@ class Judge:
         """The figures of a contestant's model itself, on the first rank. A call of every rank."""
         figures: Figures = {}
         for metric in self.metrics:
-            applies = (metric.shared or not ranks.rank()) and (metric.of_sampler or not sampler_only)
+            applies = (metric.distributed or not ranks.rank()) and (metric.of_sampler or not sampler_only)
             if metric.of_model and applies:
                 figures |= metric.of_model(self, contestant)
         return figures

@@ -62,7 +62,7 @@ class Metric:
     default: Literal["", "always", "colour"] = ""  # for which sets it is computed where no metric is named
     floor: Literal["draws", "test", "train"] = "draws"  # real images that stand in place of samples
     of_sampler: bool = False  # whether `of_model` depends on the sampler
-    shared: bool = False  # whether every rank computes a share of `of_model`, not the first one all
+    distributed: bool = False  # whether every rank computes a share of `of_model`, not the first one all
     compare: Callable[[Array, Array, bool], Figures] | None = None
     of_images: Callable[[Any, Any], Figures] | None = None
     of_model: Callable[[Any, Any], Figures] | None = None
@@ -89,14 +89,14 @@ def columns() -> dict[str, Column]:
 def column_of(figure: str) -> Column:
     """The column of a figure: of `fd@32` that of `fd`, of a LeNet that tells rotations apart (`kid_rot`) that
     of `kid_lenet`; one without any facts for the figures of a model itself."""
-    name, known = re.split(r"[@/]", figure)[0], columns()
+    name, table = re.split(r"[@/]", figure)[0], columns()
     base = name.partition("|")[0]
     plain = base.removesuffix("_rot")
     for key in (name, base, *((plain, f"{plain}_lenet") if plain != base else ())):
-        if key in known:
-            return known[key]
-    begun = (column for key, column in known.items() if key[-1] == "*" and base.startswith(key[:-1]))
-    return next(begun, Column(figure))
+        if key in table:
+            return table[key]
+    patterns = (column for key, column in table.items() if key[-1] == "*" and base.startswith(key[:-1]))
+    return next(patterns, Column(figure))
 
 
 def ranking() -> list[str]:

@@ -18,10 +18,12 @@ NUMBERS = ("params", "train_seconds", "train_steps", "sample_seconds", "steps", 
 FACTS = ("model", "seed", "setting", "run", *NUMBERS)  # `sample_seconds` are of an image
 
 
-def ranking_metric(rows: Sequence[Row], asked: Sequence[str] | None) -> str | None:
+def ranking_metric(rows: Sequence[Row], requested: Sequence[str] | None) -> str | None:
     """The metric that models are ranked by: one that was asked for, else the first that a row has."""
-    there, ranked = {base(name) for row in rows for name in row["metrics"]}, ranking()
-    return next((name for name in (*(asked or ()), *ranked) if name in ranked and name in there), None)
+    available, ranked = {base(name) for row in rows for name in row["metrics"]}, ranking()
+    return next(
+        (name for name in (*(requested or ()), *ranked) if name in ranked and name in available), None
+    )
 
 
 def base(name: str) -> str:
@@ -82,18 +84,18 @@ def summary(rows: Sequence[Row], metric: str | None) -> list[dict[str, Any]]:
     summaries = []
     for model in dict.fromkeys(row["model"] for row in rows):
         of_model = [row for row in rows if row["model"] == model]
-        whole = [row for row in of_model if row["metrics"]]
-        names = dict.fromkeys(name for row in whole for name in row["metrics"])
-        values = {name: present(row["metrics"].get(name) for row in whole) for name in names}
+        complete = [row for row in of_model if row["metrics"]]
+        names = dict.fromkeys(name for row in complete for name in row["metrics"])
+        values = {name: present(row["metrics"].get(name) for row in complete) for name in names}
         summaries.append(
             {
                 "model": model,
-                "seeds": len(whole),
-                "failed": len(of_model) - len(whole),
-                **{key: mean(present(row.get(key) for row in whole)) for key in NUMBERS},
-                "metrics": {name: fmean(each) for name, each in values.items() if each},
-                "deviations": {name: deviation(each) for name, each in values.items() if each},
-                "times_floor": mean(present(times_floor(row, metric) for row in whole) if metric else []),
+                "seeds": len(complete),
+                "failed": len(of_model) - len(complete),
+                **{key: mean(present(row.get(key) for row in complete)) for key in NUMBERS},
+                "metrics": {name: fmean(samples) for name, samples in values.items() if samples},
+                "deviations": {name: deviation(samples) for name, samples in values.items() if samples},
+                "times_floor": mean(present(times_floor(row, metric) for row in complete) if metric else []),
                 "rank": mean([rank for (name, _), rank in by_rank.items() if name == model]),
             }
         )
@@ -124,8 +126,8 @@ def curve(rows: Sequence[Row], metric: str, key: str) -> dict[str, list[tuple[fl
             if row["model"] == model and (value := times_floor(row, metric)) is not None:
                 lines.setdefault(row["seed"], []).append((row[key], value))
         longest = max(map(len, lines.values()), default=0)
-        whole = [sorted(line) for line in lines.values() if len(line) == longest]
-        points = [tuple(zip(*at, strict=True)) for at in zip(*whole, strict=True)]
+        complete = [sorted(line) for line in lines.values() if len(line) == longest]
+        points = [tuple(zip(*column, strict=True)) for column in zip(*complete, strict=True)]
         curves[model] = [(fmean(x), fmean(y), deviation(y)) for x, y in points]
     return {model: points for model, points in curves.items() if points}
 
@@ -151,10 +153,10 @@ def agreement(rows: Sequence[Row], metric: str) -> dict[str, float] | None:
     correlations = []
     for pair in combinations(dict.fromkeys(row["seed"] for row in rows), 2):
         first, second = (of_seed(rows, seed, metric) for seed in pair)
-        both = [model for model in first if model in second]
-        order = ranks([row for row in rows if row["model"] in both and row["seed"] in pair], metric)
-        if len(both) > 2:
-            a, b = ([order[model, seed] for model in both] for seed in pair)
+        common = [model for model in first if model in second]
+        order = ranks([row for row in rows if row["model"] in common and row["seed"] in pair], metric)
+        if len(common) > 2:
+            a, b = ([order[model, seed] for model in common] for seed in pair)
             varied = len(set(a)) > 1 and len(set(b)) > 1
             correlations.append(correlation(a, b) if varied else 0.0)
     return {"mean": fmean(correlations), "min": min(correlations)} if correlations else None
@@ -171,7 +173,7 @@ def table_of(rows: Sequence[Row], *extra: str) -> str:
         line = {key: row.get(key) for key in (*FACTS, *extra)}
         for name in names:
             line[name] = row["metrics"].get(name)
-            if any(name in other.get("intervals", {}) for other in rows):
+            if any(name in any_row.get("intervals", {}) for any_row in rows):
                 line[f"{name}_low"], line[f"{name}_high"] = row.get("intervals", {}).get(name) or (None, None)
             line[f"{name}_floor"] = row["floor"].get(name)
         lines.append(line | {"error": row.get("error")})

@@ -73,8 +73,8 @@ class Results:
         run, file = str(row.get("run") or row.get("name") or ""), row.get("samples")
         samples = Run(self.folder).samples_folder
         places = [Path(file), samples / Path(file).name] if file else []
-        kept = sorted(samples.glob("*.npz"))
-        places += [path for path in kept if path.name.startswith(f"{run}-") or path.stem == run]
+        archives = sorted(samples.glob("*.npz"))
+        places += [path for path in archives if path.name.startswith(f"{run}-") or path.stem == run]
         path = next(filter(Path.is_file, places), None)
         return files.read_arrays(path, "samples")["samples"].transpose(0, 3, 1, 2) if path else None
 
@@ -129,9 +129,9 @@ class Results:
     ) -> Document:
         """The report of these sections, and of those that every report ends with."""
         day = datetime.fromtimestamp(self.time).strftime("%Y-%m-%d %H:%M")
-        shown = [section for section in (*sections, self.training(), self.behind()) if section.items]
+        nonempty = [section for section in (*sections, self.training(), self.behind()) if section.items]
         notes = [str(note) for note in self.result.get("notes") or []]
-        return Document(self.verb, title, lead, [*facts, ("made", day)], notes, shown, self.command())
+        return Document(self.verb, title, lead, [*facts, ("made", day)], notes, nonempty, self.command())
 
     def training(self) -> Section:
         """The losses of every run, and the first figures of its validations."""

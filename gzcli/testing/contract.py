@@ -166,14 +166,16 @@ def draw(model: Model, case: Case, seed: int = 0, n: int = 4, labels: Tensor | N
 
 def log_likelihood(model: Model, x: Tensor, labels: Tensor | None = None, *, noise: Noise) -> Tensor:
     """The model's `log_prob` of images, [B] nats; over few steps where it integrates an equation."""
-    few = {"steps": ODE_STEPS} if model.likelihood == "ode" and "steps" in defaults(model.log_prob) else {}
-    return model.log_prob(x, labels, noise=noise, **grouped(model.log_prob, few))
+    options = (
+        {"steps": ODE_STEPS} if model.likelihood == "ode" and "steps" in defaults(model.log_prob) else {}
+    )
+    return model.log_prob(x, labels, noise=noise, **grouped(model.log_prob, options))
 
 
 def quick(method: Callable[..., Any]) -> Callable[..., Any]:
     """The method with few steps, in place of as many as it takes by itself."""
-    few = {key: value for key, value in FEW.items() if key in defaults(method)}
-    return partial(method, **grouped(method, few))
+    options = {key: value for key, value in FEW.items() if key in defaults(method)}
+    return partial(method, **grouped(method, options))
 
 
 def held_out(pack: Pack, model: Model, split: str, n: int, count: int | None = None) -> Iterator[Batch]:
@@ -195,9 +197,9 @@ def each_phase_learns_alone(case: Case) -> None:
         optimizer, losses = torch.optim.Adam(params, lr=case.lr), []
         for _ in range(STEPS + 1):
             loss = loss_of(model, fixed_noise(batch, phase.name), phase.name)
-            of = f"`loss` of phase `{phase.name}`"
-            require(loss.ndim == 0, f"{of} is of shape {tuple(loss.shape)}, not a scalar")
-            require(loss.requires_grad, f"{of} has no gradient")
+            loss_name = f"`loss` of phase `{phase.name}`"
+            require(loss.ndim == 0, f"{loss_name} is of shape {tuple(loss.shape)}, not a scalar")
+            require(loss.requires_grad, f"{loss_name} has no gradient")
             losses.append(float(loss.detach()))
             loss.backward()
             _check_gradients(model, phase.name, solved=losses[-1] == 0, params=params)
@@ -226,16 +228,16 @@ def _check_gradients(model: Model, phase: str, *, solved: bool, params: list[tor
 def the_loss_is_a_mean(case: Case) -> None:
     """Twice the images, each twice, give the same loss and not twice the loss."""
     model, batch = started(case)
-    again = batch.rows(slice(None), batch.noise)
-    again.x, again.index = torch.cat([batch.x, batch.x]), torch.cat([batch.index, batch.index])
-    again.y = None if batch.y is None else torch.cat([batch.y, batch.y])
-    again.extra = {
+    doubled = batch.rows(slice(None), batch.noise)
+    doubled.x, doubled.index = torch.cat([batch.x, batch.x]), torch.cat([batch.index, batch.index])
+    doubled.y = None if batch.y is None else torch.cat([batch.y, batch.y])
+    doubled.extra = {
         key: torch.cat([value, value]) if isinstance(value, Tensor) else [*value, *value]
         for key, value in batch.extra.items()
     }
     for phase in model.phases():
         only(model, phase)
-        once, twice = (sum(_value(model, b, phase.name, i) for i in range(4)) / 4 for b in (batch, again))
+        once, twice = (sum(_value(model, b, phase.name, i) for i in range(4)) / 4 for b in (batch, doubled))
         require(
             abs(twice - once) <= abs(twice - 2 * once) or abs(once) < 1e-3,
             f"the loss of phase `{phase.name}` is a sum over the batch and not a mean: {len(batch)} images "
@@ -257,10 +259,10 @@ def the_loss_depends_on_the_batch_alone(case: Case) -> None:
             f"the loss of phase `{phase.name}` changes with torch's global generator ({values[0]:.6g}, "
             f"{values[1]:.6g}); draw from `batch.noise`",
         )
-        other = _value(model, batch, phase.name, step=1)
+        other_value = _value(model, batch, phase.name, step=1)
         quiet = case.quiet or (model.likelihood == "exact" and model.data.levels is not None)
         idle = f"`batch.noise` has no effect on the loss of phase `{phase.name}`"
-        require(other != values[0] or quiet, idle)
+        require(other_value != values[0] or quiet, idle)
 
 
 def _value(model: Model, batch: Batch, phase: str, step: int = 0) -> float:
@@ -279,10 +281,10 @@ def samples_are_images(case: Case) -> None:
     require(torch.isfinite(x).all(), "`sample` returns values that are not finite")
     low, high = float(x.min()), float(x.max())
     require(low >= -1 and high <= 1, f"`sample` leaves [-1, 1]: {low:.3g} … {high:.3g}")
-    again, other, few = draw(model, case), draw(model, case, seed=1), draw(model, case, n=2)
+    again, other, first_two = draw(model, case), draw(model, case, seed=1), draw(model, case, n=2)
     require(torch.equal(x, again), "`sample` draws other images with the same noise; use `noise` alone")
     require(not torch.equal(x, other), "`sample` draws the same images with other noise")
-    alike = torch.allclose(x[:2], few, atol=2 / 255)
+    alike = torch.allclose(x[:2], first_two, atol=2 / 255)
     require(alike, "image i depends on how many images are drawn beside it")
     if model.conditional:
         for table in (m.table for m in model.modules() if isinstance(m, ClassEmbedding)):
@@ -297,14 +299,14 @@ def weights_come_back(case: Case) -> None:
     with tempfile.TemporaryDirectory() as folder:
         save_file(weights_of(model.state_dict()), Path(folder) / "w.safetensors")
         weights = load_file(Path(folder) / "w.safetensors")
-    other = case.build(model.data, 99)
-    vars(other).update({name: vars(model)[name] for name in case.stages})  # a stage has a file of its own
-    missing, unexpected = other.load_state_dict(weights, strict=False)
+    loaded = case.build(model.data, 99)
+    vars(loaded).update({name: vars(model)[name] for name in case.stages})  # a stage has a file of its own
+    missing, unexpected = loaded.load_state_dict(weights, strict=False)
     lost = [key for key in missing if not key.endswith("_extra_state")]
     require(not unexpected and not lost, f"a saved model does not load: {', '.join([*unexpected, *lost])}")
-    same = torch.equal(draw(model.eval(), case), draw(other.eval(), case))
+    is_equal = torch.equal(draw(model.eval(), case), draw(loaded.eval(), case))
     lost_state = "something that `sample` uses is neither parameter nor buffer"
-    require(same, f"a loaded model draws other images: {lost_state}")
+    require(is_equal, f"a loaded model draws other images: {lost_state}")
 
 
 def capabilities_tell_the_truth(case: Case) -> None:
@@ -357,8 +359,8 @@ def goodness(model: Model, batch: Batch) -> float:
             return -float(loss_of(model, with_prepared(model, fixed_noise(batch, "main")), "main"))
         if hasattr(model, "log_prob"):
             return float(log_likelihood(model, batch.x, noise=noise).mean())
-        again = model.reconstruct(batch.x, noise=noise, progress=no_progress).images
-        return -float((again - batch.x).square().mean())
+        rebuilt = model.reconstruct(batch.x, noise=noise, progress=no_progress).images
+        return -float((rebuilt - batch.x).square().mean())
 
 
 def scores_know_nothing_of_their_batch(case: Case) -> None:
@@ -420,13 +422,13 @@ def _takes(case: Case, kind: str) -> None:
     info = DataInfo(shape, case.levels or 256, classes, kind == "multi-label", n=64, steps=100)
     model = case.build(info, SEED).train()
     u8 = torch.randint(256, (N, *shape), generator=torch.Generator().manual_seed(SEED), dtype=torch.uint8)
-    several = torch.tensor([[0, 0, 0], [1, 0, 1], [1, 1, 1]] * 2).byte()
-    y = {"rgb": torch.arange(N) % 3, "multi-label": several}.get(kind)
+    multi_labels = torch.tensor([[0, 0, 0], [1, 0, 1], [1, 1, 1]] * 2).byte()
+    y = {"rgb": torch.arange(N) % 3, "multi-label": multi_labels}.get(kind)
     noise = BatchNoise(SEED, 0, "main", total=N)
     x = quantise(u8, info.levels, noise)
     extra = {"second_domain": x.flip(0), "before": x.flip(0), "caption": ["a handwritten seven"] * N}
-    needed = {key: extra[key] for key in model.needs if key in extra}
-    batch = with_prepared(model, Batch(x, y, torch.arange(N), noise, needed))
+    inputs = {key: extra[key] for key in model.needs if key in extra}
+    batch = with_prepared(model, Batch(x, y, torch.arange(N), noise, inputs))
     with torch.no_grad():
         model.fit([batch])
         model.on_start(batch)
@@ -438,11 +440,13 @@ def _takes(case: Case, kind: str) -> None:
         infinite = f"{on} the loss of phase `{phase.name}`, or a gradient, is not finite"
         require(torch.isfinite(loss) and finite, infinite)
     model.eval()
-    drawn = tuple(draw(model, case, n=3).shape)
-    require(drawn == (3, *shape), f"{on} `sample(3)` returns {drawn}, not {(3, *shape)}")
+    shape_of_samples = tuple(draw(model, case, n=3).shape)
+    require(
+        shape_of_samples == (3, *shape), f"{on} `sample(3)` returns {shape_of_samples}, not {(3, *shape)}"
+    )
     if case.conditional and kind == "multi-label":
-        drawn = tuple(draw(model, case, n=3, labels=several[:3].float()).shape)
-        require(drawn == (3, *shape), f"{on} `sample(3)` with labels returns {drawn}")
+        shape_of_samples = tuple(draw(model, case, n=3, labels=multi_labels[:3].float()).shape)
+        require(shape_of_samples == (3, *shape), f"{on} `sample(3)` with labels returns {shape_of_samples}")
     if hasattr(model, "log_prob"):
         with torch.no_grad():
             labels = y if case.conditional else None

@@ -22,19 +22,19 @@ def of_images(judge: Any, images: Any) -> Figures:
     labels, net, meta = judge.pack.labels("train"), judge.lenet, judge.pack.meta
     if labels is None or net is None or net.rotations or meta.multilabel:
         return {}
-    seen = net.predict(images.images)
+    predicted = net.predict(images.images)
     distance = partial(total_variation, labels=labels, classes=len(meta.classes))
-    figures = {"tv": not_negative(half_samples(distance, seen))}
+    figures = {"tv": not_negative(half_samples(distance, predicted))}
     if images.labels is not None:
-        figures["label_accuracy"] = share(float(np.mean(seen == images.labels)), len(seen))
+        figures["label_accuracy"] = share(float(np.mean(predicted == images.labels)), len(predicted))
     return figures
 
 
-def total_variation(seen: Array, labels: Array, classes: int) -> float:
+def total_variation(predicted: Array, labels: Array, classes: int) -> float:
     """½ Σ |p − q| of the class frequencies of `seen` [N] and of `labels` [M]."""
     import numpy as np
 
-    p, q = (np.bincount(np.asarray(y), minlength=classes)[:classes] / len(y) for y in (seen, labels))
+    p, q = (np.bincount(np.asarray(y), minlength=classes)[:classes] / len(y) for y in (predicted, labels))
     return float(0.5 * np.abs(p - q).sum())
 
 

@@ -40,9 +40,9 @@ def rows_of(features: Array) -> Array:
     return features
 
 
-def check_widths(one: int, other: int) -> None:
-    if one != other:
-        raise UsageError(f"features of widths {one} and {other} cannot be compared")
+def check_widths(width: int, other_width: int) -> None:
+    if width != other_width:
+        raise UsageError(f"features of widths {width} and {other_width} cannot be compared")
 
 
 def frechet_of_moments(a: Moments, b: Moments) -> float:
@@ -127,16 +127,16 @@ def to_moments(metric: Metric, real: Moments, fake: Array) -> Figures:
 
 
 def metric(
-    name: str, order: int, features: str, width: int, rank: int | None, distance: Any, **more: Any
+    name: str, order: int, features: str, width: int, rank: int | None, distance: Any, **options: Any
 ) -> Metric:
     draws = INFINITY_DRAWS if name == "fd_inf" else FEW_DRAWS if width >= WIDE else DRAWS
     keep, signed, meaning = 18 if name == "fid" else 19, name == "fd_inf", MEANINGS.get(name, "")
     columns = [Column(name, "down", keep=keep, rank=rank, signed=signed, meaning=meaning)]
     if name == "fd":
         columns.append(Column("fd_rot", "down", keep=19, rank=2))
-    how = partial(compare, name, distance, width, draws)
+    compare_features = partial(compare, name, distance, width, draws)
     raw = width if distance is frechet_distance else None
-    return Metric(name, order, tuple(columns), features, raw, compare=how, **more)
+    return Metric(name, order, tuple(columns), features, raw, compare=compare_features, **options)
 
 
 MEANINGS = {"fd": "Fréchet distance in features of the set's own LeNet", "fid": "Fréchet Inception distance"}

@@ -25,19 +25,19 @@ def reconstruction(judge: Any, contestant: Any) -> Figures:
     method = getattr(trained.model, "reconstruct", None)
     if method is None:
         return {}
-    images, done = judge.test_images(trained, REBUILT, BATCH), 0
+    images, count = judge.test_images(trained, REBUILT, BATCH), 0
     labelled = "labels" in inspect.signature(method).parameters and trained.model.conditional
     with judge.log.bar(f"reconstruct by {trained.name}") as progress:
 
         def work(batch: Batch) -> dict[str, Array]:
-            nonlocal done
+            nonlocal count
             labels = {"labels": batch.y} if labelled else {}
             with trained.applying():
                 noise = ImageNoise(judge.seed, batch.index, batch.x.device)  # from its first draw on
                 applied = method(trained.encode(batch).x, noise=noise, progress=no_progress, **labels)
                 rebuilt = trained.decode(applied.images)
-            done += len(batch)
-            progress(done, len(images.index) / ranks.world())
+            count += len(batch)
+            progress(count, len(images.index) / ranks.world())
             with torch.no_grad():
                 return {"distance": judge.lpips(batch.x, rebuilt.float()).cpu().numpy()}
 
@@ -83,4 +83,4 @@ def mean(values: Array) -> Interval:
 
 RECON = (Column("lpips_recon", "down"),)
 HOW: dict[str, Any] = {"of_images": diversity, "of_model": reconstruction}
-METRICS = (Metric("lpips", 330, RECON, weights="vgg16", floor="train", shared=True, **HOW),)
+METRICS = (Metric("lpips", 330, RECON, weights="vgg16", floor="train", distributed=True, **HOW),)

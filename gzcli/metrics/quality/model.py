@@ -30,17 +30,19 @@ def likelihood_figures(likelihood: Mapping[str, Any], mark: str, values: int, *,
 
     unit, mark = ("nats", "") if binary else ("bpd", mark)
 
-    def of(part: Mapping[str, float]) -> Interval:
+    def interval_of(part: Mapping[str, float]) -> Interval:
         half = 1.96 * part["se"] / (1 if binary else values * np.log(2))
         return Interval(part[unit], part[unit] - half, part[unit] + half)
 
     if not likelihood["given_labels"]:
-        return {unit + mark: of(likelihood)}
+        return {unit + mark: interval_of(likelihood)}
     marginal = likelihood["marginal"]
-    return {f"{unit}|y{mark}": of(likelihood)} | ({unit + mark: of(marginal)} if marginal else {})
+    return {f"{unit}|y{mark}": interval_of(likelihood)} | (
+        {unit + mark: interval_of(marginal)} if marginal else {}
+    )
 
 
-def own(judge: Any, contestant: Any) -> Figures:
+def measured_figures(judge: Any, contestant: Any) -> Figures:
     """The figures of the model's `measure`; {} of a model without one."""
     import torch
 
@@ -69,7 +71,7 @@ BPD = (
 )
 SPEED = (Column("samples_per_s", "up", keep=7, cost=True), Column("train_*", "up", keep=1, cost=True))
 METRICS = (
-    Metric("bpd", 80, BPD, default="always", shared=True, of_model=bpd),
-    Metric("own", 90, (), default="always", of_model=own),
+    Metric("bpd", 80, BPD, default="always", distributed=True, of_model=bpd),
+    Metric("own", 90, (), default="always", of_model=measured_figures),
     Metric("speed", 100, SPEED, default="always", of_sampler=True, of_model=speed),
 )

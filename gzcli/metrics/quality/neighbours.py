@@ -40,9 +40,9 @@ def memory(judge: Any, images: Any) -> Figures:
     from gzcli.metrics.interval import share
 
     sets = (images, judge.train_images, judge.real.of("test"))
-    made, train, held_out = (each.features(judge.memory_space) for each in sets)
-    values = {"authenticity": authenticity(made, train), "duplicates": duplicates(made, train, held_out)}
-    return {name: share(value, len(made)) for name, value in values.items()}
+    fake, train, held_out = (images_of_set.features(judge.memory_space) for images_of_set in sets)
+    values = {"authenticity": authenticity(fake, train), "duplicates": duplicates(fake, train, held_out)}
+    return {name: share(value, len(fake)) for name, value in values.items()}
 
 
 def prdc(fake: Array, real: Array, *, k: int = 5) -> dict[str, float]:
@@ -133,9 +133,9 @@ def _blocks(queries: Array, bank: Array) -> Iterator[tuple[slice, Array]]:
         yield slice(i, i + size), np.sqrt(squared.clip(0))
 
 
-def metric(order: int, features: str, **more: Any) -> Metric:
+def metric(order: int, features: str, **options: Any) -> Metric:
     columns = tuple(Column(f"{figure}_{features}", "up", keep=keep) for figure, keep in KEEP.items())
-    return Metric(f"prc_{features}", order, columns, features, compare=partial(compare, features), **more)
+    return Metric(f"prc_{features}", order, columns, features, compare=partial(compare, features), **options)
 
 
 MEMORY = (Column("authenticity", "up"), Column("duplicates", "down"))
