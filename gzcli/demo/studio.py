@@ -1,4 +1,4 @@
-"""What `gz demo` does: the models to choose from, and for each request pictures with the code of them."""
+"""The work of `gz demo`: the models to choose from, and for each request pictures with their code."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from gzcli.store import pretrained, runs
 from gzcli.store.png import save_png
 from gzcli.store.run_folder import Run
 
-OPENS = "cfm"  # of the models that come with gz the one that draws best
-NUMBERS = ("steps", "guidance", "temperature")  # options that have a slider, where the sampler takes them
+OPENS = "cfm"  # the model that comes with gz and draws best
+NUMBERS = ("steps", "guidance", "temperature")  # options with a slider, if the sampler takes them
 WIDE = 900  # pixels to which pictures are enlarged
-MOST = 48  # states that are shown of one sampling
-PAUSE = 0.05  # seconds from one state to the next, at least: a fast sampler would be over before one sees it
+MOST = 48  # most states shown of one sampling
+PAUSE = 0.05  # least seconds between two states, so that a fast sampler can be watched
 
 
 class Code(NamedTuple):
-    """What makes the pictures on the page: lines for a shell, and lines of Python."""
+    """The code that reproduces the pictures on the page, for a shell and in Python."""
 
     shell: str
     python: str
@@ -61,8 +61,8 @@ class Choice(NamedTuple):
 
 
 def choices(named: Sequence[Run] = ()) -> list[Choice]:
-    """The choices in the order of the menu: the runs that were named, else every run of the store that has
-    weights, newest first, and then the models that come with gz."""
+    """The choices in the order of the menu: the named runs, else every run of the store with weights, newest
+    first, followed by the models that come with gz."""
     menu = []
     for run in named or [run for run in runs.all_runs() if run.weights is not None]:
         status = run.serving.status()
@@ -81,15 +81,15 @@ def choices(named: Sequence[Run] = ()) -> list[Choice]:
 
 
 def opening(choices: Sequence[Choice]) -> str:
-    """The name of the choice that the page opens with: a model that comes with gz, where one is offered. The
-    newest run may have trained for three steps, and draw noise."""
+    """The name of the choice that the page opens with: preferably a model that comes with gz, as the newest
+    run may have trained for three steps."""
     best = pretrained.PREFIX + pretrained.file_of(pretrained.PREFIX + OPENS).stem
     return best if any(choice.name == best for choice in choices) else choices[0].name
 
 
 @dataclass(frozen=True)
 class Controls:
-    """What the page offers for a run, by the signatures of its model and the values of its recipe."""
+    """The controls of the page for a run, by the signatures of its model and the values of its recipe."""
 
     classes: tuple[str, ...]  # that can be asked for; () without
     numbers: Mapping[str, float]  # the options of NUMBERS that the sampler takes, with the recipe's values
@@ -130,7 +130,7 @@ class Controls:
 
 @dataclass(frozen=True)
 class Request:
-    """What a person set for a drawing."""
+    """The settings of a drawing."""
 
     run: str
     n: int = 16
@@ -140,7 +140,7 @@ class Request:
 
 
 class Studio:
-    """The run that is on the page: it is loaded once, and does one thing at a time. Its `folder` is removed
+    """The run on the page, which is loaded once and serves one request at a time. Its `folder` is removed
     with it, or when the program ends."""
 
     def __init__(self) -> None:
@@ -178,7 +178,7 @@ class Studio:
         yield from self._pictures(run, work, drawing(request, words), request.n)
 
     def interpolate(self, first: Request, last: Request, frames: int) -> Iterator[Shown]:
-        """The way from an image of one seed to that of another."""
+        """The interpolation from the image of one seed to that of another."""
         run, words = self.open(first.run)[0], [self.words(end) for end in (first, last)]
 
         def work(progress: Progress) -> np.ndarray:

@@ -115,8 +115,7 @@ class Page:
 
 
 def page_of(name_or_file: str) -> Page:
-    """The page of a model, or of the one in a file. Raises UsageError, with the nearest name, where there is
-    none."""
+    """The page of a model by its name or file. Raises UsageError with the nearest name for an unknown one."""
     if model_files.is_file(name_or_file):
         find(name_or_file)  # makes its model known
         name_or_file = Path(name_or_file).stem
@@ -197,8 +196,8 @@ def _head(path: Path) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
 
 
 def _can(card: ModelCard, serving: ModelCard, name: str, stage: str) -> tuple[tuple[str, str], ...]:
-    """What the recipe `name` can do, each with its command. `card` is the model, which may be a first stage;
-    `serving` that of the last stage, called `stage`, which draws and scores."""
+    """The capabilities of the recipe `name`, each with its command. `card` is the model, which may be a first
+    stage. `serving` is that of the last stage, called `stage`, which samples and scores."""
     can, key = serving.can, f"stages.{stage}.model.conditional" if stage else "model.conditional"
     always = "conditional" in can and serving.params["conditional"].default is True
     first = "" if always or "conditional" not in can else f", after `--set {key}=true` in training"
@@ -270,7 +269,7 @@ def _groups(
 
 
 def written(name: str) -> Written | None:
-    """What is written about a model, by the name that a user types; None: nothing is."""
+    """The hand-written text about a model, by the name that a user types; None without one."""
     path = ROOT / "models" / f"{name}.md"
     if not path.is_file():
         return None

@@ -1,7 +1,7 @@
-"""`gz runs export`: a trained model in the format of another library, or as one safetensors file with all
-that it needs, and its card.
+"""`gz runs export`: a trained model in the format of another library, or as one self-contained safetensors
+file, and its card.
 
-What belongs to this machine alone — paths, processes, names of other runs — is left out of the recipes.
+Recipes are exported without the facts of this machine: paths, processes, names of other runs.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def _parts(trained: Trained) -> dict[str, Run]:
 
 
 def _shared(part: Part, data: str, with_latent: bool) -> Part:
-    """A recipe without what belongs to this machine."""
+    """A recipe without the facts of this machine."""
     latent = LATENT if with_latent and part.data.latent else part.data.latent
     section = replace(part.data, name=data, latent=latent)
     train, ood = replace(part.train, init=None), replace(part.ood, background=None)
@@ -176,8 +176,7 @@ def _rounded(model: nn.Module, weights: Mapping[str, Tensor], dtype: torch.dtype
 
 
 def card_of(trained: Trained, job: ExportJob) -> dict[str, Any]:
-    """What a person wants to know of a run before using it; of its data set too, which is a known one with
-    licence and source, or the user's own pictures."""
+    """The facts of a run for its users, with those of its data set: licence and source of a known one."""
     owner, name, images = trained.run.owner, trained.part.model, trained.images
     env = files.read_json(owner.environment_file) or {}
     model, noted, parts = catalog.card_of(trained.run, name), env.get("data") or {}, owner.stages or [owner]
@@ -212,14 +211,14 @@ def card_of(trained: Trained, job: ExportJob) -> dict[str, Any]:
 
 
 def _command(words: list[str]) -> str:
-    """A command line with the last part of each path alone, and without what only its output needs."""
+    """A command line with paths shortened to their last parts, and without options for its output."""
     words = [word for word in words if word not in ("--json", "--quiet", "-q")]
     return " ".join(Path(word).name if "/" in word or "\\" in word else word for word in words)
 
 
 def figures(trained: Trained) -> list[dict[str, Any]]:
-    """What was measured of the run: by the newest `gz bench` of it, and on validation images at the end of
-    its training, [{name, value, on, n, from}]."""
+    """The figures of the run by its newest `gz bench` and by the last validation of its training,
+    [{name, value, on, n, from}]."""
     owner, step = trained.run.owner, trained.step
     benched: tuple[dict[str, Any], dict[str, Any]] = {}, {}
     for file in sorted(user_dir("bench").glob("*/result.json"), key=lambda f: f.stat().st_mtime):
@@ -251,8 +250,8 @@ def contact_sheet(images: np.ndarray) -> np.ndarray:
 
 
 def preview(trained: Trained) -> bytes | None:
-    """A PNG of samples. Of a model that makes images from pictures or texts it is the last of its training;
-    None where there is none."""
+    """A PNG of samples; for a model of pictures or texts the last one of its training, or None without
+    one."""
     from PIL import Image
 
     card = catalog.card_of(trained.run, trained.part.model)

@@ -1,10 +1,10 @@
 """`gz runs export --to onnx|torch`: the network of a model as a graph, and a sampler that needs neither gz
 nor torch.
 
-GANs, VAEs and flows make an image of its noise at once: the exported network is the whole sampler. Denoisers
-and flow models walk from noise to image by calls of a network, and every solver combines the noise and the
-outputs of the calls linearly. So the solver is run once on unit vectors in their place, and the factors of
-the combinations come out; the exported network is that of one call.
+GANs, VAEs and flows make an image in one pass: the exported network is the whole sampler. The samplers of
+denoisers and flow models call a network repeatedly, and combine the noise and its outputs linearly. So the
+solver is run once on unit vectors instead of these, which yields the coefficients of the combinations; the
+exported network is that of one call.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from gzcli.models.denoising.process import SDE, Level
 from gzcli.models.denoising.samplers import Estimate
 from gzcli.models.nn import spread_labels
 
-CHECKED = 4  # images that the export is tried on
+CHECKED = 4  # images that the export is tested on
 TOLERANCE = 1  # grey levels of 255 by which the exported sampler may differ
 ELSE = "`--to file` takes every run; `--to diffusers` what `gz list models --can export` shows"
 BATCH = 3  # images of the example that a graph is traced with
@@ -119,8 +119,8 @@ def networks(folder: Path) -> portable_sampler.Call:
 
 
 def check(trained: Trained, spec: Mapping[str, Any], folder: Path, to: str) -> int:
-    """How far what was written draws from what gz draws, in grey levels of 255. Raises UsageError where that
-    is more than `TOLERANCE`."""
+    """The largest difference between images of the export and of gz, in grey levels of 255. Raises UsageError
+    if it exceeds `TOLERANCE`."""
     call = (portable_sampler.networks if to == "onnx" else networks)(folder)
     exported = portable_sampler.draw(spec, call, CHECKED).transpose(0, 3, 1, 2)
     differs = int(np.abs(exported.astype(int) - sampler.draw(trained, CHECKED).astype(int)).max())
@@ -136,7 +136,7 @@ def check(trained: Trained, spec: Mapping[str, Any], folder: Path, to: str) -> i
 
 
 class DrawnNoise(Noise):
-    """Noise whose draws were made before."""
+    """Noise that returns draws from a list."""
 
     def __init__(self, values: list[Tensor]):
         self.values, self.device = iter(values), values[0].device
@@ -146,7 +146,7 @@ class DrawnNoise(Noise):
 
 
 class RecordedNoise(ImageNoise):
-    """Noise that writes down what is drawn for an image."""
+    """Noise that records the draws for an image."""
 
     def __init__(self, n: int):
         super().__init__(0, range(n))
@@ -190,7 +190,7 @@ class UnitVectors(Noise):
         return self.unit()
 
     def call(self, x: Tensor, **scalars: float) -> None:
-        """Notes a call of the network at x, a combination of what came before."""
+        """Records a call of the network at x, a combination of earlier draws and outputs."""
         self.program.append({"do": "call", "x": terms(x), **scalars})
 
 
@@ -201,7 +201,7 @@ def terms(x: Tensor) -> list[list[float]]:
 
 
 class Sampler(nn.Module):
-    """A sampler that makes images at once: the graph of `sample`."""
+    """A sampler that makes images in one pass: the graph of `sample`."""
 
     def __init__(self, model: Model, options: Mapping[str, Any]):
         super().__init__()
@@ -284,7 +284,7 @@ def step_of(trained: Trained, options: Mapping[str, Any]) -> tuple[dict[str, Any
 def trace_sampler(
     model: Any, options: Mapping[str, Any]
 ) -> tuple[list[dict[str, Any]], list[list[float]], dict[str, Any]]:
-    """The program of a sampler, its result as a combination, and what it asks of the network."""
+    """The program of a sampler, its result as a combination, and its settings for the network's calls."""
     size = 1
     for _ in range(2):  # the first time counts
         units = UnitVectors(size)
@@ -301,8 +301,8 @@ def trace_sampler(
 
 @contextmanager
 def unit_outputs(model: Any, units: UnitVectors, settings: dict[str, Any]) -> Iterator[None]:
-    """Inside, unit vectors stand for the outputs of the model's network, and nothing is clipped to the range
-    of images."""
+    """Within the block, the outputs of the model's network are unit vectors, and nothing is clipped to the
+    range of images."""
 
     def denoiser(y: Tensor | None = None, options: WalkOptions = AS_TRAINED, guide: Any = None) -> Any:
         guidance = model.strength(options.guidance)

@@ -19,7 +19,7 @@ FACTS = ("model", "seed", "setting", "run", *NUMBERS)  # `sample_seconds` are of
 
 
 def ranking_metric(rows: Sequence[Row], requested: Sequence[str] | None) -> str | None:
-    """The metric that models are ranked by: one that was asked for, else the first that a row has."""
+    """The metric that models are ranked by: the first requested one, else the first one, that a row has."""
     available, ranked = {base(name) for row in rows for name in row["metrics"]}, ranking()
     return next(
         (name for name in (*(requested or ()), *ranked) if name in ranked and name in available), None
@@ -32,8 +32,8 @@ def base(name: str) -> str:
 
 
 def comparable(rows: Sequence[Row], metric: str, floor: Mapping[str, Any]) -> list[list[Row]]:
-    """The rows in groups whose values of a metric may be compared, the largest group first: a distance of few
-    images is larger than that of many, so rows are of one number of images where real images have it too."""
+    """The rows in groups with comparable values of a metric, the largest group first. Distances are larger
+    for fewer images, so the rows of a group have one number of images if the metric has a floor."""
     groups: dict[Any, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.get("n") if metric in floor else None, []).append(row)
@@ -52,8 +52,8 @@ def value_of(row: Row, metric: str) -> float | None:
 
 
 def times_floor(row: Row, metric: str) -> float | None:
-    """The value as a multiple of the floor at the same grey levels, in which all rows are comparable; where
-    the floor is not above 0, as that of an unbiased KID may be, the value itself."""
+    """The value as a multiple of the floor at the same grey levels, which makes all rows comparable. It is
+    the value itself if the floor is not above 0, as that of an unbiased KID may be."""
     if (name := name_of(row, metric)) is None:
         return None
     value, floor = row["metrics"][name], row["floor"].get(name)
@@ -79,7 +79,7 @@ def ranks(rows: Sequence[Row], metric: str) -> dict[tuple[str, int], float]:
 
 def summary(rows: Sequence[Row], metric: str | None) -> list[dict[str, Any]]:
     """A row for each model, the best first: NUMBERS, metrics and rank as means over its seeds, standard
-    deviations (None for one seed), its place, and how many seeds are whole and how many failed."""
+    deviations (None for one seed), its place, and the numbers of complete and failed seeds."""
     by_rank = ranks(rows, metric) if metric else {}
     summaries = []
     for model in dict.fromkeys(row["model"] for row in rows):
@@ -133,7 +133,8 @@ def curve(rows: Sequence[Row], metric: str, key: str) -> dict[str, list[tuple[fl
 
 
 def of_one_size(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows; those of another image size than most have it in their metrics' names (`fd/64×64`)."""
+    """The rows. Those whose image size is not the most frequent one have it in their metrics' names
+    (`fd/64×64`)."""
     shapes = [tuple(row["shape"]) for row in rows if row.get("shape")]
     usual = mode(shapes) if shapes else None
 

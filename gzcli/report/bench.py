@@ -1,4 +1,4 @@
-"""The report of a `gz bench`, and what a league adds to it: standings over seeds, equal network calls,
+"""The report of a `gz bench`, with the additions for a league: standings over seeds, equal network calls,
 curves."""
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from gzcli.report import document as doc
 from gzcli.report.document import Cell, Chart, Column, Dots, Estimate, Picture, Section, Series, Table
 from gzcli.report.results import Results, Row, facts_of, rows_of, words
 
-GRID, COLUMNS = 32, 8  # samples of a model that are shown, in a row
-DOTTED = 9  # figures that are drawn at most
+GRID, COLUMNS = 32, 8  # samples of a model, and in a row
+DOTTED = 9  # most figures that are drawn
 # keys of a row that are no costs
 OTHERS = ("model", "name", "run", "path", "error", "precision", "conditional", "levels")
 # (key of a row, name of the axis) of each curve
@@ -54,8 +54,8 @@ def document(results: Results) -> doc.Document:
 
 
 def labels(rows: Sequence[Row]) -> list[str]:
-    """The names of the rows; in a league, where each model has a row a seed, its model, with the seed where
-    there are several. Of equal names each later one has its number."""
+    """The names of the rows, those of the models in a league, with seeds if there are several. Equal names
+    are numbered."""
     seeds = [row.get("seed") for row in rows]
     keys = ("name", "model", "run") if None in seeds else ("model", "name", "run")
     names = [str(next((row[key] for key in keys if row.get(key)), "?")) for row in rows]
@@ -85,7 +85,7 @@ class Figures:
         self.names = [name for name in dict.fromkeys([*with_floor, *names]) if not column_of(name).cost]
 
     def direction(self, name: str) -> doc.Direction | None:
-        """Where better values of a figure lie; `fd@32` lies as `fd`."""
+        """The direction of better values of a figure; that of `fd` for `fd@32`."""
         way = self.directions.get(name, self.directions.get(name.partition("@")[0]))
         return way if way in ("down", "up") else None
 
@@ -162,8 +162,8 @@ class Figures:
 
 
 def grids(results: Results, figures: Figures) -> list[Picture]:
-    """Samples of each contestant, in a league of each model, the best first; and the sheet that `gz bench`
-    drew."""
+    """Samples of each contestant, or of each model of a league, the best first; and the sheet of `gz
+    bench`."""
     drawings = []
     for title, row in standing(results.result, figures.rows) or figures.titled:
         samples = results.samples(row)

@@ -173,7 +173,7 @@ def best_of(values: Sequence[float], direction: Direction | None) -> float | Non
 
 
 def texts(name: str, values: Sequence[str], small: Sequence[str] = ()) -> Column:
-    """A column of texts, with what stands beside them in small letters."""
+    """A column of texts, with further texts beside them in small letters."""
     cells = [Cell(*pair) for pair in zip(values, small or [""] * len(values), strict=True)]
     return Column(name, cells, numeric=False)
 

@@ -1,6 +1,5 @@
-"""The contract that every model keeps: a case, which is a model small enough to be checked in seconds; the
-steps that the checks share; and the checks, each of which raises Broken with a sentence that says what is
-wrong."""
+"""The contract that every model keeps: cases, which are models small enough to be checked in seconds; shared
+steps of the checks; and the checks, which raise Broken with a sentence on the fault."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ from gzcli.models.nn import ClassEmbedding
 
 SEED = 0
 CPU = torch.device("cpu")
-# Of a likelihood that is integrated, and of scores: a check asks what they depend on, not what they are.
+# Few steps suffice for integrated likelihoods and for scores: the checks test dependences, not values.
 ODE_STEPS = 4
 FEW = {"steps": 3, "times": 3, "starts": 2}
 FALL = 0.10  # share by which a phase's loss on one batch must fall
@@ -115,7 +114,7 @@ def require(condition: object, sentence: str) -> None:
 
 
 def fault_of(check: Callable[[Case], None], case: Case) -> str | None:
-    """The fault that a check finds, in a sentence; None where the model passes."""
+    """The fault that a check finds, in a sentence; None if the model passes."""
     try:
         check(case)
     except Broken as e:
@@ -173,7 +172,7 @@ def log_likelihood(model: Model, x: Tensor, labels: Tensor | None = None, *, noi
 
 
 def quick(method: Callable[..., Any]) -> Callable[..., Any]:
-    """The method with few steps, in place of as many as it takes by itself."""
+    """The method with few steps instead of its default number."""
     options = {key: value for key, value in FEW.items() if key in defaults(method)}
     return partial(method, **grouped(method, options))
 

@@ -261,7 +261,7 @@ class Paths:
             return method(batch.x, noise=batch.noise, **grouped(method, cheap))
 
     def map(self, name: str) -> None:
-        seen = self.trained.seen(self.batch)
+        seen = self.trained.encode(self.batch)
         with self.trained.scoring():
             found = self.cheaply(getattr(self.model, name), seen)
         assert found.shape == (len(seen), *seen.x.shape[2:])

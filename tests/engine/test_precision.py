@@ -85,12 +85,12 @@ def test_samples_in_bf16_and_likelihoods_in_fp32(monkeypatch):
     from gzcli.judge.scores import Scorer
 
     half = trained(GLOW, "bf16", asked="bf16")
-    full = Trained(**{**vars(half), "asked": "fp32"})
+    full = Trained(**{**vars(half), "requested_precision": "fp32"})
     batch = GLOW.batches().at(0)
     nll = [Scorer(each, ["nll"])(batch)["nll"] for each in (half, full)]
     assert (nll[0] == nll[1]).all()
     half = trained(FM, "bf16")
-    full = Trained(**{**vars(half), "asked": "fp32"})
+    full = Trained(**{**vars(half), "requested_precision": "fp32"})
     whole, other = sampler.draw(half, 6).astype(int), sampler.draw(full, 6).astype(int)
     monkeypatch.setattr(sampler, "BATCH_SIZE", 2)
     alone = sampler.draw(half, 6).astype(int)

@@ -76,7 +76,7 @@ def test_a_service_gets_it_all(home, monkeypatch, name):
 def test_a_tracker_that_fails_stops_no_training(monkeypatch):
     said: list[str] = []
     broken = SimpleNamespace(log=lambda *a, **b: 1 / 0, finish=lambda: said.append("finish"))
-    monkeypatch.setattr(history, "started", lambda *words: broken)
+    monkeypatch.setattr(history, "start_tracker", lambda *words: broken)
     some = history.Trackers(["mlflow"], None, {}, SimpleNamespace(warn=said.append))
     some.figures(1, {"loss": 1.0})
     some.figures(2, {"loss": 1.0})

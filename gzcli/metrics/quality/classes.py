@@ -1,4 +1,4 @@
-"""The classes of samples: `classes`, whether they are those that they should be, by the set's LeNet; and
+"""The classes of samples: `classes`, their frequencies and agreement with labels by the set's LeNet; and
 `is`, the inception score (Salimans et al. 2016, arXiv:1606.03498, §4)."""
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ T = 2.262  # Student's t of nine degrees of freedom
 
 
 def of_images(judge: Any, images: Any) -> Figures:
-    """`tv`, by how much the classes differ from those of training images, and the share of images that the
-    LeNet takes for their label's class; {} of a set without classes."""
+    """`tv`, the total variation between the classes of these and of training images, and the share of images
+    whose class by the LeNet is their label; {} for a set without classes."""
     import numpy as np
 
     from gzcli.metrics.interval import half_samples, not_negative, share

@@ -1,5 +1,5 @@
-"""`fd…` and `fid`: the Fréchet distance of Gaussians that are fitted to two sets of features (Heusel et al.
-2017, arXiv:1706.08500, eq. 6), and two forms of it that hold where there are few images."""
+"""`fd…` and `fid`: the Fréchet distance of Gaussians fitted to two sets of features (Heusel et al. 2017,
+arXiv:1706.08500, eq. 6), and two forms of it for few images."""
 
 from __future__ import annotations
 
@@ -74,9 +74,8 @@ def frechet_distance(f1: Array, f2: Array) -> float:
 
 
 def pca_frechet(fake: Array, real: Array, *, dims: int = 64) -> float:
-    """The Fréchet distance in the first principal components of the real features. The noise of a
-    covariance grows with its width: that of 1,280 features hides what differs where there are fewer
-    images."""
+    """The Fréchet distance in the first principal components of the real features. The noise of a covariance
+    grows with its width: with fewer images than features it hides the differences."""
     import numpy as np
     from scipy.linalg import eigh
 
@@ -116,8 +115,8 @@ def compare(
 
 
 def to_moments(metric: Metric, real: Moments, fake: Array) -> Figures:
-    """The distance of features [N, D] to a mean and a covariance, of the real images of which no more is
-    known. Its interval is that of the samples alone."""
+    """The distance of features [N, D] to given moments of real images. Its interval is that of the samples
+    alone."""
     from gzcli.metrics.interval import half_samples, not_negative
 
     fake = fake[:, : metric.width]

@@ -1,5 +1,5 @@
-"""`lpips`: how far reconstructions look from their images, and samples from each other (Zhang et al. 2018,
-arXiv:1801.03924)."""
+"""`lpips`: the perceptual distance of reconstructions to their images, and between samples (Zhang et al.
+2018, arXiv:1801.03924)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from gzcli.core.types import Batch, ImageNoise, no_progress
 from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
 
-REBUILT = 200  # test images that are reconstructed: of a GAN each takes a search
-PAIRS = 500  # of samples
+REBUILT = 200  # test images that are reconstructed, which takes a search for each with a GAN
+PAIRS = 500  # pairs of samples
 BATCH = 50  # pairs in a forward pass
 
 
 def reconstruction(judge: Any, contestant: Any) -> Figures:
-    """`lpips_recon`, the mean over test images of the distance to what the model rebuilds of them, as
-    `gz sample --do reconstruct` does; {} of a model that reconstructs nothing."""
+    """`lpips_recon`, the mean distance of test images to their reconstructions, as by `gz sample --do
+    reconstruct`; {} for a model without reconstructions."""
     import torch
 
     from gzcli.core import ranks

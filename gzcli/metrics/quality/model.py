@@ -1,4 +1,4 @@
-"""Figures of a model itself: `bpd`, the likelihood of test images; `own`, what it measures of itself; and
+"""Figures of a model itself: `bpd`, the likelihood of test images; `own`, those of its method `measure`; and
 `speed`."""
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from typing import Any
 
 from gzcli.metrics.metric import Column, Figures, Interval, Metric
 
-IMAGES = 10_000  # test images that a model measures itself on, at most
+IMAGES = 10_000  # most test images for `measure`
 
 
 def bpd(judge: Any, contestant: Any) -> Figures:
-    """The likelihood, in nats of binary images; that of log p(x | y) ends in `|y`. Latents have none of
-    pixels; an ODE, which takes long, gives it only where metrics are named."""
+    """The likelihood, in nats for binary images. Models of latents have none of pixels; the expensive one by
+    an ODE is computed only if metrics are named."""
     trained = contestant.trained
     kind = None if trained.space else trained.model.likelihood
     if kind not in ("exact", "bound") and not (kind == "ode" and judge.named):
@@ -24,8 +24,8 @@ def bpd(judge: Any, contestant: Any) -> Figures:
 
 
 def likelihood_figures(likelihood: Mapping[str, Any], mark: str, values: int, *, binary: bool) -> Figures:
-    """The figures of a likelihood of images of so many values, of binary ones in nats: that of log p(x | y)
-    ends in `|y`, that of log p(x) is named by the unit."""
+    """The figures of a likelihood of images with `values` values, in nats for binary ones. The name of
+    log p(x | y) ends in `|y`, that of log p(x) is the unit."""
     import numpy as np
 
     unit, mark = ("nats", "") if binary else ("bpd", mark)
@@ -55,7 +55,7 @@ def measured_figures(judge: Any, contestant: Any) -> Figures:
 
 
 def speed(judge: Any, contestant: Any) -> Figures:
-    """Samples a second, and what is known of the training's use of the machine."""
+    """Samples per second, and the recorded speed of the training."""
     if not contestant.seconds:
         return {}
     rates = contestant.facts["train"] = judge.training_speed(contestant.trained)
