@@ -213,8 +213,8 @@ class LoadedRun:
             raise UsageError(f"`{self.trained.name}` was not trained with labels")
         y = None if labels is None else self._labels(labels, n)
         texts, keywords = {"prompt": list(prompts)} if prompts else {}, self._options("sample", options)
-        how: dict[str, Any] = {"given": texts, "options": keywords, "progress": progress}
-        return sampler.draw(self.trained, n, seed=seed, labels=y, **how)
+        settings: dict[str, Any] = {"given": texts, "options": keywords, "progress": progress}
+        return sampler.draw(self.trained, n, seed=seed, labels=y, **settings)
 
     def log_prob(
         self, images: np.ndarray, labels: Labels | None = None, *, seed: int = 0, **options: Any

@@ -191,10 +191,8 @@ class Page:
         def way(
             name: str, a: int, a_label: str, b: int, b_label: str, frames: int, *settings: Any
         ) -> Iterator[Any]:
-            first, last = (
-                self._request(name, 1, a, a_label, *settings),
-                self._request(name, 1, b, b_label, *settings),
-            )
+            first = self._request(name, 1, a, a_label, *settings)
+            last = self._request(name, 1, b, b_label, *settings)
             yield from self._shown(self.studio.interpolate(first, last, int(frames)))
 
         inputs = [self.run, seed, label, last_seed, last_label, frames, *self.sampling]
@@ -235,11 +233,8 @@ class Page:
             layers = [layer[..., 3] > 0 for layer in drawing["layers"]] or [np.zeros((1, 1), bool)]
             background = drawing["background"][..., :3]
             request = Request(name, 1, int(seed), _class(label))
-            for outputs_of_step in self._shown(self.studio.inpaint(request, background, np.any(layers, 0))):
-                yield (
-                    *outputs_of_step,
-                    [str(self.studio.folder / file) for file in ("picture.png", "mask.png")],
-                )
+            for state in self._shown(self.studio.inpaint(request, background, np.any(layers, 0))):
+                yield *state, [str(self.studio.folder / file) for file in ("picture.png", "mask.png")]
 
         start.click(_in_words(canvas), [self.run, seed, label], editor)
         go.click(_in_words(fill), [self.run, editor, seed, label], outputs)

@@ -226,13 +226,9 @@ def _can(card: ModelCard, serving: ModelCard, name: str, stage: str) -> tuple[tu
 
 def _scores(card: ModelCard) -> tuple[tuple[str, str], ...]:
     """The model's own scores, and in one row those that every likelihood gives."""
-    own_scores = [(name, catalog.first_words(card, f"score_{name}")) for name in card.scores]
+    rows = [(name, catalog.first_words(card, f"score_{name}")) for name in card.scores]
     general = ", ".join(name for name in score_names(card) if name not in card.scores)
-    return (
-        (*own_scores, (general, "made of its likelihood, as of every model's"))
-        if general
-        else tuple(own_scores)
-    )
+    return (*rows, (general, "made of its likelihood, as of every model's")) if general else tuple(rows)
 
 
 def _groups(

@@ -115,8 +115,7 @@ class History:
         return {"sums": sums, "first": first, "counts": dict(self.counts)}
 
     def resume(self, step: int, pending: Mapping[str, Any] | None) -> None:
-        """Resumes from the checkpoint of `step`: restores its sums, and drops lines that were logged
-        later."""
+        """Resumes from the checkpoint of `step`: restores its sums, and drops later lines."""
         if pending:
             device = self.bad.device
             self.sums = {name: total.to(device) for name, total in pending["sums"].items()}

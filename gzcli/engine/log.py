@@ -69,8 +69,7 @@ class Log:
 
     @contextmanager
     def bar(self, title: str) -> Iterator[Progress]:
-        """A progress bar on a terminal, elsewhere lines at growing intervals. Yields progress(i, n,
-        x=None)."""
+        """A bar on a terminal, elsewhere lines at growing intervals. Yields progress(i, n, x=None)."""
         streams.stop_spinner()
         if not self.main or self.mode != "human":
             yield no_progress

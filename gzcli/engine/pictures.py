@@ -121,18 +121,18 @@ def training_speed(folder: Path) -> dict[str, float]:
 
 def loss_curve(folder: Path) -> None:
     """Draws loss.png from metrics.jsonl: losses by the left axis, validation as dots by the right one."""
-    figure, left = pyplot().subplots(figsize=(7, 4), constrained_layout=True)
+    figure, axes = pyplot().subplots(figsize=(7, 4), constrained_layout=True)
     right = None
     for i, (name, points) in enumerate(curves(metric_lines(folder)).items()):
         if name.startswith("val_"):
-            right = right or left.twinx()
+            right = right or axes.twinx()
             right.plot(*zip(*points, strict=True), "o-", color=f"C{i}", label=name, markersize=3)
             right.set_ylabel(name)
         else:
-            left.plot(*zip(*points, strict=True), color=f"C{i}", label=name, linewidth=1)
-    left.set_xlabel("step")
-    left.set_ylabel("loss")
-    figure.legend(loc="upper right", bbox_to_anchor=(1, 1), bbox_transform=left.transAxes)
+            axes.plot(*zip(*points, strict=True), color=f"C{i}", label=name, linewidth=1)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    figure.legend(loc="upper right", bbox_to_anchor=(1, 1), bbox_transform=axes.transAxes)
     save_figure(figure, Run(folder).losses_picture, dpi=100)
 
 

@@ -74,12 +74,12 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
         check_unchanged(trained.run.owner.path, pack.meta)
     judge = Judge(pack, choose(job.metrics, pack), job, device, log)
     contestants = [sampled(trained, pack, job, folder, log) for trained in models]
-    for trained, contestant, variant in zip(models, contestants, variants, strict=True):
+    for trained, entry, variant in zip(models, contestants, variants, strict=True):
         since = time.monotonic()
-        contestant.figures = judge.of_model(contestant, sampler_only=bool(variant.get("quick")))
+        entry.figures = judge.of_model(entry, sampler_only=bool(variant.get("quick")))
         if job.variants and not ranks.rank():
-            contestant.facts["calls"] = count_calls(trained)
-        contestant.facts["seconds"] = time.monotonic() - since + (contestant.seconds or 0.0)
+            entry.facts["calls"] = count_calls(trained)
+        entry.facts["seconds"] = time.monotonic() - since + (entry.seconds or 0.0)
     contestants += [read(source, pack, common_form(models, pack), job.n, log) for source in job.images]
     tell_apart(contestants)
     rank, processes = ranks.rank(), ranks.world()
@@ -215,8 +215,7 @@ class Judge:
 
     def floor(self, n: int) -> Figures:
         """The figures of n real images in place of samples, at all grey levels of the models so far. Each is
-        a mean over draws, as the Fréchet distances of two draws of 2,000 digits may differ by a factor of
-        2."""
+        a mean over draws: the Fréchet distances of two draws of 2,000 digits may differ twofold."""
         figures: Figures = {}
         values = self.floor_draws.setdefault(n, {})
         for levels in sorted(self.levels, key=str):
@@ -224,9 +223,7 @@ class Judge:
             if draws := [self.compared(fake, real, intervals=len(pairs) == 1) for fake, real in pairs]:
                 figures |= self._marked(mean_of_draws(draws), levels)
                 of_draws = {name: [draw[name].value for draw in draws] for name in draws[0]}
-                values |= {
-                    name + self.mark(levels): figures_of_draws for name, figures_of_draws in of_draws.items()
-                }
+                values |= {name + self.mark(levels): numbers for name, numbers in of_draws.items()}
         for split in ("test", "train"):
             if any(metric.of_images and metric.floor == split for metric in self.metrics):
                 figures |= self._of_images(some(self.real.of(split), n), split)
@@ -266,19 +263,13 @@ class Judge:
             self._compute("the data set", images, memory)
         compared = [metric for metric in self.metrics if metric.compare]
         spaces = [self.space_of(metric) for metric in compared]
-        for contestant in {contestant.name: contestant for contestant in contestants}.values():
-            self._compute(
-                f"`{contestant.name}`",
-                contestant.images,
-                [*(spaces if contestant.levels != 2 else ()), *memory],
-            )
+        for entry in {entry.name: entry for entry in contestants}.values():
+            self._compute(f"`{entry.name}`", entry.images, [*(spaces if entry.levels != 2 else ()), *memory])
         # with `--stats`, the real images of that metric are known by their moments alone
         of_real = [self.space_of(m) for m in compared if not self.stats or m is not self.stats[0]]
-        for levels in sorted(
-            {contestant.levels for contestant in contestants if contestant.levels != 2}, key=str
-        ):
+        for levels in sorted({entry.levels for entry in contestants if entry.levels != 2}, key=str):
             self._compute("the data set", self.real.reference(levels), of_real)
-            for n in sorted({len(contestant) for contestant in contestants}):
+            for n in sorted({len(entry) for entry in contestants}):
                 for fake, real in self._pairs(n, levels):
                     self._compute("the floor", fake, spaces)
                     self._compute("the data set", real, of_real)
@@ -300,15 +291,15 @@ class Judge:
     def compare_all(self, contestants: Sequence[Contestant], folder: Path, processes: int) -> dict[str, Any]:
         """Writes the files of `gz bench` and returns its JSON."""
         rows, lines, meta = [], [], self.pack.meta
-        for contestant in contestants:
-            rows.append(self.row_of(contestant))
-            figures, images = brief(rows[-1]["metrics"]), contestant.images.images
-            self.say(f"{contestant.name}: {figures}")
+        for entry in contestants:
+            rows.append(self.row_of(entry))
+            figures, images = brief(rows[-1]["metrics"]), entry.images.images
+            self.say(f"{entry.name}: {figures}")
             # images of a folder often lie in the order of their classes
             n, rng = len(images), np.random.default_rng(0)
-            order = np.arange(n) if contestant.trained else rng.permutation(n)
-            lines.append((f"{contestant.name}   {figures}", images[order[:SHOWN]]))
-        sizes = sorted({len(contestant) for contestant in contestants}, reverse=True)
+            order = np.arange(n) if entry.trained else rng.permutation(n)
+            lines.append((f"{entry.name}   {figures}", images[order[:SHOWN]]))
+        sizes = sorted({len(entry) for entry in contestants}, reverse=True)
         floors = {n: self.floor(n) for n in sizes}
         floor = floors[sizes[0]]
         if self.job.export_stats:
@@ -341,40 +332,32 @@ class Judge:
         files.write_json(Run(folder).bench_file, result)
         return result
 
-    def row_of(self, contestant: Contestant) -> dict[str, Any]:
-        since, trained = time.monotonic(), contestant.trained
-        figures = self(contestant.images, contestant.levels) | contestant.figures
-        row: dict[str, Any] = {
-            "name": contestant.name,
-            "model": None,
-            "run": None,
-            "step": None,
-            "params": None,
-        }
+    def row_of(self, entry: Contestant) -> dict[str, Any]:
+        since, trained = time.monotonic(), entry.trained
+        figures = self(entry.images, entry.levels) | entry.figures
+        row: dict[str, Any] = {"name": entry.name, "model": None, "run": None, "step": None, "params": None}
         if trained:
             row |= {"model": trained.name, "run": trained.run.owner.id, "step": trained.step}
             row["params"] = sum(p.numel() for p in trained.model.parameters())
         return {
             **row,
-            "path": contestant.path,
-            "samples": contestant.file,
-            "n": len(contestant),
+            "path": entry.path,
+            "samples": entry.file,
+            "n": len(entry),
             **json_figures("metrics", figures),
             "sample": dict(trained.part.sample) if trained else {},
             "precision": trained.precision if trained else None,
-            "conditional": contestant.images.labels is not None,
-            "levels": contestant.levels,
-            **contestant.facts,
-            "seconds": round(contestant.facts.get("seconds", 0.0) + time.monotonic() - since, 1),
+            "conditional": entry.images.labels is not None,
+            "levels": entry.levels,
+            **entry.facts,
+            "seconds": round(entry.facts.get("seconds", 0.0) + time.monotonic() - since, 1),
         }
 
     def copies(self, contestants: Sequence[Contestant]) -> np.ndarray:
         """A sheet of the samples and test images that are nearest to a training image, each above its
         neighbours by features and by pixels."""
         train, space, blocks = self.train_images, self.memory_space, []
-        sets = {contestant.name: contestant.images for contestant in contestants} | {
-            "test images": self.real.of("test")
-        }
+        sets = {entry.name: entry.images for entry in contestants} | {"test images": self.real.of("test")}
         for name, images in sets.items():
             distances, places = nearest(images.features(space), train.features(space))
             rows = np.argsort(distances[:, 0], kind="stable")[:COPIES]
@@ -410,9 +393,9 @@ class Judge:
                 lines.append(
                     f"FID of {n} images is biased upwards: compare it at the same n only, or use `kid`"
                 )
-        binary = any(contestant.levels == 2 for contestant in contestants)
+        binary = any(entry.levels == 2 for entry in contestants)
         lines += treatment({self.pack.meta.name: self.pack}, 2 if binary else None)
-        lines += [note for contestant in contestants for note in contestant.notes]
+        lines += [note for entry in contestants for note in entry.notes]
         if len(sizes) > 1:
             counts = ", ".join(f"{n:,}" for n in sizes)
             lines.append(
@@ -424,7 +407,7 @@ class Judge:
         for n in sizes:
             if (real := self.floor_size(n)) < n:
                 lines.append(f"the floor of {n:,} samples is of {real:,} real images, as there are no more")
-        unlabelled = [contestant.name for contestant in contestants if contestant.images.labels is None]
+        unlabelled = [entry.name for entry in contestants if entry.images.labels is None]
         if unlabelled and "worth" in names:
             lines.append(f"`worth` needs labels, which there are none of with `{'`, `'.join(unlabelled)}`")
         likelihoods = [row["likelihood"] for row in rows if "likelihood" in row]
@@ -458,8 +441,7 @@ class Judge:
     # ------------------------------------------------------------------------ statistics of real images
 
     def stats_metric(self) -> Metric:
-        """The metric that statistics of real images are for. Raises UsageError unless there is exactly
-        one."""
+        """The metric for statistics of real images. Raises UsageError unless there is exactly one."""
         distances = [metric for metric in self.metrics if metric.width]
         if len(distances) != 1:
             hint = "`--metrics fid` for files of pytorch-fid and clean-fid, `fd` for the features of the set"

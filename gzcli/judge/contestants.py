@@ -81,8 +81,7 @@ class ImageSet:
         return ImageSet(self.images[rows], labels, _features=features)
 
     def _cached(self, space: Space) -> np.ndarray:
-        """The features, read from the cache or written to it, in single precision as networks compute
-        them."""
+        """The features by way of the cache, in single precision as networks compute them."""
         path = cache_dir("features", "real") / f"{self.key}-{space.hash[:16]}-{space.device.type}.npy"
 
         def read(path: Path) -> np.ndarray:

@@ -119,8 +119,8 @@ class Frames:
 
     FIRST, MOST, MS = 16, 60, 80  # images, frames, milliseconds of a frame
 
-    def __init__(self, shown: Callable[[Tensor], Tensor]):
-        self.shown = shown
+    def __init__(self, decode: Callable[[Tensor], Tensor]):
+        self.shown = decode
         self.seen: list[np.ndarray] = []
 
     def watch(self, bar: Progress) -> Progress:
@@ -136,8 +136,8 @@ class Frames:
         from PIL import Image
 
         chosen = self.seen[:: max(1, len(self.seen) // self.MOST)]
-        shown = [sheets.grid(x, 4).squeeze() for x in [*chosen, *[images[: self.FIRST]] * 10]]
-        first, *others = [Image.fromarray(picture) for picture in shown]
+        grids = [sheets.grid(x, 4).squeeze() for x in [*chosen, *[images[: self.FIRST]] * 10]]
+        first, *others = [Image.fromarray(picture) for picture in grids]
         first.save(path, save_all=True, append_images=others, duration=self.MS, loop=0)
 
 
@@ -220,16 +220,16 @@ def apply(trained: Trained, do: str, job: SampleJob, progress: Progress, say: Sa
 def sheet_of(trained: Trained, applied: Applied, images: np.ndarray, x: Tensor, caption: str) -> np.ndarray:
     """The sheet [H, W, C] of outputs and of their inputs x. The output of a single input lies below the input
     and the condition made of it. A row of outputs lies between its first and its last input."""
-    of, inputs = applied.of, to_bytes(x)
+    sources, inputs = applied.of, to_bytes(x)
     if applied.columns is not None:
         rows = []
-        headings = ["source", *applied.marks, *["source"] * (len(of[0]) - 1)]
-        for i, (name, ends) in enumerate(zip(applied.rows, of, strict=True)):
+        headings = ["source", *applied.marks, *["source"] * (len(sources[0]) - 1)]
+        for i, (name, ends) in enumerate(zip(applied.rows, sources, strict=True)):
             first, *last = (inputs[k] for k in ends)
             row = [first, *images[i * applied.columns : (i + 1) * applied.columns], *last]
             rows.append(Row(name, row, () if i else headings))
         return sheet([rows], caption)
-    firsts = inputs[[i for i, *_ in of]]
+    firsts = inputs[[i for i, *_ in sources]]
     kinds = [Row("source", firsts)]
     if applied.given is not None:  # small pictures, edges, …
         condition = F.interpolate(applied.given, size=trained.info.shape[1:], mode="nearest")

@@ -133,8 +133,7 @@ def curve(rows: Sequence[Row], metric: str, key: str) -> dict[str, list[tuple[fl
 
 
 def of_one_size(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows. Those whose image size is not the most frequent one have it in their metrics' names
-    (`fd/64×64`)."""
+    """The rows. An image size other than the most frequent one is added to metrics' names (`fd/64×64`)."""
     shapes = [tuple(row["shape"]) for row in rows if row.get("shape")]
     usual = mode(shapes) if shapes else None
 

@@ -158,14 +158,14 @@ class Results:
             facts = files.read_object(run.environment_file)
             others = {key: facts[key] for key in ("python", "platform", "processes", "gpus") if key in facts}
             texts[f"Versions that trained {name}"] = aligned((facts.get("packages") or {}) | others)
-        rest = {key: value for key, value in provenance.items() if value not in (None, {}, [])}
-        texts["Provenance"] = aligned(rest)
+        filled = {key: value for key, value in provenance.items() if value not in (None, {}, [])}
+        texts["Provenance"] = aligned(filled)
         return Section("Recipes and versions", [Text(title, text) for title, text in texts.items() if text])
 
-    def other_pictures(self, *shown: str) -> list[Picture]:
+    def other_pictures(self, *excluded: str) -> list[Picture]:
         """The PNGs of the folder, but for those that the report shows elsewhere."""
         pngs = self.pictures().items()
-        return [Picture(stem, words(stem), png, wide=True) for stem, png in pngs if stem not in shown]
+        return [Picture(stem, words(stem), png, wide=True) for stem, png in pngs if stem not in excluded]
 
 
 def read(place: Path) -> Results:

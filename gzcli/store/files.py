@@ -256,8 +256,7 @@ def new_dir(path: Path, *, keep: bool = False) -> Iterator[Path]:
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a folder atomically: a process killed here leaves no part of it under its name. Raises
-    OSError."""
+    """Removes a folder atomically: no part of it stays under its name if this is killed. Raises OSError."""
     part = part_path(path)
     os.replace(path, part)
     try:

@@ -280,16 +280,16 @@ def samples_are_images(case: Case) -> None:
     require(torch.isfinite(x).all(), "`sample` returns values that are not finite")
     low, high = float(x.min()), float(x.max())
     require(low >= -1 and high <= 1, f"`sample` leaves [-1, 1]: {low:.3g} … {high:.3g}")
-    again, other, first_two = draw(model, case), draw(model, case, seed=1), draw(model, case, n=2)
-    require(torch.equal(x, again), "`sample` draws other images with the same noise; use `noise` alone")
-    require(not torch.equal(x, other), "`sample` draws the same images with other noise")
+    repeated, with_seed_1, first_two = draw(model, case), draw(model, case, seed=1), draw(model, case, n=2)
+    require(torch.equal(x, repeated), "`sample` draws other images with the same noise; use `noise` alone")
+    require(not torch.equal(x, with_seed_1), "`sample` draws the same images with other noise")
     alike = torch.allclose(x[:2], first_two, atol=2 / 255)
     require(alike, "image i depends on how many images are drawn beside it")
     if model.conditional:
         for table in (m.table for m in model.modules() if isinstance(m, ClassEmbedding)):
             torch.nn.init.normal_(table.weight, generator=torch.Generator().manual_seed(2))
-        one, other = (draw(model, case, labels=torch.full((4,), y)) for y in (0, 1))
-        require(not torch.equal(one, other), "`sample` draws the same images with other labels")
+        one, with_seed_1 = (draw(model, case, labels=torch.full((4,), y)) for y in (0, 1))
+        require(not torch.equal(one, with_seed_1), "`sample` draws the same images with other labels")
 
 
 def weights_come_back(case: Case) -> None:

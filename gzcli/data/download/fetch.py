@@ -166,9 +166,9 @@ def _addresses_of(spec: DataSpec, file: DataFile, source: str | None) -> list[st
     if source is None:
         addresses = _addresses(spec.name, file)
         if not addresses and (file.urls or os.environ.get("GZ_MIRROR")):
-            again = f"`gz data download {spec.name}`; or `--from DIR` with `{file.name}`"
+            command = f"`gz data download {spec.name}`; or `--from DIR` with `{file.name}`"
             message = f"`{spec.name}` is not in the cache and `GZ_OFFLINE` is set"
-            raise MissingError(message, hint=f"unset `GZ_OFFLINE`, then {again}")
+            raise MissingError(message, hint=f"unset `GZ_OFFLINE`, then {command}")
         return addresses
     source = local_path(source)
     if is_url(source):
@@ -182,8 +182,8 @@ def _addresses_of(spec: DataSpec, file: DataFile, source: str | None) -> list[st
     else:
         raise MissingError(f"there is no `{source}`", hint="`--from` takes a folder, a file or a URL")
     if is_folder:
-        both = [_join(source, file.name), _join(source, spec.name, file.name)]
-        return both if is_url(source) else [next(filter(os.path.exists, both), both[0])]
+        local_names = [_join(source, file.name), _join(source, spec.name, file.name)]
+        return local_names if is_url(source) else [next(filter(os.path.exists, local_names), local_names[0])]
     if last != file.name and len(spec.files) > 1:
         every = ", ".join(f"`{f.name}`" for f in spec.files)
         hint = f"give the folder of {every}"
@@ -225,7 +225,7 @@ def _copy(address: str, file: DataFile, path: Path, report: Report, say: Say) ->
     """Brings a file into the cache, where it appears once it is complete and its checksum is right."""
     part = _part(path)
     http.clear(part)
-    kept = http.held(part)
+    received = http.held(part)
     while True:
         if is_url(address):
             http.download(address, part, file.size, exact=file.exact, report=report, say=say)
@@ -240,9 +240,9 @@ def _copy(address: str, file: DataFile, path: Path, report: Report, say: Say) ->
             break
         except _Wrong:
             http.drop(part)
-            if not kept:
+            if not received:
                 raise
-            kept = 0  # it held bytes of an earlier try, perhaps of another file: once more, from zero
+            received = 0  # it held bytes of an earlier try, perhaps of another file: once more, from zero
     fsync(part)
     os.replace(part, path)
     http.drop(part)
@@ -336,9 +336,9 @@ class Weights:
     otherwise: str = ""  # what else a user may do, for the hint
 
 
-def _weights(name: str, *, urls: list[str], size: int, sha256: str, **more: str) -> Weights:
+def _weights(name: str, *, urls: list[str], size: int, sha256: str, **further: str) -> Weights:
     """The file of this name that an entry of `weights.json` describes."""
-    return Weights(DataFile(name, tuple(urls), size, sha256=sha256), **more)
+    return Weights(DataFile(name, tuple(urls), size, sha256=sha256), **further)
 
 
 _ROWS = json.loads(Path(__file__).with_name("weights.json").read_bytes())

@@ -217,8 +217,7 @@ def wrong_size(size: int, expected: int) -> str:
 
 
 def _look(url: str) -> tuple[int | None, bool]:
-    """The size of the file, if the server gives it, and whether it serves ranges, by a request of one
-    byte."""
+    """The size of the file, if known, and whether the server supports ranges, by a request of one byte."""
     with answer(url, "bytes=0-0") as response:
         if response.status != 206:
             return response.length, False

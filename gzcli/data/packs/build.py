@@ -336,8 +336,7 @@ def _write_images(
 
 
 def _check_sides(further: Fitted, image: list[int]) -> None:
-    """Raises UsageError if a further picture has another aspect ratio than its image: their crops would
-    differ."""
+    """Raises UsageError if the aspect ratio of a further picture is not that of its image."""
     (w, h), (w0, h0) = further.sides, image
     if w0 and h0:  # else the image did not decode
         slack = max(0.02, 1 / min(w, h, w0, h0))  # a pixel may be lost to rounding

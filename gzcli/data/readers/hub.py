@@ -1,5 +1,5 @@
-"""A data set of the hub, read where it lies: parquet files, or the Arrow files that `save_to_disk` of the
-`datasets` library wrote."""
+"""A data set of the hub, read in place: parquet files, or Arrow files by `save_to_disk` of the `datasets`
+library."""
 
 from __future__ import annotations
 
