@@ -111,11 +111,9 @@ def short_paths(names: Iterable[str]) -> dict[str, str]:
     """A short name for each path or set: the shortest ending of a path that no other path has."""
     parts = {name: Path(name).parts for name in names}
     short = {}
-    for name, own_parts in parts.items():
-        others, depth = [other_parts for key, other_parts in parts.items() if key != name], 1
-        while depth < len(own_parts) and any(
-            own_parts[-depth:] == other_parts[-depth:] for other_parts in others
-        ):
+    for name, path in parts.items():
+        others, depth = [other for key, other in parts.items() if key != name], 1
+        while depth < len(path) and any(path[-depth:] == other[-depth:] for other in others):
             depth += 1
-        short[name] = str(Path(*own_parts[-depth:])) if own_parts else name
+        short[name] = str(Path(*path[-depth:])) if path else name
     return short

@@ -157,10 +157,8 @@ def jobs_of(run: Run, terms: Terms) -> dict[str, tuple[BenchJob, list[dict[str, 
             taken = {n: {"sample": {"steps": n}, "quick": True} for n in STEPS}
             rows["steps"] = [{"setting": "steps", "steps": n, "variant": v} for n, v in taken.items()]
     if "time" in terms.curves:
-        checkpoints = (
-            (seconds, {"checkpoint": str(step), "quick": True}) for step, seconds in kept_steps(run)
-        )
-        rows["time"] = [{"setting": "time", "seconds": seconds, "variant": v} for seconds, v in checkpoints]
+        saved = ((seconds, {"checkpoint": str(step), "quick": True}) for step, seconds in kept_steps(run))
+        rows["time"] = [{"setting": "time", "seconds": seconds, "variant": v} for seconds, v in saved]
     jobs = {}
     for kind, settings in rows.items():
         if settings:

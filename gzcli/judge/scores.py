@@ -418,10 +418,8 @@ def draws(scorer: Scorer, trial: Batch) -> int:
     reseeded = copy(scorer)
     reseeded.seed += 1
     scores, other_scores = scorer(trial), reseeded(trial)
-    is_deterministic = all(
-        np.allclose(scores[name], other_scores[name], rtol=conformal.TIE) for name in scores
-    )
-    return ranks.agree(1 if is_deterministic else DRAWS)
+    equal = all(np.allclose(scores[name], other_scores[name], rtol=conformal.TIE) for name in scores)
+    return ranks.agree(1 if equal else DRAWS)
 
 
 def afford(scorer: Scorer, trial: Batch, budget: float, sets: int, log: Log) -> int:

@@ -256,19 +256,13 @@ def dinov2_of(state: State) -> nn.Module:
         parts = [f"attention.attention.{word}" for word in ("query", "key", "value")] + [
             "attention.output.dense"
         ]
-    new_names = {"patch_embed.proj": "embeddings.patch_embeddings.projection", "norm": "layernorm"}
-    new_names |= {name: f"embeddings.{name}" for name in ("cls_token", "mask_token")}
-    new_names |= {"pos_embed": "embeddings.position_embeddings"}
+    names = {"patch_embed.proj": "embeddings.patch_embeddings.projection", "norm": "layernorm"}
+    names |= {name: f"embeddings.{name}" for name in ("cls_token", "mask_token")}
+    names |= {"pos_embed": "embeddings.position_embeddings"}
     renamed: dict[str, Tensor] = {}
     for name, value in state.items():
         stem, _, kind = name.rpartition(".")
-        name = (
-            new_names[name]
-            if name in new_names
-            else f"{new_names[stem]}.{kind}"
-            if stem in new_names
-            else name
-        )
+        name = names[name] if name in names else f"{names[stem]}.{kind}" if stem in names else name
         name = name.replace("blocks.", "encoder.layer.").replace("attn.proj", parts[3])
         for i in (1, 2):
             name = name.replace(f"ls{i}.gamma", f"layer_scale{i}.lambda1")

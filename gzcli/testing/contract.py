@@ -165,10 +165,8 @@ def draw(model: Model, case: Case, seed: int = 0, n: int = 4, labels: Tensor | N
 
 def log_likelihood(model: Model, x: Tensor, labels: Tensor | None = None, *, noise: Noise) -> Tensor:
     """The model's `log_prob` of images, [B] nats; over few steps where it integrates an equation."""
-    options = (
-        {"steps": ODE_STEPS} if model.likelihood == "ode" and "steps" in defaults(model.log_prob) else {}
-    )
-    return model.log_prob(x, labels, noise=noise, **grouped(model.log_prob, options))
+    short = {"steps": ODE_STEPS} if model.likelihood == "ode" and "steps" in defaults(model.log_prob) else {}
+    return model.log_prob(x, labels, noise=noise, **grouped(model.log_prob, short))
 
 
 def quick(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -439,13 +437,11 @@ def _takes(case: Case, kind: str) -> None:
         infinite = f"{on} the loss of phase `{phase.name}`, or a gradient, is not finite"
         require(torch.isfinite(loss) and finite, infinite)
     model.eval()
-    shape_of_samples = tuple(draw(model, case, n=3).shape)
-    require(
-        shape_of_samples == (3, *shape), f"{on} `sample(3)` returns {shape_of_samples}, not {(3, *shape)}"
-    )
+    result = tuple(draw(model, case, n=3).shape)
+    require(result == (3, *shape), f"{on} `sample(3)` returns {result}, not {(3, *shape)}")
     if case.conditional and kind == "multi-label":
-        shape_of_samples = tuple(draw(model, case, n=3, labels=multi_labels[:3].float()).shape)
-        require(shape_of_samples == (3, *shape), f"{on} `sample(3)` with labels returns {shape_of_samples}")
+        result = tuple(draw(model, case, n=3, labels=multi_labels[:3].float()).shape)
+        require(result == (3, *shape), f"{on} `sample(3)` with labels returns {result}")
     if hasattr(model, "log_prob"):
         with torch.no_grad():
             labels = y if case.conditional else None

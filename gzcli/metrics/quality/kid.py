@@ -31,27 +31,25 @@ def kid(fake: Array, real: Array, *, subsets: int = 100, size: int = 1000, seed:
         raise UsageError("a kernel distance needs at least four images on each side")
     size = min(size, n // 2)
     rng = np.random.RandomState(seed)
-    rows_of_subsets = [
-        [rng.choice(len(f), size, replace=False) for f in (fake, real)] for _ in range(subsets)
-    ]
+    draws = [[rng.choice(len(f), size, replace=False) for f in (fake, real)] for _ in range(subsets)]
     # All subsets share one kernel matrix where it is smaller than theirs together, else each has its own.
     groups = 1 if len(fake) * len(real) <= subsets * size**2 else subsets
-    values = np.concatenate([_mmd2(fake, real, rows_of_subsets[i::groups]) for i in range(groups)])
+    values = np.concatenate([_mmd2(fake, real, draws[i::groups]) for i in range(groups)])
     value = values.mean()
     low, high = value + (np.quantile(values, LEVELS) - value) * np.sqrt(size / (n - size))
     return Interval(float(value), float(low), float(high))
 
 
-def _mmd2(fake: Array, real: Array, rows_of_subsets: list[list[Array]]) -> Array:
+def _mmd2(fake: Array, real: Array, draws: list[list[Array]]) -> Array:
     """The unbiased estimate of MMD² (Gretton et al. 2012, JMLR 13, eq. 3) of each of S subsets, [S]."""
     import numpy as np
 
-    m = len(rows_of_subsets[0][0])
+    m = len(draws[0][0])
     sides = []
     for i, features in enumerate((fake, real)):
-        rows = np.unique([subset[i] for subset in rows_of_subsets])  # that some subset uses
-        uses = np.zeros((len(rows_of_subsets), len(rows)))  # which of them each uses, 0 or 1
-        for line, subset in zip(uses, rows_of_subsets, strict=True):
+        rows = np.unique([subset[i] for subset in draws])  # that some subset uses
+        uses = np.zeros((len(draws), len(rows)))  # which of them each uses, 0 or 1
+        for line, subset in zip(uses, draws, strict=True):
             line[np.searchsorted(rows, subset[i])] = 1
         sides.append((features[rows], uses))
     within = sum(

@@ -30,16 +30,14 @@ def likelihood_figures(likelihood: Mapping[str, Any], mark: str, values: int, *,
 
     unit, mark = ("nats", "") if binary else ("bpd", mark)
 
-    def interval_of(part: Mapping[str, float]) -> Interval:
+    def interval(part: Mapping[str, float]) -> Interval:
         half = 1.96 * part["se"] / (1 if binary else values * np.log(2))
         return Interval(part[unit], part[unit] - half, part[unit] + half)
 
     if not likelihood["given_labels"]:
-        return {unit + mark: interval_of(likelihood)}
+        return {unit + mark: interval(likelihood)}
     marginal = likelihood["marginal"]
-    return {f"{unit}|y{mark}": interval_of(likelihood)} | (
-        {unit + mark: interval_of(marginal)} if marginal else {}
-    )
+    return {f"{unit}|y{mark}": interval(likelihood)} | ({unit + mark: interval(marginal)} if marginal else {})
 
 
 def measured_figures(judge: Any, contestant: Any) -> Figures:
